@@ -1,0 +1,82 @@
+"""Every error edgeq raises on purpose.
+
+    EdgeqError
+    ├── FormatError              a file is damaged, truncated or not what it claims to be
+    ├── SchemeError              a scheme or recipe cannot be, or cannot hold this tensor
+    ├── UnsupportedError         a family, type, operator or target edgeq does not know
+    ├── UsageError               an argument or option outside what is allowed
+    ├── MissingDependencyError   an optional package is absent; names the extra that brings it
+    ├── DeviceError              a device, sensor or transport failed
+    └── DoesNotFitError          the work needs more memory than there is; carries its plan
+
+A message says what happened, what was found, what is allowed, and how to mend it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+class EdgeqError(Exception):
+    """Base of all errors that edgeq raises on purpose; the CLI turns it into exit code 1."""
+
+
+class FormatError(EdgeqError):
+    """A file is damaged, truncated, or is not in the format it claims."""
+
+
+class SchemeError(EdgeqError):
+    """A quantization scheme or recipe is impossible, or cannot hold the tensor it is given."""
+
+
+class UnsupportedError(EdgeqError):
+    """A model family, tensor type, operator or target that edgeq does not know."""
+
+
+class UsageError(EdgeqError):
+    """An argument outside what is allowed."""
+
+
+class MissingDependencyError(EdgeqError):
+    """An optional package is not installed.
+
+    Args:
+        package: the import name that is missing.
+        extra: the edgeq extra that installs it.
+        purpose: what it is needed for, as in "to read GGUF files".
+    """
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"the package {package!r} is needed {purpose} and is not installed; "
+            f"pip install 'edgeq[{extra}]'"
+        )
+        self.package = package
+        self.extra = extra
+
+
+class DeviceError(EdgeqError):
+    """A device, sensor or transport failed."""
+
+
+class DoesNotFitError(EdgeqError):
+    """The work needs more memory than is allowed or present.
+
+    Args:
+        message: what was needed, what there is, and what would fit.
+        plan: the plan or estimate that says so, if one was made.
+    """
+
+    def __init__(self, message: str, plan: Any = None) -> None:
+        super().__init__(message)
+        self.plan = plan
+
+
+def unknown(kind: str, got: str, known: Iterable[str]) -> str:
+    """A message for an unknown name: lists the known ones and the nearest match."""
+    names = sorted(known)
+    near = difflib.get_close_matches(got, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {got!r}{hint} (known: {', '.join(names)})"

@@ -1,0 +1,92 @@
+"""This process's memory: how much it holds, the most it has held, and memory of huge pages."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+HUGE_PAGE = 1 << 21
+"""Bytes; what Linux uses on x86-64 and on 64-bit ARM with 4 KiB pages."""
+
+
+def huge_buffer(nbytes: int) -> NDArray[np.uint8]:
+    """Zeroed anonymous memory of whole huge pages where the system gives them.
+
+    A processor that streams gigabytes through pages of 4 KiB misses its address cache for every
+    one. The memory begins at a huge page and is returned with the last view of it.
+    """
+    # private: shared memory, the default, has no huge pages
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
+    mapped = mmap.mmap(-1, max(nbytes, 1) + HUGE_PAGE, **private)
+    advise_huge(mapped)
+    whole = np.frombuffer(mapped, np.uint8)
+    start = -whole.ctypes.data % HUGE_PAGE
+    return whole[start : start + nbytes]
+
+
+def advise_huge(mapped: mmap.mmap) -> None:
+    """Ask for huge pages under a mapping; a hint, no more."""
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel built without them
+            mapped.madvise(mmap.MADV_HUGEPAGE)
+
+
+def rss_bytes() -> int | None:
+    """The resident set now, file pages included, in bytes; None where it cannot be read."""
+    return _status("VmRSS")
+
+
+def peak_rss_bytes() -> int | None:
+    """The most this process has held since the last `reset_peak_rss`, in bytes."""
+    peak = _status("VmHWM")
+    if peak is not None:
+        return peak
+    try:
+        import resource
+    except ImportError:
+        return None
+    counted = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return counted if sys.platform == "darwin" else counted * 1024
+
+
+def available_bytes() -> int | None:
+    """Memory that programs can still take without swapping, or None where it cannot be read.
+
+    The smaller of what the system has and what is left of this process's control group.
+    """
+    found = _field(Path("/proc/meminfo"), "MemAvailable")
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):  # no limit, or an older kind of group
+        limit = int((group / "memory.max").read_text())
+        left = limit - int((group / "memory.current").read_text())
+        found = left if found is None else min(found, left)
+    return found
+
+
+def reset_peak_rss() -> bool:
+    """Start counting `peak_rss_bytes` from what is held now; False where the system cannot."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _status(key: str) -> int | None:
+    return _field(Path("/proc/self/status"), key)
+
+
+def _field(path: Path, key: str) -> int | None:
+    """A field given in kB by one of the system's text files, in bytes."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return None
+    found = (line.split() for line in lines if line.startswith(key + ":"))
+    return next((int(words[1]) * 1024 for words in found), None)

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import pytest
+
+from edgeq.errors import SchemeError
+from edgeq.schemes import (
+    BITS,
+    FLOAT_TYPES,
+    GROUP_SIZES,
+    PRESETS,
+    FloatScheme,
+    QuantScheme,
+    parse_scheme,
+)
+
+EVERY = [
+    QuantScheme(bits, symmetric, granularity, group)
+    for bits in BITS
+    for symmetric in (True, False)
+    for granularity, group in (
+        ("tensor", None), ("channel", None), *(("group", size) for size in GROUP_SIZES)
+    )
+] + [QuantScheme(bits, codebook="palette") for bits in (2, 3, 4)]  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme", EVERY, ids=str)
+def test_every_scheme_reads_back_from_its_text(scheme: QuantScheme) -> None:
+    assert parse_scheme(str(scheme)) == scheme
+
+
+def test_texts_are_unique() -> None:
+    assert len({str(scheme) for scheme in EVERY}) == len(EVERY)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_known_by_name(name: str) -> None:
+    assert parse_scheme(f" {name.upper()} ") == PRESETS[name]
+
+
+def test_the_two_bit_preset_is_asymmetric() -> None:
+    assert parse_scheme("w2-g16") == QuantScheme(2, False, "group", 16)
+    assert str(QuantScheme(2, True, "group", 16)) == "w2-g16-sym"
+
+
+@pytest.mark.parametrize("dtype", FLOAT_TYPES)
+def test_float_types(dtype: str) -> None:
+    scheme = parse_scheme(dtype)
+    assert scheme == FloatScheme(dtype)
+    assert str(scheme) == dtype
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("w5-g32", "bits is 5; use one of 2, 3, 4, 8"),
+        ("w4-g48", "group_size is 48; use one of 16, 32, 64, 128, 256"),
+        ("w4-g33", "group_size is 33"),
+        ("q4_0", "unknown scheme 'q4_0'"),
+        ("w4_g32", "did you mean 'w4-g32'"),
+        ("w8-g32-palette", "a palette has 2, 3 or 4 bits"),
+        ("", "unknown scheme ''"),
+        ("f64", "unknown scheme 'f64'"),
+    ],
+)
+def test_refusals_say_what_is_allowed(text: str, words: str) -> None:
+    with pytest.raises(SchemeError) as caught:
+        parse_scheme(text)
+    assert words in str(caught.value)
+
+
+def test_impossible_combinations_are_refused_at_construction() -> None:
+    with pytest.raises(SchemeError, match="leave it out"):
+        QuantScheme(4, granularity="channel", group_size=32)
+    with pytest.raises(SchemeError, match="unknown granularity"):
+        QuantScheme(4, granularity="row")  # type: ignore[arg-type]
+    with pytest.raises(SchemeError, match="unknown codebook"):
+        QuantScheme(4, codebook="lut")  # type: ignore[arg-type]
+    with pytest.raises(SchemeError, match="unknown float type 'f8'"):
+        FloatScheme("f8")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "k", "padded", "groups"),
+    [
+        ("w4-g32", 172, 192, 6),
+        ("w4-g16", 33, 64, 4),
+        ("w4-g128", 172, 256, 2),
+        ("w8-channel", 33, 64, 1),
+        ("w8-tensor", 1, 32, 1),
+        ("w4-g256", 256, 256, 1),
+    ],
+)
+def test_padding(scheme: str, k: int, padded: int, groups: int) -> None:
+    chosen = parse_scheme(scheme)
+    assert isinstance(chosen, QuantScheme)
+    assert chosen.padded_k(k) == padded
+    assert chosen.n_groups(k) == groups
