@@ -1,0 +1,64 @@
+"""Tensors that are a rearrangement of another tensor's rows, made when asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.tensor import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class GatheredRows:
+    """Rows of another tensor in another order.
+
+    Args:
+        data: the tensor they come from.
+        index: int [N], the source row of each row; neighbours must come from near one another,
+            because a range is read as one run of source rows.
+    """
+
+    data: Tensor
+    index: NDArray[np.intp]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the tensor they come from, but for the first axis."""
+        return (len(self.index), *self.data.shape[1:])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the source rows."""
+        return self.data.nbytes * len(self.index) // max(self.data.shape[0], 1)
+
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows ``start:stop`` as float32 (a copy)."""
+        index = self.index[start:stop]
+        if not len(index):
+            return self.data.rows(0, 0)
+        first = int(index.min())
+        run = self.data.rows(first, int(index.max()) + 1)
+        picked: NDArray[np.float32] = run[index - first]
+        return picked
+
+    def numpy(self) -> NDArray[np.float32]:
+        """The whole tensor as float32 (a copy)."""
+        return self.rows(0, len(self.index))
+
+
+def half_split(tensor: Tensor, heads: int) -> GatheredRows:
+    """Bring the rows of a q or k projection from interleaved to half-split rotary order.
+
+    Checkpoints of the original Llama code (llama2.c, GGUF's llama architecture) rotate the
+    neighbours (2j, 2j+1) of a head; Hugging Face's rotate (j, j + D/2).
+
+    Args:
+        tensor: [heads * D, hidden], or a bias [heads * D].
+        heads: how many heads it has.
+    """
+    dim = tensor.shape[0] // heads
+    within = np.arange(dim).reshape(dim // 2, 2).T.reshape(-1)  # 0 2 4 .. 1 3 5 ..
+    index = (np.arange(heads)[:, None] * dim + within).reshape(-1)
+    return GatheredRows(tensor, index)

@@ -1,0 +1,135 @@
+"""SentencePiece's ``tokenizer.model``, a protocol buffer, as tokenizer.json.
+
+    ModelProto      1 pieces (repeated)   2 trainer_spec   3 normalizer_spec
+    piece           1 text   2 score (float32)   3 kind (default NORMAL)
+    trainer_spec    3 model_type (1 unigram, 2 BPE)   40 unk_id   41 bos_id   42 eos_id
+    normalizer_spec 2 precompiled_charsmap   3 add_dummy_prefix   4 remove_extra_whitespaces
+
+Source: https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgeq.errors import FormatError, UnsupportedError
+from edgeq.importers.tokenizer_json import (
+    CONTROL,
+    NORMAL,
+    USER_DEFINED,
+    Vocabulary,
+    files,
+    sentencepiece_bpe,
+)
+
+_BPE = 2
+
+
+def tokenizer_files(path: Path) -> dict[str, bytes]:
+    """tokenizer.json and tokenizer_config.json for a SentencePiece model.
+
+    Tokens that a ``tokenizer_config.json`` beside it adds come along.
+
+    Raises:
+        FormatError: the file is damaged.
+        UnsupportedError: a unigram, word or character model.
+    """
+    try:
+        fields = list(_fields(path.read_bytes()))
+        trainer = dict(_fields(next((v for k, v in fields if k == 2), b"")))
+        normalizer = dict(_fields(next((v for k, v in fields if k == 3), b"")))
+        pieces = [dict(_fields(value)) for key, value in fields if key == 1]
+        tokens = [piece[1].decode() for piece in pieces]
+        scores = [struct.unpack("<f", piece.get(2, bytes(4)))[0] for piece in pieces]
+        kinds = [int(piece.get(3, NORMAL)) for piece in pieces]
+    except OSError as err:
+        raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
+    except (IndexError, KeyError, ValueError, TypeError, AttributeError, struct.error) as err:
+        raise FormatError(f"{path} is not a SentencePiece model, or is damaged") from err
+    if not tokens:
+        raise FormatError(f"{path} is not a SentencePiece model: it holds no pieces")
+    if trainer.get(3, 1) != _BPE:
+        raise UnsupportedError(
+            f"{path}: SentencePiece model type {trainer.get(3, 1)} (1 unigram, 3 word, "
+            "4 character) is not supported; edgeq reads BPE (2), or a tokenizer.json"
+        )
+    for token, kind in _added(path.parent, len(tokens)):
+        tokens.append(token)
+        kinds.append(kind)
+        scores.append(0.0)
+    vocabulary = Vocabulary(
+        tokens,
+        kinds,
+        bos=_id(trainer.get(41, 1)),
+        eos=_id(trainer.get(42, 2)),
+        unk=_id(trainer.get(40, 0)),
+        add_bos=True,
+    )
+    document = sentencepiece_bpe(
+        vocabulary,
+        scores,
+        add_prefix=bool(normalizer.get(3, 1)),
+        squeeze=bool(normalizer.get(4, 1)),
+        charsmap=normalizer.get(2, b""),
+    )
+    return files(document, vocabulary)
+
+
+def _id(value: int) -> int | None:
+    """Negative numbers, which mean "none", are 64-bit two's complement on the wire."""
+    return None if value >= 1 << 31 else value
+
+
+def _added(folder: Path, first: int) -> Iterator[tuple[str, int]]:
+    """Tokens beyond the pieces, which Transformers keeps in tokenizer_config.json."""
+    path = folder / "tokenizer_config.json"
+    try:
+        raw = json.loads(path.read_bytes()).get("added_tokens_decoder", {})
+        added = sorted((int(i), v["content"], v.get("special", True)) for i, v in raw.items())
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as err:
+        raise FormatError(f"{path}: added_tokens_decoder is not readable") from err
+    beyond = [entry for entry in added if entry[0] >= first]
+    if [i for i, _, _ in beyond] != list(range(first, first + len(beyond))):
+        raise FormatError(f"{path}: added_tokens_decoder leaves gaps after token {first - 1}")
+    for _, content, special in beyond:
+        yield content, CONTROL if special else USER_DEFINED
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
+    """(field number, value) pairs of a message: int, or bytes for everything else."""
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        kind = key & 7
+        if kind == 0:
+            value, at = _varint(data, at)
+            yield key >> 3, value
+            continue
+        if kind == 2:
+            size, at = _varint(data, at)
+        elif kind in (1, 5):
+            size = 8 if kind == 1 else 4
+        else:
+            raise ValueError(f"wire type {kind}")
+        if at + size > len(data):
+            raise ValueError("truncated")
+        yield key >> 3, data[at : at + size]
+        at += size
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while shift < 64:
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+        shift += 7
+    raise ValueError("varint too long")

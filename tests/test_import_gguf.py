@@ -1,0 +1,469 @@
+"""GGUF files written by the gguf package: types bit for bit, architectures, damage."""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edgeq.errors import (
+    EdgeqError,
+    FormatError,
+    MissingDependencyError,
+    UnsupportedError,
+)
+from edgeq.importers import gguf as importer
+from edgeq.importers import load
+from edgeq.importers.gguf_file import TYPES, open_gguf
+from edgeq.importers.gguf_tokenizer import tokenizer_files
+from edgeq.model import Model, ModelConfig, RopeScaling
+from edgeq.reference import Reference, rope_frequencies
+from edgeq.runtime.tokenizer import Tokenizer
+from edgeq.tensor import FloatTensor
+from tests.conftest import need
+from tests.families import FAMILIES, random_model, tiny_config
+
+gguf = pytest.importorskip("gguf")
+
+TYPE_NAMES = tuple(name for name, _, _ in TYPES.values())
+LAYER = {
+    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}  # fmt: skip
+GEMMA = LAYER | {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+
+
+def name_of(name: str, config: ModelConfig) -> str:
+    for ours, theirs in (("model.embed_tokens", "token_embd"), ("model.norm", "output_norm"),
+                         ("lm_head", "output")):  # fmt: skip
+        if name.startswith(ours):
+            return name.replace(ours, theirs)
+    _, _, layer, rest = name.split(".", 3)
+    stem, end = rest.rsplit(".", 1)
+    return f"blk.{layer}.{(GEMMA if config.family == 'gemma3' else LAYER)[stem]}.{end}"
+
+
+def interleaved(values: NDArray[Any], heads: int) -> NDArray[Any]:
+    """What llama.cpp's converter does to q and k of the llama architecture."""
+    split = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
+    return np.ascontiguousarray(split.swapaxes(1, 2).reshape(values.shape))
+
+
+def write(
+    path: Path,
+    model: Model,
+    change: Callable[[dict[str, Any]], None] | None = None,
+    extra: dict[str, NDArray[Any]] | None = None,
+    tokenizer: dict[str, Any] | None = None,
+) -> None:
+    """A GGUF file of a model, as llama.cpp's converter would write it."""
+    c = model.config
+    arch = "llama" if c.family == "mistral" else c.family
+    keys: dict[str, Any] = {
+        "block_count": c.layers, "embedding_length": c.hidden, "feed_forward_length": c.ffn,
+        "context_length": c.context, "attention.head_count": c.heads,
+        "attention.head_count_kv": c.kv_heads, "attention.key_length": c.head_dim,
+        "attention.layer_norm_rms_epsilon": c.norm_eps, "rope.freq_base": c.rope_theta,
+        "rope.dimension_count": c.rope_dim,
+    }  # fmt: skip
+    if c.window:
+        keys["attention.sliding_window"] = c.window
+    if c.rope_scaling and c.rope_scaling.kind == "linear":
+        keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": c.rope_scaling.factor}
+    keys = {f"{arch}.{key}": value for key, value in keys.items()}
+    arrays = {name: t.numpy() for name, t in model.tensors.items()}
+    if c.norm_offset:
+        arrays = {k: v + 1 if "norm" in k else v for k, v in arrays.items()}
+    if arch == "llama":
+        for i in range(c.layers):
+            for letter, heads in (("q", c.heads), ("k", c.kv_heads)):
+                name = f"model.layers.{i}.self_attn.{letter}_proj.weight"
+                arrays[name] = interleaved(arrays[name], heads)
+    renamed = {name_of(name, c): values for name, values in arrays.items()}
+    if arch == "phi3":
+        for i in range(c.layers):
+            fused = [renamed.pop(f"blk.{i}.attn_{x}.weight") for x in "qkv"]
+            renamed[f"blk.{i}.attn_qkv.weight"] = np.concatenate(fused)
+            gate = renamed.pop(f"blk.{i}.ffn_gate.weight")
+            up = renamed[f"blk.{i}.ffn_up.weight"]
+            renamed[f"blk.{i}.ffn_up.weight"] = np.concatenate([gate, up])
+    if c.rope_scaling and c.rope_scaling.kind == "llama3":
+        plain = ModelConfig.from_dict(c.to_dict() | {"rope_scaling": None})
+        factors = rope_frequencies(plain, False) / rope_frequencies(c, False)
+        renamed["rope_freqs.weight"] = factors.astype(np.float32)
+    if change:
+        change(keys)
+    writer = gguf.GGUFWriter(path, keys.pop("arch", arch))
+    for key, value in (keys | (tokenizer or {})).items():
+        add(writer, key, value)
+    for name, values in (renamed | (extra or {})).items():
+        writer.add_tensor(name, np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def add(writer: Any, key: str, value: Any) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    else:
+        writer.add_array(key, value)
+
+
+def model_of(family: str) -> Model:
+    """Gemma's pattern and local base are not in the file, so they have GGUF's fixed values."""
+    over: dict[str, Any] = {"context": 128}
+    if family == "gemma3":
+        layers = 7
+        where = tuple((i + 1) % 6 != 0 for i in range(layers))
+        over |= {"layers": layers, "window_layers": where, "attn_scale": 12**-0.5}
+    elif family == "llama":
+        over |= {"rope_scaling": RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)}
+    return random_model(tiny_config(family, **over))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_architectures_give_the_same_logits(tmp_path: Path, family: str) -> None:
+    model = model_of(family)
+    path = tmp_path / "model.gguf"
+    write(path, model)
+    got = load(path)
+    assert got.config.family == ("llama" if family == "mistral" else family)
+    assert set(got.tensors) == set(model.tensors)
+    for name, tensor in model.tensors.items():
+        offset = model.config.norm_offset if "norm" in name else 0.0
+        np.testing.assert_array_equal(got.tensors[name].numpy(), tensor.numpy() + offset, name)
+    assert got.config.rope_scaling == model.config.rope_scaling
+    assert got.config.window == model.config.window
+    assert got.config.window_layers == model.config.window_layers
+    tokens = np.arange(11) * 7 % 101
+    want = Reference(model).forward(tokens)
+    np.testing.assert_allclose(Reference(got).forward(tokens), want, rtol=1e-4, atol=1e-5)
+
+
+def random_blocks(kind: str, n: int, k: int) -> NDArray[np.uint8]:
+    """Rows of a type's bytes with every pattern of codes, and sane float16 scales."""
+    _, block, nbytes = next(t for t in TYPES.values() if t[0] == kind)
+    rng = np.random.default_rng(7)
+    raw = rng.integers(0, 256, (n, k // block, nbytes), dtype=np.uint8)
+    scales = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "Q4_1": (0, 2), "Q5_1": (0, 2)}
+    for at in scales.get(kind, (0,)):
+        half = rng.standard_normal((n, k // block)).astype(np.float16)
+        raw[:, :, at : at + 2] = half[:, :, None].view(np.uint8)
+    return raw.reshape(n, -1)
+
+
+@pytest.mark.parametrize("kind", TYPE_NAMES)
+def test_types_are_bit_exact(tmp_path: Path, kind: str) -> None:
+    n, k = 37, 512
+    number = gguf.GGMLQuantizationType[kind]
+    writer = gguf.GGUFWriter(tmp_path / "t.gguf", "llama")
+    rng = np.random.default_rng(1)
+    values = rng.standard_normal((n, k)).astype(np.float32)
+    if kind in ("F32", "F16"):
+        data: NDArray[Any] = values.astype({"F32": np.float32, "F16": np.float16}[kind])
+    elif kind == "BF16":
+        data = gguf.quants.quantize(values, number)
+    else:
+        data = random_blocks(kind, n, k)
+    writer.add_tensor("other.weight", np.ones(3, np.float32))
+    writer.add_tensor("w.weight", data, raw_dtype=number)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    want = gguf.quants.dequantize(data, number)
+    theirs = gguf.GGUFReader(tmp_path / "t.gguf").tensors[1]
+    np.testing.assert_array_equal(gguf.quants.dequantize(theirs.data, number), want)
+    file = open_gguf(tmp_path / "t.gguf")
+    tensor = importer._Tensors(tmp_path, file)["w.weight"]
+    assert tensor.shape == (n, k)
+    assert tensor.nbytes == data.nbytes
+    assert tensor.numpy().dtype == np.float32
+    np.testing.assert_array_equal(tensor.numpy().view(np.uint32), want.view(np.uint32))
+    for start, stop in ((0, 1), (36, 37), (5, 22), (3, 3), (30, 99)):
+        got = tensor.rows(start, stop)
+        np.testing.assert_array_equal(got.view(np.uint32), want[start:stop].view(np.uint32))
+
+
+def test_table_of_types_is_the_packages() -> None:
+    for number, (name, block, nbytes) in TYPES.items():
+        kind = gguf.GGMLQuantizationType(number)
+        assert kind.name == name
+        assert gguf.GGML_QUANT_SIZES[kind] == (block, nbytes)
+
+
+def test_quantized_llama_rows_are_put_in_order(tmp_path: Path) -> None:
+    """q and k of the llama architecture: whole rows move, whatever their type."""
+    config = tiny_config("llama", hidden=64, rope_scaling=None)
+    model = random_model(config)
+    path = tmp_path / "m.gguf"
+    name = "model.layers.1.self_attn.k_proj.weight"
+    kind = gguf.GGMLQuantizationType.Q8_0
+    permuted = interleaved(model.tensors[name].numpy(), config.kv_heads)
+    data = gguf.quants.quantize(permuted, kind)
+    values = gguf.quants.dequantize(data, kind)
+    undone = values.reshape(config.kv_heads, config.head_dim // 2, 2, 64).swapaxes(1, 2)
+
+    class Quantized(gguf.GGUFWriter):
+        def add_tensor(self, key: str, tensor: Any, **rest: Any) -> None:
+            if key == "blk.1.attn_k.weight":
+                super().add_tensor(key, data, raw_dtype=kind)
+            else:
+                super().add_tensor(key, tensor, **rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf, "GGUFWriter", Quantized)
+        write(path, model)
+    tensor = load(path).tensors[name]
+    np.testing.assert_array_equal(tensor.numpy(), undone.reshape(values.shape))
+    np.testing.assert_array_equal(tensor.rows(7, 20), tensor.numpy()[7:20])
+
+
+def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "gguf", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'edgeq\[gguf\]'"):
+        importer._dequantizer()
+
+
+@pytest.mark.parametrize(
+    ("change", "extra", "error", "words"),
+    [
+        ({"arch": "mamba"}, {}, UnsupportedError,
+         r"unknown GGUF architecture 'mamba'.* \(known: gemma3, llama, phi3, qwen2, qwen3\)"),
+        ({"llama.block_count": None}, {}, FormatError, "block_count is None; expected a number"),
+        ({"llama.block_count": 3}, {}, FormatError, r"tensor blk\.2\..* is missing"),
+        ({"llama.block_count": 10**9}, {}, FormatError, "claims 1000000000 layers"),
+        ({"llama.feed_forward_length": 75}, {}, FormatError, r"has shape \[76, 44\]; the config"),
+        ({"llama.attention.head_count": 8}, {}, FormatError, "the config says 8 heads of 12"),
+        ({"llama.attention.head_count_kv": [2, 1]}, {}, UnsupportedError, "from layer to layer"),
+        ({"llama.expert_count": 8}, {}, UnsupportedError, "llama.expert_count is set"),
+        ({"llama.rope.scaling.type": "yarn"}, {}, UnsupportedError,
+         "unknown rope scaling type 'yarn'"),
+        ({"llama.rope.dimension_count": 6}, {}, UnsupportedError, "only 6 of 12 dimensions"),
+        ({"llama.embedding_length": float("nan")}, {}, FormatError, "expected a number"),
+        ({"split.count": 3}, {}, UnsupportedError, "one of 3 parts; join them"),
+        ({}, {"rope_freqs.weight": np.array([1, 2, 3, 4, 5, 6.5], np.float32)}, UnsupportedError,
+         "frequency factors other than those of Llama 3.1"),
+        ({}, {"rope_factors_long.weight": np.ones(6, np.float32)}, UnsupportedError, "longrope"),
+        ({"tokenizer.ggml.model": "bert"}, {}, UnsupportedError,
+         r"unknown GGUF tokenizer 'bert' \(known: gpt2, llama\)"),
+        ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["a"],
+          "tokenizer.ggml.pre": "qwen22"}, {}, UnsupportedError,
+         "unknown GGUF pre-tokenizer 'qwen22'; did you mean 'qwen2'"),
+    ],
+)  # fmt: skip
+def test_refusals(
+    tmp_path: Path,
+    change: dict[str, Any],
+    extra: dict[str, NDArray[Any]],
+    error: type[Exception],
+    words: str,
+) -> None:
+    def apply(keys: dict[str, Any]) -> None:
+        for key, value in change.items():
+            keys.pop(key, None)
+            if value is not None:
+                keys[key] = value
+
+    write(tmp_path / "m.gguf", random_model(tiny_config("llama", rope_scaling=None)), apply, extra)
+    with pytest.raises(error, match=words):
+        load(tmp_path / "m.gguf")
+
+
+def test_unread_types_are_refused_by_name(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "t.gguf", "llama")
+    data = np.zeros((2, 66), np.uint8)
+    writer.add_tensor("w", data, raw_dtype=gguf.GGMLQuantizationType.IQ2_XXS)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(UnsupportedError, match="tensor w has type IQ2_XXS; edgeq reads F32, F16, "):
+        load(tmp_path / "t.gguf")
+
+
+def text(value: str) -> bytes:
+    return struct.pack("<Q", len(value)) + value.encode()
+
+
+def forge(path: Path, *parts: bytes, n_tensors: int = 0, n_keys: int = 0, version: int = 3) -> Path:
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", version, n_tensors, n_keys) + b"".join(parts))
+    return path
+
+
+def tensor_info(name: str, dims: list[int], kind: int, offset: int) -> bytes:
+    head = text(name) + struct.pack("<I", len(dims)) + struct.pack(f"<{len(dims)}Q", *dims)
+    return head + struct.pack("<IQ", kind, offset)
+
+
+def test_headers_that_lie(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    with pytest.raises(UnsupportedError, match="GGUF version 1; edgeq reads 2 and 3"):
+        load(forge(path, version=1))
+    with pytest.raises(FormatError, match="truncated or damaged: 8 bytes expected at 24, 0 left"):
+        load(forge(path, n_keys=1 << 60))
+    with pytest.raises(FormatError, match="truncated or damaged: 8 bytes expected at 24, 0 left"):
+        load(forge(path, n_tensors=1 << 60))
+    with pytest.raises(FormatError, match="unknown metadata type 99"):
+        load(forge(path, text("k"), struct.pack("<I", 99), n_keys=1))
+    with pytest.raises(FormatError, match="1152921504606846976 values expected"):
+        load(forge(path, text("k"), struct.pack("<IIQ", 9, 8, 1 << 60), n_keys=1))
+    with pytest.raises(FormatError, match="4611686018427387904 values expected"):
+        load(forge(path, text("k"), struct.pack("<IIQ", 9, 4, 1 << 62), n_keys=1))
+    with pytest.raises(FormatError, match="an array of type 9"):
+        load(forge(path, text("k"), struct.pack("<IIQ", 9, 9, 1), n_keys=1))
+    with pytest.raises(FormatError, match="not UTF-8"):
+        load(forge(path, struct.pack("<Q", 1), b"\xff", n_keys=1))
+    key = text("k") + struct.pack("<IB", 0, 1)
+    with pytest.raises(FormatError, match="the key 'k' twice"):
+        load(forge(path, key, key, n_keys=2))
+    key = text("general.alignment") + struct.pack("<II", 4, 0)
+    with pytest.raises(FormatError, match="alignment is 0"):
+        load(forge(path, key, n_keys=1))
+    info = tensor_info("w", [32], 0, 0)
+    with pytest.raises(FormatError, match=r"tensor w ends at byte .* out of range"):
+        load(forge(path, info, n_tensors=1))
+    with pytest.raises(FormatError, match=r"tensor w ends at byte .* out of range"):
+        load(forge(path, tensor_info("w", [4], 0, 1 << 60), bytes(99), n_tensors=1))
+    with pytest.raises(FormatError, match=r"tensor w ends at byte .* out of range"):
+        load(forge(path, tensor_info("w", [1 << 40, 1 << 40], 0, 0), bytes(99), n_tensors=1))
+    with pytest.raises(FormatError, match="the tensor w twice"):
+        load(forge(path, info, info, bytes(512), n_tensors=2))
+    with pytest.raises(FormatError, match="tensor v overlaps"):
+        load(forge(path, info, tensor_info("v", [8], 0, 32), bytes(512), n_tensors=2))
+    with pytest.raises(FormatError, match="not at a multiple of 32"):
+        load(forge(path, tensor_info("w", [8], 0, 8), bytes(512), n_tensors=1))
+    with pytest.raises(FormatError, match="does not hold whole Q4_0 blocks of 32"):
+        load(forge(path, tensor_info("w", [33, 2], 2, 0), bytes(512), n_tensors=1))
+    with pytest.raises(FormatError, match="9 dimensions"):
+        load(forge(path, tensor_info("w", [1] * 9, 0, 0), bytes(512), n_tensors=1))
+    path.write_bytes(b"FUGG" + bytes(20))
+    with pytest.raises(FormatError, match="big-endian GGUF"):
+        load(path)
+    path.write_bytes(b"GGUF")
+    with pytest.raises(FormatError, match="truncated or damaged"):
+        load(path)
+
+
+BPE = {
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "llama-bpe",
+    "tokenizer.ggml.tokens": [*"abcĠ", "ab", "Ġab", "abc", "<|begin|>", "<|eot_id|>", "<tool>"],
+    "tokenizer.ggml.token_type": [1, 1, 1, 1, 1, 1, 1, 3, 3, 4],
+    "tokenizer.ggml.merges": ["a b", "Ġ ab"],
+    "tokenizer.ggml.bos_token_id": 7,
+    "tokenizer.ggml.eos_token_id": 7,
+    "tokenizer.chat_template": "{{ messages[0].content }}",
+}
+
+
+def test_byte_level_tokenizer(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    write(path, random_model(tiny_config("llama", rope_scaling=None)), tokenizer=BPE)
+    model = load(path)
+    assert model.config.eos == (7, 8)
+    assert model.config.bos == 7
+    tokenizer = Tokenizer(model.files)
+    assert tokenizer.eos_ids == (7, 8)
+    # Llama 3 starts with BOS, and takes a whole word that no merge makes
+    assert tokenizer.encode("abc ab<tool><|eot_id|>") == [7, 6, 5, 9, 8]
+    assert tokenizer.decode([7, 6, 5, 9, 8]) == "abc ab<tool>"
+    assert b"messages[0]" in model.files["tokenizer_config.json"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"merges": ["a b", "b z"]}, "merges 'b' and 'z'"),
+        ({"merges": ["ab"]}, "holds 'ab', no pair"),
+        ({"tokens": [1, 2]}, "tokens is not an array of str"),
+        ({"tokens": ["a", "a"], "token_type": [1, 1], "merges": ["a b"]}, "token 'a' twice"),
+        ({"token_type": [1]}, "10 tokens and 1 token types"),
+        ({"bos_token_id": 10}, "bos token is 10, past its 10 tokens"),
+        ({"eos_token_id": "x"}, "expected a token id"),
+        ({"model": "llama", "scores": [0.0]}, "10 tokens and 1 scores"),
+        ({"model": "llama"}, "scores is not an array of float"),
+    ],
+)
+def test_tokenizer_refusals(change: dict[str, Any], words: str) -> None:
+    metadata = BPE | {f"tokenizer.ggml.{key}": value for key, value in change.items()}
+    with pytest.raises(FormatError, match=words):
+        tokenizer_files(metadata)
+
+
+@pytest.mark.parametrize("vocabulary", ["llama-spm", "gpt-2"])
+def test_published_vectors(vocabulary: str) -> None:
+    """Text and the ids llama.cpp gives for it."""
+    stem = f"data/tokenizers/ggml-vocab-{vocabulary}.gguf"
+    tokenizer = Tokenizer(tokenizer_files(open_gguf(need(stem)).metadata)[0])
+    texts = need(stem + ".inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
+    lines = need(stem + ".out").read_text().split("\n")
+    assert len(texts) == len(lines) == 47
+    for text_, line in zip(texts, lines, strict=True):
+        ids = tokenizer.encode(text_, add_bos=False)
+        assert ids == [int(i) for i in line.split()], text_
+        assert tokenizer.decode(ids) == text_
+    with_bos = [tokenizer.bos] if vocabulary == "llama-spm" else []
+    assert tokenizer.encode("", add_bos=True) == with_bos
+
+
+def test_wordpiece_is_refused_by_name() -> None:
+    file = open_gguf(need("data/tokenizers/ggml-vocab-bert-bge.gguf"))
+    with pytest.raises(UnsupportedError, match="unknown GGUF tokenizer 'bert'"):
+        tokenizer_files(file.metadata)
+
+
+def test_truncations_and_flips_never_crash(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    model = random_model(tiny_config("llama", rope_scaling=None, layers=1))
+    write(path, model, tokenizer=BPE)
+    whole = path.read_bytes()
+    header = len(whole) - sum(t.nbytes for t in model.tensors.values())
+    rng = random.Random(0)
+    refused = 0
+    for trial in range(800):
+        hurt = bytearray(whole)
+        if trial % 4 == 0:
+            del hurt[rng.randrange(len(hurt)) :]
+        else:
+            for _ in range(rng.randrange(1, 4)):
+                hurt[rng.randrange(header)] = rng.choice((0, 255, rng.randrange(256)))
+        path.write_bytes(hurt)
+        try:
+            got = load(path)
+            for tensor in got.tensors.values():
+                tensor.numpy()
+            Tokenizer(got.files)
+        except EdgeqError:
+            refused += 1
+    assert 200 < refused < 800
+
+
+def test_float_tensors_are_views(tmp_path: Path) -> None:
+    write(tmp_path / "m.gguf", random_model(tiny_config("qwen2")))
+    model = load(tmp_path / "m.gguf")
+    tensor = model.tensors["model.embed_tokens.weight"]
+    assert isinstance(tensor, FloatTensor)
+    assert not tensor.data.flags.owndata
+    assert "model.layers.0.self_attn.q_proj.bias" in model.tensors

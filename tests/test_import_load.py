@@ -1,0 +1,101 @@
+"""`load` knows a model by its content, and says what it accepts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import edgeq
+from edgeq.errors import EdgeqError, FormatError
+from edgeq.importers import load, source_sha256
+from edgeq.importers.hf_config import read_config
+from tests.conftest import need
+from tests.families import quantized, random_model, tiny_config
+
+ODD: tuple[Any, ...] = (
+    None, True, -1, 0, 1, 2.5, 1e400, float("nan"), 10**30, "x", [], [1], {}, {"rope_type": 3},
+)  # fmt: skip
+
+
+def test_not_found(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=r"nowhere does not exist; give a Hugging Face folder"):
+        load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty; give a Hugging Face folder .*GGUF.*edgeq artifact.*llama2.c"),
+        (b"hello world, this is text", "starts with b'hello wo' and is no model edgeq knows"),
+        (b"\x80\x02.PK" + bytes(40), "is no model edgeq knows"),
+        (bytes(8), "is no model edgeq knows"),
+    ],
+)
+def test_unknown_files(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    with pytest.raises(FormatError, match=words.replace("edgeq artifact", "an .edgeq artifact")):
+        load(path)
+
+
+def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=r"is a folder without config\.json; give"):
+        load(tmp_path)
+    (tmp_path / "small.gguf").write_bytes(b"GGUF")
+    with pytest.raises(FormatError, match=r"did you mean .*small\.gguf\?; give"):
+        load(tmp_path)
+
+
+def test_a_bare_safetensors_file(tmp_path: Path) -> None:
+    save_file({"w": np.zeros(3, np.float32)}, tmp_path / "w.safetensors")
+    with pytest.raises(FormatError, match=r"bare safetensors file .* folder with its config\.json"):
+        load(tmp_path / "w.safetensors")
+
+
+def test_an_artifact_under_any_name(tmp_path: Path) -> None:
+    model = quantized(random_model(tiny_config("llama")), "w4-g32")
+    path = tmp_path / "model.bin"
+    edgeq.save(model, path)
+    got = edgeq.load(path)
+    assert got.config == model.config
+    for name, tensor in model.tensors.items():
+        np.testing.assert_array_equal(got.tensors[name].numpy(), tensor.numpy())
+
+
+def test_source_sha256(tmp_path: Path) -> None:
+    one, two = tmp_path / "config.json", tmp_path / "model.safetensors"
+    one.write_bytes(b"{}")
+    two.write_bytes(b"abc")
+    (tmp_path / "README.md").write_bytes(b"not of the model")
+    sums = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (one, two)}
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
+    assert source_sha256(two) == sums["model.safetensors"]
+    assert source_sha256(tmp_path) == hashlib.sha256(lines.encode()).hexdigest()
+    with pytest.raises(FormatError, match="cannot be read: No such file"):
+        source_sha256(tmp_path / "nowhere")
+
+
+def test_odd_values_in_a_config_never_crash(tmp_path: Path) -> None:
+    original = json.loads((need("models/stories260K") / "config.json").read_text())
+    path = tmp_path / "config.json"
+    extra = ("rope_scaling", "rope_parameters", "sliding_window", "layer_types", "head_dim",
+             "use_sliding_window", "max_window_layers", "query_pre_attn_scalar",
+             "text_config", "attention_bias", "partial_rotary_factor")  # fmt: skip
+    outcomes = {True: 0, False: 0}
+    for family in ("llama", "qwen2", "gemma3_text"):
+        for key in (*original, *extra):
+            for value in ODD:
+                config = original | {"model_type": family, "use_sliding_window": True, key: value}
+                path.write_text(json.dumps(config))
+                try:
+                    read_config(tmp_path)
+                    outcomes[True] += 1
+                except EdgeqError:
+                    outcomes[False] += 1
+    assert min(outcomes.values()) > 50
