@@ -1,0 +1,260 @@
+"""How good a model is at predicting a text, and how far it is from another one.
+
+Everything here works on a ``logits_fn``: tokens int [T] -> logits float32 [T, V], each call in a
+fresh context. The reference, every engine and every converted model is one.
+
+    perplexity   exp of the mean negative log-likelihood of the scored tokens
+    bits/byte    the same likelihood over the bytes of the scored text: comparable across tokenizers
+    KL           sum_v p(v) ln(p(v) / q(v)), nats a token, p of the base and q of the model
+    top-1        how often both find the same token most likely
+
+Perplexities compare only at the same tokenizer, context and protocol; the result says which:
+
+    all    disjoint windows of C tokens: BOS, if the tokenizer has one, and then text. Every token
+           after a window's first is scored; the last window may be shorter.
+    half   llama.cpp's: BOS and the text in disjoint windows of C tokens, the first of each
+           replaced by BOS; those past the middle are scored, so that each has seen at least C/2
+           tokens; a shorter last window is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.errors import FormatError, UsageError, unknown
+
+LogitsFn = Callable[[NDArray[np.int64]], NDArray[np.floating]]
+Score = Literal["all", "half"]
+Progress = Callable[[str, int, int], None]
+
+BLOCK_ELEMENTS = 1 << 22
+"""Logits turned to float64 at once (32 MiB)."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured; None is "not measured".
+
+    Args:
+        protocol: windows and scoring, in words.
+        n_tokens: tokens scored.
+        nll_per_token: mean negative log-likelihood, nats.
+        ppl: exp of it.
+        bits_per_byte: of the scored text.
+        kl_mean, kl_p99, kl_max: divergence of the model from the base, nats a token.
+        top1_agreement: fraction of positions where both prefer the same token.
+    """
+
+    protocol: str
+    n_tokens: int
+    nll_per_token: float
+    ppl: float
+    bits_per_byte: float | None = None
+    kl_mean: float | None = None
+    kl_p99: float | None = None
+    kl_max: float | None = None
+    top1_agreement: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary with these names as keys."""
+        return asdict(self)
+
+
+def windows(n: int, context: int, bos: bool, score: Score) -> Iterator[tuple[slice, slice]]:
+    """Cut a text of ``n`` tokens; for "half" its own BOS is one of them.
+
+    Yields:
+        For each window: the tokens of the text it holds (for "all", one fewer than ``context``
+        if BOS is put before them), and those of them that are scored.
+    """
+    if score == "half":
+        for a in range(0, n - context + 1, context):
+            yield slice(a, a + context), slice(a + context // 2 + 1, a + context)
+        return
+    step = context - 1 if bos else context
+    for a in range(0, n, step):
+        b = min(a + step, n)
+        first = a if bos else a + 1
+        if first < b:
+            yield slice(a, b), slice(first, b)
+
+
+def perplexity(
+    logits_fn: LogitsFn,
+    tokens: Sequence[int] | NDArray[np.integer],
+    *,
+    context: int,
+    bos: int | None = None,
+    score: Score = "all",
+    base: LogitsFn | None = None,
+    decode: Callable[[list[int]], str] | None = None,
+    max_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Score a text window by window, and compare with a base model if there is one.
+
+    Args:
+        logits_fn: the model.
+        tokens: the text's tokens, without BOS.
+        context: tokens of a window, BOS included.
+        bos: put at the head of every window; None if the tokenizer has none.
+        score: "all" or "half", as described at the top of the module.
+        base: what KL and agreement are measured against; of the same vocabulary.
+        decode: tokens -> text, for bits per byte (which "all" alone gives).
+        max_tokens: use only this many of the text's first tokens.
+        progress: called with ("windows", done, total).
+
+    Raises:
+        UsageError: an option out of range, a text too short for one window, or models of
+            different vocabularies.
+        FormatError: logits that are NaN or infinite.
+    """
+    ids = np.asarray(tokens, np.int64)
+    _check(ids, context, bos, score, max_tokens)
+    ids = ids[:max_tokens]
+    if score == "half" and bos is not None:
+        ids = np.concatenate([[bos], ids])  # llama.cpp cuts the text with its BOS
+    cuts = list(windows(ids.size, context, bos is not None, score))
+    if not cuts:
+        wanted = context if score == "half" else (1 if bos is not None else 2)
+        raise UsageError(
+            f"the text has {ids.size} tokens and scoring {score!r} needs at least {wanted}; "
+            "give a longer text" + (" or a smaller context" if score == "half" else "")
+        )
+    nll = 0.0
+    n_tokens = same = 0
+    divergences: list[NDArray[np.float64]] = []
+    for done, (held, scored) in enumerate(cuts):
+        window = ids[held]
+        if bos is not None:
+            window = np.concatenate([[bos], window[1:] if score == "half" else window])
+        targets = ids[scored]
+        # the logits that predict the targets end one before the window's last
+        rows = slice(window.size - 1 - targets.size, window.size - 1)
+        logits = _rows(logits_fn, window, rows, "the model")
+        against = None if base is None else _rows(base, window, rows, "the base model")
+        for part in _blocks(logits, against):
+            q = log_softmax(logits[part])
+            nll -= float(q[np.arange(q.shape[0]), targets[part]].sum())
+            if against is not None:
+                p = log_softmax(against[part])
+                divergences.append(kl_divergence(p, q))
+                agree = logits[part].argmax(axis=1) == against[part].argmax(axis=1)
+                same += int(agree.sum())
+        n_tokens += targets.size
+        if progress:
+            progress("windows", done + 1, len(cuts))
+    n_bytes = None
+    if decode is not None and score == "all":
+        n_bytes = _scored_bytes(ids, [scored for _, scored in cuts], decode)
+    kl = np.concatenate(divergences) if divergences else None
+    mean = nll / n_tokens
+    return Evaluation(
+        protocol=_protocol(context, bos, score, max_tokens),
+        n_tokens=n_tokens,
+        nll_per_token=mean,
+        ppl=math.exp(mean) if mean < 700 else math.inf,
+        bits_per_byte=nll / math.log(2) / n_bytes if n_bytes else None,
+        kl_mean=None if kl is None else float(kl.mean()),
+        kl_p99=None if kl is None else float(np.percentile(kl, 99)),
+        kl_max=None if kl is None else float(kl.max()),
+        top1_agreement=None if kl is None else same / n_tokens,
+    )
+
+
+def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Natural log of the probabilities, float64 [T, V]."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return shifted
+
+
+def kl_divergence(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
+    """KL(p || q) in nats of log-probabilities [T, V]: float64 [T], never negative."""
+    return cast("NDArray[np.float64]", np.maximum((np.exp(p) * (p - q)).sum(axis=1), 0.0))
+
+
+def _check(
+    ids: NDArray[np.int64], context: int, bos: int | None, score: str, max_tokens: int | None
+) -> None:
+    if score not in ("all", "half"):
+        raise UsageError(unknown("score", score, ("all", "half")))
+    least = 4 if score == "half" else 2
+    if context < least:
+        raise UsageError(f"context is {context} tokens; scoring {score!r} needs {least} or more")
+    if max_tokens is not None and max_tokens < 1:
+        raise UsageError(f"max_tokens is {max_tokens}; use at least 1, or none for the whole text")
+    if ids.ndim != 1 or not ids.size:
+        raise UsageError("the text has no tokens; give a text that is not empty")
+    if bos is not None and ids[0] == bos:
+        raise UsageError(
+            f"the text's tokens begin with BOS ({bos}), which every window gets of its own; "
+            "tokenize the text without it"
+        )
+
+
+def _rows(
+    logits_fn: LogitsFn, window: NDArray[np.int64], rows: slice, who: str
+) -> NDArray[np.floating]:
+    logits = logits_fn(window)
+    if logits.ndim != 2 or logits.shape[0] != window.size:
+        raise UsageError(
+            f"{who} gave logits {list(logits.shape)} for {window.size} tokens; "
+            f"needed are [{window.size}, vocabulary]"
+        )
+    if not np.isfinite(logits[rows]).all():
+        raise FormatError(
+            f"{who} gives logits that are not finite; its file is damaged or holds NaN or Inf"
+        )
+    return logits[rows]
+
+
+def _blocks(logits: NDArray[np.floating], base: NDArray[np.floating] | None) -> Iterator[slice]:
+    t, v = logits.shape
+    if base is not None and base.shape != logits.shape:
+        raise UsageError(
+            f"the model has a vocabulary of {v} and the base one of {base.shape[1]}; "
+            "KL needs two models of the same vocabulary"
+        )
+    step = max(1, BLOCK_ELEMENTS // v)
+    for a in range(0, t, step):
+        yield slice(a, min(a + step, t))
+
+
+def _scored_bytes(
+    ids: NDArray[np.int64], scored: list[slice], decode: Callable[[list[int]], str]
+) -> int:
+    """UTF-8 bytes of the scored tokens: the whole text's less those of the tokens skipped.
+
+    A token's bytes are what it adds after the few before it, as a decoder may treat the first
+    token of a text differently.
+    """
+
+    def size(a: int, b: int) -> int:
+        return len(decode(ids[a:b].tolist()).encode())
+
+    total, stop = size(0, scored[-1].stop), 0
+    for part in scored:
+        for skipped in range(stop, part.start):
+            back = max(0, skipped - 8)
+            total -= size(back, skipped + 1) - (size(back, skipped) if skipped else 0)
+        stop = part.stop
+    return total
+
+
+def _protocol(context: int, bos: int | None, score: Score, max_tokens: int | None) -> str:
+    if score == "half":
+        head = ", the first replaced by BOS" if bos is not None else ""
+        scored = "the tokens past the middle of each scored (as llama.cpp)"
+    else:
+        head = ", BOS at the head of each" if bos is not None else ", no BOS"
+        scored = "every token after the first of each scored"
+    limit = f", first {max_tokens} tokens of the text" if max_tokens is not None else ""
+    return f"disjoint windows of {context} tokens{head}, {scored}{limit}"

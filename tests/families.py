@@ -1,0 +1,135 @@
+"""Tiny models of every family, with random weights and awkward sizes, for all tests."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.model import Model, ModelConfig, RopeScaling
+from edgeq.schemes import QuantScheme, parse_scheme
+from edgeq.tensor import FloatTensor, QuantTensor, Tensor
+
+_BASE: dict[str, Any] = {
+    # 44 and 76 are no multiples of 32, nor the rows of 16
+    "hidden": 44,
+    "ffn": 76,
+    "layers": 2,
+    "heads": 4,
+    "kv_heads": 2,
+    "head_dim": 12,
+    "vocab": 101,
+    "context": 64,
+    "bos": 1,
+    "eos": (2,),
+}
+
+_FAMILY: dict[str, dict[str, Any]] = {
+    "llama": {
+        "rope_theta": 500000.0,
+        "rope_scaling": RopeScaling("llama3", 8.0, 1.0, 4.0, 16),
+    },
+    "mistral": {"window": 6, "tied": False},
+    "qwen2": {"rope_theta": 1e6},
+    "qwen3": {"qk_norm": True, "heads": 6, "norm_eps": 1e-6},
+    "gemma3": {
+        "norm_offset": 1.0,
+        "norm_eps": 1e-6,
+        "activation": "gelu_tanh",
+        "rope_theta": 1e6,
+        "rope_theta_local": 10000.0,
+        "rope_scaling": RopeScaling("linear", 8.0),
+        "window": 5,
+        "layers": 3,
+        "window_layers": (True, True, False),
+        "qk_norm": True,
+        "post_norms": True,
+        "embed_scale": math.sqrt(44),
+        "attn_scale": 24**-0.5,
+        "kv_heads": 1,
+    },
+    "phi3": {"rope_dim": 8, "head_dim": 11, "kv_heads": 4, "tied": False},
+}
+
+FAMILIES = tuple(_FAMILY)
+
+
+def tiny_config(family: str, **over: Any) -> ModelConfig:
+    """A small configuration that uses every feature of the family; ``over`` replaces fields."""
+    return ModelConfig(family=family, **{**_BASE, **_FAMILY[family], **over})
+
+
+def random_model(config: ModelConfig, seed: int = 0) -> Model:
+    """Random float32 weights of a size that keeps activations near one; no tokenizer."""
+    rng = np.random.default_rng(seed)
+    tensors: dict[str, Tensor] = {}
+    for name, (n, k) in config.linears():
+        tensors[name] = _float(rng.normal(size=(n, k)) / math.sqrt(k))
+    for name, shape in config.norms():
+        tensors[name] = _float(1 - config.norm_offset + 0.2 * rng.normal(size=shape))
+    if config.family == "qwen2":
+        for name, shape in config.biases():
+            if "o_proj" not in name:
+                tensors[name] = _float(0.3 * rng.normal(size=shape))
+    return Model(config, tensors)
+
+
+def quantized(
+    model: Model, scheme: QuantScheme | str, embed: QuantScheme | str = "w8-channel"
+) -> Model:
+    """The same model with every matrix rounded to nearest; embedding and head to ``embed``."""
+    tensors = dict(model.tensors)
+    for name, _ in model.config.linears():
+        chosen = embed if "embed_tokens" in name or "lm_head" in name else scheme
+        tensors[name] = rounded(model.tensors[name].numpy(), chosen)
+    return replace(model, tensors=tensors)
+
+
+def dequantized(model: Model) -> Model:
+    """The same values held as float32."""
+    return replace(model, tensors={k: _float(t.numpy()) for k, t in model.tensors.items()})
+
+
+def rounded(weights: NDArray[np.float32], scheme: QuantScheme | str) -> QuantTensor:
+    """Round weights [N, K] to nearest, plainly: a quantizer for tests that need any codes.
+
+    It is no oracle for `edgeq.quant` and shares nothing with it.
+    """
+    if isinstance(scheme, str):
+        parsed = parse_scheme(scheme)
+        assert parsed is not None
+        scheme = parsed
+    n, k = weights.shape
+    groups, width = scheme.n_groups(k), scheme.group_size or k
+    padded = np.zeros((n, max(groups * width, k)))
+    padded[:, :k] = weights
+    w = padded.reshape(n, groups, -1)
+    palette = zeros = None
+    if scheme.codebook:
+        palette = np.linspace(-127, 120, scheme.n_codes).astype(np.int8)
+        scales = np.abs(w).max(axis=2) / 127
+    elif scheme.symmetric:
+        scales = np.abs(w).max(axis=2) / (scheme.mid - 0.5)
+    else:
+        low, high = np.minimum(w.min(axis=2), 0), np.maximum(w.max(axis=2), 0)
+        scales = (high - low) / (scheme.n_codes - 1)
+    if scheme.granularity == "tensor":
+        scales = np.full_like(scales, scales.max())
+    scales = np.maximum(scales, 1e-4).astype(np.float16)
+    steps = w / scales.astype(np.float64)[:, :, None]
+    if palette is not None:
+        codes = np.abs(steps[..., None] - palette.astype(np.float64)).argmin(axis=-1)
+    elif scheme.symmetric:
+        codes = np.clip(np.rint(steps) + scheme.mid, 0, scheme.n_codes - 1)
+    else:
+        zeros = np.clip(np.rint(-w.min(axis=2) / scales), 0, scheme.n_codes - 1).astype(np.uint8)
+        codes = np.clip(np.rint(steps) + zeros[:, :, None], 0, scheme.n_codes - 1)
+    codes = codes.reshape(n, -1)[:, :k].astype(np.uint8)
+    return QuantTensor.from_codes(scheme, codes, scales, zeros, palette)
+
+
+def _float(values: NDArray[np.floating]) -> FloatTensor:
+    return FloatTensor("F32", np.ascontiguousarray(values, np.float32))
