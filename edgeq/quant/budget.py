@@ -1,0 +1,78 @@
+"""How large the pieces are that a model is quantized in, within a limit on memory.
+
+resident = what the process holds already
+         + FIXED                      stacks, the hash's buffer, the header
+         + RELEASE_EVERY              source pages touched since they were last given back
+         + threads * weights a chunk * BYTES_PER_WEIGHT
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from edgeq.errors import DoesNotFitError, UsageError
+from edgeq.memory import rss_bytes
+from edgeq.packing import TILE
+
+BYTES_PER_WEIGHT = 28
+"""Held for each weight of a chunk: source, its float32, steps, levels, codes and their packing."""
+CHUNK_WEIGHTS = 1 << 17
+"""Weights a thread works on at once: its float32 buffers stay in the second-level cache."""
+FIXED = 16 << 20
+RELEASE_EVERY = 64 << 20
+"""Bytes of source read before its pages are given back."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Sizes that keep within the limit.
+
+    Args:
+        threads: workers.
+        chunk_weights: most weights in a chunk, though never less than 16 rows.
+        release_every: bytes of source read between two releases of its pages.
+    """
+
+    threads: int
+    chunk_weights: int
+    release_every: int
+
+    def rows(self, shape: Sequence[int]) -> int:
+        """Rows in a chunk of a tensor of this shape: a multiple of 16."""
+        return max(TILE, self.chunk_weights // max(math.prod(shape[1:]), 1) // TILE * TILE)
+
+
+def make_budget(shapes: Iterable[Sequence[int]], threads: int, max_ram: int | None) -> Budget:
+    """Choose sizes: fast ones if they fit, else smaller chunks, then fewer threads.
+
+    Args:
+        shapes: of all tensors; the widest row decides what is needed at least.
+        threads: workers wanted.
+        max_ram: most bytes the process may hold, or None.
+
+    Raises:
+        DoesNotFitError: the smallest chunks on one thread need more.
+        UsageError: threads or max_ram is not positive.
+    """
+    if threads < 1:
+        raise UsageError(f"threads is {threads}; use at least 1")
+    if max_ram is None:
+        return Budget(threads, CHUNK_WEIGHTS, RELEASE_EVERY)
+    if max_ram < 1:
+        raise UsageError(f"max_ram is {max_ram} bytes; it must be positive")
+    least = TILE * max((math.prod(shape[1:]) for shape in shapes), default=1)
+    held = (rss_bytes() or 0) + FIXED
+    need = 0
+    for workers in range(threads, 0, -1):
+        for halvings in range(8):
+            chunk = max(CHUNK_WEIGHTS >> halvings, least)
+            release = RELEASE_EVERY >> halvings
+            need = held + release + workers * chunk * BYTES_PER_WEIGHT
+            if need <= max_ram:
+                return Budget(workers, chunk, release)
+    raise DoesNotFitError(
+        f"max_ram of {max_ram / 1e6:.0f} MB is too little: the smallest pieces on one thread need "
+        f"{need / 1e6:.0f} MB, of which {held / 1e6:.0f} MB are held before any weight is read"
+    )

@@ -1,0 +1,27 @@
+"""Round to nearest: the scale spans each group's whole range."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from edgeq.quant.qparams import Groups, QParams, Scratch, from_range, ranges
+from edgeq.schemes import QuantScheme
+
+
+def fit_rtn(chunks: Iterable[Groups], scheme: QuantScheme, name: str, scratch: Scratch) -> QParams:
+    """Parameters that cut nothing off.
+
+    Args:
+        chunks: float32 [R, G, S]: one array, or, for granularity "tensor", all the tensor's.
+        scheme: the scheme.
+        name: the tensor, for messages.
+        scratch: not needed here.
+
+    Returns:
+        Parameters [R, G] ([1, 1] for granularity "tensor").
+
+    Raises:
+        SchemeError: a scale is beyond float16.
+    """
+    del scratch
+    return from_range(*ranges(chunks, scheme), scheme, name)

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from edgeq.errors import FormatError, SchemeError, UsageError
+from edgeq.quant import Recipe, Rule
+from edgeq.schemes import PRESETS, FloatScheme, parse_scheme
+
+SHAPES = {
+    "model.embed_tokens.weight": (100, 64),
+    "model.layers.0.input_layernorm.weight": (64,),
+    "model.layers.0.self_attn.q_proj.weight": (64, 64),
+    "model.layers.0.self_attn.q_proj.bias": (64,),
+    "model.layers.0.mlp.down_proj.weight": (64, 172),
+    "model.layers.1.mlp.down_proj.weight": (64, 172),
+    "model.norm.weight": (64,),
+    "lm_head.weight": (100, 64),
+}
+
+
+def texts(recipe: Recipe) -> dict[str, str]:
+    return {name: str(scheme) for name, scheme in recipe.assign(SHAPES).items()}
+
+
+def test_the_defaults() -> None:
+    got = texts(Recipe.from_options())
+    assert got == {
+        "model.embed_tokens.weight": "w8-channel",
+        "model.layers.0.input_layernorm.weight": "f32",
+        "model.layers.0.self_attn.q_proj.weight": "w4-g32",
+        "model.layers.0.self_attn.q_proj.bias": "f32",
+        "model.layers.0.mlp.down_proj.weight": "w4-g32",
+        "model.layers.1.mlp.down_proj.weight": "w4-g32",
+        "model.norm.weight": "f32",
+        "lm_head.weight": "w8-channel",
+    }
+
+
+@pytest.mark.parametrize(
+    ("preset", "head"),
+    [("w4-g64", "w8-channel"), ("w8-g32", "w8-g32"), ("w8-channel", "w8-channel"),
+     ("w2-g16", "w8-channel"), ("bf16", "bf16")],
+)  # fmt: skip
+def test_embedding_and_head_follow_an_eight_bit_preset(preset: str, head: str) -> None:
+    got = texts(Recipe.from_options(preset=preset))
+    assert got["lm_head.weight"] == got["model.embed_tokens.weight"] == head
+    assert got["model.layers.0.mlp.down_proj.weight"] == str(parse_scheme(preset))
+
+
+def test_the_first_matching_rule_wins() -> None:
+    recipe = Recipe.from_options(
+        tensor_types=[r"layers\.0\.mlp=w8-g32", "down_proj=w3-g32", "^lm_head=w4-g32"]
+    )
+    got = texts(recipe)
+    assert got["model.layers.0.mlp.down_proj.weight"] == "w8-g32"
+    assert got["model.layers.1.mlp.down_proj.weight"] == "w3-g32"
+    assert got["lm_head.weight"] == "w4-g32"
+    assert got["model.embed_tokens.weight"] == "w8-channel"
+
+
+def test_vectors_stay_floating_point() -> None:
+    got = texts(Recipe.from_options(tensor_types=[r"layers\.0=w8-g32", "norm=bf16"]))
+    assert got["model.layers.0.self_attn.q_proj.weight"] == "w8-g32"
+    assert got["model.layers.0.self_attn.q_proj.bias"] == "f32"
+    assert got["model.layers.0.input_layernorm.weight"] == "bf16"
+    assert got["model.norm.weight"] == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("options", "default"),
+    [
+        ({}, "w4-g32"),
+        ({"bits": 8}, "w8-channel"),
+        ({"bits": 4}, "w4-g32"),
+        ({"bits": 3}, "w3-g32"),
+        ({"bits": 2}, "w2-g16-asym"),
+        ({"bits": 2, "group": 32}, "w2-g32-asym"),
+        ({"bits": 8, "group": 64}, "w8-g64"),
+        ({"group": 128}, "w4-g128"),
+        ({"preset": "w4-g256-asym"}, "w4-g256-asym"),
+    ],
+)
+def test_options(options: dict, default: str) -> None:
+    assert str(Recipe.from_options(**options).default) == default
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"bits": 5}, SchemeError, "bits is 5; use one of 2, 3, 4, 8"),
+        ({"bits": 4, "group": 48}, SchemeError, "group_size is 48; use one of 16, 32"),
+        ({"preset": "w4-g32", "bits": 4}, UsageError, "either a preset or bits and group"),
+        ({"preset": "w4-g23"}, SchemeError, "group_size is 23"),
+        ({"tensor_types": ["down_proj"]}, SchemeError, "write REGEX=SCHEME"),
+        ({"tensor_types": ["=w4-g32"]}, SchemeError, "write REGEX=SCHEME"),
+        ({"tensor_types": ["a=w9-g32"]}, SchemeError, "bits is 9"),
+        ({"tensor_types": ["a(=w4-g32"]}, SchemeError, r"'a\(' is no regular expression"),
+    ],
+)
+def test_options_that_cannot_be(options: dict, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        Recipe.from_options(**options)
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("blk.0.down_proj=w8-g32", "matches no tensor; near it are model.layers.0.mlp.down_proj"),
+        ("^lm_heat=w8-g32", "matches no tensor; near it are .*lm_head.weight"),
+        ("layernorm=w8-g32", "matches only vectors .*give them f32, f16 or bf16"),
+        ("q_proj=w4-g128", r"group_size 128 is longer than a row of .*q_proj.weight \(K=64\); "
+                           "use 16, 32, 64 or a scale per channel"),
+    ],
+)  # fmt: skip
+def test_rules_that_do_not_suit_the_model(rule: str, words: str) -> None:
+    with pytest.raises(SchemeError, match=words):
+        Recipe.from_options(tensor_types=[rule]).assign(SHAPES)
+
+
+def test_built_in_rules_need_not_match() -> None:
+    tied = {name: shape for name, shape in SHAPES.items() if "mlp" in name}
+    assert set(map(str, Recipe.from_options().assign(tied).values())) == {"w4-g32"}
+
+
+def test_an_equals_sign_in_the_pattern() -> None:
+    assert Rule.parse("(?=down)down_proj=w8-g32") == Rule("(?=down)down_proj", PRESETS["w8-g32"])
+
+
+def test_through_json_and_back() -> None:
+    recipe = Recipe.from_options(
+        preset="w2-g16-sym", tensor_types=["norm=f16", "q_proj=w8-channel"], method="mse"
+    )
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    assert recipe.rules[0].scheme == FloatScheme("f16")
+
+
+@pytest.mark.parametrize(
+    "data", [{}, {"method": "rtn", "default": 4, "rules": []},
+             {"method": "rtn", "default": "w4-g32", "rules": [["a"]]}],
+)  # fmt: skip
+def test_a_damaged_recipe_is_refused(data: dict) -> None:
+    with pytest.raises(FormatError, match="not readable"):
+        Recipe.from_dict(data)
