@@ -1,0 +1,1 @@
+"""Runs models: engine, kernels, sampling, tokenizer, chat templates, generation."""

@@ -1,0 +1,91 @@
+"""Dynamic INT8: how activations and cached keys and values are rounded, in one place.
+
+Activations, queries and attention weights are rounded in blocks of 32, values by token and head,
+each with a scale found at run time: ``scale = max|x| / 127``, ``code = rint(x * (127 / max|x|))``.
+Queries are rounded twice, the second time what the first left.
+
+Keys have much in common from one position to the next, which would take most of eight bits. So
+of every 16 positions the first key is the center of all, in float16; differences from it are
+rounded with a zero point as well, by token and head, to unsigned codes.
+
+The compiled kernels do the same arithmetic.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.packing import round_up
+from edgeq.schemes import K_BLOCK
+
+Rounded = tuple[NDArray[np.int8], NDArray[np.float32]]
+"""(codes in -127 .. 127, scales)"""
+
+LEVELS = np.float32(127)
+KEY_LEVELS = np.float32(255)
+TINY = np.float32(1e-30)
+"""A vector with no entry larger than this is taken as zero: 127 / max would overflow float32."""
+
+
+def quantize_vectors(x: NDArray[np.float32]) -> Rounded:
+    """Round vectors along the last axis to INT8, each with its own scale.
+
+    Args:
+        x: float32 [..., n].
+
+    Returns:
+        codes int8 [..., n], scales float32 [...]; both 0 for a vector of zeros.
+    """
+    largest = np.abs(x).max(axis=-1)
+    live = largest > TINY
+    inverse = np.divide(LEVELS, largest, out=np.zeros_like(largest), where=live)
+    codes = np.rint(x * inverse[..., None]).astype(np.int8)
+    return codes, np.where(live, largest / LEVELS, np.float32(0))
+
+
+def quantize_blocks(x: NDArray[np.float32], padded: int | None = None) -> Rounded:
+    """Round activations to INT8 in blocks of 32 along the last axis.
+
+    Args:
+        x: float32 [..., K].
+        padded: K rounded up to whole blocks and groups (`QuantScheme.padded_k`); to whole blocks
+            if None. The padding is zero.
+
+    Returns:
+        codes int8 [..., padded], scales float32 [..., padded / 32].
+    """
+    *lead, k = x.shape
+    padded = padded or round_up(k, K_BLOCK)
+    full = np.zeros((*lead, padded), np.float32)
+    full[..., :k] = x
+    codes, scales = quantize_vectors(full.reshape(*lead, padded // K_BLOCK, K_BLOCK))
+    return codes.reshape(*lead, padded), scales
+
+
+def quantize_twice(x: NDArray[np.float32]) -> tuple[Rounded, Rounded]:
+    """Round by `quantize_blocks`, and then what that left: x is nearly the sum of the two."""
+    codes, scales = quantize_blocks(x)
+    kept = codes.astype(np.float32) * np.repeat(scales, K_BLOCK, axis=-1)
+    return (codes, scales), quantize_blocks(x - kept[..., : x.shape[-1]])
+
+
+def quantize_keys(
+    x: NDArray[np.float32],
+) -> tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.uint8]]:
+    """Round keys, less their center, with a scale and a zero point for each token and head.
+
+    Args:
+        x: float32 [T, Hkv, D].
+
+    Returns:
+        codes uint8 [T, Hkv, D], scales float16 [T, Hkv] and zero points uint8 [T, Hkv]: x is
+        about scale * (code - zero_point).
+    """
+    low, high = np.minimum(x.min(axis=-1), 0), np.maximum(x.max(axis=-1), 0)
+    scales = ((high - low) / KEY_LEVELS).astype(np.float16)
+    stored = scales.astype(np.float32)
+    inverse = np.divide(np.float32(1), stored, out=np.zeros_like(stored), where=stored > 0)
+    zeros = np.minimum(np.rint(-low * inverse), KEY_LEVELS)
+    codes = np.rint(x * inverse[..., None]) + zeros[..., None]
+    return np.clip(codes, 0, KEY_LEVELS).astype(np.uint8), scales, zeros.astype(np.uint8)

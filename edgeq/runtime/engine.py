@@ -1,0 +1,286 @@
+"""The engine: a model, a KV cache and compiled kernels, fed with tokens.
+
+Weights are used where they lie (a memory-mapped file) and never unpacked; every buffer is
+allocated once. Memory beyond the weights is the KV cache plus `Engine.scratch_bytes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.cpu import available_cores
+from edgeq.errors import UsageError, unknown
+from edgeq.model import Model, ModelConfig
+from edgeq.reference import window_start
+from edgeq.runtime import state
+
+BACKENDS = ("numba", "numpy")
+
+
+class Backend(Protocol):
+    """What runs tokens for the engine."""
+
+    scratch_bytes: int
+    kv_bytes: int
+
+    def forward(
+        self, tokens: NDArray[np.int64], position: int, outputs: int
+    ) -> NDArray[np.float32]:
+        """Run tokens at ``position``; logits [outputs, V] of the last ``outputs`` of them."""
+
+    def greedy(self, token: int, position: int, steps: int) -> list[int]:
+        """``steps`` greedy tokens after ``token``."""
+
+    def truncate(self, position: int) -> None:
+        """Forget everything at and past ``position``."""
+
+    def first(self, layer: int) -> int:
+        """The first position of the sequence that a layer still holds, a multiple of 16."""
+
+    def read(self, layer: int, start: int, stop: int) -> state.Parts:
+        """A layer's cache of positions ``start:stop``, as `state.layer_parts` says."""
+
+    def write(self, layer: int, start: int, parts: state.Parts) -> None:
+        """Put a saved sequence's last positions, from ``start`` to its end, into a layer."""
+
+    def close(self) -> None:
+        """Release threads and memory."""
+
+
+class Engine:
+    """Runs a model token by token, with a KV cache.
+
+    Args:
+        model: from `edgeq.load`: packed, or floating point straight from its file.
+        context: longest sequence in tokens; the model's own limit, at most 4096, if None.
+        threads: how many; all cores this process may use if None.
+        kv_bits: 8 (a scale per token and head) or 16 (float16).
+        backend: "numba" (compiled) or "numpy" (slow, same answers, needs no compiler).
+        mmap: True uses weights in their mapped file: memory the system can take back. False
+            copies them to memory of huge pages, which decodes faster. None copies if the copy
+            takes at most half of the free memory. (The NumPy backend never copies.)
+
+    Raises:
+        UsageError: an argument outside what is allowed.
+        FormatError: a tensor is missing or has the wrong shape.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        context: int | None = None,
+        threads: int | None = None,
+        kv_bits: Literal[8, 16] = 8,
+        backend: str = "numba",
+        mmap: bool | None = None,
+    ) -> None:
+        if backend not in BACKENDS:
+            raise UsageError(unknown("backend", backend, BACKENDS))
+        if kv_bits not in (8, 16):
+            raise UsageError(f"kv_bits is {kv_bits}; use 8 or 16")
+        if threads is not None and not 1 <= threads <= 256:
+            raise UsageError(f"threads is {threads}; use 1 to 256")
+        limit = model.config.context
+        if context is None:
+            context = min(limit, 4096)
+        if not 1 <= context <= limit:
+            raise UsageError(f"context is {context}; this model was made for 1 to {limit} tokens")
+        model.validate()
+        self.model = model
+        self.context = context
+        self.threads = threads or available_cores()
+        self.kv_bits = kv_bits
+        self.backend = backend
+        self._tokens: list[int] = []
+        self._ready = 0  # how many of them the backend holds
+        self._windowed = [i for i, windowed in enumerate(model.config.window_layers) if windowed]
+        self._fingerprint: str | None = None
+        self._run: Backend
+        if backend == "numba":
+            from edgeq.runtime.compiled import CompiledBackend
+
+            self._run = CompiledBackend(model, context, self.threads, kv_bits, mmap)
+        else:
+            from edgeq.runtime.numpy_backend import NumpyBackend
+
+            self._run = NumpyBackend(model, context, kv_bits)
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's hyperparameters."""
+        return self.model.config
+
+    @property
+    def tokens(self) -> list[int]:
+        """The sequence: a copy of the tokens whose keys and values are in the cache."""
+        return list(self._tokens)
+
+    @property
+    def n_past(self) -> int:
+        """How many tokens the sequence has."""
+        return len(self._tokens)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the KV cache."""
+        return self._run.kv_bytes
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of all other buffers."""
+        return self._run.scratch_bytes
+
+    def forward(self, tokens: Any, all_logits: bool = False) -> NDArray[np.float32]:
+        """Append tokens to the sequence and run them (one: decode; several: prefill).
+
+        Args:
+            tokens: token ids, int [T], T >= 1.
+            all_logits: logits of every token instead of the last.
+
+        Returns:
+            float32 [V], or [T, V] with ``all_logits``.
+
+        Raises:
+            UsageError: no tokens, an id outside the vocabulary, or the context would overflow.
+        """
+        ids = np.atleast_1d(np.asarray(tokens, dtype=np.int64))
+        self._check(ids)
+        self._catch_up()
+        logits = self._run.forward(ids, self.n_past, len(ids) if all_logits else 1)
+        self._extend(ids.tolist())
+        return logits if all_logits else logits[0]
+
+    def greedy(self, token: int, n: int) -> list[int]:
+        """Append ``token``, then decode greedily; returns the ``n`` tokens found.
+
+        The last of them is not yet in the cache, just as after `forward`.
+        """
+        if n < 1:
+            return []
+        self._check(np.array([token], np.int64), n)
+        self._catch_up()
+        found = self._run.greedy(int(token), self.n_past, n)
+        self._extend([int(token), *found[:-1]])
+        return found
+
+    def truncate(self, n: int) -> None:
+        """Keep the first ``n`` tokens of the sequence and forget the rest.
+
+        Sliding-window layers hold little more than their window. Once they have forgotten what
+        token ``n`` would see, the tokens are kept but will be run again when the sequence goes
+        on; the last `edgeq.runtime.lookup.MAX_DRAFT` tokens can always be taken back for free.
+        """
+        if not 0 <= n <= self.n_past:
+            raise UsageError(f"cannot truncate to {n} tokens; the sequence has {self.n_past}")
+        self._ready = min(self._ready, n)
+        self._run.truncate(self._ready)
+        del self._tokens[n:]
+
+    def reuse(self, tokens: Sequence[int]) -> list[int]:
+        """Cut the sequence back to what it has in common with the beginning of ``tokens``.
+
+        Returns:
+            The tokens still to be run, at least one: its logits say what comes next.
+        """
+        common = 0
+        most = min(self.n_past, len(tokens) - 1)
+        while common < most and self._tokens[common] == tokens[common]:
+            common += 1
+        self.truncate(common)
+        return list(tokens[common:])
+
+    def reset(self) -> None:
+        """Forget the whole sequence."""
+        self.truncate(0)
+
+    def save_state(self, path: str | Path) -> int:
+        """Write the sequence, its tokens and cache, to a file; see `edgeq.runtime.state`.
+
+        Args:
+            path: the file to make or replace; it is whole or not there at any moment.
+
+        Returns:
+            Its size in bytes.
+
+        Raises:
+            UsageError: the sequence is empty.
+            EdgeqError: the file cannot be written.
+        """
+        if not self._tokens:
+            raise UsageError("the sequence is empty; run some tokens before saving its state")
+        self._catch_up()
+        starts = [self._run.first(i) for i in range(self.config.layers)]
+        return state.save(
+            path, self.config, self._model_id(), self.kv_bits, self._tokens, starts, self._run.read
+        )
+
+    def load_state(self, path: str | Path) -> None:
+        """Take up a sequence saved by `save_state`, in the place of the present one.
+
+        Any context that holds it, any threads and either backend will do.
+
+        Raises:
+            FormatError: the file cannot be read, is damaged or is no state.
+            UsageError: it is of another model or kv_bits, or longer than the context.
+        """
+        saved = state.load(path, self.config, self._model_id(), self.kv_bits, self.context)
+        self.reset()
+        for layer, (start, parts) in enumerate(saved.layers()):
+            self._run.write(layer, start, parts)
+        saved.file.close()
+        self._extend(saved.tokens)
+
+    def close(self) -> None:
+        """Release threads and buffers; the engine cannot be used afterwards."""
+        self._run.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _extend(self, tokens: list[int]) -> None:
+        self._tokens += tokens
+        self._ready = len(self._tokens)
+
+    def _catch_up(self) -> None:
+        """Run again what the backend no longer holds; see `truncate`."""
+        if any(
+            self._run.first(i) > window_start(self.config, i, self._ready) for i in self._windowed
+        ):
+            self._ready = 0
+            self._run.truncate(0)
+        if self._ready < self.n_past:
+            ids = np.array(self._tokens[self._ready :], np.int64)
+            self._run.forward(ids, self._ready, 1)
+            self._ready = self.n_past
+
+    def _model_id(self) -> str:
+        if self._fingerprint is None:
+            self._fingerprint = state.fingerprint(self.model)
+        return self._fingerprint
+
+    def _check(self, ids: NDArray[np.int64], steps: int | None = None) -> None:
+        if ids.ndim != 1 or not len(ids):
+            raise UsageError("there are no tokens to run; pass at least one")
+        vocab = self.config.vocab
+        if ids.min() < 0 or ids.max() >= vocab:
+            bad = int(ids.min()) if ids.min() < 0 else int(ids.max())
+            raise UsageError(f"token id {bad} is outside the vocabulary 0 .. {vocab - 1}")
+        more = len(ids) if steps is None else steps
+        if self.n_past + more > self.context:
+            raise UsageError(
+                f"{self.n_past} tokens are in the context and {more} more were given, but it "
+                f"holds {self.context}; use a longer context (up to {self.config.context}) "
+                "or fewer tokens"
+            )

@@ -1,0 +1,329 @@
+"""From a prompt to a stream of text: prefill, decode, stop.
+
+Every token chosen gives one `Chunk`; a last one, without a token, says why it ended and brings
+text that was held back. Text is held back while it may be the start of a stop string or while it
+ends within a character, so that neither is ever shown.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.errors import UsageError
+from edgeq.model import ModelConfig
+from edgeq.runtime.lookup import MAX_DRAFT, Lookup, Pacing
+from edgeq.runtime.sampling import Sampler, SamplingParams
+
+FinishReason = Literal["stop", "length"]
+
+BURST_S = 0.030
+"""Greedy tokens are computed in bursts of about this long: short enough to look like a stream."""
+
+
+class Decoder(Protocol):
+    """What `generate` needs of an engine."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """Of the model it runs."""
+
+    @property
+    def context(self) -> int:
+        """The most tokens its cache holds."""
+
+    @property
+    def n_past(self) -> int:
+        """Tokens in its cache."""
+
+    @property
+    def tokens(self) -> list[int]:
+        """Those tokens."""
+
+    def forward(self, tokens: Sequence[int], all_logits: bool = False) -> NDArray[np.float32]:
+        """Append tokens; logits [V] of what follows the last, or [T, V] of all."""
+
+    def greedy(self, token: int, n: int) -> list[int]:
+        """Append ``token`` and each step's most likely one; the n chosen."""
+
+    def truncate(self, n: int) -> None:
+        """Forget all but the first n tokens."""
+
+
+class TextStream(Protocol):
+    """Turns tokens into text as they come, whole characters at a time."""
+
+    def push(self, token: int) -> str:
+        """The text this token completes, perhaps none."""
+
+
+class Decodes(Protocol):
+    """What `generate` needs of a tokenizer."""
+
+    eos_ids: tuple[int, ...]
+    """Tokens that end a text."""
+
+    def stream(self, prompt: Sequence[int]) -> TextStream:
+        """The text that continues a prompt."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One step of a generation.
+
+    Args:
+        text: new text, to be shown after what came before; may be empty.
+        token: the token chosen, or None in the last chunk.
+        finish_reason: None but in the last chunk: "stop" (end token or stop string) or "length"
+            (max_tokens reached, or the context full).
+        n_prompt: tokens prefilled.
+        n_generated: tokens chosen so far, an end token not counted.
+        prefill_s: seconds from the start until the first token's logits.
+        decode_s: seconds spent on the tokens after the first; the consumer's time is not in it.
+        n_reused: tokens before the prompt that the cache held already.
+        n_drafted: tokens guessed by lookup.
+        n_accepted: how many of those were right.
+    """
+
+    text: str
+    token: int | None
+    finish_reason: FinishReason | None
+    n_prompt: int
+    n_generated: int
+    prefill_s: float
+    decode_s: float
+    n_reused: int = 0
+    n_drafted: int = 0
+    n_accepted: int = 0
+
+    @property
+    def prefill_tokens_per_s(self) -> float | None:
+        """Prompt tokens a second."""
+        return self.n_prompt / self.prefill_s if self.prefill_s else None
+
+    @property
+    def decode_tokens_per_s(self) -> float | None:
+        """Generated tokens a second; the first, which prefill gives, is not counted."""
+        return (self.n_generated - 1) / self.decode_s if self.decode_s else None
+
+
+def generate(
+    engine: Decoder,
+    tokenizer: Decodes,
+    prompt_ids: Sequence[int],
+    params: SamplingParams,
+    *,
+    max_tokens: int | None = None,
+    stop: Sequence[str] = (),
+    lookup: int = 0,
+) -> Iterator[Chunk]:
+    """Continue a prompt, token by token.
+
+    The prompt is placed after what the engine's cache holds. However the generation ends, or is
+    closed early, the cache then holds what it held, the prompt, and the tokens fed since: all
+    that were generated but perhaps the last.
+
+    Args:
+        engine: with a cache of ``engine.context`` tokens.
+        tokenizer: gives the end tokens and the text stream.
+        prompt_ids: at least one token.
+        params: how tokens are chosen; temperature 0 without a penalty decodes in bursts.
+        max_tokens: the most to generate; None goes on until the context is full.
+        stop: strings that end the text and are not shown; they may span tokens.
+        lookup: tokens to guess at once from what the text has said before, 0 for none; only for
+            temperature 0 without a penalty. The tokens are the same as without.
+
+    Returns:
+        An iterator over chunks; arguments are checked before it is made.
+
+    Raises:
+        UsageError: an empty prompt, one longer than the context, or a wrong option.
+    """
+    if not prompt_ids:
+        raise UsageError("the prompt has no tokens; give it some text")
+    if max_tokens is not None and max_tokens < 1:
+        raise UsageError(f"max_tokens is {max_tokens}; use at least 1, or none for no limit")
+    if isinstance(stop, str):
+        raise UsageError(f"stop is the string {stop!r}; give a list of strings")
+    if "" in stop:
+        raise UsageError("a stop string is empty; it would stop before the first token")
+    if not 0 <= lookup <= MAX_DRAFT:
+        raise UsageError(f"lookup is {lookup}; use 0 (off) to {MAX_DRAFT}")
+    if lookup and not params.plain_greedy:
+        raise UsageError(
+            "lookup checks its guesses against the most likely token; "
+            "use it with temperature 0 and repetition penalty 1, or not at all"
+        )
+    if engine.n_past + len(prompt_ids) > engine.context:
+        before = f" after {engine.n_past} in the cache" if engine.n_past else ""
+        raise UsageError(
+            f"the prompt has {len(prompt_ids)} tokens{before} and the context holds "
+            f"{engine.context}; shorten the prompt, or use a larger context (the model was made "
+            f"for up to {engine.config.context})"
+        )
+    return _Generation(engine, tokenizer, prompt_ids, params, max_tokens, tuple(stop), lookup).run()
+
+
+class _Generation:
+    def __init__(
+        self,
+        engine: Decoder,
+        tokenizer: Decodes,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        max_tokens: int | None,
+        stop: tuple[str, ...],
+        lookup: int,
+    ) -> None:
+        self.engine = engine
+        self.prompt = list(prompt_ids)
+        self.history = [*engine.tokens, *self.prompt]
+        self.params = params
+        self.sampler = Sampler(params, engine.config.vocab)
+        self.ends = frozenset(tokenizer.eos_ids) | frozenset(engine.config.eos)
+        self.stop = stop
+        self.lookup = lookup
+        self.stream = tokenizer.stream(self.history)
+        room = engine.context - engine.n_past - len(self.prompt)
+        # the last token need not fit: it is shown, not fed
+        self.limit = room + 1 if max_tokens is None else min(max_tokens, room + 1)
+        self.n_generated = self.n_drafted = self.n_accepted = 0
+        self.prefill_s = self.decode_s = 0.0
+
+    def run(self) -> Iterator[Chunk]:
+        held, stopped = "", False
+        finish: FinishReason = "length"
+        with closing(self.tokens()) as tokens:
+            for token in tokens:
+                if token in self.ends:
+                    finish = "stop"
+                    break
+                self.n_generated += 1
+                text, held, stopped = split_at_stop(held + self.stream.push(token), self.stop)
+                yield self.chunk(text, token)
+                if stopped:
+                    break
+        # a character still unfinished in the stream stays there: half of one is no text
+        yield self.chunk(held, None, "stop" if stopped else finish)
+
+    def chunk(self, text: str, token: int | None, finish: FinishReason | None = None) -> Chunk:
+        return Chunk(
+            text=text,
+            token=token,
+            finish_reason=finish,
+            n_prompt=len(self.prompt),
+            n_generated=self.n_generated,
+            prefill_s=self.prefill_s,
+            decode_s=self.decode_s,
+            n_reused=len(self.history) - len(self.prompt),
+            n_drafted=self.n_drafted,
+            n_accepted=self.n_accepted,
+        )
+
+    def tokens(self) -> Generator[int, None, None]:
+        """Up to `limit` tokens; once closed, the cache lacks only the one last taken."""
+        started = time.perf_counter()
+        logits = self.engine.forward(self.prompt)
+        self.prefill_s = time.perf_counter() - started
+        self.sampler.accept(self.history)
+        token = self.sampler.sample(logits)
+        yield token
+        follow = self._bursts if self.params.plain_greedy else self._steps
+        if self.lookup:
+            follow = self._guesses
+        yield from follow(token, self.limit - 1)
+
+    def _steps(self, token: int, n: int) -> Generator[int, None, None]:
+        for _ in range(n):
+            started = time.perf_counter()
+            token = self.sampler.sample(self.engine.forward([token]))
+            self.decode_s += time.perf_counter() - started
+            yield token
+
+    def _bursts(self, token: int, n: int) -> Generator[int, None, None]:
+        burst, left = 1, n
+        while left:
+            burst = min(burst, left)
+            before = self.engine.n_past
+            started = time.perf_counter()
+            chosen = self.engine.greedy(token, burst)
+            elapsed = time.perf_counter() - started
+            self.decode_s += elapsed
+            yield from self._hand_out(chosen, before)
+            token = chosen[-1]  # starts the next burst
+            left -= burst
+            burst = next_burst(burst, elapsed)
+
+    def _guesses(self, token: int, n: int) -> Generator[int, None, None]:
+        """As `_bursts`, but what the text has said before is guessed and checked in one pass."""
+        text = Lookup([*self.history, token])
+        pacing, left = Pacing(self.lookup), n
+        while left:
+            draft = text.draft(min(pacing.width(), left - 1))
+            before = self.engine.n_past
+            started = time.perf_counter()
+            chosen = self._checked(token, draft)
+            self.decode_s += time.perf_counter() - started
+            right = len(chosen) - 1
+            self.n_drafted += len(draft)
+            self.n_accepted += right
+            pacing.judge(len(draft), right)
+            yield from self._hand_out(chosen, before)
+            text.extend(chosen)
+            token = chosen[-1]
+            left -= len(chosen)
+
+    def _checked(self, token: int, draft: list[int]) -> list[int]:
+        """The right part of a guess and the token after it: the greedy choices after ``token``."""
+        if not draft:
+            return self.engine.greedy(token, 1)
+        before = self.engine.n_past
+        rows = self.engine.forward([token, *draft], all_logits=True)
+        chosen = [int(best) for best in rows.argmax(axis=1)]
+        right = 0
+        while right < len(draft) and chosen[right] == draft[right]:
+            right += 1
+        self.engine.truncate(before + right + 1)
+        return chosen[: right + 1]
+
+    def _hand_out(self, chosen: list[int], before: int) -> Generator[int, None, None]:
+        """Tokens of one step; closed before the last, the cache forgets what nobody has seen."""
+        taken = 0
+        try:
+            for token in chosen:
+                taken += 1
+                yield token
+        finally:
+            if taken < len(chosen):
+                self.engine.truncate(before + taken)
+
+
+def next_burst(burst: int, elapsed_s: float) -> int:
+    """How many greedy tokens fit `BURST_S`, from the last burst; at most twice as many as it."""
+    fitting = int(BURST_S * burst / elapsed_s) if elapsed_s > 0 else 2 * burst
+    return max(1, min(fitting, 2 * burst))
+
+
+def split_at_stop(text: str, stop: Sequence[str]) -> tuple[str, str, bool]:
+    """Cut text at the first stop string, or before what may become one.
+
+    Args:
+        text: held back so far, plus what is new.
+        stop: the stop strings.
+
+    Returns:
+        (text to show, text to hold back, whether a stop string was found).
+    """
+    found = [place for s in stop if (place := text.find(s)) >= 0]
+    if found:
+        return text[: min(found)], "", True
+    for start in range(max(0, len(text) - max(map(len, stop), default=0) + 1), len(text)):
+        if any(s.startswith(text[start:]) for s in stop):
+            return text[:start], text[start:], False
+    return text, "", False

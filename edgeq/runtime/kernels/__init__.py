@@ -1,0 +1,109 @@
+"""Compiled kernels: the only folder that imports numba.
+
+    tile       the micro-kernel, written once over a dialect of byte dot products
+    x86, arm   the dialects; `tile.Dialect` is the portable one
+    table      chooses the dialect by real CPU features
+    matmul     tiles x tokens; attention over a packed cache; step: the whole decoder
+
+The matmul kernels and vector routines are LLVM modules of their own; all the rest is one Numba
+function, `step.decoder`. `native` turns both into object code, cached on disk in a folder keyed
+by the sources (`table.cache_folder`): once it is there, Numba itself is not even imported.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+
+from edgeq.errors import EdgeqError
+from edgeq.runtime.kernels.table import DIALECT
+from edgeq.schemes import BITS, QuantScheme
+
+KERNEL = DIALECT.name
+"""The name of the kernel in use, such as "avx512vnni"."""
+
+
+@cache
+def decoder() -> Callable[..., None]:
+    """The compiled decoder step (`step.decoder`), from the disk cache if it is there.
+
+    It is called with 15 integers and releases the interpreter lock while it runs.
+    """
+    from edgeq.runtime.kernels.native import decoder_address
+
+    # Numba's calling convention: two addresses for a result and an error, then the arguments
+    call = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_int64] * 17)(decoder_address())
+    unused = (ctypes.c_int64 * 2)()
+    room = ctypes.addressof(unused)
+
+    def run(*args: int) -> None:
+        if call(room, room + 8, *args) > 0:  # it raises nothing; 0 and -2 are success
+            raise EdgeqError(f"the compiled decoder failed; room {unused[:]}")
+
+    return run
+
+
+def warmup(progress: Callable[[str, int, int], None] | None = None) -> dict[str, float]:
+    """Compile every kernel, or load it from the cache.
+
+    Args:
+        progress: called with (name, done, total) before each kernel and at the end.
+
+    Returns:
+        Seconds per kernel, in order.
+    """
+    from edgeq.runtime.kernels.native import kernel_address, kernel_name, register_routines
+
+    schemes = {
+        kernel_name(scheme): scheme
+        for bits in BITS
+        for symmetric in (True, False)
+        for size in (32, 16)
+        for scheme in [QuantScheme(bits, symmetric, "group", size)]
+    }
+    work: dict[str, Callable[[], Any]] = {"routines": register_routines, "decoder": decoder}
+    work.update({name: partial(kernel_address, scheme) for name, scheme in schemes.items()})
+    seconds = {}
+    for i, (name, compile_it) in enumerate(work.items()):
+        if progress:
+            progress(name, i, len(work))
+        start = time.perf_counter()
+        compile_it()
+        seconds[name] = time.perf_counter() - start
+    if progress:
+        progress("done", len(work), len(work))
+    return seconds
+
+
+def read_bandwidth(threads: int, megabytes: int = 256, repeats: int = 5) -> float:
+    """Measured memory read bandwidth in GB/s (10**9 bytes), the median of several passes.
+
+    Each thread streams through its own part of a buffer far larger than the caches.
+    """
+    from edgeq.runtime.kernels.native import register_routines
+    from edgeq.runtime.threads import Team
+
+    if threads < 1:
+        raise EdgeqError(f"threads is {threads}; use 1 or more")
+    read = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(
+        register_routines()["edgeq_read"]
+    )
+    size = megabytes << 20
+    raw = np.ones(size + 64, np.uint8)
+    base = raw.ctypes.data + (-raw.ctypes.data % 64)
+    share = size // threads // 4096 * 4096
+    seconds = []
+    with Team(threads) as team:
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            team.run(lambda tid: read(base + tid * share, share))
+            seconds.append(time.perf_counter() - start)
+    return share * threads / sorted(seconds[1:])[repeats // 2] / 1e9
+
+
+__all__ = ["KERNEL", "decoder", "read_bandwidth", "warmup"]

@@ -1,0 +1,231 @@
+"""Compiles the matmul kernels to machine code: one small LLVM module per kind of weights.
+
+They are compiled on their own, outside Numba's functions, and called by address. So each is
+optimized once (Numba would optimize it again in every function that reaches it), only the kinds
+a model uses are compiled at all, the object code is cached on disk, and the very same modules
+can be cross-compiled and looked at for any processor (`assembly`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+
+from edgeq.errors import EdgeqError
+from edgeq.packing import LANE, TILE
+from edgeq.runtime.kernels import routines
+from edgeq.runtime.kernels.table import DIALECT, cache_folder
+from edgeq.runtime.kernels.tile import I64, VOID, Dialect, Variant, add, build, const, loop
+from edgeq.schemes import QuantScheme
+
+KEY_SCHEME = QuantScheme(8, symmetric=False, granularity="channel", group_size=None)
+VALUE_SCHEME = QuantScheme(8, granularity="channel", group_size=None)
+"""INT8 caches of keys and values are read as if they were weights of these schemes."""
+
+DECODER = "edgeq_decoder"
+_EXTERNALS = frozenset({"usleep", "sqrtf", "memset", "memcpy"})
+_lock = threading.Lock()
+_addresses: dict[str, int] = {}
+_engines: list[Any] = []  # own the code that the addresses point to
+
+
+def kernel_name(scheme: QuantScheme) -> str:
+    """The name of the kernel for a scheme: one per bits, kind of codes, and whether groups are 16."""
+    half = "h" if scheme.group_size == 16 else ""
+    kind = "p" if scheme.codebook else ("s" if scheme.symmetric else "a")
+    return f"q{scheme.bits}{kind}{half}"
+
+
+def kernel_address(scheme: QuantScheme, dialect: Dialect = DIALECT) -> int:
+    """The address of the compiled kernel for a scheme, from the disk cache if it is there."""
+    name = f"{dialect.name}_{kernel_name(scheme)}"
+    with _lock:
+        if name not in _addresses:
+            code = _object_code(name, lambda: module(scheme, dialect))
+            symbol = f"edgeq_{kernel_name(scheme)}"
+            _addresses[name] = _load(name, code, [symbol])[symbol]
+        return _addresses[name]
+
+
+def register_routines() -> dict[str, int]:
+    """Compile the vector routines and let compiled functions find them by name."""
+    with _lock:
+        if "edgeq_read" not in _addresses:
+            code = _object_code("routines", lambda: routines.module(DIALECT))
+            found = _load("routines", code, list(routines.SYMBOLS))
+            for symbol, address in found.items():
+                llvm.add_symbol(symbol, address)
+            _addresses.update(found)
+        return {symbol: _addresses[symbol] for symbol in routines.SYMBOLS}
+
+
+def decoder_address() -> int:
+    """The address of the compiled decoder; Numba is imported only if it must be compiled."""
+    register_routines()
+    with _lock:
+        if "decoder" not in _addresses:
+            code = _cached("decoder", _compiled_decoder)
+            _addresses["decoder"] = _load("decoder", code, [DECODER])[DECODER]
+        return _addresses["decoder"]
+
+
+def _compiled_decoder() -> bytes:
+    """Numba's LLVM code for `step.decoder` as object code.
+
+    Only the function itself is kept, without Numba's wrappers, so that the object code needs
+    nothing of Numba to be loaded.
+    """
+    from numba import njit
+
+    from edgeq.runtime.kernels.step import DECODER_TYPES, decoder
+
+    compiled = njit(
+        DECODER_TYPES, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
+    )(decoder)
+    name = compiled.overloads[DECODER_TYPES.args].fndesc.llvm_func_name
+    parsed = llvm.parse_assembly(next(iter(compiled.inspect_llvm().values())))
+    for function in parsed.functions:
+        if function.name == name:
+            function.name = DECODER
+        elif not function.is_declaration:
+            function.linkage = llvm.Linkage.internal
+    machine = _machine(*_host())
+    _optimize(parsed, machine)
+    needed = {f.name for f in parsed.functions if f.is_declaration and "llvm." not in f.name}
+    if unknown := needed - _EXTERNALS - set(routines.SYMBOLS):
+        raise EdgeqError(f"the compiled decoder needs unknown functions: {sorted(unknown)}")
+    return bytes(machine.emit_object(parsed))
+
+
+def module(scheme: QuantScheme, dialect: Dialect) -> ir.Module:
+    """The LLVM module of one kernel: loops over tiles and tokens around the micro-kernels.
+
+    The function takes 15 integers: codes, bytes between tiles' codes, scales, bytes, zero
+    points (or the palette), bytes, blocks, group shift, activations, bytes between rows, rows, output, bytes
+    between rows, first tile, last tile.
+    """
+    bits, asymmetric, half = scheme.bits, not scheme.symmetric, scheme.group_size == 16
+    mod = ir.Module(kernel_name(scheme))
+    fn = ir.Function(mod, ir.FunctionType(VOID, [I64] * 15), f"edgeq_{mod.name}")
+    (codes, code_step, scales, scale_step, zeros, zero_step, blocks, shift,
+     acts, act_stride, tokens, out, out_stride, first, last) = fn.args  # fmt: skip
+    b = ir.IRBuilder(fn.append_basic_block())
+    with loop(b, first, last, 1) as tile:
+        weights = [
+            b.add(base, b.mul(tile, step))
+            for base, step in ((codes, code_step), (scales, scale_step), (zeros, zero_step))
+        ]
+        target = b.add(out, b.shl(tile, const(6)))
+        done: ir.Value = const(0)
+        for step in sorted(dialect.tokens, reverse=True):
+            palette = scheme.codebook is not None
+            kernel = build(b, dialect, Variant(bits, asymmetric, half, step, palette))
+            stop = b.add(done, b.mul(b.sdiv(b.sub(tokens, done), const(step)), const(step)))
+            with loop(b, done, stop, step) as m:
+                row = b.add(acts, b.mul(m, act_stride))
+                to = b.add(target, b.mul(m, out_stride))
+                for r in range(0, TILE, dialect.rows(step)):
+                    # bytes before row r: codes, scales, zero points (a palette serves all rows)
+                    sizes = (LANE * r, 2 * r, 0 if palette else r)
+                    parts = [add(b, at, n) for at, n in zip(weights, sizes, strict=True)]
+                    b.call(
+                        kernel,
+                        [*parts, row, blocks, shift, act_stride, add(b, to, 4 * r), out_stride],
+                    )
+            done = stop
+    b.ret_void()
+    return mod
+
+
+def _machine(triple: str, cpu: str, features: str) -> Any:
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    return llvm.Target.from_triple(triple).create_target_machine(
+        cpu=cpu, features=features, opt=3, reloc="default", codemodel="jitdefault", jit=True
+    )
+
+
+def _optimized(mod: ir.Module, machine: Any, triple: str) -> Any:
+    mod.triple, mod.data_layout = triple, str(machine.target_data)
+    parsed = llvm.parse_assembly(str(mod))
+    parsed.verify()
+    _optimize(parsed, machine)
+    return parsed
+
+
+def _optimize(parsed: Any, machine: Any) -> None:
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    builder = llvm.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(parsed, builder)
+
+
+def assembly(scheme: QuantScheme, dialect: Dialect, triple: str, cpu: str) -> str:
+    """The kernel's assembly for any processor, without running it."""
+    machine = _machine(triple, cpu, dialect.target_features)
+    return str(machine.emit_assembly(_optimized(module(scheme, dialect), machine, triple)))
+
+
+def _host() -> tuple[str, str, str]:
+    """Triple, CPU name and features of this machine."""
+    features = ""
+    with contextlib.suppress(RuntimeError):  # LLVM cannot list them on every platform
+        features = llvm.get_host_cpu_features().flatten()
+    extra = DIALECT.target_features
+    return (
+        llvm.get_process_triple(),
+        llvm.get_host_cpu_name(),
+        ",".join(part for part in (features, extra) if part),
+    )
+
+
+def _object_code(name: str, make: Callable[[], ir.Module]) -> bytes:
+    def compile_it() -> bytes:
+        machine = _machine(*_host())
+        return bytes(machine.emit_object(_optimized(make(), machine, _host()[0])))
+
+    return _cached(name, compile_it)
+
+
+def _cached(name: str, make: Callable[[], bytes]) -> bytes:
+    """Object code from the cache, or made and kept there."""
+    path = cache_folder(*_host()) / f"{name}.o"
+    try:
+        return path.read_bytes()
+    except OSError:
+        code = make()
+    with contextlib.suppress(OSError):  # without a cache it is compiled in every process
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, code)
+    return code
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file all at once, so that a second process never reads half of it."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _load(name: str, code: bytes, symbols: list[str]) -> dict[str, int]:
+    """Link object code into this process; addresses of its symbols."""
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(*_host()))
+    engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    _engines.append(engine)
+    addresses = {symbol: int(engine.get_function_address(symbol)) for symbol in symbols}
+    if not all(addresses.values()):
+        raise EdgeqError(f"kernel {name} could not be loaded; delete {cache_folder().parent}")
+    return addresses

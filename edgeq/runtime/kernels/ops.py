@@ -1,0 +1,193 @@
+"""The steps between matmuls: norms, rotary embedding, activations, embedding rows, the barrier.
+
+No fast-math anywhere: every value is computed in one defined order, so that one, two or four
+threads, whole prompts and single tokens give the same bits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgeq.runtime.kernels.plan import (
+    PALETTE,
+    FIRST_QUANT,
+    L_BLOCKS,
+    L_CODE_STEP,
+    L_CODES,
+    L_K,
+    L_KIND,
+    L_SCALE_STEP,
+    L_SCALES,
+    L_SHIFT,
+    L_ZERO_STEP,
+    L_ZEROS,
+    SYNC_ARRIVED,
+    SYNC_GENERATION,
+    SYNC_WORK,
+)
+from edgeq.runtime.kernels.tile import ACT_BLOCK
+from edgeq.runtime.kernels.vector import (
+    atomic_add,
+    atomic_load,
+    atomic_store,
+    bytes_at,
+    compiled,
+    floats,
+    get_bf16,
+    get_f16,
+    pause,
+    quantize_row,
+    signed_bytes_at,
+    usleep,
+    vector_sumsq,
+)
+
+_SPINS = 4000  # some 100 microseconds: longer than a phase of a quiet machine is uneven
+_NAP = np.uint32(20)  # microseconds
+
+_ONE = np.float32(1)
+
+
+@compiled
+def barrier(sync, threads):  # type: ignore[no-untyped-def]
+    """Wait for all threads; the last to arrive resets the work counter.
+
+    Spins first, then sleeps. A member that is late by so much has lost its core to another
+    program; a sleeping (not a spinning, not a yielding) core is one that the scheduler moves
+    the late one to.
+    """
+    if threads == 1:
+        atomic_store(sync + SYNC_WORK, 0)
+        return
+    generation = atomic_load(sync + SYNC_GENERATION)
+    if atomic_add(sync + SYNC_ARRIVED, 1) == threads - 1:
+        atomic_store(sync + SYNC_ARRIVED, 0)
+        atomic_store(sync + SYNC_WORK, 0)
+        atomic_add(sync + SYNC_GENERATION, 1)
+        return
+    spins = 0
+    while atomic_load(sync + SYNC_GENERATION) == generation:
+        spins += 1
+        if spins < _SPINS:
+            pause()
+        else:
+            usleep(_NAP)
+
+
+@compiled
+def next_chunk(sync):  # type: ignore[no-untyped-def]
+    """The next piece of work of this phase that nobody has taken."""
+    return atomic_add(sync + SYNC_WORK, 1)
+
+
+@compiled
+def next_tiles(sync, tiles, threads):  # type: ignore[no-untyped-def]
+    """The next range of tiles that nobody has taken; empty when there are none left.
+
+    Half of what is left is divided between the threads, then half of the rest, and so on: large
+    pieces first, and an end that all reach together.
+    """
+    while True:
+        chunk = next_chunk(sync)
+        left = tiles >> (chunk // threads)
+        if threads == 1 or left == 0:
+            return (0, tiles) if threads == 1 and chunk == 0 else (tiles, tiles)
+        half, part = left - (left >> 1), chunk % threads
+        first = tiles - left + half * part // threads
+        last = tiles - left + half * (part + 1) // threads
+        if first < last:
+            return first, last
+
+
+@compiled
+def quantize_twice(x, first, second, blocks, rest):  # type: ignore[no-untyped-def]
+    """Quantize a row to ``first``, and what that rounding left to ``second`` (rest: scratch)."""
+    quantize_row(x, first, blocks)
+    source, left = floats(x, blocks * 32), floats(rest, blocks * 32)
+    for b in range(blocks):
+        scale = floats(first + b * ACT_BLOCK + 32, 1)[0]
+        codes = signed_bytes_at(first + b * ACT_BLOCK, 32)
+        for i in range(32):
+            left[b * 32 + i] = source[b * 32 + i] - scale * np.float32(codes[i])
+    quantize_row(rest, second, blocks)
+
+
+@compiled
+def rms_norm(x, weight, out, n, eps):  # type: ignore[no-untyped-def]
+    """out = x / rms(x) * weight over n values; out may be x."""
+    r = _ONE / np.sqrt(vector_sumsq(x, n) / np.float32(n) + eps)
+    source, scale, target = floats(x, n), floats(weight, n), floats(out, n)
+    for i in range(n):
+        target[i] = (source[i] * r) * scale[i]
+
+
+@compiled
+def add_rows(x, y, n):  # type: ignore[no-untyped-def]
+    """x += y over n values."""
+    target, source = floats(x, n), floats(y, n)
+    for i in range(n):
+        target[i] += source[i]
+
+
+@compiled
+def rotate(x, cos, sin, half):  # type: ignore[no-untyped-def]
+    """Rotary embedding in place on the first 2 * half values (Hugging Face's half split)."""
+    v, c, s = floats(x, 2 * half), floats(cos, half), floats(sin, half)
+    for i in range(half):
+        a, b = v[i], v[i + half]
+        v[i] = a * c[i] - b * s[i]
+        v[i + half] = b * c[i] + a * s[i]
+
+
+@compiled
+def embedding_row(lin, row, out, scale):  # type: ignore[no-untyped-def]
+    """Row ``row`` of an embedding matrix, dequantized, times ``scale``."""
+    k, kind = lin[L_K], lin[L_KIND]
+    x = floats(out, k)
+    if kind == 0:
+        source = floats(lin[L_CODES] + row * k * 4, k)
+        for i in range(k):
+            x[i] = source[i] * scale
+        return
+    if kind < FIRST_QUANT:
+        at = lin[L_CODES] + row * k * 2
+        for i in range(k):
+            value = get_f16(at + 2 * i) if kind == 1 else get_bf16(at + 2 * i)
+            x[i] = value * scale
+        return
+    tile, r = row // 16, row % 16
+    bits = lin[L_CODE_STEP] // (lin[L_BLOCKS] * 64)
+    half = (kind - FIRST_QUANT) & 1
+    asymmetric = (kind - FIRST_QUANT) & 2
+    codes = bytes_at(lin[L_CODES] + tile * lin[L_CODE_STEP], lin[L_CODE_STEP])
+    scales, zeros = lin[L_SCALES] + tile * lin[L_SCALE_STEP], lin[L_ZEROS] + tile * lin[L_ZERO_STEP]
+    for i in range(k):
+        block, j, c = i >> 5, (i >> 2) & 7, i & 3
+        at = block * bits * 64 + r * 4 + c
+        if bits == 8:
+            code = np.int32(codes[at + j * 64])
+        elif bits == 4:
+            code = np.int32((codes[at + (j >> 1) * 64] >> (4 * (j & 1))) & 15)
+        else:
+            code = np.int32((codes[at + (j >> 2) * 64] >> (2 * (j & 3))) & 3)
+            if bits == 3:
+                code |= np.int32(((codes[at + 128] >> j) & 1) << 2)
+        group = i >> 4 if half else block >> lin[L_SHIFT]
+        if kind >= PALETTE:
+            value = np.float32(signed_bytes_at(zeros, 16)[code])
+            x[i] = value * get_f16(scales + group * 32 + r * 2) * scale
+            continue
+        zero = np.int32(1 << (bits - 1))
+        if asymmetric:
+            zero = np.int32(bytes_at(zeros + group * 16, 16)[r])
+        x[i] = np.float32(code - zero) * get_f16(scales + group * 32 + r * 2) * scale
+
+
+@compiled
+def argmax(x):  # type: ignore[no-untyped-def]
+    """The lowest index of the largest value."""
+    best = 0
+    for i in range(1, x.size):
+        if x[i] > x[best]:
+            best = i
+    return best

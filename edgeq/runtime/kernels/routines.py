@@ -1,0 +1,327 @@
+"""Native vector routines: quantizing rows, reductions, float rows, a streaming read.
+
+Like the matmul kernels they are LLVM modules compiled once and called by name. Reductions keep
+16 partial results and combine them in a fixed order, so that a sum does not depend on the ISA,
+on how work was divided, or on what the optimizer made of the loop around it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+from llvmlite import ir
+
+from edgeq.runtime.kernels.tile import (
+    ACT_BLOCK,
+    F16,
+    F32,
+    I8,
+    I16,
+    I32,
+    I64,
+    V16F32,
+    V16I32,
+    VOID,
+    Dialect,
+    add,
+    const,
+    declare,
+    fma,
+    load,
+    local,
+    loop,
+    splat,
+    store,
+    take,
+)
+from edgeq.schemes import K_BLOCK
+
+_V32F32, _V32I32, _V32I8 = (ir.VectorType(t, K_BLOCK) for t in (F32, I32, I8))
+_FLOATS = {"F32": 4, "F16": 2, "BF16": 2}
+FLOAT_KINDS = {kind: code for code, kind in enumerate(_FLOATS)}
+"""Codes of the float types that weights may have."""
+
+Binary = Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value]
+
+SYMBOLS: dict[str, tuple[ir.Type, int]] = {
+    "edgeq_quantize_row": (VOID, 3),
+    "edgeq_sumsq": (F32, 2),
+    "edgeq_absmax": (F32, 2),
+    **{f"edgeq_dot_{kind.lower()}": (F32, 3) for kind in _FLOATS},
+    "edgeq_softmax": (VOID, 9),
+    "edgeq_merge": (VOID, 3),
+    "edgeq_gate": (VOID, 4),
+    "edgeq_center_scores": (VOID, 4),
+    "edgeq_read": (I64, 2),
+}
+"""What the module defines: name -> (result, number of 64-bit integer arguments)."""
+
+
+def module(dialect: Dialect) -> ir.Module:
+    """All routines as one LLVM module (the same for every dialect)."""
+    mod = ir.Module("routines")
+    _quantize_row(mod)
+    _reduction(
+        mod, "edgeq_sumsq", 0.0, lambda b, s, x: fma(b, x, x, s), lambda b, x, y: b.fadd(x, y)
+    )
+    _reduction(mod, "edgeq_absmax", 0.0, lambda b, s, x: _larger(b, s, _abs(b, x)), _larger)
+    for kind in _FLOATS:
+        _dot(mod, kind)
+    _center_scores(mod)
+    _softmax(mod)
+    _merge(mod)
+    _gate(mod)
+    _read(mod)
+    return mod
+
+
+def _define(mod: ir.Module, name: str) -> tuple[ir.Function, ir.IRBuilder]:
+    ret, count = SYMBOLS[name]
+    fn = ir.Function(mod, ir.FunctionType(ret, [I64] * count), name)
+    return fn, ir.IRBuilder(fn.append_basic_block())
+
+
+def _larger(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+    return b.select(b.fcmp_ordered(">", x, y), x, y)
+
+
+def _abs(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    n = x.type.count
+    return b.call(declare(b, f"llvm.fabs.v{n}f32", x.type, [x.type]), [x])
+
+
+def _tree(b: ir.IRBuilder, vector: ir.Value, combine: Binary) -> ir.Value:
+    """Combine the lanes by halving, in a fixed order."""
+    count = vector.type.count
+    while count > 1:
+        count //= 2
+        low, high = list(range(count)), list(range(count, 2 * count))
+        vector = combine(b, take(b, vector, low), take(b, vector, high))
+    return b.extract_element(vector, const(0, I32))
+
+
+def _quantize_row(mod: ir.Module) -> None:
+    """Quantize ``blocks`` * 32 floats at x to activation blocks (`tile.ACT_BLOCK`) at out.
+
+    scale = max|x| / 127, code = rint(x * (127 / max|x|)), ties to even; all zero where the
+    largest is below 1e-30 (127 / max would overflow).
+    """
+    fn, b = _define(mod, "edgeq_quantize_row")
+    x, out, blocks = fn.args
+    zero, top_code = ir.Constant(F32, 0.0), ir.Constant(F32, 127.0)
+    rint = declare(b, "llvm.rint.v32f32", _V32F32, [_V32F32])
+    with loop(b, const(0), blocks, 1) as i:
+        target = b.add(out, b.mul(i, const(ACT_BLOCK)))
+        v = load(b, b.add(x, b.mul(i, const(4 * K_BLOCK))), _V32F32, 4)
+        top = _tree(b, _abs(b, v), _larger)
+        some = b.fcmp_ordered(">", top, ir.Constant(F32, 1e-30))
+        factor = b.select(some, b.fdiv(top_code, top), zero)
+        codes = b.fptosi(b.call(rint, [b.fmul(v, splat(b, factor, _V32F32))]), _V32I32)
+        store(b, b.trunc(codes, _V32I8), target)
+        store(b, b.select(some, b.fdiv(top, top_code), zero), add(b, target, K_BLOCK))
+        halves = [take(b, codes, list(range(16 * h, 16 * h + 16))) for h in (0, 1)]
+        sums = [_tree(b, half, lambda b, p, q: b.add(p, q)) for half in halves]
+        for j, value in enumerate((*sums, b.add(*sums))):
+            store(b, b.neg(value), add(b, target, K_BLOCK + 4 + 4 * j))
+    b.ret_void()
+
+
+def _reduction(mod: ir.Module, name: str, start: float, step: Binary, combine: Binary) -> None:
+    """Reduce ``n`` floats at x: 16 lanes, then the lanes, then what is left over one by one."""
+    fn, b = _define(mod, name)
+    x, n = fn.args
+    first = ir.Constant(V16F32, [start] * 16)
+    lanes = local(b, first)
+    whole = b.and_(n, const(-16))
+    with loop(b, const(0), whole, 16) as i:
+        v = load(b, b.add(x, b.shl(i, const(2))), V16F32, 4)
+        b.store(step(b, b.load(lanes), v), lanes)
+    total = local(b, _tree(b, b.load(lanes), combine))
+    with loop(b, whole, n, 1) as i:
+        one = splat(b, load(b, b.add(x, b.shl(i, const(2))), F32, 4), V16F32)
+        alone = b.extract_element(step(b, first, one), const(0, I32))
+        b.store(combine(b, b.load(total), alone), total)
+    b.ret(b.load(total))
+
+
+def _widened(b: ir.IRBuilder, address: ir.Value, kind: str, n: int) -> ir.Value:
+    """``n`` elements of a float type as float32 (a scalar for n = 1)."""
+
+    def ty(element: ir.Type) -> ir.Type:
+        return element if n == 1 else ir.VectorType(element, n)
+
+    if kind == "F32":
+        return load(b, address, ty(F32), 4)
+    if kind == "F16":
+        return b.fpext(load(b, address, ty(F16), 2), ty(F32))
+    wide = b.zext(load(b, address, ty(I16), 2), ty(I32))
+    return b.bitcast(b.shl(wide, const(16, ty(I32))), ty(F32))
+
+
+def _dot(mod: ir.Module, kind: str) -> None:
+    """Dot product of a row of weights (F32, F16 or BF16) with float32 activations."""
+    fn, b = _define(mod, f"edgeq_dot_{kind.lower()}")
+    weights, x, n = fn.args
+    zero, size, width = ir.Constant(V16F32, [0.0] * 16), const(_FLOATS[kind]), 64
+    lanes = [local(b, zero) for _ in range(width // 16)]
+    whole = b.and_(n, const(-width))
+    with loop(b, const(0), whole, width) as i:
+        for q, lane in enumerate(lanes):
+            at = b.add(i, const(16 * q))
+            w = _widened(b, b.add(weights, b.mul(at, size)), kind, 16)
+            v = load(b, b.add(x, b.shl(at, const(2))), V16F32, 4)
+            b.store(fma(b, w, v, b.load(lane)), lane)
+    a, c, d, e = (b.load(lane) for lane in lanes)
+    joined = _tree(b, b.fadd(b.fadd(a, c), b.fadd(d, e)), lambda b, p, q: b.fadd(p, q))
+    total = local(b, joined)
+    with loop(b, whole, n, 1) as i:
+        w = _widened(b, b.add(weights, b.mul(i, size)), kind, 1)
+        v = load(b, b.add(x, b.shl(i, const(2))), F32, 4)
+        b.store(b.fadd(b.load(total), b.fmul(w, v)), total)
+    b.ret(b.load(total))
+
+
+def _center_scores(mod: ir.Module) -> None:
+    """Products of a float32 query with 16 float16 centers stored as [n][16]; 16 floats out."""
+    fn, b = _define(mod, "edgeq_center_scores")
+    centers, q, n, out = fn.args
+    lanes = local(b, ir.Constant(V16F32, [0.0] * 16))
+    with loop(b, const(0), n, 1) as i:
+        row = _widened(b, b.add(centers, b.shl(i, const(5))), "F16", 16)
+        x = splat(b, load(b, b.add(q, b.shl(i, const(2))), F32, 4), V16F32)
+        b.store(fma(b, row, x, b.load(lanes)), lanes)
+    store(b, b.load(lanes), out, 4)
+    b.ret_void()
+
+
+def _exp(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    """e ** x on <16 x float> within 2 units in the last place; x is clamped to -87 .. 88.
+
+    Source: Cephes expf: x = n ln 2 + r, a degree-5 polynomial on |r| <= ln 2 / 2.
+    """
+    x = _larger(b, x, _floats(-87.0))
+    x = b.select(b.fcmp_ordered("<", x, _floats(88.0)), x, _floats(88.0))
+    floor = declare(b, "llvm.floor.v16f32", V16F32, [V16F32])
+    n = b.call(floor, [fma(b, x, _floats(1.4426950408889634), _floats(0.5))])
+    r = fma(b, n, _floats(-0.693359375), x)
+    r = fma(b, n, _floats(2.12194440e-4), r)
+    p = _floats(1.9875691500e-4)
+    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5):
+        p = fma(b, p, r, _floats(c))
+    y = b.fadd(fma(b, p, b.fmul(r, r), r), _floats(1.0))
+    power = b.shl(b.add(b.fptosi(n, V16I32), const(127, V16I32)), const(23, V16I32))
+    return b.fmul(y, b.bitcast(power, V16F32))
+
+
+def _floats(value: float) -> ir.Constant:
+    # the nearest float32, as llvmlite writes constants with all digits of a double
+    nearest = struct.unpack("f", struct.pack("f", value))[0]
+    return ir.Constant(V16F32, [nearest] * 16)
+
+
+def _softmax(mod: ir.Module) -> None:
+    """One query row's scores over a chunk of keys, in place: unnormalized probabilities.
+
+    For key j of tile t: score = (scores[j] + rest[j] + centers[t]) * scale if first <= j < last.
+    The score becomes e ** (score - max) * v_scales[j], or 0; max and the sum of e ** ... (without
+    v_scales) go to head[0:2].
+    Arguments: scores, rest, centers, v_scales, scale's address, first, last, tiles, head.
+    """
+    fn, b = _define(mod, "edgeq_softmax")
+    scores, rest, centers, v_scales, scale_at, first, last, tiles, head = fn.args
+    least, zero = _floats(-3.0e38), _floats(0.0)
+    scale = splat(b, load(b, scale_at, F32, 4), V16F32)
+    lane = ir.Constant(V16I32, list(range(16)))
+    low, high = (splat(b, b.trunc(edge, I32), V16I32) for edge in (first, last))
+    top = local(b, least)
+    with loop(b, const(0), tiles, 1) as t:
+        at = b.shl(t, const(6))
+        center = splat(b, load(b, b.add(centers, b.shl(t, const(2))), F32, 4), V16F32)
+        score = b.fadd(load(b, b.add(scores, at), V16F32, 4), load(b, b.add(rest, at), V16F32, 4))
+        score = b.fmul(b.fadd(score, center), scale)
+        j = b.add(splat(b, b.trunc(b.shl(t, const(4)), I32), V16I32), lane)
+        seen = b.and_(b.icmp_signed(">=", j, low), b.icmp_signed("<", j, high))
+        score = b.select(seen, score, least)
+        store(b, score, b.add(scores, at), 4)
+        b.store(_larger(b, b.load(top), score), top)
+    peak = _tree(b, b.load(top), _larger)
+    shift = splat(b, peak, V16F32)
+    total = local(b, zero)
+    with loop(b, const(0), tiles, 1) as t:
+        at = b.shl(t, const(6))
+        score = load(b, b.add(scores, at), V16F32, 4)
+        p = _exp(b, b.fsub(score, shift))
+        p = b.select(b.fcmp_ordered(">", score, _floats(-1.0e38)), p, zero)
+        b.store(b.fadd(b.load(total), p), total)
+        store(b, b.fmul(p, load(b, b.add(v_scales, at), V16F32, 4)), b.add(scores, at), 4)
+    store(b, peak, head, 4)
+    store(b, _tree(b, b.load(total), lambda b, x, y: b.fadd(x, y)), add(b, head, 4), 4)
+    b.ret_void()
+
+
+def _merge(mod: ir.Module) -> None:
+    """Fold a later chunk's (max, sum, ..., output) into the running one, n floats in all.
+
+    Both have `PART_HEAD` = 16 floats before the output, n is a multiple of 16.
+    """
+    fn, b = _define(mod, "edgeq_merge")
+    total, part, n = fn.args
+    maxima = [load(b, address, F32, 4) for address in (total, part)]
+    sums = [load(b, add(b, address, 4), F32, 4) for address in (total, part)]
+    zero = ir.Constant(F32, 0.0)
+    # a chunk of which nothing was seen has no say in the maximum
+    least = ir.Constant(F32, -3.0e38)
+    maxima = [
+        b.select(b.fcmp_ordered(">", s, zero), m, least) for m, s in zip(maxima, sums, strict=True)
+    ]
+    peak = _larger(b, *maxima)
+    shift = splat(b, peak, V16F32)
+    weights = [
+        b.select(
+            splat(b, b.fcmp_ordered(">", s, zero), ir.VectorType(ir.IntType(1), 16)),
+            _exp(b, b.fsub(splat(b, m, V16F32), shift)),
+            _floats(0.0),
+        )
+        for m, s in zip(maxima, sums, strict=True)
+    ]
+    with loop(b, const(0), n, 16) as i:
+        at = b.shl(i, const(2))
+        x, y = (load(b, b.add(address, at), V16F32, 4) for address in (total, part))
+        store(b, fma(b, y, weights[1], b.fmul(x, weights[0])), b.add(total, at), 4)
+    store(b, peak, total, 4)
+    b.ret_void()
+
+
+def _gate(mod: ir.Module) -> None:
+    """g = act(g) * u for n floats, a multiple of 16; kind 0 is SiLU, 1 is GELU by tanh.
+
+    Both are g / (1 + e ** -z): with z = g, or z = 2 sqrt(2 / pi) (g + 0.044715 g ** 3), since
+    0.5 (1 + tanh y) = 1 / (1 + e ** -2y).
+    """
+    fn, b = _define(mod, "edgeq_gate")
+    g, u, n, kind = fn.args
+    is_gelu = splat(b, b.icmp_signed("==", kind, const(1)), ir.VectorType(ir.IntType(1), 16))
+    with loop(b, const(0), n, 16) as i:
+        at = b.shl(i, const(2))
+        x, y = (load(b, b.add(address, at), V16F32, 4) for address in (g, u))
+        cube = b.fmul(b.fmul(x, x), b.fmul(x, _floats(0.044715)))
+        z = b.select(is_gelu, b.fmul(b.fadd(x, cube), _floats(1.5957691216057308)), x)
+        e = _exp(b, b.fsub(_floats(0.0), z))
+        store(b, b.fmul(b.fdiv(x, b.fadd(e, _floats(1.0))), y), b.add(g, at), 4)
+    b.ret_void()
+
+
+def _read(mod: ir.Module) -> None:
+    """Read n bytes (a multiple of 512) and fold them into a digest, so that no load is dropped."""
+    fn, b = _define(mod, "edgeq_read")
+    x, n = fn.args
+    lanes = [local(b, ir.Constant(V16I32, [0] * 16)) for _ in range(8)]
+    with loop(b, const(0), n, 512) as i:
+        for q, lane in enumerate(lanes):
+            v = load(b, b.add(x, b.add(i, const(64 * q))), V16I32, 64)
+            b.store(b.xor(b.load(lane), v), lane)
+    digest = b.load(lanes[0])
+    for lane in lanes[1:]:
+        digest = b.xor(digest, b.load(lane))
+    b.ret(b.zext(_tree(b, digest, lambda b, p, q: b.xor(p, q)), I64))

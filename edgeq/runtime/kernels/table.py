@@ -1,0 +1,76 @@
+"""The one table that chooses kernels by what the processor really has.
+
+Order of preference, best first. `EDGEQ_KERNEL=name` overrides, within what the processor has:
+a kernel it lacks would abort the compiler or the process, so that is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from importlib.metadata import version
+from pathlib import Path
+
+from edgeq.cache import cache_home
+from edgeq.cpu import Cpu, this_cpu
+from edgeq.errors import UnsupportedError, unknown
+from edgeq.runtime.kernels.arm import Dotprod, Neon
+from edgeq.runtime.kernels.tile import Dialect
+from edgeq.runtime.kernels.x86 import Avx2, Avx512Vnni, AvxVnni
+
+TABLE: tuple[tuple[type[Dialect], str, frozenset[str]], ...] = (
+    (Avx512Vnni, "x86_64", frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vnni"})),
+    (AvxVnni, "x86_64", frozenset({"avx2", "fma", "avxvnni"})),
+    (Avx2, "x86_64", frozenset({"avx2", "fma"})),
+    (Dotprod, "aarch64", frozenset({"dotprod"})),
+    (Neon, "aarch64", frozenset()),
+    (Dialect, "", frozenset()),
+)
+"""(kernel, architecture or "" for any, features it needs), best first."""
+
+
+def usable(cpu: Cpu) -> list[type[Dialect]]:
+    """The kernels this processor can run, best first."""
+    return [
+        kernel for kernel, arch, needs in TABLE if arch in ("", cpu.arch) and needs <= cpu.features
+    ]
+
+
+def choose(cpu: Cpu, wanted: str | None = None) -> Dialect:
+    """The kernel to compile.
+
+    Args:
+        cpu: the processor.
+        wanted: a kernel by name, or None for the best.
+
+    Raises:
+        UnsupportedError: no such kernel, or the processor lacks what it needs.
+    """
+    kernels = usable(cpu)
+    if not wanted:
+        return kernels[0]()
+    names = {kernel.name: kernel for kernel, _, _ in TABLE}
+    if wanted not in names:
+        raise UnsupportedError(f"EDGEQ_KERNEL: {unknown('kernel', wanted, names)}")
+    if names[wanted] not in kernels:
+        raise UnsupportedError(
+            f"EDGEQ_KERNEL={wanted} needs instructions this {cpu.arch} processor does not have; "
+            f"use one of {', '.join(k.name for k in kernels)}"
+        )
+    return names[wanted]()
+
+
+DIALECT = choose(this_cpu(), os.environ.get("EDGEQ_KERNEL"))
+"""The kernel of this process."""
+
+
+def cache_folder(*target: str) -> Path:
+    """Where compiled code is kept: one folder per kernel, compiler, sources and ``target``.
+
+    Numba keys its cache on the file of the cached function alone; changes elsewhere in this
+    folder would go unseen, hence the digest of all of it.
+    """
+    digest = hashlib.sha256("|".join((*map(version, ("numba", "llvmlite")), *target)).encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    return cache_home() / "kernels" / f"{DIALECT.name}-{digest.hexdigest()[:16]}"

@@ -1,0 +1,352 @@
+"""The matmul micro-kernel: one tile of 16 packed rows times a few quantized activation rows.
+
+Written once as LLVM vector code and compiled for every ISA; only the integer dot product
+(`Dialect.dot`) and how the tile is divided to fit the registers (`Dialect.rows`) differ between
+machines. For token m and tile row r it computes,
+block after block (32 columns each) and always in this order:
+
+    out[m, r] = fma(float(sum_k a[m, k] * (code[r, k] - zero_point[r])), s_a[m] * s_w[r], out[m, r])
+
+so that the result does not depend on how rows, tokens or threads were divided.
+
+A quantized activation row is a run of 48-byte blocks (`ACT_BLOCK`):
+
+    int8 codes[32] · float32 scale · int32 -sum(codes[0:16]) · -sum(codes[16:32]) · -sum(codes)
+
+The negated sums fold the weights' zero point into the accumulator's start value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from llvmlite import ir
+
+from edgeq.packing import LANE, TILE
+from edgeq.schemes import K_BLOCK
+
+ACT_BLOCK = 48
+"""Bytes per block of a quantized activation row."""
+NO_SHIFT = 40
+"""Group shift that makes every block use scale 0: one scale per row."""
+
+I8, I16, I32, I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
+F16, F32 = ir.HalfType(), ir.FloatType()
+VOID = ir.VoidType()
+V16I8, V64I8 = ir.VectorType(I8, 16), ir.VectorType(I8, 64)
+V16I32, V16F16, V16F32 = (ir.VectorType(t, 16) for t in (I32, F16, F32))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One compiled form of the micro-kernel.
+
+    Args:
+        bits: 2, 3, 4 or 8.
+        asymmetric: zero points come from memory.
+        half: groups of 16, two scales per block.
+        tokens: activation rows worked on at once (weights are unpacked once for all).
+        palette: codes are places in a table of 16 int8 values.
+    """
+
+    bits: int
+    asymmetric: bool
+    half: bool
+    tokens: int
+    palette: bool = False
+
+    @property
+    def symbol(self) -> str:
+        """The LLVM name."""
+        kind = "p" if self.palette else ("a" if self.asymmetric else "s")
+        kind += "h" if self.half else ""
+        return f"edgeq_tile_q{self.bits}{kind}_m{self.tokens}"
+
+
+class Dialect:
+    """How one ISA multiplies bytes; subclasses override what they do better.
+
+    This base is the portable form: plain vector IR that LLVM turns into whatever the machine
+    has (``smull``/``smlal`` on ARM cores without a dot product).
+    """
+
+    name = "generic"
+    tokens: tuple[int, ...] = (1, 4)
+    """Row counts the GEMM is compiled for, as many as registers hold."""
+    signed8 = True
+    """Whether 8-bit codes are turned to signed (code - 128) before the product."""
+    target_features = ""
+    """Features to compile with besides the processor's own, as LLVM's detection misses some."""
+
+    def rows(self, tokens: int) -> int:
+        """How many of the tile's 16 rows (16, 8 or 4) are worked on at once.
+
+        Fewer leave registers for more tokens; the tile is then done in several passes.
+        """
+        return TILE
+
+    def after(self, b: ir.IRBuilder, address: ir.Value, total: ir.Value) -> ir.Value:
+        """The address of a token's activations, when ``total`` of the token before is known."""
+        return address
+
+    def repeated(self, b: ir.IRBuilder, address: ir.Value, field: int, ty: ir.Type) -> ir.Value:
+        """Word ``field`` of an activation block's tail (its scale, the negated sums) repeated."""
+        return splat(b, load(b, add(b, address, K_BLOCK + 4 * field), ty.element), ty)
+
+    def factor(self, b: ir.IRBuilder, value: int, ty: ir.Type) -> ir.Value:
+        """A constant to multiply by, made before the loop."""
+        return const(value, ty)
+
+    def lookup(self, b: ir.IRBuilder, table: ir.Value, codes: ir.Value) -> ir.Value:
+        """The byte of ``table`` <16 x i8> that each code names."""
+        out = const(0, codes.type)
+        for i in range(16):
+            value = splat(b, b.extract_element(table, const(i, I32)), codes.type)
+            out = b.select(b.icmp_unsigned("==", codes, const(i, codes.type)), value, out)
+        return out
+
+    prefetch = 0
+    """How many bytes ahead of a single row's weights to prefetch; 0 leaves it to the hardware."""
+
+    def activations(self, b: ir.IRBuilder, address: ir.Value) -> list[ir.Value]:
+        """The block's eight groups of four int8 codes, each repeated over 16 rows."""
+        return [splat(b, load(b, add(b, address, 4 * j), I32), V16I32) for j in range(8)]
+
+    def dot(
+        self,
+        b: ir.IRBuilder,
+        start: ir.Value,
+        weights: list[ir.Value],
+        acts: list[ir.Value],
+        bits: int,
+    ) -> ir.Value:
+        """start + sum over j of weights[j] . acts[j]: <16 x i32>."""
+        wide16 = ir.VectorType(I16, 64)
+        total16: ir.Value | None = None
+        total32: ir.Value | None = None
+        for w, a in zip(weights, acts, strict=True):
+            product = b.mul(b.sext(w, wide16), b.sext(b.bitcast(a, V64I8), wide16))
+            if bits == 8:  # two products fill 16 bits: widen at once
+                pairs = pair_sums(b, product, I32)
+                total32 = pairs if total32 is None else b.add(total32, pairs)
+            else:  # eight products of 15 * 127 stay below 2**15
+                total16 = product if total16 is None else b.add(total16, product)
+        if total16 is not None:
+            total32 = pair_sums(b, total16, I32)
+        return b.add(start, pair_sums(b, total32, I32))
+
+
+def const(value: int, ty: ir.Type = I64) -> ir.Constant:
+    """An integer constant, repeated if ``ty`` is a vector."""
+    if isinstance(ty, ir.VectorType):
+        return ir.Constant(ty, [value] * ty.count)
+    return ir.Constant(ty, value)
+
+
+def add(b: ir.IRBuilder, address: ir.Value, offset: int | ir.Value) -> ir.Value:
+    """Address arithmetic in bytes."""
+    if isinstance(offset, int):
+        return address if offset == 0 else b.add(address, const(offset))
+    return b.add(address, offset)
+
+
+def load(b: ir.IRBuilder, address: ir.Value, ty: ir.Type, align: int = 1) -> ir.Value:
+    """Load a value of any type from an integer address."""
+    value = b.load(b.inttoptr(address, ty.as_pointer()))
+    value.align = align
+    return value
+
+
+def store(b: ir.IRBuilder, value: ir.Value, address: ir.Value, align: int = 1) -> None:
+    """Store a value at an integer address."""
+    b.store(value, b.inttoptr(address, value.type.as_pointer())).align = align
+
+
+def splat(b: ir.IRBuilder, value: ir.Value, ty: ir.VectorType) -> ir.Value:
+    """A vector with every element equal to ``value``."""
+    first = b.insert_element(ir.Constant(ty, ir.Undefined), value, const(0, I32))
+    return b.shuffle_vector(
+        first, ir.Constant(ty, ir.Undefined), const(0, ir.VectorType(I32, ty.count))
+    )
+
+
+def take(b: ir.IRBuilder, vector: ir.Value, indices: list[int]) -> ir.Value:
+    """Elements of a vector by constant indices."""
+    mask = ir.Constant(ir.VectorType(I32, len(indices)), indices)
+    return b.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), mask)
+
+
+def join(b: ir.IRBuilder, parts: list[ir.Value]) -> ir.Value:
+    """Concatenate 2, 4, ... equal vectors."""
+    while len(parts) > 1:
+        count = parts[0].type.count * 2
+        mask = ir.Constant(ir.VectorType(I32, count), list(range(count)))
+        parts = [b.shuffle_vector(parts[i], parts[i + 1], mask) for i in range(0, len(parts), 2)]
+    return parts[0]
+
+
+@contextmanager
+def loop(b: ir.IRBuilder, start: ir.Value, stop: ir.Value, step: int) -> Iterator[ir.Value]:
+    """Emit ``for i in range(start, stop, step)`` around what the caller emits; yields i."""
+    before = b.block
+    head, body, after = (b.append_basic_block(name) for name in ("head", "body", "after"))
+    b.branch(head)
+    b.position_at_end(head)
+    i = b.phi(I64)
+    i.add_incoming(start, before)
+    b.cbranch(b.icmp_signed("<", i, stop), body, after)
+    b.position_at_end(body)
+    yield i
+    i.add_incoming(b.add(i, const(step)), b.block)
+    b.branch(head)
+    b.position_at_end(after)
+
+
+def local(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """A variable with a first value: a stack slot that LLVM turns into a register."""
+    with b.goto_entry_block():
+        slot = b.alloca(value.type)
+    b.store(value, slot)
+    return slot
+
+
+def pair_sums(b: ir.IRBuilder, vector: ir.Value, element: ir.Type) -> ir.Value:
+    """Sums of neighbours, widened to ``element``: half as many lanes."""
+    count = vector.type.count
+    halves = [take(b, vector, list(range(i, count, 2))) for i in (0, 1)]
+    if vector.type.element != element:
+        halves = [b.sext(h, ir.VectorType(element, count // 2)) for h in halves]
+    return b.add(halves[0], halves[1])
+
+
+def declare(b: ir.IRBuilder, name: str, ret: ir.Type, args: list[ir.Type]) -> ir.Function:
+    """An LLVM or C function by name, declared once per module."""
+    found = b.module.globals.get(name)
+    return found or ir.Function(b.module, ir.FunctionType(ret, args), name)
+
+
+def fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+    """x * y + z with one rounding, on vectors of float."""
+    return b.call(declare(b, f"llvm.fma.v{x.type.count}f32", x.type, [x.type] * 3), [x, y, z])
+
+
+def _unpack(
+    b: ir.IRBuilder, address: ir.Value, bits: int, signed: bool, rows: int
+) -> list[ir.Value]:
+    """The eight byte vectors of one block, in column order."""
+    ty = ir.VectorType(I8, rows * LANE)
+    step = TILE * LANE
+    planes = [load(b, add(b, address, step * j), ty, rows * LANE) for j in range(bits)]
+
+    def shift(v: ir.Value, n: int) -> ir.Value:
+        return b.lshr(v, const(n, ty)) if n else v
+
+    if bits == 8:
+        return [b.xor(p, const(-128, ty)) for p in planes] if signed else planes
+    if bits == 4:
+        nibble = const(15, ty)
+        return [v for p in planes for v in (b.and_(p, nibble), shift(p, 4))]
+    low, out = const(3, ty), []
+    for i in range(8):
+        part = shift(planes[i // 4], 2 * (i % 4))
+        value = part if i % 4 == 3 else b.and_(part, low)
+        if bits == 3:
+            high = b.and_(shift(planes[2], i), const(1, ty))
+            value = b.or_(value, b.shl(high, const(2, ty)))
+        out.append(value)
+    return out
+
+
+def _prefetch(b: ir.IRBuilder, address: ir.Value) -> None:
+    """Ask for the cache line at an address, which may lie past the end of the weights."""
+    pointer = I8.as_pointer()
+    fn = declare(b, "llvm.prefetch.p0", VOID, [pointer, I32, I32, I32])
+    b.call(fn, [b.inttoptr(address, pointer), *(const(n, I32) for n in (0, 3, 1))])
+
+
+def build(b: ir.IRBuilder, dialect: Dialect, variant: Variant) -> ir.Function:
+    """Emit the micro-kernel into the builder's module (once) and return it.
+
+    It does `Dialect.rows` rows of a tile. Its arguments are integers: addresses of packed codes,
+    scales, zero points (each of the first of its rows; of the table for a palette) and
+    activations, the number of blocks, the group shift (block >> shift = group), the bytes between activation rows, the output's
+    address and the bytes between its rows.
+    """
+    found = b.module.globals.get(variant.symbol)
+    if found is not None:
+        return found
+    fn = ir.Function(b.module, ir.FunctionType(VOID, [I64] * 9), variant.symbol)
+    fn.linkage = "internal"
+    fn.attributes.add("noinline")
+    codes, scales, zeros, acts, blocks, shift, act_stride, out, out_stride = fn.args
+    entry, loop, done = (fn.append_basic_block(n) for n in ("entry", "loop", "done"))
+    b = ir.IRBuilder(entry)
+    # values from a palette are bytes, multiplied as 8-bit codes are
+    bits, wide = variant.bits, 8 if variant.palette else variant.bits
+    signed = dialect.signed8 and wide == 8
+    table = load(b, zeros, V16I8) if variant.palette else None
+    if table is not None and not signed:
+        table = b.xor(table, const(-128, V16I8))
+    rows = dialect.rows(variant.tokens)
+    i8s, i32s, f16s, f32s = (ir.VectorType(t, rows) for t in (I8, I32, F16, F32))
+    mid = dialect.factor(b, 1 << (wide - 1), i32s)
+    b.branch(loop)
+    b.position_at_end(loop)
+    i = b.phi(I64)
+    i.add_incoming(const(0), entry)
+    totals = [b.phi(f32s) for _ in range(variant.tokens)]
+    for total in totals:
+        total.add_incoming(ir.Constant(f32s, [0.0] * rows), entry)
+
+    at = b.add(codes, b.mul(i, const(TILE * LANE * bits)))
+    weights = _unpack(b, at, bits, signed and table is None, rows)
+    if table is not None:
+        weights = [dialect.lookup(b, table, codes_) for codes_ in weights]
+    if variant.tokens == 1 and dialect.prefetch:
+        for j in range(bits):
+            _prefetch(
+                b, add(b, b.add(codes, b.mul(i, const(64 * bits))), dialect.prefetch + 64 * j)
+            )
+    halves = 2 if variant.half else 1
+    group = b.shl(i, const(1)) if variant.half else b.lshr(i, shift)
+    weight_scales, zero_points = [], []
+    for h in range(halves):
+        index = b.add(group, const(h))
+        at = b.add(scales, b.mul(index, const(2 * TILE)))
+        weight_scales.append(b.fpext(load(b, at, f16s, 2 * rows), f32s))
+        if variant.asymmetric:
+            zp = b.zext(load(b, b.add(zeros, b.mul(index, const(TILE))), i8s, rows), i32s)
+            zero_points.append(b.sub(zp, const(128, i32s)) if signed else zp)
+
+    at = b.add(acts, b.mul(i, const(ACT_BLOCK)))
+    sums: list[ir.Value] = []
+    for total in totals:
+        if sums:
+            at = dialect.after(b, b.add(at, act_stride), sums[-1])
+        a = dialect.activations(b, at)
+        scale = dialect.repeated(b, at, 0, f32s)
+        for h in range(halves):
+            part = slice(4 * h, 4 * h + 4) if variant.half else slice(0, 8)
+            minus = 1 + h if variant.half else 3
+            if variant.asymmetric:
+                start = b.mul(zero_points[h], dialect.repeated(b, at, minus, i32s))
+            elif signed:
+                start = const(0, i32s)
+            else:
+                negated = dialect.repeated(b, at, minus, i32s)
+                start = b.mul(mid, negated)
+            whole = dialect.dot(b, start, weights[part], a[part], wide)
+            total = fma(b, b.sitofp(whole, f32s), b.fmul(scale, weight_scales[h]), total)
+        sums.append(total)
+    after = b.add(i, const(1))
+    i.add_incoming(after, loop)
+    for total, new in zip(totals, sums, strict=True):
+        total.add_incoming(new, loop)
+    b.cbranch(b.icmp_signed("<", after, blocks), loop, done)
+    b.position_at_end(done)
+    for m, value in enumerate(sums):
+        store(b, value, b.add(out, b.mul(out_stride, const(m))), 4)
+    b.ret_void()
+    return fn

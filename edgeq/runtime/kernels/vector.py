@@ -1,0 +1,154 @@
+"""What compiled code calls: the native routines by name, and primitives of the machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.extending import intrinsic
+
+from edgeq.runtime.kernels.routines import SYMBOLS
+from edgeq.runtime.kernels.tile import (
+    F16,
+    F32,
+    I8,
+    I16,
+    I32,
+    I64,
+    VOID,
+    const,
+    declare,
+    load,
+    store,
+)
+
+compiled = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+"""Marks functions that only compiled code calls: no wrappers for Python, no checks for x / 0."""
+
+
+def _external(name: str) -> Any:
+    """A native routine; its symbol must be registered first (`native.register_routines`)."""
+    ret, count = SYMBOLS[name]
+    result = {VOID: types.void, F32: types.float32, I64: types.int64}[ret]
+    return types.ExternalFunction(name, result(*[types.int64] * count))
+
+
+quantize_row = _external("edgeq_quantize_row")
+vector_sumsq = _external("edgeq_sumsq")
+vector_absmax = _external("edgeq_absmax")
+softmax = _external("edgeq_softmax")
+merge = _external("edgeq_merge")
+gate = _external("edgeq_gate")
+center_scores = _external("edgeq_center_scores")
+dot_f32, dot_f16, dot_bf16 = (_external(f"edgeq_dot_{kind}") for kind in ("f32", "f16", "bf16"))
+
+
+def _caster(element: Any) -> Any:
+    @intrinsic
+    def pointer(typingctx, address):  # type: ignore[no-untyped-def]
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return builder.inttoptr(args[0], context.get_value_type(sig.return_type))
+
+        return types.CPointer(element)(types.int64), codegen
+
+    return pointer
+
+
+_int_pointer = _caster(types.int64)
+
+
+def _viewer(element: Any) -> Any:
+    pointer = _caster(element)
+
+    @compiled
+    def view(address, n):  # type: ignore[no-untyped-def]
+        return carray(pointer(address), (n,))
+
+    return view
+
+
+@compiled
+def table(address, rows, fields):  # type: ignore[no-untyped-def]
+    """An int64 table [rows, fields] at an address, without a copy."""
+    return carray(_int_pointer(address), (rows, fields))
+
+
+floats = _viewer(types.float32)
+"""floats(address, n): n float32 at an address, as an array without a copy."""
+ints = _viewer(types.int64)
+"""ints(address, n): n int64 at an address, as an array without a copy."""
+bytes_at = _viewer(types.uint8)
+"""bytes_at(address, n): n bytes at an address, as an array without a copy."""
+signed_bytes_at = _viewer(types.int8)
+"""signed_bytes_at(address, n): n int8 at an address, as an array without a copy."""
+
+
+def _intrinsic(result: Any, arguments: tuple[Any, ...], emit: Any) -> Any:
+    """An intrinsic that emits a few instructions: emit(builder, *arguments) -> value or None."""
+    names = ", ".join(f"a{i}" for i in range(len(arguments)))
+
+    def typing(typingctx: Any, *_: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            value = emit(builder, *args)
+            return context.get_dummy_value() if value is None else value
+
+        return result(*arguments), codegen
+
+    scope = {"typing": typing}
+    # numba reads the number of arguments off the signature
+    source = f"def made(typingctx{', ' + names if names else ''}):\n    return typing(typingctx)\n"
+    exec(source, scope)
+    return intrinsic(scope["made"])
+
+
+def _put_f16(b: ir.IRBuilder, address: ir.Value, value: ir.Value) -> ir.Value:
+    short = b.fptrunc(value, F16)
+    store(b, short, address, 2)
+    return b.fpext(short, F32)
+
+
+def _bf16(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
+    return b.bitcast(b.shl(b.zext(load(b, address, I16, 2), I32), const(16, I32)), F32)
+
+
+def _pause(b: ir.IRBuilder) -> None:
+    triple = b.module.triple
+    if triple.startswith(("x86_64", "amd64")):
+        b.call(declare(b, "llvm.x86.sse2.pause", VOID, []), [])
+    elif triple.startswith(("aarch64", "arm64")):
+        # the YIELD hint does nothing on most cores; a barrier costs what x86's PAUSE does
+        b.call(declare(b, "llvm.aarch64.isb", VOID, [I32]), [const(15, I32)])
+
+
+def _pointer(b: ir.IRBuilder, address: ir.Value) -> ir.Value:
+    return b.inttoptr(address, I64.as_pointer())
+
+
+_I, _F = types.int64, types.float32
+put_f32 = _intrinsic(types.void, (_I, _F), lambda b, at, v: store(b, v, at, 4))
+"""put_f32(address, value): store a float32."""
+put_f16 = _intrinsic(_F, (_I, _F), _put_f16)
+"""put_f16(address, value): store a value rounded to float16; returns it rounded."""
+put_u8 = _intrinsic(types.void, (_I, _I), lambda b, at, v: store(b, b.trunc(v, I8), at))
+"""put_u8(address, value): store a byte."""
+get_f16 = _intrinsic(_F, (_I,), lambda b, at: b.fpext(load(b, at, F16, 2), F32))
+"""get_f16(address): the float16 there, as float32."""
+get_bf16 = _intrinsic(_F, (_I,), _bf16)
+"""get_bf16(address): the bfloat16 there, as float32."""
+atomic_add = _intrinsic(
+    _I, (_I, _I), lambda b, at, v: b.atomic_rmw("add", _pointer(b, at), v, "acq_rel")
+)
+"""atomic_add(address, value): add to an int64, return what was there; acquire and release."""
+atomic_load = _intrinsic(_I, (_I,), lambda b, at: b.load_atomic(_pointer(b, at), "acquire", 8))
+"""atomic_load(address): an int64, acquire."""
+atomic_store = _intrinsic(
+    types.void,
+    (_I, _I),
+    lambda b, at, v: b.store_atomic(v, _pointer(b, at), "release", 8) and None,
+)
+"""atomic_store(address, value): an int64, release."""
+pause = _intrinsic(types.void, (), _pause)
+"""pause(): tell the core that this is a spin loop."""
+usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
+"""usleep(microseconds): give the core away for a while."""

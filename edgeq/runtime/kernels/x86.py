@@ -1,0 +1,136 @@
+"""Byte dot products of x86-64: AVX-512-VNNI, AVX-VNNI, and AVX2 without either."""
+
+from __future__ import annotations
+
+from llvmlite import ir
+
+from edgeq.runtime.kernels.tile import I8 as BYTE
+from edgeq.runtime.kernels.tile import (
+    I16,
+    I32,
+    V16I32,
+    V64I8,
+    Dialect,
+    const,
+    declare,
+    join,
+    take,
+)
+
+_V32I8, _V16I16, _V8I32 = (ir.VectorType(t, n) for t, n in ((BYTE, 32), (I16, 16), (I32, 8)))
+_AHEAD = 6144
+"""Hardware prefetchers stop at the end of every 4 KiB page: look more than a page ahead."""
+_LOW, _HIGH = list(range(32)), list(range(32, 64))
+
+
+def _lookup256(b: ir.IRBuilder, table: ir.Value, codes: ir.Value) -> ir.Value:
+    """``vpshufb`` on the halves of 64 codes; it looks up in each 16-byte lane."""
+    shuffle = declare(b, "llvm.x86.avx2.pshuf.b", _V32I8, [_V32I8, _V32I8])
+    twice = join(b, [table, table])
+    return join(b, [b.call(shuffle, [twice, take(b, codes, half)]) for half in (_LOW, _HIGH)])
+
+
+class Avx512Vnni(Dialect):
+    """``vpdpbusd`` on 512-bit registers: 16 rows x 4 columns each."""
+
+    def lookup(self, b: ir.IRBuilder, table: ir.Value, codes: ir.Value) -> ir.Value:
+        """``vpshufb`` on all codes at once."""
+        shuffle = declare(b, "llvm.x86.avx512.pshuf.b.512", V64I8, [V64I8, V64I8])
+        return b.call(shuffle, [join(b, [table] * 4), codes])
+
+    name = "avx512vnni"
+    prefetch = _AHEAD
+    tokens = (1, 2, 4, 8)
+    signed8 = False
+
+    def dot(
+        self,
+        b: ir.IRBuilder,
+        start: ir.Value,
+        weights: list[ir.Value],
+        acts: list[ir.Value],
+        bits: int,
+    ) -> ir.Value:
+        """One instruction per byte vector."""
+        vpdpbusd = declare(b, "llvm.x86.avx512.vpdpbusd.512", V16I32, [V16I32, V64I8, V64I8])
+        for w, a in zip(weights, acts, strict=True):
+            start = b.call(vpdpbusd, [start, w, b.bitcast(a, V64I8)])
+        return start
+
+
+class AvxVnni(Dialect):
+    """``vpdpbusd`` on 256-bit registers: the tile's rows in two halves."""
+
+    def lookup(self, b: ir.IRBuilder, table: ir.Value, codes: ir.Value) -> ir.Value:
+        """``vpshufb`` on each half."""
+        return _lookup256(b, table, codes)
+
+    name = "avxvnni"
+    prefetch = _AHEAD
+    tokens = (1, 2)
+    signed8 = False
+
+    def dot(
+        self,
+        b: ir.IRBuilder,
+        start: ir.Value,
+        weights: list[ir.Value],
+        acts: list[ir.Value],
+        bits: int,
+    ) -> ir.Value:
+        """Two instructions per byte vector."""
+        vpdpbusd = declare(b, "llvm.x86.avx512.vpdpbusd.256", _V8I32, [_V8I32, _V32I8, _V32I8])
+        parts = [take(b, start, list(range(8))), take(b, start, list(range(8, 16)))]
+        for w, a in zip(weights, acts, strict=True):
+            a8 = take(b, b.bitcast(a, V64I8), _LOW)
+            parts = [
+                b.call(vpdpbusd, [p, take(b, w, half), a8])
+                for p, half in zip(parts, (_LOW, _HIGH), strict=True)
+            ]
+        return join(b, parts)
+
+
+class Avx2(Dialect):
+    """``vpmaddubsw`` then ``vpmaddwd``; 8-bit weights by the sign trick, as 255 * 127 * 2
+    would saturate 16 bits."""
+
+    def lookup(self, b: ir.IRBuilder, table: ir.Value, codes: ir.Value) -> ir.Value:
+        """``vpshufb`` on each half."""
+        return _lookup256(b, table, codes)
+
+    name = "avx2"
+    prefetch = _AHEAD
+    tokens = (1, 2)
+    signed8 = True
+
+    def dot(
+        self,
+        b: ir.IRBuilder,
+        start: ir.Value,
+        weights: list[ir.Value],
+        acts: list[ir.Value],
+        bits: int,
+    ) -> ir.Value:
+        """Sums stay in 16 bits over a block (8 * 2 * 15 * 127 < 2**15) but for 8-bit codes."""
+        maddubs = declare(b, "llvm.x86.avx2.pmadd.ub.sw", _V16I16, [_V32I8, _V32I8])
+        maddwd = declare(b, "llvm.x86.avx2.pmadd.wd", _V8I32, [_V16I16, _V16I16])
+        sign = declare(b, "llvm.x86.avx2.psign.b", _V32I8, [_V32I8, _V32I8])
+        absolute = declare(b, "llvm.abs.v32i8", _V32I8, [_V32I8, ir.IntType(1)])
+        ones = const(1, _V16I16)
+        out = []
+        for rows, part in ((_LOW, range(8)), (_HIGH, range(8, 16))):
+            total = take(b, start, list(part))
+            short: ir.Value | None = None
+            for w, a in zip(weights, acts, strict=True):
+                w8, a8 = take(b, w, rows), take(b, b.bitcast(a, V64I8), _LOW)
+                if bits == 8:
+                    size = b.call(absolute, [w8, ir.Constant(ir.IntType(1), 0)])
+                    product = b.call(maddubs, [size, b.call(sign, [a8, w8])])
+                    total = b.add(total, b.call(maddwd, [product, ones]))
+                else:
+                    product = b.call(maddubs, [w8, a8])
+                    short = product if short is None else b.add(short, product)
+            if short is not None:
+                total = b.add(total, b.call(maddwd, [short, ones]))
+            out.append(total)
+        return join(b, out)

@@ -1,0 +1,320 @@
+"""The packed decoder without compiled code: the kernels' arithmetic in NumPy.
+
+It is `Reference` with another matrix product and another cache, so it differs from the compiled
+backend only in the order of float additions:
+
+    linear   x is rounded to INT8 in blocks of 32 along K; every block's integer sum is exact and
+             is added in float32, block after block:
+                 y[n] += float(sum_k q[k] * (code[n, k] - zero_point[n, g])) * (s[b] * scale[n, g])
+             (groups of 16: each half block with its own weight scale). Float tensors are
+             multiplied in float32.
+    cache    8 bits: rounded as `edgeq.runtime.activations` says; queries, and attention weights
+             times the values' scales, are rounded too, so that both products are integer sums.
+             Positions go in chunks of 256, merged in ascending order.
+             16 bits: k and v are float16, all else float32.
+
+Integer sums go through float32 BLAS, which is exact while they stay below 2**24: a block's is at
+most 32 * 127 * 255.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.model import Model, ModelConfig
+from edgeq.packing import TILE, round_up
+from edgeq.reference import KV, Array, Reference, attend_blocks, dense
+from edgeq.runtime.activations import (
+    Rounded,
+    quantize_blocks,
+    quantize_keys,
+    quantize_twice,
+    quantize_vectors,
+)
+from edgeq.runtime.state import Parts
+from edgeq.schemes import K_BLOCK
+from edgeq.tensor import QuantTensor, Tensor
+
+KEEP_WEIGHTS = 1 << 24
+"""A model of at most this many weights is unpacked once, to float32 (64 MiB); a larger one is
+unpacked anew at every product, as float32 would defeat its packing."""
+UNPACK_WEIGHTS = 1 << 22
+"""Weights unpacked at once where they are not kept (16 MiB as float32)."""
+CHUNK = 256
+"""Cached positions whose attention is rounded and summed together."""
+
+
+class NumpyBackend:
+    """A model with a cache, run by NumPy alone; an `edgeq.runtime.engine.Backend`.
+
+    Args:
+        model: validated; quantized, float, or a mixture.
+        context: positions the cache holds.
+        kv_bits: 8 or 16.
+
+    Attributes:
+        kv_bytes: of the cache.
+        scratch_bytes: of unpacked weights, if they are kept.
+    """
+
+    def __init__(self, model: Model, context: int, kv_bits: Literal[8, 16] = 8) -> None:
+        c = model.config
+        keep = sum(n * k for _, (n, k) in c.linears()) <= KEEP_WEIGHTS
+        self.scratch_bytes = 0
+        if keep:
+            self.scratch_bytes = sum(
+                4 * t.shape[0] * t.scheme.padded_k(t.shape[1])
+                for t in model.tensors.values()
+                if isinstance(t, QuantTensor)
+            )
+        self._reference = Reference(model, linear=PackedLinear(keep=keep))
+        self._cache: KV = Int8KV(c, context) if kv_bits == 8 else KV(c, np.float16, context)
+        self.kv_bytes = self._cache.nbytes
+        self._starts = [0] * c.layers
+
+    def forward(self, tokens: NDArray[np.int64], position: int, outputs: int) -> Array:
+        """Run tokens at ``position``; logits [outputs, V] of the last ``outputs`` of them."""
+        self._cache.truncate(position)
+        if outputs == 1:
+            return self._reference.forward(tokens, self._cache, all_logits=False)[None]
+        return self._reference.forward(tokens, self._cache)[len(tokens) - outputs :]
+
+    def greedy(self, token: int, position: int, steps: int) -> list[int]:
+        """``steps`` greedy tokens after ``token``; the last one is not in the cache."""
+        chosen: list[int] = []
+        for i in range(steps):
+            logits = self.forward(np.array([token], np.int64), position + i, 1)
+            token = int(logits[0].argmax())
+            chosen.append(token)
+        return chosen
+
+    def truncate(self, position: int) -> None:
+        """Forget everything at and past ``position``."""
+        self._cache.truncate(position)
+        if position == 0:
+            self._starts = [0] * len(self._starts)
+
+    def first(self, layer: int) -> int:
+        """The first position of the sequence that the layer holds: 0 but for a loaded one."""
+        return self._starts[layer]
+
+    def read(self, layer: int, start: int, stop: int) -> Parts:
+        """A layer's keys and values of positions ``start:stop``, start a multiple of 16."""
+        tiles = slice(start // TILE, -(-stop // TILE))
+        return {
+            name: array[tiles if name == "centers" else slice(start, stop)]
+            for name, array in self._cache.arrays(layer).items()
+        }
+
+    def write(self, layer: int, start: int, parts: Parts) -> None:
+        """Put a saved sequence's last positions, from ``start`` to its end, into a layer."""
+        for name, array in self._cache.arrays(layer).items():
+            at = start // TILE if name == "centers" else start
+            array[:at] = 0  # never seen, but their chunk is: let them be numbers
+            array[at : at + len(parts[name])] = parts[name]
+        self._starts[layer] = start
+        self._cache.n_past = start + len(parts["keys"])
+
+    def close(self) -> None:
+        """Nothing to release: memory goes with the object."""
+
+
+class PackedLinear:
+    """x @ weight.T by integer sums of packed weights; a `reference.Linear`.
+
+    Args:
+        keep: unpack each tensor once and hold it.
+    """
+
+    def __init__(self, *, keep: bool) -> None:
+        self._keep = keep
+        self._kept: dict[str, Array] = {}
+
+    def __call__(self, name: str, x: Array, weight: Tensor) -> Array:
+        """The product, float32 [T, N]; floats are multiplied as floats."""
+        if not isinstance(weight, QuantTensor):
+            return dense(name, x, weight)
+        n, k = weight.shape
+        kp = weight.scheme.padded_k(k)
+        codes, scales = quantize_blocks(x, kp)
+        q = codes.astype(np.float32)
+        if self._keep:
+            if name not in self._kept:
+                self._kept[name] = centred(weight, 0, n)
+            return block_sums(q, scales, self._kept[name], weight.row_params()[0])
+        out = np.empty((x.shape[0], n), np.float32)
+        step = max(1, UNPACK_WEIGHTS // kp)
+        for a in range(0, n, step):
+            b = min(a + step, n)
+            out[:, a:b] = block_sums(q, scales, centred(weight, a, b), weight.row_params(a, b)[0])
+        return out
+
+
+def centred(weight: QuantTensor, start: int, stop: int) -> Array:
+    """Codes less their zero points (palette codes looked up) of rows ``start:stop``.
+
+    Returns:
+        float32 [padded K / w, w, rows], w = 16 for groups of 16 and 32 otherwise: each slice is
+        a run of columns that shares one activation scale and one weight scale.
+    """
+    scheme, k = weight.scheme, weight.shape[1]
+    codes = weight.codes(start, stop)
+    if weight.palette is not None:
+        values = weight.palette[codes].astype(np.float32)
+    else:
+        zeros = weight.row_params(start, stop)[1]
+        values = codes.astype(np.float32)
+        values -= np.repeat(zeros, scheme.group_size or k, axis=1)[:, :k]
+    width = min(scheme.group_size or K_BLOCK, K_BLOCK)
+    padded = np.zeros((stop - start, scheme.padded_k(k)), np.float32)
+    padded[:, :k] = values
+    runs = padded.reshape(stop - start, -1, width)
+    return np.ascontiguousarray(runs.transpose(1, 2, 0))
+
+
+def block_sums(q: Array, scales: Array, weights: Array, weight_scales: Array) -> Array:
+    """Exact integer sums of runs of columns, scaled and added in float32, run after run.
+
+    Args:
+        q: activation codes as float32 [T, Kp].
+        scales: float32 [T, Kp/32], of the activations.
+        weights: float32 [Kp/w, w, N] from `centred`.
+        weight_scales: float32 [N, G].
+
+    Returns:
+        float32 [T, N].
+    """
+    runs, width, n = weights.shape
+    per_group = -(-runs // weight_scales.shape[1])
+    out = np.zeros((q.shape[0], n), np.float32)
+    for run in range(runs):
+        column = run * width
+        sums = q[:, column : column + width] @ weights[run]
+        scale = scales[:, column // K_BLOCK, None] * weight_scales[None, :, run // per_group]
+        out += sums * scale
+    return out
+
+
+class Int8KV(KV):
+    """Keys and values as INT8, rounded as `edgeq.runtime.activations` says.
+
+    Args:
+        config: of the model.
+        capacity: positions to make room for.
+    """
+
+    def __init__(self, config: ModelConfig, capacity: int) -> None:
+        super().__init__(config, np.int8, capacity)
+        self._k = [k.view(np.uint8) for k in self._k]
+        shape = (config.layers, capacity, config.kv_heads)
+        self._k_scales = np.empty(shape, np.float16)
+        self._k_zeros = np.empty(shape, np.uint8)
+        self._v_scales = np.empty(shape, np.float32)
+        tiles = round_up(capacity, TILE) // TILE
+        self._centers = np.empty(
+            (config.layers, tiles, config.kv_heads, config.head_dim), np.float16
+        )
+
+    def arrays(self, layer: int) -> dict[str, NDArray[Any]]:
+        """What is stored of a layer, by position; centers by 16 positions."""
+        return super().arrays(layer) | {
+            "key_scales": self._k_scales[layer],
+            "key_zeros": self._k_zeros[layer],
+            "centers": self._centers[layer],
+            "value_scales": self._v_scales[layer],
+        }
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held: codes, scales, zero points and centers."""
+        parts = (self._k_scales, self._k_zeros, self._v_scales, self._centers)
+        return super().nbytes + sum(part.nbytes for part in parts)
+
+    def append(self, layer: int, k: Array, v: Array) -> None:
+        """Round k and v [T, Hkv, D] and store them."""
+        new = slice(self.n_past, self.n_past + k.shape[0])
+        tile, place = np.divmod(np.arange(new.start, new.stop), TILE)
+        self._centers[layer, tile[place == 0]] = k[place == 0]
+        k_codes, self._k_scales[layer, new], self._k_zeros[layer, new] = quantize_keys(
+            k - self._centers[layer, tile].astype(np.float32)
+        )
+        v_codes, self._v_scales[layer, new] = quantize_vectors(v)
+        self._store(layer, k_codes, v_codes)
+
+    def attend(self, layer: int, q: Array) -> Array:
+        """Attention of q [T, H, D] at positions n_past ..: float32 [T, H, D]."""
+        c = self.config
+        n = q.shape[0]
+        out = np.empty((n, c.kv_heads, c.group, c.head_dim), np.float32)
+        # [group, Hkv, T, D]: every query head beside the others of its key/value head
+        heads = q.reshape(n, c.kv_heads, c.group, c.head_dim).transpose(2, 1, 0, 3)
+        for rows, seen, visible in attend_blocks(c, layer, self.n_past, n):
+            total = None
+            for start in range(seen.start // CHUNK * CHUNK, seen.stop, CHUNK):
+                stop = min(start + CHUNK, seen.stop)
+                first = max(start, seen.start)
+                sees = np.zeros((visible.shape[0], stop - start), np.bool_)
+                sees[:, first - start :] = visible[:, first - seen.start : stop - seen.start]
+                part = self._chunk(layer, slice(start, stop), heads[:, :, rows], sees)
+                total = part if total is None else merge(total, part)
+            assert total is not None  # a position sees itself
+            out[rows] = (total[2] / total[1]).transpose(2, 1, 0, 3)
+        return out.reshape(n, c.heads, c.head_dim)
+
+    def _chunk(self, layer: int, where: slice, q: Array, sees: NDArray[np.bool_]) -> Part:
+        """Attention of q [group, Hkv, rows, D] over one chunk; ``sees`` is [rows, positions]."""
+        scores = self._scores(layer, where, q) * np.float32(self.config.attn_scale)
+        peak = np.where(sees, scores, UNSEEN).max(axis=-1, keepdims=True)
+        weights = np.exp(np.where(sees, scores - peak, np.float32(-np.inf)))
+        total = weights.sum(axis=-1, keepdims=True)
+        v = self._v[layer][where].transpose(1, 0, 2)  # [Hkv, S, D]
+        weights *= self._v_scales[layer, where].T[:, None, :]
+        return peak, total, integer_product(quantize_blocks(weights), v)
+
+    def _scores(self, layer: int, where: slice, q: Array) -> Array:
+        """q . k of one chunk's keys, float32 [group, Hkv, rows, S]."""
+        n = where.stop - where.start
+        centers = self._centers[layer, where.start // TILE : round_up(where.stop, TILE) // TILE]
+        shared = q @ centers.astype(np.float32).transpose(1, 2, 0)  # [group, Hkv, rows, tiles]
+        codes = self._k[layer][where].astype(np.int16) - self._k_zeros[layer, where, :, None]
+        k = codes.transpose(1, 2, 0)  # [Hkv, D, S]
+        scales = self._k_scales[layer, where].T[:, None, :].astype(np.float32)
+        coarse, fine = (integer_product(part, k) * scales for part in quantize_twice(q))
+        return cast(Array, coarse + fine + np.repeat(shared, TILE, axis=-1)[..., :n])
+
+
+Part = tuple[Array, Array, Array]
+"""Attention over some positions: (largest score, sum of exp, sum of exp * value), the first two
+[..., rows, 1] and the last [..., rows, D]."""
+UNSEEN = np.float32(-1e30)
+"""The largest score where no position is seen."""
+
+
+def merge(a: Part, b: Part) -> Part:
+    """Attention over the positions of both."""
+    peak = np.maximum(a[0], b[0])
+    wa, wb = np.exp(a[0] - peak), np.exp(b[0] - peak)
+    return peak, a[1] * wa + b[1] * wb, a[2] * wa + b[2] * wb
+
+
+def integer_product(left: Rounded, right: NDArray[np.integer]) -> Array:
+    """Rounded vectors times integers: exact sums of blocks of 32, added in float32.
+
+    Args:
+        left: codes [..., rows, Kp] and scales [..., rows, Kp/32] of `quantize_blocks`.
+        right: integers of at most 9 bits [..., K, N], K at most Kp.
+
+    Returns:
+        float32 [..., rows, N].
+    """
+    codes, scales = left
+    k, n = right.shape[-2:]
+    out = np.zeros((*codes.shape[:-1], n), np.float32)
+    for block, start in enumerate(range(0, k, K_BLOCK)):
+        run = slice(start, min(start + K_BLOCK, k))
+        sums = codes[..., run].astype(np.float32) @ right[..., run, :].astype(np.float32)
+        out += sums * scales[..., block, None]
+    return out

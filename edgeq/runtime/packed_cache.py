@@ -1,0 +1,116 @@
+"""One layer's KV cache in the layout the kernels read, and its contents in plain order.
+
+The kernels want keys as a packed matrix [S, D] and values as a packed [D, S] for each head (see
+`edgeq.runtime.kernels.attention`). Saved states hold the same numbers position by position
+(`edgeq.runtime.state.layer_parts`); everything here moves whole tiles of 16 positions, as those
+share a center.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.model import ModelConfig
+from edgeq.packing import LANE, TILE, round_up
+from edgeq.runtime.kernels import plan as st
+from edgeq.runtime.kernels.native import KEY_SCHEME, VALUE_SCHEME, kernel_address
+from edgeq.runtime.state import Parts, layer_parts
+
+Allocate = Callable[[int, Any], NDArray[Any]]
+"""(count, dtype) -> a zeroed, 64-byte aligned vector."""
+
+
+class PackedCache:
+    """Keys and values of one layer.
+
+    Args:
+        config: of the model.
+        length: positions, a multiple of 256. Fewer than the context make a ring: position p lies
+            at p modulo the length.
+        kv_bits: 8 or 16.
+        allocate: gives the memory.
+
+    Attributes:
+        length: positions.
+        nbytes: of all its arrays.
+        record: what the kernels know of it.
+    """
+
+    def __init__(self, config: ModelConfig, length: int, kv_bits: int, allocate: Allocate) -> None:
+        self.length = length
+        self._config, self._bits = config, kv_bits
+        heads, tiles = config.kv_heads, length // TILE
+        dim_k, dim_v = round_up(config.head_dim, 32), round_up(config.head_dim, TILE)
+        self.record = np.zeros(st.C_FIELDS, np.int64)
+        self.record[st.C_BITS] = kv_bits
+        self.record[st.C_LENGTH], self.record[st.C_DIM] = length, config.head_dim
+        self.record[st.C_DIM_K], self.record[st.C_DIM_V] = dim_k, dim_v
+        # field, type, shape in memory, and the axes in the order: tile (centers: chunk, tile),
+        # position within it, head, dimension (the middle and last may be two axes)
+        layout: dict[str, tuple[int, Any, tuple[int, ...], tuple[int, ...]]]
+        if kv_bits == 16:
+            layout = {
+                "keys": (st.C_K, np.float16, (heads, tiles, TILE, dim_k), (1, 2, 0, 3)),
+                "values": (st.C_V, np.float16, (heads, dim_v, tiles, TILE), (2, 3, 0, 1)),
+            }
+        else:
+            self.record[st.C_K_KERNEL] = kernel_address(KEY_SCHEME)
+            self.record[st.C_V_KERNEL] = kernel_address(VALUE_SCHEME)
+            rows = (heads, tiles, TILE)
+            codes_k = (heads, tiles, dim_k // LANE, TILE, LANE)
+            codes_v = (heads, dim_v // TILE, tiles, TILE // LANE, TILE, LANE)
+            centers = (heads, length // st.CHUNK, dim_k, st.CHUNK // TILE)
+            layout = {
+                "keys": (st.C_K, np.uint8, codes_k, (1, 3, 0, 2, 4)),
+                "key_scales": (st.C_K_SCALES, np.float16, rows, (1, 2, 0)),
+                "key_zeros": (st.C_K_ZEROS, np.uint8, rows, (1, 2, 0)),
+                "centers": (st.C_CENTERS, np.float16, centers, (1, 3, 0, 2)),
+                "values": (st.C_V, np.uint8, codes_v, (2, 3, 5, 0, 1, 4)),
+                "value_scales": (st.C_V_SCALES, np.float32, rows, (1, 2, 0)),
+            }
+        self._views: dict[str, NDArray[Any]] = {}
+        self.nbytes = 0
+        for name, (field, dtype, shape, axes) in layout.items():
+            buffer = allocate(int(np.prod(shape)), dtype)
+            self.nbytes += buffer.nbytes
+            self.record[field] = buffer.ctypes.data
+            self._views[name] = buffer.reshape(shape).transpose(axes)
+
+    def read(self, start: int, stop: int) -> Parts:
+        """Positions ``start:stop``, start being a multiple of 16, as `layer_parts` says."""
+        parts = {}
+        for name, (dtype, shape) in layer_parts(self._config, self._bits, stop - start).items():
+            tiles = self._views[name][self._where(name, start, stop)]
+            rows = tiles.reshape(self._rows(name, start, stop))[: shape[0]]
+            rows = rows[..., : shape[2]] if len(shape) == 3 else rows[..., 0]
+            # the kernels hold values as code + 128
+            parts[name] = (rows ^ np.uint8(128)).view(np.int8) if dtype is np.int8 else rows
+        return parts
+
+    def write(self, start: int, parts: Parts) -> None:
+        """Store what `read` gave, beginning at position ``start``, a multiple of 16."""
+        stop = start + len(parts["keys"])
+        for name, part in parts.items():
+            view, where = self._views[name], self._where(name, start, stop)
+            tiles = np.zeros(self._rows(name, start, stop), view.dtype)
+            codes = part.view(np.uint8) ^ np.uint8(128) if part.dtype == np.int8 else part
+            codes = codes.reshape(*part.shape[:2], -1)
+            tiles[: len(codes), :, : codes.shape[2]] = codes
+            view[where] = tiles.reshape(view[where].shape)
+
+    def _where(self, name: str, start: int, stop: int) -> tuple[NDArray[np.int64], ...]:
+        """The index into a view of the tiles that hold ``start:stop``."""
+        tiles = np.arange(start // TILE, -(-stop // TILE)) % (self.length // TILE)
+        return np.divmod(tiles, st.CHUNK // TILE) if name == "centers" else (tiles,)
+
+    def _rows(self, name: str, start: int, stop: int) -> tuple[int, int, int]:
+        """Shape of those tiles as rows: [positions or tiles, heads, padded dimension or 1]."""
+        per_row = TILE if name == "centers" else 1
+        tiles = -(-stop // TILE) - start // TILE
+        heads = self._config.kv_heads
+        dim = self._views[name].size * per_row // (self.length * heads)
+        return tiles * TILE // per_row, heads, dim

@@ -1,0 +1,244 @@
+"""Choosing the next token: parameters, pure filters on logits, and the seeded sampler.
+
+The filters apply in llama.cpp's order: repetition penalty, top-k, top-p, min-p, temperature. All
+but the penalty work on candidates sorted by falling logit, so that each filter is a count of how
+many of them stay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.errors import FormatError, UsageError
+
+Logits = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How a token is chosen from logits.
+
+    Args:
+        temperature: logits are divided by it; 0 takes the most likely token.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: of those, keep the fewest whose probabilities reach this sum; 1 keeps all.
+        min_p: of those, keep the ones at least this fraction as likely as the first; 0 keeps all.
+        repetition_penalty: recent tokens' logits are divided by it (multiplied, if negative);
+            1 is off.
+        repeat_last_n: how many recent tokens that looks at, the prompt's included; 0 for none,
+            -1 for all.
+        seed: of the random numbers, 0 .. 2**64-1; None takes one from the operating system.
+
+    Raises:
+        UsageError: a number outside its range.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repetition_penalty: float = 1.0
+    repeat_last_n: int = 64
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        def check(name: str, ok: bool, allowed: str) -> None:
+            if not ok:
+                raise UsageError(f"{name} is {getattr(self, name)}; use {allowed}")
+
+        check(
+            "temperature",
+            math.isfinite(self.temperature) and self.temperature >= 0,
+            "0 (the most likely token) or more, such as 0.8",
+        )
+        check("top_k", self.top_k >= 0, "0 (off) or more, such as 40")
+        check("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1 (off), such as 0.95")
+        check("min_p", 0 <= self.min_p <= 1, "0 (off) to 1, such as 0.05")
+        check(
+            "repetition_penalty",
+            math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0,
+            "more than 0; 1 is off, 1.1 is usual",
+        )
+        check("repeat_last_n", self.repeat_last_n >= -1, "-1 (all), 0 (off) or more")
+        check("seed", self.seed is None or 0 <= self.seed < 1 << 64, "0 to 2**64-1, or none")
+
+    @property
+    def plain_greedy(self) -> bool:
+        """Whether the choice is always the largest logit, whatever came before."""
+        return self.temperature == 0 and not self.penalizes
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether recent tokens matter."""
+        return self.repetition_penalty != 1 and self.repeat_last_n != 0
+
+
+def penalize(logits: Logits, recent: Iterable[int], penalty: float) -> Logits:
+    """Make recent tokens less likely: positive logits / penalty, negative ones * penalty.
+
+    Args:
+        logits: [V].
+        recent: token ids; each counts once.
+        penalty: 1 changes nothing.
+
+    Returns:
+        A new array [V].
+
+    Source: Keskar et al. 2019 (arXiv 1909.05858), with the sign rule of common implementations.
+    """
+    out = logits.copy()
+    ids = np.unique(np.fromiter(recent, np.int64))
+    values = out[ids]
+    out[ids] = np.where(values > 0, values / penalty, values * penalty)
+    return out
+
+
+def top_k_ids(logits: Logits, k: int) -> NDArray[np.int64]:
+    """Ids of the k largest logits, by falling logit; the lower id first among equals.
+
+    Args:
+        logits: [V], free of NaN.
+        k: at least 1; more than V gives all V.
+    """
+    v = logits.size
+    if k >= v:
+        return falling(logits, np.arange(v))
+    ids: NDArray[np.int64] = np.arange(v)
+    run = v // (8 * k)
+    if run > 1:
+        # The k-th largest of the maxima of runs is no more than the k-th largest logit: one
+        # cheap pass leaves few candidates of a large vocabulary.
+        whole = v // run * run
+        maxima = logits[:whole].reshape(-1, run).max(axis=1)
+        bound = np.partition(maxima, maxima.size - k)[maxima.size - k]
+        ids = np.flatnonzero(logits >= bound)
+    if ids.size > 4 * k:
+        bound = np.partition(logits[ids], ids.size - k)[ids.size - k]
+        ids = ids[logits[ids] >= bound]
+    return falling(logits, ids)[:k]
+
+
+def falling(logits: Logits, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """``ids`` (ascending) sorted by falling logit; the lower id first among equals."""
+    return ids[np.argsort(-logits[ids], kind="stable")]
+
+
+def top_p_count(logits: Logits, p: float, total: float | None = None) -> int:
+    """How many of the sorted candidates reach probability ``p``; at least one.
+
+    Args:
+        logits: [C], falling.
+        p: the sum to reach.
+        total: sum of exp(logit - logits[0]) of all candidates if these are only the first of
+            them, else None.
+
+    Returns:
+        The fewest whose probabilities sum to p or more; C if none do.
+
+    Source: Holtzman et al. 2019 (arXiv 1904.09751).
+    """
+    weights = np.exp(logits.astype(np.float64) - logits[0])
+    sums = np.cumsum(weights)
+    reach = p * (sums[-1] if total is None else total)
+    return min(int(np.searchsorted(sums, reach)) + 1, logits.size)
+
+
+def min_p_count(logits: Logits, p: float) -> int:
+    """How many of the sorted candidates are at least ``p`` times as likely as the first.
+
+    Args:
+        logits: [C], falling.
+        p: 0 keeps all.
+
+    Source: Nguyen et al. 2024 (arXiv 2407.01082).
+    """
+    if p <= 0:
+        return logits.size
+    return int(np.count_nonzero(logits >= logits[0] + math.log(p)))
+
+
+class Sampler:
+    """Draws tokens from logits with a seeded generator (PCG64).
+
+    Args:
+        params: how.
+        vocab: how many logits there are.
+    """
+
+    def __init__(self, params: SamplingParams, vocab: int) -> None:
+        self.params = params
+        self.vocab = vocab
+        self._rng = np.random.Generator(np.random.PCG64(params.seed))
+        last = params.repeat_last_n
+        self._recent: deque[int] = deque(maxlen=None if last < 0 else last)
+
+    def accept(self, tokens: Iterable[int]) -> None:
+        """Take tokens that `sample` did not choose, such as the prompt's, as recent ones."""
+        if self.params.penalizes:
+            self._recent.extend(tokens)
+
+    def sample(self, logits: Logits) -> int:
+        """Choose the next token and remember it as recent.
+
+        Args:
+            logits: [V].
+
+        Raises:
+            UsageError: not one row of V logits.
+            FormatError: a logit is NaN or all are infinite, so the model is damaged.
+        """
+        if logits.shape != (self.vocab,):
+            raise UsageError(f"logits have shape {list(logits.shape)}; this needs [{self.vocab}]")
+        if not np.isfinite(logits.max()):  # NaN if any is
+            raise FormatError(
+                "the model's logits are not finite; its file is damaged or holds NaN or Inf"
+            )
+        params = self.params
+        if params.penalizes and self._recent:
+            logits = penalize(logits, self._recent, params.repetition_penalty)
+        token = int(np.argmax(logits)) if params.temperature == 0 else self._draw(logits)
+        self.accept((token,))
+        return token
+
+    def _draw(self, logits: Logits) -> int:
+        ids = self.candidates(logits)
+        kept = logits[ids]
+        sums = np.cumsum(np.exp((kept - kept.max()) / self.params.temperature), dtype=np.float64)
+        place = int(np.searchsorted(sums, self._rng.random() * sums[-1], side="right"))
+        return int(ids[min(place, ids.size - 1)])
+
+    def candidates(self, logits: Logits) -> NDArray[np.int64]:
+        """Ids that pass top-k, top-p and min-p, by falling logit (by id if all three are off)."""
+        params = self.params
+        if not params.top_k:
+            return _without_top_k(logits, params.top_p, params.min_p)
+        ids = top_k_ids(logits, params.top_k)
+        ids = ids[: top_p_count(logits[ids], params.top_p)] if params.top_p < 1 else ids
+        return ids[: min_p_count(logits[ids], params.min_p)]
+
+
+def _without_top_k(logits: Logits, top_p: float, min_p: float) -> NDArray[np.int64]:
+    """top-p then min-p over the whole vocabulary, sorting no more of it than needed."""
+    largest = logits.max()
+    ids: NDArray[np.int64] = np.arange(logits.size)
+    if min_p:
+        # both filters keep a run from the top, so that the order of the two does not matter
+        ids = falling(logits, np.flatnonzero(logits >= largest + math.log(min_p)))
+    if top_p == 1:
+        return ids
+    total = float(np.exp(logits - largest).sum(dtype=np.float64))
+    if min_p:
+        return ids[: top_p_count(logits[ids], top_p, total)]
+    k = 256
+    while True:
+        ids = top_k_ids(logits, k)
+        n = top_p_count(logits[ids], top_p, total)
+        if n < ids.size or ids.size == logits.size:
+            return ids[:n]
+        k *= 8

@@ -1,0 +1,266 @@
+"""Text to token ids and back, over the ``tokenizer.json`` that a model carries.
+
+Encoding is the `tokenizers` library's. Decoding is done here from a table of each token's bytes,
+read off the file's decoder: that makes a stream of single tokens and a whole sequence give the
+same text by construction. Text that is not UTF-8 shows U+FFFD for each maximal broken part (the
+Unicode standard's practice), where `tokenizers` shows one for every byte of a run.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import tokenizers
+
+from edgeq.errors import FormatError, UnsupportedError, UsageError, unknown
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_DECODERS = ("ByteLevel", "ByteFallback", "Fuse", "Metaspace", "Replace", "Strip")
+
+
+class Tokenizer:
+    """A model's tokenizer.
+
+    Args:
+        files: the model's files; needs ``tokenizer.json``, heeds ``tokenizer_config.json``,
+            ``special_tokens_map.json`` and ``generation_config.json``.
+
+    Attributes:
+        bos: id of the beginning-of-text token, or None.
+        eos_ids: ids that end a generation.
+        add_bos: whether this tokenizer starts a text with BOS.
+        vocab_size: one more than the highest id.
+
+    Raises:
+        UnsupportedError: no tokenizer.json, or one whose decoder edgeq does not know.
+        FormatError: a file is damaged.
+    """
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        if "tokenizer.json" not in files:
+            found = ", ".join(sorted(files)) or "no tokenizer files at all"
+            raise UnsupportedError(
+                f"the model has no tokenizer.json (it has {found}); "
+                "put one beside the checkpoint and import it again, or work with token ids"
+            )
+        raw = files["tokenizer.json"]
+        document = _json(files, "tokenizer.json")
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(raw.decode())
+        except Exception as err:  # the library raises bare Exception
+            raise FormatError(f"tokenizer.json is not readable: {err}") from err
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        special = special_tokens(files)
+        self.bos = self._token_id(special.get("bos_token"))
+        self.eos_ids = self._end_ids(files, special.get("eos_token"))
+        self.add_bos = self._wants_bos(_json(files, "tokenizer_config.json").get("add_bos_token"))
+        self._bytes, self._first = _token_table(self._tokenizer, document)
+        self.vocab_size = len(self._bytes)
+
+    def encode(self, text: str, add_bos: bool = True) -> list[int]:
+        """Token ids of a text; special tokens written out in it are recognised.
+
+        Args:
+            text: any Unicode text.
+            add_bos: put BOS first if this tokenizer does so and the text (a rendered chat
+                template, say) does not start with it already.
+
+        Raises:
+            UsageError: the text holds half a surrogate pair and cannot be UTF-8.
+        """
+        try:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except (UnicodeEncodeError, TypeError) as err:
+            raise UsageError(f"the text is not valid Unicode and cannot be encoded: {err}") from err
+        if add_bos and self.add_bos and self.bos is not None and ids[:1] != [self.bos]:
+            ids.insert(0, self.bos)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some tokens, special tokens left out."""
+        stream = self.stream()
+        return "".join(stream.push(token) for token in ids) + stream.flush()
+
+    def stream(self, prompt: Sequence[int] = ()) -> StreamDecoder:
+        """A decoder fed one token at a time.
+
+        Args:
+            prompt: tokens that came before. With them the text is their continuation; without,
+                a first SentencePiece space, which only marks a word's start, is left out.
+        """
+        decoder = StreamDecoder(self)
+        for token in prompt:
+            decoder.push(token)
+        return decoder
+
+    def token_bytes(self, token: int, first: bool = False) -> bytes:
+        """The bytes a token stands for: none for special and unknown ids.
+
+        Args:
+            token: the id.
+            first: it is the first of the text, where the space before a word goes.
+        """
+        if not 0 <= token < len(self._bytes):
+            return b""
+        raw = self._bytes[token]
+        return self._first.get(token, raw) if first else raw
+
+    def _token_id(self, token: str | None) -> int | None:
+        if token is None:
+            return None
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
+    def _end_ids(self, files: Mapping[str, bytes], eos: str | None) -> tuple[int, ...]:
+        listed = _json(files, "generation_config.json").get("eos_token_id")
+        ids = listed if isinstance(listed, list) else [] if listed is None else [listed]
+        if any(type(i) is not int or i < 0 for i in ids):
+            raise FormatError(
+                f"generation_config.json: eos_token_id is {listed!r}; expected token ids"
+            )
+        return tuple(dict.fromkeys(i for i in (*ids, self._token_id(eos)) if i is not None))
+
+    def _wants_bos(self, flag: object) -> bool:
+        if isinstance(flag, bool):
+            return flag
+        post_processed: list[int] = self._tokenizer.encode("").ids
+        return self.bos is not None and post_processed[:1] == [self.bos]
+
+
+class StreamDecoder:
+    """Tokens in, text out, never half a UTF-8 character. Made by `Tokenizer.stream`."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._started = False
+
+    def push(self, token: int) -> str:
+        """The text that this token completes; may be empty."""
+        raw = self._tokenizer.token_bytes(token, first=not self._started)
+        self._started = self._started or bool(self._tokenizer.token_bytes(token))
+        return self._utf8.decode(raw)
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD if a character was cut short, otherwise nothing."""
+        return self._utf8.decode(b"", final=True)
+
+
+def special_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
+    """The text of ``bos_token``, ``eos_token`` and so on, from tokenizer_config.json or, where it
+    is silent, special_tokens_map.json.
+
+    Raises:
+        FormatError: a file is damaged.
+    """
+    found: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        for key, value in _json(files, name).items():
+            if not key.endswith("_token"):
+                continue
+            text = value.get("content") if isinstance(value, dict) else value
+            if isinstance(text, str):
+                found[key] = text
+    return found
+
+
+def _json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    try:
+        data = json.loads(files.get(name, b"{}"))
+    except (ValueError, RecursionError) as err:
+        raise FormatError(f"{name} is not JSON ({err})") from err
+    if not isinstance(data, dict):
+        raise FormatError(f"{name} holds a {type(data).__name__}, expected an object")
+    return data
+
+
+def _token_table(
+    tokenizer: tokenizers.Tokenizer, document: Mapping[str, Any]
+) -> tuple[list[bytes], dict[int, bytes]]:
+    """The bytes of every id, and of those that differ at the start of a text."""
+    steps = _decoder_steps(document.get("decoder"))
+    byte_level = any(step["type"] == "ByteLevel" for step in steps)
+    fallback = any(step["type"] == "ByteFallback" for step in steps)
+    special = {t["id"] for t in document.get("added_tokens") or () if t.get("special")}
+    vocab: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+    table = [b""] * (max(vocab.values(), default=-1) + 1)
+    first: dict[int, bytes] = {}
+    for token, i in vocab.items():
+        if i in special:
+            continue
+        byte = _BYTE_TOKEN.fullmatch(token) if fallback else None
+        if byte:
+            table[i] = bytes((int(byte[1], 16),))
+        elif byte_level:
+            table[i] = _from_printable(token)
+        else:
+            inner, start = _spaced(token, steps)
+            table[i] = inner.encode()
+            if start != inner:
+                first[i] = start.encode()
+    return table, first
+
+
+def _decoder_steps(decoder: Any) -> list[dict[str, Any]]:
+    if isinstance(decoder, dict) and decoder.get("type") == "Sequence":
+        steps = decoder.get("decoders")
+    else:
+        steps = [decoder]
+    if not isinstance(steps, list):
+        raise FormatError("tokenizer.json: the decoder sequence holds no decoders")
+    for step in steps:
+        kind = step.get("type") if isinstance(step, dict) else None
+        if kind not in _DECODERS:
+            raise UnsupportedError(
+                "tokenizer.json has a decoder edgeq cannot run: "
+                + unknown("decoder", str(kind), _DECODERS)
+            )
+        if kind == "Replace" and "String" not in step.get("pattern", {}):
+            raise UnsupportedError(
+                f"tokenizer.json: a Replace decoder with the pattern {step.get('pattern')!r}; "
+                "edgeq knows plain strings"
+            )
+    return steps
+
+
+def _spaced(token: str, steps: list[dict[str, Any]]) -> tuple[str, str]:
+    """A SentencePiece token's text within a text, and as its first token."""
+    inner = start = token
+    for step in steps:
+        if step["type"] == "Replace":
+            old, new = step["pattern"]["String"], step["content"]
+            inner, start = inner.replace(old, new), start.replace(old, new)
+        elif step["type"] == "Metaspace":
+            mark = step.get("replacement", "▁")
+            gone = step.get("prepend_scheme", "always") != "never"
+            start = start.replace(mark, "" if gone else " ")
+            inner = inner.replace(mark, " ")
+        elif step["type"] == "Strip":
+            count, char = step.get("start", 0), step.get("content", " ")
+            for _ in range(count):
+                start = start.removeprefix(char)
+    return inner, start
+
+
+def _printable_bytes() -> dict[str, int]:
+    """Byte-level BPE's alphabet: printable Latin-1 stands for itself, the rest from U+0100 on."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in plain]
+    alphabet = {chr(byte): byte for byte in plain}
+    return alphabet | {chr(256 + i): byte for i, byte in enumerate(rest)}
+
+
+_PRINTABLE = _printable_bytes()
+
+
+def _from_printable(token: str) -> bytes:
+    """Bytes of a byte-level token; an added token outside the alphabet is plain text."""
+    try:
+        return bytes(_PRINTABLE[char] for char in token)
+    except KeyError:
+        return token.encode()

@@ -1,0 +1,95 @@
+"""Huge pages for weights: asked for where the file is mapped, or copied to.
+
+A mapped file costs no memory that could not be taken back and starts at once, but pages of 4 KiB
+make a processor that streams gigabytes miss its address cache for every one. New systems can map
+a file by 2 MiB and read it in such pieces when advised to; where they cannot, anonymous memory
+has pages that large.
+"""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.importers.safetensors_file import mapping_under, release
+from edgeq.memory import advise_huge, available_bytes, huge_buffer
+from edgeq.model import Model
+from edgeq.packing import round_up
+from edgeq.tensor import FloatTensor, QuantTensor, Tensor
+
+_LINE = 64
+_PIECE = 1 << 23
+_PARTS = ("packed", "scales", "zero_points", "data")
+
+
+def worth_copying(model: Model) -> bool:
+    """Whether to copy a model's matrices: they lie in a mapped file, and the copy takes at most
+    half of the memory that is free."""
+    tensors = [model.tensors[name] for name, _ in model.config.linears()]
+    parts = [part for tensor in tensors for part in _parts(tensor).values()]
+    free = available_bytes()
+    return (
+        free is not None
+        and sum(part.nbytes for part in parts) <= free // 2
+        and any(mapping_under(part) is not None for part in parts)
+    )
+
+
+def advise(model: Model) -> None:
+    """Ask for huge pages of the mapped files under a model's matrices; a hint, no more."""
+    arrays = (p for name, _ in model.config.linears() for p in _parts(model.tensors[name]).values())
+    for mapped in {id(found): found for found in map(mapping_under, arrays)}.values():
+        if isinstance(mapped, mmap.mmap):
+            advise_huge(mapped)
+
+
+class Arena:
+    """Anonymous memory for all matrices of a model, advised to be of huge pages.
+
+    Args:
+        model: whose matrices will be copied.
+
+    Attributes:
+        nbytes: of the memory.
+    """
+
+    def __init__(self, model: Model) -> None:
+        tensors = {id(t): t for t in (model.tensors[name] for name, _ in model.config.linears())}
+        self.nbytes = sum(
+            round_up(part.nbytes, _LINE) for t in tensors.values() for part in _parts(t).values()
+        )
+        self._bytes = huge_buffer(self.nbytes)
+        self._next = 0
+        self._copies: dict[int, Tensor] = {}
+
+    def copied(self, tensor: Tensor) -> Tensor:
+        """The same tensor in this memory; the same copy each time it is asked for.
+
+        Its file's pages are given back. A tensor decoded on the fly is in no file and stays so.
+        """
+        if id(tensor) not in self._copies:
+            parts = {name: self._copy(part) for name, part in _parts(tensor).items()}
+            self._copies[id(tensor)] = replace(tensor, **parts) if parts else tensor  # type: ignore[type-var]
+        return self._copies[id(tensor)]
+
+    def _copy(self, array: NDArray[Any]) -> NDArray[Any]:
+        place = self._bytes[self._next : self._next + array.nbytes]
+        self._next += round_up(array.nbytes, _LINE)
+        source = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        for start in range(0, array.nbytes, _PIECE):
+            place[start : start + _PIECE] = source[start : start + _PIECE]
+            release(array)  # or file and copy would both be held for a moment
+        copy: NDArray[Any] = place.view(array.dtype).reshape(array.shape)
+        return copy
+
+
+def _parts(tensor: Tensor) -> dict[str, NDArray[Any]]:
+    """The arrays a tensor holds, by field."""
+    if not isinstance(tensor, QuantTensor | FloatTensor):
+        return {}
+    found = {name: getattr(tensor, name, None) for name in _PARTS}
+    return {name: part for name, part in found.items() if part is not None}

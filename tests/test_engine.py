@@ -1,0 +1,208 @@
+"""The engine end to end: both backends, every family, threads, batches, caches, refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edgeq.errors import UsageError
+from edgeq.evaluate import kl_divergence, log_softmax
+from edgeq.importers import load
+from edgeq.model import Model
+from edgeq.reference import Reference
+from edgeq.runtime.compiled import BATCH
+from edgeq.runtime.engine import Engine
+from edgeq.runtime.tokenizer import Tokenizer
+from edgeq.tensor import FloatTensor, float32_to_bf16
+from tests.conftest import need
+from tests.families import FAMILIES, dequantized, quantized, random_model, tiny_config
+
+Array = NDArray[np.float32]
+IDS = np.random.default_rng(7).integers(3, 101, 600)
+SCHEMES = [
+    "w4-g32", "w4-g16", "w4-g64-asym", "w4-channel", "w8-channel", "w8-g32", "w8-tensor",
+    "w8-g16-asym", "w3-g32", "w3-g16-asym", "w2-g16", "w2-g128-asym", "w4-g32-palette",
+    "w3-g16-palette", "w2-g64-palette",
+]  # fmt: skip
+
+
+def logits(model: Model, ids: Any = IDS[:40], **options: Any) -> Array:
+    with Engine(model, **options) as engine:
+        return engine.forward(ids, all_logits=True)
+
+
+def long(family: str) -> Model:
+    return random_model(tiny_config(family, context=1024))
+
+
+def typical_error(got: Array, want: Array) -> float:
+    """The median error relative to the spread: one activation that rounds the other way moves
+    a few logits by a whole step, which says nothing about a kernel."""
+    return float(np.median(np.abs(got - want)) / want.std())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kv_bits", [8, 16])
+def test_backends_agree(family: str, kv_bits: int) -> None:
+    model = quantized(long(family), "w4-g32")
+    ids = IDS[:330]  # more than one batch and one chunk of keys
+    compiled = logits(model, ids, kv_bits=kv_bits, threads=2)
+    plain = logits(model, ids, kv_bits=kv_bits, backend="numpy")
+    assert typical_error(compiled, plain) < 5e-3
+    assert np.mean(compiled.argmax(-1) == plain.argmax(-1)) > 0.97
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_scheme_against_the_reference(scheme: str) -> None:
+    """Dequantized weights in the float reference differ by the rounding of activations only."""
+    model = quantized(random_model(tiny_config("llama")), scheme)
+    got = logits(model, kv_bits=16, threads=1)
+    exact = Reference(dequantized(model)).forward(IDS[:40])
+    assert typical_error(got, exact) < 0.02
+    plain = logits(model, kv_bits=16, backend="numpy")
+    assert typical_error(got, plain) < 1e-4
+
+
+@pytest.mark.parametrize("sizes", [
+    {"hidden": 1, "ffn": 1, "heads": 1, "kv_heads": 1, "head_dim": 2, "vocab": 7},
+    {"hidden": 17, "ffn": 33, "heads": 3, "kv_heads": 1, "head_dim": 6, "vocab": 101},
+    {"hidden": 172, "ffn": 31, "heads": 7, "kv_heads": 7, "head_dim": 34, "vocab": 257},
+    {"hidden": 15, "ffn": 300, "heads": 16, "kv_heads": 2, "head_dim": 16, "vocab": 33},
+])  # fmt: skip
+@pytest.mark.parametrize("scheme", ["w4-g32", "w3-g16-asym", "w8-channel", "w4-g32-palette"])
+def test_awkward_sizes(sizes: dict[str, int], scheme: str) -> None:
+    config = tiny_config("llama", **sizes)
+    model = quantized(random_model(config), scheme)
+    ids = IDS[:33] % config.vocab
+    compiled = logits(model, ids, threads=2)
+    plain = logits(model, ids, backend="numpy")
+    assert typical_error(compiled, plain) < 2e-3
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_float_weights_run_from_where_they_lie(dtype: str) -> None:
+    model = random_model(tiny_config("qwen3"))
+    tensors: dict[str, Any] = {}
+    for name, tensor in model.tensors.items():
+        values = tensor.numpy()
+        if dtype == "F16":
+            tensors[name] = FloatTensor("F16", values.astype(np.float16))
+        elif dtype == "BF16":
+            tensors[name] = FloatTensor("BF16", float32_to_bf16(values))
+        else:
+            tensors[name] = FloatTensor("F32", values)
+    model = replace(model, tensors=tensors)
+    got = logits(model, kv_bits=16, threads=2)
+    want = Reference(model).forward(IDS[:40])
+    # the 16-bit cache rounds keys and values
+    assert np.abs(got - want).max() < 5e-3 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "mistral"])
+@pytest.mark.parametrize("kv_bits", [8, 16])
+def test_bits_do_not_depend_on_threads_or_batches(family: str, kv_bits: int) -> None:
+    model = quantized(long(family), "w4-g32")
+    ids = IDS[: BATCH + 150]
+    want = logits(model, ids, threads=1, kv_bits=kv_bits)
+    for threads in (2, 3, 4):
+        got = logits(model, ids, threads=threads, kv_bits=kv_bits)
+        np.testing.assert_array_equal(got, want)
+    with Engine(model, threads=2, kv_bits=kv_bits) as engine:
+        pieces = [
+            engine.forward(ids[a:b], all_logits=True)
+            for a, b in ((0, 1), (1, 8), (8, 9), (9, 77), (77, 260), (260, 261), (261, len(ids)))
+        ]
+        np.testing.assert_array_equal(np.concatenate(pieces), want)
+        engine.truncate(100)
+        again = engine.forward(ids[100:], all_logits=True)
+        np.testing.assert_array_equal(again, want[100:])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_greedy_equals_one_step_at_a_time(threads: int) -> None:
+    model = quantized(long("qwen2"), "w4-g32")
+    with Engine(model, threads=threads) as engine:
+        token = int(engine.forward(IDS[:20]).argmax())
+        found = engine.greedy(token, 300)
+        assert engine.n_past == 320
+        engine.truncate(20)
+        stepwise = []
+        for _ in range(300):
+            token = int(engine.forward([token]).argmax())
+            stepwise.append(token)
+    assert found == stepwise
+
+
+def test_last_logits_are_the_last_row_of_all() -> None:
+    model = quantized(long("llama"), "w8-channel")
+    for n in (1, 2, BATCH, BATCH + 1, 2 * BATCH + 5):
+        with Engine(model, threads=2) as engine:
+            last = engine.forward(IDS[:n])
+        np.testing.assert_array_equal(last, logits(model, IDS[:n], threads=2)[-1])
+
+
+def test_an_int8_cache_costs_little_on_a_real_model() -> None:
+    model = load(need("models/stories260K"))
+    text = need("data/text_tinystories_train/tinystories_train_2MB.txt").read_text()[5000:20000]
+    ids = Tokenizer(model.files).encode(text, add_bos=False)
+    losses = []
+    for start in range(0, 2550, 255):
+        window = [1, *ids[start : start + 255]]
+        full, short = (log_softmax(logits(model, window, kv_bits=b)) for b in (16, 8))
+        losses.append(kl_divergence(full, short))
+    assert np.concatenate(losses).mean() <= 1e-3
+
+
+def test_greedy_text_of_a_real_model() -> None:
+    model = load(need("models/stories260K"))
+    tokenizer = Tokenizer(model.files)
+    with Engine(model, kv_bits=16) as engine:
+        ids = tokenizer.encode("Once upon a time")
+        first = int(engine.forward(ids).argmax())
+        text = tokenizer.decode([*ids, first, *engine.greedy(first, 58)])
+    assert text.startswith(
+        "Once upon a time, there was a little girl named Lily. She loved to play"
+    )
+
+
+def test_memory_is_counted() -> None:
+    model = quantized(long("llama"), "w4-g32")
+    with Engine(model, context=512, threads=1) as engine:
+        c = model.config
+        # the engine pads head_dim 12 to 32 for keys and 16 for values
+        assert engine.kv_bytes >= c.kv_bytes(512, 8)
+        assert engine.kv_bytes <= c.layers * c.kv_heads * 512 * (32 + 16 + 7 + 4)
+        assert 0 < engine.scratch_bytes < 4_000_000
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"context": 65}, "context is 65; this model was made for 1 to 64 tokens"),
+    ({"context": 0}, "context is 0"),
+    ({"threads": 0}, "threads is 0; use 1 to 256"),
+    ({"kv_bits": 4}, "kv_bits is 4; use 8 or 16"),
+    ({"backend": "cuda"}, "unknown backend 'cuda'.*numba, numpy"),
+])  # fmt: skip
+def test_options_outside_what_is_allowed(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Engine(random_model(tiny_config("llama")), **options)
+
+
+def test_tokens_outside_what_is_allowed() -> None:
+    with Engine(random_model(tiny_config("llama")), threads=1) as engine:
+        with pytest.raises(UsageError, match="no tokens"):
+            engine.forward([])
+        with pytest.raises(UsageError, match=r"token id 101 is outside the vocabulary 0 \.\. 100"):
+            engine.forward([101])
+        with pytest.raises(UsageError, match="token id -1"):
+            engine.greedy(-1, 2)
+        engine.forward(IDS[:60])
+        with pytest.raises(UsageError, match="60 tokens are in the context and 5 more were given"):
+            engine.forward(IDS[:5])
+        with pytest.raises(UsageError, match="cannot truncate to 61"):
+            engine.truncate(61)
+        assert engine.greedy(5, 0) == []
+        assert engine.n_past == 60

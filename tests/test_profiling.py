@@ -1,0 +1,102 @@
+"""Scenarios, measurements and what they are made of."""
+
+from __future__ import annotations
+
+import statistics
+
+import numpy as np
+import pytest
+
+from edgeq.errors import UsageError
+from edgeq.memory import peak_rss_bytes, reset_peak_rss
+from edgeq.profiling import Measurement, Scenario, bytes_read_per_token, measure, read_bandwidth
+from edgeq.runtime.engine import Engine
+from edgeq.schemes import PRESETS
+from edgeq.tensor import QuantTensor
+from tests.families import quantized, random_model, tiny_config
+
+
+def test_names_are_llama_bench_s() -> None:
+    assert str(Scenario(512, 0)) == "pp512"
+    assert str(Scenario(0, 128)) == "tg128"
+    assert str(Scenario(0, 32, 1024)) == "tg32 @ d1024"
+    assert Scenario(0, 32, 1024).context == 1056
+
+
+@pytest.mark.parametrize("numbers", [(0, 0), (1, 1), (-1, 2)])
+def test_a_scenario_is_one_thing(numbers: tuple[int, int]) -> None:
+    with pytest.raises(UsageError, match="make exactly one of them positive"):
+        Scenario(*numbers)
+
+
+def test_statistics_come_from_the_samples() -> None:
+    m = Measurement(Scenario(0, 10), 1, (10**9, 2 * 10**9), 5, 10**8, None)
+    assert m.samples_ts == (10.0, 5.0)
+    assert m.avg_ts == 7.5
+    assert m.stddev_ts == statistics.stdev((10.0, 5.0))
+    assert m.gb_per_s == 0.75
+    alone = Measurement(Scenario(10, 0), 1, (10**9,), 5, None, None)
+    assert (alone.stddev_ts, alone.gb_per_s) == (0.0, None)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_bytes_read_per_token(tied: bool) -> None:
+    config = tiny_config("llama", tied=tied)
+    model = quantized(random_model(config), PRESETS["w4-g32"])
+    weights = 0
+    for name, tensor in model.tensors.items():
+        if name == "model.embed_tokens.weight" and not tied:
+            # one row of the table, or rather its share of the tile
+            weights += tensor.nbytes // config.vocab
+        else:
+            weights += tensor.nbytes
+    assert bytes_read_per_token(model, 0, 8) == weights
+    longer = bytes_read_per_token(model, 10, 8) - weights
+    assert longer == config.kv_bytes(10, 8)
+    assert bytes_read_per_token(model, 10, 16) - weights == config.kv_bytes(10, 16)
+
+
+@pytest.mark.parametrize("scenario", [Scenario(5, 0), Scenario(0, 4), Scenario(0, 4, 7)])
+def test_measure(scenario: Scenario) -> None:
+    model = quantized(random_model(tiny_config("llama")), PRESETS["w4-g32"])
+    assert isinstance(model.tensors["model.embed_tokens.weight"], QuantTensor)
+    told: list[tuple[str, int, int]] = []
+    with Engine(model, context=16, threads=1, backend="numpy") as engine:
+        m = measure(
+            engine, model, scenario, repeats=3, threads=1, kv_bits=8,
+            progress=lambda *args: told.append(args),
+        )  # fmt: skip
+        assert engine.n_past == scenario.context
+    assert len(m.samples_ns) == 3
+    assert min(m.samples_ns) > 0
+    assert (m.bytes_per_token is None) == bool(scenario.n_prompt)
+    assert told == [(str(scenario), i, 3) for i in (1, 2, 3)]
+
+
+def test_measure_refuses_what_cannot_be() -> None:
+    model = random_model(tiny_config("llama"))
+    with Engine(model, context=8, threads=1, backend="numpy") as engine:
+        with pytest.raises(UsageError, match="needs a context of 9"):
+            measure(engine, model, Scenario(0, 9), repeats=1, threads=1, kv_bits=8)
+        with pytest.raises(UsageError, match="at least 1"):
+            measure(engine, model, Scenario(0, 4), repeats=0, threads=1, kv_bits=8)
+
+
+def test_read_bandwidth_is_a_number_of_gigabytes() -> None:
+    assert 0.1 < read_bandwidth(1) < 5000
+
+
+def test_peak_memory_follows_what_is_held() -> None:
+    if not reset_peak_rss():
+        pytest.skip("this system cannot reset the peak")
+    before = peak_rss_bytes()
+    held = np.ones(64 << 20, np.uint8)
+    after = peak_rss_bytes()
+    assert before is not None
+    assert after is not None
+    assert after - before > 0.9 * held.nbytes
+    del held
+    reset_peak_rss()
+    later = peak_rss_bytes()
+    assert later is not None
+    assert later < after - (32 << 20)
