@@ -1,0 +1,105 @@
+"""The command group, and the fence that turns every failure into words and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from edgeq._version import __version__
+from edgeq.cli.bench import bench
+from edgeq.cli.chat import chat
+from edgeq.cli.demo import demo
+from edgeq.cli.inspect import inspect
+from edgeq.cli.options import CONTEXT_SETTINGS, debug_option, debugging
+from edgeq.cli.perplexity import perplexity
+from edgeq.cli.quantize import quantize
+from edgeq.cli.run import run
+from edgeq.cli.warmup import warmup
+from edgeq.errors import EdgeqError
+
+EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+class Verbs(click.Group):
+    """A group that lists its commands in the order a newcomer needs them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order they were added."""
+        return list(self.commands)
+
+
+@click.group(
+    cls=Verbs,
+    context_settings=CONTEXT_SETTINGS,
+    epilog="Every option has an environment twin: `run --threads 2` is EDGEQ_RUN_THREADS=2. "
+    "EDGEQ_MODEL, EDGEQ_THREADS, EDGEQ_CTX_SIZE, EDGEQ_KV_BITS and EDGEQ_BACKEND hold for all "
+    "commands that have the option.",
+)
+@click.version_option(__version__, "-V", "--version", prog_name="edgeq")
+def cli() -> None:
+    """Quantize a language model once and run it packed in INT4 on this machine."""
+
+
+cli.params.append(debug_option())
+for _verb in (demo, quantize, inspect, run, chat, bench, perplexity, warmup):
+    cli.add_command(_verb)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        args: the arguments; those of the process if None.
+
+    Returns:
+        The exit code: 0 done, 1 an explained error, 2 wrong usage, 130 interrupted.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # a terminal that cannot show a character must not end a story
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    try:
+        code = cli.main(args, prog_name="edgeq", standalone_mode=False, auto_envvar_prefix="EDGEQ")
+        sys.stdout.flush()
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return EXIT_INTERRUPTED
+    except click.ClickException as err:
+        err.show()
+        return err.exit_code
+    except EdgeqError as err:
+        return _explain(str(err))
+    except MemoryError:
+        return _explain("there is not enough memory for this; use a smaller model or context")
+    except BrokenPipeError:
+        return _reader_left()
+    except OSError as err:
+        if err.errno == errno.EPIPE:
+            return _reader_left()
+        return _explain(f"{err.strerror or err}" + (f": {err.filename}" if err.filename else ""))
+    except Exception as err:  # noqa: BLE001
+        return _explain(
+            f"{type(err).__name__}: {err}\n"
+            "this should not have happened; --debug shows where, please report it"
+        )
+    return code if isinstance(code, int) else 0
+
+
+def _explain(message: str) -> int:
+    if debugging():
+        traceback.print_exc()
+    click.echo(f"error: {message}", err=True)
+    return EXIT_ERROR
+
+
+def _reader_left() -> int:
+    """The reader of our output has gone (as in ``| head``): nothing to say, and nobody to hear."""
+    with open(os.devnull, "w", encoding="utf-8") as sink:  # noqa: PTH123
+        os.dup2(sink.fileno(), sys.stdout.fileno())
+    return EXIT_ERROR

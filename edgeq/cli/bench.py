@@ -1,0 +1,273 @@
+"""``edgeq bench``: tokens per second, in the rows llama-bench prints."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import platform
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from edgeq._version import __version__
+from edgeq.cli import render
+from edgeq.cli.options import (
+    Counts,
+    backend_option,
+    command,
+    format_option,
+    kv_bits_of,
+    kv_options,
+    optional_model_argument,
+    shared_option,
+)
+from edgeq.cli.warmup import compile_first
+
+if TYPE_CHECKING:
+    from edgeq.model import Model
+    from edgeq.profiling import Measurement, Scenario
+
+
+@command("bench", "Measure tokens per second, as llama-bench does.")
+@optional_model_argument
+@click.option("--shape", default=None, metavar="NAME", help="Random weights of a known model.")
+@click.option("--preset", default="w4-g32", help="Scheme of the random weights.")
+@click.option("--list", "list_shapes", is_flag=True, help="List the known shapes and leave.")
+@click.option("-p", "--n-prompt", type=Counts(0), default="512", help="Prompt tokens; 0 skips.")
+@click.option("-n", "--n-gen", type=Counts(0), default="128", help="Tokens generated; 0 skips.")
+@click.option("-d", "--n-depth", type=Counts(0), default="0", help="Tokens in the cache before.")
+@shared_option(
+    "-t", "--threads", env="THREADS", type=Counts(1), default=None,
+    help="Numbers of threads to try.  [default: the machine's cores]",
+)  # fmt: skip
+@click.option("-r", "--repetitions", type=click.IntRange(min=1), default=5, help="Samples a test.")
+@kv_options
+@backend_option
+@format_option("md", "json", "jsonl", "csv")
+def bench(
+    model: str | None,
+    shape: str | None,
+    preset: str,
+    list_shapes: bool,
+    n_prompt: tuple[int, ...],
+    n_gen: tuple[int, ...],
+    n_depth: tuple[int, ...],
+    threads: tuple[int, ...] | None,
+    repetitions: int,
+    kv_bits: str,
+    cache_type_k: str | None,
+    cache_type_v: str | None,
+    backend: str,
+    form: str,
+) -> None:
+    """Time MODEL, or with --shape random weights of a known model, on this machine.
+
+    ppN reads a prompt of N tokens, tgN generates N tokens one by one. Each is run once to warm
+    up and then timed. GB/s counts the bytes each generated token must read; "of peak" is their
+    share of the read bandwidth measured here with as many threads.
+    """
+    if list_shapes:
+        render.write(_known_shapes() + "\n")
+        return
+    if (model is None) == (shape is None):
+        raise click.UsageError("give either MODEL or --shape NAME (--list shows the known shapes)")
+    bits = kv_bits_of(kv_bits, cache_type_k, cache_type_v)
+    scenarios = _scenarios(n_prompt, n_gen, n_depth)
+    loaded, name = _subject(model, shape, preset)
+    rows = []
+    for measurement, settings in _measurements(
+        loaded, scenarios, threads, repetitions, bits, backend
+    ):
+        row = _record(loaded, name, measurement, settings)
+        rows.append(row)
+        if form == "jsonl":
+            render.write(json.dumps(row) + "\n")
+    if form == "json":
+        render.write(json.dumps(rows, indent=2) + "\n")
+    elif form == "csv":
+        render.write(_csv(rows))
+    elif form == "md":
+        render.write(_markdown(rows) + "\n")
+
+
+def _known_shapes() -> str:
+    from edgeq.shapes import SHAPES, parameters
+
+    rows = [[name, render.human_count(parameters(config))] for name, config in SHAPES.items()]
+    return render.aligned(["shape", "parameters"], rows, "lr")
+
+
+def _scenarios(
+    n_prompt: tuple[int, ...], n_gen: tuple[int, ...], n_depth: tuple[int, ...]
+) -> list[Scenario]:
+    from edgeq.profiling import Scenario
+
+    found = [
+        scenario
+        for depth in n_depth
+        for scenario in (
+            *(Scenario(n, 0, depth) for n in n_prompt if n),
+            *(Scenario(0, n, depth) for n in n_gen if n),
+        )
+    ]
+    if not found:
+        raise click.UsageError("nothing to time: -p and -n are both 0")
+    return found
+
+
+def _subject(model: str | None, shape: str | None, preset: str) -> tuple[Model, str]:
+    if model is not None:
+        from edgeq.importers import load
+
+        return load(model), str(model)
+    assert shape is not None
+    from edgeq.quant import Recipe
+    from edgeq.shapes import random_model
+    from edgeq.shapes import shape as known_shape
+
+    config, recipe = known_shape(shape), Recipe.from_options(preset)
+    with render.progress(f"random {shape}") as bar:
+        return random_model(config, recipe.scheme_for, progress=bar), f"{shape} (random weights)"
+
+
+def _measurements(
+    model: Model,
+    scenarios: list[Scenario],
+    threads: tuple[int, ...] | None,
+    repeats: int,
+    kv_bits: Literal[8, 16],
+    backend: str,
+) -> Iterator[tuple[Measurement, dict[str, Any]]]:
+    from edgeq.profiling import measure, read_bandwidth
+    from edgeq.runtime.engine import Engine
+
+    compile_first(backend)
+    context = max(s.context for s in scenarios)
+    if context > model.config.context:
+        # time past what the model was made for tells nothing of its answers, but is the same time
+        model = replace(model, config=replace(model.config, context=context))
+    with render.progress("bench", still=True) as bar:
+        for count in threads or (None,):
+            with Engine(
+                model, context=context, threads=count, kv_bits=kv_bits, backend=backend
+            ) as engine:
+                measured = [
+                    measure(
+                        engine, model, scenario,
+                        repeats=repeats, threads=engine.threads, kv_bits=kv_bits, progress=bar,
+                    )
+                    for scenario in scenarios
+                ]  # fmt: skip
+                threads_used = engine.threads
+            # only now: its buffer is larger than many a model and would be the peak of memory
+            bandwidth = read_bandwidth(threads_used)
+            for measurement in measured:
+                yield (
+                    measurement,
+                    {"backend": backend, "kv_bits": kv_bits, "bandwidth": bandwidth},
+                )
+
+
+def _record(model: Model, name: str, m: Measurement, settings: dict[str, Any]) -> dict[str, Any]:
+    """One flat record: llama-bench's fields by its names, then ours."""
+    from edgeq.cpu import this_cpu
+
+    kv_type = "q8_0" if settings["kv_bits"] == 8 else "f16"
+    gb_per_s, peak = m.gb_per_s, settings["bandwidth"]
+    share = None if gb_per_s is None or not peak else 100 * gb_per_s / peak
+    return {
+        "build_number": __version__,
+        "cpu_info": this_cpu().name,
+        "backends": settings["backend"],
+        "model_filename": name,
+        "model_type": _model_type(model),
+        "model_size": model.nbytes,
+        "model_n_params": _n_params(model),
+        "n_threads": m.threads,
+        "type_k": kv_type,
+        "type_v": kv_type,
+        "n_prompt": m.scenario.n_prompt,
+        "n_gen": m.scenario.n_gen,
+        "n_depth": m.scenario.n_depth,
+        "test_time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "avg_ns": round(sum(m.samples_ns) / len(m.samples_ns)),
+        "stddev_ns": round(_stddev(m.samples_ns)),
+        "avg_ts": m.avg_ts,
+        "stddev_ts": m.stddev_ts,
+        "samples_ns": list(m.samples_ns),
+        "samples_ts": list(m.samples_ts),
+        "test": str(m.scenario),
+        "warmup_ns": m.warmup_ns,
+        "bytes_per_token": m.bytes_per_token,
+        "gb_per_s": gb_per_s,
+        "read_bandwidth_gb_per_s": peak,
+        "bandwidth_percent": share,
+        "peak_rss_bytes": m.peak_rss_bytes,
+        "python": platform.python_version(),
+    }
+
+
+def _stddev(samples: tuple[int, ...]) -> float:
+    import statistics
+
+    return statistics.stdev(samples) if len(samples) > 1 else 0.0
+
+
+def _n_params(model: Model) -> int:
+    import math
+
+    return sum(math.prod(t.shape) for t in model.tensors.values())
+
+
+def _model_type(model: Model) -> str:
+    """As llama-bench writes it: family, size, and how most of the bytes are held."""
+    from edgeq.tensor import FloatTensor, QuantTensor
+
+    held: dict[str, int] = {}
+    for tensor in model.tensors.values():
+        if isinstance(tensor, QuantTensor):
+            kind = str(tensor.scheme)
+        else:
+            kind = tensor.dtype.lower() if isinstance(tensor, FloatTensor) else "float"
+        held[kind] = held.get(kind, 0) + tensor.shape[0] * (
+            tensor.shape[1] if len(tensor.shape) > 1 else 1
+        )
+    # the scheme of most weights names the model, as "Q4_0" names one with a Q6_K head
+    kind = max(held, key=lambda k: held[k])
+    return f"{model.config.family} {render.human_count(_n_params(model))} {kind}"
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    out = io.StringIO()
+    flat = [{k: v for k, v in row.items() if not isinstance(v, list)} for row in rows]
+    writer = csv.DictWriter(out, list(flat[0]), quoting=csv.QUOTE_ALL, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return out.getvalue()
+
+
+def _markdown(rows: list[dict[str, Any]]) -> str:
+    head = [
+        "model", "size", "params", "backend", "threads", "test", "t/s",
+        "GB/s", "of peak", "peak RSS",
+    ]  # fmt: skip
+    cells = [
+        [
+            row["model_type"],
+            render.human_bytes(row["model_size"]),
+            render.human_count(row["model_n_params"]),
+            row["backends"],
+            str(row["n_threads"]),
+            row["test"],
+            f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}",
+            "" if row["gb_per_s"] is None else f"{row['gb_per_s']:.1f}",
+            "" if row["bandwidth_percent"] is None else f"{row['bandwidth_percent']:.0f} %",
+            "" if row["peak_rss_bytes"] is None else render.human_bytes(row["peak_rss_bytes"]),
+        ]
+        for row in rows
+    ]
+    return render.markdown(head, cells, "lrrlrrrrrr")

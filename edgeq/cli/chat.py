@@ -1,0 +1,177 @@
+"""``edgeq chat``: a conversation that remembers itself."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeq.cli import render
+from edgeq.cli.options import (
+    command,
+    engine_options,
+    lookup_option,
+    model_argument,
+    sampling_options,
+)
+from edgeq.cli.run import engine_arguments, sampling_params, timing
+from edgeq.cli.warmup import compile_first
+
+if TYPE_CHECKING:
+    from edgeq.model import Model
+    from edgeq.runtime.engine import Engine
+    from edgeq.runtime.generate import Chunk
+    from edgeq.runtime.sampling import SamplingParams
+    from edgeq.runtime.tokenizer import Tokenizer
+
+_HELP = "/reset forgets the conversation, /system TEXT starts a new one, /stats times, /exit leaves"
+
+
+@command("chat", "Have a conversation.")
+@model_argument
+@click.option("-sys", "--system", default=None, help="What the model is told before you speak.")
+@click.option(
+    "-n", "--n-predict", type=click.IntRange(min=1), default=512, help="Most tokens of an answer."
+)
+@lookup_option
+@sampling_options
+@engine_options
+def chat(model: str, system: str | None, n_predict: int, **settings: Any) -> None:
+    """Talk with MODEL. A line is a message; /help lists what else there is.
+
+    Works piped too: each line of standard input is a message, each answer goes to stdout.
+    """
+    from edgeq.importers import load
+    from edgeq.runtime.engine import Engine
+    from edgeq.runtime.tokenizer import Tokenizer
+
+    params = sampling_params(settings)
+    engine_settings = engine_arguments(settings)
+    loaded = load(model)
+    tokenizer = Tokenizer(loaded.files)
+    compile_first(engine_settings["backend"])
+    with Engine(loaded, **engine_settings) as engine:
+        talk = Conversation(loaded, engine, tokenizer, system)
+        talk.check()
+        if sys.stdin.isatty():
+            render.note(_HELP)
+        while (line := _next_line()) is not None:
+            word, _, rest = line.strip().partition(" ")
+            if word in ("/exit", "/quit"):
+                break
+            if word == "/reset":
+                talk.reset(talk.system)
+            elif word == "/system":
+                talk.reset(rest.strip() or None)
+            elif word == "/stats":
+                render.note(timing(talk.last) if talk.last else "nothing has been said")
+            elif word == "/help" or (word.startswith("/") and "/" not in word[1:]):
+                render.note(_HELP)
+            elif line.strip():
+                _answer(talk, line, params, n_predict, settings["stop"], settings["lookup"])
+
+
+def _next_line() -> str | None:
+    if sys.stdin.isatty():
+        try:
+            return input("\n> ")
+        except (EOFError, KeyboardInterrupt):
+            return None
+    return sys.stdin.readline() or None
+
+
+def _answer(
+    talk: Conversation,
+    line: str,
+    params: SamplingParams,
+    most: int,
+    stop: tuple[str, ...],
+    lookup: int,
+) -> None:
+    from edgeq.errors import DoesNotFitError, UsageError
+
+    try:
+        talk.say(line.strip(), params, most, stop, lookup)
+    except KeyboardInterrupt:  # Ctrl-C ends the answer, not the conversation
+        if not sys.stdin.isatty():
+            raise
+    except (DoesNotFitError, UsageError) as err:
+        if not sys.stdin.isatty():
+            raise
+        render.note(f"error: {err}\n(/reset forgets the conversation)")
+    render.write("\n")
+
+
+class Conversation:
+    """Messages, and the engine whose cache holds what of them was already read.
+
+    Args:
+        model: for its chat template.
+        engine: keeps the conversation's tokens in its cache.
+        tokenizer: the model's.
+        system: the first message, or None.
+    """
+
+    def __init__(
+        self, model: Model, engine: Engine, tokenizer: Tokenizer, system: str | None
+    ) -> None:
+        self._model, self._engine, self._tokenizer = model, engine, tokenizer
+        self.last: Chunk | None = None
+        self.reset(system)
+
+    def reset(self, system: str | None) -> None:
+        """Forget all but the system message."""
+        self.system = system
+        self._messages = [{"role": "system", "content": system}] if system else []
+
+    def check(self) -> None:
+        """Refuse a model that has no chat template, or one that is not readable, before talking."""
+        self._render([*self._messages, {"role": "user", "content": "?"}])
+
+    def _render(self, messages: list[dict[str, str]]) -> str:
+        from edgeq.runtime.chat import render_chat
+
+        return render_chat(self._model.files, messages)
+
+    def say(
+        self,
+        text: str,
+        params: SamplingParams,
+        most: int,
+        stop: tuple[str, ...],
+        lookup: int = 0,
+    ) -> None:
+        """Ask, show the answer as it comes, and remember both.
+
+        Args:
+            text: the user's message.
+            params: how tokens are chosen.
+            most: tokens of an answer.
+            stop: texts that end it.
+            lookup: tokens to guess at once.
+        """
+        from edgeq.runtime.generate import generate
+
+        asked = [*self._messages, {"role": "user", "content": text}]
+        # the template writes its own special tokens, the first one included
+        ids = self._tokenizer.encode(self._render(asked), add_bos=False)
+        fresh = self._engine.reuse(ids)
+        answer: list[str] = []
+        try:
+            for chunk in generate(
+                self._engine,
+                self._tokenizer,
+                fresh,
+                params,
+                max_tokens=most,
+                stop=stop,
+                lookup=lookup,
+            ):
+                self.last = chunk
+                answer.append(chunk.text)
+                render.write(chunk.text)
+        finally:
+            said = "".join(answer).strip()
+            if said:
+                self._messages = [*asked, {"role": "assistant", "content": said}]

@@ -1,0 +1,180 @@
+"""``edgeq demo``: a small model, quantized before your eyes, tells a story."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeq.cli import render
+from edgeq.cli.options import command
+
+if TYPE_CHECKING:
+    from edgeq.evaluate import Evaluation
+    from edgeq.model import Model
+    from edgeq.profiling import Measurement
+    from edgeq.runtime.tokenizer import Tokenizer
+
+MODEL = Path(__file__).resolve().parent.parent / "demo_model"
+HELD_OUT_TOKENS = 2048
+SPEED_TOKENS = 64
+
+
+@command("demo", "Watch a small model being quantized and tell a story.")
+@click.option("-p", "--prompt", default="Once upon a time", help="How the story begins.")
+@click.option("-n", "--n-predict", type=click.IntRange(min=1), default=256,
+              help="The longest story, in tokens.")  # fmt: skip
+@click.option("-s", "--seed", type=click.IntRange(min=0), default=1,
+              help="Another seed tells another story.")  # fmt: skip
+@click.option("--temp", type=click.FloatRange(min=0), default=0.5,
+              help="Temperature; 0 always takes the likeliest token.")  # fmt: skip
+@click.option("-t", "--threads", type=click.IntRange(min=1), default=1,
+              help="Threads to compute with; one is best for so small a model.")  # fmt: skip
+def demo(prompt: str, n_predict: int, seed: int, temp: float, threads: int) -> None:
+    """Quantize a small story-telling model to INT4, let it tell a story, and show what it cost."""
+    from edgeq.importers import load
+    from edgeq.quant import Recipe, quantize
+    from edgeq.runtime.tokenizer import Tokenizer
+
+    page = render.Page(sys.stdout)
+    source = load(MODEL)
+    packed_file = _cache_file()
+    page.heading("1. One checkpoint becomes one packed file")
+    with render.progress("quantizing") as bar:
+        quantize(source, packed_file, Recipe.from_options(), threads=threads, progress=bar)
+    packed = load(packed_file)
+    page.fact(
+        f"{render.human_count(_n_params(source))} weights: "
+        f"{render.human_bytes(source.nbytes)} floating point -> "
+        f"{render.human_bytes(packed.nbytes)} in INT4"
+    )
+    page.fact(f"{packed_file}")
+    _compile(page)
+    tokenizer = Tokenizer(packed.files)
+    page.heading("2. The packed model tells a story")
+    _tell(page, packed, tokenizer, prompt, n_predict, seed, temp, threads)
+    page.heading("3. What it costs, and what it saves")
+    before = _measure(source, tokenizer, None, threads)
+    after = _measure(packed, tokenizer, source, threads)
+    page.table(["", "float", "INT4"], _rows(source, packed, before, after), "lrr")
+    page.fact("bits per byte and KL: stories the model has never seen; KL: against the float model")
+    me = "edgeq" if shutil.which("edgeq") else sys.argv[0]
+    page.fact(f"next: {me} run {packed_file} -p 'The little fox'")
+
+
+def _n_params(model: Model) -> int:
+    from edgeq.shapes import parameters
+
+    return parameters(model.config)
+
+
+def _cache_file() -> Path:
+    """Where the quantized model goes: the user's cache folder, or a temporary one."""
+    from edgeq.cache import cache_home
+
+    folder = cache_home()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a read-only home must not spoil the show
+        folder = Path(tempfile.mkdtemp(prefix="edgeq-"))
+    if not os.access(folder, os.W_OK):
+        folder = Path(tempfile.mkdtemp(prefix="edgeq-"))
+    return folder / "demo.edgeq"
+
+
+def _compile(page: render.Page) -> None:
+    from edgeq.runtime import kernels
+
+    with render.progress("compiling for this CPU, the first time only") as bar:
+        seconds = sum(kernels.warmup(bar).values())
+    if seconds > 1:
+        page.fact(f"kernels compiled for this CPU in {seconds:.0f} s; the next time they are there")
+
+
+def _tell(
+    page: render.Page,
+    model: Model,
+    tokenizer: Tokenizer,
+    prompt: str,
+    n_predict: int,
+    seed: int,
+    temp: float,
+    threads: int,
+) -> None:
+    from edgeq.runtime.engine import Engine
+    from edgeq.runtime.generate import generate
+    from edgeq.runtime.sampling import SamplingParams
+
+    params = SamplingParams(temperature=temp, seed=seed)
+    with Engine(model, threads=threads) as engine:
+        chunks = generate(engine, tokenizer, tokenizer.encode(prompt), params, max_tokens=n_predict)
+        with page.story(prompt) as say:
+            for chunk in chunks:
+                say(chunk.text)
+    rate = chunk.decode_tokens_per_s
+    page.fact(f"{chunk.n_generated} tokens" + (f" at {rate:.0f} tokens per second" if rate else ""))
+
+
+@dataclass(frozen=True)
+class _Cost:
+    speed: Measurement
+    quality: Evaluation
+
+
+def _measure(model: Model, tokenizer: Tokenizer, base: Model | None, threads: int) -> _Cost:
+    """Speed of generation, and quality on held-out text, of the model as the engine runs it."""
+    from edgeq.evaluate import perplexity
+    from edgeq.profiling import Scenario, measure
+    from edgeq.reference import Reference
+    from edgeq.runtime.engine import Engine
+
+    ids = tokenizer.encode((MODEL / "heldout.txt").read_text("utf-8"), add_bos=False)
+    with Engine(model, threads=threads) as engine:
+        speed = measure(
+            engine, model, Scenario(0, SPEED_TOKENS),
+            repeats=3, threads=engine.threads, kv_bits=engine.kv_bits,
+        )  # fmt: skip
+
+        def logits(tokens: Any) -> Any:
+            engine.reset()
+            return engine.forward(tokens, all_logits=True)
+
+        # no bar before: drawing it takes time from what is being timed
+        with render.progress("reading held-out stories") as bar:
+            quality = perplexity(
+                logits,
+                ids,
+                context=min(256, model.config.context),
+                bos=tokenizer.bos,
+                base=None if base is None else Reference(base).forward,
+                decode=tokenizer.decode,
+                max_tokens=HELD_OUT_TOKENS,
+                progress=bar,
+            )
+    return _Cost(speed, quality)
+
+
+def _rows(source: Model, packed: Model, before: _Cost, after: _Cost) -> list[list[str]]:
+    def both(name: str, show: Any, a: Any, b: Any) -> list[str]:
+        return [name, *("-" if value is None else show(value) for value in (a, b))]
+
+    weights = _n_params(source)
+    return [
+        both("size of the weights", render.human_bytes, source.nbytes, packed.nbytes),
+        both("bits per weight", "{:.2f}".format,
+             8 * source.nbytes / weights, 8 * packed.nbytes / weights),
+        both("tokens per second", "{:.0f}".format, before.speed.avg_ts, after.speed.avg_ts),
+        both("GB/s read", "{:.1f}".format, before.speed.gb_per_s, after.speed.gb_per_s),
+        both("peak memory of all (RSS)", render.human_bytes,
+             before.speed.peak_rss_bytes, after.speed.peak_rss_bytes),
+        both("bits per byte", "{:.4f}".format,
+             before.quality.bits_per_byte, after.quality.bits_per_byte),
+        both("KL, nats per token", "{:.4f}".format, None, after.quality.kl_mean),
+        both("same top token", "{:.1%}".format, None, after.quality.top1_agreement),
+    ]  # fmt: skip

@@ -1,0 +1,153 @@
+"""``edgeq perplexity``: how well a model predicts a text, and what quantization changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeq.cli import render
+from edgeq.cli.options import (
+    backend_option,
+    command,
+    format_option,
+    kv_bits_of,
+    kv_options,
+    model_argument,
+    shared_option,
+    threads_option,
+)
+from edgeq.cli.warmup import compile_first
+
+if TYPE_CHECKING:
+    from edgeq.evaluate import Evaluation, LogitsFn
+    from edgeq.model import Model
+
+
+@command("perplexity", "Measure how well a model predicts a text.")
+@model_argument
+@click.option(
+    "-f", "--file", "text_file", type=click.Path(exists=True, dir_okay=False), required=True,
+    help="The text to predict, UTF-8.",
+)  # fmt: skip
+@shared_option(
+    "-c", "--ctx-size", env="CTX_SIZE", type=click.IntRange(min=2), default=512,
+    help="Tokens of a window; never more than the model was made for.",
+)  # fmt: skip
+@click.option("--chunks", type=click.IntRange(min=1), default=None,
+              help="Only the text's first so many windows.")  # fmt: skip
+@click.option(
+    "--score", type=click.Choice(["all", "half"]), default="all",
+    help="Score every token of a window after its first, or as llama.cpp does the second half.",
+)  # fmt: skip
+@click.option("--kl-base", metavar="SRC", default=None,
+              help="Compare with this model, run in float32 by the reference.")  # fmt: skip
+@threads_option
+@kv_options
+@backend_option
+@format_option("text", "json")
+def perplexity(
+    model: str,
+    text_file: str,
+    ctx_size: int,
+    chunks: int | None,
+    score: Any,
+    kl_base: str | None,
+    threads: int | None,
+    kv_bits: str,
+    cache_type_k: str | None,
+    cache_type_v: str | None,
+    backend: str,
+    form: str,
+) -> None:
+    """Score a text with MODEL: perplexity, bits per byte, and divergence from another model.
+
+    Perplexities compare only at the same tokenizer, context and protocol, so the protocol is
+    printed with them. Bits per byte compare across tokenizers.
+    """
+    from edgeq import evaluate
+    from edgeq.importers import load
+    from edgeq.reference import Reference
+    from edgeq.runtime.engine import Engine
+    from edgeq.runtime.tokenizer import Tokenizer
+
+    text = _read(text_file)
+    loaded = load(model)
+    tokenizer = Tokenizer(loaded.files)
+    ids = tokenizer.encode(text, add_bos=False)
+    context = min(ctx_size, loaded.config.context)
+    base: LogitsFn | None = None
+    if kl_base is not None:
+        reference = Reference(_same_vocabulary(loaded, load(kl_base)))
+        base = lambda tokens: reference.forward(tokens)  # noqa: E731
+    compile_first(backend)
+    bits = kv_bits_of(kv_bits, cache_type_k, cache_type_v)
+    with Engine(loaded, context=context, threads=threads, kv_bits=bits, backend=backend) as engine:
+
+        def logits(tokens: Any) -> Any:
+            engine.reset()
+            return engine.forward(tokens, all_logits=True)
+
+        with render.progress("perplexity") as bar:
+            result = evaluate.perplexity(
+                logits,
+                ids,
+                context=context,
+                bos=tokenizer.bos,
+                score=score,
+                base=base,
+                decode=tokenizer.decode,
+                max_tokens=_tokens_of(chunks, context, tokenizer.bos, score),
+                progress=bar,
+            )  # fmt: skip
+    if form == "json":
+        render.write(json.dumps(result.to_dict(), indent=2) + "\n")
+    else:
+        render.write(_text(result) + "\n")
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as err:
+        raise click.UsageError(f"{path} is not UTF-8 text: {err}") from err
+
+
+def _same_vocabulary(model: Model, base: Model) -> Model:
+    if base.config.vocab != model.config.vocab:
+        raise click.UsageError(
+            f"--kl-base has a vocabulary of {base.config.vocab} tokens and MODEL one of "
+            f"{model.config.vocab}; give the model that MODEL was quantized from"
+        )
+    return base
+
+
+def _tokens_of(windows: int | None, context: int, bos: int | None, score: str) -> int | None:
+    """Tokens of text that so many windows hold; one is BOS where every token is scored."""
+    if windows is None:
+        return None
+    return windows * (context - 1 if bos is not None and score == "all" else context)
+
+
+def _text(result: Evaluation) -> str:
+    rows = [
+        ("protocol", result.protocol),
+        ("tokens scored", f"{result.n_tokens}"),
+        ("nats per token", f"{result.nll_per_token:.4f}"),
+        ("perplexity", f"{result.ppl:.4f}"),
+        ("bits per byte", _number(result.bits_per_byte)),
+        ("KL mean, nats", _number(result.kl_mean)),
+        ("KL 99th percentile", _number(result.kl_p99)),
+        ("KL maximum", _number(result.kl_max)),
+        (
+            "same top token",
+            "" if result.top1_agreement is None else f"{100 * result.top1_agreement:.2f} %",
+        ),
+    ]
+    return "\n".join(f"{name:20s}{value}" for name, value in rows if value)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.5f}"

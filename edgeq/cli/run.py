@@ -1,0 +1,190 @@
+"""``edgeq run``: continue a text."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeq.cli import render
+from edgeq.cli.options import (
+    command,
+    engine_options,
+    kv_bits_of,
+    lookup_option,
+    model_argument,
+    sampling_options,
+)
+from edgeq.cli.warmup import compile_first
+
+if TYPE_CHECKING:
+    from edgeq.runtime.generate import Chunk
+    from edgeq.runtime.sampling import SamplingParams
+
+
+@command("run", "Continue a text.")
+@model_argument
+@click.option("-p", "--prompt", default=None, help="The text to go on from.")
+@click.option(
+    "-f",
+    "--file",
+    "prompt_file",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+    default=None,
+    help="Read the text to go on from in this file; - is standard input.",
+)
+@click.option(
+    "-n",
+    "--n-predict",
+    type=click.IntRange(min=-1),
+    default=128,
+    help="Tokens to generate; -1 until the model ends or the context is full.",
+)
+@click.option(
+    "--prompt-cache",
+    type=click.Path(dir_okay=False),
+    default=None,
+    help="Keep what the prompt left in the KV cache in this file; a prompt that begins like the "
+    "one in it is read from there on.",
+)
+@click.option(
+    "--prompt-cache-all",
+    is_flag=True,
+    show_default=False,
+    help="Keep the generated text there too.",
+)
+@lookup_option
+@sampling_options
+@engine_options
+@click.option(
+    "--stream/--no-stream", default=True, help="Show the text as it comes, or all at the end."
+)
+def run(
+    model: str,
+    prompt: str | None,
+    prompt_file: str | None,
+    n_predict: int,
+    stream: bool,
+    prompt_cache: str | None,
+    prompt_cache_all: bool,
+    **settings: Any,
+) -> None:
+    """Continue a text with MODEL (an .edgeq file, a checkpoint folder or a GGUF file).
+
+    The text and its continuation go to stdout, a line of timings to stderr.
+    """
+    from edgeq.importers import load
+    from edgeq.runtime.engine import Engine
+    from edgeq.runtime.generate import generate
+    from edgeq.runtime.tokenizer import Tokenizer
+
+    if prompt_cache_all and prompt_cache is None:
+        raise click.UsageError("--prompt-cache-all needs --prompt-cache FILE to keep it in")
+    text = prompt_text(prompt, prompt_file)
+    params = sampling_params(settings)
+    engine_settings = engine_arguments(settings)
+    loaded = load(model)
+    tokenizer = Tokenizer(loaded.files)
+    ids = tokenizer.encode(text)
+    compile_first(engine_settings["backend"])
+    with Engine(loaded, **engine_settings) as engine:
+        if prompt_cache is not None and Path(prompt_cache).exists():
+            engine.load_state(prompt_cache)
+        unsaved = prompt_cache is not None and engine.tokens[: len(ids)] != ids
+        chunks = generate(
+            engine,
+            tokenizer,
+            engine.reuse(ids),
+            params,
+            max_tokens=None if n_predict < 0 else n_predict,
+            stop=settings["stop"],
+            lookup=settings["lookup"],
+        )
+        held = [text]
+        last: Chunk | None = None
+        try:
+            if stream:
+                render.write(held.pop())
+            for last in chunks:
+                if stream:
+                    render.write(last.text)
+                else:
+                    held.append(last.text)
+                if unsaved and prompt_cache is not None:  # the prompt alone is in the cache now
+                    engine.save_state(prompt_cache)
+                    unsaved = False
+            if prompt_cache_all and prompt_cache is not None:
+                engine.save_state(prompt_cache)
+        finally:  # Ctrl-C too leaves what there is, and a whole line
+            render.write("".join(held) + "\n")
+    if last is not None:
+        render.note(timing(last))
+
+
+def prompt_text(prompt: str | None, prompt_file: str | None) -> str:
+    """The text to go on from, from the one option that gives it.
+
+    Raises:
+        click.UsageError: none or both are given.
+    """
+    if (prompt is None) == (prompt_file is None):
+        raise click.UsageError("give the text to go on from: either --prompt TEXT or --file FILE")
+    if prompt is not None:
+        return prompt
+    assert prompt_file is not None
+    raw = sys.stdin.buffer.read() if prompt_file == "-" else Path(prompt_file).read_bytes()
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as err:
+        raise click.UsageError(f"{prompt_file} is not UTF-8 text: {err}") from err
+
+
+def sampling_params(settings: dict[str, Any]) -> SamplingParams:
+    """`SamplingParams` from the options of `sampling_options`."""
+    from edgeq.runtime.sampling import SamplingParams
+
+    return SamplingParams(
+        temperature=settings["temp"],
+        top_k=settings["top_k"],
+        top_p=settings["top_p"],
+        min_p=settings["min_p"],
+        repetition_penalty=settings["repeat_penalty"],
+        repeat_last_n=settings["repeat_last_n"],
+        seed=None if settings["seed"] < 0 else settings["seed"],
+    )
+
+
+def engine_arguments(settings: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of `Engine` from the options of `engine_options`."""
+    return {
+        "context": settings["ctx_size"] or None,
+        "threads": settings["threads"],
+        "kv_bits": kv_bits_of(
+            settings["kv_bits"], settings["cache_type_k"], settings["cache_type_v"]
+        ),
+        "backend": settings["backend"],
+        "mmap": settings["mmap"],
+    }
+
+
+def timing(chunk: Chunk) -> str:
+    """What a chunk knows of the time: ``[prompt 5 tokens in 0.01 s, 610.2 tok/s | ...]``."""
+    reused = f" ({chunk.n_reused} before it reused)" if chunk.n_reused else ""
+    parts = [
+        f"prompt {chunk.n_prompt} tokens{reused} in {chunk.prefill_s:.2f} s"
+        + _rate(chunk.prefill_tokens_per_s),
+        f"generated {chunk.n_generated} tokens in {chunk.decode_s:.2f} s"
+        + _rate(chunk.decode_tokens_per_s),
+    ]
+    if chunk.n_drafted:
+        share = 100 * chunk.n_accepted / chunk.n_drafted
+        parts.append(f"lookup {chunk.n_accepted} of {chunk.n_drafted} guesses right, {share:.0f} %")
+    if chunk.finish_reason:
+        parts.append(f"end: {chunk.finish_reason}")
+    return "[" + " | ".join(parts) + "]"
+
+
+def _rate(tokens_per_s: float | None) -> str:
+    return "" if not tokens_per_s else f", {tokens_per_s:.1f} tok/s"

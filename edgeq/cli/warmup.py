@@ -1,0 +1,35 @@
+"""``edgeq warmup``: compile the kernels before they are needed."""
+
+from __future__ import annotations
+
+from edgeq.cli import render
+from edgeq.cli.options import command
+
+
+@command("warmup", "Compile the kernels for this CPU ahead of time.")
+def warmup() -> None:
+    """Compile the kernels for this CPU and keep them, so that the first answer is quick.
+
+    Compiled code is kept between runs; a second warmup only finds it there.
+    """
+    from edgeq.runtime import kernels
+
+    with render.progress("compiling") as bar:
+        seconds = kernels.warmup(bar)
+    rows = [[name, f"{taken:.2f}"] for name, taken in seconds.items()]
+    rows.append(["all", f"{sum(seconds.values()):.2f}"])
+    render.write(render.aligned(["kernel", "seconds"], rows, "lr") + "\n")
+
+
+def compile_first(backend: str) -> None:
+    """Compile the decoder, or load it, before anything is timed; a bar shows if it takes long.
+
+    Args:
+        backend: of the engine; only "numba" has something to compile.
+    """
+    if backend != "numba":
+        return
+    from edgeq.runtime import kernels
+
+    with render.progress("compiling for this CPU, the first time only"):
+        kernels.decoder()
