@@ -79,6 +79,8 @@ class Dialect:
     """Whether 8-bit codes are turned to signed (code - 128) before the product."""
     target_features = ""
     """Features to compile with besides the processor's own, as LLVM's detection misses some."""
+    prefetch = 0
+    """How many bytes ahead of a single row's weights to prefetch; 0 leaves it to the hardware."""
 
     def rows(self, tokens: int) -> int:
         """How many of the tile's 16 rows (16, 8 or 4) are worked on at once.
@@ -106,9 +108,6 @@ class Dialect:
             value = splat(b, b.extract_element(table, const(i, I32)), codes.type)
             out = b.select(b.icmp_unsigned("==", codes, const(i, codes.type)), value, out)
         return out
-
-    prefetch = 0
-    """How many bytes ahead of a single row's weights to prefetch; 0 leaves it to the hardware."""
 
     def activations(self, b: ir.IRBuilder, address: ir.Value) -> list[ir.Value]:
         """The block's eight groups of four int8 codes, each repeated over 16 rows."""
@@ -306,9 +305,7 @@ def build(b: ir.IRBuilder, dialect: Dialect, variant: Variant) -> ir.Function:
         weights = [dialect.lookup(b, table, codes_) for codes_ in weights]
     if variant.tokens == 1 and dialect.prefetch:
         for j in range(bits):
-            _prefetch(
-                b, add(b, b.add(codes, b.mul(i, const(64 * bits))), dialect.prefetch + 64 * j)
-            )
+            _prefetch(b, add(b, at, dialect.prefetch + 64 * j))
     halves = 2 if variant.half else 1
     group = b.shl(i, const(1)) if variant.half else b.lshr(i, shift)
     weight_scales, zero_points = [], []

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from edgeq.runtime.kernels.tile import I8 as BYTE
 from edgeq.runtime.kernels.tile import (
+    I8,
     I16,
     I32,
     V16I32,
@@ -17,31 +17,37 @@ from edgeq.runtime.kernels.tile import (
     take,
 )
 
-_V32I8, _V16I16, _V8I32 = (ir.VectorType(t, n) for t, n in ((BYTE, 32), (I16, 16), (I32, 8)))
+_V32I8, _V16I16, _V8I32 = (ir.VectorType(t, n) for t, n in ((I8, 32), (I16, 16), (I32, 8)))
 _AHEAD = 6144
 """Hardware prefetchers stop at the end of every 4 KiB page: look more than a page ahead."""
 _LOW, _HIGH = list(range(32)), list(range(32, 64))
 
 
-def _lookup256(b: ir.IRBuilder, table: ir.Value, codes: ir.Value) -> ir.Value:
-    """``vpshufb`` on the halves of 64 codes; it looks up in each 16-byte lane."""
-    shuffle = declare(b, "llvm.x86.avx2.pshuf.b", _V32I8, [_V32I8, _V32I8])
-    twice = join(b, [table, table])
-    return join(b, [b.call(shuffle, [twice, take(b, codes, half)]) for half in (_LOW, _HIGH)])
+class _Ymm(Dialect):
+    """What the kernels on 256-bit registers have in common: the tile's rows in two halves."""
+
+    prefetch = _AHEAD
+    tokens = (1, 2)
+
+    def lookup(self, b: ir.IRBuilder, table: ir.Value, codes: ir.Value) -> ir.Value:
+        """``vpshufb`` on each half; it looks up in each 16-byte lane."""
+        shuffle = declare(b, "llvm.x86.avx2.pshuf.b", _V32I8, [_V32I8, _V32I8])
+        twice = join(b, [table, table])
+        return join(b, [b.call(shuffle, [twice, take(b, codes, half)]) for half in (_LOW, _HIGH)])
 
 
 class Avx512Vnni(Dialect):
     """``vpdpbusd`` on 512-bit registers: 16 rows x 4 columns each."""
 
-    def lookup(self, b: ir.IRBuilder, table: ir.Value, codes: ir.Value) -> ir.Value:
-        """``vpshufb`` on all codes at once."""
-        shuffle = declare(b, "llvm.x86.avx512.pshuf.b.512", V64I8, [V64I8, V64I8])
-        return b.call(shuffle, [join(b, [table] * 4), codes])
-
     name = "avx512vnni"
     prefetch = _AHEAD
     tokens = (1, 2, 4, 8)
     signed8 = False
+
+    def lookup(self, b: ir.IRBuilder, table: ir.Value, codes: ir.Value) -> ir.Value:
+        """``vpshufb`` on all codes at once."""
+        shuffle = declare(b, "llvm.x86.avx512.pshuf.b.512", V64I8, [V64I8, V64I8])
+        return b.call(shuffle, [join(b, [table] * 4), codes])
 
     def dot(
         self,
@@ -58,16 +64,10 @@ class Avx512Vnni(Dialect):
         return start
 
 
-class AvxVnni(Dialect):
+class AvxVnni(_Ymm):
     """``vpdpbusd`` on 256-bit registers: the tile's rows in two halves."""
 
-    def lookup(self, b: ir.IRBuilder, table: ir.Value, codes: ir.Value) -> ir.Value:
-        """``vpshufb`` on each half."""
-        return _lookup256(b, table, codes)
-
     name = "avxvnni"
-    prefetch = _AHEAD
-    tokens = (1, 2)
     signed8 = False
 
     def dot(
@@ -90,17 +90,11 @@ class AvxVnni(Dialect):
         return join(b, parts)
 
 
-class Avx2(Dialect):
+class Avx2(_Ymm):
     """``vpmaddubsw`` then ``vpmaddwd``; 8-bit weights by the sign trick, as 255 * 127 * 2
     would saturate 16 bits."""
 
-    def lookup(self, b: ir.IRBuilder, table: ir.Value, codes: ir.Value) -> ir.Value:
-        """``vpshufb`` on each half."""
-        return _lookup256(b, table, codes)
-
     name = "avx2"
-    prefetch = _AHEAD
-    tokens = (1, 2)
     signed8 = True
 
     def dot(
