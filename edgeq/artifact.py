@@ -1,24 +1,5 @@
-"""One model, one file: a safetensors container in the byte layout the kernels read.
+"""One model, one file, in the bytes of `edgeq.container`.
 
-    offset 0    u64 little-endian: length H of the header; 8 + H is a multiple of 64
-    offset 8    JSON, padded with spaces to H bytes:
-                  "__metadata__": {
-                      "format": "edgeq",  "format_version": "1",
-                      "config":     JSON text of the model's hyperparameters,
-                      "tensors":    JSON text {NAME: {"scheme": "w4-g32", "shape": [N, K]}},
-                      "provenance": JSON text: source, its sha256, recipe, SQNR of each tensor }
-                  and dtype, shape and data_offsets of every array below
-    offset 8+H  the arrays, each at a file offset that is a multiple of 64:
-
-      quantized tensor   NAME.packed       U8   [tiles, blocks, bits*64]   see edgeq.packing
-                         NAME.scales       F16  [tiles, groups, 16]
-                         NAME.zero_points  U8   [tiles, groups, 16]        if asymmetric
-                         NAME.palette      I8   [2**bits]                  if it has a codebook
-      float tensor       NAME              F32, F16 or BF16, its own shape
-      tokenizer file     file:tokenizer.json ...  U8 [length]
-      filler             pad.0001 ...      U8 zeros, at most 63: safetensors allows no holes
-
-Tensors come in the order a decoder reads them: embedding, layers, last norm, head; then files.
 Loading maps the file and makes views: nothing is copied, and nothing is read before it is used.
 
 A file is written beside its target as ``.NAME.PID-RANDOM.tmp``, synced and renamed: the target is
@@ -32,12 +13,11 @@ import contextlib
 import errno
 import json
 import math
+import mmap
 import os
-import re
 import secrets
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -45,6 +25,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.container import (
+    ALIGN,
+    FILE,
+    FORMAT,
+    PAD,
+    VERSION,
+    Held,
+    file_order,
+    header_bytes,
+    layout,
+)
 from edgeq.errors import EdgeqError, FormatError, SchemeError, UsageError
 from edgeq.importers.safetensors_file import SafetensorsFile, open_safetensors
 from edgeq.model import Model, ModelConfig
@@ -52,75 +43,8 @@ from edgeq.packing import TILE, round_up
 from edgeq.schemes import FloatScheme, QuantScheme, Scheme, parse_scheme
 from edgeq.tensor import FloatTensor, QuantTensor, part_shapes
 
-FORMAT = "edgeq"
-VERSION = 1
-ALIGN = 64
-"""Bytes; one cache line, and one vector of the widest kernels."""
-_FILE, _PAD = "file:", "pad."
 _SAVE_ROWS = 1 << 20
 """Weights written at a time by `save` where a tensor must be widened."""
-_NAMES: dict[Any, str] = {np.uint8: "U8", np.int8: "I8", np.float16: "F16"}
-_FLOATS: dict[str, tuple[Any, str]] = {
-    "f32": (np.float32, "F32"), "f16": (np.float16, "F16"), "bf16": (np.uint16, "BF16"),
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Held:
-    """How the artifact holds one tensor.
-
-    Args:
-        scheme: quantized, or the float type.
-        shape: its logical shape, without padding.
-    """
-
-    scheme: Scheme
-    shape: tuple[int, ...]
-
-    def arrays(self, name: str) -> Iterator[tuple[str, Any, str, tuple[int, ...]]]:
-        """The arrays of the container: name, NumPy type, safetensors type, shape."""
-        if isinstance(self.scheme, FloatScheme):
-            kind, dtype = _FLOATS[self.scheme.dtype]
-            yield name, kind, dtype, self.shape
-            return
-        if len(self.shape) != 2:
-            raise SchemeError(
-                f"tensor {name} has shape {list(self.shape)}; {self.scheme} is for matrices"
-            )
-        for part, (kind, shape) in part_shapes(self.scheme, (self.shape[0], self.shape[1])).items():
-            yield f"{name}.{part}", kind, _NAMES[kind], shape
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all its arrays."""
-        return sum(
-            np.dtype(kind).itemsize * math.prod(shape) for _, kind, _, shape in self.arrays("")
-        )
-
-
-@dataclass(frozen=True)
-class _Slot:
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    nbytes: int
-
-    def describe(self) -> dict[str, Any]:
-        offsets = [self.start, self.start + self.nbytes]
-        return {"dtype": self.dtype, "shape": list(self.shape), "data_offsets": offsets}
-
-
-def file_order(names: Iterable[str]) -> list[str]:
-    """Names in the order a decoder reads them: embedding, layers by number, norm, head."""
-
-    def key(name: str) -> tuple[int, int, str]:
-        layer = re.match(r"model\.layers\.(\d+)\.", name)
-        if layer:
-            return 1, int(layer[1]), name
-        first = name.startswith("model.embed_tokens")
-        return (0 if first else 3 if name.startswith("lm_head") else 2), 0, name
-
-    return sorted(names, key=key)
 
 
 class ArtifactWriter:
@@ -135,6 +59,9 @@ class ArtifactWriter:
         tensors: name -> scheme and shape of everything that will be written.
         files: tokenizer files.
         provenance: what will be given to `commit`, or a stand-in at least as long as JSON.
+
+    Attributes:
+        size: of the file, in bytes.
 
     Raises:
         EdgeqError: the file cannot be written, as on a full disk; on leaving too.
@@ -156,26 +83,25 @@ class ArtifactWriter:
             raise UsageError(f"the folder of {self.path} does not exist; make it first")
         self._config, self._files = config, files
         self._tensors = {name: tensors[name] for name in file_order(tensors)}
-        self._slots = _layout(self._tensors, files)
+        self._slots = layout(self._tensors, files)
         self._header_size = round_up(8 + len(self._header(provenance)), ALIGN)
-        last = list(self._slots.values())[-1:]
-        data = last[0].start + last[0].nbytes if last else 0
-        self._size = self._header_size + data
+        self.size = self._header_size + sum(slot.nbytes for slot in self._slots.values())
         self._due = sum(held.nbytes for held in self._tensors.values())
         self._lock = threading.Lock()
         self._temporary = self.path.with_name(
             f".{self.path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
         )
         self._fd = -1
+        self._mapped: mmap.mmap | None = None
 
     def __enter__(self) -> ArtifactWriter:
         try:
             with self._failures():
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
                 self._fd = os.open(self._temporary, flags, 0o666)
-                _reserve(self._fd, self._size)
+                _reserve(self._fd, self.size)
                 for name, content in self._files.items():
-                    self._write(content, self._slots[_FILE + name].start)
+                    self._write(content, self._slots[FILE + name].start)
         except BaseException:
             self._discard()
             raise
@@ -215,6 +141,36 @@ class ArtifactWriter:
             if part != "palette" or first == 0:
                 self._put(f"{name}.{part}", first // TILE, getattr(rows, part))
 
+    def rewrite(self, name: str, tensor: QuantTensor | FloatTensor) -> None:
+        """Write a whole tensor over what was written of it.
+
+        Raises:
+            as `write`.
+        """
+        due = self._due
+        self.write(name, tensor)
+        self._due = due
+
+    def tensor(self, name: str) -> QuantTensor | FloatTensor:
+        """A tensor as it lies in the temporary file: a view of what was written of it.
+
+        Args:
+            name: one of those announced.
+        """
+        if self._mapped is None:
+            self._mapped = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
+        held = self._tensors[name]
+        arrays = {}
+        for array, kind, _, shape in held.arrays(name):
+            start = self._header_size + self._slots[array].start
+            flat = np.frombuffer(self._mapped, kind, math.prod(shape), start)
+            arrays[array] = flat.reshape(shape)
+        return _tensor(name, held, arrays)
+
+    def written(self) -> Model:
+        """The model as it lies in the temporary file, to be tried before it is committed."""
+        return Model(self._config, {name: self.tensor(name) for name in self._tensors}, self._files)
+
     def commit(self, provenance: Mapping[str, Any]) -> int:
         """Complete the file and put it in the target's place.
 
@@ -240,7 +196,7 @@ class ArtifactWriter:
             self._fd = -1
             self._temporary.replace(self.path)
             _sync_folder(self.path.absolute().parent)
-        return self._size
+        return self.size
 
     def __exit__(
         self,
@@ -257,19 +213,7 @@ class ArtifactWriter:
         self._temporary.unlink(missing_ok=True)
 
     def _header(self, provenance: Mapping[str, Any]) -> bytes:
-        tensors = {
-            name: {"scheme": str(held.scheme), "shape": list(held.shape)}
-            for name, held in self._tensors.items()
-        }
-        metadata = {
-            "format": FORMAT,
-            "format_version": str(VERSION),
-            "config": _json(self._config.to_dict()),
-            "tensors": _json(tensors),
-            "provenance": _json(dict(provenance)),
-        }
-        arrays = {name: slot.describe() for name, slot in self._slots.items()}
-        return _json({"__metadata__": metadata, **arrays}).encode("ascii")
+        return header_bytes(self._config, self._tensors, self._slots, provenance)
 
     def _put(self, array: str, first: int, data: NDArray[np.generic]) -> None:
         raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
@@ -293,7 +237,7 @@ class ArtifactWriter:
         except OSError as err:
             if err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise EdgeqError(
-                    f"no room for {self.path}: it takes {self._size / 1e6:.1f} MB "
+                    f"no room for {self.path}: it takes {self.size / 1e6:.1f} MB "
                     f"({err.strerror}); free some space or write elsewhere"
                 ) from err
             raise EdgeqError(f"{self.path} cannot be written: {err.strerror or err}") from err
@@ -333,8 +277,12 @@ def save(model: Model, path: str | Path) -> int:
         return out.commit(model.provenance)
 
 
-def load(path: str | Path) -> Model:
+def load(path: str | Path, *, headers_only: bool = False) -> Model:
     """Open an artifact; every tensor is a view of the mapped file.
+
+    Args:
+        path: the file.
+        headers_only: leave the tokenizer files unread.
 
     Raises:
         FormatError: the file is damaged, no edgeq artifact, made by a newer edgeq, or its arrays
@@ -358,21 +306,25 @@ def load(path: str | Path) -> Model:
         arrays = {array: _checked(file, array, dtype, shape)
                   for array, _, dtype, shape in held.arrays(name)}  # fmt: skip
         known.update(arrays)
-        if isinstance(held.scheme, QuantScheme):
-            parts = {array.removeprefix(name + "."): data for array, data in arrays.items()}
-            tensors[name] = QuantTensor(held.scheme, held.shape, **parts)  # type: ignore[arg-type]
-        else:
-            tensors[name] = FloatTensor(held.scheme.dtype.upper(), arrays[name])  # type: ignore[arg-type]
+        tensors[name] = _tensor(name, held, arrays)
     files = {}
     for array, place in file.tensors.items():
-        if array.startswith(_FILE) and place.dtype == "U8":
-            files[array.removeprefix(_FILE)] = file.array(array).tobytes()
-        elif array not in known and not array.startswith(_PAD):
+        if array.startswith(FILE) and place.dtype == "U8":
+            if not headers_only:
+                files[array.removeprefix(FILE)] = file.array(array).tobytes()
+        elif array not in known and not array.startswith(PAD):
             raise FormatError(f"{file.path} holds {array}, which belongs to none of its tensors")
     model = Model(config, tensors, files, _table(file, "provenance"))
     with _naming(file.path):
         model.validate()
     return model
+
+
+def _tensor(name: str, held: Held, arrays: Mapping[str, NDArray[Any]]) -> QuantTensor | FloatTensor:
+    if isinstance(held.scheme, QuantScheme):
+        parts = {array.removeprefix(name + "."): data for array, data in arrays.items()}
+        return QuantTensor(held.scheme, held.shape, **parts)  # type: ignore[arg-type]
+    return FloatTensor(held.scheme.dtype.upper(), arrays[name])  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager
@@ -434,35 +386,6 @@ def _checked(file: SafetensorsFile, array: str, dtype: str, shape: tuple[int, ..
             "another tool has rewritten the file; make it again with edgeq quantize"
         )
     return file.array(array)
-
-
-def _layout(tensors: Mapping[str, Held], files: Mapping[str, bytes]) -> dict[str, _Slot]:
-    slots: dict[str, _Slot] = {}
-    position = 0
-    pads = 0
-
-    def add(name: str, dtype: str, shape: tuple[int, ...], nbytes: int) -> None:
-        nonlocal position, pads
-        if position % ALIGN:
-            pads += 1
-            gap = -position % ALIGN
-            slots[f"{_PAD}{pads:04}"] = _Slot("U8", (gap,), position, gap)
-            position += gap
-        slots[name] = _Slot(dtype, shape, position, nbytes)
-        position += nbytes
-
-    for name, held in tensors.items():
-        if name.startswith((_FILE, _PAD)):
-            raise SchemeError(f"a tensor cannot be named {name!r}: {_FILE} and {_PAD} are taken")
-        for array, kind, dtype, shape in held.arrays(name):
-            add(array, dtype, shape, np.dtype(kind).itemsize * math.prod(shape))
-    for name, content in files.items():
-        add(_FILE + name, "U8", (len(content),), len(content))
-    return slots
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
 def _reserve(fd: int, size: int) -> None:

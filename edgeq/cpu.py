@@ -15,7 +15,7 @@ from typing import Any
 _AT_HWCAP, _AT_HWCAP2 = 16, 26
 _HWCAP = {"fphp": 1 << 9, "asimdhp": 1 << 10, "dotprod": 1 << 20}
 _HWCAP2 = {"i8mm": 1 << 13, "bf16": 1 << 14}
-_X86 = {
+X86_FLAGS = {
     "avx2": "avx2",
     "fma": "fma",
     "f16c": "f16c",
@@ -100,7 +100,7 @@ def _x86_features() -> frozenset[str]:
     flags = re.search(r"^flags\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
     if flags:
         words = set(flags[1].split())
-        return frozenset(ours for theirs, ours in _X86.items() if theirs in words)
+        return frozenset(ours for theirs, ours in X86_FLAGS.items() if theirs in words)
     import numpy  # no /proc: ask what numpy found
 
     config: Any = numpy.show_config(mode="dicts")

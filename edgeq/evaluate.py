@@ -7,6 +7,7 @@ fresh context. The reference, every engine and every converted model is one.
     bits/byte    the same likelihood over the bytes of the scored text: comparable across tokenizers
     KL           sum_v p(v) ln(p(v) / q(v)), nats a token, p of the base and q of the model
     top-1        how often both find the same token most likely
+    flips        how often they do not: of so many, how many the base had right, and the model
 
 Perplexities compare only at the same tokenizer, context and protocol; the result says which:
 
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -49,6 +50,9 @@ class Evaluation:
         bits_per_byte: of the scored text.
         kl_mean, kl_p99, kl_max: divergence of the model from the base, nats a token.
         top1_agreement: fraction of positions where both prefer the same token.
+        base_nll_per_token, base_ppl: of the base.
+        flips: positions where they prefer different ones.
+        flips_base_right, flips_right: how many of those the base had right, and the model.
     """
 
     protocol: str
@@ -60,6 +64,11 @@ class Evaluation:
     kl_p99: float | None = None
     kl_max: float | None = None
     top1_agreement: float | None = None
+    base_nll_per_token: float | None = None
+    base_ppl: float | None = None
+    flips: int | None = None
+    flips_base_right: int | None = None
+    flips_right: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary with these names as keys."""
@@ -127,9 +136,7 @@ def perplexity(
             f"the text has {ids.size} tokens and scoring {score!r} needs at least {wanted}; "
             "give a longer text" + (" or a smaller context" if score == "half" else "")
         )
-    nll = 0.0
-    n_tokens = same = 0
-    divergences: list[NDArray[np.float64]] = []
+    tally = Tally()
     for done, (held, scored) in enumerate(cuts):
         window = ids[held]
         if bos is not None:
@@ -139,33 +146,95 @@ def perplexity(
         rows = slice(window.size - 1 - targets.size, window.size - 1)
         logits = _rows(logits_fn, window, rows, "the model")
         against = None if base is None else _rows(base, window, rows, "the base model")
-        for part in _blocks(logits, against):
-            q = log_softmax(logits[part])
-            nll -= float(q[np.arange(q.shape[0]), targets[part]].sum())
-            if against is not None:
-                p = log_softmax(against[part])
-                divergences.append(kl_divergence(p, q))
-                agree = logits[part].argmax(axis=1) == against[part].argmax(axis=1)
-                same += int(agree.sum())
-        n_tokens += targets.size
+        tally.add(targets, logits, against)
         if progress:
             progress("windows", done + 1, len(cuts))
     n_bytes = None
     if decode is not None and score == "all":
         n_bytes = _scored_bytes(ids, [scored for _, scored in cuts], decode)
-    kl = np.concatenate(divergences) if divergences else None
-    mean = nll / n_tokens
-    return Evaluation(
-        protocol=_protocol(context, bos, score, max_tokens),
-        n_tokens=n_tokens,
-        nll_per_token=mean,
-        ppl=math.exp(mean) if mean < 700 else math.inf,
-        bits_per_byte=nll / math.log(2) / n_bytes if n_bytes else None,
-        kl_mean=None if kl is None else float(kl.mean()),
-        kl_p99=None if kl is None else float(np.percentile(kl, 99)),
-        kl_max=None if kl is None else float(kl.max()),
-        top1_agreement=None if kl is None else same / n_tokens,
-    )
+    return tally.result(protocol_words(context, bos is not None, score, max_tokens), n_bytes)
+
+
+class Tally:
+    """What is counted while the positions of a text are scored, some at a time."""
+
+    def __init__(self) -> None:
+        self._tokens = 0
+        self._nll = self._base_nll = 0.0
+        self._divergences: list[NDArray[np.float64]] = []
+        self._flips = self._base_right = self._right = 0
+
+    def add(
+        self,
+        targets: NDArray[np.int64],
+        logits: NDArray[np.floating],
+        base: NDArray[np.floating] | None = None,
+    ) -> None:
+        """Score some positions; a base, once given, is given every time.
+
+        Args:
+            targets: int64 [T], the tokens that do follow.
+            logits: of the model, [T, V].
+            base: of the base model, [T, V].
+
+        Raises:
+            UsageError: the two have different vocabularies.
+            FormatError: logits that are NaN or infinite.
+        """
+        _check_finite(logits, "the model")
+        if base is not None:
+            _check_finite(base, "the base model")
+        for part in _blocks(logits, base):
+            wanted = targets[part]
+            each = np.arange(wanted.size)
+            q = log_softmax(logits[part])
+            self._nll -= float(q[each, wanted].sum())
+            self._tokens += wanted.size
+            if base is None:
+                continue
+            p = log_softmax(base[part])
+            self._base_nll -= float(p[each, wanted].sum())
+            self._divergences.append(kl_divergence(p, q))
+            top, base_top = logits[part].argmax(axis=1), base[part].argmax(axis=1)
+            flipped = top != base_top
+            self._flips += int(flipped.sum())
+            self._right += int((flipped & (top == wanted)).sum())
+            self._base_right += int((flipped & (base_top == wanted)).sum())
+
+    def result(self, protocol: str, n_bytes: int | None = None) -> Evaluation:
+        """What it comes to.
+
+        Args:
+            protocol: windows and scoring, in words.
+            n_bytes: of the scored text, for bits per byte.
+        """
+        n, mean = self._tokens, self._nll / self._tokens
+        found = Evaluation(
+            protocol=protocol,
+            n_tokens=n,
+            nll_per_token=mean,
+            ppl=_exp(mean),
+            bits_per_byte=self._nll / math.log(2) / n_bytes if n_bytes else None,
+        )
+        if not self._divergences:
+            return found
+        kl = np.concatenate(self._divergences)
+        return replace(
+            found,
+            kl_mean=float(kl.mean()),
+            kl_p99=float(np.percentile(kl, 99)),
+            kl_max=float(kl.max()),
+            top1_agreement=(n - self._flips) / n,
+            base_nll_per_token=self._base_nll / n,
+            base_ppl=_exp(self._base_nll / n),
+            flips=self._flips,
+            flips_base_right=self._base_right,
+            flips_right=self._right,
+        )
+
+
+def _exp(nll: float) -> float:
+    return math.exp(nll) if nll < 700 else math.inf
 
 
 def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -209,11 +278,14 @@ def _rows(
             f"{who} gave logits {list(logits.shape)} for {window.size} tokens; "
             f"needed are [{window.size}, vocabulary]"
         )
-    if not np.isfinite(logits[rows]).all():
+    return logits[rows]
+
+
+def _check_finite(logits: NDArray[np.floating], who: str) -> None:
+    if not np.isfinite(logits).all():
         raise FormatError(
             f"{who} gives logits that are not finite; its file is damaged or holds NaN or Inf"
         )
-    return logits[rows]
 
 
 def _blocks(logits: NDArray[np.floating], base: NDArray[np.floating] | None) -> Iterator[slice]:
@@ -249,12 +321,13 @@ def _scored_bytes(
     return total
 
 
-def _protocol(context: int, bos: int | None, score: Score, max_tokens: int | None) -> str:
+def protocol_words(context: int, bos: bool, score: Score, max_tokens: int | None) -> str:
+    """Windows and scoring in words: perplexities compare only where these are the same."""
     if score == "half":
-        head = ", the first replaced by BOS" if bos is not None else ""
+        head = ", the first replaced by BOS" if bos else ""
         scored = "the tokens past the middle of each scored (as llama.cpp)"
     else:
-        head = ", BOS at the head of each" if bos is not None else ", no BOS"
+        head = ", BOS at the head of each" if bos else ", no BOS"
         scored = "every token after the first of each scored"
     limit = f", first {max_tokens} tokens of the text" if max_tokens is not None else ""
     return f"disjoint windows of {context} tokens{head}, {scored}{limit}"

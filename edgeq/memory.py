@@ -15,6 +15,10 @@ HUGE_PAGE = 1 << 21
 """Bytes; what Linux uses on x86-64 and on 64-bit ARM with 4 KiB pages."""
 
 
+class Anonymous(mmap.mmap):
+    """Memory of no file: pages given back to the system would be lost."""
+
+
 def huge_buffer(nbytes: int) -> NDArray[np.uint8]:
     """Zeroed anonymous memory of whole huge pages where the system gives them.
 
@@ -23,7 +27,7 @@ def huge_buffer(nbytes: int) -> NDArray[np.uint8]:
     """
     # private: shared memory, the default, has no huge pages
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
-    mapped = mmap.mmap(-1, max(nbytes, 1) + HUGE_PAGE, **private)
+    mapped = Anonymous(-1, max(nbytes, 1) + HUGE_PAGE, **private)
     advise_huge(mapped)
     whole = np.frombuffer(mapped, np.uint8)
     start = -whole.ctypes.data % HUGE_PAGE
@@ -40,6 +44,15 @@ def advise_huge(mapped: mmap.mmap) -> None:
 def rss_bytes() -> int | None:
     """The resident set now, file pages included, in bytes; None where it cannot be read."""
     return _status("VmRSS")
+
+
+def pss_bytes() -> int | None:
+    """The proportional set now, in bytes: pages shared by n processes count for 1/n of their size.
+
+    The kernel walks all pages for it, which takes milliseconds for gigabytes. None where it
+    cannot be read.
+    """
+    return _field(Path("/proc/self/smaps_rollup"), "Pss")
 
 
 def peak_rss_bytes() -> int | None:

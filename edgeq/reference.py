@@ -266,6 +266,26 @@ def grown(array: NDArray[Any], rows: int) -> NDArray[Any]:
 # --- the decoder ------------------------------------------------------------------------------
 
 
+def checked_tokens(
+    config: ModelConfig, tokens: Sequence[int] | NDArray[np.integer]
+) -> NDArray[np.int64]:
+    """The tokens as int64 [T].
+
+    Raises:
+        UsageError: not one row, no tokens, or one outside the vocabulary.
+    """
+    ids = np.asarray(tokens, np.int64)
+    if ids.ndim != 1 or not ids.size:
+        raise UsageError(f"tokens has shape {list(ids.shape)}; give one row of at least one")
+    if ids.min() < 0 or ids.max() >= config.vocab:
+        bad = int(ids[(ids < 0) | (ids >= config.vocab)][0])
+        raise UsageError(
+            f"token {bad} is outside the vocabulary of {config.vocab}; "
+            "was the text tokenized for another model?"
+        )
+    return ids
+
+
 class Reference:
     """A model's decoder in float32.
 
@@ -319,25 +339,16 @@ class Reference:
         Raises:
             UsageError: no tokens, or one outside the vocabulary.
         """
-        ids = np.asarray(tokens, np.int64)
-        c = self.config
-        if ids.ndim != 1 or not ids.size:
-            raise UsageError(f"tokens has shape {list(ids.shape)}; give one row of at least one")
-        if ids.min() < 0 or ids.max() >= c.vocab:
-            bad = int(ids[(ids < 0) | (ids >= c.vocab)][0])
-            raise UsageError(
-                f"token {bad} is outside the vocabulary of {c.vocab}; "
-                "was the text tokenized for another model?"
-            )
+        ids = checked_tokens(self.config, tokens)
         cache = self.new_cache() if cache is None else cache
         x = self.embed(ids)
-        for layer in range(c.layers):
+        for layer in range(self.config.layers):
             x = x + self.attention(layer, x, cache)
             x = x + self.feed_forward(layer, x)
         cache.advance(ids.size)
         if not all_logits:
             x = x[-1:]
-        logits = self.project(c.head_name, self.norm("model.norm.weight", x))
+        logits = self.head(self.head_in(x))
         return logits if all_logits else cast(Array, logits[0])
 
     def embed(self, ids: NDArray[np.int64]) -> Array:
@@ -351,11 +362,21 @@ class Reference:
         rows = np.concatenate([table.rows(int(i), int(i) + 1) for i in unique])
         return cast(Array, rows[where] * np.float32(self.config.embed_scale))
 
+    # Each half of a layer in three steps, so that what a matrix is multiplied with can be had
+    # apart: the input of the first matrices, that of the last one, and what is added to x.
+
     def attention(self, layer: int, x: Array, cache: KV) -> Array:
         """The layer's attention on x [T, hidden], which extends the cache: float32 [T, hidden]."""
-        c, t = self.config, x.shape[0]
+        return self.attention_out(layer, self.mix(layer, self.attention_in(layer, x), cache))
+
+    def attention_in(self, layer: int, x: Array) -> Array:
+        """What q, k and v are projected from: float32 [T, hidden]."""
+        return self.norm(f"model.layers.{layer}.input_layernorm.weight", x)
+
+    def mix(self, layer: int, h: Array, cache: KV) -> Array:
+        """Values mixed by attention, from `attention_in`'s h: float32 [T, H*D]."""
+        c, t = self.config, h.shape[0]
         p = f"model.layers.{layer}."
-        h = self.norm(p + "input_layernorm.weight", x)
         q = self.project(p + "self_attn.q_proj.weight", h).reshape(t, c.heads, c.head_dim)
         k = self.project(p + "self_attn.k_proj.weight", h).reshape(t, c.kv_heads, c.head_dim)
         v = self.project(p + "self_attn.v_proj.weight", h).reshape(t, c.kv_heads, c.head_dim)
@@ -367,21 +388,44 @@ class Reference:
         if self._kv is not None:
             k, v = self._kv(k), self._kv(v)
         cache.append(layer, k, v)
-        mixed = cache.attend(layer, q).reshape(t, c.heads * c.head_dim)
+        return cache.attend(layer, q).reshape(t, c.heads * c.head_dim)
+
+    def attention_out(self, layer: int, mixed: Array) -> Array:
+        """What attention adds to x, from `mix`'s values: float32 [T, hidden]."""
+        p = f"model.layers.{layer}."
         out = self.project(p + "self_attn.o_proj.weight", mixed)
-        return self.norm(p + "post_attention_layernorm.weight", out) if c.post_norms else out
+        after = p + "post_attention_layernorm.weight"
+        return self.norm(after, out) if self.config.post_norms else out
 
     def feed_forward(self, layer: int, x: Array) -> Array:
         """The layer's gated feed-forward on x [T, hidden]: float32 [T, hidden]."""
-        c = self.config
+        return self.feed_forward_out(layer, self.gate(layer, self.feed_forward_in(layer, x)))
+
+    def feed_forward_in(self, layer: int, x: Array) -> Array:
+        """What gate and up are projected from: float32 [T, hidden]."""
+        before = "pre_feedforward" if self.config.post_norms else "post_attention"
+        return self.norm(f"model.layers.{layer}.{before}_layernorm.weight", x)
+
+    def gate(self, layer: int, h: Array) -> Array:
+        """Activation of the gate times up, from `feed_forward_in`'s h: float32 [T, ffn]."""
         p = f"model.layers.{layer}."
-        before = "pre_feedforward_layernorm" if c.post_norms else "post_attention_layernorm"
-        h = self.norm(f"{p}{before}.weight", x)
-        gate = activation(c.activation, self.project(p + "mlp.gate_proj.weight", h))
-        out = self.project(
-            p + "mlp.down_proj.weight", gate * self.project(p + "mlp.up_proj.weight", h)
-        )
-        return self.norm(p + "post_feedforward_layernorm.weight", out) if c.post_norms else out
+        gate = activation(self.config.activation, self.project(p + "mlp.gate_proj.weight", h))
+        return gate * self.project(p + "mlp.up_proj.weight", h)
+
+    def feed_forward_out(self, layer: int, gated: Array) -> Array:
+        """What the feed-forward adds to x, from `gate`'s values: float32 [T, hidden]."""
+        p = f"model.layers.{layer}."
+        out = self.project(p + "mlp.down_proj.weight", gated)
+        after = p + "post_feedforward_layernorm.weight"
+        return self.norm(after, out) if self.config.post_norms else out
+
+    def head_in(self, x: Array) -> Array:
+        """What the head is multiplied with: the last norm of x, float32 [T, hidden]."""
+        return self.norm("model.norm.weight", x)
+
+    def head(self, h: Array) -> Array:
+        """Logits from `head_in`'s h: float32 [T, V]."""
+        return self.project(self.config.head_name, h)
 
     def norm(self, name: str, x: Array) -> Array:
         """`rms_norm` along the last axis with the named weight."""

@@ -20,6 +20,9 @@ from edgeq.schemes import QuantScheme
 
 FloatType = Literal["F32", "F16", "BF16"]
 
+BLOCK_WEIGHTS = 1 << 17
+"""Weights dequantized at once, so that what is between codes and floats stays in the cache."""
+
 
 @runtime_checkable
 class Tensor(Protocol):
@@ -209,17 +212,25 @@ class QuantTensor:
 
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """Rows ``start:stop``, dequantized."""
+        n, k = self.shape
+        stop = min(stop, n)
+        out = np.empty((max(stop - start, 0), k), np.float32)
+        step = max(TILE, BLOCK_WEIGHTS // k // TILE * TILE)
+        for a in range(start, stop, step):
+            b = min(a + step, stop)
+            self._widen(a, b, out[a - start : b - start])
+        return out
+
+    def _widen(self, start: int, stop: int, out: NDArray[np.float32]) -> None:
         k = self.shape[1]
         codes = self.codes(start, stop)
         scales, zeros = self.row_params(start, stop)
         size = self.scheme.group_size or k
         if self.palette is not None:
-            values = self.palette[codes].astype(np.float32)
+            out[:] = self.palette[codes]
         else:
-            values = codes.astype(np.float32)
-            values -= np.repeat(zeros, size, axis=1)[:, :k]
-        values *= np.repeat(scales, size, axis=1)[:, :k]
-        return values
+            np.subtract(codes, np.repeat(zeros, size, axis=1)[:, :k], out=out, dtype=np.float32)
+        out *= np.repeat(scales, size, axis=1)[:, :k]
 
     def numpy(self) -> NDArray[np.float32]:
         """The whole tensor as float32 (a copy)."""

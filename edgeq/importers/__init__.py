@@ -12,7 +12,7 @@ from pathlib import Path
 from edgeq.errors import FormatError
 from edgeq.model import Model
 
-__all__ = ["load", "source_sha256"]
+__all__ = ["describe", "load", "source_sha256"]
 
 ACCEPTED = (
     "a Hugging Face folder (config.json, safetensors, tokenizer.json), a GGUF file, "
@@ -35,6 +35,18 @@ def load(path: str | Path) -> Model:
     return _importer(Path(path))(path)
 
 
+def describe(path: str | Path) -> Model:
+    """What `load` opens, from headers alone: for questions of shape and size.
+
+    Tokenizer files are not read and the model has none. Quantized GGUF tensors can be described
+    without the package that reads them.
+
+    Raises:
+        FormatError, UnsupportedError: as `load`.
+    """
+    return _importer(Path(path))(path, headers_only=True)
+
+
 def source_sha256(path: str | Path) -> str:
     """The sha256 of a model's source, read in pieces of a few megabytes.
 
@@ -55,7 +67,7 @@ def source_sha256(path: str | Path) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _importer(path: Path) -> Callable[[str | Path], Model]:
+def _importer(path: Path) -> Callable[..., Model]:
     # imported where needed, so that opening an artifact does not load every importer
     try:
         if path.is_dir():
@@ -94,7 +106,7 @@ def _importer(path: Path) -> Callable[[str | Path], Model]:
     raise FormatError(f"{path} {what}; give {ACCEPTED}")
 
 
-def _folder_importer(path: Path) -> Callable[[str | Path], Model]:
+def _folder_importer(path: Path) -> Callable[..., Model]:
     if (path / "config.json").exists():
         from edgeq.importers import huggingface
 

@@ -74,8 +74,13 @@ class GgufTensor:
         return self.rows(0, self.data.shape[0])
 
 
-def load(path: str | Path) -> Model:
+def load(path: str | Path, *, headers_only: bool = False) -> Model:
     """Open a GGUF file.
+
+    Args:
+        path: the file.
+        headers_only: make no tokenizer of its vocabulary, and do not ask for the package that
+            reads quantized tensors before one is read.
 
     Raises:
         FormatError: the file is truncated or damaged, or a key or tensor is missing.
@@ -96,11 +101,15 @@ def load(path: str | Path) -> Model:
             "join them with llama-gguf-split --merge"
         )
     source = _Tensors(path, file)
+    if source.quantized and not headers_only:
+        _gguf()
     config = _config(keys, architecture, source)
-    files, vocabulary = tokenizer_files(file.metadata)
-    if vocabulary is not None:
-        ends = end_tokens(file.metadata, vocabulary)
-        config = replace(config, bos=vocabulary.bos, eos=ends)
+    files: dict[str, bytes] = {}
+    if not headers_only:
+        files, vocabulary = tokenizer_files(file.metadata)
+        if vocabulary is not None:
+            ends = end_tokens(file.metadata, vocabulary)
+            config = replace(config, bos=vocabulary.bos, eos=ends)
     tensors = _tensors(config, architecture, source)
     model = Model(config, tensors, files, {"source": path.name})
     model.validate()
@@ -152,8 +161,7 @@ class _Tensors:
     def __init__(self, path: Path, file: GgufFile) -> None:
         self.path = path
         self.file = file
-        quantized = any(entry.type not in _FLOATS for entry in file.tensors.values())
-        self.dequantize = _dequantizer() if quantized else None
+        self.quantized = any(entry.type not in _FLOATS for entry in file.tensors.values())
 
     def __contains__(self, name: str) -> bool:
         return name in self.file.tensors
@@ -165,14 +173,14 @@ class _Tensors:
         if entry.type in _FLOATS:
             data = self.file.mapping.array(_FLOATS[entry.type], entry.shape, entry.start)
             return FloatTensor(cast(FloatType, entry.type), data)
-        if len(entry.shape) != 2 or self.dequantize is None:
+        if len(entry.shape) != 2:
             raise FormatError(
                 f"{self.path}: tensor {name} {list(entry.shape)} is no matrix and has type "
                 f"{entry.type}; expected F32"
             )
         n, k = entry.shape
         data = self.file.mapping.array(np.uint8, (n, entry.row_bytes), entry.start)
-        return GgufTensor(entry.type, data, k, self.dequantize)
+        return GgufTensor(entry.type, data, k, _dequantize)
 
     def part(self, name: str, start: int, stop: int, height: int) -> Tensor:
         """Rows ``start:stop`` of a fused matrix of ``height`` rows."""
@@ -186,18 +194,19 @@ class _Tensors:
         return replace(whole, data=whole.data[start:stop])
 
 
-def _dequantizer() -> Dequantize:
+def _gguf() -> Any:
     try:
         import gguf
     except ImportError as err:
         raise MissingDependencyError("gguf", "gguf", "to read quantized GGUF tensors") from err
+    return gguf
 
-    def dequantize(data: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:
-        with np.errstate(all="ignore"):  # a NaN scale is found by whoever uses the values
-            values = gguf.quants.dequantize(data, gguf.GGMLQuantizationType[kind])
-        return cast("NDArray[np.float32]", values)
 
-    return dequantize
+def _dequantize(data: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:
+    gguf = _gguf()
+    with np.errstate(all="ignore"):  # a NaN scale is found by whoever uses the values
+        values = gguf.quants.dequantize(data, gguf.GGMLQuantizationType[kind])
+    return cast("NDArray[np.float32]", values)
 
 
 def _config(keys: _Keys, architecture: str, source: _Tensors) -> ModelConfig:

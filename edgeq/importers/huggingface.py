@@ -27,11 +27,12 @@ TOKENIZER_FILES = (
 )
 
 
-def load(path: str | Path) -> Model:
+def load(path: str | Path, *, headers_only: bool = False) -> Model:
     """Open a checkpoint folder.
 
     Args:
         path: a folder with config.json, model.safetensors or its shards, and tokenizer files.
+        headers_only: leave the tokenizer files unread.
 
     Returns:
         a model whose tensors are lazy views.
@@ -53,7 +54,8 @@ def load(path: str | Path) -> Model:
             names.append(name)
     for name in names:
         tensors[name] = fused[name].of(found) if name in fused else found.tensor(name)
-    result = Model(model, tensors, _files(folder), {"source": folder.resolve().name})
+    files = {} if headers_only else _files(folder)
+    result = Model(model, tensors, files, {"source": folder.resolve().name})
     result.validate()
     return result
 

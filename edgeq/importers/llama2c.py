@@ -51,8 +51,12 @@ def is_llama2c(path: Path) -> bool:
     return len(head) >= _HEADER.size and _plan_legacy(head, path.stat().st_size) is not None
 
 
-def load(path: str | Path) -> Model:
+def load(path: str | Path, *, headers_only: bool = False) -> Model:
     """Open a checkpoint; a ``tokenizer.bin``, ``tok<vocab>.bin`` or ``.model`` beside it is read.
+
+    Args:
+        path: the file.
+        headers_only: leave the tokenizer unread.
 
     Raises:
         FormatError: the file is truncated or its header is impossible.
@@ -92,7 +96,8 @@ def load(path: str | Path) -> Model:
         for i in range(config.layers):
             tensor: Tensor = FloatTensor("F32", array[i])
             tensors[name.format(i)] = half_split(tensor, heads) if heads else tensor
-    model = Model(config, tensors, _tokenizer(path, config.vocab), {"source": path.name})
+    files = {} if headers_only else _tokenizer(path, config.vocab)
+    model = Model(config, tensors, files, {"source": path.name})
     model.validate()
     return model
 

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.errors import FormatError, UnsupportedError
+from edgeq.memory import Anonymous
 from edgeq.tensor import FloatTensor
 
 MAX_HEADER = 100_000_000
@@ -121,8 +122,9 @@ def mapping_under(what: object) -> mmap.mmap | Mapping | None:
         elif isinstance(what, np.ndarray):
             what = what.base
         else:
-            what = getattr(what, "data", None)
-    return what
+            # a float tensor's array, or the largest of a quantized tensor's
+            what = getattr(what, "data", getattr(what, "packed", None))
+    return None if isinstance(what, Anonymous) else what
 
 
 def _give_back(mapped: mmap.mmap) -> None:

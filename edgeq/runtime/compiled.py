@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.footprint import BATCH, Buffers, buffers, cache_length
 from edgeq.model import Model
 from edgeq.packing import TILE, round_up
 from edgeq.reference import rope_tables
@@ -15,21 +16,16 @@ from edgeq.runtime.kernels import decoder
 from edgeq.runtime.kernels import plan as st
 from edgeq.runtime.kernels.native import kernel_address
 from edgeq.runtime.kernels.routines import FLOAT_KINDS
-from edgeq.runtime.kernels.tile import ACT_BLOCK
-from edgeq.runtime.lookup import MAX_DRAFT
 from edgeq.runtime.pace import Pace
 from edgeq.runtime.packed_cache import PackedCache
 from edgeq.runtime.state import Parts
+from edgeq.runtime.step_times import StepTimes
 from edgeq.runtime.threads import Team
 from edgeq.runtime.weights import Arena, advise, worth_copying
 from edgeq.tensor import FloatTensor, QuantTensor, Tensor
 
-BATCH = 128
-"""Tokens per prefill pass: enough to reuse unpacked weights, few enough to keep buffers small."""
 SMALL = 4
 """Tokens up to which a pass takes as many threads as decoding has found worth it."""
-_WIDTH = 256
-"""Float rows are padded to this, the largest group: padding quantizes to zero."""
 _LAYER_LINEARS = (
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
     "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
@@ -42,6 +38,12 @@ _NORMS = {
     st.Y_NORM_Q: "self_attn.q_norm",
     st.Y_NORM_K: "self_attn.k_norm",
 }
+_BUFFERS = {
+    st.P_X: "x", st.P_X_OWN: "x_own", st.P_NORMED: "normed", st.P_BRANCH: "branch",
+    st.P_Q: "q", st.P_K: "k", st.P_V: "v", st.P_ATT: "att", st.P_GATE: "gate", st.P_UP: "up",
+    st.P_ACTS: "acts", st.P_PART: "part", st.P_SCRATCH: "work", st.P_SYNC: "sync",
+}  # fmt: skip
+"""Field of the plan -> the buffer of `edgeq.footprint` whose address it holds."""
 
 
 class CompiledBackend:
@@ -65,14 +67,13 @@ class CompiledBackend:
         c = model.config
         self._batch = min(BATCH, context)
         self._threads = threads
-        self._vocab_row = round_up(c.vocab, TILE)
         mmap = not worth_copying(model) if mmap is None else mmap
         self._arena = None if mmap else Arena(model)
         if mmap:
             advise(model)
         self._linears = self._linear_table()
         self._rings = [
-            PackedCache(c, self._cache_length(windowed, context), kv_bits, self._buffer)
+            PackedCache(c, cache_length(c, windowed, context), kv_bits, self._buffer)
             for windowed in c.window_layers
         ]
         self.kv_bytes = sum(ring.nbytes for ring in self._rings)
@@ -80,8 +81,9 @@ class CompiledBackend:
         self._starts, self._written = [0] * c.layers, 0
         self._layers = self._layer_table(context)
         self._floats = np.array([c.norm_eps, c.attn_scale, c.embed_scale], np.float32)
-        self._plan = self._plan_vector(context)
-        self._logits = self._scratch_array((1, self._vocab_row), np.float32)
+        sizes = buffers(c, context, threads)
+        self._plan = self._plan_vector(sizes)
+        self._logits = self._scratch_array(sizes.arrays["logits"], np.float32)
         self._found = np.zeros(0, np.int64)
         self._team = Team(threads)
         self._pace = Pace(threads)
@@ -94,7 +96,9 @@ class CompiledBackend:
         if n == 1:
             self._decode(int(tokens[0]), position, self._found)
             return self._logits[:, : self._model.config.vocab].copy()
-        rows = self._logits if outputs == 1 else np.empty((outputs, self._vocab_row), np.float32)
+        rows = (
+            self._logits if outputs == 1 else np.empty((outputs, self._logits.shape[1]), np.float32)
+        )
         for start in range(0, n, self._batch):
             ids = tokens[start : start + self._batch]
             stop = start + len(ids)
@@ -146,6 +150,11 @@ class CompiledBackend:
             logits.strides[0], steps, found.ctypes.data,
         ]  # fmt: skip
         self._team.run(lambda tid: run(*tables, tid, *args), threads)
+
+    def time_steps(self, times: StepTimes | None) -> None:
+        """Add the time of every step to these sums, until it is called with None."""
+        self._times = times  # keeps the memory that the plan points to
+        self._plan[st.P_TIMES] = 0 if times is None else times.raw.ctypes.data
 
     def truncate(self, position: int) -> None:
         """What lies past the sequence is never read: only a whole reset is noted."""
@@ -268,38 +277,9 @@ class CompiledBackend:
         self.scratch_bytes += weight.nbytes
         return self._aligned(weight, 4)
 
-    def _cache_length(self, windowed: bool, context: int) -> int:
-        """Positions a layer's cache holds: all, or its window and what may be added or taken back.
-
-        While a batch is read its first token still needs its whole window, as does the next token
-        when a guess has been taken back; and a tile is lost as a whole.
-        """
-        length = round_up(context, st.CHUNK)
-        window = self._model.config.window
-        if not windowed or not window:
-            return length
-        return min(length, round_up(window + max(self._batch, MAX_DRAFT) + TILE, st.CHUNK))
-
-    def _plan_vector(self, context: int) -> NDArray[np.int64]:
+    def _plan_vector(self, sizes: Buffers) -> NDArray[np.int64]:
         c = self._model.config
-        rows = max(self._batch, self._threads)
         plan = np.zeros(st.P_FIELDS, np.int64)
-        hidden, ffn = round_up(c.hidden, _WIDTH), round_up(c.ffn, _WIDTH)
-        q, kv = (round_up(heads * c.head_dim, _WIDTH) for heads in (c.heads, c.kv_heads))
-        acts = max(hidden, ffn, q) // 32 * ACT_BLOCK
-        dim = round_up(c.head_dim, 32)
-        part = (st.PART_HEAD + max(dim, TILE)) * 4
-        chunks = -(-context // st.CHUNK)
-        block = max(1, min(16, 32 // c.group))
-        queries = block * c.group
-        scratch = round_up(
-            (queries + 1) * dim * 4
-            + 2 * queries * (dim // 32 * ACT_BLOCK + st.CHUNK * 4)
-            + st.CHUNK * 4
-            + max(queries * st.CHUNK // 32 * ACT_BLOCK, part)
-            + 2 * queries * (part + 8),
-            128,
-        )
         ones = self._buffer(TILE, np.float16)
         ones[:] = 1
         values = {
@@ -313,32 +293,19 @@ class CompiledBackend:
             st.P_ACT_KIND: ("silu", "gelu_tanh").index(c.activation),
             st.P_QK_NORM: int(c.qk_norm),
             st.P_POST_NORMS: int(c.post_norms),
-            st.P_HIDDEN_STRIDE: hidden * 4,
-            st.P_FFN_STRIDE: ffn * 4,
-            st.P_Q_STRIDE: q * 4,
-            st.P_KV_STRIDE: kv * 4,
-            st.P_ACTS_STRIDE: acts,
-            st.P_X: self._scratch(self._batch, hidden),
-            st.P_X_OWN: self._scratch(self._threads, hidden),
-            st.P_NORMED: self._scratch(rows, hidden),
-            st.P_BRANCH: self._scratch(self._batch, hidden),
-            st.P_Q: self._scratch(self._batch, q),
-            st.P_K: self._scratch(self._batch, kv),
-            st.P_V: self._scratch(self._batch, kv),
-            st.P_ATT: self._scratch(rows, q),
-            st.P_GATE: self._scratch(self._batch, ffn),
-            st.P_UP: self._scratch(self._batch, ffn),
-            st.P_ACTS: self._scratch(rows, acts // 4),
-            st.P_PART: self._scratch(c.heads * chunks, part // 4),
-            st.P_PART_STRIDE: part,
-            st.P_MAX_CHUNKS: chunks,
-            st.P_SCRATCH: self._scratch(self._threads, scratch // 4),
-            st.P_SCRATCH_STRIDE: scratch,
+            st.P_HIDDEN_STRIDE: sizes.hidden * 4,
+            st.P_FFN_STRIDE: sizes.ffn * 4,
+            st.P_Q_STRIDE: sizes.q * 4,
+            st.P_KV_STRIDE: sizes.kv * 4,
+            st.P_ACTS_STRIDE: sizes.acts,
+            st.P_PART_STRIDE: sizes.part,
+            st.P_MAX_CHUNKS: sizes.chunks,
+            st.P_SCRATCH_STRIDE: sizes.work,
             st.P_ONES: ones.ctypes.data,
             st.P_FINAL_NORM: self._norm("model.norm.weight"),
-            st.P_SYNC: self._scratch(st.SYNC_BYTES // 4),
-            st.P_QUERY_BLOCK: block,
+            st.P_QUERY_BLOCK: sizes.query_block,
             st.P_ATTN_SCALE: self._floats.ctypes.data + 4 * st.F_ATTN_SCALE,
+            **{field: self._scratch(*sizes.arrays[name]) for field, name in _BUFFERS.items()},
         }
         for field, value in values.items():
             plan[field] = value

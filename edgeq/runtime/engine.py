@@ -6,19 +6,23 @@ allocated once. Memory beyond the weights is the KV cache plus `Engine.scratch_b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.cpu import available_cores
-from edgeq.errors import UsageError, unknown
+from edgeq.errors import UnsupportedError, UsageError, unknown
 from edgeq.model import Model, ModelConfig
 from edgeq.reference import window_start
 from edgeq.runtime import state
+
+if TYPE_CHECKING:  # it names fields of the compiled kernels, which the NumPy backend does without
+    from edgeq.runtime.step_times import StepTimes
 
 BACKENDS = ("numba", "numpy")
 
@@ -199,6 +203,28 @@ class Engine:
     def reset(self) -> None:
         """Forget the whole sequence."""
         self.truncate(0)
+
+    @contextmanager
+    def timed_steps(self) -> Iterator[StepTimes]:
+        """Sum up the time of every step of the decoder while the block runs.
+
+        Raises:
+            UnsupportedError: the NumPy backend is not timed inside.
+        """
+        if self.backend != "numba":
+            raise UnsupportedError(
+                "the NumPy backend is not timed inside; use the backend 'numba' for its steps"
+            )
+        from edgeq.runtime.compiled import CompiledBackend
+        from edgeq.runtime.step_times import StepTimes
+
+        assert isinstance(self._run, CompiledBackend)
+        times = StepTimes.new(self.config.layers)
+        self._run.time_steps(times)
+        try:
+            yield times
+        finally:
+            self._run.time_steps(None)
 
     def save_state(self, path: str | Path) -> int:
         """Write the sequence, its tokens and cache, to a file; see `edgeq.runtime.state`.

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-MAX_DRAFT = 64
-"""Most tokens guessed at once."""
+from edgeq.footprint import MAX_DRAFT as MAX_DRAFT
+
 _LONGEST_PAUSE = 16
 _LENGTHS = (4, 3, 2)
 """How many last tokens must have stood before; the longest match first."""

@@ -24,15 +24,15 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.footprint import CHUNK
+from edgeq.int8 import Rounded, quantize_vectors
 from edgeq.model import Model, ModelConfig
 from edgeq.packing import TILE, round_up
 from edgeq.reference import KV, Array, Reference, attend_blocks, dense
 from edgeq.runtime.activations import (
-    Rounded,
     quantize_blocks,
     quantize_keys,
     quantize_twice,
-    quantize_vectors,
 )
 from edgeq.runtime.state import Parts
 from edgeq.schemes import K_BLOCK
@@ -43,8 +43,6 @@ KEEP_WEIGHTS = 1 << 24
 unpacked anew at every product, as float32 would defeat its packing."""
 UNPACK_WEIGHTS = 1 << 22
 """Weights unpacked at once where they are not kept (16 MiB as float32)."""
-CHUNK = 256
-"""Cached positions whose attention is rounded and summed together."""
 
 
 class NumpyBackend:

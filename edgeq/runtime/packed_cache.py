@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.footprint import CHUNK, cache_arrays
 from edgeq.model import ModelConfig
-from edgeq.packing import LANE, TILE, round_up
+from edgeq.packing import TILE, round_up
 from edgeq.runtime.kernels import plan as st
 from edgeq.runtime.kernels.native import KEY_SCHEME, VALUE_SCHEME, kernel_address
 from edgeq.runtime.state import Parts, layer_parts
@@ -43,38 +44,31 @@ class PackedCache:
     def __init__(self, config: ModelConfig, length: int, kv_bits: int, allocate: Allocate) -> None:
         self.length = length
         self._config, self._bits = config, kv_bits
-        heads, tiles = config.kv_heads, length // TILE
         dim_k, dim_v = round_up(config.head_dim, 32), round_up(config.head_dim, TILE)
         self.record = np.zeros(st.C_FIELDS, np.int64)
         self.record[st.C_BITS] = kv_bits
         self.record[st.C_LENGTH], self.record[st.C_DIM] = length, config.head_dim
         self.record[st.C_DIM_K], self.record[st.C_DIM_V] = dim_k, dim_v
-        # field, type, shape in memory, and the axes in the order: tile (centers: chunk, tile),
-        # position within it, head, dimension (the middle and last may be two axes)
-        layout: dict[str, tuple[int, Any, tuple[int, ...], tuple[int, ...]]]
+        # field, and the axes in the order: tile (centers: chunk, tile), position within it, head,
+        # dimension (the middle and last may be two axes)
+        layout: dict[str, tuple[int, tuple[int, ...]]]
         if kv_bits == 16:
-            layout = {
-                "keys": (st.C_K, np.float16, (heads, tiles, TILE, dim_k), (1, 2, 0, 3)),
-                "values": (st.C_V, np.float16, (heads, dim_v, tiles, TILE), (2, 3, 0, 1)),
-            }
+            layout = {"keys": (st.C_K, (1, 2, 0, 3)), "values": (st.C_V, (2, 3, 0, 1))}
         else:
             self.record[st.C_K_KERNEL] = kernel_address(KEY_SCHEME)
             self.record[st.C_V_KERNEL] = kernel_address(VALUE_SCHEME)
-            rows = (heads, tiles, TILE)
-            codes_k = (heads, tiles, dim_k // LANE, TILE, LANE)
-            codes_v = (heads, dim_v // TILE, tiles, TILE // LANE, TILE, LANE)
-            centers = (heads, length // st.CHUNK, dim_k, st.CHUNK // TILE)
             layout = {
-                "keys": (st.C_K, np.uint8, codes_k, (1, 3, 0, 2, 4)),
-                "key_scales": (st.C_K_SCALES, np.float16, rows, (1, 2, 0)),
-                "key_zeros": (st.C_K_ZEROS, np.uint8, rows, (1, 2, 0)),
-                "centers": (st.C_CENTERS, np.float16, centers, (1, 3, 0, 2)),
-                "values": (st.C_V, np.uint8, codes_v, (2, 3, 5, 0, 1, 4)),
-                "value_scales": (st.C_V_SCALES, np.float32, rows, (1, 2, 0)),
+                "keys": (st.C_K, (1, 3, 0, 2, 4)),
+                "key_scales": (st.C_K_SCALES, (1, 2, 0)),
+                "key_zeros": (st.C_K_ZEROS, (1, 2, 0)),
+                "centers": (st.C_CENTERS, (1, 3, 0, 2)),
+                "values": (st.C_V, (2, 3, 5, 0, 1, 4)),
+                "value_scales": (st.C_V_SCALES, (1, 2, 0)),
             }
         self._views: dict[str, NDArray[Any]] = {}
         self.nbytes = 0
-        for name, (field, dtype, shape, axes) in layout.items():
+        for name, (dtype, shape) in cache_arrays(config, length, kv_bits).items():
+            field, axes = layout[name]
             buffer = allocate(int(np.prod(shape)), dtype)
             self.nbytes += buffer.nbytes
             self.record[field] = buffer.ctypes.data
@@ -105,7 +99,7 @@ class PackedCache:
     def _where(self, name: str, start: int, stop: int) -> tuple[NDArray[np.int64], ...]:
         """The index into a view of the tiles that hold ``start:stop``."""
         tiles = np.arange(start // TILE, -(-stop // TILE)) % (self.length // TILE)
-        return np.divmod(tiles, st.CHUNK // TILE) if name == "centers" else (tiles,)
+        return np.divmod(tiles, CHUNK // TILE) if name == "centers" else (tiles,)
 
     def _rows(self, name: str, start: int, stop: int) -> tuple[int, int, int]:
         """Shape of those tiles as rows: [positions or tiles, heads, padded dimension or 1]."""

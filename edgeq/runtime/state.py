@@ -20,8 +20,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import secrets
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,7 +29,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.errors import EdgeqError, FormatError, UsageError
+from edgeq.errors import FormatError, UsageError
+from edgeq.files import write_whole
 from edgeq.importers.safetensors_file import SafetensorsFile, open_safetensors
 from edgeq.model import Model, ModelConfig
 from edgeq.packing import TILE
@@ -169,29 +168,17 @@ def save(
             for name in layer_parts(config, kv_bits, n - start):
                 yield np.ascontiguousarray(parts[name]).reshape(-1).view(np.uint8).data
 
-    _write(Path(path), pieces())
+    write_whole(Path(path), _summed(pieces()), "the state")
     return 8 + len(text) + place
 
 
-def _write(path: Path, pieces: Iterator[bytes | memoryview]) -> None:
-    """Write pieces and their checksum beside the target, then put the file in its place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+def _summed(pieces: Iterator[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """The pieces, and their checksum after them."""
     crc = 0
-    try:
-        try:
-            with temporary.open("xb") as file:
-                for piece in pieces:
-                    crc = zlib.crc32(piece, crc)
-                    file.write(piece)
-                file.write(crc.to_bytes(4, "little"))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as err:
-        raise EdgeqError(f"the state {path} cannot be written: {err.strerror or err}") from err
+    for piece in pieces:
+        crc = zlib.crc32(piece, crc)
+        yield piece
+    yield crc.to_bytes(4, "little")
 
 
 def load(path: str | Path, config: ModelConfig, model: str, kv_bits: int, context: int) -> Saved:

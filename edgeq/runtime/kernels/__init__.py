@@ -106,4 +106,40 @@ def read_bandwidth(threads: int, megabytes: int = 256, repeats: int = 5) -> floa
     return share * threads / sorted(seconds[1:])[repeats // 2] / 1e9
 
 
-__all__ = ["KERNEL", "decoder", "read_bandwidth", "warmup"]
+def int8_throughput(threads: int, repeats: int = 5) -> float:
+    """Measured byte products of the matmul kernel in 1e9 operations/s, the median of several.
+
+    A multiplication and an addition are two operations. Each thread multiplies 4-bit weights
+    that stay in its cache by 128 rows: what prefill could do if nothing else took time.
+    """
+    from edgeq.footprint import ACT_BLOCK, BATCH
+    from edgeq.packing import TILE
+    from edgeq.runtime.kernels.native import kernel_address
+    from edgeq.runtime.threads import Team
+    from edgeq.schemes import K_BLOCK
+
+    if threads < 1:
+        raise EdgeqError(f"threads is {threads}; use 1 or more")
+    blocks, tiles, rounds = 16, 16, 20
+    call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 15)(kernel_address(QuantScheme(4)))
+    codes, scales = TILE * K_BLOCK // 2 * blocks, 2 * TILE * blocks  # bytes of a tile
+    sizes = (codes * tiles, scales * tiles, ACT_BLOCK * blocks * BATCH, 4 * TILE * tiles * BATCH)
+    room = [[np.zeros(size + 64, np.uint8) for size in sizes] for _ in range(threads)]
+
+    def work(tid: int) -> None:
+        w, s, x, y = (part.ctypes.data + -part.ctypes.data % 64 for part in room[tid])
+        for _ in range(rounds):
+            call(w, codes, s, scales, 0, 0, blocks, 0, x, ACT_BLOCK * blocks,
+                 BATCH, y, 4 * TILE * tiles, 0, tiles)  # fmt: skip
+
+    seconds = []
+    with Team(threads) as team:
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            team.run(work)
+            seconds.append(time.perf_counter() - start)
+    operations = 2 * TILE * tiles * K_BLOCK * blocks * BATCH * rounds * threads
+    return operations / sorted(seconds[1:])[repeats // 2] / 1e9
+
+
+__all__ = ["KERNEL", "decoder", "int8_throughput", "read_bandwidth", "warmup"]

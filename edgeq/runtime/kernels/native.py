@@ -31,7 +31,7 @@ VALUE_SCHEME = QuantScheme(8, granularity="channel", group_size=None)
 """INT8 caches of keys and values are read as if they were weights of these schemes."""
 
 DECODER = "edgeq_decoder"
-_EXTERNALS = frozenset({"usleep", "sqrtf", "memset", "memcpy"})
+_EXTERNALS = frozenset({"usleep", "clock_gettime", "sqrtf", "memset", "memcpy"})
 _lock = threading.Lock()
 _addresses: dict[str, int] = {}
 _engines: list[Any] = []  # own the code that the addresses point to

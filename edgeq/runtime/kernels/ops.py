@@ -6,10 +6,11 @@ threads, whole prompts and single tokens give the same bits.
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 
 from edgeq.runtime.kernels.plan import (
-    PALETTE,
     FIRST_QUANT,
     L_BLOCKS,
     L_CODE_STEP,
@@ -21,9 +22,15 @@ from edgeq.runtime.kernels.plan import (
     L_SHIFT,
     L_ZERO_STEP,
     L_ZEROS,
+    P_TIMES,
+    PALETTE,
     SYNC_ARRIVED,
     SYNC_GENERATION,
     SYNC_WORK,
+    T_LAST,
+    T_NANOSECONDS,
+    T_SECONDS,
+    T_STEPS,
 )
 from edgeq.runtime.kernels.tile import ACT_BLOCK
 from edgeq.runtime.kernels.vector import (
@@ -31,10 +38,12 @@ from edgeq.runtime.kernels.vector import (
     atomic_load,
     atomic_store,
     bytes_at,
+    clock_gettime,
     compiled,
     floats,
     get_bf16,
     get_f16,
+    ints,
     pause,
     quantize_row,
     signed_bytes_at,
@@ -45,7 +54,26 @@ from edgeq.runtime.kernels.vector import (
 _SPINS = 4000  # some 100 microseconds: longer than a phase of a quiet machine is uneven
 _NAP = np.uint32(20)  # microseconds
 
+_CLOCK = np.int32(time.CLOCK_MONOTONIC)  # which Python's perf_counter_ns reads too
+
 _ONE = np.float32(1)
+
+
+@compiled
+def stamp(plan, tid, step):  # type: ignore[no-untyped-def]
+    """Add the nanoseconds since the last call to a step's, where times are wanted.
+
+    The first thread's time: it waits at every barrier as the others do. A negative step only
+    starts the clock.
+    """
+    if plan[P_TIMES] and not tid:
+        at = plan[P_TIMES]
+        clock_gettime(_CLOCK, at + 8 * T_SECONDS)
+        times = ints(at, T_STEPS)
+        now = times[T_SECONDS] * 1_000_000_000 + times[T_NANOSECONDS]
+        if step >= 0:
+            ints(at + 8 * (T_STEPS + step), 1)[0] += now - times[T_LAST]
+        times[T_LAST] = now
 
 
 @compiled

@@ -6,6 +6,9 @@ one compiled function serves every model.
 
 from __future__ import annotations
 
+from edgeq.footprint import CHUNK as CHUNK
+from edgeq.footprint import PART_HEAD as PART_HEAD
+from edgeq.footprint import SYNC_BYTES as SYNC_BYTES
 from edgeq.runtime.kernels.tile import NO_SHIFT
 from edgeq.schemes import BITS, K_BLOCK, QuantScheme
 
@@ -47,8 +50,9 @@ from edgeq.schemes import BITS, K_BLOCK, QuantScheme
     P_SYNC,
     P_QUERY_BLOCK,
     P_ATTN_SCALE,
+    P_TIMES,
     P_FIELDS,
-) = range(37)
+) = range(38)
 # Fields of a layer's record.
 (
     Y_NORM_IN,
@@ -73,15 +77,14 @@ L_SCALES, L_SCALE_STEP, L_ZEROS, L_ZERO_STEP, L_BIAS, L_KERNEL, L_FIELDS = range
 C_BITS, C_K, C_K_SCALES, C_V, C_V_SCALES, C_LENGTH, C_DIM, C_DIM_K, C_DIM_V = range(9)
 C_K_KERNEL, C_V_KERNEL, C_K_ZEROS, C_CENTERS, C_FIELDS = range(9, 14)
 
-CHUNK = 256
-"""Positions per chunk; a cache's length is a multiple of it.
+# A layer's steps, in order, as the times at `P_TIMES` tell them apart; then those of no layer.
+S_NORM_IN, S_QKV, S_ATTENTION, S_O_PROJ, S_NORM_FFN, S_GATE_UP, S_DOWN_PROJ, S_PER_LAYER = range(8)
+S_EMBED, S_FINAL_NORM, S_HEAD, S_ARGMAX, S_OTHERS = range(5)
+T_LAST, T_SECONDS, T_NANOSECONDS, T_STEPS = range(4)
+"""Places of the times: when the last step ended, what the clock said, and where the sums begin."""
 
-A cache shorter than the context is a ring: position p lies at p modulo its length."""
-PART_HEAD = 16
-"""Floats before the output in a partial result: max, sum, then padding to a cache line."""
 SYNC_ARRIVED, SYNC_GENERATION, SYNC_WORK = 0, 128, 256
-"""Byte offsets in the synchronization area, a cache line pair apart."""
-SYNC_BYTES = 384
+"""Byte offsets in the synchronization area of `SYNC_BYTES`, a cache line pair apart."""
 FIRST_QUANT = 16
 """Kinds below are float types."""
 PALETTE = 64

@@ -27,6 +27,7 @@ from edgeq.runtime.kernels.ops import (
     embedding_row,
     next_tiles,
     rms_norm,
+    stamp,
 )
 from edgeq.runtime.kernels.plan import (
     C_FIELDS,
@@ -65,6 +66,18 @@ from edgeq.runtime.kernels.plan import (
     P_X_OWN,
     PER_LAYER,
     Q_PROJ,
+    S_ARGMAX,
+    S_ATTENTION,
+    S_DOWN_PROJ,
+    S_EMBED,
+    S_FINAL_NORM,
+    S_GATE_UP,
+    S_HEAD,
+    S_NORM_FFN,
+    S_NORM_IN,
+    S_O_PROJ,
+    S_PER_LAYER,
+    S_QKV,
     UP_PROJ,
     Y_FIELDS,
     Y_NORM_IN,
@@ -213,25 +226,31 @@ def _forward(  # type: ignore[no-untyped-def]
     decode = tokens == 1
     hidden_stride = plan[P_HIDDEN_STRIDE]
     count = plan[P_LAYERS]
+    others = count * S_PER_LAYER
+    stamp(plan, tid, -1)
     embed = linears[count * PER_LAYER]
     if decode:
         embedding_row(embed, ids[0], plan[P_X_OWN] + tid * hidden_stride, f[F_EMBED_SCALE])
     else:
         for t in range(tid, tokens, threads):
             embedding_row(embed, ids[t], plan[P_X] + t * hidden_stride, f[F_EMBED_SCALE])
+    stamp(plan, tid, others + S_EMBED)
     mine = tid if decode else 0
     normed = plan[P_NORMED] + mine * hidden_stride
     acts = plan[P_ACTS] + mine * plan[P_ACTS_STRIDE]
     branch, post = 0, 0
     for i in range(count):
-        layer, cache = layers[i], caches[i]
+        layer, cache, at = layers[i], caches[i], i * S_PER_LAYER
         lin = linears[i * PER_LAYER : (i + 1) * PER_LAYER]
         _residuals(plan, f, tid, threads, tokens, branch, post, layer[Y_NORM_IN])
+        stamp(plan, tid, at + S_NORM_IN)
         _qkv(plan, threads, lin, normed, acts, tokens)
+        stamp(plan, tid, at + S_QKV)
         if decode:
             attend_one(plan, f, layer, cache, tid, threads, position)
         else:
             attend_many(plan, f, layer, cache, tid, threads, tokens, position)
+        stamp(plan, tid, at + S_ATTENTION)
         att = plan[P_ATT] + mine * plan[P_Q_STRIDE]
         _quantize(plan, tid, threads, tokens, att, plan[P_Q_STRIDE], acts)
         _project(
@@ -246,10 +265,13 @@ def _forward(  # type: ignore[no-untyped-def]
             hidden_stride,
         )
         barrier(plan[P_SYNC], threads)
+        stamp(plan, tid, at + S_O_PROJ)
         branch, post = plan[P_BRANCH], layer[Y_NORM_POST_ATT] if plan[P_POST_NORMS] else 0
         before_ffn = layer[Y_NORM_PRE_FFN] if plan[P_POST_NORMS] else layer[Y_NORM_POST_ATT]
         _residuals(plan, f, tid, threads, tokens, branch, post, before_ffn)
+        stamp(plan, tid, at + S_NORM_FFN)
         _feed_forward(plan, lin, tid, threads, tokens, normed, acts)
+        stamp(plan, tid, at + S_GATE_UP)
         _quantize(plan, tid, threads, tokens, plan[P_GATE], plan[P_FFN_STRIDE], acts)
         _project(
             plan,
@@ -263,8 +285,10 @@ def _forward(  # type: ignore[no-untyped-def]
             hidden_stride,
         )
         barrier(plan[P_SYNC], threads)
+        stamp(plan, tid, at + S_DOWN_PROJ)
         post = layer[Y_NORM_POST_FFN] if plan[P_POST_NORMS] else 0
     _residuals(plan, f, tid, threads, tokens, branch, post, plan[P_FINAL_NORM])
+    stamp(plan, tid, others + S_FINAL_NORM)
     if outputs:
         skip = 0 if decode else tokens - outputs
         _project(
@@ -279,6 +303,7 @@ def _forward(  # type: ignore[no-untyped-def]
             logits_stride,
         )
     barrier(plan[P_SYNC], threads)
+    stamp(plan, tid, others + S_HEAD)
 
 
 @compiled
@@ -338,6 +363,7 @@ def decoder(  # type: ignore[no-untyped-def]
             if tid == 0:
                 ints(found_at, steps)[step] = best
             barrier(plan[P_SYNC], threads)
+            stamp(plan, tid, count * S_PER_LAYER + S_ARGMAX)
 
 
 DECODER_TYPES = types.void(*[types.int64] * 15)

@@ -11,6 +11,7 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 
+from edgeq import footprint
 from edgeq.cache import cache_home
 from edgeq.cpu import Cpu, this_cpu
 from edgeq.errors import UnsupportedError, unknown
@@ -68,9 +69,9 @@ def cache_folder(*target: str) -> Path:
     """Where compiled code is kept: one folder per kernel, compiler, sources and ``target``.
 
     Numba keys its cache on the file of the cached function alone; changes elsewhere in this
-    folder would go unseen, hence the digest of all of it.
+    folder and of sizes would go unseen, hence the digest of all of it.
     """
     digest = hashlib.sha256("|".join((*map(version, ("numba", "llvmlite")), *target)).encode())
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    for source in (*sorted(Path(__file__).parent.glob("*.py")), Path(footprint.__file__)):
         digest.update(source.read_bytes())
     return cache_home() / "kernels" / f"{DIALECT.name}-{digest.hexdigest()[:16]}"

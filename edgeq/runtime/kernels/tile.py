@@ -24,11 +24,10 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
+from edgeq.footprint import ACT_BLOCK as ACT_BLOCK
 from edgeq.packing import LANE, TILE
 from edgeq.schemes import K_BLOCK
 
-ACT_BLOCK = 48
-"""Bytes per block of a quantized activation row."""
 NO_SHIFT = 40
 """Group shift that makes every block use scale 0: one scale per row."""
 

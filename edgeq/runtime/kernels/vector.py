@@ -152,3 +152,5 @@ pause = _intrinsic(types.void, (), _pause)
 """pause(): tell the core that this is a spin loop."""
 usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
 """usleep(microseconds): give the core away for a while."""
+clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.int64))
+"""clock_gettime(clock, address): seconds and nanoseconds, two int64, to the address."""

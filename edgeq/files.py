@@ -1,0 +1,40 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+from edgeq.errors import EdgeqError
+
+
+def write_whole(path: Path, pieces: Iterable[bytes | memoryview], what: str) -> None:
+    """Write beside the target, sync, and put the file in the target's place.
+
+    Whatever happens, the target is the old file or the whole new one, and unless the process is
+    killed nothing else is left behind.
+
+    Args:
+        path: the file to make or replace.
+        pieces: its content; an error raised by the iterable leaves the target as it was.
+        what: the file's purpose, for the message, as "the state".
+
+    Raises:
+        EdgeqError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            with temporary.open("xb") as file:
+                for piece in pieces:
+                    file.write(piece)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as err:
+        raise EdgeqError(f"{what} {path} cannot be written: {err.strerror or err}") from err
