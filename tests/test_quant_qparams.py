@@ -6,7 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeq.errors import FormatError, SchemeError
-from edgeq.quant.qparams import MAX_SCALE, MIN_SCALE, check_finite, from_range, snap_scales
+from edgeq.quant.qparams import (
+    MAX_SCALE,
+    MIN_SCALE,
+    QParams,
+    check_finite,
+    from_range,
+    round_steps,
+    snap_scales,
+    to_codes,
+)
 from edgeq.schemes import QuantScheme, parse_scheme
 from edgeq.tensor import bf16_to_float32
 
@@ -95,10 +104,28 @@ def test_ranges_to_parameters(
     )
 
 
-def test_a_codebook_is_refused() -> None:
-    zero = np.zeros((1, 1), np.float32)
-    with pytest.raises(SchemeError, match="evenly spaced"):
-        from_range(zero, zero, scheme_of("w4-g32-palette"))
+def test_a_palette_spans_its_group() -> None:
+    table = np.array([-100, -20, 15, 127], np.int8)
+    low, high = np.array([[-0.3, -12.7]], np.float32), np.array([[12.7, 0.5]], np.float32)
+    params = from_range(low, high, scheme_of("w2-g16-palette"), "x", table)
+    assert params.scales.tolist() == [[pytest.approx(0.1, rel=2**-8)] * 2]
+    assert params.palette is table
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.integers(-127, 127), min_size=16, max_size=16),
+    st.lists(st.floats(-200, 200, width=32), min_size=1, max_size=60),
+)
+def test_the_nearest_of_a_palette(table: list[int], values: list[float]) -> None:
+    palette = np.array(sorted(table), np.int8)
+    steps = np.array(values, np.float32)
+    got = round_steps(steps, scheme_of("w4-g32-palette"), None, palette, out=np.empty_like(steps))
+    distance = np.abs(steps[:, None].astype(np.float64) - palette).min(axis=1)
+    assert (np.abs(got - steps.astype(np.float64)) == distance).all()
+    params = QParams(np.ones((1, 1), np.float32), None, palette)
+    codes = to_codes(got[None, None], params, scheme_of("w4-g32-palette"))
+    assert np.array_equal(palette[codes[0]], got)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

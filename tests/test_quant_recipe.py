@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from edgeq.errors import FormatError, SchemeError, UsageError
-from edgeq.quant import Recipe, Rule
+from edgeq.quant import METHODS, Recipe, Rule
+from edgeq.quant.presets import PRESETS as RECIPES
+from edgeq.quant.recipe import OUTER, Activations, named
 from edgeq.schemes import PRESETS, FloatScheme, parse_scheme
 
 SHAPES = {
@@ -134,6 +137,143 @@ def test_through_json_and_back() -> None:
     )
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
     assert recipe.rules[0].scheme == FloatScheme("f16")
+
+
+def test_everything_through_json_and_back() -> None:
+    recipe = Recipe(
+        rules=(Rule("down_proj", PRESETS["w8-g32"]),),
+        default=PRESETS["w3-g32"],
+        method="gptq",
+        transforms=("awq", "rotate"),
+        activations=Activations("static", "entropy"),
+        options={"damping": 0.02, "act_order": True},
+        training={"method": "distill", "steps": 30},
+        target={"bpw": 3.5},
+    )
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+def test_a_recipe_of_an_older_artifact_is_read() -> None:
+    old = {"method": "mse", "default": "w4-g32", "rules": [[OUTER, "w8-channel"]]}
+    assert Recipe.from_dict(old) == Recipe.from_options(method="mse")
+    assert Recipe.from_options(method="mse").to_dict() == old
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_preset_is_a_recipe(name: str) -> None:
+    recipe = named(name)
+    assert recipe.method in METHODS
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    assert recipe.rules[-1].pattern == OUTER
+    # a name that is also a scheme means that scheme
+    if name in PRESETS:
+        assert recipe == Recipe.from_options(preset=str(PRESETS[name]))
+
+
+@pytest.mark.parametrize(
+    ("name", "needs", "extra"),
+    [
+        ("w4-g32", set(), None),
+        ("palette4", set(), None),
+        ("w8a8-dynamic", set(), None),
+        ("w8a8-static", {"ranges"}, None),
+        ("w4-g32-imatrix", {"importance"}, None),
+        ("w4-g32-gptq", {"hessian"}, None),
+        ("w4-awq-gptq", {"hessian", "transforms"}, None),
+        ("mixed-4.5bpw", {"hessian", "target"}, None),
+        ("w3-g32-distill", {"hessian", "training"}, "train"),
+    ],
+)
+def test_what_presets_need(name: str, needs: set[str], extra: str | None) -> None:
+    recipe = named(name)
+    assert recipe.needs == needs
+    assert recipe.extra == extra
+
+
+def test_options_change_a_preset() -> None:
+    recipe = Recipe.from_options(
+        preset="w4-awq-gptq", tensor_types=["down_proj=w8-g32"], method="mse"
+    )
+    assert (recipe.method, recipe.transforms) == ("mse", ("awq",))
+    assert [str(rule.scheme) for rule in recipe.rules] == ["w8-g32", "w8-channel"]
+
+
+TOML = """
+default = "w4-g32"
+method = "gptq"
+rules = [["down_proj", "w8-g32"]]
+transforms = ["awq"]
+[activations]
+mode = "static"
+observer = "mse"
+[options]
+damping = 0.05
+"""
+
+
+def test_a_recipe_file(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(TOML)
+    recipe = Recipe.from_file(path)
+    assert recipe == Recipe(
+        rules=(Rule("down_proj", PRESETS["w8-g32"]), Rule(OUTER, PRESETS["w8-channel"])),
+        default=PRESETS["w4-g32"],
+        method="gptq",
+        transforms=("awq",),
+        activations=Activations("static", "mse"),
+        options={"damping": 0.05},
+    )
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(recipe.to_dict()))
+    assert Recipe.from_file(path) == recipe
+
+
+def test_a_recipe_file_may_build_on_a_preset(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_text('{"preset": "w4-g32-gptq", "rules": [["q_proj", "w8-g32"]], "method": "mse"}')
+    recipe = Recipe.from_file(path)
+    assert recipe == Recipe.from_options("w4-g32", tensor_types=["q_proj=w8-g32"], method="mse")
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "words"),
+    [
+        ("{", FormatError, "is not JSON"),
+        ("[1]", FormatError, "holds no recipe"),
+        ("{}", FormatError, "neither default nor preset"),
+        ('{"default": "w4-g32", "preset": "w4-g32"}', FormatError, "either preset or default"),
+        ('{"default": "w4-g33"}', SchemeError, "recipe.json: group_size is 33"),
+        ('{"default": 4}', FormatError, "4 is no text"),
+        ('{"preset": "w4-gptq"}', SchemeError, "unknown preset 'w4-gptq'"),
+        ('{"default": "w4-g32", "rule": []}', FormatError, "did you mean 'rules'"),
+        ('{"default": "w4-g32", "rules": 7}', FormatError, "write a list"),
+        ('{"default": "w4-g32", "rules": ["a"]}', FormatError, "not readable"),
+        ('{"default": "w4-g32", "options": {"dampening": 1}}', SchemeError, "'damping'"),
+        ('{"default": "w4-g32", "options": {"damping": "a"}}', SchemeError, "must be int or float"),
+        ('{"default": "w4-g32", "activations": {"mode": "dyn"}}', SchemeError, "'dynamic'"),
+        ('{"default": "w4-g32", "training": {"method": "dist"}}', UsageError, "'distill'"),
+        ('{"default": "w4-g32", "training": {"step": 5}}', SchemeError, "'steps'"),
+        ('{"default": "w4-g32", "training": {"steps": 0}}', UsageError, "steps is 0"),
+        ('{"default": "w4-g32", "target": {"bits": 5}}', SchemeError, "give one number"),
+        ('{"default": "w4-g32", "target": {"bpw": -5}}', SchemeError, "positive number"),
+    ],
+)
+def test_recipe_files_that_cannot_be(
+    text: str, error: type[Exception], words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_text(text)
+    with pytest.raises(error, match=words):
+        Recipe.from_file(path)
+
+
+def test_a_toml_file_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text("default = w4")
+    with pytest.raises(FormatError, match="is not TOML"):
+        Recipe.from_file(path)
+    with pytest.raises(FormatError, match="cannot be read"):
+        Recipe.from_file(tmp_path / "none.json")
 
 
 @pytest.mark.parametrize(

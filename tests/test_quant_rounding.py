@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from edgeq.errors import FormatError, SchemeError, UsageError
 from edgeq.quant import METHODS, quantize_tensor
-from edgeq.quant.rounding import round_rows, sqnr_db
+from edgeq.quant.qparams import group_view
+from edgeq.quant.rounding import NEEDS, find_shared, round_rows, sqnr_db
 from edgeq.schemes import BITS, QuantScheme, parse_scheme
 from edgeq.tensor import QuantTensor
 
@@ -19,6 +20,7 @@ TEXTS = (
       for s in ("-sym", "-asym")),
     "w4-g64", "w4-g128", "w4-g256", "w3-g256-asym",
 )  # fmt: skip
+PLAIN = [method for method in METHODS if method not in NEEDS]
 SIZES = (1, 2, 3, 7, 15, 16, 17, 31, 32, 33, 64, 65, 100, 172)
 
 
@@ -110,7 +112,7 @@ def test_rtn_on_awkward_shapes_and_sizes(text: str, n: int, k: int, seed: int, s
 def test_constant_and_zero_rows(text: str, value: float) -> None:
     scheme = scheme_of(text)
     w = np.full((3, 40), value, np.float32)
-    for method in METHODS:
+    for method in PLAIN:
         got = quantize_tensor(w, scheme, method)
         scales, _ = got.row_params()
         assert (scales > 0).all()
@@ -178,7 +180,7 @@ def test_mse_is_no_worse_than_rtn_in_any_group(text: str, n: int, k: int, seed: 
 )
 def test_mse_gains_what_clipping_is_known_to_gain(text: str, gain_db: float) -> None:
     w, scheme = weights(64, 1024), scheme_of(text)
-    ratios = [sqnr_db(r.signal, r.noise) for r in (round_rows(w, scheme, m) for m in METHODS)]
+    ratios = [sqnr_db(r.signal, r.noise) for r in (round_rows(w, scheme, m) for m in PLAIN)]
     assert ratios[1] >= ratios[0] + gain_db
 
 
@@ -197,11 +199,11 @@ def test_mse_is_near_the_best_of_all_scales() -> None:
 def test_mse_survives_an_outlier() -> None:
     w = weights(1, 4096)
     w[0, 7] = 0.4  # twenty times the spread
-    rtn, mse = (round_rows(w, scheme_of("w4-channel"), m) for m in METHODS)
+    rtn, mse = (round_rows(w, scheme_of("w4-channel"), m) for m in PLAIN)
     assert mse.noise < 0.6 * rtn.noise
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PLAIN)
 @pytest.mark.parametrize("text", ["w4-g32", "w3-g64-asym", "w8-channel", "w4-g256"])
 def test_padding_changes_nothing(text: str, method: str) -> None:
     scheme, w = scheme_of(text), weights(17, 70)
@@ -213,7 +215,7 @@ def test_padding_changes_nothing(text: str, method: str) -> None:
     assert np.array_equal(got.row_params()[0], want.row_params(0, 17)[0][:, :groups])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PLAIN)
 @pytest.mark.parametrize("text", ["w4-g32", "w2-g16", "w8-channel-asym"])
 def test_rows_are_independent(text: str, method: str) -> None:
     scheme, w = scheme_of(text), weights(48, 96)
@@ -224,7 +226,7 @@ def test_rows_are_independent(text: str, method: str) -> None:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PLAIN)
 def test_reported_noise_is_the_error_of_the_result(text: str, method: str) -> None:
     w = weights(20, 90)
     got = round_rows(w, scheme_of(text), method)
@@ -239,11 +241,76 @@ def test_sqnr() -> None:
     assert sqnr_db(0.0, 0.0) is None
 
 
+def inputs_square(k: int, seed: int = 0) -> NDArray[np.float32]:
+    """Mean squares of inputs, some of them outliers and one never seen."""
+    square = np.random.default_rng(seed).lognormal(0, 2, k).astype(np.float32)
+    square[k // 2] = 0
+    return square
+
+
+def weighted_group_errors(
+    w: NDArray[np.float32], tensor: QuantTensor, square: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    root = np.sqrt(square.astype(np.float64))
+    n, k = w.shape
+    size = tensor.scheme.group_size or k
+    error = np.zeros((n, tensor.scheme.padded_k(k) if tensor.scheme.group_size else k))
+    error[:, :k] = ((tensor.numpy() - w.astype(np.float64)) * root) ** 2
+    sums = error.reshape(n, -1, size).sum(axis=2)
+    return sums.sum(keepdims=True) if tensor.scheme.granularity == "tensor" else sums
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_importance_lowers_the_weighted_error_of_every_group(text: str) -> None:
+    w, scheme, square = weights(33, 172, heavy=True), scheme_of(text), inputs_square(172)
+    rtn = weighted_group_errors(w, quantize_tensor(w, scheme, "rtn"), square)
+    mse = weighted_group_errors(w, quantize_tensor(w, scheme, "mse"), square)
+    tensor = quantize_tensor(w, scheme, "imatrix", importance=square)
+    got = weighted_group_errors(w, tensor, square)
+    assert (got <= rtn * (1 + 1e-4) + 1e-15).all()
+    if scheme.bits < 8:
+        assert got.sum() < (0.95 if scheme.granularity == "group" else 1.0001) * mse.sum()
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 4.0])
+def test_even_importance_is_none(value: float) -> None:
+    w, scheme = weights(20, 100), scheme_of("w4-g32")
+    even = np.full(100, value, np.float32)
+    got = quantize_tensor(w, scheme, "imatrix", importance=even)
+    want = quantize_tensor(w, scheme, "mse")
+    assert np.array_equal(got.packed, want.packed)
+    assert np.array_equal(got.scales, want.scales)
+
+
+def test_what_rows_share_may_be_found_before() -> None:
+    w, square = weights(48, 100, heavy=True), inputs_square(100)
+    for text in ("w4-tensor", "w4-g32-palette", "w3-tensor-palette", "w4-g32"):
+        scheme = scheme_of(text)
+        for method in ("rtn", "mse", "imatrix"):
+            known = {"importance": square} if method == "imatrix" else {}
+            whole = quantize_tensor(w, scheme, method, **known)
+            chunks = [group_view(w[a : a + 16], scheme) for a in (0, 16, 32)]
+            shared = find_shared(chunks, scheme, method, 100, **known)
+            for i in range(3):
+                part = w[16 * i : 16 * i + 16]
+                got = round_rows(part, scheme, method, shared=shared, **known).tensor
+                assert np.array_equal(got.packed[0], whole.packed[i])
+                assert np.array_equal(got.scales[0], whole.scales[i])
+                if whole.palette is not None:
+                    assert np.array_equal(got.palette, whole.palette)
+
+
 def test_refusals() -> None:
     scheme = scheme_of("w4-g32")
     w = weights(4, 32)
     with pytest.raises(UsageError, match="unknown method 'mes'; did you mean 'mse'"):
         quantize_tensor(w, scheme, "mes")
+    with pytest.raises(UsageError, match=r"gptq needs the hessian of up.w's inputs.*--calib TEXT"):
+        quantize_tensor(w, scheme, "gptq", name="up.w")
+    with pytest.raises(UsageError, match=r"imatrix needs the importance of .*--calib TEXT"):
+        quantize_tensor(w, scheme, "imatrix")
+    with pytest.raises(UsageError, match=r"shape \[31\] and its rows have 32 weights"):
+        quantize_tensor(w, scheme, "imatrix", importance=np.ones(31, np.float32))
     with pytest.raises(SchemeError, match=r"tensor norm has shape \[32\]; only matrices"):
         quantize_tensor(w[0], scheme, name="norm")
     with pytest.raises(SchemeError, match="tensor big needs a scale"):

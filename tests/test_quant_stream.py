@@ -21,13 +21,14 @@ from edgeq.importers import source_sha256
 from edgeq.model import Model
 from edgeq.quant import METHODS, Recipe, quantize, quantize_tensor
 from edgeq.quant.budget import CHUNK_WEIGHTS, make_budget
-from edgeq.quant.rounding import sqnr_db
+from edgeq.quant.rounding import NEEDS, sqnr_db
 from edgeq.schemes import QuantScheme
 from edgeq.tensor import FloatTensor, QuantTensor, bf16_to_float32
 from tests.conftest import need
 from tests.families import FAMILIES, random_model, tiny_config
 
 ROOT = Path(__file__).resolve().parent.parent
+DATA_FREE = [method for method in METHODS if method not in NEEDS]
 
 
 def maker() -> ModuleType:
@@ -56,14 +57,16 @@ def tensor_of(model: Model, name: str) -> QuantTensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DATA_FREE)
 def test_the_file_holds_what_quantize_tensor_gives(
     family: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # small chunks, so that most tensors come in several
     monkeypatch.setattr("edgeq.quant.budget.CHUNK_WEIGHTS", 1000)
     source = random_model(tiny_config(family, vocab=333))
-    recipe = Recipe.from_options(tensor_types=["down_proj=w3-g16-asym", "up_proj=w8-tensor"])
+    recipe = Recipe.from_options(
+        tensor_types=["down_proj=w3-g16-asym", "up_proj=w8-tensor", "o_proj=w3-g32-palette"]
+    )
     summary = quantize(source, tmp_path / "m.edgeq", recipe, method=method, threads=2)
     got = load(tmp_path / "m.edgeq")
     assert got.config == source.config
@@ -79,9 +82,8 @@ def test_the_file_holds_what_quantize_tensor_gives(
         assert held.scheme == want.scheme
         assert np.array_equal(held.packed, want.packed)
         assert np.array_equal(held.scales, want.scales)
-        if want.zero_points is not None:
-            assert held.zero_points is not None
-            assert np.array_equal(held.zero_points, want.zero_points)
+        for part in ("zero_points", "palette"):
+            assert np.array_equal(getattr(held, part), getattr(want, part))
         error = ((want.numpy() - tensor.numpy().astype(np.float64)) ** 2).sum()
         ratio = sqnr_db((tensor.numpy().astype(np.float64) ** 2).sum(), error)
         assert row.sqnr_db == pytest.approx(ratio, abs=0.02)
@@ -300,7 +302,7 @@ def test_the_checkpoint_maker_writes_configs_the_importer_reads(shape: str, tmp_
 def test_mse_loses_less_on_real_weights(preset: str, tmp_path: Path) -> None:
     source = need("models/stories260K")
     ratios = []
-    for method in METHODS:
+    for method in DATA_FREE:
         recipe = Recipe.from_options(preset=preset, method=method)
         summary = quantize(source, tmp_path / f"{method}.edgeq", recipe)
         ratios.append([t.sqnr_db for t in summary.tensors if t.sqnr_db is not None])

@@ -4,28 +4,41 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from edgeq.cli import render
-from edgeq.cli.options import command, format_option, model_argument
+from edgeq.cli.options import command, force_option, format_option, model_argument
 
 if TYPE_CHECKING:
     from edgeq.model import Model
     from edgeq.tensor import Tensor
 
+_RULES = 4
+"""Rules shown; --format json has all."""
+
 
 @command("inspect", "Show what a model file holds.")
 @model_argument
+@click.option("--card", "card", type=click.Path(dir_okay=False), default=None, metavar="FILE",
+              help="Write a model card as Hugging Face shows it, such as README.md.")  # fmt: skip
+@force_option
 @format_option("text", "json")
-def inspect(model: str, form: str) -> None:
+def inspect(model: str, card: str | None, force: bool, form: str) -> None:
     """Show the tensors of MODEL, how each is held and what that cost, and where it came from.
 
     bpw is bits per weight from the bytes really held, scales and padding included. SQNR is the
-    signal to quantization noise ratio, in dB, as measured when the tensor was quantized.
+    signal to quantization noise ratio, in dB, as measured when the tensor was quantized. Quality
+    was measured then too: the written model beside its float source.
     """
     from edgeq.importers import load
 
     loaded = load(model)
+    if card is not None:
+        _write_card(loaded, Path(model).name, Path(card), force)
+        return
     tensors = [_describe(loaded, name, tensor) for name, tensor in loaded.tensors.items()]
     if form == "json":
         found = {
@@ -41,6 +54,17 @@ def inspect(model: str, form: str) -> None:
         render.write(json.dumps(found, indent=2) + "\n")
     else:
         render.write(_text(loaded, tensors) + "\n")
+
+
+def _write_card(model: Model, name: str, path: Path, force: bool) -> None:
+    from edgeq.errors import UsageError
+    from edgeq.files import write_whole
+    from edgeq.quant.card import model_card
+
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists; give another --card, or --force to overwrite it")
+    write_whole(path, [model_card(model, name).encode()], "the model card")
+    render.write(f"{path}\n")
 
 
 def _bpw(nbytes: int, weights: int) -> float:
@@ -153,12 +177,54 @@ def _padding_note(tensors: list[dict[str, Any]]) -> str:
 def _provenance(provenance: Any) -> list[tuple[str, str]]:
     found = []
     for key, value in provenance.items():
-        if key == "sqnr_db":
+        if key in ("sqnr_db", "target"):
+            continue
+        if key == "quality":
+            found += _quality(value)
             continue
         if key == "recipe" and isinstance(value, dict):
-            rules = [f"{pattern}={scheme}" for pattern, scheme in value.get("rules", ())]
-            text = ", ".join([str(value.get("default")), str(value.get("method")), *rules])
+            text = _recipe(value)
+        elif key == "activations" and isinstance(value, dict):
+            text = f"{value.get('mode')} int8, ranges by {value.get('observer')}"
         else:
             text = value if isinstance(value, str) else json.dumps(value)
         found.append((key.replace("_", " "), text))
     return found
+
+
+def _recipe(recipe: dict[str, Any]) -> str:
+    rules = [f"{pattern}={scheme}" for pattern, scheme in recipe.get("rules", ())]
+    if len(rules) > _RULES:
+        rules = [*rules[:_RULES], f"and {len(rules) - _RULES} rules more"]
+    known = ("default", "method", "rules")
+    rest = [f"{key} {json.dumps(value)}" for key, value in recipe.items() if key not in known]
+    return ", ".join([str(recipe.get("default")), str(recipe.get("method")), *rest, *rules])
+
+
+def _quality(data: dict[str, Any]) -> list[tuple[str, str]]:
+    from edgeq.quant.quality import Quality, figure
+
+    quality = Quality.from_dict(data)
+    found = quality.evaluation
+    if found is None:
+        return [("quality", f"not measured: {quality.reason}")]
+    hidden = ", ".join("equal" if db is None else f"{db:.1f}" for db in quality.hidden_sqnr_db)
+    return [
+        ("perplexity", f"{figure(found.base_ppl, 4)} float, {figure(found.ppl, 4)} quantized"),
+        (
+            "KL, nats a token",
+            f"{found.kl_mean:.5f} mean, {found.kl_p99:.5f} 99th percentile, "
+            f"{found.kl_max:.5f} maximum",
+        ),
+        (
+            "same top token",
+            f"{found.top1_agreement:.2%}; of {found.flips} that changed "
+            f"{found.flips_base_right} were right before, {found.flips_right} are now",
+        ),
+        ("hidden states", f"SQNR {hidden} dB: embedding, then each layer"),
+        (
+            "measured on",
+            f"{found.n_tokens} tokens of {quality.text}, sha256 {quality.text_sha256}: "
+            f"{found.protocol}",
+        ),
+    ]

@@ -3,38 +3,98 @@
 from __future__ import annotations
 
 import json
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from edgeq import texts
 from edgeq.cli import render
 from edgeq.cli.options import ByteSize, command, force_option, threads_option
 
 if TYPE_CHECKING:
     from edgeq.quant import Recipe, Summary
+    from edgeq.quant.calibrate import CalibrationStats
+    from edgeq.quant.sensitivity import Sensitivity
+
+TARGET_PRESET = "mixed-4.5bpw"
+"""Which recipe a target is reached by where none is named."""
 
 
 @command("quantize", "Make one packed .edgeq file from a checkpoint.")
 @click.argument("source", metavar="SRC", required=False)
 @click.option("-o", "--output", type=click.Path(dir_okay=False), default=None,
               help="The file to write, such as model.edgeq.")  # fmt: skip
-@click.option("--preset", metavar="SCHEME", default=None, show_default="w4-g32",
-              help="The weights' scheme: a preset (--list) or written out, "
+@click.option("--preset", metavar="NAME", default=None, show_default="w4-g32",
+              help="A recipe by its name (--list), or the weights' scheme written out, "
                    "such as w4-g64-asym.")  # fmt: skip
+@click.option("--recipe", "recipe_file", type=click.Path(exists=True, dir_okay=False),
+              default=None, help="Instead of --preset: a recipe in JSON or TOML.")  # fmt: skip
 @click.option("--bits", type=click.Choice(["2", "3", "4", "8"]), default=None,
               help="Instead of --preset: bits per weight.")  # fmt: skip
 @click.option("--group", metavar="N|channel|tensor", default=None,
               help="Instead of --preset: which weights share a scale: "
                    "16 to 256 along K, a row, or all.")  # fmt: skip
 @click.option("--asym", is_flag=True, help="Instead of --preset: with zero points.")
-@click.option("--method", default="rtn", help="How scales are chosen (--list).")
+@click.option("--method", default=None, show_default="the preset's, or rtn",
+              help="How weights are rounded (--list).")  # fmt: skip
 @click.option("--tensor-type", "tensor_types", multiple=True, metavar="REGEX=SCHEME",
               help="A scheme for the tensors whose name matches; the first match wins. "
                    "May be given several times.")  # fmt: skip
-@click.option("--max-ram", type=ByteSize(), default=None,
-              help="Most memory to use, such as 1G.")  # fmt: skip
+@click.option("--calib", type=click.Path(exists=True, dir_okay=False), default=None,
+              help="A text like what the model is for, UTF-8: what recipes learn from that "
+                   "look at what the model does.")  # fmt: skip
+@click.option("--calib-windows", type=click.IntRange(min=1), default=128,
+              help="Pieces of it to use, spread evenly.")  # fmt: skip
+@click.option("--calib-context", type=click.IntRange(min=2), default=256,
+              help="Tokens in each piece.")  # fmt: skip
+@click.option(
+    "--stats",
+    type=click.Path(exists=True, dir_okay=False),
+    default=None,
+    help="What `edgeq calibrate` wrote, where that is enough instead of --calib.",
+)
+@click.option(
+    "--target-bpw",
+    type=click.FloatRange(min=0, min_open=True),
+    default=None,
+    help="Choose each tensor's bits for so many bits per weight, all counted.",
+)
+@click.option(
+    "--target-size",
+    type=ByteSize(),
+    default=None,
+    help="Choose each tensor's bits for at most this size, such as 300M.",
+)
+@click.option("--target-device", metavar="NAME", default=None,
+              help="Make it fit a device (`edgeq devices list`): where the recipe would not, choose "
+                   "each tensor's bits for the memory it has.")  # fmt: skip
+@click.option("--target-context", type=click.IntRange(min=0), default=0,
+              help="Tokens of context to keep room for there; 0 is the model's own, at most "
+                   "4096.")  # fmt: skip
+@click.option(
+    "--sensitivity",
+    type=click.Path(exists=True, dir_okay=False),
+    default=None,
+    help="What `edgeq sensitivity` wrote, for a target.",
+)
+@click.option(
+    "--eval-text",
+    type=click.Path(exists=True, dir_okay=False),
+    default=None,
+    show_default="a text of edgeq's own",
+    help="The text that the quality card is measured on; not that of --calib.",
+)
+@click.option(
+    "--card/--no-card", "card", default=True, help="Measure the written model against SRC."
+)
+@click.option(
+    "--max-ram",
+    type=ByteSize(),
+    default=None,
+    help="Most memory to use, such as 1G; the card is left out where it takes more.",
+)
 @threads_option
 @force_option
 @click.option("--list", "listing", is_flag=True, help="List presets and methods and leave.")
@@ -44,11 +104,23 @@ def quantize(
     source: str | None,
     output: str | None,
     preset: str | None,
+    recipe_file: str | None,
     bits: str | None,
     group: str | None,
     asym: bool,
-    method: str,
+    method: str | None,
     tensor_types: tuple[str, ...],
+    calib: str | None,
+    calib_windows: int,
+    calib_context: int,
+    stats: str | None,
+    target_bpw: float | None,
+    target_size: int | None,
+    target_device: str | None,
+    target_context: int,
+    sensitivity: str | None,
+    eval_text: str | None,
+    card: bool,
     max_ram: int | None,
     threads: int | None,
     force: bool,
@@ -67,18 +139,101 @@ def quantize(
     if output is None:
         raise click.UsageError("Missing option '-o' / '--output'.")
     from edgeq.errors import UsageError
-    from edgeq.quant import Recipe
+    from edgeq.importers import load
     from edgeq.quant import quantize as run
 
-    recipe = Recipe.from_options(
-        preset=_scheme(preset, bits, group, asym), tensor_types=tensor_types, method=method
-    )
+    target = _target(target_bpw, target_size)
+    scheme = _scheme(preset, bits, group, asym)
+    recipe = _recipe(recipe_file, scheme, method, tensor_types, target)
+    if target_device is not None:
+        room = _room(source, target_device, target_context, recipe)
+        if room is not None:
+            recipe = _recipe(recipe_file, scheme, method, tensor_types, {"bytes": room})
     out = Path(output)
     if out.exists() and not force:
         raise UsageError(f"{out} exists; give another --output, or --force to overwrite it")
+    loaded = load(source)
+    windows = None
+    if calib is not None:
+        windows = texts.calibration(loaded, calib, calib_windows, calib_context)
     with render.progress("quantizing") as bar:
-        summary = run(source, out, recipe, max_ram=max_ram, threads=threads, progress=bar)
-    _report(summary, out, recipe, form)
+        summary = run(
+            source, out, recipe,
+            calibration=windows,
+            stats=_stats(stats),
+            sensitivity=_sensitivity(sensitivity),
+            card=texts.held_out(loaded, eval_text) if card else "left out (--no-card)",
+            max_ram=max_ram, threads=threads, progress=bar,
+        )  # fmt: skip
+    _report(summary, out, form)
+
+
+def _stats(path: str | None) -> CalibrationStats | None:
+    if path is None:
+        return None
+    from edgeq.quant.calibrate import CalibrationStats
+
+    return CalibrationStats.load(path)
+
+
+def _sensitivity(path: str | None) -> Sensitivity | None:
+    if path is None:
+        return None
+    from edgeq.quant.sensitivity import Sensitivity
+
+    return Sensitivity.load(path)
+
+
+def _target(bpw: float | None, size: int | None) -> dict[str, float] | None:
+    if bpw is not None and size is not None:
+        raise click.UsageError("give one target: --target-bpw or --target-size")
+    if bpw is not None:
+        return {"bpw": bpw}
+    return None if size is None else {"bytes": size}
+
+
+def _room(source: str, device: str, context: int, recipe: Recipe) -> int | None:
+    """Bytes there are for the tensors on a device; None where the recipe keeps within them."""
+    from edgeq.cli.plan import context_of
+    from edgeq.devices.facts import facts
+    from edgeq.devices.planner import budget_bytes
+    from edgeq.devices.profile import find
+
+    known = facts(source)
+    room = budget_bytes(known, find(device), context_of(context, known.config.context))
+    wanted: float = known.quantized(recipe).weights_bytes
+    if recipe.target:
+        wanted = recipe.target.get("bytes") or recipe.target["bpw"] * known.n_params / 8
+    return None if wanted <= room else room
+
+
+def _recipe(
+    file: str | None,
+    scheme: str | None,
+    method: str | None,
+    tensor_types: tuple[str, ...],
+    target: dict[str, float] | None,
+) -> Recipe:
+    """The recipe from all options that say something of it.
+
+    Raises:
+        click.UsageError: a file and a preset are both given.
+    """
+    from edgeq.quant import Recipe, Rule
+
+    if file is None:
+        if target and not (scheme or method):
+            scheme = TARGET_PRESET
+        recipe = Recipe.from_options(preset=scheme, tensor_types=tensor_types, method=method)
+    elif scheme is not None:
+        raise click.UsageError(
+            "--recipe says it all; leave out --preset, --bits, --group and --asym"
+        )
+    else:
+        recipe = Recipe.from_file(file)
+        rules = (*map(Rule.parse, tensor_types), *recipe.rules)
+        recipe = replace(recipe, rules=rules, method=method or recipe.method)
+    return replace(recipe, target=target) if target else recipe
 
 
 def _scheme(preset: str | None, bits: str | None, group: str | None, asym: bool) -> str | None:
@@ -114,32 +269,58 @@ def _scheme(preset: str | None, bits: str | None, group: str | None, asym: bool)
 
 def _listing() -> str:
     from edgeq.quant import METHODS
-    from edgeq.schemes import PRESETS
+    from edgeq.quant.presets import PRESETS
+    from edgeq.quant.recipe import named
 
-    presets = [
-        [
-            name,
-            str(scheme.bits),
-            f"{scheme.group_size} along K" if scheme.group_size else scheme.granularity,
-            "no" if scheme.symmetric else "yes",
-        ]
-        for name, scheme in PRESETS.items()
-    ]
-    methods = [
-        [name, (sys.modules[fit.__module__].__doc__ or "").splitlines()[0]]
-        for name, fit in METHODS.items()
-    ]
+    presets = []
+    for name in PRESETS:
+        recipe = named(name)
+        presets.append(
+            [
+                name,
+                _bits(recipe),
+                recipe.method,
+                _extras(recipe),
+                "a text" if recipe.needs else "",
+                recipe.extra or "",
+            ]
+        )
+    methods = [[name, about] for name, about in METHODS.items()]
+    head = ["preset", "bits", "method", "besides", "needs", "extra"]
     return "\n\n".join(
         [
-            render.aligned(["preset", "bits", "a scale for", "zero points"], presets),
+            render.aligned(head, presets),
             render.aligned(["method", "what it does"], methods),
+            "A text is one like what the model is for: --calib TEXT.\n"
             "Any scheme can be written out: w<2|3|4|8>-<g16|g32|g64|g128|g256|channel|tensor>"
-            "[-asym],\nor f32, f16, bf16 for tensors that stay floating point.",
+            "[-asym|-palette],\nor f32, f16, bf16 for tensors that stay floating point.",
         ]
     )
 
 
-def _report(summary: Summary, out: Path, recipe: Recipe, form: str) -> None:
+def _bits(recipe: Recipe) -> str:
+    """Bits per weight of the matrices in layers, with scales of long rows."""
+    from edgeq.container import Held
+
+    if recipe.target:
+        return f"{recipe.target.get('bpw', 0):.2f}"
+    n, k = 4096, 4096
+    return f"{8 * Held(recipe.default, (n, k)).nbytes / (n * k):.2f}"
+
+
+def _extras(recipe: Recipe) -> str:
+    parts = [*recipe.transforms]
+    if recipe.activations:
+        parts.append(f"{recipe.activations.mode} int8 activations")
+    if recipe.target:
+        parts.append("bits where they matter")
+    if recipe.training:
+        parts.append(str(recipe.training["method"]))
+    return ", ".join(parts)
+
+
+def _report(summary: Summary, out: Path, form: str) -> None:
+    recipe = summary.recipe
     if form == "json":
         found = {
             "path": str(out),
@@ -149,9 +330,11 @@ def _report(summary: Summary, out: Path, recipe: Recipe, form: str) -> None:
             "file_bytes": summary.file_bytes,
             "bpw": summary.bpw,
             "seconds": summary.seconds,
+            "card_seconds": summary.card_seconds,
             "cpu_seconds": summary.cpu_seconds,
             "threads": summary.threads,
             "peak_rss_bytes": summary.peak_rss_bytes,
+            "quality": summary.quality.to_dict(),
             "tensors": [
                 {
                     "name": t.name,
@@ -179,3 +362,22 @@ def _report(summary: Summary, out: Path, recipe: Recipe, form: str) -> None:
     if worst:
         lost = ", ".join(f"{t.name} {t.sqnr_db:.1f} dB" for t in worst)
         render.write(f"lost most: {lost}\n")
+    for line in _card_lines(summary):
+        render.write(line + "\n")
+
+
+def _card_lines(summary: Summary) -> list[str]:
+    """The quality card in two lines, or why there is none."""
+    from edgeq.quant.quality import figure
+
+    quality = summary.quality
+    found = quality.evaluation
+    if found is None:
+        return [f"quality: not measured: {quality.reason}"]
+    return [
+        f"quality: perplexity {figure(found.base_ppl, 3)} -> {figure(found.ppl, 3)}, "
+        f"KL {figure(found.kl_mean, 4)} nats a token, "
+        f"same top token {found.top1_agreement:.1%}",
+        f"  measured on {found.n_tokens} tokens of {quality.text} in {summary.card_seconds:.1f} s: "
+        f"{found.protocol}",
+    ]

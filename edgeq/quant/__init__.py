@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from edgeq.quant.pipeline import Summary, TensorSummary, quantize
 from edgeq.quant.recipe import Recipe, Rule
 from edgeq.quant.rounding import METHODS, quantize_tensor
-from edgeq.quant.stream import Summary, TensorSummary, quantize
 
 __all__ = [
     "METHODS",

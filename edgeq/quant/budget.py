@@ -14,13 +14,20 @@ from dataclasses import dataclass
 
 from edgeq.errors import DoesNotFitError, UsageError
 from edgeq.memory import rss_bytes
+from edgeq.model import ModelConfig
 from edgeq.packing import TILE
+from edgeq.quant.calibrate import Calibration
+from edgeq.quant.gptq import ROWS
+from edgeq.quant.hessian import EXACT_K
+from edgeq.quant.walk import KEEP_BYTES
 
 BYTES_PER_WEIGHT = 28
 """Held for each weight of a chunk: source, its float32, steps, levels, codes and their packing."""
 CHUNK_WEIGHTS = 1 << 17
 """Weights a thread works on at once: its float32 buffers stay in the second-level cache."""
 FIXED = 16 << 20
+FACTOR_COPIES = 2
+"""Squares of K held while second moments are factored, as measured."""
 RELEASE_EVERY = 64 << 20
 """Bytes of source read before its pages are given back."""
 
@@ -76,3 +83,55 @@ def make_budget(shapes: Iterable[Sequence[int]], threads: int, max_ram: int | No
         f"max_ram of {max_ram / 1e6:.0f} MB is too little: the smallest pieces on one thread need "
         f"{need / 1e6:.0f} MB, of which {held / 1e6:.0f} MB are held before any weight is read"
     )
+
+
+def check_walk(
+    config: ModelConfig, calibration: Calibration, *, crossed: bool, max_ram: int | None
+) -> None:
+    """Refuse a walk that rounds by inputs and would hold more than is allowed.
+
+    Args:
+        config: of the model.
+        calibration: the windows.
+        crossed: whether the float model walks beside.
+        max_ram: most bytes the process may hold, or None.
+
+    Raises:
+        DoesNotFitError: says what is needed.
+    """
+    if max_ram is None:
+        return
+    need = (rss_bytes() or 0) + walk_bytes(config, calibration, crossed=crossed)
+    if need > max_ram:
+        raise DoesNotFitError(
+            f"max_ram of {max_ram / 1e6:.0f} MB is too little: a layer, its inputs and their "
+            f"moments need {need / 1e6:.0f} MB; allow more, take fewer windows "
+            "(--calib-windows), or a method without text such as mse"
+        )
+
+
+def walk_bytes(config: ModelConfig, calibration: Calibration, *, crossed: bool) -> int:
+    """Most bytes held while the matrices of a site are rounded by its inputs, as GPTQ does."""
+    streams = 2 if crossed else 1
+    inner = config.heads * config.head_dim
+    sites = (
+        (config.hidden, inner + 2 * config.kv_heads * config.head_dim, inner),
+        (inner, config.hidden, config.hidden),
+        (config.hidden, 2 * config.ffn, config.ffn),
+        (config.ffn, config.hidden, config.hidden),
+    )
+    hidden = 4 * calibration.n_tokens * config.hidden * streams
+    kept = min(4 * calibration.n_tokens * max(inner, config.ffn), KEEP_BYTES) * streams
+    return hidden + kept + max(_site_bytes(*site, streams) for site in sites)
+
+
+def _site_bytes(k: int, n: int, largest: int, streams: int) -> int:
+    """A site's N x K weights, and the work on its largest matrix.
+
+    First the moments are factored, the cross moments held beside; then rows are rounded.
+    """
+    weights, matrix = 4 * n * k * streams, 4 * largest * k
+    factor = FACTOR_COPIES * (8 if k <= EXACT_K else 4)
+    factored = (4 * streams + factor) * k * k + 2 * matrix
+    rounded = (4 + factor) * k * k + 3 * matrix + 4 * 4 * min(largest, ROWS) * k
+    return weights + max(factored, rounded)

@@ -3,7 +3,8 @@
 Each group tries its range times a grid of factors, then moves the best scale to the least
 squares fit of the levels it gave, ``s = sum(w * level) / sum(level**2)``, as long as that helps.
 Scales are compared as they will be stored, and the range of round-to-nearest is the first tried,
-so no group comes out worse than with `fit_rtn`.
+so no group comes out worse than with `fit_rtn`. Where it is known what each input's mean square
+is, errors are weighted with that: "imatrix".
 
 Source: the search is that of OMSE, Choukroun et al. 2019, "Low-bit quantization of neural
 networks for efficient inference" (arXiv:1902.06822), section 3, done for every group.
@@ -12,6 +13,7 @@ networks for efficient inference" (arXiv:1902.06822), section 3, done for every 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +41,15 @@ REFINEMENTS = 2
 """Least-squares moves after the grid."""
 
 
-def fit_mse(chunks: Iterable[Groups], scheme: QuantScheme, name: str, scratch: Scratch) -> QParams:
+def fit_mse(
+    chunks: Iterable[Groups],
+    scheme: QuantScheme,
+    name: str,
+    scratch: Scratch,
+    *,
+    importance: Groups | None = None,
+    palette: NDArray[np.int8] | None = None,
+) -> QParams:
     """Parameters of least squared error.
 
     Args:
@@ -48,6 +58,8 @@ def fit_mse(chunks: Iterable[Groups], scheme: QuantScheme, name: str, scratch: S
         scheme: the scheme.
         name: the tensor, for messages.
         scratch: working memory.
+        importance: float32 [1, G, S], not negative: weights of the squared errors.
+        palette: the levels, if the scheme has a codebook.
 
     Returns:
         Parameters [R, G] ([1, 1] for granularity "tensor").
@@ -55,28 +67,28 @@ def fit_mse(chunks: Iterable[Groups], scheme: QuantScheme, name: str, scratch: S
     Raises:
         SchemeError: a scale is beyond float16.
     """
+
+    def measured(params: QParams) -> _Trial:
+        return params, *_try(chunks, params, scheme, scratch, importance)
+
     low, high = ranges(chunks, scheme)
-    best = from_range(low, high, scheme, name)
-    error, fitted = _try(chunks, best, scheme, scratch)
-    for shrink in _factors(scheme):
-        trial = from_range(low * shrink, high * shrink, scheme, name)
-        best, error, fitted = _better(
-            (best, error, fitted), (trial, *_try(chunks, trial, scheme, scratch))
-        )
+    best = measured(from_range(low, high, scheme, name, palette))
+    for shrink in factors(scheme):
+        trial = from_range(low * shrink, high * shrink, scheme, name, palette)
+        best = _better(best, measured(trial))
     for _ in range(REFINEMENTS):
-        trial = QParams(snap_scales(fitted, name), best.zero_points)
-        best, error, fitted = _better(
-            (best, error, fitted), (trial, *_try(chunks, trial, scheme, scratch))
-        )
-    return best
+        params, _, fitted = best
+        trial = replace(params, scales=snap_scales(fitted, name))
+        best = _better(best, measured(trial))
+    return best[0]
 
 
-def _factors(scheme: QuantScheme) -> NDArray[np.float32]:
+def factors(scheme: QuantScheme) -> NDArray[np.float32]:
     """Falling factors on the range of round-to-nearest, which is tried besides."""
     short = scheme.granularity == "group"
     least = (LEAST if short else LEAST_LONG)[scheme.bits]
     most = 1.0
-    if scheme.symmetric and short:
+    if scheme.symmetric and short and not scheme.codebook:
         # where the lowest level was needed, a scale that leaves it free may serve the rest better
         lowest, highest = levels(scheme)
         most = -lowest / highest
@@ -88,15 +100,22 @@ _Trial = tuple[QParams, NDArray[np.float64], NDArray[np.float32]]
 
 
 def _try(
-    chunks: Iterable[Groups], params: QParams, scheme: QuantScheme, scratch: Scratch
+    chunks: Iterable[Groups],
+    params: QParams,
+    scheme: QuantScheme,
+    scratch: Scratch,
+    importance: Groups | None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
     shape = params.scales.shape
     error, along, square = np.zeros((3, *shape))
     for w in chunks:
         steps, rounded = to_levels(w, params, scheme, scratch)
-        products = np.einsum("rgs,rgs->rg", steps, rounded)
-        squares = np.einsum("rgs,rgs->rg", rounded, rounded)
-        errors = squared_error(steps, rounded, params)
+        weighted = rounded
+        if importance is not None:
+            weighted = np.multiply(rounded, importance, out=scratch.like("weighted", w.shape))
+        products = np.einsum("rgs,rgs->rg", steps, weighted)
+        squares = np.einsum("rgs,rgs->rg", rounded, weighted)
+        errors = squared_error(steps, rounded, params, importance)
         if scheme.granularity == "tensor":
             error += errors.sum()
             along += products.sum(dtype=np.float64)
@@ -116,7 +135,7 @@ def _better(best: _Trial, trial: _Trial) -> _Trial:
         zeros = np.where(wins, trial[0].zero_points, best[0].zero_points)
     scales = np.where(wins, trial[0].scales, best[0].scales)
     return (
-        QParams(scales, zeros),
+        QParams(scales, zeros, best[0].palette),
         np.where(wins, trial[1], best[1]),
         np.where(wins, trial[2], best[2]),
     )

@@ -9,6 +9,8 @@ granularity "tensor" the parameters are [1, 1] and hold for all rows.
     scale       the smallest with which the group's range, zero included, lies within the levels
     code        clip(rint(w / scale) + zero_point),  ties to even;  w is about
                 scale * (code - zero_point)
+    palette     the levels are a table's numbers, -127 .. 127 in ascending order, its largest in
+                magnitude being 127; the code is the place of the nearest
 
 Scales are exact both in bfloat16 and in float16, so that every target holds the same numbers.
 A group so small that its scale would be 0 gets the smallest one, 2**-24 (about 6e-8): all-zero
@@ -32,6 +34,9 @@ MIN_SCALE = 2.0**-24
 MAX_SCALE = 65280.0
 """The largest number that float16 and bfloat16 share."""
 
+HALVES = 508
+"""Half steps from -127 to 127, by which the nearest number of a palette is looked up."""
+
 Groups = NDArray[np.float32]
 """Weights float32 [R, G, S]."""
 
@@ -43,10 +48,12 @@ class QParams:
     Args:
         scales: float32 [R, G], exact in float16 and bfloat16, positive.
         zero_points: uint8 [R, G] if asymmetric, else None.
+        palette: int8 [2**bits], ascending, if the scheme has a codebook, else None.
     """
 
     scales: NDArray[np.float32]
     zero_points: NDArray[np.uint8] | None = None
+    palette: NDArray[np.int8] | None = None
 
 
 @dataclass
@@ -160,7 +167,11 @@ def ranges(
 
 
 def from_range(
-    low: NDArray[np.float32], high: NDArray[np.float32], scheme: QuantScheme, name: str = "weights"
+    low: NDArray[np.float32],
+    high: NDArray[np.float32],
+    scheme: QuantScheme,
+    name: str = "weights",
+    palette: NDArray[np.int8] | None = None,
 ) -> QParams:
     """Scales, and zero points if asymmetric, for ranges that include zero.
 
@@ -169,12 +180,14 @@ def from_range(
         high: float32 [R, G], at least 0.
         scheme: the scheme.
         name: the tensor, for the message.
+        palette: the levels, if the scheme has a codebook.
 
     Raises:
-        SchemeError: a scale is beyond float16, or the scheme has a codebook.
+        SchemeError: a scale is beyond float16.
     """
-    if scheme.codebook:
-        raise SchemeError(f"{scheme} has a codebook; rtn and mse make evenly spaced codes only")
+    if palette is not None:
+        most: NDArray[np.float32] = np.maximum(high, -low)
+        return QParams(snap_scales(most / np.float32(127), name), None, palette)
     if scheme.symmetric:
         lowest, highest = levels(scheme)
         ideal = np.maximum(high / np.float32(highest), low / np.float32(lowest))
@@ -185,6 +198,57 @@ def from_range(
     scales = snap_scales(ideal, name, up=scheme.bits == 8)
     zeros = np.clip(np.rint(-low / scales), 0, scheme.n_codes - 1)
     return QParams(scales, zeros.astype(np.uint8))
+
+
+def round_steps(
+    steps: NDArray[np.float32],
+    scheme: QuantScheme,
+    zeros: NDArray[np.float32] | None = None,
+    palette: NDArray[np.int8] | None = None,
+    *,
+    out: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    """The nearest levels.
+
+    Args:
+        steps: weights in units of their scale, float32 of any shape.
+        scheme: the scheme.
+        zeros: zero points, if asymmetric; whole numbers of a shape that broadcasts.
+        palette: the levels, if the scheme has a codebook.
+        out: takes the levels; may be ``steps``.
+
+    Returns:
+        ``out``, whole numbers.
+    """
+    if palette is not None:
+        # "clip" brings weights beyond the table to its ends, and is the fast way to take
+        return np.take(palette_levels(palette), half_steps(steps), out=out, mode="clip")
+    np.rint(steps, out=out)
+    if zeros is None:
+        np.clip(out, *map(np.float32, levels(scheme)), out=out)
+    else:
+        out += zeros
+        np.clip(out, np.float32(0), np.float32(scheme.n_codes - 1), out=out)
+        out -= zeros
+    return out
+
+
+def half_steps(steps: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Which half step each weight lies in, counted from -127; outside of 0 .. 507 beyond the table.
+
+    Halfway between two whole numbers is on a border of half steps, so the half step tells the
+    nearest number of any palette.
+    """
+    halves: NDArray[np.float32] = np.floor(steps * np.float32(2))
+    halves += np.float32(HALVES // 2)
+    return halves.astype(np.intp)
+
+
+def palette_levels(palette: NDArray[np.int8]) -> NDArray[np.float32]:
+    """The palette's nearest number for each half step, float32 [508]; up where two tie."""
+    middles = (np.arange(HALVES) - HALVES // 2 + 0.5) / 2
+    borders = (palette[1:].astype(np.float64) + palette[:-1]) / 2
+    return palette[np.searchsorted(borders, middles)].astype(np.float32)
 
 
 def to_levels(
@@ -199,27 +263,33 @@ def to_levels(
         scratch: gives the two results' memory.
 
     Returns:
-        steps = w / scale and levels = clip(rint(steps)), whole numbers: float32 [R, G, S] each.
+        steps = w / scale and their nearest levels, whole numbers: float32 [R, G, S] each.
     """
     steps, rounded = scratch.like("steps", w.shape), scratch.like("levels", w.shape)
     np.divide(w, params.scales[:, :, None], out=steps)
-    np.rint(steps, out=rounded)
-    if params.zero_points is None:
-        np.clip(rounded, *map(np.float32, levels(scheme)), out=rounded)
-    else:
+    zeros = None
+    if params.zero_points is not None:
         zeros = params.zero_points.astype(np.float32)[:, :, None]
-        rounded += zeros
-        np.clip(rounded, np.float32(0), np.float32(scheme.n_codes - 1), out=rounded)
-        rounded -= zeros
-    return steps, rounded
+    return steps, round_steps(steps, scheme, zeros, params.palette, out=rounded)
 
 
 def squared_error(
-    steps: NDArray[np.float32], rounded: NDArray[np.float32], params: QParams
+    steps: NDArray[np.float32],
+    rounded: NDArray[np.float32],
+    params: QParams,
+    importance: Groups | None = None,
 ) -> NDArray[np.float64]:
-    """Squared error of each group, float64 [R, G]; ``steps`` is overwritten."""
+    """Squared error of each group, float64 [R, G]; ``steps`` is overwritten.
+
+    ``importance``, float32 [1, G, S], weights the squares.
+    """
     np.subtract(steps, rounded, out=steps)
-    error: NDArray[np.float64] = np.einsum("rgs,rgs->rg", steps, steps).astype(np.float64)
+    error: NDArray[np.float64]
+    if importance is None:
+        error = np.einsum("rgs,rgs->rg", steps, steps).astype(np.float64)
+    else:
+        np.square(steps, out=steps)
+        error = np.einsum("rgs,gs->rg", steps, importance[0]).astype(np.float64)
     error *= np.square(params.scales, dtype=np.float64)
     return error
 
@@ -228,6 +298,10 @@ def to_codes(
     rounded: NDArray[np.float32], params: QParams, scheme: QuantScheme
 ) -> NDArray[np.uint8]:
     """Levels [R, G, S] to codes uint8 [R, G*S]; ``rounded`` is overwritten."""
+    if params.palette is not None:
+        # two equal numbers of a palette are as good as each other: the first is taken
+        places = np.searchsorted(params.palette, np.arange(-127, 128)).astype(np.uint8)
+        return places[(rounded + np.float32(127)).astype(np.intp)].reshape(len(rounded), -1)
     if params.zero_points is None:
         rounded += np.float32(scheme.mid)
     else:

@@ -1,26 +1,61 @@
-"""Which tensor gets which scheme.
+"""How a whole model is quantized: which tensor gets which scheme, and by what means.
 
-A recipe is a list of rules, each a regular expression and a scheme; the first that matches
-somewhere in a tensor's name wins, else the default holds. Norms and biases are vectors: they stay
-floating point, F32 unless a rule asks for another float type.
+A recipe's rules are regular expressions with a scheme each; the first that matches somewhere in
+a tensor's name wins, else the default holds. Norms and biases are vectors: they stay floating
+point, F32 unless a rule asks for another float type.
+
+    transforms    equal rewritings of the float model, in this order
+    target        bits per weight or bytes: rules are then solved for, between transforms and method
+    method        how weights are rounded
+    training      what is learned after that
+    activations   how inputs of matrices are rounded when the model runs, where that is not left
+                  to the target
+
+A recipe file is JSON or TOML of these names (`Recipe.from_file`).
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import re
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
 
-from edgeq.errors import FormatError, SchemeError, UsageError
-from edgeq.schemes import BITS, K_BLOCK, PRESETS, FloatScheme, QuantScheme, Scheme, parse_scheme
+from edgeq.errors import FormatError, SchemeError, UsageError, unknown
+from edgeq.quant.presets import PRESETS as RECIPES
+from edgeq.schemes import (
+    BITS,
+    FLOAT_TYPES,
+    K_BLOCK,
+    PRESETS,
+    FloatScheme,
+    QuantScheme,
+    Scheme,
+    parse_scheme,
+)
 
 DEFAULT_PRESET = "w4-g32"
 OUTER = r"^(model\.embed_tokens|lm_head)\."
 """Embedding and head: the whole output hangs on them, so they get 8 bits unless told otherwise."""
 VECTORS = FloatScheme("f32")
 """What norms and biases are kept in."""
+OPTIONS: Mapping[str, tuple[type, ...]] = {
+    "damping": (int, float),
+    "act_order": (bool,),
+    "crossed": (bool,),
+    "block": (int,),
+    "sweeps": (int,),
+}
+"""Options of methods, and what they are: those of `edgeq.quant.gptq`."""
+TARGETS = ("bpw", "bytes")
+_KEYS = (
+    "preset", "rules", "default", "method", "transforms", "activations", "options", "training",
+    "target",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,18 +99,66 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Activations:
+    """INT8 inputs of the matrices.
+
+    Args:
+        mode: "static" with ranges found on a text, or "dynamic" with those of the moment.
+        observer: how a static range is chosen, see `edgeq.quant.observers`.
+
+    Raises:
+        SchemeError: another mode.
+    """
+
+    mode: Literal["static", "dynamic"]
+    observer: str = "minmax"
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("static", "dynamic"):
+            raise SchemeError(unknown("mode of activations", str(self.mode), ("static", "dynamic")))
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How a whole model is quantized.
 
     Args:
         rules: the first that matches a tensor wins.
         default: the scheme of matrices that no rule matches.
-        method: how scales are chosen, "rtn" or "mse".
+        method: how weights are rounded, a name of `edgeq.quant.METHODS`.
+        transforms: names of `edgeq.quant.transforms.TRANSFORMS`, in order.
+        activations: how the inputs of matrices are rounded; None leaves it to the target.
+        options: of the method, see `OPTIONS`.
+        training: {"method": "distill"} and other fields of `edgeq.quant.qat.Settings`; None for
+            no training.
+        target: {"bpw": bits per weight} or {"bytes": size of all tensors}: rules for matrices are
+            solved for, and tried after the given ones.
+
+    Raises:
+        SchemeError: a part that cannot be.
+        UsageError: a setting of training out of range.
     """
 
     rules: tuple[Rule, ...]
     default: Scheme
     method: str = "rtn"
+    transforms: tuple[str, ...] = ()
+    activations: Activations | None = None
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    training: Mapping[str, Any] | None = field(default=None, hash=False)
+    target: Mapping[str, float] | None = field(default=None, hash=False)
+
+    def __post_init__(self) -> None:
+        for name, value in self.options.items():
+            if name not in OPTIONS:
+                raise SchemeError(unknown("option", name, OPTIONS))
+            if type(value) not in OPTIONS[name]:
+                kinds = " or ".join(kind.__name__ for kind in OPTIONS[name])
+                raise SchemeError(f"option {name} is {value!r}; it must be {kinds}")
+        if self.training is not None:
+            _check_training(self.training)
+        if self.target is not None:
+            _check_target(self.target)
 
     @classmethod
     def from_options(
@@ -84,27 +167,87 @@ class Recipe:
         bits: int | None = None,
         group: int | None = None,
         tensor_types: Iterable[str] = (),
-        method: str = "rtn",
+        method: str | None = None,
     ) -> Recipe:
         """A recipe from what a user says.
 
         Args:
-            preset: a preset, or any scheme in its text form; w4-g32 if nothing is said.
-            bits: instead of a preset: the first preset of so many bits.
+            preset: a preset (`edgeq.quant.presets`), or any scheme in its text form; w4-g32 if
+                nothing is said.
+            bits: instead of a preset: the first scheme preset of so many bits.
             group: weights per scale along K, with or without ``bits`` (4).
-            tensor_types: rules as ``REGEX=SCHEME``, tried before the built-in ones.
-            method: "rtn" or "mse".
+            tensor_types: rules as ``REGEX=SCHEME``, tried before the preset's own.
+            method: instead of the preset's.
 
         Raises:
             SchemeError: a text cannot be read, or bits or group is not possible.
             UsageError: both a preset and bits or group are given.
         """
-        scheme = _chosen(preset, bits, group)
-        outer: Scheme = PRESETS["w8-channel"]
-        if isinstance(scheme, FloatScheme) or scheme.bits == 8:
-            outer = scheme
-        rules = (*map(Rule.parse, tensor_types), Rule(OUTER, outer))
-        return cls(rules, scheme, method)
+        if preset is None:
+            base = _from_default(_chosen(bits, group))
+        elif bits is not None or group is not None:
+            raise UsageError(
+                f"preset {preset} already says bits and group; give either a preset or "
+                "bits and group (a preset may be any scheme, such as w4-g64-asym)"
+            )
+        else:
+            base = named(preset)
+        rules = (*map(Rule.parse, tensor_types), *base.rules)
+        if method is not None and method != base.method:
+            base = replace(base, method=method, options={})
+        return replace(base, rules=rules)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Recipe:
+        """Read a recipe from JSON or TOML.
+
+        The keys are those of `to_dict`, all optional but ``default``; without it ``preset`` names
+        the recipe that the others change, its rules being tried after the file's. Embedding and
+        head get 8 bits where no rule matches them.
+
+        Raises:
+            FormatError: the file cannot be read, or is no recipe.
+            SchemeError: a scheme, pattern or other part cannot be.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text("utf-8")
+            data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        except OSError as err:
+            raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
+        except (UnicodeDecodeError, json.JSONDecodeError, tomllib.TOMLDecodeError) as err:
+            kind = "TOML" if path.suffix == ".toml" else "JSON"
+            raise FormatError(f"{path} is not {kind}: {err} (TOML ends in .toml)") from err
+        if not isinstance(data, dict):
+            raise FormatError(f'{path} holds no recipe; write a table with default = "w4-g32"')
+        try:
+            return _completed(data)
+        except FormatError as err:
+            raise FormatError(f"{path}: {err}") from err
+        except SchemeError as err:
+            raise SchemeError(f"{path}: {err}") from err
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What must be learned from a text before tensors can be rounded.
+
+        Any of "importance" and "ranges", which saved statistics give as well; "hessian",
+        "transforms", "target" and "training", which take the text itself.
+        """
+        from edgeq.quant.rounding import NEEDS
+
+        found = {NEEDS[self.method]} if self.method in NEEDS else set()
+        if self.activations is not None and self.activations.mode == "static":
+            found.add("ranges")
+        parts = {
+            "transforms": self.transforms, "target": self.target, "training": self.training,
+        }  # fmt: skip
+        return frozenset(found | {name for name, part in parts.items() if part})
+
+    @property
+    def extra(self) -> str | None:
+        """The extra that the recipe needs, as in ``pip install 'edgeq[train]'``."""
+        return "train" if self.training else None
 
     def scheme_for(self, name: str, shape: Sequence[int]) -> Scheme:
         """The scheme of one tensor; vectors are always floating point."""
@@ -133,36 +276,111 @@ class Recipe:
         return schemes
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary, the inverse of `from_dict`."""
-        return {
+        """A JSON-ready dictionary, the inverse of `from_dict`; parts not used are left out."""
+        found: dict[str, Any] = {
             "method": self.method,
             "default": str(self.default),
             "rules": [[rule.pattern, str(rule.scheme)] for rule in self.rules],
         }
+        if self.transforms:
+            found["transforms"] = list(self.transforms)
+        if self.activations:
+            found["activations"] = {
+                "mode": self.activations.mode, "observer": self.activations.observer,
+            }  # fmt: skip
+        for name in ("options", "training", "target"):
+            if part := getattr(self, name):
+                found[name] = dict(part)
+        return found
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
         """Rebuild from `to_dict`.
 
         Raises:
-            FormatError: something is missing or of another kind.
+            FormatError: something is missing, unknown or of another kind.
             SchemeError: a scheme or pattern cannot be read.
         """
+        if surplus := sorted(set(data) - set(_KEYS[1:])):
+            raise FormatError(unknown("key of a recipe", surplus[0], _KEYS[1:]))
         try:
-            rules = tuple(Rule(pattern, parse_scheme(scheme)) for pattern, scheme in data["rules"])
-            return cls(rules, parse_scheme(data["default"]), data["method"])
+            activations = data.get("activations")
+            return cls(
+                rules=tuple(Rule(pattern, parse_scheme(text)) for pattern, text in data["rules"]),
+                default=parse_scheme(data["default"]),
+                method=_text(data["method"]),
+                transforms=tuple(map(_text, data.get("transforms", ()))),
+                activations=Activations(**activations) if activations else None,
+                options=dict(data.get("options") or {}),
+                training=dict(data["training"]) if data.get("training") else None,
+                target=dict(data["target"]) if data.get("target") else None,
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as err:
             raise FormatError(f"the recipe is not readable: {err!r}") from err
 
 
-def _chosen(preset: str | None, bits: int | None, group: int | None) -> Scheme:
-    if preset is not None:
-        if bits is not None or group is not None:
-            raise UsageError(
-                f"preset {preset} already says bits and group; give either a preset or "
-                "bits and group (a preset may be any scheme, such as w4-g64-asym)"
-            )
-        return parse_scheme(preset)
+def named(text: str) -> Recipe:
+    """The recipe of a preset's name or a scheme's text form.
+
+    Raises:
+        SchemeError: it is neither.
+    """
+    name = text.strip().lower()
+    if name in RECIPES:
+        return _completed(RECIPES[name])
+    try:
+        return _from_default(parse_scheme(name))
+    except SchemeError as err:
+        if not str(err).startswith("unknown scheme"):
+            raise
+        raise SchemeError(
+            unknown("preset", text, (*RECIPES, *FLOAT_TYPES))
+            + "; or write w<bits>-<g16..g256|channel|tensor>[-asym|-palette], such as w4-g64-asym"
+        ) from err
+
+
+def _completed(data: Mapping[str, Any]) -> Recipe:
+    """A recipe from what a file or preset says, and what it leaves unsaid."""
+    own = dict(data)
+    rules = own.pop("rules", [])
+    if not isinstance(rules, list):
+        raise FormatError(f"rules is {rules!r}; write a list of [pattern, scheme]")
+    if "preset" in own and "default" in own:
+        raise FormatError("give either preset or default, which each say the weights' scheme")
+    try:
+        if "preset" in own:
+            base = named(_text(own.pop("preset")))
+        else:
+            base = _from_default(parse_scheme(_text(own["default"])))
+    except KeyError:
+        raise FormatError(
+            'the recipe says neither default nor preset; write default = "w4-g32", say'
+        ) from None
+    except TypeError as err:
+        raise FormatError(f"the scheme of a recipe's matrices: {err}") from err
+    known = base.to_dict()
+    if own.get("method", base.method) != base.method:
+        known.pop("options", None)  # which are the other method's
+    said = [rule[0] for rule in rules if isinstance(rule, list) and rule]
+    missing = [rule for rule in known["rules"] if rule[0] not in said]
+    return Recipe.from_dict({**known, **own, "rules": [*rules, *missing]})
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _from_default(scheme: Scheme) -> Recipe:
+    """Every matrix in a scheme, embedding and head with 8 bits at least."""
+    outer: Scheme = PRESETS["w8-channel"]
+    if isinstance(scheme, FloatScheme) or scheme.bits == 8:
+        outer = scheme
+    return Recipe((Rule(OUTER, outer),), scheme)
+
+
+def _chosen(bits: int | None, group: int | None) -> Scheme:
     if bits is None and group is None:
         return PRESETS[DEFAULT_PRESET]
     wanted = 4 if bits is None else bits
@@ -172,6 +390,27 @@ def _chosen(preset: str | None, bits: int | None, group: int | None) -> Scheme:
     if group is None:
         return base
     return QuantScheme(wanted, base.symmetric, "group", group)
+
+
+def _check_training(training: Mapping[str, Any]) -> None:
+    from edgeq.quant.qat.settings import Settings
+
+    known = [setting.name for setting in fields(Settings)]
+    for name in training:
+        if name not in known:
+            raise SchemeError(unknown("option of training", name, known))
+    Settings(**training)
+
+
+def _check_target(target: Mapping[str, float]) -> None:
+    if len(target) != 1 or next(iter(target)) not in TARGETS:
+        raise SchemeError(
+            f"the target is {dict(target)}; give one number, as {{bpw = 4.5}} or "
+            "{bytes = 300000000}"
+        )
+    (value,) = target.values()
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise SchemeError(f"the target is {value!r}; it must be a positive number")
 
 
 def _check_matches(rule: Rule, shapes: Mapping[str, Sequence[int]]) -> None:

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from edgeq.quant.qparams import Groups, QParams, Scratch, from_range, ranges
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.quant.qparams import Groups, QParams, from_range, ranges
 from edgeq.schemes import QuantScheme
 
 
-def fit_rtn(chunks: Iterable[Groups], scheme: QuantScheme, name: str, scratch: Scratch) -> QParams:
+def fit_rtn(
+    chunks: Iterable[Groups],
+    scheme: QuantScheme,
+    name: str,
+    *,
+    palette: NDArray[np.int8] | None = None,
+) -> QParams:
     """Parameters that cut nothing off.
 
     Args:
         chunks: float32 [R, G, S]: one array, or, for granularity "tensor", all the tensor's.
         scheme: the scheme.
         name: the tensor, for messages.
-        scratch: not needed here.
+        palette: the levels, if the scheme has a codebook.
 
     Returns:
         Parameters [R, G] ([1, 1] for granularity "tensor").
@@ -23,5 +32,4 @@ def fit_rtn(chunks: Iterable[Groups], scheme: QuantScheme, name: str, scratch: S
     Raises:
         SchemeError: a scale is beyond float16.
     """
-    del scratch
-    return from_range(*ranges(chunks, scheme), scheme, name)
+    return from_range(*ranges(chunks, scheme), scheme, name, palette)

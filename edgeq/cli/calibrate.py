@@ -1,0 +1,126 @@
+"""``edgeq calibrate``: what a model's matrices are fed when it reads a text."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeq import texts
+from edgeq.cli import render
+from edgeq.cli.options import command, force_option
+
+if TYPE_CHECKING:
+    from edgeq.quant.calibrate import Calibration, CalibrationStats
+
+_WORST = 3
+"""Matrices that are named for having inputs far from their average."""
+
+
+@command("calibrate", "Measure what a model's matrices are fed, for later use.")
+@click.argument("source", metavar="SRC")
+@click.option("--calib", type=click.Path(exists=True, dir_okay=False), required=True,
+              help="A text like what the model is for, UTF-8.")  # fmt: skip
+@click.option("-o", "--output", type=click.Path(dir_okay=False), required=True,
+              help="The file to write, such as model.calib.")  # fmt: skip
+@click.option("--observer", metavar="NAME", default="minmax",
+              help="How the range of a matrix's inputs is chosen: minmax, moving-average, "
+                   "percentile, entropy or mse.")  # fmt: skip
+@click.option("--windows", type=click.IntRange(min=1), default=128,
+              help="Pieces of the text to use, spread evenly.")  # fmt: skip
+@click.option("--context", type=click.IntRange(min=2), default=256,
+              help="Tokens in each piece; never more than the model was made for.")  # fmt: skip
+@click.option("--resume", is_flag=True,
+              help="Go on where a run to the same file was ended.")  # fmt: skip
+@force_option
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text",
+              help="How to write the summary.")  # fmt: skip
+def calibrate(
+    source: str,
+    calib: str,
+    output: str,
+    observer: str,
+    windows: int,
+    context: int,
+    resume: bool,
+    force: bool,
+    form: str,
+) -> None:
+    """Run SRC over a text in float32 and save what each matrix is multiplied with: the mean
+    magnitude and mean square of every input, and a range for INT8 activations.
+
+    `edgeq quantize --stats` takes the file. After each layer the work is saved beside it, as
+    FILE.partial; a run that was ended goes on from there with --resume, and its result is the
+    same to the last bit.
+    """
+    from edgeq.errors import UsageError
+    from edgeq.importers import load
+    from edgeq.memory import peak_rss_bytes
+    from edgeq.quant.calibrate import calibrate as run
+
+    out = Path(output)
+    partial = out.with_name(out.name + ".partial")
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists; give another --output, or --force to overwrite it")
+    if not out.absolute().parent.is_dir():
+        raise UsageError(f"the folder of {out} does not exist; make it first")
+    if resume and not partial.exists():
+        raise UsageError(f"there is no {partial} to go on from; leave out --resume")
+    model = load(source)
+    cut = texts.calibration(model, calib, windows, context)
+    if not resume:
+        partial.unlink(missing_ok=True)
+    started = time.perf_counter()
+    with render.progress("calibrating") as bar:
+        stats = run(model, cut, observer=observer, resume=partial, progress=bar)
+    size = stats.save(out)
+    partial.unlink(missing_ok=True)
+    seconds = time.perf_counter() - started
+    found = {
+        "path": str(out),
+        "file_bytes": size,
+        "sha256": stats.sha256,
+        "model_sha256": stats.model_sha256,
+        "text_sha256": stats.text_sha256,
+        "observer": stats.observer,
+        "windows": len(cut.windows),
+        "context": cut.context,
+        "tokens": stats.n_tokens,
+        "seconds": seconds,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "inputs": _inputs(stats),
+    }
+    render.write(json.dumps(found, indent=2) + "\n" if form == "json" else _text(found, cut))
+
+
+def _inputs(stats: CalibrationStats) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "low": seen.low,
+            "high": seen.high,
+            "rms": float(seen.mean_square.mean() ** 0.5),
+        }
+        for name, seen in stats.inputs.items()
+    ]
+
+
+def _text(found: dict[str, Any], cut: Calibration) -> str:
+    peak = found["peak_rss_bytes"]
+
+    def reach(seen: dict[str, Any]) -> float:
+        """How far the range goes, in root mean squares: what static INT8 suffers from."""
+        return float(max(-seen["low"], seen["high"]) / seen["rms"]) if seen["rms"] else 0.0
+
+    farthest = sorted(found["inputs"], key=reach, reverse=True)[:_WORST]
+    named = ", ".join(f"{seen['name']} {reach(seen):.0f}x" for seen in farthest)
+    return (
+        f"{found['path']}: {render.human_bytes(found['file_bytes'])}, inputs of "
+        f"{len(found['inputs'])} matrices over {found['tokens']} tokens "
+        f"({len(cut.windows)} windows, ranges by {found['observer']}) in {found['seconds']:.1f} s"
+        + (f", peak memory {render.human_bytes(peak)}" if peak else "")
+        + f"\nfarthest from their root mean square: {named}\n"
+    )

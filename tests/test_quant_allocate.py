@@ -1,0 +1,124 @@
+"""Bits within a budget: optimal against brute force, never past the budget, and of use."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeq.container import Held
+from edgeq.errors import DoesNotFitError, UsageError
+from edgeq.quant import allocate as module
+from edgeq.quant.allocate import allocate
+from edgeq.quant.sensitivity import Sensitivity
+from edgeq.schemes import FloatScheme, parse_scheme
+
+TEXTS = ("w2-g32", "w3-g32", "w4-g32", "w8-channel", "f16")
+
+
+def made(shapes: dict[str, tuple[int, int]], seed: int) -> Sensitivity:
+    """Losses that mostly, but not always, fall with the bytes."""
+    rng = np.random.default_rng(seed)
+    losses = {
+        name: {
+            text: float(rng.uniform(0.2, 2) * 4.0 ** -min(i * 2, 6)) for i, text in enumerate(TEXTS)
+        }
+        for name in shapes
+    }
+    return Sensitivity("kl", 100, "", "", losses)
+
+
+def nbytes(text: str, shape: tuple[int, int]) -> int:
+    return Held(parse_scheme(text), shape).nbytes
+
+
+def brute(sensitivity: Sensitivity, shapes: dict[str, tuple[int, int]], budget: int) -> float:
+    best = math.inf
+    for choice in itertools.product(TEXTS, repeat=len(shapes)):
+        size = sum(nbytes(t, s) for t, s in zip(choice, shapes.values(), strict=True))
+        if size <= budget:
+            found = zip(choice, sensitivity.losses.values(), strict=True)
+            best = min(best, sum(losses[text] for text, losses in found))
+    return best
+
+
+@given(st.integers(0, 10_000), st.floats(0.02, 1.0))
+@settings(max_examples=40, deadline=None)
+def test_no_other_choice_within_the_budget_is_better(seed: int, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    shapes = {f"t{i}": (int(rng.integers(1, 90)), int(rng.integers(33, 200))) for i in range(4)}
+    found = made(shapes, seed)
+    least = sum(nbytes("w2-g32", s) for s in shapes.values())
+    most = sum(nbytes("f16", s) for s in shapes.values())
+    budget = int(least + share * (most - least))
+    allocation = allocate(found, shapes, {}, nbytes=budget)
+    assert allocation.chosen.nbytes <= budget
+    assert allocation.chosen.loss == pytest.approx(brute(found, shapes, budget))
+    held = sum(Held(s, shapes[name]).nbytes for name, s in allocation.schemes.items())
+    assert held == allocation.chosen.nbytes
+
+
+def test_a_coarse_grid_never_passes_the_budget_and_loses_little(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shapes = {f"t{i}": (64 + 16 * i, 64) for i in range(5)}
+    found = made(shapes, 1)
+    budget = sum(nbytes("w4-g32", s) for s in shapes.values())
+    exact = allocate(found, shapes, {}, nbytes=budget).chosen
+    monkeypatch.setattr(module, "UNITS", 40)
+    coarse = allocate(found, shapes, {}, nbytes=budget).chosen
+    assert coarse.nbytes <= budget
+    assert exact.loss <= coarse.loss <= 1.5 * exact.loss
+
+
+def test_bits_per_weight_count_every_tensor() -> None:
+    shapes: dict[str, tuple[int, ...]] = {"norm": (64,), "a": (64, 64), "b": (64, 64)}
+    found = made({"a": (64, 64), "b": (64, 64)}, 2)
+    fixed = {"norm": FloatScheme("f32")}
+    allocation = allocate(found, shapes, fixed, bpw=6.0)
+    total = 64 + 2 * 64 * 64
+    assert allocation.chosen.bpw == pytest.approx(8 * allocation.chosen.nbytes / total)
+    assert allocation.chosen.bpw <= 6.0
+    assert set(allocation.schemes) == {"a", "b"}
+
+
+def test_the_front_falls_and_the_choice_lies_on_or_above_it() -> None:
+    shapes = {f"t{i}": (64, 64 + 32 * i) for i in range(6)}
+    found = made(shapes, 3)
+    budget = sum(nbytes("w4-g32", s) for s in shapes.values())
+    allocation = allocate(found, shapes, {}, nbytes=budget)
+    sizes = [p.nbytes for p in allocation.front]
+    losses = [p.loss for p in allocation.front]
+    assert sizes == sorted(sizes)
+    assert losses == sorted(losses, reverse=True)
+    for a, b in itertools.pairwise(allocation.front):
+        if a.nbytes <= allocation.chosen.nbytes <= b.nbytes and b.nbytes > a.nbytes:
+            part = (allocation.chosen.nbytes - a.nbytes) / (b.nbytes - a.nbytes)
+            assert allocation.chosen.loss >= a.loss + part * (b.loss - a.loss) - 1e-12
+    # a corner of the front is the optimum of its own size
+    corner = allocation.front[len(allocation.front) // 2]
+    again = allocate(found, shapes, {}, nbytes=corner.nbytes)
+    assert again.chosen.loss == pytest.approx(corner.loss)
+
+
+def test_rules_hold_for_just_one_tensor_each() -> None:
+    shapes = {"layers.1.up": (64, 64), "layers.11.up": (64, 64)}
+    allocation = allocate(made(shapes, 4), shapes, {}, bpw=8.0)
+    for name, scheme in allocation.schemes.items():
+        matching = [rule for rule in allocation.rules() if rule.matches(name)]
+        assert [rule.scheme for rule in matching] == [scheme]
+
+
+def test_what_cannot_be_is_refused() -> None:
+    shapes = {"a": (64, 64)}
+    found = made(shapes, 5)
+    with pytest.raises(DoesNotFitError, match=r"smallest schemes take \d+ bytes"):
+        allocate(found, shapes, {}, nbytes=100)
+    with pytest.raises(UsageError, match="one budget"):
+        allocate(found, shapes, {}, nbytes=1000, bpw=4.0)
+    with pytest.raises(UsageError, match="say nothing of b"):
+        allocate(found, {"a": (64, 64), "b": (64, 64)}, {}, bpw=4.0)

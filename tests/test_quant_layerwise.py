@@ -1,0 +1,375 @@
+"""The calibrated path: what a text changes, what is written, what is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeq.artifact import load
+from edgeq.errors import DoesNotFitError, FormatError, SchemeError, UsageError
+from edgeq.importers import load as load_any
+from edgeq.model import Model
+from edgeq.quant import Recipe, Rule, quantize, quantize_tensor
+from edgeq.quant.budget import walk_bytes
+from edgeq.quant.calibrate import Calibration, calibrate, cut_windows
+from edgeq.quant.gptq import Hessian
+from edgeq.quant.quality import HeldOut
+from edgeq.quant.rounding import NEEDS
+from edgeq.quant.walk import Walk
+from edgeq.reference import Reference
+from edgeq.runtime.tokenizer import Tokenizer
+from edgeq.schemes import PRESETS, QuantScheme
+from edgeq.tensor import FloatTensor, QuantTensor
+from tests.families import FAMILIES, random_model, tiny_config
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / "edgeq" / "demo_model"
+DOWN = "model.layers.0.mlp.down_proj.weight"
+
+
+def text(vocab: int = 101, n: int = 300, seed: int = 1, context: int = 31) -> Calibration:
+    tokens = np.random.default_rng(seed).integers(3, vocab, n)
+    return cut_windows(tokens, context=context, bos=1, text_sha256=f"{seed}" * 64)
+
+
+def held(model: Model, name: str) -> QuantTensor:
+    tensor = model.tensors[name]
+    assert isinstance(tensor, QuantTensor)
+    return tensor
+
+
+def same(a: QuantTensor, b: QuantTensor) -> bool:
+    return np.array_equal(a.packed, b.packed) and np.array_equal(a.scales, b.scales)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", NEEDS)
+def test_each_site_is_rounded_by_what_it_is_fed(family: str, method: str, tmp_path: Path) -> None:
+    """Every matrix as a walk of our own rounds it, with the ones before it in place."""
+    source, windows = random_model(tiny_config(family)), text()
+    summary = quantize(
+        source, tmp_path / "m.edgeq", Recipe.from_options("w3-g32", method=method),
+        calibration=windows,
+    )  # fmt: skip
+    got = load(tmp_path / "m.edgeq")
+    outer = {n: t for n, t in got.tensors.items() if "embed" in n or "lm_head" in n}
+    for stage in Walk(source, windows.windows, replaced=outer):
+        if stage.site.kind == "head":
+            break
+        hessian = Hessian(next(iter(stage.weights.values())).shape[1])
+        for x in stage.inputs():
+            hessian.add(x)
+        seen = {"hessian": hessian} if method == "gptq" else {
+            "importance": np.asarray(hessian.diagonal, np.float32)
+        }  # fmt: skip
+        for name in stage.site.linears:
+            want = quantize_tensor(stage.weights[name], PRESETS["w3-g32"], method, **seen)
+            assert same(held(got, name), want), name
+            stage.replace(name, want.numpy())
+    for row in summary.tensors:
+        if not isinstance(row.scheme, QuantScheme):
+            continue
+        w, w_hat = source.tensors[row.name].numpy(), got.tensors[row.name].numpy()
+        ratio = 10 * np.log10((w**2).sum() / ((w - w_hat) ** 2).sum())
+        assert row.sqnr_db == pytest.approx(ratio, abs=0.02)
+        assert got.provenance["sqnr_db"][row.name] == row.sqnr_db
+    assert got.provenance["calibration"] == {
+        "text_sha256": "1" * 64, "windows": 10, "context": 31, "tokens": windows.n_tokens,
+    }  # fmt: skip
+
+
+def test_the_model_s_output_gains() -> None:
+    """On the demo model, held-out text: KL of gptq below that of mse, of mse below rtn."""
+    model = load_any(DEMO)
+    tokenizer = Tokenizer(model.files)
+    ids = tokenizer.encode((DEMO / "heldout.txt").read_text("utf-8"), add_bos=False)
+    windows = cut_windows(ids[:4000], context=128, bos=tokenizer.bos, text_sha256="a")
+    card = HeldOut("rest", cut_windows(ids[4000:5500], context=128, bos=tokenizer.bos))
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for method in ("rtn", "mse", "gptq"):
+            recipe = Recipe.from_options("w3-g32", method=method)
+            out = Path(folder) / "m.edgeq"
+            quality = quantize(model, out, recipe, calibration=windows, card=card).quality
+            assert quality.evaluation is not None
+            found.append(quality.evaluation.kl_mean)
+    rtn, mse, gptq = map(float, found)  # type: ignore[arg-type]
+    assert gptq < 0.8 * mse < 0.8 * rtn
+
+
+def test_matrices_that_stay_float_and_rules(tmp_path: Path) -> None:
+    source = random_model(tiny_config("llama"))
+    recipe = Recipe.from_options(
+        "w4-g32-gptq", tensor_types=["o_proj=bf16", "layers.1.mlp=w8-g32", "norm=bf16"]
+    )
+    quantize(source, tmp_path / "m.edgeq", recipe, calibration=text())
+    got = load(tmp_path / "m.edgeq")
+    o_proj = got.tensors["model.layers.0.self_attn.o_proj.weight"]
+    assert isinstance(o_proj, FloatTensor)
+    assert o_proj.dtype == "BF16"
+    assert str(held(got, "model.layers.1.mlp.up_proj.weight").scheme) == "w8-g32"
+    assert str(held(got, DOWN).scheme) == "w4-g32"
+
+
+def test_options_reach_the_method(tmp_path: Path) -> None:
+    source = random_model(tiny_config("llama"))
+    base = Recipe.from_options("w3-g32-gptq")
+    tensors = []
+    for options in ({}, {"damping": 0.5}, {"act_order": False}, {"crossed": True}):
+        recipe = replace(base, options=options)
+        quantize(source, tmp_path / "m.edgeq", recipe, calibration=text())
+        model = load(tmp_path / "m.edgeq")
+        assert Recipe.from_dict(model.provenance["recipe"]) == recipe
+        tensors.append(held(model, DOWN).numpy())
+    for other in tensors[1:]:
+        assert not np.array_equal(tensors[0], other)
+
+
+def test_statistics_are_enough_for_importance(tmp_path: Path) -> None:
+    source, windows = random_model(tiny_config("qwen2")), text()
+    stats = calibrate(source, windows)
+    recipe = Recipe.from_options("w3-g32", method="imatrix")
+    quantize(source, tmp_path / "m.edgeq", recipe, stats=stats)
+    got = load(tmp_path / "m.edgeq")
+    for name in (DOWN, "model.layers.1.self_attn.q_proj.weight"):
+        seen = stats.inputs[name].mean_square
+        want = quantize_tensor(
+            source.tensors[name].numpy(), PRESETS["w3-g32"], "imatrix", importance=seen
+        )
+        assert same(held(got, name), want)
+    assert got.provenance["calibration"]["text_sha256"] == "1" * 64
+    with pytest.raises(UsageError, match="of another"):
+        quantize(random_model(tiny_config("qwen2"), seed=7), tmp_path / "n.edgeq", recipe,
+                 stats=stats)  # fmt: skip
+    assert not (tmp_path / "n.edgeq").exists()
+
+
+def test_static_ranges_are_kept_and_measured_with(tmp_path: Path) -> None:
+    from edgeq.quant.static import StaticActivations, linear_of
+
+    source, windows = random_model(tiny_config("llama")), text()
+    card = HeldOut("other", text(seed=2))
+    recipe = replace(Recipe.from_options("w8a8-static"))
+    out = tmp_path / "m.edgeq"
+    quality = quantize(source, out, recipe, calibration=windows, card=card).quality
+    assert quality.evaluation is not None
+    assert "inputs in int8, static ranges by mse" in quality.evaluation.protocol
+    got = load(out)
+    static = StaticActivations.of(got)
+    assert static is not None
+    want = calibrate(source, windows, observer="mse").inputs[DOWN]
+    assert static.ranges[DOWN] == (want.low, want.high)
+    # what the card says is what the artifact does
+    reference = Reference(got, linear=linear_of(got))
+    window = card.cut.windows[0]
+    first = HeldOut("other", replace(card.cut, windows=card.cut.windows[:1]))
+    again = quantize(source, out, recipe, calibration=windows, card=first).quality.evaluation
+    from edgeq.evaluate import perplexity
+
+    found = perplexity(reference.forward, window[1:], context=31, bos=1,
+                       base=Reference(source).forward)  # fmt: skip
+    assert again is not None
+    assert again.kl_mean == pytest.approx(found.kl_mean, rel=1e-3)
+    # statistics serve as well, of the same observer
+    stats = calibrate(source, windows, observer="mse")
+    quantize(source, out, recipe, stats=stats)
+    assert StaticActivations.of(load(out)) == static
+    with pytest.raises(UsageError, match=r"ranges of the observer minmax.*--observer mse"):
+        quantize(source, out, recipe, stats=calibrate(source, windows))
+
+
+def test_dynamic_activations_are_measured_with(tmp_path: Path) -> None:
+    source, card = random_model(tiny_config("llama")), HeldOut("other", text(seed=2))
+    out = tmp_path / "m.edgeq"
+    found = []
+    for preset in ("w8-channel", "w8a8-dynamic"):
+        quality = quantize(source, out, Recipe.from_options(preset), card=card).quality
+        assert quality.evaluation is not None
+        found.append(quality.evaluation)
+    assert "a scale for each token" in found[1].protocol
+    assert found[0].kl_mean != found[1].kl_mean
+
+
+@pytest.mark.parametrize(
+    ("preset", "what"),
+    [
+        ("w4-g32-gptq", "the method gptq"),
+        ("w4-g32-imatrix", "the method imatrix"),
+        ("w8a8-static", "static activations"),
+        ("w4-awq-gptq", "the method gptq"),
+        ("w8a8-smooth", "static activations"),
+    ],
+)
+def test_without_a_text_it_is_asked_for(preset: str, what: str, tmp_path: Path) -> None:
+    source = random_model(tiny_config("llama"))
+    with pytest.raises(UsageError, match=f"{what} needs a calibration text; .*--calib TEXT"):
+        quantize(source, tmp_path / "m.edgeq", Recipe.from_options(preset))
+    assert not list(tmp_path.iterdir())
+
+
+def test_statistics_are_not_enough_for_gptq(tmp_path: Path) -> None:
+    source = random_model(tiny_config("llama"))
+    with pytest.raises(UsageError, match="gptq needs a calibration text itself"):
+        quantize(source, tmp_path / "m.edgeq", Recipe.from_options("w4-g32-gptq"),
+                 stats=calibrate(source, text()))  # fmt: skip
+
+
+def broken(name: str, value: float) -> Model:
+    model = random_model(tiny_config("llama"))
+    data = model.tensors[name].numpy()
+    data[3, 5] = value
+    return replace(model, tensors={**model.tensors, name: FloatTensor("F32", data)})
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "words"),
+    [
+        (broken(DOWN, np.nan), FormatError, r"down_proj.weight holds nan at \[3, 5\]"),
+        (broken(DOWN, 3e38), SchemeError, "down_proj.weight"),
+    ],
+)
+def test_refusals_leave_nothing_behind(
+    model: Model, error: type[Exception], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=words):
+        quantize(model, tmp_path / "m.edgeq", Recipe.from_options("w4-g32-gptq"),
+                 calibration=text())  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interruption_leaves_nothing_behind(tmp_path: Path) -> None:
+    def stop(label: str, done: int, total: int) -> None:
+        if "layers.1.mlp" in label:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize(random_model(tiny_config("llama")), tmp_path / "m.edgeq",
+                 Recipe.from_options("w4-g32-gptq"), calibration=text(), progress=stop)  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_little_memory_is_refused_with_the_need(tmp_path: Path) -> None:
+    config = tiny_config("llama", ffn=2048)
+    with pytest.raises(DoesNotFitError, match=r"too little: a layer, .* need \d+ MB"):
+        quantize(random_model(config), tmp_path / "m.edgeq", Recipe.from_options("w4-g32-gptq"),
+                 calibration=text(), max_ram=walk_bytes(config, text(), crossed=False))  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_target_is_met(tmp_path: Path) -> None:
+    source = random_model(tiny_config("llama", hidden=64, ffn=192, layers=3))
+    for target in ({"bpw": 5.0}, {"bytes": 120_000}):
+        recipe = replace(Recipe.from_options("w4-g32-gptq"), target=target)
+        summary = quantize(source, tmp_path / "m.edgeq", recipe, calibration=text())
+        nbytes = sum(t.nbytes for t in summary.tensors)
+        weights = sum(int(np.prod(t.shape)) for t in summary.tensors)
+        if "bpw" in target:
+            assert 0.99 * target["bpw"] <= 8 * nbytes / weights <= target["bpw"]
+        else:  # the whole file, of which more than a third is its header in so small a model
+            assert 0.9 * target["bytes"] <= summary.file_bytes <= target["bytes"]
+        model = load(tmp_path / "m.edgeq")
+        carried_out = Recipe.from_dict(model.provenance["recipe"])
+        assert carried_out == summary.recipe
+        assert len(carried_out.rules) > 20
+        assert len(model.provenance["target"]["front"]) > 3
+        kinds = {str(t.scheme) for t in summary.tensors if isinstance(t.scheme, QuantScheme)}
+        assert len(kinds) > 1
+
+
+def test_the_user_s_rules_hold_before_those_of_a_target(tmp_path: Path) -> None:
+    source = random_model(tiny_config("llama", hidden=64, ffn=192))
+    recipe = Recipe.from_options("w4-g32", tensor_types=["down_proj=w8-g32"], method="mse")
+    recipe = replace(recipe, target={"bpw": 5.5})
+    quantize(source, tmp_path / "m.edgeq", recipe, calibration=text())
+    got = load(tmp_path / "m.edgeq")
+    assert {str(held(got, f"model.layers.{i}.mlp.down_proj.weight").scheme) for i in (0, 1)} == {
+        "w8-g32"
+    }
+
+
+@pytest.mark.parametrize("transform", ["awq", "smoothquant", "rotate-values", "rotate"])
+def test_transforms_come_before(transform: str, tmp_path: Path) -> None:
+    # a head of its own, which rotate asks for
+    source = random_model(tiny_config("mistral", hidden=64, ffn=192))
+    card = HeldOut("other", text(seed=2))
+    recipe = replace(
+        Recipe((Rule(".", PRESETS["w8-g32"]),), PRESETS["w8-g32"], "mse"), transforms=(transform,)
+    )
+    summary = quantize(source, tmp_path / "m.edgeq", recipe, calibration=text(), card=card)
+    # against the source itself, so a transform that is not equal would show
+    assert summary.quality.evaluation is not None
+    assert summary.quality.evaluation.kl_mean is not None
+    assert summary.quality.evaluation.kl_mean < 1e-3
+    got = load(tmp_path / "m.edgeq")
+    assert got.provenance["recipe"]["transforms"] == [transform]
+
+
+def test_training_comes_after(tmp_path: Path) -> None:
+    """What is written is what training makes of the tensors that were rounded before."""
+    pytest.importorskip("torch")
+    from edgeq.quant.qat import train
+
+    source, windows = random_model(tiny_config("llama")), text()
+    base = Recipe.from_options("w2-g16-gptq")
+    training = {"method": "distill", "steps": 5, "batch": 2}
+    models = []
+    for recipe in (base, replace(base, training=training)):
+        out = tmp_path / "m.edgeq"
+        summary = quantize(source, out, recipe, calibration=windows, threads=1)
+        models.append(load(out))
+    begun, got = models
+    schemes = recipe.assign({name: tensor.shape for name, tensor in source.tensors.items()})
+    init = {n: t for n, t in begun.tensors.items() if isinstance(t, QuantTensor)}
+    want = train(source, schemes, windows, init=init, threads=1, **training)
+    assert not np.array_equal(begun.tensors[DOWN].numpy(), want[DOWN].numpy())
+    for name, tensor in want.items():
+        assert np.array_equal(got.tensors[name].numpy(), tensor.numpy()), name
+    row = next(t for t in summary.tensors if t.name == DOWN)
+    w, w_hat = source.tensors[DOWN].numpy(), want[DOWN].numpy()
+    ratio = 10 * np.log10((w**2).sum() / ((w - w_hat) ** 2).sum())
+    assert row.sqnr_db == pytest.approx(ratio, abs=0.02)
+
+
+LIMITED = """
+import json, sys
+import numpy as np
+from edgeq.importers import load
+from edgeq.quant import Recipe, quantize
+from edgeq.quant.calibrate import cut_windows
+from edgeq.quant.quality import HeldOut
+
+source, out = sys.argv[1:]
+vocab = load(source).config.vocab
+tokens = np.random.default_rng(0).integers(0, vocab, 1024)
+summary = quantize(
+    source, out, Recipe.from_options("w4-g32-gptq"),
+    calibration=cut_windows(tokens[:768], context=256, text_sha256="a"),
+    card=HeldOut("noise", cut_windows(tokens[768:], context=256, text_sha256="b")),
+)
+print(json.dumps([summary.peak_rss_bytes, summary.quality.to_dict()]))
+"""
+
+
+@pytest.mark.heavy
+def test_a_model_of_a_billion_weights_is_calibrated_in_two_gigabytes() -> None:
+    """A layer of Llama-3.2-1B's shape with its whole embedding; more layers only take longer."""
+    from tests.test_quant_stream import maker
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        maker().make("llama-3.2-1b", folder / "big", layers=1)
+        done = subprocess.run(
+            [sys.executable, "-c", LIMITED, str(folder / "big"), str(folder / "m.edgeq")],
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        peak, quality = json.loads(done.stdout)
+        assert peak <= 2_000_000_000
+        assert "kl_mean" in quality
+        assert load(folder / "m.edgeq").config.layers == 1

@@ -1,0 +1,142 @@
+"""Transforms leave the float model what it was, and make it round better."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from edgeq.errors import UnsupportedError
+from edgeq.model import Model
+from edgeq.quant.calibrate import Calibration
+from edgeq.quant.gptq import Hessian, weighted_error
+from edgeq.quant.rounding import quantize_tensor
+from edgeq.quant.transforms import TRANSFORMS
+from edgeq.quant.transforms.rotate import orthogonal
+from edgeq.quant.walk import Walk
+from edgeq.reference import Reference
+from edgeq.schemes import FloatScheme, Scheme, parse_scheme
+from edgeq.tensor import FloatTensor
+from tests.families import FAMILIES, random_model, tiny_config
+
+
+def text(vocab: int = 101) -> Calibration:
+    rng = np.random.default_rng(5)
+    windows = tuple(rng.integers(0, vocab, 40) for _ in range(3))
+    return Calibration(windows, "", 40, None)
+
+
+def schemes(model: Model, scheme: str = "w4-g32") -> dict[str, Scheme]:
+    return {name: parse_scheme(scheme) for name, _ in model.config.linears()}
+
+
+def with_outliers(model: Model) -> Model:
+    """Some channels of every norm's output made large, and their columns small: as trained."""
+    tensors = dict(model.tensors)
+    rng = np.random.default_rng(2)
+    for name, _ in model.config.norms():
+        w = tensors[name].numpy()
+        w[rng.integers(0, w.size, 3)] *= 12
+        tensors[name] = FloatTensor("F32", w)
+    return replace(model, tensors=tensors)
+
+
+def logits(model: Model) -> np.ndarray:
+    return Reference(model).forward(text().windows[0])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", [name for name in TRANSFORMS if name != "rotate"])
+def test_float_logits_are_unchanged(family: str, name: str) -> None:
+    model = with_outliers(random_model(tiny_config(family)))
+    moved = TRANSFORMS[name](model, text(), schemes(model), None)
+    moved.validate()
+    want = logits(model)
+    np.testing.assert_allclose(logits(moved), want, atol=1e-4 * np.abs(want).max())
+    changed = [n for n in model.tensors if moved.tensors[n] is not model.tensors[n]]
+    assert changed, "nothing was transformed"
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "phi3"])
+def test_rotating_the_residual_stream_is_exact(family: str) -> None:
+    model = with_outliers(random_model(tiny_config(family, tied=False)))
+    want = logits(model)
+    moved = TRANSFORMS["rotate"](model, text(), {}, None)
+    np.testing.assert_allclose(logits(moved), want, atol=1e-4 * np.abs(want).max())
+    x = next(iter(next(iter(Walk(moved, text().windows))).inputs()))
+    before = next(iter(next(iter(Walk(model, text().windows))).inputs()))
+    # the few large channels are spread over all
+    assert np.abs(x).max() / np.abs(x).mean() < 0.6 * np.abs(before).max() / np.abs(before).mean()
+
+
+def test_rotation_of_a_tied_model_needs_a_last_norm_without_weights() -> None:
+    model = random_model(tiny_config("llama"))
+    with pytest.raises(UnsupportedError, match="use rotate-values"):
+        TRANSFORMS["rotate"](model, text(), {}, None)
+    flat = FloatTensor("F32", np.full(44, 1.5, np.float32))
+    even = replace(model, tensors={**model.tensors, "model.norm.weight": flat})
+    want = logits(even)
+    moved = TRANSFORMS["rotate"](even, text(), {}, None)
+    np.testing.assert_allclose(logits(moved), want, atol=1e-4 * np.abs(want).max())
+    with pytest.raises(UnsupportedError, match="norms after attention"):
+        TRANSFORMS["rotate"](random_model(tiny_config("gemma3")), text(), {}, None)
+
+
+@pytest.mark.parametrize("size", [1, 2, 12, 32, 44])
+def test_rotations_are_orthogonal_and_fixed(size: int) -> None:
+    r = orthogonal(size)
+    np.testing.assert_allclose(r.T @ r, np.eye(size), atol=1e-12)
+    np.testing.assert_array_equal(r, orthogonal(size))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "qwen2"])
+def test_awq_lowers_the_error_of_what_the_matrices_put_out(family: str) -> None:
+    model = with_outliers(random_model(tiny_config(family)))
+    moved = TRANSFORMS["awq"](model, text(), schemes(model), None)
+    before, after = (output_errors(m) for m in (model, moved))
+    assert set(before) == set(after)
+    # alpha = 0 is among those tried, so no site gets worse by more than float noise
+    for site, error in after.items():
+        assert error <= before[site] * 1.001, site
+    assert sum(after.values()) < 0.9 * sum(before.values())
+
+
+def output_errors(model: Model) -> dict[str, float]:
+    """Squared error of each site's outputs with its matrices rounded to 4 bits."""
+    found = {}
+    for stage in Walk(model, text().windows):
+        if stage.site.kind == "head":
+            continue
+        hessian: Hessian | None = None
+        for x in stage.inputs():
+            hessian = hessian or Hessian(x.shape[1])
+            hessian.add(x)
+        assert hessian is not None
+        # rows of v and up carry factors of the sites after them; their error counts there
+        found[str(stage.site)] = sum(
+            weighted_error(w, quantize_tensor(w, parse_scheme("w4-g32"), "mse").numpy(), hessian)
+            / weighted_error(w, np.zeros_like(w), hessian)
+            for name, w in stage.weights.items()
+            if "v_proj" not in name and "up_proj" not in name
+        )
+    return found
+
+
+def test_awq_leaves_floating_point_alone() -> None:
+    model = random_model(tiny_config("llama"))
+    chosen: dict[str, Scheme] = {name: FloatScheme("f32") for name, _ in model.config.linears()}
+    moved = TRANSFORMS["awq"](model, text(), chosen, None)
+    assert all(moved.tensors[name] is tensor for name, tensor in model.tensors.items())
+
+
+def test_smoothquant_evens_out_the_inputs() -> None:
+    model = with_outliers(random_model(tiny_config("llama")))
+    moved = TRANSFORMS["smoothquant"](model, text(), {}, None)
+
+    def spread(m: Model) -> float:
+        x = np.concatenate(list(next(iter(Walk(m, text().windows))).inputs()))
+        peaks = np.abs(x).max(axis=0)
+        return float(peaks.max() / np.median(peaks))
+
+    assert spread(moved) < 0.5 * spread(model)
