@@ -1,0 +1,409 @@
+"""Many recipes on many models, on as many machines as there are: tasks on Dask.
+
+A task is one recipe on one model: quantize, measure the card, time it, tell the numbers. Tasks are
+independent, and named by what they are (a hash of it), so that
+
+- a worker that dies takes nothing with it: the scheduler gives its task to another;
+- what is done is kept in the folder as one file a task; a second run does only what is missing;
+- a result is there once, however often its task was begun.
+
+Workers read models and texts by the paths they are given: on other machines these must be the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import statistics
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeq.errors import EdgeqError, FormatError, MissingDependencyError, UsageError
+from edgeq.files import write_whole
+
+if TYPE_CHECKING:
+    from edgeq.quant.sensitivity import Sensitivity
+
+Progress = Callable[[str, int, int], None]
+FORMAT_VERSION = 1
+TIMED_TOKENS = 64
+"""Generated for a timed run."""
+TIMED_RUNS = 5
+DEATHS = 5
+"""Workers that may die with a task before it is given up."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One recipe on one model.
+
+    Args:
+        model: path of the source.
+        recipe: as `edgeq.quant.Recipe.to_dict` gives it.
+        name: the recipe's name, for tables.
+        eval_text: path of the text that the card is measured on; edgeq's own if None.
+        calib: path of the text that recipes learn from, if one needs it.
+        calib_windows, calib_context: pieces of it, and tokens in each.
+        timed: whether generation is timed.
+    """
+
+    model: str
+    recipe: Mapping[str, Any]
+    name: str
+    eval_text: str | None = None
+    calib: str | None = None
+    calib_windows: int = 128
+    calib_context: int = 256
+    timed: bool = True
+
+    @property
+    def key(self) -> str:
+        """Named by all it is: equal tasks have equal keys."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return "edgeq-" + hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of a task; None is "not measured".
+
+    Args:
+        key: of the task.
+        model, name: the model's and the recipe's.
+        nbytes: of the artifact's file.
+        bpw: bits per weight of all tensors.
+        nll: nats a token on the card's text, of the quantized model.
+        base_nll: of the float model.
+        kl: mean divergence from the float model, nats a token.
+        top1: share of positions with the same likeliest token.
+        tokens_per_s: generated, one thread, median of several runs; other tasks may run beside.
+        seconds: of quantizing and measuring.
+        worker: where it was done.
+        error: why there are no numbers, if the recipe does not suit the model.
+    """
+
+    key: str
+    model: str
+    name: str
+    nbytes: int | None = None
+    bpw: float | None = None
+    nll: float | None = None
+    base_nll: float | None = None
+    kl: float | None = None
+    top1: float | None = None
+    tokens_per_s: float | None = None
+    seconds: float | None = None
+    worker: str | None = None
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return {"format_version": FORMAT_VERSION, **asdict(self)}
+
+
+def tasks(
+    models: Sequence[str | Path],
+    recipes: Sequence[str],
+    *,
+    eval_text: str | None = None,
+    calib: str | None = None,
+    calib_windows: int = 128,
+    calib_context: int = 256,
+    timed: bool = True,
+) -> list[Task]:
+    """Every recipe on every model.
+
+    Args:
+        models: paths of sources.
+        recipes: presets, schemes, or paths of recipe files (ending in .json or .toml).
+        eval_text, calib, calib_windows, calib_context, timed: of each `Task`.
+
+    Raises:
+        EdgeqError: a recipe cannot be read, or needs a text that is not given.
+    """
+    from edgeq.quant import Recipe
+
+    found = []
+    for name in recipes:
+        is_file = name.endswith((".json", ".toml"))
+        recipe = Recipe.from_file(name) if is_file else Recipe.from_options(preset=name)
+        if recipe.needs and calib is None:
+            raise UsageError(f"the recipe {name} learns from a text; give one with --calib")
+        found += [
+            Task(str(Path(model).resolve()), recipe.to_dict(), Path(name).stem if is_file else name,
+                 _absolute(eval_text), _absolute(calib if recipe.needs else None),
+                 calib_windows, calib_context, timed)
+            for model in models
+        ]  # fmt: skip
+    keys = [task.key for task in found]
+    return [task for at, task in enumerate(found) if task.key not in keys[:at]]
+
+
+def run_task(task: Task) -> Row:
+    """Do one task, in a temporary folder of this machine.
+
+    A recipe that does not suit the model gives a row with the reason; everything else that goes
+    wrong is raised.
+    """
+    from edgeq.errors import DoesNotFitError, SchemeError, UnsupportedError
+    from edgeq.importers import load
+    from edgeq.quant import Recipe, quantize
+    from edgeq.texts import calibration, held_out
+
+    row = Row(task.key, Path(task.model).name, task.name)
+    source = load(task.model)
+    windows = None
+    if task.calib is not None:
+        windows = calibration(source, task.calib, task.calib_windows, task.calib_context)
+    with tempfile.TemporaryDirectory(prefix="edgeq-sweep-") as folder:
+        out = Path(folder) / "model.edgeq"
+        try:
+            summary = quantize(
+                task.model, out, Recipe.from_dict(task.recipe), calibration=windows,
+                card=held_out(source, task.eval_text), threads=1,
+            )  # fmt: skip
+        except (SchemeError, UnsupportedError, DoesNotFitError) as err:
+            return replace(row, error=str(err))
+        found = summary.quality.evaluation
+        return replace(
+            row,
+            nbytes=summary.file_bytes,
+            bpw=summary.bpw,
+            nll=found.nll_per_token if found else None,
+            base_nll=found.base_nll_per_token if found else None,
+            kl=found.kl_mean if found else None,
+            top1=found.top1_agreement if found else None,
+            tokens_per_s=_speed(out) if task.timed else None,
+            seconds=summary.seconds,
+            worker=_worker_name(),
+        )
+
+
+def _speed(path: Path) -> float:
+    """Tokens per second of one thread, the median run."""
+    from edgeq.importers import load
+    from edgeq.profiling import Scenario, measure
+    from edgeq.runtime.engine import Engine
+
+    model = load(path)
+    scenario = Scenario(0, min(TIMED_TOKENS, model.config.context))
+    with Engine(model, context=scenario.context, threads=1) as engine:
+        found = measure(engine, model, scenario, repeats=TIMED_RUNS, threads=1, kv_bits=8)
+    return statistics.median(found.samples_ts)
+
+
+def sweep(
+    todo: Sequence[Task],
+    folder: str | Path,
+    *,
+    scheduler: str | None = None,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> list[Row]:
+    """Do all tasks that the folder has no result of, and return every task's row.
+
+    Args:
+        todo: see `tasks`.
+        folder: where results are kept, one file a task; made if it is not there.
+        scheduler: address of a Dask scheduler, such as tcp://host:8786; a cluster of processes on
+            this machine if None.
+        workers: processes of that cluster.
+        progress: called with a task's name, tasks done, and of how many.
+
+    Raises:
+        MissingDependencyError: Dask is not installed.
+        EdgeqError: the folder cannot be written, no scheduler answers, or a task failed
+            otherwise than by not suiting its model; what is done is kept.
+    """
+    place = Path(folder)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise EdgeqError(f"{place} cannot be made: {err.strerror or err}") from err
+    rows = {task.key: row for task in todo if (row := _kept(place, task.key)) is not None}
+    names = {task.key: f"{task.name} {Path(task.model).name}" for task in todo}
+    left = {task.key: (run_task, task) for task in todo if task.key not in rows}
+    for key, row in distribute(left, scheduler=scheduler, workers=workers):
+        write_whole(place / f"{key}.json", [json.dumps(row.to_dict(), indent=1).encode()], "a row")
+        rows[key] = row
+        if progress:
+            progress(names[key], len(rows), len(todo))
+    return [rows[task.key] for task in todo]
+
+
+def sweep_sensitivity(
+    source: str,
+    calib: str,
+    calib_windows: int,
+    calib_context: int,
+    base: str,
+    mode: str,
+    *,
+    scheduler: str | None = None,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> Sensitivity:
+    """`edgeq.quant.sensitivity.measure_sensitivity`, a task for each layer.
+
+    Args:
+        source: path of the float model.
+        calib, calib_windows, calib_context: the text, and its pieces.
+        base: the scheme whose neighbours are tried, in its text form.
+        mode: "kl" or "output".
+        scheduler, workers: as for `sweep`.
+        progress: called with a layer, layers done, and of how many.
+    """
+    from edgeq.importers import load
+
+    shapes = dict(load(source).config.linears())
+    layers: dict[str, list[str]] = {}
+    for name in shapes:
+        layers.setdefault(name.split(".mlp")[0].split(".self_attn")[0], []).append(name)
+    text = (str(Path(source).resolve()), str(Path(calib).resolve()), calib_windows, calib_context)
+    calls = {
+        f"edgeq-sensitivity-{layer}": (_layer_sensitivity, (*text, base, mode, names))
+        for layer, names in layers.items()
+    }
+    parts: list[Sensitivity] = []
+    for key, part in distribute(calls, scheduler=scheduler, workers=workers):
+        parts.append(part)
+        if progress:
+            progress(key.removeprefix("edgeq-sensitivity-"), len(parts), len(calls))
+    losses = {name: found for part in parts for name, found in part.losses.items()}
+    return replace(parts[0], losses={name: losses[name] for name in shapes})
+
+
+def _layer_sensitivity(task: tuple[str, str, int, int, str, Any, list[str]]) -> Sensitivity:
+    from edgeq.importers import load
+    from edgeq.quant.sensitivity import measure_sensitivity
+    from edgeq.schemes import QuantScheme, parse_scheme
+    from edgeq.texts import calibration
+
+    source, calib, windows, context, base, mode, names = task
+    scheme = parse_scheme(base)
+    assert isinstance(scheme, QuantScheme)
+    model = load(source)
+    text = calibration(model, calib, windows, context)
+    return measure_sensitivity(model, text, scheme, mode=mode, names=names)
+
+
+def distribute(
+    calls: Mapping[str, tuple[Callable[[Any], Any], Any]],
+    *,
+    scheduler: str | None = None,
+    workers: int = 2,
+) -> Iterator[tuple[str, Any]]:
+    """Make calls on Dask's workers; results as they come, each once.
+
+    Args:
+        calls: key -> function of one argument, and its argument.
+        scheduler, workers: as for `sweep`.
+
+    Yields:
+        Key and result.
+
+    Raises:
+        MissingDependencyError: Dask is not installed.
+        EdgeqError: no scheduler answers, or a call took several workers with it.
+    """
+    if not calls:
+        return
+    with _client(scheduler, min(workers, len(calls))) as client:
+        from distributed import KilledWorker, as_completed
+
+        futures = [
+            client.submit(function, argument, key=key, pure=False, retries=0)
+            for key, (function, argument) in calls.items()
+        ]
+        try:
+            for future in as_completed(futures, loop=client.loop):
+                try:
+                    yield future.key, future.result()
+                except KilledWorker as err:
+                    raise EdgeqError(
+                        f"{DEATHS} workers died with one task: it takes more memory than they "
+                        "have, or crashes them; give them more, or leave its recipe out"
+                    ) from err
+        finally:
+            client.cancel(futures, force=True)
+
+
+@contextlib.contextmanager
+def _client(scheduler: str | None, workers: int) -> Iterator[Any]:
+    try:
+        import dask
+        from distributed import Client, LocalCluster
+    except ImportError as err:
+        raise MissingDependencyError("dask", "sweep", "to spread work over processes") from err
+    with contextlib.ExitStack() as stack:
+        # BLAS and kernels take the threads they are given; workers are processes of one each
+        stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": DEATHS - 1}))
+        if scheduler is None:
+            cluster = LocalCluster(
+                n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None,
+                scheduler_port=0,
+            )  # fmt: skip
+            stack.enter_context(contextlib.closing(cluster))
+            address: Any = cluster
+        else:
+            address = scheduler
+        try:
+            client = Client(address, timeout="10s", set_as_default=False)
+        except (OSError, ValueError) as err:
+            raise EdgeqError(
+                f"no Dask scheduler answers at {scheduler}: {err}; start one with 'dask scheduler' "
+                "and workers with 'dask worker tcp://host:8786', or leave --scheduler out"
+            ) from err
+        stack.enter_context(contextlib.closing(client))
+        yield client
+
+
+def pareto(rows: Iterable[Row]) -> list[Row]:
+    """Rows that no other of the same model beats in both size and divergence, by size."""
+    measured = [row for row in rows if row.nbytes is not None and row.kl is not None]
+    found = [
+        row for row in measured
+        if not any(
+            other.model == row.model
+            and other.nbytes <= row.nbytes and other.kl <= row.kl  # type: ignore[operator]
+            and (other.nbytes, other.kl) != (row.nbytes, row.kl)
+            for other in measured
+        )
+    ]  # fmt: skip
+    return sorted(found, key=lambda row: (row.model, row.nbytes))
+
+
+def _kept(folder: Path, key: str) -> Row | None:
+    """A task's row from an earlier run; None if there is none.
+
+    Raises:
+        FormatError: the file is damaged.
+    """
+    path = folder / f"{key}.json"
+    if not path.exists():
+        return None
+    try:
+        data = json.loads(path.read_text("utf-8"))
+        if data.pop("format_version") != FORMAT_VERSION:
+            return None
+        return Row(**data)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as err:
+        raise FormatError(f"{path} is no result of a sweep ({err}); delete it") from err
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).resolve())
+
+
+def _worker_name() -> str | None:
+    """The address of the worker this is, or None in a serial run."""
+    try:
+        from distributed import get_worker
+
+        return str(get_worker().address)
+    except (ImportError, ValueError):
+        return None
