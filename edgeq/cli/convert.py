@@ -1,0 +1,144 @@
+"""``edgeq convert``: the same integers in a mobile runtime's own format."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeq.cli import render
+from edgeq.cli.options import (
+    ByteSize,
+    Counts,
+    command,
+    force_option,
+    model_argument,
+    shared_option,
+    threads_option,
+)
+from edgeq.converters import TARGETS
+
+if TYPE_CHECKING:
+    from edgeq.converters import Conversion
+
+
+@command("convert", "Write a model in a mobile runtime's own format.")
+@model_argument
+@click.option("--to", "target", type=click.Choice(list(TARGETS)), required=True,
+              help="The runtime; see above.")  # fmt: skip
+@click.option("-o", "--output", type=click.Path(), required=True,
+              help="The file or folder to make, such as model.gguf.")  # fmt: skip
+@click.option("--preset", metavar="SCHEME", default=None, show_default="no quantization",
+              help="Quantize a floating-point MODEL so first, such as w4-g32.")  # fmt: skip
+@shared_option("-c", "--ctx-size", env="CTX_SIZE", type=click.IntRange(min=0), default=0,
+               help="Tokens of context to make room for; 0 is the model's own, "
+                    "at most 4096.")  # fmt: skip
+@click.option("--kv", type=click.Choice(["float32", "float16", "int8"]), default=None,
+              show_default="the target's",
+              help="How the target holds keys and values.")  # fmt: skip
+@click.option("--compute", type=click.Choice(["float", "int8"]), default=None,
+              show_default="the target's",
+              help="Multiply in floating point, which is exact, or round activations to "
+                   "8 bits as the target's fast kernels do.")  # fmt: skip
+@click.option("--prefill", type=Counts(1), default=(), show_default="the target's",
+              help="Prompt lengths the target gets functions for.")  # fmt: skip
+@click.option("--target-os", metavar="OS", default=None, show_default="the target's",
+              help="The least system it shall run on, as ios16 or ios18 of Core ML.")  # fmt: skip
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", show_default=False,
+              help="A further option of the target alone. May be given several times.")  # fmt: skip
+@click.option("--validate/--no-validate", "checked", default=True,
+              help="Run the result in its own runtime and hold it against MODEL.")  # fmt: skip
+@click.option("--steps", type=click.IntRange(min=2), default=8,
+              help="Tokens to decode after each prompt of the validation.")  # fmt: skip
+@click.option("--max-ram", type=ByteSize(), default=None,
+              help="Most memory to write with, such as 1G.")  # fmt: skip
+@threads_option
+@force_option
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text",
+              help="How to write the summary; json is the certificate.")  # fmt: skip
+def convert(
+    model: str,
+    target: str,
+    output: str,
+    preset: str | None,
+    ctx_size: int,
+    kv: Any,
+    compute: Any,
+    prefill: tuple[int, ...],
+    target_os: str | None,
+    settings: tuple[str, ...],
+    checked: bool,
+    steps: int,
+    max_ram: int | None,
+    threads: int | None,
+    force: bool,
+    form: str,
+) -> None:
+    """Write MODEL, an .edgeq artifact or a checkpoint, in a runtime's own format.
+
+    The weights keep the integers of the artifact: they are packed anew, never quantized again.
+    The result is run in its own runtime and compared with MODEL; what was found is written beside
+    it as NAME.certificate.json, or certificate.json inside a folder.
+    """
+    from edgeq.converters import Options
+    from edgeq.converters.convert import convert as run
+
+    extra = _settings(settings) | ({"target_os": target_os} if target_os else {})
+    options = Options(ctx_size or None, kv, compute, prefill, extra)
+    with render.progress(f"converting to {target}") as bar:
+        made = run(
+            model, target, output, options,
+            preset=preset, force=force, validate=checked, steps=steps, max_ram=max_ram,
+            threads=threads, progress=bar,
+        )  # fmt: skip
+    if form == "json":
+        render.write(json.dumps(_summary(made), indent=2) + "\n")
+    else:
+        render.write(_text(made))
+
+
+# the list of targets stands where they are kept, not here as well
+_WIDTH = max(map(len, TARGETS))
+convert.help = f"{inspect.cleandoc(convert.help or '')}\n\n\b\n" + "\n".join(
+    f"{name.ljust(_WIDTH)}  {what}" for name, what in TARGETS.items()
+)
+
+
+def _settings(pairs: tuple[str, ...]) -> dict[str, Any]:
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise click.UsageError(f"--set {pair!r}: write NAME=VALUE")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def _summary(made: Conversion) -> dict[str, Any]:
+    found = {"path": str(made.path), "nbytes": made.nbytes, "convert_seconds": made.seconds}
+    return found | dict(made.certificate or {"target": made.target, "passed": None})
+
+
+def _text(made: Conversion) -> str:
+    lines = [f"{made.path}: {render.human_bytes(made.nbytes)} in {made.seconds:.1f} s"]
+    found = made.certificate
+    if found is None:
+        lines.append("not validated")
+    else:
+        from edgeq.converters.certificate import certificate_path
+
+        greedy = found["greedy_tokens"]
+        where = certificate_path(Path(made.path), folder=made.path.is_dir())
+        lines += [
+            f"validated in {found['runtime']}: integers of {found['integers_equal']} tensors "
+            f"equal, KL {found['kl']['mean']:.2g} nats, "
+            f"{greedy['equal']} of {greedy['compared']} greedy tokens equal",
+            f"certificate: {where}",
+        ]
+    return "\n".join(lines) + "\n"

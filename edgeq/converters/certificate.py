@@ -1,0 +1,137 @@
+"""The certificate of a conversion: what was made, by what, and what validation found.
+
+    certificate        1                          version of this form
+    passed             true
+    target, runtime    "gguf", what executed it, with its version
+    edgeq, libraries   versions of all that took part
+    options            what the conversion was told
+    source             name, sha256 and recipe of the artifact
+    files              {name: {nbytes, sha256}} of every file of the output
+    integers           {tensor: whether the integers read back equal the artifact's}
+    prompts, greedy    token ids given, and what the target went on with
+    logits             largest and root mean square difference, and the range of the right ones
+    kl                 mean and largest divergence, nats
+    greedy_tokens      compared, equal to the reference's own choice, near ties
+    machine            processor, cores, system, Python
+
+It lies in a folder of several files as ``certificate.json``, and beside a single file or a package
+(.mlpackage) as ``NAME.certificate.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgeq._version import __version__
+from edgeq.converters import Options
+from edgeq.converters.validate import TOLERANCES, Report
+from edgeq.cpu import this_cpu
+from edgeq.model import Model
+
+VERSION = 1
+NAME = "certificate.json"
+PACKAGES = (".mlpackage",)
+"""Folders that the system shows as one file: nothing of ours goes inside."""
+_CHUNK = 1 << 22
+
+
+def certificate_path(out: Path, *, folder: bool) -> Path:
+    """Where the certificate of an output lies."""
+    if folder and out.suffix not in PACKAGES:
+        return out / NAME
+    return out.with_name(f"{out.name}.{NAME}")
+
+
+def certify(
+    report: Report,
+    model: Model,
+    options: Options,
+    files: Mapping[str, Path],
+    libraries: Mapping[str, str],
+) -> dict[str, Any]:
+    """The certificate, ready for JSON.
+
+    Args:
+        report: of the validation.
+        model: the source.
+        options: of the conversion.
+        files: name as users see it -> where it lies now.
+        libraries: name -> version.
+    """
+    source = model.provenance
+    return {
+        "certificate": VERSION,
+        "passed": report.passed,
+        "target": report.target,
+        "runtime": report.runtime,
+        "precision": report.precision,
+        "edgeq": __version__,
+        "libraries": dict(libraries),
+        "options": options_dict(options),
+        "source": {key: source.get(key) for key in ("source", "source_sha256", "recipe")},
+        "files": {
+            name: {"nbytes": path.stat().st_size, "sha256": sha256(path)}
+            for name, path in sorted(files.items())
+        },
+        "integers_equal": f"{sum(report.integers.values())} of {len(report.integers)}",
+        **findings(report),
+        "machine": machine(),
+    }
+
+
+def findings(report: Report) -> dict[str, Any]:
+    """What validation found, ready for JSON."""
+    limit = TOLERANCES[report.precision]
+    return {
+        "integers": dict(report.integers),
+        "logits": {
+            "max": report.logits_max,
+            "rms": report.logits_rms,
+            "range": report.logits_range,
+        },
+        "kl": {"mean": report.kl_mean, "max": report.kl_max, "allowed": limit.kl},
+        "greedy_tokens": {
+            "compared": report.greedy_compared,
+            "equal": report.greedy_equal,
+            "near_ties": report.near_ties,
+        },
+        "prompts": [list(prompt) for prompt in report.prompts],
+        "greedy": [list(tokens) for tokens in report.greedy],
+        "seconds": round(report.seconds, 3),
+    }
+
+
+def options_dict(options: Options) -> dict[str, Any]:
+    """The options as JSON."""
+    return {
+        "context": options.context,
+        "kv": options.kv,
+        "compute": options.compute,
+        "prefill": list(options.prefill),
+        **dict(options.extra),
+    }
+
+
+def sha256(path: Path) -> str:
+    """Of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def machine() -> dict[str, Any]:
+    """The machine, as far as it says what it is; None for what it does not."""
+    cpu = this_cpu()
+    return {
+        "processor": cpu.name or None,
+        "architecture": cpu.arch,
+        "cores": cpu.cores,
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }

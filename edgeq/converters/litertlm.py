@@ -1,0 +1,318 @@
+"""LiteRT-LM: one .litertlm bundle of decoder, tokenizer and prompt format.
+
+The decoder is that of `edgeq.converters.tflite`, with its options. The tokenizer goes in as its
+tokenizer.json; start and stop tokens, chat template, context and sampling settings as LiteRT-LM's
+metadata. LiteRT-LM takes text and gives text (`generate`): `open` lets it say a word, where it is
+installed, and takes logits from LiteRT running the decoder within.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.converters import Options, Past, Progress, Stored, tflite
+from edgeq.converters import tflite_read as reading
+from edgeq.errors import FormatError, MissingDependencyError, UnsupportedError
+from edgeq.model import Model
+
+_CHUNK = 1 << 22
+_PLAIN = """\
+{%- set plain = namespace(messages=[]) -%}
+{%- for message in messages -%}
+{%- if message.content is string or not message.content -%}
+{%- set plain.messages = plain.messages + [message] -%}
+{%- else -%}
+{%- set joined = namespace(text='') -%}
+{%- for part in message.content -%}
+{%- set joined.text = joined.text ~ (part.text or '') -%}
+{%- endfor -%}
+{%- set plain.messages = plain.messages + [dict(message, content=joined.text)] -%}
+{%- endif -%}
+{%- endfor -%}
+{%- set messages = plain.messages -%}
+"""
+"""What goes before a chat template: LiteRT-LM 0.18 gives it each message's content as a list of
+parts, and templates of language models want text."""
+_SAY = """\
+import json, sys
+import litert_lm as lm
+path, prompt, max_tokens, threads = json.loads(sys.argv[1])
+lm.set_min_log_severity(lm.LogSeverity.ERROR)
+greedy = lm.SamplerConfig(top_k=1, top_p=1.0, temperature=1.0, seed=0)
+# with any other cache_dir it leaves a file of repacked weights beside the bundle
+with (
+    lm.Engine(path, backend=lm.Backend.CPU(thread_count=threads), cache_dir=":nocache") as engine,
+    engine.create_session(
+        apply_prompt_template=False, sampler_config=greedy, max_output_tokens=max_tokens
+    ) as session,
+):
+    session.run_prefill([prompt])
+    print(json.dumps(session.run_decode().texts[0]))
+"""
+"""What `generate` runs."""
+
+
+def check(model: Model, options: Options) -> None:
+    """Refuse what the target cannot hold, before any work.
+
+    Raises:
+        FormatError: a tokenizer file is damaged, or a tensor is missing.
+        MissingDependencyError: LiteRT or the bundles' builder is not installed.
+        UnsupportedError: a scheme LiteRT cannot multiply by, or no tokenizer or end of text.
+        UsageError: an option out of range.
+    """
+    _builder()
+    tflite.check(model, options)
+    if "tokenizer.json" not in model.files:
+        raise UnsupportedError(
+            "the model has no tokenizer.json, and LiteRT-LM takes text alone; put one beside the "
+            "checkpoint and import it again, or convert to tflite"
+        )
+    if not model.config.eos:
+        raise UnsupportedError(
+            "the model names no token that ends a text, and LiteRT-LM needs one; "
+            "set eos_token_id in its generation_config.json"
+        )
+    _llm_metadata(model, options)
+
+
+def memory(model: Model, options: Options) -> int:
+    """Bytes that `write` takes at its peak."""
+    return tflite.memory(model, options) + 8 * len(model.files["tokenizer.json"])
+
+
+def write(model: Model, out: Path, options: Options, progress: Progress | None = None) -> None:
+    """Make the bundle.
+
+    Args:
+        model: what `check` has passed.
+        out: the file, which does not exist; parts are made beside it, under names that begin
+            with its name.
+        options: those of `edgeq.converters.tflite`.
+        progress: called with what is written, bytes done, and of how many.
+    """
+    builder = _builder()
+    decoder, tokenizer, settings = (
+        out.with_name(f"{out.name}.{part}") for part in ("tflite", "tokenizer.json", "metadata")
+    )
+    try:
+        tflite.write(model, decoder, options, progress)
+        tokenizer.write_bytes(model.files["tokenizer.json"])
+        settings.write_bytes(_llm_metadata(model, options))
+        bundle = builder.LitertLmFileBuilder()
+        bundle.add_llm_metadata(str(settings))
+        bundle.add_hf_tokenizer(str(tokenizer))
+        bundle.add_tflite_model(str(decoder), builder.TfLiteModelType.PREFILL_DECODE)
+        with out.open("xb") as file:
+            bundle.build(file, validate_metadata=True)
+    finally:
+        for part in (decoder, tokenizer, settings):
+            part.unlink(missing_ok=True)
+
+
+def versions() -> dict[str, str]:
+    """The libraries that take part."""
+    _builder()
+    found = dict(tflite.versions())
+    for name in ("litert-lm-builder", "litert-lm-api"):
+        if _installed(name):
+            found[name] = metadata.version(name)
+    return found
+
+
+def stored(path: str | Path) -> Iterator[Stored]:
+    """The integers of every matrix, read back from the decoder within.
+
+    Raises:
+        FormatError: it is no bundle of ours.
+    """
+    return reading.stored(_decoder(path))
+
+
+def open(path: str | Path, *, threads: int | None = None) -> BundledRunner:
+    """Run the decoder within in LiteRT.
+
+    Raises:
+        FormatError: it is no bundle of ours, or LiteRT cannot load it.
+        MissingDependencyError: LiteRT or the bundles' builder is not installed.
+    """
+    return BundledRunner(path, threads=threads)
+
+
+def trace(
+    path: str | Path, tokens: Sequence[int], past: Past = ()
+) -> dict[str, NDArray[np.float32]]:
+    """Results of the decoder within, as `edgeq.converters.tflite.trace` gives them."""
+    return tflite.traced(_decoder(path), tokens, past)
+
+
+class BundledRunner(tflite.LiteRTRunner):
+    """The decoder of a bundle in LiteRT's interpreter, which reads a copy of it.
+
+    Where LiteRT-LM is installed it must be able to run the bundle too.
+
+    Args:
+        path: the bundle.
+        threads: it may use; all cores if None.
+    """
+
+    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
+        header = _decoder(path)
+        self._folder = tempfile.TemporaryDirectory(prefix="edgeq-")
+        copy = Path(self._folder.name) / "decoder.tflite"
+        with Path(path).open("rb") as source, copy.open("wb") as file:
+            source.seek(header.start)
+            shutil.copyfileobj(source, file, _CHUNK)
+        try:
+            super().__init__(copy, threads=threads)
+            if _installed("litert-lm-api"):
+                generate(path, "a", 1)
+                self.runtime = f"LiteRT-LM {metadata.version('litert-lm-api')}, {self.runtime}"
+        except BaseException:
+            self._folder.cleanup()
+            raise
+
+    def close(self) -> None:
+        """Give everything back, and remove the copy."""
+        super().close()
+        self._folder.cleanup()
+
+
+def generate(path: str | Path, prompt: str, max_tokens: int = 64, *, threads: int = 1) -> str:
+    """What LiteRT-LM says after a prompt, greedily.
+
+    It runs in a process of its own, because a bundle it cannot read may make it abort.
+
+    Args:
+        path: the bundle.
+        prompt: text as it is, without a chat template.
+        max_tokens: most tokens of the answer.
+        threads: it may use.
+
+    Raises:
+        FormatError: LiteRT-LM cannot run it.
+        MissingDependencyError: LiteRT-LM is not installed.
+    """
+    if not _installed("litert-lm-api"):
+        raise MissingDependencyError("litert_lm", "litertlm", "to run .litertlm bundles")
+    asked = json.dumps([str(path), prompt, max_tokens, threads])
+    ran = subprocess.run(
+        [sys.executable, "-c", _SAY, asked], capture_output=True, text=True, check=False
+    )
+    if ran.returncode:
+        said = [
+            line for line in ran.stderr.splitlines() if line and not line.startswith((" ", "Tr"))
+        ]
+        raise FormatError(f"LiteRT-LM cannot run {path}: {'; '.join(said[-3:])}")
+    return str(json.loads(ran.stdout.splitlines()[-1]))
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _builder() -> Any:
+    try:
+        import litert_lm_builder
+    except ImportError as err:
+        raise MissingDependencyError(
+            "litert_lm_builder", "litertlm", "to read and write .litertlm bundles"
+        ) from err
+    return litert_lm_builder
+
+
+def _decoder(path: str | Path) -> reading.Header:
+    """The .tflite file within a bundle."""
+    _builder()
+    from litert_lm_builder import litertlm_peek
+    from litert_lm_builder.litertlm_header_schema_py_generated import AnySectionDataType
+
+    try:
+        sections = litertlm_peek.read_litertlm_header(str(path), io.StringIO()).SectionMetadata()
+        found = [sections.Objects(i) for i in range(sections.ObjectsLength())]
+        models = [s for s in found if s.DataType() == AnySectionDataType.TFLiteModel]
+        start, stop = models[0].BeginOffset(), models[0].EndOffset()
+    except OSError as err:
+        raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
+    except Exception as err:  # the builder raises what flatbuffers and struct happen to raise
+        raise FormatError(f"{path} is no .litertlm bundle with a decoder: {err}") from err
+    return reading.read(path, start, stop)
+
+
+def _llm_metadata(model: Model, options: Options) -> bytes:
+    """LiteRT-LM's metadata, a protocol buffer."""
+    from litert_lm_builder.runtime.proto import llm_metadata_pb2, sampler_params_pb2
+
+    made = llm_metadata_pb2.LlmMetadata()
+    config = model.config
+    template = _template(model.files)
+    # LiteRT-LM puts it first itself, and in a template it writes nothing for ``bos_token``
+    wanted = _begins_with_bos(model.files) or "bos_token" in (template or "")
+    if config.bos is not None and wanted:
+        made.start_token.token_ids.ids.append(config.bos)
+    for token in config.eos:
+        made.stop_tokens.add().token_ids.ids.append(token)
+    made.max_num_tokens = tflite.settings(config, options).context
+    made.llm_model_type.generic_model.SetInParent()
+    if template is not None:
+        made.jinja_prompt_template = _PLAIN + template
+    else:
+        made.prompt_templates.user.prefix = made.prompt_templates.model.prefix = ""
+    made.supports_thinking = False
+    made.supports_function_calling = template is not None and "tools" in template
+    sampling = _json(model.files, "generation_config.json")
+    if sampling.get("do_sample"):
+        made.sampler_params.type = sampler_params_pb2.SamplerParameters.TOP_P
+        made.sampler_params.k = int(sampling.get("top_k") or 40)
+        made.sampler_params.p = float(sampling.get("top_p") or 1.0)
+        made.sampler_params.temperature = float(sampling.get("temperature") or 1.0)
+    return bytes(made.SerializeToString())
+
+
+def _begins_with_bos(files: Mapping[str, bytes]) -> bool:
+    """Whether this tokenizer puts BOS before a text."""
+    flag = _json(files, "tokenizer_config.json").get("add_bos_token")
+    if isinstance(flag, bool):
+        return flag
+    processor = _json(files, "tokenizer.json").get("post_processor") or {}
+    for step in processor.get("processors", [processor]):
+        if step.get("type") == "TemplateProcessing":
+            return bool(step["single"]) and "SpecialToken" in step["single"][0]
+    return False
+
+
+def _template(files: Mapping[str, bytes]) -> str | None:
+    """The model's chat template, the default one of several."""
+    if "chat_template.jinja" in files:
+        return files["chat_template.jinja"].decode()
+    found = _json(files, "tokenizer_config.json").get("chat_template")
+    if isinstance(found, list):
+        named = {entry["name"]: entry["template"] for entry in found}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
+
+
+def _json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    try:
+        data = json.loads(files.get(name, b"{}"))
+    except ValueError as err:
+        raise FormatError(f"{name} is not JSON ({err})") from err
+    if not isinstance(data, dict):
+        raise FormatError(f"{name} holds a {type(data).__name__}, expected an object")
+    return data

@@ -1,0 +1,1395 @@
+"""The executor of Core ML files: each operator against coremltools, torch or NumPy; whole files."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edgeq.converters import coreml, coreml_exec
+from edgeq.converters.coreml_exec.blob import KINDS, Reader, Writer
+from edgeq.converters.coreml_package import VERSIONS, write_package
+from edgeq.errors import FormatError, UnsupportedError, UsageError
+from tests.conftest import need
+
+ct = pytest.importorskip("coremltools")
+torch = pytest.importorskip("torch")
+
+from coremltools.converters.mil.mil import (  # noqa: E402
+    Builder as mb,  # noqa: N813
+)
+from coremltools.converters.mil.mil import Function, Program, types  # noqa: E402
+
+F = torch.nn.functional
+Array = NDArray[Any]
+TARGETS = {"ios16": ct.target.iOS16, "ios17": ct.target.iOS17, "ios18": ct.target.iOS18}
+_BUILTIN = {"float32": types.fp32, "float16": types.fp16, "int32": types.int32, "bool": types.bool}
+
+
+def rand(*shape: int, seed: int = 0, low: float | None = None) -> Array:
+    rng = np.random.default_rng(seed + sum(shape))
+    if low is not None:
+        return (low + rng.random(shape)).astype(np.float32)
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def ints(*values: int) -> Array:
+    return np.array(values, np.int32)
+
+
+def package(
+    folder: Path,
+    build: Callable[..., Any],
+    inputs: dict[str, Any],
+    states: dict[str, Any] | None = None,
+    target: str = "ios18",
+) -> Path:
+    """A package of one function, made by coremltools' builder and our writer."""
+    specs = {name: mb.TensorSpec(np.shape(v), _BUILTIN[np.asarray(v).dtype.name])
+             for name, v in inputs.items()}  # fmt: skip
+    for name, shape in (states or {}).items():
+        specs[name] = mb.StateTensorSpec(shape, types.fp16)
+    with Function(specs, opset_version=TARGETS[target]) as function:
+        found = build(**function.inputs)
+        outputs = list(found) if isinstance(found, (tuple, list)) else [found]
+        function.set_outputs([mb.identity(x=v, name=f"out{i}") for i, v in enumerate(outputs)])
+    program = Program()
+    program.add_function("main", function)
+    out = folder / "op.mlpackage"
+    shutil.rmtree(out, ignore_errors=True)
+    write_package(out, program, VERSIONS[target], {}, {}, "", None)
+    return out
+
+
+def run(
+    folder: Path, build: Callable[..., Any], arrays: Sequence[Array], target: str
+) -> list[Array]:
+    names = [f"i{n}" for n in range(len(arrays))]
+    flags = {n for n, a in zip(names, arrays, strict=True) if a.dtype == bool}
+    inputs = {n: a.astype(np.int32) if n in flags else a.copy()
+              for n, a in zip(names, arrays, strict=True)}  # fmt: skip
+
+    def body(**v: Any) -> list[Any]:
+        # flags go in and out as integers: Core ML has no arrays of them
+        given = [mb.cast(x=v[n], dtype="bool") if n in flags else v[n] for n in names]
+        found = build(*given)
+        found = list(found) if isinstance(found, (tuple, list)) else [found]
+        return [mb.cast(x=f, dtype="int32") if f.dtype == types.bool else f for f in found]
+
+    path = package(folder, body, inputs, target=target)
+    model = coreml_exec.open_model(path)
+    function = model._function(None)
+    found = model.machine.run(function, inputs)
+    return [found[name] for name in function.block.outputs]
+
+
+def inferred(build: Callable[..., Any], arrays: Sequence[Array], target: str) -> list[Array]:
+    """What coremltools' own NumPy says of constants."""
+    with Function({}, opset_version=TARGETS[target]):
+        found = build(*(mb.const(val=a.copy()) for a in arrays))  # some are changed in place
+        found = list(found) if isinstance(found, (tuple, list)) else [found]
+        for v in found:
+            assert v.val is not None, "coremltools infers no value"
+        return [np.asarray(v.val) for v in found]
+
+
+def T(x: Array) -> Any:  # noqa: N802
+    return torch.from_numpy(np.ascontiguousarray(x))
+
+
+def of_one(name: str, **parameters: Any) -> Callable[[Any], Any]:
+    return lambda x: getattr(mb, name)(x=x, **parameters)
+
+
+def of_two(name: str) -> Callable[[Any, Any], Any]:
+    return lambda x, y: getattr(mb, name)(x=x, y=y)
+
+
+def resampled(padding: str) -> Callable[[Any, Any], Any]:
+    return lambda x, c: mb.resample(
+        x=x, coordinates=c, sampling_mode="bilinear", padding_mode=padding,
+        padding_value=np.float32(0), coordinates_mode="normalized_minus_one_to_one",
+        align_corners=False,
+    )  # fmt: skip
+
+
+def sampled(mode: str) -> Callable[[Array, Array], Any]:
+    return lambda x, c: F.grid_sample(T(x), T(c), "bilinear", mode, align_corners=False)
+
+
+X = rand(2, 3, 4)
+IMG = rand(2, 4, 7, 6)
+BOX = ints(0, 2, 1)
+
+# name, builder over values, inputs, oracle over arrays (None: coremltools' own inference)
+CASES: list[tuple[str, Callable[..., Any], list[Array], Callable[..., Any] | None]] = [
+    *[(n, of_one(n), [rand(3, 5, low=0.1)], None)
+      for n in ("abs", "ceil", "cos", "exp", "exp2", "floor", "round", "sign", "sin", "sqrt",
+                "square", "tan", "tanh", "atan", "sinh", "cosh", "relu", "relu6",
+                "sigmoid", "softplus", "softsign", "erf")],
+    *[(n, of_one(n), [np.float32([-0.9, 0.0, 0.5])], None)
+      for n in ("asin", "acos", "atanh")],
+    *[(n, of_two(n), [rand(2, 3, low=1), rand(3, low=2)],
+       None)
+      for n in ("add", "sub", "mul", "real_div", "floor_div", "maximum", "minimum", "pow", "mod",
+                "greater", "greater_equal", "less", "less_equal", "equal", "not_equal")],
+    *[(n, of_two(n),
+       [np.array([True, False, True]), np.array([True, True, False])], None)
+      for n in ("logical_and", "logical_or", "logical_xor")],
+    ("logical_not", lambda x: mb.logical_not(x=x), [np.array([True, False])], None),
+    ("silu", lambda x: mb.silu(x=x), [X], lambda x: F.silu(T(x))),
+    ("gelu", lambda x: mb.gelu(x=x), [X], lambda x: F.gelu(T(x))),
+    ("gelu tanh", lambda x: mb.gelu(x=x, mode="TANH_APPROXIMATION"), [X],
+     lambda x: F.gelu(T(x), approximate="tanh")),
+    ("gelu sigmoid", lambda x: mb.gelu(x=x, mode="SIGMOID_APPROXIMATION"), [X], None),
+    ("elu", lambda x: mb.elu(x=x, alpha=0.7), [X], lambda x: F.elu(T(x), 0.7)),
+    ("leaky_relu", lambda x: mb.leaky_relu(x=x, alpha=0.1), [X], lambda x: F.leaky_relu(T(x), 0.1)),
+    ("prelu", lambda x: mb.prelu(x=x, alpha=np.float32([0.1, 0.2, 0.3])), [rand(2, 3, 4, 4)],
+     lambda x: F.prelu(T(x), torch.tensor([0.1, 0.2, 0.3]))),
+    ("clip", lambda x: mb.clip(x=x, alpha=-0.5, beta=0.5), [X], None),
+    ("clamped_relu", lambda x: mb.clamped_relu(x=x, alpha=0.3, beta=0.8), [X], None),
+    ("linear_activation", lambda x: mb.linear_activation(x=x, alpha=2.0, beta=1.0), [X], None),
+    ("scaled_tanh", lambda x: mb.scaled_tanh(x=x, alpha=2.0, beta=0.5), [X], None),
+    ("sigmoid_hard", lambda x: mb.sigmoid_hard(x=x, alpha=0.2, beta=0.5), [X], None),
+    ("softplus_parametric", lambda x: mb.softplus_parametric(
+        x=x, alpha=np.float32([1, 2, 3]), beta=np.float32([3, 2, 1])), [rand(1, 3, 2, 2)], None),
+    ("threshold", lambda x: mb.threshold(x=x, alpha=0.2), [X], None),
+    ("thresholded_relu", lambda x: mb.thresholded_relu(x=x, alpha=0.2), [X], None),
+    ("log", lambda x: mb.log(x=x, epsilon=1e-3), [rand(4, low=0.0)], None),
+    ("rsqrt", lambda x: mb.rsqrt(x=x, epsilon=1e-3), [rand(4, low=0.0)], None),
+    ("inverse", lambda x: mb.inverse(x=x, epsilon=1e-3), [rand(4, low=0.5)], None),
+    ("cast", lambda x: mb.cast(x=x, dtype="int32"), [X * 3], None),
+    ("select", lambda c, a, b: mb.select(cond=c, a=a, b=b), [X > 0, X, -X], None),
+    ("softmax", lambda x: mb.softmax(x=x, axis=1), [X], lambda x: F.softmax(T(x), 1)),
+    # reductions: coremltools' inference of means fails with new NumPy, torch's does not
+    *[(n, of_one(n, axes=[0, 2], keep_dims=True),
+       [rand(2, 3, 4, low=0.1)], f)
+      for n, f in {
+          "reduce_sum": lambda x: T(x).sum((0, 2), True),
+          "reduce_mean": lambda x: T(x).mean((0, 2), True),
+          "reduce_max": lambda x: T(x).amax((0, 2), True),
+          "reduce_min": lambda x: T(x).amin((0, 2), True),
+          "reduce_prod": lambda x: T(x).prod(0, True)[0].prod(1, True)[None],
+          "reduce_l1_norm": lambda x: T(x).abs().sum((0, 2), True),
+          "reduce_l2_norm": lambda x: T(x).norm(dim=(0, 2), keepdim=True),
+          "reduce_log_sum": lambda x: T(x).sum((0, 2), True).log(),
+          "reduce_log_sum_exp": lambda x: T(x).logsumexp((0, 2), True),
+          "reduce_sum_square": lambda x: (T(x) ** 2).sum((0, 2), True),
+      }.items()],
+    ("reduce_mean flat", lambda x: mb.reduce_mean(x=x, axes=[1]), [X], lambda x: T(x).mean(1)),
+    ("reduce_argmax", lambda x: mb.reduce_argmax(x=x, axis=1), [X], lambda x: T(x).argmax(1)),
+    ("reduce_argmin", lambda x: mb.reduce_argmin(x=x, axis=-1, keep_dims=True), [X],
+     lambda x: T(x).argmin(-1, True)),
+    # shapes
+    ("reshape", lambda x: mb.reshape(x=x, shape=[4, -1]), [X], None),
+    ("reshape keeps", lambda x: mb.reshape(x=x, shape=[0, -1]), [X], lambda x: x.reshape(2, -1)),
+    ("transpose", lambda x: mb.transpose(x=x, perm=[2, 0, 1]), [X], None),
+    ("expand_dims", lambda x: mb.expand_dims(x=x, axes=[0, 2]), [X], None),
+    ("squeeze", lambda x: mb.squeeze(x=x, axes=[1]), [rand(3, 1, 2)], None),
+    ("flatten2d", lambda x: mb.flatten2d(x=x, axis=2), [X], None),
+    ("concat", lambda x, y: mb.concat(values=[x, y], axis=1), [X, -X], None),
+    ("concat one", lambda x: mb.concat(values=[x], axis=0), [X], None),
+    ("concat interleave", lambda x, y: mb.concat(values=[x, y], axis=0, interleave=True),
+     [rand(2, 3), rand(2, 3, seed=1)], lambda x, y: np.stack([x[0], y[0], x[1], y[1]])),
+    ("stack", lambda x, y: mb.stack(values=[x, y], axis=1), [X, -X], None),
+    ("split", lambda x: mb.split(x=x, num_splits=2, axis=2), [X], None),
+    ("split sizes", lambda x: mb.split(x=x, split_sizes=[1, 3], axis=-1), [X], None),
+    ("tile", lambda x: mb.tile(x=x, reps=[1, 2, 3]), [X], None),
+    ("pad", lambda x: mb.pad(x=x, pad=[1, 2, 0, 3], constant_val=0.5), [X], None),
+    ("pad reflect", lambda x: mb.pad(x=x, pad=[1, 2], mode="reflect"), [X], None),
+    ("pad replicate", lambda x: mb.pad(x=x, pad=[1, 2], mode="replicate"), [X], None),
+    ("slice_by_index", lambda x: mb.slice_by_index(
+        x=x, begin=[0, 1, 3], end=[2, 3, 0], stride=[1, 1, -2]), [X], None),
+    ("slice masks", lambda x: mb.slice_by_index(
+        x=x, begin=[1, 1, 0], end=[2, 0, 2], begin_mask=[False, False, True],
+        end_mask=[False, True, False], squeeze_mask=[True, False, False]), [X], None),
+    ("slice_by_size", lambda x: mb.slice_by_size(x=x, begin=ints(0, 1, 1), size=ints(2, 1, -1)),
+     [X], None),
+    ("slice_update", lambda x, u: mb.slice_update(x=x, update=u, begin=[0, 1, 0], end=[2, 2, 4]),
+     [X, rand(2, 1, 4)], lambda x, u: np.concatenate([x[:, :1], u, x[:, 2:]], 1)),
+    ("reverse", lambda x: mb.reverse(x=x, axes=[0, 2]), [X], None),
+    ("reverse_sequence", lambda x: mb.reverse_sequence(
+        x=x, lengths=ints(1, 3), seq_axis=1, batch_axis=0), [X],
+     lambda x: np.stack([x[0], x[1][::-1]])),
+    ("sliding_windows", lambda x: mb.sliding_windows(x=x, axis=1, size=2, stride=1), [X],
+     lambda x: T(x).unfold(1, 2, 1).movedim(-1, 2)),
+    ("depth_to_space", lambda x: mb.depth_to_space(x=x, block_size=2), [rand(1, 8, 2, 3)],
+     lambda x: _depth_to_space(x, 2)),
+    ("space_to_depth", lambda x: mb.space_to_depth(x=x, block_size=2), [rand(1, 2, 4, 6)],
+     lambda x: _space_to_depth(x, 2)),
+    ("pixel_shuffle", lambda x: mb.pixel_shuffle(x=x, upscale_factor=2), [rand(2, 8, 2, 3)],
+     lambda x: F.pixel_shuffle(T(x), 2)),
+    ("pixel_unshuffle", lambda x: mb.pixel_unshuffle(x=x, downscale_factor=np.uint32(2)),
+     [rand(2, 2, 4, 6)], lambda x: F.pixel_unshuffle(T(x), 2)),
+    ("space_to_batch", lambda x: mb.space_to_batch(
+        x=x, block_shape=[2, 3], paddings=[[0, 1], [1, 2]]), [rand(2, 2, 3, 6)],
+     lambda x: _space_to_batch(x)),
+    ("batch_to_space", lambda x: mb.batch_to_space(
+        x=x, block_shape=[2, 3], crops=[[0, 1], [1, 2]]), [_b2s := rand(12, 2, 2, 3)],
+     lambda x: _batch_to_space(x)),
+    ("shape", lambda x: mb.shape(x=x), [X], None),
+    # gather and scatter
+    ("gather", lambda x: mb.gather(x=x, indices=BOX, axis=1), [X], None),
+    ("gather batched", lambda x: mb.gather(
+        x=x, indices=np.array([[2, 0], [1, 1]], np.int32), axis=1, batch_dims=1), [X], None),
+    ("gather_along_axis", lambda x: mb.gather_along_axis(
+        x=x, indices=np.array([[1, 0, 0], [0, 1, 1]], np.int32), axis=0), [rand(2, 3)], None),
+    ("gather_nd", lambda x: mb.gather_nd(x=x, indices=np.array([[1, 2], [0, 0]], np.int32)), [X],
+     lambda x: x[[1, 0], [2, 0]]),
+    ("gather_nd batched", lambda x: mb.gather_nd(
+        x=x, indices=np.array([[[2]], [[0]]], np.int32), batch_dims=1), [X],
+     lambda x: np.stack([x[0, [2]], x[1, [0]]])),
+    ("scatter", lambda x, u: mb.scatter(data=x, indices=ints(2, 0), updates=u, axis=0, mode="add"),
+     [rand(3, 4), rand(2, 4)],
+     lambda x, u: T(x).index_add(0, torch.tensor([2, 0]), T(u))),
+    ("scatter axis 1", lambda x, u: mb.scatter(
+        data=x, indices=ints(2, 0), updates=u, axis=1, mode="update"), [rand(3, 4), rand(3, 2)],
+     lambda x, u: T(x).index_copy(1, torch.tensor([2, 0]), T(u))),
+    ("scatter_along_axis", lambda x, u: mb.scatter_along_axis(
+        data=x, indices=np.array([[2, 0, 1, 1]], np.int32), updates=u, axis=0, mode="add"),
+     [rand(3, 4), rand(1, 4)],
+     lambda x, u: T(x).scatter_add(0, torch.tensor([[2, 0, 1, 1]]), T(u))),
+    ("scatter_nd", lambda x, u: mb.scatter_nd(
+        data=x, indices=np.array([[0, 1], [2, 2]], np.int32), updates=u, mode="max"),
+     [rand(3, 4), rand(2, low=2.0)],
+     lambda x, u: T(x).index_put((torch.tensor([0, 2]), torch.tensor([1, 2])), T(u))),
+    # made, counted, ordered
+    ("band_part", lambda x: mb.band_part(x=x, lower=1, upper=0), [rand(4, 5)], None),
+    ("cumsum", lambda x: mb.cumsum(x=x, axis=1), [X], None),
+    ("cumsum odd", lambda x: mb.cumsum(x=x, axis=1, exclusive=True, reverse=True), [X],
+     lambda x: T(x).flip(1).cumsum(1).flip(1) - T(x)),
+    ("fill", lambda x: mb.add(x=x, y=mb.fill(shape=[2, 3, 4], value=2.0)), [X], lambda x: x + 2),
+    ("fill_like", lambda x: mb.fill_like(ref_tensor=x, value=2.0), [X], lambda x: 0 * x + 2),
+    ("non_zero", lambda x: mb.non_zero(x=x), [np.float32([[0, 1], [2, 0]])], None),
+    ("one_hot", lambda x: mb.one_hot(indices=x, one_hot_vector_size=4, axis=0), [ints(1, 3)],
+     lambda x: F.one_hot(T(x).long(), 4).T),
+    ("range_1d", lambda x: mb.range_1d(
+        start=np.int32(1), end=mb.squeeze(x=x, axes=[0]), step=np.int32(2)), [ints(8)],
+     lambda x: np.arange(1, 8, 2)),
+    ("topk", lambda x: mb.topk(x=x, k=2, axis=1), [X], lambda x: tuple(T(x).topk(2, 1))),
+    ("topk ascending", lambda x: mb.topk(x=x, k=2, axis=-1, ascending=True), [X],
+     lambda x: tuple(T(x).topk(2, -1, largest=False))),
+    ("argsort", lambda x: mb.argsort(x=x, axis=1), [X], None),
+    # products
+    ("matmul", lambda x, y: mb.matmul(x=x, y=y, transpose_y=True), [X, rand(5, 4)], None),
+    ("matmul both", lambda x, y: mb.matmul(x=x, y=y, transpose_x=True, transpose_y=True),
+     [rand(2, 4, 3), rand(2, 5, 4)], None),
+    ("linear", lambda x: mb.linear(x=x, weight=rand(5, 4), bias=rand(5)), [X], None),
+    ("einsum", lambda x, y: mb.einsum(values=(x, y), equation="nchw,nwhr->nchr"),
+     [rand(2, 3, 4, 5), rand(2, 5, 4, 3)], lambda x, y: np.einsum("nchw,nwhr->nchr", x, y)),
+    ("attention", lambda q, k, v, m: mb.scaled_dot_product_attention(
+        query=q, key=k, value=v, attn_mask=m),
+     [rand(1, 2, 3, 4), rand(1, 2, 5, 4), rand(1, 2, 5, 6), rand(3, 5)],
+     lambda q, k, v, m: F.scaled_dot_product_attention(T(q), T(k), T(v), T(m))),
+    # windows
+    ("conv", lambda x: mb.conv(x=x, weight=rand(6, 4, 3, 3), bias=rand(6), strides=[2, 1],
+                               pad_type="custom", pad=[1, 1, 0, 0], dilations=[1, 2]), [IMG],
+     lambda x: F.conv2d(T(x), T(rand(6, 4, 3, 3)), T(rand(6)), (2, 1), (1, 0), (1, 2))),
+    ("conv groups", lambda x: mb.conv(x=x, weight=rand(8, 2, 3, 2), groups=2), [IMG],
+     lambda x: F.conv2d(T(x), T(rand(8, 2, 3, 2)), groups=2)),
+    ("conv same", lambda x: mb.conv(x=x, weight=rand(5, 4, 3, 3), pad_type="same"), [IMG],
+     lambda x: F.conv2d(T(x), T(rand(5, 4, 3, 3)), padding="same")),
+    ("conv same even", lambda x: mb.conv(x=x, weight=rand(5, 4, 2, 2), pad_type="same"), [IMG],
+     lambda x: F.conv2d(F.pad(T(x), (0, 1, 0, 1)), T(rand(5, 4, 2, 2)))),
+    ("conv same_lower", lambda x: mb.conv(x=x, weight=rand(5, 4, 2, 2), pad_type="same_lower"),
+     [IMG], lambda x: F.conv2d(F.pad(T(x), (1, 0, 1, 0)), T(rand(5, 4, 2, 2)))),
+    ("conv1d", lambda x: mb.conv(x=x, weight=rand(5, 3, 2)), [rand(2, 3, 7)],
+     lambda x: F.conv1d(T(x), T(rand(5, 3, 2)))),
+    ("conv3d", lambda x: mb.conv(x=x, weight=rand(5, 3, 2, 2, 2)), [rand(1, 3, 4, 5, 4)],
+     lambda x: F.conv3d(T(x), T(rand(5, 3, 2, 2, 2)))),
+    ("conv_transpose", lambda x: mb.conv_transpose(
+        x=x, weight=rand(4, 3, 3, 2), bias=rand(6), strides=[2, 3], groups=2, pad_type="custom",
+        pad=[1, 1, 0, 0], dilations=[1, 2]), [IMG],
+     lambda x: F.conv_transpose2d(T(x), T(rand(4, 3, 3, 2)), T(rand(6)), (2, 3), (1, 0), 0, 2,
+                                  (1, 2))),
+    ("conv_transpose valid", lambda x: mb.conv_transpose(x=x, weight=rand(4, 3, 3, 3),
+                                                         strides=[2, 2]), [IMG],
+     lambda x: F.conv_transpose2d(T(x), T(rand(4, 3, 3, 3)), stride=2)),
+    ("max_pool", lambda x: mb.max_pool(x=x, kernel_sizes=[3, 2], strides=[2, 2], pad_type="custom",
+                                       pad=[1, 1, 0, 0]), [IMG],
+     lambda x: F.max_pool2d(T(x), (3, 2), 2, (1, 0))),
+    ("max_pool ceil", lambda x: mb.max_pool(x=x, kernel_sizes=[3, 3], strides=[2, 2],
+                                            pad_type="valid", ceil_mode=True), [IMG],
+     lambda x: F.max_pool2d(T(x), 3, 2, ceil_mode=True)),
+    ("avg_pool", lambda x: mb.avg_pool(x=x, kernel_sizes=[3, 3], strides=[2, 2], pad_type="custom",
+                                       pad=[1, 1, 1, 1]), [IMG],
+     lambda x: F.avg_pool2d(T(x), 3, 2, 1)),
+    ("avg_pool ceil", lambda x: mb.avg_pool(
+        x=x, kernel_sizes=[2, 2], strides=[2, 2], pad_type="custom", pad=[1, 1, 1, 1],
+        ceil_mode=True), [rand(1, 2, 5, 5)], lambda x: F.avg_pool2d(T(x), 2, 2, 1, ceil_mode=True)),
+    ("avg_pool inside", lambda x: mb.avg_pool(
+        x=x, kernel_sizes=[3, 3], pad_type="custom", pad=[1, 1, 1, 1],
+        exclude_padding_from_average=True), [IMG],
+     lambda x: F.avg_pool2d(T(x), 3, 1, 1, count_include_pad=False)),
+    ("l2_pool", lambda x: mb.l2_pool(x=x, kernel_sizes=[2, 2], strides=[2, 2], pad_type="valid"),
+     [IMG], lambda x: F.lp_pool2d(T(x), 2, 2)),
+    # norms
+    ("batch_norm", lambda x: mb.batch_norm(
+        x=x, mean=rand(4), variance=rand(4, low=0.5), gamma=rand(4, seed=1), beta=rand(4, seed=2)),
+     [IMG], lambda x: F.batch_norm(T(x), T(rand(4)), T(rand(4, low=0.5)), T(rand(4, seed=1)),
+                                   T(rand(4, seed=2)))),
+    ("instance_norm", lambda x: mb.instance_norm(x=x, gamma=rand(4), beta=rand(4, seed=1)), [IMG],
+     lambda x: F.instance_norm(T(x), weight=T(rand(4)), bias=T(rand(4, seed=1)))),
+    ("layer_norm", lambda x: mb.layer_norm(x=x, axes=[1, 2], gamma=rand(3, 4), beta=rand(3, 4)),
+     [X], lambda x: F.layer_norm(T(x), (3, 4), T(rand(3, 4)), T(rand(3, 4)))),
+    ("l2_norm", lambda x: mb.l2_norm(x=x), [IMG], None),
+    ("local_response_norm", lambda x: mb.local_response_norm(x=x, size=3, alpha=0.1, beta=0.6,
+                                                             k=1.5), [IMG],
+     lambda x: F.local_response_norm(T(x), 3, 0.1, 0.6, 1.5)),
+    # images
+    ("resize_bilinear", lambda x: mb.resize_bilinear(
+        x=x, target_size_height=5, target_size_width=9, sampling_mode="UNALIGN_CORNERS"), [IMG],
+     lambda x: F.interpolate(T(x), (5, 9), mode="bilinear")),
+    ("resize_bilinear aligned", lambda x: mb.resize_bilinear(
+        x=x, target_size_height=5, target_size_width=9, sampling_mode="STRICT_ALIGN_CORNERS"),
+     [IMG], lambda x: F.interpolate(T(x), (5, 9), mode="bilinear", align_corners=True)),
+    ("resize_nearest", lambda x: mb.resize_nearest_neighbor(
+        x=x, target_size_height=14, target_size_width=9), [IMG],
+     lambda x: F.interpolate(T(x), (14, 9), mode="nearest")),
+    ("upsample_bilinear", lambda x: mb.upsample_bilinear(
+        x=x, scale_factor_height=2, scale_factor_width=3, align_corners=False), [IMG],
+     lambda x: F.interpolate(T(x), scale_factor=(2, 3), mode="bilinear")),
+    ("upsample_nearest", lambda x: mb.upsample_nearest_neighbor(
+        x=x, scale_factor_height=2, scale_factor_width=2), [IMG],
+     lambda x: F.interpolate(T(x), scale_factor=2)),
+    ("resize", lambda x: mb.resize(
+        x=x, shape=ints(3, 0), resized_dims=np.uint32(2), sampling_mode="UNALIGN_CORNERS"), [IMG],
+     lambda x: F.interpolate(T(x), (3, 6), mode="bilinear")),
+    ("crop", lambda x: mb.crop(x=x, crop_height=[1, 2], crop_width=[0, 1]), [IMG],
+     lambda x: x[:, :, 1:5, :5]),
+    *[(f"resample {pad}", resampled(pad), [IMG, rand(2, 3, 5, 2)], sampled(mode))
+      for pad, mode in (("constant", "zeros"), ("border", "border"), ("symmetric", "reflection"))],
+    ("affine", lambda x, m: mb.affine(
+        x=x, transform_matrix=m, output_height=4, output_width=5, sampling_mode="bilinear",
+        padding_mode="constant", padding_value=np.float32(0),
+        coordinates_mode="normalized_minus_one_to_one", align_corners=True),
+     [IMG, rand(2, 6)],
+     lambda x, m: F.grid_sample(T(x), F.affine_grid(T(m.reshape(2, 2, 3)), (2, 4, 4, 5), True),
+                                align_corners=True)),
+    ("quantize", lambda x: mb.quantize(
+        input=x, zero_point=np.int8(3), scale=np.float32(0.05), output_dtype="int8"), [X], None),
+    ("quantize channels", lambda x: mb.dequantize(
+        input=mb.quantize(input=x, zero_point=np.uint8([100, 120, 130]),
+                          scale=np.float32([0.05, 0.02, 0.1]), output_dtype="uint8", axis=1),
+        zero_point=np.uint8([100, 120, 130]), scale=np.float32([0.05, 0.02, 0.1]), axis=1), [X],
+     lambda x: _fake_quantized(x)),
+]  # fmt: skip
+
+
+def _depth_to_space(x: Array, b: int) -> Array:
+    n, c, h, w = x.shape
+    out = np.zeros((n, c // (b * b), h * b, w * b), x.dtype)
+    for i in range(b):
+        for j in range(b):
+            at = (i * b + j) * (c // (b * b))
+            out[:, :, i::b, j::b] = x[:, at : at + c // (b * b)]
+    return out
+
+
+def _space_to_depth(x: Array, b: int) -> Array:
+    return np.concatenate([x[:, :, i::b, j::b] for i in range(b) for j in range(b)], axis=1)
+
+
+def _space_to_batch(x: Array) -> Array:
+    padded = np.pad(x, [(0, 0), (0, 0), (0, 1), (1, 2)])
+    return np.concatenate([padded[:, :, i::2, j::3] for i in range(2) for j in range(3)])
+
+
+def _batch_to_space(x: Array) -> Array:
+    out = np.zeros((2, 2, 4, 9), x.dtype)
+    for at, (i, j) in enumerate((i, j) for i in range(2) for j in range(3)):
+        out[:, :, i::2, j::3] = x[2 * at : 2 * at + 2]
+    return out[:, :, :3, 1:7]
+
+
+def _fake_quantized(x: Array) -> Any:
+    return torch.fake_quantize_per_channel_affine(
+        T(x), torch.tensor([0.05, 0.02, 0.1]), torch.tensor([100, 120, 130], dtype=torch.int32),
+        1, 0, 255,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "build", "arrays", "oracle"), CASES, ids=[c[0] for c in CASES])
+def test_an_operator(
+    name: str,
+    build: Callable[..., Any],
+    arrays: list[Array],
+    oracle: Callable[..., Any] | None,
+    tmp_path: Path,
+) -> None:
+    found = run(tmp_path, build, arrays, "ios18")
+    if oracle is None:
+        right = inferred(build, arrays, "ios18")
+    else:
+        given = oracle(*arrays)
+        right = [np.asarray(v) for v in (given if isinstance(given, tuple) else (given,))]
+    assert len(found) == len(right)
+    for a, b in zip(found, right, strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a.astype(np.float64), b.astype(np.float64), rtol=2e-5, atol=2e-5)
+
+
+# --- constants --------------------------------------------------------------------------------
+
+
+def kind(name: str) -> Any:
+    return types.nptype_from_builtin(getattr(types, name))
+
+
+def codes(bits: int, *shape: int, signed: bool = False) -> Array:
+    values = np.random.default_rng(bits).integers(0, 1 << bits, shape)
+    if signed:
+        values = values - (1 << (bits - 1))
+    return values.astype(np.int8 if signed else np.uint8).astype(
+        kind(f"{'int' if signed else 'uint'}{bits}")
+    )
+
+
+def half(*shape: int) -> Array:
+    return rand(*shape, low=0.5).astype(np.float16)
+
+
+def looked_up(bits: int) -> Callable[[], Any]:
+    return lambda: mb.constexpr_lut_to_dense(
+        indices=codes(bits, 6, 7), lut=half(1, 1, 1 << bits, 1)
+    )
+
+
+def looked_up16(bits: int) -> Callable[[], Any]:
+    return lambda: mb.constexpr_lut_to_dense(
+        indices=_bits(codes(bits, 5, 7), bits), lut=half(1 << bits), shape=np.uint32([5, 7])
+    )
+
+
+MASK = (np.random.default_rng(0).random((4, 6)) < 0.6).astype(np.uint8)
+ONES = int(MASK.sum())
+
+CONSTANTS: list[tuple[str, str, Callable[[], Any]]] = [
+    ("int4 blocks", "ios18", lambda: mb.constexpr_blockwise_shift_scale(
+        data=codes(4, 6, 8, signed=True), scale=half(6, 2))),
+    ("int4 blocks of rows, odd", "ios18", lambda: mb.constexpr_blockwise_shift_scale(
+        data=codes(4, 6, 5, signed=True), scale=half(3, 1))),
+    ("uint4 offsets", "ios18", lambda: mb.constexpr_blockwise_shift_scale(
+        data=codes(4, 6, 8), scale=half(6, 4), offset=codes(4, 6, 4))),
+    ("int8 of a convolution", "ios18", lambda: mb.constexpr_blockwise_shift_scale(
+        data=codes(8, 4, 6, 3, 3, signed=True), scale=half(4, 2, 1, 1))),
+    *[(f"lut of {bits} bits", "ios18", looked_up(bits))
+      for bits in (1, 2, 3, 4, 6)],
+    ("lut by groups", "ios18", lambda: mb.constexpr_lut_to_dense(
+        indices=codes(2, 6, 4), lut=half(3, 2, 4, 1))),
+    ("lut of vectors across rows", "ios18", lambda: mb.constexpr_lut_to_dense(
+        indices=codes(2, 3, 4), lut=half(1, 1, 4, 2), vector_axis=np.int32(0))),
+    ("lut of vectors along rows", "ios18", lambda: mb.constexpr_lut_to_dense(
+        indices=codes(2, 3, 4), lut=half(3, 1, 4, 3), vector_axis=np.int32(1))),
+    ("lut, then scales", "ios18", lambda: mb.constexpr_blockwise_shift_scale(
+        data=mb.constexpr_lut_to_dense(indices=codes(4, 6, 8), lut=half(1, 1, 16, 1)),
+        scale=half(6, 2))),
+    ("sparse", "ios18", lambda: mb.constexpr_sparse_to_dense(
+        nonzero_data=half(ONES), mask=MASK.astype(kind("uint1")))),
+    ("sparse of a lut", "ios18", lambda: _sparse_of(mb.constexpr_lut_to_sparse(
+        indices_mask=MASK.astype(kind("uint1")), indices_nonzero_data=codes(2, ONES),
+        lut=half(1, 1, 4, 1)))),
+    ("sparse of scales", "ios18", lambda: _sparse_of(mb.constexpr_sparse_blockwise_shift_scale(
+        data_mask=MASK.astype(kind("uint1")), nonzero_data=codes(8, ONES, signed=True),
+        scale=half(4, 1)))),
+    ("affine of rows", "ios16", lambda: mb.constexpr_affine_dequantize(
+        quantized_data=codes(8, 6, 8, signed=True).astype(np.int8), zero_point=np.int8(3),
+        scale=half(6), axis=0)),
+    ("affine of columns", "ios16", lambda: mb.constexpr_affine_dequantize(
+        quantized_data=codes(8, 6, 8).astype(np.uint8),
+        zero_point=np.arange(8).astype(np.uint8), scale=half(8), axis=-1)),
+    *[(f"iOS 16 lut of {bits} bits", "ios16", looked_up16(bits))
+      for bits in (1, 2, 4, 6)],
+    ("iOS 16 sparse", "ios16", lambda: mb.constexpr_sparse_to_dense(
+        nonzero_data=half(ONES), mask=_bits(MASK, 1), shape=np.uint32([4, 6]))),
+]  # fmt: skip
+
+
+def _sparse_of(parts: Any) -> Any:
+    mask, values = parts
+    return mb.constexpr_sparse_to_dense(nonzero_data=values, mask=mask)
+
+
+def _bits(values: Array, bits: int) -> Array:
+    planes = (values.reshape(-1, 1).astype(np.uint8) >> np.arange(bits)) & 1
+    return np.packbits(planes.reshape(-1).astype(np.uint8), bitorder="little")
+
+
+@pytest.mark.parametrize(("name", "target", "build"), CONSTANTS, ids=[c[0] for c in CONSTANTS])
+def test_a_compressed_constant(
+    name: str, target: str, build: Callable[[], Any], tmp_path: Path
+) -> None:
+    right = []
+
+    def body(x: Any) -> Any:
+        constant = build()
+        right.append(np.asarray(constant.op.materialized_val_inference()).astype(np.float32))
+        y = mb.cast(x=constant, dtype="fp32")
+        return [y, mb.add(x=x, y=y)]
+
+    size = {"int8 of a convolution": (4, 6, 3, 3)}.get(name)
+    with Function({}, opset_version=TARGETS[target]):
+        shape = size or build().shape
+    path = package(tmp_path, body, {"x": np.zeros(shape, np.float32)}, target=target)
+    found = coreml_exec.execute(path, {"x": np.zeros(shape, np.float32)})
+    # coremltools multiplies in float16
+    np.testing.assert_allclose(found["out0"], right[0], rtol=2e-3, atol=1e-6)
+    np.testing.assert_array_equal(found["out0"], found["out1"])
+    machine = coreml_exec.machine.Machine("float16")
+    rounded = machine.run(coreml_exec.open_model(path).programs["main"], {"x": np.zeros(shape)})
+    np.testing.assert_array_equal(rounded["out0"], found["out0"].astype(np.float16))
+
+
+def test_a_table_that_is_itself_quantized(tmp_path: Path) -> None:
+    indices, levels, scale = codes(4, 6, 8), codes(8, 1, 1, 16, 1, signed=True), half(1, 1, 1, 1)
+
+    def body(x: Any) -> Any:
+        lut = mb.constexpr_blockwise_shift_scale(data=levels, scale=scale)
+        dense = mb.constexpr_lut_to_dense(indices=indices, lut=lut)
+        return mb.add(x=x, y=mb.cast(x=dense, dtype="fp32"))
+
+    zeros = np.zeros((6, 8), np.float32)
+    found = coreml_exec.execute(package(tmp_path, body, {"x": zeros}), {"x": zeros})["out0"]
+    table = levels.astype(np.float32).reshape(-1) * np.float32(scale.item())
+    np.testing.assert_array_equal(found, table[indices.astype(int)])
+
+
+def test_a_product_with_a_packed_matrix_is_the_same_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, scale = codes(4, 30, 64, signed=True), half(30, 2)
+
+    def body(x: Any) -> Any:
+        return mb.linear(
+            x=x,
+            weight=mb.constexpr_blockwise_shift_scale(data=data, scale=scale.astype(np.float32)),
+        )
+
+    x = rand(3, 64)
+    path = package(tmp_path, body, {"x": x})
+    function = coreml_exec.open_model(path).programs["main"]
+    monkeypatch.setattr("edgeq.converters.coreml_exec.ops_nn._BLOCK", 7 * 64)
+    packed = coreml_exec.machine.Machine(keep_bytes=0).run(function, {"x": x})["out0"]
+    kept = coreml_exec.machine.Machine().run(function, {"x": x})["out0"]
+    dense = data.astype(np.float32) * np.repeat(scale.astype(np.float32), 32, axis=1)
+    np.testing.assert_allclose(kept, x @ dense.T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(packed, kept, rtol=1e-6, atol=1e-6)
+
+
+# --- weight.bin -------------------------------------------------------------------------------
+
+
+def _numbers(entry: Any, count: int) -> Array:
+    if entry.dtype in (np.float16, np.float32):
+        return rand(count).astype(entry.dtype)
+    low = -(1 << (entry.bits - 1)) if np.iinfo(entry.dtype).min else 0
+    span = 1 << entry.bits
+    values = low + np.arange(count, dtype=np.int64) * 7 % span
+    return values.astype(entry.dtype)
+
+
+@pytest.mark.parametrize("count", [1, 7, 64, 129])
+def test_coremltools_reads_our_weight_file_and_we_its(count: int, tmp_path: Path) -> None:
+    from coremltools.libmilstoragepython import _BlobStorageReader, _BlobStorageWriter
+
+    ours, theirs = tmp_path / "ours.bin", tmp_path / "theirs.bin"
+    writer, other = Writer(ours), _BlobStorageWriter(str(theirs))
+    names = {"fp16": "fp16", "fp32": "float"}
+    places = {}
+    for name, entry in KINDS.items():
+        values = _numbers(entry, count)
+        at = writer.begin(name, count)
+        step = 8 if entry.bits < 8 else 3
+        for first in range(0, count, step):
+            writer.write(values[first : first + step])
+        given = values.view(np.uint16) if name == "fp16" else values
+        places[name] = at, getattr(other, f"write_{names.get(name, name)}_data")(given), values
+    writer.close()
+    del other
+    assert ours.read_bytes() == theirs.read_bytes()
+    back, mine = _BlobStorageReader(str(ours)), Reader(ours)
+    for name, (at, there, values) in places.items():
+        assert at == there
+        found = getattr(back, f"read_{names.get(name, name)}_data")(at)
+        np.testing.assert_array_equal(np.asarray(found).view(values.dtype), values)
+        blob = mine.blob(at, name, count)
+        np.testing.assert_array_equal(blob.read(), values)
+        np.testing.assert_array_equal(blob.read(count // 3, count - 1), values[count // 3 : -1])
+    assert [b[1] for b in mine.blobs()] == list(KINDS)
+
+
+def test_a_damaged_weight_file_is_told_of(tmp_path: Path) -> None:
+    path = tmp_path / "weight.bin"
+    writer = Writer(path)
+    at = writer.begin("int8", 100)
+    with pytest.raises(ValueError, match="more numbers"):
+        writer.write(np.zeros(101, np.int8))
+    writer.write(np.zeros(100, np.int8))
+    writer.close()
+    with pytest.raises(FormatError, match="holds int8, the program says fp16"):
+        Reader(path).blob(at, "fp16", 100)
+    with pytest.raises(FormatError, match="100 bytes, 101 numbers"):
+        Reader(path).blob(at, "int8", 101)
+    with pytest.raises(FormatError, match="no blob at 96"):
+        Reader(path).blob(96, "int8", 100)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(FormatError, match="cut short"):
+        Reader(path).blob(at, "int8", 100)
+    path.write_bytes(bytes(64))
+    with pytest.raises(FormatError, match="version 0"):
+        Reader(path)
+    path.write_bytes(b"x")
+    with pytest.raises(FormatError, match="too short"):
+        Reader(path)
+
+
+# --- recurrent --------------------------------------------------------------------------------
+
+
+def _reordered(weights: Any, order: Sequence[int]) -> Array:
+    parts = np.split(weights.detach().numpy(), len(order))
+    return np.concatenate([parts[i] for i in order])
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_lstm_is_torchs(both: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = torch.nn.LSTM(5, 4, bidirectional=both)
+    x, ways = rand(6, 2, 5), 2 if both else 1
+    h, c = rand(ways, 2, 4), rand(ways, 2, 4, seed=1)
+    right = net(T(x), (T(h), T(c)))
+    order = (0, 1, 3, 2)  # torch: input, forget, cell, output
+    given = {}
+    for tail, mine in (("l0", ""), ("l0_reverse", "_back"))[:ways]:
+        given["weight_ih" + mine] = _reordered(getattr(net, f"weight_ih_{tail}"), order)
+        given["weight_hh" + mine] = _reordered(getattr(net, f"weight_hh_{tail}"), order)
+        bias = getattr(net, f"bias_ih_{tail}") + getattr(net, f"bias_hh_{tail}")
+        given["bias" + mine] = _reordered(bias, order)
+    side = [np.concatenate(list(s), -1) for s in (h, c)]
+    found = run(
+        tmp_path,
+        lambda x, h, c: mb.lstm(
+            x=x, initial_h=h, initial_c=c, output_sequence=True,
+            direction="bidirectional" if both else "forward", **given,
+        ),
+        [x, *side],
+        "ios16",
+    )  # fmt: skip
+    np.testing.assert_allclose(found[0], right[0].detach(), atol=1e-5)
+    for mine, theirs in zip(found[1:], right[1], strict=True):
+        np.testing.assert_allclose(mine, np.concatenate(list(theirs.detach()), -1), atol=1e-5)
+
+
+def test_gru_is_torchs_and_rnn_backwards_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x, h = rand(6, 2, 5), rand(2, 4)
+    net = torch.nn.GRU(5, 4)
+    order = (0, 2, 1)  # torch: reset, update, new
+    found = run(
+        tmp_path,
+        lambda x, h: mb.gru(
+            x=x, initial_h=h, weight_ih=_reordered(net.weight_ih_l0, order),
+            weight_hh=_reordered(net.weight_hh_l0, order),
+            bias=_reordered(net.bias_hh_l0, order), input_bias=_reordered(net.bias_ih_l0, order),
+            reset_after=True, output_sequence=True,
+        ),
+        [x, h],
+        "ios18",
+    )  # fmt: skip
+    right = net(T(x), T(h[None]))
+    np.testing.assert_allclose(found[0], right[0].detach(), atol=1e-5)
+    np.testing.assert_allclose(found[1], right[1][0].detach(), atol=1e-5)
+    plain = torch.nn.RNN(5, 4)
+    found = run(
+        tmp_path,
+        lambda x, h: mb.rnn(
+            x=x, initial_h=h, weight_ih=plain.weight_ih_l0.detach().numpy(),
+            weight_hh=plain.weight_hh_l0.detach().numpy(), direction="reverse",
+            bias=(plain.bias_ih_l0 + plain.bias_hh_l0).detach().numpy(), output_sequence=True,
+        ),
+        [x, h],
+        "ios16",
+    )  # fmt: skip
+    right = plain(T(x[::-1]), T(h[None]))
+    np.testing.assert_allclose(found[0], right[0].detach().numpy()[::-1], atol=1e-5)
+
+
+# --- boxes ------------------------------------------------------------------------------------
+
+
+def test_overlapping_boxes_are_suppressed(tmp_path: Path) -> None:
+    boxes = np.float32([[[1, 1, 2, 2], [1.2, 1, 2, 2], [5, 5, 2, 2], [9, 9, 1, 1]]])
+    scores = np.float32([[[0.6], [0.9], [0.8], [0.1]]])
+    found = run(
+        tmp_path,
+        lambda b, s: mb.non_maximum_suppression(
+            boxes=b, scores=s, iou_threshold=0.5, score_threshold=0.2, max_boxes=3
+        ),
+        [boxes, scores],
+        "ios16",
+    )
+    np.testing.assert_array_equal(found[2], [[1, 2, -1]])
+    np.testing.assert_array_equal(found[3], [2])
+    np.testing.assert_array_equal(found[0][0, :2], boxes[0, [1, 2]])
+
+
+def test_crop_resize_samples_between_the_corners(tmp_path: Path) -> None:
+    roi = np.float32([1, 1, 5, 4]).reshape(1, 1, 4, 1, 1)
+    found = run(
+        tmp_path,
+        lambda x, r: mb.crop_resize(
+            x=x, roi=r, target_height=9, target_width=7, sampling_mode="STRICT_ALIGN_CORNERS"
+        ),
+        [IMG, roi],
+        "ios16",
+    )[0]
+    right = F.interpolate(T(IMG[:, :, 1:6, 1:5]), (9, 7), mode="bilinear", align_corners=True)
+    np.testing.assert_allclose(found[0], right, atol=1e-5)
+
+
+# --- flow, lists and states -------------------------------------------------------------------
+
+
+def test_branches_and_loops(tmp_path: Path) -> None:
+    def body(x: Any, n: Any) -> Any:
+        big = mb.greater(x=mb.reduce_sum(x=x), y=np.float32(0))
+        y = mb.cond(pred=big, _true_fn=lambda: mb.mul(x=x, y=2.0), _false_fn=lambda: mb.abs(x=x))
+        count = mb.squeeze(x=n, axes=[0])
+        z = mb.while_loop(
+            _cond=lambda i, v: mb.less(x=i, y=count),
+            _body=lambda i, v: (mb.add(x=i, y=1), mb.add(x=v, y=x)),
+            loop_vars=(mb.const(val=np.int32(0)), y),
+        )
+        return [y, z[1]]
+
+    for sign in (1.0, -1.0):
+        x = np.float32([1, 2, 3]) * np.float32(sign)
+        path = package(tmp_path, body, {"x": x, "n": ints(3)})
+        found = coreml_exec.execute(path, {"x": x, "n": ints(3)})
+        first = 2 * x if sign > 0 else np.abs(x)
+        np.testing.assert_array_equal(found["out0"], first)
+        np.testing.assert_array_equal(found["out1"], first + 3 * x)
+
+
+def test_lists(tmp_path: Path) -> None:
+    def body(x: Any) -> Any:
+        ls = mb.make_list(init_length=2, elem_shape=(3,))
+        ls = mb.list_write(ls=ls, index=0, value=x)
+        ls = mb.list_write(ls=ls, index=1, value=mb.mul(x=x, y=2.0))
+        ls = mb.list_scatter(
+            ls=ls, indices=ints(1), value=mb.expand_dims(x=mb.mul(x=x, y=3.0), axes=[0])
+        )
+        return [mb.list_gather(ls=ls, indices=ints(1, 0)), mb.list_read(ls=ls, index=1)]
+
+    x = rand(3)
+    found = run(tmp_path, body, [x], "ios16")
+    np.testing.assert_allclose(found[0], [3 * x, x], rtol=1e-6)
+    np.testing.assert_allclose(found[1], 3 * x, rtol=1e-6)
+
+
+def test_a_state_is_kept_between_predictions(tmp_path: Path) -> None:
+    def body(x: Any, total: Any) -> Any:
+        before = mb.read_state(input=total)
+        after = mb.coreml_update_state(state=total, value=mb.add(x=before, y=x))
+        return [before, mb.mul(x=after, y=np.float16(2))]
+
+    x = np.float16([1, 2, 3])
+    path = package(tmp_path, body, {"x": x}, {"total": (3,)})
+    model = coreml_exec.open_model(path)
+    state = model.new_state()
+    for n in range(3):
+        found = model.predict({"x": x}, state=state)
+        np.testing.assert_array_equal(found["out0"], n * x)
+        np.testing.assert_array_equal(found["out1"], 2 * (n + 1) * x)
+    np.testing.assert_array_equal(model.predict({"x": x})["out0"], 0 * x)  # a state of its own
+    assert model.describe().functions["main"].states == {"total": "state of fp16[3]"}
+
+
+def test_float16_arithmetic_rounds_after_every_operator(tmp_path: Path) -> None:
+    x, y = rand(64).astype(np.float16), rand(64, seed=1).astype(np.float16)
+    path = package(
+        tmp_path, lambda x, y: mb.add(x=mb.mul(x=x, y=y), y=mb.exp(x=x)), {"x": x, "y": y}
+    )
+    rounded = coreml_exec.execute(path, {"x": x, "y": y}, arithmetic="float16")["out0"]
+    product = (x.astype(np.float32) * y).astype(np.float16)
+    right = product + np.exp(x.astype(np.float32)).astype(np.float16)
+    assert rounded.dtype == np.float16
+    np.testing.assert_array_equal(rounded, right)
+    exact = coreml_exec.execute(path, {"x": x, "y": y})["out0"]
+    assert exact.dtype == np.float32
+    assert (exact != rounded).any()
+    with pytest.raises(UsageError, match="use 'float32' or 'float16'"):
+        coreml_exec.execute(path, {"x": x, "y": y}, arithmetic="bf16")  # type: ignore[arg-type]
+
+
+# --- other people's files ---------------------------------------------------------------------
+
+
+def quietly(call: Callable[[], Any]) -> Any:
+    """coremltools leaves temporary folders to the garbage collector, which warns of them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = call()
+        gc.collect()
+    return found
+
+
+def _cnn(x: Any) -> Any:
+    x = mb.conv(x=x, weight=rand(8, 1, 3, 3), bias=rand(8), pad_type="same")
+    x = mb.batch_norm(
+        x=x, mean=rand(8), variance=rand(8, low=0.5), gamma=rand(8, seed=1), beta=rand(8, seed=2)
+    )
+    x = mb.max_pool(x=mb.relu(x=x), kernel_sizes=[2, 2], strides=[2, 2], pad_type="valid")
+    x = mb.conv(x=x, weight=rand(16, 8, 3, 3), pad_type="valid")
+    x = mb.reduce_mean(x=x, axes=[2, 3], keep_dims=False)
+    return mb.softmax(x=mb.linear(x=x, weight=rand(64, 16), bias=rand(64)), axis=-1, name="out")
+
+
+def _torch_cnn(x: Array) -> Array:
+    y = F.conv2d(T(x), T(rand(8, 1, 3, 3)), T(rand(8)), padding=1)
+    scale = {"weight": T(rand(8, seed=1)), "bias": T(rand(8, seed=2))}
+    y = F.batch_norm(y, T(rand(8)), T(rand(8, low=0.5)), **scale)
+    y = F.max_pool2d(F.relu(y), 2)
+    y = F.conv2d(y, T(rand(16, 8, 3, 3))).mean((2, 3))
+    return np.asarray(F.softmax(F.linear(y, T(rand(64, 16)), T(rand(64))), -1))
+
+
+@pytest.fixture(scope="module")
+def cnn(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A classifier as coremltools converts it, default passes, float16."""
+
+    @mb.program(input_specs=[mb.TensorSpec((1, 1, 10, 12))], opset_version=ct.target.iOS18)
+    def program(x: Any) -> Any:
+        return _cnn(x)
+
+    labels = ct.ClassifierConfig([f"class {i}" for i in range(64)])
+    return quietly(
+        lambda: ct.convert(
+            program, minimum_deployment_target=ct.target.iOS18, skip_model_load=True,
+            classifier_config=labels,
+        )
+    )  # fmt: skip
+
+
+def test_a_classifier_that_coremltools_converted(cnn: Any, tmp_path: Path) -> None:
+    path = tmp_path / "cnn.mlpackage"
+    cnn.save(str(path))
+    x = rand(1, 1, 10, 12)
+    found = coreml_exec.execute(path, {"x": x})
+    right = _torch_cnn(x)
+    assert found["classLabel"] == f"class {int(right.argmax())}"
+    values = next(v for v in found.values() if isinstance(v, dict))
+    np.testing.assert_allclose(list(values.values()), right[0], atol=2e-3)
+    done = coreml.execute(path)
+    assert done.ops["conv"] == 2
+    assert done.inputs == {"x": (1, 1, 10, 12)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["palette", "int4", "int8", "pruned"])
+def test_what_coremltools_compressed_is_what_it_decompresses(
+    cnn: Any, how: str, tmp_path: Path
+) -> None:
+    import coremltools.optimize.coreml as cto
+
+    if how == "palette":
+        palette = cto.OpPalettizerConfig(
+            mode="uniform", nbits=4, granularity="per_grouped_channel", group_size=4,
+            weight_threshold=64,
+        )  # fmt: skip
+        config, method = cto.OptimizationConfig(palette), cto.palettize_weights
+    elif how == "pruned":
+        sparse = cto.OpMagnitudePrunerConfig(target_sparsity=0.5, weight_threshold=64)
+        config, method = cto.OptimizationConfig(sparse), cto.prune_weights
+    else:
+        grain = {"granularity": "per_block", "block_size": 8} if how == "int4" else {}
+        linear = cto.OpLinearQuantizerConfig(mode="linear", dtype=how, weight_threshold=64, **grain)
+        config, method = cto.OptimizationConfig(linear), cto.linear_quantize_weights
+    small = quietly(lambda: method(cnn, config))
+    small.save(str(tmp_path / "small.mlpackage"))
+    quietly(lambda: cto.decompress_weights(small)).save(str(tmp_path / "large.mlpackage"))
+    x = {"x": rand(1, 1, 10, 12)}
+    described = coreml_exec.describe(tmp_path / "small.mlpackage").functions["main"].ops
+    assert any(op.startswith("constexpr_") for op in described)
+    # in float16, as coremltools rounds what it decompresses
+    small_says, large_says = (
+        coreml_exec.execute(tmp_path / f"{name}.mlpackage", x, arithmetic="float16")
+        for name in ("small", "large")
+    )
+    assert small_says == large_says
+
+
+# --- the older format -------------------------------------------------------------------------
+
+
+def _network(
+    folder: Path,
+    inputs: dict[str, tuple[int, ...]],
+    add: Callable[[Any], None],
+    *,
+    exact: bool = False,
+    bits: int = 0,
+    table: str = "linear",
+) -> Path:
+    """A network of coremltools' own builder; its output is called "out"."""
+    from coremltools.models import datatypes
+    from coremltools.models.neural_network import NeuralNetworkBuilder, quantization_utils
+
+    builder = NeuralNetworkBuilder(
+        [(name, datatypes.Array(*shape)) for name, shape in inputs.items()], [("out", None)],
+        disable_rank5_shape_mapping=exact,
+    )  # fmt: skip
+    add(builder)
+    path = folder / "net.mlmodel"
+    spec = builder.spec
+    if bits:
+        model = quietly(lambda: ct.models.MLModel(spec, skip_model_load=True))
+        spec = quietly(lambda: quantization_utils.quantize_weights(model, bits, table)).get_spec()
+    path.write_bytes(spec.SerializeToString())
+    return path
+
+
+def activated(kind: str, parameters: Any) -> Callable[[Any], None]:
+    return lambda b: b.add_activation("l", kind, "x", "out", parameters)
+
+
+C, H, W = 4, 6, 8
+NET = rand(C, H, W)
+LEGACY: list[tuple[str, Callable[[Any], None], Callable[[Array], Any]]] = [
+    ("convolution", lambda b: b.add_convolution(
+        "l", C, 5, 3, 3, 2, 1, "valid", 1, rand(3, 3, C, 5), rand(5), True, input_name="x",
+        output_name="out", padding_top=1, padding_bottom=1, padding_left=0, padding_right=0),
+     lambda x: F.conv2d(T(x)[None], T(rand(3, 3, C, 5).transpose(3, 2, 0, 1)), T(rand(5)), (2, 1),
+                        (1, 0))[0]),
+    ("convolution same", lambda b: b.add_convolution(
+        "l", C // 2, 6, 3, 3, 1, 1, "same", 2, rand(3, 3, C // 2, 6), None, False, input_name="x",
+        output_name="out"),
+     lambda x: F.conv2d(T(x)[None], T(rand(3, 3, C // 2, 6).transpose(3, 2, 0, 1)), None, 1, 1, 1,
+                        2)[0]),
+    ("deconvolution", lambda b: b.add_convolution(
+        "l", C, 5, 2, 3, 2, 2, "valid", 1, rand(2, 3, C, 5), rand(5), True, is_deconv=True,
+        input_name="x", output_name="out"),
+     lambda x: F.conv_transpose2d(T(x)[None], T(rand(2, 3, C, 5).transpose(2, 3, 0, 1)),
+                                  T(rand(5)), 2)[0]),
+    ("max pooling", lambda b: b.add_pooling("l", 2, 3, 2, 2, "MAX", "VALID", "x", "out"),
+     lambda x: F.max_pool2d(T(x)[None], (2, 3), 2)[0]),
+    ("average pooling", lambda b: b.add_pooling(
+        "l", 3, 3, 1, 1, "AVERAGE", "SAME", "x", "out", exclude_pad_area=True),
+     lambda x: F.avg_pool2d(T(x)[None], 3, 1, 1, count_include_pad=False)[0]),
+    ("pooling, last pixel", lambda b: b.add_pooling(
+        "l", 3, 3, 2, 2, "MAX", "INCLUDE_LAST_PIXEL", "x", "out"),
+     lambda x: F.max_pool2d(T(x)[None], 3, 2, ceil_mode=True)[0]),
+    ("global pooling", lambda b: b.add_pooling(
+        "l", 1, 1, 1, 1, "AVERAGE", "VALID", "x", "out", is_global=True),
+     lambda x: x.mean((1, 2))),
+    ("flatten and product", lambda b: (
+        b.add_flatten("f", 0, "x", "flat"),
+        b.add_inner_product("l", rand(7, C * H * W), rand(7), C * H * W, 7, True, "flat", "out")),
+     lambda x: F.linear(T(x.reshape(-1)), T(rand(7, C * H * W)), T(rand(7)))),
+    ("flatten, channels last", lambda b: b.add_flatten("f", 1, "x", "out"),
+     lambda x: x.transpose(1, 2, 0).reshape(-1)),
+    ("batchnorm", lambda b: b.add_batchnorm(
+        "l", C, rand(C), rand(C, seed=1), rand(C, seed=2), rand(C, low=0.5), "x", "out"),
+     lambda x: F.batch_norm(T(x)[None], T(rand(C, seed=2)), T(rand(C, low=0.5)), T(rand(C)),
+                            T(rand(C, seed=1)))[0]),
+    ("instance norm", lambda b: b.add_batchnorm(
+        "l", C, rand(C), rand(C, seed=1), None, None, "x", "out", compute_mean_var=True,
+        instance_normalization=True),
+     lambda x: F.instance_norm(T(x)[None], weight=T(rand(C)), bias=T(rand(C, seed=1)))[0]),
+    ("mvn", lambda b: b.add_mvn("l", "x", "out", across_channels=False),
+     lambda x: (x - x.mean((1, 2), keepdims=True)) / x.std((1, 2), keepdims=True)),
+    ("l2 normalize", lambda b: b.add_l2_normalize("l", "x", "out"),
+     lambda x: x / np.sqrt((x * x).sum())),
+    ("lrn", lambda b: b.add_lrn("l", "x", "out", 0.3, 0.7, 3, 1.2),
+     lambda x: F.local_response_norm(T(x)[None], 3, 0.3, 0.7, 1.2)[0]),
+    ("softmax", lambda b: b.add_softmax("l", "x", "out"), lambda x: F.softmax(T(x), 0)),
+    ("permute", lambda b: b.add_permute("l", [0, 3, 1, 2], "x", "out"),
+     lambda x: x.transpose(2, 0, 1)),
+    ("reshape", lambda b: b.add_reshape("l", "x", "out", (C, W, H), 0),
+     lambda x: x.reshape(C, W, H)),
+    ("padding", lambda b: b.add_padding("l", 1, 2, 0, 1, 0.5, "x", "out"),
+     lambda x: np.pad(x, [(0, 0), (0, 1), (1, 2)], constant_values=0.5)),
+    ("crop", lambda b: b.add_crop("l", 1, 2, 0, 1, [0, 0], ["x"], "out"),
+     lambda x: x[:, 0:5, 1:6]),
+    ("upsample nearest", lambda b: b.add_upsample("l", 2, 3, "x", "out", "NN"),
+     lambda x: F.interpolate(T(x)[None], scale_factor=(2.0, 3.0))[0]),
+    ("upsample aligned", lambda b: b.add_upsample(
+        "l", 2, 3, "x", "out", "BILINEAR", linear_upsample_mode="ALIGN_CORNERS_TRUE"),
+     lambda x: F.interpolate(T(x)[None], scale_factor=(2, 3), mode="bilinear",
+                             align_corners=True)[0]),
+    ("resize", lambda b: b.add_resize_bilinear(
+        "l", "x", "out", 9, 5, mode="STRICT_ALIGN_ENDPOINTS_MODE"),
+     lambda x: F.interpolate(T(x)[None], (9, 5), mode="bilinear", align_corners=True)[0]),
+    ("slice", lambda b: b.add_slice("l", "x", "out", "height", 1, -1, 2), lambda x: x[:, 1:6:2]),
+    ("reorganize", lambda b: b.add_reorganize_data("l", "x", "out", "DEPTH_TO_SPACE", 2),
+     lambda x: _depth_to_space(x[None], 2)[0]),
+    ("concat", lambda b: b.add_elementwise("l", ["x", "x"], "out", "CONCAT"),
+     lambda x: np.concatenate([x, x])),
+    ("add a number", lambda b: b.add_elementwise("l", ["x"], "out", "ADD", 0.5), lambda x: x + 0.5),
+    ("average", lambda b: b.add_elementwise("l", ["x", "x"], "out", "AVE"), lambda x: x),
+    ("scale", lambda b: b.add_scale("l", rand(C, 1, 1), rand(C, 1, 1), True, "x", "out", (C, 1, 1),
+                                    (C, 1, 1)),
+     lambda x: x * rand(C, 1, 1) + rand(C, 1, 1)),
+    ("bias", lambda b: b.add_bias("l", rand(C, 1, 1), "x", "out", (C, 1, 1)),
+     lambda x: x + rand(C, 1, 1)),
+    ("unary", lambda b: b.add_unary("l", "x", "out", "exp", shift=0.5, scale=2.0),
+     lambda x: np.exp(2 * x + 0.5)),
+    ("reduce", lambda b: b.add_reduce("l", "x", "out", "HW", "sumsquare"),
+     lambda x: (x * x).sum((1, 2))),
+    ("split", lambda b: (b.add_split("l", "x", ["a", "b"]),
+                         b.add_elementwise("m", ["a", "b"], "out", "MULTIPLY")),
+     lambda x: x[:2] * x[2:]),
+    ("constant", lambda b: (b.add_load_constant("l", "c", rand(C * H * W), (C, H, W)),
+                            b.add_elementwise("m", ["c", "x"], "out", "MAX")),
+     lambda x: np.maximum(x, rand(C * H * W).reshape(C, H, W))),
+    *[(f"activation {kind}", activated(kind, p), f)
+      for kind, p, f in (
+          ("RELU", None, lambda x: F.relu(T(x))),
+          ("LEAKYRELU", [0.2], lambda x: F.leaky_relu(T(x), 0.2)),
+          ("ELU", 0.5, lambda x: F.elu(T(x), 0.5)),
+          ("PRELU", rand(C), lambda x: F.prelu(T(x)[None], T(rand(C)))[0]),
+          ("SIGMOID_HARD", [0.3, 0.4], lambda x: np.clip(0.3 * x + 0.4, 0, 1)),
+          ("SCALED_TANH", [1.5, 0.6], lambda x: 1.5 * np.tanh(0.6 * x)),
+          ("SOFTPLUS", None, lambda x: F.softplus(T(x))),
+          ("LINEAR", [2.0, 1.0], lambda x: 2 * x + 1),
+          ("PARAMETRICSOFTPLUS", [rand(C, low=1), rand(C, low=2)],
+           lambda x: rand(C, low=1)[:, None, None] * np.log1p(
+               np.exp(rand(C, low=2)[:, None, None] * x))),
+      )],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "add", "oracle"), LEGACY, ids=[c[0] for c in LEGACY])
+def test_a_layer(
+    name: str, add: Callable[[Any], None], oracle: Callable[[Array], Any], tmp_path: Path
+) -> None:
+    path = _network(tmp_path, {"x": (C, H, W)}, add)
+    found = coreml_exec.execute(path, {"x": NET})["out"]
+    np.testing.assert_allclose(found, np.asarray(oracle(NET)), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(("bits", "table"), [(8, "linear"), (4, "linear"), (16, "linear")])
+def test_a_network_with_quantized_weights(bits: int, table: str, tmp_path: Path) -> None:
+    weights = rand(9, 32)
+
+    def add(b: Any) -> None:
+        b.add_inner_product("l", weights, None, 32, 9, False, "x", "out")
+
+    path = _network(tmp_path, {"x": (32,)}, add, bits=bits, table=table)
+    x = rand(32)
+    found = coreml_exec.execute(path, {"x": x})["out"]
+    if bits == 16:
+        right = weights.astype(np.float16).astype(np.float32) @ x
+    else:  # coremltools rounds each row to levels between its ends
+        low, high = weights.min(1, keepdims=True), weights.max(1, keepdims=True)
+        scale = (high - low) / ((1 << bits) - 1)
+        right = (np.rint((weights - low) / scale) * scale + low) @ x
+    np.testing.assert_allclose(found, right, rtol=1e-3, atol=1e-4)
+
+
+def test_an_lstm_of_the_older_format_is_torchs(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = torch.nn.LSTM(5, 4)
+    order = (0, 1, 3, 2)  # coremltools: input, forget, output, block
+
+    def rows(weights: Any) -> list[Array]:
+        return np.split(_reordered(weights, order), 4)
+
+    def add(b: Any) -> None:
+        b.add_unilstm(
+            "l", rows(net.weight_hh_l0), rows(net.weight_ih_l0),
+            rows(net.bias_ih_l0 + net.bias_hh_l0), 4, 5, ["x", "h", "c"],
+            ["out", "h2", "c2"], output_all=True,
+        )  # fmt: skip
+
+    path = _network(tmp_path, {"x": (5,), "h": (4,), "c": (4,)}, add)
+    x, h, c = rand(5), rand(4), rand(4, seed=1)
+    found = coreml_exec.execute(path, {"x": x, "h": h, "c": c})["out"]
+    right = net(T(x[None, None]), (T(h[None, None]), T(c[None, None])))[0]
+    np.testing.assert_allclose(found, right.detach().reshape(-1), atol=1e-5)
+
+
+def _wide_network(x: Any, y: Any) -> list[Any]:
+    """Many layers of newer networks, of arrays of any rank."""
+    parts = mb.split(x=mb.transpose(x=x, perm=[0, 2, 1]), split_sizes=[1, 3], axis=1)
+    z = mb.concat(values=[parts[1], parts[0]], axis=1)
+    z = mb.add(x=z, y=mb.reduce_mean(x=z, axes=[-1], keep_dims=True))
+    z = mb.layer_norm(x=z, axes=[2], gamma=rand(3), beta=rand(3, seed=1))
+    z = mb.gelu(x=z, mode="TANH_APPROXIMATION")
+    a = mb.matmul(x=z, y=mb.transpose(x=z, perm=[0, 2, 1]))
+    a = mb.softmax(x=mb.real_div(x=a, y=np.float32(2)), axis=-1)
+    a = mb.select(cond=mb.greater(x=a, y=np.float32(0.2)), a=a, b=mb.mul(x=a, y=np.float32(-1)))
+    values, _ = mb.topk(x=a, k=2, axis=-1)
+    b = mb.slice_by_index(x=z, begin=[0, 1, 0], end=[2, 3, 3], stride=[1, 1, 2])
+    b = mb.reshape(x=b, shape=[2, 1, -1])
+    b = mb.tile(x=b, reps=[1, 3, 1])
+    c = mb.stack(
+        values=[mb.sin(x=y), mb.erf(x=y), mb.pow(x=mb.abs(x=y), y=np.float32(1.5))], axis=0
+    )
+    c = mb.reduce_l2_norm(x=mb.expand_dims(x=c, axes=[1]), axes=[0], keep_dims=False)
+    d = mb.linear(x=y, weight=rand(6, 5), bias=rand(6))
+    e = mb.cumsum(x=mb.reverse(x=y, axes=[1]), axis=1)
+    e = mb.band_part(x=mb.pad(x=e, pad=[0, 1, 2, 0], constant_val=0.5), lower=2, upper=1)
+    order = mb.argsort(x=y, axis=1)
+    f = mb.gather_along_axis(x=y, indices=order, axis=1)
+    big, small = mb.greater(x=y, y=np.float32(0.5)), mb.less(x=y, y=np.float32(-0.5))
+    far = mb.logical_or(x=big, y=mb.logical_not(x=mb.logical_and(x=small, y=small)))
+    g = mb.select(cond=far, a=y, b=mb.mul(x=y, y=np.float32(2)))
+    return [a, values, b, c, d, e, f, g]
+
+
+def test_newer_networks_give_what_their_program_gives(tmp_path: Path) -> None:
+    shapes = {"x": (2, 3, 4), "y": (4, 5)}
+    inputs = {name: rand(*shape) for name, shape in shapes.items()}
+    program_path = package(tmp_path, _wide_network, inputs, target="ios16")
+    right = coreml_exec.execute(program_path, inputs)
+
+    @mb.program(input_specs=[mb.TensorSpec(s) for s in shapes.values()])
+    def program(x: Any, y: Any) -> Any:
+        outputs = _wide_network(x, y)
+        return [mb.identity(x=v, name=f"out{i}") for i, v in enumerate(outputs)]
+
+    net = quietly(lambda: ct.convert(program, convert_to="neuralnetwork"))
+    path = tmp_path / "net.mlmodel"
+    path.write_bytes(net.get_spec().SerializeToString())
+    found = coreml_exec.execute(path, inputs)
+    assert set(found) == set(right)
+    for name, value in right.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5)
+
+
+# --- real files -------------------------------------------------------------------------------
+
+
+def _torch_layers(path: Path, image: Array) -> Array:
+    """A plain network of convolutions, run by torch from the file's own message."""
+    from coremltools.models.utils import load_spec
+
+    spec = load_spec(str(path))
+    net = getattr(spec, spec.WhichOneof("Type"))
+    x = T(image[None, None].astype(np.float32))
+    if net.preprocessing:
+        x = x * net.preprocessing[0].scaler.channelScale
+    for layer in net.layers:
+        kind = layer.WhichOneof("layer")
+        p = getattr(layer, kind)
+        if kind == "convolution":
+            size = (p.outputChannels, p.kernelChannels, *p.kernelSize)
+            w = torch.tensor(list(p.weights.floatValue)).reshape(size)
+            same = p.WhichOneof("ConvolutionPaddingType") == "same"
+            x = F.conv2d(x, w, torch.tensor(list(p.bias.floatValue)), padding=1 if same else 0)
+        elif kind == "pooling":
+            x = F.max_pool2d(x, 2)
+        elif kind == "activation":
+            x = F.relu(x)
+        elif kind == "flatten":
+            x = x.permute(0, 2, 3, 1).reshape(1, -1)
+        elif kind == "innerProduct":
+            w = torch.tensor(list(p.weights.floatValue)).reshape(p.outputChannels, -1)
+            x = F.linear(x, w, torch.tensor(list(p.bias.floatValue)))
+        else:
+            assert kind == "softmax"
+            x = F.softmax(x, -1)
+    return x[0].numpy()
+
+
+def test_a_digit_classifier_and_a_sketch_embedding() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (28, 28)).astype(np.uint8)
+    path = need("data/coreml_models/mnistCNN_379k.mlmodel")
+    found = coreml_exec.execute(path, {"image": image})
+    right = _torch_layers(path, image)
+    np.testing.assert_allclose(list(found["output"].values()), right, atol=1e-5)
+    assert found["classLabel"] == list(found["output"])[int(right.argmax())]
+    path = need("data/coreml_models/TinyDrawingEmbedding.mlmodel")
+    found = coreml_exec.execute(path, {"drawing": image})
+    np.testing.assert_allclose(found["embedding"], _torch_layers(path, image), rtol=1e-4, atol=1e-3)
+    with pytest.raises(UsageError, match="28 x 28, got 27 x 28; resize it first"):
+        coreml_exec.execute(path, {"drawing": image[1:]})
+
+
+def test_a_pipeline_of_words() -> None:
+    path = need("data/coreml_models/SentimentPolarity.mlmodel")
+    described = coreml_exec.describe(path)
+    assert described.kind == "pipelineClassifier"
+    assert set(described.functions["main"].ops) == {
+        "dictVectorizer", "featureVectorizer", "glmClassifier",
+    }  # fmt: skip
+    good = coreml_exec.execute(path, {"input": {"wonderful": 2, "love": 1, "not-a-word": 3}})
+    bad = coreml_exec.execute(path, {"input": {"terrible": 1, "boring": 2, "bad": 1}})
+    assert (good["classLabel"], bad["classLabel"]) == ("Pos", "Neg")
+    assert sum(good["classProbability"].values()) == pytest.approx(1)
+    done = coreml.execute(path)
+    assert done.outputs["classProbability"].shape == (2,)
+
+
+# --- features and trees -----------------------------------------------------------------------
+
+
+def _spec(kind: str, inputs: Sequence[str], outputs: Sequence[str], **parameters: Any) -> Any:
+    from coremltools.proto import Model_pb2
+
+    spec = Model_pb2.Model(specificationVersion=1)
+    for names, items in ((inputs, spec.description.input), (outputs, spec.description.output)):
+        for name in names:
+            items.add(name=name).type.doubleType.SetInParent()
+    model = getattr(spec, kind)
+    model.SetInParent()
+    for name, value in parameters.items():
+        target = model
+        *path, last = name.split("__")
+        for step in path:
+            target = getattr(target, step)
+        if isinstance(value, (list, tuple)):
+            getattr(target, last).extend(value)
+        else:
+            setattr(target, last, value)
+    return spec
+
+
+def _runs(spec: Any, **inputs: Any) -> Any:
+    found = coreml_exec.model.run_spec(spec, inputs)
+    return found["y"] if set(found) == {"y"} else found
+
+
+def test_models_that_prepare_features() -> None:
+    one = (["x"], ["y"])
+    scaler = _spec("scaler", *one, shiftValue=[1.0, 2.0], scaleValue=[2.0, 0.5])
+    np.testing.assert_allclose(_runs(scaler, x=[1.0, 2.0]), [4, 2])
+    for kind, size in ((0, 4.0), (1, 7.0), (2, 5.0)):
+        normalizer = _spec("normalizer", *one, normType=kind)
+        np.testing.assert_allclose(_runs(normalizer, x=[3.0, -4.0]), np.array([3, -4]) / size)
+    imputer = _spec("imputer", *one, imputedDoubleValue=9.0, replaceDoubleValue=float("nan"))
+    assert _runs(imputer, x=float("nan")) == 9
+    assert _runs(imputer, x=2.0) == 2
+    one_hot = _spec("oneHotEncoder", *one, stringCategories__vector=["a", "b", "c"])
+    np.testing.assert_array_equal(_runs(one_hot, x="b"), [0, 1, 0])
+    with pytest.raises(UnsupportedError, match="no category 'd'"):
+        _runs(one_hot, x="d")
+    extractor = _spec("arrayFeatureExtractor", *one, extractIndex=[2, 0])
+    np.testing.assert_array_equal(_runs(extractor, x=[5, 6, 7]), [7, 5])
+    mapping = _spec("categoricalMapping", *one, int64Value=-1)
+    mapping.categoricalMapping.stringToInt64Map.map["cat"] = 4
+    assert (_runs(mapping, x="cat"), _runs(mapping, x="dog")) == (4, -1)
+    assert _runs(_spec("identity", *one), x=3) == 3
+    vectorizer = _spec("featureVectorizer", ["x", "z"], ["y"])
+    for name, size in (("x", 2), ("z", 3)):
+        vectorizer.featureVectorizer.inputList.add(inputColumn=name, inputDimensions=size)
+    np.testing.assert_array_equal(_runs(vectorizer, x=[1, 2], z={1: 5.0}), [1, 2, 0, 5, 0])
+
+
+def test_linear_models() -> None:
+    glm = _spec("glmRegressor", ["x", "z"], ["y"], offset=[0.5])
+    glm.glmRegressor.weights.add(value=[2.0, 3.0])
+    assert _runs(glm, x=1.0, z=-1.0) == -0.5
+    glm.glmRegressor.postEvaluationTransform = 1
+    assert _runs(glm, x=1.0, z=-1.0) == pytest.approx(1 / (1 + np.exp(0.5)))
+    many = _spec("glmClassifier", ["x"], ["label", "p"], offset=[0.0, 1.0],
+                 stringClassLabels__vector=["a", "b", "c"])  # fmt: skip
+    for weight in (1.0, -1.0):
+        many.glmClassifier.weights.add(value=[weight])
+    many.description.predictedFeatureName = "label"
+    many.description.predictedProbabilitiesName = "p"
+    found = _runs(many, x=2.0)
+    odds = np.exp([0.0, 2.0, -1.0])
+    assert found["label"] == "b"
+    np.testing.assert_allclose(list(found["p"].values()), odds / odds.sum())
+
+
+def test_trees_are_summed() -> None:
+    trees = _spec("treeEnsembleRegressor", ["x"], ["y"], treeEnsemble__numPredictionDimensions=1,
+                  treeEnsemble__basePredictionValue=[10.0])  # fmt: skip
+    nodes = trees.treeEnsembleRegressor.treeEnsemble.nodes
+    for tree, (feature, limit, low, high) in enumerate([(0, 1.5, 1.0, 2.0), (1, 0.0, 4.0, 8.0)]):
+        root = nodes.add(treeId=tree, branchFeatureIndex=feature, branchFeatureValue=limit)
+        root.trueChildNodeId, root.falseChildNodeId = 1, 2
+        root.missingValueTracksTrueChild = tree == 0
+        for node, value in ((1, low), (2, high)):
+            leaf = nodes.add(treeId=tree, nodeId=node, nodeBehavior=6)
+            leaf.evaluationInfo.add(evaluationIndex=0, evaluationValue=value)
+    assert _runs(trees, x=[1.5, 0.0]) == 10 + 1 + 4
+    assert _runs(trees, x=[1.6, 0.1]) == 10 + 2 + 8
+    assert _runs(trees, x=[float("nan"), float("nan")]) == 10 + 1 + 8
+    kinds = _spec("treeEnsembleClassifier", ["x"], ["label"], int64ClassLabels__vector=[3, 7])
+    kinds.treeEnsembleClassifier.treeEnsemble.CopyFrom(trees.treeEnsembleRegressor.treeEnsemble)
+    kinds.treeEnsembleClassifier.treeEnsemble.basePredictionValue[:] = [-12.0]
+    kinds.treeEnsembleClassifier.postEvaluationTransform = 2
+    kinds.description.predictedFeatureName = "label"
+    assert _runs(kinds, x=[1.5, 0.0]) == {"label": 3}
+    assert _runs(kinds, x=[1.6, 0.1]) == {"label": 3}
+    assert _runs(kinds, x=[1.5, 0.1]) == {"label": 3}
+    kinds.treeEnsembleClassifier.treeEnsemble.basePredictionValue[:] = [-8.5]
+    assert _runs(kinds, x=[1.5, 0.1]) == {"label": 7}
+
+
+# --- refusals ---------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_executed_is_named(tmp_path: Path) -> None:
+    path = package(
+        tmp_path, lambda x: mb.add(x=x, y=mb.random_normal(shape=ints(3), seed=1)), {"x": rand(3)}
+    )
+    assert coreml_exec.describe(path).unsupported == ("random_normal",)
+    with pytest.raises(UnsupportedError, match=r"operator random_normal \('random_normal_0'"):
+        coreml_exec.execute(path, {"x": rand(3)})
+    net = _network(
+        tmp_path,
+        {"x": (4,)},
+        lambda b: b.add_custom("own", ["x"], ["out"], _custom()),
+    )
+    assert coreml_exec.describe(net).unsupported == ("custom",)
+    with pytest.raises(UnsupportedError, match="layer 'own' of type custom"):
+        coreml_exec.execute(net, {"x": rand(4)})
+    spec = coreml_exec.open_model(net).file.spec
+    spec.visionFeaturePrint.scene.version = 1
+    net.write_bytes(spec.SerializeToString())
+    assert coreml_exec.describe(net).unsupported == ("visionFeaturePrint",)
+    with pytest.raises(UnsupportedError, match="type visionFeaturePrint"):
+        coreml_exec.execute(net, {"x": rand(4)})
+
+
+def _custom() -> Any:
+    from coremltools.proto import NeuralNetwork_pb2
+
+    return NeuralNetwork_pb2.CustomLayerParams(className="Own")
+
+
+def test_wrong_inputs_are_told_of(tmp_path: Path) -> None:
+    path = package(tmp_path, lambda x: mb.exp(x=x), {"x": rand(3)})
+    with pytest.raises(UsageError, match="unknown input 'y'"):
+        coreml_exec.execute(path, {"y": rand(3)})
+    with pytest.raises(UsageError, match=r"'x' is missing: float32 \[3\]"):
+        coreml_exec.execute(path, {})
+    with pytest.raises(UsageError, match=r"'x' has shape \[4\]; the model takes float32 \[3\]"):
+        coreml_exec.execute(path, {"x": rand(4)})
+    with pytest.raises(UsageError, match="unknown function 'decode'"):
+        coreml_exec.execute(path, {"x": rand(3)}, function="decode")
+
+
+def test_damaged_files_are_told_of(tmp_path: Path) -> None:
+    path = package(tmp_path, lambda x: mb.add(x=x, y=rand(40)), {"x": rand(40)})
+    weights = next(path.rglob("weight.bin"))
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(FormatError, match="cut short"):
+        coreml_exec.describe(path)
+    weights.unlink()
+    with pytest.raises(FormatError, match=r"weight\.bin cannot be read"):
+        coreml_exec.describe(path)
+    next(path.rglob("model.mlmodel")).write_bytes(b"\xff" * 20)
+    with pytest.raises(FormatError, match="is no Core ML model"):
+        coreml_exec.describe(path)
+    (path / "Manifest.json").write_text("{}")
+    with pytest.raises(FormatError, match=r"Manifest\.json names no model"):
+        coreml_exec.describe(path)
+    with pytest.raises(FormatError, match="cannot be read"):
+        coreml_exec.describe(tmp_path / "absent.mlmodel")
+    empty = tmp_path / "empty.mlmodel"
+    empty.write_bytes(b"")
+    with pytest.raises(FormatError, match="says no type of model"):
+        coreml_exec.describe(empty)
