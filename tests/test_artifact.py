@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq.artifact import ArtifactWriter, Held, file_order, load, save
+from edgeq.artifact import ArtifactWriter, load, save
+from edgeq.container import Held, file_order
 from edgeq.errors import EdgeqError, FormatError, SchemeError, UsageError
 from edgeq.model import Model, ModelConfig
 from edgeq.schemes import FloatScheme, QuantScheme, parse_scheme
@@ -331,6 +332,51 @@ def test_pieces_may_come_in_any_order(tmp_path: Path) -> None:
     begin, end = table["a.packed"]["data_offsets"]
     assert (tmp_path / "m").read_bytes()[start + begin : start + end] == a.packed.tobytes()
     assert json.loads(table["__metadata__"]["provenance"]) == {"source": "short"}
+
+
+def announced(model: Model) -> dict[str, Held]:
+    found = {}
+    for name, tensor in model.tensors.items():
+        assert isinstance(tensor, QuantTensor | FloatTensor)
+        if isinstance(tensor, QuantTensor):
+            found[name] = Held(tensor.scheme, tensor.shape)
+        else:
+            found[name] = Held(FloatScheme(tensor.dtype.lower()), tensor.shape)  # type: ignore[arg-type]
+    return found
+
+
+def test_what_was_written_can_be_read_before_it_is_committed(tmp_path: Path) -> None:
+    model, path = small_model(), tmp_path / "m.edgeq"
+    with ArtifactWriter(path, model.config, announced(model), model.files, {}) as out:
+        for name, tensor in model.tensors.items():
+            assert isinstance(tensor, QuantTensor | FloatTensor)
+            out.write(name, tensor)
+            assert equal(out.tensor(name), tensor)
+        tried = out.written()
+        assert (tried.config, tried.files) == (model.config, model.files)
+        assert all(equal(tried.tensors[name], t) for name, t in model.tensors.items())
+        assert not path.exists()
+        out.commit({})
+    # what was looked at stays, and is the file's
+    assert all(equal(tried.tensors[name], t) for name, t in load(path).tensors.items())
+
+
+def test_a_tensor_written_anew_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    model, path = small_model(), tmp_path / "m.edgeq"
+    name = next(n for n, t in model.tensors.items() if str(getattr(t, "scheme", "")) == "w4-g32")
+    old = model.tensors[name]
+    assert isinstance(old, QuantTensor)
+    new = replace(old, packed=old.packed ^ np.uint8(0x55))
+    with ArtifactWriter(path, model.config, announced(model), model.files, {}) as out:
+        out.write(name, old)
+        out.rewrite(name, new)
+        with pytest.raises(ValueError, match="never written"):
+            out.commit({})
+        for other, tensor in model.tensors.items():
+            if other != name:
+                out.write(other, tensor)  # type: ignore[arg-type]
+        out.commit({})
+    assert equal(load(path).tensors[name], new)
 
 
 def test_what_was_not_announced_is_refused(tmp_path: Path) -> None:

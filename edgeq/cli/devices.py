@@ -1,0 +1,224 @@
+"""``edgeq devices``: profiles of devices, and what this machine is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgeq.cli import render
+from edgeq.cli.options import CONTEXT_SETTINGS, command, debug_option, format_option
+
+if TYPE_CHECKING:
+    from edgeq.devices.detect import Detected
+    from edgeq.devices.profile import Cluster, DeviceProfile
+
+_MATCHES = {
+    "device": "its own profile",
+    "chip": "the profile of another device with this chip",
+    "tier": "a generic tier, so its numbers are estimates; --measure measures this machine",
+    None: "no profile is near",
+}
+
+
+@click.group(
+    "devices",
+    context_settings=CONTEXT_SETTINGS,
+    short_help="Profiles of devices, and what this machine is.",
+)
+def devices() -> None:
+    """Show the devices that edgeq knows, or find out what this machine is."""
+
+
+devices.params.append(debug_option())
+
+
+@command("list", "The devices that edgeq knows.")
+@format_option("text", "json")
+def list_(form: str) -> None:
+    """List the profiles of devices; `edgeq plan --device NAME` plans for one."""
+    from edgeq.devices.profile import find, names
+
+    profiles = [find(name) for name in names()]
+    if form == "json":
+        render.write(json.dumps([profile.to_dict() for profile in profiles], indent=2) + "\n")
+        return
+    rows = [
+        [
+            profile.name,
+            profile.title,
+            _bytes(profile.ram_bytes),
+            _bytes(profile.usable_bytes),
+            _rate(profile.read_gb_s),
+            "" if profile.int8_gops is None else f"{profile.int8_gops:.0f}",
+            "" if profile.load_watts is None else f"{profile.load_watts:g}",
+        ]
+        for profile in profiles
+    ]
+    head = ["name", "device", "memory", "for one app", "reads GB/s", "int8 Gop/s", "W at load"]
+    render.write(render.aligned(head, rows, "llrrrrr") + "\n")
+
+
+@command("show", "One device's numbers, and where each comes from.")
+@click.argument("name")
+@format_option("text", "json", "toml")
+def show(name: str, form: str) -> None:
+    """Show the profile NAME, or one in a TOML file of your own."""
+    from edgeq.devices.profile import find
+
+    profile = find(name)
+    if form == "json":
+        render.write(json.dumps(profile.to_dict(), indent=2) + "\n")
+    elif form == "toml":
+        render.write(profile.to_toml())
+    else:
+        render.write(_profile_text(profile))
+
+
+@command("detect", "What this machine is, and which profile fits it.")
+@click.option("--measure", is_flag=True, show_default=False,
+              help="Measure its read bandwidth and integer throughput too.")  # fmt: skip
+@click.option("--from", "source", type=click.Path(exists=True), default=None, metavar="PATH",
+              help="Instead of this machine: a dump of its /proc/cpuinfo, an sbc-bench log, or a "
+                   "folder with copies of its proc and sys.")  # fmt: skip
+@format_option("text", "json", "toml")
+def detect(measure: bool, source: str | None, form: str) -> None:
+    """Find out what this machine is, from /proc and /sys, and which profile fits it.
+
+    `--format toml` writes a profile of this very machine: kept in a file, it is a device for
+    `edgeq plan --device FILE.toml`.
+    """
+    from edgeq.devices import detect as detecting
+
+    if measure and source is not None:
+        raise click.UsageError("--measure measures this machine; leave --from out")
+    if source is None:
+        found = detecting.detect()
+    elif Path(source).is_dir():
+        found = detecting.detect(source)
+    else:
+        found = detecting.detect_text(Path(source).read_text("utf-8", "replace"), source)
+    rates, gops = _measured(found) if measure else (None, None)
+    if form == "toml":
+        render.write(found.as_profile(rates, gops).to_toml())
+    elif form == "json":
+        facts = found.to_dict() | {"read_gb_s": rates, "int8_gops": gops}
+        render.write(json.dumps(facts, indent=2) + "\n")
+    else:
+        render.write(_detected_text(found, rates, gops))
+
+
+for _verb in (list_, show, detect):
+    devices.add_command(_verb)
+
+
+def _measured(found: Detected) -> tuple[dict[int, float], float]:
+    """Read bandwidth by threads, and integer throughput of all cores."""
+    from edgeq.cpu import available_cores
+    from edgeq.profiling import read_bandwidth
+    from edgeq.runtime.kernels import int8_throughput
+
+    cores = min(found.cores or 1, available_cores())
+    counts = sorted({1, cores, *(n for n in (2, 4, 8, 16, 32) if n < cores)})
+    rates = {}
+    with render.progress("measuring", still=True) as bar:
+        for done, threads in enumerate(counts):
+            bar(f"reading with {threads} threads", done, len(counts) + 1)
+            rates[threads] = round(read_bandwidth(threads), 1)
+        bar("multiplying", len(counts), len(counts) + 1)
+        return rates, round(int8_throughput(cores), 1)
+
+
+def _profile_text(profile: DeviceProfile) -> str:
+    facts = [
+        ("device", profile.title, ""),
+        ("kind", profile.kind, ""),
+        ("chip", profile.soc, "soc"),
+        ("cores", _clusters(profile.clusters), "clusters"),
+        ("instructions", " ".join(profile.isa), "isa"),
+        ("memory", _bytes(profile.ram_bytes), "ram_bytes"),
+        ("for one app", _bytes(profile.usable_bytes), "usable_bytes"),
+        ("memory type", f"{profile.memory} bit" if profile.memory else "", "memory"),
+        ("reads", _rates(profile.read_gb_s), "read_gb_s"),
+        ("int8 peak", _gops(profile.int8_gops), "int8_gops"),
+        ("at rest", _watts(profile.idle_watts), "idle_watts"),
+        ("at load", _watts(profile.load_watts), "load_watts"),
+        ("accelerators", ", ".join(profile.accelerators), "accelerators"),
+    ]
+    lines = []
+    for label, value, key in facts:
+        lines.append(f"{label:14}{value or 'unknown'}")
+        if value and key in profile.sources:
+            lines.append(f"{'':14}  {profile.sources[key]}")
+    return "\n".join(lines) + "\n"
+
+
+def _detected_text(found: Detected, rates: Mapping[int, float] | None, gops: float | None) -> str:
+    warmest = max(found.temperatures_c.items(), key=lambda item: item[1], default=None)
+    throttle = found.throttle and ", ".join(
+        [*found.throttle.now, *(f"{what} since start" for what in found.throttle.since_boot)]
+    )
+    caches = ", ".join(
+        f"L{cache.level} {cache.kind} {render.human_bytes(cache.nbytes)}"
+        + (f" for {cache.shared_by}" if cache.shared_by > 1 else "")
+        for cache in found.caches
+    )
+    facts = [
+        ("machine", found.title, "title"),
+        ("chip", found.soc, "soc"),
+        ("architecture", found.arch, "arch"),
+        ("cores", _clusters(found.clusters), "clusters"),
+        ("threads", found.threads and str(found.threads), "threads"),
+        ("instructions", " ".join(found.isa), "isa"),
+        ("caches", caches, "caches"),
+        ("memory", _bytes(found.ram_bytes), "ram_bytes"),
+        ("free memory", _bytes(found.available_bytes), "available_bytes"),
+        ("swap", _bytes(found.swap_bytes), "swap_bytes"),
+        ("memory limit", _bytes(found.cgroup_bytes), "cgroup_bytes"),
+        ("governor", ", ".join(sorted(set(found.governors.values()))), "governors"),
+        ("warmest", warmest and f"{warmest[1]:.1f} °C, {warmest[0]}", "temperatures_c"),
+        ("throttled", throttle if found.throttle is None else throttle or "no", "throttle"),
+        ("reads", _rates(rates), ""),
+        ("int8", _gops(gops), ""),
+    ]
+    rows = [
+        [label, value, "measured now" if not key else found.sources.get(key, "")]
+        for label, value, key in facts
+        if value
+    ]
+    table = render.aligned(["fact", "value", "read from"], rows)
+    name = f"{found.profile}: " if found.profile else ""
+    return f"{table}\n\nprofile {name}{_MATCHES[found.match]}\n"
+
+
+def _clusters(clusters: Sequence[Cluster]) -> str:
+    return " + ".join(
+        f"{c.count} {c.core}" + (f" at {c.ghz:g} GHz" if c.ghz else "") for c in clusters
+    )
+
+
+def _bytes(count: int | None) -> str:
+    return "" if count is None else render.human_bytes(count)
+
+
+def _rate(rates: Mapping[int, float] | None) -> str:
+    """The rate of the most threads."""
+    return f"{rates[max(rates)]:.1f}" if rates else ""
+
+
+def _rates(rates: Mapping[int, float] | None) -> str:
+    return ", ".join(
+        f"{rate:g} GB/s by {threads} thread{'s' * (threads > 1)}"
+        for threads, rate in (rates or {}).items()
+    )
+
+
+def _gops(gops: float | None) -> str:
+    return "" if gops is None else f"{gops:g} G operations/s"
+
+
+def _watts(watts: float | None) -> str:
+    return "" if watts is None else f"{watts:g} W"

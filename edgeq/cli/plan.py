@@ -1,0 +1,232 @@
+"""``edgeq plan``: will it fit, and how fast would it be."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeq.cli import render
+from edgeq.cli.options import (
+    Function,
+    command,
+    format_option,
+    kv_bits_of,
+    kv_options,
+    optional_model_argument,
+    shared_option,
+    threads_option,
+)
+
+if TYPE_CHECKING:
+    from edgeq.devices.facts import ModelFacts
+    from edgeq.devices.planner import Plan
+    from edgeq.devices.profile import DeviceProfile
+    from edgeq.model import Model
+
+THIS = "this"
+"""The device that is this machine."""
+_DEFAULT_CONTEXT = 4096
+
+
+@command("plan", "Will a model fit on a device, and how fast would it be?")
+@optional_model_argument
+@click.option("--shape", default=None, metavar="NAME",
+              help="Instead of MODEL: a known model as published, in 16 bits "
+                   "(`edgeq bench --list`).")  # fmt: skip
+@click.option("--device", default=THIS, metavar="NAME",
+              help="The device (`edgeq devices list`), a TOML file with its profile, or 'this' "
+                   "machine, whose rates are measured.")  # fmt: skip
+@shared_option("-c", "--ctx-size", env="CTX_SIZE", type=click.IntRange(min=0), default=0,
+               help="Tokens of context to make room for; 0 is the model's own, at most "
+                    f"{_DEFAULT_CONTEXT}.")  # fmt: skip
+@click.option("--bits", type=click.Choice(["2", "3", "4", "8"]), default=None,
+              help="Plan for the model as `quantize --bits` would make it, instead of as it "
+                   "is.")  # fmt: skip
+@kv_options
+@threads_option
+@format_option("text", "json")
+def plan(
+    model: str | None,
+    shape: str | None,
+    device: str,
+    ctx_size: int,
+    bits: str | None,
+    kv_bits: str,
+    cache_type_k: str | None,
+    cache_type_v: str | None,
+    threads: int | None,
+    form: str,
+) -> None:
+    """Plan MODEL (a Hugging Face folder, a GGUF file, an .edgeq file) for a device.
+
+    Only headers are read. Speed is a roofline: bytes a token over the memory's bandwidth, and
+    a prompt's multiplications over the integer throughput. What the plan takes for granted is
+    listed with it.
+    """
+    from edgeq.devices.facts import facts
+    from edgeq.devices.planner import plan as planned
+
+    if (model is None) == (shape is None):
+        raise click.UsageError("give either MODEL or --shape NAME (edgeq bench --list shows them)")
+    known = facts(model) if model is not None else _shape(str(shape))
+    made = planned(
+        known,
+        profile_named(device, threads),
+        context=context_of(ctx_size, known.config.context),
+        kv_bits=kv_bits_of(kv_bits, cache_type_k, cache_type_v),
+        threads=threads,
+        bits=int(bits) if bits else None,
+    )
+    if form == "json":
+        render.write(json.dumps(made.to_dict(), indent=2) + "\n")
+    else:
+        render.write(_text(made, known) + "\n")
+
+
+def context_of(ctx_size: int | None, limit: int) -> int:
+    """The context that the engine would choose."""
+    return ctx_size or min(limit, _DEFAULT_CONTEXT)
+
+
+def profile_named(name: str, threads: int | None) -> DeviceProfile:
+    """A device's profile; this machine's own, with measured rates, for "this".
+
+    Args:
+        name: a profile's name, a TOML file, or "this".
+        threads: that will run; all cores if None.
+    """
+    from edgeq.devices.profile import find
+
+    return this_profile(threads, measured=True) if name == THIS else find(name)
+
+
+def this_profile(threads: int | None, *, measured: bool) -> DeviceProfile:
+    """The profile of this machine.
+
+    Args:
+        threads: that will run; all cores if None.
+        measured: measure read bandwidth and integer throughput too, some seconds.
+    """
+    from edgeq.cpu import available_cores
+    from edgeq.devices.detect import detect
+    from edgeq.profiling import read_bandwidth
+    from edgeq.runtime.kernels import int8_throughput
+
+    found = detect()
+    if not measured:
+        return found.as_profile()
+    cores = available_cores()
+    reads: dict[int, float] = {}
+    with render.progress("measuring this machine", still=True) as bar:
+        counts = sorted({1, min(threads or cores, cores), cores})
+        for done, count in enumerate(counts):
+            bar(f"reading with {count} threads", done, len(counts) + 1)
+            # decoding takes fewer of its threads where they read no faster
+            reads[count] = max(read_bandwidth(count), *reads.values(), 0.0)
+        bar("multiplying", len(counts), len(counts) + 1)
+        return found.as_profile(reads, int8_throughput(cores))
+
+
+def fit_option(function: Function) -> Function:
+    """``--force``: run what does not fit."""
+    return click.option(
+        "--force", is_flag=True, show_default=False,
+        help="Run even what does not fit in this machine's memory.",
+    )(function)  # fmt: skip
+
+
+def refuse_what_cannot_fit(model: Model, name: str, settings: dict[str, Any]) -> None:
+    """Stop before a model is loaded that this machine's memory cannot hold.
+
+    Args:
+        model: opened, not loaded.
+        name: what to call it.
+        settings: arguments of the engine.
+
+    Raises:
+        DoesNotFitError: says what would fit.
+    """
+    from edgeq.cpu import available_cores
+    from edgeq.devices.facts import facts_of
+    from edgeq.devices.planner import plan as planned
+    from edgeq.errors import DoesNotFitError
+
+    profile = this_profile(None, measured=False)
+    if profile.usable_bytes is None:
+        return
+    limit = model.config.context
+    made = planned(
+        facts_of(model, name),
+        profile,
+        context=min(context_of(settings["context"], limit), limit),
+        kv_bits=settings["kv_bits"],
+        threads=settings["threads"] or available_cores(),
+    )
+    try:
+        made.require()
+    except DoesNotFitError as err:
+        raise DoesNotFitError(f"{err}; --force runs it all the same", plan=made) from err
+
+
+def _shape(name: str) -> ModelFacts:
+    from edgeq.devices.facts import ModelFacts, scheme_facts
+    from edgeq.schemes import FloatScheme
+    from edgeq.shapes import shape
+
+    config, held = shape(name), FloatScheme("bf16")
+    tensors = (*config.linears(), *config.norms())
+    return ModelFacts(name, config, {name: scheme_facts(held, size) for name, size in tensors})
+
+
+def _text(made: Plan, known: ModelFacts) -> str:
+    size = render.human_bytes
+    cache = f"{made.context} tokens in {made.kv_bits} bits"
+    rows = [
+        ["weights", size(made.weights_bytes), made.scheme],
+        ["cache", size(made.kv_bytes), cache],
+        ["scratch", size(made.scratch_bytes), f"{made.threads} threads"],
+        ["process", size(made.process_bytes), "interpreter, libraries, kernels, tokenizer"],
+        ["all", size(made.total_bytes), f"of {size(made.usable_bytes)} usable"],
+    ]
+    most = f"{made.largest_context} tokens of context" if made.largest_context else "no context"
+    bits = f"{made.highest_bits} bits a weight" if made.highest_bits else "no number of bits"
+    reach = f"largest that fits: {most} as it is; {bits} with {made.context} tokens"
+    verdict = (
+        f"fits, {size(made.headroom_bytes)} to spare"
+        if made.fits
+        else f"does not fit: {size(-made.headroom_bytes)} too much"
+    )
+    facts = [
+        ("model", f"{made.model}, {render.human_count(known.n_params)} parameters"),
+        ("device", made.device),
+        ("", verdict),
+        ("", reach),
+    ]
+    speed = [
+        ("prompt", _rate(made.prefill_tokens_per_s)),
+        ("decode", f"{_rate(made.decode_tokens_per_s)}, "
+                   f"{_rate(made.decode_full_tokens_per_s)} with {made.context} tokens in the "
+                   "cache"),
+        ("bound", f"by {made.bound}" if made.bound else "unknown"),
+        ("energy", "unknown: no power figure" if made.joules_per_token is None
+                   else f"{made.joules_per_token:.3g} J a token"),
+    ]  # fmt: skip
+    said = "\n".join(
+        textwrap.fill(text, 98, initial_indent="- ", subsequent_indent="  ")
+        for text in made.assumptions
+    )
+    return "\n\n".join(
+        [
+            "\n".join(f"{label:8s}{text}".rstrip() for label, text in facts),
+            render.aligned(["memory", "bytes", "of what"], rows, "lrl"),
+            "\n".join(f"{label:8s}{text}" for label, text in speed),
+            "It takes for granted:\n" + said,
+        ]
+    )
+
+
+def _rate(tokens_per_s: float | None) -> str:
+    return "unknown" if tokens_per_s is None else f"{tokens_per_s:.1f} tok/s"

@@ -1,0 +1,307 @@
+"""What works on this machine, what does not, and what to do about it.
+
+Checks look at what `detect` found and at this Python; those that need the runtime (which kernel
+is chosen, and why) are added by the command line. A check that cannot be made says so: its ``ok``
+is None.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeq.cache import cache_home
+from edgeq.cpu import available_cores
+from edgeq.devices.cpuinfo import rank
+from edgeq.devices.detect import Detected
+from edgeq.devices.installed import EXTRAS, PURPOSES, REQUIRED, State, installed, unavailable
+
+_HOT_C = 80.0
+_OLDEST_PYTHON, _OLDEST_GLIBC = (3, 11), (2, 27)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at.
+
+    Args:
+        name: what.
+        ok: True fine, False a trouble, None unknown or of no matter here.
+        found: what was found.
+        mend: what to do about it, or how to get more out of it; empty if nothing.
+        needed: whether edgeq cannot be used without it.
+    """
+
+    name: str
+    ok: bool | None
+    found: str
+    mend: str = ""
+    needed: bool = False
+
+
+def checks(
+    found: Detected,
+    *,
+    imports: bool = True,
+    root: Path | str = "/",
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[Check]:
+    """Everything that can be looked at without the runtime.
+
+    Args:
+        found: this machine, by `edgeq.devices.detect.detect`.
+        imports: import every installed package, each in a process of its own, so that one built
+            for another processor is told apart from one that works; else look only whether they
+            are there.
+        root: where /proc and /sys are read.
+        progress: called before each import.
+    """
+    root = Path(root)
+    return [
+        _system(found),
+        _python(),
+        _glibc(),
+        *_packages(installed(imports=imports, progress=progress)),
+        _vectors(found),
+        _threads(found, available_cores()),
+        _governor(found),
+        *_throttling(found),
+        *_memory(found),
+        _huge_pages(root),
+        _load(root, found),
+        _cache(cache_home()),
+    ]
+
+
+def usable(results: Iterable[Check]) -> bool:
+    """Whether edgeq can be used at all."""
+    return not any(check.needed and check.ok is False for check in results)
+
+
+# the system
+
+
+def _system(found: Detected) -> Check:
+    wide = sys.maxsize > 1 << 32
+    arch = platform.machine() or found.arch or "unknown"
+    text = f"{platform.system()} {platform.release()}, {arch}, {64 if wide else 32}-bit Python"
+    if wide:
+        return Check("system", True, text, needed=True)
+    return Check(
+        "system", False, text,
+        "the kernels need a 64-bit system: install the 64-bit edition (of Raspberry Pi OS on a "
+        "Pi 3, 4, 5 or Zero 2) and Python in it", needed=True,
+    )  # fmt: skip
+
+
+def _python() -> Check:
+    ok = tuple(sys.version_info[:2]) >= _OLDEST_PYTHON
+    mend = "" if ok else f"edgeq needs Python {_OLDEST_PYTHON[0]}.{_OLDEST_PYTHON[1]} or newer"
+    return Check("python", ok, f"{platform.python_version()} at {sys.executable}", mend, True)
+
+
+def _glibc() -> Check:
+    library, version = platform.libc_ver()
+    numbers = re.findall(r"\d+", version)
+    if library != "glibc" or len(numbers) < 2:
+        if platform.system() == "Linux":
+            return Check(
+                "glibc", None, library or "another C library",
+                "most packages have no wheels for it; in Alpine, use a Debian image",
+            )  # fmt: skip
+        return Check("glibc", None, "not used by this system")
+    ok = (int(numbers[0]), int(numbers[1])) >= _OLDEST_GLIBC
+    mend = "" if ok else (
+        f"wheels are built for glibc {_OLDEST_GLIBC[0]}.{_OLDEST_GLIBC[1]} or newer; "
+        "upgrade the system, or run edgeq in a container of a newer one"
+    )  # fmt: skip
+    return Check("glibc", ok, version, mend)
+
+
+# packages
+
+
+def _packages(states: Mapping[str, State]) -> list[Check]:
+    there = [f"{name} {states[name].version}" for name in REQUIRED if states[name].version]
+    bad = [name for name in REQUIRED if not states[name].works]
+    faults = [f"{name}: {states[name].fault}" for name in bad if states[name].fault]
+    mend = f"pip install --force-reinstall {' '.join(bad)}" if bad else ""
+    required = Check(
+        "required packages", not bad, "; ".join([", ".join(there), *faults]), mend, True
+    )
+    return [required, *(_extra(extra, states) for extra in EXTRAS)]
+
+
+def _extra(extra: str, states: Mapping[str, State]) -> Check:
+    name, packages = f"extra {extra}", EXTRAS[extra]
+    there = ", ".join(f"{p} {states[p].version}" for p in packages if states[p].version)
+    absent = [p for p in packages if not states[p].version]
+    broken = [p for p in packages if states[p].fault]
+    if broken:
+        faults = "; ".join(f"{p} does not import: {states[p].fault}" for p in broken)
+        mend = (
+            f"pip install --force-reinstall {' '.join(broken)}, or remove it if it was not built "
+            "for this processor"
+        )
+        return Check(name, False, f"{there}; {faults}", mend)
+    if not absent:
+        return Check(name, True, there)
+    found = f"{there}; " if there else ""
+    why_not = unavailable(extra, platform.system(), platform.machine(), sys.version_info[:2])
+    if why_not:
+        return Check(name, None, found + why_not)
+    mend = f"pip install 'edgeq[{extra}]' to {PURPOSES[extra]}"
+    return Check(name, None, f"{found}{', '.join(absent)} not installed", mend)
+
+
+# the processor
+
+
+def _vectors(found: Detected) -> Check:
+    isa = set(found.isa)
+    text = f"{' '.join(found.isa) or 'none that edgeq uses'} ({found.soc or 'unknown processor'})"
+    if isa & {"dotprod", "avx512vnni", "avxvnni"}:
+        extra = "" if "i8mm" in isa or "neon" not in isa else "; no i8mm, which edgeq does not need"
+        return Check("integer products", True, text + extra)
+    if not found.isa:
+        return Check("integer products", None, text)
+    missing = "dotprod" if "neon" in isa else "VNNI"
+    return Check(
+        "integer products", None, f"{text}; no {missing}",
+        "nothing to repair: this processor works, at a half to a quarter of the speed of one with "
+        f"{missing}; prefer small models and 4 bits",
+    )  # fmt: skip
+
+
+def _threads(found: Detected, allowed: int) -> Check:
+    cores = found.cores or allowed
+    fast = [c for c in found.clusters if rank(c.core)[0] >= 2] or list(found.clusters)
+    strong = sum(c.count for c in fast) or cores
+    best = max(1, min(strong, allowed))
+    kinds = " + ".join(f"{c.count} {c.core}" + (f" at {c.ghz:g} GHz" if c.ghz else "")
+                       for c in found.clusters)  # fmt: skip
+    text = f"{kinds or f'{cores} cores'}; this process may use {allowed}; use -t {best}"
+    if found.threads and allowed < found.threads:
+        return Check("threads", None, text,
+                     f"{found.threads} processors are awake; taskset or the container keeps "
+                     f"edgeq to {allowed}")  # fmt: skip
+    if strong < cores:
+        return Check("threads", True, text,
+                     f"the {cores - strong} slow cores would hold the fast ones up")  # fmt: skip
+    return Check("threads", True, text)
+
+
+def _governor(found: Detected) -> Check:
+    if not found.governors:
+        return Check("governor", None, "the clock is not set by this system")
+    kinds = sorted(set(found.governors.values()))
+    text = ", ".join(kinds)
+    command = ("echo performance | sudo tee "
+               "/sys/devices/system/cpu/cpufreq/policy*/scaling_governor")  # fmt: skip
+    if "powersave" in kinds:
+        return Check("governor", False, text, f"cores may stay at their lowest clock: {command}")
+    if kinds == ["performance"]:
+        return Check("governor", True, text)
+    return Check("governor", True, text, f"for steady measurements: {command}")
+
+
+_MENDS = {
+    "under-voltage": "use the maker's power supply and a short cable",
+    "frequency capped": "cool the board, or give it a stronger power supply",
+    "throttled": "cool the board: a heat sink or a fan",
+    "soft temperature limit": "cool the board: a heat sink or a fan",
+}
+
+
+def _throttling(found: Detected) -> list[Check]:
+    hot = {name: t for name, t in found.temperatures_c.items() if t >= _HOT_C}
+    warmest = max(found.temperatures_c.items(), key=lambda item: item[1], default=None)
+    results = []
+    if warmest is None:
+        results.append(Check("temperature", None, "no sensor"))
+    else:
+        text = f"{warmest[1]:.1f} °C ({warmest[0]})"
+        results.append(Check("temperature", not hot, text, _MENDS["throttled"] if hot else ""))
+    if found.throttle is None:
+        results.append(Check("throttling", None, "nothing here tells"))
+        return results
+    for name, kinds in (("throttling now", found.throttle.now),
+                        ("throttling since start", found.throttle.since_boot)):  # fmt: skip
+        mends = "; ".join(dict.fromkeys(_MENDS[kind] for kind in kinds))
+        results.append(Check(name, not kinds, ", ".join(kinds) or "none", mends))
+    return results
+
+
+# memory
+
+
+def _memory(found: Detected) -> list[Check]:
+    gib = 1 << 30
+    results = []
+    if found.ram_bytes is None or found.available_bytes is None:
+        results.append(Check("memory", None, "cannot be read here"))
+    else:
+        text = f"{found.available_bytes / gib:.2f} of {found.ram_bytes / gib:.2f} GiB free"
+        ok = found.available_bytes >= gib // 2
+        mend = "" if ok else "close other programs; `edgeq plan` tells what fits"
+        results.append(Check("memory", ok, text, mend))
+    if found.swap_bytes is None:
+        results.append(Check("swap", None, "cannot be read here"))
+    elif found.swap_bytes:
+        mend = "a model that reaches into it crawls; `edgeq plan` tells what fits"
+        results.append(Check("swap", True, f"{found.swap_bytes / gib:.2f} GiB", mend))
+    else:
+        mend = ""
+        if (found.ram_bytes or 0) < 2 * gib:
+            mend = (
+                "quantizing needs more memory than running: add zram or a swap file, or "
+                "quantize elsewhere"
+            )
+        results.append(Check("swap", None, "none", mend))
+    if found.cgroup_bytes is None:
+        results.append(Check("control group", True, "no memory limit"))
+    else:
+        ok = found.cgroup_bytes >= gib // 2
+        text = f"at most {found.cgroup_bytes / gib:.2f} GiB ({found.sources['cgroup_bytes']})"
+        results.append(Check("control group", ok, text,
+                             "" if ok else "raise the container's memory limit"))  # fmt: skip
+    return results
+
+
+def _huge_pages(root: Path) -> Check:
+    path = root / "sys/kernel/mm/transparent_hugepage/enabled"
+    try:
+        chosen = re.search(r"\[(\w+)\]", path.read_text())
+    except OSError:
+        chosen = None
+    if chosen is None:
+        return Check("huge pages", None, "not offered by this kernel")
+    if chosen[1] == "never":
+        return Check("huge pages", False, "never",
+                     "decoding is 10 to 30 % faster with them: echo madvise | sudo tee "
+                     "/sys/kernel/mm/transparent_hugepage/enabled")  # fmt: skip
+    return Check("huge pages", True, chosen[1])
+
+
+def _load(root: Path, found: Detected) -> Check:
+    try:
+        load = float((root / "proc/loadavg").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return Check("load", None, "cannot be read here")
+    busy = load > 0.5 * (found.threads or 1)
+    mend = "others use the processor: what is measured now will be too slow" if busy else ""
+    return Check("load", not busy, f"{load:.2f} processes wanted to run in the last minute", mend)
+
+
+def _cache(folder: Path) -> Check:
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if there.is_dir() and os.access(there, os.W_OK):
+        return Check("cache of kernels", True, str(folder))
+    return Check("cache of kernels", False, f"{folder} cannot be written",
+                 "kernels are compiled anew at every start: set EDGEQ_CACHE to a folder of "
+                 "your own")  # fmt: skip

@@ -1,0 +1,56 @@
+"""Which profile fits a machine: its own, that of another device with its chip, or a tier."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Sequence
+
+from edgeq.devices.profile import DeviceProfile, find, names
+
+
+def best_profile(
+    ids: Iterable[str], soc: str | None, arch: str | None, isa: Iterable[str], ram: int | None
+) -> tuple[str | None, str | None]:
+    """The profile that fits best, and how it was found.
+
+    Args:
+        ids: what names the machine, its chip included.
+        soc: its chip.
+        arch: as `platform.machine` says.
+        isa: instruction sets.
+        ram: bytes of memory, which tells variants of a device apart.
+
+    Returns:
+        A name, and "device" if it is this device's own profile, "chip" if it is of another
+        device with this chip, "tier" if it is a generic one; None, None if nothing is near.
+    """
+    profiles = [find(name) for name in names()]
+    said = [text.lower() for text in ids]
+    own = [p for p in profiles if any(fnmatch.filter(said, pattern.lower()) for pattern in p.match)]
+    if own:
+        return _nearest(own, ram), "device"
+    same = [p for p in profiles if p.soc and soc and p.soc.lower() in _spellings(soc)]
+    if same:
+        return _nearest(same, ram), "chip"
+    have = set(isa)
+    if arch in ("aarch64", "arm64"):
+        tier = "phone-high" if "i8mm" in have else "phone-mid" if "dotprod" in have else "phone-low"
+        return tier, "tier"
+    if arch == "x86_64" and "avx2" in have:
+        return "pc", "tier"
+    return None, None
+
+
+def _spellings(chip: str) -> set[str]:
+    """A chip's name, and the marketing name in it: ``qualcomm sm8450 (snapdragon 8 gen 1)``."""
+    low = chip.lower()
+    marketed = re.search(r"\((snapdragon .+)\)", low)
+    return {low, f"qualcomm {marketed[1]}"} if marketed else {low}
+
+
+def _nearest(profiles: Sequence[DeviceProfile], ram: int | None) -> str:
+    """Of profiles that differ in memory, the one that has about as much."""
+    if ram is None:
+        return profiles[0].name
+    return min(profiles, key=lambda p: (abs((p.ram_bytes or 0) - ram), -len(p.name))).name

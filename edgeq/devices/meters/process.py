@@ -1,0 +1,51 @@
+"""This process's own memory over time: resident (RSS), and its fair share (PSS)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edgeq.devices.meters.base import Absent, Meter, Sample
+from edgeq.errors import DeviceError
+from edgeq.memory import pss_bytes, rss_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory(Meter):
+    """A figure of this process, in bytes.
+
+    Args:
+        held: gives it, or None where the system cannot tell.
+    """
+
+    held: Callable[[], int | None]
+
+    def read(self) -> Sample:
+        """Bytes now."""
+        found = self.held()
+        if found is None:
+            raise DeviceError(f"{self.provenance} cannot be read")
+        return Sample(time.monotonic_ns(), {self.name: float(found)})
+
+
+def find() -> list[Meter | Absent]:
+    """RSS ten times a second; PSS, for which the kernel walks every page, once."""
+    about = (
+        ("rss", "/proc/self/status", 10.0, rss_bytes),
+        ("pss", "/proc/self/smaps_rollup", 1.0, pss_bytes),
+    )
+    return [
+        Memory(
+            name=name,
+            quantity="memory",
+            provenance=path,
+            rate_hz=rate,
+            covers="this process",
+            total=(name,),
+            held=held,
+        )
+        if held() is not None
+        else Absent(name, f"no {path} (Linux has it)", "memory")
+        for name, path, rate, held in about
+    ]

@@ -1,0 +1,73 @@
+"""RAPL: the energy counters of x86 processors, by the kernel's powercap files.
+
+Source: Documentation/power/powercap/powercap.rst of Linux. `energy_uj` counts microjoules and
+begins again at 0 after `max_energy_range_uj`. The same counters show up a second time as
+`intel-rapl-mmio`; only `intel-rapl:*` is read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgeq.devices.meters.base import Absent, FileMeter, Meter, optional_text, read_number
+from edgeq.errors import DeviceError
+
+NAME = "rapl"
+POWERCAP = "sys/class/powercap"
+
+
+def find(root: Path) -> list[Meter | Absent]:
+    """One meter with a channel per zone: "package-0", "package-0/core", "package-0/dram" ...
+
+    Its total is all packages, and the memory where that is counted: memory lies below a package
+    among the zones but its energy is not part of the package's.
+    """
+    folder = root / POWERCAP
+    zones = sorted(folder.glob("intel-rapl:*"))
+    if not zones:
+        return [
+            Absent(
+                NAME,
+                f"no {folder}/intel-rapl:*; only x86 processors have it, the kernel needs "
+                "CONFIG_INTEL_RAPL, and virtual machines and containers mostly hide it",
+                "energy",
+            )
+        ]
+    names = {zone.name: optional_text(zone / "name") or zone.name for zone in zones}
+    files: dict[str, tuple[Path, ...]] = {}
+    wraps: dict[str, float] = {}
+    refused: list[str] = []
+    for zone in zones:
+        parent = zone.name.rpartition(":")[0]
+        prefix = f"{names[parent]}/" if parent in names else ""
+        channel = prefix + names[zone.name]
+        try:
+            read_number(zone / "energy_uj")
+            wraps[channel] = read_number(zone / "max_energy_range_uj") / 1e6
+        except DeviceError as err:
+            refused.append(str(err))
+            continue
+        files[channel] = (zone / "energy_uj",)
+    total = tuple(c for c in files if "/" not in c and c.startswith("package"))
+    total += tuple(c for c in files if c.endswith("/dram"))
+    if not total:
+        mend = ""
+        if any("permission denied" in text for text in refused):
+            mend = (
+                f"; since Linux 5.10 only root may read it: sudo chmod a+r "
+                f"{folder}/intel-rapl:*/energy_uj (until the next start), or run as root"
+            )
+        return [Absent(NAME, "; ".join(refused or ["no package among its zones"]) + mend, "energy")]
+    meter = FileMeter(
+        name=NAME,
+        quantity="energy",
+        provenance=f"{folder}/intel-rapl:*/energy_uj ({', '.join(files)})",
+        rate_hz=10,
+        covers="processor " + " + ".join(total),
+        scope="package",
+        total=total,
+        wraps=wraps,
+        files=files,
+        scale=1e-6,
+    )
+    return [meter]

@@ -1,0 +1,316 @@
+"""Will a model fit on a device, and how fast would it be: a plan from headers and a profile.
+
+    weights   as the engine holds them, or as they would be at so many bits
+    cache     exactly what the engine allocates for the context (`edgeq.footprint`)
+    scratch   the same, for the threads
+    process   interpreter, libraries, compiled code and the tokenizer, as measured
+
+Speed is a roofline (`edgeq.devices.roofline`). Each figure that is not of the model or the profile
+is named in the plan's assumptions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from edgeq.devices.facts import ModelFacts
+from edgeq.devices.profile import DeviceProfile
+from edgeq.devices.roofline import ATTENTION, DECODE_SHARE, Bound, Rates, Speed, sustained
+from edgeq.errors import DoesNotFitError, UsageError
+from edgeq.footprint import kv_bytes, scratch_bytes
+from edgeq.model import ModelConfig
+from edgeq.schemes import BITS
+
+PROCESS_BYTES = 104 << 20
+"""Interpreter, NumPy, the compiler's library and compiled kernels; measured on x86-64 Linux."""
+TOKENIZER_BYTES = 1024
+"""Of each entry of the vocabulary; measured with byte-level BPE of 50 to 250 thousand entries."""
+PROMPT = 512
+"""Tokens of the prompt whose speed is given, if the context holds them."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a model takes and does on a device.
+
+    Attributes:
+        model, device: names.
+        scheme: how most weights are held.
+        context: tokens of context that memory is counted for.
+        kv_bits: of the cache.
+        threads: of the engine.
+        fits: whether all of it fits in the usable memory.
+        weights_bytes, kv_bytes, scratch_bytes, process_bytes: what is held.
+        usable_bytes: what the device can give one process.
+        headroom_bytes: what is left; negative where it does not fit.
+        largest_context: tokens that would fit, 0 if the weights alone do not.
+        highest_bits: of 8, 4, 3 and 2 bits per weight, the highest that fits this context; None
+            if none does.
+        prefill_tokens_per_s: of a prompt of 512 tokens or the context; None where unknown.
+        decode_tokens_per_s: with an empty cache.
+        decode_full_tokens_per_s: with the whole context in the cache.
+        bound: what limits decoding.
+        joules_per_token: of the whole device while decoding with an empty cache; None without a
+            power figure.
+        assumptions: everything that was taken for granted, in sentences.
+    """
+
+    model: str
+    device: str
+    scheme: str
+    context: int
+    kv_bits: int
+    threads: int
+    fits: bool
+    weights_bytes: int
+    kv_bytes: int
+    scratch_bytes: int
+    process_bytes: int
+    usable_bytes: int
+    headroom_bytes: int
+    largest_context: int
+    highest_bits: int | None
+    prefill_tokens_per_s: float | None
+    decode_tokens_per_s: float | None
+    decode_full_tokens_per_s: float | None
+    bound: Bound | None
+    joules_per_token: float | None
+    assumptions: tuple[str, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        """All that is held."""
+        return self.usable_bytes - self.headroom_bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self) | {
+            "total_bytes": self.total_bytes,
+            "assumptions": list(self.assumptions),
+        }
+
+    def require(self) -> None:
+        """Refuse what does not fit.
+
+        Raises:
+            DoesNotFitError: says what is needed, what there is, and what would fit.
+        """
+        if self.fits:
+            return
+        raise DoesNotFitError(
+            f"{self.model} ({self.scheme}) needs {_mib(self.total_bytes)} with a context of "
+            f"{self.context} tokens (weights {_mib(self.weights_bytes)}, cache "
+            f"{_mib(self.kv_bytes)}, the rest "
+            f"{_mib(self.scratch_bytes + self.process_bytes)}) and {self.device} can give "
+            f"{_mib(self.usable_bytes)}; {self._mend()}",
+            plan=self,
+        )
+
+    def _mend(self) -> str:
+        ways = []
+        if self.largest_context:
+            ways.append(f"a context of {self.largest_context} tokens (-c {self.largest_context})")
+        if self.highest_bits:
+            ways.append(f"weights of {self.highest_bits} bits (edgeq quantize --bits "
+                        f"{self.highest_bits})")  # fmt: skip
+        if not ways:
+            return "not even 2 bits a weight would fit: take a smaller model"
+        return f"what would fit: {' or '.join(ways)}"
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / 2**20:.0f} MiB"
+
+
+def plan(
+    facts: ModelFacts,
+    profile: DeviceProfile,
+    *,
+    context: int,
+    kv_bits: Literal[8, 16] = 8,
+    threads: int | None = None,
+    bits: int | None = None,
+    text: bool = True,
+) -> Plan:
+    """Plan a model on a device.
+
+    Args:
+        facts: of the model.
+        profile: of the device.
+        context: tokens of context to make room for.
+        kv_bits: of the cache.
+        threads: of the engine; all of the device's cores if None.
+        bits: plan for the model quantized to so many bits per weight instead of as it is held.
+        text: whether the process has a tokenizer.
+
+    Raises:
+        UsageError: a number outside what is allowed, or a device of unknown memory.
+    """
+    config = facts.config
+    if not 1 <= context <= config.context:
+        raise UsageError(
+            f"context is {context}; {facts.name} was made for 1 to {config.context} tokens"
+        )
+    if kv_bits not in (8, 16):
+        raise UsageError(f"kv_bits is {kv_bits}; use 8 or 16")
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}; use 1 or more")
+    if profile.usable_bytes is None:
+        raise UsageError(f"the usable memory of {profile.title} is not known; give it usable_bytes")
+    threads = threads or profile.cores or 1
+    held = facts if bits is None else facts.at_bits(bits)
+    rates = sustained(profile, threads)
+    memory = _Memory(config, kv_bits, threads, text)
+    total = held.weights_bytes + memory.beside(context)
+    usable = profile.usable_bytes
+    speed = Speed(held, rates, kv_bits)
+    decode = _per_second(speed.decode_seconds(0))
+    prompt = min(PROMPT, context)
+    return Plan(
+        model=facts.name,
+        device=profile.title,
+        scheme=held.scheme,
+        context=context,
+        kv_bits=kv_bits,
+        threads=threads,
+        fits=total <= usable,
+        weights_bytes=held.weights_bytes,
+        kv_bytes=kv_bytes(config, context, kv_bits),
+        scratch_bytes=scratch_bytes(config, context, threads),
+        process_bytes=memory.process,
+        usable_bytes=usable,
+        headroom_bytes=usable - total,
+        largest_context=_largest(
+            config.context, lambda n: held.weights_bytes + memory.beside(n) <= usable
+        ),
+        highest_bits=_highest_bits(facts, usable - memory.beside(context)),
+        prefill_tokens_per_s=_per_second(speed.prefill_seconds(prompt), prompt),
+        decode_tokens_per_s=decode,
+        decode_full_tokens_per_s=_per_second(speed.decode_seconds(context)),
+        bound=speed.bound,
+        joules_per_token=profile.load_watts / decode if profile.load_watts and decode else None,
+        assumptions=tuple(_assumptions(held, profile, rates, bits, kv_bits, text)),
+    )
+
+
+def budget_bytes(
+    facts: ModelFacts,
+    profile: DeviceProfile,
+    context: int,
+    *,
+    kv_bits: Literal[8, 16] = 8,
+    threads: int | None = None,
+) -> int:
+    """Bytes that all tensors of a model may take on a device beside everything else.
+
+    Args:
+        facts: of the model.
+        profile: of the device.
+        context: tokens of context to keep room for.
+        kv_bits: of the cache.
+        threads: of the engine; all of the device's cores if None.
+
+    Raises:
+        DoesNotFitError: nothing is left for weights.
+        UsageError: as `plan`.
+    """
+    made = plan(facts, profile, context=context, kv_bits=kv_bits, threads=threads, bits=min(BITS))
+    left = made.usable_bytes - (made.total_bytes - made.weights_bytes)
+    if left <= 0:
+        made.require()
+    return left
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """What is held beside the weights."""
+
+    config: ModelConfig
+    kv_bits: int
+    threads: int
+    text: bool
+
+    @property
+    def process(self) -> int:
+        return PROCESS_BYTES + self.text * TOKENIZER_BYTES * self.config.vocab
+
+    def beside(self, context: int) -> int:
+        cache = kv_bytes(self.config, context, self.kv_bits)
+        return cache + scratch_bytes(self.config, context, self.threads) + self.process
+
+
+def _largest(most: int, fits: Callable[[int], bool]) -> int:
+    """The largest number up to ``most`` that fits, if all smaller ones do; 0 if none does."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _highest_bits(facts: ModelFacts, room: int) -> int | None:
+    sizes = {bits: facts.at_bits(bits).weights_bytes for bits in BITS}
+    return max((bits for bits, nbytes in sizes.items() if nbytes <= room), default=None)
+
+
+def _per_second(seconds: float | None, tokens: int = 1) -> float | None:
+    return None if seconds is None else tokens / seconds
+
+
+def _assumptions(
+    facts: ModelFacts,
+    profile: DeviceProfile,
+    rates: Rates,
+    bits: int | None,
+    kv_bits: int,
+    text: bool,
+) -> list[str]:
+    said = [
+        f"usable memory is {_mib(profile.usable_bytes or 0)}: "
+        f"{_source(profile.sources, 'usable_bytes')}",
+        f"interpreter, libraries and compiled kernels take {_mib(PROCESS_BYTES)}"
+        + (f", the tokenizer {TOKENIZER_BYTES} bytes an entry" if text else ""),
+    ]
+    if bits is not None:
+        said.append(f"quantized to {facts.scheme}, embedding and head to 8 bits")
+    if facts.decoded:
+        said.append(
+            f"{facts.decoded} tensors are of a type the engine cannot compute with and are "
+            "turned to float32; `edgeq quantize` avoids that"
+        )
+    if rates.read_gb_s is None:
+        said.append("the memory's bandwidth is unknown, and so is the speed")
+    else:
+        said.append(
+            f"memory is read at {rates.read_gb_s:.1f} GB/s and decoding reaches "
+            f"{DECODE_SHARE:.0%} of that, as measured on x86-64; a model that fits the "
+            "processor's cache is faster"
+        )
+    if not facts.integer:
+        said.append("prompts are not estimated for floating-point weights")
+    elif rates.int8_gops is None:
+        said.append("the integer throughput is unknown: prompts are not estimated")
+    else:
+        said.append(f"prompts are read at {rates.int8_gops:.0f} G operations a second")
+    if rates.int8_gops is None:
+        said.append("attention is taken to be bound by memory")
+    else:
+        key, query = ATTENTION[kv_bits]
+        said.append(
+            f"attention costs {key} multiplications for each dimension of a cached position and "
+            f"{query} for each of its query heads, as fitted with AVX-512-VNNI"
+        )
+    said.append(f"rates: {rates.source}")
+    said.append("nothing else runs, and the clock does not fall with heat")
+    if profile.load_watts is not None:
+        said.append(
+            f"power while decoding is the {profile.load_watts:g} W of all cores busy, of the "
+            f"whole device: {_source(profile.sources, 'load_watts')}"
+        )
+    return said
+
+
+def _source(sources: Mapping[str, str], field: str) -> str:
+    return sources.get(field, "no source given")
