@@ -1,0 +1,312 @@
+"""``edgeq profile``: where time, memory and energy go."""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeq.cli import render
+from edgeq.cli.options import (
+    backend_option,
+    command,
+    kv_bits_of,
+    kv_options,
+    model_argument,
+    threads_option,
+)
+from edgeq.cli.warmup import compile_first
+
+if TYPE_CHECKING:
+    from edgeq.profiling.document import Document, Run
+    from edgeq.profiling.operations import Phase
+
+
+class Seconds(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.3
+    """A duration: ``30``, ``30s``, ``10m`` or ``1h``."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Seconds from the text given."""
+        if isinstance(value, int | float):
+            return float(value)
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", value.strip())
+        if not match:
+            self.fail(f"{value!r} is not a duration; write 30s, 10m or 1h", param, ctx)
+        return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+@command("profile", "Show where time, memory and energy go.")
+@model_argument
+@click.option("--compare", multiple=True, metavar="MODEL", show_default=False,
+              help="Let this one take turns with MODEL, round by round; may be given several "
+                   "times. TARGET:FILE says which runtime, as gguf:model.gguf for "
+                   "llama.cpp.")  # fmt: skip
+@click.option("-p", "--n-prompt", type=click.IntRange(min=0), default=128, help="Prompt tokens.")
+@click.option("-n", "--n-gen", type=click.IntRange(min=0), default=64,
+              help="Tokens to generate one by one; runs of a graph that is no "
+                   "decoder.")  # fmt: skip
+@click.option("-d", "--n-depth", type=click.IntRange(min=0), default=0,
+              help="Tokens in the cache before.")  # fmt: skip
+@click.option("-r", "--repetitions", type=click.IntRange(min=1), default=5,
+              help="Timed rounds.")  # fmt: skip
+@click.option("--warmup", type=click.IntRange(min=0), default=1, help="Untimed rounds before.")
+@click.option("--sustained", type=Seconds(), default=0.0, show_default=False,
+              help="Go on for so long, as 10m, and show speed and temperature over "
+                   "time.")  # fmt: skip
+@click.option("--idle", type=Seconds(), default=0.0, show_default=False,
+              help="First record so long, as 30s, with nothing running, and subtract that "
+                   "power.")  # fmt: skip
+@click.option("--meter", "extra_meters", multiple=True, metavar="KIND:PATH", show_default=False,
+              help="Another meter, as serial:/dev/ttyACM0; may be given several "
+                   "times.")  # fmt: skip
+@click.option("--energy-log", type=click.Path(exists=True, path_type=Path), default=None,
+              help="What an external meter recorded meanwhile, with times since 1970; read when "
+                   "the run is over.")  # fmt: skip
+@click.option("--estimate", metavar="DEVICE", default=None, show_default=False,
+              help="Add energy reckoned from this device's power under load, labelled "
+                   "so.")  # fmt: skip
+@click.option("--operations/--no-operations", default=True,
+              help="Time every operation too, after the rounds.")  # fmt: skip
+@threads_option
+@kv_options
+@backend_option
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default=None,
+              show_default=False,
+              help="Keep all raw samples in this file, as run.json.")  # fmt: skip
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table",
+              help="How to write the result.")  # fmt: skip
+def profile(
+    model: str,
+    compare: tuple[str, ...],
+    n_prompt: int,
+    n_gen: int,
+    n_depth: int,
+    repetitions: int,
+    warmup: int,
+    sustained: float,
+    idle: float,
+    extra_meters: tuple[str, ...],
+    energy_log: Path | None,
+    estimate: str | None,
+    operations: bool,
+    threads: int | None,
+    kv_bits: str,
+    cache_type_k: str | None,
+    cache_type_v: str | None,
+    backend: str,
+    output: Path | None,
+    form: str,
+) -> None:
+    """Run MODEL and show the time to the first token and of each one after it, every operation's
+    share, and what the machine's meters say of memory, clock, temperature and energy.
+
+    MODEL is an .edgeq file or any checkpoint, an .onnx, .ort or .tflite file, or one that edgeq
+    converted. Operations of a .mlpackage are only counted. Where nothing measures energy, none is
+    shown.
+    """
+    from dataclasses import replace
+
+    from edgeq.devices.meters import from_option, probe, read_log
+    from edgeq.devices.profile import find
+    from edgeq.profiling import document as documents
+    from edgeq.profiling.foreign import Named
+    from edgeq.profiling.profile import profile as run
+    from edgeq.profiling.session import Workload
+
+    bits = kv_bits_of(kv_bits, cache_type_k, cache_type_v)
+    if not n_prompt + n_gen:
+        raise click.UsageError("nothing to time: -p and -n are both 0")
+    if output is not None and not output.absolute().parent.is_dir():
+        raise click.UsageError(f"the folder of {output} does not exist; make it first")
+    device = None if estimate is None else find(estimate)
+    workload = Workload(n_prompt, n_gen, n_depth, warmup, repetitions, sustained)
+    models = [Named.parse(text) for text in (model, *compare)]
+    if any(named.target is None for named in models):
+        compile_first(backend)
+    meters = [*(from_option(text) for text in extra_meters), *probe()]
+    with render.progress("profile", still=True) as bar:
+        made = run(
+            models, workload, threads=threads, kv_bits=bits, backend=backend, meters=meters,
+            idle_seconds=idle, operations=operations, estimate=device, progress=bar,
+        )  # fmt: skip
+    if output is not None:  # before anything else can fail
+        documents.write(made, output)
+    if energy_log is not None:
+        made = replace(made, recording=made.recording.joined(read_log(energy_log)))
+        if output is not None:
+            documents.write(made, output)
+    render.write(_json(made) if form == "json" else _text(made, long=sustained > 0))
+
+
+def _json(made: Document) -> str:
+    from edgeq.profiling import summary as derive
+
+    runs = [
+        {
+            **derive.summary(made, run),
+            "decay": derive.decay(made, run),
+            "tables": {
+                phase.name: {
+                    "operations": derive.by_operation(phase, _same(made, run, phase)),
+                    "layers": derive.by_layer(phase, _same(made, run, phase)),
+                }
+                for phase in (run.operations.phases if run.operations else ())
+            },
+        }
+        for run in made.runs
+    ]
+    found = {"created": made.created, "environment": dict(made.environment), "runs": runs}
+    return json.dumps(found, indent=2) + "\n"
+
+
+def _same(made: Document, run: Run, phase: Phase) -> Phase | None:
+    """The same phase of the next run, which speedups are told against."""
+    others = [r for r in made.runs if r is not run and r.operations is not None]
+    phases = [p for r in others[:1] if r.operations for p in r.operations.phases]
+    return next((p for p in phases if p.name == phase.name and p.middle is not None), None)
+
+
+def _text(made: Document, *, long: bool) -> str:
+    from edgeq.profiling import summary as derive
+
+    parts = []
+    for run in made.runs:
+        parts.append(_facts(derive.summary(made, run)))
+        if long:
+            parts.append(_over_time(derive.decay(made, run)))
+        for phase in run.operations.phases if run.operations else ():
+            other = _same(made, run, phase)
+            parts.append(_table(phase, derive.by_operation(phase, other), "op"))
+            if any(row.layer is not None for row in phase.rows):
+                parts.append(_table(phase, derive.by_layer(phase, other), "layer"))
+    parts.append(_sensors(made))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _facts(told: dict[str, Any]) -> str:
+    """What is known of a run, a line each; what is not known is not there, but for energy."""
+    rows = [("model", told["name"])]
+    if told["runtime"]:
+        rows.append(("runtime", f"{told['runtime']}, {told['threads']} threads"))
+    for key, name in (("ttft_ms", "first token"), ("tpot_ms", "each token"), ("run_ms", "run")):
+        found = told[key]
+        if found:
+            rows.append(
+                (name, f"{found['p50']:.3f} ms p50, {found['p90']:.3f} p90, {found['p99']:.3f} p99")
+            )
+    for part in ("prefill", "decode"):
+        found, share = told[f"{part}_tokens_per_s"], told["int8_percent"][part]
+        if found:
+            text = f"{found['mean']:.2f} ± {found['std']:.2f} tokens/s"
+            if share is not None:
+                text += f", {told['int8_gops'][part]:.1f} GOPS ({share:.0f} % of the kernel's peak)"
+            rows.append((part, text))
+    if told["gb_per_s"] is not None:
+        text = f"{told['gb_per_s']:.2f} GB/s"
+        if told["bandwidth_percent"] is not None:
+            text += f", {told['bandwidth_percent']:.0f} % of what this machine reads"
+        rows.append(("bandwidth", text))
+    held = told["memory"]
+    names = (("peak RSS", "peak_rss_bytes"), ("weights", "weights_bytes"),
+             ("KV cache", "kv_bytes"), ("scratch", "scratch_bytes"))  # fmt: skip
+    sizes = [f"{name} {render.human_bytes(held[key])}" for name, key in names if held[key]]
+    rows.append(("memory", ", ".join(sizes)))
+    if told["rounds"]:
+        rows.append(("energy", _energy(told["energy"]["decode"])))
+    if told["estimate"]:
+        rows.append(("", _estimate(told["estimate"])))
+    known = told["operations"]
+    for phase in known["phases"] if known else ():
+        if phase["covered_percent"] is not None:
+            text = f"cover {phase['covered_percent']:.1f} % of {phase['name']}"
+            if phase["cost_percent"] is not None:
+                text += f", timing them cost {phase['cost_percent']:+.1f} %"
+            rows.append(("operations", text))
+    if known and known["reason"]:
+        rows.append(("operations", known["reason"]))
+    return "\n".join(
+        textwrap.fill(f"{name:12s}{text}", 100, subsequent_indent=" " * 12) for name, text in rows
+    )
+
+
+def _energy(found: dict[str, Any]) -> str:
+    each = found["joules_per_token"]
+    if each["mean"] is None:
+        return f"not measured: {each['reason']}"
+    text = f"{each['mean']:.4g}"
+    if each["std"] is not None:
+        text += f" ± {each['std']:.2g}"
+    text += f" J/token of decode, {found['mean_watts']:.3g} W of {found['covers']}"
+    if found["idle_watts"] is not None:
+        text += f" above {found['idle_watts']:.3g} W idle"
+    return f"{text} ({found['meter']}: {found['provenance']})"
+
+
+def _estimate(found: dict[str, Any]) -> str:
+    joules = found["decode_joules_per_token"]
+    if joules is None:
+        return f"no estimate: {found['reason']}"
+    return (
+        f"{joules:.4g} J/token ESTIMATED, not measured: {found['load_watts']} W of "
+        f"{found['device']} under load at this speed"
+    )
+
+
+def _over_time(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return ""
+    channels = [key for key in rows[0] if key not in ("seconds", "per_s")]
+    cells = [
+        [
+            f"{row['seconds']:.1f}",
+            f"{row['per_s']:.2f}",
+            *("" if row[name] is None else f"{row[name]:.4g}" for name in channels),
+        ]
+        for row in rows
+    ]
+    return render.aligned(["seconds", "per s", *channels], cells, "r" * (2 + len(channels)))
+
+
+def _table(phase: Phase, rows: list[dict[str, Any]], key: str) -> str:
+    unit = "run" if phase.name == "run" else "token"
+    if phase.middle is None:
+        counts = [[str(row[key]), str(row["calls"])] for row in rows]
+        return render.aligned([key, "times"], counts, "lr")
+    faster = any(row["speedup"] for row in rows)
+    head = [f"{phase.name}: {key}", f"us/{unit}", "%", "sum %", f"KiB/{unit}", "GB/s"]
+    cells = [
+        [
+            str(row[key]),
+            f"{row['ns_per_unit'] / 1000:.2f}",
+            f"{row['percent']:.1f}",
+            f"{row['cumulative_percent']:.1f}",
+            "" if row["bytes_per_unit"] is None else f"{row['bytes_per_unit'] / 1024:.1f}",
+            "" if row["gb_per_s"] is None else f"{row['gb_per_s']:.2f}",
+            *([f"{row['speedup']:.2f}x" if row["speedup"] else ""] if faster else []),
+        ]
+        for row in rows
+    ]
+    return render.aligned(head + ["speedup"] * faster, cells, "lrrrrrr"[: len(head) + faster])
+
+
+def _sensors(made: Document) -> str:
+    from edgeq.profiling.summary import sensors
+
+    rows = []
+    for name, seen in sensors(made).items():
+        values = [seen[key] for key in ("first", "min", "max", "last")]
+        if seen["unit"] == "B":
+            rows.append([name, *map(render.human_bytes, values), ""])
+        else:
+            rows.append([name, *(f"{value:.4g}" for value in values), seen["unit"]])
+    if not rows:
+        return ""
+    return render.aligned(["meter", "first", "least", "most", "last", "unit"], rows, "lrrrrl")

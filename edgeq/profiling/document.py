@@ -1,0 +1,185 @@
+"""One profiling run as a JSON document: raw samples, operations and what the meters said.
+
+docs/profile.md says what each field means. Only raw numbers are stored; `edgeq.profiling.summary`
+derives medians, percentiles and joules from them. Reports and remote runs read and write it here.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from edgeq._version import __version__
+from edgeq.cpu import this_cpu
+from edgeq.devices.recorder import Recording
+from edgeq.errors import EdgeqError, FormatError
+from edgeq.files import write_whole
+from edgeq.profiling.operations import Operations
+from edgeq.profiling.session import Sample, Workload
+
+FORMAT, FORMAT_VERSION = "edgeq-profile", 1
+IDLE = "idle"
+"""The window of the recording in which nothing ran."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one subject did.
+
+    Args:
+        subject: what is known of it.
+        samples: raw times, those of the warm-up too; none if it was not run.
+        operations: what is known of its operations; None if they were not asked for.
+        peak_rss_bytes: most memory the process held while it ran; None if unknown, as where
+            several subjects took turns.
+        estimate: a figure by a model, which nothing here measured; None if not asked for.
+    """
+
+    subject: Mapping[str, Any]
+    samples: tuple[Sample, ...]
+    operations: Operations | None = None
+    peak_rss_bytes: int | None = None
+    estimate: Mapping[str, Any] | None = None
+
+    @property
+    def timed(self) -> tuple[Sample, ...]:
+        """The samples after the warm-up."""
+        return tuple(s for s in self.samples if s.round >= 0)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A profiling run.
+
+    Args:
+        workload: what every subject did in turns.
+        runs: one for each subject.
+        environment: the machine; see `environment`.
+        recording: what the meters said meanwhile; its window `IDLE` is there if idle power was
+            measured.
+        created: UTC, ISO 8601.
+        tool: name and version of what measured.
+    """
+
+    workload: Workload
+    runs: tuple[Run, ...]
+    environment: Mapping[str, Any]
+    recording: Recording
+    created: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
+    tool: str = f"edgeq {__version__}"
+
+    def to_json(self) -> dict[str, Any]:
+        """A form that JSON can hold."""
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "created": self.created,
+            "tool": self.tool,
+            "environment": dict(self.environment),
+            "workload": asdict(self.workload),
+            "runs": [
+                {
+                    "subject": dict(run.subject),
+                    "samples": [sample.to_json() for sample in run.samples],
+                    "operations": run.operations and run.operations.to_json(),
+                    "peak_rss_bytes": run.peak_rss_bytes,
+                    "estimate": run.estimate and dict(run.estimate),
+                }
+                for run in self.runs
+            ],
+            "recording": self.recording.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, held: Any, name: str = "the document") -> Document:
+        """The document that `to_json` wrote.
+
+        Raises:
+            FormatError: it is none, of a later version, or damaged.
+        """
+        if not isinstance(held, dict) or held.get("format") != FORMAT:
+            raise FormatError(f"{name} is no profile of edgeq; make one with edgeq profile -o")
+        if held.get("format_version") != FORMAT_VERSION:
+            raise FormatError(
+                f"{name} is of format version {held.get('format_version')}, this edgeq reads "
+                f"{FORMAT_VERSION}; upgrade edgeq or profile again"
+            )
+        try:
+            runs = tuple(
+                Run(
+                    run["subject"],
+                    tuple(Sample.from_json(sample) for sample in run["samples"]),
+                    run["operations"] and Operations.from_json(run["operations"]),
+                    run["peak_rss_bytes"],
+                    run["estimate"],
+                )
+                for run in held["runs"]
+            )
+            return cls(
+                Workload(**held["workload"]),
+                runs,
+                held["environment"],
+                Recording.from_json(held["recording"]),
+                held["created"],
+                held["tool"],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, EdgeqError) as err:
+            raise FormatError(f"{name} is damaged: {type(err).__name__} {err}") from err
+
+
+def write(document: Document, path: str | Path) -> None:
+    """Write a document, whole or not at all.
+
+    Raises:
+        EdgeqError: it cannot be written.
+    """
+    text = json.dumps(document.to_json(), allow_nan=False)
+    write_whole(Path(path), [text.encode(), b"\n"], "the profile")
+
+
+def read(path: str | Path) -> Document:
+    """Read a document.
+
+    Raises:
+        FormatError: it cannot be read, or is none.
+    """
+    path = Path(path)
+    try:
+        held = json.loads(path.read_text("utf-8"))
+    except OSError as err:
+        raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
+    except ValueError as err:
+        raise FormatError(f"{path} is no JSON: {err}") from err
+    return Document.from_json(held, str(path))
+
+
+def environment(kernels_on: Sequence[int] = ()) -> dict[str, Any]:
+    """The machine, and what its memory and its integer units can do at most.
+
+    Args:
+        kernels_on: numbers of threads to measure the limits with, which needs compiled kernels
+            and takes a moment; none leaves them unmeasured.
+    """
+    cpu = this_cpu()
+    found: dict[str, Any] = {
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "arch": cpu.arch,
+        "cpu": cpu.name,
+        "isa": sorted(cpu.features),
+        "cores": cpu.cores,
+        "read_gb_s": {},
+        "int8_gops": {},
+    }
+    if kernels_on:
+        from edgeq.runtime.kernels import int8_throughput, read_bandwidth
+
+        for threads in sorted(set(kernels_on)):
+            found["read_gb_s"][str(threads)] = read_bandwidth(threads)
+            found["int8_gops"][str(threads)] = int8_throughput(threads)
+    return found

@@ -1,0 +1,239 @@
+"""The time of every step of our decoder, and what timing them costs.
+
+The decoder itself reads the clock at the end of every step (`edgeq.runtime.step_times`), so the
+steps are those of the real run: same data, same order, same threads. Timed runs alternate with
+plain ones, whose times show what the clock costs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeq.errors import UnsupportedError
+from edgeq.footprint import BATCH
+from edgeq.profiling.session import Workload, random_tokens
+from edgeq.profiling.subjects import EngineSubject
+from edgeq.runtime.engine import Engine
+
+if TYPE_CHECKING:
+    from edgeq.runtime.step_times import StepTimes
+
+LEAST_SECONDS, MOST = 0.5, 50
+"""Steps are timed for so long, or so many times: the median of short work that something else
+interrupts now and then needs many repeats."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation of one layer.
+
+    Args:
+        layer: whose; None if it is of none.
+        op: what it does: a step of the decoder, or an operator of a graph.
+        name: of the graph's node; "" in our decoder.
+        calls: how often it ran in a repeat; of a graph that was only counted, how often it occurs.
+        ns: nanoseconds of all calls of each repeat; None where only their number is known.
+        nbytes: bytes of weights and cache that the calls of a repeat had to read; None if unknown.
+    """
+
+    layer: int | None
+    op: str
+    name: str
+    calls: int
+    ns: tuple[int, ...] | None
+    nbytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Operations of the same kind of work.
+
+    Args:
+        name: "prefill", "decode" or "run".
+        units: tokens, or runs of a graph, in a repeat.
+        rows: the operations.
+        wall_ns: nanoseconds of the work as a whole, of each repeat; empty if it was only counted.
+        plain_ns: nanoseconds of the same work without timing inside, in turns with the others;
+            empty if that was not run.
+    """
+
+    name: str
+    units: int
+    rows: tuple[Operation, ...]
+    wall_ns: tuple[int, ...] = ()
+    plain_ns: tuple[int, ...] = ()
+
+    @property
+    def covered(self) -> float | None:
+        """The part of the whole that the operations add up to: the median of the repeats."""
+        known = [row.ns for row in self.rows if row.ns is not None]
+        if not known or not self.wall_ns:
+            return None
+        return float(np.median(np.sum(known, axis=0) / np.array(self.wall_ns)))
+
+    @property
+    def cost(self) -> float | None:
+        """What timing inside added, as a part of the plain time, by medians; below 0 is noise."""
+        if not self.plain_ns or not self.wall_ns:
+            return None
+        return float(np.median(self.wall_ns) / np.median(self.plain_ns)) - 1
+
+    @property
+    def middle(self) -> int | None:
+        """The repeat that took the median time: tables are of this one, so that they add up."""
+        order = sorted(range(len(self.wall_ns)), key=lambda i: self.wall_ns[i])
+        return order[(len(order) - 1) // 2] if order else None
+
+
+@dataclass(frozen=True)
+class Operations:
+    """What is known of a subject's operations.
+
+    Args:
+        source: who told.
+        phases: none if nothing could be told.
+        reason: why times are missing; None if none is.
+    """
+
+    source: str
+    phases: tuple[Phase, ...]
+    reason: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A form that JSON can hold."""
+        return {
+            "source": self.source,
+            "reason": self.reason,
+            "phases": [
+                {
+                    "name": p.name,
+                    "units": p.units,
+                    "wall_ns": list(p.wall_ns),
+                    "plain_ns": list(p.plain_ns),
+                    "rows": [asdict(row) for row in p.rows],
+                }
+                for p in self.phases
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, held: Mapping[str, Any]) -> Operations:
+        """What `to_json` wrote."""
+        phases = tuple(
+            Phase(
+                p["name"],
+                p["units"],
+                tuple(
+                    Operation(**{**row, "ns": row["ns"] and tuple(row["ns"])}) for row in p["rows"]
+                ),
+                tuple(p["wall_ns"]),
+                tuple(p["plain_ns"]),
+            )
+            for p in held["phases"]
+        )
+        return cls(held["source"], phases, held["reason"])
+
+
+def engine_operations(subject: EngineSubject, workload: Workload) -> Operations:
+    """The steps of reading the prompt and of generating, repeated as the workload says or more.
+
+    Generation is greedy without Python in between, as `edgeq bench` times it.
+    """
+    source = "stamps of the decoder's own clock at the end of each step"
+    engine = subject.engine
+    tokens = random_tokens(subject, workload)
+    before, prompt = tokens[: workload.n_depth], tokens[workload.n_depth :]
+    phases = []
+    try:
+        if workload.n_prompt:
+            phases.append(
+                _phase(subject, workload, "prefill", workload.n_prompt,
+                       before, lambda: engine.forward(prompt))
+            )  # fmt: skip
+        if workload.n_gen:
+            past = tokens if workload.n_prompt else before
+            first = int(prompt[-1])
+            phases.append(
+                _phase(subject, workload, "decode", workload.n_gen,
+                       past, lambda: engine.greedy(first, workload.n_gen))
+            )  # fmt: skip
+    except UnsupportedError as err:
+        return Operations(source, (), str(err))
+    return Operations(source, tuple(phases))
+
+
+def _phase(
+    subject: EngineSubject,
+    workload: Workload,
+    name: str,
+    units: int,
+    past: Any,
+    work: Callable[[], object],
+) -> Phase:
+    engine = subject.engine
+    plain: list[int] = []
+    timed: list[int] = []
+    found: list[StepTimes] = []
+    with engine.timed_steps():  # a refusal comes before any work, and before kernels are imported
+        from edgeq.runtime.step_times import LAYER_STEPS, OTHER_STEPS
+    begun = time.monotonic()
+    while len(timed) < workload.repeats or (
+        len(timed) < MOST and time.monotonic() - begun < LEAST_SECONDS
+    ):
+        subject.begin(past)
+        plain.append(_ns(work))
+        subject.begin(past)
+        with engine.timed_steps() as times:
+            timed.append(_ns(work))
+        found.append(times)
+    decode = name == "decode"
+    passes = units if decode else -(-units // BATCH)
+    cached = len(past) + units // 2 if decode else None
+    rows = []
+    for i in range(engine.config.layers):
+        for j, step in enumerate(LAYER_STEPS):
+            read = _layer_bytes(engine, i, step, cached)
+            ns = tuple(int(times.layer_ns[i, j]) for times in found)
+            rows.append(Operation(i, step, "", passes, ns, read and read * passes))
+    tensors, c = engine.model.tensors, engine.config
+    read_by = {  # of a prompt, the last token alone needs logits
+        "embed": (passes, tensors["model.embed_tokens.weight"].nbytes // c.vocab * units),
+        "head": (passes if decode else 1, tensors[c.head_name].nbytes * (passes if decode else 1)),
+    }
+    for j, step in enumerate(OTHER_STEPS):
+        ns = tuple(int(times.other_ns[j]) for times in found)
+        if any(ns):
+            calls, nbytes = read_by.get(step, (passes, None))
+            rows.append(Operation(None, step, "", calls, ns, nbytes))
+    return Phase(name, units, tuple(rows), tuple(timed), tuple(plain))
+
+
+_READ_BY = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "o_proj": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down_proj": ("mlp.down_proj",),
+}
+
+
+def _layer_bytes(engine: Engine, layer: int, step: str, cached: int | None) -> int | None:
+    """Bytes of weights, or of the cache of so many positions, that one call of a step reads."""
+    c = engine.config
+    if step == "attention" and cached is not None:
+        seen = min(cached, c.window) if c.window_layers[layer] and c.window else cached
+        return c.kv_bytes(seen, engine.kv_bits) // c.layers
+    if step not in _READ_BY:
+        return None
+    names = [f"model.layers.{layer}.{part}.weight" for part in _READ_BY[step]]
+    return sum(engine.model.tensors[name].nbytes for name in names)
+
+
+def _ns(work: Callable[[], object]) -> int:
+    start = time.monotonic_ns()
+    work()
+    return time.monotonic_ns() - start

@@ -1,0 +1,178 @@
+"""A session: subjects take turns reading a prompt and generating; the time of every token is kept.
+
+Each subject is run ``warmup`` times untimed. Then come rounds: in each every subject runs once,
+in the opposite order from round to round, so that a machine that grows slower treats them alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.errors import UsageError
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What every round runs.
+
+    Args:
+        n_prompt: tokens read at once; 0 starts with generating.
+        n_gen: tokens generated after the first, one by one; of a graph, whole runs.
+        n_depth: tokens in the cache before the clock starts.
+        warmup: untimed rounds.
+        repeats: timed rounds, at least.
+        min_seconds: rounds go on until they have taken so long together.
+        seed: of the random tokens.
+    """
+
+    n_prompt: int = 128
+    n_gen: int = 64
+    n_depth: int = 0
+    warmup: int = 1
+    repeats: int = 5
+    min_seconds: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.n_prompt, self.n_gen, self.n_depth, self.warmup) < 0:
+            raise UsageError(f"{self}: no count may be negative")
+        if not self.n_prompt + self.n_gen:
+            raise UsageError("nothing to time: n_prompt and n_gen are both 0")
+        if self.repeats < 1:
+            raise UsageError(f"repeats is {self.repeats}; must be at least 1")
+
+    @property
+    def context(self) -> int:
+        """Positions that the cache must hold; a generation that follows no prompt begins with one
+        token more."""
+        return self.n_depth + self.n_prompt + self.n_gen + (not self.n_prompt)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Raw times of one round of one subject.
+
+    Args:
+        round: which; those before the first timed one are negative.
+        start_ns: `time.monotonic_ns` at its beginning.
+        prefill_ns: nanoseconds until the first token was known (TTFT); None without a prompt.
+        step_ns: nanoseconds of each token after it (TPOT), or of each run of a graph.
+    """
+
+    round: int
+    start_ns: int
+    prefill_ns: int | None
+    step_ns: tuple[int, ...]
+
+    @property
+    def decode_start_ns(self) -> int:
+        """When the prompt had been read."""
+        return self.start_ns + (self.prefill_ns or 0)
+
+    @property
+    def end_ns(self) -> int:
+        """When the last token was known."""
+        return self.decode_start_ns + sum(self.step_ns)
+
+    def to_json(self) -> dict[str, Any]:
+        """A form that JSON can hold."""
+        return {
+            "round": self.round,
+            "start_ns": self.start_ns,
+            "prefill_ns": self.prefill_ns,
+            "step_ns": list(self.step_ns),
+        }
+
+    @classmethod
+    def from_json(cls, held: Mapping[str, Any]) -> Sample:
+        """The sample that `to_json` wrote."""
+        return cls(held["round"], held["start_ns"], held["prefill_ns"], tuple(held["step_ns"]))
+
+
+class Subject(Protocol):
+    """Something that a session can time."""
+
+    unit: Literal["token", "run"]
+    """What a step is: a token of a decoder, or a run of a graph, which reads no prompt."""
+    vocab: int
+    """Tokens are below this."""
+
+    def facts(self, workload: Workload) -> dict[str, Any]:
+        """What the document says of it; see `edgeq.profiling.document`."""
+
+    def begin(self, tokens: NDArray[np.int64]) -> None:
+        """Forget everything but these tokens."""
+
+    def read(self, tokens: NDArray[np.int64]) -> int:
+        """Read a prompt; the token that follows."""
+
+    def step(self, token: int) -> int:
+        """Read one token; the one that follows."""
+
+    def close(self) -> None:
+        """Give everything back."""
+
+
+def run(
+    subjects: Sequence[Subject], workload: Workload, progress: Progress | None = None
+) -> list[list[Sample]]:
+    """Time subjects in turns.
+
+    Returns:
+        for each subject its samples in order, those of the warm-up too.
+    """
+    samples: list[list[Sample]] = [[] for _ in subjects]
+    order = list(range(len(subjects)))
+    begun = time.monotonic_ns()
+    number = -workload.warmup
+    while number < workload.repeats or _seconds_since(begun) < workload.min_seconds:
+        if number == 0:
+            begun = time.monotonic_ns()
+        for i in order:
+            samples[i].append(_sample(subjects[i], workload, number))
+        order.reverse()
+        number += 1
+        if progress:
+            passed = _seconds_since(begun) if number > 0 else 0.0
+            if passed < workload.min_seconds:
+                progress("measuring", int(passed), int(workload.min_seconds))
+            else:
+                progress("measuring", max(number, 0), max(workload.repeats, number))
+    return samples
+
+
+def random_tokens(subject: Subject, workload: Workload) -> NDArray[np.int64]:
+    """The tokens of a round: int64 [n_depth + max(n_prompt, 1)]."""
+    rng = np.random.default_rng(workload.seed)
+    return rng.integers(0, subject.vocab, workload.n_depth + max(workload.n_prompt, 1))
+
+
+def _seconds_since(begun: int) -> float:
+    return (time.monotonic_ns() - begun) / 1e9
+
+
+def _sample(subject: Subject, workload: Workload, number: int) -> Sample:
+    tokens = random_tokens(subject, workload)
+    before, prompt = tokens[: workload.n_depth], tokens[workload.n_depth :]
+    subject.begin(before)
+    token, prefill = int(prompt[0]), None
+    start = last = time.monotonic_ns()
+    if workload.n_prompt and subject.unit == "token":
+        token = subject.read(prompt)
+        last = time.monotonic_ns()
+        prefill = last - start
+    steps = []
+    for _ in range(workload.n_gen):
+        token = subject.step(token)
+        now = time.monotonic_ns()
+        steps.append(now - last)
+        last = now
+    return Sample(number, start, prefill, tuple(steps))
