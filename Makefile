@@ -13,7 +13,7 @@ BIN  := $(VENV)/bin
 BASE := $(VENV)/.base-installed
 DEV  := $(VENV)/.dev-installed
 
-.PHONY: help demo test test-heavy check bench bench-peers test-arm bench-arm wheel clean
+.PHONY: help demo test dev test-heavy check bench bench-peers test-arm bench-arm wheel clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,7 +22,9 @@ demo: $(BASE)  ## quantize a small model to INT4 and let it tell a story
 	@$(BIN)/edgeq demo
 
 test: check  ## lint, types and all tests but the heavy ones
-	$(BIN)/python -m pytest -m "not heavy" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not heavy" $(PYTEST_ARGS)
+
+dev: $(DEV)  ## only make the environment that the tests run in
 
 test-heavy: $(DEV)  ## tests that need gigabytes or minutes
 	$(BIN)/python -m pytest -m heavy $(PYTEST_ARGS)

@@ -14,6 +14,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -129,9 +130,11 @@ def random_chunks(seed: int, spread: float) -> Iterator[bytes]:
         yield pool[start : start + CHUNK].tobytes()
 
 
-def make(name: str, out: Path, shards: int, seed: int = 0) -> int:
-    """Write the checkpoint; returns its weights' bytes."""
+def make(name: str, out: Path, shards: int = 1, seed: int = 0, layers: int | None = None) -> int:
+    """Write the checkpoint, perhaps with fewer layers; returns its weights' bytes."""
     config = shape(name)
+    if layers is not None:
+        config = replace(config, layers=layers, window_layers=config.window_layers[:layers])
     values = hf_config(config)
     out.mkdir(parents=True, exist_ok=True)
     tensors: list[tuple[str, tuple[int, ...]]] = [*config.linears(), *config.norms()]
@@ -161,11 +164,13 @@ def main() -> int:
     parser.add_argument("--out", required=True, type=Path, help="the folder to write")
     parser.add_argument("--shards", type=int, default=1, help="how many safetensors files")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--layers", type=int, help="only so many layers")
     given = parser.parse_args()
-    if given.shards < 1:
-        parser.error("--shards must be at least 1")
+    for option in ("shards", "layers"):
+        if (getattr(given, option) or 1) < 1:
+            parser.error(f"--{option} must be at least 1")
     try:
-        total = make(given.shape, given.out, given.shards, given.seed)
+        total = make(given.shape, given.out, given.shards, given.seed, given.layers)
     except EdgeqError as err:
         print(f"error: {err}", file=sys.stderr)
         return 1

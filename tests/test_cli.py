@@ -17,7 +17,10 @@ from edgeq.errors import FormatError
 
 SNAPSHOTS = Path(__file__).parent / "snapshots" / "help"
 UPDATE = "EDGEQ_UPDATE_SNAPSHOTS"
-VERBS = ("demo", "quantize", "inspect", "run", "chat", "bench", "perplexity", "warmup")
+VERBS = (
+    "demo", "quantize", "inspect", "plan", "run", "chat", "bench", "profile", "perplexity", "eval",
+    "calibrate", "sensitivity", "sweep", "convert", "validate", "devices", "warmup", "doctor",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

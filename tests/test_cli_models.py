@@ -449,6 +449,7 @@ def test_perplexity_keys(packed: Path, checkpoint: Path, text: Path, said: Said)
     assert list(found) == [
         "protocol", "n_tokens", "nll_per_token", "ppl", "bits_per_byte",
         "kl_mean", "kl_p99", "kl_max", "top1_agreement",
+        "base_nll_per_token", "base_ppl", "flips", "flips_base_right", "flips_right",
     ]  # fmt: skip
     assert "128 tokens" in found["protocol"]
     assert found["ppl"] == pytest.approx(np.exp(found["nll_per_token"]))

@@ -18,7 +18,10 @@ from tests.conftest import need
 from tests.families import quantized, random_model, tiny_config
 
 V = 7
-KEYS = "protocol n_tokens nll_per_token ppl bits_per_byte kl_mean kl_p99 kl_max top1_agreement"
+KEYS = (
+    "protocol n_tokens nll_per_token ppl bits_per_byte kl_mean kl_p99 kl_max top1_agreement "
+    "base_nll_per_token base_ppl flips flips_base_right flips_right"
+)
 
 
 def uniform(tokens: np.ndarray) -> np.ndarray:
@@ -138,6 +141,26 @@ def test_kl_percentile_and_maximum_are_of_tokens() -> None:
     assert got.kl_max is not None
     assert got.kl_mean == pytest.approx(got.kl_max / 6)
     assert got.kl_p99 == pytest.approx(np.percentile([0] * 5 + [got.kl_max], 99))
+
+
+def test_flips_count_who_was_right() -> None:
+    """The base prefers the successor; the model 6 after a 2 or 3, else the successor too."""
+
+    def stubborn(tokens: np.ndarray) -> np.ndarray:
+        out = bigram(tokens)
+        changed = (tokens == 2) | (tokens == 3)
+        out[changed] = 0
+        out[changed, 6] = 1
+        return out
+
+    # after 2 come 3 (base right) and 6 (model right), after 3 comes 5 (neither), after 5 comes 2
+    got = perplexity(stubborn, [2, 3, 5, 2, 6], context=16, base=bigram)
+    assert (got.flips, got.flips_base_right, got.flips_right) == (3, 1, 1)
+    assert got.top1_agreement == pytest.approx(1 / 4)
+    plain = perplexity(bigram, [2, 3, 5, 2, 6], context=16)
+    assert got.base_nll_per_token == pytest.approx(plain.nll_per_token)
+    assert got.base_ppl == pytest.approx(plain.ppl)
+    assert (plain.flips, plain.base_ppl) == (None, None)
 
 
 def test_log_softmax_is_stable() -> None:

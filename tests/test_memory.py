@@ -1,4 +1,4 @@
-"""Memory of a running 1B-shape model, in a process of its own."""
+"""Memory: of a running 1B-shape model in a process of its own, and of no file."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from edgeq import artifact
+from edgeq.importers.safetensors_file import release
 from edgeq.schemes import parse_scheme
 from edgeq.shapes import SHAPES, random_model
+from tests.families import tiny_config
 
 RUN = """
 import json, sys, time
@@ -28,6 +30,17 @@ with Engine(model, context=512, threads=2) as engine:
     print(json.dumps({"peak": peak, "kv": engine.kv_bytes, "load": loaded,
                       "numba": any(m.split(".")[0] == "numba" for m in sys.modules)}))
 """
+
+
+def test_memory_of_no_file_is_never_given_back() -> None:
+    """Pages of a file are read again; these would come back as zeros."""
+    config = tiny_config("llama")
+    model = random_model(config, lambda name, _: parse_scheme("w4-g32"))
+    tensor = model.tensors["model.layers.0.mlp.up_proj.weight"]
+    before = tensor.numpy()
+    release(tensor)
+    assert before.any()
+    assert (tensor.numpy() == before).all()
 
 
 @pytest.mark.heavy

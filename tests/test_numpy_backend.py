@@ -9,13 +9,13 @@ import pytest
 
 from edgeq import importers
 from edgeq.evaluate import kl_divergence, log_softmax
+from edgeq.int8 import quantize_vectors
 from edgeq.packing import TILE
 from edgeq.reference import KV, Reference
 from edgeq.runtime.activations import (
     quantize_blocks,
     quantize_keys,
     quantize_twice,
-    quantize_vectors,
 )
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.numpy_backend import Int8KV, PackedLinear

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from edgeq import artifact
 from edgeq.cli.app import main
 from edgeq.errors import EdgeqError, FormatError, UsageError
+from edgeq.footprint import BATCH
 from edgeq.importers.safetensors_file import open_safetensors
 from edgeq.model import Model
 from edgeq.packing import TILE
-from edgeq.runtime.compiled import BATCH, CompiledBackend
+from edgeq.runtime import compiled
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.lookup import MAX_DRAFT
 from edgeq.runtime.state import fingerprint, layer_parts
@@ -78,7 +79,7 @@ def test_a_ring_gives_the_bits_of_the_whole_cache(
         kept = engine.kv_bytes
     plain = all_logits(model, kv_bits=kv_bits, backend="numpy")
     assert np.median(np.abs(ring - plain)) < 1e-2 * plain.std()
-    monkeypatch.setattr(CompiledBackend, "_cache_length", lambda self, windowed, context: 2048)
+    monkeypatch.setattr(compiled, "cache_length", lambda config, windowed, context: 2048)
     np.testing.assert_array_equal(all_logits(model, kv_bits=kv_bits, threads=2), ring)
     with Engine(model, kv_bits=kv_bits, threads=1) as engine:
         whole = engine.kv_bytes

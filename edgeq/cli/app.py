@@ -13,13 +13,23 @@ import click
 
 from edgeq._version import __version__
 from edgeq.cli.bench import bench
+from edgeq.cli.calibrate import calibrate
 from edgeq.cli.chat import chat
+from edgeq.cli.convert import convert
 from edgeq.cli.demo import demo
+from edgeq.cli.devices import devices
+from edgeq.cli.doctor import doctor
+from edgeq.cli.evaluation import evaluation
 from edgeq.cli.inspect import inspect
 from edgeq.cli.options import CONTEXT_SETTINGS, debug_option, debugging
 from edgeq.cli.perplexity import perplexity
+from edgeq.cli.plan import plan
+from edgeq.cli.profile import profile
 from edgeq.cli.quantize import quantize
 from edgeq.cli.run import run
+from edgeq.cli.sensitivity import sensitivity
+from edgeq.cli.sweep import sweep
+from edgeq.cli.validate import validate
 from edgeq.cli.warmup import warmup
 from edgeq.errors import EdgeqError
 
@@ -47,7 +57,26 @@ def cli() -> None:
 
 
 cli.params.append(debug_option())
-for _verb in (demo, quantize, inspect, run, chat, bench, perplexity, warmup):
+for _verb in (
+    demo,
+    quantize,
+    inspect,
+    plan,
+    run,
+    chat,
+    bench,
+    profile,
+    perplexity,
+    evaluation,
+    calibrate,
+    sensitivity,
+    sweep,
+    convert,
+    validate,
+    devices,
+    warmup,
+    doctor,
+):
     cli.add_command(_verb)
 
 

@@ -25,9 +25,11 @@ from edgeq.cli.options import (
     optional_model_argument,
     shared_option,
 )
+from edgeq.cli.plan import this_profile
 from edgeq.cli.warmup import compile_first
 
 if TYPE_CHECKING:
+    from edgeq.devices.profile import DeviceProfile
     from edgeq.model import Model
     from edgeq.profiling import Measurement, Scenario
 
@@ -47,6 +49,9 @@ if TYPE_CHECKING:
 @click.option("-r", "--repetitions", type=click.IntRange(min=1), default=5, help="Samples a test.")
 @kv_options
 @backend_option
+@click.option("--against-plan", is_flag=True, show_default=False,
+              help="Beside each speed and peak of memory, what a plan would have said and its "
+                   "error.")  # fmt: skip
 @format_option("md", "json", "jsonl", "csv")
 def bench(
     model: str | None,
@@ -62,6 +67,7 @@ def bench(
     cache_type_k: str | None,
     cache_type_v: str | None,
     backend: str,
+    against_plan: bool,
     form: str,
 ) -> None:
     """Time MODEL, or with --shape random weights of a known model, on this machine.
@@ -79,10 +85,15 @@ def bench(
     scenarios = _scenarios(n_prompt, n_gen, n_depth)
     loaded, name = _subject(model, shape, preset)
     rows = []
+    profiles: dict[int, DeviceProfile] = {}
     for measurement, settings in _measurements(
         loaded, scenarios, threads, repetitions, bits, backend
     ):
         row = _record(loaded, name, measurement, settings)
+        if against_plan:
+            if measurement.threads not in profiles:
+                profiles[measurement.threads] = this_profile(measurement.threads, measured=True)
+            row |= _planned(loaded, measurement, settings, profiles[measurement.threads])
         rows.append(row)
         if form == "jsonl":
             render.write(json.dumps(row) + "\n")
@@ -163,13 +174,46 @@ def _measurements(
                     for scenario in scenarios
                 ]  # fmt: skip
                 threads_used = engine.threads
+            del engine  # or its cache would be held beside the next one's
             # only now: its buffer is larger than many a model and would be the peak of memory
             bandwidth = read_bandwidth(threads_used)
+            held = 0
             for measurement in measured:
-                yield (
-                    measurement,
-                    {"backend": backend, "kv_bits": kv_bits, "bandwidth": bandwidth},
-                )
+                # what a longer test before has touched stays in memory
+                held = max(held, measurement.scenario.context)
+                settings = {"backend": backend, "kv_bits": kv_bits, "bandwidth": bandwidth}
+                yield measurement, settings | {"held": held}
+
+
+def _planned(
+    model: Model, m: Measurement, settings: dict[str, Any], profile: DeviceProfile
+) -> dict[str, Any]:
+    """What a plan for this machine says of a test, and by how much it errs."""
+    from edgeq.devices.facts import facts_of
+    from edgeq.devices.planner import plan
+    from edgeq.devices.roofline import Speed, sustained
+
+    facts, kv_bits, scenario = facts_of(model, "the model"), settings["kv_bits"], m.scenario
+    made = plan(
+        facts, profile, context=settings["held"], kv_bits=kv_bits, threads=m.threads, text=False
+    )
+    speed = Speed(facts, sustained(profile, m.threads), kv_bits)
+    if scenario.n_gen:
+        seconds = speed.decode_seconds(scenario.n_depth + scenario.n_gen // 2)
+    else:
+        seconds = speed.prefill_seconds(scenario.n_prompt, scenario.n_depth)
+        seconds = seconds and seconds / scenario.n_prompt
+    rate = 1 / seconds if seconds else None
+    return {
+        "plan_ts": rate,
+        "plan_ts_error_percent": _error(rate, m.avg_ts),
+        "plan_rss_bytes": made.total_bytes,
+        "plan_rss_error_percent": _error(made.total_bytes, m.peak_rss_bytes),
+    }
+
+
+def _error(said: float | None, found: float | None) -> float | None:
+    return None if said is None or not found else 100 * (said / found - 1)
 
 
 def _record(model: Model, name: str, m: Measurement, settings: dict[str, Any]) -> dict[str, Any]:
@@ -255,6 +299,10 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
         "model", "size", "params", "backend", "threads", "test", "t/s",
         "GB/s", "of peak", "peak RSS",
     ]  # fmt: skip
+    rules = "lrrlrrrrrr"
+    if "plan_ts" in rows[0]:
+        head += ["plan t/s", "error", "plan RSS", "error"]
+        rules += "rrrr"
     cells = [
         [
             row["model_type"],
@@ -267,7 +315,20 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
             "" if row["gb_per_s"] is None else f"{row['gb_per_s']:.1f}",
             "" if row["bandwidth_percent"] is None else f"{row['bandwidth_percent']:.0f} %",
             "" if row["peak_rss_bytes"] is None else render.human_bytes(row["peak_rss_bytes"]),
+            *(_plan_cells(row) if "plan_ts" in row else ()),
         ]
         for row in rows
     ]
-    return render.markdown(head, cells, "lrrlrrrrrr")
+    return render.markdown(head, cells, rules)
+
+
+def _plan_cells(row: dict[str, Any]) -> list[str]:
+    def percent(key: str) -> str:
+        return "" if row[key] is None else f"{row[key]:+.1f} %"
+
+    return [
+        "" if row["plan_ts"] is None else f"{row['plan_ts']:.2f}",
+        percent("plan_ts_error_percent"),
+        render.human_bytes(row["plan_rss_bytes"]),
+        percent("plan_rss_error_percent"),
+    ]

@@ -15,6 +15,7 @@ from edgeq.cli.options import (
     model_argument,
     sampling_options,
 )
+from edgeq.cli.plan import fit_option, refuse_what_cannot_fit
 from edgeq.cli.run import engine_arguments, sampling_params, timing
 from edgeq.cli.warmup import compile_first
 
@@ -37,7 +38,8 @@ _HELP = "/reset forgets the conversation, /system TEXT starts a new one, /stats 
 @lookup_option
 @sampling_options
 @engine_options
-def chat(model: str, system: str | None, n_predict: int, **settings: Any) -> None:
+@fit_option
+def chat(model: str, system: str | None, n_predict: int, force: bool, **settings: Any) -> None:
     """Talk with MODEL. A line is a message; /help lists what else there is.
 
     Works piped too: each line of standard input is a message, each answer goes to stdout.
@@ -49,6 +51,8 @@ def chat(model: str, system: str | None, n_predict: int, **settings: Any) -> Non
     params = sampling_params(settings)
     engine_settings = engine_arguments(settings)
     loaded = load(model)
+    if not force:
+        refuse_what_cannot_fit(loaded, model, engine_settings)
     tokenizer = Tokenizer(loaded.files)
     compile_first(engine_settings["backend"])
     with Engine(loaded, **engine_settings) as engine:

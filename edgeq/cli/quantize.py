@@ -68,8 +68,8 @@ TARGET_PRESET = "mixed-4.5bpw"
     help="Choose each tensor's bits for at most this size, such as 300M.",
 )
 @click.option("--target-device", metavar="NAME", default=None,
-              help="Make it fit a device (`edgeq devices list`): where the recipe would not, choose "
-                   "each tensor's bits for the memory it has.")  # fmt: skip
+              help="Make it fit a device (`edgeq devices list`): where the recipe would not, "
+                   "choose each tensor's bits for the memory it has.")  # fmt: skip
 @click.option("--target-context", type=click.IntRange(min=0), default=0,
               help="Tokens of context to keep room for there; 0 is the model's own, at most "
                    "4096.")  # fmt: skip

@@ -17,6 +17,7 @@ from edgeq.cli.options import (
     model_argument,
     sampling_options,
 )
+from edgeq.cli.plan import fit_option, refuse_what_cannot_fit
 from edgeq.cli.warmup import compile_first
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 @lookup_option
 @sampling_options
 @engine_options
+@fit_option
 @click.option(
     "--stream/--no-stream", default=True, help="Show the text as it comes, or all at the end."
 )
@@ -69,6 +71,7 @@ def run(
     stream: bool,
     prompt_cache: str | None,
     prompt_cache_all: bool,
+    force: bool,
     **settings: Any,
 ) -> None:
     """Continue a text with MODEL (an .edgeq file, a checkpoint folder or a GGUF file).
@@ -86,6 +89,8 @@ def run(
     params = sampling_params(settings)
     engine_settings = engine_arguments(settings)
     loaded = load(model)
+    if not force:
+        refuse_what_cannot_fit(loaded, model, engine_settings)
     tokenizer = Tokenizer(loaded.files)
     ids = tokenizer.encode(text)
     compile_first(engine_settings["backend"])
