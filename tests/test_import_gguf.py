@@ -243,7 +243,7 @@ def test_quantized_llama_rows_are_put_in_order(tmp_path: Path) -> None:
 def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'edgeq\[gguf\]'"):
-        importer._dequantizer()
+        importer._gguf()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from edgeq.cli.options import (
     kv_options,
     optional_model_argument,
     shared_option,
-    threads_option,
 )
 
 if TYPE_CHECKING:
@@ -46,7 +45,8 @@ _DEFAULT_CONTEXT = 4096
               help="Plan for the model as `quantize --bits` would make it, instead of as it "
                    "is.")  # fmt: skip
 @kv_options
-@threads_option
+@shared_option("-t", "--threads", env="THREADS", type=click.IntRange(min=1), default=None,
+               help="Threads of the engine.  [default: the device's cores]")  # fmt: skip
 @format_option("text", "json")
 def plan(
     model: str | None,
@@ -66,15 +66,18 @@ def plan(
     a prompt's multiplications over the integer throughput. What the plan takes for granted is
     listed with it.
     """
+    from edgeq.cpu import available_cores
     from edgeq.devices.facts import facts
     from edgeq.devices.planner import plan as planned
 
     if (model is None) == (shape is None):
         raise click.UsageError("give either MODEL or --shape NAME (edgeq bench --list shows them)")
     known = facts(model) if model is not None else _shape(str(shape))
+    if device == THIS:
+        threads = threads or available_cores()
     made = planned(
         known,
-        profile_named(device, threads),
+        profile_named(device, threads, measured=True),
         context=context_of(ctx_size, known.config.context),
         kv_bits=kv_bits_of(kv_bits, cache_type_k, cache_type_v),
         threads=threads,
@@ -91,16 +94,16 @@ def context_of(ctx_size: int | None, limit: int) -> int:
     return ctx_size or min(limit, _DEFAULT_CONTEXT)
 
 
-def profile_named(name: str, threads: int | None) -> DeviceProfile:
-    """A device's profile; this machine's own, with measured rates, for "this".
+def profile_named(name: str, threads: int | None = None, *, measured: bool) -> DeviceProfile:
+    """A device's profile; for "this" what this machine is found to be.
 
     Args:
         name: a profile's name, a TOML file, or "this".
-        threads: that will run; all cores if None.
+        threads, measured: as `this_profile` takes them.
     """
     from edgeq.devices.profile import find
 
-    return this_profile(threads, measured=True) if name == THIS else find(name)
+    return this_profile(threads, measured=measured) if name == THIS else find(name)
 
 
 def this_profile(threads: int | None, *, measured: bool) -> DeviceProfile:
@@ -110,15 +113,17 @@ def this_profile(threads: int | None, *, measured: bool) -> DeviceProfile:
         threads: that will run; all cores if None.
         measured: measure read bandwidth and integer throughput too, some seconds.
     """
-    from edgeq.cpu import available_cores
     from edgeq.devices.detect import detect
-    from edgeq.profiling import read_bandwidth
-    from edgeq.runtime.kernels import int8_throughput
 
     found = detect()
     if not measured:
         return found.as_profile()
-    cores = available_cores()
+    from edgeq.cpu import available_cores
+    from edgeq.profiling import read_bandwidth
+    from edgeq.runtime.kernels import int8_throughput
+
+    whole = found.cores or available_cores()
+    cores = min(whole, available_cores())
     reads: dict[int, float] = {}
     with render.progress("measuring this machine", still=True) as bar:
         counts = sorted({1, min(threads or cores, cores), cores})
@@ -127,7 +132,8 @@ def this_profile(threads: int | None, *, measured: bool) -> DeviceProfile:
             # decoding takes fewer of its threads where they read no faster
             reads[count] = max(read_bandwidth(count), *reads.values(), 0.0)
         bar("multiplying", len(counts), len(counts) + 1)
-        return found.as_profile(reads, int8_throughput(cores))
+        # a profile speaks of all cores, of which this process may have fewer
+        return found.as_profile(reads, int8_throughput(cores) * whole / cores)
 
 
 def fit_option(function: Function) -> Function:

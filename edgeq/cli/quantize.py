@@ -148,6 +148,10 @@ def quantize(
     if target_device is not None:
         room = _room(source, target_device, target_context, recipe)
         if room is not None:
+            render.note(
+                f"the recipe would not fit {target_device}: choosing bits for "
+                f"{render.human_bytes(room)} of tensors"
+            )
             recipe = _recipe(recipe_file, scheme, method, tensor_types, {"bytes": room})
     out = Path(output)
     if out.exists() and not force:
@@ -194,13 +198,12 @@ def _target(bpw: float | None, size: int | None) -> dict[str, float] | None:
 
 def _room(source: str, device: str, context: int, recipe: Recipe) -> int | None:
     """Bytes there are for the tensors on a device; None where the recipe keeps within them."""
-    from edgeq.cli.plan import context_of
+    from edgeq.cli.plan import context_of, profile_named
     from edgeq.devices.facts import facts
     from edgeq.devices.planner import budget_bytes
-    from edgeq.devices.profile import find
 
-    known = facts(source)
-    room = budget_bytes(known, find(device), context_of(context, known.config.context))
+    known, profile = facts(source), profile_named(device, measured=False)
+    room = budget_bytes(known, profile, context_of(context, known.config.context))
     wanted: float = known.quantized(recipe).weights_bytes
     if recipe.target:
         wanted = recipe.target.get("bytes") or recipe.target["bpw"] * known.n_params / 8
@@ -291,7 +294,8 @@ def _listing() -> str:
         [
             render.aligned(head, presets),
             render.aligned(["method", "what it does"], methods),
-            "A text is one like what the model is for: --calib TEXT.\n"
+            "Bits are those of matrices in layers, scales included; of all weights where they are "
+            "chosen.\nA text is one like what the model is for: --calib TEXT.\n"
             "Any scheme can be written out: w<2|3|4|8>-<g16|g32|g64|g128|g256|channel|tensor>"
             "[-asym|-palette],\nor f32, f16, bf16 for tensors that stay floating point.",
         ]

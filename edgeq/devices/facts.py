@@ -12,6 +12,7 @@ from pathlib import Path
 
 from edgeq.container import Held
 from edgeq.importers import describe
+from edgeq.importers.lazy import GatheredRows
 from edgeq.model import Model, ModelConfig
 from edgeq.quant.recipe import Recipe
 from edgeq.schemes import Scheme
@@ -144,8 +145,6 @@ def _tensor(tensor: Tensor) -> TensorFacts:
         return TensorFacts(shape, str(tensor.scheme), nbytes, nbytes)
     if isinstance(tensor, FloatTensor):
         return TensorFacts(shape, tensor.dtype.lower(), nbytes, nbytes)
-    # rows in another order are described by the tensor they come from
-    held = getattr(tensor, "data", tensor)
-    kind = getattr(held, "type", getattr(held, "dtype", "float"))
-    kind = kind.lower() if kind in ("F32", "F16", "BF16") else kind
-    return TensorFacts(shape, str(kind), nbytes, 4 * math.prod(shape))
+    held = tensor.data if isinstance(tensor, GatheredRows) else tensor
+    kind = held.dtype.lower() if isinstance(held, FloatTensor) else getattr(held, "type", "float")
+    return TensorFacts(shape, kind, nbytes, 4 * math.prod(shape))

@@ -114,8 +114,7 @@ class Speed:
         assert self._read is not None
         config = self._facts.config
         seen = positions_seen(config, cached)
-        # a tile of 16 positions is what whole bytes are counted for
-        reading = config.kv_bytes(16, self._kv_bits) / (16 * config.layers) * seen / self._read
+        reading = cache_read_bytes(config, cached, self._kv_bits) / self._read
         if self._multiply is None:
             return reading
         products = self._key_cost * config.kv_heads + self._query_cost * config.heads
@@ -133,6 +132,13 @@ class Speed:
         products = tokens * self._facts.token_products + head + attention
         reading = self._facts.read_bytes / self._read if self._read else 0.0
         return max(products / self._multiply, reading)
+
+
+def cache_read_bytes(config: ModelConfig, cached: int, kv_bits: int) -> int:
+    """Bytes of the cache that a token after ``cached`` others reads."""
+    # whole bytes are counted for tiles of 16 positions
+    tile = config.kv_bytes(16, kv_bits)
+    return positions_seen(config, cached) * tile // (16 * config.layers)
 
 
 def positions_seen(config: ModelConfig, cached: int) -> int:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgeq.devices.facts import facts_of
+from edgeq.devices.roofline import cache_read_bytes
 from edgeq.errors import UsageError
 from edgeq.memory import peak_rss_bytes, reset_peak_rss
 
@@ -173,13 +175,10 @@ def bytes_read_per_token(model: Model, cached: int, kv_bits: int) -> int:
     """Bytes that generating one token has to read.
 
     Every weight once, but of an embedding that is not the head too only one row; and the keys
-    and values of ``cached`` tokens.
+    and values of ``cached`` tokens, or of a layer's window.
     """
-    embedding = "model.embed_tokens.weight"
-    weights = sum(t.nbytes for name, t in model.tensors.items() if name != embedding)
-    table = model.tensors[embedding].nbytes
-    weights += table if model.config.tied else table // model.config.vocab
-    return weights + model.config.kv_bytes(cached, kv_bits)
+    weights = facts_of(model, "the model").read_bytes
+    return weights + cache_read_bytes(model.config, cached, kv_bits)
 
 
 def read_bandwidth(threads: int) -> float:

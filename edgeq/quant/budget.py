@@ -19,6 +19,7 @@ from edgeq.packing import TILE
 from edgeq.quant.calibrate import Calibration
 from edgeq.quant.gptq import ROWS
 from edgeq.quant.hessian import EXACT_K
+from edgeq.quant.recipe import Recipe
 from edgeq.quant.walk import KEEP_BYTES
 
 BYTES_PER_WEIGHT = 28
@@ -26,6 +27,8 @@ BYTES_PER_WEIGHT = 28
 CHUNK_WEIGHTS = 1 << 17
 """Weights a thread works on at once: its float32 buffers stay in the second-level cache."""
 FIXED = 16 << 20
+TRAINED_BYTES = 24
+"""Held for each weight that is trained, its teacher's included."""
 FACTOR_COPIES = 2
 """Squares of K held while second moments are factored, as measured."""
 RELEASE_EVERY = 64 << 20
@@ -86,14 +89,14 @@ def make_budget(shapes: Iterable[Sequence[int]], threads: int, max_ram: int | No
 
 
 def check_walk(
-    config: ModelConfig, calibration: Calibration, *, crossed: bool, max_ram: int | None
+    config: ModelConfig, calibration: Calibration, recipe: Recipe, max_ram: int | None
 ) -> None:
-    """Refuse a walk that rounds by inputs and would hold more than is allowed.
+    """Refuse to learn from a text where that would hold more than is allowed.
 
     Args:
         config: of the model.
         calibration: the windows.
-        crossed: whether the float model walks beside.
+        recipe: whether the float model walks beside, and whether there is training.
         max_ram: most bytes the process may hold, or None.
 
     Raises:
@@ -101,12 +104,17 @@ def check_walk(
     """
     if max_ram is None:
         return
-    need = (rss_bytes() or 0) + walk_bytes(config, calibration, crossed=crossed)
+    need = walk_bytes(config, calibration, crossed=bool(recipe.options.get("crossed")))
+    what = "a layer, its inputs and their moments"
+    if recipe.training:
+        weights = sum(n * k for _, (n, k) in config.linears())
+        need, what = max(need, TRAINED_BYTES * weights), "training all weights at once"
+    need += rss_bytes() or 0
     if need > max_ram:
         raise DoesNotFitError(
-            f"max_ram of {max_ram / 1e6:.0f} MB is too little: a layer, its inputs and their "
-            f"moments need {need / 1e6:.0f} MB; allow more, take fewer windows "
-            "(--calib-windows), or a method without text such as mse"
+            f"max_ram of {max_ram / 1e6:.0f} MB is too little: {what} takes about "
+            f"{need / 1e6:.0f} MB; allow more, take fewer windows (--calib-windows), or a recipe "
+            "without text such as w4-g32-mse"
         )
 
 

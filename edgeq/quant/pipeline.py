@@ -154,14 +154,13 @@ def quantize(
     path = None if isinstance(source, Model) else Path(source)
     base = source if isinstance(source, Model) else load(source)
     _check_source(base, path)
+    if calibration is not None and recipe.needs:
+        check_walk(base.config, calibration, recipe, max_ram)
     digest = _Digest(path) if path else None
     prepared = prepare(base, recipe, data, progress)
     model, recipe, schemes = prepared.model, prepared.recipe, prepared.schemes
     tensors = {name: model.tensors[name] for name in schemes}
     budget = make_budget([t.shape for t in tensors.values()], threads or available_cores(), max_ram)
-    if prepared.by_site:
-        crossed = bool(recipe.options.get("crossed"))
-        check_walk(model.config, data.text, crossed=crossed, max_ram=max_ram)
     if isinstance(card, HeldOut):
         card = _card_that_fits(base, card, max_ram)
     provenance: dict[str, Any] = {
