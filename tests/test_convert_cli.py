@@ -224,7 +224,8 @@ def test_a_folder_of_somebody_else(tiny: Path) -> None:
             os.seteuid(65534)  # root may write anywhere
         try:
             with pytest.raises(EdgeqError, match="cannot be written"):
-                convert(model, "gguf", folder / "m.gguf")
+                # another user may not be able to read where the packages lie
+                convert(model, "gguf", folder / "m.gguf", validate=False)
         finally:
             if root:
                 os.seteuid(0)

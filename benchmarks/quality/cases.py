@@ -85,6 +85,9 @@ def _rounded(bits: int) -> Iterator[Case]:
         yield Case(method, bits, replace(plain, method=method))
     for method in PALETTE_METHODS:
         yield Case(f"palette, {method}", bits, replace(palette, method=method))
+    crossed = {"options": {"crossed": True}}
+    yield Case(f"{BEST}, crossed", bits, replace(plain, method=BEST, **crossed))
+    yield Case(f"palette, {BEST}, crossed", bits, replace(palette, method=BEST, **crossed))
     best = replace(plain, method=BEST)
     for transform in TRANSFORMS:
         yield Case(f"{transform} + {BEST}", bits, replace(best, transforms=(transform,)))
