@@ -109,6 +109,5 @@ def _trained(bits: int, model: str) -> Iterator[Case]:
     bpw = TARGETS[bits][0]
     mixed = replace(best, target={"bpw": bpw}, training=distill)
     yield Case(f"distill, mixed bits, {bpw:g} bpw", bits, mixed)
-    palette = replace(named(f"w{bits}-g32-palette"), method="imatrix", training=distill)
-    if model == THOROUGH:
-        yield Case("distill, palette", bits, palette)
+    palette = replace(named(f"w{bits}-g32-palette"), method=BEST, options={"crossed": True})
+    yield Case("distill, palette", bits, replace(palette, training=distill))
