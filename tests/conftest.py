@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 import pytest
+
+with contextlib.suppress(ImportError):  # emulated boards do without it
+    from hypothesis import HealthCheck, settings
+
+    # no test fails for being slow on a busy machine
+    settings.register_profile("edgeq", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("edgeq")
 
 _ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("EDGEQ_TEST_DATA", _ROOT.parent / "shared"))
