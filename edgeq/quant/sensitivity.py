@@ -181,7 +181,7 @@ def measure_sensitivity(
     ordered = {name: losses[name] for name in shapes if name in losses}
     return Sensitivity(
         mode,
-        sum(window.size for window in calibration.windows),
+        calibration.n_tokens,
         calibration.text_sha256,
         model_sha256(model),
         ordered,
@@ -218,8 +218,7 @@ class _Trials:
                 if stage.site.kind == "head":
                     # a tied head is the embedding too, which only a whole walk sees
                     start = None if config.tied else walk.state()
-                weights = {name: stage.weights[name]}
-                yield name, self._losses(name, weights[name], moments, start)
+                yield name, self._losses(name, stage.weights[name], moments, start)
         if not config.tied and EMBEDDING in wanted:
             table = self._model.tensors[EMBEDDING].numpy()
             yield EMBEDDING, self._losses(EMBEDDING, table, None, None)

@@ -12,6 +12,7 @@ The head's site is left alone: a tied head is the embedding too.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -26,7 +27,36 @@ Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
-class Scaled:
+class Lazy(ABC):
+    """A tensor of the same shape as another, whose rows are computed when they are read.
+
+    Args:
+        data: the tensor that is read.
+    """
+
+    data: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the tensor that is read."""
+        return tuple(self.data.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor that is read."""
+        return self.data.nbytes
+
+    @abstractmethod
+    def rows(self, start: int, stop: int) -> Array:
+        """Rows ``start:stop`` along the first axis as float32 (a copy)."""
+
+    def numpy(self) -> Array:
+        """The whole tensor as float32 (a copy)."""
+        return self.rows(0, self.shape[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled(Lazy):
     """A tensor whose rows and columns are multiplied by factors when they are read.
 
     Args:
@@ -35,19 +65,8 @@ class Scaled:
         column_factors: [K], or None for ones.
     """
 
-    data: Tensor
     row_factors: NDArray[np.float64] | None = None
     column_factors: NDArray[np.float64] | None = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The tensor's own."""
-        return tuple(self.data.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensor that is read."""
-        return self.data.nbytes
 
     def rows(self, start: int, stop: int) -> Array:
         """Rows ``start:stop`` as float32 (a copy)."""
@@ -59,13 +78,9 @@ class Scaled:
             values *= self.column_factors
         return values.astype(np.float32)
 
-    def numpy(self) -> Array:
-        """The whole tensor as float32 (a copy)."""
-        return self.rows(0, self.shape[0])
-
 
 @dataclass(frozen=True, eq=False)
-class Offset:
+class Offset(Lazy):
     """A norm's weight whose sum with the model's ``norm_offset`` is multiplied by factors.
 
     Args:
@@ -74,28 +89,13 @@ class Offset:
         offset: the config's ``norm_offset``.
     """
 
-    data: Tensor
     factors: NDArray[np.float64]
     offset: float
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The weight's own."""
-        return tuple(self.data.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the weight that is read."""
-        return self.data.nbytes
 
     def rows(self, start: int, stop: int) -> Array:
         """Elements ``start:stop`` as float32 (a copy)."""
         whole = self.data.rows(start, stop).astype(np.float64) + self.offset
         return (whole * self.factors[start:stop] - self.offset).astype(np.float32)
-
-    def numpy(self) -> Array:
-        """The whole vector as float32 (a copy)."""
-        return self.rows(0, self.shape[0])
 
 
 def input_norm(config: ModelConfig, site: Site) -> str:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from edgeq.errors import UnsupportedError
 from edgeq.model import Model
 from edgeq.quant.calibrate import Calibration
-from edgeq.quant.transforms.fold import Scaled
+from edgeq.quant.transforms.fold import Lazy, Scaled
 from edgeq.schemes import Scheme
 from edgeq.tensor import FloatTensor, Tensor
 
@@ -50,7 +50,7 @@ def orthogonal(size: int) -> Matrix:
 
 
 @dataclass(frozen=True, eq=False)
-class Rotated:
+class Rotated(Lazy):
     """A matrix with its columns rotated, block by block, when it is read.
 
     Args:
@@ -58,18 +58,7 @@ class Rotated:
         rotation: [B, B] with B dividing K; each run of B columns is multiplied by it.
     """
 
-    data: Tensor
     rotation: Matrix
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The matrix's own."""
-        return tuple(self.data.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the matrix that is read."""
-        return self.data.nbytes
 
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """Rows ``start:stop`` as float32 (a copy)."""
@@ -77,13 +66,9 @@ class Rotated:
         blocks = w.reshape(len(w), -1, self.rotation.shape[0]) @ self.rotation
         return blocks.reshape(w.shape).astype(np.float32)
 
-    def numpy(self) -> NDArray[np.float32]:
-        """The whole matrix as float32 (a copy)."""
-        return self.rows(0, self.shape[0])
-
 
 @dataclass(frozen=True, eq=False)
-class RotatedRows:
+class RotatedRows(Lazy):
     """A matrix or bias with its rows mixed, block by block, when it is read.
 
     Args:
@@ -91,18 +76,7 @@ class RotatedRows:
         rotation: [B, B] with B dividing N; each run of B rows is multiplied by its transpose.
     """
 
-    data: Tensor
     rotation: Matrix
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The tensor's own."""
-        return tuple(self.data.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensor that is read."""
-        return self.data.nbytes
 
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """Rows ``start:stop`` as float32 (a copy); reads the blocks they lie in."""
@@ -114,10 +88,6 @@ class RotatedRows:
             block = self.data.rows(first, first + size).astype(np.float64)
             parts.append(self.rotation[:, a - first : b - first].T @ block)
         return np.concatenate(parts).astype(np.float32)
-
-    def numpy(self) -> NDArray[np.float32]:
-        """The whole tensor as float32 (a copy)."""
-        return self.rows(0, self.shape[0])
 
 
 def rotate_values(
