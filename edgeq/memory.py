@@ -6,11 +6,14 @@ import contextlib
 import mmap
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+_UNLIMITED = 1 << 60
+"""Limits of older control groups that are none: the largest multiple of a page."""
 HUGE_PAGE = 1 << 21
 """Bytes; what Linux uses on x86-64 and on 64-bit ARM with 4 KiB pages."""
 
@@ -71,14 +74,55 @@ def peak_rss_bytes() -> int | None:
 def available_bytes() -> int | None:
     """Memory that programs can still take without swapping, or None where it cannot be read.
 
-    The smaller of what the system has and what is left of this process's control group.
+    The smaller of what the system has and what is left of this process's control groups.
     """
     found = _field(Path("/proc/meminfo"), "MemAvailable")
-    group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):  # no limit, or an older kind of group
-        limit = int((group / "memory.max").read_text())
-        left = limit - int((group / "memory.current").read_text())
-        found = left if found is None else min(found, left)
+    left = [limit.nbytes - limit.used for limit in group_limits() if limit.used is not None]
+    return min([*left, *([] if found is None else [found])], default=None)
+
+
+@dataclass(frozen=True)
+class GroupLimit:
+    """A limit to memory that a control group sets.
+
+    Args:
+        nbytes: most that its processes may hold.
+        used: what they hold; None if it cannot be read.
+        path: the file that says so.
+    """
+
+    nbytes: int
+    used: int | None
+    path: str
+
+
+def group_limits(root: Path | str = "/") -> list[GroupLimit]:
+    """Limits of this process's control group and of those around it, of both versions.
+
+    Args:
+        root: the folder that holds ``proc`` and ``sys``.
+    """
+    root = Path(root)
+    found = []
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0" and not controllers:
+            folder, most, now = "sys/fs/cgroup", "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            folder = "sys/fs/cgroup/memory"
+            most, now = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for depth in range(len(parts), -1, -1):
+            at = "/".join([folder, *parts[:depth]])
+            limit = _text(root / at / most).strip()
+            if limit.isdigit() and 0 < int(limit) < _UNLIMITED:
+                used = _text(root / at / now).strip()
+                found.append(
+                    GroupLimit(int(limit), int(used) if used.isdigit() else None, f"/{at}/{most}")
+                )
     return found
 
 
@@ -95,11 +139,16 @@ def _status(key: str) -> int | None:
     return _field(Path("/proc/self/status"), key)
 
 
+def _text(path: Path) -> str:
+    """A small file of the system's; "" if it cannot be read."""
+    try:
+        return path.read_text()
+    except (OSError, ValueError):
+        return ""
+
+
 def _field(path: Path, key: str) -> int | None:
     """A field given in kB by one of the system's text files, in bytes."""
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return None
+    lines = _text(path).splitlines()
     found = (line.split() for line in lines if line.startswith(key + ":"))
     return next((int(words[1]) * 1024 for words in found), None)

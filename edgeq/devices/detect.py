@@ -30,13 +30,12 @@ from edgeq.devices.meters.thermal import BITS, FIRMWARE_FLAGS, GET_THROTTLED, pa
 from edgeq.devices.profile import Cluster, DeviceProfile, find
 from edgeq.devices.socs import named
 from edgeq.errors import DeviceError
+from edgeq.memory import group_limits
 
 Ask = Callable[[Sequence[str]], str | None]
 """Runs a command and returns what it wrote, None if it is not there or failed."""
 
 _PATIENCE_S = 3.0
-_UNLIMITED = 1 << 60
-"""Limits of control groups above this mean that there is none."""
 
 
 @dataclass(frozen=True)
@@ -216,11 +215,11 @@ class _Files:
     """Reads below a root; what cannot be read is None."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
 
     def text(self, path: str) -> str | None:
         try:
-            raw = (self._root / path).read_bytes()
+            raw = (self.root / path).read_bytes()
         except OSError:
             return None
         return raw.decode("utf-8", "replace").rstrip("\0\n ")
@@ -232,7 +231,7 @@ class _Files:
     def folders(self, path: str, pattern: str) -> list[str]:
         """Folders of a folder by a pattern that ends in a number, in the order of the number."""
         try:
-            found = [entry.name for entry in (self._root / path).glob(pattern)]
+            found = [entry.name for entry in (self.root / path).glob(pattern)]
         except OSError:
             return []
         return [f"{path}/{name}" for name in
@@ -356,9 +355,9 @@ def _memory(files: _Files, sources: dict[str, str]) -> dict[str, Any]:
                       ("swap_bytes", "SwapTotal")):  # fmt: skip
         if key in said:
             facts[name], sources[name] = int(said[key]) * 1024, f"/proc/meminfo {key}"
-    limit = _cgroup_limit(files)
+    limit = min(group_limits(files.root), key=lambda limit: limit.nbytes, default=None)
     if limit:
-        facts["cgroup_bytes"], sources["cgroup_bytes"] = limit
+        facts["cgroup_bytes"], sources["cgroup_bytes"] = limit.nbytes, limit.path
     caches = []
     for index in files.folders("sys/devices/system/cpu/cpu0/cache", "index*"):
         size = re.fullmatch(r"(\d+)([KM])", files.text(f"{index}/size") or "")
@@ -381,27 +380,6 @@ def _count(listed: str) -> int:
         if first.isdigit() and (last.isdigit() or not last):
             total += int(last or first) - int(first) + 1
     return total
-
-
-def _cgroup_limit(files: _Files) -> tuple[int, str] | None:
-    """The smallest memory limit of this process's control group and those around it."""
-    least: tuple[int, str] | None = None
-    for line in (files.text("proc/self/cgroup") or "").splitlines():
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if number == "0" and not controllers:
-            folder, name = "sys/fs/cgroup", "memory.max"
-        elif "memory" in controllers.split(","):
-            folder, name = "sys/fs/cgroup/memory", "memory.limit_in_bytes"
-        else:
-            continue
-        parts = [part for part in path.split("/") if part not in ("", "..")]
-        for depth in range(len(parts), -1, -1):
-            at = "/".join([folder, *parts[:depth], name])
-            limit = files.number(at)
-            if limit is not None and 0 < limit < _UNLIMITED and (not least or limit < least[0]):
-                least = limit, f"/{at}"
-    return least
 
 
 def _state(files: _Files, ask: Ask, sources: dict[str, str]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ _engines: list[Any] = []  # own the code that the addresses point to
 
 
 def kernel_name(scheme: QuantScheme) -> str:
-    """The name of the kernel for a scheme: one per bits, kind of codes, and whether groups are 16."""
+    """The name of the kernel for a scheme: one per bits, kind of codes, and groups of 16 or not."""
     half = "h" if scheme.group_size == 16 else ""
     kind = "p" if scheme.codebook else ("s" if scheme.symmetric else "a")
     return f"q{scheme.bits}{kind}{half}"
@@ -109,8 +109,8 @@ def module(scheme: QuantScheme, dialect: Dialect) -> ir.Module:
     """The LLVM module of one kernel: loops over tiles and tokens around the micro-kernels.
 
     The function takes 15 integers: codes, bytes between tiles' codes, scales, bytes, zero
-    points (or the palette), bytes, blocks, group shift, activations, bytes between rows, rows, output, bytes
-    between rows, first tile, last tile.
+    points (or the palette), bytes, blocks, group shift, activations, bytes between rows, rows,
+    output, bytes between rows, first tile, last tile.
     """
     bits, asymmetric, half = scheme.bits, not scheme.symmetric, scheme.group_size == 16
     mod = ir.Module(kernel_name(scheme))

@@ -269,8 +269,8 @@ def build(b: ir.IRBuilder, dialect: Dialect, variant: Variant) -> ir.Function:
 
     It does `Dialect.rows` rows of a tile. Its arguments are integers: addresses of packed codes,
     scales, zero points (each of the first of its rows; of the table for a palette) and
-    activations, the number of blocks, the group shift (block >> shift = group), the bytes between activation rows, the output's
-    address and the bytes between its rows.
+    activations, the number of blocks, the group shift (block >> shift = group), the bytes between
+    activation rows, the output's address and the bytes between its rows.
     """
     found = b.module.globals.get(variant.symbol)
     if found is not None:
