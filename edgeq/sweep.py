@@ -104,6 +104,27 @@ class Row:
         """A JSON-ready dictionary."""
         return {"format_version": FORMAT_VERSION, **asdict(self)}
 
+    @classmethod
+    def from_dict(cls, held: Mapping[str, Any]) -> Row:
+        """The row that `to_dict` wrote.
+
+        Raises:
+            FormatError: it is of another version, or something is missing or of the wrong kind.
+        """
+        about = dict(held)
+        version = about.pop("format_version", None)
+        if version != FORMAT_VERSION:
+            raise FormatError(f"its format version is {version}, this edgeq reads {FORMAT_VERSION}")
+        for name, value in about.items():
+            text = name in ("key", "model", "name")
+            allowed = str if text or name in ("worker", "error") else int | float
+            if not ((value is None and not text) or isinstance(value, allowed)):
+                raise FormatError(f"its {name} is {value!r}")
+        try:
+            return cls(**about)
+        except TypeError as err:
+            raise FormatError(str(err)) from err
+
 
 def tasks(
     models: Sequence[str | Path],
@@ -388,10 +409,10 @@ def _kept(folder: Path, key: str) -> Row | None:
         return None
     try:
         data = json.loads(path.read_text("utf-8"))
-        if data.pop("format_version") != FORMAT_VERSION:
+        if data["format_version"] != FORMAT_VERSION:
             return None
-        return Row(**data)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as err:
+        return Row.from_dict(data)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, FormatError) as err:
         raise FormatError(f"{path} is no result of a sweep ({err}); delete it") from err
 
 

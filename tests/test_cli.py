@@ -18,8 +18,9 @@ from edgeq.errors import FormatError
 SNAPSHOTS = Path(__file__).parent / "snapshots" / "help"
 UPDATE = "EDGEQ_UPDATE_SNAPSHOTS"
 VERBS = (
-    "demo", "quantize", "inspect", "plan", "run", "chat", "bench", "profile", "perplexity", "eval",
-    "calibrate", "sensitivity", "sweep", "convert", "validate", "devices", "warmup", "doctor",
+    "demo", "quantize", "inspect", "plan", "run", "chat", "bench", "profile", "report",
+    "perplexity", "eval", "calibrate", "sensitivity", "sweep", "convert", "validate", "devices",
+    "warmup", "doctor",
 )  # fmt: skip
 
 

@@ -42,11 +42,14 @@ class Case:
         label: what was done.
         bits: of the matrices; which naive rounding it is compared with.
         recipe: how.
+        like: bits are chosen for every tensor so that all take no more bytes than with this
+            recipe; None leaves them as they are.
     """
 
     label: str
     bits: int
     recipe: Recipe
+    like: Recipe | None = None
 
     @property
     def key(self) -> str:
@@ -91,9 +94,11 @@ def _rounded(bits: int) -> Iterator[Case]:
     best = replace(plain, method=BEST)
     for transform in TRANSFORMS:
         yield Case(f"{transform} + {BEST}", bits, replace(best, transforms=(transform,)))
+    mixed = replace(plain, method=BEST, **crossed)
+    yield Case(f"mixed bits + {BEST}, crossed, as many bytes", bits, mixed, like=plain)
     for bpw in TARGETS[bits]:
-        mixed = replace(best, target={"bpw": bpw})
-        yield Case(f"mixed bits + {BEST}, {bpw:g} bpw", bits, mixed)
+        aimed = replace(mixed, target={"bpw": bpw})
+        yield Case(f"mixed bits + {BEST}, crossed, {bpw:g} bpw", bits, aimed)
 
 
 def _trained(bits: int, model: str) -> Iterator[Case]:

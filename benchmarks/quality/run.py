@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +60,16 @@ def quality(found: Evaluation) -> dict[str, float | None]:
 def measured(subject: Subject, case: Case, folder: Path) -> dict[str, Any]:
     """One row: quantize as ``edgeq quantize`` does, load the artifact, score it."""
     path = folder / "model.edgeq"
+    recipe = case.recipe
+    if case.like is not None:
+        quantize(subject.path, path, case.like, threads=1)
+        weights = sum(math.prod(t.shape) for t in subject.model.tensors.values())
+        recipe = replace(recipe, target={"bpw": 8 * load(path).nbytes / weights})
     started = time.perf_counter()
     windows = subject.training if case.trains else subject.calibration
     summary = quantize(
-        subject.path, path, case.recipe,
-        calibration=windows if case.recipe.needs else None, threads=1,
+        subject.path, path, recipe,
+        calibration=windows if recipe.needs else None, threads=1,
     )  # fmt: skip
     seconds = time.perf_counter() - started
     model = load(path)

@@ -26,6 +26,7 @@ from edgeq.cli.perplexity import perplexity
 from edgeq.cli.plan import plan
 from edgeq.cli.profile import profile
 from edgeq.cli.quantize import quantize
+from edgeq.cli.report import report
 from edgeq.cli.run import run
 from edgeq.cli.sensitivity import sensitivity
 from edgeq.cli.sweep import sweep
@@ -66,6 +67,7 @@ for _verb in (
     chat,
     bench,
     profile,
+    report,
     perplexity,
     evaluation,
     calibrate,

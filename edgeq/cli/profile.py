@@ -73,14 +73,21 @@ class Seconds(click.ParamType):  # type: ignore[type-arg]  # generic since click
 @click.option("--estimate", metavar="DEVICE", default=None, show_default=False,
               help="Add energy reckoned from this device's power under load, labelled "
                    "so.")  # fmt: skip
+@click.option("--on", "on", metavar="PLACE", default=None, show_default=False,
+              help="Run on another machine: ssh://user@host[:port], adb://serial, or local: for a "
+                   "process of its own.")  # fmt: skip
+@click.option("--on-python", metavar="PATH", default=None, show_default=False,
+              help="The Python there, as edgeq-env/bin/python in the home "
+                   "folder.")  # fmt: skip
 @click.option("--operations/--no-operations", default=True,
               help="Time every operation too, after the rounds.")  # fmt: skip
 @threads_option
 @kv_options
 @backend_option
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default=None,
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), multiple=True,
               show_default=False,
-              help="Keep all raw samples in this file, as run.json.")  # fmt: skip
+              help="Keep all raw samples in this file, as run.json, or write a page, as "
+                   "report.html; may be given several times.")  # fmt: skip
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table",
               help="How to write the result.")  # fmt: skip
 def profile(
@@ -96,13 +103,15 @@ def profile(
     extra_meters: tuple[str, ...],
     energy_log: Path | None,
     estimate: str | None,
+    on: str | None,
+    on_python: str | None,
     operations: bool,
     threads: int | None,
     kv_bits: str,
     cache_type_k: str | None,
     cache_type_v: str | None,
     backend: str,
-    output: Path | None,
+    output: tuple[Path, ...],
     form: str,
 ) -> None:
     """Run MODEL and show the time to the first token and of each one after it, every operation's
@@ -110,13 +119,13 @@ def profile(
 
     MODEL is an .edgeq file or any checkpoint, an .onnx, .ort or .tflite file, or one that edgeq
     converted. Operations of a .mlpackage are only counted. Where nothing measures energy, none is
-    shown.
+    shown. With --on it runs on another machine that has Python, NumPy and Numba: MODEL and edgeq
+    itself are sent there, and removed after.
     """
     from dataclasses import replace
 
     from edgeq.devices.meters import from_option, probe, read_log
     from edgeq.devices.profile import find
-    from edgeq.profiling import document as documents
     from edgeq.profiling.foreign import Named
     from edgeq.profiling.profile import profile as run
     from edgeq.profiling.session import Workload
@@ -124,26 +133,59 @@ def profile(
     bits = kv_bits_of(kv_bits, cache_type_k, cache_type_v)
     if not n_prompt + n_gen:
         raise click.UsageError("nothing to time: -p and -n are both 0")
-    if output is not None and not output.absolute().parent.is_dir():
-        raise click.UsageError(f"the folder of {output} does not exist; make it first")
+    _check(output)
+    if on_python is not None and on is None:
+        raise click.UsageError("--on-python names the Python of another machine; say which: --on")
     device = None if estimate is None else find(estimate)
     workload = Workload(n_prompt, n_gen, n_depth, warmup, repetitions, sustained)
     models = [Named.parse(text) for text in (model, *compare)]
-    if any(named.target is None for named in models):
-        compile_first(backend)
-    meters = [*(from_option(text) for text in extra_meters), *probe()]
-    with render.progress("profile", still=True) as bar:
-        made = run(
-            models, workload, threads=threads, kv_bits=bits, backend=backend, meters=meters,
-            idle_seconds=idle, operations=operations, estimate=device, progress=bar,
-        )  # fmt: skip
-    if output is not None:  # before anything else can fail
-        documents.write(made, output)
+    if on is not None:
+        from edgeq.devices.transport import open_transport
+        from edgeq.profiling.remote import profile_on
+
+        with render.progress(f"profile on {on}", still=True) as bar:
+            made = profile_on(
+                open_transport(on), models, workload, python=on_python, threads=threads,
+                kv_bits=bits, backend=backend, meters=extra_meters, idle_seconds=idle,
+                operations=operations, estimate=estimate, progress=bar,
+            )  # fmt: skip
+    else:
+        if any(named.target is None for named in models):
+            compile_first(backend)
+        meters = [*(from_option(text) for text in extra_meters), *probe()]
+        with render.progress("profile", still=True) as bar:
+            made = run(
+                models, workload, threads=threads, kv_bits=bits, backend=backend, meters=meters,
+                idle_seconds=idle, operations=operations, estimate=device, progress=bar,
+            )  # fmt: skip
+    _keep(made, output)  # before anything else can fail
     if energy_log is not None:
         made = replace(made, recording=made.recording.joined(read_log(energy_log)))
-        if output is not None:
-            documents.write(made, output)
+        _keep(made, output)
     render.write(_json(made) if form == "json" else _text(made, long=sustained > 0))
+
+
+def _check(output: tuple[Path, ...]) -> None:
+    """Refuse before anything runs what could not be written after."""
+    for path in output:
+        if path.suffix.lower() not in (".json", ".html"):
+            raise click.UsageError(
+                f"{path} is neither raw samples nor a page; let its name end in .json or .html"
+            )
+        if not path.absolute().parent.is_dir():
+            raise click.UsageError(f"the folder of {path} does not exist; make it first")
+
+
+def _keep(made: Document, output: tuple[Path, ...]) -> None:
+    """Write the raw samples, then pages of them."""
+    from edgeq.profiling import document as documents
+    from edgeq.report import Sources, write
+
+    for path in sorted(output, key=lambda path: path.suffix.lower() == ".html"):
+        if path.suffix.lower() == ".json":
+            documents.write(made, path)
+        else:
+            write(Sources(((path.name, made),)), path, title=path.stem)
 
 
 def _json(made: Document) -> str:

@@ -25,6 +25,9 @@ LATE = 1.5
 UNSEEN = 0.05
 """The part of a window that may be unseen."""
 
+MANY_REASONS = 2
+"""Reasons for missing repeats that are told in full; short repeats have one each."""
+
 
 @dataclass(frozen=True)
 class Window:
@@ -147,6 +150,9 @@ def per_token(energies: Sequence[Energy], tokens: Sequence[int]) -> PerToken:
     )
     known = [s for s in samples if s is not None]
     reasons = list(dict.fromkeys(e.reason for e in energies if e.reason is not None))
+    if len(reasons) > MANY_REASONS:
+        more = len(reasons) - MANY_REASONS
+        reasons = [*reasons[:MANY_REASONS], f"{more} more of the kind in other repeats"]
     if not energies:
         reasons = ["nothing was run"]
     return PerToken(

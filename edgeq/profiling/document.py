@@ -128,7 +128,7 @@ class Document:
                 held["created"],
                 held["tool"],
             )
-        except (KeyError, TypeError, ValueError, AttributeError, EdgeqError) as err:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, EdgeqError) as err:
             raise FormatError(f"{name} is damaged: {type(err).__name__} {err}") from err
 
 

@@ -1,0 +1,114 @@
+"""docs/vision.md from what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+HEAD = """# Vision, audio and encoder models
+
+Real models, quantized once and run in three runtimes. Written by `benchmarks/vision/run.py`, which
+says in `subjects.py` what each model is calibrated on and measured on; no sample is in both.
+
+- Figure: top-1 of the labelled test samples; for the encoder the mean cosine to the float
+  embedding.
+- Agreement: how often the largest score is the float model's.
+- Size: of the file; "smaller" is against the float file of the same runtime.
+- Arena: bytes of the values while it runs, buffers used again.
+- Time: median of one run, one thread, beside the float model in the same runtime, the two taking
+  turns. Core ML programs are executed in NumPy here, on fewer samples (in brackets), and not timed.
+- A peer's figure is the best of all its ways, static and other, chosen on the test data.
+"""
+_NAMES = {"ort": "onnxruntime", "tflite": "LiteRT", "coreml": "Core ML (NumPy)"}
+
+
+def write(results: Mapping[str, Any], path: Path) -> None:
+    """Write the page."""
+    parts = [HEAD]
+    for name, about in results["models"].items():
+        parts.append(f"\n## {name}\n\n{_about(about)}\n\n{_table(about)}")
+        if between := [line for row in about["rows"].items() for line in _agreement(row)]:
+            what = "Mean cosine" if about["encoder"] else "Same top class"
+            parts.append(f"\n{what} between runtimes:\n\n" + "\n".join(between) + "\n")
+    path.write_text("".join(parts), "utf-8")
+
+
+def _about(about: Mapping[str, Any]) -> str:
+    return (
+        f"{about['about']}. Calibrated on {about['calibration']} samples, measured on "
+        f"{about['tested']:,}."
+    )
+
+
+def _table(about: Mapping[str, Any]) -> str:
+    figure = "cosine" if about["encoder"] else "top-1"
+    lines = [
+        f"| what | runtime | {figure} | agreement | bytes | smaller | arena | ms | float ms "
+        "| faster |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for target, row in about["float"].items():
+        lines.append(_line("float", _NAMES[target], row, row, about))
+    for preset, held in about["rows"].items():
+        if "refused" in held:
+            lines.append(f"| {preset} | all | refused: {_first(held)} |" + " |" * 7)
+            continue
+        for target, row in held["targets"].items():
+            lines.append(_line(preset, _NAMES[target], row, about["float"][target], about))
+    for peer, held in about["peers"].items():
+        target = "ort" if "onnx" in peer else "tflite"
+        for static in (True, False):
+            ways = {way: row for way, row in held["ways"].items()
+                    if way.startswith("static") is static}  # fmt: skip
+            if ways:
+                way, row = _best(ways, about["encoder"])
+                base = about["float"][target]
+                lines.append(_line(f"{peer}: {way}", _NAMES[target], row, base, about))
+    return "\n".join(lines) + "\n"
+
+
+def _best(ways: Mapping[str, Any], encoder: bool) -> tuple[str, Mapping[str, Any]]:
+    key = "cosine" if encoder else "top1"
+    ran = {way: row for way, row in ways.items() if key in row}
+    if not ran:
+        return next(iter(ways.items()), ("nothing ran", {"refused": "no recipe ran"}))
+    return max(ran.items(), key=lambda item: (item[1][key], item[1]["cosine"]))
+
+
+def _line(
+    what: str, runtime: str, row: Mapping[str, Any], base: Mapping[str, Any], about: Any
+) -> str:
+    if "refused" in row:
+        return f"| {what} | {runtime} | refused: {_first(row)} |" + " |" * 7
+    if about["encoder"]:
+        figure, agreement = f"{row['cosine']:.4f}", ""
+    else:
+        figure, agreement = f"{100 * row['top1']:.2f} %", f"{100 * row['agreement']:.2f} %"
+        if row["base_top1"] is not None and runtime == _NAMES["coreml"]:
+            figure += f" (float {100 * row['base_top1']:.2f} % of {row['n']})"
+    if about["encoder"] and runtime == _NAMES["coreml"]:
+        figure += f" ({row['n']} samples)"
+    smaller = f"{base['bytes'] / row['bytes']:.2f}x" if "bytes" in base else ""
+    ms, before = row.get("ms"), row.get("float_ms")
+    faster = f"{before / ms:.2f}x" if ms and before else ""
+    arena = f"{row['arena']:,}" if row.get("arena") else ""
+    cells = [what, runtime, figure, agreement, f"{row['bytes']:,}", smaller, arena,
+             _ms(ms), _ms(before), faster]  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
+
+
+def _ms(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _first(row: Mapping[str, Any]) -> str:
+    text = " ".join(str(row["refused"]).split())
+    return (text[:160] + " ...") if len(text) > 160 else text
+
+
+def _agreement(row: tuple[str, Mapping[str, Any]]) -> Iterator[str]:
+    preset, held = row
+    if pairs := held.get("between"):
+        told = "; ".join(f"{name} {value:.4f}" for name, value in pairs.items())
+        yield f"- {preset}: {told}"

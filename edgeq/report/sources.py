@@ -1,0 +1,136 @@
+"""What a page is made of: saved runs and a sweep's results, read from files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgeq.errors import EdgeqError, FormatError
+from edgeq.profiling import document as documents
+from edgeq.profiling.document import Document, Run
+from edgeq.profiling.summary import summary
+from edgeq.sweep import Row
+
+MADE_BY = "make one with edgeq profile -o run.json or edgeq sweep -o FOLDER"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What is to be shown.
+
+    Args:
+        documents: profiles and their names.
+        rows: of sweeps.
+    """
+
+    documents: tuple[tuple[str, Document], ...] = ()
+    rows: tuple[Row, ...] = ()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run as the page knows it.
+
+    Args:
+        letter: what it is called in legends.
+        colour: of its lines.
+        document, run: what it is.
+        told: its `summary`.
+    """
+
+    letter: str
+    colour: int
+    document: Document
+    run: Run
+    told: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """Letter and file, for legends."""
+        path = str(self.run.subject["name"]).rstrip("/")
+        return f"{self.letter} · {path.rsplit('/', 1)[-1]}"
+
+
+def entries(sources: Sources) -> list[list[Entry]]:
+    """The runs of each document, lettered through.
+
+    Raises:
+        FormatError: a run's numbers are none.
+    """
+    found: list[list[Entry]] = []
+    count = 0
+    for name, document in sources.documents:
+        group = []
+        for run in document.runs:
+            with blaming(name):
+                told = summary(document, run)
+            group.append(Entry(_letter(count), count, document, run, told))
+            count += 1
+        found.append(group)
+    return found
+
+
+@contextmanager
+def blaming(name: str) -> Iterator[None]:
+    """Deriving from a document fails only where its numbers are none: say so by its name."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as err:
+        raise FormatError(f"{name} is damaged: {type(err).__name__} {err}; profile again") from err
+
+
+def read(paths: Sequence[str | Path]) -> Sources:
+    """Read profiles, results of sweeps, and folders of a sweep.
+
+    Args:
+        paths: files of `edgeq profile -o`, of `edgeq sweep --format json`, or a sweep's folder or
+            single results.
+
+    Raises:
+        FormatError: one cannot be read, or is none of these.
+    """
+    held: list[tuple[str, Document]] = []
+    rows: dict[str, Row] = {}
+    for path in map(Path, paths):
+        files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+        if not files:
+            raise FormatError(f"{path} holds no .json file; {MADE_BY}")
+        for file in files:
+            found = _read(file)
+            if isinstance(found, Document):
+                held.append((file.name, found))
+            else:
+                rows |= {row.key: row for row in found}
+    return Sources(tuple(held), tuple(rows.values()))
+
+
+def _read(path: Path) -> Document | list[Row]:
+    try:
+        held = json.loads(path.read_text("utf-8"))
+    except OSError as err:
+        raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
+    except (ValueError, RecursionError) as err:
+        raise FormatError(f"{path} is no JSON: {err}; {MADE_BY}") from err
+    if isinstance(held, dict) and held.get("format") == documents.FORMAT:
+        return Document.from_json(held, str(path))
+    results = held if isinstance(held, list) else [held]
+    if not results or not all(isinstance(one, dict) and "key" in one for one in results):
+        raise FormatError(f"{path} is neither a profile nor a result of a sweep; {MADE_BY}")
+    found = []
+    for one in results:
+        try:
+            # the command adds whether a row is on the front, which depends on the others
+            found.append(Row.from_dict({k: v for k, v in one.items() if k != "pareto"}))
+        except EdgeqError as err:
+            raise FormatError(f"{path} is no result of a sweep: {err}; sweep again") from err
+    return found
+
+
+def _letter(number: int) -> str:
+    """A to Z, then AA, AB, ..."""
+    rest, last = divmod(number, 26)
+    return (_letter(rest - 1) if rest else "") + chr(ord("A") + last)
