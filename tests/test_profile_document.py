@@ -153,6 +153,22 @@ def test_energy_is_of_the_measured_window_only(idle: bool, tmp_path: Path) -> No
     assert energy["covers"] == "the board"
 
 
+def test_rounds_shorter_than_the_meter_are_told_together(tmp_path: Path) -> None:
+    made = handmade([[10, 10]] * 41, prefill_ms=10)  # the first warms up
+    end = made.runs[0].timed[-1].end_ns
+    times = np.arange(0, end + 10**9, 200 * 10**6)
+    meter = power_meter(tmp_path, 1.0)
+    watts = {"board": np.full(times.shape, 7.0)}
+    trace = Trace(replace(meter.described(), rate_hz=5.0), times, watts)
+    made = replace(made, recording=replace(made.recording, traces=(trace,)))
+    energy = summary(made, made.runs[0])["energy"]
+    assert energy["decode"]["joules_per_token"]["mean"] is None
+    took = (end - made.runs[0].timed[0].start_ns) / 1e9
+    assert energy["rounds"]["joules_per_token"]["mean"] == pytest.approx(7.0 * took / 40)
+    both = replace(made, runs=(*made.runs, *made.runs))
+    assert summary(both, both.runs[0])["energy"]["rounds"]["joules_per_token"]["samples"] == ()
+
+
 def test_an_estimate_is_labelled_and_apart(artifact: Path) -> None:
     sources = {"load_watts": "estimate: a test"}
     board = DeviceProfile("b", "Board", "sbc", load_watts=8.0, sources=sources)

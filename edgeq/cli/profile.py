@@ -262,7 +262,7 @@ def _facts(told: dict[str, Any]) -> str:
     sizes = [f"{name} {render.human_bytes(held[key])}" for name, key in names if held[key]]
     rows.append(("memory", ", ".join(sizes)))
     if told["rounds"]:
-        rows.append(("energy", _energy(told["energy"]["decode"])))
+        rows.append(("energy", _energy(told["energy"], told["runs_per_s"] is not None)))
     if told["estimate"]:
         rows.append(("", _estimate(told["estimate"])))
     known = told["operations"]
@@ -279,14 +279,18 @@ def _facts(told: dict[str, Any]) -> str:
     )
 
 
-def _energy(found: dict[str, Any]) -> str:
+def _energy(energy: dict[str, Any], runs: bool) -> str:
+    """Of decode, or of whole rounds where the meter is slower than that."""
+    found, what = energy["decode"], "J/run" if runs else "J/token of decode"
+    if found["joules_per_token"]["mean"] is None:
+        if energy["rounds"]["joules_per_token"]["mean"] is None:
+            return f"not measured: {found['joules_per_token']['reason']}"
+        found, what = energy["rounds"], "J a round"
     each = found["joules_per_token"]
-    if each["mean"] is None:
-        return f"not measured: {each['reason']}"
     text = f"{each['mean']:.4g}"
     if each["std"] is not None:
         text += f" ± {each['std']:.2g}"
-    text += f" J/token of decode, {found['mean_watts']:.3g} W of {found['covers']}"
+    text += f" {what}, {found['mean_watts']:.3g} W of {found['covers']}"
     if found["idle_watts"] is not None:
         text += f" above {found['idle_watts']:.3g} W idle"
     return f"{text} ({found['meter']}: {found['provenance']})"

@@ -82,6 +82,7 @@ def summary(document: Document, run: Run) -> dict[str, Any]:
         "energy": {
             "prefill": _energy(document, run, "prefill"),
             "decode": _energy(document, run, "decode"),
+            "rounds": _energy(document, run, "rounds"),
         },
         "estimate": run.estimate,
         "sensors": sensors(document),
@@ -107,10 +108,19 @@ def energies(document: Document, run: Run, part: str) -> tuple[list[Energy], lis
     Args:
         document: whose meters are asked.
         run: whose repeats.
-        part: "prefill" or "decode"; only this window counts.
+        part: "prefill" or "decode", where only this window counts; or "rounds": all repeats in
+            one window, counted instead of tokens, for meters that are slower than a repeat. It
+            is told only of a run that had the machine to itself.
     """
     recording = document.recording
     idle = next(iter(recording.named(IDLE)), None)
+    if part == "rounds":
+        start = min((sample.start_ns for sample in run.timed), default=0)
+        end = max((sample.end_ns for sample in run.timed), default=0)
+        if len(document.runs) > 1 or end <= start:
+            return [], []
+        whole = Window(part, start, end)
+        return [recording.energy(whole, idle=idle)], [len(run.timed)]
     found, counts = [], []
     for sample in run.timed:
         start, end, count = sample.decode_start_ns, sample.end_ns, len(sample.step_ns)

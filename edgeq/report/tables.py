@@ -13,6 +13,7 @@ from edgeq.report.axes import short, threads_of
 from edgeq.report.sources import Entry
 
 MIB = 2.0**20
+NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,9 @@ def _figures(entry: Entry) -> Iterator[Figure]:
             for part, found in told["energy"].items()
             if found["joules_per_token"]["samples"]  # a graph reads no prompt
         ]
-        if len(energies) == 2 and energies[0].source == energies[1].source:  # not measured
+        if any(energy.value != NOT_MEASURED for energy in energies[:-1]):
+            energies = energies[:-1]  # rounds are for meters slower than one
+        elif len({energy.source for energy in energies}) == 1:
             energies = [replace(energies[0], name="energy")]
         yield from energies
     if guess := told["estimate"]:
@@ -128,7 +131,7 @@ def _memory(held: Mapping[str, Any], runs: int) -> Iterator[Figure]:
     peak = held["peak_rss_bytes"]
     if peak is None:
         reason = "the runs share the process" if runs > 1 else "this system does not tell"
-        yield Figure("peak memory (RSS)", "not measured", reason)
+        yield Figure("peak memory (RSS)", NOT_MEASURED, reason)
     else:
         yield Figure("peak memory (RSS)", f"{short(peak / MIB)} MiB",
                      "most that the whole process held while it ran")  # fmt: skip
@@ -139,10 +142,12 @@ def _memory(held: Mapping[str, Any], runs: int) -> Iterator[Figure]:
 
 def _energy(part: str, unit: str, found: Mapping[str, Any]) -> Figure:
     each = found["joules_per_token"]
+    together = part == "rounds"
+    unit = "round" if together else unit
     part = "runs" if unit == "run" else part
     name = f"energy of {part}"
     if each["mean"] is None:
-        return Figure(name, "not measured", each["reason"])
+        return Figure(name, NOT_MEASURED, each["reason"])
     value = short(each["mean"])
     if each["std"] is not None:
         value += f" ± {short(each['std'])}"
@@ -151,7 +156,8 @@ def _energy(part: str, unit: str, found: Mapping[str, Any]) -> Figure:
     source = f"{found['meter']}: {found['provenance']}"
     if found["covers"]:
         source += f", of {found['covers']}"
-    source += f"; the {part} of {known} of {len(each['samples'])} timed rounds"
+    count = f"the {part} of {known} of {len(each['samples'])} timed rounds"
+    source += f"; {'all timed rounds together' if together else count}"
     if found["idle_watts"] is not None:
         source += f"; {short(found['idle_watts'])} W of the idle machine subtracted"
     for problem in (*found["problems"], *([each["reason"]] if each["reason"] else [])):

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from edgeq.devices.energy import Energy, Window, count_inside, joules_of_counter, joules_of_power
 from edgeq.devices.meters.base import PLAUSIBLE, Sample, Sensor
 from edgeq.errors import DeviceError, FormatError
+
+Series = tuple[NDArray[np.int64], NDArray[np.float64], dict[str, int]]
 
 CLOCKS = ("monotonic", "unix", "own")
 """What the times of a trace count from: this machine's start (`time.monotonic_ns`), 1970, or
@@ -60,7 +63,7 @@ class Trace:
         t_ns = np.array([sample.t_ns for sample in ordered], np.int64)
         return cls(sensor, t_ns, values, dict(counted), clock)
 
-    def series(self, channel: str) -> tuple[NDArray[np.int64], NDArray[np.float64], dict[str, int]]:
+    def series(self, channel: str) -> Series:
         """The samples of a channel that may be believed.
 
         Values that are not numbers, or that no device can have, are left out. The turns of an
@@ -68,8 +71,19 @@ class Trace:
         left out until it is back where it must be.
 
         Returns:
-            times [S] int64, values [S] float64, and what was left out -> how often.
+            times [S] int64, values [S] float64, and what was left out -> how often; shared by
+            all who ask, so not to be changed.
         """
+        if channel not in self._believed:
+            self._believed[channel] = self._series(channel)
+        return self._believed[channel]
+
+    @cached_property
+    def _believed(self) -> dict[str, Series]:
+        """What `series` found: windows are many, and each asks for all channels."""
+        return {}
+
+    def _series(self, channel: str) -> Series:
         raw = self.values.get(channel, np.full(self.t_ns.shape, math.nan))
         low, high = PLAUSIBLE[self.sensor.quantity]
         there = ~np.isnan(raw)
