@@ -1,0 +1,40 @@
+"""Reading a graph from whatever file holds one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from edgeq.errors import UsageError
+from edgeq.graphs.ir import Graph, Shape
+from edgeq.graphs.onnx_read import read_onnx
+
+SUFFIXES = (".onnx", ".tflite")
+"""What files that hold graphs end in."""
+
+
+def read(
+    path: str | Path, *, shapes: Mapping[str, Shape] | None = None, batch: int | None = None
+) -> Graph:
+    """The canonical graph of an .onnx or .tflite file.
+
+    Args:
+        path: of the file.
+        shapes: see `edgeq.graphs.onnx_read.read_onnx`; a .tflite file has no open axes.
+        batch: likewise.
+
+    Raises:
+        UsageError: another suffix, or ``shapes`` and ``batch`` that do not fit.
+        EdgeqError: see the reader of each.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix == ".onnx":
+        return read_onnx(path, shapes=shapes, batch=batch)
+    if suffix != ".tflite":
+        raise UsageError(f"{path} ends in {suffix or 'nothing'}; graphs are .onnx or .tflite files")
+    if shapes or batch is not None:
+        raise UsageError(f"the shapes of {path} are fixed; give neither shapes nor a batch")
+    from edgeq.graphs.tflite_read import read_tflite
+
+    return read_tflite(path)
