@@ -69,6 +69,8 @@ def round_gptq(
     block: int = 128,
     sweeps: int = SWEEPS,
     name: str = "weights",
+    params: QParams | None = None,
+    palette: NDArray[np.int8] | None = None,
 ) -> QuantTensor:
     """Quantize a matrix for the least error of its outputs.
 
@@ -87,6 +89,8 @@ def round_gptq(
             are gathered for at once.
         sweeps: times that all blocks are rounded again after the first pass.
         name: the tensor, for messages.
+        params: the scale of the tensor ("tensor"), where ``w`` is only a part of it.
+        palette: int8 [2**bits], the same; found if the scheme has a codebook and there is none.
 
     Raises:
         SchemeError: a scale is beyond float16.
@@ -95,7 +99,7 @@ def round_gptq(
     """
     k = w.shape[1]
     _check(k, hessian, damping, block, sweeps, name)
-    wanted = _Wanted(hessian.target(w), scheme, hessian.diagonal, name)
+    wanted = _Wanted(hessian.target(w), scheme, hessian.diagonal, name, params, palette)
     segments = _segments(hessian.diagonal, scheme.group_size, block, act_order)
     try:
         factor = _factor(hessian, damping, np.concatenate(segments))
@@ -107,21 +111,21 @@ def round_gptq(
         ) from err
     parts = []
     for groups in wanted.chunks:
-        params = wanted.params(groups)
-        rows = _Rows(groups, k, wanted.grid, params)
+        found = wanted.params(groups)
+        rows = _Rows(groups, k, wanted.grid, found)
         rows.pass_on(factor, segments, block)
         for near in NEAR_ROWS if scheme.granularity == "channel" else ():
-            assert params is not None
-            scales = snap_scales(params.scales * np.float32(near), name)
-            other = _Rows(groups, k, wanted.grid, replace(params, scales=scales))
+            assert found is not None
+            scales = snap_scales(found.scales * np.float32(near), name)
+            other = _Rows(groups, k, wanted.grid, replace(found, scales=scales))
             other.pass_on(factor, segments, block)
             rows.improve(other)
         for _ in range(sweeps):
             rows.sweep(again, hessian.matrix, ridge(hessian.matrix, damping))
         parts.append(rows.result())
     codes = np.concatenate([part for part, _ in parts])
-    scales = np.concatenate([params.scales for _, params in parts])
-    zeros = [params.zero_points for _, params in parts if params.zero_points is not None]
+    scales = np.concatenate([taken.scales for _, taken in parts])
+    zeros = [taken.zero_points for _, taken in parts if taken.zero_points is not None]
     return QuantTensor.from_codes(
         scheme, codes, scales, np.concatenate(zeros) if zeros else None, wanted.grid.palette
     )
@@ -146,16 +150,25 @@ def _check(k: int, hessian: Hessian, damping: float, block: int, sweeps: int, na
 class _Wanted:
     """The weights to come near to, in chunks of rows, and what is found before any is rounded."""
 
-    def __init__(self, w: Array, scheme: QuantScheme, diagonal: Array, name: str) -> None:
+    def __init__(
+        self,
+        w: Array,
+        scheme: QuantScheme,
+        diagonal: Array,
+        name: str,
+        params: QParams | None,
+        palette: NDArray[np.int8] | None,
+    ) -> None:
         self.chunks = [group_view(w[a : a + ROWS], scheme) for a in range(0, len(w), ROWS)]
         # a weight that no input ever met must not be without any say in its scale
         live = np.maximum(diagonal, np.float32(1e-6) * diagonal.max() or np.float32(1))
         self._importance = group_view(live[None], scheme)
-        palette = None
-        if scheme.codebook:
+        if scheme.codebook and palette is None:
             palette = find_palette(self.chunks, scheme, name, self._importance)
         self.grid = Grid(scheme, palette, name)
-        self._shared = self._fit(self.chunks) if scheme.granularity == "tensor" else None
+        self._shared = params
+        if scheme.granularity == "tensor" and params is None:
+            self._shared = self._fit(self.chunks)
 
     def params(self, groups: Groups) -> QParams | None:
         """Scales of rows or of the tensor; None where groups find theirs when they are come to."""

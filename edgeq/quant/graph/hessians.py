@@ -1,0 +1,142 @@
+"""Second moments of what the rows of a graph's weights are multiplied with.
+
+A convolution multiplies each row with the patch of its input under the kernel, at every place: the
+rows of what is called im2col. Of a sample with many places, only some are taken, evenly spread; the
+moments are means that have long settled by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.errors import UsageError
+from edgeq.graphs.ir import Graph, Node
+from edgeq.quant.hessian import Hessian
+
+Array = NDArray[np.float32]
+Feeds = Mapping[str, NDArray[Any]]
+Samples = Iterable[Feeds]
+"""Inputs by name, one mapping a sample; can be gone through again."""
+Run = Callable[[Feeds], Mapping[str, NDArray[Any]]]
+SessionOf = Callable[[Graph, Sequence[str]], Run]
+"""Makes what runs a graph and gives its outputs and the values named besides."""
+Progress = Callable[[str, int, int], None]
+
+WEIGHTED = {"Conv": 1, "ConvTranspose": 1, "Linear": 1, "Gather": 0}
+"""Operators with weights -> which of their inputs these are."""
+PLACES = 2048
+"""Most places of one sample that count."""
+
+
+def weight_name(node: Node) -> str:
+    """The input of a node that is its weight."""
+    return node.inputs[WEIGHTED[node.op]]
+
+
+def hessians(
+    graph: Graph,
+    nodes: Iterable[Node],
+    samples: Samples,
+    *,
+    session_of: SessionOf,
+    progress: Progress | None = None,
+) -> dict[str, Array]:
+    """Mean of x x^T over the inputs x of each node's rows.
+
+    Besides the matrices, one sample's inputs of the nodes are held. Nodes that cut the same input
+    in the same way, as the three projections of attention do, share one matrix.
+
+    Args:
+        graph: float.
+        nodes: Conv and Linear of it.
+        samples: inputs of the graph.
+        session_of: runs the graph.
+        progress: called with ("hessians", samples done, of how many if that is known, else 0).
+
+    Returns:
+        Node's name -> float32 [K, K], or [groups, K, K] of a convolution in groups.
+
+    Raises:
+        UsageError: another operator, or no samples.
+    """
+    nodes = tuple(nodes)
+    for node in nodes:
+        if node.op not in ("Conv", "Linear"):
+            raise UsageError(f"{node} has no second moments; only Conv and Linear have")
+    cuts = {node.name: _cut(graph, node) for node in nodes}
+    taken: dict[tuple[object, ...], tuple[Node, list[Hessian]]] = {}
+    for node in nodes:
+        if cuts[node.name] not in taken:
+            k = int(np.prod(graph.info(weight_name(node)).shape[1:], dtype=np.int64))
+            taken[cuts[node.name]] = node, [Hessian(k) for _ in range(_groups(node))]
+    run = session_of(graph, sorted({node.inputs[0] for node, _ in taken.values()}))
+    total = len(samples) if isinstance(samples, Sized) else 0
+    seen = 0
+    for feeds in samples:
+        values = {**feeds, **run(feeds)}
+        for node, moments in taken.values():
+            x = np.asarray(values[node.inputs[0]], np.float32)
+            for held, part in zip(moments, patches(x, graph, node, offset=seen), strict=True):
+                held.add(part)
+        seen += 1
+        if progress:
+            progress("hessians", seen, total)
+    if not seen:
+        raise UsageError("there are no samples to measure second moments on; give at least one")
+    found = {}
+    for key, (_, moments) in taken.items():
+        one = moments[0].matrix
+        found[key] = one if len(moments) == 1 else np.stack([held.matrix for held in moments])
+    return {node.name: found[cuts[node.name]] for node in nodes}
+
+
+def patches(x: Array, graph: Graph, node: Node, *, offset: int = 0) -> Array:
+    """What a node's rows are multiplied with.
+
+    Args:
+        x: the input of a Linear [..., K], or of a Conv [N, C, ...].
+        graph: tells the kernel's shape.
+        node: Conv or Linear.
+        offset: the first place taken, where not all are.
+
+    Returns:
+        float32 [groups, places, K], at most `PLACES` of them.
+    """
+    if node.op == "Linear":
+        rows = x.reshape(-1, x.shape[-1])
+        return rows[_spread(len(rows), offset)][None]
+    _, _, *kernel = graph.info(weight_name(node)).shape
+    d = len(kernel)
+    strides = list(node.attrs.get("strides", [1] * d))
+    dilations = list(node.attrs.get("dilations", [1] * d))
+    pads = list(node.attrs.get("pads", [0] * 2 * d))
+    x = np.pad(x, [(0, 0), (0, 0), *zip(pads[:d], pads[d:], strict=True)])
+    reach = tuple(1 + (k - 1) * step for k, step in zip(kernel, dilations, strict=True))
+    view = np.lib.stride_tricks.sliding_window_view(x, reach, tuple(range(2, 2 + d)))
+    steps = [slice(None, None, step) for step in (*strides, *dilations)]
+    view = np.moveaxis(view[(slice(None), slice(None), *steps)], 1, 1 + d)
+    places = _spread(int(np.prod(view.shape[: 1 + d])), offset)
+    rows = view[np.unravel_index(places, view.shape[: 1 + d])]
+    groups = _groups(node)
+    return np.ascontiguousarray(rows.reshape(len(places), groups, -1).swapaxes(0, 1))
+
+
+def _spread(n: int, offset: int) -> NDArray[np.intp]:
+    """Which of n places are taken."""
+    stride = -(-n // PLACES)
+    return np.arange(offset % stride, n, stride)
+
+
+def _groups(node: Node) -> int:
+    return int(node.attrs.get("group", 1)) if node.op == "Conv" else 1
+
+
+def _cut(graph: Graph, node: Node) -> tuple[object, ...]:
+    """Equal where two nodes multiply the same things."""
+    shape = graph.info(weight_name(node)).shape[1:]
+    geometry = (node.attrs.get(name) for name in ("strides", "pads", "dilations"))
+    return (node.op, node.inputs[0], shape, _groups(node), *(str(g) for g in geometry))

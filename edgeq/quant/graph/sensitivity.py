@@ -1,0 +1,192 @@
+"""How much each layer of a graph minds being rounded, and which to spare.
+
+Each layer is rounded alone, its input and output with it where they are, and the outputs of the
+graph are compared with the float one's:
+
+    kl          nats: the divergence of the classes' probabilities, for outputs [N, C] that a
+                Linear or a Softmax makes
+    cosine      1 - cosine of each sample's output, for other outputs [N, C] and for sequences
+                [N, T, C], each row by itself
+    relative    squared error over the square of the float output, for all else, as boxes and maps
+
+Several outputs count by their mean. The losses of layers add up, nearly, as those of
+`edgeq.quant.sensitivity` do.
+
+Source: sensitivity by the divergence of the output, Cai et al. 2020, "ZeroQ" (arXiv:2001.00281),
+section 3.2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.errors import UsageError
+from edgeq.evaluate import kl_divergence, log_softmax
+from edgeq.evaluate_graph import cosine
+from edgeq.graphs.ir import Constant, Graph, Node, QuantWeight
+from edgeq.quant.graph.hessians import WEIGHTED, Progress, Samples, SessionOf, weight_name
+
+Measure = Literal["kl", "cosine", "relative"]
+_SHAPED = ("Flatten", "Reshape", "Squeeze")
+_ACTIVATIONS = ("Relu", "Clip")
+TINY = 1e-12
+"""Least probability, so that its logarithm is finite."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is lost by rounding one layer.
+
+    Args:
+        node: its name.
+        loss: mean over samples and outputs, see the module.
+        nbytes: more that its weight takes if it stays float32.
+    """
+
+    node: str
+    loss: float
+    nbytes: int
+
+
+def sensitivity(
+    graph: Graph,
+    quantized: Graph,
+    samples: Samples,
+    *,
+    session_of: SessionOf,
+    progress: Progress | None = None,
+) -> tuple[Row, ...]:
+    """The loss of each layer with a rounded weight, in the graph's order.
+
+    The samples are gone through once for each layer; the float outputs are held.
+
+    Args:
+        graph: float.
+        quantized: the same nodes and values.
+        samples: inputs; some dozen are enough, since what is compared is the same samples with
+            and without one layer rounded.
+        session_of: runs a graph.
+        progress: called with ("sensitivity", layers done, of how many).
+
+    Raises:
+        UsageError: there are no samples.
+    """
+    nodes = [node for node in quantized.nodes if _rounded(quantized, node)]
+    run = session_of(graph, ())
+    wanted = [{name: run(feeds)[name] for name in graph.outputs} for feeds in samples]
+    if not wanted:
+        raise UsageError("there are no samples to measure sensitivities on; give at least one")
+    measures = {name: measure_of(graph, name) for name in graph.outputs}
+    rows = []
+    for done, node in enumerate(nodes):
+        if progress:
+            progress("sensitivity", done, len(nodes))
+        run = session_of(only(graph, quantized, node), ())
+        loss = 0.0
+        for feeds, right in zip(samples, wanted, strict=True):
+            got = run(feeds)
+            loss += sum(distance(right[o], got[o], m) for o, m in measures.items()) / len(measures)
+        w = quantized.constants[weight_name(node)]
+        more = graph.info(weight_name(node)).nbytes - w.nbytes
+        rows.append(Row(node.name, loss / len(wanted), max(more, 0)))
+    return tuple(rows)
+
+
+def keep_float(rows: Iterable[Row], budget: float) -> frozenset[str]:
+    """The layers to spare so that only a part of the summed loss remains, at few bytes.
+
+    Layers are taken by the loss they save for each byte, until enough is saved; then those are
+    given back, the largest first, that it turns out can be done without.
+
+    Args:
+        rows: of all layers.
+        budget: the part of the sum that may remain, 0 to 1.
+
+    Returns:
+        Names of nodes.
+
+    Raises:
+        UsageError: budget is out of range.
+    """
+    if not 0 <= budget <= 1:
+        raise UsageError(f"the part of the loss that may remain is {budget}; it must be in 0 .. 1")
+    rows = [row for row in rows if row.loss > 0]
+    total = math.fsum(row.loss for row in rows)
+    allowed = budget * total
+    kept: list[Row] = []
+    for row in sorted(rows, key=lambda row: -row.loss / max(row.nbytes, 1)):
+        if _left(rows, kept) <= allowed:
+            break
+        kept.append(row)
+    for row in sorted(kept, key=lambda row: -row.nbytes):
+        fewer = [other for other in kept if other is not row]
+        if _left(rows, fewer) <= allowed:
+            kept = fewer
+    return frozenset(row.node for row in kept)
+
+
+def only(graph: Graph, quantized: Graph, node: Node) -> Graph:
+    """The float graph in which one node computes as it does in the quantized one.
+
+    Args:
+        graph: float.
+        quantized: the same nodes and values.
+        node: of the quantized graph.
+    """
+    last = node
+    after = quantized.only_consumer(node.output)
+    if node.output not in quantized.quants and after is not None and after.op in _ACTIVATIONS:
+        last = after
+    values = (*node.inputs, last.output)
+    quants = {name: quantized.quants[name] for name in values if name in quantized.quants}
+    own: dict[str, Constant] = {n: quantized.constants[n] for n in node.inputs[1:]
+                                if n in quantized.constants}  # fmt: skip
+    if node.op == "Gather":
+        own = {weight_name(node): quantized.constants[weight_name(node)]}
+    nodes = tuple(node if other.name == node.name else other for other in graph.nodes)
+    return replace(graph, nodes=nodes, constants={**graph.constants, **own}, quants=quants)
+
+
+def measure_of(graph: Graph, output: str) -> Measure:
+    """How a change of one output is measured."""
+    info = graph.info(output)
+    if not info.dtype.startswith("float") or len(info.shape) not in (2, 3) or info.shape[-1] < 2:
+        return "relative"
+    node = graph.producers.get(output)
+    while node is not None and node.op in _SHAPED:
+        node = graph.producers.get(node.inputs[0])
+    classes = node is not None and node.op in ("Linear", "Softmax", "LogSoftmax")
+    return "kl" if classes and len(info.shape) == 2 else "cosine"
+
+
+def distance(right: NDArray[Any], got: NDArray[Any], measure: Measure) -> float:
+    """How far an output is from the float one's; see the module.
+
+    Args:
+        right, got: one sample's output each, of one shape.
+        measure: "kl" takes logits, or probabilities, which are told by their sum.
+    """
+    right, got = right.astype(np.float64), got.astype(np.float64)
+    if measure == "relative":
+        return float(np.square(right - got).sum() / max(np.square(right).sum(), TINY))
+    p, q = right.reshape(-1, right.shape[-1]), got.reshape(-1, got.shape[-1])
+    if measure == "cosine":
+        return float(1 - cosine(p, q).mean())
+    if p.min() >= 0 and np.allclose(p.sum(axis=1), 1, atol=1e-3):
+        p, q = np.log(np.maximum(p, TINY)), np.log(np.maximum(q, TINY))
+    return float(kl_divergence(log_softmax(p), log_softmax(q)).mean())
+
+
+def _rounded(graph: Graph, node: Node) -> bool:
+    return node.op in WEIGHTED and isinstance(graph.constants.get(weight_name(node)), QuantWeight)
+
+
+def _left(rows: Collection[Row], kept: Collection[Row]) -> float:
+    spared = {row.node for row in kept}
+    return math.fsum(row.loss for row in rows if row.node not in spared)

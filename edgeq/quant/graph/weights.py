@@ -1,0 +1,246 @@
+"""Weights of a graph's operators to integers: the rounders of `edgeq.quant`, one row a channel.
+
+    Linear         [N, K]                a row is an output; groups run along K
+    Gather         [V, D]                a row is an entry of the table; groups run along D
+    Conv           [O, I/g, kh, kw]      a row is an output channel, I/g * kh * kw long
+    ConvTranspose  [I, O/g, kh, kw]      a row is an output channel of all groups; an input
+                                         channel where each is a group of its own
+
+GPTQ needs second moments of what a row is multiplied with: of a convolution's inputs as im2col
+cuts them, one matrix for each of its groups. Gather multiplies nothing, and in ConvTranspose
+each output meets other taps of a row, so those two are rounded by "mse" where GPTQ is asked for.
+
+Groups are for rows that every target can cut: a convolution gets a scale for each channel instead,
+and so does a row no longer than a group.
+
+Scales lie on the lattice that float16 and bfloat16 share, as all of edgeq's do, so that the
+numbers in the file of every target are the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.errors import SchemeError, UsageError, unknown
+from edgeq.graphs.ir import LEVELS, Graph, Node, QuantWeight
+from edgeq.quant.gptq import round_gptq
+from edgeq.quant.graph.hessians import WEIGHTED, Array, weight_name
+from edgeq.quant.hessian import Hessian
+from edgeq.quant.qparams import check_finite, group_view, snap_scales
+from edgeq.quant.rounding import find_shared, quantize_tensor
+from edgeq.schemes import QuantScheme
+from edgeq.tensor import QuantTensor
+
+Method = Literal["rtn", "mse", "gptq", "palette"]
+
+METHODS = ("rtn", "mse", "gptq", "palette")
+BIAS_LIMIT = 2**30
+"""Largest level of a bias, so that as much again is left for the sum it is added to."""
+
+
+@dataclass(frozen=True)
+class WeightScheme:
+    """How a weight is rounded; it is always symmetric.
+
+    Args:
+        bits: 4 or 8.
+        granularity: which weights share a scale.
+        group_size: 16, 32, 64, 128 or 256 for "group", else None.
+        method: "rtn", "mse", "gptq", or "palette": a table of 16 levels for each weight, by GPTQ
+            where there is a Hessian.
+
+    Raises:
+        SchemeError: an impossible combination.
+    """
+
+    bits: Literal[4, 8] = 8
+    granularity: Literal["tensor", "channel", "group"] = "channel"
+    group_size: int | None = None
+    method: Method = "mse"
+
+    def __post_init__(self) -> None:
+        if self.bits not in (4, 8):
+            raise SchemeError(f"weights of a graph have 4 or 8 bits, not {self.bits}")
+        if self.method not in METHODS:
+            raise SchemeError(unknown("method", self.method, METHODS))
+        self.of_row(grouped=True)
+
+    def of_row(self, *, grouped: bool) -> QuantScheme:
+        """The scheme of a matrix whose rows can be cut into groups, or cannot."""
+        codebook: Literal["palette"] | None = "palette" if self.method == "palette" else None
+        if self.granularity == "group" and not grouped:
+            return QuantScheme(self.bits, True, "channel", None, codebook)
+        return QuantScheme(self.bits, True, self.granularity, self.group_size, codebook)
+
+
+def weight_nodes(graph: Graph) -> tuple[Node, ...]:
+    """Nodes whose weights can be rounded: float constants of Conv, ConvTranspose, Linear, Gather.
+
+    A Gather is one of them if it looks rows of a matrix up.
+    """
+
+    def rounds(node: Node) -> bool:
+        if node.op not in WEIGHTED:
+            return False
+        w = graph.constants.get(weight_name(node))
+        if not isinstance(w, np.ndarray) or w.dtype not in (np.float32, np.float16):
+            return False
+        return node.op != "Gather" or (w.ndim == 2 and node.attrs.get("axis", 0) == 0)
+
+    return tuple(node for node in graph.nodes if rounds(node))
+
+
+def needs_hessian(node: Node, scheme: WeightScheme) -> bool:
+    """Whether second moments of the node's inputs are of use."""
+    return scheme.method in ("gptq", "palette") and node.op in ("Conv", "Linear")
+
+
+def round_weight(
+    w: NDArray[np.floating[Any]],
+    node: Node,
+    scheme: WeightScheme,
+    hessian: Array | None = None,
+) -> QuantWeight:
+    """Round one weight.
+
+    Args:
+        w: of the node, in its own shape.
+        node: Conv, ConvTranspose, Linear or Gather.
+        scheme: how.
+        hessian: mean of x x^T over a row's inputs, float32 [K, K]; of a convolution in groups
+            [groups, K, K]. GPTQ needs it; a palette is better with it.
+
+    Raises:
+        FormatError: a weight is NaN or infinite.
+        SchemeError: a scale is beyond float16.
+        UsageError: GPTQ without a Hessian, or one of another width.
+    """
+    name = weight_name(node)
+    axis = _channel_axis(node, w.shape)
+    rows = np.moveaxis(w.astype(np.float32), axis, 0)
+    shape, rows = rows.shape, np.ascontiguousarray(rows).reshape(len(rows), -1)
+    check_finite(rows, name)
+    size, k = scheme.group_size, rows.shape[1]
+    grouped = node.op in ("Linear", "Gather") and size is not None and k > size
+    matrix = scheme.of_row(grouped=grouped)
+    if hessian is not None and needs_hessian(node, scheme):
+        tensor = _by_gptq(rows, matrix, hessian, name)
+    elif scheme.method == "gptq" and needs_hessian(node, scheme):
+        raise UsageError(
+            f"gptq needs the second moments of the inputs of {node}; give samples, or use mse"
+        )
+    else:
+        tensor = [
+            quantize_tensor(rows, matrix, "rtn" if scheme.method == "rtn" else "mse", name=name)
+        ]
+    levels = np.concatenate([_levels(part) for part in tensor]).reshape(shape)
+    levels = np.ascontiguousarray(np.moveaxis(levels, 0, axis))
+    scales = np.concatenate([part.row_params()[0] for part in tensor])
+    table = tensor[0].palette
+    if size is not None and grouped:
+        # padding may have brought groups of its own
+        scales = np.ascontiguousarray(scales[:, : -(-k // size)])
+        return QuantWeight(levels, scales, scheme.bits, 1, size, table)
+    if matrix.granularity == "tensor":
+        return QuantWeight(levels, np.array(scales[0, 0]), scheme.bits, None, None, table)
+    return QuantWeight(levels, scales[:, 0].copy(), scheme.bits, axis, None, table)
+
+
+def int_bias(
+    b: NDArray[np.floating[Any]], x_scale: float, w: QuantWeight, name: str = "bias"
+) -> QuantWeight:
+    """A bias as integers of the products' scale, ``float32(x_scale) * w.scales``.
+
+    Args:
+        b: float [O].
+        x_scale: of the input.
+        w: the weight; has a scale for the tensor or for each output channel.
+        name: for messages.
+
+    Raises:
+        SchemeError: the weight has groups, or a bias takes more than `BIAS_LIMIT` levels; see
+            `with_room`.
+    """
+    scales = _product_scales(len(b), x_scale, w, name)
+    levels = np.rint(b / scales.astype(np.float64))
+    if not (np.abs(levels) <= BIAS_LIMIT).all():
+        at = int(np.abs(levels).argmax())
+        raise SchemeError(
+            f"{name} is {float(b[at]):.6g} in channel {at}, where one step is {scales[at]:.6g}: "
+            f"more than the {BIAS_LIMIT} steps an integer bias may have; "
+            "the weights of the channel need a larger scale, as with_room gives them"
+        )
+    return QuantWeight(levels.astype(np.int32), scales, 32, 0)
+
+
+def with_room(b: NDArray[np.floating[Any]], x_scale: float, w: QuantWeight) -> QuantWeight:
+    """The weight with scales so large that `int_bias` can hold the bias.
+
+    Channels of next to no weight may have a bias that would overflow. What such weights lose by
+    being rounded to larger steps is less than a step of the bias in float32.
+
+    Args:
+        b: float [O].
+        x_scale: of the input.
+        w: the weight; has a scale for the tensor or for each output channel.
+
+    Raises:
+        SchemeError: the weight has groups.
+    """
+    scales = _product_scales(len(b), x_scale, w, "bias")
+    short = np.abs(b) / (BIAS_LIMIT * scales.astype(np.float64))
+    if w.axis is None:
+        grow = short.max(keepdims=True)
+    else:
+        grow = short.reshape(-1, w.scales.size).max(axis=0)
+    if not (grow > 1).any():
+        return w
+    larger = snap_scales((w.scales * np.maximum(grow, 1)).astype(np.float32).reshape(-1), up=True)
+    wider = replace(w, scales=np.where(grow > 1, larger, w.scales).reshape(w.scales.shape))
+    steps = np.rint(w.numpy() / wider.wide_scales()).reshape(-1)
+    if w.palette is None:
+        levels = np.clip(steps, *LEVELS[w.bits]).astype(np.int8)
+    else:
+        levels = w.palette[np.abs(w.palette[:, None] - steps).argmin(0)]
+    return replace(wider, levels=levels.reshape(w.shape))
+
+
+def _channel_axis(node: Node, shape: tuple[int, ...]) -> int:
+    """Along which output channels lie, those of a group at least."""
+    if node.op != "ConvTranspose":
+        return 0
+    depthwise = int(node.attrs.get("group", 1)) == shape[0] and shape[1] == 1
+    return 0 if depthwise else 1
+
+
+def _product_scales(n: int, x_scale: float, w: QuantWeight, name: str) -> Array:
+    if w.block is not None:
+        raise SchemeError(
+            f"{name} is to be an integer, and its weight has scales for groups of {w.block}; "
+            "use granularity channel or tensor where activations are integers too"
+        )
+    # in a transposed convolution the groups' channels share the scales
+    return np.float32(x_scale) * np.resize(w.scales, n)
+
+
+def _by_gptq(rows: Array, scheme: QuantScheme, hessian: Array, name: str) -> list[QuantTensor]:
+    """Rows of all groups of a convolution, each group by its own Hessian."""
+    if hessian.ndim == 2:
+        return [quantize_tensor(rows, scheme, "gptq", name=name, hessian=Hessian.of(hessian))]
+    shared = find_shared([group_view(rows, scheme)], scheme, "mse", rows.shape[1], name=name)
+    return [
+        round_gptq(part, scheme, Hessian.of(matrix), name=name,
+                   params=shared.params, palette=shared.palette)
+        for part, matrix in zip(np.split(rows, len(hessian)), hessian, strict=True)
+    ]  # fmt: skip
+
+
+def _levels(tensor: QuantTensor) -> NDArray[np.int8]:
+    codes = tensor.codes()
+    if tensor.palette is not None:
+        return tensor.palette[codes]
+    return (codes.astype(np.int16) - tensor.scheme.mid).astype(np.int8)
