@@ -7,28 +7,20 @@ computes something else than its source.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
-import os
-import secrets
-import shutil
 import time
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from edgeq.converters import Conversion, Options, Progress, target_module
 from edgeq.converters.certificate import certificate_path, certify
+from edgeq.converters.output import check_place, deliver, files, workshop
 from edgeq.converters.validate import Report
 from edgeq.converters.validate import validate as run_validation
-from edgeq.errors import DoesNotFitError, EdgeqError, UsageError
+from edgeq.errors import DoesNotFitError, EdgeqError
 from edgeq.importers import load
 from edgeq.memory import rss_bytes
 from edgeq.model import Model
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def convert(
@@ -72,10 +64,10 @@ def convert(
     started = time.perf_counter()
     module, options = target_module(target), options or Options()
     path = Path(out)
-    _check_place(path, force)
+    check_place(path, force)
     if validate:
         module.versions()  # a runtime that is missing is told of before the work
-    with _workshop(path) as room:
+    with workshop(path) as room:
         model = source if isinstance(source, Model) else load(source)
         if preset is not None:
             from edgeq.quant import Recipe, quantize  # most conversions are of an artifact
@@ -90,7 +82,7 @@ def convert(
         made = room / "made"
         made.mkdir()
         module.write(model, made / path.name, options, progress)
-        nbytes = sum(file.stat().st_size for file in _files(made).values())
+        nbytes = sum(file.stat().st_size for file in files(made).values())
         certificate = None
         if validate:
             report = run_validation(
@@ -98,20 +90,11 @@ def convert(
                 steps=steps, threads=threads, progress=progress,
             )  # fmt: skip
             _check_report(report)
-            certificate = certify(report, model, options, _files(made), module.versions())
+            certificate = certify(report, model, options, files(made), module.versions())
             where = certificate_path(made / path.name, folder=(made / path.name).is_dir())
             where.write_text(json.dumps(certificate, indent=2) + "\n", "utf-8")
-        _deliver(made, path, room, force)
+        deliver(made, path, room, force)
     return Conversion(target, path, nbytes, time.perf_counter() - started, certificate)
-
-
-def _check_place(path: Path, force: bool) -> None:
-    if not path.name or path.name in (".", ".."):
-        raise UsageError(f"{path} is no name for an output; give a file or a new folder")
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"the folder of {path} does not exist; make it first")
-    if path.exists() and not force:
-        raise UsageError(f"{path} exists; give another output, or --force to overwrite it")
 
 
 def _check_memory(module: Any, model: Model, options: Options, target: str, max_ram: int) -> None:
@@ -134,78 +117,3 @@ def _check_report(report: Report) -> None:
             f"the {report.target} output does not compute what its source does, and is not kept "
             f"(leave validation out to look at it):\n{report.explain()}"
         )
-
-
-@contextlib.contextmanager
-def _workshop(path: Path) -> Iterator[Path]:
-    """A hidden folder beside the output, gone at the end, whatever comes."""
-    room = path.absolute().parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
-    try:
-        room.mkdir()
-        yield room
-    except OSError as err:
-        if err.errno in _FULL:
-            raise EdgeqError(
-                f"no room for {path} ({err.strerror}); free some space or write elsewhere"
-            ) from err
-        if err.errno in _FORBIDDEN:
-            raise EdgeqError(
-                f"{path} cannot be written ({err.strerror}); write to a folder of your own"
-            ) from err
-        where = f": {err.filename}" if err.filename else ""
-        raise EdgeqError(f"{path} cannot be made: {err.strerror or err}{where}") from err
-    finally:
-        shutil.rmtree(room, ignore_errors=True)
-
-
-def _files(made: Path) -> Mapping[str, Path]:
-    """Every file that was made, by its name below the output's folder."""
-    return {file.relative_to(made).as_posix(): file for file in made.rglob("*") if file.is_file()}
-
-
-def _deliver(made: Path, path: Path, room: Path, force: bool) -> None:
-    """Move what was made to its place: companions first, the output itself last."""
-    for file in _files(made).values():
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-    parent = path.absolute().parent
-    entries = sorted(made.iterdir(), key=lambda entry: (entry.name == path.name, entry.name))
-    taken = [entry.name for entry in entries if (parent / entry.name).exists()]
-    if taken and not force:
-        raise UsageError(
-            f"{parent / taken[0]} exists; give another output, or --force to overwrite it"
-        )
-    old = room / "old"
-    old.mkdir()
-    placed: list[Path] = []
-    try:
-        for entry in entries:
-            to = parent / entry.name
-            if to.exists():
-                to.rename(old / entry.name)
-            entry.rename(to)
-            placed.append(to)
-    except BaseException:
-        for to in placed:
-            _remove(to)
-        for entry in old.iterdir():
-            entry.rename(parent / entry.name)
-        raise
-    _sync(parent)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    """Make the renames last through a power cut, where the system can."""
-    with contextlib.suppress(OSError):
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)

@@ -148,7 +148,7 @@ def write(model: Model, out: Path, options: Options, progress: Progress | None =
         scales = calibrate(path, model.config, tokens, progress)
         onnx.save_model(with_int8_cache(proto, scales), path)
     if options.extra.get("ort_format"):
-        _to_ort_format(path, metadata["edgeq.ort_format"])
+        to_ort_format(path, metadata["edgeq.ort_format"])
 
 
 def open(path: Path, *, threads: int | None = None) -> OrtRunner:
@@ -201,7 +201,7 @@ def _metadata(model: Model, chosen: Settings) -> dict[str, str]:
     }
 
 
-def _to_ort_format(path: Path, version: str) -> None:
+def to_ort_format(path: Path, version: str) -> None:
     """Run onnxruntime's converter, which prints and loads the whole model, in its own process."""
     command = [sys.executable, "-m", "onnxruntime.tools.convert_onnx_models_to_ort"]
     # "arm" leaves out what is baked in for x86 alone

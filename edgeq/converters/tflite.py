@@ -27,9 +27,10 @@ from edgeq._version import __version__
 from edgeq.converters import Options, Past, Precision, Progress, Stored, pieces
 from edgeq.converters import tflite_read as reading
 from edgeq.converters.tflite_decoder import BLOCK, Settings, held, write_decoder
-from edgeq.converters.tflite_file import TfliteFile, schema
+from edgeq.converters.tflite_file import TfliteFile
 from edgeq.cpu import available_cores
 from edgeq.errors import FormatError, MissingDependencyError, UnsupportedError, UsageError
+from edgeq.graphs.tflite_schema import schema
 from edgeq.model import Model, ModelConfig
 from edgeq.tensor import QuantTensor
 

@@ -20,28 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.converters import Progress
-from edgeq.errors import MissingDependencyError
+from edgeq.graphs.tflite_schema import schema
 from edgeq.packing import round_up
 
 ALIGN = 64
 """Bytes: every streamed buffer begins at a multiple of a cache line."""
 _INLINE = 4096
 """Bytes: longer constants are streamed."""
-
-
-def schema() -> Any:
-    """LiteRT's schema as Python classes.
-
-    Raises:
-        MissingDependencyError: LiteRT is not installed.
-    """
-    try:
-        from ai_edge_litert import schema_py_generated
-    except ImportError as err:
-        raise MissingDependencyError(
-            "ai_edge_litert", "tflite", "to read and write .tflite files"
-        ) from err
-    return schema_py_generated
 
 
 class SharedTable:
@@ -56,6 +41,35 @@ class SharedTable:
         if self._written[0] is not builder:
             self._written = builder, self._table.Pack(builder)
         return self._written[1]
+
+
+@dataclass(frozen=True)
+class _Zeros:
+    """A vector of zero points, all 0, of 8 bytes each."""
+
+    size: int
+
+    def Pack(self, builder: Any) -> int:  # noqa: N802 - the name that the schema's classes call
+        return int(builder.CreateNumpyVector(np.zeros(self.size, np.int64)))
+
+
+@dataclass(frozen=True, eq=False)
+class _RowScales:
+    """The schema's QuantizationParameters of a weight; those of one length share their zeros."""
+
+    schema: Any
+    scales: NDArray[np.float32]
+    zeros: SharedTable
+    axis: int
+
+    def Pack(self, builder: Any) -> int:  # noqa: N802 - the name that the schema's classes call
+        s, zeros = self.schema, self.zeros.Pack(builder)
+        scales = builder.CreateNumpyVector(self.scales)
+        s.QuantizationParametersStart(builder)
+        s.QuantizationParametersAddScale(builder, scales)
+        s.QuantizationParametersAddZeroPoint(builder, zeros)
+        s.QuantizationParametersAddQuantizedDimension(builder, self.axis)
+        return int(s.QuantizationParametersEnd(builder))
 
 
 @dataclass
@@ -83,6 +97,13 @@ class TfliteFile:
         self._codes: dict[tuple[int, int], int] = {}
         self._constants: dict[bytes, int] = {}
         self._late: dict[str, _Late] = {}
+        self._grids: dict[tuple[float, int], SharedTable] = {}
+        self._zeros: dict[int, SharedTable] = {}
+
+    @property
+    def model(self) -> Any:
+        """The schema's object of it all."""
+        return self._model
 
     def constant(self, array: NDArray[np.generic]) -> int:
         """A buffer with an array's bytes; equal bytes are held once."""
@@ -117,12 +138,23 @@ class TfliteFile:
         entry.name, entry.buffer = name, self._buffer(content)
         self._model.metadata.append(entry)
 
-    def per_row(self, scales: NDArray[np.float32]) -> SharedTable:
-        """The quantization of a matrix with one scale a row; give the same one to every graph."""
-        table = self.schema.QuantizationParametersT()
-        table.scale = np.ascontiguousarray(scales, np.float32)
-        table.zeroPoint = np.zeros(scales.size, np.int64)
-        return SharedTable(table)
+    def per_row(self, scales: NDArray[np.float32], axis: int = 0) -> SharedTable:
+        """The quantization of a weight with one scale a row, or an index of another axis.
+
+        Give the same one to every graph.
+        """
+        flat = np.ascontiguousarray(scales, np.float32).reshape(-1)
+        zeros = self._zeros.setdefault(flat.size, SharedTable(_Zeros(flat.size)))
+        return SharedTable(_RowScales(self.schema, flat, zeros, axis))
+
+    def grid(self, scale: float, zero_point: int) -> SharedTable:
+        """The quantization of values with one scale and zero point; equal ones are one table."""
+        if (scale, zero_point) not in self._grids:
+            table = self.schema.QuantizationParametersT()
+            table.scale = np.array([scale], np.float32)
+            table.zeroPoint = np.array([zero_point], np.int64)
+            self._grids[scale, zero_point] = SharedTable(table)
+        return self._grids[scale, zero_point]
 
     def opcode(self, code: int, version: int) -> int:
         """The index of an operator at a version."""

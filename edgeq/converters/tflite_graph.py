@@ -29,7 +29,7 @@ class Value:
         shape: its shape.
         dtype: "float32", "float16", "int32", "int8", "int4" or "bool".
         buffer: of its data; 0 if it is computed or given.
-        scales: float32 [N] of the rows of an integer matrix, if it has one a row.
+        scales: how its integers stand for numbers, if they do: one scale, or one a row.
         group_scales: a float16 matrix [N, G] of the scales of its groups, if it has groups.
     """
 
@@ -64,6 +64,7 @@ class Graph:
     name: str
     _ops: list[_Op] = field(default_factory=list)
     _constants: dict[tuple[str, Shape, int], Value] = field(default_factory=dict)
+    _renamed: dict[int, str] = field(default_factory=dict)
 
     def input(self, name: str, shape: Shape, dtype: str) -> Value:
         """A tensor that is given."""
@@ -79,6 +80,14 @@ class Graph:
             name = f"constant_{len(self._constants)}"
             self._constants[key] = Value(name, array.shape, array.dtype.name, index)
         return self._constants[key]
+
+    def rename(self, value: Value, name: str) -> None:
+        """Call a tensor by another name in the file."""
+        self._renamed[id(value)] = name
+
+    def name_of(self, value: Value) -> str:
+        """What a tensor is called in the file."""
+        return self._renamed.get(id(value), value.name)
 
     def finish(self, inputs: Mapping[str, Value], outputs: Mapping[str, Value]) -> None:
         """Put the graph into its file, to be called by its name.
@@ -127,7 +136,8 @@ class Graph:
     def _tensor(self, value: Value, at: Callable[[Value], int]) -> Any:
         s = self.file.schema
         tensor = s.TensorT()
-        tensor.name, tensor.buffer, tensor.hasRank = value.name, value.buffer, True
+        tensor.name = self.name_of(value)
+        tensor.buffer, tensor.hasRank = value.buffer, True
         tensor.shape = list(value.shape)
         tensor.type = getattr(s.TensorType, value.dtype.upper())
         tensor.quantization = value.scales
@@ -140,7 +150,7 @@ class Graph:
             tensor.quantization.detailsType = s.QuantizationDetails.BlockwiseQuantization
         return tensor
 
-    def _op(
+    def op(
         self,
         code: str,
         inputs: Sequence[Value | None],
@@ -149,16 +159,25 @@ class Graph:
         options: str = "",
         version: int = 1,
         name: str = "",
+        scales: SharedTable | None = None,
         **settings: Any,
     ) -> Value:
-        """Add an operator; ``options`` is the schema's name of its settings."""
+        """Add an operator; ``options`` is the schema's name of its ``settings``.
+
+        Args:
+            code: the schema's name of the operator.
+            inputs: what it takes; None for one left out.
+            shape, dtype, scales, name: of what it makes; the type is the first input's if None.
+            version: of the operator.
+        """
         s = self.file.schema
         table = getattr(s, f"{options}T")() if options else None
         for key, setting in settings.items():
             setattr(table, key, setting)
         first = next(v for v in inputs if v is not None)
         name = name or f"{code.lower()}_{len(self._ops)}"
-        output = Value(name, tuple(int(n) for n in shape), dtype or first.dtype)
+        made = tuple(int(n) for n in shape)
+        output = Value(name, made, dtype or first.dtype, scales=scales)
         number = getattr(s.BuiltinOperator, code)
         kind = getattr(s.BuiltinOptions, options) if options else 0
         self._ops.append(_Op(number, version, list(inputs), output, table, kind))
@@ -168,51 +187,51 @@ class Graph:
 
     def add(self, a: Value, b: Value, name: str = "") -> Value:
         """a + b, broadcast."""
-        return self._op("ADD", [a, b], _both(a, b), options="AddOptions", name=name)
+        return self.op("ADD", [a, b], _both(a, b), options="AddOptions", name=name)
 
     def mul(self, a: Value, b: Value, name: str = "") -> Value:
         """a * b, broadcast."""
-        return self._op("MUL", [a, b], _both(a, b), options="MulOptions", name=name)
+        return self.op("MUL", [a, b], _both(a, b), options="MulOptions", name=name)
 
     def sub(self, a: Value, b: Value) -> Value:
         """a - b, broadcast."""
-        return self._op("SUB", [a, b], _both(a, b), options="SubOptions")
+        return self.op("SUB", [a, b], _both(a, b), options="SubOptions")
 
     def div(self, a: Value, b: Value) -> Value:
         """a / b, broadcast."""
-        return self._op("DIV", [a, b], _both(a, b), options="DivOptions")
+        return self.op("DIV", [a, b], _both(a, b), options="DivOptions")
 
     def maximum(self, a: Value, b: Value) -> Value:
         """The larger of a and b, broadcast."""
-        return self._op("MAXIMUM", [a, b], _both(a, b), options="MaximumMinimumOptions")
+        return self.op("MAXIMUM", [a, b], _both(a, b), options="MaximumMinimumOptions")
 
     def negative(self, x: Value) -> Value:
         """-x."""
-        return self._op("NEG", [x], x.shape, options="NegOptions")
+        return self.op("NEG", [x], x.shape, options="NegOptions")
 
     def absolute(self, x: Value) -> Value:
         """|x|."""
-        return self._op("ABS", [x], x.shape, options="AbsOptions")
+        return self.op("ABS", [x], x.shape, options="AbsOptions")
 
     def round(self, x: Value) -> Value:
         """The nearest whole number, ties to even."""
-        return self._op("ROUND", [x], x.shape)
+        return self.op("ROUND", [x], x.shape)
 
     def rsqrt(self, x: Value) -> Value:
         """1 / sqrt(x)."""
-        return self._op("RSQRT", [x], x.shape)
+        return self.op("RSQRT", [x], x.shape)
 
     def logistic(self, x: Value) -> Value:
         """1 / (1 + exp(-x))."""
-        return self._op("LOGISTIC", [x], x.shape)
+        return self.op("LOGISTIC", [x], x.shape)
 
     def gelu_tanh(self, x: Value) -> Value:
         """GELU's tanh form."""
-        return self._op("GELU", [x], x.shape, options="GeluOptions", approximate=True)
+        return self.op("GELU", [x], x.shape, options="GeluOptions", approximate=True)
 
     def softmax(self, x: Value) -> Value:
         """Softmax along the last axis."""
-        return self._op("SOFTMAX", [x], x.shape, options="SoftmaxOptions", beta=1.0)
+        return self.op("SOFTMAX", [x], x.shape, options="SoftmaxOptions", beta=1.0)
 
     def mean(self, x: Value) -> Value:
         """Mean of the last axis, which stays as 1."""
@@ -225,28 +244,26 @@ class Graph:
     def _reduced(self, code: str, x: Value) -> Value:
         axis = self.constant([len(x.shape) - 1])
         shape = (*x.shape[:-1], 1)
-        return self._op(code, [x, axis], shape, options="ReducerOptions", keepDims=True)
+        return self.op(code, [x, axis], shape, options="ReducerOptions", keepDims=True)
 
     # --- comparing ---
 
     def less_equal(self, a: Value, b: Value) -> Value:
         """a <= b, broadcast: bool."""
-        return self._op("LESS_EQUAL", [a, b], _both(a, b), "bool", "LessEqualOptions")
+        return self.op("LESS_EQUAL", [a, b], _both(a, b), "bool", "LessEqualOptions")
 
     def greater(self, a: Value, b: Value) -> Value:
         """a > b, broadcast: bool."""
-        return self._op("GREATER", [a, b], _both(a, b), "bool", "GreaterOptions")
+        return self.op("GREATER", [a, b], _both(a, b), "bool", "GreaterOptions")
 
     def both(self, a: Value, b: Value) -> Value:
         """a and b."""
-        return self._op("LOGICAL_AND", [a, b], _both(a, b), options="LogicalAndOptions")
+        return self.op("LOGICAL_AND", [a, b], _both(a, b), options="LogicalAndOptions")
 
     def hidden(self, visible: Value) -> Value:
         """What to add to scores: 0 where bool ``visible`` holds, elsewhere a large negative."""
         yes, no = self.constant(0.0), self.constant(_MASKED)
-        return self._op(
-            "SELECT_V2", [visible, yes, no], visible.shape, "float32", "SelectV2Options"
-        )
+        return self.op("SELECT_V2", [visible, yes, no], visible.shape, "float32", "SelectV2Options")
 
     # --- moving ---
 
@@ -255,7 +272,7 @@ class Graph:
         if x.shape == tuple(shape) and not name:
             return x
         want = self.constant(list(shape))
-        return self._op(
+        return self.op(
             "RESHAPE", [x, want], shape, options="ReshapeOptions", name=name, newShape=list(shape)
         )
 
@@ -264,7 +281,7 @@ class Graph:
         shape = [x.shape[i] for i in order]
         if _keeps(x.shape, order):
             return self.reshape(x, shape)
-        return self._op(
+        return self.op(
             "TRANSPOSE", [x, self.constant(list(order))], shape, options="TransposeOptions"
         )
 
@@ -274,14 +291,14 @@ class Graph:
             return x
         size = (*x.shape[:-1], stop - start)
         begin = [*(0 for _ in x.shape[:-1]), start]
-        return self._op(
+        return self.op(
             "SLICE", [x, self.constant(begin), self.constant(list(size))], size,
             options="SliceOptions",
         )  # fmt: skip
 
     def first(self, x: Value) -> Value:
         """The first element of a vector: [1]."""
-        return self._op(
+        return self.op(
             "SLICE", [x, self.constant([0]), self.constant([1])], (1,), options="SliceOptions"
         )
 
@@ -289,7 +306,7 @@ class Graph:
         """Parts joined along an axis."""
         shape = list(parts[0].shape)
         shape[axis] = sum(part.shape[axis] for part in parts)
-        return self._op(
+        return self.op(
             "CONCATENATION", parts, shape, options="ConcatenationOptions", name=name,
             axis=axis % len(shape),
         )  # fmt: skip
@@ -299,18 +316,18 @@ class Graph:
         if x.shape[-1] == width:
             return x
         amounts = self.constant(np.array([[0, 0], [0, width - x.shape[-1]]], np.int32))
-        return self._op("PAD", [x, amounts], (*x.shape[:-1], width), options="PadOptions")
+        return self.op("PAD", [x, amounts], (*x.shape[:-1], width), options="PadOptions")
 
     def gather(self, table: Value, rows: Value) -> Value:
         """Rows of a table."""
         version = {"int4": 7, "int8": 2}.get(table.dtype, 1)
         shape = (*rows.shape, *table.shape[1:])
-        return self._op("GATHER", [table, rows], shape, None, "GatherOptions", version, axis=0)
+        return self.op("GATHER", [table, rows], shape, None, "GatherOptions", version, axis=0)
 
     def update(self, into: Value, part: Value, start: Value, name: str = "") -> Value:
         """``into`` with ``part`` put at ``start``."""
         version = 3 if into.dtype == "float16" else 1
-        return self._op(
+        return self.op(
             "DYNAMIC_UPDATE_SLICE", [into, part, start], into.shape, None,
             "DynamicUpdateSliceOptions", version, name,
         )  # fmt: skip
@@ -320,14 +337,14 @@ class Graph:
         kinds = {x.dtype, dtype}
         version = 6 if "int4" in kinds else 5 if "float16" in kinds else 3 if "int8" in kinds else 1
         types = self.file.schema.TensorType
-        return self._op(
+        return self.op(
             "CAST", [x], x.shape, dtype, "CastOptions", version, name,
             inDataType=getattr(types, x.dtype.upper()), outDataType=getattr(types, dtype.upper()),
         )  # fmt: skip
 
     def widened(self, x: Value) -> Value:
         """A float16 constant as float32, which the runtime does once."""
-        return self._op("DEQUANTIZE", [x], x.shape, "float32", "DequantizeOptions", 3)
+        return self.op("DEQUANTIZE", [x], x.shape, "float32", "DequantizeOptions", 3)
 
     # --- products ---
 
@@ -335,7 +352,7 @@ class Graph:
         """Rows of a matrix as float32, dequantized if it holds integers."""
         version = 1 if table.dtype == "float32" else 4
         shape = (*rows.shape, table.shape[1])
-        return self._op(
+        return self.op(
             "EMBEDDING_LOOKUP", [rows, table], shape, "float32", version=version, name=name
         )
 
@@ -343,16 +360,14 @@ class Graph:
         """x [T, K] times w [N, K], transposed; x is rounded to 8 bits if w holds integers."""
         version = 1 if w.dtype == "float32" else 12
         shape = (x.shape[0], w.shape[0])
-        return self._op(
+        return self.op(
             "FULLY_CONNECTED", [x, w, bias], shape, None, "FullyConnectedOptions", version, name
         )
 
     def batch_matmul(self, a: Value, b: Value, transposed: bool = False) -> Value:
         """a [..., M, K] times b [..., K, N], or b [..., N, K] transposed."""
         shape = (*a.shape[:-1], b.shape[-2] if transposed else b.shape[-1])
-        return self._op(
-            "BATCH_MATMUL", [a, b], shape, options="BatchMatMulOptions", adjY=transposed
-        )
+        return self.op("BATCH_MATMUL", [a, b], shape, options="BatchMatMulOptions", adjY=transposed)
 
 
 def _both(a: Value, b: Value) -> Shape:

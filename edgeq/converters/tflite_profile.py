@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.converters.tflite_file import schema
 from edgeq.cpu import available_cores
 from edgeq.errors import FormatError, MissingDependencyError
+from edgeq.graphs.tflite_schema import schema
 
 NO_PROFILER = "LiteRT's Python package has no profiler; only whole runs could be timed"
 

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from edgeq.converters import Stored
 from edgeq.converters.tflite_decoder import row_blocks
-from edgeq.converters.tflite_file import ALIGN, packed, schema
+from edgeq.converters.tflite_file import ALIGN, packed
 from edgeq.errors import EdgeqError, FormatError
+from edgeq.graphs.tflite_schema import schema
 from edgeq.packing import round_up
 
 METADATA = "edgeq"
@@ -53,12 +54,15 @@ class Header:
         return self.data[entry.offset : entry.offset + entry.size]
 
 
-def read(path: str | Path, start: int = 0, stop: int | None = None) -> Header:
+def read(
+    path: str | Path, start: int = 0, stop: int | None = None, *, entry: str = METADATA
+) -> Header:
     """Read the flatbuffer of a file that `write` made; weights are only mapped.
 
     Args:
         path: the file.
         start, stop: the part of it that is the .tflite file, if not all.
+        entry: the metadata that it must have.
 
     Raises:
         FormatError: it is no such file.
@@ -75,11 +79,11 @@ def read(path: str | Path, start: int = 0, stop: int | None = None) -> Header:
         raise FormatError(f"{path} is no .tflite file: it lacks the mark TFL3")
     try:
         model = s.ModelT.InitFromPackedBuf(data)
-        ours = next(m for m in model.metadata or [] if m.name == METADATA.encode())
+        ours = next(m for m in model.metadata or [] if m.name == entry.encode())
         settings = json.loads(bytes(model.buffers[ours.buffer].data))
     except StopIteration:
         raise FormatError(
-            f"{path} was not made by edgeq (it has no metadata {METADATA!r}), "
+            f"{path} was not made by edgeq (it has no metadata {entry!r}), "
             "and its tensors cannot be told apart"
         ) from None
     except Exception as err:  # flatbuffers has no error of its own for bad bytes

@@ -1,0 +1,248 @@
+"""A graph for onnxruntime: .onnx, or the .ort of its mobile builds.
+
+    8-bit values and weights   QuantizeLinear and DequantizeLinear, which onnxruntime fuses into
+                               its integer operators while it loads; "qoperator" has that done
+    Linear, values not rounded MatMulNBits, of 4 and 8 bits; it rounds the values by itself where
+                               they are "dynamic"
+    table of a Gather          GatherBlockQuantized
+    other 4-bit weights        4 bits in the file, made 8 while it is loaded
+
+An .ort file comes with NAME.required_operators.config, from which a build of onnxruntime can be
+made that has these operators alone. The format has no numbers of 4 bits: what other runtimes hold
+so takes 8 in it, but for MatMulNBits and GatherBlockQuantized.
+
+Source: onnxruntime's docs/ContribOperators.md, and its documentation of quantization and of
+reduced operator builds.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.converters import Progress
+from edgeq.converters.ort import to_ort_format, versions
+from edgeq.converters.ort_file import pack_rows
+from edgeq.converters.ort_lower_read import HELD, open_graph, stored_quants, stored_weights
+from edgeq.converters.ort_run import require
+from edgeq.errors import UsageError, unknown
+from edgeq.graphs.ir import Constant, Graph, Node, QuantWeight
+from edgeq.graphs.onnx_write import to_bytes
+from edgeq.packing import round_up
+from edgeq.quant.graph.summary import arena_bytes
+from edgeq.schemes import GROUP_SIZES
+
+__all__ = ["arena", "check", "open_graph", "stored_quants", "stored_weights", "versions", "write"]
+
+OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "activations": ("uint8", "int8"),
+    "form": ("qdq", "qoperator"),
+}
+"""Option -> its values, the default first."""
+_MICROSOFT = "com.microsoft"
+_MADE = ".quantize"
+"""What `edgeq.graphs.onnx_write` puts behind a value's name to name its QuantizeLinear."""
+
+
+def check(graph: Graph, options: Mapping[str, Any]) -> None:
+    """Refuse options that are not known; onnxruntime takes every operator a graph may hold.
+
+    Raises:
+        UsageError: an unknown option or value.
+    """
+    for name, value in options.items():
+        if name not in OPTIONS:
+            raise UsageError(unknown("option of ort", name, tuple(OPTIONS)))
+        if value not in OPTIONS[name]:
+            raise UsageError(unknown(name, str(value), OPTIONS[name]))
+
+
+def write(
+    graph: Graph, path: Path, options: Mapping[str, Any], progress: Progress | None = None
+) -> None:
+    """Make the file, and an .ort's list of operators beside it.
+
+    Args:
+        graph: what to write.
+        path: .onnx or .ort.
+        options: of `OPTIONS`.
+        progress: not called; a file of this kind is written at once.
+
+    Raises:
+        UsageError: another suffix.
+        UnsupportedError: more than 2 GB.
+        EdgeqError: onnxruntime's tool makes no .ort of it.
+    """
+    if path.suffix not in (".onnx", ".ort"):
+        raise UsageError(f"{path.name} is no file of onnxruntime; name it .onnx or .ort")
+    onnx, _ = require()
+    chosen = {name: options.get(name, values[0]) for name, values in OPTIONS.items()}
+    held: dict[str, dict[str, Any]] = {}
+    proto = onnx.load_from_string(
+        to_bytes(_lowered(graph, held), activations=chosen["activations"])
+    )
+    _widen(onnx, proto)
+    places = {"weights": held | _weights(graph, proto), "quants": _quants(graph, proto)}
+    meta = {entry.key: entry.value for entry in proto.metadata_props} | {HELD: json.dumps(places)}
+    made = path.with_suffix(".onnx")
+    if chosen["form"] == "qoperator":
+        proto = _fused(onnx, proto)
+    onnx.helper.set_model_props(proto, meta)
+    made.write_bytes(proto.SerializeToString())
+    if path.suffix == ".ort":
+        to_ort_format(made, versions()["onnxruntime"])
+        made.unlink()
+
+
+def arena(graph: Graph) -> int:
+    """Bytes of the values while the graph runs, if buffers are used again."""
+    return arena_bytes(graph)
+
+
+def _lowered(graph: Graph, held: dict[str, dict[str, Any]]) -> Graph:
+    """The graph with the operators that compute on packed weights; ``held`` is told of those."""
+    level = 4 if graph.meta.get("edgeq.activations") == "dynamic" else 0
+    nodes: list[Node] = []
+    constants: dict[str, Constant] = dict(graph.constants)
+    for node in graph.nodes:
+        name = _packed(graph, node)
+        weight = graph.constants.get(name or "")
+        if name is None or not isinstance(weight, QuantWeight):
+            nodes.append(node)
+            continue
+        block = _block(weight)
+        codes, scales = f"{name}.codes", f"{name}.scales"
+        packed, steps = _codes(weight, block)
+        half = steps.astype(np.float16)  # widened while the file is loaded
+        constants[scales] = half if (half == steps).all() else steps
+        constants[codes] = packed.reshape(len(packed), -1) if node.op == "Gather" else packed
+        held[name] = {
+            "codes": codes, "scales": scales, "shape": weight.shape, "bits": weight.bits,
+            "axis": weight.axis, "block": weight.block, "width": block,
+        }  # fmt: skip
+        attrs: dict[str, Any] = {"domain": _MICROSOFT, "bits": weight.bits, "block_size": block}
+        if node.op == "Gather":
+            inputs: tuple[str, ...] = (codes, node.inputs[1], scales)
+            attrs |= {"gather_axis": 0, "quantize_axis": 1}
+            nodes.append(replace(node, op="GatherBlockQuantized", inputs=inputs, attrs=attrs))
+            continue
+        inputs = (node.inputs[0], codes, scales, "", "", *node.inputs[2:])
+        n, k = weight.shape
+        attrs |= {"N": n, "K": k, "accuracy_level": level}
+        nodes.append(
+            replace(node, op="MatMulNBits", inputs=inputs[: 6 if inputs[5:] else 3], attrs=attrs)
+        )
+    used = {name for node in nodes for name in node.inputs}
+    kept = {name: constant for name, constant in constants.items() if name in used}
+    return replace(graph, nodes=tuple(nodes), constants=kept)
+
+
+def _packed(graph: Graph, node: Node) -> str | None:
+    """The weight that an operator of onnxruntime takes packed, if there is one for this node."""
+    if node.op == "Linear" and node.inputs[0] not in graph.quants:
+        weight = graph.constants[node.inputs[1]]
+        return node.inputs[1] if isinstance(weight, QuantWeight) and _fits(weight) else None
+    if node.op == "Gather" and node.attrs.get("axis", 0) == 0:
+        table = graph.constants.get(node.inputs[0])
+        if isinstance(table, QuantWeight) and _fits(table) and not table.shape[1] % _block(table):
+            return node.inputs[0]
+    return None
+
+
+def _fits(weight: QuantWeight) -> bool:
+    """Whether it has a scale for the whole, for each row, or for blocks of rows."""
+    if weight.levels.ndim != 2 or (weight.palette is not None and weight.bits != 8):
+        return False
+    if weight.block is None:
+        return weight.axis in (None, 0)
+    return weight.axis == 1 and weight.block in GROUP_SIZES
+
+
+def _block(weight: QuantWeight) -> int:
+    """Levels that share a scale in the file: if a row has one, the block that pads it least."""
+    k = weight.shape[1]
+    return weight.block or min(reversed(GROUP_SIZES), key=lambda g: round_up(k, g))
+
+
+def _codes(weight: QuantWeight, block: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Codes [N, blocks, bytes] and scales [N, blocks]; what pads a row is a level of zero."""
+    n, k = weight.shape
+    blocks = -(-k // block)
+    middle = 1 << (weight.bits - 1)
+    codes = np.full((n, blocks * block), middle, np.uint8)
+    codes[:, :k] = weight.levels.astype(np.int16) + middle
+    rows = pack_rows(codes, weight.bits).reshape(n, blocks, -1)
+    if weight.block is not None:
+        return rows, weight.scales
+    return rows, np.broadcast_to(weight.wide_scales(), (n, blocks)).copy()
+
+
+def _widen(onnx: ModuleType, proto: Any) -> None:
+    """Put a Cast to 8 bits behind 4-bit levels, which integer operators are then fused with."""
+    narrow = {i.name: i for i in proto.graph.initializer if i.data_type == onnx.TensorProto.INT4}
+    nodes: list[Any] = []
+    for node in proto.graph.node:
+        blocks = any(entry.name == "block_size" for entry in node.attribute)
+        if node.op_type == "DequantizeLinear" and node.input[0] in narrow and not blocks:
+            wide = f"{node.input[0]}.wide"
+            cast = {"to": onnx.TensorProto.INT8, "name": f"{node.name}.widen"}
+            nodes.append(onnx.helper.make_node("Cast", [node.input[0]], [wide], **cast))
+            zero = narrow.get(node.input[2])
+            if zero is not None:
+                zeros = np.zeros(tuple(zero.dims), np.int8)
+                zero.CopyFrom(onnx.numpy_helper.from_array(zeros, zero.name))
+            node.input[0] = wide
+        nodes.append(node)
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+
+
+def _weights(graph: Graph, proto: Any) -> dict[str, dict[str, Any]]:
+    """Where the weights lie that a DequantizeLinear stands behind."""
+    found = {}
+    turned = {node.input[1] for node in proto.graph.node if node.op_type == "MatMul"}
+    for node in proto.graph.node:
+        weight = graph.constants.get(node.output[0])
+        if node.op_type == "DequantizeLinear" and isinstance(weight, QuantWeight):
+            found[node.output[0]] = {
+                "levels": node.input[0], "scales": node.input[1], "shape": weight.shape,
+                "bits": weight.bits, "axis": weight.axis, "block": weight.block,
+                "turned": node.output[0] in turned,
+            }  # fmt: skip
+            if weight.bits == 32:  # its scale is not written again where operators are fused
+                (user,) = graph.consumers[node.output[0]]
+                step = graph.quants[user.inputs[0]].scale
+                found[node.output[0]]["product"] = [step, user.inputs[1]]
+    return found
+
+
+def _quants(graph: Graph, proto: Any) -> dict[str, list[str]]:
+    """Where the scale and the zero point of each rounded value lie."""
+    found = {}
+    for node in proto.graph.node:
+        if node.op_type == "QuantizeLinear":
+            name = node.input[0] if node.input[0] in graph.quants else node.name[: -len(_MADE)]
+            found[name] = [node.input[1], node.input[2]]
+    return {name: found[name] for name in graph.quants if name in found}
+
+
+def _fused(onnx: ModuleType, proto: Any) -> Any:
+    """The model with QLinear operators, as onnxruntime itself fuses them."""
+    _, onnxruntime = require()
+    with tempfile.TemporaryDirectory(prefix="edgeq-") as folder:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(Path(folder) / "model.onnx")
+        onnxruntime.InferenceSession(
+            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        return onnx.load(options.optimized_model_filepath)

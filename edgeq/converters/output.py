@@ -1,0 +1,112 @@
+"""Where a conversion's output goes: made in a hidden folder, moved to its place when whole."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from edgeq.errors import EdgeqError, UsageError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def check_place(path: Path, force: bool) -> None:
+    """Refuse an output that cannot be made there.
+
+    Raises:
+        UsageError: it has no name or no folder, or exists and ``force`` is not given.
+    """
+    if not path.name or path.name in (".", ".."):
+        raise UsageError(f"{path} is no name for an output; give a file or a new folder")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"the folder of {path} does not exist; make it first")
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists; give another output, or --force to overwrite it")
+
+
+@contextlib.contextmanager
+def workshop(path: Path) -> Iterator[Path]:
+    """A hidden folder beside the output, gone at the end, whatever comes."""
+    room = path.absolute().parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    try:
+        room.mkdir()
+        yield room
+    except OSError as err:
+        if err.errno in _FULL:
+            raise EdgeqError(
+                f"no room for {path} ({err.strerror}); free some space or write elsewhere"
+            ) from err
+        if err.errno in _FORBIDDEN:
+            raise EdgeqError(
+                f"{path} cannot be written ({err.strerror}); write to a folder of your own"
+            ) from err
+        where = f": {err.filename}" if err.filename else ""
+        raise EdgeqError(f"{path} cannot be made: {err.strerror or err}{where}") from err
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+
+
+def files(made: Path) -> Mapping[str, Path]:
+    """Every file that was made, by its name below the output's folder."""
+    return {file.relative_to(made).as_posix(): file for file in made.rglob("*") if file.is_file()}
+
+
+def deliver(made: Path, path: Path, room: Path, force: bool) -> None:
+    """Move what was made to its place: companions first, the output itself last.
+
+    Args:
+        made: the folder that holds the output and its companions, and nothing else.
+        path: of the output.
+        room: of `workshop`, where what was there before waits meanwhile.
+        force: replace what is there.
+    """
+    for file in files(made).values():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    parent = path.absolute().parent
+    entries = sorted(made.iterdir(), key=lambda entry: (entry.name == path.name, entry.name))
+    taken = [entry.name for entry in entries if (parent / entry.name).exists()]
+    if taken and not force:
+        raise UsageError(
+            f"{parent / taken[0]} exists; give another output, or --force to overwrite it"
+        )
+    old = room / "old"
+    old.mkdir()
+    placed: list[Path] = []
+    try:
+        for entry in entries:
+            to = parent / entry.name
+            if to.exists():
+                to.rename(old / entry.name)
+            entry.rename(to)
+            placed.append(to)
+    except BaseException:
+        for to in placed:
+            _remove(to)
+        for entry in old.iterdir():
+            entry.rename(parent / entry.name)
+        raise
+    _sync(parent)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    """Make the renames last through a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

@@ -1,0 +1,75 @@
+"""Products of matrices of the canonical graph as those of a .tflite file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edgeq.converters.tflite_graph import Value
+from edgeq.converters.tflite_lower_conv import bias_of, weight_of
+from edgeq.converters.tflite_lower_graph import Lowering, Made, Out
+from edgeq.converters.tflite_lower_layout import natural, with_last
+from edgeq.converters.tflite_lower_moves import padded
+from edgeq.graphs.ir import Node, QuantWeight
+
+
+def linear(low: Lowering, node: Node, out: Out) -> Made:
+    """x [..., K] times w [N, K] transposed, plus a bias."""
+    x, name = node.inputs[0], node.inputs[1]
+    held, rank = low.graph.constants[name], len(low.shape(x))
+    order = with_last(low.home(x), rank - 1)
+    w = held if isinstance(held, QuantWeight) else None
+    value = low.get(x, order, out.rounded)
+    shape = (*value.shape[:-1], held.shape[0])
+    bias = bias_of(low, node, w, held.shape[0], out.rounded)
+    if w is not None and w.block is not None:
+        factor = low.blocks(name)
+        short = factor.shape[1] - value.shape[-1]
+        if short:
+            border = np.zeros((rank, 2), np.int64)
+            border[-1, 1] = short
+            value = padded(low, value, border, 0.0, out)
+        if low.settings.compute == "float":
+            factor = _unblocked(low, factor, w.block)
+        else:
+            low.hybrid = True
+    else:
+        factor = weight_of(
+            low, "FULLY_CONNECTED", name, tuple(held.shape), natural(2), out.rounded,
+            low.columns.get(x),
+        )  # fmt: skip
+    made = low.op(
+        "FULLY_CONNECTED", [value, factor, bias], shape, quant=out.quant,
+        keepNumDims=rank != 2, fusedActivationFunction=low.fused(out),
+    )  # fmt: skip
+    return made, order
+
+
+def _unblocked(low: Lowering, w: Value, block: int) -> Value:
+    """A matrix of blocks as float32."""
+    assert w.group_scales is not None
+    n, groups = w.group_scales.shape
+    levels = low.reshaped(low.real(w), (n, groups, block))
+    scales = low.reshaped(low.real(w.group_scales), (n, groups, 1))
+    return low.reshaped(low.op("MUL", [levels, scales]), w.shape)
+
+
+def matmul(low: Lowering, node: Node, out: Out) -> Made:
+    """The product of two computed values; a transposed last pair of axes is the operator's own."""
+    shape = low.shape(out.name)
+    rank = len(shape)
+    factors: list[Value] = []
+    flags: dict[str, Any] = {}
+    swapped = (*range(rank - 2), rank - 1, rank - 2)
+    for flag, name in zip(("adjX", "adjY"), node.inputs, strict=True):
+        turned = (
+            name in low.graph.values
+            and len(low.shape(name)) == rank
+            and low.held(name, swapped, out.rounded)
+        )
+        flags[flag] = turned
+        order = swapped if turned else natural(rank)
+        factors.append(low.operand(name, rank, order, out.rounded))
+    value = low.op("BATCH_MATMUL", factors, shape, quant=out.quant, **flags)
+    return value, natural(rank)

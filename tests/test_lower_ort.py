@@ -1,0 +1,223 @@
+"""Graphs for onnxruntime: the same integers, packed, fused and read back from .onnx and .ort."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeq.converters import ort_lower
+from edgeq.converters.graphs import compare, convert_graph
+from edgeq.errors import FormatError, UsageError
+from edgeq.graphs.ir import Constant, Graph, Info, Node, Quant, QuantWeight
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+RNG = np.random.default_rng(5)
+
+
+def weight(
+    shape: tuple[int, ...], bits: int, axis: int | None = 0, block: int | None = None
+) -> QuantWeight:
+    """Random levels of about the size that a network of a few layers keeps in range."""
+    top = 7 if bits == 4 else 127
+    levels = RNG.integers(-top, top + 1, shape).astype(np.int8)
+    scales: Any = ()
+    if axis is not None:
+        parts = list(shape) if block else [shape[axis]]
+        if block:
+            parts[axis] = -(-shape[axis] // block)
+        scales = tuple(parts)
+    fan = float(np.prod(shape[1:]))
+    size = RNG.uniform(0.5, 1.5, scales) * 1.7 / np.sqrt(fan) / top
+    return QuantWeight(levels, np.asarray(size, np.float32), bits, axis, block)
+
+
+def narrow(held: QuantWeight) -> QuantWeight:
+    """The same with scales that float16 can hold."""
+    return replace(held, scales=held.scales.astype(np.float16).astype(np.float32))
+
+
+def bias(n: int, x: Quant, w: QuantWeight) -> QuantWeight:
+    """A bias on the grid of the sums."""
+    scales = np.float32(x.scale) * w.scales
+    levels = RNG.integers(-2000, 2000, n).astype(np.int32)
+    return QuantWeight(levels, scales, 32, 0 if w.axis is not None else None)
+
+
+def cnn(bits: int) -> Graph:
+    """Two convolutions, a pool and a matrix, all in integers."""
+    grid = {"x": Quant(1 / 64, 3), "a": Quant(1 / 32, -128), "p": Quant(1 / 32, -128),
+            "f": Quant(1 / 32, -128), "y": Quant(1 / 16, 7)}  # fmt: skip
+    w1, w2, w3 = weight((8, 3, 3, 3), bits), weight((8, 1, 3, 3), bits), weight((5, 128), bits)
+    grid["b"] = Quant(1 / 32, -128)
+    constants: dict[str, Constant] = {
+        "w1": w1, "b1": bias(8, grid["x"], w1), "w2": w2, "b2": bias(8, grid["a"], w2),
+        "w3": w3, "b3": bias(5, grid["f"], w3), "flat": np.array([1, 128]),
+    }  # fmt: skip
+    pads = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [1, 1], "group": 1}
+    nodes = (
+        Node("Conv", "c1", ("x", "w1", "b1"), ("a0",), pads),
+        Node("Relu", "r1", ("a0",), ("a",)),
+        Node("Conv", "c2", ("a", "w2", "b2"), ("b0",), {**pads, "group": 8}),
+        Node("Relu", "r2", ("b0",), ("b",)),
+        Node("MaxPool", "pool", ("b",), ("p",), {"kernel_shape": [2, 2], "strides": [2, 2]}),
+        Node("Reshape", "flatten", ("p", "flat"), ("f",)),
+        Node("Linear", "fc", ("f", "w3", "b3"), ("y",)),
+    )
+    values = {name: Info((1, 8, 8, 8)) for name in ("a0", "a", "b0", "b")}
+    values |= {"x": Info((1, 3, 8, 8)), "p": Info((1, 8, 4, 4)), "f": Info((1, 128))}
+    values["y"] = Info((1, 5))
+    meta = {"edgeq.activations": "static"}
+    return Graph("cnn", ("x",), ("y",), nodes, constants, values, grid, meta)
+
+
+def encoder(bits: int, *, block: int | None, dynamic: bool = False) -> Graph:
+    """A table and two matrices; only weights are rounded."""
+    axis = 1 if block else 0
+    constants: dict[str, Constant] = {
+        "table": weight((50, 64), bits, axis, block),
+        "w1": weight((72, 64), bits, axis, block),
+        "w2": weight((10, 72), bits, axis, block),
+        "b1": RNG.standard_normal(72).astype(np.float32),
+    }
+    nodes = (
+        Node("Gather", "embed", ("table", "ids"), ("e",), {"axis": 0}),
+        Node("Linear", "up", ("e", "w1", "b1"), ("u",)),
+        Node("Relu", "act", ("u",), ("a",)),
+        Node("Linear", "down", ("a", "w2"), ("y",)),
+    )
+    values = {"ids": Info((1, 7), "int64"), "e": Info((1, 7, 64)), "u": Info((1, 7, 72)),
+              "a": Info((1, 7, 72)), "y": Info((1, 7, 10))}  # fmt: skip
+    meta = {"edgeq.activations": "dynamic" if dynamic else "float"}
+    return Graph("encoder", ("ids",), ("y",), nodes, constants, values, {}, meta)
+
+
+def operators(path: Path) -> Counter[str]:
+    """Operators of an ONNX file."""
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+def packed_bits(graph: Graph, path: Path) -> dict[str, int]:
+    """Bits that each packed weight has in the file, once all levels and scales are as they were."""
+    found = compare(graph, path, "ort")
+    assert found.passed, found.explain()
+    assert all(found.quants.values())
+    if path.suffix == ".onnx" and "QLinearConv" not in operators(path):
+        assert len(found.quants) == len(graph.quants)
+    wanted = {n for n, held in graph.constants.items() if isinstance(held, QuantWeight)}
+    assert set(found.bits) == wanted
+    return dict(found.bits)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("activations", ["int8", "uint8"])
+def test_integers_of_a_rounded_network_are_kept(
+    tmp_path: Path, bits: int, activations: str
+) -> None:
+    graph = cnn(bits)
+    ort_lower.write(graph, tmp_path / "m.onnx", {"activations": activations})
+    found = packed_bits(graph, tmp_path / "m.onnx")
+    assert {n: b for n, b in found.items() if n[0] == "w"} == dict.fromkeys(
+        ("w1", "w2", "w3"), bits
+    )
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_qoperators_compute_in_integers(tmp_path: Path, bits: int) -> None:
+    graph = cnn(bits)
+    ort_lower.write(graph, tmp_path / "m.onnx", {"form": "qoperator"})
+    ops = operators(tmp_path / "m.onnx")
+    assert ops["QLinearConv"] == 2
+    assert ops["QGemm"] == 1
+    assert not ops["Conv"]
+    assert set(packed_bits(graph, tmp_path / "m.onnx").values()) == {8, 32}
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("block", [None, 16, 32])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_packed_matrices_keep_blocks_and_rows(
+    tmp_path: Path, bits: int, block: int | None, dynamic: bool
+) -> None:
+    graph = encoder(bits, block=block, dynamic=dynamic)
+    ort_lower.write(graph, tmp_path / "m.onnx", {})
+    assert operators(tmp_path / "m.onnx")["MatMulNBits"] == 2
+    assert operators(tmp_path / "m.onnx")["GatherBlockQuantized"] == 1
+    assert set(packed_bits(graph, tmp_path / "m.onnx").values()) == {bits}
+
+
+def test_scales_that_fit_take_two_bytes(tmp_path: Path) -> None:
+    wide = encoder(4, block=16)
+    constants = {
+        name: narrow(held) if isinstance(held, QuantWeight) else held
+        for name, held in wide.constants.items()
+    }
+    graph = replace(wide, constants=constants)
+    sizes = []
+    for i, each in enumerate((wide, graph)):
+        ort_lower.write(each, tmp_path / f"{i}.onnx", {})
+        packed_bits(each, tmp_path / f"{i}.onnx")
+        sizes.append((tmp_path / f"{i}.onnx").stat().st_size)
+    scales = sum(h.scales.size for h in constants.values() if isinstance(h, QuantWeight))
+    assert sizes[0] - sizes[1] > 2 * scales - 400  # the casts and their names
+
+
+@pytest.mark.parametrize("make", [lambda: cnn(8), lambda: cnn(4), lambda: encoder(4, block=32)])
+def test_an_ort_file_and_its_list_of_operators(tmp_path: Path, make: Any) -> None:
+    graph = make()
+    made = convert_graph(graph, "ort", tmp_path / "m.ort")
+    assert made.certificate is not None
+    assert made.certificate["passed"]
+    weights = sum(isinstance(held, QuantWeight) for held in graph.constants.values())
+    assert made.certificate["weights_equal"] == f"{weights} of {weights}"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "m.ort", "m.ort.certificate.json", "m.required_operators.config",
+    ]  # fmt: skip
+    listed = (tmp_path / "m.required_operators.config").read_text()
+    assert "MatMulNBits" in listed or "QLinearConv" in listed
+
+
+def test_a_file_of_others_holds_no_integers_of_ours(tmp_path: Path) -> None:
+    from edgeq.graphs.onnx_write import write_onnx
+
+    write_onnx(cnn(8), tmp_path / "m.onnx")
+    with pytest.raises(FormatError, match="was not converted by edgeq"):
+        list(ort_lower.stored_weights(tmp_path / "m.onnx"))
+
+
+def test_a_changed_integer_is_noticed(tmp_path: Path) -> None:
+    graph = cnn(8)
+    ort_lower.write(graph, tmp_path / "m.onnx", {})
+    held = graph.constants["w2"]
+    assert isinstance(held, QuantWeight)
+    levels = held.levels.copy()
+    levels[3, 0, 1, 2] += 1 if levels[3, 0, 1, 2] < 0 else -1
+    other = replace(graph, constants={**graph.constants, "w2": replace(held, levels=levels)})
+    found = compare(other, tmp_path / "m.onnx", "ort")
+    assert not found.passed
+    assert "w2: integers or scales differ" in found.explain()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"kv": 8}, "option of ort"), ({"form": "flat"}, "qdq"), ({"activations": "int4"}, "uint8")],
+)
+def test_unknown_options_are_refused(tmp_path: Path, options: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        convert_graph(cnn(8), "ort", tmp_path / "m.onnx", options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_certificate_lies_beside_the_file(tmp_path: Path) -> None:
+    made = convert_graph(cnn(8), "ort", tmp_path / "m.onnx")
+    text = (tmp_path / "m.onnx.certificate.json").read_text()
+    assert json.loads(text) == json.loads(json.dumps(made.certificate))
+    assert made.certificate is not None
+    assert made.certificate["arena_bytes"] >= 8 * 8 * 8 * 2
+    assert made.certificate["top1_agreement"] == 1.0
