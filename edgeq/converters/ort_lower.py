@@ -91,6 +91,7 @@ def write(
     )
     _widen(onnx, proto)
     places = {"weights": held | _weights(graph, proto), "quants": _quants(graph, proto)}
+    _shorten(proto, places)
     meta = {entry.key: entry.value for entry in proto.metadata_props} | {HELD: json.dumps(places)}
     made = path.with_suffix(".onnx")
     if chosen["form"] == "qoperator":
@@ -232,6 +233,42 @@ def _quants(graph: Graph, proto: Any) -> dict[str, list[str]]:
             name = node.input[0] if node.input[0] in graph.quants else node.name[: -len(_MADE)]
             found[name] = [node.input[1], node.input[2]]
     return {name: found[name] for name in graph.quants if name in found}
+
+
+def _shorten(proto: Any, places: dict[str, dict[str, Any]]) -> None:
+    """Give values short names and take off what the runtime finds out by itself.
+
+    In a small network names are a fifth of the file. Inputs, outputs and operators keep theirs.
+
+    Args:
+        proto: the model.
+        places: what it says of itself, in which the names are changed too.
+    """
+    graph = proto.graph
+    kept = {value.name for value in (*graph.input, *graph.output)}
+    short: dict[str, str] = {"": ""}
+
+    def named(name: str) -> str:
+        if name in kept:
+            return name
+        while name not in short:
+            found = f"v{len(short)}"
+            short[found if found in kept else name] = found
+        return short[name]
+
+    del graph.value_info[:]
+    for node in graph.node:
+        node.input[:] = [named(name) for name in node.input]
+        node.output[:] = [named(name) for name in node.output]
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear", "Cast"):
+            node.ClearField("name")
+    for tensor in graph.initializer:
+        tensor.name = named(tensor.name)
+    for entry in places["weights"].values():
+        for key in ("codes", "levels", "scales"):
+            if key in entry:
+                entry[key] = named(entry[key])
+    places["quants"] = {name: [named(n) for n in at] for name, at in places["quants"].items()}
 
 
 def _fused(onnx: ModuleType, proto: Any) -> Any:

@@ -101,9 +101,7 @@ def stored_weights(path: str | Path) -> Iterator[tuple[str, QuantWeight]]:
                 scales = scales[:, 0] if entry["axis"] == 0 else scales[0, 0]
             yield name, QuantWeight(rows, np.asarray(scales), entry["bits"], entry["axis"], block)
             continue
-        found = tensors.get(entry["levels"])  # in .ort files the Cast of 4 bits has been done
-        if found is None:
-            found = _tensor(tensors, entry["levels"].removesuffix(".wide"))
+        found = _tensor(tensors, entry["levels"])
         levels = found.astype(np.int32 if entry["bits"] == 32 else np.int8)
         if entry["turned"]:
             levels, scales = levels.T, scales.T if block else scales
@@ -156,11 +154,10 @@ def _alike(name: str, scales: NDArray[np.float32]) -> None:
 
 
 def _tensor(tensors: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
-    if f"{name}.half" in tensors:  # float32 numbers in half the bytes
-        return tensors[f"{name}.half"].astype(np.float32)
     if name not in tensors:
         raise FormatError(f"the file holds no tensor {name!r}")
-    return tensors[name]
+    found = tensors[name]
+    return found.astype(np.float32) if found.dtype == np.float16 else found
 
 
 def _opened(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -174,9 +171,14 @@ def _opened(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
 
 
 def _onnx_tensors(path: Path) -> dict[str, NDArray[Any]]:
+    """Constants of an ONNX file; what a Cast makes of one goes by both names, narrow as it lies."""
     onnx, _ = require()
-    proto = read_graph(path)
-    return {entry.name: onnx.numpy_helper.to_array(entry) for entry in proto.graph.initializer}
+    graph = read_graph(path).graph
+    found = {entry.name: onnx.numpy_helper.to_array(entry) for entry in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Cast" and node.input[0] in found:
+            found[node.output[0]] = found[node.input[0]]
+    return found
 
 
 def _ort_tensors(path: Path) -> dict[str, NDArray[Any]]:

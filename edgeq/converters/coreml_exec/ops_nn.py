@@ -120,11 +120,10 @@ def conv(
     g, m = int(groups), weight.shape[0]
     n, c = views.shape[:2]
     places = views.shape[2 : 2 + rank]
-    order = (0, 1, *range(3, 3 + rank), 2, *range(3 + rank, 3 + 2 * rank))
-    columns = views.reshape(n, g, c // g, *views.shape[2:]).transpose(order)
-    columns = columns.reshape(n, g, math.prod(places), -1)  # [N, g, places, C/g * kernel]
-    filters = weight.reshape(1, g, m // g, -1)
-    out = filters @ columns.swapaxes(-1, -2)
+    # kernels before places, so that the copy runs along rows of the image
+    order = (0, 1, *range(2 + rank, 2 + 2 * rank), *range(2, 2 + rank))
+    columns = views.transpose(order).reshape(n, g, c // g * math.prod(kernel), -1)
+    out = weight.reshape(g, m // g, -1) @ columns  # [N, g, M/g, places]
     out = out.reshape(n, m, *places)
     return out if bias is None else out + channels(bias, out.ndim)
 
