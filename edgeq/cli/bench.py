@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from edgeq._version import __version__
-from edgeq.cli import render
+from edgeq.cli import graphs, render
 from edgeq.cli.options import (
     Counts,
     backend_option,
@@ -23,6 +23,7 @@ from edgeq.cli.options import (
     kv_bits_of,
     kv_options,
     optional_model_argument,
+    refuse_given,
     shared_option,
 )
 from edgeq.cli.plan import this_profile
@@ -32,6 +33,13 @@ if TYPE_CHECKING:
     from edgeq.devices.profile import DeviceProfile
     from edgeq.model import Model
     from edgeq.profiling import Measurement, Scenario
+
+
+_DECODERS = (
+    "shape", "preset", "n_prompt", "n_gen", "n_depth", "kv_bits", "cache_type_k", "cache_type_v",
+    "backend", "against_plan",
+)  # fmt: skip
+"""Options that have no meaning for a graph."""
 
 
 @command("bench", "Measure tokens per second, as llama-bench does.")
@@ -49,6 +57,9 @@ if TYPE_CHECKING:
 @click.option("-r", "--repetitions", type=click.IntRange(min=1), default=5, help="Samples a test.")
 @kv_options
 @backend_option
+@click.option("--compare", multiple=True, metavar="MODEL", show_default=False,
+              help="Graphs: let this one take turns with MODEL, as the float one; may be given "
+                   "several times.")  # fmt: skip
 @click.option("--against-plan", is_flag=True, show_default=False,
               help="Beside each speed and peak of memory, what a plan would have said and its "
                    "error.")  # fmt: skip
@@ -67,6 +78,7 @@ def bench(
     cache_type_k: str | None,
     cache_type_v: str | None,
     backend: str,
+    compare: tuple[str, ...],
     against_plan: bool,
     form: str,
 ) -> None:
@@ -75,7 +87,16 @@ def bench(
     ppN reads a prompt of N tokens, tgN generates N tokens one by one. Each is run once to warm
     up and then timed. GB/s counts the bytes each generated token must read; "of peak" is their
     share of the read bandwidth measured here with as many threads.
+
+    Graphs (.onnx, .ort, .tflite) are timed by whole runs in their own runtimes.
     """
+    if model is not None and graphs.is_graph(model, graphs.RUN):
+        refuse_given(_DECODERS, "language models, and MODEL is a graph")
+        if form == "csv":
+            raise click.UsageError("graphs are written as md, json or jsonl")
+        graphs.bench((model, *compare), threads[0] if threads else None, repetitions, form)
+        return
+    refuse_given(("compare",), "graphs; edgeq profile compares language models")
     if list_shapes:
         render.write(_known_shapes() + "\n")
         return

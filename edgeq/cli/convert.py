@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeq.cli import render
+from edgeq.cli import graphs, render
 from edgeq.cli.options import (
     ByteSize,
     Counts,
     command,
     force_option,
     model_argument,
+    refuse_given,
     shared_option,
     threads_option,
 )
@@ -23,6 +24,10 @@ from edgeq.converters import TARGETS
 
 if TYPE_CHECKING:
     from edgeq.converters import Conversion
+
+
+_DECODERS = ("preset", "ctx_size", "kv", "compute", "prefill", "steps", "max_ram")
+"""Options that have no meaning for a graph."""
 
 
 @command("convert", "Write a model in a mobile runtime's own format.")
@@ -49,6 +54,9 @@ if TYPE_CHECKING:
               help="The least system it shall run on, as ios16 or ios18 of Core ML.")  # fmt: skip
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", show_default=False,
               help="A further option of the target alone. May be given several times.")  # fmt: skip
+@click.option("--shape", "shapes", multiple=True, metavar="NAME=N,N,...", show_default=False,
+              help="Graphs: the shape of an input that the file leaves open. May be given several "
+                   "times.")  # fmt: skip
 @click.option("--validate/--no-validate", "checked", default=True,
               help="Run the result in its own runtime and hold it against MODEL.")  # fmt: skip
 @click.option("--steps", type=click.IntRange(min=2), default=8,
@@ -70,6 +78,7 @@ def convert(
     prefill: tuple[int, ...],
     target_os: str | None,
     settings: tuple[str, ...],
+    shapes: tuple[str, ...],
     checked: bool,
     steps: int,
     max_ram: int | None,
@@ -82,10 +91,19 @@ def convert(
     The weights keep the integers of the artifact: they are packed anew, never quantized again.
     The result is run in its own runtime and compared with MODEL; what was found is written beside
     it as NAME.certificate.json, or certificate.json inside a folder.
+
+    A MODEL that is a graph, .onnx as edgeq quantize makes it or float .onnx or .tflite, is written
+    for ort (.onnx or .ort), tflite or coreml.
     """
     from edgeq.converters import Options
     from edgeq.converters.convert import convert as run
 
+    if graphs.is_graph(model):
+        refuse_given(_DECODERS, "language models, and MODEL is a graph")
+        chosen = _settings(settings) | ({"target_os": target_os} if target_os else {})
+        graphs.convert(model, target, output, chosen, shapes, checked, threads, force, form)
+        return
+    refuse_given(("shapes",), "graphs, and MODEL is a language model")
     extra = _settings(settings) | ({"target_os": target_os} if target_os else {})
     options = Options(ctx_size or None, kv, compute, prefill, extra)
     with render.progress(f"converting to {target}") as bar:

@@ -1,21 +1,26 @@
-"""``edgeq eval``: how many questions of a published set a model answers rightly."""
+"""``edgeq eval``: how many questions, or labelled samples, a model answers rightly."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from edgeq.cli import render
+from edgeq.cli.eval_graph import eval_graph
 from edgeq.cli.options import (
+    SAMPLE_OPTIONS,
     backend_option,
     command,
     format_option,
     kv_bits_of,
     kv_options,
     model_argument,
+    refuse_given,
+    sample_options,
     shared_option,
     threads_option,
 )
@@ -27,17 +32,35 @@ if TYPE_CHECKING:
     from edgeq.tasks import Outcome
 
 
-@command("eval", "Ask a model the questions of a published set.")
+OF_MODELS = ("task", "ctx_size", "kv_bits", "cache_type_k", "cache_type_v", "backend")
+"""Options that graphs have no use for."""
+OF_GRAPHS = ("scores", "confusion", *(name for name in SAMPLE_OPTIONS if name != "layout"))
+"""Options that language models have no use for."""
+
+
+@command("eval", "Ask a model the questions of a set, or measure a graph on samples.")
 @model_argument
-@click.option("--task", type=click.Path(exists=True, dir_okay=False), required=True,
-              help="The set in JSON lines, as published: HellaSwag, MMLU, LAMBADA or "
-                   "GSM8K.")  # fmt: skip
-@click.option("--layout", default=None, show_default="told by its keys",
-              help="hellaswag, mmlu, lambada or gsm8k.")  # fmt: skip
+@click.option("--task", type=click.Path(exists=True, dir_okay=False), default=None,
+              help="Language models: the set in JSON lines, as published: HellaSwag, MMLU, "
+                   "LAMBADA or GSM8K.")  # fmt: skip
+@click.option("--data", metavar="SAMPLES", default=None,
+              help="Graphs: a folder of pictures for each class, an .npz file with labels, "
+                   "sentences, or script.py:function.")  # fmt: skip
+@click.option("--layout", default=None, show_default="told by the data",
+              help="Of the set: hellaswag, mmlu, lambada or gsm8k. Of samples: nchw or nhwc, "
+                   "where channels are.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(min=1), default=None,
-              help="Only the first so many questions.")  # fmt: skip
-@click.option("--base", metavar="SRC", default=None,
-              help="Ask this model too, and count the answers that differ.")  # fmt: skip
+              help="Only the first so many questions, or so many samples spread "
+                   "evenly.")  # fmt: skip
+@click.option("--base", "--against", "base", metavar="SRC", default=None,
+              help="Ask this model too, and count the answers that differ; of graphs also the "
+                   "cosine of the outputs.")  # fmt: skip
+@click.option("--scores", metavar="NAME", default=None, show_default="the first",
+              help="Graphs: the output with the scores or the embedding.")  # fmt: skip
+@click.option("--confusion", metavar="FILE", type=click.Path(dir_okay=False), default=None,
+              help="Graphs: write labels against answers to a .csv, .png, .svg or .pdf "
+                   "file.")  # fmt: skip
+@partial(sample_options, layout=False)
 @shared_option("-c", "--ctx-size", env="CTX_SIZE", type=click.IntRange(min=2), default=2048,
                help="Most tokens of a question; never more than the model was "
                     "made for.")  # fmt: skip
@@ -47,10 +70,13 @@ if TYPE_CHECKING:
 @format_option("text", "json")
 def evaluation(
     model: str,
-    task: str,
+    task: str | None,
+    data: str | None,
     layout: str | None,
     limit: int | None,
     base: str | None,
+    scores: str | None,
+    confusion: str | None,
     ctx_size: int,
     threads: int | None,
     kv_bits: str,
@@ -58,12 +84,52 @@ def evaluation(
     cache_type_v: str | None,
     backend: str,
     form: str,
+    **sample: Any,
 ) -> None:
-    """Score MODEL on a set of questions, zero-shot, with the prompts of lm-evaluation-harness.
+    """Score MODEL on a set of questions (--task) or on samples (--data).
+
+    A language model is asked zero-shot, with the prompts of lm-evaluation-harness. A graph (.onnx,
+    .ort, .tflite, .mlpackage) is run in its own runtime, a package for Core ML by edgeq: top-1,
+    top-5 and AUC of labelled samples, and with --base agreement and cosine of any.
 
     With --base SRC both answer, and answers that changed are counted: a model may keep its
     accuracy and still have become another.
     """
+    if (task is None) == (data is None):
+        raise click.UsageError(
+            "give either --task FILE, to ask a language model, or --data SAMPLES, to measure a "
+            "graph"
+        )
+    if data is not None:
+        refuse_given(OF_MODELS, "language models (--task)")
+        eval_graph(
+            model, data, base=base, scores=scores, limit=limit, confusion=confusion,
+            layout=layout, sample=sample, threads=threads, form=form,
+        )  # fmt: skip
+        return
+    refuse_given(OF_GRAPHS, "graphs (--data)")
+    assert task is not None
+    _ask(
+        model, task, layout, limit, base,
+        context=ctx_size, threads=threads, backend=backend, form=form,
+        bits=kv_bits_of(kv_bits, cache_type_k, cache_type_v),
+    )  # fmt: skip
+
+
+def _ask(
+    model: str,
+    task: str,
+    layout: str | None,
+    limit: int | None,
+    base: str | None,
+    *,
+    context: int,
+    threads: int | None,
+    bits: Literal[8, 16],
+    backend: str,
+    form: str,
+) -> None:
+    """Ask a language model, and say how it answered."""
     from edgeq.importers import load
     from edgeq.runtime.engine import Engine
     from edgeq.runtime.tokenizer import Tokenizer
@@ -79,10 +145,9 @@ def evaluation(
         )
     tokenizer = Tokenizer(loaded.files)
     compile_first(backend)
-    bits = kv_bits_of(kv_bits, cache_type_k, cache_type_v)
-    context = min(ctx_size, loaded.config.context)
     settings: dict[str, Any] = {
-        "context": context, "threads": threads, "kv_bits": bits, "backend": backend,
+        "context": min(context, loaded.config.context), "threads": threads, "kv_bits": bits,
+        "backend": backend,
     }  # fmt: skip
     with Engine(loaded, **settings) as engine:
         beside = Engine(other, **settings) if other is not None else None

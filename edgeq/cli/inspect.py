@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeq.cli import render
-from edgeq.cli.options import command, force_option, format_option, model_argument
+from edgeq.cli import graphs, render
+from edgeq.cli.options import (
+    command,
+    force_option,
+    format_option,
+    model_argument,
+    refuse_given,
+)
 
 if TYPE_CHECKING:
     from edgeq.model import Model
@@ -32,7 +38,14 @@ def inspect(model: str, card: str | None, force: bool, form: str) -> None:
     bpw is bits per weight from the bytes really held, scales and padding included. SQNR is the
     signal to quantization noise ratio, in dB, as measured when the tensor was quantized. Quality
     was measured then too: the written model beside its float source.
+
+    Of a graph (.onnx, .tflite, and .ort or .mlpackage that edgeq wrote) each operator's precision
+    is shown.
     """
+    if graphs.is_graph(model, graphs.RUN):
+        refuse_given(("card", "force"), "language models, and MODEL is a graph")
+        graphs.inspect(model, form)
+        return
     from edgeq.importers import load
 
     loaded = load(model)

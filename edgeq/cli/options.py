@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import click
@@ -250,3 +250,61 @@ def force_option(function: Function) -> Function:
     return click.option(
         "--force", is_flag=True, show_default=False, help="Overwrite an existing output file."
     )(function)
+
+
+_LAYOUT = click.option(
+    "--layout", type=click.Choice(["auto", "nchw", "nhwc"]), default="auto",
+    help="Graphs: where channels are, in arrays and in the input of pictures.",
+)  # fmt: skip
+
+
+def sample_options(function: Function, *, layout: bool = True) -> Function:
+    """How pictures, arrays and sentences become a graph's inputs: for graphs alone.
+
+    Args:
+        function: the command's.
+        layout: whether to add ``--layout``; a command that has one of its own adds it itself.
+    """
+    options = (
+        click.option("--tokenizer", type=click.Path(exists=True), default=None,
+                     help="Graphs: the tokenizer.json, or its folder, that makes sentences "
+                          "tokens."),
+        click.option("--resize", type=click.Choice(["stretch", "crop", "pad"]), default="stretch",
+                     help="Graphs: how a picture of another size is fitted."),
+        *([_LAYOUT] if layout else []),
+        click.option("--scale", metavar="X", default="1/255",
+                     help="Graphs: what a pixel of 0 to 255 is multiplied with first."),
+        click.option("--std", metavar="X[,X...]", default="1",
+                     help="Graphs: what it is divided by then, for all channels or for each."),
+        click.option("--mean", metavar="X[,X...]", default="0",
+                     help="Graphs: what is subtracted from it then, for all channels or for "
+                          "each."),
+        click.option("--image-size", metavar="N|HxW", default=None,
+                     show_default="the model's input",
+                     help="Graphs: the size of pictures."),
+    )  # fmt: skip
+    for option in options:
+        function = option(function)
+    return function
+
+
+SAMPLE_OPTIONS = ("image_size", "mean", "std", "scale", "layout", "resize", "tokenizer")
+"""Names of what `sample_options` adds."""
+
+
+def refuse_given(names: Iterable[str], why: str) -> None:
+    """Refuse options that were said and have no meaning here.
+
+    Args:
+        names: of the running command's parameters.
+        why: what they are for instead.
+
+    Raises:
+        click.UsageError: names the first such option.
+    """
+    ctx = click.get_current_context()
+    for param in ctx.command.params:
+        if param.name in names and ctx.get_parameter_source(param.name) not in (
+            None, ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP,
+        ):  # fmt: skip
+            raise click.UsageError(f"{param.opts[-1]} is for {why}; leave it out")

@@ -1,17 +1,26 @@
-"""``edgeq quantize``: a checkpoint becomes one packed file."""
+"""``edgeq quantize``: a checkpoint becomes one packed file, a graph a quantized graph."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgeq import texts
 from edgeq.cli import render
-from edgeq.cli.options import ByteSize, command, force_option, threads_option
+from edgeq.cli.options import (
+    SAMPLE_OPTIONS,
+    ByteSize,
+    command,
+    force_option,
+    refuse_given,
+    sample_options,
+    threads_option,
+)
+from edgeq.cli.quantize_graph import is_graph, listing, quantize_graph
 
 if TYPE_CHECKING:
     from edgeq.quant import Recipe, Summary
@@ -20,13 +29,20 @@ if TYPE_CHECKING:
 
 TARGET_PRESET = "mixed-4.5bpw"
 """Which recipe a target is reached by where none is named."""
+OF_MODELS = (
+    "bits", "group", "asym", "calib_windows", "calib_context", "stats", "target_bpw",
+    "target_size", "target_device", "target_context", "sensitivity", "eval_text", "card", "max_ram",
+)  # fmt: skip
+"""Options that graphs have no use for."""
+OF_GRAPHS = ("calib_samples", "observer", "shapes", *SAMPLE_OPTIONS)
+"""Options that language models have no use for."""
 
 
-@command("quantize", "Make one packed .edgeq file from a checkpoint.")
+@command("quantize", "Make one packed .edgeq file from a checkpoint, or quantize a graph.")
 @click.argument("source", metavar="SRC", required=False)
 @click.option("-o", "--output", type=click.Path(dir_okay=False), default=None,
-              help="The file to write, such as model.edgeq.")  # fmt: skip
-@click.option("--preset", metavar="NAME", default=None, show_default="w4-g32",
+              help="The file to write: model.edgeq; of a graph model.onnx.")  # fmt: skip
+@click.option("--preset", metavar="NAME", default=None, show_default="w4-g32; graphs: w8a8-static",
               help="A recipe by its name (--list), or the weights' scheme written out, "
                    "such as w4-g64-asym.")  # fmt: skip
 @click.option("--recipe", "recipe_file", type=click.Path(exists=True, dir_okay=False),
@@ -40,11 +56,20 @@ TARGET_PRESET = "mixed-4.5bpw"
 @click.option("--method", default=None, show_default="the preset's, or rtn",
               help="How weights are rounded (--list).")  # fmt: skip
 @click.option("--tensor-type", "tensor_types", multiple=True, metavar="REGEX=SCHEME",
-              help="A scheme for the tensors whose name matches; the first match wins. "
-                   "May be given several times.")  # fmt: skip
-@click.option("--calib", type=click.Path(exists=True, dir_okay=False), default=None,
-              help="A text like what the model is for, UTF-8: what recipes learn from that "
-                   "look at what the model does.")  # fmt: skip
+              help="A scheme for the tensors (of a graph: operators) whose name matches; the "
+                   "first match wins. May be given several times.")  # fmt: skip
+@click.option("--calib", metavar="SAMPLES", default=None,
+              help="What recipes learn from that look at what the model does. Language models: "
+                   "a text, UTF-8. Graphs: a folder of pictures or arrays, an .npz file, "
+                   "sentences, or script.py:function.")  # fmt: skip
+@click.option("--calib-samples", type=click.IntRange(min=1), default=256,
+              help="Graphs: samples to use, spread evenly.")  # fmt: skip
+@click.option("--observer", metavar="NAME", default=None, show_default="the preset's",
+              help="Graphs: how the range of a value is chosen: minmax, moving-average, "
+                   "percentile, entropy or mse.")  # fmt: skip
+@click.option("--shape", "shapes", multiple=True, metavar="NAME=1,3,224,224",
+              help="Graphs: the shape of an input whose axes are not all known.")  # fmt: skip
+@sample_options
 @click.option("--calib-windows", type=click.IntRange(min=1), default=128,
               help="Pieces of it to use, spread evenly.")  # fmt: skip
 @click.option("--calib-context", type=click.IntRange(min=2), default=256,
@@ -97,7 +122,7 @@ TARGET_PRESET = "mixed-4.5bpw"
 )
 @threads_option
 @force_option
-@click.option("--list", "listing", is_flag=True, help="List presets and methods and leave.")
+@click.option("--list", "list_all", is_flag=True, help="List presets and methods and leave.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text",
               help="How to write the summary.")  # fmt: skip
 def quantize(
@@ -111,6 +136,9 @@ def quantize(
     method: str | None,
     tensor_types: tuple[str, ...],
     calib: str | None,
+    calib_samples: int,
+    observer: str | None,
+    shapes: tuple[str, ...],
     calib_windows: int,
     calib_context: int,
     stats: str | None,
@@ -124,20 +152,35 @@ def quantize(
     max_ram: int | None,
     threads: int | None,
     force: bool,
-    listing: bool,
+    list_all: bool,
     form: str,
+    **sample: Any,
 ) -> None:
-    """Quantize SRC (a Hugging Face folder, a GGUF file or a llama2.c .bin) to one .edgeq file.
+    """Quantize SRC to one file.
 
-    Embedding and head get 8 bits and norms stay float, unless --tensor-type says otherwise.
+    A language model (a Hugging Face folder, a GGUF file or a llama2.c .bin) becomes an .edgeq
+    file; embedding and head get 8 bits and norms stay float, unless --tensor-type says otherwise.
+    A graph (.onnx, .tflite: vision, audio, encoders) becomes an .onnx file with
+    QuantizeLinear and DequantizeLinear, which `edgeq convert` takes to other formats.
     """
-    if listing:
-        render.write(_listing() + "\n")
+    if list_all:
+        render.write(f"{_listing()}\n\n{listing()}\n")
         return
     if source is None:
         raise click.UsageError("Missing argument 'SRC'.")
     if output is None:
         raise click.UsageError("Missing option '-o' / '--output'.")
+    if is_graph(source):
+        refuse_given(OF_MODELS, f"language models, and {source} is a graph")
+        quantize_graph(
+            Path(source), Path(output), preset=preset, recipe_file=recipe_file, method=method,
+            observer=observer, rules=tensor_types, calib=calib, calib_samples=calib_samples,
+            shapes=shapes, sample=sample, threads=threads, force=force, form=form,
+        )  # fmt: skip
+        return
+    refuse_given(OF_GRAPHS, f"graphs (.onnx, .tflite), and {source} is none")
+    if calib is not None and not Path(calib).is_file():
+        raise click.BadParameter(f"File {calib!r} does not exist.", param_hint="'--calib'")
     from edgeq.errors import UsageError
     from edgeq.importers import load
     from edgeq.quant import quantize as run

@@ -90,7 +90,10 @@ def write(
         to_bytes(_lowered(graph, held), activations=chosen["activations"])
     )
     _widen(onnx, proto)
-    places = {"weights": held | _weights(graph, proto), "quants": _quants(graph, proto)}
+    places: dict[str, Any] = {
+        "weights": held | _weights(graph, proto),
+        "quants": _quants(graph, proto),
+    }
     _shorten(proto, places)
     meta = {entry.key: entry.value for entry in proto.metadata_props} | {HELD: json.dumps(places)}
     made = path.with_suffix(".onnx")

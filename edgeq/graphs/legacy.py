@@ -81,7 +81,7 @@ def _attributes(graph: Graph, node: Node) -> Change | None:
 
 
 def _aligned(graph: Graph, node: Node, rank: Callable[[str], int]) -> Change | None:
-    """A rule: the second input with axes of one behind its own, so that they meet the right ones."""
+    """A rule: the second input with axes of one behind its own, to meet the right ones."""
     if node.op not in _PAIRS or not {"broadcast", "axis"} & node.attrs.keys():
         return None
     attrs = {k: v for k, v in node.attrs.items() if k not in ("broadcast", "axis")}

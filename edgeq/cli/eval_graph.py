@@ -1,0 +1,175 @@
+"""``edgeq eval`` for graphs of operators: labelled samples through any of their files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from edgeq.cli import render
+from edgeq.cli.options import SAMPLE_OPTIONS
+from edgeq.cli.quantize_graph import preprocess_of
+
+if TYPE_CHECKING:
+    from edgeq.converters.graphs import GraphRunner
+    from edgeq.evaluate_graph import GraphEvaluation
+    from edgeq.graphs.ir import Graph
+    from edgeq.quant.graph.samples import Samples
+
+_SHOWN = 3
+"""Pairs of classes that are named for being mixed up most."""
+
+
+def eval_graph(
+    model: str,
+    data: str,
+    *,
+    base: str | None,
+    scores: str | None,
+    limit: int | None,
+    confusion: str | None,
+    layout: str | None,
+    sample: Mapping[str, Any],
+    threads: int | None,
+    form: str,
+) -> None:
+    """Measure a graph and say what was found.
+
+    Args:
+        model: .onnx, .ort, .tflite or .mlpackage.
+        data: what `edgeq.quant.graph.samples.open_samples` reads.
+        base: another graph to compare with.
+        scores: name of the output.
+        confusion: the file to write the confusion matrix to.
+        sample: values of `edgeq.cli.options.SAMPLE_OPTIONS` but the layout.
+        limit, layout, threads, form: the options.
+    """
+    from edgeq.evaluate_graph import evaluate_graph
+    from edgeq.evaluate_picture import check_ending, write_confusion
+
+    if confusion is not None:
+        check_ending(Path(confusion))
+    runner, about = _opened(model, threads or 1)
+    other = None
+    try:
+        if base is not None:
+            other, _ = _opened(base, threads or 1)
+            _check_alike(runner, other, model, base)
+        samples = _samples(data, about, {**sample, "layout": layout or "auto"}, limit)
+        with render.progress("evaluating") as bar:
+            found = evaluate_graph(
+                runner, _pairs(samples), output=scores, against=other,
+                classes=samples.classes, progress=bar,
+            )  # fmt: skip
+        runtimes = [runner.runtime, *([other.runtime] if other is not None else [])]
+    finally:
+        for opened in (runner, other):
+            if opened is not None:
+                opened.close()
+    if confusion is not None:
+        write_confusion(found, confusion)
+    if form == "json":
+        told = {"model": model, "runtime": runtimes[0], "samples": samples.source,
+                "preprocess": json.loads(json.dumps(samples.preprocess.__dict__)),
+                **found.to_dict()}  # fmt: skip
+        render.write(json.dumps(told, indent=2) + "\n")
+    else:
+        render.write(_text(found, runtimes) + "\n")
+
+
+def _opened(path: str, threads: int) -> tuple[GraphRunner, Graph]:
+    """A runner, and a graph without operators that has the file's inputs and meta.
+
+    A file that its runtime takes only from edgeq is read as a graph and run by onnxruntime.
+    """
+    from edgeq.converters.graphs import open_graph
+    from edgeq.errors import FormatError
+    from edgeq.graphs.execute import Session
+    from edgeq.graphs.files import SUFFIXES, read
+    from edgeq.graphs.ir import Graph
+
+    try:
+        runner = open_graph(path, threads=threads)
+    except FormatError:
+        if Path(path).suffix not in SUFFIXES or not Path(path).is_file():
+            raise
+        graph = read(path)
+        return Session(graph, threads=threads), graph
+    values = {**runner.inputs, **runner.outputs}
+    inputs, outputs = tuple(runner.inputs), tuple(runner.outputs)
+    about = Graph(Path(path).stem, inputs, outputs, (), {}, values, meta=runner.metadata)
+    return runner, about
+
+
+def _check_alike(runner: GraphRunner, other: GraphRunner, model: str, base: str) -> None:
+    if dict(runner.inputs) != dict(other.inputs):
+        told = [", ".join(f"{name} {list(info.shape)}" for name, info in one.inputs.items())
+                for one in (runner, other)]  # fmt: skip
+        raise click.UsageError(
+            f"{model} takes {told[0]} and {base} {told[1]}; compare files that were made from "
+            "the same model"
+        )
+
+
+def _samples(data: str, about: Graph, sample: Mapping[str, Any], limit: int | None) -> Samples:
+    from edgeq.quant.graph.images import Preprocess
+    from edgeq.quant.graph.samples import open_samples
+
+    ctx = click.get_current_context()
+    said = any(
+        ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
+        for name in SAMPLE_OPTIONS
+        if name != "tokenizer"
+    )
+    preprocess = preprocess_of(sample) if said else Preprocess.from_meta(about.meta)
+    return open_samples(
+        data, about, preprocess=preprocess, tokenizer=sample["tokenizer"], limit=limit
+    )
+
+
+def _pairs(samples: Samples) -> Iterator[tuple[Any, int | None]]:
+    """Samples with their labels if the first has one."""
+    from edgeq.errors import UsageError
+
+    try:
+        next(samples.first(1).pairs())
+    except UsageError:
+        return ((feeds, None) for feeds in samples)
+    return iter(samples.pairs())
+
+
+def _text(found: GraphEvaluation, runtimes: list[str]) -> str:
+    share: Callable[[float | None], str] = lambda x: "" if x is None else f"{100 * x:.2f} %"  # noqa: E731
+    number: Callable[[float | None], str] = lambda x: "" if x is None else f"{x:.5f}"  # noqa: E731
+    top1 = share(found.top1)
+    if found.stderr is not None:
+        top1 += f" +- {100 * found.stderr:.2f}"
+    rows = [
+        ("runtime", runtimes[0]),
+        ("compared with", ", ".join(runtimes[1:])),
+        ("output", found.output),
+        ("samples", f"{found.n}"),
+        ("top-1", top1),
+        ("top-1 of the base", share(found.base_top1)),
+        ("top-5", share(found.top5)),
+        ("AUC", number(found.auc)),
+        ("agreement", share(found.agreement)),
+        ("cosine, mean", number(found.cosine)),
+        ("cosine, least", number(found.cosine_least)),
+        *(("mixed up" if not i else "", line) for i, line in enumerate(_mixed_up(found))),
+    ]
+    return "\n".join(f"{name:20s}{value}" for name, value in rows if value)
+
+
+def _mixed_up(found: GraphEvaluation) -> list[str]:
+    """The pairs of classes with most errors."""
+    counts = found.confusion or ()
+    named = len(found.classes) == len(counts)
+    name = found.classes.__getitem__ if named else str
+    pairs = [(n, i, j) for i, row in enumerate(counts) for j, n in enumerate(row) if i != j and n]
+    worst = sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:_SHOWN]
+    return [f"{name(i)} taken for {name(j)}: {n}" for n, i, j in worst]

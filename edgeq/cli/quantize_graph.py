@@ -1,0 +1,185 @@
+"""``edgeq quantize`` for graphs of operators: a float .onnx or .tflite becomes a QDQ .onnx."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgeq.cli import render
+
+if TYPE_CHECKING:
+    from edgeq.graphs.ir import Shape
+    from edgeq.quant.graph.images import Preprocess
+    from edgeq.quant.graph.summary import GraphSummary, OpRow
+
+SUFFIXES = (".onnx", ".tflite")
+"""Of the sources that are graphs."""
+_WORST = 3
+"""Operators that are named for losing most."""
+
+
+def is_graph(source: str | Path) -> bool:
+    """Whether a source is a graph of operators, not a language model."""
+    return Path(source).suffix.lower() in SUFFIXES
+
+
+def quantize_graph(
+    source: Path,
+    output: Path,
+    *,
+    preset: str | None,
+    recipe_file: str | None,
+    method: str | None,
+    observer: str | None,
+    rules: Iterable[str],
+    calib: str | None,
+    calib_samples: int,
+    shapes: Iterable[str],
+    sample: Mapping[str, Any],
+    threads: int | None,
+    force: bool,
+    form: str,
+) -> None:
+    """Quantize a graph and say what became of it.
+
+    Args:
+        source: .onnx or .tflite.
+        output: the .onnx file to write.
+        sample: values of `edgeq.cli.options.SAMPLE_OPTIONS`.
+        preset, recipe_file, method, observer, rules, calib, calib_samples, shapes, threads,
+            force, form: the options.
+    """
+    from edgeq.cpu import available_cores
+    from edgeq.errors import UsageError
+    from edgeq.graphs.files import read
+    from edgeq.graphs.onnx_write import write_onnx
+    from edgeq.quant.graph.pipeline import quantize_graph as run
+    from edgeq.quant.graph.recipe import GraphRecipe
+    from edgeq.quant.graph.samples import open_samples
+
+    if output.suffix.lower() != ".onnx":
+        raise UsageError(
+            f"a graph is quantized to an .onnx file, and --output is {output}; write "
+            f"{output.with_suffix('.onnx')}, and then edgeq convert for other formats"
+        )
+    if output.exists() and not force:
+        raise UsageError(f"{output} exists; give another --output, or --force to overwrite it")
+    if not output.absolute().parent.is_dir():
+        raise UsageError(f"the folder of {output} does not exist; make it first")
+    recipe = GraphRecipe.from_options(
+        preset, recipe_file, rules=rules, method=method, observer=observer
+    )
+    if recipe.needs_samples and calib is None:
+        raise UsageError(
+            "this recipe needs samples of what the model is fed: give --calib with a folder, an "
+            ".npz file or script.py:function, or a preset that needs none (w8-dynamic, w4-g32)"
+        )
+    graph = read(source, shapes=dict(map(_shape, shapes)))
+    samples = None
+    if calib is not None:
+        samples = open_samples(
+            calib,
+            graph,
+            preprocess=preprocess_of(sample),
+            tokenizer=sample["tokenizer"],
+            limit=calib_samples,
+        )
+    with render.progress("quantizing") as bar:
+        summary = run(graph, recipe, samples, threads=threads or available_cores(), progress=bar)
+    write_onnx(summary.graph, output)
+    _report(summary, source, output, form)
+
+
+def preprocess_of(sample: Mapping[str, Any]) -> Preprocess:
+    """How pictures become inputs, from the options that say so.
+
+    Args:
+        sample: values of `edgeq.cli.options.SAMPLE_OPTIONS`.
+
+    Raises:
+        UsageError: one cannot be read.
+    """
+    from edgeq.quant.graph.images import Preprocess, parse_numbers, parse_ratio, parse_size
+
+    size = sample["image_size"]
+    return Preprocess(
+        size=None if size is None else parse_size(size),
+        mean=parse_numbers(sample["mean"], "--mean"),
+        std=parse_numbers(sample["std"], "--std"),
+        scale=parse_ratio(sample["scale"], "--scale"),
+        layout=sample["layout"],
+        resize=sample["resize"],
+    )
+
+
+def listing() -> str:
+    """The presets for graphs, as a table."""
+    from edgeq.quant.graph.presets import DEFAULT_PRESET, PRESETS
+    from edgeq.quant.graph.recipe import GraphRecipe
+
+    rows = [
+        [
+            name + (" *" if name == DEFAULT_PRESET else ""),
+            "samples" if GraphRecipe.named(name).needs_samples else "",
+            about,
+        ]
+        for name, (about, _) in PRESETS.items()
+    ]
+    return (
+        "Presets for graphs (.onnx, .tflite):\n\n"
+        + render.aligned(["preset", "needs", "what it does"], rows)
+        + "\n\n* is what a graph gets where nothing is said. Samples are what the model is fed: "
+        "--calib."
+    )
+
+
+def _shape(text: str) -> tuple[str, Shape]:
+    name, _, sizes = text.rpartition("=")
+    parts = sizes.split(",")
+    if not name or not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise click.UsageError(f"--shape is {text!r}; write NAME=1,3,224,224")
+    return name, tuple(int(part) for part in parts)
+
+
+def _report(summary: GraphSummary, source: Path, output: Path, form: str) -> None:
+    size = output.stat().st_size
+    if form == "json":
+        found = {
+            "path": str(output),
+            "source_bytes": source.stat().st_size,
+            "file_bytes": size,
+            **summary.to_dict(),
+        }
+        render.write(json.dumps(found, indent=2) + "\n")
+        return
+    from edgeq.quant.graph.summary import precisions
+
+    packed, whole = summary.packed_bytes, summary.float_bytes
+    render.write(
+        f"{output}: {render.human_bytes(size)}, constants {render.human_bytes(packed)} of "
+        f"{render.human_bytes(whole)} ({whole / max(packed, 1):.2f}x smaller), values "
+        f"{render.human_bytes(summary.arena)} of {render.human_bytes(summary.float_arena)}, in "
+        f"{summary.seconds:.1f} s\n"
+    )
+    for what, n in precisions(summary.rows).items():
+        render.write(f"  {n:4} operators: {what}\n")
+    if summary.kept:
+        render.write(f"kept in more bits: {', '.join(summary.kept)}\n")
+    if worst := _lost_most(summary.rows):
+        render.write(f"lost most: {worst}\n")
+    if (near := summary.agreement) is not None:
+        top = "" if near.top1 is None else f", same top class {near.top1:.1%}"
+        render.write(
+            f"outputs: cosine to float {near.cosine:.5f}{top}, on {near.samples} samples of the "
+            "calibration\n"
+        )
+
+
+def _lost_most(rows: Iterable[OpRow]) -> str:
+    measured = [(row.sqnr_db, row) for row in rows if row.sqnr_db is not None]
+    worst = sorted(measured, key=lambda pair: pair[0])[:_WORST]
+    return ", ".join(f"{row.op} {row.node} {db:.1f} dB" for db, row in worst)

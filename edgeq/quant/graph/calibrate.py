@@ -1,0 +1,88 @@
+"""Ranges of a graph's values over samples, a few values at a time so that memory stays bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from edgeq.errors import FormatError, UsageError
+from edgeq.graphs.ir import Graph
+from edgeq.quant.graph.hessians import Feeds, Progress, SessionOf
+from edgeq.quant.histogram import Range
+from edgeq.quant.observers import Observer, observer_named
+
+BUDGET = 64 << 20
+"""Bytes of values that are watched at the same time."""
+
+
+def ranges(
+    graph: Graph,
+    watch: Iterable[str],
+    samples: Iterable[Feeds],
+    *,
+    session_of: SessionOf,
+    observer: str = "minmax",
+    budget: int = BUDGET,
+    progress: Progress | None = None,
+) -> dict[str, Range]:
+    """The range of each watched value that an observer chooses.
+
+    The graph is run over all samples once for each ``budget`` of watched bytes.
+
+    Args:
+        graph: float.
+        watch: names of its inputs and values.
+        samples: gone through once for each part of ``watch``.
+        session_of: what runs a graph.
+        observer: a name of `edgeq.quant.observers.OBSERVERS`.
+        budget: most bytes of one sample's watched values held at a time; one value may be more.
+        progress: called with the part, samples done, and 0 for their unknown number.
+
+    Returns:
+        name -> (low, high) with low <= 0 <= high.
+
+    Raises:
+        FormatError: a value is NaN or infinite; names it and the sample.
+        UsageError: there are no samples, or an unknown observer.
+    """
+    portions = list(parts(graph, list(watch), budget))
+    found: dict[str, Range] = {}
+    for number, part in enumerate(portions, 1):
+        observers = {name: observer_named(observer) for name in part}
+        run = session_of(graph, [name for name in part if name not in graph.inputs])
+        n = -1
+        for n, feeds in enumerate(samples):
+            _observe(observers, {**run(feeds), **feeds}, n)
+            if progress is not None:
+                progress(f"calibrating, part {number} of {len(portions)}", n + 1, 0)
+        if n < 0:
+            raise UsageError("there are no samples to take ranges from")
+        found.update({name: seen.range() for name, seen in observers.items()})
+    return found
+
+
+def _observe(observers: Mapping[str, Observer], values: Feeds, n: int) -> None:
+    for name, seen in observers.items():
+        try:
+            seen.add(np.asarray(values[name], np.float32))
+        except FormatError as err:
+            raise FormatError(
+                f"the value {name!r} is not finite for sample {n} (counted from 0); the model "
+                f"overflows there, or the sample is out of its range: {err}"
+            ) from err
+
+
+def parts(graph: Graph, watch: Sequence[str], budget: int) -> Iterator[list[str]]:
+    """Names in parts of at most so many bytes."""
+    part: list[str] = []
+    held = 0
+    for name in watch:
+        size = graph.info(name).nbytes
+        if part and held + size > budget:
+            yield part
+            part, held = [], 0
+        part.append(name)
+        held += size
+    if part:
+        yield part

@@ -1,0 +1,68 @@
+"""What the weight of each node is held in: a recipe applied to a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from edgeq.graphs.ir import Graph, Node
+from edgeq.quant.graph.recipe import Choice, GraphRecipe
+from edgeq.quant.graph.weights import weight_nodes
+
+_PRODUCTS = ("Conv", "ConvTranspose", "Linear")
+_INNER = {*_PRODUCTS, "MatMul", "Gather", "LayerNormalization"}
+"""Behind one of these a layer is no longer the first, before one no longer the last."""
+
+
+def choices(graph: Graph, recipe: GraphRecipe) -> dict[str, Choice]:
+    """Node -> what its weight is held in, for all nodes whose weights can be rounded."""
+    nodes = weight_nodes(graph)
+    few = outer_nodes(graph, nodes) if recipe.outer is not None else frozenset()
+    return {node.name: recipe.choice_for(node, outer=node.name in few) for node in nodes}
+
+
+def float_nodes(graph: Graph, recipe: GraphRecipe) -> frozenset[str]:
+    """Nodes that a rule keeps float, with weights or without."""
+    return frozenset(
+        node.name
+        for node in graph.nodes
+        if any(r.matches(node.name) for r in recipe.rules)
+        and isinstance(recipe.choice_for(node), str)
+    )
+
+
+def depthwise(graph: Graph, node: Node) -> bool:
+    """Whether a convolution has a group for each of its input channels."""
+    if node.op not in ("Conv", "ConvTranspose"):
+        return False
+    groups = int(node.attrs.get("group", 1))
+    return groups > 1 and groups == graph.info(node.inputs[0]).shape[1]
+
+
+def outer_nodes(graph: Graph, nodes: Iterable[Node]) -> frozenset[str]:
+    """Which of the nodes with weights are a first or last layer, or depthwise.
+
+    A layer is the first if nothing with weights and no product is before it, and the last if none
+    is after it. An encoder has neither: its tables are before all layers, and a normalization is
+    behind them.
+    """
+    behind = _reached(graph, forward=True)
+    before = _reached(graph, forward=False)
+    return frozenset(
+        node.name
+        for node in nodes
+        if depthwise(graph, node)
+        or (node.op in _PRODUCTS and (node.name not in behind or node.name not in before))
+    )
+
+
+def _reached(graph: Graph, *, forward: bool) -> set[str]:
+    """Nodes that lie somewhere behind (or before) one of `_INNER`."""
+    found: set[str] = set()
+    for node in graph.nodes if forward else reversed(graph.nodes):
+        if forward:
+            beside = [graph.producers[name] for name in node.inputs if name in graph.producers]
+        else:
+            beside = [t for out in node.outputs for t in graph.consumers.get(out, ())]
+        if any(other.op in _INNER or other.name in found for other in beside):
+            found.add(node.name)
+    return found

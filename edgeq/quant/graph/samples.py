@@ -1,0 +1,427 @@
+"""Samples of what a graph is fed: for calibration, and with labels for measuring.
+
+    a folder of pictures        in one folder, or a folder for each class: with its labels
+    a folder of .npy or .npz    a file a sample
+    .npz                        arrays named as the inputs, the first axis counting samples, and
+                                with their labels under "labels"
+    .npy                        the same for a graph of one input
+    .txt, .jsonl                sentences, with a tokenizer
+    script.py:function          yields a sample at a time: an array, or arrays by input; with its
+                                label as a second part
+
+Arrays are fed as they are; only the order of their axes is changed if ``layout`` says so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.errors import EdgeqError, FormatError, UsageError
+from edgeq.graphs.ir import Graph, Info
+from edgeq.quant.graph import images
+from edgeq.quant.graph.images import Preprocess
+from edgeq.quant.graph.sentences import Sentences, read_lines
+
+Feeds = dict[str, NDArray[Any]]
+LABELS = ("labels", "label", "y", "targets")
+"""Names of an .npz file's array of labels."""
+LEAST = 8
+"""Fewest samples that a range can be taken from."""
+KINDS = (
+    "a folder of pictures, .npy or .npz files, an .npz or .npy file, a .txt or .jsonl file of "
+    "sentences with a tokenizer, or script.py:function"
+)
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One sample as it was found: its name, its arrays, its class."""
+
+    name: str
+    feeds: Feeds
+    label: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Inputs of a graph, a mapping of name -> array a sample; can be gone through again.
+
+    Args:
+        source: where they come from, for messages.
+        make: begins to go through them.
+        inputs: name -> what the graph takes.
+        preprocess: how they were made.
+        limit: most samples to give; None for all.
+        classes: names of the labels, if there are any.
+        channels_last: whether axes of what is found must be turned.
+    """
+
+    source: str
+    make: Callable[[], Iterable[_Item]]
+    inputs: Mapping[str, Info]
+    preprocess: Preprocess = field(default_factory=Preprocess)
+    limit: int | None = None
+    classes: tuple[str, ...] = ()
+    channels_last: bool = False
+
+    def __iter__(self) -> Iterator[Feeds]:
+        """Samples, each checked: every input there, of its shape and type, and finite.
+
+        Raises:
+            FormatError: one is not so; names it.
+            UsageError: there are none.
+        """
+        return (item.feeds for item in self._items())
+
+    def pairs(self) -> Iterator[tuple[Feeds, int]]:
+        """Samples with their labels.
+
+        Raises:
+            UsageError: there are none.
+        """
+        for item in self._items():
+            if item.label is None:
+                raise UsageError(
+                    f"the sample {item.name} of {self.source} has no label; give a folder for "
+                    'each class, an .npz file with an array "labels", or a function that yields '
+                    "(sample, label)"
+                )
+            yield item.feeds, item.label
+
+    def first(self, n: int) -> Samples:
+        """At most so many of them."""
+        return replace(self, limit=n if self.limit is None else min(n, self.limit))
+
+    def count(self) -> int:
+        """How many there are, all of them being read and checked."""
+        return sum(1 for _ in self)
+
+    def _items(self) -> Iterator[_Item]:
+        empty = True
+        for item in islice(iter(self.make()), self.limit):
+            empty = False
+            yield replace(item, feeds=self._checked(item))
+        if empty:
+            raise UsageError(f"{self.source} holds no samples; give {KINDS}")
+
+    def _checked(self, item: _Item) -> Feeds:
+        missing = [name for name in self.inputs if name not in item.feeds]
+        if missing:
+            got = ", ".join(item.feeds) or "none"
+            raise FormatError(
+                f"the sample {item.name} of {self.source} lacks the input {missing[0]!r} "
+                f"(it has {got}; the graph takes {', '.join(self.inputs)})"
+            )
+        where = f"the sample {item.name} of {self.source}"
+        return {
+            name: _fitted(item.feeds[name], name, info, self.channels_last, where)
+            for name, info in self.inputs.items()
+        }
+
+
+def open_samples(
+    source: str | Path,
+    graph: Graph,
+    *,
+    preprocess: Preprocess | None = None,
+    tokenizer: str | Path | None = None,
+    limit: int | None = None,
+) -> Samples:
+    """Find samples for a graph.
+
+    Args:
+        source: a file, folder or ``script.py:function``, see the module.
+        graph: whose inputs they are for.
+        preprocess: how pictures become inputs, and in which order arrays have their axes.
+        tokenizer: ``tokenizer.json`` or its folder, for sentences.
+        limit: most samples to take, spread evenly where their number is known beforehand.
+
+    Raises:
+        FormatError: something there cannot be read.
+        UsageError: there is nothing, or nothing that fits the graph.
+    """
+    preprocess = preprocess or Preprocess()
+    inputs = {name: graph.info(name) for name in graph.inputs}
+    text, path = str(source), Path(source)
+    turned = preprocess.layout == "nhwc"
+    script, colon, function = text.rpartition(":")
+    if colon and script.endswith(".py"):
+        loader = _loader(Path(script), function)
+        return Samples(
+            text, lambda: _from_loader(loader, text, inputs), inputs, preprocess, limit,
+            channels_last=turned,
+        )  # fmt: skip
+    if not path.exists():
+        raise UsageError(f"there are no samples at {text}; give {KINDS}")
+    if path.suffix in (".txt", ".jsonl") and path.is_file():
+        if tokenizer is None:
+            raise UsageError(
+                f"{text} holds sentences: say which tokenizer makes them tokens, with "
+                "--tokenizer tokenizer.json"
+            )
+        encode, lines = Sentences(tokenizer, graph).encode, read_lines(path)
+        found: Sequence[Any] = [(f"line {i}", line) for i, line in enumerate(lines, 1)]
+        read = lambda entry: _Item(entry[0], encode(entry[1]))  # noqa: E731
+        return Samples(text, _spread(found, read, limit), inputs, preprocess, limit)
+    if path.is_dir():
+        return _folder(path, inputs, preprocess, limit)
+    if path.suffix in (".npz", ".npy"):
+        found = _rows(_arrays(path, inputs), inputs, text)
+        classes = tuple(str(i) for i in range(1 + max((item[2] or 0 for item in found), default=0)))
+        labelled = bool(found) and found[0][2] is not None
+        read = lambda entry: _Item(entry[0], entry[1](), entry[2])  # noqa: E731
+        return Samples(
+            text, _spread(found, read, limit), inputs, preprocess, limit,
+            classes if labelled else (), turned,
+        )  # fmt: skip
+    raise UsageError(f"{text} is nothing that samples are read from; give {KINDS}")
+
+
+def samples_of(
+    graph: Graph, feeds: Sequence[Mapping[str, NDArray[Any]]], labels: Sequence[int] | None = None
+) -> Samples:
+    """Samples that are in memory.
+
+    Args:
+        graph: whose inputs they are for.
+        feeds: name -> array, a mapping a sample.
+        labels: one a sample.
+    """
+    if labels is not None and len(labels) != len(feeds):
+        raise UsageError(f"there are {len(labels)} labels for {len(feeds)} samples")
+
+    def made() -> Iterator[_Item]:
+        for i, one in enumerate(feeds):
+            yield _Item(str(i), dict(one), None if labels is None else int(labels[i]))
+
+    return Samples("the samples given", made, {name: graph.info(name) for name in graph.inputs})
+
+
+def labelled(
+    source: str | Path,
+    graph: Graph,
+    *,
+    preprocess: Preprocess | None = None,
+    tokenizer: str | Path | None = None,
+    limit: int | None = None,
+) -> Samples:
+    """Samples with labels, see `open_samples` and `Samples.pairs`.
+
+    Raises:
+        FormatError, UsageError: as `open_samples`, or the first sample has no label.
+    """
+    preprocess = preprocess or Preprocess.from_meta(graph.meta)
+    found = open_samples(source, graph, preprocess=preprocess, tokenizer=tokenizer, limit=limit)
+    next(found.first(1).pairs())
+    return found
+
+
+def _spread(
+    items: Sequence[Any], read: Callable[[Any], _Item], limit: int | None
+) -> Callable[[], Iterable[_Item]]:
+    """Goes through items, or so many of them spread evenly."""
+    chosen = items
+    if limit is not None and limit < len(items):
+        chosen = [items[i * len(items) // limit] for i in range(limit)]
+    return lambda: map(read, chosen)
+
+
+def _folder(
+    folder: Path, inputs: Mapping[str, Info], preprocess: Preprocess, limit: int | None
+) -> Samples:
+    arrays = sorted(p for p in folder.iterdir() if p.suffix in (".npy", ".npz"))
+    if arrays:
+        read = lambda path: _Item(path.name, _alone(path, inputs))  # noqa: E731
+        return Samples(
+            str(folder), _spread(arrays, read, limit), inputs, preprocess, limit,
+            channels_last=preprocess.layout == "nhwc",
+        )  # fmt: skip
+    classes = tuple(p.name for p in sorted(folder.iterdir()) if p.is_dir() and _pictures(p))
+    files = [(p, i) for i, name in enumerate(classes) for p in _pictures(folder / name)]
+    found: list[tuple[Path, int | None]] = (
+        [*files] if files else [(p, None) for p in _pictures(folder)]
+    )
+    if not found:
+        raise UsageError(f"the folder {folder} holds no samples; give {KINDS}")
+    if len(inputs) != 1:
+        raise UsageError(
+            f"pictures are for graphs of one input, and this has {', '.join(inputs)}; give "
+            "arrays as .npz"
+        )
+    ((name, info),) = inputs.items()
+    fitting = preprocess.for_pictures(name, info.shape)
+
+    def picture(entry: tuple[Path, int | None]) -> _Item:
+        path, label = entry
+        return _Item(str(path.relative_to(folder)), {name: fitting.read(path, info.shape)}, label)
+
+    made = Samples(str(folder), _spread(found, picture, limit), inputs, fitting, limit, classes)
+    return made if info.shape[0] == 1 else _refuse_batch(name, info)
+
+
+def _refuse_batch(name: str, info: Info) -> Samples:
+    raise UsageError(
+        f"the input {name!r} takes {info.shape[0]} pictures at a time; give --shape "
+        f"{name}=1,{','.join(map(str, info.shape[1:]))}"
+    )
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in images.SUFFIXES)
+
+
+def _arrays(path: Path, inputs: Mapping[str, Info]) -> Feeds:
+    """The arrays of a file, by input; labels too, as "labels"."""
+    try:
+        held = np.load(path, allow_pickle=False)
+        arrays = dict(held) if path.suffix == ".npz" else {"": held}
+    except Exception as err:  # a damaged archive raises nearly anything
+        raise FormatError(f"{path} cannot be read as arrays: {err}") from err
+    labels = next((arrays.pop(name) for name in LABELS if name in arrays.keys() - inputs), None)
+    if len(inputs) == 1 and len(arrays) == 1:
+        arrays = dict(zip(inputs, arrays.values(), strict=True))
+    if labels is not None and "labels" not in arrays:
+        arrays["labels"] = labels
+    return arrays
+
+
+def _alone(path: Path, inputs: Mapping[str, Info]) -> Feeds:
+    return {name: array for name, array in _arrays(path, inputs).items() if name in inputs}
+
+
+def _rows(
+    arrays: Feeds, inputs: Mapping[str, Info], source: str
+) -> list[tuple[str, Callable[[], Feeds], int | None]]:
+    """Samples along the first axis of arrays."""
+    missing = [name for name in inputs if name not in arrays]
+    if missing:
+        raise FormatError(
+            f"{source} has no array {missing[0]!r}; it holds {', '.join(arrays) or 'nothing'}, and "
+            f"the graph takes {', '.join(inputs)}"
+        )
+    steps, counts = {}, {}
+    for name, info in inputs.items():
+        array = arrays[name]
+        if array.ndim == 0:
+            raise FormatError(f"the array {name!r} of {source} is one number; samples are rows")
+        # a row is a sample of a batch, or a whole batch
+        steps[name] = 1 if array.ndim == len(info.shape) + 1 else max(info.shape[:1] or (1,))
+        counts[name] = len(array) // steps[name]
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{name} {n}" for name, n in counts.items())
+        raise FormatError(f"the arrays of {source} hold different numbers of samples: {told}")
+    n = min(counts.values())
+    labels = arrays.get("labels")
+    if labels is not None:
+        labels = np.asarray(labels).reshape(-1)
+        if labels.size != n or labels.dtype.kind not in "iu":
+            raise FormatError(
+                f"the labels of {source} are {labels.dtype} [{labels.size}]; needed are {n} whole "
+                "numbers, one a sample"
+            )
+
+    def cut(i: int) -> Callable[[], Feeds]:
+        return lambda: {
+            name: arrays[name][i * step : (i + 1) * step]
+            if arrays[name].ndim == len(inputs[name].shape)
+            else arrays[name][i]
+            for name, step in steps.items()
+        }
+
+    return [(str(i), cut(i), None if labels is None else int(labels[i])) for i in range(n)]
+
+
+def _loader(script: Path, function: str) -> Callable[[], Iterable[Any]]:
+    """The function of a script."""
+    if not script.is_file():
+        raise UsageError(f"there is no script {script}; write script.py:function")
+    spec = importlib.util.spec_from_file_location(f"edgeq_samples_{script.stem}", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as err:
+        raise UsageError(f"the script {script} failed: {type(err).__name__}: {err}") from err
+    found = getattr(module, function, None)
+    if not callable(found):
+        names = [name for name, value in vars(module).items() if inspect.isfunction(value)]
+        raise UsageError(
+            f"the script {script} has no function {function!r} (it has: {', '.join(names)})"
+        )
+    return found  # type: ignore[no-any-return]
+
+
+def _from_loader(
+    loader: Callable[[], Iterable[Any]], source: str, inputs: Mapping[str, Info]
+) -> Iterator[_Item]:
+    try:
+        for i, given in enumerate(loader()):
+            label = None
+            if isinstance(given, tuple) and len(given) == 2:
+                given, label = given[0], int(given[1])
+            if isinstance(given, Mapping):
+                feeds = {str(name): np.asarray(array) for name, array in given.items()}
+            elif len(inputs) == 1:
+                feeds = {next(iter(inputs)): np.asarray(given)}
+            else:
+                raise FormatError(
+                    f"{source} yields arrays, and the graph has the inputs {', '.join(inputs)}; "
+                    "yield a dictionary of arrays by input"
+                )
+            yield _Item(str(i), feeds, label)
+    except EdgeqError:
+        raise
+    except Exception as err:
+        raise UsageError(f"{source} failed: {type(err).__name__}: {err}") from err
+
+
+def _fitted(
+    x: NDArray[Any], name: str, info: Info, channels_last: bool, where: str
+) -> NDArray[Any]:
+    """A sample's array in the input's shape and type."""
+    want = np.dtype(info.dtype)
+    if x.dtype.kind not in "fiub" or (x.dtype.kind == "f") != (want.kind == "f"):
+        raise FormatError(
+            f"{where} has {x.dtype} for the input {name!r}, which takes {want}; arrays are fed as "
+            "they are: bring them to the model's range and type first"
+        )
+    if x.ndim == len(info.shape) - 1 and info.shape[0] == 1:
+        x = x[None]
+    shape, turned = x.shape, x
+    if channels_last and x.ndim >= 3:
+        turned = np.moveaxis(x, -1, 1)
+    if turned.shape != info.shape:
+        raise FormatError(
+            f"{where} has {list(shape)} for the input {name!r}, which takes {list(info.shape)}"
+            + _mend(shape, info.shape, channels_last)
+        )
+    if want.kind == "f" and not np.isfinite(turned).all():
+        raise FormatError(f"{where} holds NaN or infinity for the input {name!r}; leave it out")
+    if want.kind in "iu" and turned.size:
+        limits = np.iinfo(want)
+        if turned.min() < limits.min or turned.max() > limits.max:
+            raise FormatError(f"{where} holds numbers beyond {want} for the input {name!r}")
+    return np.ascontiguousarray(turned, want)
+
+
+def _mend(shape: Sequence[int], want: Sequence[int], channels_last: bool) -> str:
+    """What would make an array fit, for a message."""
+    if len(shape) == len(want) and len(want) >= 3:
+        first = (want[0], *want[2:], want[1])
+        if not channels_last and tuple(shape) == first:
+            return ": its channels are last, the graph's first; say --layout nhwc"
+        if channels_last and tuple(shape) == tuple(want):
+            return ": its channels are first as the graph's; leave out --layout nhwc"
+    if list(shape[1:]) == list(want[1:]):
+        return "; only the batch differs: give one sample at a time"
+    return "; give arrays of that shape"

@@ -1,0 +1,272 @@
+"""What became of a graph: the precision of each operator, and bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.graphs.arena import lay_out, lives
+from edgeq.graphs.ir import Graph, Node, QuantWeight
+from edgeq.quant.graph.calibrate import parts
+from edgeq.quant.graph.grids import data_inputs, fused
+from edgeq.quant.graph.hessians import Feeds, SessionOf
+from edgeq.quant.graph.recipe import GraphRecipe
+
+_SQNR_BUDGET = 32 << 20
+
+
+@dataclass(frozen=True)
+class OpRow:
+    """One operator of a quantized graph.
+
+    Args:
+        op, node: its type and name.
+        weight: "int8", "int4 channel", "int4 g32", "palette", "fp16", "f32"; "" without weights.
+        activations: "int8" if it computes in integers, else "float".
+        nbytes: of its constants as they are packed.
+        float_bytes: of its constants in float32.
+        sqnr_db: of its output against the float graph's, on samples; None if not measured, or if
+            there is no difference.
+    """
+
+    op: str
+    node: str
+    weight: str
+    activations: str
+    nbytes: int
+    float_bytes: int
+    sqnr_db: float | None = None
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How near the outputs of the quantized graph are to the float one's.
+
+    Args:
+        samples: compared.
+        cosine: mean over samples and outputs.
+        sqnr_db: of all outputs; None if they are equal.
+        top1: share of samples with the same largest element in the first output, if it is a
+            list of scores: [1, classes]; else None.
+    """
+
+    samples: int
+    cosine: float
+    sqnr_db: float | None
+    top1: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class GraphSummary:
+    """A quantized graph and what became of it.
+
+    Args:
+        graph: quantized.
+        recipe: how.
+        rows: its operators.
+        float_bytes, packed_bytes: of all constants.
+        float_arena, arena: peak bytes of values with buffers used again, before and now.
+        kept: nodes that mixed precision left in more bits.
+        agreement: with the float graph, on samples of the calibration; None without samples.
+        seconds: it took.
+    """
+
+    graph: Graph
+    recipe: GraphRecipe
+    rows: tuple[OpRow, ...]
+    float_bytes: int
+    packed_bytes: int
+    float_arena: int
+    arena: int
+    kept: tuple[str, ...]
+    agreement: Agreement | None
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary of all but the graph."""
+        return {
+            "recipe": self.recipe.to_dict(),
+            "float_bytes": self.float_bytes,
+            "packed_bytes": self.packed_bytes,
+            "float_arena_bytes": self.float_arena,
+            "arena_bytes": self.arena,
+            "kept": list(self.kept),
+            "agreement": None if self.agreement is None else vars(self.agreement),
+            "seconds": self.seconds,
+            "operators": [vars(row) for row in self.rows],
+        }
+
+
+def operator_rows(graph: Graph) -> tuple[OpRow, ...]:
+    """The operators of a graph, quantized or not."""
+    return tuple(
+        OpRow(
+            node.op,
+            node.name,
+            _weight_text(graph, node),
+            "int8" if computes_in_integers(graph, node) else "float",
+            sum(held_bytes(graph, name) for name in _constants(graph, node)),
+            sum(_float_bytes(graph, name) for name in _constants(graph, node)),
+        )
+        for node in graph.nodes
+    )
+
+
+def computes_in_integers(graph: Graph, node: Node) -> bool:
+    """Whether all float inputs and the output of a node are rounded, and its weight too."""
+    given = [name for name in data_inputs(graph, node) if graph.info(name).dtype == "float32"]
+    maker = graph.producers.get(given[0]) if given else None
+    inside = maker is not None and fused(graph, maker) is node and maker.output not in graph.quants
+    if inside and maker is not None:  # a part of the node it follows
+        return node.output in graph.quants and computes_in_integers(graph, maker)
+    behind = fused(graph, node)
+    outputs = node.outputs
+    if behind is not None and node.output not in graph.quants:
+        outputs = behind.outputs
+    weights = [name for name in given if name in graph.constants]
+    weights += [name for name in node.inputs[1:2] if node.op in _WEIGHTED]
+    return (
+        bool(given)
+        and all(name in graph.quants or name in graph.constants for name in given)
+        and not all(name in graph.constants for name in given)
+        and all(out in graph.quants for out in outputs if out)
+        and all(isinstance(graph.constants.get(name), QuantWeight) for name in weights)
+    )
+
+
+_WEIGHTED = ("Conv", "ConvTranspose", "Linear")
+
+
+def held_bytes(graph: Graph, name: str) -> int:
+    """Bytes of a constant as it is held."""
+    return int(graph.constants[name].nbytes)
+
+
+def constants_bytes(graph: Graph) -> tuple[int, int]:
+    """Bytes of all constants: in float32, and as they are held."""
+    return (
+        sum(_float_bytes(graph, name) for name in graph.constants),
+        sum(held_bytes(graph, name) for name in graph.constants),
+    )
+
+
+def arena_bytes(graph: Graph) -> int:
+    """Peak bytes of a graph's values with buffers used again; fused activations take none."""
+    return lay_out(lives(joined(graph))).nbytes
+
+
+def joined(graph: Graph) -> Graph:
+    """The graph as it is laid out in memory: nodes make what the activation fused to them makes."""
+    parts_of = {node.name: behind for node in graph.nodes if (behind := fused(graph, node))}
+    inside = {behind.name for behind in parts_of.values()}
+    nodes = tuple(
+        replace(node, outputs=parts_of[node.name].outputs) if node.name in parts_of else node
+        for node in graph.nodes
+        if node.name not in inside
+    )
+    return replace(graph, nodes=nodes)
+
+
+def with_sqnr(
+    rows: Iterable[OpRow],
+    original: Graph,
+    quantized: Graph,
+    samples: Iterable[Feeds],
+    session_of: SessionOf,
+) -> tuple[OpRow, ...]:
+    """Rows with the error of each node's output, in the quantized graph as a whole."""
+    watch = [
+        node.output
+        for node in quantized.nodes
+        if node.output in original.values and original.info(node.output).dtype == "float32"
+    ]
+    found: dict[str, float | None] = {}
+    for part in parts(original, watch, _SQNR_BUDGET):
+        power, error = dict.fromkeys(part, 0.0), dict.fromkeys(part, 0.0)
+        runs = session_of(original, part), session_of(quantized, part)
+        for feeds in samples:
+            want, got = (run(feeds) for run in runs)
+            for name in part:
+                power[name] += _energy(want[name])
+                error[name] += _energy(got[name].astype(np.float64) - want[name])
+        found.update({name: _decibel(power[name], error[name]) for name in part})
+    outputs = {node.name: node.output for node in quantized.nodes}
+    return tuple(replace(row, sqnr_db=found.get(outputs[row.node])) for row in rows)
+
+
+def compare(
+    original: Graph, quantized: Graph, samples: Iterable[Feeds], session_of: SessionOf
+) -> Agreement:
+    """How near the outputs of two graphs are."""
+    runs = session_of(original, ()), session_of(quantized, ())
+    cosines: list[float] = []
+    same: list[bool] = []
+    power = error = 0.0
+    n = 0
+    for feeds in samples:
+        n += 1
+        want, got = (run(feeds) for run in runs)
+        for name in original.outputs:
+            a, b = (x[name].astype(np.float64).ravel() for x in (want, got))
+            power, error = power + _energy(a), error + _energy(b - a)
+            lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+            cosines.append(float(a @ b) / lengths if lengths else float(np.array_equal(a, b)))
+        first = original.outputs[0]
+        if _is_scores(original, first):
+            same += list(want[first].argmax(-1) == got[first].argmax(-1))
+    return Agreement(
+        n,
+        float(np.mean(cosines)),
+        _decibel(power, error),
+        float(np.mean(same)) if same else None,
+    )
+
+
+def _is_scores(graph: Graph, name: str) -> bool:
+    shape = graph.info(name).shape
+    return len(shape) == 2 and shape[1] > 1 and graph.info(name).dtype == "float32"
+
+
+def _energy(x: NDArray[Any]) -> float:
+    return float(np.sum(np.square(x, dtype=np.float64)))
+
+
+def _decibel(power: float, error: float) -> float | None:
+    return 10 * float(np.log10(power / error)) if error and power else None
+
+
+def _constants(graph: Graph, node: Node) -> list[str]:
+    return [name for name in dict.fromkeys(node.inputs) if name in graph.constants]
+
+
+def _float_bytes(graph: Graph, name: str) -> int:
+    return graph.info(name).nbytes
+
+
+def _weight_text(graph: Graph, node: Node) -> str:
+    place = 0 if node.op == "Gather" else 1
+    if node.op not in (*_WEIGHTED, "Gather") or len(node.inputs) <= place:
+        return ""
+    held = graph.constants.get(node.inputs[place])
+    if held is None:
+        return ""
+    if isinstance(held, QuantWeight):
+        kind = "palette" if held.palette is not None else f"int{held.bits}"
+        if held.block is not None:
+            return f"{kind} g{held.block}"
+        return f"{kind} {'tensor' if held.axis is None else 'channel'}"
+    return {np.dtype(np.float16): "fp16", np.dtype(np.float32): "f32"}.get(held.dtype, "")
+
+
+def precisions(rows: Iterable[OpRow]) -> Mapping[str, int]:
+    """How many operators there are of each precision, as "int8 channel weights, int8" -> 12."""
+    found: dict[str, int] = {}
+    for row in rows:
+        weights = f"{row.weight} weights, " if row.weight else ""
+        key = f"{weights}{row.activations} activations"
+        found[key] = found.get(key, 0) + 1
+    return found
