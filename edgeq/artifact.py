@@ -37,6 +37,7 @@ from edgeq.container import (
     layout,
 )
 from edgeq.errors import EdgeqError, FormatError, SchemeError, UsageError
+from edgeq.files import sync_folder
 from edgeq.importers.safetensors_file import SafetensorsFile, open_safetensors
 from edgeq.model import Model, ModelConfig
 from edgeq.packing import TILE, round_up
@@ -195,7 +196,7 @@ class ArtifactWriter:
             os.close(self._fd)
             self._fd = -1
             self._temporary.replace(self.path)
-            _sync_folder(self.path.absolute().parent)
+            sync_folder(self.path.absolute().parent)
         return self.size
 
     def __exit__(
@@ -398,13 +399,3 @@ def _reserve(fd: int, size: int) -> None:
             if err.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise
     os.ftruncate(fd, size)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename last through a power cut, where the system can."""
-    with contextlib.suppress(OSError):
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)

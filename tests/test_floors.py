@@ -38,10 +38,8 @@ FENCES = {
     "coremltools": ("converters/coreml",),
     "google": ("converters/coreml_exec/", "graphs/onnx_file.py"),
     "ai_edge_litert": (
-        "converters/tflite.py",
+        "converters/tflite_interpreter.py",
         "converters/tflite_file.py",
-        "converters/tflite_profile.py",
-        "converters/tflite_lower_run.py",
         "graphs/tflite_schema.py",
     ),
     "flatbuffers": ("converters/tflite_file.py",),
@@ -58,7 +56,7 @@ FENCES = {
         "importers/",
         "converters/prompts.py",
         "quant/graph/sentences.py",
-    ),  # fmt: skip
+    ),
     "jinja2": ("runtime/chat.py", "report/page.py"),
     "matplotlib": ("evaluate_picture.py", "report/picture.py"),
     "PIL": ("quant/graph/images.py",),

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from edgeq.errors import EdgeqError, UsageError
+from edgeq.files import sync_folder
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -92,7 +93,7 @@ def deliver(made: Path, path: Path, room: Path, force: bool) -> None:
         for entry in old.iterdir():
             entry.rename(parent / entry.name)
         raise
-    _sync(parent)
+    sync_folder(parent)
 
 
 def _remove(path: Path) -> None:
@@ -100,13 +101,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    """Make the renames last through a power cut, where the system can."""
-    with contextlib.suppress(OSError):
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)

@@ -28,8 +28,8 @@ from edgeq.converters import Options, Past, Precision, Progress, Stored, pieces
 from edgeq.converters import tflite_read as reading
 from edgeq.converters.tflite_decoder import BLOCK, Settings, held, write_decoder
 from edgeq.converters.tflite_file import TfliteFile
-from edgeq.cpu import available_cores
-from edgeq.errors import FormatError, MissingDependencyError, UnsupportedError, UsageError
+from edgeq.converters.tflite_interpreter import interpreter
+from edgeq.errors import FormatError, UnsupportedError, UsageError
 from edgeq.graphs.tflite_schema import schema
 from edgeq.model import Model, ModelConfig
 from edgeq.tensor import QuantTensor
@@ -213,18 +213,7 @@ class LiteRTRunner:
         self.context: int = found["context"]
         self._lengths: list[int] = found["prefill"]
         self._signatures: dict[str, Any] = {}
-        try:
-            from ai_edge_litert.interpreter import Interpreter
-
-            self._interpreter = Interpreter(
-                model_path=str(path), num_threads=threads or available_cores()
-            )
-        except ImportError as err:
-            raise MissingDependencyError(
-                "ai_edge_litert", "tflite", "to run .tflite files"
-            ) from err
-        except (ValueError, RuntimeError) as err:
-            raise FormatError(f"LiteRT cannot load {path}: {err}") from err
+        self._interpreter = interpreter(Path(path), threads=threads)
         self.reset()
 
     def reset(self) -> None:

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.converters import Precision
+from edgeq.converters.tflite_interpreter import interpreter
 from edgeq.converters.tflite_lower_file import SIGNATURE
 from edgeq.converters.tflite_lower_layout import Order, row_columns
 from edgeq.converters.tflite_read import Header, read
-from edgeq.errors import FormatError, MissingDependencyError, UsageError
+from edgeq.errors import FormatError, UsageError
 from edgeq.graphs.arena import Life, lay_out
 from edgeq.graphs.ir import Info, Quant, QuantWeight
 from edgeq.graphs.tflite_schema import schema
@@ -50,20 +51,10 @@ class LiteRTGraph:
         """What float values are computed in: "int8" if an operator rounds them as it runs."""
         self._quants = stored_quants(path)
         self.runtime = f"LiteRT {version('ai-edge-litert')}"
+        self._interpreter: Any = interpreter(Path(path), threads=threads, exact=exact)
         try:
-            from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-            kinds = OpResolverType
-            self._interpreter: Any = Interpreter(
-                model_path=str(path), num_threads=threads,
-                experimental_op_resolver_type=kinds.BUILTIN_REF if exact else kinds.AUTO,
-            )  # fmt: skip
             self._run: Any = self._interpreter.get_signature_runner(SIGNATURE)
             given = self._run.get_input_details()
-        except ImportError as err:
-            raise MissingDependencyError(
-                "ai_edge_litert", "tflite", "to run .tflite files"
-            ) from err
         except (ValueError, RuntimeError) as err:
             raise FormatError(f"LiteRT cannot load {path}: {err}") from err
         self._kinds = {name: np.dtype(entry["dtype"]) for name, entry in given.items()}

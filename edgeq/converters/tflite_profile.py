@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.cpu import available_cores
-from edgeq.errors import FormatError, MissingDependencyError
+from edgeq.converters.tflite_interpreter import interpreter
+from edgeq.errors import FormatError
 from edgeq.graphs.tflite_schema import schema
 
 NO_PROFILER = "LiteRT's Python package has no profiler; only whole runs could be timed"
@@ -33,16 +33,8 @@ class TfliteGraph:
     """
 
     def __init__(self, path: Path, *, threads: int | None = None) -> None:
+        self._interpreter: Any = interpreter(path, threads=threads)
         try:
-            from ai_edge_litert.interpreter import Interpreter
-        except ImportError as err:
-            raise MissingDependencyError(
-                "ai_edge_litert", "tflite", "to run .tflite files"
-            ) from err
-        try:
-            self._interpreter: Any = Interpreter(
-                model_path=str(path), num_threads=threads or available_cores()
-            )
             self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as err:
             raise FormatError(f"LiteRT cannot load {path}: {err}") from err

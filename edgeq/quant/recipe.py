@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeq.errors import FormatError, SchemeError, UsageError, unknown
+from edgeq.quant.patterns import Pattern, split_rule
 from edgeq.quant.presets import PRESETS as RECIPES
 from edgeq.schemes import (
     BITS,
@@ -59,7 +60,7 @@ _KEYS = (
 
 
 @dataclass(frozen=True)
-class Rule:
+class Rule(Pattern):
     """A scheme for the tensors whose name matches.
 
     Args:
@@ -70,14 +71,7 @@ class Rule:
         SchemeError: the pattern is no regular expression.
     """
 
-    pattern: str
     scheme: Scheme
-
-    def __post_init__(self) -> None:
-        try:
-            re.compile(self.pattern)
-        except re.error as err:
-            raise SchemeError(f"{self.pattern!r} is no regular expression: {err}") from err
 
     @classmethod
     def parse(cls, text: str) -> Rule:
@@ -86,16 +80,8 @@ class Rule:
         Raises:
             SchemeError: there is no "=", or either side cannot be read.
         """
-        pattern, equals, scheme = text.rpartition("=")
-        if not equals or not pattern:
-            raise SchemeError(
-                f"{text!r} is no tensor rule; write REGEX=SCHEME, as in 'mlp.down_proj=w8-g32'"
-            )
+        pattern, scheme = split_rule(text, "tensor rule", "mlp.down_proj=w8-g32")
         return cls(pattern, parse_scheme(scheme))
-
-    def matches(self, name: str) -> bool:
-        """Whether the pattern is found in the name."""
-        return re.search(self.pattern, name) is not None
 
 
 @dataclass(frozen=True)

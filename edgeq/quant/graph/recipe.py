@@ -39,6 +39,7 @@ from edgeq.graphs.ir import Node
 from edgeq.quant.graph.presets import DEFAULT_PRESET, PRESETS
 from edgeq.quant.graph.weights import METHODS, WeightScheme
 from edgeq.quant.observers import OBSERVERS
+from edgeq.quant.patterns import Pattern, split_rule
 
 Float = Literal["f32", "fp16"]
 Choice = WeightScheme | Float
@@ -84,7 +85,7 @@ def choice_text(choice: Choice) -> str:
 
 
 @dataclass(frozen=True)
-class GraphRule:
+class GraphRule(Pattern):
     """A scheme for the nodes whose name matches.
 
     Args:
@@ -95,14 +96,7 @@ class GraphRule:
         SchemeError: the pattern is no regular expression.
     """
 
-    pattern: str
     choice: Choice
-
-    def __post_init__(self) -> None:
-        try:
-            re.compile(self.pattern)
-        except re.error as err:
-            raise SchemeError(f"{self.pattern!r} is no regular expression: {err}") from err
 
     @classmethod
     def parse(cls, text: str) -> GraphRule:
@@ -111,16 +105,8 @@ class GraphRule:
         Raises:
             SchemeError: there is no "=", or either side cannot be read.
         """
-        pattern, equals, scheme = text.rpartition("=")
-        if not equals or not pattern:
-            raise SchemeError(
-                f"{text!r} is no rule for nodes; write REGEX=SCHEME, as in 'head=w8-channel'"
-            )
+        pattern, scheme = split_rule(text, "rule for nodes", "head=w8-channel")
         return cls(pattern, parse_choice(scheme))
-
-    def matches(self, name: str) -> bool:
-        """Whether the pattern is found in the name."""
-        return re.search(self.pattern, name) is not None
 
 
 @dataclass(frozen=True)

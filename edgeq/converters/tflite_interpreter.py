@@ -1,0 +1,36 @@
+"""LiteRT's interpreter, with its refusals as errors of edgeq."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgeq.cpu import available_cores
+from edgeq.errors import FormatError, MissingDependencyError
+
+
+def interpreter(path: Path, *, threads: int | None = None, exact: bool = False) -> Any:
+    """A file in LiteRT, not yet allocated.
+
+    Args:
+        path: .tflite file.
+        threads: LiteRT's; all cores if None.
+        exact: with LiteRT's reference kernels instead of its fast ones.
+
+    Raises:
+        FormatError: LiteRT refuses it.
+        MissingDependencyError: LiteRT is not installed.
+    """
+    try:
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+    except ImportError as err:
+        raise MissingDependencyError("ai_edge_litert", "tflite", "to run .tflite files") from err
+    kinds = OpResolverType
+    try:
+        return Interpreter(
+            model_path=str(path),
+            num_threads=threads or available_cores(),
+            experimental_op_resolver_type=kinds.BUILTIN_REF if exact else kinds.AUTO,
+        )
+    except (ValueError, RuntimeError) as err:
+        raise FormatError(f"LiteRT cannot load {path}: {err}") from err

@@ -1,0 +1,49 @@
+"""Rules that go by names: what both kinds of recipes choose schemes with."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from edgeq.errors import SchemeError
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Names that a rule is for.
+
+    Args:
+        pattern: a regular expression, searched for anywhere in the name.
+
+    Raises:
+        SchemeError: the pattern is no regular expression.
+    """
+
+    pattern: str
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.pattern)
+        except re.error as err:
+            raise SchemeError(f"{self.pattern!r} is no regular expression: {err}") from err
+
+    def matches(self, name: str) -> bool:
+        """Whether the pattern is found in the name."""
+        return re.search(self.pattern, name) is not None
+
+
+def split_rule(text: str, what: str, example: str) -> tuple[str, str]:
+    """The sides of ``REGEX=SCHEME``.
+
+    Args:
+        text: the rule.
+        what: kind of rule, for the message.
+        example: of one.
+
+    Raises:
+        SchemeError: there is no "=", or nothing before it.
+    """
+    pattern, equals, scheme = text.rpartition("=")
+    if not equals or not pattern:
+        raise SchemeError(f"{text!r} is no {what}; write REGEX=SCHEME, as in '{example}'")
+    return pattern, scheme
