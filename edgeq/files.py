@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
 from edgeq.errors import EdgeqError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def no_room(what: str, err: OSError) -> EdgeqError | None:
+    """The error to raise where a file system is full; None if that is not what went wrong.
+
+    Args:
+        what: that was being written.
+        err: what the system said.
+    """
+    if err.errno not in _FULL:
+        return None
+    return EdgeqError(f"no room for {what} ({err.strerror}); free some space or write elsewhere")
 
 
 def write_whole(path: Path, pieces: Iterable[bytes | memoryview], what: str) -> None:
@@ -38,6 +53,8 @@ def write_whole(path: Path, pieces: Iterable[bytes | memoryview], what: str) -> 
             temporary.unlink(missing_ok=True)
             raise
     except OSError as err:
+        if full := no_room(f"{what} {path}", err):
+            raise full from err
         raise EdgeqError(f"{what} {path} cannot be written: {err.strerror or err}") from err
 
 

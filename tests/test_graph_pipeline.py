@@ -73,7 +73,8 @@ def test_a_static_graph_is_integer_throughout() -> None:
     found = quantized(cnn(), "w8a8-static")
     graph = found.graph
     by_name = {row.node: row for row in found.rows}
-    assert [row.node for row in found.rows if row.activations == "float"] == ["softmax11"]
+    floats = [row.node for row in found.rows if row.activations == "float"]
+    assert floats == ["linear10", "softmax11"]
     assert by_name["conv0"].weight == "int8 channel"
     assert by_name["conv0"].sqnr_db is None or by_name["conv0"].sqnr_db > 25
     for node in graph.nodes:
@@ -81,6 +82,10 @@ def test_a_static_graph_is_integer_throughout() -> None:
             continue
         w, b = (graph.constants[name] for name in node.inputs[1:3])
         assert isinstance(w, QuantWeight)
+        if node.name == "linear10":
+            assert node.inputs[0] in graph.quants
+            assert not isinstance(b, QuantWeight)
+            continue
         assert isinstance(b, QuantWeight)
         x = np.float32(graph.quants[node.inputs[0]].scale)
         assert b.bits == 32
@@ -133,7 +138,8 @@ def test_rules_keep_nodes_float_and_store_them_in_half() -> None:
     assert held.dtype == np.float16
     assert conv.output not in graph.quants
     assert {r.node for r in found.rows if r.activations == "float"} == {
-        "conv4", "add5", "relu6", "maxpool7", "globalaveragepool8", "flatten9", "softmax11",
+        "conv4", "add5", "relu6", "maxpool7", "globalaveragepool8", "flatten9", "linear10",
+        "softmax11",
     } - {r.node for r in found.rows if r.activations == "int8"}  # fmt: skip
 
 

@@ -132,6 +132,41 @@ def test_transposes_that_undo_each_other(tmp_path: Path) -> None:
     assert ops(passed(built, tmp_path, IMAGE)) == ["Conv", "Relu", "Reshape"]
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_constants_added_one_after_the_other(first: bool, tmp_path: Path) -> None:
+    def built(e: Exporter) -> str:
+        x = e("Add", "x", e.f(3, 4)) if first else e("Add", e.f(3, 4), "x")
+        return str(e("Relu", e("Add", x, e.f(1, 4))))
+
+    graph = passed(built, tmp_path, (2, 3, 4))
+    assert ops(graph) == ["Add", "Relu"]
+    assert [c.shape for c in graph.constants.values()] == [(3, 4)]
+
+
+def test_a_sum_of_constants_that_would_be_larger_is_not_made(tmp_path: Path) -> None:
+    def built(e: Exporter) -> str:
+        return str(e("Add", e("Add", "x", e.f(3, 1)), e.f(1, 4)))
+
+    assert ops(passed(built, tmp_path, (2, 3, 4))) == ["Add", "Add"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "pads", "found"),
+    [
+        ([8, 8], [0, 0, 0, 0], "GlobalAveragePool"),
+        ([8, 4], [0, 0, 0, 0], "AveragePool"),
+        ([8, 8], [1, 1, 1, 1], "AveragePool"),
+    ],
+)
+def test_a_pool_of_the_whole_picture(
+    kernel: list[int], pads: list[int], found: str, tmp_path: Path
+) -> None:
+    def built(e: Exporter) -> str:
+        return str(e("AveragePool", "x", kernel_shape=kernel, pads=pads, strides=[2, 2]))
+
+    assert ops(passed(built, tmp_path, IMAGE)) == [found]
+
+
 def test_what_is_computed_twice(tmp_path: Path) -> None:
     def built(e: Exporter) -> str:
         w, b = e.f(4, 4), e.f(4)

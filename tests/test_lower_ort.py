@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgeq.converters import ort_lower
-from edgeq.converters.graphs import compare, convert_graph
+from edgeq.converters.graphs import compare, convert_graph, made_up
 from edgeq.errors import FormatError, UsageError
 from edgeq.graphs.ir import Constant, Graph, Info, Node, Quant, QuantWeight
 
@@ -152,6 +152,39 @@ def test_packed_matrices_keep_blocks_and_rows(
     assert set(packed_bits(graph, tmp_path / "m.onnx").values()) == {bits}
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(
+    ("suffix", "activations"), [(".onnx", "int8"), (".onnx", "uint8"), (".ort", "uint8")]
+)
+def test_float_results_of_rounded_values_are_products_of_integers(
+    tmp_path: Path, bits: int, activations: str, suffix: str
+) -> None:
+    grid = {"e": Quant(1 / 32, -5), "a": Quant(1 / 64, -128)}
+    plain = encoder(bits, block=None)
+    nodes = [replace(n, op="Tanh") if n.op == "Relu" else n for n in plain.nodes]
+    graph = replace(plain, nodes=tuple(nodes), quants=grid, meta={"edgeq.activations": "static"})
+    path = tmp_path / f"m{suffix}"
+    ort_lower.write(graph, path, {"activations": activations})
+    if suffix == ".onnx":
+        ops = operators(path)
+        assert ops["MatMulIntegerToFloat"] == 2
+        assert not ops["MatMul"] + ops["Gemm"] + ops["Add"]
+    assert set(packed_bits(graph, path)) == {"table", "w1", "w2"}
+    assert compare(graph, path, "ort").error["y"] < 1e-5
+
+
+def test_float_results_of_rounded_rows(tmp_path: Path) -> None:
+    """As of a classifier, whose matrix lies the other way around in the record."""
+    plain = cnn(8)
+    floats = {"b3": np.linspace(-1, 1, 5, dtype=np.float32)}
+    quants = {name: quant for name, quant in plain.quants.items() if name != "y"}
+    graph = replace(plain, constants={**plain.constants, **floats}, quants=quants)
+    ort_lower.write(graph, tmp_path / "m.onnx", {})
+    assert operators(tmp_path / "m.onnx")["MatMulIntegerToFloat"] == 1
+    assert packed_bits(graph, tmp_path / "m.onnx")["w3"] == 8
+    assert compare(graph, tmp_path / "m.onnx", "ort").error["y"] < 0.01
+
+
 def test_scales_that_fit_take_two_bytes(tmp_path: Path) -> None:
     wide = encoder(4, block=16)
     constants = {
@@ -166,6 +199,26 @@ def test_scales_that_fit_take_two_bytes(tmp_path: Path) -> None:
         sizes.append((tmp_path / f"{i}.onnx").stat().st_size)
     scales = sum(h.scales.size for h in constants.values() if isinstance(h, QuantWeight))
     assert sizes[0] - sizes[1] > 2 * scales - 400  # the casts and their names
+
+
+@pytest.mark.parametrize(("scale", "allowed"), [(1 / 64, 0.1), (1 / 2, 0.3)])
+def test_the_error_allowed_is_what_a_step_of_the_inputs_makes(
+    scale: float, allowed: float, tmp_path: Path
+) -> None:
+    """Where the inputs are a few steps only, one step is a large part of the result."""
+    rng = np.random.default_rng(1)
+    levels = rng.integers(-127, 128, (8, 256)).astype(np.int8)
+    graph = Graph(
+        "product", ("x",), ("y",), (Node("Linear", "fc", ("x", "w"), ("y",)),),
+        {"w": QuantWeight(levels, np.array(0.01, np.float32), 8)},
+        {"x": Info((1, 256)), "y": Info((1, 8))},
+        {"x": Quant(scale, 0)}, {"edgeq.activations": "static"},
+    )  # fmt: skip
+    ort_lower.write(graph, tmp_path / "m.onnx", {})
+    x = rng.uniform(-1, 1, (1, 256)).astype(np.float32)
+    found = compare(graph, tmp_path / "m.onnx", "ort", samples=[{"x": x}])
+    assert found.allowed == allowed
+    assert found.passed
 
 
 @pytest.mark.parametrize("make", [lambda: cnn(8), lambda: cnn(4), lambda: encoder(4, block=32)])
@@ -221,3 +274,16 @@ def test_the_certificate_lies_beside_the_file(tmp_path: Path) -> None:
     assert made.certificate is not None
     assert made.certificate["arena_bytes"] >= 8 * 8 * 8 * 2
     assert made.certificate["top1_agreement"] == 1.0
+
+
+def test_made_up_masks_keep_what_comes_first() -> None:
+    graph = encoder(8, block=None)
+    mask = Node("Cast", "m", ("mask",), ("z",), {"to": 1})
+    graph = replace(
+        graph, inputs=("ids", "mask"), nodes=(*graph.nodes, mask),
+        values={**graph.values, "mask": Info((1, 7), "int64"), "z": Info((1, 7))},
+    )  # fmt: skip
+    for feeds in made_up(graph):
+        assert 0 <= feeds["ids"].min() <= feeds["ids"].max() < 50
+        assert feeds["mask"][0, 0] == 1
+        assert (np.diff(feeds["mask"]) <= 0).all()

@@ -124,6 +124,39 @@ def test_weights_with_float_values(name: str, bits: int, compute: str, tmp_path:
     assert ("DEQUANTIZE" in operators(tmp_path / "m.tflite")) == widened
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_conv_of_rounded_values_and_a_float_result(bits: int, tmp_path: Path) -> None:
+    """The runtime would round the values again, to other levels: such weights are float there."""
+    source = made(FLOAT["conv"])
+    given = feeds(source)
+    quants = quantized(source, given, bits).quants
+    taken = {n: quant for n, quant in quants.items() if n not in source.outputs}
+    graph = replace(weights_rounded(source, bits), quants=taken)
+    found = lowered(graph, tmp_path / "m.tflite", given)
+    want, (out,) = reference(graph, given), graph.outputs
+    assert np.abs(found[out] - want[out]).max() < 1e-5 * max(1, np.abs(want[out]).max())
+    same_integers(graph, tmp_path / "m.tflite")
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", [name for name in WEIGHTED if "linear" in name])
+def test_rounded_values_and_a_float_result(
+    name: str, bits: int, exact: bool, tmp_path: Path
+) -> None:
+    """Integers are multiplied, and the runtime's own rounding of the values changes nothing."""
+    source = made(FLOAT[name])
+    given = feeds(source)
+    quants = quantized(source, given, bits).quants
+    taken = {n: quant for n, quant in quants.items() if n not in source.outputs}
+    graph = replace(weights_rounded(source, bits), quants=taken)
+    found = lowered(graph, tmp_path / "m.tflite", given, exact=exact)
+    want, (out,) = reference(graph, given), graph.outputs
+    np.testing.assert_allclose(found[out], want[out], atol=1e-5 * np.abs(want[out]).max())
+    same_integers(graph, tmp_path / "m.tflite")
+    assert "CONCATENATION" in operators(tmp_path / "m.tflite")
+
+
 @pytest.mark.parametrize("compute", ["int8", "float"])
 @pytest.mark.parametrize("k", [64, 50])
 def test_blocks(k: int, compute: str, tmp_path: Path) -> None:

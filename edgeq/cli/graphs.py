@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ from edgeq.cli import render
 
 if TYPE_CHECKING:
     from edgeq.converters import Conversion
+    from edgeq.converters.graphs import Comparison
+    from edgeq.graphs.ir import Graph
 
 READ = (".onnx", ".tflite")
 """Suffixes of graphs that are quantized and converted."""
@@ -21,11 +24,28 @@ RUN = (*READ, ".ort", ".mlpackage")
 """Suffixes of graphs that are run."""
 RUNS = 10
 """Runs of a graph in each turn."""
+_SHOWN = 4
+"""Weights that are named for being held in more bits; the certificate has all."""
 
 
 def is_graph(path: str | Path, suffixes: Sequence[str] = READ) -> bool:
     """Whether a path is that of a graph, by its name."""
     return Path(path).suffix.lower() in suffixes
+
+
+def refuse_made(model: str) -> None:
+    """Refuse a file that was made for a runtime, where a graph is to be read.
+
+    Raises:
+        UsageError: it is one.
+    """
+    from edgeq.errors import UsageError
+
+    if is_graph(model, RUN) and not is_graph(model):
+        raise UsageError(
+            f"{model} was made for a runtime and is not taken back; give the .onnx or .tflite "
+            "file that it was made from"
+        )
 
 
 def convert(
@@ -70,14 +90,58 @@ def named_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
 
 def inspect(model: str, form: str) -> None:
     """``edgeq inspect`` of a graph: each operator's precision, or what a target's file holds."""
-    render.write(_read(model, form) if is_graph(model) else _foreign(Path(model), form))
+    from edgeq.errors import EdgeqError
+    from edgeq.graphs.files import read
+
+    if not is_graph(model):
+        render.write(_foreign(Path(model), form))
+        return
+    try:
+        graph = read(model)
+    except EdgeqError as err:
+        try:  # what edgeq made for a runtime is no graph that it reads
+            text = _foreign(Path(model), form)
+        except EdgeqError:
+            raise err from None
+    else:
+        text = _graph(graph, model, form)
+    render.write(text)
+
+
+def validate(out: str, against: str, threads: int | None, form: str) -> bool:
+    """``edgeq validate`` of a graph that was converted; whether it passed."""
+    from edgeq.converters.graphs import compare, open_graph, target_of
+    from edgeq.graphs.files import read
+
+    target = target_of(out)
+    runner = open_graph(out)
+    ends = {name: info.shape for name, info in runner.inputs.items()}
+    runner.close()
+    # axes that the source leaves open were settled when it was converted
+    graph = read(against, shapes=ends if against.lower().endswith(".onnx") else None)
+    with render.progress("validating") as bar:
+        found = compare(graph, Path(out), target, threads=threads or 1, progress=bar)
+    if form == "json":
+        told = {"passed": found.passed, "target": target} | vars(found)
+        told["error"] = {n: e if isfinite(e) else None for n, e in found.error.items()}
+        render.write(json.dumps(told, indent=2) + "\n")
+    else:
+        render.write(_compared(found, target, len(graph.quants)))
+    return found.passed
 
 
 def bench(models: Sequence[str], threads: int | None, repetitions: int, form: str) -> None:
     """``edgeq bench`` of graphs, which take turns; times are of whole runs."""
+    from edgeq.errors import UsageError
     from edgeq.profiling.foreign import Named, open_subject
     from edgeq.profiling.session import Workload, run
 
+    for model in models:
+        if Path(model).suffix.lower() == ".mlpackage":
+            raise UsageError(
+                f"{model} cannot be timed: Core ML programs are executed here by NumPy, which says "
+                "nothing of a device's times; edgeq validate runs it, Xcode times it on a device"
+            )
     workload = Workload(0, RUNS, 0, 1, repetitions)
     subjects = [open_subject(Named.parse(model), threads) for model in models]
     try:
@@ -134,17 +198,34 @@ def _converted(made: Conversion) -> str:
     text = f"{found['weights_equal']} weights"
     if found["quants_equal"] != "0 of 0":
         text += f" and {found['quants_equal']} grids"
+    missing = found["quants_not_in_file"]
+    left = f" ({missing} not in the file)" if missing else ""
+    entries = found["weights"].items()
     lines += [
-        f"validated in {found['runtime']}: integers of {text} equal, outputs differ by "
+        f"validated in {found['runtime']}: integers of {text} equal{left}, outputs differ by "
         f"{worst:.2g} of their size" + ("" if same is None else f", same top class {same:.0%}"),
+        *held_wider({n: w["asked"] for n, w in entries}, {n: w["bits"] for n, w in entries}),
         f"values take {render.human_bytes(found['arena_bytes'])} at most while it runs",
         f"certificate: {certificate_path(made.path, folder=made.path.is_dir())}",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _read(model: str, form: str) -> str:
-    from edgeq.graphs.files import read
+def held_wider(asked: Mapping[str, int], held: Mapping[str, int]) -> list[str]:
+    """Which weights a file holds in more bits than they have, a line for each kind."""
+    kinds: dict[tuple[int, int], list[str]] = {}
+    for name, bits in asked.items():
+        if held.get(name, bits) > bits:
+            kinds.setdefault((bits, held[name]), []).append(name)
+    return [
+        f"{len(names)} weight{'s' * (len(names) > 1)} of {bits} bits "
+        f"{'are' if len(names) > 1 else 'is'} held in {wide} there: {', '.join(names[:_SHOWN])}"
+        + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+        for (bits, wide), names in kinds.items()
+    ]
+
+
+def _graph(graph: Graph, model: str, form: str) -> str:
     from edgeq.quant.graph.summary import (
         arena_bytes,
         constants_bytes,
@@ -152,7 +233,6 @@ def _read(model: str, form: str) -> str:
         precisions,
     )
 
-    graph = read(model)
     rows = operator_rows(graph)
     whole, held = constants_bytes(graph)
     facts: dict[str, Any] = {
@@ -183,6 +263,31 @@ def _read(model: str, form: str) -> str:
     ]
     table = render.aligned(["operator", "node", "weight", "computes in", "bytes"], cells, "llllr")
     return "\n".join([*lines, table]) + "\n"
+
+
+def _compared(found: Comparison, target: str, grids: int) -> str:
+    equal, known = sum(found.quants.values()), len(found.quants)
+    rows = [
+        ("target", target),
+        ("runtime", f"{found.runtime}, beside {found.source_runtime}"),
+        ("weights", f"{sum(found.weights.values())} of {len(found.weights)} have equal integers"
+         if found.weights else "none is of integers"),
+        *(("", line) for line in held_wider(found.asked, found.bits)),
+        ("grids", "" if not grids else f"{equal} of {known} equal"
+         + (f", {grids - known} not in the file" if grids > known else "")),
+        ("top-1", "" if found.top1 is None else f"the same for {found.top1:.0%}"),
+        ("runs", f"{found.runs} on inputs within the model's range"),
+        ("result", "passed" if found.passed else "FAILED"),
+    ]  # fmt: skip
+    cells = [
+        [name, f"{error:.3g}", f"{found.allowed:.3g}",
+         "passed" if error <= found.allowed else "FAILED"]
+        for name, error in found.error.items()
+    ]  # fmt: skip
+    table = render.aligned(["output", "error", "allowed", "result"], cells, "lrrl")
+    text = "\n".join(f"{name:9s}{value}" for name, value in rows if value)
+    explained = "" if found.passed else f"\n{found.explain()}\n"
+    return f"{text}\n\n{table}\n{explained}"
 
 
 def _foreign(path: Path, form: str) -> str:

@@ -301,8 +301,8 @@ def _estimate(found: dict[str, Any]) -> str:
     if joules is None:
         return f"no estimate: {found['reason']}"
     return (
-        f"{joules:.4g} J/token ESTIMATED, not measured: {found['load_watts']} W of "
-        f"{found['device']} under load at this speed"
+        f"{joules:.4g} J/{found.get('unit', 'token')} ESTIMATED, not measured: "
+        f"{found['load_watts']} W of {found['device']} under load at this speed"
     )
 
 

@@ -11,6 +11,7 @@ import click
 
 from edgeq import texts
 from edgeq.cli import render
+from edgeq.cli.graphs import refuse_made
 from edgeq.cli.options import (
     SAMPLE_OPTIONS,
     ByteSize,
@@ -34,7 +35,7 @@ OF_MODELS = (
     "target_size", "target_device", "target_context", "sensitivity", "eval_text", "card", "max_ram",
 )  # fmt: skip
 """Options that graphs have no use for."""
-OF_GRAPHS = ("calib_samples", "observer", "shapes", *SAMPLE_OPTIONS)
+OF_GRAPHS = ("calib_samples", "observer", "shapes", "dequantize", *SAMPLE_OPTIONS)
 """Options that language models have no use for."""
 
 
@@ -69,6 +70,9 @@ OF_GRAPHS = ("calib_samples", "observer", "shapes", *SAMPLE_OPTIONS)
                    "percentile, entropy or mse.")  # fmt: skip
 @click.option("--shape", "shapes", multiple=True, metavar="NAME=1,3,224,224",
               help="Graphs: the shape of an input whose axes are not all known.")  # fmt: skip
+@click.option("--dequantize", is_flag=True, show_default=False,
+              help="Graphs: take weights that a float .tflite holds as integers back to float "
+                   "first.")  # fmt: skip
 @sample_options
 @click.option("--calib-windows", type=click.IntRange(min=1), default=128,
               help="Pieces of it to use, spread evenly.")  # fmt: skip
@@ -139,6 +143,7 @@ def quantize(
     calib_samples: int,
     observer: str | None,
     shapes: tuple[str, ...],
+    dequantize: bool,
     calib_windows: int,
     calib_context: int,
     stats: str | None,
@@ -175,9 +180,11 @@ def quantize(
         quantize_graph(
             Path(source), Path(output), preset=preset, recipe_file=recipe_file, method=method,
             observer=observer, rules=tensor_types, calib=calib, calib_samples=calib_samples,
-            shapes=shapes, sample=sample, threads=threads, force=force, form=form,
+            shapes=shapes, dequantize=dequantize, sample=sample, threads=threads, force=force,
+            form=form,
         )  # fmt: skip
         return
+    refuse_made(source)
     refuse_given(OF_GRAPHS, f"graphs (.onnx, .tflite), and {source} is none")
     if calib is not None and not Path(calib).is_file():
         raise click.BadParameter(f"File {calib!r} does not exist.", param_hint="'--calib'")

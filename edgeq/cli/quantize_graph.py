@@ -39,6 +39,7 @@ def quantize_graph(
     calib: str | None,
     calib_samples: int,
     shapes: Iterable[str],
+    dequantize: bool,
     sample: Mapping[str, Any],
     threads: int | None,
     force: bool,
@@ -50,8 +51,8 @@ def quantize_graph(
         source: .onnx or .tflite.
         output: the .onnx file to write.
         sample: values of `edgeq.cli.options.SAMPLE_OPTIONS`.
-        preset, recipe_file, method, observer, rules, calib, calib_samples, shapes, threads,
-            force, form: the options.
+        preset, recipe_file, method, observer, rules, calib, calib_samples, shapes, dequantize,
+            threads, force, form: the options.
     """
     from edgeq.cpu import available_cores
     from edgeq.errors import UsageError
@@ -66,6 +67,8 @@ def quantize_graph(
             f"a graph is quantized to an .onnx file, and --output is {output}; write "
             f"{output.with_suffix('.onnx')}, and then edgeq convert for other formats"
         )
+    if output.absolute() == source.absolute():
+        raise UsageError(f"{output} is what is to be quantized; give another --output")
     if output.exists() and not force:
         raise UsageError(f"{output} exists; give another --output, or --force to overwrite it")
     if not output.absolute().parent.is_dir():
@@ -78,7 +81,7 @@ def quantize_graph(
             "this recipe needs samples of what the model is fed: give --calib with a folder, an "
             ".npz file or script.py:function, or a preset that needs none (w8-dynamic, w4-g32)"
         )
-    graph = read(source, shapes=dict(map(_shape, shapes)))
+    graph = read(source, shapes=dict(map(_shape, shapes)), dequantize=dequantize)
     samples = None
     if calib is not None:
         samples = open_samples(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeq.cli import render
-from edgeq.cli.options import command, format_option, threads_option
+from edgeq.cli import graphs, render
+from edgeq.cli.options import command, format_option, refuse_given, threads_option
 from edgeq.converters import TARGETS
 
 if TYPE_CHECKING:
@@ -39,11 +39,16 @@ def validate(
     """Run OUT in its own runtime and compare logits, greedy tokens and integers with MODEL's.
 
     Where they differ, the first tensor or step that does is named, and the exit code is 1.
+    Of a graph (.onnx, .ort, .tflite, .mlpackage against the .onnx or .tflite that it was made from)
+    the outputs, the weights' integers and the values' grids are compared.
     Without --against, the file is run once on random inputs, if its format can be executed here.
     """
     from edgeq.converters import target_module, target_of
     from edgeq.errors import UsageError
 
+    if against is not None and graphs.is_graph(against):
+        refuse_given(("target", "steps"), "language models, and MODEL is a graph")
+        return 0 if graphs.validate(out, against, threads, form) else 1
     path = Path(out)
     name = target or target_of(path)
     if against is None:

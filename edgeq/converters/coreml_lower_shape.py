@@ -29,10 +29,11 @@ _VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
 
 def passes(graph: Graph, name: str) -> bool:
     """Whether a value of too many dimensions can be without those of 1, as these move nothing."""
-    nodes = [*graph.consumers.get(name, ()), *([graph.producers[name]] * (name in graph.producers))]
-    inner = name not in (*graph.inputs, *graph.outputs)
+    if name in (*graph.inputs, *graph.outputs):
+        return False
+    nodes = [*graph.consumers.get(name, ()), graph.producers[name]]
     fits = sum(n != 1 for n in graph.info(name).shape) <= MAX_RANK
-    return inner and fits and all(node.op in _VIEWS for node in nodes)
+    return fits and all(node.op in _VIEWS for node in nodes)
 
 
 def _kept(shape: Shape) -> list[int]:

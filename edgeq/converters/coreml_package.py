@@ -27,6 +27,7 @@ import numpy as np
 from edgeq.converters.coreml_exec.blob import Writer
 from edgeq.converters.coreml_weights import Constant
 from edgeq.errors import EdgeqError
+from edgeq.files import no_room
 
 _FOLDER = "com.apple.CoreML"
 _AUTHOR = "com.apple.CoreML"
@@ -74,6 +75,8 @@ def write_package(
         _write(out / "Manifest.json", _manifest(raw))
     except OSError as err:
         shutil.rmtree(out, ignore_errors=True)
+        if full := no_room(out.name, err):
+            raise full from err
         raise EdgeqError(f"{out} cannot be written: {err.strerror or err}") from err
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)

@@ -2,6 +2,8 @@
 
     8-bit values and weights   QuantizeLinear and DequantizeLinear, which onnxruntime fuses into
                                its integer operators while it loads; "qoperator" has that done
+    Linear of rounded values,  MatMulIntegerToFloat, which onnxruntime does not fuse by itself
+    its result not rounded     where there is a bias
     Linear, values not rounded MatMulNBits, of 4 and 8 bits; it rounds the values by itself where
                                they are "dynamic"
     table of a Gather          GatherBlockQuantized
@@ -94,7 +96,9 @@ def write(
         "weights": held | _weights(graph, proto),
         "quants": _quants(graph, proto),
     }
+    _to_float(onnx, graph, proto, places["weights"])
     _shorten(proto, places)
+    places["alike"] = _alike(onnx, proto, places["weights"])
     meta = {entry.key: entry.value for entry in proto.metadata_props} | {HELD: json.dumps(places)}
     made = path.with_suffix(".onnx")
     if chosen["form"] == "qoperator":
@@ -238,6 +242,61 @@ def _quants(graph: Graph, proto: Any) -> dict[str, list[str]]:
     return {name: found[name] for name in graph.quants if name in found}
 
 
+def _to_float(
+    onnx: ModuleType, graph: Graph, proto: Any, weights: dict[str, dict[str, Any]]
+) -> None:
+    """Have Linears of rounded values whose results stay float multiply the integers.
+
+    Args:
+        onnx: the package.
+        graph: the source.
+        proto: its model.
+        weights: what `_weights` found in it; told of matrices that are turned.
+    """
+    linears = {node.name: node for node in graph.nodes if _open_ended(graph, node)}
+    made = {node.output[0]: node for node in proto.graph.node}
+    held = {tensor.name: tensor for tensor in proto.graph.initializer}
+    done: set[str] = set()
+    for node in proto.graph.node:
+        linear = linears.get(node.name)
+        if linear is None:
+            continue
+        x, w = (made[name] for name in node.input[:2])
+        if w.op_type != "DequantizeLinear":  # turned for this node, as others take it as it is
+            continue
+        if node.op_type == "Gemm":  # its matrix lies the other way around
+            levels, name = held.get(w.input[0]), linear.inputs[1]
+            if levels is None or len(graph.consumers[name]) > 1:
+                continue
+            turned = np.ascontiguousarray(onnx.numpy_helper.to_array(levels).T)
+            levels.CopyFrom(onnx.numpy_helper.from_array(turned, levels.name))
+            weights[name]["turned"] = True
+        factors = [entry for pair in zip(x.input, w.input, strict=True) for entry in pair]
+        given, about = [*factors, *linear.inputs[2:]], {"name": node.name, "domain": _MICROSOFT}
+        made_of = onnx.helper.make_node("MatMulIntegerToFloat", given, [linear.output], **about)
+        node.CopyFrom(made_of)
+        done.add(linear.output)
+    left = [n for n in proto.graph.node if n.op_type != "Add" or n.output[0] not in done]
+    used = {name for node in left for name in node.input} | {o.name for o in proto.graph.output}
+    left = [n for n in left if n.op_type != "DequantizeLinear" or n.output[0] in used]
+    del proto.graph.node[:]
+    proto.graph.node.extend(left)
+    if done and all(entry.domain != _MICROSOFT for entry in proto.opset_import):
+        proto.opset_import.append(onnx.helper.make_opsetid(_MICROSOFT, 1))
+
+
+def _open_ended(graph: Graph, node: Node) -> bool:
+    """Whether a node is a Linear of rounded values whose result stays float."""
+    if node.op != "Linear" or node.inputs[0] not in graph.quants:
+        return False
+    weight = graph.constants[node.inputs[1]]
+    after = graph.only_consumer(node.output)
+    activated = after is not None and after.op in ("Relu", "Clip") and after.output in graph.quants
+    whole = isinstance(weight, QuantWeight) and weight.block is None and weight.axis in (None, 0)
+    biased = any(isinstance(graph.constants[b], QuantWeight) for b in node.inputs[2:])
+    return whole and not biased and not activated and node.output not in graph.quants
+
+
 def _shorten(proto: Any, places: dict[str, dict[str, Any]]) -> None:
     """Give values short names and take off what the runtime finds out by itself.
 
@@ -272,6 +331,24 @@ def _shorten(proto: Any, places: dict[str, dict[str, Any]]) -> None:
             if key in entry:
                 entry[key] = named(entry[key])
     places["quants"] = {name: [named(n) for n in at] for name, at in places["quants"].items()}
+
+
+def _alike(
+    onnx: ModuleType, proto: Any, weights: Mapping[str, Mapping[str, Any]]
+) -> dict[str, list[str]]:
+    """Scales of a weight -> others that are equal, of which onnxruntime may keep any one."""
+    wanted = {entry["scales"] for entry in weights.values()}
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for tensor in proto.graph.initializer:
+        if tensor.name in wanted:
+            array = onnx.numpy_helper.to_array(tensor)
+            groups.setdefault((array.shape, array.tobytes()), []).append(tensor.name)
+    return {
+        name: [other for other in names if other != name]
+        for names in groups.values()
+        for name in names
+        if len(names) > 1
+    }
 
 
 def _fused(onnx: ModuleType, proto: Any) -> Any:

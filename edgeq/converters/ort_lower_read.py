@@ -110,7 +110,7 @@ def stored_weights(path: str | Path) -> Iterator[tuple[str, QuantWeight]]:
             name,
             QuantWeight(
                 np.ascontiguousarray(levels),
-                np.ascontiguousarray(scales),
+                np.asarray(scales, order="C"),  # which leaves a single one without axes
                 bits,
                 entry["axis"],
                 block,
@@ -141,8 +141,10 @@ def _scales(
     places: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], entry: Mapping[str, Any]
 ) -> NDArray[np.float32]:
     """Of a weight; fused operators take that of a bias for the product of the others'."""
-    if entry["scales"] in tensors or "product" not in entry:
-        return _tensor(tensors, entry["scales"])
+    equal = (entry["scales"], *places.get("alike", {}).get(entry["scales"], ()))
+    name = next((name for name in equal if name in tensors), entry["scales"])
+    if name in tensors or "product" not in entry:
+        return _tensor(tensors, name)
     step, w = entry["product"]
     scales: NDArray[np.float32] = _tensor(tensors, places["weights"][w]["scales"])
     return np.float32(step) * scales

@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from edgeq.errors import EdgeqError, UsageError
-from edgeq.files import sync_folder
+from edgeq.files import no_room, sync_folder
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -39,10 +38,8 @@ def workshop(path: Path) -> Iterator[Path]:
         room.mkdir()
         yield room
     except OSError as err:
-        if err.errno in _FULL:
-            raise EdgeqError(
-                f"no room for {path} ({err.strerror}); free some space or write elsewhere"
-            ) from err
+        if full := no_room(str(path), err):
+            raise full from err
         if err.errno in _FORBIDDEN:
             raise EdgeqError(
                 f"{path} cannot be written ({err.strerror}); write to a folder of your own"

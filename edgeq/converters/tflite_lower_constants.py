@@ -64,7 +64,7 @@ class Constants(Operators):
 
     def weight(
         self, name: str, shape: Shape, order: Order, *, rounded: bool, narrow: bool = True,
-        columns: tuple[Shape, Order] | None = None,
+        columns: tuple[Shape, Order] | None = None, fill: int = 0,
     ) -> Value:  # fmt: skip
         """A quantized constant as integers, or dequantized where an operator takes none.
 
@@ -75,11 +75,12 @@ class Constants(Operators):
             rounded: integers are wanted.
             narrow: the operator reads 4 bits; else 4-bit levels take a byte each.
             columns: axes of its columns and their order, of a matrix behind a flattened image.
+            fill: columns of zeros behind those of a matrix.
         """
         held = self.graph.constants[name]
         assert isinstance(held, QuantWeight)
         kind = "int4" if held.bits == 4 and narrow else "int8"
-        key = (name, shape, order, kind, columns)
+        key = (name, shape, order, kind, columns, fill)
         if key not in self._tensors:
             put_in = len(shape) - len(held.shape)
             lead = put_in if shape[:put_in] == (1,) * put_in and shape[put_in:] == held.shape else 0
@@ -87,6 +88,8 @@ class Constants(Operators):
             w = replace(held, levels=held.levels.reshape(shape), axis=axis).transposed(order)
             if columns is not None:
                 w = replace(w, levels=w.levels[:, row_columns(*columns)])
+            if fill:
+                w = replace(w, levels=np.pad(w.levels, ((0, 0), (0, fill))))
             self._tensors[key] = self.integers(self._tensor_name(name), w, kind)
             self._record(name, self._tensors[key].name, shape, order, columns)
         value = self._tensors[key]

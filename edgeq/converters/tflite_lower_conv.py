@@ -93,18 +93,25 @@ def bias_of(low: Lowering, node: Node, w: QuantWeight | None, n: int, rounded: b
 
 def weight_of(
     low: Lowering, code: str, name: str, shape: Shape, order: Order, rounded: bool,
-    columns: tuple[Shape, Order] | None = None,
+    columns: tuple[Shape, Order] | None = None, fill: int = 0,
 ) -> Value:  # fmt: skip
-    """A weight as an operator reads it: integers where it can, else float32."""
+    """A weight as an operator reads it: integers where it can, else float32.
+
+    Integers get ``fill`` columns of zeros behind their own.
+    """
     held = low.graph.constants[name]
     if not isinstance(held, QuantWeight):
         array = held.reshape(shape).transpose(order)
         return low.array(array if columns is None else array[:, row_columns(*columns)])
     hybrid = not rounded and low.settings.compute == "int8" and code in HYBRID
+    # what is rounded already would be rounded again, to other levels; `linear` sees to that
+    hybrid &= code == "FULLY_CONNECTED" or low.node.inputs[0] not in low.graph.quants
     low.hybrid |= hybrid
     integers = rounded or hybrid
     narrow = code in INT4 and low.settings.int4 == "packed"
-    return low.weight(name, shape, order, rounded=integers, narrow=narrow, columns=columns)
+    return low.weight(
+        name, shape, order, rounded=integers, narrow=narrow, columns=columns, fill=fill
+    )
 
 
 def padding(

@@ -40,7 +40,7 @@ def _embedded(low: Lowering, name: str, w: QuantWeight, index: Value, shape: Sha
         table = low.weight(name, w.shape, natural(2), rounded=True)
         found = low.op("EMBEDDING_LOOKUP", [flat, table], (rows, width), dtype="float32")
         return low.reshaped(found, shape)
-    table = low.blocks(name, narrow=False)
+    table = low.blocks(name)
     assert table.group_scales is not None
     groups_, padded_width = table.group_scales.shape[1], table.shape[1]
     levels = low.op("GATHER", [table, flat], (rows, padded_width), axis=0, batchDims=0)

@@ -95,6 +95,8 @@ class Lowering(Constants):
         """Value of the graph -> the tensor with its integers."""
         self.columns: dict[str, tuple[Shape, Order]] = {}
         """Flattened value -> the axes [C, H, W] of its columns, and their order in the file."""
+        self.ended: dict[tuple[int, Quant], tuple[Value, Value]] = {}
+        """Tensor's id and grid -> it, and it with the grid's ends as columns."""
         self.hybrid = False
         """Whether some operator rounds float values as it runs."""
         self._held: dict[str, dict[tuple[bool, Order], Value]] = {}

@@ -11,7 +11,10 @@ from edgeq.converters.tflite_lower_conv import bias_of, weight_of
 from edgeq.converters.tflite_lower_graph import Lowering, Made, Out
 from edgeq.converters.tflite_lower_layout import natural, with_last
 from edgeq.converters.tflite_lower_moves import padded
-from edgeq.graphs.ir import Node, QuantWeight
+from edgeq.graphs.ir import Node, Quant, QuantWeight
+
+_ENDS = np.array([-128, 127], np.int8)
+"""The outermost levels of a grid."""
 
 
 def linear(low: Lowering, node: Node, out: Out) -> Made:
@@ -20,6 +23,7 @@ def linear(low: Lowering, node: Node, out: Out) -> Made:
     held, rank = low.graph.constants[name], len(low.shape(x))
     order = with_last(low.home(x), rank - 1)
     w = held if isinstance(held, QuantWeight) else None
+    fill = 0
     value = low.get(x, order, out.rounded)
     shape = (*value.shape[:-1], held.shape[0])
     bias = bias_of(low, node, w, held.shape[0], out.rounded)
@@ -35,15 +39,36 @@ def linear(low: Lowering, node: Node, out: Out) -> Made:
         else:
             low.hybrid = True
     else:
+        quant = low.graph.quants.get(x)
+        again = w is not None and not out.rounded and low.settings.compute == "int8"
+        if again and quant:
+            value, fill = _with_ends(low, value, quant), len(_ENDS)
         factor = weight_of(
             low, "FULLY_CONNECTED", name, tuple(held.shape), natural(2), out.rounded,
-            low.columns.get(x),
+            low.columns.get(x), fill,
         )  # fmt: skip
     made = low.op(
         "FULLY_CONNECTED", [value, factor, bias], shape, quant=out.quant,
         keepNumDims=rank != 2, fusedActivationFunction=low.fused(out),
+        asymmetricQuantizeInputs=bool(fill),
     )  # fmt: skip
     return made, order
+
+
+def _with_ends(low: Lowering, value: Value, quant: Quant) -> Value:
+    """A tensor of numbers on a grid with the grid's ends as two more columns.
+
+    An operator of float values and integer weights rounds each row anew, to a grid that it fits
+    to the row. With the ends in every row that is the value's own grid, and nothing is lost.
+    """
+    key = (id(value), quant)
+    if key not in low.ended:
+        ends = quant.dequantize(_ENDS)
+        columns = low.g.constant(np.broadcast_to(ends, (*value.shape[:-1], len(ends))).copy())
+        shape = (*value.shape[:-1], value.shape[-1] + len(ends))
+        made = low.op("CONCATENATION", [value, columns], shape, axis=len(shape) - 1)
+        low.ended[key] = (value, made)
+    return low.ended[key][1]
 
 
 def _unblocked(low: Lowering, w: Value, block: int) -> Value:

@@ -174,6 +174,8 @@ def _weight(header: Header, tensor: Any, how: Mapping[str, Any]) -> QuantWeight:
         scales = raw.reshape([int(n) for n in entry.shape]).astype(np.float32)
         levels = levels[:, : own[1]]
     else:
+        if len(own) == 2 and order == (0, 1):
+            levels = levels[:, : own[1]]  # behind them lie columns of zeros
         scales = np.asarray(held.scale, np.float32)
         scales = scales.reshape(()) if axis is None else scales
         levels = levels.transpose(np.argsort(order)).reshape(own)

@@ -14,7 +14,11 @@ SUFFIXES = (".onnx", ".tflite")
 
 
 def read(
-    path: str | Path, *, shapes: Mapping[str, Shape] | None = None, batch: int | None = None
+    path: str | Path,
+    *,
+    shapes: Mapping[str, Shape] | None = None,
+    batch: int | None = None,
+    dequantize: bool = False,
 ) -> Graph:
     """The canonical graph of an .onnx or .tflite file.
 
@@ -22,13 +26,19 @@ def read(
         path: of the file.
         shapes: see `edgeq.graphs.onnx_read.read_onnx`; a .tflite file has no open axes.
         batch: likewise.
+        dequantize: see `edgeq.graphs.tflite_read.read_tflite`; of a .tflite file only.
 
     Raises:
-        UsageError: another suffix, or ``shapes`` and ``batch`` that do not fit.
+        UsageError: another suffix, or an argument that does not fit the file.
         EdgeqError: see the reader of each.
     """
     path = Path(path)
     suffix = path.suffix.lower()
+    if dequantize and suffix != ".tflite":
+        raise UsageError(
+            f"weights of a .tflite file can be taken back to float, and {path} is none; leave "
+            "--dequantize out"
+        )
     if suffix == ".onnx":
         return read_onnx(path, shapes=shapes, batch=batch)
     if suffix != ".tflite":
@@ -37,4 +47,4 @@ def read(
         raise UsageError(f"the shapes of {path} are fixed; give neither shapes nor a batch")
     from edgeq.graphs.tflite_read import read_tflite
 
-    return read_tflite(path)
+    return read_tflite(path, dequantize=dequantize)

@@ -4,7 +4,7 @@
     Quant       of a value that a node makes: the node makes NAME.float, and DequantizeLinear NAME;
                 of an input: whoever takes it takes NAME.rounded
     QuantWeight NAME.levels -> DequantizeLinear -> NAME; 4 bits are INT4 tensors, two to a byte
-    float16     NAME.half -> Cast -> NAME
+    float16     NAME.half -> Cast -> NAME; scales of blocks, too
 
 The file says in its metadata that it is ours, `edgeq.graphs.record` reads it back exactly, and
 onnxruntime runs it as it is. All lies in the one file, which protobuf limits to 2 GB.
@@ -204,7 +204,7 @@ class _Writer:
             self._int4(levels, weight.levels)
         else:
             self._initializer(levels, weight.levels)
-        inputs = [levels, self._initializer(self._name(f"{name}.scale"), weight.scales)]
+        inputs = [levels, self._scales(name, weight)]
         if weight.block is None:  # onnxruntime fuses integer operators with zero points only
             zero = self._name(f"{name}.zero")
             shape = weight.scales.shape
@@ -217,6 +217,18 @@ class _Writer:
         if weight.block is not None:
             attrs["block_size"] = weight.block
         self._add("DequantizeLinear", f"{name}.weight", inputs, [name], **attrs)
+
+    def _scales(self, name: str, weight: QuantWeight) -> str:
+        """A weight's scales; those of blocks, which are many, in half the bytes if nothing is lost.
+
+        onnxruntime widens them while it loads, before it fuses what they belong to.
+        """
+        label, half = self._name(f"{name}.scale"), weight.scales.astype(np.float16)
+        if weight.block is None or (half != weight.scales).any():
+            return self._initializer(label, weight.scales)
+        held = self._initializer(self._name(f"{name}.scale.half"), half)
+        self._add("Cast", f"{name}.scale.widened", [held], [label], to=self.onnx.TensorProto.FLOAT)
+        return label
 
     def _round(self, name: str, before: str, after: str, quant: Quant) -> None:
         shift, held = (0, np.int8) if self.signed else (128, np.uint8)

@@ -2,7 +2,8 @@
 
     value       made -> QuantizeLinear -> DequantizeLinear -> taken          Quant
     weight      levels -> DequantizeLinear -> taken                          QuantWeight
-    float16     half -> Cast -> taken                                        a float16 constant
+    float16     half -> Cast -> taken                                        a float16 constant,
+                                                                             or scales
 
 `edgeq.graphs.onnx_write` makes it; `recorded` reads it back, exactly.
 """
@@ -84,7 +85,8 @@ def _recorded(graph: Graph, palettes: dict[str, Palette]) -> Graph:
         elif node.op != "DequantizeLinear":
             nodes.append(node)
         elif node.inputs[0] in graph.constants:
-            constants[node.output] = _weight(graph, node, palettes.get(node.output))
+            held = replace(graph, constants=constants)  # scales may be widened ones
+            constants[node.output] = _weight(held, node, palettes.get(node.output))
         else:
             made = graph.producers[node.inputs[0]]
             if made.op != "QuantizeLinear" or made.inputs[1:] != node.inputs[1:]:
@@ -130,6 +132,7 @@ def _quant(graph: Graph, node: Node) -> Quant:
 
 def _weight(graph: Graph, node: Node, palette: Palette | None) -> QuantWeight:
     levels, scales = (_array(graph, name) for name in node.inputs[:2])
+    scales = scales.astype(np.float32)
     bits = {"int4": 4, "int8": 8, "int32": 32}.get(levels.dtype.name)
     if bits is None:
         raise FormatError(f"{node} undoes {levels.dtype.name}; int4, int8 and int32 are known")

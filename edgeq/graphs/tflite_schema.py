@@ -185,7 +185,7 @@ def _tensor(path: Path, model: Any, raw: bytes, entry: Any, made: bool, dequanti
         raise UnsupportedError(
             f"{path} is already quantized: the tensor {name!r} holds {kind}; give the float model"
             + (
-                ", or take its weights back to float by read_tflite(path, dequantize=True)"
+                ", or take its weights back to float (edgeq quantize --dequantize)"
                 if content is not None
                 else ""
             )

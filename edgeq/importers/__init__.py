@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from edgeq.errors import FormatError
+from edgeq.errors import FormatError, UnsupportedError
 from edgeq.model import Model
 
 __all__ = ["describe", "load", "source_sha256"]
@@ -18,6 +18,7 @@ ACCEPTED = (
     "a Hugging Face folder (config.json, safetensors, tokenizer.json), a GGUF file, "
     "an .edgeq artifact, or a llama2.c .bin"
 )
+_GRAPHS = (".onnx", ".ort", ".tflite")
 _CHUNK = 1 << 22
 
 
@@ -102,6 +103,11 @@ def _importer(path: Path) -> Callable[..., Model]:
         return llama2c.load
     if head[:4] == b"FUGG":
         raise FormatError(f"{path} is a big-endian GGUF file; edgeq reads little-endian ones")
+    if path.suffix.lower() in _GRAPHS:
+        raise UnsupportedError(
+            f"{path} is a graph of operators, where a language model is wanted; quantize, inspect, "
+            "convert, validate, eval, bench and profile take graphs"
+        )
     what = "is empty" if not head else f"starts with {head[:8]!r} and is no model edgeq knows"
     raise FormatError(f"{path} {what}; give {ACCEPTED}")
 

@@ -132,16 +132,18 @@ def _rest(recorder: Recorder, seconds: float, progress: Progress | None) -> None
 
 
 def _estimated(document: Document, run: Run, device: DeviceProfile) -> Run:
-    """Joules per token if the device drew its power under load all the time."""
-    rate = summary(document, run)["decode_tokens_per_s"]
+    """Joules per token, or run of a graph, if the device drew its power under load all the time."""
+    found, unit = summary(document, run), run.subject.get("unit", "token")
+    rate = found["runs_per_s" if unit == "run" else "decode_tokens_per_s"]
     watts = device.load_watts
     joules = None if watts is None or rate is None else watts / rate["mean"]
     reason = f"the profile {device.name} has no load_watts" if watts is None else None
     if rate is None and reason is None:
-        reason = "no token was generated"
+        reason = "nothing was run" if unit == "run" else "no token was generated"
     about = {
         "label": "estimate, not measured",
-        "method": "the device's power under load times the seconds per token measured here",
+        "method": f"the device's power under load times the seconds per {unit} measured here",
+        "unit": unit,
         "device": device.name,
         "load_watts": watts,
         "source": device.sources.get("load_watts"),

@@ -171,7 +171,7 @@ def _estimate(guess: Mapping[str, Any]) -> Figure:
         return Figure(name, "no estimate", str(guess["reason"]))
     return Figure(
         name,
-        f"{short(joules)} J/token, not measured",
+        f"{short(joules)} J/{guess.get('unit', 'token')}, not measured",
         f"{guess['method']}: {guess['load_watts']} W of {guess['device']} ({guess['source']})",
     )
 

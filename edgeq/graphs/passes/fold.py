@@ -8,7 +8,7 @@ import numpy as np
 
 from edgeq.graphs.execute import compute
 from edgeq.graphs.ir import Constant, Graph, Node, QuantWeight
-from edgeq.graphs.rewrite import Change, prune, rewrite
+from edgeq.graphs.rewrite import Change, floats, prune, rewrite, unique
 
 _RANDOM = ("RandomNormal", "RandomUniform", "Bernoulli", "Multinomial")
 
@@ -20,6 +20,30 @@ def fold(graph: Graph) -> Graph:
     """
     graph = _computed(rewrite(graph, _shape_or_copy))
     return prune(graph)
+
+
+def sums(graph: Graph) -> Graph:
+    """The graph with constants that are added one after the other as one, if that is no larger."""
+    return rewrite(graph, _sum)
+
+
+def _sum(graph: Graph, node: Node) -> Change | None:
+    if node.op != "Add":
+        return None
+    for made, last in (node.inputs, node.inputs[::-1]):
+        before = graph.producers.get(made)
+        if before is None or before.op != "Add" or graph.only_consumer(made) is not node:
+            continue
+        for x, first in (before.inputs, before.inputs[::-1]):
+            one, other = floats(graph, first), floats(graph, last)
+            if x in graph.constants or one is None or other is None:
+                continue
+            total = np.asarray(one + other, np.float32)
+            if total.size > max(one.size, other.size):
+                continue
+            name = unique(graph, f"{node.name}.sum")
+            return Change(nodes=(replace(node, inputs=(x, name)),), constants={name: total})
+    return None
 
 
 def _shape_or_copy(graph: Graph, node: Node) -> Change | None:

@@ -12,6 +12,9 @@ held in integers. `plan` chooses the nodes, and with them the values:
   probabilities need more than 8 bits, and it is a small part of the work.
 - What only moves values joins the consumer that takes its output in integers: rounding before is
   the same as after.
+- The head, a layer that makes the graph's output or what only a final Softmax takes, has rounded
+  inputs and weights, but its output stays float: on a grid of 256 levels the two best scores are
+  often the same, and which wins is then chance. It is a small part of the work.
 - Behind the last product of the graph, where scores and boxes are made of its output, integers
   go on only through additions, pools and moves: a softmax there would lose the small
   probabilities, and a float one costs next to nothing.
@@ -62,6 +65,8 @@ FIXED: Mapping[str, Quant] = {
     "Sigmoid": Quant(1 / 256, -128),
     "Tanh": Quant(1 / 128, 0),
 }
+_FINAL = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
+"""Operators that make probabilities of scores."""
 _STILL = Quant(1 / 128, 0)
 """Of a value that was always zero."""
 _LOST = 0.05
@@ -107,7 +112,7 @@ def plan(graph: Graph, scope: Scope, packed: Iterable[str], floats: Iterable[str
     """
     chooser = _Chooser(graph, scope, frozenset(packed), set(floats))
     integer = chooser.integer()
-    open_ended = _open_ended(graph, integer) if scope == "layers" else set()
+    open_ended = _open_ended(graph, integer) if scope == "layers" else integer & heads(graph)
     integer -= open_ended
     groups = _groups(graph, integer, _rounded(graph, integer, open_ended))
     fixed: dict[str, Quant] = {}
@@ -165,6 +170,9 @@ def grids(made: Plan, ranges: Mapping[str, Range]) -> dict[str, Quant]:
 def quant_of(low: float, high: float) -> Quant:
     """The grid of 256 levels from low to high, zero being one of them.
 
+    Scales are not brought to numbers that float16 holds: their ratios are then short fractions,
+    sums fall halfway between two levels, and runtimes round such to different sides.
+
     Args:
         low: at most 0.
         high: at least 0.
@@ -204,6 +212,7 @@ class _Chooser:
         self._light = light
         self._heavy = PRODUCTS if scope == "all" else PRODUCTS - {"MatMul"}
         self._tail = self._behind_the_last_product()
+        self._heads = heads(graph) if scope == "all" else frozenset()
 
     def integer(self) -> set[str]:
         """Names of nodes that compute in integers."""
@@ -219,7 +228,8 @@ class _Chooser:
                 joins &= node.op in TAIL and all(name in made for name in given)
             if node.op in self._heavy or joins:
                 found.add(node.name)
-                made.update(node.outputs)
+                if node.name not in self._heads:
+                    made.update(node.outputs)
         for node in reversed(graph.nodes):
             if node.op not in MOVES or node.name in found or not self._can(node):
                 continue
@@ -275,6 +285,29 @@ def _held_by_8_bits(x: NDArray[np.float32], op: str) -> bool:
     if op in ("Add", "Sub"):
         return float(np.abs(x).max(initial=0)) <= _LARGEST
     return bool((np.abs(rounded_constant(x).numpy() - x) <= _LOST * np.abs(x)).all())
+
+
+def heads(graph: Graph) -> frozenset[str]:
+    """Names of the layers that make scores: an output, or what only a final Softmax takes.
+
+    A convolution of many places makes none: it is too much of the work to be left in float.
+    """
+    return frozenset(
+        node.name
+        for node in graph.nodes
+        if (
+            node.op == "Linear"
+            or (node.op == "Conv" and set(graph.info(node.output).shape[2:]) == {1})
+        )
+        and _final(graph, node)
+    )
+
+
+def _final(graph: Graph, node: Node) -> bool:
+    taker = graph.only_consumer(node.output)
+    if taker is None:
+        return node.output in graph.outputs and not graph.consumers.get(node.output)
+    return taker.op in MOVES | _FINAL and len(taker.outputs) == 1 and _final(graph, taker)
 
 
 def fused(graph: Graph, node: Node) -> Node | None:

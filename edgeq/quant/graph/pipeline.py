@@ -200,6 +200,11 @@ class _Work:
     def _scope(self) -> Scope:
         return scope_of(self.graph) if self.recipe.scope == "auto" else self.recipe.scope
 
+    def _observer(self) -> str:
+        if self.recipe.observer != "auto":
+            return self.recipe.observer
+        return "percentile" if self._scope() == "all" else "minmax"
+
     def _plan(self, packed: Mapping[str, WeightScheme]) -> Plan:
         """Which values are rounded, their ranges being found."""
         assert self.samples is not None
@@ -213,7 +218,7 @@ class _Work:
         if new:
             self.ranges |= ranges(
                 self.graph, new, self.samples,
-                session_of=self.session_of, observer=self.recipe.observer, progress=self.progress,
+                session_of=self.session_of, observer=self._observer(), progress=self.progress,
             )  # fmt: skip
         return made
 
@@ -404,4 +409,6 @@ def _meta(recipe: GraphRecipe, samples: Samples | None) -> dict[str, str]:
         META_RECIPE: json.dumps(recipe.to_dict()),
         META_ACTIVATIONS: recipe.activations,
     }
-    return found | (samples.preprocess.to_meta() if samples is not None else {})
+    if samples is None or not samples.pictures:
+        return found  # arrays come as they are fed, made in a way that is not known here
+    return found | samples.preprocess.to_meta()

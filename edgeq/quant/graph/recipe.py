@@ -4,7 +4,9 @@
                     w<8|4>-<tensor|channel|g16..g256>[-rtn|-mse|-gptq|-palette], or f32
     activations     "static" with ranges found on samples, "dynamic" with those of the moment,
                     "float" for none
-    observer        how a static range is chosen, see `edgeq.quant.observers`
+    observer        how a static range is chosen, see `edgeq.quant.observers`; "auto" leaves out the
+                    few farthest values ("percentile"), which classifiers have by chance, but no
+                    value ("minmax") of an encoder, whose outliers mean something
     scope           which operators compute in integers, where activations are static: "all" that
                     can, or the "layers" Conv, ConvTranspose and Linear, with smoothed inputs
                     (`edgeq.quant.graph.smooth`) and all else in float; "auto": layers where there
@@ -119,7 +121,7 @@ class GraphRecipe:
 
     weights: Choice
     activations: Literal["static", "dynamic", "float"] = "float"
-    observer: str = "minmax"
+    observer: str = "auto"
     scope: Literal["auto", "all", "layers"] = "auto"
     outer: Choice | None = None
     rules: tuple[GraphRule, ...] = ()
@@ -134,7 +136,7 @@ class GraphRecipe:
             ("kind of activations", self.activations, ACTIVATIONS),
             ("scope", self.scope, SCOPES),
             ("rest", self.rest, FLOATS),
-            ("observer", self.observer, OBSERVERS),
+            ("observer", self.observer, ("auto", *OBSERVERS)),
         ):
             if got not in known:
                 raise SchemeError(unknown(what, str(got), known))

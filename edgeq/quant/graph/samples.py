@@ -59,10 +59,11 @@ class Samples:
         source: where they come from, for messages.
         make: begins to go through them.
         inputs: name -> what the graph takes.
-        preprocess: how they were made.
+        preprocess: how they were made; of arrays, only the order of axes.
         limit: most samples to give; None for all.
         classes: names of the labels, if there are any.
         channels_last: whether axes of what is found must be turned.
+        pictures: whether they are made from pictures.
     """
 
     source: str
@@ -72,6 +73,7 @@ class Samples:
     limit: int | None = None
     classes: tuple[str, ...] = ()
     channels_last: bool = False
+    pictures: bool = False
 
     def __iter__(self) -> Iterator[Feeds]:
         """Samples, each checked: every input there, of its shape and type, and finite.
@@ -264,7 +266,10 @@ def _folder(
         path, label = entry
         return _Item(str(path.relative_to(folder)), {name: fitting.read(path, info.shape)}, label)
 
-    made = Samples(str(folder), _spread(found, picture, limit), inputs, fitting, limit, classes)
+    made = Samples(
+        str(folder), _spread(found, picture, limit), inputs, fitting, limit, classes,
+        pictures=True,
+    )  # fmt: skip
     return made if info.shape[0] == 1 else _refuse_batch(name, info)
 
 
@@ -285,7 +290,8 @@ def _arrays(path: Path, inputs: Mapping[str, Info]) -> Feeds:
         held = np.load(path, allow_pickle=False)
         arrays = dict(held) if path.suffix == ".npz" else {"": held}
     except Exception as err:  # a damaged archive raises nearly anything
-        raise FormatError(f"{path} cannot be read as arrays: {err}") from err
+        why = "it holds no arrays of numbers" if "pickle" in str(err) else err
+        raise FormatError(f"{path} cannot be read as arrays: {why}") from err
     labels = next((arrays.pop(name) for name in LABELS if name in arrays.keys() - inputs), None)
     if len(inputs) == 1 and len(arrays) == 1:
         arrays = dict(zip(inputs, arrays.values(), strict=True))
