@@ -25,6 +25,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "serve": ("starlette", "uvicorn"),
     "sweep": ("dask", "distributed"),
     "report": ("matplotlib",),
+    "vision": ("pillow",),
     "train": ("torch",),
 }
 REQUIRED = ("numpy", "numba", "llvmlite", "safetensors", "tokenizers", "click", "rich", "jinja2")
@@ -34,10 +35,11 @@ PURPOSES = {
     "litertlm": "package for LiteRT-LM", "coreml": "convert to Core ML",
     "llamacpp": "run GGUF files to validate them", "serve": "serve over HTTP",
     "sweep": "sweep on several processes or machines", "report": "draw reports",
+    "vision": "read pictures for graphs",
     "train": "train for quantization",
 }  # fmt: skip
 _MODULES = {"ai-edge-litert": "ai_edge_litert.interpreter", "litert-lm-api": "litert_lm",
-            "llama-cpp-python": "llama_cpp"}  # fmt: skip
+            "llama-cpp-python": "llama_cpp", "pillow": "PIL"}  # fmt: skip
 """Packages that are imported under another name."""
 _PATIENCE_S = 120
 _SIGNALS = {4: "illegal instruction", 6: "aborted", 11: "segmentation fault"}
