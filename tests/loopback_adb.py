@@ -159,6 +159,10 @@ class Stream:
         code = self.process.wait()
         for reader in readers:
             reader.join()
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            with contextlib.suppress(BrokenPipeError):
+                assert pipe is not None
+                pipe.close()
         self._say(EXIT, bytes([code & 0xFF if code >= 0 else 128 - code]))
         self.link.send(b"CLSE", self.mine, self.theirs)
 

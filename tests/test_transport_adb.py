@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from edgeq.artifact import save
+from edgeq.devices.meters import from_option
 from edgeq.devices.transport import open_transport
 from edgeq.errors import DeviceError
 from edgeq.profiling.foreign import Named
@@ -22,6 +23,7 @@ from edgeq.profiling.session import Workload
 from tests.families import quantized, random_model, tiny_config
 from tests.loopback import alive, eventually
 from tests.loopback_adb import Daemon, adb_server
+from tests.test_meters_logs import DUMPSYS
 
 EVERY_BYTE = bytes(range(256)) * 5000
 
@@ -114,3 +116,34 @@ def test_a_profile(device: tuple[Daemon, str, Path], tmp_path: Path) -> None:
             open_transport(where), [Named(artifact, None)], Workload(), python="no-such-python"
         )
     assert not list(parent.iterdir())
+
+
+def test_the_battery_of_a_phone_is_a_meter(
+    device: tuple[Daemon, str, Path], tmp_path: Path
+) -> None:
+    daemon, where, _ = device
+    serial = where.removeprefix("adb://")
+    with pytest.raises(DeviceError, match="dumpsys"):
+        from_option(f"adb:{serial}")  # a stand-in without Android's command
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    counter = tmp_path / "counter"
+    counter.write_text("3270000")
+    script = f'#!/bin/sh\n[ "$1" = battery ] || exit 9\nsed "s/COUNTER/$(cat {counter})/" <<EOF\n'
+    told = DUMPSYS.replace("3270000", "COUNTER")
+    (programs / "dumpsys").write_text(f"{script}{told}EOF\n")
+    (programs / "dumpsys").chmod(0o755)
+    daemon.environment["PATH"] = f"{programs}:{daemon.environment['PATH']}"
+    subprocess.run(["adb", "disconnect", serial], capture_output=True, timeout=30)
+    subprocess.run(["adb", "connect", serial], capture_output=True, timeout=30)
+    meter = from_option(f"adb:{serial}")
+    assert meter.read().values == {"battery": 0}
+    counter.write_text("3269000")  # 1 mAh at 4 V
+    assert meter.read().values == {"battery": pytest.approx(14.4)}
+
+
+def test_a_phone_that_is_not_there(server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in server.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(DeviceError, match=r"nobody:1.* not found"):
+        from_option("adb:nobody:1")

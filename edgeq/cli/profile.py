@@ -65,8 +65,8 @@ class Seconds(click.ParamType):  # type: ignore[type-arg]  # generic since click
               help="First record so long, as 30s, with nothing running, and subtract that "
                    "power.")  # fmt: skip
 @click.option("--meter", "extra_meters", multiple=True, metavar="KIND:PATH", show_default=False,
-              help="Another meter, as serial:/dev/ttyACM0; may be given several "
-                   "times.")  # fmt: skip
+              help="Another meter, as serial:/dev/ttyACM0, or adb:SERIAL for a phone's battery; "
+                   "may be given several times.")  # fmt: skip
 @click.option("--energy-log", type=click.Path(exists=True, path_type=Path), default=None,
               help="What an external meter recorded meanwhile, with times since 1970; read when "
                    "the run is over.")  # fmt: skip

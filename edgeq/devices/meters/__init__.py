@@ -32,7 +32,7 @@ from edgeq.devices.meters.base import (
     run_here,
 )  # fmt: skip
 from edgeq.devices.meters.trace import Trace
-from edgeq.errors import FormatError, UsageError
+from edgeq.errors import DeviceError, FormatError, UsageError
 
 __all__ = [
     "Absent",
@@ -70,16 +70,28 @@ def probe_android(run: Run) -> list[Meter | Absent]:
 
 
 def from_option(text: str) -> Meter:
-    """A meter that a user names: "serial:/dev/ttyACM0" or "serial:/dev/ttyUSB0@9600".
+    """A meter that a user names.
+
+    Args:
+        text: "serial:/dev/ttyACM0" or "serial:/dev/ttyUSB0@9600"; "adb:SERIAL" for the battery of
+            an Android device, "adb:" if there is one alone.
 
     Raises:
         UsageError: it is not of this form.
-        DeviceError: it cannot be opened.
+        DeviceError: it cannot be opened or read.
     """
-    kind, _, rest = text.partition(":")
+    kind, colon, rest = text.partition(":")
+    if kind == "adb" and colon:
+        which = ["-s", rest] if rest else []
+        (found,) = probe_android(lambda argv: run_here(["adb", *which, "shell", *argv]))
+        if isinstance(found, Absent):
+            raise DeviceError(f"meter {text!r}: {found.reason}")
+        return found
     path, _, baud = rest.partition("@")
     if kind != "serial" or not path or (baud and not baud.isdigit()):
-        raise UsageError(f"meter {text!r}; expected serial:/dev/ttyACM0 or serial:PATH@BAUD")
+        raise UsageError(
+            f"meter {text!r}; expected serial:/dev/ttyACM0, serial:PATH@BAUD or adb:SERIAL"
+        )
     return serial_lines.open_tty(Path(path), int(baud or 115200))
 
 
