@@ -22,6 +22,9 @@ from edgeq.tensor import QuantTensor
 
 INSIDE = 0.49
 """How far from its level, in steps, a latent may begin: less than half, so that it rounds to it."""
+INSIDE_PALETTE = 0.3
+"""The same for a palette, in the distance between its entry's edges. Further in, the first updates
+do not undo what GPTQ chose: on babyllama105 at 3 bits that halves the divergence that is left."""
 
 
 def through(value: Any, smooth: Any) -> Any:
@@ -87,7 +90,7 @@ class FakeQuant:
             edges = torch.cat([table[:1], _edges(table), table[-1:]])
             rank = torch.searchsorted(table, palette[codes.long()])
             low, high = edges[rank], edges[rank + 1]
-            inward = (0.5 - INSIDE) * (high - low)
+            inward = (0.5 - INSIDE_PALETTE) * (high - low)
             steps = torch.clamp(steps, low + inward, high - inward)
         else:
             level = codes - zeros[:, :, None]
