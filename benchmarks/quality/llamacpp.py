@@ -22,9 +22,9 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
-from edgeq.converters.gguf_names import gguf_name
 from edgeq.converters.gguf_run import LlamaRunner
 from edgeq.evaluate import LogitsFn
+from edgeq.importers.gguf_names import gguf_name
 from edgeq.model import Model
 from edgeq.tensor import FloatTensor, Tensor
 

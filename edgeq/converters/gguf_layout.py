@@ -14,8 +14,9 @@ from edgeq._version import __version__
 from edgeq.converters import Options
 from edgeq.converters.encoding import Container, encode
 from edgeq.converters.gguf_bytes import BLOCK, Entry, Kind, minimum_is_exact
-from edgeq.converters.gguf_names import ARCHITECTURES, gguf_name
+from edgeq.converters.gguf_names import ARCHITECTURES
 from edgeq.errors import UnsupportedError
+from edgeq.importers.gguf_names import gguf_name
 from edgeq.model import Model, ModelConfig
 from edgeq.packing import round_up
 from edgeq.tensor import FloatTensor, QuantTensor

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from edgeq.errors import FormatError, MissingDependencyError, UnsupportedError, unknown
 from edgeq.importers.gguf_file import GgufFile, open_gguf
+from edgeq.importers.gguf_names import gguf_name
 from edgeq.importers.gguf_tokenizer import end_tokens, tokenizer_files
 from edgeq.importers.lazy import half_split
 from edgeq.model import Model, ModelConfig, RopeScaling
@@ -302,39 +303,11 @@ def _llama3_scaling(
     )
 
 
-_LAYER_NAMES = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-_GEMMA_NAMES = _LAYER_NAMES | {
-    "post_attention_layernorm": "post_attention_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
-}
-_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-
-
-def _gguf_name(name: str, layer_names: Mapping[str, str]) -> str:
-    stem, _, end = name.rpartition(".")
-    if stem in _NAMES:
-        return f"{_NAMES[stem]}.{end}"
-    _, _, layer, rest = stem.split(".", 3)
-    return f"blk.{layer}.{layer_names[rest]}.{end}"
-
-
 def _tensors(config: ModelConfig, architecture: str, source: _Tensors) -> dict[str, Tensor]:
-    layer_names = _GEMMA_NAMES if architecture == "gemma3" else _LAYER_NAMES
+    # Phi-3's fused matrices are taken apart below, by the names they have elsewhere
+    plain = "gemma3" if architecture == "gemma3" else "llama"
     names = [name for name, _ in (*config.linears(), *config.norms())]
-    names += [n for n, _ in config.biases() if _gguf_name(n, layer_names) in source]
+    names += [n for n, _ in config.biases() if gguf_name(n, plain) in source]
     q, kv, ffn = config.heads * config.head_dim, config.kv_heads * config.head_dim, config.ffn
     fused = {  # Phi-3
         "attn_q": ("attn_qkv", 0, q, q + 2 * kv),
@@ -345,7 +318,7 @@ def _tensors(config: ModelConfig, architecture: str, source: _Tensors) -> dict[s
     }
     tensors: dict[str, Tensor] = {}
     for name in names:
-        stored = _gguf_name(name, layer_names)
+        stored = gguf_name(name, plain)
         part = stored.split(".")[-2]
         if architecture == "phi3" and part in fused:
             whole, start, stop, height = fused[part]
