@@ -9,47 +9,50 @@ import time
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import cfunc, types
 from numpy.typing import NDArray
 
 from edgeq.packing import TILE
 from edgeq.runtime.kernels.matmul import quant_matmul
 from edgeq.runtime.kernels.native import kernel_address, register_routines
-from edgeq.runtime.kernels.ops import barrier, next_chunk
+from edgeq.runtime.kernels.ops import barrier, next_tiles
 from edgeq.runtime.kernels.plan import SYNC_BYTES, group_shift
 from edgeq.runtime.kernels.tile import ACT_BLOCK
-from edgeq.runtime.kernels.vector import quantize_row
+from edgeq.runtime.kernels.vector import ints, quantize_row
 from edgeq.runtime.threads import Team
 from edgeq.schemes import K_BLOCK, QuantScheme
 from edgeq.shapes import random_tensor
 
+ARGUMENTS = 19
+
 register_routines()  # before anything that calls them is compiled
 
 
-@njit(nogil=True)
-def _run(  # type: ignore[no-untyped-def]
-    kernel, codes, code_step, scales, scale_step, blocks, shift, tiles, sync, tid, threads,
-    x, x_stride, acts, act_stride, tokens, out, out_stride, out_step,
-):  # fmt: skip
-    for r in range(codes.size):
-        own = acts + (tid * act_stride if tokens == 1 else 0)
+@cfunc(types.int32(*[types.int64] * 4))
+def _run(_room, _error, args_at, tid):  # type: ignore[no-untyped-def]
+    args = ints(args_at, ARGUMENTS)
+    threads, count, codes, scales, tokens, tiles, blocks, sync = args[:8]
+    x, x_stride, acts, act_stride, out, out_stride, out_step = args[8:15]
+    kernel, code_step, scale_step, shift = args[15:19]
+    code_at, scale_at = ints(codes, count), ints(scales, count)
+    own = acts + (tid * act_stride if tokens == 1 else 0)
+    for r in range(count):
         if tokens == 1:  # cheaper done by every thread than waited for
             quantize_row(x, own, blocks)
         else:
             for t in range(tid, tokens, threads):
                 quantize_row(x + t * x_stride, acts + t * act_stride, blocks)
             barrier(sync, threads)
-        size = tiles if threads == 1 else max(1, (tiles + 4 * threads - 1) // (4 * threads))
         while True:
-            first = next_chunk(sync) * size
-            if first >= tiles:
+            first, last = next_tiles(sync, tiles, threads)
+            if first == last:
                 break
             quant_matmul(
-                kernel, codes[r], code_step, scales[r], scale_step, 0, 0, blocks, shift,
-                own, act_stride, tokens, out + r * out_step, out_stride,
-                first, min(first + size, tiles),
+                kernel, code_at[r], code_step, scale_at[r], scale_step, 0, 0, blocks, shift,
+                own, act_stride, tokens, out + r * out_step, out_stride, first, last,
             )  # fmt: skip
         barrier(sync, threads)
+    return np.int32(0)
 
 
 class Chain:
@@ -73,22 +76,20 @@ class Chain:
         self._sync = _aligned(np.zeros(SYNC_BYTES, np.uint8))
         self._codes = [_aligned(w.packed) for w in self.weights]
         self._scales = [_aligned(w.scales) for w in self.weights]
-        self._linear = (
-            kernel_address(scheme), _addresses(self._codes), self._codes[0].strides[0],
-            _addresses(self._scales), self._scales[0].strides[0], k // K_BLOCK,
-            group_shift(scheme), n // TILE, self._sync.ctypes.data,
-        )  # fmt: skip
-        self._rows = (
-            threads, self.x.ctypes.data, self.x.strides[0], self._acts.ctypes.data,
-            self._acts.strides[0], m, self.out.ctypes.data, self.out.strides[1],
-            self.out.strides[0],
-        )  # fmt: skip
+        self._tables = [_addresses(arrays) for arrays in (self._codes, self._scales)]
+        self._args = [
+            threads, copies, *(table.ctypes.data for table in self._tables), m, n // TILE,
+            k // K_BLOCK, self._sync.ctypes.data, self.x.ctypes.data, self.x.strides[0],
+            self._acts.ctypes.data, self._acts.strides[0], self.out.ctypes.data,
+            self.out.strides[1], self.out.strides[0], kernel_address(scheme),
+            self._codes[0].strides[0], self._scales[0].strides[0], group_shift(scheme),
+        ]  # fmt: skip
         self._team = Team(threads)
 
     def run(self) -> float:
         """Run them all once; the seconds it took."""
         start = time.perf_counter()
-        self._team.run(lambda tid: _run(*self._linear, tid, *self._rows))
+        self._team.call(_run.address, self._args)
         return time.perf_counter() - start
 
     def error(self) -> float:

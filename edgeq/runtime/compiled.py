@@ -140,16 +140,13 @@ class CompiledBackend:
     ) -> None:
         """Run the compiled decoder on some threads side by side."""
         self._written = max(self._written, position + max(len(ids), steps))
-        run = decoder()
-        tables = [
-            table.ctypes.data
-            for table in (self._plan, self._floats, self._linears, self._layers, self._caches)
-        ]
+        tables = (self._plan, self._floats, self._linears, self._layers, self._caches)
         args = [
-            threads, len(ids), position, ids.ctypes.data, outputs, logits.ctypes.data,
-            logits.strides[0], steps, found.ctypes.data,
+            *(table.ctypes.data for table in tables), threads, len(ids), position,
+            ids.ctypes.data, outputs, logits.ctypes.data, logits.strides[0], steps,
+            found.ctypes.data,
         ]  # fmt: skip
-        self._team.run(lambda tid: run(*tables, tid, *args), threads)
+        self._team.call(decoder(), args, threads)
 
     def time_steps(self, times: StepTimes | None) -> None:
         """Add the time of every step to these sums, until it is called with None."""

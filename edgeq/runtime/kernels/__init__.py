@@ -5,9 +5,10 @@
     table      chooses the dialect by real CPU features
     matmul     tiles x tokens; attention over a packed cache; step: the whole decoder
 
-The matmul kernels and vector routines are LLVM modules of their own; all the rest is one Numba
-function, `step.decoder`. `native` turns both into object code, cached on disk in a folder keyed
-by the sources (`table.cache_folder`): once it is there, Numba itself is not even imported.
+The matmul kernels and vector routines are LLVM modules of their own; all the rest is Numba's:
+`step.decoder`, and `desks`, where threads get their work. `native` turns all of it into object
+code, cached on disk in a folder keyed by the sources (`table.cache_folder`): once it is there,
+Numba itself is not even imported.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import Any
 
@@ -29,21 +31,37 @@ KERNEL = DIALECT.name
 
 
 @cache
-def decoder() -> Callable[..., None]:
-    """The compiled decoder step (`step.decoder`), from the disk cache if it is there.
+def decoder() -> int:
+    """The address of the compiled decoder (`step.decoder`), from the disk cache if it is there."""
+    from edgeq.runtime.kernels.native import entry_addresses
 
-    It is called with 15 integers and releases the interpreter lock while it runs.
+    return entry_addresses("step")["edgeq_decoder"]
+
+
+@cache
+def crew() -> tuple[Callable[..., int], ...]:
+    """`desks.hire`, `desks.lead` and `desks.serve`, from the disk cache if they are there.
+
+    They take integers and release the interpreter lock.
     """
-    from edgeq.runtime.kernels.native import decoder_address
+    from edgeq.runtime.kernels.native import ENTRIES, entry_addresses
 
-    # Numba's calling convention: two addresses for a result and an error, then the arguments
-    call = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_int64] * 17)(decoder_address())
-    unused = (ctypes.c_int64 * 2)()
-    room = ctypes.addressof(unused)
+    addresses = entry_addresses("desks")
+    return tuple(
+        _plain(addresses[symbol], count)
+        for symbol, count in zip(ENTRIES["desks"], (2, 2, 3), strict=True)
+    )
 
-    def run(*args: int) -> None:
-        if call(room, room + 8, *args) > 0:  # it raises nothing; 0 and -2 are success
-            raise EdgeqError(f"the compiled decoder failed; room {unused[:]}")
+
+def _plain(address: int, count: int) -> Callable[..., int]:
+    """A function compiled by Numba as one of ``count`` integers that returns one."""
+    # its convention: addresses for a result and for an error first; it raises nothing
+    call = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_int64] * (2 + count))(address)
+
+    def run(*args: int) -> int:
+        result, error = ctypes.c_int64(), ctypes.c_int64()
+        call(ctypes.addressof(result), ctypes.addressof(error), *args)
+        return result.value
 
     return run
 
@@ -66,7 +84,9 @@ def warmup(progress: Callable[[str, int, int], None] | None = None) -> dict[str,
         for size in (32, 16)
         for scheme in [QuantScheme(bits, symmetric, "group", size)]
     }
-    work: dict[str, Callable[[], Any]] = {"routines": register_routines, "decoder": decoder}
+    work: dict[str, Callable[[], Any]] = {
+        "routines": register_routines, "decoder": decoder, "desks": crew,
+    }  # fmt: skip
     work.update({name: partial(kernel_address, scheme) for name, scheme in schemes.items()})
     seconds = {}
     for i, (name, compile_it) in enumerate(work.items()):
@@ -86,7 +106,6 @@ def read_bandwidth(threads: int, megabytes: int = 256, repeats: int = 5) -> floa
     Each thread streams through its own part of a buffer far larger than the caches.
     """
     from edgeq.runtime.kernels.native import register_routines
-    from edgeq.runtime.threads import Team
 
     if threads < 1:
         raise EdgeqError(f"threads is {threads}; use 1 or more")
@@ -98,10 +117,10 @@ def read_bandwidth(threads: int, megabytes: int = 256, repeats: int = 5) -> floa
     base = raw.ctypes.data + (-raw.ctypes.data % 64)
     share = size // threads // 4096 * 4096
     seconds = []
-    with Team(threads) as team:
+    with ThreadPoolExecutor(threads) as pool:
         for _ in range(repeats + 1):
             start = time.perf_counter()
-            team.run(lambda tid: read(base + tid * share, share))
+            list(pool.map(lambda tid: read(base + tid * share, share), range(threads)))
             seconds.append(time.perf_counter() - start)
     return share * threads / sorted(seconds[1:])[repeats // 2] / 1e9
 
@@ -115,7 +134,6 @@ def int8_throughput(threads: int, repeats: int = 5) -> float:
     from edgeq.footprint import ACT_BLOCK, BATCH
     from edgeq.packing import TILE
     from edgeq.runtime.kernels.native import kernel_address
-    from edgeq.runtime.threads import Team
     from edgeq.schemes import K_BLOCK
 
     if threads < 1:
@@ -133,13 +151,13 @@ def int8_throughput(threads: int, repeats: int = 5) -> float:
                  BATCH, y, 4 * TILE * tiles, 0, tiles)  # fmt: skip
 
     seconds = []
-    with Team(threads) as team:
+    with ThreadPoolExecutor(threads) as pool:
         for _ in range(repeats + 1):
             start = time.perf_counter()
-            team.run(work)
+            list(pool.map(work, range(threads)))
             seconds.append(time.perf_counter() - start)
     operations = 2 * TILE * tiles * K_BLOCK * blocks * BATCH * rounds * threads
     return operations / sorted(seconds[1:])[repeats // 2] / 1e9
 
 
-__all__ = ["KERNEL", "decoder", "int8_throughput", "read_bandwidth", "warmup"]
+__all__ = ["KERNEL", "crew", "decoder", "int8_throughput", "read_bandwidth", "warmup"]

@@ -13,6 +13,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,16 @@ KEY_SCHEME = QuantScheme(8, symmetric=False, granularity="channel", group_size=N
 VALUE_SCHEME = QuantScheme(8, granularity="channel", group_size=None)
 """INT8 caches of keys and values are read as if they were weights of these schemes."""
 
-DECODER = "edgeq_decoder"
-_EXTERNALS = frozenset({"usleep", "clock_gettime", "sqrtf", "memset", "memcpy"})
+ENTRIES = {
+    "step": ("edgeq_decoder",),
+    "desks": ("edgeq_hire", "edgeq_lead", "edgeq_serve"),
+}
+"""Modules written for Numba -> what they hold for others to call."""
+_EXTERNALS = frozenset(
+    {"usleep", "clock_gettime", "sqrtf", "memset", "memcpy"}
+    | {f"pthread_mutex_{name}" for name in ("init", "lock", "unlock")}
+    | {f"pthread_cond_{name}" for name in ("init", "wait", "signal")}
+)
 _lock = threading.Lock()
 _addresses: dict[str, int] = {}
 _engines: list[Any] = []  # own the code that the addresses point to
@@ -67,42 +76,51 @@ def register_routines() -> dict[str, int]:
         return {symbol: _addresses[symbol] for symbol in routines.SYMBOLS}
 
 
-def decoder_address() -> int:
-    """The address of the compiled decoder; Numba is imported only if it must be compiled."""
+def entry_addresses(name: str) -> dict[str, int]:
+    """Addresses of a module's compiled functions; Numba is imported only if they must be compiled.
+
+    Args:
+        name: a module of this folder whose ``TYPES`` says which functions: "step" or "desks".
+    """
     register_routines()
     with _lock:
-        if "decoder" not in _addresses:
-            code = _cached("decoder", _compiled_decoder)
-            _addresses["decoder"] = _load("decoder", code, [DECODER])[DECODER]
-        return _addresses["decoder"]
+        symbols = ENTRIES[name]
+        if symbols[0] not in _addresses:
+            code = _cached(name, lambda: _compiled_entries(name))
+            _addresses.update(_load(name, code, list(symbols)))
+        return {symbol: _addresses[symbol] for symbol in symbols}
 
 
-def _compiled_decoder() -> bytes:
-    """Numba's LLVM code for `step.decoder` as object code.
+def _compiled_entries(name: str) -> bytes:
+    """Numba's LLVM code for a module's functions as object code.
 
-    Only the function itself is kept, without Numba's wrappers, so that the object code needs
-    nothing of Numba to be loaded.
+    Only the functions themselves are kept, without Numba's wrappers, so that the object code
+    needs nothing of Numba to be loaded.
     """
     from numba import njit
 
-    from edgeq.runtime.kernels.step import DECODER_TYPES, decoder
-
-    compiled = njit(
-        DECODER_TYPES, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
-    )(decoder)
-    name = compiled.overloads[DECODER_TYPES.args].fndesc.llvm_func_name
-    parsed = llvm.parse_assembly(next(iter(compiled.inspect_llvm().values())))
-    for function in parsed.functions:
-        if function.name == name:
-            function.name = DECODER
-        elif not function.is_declaration:
-            function.linkage = llvm.Linkage.internal
-    machine = _machine(*_host())
-    _optimize(parsed, machine)
-    needed = {f.name for f in parsed.functions if f.is_declaration and "llvm." not in f.name}
+    machine, whole = _machine(*_host()), None
+    for function, signature in import_module(f"{__package__}.{name}").TYPES.items():
+        compiled = njit(
+            signature, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
+        )(function)
+        symbol = compiled.overloads[signature.args].fndesc.llvm_func_name
+        parsed = llvm.parse_assembly(next(iter(compiled.inspect_llvm().values())))
+        for part in parsed.functions:
+            if part.name == symbol:
+                part.name = f"edgeq_{function.__name__}"
+            elif not part.is_declaration:
+                part.linkage = llvm.Linkage.internal
+        if whole is None:
+            whole = parsed
+        else:
+            whole.link_in(parsed)
+    assert whole is not None
+    _optimize(whole, machine)
+    needed = {f.name for f in whole.functions if f.is_declaration and "llvm." not in f.name}
     if unknown := needed - _EXTERNALS - set(routines.SYMBOLS):
-        raise EdgeqError(f"the compiled decoder needs unknown functions: {sorted(unknown)}")
-    return bytes(machine.emit_object(parsed))
+        raise EdgeqError(f"compiled functions of {name} need unknown ones: {sorted(unknown)}")
+    return bytes(machine.emit_object(whole))
 
 
 def module(scheme: QuantScheme, dialect: Dialect) -> ir.Module:

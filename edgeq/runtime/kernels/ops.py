@@ -27,9 +27,8 @@ from edgeq.runtime.kernels.plan import (
     SYNC_ARRIVED,
     SYNC_GENERATION,
     SYNC_WORK,
+    T_CLOCK,
     T_LAST,
-    T_NANOSECONDS,
-    T_SECONDS,
     T_STEPS,
 )
 from edgeq.runtime.kernels.tile import ACT_BLOCK
@@ -60,6 +59,14 @@ _ONE = np.float32(1)
 
 
 @compiled
+def nanoseconds(room):  # type: ignore[no-untyped-def]
+    """The monotonic clock; ``room`` is 16 bytes to write it to."""
+    clock_gettime(_CLOCK, room)
+    parts = ints(room, 2)
+    return parts[0] * 1_000_000_000 + parts[1]
+
+
+@compiled
 def stamp(plan, tid, step):  # type: ignore[no-untyped-def]
     """Add the nanoseconds since the last call to a step's, where times are wanted.
 
@@ -68,9 +75,8 @@ def stamp(plan, tid, step):  # type: ignore[no-untyped-def]
     """
     if plan[P_TIMES] and not tid:
         at = plan[P_TIMES]
-        clock_gettime(_CLOCK, at + 8 * T_SECONDS)
+        now = nanoseconds(at + 8 * T_CLOCK)
         times = ints(at, T_STEPS)
-        now = times[T_SECONDS] * 1_000_000_000 + times[T_NANOSECONDS]
         if step >= 0:
             ints(at + 8 * (T_STEPS + step), 1)[0] += now - times[T_LAST]
         times[T_LAST] = now
@@ -95,11 +101,17 @@ def barrier(sync, threads):  # type: ignore[no-untyped-def]
         return
     spins = 0
     while atomic_load(sync + SYNC_GENERATION) == generation:
-        spins += 1
-        if spins < _SPINS:
-            pause()
-        else:
-            usleep(_NAP)
+        spins = wait(spins)
+
+
+@compiled
+def wait(spins):  # type: ignore[no-untyped-def]
+    """One turn of waiting for another thread, which has taken ``spins`` turns; one more."""
+    if spins < _SPINS:
+        pause()
+    else:
+        usleep(_NAP)
+    return spins + 1
 
 
 @compiled

@@ -80,11 +80,17 @@ C_K_KERNEL, C_V_KERNEL, C_K_ZEROS, C_CENTERS, C_FIELDS = range(9, 14)
 # A layer's steps, in order, as the times at `P_TIMES` tell them apart; then those of no layer.
 S_NORM_IN, S_QKV, S_ATTENTION, S_O_PROJ, S_NORM_FFN, S_GATE_UP, S_DOWN_PROJ, S_PER_LAYER = range(8)
 S_EMBED, S_FINAL_NORM, S_HEAD, S_ARGMAX, S_OTHERS = range(5)
-T_LAST, T_SECONDS, T_NANOSECONDS, T_STEPS = range(4)
-"""Places of the times: when the last step ended, what the clock said, and where the sums begin."""
+T_LAST, T_CLOCK, T_STEPS = 0, 1, 3
+"""Places of the times: when the last step ended, room for the clock, and where the sums begin."""
 
 SYNC_ARRIVED, SYNC_GENERATION, SYNC_WORK = 0, 128, 256
 """Byte offsets in the synchronization area of `SYNC_BYTES`, a cache line pair apart."""
+J_FUNCTION, J_ARGS, J_LEFT, J_FAILED, J_DESKS, J_DESK = 0, 8, 16, 24, 128, 256
+"""Byte offsets in a team's job: the compiled function, its arguments, members still at work and
+whether any failed; then a desk for each thread, so many bytes each."""
+D_POSTED, D_AWAKE, D_CLOCK, D_ROOM, D_MUTEX, D_CONDITION = 0, 8, 16, 32, 64, 128
+"""Byte offsets on a desk: jobs posted, whether its owner looks at it, room for the clock and for
+what a compiled function returns, and what a sleeping owner waits at."""
 FIRST_QUANT = 16
 """Kinds below are float types."""
 PALETTE = 64

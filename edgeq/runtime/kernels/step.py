@@ -337,20 +337,22 @@ def _qkv(plan, threads, lin, x, acts, tokens):  # type: ignore[no-untyped-def]
     barrier(plan[P_SYNC], threads)
 
 
-def decoder(  # type: ignore[no-untyped-def]
-    plan_at, f_at, linears_at, layers_at, caches_at, tid, threads, tokens, position, ids_at,
-    outputs, logits, logits_stride, steps, found_at,
-):  # fmt: skip
+def decoder(args_at, tid):  # type: ignore[no-untyped-def]
     """What each thread runs. One entry point for both uses, so that it is compiled once.
 
     With ``steps`` 0: one batch of ``tokens`` tokens ``ids``, logits of the last ``outputs``.
     Else: ``steps`` greedy tokens after ``ids[0]``, into ``found``, with no Python in between.
-    All arguments are integers, arrays by address: it is called without Numba (see `native`).
+    Arguments are integers at an address, arrays among them by address: it is called without
+    Numba (see `native`).
     """
-    plan, f = ints(plan_at, P_FIELDS), floats(f_at, F_FIELDS)
+    args = ints(args_at, ARGUMENTS)
+    plan, f = ints(args[0], P_FIELDS), floats(args[1], F_FIELDS)
     count = plan[P_LAYERS]
-    linears = table(linears_at, count * PER_LAYER + 2, L_FIELDS)
-    layers, caches = table(layers_at, count, Y_FIELDS), table(caches_at, count, C_FIELDS)
+    linears = table(args[2], count * PER_LAYER + 2, L_FIELDS)
+    layers, caches = table(args[3], count, Y_FIELDS), table(args[4], count, C_FIELDS)
+    threads, tokens, position, ids_at = args[5], args[6], args[7], args[8]
+    outputs, logits, logits_stride = args[9], args[10], args[11]
+    steps, found_at = args[12], args[13]
     scores = floats(logits, linears[count * PER_LAYER + 1][L_N])
     for step in range(max(steps, 1)):
         ids = ints(found_at + 8 * (step - 1) if step else ids_at, tokens)
@@ -366,4 +368,6 @@ def decoder(  # type: ignore[no-untyped-def]
             stamp(plan, tid, count * S_PER_LAYER + S_ARGMAX)
 
 
-DECODER_TYPES = types.void(*[types.int64] * 15)
+ARGUMENTS = 14
+TYPES = {decoder: types.void(types.int64, types.int64)}
+"""What a team calls, by address (see `native`)."""

@@ -137,9 +137,13 @@ get_f16 = _intrinsic(_F, (_I,), lambda b, at: b.fpext(load(b, at, F16, 2), F32))
 get_bf16 = _intrinsic(_F, (_I,), _bf16)
 """get_bf16(address): the bfloat16 there, as float32."""
 atomic_add = _intrinsic(
-    _I, (_I, _I), lambda b, at, v: b.atomic_rmw("add", _pointer(b, at), v, "acq_rel")
+    _I, (_I, _I), lambda b, at, v: b.atomic_rmw("add", _pointer(b, at), v, "seq_cst")
 )
-"""atomic_add(address, value): add to an int64, return what was there; acquire and release."""
+"""atomic_add(address, value): add to an int64, return what was there; in one order with `swap`."""
+swap = _intrinsic(
+    _I, (_I, _I), lambda b, at, v: b.atomic_rmw("xchg", _pointer(b, at), v, "seq_cst")
+)
+"""swap(address, value): write an int64, return what was there."""
 atomic_load = _intrinsic(_I, (_I,), lambda b, at: b.load_atomic(_pointer(b, at), "acquire", 8))
 """atomic_load(address): an int64, acquire."""
 atomic_store = _intrinsic(
@@ -154,3 +158,15 @@ usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
 """usleep(microseconds): give the core away for a while."""
 clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.int64))
 """clock_gettime(clock, address): seconds and nanoseconds, two int64, to the address."""
+
+
+def _posix(name: str, count: int) -> Any:
+    return types.ExternalFunction(f"pthread_{name}", types.int32(*[types.int64] * count))
+
+
+mutex_init, mutex_lock, mutex_unlock = (
+    _posix(f"mutex_{name}", count) for name, count in (("init", 2), ("lock", 1), ("unlock", 1))
+)
+cond_init, cond_wait, cond_signal = (
+    _posix(f"cond_{name}", count) for name, count in (("init", 2), ("wait", 2), ("signal", 1))
+)
