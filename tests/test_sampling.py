@@ -84,6 +84,12 @@ def test_greedy_takes_the_lowest_of_equals() -> None:
     assert draws(logits, 20, temperature=0.0).tolist() == [0, 20, 0, 0]
 
 
+def test_the_coldest_temperature_takes_the_largest_logit() -> None:
+    logits = np.array([1.0, 900.0, 899.0, -4e4], np.float32)
+    for temperature in (5e-324, 1e-300, 1e-20):
+        assert draws(logits, 20, temperature=temperature).tolist() == [0, 20, 0, 0]
+
+
 def test_seed_repeats_and_differs() -> None:
     def run(seed: int | None) -> list[int]:
         sampler = Sampler(SamplingParams(**{**OFF, "seed": seed}), LOGITS.size)

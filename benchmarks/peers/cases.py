@@ -15,6 +15,8 @@ MATMULS = ((2048, 2048), (8192, 2048), (2048, 8192))
 ROWS = (1, 8, 128)
 Q4_0_BYTES = 18 / 32
 """Bytes a weight takes in Q4_0, and in w4-g32 too: 32 codes of 4 bits and a float16 scale."""
+MATMUL_BYTES = {"edgeq": Q4_0_BYTES, "onnxruntime": 1 / 2 + 4 / 32, "numpy": 4.0}
+"""Bytes a weight takes in a single matmul: onnxruntime is given scales in float32."""
 CACHE_BYTES = {"f16": 2.0, "q8_0": 34 / 32}
 
 
@@ -29,7 +31,8 @@ class Side:
         args: of that request, ``inner`` aside.
         opening: the request that makes it ready, and its arguments.
         busy: another process keeps a core busy meanwhile.
-        token_bytes: bytes one generated token reads, where that is known beforehand.
+        token_bytes: bytes one generated token (or a matmul) reads from memory, where that is
+            known beforehand.
     """
 
     runtime: str
@@ -218,7 +221,12 @@ def _matmul(n: int, k: int, m: int, threads: int, place: str, copies: int) -> Ca
     session = f"{n} {k} {m} {place} {threads}"
     opening = {"session": session, "n": n, "k": k, "m": m, "threads": threads}
     args = {"session": session}
-    ours = Side("edgeq", "edgeq", "matmul", args, ("open_matmul", {**opening, "copies": copies}))
+    # with more rows there is more to compute than to read
+    reads = n * k if place == "memory" and m == 1 else 0
+    ours = Side(
+        "edgeq", "edgeq", "matmul", args, ("open_matmul", {**opening, "copies": copies}),
+        token_bytes=int(reads * MATMUL_BYTES["edgeq"]) or None,
+    )  # fmt: skip
     peers = []
     for kind in ("onnxruntime", "numpy"):
         if kind == "numpy":
@@ -230,6 +238,7 @@ def _matmul(n: int, k: int, m: int, threads: int, place: str, copies: int) -> Ca
             Side(
                 f"matmul t{threads}", {"numpy": "NumPy float32"}.get(kind, kind), "matmul",
                 {"session": here["session"]}, ("open_matmul", {**here, "kind": kind}),
+                token_bytes=int(reads * MATMUL_BYTES[kind]) or None,
             )
         )  # fmt: skip
     goal = {1: 1.5, 128: 1.2}.get(m)

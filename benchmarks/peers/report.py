@@ -75,13 +75,19 @@ def _gb(figures: dict[str, Any]) -> list[str]:
     return [f"{figures['gb_per_s']:.1f}", f"{figures['bandwidth_percent']:.0f} %"]
 
 
+def _most(row: dict[str, Any]) -> str:
+    """The ratio with edgeq at the full read bandwidth; nothing where the cache gives more."""
+    share = row["edgeq"].get("bandwidth_percent")
+    return f"{100 * row['ratio'] / share:.2f}" if share and share < 100 else ""
+
+
 def _section(name: str, rows: list[dict[str, Any]]) -> list[str]:
     title, said, keys = SECTIONS[name]
     unit = "tok/s" if rows[0]["tokens"] else "µs"
     reads = any("gb_per_s" in row["edgeq"] for row in rows)
     head = [*keys, "against", "threads", f"edgeq, {unit}", f"peer, {unit}", "ratio", "all pairs"]
     if reads:
-        head += ["edgeq, GB/s", "of peak", "peer, GB/s", "of peak"]
+        head += ["edgeq, GB/s", "of peak", "peer, GB/s", "of peak", "at most"]
     cells = []
     for row in rows:
         cells.append(
@@ -96,7 +102,7 @@ def _section(name: str, rows: list[dict[str, Any]]) -> list[str]:
             ]
         )
         if reads:
-            cells[-1] += _gb(row["edgeq"]) + _gb(row["theirs"])
+            cells[-1] += _gb(row["edgeq"]) + _gb(row["theirs"]) + [_most(row)]
     return [f"## {title}", "", said, "", *_table(head, len(keys) + 1, cells), ""]
 
 
@@ -124,7 +130,8 @@ def markdown(result: dict[str, Any]) -> str:
         'integers (w4-g32 is Q4_0) with the same threads; "all pairs" are the lowest and '
         "highest ratio of two runs next to each other. GB/s counts the bytes each token has to "
         'read; "of peak" is their share of the read bandwidth measured just before, between '
-        "and after these runs. What fits the last cache can exceed it.",
+        "and after these runs. What fits the last cache can exceed it. "
+        '"At most" is the ratio that reading the same bytes at the full bandwidth would give.',
         "",
         f"- Machine: {m['cpu']}{', virtual' if m['virtual'] else ''}, {m['cores']} cores, "
         f"{m['last_cache_bytes'] >> 20} MiB last cache, {gib} memory; {m['system']}; "
@@ -143,7 +150,8 @@ def markdown(result: dict[str, Any]) -> str:
             f"- Other processes and virtual machines took {statistics.median(shares):.2f} cores "
             f"at the median; {noisy} of {len(shares)} rows had more than {NOISE} (marked ~)"
         )
-    lines += [f"- When: {result['when']}", ""]
+    times = sorted({row["when"] for row in result["rows"]})
+    lines += [f"- When: {' to '.join(dict.fromkeys((times[0], times[-1])))}", ""]
     for name in SECTIONS:
         rows = [row for row in result["rows"] if row["section"] == name]
         if rows:

@@ -3,6 +3,7 @@
     make bench-peers                    everything; writes docs/benchmarks.md and .json
     make bench-peers ARGS="--quick"     one small shape, few repeats; only prints
     make bench-peers ARGS="--only 'decode.*t1'"
+    make bench-peers ARGS="--keep --only matmul"     the other rows stay as they were measured
 
 Both sides do the same work on the same weights: the GGUF file holds the packed model's own
 integers. Runs alternate (edgeq, peer, edgeq, peer ...), so that what the machine does meanwhile
@@ -109,7 +110,7 @@ class Comparison:
             do, args = side.opening
             self.worker(side.runtime).ask(do, **args)
             self.seconds(side, 0)  # fills the cache, touches every page, compiles what is left
-        reads = "generate" in (side.do for side in sides)
+        reads = any(side.do == "generate" or side.token_bytes for side in sides)
         seconds: list[list[float]] = [[] for _ in sides]
         bandwidths = []
         others = Others()
@@ -124,7 +125,7 @@ class Comparison:
         others_cores = others.cores(self._pids())
         rows = self._rows(case, seconds, bandwidths)
         for row in rows:
-            row["others_cores"] = others_cores
+            row["others_cores"], row["when"] = others_cores, self._result["when"]
         if case.section == "matmul":
             for side in sides:
                 self._check_matmul(case, side)
@@ -172,7 +173,7 @@ class Comparison:
             )
         if size and peak:
             found["token_bytes"] = size
-            found["gb_per_s"] = size * case.tokens / middle / 1e9
+            found["gb_per_s"] = size * (case.tokens or 1) / middle / 1e9
             found["bandwidth_percent"] = 100 * found["gb_per_s"] / peak
         return found
 
@@ -239,10 +240,19 @@ def _groups(
     yield "matmul", list(matmul_cases(options.threads, scale, last_cache_bytes()))
 
 
+def _all_cases(threads: tuple[int, ...], scale: Scale) -> Iterator[Case]:
+    """What a whole run measures, in its order, with no files named."""
+    for name in scale.shapes:
+        yield from model_cases(name, "", "", threads, scale)
+    yield from matmul_cases(threads, scale, last_cache_bytes())
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one small shape, few repeats")
     parser.add_argument("--only", metavar="REGEX", help="cases whose name matches")
+    parser.add_argument("--keep", action="store_true",
+                        help="put the rows beside those of docs/benchmarks or STEM")  # fmt: skip
     parser.add_argument("--list", action="store_true", help="names of the cases")
     parser.add_argument("--shapes", help="comma-separated, instead of the usual ones")
     parser.add_argument("--threads", default="1,2", help="numbers of threads  [1,2]")
@@ -271,10 +281,7 @@ def main() -> None:
         scale = replace(scale, repeats=options.repeats)
     wanted = re.compile(options.only or "")
     if options.list:
-        for name in scale.shapes:
-            for case in model_cases(name, "", "", options.threads, scale):
-                print(case.name)
-        for case in matmul_cases(options.threads, scale, last_cache_bytes()):
+        for case in _all_cases(options.threads, scale):
             print(case.name)
         return
     peers = peers_python()
@@ -298,14 +305,44 @@ def main() -> None:
                 comparison.run(case)
     if not result["rows"]:
         raise SystemExit("no case matches; --list names them")
-    _write(options, result)
+    whole = options.keep or not (options.quick or options.only or options.shapes)
+    stem = options.out or (ROOT / "docs" / "benchmarks" if whole else home() / "latest")
+    if options.keep:
+        _add_kept(
+            result,
+            json.loads(stem.with_name(stem.name + ".json").read_text()),
+            options.threads,
+            scale,
+        )
+    _write(stem, result)
 
 
-def _write(options: argparse.Namespace, result: dict[str, Any]) -> None:
+def _add_kept(
+    result: dict[str, Any], kept: dict[str, Any], threads: tuple[int, ...], scale: Scale
+) -> None:
+    """Take over what was measured before and not now, in the order of a whole run."""
+    if {**result["machine"], "load_at_start": 0} != {**kept["machine"], "load_at_start": 0}:
+        raise SystemExit("the rows to keep are of another machine or system; measure all")
+
+    def known_by(row: dict[str, Any]) -> tuple[Any, ...]:
+        return row["section"], tuple(row["keys"]), row["threads"], row["peer"]
+
+    new = {known_by(row) for row in result["rows"]}
+    old = [{"when": kept["when"], **row} for row in kept["rows"] if known_by(row) not in new]
+    order = {(c.section, c.keys, c.threads): i for i, c in enumerate(_all_cases(threads, scale))}
+
+    def place(row: dict[str, Any]) -> int:
+        return order.get((row["section"], tuple(row["keys"]), row["threads"]), len(order))
+
+    result["rows"] = sorted(old + result["rows"], key=place)
+    result["bandwidth"] = kept["bandwidth"] + result["bandwidth"]
+    result["versions"] = kept["versions"] | result["versions"]
+    result["agreement"] = kept["agreement"] | result["agreement"]
+
+
+def _write(stem: Path, result: dict[str, Any]) -> None:
     text = markdown(result)
     print("\n" + text)
-    whole = not (options.quick or options.only or options.shapes)
-    stem = options.out or (ROOT / "docs" / "benchmarks" if whole else home() / "latest")
     stem.with_name(stem.name + ".md").write_text(text)
     stem.with_name(stem.name + ".json").write_text(json.dumps(result, indent=1) + "\n")
     print(f"written: {stem}.md and .json")

@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from edgeq.errors import FormatError, UsageError
 
 Logits = NDArray[np.floating]
+COLDEST = 1e-30
+"""Temperatures below count as this one, where float32 holds every quotient still and all but the
+largest logits have no probability left."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +212,8 @@ class Sampler:
     def _draw(self, logits: Logits) -> int:
         ids = self.candidates(logits)
         kept = logits[ids]
-        sums = np.cumsum(np.exp((kept - kept.max()) / self.params.temperature), dtype=np.float64)
+        temperature = max(self.params.temperature, COLDEST)
+        sums = np.cumsum(np.exp((kept - kept.max()) / temperature), dtype=np.float64)
         place = int(np.searchsorted(sums, self._rng.random() * sums[-1], side="right"))
         return int(ids[min(place, ids.size - 1)])
 
