@@ -31,8 +31,8 @@ class Side:
         args: of that request, ``inner`` aside.
         opening: the request that makes it ready, and its arguments.
         busy: another process keeps a core busy meanwhile.
-        token_bytes: bytes one generated token (or a matmul) reads from memory, where that is
-            known beforehand.
+        token_bytes: bytes one generated token (or a matmul) reads, where that is known
+            beforehand.
     """
 
     runtime: str
@@ -222,7 +222,7 @@ def _matmul(n: int, k: int, m: int, threads: int, place: str, copies: int) -> Ca
     opening = {"session": session, "n": n, "k": k, "m": m, "threads": threads}
     args = {"session": session}
     # with more rows there is more to compute than to read
-    reads = n * k if place == "memory" and m == 1 else 0
+    reads = n * k if m == 1 else 0
     ours = Side(
         "edgeq", "edgeq", "matmul", args, ("open_matmul", {**opening, "copies": copies}),
         token_bytes=int(reads * MATMUL_BYTES["edgeq"]) or None,

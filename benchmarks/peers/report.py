@@ -30,7 +30,8 @@ SECTIONS = {
         "Single matmuls",
         "float32 in and out, INT4 weights in groups of 32 (N x K), activations quantized on the "
         "way; onnxruntime's MatMulNBits with accuracy_level 4. Weights come from the last cache "
-        "or, with too many for it, from memory.",
+        "or, with too many for it, from memory: with one row, what the kernel could do, and what "
+        "the memory lets it do.",
         ("N x K", "rows", "weights in"),
     ),
 }

@@ -1,0 +1,192 @@
+"""What a matmul kernel spends on a token: instructions, cycles, and bytes from each cache.
+
+    python benchmarks/kernels/profile.py            prints the tables
+    python benchmarks/kernels/profile.py -o docs/kernels.md
+
+Counts come from the machine code that runs; cycles from the clock of this core: a chain of
+dependent instructions of one cycle each (on x86-64), timed beside every measurement. One row of
+activations, one thread. Anything else that runs meanwhile spoils it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+from numba import njit
+
+from edgeq.cpu import this_cpu
+from edgeq.packing import TILE
+from edgeq.quant.recipe import named
+from edgeq.runtime.kernels import KERNEL, read_bandwidth
+from edgeq.runtime.kernels.matmul import quant_matmul
+from edgeq.runtime.kernels.native import assembly, kernel_address, register_routines
+from edgeq.runtime.kernels.plan import group_shift
+from edgeq.runtime.kernels.table import DIALECT
+from edgeq.runtime.kernels.tile import ACT_BLOCK, Variant
+from edgeq.runtime.kernels.vector import quantize_row
+from edgeq.schemes import K_BLOCK, QuantScheme
+from edgeq.shapes import random_tensor
+
+register_routines()
+
+PLACES = {"L1": 16 << 10, "L2": 512 << 10, "L3": 12 << 20, "memory": 256 << 20}
+"""Where weights come from -> how many bytes of them are gone through."""
+K = 2048
+SCHEMES = ("w4-g32", "w4-g32-palette", "w3-g32", "w8-channel")
+REPEATS, SECONDS = 7, 0.1
+_CHAIN = 4_000_000
+
+
+@njit(nogil=True)
+def _chain(x, n):  # type: ignore[no-untyped-def]
+    for _ in range(n):
+        x = (x ^ (x >> np.uint64(1))) + np.uint64(1)  # three steps that cannot overlap
+    return x
+
+
+@njit(nogil=True)
+def _rounds(  # type: ignore[no-untyped-def]
+    kernel, codes, code_step, scales, scale_step, zeros, blocks, shift, acts, out, tiles, n
+):
+    for _ in range(n):
+        quant_matmul(
+            kernel, codes, code_step, scales, scale_step, zeros, 0, blocks, shift, acts, 0, 1,
+            out, 0, 0, tiles,
+        )  # fmt: skip
+
+
+def gigahertz() -> float:
+    """The core's clock now."""
+    start = time.perf_counter()
+    _chain(np.uint64(1), _CHAIN)
+    return 3 * _CHAIN / (time.perf_counter() - start) / 1e9
+
+
+def instructions(scheme: QuantScheme) -> dict[str, int]:
+    """How often each instruction is in the inner loop, that is, for 16 rows x 32 columns."""
+    text = assembly(scheme, DIALECT, llvm.get_process_triple(), llvm.get_host_cpu_name())
+    palette = scheme.codebook is not None
+    half = scheme.group_size == K_BLOCK // 2
+    name = Variant(scheme.bits, not scheme.symmetric, half, 1, palette).symbol
+    body = re.split(rf"^{name}:.*$", text, flags=re.M)[1].split(".Lfunc_end")[0].splitlines()
+    labels = {line.split(":")[0]: i for i, line in enumerate(body) if re.match(r"\.\w+:", line)}
+    jumps = [
+        (labels[found[1]], i)
+        for i, line in enumerate(body)
+        if (found := re.match(r"\s+[bj][\w.]*\s+(\.\w+)", line)) and labels.get(found[1], i) < i
+    ]
+    first, last = jumps[0]
+    found: dict[str, int] = {}
+    for line in body[first : last + 1]:
+        if match := re.match(r"\t([a-z]\w*)", line):
+            found[match[1]] = found.get(match[1], 0) + 1
+    return found
+
+
+def timed(scheme: QuantScheme, nbytes: int) -> tuple[float, float]:
+    """(ns, cycles) a block of 16 rows x 32 columns, weights of ``nbytes``; medians."""
+    blocks = K // K_BLOCK
+    weight = random_tensor(np.random.default_rng(0), scheme, TILE, K)
+    tile = weight.packed.nbytes + weight.scales.nbytes
+    tiles = max(1, nbytes // tile)
+    codes, scales = (
+        _aligned(np.tile(part.reshape(-1), tiles)) for part in (weight.packed, weight.scales)
+    )
+    table = np.zeros(TILE, np.int8)
+    if weight.palette is not None:
+        table[: weight.palette.size] = weight.palette
+    x, acts = _aligned(np.ones(K, np.float32)), _aligned(np.zeros(blocks * ACT_BLOCK, np.uint8))
+    _quantize(x.ctypes.data, acts.ctypes.data, blocks)
+    out = np.zeros(tiles * TILE, np.float32)
+
+    def run(n: int) -> float:
+        start = time.perf_counter()
+        _rounds(
+            kernel_address(scheme), codes.ctypes.data, weight.packed.strides[0],
+            scales.ctypes.data, weight.scales.strides[0], table.ctypes.data, blocks,
+            group_shift(scheme), acts.ctypes.data, out.ctypes.data, tiles, n,
+        )  # fmt: skip
+        return (time.perf_counter() - start) / n / tiles / blocks * 1e9
+
+    run(1)  # compiles
+    n = max(1, int(SECONDS / (run(1) * 1e-9 * tiles * blocks)))
+    run(n)
+    found = [(run(n), gigahertz()) for _ in range(REPEATS)]
+    ns = statistics.median(ns for ns, _ in found)
+    return ns, statistics.median(ns * clock for ns, clock in found)
+
+
+@njit
+def _quantize(x, acts, blocks):  # type: ignore[no-untyped-def]
+    quantize_row(x, acts, blocks)
+
+
+def _aligned(array: Any) -> Any:
+    raw = np.empty(array.nbytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    copy = raw[start : start + array.nbytes].view(array.dtype)
+    copy[...] = array.reshape(-1)
+    return copy
+
+
+def tables() -> str:
+    """The whole text."""
+    clock = statistics.median(gigahertz() for _ in range(9))
+    peak = read_bandwidth(1)
+    lines = [
+        "# What a kernel spends",
+        "",
+        "Written by `python benchmarks/kernels/profile.py -o docs/kernels.md`: one row of "
+        "activations, one thread, weights gone through from L1, L2, L3 or memory. A block is "
+        f"{TILE} rows x {K_BLOCK} columns; instructions are those of the inner loop's machine "
+        "code; cycles are by the core's own clock, measured beside. GB/s count codes and scales.",
+        "",
+        f"{this_cpu().name}, kernel `{KERNEL}`, {clock:.2f} GHz; reading memory without "
+        f"computing: {peak:.1f} GB/s.",
+        "",
+        "| weights | instructions a block | bytes | in | cycles | instructions a cycle | GB/s |",
+        "| :--- | ---: | ---: | :--- | ---: | ---: | ---: |",
+    ]
+    mixes = []
+    for name in SCHEMES:
+        scheme = named(name).default
+        assert isinstance(scheme, QuantScheme)
+        mix = instructions(scheme)
+        count = sum(mix.values())
+        size = TILE * K_BLOCK * scheme.bits // 8
+        size += 2 * TILE if scheme.group_size else 0
+        for i, (place, nbytes) in enumerate(PLACES.items()):
+            ns, cycles = timed(scheme, nbytes)
+            head = [name, str(count), str(size)] if not i else ["", "", ""]
+            cells = [*head, place, f"{cycles:.1f}", f"{count / cycles:.2f}", f"{size / ns:.1f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+        most = sorted(mix.items(), key=lambda item: -item[1])
+        mixes.append(f"- {name}: " + ", ".join(f"{n} `{what}`" for what, n in most))
+    said = (
+        "Where a block takes far more cycles from memory than from L1, the memory bounds the "
+        "decoder, and no better code would make it faster: it waits for bytes."
+    )
+    return "\n".join([*lines, "", said, "", "The inner loops:", "", *mixes, ""])
+
+
+def main() -> None:
+    """Measure and print, or write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("-o", type=Path, help="write here instead")
+    args = parser.parse_args()
+    text = tables()
+    if args.o:
+        args.o.write_text(text)
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
