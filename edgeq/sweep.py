@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -180,7 +181,7 @@ def run_task(task: Task) -> Row:
     windows = None
     if task.calib is not None:
         windows = calibration(source, task.calib, task.calib_windows, task.calib_context)
-    with tempfile.TemporaryDirectory(prefix="edgeq-sweep-") as folder:
+    with tempfile.TemporaryDirectory(prefix="edgeq-sweep-", dir=_scratch()) as folder:
         out = Path(folder) / "model.edgeq"
         try:
             summary = quantize(
@@ -263,6 +264,7 @@ def sweep_sensitivity(
     calib_context: int,
     base: str,
     mode: str,
+    method: str = "mse",
     *,
     scheduler: str | None = None,
     workers: int = 2,
@@ -275,6 +277,7 @@ def sweep_sensitivity(
         calib, calib_windows, calib_context: the text, and its pieces.
         base: the scheme whose neighbours are tried, in its text form.
         mode: "kl" or "output".
+        method: of `edgeq.quant.METHODS`.
         scheduler, workers: as for `sweep`.
         progress: called with a layer, layers done, and of how many.
     """
@@ -286,7 +289,7 @@ def sweep_sensitivity(
         layers.setdefault(name.split(".mlp")[0].split(".self_attn")[0], []).append(name)
     text = (str(Path(source).resolve()), str(Path(calib).resolve()), calib_windows, calib_context)
     calls = {
-        f"edgeq-sensitivity-{layer}": (_layer_sensitivity, (*text, base, mode, names))
+        f"edgeq-sensitivity-{layer}": (_layer_sensitivity, (*text, base, mode, method, names))
         for layer, names in layers.items()
     }
     parts: list[Sensitivity] = []
@@ -298,18 +301,18 @@ def sweep_sensitivity(
     return replace(parts[0], losses={name: losses[name] for name in shapes})
 
 
-def _layer_sensitivity(task: tuple[str, str, int, int, str, Any, list[str]]) -> Sensitivity:
+def _layer_sensitivity(task: tuple[str, str, int, int, str, Any, str, list[str]]) -> Sensitivity:
     from edgeq.importers import load
     from edgeq.quant.sensitivity import measure_sensitivity
     from edgeq.schemes import QuantScheme, parse_scheme
     from edgeq.texts import calibration
 
-    source, calib, windows, context, base, mode, names = task
+    source, calib, windows, context, base, mode, method, names = task
     scheme = parse_scheme(base)
     assert isinstance(scheme, QuantScheme)
     model = load(source)
     text = calibration(model, calib, windows, context)
-    return measure_sensitivity(model, text, scheme, mode=mode, names=names)
+    return measure_sensitivity(model, text, scheme, method=method, mode=mode, names=names)
 
 
 def distribute(
@@ -364,9 +367,14 @@ def _client(scheduler: str | None, workers: int) -> Iterator[Any]:
         # BLAS and kernels take the threads they are given; workers are processes of one each
         stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": DEATHS - 1}))
         if scheduler is None:
+            # what workers leave that were killed at their task goes with it
+            scratch = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="edgeq-workers-", ignore_cleanup_errors=True)
+            )
             cluster = LocalCluster(
                 n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None,
-                scheduler_port=0,
+                scheduler_port=0, local_directory=scratch,
+                silence_logs=logging.CRITICAL,  # a failure is told by its error
             )  # fmt: skip
             stack.enter_context(contextlib.closing(cluster))
             address: Any = cluster
@@ -418,6 +426,16 @@ def _kept(folder: Path, key: str) -> Row | None:
 
 def _absolute(path: str | None) -> str | None:
     return None if path is None else str(Path(path).resolve())
+
+
+def _scratch() -> str | None:
+    """The folder of the worker this is, or None in a serial run: the system's place."""
+    try:
+        from distributed import get_worker
+
+        return str(get_worker().local_directory)
+    except (ImportError, ValueError):
+        return None
 
 
 def _worker_name() -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from edgeq.container import Held
 from edgeq.errors import DoesNotFitError, UsageError
 from edgeq.quant import allocate as module
-from edgeq.quant.allocate import allocate
+from edgeq.quant.allocate import allocate, uniform
 from edgeq.quant.sensitivity import Sensitivity
 from edgeq.schemes import FloatScheme, parse_scheme
 
@@ -29,10 +30,10 @@ def made(shapes: dict[str, tuple[int, int]], seed: int) -> Sensitivity:
         }
         for name in shapes
     }
-    return Sensitivity("kl", 100, "", "", losses)
+    return Sensitivity("kl", "mse", 100, "", "", losses)
 
 
-def nbytes(text: str, shape: tuple[int, int]) -> int:
+def nbytes(text: str, shape: tuple[int, ...]) -> int:
     return Held(parse_scheme(text), shape).nbytes
 
 
@@ -103,6 +104,31 @@ def test_the_front_falls_and_the_choice_lies_on_or_above_it() -> None:
     corner = allocation.front[len(allocation.front) // 2]
     again = allocate(found, shapes, {}, nbytes=corner.nbytes)
     assert again.chosen.loss == pytest.approx(corner.loss)
+
+
+def test_one_scheme_for_all_is_the_best_that_fits_and_that_every_row_takes() -> None:
+    shapes: dict[str, tuple[int, ...]] = {"a": (64, 64), "b": (48, 96), "norm": (64,)}
+    fixed = {"norm": FloatScheme("f32")}
+    found = made({"a": (64, 64), "b": (48, 96)}, 6)
+    losses = {name: dict(table) for name, table in found.losses.items()}
+    losses["b"]["w4-g64"] = 0.0  # best of all, but not for a
+    found = replace(found, losses=losses)
+    for room in ("w2-g32", "w4-g32", "f16"):
+        budget = 256 + sum(nbytes(room, shapes[name]) for name in ("a", "b"))
+        best = uniform(found, shapes, fixed, nbytes=budget)
+        assert best is not None
+        assert best.chosen.nbytes <= budget
+        sums = {
+            text: losses["a"][text] + losses["b"][text]
+            for text in TEXTS
+            if sum(nbytes(text, shapes[name]) for name in ("a", "b")) <= budget - 256
+        }
+        want = min(sums, key=lambda text: sums[text])
+        assert best.schemes == dict.fromkeys(("a", "b"), parse_scheme(want))
+        assert best.chosen.loss == pytest.approx(sums[want])
+        allocation = allocate(found, shapes, fixed, nbytes=budget)
+        assert allocation.chosen.loss <= best.chosen.loss
+    assert uniform(found, shapes, fixed, nbytes=300) is None
 
 
 def test_rules_hold_for_just_one_tensor_each() -> None:

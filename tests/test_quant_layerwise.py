@@ -23,6 +23,7 @@ from edgeq.quant.calibrate import Calibration, calibrate, cut_windows
 from edgeq.quant.gptq import Hessian
 from edgeq.quant.quality import HeldOut
 from edgeq.quant.rounding import NEEDS
+from edgeq.quant.sensitivity import measure_sensitivity
 from edgeq.quant.walk import Walk
 from edgeq.reference import Reference
 from edgeq.runtime.tokenizer import Tokenizer
@@ -273,9 +274,13 @@ def test_too_little_memory_is_refused_with_the_need(tmp_path: Path) -> None:
 
 def test_a_target_is_met(tmp_path: Path) -> None:
     source = random_model(tiny_config("llama", hidden=64, ffn=192, layers=3))
+    chosen = Recipe.from_options("w4-g32-gptq")
+    assert isinstance(chosen.default, QuantScheme)
+    minds = measure_sensitivity(source, text(), chosen.default, method="gptq", mode="output")
     for target in ({"bpw": 5.0}, {"bytes": 120_000}):
-        recipe = replace(Recipe.from_options("w4-g32-gptq"), target=target)
-        summary = quantize(source, tmp_path / "m.edgeq", recipe, calibration=text())
+        recipe = replace(chosen, target=target)
+        out = tmp_path / "m.edgeq"
+        summary = quantize(source, out, recipe, calibration=text(), sensitivity=minds)
         nbytes = sum(t.nbytes for t in summary.tensors)
         weights = sum(int(np.prod(t.shape)) for t in summary.tensors)
         if "bpw" in target:

@@ -181,6 +181,7 @@ def test_every_preset_is_a_recipe(name: str) -> None:
         ("w4-g32-gptq", {"hessian"}, None),
         ("w4-awq-gptq", {"hessian", "transforms"}, None),
         ("mixed-4.5bpw", {"hessian", "target"}, None),
+        ("mixed-palette-4.5bpw", {"hessian", "target"}, None),
         ("w3-g32-distill", {"hessian", "training"}, "train"),
     ],
 )

@@ -11,6 +11,7 @@ from edgeq.quant.qat import METHODS as TRAINING
 from edgeq.quant.recipe import Recipe, Rule, named
 from edgeq.quant.rounding import METHODS
 from edgeq.quant.transforms import TRANSFORMS
+from edgeq.schemes import parse_scheme
 
 SCHEMES = {4: "w4-g32", 3: "w3-g32", 2: "w2-g16-asym"}
 """Bits -> the scheme that methods are compared with."""
@@ -96,6 +97,10 @@ def _rounded(bits: int) -> Iterator[Case]:
         yield Case(f"{transform} + {BEST}", bits, replace(best, transforms=(transform,)))
     mixed = replace(plain, method=BEST, **crossed)
     yield Case(f"mixed bits + {BEST}, crossed, as many bytes", bits, mixed, like=plain)
+    yield Case(
+        f"mixed bits + palette, {BEST}, crossed, as many bytes", bits,
+        replace(palette, method=BEST, **crossed), like=palette,
+    )  # fmt: skip
     for bpw in TARGETS[bits]:
         aimed = replace(mixed, target={"bpw": bpw})
         yield Case(f"mixed bits + {BEST}, crossed, {bpw:g} bpw", bits, aimed)
@@ -109,10 +114,15 @@ def _trained(bits: int, model: str) -> Iterator[Case]:
     if bits == 2:
         return
     distill = training("distill", model)
-    lean = Rule(LEAN, named(f"w{bits}-g64").default)
+    lean = Rule(LEAN, parse_scheme(f"w{bits}-g64"))
     yield Case("distill, lean", bits, replace(best, rules=(lean, *best.rules), training=distill))
     bpw = TARGETS[bits][0]
     mixed = replace(best, target={"bpw": bpw}, training=distill)
     yield Case(f"distill, mixed bits, {bpw:g} bpw", bits, mixed)
     palette = replace(named(f"w{bits}-g32-palette"), method=BEST, options={"crossed": True})
-    yield Case("distill, palette", bits, replace(palette, training=distill))
+    palette = replace(palette, training=distill)
+    yield Case("distill, palette", bits, palette)
+    rules = (Rule(LEAN, parse_scheme(f"w{bits}-g64-palette")), *palette.rules)
+    yield Case("distill, palette, lean", bits, replace(palette, rules=rules))
+    sized = replace(named(f"w{bits}-g32-palette"), rules=rules)
+    yield Case("distill, palette, mixed bits, as many bytes as lean", bits, palette, like=sized)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgeq.cli import render
-from edgeq.cli.options import command, force_option
+from edgeq.cli.options import check_output, command, force_option
 
 if TYPE_CHECKING:
     from edgeq.quant.sensitivity import Sensitivity
@@ -28,6 +28,10 @@ SHOWN = 12
 @click.option("--mode", type=click.Choice(["kl", "output"]), default="kl",
               help="kl: how far the whole model moves, measured; "
                    "output: the error of the matrix's own output, a quick proxy.")  # fmt: skip
+@click.option("--method", default="gptq",
+              help="How weights are rounded: as the recipe will.")  # fmt: skip
+@click.option("--palette", is_flag=True,
+              help="Palettes too, for a recipe that has them: takes twice as long.")  # fmt: skip
 @click.option("--group", metavar="N", type=click.Choice(["16", "32", "64", "128"]), default="32",
               help="Shortest group of weights that share a scale.")  # fmt: skip
 @click.option("--asym", is_flag=True, help="Schemes with zero points.")
@@ -46,6 +50,8 @@ def sensitivity(
     calib_windows: int,
     calib_context: int,
     mode: str,
+    method: str,
+    palette: bool,
     group: str,
     asym: bool,
     output: str | None,
@@ -57,30 +63,31 @@ def sensitivity(
     """Round every matrix of SRC alone, in 2, 3, 4, 8 and 16 bits, and tell what it costs.
 
     With -o the answer is kept: `edgeq quantize --target-bpw 4.5 --sensitivity FILE` chooses each
-    tensor's bits by it.
+    tensor's bits by it, for a recipe of the same method.
     """
-    from edgeq.errors import UsageError
     from edgeq.files import write_whole
     from edgeq.importers import load
     from edgeq.quant.sensitivity import measure_sensitivity
     from edgeq.schemes import QuantScheme
     from edgeq.texts import calibration
 
-    if output is not None and Path(output).exists() and not force:
-        raise UsageError(f"{output} exists; give another --output, or --force to overwrite it")
-    base = QuantScheme(4, not asym, "group", int(group))
+    if output is not None:
+        check_output(Path(output), force)
+    base = QuantScheme(4, not asym, "group", int(group), "palette" if palette else None)
     with render.progress("trying tensors") as bar:
         if workers or scheduler:
             from edgeq.sweep import sweep_sensitivity
 
             found = sweep_sensitivity(
-                source, calib, calib_windows, calib_context, str(base), mode,
+                source, calib, calib_windows, calib_context, str(base), mode, method,
                 scheduler=scheduler, workers=workers or 2, progress=bar,
             )  # fmt: skip
         else:
             model = load(source)
             windows = calibration(model, calib, calib_windows, calib_context)
-            found = measure_sensitivity(model, windows, base, mode=mode, progress=bar)  # type: ignore[arg-type]
+            found = measure_sensitivity(
+                model, windows, base, method=method, mode=mode, progress=bar,  # type: ignore[arg-type]
+            )  # fmt: skip
     if output is not None:
         write_whole(Path(output), [found.to_json().encode()], "the file of sensitivities")
     render.write(found.to_json() + "\n" if form == "json" else _table(found))
@@ -89,10 +96,11 @@ def sensitivity(
 def _table(found: Sensitivity) -> str:
     """The tensors that lose most, a column for each number of bits in the shortest groups."""
     every = next(iter(found.losses.values()))
-    columns: dict[str, str] = {}
+    columns: dict[tuple[str, bool], str] = {}
     for text in every:
-        columns.setdefault(text.split("-")[0], text)
-    order = sorted(found.losses, key=lambda name: -found.losses[name][columns["w4"]])
+        columns.setdefault((text.split("-")[0], text.endswith("-palette")), text)
+    w4 = columns["w4", False]
+    order = sorted(found.losses, key=lambda name: -found.losses[name][w4])
     rows = [
         [name, *(f"{found.losses[name].get(text, float('nan')):.2g}" for text in columns.values())]
         for name in order[:SHOWN]
@@ -101,6 +109,6 @@ def _table(found: Sensitivity) -> str:
     unit = "KL in nats a token" if found.mode == "kl" else "relative squared error of the output"
     return (
         render.aligned(["tensor", *columns.values()], rows)
-        + (f"\n... and {left} that lose less in {columns['w4']}" if left > 0 else "")
-        + f"\n\n{unit}, each tensor alone; {found.n_tokens} tokens\n"
+        + (f"\n... and {left} that lose less in {w4}" if left > 0 else "")
+        + f"\n\n{unit}, each tensor alone, by {found.method}; {found.n_tokens} tokens\n"
     )

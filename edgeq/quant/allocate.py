@@ -117,6 +117,36 @@ def allocate(
     return Allocation(schemes, point(choice), front)
 
 
+def uniform(
+    sensitivity: Sensitivity,
+    shapes: Mapping[str, Sequence[int]],
+    fixed: Mapping[str, Scheme],
+    *,
+    nbytes: int,
+    front: tuple[Point, ...] = (),
+) -> Allocation | None:
+    """The one scheme for all free tensors that loses least within the budget; None if none fits.
+
+    Args:
+        sensitivity, shapes, fixed, nbytes: as for `allocate`.
+        front: what is to be shown beside it.
+    """
+    weights = sum(math.prod(shape) for shape in shapes.values())
+    held = sum(Held(scheme, tuple(shapes[name])).nbytes for name, scheme in fixed.items())
+    free = [name for name in shapes if name not in fixed]
+    losses = [sensitivity.losses[name] for name in free]
+    best: Allocation | None = None
+    for text in losses[0] if losses else ():
+        if not all(text in found for found in losses):
+            continue  # its groups are longer than some rows
+        scheme = parse_scheme(text)
+        size = held + sum(Held(scheme, tuple(shapes[name])).nbytes for name in free)
+        point = Point(size, 8 * size / weights, math.fsum(found[text] for found in losses))
+        if size <= nbytes and (best is None or point.loss < best.chosen.loss):
+            best = Allocation(dict.fromkeys(free, scheme), point, front)
+    return best
+
+
 @dataclass(frozen=True)
 class _Table:
     """A tensor's choices: sizes rise, losses fall; what is larger and no better is left out."""

@@ -13,19 +13,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.artifact import ArtifactWriter
 from edgeq.model import Model
 from edgeq.quant.calibrate import Calibration
 from edgeq.quant.hessian import Hessian
 from edgeq.quant.qparams import check_finite
 from edgeq.quant.rounding import NEEDS, quantize_tensor, sqnr_db
 from edgeq.quant.walk import Stage, Walk
-from edgeq.schemes import QuantScheme
-from edgeq.tensor import FloatTensor, Tensor
+from edgeq.schemes import QuantScheme, Scheme
+from edgeq.tensor import FloatTensor, QuantTensor, Tensor
 
 Progress = Callable[[str, int, int], None]
 _BLOCK = 1 << 20
 """Weights compared at once."""
+
+
+def at_sites(schemes: Mapping[str, Scheme]) -> dict[str, QuantScheme]:
+    """Those of the matrices that are rounded where the model meets them: all in layers."""
+    return {
+        name: scheme
+        for name, scheme in schemes.items()
+        if isinstance(scheme, QuantScheme) and name.startswith("model.layers.")
+    }
 
 
 def round_sites(
@@ -33,7 +41,7 @@ def round_sites(
     schemes: Mapping[str, QuantScheme],
     method: str,
     calibration: Calibration,
-    writer: ArtifactWriter,
+    write: Callable[[str, QuantTensor], None],
     written: Mapping[str, Tensor],
     *,
     options: Mapping[str, Any],
@@ -46,7 +54,7 @@ def round_sites(
         schemes: of the matrices to be rounded here, by name; all in layers.
         method: of `edgeq.quant.METHODS`.
         calibration: windows of text.
-        writer: where they go.
+        write: takes each, with its name.
         written: the model's other tensors where they are held differently, as embedding and
             head: the walk computes with these.
         options: of the method; "crossed" makes up for the error of the inputs too.
@@ -78,7 +86,7 @@ def round_sites(
             tensor = quantize_tensor(
                 wanted.pop(name, w), schemes[name], method, name=name, **seen, **own
             )
-            writer.write(name, tensor)
+            write(name, tensor)
             ratios[name] = tensor_sqnr(FloatTensor("F32", w), tensor)
             stage.replace(name, tensor.numpy())
             done += w.size

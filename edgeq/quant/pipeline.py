@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +32,8 @@ from edgeq.quant.budget import Budget, check_walk, make_budget
 from edgeq.quant.prepare import Data, Prepared, prepare, stored
 from edgeq.quant.quality import HeldOut, Quality, card_bytes, measure
 from edgeq.quant.recipe import Recipe
-from edgeq.quant.rounding import METHODS
-from edgeq.quant.stream import FALLBACK, stream
+from edgeq.quant.rounding import METHODS, alone
+from edgeq.quant.stream import stream
 from edgeq.schemes import QuantScheme, Scheme
 from edgeq.tensor import FloatTensor, QuantTensor
 
@@ -73,6 +73,9 @@ class Summary:
     Args:
         tensors: every tensor, in file order.
         recipe: as it was carried out: with the rules that a target was solved by.
+        target: where a target was solved for, what it was chosen from: the choice and the "front"
+            as [bytes, bits per weight, loss]; and where it was carried out to see, what was
+            "tried" in KL in nats a token, and which was "kept".
         quality: the card.
         file_bytes: size of the artifact.
         source_bytes: bytes of the source's tensors.
@@ -86,6 +89,7 @@ class Summary:
 
     tensors: tuple[TensorSummary, ...]
     recipe: Recipe
+    target: Mapping[str, Any] | None
     quality: Quality
     file_bytes: int
     source_bytes: int
@@ -193,6 +197,7 @@ def quantize(
     return Summary(
         tensors=tuple(rows),
         recipe=recipe,
+        target=prepared.provenance.get("target"),
         quality=quality,
         file_bytes=file_bytes,
         source_bytes=sum(base.tensors[name].nbytes for name in stored(base)),
@@ -235,24 +240,18 @@ def _round(
 ) -> dict[str, float | None]:
     """Round and write every tensor; returns the SQNR in dB of the quantized ones."""
     model, recipe, schemes = prepared.model, prepared.recipe, prepared.schemes
-    sited: dict[str, QuantScheme] = {}
-    if prepared.by_site:
-        sited = {
-            name: scheme
-            for name, scheme in schemes.items()
-            if isinstance(scheme, QuantScheme) and name.startswith("model.layers.")
-        }
-    alone = {name: model.tensors[name] for name in schemes if name not in sited}
-    method = FALLBACK if prepared.by_site else recipe.method
+    from edgeq.quant.layerwise import at_sites, round_sites
+
+    sited = at_sites(schemes) if prepared.by_site else {}
+    method = alone(recipe.method) if prepared.by_site else recipe.method
+    others = {name: model.tensors[name] for name in schemes if name not in sited}
     ratios = stream(
-        alone, schemes, method, budget, writer, importance=prepared.importance, progress=progress
+        others, schemes, method, budget, writer, importance=prepared.importance, progress=progress
     )
     if sited:
-        from edgeq.quant.layerwise import round_sites
-
-        written = {name: writer.tensor(name) for name in alone}
+        written = {name: writer.tensor(name) for name in others}
         ratios |= round_sites(
-            model, sited, recipe.method, data.text, writer, written,
+            model, sited, recipe.method, data.text, writer.write, written,
             options=recipe.options, progress=progress,
         )  # fmt: skip
     if recipe.training:

@@ -6,9 +6,13 @@ Prepared   transforms carried out, bits chosen for a target, ranges of activatio
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edgeq.container import Held, file_order, overhead
 from edgeq.errors import SchemeError, UsageError, unknown
@@ -30,9 +34,12 @@ Progress = Callable[[str, int, int], None]
 TARGET_WINDOWS = 8
 """Windows that sensitivities are measured on: every matrix takes the model through them again."""
 EXACT_WORK = 10**13
-"""Multiplications up to which it is measured what a tensor does to the whole model: minutes."""
+"""Multiplications up to which it is measured what a tensor does to the whole model, and whether
+one scheme for all does better: minutes."""
 ROOM = 4096
 """Bytes of a quality card and of what else a file says of itself, generously."""
+MIXED = "mixed"
+"""What bits of each tensor's own are called beside the one scheme for all."""
 SLACK = 256
 """Bytes by which a budget is lowered where a choice does not fit."""
 
@@ -200,8 +207,9 @@ def _solve(
     model: Model, recipe: Recipe, data: Data, progress: Progress | None
 ) -> tuple[Recipe, dict[str, Any]]:
     """The recipe with rules for every matrix, and the bargain they were chosen from."""
-    from edgeq.quant.allocate import allocate
+    from edgeq.quant.allocate import allocate, uniform
     from edgeq.quant.sensitivity import measure_sensitivity
+    from edgeq.quant.trial import divergence
 
     shapes = {name: model.tensors[name].shape for name in file_order(stored(model))}
     own = [rule for rule in recipe.rules if rule.pattern != OUTER]
@@ -215,45 +223,109 @@ def _solve(
             f"bits are chosen for a target, and the recipe keeps matrices in {recipe.default}; "
             "give it a quantized default such as w4-g32"
         )
-    sensitivity = data.sensitivity
-    if sensitivity is None:
-        free = [name for name in shapes if name not in fixed]
+    free = [name for name in shapes if name not in fixed]
+    few: tuple[NDArray[np.int64], ...] = ()
+    exact = False
+    if data.calibration is not None:
         few = data.text.windows[:: -(-len(data.text.windows) // TARGET_WINDOWS)]
         tokens = sum(window.size for window in few)
         # each tensor at some four numbers of bits takes the model from its layer on
         work = 2 * len(free) * tokens * weights_in(model.tensors[name] for name in shapes)
+        exact = work <= EXACT_WORK
+    sensitivity = data.sensitivity
+    if sensitivity is None:
         sensitivity = measure_sensitivity(
             model,
             replace(data.text, windows=few),
             recipe.default,
-            mode="kl" if work <= EXACT_WORK else "output",
+            method=recipe.method,
+            options=recipe.options,
+            mode="kl" if exact else "output",
             names=free,
             progress=progress,
         )
     elif not recipe.transforms:
         sensitivity.check_model(model)
+    sensitivity = sensitivity.suited(recipe.default)
+    mixed = _fitting(
+        model, recipe, lambda nbytes: allocate(sensitivity, shapes, fixed, nbytes=nbytes)
+    )
+    assert mixed is not None  # or it was said that nothing fits
+    if not exact:
+        return mixed.recipe, _bargain(mixed.found)
+    outer = {name: recipe.scheme_for(name, shapes[name]) for name in free if re.match(OUTER, name)}
+    front = mixed.found.front
+    one = _fitting(
+        model,
+        recipe,
+        lambda nbytes: uniform(sensitivity, shapes, {**outer, **fixed}, nbytes=nbytes, front=front),
+    )
+    if one is None:
+        return mixed.recipe, _bargain(mixed.found)
+    (scheme,) = set(one.found.schemes.values())
+    rivals = {MIXED: mixed, str(scheme): one}
+    tried = {
+        label: divergence(
+            model, rival.recipe, _assign(model, rival.recipe), data.text, few, progress
+        )
+        for label, rival in rivals.items()
+    }
+    kept = min(tried, key=lambda label: tried[label])
+    about = {"tried": {label: _short(nats) for label, nats in tried.items()}, "kept": kept}
+    return rivals[kept].recipe, _bargain(rivals[kept].found) | about
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """An allocation, and the recipe with its rules."""
+
+    recipe: Recipe
+    found: Allocation
+
+
+def _fitting(
+    model: Model, recipe: Recipe, choose: Callable[[int], Allocation | None]
+) -> _Solved | None:
+    """What is chosen within the recipe's target; None where the choice is among nothing.
+
+    Args:
+        model: whose tensors they are.
+        recipe: with its target.
+        choose: given bytes for all tensors.
+    """
     target = recipe.target or {}
-    if "bpw" in target:
-        return _ruled(recipe, allocate(sensitivity, shapes, fixed, bpw=target["bpw"]))
-    # the file is what must fit: what it holds beside tensors depends a little on the choice
-    budget = int(target["bytes"])
-    spare = 0
-    while True:
-        found = allocate(sensitivity, shapes, fixed, nbytes=budget - spare)
-        solved, front = _ruled(recipe, found)
-        beside = _beside(model, solved, front)
+    weights = weights_in(model.tensors[name] for name in stored(model))
+    budget = room = int(target["bpw"] * weights / 8 if "bpw" in target else target["bytes"])
+    while found := choose(room):
+        solved = _Solved(_ruled(recipe, found), found)
+        if "bpw" in target:
+            return solved
+        # the file is what must fit: what it holds beside tensors depends a little on the choice
+        beside = _beside(model, solved.recipe, _bargain(found))
         if found.chosen.nbytes + beside <= budget:
-            return solved, front
-        spare = max(beside, spare + SLACK)
+            return solved
+        room = min(budget - beside, room - SLACK)
+    return None
 
 
-def _ruled(recipe: Recipe, found: Allocation) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe with the rules found, and the front they were chosen from."""
+def _ruled(recipe: Recipe, found: Allocation) -> Recipe:
+    """The recipe with the rules found."""
     own = [rule for rule in recipe.rules if rule.pattern != OUTER]
     outer = [rule for rule in recipe.rules if rule.pattern == OUTER]
-    rules = (*own, *found.rules(), *outer)
-    front = [[at.nbytes, round(at.bpw, 4), float(f"{at.loss:.6g}")] for at in found.front]
-    return replace(recipe, rules=rules), {"front": front}
+    return replace(recipe, rules=(*own, *found.rules(), *outer))
+
+
+def _bargain(found: Allocation) -> dict[str, Any]:
+    """The choice and the front it was made from: bytes, bits per weight and loss of each."""
+    chosen, *front = (
+        [at.nbytes, round(at.bpw, 4), _short(at.loss)] for at in (found.chosen, *found.front)
+    )
+    return {"chosen": chosen, "front": front}
+
+
+def _short(value: float) -> float:
+    """As much of a number as is kept in the file."""
+    return float(f"{value:.6g}")
 
 
 def _beside(model: Model, recipe: Recipe, target: Mapping[str, Any]) -> int:

@@ -49,6 +49,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # bits where they matter
     "mixed-4.5bpw": {"default": "w4-g32", **_GPTQ, "target": {"bpw": 4.5}},
     "mixed-3.5bpw": {"default": "w3-g32", **_GPTQ, "target": {"bpw": 3.5}},
+    "mixed-palette-4.5bpw": {"default": "w4-g32-palette", **_GPTQ, "target": {"bpw": 4.5}},
+    "mixed-palette-3.5bpw": {"default": "w3-g32-palette", **_GPTQ, "target": {"bpw": 3.5}},
     # training
     "w4-g32-distill": {"default": "w4-g32", **_GPTQ, "training": {"method": "distill"}},
     "w3-g32-distill": {"default": "w3-g32", **_GPTQ, "training": {"method": "distill"}},

@@ -117,8 +117,9 @@ class Recipe:
         options: of the method, see `OPTIONS`.
         training: {"method": "distill"} and other fields of `edgeq.quant.qat.Settings`; None for
             no training.
-        target: {"bpw": bits per weight} or {"bytes": size of all tensors}: rules for matrices are
-            solved for, and tried after the given ones.
+        target: {"bpw": bits per weight} or {"bytes": size of the file}: rules for matrices are
+            solved for, and tried after the given ones; palettes are among them where the default
+            is one.
 
     Raises:
         SchemeError: a part that cannot be.

@@ -39,6 +39,13 @@ METHODS: dict[str, str] = {
 
 NEEDS: dict[str, str] = {"imatrix": "importance", "gptq": "hessian"}
 """What a method must know of a matrix's inputs."""
+FALLBACK = "mse"
+"""How tensors are rounded of whose inputs nothing is known, by methods that would want to know."""
+
+
+def alone(method: str) -> str:
+    """How a recipe of this method rounds embedding and head, whose inputs it does not look at."""
+    return FALLBACK if method in NEEDS else method
 
 
 def check_method(name: str, given: Iterable[str] = (), tensor: str = "weights") -> None:

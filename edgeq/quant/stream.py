@@ -22,13 +22,11 @@ from edgeq.errors import SchemeError
 from edgeq.importers.safetensors_file import release
 from edgeq.quant.budget import Budget
 from edgeq.quant.qparams import Groups, Scratch, check_finite, group_view
-from edgeq.quant.rounding import NEEDS, Shared, find_shared, round_rows, sqnr_db
+from edgeq.quant.rounding import Shared, alone, find_shared, round_rows, sqnr_db
 from edgeq.schemes import FloatScheme, QuantScheme, Scheme
 from edgeq.tensor import FloatTensor, Tensor, float32_to_bf16
 
 Progress = Callable[[str, int, int], None]
-FALLBACK = "mse"
-"""How tensors are rounded of whose inputs nothing is known, by methods that would want to know."""
 Importance = Mapping[str, NDArray[np.float32]]
 """Tensor name -> mean square of its inputs, float32 [K]."""
 
@@ -152,7 +150,7 @@ class _Work:
     def _means(self, name: str) -> dict[str, Any]:
         """By what means a tensor is rounded, as far as is known of its inputs."""
         importance = self._importance.get(name)
-        method = FALLBACK if self._method in NEEDS and importance is None else self._method
+        method = alone(self._method) if importance is None else self._method
         return {"method": method, "name": name, "importance": importance}
 
     def _do(self, piece: _Piece) -> tuple[float, float]:
