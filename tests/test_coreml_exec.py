@@ -1373,7 +1373,7 @@ def test_wrong_inputs_are_told_of(tmp_path: Path) -> None:
 
 
 def test_damaged_files_are_told_of(tmp_path: Path) -> None:
-    path = package(tmp_path, lambda x: mb.add(x=x, y=rand(40)), {"x": rand(40)})
+    path = package(tmp_path, lambda x: mb.add(x=x, y=rand(400)), {"x": rand(400)})
     weights = next(path.rglob("weight.bin"))
     weights.write_bytes(weights.read_bytes()[:-8])
     with pytest.raises(FormatError, match="cut short"):

@@ -156,3 +156,14 @@ def test_first_last_and_depthwise_layers_are_the_outer_ones() -> None:
     assert outer_nodes(inner, weight_nodes(inner)) == frozenset()
     found = choices(graph, GraphRecipe.named("w4a8-static"))
     assert [scheme.bits for scheme in found.values()] == [8, 8, 4, 8]
+
+
+def test_tables_may_have_a_scheme_of_their_own() -> None:
+    graph = encoder()
+    nodes = {node.name: node.op for node in weight_nodes(graph)}
+    assert "Gather" in nodes.values()
+    recipe = GraphRecipe.named("w4-g32")
+    for name, scheme in choices(graph, recipe).items():
+        assert choice_text(scheme) == ("w4-g64-mse" if nodes[name] == "Gather" else "w4-g32")
+    assert GraphRecipe.from_dict(recipe.to_dict()).tables == WeightScheme(4, "group", 64, "mse")
+    assert set(choices(graph, GraphRecipe.named("w4-g16")).values()) == {parse_choice("w4-g16")}

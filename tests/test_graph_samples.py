@@ -11,7 +11,7 @@ import pytest
 from edgeq.errors import EdgeqError, FormatError, UsageError
 from edgeq.graphs.ir import Graph, Info
 from edgeq.quant.graph.images import Preprocess, parse_numbers, parse_ratio, parse_size
-from edgeq.quant.graph.samples import Samples, labelled, open_samples, samples_of
+from edgeq.quant.graph.samples import Samples, open_samples, samples_of
 
 RNG = np.random.default_rng(0)
 
@@ -133,11 +133,11 @@ def test_pickles_are_not_opened(tmp_path: Path) -> None:
 
 def test_labels_come_with_the_arrays(tmp_path: Path) -> None:
     path = save(tmp_path / "a.npz", x=IMAGES, labels=np.arange(10) % 3)
-    found = labelled(path, VISION)
+    found = open_samples(path, VISION)
     assert [label for _, label in found.pairs()] == [i % 3 for i in range(10)]
     assert found.classes == ("0", "1", "2")
     with pytest.raises(UsageError, match=r"sample 0 .* has no label"):
-        labelled(save(tmp_path / "b.npz", x=IMAGES), VISION)
+        next(open_samples(save(tmp_path / "b.npz", x=IMAGES), VISION).pairs())
 
 
 def test_samples_in_memory() -> None:
@@ -165,7 +165,7 @@ def pictures(tmp_path: Path) -> Path:
 
 def test_pictures_are_scaled_and_shifted_by_channel(pictures: Path) -> None:
     how = Preprocess(mean=(0.5, 0.25, 0.0), std=(0.5, 1.0, 2.0))
-    found = labelled(pictures, VISION, preprocess=how)
+    found = open_samples(pictures, VISION, preprocess=how)
     pairs = list(found.pairs())
     assert [label for _, label in pairs] == [0, 0, 1, 1]
     assert found.classes == ("cat", "dog")
@@ -180,7 +180,8 @@ def test_pictures_are_scaled_and_shifted_by_channel(pictures: Path) -> None:
 def test_what_was_done_is_recorded_and_done_again(pictures: Path) -> None:
     first = open_samples(pictures, VISION, preprocess=Preprocess(mean=(0.5,), scale=0.1))
     kept = Graph("g", ("x",), (), (), {}, VISION.values, meta=first.preprocess.to_meta())
-    assert np.array_equal(stacked(first), stacked(labelled(pictures, kept)))
+    again = Preprocess.from_meta(kept.meta)
+    assert np.array_equal(stacked(first), stacked(open_samples(pictures, kept, preprocess=again)))
     assert Preprocess.from_meta({}) == Preprocess()
     with pytest.raises(FormatError, match="not readable"):
         Preprocess.from_meta({"edgeq.preprocess": '{"size": 3}'})
@@ -328,7 +329,7 @@ def test_a_function_yields_samples_again_and_again(script: Path) -> None:
     assert (
         stacked(found)[:, 0, 0, 0].tolist() == stacked(found)[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
     )
-    pairs = labelled(f"{script}:pairs", VISION, limit=3)
+    pairs = open_samples(f"{script}:pairs", VISION, limit=3)
     assert [label for _, label in pairs.pairs()] == [0, 1, 2]
 
 

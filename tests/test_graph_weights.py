@@ -18,9 +18,11 @@ from edgeq.quant.graph import hessians as hessians_module
 from edgeq.quant.graph.hessians import hessians, patches, weight_name
 from edgeq.quant.graph.weights import (
     BIAS_LIMIT,
+    ODD,
     WeightScheme,
     int_bias,
     needs_hessian,
+    odd_scales,
     round_weight,
     weight_nodes,
     with_room,
@@ -323,3 +325,53 @@ def test_a_tensor_makes_room_for_its_largest_bias() -> None:
     roomy = with_room(np.array([0.0, 70.0, 0.0]), 0.01, w)
     assert roomy.scales.shape == ()
     assert int_bias(np.array([0.0, 70.0, 0.0]), 0.01, roomy).levels[1] > 0
+
+
+@given(st.lists(st.floats(2**-20, 2**4), min_size=1, max_size=8), st.floats(2**-12, 2**12))
+def test_a_step_of_the_output_is_an_odd_number_of_steps_of_the_sum(
+    given_scales: list[float], ratio: float
+) -> None:
+    scales = np.array(given_scales, np.float32)
+    made = odd_scales(scales, ratio)
+    before, after = ratio / scales.astype(np.float64), ratio / made.astype(np.float64)
+    moved = (before >= ODD[0]) & (before <= ODD[1])
+    np.testing.assert_array_equal(made[~moved], scales[~moved])
+    assert (np.rint(after[moved]) % 2 == 1).all()
+    assert (np.abs(after - np.rint(after))[moved] < 1e-3).all()
+    assert (np.abs(after - before)[moved] <= 1 + 1e-3).all()
+
+
+@pytest.mark.parametrize(("op", "attrs"), [("Linear", {}), ("Conv", {}), ("Conv", {"group": 3})])
+@pytest.mark.parametrize("method", ["mse", "gptq"])
+def test_weights_of_four_bits_are_rounded_again_to_odd_scales(
+    op: str, attrs: dict[str, int], method: Any
+) -> None:
+    shape = (12, 70) if op == "Linear" else (12, 4, 3, 3)
+    w, layer, scheme = weights(*shape), node(op, **attrs), WeightScheme(4, method=method)
+    k, groups = w[0].size, attrs.get("group", 1)
+    x = np.random.default_rng(1).standard_normal((groups, 200, k)).astype(np.float32)
+    x[:, :, 1:] += x[:, :, :-1]
+    moments = x.transpose(0, 2, 1) @ x / 200
+    hessian = moments if groups > 1 else moments[0]
+    free = round_weight(w, layer, scheme, hessian)
+    ratio = 40 * float(free.scales.mean())
+    made = round_weight(w, layer, scheme, hessian, ratio)
+    among = np.stack([odd_scales(free.scales, ratio, more) for more in (-2, 0, 2)])
+    assert (made.scales == among).any(axis=0).all()
+    assert (made.scales != free.scales).any()
+    assert made.levels.min() >= LEVELS[4][0]
+    assert made.levels.max() <= LEVELS[4][1]
+
+    def error(found: QuantWeight) -> float:
+        rows = (found.numpy() - w).reshape(groups, -1, k)
+        if method == "mse":
+            return float(np.square(rows).sum())
+        return float(np.einsum("gnk,gkl,gnl->", rows, moments, rows))
+
+    assert error(made) < 1.3 * error(free)
+    assert error(made) < 1.05 * error(replace(free, scales=made.scales))
+    eight = WeightScheme(8, method=method)
+    np.testing.assert_array_equal(
+        round_weight(w, layer, eight, hessian, ratio).numpy(),
+        round_weight(w, layer, eight, hessian).numpy(),
+    )

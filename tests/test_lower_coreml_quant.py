@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from edgeq.converters import coreml_lower
 from edgeq.converters.coreml_exec import describe
 from edgeq.converters.coreml_exec.blob import Reader
+from edgeq.converters.coreml_exec.load import Tensor, functions, open_file
+from edgeq.converters.graphs import convert_graph
 from edgeq.errors import FormatError, UnsupportedError, UsageError
 from edgeq.graphs.execute import Session
 from edgeq.graphs.ir import LEVELS, Graph, Info, Node, Quant, QuantWeight
@@ -88,6 +90,14 @@ def blobs(path: Path) -> list[tuple[str, int]]:
     """(type, bytes) of what weight.bin holds."""
     reader = Reader(path / "Data" / "com.apple.CoreML" / "weights" / "weight.bin")
     return [(kind, nbytes) for _, kind, nbytes in reader.blobs()]
+
+
+def constant_kinds(path: Path) -> set[str]:
+    """Types of the levels and floats that a program holds, in weight.bin or in itself."""
+    ops = functions(open_file(path))["main"].block.ops
+    given = (entry for op in ops for entries in op.inputs.values() for entry in entries)
+    kinds = {entry.type.kind for entry in given if isinstance(entry, Tensor) and entry.type.shape}
+    return kinds & {"fp16", "fp32", "int4", "int8"}
 
 
 def assert_same(found: QuantWeight, held: QuantWeight) -> None:
@@ -180,7 +190,7 @@ def test_float_constants_take_two_bytes_where_the_graph_says_so(tmp_path: Path) 
     graph = product("Linear", (2, 10), rounded((4, 10), 8))
     graph = replace(graph, constants={"the.weight": values})
     path = written(graph, tmp_path, **FLOAT32)
-    assert ("fp16", 80) in blobs(path)
+    assert "fp16" in constant_kinds(path)
     feeds = fed(graph)
     want = feeds["x"] @ values.astype(np.float32).T
     np.testing.assert_allclose(coreml_lower.open_graph(path)(feeds)["y"], want, atol=1e-5)
@@ -289,7 +299,7 @@ def test_scales_that_float16_holds_make_a_program_of_float16(tmp_path: Path) -> 
         path = written(STATIC[name], tmp_path / name)
         held, want = dict(coreml_lower.stored_weights(path))["the.weight"], STATIC[name]
         assert_same(held, want.constants["the.weight"])  # type: ignore[arg-type]
-        assert {kind for kind, _ in blobs(path)} == kinds
+        assert constant_kinds(path) == kinds
 
 
 def test_an_activation_is_rounded_once_behind_its_product(tmp_path: Path) -> None:
@@ -307,6 +317,19 @@ def test_an_activation_is_rounded_once_behind_its_product(tmp_path: Path) -> Non
     want = Session(graph)(feeds)["y"]
     found = coreml_lower.open_graph(path)(feeds)["y"]
     assert np.abs(found - want).max() <= graph.quants["y"].scale * 1.01
+
+
+def test_equal_constants_are_held_once_and_values_have_short_names(tmp_path: Path) -> None:
+    graph = small_net()
+    path = written(graph, tmp_path)
+    ops = functions(open_file(path))["main"].block.ops
+    constants = [(op.outputs[0][1], op.key) for op in ops if op.type == "const"]
+    assert len(constants) == len(set(constants))
+    assert {op.outputs[0][0] for op in ops if len(op.outputs[0][0]) > 3} == {"logits"}
+    assert {"a", "r", "d", "s", "p", "f"} <= {op.name for op in ops}
+    reader = Reader(path / "Data" / "com.apple.CoreML" / "weights" / "weight.bin")
+    assert {kind for _, kind, _ in reader.blobs()} == {"int8"}  # scales are in the program
+    assert coreml_lower.stored_quants(path) == graph.quants
 
 
 def test_a_net_chooses_the_same_classes(tmp_path: Path) -> None:
@@ -395,6 +418,11 @@ def test_the_arena_counts_what_is_alive_in_the_type_it_has(tmp_path: Path) -> No
     assert coreml_lower.arena(floats, {"precision": "float32"}) == 3 * 4 * image
     assert coreml_lower.arena(floats, {"precision": "float16"}) == 3 * 2 * image
     assert coreml_lower.arena(written(graph, tmp_path)) == 3 * image
+    for precision, size in (("float32", 4), ("float16", 2)):
+        options = {"precision": precision}
+        made = convert_graph(floats, "coreml", tmp_path / f"{precision}.mlpackage", options)
+        assert made.certificate is not None
+        assert made.certificate["arena_bytes"] == 3 * size * image
 
 
 def test_rounded_values_need_ios17() -> None:
@@ -422,9 +450,11 @@ def test_a_package_of_others_is_not_read(tmp_path: Path) -> None:
     model.write_bytes(content.replace(b"edgeq.graph", b"other.graph"))
     with pytest.raises(FormatError, match="no graph written by edgeq"):
         coreml_lower.open_graph(path)
-    model.write_bytes(content.replace(b'"biases"', b'"biased"'))
-    with pytest.raises(FormatError, match="damaged"):
-        list(coreml_lower.stored_weights(path))
+    for mark in (b"zlib85:00", b"zlib85:c~"):
+        assert b"zlib85:c-" in content
+        model.write_bytes(content.replace(b"zlib85:c-", mark))
+        with pytest.raises(FormatError, match="damaged"):
+            list(coreml_lower.stored_weights(path))
 
 
 def test_the_same_graph_makes_the_same_package(tmp_path: Path) -> None:

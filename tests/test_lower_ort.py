@@ -13,8 +13,11 @@ import pytest
 
 from edgeq.converters import ort_lower
 from edgeq.converters.graphs import compare, convert_graph, made_up
+from edgeq.converters.note import read_note
 from edgeq.errors import FormatError, UsageError
+from edgeq.graphs.files import read
 from edgeq.graphs.ir import Constant, Graph, Info, Node, Quant, QuantWeight
+from edgeq.graphs.onnx_write import write_onnx
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -183,6 +186,48 @@ def test_float_results_of_rounded_rows(tmp_path: Path) -> None:
     assert operators(tmp_path / "m.onnx")["MatMulIntegerToFloat"] == 1
     assert packed_bits(graph, tmp_path / "m.onnx")["w3"] == 8
     assert compare(graph, tmp_path / "m.onnx", "ort").error["y"] < 0.01
+
+
+def test_nothing_is_held_twice_or_said_without_need(tmp_path: Path) -> None:
+    graph = cnn(8)
+    ort_lower.write(graph, tmp_path / "m.onnx", {})
+    model = onnx.load(tmp_path / "m.onnx")
+    held = [(t.data_type, tuple(t.dims), t.raw_data) for t in model.graph.initializer]
+    assert len(held) == len(set(held))
+    assert all(len(t.name) <= 3 for t in model.graph.initializer)
+    assert not model.graph.value_info
+    attributes = {n.name: {entry.name for entry in n.attribute} for n in model.graph.node}
+    assert attributes["c1"] == {"kernel_shape", "pads"}
+    assert attributes["c2"] == {"kernel_shape", "pads", "group"}
+    assert attributes["pool"] == {"kernel_shape", "strides"}
+    biases = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT32}
+    undone = [n for n in model.graph.node if n.input[0] in biases]
+    assert [len(n.input) for n in undone] == [2] * len(biases)  # without a zero point
+    plain = json.dumps(read_note(_metadata(model)["edgeq.held"]))
+    assert len(_metadata(model)["edgeq.held"]) < len(plain) / 1.5
+
+
+def _metadata(model: Any) -> dict[str, str]:
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def test_scales_of_many_channels_take_two_bytes(tmp_path: Path) -> None:
+    graph = encoder(8, block=None)
+    constants = {n: narrow(h) if isinstance(h, QuantWeight) else h
+                 for n, h in graph.constants.items()}  # fmt: skip
+    for name, each in (("wide", graph), ("half", replace(graph, constants=constants))):
+        path = tmp_path / f"{name}.onnx"
+        write_onnx(each, path)
+        scales = {t.name: t.data_type for t in onnx.load(path).graph.initializer}
+        assert ("w1.scale.half" in scales) == (name == "half")  # 72 rows
+        assert scales["w2.scale"] == onnx.TensorProto.FLOAT  # 10 rows
+        again = read(path)
+        for constant, held in each.constants.items():
+            if isinstance(held, QuantWeight):
+                found = again.constants[constant]
+                assert isinstance(found, QuantWeight)
+                assert found.scales.dtype == np.float32
+                np.testing.assert_array_equal(found.scales, held.scales)
 
 
 def test_scales_that_fit_take_two_bytes(tmp_path: Path) -> None:

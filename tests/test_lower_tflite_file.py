@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edgeq.converters import tflite_lower as lower
 from edgeq.converters.tflite_lower_layout import (
@@ -24,6 +28,7 @@ from edgeq.converters.tflite_lower_layout import (
 from edgeq.converters.tflite_read import read
 from edgeq.errors import FormatError, UnsupportedError, UsageError
 from edgeq.graphs.ir import Graph, Info, Node, QuantWeight
+from edgeq.graphs.tflite_schema import schema
 from tests import graph_zoo
 from tests.lowering import Builder, feeds, quantized, reference, rounded_weight, weights_rounded
 from tests.test_lower_tflite import FLOAT, made
@@ -212,6 +217,29 @@ def test_what_the_file_says_of_itself(tmp_path: Path) -> None:
     run.close()
 
 
+def test_equal_vectors_lie_in_the_file_once(tmp_path: Path) -> None:
+    b = Builder()
+    source = b.graph(b.conv(b.conv(b.input(1, 8, 8, 8), 8, 8), 8, 8))
+    graph = quantized(source, feeds(source))
+    path = tmp_path / "m.tflite"
+    lowered(graph, path, feeds(graph))
+    model = schema().Model.GetRootAs(np.fromfile(path, np.uint8), 0)
+    tensors = [model.Subgraphs(0).Tensors(i) for i in range(model.Subgraphs(0).TensorsLength())]
+
+    def places(vectors: Iterable[NDArray[Any]]) -> int:
+        return len({v.__array_interface__["data"][0] for v in vectors})
+
+    zeros = [t.Quantization().ZeroPointAsNumpy() for t in tensors
+             if t.Quantization() and t.Quantization().ZeroPointLength() == 8]  # fmt: skip
+    assert len(zeros) == 4  # two weights and their biases
+    assert places(zeros) == 1
+    shapes = {tuple(t.ShapeAsNumpy()) for t in tensors}
+    assert places(t.ShapeAsNumpy() for t in tensors) == len(shapes) < len(tensors)
+    names = {t.Name().decode() for t in tensors} - set(graph.values)
+    assert names
+    assert all(re.fullmatch(r"[wct]\d+", name) for name in names)
+
+
 def test_four_bits_take_half_a_byte(tmp_path: Path) -> None:
     b = Builder()
     source = b.graph(b.conv(b.input(1, 64, 8, 8), 64, 64))
@@ -286,8 +314,8 @@ def test_arena_is_near_the_interpreters(tmp_path: Path) -> None:
     run.allocate_tensors()
     places = []
     for entry in run.get_tensor_details():
-        fixed = entry["name"] in graph.constants or "constant" in entry["name"]
-        if not fixed and entry["shape"].size == 4:
+        computed = entry["name"] in graph.values or entry["name"][0] == "t"
+        if computed and entry["shape"].size == 4:
             view = run.tensor(entry["index"])()
             start = view.__array_interface__["data"][0]
             places.append((start, start + view.nbytes))

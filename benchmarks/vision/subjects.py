@@ -8,6 +8,9 @@ No sample is in both. Where a model's own training set is at hand it is calibrat
                set has no training part)
     mnist      500 of MNIST's training pictures             its 10,000 test pictures
     minilm     128 sentences of encyclopedia and novels     100 of school sums and of stories
+
+How presets find ranges is settled on a third part (`settle.py`): 3,000 other training pictures of
+CIFAR-10 and of MNIST; for dscnn half of the 100 recordings, the other half being calibrated on.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import re
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +65,7 @@ class Subject:
         test: the same.
         labels: int [samples]; None for the encoder, whose figure is the cosine.
         source: a float .tflite file that is published; None for those made from the graph.
+        validation: as calibration, and of the same source, but other samples; see `held_out`.
     """
 
     name: str
@@ -71,6 +75,7 @@ class Subject:
     test: dict[str, NDArray[Any]]
     labels: NDArray[np.int64] | None = None
     source: Path | None = None
+    validation: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def encoder(self) -> bool:
@@ -95,6 +100,16 @@ class Subject:
             label = None if self.labels is None else int(self.labels[i])
             yield {name: array[i : i + 1] for name, array in self.test.items()}, label
 
+    def held_out(self) -> Subject:
+        """With validation samples, where there are no others half of those to calibrate on."""
+        if self.validation:
+            return self
+        return replace(
+            self,
+            calibration={name: array[0::2] for name, array in self.calibration.items()},
+            validation={name: array[1::2] for name, array in self.calibration.items()},
+        )
+
     def samples(self, folder: Path) -> Any:
         """Calibration data as ``--calib`` takes it."""
         path = folder / f"{self.name}.npz"
@@ -110,7 +125,7 @@ def resnet8(data: Path, folder: Path) -> Subject:
     pictures, labels = _cifar_test(data)
     return Subject(
         "resnet8", "MLPerf Tiny ResNet-8, CIFAR-10 (float .tflite)", graph,
-        {name: _cifar_train(data)}, {name: pictures}, labels, path,
+        {name: _cifar_train(data)}, {name: pictures}, labels, path, {name: _cifar_others(data)},
     )  # fmt: skip
 
 
@@ -125,7 +140,8 @@ def resnet20(data: Path, folder: Path) -> Subject:
     fit = lambda x: (x / np.float32(255) - mean) / std  # noqa: E731
     return Subject(
         "resnet20", "ResNet-20, CIFAR-10 (PyTorch, by examples/export_resnet20.py)", read(path),
-        {"image": fit(_cifar_train(data))}, {"image": fit(pictures)}, labels,
+        {"image": fit(_cifar_train(data))}, {"image": fit(pictures)}, labels, None,
+        {"image": fit(_cifar_others(data))},
     )  # fmt: skip
 
 
@@ -159,11 +175,13 @@ def mnist(data: Path, folder: Path) -> Subject:
     pictures = np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 1, 28, 28).astype(np.float32)
     raw = gzip.decompress((data / "mnist" / "t10k-labels-idx1-ubyte.gz").read_bytes())
     labels = np.frombuffer(raw, np.uint8, offset=8).astype(np.int64)
-    train = _rows(data / "mnist" / "train_png" / "mnist_batch_0.png", "L")
-    train = train[:: len(train) // CALIBRATION][:CALIBRATION].reshape(-1, 1, 28, 28)
+    batches = [data / "mnist" / "train_png" / f"mnist_batch_{i}.png" for i in (0, 1)]
+    train, others = (_rows(path, "L").reshape(-1, 1, 28, 28) for path in batches)
+    train = train[:: len(train) // CALIBRATION][:CALIBRATION]
     return Subject(
         "mnist", "MNIST CNN of the ONNX model zoo (opset 8)", graph,
-        {name: train.astype(np.float32)}, {name: pictures}, labels,
+        {name: train.astype(np.float32)}, {name: pictures}, labels, None,
+        {name: others.astype(np.float32)},
     )  # fmt: skip
 
 
@@ -225,8 +243,16 @@ def _cifar_test(data: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 
 
 def _cifar_train(data: Path) -> NDArray[np.float32]:
-    rows = _rows(data / "cifar10_train_lossless" / "cifar10_batch_0.png", "RGB")
-    rows = rows[:: len(rows) // CALIBRATION][:CALIBRATION]
+    rows = _cifar_batch(data, 0)
+    return rows[:: len(rows) // CALIBRATION][:CALIBRATION]
+
+
+def _cifar_others(data: Path) -> NDArray[np.float32]:
+    return np.concatenate([_cifar_batch(data, i) for i in (1, 2, 3)])
+
+
+def _cifar_batch(data: Path, i: int) -> NDArray[np.float32]:
+    rows = _rows(data / "cifar10_train_lossless" / f"cifar10_batch_{i}.png", "RGB")
     return rows.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2).astype(np.float32)
 
 

@@ -17,10 +17,18 @@ from edgeq.converters.certificate import certificate_path, certify
 from edgeq.converters.output import check_place, deliver, files, workshop
 from edgeq.converters.validate import Report
 from edgeq.converters.validate import validate as run_validation
-from edgeq.errors import DoesNotFitError, EdgeqError
+from edgeq.errors import DoesNotFitError, EdgeqError, UsageError
 from edgeq.importers import load
 from edgeq.memory import rss_bytes
 from edgeq.model import Model
+
+_ENDINGS = {
+    "tflite": ".tflite",
+    "litertlm": ".litertlm",
+    "coreml": ".mlpackage",
+    "gguf": ".gguf",
+}
+"""Of targets that are one file, or look like one; the others are folders of any name."""
 
 
 def convert(
@@ -64,6 +72,7 @@ def convert(
     started = time.perf_counter()
     module, options = target_module(target), options or Options()
     path = Path(out)
+    _check_name(path, target)
     check_place(path, force)
     if validate:
         module.versions()  # a runtime that is missing is told of before the work
@@ -95,6 +104,14 @@ def convert(
             where.write_text(json.dumps(certificate, indent=2) + "\n", "utf-8")
         deliver(made, path, room, force)
     return Conversion(target, path, nbytes, time.perf_counter() - started, certificate)
+
+
+def _check_name(path: Path, target: str) -> None:
+    """Refuse a file that its runtime, or who finds it later, would not know by its name."""
+    ending = _ENDINGS.get(target)
+    if ending and path.name and path.suffix != ending:
+        right = path.with_name(path.name + ending)
+        raise UsageError(f"{path} is no name for a file of {target}; name it {right}")
 
 
 def _check_memory(module: Any, model: Model, options: Options, target: str, max_ram: int) -> None:

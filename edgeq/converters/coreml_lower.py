@@ -16,7 +16,6 @@ they are float32 and its levels below 2**23, the very same levels are read back.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,6 +49,7 @@ from edgeq.converters.coreml_lower_run import (
     stored_weights,
 )
 from edgeq.converters.coreml_package import VERSIONS, write_package
+from edgeq.converters.note import note_text
 from edgeq.errors import UnsupportedError, UsageError, unknown
 from edgeq.graphs.arena import lay_out, lives
 from edgeq.graphs.ir import Graph, Node, QuantWeight
@@ -211,7 +211,7 @@ def write(
         program,
         VERSIONS[chosen.target],
         {},
-        {**graph.meta, ENTRY: json.dumps(about, separators=(",", ":"))},
+        {**graph.meta, ENTRY: note_text(about)},
         f"{graph.name}, by edgeq",
         None,
     )

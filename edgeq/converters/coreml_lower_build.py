@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edgeq.converters import coreml_lower_weights as weights
 from edgeq.converters.coreml_exec.blob import KINDS
-from edgeq.converters.coreml_lower_names import Names, make_distinct
+from edgeq.converters.coreml_lower_names import Names, make_distinct, shorten
 from edgeq.converters.coreml_lower_weights import Var, Weight
 from edgeq.converters.coreml_weights import narrowed
 from edgeq.graphs.ir import Graph, Node, Quant, QuantWeight, Shape
@@ -91,6 +91,7 @@ class Lowering:
         self.quants: dict[str, str] = {}  # value -> its quantize
         self.biases: dict[str, dict[str, str]] = {}  # see `bias`
         self.vars: dict[str, Var] = {}
+        self._told: set[str] = set()  # names of operators that make values of the graph
         self._memo: dict[tuple[str, str], Any] = {}
 
     # --- the whole ----------------------------------------------------------------------------
@@ -114,9 +115,22 @@ class Lowering:
             for node in self.graph.nodes:
                 self._node(node)
             function.set_outputs([self._left(name) for name in self.graph.outputs])
-        make_distinct(function, {*self.inputs.values(), *self.outputs.values()}, self._names)
+        ends = {*self.inputs.values(), *self.outputs.values()}
+        make_distinct(function, ends, self._names)
+        self._tell(shorten(function, ends, self._told, self._names))
         result.add_function("main", function)
         return result
+
+    def _tell(self, named: Mapping[str, str]) -> None:
+        """Take over the names that things go by in the end."""
+        given = {
+            name: (named.get(label, label), named.get(scales, scales))
+            for name, (label, scales) in self.constants.items()
+        }
+        self.constants = given
+        self.quants = {name: named.get(label, label) for name, label in self.quants.items()}
+        for held in self.biases.values():
+            held["id"] = named.get(held["id"], held["id"])
 
     def _entered(self, name: str, var: Var) -> Var:
         info = self.graph.info(name)
@@ -185,6 +199,7 @@ class Lowering:
             label = self._names.inner(name)
             var.op.name = label
             var.set_name(label)
+            self._told.add(label)
         return var
 
     # --- what operators take ------------------------------------------------------------------

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Any
+
+import numpy as np
 
 _RESERVED = {"any", "bool", "program", "func", "tensor", "list", "dict", "tuple", "true", "false",
              "string", "state", "bf16", "fp16", "fp32", "fp64", "int8", "int16", "int32", "int64",
@@ -40,3 +43,50 @@ def make_distinct(function: Any, ends: set[str], names: Names) -> None:
                 var.set_name(names.inner(var.name))
                 if len(op.outputs) == 1:
                     op.name = var.name
+
+
+def shorten(function: Any, ends: set[str], told: set[str], names: Names) -> dict[str, str]:
+    """Hold equal constants once, and give all but inputs and outputs short names.
+
+    In a small network constants of one number, which every operator has some of, and names would
+    be half of the program.
+
+    Args:
+        function: coremltools'.
+        ends: names of inputs and outputs.
+        told: what operators keep as their own names.
+        names: those that are taken.
+
+    Returns:
+        Old name of a value or constant -> its name now.
+    """
+    merged = _merge(function)
+    renamed: dict[str, str] = {}
+    for op in function.operations:
+        for var in op.outputs:
+            if var.name in ends:
+                continue
+            short = renamed[var.name] = names.new(f"v{len(renamed)}")
+            if len(op.outputs) == 1 and var.name not in told:
+                op.name = short
+            var.set_name(short)
+    return renamed | {old: renamed.get(new, new) for old, new in merged.items()}
+
+
+def _merge(function: Any) -> dict[str, str]:
+    """Take out constants that equal an earlier one; gives their names and those of the earlier."""
+    first: dict[tuple[str, bytes], Any] = {}
+    merged: dict[str, str] = {}
+    for op in list(function.operations):
+        if op.op_type != "const" or op.outputs[0] in function.outputs:
+            continue
+        (var,) = op.outputs
+        if all(user.op_type.startswith("constexpr_") for user in var.child_ops):
+            continue  # it becomes a part of those
+        raw = var.val.encode() if isinstance(var.val, str) else np.asarray(var.val).tobytes()
+        same = first.setdefault((str(var.sym_type), hashlib.sha256(raw).digest()), var)
+        if same is not var:
+            merged[var.name] = same.name
+            function.replace_uses_of_var_after_op(anchor_op=op, old_var=var, new_var=same)
+            function.remove_ops([op])
+    return merged

@@ -5,7 +5,6 @@ See `coreml_lower`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from edgeq.converters import coreml_lower_weights as weights
 from edgeq.converters.coreml_exec.load import Function, Op, functions, open_file
 from edgeq.converters.coreml_exec.machine import Arithmetic, Machine, refuse_unknown
+from edgeq.converters.note import read_note
 from edgeq.errors import FormatError, UsageError, unknown
 from edgeq.graphs.ir import Info, Quant, QuantWeight
 
@@ -37,7 +37,10 @@ class Package:
                 f"{path} is no graph written by edgeq; execute it with its own inputs"
             )
         try:
-            self.about: dict[str, Any] = json.loads(entry)
+            self.about: dict[str, Any] = read_note(entry)
+        except FormatError as err:
+            raise FormatError(f"{path}: {err}") from err
+        try:
             self.metadata = dict(file.spec.description.metadata.userDefined)
             if self.about["format"] != FORMAT:
                 raise FormatError(

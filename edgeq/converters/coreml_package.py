@@ -31,6 +31,8 @@ from edgeq.files import no_room
 
 _FOLDER = "com.apple.CoreML"
 _AUTHOR = "com.apple.CoreML"
+_SHORT = 64
+"""Floats that are written in the program itself; coremltools does so with 9 numbers."""
 VERSIONS = {"ios16": 7, "ios17": 8, "ios18": 9}
 """System -> version of Core ML's specification."""
 
@@ -96,6 +98,10 @@ class _Weights:
         self._places: dict[Any, int] = {}
         self._done = 0
 
+    def holds(self, name: str) -> bool:
+        """Whether a constant's numbers are given apart, and the program has a stand-in."""
+        return name in self._constants
+
     def place(self, name: str, kind: str, value: Any) -> int:
         """The offset of a constant, which is written unless it, or its equal, was before."""
         constant = self._constants.get(name)
@@ -119,9 +125,18 @@ class _Weights:
         return at
 
 
+def _is_short(value: Any) -> bool:
+    """Whether floats take less room in the program: weight.bin has 64 bytes before them."""
+    floats = isinstance(value, np.ndarray) and value.dtype in (np.float16, np.float32)
+    return floats and value.size <= _SHORT
+
+
 def _export(program: Any, version: int, weights: _Weights) -> Any:
     """The model's protobuf, by coremltools' own exporter."""
-    from coremltools.converters.mil.backend.mil.helper import create_file_value_tensor
+    from coremltools.converters.mil.backend.mil.helper import (
+        create_file_value_tensor,
+        create_immediate_value,
+    )
     from coremltools.converters.mil.backend.mil.load import CoreMLProtoExporter, MILProtoExporter
     from coremltools.converters.mil.mil import types
     from coremltools.converters.mil.mil.passes.defs.preprocess import NameSanitizer
@@ -131,6 +146,11 @@ def _export(program: Any, version: int, weights: _Weights) -> Any:
         NameSanitizer.sanitize_block(function, NameSanitizer("var_"), NameSanitizer("op_"))
 
     class Exporter(MILProtoExporter):  # type: ignore[misc]  # coremltools has no types
+        def get_milproto_value(self, var: Any) -> Any:
+            if weights.holds(var.op.name) or not _is_short(var.val):
+                return super().get_milproto_value(var)
+            return create_immediate_value(var)
+
         def create_file_value(self, var: Any) -> Any:
             kind = types.builtin_to_string(var.sym_type.get_primitive())
             return create_file_value_tensor(
@@ -166,7 +186,7 @@ def _manifest(model: bytes) -> bytes:
         "itemInfoEntries": entries,
         "rootModelIdentifier": ids["model.mlmodel"],
     }
-    return json.dumps(manifest, indent=4).encode()
+    return json.dumps(manifest, separators=(",", ":")).encode()
 
 
 def _write(path: Path, content: bytes) -> None:

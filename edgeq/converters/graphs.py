@@ -7,7 +7,7 @@ A target is one module, named in `GRAPH_TARGETS` and imported only when it is as
     open_graph(path, *, threads)   -> GraphRunner
     stored_weights(path)           -> (name, QuantWeight) of every packed constant, read back
     stored_quants(path)            -> value -> Quant, read back
-    arena(graph)                   -> bytes of the values while it runs, if buffers are used again
+    arena(graph, options)          -> bytes of the values while it runs, if buffers are used again
     versions()                     -> the libraries that took part
 """
 
@@ -466,7 +466,7 @@ def _certify(
         },
         "quants_equal": f"{sum(found.quants.values())} of {len(found.quants)}",
         "quants_not_in_file": len(graph.quants) - len(found.quants),
-        "arena_bytes": module.arena(graph),
+        "arena_bytes": module.arena(graph, options),
         "compared_with": found.source_runtime,
         "runs": found.runs,
         "error": dict(found.error),

@@ -19,7 +19,7 @@ reduced operator builds.
 
 from __future__ import annotations
 
-import json
+import hashlib
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.converters import Progress
+from edgeq.converters.note import note_text
 from edgeq.converters.ort import to_ort_format, versions
 from edgeq.converters.ort_file import pack_rows
 from edgeq.converters.ort_lower_read import HELD, open_graph, stored_quants, stored_weights
@@ -49,6 +50,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "form": ("qdq", "qoperator"),
 }
 """Option -> its values, the default first."""
+_WINDOWS = ("Conv", "ConvTranspose", "MaxPool", "AveragePool")
 _MICROSOFT = "com.microsoft"
 _MADE = ".quantize"
 """What `edgeq.graphs.onnx_write` puts behind a value's name to name its QuantizeLinear."""
@@ -98,8 +100,7 @@ def write(
     }
     _to_float(onnx, graph, proto, places["weights"])
     _shorten(proto, places)
-    places["alike"] = _alike(onnx, proto, places["weights"])
-    meta = {entry.key: entry.value for entry in proto.metadata_props} | {HELD: json.dumps(places)}
+    meta = {entry.key: entry.value for entry in proto.metadata_props} | {HELD: note_text(places)}
     made = path.with_suffix(".onnx")
     if chosen["form"] == "qoperator":
         proto = _fused(onnx, proto)
@@ -110,8 +111,8 @@ def write(
         made.unlink()
 
 
-def arena(graph: Graph) -> int:
-    """Bytes of the values while the graph runs, if buffers are used again."""
+def arena(graph: Graph, options: Mapping[str, Any] | None = None) -> int:
+    """Bytes of the values while the graph runs, if buffers are used again, whatever the options."""
     return arena_bytes(graph)
 
 
@@ -298,7 +299,7 @@ def _open_ended(graph: Graph, node: Node) -> bool:
 
 
 def _shorten(proto: Any, places: dict[str, dict[str, Any]]) -> None:
-    """Give values short names and take off what the runtime finds out by itself.
+    """Give values short names, hold equal constants once, and leave out what is understood.
 
     In a small network names are a fifth of the file. Inputs, outputs and operators keep theirs.
 
@@ -308,9 +309,11 @@ def _shorten(proto: Any, places: dict[str, dict[str, Any]]) -> None:
     """
     graph = proto.graph
     kept = {value.name for value in (*graph.input, *graph.output)}
+    first = _merge(graph, kept)
     short: dict[str, str] = {"": ""}
 
     def named(name: str) -> str:
+        name = first.get(name, name)
         if name in kept:
             return name
         while name not in short:
@@ -324,6 +327,10 @@ def _shorten(proto: Any, places: dict[str, dict[str, Any]]) -> None:
         node.output[:] = [named(name) for name in node.output]
         if node.op_type in ("QuantizeLinear", "DequantizeLinear", "Cast"):
             node.ClearField("name")
+        if node.op_type in _WINDOWS:
+            given = [entry for entry in node.attribute if not _understood(entry)]
+            del node.attribute[:]
+            node.attribute.extend(given)
     for tensor in graph.initializer:
         tensor.name = named(tensor.name)
     for entry in places["weights"].values():
@@ -333,22 +340,26 @@ def _shorten(proto: Any, places: dict[str, dict[str, Any]]) -> None:
     places["quants"] = {name: [named(n) for n in at] for name, at in places["quants"].items()}
 
 
-def _alike(
-    onnx: ModuleType, proto: Any, weights: Mapping[str, Mapping[str, Any]]
-) -> dict[str, list[str]]:
-    """Scales of a weight -> others that are equal, of which onnxruntime may keep any one."""
-    wanted = {entry["scales"] for entry in weights.values()}
-    groups: dict[tuple[Any, ...], list[str]] = {}
-    for tensor in proto.graph.initializer:
-        if tensor.name in wanted:
-            array = onnx.numpy_helper.to_array(tensor)
-            groups.setdefault((array.shape, array.tobytes()), []).append(tensor.name)
-    return {
-        name: [other for other in names if other != name]
-        for names in groups.values()
-        for name in names
-        if len(names) > 1
-    }
+def _merge(graph: Any, kept: set[str]) -> dict[str, str]:
+    """Take out constants that equal an earlier one; gives their names and those of the earlier."""
+    names: dict[tuple[int, tuple[int, ...], bytes], str] = {}
+    first: dict[str, str] = {}
+    for tensor in graph.initializer:
+        key = (tensor.data_type, tuple(tensor.dims), hashlib.sha256(tensor.raw_data).digest())
+        alone = tensor.name in kept or not tensor.HasField("raw_data")
+        if not alone and names.setdefault(key, tensor.name) != tensor.name:
+            first[tensor.name] = names[key]
+    for i in reversed(range(len(graph.initializer))):
+        if graph.initializer[i].name in first:
+            del graph.initializer[i]
+    return first
+
+
+def _understood(entry: Any) -> bool:
+    """Whether an attribute of a window says what ONNX takes it for without it."""
+    usual = {"dilations": 1, "strides": 1, "pads": 0}.get(entry.name)
+    alike = usual is not None and all(n == usual for n in entry.ints)
+    return alike or (entry.name == "group" and entry.i == 1)
 
 
 def _fused(onnx: ModuleType, proto: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.converters.note import read_note
 from edgeq.converters.ort_file import unpack_rows
 from edgeq.converters.ort_run import read_graph, require
 from edgeq.errors import FormatError
@@ -141,8 +141,7 @@ def _scales(
     places: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], entry: Mapping[str, Any]
 ) -> NDArray[np.float32]:
     """Of a weight; fused operators take that of a bias for the product of the others'."""
-    equal = (entry["scales"], *places.get("alike", {}).get(entry["scales"], ()))
-    name = next((name for name in equal if name in tensors), entry["scales"])
+    name = entry["scales"]
     if name in tensors or "product" not in entry:
         return _tensor(tensors, name)
     step, w = entry["product"]
@@ -169,7 +168,11 @@ def _opened(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     runner.close()
     if text is None:
         raise FormatError(f"{path} was not converted by edgeq: it does not say what it holds")
-    return json.loads(text), (_ort_tensors if path.suffix == ".ort" else _onnx_tensors)(path)
+    try:
+        places = read_note(text)
+    except FormatError as err:
+        raise FormatError(f"{path}: {err}") from err
+    return places, (_ort_tensors if path.suffix == ".ort" else _onnx_tensors)(path)
 
 
 def _onnx_tensors(path: Path) -> dict[str, NDArray[Any]]:

@@ -11,8 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from edgeq.errors import EdgeqError, UsageError
-from edgeq.files import no_room, sync_folder
+from edgeq.files import no_room, refuse_special, sync_folder
 
+_MADE = ("certificate.json", "genai_config.json", "model.onnx", "Manifest.json")
+"""Of which a folder that was made here holds one at least."""
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -20,14 +22,21 @@ def check_place(path: Path, force: bool) -> None:
     """Refuse an output that cannot be made there.
 
     Raises:
-        UsageError: it has no name or no folder, or exists and ``force`` is not given.
+        UsageError: it has no name or no folder, exists and ``force`` is not given, or is a device
+            or a folder of other things, which replacing it would delete.
     """
     if not path.name or path.name in (".", ".."):
         raise UsageError(f"{path} is no name for an output; give a file or a new folder")
     if not path.absolute().parent.is_dir():
         raise UsageError(f"the folder of {path} does not exist; make it first")
+    refuse_special(path)
     if path.exists() and not force:
         raise UsageError(f"{path} exists; give another output, or --force to overwrite it")
+    if path.is_dir() and any(path.iterdir()) and not any((path / n).exists() for n in _MADE):
+        raise UsageError(
+            f"{path} is a folder of other things, and overwriting it would delete them; give "
+            "another output"
+        )
 
 
 @contextlib.contextmanager

@@ -43,27 +43,17 @@ class SharedTable:
         return self._written[1]
 
 
-@dataclass(frozen=True)
-class _Zeros:
-    """A vector of zero points, all 0, of 8 bytes each."""
-
-    size: int
-
-    def Pack(self, builder: Any) -> int:  # noqa: N802 - the name that the schema's classes call
-        return int(builder.CreateNumpyVector(np.zeros(self.size, np.int64)))
-
-
 @dataclass(frozen=True, eq=False)
 class _RowScales:
-    """The schema's QuantizationParameters of a weight; those of one length share their zeros."""
+    """The schema's QuantizationParameters of a weight; its zero points are all 0."""
 
     schema: Any
     scales: NDArray[np.float32]
-    zeros: SharedTable
     axis: int
 
     def Pack(self, builder: Any) -> int:  # noqa: N802 - the name that the schema's classes call
-        s, zeros = self.schema, self.zeros.Pack(builder)
+        s = self.schema
+        zeros = builder.CreateNumpyVector(np.zeros(self.scales.size, np.int64))
         scales = builder.CreateNumpyVector(self.scales)
         s.QuantizationParametersStart(builder)
         s.QuantizationParametersAddScale(builder, scales)
@@ -98,7 +88,6 @@ class TfliteFile:
         self._constants: dict[bytes, int] = {}
         self._late: dict[str, _Late] = {}
         self._grids: dict[tuple[float, int], SharedTable] = {}
-        self._zeros: dict[int, SharedTable] = {}
 
     @property
     def model(self) -> Any:
@@ -144,8 +133,7 @@ class TfliteFile:
         Give the same one to every graph.
         """
         flat = np.ascontiguousarray(scales, np.float32).reshape(-1)
-        zeros = self._zeros.setdefault(flat.size, SharedTable(_Zeros(flat.size)))
-        return SharedTable(_RowScales(self.schema, flat, zeros, axis))
+        return SharedTable(_RowScales(self.schema, flat, axis))
 
     def grid(self, scale: float, zero_point: int) -> SharedTable:
         """The quantization of values with one scale and zero point; equal ones are one table."""
@@ -212,12 +200,34 @@ class TfliteFile:
 
 
 def packed(model: Any) -> bytes:
-    """A model's flatbuffer."""
-    import flatbuffers
-
-    builder = flatbuffers.Builder(1 << 16)
+    """A model's flatbuffer; equal vectors and texts lie in it once."""
+    builder = _sharing_builder()
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
+
+
+def _sharing_builder() -> Any:
+    """A builder that writes shapes, zero points, scales and texts which are equal once."""
+    import flatbuffers
+
+    class Sharing(flatbuffers.Builder):  # type: ignore[misc]  # flatbuffers has no types
+        def __init__(self) -> None:
+            super().__init__(1 << 16)
+            self._written: dict[tuple[str, bytes], int] = {}
+
+        def CreateNumpyVector(self, x: NDArray[Any]) -> int:  # noqa: N802 - flatbuffers' name
+            key = (x.dtype.str, x.tobytes())
+            if key not in self._written:
+                self._written[key] = super().CreateNumpyVector(x)
+            return self._written[key]
+
+        def CreateString(self, s: str | bytes, *about: str) -> int:  # noqa: N802 - the same
+            key = ("text", s if isinstance(s, bytes) else s.encode())
+            if key not in self._written:
+                self._written[key] = super().CreateString(s, *about)
+            return self._written[key]
+
+    return Sharing()
 
 
 def _write(

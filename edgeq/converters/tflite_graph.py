@@ -58,10 +58,12 @@ class Graph:
     Args:
         file: the file it will be part of.
         name: its name.
+        constant_name: names the constant of a number, counted from 0.
     """
 
     file: TfliteFile
     name: str
+    constant_name: Callable[[int], str] = "constant_{}".format
     _ops: list[_Op] = field(default_factory=list)
     _constants: dict[tuple[str, Shape, int], Value] = field(default_factory=dict)
     _renamed: dict[int, str] = field(default_factory=dict)
@@ -77,7 +79,7 @@ class Graph:
         index = self.file.constant(array)
         key = (array.dtype.name, array.shape, index)
         if key not in self._constants:
-            name = f"constant_{len(self._constants)}"
+            name = self.constant_name(len(self._constants))
             self._constants[key] = Value(name, array.shape, array.dtype.name, index)
         return self._constants[key]
 
@@ -120,16 +122,17 @@ class Graph:
                 graph.tensors.append(tensor)
             return index[id(value)]
 
-        graph.inputs = [at(value) for value in inputs.values()]
+        graph.inputs = _numbers([at(value) for value in inputs.values()])
         for op in self._ops:
             if id(op.output) not in needed:
                 continue
             entry = s.OperatorT()
             entry.opcodeIndex = self.file.opcode(op.code, op.version)
-            entry.inputs, entry.outputs = [at(v) for v in op.inputs], [at(op.output)]
+            entry.inputs = _numbers([at(v) for v in op.inputs])
+            entry.outputs = _numbers([at(op.output)])
             entry.builtinOptions, entry.builtinOptionsType = op.options, op.kind
             graph.operators.append(entry)
-        graph.outputs = [at(value) for value in outputs.values()]
+        graph.outputs = _numbers([at(value) for value in outputs.values()])
         named = [{name: at(value) for name, value in part.items()} for part in (inputs, outputs)]
         self.file.add(graph, self.name, *named)
 
@@ -138,7 +141,7 @@ class Graph:
         tensor = s.TensorT()
         tensor.name = self.name_of(value)
         tensor.buffer, tensor.hasRank = value.buffer, True
-        tensor.shape = list(value.shape)
+        tensor.shape = _numbers(value.shape)
         tensor.type = getattr(s.TensorType, value.dtype.upper())
         tensor.quantization = value.scales
         if value.group_scales is not None:
@@ -368,6 +371,10 @@ class Graph:
         """a [..., M, K] times b [..., K, N], or b [..., N, K] transposed."""
         shape = (*a.shape[:-1], b.shape[-2] if transposed else b.shape[-1])
         return self.op("BATCH_MATMUL", [a, b], shape, options="BatchMatMulOptions", adjY=transposed)
+
+
+def _numbers(values: Sequence[int]) -> NDArray[np.int32]:
+    return np.array(values, np.int32)
 
 
 def _both(a: Value, b: Value) -> Shape:

@@ -15,7 +15,6 @@ LiteRT's fastest kernels read no 4 bits of convolutions).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 from edgeq._version import __version__
 from edgeq.converters import Progress
 from edgeq.converters import tflite_lower_rules as rules
+from edgeq.converters.note import note_bytes
 from edgeq.converters.tflite_file import TfliteFile
 from edgeq.converters.tflite_graph import Value
 from edgeq.converters.tflite_lower_graph import FUSING, Lowering, Out, Settings
@@ -102,14 +102,15 @@ def write(
     _lowered(graph, settings(options)).save(Path(path), progress)
 
 
-def arena(source: Path | str | Graph) -> int:
+def arena(source: Path | str | Graph, options: Mapping[str, Any] | None = None) -> int:
     """Bytes of all values that are in memory together at most, places being used again.
 
     Args:
         source: a file that `write` made, or a graph.
+        options: see the module; of a graph alone.
     """
     if isinstance(source, Graph):
-        return arena_of(_lowered(source, Settings()).model)
+        return arena_of(_lowered(source, settings(options or {})).model)
     return arena_of(read(source, entry=METADATA).model)
 
 
@@ -128,7 +129,7 @@ def _lowered(graph: Graph, how: Settings) -> TfliteFile:
     orders = {name: low.home(name) for name in graph.inputs}
     orders |= {name: _output_order(low, name) for name in graph.outputs}
     low.g.finish(inputs, outputs)
-    file.metadata(METADATA, json.dumps(_described(low, orders), separators=(",", ":")).encode())
+    file.metadata(METADATA, note_bytes(_described(low, orders)))
     return file
 
 
@@ -199,7 +200,7 @@ def _output(low: Lowering, name: str, used: set[int]) -> Value:
     used.add(id(value))
     inside = low.rounded.get(name)
     if inside is not None and inside is not value and low.g.name_of(inside) == name:
-        low.g.rename(inside, f"{name}/int8")
+        low.g.rename(inside, low.short("t"))
     low.g.rename(value, name)
     return value
 

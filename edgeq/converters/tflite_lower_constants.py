@@ -32,7 +32,6 @@ class Constants(Operators):
         """Quantized constant -> how its tensor was made of it, for those who read it back; what
         is as in the constant itself is left out."""
         self._tensors: dict[Any, Value] = {}
-        self._uses: dict[str, int] = {}
 
     def constant(self, name: str, rank: int, order: Order, rounded: bool = False) -> Value:
         """A constant lifted to a rank, in an order."""
@@ -90,7 +89,7 @@ class Constants(Operators):
                 w = replace(w, levels=w.levels[:, row_columns(*columns)])
             if fill:
                 w = replace(w, levels=np.pad(w.levels, ((0, 0), (0, fill))))
-            self._tensors[key] = self.integers(self._tensor_name(name), w, kind)
+            self._tensors[key] = self.integers(self.short("w"), w, kind)
             self._record(name, self._tensors[key].name, shape, order, columns)
         value = self._tensors[key]
         if rounded:
@@ -108,16 +107,18 @@ class Constants(Operators):
         scales = self.file.per_row(w.scales, w.axis or 0)
         return Value(name, w.shape, kind, self.file.constant(levels), scales)
 
-    def bias(self, name: str, levels: NDArray[np.int32], scales: NDArray[np.float32]) -> Value:
-        """A bias of int32 with the scales of the products it is added to."""
-        key = (name, "bias")
+    def bias(
+        self, name: str, levels: NDArray[np.int32], scales: NDArray[np.float32], less: int = 0
+    ) -> Value:
+        """A bias of int32 with the scales of the products it is added to, ``less`` taken off."""
+        key = (name, "bias", less)
         if key not in self._tensors:
             table = self.file.per_row(np.ascontiguousarray(scales, np.float32))
-            buffer = self.file.constant(np.ascontiguousarray(levels, np.int32))
-            tensor = self._tensor_name(name)
+            buffer = self.file.constant(np.ascontiguousarray(levels - less, np.int32))
+            tensor = self.short("w")
             self._tensors[key] = Value(tensor, levels.shape, "int32", buffer, table)
             if name in self.graph.constants:
-                self._record(name, tensor, levels.shape, natural(1))
+                self._record(name, tensor, levels.shape, natural(1), less=less)
         return self._tensors[key]
 
     def blocks(self, name: str, *, narrow: bool = True) -> Value:
@@ -129,27 +130,25 @@ class Constants(Operators):
         if key not in self._tensors:
             short = -w.shape[1] % w.block
             levels = np.pad(w.levels, ((0, 0), (0, short)))
-            tensor = self._tensor_name(name)
+            tensor = self.short("w")
             kind = "int4" if w.bits == 4 and narrow else "int8"
             plain = self.integers(
                 tensor, QuantWeight(levels, np.ones((), np.float32), w.bits), kind
             )
             half = w.scales.astype(np.float16)
-            scales = Value(
-                self.unique(f"{name}/scales"), half.shape, "float16", self.file.constant(half)
-            )
+            scales = Value(self.short("s"), half.shape, "float16", self.file.constant(half))
             self._tensors[key] = replace(plain, scales=None, group_scales=scales)
             self._record(name, tensor, w.shape, natural(2))
         return self._tensors[key]
 
     def _record(
         self, name: str, tensor: str, lifted: Shape, order: Order,
-        columns: tuple[Shape, Order] | None = None,
+        columns: tuple[Shape, Order] | None = None, less: int = 0,
     ) -> None:  # fmt: skip
         w = self.graph.constants[name]
         assert isinstance(w, QuantWeight)
         record = {
-            "tensor": tensor if tensor != name else None,
+            "tensor": tensor,
             "bits": w.bits,
             "shape": list(w.shape),
             "axis": w.axis,
@@ -158,11 +157,7 @@ class Constants(Operators):
             "order": list(order) if order != natural(len(order)) else None,
             "columns": None if columns is None else [list(part) for part in columns],
             "palette": None if w.palette is None else w.palette.tolist(),
+            "less": less or None,
         }
         given = {key: entry for key, entry in record.items() if entry is not None}
         self.weights.setdefault(name, given)
-
-    def _tensor_name(self, name: str) -> str:
-        """A constant's name, numbered where the file holds it several times."""
-        self._uses[name] = n = self._uses.get(name, 0) + 1
-        return name if n == 1 else self.unique(f"{name}@{n}")

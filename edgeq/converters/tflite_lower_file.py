@@ -30,10 +30,11 @@ class Operators:
     def __init__(self, graph: Graph, file: TfliteFile) -> None:
         self.graph = graph
         self.file = file
-        self.g = FileGraph(file, SIGNATURE)
+        self.g = FileGraph(file, SIGNATURE, lambda _: self.short("c"))
         self.node = Node("", graph.name, (), ())
-        """What is being lowered; names of tensors begin with its own."""
+        """What is being lowered."""
         self._names = {*graph.values, *graph.constants}
+        self._counts: dict[str, int] = {}
         self._quants: dict[int, Quant] = {}
 
     def op(
@@ -58,7 +59,7 @@ class Operators:
         made = first.shape if shape is None else tuple(shape)
         return self.g.op(
             code, inputs, made, kind, options_of(code), version(code, inputs, kind, settings),
-            self.unique(f"{self.node.name}/{code.lower()}"), scales, **settings,
+            self.short("t"), scales, **settings,
         )  # fmt: skip
 
     def cast(self, value: Value, dtype: str) -> Value:
@@ -107,13 +108,15 @@ class Operators:
         """A constant list of int32."""
         return self.g.constant(np.asarray(numbers, np.int32))
 
-    def unique(self, name: str) -> str:
-        """A name that nothing else has, numbered if need be."""
-        made, n = name, 1
-        while made in self._names:
-            made, n = f"{name}@{n}", n + 1
-        self._names.add(made)
-        return made
+    def short(self, kind: str) -> str:
+        """A short name that nothing else has, for what is no value of the source.
+
+        In a small network names are a part of the file that counts; values keep theirs.
+        """
+        while True:
+            self._counts[kind] = n = self._counts.get(kind, -1) + 1
+            if f"{kind}{n}" not in self._names:
+                return f"{kind}{n}"
 
 
 _OPTIONS = {

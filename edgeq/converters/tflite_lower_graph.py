@@ -202,7 +202,7 @@ class Lowering(Constants):
                 value = self.op(code, [value, limit])
             elif (level := quant.quantize(np.array(bound, np.float32))) != end:
                 buffer = self.file.constant(level)
-                limit = Value(self.unique(f"{out.name}/bound"), (), "int8", buffer, value.scales)
+                limit = Value(self.short("c"), (), "int8", buffer, value.scales)
                 value = self.op(code, [value, limit], like=True)
         out.low, out.high = -math.inf, math.inf
         return value

@@ -92,7 +92,7 @@ def concat(low: Lowering, node: Node, out: Out) -> Made:
             array = low.graph.array(name).transpose(order)
             if out.quant:
                 buffer = low.file.constant(out.quant.quantize(array))
-                parts.append(Value(f"{name}/{node.name}", array.shape, "int8", buffer, grid))
+                parts.append(Value(low.short("c"), array.shape, "int8", buffer, grid))
             else:
                 parts.append(low.array(array))
             continue
@@ -204,7 +204,7 @@ def padded(low: Lowering, x: Value, border: NDArray[np.integer], value: float, o
         return low.op("PAD", [x, low.ints(border)], shape, like=True)
     if x.scales is not None:
         level = low.quant_of(x).quantize(np.array(value, np.float32))
-        fill = Value(f"{out.name}/fill", (), "int8", low.file.constant(level), x.scales)
+        fill = Value(low.short("c"), (), "int8", low.file.constant(level), x.scales)
     else:
         fill = low.g.constant(np.array(value, x.dtype))
     return low.op("PADV2", [x, low.ints(border), fill], shape, like=True)

@@ -164,6 +164,8 @@ def _weight(header: Header, tensor: Any, how: Mapping[str, Any]) -> QuantWeight:
     lifted = how.get("lifted", own)
     order, held = tuple(how.get("order", range(len(lifted)))), tensor.quantization
     levels = _levels(header, tensor, shape)
+    if "less" in how:
+        levels = levels + np.int32(how["less"])
     if "columns" in how:
         dims, axes = (tuple(part) for part in how["columns"])
         levels = levels[:, np.argsort(row_columns(dims, axes))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.converters import Stored
+from edgeq.converters.note import read_note
 from edgeq.converters.tflite_decoder import row_blocks
 from edgeq.converters.tflite_file import ALIGN, packed
 from edgeq.errors import EdgeqError, FormatError
@@ -80,7 +80,7 @@ def read(
     try:
         model = s.ModelT.InitFromPackedBuf(data)
         ours = next(m for m in model.metadata or [] if m.name == entry.encode())
-        settings = json.loads(bytes(model.buffers[ours.buffer].data))
+        settings = read_note(bytes(model.buffers[ours.buffer].data))
     except StopIteration:
         raise FormatError(
             f"{path} was not made by edgeq (it has no metadata {entry!r}), "

@@ -4,7 +4,7 @@
     Quant       of a value that a node makes: the node makes NAME.float, and DequantizeLinear NAME;
                 of an input: whoever takes it takes NAME.rounded
     QuantWeight NAME.levels -> DequantizeLinear -> NAME; 4 bits are INT4 tensors, two to a byte
-    float16     NAME.half -> Cast -> NAME; scales of blocks, too
+    float16     NAME.half -> Cast -> NAME; many scales, too
 
 The file says in its metadata that it is ours, `edgeq.graphs.record` reads it back exactly, and
 onnxruntime runs it as it is. All lies in the one file, which protobuf limits to 2 GB.
@@ -35,6 +35,9 @@ from edgeq.graphs.record import FORMAT, PALETTES, VERSION
 IR_VERSION = 10
 LIMIT = (1 << 31) - (1 << 16)
 """Bytes a model in one protobuf may have."""
+
+_MANY = 64
+"""Scales: two bytes saved of each are more than a Cast takes."""
 
 Activations = Literal["int8", "uint8"]
 
@@ -205,7 +208,8 @@ class _Writer:
         else:
             self._initializer(levels, weight.levels)
         inputs = [levels, self._scales(name, weight)]
-        if weight.block is None:  # onnxruntime fuses integer operators with zero points only
+        # onnxruntime fuses integer operators with zero points only; it asks for none of a bias
+        if weight.block is None and weight.bits != 32:
             zero = self._name(f"{name}.zero")
             shape = weight.scales.shape
             if packed:
@@ -219,12 +223,12 @@ class _Writer:
         self._add("DequantizeLinear", f"{name}.weight", inputs, [name], **attrs)
 
     def _scales(self, name: str, weight: QuantWeight) -> str:
-        """A weight's scales; those of blocks, which are many, in half the bytes if nothing is lost.
+        """A weight's scales; where there are many, in half the bytes if nothing is lost.
 
         onnxruntime widens them while it loads, before it fuses what they belong to.
         """
         label, half = self._name(f"{name}.scale"), weight.scales.astype(np.float16)
-        if weight.block is None or (half != weight.scales).any():
+        if weight.scales.size < _MANY or (half != weight.scales).any():
             return self._initializer(label, weight.scales)
         held = self._initializer(self._name(f"{name}.scale.half"), half)
         self._add("Cast", f"{name}.scale.widened", [held], [label], to=self.onnx.TensorProto.FLOAT)

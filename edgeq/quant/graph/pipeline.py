@@ -30,6 +30,7 @@ from edgeq.quant.graph.grids import (
     Plan,
     Scope,
     data_inputs,
+    fused,
     grids,
     plan,
     rounded_constant,
@@ -135,7 +136,7 @@ class _Work:
     progress: Progress | None
     ranges: dict[str, Range] = field(default_factory=dict)
     moments: dict[str, Array] = field(default_factory=dict)
-    rounded: dict[tuple[str, Choice], QuantWeight] = field(default_factory=dict)
+    rounded: dict[tuple[str, Choice, float | None], QuantWeight] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         wanted = self.recipe.equalise
@@ -166,10 +167,11 @@ class _Work:
         """The graph with weights as picked."""
         schemes = {name: c for name, c in picked.items() if isinstance(c, WeightScheme)}
         nodes = [node for node in weight_nodes(self.graph) if node.name in schemes]
-        weights = self._weights(nodes, schemes)
-        made = None
+        made, ratios = None, {}
         if self.recipe.activations == "static":
             made = self._plan(schemes)
+            ratios = step_ratios(self.graph, made, self.ranges)
+        weights = self._weights(nodes, schemes, ratios)
         graph = assembled(self.graph, weights, made, self.ranges)
         if self.recipe.bias_correction and self._scope() == "all":
             assert self.samples is not None
@@ -203,7 +205,7 @@ class _Work:
     def _observer(self) -> str:
         if self.recipe.observer != "auto":
             return self.recipe.observer
-        return "percentile" if self._scope() == "all" else "minmax"
+        return "mse" if self._scope() == "all" else "minmax"
 
     def _plan(self, packed: Mapping[str, WeightScheme]) -> Plan:
         """Which values are rounded, their ranges being found."""
@@ -223,10 +225,14 @@ class _Work:
         return made
 
     def _weights(
-        self, nodes: list[Node], schemes: Mapping[str, WeightScheme]
+        self,
+        nodes: list[Node],
+        schemes: Mapping[str, WeightScheme],
+        ratios: Mapping[str, float],
     ) -> dict[str, QuantWeight]:
         """Constant -> levels."""
-        new = [n for n in nodes if (n.name, schemes[n.name]) not in self.rounded]
+        keys = {node.name: (node.name, schemes[node.name], ratios.get(node.name)) for node in nodes}
+        new = [node for node in nodes if keys[node.name] not in self.rounded]
         wanted = [
             node
             for node in new
@@ -246,8 +252,30 @@ class _Work:
             scheme = schemes[node.name]
             w = self.graph.array(weight_name(node))
             hessian = self.moments.get(node.name)
-            self.rounded[node.name, scheme] = round_weight(w, node, scheme, hessian)
-        return {weight_name(n): self.rounded[n.name, schemes[n.name]] for n in nodes}
+            made = round_weight(w, node, scheme, hessian, ratios.get(node.name))
+            self.rounded[keys[node.name]] = made
+        return {weight_name(node): self.rounded[keys[node.name]] for node in nodes}
+
+
+def step_ratios(graph: Graph, made: Plan, seen: Mapping[str, Range]) -> dict[str, float]:
+    """The output's scale divided by the input's, of layers that compute in integers.
+
+    Layers that share a weight are left out: it has one scale, and their ratios are not the same.
+
+    Args:
+        graph: float.
+        made: which values are rounded.
+        seen: the range of each source of ``made``.
+    """
+    quants, found = grids(made, seen), {}
+    for node in graph.nodes:
+        if node.name not in made.integer or node.op not in _BIASED:
+            continue
+        joined = fused(graph, node)
+        out = joined.output if node.output not in quants and joined else node.output
+        if out in quants and len(graph.consumers[weight_name(node)]) == 1:
+            found[node.name] = quants[out].scale / quants[node.inputs[0]].scale
+    return found
 
 
 def assembled(

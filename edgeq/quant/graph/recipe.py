@@ -4,14 +4,15 @@
                     w<8|4>-<tensor|channel|g16..g256>[-rtn|-mse|-gptq|-palette], or f32
     activations     "static" with ranges found on samples, "dynamic" with those of the moment,
                     "float" for none
-    observer        how a static range is chosen, see `edgeq.quant.observers`; "auto" leaves out the
-                    few farthest values ("percentile"), which classifiers have by chance, but no
-                    value ("minmax") of an encoder, whose outliers mean something
+    observer        how a static range is chosen, see `edgeq.quant.observers`; "auto" takes that
+                    with the least squared error ("mse") for classifiers, and one that leaves out
+                    no value ("minmax") for encoders, whose outliers mean something
     scope           which operators compute in integers, where activations are static: "all" that
                     can, or the "layers" Conv, ConvTranspose and Linear, with smoothed inputs
                     (`edgeq.quant.graph.smooth`) and all else in float; "auto": layers where there
                     is a LayerNormalization (residual streams of transformers have outliers), else
                     all
+    tables          the scheme of tables of Gather, of which a run reads a few rows alone
     outer           the scheme of the first and the last layer and of depthwise convolutions
     rules           [regular expression, scheme]: the first found in a node's name wins; f32 or
                     fp16 keep the node float
@@ -124,6 +125,7 @@ class GraphRecipe:
     observer: str = "auto"
     scope: Literal["auto", "all", "layers"] = "auto"
     outer: Choice | None = None
+    tables: Choice | None = None
     rules: tuple[GraphRule, ...] = ()
     equalise: bool | None = None
     bias_correction: bool = False
@@ -161,7 +163,7 @@ class GraphRecipe:
     @property
     def schemes(self) -> tuple[WeightScheme, ...]:
         """All that a weight may get."""
-        choices = [self.weights, self.outer, *(rule.choice for rule in self.rules)]
+        choices = [self.weights, self.outer, self.tables, *(rule.choice for rule in self.rules)]
         if self.mixed is not None:
             choices.append(self.mixed_keep)
         return tuple(choice for choice in choices if isinstance(choice, WeightScheme))
@@ -186,6 +188,8 @@ class GraphRecipe:
         for rule in self.rules:
             if rule.matches(node.name):
                 return rule.choice
+        if node.op == "Gather" and self.tables is not None:
+            return self.tables
         return self.outer if outer and self.outer is not None else self.weights
 
     def check(self, nodes: Iterable[Node]) -> None:
@@ -209,7 +213,7 @@ class GraphRecipe:
                 found["weights"] = choice_text(value)
             elif value == part.default:
                 continue
-            elif part.name in ("outer", "mixed_keep"):
+            elif part.name in ("outer", "tables", "mixed_keep"):
                 found[part.name] = choice_text(value)
             elif part.name == "rules":
                 found["rules"] = [[rule.pattern, choice_text(rule.choice)] for rule in value]
@@ -232,7 +236,7 @@ class GraphRecipe:
             raise FormatError('the recipe does not say weights; write weights = "w8-channel"')
         given = dict(data)
         try:
-            for name in ("weights", "outer", "mixed_keep"):
+            for name in ("weights", "outer", "tables", "mixed_keep"):
                 if given.get(name) is not None:
                     given[name] = parse_choice(_text(given[name]))
             given["rules"] = tuple(

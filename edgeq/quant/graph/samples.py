@@ -208,25 +208,6 @@ def samples_of(
     return Samples("the samples given", made, {name: graph.info(name) for name in graph.inputs})
 
 
-def labelled(
-    source: str | Path,
-    graph: Graph,
-    *,
-    preprocess: Preprocess | None = None,
-    tokenizer: str | Path | None = None,
-    limit: int | None = None,
-) -> Samples:
-    """Samples with labels, see `open_samples` and `Samples.pairs`.
-
-    Raises:
-        FormatError, UsageError: as `open_samples`, or the first sample has no label.
-    """
-    preprocess = preprocess or Preprocess.from_meta(graph.meta)
-    found = open_samples(source, graph, preprocess=preprocess, tokenizer=tokenizer, limit=limit)
-    next(found.first(1).pairs())
-    return found
-
-
 def _spread(
     items: Sequence[Any], read: Callable[[Any], _Item], limit: int | None
 ) -> Callable[[], Iterable[_Item]]:

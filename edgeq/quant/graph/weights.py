@@ -14,7 +14,8 @@ Groups are for rows that every target can cut: a convolution gets a scale for ea
 and so does a row no longer than a group.
 
 Scales lie on the lattice that float16 and bfloat16 share, as all of edgeq's do, so that the
-numbers in the file of every target are the same.
+numbers in the file of every target are the same. The one exception are 4-bit weights whose sums
+are rounded to a grid: `odd_scales`.
 """
 
 from __future__ import annotations
@@ -30,14 +31,17 @@ from edgeq.graphs.ir import LEVELS, Graph, Node, QuantWeight
 from edgeq.quant.gptq import round_gptq
 from edgeq.quant.graph.hessians import WEIGHTED, Array, weight_name
 from edgeq.quant.hessian import Hessian
-from edgeq.quant.qparams import check_finite, group_view, snap_scales
-from edgeq.quant.rounding import find_shared, quantize_tensor
+from edgeq.quant.qparams import QParams, check_finite, group_view, snap_scales
+from edgeq.quant.rounding import Shared, find_shared, quantize_tensor, round_rows
 from edgeq.schemes import QuantScheme
 from edgeq.tensor import QuantTensor
 
 Method = Literal["rtn", "mse", "gptq", "palette"]
 
 METHODS = ("rtn", "mse", "gptq", "palette")
+ODD = (4.0, 4096.0)
+"""Steps of a sum in one of the output between which `odd_scales` makes them an odd number: with
+fewer a scale would move too far, and with more float32 holds no number so well."""
 BIAS_LIMIT = 2**30
 """Largest level of a bias, so that as much again is left for the sum it is added to."""
 
@@ -104,6 +108,7 @@ def round_weight(
     node: Node,
     scheme: WeightScheme,
     hessian: Array | None = None,
+    ratio: float | None = None,
 ) -> QuantWeight:
     """Round one weight.
 
@@ -113,6 +118,8 @@ def round_weight(
         scheme: how.
         hessian: mean of x x^T over a row's inputs, float32 [K, K]; of a convolution in groups
             [groups, K, K]. GPTQ needs it; a palette is better with it.
+        ratio: the output's scale divided by the input's, where both are rounded: 4-bit weights
+            with a scale for each channel then get those of `odd_scales`.
 
     Raises:
         FormatError: a weight is NaN or infinite.
@@ -137,10 +144,13 @@ def round_weight(
         tensor = [
             quantize_tensor(rows, matrix, "rtn" if scheme.method == "rtn" else "mse", name=name)
         ]
-    levels = np.concatenate([_levels(part) for part in tensor]).reshape(shape)
-    levels = np.ascontiguousarray(np.moveaxis(levels, 0, axis))
     scales = np.concatenate([part.row_params()[0] for part in tensor])
     table = tensor[0].palette
+    levels = np.concatenate([_levels(part) for part in tensor])
+    if ratio is not None and scheme.bits == 4 and matrix.granularity == "channel" and table is None:
+        moments = hessian if needs_hessian(node, scheme) else None
+        levels, scales = _with_odd_scales(rows, scales, ratio, moments, name)
+    levels = np.ascontiguousarray(np.moveaxis(levels.reshape(shape), 0, axis))
     if size is not None and grouped:
         # padding may have brought groups of its own
         scales = np.ascontiguousarray(scales[:, : -(-k // size)])
@@ -148,6 +158,24 @@ def round_weight(
     if matrix.granularity == "tensor":
         return QuantWeight(levels, np.array(scales[0, 0]), scheme.bits, None, None, table)
     return QuantWeight(levels, scales[:, 0].copy(), scheme.bits, axis, None, table)
+
+
+def odd_scales(scales: Array, ratio: float, more: int = 0) -> Array:
+    """The nearest scales with which a step of the output is an odd number of steps of the sum.
+
+    No sum then lies halfway between two levels of the output, nor nearer to it than half a step of
+    the sum. Runtimes that compute the sum in integers and round it with float32, with one rounding
+    of a fixed-point product or with two, get the same level. It matters for weights of 4 bits,
+    where a step of the output is but some dozen of the sum.
+
+    Args:
+        scales: float32, any shape.
+        ratio: the output's scale divided by the input's.
+        more: added to the odd numbers; even.
+    """
+    steps = ratio / scales.astype(np.float64)
+    odd = (ratio / (2 * np.floor(steps / 2) + 1 + more)).astype(np.float32)
+    return np.where((steps >= ODD[0]) & (steps <= ODD[1]), odd, scales)
 
 
 def int_bias(
@@ -237,6 +265,46 @@ def _by_gptq(rows: Array, scheme: QuantScheme, hessian: Array, name: str) -> lis
                    params=shared.params, palette=shared.palette)
         for part, matrix in zip(np.split(rows, len(hessian)), hessian, strict=True)
     ]  # fmt: skip
+
+
+def _with_odd_scales(
+    rows: Array, scales: Array, ratio: float, hessian: Array | None, name: str
+) -> tuple[NDArray[np.int8], Array]:
+    """Levels [N, K] and scales [N, 1] of 4 bits: of three odd numbers, each row's best."""
+    best = None
+    matrices = None if hessian is None else hessian if hessian.ndim == 3 else hessian[None]
+    for more in (0, -2, 2):
+        tried = odd_scales(scales, ratio, more)
+        levels = _in_steps(rows / tried, matrices, name)
+        missed = rows - levels * tried
+        if matrices is None:
+            error = np.square(missed).sum(axis=1, keepdims=True)
+        else:
+            parts = np.split(missed, len(matrices))
+            error = np.concatenate([
+                (part @ matrix * part).sum(axis=1, keepdims=True)
+                for part, matrix in zip(parts, matrices, strict=True)
+            ])  # fmt: skip
+        if best is None:
+            best = levels, tried, error
+        else:
+            better = error < best[2]
+            best = (np.where(better, levels, best[0]), np.where(better, tried, best[1]),
+                    np.minimum(error, best[2]))  # fmt: skip
+    assert best is not None
+    return best[0], best[1]
+
+
+def _in_steps(rows: Array, matrices: Array | None, name: str) -> NDArray[np.int8]:
+    """Rows that are divided by their scales, to integers of 4 bits."""
+    scheme = QuantScheme(4, True, "tensor", None, None)
+    one = QParams(np.ones((1, 1), np.float32))
+    if matrices is None:
+        return _levels(round_rows(rows, scheme, "rtn", name=name, shared=Shared(one)).tensor)
+    return np.concatenate([
+        _levels(round_gptq(part, scheme, Hessian.of(matrix), name=name, params=one))
+        for part, matrix in zip(np.split(rows, len(matrices)), matrices, strict=True)
+    ])  # fmt: skip
 
 
 def _levels(tensor: QuantTensor) -> NDArray[np.int8]:
