@@ -36,8 +36,8 @@ from edgeq.container import (
     header_bytes,
     layout,
 )
-from edgeq.errors import EdgeqError, FormatError, SchemeError, UsageError
-from edgeq.files import sync_folder
+from edgeq.errors import EdgeqError, FormatError, SchemeError
+from edgeq.files import check_target, sync_folder
 from edgeq.importers.safetensors_file import SafetensorsFile, open_safetensors
 from edgeq.model import Model, ModelConfig
 from edgeq.packing import TILE, round_up
@@ -66,7 +66,7 @@ class ArtifactWriter:
 
     Raises:
         EdgeqError: the file cannot be written, as on a full disk; on leaving too.
-        UsageError: the path is a folder, or its folder does not exist.
+        UsageError: the path is a folder, a device or a pipe, or its folder does not exist.
     """
 
     def __init__(
@@ -78,10 +78,7 @@ class ArtifactWriter:
         provenance: Mapping[str, Any],
     ) -> None:
         self.path = Path(path)
-        if self.path.is_dir():
-            raise UsageError(f"{self.path} is a folder; give the name of a file, as model.edgeq")
-        if not self.path.absolute().parent.is_dir():
-            raise UsageError(f"the folder of {self.path} does not exist; make it first")
+        check_target(self.path)
         self._config, self._files = config, files
         self._tensors = {name: tensors[name] for name in file_order(tensors)}
         self._slots = layout(self._tensors, files)

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
-from edgeq.errors import EdgeqError
+from edgeq.errors import EdgeqError, UsageError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -26,6 +26,38 @@ def no_room(what: str, err: OSError) -> EdgeqError | None:
     return EdgeqError(f"no room for {what} ({err.strerror}); free some space or write elsewhere")
 
 
+def refuse_special(path: Path) -> None:
+    """Refuse what would be lost if a file took its place: a device, a pipe, a socket.
+
+    Files get their names by renaming, so a file "written to" /dev/null would replace it.
+
+    Raises:
+        UsageError: the path is one, or an entry of /dev (as /dev/stdout, a link to anything).
+    """
+    special = path.exists() and not path.is_file() and not path.is_dir()
+    if special or path.absolute().parent == Path("/dev"):
+        raise UsageError(f"{path} is a device or a pipe; give the name of a file")
+
+
+def check_target(path: Path) -> None:
+    """Refuse a place where no file can be put, before work starts.
+
+    Raises:
+        UsageError: it is a folder, a device or a pipe, or its folder does not exist.
+        EdgeqError: its folder may not be written to.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; give the name of a file")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f"the folder of {path} does not exist; make it first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise EdgeqError(
+            f"{path} cannot be written: Permission denied; write to a folder of your own"
+        )
+    refuse_special(path)
+
+
 def write_whole(path: Path, pieces: Iterable[bytes | memoryview], what: str) -> None:
     """Write beside the target, sync, and put the file in the target's place.
 
@@ -38,8 +70,10 @@ def write_whole(path: Path, pieces: Iterable[bytes | memoryview], what: str) -> 
         what: the file's purpose, for the message, as "the state".
 
     Raises:
+        UsageError: the target is a device or a pipe.
         EdgeqError: it cannot be written.
     """
+    refuse_special(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         try:

@@ -64,8 +64,11 @@ def _windows(
     except UnicodeDecodeError as err:
         raise UsageError(f"{name} is not UTF-8 text: {err}") from err
     tokenizer = Tokenizer(model.files)
+    tokens = tokenizer.encode(text, add_bos=False)
+    if not tokens:
+        raise UsageError(f"{name} is an empty text; give one that has words")
     return cut_windows(
-        tokenizer.encode(text, add_bos=False),
+        tokens,
         context=min(context, model.config.context),
         n_windows=n_windows,
         bos=tokenizer.bos,

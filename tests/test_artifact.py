@@ -404,6 +404,11 @@ def test_targets_that_cannot_be(tmp_path: Path) -> None:
         save(small_model(), tmp_path)
     with pytest.raises(UsageError, match="does not exist; make it first"):
         save(small_model(), tmp_path / "no" / "m.edgeq")
+    os.mkfifo(tmp_path / "pipe")
+    for special in (tmp_path / "pipe", Path("/dev/no-such-device.edgeq")):
+        with pytest.raises(UsageError, match="is a device or a pipe"):
+            save(small_model(), special)
+    assert [p.name for p in tmp_path.iterdir()] == ["pipe"]
     if os.geteuid() != 0:
         tmp_path.chmod(0o500)
         with pytest.raises(EdgeqError, match="cannot be written: Permission denied"):

@@ -108,6 +108,9 @@ def test_wrong_usage_is_exit_2(
         (["quantize", "a", "-o", "b", "--tensor-type", "mlp"], "write REGEX=SCHEME"),
         (["quantize", "a", "-o", "b", "--tensor-type", "(=w4-g32"], "no regular expression"),
         (["quantize", "a", "-o", __file__], "--force"),
+        (["quantize", "a", "-o", "no/such/m.edgeq"], "make it first"),
+        (["sensitivity", "a", "--calib", __file__, "-o", "no/such/s.json"], "make it first"),
+        (["eval", "a.onnx", "--data", "d.npz", "--confusion", "no/c.csv"], "make it first"),
         (["bench", "--shape", "llama-3.2-2b"], "did you mean 'llama-3.2-3b'"),
     ],
 )

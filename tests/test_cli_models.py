@@ -382,12 +382,23 @@ def in_mid_write(slow_checkpoint: Path, out: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_ctrl_c_leaves_nothing_behind(slow_checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("how", "code", "word"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "terminated"),
+        (signal.SIGHUP, 129, "terminated"),
+    ],
+)
+def test_a_told_end_leaves_nothing_behind(
+    how: signal.Signals, code: int, word: str, slow_checkpoint: Path, tmp_path: Path
+) -> None:
     process = in_mid_write(slow_checkpoint, tmp_path / "m.edgeq")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
+    process.send_signal(how if how != signal.SIGINT else 0)  # twice is once
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert err.strip() == "interrupted"
+    assert process.returncode == code
+    assert err.strip() == word
     assert not out
     assert not list(tmp_path.iterdir())
 

@@ -109,6 +109,12 @@ def test_a_source_without_tokenizer(tmp_path: Path, run: Run) -> None:
     assert not (tmp_path / "n.edgeq").exists()
 
 
+def test_a_text_that_is_empty_is_named(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "blank.txt").touch()
+    args = ("quantize", DEMO, "-o", tmp_path / "m.edgeq", "--eval-text", tmp_path / "blank.txt")
+    assert "blank.txt is an empty text" in run(*args, code=1)
+
+
 def test_a_card_that_memory_does_not_allow(tmp_path: Path, run: Run) -> None:
     from edgeq.memory import rss_bytes
 

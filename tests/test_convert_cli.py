@@ -285,6 +285,35 @@ def test_names_that_are_none(tiny: Path, tmp_path: Path) -> None:
         convert(tiny, "tflit", tmp_path / "m")
     with pytest.raises(UsageError, match="is no name for an output"):
         convert(tiny, "gguf", "/")
+    for target, ending in (("litertlm", ".litertlm"), ("coreml", ".mlpackage")):
+        with pytest.raises(UsageError, match=f"{target}; name it .*{ending}"):
+            convert(tiny, target, tmp_path / "m")
+
+
+def test_what_force_would_delete_is_refused(tiny: Path, tmp_path: Path) -> None:
+    folder, pipe = tmp_path / "letters", tmp_path / "pipe.gguf"
+    folder.mkdir()
+    (folder / "dear.txt").touch()
+    with pytest.raises(UsageError, match="a folder of other things"):
+        convert(tiny, "ort", folder, force=True)
+    os.mkfifo(pipe)
+    with pytest.raises(UsageError, match="is a device or a pipe"):
+        convert(tiny, "gguf", pipe, force=True)
+    assert left(tmp_path) == ["letters", "pipe.gguf"]
+    assert left(folder) == ["dear.txt"]
+    assert pipe.is_fifo()
+
+
+def test_a_floating_point_model_has_no_integers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config("qwen3", hidden=64, head_dim=16, context=256)
+    artifact.save(random_model(config), tmp_path / "f.edgeq")
+    args = ["--to", "gguf", "-o", str(tmp_path / "f.gguf")]
+    assert main(["convert", str(tmp_path / "f.edgeq"), *args]) == 0
+    said = capsys.readouterr().out
+    assert "validated in llama.cpp" in said
+    assert "integers" not in said
 
 
 def test_a_folder_has_its_certificate_inside(tiny: Path, tmp_path: Path) -> None:

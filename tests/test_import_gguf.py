@@ -161,6 +161,25 @@ def test_architectures_give_the_same_logits(tmp_path: Path, family: str) -> None
     np.testing.assert_allclose(Reference(got).forward(tokens), want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "seen"),
+    [
+        (3, [True, True, False, True, True, False, True]),
+        ([False, True] * 3 + [False], [False, True] * 3 + [False]),
+    ],
+)
+def test_gemmas_windows_are_where_the_file_says(
+    tmp_path: Path, pattern: Any, seen: list[bool]
+) -> None:
+    key = "gemma3.attention.sliding_window_pattern"
+    path = tmp_path / "model.gguf"
+    write(path, model_of("gemma3"), lambda keys: keys.update({key: pattern}))
+    assert load(path).config.window_layers == tuple(seen)
+    write(path, model_of("gemma3"), lambda keys: keys.update({key: [True, False]}))
+    with pytest.raises(FormatError, match="expected a bool for each layer"):
+        load(path)
+
+
 def random_blocks(kind: str, n: int, k: int) -> NDArray[np.uint8]:
     """Rows of a type's bytes with every pattern of codes, and sane float16 scales."""
     _, block, nbytes = next(t for t in TYPES.values() if t[0] == kind)

@@ -48,7 +48,7 @@ def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"is a folder without config\.json; give"):
         load(tmp_path)
     (tmp_path / "small.gguf").write_bytes(b"GGUF")
-    with pytest.raises(FormatError, match=r"did you mean .*small\.gguf\?; give"):
+    with pytest.raises(FormatError, match=r"but it holds small\.gguf; give"):
         load(tmp_path)
 
 

@@ -136,16 +136,16 @@ def test_an_interrupted_prompt_leaves_the_sequence_as_it_was() -> None:
     want = all_logits(model, threads=1)
     with Engine(model, threads=1) as engine:
         engine.forward(IDS[:300])
-        run, calls = engine._run._team.run, 0  # type: ignore[attr-defined]
+        call, calls = engine._run._team.call, 0  # type: ignore[attr-defined]
 
         def interrupted(*work: Any) -> None:
             nonlocal calls
             calls += 1
             if calls == 5:  # by now four batches have gone over the ring's beginning
                 raise KeyboardInterrupt
-            run(*work)
+            call(*work)
 
-        engine._run._team.run = interrupted  # type: ignore[attr-defined]
+        engine._run._team.call = interrupted  # type: ignore[attr-defined]
         with pytest.raises(KeyboardInterrupt):
             engine.forward(np.full(5 * BATCH, 5))
         assert engine.tokens == IDS[:300].tolist()

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -117,7 +118,12 @@ def test_a_second_run_does_only_what_is_missing(tmp_path: Path, text: str) -> No
         sweep(todo, folder)
 
 
-def test_an_interrupted_sweep_keeps_what_is_done(tmp_path: Path, text: str) -> None:
+def test_an_interrupted_sweep_keeps_what_is_done(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
     todo = tasks([DEMO], ["w4-g32", "w8-channel", "w3-g32"], eval_text=text, timed=False)
 
     def stop(label: str, done: int, total: int) -> None:
@@ -125,6 +131,7 @@ def test_an_interrupted_sweep_keeps_what_is_done(tmp_path: Path, text: str) -> N
 
     with pytest.raises(KeyboardInterrupt):
         sweep(todo, tmp_path, workers=1, progress=stop)
+    assert not list(elsewhere.glob("edgeq-*"))  # the worker was stopped at its next task
     kept = list(tmp_path.glob("edgeq-*.json"))
     assert len(kept) == 1
     assert len(sweep(todo, tmp_path, workers=1)) == 3

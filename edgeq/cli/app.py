@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import FrameType
 
 import click
 
@@ -35,6 +38,20 @@ from edgeq.cli.warmup import warmup
 from edgeq.errors import EdgeqError
 
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+class Told(BaseException):  # no Exception: nothing but the fence below may catch it
+    """The system told us to leave, by SIGTERM or since the terminal was closed.
+
+    Like a KeyboardInterrupt it unwinds what is open, so that temporary files are removed.
+
+    Args:
+        signum: the signal.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
 
 
 class Verbs(click.Group):
@@ -89,15 +106,23 @@ def main(args: Sequence[str] | None = None) -> int:
         args: the arguments; those of the process if None.
 
     Returns:
-        The exit code: 0 done, 1 an explained error, 2 wrong usage, 130 interrupted.
+        The exit code: 0 done, 1 an explained error, 2 wrong usage, 130 interrupted, 143
+        terminated, 129 the terminal was closed.
     """
     for stream in (sys.stdout, sys.stderr):
         # a terminal that cannot show a character must not end a story
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
-        code = cli.main(args, prog_name="edgeq", standalone_mode=False, auto_envvar_prefix="EDGEQ")
-        sys.stdout.flush()
+        with _orderly():
+            code = cli.main(
+                args, prog_name="edgeq", standalone_mode=False, auto_envvar_prefix="EDGEQ"
+            )
+            sys.stdout.flush()
+    except Told as told:
+        with contextlib.suppress(OSError):  # with the terminal goes what we write to
+            click.echo("terminated", err=True)
+        return 128 + told.signum
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return EXIT_INTERRUPTED
@@ -120,6 +145,31 @@ def main(args: Sequence[str] | None = None) -> int:
             "this should not have happened; --debug shows where, please report it"
         )
     return code if isinstance(code, int) else 0
+
+
+@contextlib.contextmanager
+def _orderly() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the command as Ctrl-C does, files put in order.
+
+    A signal that somebody else handles or ignores (as nohup does) stays theirs.
+    """
+
+    def leave(signum: int, frame: FrameType | None) -> None:
+        for ours in taken:  # once is enough: putting files in order is not disturbed
+            signal.signal(ours, signal.SIG_IGN)
+        raise Told(signum)
+
+    taken: list[signal.Signals] = []
+    if threading.current_thread() is threading.main_thread():
+        for name in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(name) is signal.SIG_DFL:
+                signal.signal(name, leave)
+                taken.append(name)
+    try:
+        yield
+    finally:
+        for name in taken:
+            signal.signal(name, signal.SIG_DFL)
 
 
 def _explain(message: str) -> int:

@@ -11,7 +11,7 @@ import click
 
 from edgeq import texts
 from edgeq.cli import render
-from edgeq.cli.options import command, force_option
+from edgeq.cli.options import check_output, command, force_option
 
 if TYPE_CHECKING:
     from edgeq.quant.calibrate import Calibration, CalibrationStats
@@ -63,10 +63,7 @@ def calibrate(
 
     out = Path(output)
     partial = out.with_name(out.name + ".partial")
-    if out.exists() and not force:
-        raise UsageError(f"{out} exists; give another --output, or --force to overwrite it")
-    if not out.absolute().parent.is_dir():
-        raise UsageError(f"the folder of {out} does not exist; make it first")
+    check_output(out, force)
     if resume and not partial.exists():
         raise UsageError(f"there is no {partial} to go on from; leave out --resume")
     model = load(source)

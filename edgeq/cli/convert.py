@@ -152,11 +152,12 @@ def _text(made: Conversion) -> str:
     else:
         from edgeq.converters.certificate import certificate_path
 
-        greedy = found["greedy_tokens"]
+        greedy, equal = found["greedy_tokens"], found["integers_equal"]
+        # a floating-point model has no integers to compare
+        integers = "" if equal == "0 of 0" else f"integers of {equal} tensors equal, "
         where = certificate_path(Path(made.path), folder=made.path.is_dir())
         lines += [
-            f"validated in {found['runtime']}: integers of {found['integers_equal']} tensors "
-            f"equal, KL {found['kl']['mean']:.2g} nats, "
+            f"validated in {found['runtime']}: {integers}KL {found['kl']['mean']:.2g} nats, "
             f"{greedy['equal']} of {greedy['compared']} greedy tokens equal",
             f"certificate: {where}",
         ]

@@ -50,9 +50,11 @@ def eval_graph(
     """
     from edgeq.evaluate_graph import evaluate_graph
     from edgeq.evaluate_picture import check_ending, write_confusion
+    from edgeq.files import check_target
 
     if confusion is not None:
         check_ending(Path(confusion))
+        check_target(Path(confusion))
     runner, about = _opened(model, threads or 1)
     other = None
     try:

@@ -11,6 +11,7 @@ import click
 
 from edgeq.cli import graphs, render
 from edgeq.cli.options import (
+    check_output,
     command,
     force_option,
     format_option,
@@ -70,12 +71,10 @@ def inspect(model: str, card: str | None, force: bool, form: str) -> None:
 
 
 def _write_card(model: Model, name: str, path: Path, force: bool) -> None:
-    from edgeq.errors import UsageError
     from edgeq.files import write_whole
     from edgeq.quant.card import model_card
 
-    if path.exists() and not force:
-        raise UsageError(f"{path} exists; give another --card, or --force to overwrite it")
+    check_output(path, force, "--card")
     write_whole(path, [model_card(model, name).encode()], "the model card")
     render.write(f"{path}\n")
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Literal
 
 import click
 from click.core import ParameterSource
+
+from edgeq.errors import UsageError
+from edgeq.files import check_target
 
 Function = Callable[..., Any]
 Decorator = Callable[[Function], Function]
@@ -243,6 +247,22 @@ def sampling_options(function: Function) -> Function:
     ):  # fmt: skip
         function = option(function)
     return function
+
+
+def check_output(path: Path, force: bool, option: str = "--output") -> None:
+    """Refuse before work starts what could not be written after it.
+
+    Args:
+        path: the file to make.
+        force: whether it may replace another.
+        option: that names it, for the message.
+
+    Raises:
+        UsageError: it exists and ``force`` is not given, or no file can be put there.
+    """
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists; give another {option}, or --force to overwrite it")
+    check_target(path)
 
 
 def force_option(function: Function) -> Function:

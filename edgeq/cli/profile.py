@@ -20,6 +20,8 @@ from edgeq.cli.options import (
     threads_option,
 )
 from edgeq.cli.warmup import compile_first
+from edgeq.errors import UsageError
+from edgeq.files import check_target
 
 if TYPE_CHECKING:
     from edgeq.profiling.document import Document, Run
@@ -172,8 +174,10 @@ def _check(output: tuple[Path, ...]) -> None:
             raise click.UsageError(
                 f"{path} is neither raw samples nor a page; let its name end in .json or .html"
             )
-        if not path.absolute().parent.is_dir():
-            raise click.UsageError(f"the folder of {path} does not exist; make it first")
+        try:
+            check_target(path)
+        except UsageError as err:
+            raise click.UsageError(str(err)) from err
 
 
 def _keep(made: Document, output: tuple[Path, ...]) -> None:

@@ -15,6 +15,7 @@ from edgeq.cli.graphs import refuse_made
 from edgeq.cli.options import (
     SAMPLE_OPTIONS,
     ByteSize,
+    check_output,
     command,
     force_option,
     refuse_given,
@@ -37,6 +38,8 @@ OF_MODELS = (
 """Options that graphs have no use for."""
 OF_GRAPHS = ("calib_samples", "observer", "shapes", "dequantize", *SAMPLE_OPTIONS)
 """Options that language models have no use for."""
+FRONT_SHOWN = 6
+"""Points of the front that bits were chosen from."""
 
 
 @command("quantize", "Make one packed .edgeq file from a checkpoint, or quantize a graph.")
@@ -188,7 +191,6 @@ def quantize(
     refuse_given(OF_GRAPHS, f"graphs (.onnx, .tflite), and {source} is none")
     if calib is not None and not Path(calib).is_file():
         raise click.BadParameter(f"File {calib!r} does not exist.", param_hint="'--calib'")
-    from edgeq.errors import UsageError
     from edgeq.importers import load
     from edgeq.quant import quantize as run
 
@@ -204,8 +206,7 @@ def quantize(
             )
             recipe = _recipe(recipe_file, scheme, method, tensor_types, {"bytes": room})
     out = Path(output)
-    if out.exists() and not force:
-        raise UsageError(f"{out} exists; give another --output, or --force to overwrite it")
+    check_output(out, force)
     loaded = load(source)
     windows = None
     if calib is not None:
@@ -389,6 +390,7 @@ def _report(summary: Summary, out: Path, form: str) -> None:
             "threads": summary.threads,
             "peak_rss_bytes": summary.peak_rss_bytes,
             "quality": summary.quality.to_dict(),
+            "target": summary.target,
             "tensors": [
                 {
                     "name": t.name,
@@ -416,8 +418,28 @@ def _report(summary: Summary, out: Path, form: str) -> None:
     if worst:
         lost = ", ".join(f"{t.name} {t.sqnr_db:.1f} dB" for t in worst)
         render.write(f"lost most: {lost}\n")
-    for line in _card_lines(summary):
+    for line in (*_target_lines(summary), *_card_lines(summary)):
         render.write(line + "\n")
+
+
+def _target_lines(summary: Summary) -> list[str]:
+    """The bargain that bits were chosen by, and what it was compared with; nothing without one."""
+    target = summary.target
+    if target is None:
+        return []
+    front, chosen = target["front"], target["chosen"]
+    step = -(-len(front) // FRONT_SHOWN)
+    points = sorted([chosen, *(point for point in front[::-step] if point != chosen)])
+    rows = [
+        [render.human_bytes(nbytes), f"{bpw:.2f}", f"{loss:.4g}",
+         "chosen" if [nbytes, bpw, loss] == chosen else ""]
+        for nbytes, bpw, loss in points
+    ]  # fmt: skip
+    lines = render.aligned(["tensors", "bits per weight", "loss", ""], rows).split("\n")
+    if tried := target.get("tried"):
+        found = ", ".join(f"{label} {nats:.4g}" for label, nats in tried.items())
+        lines.append(f"carried out, KL in nats a token: {found}; kept {target['kept']}")
+    return lines
 
 
 def _card_lines(summary: Summary) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeq.cli import render
+from edgeq.cli.options import check_output
 
 if TYPE_CHECKING:
     from edgeq.graphs.ir import Shape
@@ -69,10 +70,7 @@ def quantize_graph(
         )
     if output.absolute() == source.absolute():
         raise UsageError(f"{output} is what is to be quantized; give another --output")
-    if output.exists() and not force:
-        raise UsageError(f"{output} exists; give another --output, or --force to overwrite it")
-    if not output.absolute().parent.is_dir():
-        raise UsageError(f"the folder of {output} does not exist; make it first")
+    check_output(output, force)
     recipe = GraphRecipe.from_options(
         preset, recipe_file, rules=rules, method=method, observer=observer
     )

@@ -41,7 +41,7 @@ def validate(
     Where they differ, the first tensor or step that does is named, and the exit code is 1.
     Of a graph (.onnx, .ort, .tflite, .mlpackage against the .onnx or .tflite that it was made from)
     the outputs, the weights' integers and the values' grids are compared.
-    Without --against, the file is run once on random inputs, if its format can be executed here.
+    Without --against, a Core ML package is run once on random inputs.
     """
     from edgeq.converters import target_module, target_of
     from edgeq.errors import UsageError

@@ -118,7 +118,7 @@ def _folder_importer(path: Path) -> Callable[..., Model]:
 
         return huggingface.load
     inside = sorted(p.name for p in path.iterdir() if p.suffix in (".gguf", ".edgeq", ".bin"))
-    hint = f"; did you mean {path / inside[0]}?" if inside else ""
+    hint = f", but it holds {', '.join(inside[:5])}" if inside else ""
     raise FormatError(f"{path} is a folder without config.json{hint}; give {ACCEPTED}")
 
 

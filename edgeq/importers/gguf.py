@@ -32,7 +32,7 @@ from edgeq.tensor import FloatTensor, FloatType, Tensor
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3", "phi3")
 _FLOATS: dict[str, Any] = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _GLOBAL_EVERY = 6
-"""Gemma 3: one layer in six attends to everything; GGUF files do not say so."""
+"""Gemma 3: one layer in six attends to everything, where a file does not say otherwise."""
 
 Dequantize = Callable[[NDArray[np.uint8], str], NDArray[np.float32]]
 
@@ -210,6 +210,20 @@ def _dequantize(data: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:
     return cast("NDArray[np.float32]", values)
 
 
+def _window_layers(keys: _Keys, layers: int, window: int | None) -> tuple[bool, ...]:
+    """Which layers of Gemma see a window: all but every so-many-th, or as an array says."""
+    key = "{arch}.attention.sliding_window_pattern"
+    pattern = keys.get(key)
+    if window is None:
+        return (False,) * layers
+    if isinstance(pattern, list):
+        if len(pattern) != layers or not all(isinstance(one, bool) for one in pattern):
+            raise FormatError(f"{keys.path}: {key} is {pattern!r}; expected a bool for each layer")
+        return tuple(pattern)
+    period = keys.count(key, _GLOBAL_EVERY)
+    return tuple((i + 1) % period != 0 for i in range(layers))
+
+
 def _config(keys: _Keys, architecture: str, source: _Tensors) -> ModelConfig:
     for key in ("{arch}.expert_count", "{arch}.final_logit_softcapping"):
         if keys.number(key, 0):
@@ -244,11 +258,7 @@ def _config(keys: _Keys, architecture: str, source: _Tensors) -> ModelConfig:
         rope_dim=keys.count("{arch}.rope.dimension_count", head_dim),
         rope_scaling=_rope_scaling(keys),
         window=window,
-        window_layers=tuple(
-            window is not None and (i + 1) % _GLOBAL_EVERY != 0 for i in range(layers)
-        )
-        if gemma
-        else (),
+        window_layers=_window_layers(keys, layers, window) if gemma else (),
         qk_norm=architecture in ("qwen3", "gemma3"),
         post_norms=gemma,
         embed_scale=hidden**0.5 if gemma else 1.0,

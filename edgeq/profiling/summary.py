@@ -18,9 +18,6 @@ from edgeq.profiling.operations import Operation, Phase
 OUTSIDE = "(outside)"
 """The row of what no operation accounts for: Python, threads waking, a runtime's own work."""
 
-_G = 5e8
-"""Multiply-adds in 1e9 operations."""
-
 
 def spread(values: Sequence[float]) -> dict[str, float] | None:
     """Count, mean, standard deviation, extremes and percentiles; None of no values."""
