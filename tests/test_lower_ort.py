@@ -246,6 +246,36 @@ def test_scales_that_fit_take_two_bytes(tmp_path: Path) -> None:
     assert sizes[0] - sizes[1] > 2 * scales - 400  # the casts and their names
 
 
+def test_weights_of_float_operators_are_dequantized_at_load_alone(tmp_path: Path) -> None:
+    constants: dict[str, Constant] = {
+        "w0": narrow(weight((96, 3, 3, 3), 4)),  # so many scales take two bytes each
+        "w1": weight((96, 8, 2, 2), 8, axis=1),
+        "w2": weight((4, 8, 1, 1), 8, axis=None),
+    }
+    graph = Graph(
+        "plain", ("x",), ("y",),
+        (
+            Node("Conv", "first", ("x", "w0"), ("a",), {"pads": [1, 1, 1, 1]}),
+            Node("ConvTranspose", "up", ("a", "w1"), ("b",), {"strides": [2, 2]}),
+            Node("Conv", "last", ("b", "w2"), ("y",)),
+        ),
+        constants,
+        {"x": Info((1, 3, 6, 6)), "a": Info((1, 96, 6, 6)), "b": Info((1, 8, 12, 12)),
+         "y": Info((1, 4, 12, 12))},
+    )  # fmt: skip
+    path = tmp_path / "m.onnx"
+    ort_lower.write(graph, path, {})
+    assert packed_bits(graph, path) == {"w0": 4, "w1": 8, "w2": 8}
+    found = operators(path)
+    assert found["Mul"] == 3
+    assert not found["DequantizeLinear"]
+    onnx.checker.check_model(onnx.load(path), full_check=True)
+    # what is computed while loading would be stored in an .ort file
+    ort_lower.write(graph, tmp_path / "m.ort", {})
+    assert packed_bits(graph, tmp_path / "m.ort") == {"w0": 8, "w1": 8, "w2": 8}
+    assert "DequantizeLinear" in (tmp_path / "m.required_operators.config").read_text()
+
+
 @pytest.mark.parametrize(("scale", "allowed"), [(1 / 64, 0.1), (1 / 2, 0.3)])
 def test_the_error_allowed_is_what_a_step_of_the_inputs_makes(
     scale: float, allowed: float, tmp_path: Path

@@ -8,6 +8,8 @@
                                they are "dynamic"
     table of a Gather          GatherBlockQuantized
     other 4-bit weights        4 bits in the file, made 8 while it is loaded
+    weights of float operators multiplied by their scales while an .onnx file is loaded, once; as
+                               DequantizeLinear they would be at every run
 
 An .ort file comes with NAME.required_operators.config, from which a build of onnxruntime can be
 made that has these operators alone. The format has no numbers of 4 bits: what other runtimes hold
@@ -99,6 +101,8 @@ def write(
         "quants": _quants(graph, proto),
     }
     _to_float(onnx, graph, proto, places["weights"])
+    if path.suffix == ".onnx" and chosen["form"] == "qdq":  # others hold what is computed at load
+        _at_load(onnx, graph, proto)
     _shorten(proto, places)
     meta = {entry.key: entry.value for entry in proto.metadata_props} | {HELD: note_text(places)}
     made = path.with_suffix(".onnx")
@@ -284,6 +288,49 @@ def _to_float(
     proto.graph.node.extend(left)
     if done and all(entry.domain != _MICROSOFT for entry in proto.opset_import):
         proto.opset_import.append(onnx.helper.make_opsetid(_MICROSOFT, 1))
+
+
+def _at_load(onnx: ModuleType, graph: Graph, proto: Any) -> None:
+    """Have weights that float operators take dequantized by operators that onnxruntime folds.
+
+    It leaves every DequantizeLinear for fusions with rounded values and runs what is left of them
+    each time; a convolution has the fast layout of its weights only where they are constants, too.
+    """
+    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    sources = {node.output[0]: node.input[0] for node in proto.graph.node if node.op_type == "Cast"}
+    nodes: list[Any] = []
+    for node in proto.graph.node:
+        name = node.output[0]
+        weight = graph.constants.get(name)
+        plain = isinstance(weight, QuantWeight) and weight.block is None and weight.bits <= 8
+        users = graph.consumers.get(name, ())
+        if (
+            node.op_type != "DequantizeLinear"
+            or not plain
+            or any(value in graph.quants for user in users for value in user.inputs)
+        ):
+            nodes.append(node)
+            continue
+        assert isinstance(weight, QuantWeight)
+        scales = tensors[sources.get(node.input[1], node.input[1])]
+        if weight.axis is not None:  # a scale for each of its places
+            scales.dims.extend([1] * (weight.levels.ndim - 1 - _axis(node)))
+        wide = f"{name}.float"
+        nodes.append(onnx.helper.make_node("Cast", [node.input[0]], [wide], to=1))
+        nodes.append(onnx.helper.make_node("Mul", [wide, node.input[1]], [name]))
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    used = {name for node in nodes for name in node.input}
+    used |= {value.name for value in proto.graph.output}
+    for i in reversed(range(len(proto.graph.initializer))):
+        if proto.graph.initializer[i].name not in used:  # zero points
+            del proto.graph.initializer[i]
+
+
+def _axis(node: Any) -> int:
+    """Of a DequantizeLinear, not negative."""
+    found = [entry.i for entry in node.attribute if entry.name == "axis"]
+    return int(found[0]) if found else 1
 
 
 def _open_ended(graph: Graph, node: Node) -> bool:

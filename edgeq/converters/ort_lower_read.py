@@ -105,6 +105,8 @@ def stored_weights(path: str | Path) -> Iterator[tuple[str, QuantWeight]]:
         levels = found.astype(np.int32 if entry["bits"] == 32 else np.int8)
         if entry["turned"]:
             levels, scales = levels.T, scales.T if block else scales
+        if block is None:  # one that is multiplied by lies along the axis it is for
+            scales = scales.reshape(() if entry["axis"] is None else -1)
         bits = 8 if entry["bits"] == 4 and found.dtype == np.int8 else entry["bits"]
         yield (
             name,
