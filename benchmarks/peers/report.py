@@ -124,11 +124,12 @@ def markdown(result: dict[str, Any]) -> str:
     m = result["machine"]
     gib = f"{m['memory_bytes'] / 2**30:.0f} GiB" if m["memory_bytes"] else "?"
     runs = sorted({len(row["edgeq"]["seconds"]) for row in result["rows"]})
+    repeats = " to ".join(str(n) for n in dict.fromkeys((runs[0], runs[-1])))
     lines = [
         "# edgeq and its peers, side by side",
         "",
         "Written by `make bench-peers`. A ratio is how many times as fast edgeq is: the medians' "
-        f"ratio of {' to '.join(str(n) for n in dict.fromkeys((runs[0], runs[-1])))} alternating runs, in which both sides work on the same "
+        f"ratio of {repeats} alternating runs, in which both sides work on the same "
         'integers (w4-g32 is Q4_0) with the same threads; "all pairs" are the lowest and '
         "highest ratio of two runs next to each other. GB/s counts the bytes each token has to "
         'read; "of peak" is their share of the read bandwidth measured just before, between '
