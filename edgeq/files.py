@@ -39,6 +39,16 @@ def refuse_special(path: Path) -> None:
         raise UsageError(f"{path} is a device or a pipe; give the name of a file")
 
 
+def check_folder(path: Path) -> None:
+    """Refuse a place in a folder that does not exist.
+
+    Raises:
+        UsageError: there is no such folder.
+    """
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"the folder of {path} does not exist; make it first")
+
+
 def check_target(path: Path) -> None:
     """Refuse a place where no file can be put, before work starts.
 
@@ -48,10 +58,8 @@ def check_target(path: Path) -> None:
     """
     if path.is_dir():
         raise UsageError(f"{path} is a folder; give the name of a file")
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise UsageError(f"the folder of {path} does not exist; make it first")
-    if not os.access(folder, os.W_OK | os.X_OK):
+    check_folder(path)
+    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
         raise EdgeqError(
             f"{path} cannot be written: Permission denied; write to a folder of your own"
         )

@@ -258,6 +258,14 @@ def test_what_was_measured_is_kept_and_read_back(tmp_path: Path) -> None:
         Sensitivity.load(path)
 
 
+def test_a_file_that_is_no_text_is_told_in_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    path.write_bytes(b"\xff" * 5000)
+    with pytest.raises(FormatError, match="holds no sensitivities: it is not text") as told:
+        Sensitivity.load(path)
+    assert len(str(told.value)) < 300 + len(str(path))
+
+
 def test_palettes_are_chosen_only_by_recipes_that_have_them() -> None:
     model = random_model(tiny_config("llama"))
     names = ["model.layers.0.self_attn.v_proj.weight"]

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from peers import PeerTflite, aeq_files, ort_files
-from report import write
+from report import BOUND, write
 from subjects import ROOT, SUBJECTS, Subject, even
 
 from edgeq._version import __version__
@@ -323,7 +323,7 @@ def timed(about: Mapping[str, Any], only: str) -> Iterator[str]:
                     yield f"{key}, {way}: {err}"
                     continue
                 found |= {"ms": now, "float_ms": before}
-                if way == "ort":
+                if way == "ort" and key == BOUND:
                     found |= {"operators": operators_us(path),
                               "float_operators": operators_us(FILES / source["file"])}  # fmt: skip
                 yield f"{key}, {way}: {now:.3f} ms, float {before:.3f} ms"

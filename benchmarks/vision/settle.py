@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from run import FILES, Recorded
+from run import FILES, STATIC, Recorded
 from subjects import ROOT, SUBJECTS, Subject
 
 from edgeq.graphs.execute import Session
@@ -30,7 +30,6 @@ from edgeq.quant.graph.recipe import GraphRecipe
 from edgeq.quant.observers import OBSERVERS
 
 OUT = ROOT / "docs" / "vision-observers.json"
-PRESET = "w8a8-static"
 
 Rows = NDArray[np.float64]
 
@@ -57,7 +56,7 @@ def tried(subject: Subject) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each observer with what it came to."""
     want = scores(subject.graph, subject)
     for observer in OBSERVERS:
-        recipe = replace(GraphRecipe.named(PRESET), observer=observer)
+        recipe = replace(GraphRecipe.named(STATIC), observer=observer)
         made = quantize_graph(subject.graph, recipe, subject.samples(FILES)).graph
         got = scores(made, subject)
         same = float((got.argmax(1) == want.argmax(1)).mean())

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from edgeq.errors import EdgeqError, UsageError
-from edgeq.files import no_room, refuse_special, sync_folder
+from edgeq.files import check_folder, no_room, refuse_special, sync_folder
 
 _MADE = ("certificate.json", "genai_config.json", "model.onnx", "Manifest.json")
 """Of which a folder that was made here holds one at least."""
@@ -27,8 +27,7 @@ def check_place(path: Path, force: bool) -> None:
     """
     if not path.name or path.name in (".", ".."):
         raise UsageError(f"{path} is no name for an output; give a file or a new folder")
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"the folder of {path} does not exist; make it first")
+    check_folder(path)
     refuse_special(path)
     if path.exists() and not force:
         raise UsageError(f"{path} exists; give another output, or --force to overwrite it")

@@ -34,7 +34,6 @@ It computes floor((floor(sum * m + 1/2) + 2^(s-1)) / 2^s) for a factor m / 2^s w
 which is floor(sum * m / 2^s + 1/2) of a sum that is 1 / 2m larger: 1/2 to 1. A bias of 1 less
 brings that to 0 to -1/2, which changes no result where a step of the output is an odd number of
 steps of the sum: `edgeq.quant.graph.weights.odd_scales`. Convolutions in groups have another."""
-_PLANE = (1, 1, 1)
 _LAST = channels_last(4)
 
 

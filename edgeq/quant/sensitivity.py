@@ -113,6 +113,8 @@ class Sensitivity:
             )  # fmt: skip
         except OSError as err:
             raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
+        except UnicodeDecodeError as err:  # whose repr would hold the whole file
+            raise FormatError(f"{path} holds no sensitivities: it is not text ({err})") from err
         except (KeyError, TypeError, ValueError, AttributeError) as err:
             raise FormatError(f"{path} holds no sensitivities: {err!r}") from err
 
