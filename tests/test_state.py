@@ -46,9 +46,7 @@ def all_logits(model: Model, ids: Any = IDS, **options: Any) -> NDArray[np.float
         return engine.forward(ids, all_logits=True)
 
 
-def assert_same_logits(
-    got: NDArray[np.float32], want: NDArray[np.float32], *, exact: bool
-) -> None:
+def assert_same_logits(got: NDArray[np.float32], want: NDArray[np.float32], *, exact: bool) -> None:
     """Compare the logits of two runs over the same tokens.
 
     The compiled backend sums in one order whatever the batch, so its logits are the same bits. The
