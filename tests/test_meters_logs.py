@@ -30,7 +30,7 @@ from edgeq.devices.meters import (
     tegrastats,
     traces,
 )
-from edgeq.devices.meters.battery import charge
+from edgeq.devices.meters.android import charge
 from edgeq.devices.meters.pmic import input_watts, rail_watts
 from edgeq.devices.meters.serial_lines import Lines
 from edgeq.devices.meters.thermal import parse_throttled
@@ -164,7 +164,7 @@ def test_android_counts_what_left_the_battery() -> None:
 
 
 def test_android_counter_that_rises_is_not_counted() -> None:
-    dumps = [DUMPSYS.replace("3270000", str(n)) for n in (100, 100, 300, 200)]
+    dumps = [DUMPSYS.replace("3270000", str(n)) for n in (3000100, 3000100, 3000300, 3000200)]
     (meter,) = meters_of(probe_android(lambda argv: dumps.pop(0)))
     assert meter.read().values == {"battery": 0}
     with pytest.raises(DeviceError, match="rose by"):
@@ -180,7 +180,7 @@ def test_android_counter_that_rises_is_not_counted() -> None:
         ("status: 3", "status: 5", "the battery is full"),
         ("status: 3", "status: 77", "in no known state"),
         ("Charge counter: 3270000", "", "Charge counter: expected a number, got ''"),
-        ("Charge counter: 3270000", "Charge counter: 0", "not kept here"),
+        ("Charge counter: 3270000", "Charge counter: 0", "does not report its charge"),
         ("voltage: 4000", "voltage: ?", "voltage: expected a number"),
         ("state:", "state:\n (UPDATES STOPPED -- use 'reset' to restart)", "frozen by a test"),
         (DUMPSYS, "Can't find service: battery", "in no known state"),

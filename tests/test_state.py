@@ -46,6 +46,23 @@ def all_logits(model: Model, ids: Any = IDS, **options: Any) -> NDArray[np.float
         return engine.forward(ids, all_logits=True)
 
 
+def assert_same_logits(got: NDArray[np.float32], want: NDArray[np.float32], *, exact: bool) -> None:
+    """Compare the logits of two runs over the same tokens.
+
+    The compiled backend sums in one order whatever the batch, so its logits are the same bits. The
+    order of a BLAS library depends on the processor, the threads and the matrix's height: a sum
+    that lies next to a rounding boundary of the cache may then be stored one step off, which moves
+    the logits that read it. What a wrong position or a lost token gives is off by about their
+    standard deviation.
+    """
+    if exact:
+        np.testing.assert_array_equal(got, want)
+        return
+    difference = np.abs(got - want)
+    assert np.median(difference) < 1e-2 * want.std()
+    assert difference.max() < 0.2 * want.std()
+
+
 class Counted:
     """Counts the tokens a backend is given, and passes them on."""
 
@@ -186,11 +203,11 @@ def test_a_sequence_goes_on_after_loading(
         engine.forward([9, 8, 7])
         engine.load_state(path)
         assert engine.tokens == IDS[:777].tolist()
-        np.testing.assert_array_equal(engine.forward(IDS[777:830], all_logits=True), want)
+        again = engine.forward(IDS[777:830], all_logits=True)
+        assert_same_logits(again, want, exact=backend == "numba")
         engine.truncate(770)
         again = engine.forward(IDS[770:830], all_logits=True)[7:]
-        # matrices of another height are summed in another order by the numpy backend
-        np.testing.assert_allclose(again, want, atol=0 if backend == "numba" else 1e-5)
+        assert_same_logits(again, want, exact=backend == "numba")
 
 
 @pytest.mark.parametrize("kv_bits", [8, 16])

@@ -30,8 +30,8 @@ RECIPES = (
     "w8-channel", "w8-g32", "w4-g32", "w4-g64", "w4-g128", "w4-g32-asym", "w4-g32-mse", "w3-g32",
     "w3-g32-mse", "w3-g64", "w2-g16", "w4-g16",
 )  # fmt: skip
-NUMBERS = ("key", "model", "name", "nbytes", "bpw", "nll", "base_nll", "kl", "top1", "error")
-"""What does not depend on where and when a task was done."""
+EXACT = ("key", "model", "name", "nbytes", "bpw", "error")
+MEASURED = ("nll", "base_nll", "kl")
 
 
 @pytest.fixture
@@ -77,8 +77,18 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     made.close()
 
 
-def numbers(row: Row) -> tuple[object, ...]:
-    return tuple(getattr(row, name) for name in NUMBERS)
+def assert_same_results(got: list[Row], want: list[Row]) -> None:
+    """Compare what does not depend on where a task ran.
+
+    Measures went through a BLAS library, whose order of summation depends on its threads.
+    """
+    assert len(got) == len(want)
+    for mine, theirs in zip(got, want, strict=True):
+        for name in EXACT:
+            assert getattr(mine, name) == getattr(theirs, name), name
+        for name in MEASURED:
+            assert getattr(mine, name) == pytest.approx(getattr(theirs, name), rel=1e-3), name
+        assert mine.top1 == pytest.approx(theirs.top1, abs=0.01)
 
 
 @pytest.mark.slow
@@ -96,7 +106,7 @@ def test_a_killed_worker_costs_only_time(tmp_path: Path, text: str, cluster: Clu
     folder = tmp_path / "results"
     rows = sweep(todo, folder, scheduler=cluster.address, progress=kill_one)
     assert cluster.workers[0].wait() == -signal.SIGKILL
-    assert [numbers(row) for row in rows] == [numbers(row) for row in serial]
+    assert_same_results(rows, serial)
     assert len(seen) == len(set(seen)) == 12
     assert len(list(folder.glob("*.json"))) == 12
     # both had work before one was killed, and the results say who did it
@@ -178,7 +188,10 @@ def test_sensitivities_of_layers_on_workers_are_those_of_one_run(text: str) -> N
     windows = calibration(model, text, 1, 64)
     want = measure_sensitivity(model, windows, QuantScheme(4), mode="output")
     got = sweep_sensitivity(str(DEMO), text, 1, 64, "w4-g32", "output", workers=2)
-    assert got == want
+    assert replace(got, losses=want.losses) == want
+    assert list(got.losses) == list(want.losses)
+    for name, losses in want.losses.items():
+        assert got.losses[name] == pytest.approx(losses, rel=1e-3), name
 
 
 def test_the_front_holds_what_nothing_beats() -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from edgeq._version import __version__
-from edgeq.cli import graphs, render
+from edgeq.cli import busy, graphs, render
 from edgeq.cli.options import (
     Counts,
     backend_option,
@@ -122,8 +122,11 @@ def bench(
         render.write(json.dumps(rows, indent=2) + "\n")
     elif form == "csv":
         render.write(_csv(rows))
-    elif form == "md":
-        render.write(_markdown(rows) + "\n")
+    if form == "md":
+        render.write(busy.warnings([row["warning"] for row in rows]))
+        render.write(_markdown(rows) + "\n" + _footnotes(rows))
+    elif warning := busy.warnings([row["warning"] for row in rows]).rstrip():
+        render.note(warning)
 
 
 def _known_shapes() -> str:
@@ -174,6 +177,7 @@ def _measurements(
     kv_bits: Literal[8, 16],
     backend: str,
 ) -> Iterator[tuple[Measurement, dict[str, Any]]]:
+    from edgeq.devices.contention import Watch
     from edgeq.profiling import measure, read_bandwidth
     from edgeq.runtime.engine import Engine
 
@@ -197,13 +201,15 @@ def _measurements(
                 threads_used = engine.threads
             del engine  # or its cache would be held beside the next one's
             # only now: its buffer is larger than many a model and would be the peak of memory
+            watch = Watch()
             bandwidth = read_bandwidth(threads_used)
+            disturbed = watch.stop().reasons(threads_used)
             held = 0
             for measurement in measured:
                 # what a longer test before has touched stays in memory
                 held = max(held, measurement.scenario.context)
                 settings = {"backend": backend, "kv_bits": kv_bits, "bandwidth": bandwidth}
-                yield measurement, settings | {"held": held}
+                yield measurement, settings | {"held": held, "busy": disturbed}
 
 
 def _planned(
@@ -240,6 +246,7 @@ def _error(said: float | None, found: float | None) -> float | None:
 def _record(model: Model, name: str, m: Measurement, settings: dict[str, Any]) -> dict[str, Any]:
     """One flat record: llama-bench's fields by its names, then ours."""
     from edgeq.cpu import this_cpu
+    from edgeq.profiling.limits import bandwidth_doubt
 
     kv_type = "q8_0" if settings["kv_bits"] == 8 else "f16"
     gb_per_s, peak = m.gb_per_s, settings["bandwidth"]
@@ -272,6 +279,9 @@ def _record(model: Model, name: str, m: Measurement, settings: dict[str, Any]) -
         "read_bandwidth_gb_per_s": peak,
         "bandwidth_percent": share,
         "peak_rss_bytes": m.peak_rss_bytes,
+        "other_cores": m.contention and m.contention.other_cores,
+        "warning": m.contention and m.contention.warning(m.threads),
+        "suspect": bandwidth_doubt(share, m.bytes_per_token, settings["busy"]),
         "python": platform.python_version(),
     }
 
@@ -333,14 +343,26 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
             str(row["n_threads"]),
             row["test"],
             f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}",
-            "" if row["gb_per_s"] is None else f"{row['gb_per_s']:.1f}",
-            "" if row["bandwidth_percent"] is None else f"{row['bandwidth_percent']:.0f} %",
+            "" if row["gb_per_s"] is None else f"{row['gb_per_s']:.1f}{_mark(row)}",
+            ""
+            if row["bandwidth_percent"] is None
+            else f"{row['bandwidth_percent']:.0f} %{_mark(row)}",
             "" if row["peak_rss_bytes"] is None else render.human_bytes(row["peak_rss_bytes"]),
             *(_plan_cells(row) if "plan_ts" in row else ()),
         ]
         for row in rows
     ]
     return render.markdown(head, cells, rules)
+
+
+def _mark(row: dict[str, Any]) -> str:
+    return busy.MARK if row["suspect"] else ""
+
+
+def _footnotes(rows: list[dict[str, Any]]) -> str:
+    """Why figures that are marked are no facts."""
+    doubts = dict.fromkeys(row["suspect"] for row in rows if row["suspect"])
+    return "".join(f"\n{busy.wrapped(f'{busy.MARK} {doubt}', '  ')}\n" for doubt in doubts)
 
 
 def _plan_cells(row: dict[str, Any]) -> list[str]:

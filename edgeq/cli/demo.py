@@ -63,6 +63,11 @@ def demo(prompt: str, n_predict: int, seed: int, temp: float, threads: int) -> N
     before = _measure(source, tokenizer, None, threads)
     after = _measure(packed, tokenizer, source, threads)
     page.table(["", "float", "INT4"], _rows(source, packed, before, after), "lrr")
+    for cost in (before, after):
+        warning = cost.speed.contention and cost.speed.contention.warning(threads)
+        if warning:
+            page.fact(f"Warning: {warning}")
+            break
     page.fact("bits per byte and KL: stories the model has never seen; KL: against the float model")
     me = "edgeq" if shutil.which("edgeq") else sys.argv[0]
     page.fact(f"next: {me} run {packed_file} -p 'The little fox'")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgeq.cli import render
+from edgeq.cli.busy import watched
 from edgeq.cli.options import CONTEXT_SETTINGS, command, debug_option, format_option
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def _measured(found: Detected) -> tuple[dict[int, float], float]:
     cores = min(found.cores or 1, available_cores())
     counts = sorted({1, cores, *(n for n in (2, 4, 8, 16, 32) if n < cores)})
     rates = {}
-    with render.progress("measuring", still=True) as bar:
+    with watched(), render.progress("measuring", still=True) as bar:
         for done, threads in enumerate(counts):
             bar(f"reading with {threads} threads", done, len(counts) + 1)
             rates[threads] = round(read_bandwidth(threads), 1)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeq.cli import render
+from edgeq.cli import busy, render
 
 if TYPE_CHECKING:
     from edgeq.converters import Conversion
@@ -132,6 +132,7 @@ def validate(out: str, against: str, threads: int | None, form: str) -> bool:
 
 def bench(models: Sequence[str], threads: int | None, repetitions: int, form: str) -> None:
     """``edgeq bench`` of graphs, which take turns; times are of whole runs."""
+    from edgeq.devices.contention import Watch
     from edgeq.errors import UsageError
     from edgeq.profiling.foreign import Named, open_subject
     from edgeq.profiling.session import Workload, run
@@ -146,7 +147,9 @@ def bench(models: Sequence[str], threads: int | None, repetitions: int, form: st
     subjects = [open_subject(Named.parse(model), threads) for model in models]
     try:
         with render.progress("bench", still=True) as bar:
+            watch = Watch()
             samples = run(subjects, workload, bar)
+            warning = watch.stop().warning(threads)
     finally:
         for subject in subjects:
             subject.close()
@@ -164,6 +167,7 @@ def bench(models: Sequence[str], threads: int | None, repetitions: int, form: st
                 "ms_p50": median(times),
                 "ms_p90": tenths[8],
                 "samples_ms": times,
+                "warning": warning,
             }
         )
     for row in rows:
@@ -172,7 +176,10 @@ def bench(models: Sequence[str], threads: int | None, repetitions: int, form: st
         lines = [json.dumps(row) for row in rows]
         text = json.dumps(rows, indent=2) if form == "json" else "\n".join(lines)
         render.write(text + "\n")
+        if warning:
+            render.note(busy.wrapped(f"Warning: {warning}"))
         return
+    render.write(busy.warnings([warning]))
     cells = [
         [
             row["model"], row["runtime"], str(row["threads"]), render.human_bytes(row["nbytes"]),

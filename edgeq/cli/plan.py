@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeq.cli import render
+from edgeq.cli.busy import watched
 from edgeq.cli.options import (
     Function,
     command,
@@ -125,7 +126,7 @@ def this_profile(threads: int | None, *, measured: bool) -> DeviceProfile:
     whole = found.cores or available_cores()
     cores = min(whole, available_cores())
     reads: dict[int, float] = {}
-    with render.progress("measuring this machine", still=True) as bar:
+    with watched(threads), render.progress("measuring this machine", still=True) as bar:
         counts = sorted({1, min(threads or cores, cores), cores})
         for done, count in enumerate(counts):
             bar(f"reading with {count} threads", done, len(counts) + 1)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeq.cli import render
+from edgeq.cli import busy, render
+from edgeq.cli.busy import MARK
 from edgeq.cli.options import (
     backend_option,
     command,
@@ -223,16 +224,29 @@ def _same(made: Document, run: Run, phase: Phase) -> Phase | None:
 def _text(made: Document, *, long: bool) -> str:
     from edgeq.profiling import summary as derive
 
-    parts = []
-    for run in made.runs:
-        parts.append(_facts(derive.summary(made, run)))
+    told = [derive.summary(made, run) for run in made.runs]
+    # a run on more threads is disturbed by what does not disturb another
+    parts = [busy.warnings([one["warning"] for one in told]).strip()]
+    from_caches = False
+    for run, facts in zip(made.runs, told, strict=True):
+        parts.append(_facts(facts))
         if long:
             parts.append(_over_time(derive.decay(made, run)))
         for phase in run.operations.phases if run.operations else ():
             other = _same(made, run, phase)
-            parts.append(_table(phase, derive.by_operation(phase, other), "op"))
+            tables = {"op": derive.by_operation(phase, other)}
             if any(row.layer is not None for row in phase.rows):
-                parts.append(_table(phase, derive.by_layer(phase, other), "layer"))
+                tables["layer"] = derive.by_layer(phase, other)
+            for key, rows in tables.items():
+                marked = [phase.middle is not None and derive.beyond_memory(made, run, row)
+                          for row in rows]  # fmt: skip
+                from_caches = from_caches or any(marked)
+                parts.append(_table(phase, rows, key, marked))
+    if from_caches:
+        parts.append(
+            f"{MARK} more than memory was measured to give: read from caches, or the machine was\n"
+            "  slower when its bandwidth was measured"
+        )
     parts.append(_sensors(made))
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -253,12 +267,21 @@ def _facts(told: dict[str, Any]) -> str:
         if found:
             text = f"{found['mean']:.2f} ± {found['std']:.2f} tokens/s"
             if share is not None:
-                text += f", {told['int8_gops'][part]:.1f} GOPS ({share:.0f} % of the kernel's peak)"
+                doubt = told["suspect"][f"int8_gops.{part}"]
+                mark = MARK if doubt else ""
+                text += (
+                    f", {told['int8_gops'][part]:.1f}{mark} GOPS "
+                    f"({share:.0f}{mark} % of the kernel's peak)"
+                )
+                text += f" ({MARK} {doubt})" if doubt else ""
             rows.append((part, text))
     if told["gb_per_s"] is not None:
-        text = f"{told['gb_per_s']:.2f} GB/s"
+        doubt = told["suspect"]["gb_per_s"]
+        mark = MARK if doubt else ""
+        text = f"{told['gb_per_s']:.2f}{mark} GB/s"
         if told["bandwidth_percent"] is not None:
-            text += f", {told['bandwidth_percent']:.0f} % of what this machine reads"
+            text += f", {told['bandwidth_percent']:.0f}{mark} % of what this machine reads"
+        text += f" ({MARK} {doubt})" if doubt else ""
         rows.append(("bandwidth", text))
     held = told["memory"]
     names = (("peak RSS", "peak_rss_bytes"), ("weights", "weights_bytes"),
@@ -325,7 +348,8 @@ def _over_time(rows: list[dict[str, Any]]) -> str:
     return render.aligned(["seconds", "per s", *channels], cells, "r" * (2 + len(channels)))
 
 
-def _table(phase: Phase, rows: list[dict[str, Any]], key: str) -> str:
+def _table(phase: Phase, rows: list[dict[str, Any]], key: str, marked: list[bool]) -> str:
+    """Operations or layers; `marked` says of which rows the GB/s are beyond memory's."""
     unit = "run" if phase.name == "run" else "token"
     if phase.middle is None:
         counts = [[str(row[key]), str(row["calls"])] for row in rows]
@@ -339,10 +363,10 @@ def _table(phase: Phase, rows: list[dict[str, Any]], key: str) -> str:
             f"{row['percent']:.1f}",
             f"{row['cumulative_percent']:.1f}",
             "" if row["bytes_per_unit"] is None else f"{row['bytes_per_unit'] / 1024:.1f}",
-            "" if row["gb_per_s"] is None else f"{row['gb_per_s']:.2f}",
+            "" if row["gb_per_s"] is None else f"{row['gb_per_s']:.2f}{MARK * mark}",
             *([f"{row['speedup']:.2f}x" if row["speedup"] else ""] if faster else []),
         ]
-        for row in rows
+        for row, mark in zip(rows, marked, strict=True)
     ]
     return render.aligned(head + ["speedup"] * faster, cells, "lrrrrrr"[: len(head) + faster])
 

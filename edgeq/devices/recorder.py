@@ -89,8 +89,8 @@ class Recording:
         """The energy of a window by the most telling meter that can tell it.
 
         The order is that of `SCOPES`, then of the meters. A part, such as a graphics card, does
-        not stand for the run and is asked only by name. Where a better meter fails, the answer
-        of the next carries its reason among the problems.
+        not stand for the run and is asked only by name; neither does one rail of several.
+        Where a better meter fails, the answer of the next carries its reason among the problems.
 
         Args:
             window: one of the recording's, or the label of the only one that has it.
@@ -110,11 +110,19 @@ class Recording:
             asked = [t for t in asked if t.sensor.scope != "part"]
         asked.sort(key=lambda t: SCOPES.index(t.sensor.scope))
         failed: list[str] = []
+        rails = [t.sensor.name for t in asked if t.sensor.scope == "rail"]
+        if len(rails) > 1:
+            asked = [t for t in asked if t.sensor.scope != "rail"]
         for trace in asked:
             found = trace.energy(window, idle=idle, channel=channel)
             if found.reason is None:
                 return replace(found, problems=(*found.problems, *failed))
             failed.append(found.reason)
+        if len(rails) > 1:
+            failed.append(
+                f"{' and '.join(rails)} each measure one supply rail, and none of them is the "
+                "whole device; ask for one by its name"
+            )
         if not failed:
             failed = [
                 f"{a.name}: {a.reason}"

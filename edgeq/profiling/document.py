@@ -16,6 +16,7 @@ from typing import Any
 
 from edgeq._version import __version__
 from edgeq.cpu import this_cpu
+from edgeq.devices.contention import Contention, Watch
 from edgeq.devices.recorder import Recording
 from edgeq.errors import EdgeqError, FormatError
 from edgeq.files import write_whole
@@ -72,6 +73,16 @@ class Document:
     recording: Recording
     created: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
     tool: str = f"edgeq {__version__}"
+
+    @property
+    def contention(self) -> Contention | None:
+        """What else used the processor during the run; None if that was not recorded."""
+        return _contention(self.environment, "contention")
+
+    @property
+    def limits_contention(self) -> Contention | None:
+        """What else used the processor while the machine's limits were measured."""
+        return _contention(self.environment, "limits_contention")
 
     def to_json(self) -> dict[str, Any]:
         """A form that JSON can hold."""
@@ -132,6 +143,11 @@ class Document:
             raise FormatError(f"{name} is damaged: {type(err).__name__} {err}") from err
 
 
+def _contention(environment: Mapping[str, Any], key: str) -> Contention | None:
+    held = environment.get(key)
+    return None if held is None else Contention.from_json(held)
+
+
 def write(document: Document, path: str | Path) -> None:
     """Write a document, whole or not at all.
 
@@ -164,6 +180,10 @@ def environment(kernels_on: Sequence[int] = ()) -> dict[str, Any]:
     Args:
         kernels_on: numbers of threads to measure the limits with, which needs compiled kernels
             and takes a moment; none leaves them unmeasured.
+
+    Returns:
+        facts of the machine. "limits_contention" is what else used the processor while the limits
+        were measured; `edgeq.profiling.profile.profile` adds "contention" of the run itself.
     """
     cpu = this_cpu()
     found: dict[str, Any] = {
@@ -179,7 +199,9 @@ def environment(kernels_on: Sequence[int] = ()) -> dict[str, Any]:
     if kernels_on:
         from edgeq.runtime.kernels import int8_throughput, read_bandwidth
 
+        watch = Watch()
         for threads in sorted(set(kernels_on)):
             found["read_gb_s"][str(threads)] = read_bandwidth(threads)
             found["int8_gops"][str(threads)] = int8_throughput(threads)
+        found["limits_contention"] = watch.stop().to_json()
     return found

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Literal
 
+from edgeq.devices.contention import Watch
 from edgeq.devices.meters import Absent, Meter, probe
 from edgeq.devices.profile import DeviceProfile
 from edgeq.devices.recorder import Recorder
@@ -65,7 +66,9 @@ def profile(
         reset_peak_rss()
         with recorder:
             _rest(recorder, idle_seconds, progress)
+            watch = Watch()
             samples = iter(run(there, workload, progress) if there else [])
+            contention = watch.stop()
         peak = peak_rss_bytes() if len(there) == 1 else None
         runs = []
         for i, (named, subject) in enumerate(zip(models, subjects, strict=True)):
@@ -82,7 +85,8 @@ def profile(
             runs.append(Run(facts[i], taken, told, None if subject is None else peak))
     # only now: their buffers are larger than many a model
     compiled = [f["threads"] for f in facts if f.get("kernel")]
-    document = Document(workload, tuple(runs), environment(compiled), recorder.recording)
+    machine = environment(compiled) | {"contention": contention.to_json()}
+    document = Document(workload, tuple(runs), machine, recorder.recording)
     if estimate is None:
         return document
     return replace(document, runs=tuple(_estimated(document, r, estimate) for r in runs))

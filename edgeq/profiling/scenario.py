@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgeq.devices.contention import Contention, Watch
 from edgeq.devices.facts import facts_of
 from edgeq.devices.roofline import cache_read_bytes
 from edgeq.errors import UsageError
@@ -73,6 +74,7 @@ class Measurement:
         bytes_per_token: bytes that must be read for one generated token (weights, and the cache
             half-way through), None for a prompt, which reads them for many tokens at once.
         peak_rss_bytes: most memory the process held while running, None if unknown.
+        contention: what else used the processor during the repeats; None if not watched.
     """
 
     scenario: Scenario
@@ -81,6 +83,7 @@ class Measurement:
     warmup_ns: int
     bytes_per_token: int | None
     peak_rss_bytes: int | None
+    contention: Contention | None = None
 
     @property
     def samples_ts(self) -> tuple[float, ...]:
@@ -155,10 +158,12 @@ def measure(
         engine.forward(before)
     warmup = once()
     samples = []
+    watch = Watch()
     for done in range(repeats):
         samples.append(once())
         if progress:
             progress(str(scenario), done + 1, repeats)
+    contention = watch.stop()
     return Measurement(
         scenario,
         threads,
@@ -168,6 +173,7 @@ def measure(
         if scenario.n_gen
         else None,
         peak_rss_bytes(),
+        contention,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 
 from edgeq.devices.energy import Energy, Window, per_token
 from edgeq.profiling.document import IDLE, Document, Run
+from edgeq.profiling.limits import bandwidth_doubt, exceeds, throughput_doubt
 from edgeq.profiling.operations import Operation, Phase
 
 OUTSIDE = "(outside)"
@@ -55,6 +56,10 @@ def summary(document: Document, run: Run) -> dict[str, Any]:
         ),
         "decode": _product(decode, subject.get("macs_per_token"), 5e8),
     }
+    bandwidth_percent = _percent(gb_s, read_peak)
+    int8_percent = {name: _percent(value, int8_peak) for name, value in gops.items()}
+    count, contention = subject.get("threads"), document.contention
+    busy = document.limits_contention.reasons(count) if document.limits_contention else []
     return {
         "name": subject["name"],
         "runtime": subject["runtime"],
@@ -67,9 +72,17 @@ def summary(document: Document, run: Run) -> dict[str, Any]:
         "decode_tokens_per_s": decode if tokens else None,
         "runs_per_s": None if tokens else decode,
         "gb_per_s": gb_s,
-        "bandwidth_percent": _percent(gb_s, read_peak),
+        "bandwidth_percent": bandwidth_percent,
         "int8_gops": gops,
-        "int8_percent": {name: _percent(value, int8_peak) for name, value in gops.items()},
+        "int8_percent": int8_percent,
+        "warning": contention and contention.warning(count),
+        "suspect": {
+            "gb_per_s": bandwidth_doubt(bandwidth_percent, subject.get("bytes_per_token"), busy),
+            **{
+                f"int8_gops.{name}": throughput_doubt(value, busy)
+                for name, value in int8_percent.items()
+            },
+        },
         "memory": {
             "peak_rss_bytes": run.peak_rss_bytes,
             "weights_bytes": subject.get("weights_bytes"),
@@ -192,6 +205,18 @@ def decay(document: Document, run: Run, parts: int = 10) -> list[dict[str, Any]]
                 row[name] = float(seen.mean()) if seen.size else None
         rows.append(row)
     return rows
+
+
+def beyond_memory(document: Document, run: Run, row: Mapping[str, Any]) -> bool:
+    """Whether an operation read faster than memory was measured to, so mostly from caches.
+
+    Args:
+        document: with the machine's limits.
+        run: whose operation it is.
+        row: of `by_operation` or `by_layer`.
+    """
+    peak = document.environment["read_gb_s"].get(str(run.subject.get("threads")))
+    return exceeds(_percent(row["gb_per_s"], peak))
 
 
 def by_operation(phase: Phase, against: Phase | None = None) -> list[dict[str, Any]]:

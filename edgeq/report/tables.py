@@ -88,9 +88,11 @@ def _figures(entry: Entry) -> Iterator[Figure]:
             share = told["int8_percent"][part]
             yield Figure(
                 f"{part}, integer work",
-                f"{short(gops)} GOPS" + _share(share),
+                f"{short(gops)} GOPS"
+                + _share(share, doubt := told["suspect"][f"int8_gops.{part}"]),
                 "operations counted from the model's shape, at that rate"
-                + _limit(share, f"the matmul kernel's peak measured here, {threads_of(threads)}"),
+                + _limit(share, f"the matmul kernel's peak measured here, {threads_of(threads)}")
+                + _doubt(doubt),
             )
     if found := told["runs_per_s"]:
         yield Figure("runs", _mean(found, "runs/s"), f"mean and deviation {rounds}")
@@ -98,9 +100,10 @@ def _figures(entry: Entry) -> Iterator[Figure]:
         share = told["bandwidth_percent"]
         yield Figure(
             "bandwidth",
-            f"{short(gb_s)} GB/s" + _share(share),
+            f"{short(gb_s)} GB/s" + _share(share, doubt := told["suspect"]["gb_per_s"]),
             "bytes a token must read, at the rate of decode"
-            + _limit(share, f"the read bandwidth measured here, {threads_of(threads)}"),
+            + _limit(share, f"the read bandwidth measured here, {threads_of(threads)}")
+            + _doubt(doubt),
         )
     yield from _memory(told["memory"], len(entry.document.runs))
     if told["rounds"]:
@@ -246,7 +249,10 @@ def machine(document: Document) -> list[tuple[str, str]]:
     rounds = f"{work.warmup} to warm up, then {work.repeats}"
     if work.min_seconds:
         rounds += f" or more, for {short(work.min_seconds)} s"
-    return [*found, ("rounds", rounds), ("measured", f"{document.created} by {document.tool}")]
+    found += [("rounds", rounds), ("measured", f"{document.created} by {document.tool}")]
+    if document.contention and (warning := document.contention.warning()):
+        found.insert(0, ("warning", warning))
+    return found
 
 
 def problems(document: Document) -> list[tuple[str, str]]:
@@ -266,8 +272,14 @@ def _mean(found: Mapping[str, float], unit: str) -> str:
     return f"{short(found['mean'])} ± {short(found['std'])} {unit}"
 
 
-def _share(percent: float | None) -> str:
-    return "" if percent is None else f", {percent:.0f} %"
+def _share(percent: float | None, doubt: str | None) -> str:
+    """A share of a limit; marked where it is beyond it and so no fact."""
+    mark = "*" if doubt else ""
+    return mark if percent is None else f"{mark}, {percent:.0f} %{mark}"
+
+
+def _doubt(doubt: str | None) -> str:
+    return f"; * {doubt}" if doubt else ""
 
 
 def _limit(percent: float | None, of: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgeq.devices.meters import (
+    android,
     battery,
     hwmon,
     pmic,
@@ -66,7 +67,7 @@ def probe(root: Path = Path("/"), *, run: Run | None = None) -> list[Meter | Abs
 
 def probe_android(run: Run) -> list[Meter | Absent]:
     """What can be measured on an Android device, by commands that `run` runs on it."""
-    return battery.find_android(run)
+    return android.find(run)
 
 
 def from_option(text: str) -> Meter:

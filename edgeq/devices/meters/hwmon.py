@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgeq.devices.meters.base import Absent, FileMeter, Meter, optional_text
+from edgeq.devices.meters.battery import POWER_SUPPLY
 
 NAME = "hwmon"
 
@@ -20,7 +21,8 @@ WHOLE = ("VDD_IN", "POM_5V_IN", "5V_IN", "Total System Power")
 NX; Jetson Nano; Apple laptops under Linux."""
 
 WHOLE_CHIPS = ("power_meter",)
-"""Chips that measure a machine's input: ACPI power meters of servers."""
+"""Chips that measure a machine's input: ACPI power meters of servers. Where there are several, as
+with one for each supply, none of them is the whole."""
 
 RATE_HZ = 10.0
 
@@ -28,13 +30,20 @@ RATE_HZ = 10.0
 def find(root: Path) -> list[Meter | Absent]:
     """A meter per chip that measures power."""
     folder = root / "sys/class/hwmon"
-    chips = sorted(folder.glob("hwmon*"), key=_order)
+    supplies = {path.name.replace("-", "_") for path in (root / POWER_SUPPLY).glob("*")}
+    # the kernel shows every power supply as a chip too; batteries have a meter of their own
+    chips = [
+        (chip, name)
+        for chip in sorted(folder.glob("hwmon*"), key=_order)
+        if (name := optional_text(chip / "name") or chip.name) not in supplies
+    ]
+    inputs = sum(name in WHOLE_CHIPS for _, name in chips)
     found: list[Meter | Absent] = []
-    for chip in chips:
-        name = optional_text(chip / "name") or chip.name
+    for chip, name in chips:
         files, scale = _power_files(chip, name)
         if files:
-            found.append(_meter(f"{NAME}/{chip.name}", name, files, scale, chip))
+            alone = name not in WHOLE_CHIPS or inputs == 1
+            found.append(_meter(f"{NAME}/{chip.name}", name, files, scale, chip, alone))
     legacy = root / "sys/bus/i2c/drivers/ina3221x"
     for chip in sorted(legacy.glob("*/iio:device*")):
         rails: dict[str, tuple[Path, ...]] = {
@@ -53,10 +62,14 @@ def find(root: Path) -> list[Meter | Absent]:
 def _power_files(chip: Path, name: str) -> tuple[dict[str, tuple[Path, ...]], float]:
     """Files of each channel's power in microwatts, or of the two whose product is that."""
     files: dict[str, tuple[Path, ...]] = {}
+    sensors: dict[str, Path] = {}
     for pattern in ("power*_input", "power*_average"):
         for path in sorted(chip.glob(pattern)):
             stem = path.name.partition("_")[0]
-            files.setdefault(optional_text(chip / f"{stem}_label") or stem, (path,))
+            sensors.setdefault(stem, path)
+    for stem, path in sensors.items():
+        label = optional_text(chip / f"{stem}_label") or stem
+        files[f"{label} {stem}" if label in files else label] = (path,)
     if not files and name.startswith("ina"):
         for n in (1, 2, 3):
             volts, amps = chip / f"in{n}_input", chip / f"curr{n}_input"
@@ -64,15 +77,31 @@ def _power_files(chip: Path, name: str) -> tuple[dict[str, tuple[Path, ...]], fl
             label = optional_text(chip / f"in{n}_label") or f"channel{n}"
             off = label == "NC" or optional_text(chip / f"in{n}_enable") == "0"
             if not off and volts.exists() and amps.exists():
-                files[label] = (volts, amps)
+                files[f"{label} channel{n}" if label in files else label] = (volts, amps)
     return files, 1e-6
 
 
 def _meter(
-    meter: str, chip: str, files: dict[str, tuple[Path, ...]], scale: float, path: Path
+    meter: str,
+    chip: str,
+    files: dict[str, tuple[Path, ...]],
+    scale: float,
+    path: Path,
+    alone: bool = True,
 ) -> FileMeter:
+    """A meter of one chip.
+
+    Args:
+        meter: its name.
+        chip: the chip's name.
+        files: of each channel.
+        scale: from the product of a channel's files to watts.
+        path: of the chip.
+        alone: False if another chip measures a part of the same machine's input, so that neither
+            is the whole.
+    """
     whole = tuple(label for label in files if label in WHOLE)[:1]
-    if whole or (chip in WHOLE_CHIPS and len(files) == 1):
+    if whole or (chip in WHOLE_CHIPS and len(files) == 1 and alone):
         total, scope = whole or tuple(files), "board"
     elif len(files) == 1:
         total, scope = tuple(files), "rail" if chip.startswith("ina") else "part"

@@ -20,7 +20,8 @@ def find(root: Path) -> list[Meter | Absent]:
     """One meter with a channel per zone: "package-0", "package-0/core", "package-0/dram" ...
 
     Its total is all packages, and the memory where that is counted: memory lies below a package
-    among the zones but its energy is not part of the package's.
+    among the zones but its energy is not part of the package's. A package that cannot be read
+    leaves no total: the others alone are not the machine's processors.
     """
     folder = root / POWERCAP
     zones = sorted(folder.glob("intel-rapl:*"))
@@ -33,10 +34,16 @@ def find(root: Path) -> list[Meter | Absent]:
                 "energy",
             )
         ]
-    names = {zone.name: optional_text(zone / "name") or zone.name for zone in zones}
+    names: dict[str, str] = {}
+    for zone in zones:
+        name = optional_text(zone / "name") or zone.name
+        # two packages of one name are two packages
+        beside = [n for z, n in names.items() if z.count(":") == zone.name.count(":") == 1]
+        names[zone.name] = f"{name} {zone.name}" if name in beside else name
     files: dict[str, tuple[Path, ...]] = {}
     wraps: dict[str, float] = {}
     refused: list[str] = []
+    unread: set[str] = set()
     for zone in zones:
         parent = zone.name.rpartition(":")[0]
         prefix = f"{names[parent]}/" if parent in names else ""
@@ -46,11 +53,15 @@ def find(root: Path) -> list[Meter | Absent]:
             wraps[channel] = read_number(zone / "max_energy_range_uj") / 1e6
         except DeviceError as err:
             refused.append(str(err))
+            unread.add(channel)
             continue
         files[channel] = (zone / "energy_uj",)
-    total = tuple(c for c in files if "/" not in c and c.startswith("package"))
-    total += tuple(c for c in files if c.endswith("/dram"))
-    if not total:
+    packages = tuple(c for c in files if _is_package(c))
+    memory = tuple(c for c in files if c.endswith("/dram"))
+    if any(c.endswith("/dram") for c in unread):
+        memory = ()  # some of the memory only would be neither with nor without it
+    total = packages + memory
+    if not packages or any(_is_package(c) for c in unread):
         mend = ""
         if any("permission denied" in text for text in refused):
             mend = (
@@ -71,3 +82,7 @@ def find(root: Path) -> list[Meter | Absent]:
         scale=1e-6,
     )
     return [meter]
+
+
+def _is_package(channel: str) -> bool:
+    return "/" not in channel and channel.startswith("package")

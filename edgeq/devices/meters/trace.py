@@ -22,6 +22,9 @@ CLOCKS = ("monotonic", "unix", "own")
 """What the times of a trace count from: this machine's start (`time.monotonic_ns`), 1970, or
 something that only the meter knows."""
 
+TELLS_APART = 1e-4
+"""Part of a window's energy below which what is left above idle is no measurement."""
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -122,7 +125,18 @@ class Trace:
                 watts = sum(self._joules(c, idle) for c in channels) / idle.seconds
             elif idle is not None:
                 watts = idle
+            gross = drawn
+            if gross == 0 and self.sensor.quantity == "energy":
+                raise DeviceError(
+                    f"the counter stood still during {window}: it does not count here, or its "
+                    "steps are too coarse; measure for longer"
+                )
             drawn -= (watts or 0.0) * window.seconds
+            if idle is not None and abs(drawn) <= TELLS_APART * gross:
+                raise DeviceError(
+                    f"{window} drew the same power as the idle {watts:.4g} W that was to be "
+                    "subtracted: this meter does not tell the load from idle"
+                )
             if drawn < 0:
                 raise DeviceError(
                     f"{window} drew {-drawn / window.seconds:.4g} W less than the idle power of "
