@@ -70,7 +70,7 @@ def test_convert_writes_and_certifies(
 
     assert main(["validate", str(out), "--against", str(tiny)]) == 0
     assert "passed" in capsys.readouterr().out
-    assert main(["validate", str(out), "--against", str(tiny), "-o", "json"]) == 0
+    assert main(["validate", str(out), "--against", str(tiny), "--format", "json"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["integers"] == found["integers"]
     assert again["greedy"] == found["greedy"]

@@ -526,7 +526,9 @@ def test_the_command_names_where_each_fact_is_from(
     assert re.search(r"^machine +Radxa Dragon Q6A +/proc/device-tree/model$", text, re.MULTILINE)
     assert "1 Cortex-A78 at 2.7072 GHz + 3 Cortex-A78" in text
     assert "profile phone-mid: a generic tier" in text
-    found = json.loads(said(["devices", "detect", "--from", str(tmp_path), "-o", "json"], capsys))
+    found = json.loads(
+        said(["devices", "detect", "--from", str(tmp_path), "--format", "json"], capsys)
+    )
     assert found["match"] == "tier"
     assert found["read_gb_s"] is None
     assert found["clusters"][0] == {"core": "Cortex-A78", "count": 1, "ghz": 2.7072}
@@ -550,6 +552,6 @@ def test_measuring_is_of_this_machine_only(
 
 @pytest.mark.slow
 def test_measuring(capsys: pytest.CaptureFixture[str]) -> None:
-    found = json.loads(said(["devices", "detect", "--measure", "-o", "json"], capsys))
+    found = json.loads(said(["devices", "detect", "--measure", "--format", "json"], capsys))
     assert found["read_gb_s"]["1"] > 0
     assert found["int8_gops"] > 0

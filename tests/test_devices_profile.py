@@ -241,8 +241,11 @@ def test_a_device_is_shown_with_its_sources(capsys: pytest.CaptureFixture[str]) 
     assert "for one app   340.00 MiB" in text
     assert "3DeL.txt" in text
     assert "at load       unknown" in text
-    assert json.loads(said(["devices", "show", "m1", "-o", "json"], capsys)) == find("m1").to_dict()
-    assert said(["devices", "show", "m1", "-o", "toml"], capsys) == find("m1").to_toml()
+    assert (
+        json.loads(said(["devices", "show", "m1", "--format", "json"], capsys))
+        == find("m1").to_dict()
+    )
+    assert said(["devices", "show", "m1", "--format", "toml"], capsys) == find("m1").to_toml()
 
 
 def test_an_unknown_device_is_exit_1(capsys: pytest.CaptureFixture[str]) -> None:

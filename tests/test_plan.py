@@ -401,7 +401,7 @@ def said(capsys: pytest.CaptureFixture[str], *args: object, code: int = 0) -> st
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    out = said(capsys, "plan", DEMO, "--device", "rpi5", "-c", 256, "--bits", 4, "-o", "json")
+    out = said(capsys, "plan", DEMO, "--device", "rpi5", "-c", 256, "--bits", 4, "--format", "json")
     made = json.loads(out)
     assert made["fits"] is True
     assert made["context"] == 256
@@ -416,7 +416,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_command_for_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
-    made = json.loads(said(capsys, "plan", DEMO, "--bits", 4, "-t", 1, "-o", "json"))
+    made = json.loads(said(capsys, "plan", DEMO, "--bits", 4, "-t", 1, "--format", "json"))
     assert made["threads"] == 1
     assert made["decode_tokens_per_s"] > 0
     assert made["prefill_tokens_per_s"] > 0
@@ -480,7 +480,7 @@ PEAK = """
 import sys
 from edgeq.cli import main
 sys.exit(main(["bench", "--shape", "stories42m", "-p", "0", "-n", "16", "-d", "0,500", "-r", "1",
-               "-t", "1", "--against-plan", "-o", "json"]))
+               "-t", "1", "--against-plan", "--format", "json"]))
 """
 
 

@@ -43,8 +43,8 @@ def refuse_made(model: str) -> None:
 
     if is_graph(model, RUN) and not is_graph(model):
         raise UsageError(
-            f"{model} was made for a runtime and is not taken back; give the .onnx or .tflite "
-            "file that it was made from"
+            f"{model} was converted for a runtime and cannot be converted again; give the .onnx or "
+            ".tflite file that it was made from"
         )
 
 
@@ -62,7 +62,7 @@ def convert(
     """``edgeq convert`` of a graph; the arguments are its options."""
     from edgeq.converters.graphs import convert_graph
 
-    with render.progress(f"converting to {target}") as bar:
+    with render.progress(f"Converting to {target}") as bar:
         made = convert_graph(
             model, target, output, settings,
             shapes=named_shapes(shapes), force=force, validate=checked, threads=threads or 1,
@@ -83,7 +83,7 @@ def named_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
         name, equals, sizes = text.rpartition("=")
         numbers = sizes.split(",")
         if not (equals and name and all(n.strip().isdigit() and int(n) for n in numbers)):
-            raise click.UsageError(f"--shape {text!r}: write NAME=1,3,224,224")
+            raise click.UsageError(f"--shape is {text!r}; write NAME=1,3,224,224")
         found[name] = tuple(int(n) for n in numbers)
     return found
 
@@ -119,7 +119,7 @@ def validate(out: str, against: str, threads: int | None, form: str) -> bool:
     runner.close()
     # axes that the source leaves open were settled when it was converted
     graph = read(against, shapes=ends if against.lower().endswith(".onnx") else None)
-    with render.progress("validating") as bar:
+    with render.progress("Validating") as bar:
         found = compare(graph, Path(out), target, threads=threads or 1, progress=bar)
     if form == "json":
         told = {"passed": found.passed, "target": target} | vars(found)
@@ -139,13 +139,13 @@ def bench(models: Sequence[str], threads: int | None, repetitions: int, form: st
     for model in models:
         if Path(model).suffix.lower() == ".mlpackage":
             raise UsageError(
-                f"{model} cannot be timed: Core ML programs are executed here by NumPy, which says "
-                "nothing of a device's times; edgeq validate runs it, Xcode times it on a device"
+                f"{model} cannot be timed: edgeq runs Core ML programs with NumPy, whose times say "
+                "nothing about a device; `edgeq validate` checks it, Xcode measures it on a device"
             )
     workload = Workload(0, RUNS, 0, 1, repetitions)
     subjects = [open_subject(Named.parse(model), threads) for model in models]
     try:
-        with render.progress("bench", still=True) as bar:
+        with render.progress("Benchmarking", still=True) as bar:
             samples = run(subjects, workload, bar)
     finally:
         for subject in subjects:
@@ -197,15 +197,15 @@ def _converted(made: Conversion) -> str:
     same = found["top1_agreement"]
     text = f"{found['weights_equal']} weights"
     if found["quants_equal"] != "0 of 0":
-        text += f" and {found['quants_equal']} grids"
+        text += f" and {found['quants_equal']} quantization parameters"
     missing = found["quants_not_in_file"]
-    left = f" ({missing} not in the file)" if missing else ""
+    left = f" ({missing} are not in the file)" if missing else ""
     entries = found["weights"].items()
     lines += [
-        f"validated in {found['runtime']}: integers of {text} equal{left}, outputs differ by "
-        f"{worst:.2g} of their size" + ("" if same is None else f", same top class {same:.0%}"),
+        f"validated in {found['runtime']}: {text} equal{left}, relative error of the outputs "
+        f"{worst:.2g}" + ("" if same is None else f", same top class {same:.0%}"),
         *held_wider({n: w["asked"] for n, w in entries}, {n: w["bits"] for n, w in entries}),
-        f"values take {render.human_bytes(found['arena_bytes'])} at most while it runs",
+        f"peak memory of the activations: {render.human_bytes(found['arena_bytes'])}",
         f"certificate: {certificate_path(made.path, folder=made.path.is_dir())}",
     ]
     return "\n".join(lines) + "\n"
@@ -219,7 +219,7 @@ def held_wider(asked: Mapping[str, int], held: Mapping[str, int]) -> list[str]:
             kinds.setdefault((bits, held[name]), []).append(name)
     return [
         f"{len(names)} weight{'s' * (len(names) > 1)} of {bits} bits "
-        f"{'are' if len(names) > 1 else 'is'} held in {wide} there: {', '.join(names[:_SHOWN])}"
+        f"{'are' if len(names) > 1 else 'is'} stored in {wide} bits: {', '.join(names[:_SHOWN])}"
         + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
         for (bits, wide), names in kinds.items()
     ]
@@ -271,7 +271,7 @@ def _compared(found: Comparison, target: str, grids: int) -> str:
         ("target", target),
         ("runtime", f"{found.runtime}, beside {found.source_runtime}"),
         ("weights", f"{sum(found.weights.values())} of {len(found.weights)} have equal integers"
-         if found.weights else "none is of integers"),
+         if found.weights else "none are integers"),
         *(("", line) for line in held_wider(found.asked, found.bits)),
         ("grids", "" if not grids else f"{equal} of {known} equal"
          + (f", {grids - known} not in the file" if grids > known else "")),
@@ -310,7 +310,7 @@ def _foreign(path: Path, form: str) -> str:
         for name, held in weights.items()
     ]
     table = render.aligned(["packed weight", "bits", "shape", "bytes"], cells, "lrlr")
-    return f"{table}\n\n{len(quants)} values are rounded to 8 bits\n"
+    return f"{table}\n\n{len(quants)} activations are quantized to 8 bits\n"
 
 
 def _info(info: Any) -> str:

@@ -14,9 +14,9 @@ from edgeq.cli.options import (
     check_output,
     command,
     force_option,
-    format_option,
     model_argument,
     refuse_given,
+    result_options,
 )
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _RULES = 4
 @click.option("--card", "card", type=click.Path(dir_okay=False), default=None, metavar="FILE",
               help="Write a model card as Hugging Face shows it, such as README.md.")  # fmt: skip
 @force_option
-@format_option("text", "json")
+@result_options("text", "json", force=False)
 def inspect(model: str, card: str | None, force: bool, form: str) -> None:
     """Show the tensors of MODEL, how each is held and what that cost, and where it came from.
 
