@@ -66,7 +66,7 @@ def _windows(
     tokenizer = Tokenizer(model.files)
     tokens = tokenizer.encode(text, add_bos=False)
     if not tokens:
-        raise UsageError(f"{name} is an empty text; give one that has words")
+        raise UsageError(f"{name} is empty; give a text with words")
     return cut_windows(
         tokens,
         context=min(context, model.config.context),

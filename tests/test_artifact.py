@@ -231,7 +231,7 @@ EMBED = "model.embed_tokens.weight"
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (set_meta("format", "pt"), "no edgeq artifact; give the checkpoint folder"),
+        (set_meta("format", "pt"), "that edgeq did not write; give the checkpoint folder"),
         (set_meta("format", None), "no edgeq artifact"),
         (set_meta("format_version", "2"), r"made by a newer edgeq \(format 2; this one reads 1\)"),
         (set_meta("format_version", "17"), "newer edgeq .* pip install -U edgeq"),

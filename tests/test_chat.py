@@ -127,7 +127,7 @@ def test_where_the_template_is_found() -> None:
     assert render_chat(with_template(named), [], chat_template="tool_use") == "tools"
     with pytest.raises(UnsupportedError, match=r"unknown chat template 'rag' \(known: default, t"):
         render_chat(with_template(named), [], chat_template="rag")
-    with pytest.raises(UnsupportedError, match=r"no chat template .* give it a plain prompt"):
+    with pytest.raises(UnsupportedError, match=r"no chat template .* use edgeq run with a prompt"):
         render_chat({}, TALK)
 
 

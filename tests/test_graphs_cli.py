@@ -337,7 +337,7 @@ def test_integer_weights_of_a_float_model_are_taken_back(
     for args in (("quantize", tflite, "-o", out, "--preset", "w8-channel"),
                  ("convert", tflite, "--to", "ort", "-o", out)):  # fmt: skip
         _, err = call(*args, code=1)
-        assert "take its weights back to float (edgeq quantize --dequantize)" in err
+        assert "convert its weights back to float with edgeq quantize --dequantize" in err
         assert not out.exists()
     call("quantize", tflite, "-o", out, "--preset", "w8-channel", "--dequantize")
     graph = read(out)

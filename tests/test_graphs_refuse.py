@@ -57,10 +57,10 @@ RELU = helper.make_node("Relu", ["x"], ["y"], name="act")
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "holds no graph"),
-        (b"not a model at all", "no ONNX file, or a damaged one"),
-        (b"\x08\x08", "holds no graph"),
-        (np.random.default_rng(0).bytes(4000), "no ONNX file, or"),
+        (b"", "contains no graph"),
+        (b"not a model at all", "not an ONNX file, or is damaged"),
+        (b"\x08\x08", "contains no graph"),
+        (np.random.default_rng(0).bytes(4000), "not an ONNX file, or"),
     ],
 )
 def test_no_onnx_at_all(content: bytes, words: str, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_damaged_files_never_end_in_a_traceback(tmp_path: Path) -> None:
 def test_opsets_past_the_known(tmp_path: Path) -> None:
     refused(
         model([RELU], opset=NEWEST + 1), tmp_path, UnsupportedError,
-        rf"is of opset {NEWEST + 1}; opsets up to {NEWEST} are known: export it with",
+        rf"has opset {NEWEST + 1}; edgeq reads opsets up to {NEWEST}: export it with",
     )  # fmt: skip
 
 
@@ -281,7 +281,7 @@ def test_external_data(tmp_path: Path) -> None:
     (folder / "link").symlink_to(tmp_path / "secret")
     read_onnx(external(folder))
     for where in ("../secret", str(tmp_path / "secret"), "link", "..", ""):
-        with pytest.raises(FormatError, match="outside of the model's folder"):
+        with pytest.raises(FormatError, match="outside the folder of the model"):
             read_onnx(external(folder, location=where))
     with pytest.raises(FormatError, match=r"lies in 'gone.bin', which is not in .*; put it there"):
         read_onnx(external(folder, location="gone.bin"))
@@ -340,7 +340,10 @@ def test_a_record_of_ours_that_was_changed(tmp_path: Path) -> None:
         node.input[1] = other.name
 
     refused(
-        changed(other_grid), tmp_path, FormatError, "does not undo a QuantizeLinear of the same"
+        changed(other_grid),
+        tmp_path,
+        FormatError,
+        "has another scale or zero point than its QuantizeLinear",
     )
 
     def level(made: onnx.ModelProto) -> None:

@@ -136,7 +136,7 @@ def test_what_does_not_fit_says_what_would() -> None:
     assert e.value.plan is made
     with pytest.raises(DoesNotFitError, match=r"would fit: a context of \d+ tokens \(-c \d+\)$"):
         plan(known, device(1200), context=60_000, bits=4).require()
-    with pytest.raises(DoesNotFitError, match="take a smaller model"):
+    with pytest.raises(DoesNotFitError, match="use a smaller model"):
         plan(known, device(300), context=64).require()
 
 

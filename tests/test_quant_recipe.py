@@ -240,7 +240,7 @@ def test_a_recipe_file_may_build_on_a_preset(tmp_path: Path) -> None:
     ("text", "error", "words"),
     [
         ("{", FormatError, "is not JSON"),
-        ("[1]", FormatError, "holds no recipe"),
+        ("[1]", FormatError, "contains no recipe"),
         ("{}", FormatError, "neither default nor preset"),
         ('{"default": "w4-g32", "preset": "w4-g32"}', FormatError, "either preset or default"),
         ('{"default": "w4-g33"}', SchemeError, "recipe.json: group_size is 33"),

@@ -99,7 +99,7 @@ def _figures(entry: Entry) -> Iterator[Figure]:
         yield Figure(
             "bandwidth",
             f"{short(gb_s)} GB/s" + _share(share),
-            "bytes a token must read, at the rate of decode"
+            "bytes read per token, times the decoding speed"
             + _limit(share, f"the read bandwidth measured here, {threads_of(threads)}"),
         )
     yield from _memory(told["memory"], len(entry.document.runs))
