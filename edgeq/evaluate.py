@@ -327,7 +327,7 @@ def protocol_words(context: int, bos: bool, score: Score, max_tokens: int | None
         head = ", the first replaced by BOS" if bos else ""
         scored = "the tokens past the middle of each scored (as llama.cpp)"
     else:
-        head = ", BOS at the head of each" if bos else ", no BOS"
+        head = ", each starting with BOS" if bos else ", no BOS"
         scored = "every token after the first of each scored"
     limit = f", first {max_tokens} tokens of the text" if max_tokens is not None else ""
     return f"disjoint windows of {context} tokens{head}, {scored}{limit}"

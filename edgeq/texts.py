@@ -42,7 +42,10 @@ def held_out(model: Model, path: str | Path | None) -> HeldOut | str:
     from edgeq.shapes import parameters
 
     if path is None:
-        raw, name = (Path(quality.__file__).parent / quality.TEXT).read_bytes(), "edgeq's own text"
+        raw, name = (
+            (Path(quality.__file__).parent / quality.TEXT).read_bytes(),
+            "edgeq's built-in text",
+        )
     else:
         raw, name = Path(path).read_bytes(), Path(path).name
     wanted = quality.card_tokens(parameters(model.config)) // quality.CONTEXT

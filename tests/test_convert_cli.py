@@ -170,7 +170,7 @@ def test_what_validate_refuses(
     (tmp_path / "m.gguf").write_text("GGUF and no more")
     for args, words in (
         ([str(tmp_path / "none.gguf"), "--against", str(tiny)], "does not exist"),
-        ([str(tmp_path / "m.gguf")], "give --against MODEL"),
+        ([str(tmp_path / "m.gguf")], "give it as --against MODEL"),
         (
             [str(tmp_path / "m.gguf"), "--against", str(tiny)],
             "not a GGUF file that the gguf package reads",

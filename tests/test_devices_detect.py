@@ -547,7 +547,7 @@ def test_measuring_is_of_this_machine_only(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["devices", "detect", "--measure", "--from", str(tmp_path)]) == 2
-    assert "leave --from out" in capsys.readouterr().err
+    assert "cannot be used with --from" in capsys.readouterr().err
 
 
 @pytest.mark.slow

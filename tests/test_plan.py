@@ -151,7 +151,7 @@ def test_the_budget_leaves_room_for_the_rest() -> None:
 
 def test_impossible_questions() -> None:
     known = shape_facts("tinyllama-1.1b")
-    with pytest.raises(UsageError, match="made for 1 to 2048 tokens"):
+    with pytest.raises(UsageError, match="supports 1 to 2048 tokens"):
         plan(known, device(9000), context=4096)
     with pytest.raises(UsageError, match="kv_bits is 4"):
         plan(known, device(9000), context=64, kv_bits=4)  # type: ignore[arg-type]
@@ -409,7 +409,16 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     want = plan(facts(DEMO), find("rpi5"), context=256, bits=4).to_dict()
     assert made == json.loads(json.dumps(want))
     text = said(capsys, "plan", DEMO, "--device", "rpi5")
-    for word in ("fits", "weights", "cache", "scratch", "process", "J a token", "memory bandwidth"):
+    for word in (
+        "fits",
+        "weights",
+        "cache",
+        "scratch",
+        "process",
+        "J per token",
+        "memory bandwidth",
+        "Assumptions:",
+    ):
         assert word in text
     text = said(capsys, "plan", "--shape", "llama-3.1-8b", "--device", "rpi4", "--bits", 4)
     assert "does not fit" in text

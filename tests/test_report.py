@@ -536,9 +536,9 @@ def test_a_folder_of_a_sweep(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "words", "code"),
     [
-        (["profile", "m", "-o", "r.pdf"], "let its name end in .json or .html", 2),
+        (["profile", "m", "-o", "r.pdf"], "must end in .json for raw samples or in .html", 2),
         (["profile", "m", "-o", "r.json", "-o", "none/r.html"], "make it first", 2),
-        (["report", "x.json", "-o", "r.pdf"], "let its name end in .html", 2),
+        (["report", "x.json", "-o", "r.pdf"], "its name must end in .html", 2),
         (["report", "x.json"], "Missing option '-o'", 2),
         (["report", "-o", "r.html"], "Missing argument", 2),
         (["report", "absent.json", "-o", "r.html"], "absent.json cannot be read", 1),

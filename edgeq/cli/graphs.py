@@ -88,23 +88,29 @@ def named_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def inspect(model: str, form: str) -> None:
-    """``edgeq inspect`` of a graph: each operator's precision, or what a target's file holds."""
+def inspect(model: str, form: str, details: bool) -> None:
+    """``edgeq inspect`` of a graph: its operators' precision, or what a target's file holds.
+
+    Args:
+        model: the file.
+        form: "text" or "json", which contains everything.
+        details: list each operator or weight, not only their numbers.
+    """
     from edgeq.errors import EdgeqError
     from edgeq.graphs.files import read
 
     if not is_graph(model):
-        render.write(_foreign(Path(model), form))
+        render.write(_foreign(Path(model), form, details))
         return
     try:
         graph = read(model)
     except EdgeqError as err:
         try:  # what edgeq made for a runtime is no graph that it reads
-            text = _foreign(Path(model), form)
+            text = _foreign(Path(model), form, details)
         except EdgeqError:
             raise err from None
     else:
-        text = _graph(graph, model, form)
+        text = _graph(graph, model, form, details)
     render.write(text)
 
 
@@ -225,7 +231,7 @@ def held_wider(asked: Mapping[str, int], held: Mapping[str, int]) -> list[str]:
     ]
 
 
-def _graph(graph: Graph, model: str, form: str) -> str:
+def _graph(graph: Graph, model: str, form: str, details: bool) -> str:
     from edgeq.quant.graph.summary import (
         arena_bytes,
         constants_bytes,
@@ -248,21 +254,33 @@ def _graph(graph: Graph, model: str, form: str) -> str:
     }
     if form == "json":
         return json.dumps(facts | {"operators": [vars(row) for row in rows]}, indent=2) + "\n"
-    lines = [f"{kind:9s}{name} {text}" for kind in ("inputs", "outputs")
-             for name, text in facts[kind].items()]  # fmt: skip
-    lines += [
-        f"weights  {render.human_bytes(held)}, {render.human_bytes(whole)} in float32",
-        f"values   {render.human_bytes(facts['arena_bytes'])} at most while it runs",
-    ]
-    if recipe := graph.meta.get("edgeq.recipe"):
-        lines.append(f"recipe   {recipe}")
-    lines += ["", *(f"{count:5d}  {what}" for what, count in facts["precisions"].items()), ""]
-    cells = [
-        [row.op, row.node, row.weight, row.activations, render.human_bytes(row.nbytes)]
-        for row in rows
-    ]
-    table = render.aligned(["operator", "node", "weight", "computes in", "bytes"], cells, "llllr")
-    return "\n".join([*lines, table]) + "\n"
+    summary = render.facts(
+        [
+            ("model", Path(model).name),
+            *((kind[:-1], f"{name} {text}") for kind in ("inputs", "outputs")
+              for name, text in facts[kind].items()),
+            ("weights", f"{render.human_bytes(held)}, {render.human_bytes(whole)} in float32"),
+            ("activations", f"{render.human_bytes(facts['arena_bytes'])} at most at a time"),
+            ("recipe", graph.meta.get("edgeq.recipe", "")),
+        ]
+    )  # fmt: skip
+    if details:
+        head, sides = ["operator", "node", "weights", "computes in", "size"], "llllr"
+        cells = [
+            [row.op, row.node, row.weight, row.activations, render.human_bytes(row.nbytes)]
+            for row in rows
+        ]
+    else:
+        head, sides = ["operator", "count", "weights", "computes in", "size"], "lrllr"
+        kinds: dict[tuple[str, str, str], list[int]] = {}
+        for row in rows:
+            kinds.setdefault((row.op, row.weight, row.activations), []).append(row.nbytes)
+        cells = [
+            [op, str(len(sizes)), weight, activations, render.human_bytes(sum(sizes))]
+            for (op, weight, activations), sizes in kinds.items()
+        ]
+    hint = "" if details else "\n--tensors lists each operator\n"
+    return f"{summary}\n\n{render.aligned(head, cells, sides)}\n{hint}"
 
 
 def _compared(found: Comparison, target: str, grids: int) -> str:
@@ -290,7 +308,7 @@ def _compared(found: Comparison, target: str, grids: int) -> str:
     return f"{text}\n\n{table}\n{explained}"
 
 
-def _foreign(path: Path, form: str) -> str:
+def _foreign(path: Path, form: str, details: bool) -> str:
     """A target's file: what edgeq packed into it, read back."""
     from edgeq.converters.graphs import stored
 
@@ -305,12 +323,24 @@ def _foreign(path: Path, form: str) -> str:
             "quants": {name: vars(quant) for name, quant in quants.items()},
         }
         return json.dumps(found, indent=2) + "\n"
-    cells = [
-        [name, str(held.bits), str(list(held.shape)), render.human_bytes(held.nbytes)]
-        for name, held in weights.items()
-    ]
-    table = render.aligned(["packed weight", "bits", "shape", "bytes"], cells, "lrlr")
-    return f"{table}\n\n{len(quants)} activations are quantized to 8 bits\n"
+    if details:
+        head, sides = ["packed weight", "bits", "shape", "size"], "lrlr"
+        cells = [
+            [name, str(held.bits), str(list(held.shape)), render.human_bytes(held.nbytes)]
+            for name, held in weights.items()
+        ]
+    else:
+        head, sides = ["packed weights", "count", "size"], "lrr"
+        sizes: dict[int, list[int]] = {}
+        for held in weights.values():
+            sizes.setdefault(held.bits, []).append(held.nbytes)
+        cells = [
+            [f"{bits} bits", str(len(of)), render.human_bytes(sum(of))]
+            for bits, of in sorted(sizes.items())
+        ]
+    hint = "" if details else "\n--tensors lists each weight\n"
+    quantized = f"{len(quants)} activations are quantized to 8 bits"
+    return f"{render.aligned(head, cells, sides)}\n\n{quantized}\n{hint}"
 
 
 def _info(info: Any) -> str:

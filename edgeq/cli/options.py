@@ -431,7 +431,7 @@ def refuse_given(names: Iterable[str], why: str) -> None:
         if param.name in names and ctx.get_parameter_source(param.name) not in (
             None, ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP,
         ):  # fmt: skip
-            raise click.UsageError(f"{_long(param)} applies only to {why}; leave it out")
+            raise click.UsageError(f"{_long(param)} is for {why}; leave it out")
 
 
 def _long(param: click.Parameter) -> str:
