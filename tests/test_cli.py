@@ -106,7 +106,7 @@ def test_wrong_usage_is_exit_2(
         (["quantize", "a", "-o", "b", "--preset", "w4g32"], "did you mean 'w4-g32'"),
         (["quantize", "a", "-o", "b", "--bits", "8", "--group", "48"], "32, 64, 128"),
         (["quantize", "a", "-o", "b", "--tensor-type", "mlp"], "write REGEX=SCHEME"),
-        (["quantize", "a", "-o", "b", "--tensor-type", "(=w4-g32"], "no regular expression"),
+        (["quantize", "a", "-o", "b", "--tensor-type", "(=w4-g32"], "not a regular expression"),
         (["quantize", "a", "-o", __file__], "--force"),
         (["quantize", "a", "-o", "no/such/m.edgeq"], "make it first"),
         (["sensitivity", "a", "--calib", __file__, "-o", "no/such/s.json"], "make it first"),
