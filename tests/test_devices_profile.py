@@ -168,7 +168,7 @@ def test_a_profile_survives_being_written(tmp_path: Path) -> None:
         ("[mine]", "like = 3\n[mine]", "is outside of a profile"),
         ("[mine]", "[mine]\nlike = \"rpi55\"", "did you mean 'rpi5'"),
         ("[mine]", "[[mine]]", "is not TOML|is outside"),
-        ("[mine]\n", "[rpi5]\n", "there is a profile 'rpi5' already"),
+        ("[mine]\n", "[rpi5]\n", "the profile 'rpi5' occurs twice"),
         ("[mine]", "[other]\nlike = \"rpi5\"\n[mine]", "holds 2 profiles"),
         ("[mine]", "mine]", "is not TOML"),
     ],
@@ -238,9 +238,9 @@ def test_the_list_has_every_device(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_device_is_shown_with_its_sources(capsys: pytest.CaptureFixture[str]) -> None:
     text = said(["devices", "show", "rpi-zero-2w"], capsys)
-    assert "for one app   340.00 MiB" in text
+    assert "per app       340.00 MiB" in text
     assert "3DeL.txt" in text
-    assert "at load       unknown" in text
+    assert "load power    unknown" in text
     assert (
         json.loads(said(["devices", "show", "m1", "--format", "json"], capsys))
         == find("m1").to_dict()

@@ -82,7 +82,7 @@ def test_channels_last_is_turned_if_said_and_told_if_not(tmp_path: Path) -> None
         ({"x": (IMAGES * 50).astype(np.uint8)}, "uint8 for the input 'x', which takes float32"),
         ({"x": IMAGES.astype(str)}, "<U"),
         ({"x": np.float32(3)}, "one number"),
-        ({"x": IMAGES, "labels": np.arange(3)}, r"labels .* int64 \[3\]; needed are 10"),
+        ({"x": IMAGES, "labels": np.arange(3)}, r"labels .* int64 \[3\]; expected 10"),
         ({"x": IMAGES, "labels": np.zeros(10)}, "float64"),
     ],
 )
@@ -214,7 +214,7 @@ def test_grey_inputs_make_pictures_grey(pictures: Path) -> None:
         (graph(x=Info((1, 7, 6, 9))), {}, "9 channels as NHWC"),
         (VISION, {"size": (8, 8)}, "--image-size is 8x8 and the input 'x' takes 6x4"),
         (VISION, {"mean": (1.0, 2.0)}, "--mean has 2 numbers .* 3 channels"),
-        (graph(x=Info((2, 3, 6, 4))), {}, "2 pictures at a time; give --shape x=1,3,6,4"),
+        (graph(x=Info((2, 3, 6, 4))), {}, "batches of 2 images; give --shape x=1,3,6,4"),
         (graph(a=Info((1, 3, 6, 4)), b=Info((1, 3, 6, 4))), {}, "graph with one input"),
     ],
 )
@@ -225,7 +225,7 @@ def test_pictures_that_do_not_fit(pictures: Path, model: Graph, how: dict, word:
 
 def test_a_broken_picture_is_named(pictures: Path) -> None:
     (pictures / "dog" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
-    with pytest.raises(FormatError, match=r"0.png is no picture"):
+    with pytest.raises(FormatError, match=r"0.png is not an image"):
         list(open_samples(pictures, VISION))
 
 

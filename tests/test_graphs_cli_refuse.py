@@ -111,7 +111,7 @@ def test_damaged_files(tmp_path: Path, refused: Refused) -> None:
         ("m.onnx", b"no model", "is not an ONNX file, or is damaged"),
         ("m.onnx", b"", "it contains no graph"),
         ("m.tflite", b"no model", "does not have the identifier TFL3"),
-        ("m.tflite", b"\x1c\x00\x00\x00TFL3" + bytes(40), "m.tflite holds no graph"),
+        ("m.tflite", b"\x1c\x00\x00\x00TFL3" + bytes(40), "m.tflite contains no graph"),
     ):
         (tmp_path / name).write_bytes(content)
         out = tmp_path / "q.onnx"
@@ -199,7 +199,7 @@ def test_external_data(tmp_path: Path, refused: Refused) -> None:
               size_threshold=0)  # fmt: skip
     (folder / "w.bin").rename(tmp_path / "w.bin")
     for said in both(model, refused):
-        assert "lies in 'w.bin', which is not in" in said
+        assert "is stored in 'w.bin', which is missing from" in said
         assert "put it there" in said
     held = onnx.load(model, load_external_data=False)
     held.graph.initializer[0].external_data[0].value = "../w.bin"
@@ -279,7 +279,12 @@ def test_outputs_and_options(models: Path, tmp_path: Path, refused: Refused) -> 
     (tmp_path / "there.tflite").write_text("mine")
     for target, out, rest, words in (
         ("tflite", "there.tflite", (), "exists; give another output, or --force"),
-        ("tflite", "m.onnx", (), "is no name for a file of tflite; name it"),
+        (
+            "tflite",
+            "m.onnx",
+            (),
+            "LiteRT (TensorFlow Lite) output must end in .tflite, but --output is",
+        ),
         ("coreml", "m.mlmodel", (), "m.mlpackage"),
         ("ort", "m.tflite", (), "m.onnx or "),
         ("ort", "absent/m.onnx", (), "absent/m.onnx does not exist; make it first"),

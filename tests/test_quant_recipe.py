@@ -99,7 +99,7 @@ def test_options(options: dict, default: str) -> None:
         ({"tensor_types": ["down_proj"]}, SchemeError, "write REGEX=SCHEME"),
         ({"tensor_types": ["=w4-g32"]}, SchemeError, "write REGEX=SCHEME"),
         ({"tensor_types": ["a=w9-g32"]}, SchemeError, "bits is 9"),
-        ({"tensor_types": ["a(=w4-g32"]}, SchemeError, r"'a\(' is no regular expression"),
+        ({"tensor_types": ["a(=w4-g32"]}, SchemeError, r"'a\(' is not a regular expression"),
     ],
 )
 def test_options_that_cannot_be(options: dict, error: type[Exception], words: str) -> None:

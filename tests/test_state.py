@@ -302,7 +302,7 @@ def test_damage_is_found(saved: tuple[Engine, Path], tmp_path: Path) -> None:
     want = engine.forward([5])
     for cut in (0, 7, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:cut])
-        with pytest.raises(FormatError, match="state is not a whole state file"):
+        with pytest.raises(FormatError, match="state is not a complete state file"):
             engine.load_state(path)
     for place in [len(whole) - 1, len(whole) - 5, *rng.integers(0, len(whole), 60).tolist()]:
         broken = bytearray(whole)

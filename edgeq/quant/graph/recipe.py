@@ -260,7 +260,7 @@ class GraphRecipe:
         try:
             return cls(parse_choice(name))
         except SchemeError as err:
-            if "no scheme" not in str(err):
+            if "is not a scheme" not in str(err):
                 raise
             raise SchemeError(
                 unknown("preset for a graph", text, PRESETS)
