@@ -227,7 +227,7 @@ def test_text_wraps_between_words(
     )
 
 
-@pytest.mark.parametrize("columns", [70, 80])
+@pytest.mark.parametrize("columns", [80, 90])
 def test_tables_fold_to_the_terminal(
     columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

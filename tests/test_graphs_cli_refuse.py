@@ -278,7 +278,7 @@ def test_samples(models: Path, tmp_path: Path, refused: Refused) -> None:
 def test_outputs_and_options(models: Path, tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "there.tflite").write_text("mine")
     for target, out, rest, words in (
-        ("tflite", "there.tflite", (), "exists; give another output, or --force"),
+        ("tflite", "there.tflite", (), "already exists; give another --output, or --force"),
         (
             "tflite",
             "m.onnx",
@@ -286,7 +286,7 @@ def test_outputs_and_options(models: Path, tmp_path: Path, refused: Refused) -> 
             "LiteRT (TensorFlow Lite) output must end in .tflite, but --output is",
         ),
         ("coreml", "m.mlmodel", (), "m.mlpackage"),
-        ("ort", "m.tflite", (), "m.onnx or "),
+        ("ort", "m.tflite", (), "ONNX Runtime output must end in .onnx or .ort"),
         ("ort", "absent/m.onnx", (), "absent/m.onnx does not exist; make it first"),
         ("gguf", "m.gguf", (), "unknown target of a graph 'gguf' (known: coreml, ort, tflite)"),
         ("tflite", "m.tflite", ("--set", "fast=1"), "unknown option of the target tflite 'fast'"),
