@@ -128,6 +128,10 @@ def main(args: Sequence[str] | None = None) -> int:
         click.echo("interrupted", err=True)
         return EXIT_INTERRUPTED
     except click.ClickException as err:
+        prefix = "Error: "  # which click puts before the message
+        err.message = render.wrapped(
+            prefix + err.message, render.width_of(sys.stderr)
+        ).removeprefix(prefix)
         err.show()
         return err.exit_code
     except EdgeqError as err:
