@@ -290,8 +290,8 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
     metadata = file.metadata
     if metadata.get("format") != FORMAT:
         raise FormatError(
-            f"{file.path} is a safetensors file but no edgeq artifact; "
-            "give the checkpoint folder it lies in, or quantize it first"
+            f"{file.path} is a safetensors file that edgeq did not write; "
+            "give the checkpoint folder that contains it, or quantize it first"
         )
     _check_version(file.path, metadata.get("format_version"))
     described = _table(file, "config")
@@ -342,7 +342,7 @@ def _check_version(path: Path, version: str | None) -> None:
             f"{path} was made by a newer edgeq (format {version}; this one reads {VERSION}): "
             "upgrade with pip install -U edgeq"
         )
-    raise FormatError(f"{path} has format version {version!r}; known is {VERSION}")
+    raise FormatError(f"{path} has format version {version!r}; this edgeq reads version {VERSION}")
 
 
 def _table(file: SafetensorsFile, key: str) -> dict[str, Any]:
@@ -353,7 +353,7 @@ def _table(file: SafetensorsFile, key: str) -> dict[str, Any]:
     except (json.JSONDecodeError, RecursionError) as err:
         raise FormatError(f"{file.path}: {key} in its metadata is not JSON ({err})") from err
     if not isinstance(table, dict):
-        raise FormatError(f"{file.path}: {key} in its metadata is no JSON object")
+        raise FormatError(f"{file.path}: {key} in its metadata is not a JSON object")
     return table
 
 

@@ -50,8 +50,8 @@ class MissingDependencyError(EdgeqError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
-            f"the package {package!r} is needed {purpose} and is not installed; "
-            f"pip install 'edgeq[{extra}]'"
+            f"the package {package!r}, which is needed {purpose}, is not installed; "
+            f"run: pip install 'edgeq[{extra}]'"
         )
         self.package = package
         self.extra = extra

@@ -264,8 +264,8 @@ def _check(
         raise UsageError("the text has no tokens; give a text that is not empty")
     if bos is not None and ids[0] == bos:
         raise UsageError(
-            f"the text's tokens begin with BOS ({bos}), which every window gets of its own; "
-            "tokenize the text without it"
+            f"the tokens of the text start with BOS ({bos}), which edgeq adds to every window; "
+            "tokenize the text without BOS"
         )
 
 
@@ -276,7 +276,7 @@ def _rows(
     if logits.ndim != 2 or logits.shape[0] != window.size:
         raise UsageError(
             f"{who} gave logits {list(logits.shape)} for {window.size} tokens; "
-            f"needed are [{window.size}, vocabulary]"
+            f"expected [{window.size}, vocabulary]"
         )
     return logits[rows]
 
@@ -292,8 +292,8 @@ def _blocks(logits: NDArray[np.floating], base: NDArray[np.floating] | None) -> 
     t, v = logits.shape
     if base is not None and base.shape != logits.shape:
         raise UsageError(
-            f"the model has a vocabulary of {v} and the base one of {base.shape[1]}; "
-            "KL needs two models of the same vocabulary"
+            f"the model has {v} tokens in its vocabulary and the base model {base.shape[1]}; "
+            "KL divergence needs two models with the same vocabulary"
         )
     step = max(1, BLOCK_ELEMENTS // v)
     for a in range(0, t, step):
@@ -327,7 +327,7 @@ def protocol_words(context: int, bos: bool, score: Score, max_tokens: int | None
         head = ", the first replaced by BOS" if bos else ""
         scored = "the tokens past the middle of each scored (as llama.cpp)"
     else:
-        head = ", BOS at the head of each" if bos else ", no BOS"
+        head = ", each starting with BOS" if bos else ", no BOS"
         scored = "every token after the first of each scored"
     limit = f", first {max_tokens} tokens of the text" if max_tokens is not None else ""
     return f"disjoint windows of {context} tokens{head}, {scored}{limit}"

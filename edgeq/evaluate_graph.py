@@ -140,13 +140,13 @@ def _checked(label: int, n: int, sample: int) -> int:
 
 def _check(n: int, labelled: int, compared: bool) -> None:
     if not n:
-        raise UsageError("there are no samples; give some")
+        raise UsageError("there are no samples; give at least one")
     if 0 < labelled < n:
         raise UsageError(f"{labelled} of {n} samples have labels; give all of them one, or none")
     if not labelled and not compared:
         raise UsageError(
-            "the samples have no labels, so there is nothing to measure; give labelled samples, "
-            "or another model to compare with"
+            "the samples have no labels, so there is nothing to measure; give labeled samples, "
+            "or a model to compare with (--base)"
         )
 
 
@@ -177,7 +177,7 @@ def _against_base(
 ) -> dict[str, Any]:
     if rows.shape != base.shape:
         raise UsageError(
-            f"the model gives {rows.shape[1]} numbers and the reference {base.shape[1]}; "
+            f"the model has {rows.shape[1]} outputs per sample and the base model {base.shape[1]}; "
             "compare models with the same outputs"
         )
     cosines = cosine(rows, base)

@@ -55,7 +55,7 @@ def check_ending(path: Path) -> None:
     """
     if path.suffix not in (".csv", *PICTURES):
         raise UsageError(
-            f"a confusion matrix is written as .csv or as a picture ({', '.join(PICTURES)}), "
+            f"the confusion matrix can be written as .csv or as an image ({', '.join(PICTURES)}), "
             f"not as {path.name}"
         )
 

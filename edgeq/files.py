@@ -61,7 +61,7 @@ def check_target(path: Path) -> None:
     check_folder(path)
     if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
         raise EdgeqError(
-            f"{path} cannot be written: Permission denied; write to a folder of your own"
+            f"{path} cannot be written: Permission denied; choose a folder that you may write to"
         )
     refuse_special(path)
 

@@ -421,7 +421,7 @@ def _kept(folder: Path, key: str) -> Row | None:
             return None
         return Row.from_dict(data)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, FormatError) as err:
-        raise FormatError(f"{path} is no result of a sweep ({err}); delete it") from err
+        raise FormatError(f"{path} is not a sweep result ({err}); delete it") from err
 
 
 def _absolute(path: str | None) -> str | None:

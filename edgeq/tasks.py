@@ -195,7 +195,9 @@ def read_items(
         try:
             items.append(read(row))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as err:
-            raise FormatError(f"{path}, line {number} is no question of {layout}: {err}") from err
+            raise FormatError(
+                f"{path}, line {number} is not a question of {layout}: {err}"
+            ) from err
         if len(items) == limit:
             break
     if layout is None:
@@ -211,7 +213,9 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                     continue
                 row = json.loads(line)
                 if not isinstance(row, dict):
-                    raise FormatError(f"{path}, line {number} is {type(row).__name__}, no object")
+                    raise FormatError(
+                        f"{path}, line {number} is a {type(row).__name__}, expected an object"
+                    )
                 yield number, row
     except OSError as err:
         raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
@@ -225,7 +229,7 @@ def _layout_of(row: Mapping[str, Any], where: str) -> str:
             return name
     raise FormatError(
         f"{where} has the keys {', '.join(sorted(row))}, which no known layout has; "
-        f"known are {', '.join(LAYOUTS)}"
+        f"supported: {', '.join(LAYOUTS)}"
     )
 
 
@@ -289,7 +293,7 @@ def evaluate_task(
         UsageError: no questions.
     """
     if not items:
-        raise UsageError("there are no questions to ask")
+        raise UsageError("there are no questions; give at least one")
     answers: list[_Answer] = []
     before: list[_Answer] = []
     for item in items:

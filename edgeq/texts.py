@@ -42,7 +42,10 @@ def held_out(model: Model, path: str | Path | None) -> HeldOut | str:
     from edgeq.shapes import parameters
 
     if path is None:
-        raw, name = (Path(quality.__file__).parent / quality.TEXT).read_bytes(), "edgeq's own text"
+        raw, name = (
+            (Path(quality.__file__).parent / quality.TEXT).read_bytes(),
+            "edgeq's built-in text",
+        )
     else:
         raw, name = Path(path).read_bytes(), Path(path).name
     wanted = quality.card_tokens(parameters(model.config)) // quality.CONTEXT
@@ -66,7 +69,7 @@ def _windows(
     tokenizer = Tokenizer(model.files)
     tokens = tokenizer.encode(text, add_bos=False)
     if not tokens:
-        raise UsageError(f"{name} is an empty text; give one that has words")
+        raise UsageError(f"{name} is empty; give a text with words")
     return cut_windows(
         tokens,
         context=min(context, model.config.context),

@@ -17,6 +17,8 @@ with contextlib.suppress(ImportError):  # emulated boards do without it
     settings.register_profile("edgeq", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("edgeq")
 
+os.environ.pop("COLUMNS", None)  # lines are whole unless a test asks for a width
+
 _ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("EDGEQ_TEST_DATA", _ROOT.parent / "shared"))
 

@@ -127,7 +127,7 @@ def test_where_the_template_is_found() -> None:
     assert render_chat(with_template(named), [], chat_template="tool_use") == "tools"
     with pytest.raises(UnsupportedError, match=r"unknown chat template 'rag' \(known: default, t"):
         render_chat(with_template(named), [], chat_template="rag")
-    with pytest.raises(UnsupportedError, match=r"no chat template .* give it a plain prompt"):
+    with pytest.raises(UnsupportedError, match=r"no chat template .* use edgeq run with a prompt"):
         render_chat({}, TALK)
 
 
@@ -140,7 +140,7 @@ def test_variables_reach_the_template() -> None:
 
 
 def test_a_template_may_refuse_messages() -> None:
-    with pytest.raises(UsageError, match="refuses these messages: Conversation roles must"):
+    with pytest.raises(UsageError, match="rejects these messages: Conversation roles must"):
         render_chat(with_template(GEMMA), TALK[2:])
 
 
@@ -154,7 +154,7 @@ def test_a_template_may_refuse_messages() -> None:
         ("{{ raise_exception.__globals__ }}", "'__globals__' of a function"),
         ("{{ cycler.__init__.__globals__.os.popen('id').read() }}", "'__init__' of a type"),
         ("{{ '{0.__class__}'.format(1) }}", "'__class__' of a int"),
-        ("{{ messages.append(1) }}", "reaches for what it may not have"),
+        ("{{ messages.append(1) }}", "uses something that edgeq does not allow"),
         ("{{ 'a' * 10000000000 }}", "a repetition of 10000000000 is too long"),
         ("{{ 10000000000 * [1] }}", "a repetition of 10000000000 is too long"),
         ("{{ 9 ** 9 ** 9 }}", "powers are not for templates"),

@@ -66,17 +66,17 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["nonsense"], "No such command 'nonsense'"),
         (["run"], "Missing argument 'MODEL'"),
-        (["run", "a", "-m", "b", "-p", "x"], "give the model once"),
+        (["run", "a", "-m", "b", "-p", "x"], "as the argument a and as --model b"),
         (["run", "a"], "either --prompt TEXT or --file FILE"),
         (["run", "a", "-p", "x", "-f", __file__], "either --prompt TEXT or --file FILE"),
         (["run", "a", "-p", "x", "-f", "no-such-file"], "does not exist"),
         (["run", "a", "-p", "x", "-ctk", "q8_0", "-ctv", "f16"], "give -ctk and -ctv the same"),
         (["run", "a", "-p", "x", "-t", "0"], "x>=1"),
         (["run", "a", "-p", "x", "--kv-bits", "4"], "'8', '16'"),
-        (["quantize"], "Missing argument 'SRC'"),
+        (["quantize"], "Missing argument 'MODEL'"),
         (["quantize", "a"], "Missing option '-o'"),
         (["quantize", "a", "-o", "b", "--bits", "5"], "'2', '3', '4', '8'"),
-        (["quantize", "a", "-o", "b", "--preset", "w4-g32", "--bits", "4"], "says it all"),
+        (["quantize", "a", "-o", "b", "--preset", "w4-g32", "--bits", "4"], "excludes --bits"),
         (["quantize", "a", "-o", "b", "--group", "few"], "a number, 'channel' or 'tensor'"),
         (["quantize", "a", "-o", "b", "--max-ram", "lots"], "is not a size"),
         (["bench"], "give either MODEL or --shape"),
@@ -91,7 +91,7 @@ def test_wrong_usage_is_exit_2(
 ) -> None:
     assert main(args) == 2
     out, err = capsys.readouterr()
-    assert words in err
+    assert words in " ".join(err.split())
     assert "Traceback" not in err
     assert not out
 
@@ -106,7 +106,7 @@ def test_wrong_usage_is_exit_2(
         (["quantize", "a", "-o", "b", "--preset", "w4g32"], "did you mean 'w4-g32'"),
         (["quantize", "a", "-o", "b", "--bits", "8", "--group", "48"], "32, 64, 128"),
         (["quantize", "a", "-o", "b", "--tensor-type", "mlp"], "write REGEX=SCHEME"),
-        (["quantize", "a", "-o", "b", "--tensor-type", "(=w4-g32"], "no regular expression"),
+        (["quantize", "a", "-o", "b", "--tensor-type", "(=w4-g32"], "not a regular expression"),
         (["quantize", "a", "-o", __file__], "--force"),
         (["quantize", "a", "-o", "no/such/m.edgeq"], "make it first"),
         (["sensitivity", "a", "--calib", __file__, "-o", "no/such/s.json"], "make it first"),
@@ -120,7 +120,7 @@ def test_an_explained_error_is_exit_1(
     assert main(args) == 1
     out, err = capsys.readouterr()
     assert err.startswith("error: ")
-    assert words in err
+    assert words in " ".join(err.split())
     assert "Traceback" not in err
     assert not out
 
@@ -227,7 +227,7 @@ def test_what_is_no_size(text: str) -> None:
 
 def test_counts() -> None:
     assert Counts(1).convert("4,1,2,1", None, None) == (4, 1, 2)
-    with pytest.raises(click.BadParameter, match="0 is below 1"):
+    with pytest.raises(click.BadParameter, match="0 is below the minimum, 1"):
         Counts(1).convert("1,0", None, None)
 
 

@@ -57,8 +57,8 @@ def test_the_list_names_all_there_is(run: Run) -> None:
     assert set(PRESETS) <= set(rows)
     assert set(METHODS) <= set(rows)
     assert "4.50" in rows["w4-g32"]
-    assert "a text" in rows["w4-g32-gptq"]
-    assert "a text" not in rows["w4-g32-mse"]
+    assert "calibration text" in rows["w4-g32-gptq"]
+    assert "calibration text" not in rows["w4-g32-mse"]
     assert rows["w3-g32-distill"].endswith("train")
     assert "static int8 activations" in rows["w8a8-static"]
 
@@ -67,16 +67,17 @@ def test_a_card_without_asking(tmp_path: Path, run: Run) -> None:
     out = tmp_path / "m.edgeq"
     said = run("quantize", DEMO, "-o", out)
     assert "quality: perplexity " in said
-    assert "tokens of edgeq's own text" in said
+    assert "tokens of edgeq's built-in text" in said
     assert "disjoint windows of 256 tokens" in said
     quality = Quality.from_dict(load(out).provenance["quality"])
     assert quality.evaluation is not None
     assert quality.evaluation.n_tokens > 1000
     assert len(quality.hidden_sqnr_db) == 6
     shown = run("inspect", out)
-    assert f"{quality.evaluation.kl_mean:.5f} mean" in shown
-    assert "were right before" in shown
-    assert quality.evaluation.protocol in shown
+    assert f"KL {quality.evaluation.kl_mean:.5f} nats per token mean" in shown
+    assert "were correct before" in shown
+    assert quality.evaluation.protocol not in shown
+    assert quality.evaluation.protocol in run("inspect", out, "--tensors")
 
 
 def test_a_text_of_the_user_s_own(tmp_path: Path, rest: Path, run: Run) -> None:
@@ -93,8 +94,8 @@ def test_a_text_of_the_user_s_own(tmp_path: Path, rest: Path, run: Run) -> None:
 def test_no_card(tmp_path: Path, run: Run) -> None:
     out = tmp_path / "m.edgeq"
     said = run("quantize", DEMO, "-o", out, "--no-card")
-    assert "quality: not measured: left out (--no-card)" in said
-    assert "not measured: left out" in run("inspect", out)
+    assert "quality: not measured (skipped with --no-card)" in said
+    assert "not measured (skipped with --no-card)" in run("inspect", out)
 
 
 def test_a_source_without_tokenizer(tmp_path: Path, run: Run) -> None:
@@ -150,7 +151,7 @@ def test_a_recipe_file(tmp_path: Path, run: Run) -> None:
     assert str(held[layer + "self_attn.q_proj.weight"]) == "w8-g32"
     assert str(held[layer + "self_attn.o_proj.weight"]) == "w3-g32"
     assert str(held[layer + "mlp.up_proj.weight"]) == "w4-g64"
-    assert "leave out --preset" in run(*args, "--force", "--preset", "w4-g32", code=2)
+    assert "--recipe replaces --preset" in run(*args, "--force", "--preset", "w4-g32", code=2)
 
 
 def test_a_target(tmp_path: Path, calib: Path, run: Run) -> None:
@@ -172,7 +173,7 @@ def test_a_target(tmp_path: Path, calib: Path, run: Run) -> None:
     [
         (["--preset", "w4-g32-gptq"], 1, "the method gptq needs a calibration text"),
         (["--target-bpw", "4.5"], 1, "needs a calibration text"),
-        (["--target-bpw", "4", "--target-size", "1M"], 2, "give one target"),
+        (["--target-bpw", "4", "--target-size", "1M"], 2, "exclude each other"),
         (["--preset", "w4gptq"], 1, "unknown preset 'w4gptq'"),
         (["--method", "gtpq"], 1, "did you mean 'gptq'"),
         (["--eval-text", "no such file"], 2, "does not exist"),
@@ -190,7 +191,7 @@ def test_calibration_text_as_held_out_text_is_refused(
 ) -> None:
     out = tmp_path / "m.edgeq"
     args = ("quantize", DEMO, "-o", out, "--calib", calib, "--eval-text", calib)
-    assert "the text that is calibrated with" in run(*args, code=1)
+    assert "which is also the calibration text" in run(*args, code=1)
     calib.write_bytes(b"\xff\xfe")
     assert "not UTF-8" in run(*args, code=1)
     assert not out.exists()

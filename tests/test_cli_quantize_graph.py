@@ -57,7 +57,7 @@ def test_a_graph_is_quantized_and_told_of(run: Run, model: Path, calib: Path) ->
     out = model.with_name("q.onnx")
     said = run(model, "-o", out, "--preset", "w8a8-static", "--calib", calib, "-t", 1)
     assert "int8 channel weights, int8 activations" in said
-    assert "outputs: cosine to float" in said
+    assert "outputs: cosine similarity to float" in said
     graph = read_onnx(out)
     assert graph.quants
     assert any(isinstance(held, QuantWeight) for held in graph.constants.values())
@@ -90,7 +90,7 @@ def test_weights_alone_need_no_samples(run: Run, model: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("args", "code", "word"),
     [
-        (["--preset", "w8a8-static"], 1, "needs samples of what the model is fed: give --calib"),
+        (["--preset", "w8a8-static"], 1, "needs calibration data: give --calib"),
         (["--bits", "4"], 2, "--bits is for language models"),
         (["--calib-windows", "3"], 2, "--calib-windows is for language models"),
         (["--no-card"], 2, "--card is for language models"),

@@ -70,7 +70,7 @@ def test_convert_writes_and_certifies(
 
     assert main(["validate", str(out), "--against", str(tiny)]) == 0
     assert "passed" in capsys.readouterr().out
-    assert main(["validate", str(out), "--against", str(tiny), "-o", "json"]) == 0
+    assert main(["validate", str(out), "--against", str(tiny), "--format", "json"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["integers"] == found["integers"]
     assert again["greedy"] == found["greedy"]
@@ -170,8 +170,11 @@ def test_what_validate_refuses(
     (tmp_path / "m.gguf").write_text("GGUF and no more")
     for args, words in (
         ([str(tmp_path / "none.gguf"), "--against", str(tiny)], "does not exist"),
-        ([str(tmp_path / "m.gguf")], "give --against MODEL"),
-        ([str(tmp_path / "m.gguf"), "--against", str(tiny)], "no GGUF file the gguf package reads"),
+        ([str(tmp_path / "m.gguf")], "give it as --against MODEL"),
+        (
+            [str(tmp_path / "m.gguf"), "--against", str(tiny)],
+            "not a GGUF file that the gguf package reads",
+        ),
         ([str(tiny), "--against", str(tiny)], "of no known target; name it, one of ort"),
     ):
         assert main(["validate", *args]) == 1
@@ -251,7 +254,7 @@ def test_what_computes_something_else_is_not_kept(
     monkeypatch.setattr(gguf_target, "pack_blocks", wrong)
     assert main(["convert", str(tiny), "--to", "gguf", "-o", str(out), "--force"]) == 1
     errors = capsys.readouterr().err
-    assert "does not compute what its source does, and is not kept" in errors
+    assert "does not compute what its source does and was deleted" in errors
     assert "tensor model.embed_tokens.weight, row 0, group 0: 1 of " in errors
     assert out.read_text() == "mine"
     assert left(tmp_path) == ["m.gguf"]
@@ -283,7 +286,7 @@ def test_an_interrupt_leaves_nothing(
 def test_names_that_are_none(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown target 'tflit'; did you mean 'tflite'"):
         convert(tiny, "tflit", tmp_path / "m")
-    with pytest.raises(UsageError, match="is no name for an output"):
+    with pytest.raises(UsageError, match="which cannot be overwritten"):
         convert(tiny, "gguf", "/")
     for target, ending in (("litertlm", ".litertlm"), ("coreml", ".mlpackage")):
         with pytest.raises(UsageError, match=f"{target}; name it .*{ending}"):

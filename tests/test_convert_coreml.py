@@ -413,7 +413,7 @@ def test_files_that_are_not_ours_or_damaged_are_told_of(tmp_path: Path) -> None:
         coreml.open(out)
     del entries["edgeq"]
     model.write_bytes(package.file.spec.SerializeToString())
-    with pytest.raises(FormatError, match="no language model written by edgeq"):
+    with pytest.raises(FormatError, match="not a language model that edgeq wrote"):
         coreml.open(out)
     assert coreml.execute(out).outputs["logits"].shape == (1, 101)  # though any program runs
 

@@ -179,7 +179,7 @@ def test_a_prompt_that_fills_the_context(tmp_path: Path) -> None:
     runner.forward(np.asarray(prompt[:25]))
     got = runner.forward(np.asarray(prompt[25:]))
     assert np.abs(got - Reference(model).forward(prompt)[-1]).max() < 1e-4
-    with pytest.raises(UsageError, match=r"31 tokens.*made for 30.*longer context"):
+    with pytest.raises(UsageError, match=r"31 tokens.*converted for 30.*longer context"):
         runner.forward(np.asarray([1]))
     runner.reset()
     again = runner.forward(np.asarray(prompt))

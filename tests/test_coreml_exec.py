@@ -1382,7 +1382,7 @@ def test_damaged_files_are_told_of(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"weight\.bin cannot be read"):
         coreml_exec.describe(path)
     next(path.rglob("model.mlmodel")).write_bytes(b"\xff" * 20)
-    with pytest.raises(FormatError, match="is no Core ML model"):
+    with pytest.raises(FormatError, match="is not a Core ML model"):
         coreml_exec.describe(path)
     (path / "Manifest.json").write_text("{}")
     with pytest.raises(FormatError, match=r"Manifest\.json names no model"):
@@ -1391,5 +1391,5 @@ def test_damaged_files_are_told_of(tmp_path: Path) -> None:
         coreml_exec.describe(tmp_path / "absent.mlmodel")
     empty = tmp_path / "empty.mlmodel"
     empty.write_bytes(b"")
-    with pytest.raises(FormatError, match="says no type of model"):
+    with pytest.raises(FormatError, match="has no model type"):
         coreml_exec.describe(empty)

@@ -49,7 +49,7 @@ def test_a_machine_without_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not troubles
     assert usable(found.values())
     assert "use -t 4" in found["threads"].found
-    assert "4 slow cores" in found["threads"].mend
+    assert "the other 4 cores are slow" in found["threads"].mend
     assert found["throttling now"].found == "none"
     assert found["governor"].found == "performance"
 
@@ -63,20 +63,20 @@ def test_a_machine_without_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ({"throttle": Throttle(("under-voltage",), ())}, "throttling now", False,
          "under-voltage", "power supply"),
         ({"throttle": Throttle((), ("throttled", "soft temperature limit"))},
-         "throttling since start", False, "throttled, soft", "heat sink"),
-        ({"throttle": None}, "throttling", None, "nothing here tells", ""),
+         "throttling since boot", False, "throttled, soft", "heat sink"),
+        ({"throttle": None}, "throttling", None, "cannot be determined on this system", ""),
         ({"temperatures_c": {"cpu": 45.0, "soc": 86.2}}, "temperature", False, "86.2 °C", "fan"),
         ({"temperatures_c": {}}, "temperature", None, "no sensor", ""),
-        ({"isa": ("neon",)}, "integer products", None, "no dotprod", "nothing to repair"),
+        ({"isa": ("neon",)}, "integer products", None, "no dotprod", "no fix needed"),
         ({"isa": ("avx2", "fma")}, "integer products", None, "no VNNI", "4 bits"),
         ({"isa": ("avx512vnni",)}, "integer products", True, "avx512vnni", ""),
         ({"isa": ()}, "integer products", None, "none that edgeq uses", ""),
         ({"available_bytes": GIB // 4}, "memory", False, "0.25 of 8.00 GiB", "edgeq plan"),
-        ({"available_bytes": None}, "memory", None, "cannot be read", ""),
+        ({"available_bytes": None}, "memory", None, "cannot be determined", ""),
         ({"swap_bytes": 0}, "swap", None, "none", ""),
         ({"swap_bytes": 0, "ram_bytes": GIB // 2, "available_bytes": GIB // 2}, "swap", None,
          "none", "zram"),
-        ({"swap_bytes": None}, "swap", None, "cannot be read", ""),
+        ({"swap_bytes": None}, "swap", None, "cannot be determined", ""),
         ({"cgroup_bytes": GIB // 4, "sources": {"cgroup_bytes": "/sys/x"}}, "control group", False,
          "0.25 GiB (/sys/x)", "container's memory limit"),
         ({"cgroup_bytes": 2 * GIB, "sources": {"cgroup_bytes": "/sys/x"}}, "control group", True,
@@ -268,7 +268,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     assert main(["doctor", "--quick"]) == 0
     text = capsys.readouterr().out
     assert re.search(r"^ok  kernel +\S+: the best this processor runs", text, re.MULTILINE)
-    assert text.rstrip().endswith("edgeq works here")
+    assert text.rstrip().endswith("edgeq works on this machine")
     assert main(["doctor", "--quick", "--format", "json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["usable"] is True
@@ -281,7 +281,7 @@ def test_what_makes_edgeq_unusable_is_exit_1(
 ) -> None:
     monkeypatch.setattr(doctor.sys, "version_info", (3, 9, 1))
     assert main(["doctor", "--quick"]) == 1
-    assert "edgeq does not work here" in capsys.readouterr().out
+    assert "edgeq does not work on this machine" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -154,21 +154,21 @@ def test_a_profile_survives_being_written(tmp_path: Path) -> None:
         ("ram_bytes = \"4 GiB\"", 'ram_bites = "4 GiB"', "did you mean 'ram_bytes'"),
         ('kind = "sbc"', 'kind = "sbd"', "did you mean 'sbc'"),
         ('kind = "sbc"', "", "kind is missing"),
-        ('title = "A board"', "title = 3", "must be a text"),
+        ('title = "A board"', "title = 3", "must be a string"),
         ("ghz = 2.0", "ghz = 2000", "clocks are in GHz"),
         ("count = 4", "count = 0", "impossible count"),
-        ("count = 4", "number = 4", "not of the right form"),
+        ("count = 4", "number = 4", "has the wrong form"),
         ("LPDDR4-3200 x 32", "fast", "LPDDR5-6400 x 64"),
         ("[mine.sources]", "load_watts = 0\n[mine.sources]", "leave out what is 0"),
         ("[mine.sources]", "read_gb_s = { 0 = 3 }\n[mine.sources]", "threads = GB/s"),
         ("[mine.sources]", "read_gb_s = {}\n[mine.sources]", "threads = GB/s"),
-        ("[mine.sources]", "match = \"rpi*\"\n[mine.sources]", "a list is wanted"),
+        ("[mine.sources]", "match = \"rpi*\"\n[mine.sources]", "expected a list"),
         ("[mine.sources]", "usable_bytes = \"5 GiB\"\n[mine.sources]", "more than its memory"),
-        ("[mine.sources]", "[mine.sources]\nidle_wats = \"x.com\"", "which are no numbers"),
-        ("[mine]", "like = 3\n[mine]", "stands outside of a profile"),
+        ("[mine.sources]", "[mine.sources]\nidle_wats = \"x.com\"", "which are not numbers"),
+        ("[mine]", "like = 3\n[mine]", "is outside of a profile"),
         ("[mine]", "[mine]\nlike = \"rpi55\"", "did you mean 'rpi5'"),
-        ("[mine]", "[[mine]]", "is not TOML|stands outside"),
-        ("[mine]\n", "[rpi5]\n", "there is a profile 'rpi5' already"),
+        ("[mine]", "[[mine]]", "is not TOML|is outside"),
+        ("[mine]\n", "[rpi5]\n", "the profile 'rpi5' occurs twice"),
         ("[mine]", "[other]\nlike = \"rpi5\"\n[mine]", "holds 2 profiles"),
         ("[mine]", "mine]", "is not TOML"),
     ],
@@ -238,11 +238,14 @@ def test_the_list_has_every_device(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_device_is_shown_with_its_sources(capsys: pytest.CaptureFixture[str]) -> None:
     text = said(["devices", "show", "rpi-zero-2w"], capsys)
-    assert "for one app   340.00 MiB" in text
+    assert "per app       340.00 MiB" in text
     assert "3DeL.txt" in text
-    assert "at load       unknown" in text
-    assert json.loads(said(["devices", "show", "m1", "-o", "json"], capsys)) == find("m1").to_dict()
-    assert said(["devices", "show", "m1", "-o", "toml"], capsys) == find("m1").to_toml()
+    assert "load power    unknown" in text
+    assert (
+        json.loads(said(["devices", "show", "m1", "--format", "json"], capsys))
+        == find("m1").to_dict()
+    )
+    assert said(["devices", "show", "m1", "--format", "toml"], capsys) == find("m1").to_toml()
 
 
 def test_an_unknown_device_is_exit_1(capsys: pytest.CaptureFixture[str]) -> None:

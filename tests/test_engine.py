@@ -180,7 +180,7 @@ def test_memory_is_counted() -> None:
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"context": 65}, "context is 65; this model was made for 1 to 64 tokens"),
+    ({"context": 65}, "context is 65; this model supports 1 to 64 tokens"),
     ({"context": 0}, "context is 0"),
     ({"threads": 0}, "threads is 0; use 1 to 256"),
     ({"kv_bits": 4}, "kv_bits is 4; use 8 or 16"),

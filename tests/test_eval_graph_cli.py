@@ -72,7 +72,7 @@ def test_labelled_samples_are_scored(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_a_base_is_run_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, base = linear(tmp_path / "m.onnx"), linear(tmp_path / "b.onnx", scale=0.5)
     data = samples(tmp_path / "d.npz", labelled=False)
-    args = ["eval", str(model), "--data", str(data), "--against", str(base), "-o", "json"]
+    args = ["eval", str(model), "--data", str(data), "--against", str(base), "--format", "json"]
     assert main(args) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["n"] == 6
@@ -99,7 +99,7 @@ def test_folders_of_pictures_are_classes(
     data = pictures(tmp_path / "data")
     meta = Preprocess(mean=(0.5,), std=(0.25,)).to_meta()
     model = linear(tmp_path / "m.onnx", meta=meta)
-    args = ["eval", str(model), "--data", str(data), "-o", "json"]
+    args = ["eval", str(model), "--data", str(data), "--format", "json"]
     assert main(args) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["top1"], found["classes"]) == (1.0, ["0-r", "1-g", "2-b"])
@@ -124,7 +124,16 @@ def test_every_artifact_knows_how_its_pictures_were_made(
     target = {"m.ort": "ort", "m.tflite": "tflite", "m.mlpackage": "coreml"}[name]
     convert_graph(model, target, tmp_path / name)
     capsys.readouterr()
-    args = ["eval", str(tmp_path / name), "--data", str(data), "--base", str(model), "-o", "json"]
+    args = [
+        "eval",
+        str(tmp_path / name),
+        "--data",
+        str(data),
+        "--base",
+        str(model),
+        "--format",
+        "json",
+    ]
     assert main(args) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["runtime"].startswith(runtime)
@@ -144,7 +153,7 @@ def test_a_foreign_tflite_is_read_as_a_graph(
                "ReshapeOptions")  # fmt: skip
     path = net.save(tmp_path / "m.tflite", net.dense(x, 8, CLASSES))
     data = samples(tmp_path / "d.npz")
-    args = ["eval", str(path), "--data", str(data), "-o", "json"]
+    args = ["eval", str(path), "--data", str(data), "--format", "json"]
     assert main(args) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["n"] == 6

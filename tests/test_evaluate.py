@@ -66,7 +66,7 @@ def test_windows_with_bos_score_every_token() -> None:
     got = perplexity(recorder(calls), [1, 2, 3, 4, 5], context=3, bos=0)
     assert calls == [[0, 1, 2], [0, 3, 4], [0, 5]]
     assert got.n_tokens == 5
-    assert "3 tokens, BOS at the head of each, every token after the first" in got.protocol
+    assert "3 tokens, each starting with BOS, every token after the first" in got.protocol
 
 
 def test_windows_without_bos_score_all_but_each_first() -> None:

@@ -161,7 +161,7 @@ def test_layers_side_by_side_are_measured_together() -> None:
 def test_nothing_to_correct_and_nothing_to_correct_by() -> None:
     graph = deep()
     assert corrected(graph, graph, samples(graph, 1), session_of=Session) is graph
-    with pytest.raises(UsageError, match="no samples to correct biases by"):
+    with pytest.raises(UsageError, match="no calibration samples"):
         corrected(graph, weights_only(graph), [], session_of=Session)
 
 

@@ -201,11 +201,11 @@ def test_what_cannot_be_is_refused() -> None:
     done = quantized(graph, "w8a8-static").graph
     with pytest.raises(UsageError, match="quantized already"):
         quantized(done, "w8a8-static")
-    with pytest.raises(UsageError, match="needs samples"):
+    with pytest.raises(UsageError, match="needs calibration samples"):
         quantize_graph(graph, GraphRecipe.named("w8a8-static"))
     with pytest.raises(UsageError, match="holds 3 samples; give at least 8"):
         quantized(graph, "w8a8-static", n=3)
-    with pytest.raises(UsageError, match="holds no samples"):
+    with pytest.raises(UsageError, match="contains no samples"):
         quantize_graph(graph, GraphRecipe.named("w8a8-static"), samples_of(graph, []))
     with pytest.raises(SchemeError, match="matches no node"):
         quantized(graph, "w8-channel", "nowhere=f32")

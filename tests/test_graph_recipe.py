@@ -106,7 +106,7 @@ def test_files_may_change_a_preset(tmp_path: Path) -> None:
     ("name", "text", "word"),
     [
         ("r.toml", "weights = ", "is not TOML"),
-        ("r.json", "[1]", "holds no recipe"),
+        ("r.json", "[1]", "contains no recipe"),
         ("r.json", '{"preset": 3}', "no text"),
         ("r.json", '{"preset": "none-such"}', "unknown preset"),
     ],

@@ -76,13 +76,13 @@ def test_channels_last_is_turned_if_said_and_told_if_not(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arrays", "word"),
     [
-        ({"x": IMAGES[:0]}, "holds no samples"),
+        ({"x": IMAGES[:0]}, "contains no samples"),
         ({"y1": IMAGES, "z": IMAGES}, "no array 'x'; it holds y1, z"),
         ({"x": IMAGES[:, :, :5]}, r"sample 0 .* has \[1, 3, 5, 4\].* takes \[1, 3, 6, 4\]"),
         ({"x": (IMAGES * 50).astype(np.uint8)}, "uint8 for the input 'x', which takes float32"),
         ({"x": IMAGES.astype(str)}, "<U"),
         ({"x": np.float32(3)}, "one number"),
-        ({"x": IMAGES, "labels": np.arange(3)}, r"labels .* int64 \[3\]; needed are 10"),
+        ({"x": IMAGES, "labels": np.arange(3)}, r"labels .* int64 \[3\]; expected 10"),
         ({"x": IMAGES, "labels": np.zeros(10)}, "float64"),
     ],
 )
@@ -210,12 +210,12 @@ def test_grey_inputs_make_pictures_grey(pictures: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "how", "word"),
     [
-        (graph(x=Info((1, 10))), {}, "no pictures fit"),
+        (graph(x=Info((1, 10))), {}, "images do not fit"),
         (graph(x=Info((1, 7, 6, 9))), {}, "9 channels as NHWC"),
         (VISION, {"size": (8, 8)}, "--image-size is 8x8 and the input 'x' takes 6x4"),
         (VISION, {"mean": (1.0, 2.0)}, "--mean has 2 numbers .* 3 channels"),
-        (graph(x=Info((2, 3, 6, 4))), {}, "2 pictures at a time; give --shape x=1,3,6,4"),
-        (graph(a=Info((1, 3, 6, 4)), b=Info((1, 3, 6, 4))), {}, "graphs of one input"),
+        (graph(x=Info((2, 3, 6, 4))), {}, "batches of 2 images; give --shape x=1,3,6,4"),
+        (graph(a=Info((1, 3, 6, 4)), b=Info((1, 3, 6, 4))), {}, "graph with one input"),
     ],
 )
 def test_pictures_that_do_not_fit(pictures: Path, model: Graph, how: dict, word: str) -> None:
@@ -225,7 +225,7 @@ def test_pictures_that_do_not_fit(pictures: Path, model: Graph, how: dict, word:
 
 def test_a_broken_picture_is_named(pictures: Path) -> None:
     (pictures / "dog" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
-    with pytest.raises(FormatError, match=r"0.png is no picture"):
+    with pytest.raises(FormatError, match=r"0.png is not an image"):
         list(open_samples(pictures, VISION))
 
 
@@ -338,7 +338,7 @@ def test_scripts_that_fail_are_said_so(script: Path, tmp_path: Path) -> None:
         list(open_samples(f"{script}:fails", VISION))
     with pytest.raises(UsageError, match=r"no function 'none' \(it has: arrays, pairs, fails\)"):
         open_samples(f"{script}:none", VISION)
-    with pytest.raises(UsageError, match="there is no script"):
+    with pytest.raises(UsageError, match=r"absent\.py does not exist"):
         open_samples(f"{tmp_path}/absent.py:f", VISION)
     script.write_text("import nothing_of_that_name")
     with pytest.raises(UsageError, match="ModuleNotFoundError"):
@@ -348,7 +348,7 @@ def test_scripts_that_fail_are_said_so(script: Path, tmp_path: Path) -> None:
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no samples at"):
         open_samples(tmp_path / "absent", VISION)
-    with pytest.raises(UsageError, match="holds no samples"):
+    with pytest.raises(UsageError, match="contains no samples"):
         open_samples(tmp_path, VISION)
     (tmp_path / "a.csv").write_text("1")
     with pytest.raises(UsageError, match="nothing that samples are read from"):

@@ -282,7 +282,7 @@ def test_wrong_feeds_and_watches(tmp_path: Path) -> None:
 def test_a_graph_onnx_does_not_take() -> None:
     values = {"x": Info((2,)), "y": Info((2,))}
     graph = Graph("odd", ("x",), ("y",), (Node("Nonsense", "n", ("x",), ("y",)),), {}, values)
-    with pytest.raises(FormatError, match=r"no valid ONNX.*Nonsense"):
+    with pytest.raises(FormatError, match=r"not valid ONNX.*Nonsense"):
         Session(graph)
 
 

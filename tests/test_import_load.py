@@ -32,9 +32,9 @@ def test_not_found(tmp_path: Path) -> None:
     ("content", "words"),
     [
         (b"", "is empty; give a Hugging Face folder .*GGUF.*edgeq artifact.*llama2.c"),
-        (b"hello world, this is text", "starts with b'hello wo' and is no model edgeq knows"),
-        (b"\x80\x02.PK" + bytes(40), "is no model edgeq knows"),
-        (bytes(8), "is no model edgeq knows"),
+        (b"hello world, this is text", "starts with b'hello wo' and is no known format"),
+        (b"\x80\x02.PK" + bytes(40), "is no known format"),
+        (bytes(8), "is no known format"),
     ],
 )
 def test_unknown_files(tmp_path: Path, content: bytes, words: str) -> None:

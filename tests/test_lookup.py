@@ -178,8 +178,8 @@ def test_closed_early_the_cache_holds_what_was_seen(taken: int) -> None:
 
 
 @pytest.mark.parametrize(("params", "lookup", "message"), [
-    (SamplingParams(), 4, "use it with temperature 0"),
-    (SamplingParams(temperature=0, repetition_penalty=1.1), 4, "repetition penalty 1"),
+    (SamplingParams(), 4, "set the temperature to 0"),
+    (SamplingParams(temperature=0, repetition_penalty=1.1), 4, "repetition penalty to 1"),
     (GREEDY, -1, "lookup is -1; use 0"),
     (GREEDY, MAX_DRAFT + 1, "use 0 .off. to 64"),
 ])  # fmt: skip

@@ -136,7 +136,7 @@ def test_what_does_not_fit_says_what_would() -> None:
     assert e.value.plan is made
     with pytest.raises(DoesNotFitError, match=r"would fit: a context of \d+ tokens \(-c \d+\)$"):
         plan(known, device(1200), context=60_000, bits=4).require()
-    with pytest.raises(DoesNotFitError, match="take a smaller model"):
+    with pytest.raises(DoesNotFitError, match="use a smaller model"):
         plan(known, device(300), context=64).require()
 
 
@@ -151,7 +151,7 @@ def test_the_budget_leaves_room_for_the_rest() -> None:
 
 def test_impossible_questions() -> None:
     known = shape_facts("tinyllama-1.1b")
-    with pytest.raises(UsageError, match="made for 1 to 2048 tokens"):
+    with pytest.raises(UsageError, match="supports 1 to 2048 tokens"):
         plan(known, device(9000), context=4096)
     with pytest.raises(UsageError, match="kv_bits is 4"):
         plan(known, device(9000), context=64, kv_bits=4)  # type: ignore[arg-type]
@@ -279,7 +279,9 @@ def test_other_formats_are_decoded_and_said_so(tmp_path: Path) -> None:
     # the rows of q and k lie in another order, which costs float32 too
     assert known.tensors["model.layers.0.self_attn.q_proj.weight"].run_bytes == 4 * 32 * 32
     assert known.decoded == 7
-    assert any("turned to float32" in t for t in plan(known, device(500), context=64).assumptions)
+    assert any(
+        "converted to float32" in t for t in plan(known, device(500), context=64).assumptions
+    )
     with Engine(_loaded(path), context=64, threads=1) as engine:
         held = sum(4 * math.prod(t.shape) for t in engine.model.tensors.values())
     assert known.weights_bytes == held
@@ -401,7 +403,7 @@ def said(capsys: pytest.CaptureFixture[str], *args: object, code: int = 0) -> st
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    out = said(capsys, "plan", DEMO, "--device", "rpi5", "-c", 256, "--bits", 4, "-o", "json")
+    out = said(capsys, "plan", DEMO, "--device", "rpi5", "-c", 256, "--bits", 4, "--format", "json")
     made = json.loads(out)
     assert made["fits"] is True
     assert made["context"] == 256
@@ -409,14 +411,23 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     want = plan(facts(DEMO), find("rpi5"), context=256, bits=4).to_dict()
     assert made == json.loads(json.dumps(want))
     text = said(capsys, "plan", DEMO, "--device", "rpi5")
-    for word in ("fits", "weights", "cache", "scratch", "process", "J a token", "memory bandwidth"):
+    for word in (
+        "fits",
+        "weights",
+        "cache",
+        "scratch",
+        "process",
+        "J per token",
+        "memory bandwidth",
+        "Assumptions:",
+    ):
         assert word in text
     text = said(capsys, "plan", "--shape", "llama-3.1-8b", "--device", "rpi4", "--bits", 4)
     assert "does not fit" in text
 
 
 def test_the_command_for_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
-    made = json.loads(said(capsys, "plan", DEMO, "--bits", 4, "-t", 1, "-o", "json"))
+    made = json.loads(said(capsys, "plan", DEMO, "--bits", 4, "-t", 1, "--format", "json"))
     assert made["threads"] == 1
     assert made["decode_tokens_per_s"] > 0
     assert made["prefill_tokens_per_s"] > 0
@@ -459,12 +470,12 @@ def test_force_runs_it_all_the_same(
         ),
     )
     args = ("run", DEMO, "-p", "Once", "-n", 2, "-t", 1)
-    assert "can give 64 MiB" in said(capsys, *args, code=1)
+    assert "has 64 MiB usable" in said(capsys, *args, code=1)
     assert said(capsys, *args, "--force").startswith("Once")
 
 
 def test_bench_prints_the_plan_s_error(capsys: pytest.CaptureFixture[str]) -> None:
-    args = ("bench", DEMO, "-p", 16, "-n", 8, "-r", 1, "-t", 1, "--against-plan", "-o")
+    args = ("bench", DEMO, "-p", 16, "-n", 8, "-r", 1, "-t", 1, "--against-plan", "--format")
     prompt, decode = json.loads(said(capsys, *args, "json"))
     assert prompt["plan_ts"] is None  # floating-point prompts are not planned
     assert decode["plan_ts"] > 0
@@ -480,7 +491,7 @@ PEAK = """
 import sys
 from edgeq.cli import main
 sys.exit(main(["bench", "--shape", "stories42m", "-p", "0", "-n", "16", "-d", "0,500", "-r", "1",
-               "-t", "1", "--against-plan", "-o", "json"]))
+               "-t", "1", "--against-plan", "--format", "json"]))
 """
 
 

@@ -82,7 +82,7 @@ def test_a_document_comes_back_from_its_file(made: Document, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"format": "x"}, "no profile of edgeq"),
+        ({"format": "x"}, "not a profile of edgeq"),
         ({"format_version": 2}, "upgrade edgeq"),
         ({"runs": [{}]}, "is damaged"),
         ({"workload": {"n_prompt": -1}}, "is damaged"),
@@ -97,7 +97,7 @@ def test_what_is_no_document_is_refused(
     with pytest.raises(FormatError, match=words):
         documents.read(path)
     path.write_text(path.read_text()[:-3])
-    with pytest.raises(FormatError, match="is no JSON"):
+    with pytest.raises(FormatError, match="is not JSON"):
         documents.read(path)
     with pytest.raises(FormatError, match="cannot be read"):
         documents.read(tmp_path / "absent.json")

@@ -99,7 +99,7 @@ def test_options(options: dict, default: str) -> None:
         ({"tensor_types": ["down_proj"]}, SchemeError, "write REGEX=SCHEME"),
         ({"tensor_types": ["=w4-g32"]}, SchemeError, "write REGEX=SCHEME"),
         ({"tensor_types": ["a=w9-g32"]}, SchemeError, "bits is 9"),
-        ({"tensor_types": ["a(=w4-g32"]}, SchemeError, r"'a\(' is no regular expression"),
+        ({"tensor_types": ["a(=w4-g32"]}, SchemeError, r"'a\(' is not a regular expression"),
     ],
 )
 def test_options_that_cannot_be(options: dict, error: type[Exception], words: str) -> None:
@@ -240,7 +240,7 @@ def test_a_recipe_file_may_build_on_a_preset(tmp_path: Path) -> None:
     ("text", "error", "words"),
     [
         ("{", FormatError, "is not JSON"),
-        ("[1]", FormatError, "holds no recipe"),
+        ("[1]", FormatError, "contains no recipe"),
         ("{}", FormatError, "neither default nor preset"),
         ('{"default": "w4-g32", "preset": "w4-g32"}', FormatError, "either preset or default"),
         ('{"default": "w4-g33"}', SchemeError, "recipe.json: group_size is 33"),

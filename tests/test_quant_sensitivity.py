@@ -251,17 +251,17 @@ def test_what_was_measured_is_kept_and_read_back(tmp_path: Path) -> None:
     for version in (1, 9):  # an older one does not say how tensors were rounded
         other = found.to_json().replace('"format_version": 2', f'"format_version": {version}')
         path.write_text(other, "utf-8")
-        with pytest.raises(FormatError, match="make it anew"):
+        with pytest.raises(FormatError, match="make it again"):
             Sensitivity.load(path)
     path.write_text("[]", "utf-8")
-    with pytest.raises(FormatError, match="holds no sensitivities"):
+    with pytest.raises(FormatError, match="is not a sensitivity file"):
         Sensitivity.load(path)
 
 
 def test_a_file_that_is_no_text_is_told_in_a_line(tmp_path: Path) -> None:
     path = tmp_path / "s.json"
     path.write_bytes(b"\xff" * 5000)
-    with pytest.raises(FormatError, match="holds no sensitivities: it is not text") as told:
+    with pytest.raises(FormatError, match="is not a sensitivity file: it is not text") as told:
         Sensitivity.load(path)
     assert len(str(told.value)) < 300 + len(str(path))
 

@@ -195,7 +195,7 @@ def test_wrong_use_is_explained() -> None:
         Walk(model, [np.array([], np.int64)])
     with pytest.raises(UsageError, match="token 101 is outside the vocabulary of 101"):
         Walk(model, [np.array([3, 101])])
-    with pytest.raises(UsageError, match="65 tokens and the model was made for 64"):
+    with pytest.raises(UsageError, match="65 tokens and the model supports 64"):
         Walk(model, [np.zeros(65, np.int64)])
     with pytest.raises(UsageError, match="no tensor nothing"):
         Walk(model, windows(), replaced={"nothing": FloatTensor("F32", np.zeros(3, np.float32))})

@@ -476,7 +476,7 @@ def test_damage_is_an_explained_error_or_a_page(made: Document, tmp_path: Path) 
 def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "x.json"
     for text, words in (
-        ("{", "is no JSON"),
+        ("{", "is not JSON"),
         ("{}", "neither a profile nor a result of a sweep"),
         ("[]", "neither a profile nor a result of a sweep"),
         ("3", "neither a profile nor a result of a sweep"),
@@ -485,7 +485,7 @@ def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
         ('{"key": "k", "format_version": 1, "model": "m", "name": 3}', "its name is 3"),
         ('{"key": "k", "format_version": 1, "model": "m", "name": "n", "kl": "x"}', "its kl is"),
         ('{"format": "edgeq-profile", "format_version": 9}', "upgrade edgeq"),
-        ("[" * 100_000, "is no JSON"),
+        ("[" * 100_000, "is not JSON"),
     ):
         file.write_text(text)
         with pytest.raises(FormatError, match=words):
@@ -493,7 +493,7 @@ def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="cannot be read"):
         read([tmp_path / "absent.json"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FormatError, match=r"holds no \.json"):
+    with pytest.raises(FormatError, match=r"contains no \.json"):
         read([tmp_path / "empty"])
     with pytest.raises(UsageError, match="nothing to report"):
         page(Sources())
@@ -536,9 +536,9 @@ def test_a_folder_of_a_sweep(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "words", "code"),
     [
-        (["profile", "m", "-o", "r.pdf"], "let its name end in .json or .html", 2),
+        (["profile", "m", "-o", "r.pdf"], "must end in .json for raw samples or in .html", 2),
         (["profile", "m", "-o", "r.json", "-o", "none/r.html"], "make it first", 2),
-        (["report", "x.json", "-o", "r.pdf"], "let its name end in .html", 2),
+        (["report", "x.json", "-o", "r.pdf"], "its name must end in .html", 2),
         (["report", "x.json"], "Missing option '-o'", 2),
         (["report", "-o", "r.html"], "Missing argument", 2),
         (["report", "absent.json", "-o", "r.html"], "absent.json cannot be read", 1),

@@ -319,7 +319,7 @@ def test_damage_is_found(saved: tuple[Engine, Path], tmp_path: Path) -> None:
     want = engine.forward([5])
     for cut in (0, 7, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:cut])
-        with pytest.raises(FormatError, match="state is not a whole state file"):
+        with pytest.raises(FormatError, match="state is not a complete state file"):
             engine.load_state(path)
     for place in [len(whole) - 1, len(whole) - 5, *rng.integers(0, len(whole), 60).tolist()]:
         broken = bytearray(whole)
@@ -330,7 +330,7 @@ def test_damage_is_found(saved: tuple[Engine, Path], tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="cannot be read: No such file"):
         engine.load_state(tmp_path / "absent")
     artifact.save(engine.model, path)
-    with pytest.raises(FormatError, match="is not a saved state"):
+    with pytest.raises(FormatError, match="is not a saved prompt cache"):
         engine.load_state(path)
     newer = whole.replace(b'"format_version":"1"', b'"format_version":"2"')
     path.write_bytes(newer)
@@ -407,7 +407,7 @@ def test_run_keeps_its_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "needs --prompt-cache" in capsys.readouterr().err
     cache.write_bytes(state[:-9])
     assert main([*args, "-p", story, *kept]) == 1
-    assert "delete it to start afresh" in capsys.readouterr().err
+    assert "delete it to start again" in capsys.readouterr().err
 
 
 # --- weights ----------------------------------------------------------------------------------

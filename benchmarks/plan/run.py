@@ -65,7 +65,7 @@ def measured(threads: str, repeats: int) -> dict[str, Any]:
     rows = []
     for shape in SHAPES_HERE:
         args = ["bench", "--shape", shape, "-p", "0", "-n", "128", "-d", DEPTHS, "-t", threads,
-                "-r", str(repeats), "--against-plan", "-o", "json"]  # fmt: skip
+                "-r", str(repeats), "--against-plan", "--format", "json"]  # fmt: skip
         done = subprocess.run(
             [sys.executable, "-m", "edgeq", *args], check=True, stdout=subprocess.PIPE, text=True
         )

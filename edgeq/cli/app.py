@@ -1,4 +1,4 @@
-"""The command group, and the fence that turns every failure into words and an exit code."""
+"""The command group, and the handler that turns every error into a message and an exit code."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from types import FrameType
 import click
 
 from edgeq._version import __version__
+from edgeq.cli import render
 from edgeq.cli.bench import bench
 from edgeq.cli.calibrate import calibrate
 from edgeq.cli.chat import chat
@@ -65,13 +66,13 @@ class Verbs(click.Group):
 @click.group(
     cls=Verbs,
     context_settings=CONTEXT_SETTINGS,
-    epilog="Every option has an environment twin: `run --threads 2` is EDGEQ_RUN_THREADS=2. "
-    "EDGEQ_MODEL, EDGEQ_THREADS, EDGEQ_CTX_SIZE, EDGEQ_KV_BITS and EDGEQ_BACKEND hold for all "
-    "commands that have the option.",
+    epilog="Every option can also be set by an environment variable: EDGEQ_RUN_THREADS=2 is "
+    "`edgeq run --threads 2`. EDGEQ_MODEL, EDGEQ_THREADS, EDGEQ_CTX_SIZE, EDGEQ_KV_BITS and "
+    "EDGEQ_BACKEND apply to every command that has the option.",
 )
 @click.version_option(__version__, "-V", "--version", prog_name="edgeq")
 def cli() -> None:
-    """Quantize a language model once and run it packed in INT4 on this machine."""
+    """Quantize models to INT4 and INT8, run them on this machine, and convert them for devices."""
 
 
 cli.params.append(debug_option())
@@ -127,12 +128,16 @@ def main(args: Sequence[str] | None = None) -> int:
         click.echo("interrupted", err=True)
         return EXIT_INTERRUPTED
     except click.ClickException as err:
+        prefix = "Error: "  # which click puts before the message
+        err.message = render.wrapped(
+            prefix + err.message, render.width_of(sys.stderr)
+        ).removeprefix(prefix)
         err.show()
         return err.exit_code
     except EdgeqError as err:
         return _explain(str(err))
     except MemoryError:
-        return _explain("there is not enough memory for this; use a smaller model or context")
+        return _explain("not enough memory; use a smaller model or a shorter context (--ctx-size)")
     except BrokenPipeError:
         return _reader_left()
     except OSError as err:
@@ -142,7 +147,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except Exception as err:  # noqa: BLE001
         return _explain(
             f"{type(err).__name__}: {err}\n"
-            "this should not have happened; --debug shows where, please report it"
+            "this is an error in edgeq; please report it with the traceback that --debug shows"
         )
     return code if isinstance(code, int) else 0
 
@@ -175,7 +180,7 @@ def _orderly() -> Iterator[None]:
 def _explain(message: str) -> int:
     if debugging():
         traceback.print_exc()
-    click.echo(f"error: {message}", err=True)
+    render.note(f"error: {message}")
     return EXIT_ERROR
 
 

@@ -19,11 +19,11 @@ from edgeq.cli.options import (
     Counts,
     backend_option,
     command,
-    format_option,
     kv_bits_of,
     kv_options,
     optional_model_argument,
     refuse_given,
+    result_options,
     shared_option,
 )
 from edgeq.cli.plan import this_profile
@@ -44,26 +44,32 @@ _DECODERS = (
 
 @command("bench", "Measure tokens per second, as llama-bench does.")
 @optional_model_argument
-@click.option("--shape", default=None, metavar="NAME", help="Random weights of a known model.")
-@click.option("--preset", default="w4-g32", help="Scheme of the random weights.")
-@click.option("--list", "list_shapes", is_flag=True, help="List the known shapes and leave.")
-@click.option("-p", "--n-prompt", type=Counts(0), default="512", help="Prompt tokens; 0 skips.")
-@click.option("-n", "--n-gen", type=Counts(0), default="128", help="Tokens generated; 0 skips.")
-@click.option("-d", "--n-depth", type=Counts(0), default="0", help="Tokens in the cache before.")
+@click.option("--shape", default=None, metavar="NAME",
+              help="Instead of MODEL: random weights with the shape of a known model.")  # fmt: skip
+@click.option("--preset", default="w4-g32", help="Quantization scheme of the random weights.")
+@click.option("--list", "list_shapes", is_flag=True, help="List the known shapes and exit.")
+@click.option("-p", "--n-prompt", type=Counts(0), default="512",
+              help="Prompt lengths in tokens; 0 skips the prompt test.")  # fmt: skip
+@click.option("-n", "--n-gen", type=Counts(0), default="128",
+              help="Numbers of tokens to generate; 0 skips the generation test.")  # fmt: skip
+@click.option("-d", "--n-depth", type=Counts(0), default="0",
+              help="Numbers of tokens already in the KV cache when a test starts.")  # fmt: skip
 @shared_option(
     "-t", "--threads", env="THREADS", type=Counts(1), default=None,
-    help="Numbers of threads to try.  [default: the machine's cores]",
+    help="Numbers of threads to test.  [default: the number of cores]",
 )  # fmt: skip
-@click.option("-r", "--repetitions", type=click.IntRange(min=1), default=5, help="Samples a test.")
+@click.option("-r", "--repetitions", type=click.IntRange(min=1), default=5,
+              help="Number of timed repetitions of each test.")  # fmt: skip
 @kv_options
 @backend_option
 @click.option("--compare", multiple=True, metavar="MODEL", show_default=False,
-              help="Graphs: let this one take turns with MODEL, as the float one; may be given "
-                   "several times.")  # fmt: skip
+              help="Graphs: time this model in alternation with MODEL, such as the float model. "
+                   "May be given several times.")  # fmt: skip
 @click.option("--against-plan", is_flag=True, show_default=False,
-              help="Beside each speed and peak of memory, what a plan would have said and its "
-                   "error.")  # fmt: skip
-@format_option("md", "json", "jsonl", "csv")
+              help="Also show the speed and peak memory that `edgeq plan` predicts, and the "
+                   "error of "
+                   "the prediction.")  # fmt: skip
+@result_options("md", "json", "jsonl", "csv")
 def bench(
     model: str | None,
     shape: str | None,
@@ -82,21 +88,24 @@ def bench(
     against_plan: bool,
     form: str,
 ) -> None:
-    """Time MODEL, or with --shape random weights of a known model, on this machine.
+    """Measure how fast MODEL, or random weights with the shape of a known model, runs here.
 
-    ppN reads a prompt of N tokens, tgN generates N tokens one by one. Each is run once to warm
-    up and then timed. GB/s counts the bytes each generated token must read; "of peak" is their
-    share of the read bandwidth measured here with as many threads.
+    The test ppN processes a prompt of N tokens, tgN generates N tokens. Each test runs once to
+    warm up and is then timed. GB/s is the memory traffic of generation: the bytes that each token
+    must read, times the tokens per second; "of peak" is its share of the read bandwidth measured
+    on this machine with the same number of threads.
 
-    Graphs (.onnx, .ort, .tflite) are timed by whole runs in their own runtimes.
+    Graphs (.onnx, .ort, .tflite) are timed by whole inferences in their own runtimes.
     """
     if model is not None and graphs.is_graph(model, graphs.RUN):
         refuse_given(_DECODERS, "language models, and MODEL is a graph")
         if form == "csv":
-            raise click.UsageError("graphs are written as md, json or jsonl")
+            raise click.UsageError(
+                "--format csv is for language models; for a graph give md, json or jsonl"
+            )
         graphs.bench((model, *compare), threads[0] if threads else None, repetitions, form)
         return
-    refuse_given(("compare",), "graphs; edgeq profile compares language models")
+    refuse_given(("compare",), "graphs; `edgeq profile --compare` compares language models")
     if list_shapes:
         render.write(_known_shapes() + "\n")
         return
@@ -150,7 +159,7 @@ def _scenarios(
         )
     ]
     if not found:
-        raise click.UsageError("nothing to time: -p and -n are both 0")
+        raise click.UsageError("there is nothing to time: -p and -n are both 0")
     return found
 
 
@@ -165,7 +174,7 @@ def _subject(model: str | None, shape: str | None, preset: str) -> tuple[Model, 
     from edgeq.shapes import shape as known_shape
 
     config, recipe = known_shape(shape), Recipe.from_options(preset)
-    with render.progress(f"random {shape}") as bar:
+    with render.progress(f"Making random weights of {shape}") as bar:
         return random_model(config, recipe.scheme_for, progress=bar), f"{shape} (random weights)"
 
 
@@ -186,7 +195,7 @@ def _measurements(
     if context > model.config.context:
         # time past what the model was made for tells nothing of its answers, but is the same time
         model = replace(model, config=replace(model.config, context=context))
-    with render.progress("bench", still=True) as bar:
+    with render.progress("Benchmarking", still=True) as bar:
         for count in threads or (None,):
             with Engine(
                 model, context=context, threads=count, kv_bits=kv_bits, backend=backend

@@ -1,4 +1,4 @@
-"""``edgeq calibrate``: what a model's matrices are fed when it reads a text."""
+"""``edgeq calibrate``: statistics of the inputs of a model's matrices over a text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 
 from edgeq import texts
 from edgeq.cli import render
-from edgeq.cli.options import check_output, command, force_option
+from edgeq.cli.options import check_output, command, force_option, source_argument
 
 if TYPE_CHECKING:
     from edgeq.quant.calibrate import Calibration, CalibrationStats
@@ -20,24 +20,25 @@ _WORST = 3
 """Matrices that are named for having inputs far from their average."""
 
 
-@command("calibrate", "Measure what a model's matrices are fed, for later use.")
-@click.argument("source", metavar="SRC")
+@command("calibrate", "Collect activation statistics of a model on a text, for `quantize`.")
+@source_argument
 @click.option("--calib", type=click.Path(exists=True, dir_okay=False), required=True,
-              help="A text like what the model is for, UTF-8.")  # fmt: skip
+              help="The calibration text, UTF-8; it should resemble what the model is used "
+                   "for.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(dir_okay=False), required=True,
               help="The file to write, such as model.calib.")  # fmt: skip
 @click.option("--observer", metavar="NAME", default="minmax",
-              help="How the range of a matrix's inputs is chosen: minmax, moving-average, "
+              help="How the range of the inputs of each matrix is chosen: minmax, moving-average, "
                    "percentile, entropy or mse.")  # fmt: skip
-@click.option("--windows", type=click.IntRange(min=1), default=128,
-              help="Pieces of the text to use, spread evenly.")  # fmt: skip
-@click.option("--context", type=click.IntRange(min=2), default=256,
-              help="Tokens in each piece; never more than the model was made for.")  # fmt: skip
+@click.option("--windows", "--calib-windows", type=click.IntRange(min=1), default=128,
+              help="Number of windows of the text to use, spread evenly over it.")  # fmt: skip
+@click.option("--context", "--calib-context", type=click.IntRange(min=2), default=256,
+              help="Tokens in each window, at most the model's own context length.")  # fmt: skip
 @click.option("--resume", is_flag=True,
-              help="Go on where a run to the same file was ended.")  # fmt: skip
+              help="Continue an interrupted run with the same output file.")  # fmt: skip
 @force_option
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text",
-              help="How to write the summary.")  # fmt: skip
+              help="Format of the summary on standard output.")  # fmt: skip
 def calibrate(
     source: str,
     calib: str,
@@ -49,12 +50,12 @@ def calibrate(
     force: bool,
     form: str,
 ) -> None:
-    """Run SRC over a text in float32 and save what each matrix is multiplied with: the mean
-    magnitude and mean square of every input, and a range for INT8 activations.
+    """Run MODEL over a text in float32 and save statistics of the inputs of each matrix: the mean
+    magnitude and mean square of every channel, and a range for INT8 activations.
 
-    `edgeq quantize --stats` takes the file. After each layer the work is saved beside it, as
-    FILE.partial; a run that was ended goes on from there with --resume, and its result is the
-    same to the last bit.
+    `edgeq quantize --stats` reads the file. After each layer the progress is saved next to it, as
+    FILE.partial; --resume continues an interrupted run from there and gives bit-identical
+    results.
     """
     from edgeq.errors import UsageError
     from edgeq.importers import load
@@ -65,13 +66,15 @@ def calibrate(
     partial = out.with_name(out.name + ".partial")
     check_output(out, force)
     if resume and not partial.exists():
-        raise UsageError(f"there is no {partial} to go on from; leave out --resume")
+        raise UsageError(
+            f"{partial} does not exist, so there is no run to continue; leave out --resume"
+        )
     model = load(source)
     cut = texts.calibration(model, calib, windows, context)
     if not resume:
         partial.unlink(missing_ok=True)
     started = time.perf_counter()
-    with render.progress("calibrating") as bar:
+    with render.progress("Calibrating") as bar:
         stats = run(model, cut, observer=observer, resume=partial, progress=bar)
     size = stats.save(out)
     partial.unlink(missing_ok=True)
@@ -119,5 +122,5 @@ def _text(found: dict[str, Any], cut: Calibration) -> str:
         f"{len(found['inputs'])} matrices over {found['tokens']} tokens "
         f"({len(cut.windows)} windows, ranges by {found['observer']}) in {found['seconds']:.1f} s"
         + (f", peak memory {render.human_bytes(peak)}" if peak else "")
-        + f"\nfarthest from their root mean square: {named}\n"
+        + f"\nlargest outliers (maximum / RMS): {named}\n"
     )

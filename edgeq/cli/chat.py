@@ -26,23 +26,27 @@ if TYPE_CHECKING:
     from edgeq.runtime.sampling import SamplingParams
     from edgeq.runtime.tokenizer import Tokenizer
 
-_HELP = "/reset forgets the conversation, /system TEXT starts a new one, /stats times, /exit leaves"
+_HELP = (
+    "/reset starts a new conversation, /system TEXT does so with another system prompt, "
+    "/stats shows the timings of the last answer, /exit ends the chat"
+)
 
 
 @command("chat", "Have a conversation.")
 @model_argument
-@click.option("-sys", "--system", default=None, help="What the model is told before you speak.")
-@click.option(
-    "-n", "--n-predict", type=click.IntRange(min=1), default=512, help="Most tokens of an answer."
-)
+@click.option("-sys", "--system", "--system-prompt", "system", default=None,
+              help="The system prompt.")  # fmt: skip
+@click.option("-n", "--n-predict", "--predict", "--max-tokens", type=click.IntRange(min=1),
+              default=512, help="Maximum number of tokens in an answer.")  # fmt: skip
 @lookup_option
 @sampling_options
 @engine_options
 @fit_option
 def chat(model: str, system: str | None, n_predict: int, force: bool, **settings: Any) -> None:
-    """Talk with MODEL. A line is a message; /help lists what else there is.
+    """Chat with MODEL. Each line you type is a message; /help lists the commands.
 
-    Works piped too: each line of standard input is a message, each answer goes to stdout.
+    When standard input is a pipe, each of its lines is a message and each answer is written to
+    standard output.
     """
     from edgeq.importers import load
     from edgeq.runtime.engine import Engine
@@ -69,7 +73,7 @@ def chat(model: str, system: str | None, n_predict: int, force: bool, **settings
             elif word == "/system":
                 talk.reset(rest.strip() or None)
             elif word == "/stats":
-                render.note(timing(talk.last) if talk.last else "nothing has been said")
+                render.note(timing(talk.last) if talk.last else "there is no answer yet")
             elif word == "/help" or (word.startswith("/") and "/" not in word[1:]):
                 render.note(_HELP)
             elif line.strip():
@@ -103,7 +107,7 @@ def _answer(
     except (DoesNotFitError, UsageError) as err:
         if not sys.stdin.isatty():
             raise
-        render.note(f"error: {err}\n(/reset forgets the conversation)")
+        render.note(f"error: {err}\n(/reset starts a new conversation)")
     render.write("\n")
 
 

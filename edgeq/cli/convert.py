@@ -30,43 +30,46 @@ _DECODERS = ("preset", "ctx_size", "kv", "compute", "prefill", "steps", "max_ram
 """Options that have no meaning for a graph."""
 
 
-@command("convert", "Write a model in a mobile runtime's own format.")
+@command("convert", "Convert a model to the format of another runtime.")
 @model_argument
 @click.option("--to", "target", type=click.Choice(list(TARGETS)), required=True,
-              help="The runtime; see above.")  # fmt: skip
+              help="The target format; see the list above.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(), required=True,
-              help="The file or folder to make, such as model.gguf.")  # fmt: skip
+              help="The file or folder to write, such as model.gguf.")  # fmt: skip
 @click.option("--preset", metavar="SCHEME", default=None, show_default="no quantization",
-              help="Quantize a floating-point MODEL so first, such as w4-g32.")  # fmt: skip
+              help="Quantize a floating-point MODEL first with this scheme, such as "
+                   "w4-g32.")  # fmt: skip
 @shared_option("-c", "--ctx-size", env="CTX_SIZE", type=click.IntRange(min=0), default=0,
-               help="Tokens of context to make room for; 0 is the model's own, "
-                    "at most 4096.")  # fmt: skip
+               help="Context length in tokens; 0 takes the model's own, at most 4096.")  # fmt: skip
 @click.option("--kv", type=click.Choice(["float32", "float16", "int8"]), default=None,
               show_default="the target's",
-              help="How the target holds keys and values.")  # fmt: skip
+              help="Data type of the KV cache in the converted model.")  # fmt: skip
 @click.option("--compute", type=click.Choice(["float", "int8"]), default=None,
               show_default="the target's",
-              help="Multiply in floating point, which is exact, or round activations to "
-                   "8 bits as the target's fast kernels do.")  # fmt: skip
+              help="How matrices are multiplied: float uses floating-point activations; int8 "
+                   "rounds activations to 8 bits for the target's faster kernels.")  # fmt: skip
 @click.option("--prefill", type=Counts(1), default=(), show_default="the target's",
-              help="Prompt lengths the target gets functions for.")  # fmt: skip
+              help="Prompt lengths to make prefill functions for.")  # fmt: skip
 @click.option("--target-os", metavar="OS", default=None, show_default="the target's",
-              help="The least system it shall run on, as ios16 or ios18 of Core ML.")  # fmt: skip
+              help="The minimum operating system version, such as ios16 or ios18 (Core "
+                   "ML).")  # fmt: skip
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", show_default=False,
-              help="A further option of the target alone. May be given several times.")  # fmt: skip
+              help="An option that only this target has. May be given several times.")  # fmt: skip
 @click.option("--shape", "shapes", multiple=True, metavar="NAME=N,N,...", show_default=False,
-              help="Graphs: the shape of an input that the file leaves open. May be given several "
+              help="Graphs: the shape of an input with dynamic dimensions. May be given several "
                    "times.")  # fmt: skip
 @click.option("--validate/--no-validate", "checked", default=True,
-              help="Run the result in its own runtime and hold it against MODEL.")  # fmt: skip
+              help="Run the converted model in its own runtime and compare it with "
+                   "MODEL.")  # fmt: skip
 @click.option("--steps", type=click.IntRange(min=2), default=8,
-              help="Tokens to decode after each prompt of the validation.")  # fmt: skip
+              help="Validation: number of tokens to decode after each prompt.")  # fmt: skip
 @click.option("--max-ram", type=ByteSize(), default=None,
-              help="Most memory to write with, such as 1G.")  # fmt: skip
+              help="Limit on the memory used for writing, such as 1G.")  # fmt: skip
 @threads_option
 @force_option
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text",
-              help="How to write the summary; json is the certificate.")  # fmt: skip
+              help="Format of the summary on standard output; json contains the "
+                   "certificate.")  # fmt: skip
 def convert(
     model: str,
     target: str,
@@ -86,14 +89,14 @@ def convert(
     force: bool,
     form: str,
 ) -> None:
-    """Write MODEL, an .edgeq artifact or a checkpoint, in a runtime's own format.
+    """Convert MODEL (an .edgeq file, a checkpoint folder or a GGUF file) to another format.
 
-    The weights keep the integers of the artifact: they are packed anew, never quantized again.
-    The result is run in its own runtime and compared with MODEL; what was found is written beside
-    it as NAME.certificate.json, or certificate.json inside a folder.
+    Quantized weights are repacked without quantizing them again, so every target has the same
+    integers. The converted model is run in its own runtime and compared with MODEL; the results
+    are written to NAME.certificate.json, or to certificate.json inside an output folder.
 
-    A MODEL that is a graph, .onnx as edgeq quantize makes it or float .onnx or .tflite, is written
-    for ort (.onnx or .ort), tflite or coreml.
+    If MODEL is a graph (.onnx or .tflite, float or quantized by edgeq), the targets are ort
+    (writes .onnx or .ort), tflite and coreml.
     """
     from edgeq.converters import Options
     from edgeq.converters.convert import convert as run
@@ -107,7 +110,7 @@ def convert(
     refuse_given(("shapes",), "graphs, and MODEL is a language model")
     extra = _settings(settings) | ({"target_os": target_os} if target_os else {})
     options = Options(ctx_size or None, kv, compute, prefill, extra)
-    with render.progress(f"converting to {target}") as bar:
+    with render.progress(f"Converting to {target}") as bar:
         made = run(
             model, target, output, options,
             preset=preset, force=force, validate=checked, steps=steps, max_ram=max_ram,
@@ -131,7 +134,7 @@ def _settings(pairs: tuple[str, ...]) -> dict[str, Any]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name:
-            raise click.UsageError(f"--set {pair!r}: write NAME=VALUE")
+            raise click.UsageError(f"--set is {pair!r}; write NAME=VALUE")
         try:
             found[name] = json.loads(value)
         except ValueError:

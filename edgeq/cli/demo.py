@@ -26,18 +26,18 @@ HELD_OUT_TOKENS = 2048
 SPEED_TOKENS = 64
 
 
-@command("demo", "Watch a small model being quantized and tell a story.")
-@click.option("-p", "--prompt", default="Once upon a time", help="How the story begins.")
-@click.option("-n", "--n-predict", type=click.IntRange(min=1), default=256,
-              help="The longest story, in tokens.")  # fmt: skip
+@command("demo", "Quantize a small model and let it tell a story.")
+@click.option("-p", "--prompt", default="Once upon a time", help="Beginning of the story.")
+@click.option("-n", "--n-predict", "--predict", "--max-tokens", type=click.IntRange(min=1),
+              default=256, help="Maximum length of the story in tokens.")  # fmt: skip
 @click.option("-s", "--seed", type=click.IntRange(min=0), default=1,
-              help="Another seed tells another story.")  # fmt: skip
-@click.option("--temp", type=click.FloatRange(min=0), default=0.5,
-              help="Temperature; 0 always takes the likeliest token.")  # fmt: skip
+              help="Random seed; each seed gives another story.")  # fmt: skip
+@click.option("--temp", "--temperature", type=click.FloatRange(min=0), default=0.5,
+              help="Sampling temperature; 0 always picks the most likely token.")  # fmt: skip
 @click.option("-t", "--threads", type=click.IntRange(min=1), default=1,
-              help="Threads to compute with; one is best for so small a model.")  # fmt: skip
+              help="Number of threads; one is fastest for so small a model.")  # fmt: skip
 def demo(prompt: str, n_predict: int, seed: int, temp: float, threads: int) -> None:
-    """Quantize a small story-telling model to INT4, let it tell a story, and show what it cost."""
+    """Quantize a small model to INT4, let it tell a story, and compare it with the float model."""
     from edgeq.importers import load
     from edgeq.quant import Recipe, quantize
     from edgeq.runtime.tokenizer import Tokenizer
@@ -45,8 +45,8 @@ def demo(prompt: str, n_predict: int, seed: int, temp: float, threads: int) -> N
     page = render.Page(sys.stdout)
     source = load(MODEL)
     packed_file = _cache_file()
-    page.heading("1. One checkpoint becomes one packed file")
-    with render.progress("quantizing") as bar:
+    page.heading("1. Quantize a checkpoint to one file")
+    with render.progress("Quantizing") as bar:
         quantize(source, packed_file, Recipe.from_options(), threads=threads, progress=bar)
     packed = load(packed_file)
     page.fact(
@@ -57,9 +57,9 @@ def demo(prompt: str, n_predict: int, seed: int, temp: float, threads: int) -> N
     page.fact(f"{packed_file}")
     _compile(page)
     tokenizer = Tokenizer(packed.files)
-    page.heading("2. The packed model tells a story")
+    page.heading("2. Generate a story with the quantized model")
     _tell(page, packed, tokenizer, prompt, n_predict, seed, temp, threads)
-    page.heading("3. What it costs, and what it saves")
+    page.heading("3. Compare it with the float model")
     before = _measure(source, tokenizer, None, threads)
     after = _measure(packed, tokenizer, source, threads)
     page.table(["", "float", "INT4"], _rows(source, packed, before, after), "lrr")
@@ -68,7 +68,9 @@ def demo(prompt: str, n_predict: int, seed: int, temp: float, threads: int) -> N
         if warning:
             page.fact(f"Warning: {warning}")
             break
-    page.fact("bits per byte and KL: stories the model has never seen; KL: against the float model")
+    page.fact(
+        "bits per byte and KL are measured on held-out stories; KL is against the float model"
+    )
     me = "edgeq" if shutil.which("edgeq") else sys.argv[0]
     page.fact(f"next: {me} run {packed_file} -p 'The little fox'")
 
@@ -96,10 +98,10 @@ def _cache_file() -> Path:
 def _compile(page: render.Page) -> None:
     from edgeq.runtime import kernels
 
-    with render.progress("compiling for this CPU, the first time only") as bar:
+    with render.progress("Compiling kernels for this CPU (first run only)") as bar:
         seconds = sum(kernels.warmup(bar).values())
     if seconds > 1:
-        page.fact(f"kernels compiled for this CPU in {seconds:.0f} s; the next time they are there")
+        page.fact(f"compiled the kernels for this CPU in {seconds:.0f} s (first run only)")
 
 
 def _tell(
@@ -151,7 +153,7 @@ def _measure(model: Model, tokenizer: Tokenizer, base: Model | None, threads: in
             return engine.forward(tokens, all_logits=True)
 
         # no bar before: drawing it takes time from what is being timed
-        with render.progress("reading held-out stories") as bar:
+        with render.progress("Measuring quality on held-out stories") as bar:
             quality = perplexity(
                 logits,
                 ids,
@@ -171,12 +173,12 @@ def _rows(source: Model, packed: Model, before: _Cost, after: _Cost) -> list[lis
 
     weights = _n_params(source)
     return [
-        both("size of the weights", render.human_bytes, source.nbytes, packed.nbytes),
+        both("weights", render.human_bytes, source.nbytes, packed.nbytes),
         both("bits per weight", "{:.2f}".format,
              8 * source.nbytes / weights, 8 * packed.nbytes / weights),
         both("tokens per second", "{:.0f}".format, before.speed.avg_ts, after.speed.avg_ts),
         both("GB/s read", "{:.1f}".format, before.speed.gb_per_s, after.speed.gb_per_s),
-        both("peak memory of all (RSS)", render.human_bytes,
+        both("peak memory (RSS)", render.human_bytes,
              before.speed.peak_rss_bytes, after.speed.peak_rss_bytes),
         both("bits per byte", "{:.4f}".format,
              before.quality.bits_per_byte, after.quality.bits_per_byte),

@@ -11,36 +11,36 @@ import click
 
 from edgeq.cli import render
 from edgeq.cli.busy import watched
-from edgeq.cli.options import CONTEXT_SETTINGS, command, debug_option, format_option
+from edgeq.cli.options import CONTEXT_SETTINGS, command, debug_option, result_options
 
 if TYPE_CHECKING:
     from edgeq.devices.detect import Detected
     from edgeq.devices.profile import Cluster, DeviceProfile
 
 _MATCHES = {
-    "device": "its own profile",
-    "chip": "the profile of another device with this chip",
-    "tier": "a generic tier, so its numbers are estimates; --measure measures this machine",
-    None: "no profile is near",
+    "device": "the profile of this device",
+    "chip": "the profile of another device with the same chip",
+    "tier": "a generic profile, whose figures are estimates; --measure measures this machine",
+    None: "no profile matches",
 }
 
 
 @click.group(
     "devices",
     context_settings=CONTEXT_SETTINGS,
-    short_help="Profiles of devices, and what this machine is.",
+    short_help="List device profiles, or detect this machine.",
 )
 def devices() -> None:
-    """Show the devices that edgeq knows, or find out what this machine is."""
+    """List the devices that edgeq has profiles of, or detect this machine."""
 
 
 devices.params.append(debug_option())
 
 
-@command("list", "The devices that edgeq knows.")
-@format_option("text", "json")
+@command("list", "List the device profiles.")
+@result_options("text", "json")
 def list_(form: str) -> None:
-    """List the profiles of devices; `edgeq plan --device NAME` plans for one."""
+    """List the device profiles; `edgeq plan --device NAME` plans for a device."""
     from edgeq.devices.profile import find, names
 
     profiles = [find(name) for name in names()]
@@ -59,15 +59,15 @@ def list_(form: str) -> None:
         ]
         for profile in profiles
     ]
-    head = ["name", "device", "memory", "for one app", "reads GB/s", "int8 Gop/s", "W at load"]
+    head = ["name", "device", "memory", "per app", "read GB/s", "int8 GOPS", "load W"]
     render.write(render.aligned(head, rows, "llrrrrr") + "\n")
 
 
-@command("show", "One device's numbers, and where each comes from.")
+@command("show", "Show the figures of a device and their sources.")
 @click.argument("name")
-@format_option("text", "json", "toml")
+@result_options("text", "json", "toml")
 def show(name: str, form: str) -> None:
-    """Show the profile NAME, or one in a TOML file of your own."""
+    """Show the profile NAME, or the profile in a TOML file."""
     from edgeq.devices.profile import find
 
     profile = find(name)
@@ -79,23 +79,26 @@ def show(name: str, form: str) -> None:
         render.write(_profile_text(profile))
 
 
-@command("detect", "What this machine is, and which profile fits it.")
+@command("detect", "Detect this machine and the profile that matches it.")
 @click.option("--measure", is_flag=True, show_default=False,
-              help="Measure its read bandwidth and integer throughput too.")  # fmt: skip
+              help="Also measure read bandwidth and integer throughput.")  # fmt: skip
 @click.option("--from", "source", type=click.Path(exists=True), default=None, metavar="PATH",
-              help="Instead of this machine: a dump of its /proc/cpuinfo, an sbc-bench log, or a "
-                   "folder with copies of its proc and sys.")  # fmt: skip
-@format_option("text", "json", "toml")
+              help="Another machine: a copy of its /proc/cpuinfo, an sbc-bench log, or a folder "
+                   "with "
+                   "copies of its /proc and /sys.")  # fmt: skip
+@result_options("text", "json", "toml")
 def detect(measure: bool, source: str | None, form: str) -> None:
-    """Find out what this machine is, from /proc and /sys, and which profile fits it.
+    """Detect this machine from /proc and /sys, and the profile that matches it.
 
-    `--format toml` writes a profile of this very machine: kept in a file, it is a device for
+    `--format toml -o FILE.toml` writes a profile of this machine for
     `edgeq plan --device FILE.toml`.
     """
     from edgeq.devices import detect as detecting
 
     if measure and source is not None:
-        raise click.UsageError("--measure measures this machine; leave --from out")
+        raise click.UsageError(
+            "--measure measures this machine and cannot be used with --from; leave one out"
+        )
     if source is None:
         found = detecting.detect()
     elif Path(source).is_dir():
@@ -125,11 +128,11 @@ def _measured(found: Detected) -> tuple[dict[int, float], float]:
     cores = min(found.cores or 1, available_cores())
     counts = sorted({1, cores, *(n for n in (2, 4, 8, 16, 32) if n < cores)})
     rates = {}
-    with watched(), render.progress("measuring", still=True) as bar:
+    with watched(), render.progress("Measuring this machine", still=True) as bar:
         for done, threads in enumerate(counts):
-            bar(f"reading with {threads} threads", done, len(counts) + 1)
+            bar(f"read bandwidth, {threads} threads", done, len(counts) + 1)
             rates[threads] = round(read_bandwidth(threads), 1)
-        bar("multiplying", len(counts), len(counts) + 1)
+        bar("integer throughput", len(counts), len(counts) + 1)
         return rates, round(int8_throughput(cores), 1)
 
 
@@ -141,12 +144,12 @@ def _profile_text(profile: DeviceProfile) -> str:
         ("cores", _clusters(profile.clusters), "clusters"),
         ("instructions", " ".join(profile.isa), "isa"),
         ("memory", _bytes(profile.ram_bytes), "ram_bytes"),
-        ("for one app", _bytes(profile.usable_bytes), "usable_bytes"),
+        ("per app", _bytes(profile.usable_bytes), "usable_bytes"),
         ("memory type", f"{profile.memory} bit" if profile.memory else "", "memory"),
-        ("reads", _rates(profile.read_gb_s), "read_gb_s"),
+        ("read speed", _rates(profile.read_gb_s), "read_gb_s"),
         ("int8 peak", _gops(profile.int8_gops), "int8_gops"),
-        ("at rest", _watts(profile.idle_watts), "idle_watts"),
-        ("at load", _watts(profile.load_watts), "load_watts"),
+        ("idle power", _watts(profile.idle_watts), "idle_watts"),
+        ("load power", _watts(profile.load_watts), "load_watts"),
         ("accelerators", ", ".join(profile.accelerators), "accelerators"),
     ]
     lines = []
@@ -160,7 +163,7 @@ def _profile_text(profile: DeviceProfile) -> str:
 def _detected_text(found: Detected, rates: Mapping[int, float] | None, gops: float | None) -> str:
     warmest = max(found.temperatures_c.items(), key=lambda item: item[1], default=None)
     throttle = found.throttle and ", ".join(
-        [*found.throttle.now, *(f"{what} since start" for what in found.throttle.since_boot)]
+        [*found.throttle.now, *(f"{what} since boot" for what in found.throttle.since_boot)]
     )
     caches = ", ".join(
         f"L{cache.level} {cache.kind} {render.human_bytes(cache.nbytes)}"
@@ -180,17 +183,17 @@ def _detected_text(found: Detected, rates: Mapping[int, float] | None, gops: flo
         ("swap", _bytes(found.swap_bytes), "swap_bytes"),
         ("memory limit", _bytes(found.cgroup_bytes), "cgroup_bytes"),
         ("governor", ", ".join(sorted(set(found.governors.values()))), "governors"),
-        ("warmest", warmest and f"{warmest[1]:.1f} °C, {warmest[0]}", "temperatures_c"),
+        ("temperature", warmest and f"{warmest[1]:.1f} °C ({warmest[0]})", "temperatures_c"),
         ("throttled", throttle if found.throttle is None else throttle or "no", "throttle"),
-        ("reads", _rates(rates), ""),
+        ("read speed", _rates(rates), ""),
         ("int8", _gops(gops), ""),
     ]
     rows = [
-        [label, value, "measured now" if not key else found.sources.get(key, "")]
+        [label, value, "measured" if not key else found.sources.get(key, "")]
         for label, value, key in facts
         if value
     ]
-    table = render.aligned(["fact", "value", "read from"], rows)
+    table = render.aligned(["property", "value", "source"], rows)
     name = f"{found.profile}: " if found.profile else ""
     return f"{table}\n\nprofile {name}{_MATCHES[found.match]}\n"
 
@@ -212,7 +215,7 @@ def _rate(rates: Mapping[int, float] | None) -> str:
 
 def _rates(rates: Mapping[int, float] | None) -> str:
     return ", ".join(
-        f"{rate:g} GB/s by {threads} thread{'s' * (threads > 1)}"
+        f"{rate:g} GB/s with {threads} thread{'s' * (threads > 1)}"
         for threads, rate in (rates or {}).items()
     )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgeq.cli import render
-from edgeq.cli.options import command, format_option
+from edgeq.cli.options import command, result_options
 
 if TYPE_CHECKING:
     from edgeq.devices.doctor import Check
@@ -17,20 +17,21 @@ if TYPE_CHECKING:
 _MARKS = {True: "ok", False: "!!", None: "--"}
 
 
-@command("doctor", "What works on this machine, what does not, and the mend.")
+@command("doctor", "Check what works on this machine, and how to fix what does not.")
 @click.option("--quick", is_flag=True, show_default=False,
-              help="Only look whether packages are there; do not import each one.")  # fmt: skip
-@format_option("text", "json")
+              help="Only check whether packages are installed, without importing "
+                   "them.")  # fmt: skip
+@result_options("text", "json")
 def doctor(quick: bool, form: str) -> int:
-    """Look at the system, the packages, the processor and the memory.
+    """Check the system, the packages, the processor and the memory.
 
-    ok is fine, !! is a trouble with its mend below it, -- does not matter here or cannot be told.
-    The exit code is 1 if something makes edgeq unusable, else 0.
+    ok: works. !!: a problem, with the fix on the next line. --: optional and absent, or cannot be
+    determined. The exit code is 1 if edgeq cannot be used on this machine.
     """
     from edgeq.devices.detect import detect
     from edgeq.devices.doctor import checks, usable
 
-    with render.progress("looking") as bar:
+    with render.progress("Checking") as bar:
         results = [*checks(detect(), imports=not quick, progress=bar), _kernel()]
     works = usable(results)
     if form == "json":
@@ -78,7 +79,7 @@ def _text(results: list[Check], works: bool) -> str:
         if check.mend:
             lines.append(f"    {'':{width}}  > {check.mend}")
     troubles = sum(check.ok is False for check in results)
-    last = "no trouble" if not troubles else f"{troubles} trouble{'s' * (troubles > 1)}"
+    last = "no problems" if not troubles else f"{troubles} problem{'s' * (troubles > 1)}"
     lines.append("")
-    lines.append(f"{last}; edgeq {'works' if works else 'does not work'} here")
+    lines.append(f"{last}; edgeq {'works' if works else 'does not work'} on this machine")
     return "\n".join(lines) + "\n"

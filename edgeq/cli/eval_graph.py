@@ -62,7 +62,7 @@ def eval_graph(
             other, _ = _opened(base, threads or 1)
             _check_alike(runner, other, model, base)
         samples = _samples(data, about, {**sample, "layout": layout or "auto"}, limit)
-        with render.progress("evaluating") as bar:
+        with render.progress("Evaluating") as bar:
             found = evaluate_graph(
                 runner, _pairs(samples), output=scores, against=other,
                 classes=samples.classes, progress=bar,
@@ -112,8 +112,8 @@ def _check_alike(runner: GraphRunner, other: GraphRunner, model: str, base: str)
         told = [", ".join(f"{name} {list(info.shape)}" for name, info in one.inputs.items())
                 for one in (runner, other)]  # fmt: skip
         raise click.UsageError(
-            f"{model} takes {told[0]} and {base} {told[1]}; compare files that were made from "
-            "the same model"
+            f"{model} has the inputs {told[0]}, but {base} has {told[1]}; give files that were "
+            "made from the same model"
         )
 
 
@@ -161,10 +161,10 @@ def _text(found: GraphEvaluation, runtimes: list[str]) -> str:
         ("AUC", number(found.auc)),
         ("agreement", share(found.agreement)),
         ("cosine, mean", number(found.cosine)),
-        ("cosine, least", number(found.cosine_least)),
-        *(("mixed up" if not i else "", line) for i, line in enumerate(_mixed_up(found))),
+        ("cosine, minimum", number(found.cosine_least)),
+        *(("confused" if not i else "", line) for i, line in enumerate(_mixed_up(found))),
     ]
-    return "\n".join(f"{name:20s}{value}" for name, value in rows if value)
+    return render.facts(rows, 20)
 
 
 def _mixed_up(found: GraphEvaluation) -> list[str]:
@@ -174,4 +174,4 @@ def _mixed_up(found: GraphEvaluation) -> list[str]:
     name = found.classes.__getitem__ if named else str
     pairs = [(n, i, j) for i, row in enumerate(counts) for j, n in enumerate(row) if i != j and n]
     worst = sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:_SHOWN]
-    return [f"{name(i)} taken for {name(j)}: {n}" for n, i, j in worst]
+    return [f"{name(i)} predicted as {name(j)}: {n}" for n, i, j in worst]

@@ -15,11 +15,11 @@ from edgeq.cli.options import (
     SAMPLE_OPTIONS,
     backend_option,
     command,
-    format_option,
     kv_bits_of,
     kv_options,
     model_argument,
     refuse_given,
+    result_options,
     sample_options,
     shared_option,
     threads_option,
@@ -38,36 +38,37 @@ OF_GRAPHS = ("scores", "confusion", *(name for name in SAMPLE_OPTIONS if name !=
 """Options that language models have no use for."""
 
 
-@command("eval", "Ask a model the questions of a set, or measure a graph on samples.")
+@command("eval", "Measure the accuracy of a model on a question set or on labeled samples.")
 @model_argument
 @click.option("--task", type=click.Path(exists=True, dir_okay=False), default=None,
-              help="Language models: the set in JSON lines, as published: HellaSwag, MMLU, "
+              help="Language models: the question set as published (JSON lines): HellaSwag, MMLU, "
                    "LAMBADA or GSM8K.")  # fmt: skip
 @click.option("--data", metavar="SAMPLES", default=None,
-              help="Graphs: a folder of pictures for each class, an .npz file with labels, "
-                   "sentences, or script.py:function.")  # fmt: skip
-@click.option("--layout", default=None, show_default="told by the data",
-              help="Of the set: hellaswag, mmlu, lambada or gsm8k. Of samples: nchw or nhwc, "
-                   "where channels are.")  # fmt: skip
+              help="Graphs: a folder with one subfolder of images per class, an .npz file with "
+                   "labels, a file of sentences, or script.py:function.")  # fmt: skip
+@click.option("--layout", default=None, show_default="detected from the data",
+              help="Format of the question set: hellaswag, mmlu, lambada or gsm8k. Graphs: the "
+                   "order "
+                   "of the axes: nchw or nhwc.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(min=1), default=None,
-              help="Only the first so many questions, or so many samples spread "
+              help="Use only this many questions from the start, or this many samples spread "
                    "evenly.")  # fmt: skip
-@click.option("--base", "--against", "base", metavar="SRC", default=None,
-              help="Ask this model too, and count the answers that differ; of graphs also the "
-                   "cosine of the outputs.")  # fmt: skip
-@click.option("--scores", metavar="NAME", default=None, show_default="the first",
-              help="Graphs: the output with the scores or the embedding.")  # fmt: skip
+@click.option("--base", "--against", "base", metavar="MODEL", default=None,
+              help="Also evaluate this model and count the answers that differ; for graphs, also "
+                   "the cosine similarity of the outputs.")  # fmt: skip
+@click.option("--scores", metavar="NAME", default=None, show_default="the first output",
+              help="Graphs: the output that holds the class scores or the embedding.")  # fmt: skip
 @click.option("--confusion", metavar="FILE", type=click.Path(dir_okay=False), default=None,
-              help="Graphs: write labels against answers to a .csv, .png, .svg or .pdf "
+              help="Graphs: write the confusion matrix to a .csv, .png, .svg or .pdf "
                    "file.")  # fmt: skip
 @partial(sample_options, layout=False)
 @shared_option("-c", "--ctx-size", env="CTX_SIZE", type=click.IntRange(min=2), default=2048,
-               help="Most tokens of a question; never more than the model was "
-                    "made for.")  # fmt: skip
+               help="Longest question in tokens, at most the model's own context "
+                    "length.")  # fmt: skip
 @threads_option
 @kv_options
 @backend_option
-@format_option("text", "json")
+@result_options("text", "json")
 def evaluation(
     model: str,
     task: str | None,
@@ -86,19 +87,19 @@ def evaluation(
     form: str,
     **sample: Any,
 ) -> None:
-    """Score MODEL on a set of questions (--task) or on samples (--data).
+    """Measure MODEL on a question set (--task) or on samples (--data).
 
-    A language model is asked zero-shot, with the prompts of lm-evaluation-harness. A graph (.onnx,
-    .ort, .tflite, .mlpackage) is run in its own runtime, a package for Core ML by edgeq: top-1,
-    top-5 and AUC of labelled samples, and with --base agreement and cosine of any.
+    Language models are evaluated zero-shot with the prompts of lm-evaluation-harness. Graphs
+    (.onnx, .ort, .tflite, .mlpackage) run in their own runtimes, Core ML packages in edgeq:
+    top-1 and top-5 accuracy and AUC on labeled samples; with --base also agreement and cosine
+    similarity, which need no labels.
 
-    With --base SRC both answer, and answers that changed are counted: a model may keep its
-    accuracy and still have become another.
+    With --base, both models answer and the answers that changed are counted, since a quantized
+    model can have the same accuracy and yet give different answers.
     """
     if (task is None) == (data is None):
         raise click.UsageError(
-            "give either --task FILE, to ask a language model, or --data SAMPLES, to measure a "
-            "graph"
+            "give either --task FILE for a language model or --data SAMPLES for a graph"
         )
     if data is not None:
         refuse_given(OF_MODELS, "language models (--task)")
@@ -140,7 +141,7 @@ def _ask(
     other = load(base) if base is not None else None
     if other is not None and other.config.vocab != loaded.config.vocab:
         raise click.UsageError(
-            f"--base has a vocabulary of {other.config.vocab} tokens and MODEL one of "
+            f"--base has {other.config.vocab} tokens in its vocabulary and MODEL has "
             f"{loaded.config.vocab}; give the model that MODEL was quantized from"
         )
     tokenizer = Tokenizer(loaded.files)
@@ -152,7 +153,7 @@ def _ask(
     with Engine(loaded, **settings) as engine:
         beside = Engine(other, **settings) if other is not None else None
         try:
-            with render.progress("asking") as bar:
+            with render.progress("Evaluating") as bar:
                 outcome = evaluate_task(
                     name, items, _Asked(engine, tokenizer), tokenizer,
                     base=_Asked(beside, tokenizer) if beside is not None else None, progress=bar,
@@ -195,19 +196,19 @@ def _text(outcome: Outcome) -> str:
         ("layout", outcome.layout),
         ("protocol", outcome.protocol),
         ("questions", f"{outcome.n}"),
-        ("right", _share(outcome.accuracy) + f" +- {100 * outcome.stderr:.2f}"),
-        ("right, normalised", _share(outcome.accuracy_normalised)),
+        ("correct", _share(outcome.accuracy) + f" +- {100 * outcome.stderr:.2f}"),
+        ("correct, normalized", _share(outcome.accuracy_normalised)),
         ("nats per byte", "" if outcome.nll_per_byte is None else f"{outcome.nll_per_byte:.4f}"),
-        ("beginnings cut", f"{outcome.truncated}" if outcome.truncated else ""),
-        ("base right", _share(outcome.base_accuracy)),
+        ("truncated", f"{outcome.truncated}" if outcome.truncated else ""),
+        ("base correct", _share(outcome.base_accuracy)),
     ]
     if outcome.flips is not None:
         rows.append(
             ("answers changed",
-             f"{outcome.flips}, of which {outcome.flips_right} to right and "
-             f"{outcome.flips_base_right} from right")
+             f"{outcome.flips}: {outcome.flips_right} from wrong to correct, "
+             f"{outcome.flips_base_right} from correct to wrong")
         )  # fmt: skip
-    return "\n".join(f"{name:20s}{value}" for name, value in rows if value)
+    return render.facts(rows, 20)
 
 
 def _share(value: float | None) -> str:

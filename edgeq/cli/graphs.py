@@ -43,8 +43,8 @@ def refuse_made(model: str) -> None:
 
     if is_graph(model, RUN) and not is_graph(model):
         raise UsageError(
-            f"{model} was made for a runtime and is not taken back; give the .onnx or .tflite "
-            "file that it was made from"
+            f"{model} was converted for a runtime and cannot be converted again; give the .onnx or "
+            ".tflite file that it was made from"
         )
 
 
@@ -62,7 +62,7 @@ def convert(
     """``edgeq convert`` of a graph; the arguments are its options."""
     from edgeq.converters.graphs import convert_graph
 
-    with render.progress(f"converting to {target}") as bar:
+    with render.progress(f"Converting to {target}") as bar:
         made = convert_graph(
             model, target, output, settings,
             shapes=named_shapes(shapes), force=force, validate=checked, threads=threads or 1,
@@ -83,28 +83,34 @@ def named_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
         name, equals, sizes = text.rpartition("=")
         numbers = sizes.split(",")
         if not (equals and name and all(n.strip().isdigit() and int(n) for n in numbers)):
-            raise click.UsageError(f"--shape {text!r}: write NAME=1,3,224,224")
+            raise click.UsageError(f"--shape is {text!r}; write NAME=1,3,224,224")
         found[name] = tuple(int(n) for n in numbers)
     return found
 
 
-def inspect(model: str, form: str) -> None:
-    """``edgeq inspect`` of a graph: each operator's precision, or what a target's file holds."""
+def inspect(model: str, form: str, details: bool) -> None:
+    """``edgeq inspect`` of a graph: its operators' precision, or what a target's file holds.
+
+    Args:
+        model: the file.
+        form: "text" or "json", which contains everything.
+        details: list each operator or weight, not only their numbers.
+    """
     from edgeq.errors import EdgeqError
     from edgeq.graphs.files import read
 
     if not is_graph(model):
-        render.write(_foreign(Path(model), form))
+        render.write(_foreign(Path(model), form, details))
         return
     try:
         graph = read(model)
     except EdgeqError as err:
         try:  # what edgeq made for a runtime is no graph that it reads
-            text = _foreign(Path(model), form)
+            text = _foreign(Path(model), form, details)
         except EdgeqError:
             raise err from None
     else:
-        text = _graph(graph, model, form)
+        text = _graph(graph, model, form, details)
     render.write(text)
 
 
@@ -119,7 +125,7 @@ def validate(out: str, against: str, threads: int | None, form: str) -> bool:
     runner.close()
     # axes that the source leaves open were settled when it was converted
     graph = read(against, shapes=ends if against.lower().endswith(".onnx") else None)
-    with render.progress("validating") as bar:
+    with render.progress("Validating") as bar:
         found = compare(graph, Path(out), target, threads=threads or 1, progress=bar)
     if form == "json":
         told = {"passed": found.passed, "target": target} | vars(found)
@@ -140,13 +146,13 @@ def bench(models: Sequence[str], threads: int | None, repetitions: int, form: st
     for model in models:
         if Path(model).suffix.lower() == ".mlpackage":
             raise UsageError(
-                f"{model} cannot be timed: Core ML programs are executed here by NumPy, which says "
-                "nothing of a device's times; edgeq validate runs it, Xcode times it on a device"
+                f"{model} cannot be timed: edgeq runs Core ML programs with NumPy, whose times say "
+                "nothing about a device; `edgeq validate` checks it, Xcode measures it on a device"
             )
     workload = Workload(0, RUNS, 0, 1, repetitions)
     subjects = [open_subject(Named.parse(model), threads) for model in models]
     try:
-        with render.progress("bench", still=True) as bar:
+        with render.progress("Benchmarking", still=True) as bar:
             watch = Watch()
             samples = run(subjects, workload, bar)
             warning = watch.stop().warning(threads)
@@ -204,15 +210,15 @@ def _converted(made: Conversion) -> str:
     same = found["top1_agreement"]
     text = f"{found['weights_equal']} weights"
     if found["quants_equal"] != "0 of 0":
-        text += f" and {found['quants_equal']} grids"
+        text += f" and {found['quants_equal']} quantization parameters"
     missing = found["quants_not_in_file"]
-    left = f" ({missing} not in the file)" if missing else ""
+    left = f" ({missing} are not in the file)" if missing else ""
     entries = found["weights"].items()
     lines += [
-        f"validated in {found['runtime']}: integers of {text} equal{left}, outputs differ by "
-        f"{worst:.2g} of their size" + ("" if same is None else f", same top class {same:.0%}"),
+        f"validated in {found['runtime']}: {text} equal{left}, relative error of the outputs "
+        f"{worst:.2g}" + ("" if same is None else f", same top class {same:.0%}"),
         *held_wider({n: w["asked"] for n, w in entries}, {n: w["bits"] for n, w in entries}),
-        f"values take {render.human_bytes(found['arena_bytes'])} at most while it runs",
+        f"peak memory of the activations: {render.human_bytes(found['arena_bytes'])}",
         f"certificate: {certificate_path(made.path, folder=made.path.is_dir())}",
     ]
     return "\n".join(lines) + "\n"
@@ -226,13 +232,13 @@ def held_wider(asked: Mapping[str, int], held: Mapping[str, int]) -> list[str]:
             kinds.setdefault((bits, held[name]), []).append(name)
     return [
         f"{len(names)} weight{'s' * (len(names) > 1)} of {bits} bits "
-        f"{'are' if len(names) > 1 else 'is'} held in {wide} there: {', '.join(names[:_SHOWN])}"
+        f"{'are' if len(names) > 1 else 'is'} stored in {wide} bits: {', '.join(names[:_SHOWN])}"
         + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
         for (bits, wide), names in kinds.items()
     ]
 
 
-def _graph(graph: Graph, model: str, form: str) -> str:
+def _graph(graph: Graph, model: str, form: str, details: bool) -> str:
     from edgeq.quant.graph.summary import (
         arena_bytes,
         constants_bytes,
@@ -255,21 +261,33 @@ def _graph(graph: Graph, model: str, form: str) -> str:
     }
     if form == "json":
         return json.dumps(facts | {"operators": [vars(row) for row in rows]}, indent=2) + "\n"
-    lines = [f"{kind:9s}{name} {text}" for kind in ("inputs", "outputs")
-             for name, text in facts[kind].items()]  # fmt: skip
-    lines += [
-        f"weights  {render.human_bytes(held)}, {render.human_bytes(whole)} in float32",
-        f"values   {render.human_bytes(facts['arena_bytes'])} at most while it runs",
-    ]
-    if recipe := graph.meta.get("edgeq.recipe"):
-        lines.append(f"recipe   {recipe}")
-    lines += ["", *(f"{count:5d}  {what}" for what, count in facts["precisions"].items()), ""]
-    cells = [
-        [row.op, row.node, row.weight, row.activations, render.human_bytes(row.nbytes)]
-        for row in rows
-    ]
-    table = render.aligned(["operator", "node", "weight", "computes in", "bytes"], cells, "llllr")
-    return "\n".join([*lines, table]) + "\n"
+    summary = render.facts(
+        [
+            ("model", Path(model).name),
+            *((kind[:-1], f"{name} {text}") for kind in ("inputs", "outputs")
+              for name, text in facts[kind].items()),
+            ("weights", f"{render.human_bytes(held)}, {render.human_bytes(whole)} in float32"),
+            ("activations", f"{render.human_bytes(facts['arena_bytes'])} at most at a time"),
+            ("recipe", graph.meta.get("edgeq.recipe", "")),
+        ]
+    )  # fmt: skip
+    if details:
+        head, sides = ["operator", "node", "weights", "computes in", "size"], "llllr"
+        cells = [
+            [row.op, row.node, row.weight, row.activations, render.human_bytes(row.nbytes)]
+            for row in rows
+        ]
+    else:
+        head, sides = ["operator", "count", "weights", "computes in", "size"], "lrllr"
+        kinds: dict[tuple[str, str, str], list[int]] = {}
+        for row in rows:
+            kinds.setdefault((row.op, row.weight, row.activations), []).append(row.nbytes)
+        cells = [
+            [op, str(len(sizes)), weight, activations, render.human_bytes(sum(sizes))]
+            for (op, weight, activations), sizes in kinds.items()
+        ]
+    hint = "" if details else "\n--tensors lists each operator\n"
+    return f"{summary}\n\n{render.aligned(head, cells, sides)}\n{hint}"
 
 
 def _compared(found: Comparison, target: str, grids: int) -> str:
@@ -278,7 +296,7 @@ def _compared(found: Comparison, target: str, grids: int) -> str:
         ("target", target),
         ("runtime", f"{found.runtime}, beside {found.source_runtime}"),
         ("weights", f"{sum(found.weights.values())} of {len(found.weights)} have equal integers"
-         if found.weights else "none is of integers"),
+         if found.weights else "none are integers"),
         *(("", line) for line in held_wider(found.asked, found.bits)),
         ("grids", "" if not grids else f"{equal} of {known} equal"
          + (f", {grids - known} not in the file" if grids > known else "")),
@@ -297,7 +315,7 @@ def _compared(found: Comparison, target: str, grids: int) -> str:
     return f"{text}\n\n{table}\n{explained}"
 
 
-def _foreign(path: Path, form: str) -> str:
+def _foreign(path: Path, form: str, details: bool) -> str:
     """A target's file: what edgeq packed into it, read back."""
     from edgeq.converters.graphs import stored
 
@@ -312,12 +330,24 @@ def _foreign(path: Path, form: str) -> str:
             "quants": {name: vars(quant) for name, quant in quants.items()},
         }
         return json.dumps(found, indent=2) + "\n"
-    cells = [
-        [name, str(held.bits), str(list(held.shape)), render.human_bytes(held.nbytes)]
-        for name, held in weights.items()
-    ]
-    table = render.aligned(["packed weight", "bits", "shape", "bytes"], cells, "lrlr")
-    return f"{table}\n\n{len(quants)} values are rounded to 8 bits\n"
+    if details:
+        head, sides = ["packed weight", "bits", "shape", "size"], "lrlr"
+        cells = [
+            [name, str(held.bits), str(list(held.shape)), render.human_bytes(held.nbytes)]
+            for name, held in weights.items()
+        ]
+    else:
+        head, sides = ["packed weights", "count", "size"], "lrr"
+        sizes: dict[int, list[int]] = {}
+        for held in weights.values():
+            sizes.setdefault(held.bits, []).append(held.nbytes)
+        cells = [
+            [f"{bits} bits", str(len(of)), render.human_bytes(sum(of))]
+            for bits, of in sorted(sizes.items())
+        ]
+    hint = "" if details else "\n--tensors lists each weight\n"
+    quantized = f"{len(quants)} activations are quantized to 8 bits"
+    return f"{render.aligned(head, cells, sides)}\n\n{quantized}\n{hint}"
 
 
 def _info(info: Any) -> str:

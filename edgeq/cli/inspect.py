@@ -1,4 +1,4 @@
-"""``edgeq inspect``: what a model file holds, tensor by tensor."""
+"""``edgeq inspect``: a summary of a model file; with --tensors, each tensor."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from edgeq.cli.options import (
     check_output,
     command,
     force_option,
-    format_option,
     model_argument,
     refuse_given,
+    result_options,
 )
 
 if TYPE_CHECKING:
@@ -24,28 +24,33 @@ if TYPE_CHECKING:
     from edgeq.tensor import Tensor
 
 _RULES = 4
-"""Rules shown; --format json has all."""
+"""Rules of a recipe that are shown; --format json has all."""
+_WORST = 3
+"""Tensors that are named for having the largest errors."""
 
 
-@command("inspect", "Show what a model file holds.")
+@command("inspect", "Show a summary of a model file, or each of its tensors.")
 @model_argument
 @click.option("--card", "card", type=click.Path(dir_okay=False), default=None, metavar="FILE",
-              help="Write a model card as Hugging Face shows it, such as README.md.")  # fmt: skip
+              help="Write a Hugging Face model card to this file, such as README.md.")  # fmt: skip
+@click.option("--tensors", "details", is_flag=True, show_default=False,
+              help="List each tensor; for graphs, each operator.")  # fmt: skip
 @force_option
-@format_option("text", "json")
-def inspect(model: str, card: str | None, force: bool, form: str) -> None:
-    """Show the tensors of MODEL, how each is held and what that cost, and where it came from.
+@result_options("text", "json", force=False)
+def inspect(model: str, card: str | None, details: bool, force: bool, form: str) -> None:
+    """Show a summary of MODEL: family, size, quantization schemes, context length, tokenizer,
+    source and quality. --tensors lists each tensor as well; --format json contains everything.
 
-    bpw is bits per weight from the bytes really held, scales and padding included. SQNR is the
-    signal to quantization noise ratio, in dB, as measured when the tensor was quantized. Quality
-    was measured then too: the written model beside its float source.
+    Bits per weight (bpw) are computed from the stored bytes, including scales and padding. SQNR is
+    the signal-to-quantization-noise ratio in dB. SQNR and quality were measured against the float
+    model when MODEL was quantized.
 
-    Of a graph (.onnx, .tflite, and .ort or .mlpackage that edgeq wrote) each operator's precision
-    is shown.
+    For graphs (.onnx, .tflite, and .ort or .mlpackage files that edgeq wrote), the operators and
+    their precision are shown.
     """
     if graphs.is_graph(model, graphs.RUN):
-        refuse_given(("card", "force"), "language models, and MODEL is a graph")
-        graphs.inspect(model, form)
+        refuse_given(("card",), "language models, and MODEL is a graph")
+        graphs.inspect(model, form, details)
         return
     from edgeq.importers import load
 
@@ -67,7 +72,7 @@ def inspect(model: str, card: str | None, force: bool, form: str) -> None:
         }
         render.write(json.dumps(found, indent=2) + "\n")
     else:
-        render.write(_text(loaded, tensors) + "\n")
+        render.write(_text(loaded, Path(model), tensors, details) + "\n")
 
 
 def _write_card(model: Model, name: str, path: Path, force: bool) -> None:
@@ -109,36 +114,47 @@ def _describe(model: Model, name: str, tensor: Tensor) -> dict[str, Any]:
     }
 
 
-def _text(model: Model, tensors: list[dict[str, Any]]) -> str:
+def _text(model: Model, path: Path, tensors: list[dict[str, Any]], details: bool) -> str:
     config = model.config
     weights = sum(math.prod(t["shape"]) for t in tensors)
-    heads = f"{config.heads} heads"
+    heads = f"{config.heads} attention heads of size {config.head_dim}"
     if config.kv_heads != config.heads:
-        heads += f" sharing {config.kv_heads} of keys and values"
+        heads += f" ({config.kv_heads} for keys and values)"
     facts = [
+        ("model", path.name or str(path)),
         ("family", config.family),
         ("parameters", render.human_count(weights)),
         (
-            "shape",
-            f"{config.layers} layers, hidden {config.hidden}, feed-forward {config.ffn}, "
-            f"{heads} of {config.head_dim}",
+            "architecture",
+            f"{config.layers} layers, hidden size {config.hidden}, feed-forward size {config.ffn}, "
+            f"{heads}",
         ),
-        ("vocabulary", f"{config.vocab}" + (", head tied to the embedding" if config.tied else "")),
         ("context", f"{config.context} tokens"),
         (
             "KV cache",
             f"{render.human_bytes(config.kv_bytes(1))} per token in 8 bits, "
-            f"{render.human_bytes(config.kv_bytes(1, 16))} in 16",
+            f"{render.human_bytes(config.kv_bytes(1, 16))} in 16 bits",
         ),
         (
-            "held",
+            "size",
             f"{render.human_bytes(model.nbytes)}, "
             f"{_bpw(model.nbytes, weights):.2f} bits per weight",
         ),
-        *((f"held as {kind}", text) for kind, text in _kinds(tensors)),
-        *_provenance(model.provenance),
+        *((f"  {kind}", text) for kind, text in _kinds(tensors)),
+        (
+            "vocabulary",
+            f"{config.vocab} tokens"
+            + (", output head tied to the embedding" if config.tied else ""),
+        ),
+        ("tokenizer", "yes" if "tokenizer.json" in model.files else "no"),
+        ("chat template", "yes" if _has_chat_template(model) else "no"),
+        *_provenance(model.provenance, details),
+        ("largest errors", _worst(tensors)),
         ("files", ", ".join(model.files)),
     ]
+    summary = render.facts(facts, 16)
+    if not details:
+        return f"{summary}\n\n--tensors lists each tensor"
     rows = [
         [
             t["name"],
@@ -152,12 +168,22 @@ def _text(model: Model, tensors: list[dict[str, Any]]) -> str:
         for t in tensors
     ]
     head = ["tensor", "scheme", "shape", "padded to", "size", "bpw", "SQNR dB"]
-    summary = "\n".join(f"{name:20s}{text}" for name, text in facts if text)
-    notes = _padding_note(tensors)
-    return "\n\n".join(filter(None, [summary, render.aligned(head, rows, "llrrrrr"), notes]))
+    table = render.aligned(head, rows, "llrrrrr")
+    return "\n\n".join(filter(None, [summary, table, _padding_note(tensors)]))
+
+
+def _has_chat_template(model: Model) -> bool:
+    from edgeq.errors import EdgeqError
+    from edgeq.runtime.chat import render_chat
+
+    try:
+        return bool(render_chat(model.files, [{"role": "user", "content": "Hello"}]))
+    except EdgeqError:
+        return False
 
 
 def _kinds(tensors: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Each scheme with the number and size of its tensors, the largest first."""
     kinds: dict[str, list[dict[str, Any]]] = {}
     for tensor in tensors:
         kinds.setdefault(tensor["scheme"], []).append(tensor)
@@ -165,14 +191,23 @@ def _kinds(tensors: list[dict[str, Any]]) -> list[tuple[str, str]]:
     for kind, members in kinds.items():
         nbytes = sum(t["nbytes"] for t in members)
         weights = sum(math.prod(t["shape"]) for t in members)
+        count = f"{len(members)} tensor{'s' * (len(members) > 1)}"
         found.append(
             (
+                nbytes,
                 kind,
-                f"{len(members)} tensors, {render.human_bytes(nbytes)}, "
-                f"{_bpw(nbytes, weights):.2f} bits per weight",
+                f"{count}, {render.human_bytes(nbytes)}, {_bpw(nbytes, weights):.2f} bits per "
+                "weight",
             )
         )
-    return found
+    return [(kind, text) for _, kind, text in sorted(found, reverse=True)]
+
+
+def _worst(tensors: list[dict[str, Any]]) -> str:
+    """The tensors with the largest errors; empty if none were measured."""
+    measured = sorted((t["sqnr_db"], t["name"]) for t in tensors if t["sqnr_db"] is not None)
+    named = ", ".join(f"{name} {db:.1f} dB" for db, name in measured[:_WORST])
+    return f"SQNR of {named}" if named else ""
 
 
 def _padding_note(tensors: list[dict[str, Any]]) -> str:
@@ -180,27 +215,34 @@ def _padding_note(tensors: list[dict[str, Any]]) -> str:
     if not columns:
         return ""
     extra = sum(t["padded"][0] * t["padded"][1] - math.prod(t["shape"]) for t in columns)
-    return (
-        f"{len(columns)} tensors have rows that are no whole number of blocks of 32 or of groups; "
-        f"they are padded with {extra} weights worth zero, which the sizes above include."
+    return render.wrapped(
+        f"The rows of {len(columns)} tensors are padded with zeros to whole blocks of 32 or whole "
+        f"groups: {extra} weights, which the sizes above include.",
+        render.prose_width(),
     )
 
 
-def _provenance(provenance: Any) -> list[tuple[str, str]]:
+def _provenance(provenance: Any, details: bool) -> list[tuple[str, str]]:
     found = []
     for key, value in provenance.items():
-        if key in ("sqnr_db", "target"):
+        if key in ("sqnr_db", "target") or value is None:
             continue
         if key == "quality":
-            found += _quality(value)
+            found += _quality(value, details)
             continue
         if key == "recipe" and isinstance(value, dict):
             text = _recipe(value)
         elif key == "activations" and isinstance(value, dict):
             text = f"{value.get('mode')} int8, ranges by {value.get('observer')}"
+        elif key == "calibration" and isinstance(value, dict) and not details:
+            text = ", ".join(f"{name} {value[name]}" for name in ("windows", "context", "tokens")
+                             if name in value) or "yes"  # fmt: skip
         else:
             text = value if isinstance(value, str) else json.dumps(value)
-        found.append((key.replace("_", " "), text))
+        if key == "source_sha256" and not details:
+            text = f"{text[:16]}..."
+        name = {"edgeq_version": "edgeq version", "source_sha256": "source SHA-256"}.get(key)
+        found.append((name or key.replace("_", " "), text))
     return found
 
 
@@ -213,30 +255,38 @@ def _recipe(recipe: dict[str, Any]) -> str:
     return ", ".join([str(recipe.get("default")), str(recipe.get("method")), *rest, *rules])
 
 
-def _quality(data: dict[str, Any]) -> list[tuple[str, str]]:
+def _quality(data: dict[str, Any], details: bool) -> list[tuple[str, str]]:
     from edgeq.quant.quality import Quality, figure
 
     quality = Quality.from_dict(data)
     found = quality.evaluation
     if found is None:
-        return [("quality", f"not measured: {quality.reason}")]
-    hidden = ", ".join("equal" if db is None else f"{db:.1f}" for db in quality.hidden_sqnr_db)
-    return [
-        ("perplexity", f"{figure(found.base_ppl, 4)} float, {figure(found.ppl, 4)} quantized"),
+        return [("quality", f"not measured ({quality.reason})")]
+    rows = [
         (
-            "KL, nats a token",
-            f"{found.kl_mean:.5f} mean, {found.kl_p99:.5f} 99th percentile, "
+            "quality",
+            f"perplexity {figure(found.base_ppl, 4)} float, {figure(found.ppl, 4)} quantized",
+        ),
+        (
+            "",
+            f"KL {found.kl_mean:.5f} nats per token mean, {found.kl_p99:.5f} 99th percentile, "
             f"{found.kl_max:.5f} maximum",
         ),
         (
-            "same top token",
-            f"{found.top1_agreement:.2%}; of {found.flips} that changed "
-            f"{found.flips_base_right} were right before, {found.flips_right} are now",
+            "",
+            f"same top token {found.top1_agreement:.2%}; of {found.flips} that changed, "
+            f"{found.flips_base_right} were correct before and {found.flips_right} are now",
         ),
-        ("hidden states", f"SQNR {hidden} dB: embedding, then each layer"),
+    ]
+    if not details:
+        return [*rows, ("", f"measured on {found.n_tokens} tokens of {quality.text}")]
+    hidden = ", ".join("equal" if db is None else f"{db:.1f}" for db in quality.hidden_sqnr_db)
+    return [
+        *rows,
+        ("", f"SQNR of the hidden states {hidden} dB (embedding, then each layer)"),
         (
-            "measured on",
-            f"{found.n_tokens} tokens of {quality.text}, sha256 {quality.text_sha256}: "
-            f"{found.protocol}",
+            "",
+            f"measured on {found.n_tokens} tokens of {quality.text}, SHA-256 "
+            f"{quality.text_sha256}: {found.protocol}",
         ),
     ]

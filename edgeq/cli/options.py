@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -11,8 +13,9 @@ from typing import Any, Literal
 import click
 from click.core import ParameterSource
 
+from edgeq.cli import render
 from edgeq.errors import UsageError
-from edgeq.files import check_target
+from edgeq.files import check_target, write_whole
 
 Function = Callable[..., Any]
 Decorator = Callable[[Function], Function]
@@ -25,7 +28,7 @@ CONTEXT_SETTINGS: dict[str, Any] = {
 
 
 class _Option(click.Option):
-    """An option whose general twin (EDGEQ_THREADS) yields to its own (EDGEQ_RUN_THREADS)."""
+    """An option whose general variable (EDGEQ_THREADS) yields to its own (EDGEQ_RUN_THREADS)."""
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
         if ctx.auto_envvar_prefix is not None and self.name is not None:
@@ -36,7 +39,7 @@ class _Option(click.Option):
 
 
 def shared_option(*names: str, env: str, **settings: Any) -> Decorator:
-    """An option with a twin ``EDGEQ_<env>`` that holds for every command having the option."""
+    """An option with a variable ``EDGEQ_<env>`` that applies to every command that has it."""
     return click.option(*names, cls=_Option, envvar=f"EDGEQ_{env}", **settings)
 
 
@@ -58,8 +61,29 @@ def debug_option() -> click.Option:
     """``--debug``, which the group and every command have."""
     return click.Option(
         ["--debug"], is_flag=True, expose_value=False, is_eager=True, show_default=False,
-        callback=_remember_debug, help="Show a traceback when something fails.",
+        callback=_remember_debug, help="Show the traceback of an error.",
     )  # fmt: skip
+
+
+class _Command(click.Command):
+    """A command whose result goes to the file of ``result_options``' ``--output``, if given."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command.
+
+        Raises:
+            UsageError: the output file exists and ``--force`` is not given.
+        """
+        output = ctx.meta.get(_OUTPUT)
+        if output is None:
+            return super().invoke(ctx)
+        path = Path(output)
+        check_output(path, bool(ctx.meta.get(_FORCE) or ctx.params.get("force")))
+        written = io.StringIO()
+        with contextlib.redirect_stdout(written):
+            code = super().invoke(ctx)
+        write_whole(path, [written.getvalue().encode()], "the result")
+        return code
 
 
 def command(name: str, short: str) -> Callable[[Function], click.Command]:
@@ -71,7 +95,9 @@ def command(name: str, short: str) -> Callable[[Function], click.Command]:
     """
 
     def decorate(function: Function) -> click.Command:
-        made = click.command(name, short_help=short, context_settings=CONTEXT_SETTINGS)(function)
+        made = click.command(
+            name, cls=_Command, short_help=short, context_settings=CONTEXT_SETTINGS
+        )(function)
         made.params.append(debug_option())
         return made
 
@@ -89,11 +115,15 @@ class ByteSize(click.ParamType):  # type: ignore[type-arg]  # generic since clic
             return value
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", value, re.IGNORECASE)
         if not match:
-            self.fail(f"{value!r} is not a size; write 512M, 1G or a number of bytes", param, ctx)
+            self.fail(
+                f"{value!r} is not a size; write a number of bytes, or a size such as 512M or 1G",
+                param,
+                ctx,
+            )
         power = "KMGT".find(match[2].upper()) + 1 if match[2] else 0
         size = int(float(match[1]) * 1024**power)
         if not size:
-            self.fail(f"{value!r} must be more than nothing", param, ctx)
+            self.fail(f"{value!r} is zero bytes; give a size above zero", param, ctx)
         return size
 
 
@@ -116,7 +146,7 @@ class Counts(click.ParamType):  # type: ignore[type-arg]
         except ValueError:
             self.fail(f"{value!r} is not a list of whole numbers such as 1,2,4", param, ctx)
         if min(counts) < self.at_least:
-            self.fail(f"{min(counts)} is below {self.at_least}", param, ctx)
+            self.fail(f"{min(counts)} is below the minimum, {self.at_least}", param, ctx)
         return counts
 
 
@@ -130,19 +160,34 @@ def optional_model_argument(function: Function) -> Function:
     return _model(function, required=False)
 
 
-def _model(function: Function, *, required: bool) -> Function:
+def source_argument(function: Function) -> Function:
+    """The same for a command that takes a model as ``source``, with mlx-lm's ``--hf-path``."""
+    return _model(function, "--hf-path", name="source", required=True)
+
+
+def optional_source_argument(function: Function) -> Function:
+    """The same for a command that can do without."""
+    return _model(function, "--hf-path", name="source", required=False)
+
+
+def _model(function: Function, *aliases: str, name: str = "model", required: bool) -> Function:
+    parameter = name
+
     def merge(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
         # the argument is eager and so was read before: it stands before the environment
         given: str | None = ctx.params.pop("model_file", None)
-        if value and given and ctx.get_parameter_source("model") == ParameterSource.COMMANDLINE:
-            raise click.UsageError("give the model once: as MODEL or as --model", ctx)
+        if value and given and ctx.get_parameter_source(parameter) == ParameterSource.COMMANDLINE:
+            raise click.UsageError(
+                f"the model is given twice, as the argument {given} and as --model {value}; "
+                "give it once", ctx,
+            )  # fmt: skip
         if not (value or given) and required and not ctx.resilient_parsing:
             raise click.UsageError("Missing argument 'MODEL'.", ctx)
         return given or value
 
     function = shared_option(
-        "-m", "--model", "model", env="MODEL", callback=merge, metavar="MODEL",
-        help="The model, for those who like to name it.",
+        "-m", "--model", *aliases, parameter, env="MODEL", callback=merge, metavar="MODEL",
+        help="Same as the MODEL argument.",
     )(function)  # fmt: skip
     name = "MODEL" if required else "[MODEL]"
     return click.argument("model_file", metavar=name, required=False, is_eager=True)(function)
@@ -152,16 +197,65 @@ def threads_option(function: Function) -> Function:
     """``-t/--threads N``."""
     return shared_option(
         "-t", "--threads", env="THREADS", type=click.IntRange(min=1), default=None,
-        help="Threads to compute with.  [default: the machine's cores]",
+        help="Number of threads.  [default: the number of cores]",
     )(function)  # fmt: skip
 
 
-def format_option(*kinds: str) -> Decorator:
-    """``-o/--format``: how the result is written to stdout."""
+_OUTPUT, _FORCE = "edgeq.output", "edgeq.force"
+"""Keys of `click.Context.meta` under which `result_options` keeps its values."""
+
+
+def result_options(*kinds: str, force: bool = True) -> Decorator:
+    """``--format`` and ``-o/--output``: how and where the result is written.
+
+    Args:
+        kinds: the formats; the first is the default.
+        force: whether to add ``--force``; a command that has one of its own adds it itself.
+    """
+
+    def keep_output(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+        if value in kinds:  # llama-bench's -o is a format
+            raise click.UsageError(
+                f"--output is the file to write; for the format write --format {value} (or "
+                f"--output ./{value} for a file of this name)", ctx,
+            )  # fmt: skip
+        if value is not None:
+            ctx.meta[_OUTPUT] = value
+
+    def keep_force(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        ctx.meta[_FORCE] = value
+
+    def decorate(function: Function) -> Function:
+        if force:
+            function = click.option(
+                "--force", is_flag=True, show_default=False, expose_value=False,
+                callback=keep_force, help="Overwrite an existing output file.",
+            )(function)  # fmt: skip
+        function = click.option(
+            "-o", "--output", type=click.Path(dir_okay=False), default=None, expose_value=False,
+            callback=keep_output, show_default="standard output",
+            help="The file to write the result to.",
+        )(function)  # fmt: skip
+        return click.option(
+            "--format", "form", type=click.Choice(kinds), default=kinds[0],
+            help="Format of the result.",
+        )(function)  # fmt: skip
+
+    return decorate
+
+
+def _note_gpu_layers(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is not None and value != "0":
+        render.note(f"note: edgeq runs on the CPU; -ngl {value} is ignored")
+
+
+def gpu_layers_option(function: Function) -> Function:
+    """``-ngl N`` of llama.cpp, which is accepted and ignored with a note."""
     return click.option(
-        "-o", "--format", "--output", "form", type=click.Choice(kinds), default=kinds[0],
-        help="How to write the result.",
-    )  # fmt: skip
+        "-ngl", "--n-gpu-layers", "--gpu-layers", metavar="N", default=None, expose_value=False,
+        callback=_note_gpu_layers,
+        help="Accepted for compatibility with llama.cpp and ignored: edgeq runs on the CPU.",
+    )(function)  # fmt: skip
 
 
 def kv_options(function: Function) -> Function:
@@ -169,34 +263,35 @@ def kv_options(function: Function) -> Function:
     kinds = click.Choice(["q8_0", "f16"])
     for option in (
         click.option("-ctv", "--cache-type-v", type=kinds, default=None,
-                     help="The same; values are cached like keys."),
+                     help="Must equal -ctk: keys and values have the same type."),
         click.option("-ctk", "--cache-type-k", type=kinds, default=None,
-                     help="The KV cache as llama.cpp names it: q8_0 is 8 bits, f16 is 16."),
+                     help="Same as --kv-bits, with llama.cpp's names: q8_0 is 8 bits, f16 is 16."),
         shared_option("--kv-bits", env="KV_BITS", type=click.Choice(["8", "16"]), default="8",
-                      help="Bits of a KV cache entry."),
+                      help="Bits of each value in the KV cache."),
     ):  # fmt: skip
         function = option(function)
     return function
 
 
 def backend_option(function: Function) -> Function:
-    """``--backend``."""
+    """``--backend``, and llama.cpp's ``-ngl`` beside it."""
     return shared_option(
         "--backend", env="BACKEND", type=click.Choice(["numba", "numpy"]), default="numba",
-        help="Compiled kernels, or plain NumPy.",
-    )(function)  # fmt: skip
+        help="numba runs compiled kernels; numpy is slow and needs no compilation.",
+    )(gpu_layers_option(function))  # fmt: skip
 
 
 def engine_options(function: Function) -> Function:
     """Options of everything that runs a model: context, threads, KV cache, backend, memory."""
     context = shared_option(
         "-c", "--ctx-size", env="CTX_SIZE", type=click.IntRange(min=0), default=0,
-        help="Tokens of context to make room for; 0 is the model's own, at most 4096.",
+        help="Context length in tokens; 0 takes the model's own, at most 4096.",
     )  # fmt: skip
     mapped = shared_option(
         "--mmap/--no-mmap", env="MMAP", default=None,
-        help="Use weights in their mapped file, or copy them to memory of huge pages, which "
-        "decodes faster; by default copied if that takes at most half of the free memory.",
+        help="Memory-map the weights, or copy them to huge pages, which generates faster. "
+        "[default: copy if that takes at most half of the free memory]",
+        show_default=False,
     )  # fmt: skip
     return context(threads_option(kv_options(backend_option(mapped(function)))))
 
@@ -205,8 +300,8 @@ def lookup_option(function: Function) -> Function:
     """``--lookup N``."""
     return click.option(
         "--lookup", type=click.IntRange(0, 64), default=0,
-        help="With --temp 0: guess up to this many tokens from what the text has said before "
-        "and check them at once; the text stays the same.",
+        help="With --temp 0: propose up to this many tokens from earlier text (prompt lookup "
+        "decoding) and verify them in one pass; the output stays the same.",
     )(function)  # fmt: skip
 
 
@@ -219,8 +314,8 @@ def kv_bits_of(kv_bits: str, cache_type_k: str | None, cache_type_v: str | None)
     kinds = {kind for kind in (cache_type_k, cache_type_v) if kind}
     if len(kinds) > 1:
         raise click.UsageError(
-            f"keys ({cache_type_k}) and values ({cache_type_v}) are cached alike; "
-            "give -ctk and -ctv the same type"
+            f"-ctk is {cache_type_k} and -ctv is {cache_type_v}, but keys and values must have the "
+            "same type; give -ctk and -ctv the same type"
         )
     return 8 if (kinds.pop() if kinds else kv_bits) in ("q8_0", "8") else 16
 
@@ -229,21 +324,25 @@ def sampling_options(function: Function) -> Function:
     """Options that choose the next token; the defaults are llama.cpp's."""
     for option in (
         click.option("--stop", multiple=True, metavar="TEXT", show_default=False,
-                     help="Stop before this text; may be given several times."),
+                     help="Stop generating before this text. May be given several times."),
         click.option("--repeat-last-n", type=click.IntRange(min=-1), default=64,
-                     help="How many tokens are recent; -1 is all."),
+                     help="Number of recent tokens that --repeat-penalty applies to; -1 is all."),
         click.option("--repeat-penalty", type=click.FloatRange(min=0, min_open=True), default=1.0,
-                     help="Divide the chance of recent tokens by this; 1 is off."),
+                     help="Penalty on tokens that occurred recently; 1 is off."),
         click.option("--min-p", type=click.FloatRange(0, 1), default=0.05,
-                     help="Drop tokens less likely than this share of the likeliest; 0 is off."),
+                     help="Discard tokens less likely than this fraction of the most likely one; "
+                          "0 is "
+                          "off."),
         click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=0.95,
-                     help="Keep the likeliest tokens that together have this chance; 1 is off."),
+                     help="Sample from the most likely tokens whose probabilities add up to "
+                          "this; 1 is "
+                          "off."),
         click.option("--top-k", type=click.IntRange(min=0), default=40,
-                     help="Keep the K likeliest tokens; 0 is off."),
-        click.option("--temp", type=click.FloatRange(min=0), default=0.8,
-                     help="Temperature; 0 always takes the likeliest token."),
+                     help="Sample from the K most likely tokens; 0 is off."),
+        click.option("--temp", "--temperature", type=click.FloatRange(min=0), default=0.8,
+                     help="Sampling temperature; 0 always picks the most likely token."),
         click.option("-s", "--seed", type=click.IntRange(min=-1), default=-1,
-                     help="Seed of the sampler; -1 takes a new one each time."),
+                     help="Random seed; -1 uses a new one each time."),
     ):  # fmt: skip
         function = option(function)
     return function
@@ -261,7 +360,9 @@ def check_output(path: Path, force: bool, option: str = "--output") -> None:
         UsageError: it exists and ``force`` is not given, or no file can be put there.
     """
     if path.exists() and not force:
-        raise UsageError(f"{path} exists; give another {option}, or --force to overwrite it")
+        raise UsageError(
+            f"{path} already exists; give another {option}, or --force to overwrite it"
+        )
     check_target(path)
 
 
@@ -274,7 +375,7 @@ def force_option(function: Function) -> Function:
 
 _LAYOUT = click.option(
     "--layout", type=click.Choice(["auto", "nchw", "nhwc"]), default="auto",
-    help="Graphs: where channels are, in arrays and in the input of pictures.",
+    help="Graphs: the order of the axes of arrays and of image inputs.",
 )  # fmt: skip
 
 
@@ -287,21 +388,24 @@ def sample_options(function: Function, *, layout: bool = True) -> Function:
     """
     options = (
         click.option("--tokenizer", type=click.Path(exists=True), default=None,
-                     help="Graphs: the tokenizer.json, or its folder, that makes sentences "
-                          "tokens."),
+                     help="Graphs: the tokenizer.json for sentences, or the folder that contains "
+                          "it."),
         click.option("--resize", type=click.Choice(["stretch", "crop", "pad"]), default="stretch",
-                     help="Graphs: how a picture of another size is fitted."),
+                     help="Graphs: how images are brought to the input size."),
         *([_LAYOUT] if layout else []),
         click.option("--scale", metavar="X", default="1/255",
-                     help="Graphs: what a pixel of 0 to 255 is multiplied with first."),
+                     help="Graphs: factor that pixel values, 0 to 255, are multiplied by."),
         click.option("--std", metavar="X[,X...]", default="1",
-                     help="Graphs: what it is divided by then, for all channels or for each."),
+                     help="Graphs: standard deviation to divide scaled pixels by, one for all "
+                          "channels "
+                          "or one for each."),
         click.option("--mean", metavar="X[,X...]", default="0",
-                     help="Graphs: what is subtracted from it then, for all channels or for "
-                          "each."),
+                     help="Graphs: mean to subtract from scaled pixels, one for all channels or "
+                          "one "
+                          "for each."),
         click.option("--image-size", metavar="N|HxW", default=None,
-                     show_default="the model's input",
-                     help="Graphs: the size of pictures."),
+                     show_default="the size of the model's input",
+                     help="Graphs: the size that images are resized to."),
     )  # fmt: skip
     for option in options:
         function = option(function)
@@ -313,7 +417,7 @@ SAMPLE_OPTIONS = ("image_size", "mean", "std", "scale", "layout", "resize", "tok
 
 
 def refuse_given(names: Iterable[str], why: str) -> None:
-    """Refuse options that were said and have no meaning here.
+    """Refuse options that were given and do not apply here.
 
     Args:
         names: of the running command's parameters.
@@ -327,4 +431,9 @@ def refuse_given(names: Iterable[str], why: str) -> None:
         if param.name in names and ctx.get_parameter_source(param.name) not in (
             None, ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP,
         ):  # fmt: skip
-            raise click.UsageError(f"{param.opts[-1]} is for {why}; leave it out")
+            raise click.UsageError(f"{_long(param)} is for {why}; leave it out")
+
+
+def _long(param: click.Parameter) -> str:
+    """An option by its first long name."""
+    return next((name for name in param.opts if name.startswith("--")), param.opts[0])

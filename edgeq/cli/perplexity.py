@@ -12,10 +12,10 @@ from edgeq.cli import render
 from edgeq.cli.options import (
     backend_option,
     command,
-    format_option,
     kv_bits_of,
     kv_options,
     model_argument,
+    result_options,
     shared_option,
     threads_option,
 )
@@ -26,28 +26,29 @@ if TYPE_CHECKING:
     from edgeq.model import Model
 
 
-@command("perplexity", "Measure how well a model predicts a text.")
+@command("perplexity", "Measure the perplexity of a model on a text.")
 @model_argument
 @click.option(
     "-f", "--file", "text_file", type=click.Path(exists=True, dir_okay=False), required=True,
-    help="The text to predict, UTF-8.",
+    help="The text to score, UTF-8.",
 )  # fmt: skip
 @shared_option(
     "-c", "--ctx-size", env="CTX_SIZE", type=click.IntRange(min=2), default=512,
-    help="Tokens of a window; never more than the model was made for.",
+    help="Tokens in each window, at most the model's own context length.",
 )  # fmt: skip
 @click.option("--chunks", type=click.IntRange(min=1), default=None,
-              help="Only the text's first so many windows.")  # fmt: skip
+              help="Use only this many windows from the start of the text.")  # fmt: skip
 @click.option(
     "--score", type=click.Choice(["all", "half"]), default="all",
-    help="Score every token of a window after its first, or as llama.cpp does the second half.",
+    help="all: score every token of a window but the first. half: score the second half of each "
+    "window, as llama.cpp does.",
 )  # fmt: skip
-@click.option("--kl-base", metavar="SRC", default=None,
-              help="Compare with this model, run in float32 by the reference.")  # fmt: skip
+@click.option("--kl-base", metavar="MODEL", default=None,
+              help="Compare with this model, such as the float model, run in float32.")  # fmt: skip
 @threads_option
 @kv_options
 @backend_option
-@format_option("text", "json")
+@result_options("text", "json")
 def perplexity(
     model: str,
     text_file: str,
@@ -62,10 +63,10 @@ def perplexity(
     backend: str,
     form: str,
 ) -> None:
-    """Score a text with MODEL: perplexity, bits per byte, and divergence from another model.
+    """Score a text with MODEL: perplexity, bits per byte, and KL divergence from another model.
 
-    Perplexities compare only at the same tokenizer, context and protocol, so the protocol is
-    printed with them. Bits per byte compare across tokenizers.
+    Perplexities are comparable only with the same tokenizer, context length and protocol, so the
+    protocol is printed as well. Bits per byte are comparable across tokenizers.
     """
     from edgeq import evaluate
     from edgeq.importers import load
@@ -90,7 +91,7 @@ def perplexity(
             engine.reset()
             return engine.forward(tokens, all_logits=True)
 
-        with render.progress("perplexity") as bar:
+        with render.progress("Measuring perplexity") as bar:
             result = evaluate.perplexity(
                 logits,
                 ids,
@@ -118,7 +119,7 @@ def _read(path: str) -> str:
 def _same_vocabulary(model: Model, base: Model) -> Model:
     if base.config.vocab != model.config.vocab:
         raise click.UsageError(
-            f"--kl-base has a vocabulary of {base.config.vocab} tokens and MODEL one of "
+            f"--kl-base has {base.config.vocab} tokens in its vocabulary and MODEL has "
             f"{model.config.vocab}; give the model that MODEL was quantized from"
         )
     return base
@@ -146,7 +147,7 @@ def _text(result: Evaluation) -> str:
             "" if result.top1_agreement is None else f"{100 * result.top1_agreement:.2f} %",
         ),
     ]
-    return "\n".join(f"{name:20s}{value}" for name, value in rows if value)
+    return render.facts(rows, 20)
 
 
 def _number(value: float | None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,10 +12,10 @@ from edgeq.cli.busy import watched
 from edgeq.cli.options import (
     Function,
     command,
-    format_option,
     kv_bits_of,
     kv_options,
     optional_model_argument,
+    result_options,
     shared_option,
 )
 
@@ -31,24 +30,24 @@ THIS = "this"
 _DEFAULT_CONTEXT = 4096
 
 
-@command("plan", "Will a model fit on a device, and how fast would it be?")
+@command("plan", "Estimate whether a model fits on a device, and how fast it runs there.")
 @optional_model_argument
 @click.option("--shape", default=None, metavar="NAME",
-              help="Instead of MODEL: a known model as published, in 16 bits "
-                   "(`edgeq bench --list`).")  # fmt: skip
+              help="Instead of MODEL: a known model in 16 bits, as published (see `edgeq bench "
+                   "--list`).")  # fmt: skip
 @click.option("--device", default=THIS, metavar="NAME",
-              help="The device (`edgeq devices list`), a TOML file with its profile, or 'this' "
-                   "machine, whose rates are measured.")  # fmt: skip
+              help="A device (see `edgeq devices list`), a TOML file with a profile, or 'this': "
+                   "this "
+                   "machine, whose speed is measured.")  # fmt: skip
 @shared_option("-c", "--ctx-size", env="CTX_SIZE", type=click.IntRange(min=0), default=0,
-               help="Tokens of context to make room for; 0 is the model's own, at most "
+               help="Context length in tokens; 0 takes the model's own, at most "
                     f"{_DEFAULT_CONTEXT}.")  # fmt: skip
 @click.option("--bits", type=click.Choice(["2", "3", "4", "8"]), default=None,
-              help="Plan for the model as `quantize --bits` would make it, instead of as it "
-                   "is.")  # fmt: skip
+              help="Plan for the model quantized with `edgeq quantize --bits`.")  # fmt: skip
 @kv_options
 @shared_option("-t", "--threads", env="THREADS", type=click.IntRange(min=1), default=None,
-               help="Threads of the engine.  [default: the device's cores]")  # fmt: skip
-@format_option("text", "json")
+               help="Number of threads.  [default: the number of the device's cores]")  # fmt: skip
+@result_options("text", "json")
 def plan(
     model: str | None,
     shape: str | None,
@@ -63,16 +62,16 @@ def plan(
 ) -> None:
     """Plan MODEL (a Hugging Face folder, a GGUF file, an .edgeq file) for a device.
 
-    Only headers are read. Speed is a roofline: bytes a token over the memory's bandwidth, and
-    a prompt's multiplications over the integer throughput. What the plan takes for granted is
-    listed with it.
+    Only the headers of the model's files are read. Speed is estimated with a roofline model: for
+    generation, the bytes read per token and the memory bandwidth; for prompts, the number of
+    multiplications and the integer throughput. The assumptions are listed with the result.
     """
     from edgeq.cpu import available_cores
     from edgeq.devices.facts import facts
     from edgeq.devices.planner import plan as planned
 
     if (model is None) == (shape is None):
-        raise click.UsageError("give either MODEL or --shape NAME (edgeq bench --list shows them)")
+        raise click.UsageError("give either MODEL or --shape NAME (see `edgeq bench --list`)")
     known = facts(model) if model is not None else _shape(str(shape))
     if device == THIS:
         threads = threads or available_cores()
@@ -126,13 +125,13 @@ def this_profile(threads: int | None, *, measured: bool) -> DeviceProfile:
     whole = found.cores or available_cores()
     cores = min(whole, available_cores())
     reads: dict[int, float] = {}
-    with watched(threads), render.progress("measuring this machine", still=True) as bar:
+    with watched(threads), render.progress("Measuring this machine", still=True) as bar:
         counts = sorted({1, min(threads or cores, cores), cores})
         for done, count in enumerate(counts):
-            bar(f"reading with {count} threads", done, len(counts) + 1)
+            bar(f"read bandwidth, {count} threads", done, len(counts) + 1)
             # decoding takes fewer of its threads where they read no faster
             reads[count] = max(read_bandwidth(count), *reads.values(), 0.0)
-        bar("multiplying", len(counts), len(counts) + 1)
+        bar("integer throughput", len(counts), len(counts) + 1)
         # a profile speaks of all cores, of which this process may have fewer
         return found.as_profile(reads, int8_throughput(cores) * whole / cores)
 
@@ -141,7 +140,7 @@ def fit_option(function: Function) -> Function:
     """``--force``: run what does not fit."""
     return click.option(
         "--force", is_flag=True, show_default=False,
-        help="Run even what does not fit in this machine's memory.",
+        help="Run even if the model does not fit in this machine's memory.",
     )(function)  # fmt: skip
 
 
@@ -175,7 +174,7 @@ def refuse_what_cannot_fit(model: Model, name: str, settings: dict[str, Any]) ->
     try:
         made.require()
     except DoesNotFitError as err:
-        raise DoesNotFitError(f"{err}; --force runs it all the same", plan=made) from err
+        raise DoesNotFitError(f"{err}; --force runs it anyway", plan=made) from err
 
 
 def _shape(name: str) -> ModelFacts:
@@ -190,21 +189,21 @@ def _shape(name: str) -> ModelFacts:
 
 def _text(made: Plan, known: ModelFacts) -> str:
     size = render.human_bytes
-    cache = f"{made.context} tokens in {made.kv_bits} bits"
+    cache = f"{made.context} tokens of context, {made.kv_bits} bits"
     rows = [
         ["weights", size(made.weights_bytes), made.scheme],
-        ["cache", size(made.kv_bytes), cache],
+        ["KV cache", size(made.kv_bytes), cache],
         ["scratch", size(made.scratch_bytes), f"{made.threads} threads"],
-        ["process", size(made.process_bytes), "interpreter, libraries, kernels, tokenizer"],
-        ["all", size(made.total_bytes), f"of {size(made.usable_bytes)} usable"],
+        ["process", size(made.process_bytes), "Python, libraries, compiled kernels, tokenizer"],
+        ["total", size(made.total_bytes), f"of {size(made.usable_bytes)} usable"],
     ]
     most = f"{made.largest_context} tokens of context" if made.largest_context else "no context"
-    bits = f"{made.highest_bits} bits a weight" if made.highest_bits else "no number of bits"
-    reach = f"largest that fits: {most} as it is; {bits} with {made.context} tokens"
+    bits = f"{made.highest_bits} bits per weight" if made.highest_bits else "no number of bits"
+    reach = f"at most: {most} with these weights; {bits} with {made.context} tokens of context"
     verdict = (
-        f"fits, {size(made.headroom_bytes)} to spare"
+        f"fits, with {size(made.headroom_bytes)} to spare"
         if made.fits
-        else f"does not fit: {size(-made.headroom_bytes)} too much"
+        else f"does not fit: {size(-made.headroom_bytes)} too large"
     )
     facts = [
         ("model", f"{made.model}, {render.human_count(known.n_params)} parameters"),
@@ -216,21 +215,20 @@ def _text(made: Plan, known: ModelFacts) -> str:
         ("prompt", _rate(made.prefill_tokens_per_s)),
         ("decode", f"{_rate(made.decode_tokens_per_s)}, "
                    f"{_rate(made.decode_full_tokens_per_s)} with {made.context} tokens in the "
-                   "cache"),
-        ("bound", f"by {made.bound}" if made.bound else "unknown"),
-        ("energy", "unknown: no power figure" if made.joules_per_token is None
-                   else f"{made.joules_per_token:.3g} J a token"),
+                   "KV cache"),
+        ("limit", made.bound or "unknown"),
+        ("energy", "unknown: the device's power is not known" if made.joules_per_token is None
+                   else f"{made.joules_per_token:.3g} J per token"),
     ]  # fmt: skip
-    said = "\n".join(
-        textwrap.fill(text, 98, initial_indent="- ", subsequent_indent="  ")
-        for text in made.assumptions
+    assumptions = "\n".join(
+        render.wrapped(f"- {text}", render.prose_width(), "  ") for text in made.assumptions
     )
     return "\n\n".join(
         [
-            "\n".join(f"{label:8s}{text}".rstrip() for label, text in facts),
-            render.aligned(["memory", "bytes", "of what"], rows, "lrl"),
-            "\n".join(f"{label:8s}{text}" for label, text in speed),
-            "It takes for granted:\n" + said,
+            render.facts(facts, 8),
+            render.aligned(["memory", "size", "details"], rows, "lrl"),
+            render.facts(speed, 8),
+            "Assumptions:\n" + assumptions,
         ]
     )
 

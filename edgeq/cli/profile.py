@@ -49,50 +49,53 @@ class Seconds(click.ParamType):  # type: ignore[type-arg]  # generic since click
 @command("profile", "Show where time, memory and energy go.")
 @model_argument
 @click.option("--compare", multiple=True, metavar="MODEL", show_default=False,
-              help="Let this one take turns with MODEL, round by round; may be given several "
-                   "times. TARGET:FILE says which runtime, as gguf:model.gguf for "
-                   "llama.cpp.")  # fmt: skip
-@click.option("-p", "--n-prompt", type=click.IntRange(min=0), default=128, help="Prompt tokens.")
+              help="Also profile this model, in alternation with MODEL. TARGET:FILE names the "
+                   "runtime, such as gguf:model.gguf for llama.cpp. May be given several "
+                   "times.")  # fmt: skip
+@click.option("-p", "--n-prompt", type=click.IntRange(min=0), default=128,
+              help="Prompt length in tokens.")  # fmt: skip
 @click.option("-n", "--n-gen", type=click.IntRange(min=0), default=64,
-              help="Tokens to generate one by one; runs of a graph that is no "
-                   "decoder.")  # fmt: skip
+              help="Number of tokens to generate; for graphs, the number of "
+                   "inferences.")  # fmt: skip
 @click.option("-d", "--n-depth", type=click.IntRange(min=0), default=0,
-              help="Tokens in the cache before.")  # fmt: skip
+              help="Number of tokens already in the KV cache at the start.")  # fmt: skip
 @click.option("-r", "--repetitions", type=click.IntRange(min=1), default=5,
-              help="Timed rounds.")  # fmt: skip
-@click.option("--warmup", type=click.IntRange(min=0), default=1, help="Untimed rounds before.")
+              help="Number of timed rounds.")  # fmt: skip
+@click.option("--warmup", type=click.IntRange(min=0), default=1,
+              help="Number of untimed rounds at the start.")  # fmt: skip
 @click.option("--sustained", type=Seconds(), default=0.0, show_default=False,
-              help="Go on for so long, as 10m, and show speed and temperature over "
+              help="Keep running for this long, such as 10m, and show speed and temperature over "
                    "time.")  # fmt: skip
 @click.option("--idle", type=Seconds(), default=0.0, show_default=False,
-              help="First record so long, as 30s, with nothing running, and subtract that "
-                   "power.")  # fmt: skip
+              help="First measure idle power for this long, such as 30s, and subtract "
+                   "it.")  # fmt: skip
 @click.option("--meter", "extra_meters", multiple=True, metavar="KIND:PATH", show_default=False,
-              help="Another meter, as serial:/dev/ttyACM0, or adb:SERIAL for a phone's battery; "
-                   "may be given several times.")  # fmt: skip
+              help="An additional power meter, such as serial:/dev/ttyACM0, or adb:SERIAL for a "
+                   "phone's battery. May be given several times.")  # fmt: skip
 @click.option("--energy-log", type=click.Path(exists=True, path_type=Path), default=None,
-              help="What an external meter recorded meanwhile, with times since 1970; read when "
-                   "the run is over.")  # fmt: skip
+              help="The log of an external power meter with Unix timestamps; it is read after the "
+                   "run.")  # fmt: skip
 @click.option("--estimate", metavar="DEVICE", default=None, show_default=False,
-              help="Add energy reckoned from this device's power under load, labelled "
-                   "so.")  # fmt: skip
+              help="Also estimate the energy from the power that this device draws under load; the "
+                   "figure is labeled as an estimate.")  # fmt: skip
 @click.option("--on", "on", metavar="PLACE", default=None, show_default=False,
-              help="Run on another machine: ssh://user@host[:port], adb://serial, or local: for a "
-                   "process of its own.")  # fmt: skip
+              help="Run on another machine: ssh://user@host[:port] or adb://serial; local: runs in "
+                   "a separate process.")  # fmt: skip
 @click.option("--on-python", metavar="PATH", default=None, show_default=False,
-              help="The Python there, as edgeq-env/bin/python in the home "
+              help="With --on: the Python to use there, such as edgeq-env/bin/python in the home "
                    "folder.")  # fmt: skip
 @click.option("--operations/--no-operations", default=True,
-              help="Time every operation too, after the rounds.")  # fmt: skip
+              help="Also time every operation, after the timed rounds.")  # fmt: skip
 @threads_option
 @kv_options
 @backend_option
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), multiple=True,
               show_default=False,
-              help="Keep all raw samples in this file, as run.json, or write a page, as "
-                   "report.html; may be given several times.")  # fmt: skip
+              help="Save all raw samples to a .json file, or a report to an .html file. May be "
+                   "given "
+                   "several times.")  # fmt: skip
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table",
-              help="How to write the result.")  # fmt: skip
+              help="Format of the result on standard output.")  # fmt: skip
 def profile(
     model: str,
     compare: tuple[str, ...],
@@ -117,13 +120,13 @@ def profile(
     output: tuple[Path, ...],
     form: str,
 ) -> None:
-    """Run MODEL and show the time to the first token and of each one after it, every operation's
-    share, and what the machine's meters say of memory, clock, temperature and energy.
+    """Run MODEL and show the time to the first token, the time per token, the share of every
+    operation, and memory, clock rate, temperature and energy.
 
-    MODEL is an .edgeq file or any checkpoint, an .onnx, .ort or .tflite file, or one that edgeq
-    converted. Operations of a .mlpackage are only counted. Where nothing measures energy, none is
-    shown. With --on it runs on another machine that has Python, NumPy and Numba: MODEL and edgeq
-    itself are sent there, and removed after.
+    MODEL is an .edgeq file, a checkpoint, an .onnx, .ort or .tflite file, or a file that edgeq
+    converted. The operations of an .mlpackage are only counted. Energy is shown only if this
+    machine can measure it. With --on, MODEL and edgeq are copied to another machine that has
+    Python, NumPy and Numba, and removed afterwards.
     """
     from dataclasses import replace
 
@@ -135,10 +138,12 @@ def profile(
 
     bits = kv_bits_of(kv_bits, cache_type_k, cache_type_v)
     if not n_prompt + n_gen:
-        raise click.UsageError("nothing to time: -p and -n are both 0")
+        raise click.UsageError("there is nothing to time: -p and -n are both 0")
     _check(output)
     if on_python is not None and on is None:
-        raise click.UsageError("--on-python names the Python of another machine; say which: --on")
+        raise click.UsageError(
+            "--on-python names the Python of another machine; also name the machine with --on"
+        )
     device = None if estimate is None else find(estimate)
     workload = Workload(n_prompt, n_gen, n_depth, warmup, repetitions, sustained)
     models = [Named.parse(text) for text in (model, *compare)]
@@ -146,7 +151,7 @@ def profile(
         from edgeq.devices.transport import open_transport
         from edgeq.profiling.remote import profile_on
 
-        with render.progress(f"profile on {on}", still=True) as bar:
+        with render.progress(f"Profiling on {on}", still=True) as bar:
             made = profile_on(
                 open_transport(on), models, workload, python=on_python, threads=threads,
                 kv_bits=bits, backend=backend, meters=extra_meters, idle_seconds=idle,
@@ -156,7 +161,7 @@ def profile(
         if any(named.target is None for named in models):
             compile_first(backend)
         meters = [*(from_option(text) for text in extra_meters), *probe()]
-        with render.progress("profile", still=True) as bar:
+        with render.progress("Profiling", still=True) as bar:
             made = run(
                 models, workload, threads=threads, kv_bits=bits, backend=backend, meters=meters,
                 idle_seconds=idle, operations=operations, estimate=device, progress=bar,
@@ -173,7 +178,8 @@ def _check(output: tuple[Path, ...]) -> None:
     for path in output:
         if path.suffix.lower() not in (".json", ".html"):
             raise click.UsageError(
-                f"{path} is neither raw samples nor a page; let its name end in .json or .html"
+                f"--output is {path}; its name must end in .json for raw samples or in .html for a "
+                "report"
             )
         try:
             check_target(path)

@@ -18,6 +18,7 @@ from edgeq.cli.options import (
     check_output,
     command,
     force_option,
+    optional_source_argument,
     refuse_given,
     sample_options,
     threads_option,
@@ -42,96 +43,110 @@ FRONT_SHOWN = 6
 """Points of the front that bits were chosen from."""
 
 
-@command("quantize", "Make one packed .edgeq file from a checkpoint, or quantize a graph.")
-@click.argument("source", metavar="SRC", required=False)
+@command("quantize", "Quantize a checkpoint to one .edgeq file, or quantize a graph.")
+@optional_source_argument
 @click.option("-o", "--output", type=click.Path(dir_okay=False), default=None,
-              help="The file to write: model.edgeq; of a graph model.onnx.")  # fmt: skip
+              help="The file to write, such as model.edgeq; for a graph, such as "
+                   "model.onnx.")  # fmt: skip
 @click.option("--preset", metavar="NAME", default=None, show_default="w4-g32; graphs: w8a8-static",
-              help="A recipe by its name (--list), or the weights' scheme written out, "
-                   "such as w4-g64-asym.")  # fmt: skip
+              help="A preset (see --list) or a quantization scheme, such as "
+                   "w4-g64-asym.")  # fmt: skip
 @click.option("--recipe", "recipe_file", type=click.Path(exists=True, dir_okay=False),
-              default=None, help="Instead of --preset: a recipe in JSON or TOML.")  # fmt: skip
-@click.option("--bits", type=click.Choice(["2", "3", "4", "8"]), default=None,
+              default=None, help="Instead of --preset: a recipe file in JSON or TOML.")  # fmt: skip
+@click.option("--bits", "--q-bits", type=click.Choice(["2", "3", "4", "8"]), default=None,
               help="Instead of --preset: bits per weight.")  # fmt: skip
-@click.option("--group", metavar="N|channel|tensor", default=None,
-              help="Instead of --preset: which weights share a scale: "
-                   "16 to 256 along K, a row, or all.")  # fmt: skip
-@click.option("--asym", is_flag=True, help="Instead of --preset: with zero points.")
+@click.option("--group", "--group-size", "--q-group-size", "group",
+              metavar="N|channel|tensor", default=None,
+              help="Instead of --preset: how many weights share a scale: 16, 32, 64, 128 or 256 "
+                   "along a row, the whole row (channel), or the whole tensor.")  # fmt: skip
+@click.option("--asym", is_flag=True, help="Instead of --preset: use zero points.")
 @click.option("--method", default=None, show_default="the preset's, or rtn",
-              help="How weights are rounded (--list).")  # fmt: skip
+              help="How weights are rounded (see --list).")  # fmt: skip
 @click.option("--tensor-type", "tensor_types", multiple=True, metavar="REGEX=SCHEME",
-              help="A scheme for the tensors (of a graph: operators) whose name matches; the "
-                   "first match wins. May be given several times.")  # fmt: skip
+              help="The scheme of the tensors (for graphs: operators) whose name matches REGEX; "
+                   "the "
+                   "first match is used. May be given several times.")  # fmt: skip
 @click.option("--calib", metavar="SAMPLES", default=None,
-              help="What recipes learn from that look at what the model does. Language models: "
-                   "a text, UTF-8. Graphs: a folder of pictures or arrays, an .npz file, "
-                   "sentences, or script.py:function.")  # fmt: skip
+              help="Calibration data. Language models: a UTF-8 text file. Graphs: a folder of "
+                   "images "
+                   "or arrays, an .npz file, a file of sentences, or "
+                   "script.py:function.")  # fmt: skip
 @click.option("--calib-samples", type=click.IntRange(min=1), default=256,
-              help="Graphs: samples to use, spread evenly.")  # fmt: skip
+              help="Graphs: number of calibration samples to use, spread evenly over the "
+                   "data.")  # fmt: skip
 @click.option("--observer", metavar="NAME", default=None, show_default="the preset's",
-              help="Graphs: how the range of a value is chosen: minmax, moving-average, "
+              help="Graphs: how the range of each activation is chosen: minmax, moving-average, "
                    "percentile, entropy or mse.")  # fmt: skip
 @click.option("--shape", "shapes", multiple=True, metavar="NAME=1,3,224,224",
-              help="Graphs: the shape of an input whose axes are not all known.")  # fmt: skip
+              help="Graphs: the shape of an input with dynamic dimensions. May be given several "
+                   "times.")  # fmt: skip
 @click.option("--dequantize", is_flag=True, show_default=False,
-              help="Graphs: take weights that a float .tflite holds as integers back to float "
-                   "first.")  # fmt: skip
+              help="Graphs: first convert the integer weights of a .tflite file back to "
+                   "float.")  # fmt: skip
 @sample_options
 @click.option("--calib-windows", type=click.IntRange(min=1), default=128,
-              help="Pieces of it to use, spread evenly.")  # fmt: skip
+              help="Language models: number of windows of the calibration text to use, spread "
+                   "evenly over it.")  # fmt: skip
 @click.option("--calib-context", type=click.IntRange(min=2), default=256,
-              help="Tokens in each piece.")  # fmt: skip
+              help="Language models: number of tokens in each window.")  # fmt: skip
 @click.option(
     "--stats",
     type=click.Path(exists=True, dir_okay=False),
     default=None,
-    help="What `edgeq calibrate` wrote, where that is enough instead of --calib.",
+    help="Instead of --calib: the statistics that `edgeq calibrate` wrote, for recipes that need "
+    "no more than those.",
 )
 @click.option(
     "--target-bpw",
     type=click.FloatRange(min=0, min_open=True),
     default=None,
-    help="Choose each tensor's bits for so many bits per weight, all counted.",
+    help="Choose the bits of each tensor to reach this many bits per weight on average, scales "
+    "included.",
 )
 @click.option(
     "--target-size",
     type=ByteSize(),
     default=None,
-    help="Choose each tensor's bits for at most this size, such as 300M.",
+    help="Choose the bits of each tensor to stay within this file size, such as 300M.",
 )
 @click.option("--target-device", metavar="NAME", default=None,
-              help="Make it fit a device (`edgeq devices list`): where the recipe would not, "
-                   "choose each tensor's bits for the memory it has.")  # fmt: skip
+              help="Make the model fit in the memory of a device (see `edgeq devices list`): if "
+                   "the "
+                   "recipe gives a larger model, choose the bits of each tensor to "
+                   "fit.")  # fmt: skip
 @click.option("--target-context", type=click.IntRange(min=0), default=0,
-              help="Tokens of context to keep room for there; 0 is the model's own, at most "
-                   "4096.")  # fmt: skip
+              help="With --target-device: context length in tokens to reserve memory for; 0 takes "
+                   "the model's own, at most 4096.")  # fmt: skip
 @click.option(
     "--sensitivity",
     type=click.Path(exists=True, dir_okay=False),
     default=None,
-    help="What `edgeq sensitivity` wrote, for a target.",
+    help="With a --target option: the file that `edgeq sensitivity` wrote.",
 )
 @click.option(
     "--eval-text",
     type=click.Path(exists=True, dir_okay=False),
     default=None,
-    show_default="a text of edgeq's own",
-    help="The text that the quality card is measured on; not that of --calib.",
+    show_default="a text that edgeq includes",
+    help="The text that quality is measured on; it must not be the text of --calib.",
 )
 @click.option(
-    "--card/--no-card", "card", default=True, help="Measure the written model against SRC."
+    "--card/--no-card",
+    "card",
+    default=True,
+    help="Measure how far the quantized model differs from MODEL and store it in the file.",
 )
 @click.option(
     "--max-ram",
     type=ByteSize(),
     default=None,
-    help="Most memory to use, such as 1G; the card is left out where it takes more.",
+    help="Limit on the memory used, such as 1G; quality is not measured if that would need more.",
 )
 @threads_option
 @force_option
-@click.option("--list", "list_all", is_flag=True, help="List presets and methods and leave.")
+@click.option("--list", "list_all", is_flag=True, help="List the presets and methods and exit.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text",
-              help="How to write the summary.")  # fmt: skip
+              help="Format of the summary on standard output.")  # fmt: skip
 def quantize(
     source: str | None,
     output: str | None,
@@ -164,18 +179,21 @@ def quantize(
     form: str,
     **sample: Any,
 ) -> None:
-    """Quantize SRC to one file.
+    """Quantize MODEL and write it to one file.
 
-    A language model (a Hugging Face folder, a GGUF file or a llama2.c .bin) becomes an .edgeq
-    file; embedding and head get 8 bits and norms stay float, unless --tensor-type says otherwise.
-    A graph (.onnx, .tflite: vision, audio, encoders) becomes an .onnx file with
-    QuantizeLinear and DequantizeLinear, which `edgeq convert` takes to other formats.
+    A language model (a Hugging Face folder, a GGUF file or a llama2.c .bin file) becomes an .edgeq
+    file. The embedding and the output head get 8 bits and norms stay floating point, unless
+    --tensor-type says otherwise.
+
+    A graph (an .onnx or .tflite file of a vision, audio or encoder model) becomes an .onnx file
+    with QuantizeLinear and DequantizeLinear operators, which `edgeq convert` converts to other
+    formats.
     """
     if list_all:
         render.write(f"{_listing()}\n\n{listing()}\n")
         return
     if source is None:
-        raise click.UsageError("Missing argument 'SRC'.")
+        raise click.UsageError("Missing argument 'MODEL'.")
     if output is None:
         raise click.UsageError("Missing option '-o' / '--output'.")
     if is_graph(source):
@@ -188,7 +206,7 @@ def quantize(
         )  # fmt: skip
         return
     refuse_made(source)
-    refuse_given(OF_GRAPHS, f"graphs (.onnx, .tflite), and {source} is none")
+    refuse_given(OF_GRAPHS, f"graphs (.onnx, .tflite), and {source} is a language model")
     if calib is not None and not Path(calib).is_file():
         raise click.BadParameter(f"File {calib!r} does not exist.", param_hint="'--calib'")
     from edgeq.importers import load
@@ -201,8 +219,9 @@ def quantize(
         room = _room(source, target_device, target_context, recipe)
         if room is not None:
             render.note(
-                f"the recipe would not fit {target_device}: choosing bits for "
-                f"{render.human_bytes(room)} of tensors"
+                f"the model would not fit in the memory of {target_device} with this recipe; "
+                "choosing "
+                f"the bits of each tensor for {render.human_bytes(room)}"
             )
             recipe = _recipe(recipe_file, scheme, method, tensor_types, {"bytes": room})
     out = Path(output)
@@ -211,13 +230,13 @@ def quantize(
     windows = None
     if calib is not None:
         windows = texts.calibration(loaded, calib, calib_windows, calib_context)
-    with render.progress("quantizing") as bar:
+    with render.progress("Quantizing") as bar:
         summary = run(
             source, out, recipe,
             calibration=windows,
             stats=_stats(stats),
             sensitivity=_sensitivity(sensitivity),
-            card=texts.held_out(loaded, eval_text) if card else "left out (--no-card)",
+            card=texts.held_out(loaded, eval_text) if card else "skipped with --no-card",
             max_ram=max_ram, threads=threads, progress=bar,
         )  # fmt: skip
     _report(summary, out, form)
@@ -241,7 +260,9 @@ def _sensitivity(path: str | None) -> Sensitivity | None:
 
 def _target(bpw: float | None, size: int | None) -> dict[str, float] | None:
     if bpw is not None and size is not None:
-        raise click.UsageError("give one target: --target-bpw or --target-size")
+        raise click.UsageError(
+            "--target-bpw and --target-size exclude each other; give one of them"
+        )
     if bpw is not None:
         return {"bpw": bpw}
     return None if size is None else {"bytes": size}
@@ -281,7 +302,7 @@ def _recipe(
         recipe = Recipe.from_options(preset=scheme, tensor_types=tensor_types, method=method)
     elif scheme is not None:
         raise click.UsageError(
-            "--recipe says it all; leave out --preset, --bits, --group and --asym"
+            "--recipe replaces --preset, --bits, --group-size and --asym; leave those out"
         )
     else:
         recipe = Recipe.from_file(file)
@@ -299,8 +320,8 @@ def _scheme(preset: str | None, bits: str | None, group: str | None, asym: bool)
     if preset is not None:
         if bits or group or asym:
             raise click.UsageError(
-                f"--preset {preset} says it all; leave out --bits, --group and --asym, "
-                "or write the scheme out, such as --preset w4-g64-asym"
+                f"--preset {preset} excludes --bits, --group-size and --asym; leave those out, or "
+                "give the whole scheme as the preset, such as --preset w4-g64-asym"
             )
         return preset
     if not (bits or group or asym):
@@ -316,7 +337,7 @@ def _scheme(preset: str | None, bits: str | None, group: str | None, asym: bool)
     elif group.isdecimal():
         middle = f"g{group}"
     else:
-        raise click.UsageError(f"--group is {group!r}; give a number, 'channel' or 'tensor'")
+        raise click.UsageError(f"--group-size is {group!r}; give a number, 'channel' or 'tensor'")
     zero_points = asym or not base.symmetric
     return f"w{base.bits}-{middle}" + ("-asym" if zero_points else "")
 
@@ -335,19 +356,20 @@ def _listing() -> str:
                 _bits(recipe),
                 recipe.method,
                 _extras(recipe),
-                "a text" if recipe.needs else "",
+                "calibration text" if recipe.needs else "",
                 recipe.extra or "",
             ]
         )
     methods = [[name, about] for name, about in METHODS.items()]
-    head = ["preset", "bits", "method", "besides", "needs", "extra"]
+    head = ["preset", "bits per weight", "method", "options", "needs", "pip extra"]
     return "\n\n".join(
         [
             render.aligned(head, presets),
             render.aligned(["method", "what it does"], methods),
-            "Bits are those of matrices in layers, scales included; of all weights where they are "
-            "chosen.\nA text is one like what the model is for: --calib TEXT.\n"
-            "Any scheme can be written out: w<2|3|4|8>-<g16|g32|g64|g128|g256|channel|tensor>"
+            "Bits per weight are those of the matrices in the layers, scales included; for mixed "
+            "presets, of all weights.\n"
+            "A calibration text should resemble what the model will be used for: --calib FILE.\n"
+            "--preset also takes a scheme: w<2|3|4|8>-<g16|g32|g64|g128|g256|channel|tensor>"
             "[-asym|-palette],\nor f32, f16, bf16 for tensors that stay floating point.",
         ]
     )
@@ -368,7 +390,7 @@ def _extras(recipe: Recipe) -> str:
     if recipe.activations:
         parts.append(f"{recipe.activations.mode} int8 activations")
     if recipe.target:
-        parts.append("bits where they matter")
+        parts.append("bits chosen per tensor")
     if recipe.training:
         parts.append(str(recipe.training["method"]))
     return ", ".join(parts)
@@ -405,21 +427,20 @@ def _report(summary: Summary, out: Path, form: str) -> None:
         render.write(json.dumps(found, indent=2) + "\n")
         return
     peak = summary.peak_rss_bytes
-    render.write(
+    render.lines(
         f"{out}: {render.human_bytes(summary.file_bytes)}, {summary.bpw:.2f} bits per weight "
         f"({recipe.default}, {recipe.method}), "
         f"from {render.human_bytes(summary.source_bytes)} in {summary.seconds:.1f} s"
         + (f", peak memory {render.human_bytes(peak)}" if peak else "")
-        + "\n"
     )
     worst = sorted(
         (t for t in summary.tensors if t.sqnr_db is not None), key=lambda t: t.sqnr_db or 0.0
     )[:3]
     if worst:
         lost = ", ".join(f"{t.name} {t.sqnr_db:.1f} dB" for t in worst)
-        render.write(f"lost most: {lost}\n")
+        render.lines(f"largest errors (SQNR): {lost}")
     for line in (*_target_lines(summary), *_card_lines(summary)):
-        render.write(line + "\n")
+        render.lines(line)
 
 
 def _target_lines(summary: Summary) -> list[str]:
@@ -438,7 +459,7 @@ def _target_lines(summary: Summary) -> list[str]:
     lines = render.aligned(["tensors", "bits per weight", "loss", ""], rows).split("\n")
     if tried := target.get("tried"):
         found = ", ".join(f"{label} {nats:.4g}" for label, nats in tried.items())
-        lines.append(f"carried out, KL in nats a token: {found}; kept {target['kept']}")
+        lines.append(f"measured KL in nats per token: {found}; kept {target['kept']}")
     return lines
 
 
@@ -449,10 +470,10 @@ def _card_lines(summary: Summary) -> list[str]:
     quality = summary.quality
     found = quality.evaluation
     if found is None:
-        return [f"quality: not measured: {quality.reason}"]
+        return [f"quality: not measured ({quality.reason})"]
     return [
         f"quality: perplexity {figure(found.base_ppl, 3)} -> {figure(found.ppl, 3)}, "
-        f"KL {figure(found.kl_mean, 4)} nats a token, "
+        f"KL {figure(found.kl_mean, 4)} nats per token, "
         f"same top token {found.top1_agreement:.1%}",
         f"  measured on {found.n_tokens} tokens of {quality.text} in {summary.card_seconds:.1f} s: "
         f"{found.protocol}",

@@ -65,19 +65,21 @@ def quantize_graph(
 
     if output.suffix.lower() != ".onnx":
         raise UsageError(
-            f"a graph is quantized to an .onnx file, and --output is {output}; write "
-            f"{output.with_suffix('.onnx')}, and then edgeq convert for other formats"
+            f"--output is {output}, but a quantized graph is written as .onnx; give "
+            f"{output.with_suffix('.onnx')}, then use `edgeq convert` for other formats"
         )
     if output.absolute() == source.absolute():
-        raise UsageError(f"{output} is what is to be quantized; give another --output")
+        raise UsageError(f"{output} is the model to quantize itself; give another --output")
     check_output(output, force)
     recipe = GraphRecipe.from_options(
         preset, recipe_file, rules=rules, method=method, observer=observer
     )
     if recipe.needs_samples and calib is None:
         raise UsageError(
-            "this recipe needs samples of what the model is fed: give --calib with a folder, an "
-            ".npz file or script.py:function, or a preset that needs none (w8-dynamic, w4-g32)"
+            "this recipe needs calibration data: give --calib with a folder of images or arrays, "
+            "an "
+            ".npz file or script.py:function, or choose a preset that needs none (w8-dynamic, "
+            "w4-g32)"
         )
     graph = read(source, shapes=dict(map(_shape, shapes)), dequantize=dequantize)
     samples = None
@@ -89,7 +91,7 @@ def quantize_graph(
             tokenizer=sample["tokenizer"],
             limit=calib_samples,
         )
-    with render.progress("quantizing") as bar:
+    with render.progress("Quantizing") as bar:
         summary = run(graph, recipe, samples, threads=threads or available_cores(), progress=bar)
     write_onnx(summary.graph, output)
     _report(summary, source, output, form)
@@ -133,8 +135,7 @@ def listing() -> str:
     return (
         "Presets for graphs (.onnx, .tflite):\n\n"
         + render.aligned(["preset", "needs", "what it does"], rows)
-        + "\n\n* is what a graph gets where nothing is said. Samples are what the model is fed: "
-        "--calib."
+        + "\n\n* is the default for graphs. Samples are calibration data, given with --calib."
     )
 
 
@@ -160,23 +161,23 @@ def _report(summary: GraphSummary, source: Path, output: Path, form: str) -> Non
     from edgeq.quant.graph.summary import precisions
 
     packed, whole = summary.packed_bytes, summary.float_bytes
-    render.write(
-        f"{output}: {render.human_bytes(size)}, constants {render.human_bytes(packed)} of "
-        f"{render.human_bytes(whole)} ({whole / max(packed, 1):.2f}x smaller), values "
+    render.lines(
+        f"{output}: {render.human_bytes(size)}, weights {render.human_bytes(packed)} of "
+        f"{render.human_bytes(whole)} ({whole / max(packed, 1):.2f}x smaller), activations "
         f"{render.human_bytes(summary.arena)} of {render.human_bytes(summary.float_arena)}, in "
-        f"{summary.seconds:.1f} s\n"
+        f"{summary.seconds:.1f} s"
     )
     for what, n in precisions(summary.rows).items():
         render.write(f"  {n:4} operators: {what}\n")
     if summary.kept:
-        render.write(f"kept in more bits: {', '.join(summary.kept)}\n")
+        render.lines(f"kept in higher precision: {', '.join(summary.kept)}")
     if worst := _lost_most(summary.rows):
-        render.write(f"lost most: {worst}\n")
+        render.lines(f"largest errors (SQNR): {worst}")
     if (near := summary.agreement) is not None:
         top = "" if near.top1 is None else f", same top class {near.top1:.1%}"
-        render.write(
-            f"outputs: cosine to float {near.cosine:.5f}{top}, on {near.samples} samples of the "
-            "calibration\n"
+        render.lines(
+            f"outputs: cosine similarity to float {near.cosine:.5f}{top}, on {near.samples} "
+            "calibration samples"
         )
 
 

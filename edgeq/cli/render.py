@@ -1,14 +1,18 @@
-"""What the terminal shows: progress bars, tables, headings. The only file that knows colours.
+"""What the terminal shows: progress bars, tables, headings. The only module that uses colors.
 
-Nothing here is drawn where the stream is not a terminal: bars vanish, tables become plain text.
+Progress bars are drawn only if standard error is a terminal; tables and headings are plain text if
+standard output is not one.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
+import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
@@ -19,6 +23,12 @@ Progress = Callable[[str, int, int], None]
 _PATIENCE_S = 0.4
 """Seconds before a bar is drawn."""
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_PROSE = 100
+"""Columns that sentences are wrapped to where the output is no terminal."""
+_NARROWEST = 40
+"""Fewest columns that text is wrapped to."""
+_COLUMN = 12
+"""Fewest columns that a column of a table is folded to."""
 
 
 def human_bytes(count: float) -> str:
@@ -38,9 +48,66 @@ def human_count(count: float) -> str:
     return f"{count:.0f}"
 
 
+def width_of(stream: TextIO) -> int | None:
+    """Columns that lines are wrapped to; None for a file or pipe, whose lines stay whole.
+
+    COLUMNS in the environment sets it for files and pipes as well.
+    """
+    given = os.environ.get("COLUMNS", "")
+    if given.isdecimal() and int(given):
+        return max(int(given), _NARROWEST)
+    if not stream.isatty():
+        return None
+    return max(shutil.get_terminal_size().columns, _NARROWEST)
+
+
+def prose_width() -> int:
+    """Columns that paragraphs on standard output are wrapped to."""
+    return min(width_of(sys.stdout) or _PROSE, _PROSE)
+
+
+def wrapped(text: str, width: int | None, indent: str = "") -> str:
+    """Text whose lines fit in a width, broken between words only.
+
+    Args:
+        text: one or more lines.
+        width: columns; None leaves the lines whole.
+        indent: what continuation lines start with.
+    """
+    if width is None:
+        return text
+    return "\n".join(
+        textwrap.fill(
+            line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False,
+            replace_whitespace=False, drop_whitespace=True,
+        ) if len(line) > width else line
+        for line in text.split("\n")
+    )  # fmt: skip
+
+
 def note(text: str) -> None:
     """A line for the user beside the result: to stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(wrapped(text, width_of(sys.stderr)), file=sys.stderr, flush=True)
+
+
+def lines(text: str) -> None:
+    """Lines of the result, wrapped to the terminal."""
+    write(wrapped(text, width_of(sys.stdout), "    ") + "\n")
+
+
+def facts(rows: Sequence[tuple[str, str]], label: int = 0) -> str:
+    """Named values, one below another, wrapped to the terminal; those without a value are left out.
+
+    Args:
+        rows: name and value; an empty name continues the value before.
+        label: columns of the names; those of the longest and two more by default.
+    """
+    shown = [(name, value) for name, value in rows if value]
+    label = label or max((len(name) for name, _ in shown), default=0) + 2
+    width = width_of(sys.stdout)
+    return "\n".join(
+        wrapped(f"{name:{label}s}{value}".rstrip(), width, " " * label) for name, value in shown
+    )
 
 
 def write(text: str) -> None:
@@ -50,7 +117,7 @@ def write(text: str) -> None:
 
 
 def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> str:
-    """A table as plain text.
+    """A table as plain text, folded to the width of the terminal.
 
     Args:
         head: column names.
@@ -60,6 +127,10 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], right: str = "")
     table = [list(head), *(list(row) for row in rows)]
     widths = [max(len(row[i]) for row in table) for i in range(len(head))]
     sides = right.ljust(len(head), "l")
+    if (limit := width_of(sys.stdout)) is not None:
+        widths = _narrowed(widths, sides, limit)
+        table = [part for row in table for part in _folded(row, widths)]
+    heads = len(_folded(list(head), widths))
 
     def line(row: Sequence[str]) -> str:
         cells = (
@@ -68,7 +139,42 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], right: str = "")
         )
         return "  ".join(cells).rstrip()
 
-    return "\n".join([line(table[0]), "  ".join("-" * w for w in widths), *map(line, table[1:])])
+    rule = "  ".join("-" * w for w in widths)
+    return "\n".join([*map(line, table[:heads]), rule, *map(line, table[heads:])])
+
+
+def _narrowed(widths: list[int], sides: str, limit: int) -> list[int]:
+    """Widths of columns that fit in a line, taken from the widest columns of text."""
+    widths = list(widths)
+    while sum(widths) + 2 * (len(widths) - 1) > limit:
+        able = [i for i, side in enumerate(sides) if side != "r" and widths[i] > _COLUMN]
+        if not able:
+            break
+        widths[max(able, key=lambda i: widths[i])] -= 1
+    return widths
+
+
+def _folded(row: Sequence[str], widths: Sequence[int]) -> list[list[str]]:
+    """A row of a table as lines of cells that fit in their columns."""
+    cells = [_fold(cell, width) for cell, width in zip(row, widths, strict=True)]
+    height = max(map(len, cells), default=1)
+    return [[cell[i] if i < len(cell) else "" for cell in cells] for i in range(height)]
+
+
+def _fold(cell: str, width: int) -> list[str]:
+    """A cell as lines: broken at spaces, and in long names after a dot, slash or underscore."""
+    if len(cell) <= width:
+        return [cell]
+    folded = [""]
+    for piece in re.findall(r"[^\s./_,]*[./_,]+|[^\s./_,]+|\s+", cell):
+        while len(folded[-1]) + len(piece.rstrip()) > width:
+            room = 0 if folded[-1] else width
+            folded[-1] += piece[:room]
+            piece = piece[room:].lstrip()
+            folded.append("")
+        if folded[-1] or not piece.isspace():
+            folded[-1] += piece
+    return [line.rstrip() for line in folded if line.strip()]
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> str:
@@ -92,10 +198,13 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], right: str = ""
 
 @contextmanager
 def progress(title: str, *, still: bool = False) -> Iterator[Progress]:
-    """A bar on stderr while the block runs; nothing if stderr is not a terminal.
+    """A progress bar on stderr while the block runs; nothing if stderr is not a terminal.
+
+    It shows what is being done, the percentage, the time since the start, the estimated time that
+    is left, and the current step.
 
     Args:
-        title: what is going on.
+        title: what is being done.
         still: draw only when called, as a clock that ticks would disturb what is being timed.
 
     Yields:
@@ -105,21 +214,25 @@ def progress(title: str, *, still: bool = False) -> Iterator[Progress]:
         yield lambda label, done, total: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
+    from rich.table import Column
 
     columns = (
         TextColumn("[bold]{task.fields[title]}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("[dim]{task.description}", markup=True),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[clock]}"),
+        TextColumn("[dim]{task.description}", table_column=Column(no_wrap=True, ratio=1)),
     )
     bar = Bar(*columns, console=Console(stderr=True), transient=True, auto_refresh=not still)
-    task = bar.add_task("", total=None, title=title)
+    bar.expand = True
+    clock = _Clock()
+    task = bar.add_task("", total=None, title=title, clock=clock)
 
     def move(label: str, done: int, total: int) -> None:
-        bar.update(task, description=label.replace("[", r"\["), completed=done, total=total)
+        clock.move(done, total)
+        text = label.replace("[", r"\[")
+        bar.update(task, description=text, completed=done, total=total or None)
         if still and bar.live.is_started:
             bar.refresh()
 
@@ -133,6 +246,39 @@ def progress(title: str, *, still: bool = False) -> Iterator[Progress]:
         later.cancel()
         later.join()
         bar.stop()
+
+
+class _Clock:
+    """How long work has taken and how long it will take, from the steps done so far."""
+
+    def __init__(self) -> None:
+        self._begin = self._phase = self._last = time.monotonic()
+        self._first = self._done = self._total = 0
+
+    def move(self, done: int, total: int) -> None:
+        """A step is done; one that starts to count anew begins a phase of its own."""
+        self._last = time.monotonic()
+        if total != self._total or done < self._done:
+            self._phase, self._first = self._last, done
+        self._done, self._total = done, total
+
+    def __str__(self) -> str:
+        """The percentage, the time since the start, and the time left in this phase."""
+        now = time.monotonic()
+        parts = [] if not self._total else [f"{100 * self._done // self._total:3d}%"]
+        parts.append(f"{_duration(now - self._begin)} elapsed")
+        if self._total and self._done > self._first:
+            each = (self._last - self._phase) / (self._done - self._first)
+            left = each * (self._total - self._done) - (now - self._last)
+            parts.append(f"about {_duration(max(left, 0.0))} left")
+        return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as ``0:07`` or ``1:02:45``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class _Lines:

@@ -1,4 +1,4 @@
-"""``edgeq report``: saved runs and sweeps as one page."""
+"""``edgeq report``: an HTML report of saved profiles and sweeps."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from edgeq.cli import render
 from edgeq.cli.options import command
 
 
-@command("report", "Make one HTML page of saved runs and sweeps.")
+@command("report", "Write an HTML report of saved profiles and sweeps.")
 @click.argument("sources", metavar="FILE...", nargs=-1, required=True,
                 type=click.Path(path_type=Path))  # fmt: skip
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True,
-              help="The page to write, as report.html.")  # fmt: skip
-@click.option("--title", default="edgeq report", help="Of the page.")
+              help="The file to write, such as report.html.")  # fmt: skip
+@click.option("--title", default="edgeq report", help="Title of the report.")
 def report(sources: tuple[Path, ...], output: Path, title: str) -> None:
-    """Show runs beside each other: summary, time of tokens, meters over time, operations, roofline,
-    and the size, divergence and speed of a sweep's recipes.
+    """Compare runs side by side: summary, time per token, meters over time, operations, roofline,
+    and the size, KL divergence and speed of the recipes of a sweep.
 
-    FILE is what `edgeq profile -o run.json` kept, what `edgeq sweep --format json` printed, or the
-    folder of a sweep. The page is one file that needs no network, on a phone or a desk.
+    FILE is a file written by `edgeq profile -o run.json`, the output of `edgeq sweep --format
+    json`, or the output folder of a sweep. The report is one HTML file that needs no network.
     """
     from edgeq.report import read, write
 
     if output.suffix.lower() != ".html":
-        raise click.UsageError(f"{output} is to be a page; let its name end in .html")
+        raise click.UsageError(f"--output is {output}; its name must end in .html")
     write(read(sources), output, title)
     render.note(f"report: {output}")

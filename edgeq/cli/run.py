@@ -27,41 +27,46 @@ if TYPE_CHECKING:
 
 @command("run", "Continue a text.")
 @model_argument
-@click.option("-p", "--prompt", default=None, help="The text to go on from.")
+@click.option("-p", "--prompt", default=None, help="The prompt.")
 @click.option(
     "-f",
     "--file",
     "prompt_file",
     type=click.Path(exists=True, dir_okay=False, allow_dash=True),
     default=None,
-    help="Read the text to go on from in this file; - is standard input.",
+    help="Read the prompt from this file; - reads standard input.",
 )
 @click.option(
     "-n",
     "--n-predict",
+    "--predict",
+    "--max-tokens",
     type=click.IntRange(min=-1),
     default=128,
-    help="Tokens to generate; -1 until the model ends or the context is full.",
+    help="Maximum number of tokens to generate; -1 generates until the end-of-text token or until "
+    "the context is full.",
 )
 @click.option(
     "--prompt-cache",
     type=click.Path(dir_okay=False),
     default=None,
-    help="Keep what the prompt left in the KV cache in this file; a prompt that begins like the "
-    "one in it is read from there on.",
+    help="Save the KV cache of the prompt to this file. A later prompt that starts with the same "
+    "tokens reuses the saved cache and only processes the rest.",
 )
 @click.option(
     "--prompt-cache-all",
     is_flag=True,
     show_default=False,
-    help="Keep the generated text there too.",
+    help="Save the KV cache of the generated text to that file as well.",
 )
 @lookup_option
 @sampling_options
 @engine_options
 @fit_option
 @click.option(
-    "--stream/--no-stream", default=True, help="Show the text as it comes, or all at the end."
+    "--stream/--no-stream",
+    default=True,
+    help="Print the text token by token, or all of it at the end.",
 )
 def run(
     model: str,
@@ -84,7 +89,7 @@ def run(
     from edgeq.runtime.tokenizer import Tokenizer
 
     if prompt_cache_all and prompt_cache is None:
-        raise click.UsageError("--prompt-cache-all needs --prompt-cache FILE to keep it in")
+        raise click.UsageError("--prompt-cache-all needs --prompt-cache FILE, the file to save to")
     text = prompt_text(prompt, prompt_file)
     params = sampling_params(settings)
     engine_settings = engine_arguments(settings)

@@ -1,4 +1,4 @@
-"""``edgeq sensitivity``: what each tensor loses in fewer bits."""
+"""``edgeq sensitivity``: the loss from quantizing each tensor to fewer bits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgeq.cli import render
-from edgeq.cli.options import check_output, command, force_option
+from edgeq.cli.options import check_output, command, force_option, source_argument
 
 if TYPE_CHECKING:
     from edgeq.quant.sensitivity import Sensitivity
@@ -17,33 +17,39 @@ SHOWN = 12
 """Rows of the table."""
 
 
-@command("sensitivity", "What each tensor of a checkpoint loses in fewer bits.")
-@click.argument("source", metavar="SRC")
+@command("sensitivity", "Measure the loss from quantizing each tensor to fewer bits.")
+@source_argument
 @click.option("--calib", required=True, type=click.Path(exists=True, dir_okay=False),
-              help="A text like what the model is for, UTF-8.")  # fmt: skip
+              help="The calibration text, UTF-8; it should resemble what the model is used "
+                   "for.")  # fmt: skip
 @click.option("--calib-windows", type=click.IntRange(min=1), default=8,
-              help="Pieces of it to use, spread evenly.")  # fmt: skip
+              help="Number of windows of the text to use, spread evenly over it.")  # fmt: skip
 @click.option("--calib-context", type=click.IntRange(min=2), default=256,
-              help="Tokens in each piece.")  # fmt: skip
+              help="Tokens in each window.")  # fmt: skip
 @click.option("--mode", type=click.Choice(["kl", "output"]), default="kl",
-              help="kl: how far the whole model moves, measured; "
-                   "output: the error of the matrix's own output, a quick proxy.")  # fmt: skip
+              help="kl: the KL divergence of the whole model, measured. output: the relative "
+                   "error of "
+                   "the output of the matrix, which is faster and less accurate.")  # fmt: skip
 @click.option("--method", default="gptq",
-              help="How weights are rounded: as the recipe will.")  # fmt: skip
+              help="How weights are rounded; it should be the method of the recipe.")  # fmt: skip
 @click.option("--palette", is_flag=True,
-              help="Palettes too, for a recipe that has them: takes twice as long.")  # fmt: skip
-@click.option("--group", metavar="N", type=click.Choice(["16", "32", "64", "128"]), default="32",
-              help="Shortest group of weights that share a scale.")  # fmt: skip
-@click.option("--asym", is_flag=True, help="Schemes with zero points.")
+              help="Also measure palettes, for recipes that use them; takes twice as "
+                   "long.")  # fmt: skip
+@click.option("--group", "--group-size", "group", metavar="N",
+              type=click.Choice(["16", "32", "64", "128"]), default="32",
+              help="Smallest group size: how many weights share a scale.")  # fmt: skip
+@click.option("--asym", is_flag=True, help="Use zero points.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False), default=None,
-              help="Write all of it as JSON, for `edgeq quantize --sensitivity`.")  # fmt: skip
+              help="The file to write all losses to, as JSON, for `edgeq quantize "
+                   "--sensitivity`.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(min=1), default=None,
-              help="Layers side by side in so many processes (Dask).")  # fmt: skip
+              help="Number of processes to measure layers in parallel (Dask).")  # fmt: skip
 @click.option("--scheduler", metavar="ADDRESS", default=None,
-              help="A Dask scheduler whose workers do it, such as tcp://host:8786.")  # fmt: skip
+              help="Measure on the workers of this Dask scheduler, such as "
+                   "tcp://host:8786.")  # fmt: skip
 @force_option
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text",
-              help="How to write it to standard output.")  # fmt: skip
+              help="Format of the result on standard output.")  # fmt: skip
 def sensitivity(
     source: str,
     calib: str,
@@ -60,10 +66,10 @@ def sensitivity(
     force: bool,
     form: str,
 ) -> None:
-    """Round every matrix of SRC alone, in 2, 3, 4, 8 and 16 bits, and tell what it costs.
+    """Quantize each matrix of MODEL by itself to 2, 3, 4, 8 and 16 bits and measure the loss.
 
-    With -o the answer is kept: `edgeq quantize --target-bpw 4.5 --sensitivity FILE` chooses each
-    tensor's bits by it, for a recipe of the same method.
+    -o saves the result; `edgeq quantize --target-bpw 4.5 --sensitivity FILE` uses it to choose the
+    bits of each tensor, for a recipe with the same method.
     """
     from edgeq.files import write_whole
     from edgeq.importers import load
@@ -74,7 +80,7 @@ def sensitivity(
     if output is not None:
         check_output(Path(output), force)
     base = QuantScheme(4, not asym, "group", int(group), "palette" if palette else None)
-    with render.progress("trying tensors") as bar:
+    with render.progress("Measuring sensitivity") as bar:
         if workers or scheduler:
             from edgeq.sweep import sweep_sensitivity
 
@@ -106,9 +112,9 @@ def _table(found: Sensitivity) -> str:
         for name in order[:SHOWN]
     ]
     left = len(order) - len(rows)
-    unit = "KL in nats a token" if found.mode == "kl" else "relative squared error of the output"
+    unit = "KL in nats per token" if found.mode == "kl" else "relative squared error of the output"
     return (
         render.aligned(["tensor", *columns.values()], rows)
-        + (f"\n... and {left} that lose less in {w4}" if left > 0 else "")
-        + f"\n\n{unit}, each tensor alone, by {found.method}; {found.n_tokens} tokens\n"
+        + (f"\n... and {left} with smaller losses in {w4}" if left > 0 else "")
+        + f"\n\n{unit}, one tensor at a time, method {found.method}, {found.n_tokens} tokens\n"
     )

@@ -1,4 +1,4 @@
-"""``edgeq sweep``: recipes x models on as many processes and machines as there are."""
+"""``edgeq sweep``: recipes x models on several processes or machines."""
 
 from __future__ import annotations
 
@@ -17,34 +17,40 @@ if TYPE_CHECKING:
     from edgeq.sweep import Row
 
 
-@command("sweep", "Try recipes on models in parallel, and show which are worth it.")
-@click.argument("models", metavar="SRC...", nargs=-1, required=True)
+@command("sweep", "Compare recipes on models in parallel.")
+@click.argument("models", metavar="MODEL...", nargs=-1)
+@click.option("-m", "--model", "named", multiple=True, metavar="MODEL", show_default=False,
+              help="Same as the MODEL argument. May be given several times.")  # fmt: skip
 @click.option("--recipe", "recipes", multiple=True, required=True, metavar="NAME|FILE",
-              help="A preset, a scheme, or a recipe file; give several.")  # fmt: skip
+              help="A preset, a scheme or a recipe file. May be given several times.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(file_okay=False), required=True,
-              help="Folder for results; what it has already is not done again.")  # fmt: skip
+              help="The folder for results; results that it already has are not computed "
+                   "again.")  # fmt: skip
 @click.option("--calib", type=click.Path(exists=True, dir_okay=False), default=None,
-              help="A text like what the models are for, for recipes that learn from "
-                   "one.")  # fmt: skip
+              help="The calibration text, for recipes that need one.")  # fmt: skip
 @click.option("--calib-windows", type=click.IntRange(min=1), default=128,
-              help="Pieces of it to use, spread evenly.")  # fmt: skip
+              help="Number of windows of the calibration text to use, spread evenly over "
+                   "it.")  # fmt: skip
 @click.option("--calib-context", type=click.IntRange(min=2), default=256,
-              help="Tokens in each piece.")  # fmt: skip
+              help="Tokens in each window.")  # fmt: skip
 @click.option("--eval-text", type=click.Path(exists=True, dir_okay=False), default=None,
-              show_default="a text of edgeq's own",
-              help="The text that is measured on; not that of --calib.")  # fmt: skip
+              show_default="a text that edgeq includes",
+              help="The text that quality is measured on; it must not be the text of "
+                   "--calib.")  # fmt: skip
 @click.option("--speed/--no-speed", default=True,
-              help="Time each artifact; other tasks run beside it.")  # fmt: skip
+              help="Also measure speed, while other tasks may be running.")  # fmt: skip
 @click.option("--scheduler", metavar="ADDRESS", default=None,
-              help="A Dask scheduler, such as tcp://host:8786; workers must see SRC and texts "
-                   "by the same paths.")  # fmt: skip
+              help="A Dask scheduler, such as tcp://host:8786; its workers must find the models "
+                   "and "
+                   "texts at the same paths.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(min=1), default=2,
-              help="Without --scheduler: processes on this machine.")  # fmt: skip
-@click.option("--plot/--no-plot", default=True, help="Draw pareto.svg in the folder.")
+              help="Number of processes on this machine, without --scheduler.")  # fmt: skip
+@click.option("--plot/--no-plot", default=True, help="Write a plot, pareto.svg, to the folder.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text",
-              help="How to write the table.")  # fmt: skip
+              help="Format of the table on standard output.")  # fmt: skip
 def sweep(
     models: tuple[str, ...],
+    named: tuple[str, ...],
     recipes: tuple[str, ...],
     output: str,
     calib: str | None,
@@ -57,21 +63,24 @@ def sweep(
     plot: bool,
     form: str,
 ) -> None:
-    """Quantize every SRC by every recipe, measure size, quality and speed, and tell the best.
+    """Quantize each MODEL with each recipe, and compare size, quality and speed.
 
-    Each result is kept in the folder as it comes: a sweep that was interrupted goes on where it
-    was, and a worker that dies costs its task only time. The mark * is the Pareto front: no
-    other recipe is both smaller and nearer to the float model.
+    Each result is saved to the folder when it is ready: an interrupted sweep continues where it
+    stopped, and the task of a worker that died is run again. Recipes marked * are on the Pareto
+    front: no other recipe is both smaller and closer to the float model.
     """
     from edgeq.report import pareto_plot
     from edgeq.sweep import pareto, tasks
     from edgeq.sweep import sweep as run
 
+    models = (*models, *named)
+    if not models:
+        raise click.UsageError("Missing argument 'MODEL...'.")
     todo = tasks(
         models, recipes, eval_text=eval_text, calib=calib, calib_windows=calib_windows,
         calib_context=calib_context, timed=speed,
     )  # fmt: skip
-    with render.progress("sweeping") as bar:
+    with render.progress("Comparing recipes") as bar:
         rows = run(todo, output, scheduler=scheduler, workers=workers, progress=bar)
     best = pareto(rows)
     if plot and best:

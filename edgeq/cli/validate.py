@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeq.cli import graphs, render
-from edgeq.cli.options import command, format_option, refuse_given, threads_option
+from edgeq.cli.options import command, refuse_given, result_options, threads_option
 from edgeq.converters import TARGETS
 
 if TYPE_CHECKING:
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from edgeq.converters.validate import Report
 
 
-@command("validate", "Run a converted model and compare it with its source.")
+@command("validate", "Run a converted model and compare it with its source model.")
 @click.argument("out", type=click.Path())
 @click.option("--against", metavar="MODEL", default=None,
-              help="What OUT was converted from.")  # fmt: skip
+              help="The model that OUT was converted from.")  # fmt: skip
 @click.option("--target", type=click.Choice(list(TARGETS)), default=None,
-              show_default="known by OUT",
-              help="What OUT is, where its name does not say.")  # fmt: skip
+              show_default="detected from the name of OUT",
+              help="The format of OUT, if its name does not tell.")  # fmt: skip
 @click.option("--steps", type=click.IntRange(min=2), default=8,
-              help="Tokens to decode after each prompt.")  # fmt: skip
+              help="Number of tokens to decode after each prompt.")  # fmt: skip
 @threads_option
-@format_option("text", "json")
+@result_options("text", "json")
 def validate(
     out: str,
     against: str | None,
@@ -36,11 +36,14 @@ def validate(
     threads: int | None,
     form: str,
 ) -> int:
-    """Run OUT in its own runtime and compare logits, greedy tokens and integers with MODEL's.
+    """Run the converted model OUT in its own runtime and compare it with its source model.
 
-    Where they differ, the first tensor or step that does is named, and the exit code is 1.
-    Of a graph (.onnx, .ort, .tflite, .mlpackage against the .onnx or .tflite that it was made from)
-    the outputs, the weights' integers and the values' grids are compared.
+    Logits, greedy tokens and the integers of the weights are compared. If they differ, the first
+    tensor or step that differs is named and the exit code is 1.
+
+    For graphs (an .onnx, .ort, .tflite or .mlpackage file against the .onnx or .tflite file that it
+    was made from), outputs, weights and quantization parameters are compared.
+
     Without --against, a Core ML package is run once on random inputs.
     """
     from edgeq.converters import target_module, target_of
@@ -55,14 +58,15 @@ def validate(
         module = target_module(name)
         if not hasattr(module, "execute"):
             raise UsageError(
-                f"{out} is compared with what it was converted from; give --against MODEL"
+                f"{out} can only be validated against the model it was converted from; give it as "
+                "--against MODEL"
             )
         _show_execution(path, module.execute(path), form)
         return 0
     from edgeq.converters.validate import validate as run
     from edgeq.importers import load
 
-    with render.progress("validating") as bar:
+    with render.progress("Validating") as bar:
         report = run(
             path, load(against), name, steps=steps, threads=threads, progress=bar
         )  # fmt: skip

@@ -8,16 +8,16 @@ from edgeq.cli.options import command
 
 @command("warmup", "Compile the kernels for this CPU ahead of time.")
 def warmup() -> None:
-    """Compile the kernels for this CPU and keep them, so that the first answer is quick.
+    """Compile the kernels for this CPU, so that the first run starts quickly.
 
-    Compiled code is kept between runs; a second warmup only finds it there.
+    Compiled kernels are cached on disk; running warmup again only loads them.
     """
     from edgeq.runtime import kernels
 
-    with render.progress("compiling") as bar:
+    with render.progress("Compiling kernels") as bar:
         seconds = kernels.warmup(bar)
     rows = [[name, f"{taken:.2f}"] for name, taken in seconds.items()]
-    rows.append(["all", f"{sum(seconds.values()):.2f}"])
+    rows.append(["total", f"{sum(seconds.values()):.2f}"])
     render.write(render.aligned(["kernel", "seconds"], rows, "lr") + "\n")
 
 
@@ -31,6 +31,6 @@ def compile_first(backend: str) -> None:
         return
     from edgeq.runtime import kernels
 
-    with render.progress("compiling for this CPU, the first time only"):
+    with render.progress("Compiling kernels for this CPU (first run only)"):
         kernels.decoder()
         kernels.crew()

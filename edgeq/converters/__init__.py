@@ -43,12 +43,12 @@ Precision = Literal["float32", "float16", "int8"]
 """What the least exact of activations, cache and arithmetic is held in while a target computes."""
 
 TARGETS = {
-    "ort": "onnxruntime: model.onnx and its aligned model.onnx.data",
-    "genai": "onnxruntime-genai: a folder with the model, its settings, tokenizer and template",
-    "tflite": "LiteRT (TensorFlow Lite): one .tflite with prefill and decode signatures",
-    "litertlm": "LiteRT-LM: one .litertlm bundle with tokenizer and template",
-    "coreml": "Core ML: one .mlpackage for iOS 18 / macOS 15, or iOS 16",
-    "gguf": "llama.cpp: one .gguf with tokenizer and template",
+    "ort": "ONNX Runtime: model.onnx and its data file model.onnx.data",
+    "genai": "onnxruntime-genai: a folder with model, configuration, tokenizer and chat template",
+    "tflite": "LiteRT (TensorFlow Lite): a .tflite file with prefill and decode signatures",
+    "litertlm": "LiteRT-LM: a .litertlm bundle with tokenizer and chat template",
+    "coreml": "Core ML: an .mlpackage for iOS 18 / macOS 15, or for iOS 16",
+    "gguf": "llama.cpp: a .gguf file with tokenizer and chat template",
 }
 """Name -> what is made. The module is `edgeq.converters.<name>`."""
 
@@ -181,8 +181,8 @@ def target_of(path: Path) -> str:
         if (path / inside).exists():
             return target
     raise FormatError(
-        f"{path} is of no known target; name it, one of {', '.join(TARGETS)}, "
-        f"or give a {', '.join(sorted(_SUFFIXES))}"
+        f"the format of {path} is unknown; name it with --target, one of {', '.join(TARGETS)}, "
+        f"or give a file that ends in {', '.join(sorted(_SUFFIXES))}"
     )
 
 

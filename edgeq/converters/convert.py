@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from edgeq.converters import Conversion, Options, Progress, target_module
+from edgeq.converters import TARGETS, Conversion, Options, Progress, target_module
 from edgeq.converters.certificate import certificate_path, certify
 from edgeq.converters.output import check_place, deliver, files, workshop
 from edgeq.converters.validate import Report
@@ -111,14 +111,16 @@ def _check_name(path: Path, target: str) -> None:
     ending = _ENDINGS.get(target)
     if ending and path.name and path.suffix != ending:
         right = path.with_name(path.name + ending)
-        raise UsageError(f"{path} is no name for a file of {target}; name it {right}")
+        kind = TARGETS[target].partition(":")[0]
+        raise UsageError(f"{kind} output must end in {ending}, but --output is {path}; use {right}")
 
 
 def _check_memory(module: Any, model: Model, options: Options, target: str, max_ram: int) -> None:
     """Refuse before the work what would take more memory than is allowed."""
     if not hasattr(module, "memory"):
         raise DoesNotFitError(
-            f"how much memory {target} takes is its library's choice; leave out the limit"
+            f"--max-ram does not work for {target}: its library decides how much memory it uses; "
+            "leave --max-ram out"
         )
     need = module.memory(model, options) + (rss_bytes() or 0)
     if need > max_ram:
@@ -131,6 +133,6 @@ def _check_memory(module: Any, model: Model, options: Options, target: str, max_
 def _check_report(report: Report) -> None:
     if not report.passed:
         raise EdgeqError(
-            f"the {report.target} output does not compute what its source does, and is not kept "
-            f"(leave validation out to look at it):\n{report.explain()}"
+            f"the converted model ({report.target}) does not compute what its source does and was "
+            f"deleted (--no-validate keeps it):\n{report.explain()}"
         )

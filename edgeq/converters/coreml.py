@@ -144,12 +144,12 @@ def _settings(config: ModelConfig, options: Options) -> Settings:
         raise UsageError("iOS 16 knows one function a model; use shapes enumerated, or ios18")
     if options.kv not in (None, "float16"):
         raise UnsupportedError(
-            f"Core ML keeps keys and values in float16 only, not {options.kv}; leave kv out"
+            f"--kv is {options.kv}, but Core ML keeps keys and values in float16; leave --kv out"
         )
     if options.compute not in (None, "float"):
         raise UnsupportedError(
-            f"Core ML multiplies language models in floating point, not {options.compute}; "
-            "leave compute out, or use float"
+            f"--compute is {options.compute}, but Core ML multiplies in floating point; "
+            "leave --compute out, or use float"
         )
     context = options.context or min(config.context, DEFAULT_CONTEXT)
     if not 1 <= context <= config.context:
@@ -178,15 +178,14 @@ class _Package:
         self.file: File = open_file(path)
         entry = self.file.spec.description.metadata.userDefined.get(_ENTRY)
         if entry is None or self.file.spec.WhichOneof("Type") != "mlProgram":
-            raise FormatError(
-                f"{path} is no language model written by edgeq; execute it with its own inputs"
-            )
+            raise FormatError(f"{path} is not a language model that edgeq wrote")
         try:
             about = json.loads(entry)
             if about["format"] != _FORMAT:
                 raise FormatError(
-                    f"{path} was written by another edgeq: format {about['format']}, "
-                    f"known is {_FORMAT}"
+                    f"{path} was written by another version of edgeq: its format is "
+                    f"{about['format']}, "
+                    f"this edgeq reads {_FORMAT}"
                 )
             self.config = ModelConfig.from_dict(about["config"])
             self.target, self.context = str(about["target_os"]), int(about["context"])

@@ -33,9 +33,7 @@ class Package:
         file = open_file(path)
         entry = file.spec.description.metadata.userDefined.get(ENTRY)
         if entry is None or file.spec.WhichOneof("Type") != "mlProgram":
-            raise FormatError(
-                f"{path} is no graph written by edgeq; execute it with its own inputs"
-            )
+            raise FormatError(f"{path} is not a graph that edgeq wrote")
         try:
             self.about: dict[str, Any] = read_note(entry)
         except FormatError as err:
@@ -44,8 +42,9 @@ class Package:
             self.metadata = dict(file.spec.description.metadata.userDefined)
             if self.about["format"] != FORMAT:
                 raise FormatError(
-                    f"{path} was written by another edgeq: format {self.about['format']}, "
-                    f"known is {FORMAT}"
+                    f"{path} was written by another version of edgeq: its format is "
+                    f"{self.about['format']}, "
+                    f"this edgeq reads {FORMAT}"
                 )
             self.inputs = {i["name"]: (i["id"], _info(i)) for i in self.about["inputs"]}
             self.outputs = {o["name"]: (o["id"], _info(o)) for o in self.about["outputs"]}

@@ -161,7 +161,7 @@ def narrowed(name: str, values: NDArray[np.float32], kind: str) -> NDArray[Any]:
     """
     if kind == "fp16" and np.abs(values).max(initial=0) > np.finfo(np.float16).max:
         raise UnsupportedError(
-            f"{name} holds {np.abs(values).max():.4g}, which is past float16's range; "
+            f"{name} has the value {np.abs(values).max():.4g}, which is out of range for float16; "
             "set precision to float32"
         )
     return values.astype(KINDS[kind].dtype)
@@ -293,7 +293,7 @@ def read_matrix(name: str, shape: tuple[int, int], ops: Mapping[str, Op]) -> Ite
     if isinstance(data, str):
         lut, data = _looked_up(ops[data], shape)
     if scale is None or not isinstance(data, Tensor | Packed):
-        raise FormatError(f"the program holds {name} in a form that edgeq does not write")
+        raise FormatError(f"the program stores {name} in a form that edgeq does not write")
     n, k = shape
     scales = np.asarray(scale.get(), np.float32).reshape(n, -1)
     zeros = _zero_points(offset, n)
@@ -316,7 +316,7 @@ def _looked_up(op: Op, shape: tuple[int, int]) -> tuple[NDArray[np.int16], Tenso
     """The table of a palette, and the indices into it."""
     lut, indices = _constant(op, "lut"), _constant(op, "indices")
     if op.type != "constexpr_lut_to_dense" or lut is None or indices is None:
-        raise FormatError(f"the program's {op.name} is no palette of the form edgeq writes")
+        raise FormatError(f"{op.name} in the program is not a palette as edgeq writes it")
     table = np.asarray(lut.get()).reshape(-1).astype(np.int16)
     if "shape" not in op.inputs:
         return table, indices

@@ -158,8 +158,7 @@ def tokenizer_files(model: Model) -> dict[str, bytes]:
     """
     if "tokenizer.json" not in model.files:
         raise UnsupportedError(
-            "the model has no tokenizer.json, without which onnxruntime-genai runs nothing; "
-            "convert to ort instead"
+            "the model has no tokenizer.json, which onnxruntime-genai needs; convert to ort instead"
         )
     settings = _object(model.files, "tokenizer_config.json")
     settings["tokenizer_class"] = tokenizer_class(
@@ -282,7 +281,8 @@ class GenaiRunner:
         ids = checked_tokens(self.config, tokens)
         if self._generator.token_count() + ids.size > self.context:
             raise UsageError(
-                f"more than the {self.context} tokens this folder was made for; "
+                f"more than the context of {self.context} tokens that this folder was converted "
+                "for; "
                 "convert again with a larger context"
             )
         self._generator.append_tokens(ids.astype(np.int32))

@@ -73,23 +73,24 @@ def check(model: Model, options: Options) -> None:
     for name, value in (("kv", options.kv), ("prefill", options.prefill), *options.extra.items()):
         if value:
             raise UsageError(
-                f"a GGUF file does not say {name}; leave it out, and tell llama.cpp when it runs"
+                f"a GGUF file does not store {name}; leave it out, and set it in llama.cpp when "
+                "it runs"
             )
     if options.compute == "float":
         raise UsageError(
-            "llama.cpp multiplies in its own way (activations in 8 bits); leave out compute"
+            "--compute is float, but llama.cpp always rounds activations to 8 bits; leave it out"
         )
     config = model.config
     if options.context and options.context > config.context:
         raise UsageError(
-            f"context is {options.context} tokens; the model was made for {config.context}"
+            f"context is {options.context} tokens; the model supports up to {config.context}"
         )
     check_family(model)
     window = foreign_window(config)
     if window and options.context and options.context > window:
         raise UnsupportedError(
-            f"llama.cpp has no sliding window for {config.family}; beyond {window} tokens it would "
-            f"compute something else; give a context of at most {window}"
+            f"llama.cpp has no sliding window for {config.family}: beyond {window} tokens it would "
+            f"compute other values; give a context of at most {window}"
         )
     layout(model)
     tokenizer_keys(model)

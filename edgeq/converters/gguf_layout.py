@@ -63,7 +63,7 @@ def check_family(model: Model) -> None:
     c = model.config
     if c.family not in ARCHITECTURES:
         raise UnsupportedError(
-            f"llama.cpp files are made of {', '.join(ARCHITECTURES)}; the model is {c.family}"
+            f"edgeq writes GGUF files of {', '.join(ARCHITECTURES)}; the model is {c.family}"
         )
     gemma, arch = c.family == "gemma3", ARCHITECTURES[c.family]
     wrong = {
@@ -171,12 +171,12 @@ def _type(model: Model, names: Sequence[str], k: int) -> str:
         return floats.pop() if len(floats) == 1 else "F32"
     if len(quantized) < len(tensors):
         raise UnsupportedError(
-            f"llama.cpp holds {' and '.join(names)} in one tensor; quantize all of them or none"
+            f"llama.cpp stores {' and '.join(names)} in one tensor; quantize all of them or none"
         )
     if k % BLOCK:
         raise UnsupportedError(
-            f"llama.cpp holds whole blocks of {BLOCK} weights, and a row of {names[0]} has {k}; "
-            "keep it floating point, as with --tensor-type"
+            f"llama.cpp stores whole blocks of {BLOCK} weights, but a row of {names[0]} has {k}; "
+            "keep it floating point with --tensor-type"
         )
     kinds = {_kind(name, t) for name, t in zip(names, quantized, strict=True)}
     if len(kinds) == 1:

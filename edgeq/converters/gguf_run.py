@@ -58,7 +58,7 @@ class LlamaRunner:
         settings.n_gpu_layers = 0
         self._model = api.llama_model_load_from_file(str(path).encode(), settings)
         if not self._model:
-            raise FormatError(f"llama.cpp does not load {path}: {self._said()}")
+            raise FormatError(f"llama.cpp cannot load {path}: {self._said()}")
         self._vocab = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
         params = api.llama_context_default_params()
         params.n_ctx = self.context
@@ -76,7 +76,7 @@ class LlamaRunner:
         if not self._state:
             said = self._said()
             self.close()
-            raise EdgeqError(f"llama.cpp makes no context for {path}: {said}")
+            raise EdgeqError(f"llama.cpp cannot create a context for {path}: {said}")
         self._batch = api.llama_batch_init(_BATCH, 0, 1)
         self._n = 0
 
@@ -228,7 +228,7 @@ def _reader(path: Path) -> Any:
     try:
         return _gguf().GGUFReader(path)
     except (ValueError, IndexError, OSError, KeyError) as err:
-        raise FormatError(f"{path} is no GGUF file the gguf package reads: {err}") from err
+        raise FormatError(f"{path} is not a GGUF file that the gguf package reads: {err}") from err
 
 
 def _described(path: Path) -> tuple[Shape, int, Precision]:

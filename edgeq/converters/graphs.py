@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq._version import __version__
-from edgeq.converters import Conversion, Progress
+from edgeq.converters import TARGETS, Conversion, Progress
 from edgeq.converters.certificate import VERSION, certificate_path, machine, sha256
 from edgeq.converters.output import check_place, deliver, files, workshop
 from edgeq.errors import EdgeqError, FormatError, UsageError, unknown
@@ -163,7 +163,9 @@ def target_of(path: str | Path) -> str:
     if not path.exists():
         raise FormatError(f"{path} does not exist")
     if path.suffix.lower() not in _SUFFIXES:
-        raise FormatError(f"{path} is no graph; give one of {', '.join(_SUFFIXES)}")
+        raise FormatError(
+            f"{path} is not a graph; its name must end in one of {', '.join(_SUFFIXES)}"
+        )
     return _SUFFIXES[path.suffix.lower()]
 
 
@@ -227,8 +229,8 @@ def convert_graph(
             )  # fmt: skip
             if not found.passed:
                 raise EdgeqError(
-                    f"the {target} output does not compute what its source does, and is not kept "
-                    f"(leave validation out to look at it):\n{found.explain()}"
+                    f"the converted model ({target}) does not compute what its source does and was "
+                    f"deleted (--no-validate keeps it):\n{found.explain()}"
                 )
             certificate = _certify(found, graph, source, target, options, files(made), libraries)
             where = certificate_path(made / path.name, folder=(made / path.name).is_dir())
@@ -242,13 +244,11 @@ def _check_out(source: Graph | str | Path, target: str, path: Path) -> None:
     suffixes = [suffix for suffix, of in _SUFFIXES.items() if of == target]
     if path.suffix not in suffixes:
         raise UsageError(
-            f"{path} is no name for a file of {target}; name it "
-            + " or ".join(str(path.with_suffix(suffix)) for suffix in suffixes)
-            if path.name
-            else f"{path} is no name for an output; give a file"
+            f"{TARGETS[target].partition(':')[0]} output must end in {' or '.join(suffixes)}, but "
+            f"--output is {path}" + (f"; use {path.with_suffix(suffixes[0])}" if path.name else "")
         )
     if not isinstance(source, Graph) and path.absolute() == Path(source).absolute():
-        raise UsageError(f"{path} is what is to be converted; give another output")
+        raise UsageError(f"{path} is the model to convert itself; give another --output")
 
 
 def _read(path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None) -> Graph:
@@ -423,7 +423,9 @@ def _check_packed(graph: Graph, path: Path, target: str) -> None:
     """Refuse a file in which a weight stayed float that the source has as integers."""
     weights, bits = _weights(graph, graph_target(target).stored_weights(path))
     if missing := [name for name in weights if name not in bits]:
-        raise EdgeqError(f"the {target} output is not kept: {_stayed_float(missing, len(weights))}")
+        raise EdgeqError(
+            f"the converted model ({target}) was deleted: {_stayed_float(missing, len(weights))}"
+        )
 
 
 def _stayed_float(missing: list[str], total: int) -> str:

@@ -77,12 +77,12 @@ def check(model: Model, options: Options) -> None:
     tflite.check(model, options)
     if "tokenizer.json" not in model.files:
         raise UnsupportedError(
-            "the model has no tokenizer.json, and LiteRT-LM takes text alone; put one beside the "
+            "the model has no tokenizer.json, which LiteRT-LM needs; put one next to the "
             "checkpoint and import it again, or convert to tflite"
         )
     if not model.config.eos:
         raise UnsupportedError(
-            "the model names no token that ends a text, and LiteRT-LM needs one; "
+            "the model has no end-of-text token, which LiteRT-LM needs; "
             "set eos_token_id in its generation_config.json"
         )
     _llm_metadata(model, options)
@@ -251,7 +251,7 @@ def _decoder(path: str | Path) -> reading.Header:
     except OSError as err:
         raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
     except Exception as err:  # the builder raises what flatbuffers and struct happen to raise
-        raise FormatError(f"{path} is no .litertlm bundle with a decoder: {err}") from err
+        raise FormatError(f"{path} is not a .litertlm bundle with a decoder: {err}") from err
     return reading.read(path, start, stop)
 
 

@@ -47,9 +47,9 @@ def read_note(given: str | bytes) -> dict[str, Any]:
             raw = base64.b85decode(raw[len(_TEXT_MARK) :])
         held = json.loads(zlib.decompress(raw) if raw.startswith(_MARK) else raw)
     except (ValueError, zlib.error) as err:
-        raise FormatError(f"what the file says of itself is damaged: {err}") from err
+        raise FormatError(f"the metadata of the file is damaged: {err}") from err
     if not isinstance(held, dict):
-        raise FormatError("what the file says of itself is damaged: it is no table of names")
+        raise FormatError("the metadata of the file is damaged: it is not a JSON object")
     return held
 
 

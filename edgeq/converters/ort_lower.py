@@ -88,7 +88,9 @@ def write(
         EdgeqError: onnxruntime's tool makes no .ort of it.
     """
     if path.suffix not in (".onnx", ".ort"):
-        raise UsageError(f"{path.name} is no file of onnxruntime; name it .onnx or .ort")
+        raise UsageError(
+            f"ONNX Runtime output must end in .onnx or .ort, but --output is {path.name}"
+        )
     onnx, _ = require()
     chosen = {name: options.get(name, values[0]) for name, values in OPTIONS.items()}
     held: dict[str, dict[str, Any]] = {}

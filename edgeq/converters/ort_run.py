@@ -123,7 +123,8 @@ class OrtRunner:
         n = self._n_past + ids.size
         if n > self.context:
             raise UsageError(
-                f"{n} tokens are more than the {self.context} this file was made for; "
+                f"{n} tokens are more than the context of {self.context} that this file was "
+                "converted for; "
                 "convert again with a larger context"
             )
         self._make_room(n)
@@ -183,7 +184,7 @@ def config_of(path: Path, metadata: Mapping[str, str]) -> ModelConfig:
         return ModelConfig.from_dict(json.loads(metadata["edgeq.config"]))
     except (KeyError, ValueError) as err:
         raise FormatError(
-            f"{path} is no decoder that edgeq made: its metadata has no edgeq.config"
+            f"{path} is not a decoder that edgeq wrote: its metadata has no edgeq.config"
         ) from err
 
 
@@ -203,14 +204,16 @@ def read_graph(path: Path) -> Any:
     """
     onnx, _ = require()
     if path.suffix != ".onnx":
-        raise FormatError(f"{path} is no .onnx file; only those can be read back and traced")
+        raise FormatError(
+            f"{path} is not an .onnx file; only .onnx files can be read back and traced"
+        )
     try:
         return onnx.load_model(path, load_external_data=False)
     except OSError as err:
         raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
     # protobuf's own exception has another home in each of its versions
     except Exception as err:
-        raise FormatError(f"{path} is no ONNX file: {_first_line(err)}") from err
+        raise FormatError(f"{path} is not an ONNX file: {_first_line(err)}") from err
 
 
 def read_stored(path: Path) -> Iterator[Stored]:

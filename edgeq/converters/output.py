@@ -26,14 +26,17 @@ def check_place(path: Path, force: bool) -> None:
             or a folder of other things, which replacing it would delete.
     """
     if not path.name or path.name in (".", ".."):
-        raise UsageError(f"{path} is no name for an output; give a file or a new folder")
+        raise UsageError(
+            f"--output is {path}, which cannot be overwritten; give the name of a "
+            "file or a new folder"
+        )
     check_folder(path)
     refuse_special(path)
     if path.exists() and not force:
         raise UsageError(f"{path} exists; give another output, or --force to overwrite it")
     if path.is_dir() and any(path.iterdir()) and not any((path / n).exists() for n in _MADE):
         raise UsageError(
-            f"{path} is a folder of other things, and overwriting it would delete them; give "
+            f"{path} is a folder with other files, which overwriting would delete; give "
             "another output"
         )
 
@@ -50,7 +53,7 @@ def workshop(path: Path) -> Iterator[Path]:
             raise full from err
         if err.errno in _FORBIDDEN:
             raise EdgeqError(
-                f"{path} cannot be written ({err.strerror}); write to a folder of your own"
+                f"{path} cannot be written ({err.strerror}); choose a folder that you may write to"
             ) from err
         where = f": {err.filename}" if err.filename else ""
         raise EdgeqError(f"{path} cannot be made: {err.strerror or err}{where}") from err
@@ -80,7 +83,7 @@ def deliver(made: Path, path: Path, room: Path, force: bool) -> None:
     taken = [entry.name for entry in entries if (parent / entry.name).exists()]
     if taken and not force:
         raise UsageError(
-            f"{parent / taken[0]} exists; give another output, or --force to overwrite it"
+            f"{parent / taken[0]} already exists; give another --output, or --force to overwrite it"
         )
     old = room / "old"
     old.mkdir()

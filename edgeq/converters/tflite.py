@@ -83,7 +83,7 @@ def settings(config: ModelConfig, options: Options) -> Settings:
         raise UsageError(f"the target tflite has no option {', '.join(sorted(options.extra))}")
     context = min(config.context, MAX_CONTEXT) if options.context is None else options.context
     if not 2 <= context <= config.context:
-        raise UsageError(f"context is {context}; this model can have 2 to {config.context} tokens")
+        raise UsageError(f"context is {context}; this model supports 2 to {config.context} tokens")
     lengths = sorted(set(options.prefill)) or [n for n in PREFILL if n < context] or [context - 1]
     if lengths[0] < 1 or lengths[-1] >= context:
         raise UsageError(
@@ -235,10 +235,10 @@ class LiteRTRunner:
         """
         ids = np.asarray(tokens, np.int32).reshape(-1)
         if not ids.size:
-            raise UsageError("no tokens; give at least one")
+            raise UsageError("there are no tokens; give at least one")
         if self._past + ids.size > self.context:
             raise UsageError(
-                f"{self._past + ids.size} tokens, and the file was made for {self.context}; "
+                f"{self._past + ids.size} tokens, but the file was converted for {self.context}; "
                 "convert with a longer context"
             )
         rest = ids[:-1]

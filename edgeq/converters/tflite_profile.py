@@ -67,7 +67,7 @@ def operators(path: Path) -> dict[str, int]:
     try:
         data = np.memmap(path, np.uint8, "r")
         if bytes(data[4:8]) != b"TFL3":
-            raise FormatError(f"{path} is no .tflite file: it lacks the mark TFL3")
+            raise FormatError(f"{path} is not a .tflite file: it does not have the identifier TFL3")
         model = code.Model.GetRootAs(data, 0)
         names = {v: k for k, v in vars(code.BuiltinOperator).items() if isinstance(v, int)}
         kinds = []
@@ -87,5 +87,5 @@ def operators(path: Path) -> dict[str, int]:
         raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
     # flatbuffers reads wherever the bytes point: a damaged file fails in any way
     except Exception as err:
-        raise FormatError(f"{path} is no .tflite file: {err!r}") from err
+        raise FormatError(f"{path} is not a .tflite file: {err!r}") from err
     return dict(found)

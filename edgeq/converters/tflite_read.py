@@ -76,7 +76,7 @@ def read(
         raise FormatError(f"{path} cannot be read: {err}") from err
     data = np.frombuffer(mapped, np.uint8)[start:stop]
     if bytes(data[4:8]) != b"TFL3":
-        raise FormatError(f"{path} is no .tflite file: it lacks the mark TFL3")
+        raise FormatError(f"{path} is not a .tflite file: it does not have the identifier TFL3")
     try:
         model = s.ModelT.InitFromPackedBuf(data)
         ours = next(m for m in model.metadata or [] if m.name == entry.encode())
@@ -84,13 +84,14 @@ def read(
     except StopIteration:
         raise FormatError(
             f"{path} was not made by edgeq (it has no metadata {entry!r}), "
-            "and its tensors cannot be told apart"
+            "so edgeq cannot tell which tensor is which"
         ) from None
     except Exception as err:  # flatbuffers has no error of its own for bad bytes
         raise FormatError(f"{path} is damaged: {err}") from err
     if settings.get("format_version") != VERSION:
         raise FormatError(
-            f"{path} is of version {settings.get('format_version')}, this edgeq reads {VERSION}; "
+            f"{path} has format version {settings.get('format_version')}; this edgeq reads "
+            f"{VERSION}: "
             "upgrade edgeq or convert again"
         )
     end = max(buffer.offset + buffer.size for buffer in model.buffers)

@@ -195,7 +195,7 @@ def detect_text(text: str, name: str = "the text") -> Detected:
     """
     if "\0" in text[:4096]:
         raise DeviceError(
-            f"{name} is no text; give a copy of /proc/cpuinfo, an sbc-bench log, or a folder that "
+            f"{name} is not text; give a copy of /proc/cpuinfo, an sbc-bench log, or a folder that "
             "holds copies of proc and sys"
         )
     if not is_log(text):

@@ -112,7 +112,7 @@ def _glibc() -> Check:
         if platform.system() == "Linux":
             return Check(
                 "glibc", None, library or "another C library",
-                "most packages have no wheels for it; in Alpine, use a Debian image",
+                "most packages have no wheels for it; instead of Alpine, use a Debian image",
             )  # fmt: skip
         return Check("glibc", None, "not used by this system")
     ok = (int(numbers[0]), int(numbers[1])) >= _OLDEST_GLIBC
@@ -173,7 +173,7 @@ def _vectors(found: Detected) -> Check:
     missing = "dotprod" if "neon" in isa else "VNNI"
     return Check(
         "integer products", None, f"{text}; no {missing}",
-        "nothing to repair: this processor works, at a half to a quarter of the speed of one with "
+        "no fix needed: this processor runs at a half to a quarter of the speed of one with "
         f"{missing}; prefer small models and 4 bits",
     )  # fmt: skip
 
@@ -188,17 +188,18 @@ def _threads(found: Detected, allowed: int) -> Check:
     text = f"{kinds or f'{cores} cores'}; this process may use {allowed}; use -t {best}"
     if found.threads and allowed < found.threads:
         return Check("threads", None, text,
-                     f"{found.threads} processors are awake; taskset or the container keeps "
+                     f"{found.threads} processors are online; taskset or the container limits "
                      f"edgeq to {allowed}")  # fmt: skip
     if strong < cores:
         return Check("threads", True, text,
-                     f"the {cores - strong} slow cores would hold the fast ones up")  # fmt: skip
+                     f"more threads would be slower: the other {cores - strong} cores are "
+                     "slow")  # fmt: skip
     return Check("threads", True, text)
 
 
 def _governor(found: Detected) -> Check:
     if not found.governors:
-        return Check("governor", None, "the clock is not set by this system")
+        return Check("governor", None, "this system does not set the clock rate")
     kinds = sorted(set(found.governors.values()))
     text = ", ".join(kinds)
     command = ("echo performance | sudo tee "
@@ -228,10 +229,10 @@ def _throttling(found: Detected) -> list[Check]:
         text = f"{warmest[1]:.1f} °C ({warmest[0]})"
         results.append(Check("temperature", not hot, text, _MENDS["throttled"] if hot else ""))
     if found.throttle is None:
-        results.append(Check("throttling", None, "nothing here tells"))
+        results.append(Check("throttling", None, "cannot be determined on this system"))
         return results
     for name, kinds in (("throttling now", found.throttle.now),
-                        ("throttling since start", found.throttle.since_boot)):  # fmt: skip
+                        ("throttling since boot", found.throttle.since_boot)):  # fmt: skip
         mends = "; ".join(dict.fromkeys(_MENDS[kind] for kind in kinds))
         results.append(Check(name, not kinds, ", ".join(kinds) or "none", mends))
     return results
@@ -244,16 +245,16 @@ def _memory(found: Detected) -> list[Check]:
     gib = 1 << 30
     results = []
     if found.ram_bytes is None or found.available_bytes is None:
-        results.append(Check("memory", None, "cannot be read here"))
+        results.append(Check("memory", None, "cannot be determined"))
     else:
         text = f"{found.available_bytes / gib:.2f} of {found.ram_bytes / gib:.2f} GiB free"
         ok = found.available_bytes >= gib // 2
-        mend = "" if ok else "close other programs; `edgeq plan` tells what fits"
+        mend = "" if ok else "close other programs; `edgeq plan` shows what fits"
         results.append(Check("memory", ok, text, mend))
     if found.swap_bytes is None:
-        results.append(Check("swap", None, "cannot be read here"))
+        results.append(Check("swap", None, "cannot be determined"))
     elif found.swap_bytes:
-        mend = "a model that reaches into it crawls; `edgeq plan` tells what fits"
+        mend = "a model that needs swap is very slow; `edgeq plan` shows what fits"
         results.append(Check("swap", True, f"{found.swap_bytes / gib:.2f} GiB", mend))
     else:
         mend = ""
@@ -280,7 +281,7 @@ def _huge_pages(root: Path) -> Check:
     except OSError:
         chosen = None
     if chosen is None:
-        return Check("huge pages", None, "not offered by this kernel")
+        return Check("huge pages", None, "not available in this kernel")
     if chosen[1] == "never":
         return Check("huge pages", False, "never",
                      "decoding is 10 to 30 % faster with them: echo madvise | sudo tee "
@@ -292,10 +293,10 @@ def _load(root: Path, found: Detected) -> Check:
     try:
         load = float((root / "proc/loadavg").read_text().split()[0])
     except (OSError, ValueError, IndexError):
-        return Check("load", None, "cannot be read here")
+        return Check("load", None, "cannot be determined")
     busy = load > 0.5 * (found.threads or 1)
-    mend = "others use the processor: what is measured now will be too slow" if busy else ""
-    return Check("load", not busy, f"{load:.2f} processes wanted to run in the last minute", mend)
+    mend = "other programs use the processor: measurements will be too slow" if busy else ""
+    return Check("load", not busy, f"load average {load:.2f} in the last minute", mend)
 
 
 def _cache(folder: Path) -> Check:

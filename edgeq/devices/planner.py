@@ -101,10 +101,10 @@ class Plan:
             return
         raise DoesNotFitError(
             f"{self.model} ({self.scheme}) needs {_mib(self.total_bytes)} with a context of "
-            f"{self.context} tokens (weights {_mib(self.weights_bytes)}, cache "
-            f"{_mib(self.kv_bytes)}, the rest "
-            f"{_mib(self.scratch_bytes + self.process_bytes)}) and {self.device} can give "
-            f"{_mib(self.usable_bytes)}; {self._mend()}",
+            f"{self.context} tokens (weights {_mib(self.weights_bytes)}, KV cache "
+            f"{_mib(self.kv_bytes)}, other "
+            f"{_mib(self.scratch_bytes + self.process_bytes)}), but {self.device} has "
+            f"{_mib(self.usable_bytes)} usable; {self._mend()}",
             plan=self,
         )
 
@@ -116,8 +116,8 @@ class Plan:
             ways.append(f"weights of {self.highest_bits} bits (edgeq quantize --bits "
                         f"{self.highest_bits})")  # fmt: skip
         if not ways:
-            return "not even 2 bits a weight would fit: take a smaller model"
-        return f"what would fit: {' or '.join(ways)}"
+            return "not even 2 bits per weight would fit: use a smaller model"
+        return f"these would fit: {' or '.join(ways)}"
 
 
 def _mib(nbytes: int) -> str:
@@ -151,7 +151,7 @@ def plan(
     config = facts.config
     if not 1 <= context <= config.context:
         raise UsageError(
-            f"context is {context}; {facts.name} was made for 1 to {config.context} tokens"
+            f"context is {context}; {facts.name} supports 1 to {config.context} tokens"
         )
     if kv_bits not in (8, 16):
         raise UsageError(f"kv_bits is {kv_bits}; use 8 or 16")
@@ -268,45 +268,47 @@ def _assumptions(
     text: bool,
 ) -> list[str]:
     said = [
-        f"usable memory is {_mib(profile.usable_bytes or 0)}: "
+        f"the usable memory is {_mib(profile.usable_bytes or 0)}: "
         f"{_source(profile.sources, 'usable_bytes')}",
-        f"interpreter, libraries and compiled kernels take {_mib(PROCESS_BYTES)}"
-        + (f", the tokenizer {TOKENIZER_BYTES} bytes an entry" if text else ""),
+        f"Python, libraries and compiled kernels need {_mib(PROCESS_BYTES)}"
+        + (f", the tokenizer {TOKENIZER_BYTES} bytes per entry" if text else ""),
     ]
     if bits is not None:
-        said.append(f"quantized to {facts.scheme}, embedding and head to 8 bits")
+        said.append(
+            f"the model is quantized to {facts.scheme}, embedding and output head to 8 bits"
+        )
     if facts.decoded:
         said.append(
-            f"{facts.decoded} tensors are of a type the engine cannot compute with and are "
-            "turned to float32; `edgeq quantize` avoids that"
+            f"{facts.decoded} tensors have a type that the engine cannot compute with and are "
+            "converted to float32; `edgeq quantize` avoids that"
         )
     if rates.read_gb_s is None:
-        said.append("the memory's bandwidth is unknown, and so is the speed")
+        said.append("the memory bandwidth is unknown, so speed is not estimated")
     else:
         said.append(
-            f"memory is read at {rates.read_gb_s:.1f} GB/s and decoding reaches "
+            f"memory is read at {rates.read_gb_s:.1f} GB/s and generation reaches "
             f"{DECODE_SHARE:.0%} of that, as measured on x86-64; a model that fits the "
             "processor's cache is faster"
         )
     if not facts.integer:
         said.append("prompts are not estimated for floating-point weights")
     elif rates.int8_gops is None:
-        said.append("the integer throughput is unknown: prompts are not estimated")
+        said.append("the integer throughput is unknown, so prompts are not estimated")
     else:
-        said.append(f"prompts are read at {rates.int8_gops:.0f} G operations a second")
+        said.append(f"prompts are processed at {rates.int8_gops:.0f} GOPS")
     if rates.int8_gops is None:
-        said.append("attention is taken to be bound by memory")
+        said.append("attention is limited by memory bandwidth")
     else:
         key, query = ATTENTION[kv_bits]
         said.append(
-            f"attention costs {key} multiplications for each dimension of a cached position and "
-            f"{query} for each of its query heads, as fitted with AVX-512-VNNI"
+            f"attention needs {key} multiplications per dimension of a cached position and "
+            f"{query} per dimension of each query head, as measured with AVX-512 VNNI"
         )
-    said.append(f"rates: {rates.source}")
-    said.append("nothing else runs, and the clock does not fall with heat")
+    said.append(f"sources of the rates: {rates.source}")
+    said.append("no other program runs, and heat does not reduce the clock rate")
     if profile.load_watts is not None:
         said.append(
-            f"power while decoding is the {profile.load_watts:g} W of all cores busy, of the "
+            f"power during generation is {profile.load_watts:g} W, as with all cores busy, for the "
             f"whole device: {_source(profile.sources, 'load_watts')}"
         )
     return said

@@ -223,9 +223,11 @@ def read_profiles(path: Path, known: Mapping[str, DeviceProfile]) -> dict[str, D
     found = {}
     for name, table in tables.items():
         if not isinstance(table, dict):
-            raise FormatError(f"{path}: {name} stands outside of a profile; begin with [its-name]")
+            raise FormatError(
+                f"{path}: {name} is outside of a profile; start the profile with [its-name]"
+            )
         if name in raw:
-            raise FormatError(f"{path}: there is a profile {name!r} already")
+            raise FormatError(f"{path}: the profile {name!r} occurs twice")
         raw[name] = _merged(name, table, raw)
         found[name] = _profile(name, raw[name])
     return found
@@ -250,7 +252,7 @@ def _merged(name: str, table: dict[str, Any], raw: Mapping[str, dict[str, Any]])
     sources = own.pop("sources", {})
     own = {key: _value(name, key, value) for key, value in own.items()}
     if stray := set(sources) - {*NUMBERS, "isa", "soc", "accelerators"}:
-        raise FormatError(f"profile {name}: sources names {sorted(stray)}, which are no numbers")
+        raise FormatError(f"profile {name}: sources names {sorted(stray)}, which are not numbers")
     inherited = {k: v for k, v in base.get("sources", {}).items() if k not in own}
     # what was reckoned from other numbers is reckoned anew
     for reckoned, needs in (("int8_gops", "clusters"), ("read_gb_s", "memory")):
@@ -274,15 +276,15 @@ def _value(name: str, key: str, value: Any) -> Any:
             return float(value)
         if key in ("isa", "accelerators", "match"):
             if isinstance(value, str):
-                raise TypeError("a list is wanted")
+                raise TypeError("expected a list")
             return tuple(map(str, value))
     except (TypeError, ValueError, KeyError, AttributeError) as err:
         raise FormatError(
-            f"profile {name}: {key} = {value!r} is not of the right form ({err}); sizes are "
+            f"profile {name}: {key} = {value!r} has the wrong form ({err}); sizes are "
             "written '8 GiB', cores { core = 'Cortex-A76', count = 4, ghz = 2.4 }"
         ) from err
     if not isinstance(value, str):
-        raise FormatError(f"profile {name}: {key} = {value!r} must be a text")
+        raise FormatError(f"profile {name}: {key} = {value!r} must be a string")
     return value
 
 

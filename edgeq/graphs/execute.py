@@ -139,7 +139,7 @@ def _session(content: bytes, name: str, threads: int, optimize: bool) -> Any:
     try:
         return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as err:  # onnxruntime's errors share no base of their own
-        raise FormatError(f"onnxruntime refuses the graph {name}: {err}") from err
+        raise FormatError(f"onnxruntime rejects the graph {name}: {err}") from err
 
 
 def _run(

@@ -36,13 +36,13 @@ def read(
     suffix = path.suffix.lower()
     if dequantize and suffix != ".tflite":
         raise UsageError(
-            f"weights of a .tflite file can be taken back to float, and {path} is none; leave "
+            f"--dequantize converts the weights of a .tflite file, and {path} is not one; leave "
             "--dequantize out"
         )
     if suffix == ".onnx":
         return read_onnx(path, shapes=shapes, batch=batch)
     if suffix != ".tflite":
-        raise UsageError(f"{path} ends in {suffix or 'nothing'}; graphs are .onnx or .tflite files")
+        raise UsageError(f"{path} is not a graph: its name must end in .onnx or .tflite")
     if shapes or batch is not None:
         raise UsageError(f"the shapes of {path} are fixed; give neither shapes nor a batch")
     from edgeq.graphs.tflite_read import read_tflite

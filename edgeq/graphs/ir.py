@@ -65,7 +65,7 @@ class Quant:
         if not (np.isfinite(self.scale) and self.scale > 0):
             raise SchemeError(f"the scale is {self.scale}; it must be positive and finite")
         if float(np.float32(self.scale)) != self.scale:
-            raise SchemeError(f"the scale {self.scale!r} is no float32")
+            raise SchemeError(f"the scale {self.scale!r} is not a float32 value")
         if not -128 <= self.zero_point <= 127:
             raise SchemeError(f"the zero point is {self.zero_point}; it must be in -128 .. 127")
 
@@ -262,7 +262,7 @@ class Graph:
         """
         held = self.constants.get(name)
         if held is None:
-            raise FormatError(f"{name!r} of the graph {self.name} is no constant")
+            raise FormatError(f"{name!r} of the graph {self.name} is not a constant")
         if isinstance(held, QuantWeight):
             return held.numpy()
         return held.astype(np.float32) if held.dtype == np.float16 else held

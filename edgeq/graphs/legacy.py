@@ -40,7 +40,8 @@ def modernised(graph: Graph, opset: int, inferred: Callable[[Graph], Graph]) -> 
     """
     if found := [n for n in graph.nodes if n.op in _UNKNOWN]:
         raise UnsupportedError(
-            f"{found[0]} is of opset {opset}, in which its form is not known; export it with "
+            f"{found[0]} has opset {opset}, whose version of it edgeq does not read; export it "
+            "with "
             "opset 7 or newer"
         )
     graph = upgraded(rewrite(graph, _attributes), opset)

@@ -88,7 +88,9 @@ def _read(
 ) -> Raw:
     tensors = {t.name: _array(onnx, t, path) for t in model.graph.initializer}
     if model.graph.sparse_initializer:
-        raise UnsupportedError(f"{path} holds sparse tensors; export it with dense ones")
+        raise UnsupportedError(
+            f"{path} has sparse tensors, which edgeq does not read; export it with dense tensors"
+        )
     opset = _opset(model, path)
     _strip(onnx, model, tensors)
     _check(onnx, model, path)
@@ -110,9 +112,9 @@ def _parsed(onnx: ModuleType, path: Path) -> Any:
     try:
         model.ParseFromString(content)
     except (DecodeError, RuntimeError) as err:
-        raise FormatError(f"{path} is no ONNX file, or a damaged one: {err}") from err
+        raise FormatError(f"{path} is not an ONNX file, or is damaged: {err}") from err
     if not model.graph.node and not model.graph.output:
-        raise FormatError(f"{path} is no ONNX file, or an empty one: it holds no graph")
+        raise FormatError(f"{path} is not an ONNX file, or is empty: it contains no graph")
     return model
 
 
@@ -121,8 +123,8 @@ def _opset(model: Any, path: Path) -> int:
     opset = int(found[0]) if found else 1  # files before opsets existed say nothing
     if opset > NEWEST:
         raise UnsupportedError(
-            f"{path} is of opset {opset}; opsets up to {NEWEST} are known: export it with one of "
-            f"those, {OPSET} at best"
+            f"{path} has opset {opset}; edgeq reads opsets up to {NEWEST}: export it with one of "
+            f"those, preferably {OPSET}"
         )
     return opset
 
@@ -131,7 +133,9 @@ def _array(onnx: ModuleType, tensor: Any, path: Path) -> NDArray[Any]:
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         return _external(onnx, tensor, path)
     if tensor.data_type == onnx.TensorProto.STRING:
-        raise UnsupportedError(f"{path} holds the text tensor {tensor.name!r}; texts are not known")
+        raise UnsupportedError(
+            f"{path} has the string tensor {tensor.name!r}; edgeq does not read strings"
+        )
     try:
         array: NDArray[Any] = onnx.numpy_helper.to_array(tensor)
     except (ValueError, TypeError, KeyError, RuntimeError) as err:
@@ -147,11 +151,13 @@ def _external(onnx: ModuleType, tensor: Any, path: Path) -> NDArray[Any]:
     file = (folder / where).resolve()
     if not where or folder not in file.parents:
         raise FormatError(
-            f"{named} lies in {where!r}, outside of the model's folder; only data beside the "
-            "model is read"
+            f"{named} is stored in {where!r}, outside the folder of the model; only data in that "
+            "folder is read"
         )
     if not file.is_file():
-        raise FormatError(f"{named} lies in {where!r}, which is not in {path.parent}; put it there")
+        raise FormatError(
+            f"{named} is stored in {where!r}, which is missing from {path.parent}; put it there"
+        )
     try:
         start = int(entries.get("offset", 0))
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
@@ -164,7 +170,7 @@ def _external(onnx: ModuleType, tensor: Any, path: Path) -> NDArray[Any]:
         held = file.stat().st_size
         if start + length > held:
             raise FormatError(
-                f"{named} ends at byte {start + length} of {where!r}, which has {held}"
+                f"{named} ends at byte {start + length} of {where!r}, which has {held} bytes"
             )
         with file.open("rb") as data:
             data.seek(start)
@@ -197,8 +203,8 @@ def _check(onnx: ModuleType, model: Any, path: Path) -> None:
         found = [n for n in model.graph.node if n.domain in custom]
         listed = ", ".join(f"{n.domain}.{n.op_type} {_named(n)}" for n in found[:8])
         raise UnsupportedError(
-            f"{path} has operators outside of ONNX's own set: {listed}; export it without "
-            "them (no fused or quantized operators of a runtime)"
+            f"{path} has operators that are not standard ONNX: {listed}; export it without "
+            "them (without fused or quantized operators of a runtime)"
         )
     del model.graph.value_info[:]
     for output in model.graph.output:  # many exporters leave shapes out, and nobody needs them
@@ -208,7 +214,7 @@ def _check(onnx: ModuleType, model: Any, path: Path) -> None:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as err:
         if "No Op registered" not in str(err):
-            raise FormatError(f"{path} is no valid ONNX model: {_short(err)}") from err
+            raise FormatError(f"{path} is not a valid ONNX model: {_short(err)}") from err
 
 
 def _known(onnx: ModuleType, node: Any, opset: int, path: Path) -> None:
@@ -222,8 +228,8 @@ def _known(onnx: ModuleType, node: Any, opset: int, path: Path) -> None:
     graphs = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
     if any(a.type in graphs for a in node.attribute):
         raise UnsupportedError(
-            f"{path} has the operator {node.op_type} {_named(node)}, which holds a graph of its "
-            "own; export the model without control flow (trace it with fixed shapes)"
+            f"{path} has the operator {node.op_type} {_named(node)}, which contains a "
+            "subgraph; export the model without control flow (trace it with fixed shapes)"
         )
 
 
@@ -276,7 +282,7 @@ def _texts(path: Path, *names: Any) -> None:
     """Refuse names that are no text; protobuf gives them as bytes."""
     for name in names:
         if not isinstance(name, str):
-            raise FormatError(f"{path} is damaged: the name {name!r} is no text")
+            raise FormatError(f"{path} is damaged: the name {name!r} is not valid text")
 
 
 def _fresh(name: str, taken: set[str]) -> str:
@@ -348,7 +354,7 @@ def _inputs(
                 shown = ", ".join(str(a) for a in axes[value.name])
                 raise UsageError(
                     f"axis {place} ({axis}) of the input {value.name!r} [{shown}] of {path} is "
-                    f"unknown; give all of its shape, as --shape {value.name}="
+                    f"dynamic; give the whole shape, as --shape {value.name}="
                     + ",".join(str(a) if isinstance(a, int) else "N" for a in axes[value.name])
                     + " with a number for each N"
                 )
@@ -358,8 +364,9 @@ def _inputs(
             dtype = "float32"
         if dtype not in ("float32", "int64", "int32", "bool", "int8", "uint8"):
             raise UnsupportedError(
-                f"the input {value.name!r} of {path} is {dtype}; float32, int64, int32, int8, "
-                "uint8 and bool are known"
+                f"the input {value.name!r} of {path} is {dtype}; edgeq reads float32, int64, "
+                "int32, int8, "
+                "uint8 and bool"
             )
         infos[value.name] = Info(tuple(shape), dtype)
     return infos, notes
@@ -394,7 +401,7 @@ def _dtype(onnx: ModuleType, elem_type: int) -> np.dtype[Any]:
     try:
         dtype: np.dtype[Any] = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(elem_type))
     except KeyError as err:
-        raise FormatError(f"there is no tensor type {elem_type}") from err
+        raise FormatError(f"ONNX has no tensor type {elem_type}") from err
     return dtype
 
 
@@ -403,20 +410,21 @@ def _cast_to(onnx: ModuleType, to: int | str) -> int:
     try:
         number = int(onnx.TensorProto.DataType.Value(to) if isinstance(to, str) else to)
     except ValueError as err:
-        raise FormatError(f"there is no tensor type {to!r}") from err
+        raise FormatError(f"ONNX has no tensor type {to!r}") from err
     return int(onnx.TensorProto.FLOAT) if _dtype(onnx, number).name in _WIDENED else number
 
 
 def _constant(onnx: ModuleType, node: Any, path: Path) -> NDArray[Any]:
     """What a Constant node holds, in any of its forms."""
     if len(node.attribute) != 1:
-        raise FormatError(f"the Constant {_named(node)} of {path} holds not one value")
+        raise FormatError(f"the Constant {_named(node)} of {path} must have one value attribute")
     held = _attribute(onnx, node.attribute[0], path)
     if node.attribute[0].name not in ("value", "value_float", "value_floats", "value_int",
                                       "value_ints"):  # fmt: skip
         raise UnsupportedError(
-            f"the Constant {_named(node)} of {path} is a {node.attribute[0].name}; dense numbers "
-            "are known"
+            f"the Constant {_named(node)} of {path} is a {node.attribute[0].name}; edgeq reads "
+            "dense "
+            "numbers"
         )
     if isinstance(held, np.ndarray):
         return held

@@ -43,8 +43,9 @@ def settled(graph: Graph, fold: Callable[[Graph], Graph]) -> Graph:
             break
     first = next(n for n in graph.nodes if any(o and o not in graph.values for o in n.outputs))
     raise UnsupportedError(
-        f"the shape that {first} makes is unknown: it depends on what the inputs hold; export the "
-        "model with fixed shapes, or without that part"
+        f"the output shape of {first} is unknown: it depends on the values of the inputs; export "
+        "the "
+        "model with fixed shapes, or without this operator"
     )
 
 

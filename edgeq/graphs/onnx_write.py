@@ -58,7 +58,7 @@ def write_onnx(graph: Graph, path: str | Path, *, activations: Activations = "in
     """
     path = Path(path)
     if path.suffix.lower() != ".onnx":
-        raise UsageError(f"a graph is written to a file that ends in .onnx, not to {path.name}")
+        raise UsageError(f"the output is {path.name}; the name of an ONNX file must end in .onnx")
     content = to_bytes(graph, activations=activations)
     write_whole(path, [content], "the model")
 
@@ -79,7 +79,7 @@ def to_bytes(
         UsageError: unknown ``activations`` or value.
     """
     if activations not in ("int8", "uint8"):
-        raise UsageError(f"activations are held as {activations!r}; int8 or uint8 are known")
+        raise UsageError(f"activations is {activations!r}; use int8 or uint8")
     onnx = require()
     nbytes = sum(c.nbytes for c in graph.constants.values())
     if nbytes > LIMIT:
@@ -91,7 +91,7 @@ def to_bytes(
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as err:
-        raise FormatError(f"the graph {graph.name} is no valid ONNX: {err}") from err
+        raise FormatError(f"the graph {graph.name} is not valid ONNX: {err}") from err
     content: bytes = model.SerializeToString()
     return content
 
@@ -143,7 +143,7 @@ class _Writer:
         outputs = [*graph.outputs, *(w for w in watch if w not in graph.outputs)]
         for name in outputs:
             if name not in graph.producers:
-                raise UsageError(f"{name!r} is no computed value of the graph {graph.name}")
+                raise UsageError(f"{name!r} is not a value that the graph {graph.name} computes")
         proto = helper.make_graph(
             self.nodes,
             graph.name or "graph",

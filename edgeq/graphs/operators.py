@@ -144,7 +144,7 @@ def check_known(graph: Graph) -> None:
     """
     if found := faults(graph):
         raise UnsupportedError(
-            f"the graph {graph.name} cannot be taken because of {len(found)} of its operators:\n  "
+            f"the graph {graph.name} has {len(found)} operators that edgeq does not support:\n  "
             + "\n  ".join(found)
-            + f"\n(known: {', '.join(sorted(OPERATORS))})"
+            + f"\n(supported operators: {', '.join(sorted(OPERATORS))})"
         )

@@ -43,7 +43,7 @@ def refuse_foreign(graph: Graph) -> None:
     if found:
         listed = ", ".join(str(n) for n in found[:4])
         raise UnsupportedError(
-            f"the graph {graph.name} was quantized by another tool already ({len(found)} such "
+            f"the graph {graph.name} was already quantized by another tool ({len(found)} such "
             f"operators: {listed} ...); give the float model it was made from"
         )
 
@@ -56,8 +56,8 @@ def recorded(graph: Graph) -> Graph:
     """
     if graph.meta.get(FORMAT) != VERSION:
         raise FormatError(
-            f"the graph {graph.name} is in form {graph.meta.get(FORMAT)} of edgeq's record; "
-            f"form {VERSION} is known"
+            f"the graph {graph.name} has version {graph.meta.get(FORMAT)} of edgeq's metadata; "
+            f"this edgeq reads version {VERSION}"
         )
     try:
         palettes = {
@@ -90,7 +90,7 @@ def _recorded(graph: Graph, palettes: dict[str, Palette]) -> Graph:
         else:
             made = graph.producers[node.inputs[0]]
             if made.op != "QuantizeLinear" or made.inputs[1:] != node.inputs[1:]:
-                raise FormatError(f"{node} does not undo a QuantizeLinear of the same grid")
+                raise FormatError(f"{node} has another scale or zero point than its QuantizeLinear")
             raw = made.inputs[0]
             if raw in graph.inputs or raw in graph.constants:
                 same[node.output] = raw
@@ -118,14 +118,14 @@ def _half(graph: Graph, node: Node) -> bool:
 def _array(graph: Graph, name: str) -> NDArray[Any]:
     held = graph.constants.get(name)
     if held is None or isinstance(held, QuantWeight):
-        raise FormatError(f"{name!r} is no constant")
+        raise FormatError(f"{name!r} is not a constant")
     return held
 
 
 def _quant(graph: Graph, node: Node) -> Quant:
     scale, zero = (_array(graph, name) for name in node.inputs[1:3])
     if scale.size != 1 or scale.dtype != np.float32 or zero.dtype.name not in ("int8", "uint8"):
-        raise FormatError(f"{node} is no grid of 8 bits with one scale")
+        raise FormatError(f"{node} does not quantize to 8 bits with one scale")
     shift = 128 if zero.dtype == np.uint8 else 0
     return Quant(float(scale.reshape(-1)[0]), int(zero.reshape(-1)[0]) - shift)
 
@@ -135,9 +135,11 @@ def _weight(graph: Graph, node: Node, palette: Palette | None) -> QuantWeight:
     scales = scales.astype(np.float32)
     bits = {"int4": 4, "int8": 8, "int32": 32}.get(levels.dtype.name)
     if bits is None:
-        raise FormatError(f"{node} undoes {levels.dtype.name}; int4, int8 and int32 are known")
+        raise FormatError(
+            f"{node} dequantizes {levels.dtype.name}; edgeq reads int4, int8 and int32"
+        )
     if len(node.inputs) > 2 and _array(graph, node.inputs[2]).astype(np.int32).any():
-        raise FormatError(f"{node} has zero points, our weights have none")
+        raise FormatError(f"{node} has zero points; edgeq writes weights without zero points")
     block = int(node.attrs.get("block_size", 0)) or None
     axis = None if scales.ndim == 0 else int(node.attrs.get("axis", 1)) % max(levels.ndim, 1)
     table = None

@@ -180,7 +180,7 @@ def ordered(graph: Graph) -> Graph:
         missing = {i for i in node.inputs if i not in ready}
         for name in missing:
             if name not in makers:
-                raise FormatError(f"{node} takes {name!r}, which nothing makes")
+                raise FormatError(f"{node} reads {name!r}, which no operator computes")
             takers.setdefault(name, []).append(node)
         waiting[node.name] = len(missing)
         if not missing:
@@ -195,7 +195,7 @@ def ordered(graph: Graph) -> Graph:
                     free.append(taker)
     if len(nodes) < len(graph.nodes):
         stuck = next(n for n in graph.nodes if waiting[n.name])
-        raise FormatError(f"{stuck} takes a value that is made from its own")
+        raise FormatError(f"{stuck} is part of a cycle: it depends on its own output")
     # a list that is in order already stays as it is: names in reports follow the model's
     place = {node.name: i for i, node in enumerate(graph.nodes)}
     if all(

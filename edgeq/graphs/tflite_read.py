@@ -50,7 +50,7 @@ def read_tflite(path: str | Path, *, dequantize: bool = False) -> Graph:
             OPERATORS[op.op](made, op)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as err:
             raise FormatError(
-                f"{model.path} is damaged: {op.op}, operator {op.index}, cannot be: {err}"
+                f"{model.path} is damaged: {op.op}, operator {op.index}, is invalid: {err}"
             ) from err
     first = [made.base(i) for i in (*model.inputs, *model.outputs) if made.is_first(i)]
     meta = {"edgeq.source": "tflite", "edgeq.channels_last": json.dumps(first)}

@@ -118,8 +118,8 @@ def parse(path: str | Path, *, dequantize: bool = False) -> TfliteModel:
     if len(model.subgraphs) != 1 or len(model.signatureDefs or ()) > 1:
         names = ", ".join(_text(s.signatureKey) for s in model.signatureDefs or ()) or "unnamed"
         raise UnsupportedError(
-            f"{path} holds {len(model.subgraphs)} graphs (signatures: {names}); "
-            "edgeq reads .tflite files of one: convert the model with a single signature"
+            f"{path} contains {len(model.subgraphs)} graphs (signatures: {names}); "
+            "edgeq reads .tflite files with one graph: convert the model with a single signature"
         )
     graph = model.subgraphs[0]
     try:
@@ -148,7 +148,7 @@ def _verified(path: Path) -> tuple[Any, bytes]:
     except OSError as err:
         raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
     if raw[4:8] != b"TFL3":
-        raise FormatError(f"{path} is no .tflite file: it lacks the mark TFL3")
+        raise FormatError(f"{path} is not a .tflite file: it does not have the identifier TFL3")
     try:
         Interpreter(model_content=raw)  # checks every offset; the Python classes check none
     except (ValueError, RuntimeError) as err:
@@ -157,7 +157,7 @@ def _verified(path: Path) -> tuple[Any, bytes]:
         # the file is whole; what else LiteRT does not run, what follows names better
     model = s.ModelT.InitFromPackedBuf(raw)
     if not model.subgraphs or not model.subgraphs[0].tensors:
-        raise FormatError(f"{path} holds no graph")
+        raise FormatError(f"{path} contains no graph")
     return model, raw
 
 
@@ -177,22 +177,22 @@ def _tensor(path: Path, model: Any, raw: bytes, entry: Any, made: bool, dequanti
     shape = tuple(int(n) for n in entry.shape) if entry.shape is not None else ()
     if made and any(n < 1 for n in shape):
         raise UnsupportedError(
-            f"{path}: the tensor {name!r} has the shape {list(shape)}, known only when the model "
-            "runs; convert it with fixed shapes"
+            f"{path}: the tensor {name!r} has the dynamic shape {list(shape)}, which is known only "
+            "when the model runs; convert the model with fixed shapes"
         )
     content = None if made else _content(model, raw, entry)
     if kind in _INTEGERS and (content is None or not dequantize or kind not in _READ):
         raise UnsupportedError(
-            f"{path} is already quantized: the tensor {name!r} holds {kind}; give the float model"
+            f"{path} is already quantized: the tensor {name!r} is {kind}; give the float model"
             + (
-                ", or take its weights back to float (edgeq quantize --dequantize)"
+                ", or convert its weights back to float with edgeq quantize --dequantize"
                 if content is not None
                 else ""
             )
         )
     if kind not in _TYPES:
         raise UnsupportedError(
-            f"{path}: the tensor {name!r} holds {kind}; known are {', '.join(_TYPES)}"
+            f"{path}: the tensor {name!r} is {kind}; edgeq reads {', '.join(_TYPES)}"
         )
     if content is None:
         return Tensor(name, shape, _TYPES[kind])

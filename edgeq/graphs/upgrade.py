@@ -196,7 +196,9 @@ def _norm(opset: int) -> Made:
         if node.op != "BatchNormalization" or "spatial" not in node.attrs:
             return None
         if not node.attrs["spatial"]:
-            raise UnsupportedError(f"{node} normalises each position (spatial=0), which is unknown")
+            raise UnsupportedError(
+                f"{node} normalizes each position (spatial=0), which edgeq does not support"
+            )
         return Change(nodes=(replace(node, attrs=_without(node, "spatial")),))
 
     return rule
@@ -207,7 +209,7 @@ def _group_norm(opset: int) -> Made:
         if node.op != "GroupNormalization":
             return None
         raise UnsupportedError(
-            f"{node} is of opset {opset}, whose scales are for groups; export it with opset 21"
+            f"{node} has group scales, which opset {opset} does not define; export it with opset 21"
         )
 
     return rule

@@ -105,10 +105,11 @@ def _importer(path: Path) -> Callable[..., Model]:
         raise FormatError(f"{path} is a big-endian GGUF file; edgeq reads little-endian ones")
     if path.suffix.lower() in _GRAPHS:
         raise UnsupportedError(
-            f"{path} is a graph of operators, where a language model is wanted; quantize, inspect, "
-            "convert, validate, eval, bench and profile take graphs"
+            f"{path} is a graph of operators, but this command needs a language model; quantize, "
+            "inspect, "
+            "convert, validate, eval, bench and profile accept graphs"
         )
-    what = "is empty" if not head else f"starts with {head[:8]!r} and is no model edgeq knows"
+    what = "is empty" if not head else f"starts with {head[:8]!r} and is no known format"
     raise FormatError(f"{path} {what}; give {ACCEPTED}")
 
 

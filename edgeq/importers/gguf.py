@@ -176,7 +176,7 @@ class _Tensors:
             return FloatTensor(cast(FloatType, entry.type), data)
         if len(entry.shape) != 2:
             raise FormatError(
-                f"{self.path}: tensor {name} {list(entry.shape)} is no matrix and has type "
+                f"{self.path}: tensor {name} {list(entry.shape)} is not a matrix and has type "
                 f"{entry.type}; expected F32"
             )
         n, k = entry.shape

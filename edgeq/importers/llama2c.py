@@ -74,7 +74,7 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
         legacy = _plan_legacy(head, mapping.size)
         if legacy is None:
             raise FormatError(
-                f"{path} is no llama2.c checkpoint, or is truncated: its {mapping.size} bytes "
+                f"{path} is not a llama2.c checkpoint, or is truncated: its {mapping.size} bytes "
                 "do not fit its header; fetch it again"
             )
         config, start, layout = legacy

@@ -114,7 +114,9 @@ class Document:
             FormatError: it is none, of a later version, or damaged.
         """
         if not isinstance(held, dict) or held.get("format") != FORMAT:
-            raise FormatError(f"{name} is no profile of edgeq; make one with edgeq profile -o")
+            raise FormatError(
+                f"{name} is not a profile of edgeq; make one with edgeq profile -o run.json"
+            )
         if held.get("format_version") != FORMAT_VERSION:
             raise FormatError(
                 f"{name} is of format version {held.get('format_version')}, this edgeq reads "
@@ -170,7 +172,7 @@ def read(path: str | Path) -> Document:
     except OSError as err:
         raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
     except ValueError as err:
-        raise FormatError(f"{path} is no JSON: {err}") from err
+        raise FormatError(f"{path} is not JSON: {err}") from err
     return Document.from_json(held, str(path))
 
 

@@ -100,8 +100,9 @@ class RunnerSubject:
         """See `edgeq.profiling.document`."""
         if workload.context > self.runner.context:
             raise UsageError(
-                f"the workload needs a context of {workload.context} tokens and this file was "
-                f"made for {self.runner.context}; ask for fewer, or convert with a longer context"
+                f"the workload needs a context of {workload.context} tokens, but this file was "
+                f"converted for {self.runner.context}; use fewer tokens, or convert with a "
+                "longer context"
             )
         return {**self._facts, "unit": self.unit, "context": self.runner.context}
 
@@ -144,7 +145,7 @@ class GraphSubject:
     def facts(self, workload: Workload) -> dict[str, Any]:
         """See `edgeq.profiling.document`."""
         if not workload.n_gen:
-            raise UsageError("a graph reads no prompt; ask for runs with --n-gen")
+            raise UsageError("a graph has no prompt; give the number of inferences with --n-gen")
         return {**self._facts, "unit": self.unit}
 
     def begin(self, tokens: NDArray[np.int64]) -> None:

@@ -160,7 +160,7 @@ def _table(name: str, shape: Sequence[int], sensitivity: Sensitivity) -> _Table:
     losses = sensitivity.losses.get(name)
     if not losses:
         raise UsageError(
-            f"the sensitivities say nothing of {name}; measure again with 'edgeq sensitivity'"
+            f"the sensitivity file has no entry for {name}; measure again with 'edgeq sensitivity'"
         )
     rows = []
     for text, loss in losses.items():

@@ -191,7 +191,7 @@ class CalibrationStats:
         found = model_sha256(model)
         if found != self.model_sha256:
             raise UsageError(
-                "the calibration is of another model with the same shape "
+                "the statistics were measured on another model with the same shape "
                 f"(its weights' sha256 is {self.model_sha256[:12]}..., this model's "
                 f"{found[:12]}...); calibrate this one with edgeq calibrate"
             )
@@ -408,11 +408,12 @@ def _check_shapes(inputs: Mapping[str, InputStats], config: ModelConfig, complet
         if wanted.get(name) != stats.mean_abs.size:
             has = f"K={wanted[name]}" if name in wanted else "no such matrix"
             raise UsageError(
-                f"the calibration is of another model: it has {name} with "
+                f"the statistics were measured on another model: it has {name} with "
                 f"K={stats.mean_abs.size}, and this one {has}; calibrate this one"
             )
     missing = [name for name in wanted if name not in inputs]
     if complete and missing:
         raise UsageError(
-            f"the calibration is of another model: it lacks {missing[0]}; calibrate this one"
+            f"the statistics were measured on another model: {missing[0]} is missing; calibrate "
+            "this one"
         )

@@ -25,7 +25,7 @@ class Pattern:
         try:
             re.compile(self.pattern)
         except re.error as err:
-            raise SchemeError(f"{self.pattern!r} is no regular expression: {err}") from err
+            raise SchemeError(f"{self.pattern!r} is not a regular expression: {err}") from err
 
     def matches(self, name: str) -> bool:
         """Whether the pattern is found in the name."""
@@ -45,5 +45,5 @@ def split_rule(text: str, what: str, example: str) -> tuple[str, str]:
     """
     pattern, equals, scheme = text.rpartition("=")
     if not equals or not pattern:
-        raise SchemeError(f"{text!r} is no {what}; write REGEX=SCHEME, as in '{example}'")
+        raise SchemeError(f"{text!r} is not a {what}; write REGEX=SCHEME, as in '{example}'")
     return pattern, scheme

@@ -216,7 +216,7 @@ def _check_source(model: Model, path: Path | None) -> None:
         if isinstance(tensor, QuantTensor):
             raise UsageError(
                 f"{path or 'the model'} is already quantized ({name} is {tensor.scheme}), and "
-                "rounding twice loses more; quantize the checkpoint it was made from"
+                "quantizing twice loses more; quantize the checkpoint it was made from"
             )
 
 

@@ -82,8 +82,8 @@ class Data:
             not isinstance(card, str) and card.cut.text_sha256 == self.calibration.text_sha256 != ""
         ):
             raise UsageError(
-                f"the quality card cannot be measured on {card.name}, the text that is calibrated "
-                "with; give another --eval-text, or --no-card"
+                f"quality cannot be measured on {card.name}, which is also the calibration text; "
+                "give another --eval-text, or --no-card"
             )
 
 
@@ -220,7 +220,7 @@ def _solve(
     }
     if not isinstance(recipe.default, QuantScheme):
         raise UsageError(
-            f"bits are chosen for a target, and the recipe keeps matrices in {recipe.default}; "
+            f"a target needs quantized matrices, but the recipe keeps them in {recipe.default}; "
             "give it a quantized default such as w4-g32"
         )
     free = [name for name in shapes if name not in fixed]

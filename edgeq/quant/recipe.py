@@ -174,7 +174,7 @@ class Recipe:
             base = _from_default(_chosen(bits, group))
         elif bits is not None or group is not None:
             raise UsageError(
-                f"preset {preset} already says bits and group; give either a preset or "
+                f"preset {preset} sets bits and group already; give either a preset or "
                 "bits and group (a preset may be any scheme, such as w4-g64-asym)"
             )
         else:
@@ -206,7 +206,7 @@ class Recipe:
             kind = "TOML" if path.suffix == ".toml" else "JSON"
             raise FormatError(f"{path} is not {kind}: {err} (TOML ends in .toml)") from err
         if not isinstance(data, dict):
-            raise FormatError(f'{path} holds no recipe; write a table with default = "w4-g32"')
+            raise FormatError(f'{path} contains no recipe; write a table with default = "w4-g32"')
         try:
             return _completed(data)
         except FormatError as err:
@@ -341,7 +341,7 @@ def _completed(data: Mapping[str, Any]) -> Recipe:
             base = _from_default(parse_scheme(_text(own["default"])))
     except KeyError:
         raise FormatError(
-            'the recipe says neither default nor preset; write default = "w4-g32", say'
+            'the recipe has neither default nor preset; write default = "w4-g32", for example'
         ) from None
     except TypeError as err:
         raise FormatError(f"the scheme of a recipe's matrices: {err}") from err

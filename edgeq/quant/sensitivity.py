@@ -99,8 +99,8 @@ class Sensitivity:
             data = json.loads(Path(path).read_text("utf-8"))
             if data["format"] != "edgeq-sensitivity" or data["format_version"] != FORMAT_VERSION:
                 raise FormatError(
-                    f"{path} is not of version {FORMAT_VERSION} of edgeq-sensitivity, which says "
-                    "how tensors were rounded; make it anew with 'edgeq sensitivity'"
+                    f"{path} does not have version {FORMAT_VERSION} of the format, which records "
+                    "how tensors were rounded; make it again with 'edgeq sensitivity'"
                 )
             losses = {
                 name: {text: float(loss) for text, loss in found.items()}
@@ -114,9 +114,9 @@ class Sensitivity:
         except OSError as err:
             raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
         except UnicodeDecodeError as err:  # whose repr would hold the whole file
-            raise FormatError(f"{path} holds no sensitivities: it is not text ({err})") from err
+            raise FormatError(f"{path} is not a sensitivity file: it is not text ({err})") from err
         except (KeyError, TypeError, ValueError, AttributeError) as err:
-            raise FormatError(f"{path} holds no sensitivities: {err!r}") from err
+            raise FormatError(f"{path} is not a sensitivity file: {err!r}") from err
 
     def check_model(self, model: Model) -> None:
         """Refuse sensitivities of another model.
@@ -139,7 +139,7 @@ class Sensitivity:
         if base.codebook:
             if not any("palette" in text for found in self.losses.values() for text in found):
                 raise UsageError(
-                    "the sensitivities are without palettes, and the recipe's default is "
+                    "the sensitivity file has no palettes, but the default of the recipe is "
                     f"{base}; measure them too: edgeq sensitivity --palette"
                 )
             return self

@@ -135,7 +135,7 @@ class Walk:
         longest = max(window.size for window in ids)
         if longest > config.context:
             raise UsageError(
-                f"a window has {longest} tokens and the model was made for {config.context}; "
+                f"a window has {longest} tokens and the model supports {config.context}; "
                 "cut the text into shorter ones"
             )
         self.n_tokens = sum(window.size for window in ids)

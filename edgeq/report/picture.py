@@ -69,7 +69,7 @@ def pareto_plot(rows: Sequence[Row], best: Sequence[Row], path: str | Path) -> N
         axis.set_title(f"{model}: size and divergence from float; the line is the Pareto front",
                        fontsize=9)  # fmt: skip
         axis.set_xlabel("artifact, MB")
-        axis.set_ylabel("mean KL, nats a token")
+        axis.set_ylabel("mean KL, nats per token")
         axis.grid(alpha=0.3)
         axis.margins(x=0.15)
     picture = io.BytesIO()

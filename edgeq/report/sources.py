@@ -98,7 +98,7 @@ def read(paths: Sequence[str | Path]) -> Sources:
     for path in map(Path, paths):
         files = sorted(path.glob("*.json")) if path.is_dir() else [path]
         if not files:
-            raise FormatError(f"{path} holds no .json file; {MADE_BY}")
+            raise FormatError(f"{path} contains no .json file; {MADE_BY}")
         for file in files:
             found = _read(file)
             if isinstance(found, Document):
@@ -114,7 +114,7 @@ def _read(path: Path) -> Document | list[Row]:
     except OSError as err:
         raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
     except (ValueError, RecursionError) as err:
-        raise FormatError(f"{path} is no JSON: {err}; {MADE_BY}") from err
+        raise FormatError(f"{path} is not JSON: {err}; {MADE_BY}") from err
     if isinstance(held, dict) and held.get("format") == documents.FORMAT:
         return Document.from_json(held, str(path))
     results = held if isinstance(held, list) else [held]
@@ -126,7 +126,9 @@ def _read(path: Path) -> Document | list[Row]:
             # the command adds whether a row is on the front, which depends on the others
             found.append(Row.from_dict({k: v for k, v in one.items() if k != "pareto"}))
         except EdgeqError as err:
-            raise FormatError(f"{path} is no result of a sweep: {err}; sweep again") from err
+            raise FormatError(
+                f"{path} is not a sweep result: {err}; run edgeq sweep again"
+            ) from err
     return found
 
 

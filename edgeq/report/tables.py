@@ -101,7 +101,7 @@ def _figures(entry: Entry) -> Iterator[Figure]:
         yield Figure(
             "bandwidth",
             f"{short(gb_s)} GB/s" + _share(share, doubt := told["suspect"]["gb_per_s"]),
-            "bytes a token must read, at the rate of decode"
+            "bytes read per token, times the decoding speed"
             + _limit(share, f"the read bandwidth measured here, {threads_of(threads)}")
             + _doubt(doubt),
         )

@@ -67,11 +67,11 @@ def render_chat(
             if length > MAX_CHARACTERS:
                 raise OverflowError(f"it renders more than {MAX_CHARACTERS} characters")
     except _RefusedError as err:
-        raise UsageError(f"the model's chat template refuses these messages: {err}") from err
+        raise UsageError(f"the chat template of the model rejects these messages: {err}") from err
     except jinja2.exceptions.SecurityError as err:
         raise FormatError(
-            f"the model's chat template reaches for what it may not have: {err}; "
-            "do not use this model's template"
+            f"the chat template of the model uses something that edgeq does not allow: {err}; "
+            "it may be malicious"
         ) from err
     except jinja2.TemplateSyntaxError as err:
         raise FormatError(f"the model's chat template, line {err.lineno}: {err.message}") from err
@@ -104,7 +104,7 @@ def _template(files: Mapping[str, bytes], name: str | None, tools: bool) -> str:
     if found is None:
         raise UnsupportedError(
             "the model has no chat template (chat_template.jinja, or chat_template in "
-            "tokenizer_config.json): it may be a base model; give it a plain prompt"
+            "tokenizer_config.json): it may be a base model; use edgeq run with a prompt"
         )
     try:
         named = {entry["name"]: str(entry["template"]) for entry in found}

@@ -95,7 +95,7 @@ class Engine:
         if context is None:
             context = min(limit, 4096)
         if not 1 <= context <= limit:
-            raise UsageError(f"context is {context}; this model was made for 1 to {limit} tokens")
+            raise UsageError(f"context is {context}; this model supports 1 to {limit} tokens")
         model.validate()
         self.model = model
         self.context = context
@@ -306,7 +306,7 @@ class Engine:
         more = len(ids) if steps is None else steps
         if self.n_past + more > self.context:
             raise UsageError(
-                f"{self.n_past} tokens are in the context and {more} more were given, but it "
+                f"the context has {self.n_past} tokens and {more} more were given, but it "
                 f"holds {self.context}; use a longer context (up to {self.config.context}) "
                 "or fewer tokens"
             )

@@ -157,15 +157,15 @@ def generate(
         raise UsageError(f"lookup is {lookup}; use 0 (off) to {MAX_DRAFT}")
     if lookup and not params.plain_greedy:
         raise UsageError(
-            "lookup checks its guesses against the most likely token; "
-            "use it with temperature 0 and repetition penalty 1, or not at all"
+            "prompt lookup works only with greedy decoding; "
+            "set the temperature to 0 and the repetition penalty to 1, or lookup to 0"
         )
     if engine.n_past + len(prompt_ids) > engine.context:
         before = f" after {engine.n_past} in the cache" if engine.n_past else ""
         raise UsageError(
             f"the prompt has {len(prompt_ids)} tokens{before} and the context holds "
-            f"{engine.context}; shorten the prompt, or use a larger context (the model was made "
-            f"for up to {engine.config.context})"
+            f"{engine.context}; shorten the prompt, or use a larger context (this model supports "
+            f"up to {engine.config.context})"
         )
     return _Generation(engine, tokenizer, prompt_ids, params, max_tokens, tuple(stop), lookup).run()
 

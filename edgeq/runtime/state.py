@@ -200,11 +200,13 @@ def load(path: str | Path, config: ModelConfig, model: str, kv_bits: int, contex
         raise _damaged(path, str(err)) from err
     metadata = file.metadata
     if metadata.get("format") != FORMAT:
-        raise FormatError(f"{path} is not a saved state; it was made by another program or verb")
+        raise FormatError(
+            f"{path} is not a saved prompt cache; give a file that --prompt-cache wrote"
+        )
     if metadata.get("format_version") != str(VERSION):
         raise FormatError(
             f"{path} is a state of format {metadata.get('format_version')!r} and this edgeq "
-            f"reads {VERSION}; delete it to start afresh"
+            f"reads {VERSION}; delete it to start again"
         )
     _check_crc(file)
     if metadata.get("model") != model:
@@ -268,4 +270,4 @@ def _starts(path: Path, text: str, config: ModelConfig, n: int) -> list[int]:
 
 
 def _damaged(path: Path, why: str) -> FormatError:
-    return FormatError(f"{path} is not a whole state file: {why}; delete it to start afresh")
+    return FormatError(f"{path} is not a complete state file: {why}; delete it to start again")

@@ -225,7 +225,9 @@ class Reader:
         self._data: NDArray[np.uint8] = np.asarray(np.memmap(path, np.uint8, "r"))
         self.count, version = _HEADER.unpack(self._data[: _HEADER.size].tobytes())
         if version != _VERSION:
-            raise FormatError(f"{path} has weight file version {version}; known is {_VERSION}")
+            raise FormatError(
+                f"{path} has weight file version {version}; edgeq reads version {_VERSION}"
+            )
 
     def blob(self, offset: int, kind: str, count: int) -> Blob:
         """The blob described at ``offset``.

@@ -201,9 +201,9 @@ def open_file(path: str | Path) -> File:
     try:
         spec.ParseFromString(raw)
     except DecodeError as err:
-        raise FormatError(f"{model} is no Core ML model: {err}") from err
+        raise FormatError(f"{model} is not a Core ML model: {err}") from err
     if spec.WhichOneof("Type") is None:
-        raise FormatError(f"{model} is no Core ML model: it says no type of model")
+        raise FormatError(f"{model} is not a Core ML model: it has no model type")
     return File(path, spec, folder)
 
 
@@ -214,7 +214,7 @@ def _model_of(package: Path) -> Path:
         parts = Path(str(item)).parts
     except (OSError, ValueError, KeyError, TypeError) as err:
         raise FormatError(
-            f"{package} is no Core ML package: its Manifest.json names no model ({err})"
+            f"{package} is not a Core ML package: its Manifest.json names no model ({err})"
         ) from err
     if ".." in parts or Path(str(item)).is_absolute():
         raise FormatError(f"{package}: Manifest.json names a model outside the package")

@@ -100,7 +100,7 @@ def _means(
             mean = y.reshape(len(y), -1).mean(axis=1, dtype=np.float64)
             sums[node.name] = sums.get(node.name, 0.0) + mean
     if not seen:
-        raise UsageError("there are no samples to correct biases by; give at least one")
+        raise UsageError("there are no calibration samples; give at least one")
     return {name: total / seen for name, total in sums.items()}
 
 

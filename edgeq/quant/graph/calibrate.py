@@ -57,7 +57,7 @@ def ranges(
             if progress is not None:
                 progress(f"calibrating, part {number} of {len(portions)}", n + 1, 0)
         if n < 0:
-            raise UsageError("there are no samples to take ranges from")
+            raise UsageError("there are no calibration samples; give at least one")
         found.update({name: seen.range() for name, seen in observers.items()})
     return found
 

@@ -120,7 +120,7 @@ def unclipped(
         if progress:
             progress("upper bounds", seen, 0)
     if not seen:
-        raise UsageError("there are no samples to look for upper bounds on; give at least one")
+        raise UsageError("there are no calibration samples; give at least one")
     nodes = tuple(
         replace(n, op="Relu", inputs=n.inputs[:1], attrs={}) if n.name in bounds else n
         for n in graph.nodes

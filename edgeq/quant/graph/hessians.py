@@ -86,7 +86,7 @@ def hessians(
         if progress:
             progress("hessians", seen, total)
     if not seen:
-        raise UsageError("there are no samples to measure second moments on; give at least one")
+        raise UsageError("there are no calibration samples; give at least one")
     found = {}
     for key, (_, moments) in taken.items():
         one = moments[0].matrix

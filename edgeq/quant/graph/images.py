@@ -96,7 +96,7 @@ class Preprocess:
         """
         if len(shape) != 4:
             raise UsageError(
-                f"the input {name!r} is {list(shape)}, which no pictures fit; give arrays: an "
+                f"the input {name!r} is {list(shape)}, which images do not fit; give arrays: an "
                 ".npz file or a folder of .npy files"
             )
         layout = self.layout
@@ -106,7 +106,7 @@ class Preprocess:
         if channels not in COLOURS:
             raise UsageError(
                 f"the input {name!r} is {list(shape)}: {channels} channels as {layout.upper()}, "
-                "and pictures have 1, 3 or 4; try "
+                "and images have 1, 3 or 4; try "
                 f"--layout {'nhwc' if layout == 'nchw' else 'nchw'}, or give arrays"
             )
         if self.size is not None and self.size != tuple(size):
@@ -145,7 +145,7 @@ class Preprocess:
                 fitted = self._fitted(picture.convert(COLOURS[channels]), (width, height))
                 pixels = np.asarray(fitted, np.float32).reshape(height, width, channels)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as err:
-            raise FormatError(f"{path} is no picture that can be read: {err}") from err
+            raise FormatError(f"{path} is not an image that can be read: {err}") from err
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         x = (pixels * np.float32(self.scale) - mean) / std
         if self.layout == "nchw":

@@ -373,8 +373,8 @@ def _check(graph: Graph, recipe: GraphRecipe, samples: Samples | None) -> None:
     if samples is None:
         if recipe.needs_samples:
             raise UsageError(
-                "the recipe needs samples of what the model is fed; give a folder, an .npz file or "
-                "script.py:function as --calib, or a recipe without (w8-dynamic, w4-g32)"
+                "the recipe needs calibration samples; give a folder, an .npz file or "
+                "script.py:function with --calib, or a recipe that needs none (w8-dynamic, w4-g32)"
             )
         return
     if recipe.needs_samples:

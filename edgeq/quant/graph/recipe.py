@@ -67,7 +67,7 @@ def parse_choice(text: str) -> Choice:
     match = _SCHEME.fullmatch(name)
     if match is None:
         raise SchemeError(
-            f"{text!r} is no scheme of a graph's weights; write "
+            f"{text!r} is not a scheme for the weights of a graph; write "
             "w<8|4>-<tensor|channel|g16..g256>[-mse|-gptq|-palette], such as w4-g32, or f32, fp16"
         )
     group = int(match[2][1:]) if match[2].startswith("g") else None
@@ -260,7 +260,7 @@ class GraphRecipe:
         try:
             return cls(parse_choice(name))
         except SchemeError as err:
-            if "no scheme" not in str(err):
+            if "is not a scheme" not in str(err):
                 raise
             raise SchemeError(
                 unknown("preset for a graph", text, PRESETS)
@@ -286,7 +286,9 @@ class GraphRecipe:
             kind = "TOML" if path.suffix == ".toml" else "JSON"
             raise FormatError(f"{path} is not {kind}: {err} (TOML ends in .toml)") from err
         if not isinstance(data, dict):
-            raise FormatError(f'{path} holds no recipe; write a table with weights = "w8-channel"')
+            raise FormatError(
+                f'{path} contains no recipe; write a table with weights = "w8-channel"'
+            )
         try:
             base = data.pop("preset", None)
             if base is not None:

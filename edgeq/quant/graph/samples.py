@@ -113,7 +113,7 @@ class Samples:
             empty = False
             yield replace(item, feeds=self._checked(item))
         if empty:
-            raise UsageError(f"{self.source} holds no samples; give {KINDS}")
+            raise UsageError(f"{self.source} contains no samples; give {KINDS}")
 
     def _checked(self, item: _Item) -> Feeds:
         missing = [name for name in self.inputs if name not in item.feeds]
@@ -167,7 +167,7 @@ def open_samples(
     if path.suffix in (".txt", ".jsonl") and path.is_file():
         if tokenizer is None:
             raise UsageError(
-                f"{text} holds sentences: say which tokenizer makes them tokens, with "
+                f"{text} contains sentences, which need a tokenizer: give it with "
                 "--tokenizer tokenizer.json"
             )
         encode, lines = Sentences(tokenizer, graph).encode, read_lines(path)
@@ -234,10 +234,10 @@ def _folder(
         [*files] if files else [(p, None) for p in _pictures(folder)]
     )
     if not found:
-        raise UsageError(f"the folder {folder} holds no samples; give {KINDS}")
+        raise UsageError(f"the folder {folder} contains no samples; give {KINDS}")
     if len(inputs) != 1:
         raise UsageError(
-            f"pictures are for graphs of one input, and this has {', '.join(inputs)}; give "
+            f"images need a graph with one input, and this one has {', '.join(inputs)}; give "
             "arrays as .npz"
         )
     ((name, info),) = inputs.items()
@@ -256,7 +256,7 @@ def _folder(
 
 def _refuse_batch(name: str, info: Info) -> Samples:
     raise UsageError(
-        f"the input {name!r} takes {info.shape[0]} pictures at a time; give --shape "
+        f"the input {name!r} takes batches of {info.shape[0]} images; give --shape "
         f"{name}=1,{','.join(map(str, info.shape[1:]))}"
     )
 
@@ -312,8 +312,8 @@ def _rows(
         labels = np.asarray(labels).reshape(-1)
         if labels.size != n or labels.dtype.kind not in "iu":
             raise FormatError(
-                f"the labels of {source} are {labels.dtype} [{labels.size}]; needed are {n} whole "
-                "numbers, one a sample"
+                f"the labels of {source} are {labels.dtype} [{labels.size}]; expected {n} "
+                "integers, one per sample"
             )
 
     def cut(i: int) -> Callable[[], Feeds]:
@@ -330,7 +330,7 @@ def _rows(
 def _loader(script: Path, function: str) -> Callable[[], Iterable[Any]]:
     """The function of a script."""
     if not script.is_file():
-        raise UsageError(f"there is no script {script}; write script.py:function")
+        raise UsageError(f"the script {script} does not exist; write script.py:function")
     spec = importlib.util.spec_from_file_location(f"edgeq_samples_{script.stem}", script)
     assert spec is not None
     assert spec.loader is not None
@@ -379,7 +379,7 @@ def _fitted(
     want = np.dtype(info.dtype)
     if x.dtype.kind not in "fiub" or (x.dtype.kind == "f") != (want.kind == "f"):
         raise FormatError(
-            f"{where} has {x.dtype} for the input {name!r}, which takes {want}; arrays are fed as "
+            f"{where} has {x.dtype} for the input {name!r}, which takes {want}; arrays are used as "
             "they are: bring them to the model's range and type first"
         )
     if x.ndim == len(info.shape) - 1 and info.shape[0] == 1:

@@ -81,7 +81,7 @@ def sensitivity(
     run = session_of(graph, ())
     wanted = [{name: run(feeds)[name] for name in graph.outputs} for feeds in samples]
     if not wanted:
-        raise UsageError("there are no samples to measure sensitivities on; give at least one")
+        raise UsageError("there are no calibration samples; give at least one")
     measures = {name: measure_of(graph, name) for name in graph.outputs}
     rows = []
     for done, node in enumerate(nodes):

@@ -90,7 +90,7 @@ def _largest(
         if progress is not None:
             progress("smoothing", n, 0)
     if not n:
-        raise UsageError("there are no samples to smooth by; give at least one")
+        raise UsageError("there are no calibration samples; give at least one")
     return found
 
 

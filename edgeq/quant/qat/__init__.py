@@ -138,8 +138,8 @@ def _start(
 def _check_teacher(student: ModelConfig, teacher: ModelConfig, *, states: bool) -> None:
     if teacher.vocab != student.vocab:
         raise UsageError(
-            f"the teacher has a vocabulary of {teacher.vocab} and the model one of "
-            f"{student.vocab}; a teacher needs the same"
+            f"the teacher has {teacher.vocab} tokens in its vocabulary and the model "
+            f"{student.vocab}; they must have the same vocabulary"
         )
     ours, theirs = (student.layers, student.hidden), (teacher.layers, teacher.hidden)
     if states and ours != theirs:
