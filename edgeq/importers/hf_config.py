@@ -9,7 +9,6 @@ Source: the configuration classes of Transformers 4.57 and 5.x.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 from edgeq.errors import FormatError, UnsupportedError
 from edgeq.importers.hf_attention import read_rope, read_window
 from edgeq.importers.hf_keys import check_classes, check_unread
-from edgeq.importers.hf_values import Values
+from edgeq.importers.hf_values import Values, read_json
 from edgeq.importers.unread import shown
 from edgeq.model import Activation, ModelConfig
 
@@ -181,23 +180,6 @@ def read_config(folder: Path) -> HfConfig:
         biases = ("q_proj", "k_proj", "v_proj", "o_proj")
     check_unread(path, raw, {"architectures", "auto_map", *values.read}, name)
     return HfConfig(model, prefix, biases)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        FormatError: it cannot be read, is not JSON, or is no object.
-    """
-    try:
-        data = json.loads(path.read_bytes())
-    except OSError as err:
-        raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
-    except (ValueError, RecursionError) as err:
-        raise FormatError(f"{path} is not JSON ({err}); fetch it again") from err
-    if not isinstance(data, dict):
-        raise FormatError(f"{path} holds a {type(data).__name__}, expected an object")
-    return data
 
 
 def _known() -> str:
