@@ -148,14 +148,15 @@ def check_unread(path: Path, raw: Mapping[str, Any], read: Collection[str], fami
 
 
 def check_classes(path: Path, raw: Mapping[str, Any], family: str, model_type: str) -> None:
-    """Check that ``architectures`` and ``auto_map`` name classes of the family.
+    """Check that ``architectures`` and ``auto_map`` name classes whose arithmetic is known.
 
-    Readers differ in which of them they follow where they contradict ``model_type``, and a class
-    of another name computes something else (BitNet's checkpoints are of type llama).
+    A class of another name computes something else (BitNet's checkpoints are of type llama). Where
+    a class of another family is named, ``model_type`` decides, as it does in Transformers: what the
+    other family has more shows as keys or tensors that nothing reads.
 
     Raises:
         FormatError: ``architectures`` is not a list of names.
-        UnsupportedError: a class is another family's or unknown.
+        UnsupportedError: a class is unknown.
     """
     names = raw.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -167,7 +168,7 @@ def check_classes(path: Path, raw: Mapping[str, Any], family: str, model_type: s
     if isinstance(code, str):
         names = [*names, code.rsplit(".", 1)[-1]]
     for name in names:
-        if name not in ARCHITECTURES[family]:
+        if not any(name in classes for classes in ARCHITECTURES.values()):
             raise UnsupportedError(
                 f"{path}: the model class is {name!r} and model_type is {model_type!r}; edgeq "
                 f"computes a {model_type} model as {ARCHITECTURES[family][0]} does, and another "

@@ -90,10 +90,14 @@ def listed(names: list[str]) -> str:
 def refusal(offenders: dict[str, Any]) -> str:
     """What is said of keys that may change the arithmetic: names, values and the way out."""
     keys = listed([f"{name} is {shown(value)}" for name, value in offenders.items()])
-    them = "it" if len(offenders) == 1 else "them"
+    if len(offenders) == 1:
+        return (
+            f"{keys}, a setting edgeq does not know that may change what the model computes; "
+            "remove it from the file if it does not"
+        )
     return (
-        f"{keys}; edgeq does not know what {them} would change in the model's arithmetic, so it "
-        f"does not run the model without {them}; remove {them} if nothing depends on {them}"
+        f"{keys}: settings edgeq does not know that may change what the model computes; "
+        "remove them from the file if they do not"
     )
 
 
