@@ -80,13 +80,17 @@ def check_family(model: Model) -> None:
         ),
         "window": gemma and (c.window is None or _period(c) is None),
         "head_dim": arch == "phi3" and c.heads * c.head_dim != c.hidden,
-        "biases": not {n.split(".")[-2] for n, _ in c.biases() if n in model.tensors}
-        <= _BIASED.get(arch, set()),
     }
     for name, is_wrong in wrong.items():
         if is_wrong:
-            value = getattr(c, name, "set")
-            raise UnsupportedError(f"llama.cpp's {arch} computes with another {name} than {value}")
+            raise UnsupportedError(
+                f"llama.cpp's {arch} computes with another {name} than {getattr(c, name)}"
+            )
+    biased = {n.split(".")[-2] for n, _ in c.biases() if n in model.tensors}
+    if foreign := sorted(biased - _BIASED.get(arch, set())):
+        raise UnsupportedError(
+            f"the model has biases on {', '.join(foreign)}, and llama.cpp's {arch} has none there"
+        )
 
 
 def assumed_scale(c: ModelConfig) -> float:

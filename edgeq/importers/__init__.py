@@ -118,6 +118,10 @@ def _folder_importer(path: Path) -> Callable[..., Model]:
         from edgeq.importers import huggingface
 
         return huggingface.load
+    if (path / "adapter_config.json").exists():
+        from edgeq.importers.hf_checkpoint import adapter_message
+
+        raise UnsupportedError(adapter_message(path))
     inside = sorted(p.name for p in path.iterdir() if p.suffix in (".gguf", ".edgeq", ".bin"))
     hint = f", but it holds {', '.join(inside[:5])}" if inside else ""
     raise FormatError(f"{path} is a folder without config.json{hint}; give {ACCEPTED}")

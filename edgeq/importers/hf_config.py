@@ -1,23 +1,25 @@
 """A Hugging Face ``config.json`` as a `ModelConfig`.
 
 Each family is one row of `FAMILIES` (what Transformers assumes where the file is silent) and, if
-it needs more than that, one branch below. Both spellings of rotary settings are read: the flat
-``rope_theta`` / ``rope_scaling`` and the nested ``rope_parameters`` of Transformers 5.
+it needs more than that, one branch below. Every key is read here or in `hf_attention`, known to
+leave the arithmetic alone (`hf_keys`), or refused by its name.
 
 Source: the configuration classes of Transformers 4.57 and 5.x.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeq.errors import FormatError, UnsupportedError, unknown
-from edgeq.model import Activation, ModelConfig, RopeScaling
+from edgeq.errors import FormatError, UnsupportedError
+from edgeq.importers.hf_attention import read_rope, read_window
+from edgeq.importers.hf_keys import check_classes, check_unread
+from edgeq.importers.hf_values import Values, read_json
+from edgeq.importers.unread import shown
+from edgeq.model import Activation, ModelConfig
 
 MAX_LAYERS = 4096
 """More layers than this is a damaged number, not a model."""
@@ -78,8 +80,6 @@ FAMILIES: dict[str, Family] = {
             "num_key_value_heads": 4,
             "head_dim": 256,
             "max_position_embeddings": 131072,
-            "rope_theta": 1_000_000.0,
-            "rope_local_base_freq": 10_000.0,
             "query_pre_attn_scalar": 256,
             "sliding_window": 4096,
             "sliding_window_pattern": 6,
@@ -103,19 +103,18 @@ _MODEL_TYPES = {
     "llama": "llama",
     "smollm": "llama",
     "mistral": "mistral",
+    "ministral": "mistral",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
     "gemma3": "gemma3",
     "gemma3_text": "gemma3",
     "phi3": "phi3",
 }
-_ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
-_SWITCHES = {  # keys that would change the arithmetic, and the values that leave it alone
-    "mlp_bias": (False,),
-    "use_bidirectional_attention": (False,),
-    "final_logit_softcapping": (),
-    "attn_logit_softcapping": (),
-    "quantization_config": (),
+_ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
 }
 
 
@@ -148,115 +147,59 @@ def read_config(folder: Path) -> HfConfig:
     if not isinstance(model_type, str):
         raise FormatError(f"{path} names no model_type; it must be one of {_known()}")
     if model_type not in _MODEL_TYPES:
-        raise UnsupportedError(f"{path}: {unknown('model family', model_type, _MODEL_TYPES)}")
-    if isinstance(raw.get("text_config"), dict):  # a vision-language model: its decoder
+        # no guess at what was meant: a similar name is another architecture
+        raise UnsupportedError(
+            f"{path}: model_type is {model_type!r}, a family edgeq does not run; it runs {_known()}"
+        )
+    name = _MODEL_TYPES[model_type]
+    check_classes(path, raw, name, model_type)
+    if name == "gemma3" and isinstance(raw.get("text_config"), dict):
+        # a vision-language model: its decoder
         outer, raw, prefix = raw, dict(raw["text_config"]), "language_model."
-        for key in ("tie_word_embeddings", "bos_token_id", "eos_token_id", "quantization_config"):
+        inherited = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "quantization_config")
+        check_unread(path, outer, {"text_config", "architectures", "auto_map", *inherited}, name)
+        for key in inherited:
             if raw.get(key) is None and outer.get(key) is not None:
                 raw[key] = outer[key]
-    for key, harmless in _SWITCHES.items():
-        value = raw.get(key)
-        if value is not None and value not in harmless:
-            detail = value.get("quant_method", value) if isinstance(value, dict) else value
+        if _MODEL_TYPES.get(raw.get("model_type", model_type)) != name:
             raise UnsupportedError(
-                f"{path}: {key} is {detail!r}, which edgeq cannot run; "
-                "use an original F32, F16 or BF16 checkpoint without it"
+                f"{path}: text_config is a model of type {raw['model_type']!r}; in a {model_type} "
+                "model edgeq runs a decoder of type gemma3_text"
             )
-    name = _MODEL_TYPES[model_type]
+        check_classes(path, raw, name, model_type)
     family = FAMILIES[name]
-    values = _Values(path, raw, family.defaults)
+    values = Values(path, raw, family.defaults)
     generation_path = folder / "generation_config.json"
     generation = read_json(generation_path) if generation_path.exists() else {}
     model = _model(name, values, generation)
     biases: tuple[str, ...] = ()
     if family.attention_bias == "always":
+        values.read |= {"attention_bias", "qkv_bias"}
         biases = ("q_proj", "k_proj", "v_proj")
     elif family.attention_bias == "flag" and values.flag("attention_bias"):
         biases = ("q_proj", "k_proj", "v_proj", "o_proj")
+    check_unread(path, raw, {"architectures", "auto_map", *values.read}, name)
     return HfConfig(model, prefix, biases)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        FormatError: it cannot be read, is not JSON, or is no object.
-    """
-    try:
-        data = json.loads(path.read_bytes())
-    except OSError as err:
-        raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
-    except (ValueError, RecursionError) as err:
-        raise FormatError(f"{path} is not JSON ({err}); fetch it again") from err
-    if not isinstance(data, dict):
-        raise FormatError(f"{path} holds a {type(data).__name__}, expected an object")
-    return data
 
 
 def _known() -> str:
     return ", ".join(sorted(_MODEL_TYPES))
 
 
-class _Values:
-    """Checked access to a configuration's values; null counts as absent."""
-
-    def __init__(self, path: Path, raw: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-        self.path = path
-        self.raw = raw
-        self.defaults = defaults
-
-    def get(self, key: str) -> Any:
-        value = self.raw.get(key)
-        return self.defaults.get(key) if value is None else value
-
-    def number(self, key: str) -> float:
-        return self.check_number(key, self.get(key))
-
-    def check_number(self, key: str, value: Any) -> float:
-        if value is None:
-            raise FormatError(f"{self.path}: {key} is missing")
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-            or value <= 0
-        ):
-            raise FormatError(f"{self.path}: {key} is {value!r}; it must be a positive number")
-        return float(value)
-
-    def count(self, key: str) -> int:
-        value = self.get(key)
-        if self.check_number(key, value) != int(value):
-            raise FormatError(f"{self.path}: {key} is {value!r}; it must be a whole number")
-        return int(value)
-
-    def flag(self, key: str) -> bool:
-        value = self.get(key)
-        if value is not None and not isinstance(value, bool):
-            raise FormatError(f"{self.path}: {key} is {value!r}; it must be true or false")
-        return bool(value)
-
-
-def _model(family: str, values: _Values, generation: Mapping[str, Any]) -> ModelConfig:
+def _model(family: str, values: Values, generation: Mapping[str, Any]) -> ModelConfig:
     layers = values.count("num_hidden_layers")
     if layers > MAX_LAYERS:
         raise FormatError(f"{values.path}: num_hidden_layers is {layers}; at most {MAX_LAYERS}")
     hidden, heads = values.count("hidden_size"), values.count("num_attention_heads")
-    kv_heads = values.count("num_key_value_heads") if values.get("num_key_value_heads") else heads
-    head_dim = values.count("head_dim") if values.get("head_dim") else hidden // heads
+    # an explicit null is as many as there are query heads, whatever the family's default
+    shared = values.get("num_key_value_heads") is None or values.is_null("num_key_value_heads")
+    kv_heads = heads if shared else values.count("num_key_value_heads")
+    own = values.get("head_dim") is not None and not values.is_null("head_dim")
+    head_dim = values.count("head_dim") if own else hidden // heads
     gemma = family == "gemma3"
-    theta, scaling, partial = _rope(values, "full_attention", values.get("rope_theta") or 10000.0)
-    local = None
-    if gemma:
-        local, local_scaling, _ = _rope(
-            values, "sliding_attention", values.number("rope_local_base_freq")
-        )
-        if local_scaling is not None:
-            raise UnsupportedError(
-                f"{values.path}: rope scaling {local_scaling.kind!r} on sliding_attention layers; "
-                "Gemma 3 stretches its full_attention layers only"
-            )
-    window, window_layers = _window(family, values, layers)
+    rope = read_rope(values, family)
+    context = values.count("max_position_embeddings")
+    window, window_layers = read_window(values, family, layers, context)
     return ModelConfig(
         family=family,
         hidden=hidden,
@@ -266,14 +209,14 @@ def _model(family: str, values: _Values, generation: Mapping[str, Any]) -> Model
         kv_heads=kv_heads,
         head_dim=head_dim,
         vocab=values.count("vocab_size"),
-        context=values.count("max_position_embeddings"),
+        context=context,
         norm_eps=values.number("rms_norm_eps"),
         norm_offset=1.0 if gemma else 0.0,
         activation=_activation(values, "hidden_activation" if gemma else "hidden_act"),
-        rope_theta=theta,
-        rope_theta_local=local,
-        rope_dim=int(head_dim * partial),
-        rope_scaling=scaling,
+        rope_theta=rope.theta,
+        rope_theta_local=rope.theta_local,
+        rope_dim=int(head_dim * rope.rotated),
+        rope_scaling=rope.scaling,
         window=window,
         window_layers=window_layers,
         qk_norm=FAMILIES[family].qk_norm,
@@ -286,93 +229,24 @@ def _model(family: str, values: _Values, generation: Mapping[str, Any]) -> Model
     )
 
 
-def _activation(values: _Values, key: str) -> Activation:
-    name = str(values.get(key))
-    if name not in _ACTIVATIONS:
-        raise UnsupportedError(f"{values.path}: {unknown('activation', name, _ACTIVATIONS)}")
+def _activation(values: Values, key: str) -> Activation:
+    name = None if values.is_null(key) else values.get(key)
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
+        raise UnsupportedError(
+            f"{values.path}: {key} is {shown(name)}, an activation edgeq does not compute; it "
+            f"computes {', '.join(_ACTIVATIONS)}"
+        )
     return _ACTIVATIONS[name]
 
 
-def _rope(
-    values: _Values, layer_type: str, theta: float
-) -> tuple[float, RopeScaling | None, float]:
-    """Base, stretching and rotated fraction of the layers of one type."""
-    nested = values.get("rope_parameters")
-    flat = values.get("rope_scaling") if layer_type == "full_attention" else None
-    found = flat if nested is None else nested
-    if isinstance(found, dict) and isinstance(found.get(layer_type), dict):
-        found = found[layer_type]
-    if found is None or (isinstance(found, dict) and "sliding_attention" in found):
-        found = {}
-    if not isinstance(found, dict):
-        raise FormatError(f"{values.path}: rope parameters are {found!r}; expected an object")
-    theta = values.check_number("rope_theta", found.get("rope_theta", theta))
-    partial = values.check_number(
-        "partial_rotary_factor",
-        found.get("partial_rotary_factor") or values.get("partial_rotary_factor") or 1.0,
-    )
-    kind = found.get("rope_type", found.get("type", "default"))
-    if kind in ("default", None):
-        return theta, None, partial
-    if kind not in ("llama3", "linear"):
-        raise UnsupportedError(
-            f"{values.path}: {unknown('rope type', str(kind), ('default', 'linear', 'llama3'))}"
-        )
-    factor = values.check_number("rope factor", found.get("factor"))
-    if kind == "linear":
-        return theta, RopeScaling("linear", factor), partial
-    low = values.check_number("low_freq_factor", found.get("low_freq_factor"))
-    high = values.check_number("high_freq_factor", found.get("high_freq_factor"))
-    if high <= low:
-        raise FormatError(
-            f"{values.path}: high_freq_factor {high} must be above low_freq_factor {low}"
-        )
-    original = found.get("original_max_position_embeddings", values.get("max_position_embeddings"))
-    original = int(values.check_number("original_max_position_embeddings", original))
-    return theta, RopeScaling("llama3", factor, low, high, original), partial
-
-
-def _window(family: str, values: _Values, layers: int) -> tuple[int | None, tuple[bool, ...]]:
-    """The sliding window, and which layers it applies to."""
-    # an explicit null switches Mistral's window off, whatever the default says
-    if "sliding_window" in values.raw and values.raw["sliding_window"] is None:
-        return None, ()
-    if family == "llama" or values.get("sliding_window") is None:
-        return None, ()
-    if family in ("qwen2", "qwen3") and not values.flag("use_sliding_window"):
-        return None, ()
-    window = values.count("sliding_window")
-    kinds = values.get("layer_types")
-    if family in ("mistral", "phi3"):
-        return window, (True,) * layers
-    if kinds is not None:
-        known = ("full_attention", "sliding_attention")
-        if not isinstance(kinds, list) or len(kinds) != layers:
-            raise FormatError(f"{values.path}: layer_types must name each of {layers} layers")
-        for kind in kinds:
-            if kind not in known:
-                raise UnsupportedError(f"{values.path}: {unknown('layer type', str(kind), known)}")
-        where = tuple(kind == "sliding_attention" for kind in kinds)
-    elif family == "gemma3":
-        pattern = values.count("sliding_window_pattern")
-        where = tuple((i + 1) % pattern != 0 for i in range(layers))
-    else:
-        full = values.get("max_window_layers")
-        full = 28 if full is None else full
-        if type(full) is not int:
-            raise FormatError(f"{values.path}: max_window_layers is {full!r}; expected a number")
-        where = tuple(i >= full for i in range(layers))
-    return (window, where) if any(where) else (None, ())
-
-
-def _one_token(values: _Values) -> int | None:
+def _one_token(values: Values) -> int | None:
     bos = values.get("bos_token_id")
     if bos is not None and (type(bos) is not int or bos < 0):
         raise FormatError(f"{values.path}: bos_token_id is {bos!r}; expected a token id")
     return bos
 
 
-def _tokens(values: _Values, generation: Mapping[str, Any]) -> tuple[int, ...]:
+def _tokens(values: Values, generation: Mapping[str, Any]) -> tuple[int, ...]:
     """The end tokens; generation_config.json knows the chat model's, and goes first."""
     eos = generation.get("eos_token_id")
     eos = values.get("eos_token_id") if eos is None else eos

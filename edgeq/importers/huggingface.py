@@ -1,23 +1,22 @@
 """Hugging Face checkpoint folders: config.json, safetensors (one or sharded), tokenizer files.
 
-Nothing but headers is read; every tensor is a view of its memory-mapped shard. Phi-3's fused
-projections become views of their rows.
+Nothing but headers is read, but for a head stored beside the embeddings it is said to be tied to;
+every tensor is a view of its memory-mapped shard. Phi-3's fused projections become views of their
+rows.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgeq.errors import FormatError, UnsupportedError
-from edgeq.importers.hf_config import read_config, read_json
-from edgeq.importers.safetensors_file import SafetensorsFile, open_safetensors
+from edgeq.errors import FormatError
+from edgeq.importers.hf_checkpoint import Checkpoint
+from edgeq.importers.hf_config import read_config
 from edgeq.importers.sentencepiece_model import tokenizer_files
 from edgeq.model import Model, ModelConfig
 from edgeq.tensor import FloatTensor, Tensor
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -44,9 +43,9 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
     """
     folder = Path(path)
     config = read_config(folder)
-    found = _Checkpoint(folder, config.prefix)
+    found = Checkpoint(folder, config.prefix)
+    model = replace(config.model, tied=config.model.tied and found.tie_head())
     tensors: dict[str, Tensor] = {}
-    model = config.model
     fused = _fused(model) if model.family == "phi3" else {}
     names = [name for name, _ in (*model.linears(), *model.norms())]
     for name, _ in model.biases():
@@ -54,76 +53,11 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
             names.append(name)
     for name in names:
         tensors[name] = fused[name].of(found) if name in fused else found.tensor(name)
+    found.check_all_read(model)
     files = {} if headers_only else _files(folder)
     result = Model(model, tensors, files, {"source": folder.resolve().name})
     result.validate()
     return result
-
-
-class _Checkpoint:
-    """The tensors of one or several safetensors files under their usual names."""
-
-    def __init__(self, folder: Path, prefix: str) -> None:
-        self.folder = folder
-        self.where: dict[str, tuple[SafetensorsFile, str]] = {}
-        for file, names in _shards(folder):
-            for name in names if names is not None else file.tensors:
-                if name not in file.tensors:
-                    raise FormatError(
-                        f"{folder / INDEX} puts tensor {name} in {file.path.name}, "
-                        "which does not hold it; fetch the checkpoint again"
-                    )
-                self.where[_usual(name, prefix)] = (file, name)
-
-    def tensor(self, name: str) -> FloatTensor:
-        try:
-            file, stored = self.where[name]
-        except KeyError:
-            raise FormatError(
-                f"tensor {name} is missing from {self.folder}; "
-                "config.json asks for it: is this the whole checkpoint?"
-            ) from None
-        return file.tensor(stored)
-
-
-def _shards(folder: Path) -> list[tuple[SafetensorsFile, list[str] | None]]:
-    """Each file with the tensors the index expects there (None: whatever it holds)."""
-    if (folder / SINGLE).exists() and not (folder / INDEX).exists():
-        return [(open_safetensors(folder / SINGLE), None)]
-    if not (folder / INDEX).exists():
-        others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pth", ".pt"))
-        if others:
-            raise UnsupportedError(
-                f"{folder} holds PyTorch weights ({others[0]}), not safetensors; "
-                "convert them with Transformers' save_pretrained"
-            )
-        raise FormatError(f"{folder} holds neither {SINGLE} nor {INDEX}")
-    index = read_json(folder / INDEX)
-    placed = index.get("weight_map")
-    if not isinstance(placed, dict) or not all(isinstance(v, str) for v in placed.values()):
-        raise FormatError(f"{folder / INDEX} has no weight_map from tensors to files")
-    by_file: dict[str, list[str]] = {}
-    for name, file in placed.items():
-        if Path(file).name != file:
-            raise FormatError(f"{folder / INDEX} names {file!r}, which lies outside the folder")
-        by_file.setdefault(file, []).append(name)
-    missing = [file for file in sorted(by_file) if not (folder / file).exists()]
-    if missing:
-        raise FormatError(
-            f"{folder} lacks {len(missing)} of {len(by_file)} shards: {', '.join(missing)}; "
-            "fetch the missing files"
-        )
-    return [(open_safetensors(folder / file), names) for file, names in sorted(by_file.items())]
-
-
-def _usual(name: str, prefix: str) -> str:
-    """Strip what vision-language checkpoints put around their decoder's names."""
-    if not prefix:
-        return name
-    # written before Transformers 4.52: language_model.model.X; since then model.language_model.X
-    if name.startswith("model." + prefix):
-        return "model." + name.removeprefix("model." + prefix)
-    return name.removeprefix(prefix)
 
 
 @dataclass(frozen=True)
@@ -135,7 +69,7 @@ class _Part:
     stop: int
     height: int
 
-    def of(self, found: _Checkpoint) -> FloatTensor:
+    def of(self, found: Checkpoint) -> FloatTensor:
         whole = found.tensor(self.source)
         if whole.shape[:1] != (self.height,):
             raise FormatError(

@@ -118,6 +118,10 @@ class CompiledBackend:
             done += self._decode(int(first), position + done, found[done:])
         return [int(t) for t in found]
 
+    def is_finite(self) -> bool:
+        """Whether the last logits were numbers."""
+        return bool(np.isfinite(self._logits[0, : self._model.config.vocab].max()))
+
     def _decode(self, token: int, position: int, found: NDArray[np.int64]) -> int:
         """One burst with as many threads as are worth it: greedy tokens into ``found`` (or, if
         that is empty, the logits after one token); returns how many."""

@@ -16,15 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.cpu import available_cores
-from edgeq.errors import UnsupportedError, UsageError, unknown
+from edgeq.errors import FormatError, UnsupportedError, UsageError, unknown
 from edgeq.model import Model, ModelConfig
+from edgeq.packing import TILE
 from edgeq.reference import window_start
 from edgeq.runtime import state
+from edgeq.runtime.sampling import NOT_FINITE
 
 if TYPE_CHECKING:  # it names fields of the compiled kernels, which the NumPy backend does without
     from edgeq.runtime.step_times import StepTimes
 
 BACKENDS = ("numba", "numpy")
+_LOOK_EVERY = 16
+"""Tokens after which a float16 cache is looked at for values that it could not hold."""
 
 
 class Backend(Protocol):
@@ -40,6 +44,9 @@ class Backend(Protocol):
 
     def greedy(self, token: int, position: int, steps: int) -> list[int]:
         """``steps`` greedy tokens after ``token``."""
+
+    def is_finite(self) -> bool:
+        """Whether the last logits were numbers."""
 
     def truncate(self, position: int) -> None:
         """Forget everything at and past ``position``."""
@@ -104,6 +111,7 @@ class Engine:
         self.backend = backend
         self._tokens: list[int] = []
         self._ready = 0  # how many of them the backend holds
+        self._looked_at = 0  # how many of them were found to fit into the cache
         self._windowed = [i for i, windowed in enumerate(model.config.window_layers) if windowed]
         self._fingerprint: str | None = None
         self._run: Backend
@@ -153,18 +161,25 @@ class Engine:
 
         Raises:
             UsageError: no tokens, an id outside the vocabulary, or the context would overflow.
+            UnsupportedError: the model's keys or values are too large for the KV cache.
         """
         ids = np.atleast_1d(np.asarray(tokens, dtype=np.int64))
         self._check(ids)
         self._catch_up()
         logits = self._run.forward(ids, self.n_past, len(ids) if all_logits else 1)
         self._extend(ids.tolist())
+        self._check_cache(bool(np.isfinite(logits.max())))  # NaN if any is
         return logits if all_logits else logits[0]
 
     def greedy(self, token: int, n: int) -> list[int]:
         """Append ``token``, then decode greedily; returns the ``n`` tokens found.
 
         The last of them is not yet in the cache, just as after `forward`.
+
+        Raises:
+            UsageError: an id outside the vocabulary, or the context would overflow.
+            UnsupportedError: the model's keys or values are too large for the KV cache.
+            FormatError: the logits are not numbers.
         """
         if n < 1:
             return []
@@ -172,6 +187,10 @@ class Engine:
         self._catch_up()
         found = self._run.greedy(int(token), self.n_past, n)
         self._extend([int(token), *found[:-1]])
+        finite = self._run.is_finite()
+        self._check_cache(finite)
+        if not finite:
+            raise FormatError(NOT_FINITE)
         return found
 
     def truncate(self, n: int) -> None:
@@ -184,6 +203,7 @@ class Engine:
         if not 0 <= n <= self.n_past:
             raise UsageError(f"cannot truncate to {n} tokens; the sequence has {self.n_past}")
         self._ready = min(self._ready, n)
+        self._looked_at = min(self._looked_at, n)
         self._run.truncate(self._ready)
         del self._tokens[n:]
 
@@ -279,6 +299,34 @@ class Engine:
         self._tokens += tokens
         self._ready = len(self._tokens)
 
+    def _check_cache(self, finite: bool) -> None:
+        """Refuse to go on with a KV cache that could not hold what the model wrote into it.
+
+        An infinity need not show in the logits, so a float16 cache is looked at every few tokens;
+        an 8-bit one, which holds far larger values, where logits are not numbers.
+        """
+        ahead = self.n_past - self._looked_at
+        due = self.kv_bits == 16 and (not self._looked_at or ahead >= _LOOK_EVERY)
+        if finite and not due:
+            return
+        start = self._looked_at if finite else 0
+        self._looked_at = self.n_past
+        for layer in range(self.config.layers):
+            first = max(start, self._run.first(layer)) // TILE * TILE
+            for name, part in self._run.read(layer, first, self.n_past).items():
+                if part.dtype.kind != "f" or np.isfinite(part).all():
+                    continue
+                # NaN, and infinities of infinite weights, are the model's own
+                if not np.isnan(part).any() and self._is_sound(layer):
+                    raise UnsupportedError(_overflow(layer, name, self.kv_bits))
+                return
+
+    def _is_sound(self, layer: int) -> bool:
+        """Whether all weights that make a layer's keys and values are numbers."""
+        names = ("input_layernorm", "self_attn.k_proj", "self_attn.v_proj")
+        found = (self.model.tensors[f"model.layers.{layer}.{name}.weight"] for name in names)
+        return all(bool(np.isfinite(tensor.numpy()).all()) for tensor in found)
+
     def _catch_up(self) -> None:
         """Run again what the backend no longer holds; see `truncate`."""
         if any(
@@ -310,3 +358,20 @@ class Engine:
                 f"holds {self.context}; use a longer context (up to {self.config.context}) "
                 "or fewer tokens"
             )
+
+
+def _overflow(layer: int, part: str, kv_bits: int) -> str:
+    """What is said of keys or values that the cache's float16 numbers cannot hold."""
+    largest = f"{np.finfo(np.float16).max:.0f}"
+    if kv_bits == 16 and part == "values":
+        return (
+            f"the float16 KV cache overflowed: layer {layer} makes values beyond {largest}, the "
+            "largest float16 number; the model's file is not at fault; run it with an 8-bit cache "
+            "(--kv-bits 8, or kv_bits=8), which has scales for them"
+        )
+    return (
+        f"the KV cache overflowed: layer {layer} makes keys or values too large for the float16 "
+        f"numbers (at most {largest}) in a cache of {kv_bits} bits; the model's file is not at "
+        "fault; divide k_proj by a power of two and multiply q_proj by it (and v_proj and o_proj "
+        "likewise), which leaves the model's answers as they are"
+    )

@@ -72,6 +72,7 @@ class NumpyBackend:
         self._cache: KV = Int8KV(c, context) if kv_bits == 8 else KV(c, np.float16, context)
         self.kv_bytes = self._cache.nbytes
         self._starts = [0] * c.layers
+        self._finite = True
 
     def forward(self, tokens: NDArray[np.int64], position: int, outputs: int) -> Array:
         """Run tokens at ``position``; logits [outputs, V] of the last ``outputs`` of them."""
@@ -85,9 +86,14 @@ class NumpyBackend:
         chosen: list[int] = []
         for i in range(steps):
             logits = self.forward(np.array([token], np.int64), position + i, 1)
+            self._finite = bool(np.isfinite(logits.max()))
             token = int(logits[0].argmax())
             chosen.append(token)
         return chosen
+
+    def is_finite(self) -> bool:
+        """Whether the last logits of `greedy` were numbers."""
+        return self._finite
 
     def truncate(self, position: int) -> None:
         """Forget everything at and past ``position``."""

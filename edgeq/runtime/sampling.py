@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from edgeq.errors import FormatError, UsageError
 
 Logits = NDArray[np.floating]
+NOT_FINITE = "the model's logits are not finite; its file is damaged or holds NaN or Inf"
 COLDEST = 1e-30
 """Temperatures below count as this one, where float32 holds every quotient still and all but the
 largest logits have no probability left."""
@@ -199,9 +200,7 @@ class Sampler:
         if logits.shape != (self.vocab,):
             raise UsageError(f"logits have shape {list(logits.shape)}; this needs [{self.vocab}]")
         if not np.isfinite(logits.max()):  # NaN if any is
-            raise FormatError(
-                "the model's logits are not finite; its file is damaged or holds NaN or Inf"
-            )
+            raise FormatError(NOT_FINITE)
         params = self.params
         if params.penalizes and self._recent:
             logits = penalize(logits, self._recent, params.repetition_penalty)

@@ -1,0 +1,107 @@
+"""Settings of a model file that no code reads: which of them may be left alone.
+
+A key that the importer does not read is one of three kinds:
+
+1. It is switched off: null, false, zero, empty, or a factor of one. It is left alone.
+2. It keeps books: who made the model, how it was trained, how text is sampled from it. A list of
+   names or a word in the name ("dropout", "version", "train") says so. It is left alone.
+3. Anything else may change what the model computes, and is refused by its name and value.
+
+A number, a true flag or an object under an unknown name is of the third kind. A text under an
+unknown name is of the third kind only if a word of the name speaks of the arithmetic ("norm",
+"rope", "attention"): a note is harmless, `position_embedding_type: "alibi"` is not. The way out is
+in the message: a key that has no bearing on the arithmetic can be removed from the file.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+_MOST_SHOWN = 3
+_VALUE_WIDTH = 60
+
+
+def word_set(text: str) -> frozenset[str]:
+    """The words of a text."""
+    return frozenset(text.split())
+
+
+_FACTOR_WORDS = word_set("factor fraction multiplier pct percent ratio scale scaling")
+_BOOKKEEPING_WORDS = word_set(
+    "author batch checkpoint checkpointing comment commit coef created data dataset date "
+    "description drop dropout epoch epochs eval finetune finetuned finetuning flash gradient id "
+    "init initializer language languages lib library license link loss lr merge merged name note "
+    "notes optimizer organization parent path pdrop pretraining repo revision seed "
+    "source std step steps tag tags task test tokenizer tp train trained trainer training unsloth "
+    "url uuid version wandb year"
+)
+_DROPOUT_WORDS = frozenset(("drop", "dropout", "pdrop"))
+_TOKEN_NAME = re.compile(r"(^|_)tokens?(_ids?|_index)?$")
+_ARITHMETIC_WORDS = word_set(
+    "act activation alibi attention attn bias bidirectional bits block blocks cap causal "
+    "chunk clamp clip conv decoder depth dim embed embedding embeddings encoder eps epsilon expert "
+    "experts ffn freq gate gated head heads hidden interleave interleaved kv layer "
+    "layernorm layers logit logits logn lora mask mlp moe mrope mtp mup nope norm pattern pos "
+    "position positional positions prefix qk qkv quant quantization quantize query residual "
+    "rms rmsnorm rope rotary router scale scaled scales scaling sink sinks size sliding softcap "
+    "softcapping softmax sparse sparsity temperature theta weight weights window "
+    "yarn"
+)
+
+
+def is_off(name: str, value: Any) -> bool:
+    """Whether a value is the one that switches a setting off: null, false, zero, empty, or 1."""
+    if _words(name) & _FACTOR_WORDS and isinstance(value, int | float):
+        return value is False or (value == 1 and not isinstance(value, bool))
+    if isinstance(value, list):
+        return all(not part and not isinstance(part, str) for part in value)
+    return value is None or value == "" or value == {} or value == 0
+
+
+def keeps_books(name: str, value: Any) -> bool:
+    """Whether a name, or a text under it, says that it has no part in the arithmetic."""
+    words = _words(name)
+    if words & _DROPOUT_WORDS or _TOKEN_NAME.search(name):
+        return True
+    if words & _ARITHMETIC_WORDS:
+        return False
+    texts = value if isinstance(value, list) else [value]
+    return bool(words & _BOOKKEEPING_WORDS) or all(isinstance(text, str) for text in texts)
+
+
+def is_harmless(name: str, value: Any) -> bool:
+    """Whether an unread key may be left alone; see the module."""
+    return is_off(name, value) or keeps_books(name, value)
+
+
+def shown(value: Any) -> str:
+    """A value as a message quotes it, cut to a readable length."""
+    text = repr(value)
+    return text if len(text) <= _VALUE_WIDTH else text[: _VALUE_WIDTH - 4] + " ..."
+
+
+def listed(names: list[str]) -> str:
+    """The first few of some names, and how many more there are."""
+    rest = len(names) - _MOST_SHOWN
+    return ", ".join(names[:_MOST_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def refusal(offenders: dict[str, Any]) -> str:
+    """What is said of keys that may change the arithmetic: names, values and the way out."""
+    keys = listed([f"{name} is {shown(value)}" for name, value in offenders.items()])
+    if len(offenders) == 1:
+        return (
+            f"{keys}, a setting edgeq does not know that may change what the model computes; "
+            "remove it from the file if it does not"
+        )
+    return (
+        f"{keys}: settings edgeq does not know that may change what the model computes; "
+        "remove them from the file if they do not"
+    )
+
+
+def _words(name: str) -> frozenset[str]:
+    return frozenset(
+        re.findall(r"[a-z]+|[0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    )
