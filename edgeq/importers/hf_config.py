@@ -198,7 +198,7 @@ def _known() -> str:
 
 
 class _Values:
-    """Checked access to a configuration's values; null counts as absent."""
+    """Checked access to a configuration's values; null counts as absent but for token ids."""
 
     def __init__(self, path: Path, raw: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         self.path = path
@@ -208,6 +208,10 @@ class _Values:
     def get(self, key: str) -> Any:
         value = self.raw.get(key)
         return self.defaults.get(key) if value is None else value
+
+    def get_or_none(self, key: str) -> Any:
+        """A value that null sets to "none" instead of the family's default."""
+        return self.raw[key] if key in self.raw else self.defaults.get(key)
 
     def number(self, key: str) -> float:
         return self.check_number(key, self.get(key))
@@ -366,7 +370,7 @@ def _window(family: str, values: _Values, layers: int) -> tuple[int | None, tupl
 
 
 def _one_token(values: _Values) -> int | None:
-    bos = values.get("bos_token_id")
+    bos = values.get_or_none("bos_token_id")
     if bos is not None and (type(bos) is not int or bos < 0):
         raise FormatError(f"{values.path}: bos_token_id is {bos!r}; expected a token id")
     return bos
@@ -375,7 +379,7 @@ def _one_token(values: _Values) -> int | None:
 def _tokens(values: _Values, generation: Mapping[str, Any]) -> tuple[int, ...]:
     """The end tokens; generation_config.json knows the chat model's, and goes first."""
     eos = generation.get("eos_token_id")
-    eos = values.get("eos_token_id") if eos is None else eos
+    eos = values.get_or_none("eos_token_id") if eos is None else eos
     found = eos if isinstance(eos, list) else [] if eos is None else [eos]
     if any(type(t) is not int or t < 0 for t in found):
         raise FormatError(f"{values.path}: eos_token_id is {eos!r}; expected token ids")

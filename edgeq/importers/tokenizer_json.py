@@ -77,6 +77,8 @@ class Vocabulary:
         kinds: NORMAL .. BYTE for each id.
         bos, eos, unk: ids, or None.
         add_bos: whether a text starts with BOS.
+        add_eos: whether a text ends with EOS.
+        rstrip: special tokens that take the whitespace after them along.
     """
 
     tokens: Sequence[str]
@@ -85,6 +87,8 @@ class Vocabulary:
     eos: int | None = None
     unk: int | None = None
     add_bos: bool = False
+    add_eos: bool = False
+    rstrip: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         if len(self.kinds) != len(self.tokens):
@@ -236,7 +240,10 @@ def files(
         ends: ids that end a generation, if other than EOS alone.
         chat_templates: name -> Jinja template; the usual one is "default".
     """
-    config: dict[str, Any] = {"add_bos_token": vocabulary.add_bos}
+    config: dict[str, Any] = {
+        "add_bos_token": vocabulary.add_bos,
+        "add_eos_token": vocabulary.add_eos,
+    }
     for name in ("bos", "eos", "unk"):
         value = getattr(vocabulary, name)
         config[f"{name}_token"] = None if value is None else vocabulary.tokens[value]
@@ -293,14 +300,11 @@ def _document(
                     "content": vocabulary.tokens[i],
                     "single_word": False,
                     "lstrip": False,
-                    "rstrip": False,
+                    "rstrip": i in vocabulary.rstrip,
                     "normalized": normalized and not special,
                     "special": special,
                 }
             )
-    post = None
-    if vocabulary.add_bos and vocabulary.bos is not None:
-        post = _bos_first(vocabulary.tokens[vocabulary.bos], vocabulary.bos)
     return {
         "version": "1.0",
         "truncation": None,
@@ -308,18 +312,36 @@ def _document(
         "added_tokens": added,
         "normalizer": normalizer,
         "pre_tokenizer": pre_tokenizer,
-        "post_processor": post,
+        "post_processor": _post_processor(vocabulary),
         "decoder": decoder,
         "model": model,
     }
 
 
-def _bos_first(token: str, token_id: int) -> dict[str, Any]:
-    bos = {"SpecialToken": {"id": token, "type_id": 0}}
-    first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
+def _post_processor(vocabulary: Vocabulary) -> dict[str, Any] | None:
+    """What puts BOS before a text and EOS after it; None where neither is put."""
+    ends = {
+        "bos": vocabulary.bos if vocabulary.add_bos else None,
+        "eos": vocabulary.eos if vocabulary.add_eos else None,
+    }
+    tokens = {name: vocabulary.tokens[i] for name, i in ends.items() if i is not None}
+    if not tokens:
+        return None
+
+    def framed(name: str, type_id: int) -> list[dict[str, Any]]:
+        pieces: list[dict[str, Any]] = [{"Sequence": {"id": name, "type_id": type_id}}]
+        if "bos" in tokens:
+            pieces.insert(0, {"SpecialToken": {"id": tokens["bos"], "type_id": type_id}})
+        if "eos" in tokens:
+            pieces.append({"SpecialToken": {"id": tokens["eos"], "type_id": type_id}})
+        return pieces
+
     return {
         "type": "TemplateProcessing",
-        "single": [bos, first],
-        "pair": [bos, first, second],
-        "special_tokens": {token: {"id": token, "ids": [token_id], "tokens": [token]}},
+        "single": framed("A", 0),
+        "pair": [*framed("A", 0), *framed("B", 1)],
+        "special_tokens": {
+            text: {"id": text, "ids": [ends[name]], "tokens": [text]}
+            for name, text in tokens.items()
+        },
     }

@@ -20,7 +20,7 @@ import jinja2.parser
 import jinja2.sandbox
 
 from edgeq.errors import FormatError, UnsupportedError, UsageError, unknown
-from edgeq.runtime.tokenizer import special_tokens
+from edgeq.importers.hf_tokenizer import special_tokens
 
 MAX_CHARACTERS = 16_000_000
 """The longest text a template may render or build by ``*``."""

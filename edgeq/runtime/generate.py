@@ -186,7 +186,7 @@ class _Generation:
         self.history = [*engine.tokens, *self.prompt]
         self.params = params
         self.sampler = Sampler(params, engine.config.vocab)
-        self.ends = frozenset(tokenizer.eos_ids) | frozenset(engine.config.eos)
+        self.ends = end_ids(engine, tokenizer)
         self.stop = stop
         self.lookup = lookup
         self.stream = tokenizer.stream(self.history)
@@ -302,6 +302,11 @@ class _Generation:
         finally:
             if taken < len(chosen):
                 self.engine.truncate(before + taken)
+
+
+def end_ids(engine: Decoder, tokenizer: Decodes) -> frozenset[int]:
+    """Every token that ends a text: the tokenizer's and those of the model's configuration."""
+    return frozenset(tokenizer.eos_ids) | frozenset(engine.config.eos)
 
 
 def next_burst(burst: int, elapsed_s: float) -> int:

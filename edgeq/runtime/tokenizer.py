@@ -9,7 +9,6 @@ Unicode standard's practice), where `tokenizers` shows one for every byte of a r
 from __future__ import annotations
 
 import codecs
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import tokenizers
 
 from edgeq.errors import FormatError, UnsupportedError, UsageError, unknown
+from edgeq.importers.hf_tokenizer import hf_tokenizer, read_object
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _DECODERS = ("ByteLevel", "ByteFallback", "Fuse", "Metaspace", "Replace", "Strip")
@@ -26,8 +26,9 @@ class Tokenizer:
     """A model's tokenizer.
 
     Args:
-        files: the model's files; needs ``tokenizer.json``, heeds ``tokenizer_config.json``,
-            ``special_tokens_map.json`` and ``generation_config.json``.
+        files: the model's files; ``tokenizer.json`` is needed, and ``tokenizer_config.json``,
+            ``special_tokens_map.json``, ``added_tokens.json`` and ``generation_config.json`` are
+            read as Transformers reads them (`edgeq.importers.hf_tokenizer`).
 
     Attributes:
         bos: id of the beginning-of-text token, or None.
@@ -41,44 +42,41 @@ class Tokenizer:
     """
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
-        if "tokenizer.json" not in files:
-            found = ", ".join(sorted(files)) or "no tokenizer files at all"
-            raise UnsupportedError(
-                f"the model has no tokenizer.json (it has {found}); "
-                "put one beside the checkpoint and import it again, or work with token ids"
-            )
-        raw = files["tokenizer.json"]
-        document = _json(files, "tokenizer.json")
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(raw.decode())
-        except Exception as err:  # the library raises bare Exception
-            raise FormatError(f"tokenizer.json is not readable: {err}") from err
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        special = special_tokens(files)
-        self.bos = self._token_id(special.get("bos_token"))
-        self.eos_ids = self._end_ids(files, special.get("eos_token"))
-        self.add_bos = self._wants_bos(_json(files, "tokenizer_config.json").get("add_bos_token"))
+        built = hf_tokenizer(files)
+        document = read_object(files, "tokenizer.json")
+        self._built = built
+        self._tokenizer = built.library
+        self.add_bos = bool(built.prefix)
+        self.bos = self._token_id(built.special.get("bos_token"))
+        if self.bos is None and built.prefix:
+            self.bos = built.prefix[0]
+        self.eos_ids = self._end_ids(files, built.special.get("eos_token"))
         self._bytes, self._first = _token_table(self._tokenizer, document)
         self.vocab_size = len(self._bytes)
 
-    def encode(self, text: str, add_bos: bool = True) -> list[int]:
-        """Token ids of a text; special tokens written out in it are recognised.
+    def encode(self, text: str, add_bos: bool = True, add_eos: bool | None = None) -> list[int]:
+        """Token ids of a text; special tokens written out in it are recognized.
 
         Args:
             text: any Unicode text.
-            add_bos: put BOS first if this tokenizer does so and the text (a rendered chat
-                template, say) does not start with it already.
+            add_bos: put before the text what this tokenizer puts there (BOS, of most that do),
+                unless the text (a rendered chat template, for example) starts with it already.
+            add_eos: put after the text what this tokenizer puts there; as ``add_bos`` if None.
+                Most tokenizers of decoders put nothing there. A prompt that is to be continued
+                must not end in it.
 
         Raises:
             UsageError: the text holds half a surrogate pair and cannot be UTF-8.
         """
         try:
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+            ids = self._built.encode(text)
         except (UnicodeEncodeError, TypeError) as err:
             raise UsageError(f"the text is not valid Unicode and cannot be encoded: {err}") from err
-        if add_bos and self.add_bos and self.bos is not None and ids[:1] != [self.bos]:
-            ids.insert(0, self.bos)
+        prefix, suffix = list(self._built.prefix), list(self._built.suffix)
+        if add_bos and ids[: len(prefix)] != prefix:
+            ids = prefix + ids
+        if add_bos if add_eos is None else add_eos:
+            ids += suffix
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -117,19 +115,13 @@ class Tokenizer:
         return found
 
     def _end_ids(self, files: Mapping[str, bytes], eos: str | None) -> tuple[int, ...]:
-        listed = _json(files, "generation_config.json").get("eos_token_id")
+        listed = read_object(files, "generation_config.json").get("eos_token_id")
         ids = listed if isinstance(listed, list) else [] if listed is None else [listed]
         if any(type(i) is not int or i < 0 for i in ids):
             raise FormatError(
                 f"generation_config.json: eos_token_id is {listed!r}; expected token ids"
             )
         return tuple(dict.fromkeys(i for i in (*ids, self._token_id(eos)) if i is not None))
-
-    def _wants_bos(self, flag: object) -> bool:
-        if isinstance(flag, bool):
-            return flag
-        post_processed: list[int] = self._tokenizer.encode("").ids
-        return self.bos is not None and post_processed[:1] == [self.bos]
 
 
 class StreamDecoder:
@@ -151,34 +143,6 @@ class StreamDecoder:
         return self._utf8.decode(b"", final=True)
 
 
-def special_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
-    """The text of ``bos_token``, ``eos_token`` and so on, from tokenizer_config.json or, where it
-    is silent, special_tokens_map.json.
-
-    Raises:
-        FormatError: a file is damaged.
-    """
-    found: dict[str, str] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        for key, value in _json(files, name).items():
-            if not key.endswith("_token"):
-                continue
-            text = value.get("content") if isinstance(value, dict) else value
-            if isinstance(text, str):
-                found[key] = text
-    return found
-
-
-def _json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
-    try:
-        data = json.loads(files.get(name, b"{}"))
-    except (ValueError, RecursionError) as err:
-        raise FormatError(f"{name} is not JSON ({err})") from err
-    if not isinstance(data, dict):
-        raise FormatError(f"{name} holds a {type(data).__name__}, expected an object")
-    return data
-
-
 def _token_table(
     tokenizer: tokenizers.Tokenizer, document: Mapping[str, Any]
 ) -> tuple[list[bytes], dict[int, bytes]]:
@@ -186,7 +150,8 @@ def _token_table(
     steps = _decoder_steps(document.get("decoder"))
     byte_level = any(step["type"] == "ByteLevel" for step in steps)
     fallback = any(step["type"] == "ByteFallback" for step in steps)
-    special = {t["id"] for t in document.get("added_tokens") or () if t.get("special")}
+    added = tokenizer.get_added_tokens_decoder()
+    special = {i for i, token in added.items() if token.special}
     vocab: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
     table = [b""] * (max(vocab.values(), default=-1) + 1)
     first: dict[int, bytes] = {}
