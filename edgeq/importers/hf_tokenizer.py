@@ -19,11 +19,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import tokenizers
+from typing import TYPE_CHECKING, Any
 
 from edgeq.errors import FormatError, UnsupportedError
+
+if TYPE_CHECKING:
+    import tokenizers
 
 CONFIG = "tokenizer_config.json"
 SPECIAL = "special_tokens_map.json"
@@ -45,6 +46,7 @@ class HfTokenizer:
 
     Args:
         library: encodes texts; holds every added token.
+        document: the content of tokenizer.json.
         special: text of "bos_token", "eos_token" and so on.
         prefix: ids that the post-processor puts before a text.
         suffix: ids that it puts after a text.
@@ -52,6 +54,7 @@ class HfTokenizer:
     """
 
     library: tokenizers.Tokenizer
+    document: Mapping[str, Any]
     special: Mapping[str, str]
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
@@ -79,6 +82,9 @@ def hf_tokenizer(files: Mapping[str, bytes]) -> HfTokenizer:
             f"the model has no tokenizer.json (it has {found}); "
             "put one beside the checkpoint and import it again, or work with token ids"
         )
+    import tokenizers
+
+    document = read_object(files, "tokenizer.json")
     try:
         library = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
     except Exception as err:  # the library raises bare Exception
@@ -87,23 +93,25 @@ def hf_tokenizer(files: Mapping[str, bytes]) -> HfTokenizer:
     library.no_padding()
     special = special_tokens(files)
     before = _added(library)
-    for place, token in _listed(files):
-        new = library.token_to_id(token.content) is None
-        library.add_tokens([token])
-        given = library.token_to_id(token.content)
+    for place, fields in _listed(files):
+        text = fields["content"]
+        new = library.token_to_id(text) is None
+        library.add_tokens([tokenizers.AddedToken(**fields)])
+        given = library.token_to_id(text)
         if new and given != place:
             raise FormatError(
-                f"the tokenizer's files give the added token {token.content!r} the id {place}, "
-                f"but the next free id is {given}; the tokens between them are missing"
+                f"the tokenizer's files give the added token {text!r} the id {place}, but the "
+                f"next free id is {given}; the tokens between them are missing"
             )
-    for token in _named(files, special):
-        if library.token_to_id(token.content) is None:
-            library.add_tokens([token])
+    for fields in _named(files, special):
+        if library.token_to_id(fields["content"]) is None:
+            library.add_tokens([tokenizers.AddedToken(**fields)])
     encoded = library.encode("a", add_special_tokens=True)
     own = [i for i, added in enumerate(encoded.special_tokens_mask) if not added]
     first, last = (own[0], own[-1] + 1) if own else (len(encoded.ids), len(encoded.ids))
     return HfTokenizer(
         library,
+        document,
         special,
         tuple(encoded.ids[:first]),
         tuple(encoded.ids[last:]),
@@ -136,10 +144,7 @@ def special_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
     config = read_object(files, CONFIG)
     kind = config.get("tokenizer_class")
     named = dict(_CLASS_TOKENS.get(kind.removesuffix("Fast"), {}) if isinstance(kind, str) else {})
-    sources = [config]
-    if "added_tokens_decoder" not in config:
-        sources.append(read_object(files, SPECIAL))
-    for source in sources:
+    for source in _special_sources(files):
         for key, value in source.items():
             if not key.endswith("_token"):
                 continue
@@ -173,7 +178,7 @@ def _added(library: tokenizers.Tokenizer) -> dict[int, tuple[object, ...]]:
     }
 
 
-def _listed(files: Mapping[str, bytes]) -> Iterator[tuple[int, tokenizers.AddedToken]]:
+def _listed(files: Mapping[str, bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Added tokens that are listed with their ids beside tokenizer.json, lowest first."""
     config = read_object(files, CONFIG)
     if "added_tokens_decoder" not in config:
@@ -181,71 +186,68 @@ def _listed(files: Mapping[str, bytes]) -> Iterator[tuple[int, tokenizers.AddedT
         return
     listed = config["added_tokens_decoder"]
     try:
-        tokens = sorted((int(i), _token(entry)) for i, entry in listed.items())
+        tokens = {int(i): _fields(entry) for i, entry in listed.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as err:
         raise FormatError(f"{CONFIG}: added_tokens_decoder is not readable") from err
-    for i, fields in tokens:
-        yield i, tokenizers.AddedToken(**dict(fields))
+    yield from sorted(tokens.items(), key=lambda item: item[0])
 
 
-def _legacy(files: Mapping[str, bytes]) -> Iterator[tuple[int, tokenizers.AddedToken]]:
+def _legacy(files: Mapping[str, bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
     """added_tokens.json: text -> id; tokens that tokenizer.json holds keep their flags."""
     listed = read_object(files, ADDED)
     if not all(type(i) is int for i in listed.values()):
         raise FormatError(f"{ADDED} must map the text of each token to its id")
     document = read_object(files, "tokenizer.json")
     known = {entry.get("content") for entry in document.get("added_tokens") or ()}
-    named = {*special_tokens(files).values(), *(t.content for t in _extra(files))}
+    named = {*special_tokens(files).values(), *(t["content"] for t in _extra(files))}
     for text, i in sorted(listed.items(), key=lambda item: item[1]):
         if text not in known:
             special = text in named
-            yield i, tokenizers.AddedToken(text, normalized=not special, special=special)
+            yield i, {"content": text, "normalized": not special, "special": special}
 
 
-def _named(
-    files: Mapping[str, bytes], special: Mapping[str, str]
-) -> Iterator[tokenizers.AddedToken]:
+def _named(files: Mapping[str, bytes], special: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     """Special tokens that have a name, and further ones, with the flags they are given."""
-    config = read_object(files, CONFIG)
-    given = {**read_object(files, SPECIAL), **config} | {
-        key: value
-        for key, value in read_object(files, SPECIAL).items()
-        if "added_tokens_decoder" not in config
-    }
     for key, text in special.items():
-        entry = given.get(key)
-        if isinstance(entry, dict) and entry.get("content") == text:
-            yield tokenizers.AddedToken(**dict(_token({**entry, "special": True})))
-        else:
-            yield tokenizers.AddedToken(text, special=True)
+        fields: dict[str, Any] = {"content": text, "special": True}
+        for source in _special_sources(files):
+            entry = source.get(key)
+            if isinstance(entry, dict) and entry.get("content") == text:
+                fields = _special_fields(entry)
+        yield fields
     yield from _extra(files)
 
 
-def _extra(files: Mapping[str, bytes]) -> Iterator[tokenizers.AddedToken]:
+def _extra(files: Mapping[str, bytes]) -> Iterator[dict[str, Any]]:
     """Special tokens without a name."""
-    config = read_object(files, CONFIG)
-    sources = [config]
-    if "added_tokens_decoder" not in config:
-        sources.append(read_object(files, SPECIAL))
-    for source in sources:
+    for source in _special_sources(files):
         for key in ("additional_special_tokens", "extra_special_tokens"):
             found = source.get(key) or ()
             for entry in found.values() if isinstance(found, dict) else found:
                 if isinstance(entry, str):
-                    yield tokenizers.AddedToken(entry, special=True)
-                elif isinstance(entry, dict) and isinstance(entry.get("content"), str):
-                    yield tokenizers.AddedToken(**dict(_token({**entry, "special": True})))
+                    yield {"content": entry, "special": True}
+                elif isinstance(entry, dict):
+                    yield _special_fields(entry)
 
 
-def _token(entry: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """Fields of an added token, checked and in an order of their own."""
-    content = entry["content"]
-    if not isinstance(content, str):
-        raise TypeError("content")
-    fields: list[tuple[str, Any]] = [("content", content)]
-    for flag in _FLAGS:
-        if flag in entry:
-            if not isinstance(entry[flag], bool):
-                raise TypeError(flag)
-            fields.append((flag, entry[flag]))
-    return tuple(fields)
+def _special_sources(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    """What names special tokens, the last to decide."""
+    config = read_object(files, CONFIG)
+    if "added_tokens_decoder" in config:
+        return [config]
+    return [config, read_object(files, SPECIAL)]
+
+
+def _special_fields(entry: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return _fields({**entry, "special": True})
+    except (KeyError, TypeError) as err:
+        raise FormatError(f"the special token {dict(entry)!r:.80} is not readable") from err
+
+
+def _fields(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What an added token is made of, each part checked."""
+    fields = {key: entry[key] for key in _FLAGS if key in entry}
+    if not isinstance(entry["content"], str) or not all(type(v) is bool for v in fields.values()):
+        raise TypeError("an added token has a text and flags that are true or false")
+    return {"content": entry["content"], **fields}

@@ -10,23 +10,36 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
 
 import tokenizers
 
 from edgeq.errors import FormatError, UnsupportedError, UsageError, unknown
+from edgeq.importers.chat_templates import chat_templates
 from edgeq.importers.hf_tokenizer import hf_tokenizer, read_object
+
+if TYPE_CHECKING:
+    from edgeq.runtime.chat import Message
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _DECODERS = ("ByteLevel", "ByteFallback", "Fuse", "Metaspace", "Replace", "Strip")
+
+
+class HasFiles(Protocol):
+    """A model, of which a tokenizer needs the files."""
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """Content of each tokenizer file by its name."""
 
 
 class Tokenizer:
     """A model's tokenizer.
 
     Args:
-        files: the model's files; ``tokenizer.json`` is needed, and ``tokenizer_config.json``,
+        files: a model, or its files; ``tokenizer.json`` is needed, and ``tokenizer_config.json``,
             ``special_tokens_map.json``, ``added_tokens.json`` and ``generation_config.json`` are
             read as Transformers reads them (`edgeq.importers.hf_tokenizer`).
 
@@ -34,6 +47,7 @@ class Tokenizer:
         bos: id of the beginning-of-text token, or None.
         eos_ids: ids that end a generation.
         add_bos: whether this tokenizer starts a text with BOS.
+        has_chat_template: whether `encode_chat` can be used.
         vocab_size: one more than the highest id.
 
     Raises:
@@ -41,17 +55,22 @@ class Tokenizer:
         FormatError: a file is damaged.
     """
 
-    def __init__(self, files: Mapping[str, bytes]) -> None:
+    def __init__(self, files: Mapping[str, bytes] | HasFiles) -> None:
+        if not isinstance(files, Mapping):
+            files = files.files
         built = hf_tokenizer(files)
-        document = read_object(files, "tokenizer.json")
-        self._built = built
+        self._built, self._files = built, files
+        self.has_chat_template = bool(chat_templates(files))
         self._tokenizer = built.library
         self.add_bos = bool(built.prefix)
         self.bos = self._token_id(built.special.get("bos_token"))
         if self.bos is None and built.prefix:
             self.bos = built.prefix[0]
         self.eos_ids = self._end_ids(files, built.special.get("eos_token"))
-        self._bytes, self._first = _token_table(self._tokenizer, document)
+        self._special = {
+            i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special
+        }
+        self._bytes, self._first = _token_table(self._tokenizer, built.document, self._special)
         self.vocab_size = len(self._bytes)
 
     def encode(self, text: str, add_bos: bool = True, add_eos: bool | None = None) -> list[int]:
@@ -78,6 +97,51 @@ class Tokenizer:
         if add_bos if add_eos is None else add_eos:
             ids += suffix
         return ids
+
+    def encode_chat(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, **extra: Any
+    ) -> list[int]:
+        """Token ids of a conversation by the model's chat template.
+
+        The template writes its special tokens itself, BOS included; nothing is added to them.
+
+        Args:
+            messages: {"role": ..., "content": ...} each.
+            add_generation_prompt: end with the opening of the assistant's turn.
+            **extra: as of `edgeq.runtime.chat.render_chat`.
+
+        Raises:
+            UnsupportedError: the model has no chat template.
+            UsageError: the template refuses the messages.
+            FormatError: the template is damaged.
+        """
+        from edgeq.runtime.chat import render_chat
+
+        text = render_chat(self._files, messages, add_generation_prompt, **extra)
+        return self.encode(text, add_bos=False)
+
+    @cached_property
+    def turn_end_ids(self) -> tuple[int, ...]:
+        """The special token that the chat template writes after an answer, if it writes one.
+
+        Models are published whose listed end tokens lack it; a chat must stop there too.
+        """
+        from edgeq.runtime.chat import after_an_answer
+
+        if not self.has_chat_template:
+            return ()
+        for token in self.encode(after_an_answer(self._files), add_bos=False):
+            if token in self._special:
+                return (token,)
+            if self.token_bytes(token).strip():
+                break
+        return ()
+
+    def __repr__(self) -> str:
+        return (
+            f"Tokenizer({self.vocab_size} tokens, bos={self.bos}, eos_ids={self.eos_ids}, "
+            f"chat template: {'yes' if self.has_chat_template else 'no'})"
+        )
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some tokens, special tokens left out."""
@@ -144,14 +208,12 @@ class StreamDecoder:
 
 
 def _token_table(
-    tokenizer: tokenizers.Tokenizer, document: Mapping[str, Any]
+    tokenizer: tokenizers.Tokenizer, document: Mapping[str, Any], special: Collection[int]
 ) -> tuple[list[bytes], dict[int, bytes]]:
     """The bytes of every id, and of those that differ at the start of a text."""
     steps = _decoder_steps(document.get("decoder"))
     byte_level = any(step["type"] == "ByteLevel" for step in steps)
     fallback = any(step["type"] == "ByteFallback" for step in steps)
-    added = tokenizer.get_added_tokens_decoder()
-    special = {i for i, token in added.items() if token.special}
     vocab: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
     table = [b""] * (max(vocab.values(), default=-1) + 1)
     first: dict[int, bytes] = {}
