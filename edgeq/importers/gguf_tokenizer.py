@@ -10,7 +10,7 @@ llama-vocab.cpp (load) for the end tokens and the tokens of Phi-3.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,8 +43,10 @@ _END_TEXTS = frozenset(
     )
 )  # fmt: skip
 """Texts of tokens that end a generation wherever a vocabulary holds them."""
-_NEVER_STRIP = ("<unk>", "<s>", "<|endoftext|>")
-"""Special tokens of Phi-3 that leave the whitespace after them alone; the others take it along."""
+STRIP_NAMES = ("phi-3", "phi3")
+"""A model whose name holds one of these has special tokens that take whitespace along."""
+STRIP_NEEDS = ("<unk>", "<s>", "<|endoftext|>")
+"""Tokens of Phi-3 that leave the whitespace after them alone; the other special ones do not."""
 
 
 def tokenizer_files(metadata: Mapping[str, Any]) -> tuple[dict[str, bytes], Vocabulary | None]:
@@ -105,8 +107,14 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> tuple[dict[str, bytes], Voca
 
 def end_tokens(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tuple[int, ...]:
     """Every id that ends a generation: EOS, the end of a turn, and tokens known by their text."""
-    tokens = vocabulary.tokens
-    named = [vocabulary.eos, *(_token(metadata, f"{key}_token_id", None) for key in _END_KEYS)]
+    return listed_ends(metadata, vocabulary.tokens, vocabulary.eos)
+
+
+def listed_ends(
+    metadata: Mapping[str, Any], tokens: Sequence[str], eos: int | None
+) -> tuple[int, ...]:
+    """As `end_tokens`, of the tokens' texts and EOS alone."""
+    named = [eos, *(_token(metadata, f"{key}_token_id", None) for key in _END_KEYS)]
     ends = [i for i in named if i is not None and 0 <= i < len(tokens)]
     ends += [i for i, text in enumerate(tokens) if text in _END_TEXTS]
     found = {tokens[i]: i for i in ends}
@@ -121,12 +129,12 @@ def end_tokens(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tuple[int
 def _rstrip(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> frozenset[int]:
     """Tokens that take the whitespace after them along: Phi-3's, which is known by its name."""
     name = str(metadata.get("general.name", "")).lower()
-    if "phi-3" not in name and "phi3" not in name:
+    if not any(part in name for part in STRIP_NAMES):
         return frozenset()
     return frozenset(
         i
         for i, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True))
-        if kind in (CONTROL, USER_DEFINED, UNKNOWN) and text not in _NEVER_STRIP
+        if kind in (CONTROL, USER_DEFINED, UNKNOWN) and text not in STRIP_NEEDS
     )
 
 

@@ -171,10 +171,30 @@ def read_object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     return data
 
 
-def _added(library: tokenizers.Tokenizer) -> dict[int, tuple[object, ...]]:
+def added_tokens(tokenizer: HfTokenizer) -> dict[int, dict[str, Any]]:
+    """Id -> content and flags of every added token, by rising id."""
+    return _added(tokenizer.library)
+
+
+def end_ids(files: Mapping[str, bytes], tokenizer: HfTokenizer) -> tuple[int, ...]:
+    """Ids that end a generation: those of generation_config.json, and the tokenizer's EOS.
+
+    Raises:
+        FormatError: generation_config.json holds something else than ids.
+    """
+    listed = read_object(files, "generation_config.json").get("eos_token_id")
+    ids = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    if any(type(i) is not int or i < 0 for i in ids):
+        raise FormatError(f"generation_config.json: eos_token_id is {listed!r}; expected token ids")
+    eos = tokenizer.special.get("eos_token")
+    own = None if eos is None else tokenizer.library.token_to_id(eos)
+    return tuple(dict.fromkeys(i for i in (*ids, own) if i is not None))
+
+
+def _added(library: tokenizers.Tokenizer) -> dict[int, dict[str, Any]]:
     return {
-        i: (token.content, *(getattr(token, flag) for flag in _FLAGS))
-        for i, token in library.get_added_tokens_decoder().items()
+        i: {"content": token.content} | {flag: getattr(token, flag) for flag in _FLAGS}
+        for i, token in sorted(library.get_added_tokens_decoder().items())
     }
 
 

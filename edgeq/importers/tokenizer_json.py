@@ -345,3 +345,22 @@ def _post_processor(vocabulary: Vocabulary) -> dict[str, Any] | None:
             for name, text in tokens.items()
         },
     }
+
+
+def _printable_bytes() -> dict[str, int]:
+    """Byte-level BPE's alphabet: printable Latin-1 stands for itself, the rest from U+0100 on."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in plain]
+    alphabet = {chr(byte): byte for byte in plain}
+    return alphabet | {chr(256 + i): byte for i, byte in enumerate(rest)}
+
+
+_PRINTABLE = _printable_bytes()
+
+
+def from_printable(token: str) -> bytes:
+    """Bytes of a byte-level token; an added token outside the alphabet is plain text."""
+    try:
+        return bytes(_PRINTABLE[char] for char in token)
+    except KeyError:
+        return token.encode()

@@ -18,7 +18,8 @@ import tokenizers
 
 from edgeq.errors import FormatError, UnsupportedError, UsageError, unknown
 from edgeq.importers.chat_templates import chat_templates
-from edgeq.importers.hf_tokenizer import hf_tokenizer, read_object
+from edgeq.importers.hf_tokenizer import end_ids, hf_tokenizer
+from edgeq.importers.tokenizer_json import from_printable
 
 if TYPE_CHECKING:
     from edgeq.runtime.chat import Message
@@ -66,7 +67,7 @@ class Tokenizer:
         self.bos = self._token_id(built.special.get("bos_token"))
         if self.bos is None and built.prefix:
             self.bos = built.prefix[0]
-        self.eos_ids = self._end_ids(files, built.special.get("eos_token"))
+        self.eos_ids = end_ids(files, built)
         self._special = {
             i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special
         }
@@ -178,15 +179,6 @@ class Tokenizer:
         found: int | None = self._tokenizer.token_to_id(token)
         return found
 
-    def _end_ids(self, files: Mapping[str, bytes], eos: str | None) -> tuple[int, ...]:
-        listed = read_object(files, "generation_config.json").get("eos_token_id")
-        ids = listed if isinstance(listed, list) else [] if listed is None else [listed]
-        if any(type(i) is not int or i < 0 for i in ids):
-            raise FormatError(
-                f"generation_config.json: eos_token_id is {listed!r}; expected token ids"
-            )
-        return tuple(dict.fromkeys(i for i in (*ids, self._token_id(eos)) if i is not None))
-
 
 class StreamDecoder:
     """Tokens in, text out, never half a UTF-8 character. Made by `Tokenizer.stream`."""
@@ -224,7 +216,7 @@ def _token_table(
         if byte:
             table[i] = bytes((int(byte[1], 16),))
         elif byte_level:
-            table[i] = _from_printable(token)
+            table[i] = from_printable(token)
         else:
             inner, start = _spaced(token, steps)
             table[i] = inner.encode()
@@ -272,22 +264,3 @@ def _spaced(token: str, steps: list[dict[str, Any]]) -> tuple[str, str]:
             for _ in range(count):
                 start = start.removeprefix(char)
     return inner, start
-
-
-def _printable_bytes() -> dict[str, int]:
-    """Byte-level BPE's alphabet: printable Latin-1 stands for itself, the rest from U+0100 on."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [byte for byte in range(256) if byte not in plain]
-    alphabet = {chr(byte): byte for byte in plain}
-    return alphabet | {chr(256 + i): byte for i, byte in enumerate(rest)}
-
-
-_PRINTABLE = _printable_bytes()
-
-
-def _from_printable(token: str) -> bytes:
-    """Bytes of a byte-level token; an added token outside the alphabet is plain text."""
-    try:
-        return bytes(_PRINTABLE[char] for char in token)
-    except KeyError:
-        return token.encode()
