@@ -21,8 +21,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from edgeq.converters.hard_strings import hard_strings
-from edgeq.converters.texts import added_texts, compare
+from edgeq.converters.texts import compare_texts
 from edgeq.errors import FormatError, UnsupportedError
 from edgeq.importers.chat_templates import DEFAULT, chat_templates
 from edgeq.importers.gguf_tokenizer import STRIP_NAMES, STRIP_NEEDS, listed_ends
@@ -100,20 +99,38 @@ def tokenizer_keys(model: Model) -> dict[str, Any]:
     return keys
 
 
+class ReadBack:
+    """A GGUF file's tokenizer by edgeq's own reader, which follows llama.cpp's rules.
+
+    Args:
+        keys: the file's metadata.
+        by: whose rules they are, for messages.
+    """
+
+    adds_special = True
+
+    def __init__(self, keys: Mapping[str, Any], by: str = "llama.cpp") -> None:
+        self.by = by
+        self._tokenizer = hf_tokenizer(read_keys(keys)[0])
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text."""
+        made = self._tokenizer
+        return [[*made.prefix, *made.encode(text), *made.suffix] for text in texts]
+
+    def excuse(self, text: str) -> str | None:
+        """Nothing is excused."""
+        return None
+
+
 def _check_same_ids(tokenizer: HfTokenizer, keys: Mapping[str, Any], sentencepiece: bool) -> None:
     """Refuse a tokenizer that llama.cpp's rules make other ids of."""
-    back = hf_tokenizer(read_keys(keys)[0])
-
-    def encode(text: str) -> list[int]:
-        return [*back.prefix, *back.encode(text), *back.suffix]
-
-    texts = [*hard_strings(added_texts(tokenizer)), *_token_texts(keys, sentencepiece)]
-    found = compare(tokenizer, encode, texts, "llama.cpp")
+    found = compare_texts(tokenizer, ReadBack(keys), _token_texts(keys, sentencepiece))
     if found.complaint:
         raise UnsupportedError(
             f"llama.cpp would not give the model the tokens it was trained with: "
             f"{found.complaint}; {found.compared - found.equal} of {found.compared} texts differ; "
-            "convert to another target, such as genai"
+            "convert to litertlm or genai"
         )
 
 
@@ -164,7 +181,7 @@ def _name(
             if token[flag]:
                 raise UnsupportedError(
                     f"the token {token['content']!r} is one with {flag}, which llama.cpp does not "
-                    "have; convert to another target, such as genai"
+                    "have; convert to litertlm or genai"
                 )
     stripping = {token["content"] for token in added.values() if token["rstrip"]}
     all_of_phi3 = {token["content"] for token in added.values()} - set(STRIP_NEEDS) | {"</s>"}
@@ -176,7 +193,7 @@ def _name(
     if stripping != all_of_phi3 or not {*STRIP_NEEDS, "</s>"} <= set(tokens):
         raise UnsupportedError(
             f"the token {min(stripping)!r} takes the whitespace after it along (rstrip), which "
-            "llama.cpp does for the tokens of Phi-3 only; convert to another target, such as genai"
+            "llama.cpp does for the tokens of Phi-3 only; convert to litertlm or genai"
         )
     return {"general.name": name if named else f"Phi-3 {name}"}
 
@@ -199,7 +216,7 @@ def _check_sentencepiece(document: Mapping[str, Any], bpe: Mapping[str, Any]) ->
     if missing or not bpe.get("byte_fallback"):
         raise UnsupportedError(
             f"the tokenizer has no bytes to fall back to ({', '.join(missing[:3]) or 'by a flag'}),"
-            " which llama.cpp needs; convert to another target, such as genai"
+            " which llama.cpp needs; convert to litertlm or genai"
         )
     spaces = {"String": " "}
     for step in _steps(document.get("normalizer"), "normalizers"):
@@ -216,7 +233,7 @@ def _check_sentencepiece(document: Mapping[str, Any], bpe: Mapping[str, Any]) ->
         if kind != "Metaspace" or step.get("replacement", SPACE) != SPACE:
             raise UnsupportedError(
                 f"the tokenizer cuts texts by {kind}, which llama.cpp "
-                "does not do for SentencePiece; convert to another target, such as genai"
+                "does not do for SentencePiece; convert to litertlm or genai"
             )
 
 
@@ -224,7 +241,7 @@ def _no_normalizer(step: Mapping[str, Any]) -> UnsupportedError:
     detail = step.get("pattern") or step.get("prepend")
     return UnsupportedError(
         f"the tokenizer normalizes texts by {step.get('type')}{f' {detail}' if detail else ''}, "
-        "which llama.cpp has no key for; convert to another target, such as genai"
+        "which llama.cpp has no key for; convert to litertlm or genai"
     )
 
 
@@ -284,8 +301,8 @@ def _pre_tokenizer(document: Mapping[str, Any], bpe: Mapping[str, Any]) -> str:
             if step.get("add_prefix_space"):
                 raise UnsupportedError(
                     "the tokenizer puts a space before each text (add_prefix_space), which "
-                    "llama.cpp does not do for byte-level BPE; convert to another target, such as "
-                    "genai"
+                    "llama.cpp does not do for byte-level BPE; convert to "
+                    "litertlm or genai"
                 )
             if step.get("use_regex", True):
                 splits += PRE_TOKENIZERS["gpt-2"].splits
@@ -303,7 +320,7 @@ def _pre_tokenizer(document: Mapping[str, Any], bpe: Mapping[str, Any]) -> str:
             "the tokenizer composes Unicode (NFC), which llama.cpp never does"
             if composes
             else "llama.cpp's name for how this tokenizer cuts texts stands for one that composes "
-            "Unicode (NFC) first, which this one does not; convert to another target, such as genai"
+            "Unicode (NFC) first, which this one does not; convert to litertlm or genai"
         )
     whole = bool(bpe.get("ignore_merges"))
     return next((n for n in fitting if PRE_TOKENIZERS[n].whole_words == whole), fitting[0])

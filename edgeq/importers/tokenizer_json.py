@@ -34,6 +34,12 @@ _LLAMA3 = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+%s|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*%s"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_CONTRACTED = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_TEKKEN = _CASED % ("", "") + r"|\p{N}" + _REST
+_GPT4O = _CASED % (_CONTRACTED, _CONTRACTED) + r"|\p{N}{1,3}" + _REST
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,19 @@ PRE_TOKENIZERS = {
     "qwen2": PreTokenizer((_QWEN2,), nfc=True),
     "smollm": _DIGITS_PRE,
     "starcoder": _DIGITS_PRE,
+    "refact": _DIGITS_PRE,
+    "command-r": _DIGITS_PRE,
+    "minerva-7b": _DIGITS_PRE,
+    "deepseek-r1-qwen": PreTokenizer((_QWEN2,)),
+    "megrez": PreTokenizer((_QWEN2,)),
+    "falcon3": _LLAMA3_PRE,
+    "pixtral": _LLAMA3_PRE,
+    "dbrx": PreTokenizer((_LLAMA3,)),
+    "smaug-bpe": PreTokenizer((_LLAMA3,)),
+    "phi-2": PreTokenizer((_GPT2,)),
+    "olmo": PreTokenizer((_GPT2,)),
+    "tekken": PreTokenizer((_TEKKEN,), whole_words=True, add_bos=True),
+    "gpt-4o": PreTokenizer((_GPT4O,)),
 }
 """Pre-tokenizers by the name GGUF's ``tokenizer.ggml.pre`` gives them."""
 
