@@ -4,12 +4,10 @@
 
     edgeq.quantize("path/to/model", "model.edgeq")           # INT4 in groups of 32
     model = edgeq.load("model.edgeq")                        # or a checkpoint, or a GGUF file
-    tokenizer = edgeq.Tokenizer(model.files)
+    tokenizer = edgeq.Tokenizer(model)
     with edgeq.Engine(model) as engine:
-        prompt = tokenizer.encode("Once upon a time")
-        for chunk in edgeq.generate(
-            engine, tokenizer, prompt, edgeq.SamplingParams(), max_tokens=100
-        ):
+        # a text is continued; a list of messages is answered by the model's chat template
+        for chunk in edgeq.generate(engine, tokenizer, "Once upon a time", max_tokens=100):
             print(chunk.text, end="", flush=True)
 
 Names are loaded when they are first asked for: ``import edgeq`` alone imports neither numpy

@@ -175,7 +175,7 @@ def test_templates_that_fail(template: str, words: str) -> None:
         render_chat(with_template(template), TALK)
 
 
-@pytest.mark.parametrize("template", [7, [7], [{"name": "default"}], {"default": "x"}])
+@pytest.mark.parametrize("template", [7, [7], [{"name": "default"}], {"default": 1}])
 def test_templates_that_are_none(template: Any) -> None:
     with pytest.raises(FormatError, match="must be text or a list of named templates"):
         render_chat(with_template(template), TALK)
@@ -187,7 +187,7 @@ def test_files_that_are_damaged() -> None:
         {"tokenizer_config.json": b"[]"},
         {"chat_template.jinja": b"\xff"},
     ):
-        with pytest.raises(EdgeqError, match="is not readable"):
+        with pytest.raises(EdgeqError, match=r"is not JSON|holds a list|is not UTF-8 text"):
             render_chat(made, TALK)
 
 

@@ -594,10 +594,10 @@ def test_a_conversation_reads_only_what_is_new(
         return capsys.readouterr().out, talk.last.n_prompt
 
     with Engine(model, threads=1) as engine, Engine(model, threads=1) as fresh:
-        talk = Conversation(model, engine, tokenizer, "Be kind.")
+        talk = Conversation(engine, tokenizer, "Be kind.")
         ask(talk, "Hello, I am a very long first message about a red ball")
         follow_up, read = ask(talk, "And?")
-        anew = Conversation(model, fresh, tokenizer, "Be kind.")
+        anew = Conversation(fresh, tokenizer, "Be kind.")
         anew._messages = talk._messages[:-2]
         assert ask(anew, "And?")[0] == follow_up
         assert anew.last is not None

@@ -47,7 +47,7 @@ FENCES = {
     "litert_lm_builder": ("converters/litertlm.py",),
     "onnx": ("converters/ort", "graphs/onnx_"),
     "onnxruntime": ("converters/ort", "graphs/execute.py"),
-    "onnxruntime_genai": ("converters/genai.py",),
+    "onnxruntime_genai": ("converters/genai",),
     "gguf": ("importers/gguf.py", "converters/gguf"),
     "llama_cpp": ("converters/gguf",),
     "torch": ("quant/qat/",),

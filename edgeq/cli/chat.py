@@ -20,7 +20,6 @@ from edgeq.cli.run import engine_arguments, sampling_params, timing
 from edgeq.cli.warmup import compile_first
 
 if TYPE_CHECKING:
-    from edgeq.model import Model
     from edgeq.runtime.engine import Engine
     from edgeq.runtime.generate import Chunk
     from edgeq.runtime.sampling import SamplingParams
@@ -60,7 +59,7 @@ def chat(model: str, system: str | None, n_predict: int, force: bool, **settings
     tokenizer = Tokenizer(loaded.files)
     compile_first(engine_settings["backend"])
     with Engine(loaded, **engine_settings) as engine:
-        talk = Conversation(loaded, engine, tokenizer, system)
+        talk = Conversation(engine, tokenizer, system)
         talk.check()
         if sys.stdin.isatty():
             render.note(_HELP)
@@ -115,16 +114,13 @@ class Conversation:
     """Messages, and the engine whose cache holds what of them was already read.
 
     Args:
-        model: for its chat template.
         engine: keeps the conversation's tokens in its cache.
-        tokenizer: the model's.
+        tokenizer: the model's, with its chat template.
         system: the first message, or None.
     """
 
-    def __init__(
-        self, model: Model, engine: Engine, tokenizer: Tokenizer, system: str | None
-    ) -> None:
-        self._model, self._engine, self._tokenizer = model, engine, tokenizer
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, system: str | None) -> None:
+        self._engine, self._tokenizer = engine, tokenizer
         self.last: Chunk | None = None
         self.reset(system)
 
@@ -135,12 +131,7 @@ class Conversation:
 
     def check(self) -> None:
         """Refuse a model that has no chat template, or one that is not readable, before talking."""
-        self._render([*self._messages, {"role": "user", "content": "?"}])
-
-    def _render(self, messages: list[dict[str, str]]) -> str:
-        from edgeq.runtime.chat import render_chat
-
-        return render_chat(self._model.files, messages)
+        self._tokenizer.encode_chat([*self._messages, {"role": "user", "content": "?"}])
 
     def say(
         self,
@@ -162,8 +153,7 @@ class Conversation:
         from edgeq.runtime.generate import generate
 
         asked = [*self._messages, {"role": "user", "content": text}]
-        # the template writes its own special tokens, the first one included
-        ids = self._tokenizer.encode(self._render(asked), add_bos=False)
+        ids = self._tokenizer.encode_chat(asked)
         fresh = self._engine.reuse(ids)
         answer: list[str] = []
         try:
@@ -175,6 +165,7 @@ class Conversation:
                 max_tokens=most,
                 stop=stop,
                 lookup=lookup,
+                end_ids=self._tokenizer.turn_end_ids,
             ):
                 self.last = chunk
                 answer.append(chunk.text)

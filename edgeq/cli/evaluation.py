@@ -171,7 +171,9 @@ class _Asked:
     """An engine as `edgeq.tasks` asks it; what two questions begin with is read once."""
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer) -> None:
-        self._engine, self._ends = engine, set(tokenizer.eos_ids)
+        from edgeq.runtime.generate import all_end_ids
+
+        self._engine, self._ends = engine, all_end_ids(engine, tokenizer)
         self.context = engine.context
 
     def scores(self, prompt: list[int], continuation: list[int]) -> Any:

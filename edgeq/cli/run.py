@@ -1,4 +1,4 @@
-"""``edgeq run``: continue a text."""
+"""``edgeq run``: answer a question, or continue a text."""
 
 from __future__ import annotations
 
@@ -23,18 +23,34 @@ from edgeq.cli.warmup import compile_first
 if TYPE_CHECKING:
     from edgeq.runtime.generate import Chunk
     from edgeq.runtime.sampling import SamplingParams
+    from edgeq.runtime.tokenizer import Tokenizer
 
 
-@command("run", "Continue a text.")
+@command("run", "Answer a question, or continue a text.")
 @model_argument
+<<<<<<< HEAD
 @click.option("-p", "--prompt", default=None, help="The prompt.")
+=======
+@click.argument("question", metavar="[PROMPT]", required=False)
+@click.option("-p", "--prompt", default=None, help="The prompt; the same as the PROMPT argument.")
+>>>>>>> tokens
 @click.option(
     "-f",
     "--file",
     "prompt_file",
     type=click.Path(exists=True, dir_okay=False, allow_dash=True),
     default=None,
+<<<<<<< HEAD
     help="Read the prompt from this file; - reads standard input.",
+=======
+    help="Read the prompt from this file; - is standard input.",
+)
+@click.option(
+    "--raw",
+    is_flag=True,
+    show_default=False,
+    help="Continue the prompt as plain text even if the model has a chat template.",
+>>>>>>> tokens
 )
 @click.option(
     "-n",
@@ -70,8 +86,10 @@ if TYPE_CHECKING:
 )
 def run(
     model: str,
+    question: str | None,
     prompt: str | None,
     prompt_file: str | None,
+    raw: bool,
     n_predict: int,
     stream: bool,
     prompt_cache: str | None,
@@ -79,9 +97,11 @@ def run(
     force: bool,
     **settings: Any,
 ) -> None:
-    """Continue a text with MODEL (an .edgeq file, a checkpoint folder or a GGUF file).
+    """Answer PROMPT with MODEL (an .edgeq file, a checkpoint folder or a GGUF file).
 
-    The text and its continuation go to stdout, a line of timings to stderr.
+    A model with a chat template is given the prompt as a user's message, and its answer goes to
+    stdout. Without a template, or with --raw, the model continues the prompt as plain text, and
+    the text and its continuation go to stdout. A line of timings goes to stderr.
     """
     from edgeq.importers import load
     from edgeq.runtime.engine import Engine
@@ -89,15 +109,21 @@ def run(
     from edgeq.runtime.tokenizer import Tokenizer
 
     if prompt_cache_all and prompt_cache is None:
+<<<<<<< HEAD
         raise click.UsageError("--prompt-cache-all needs --prompt-cache FILE, the file to save to")
     text = prompt_text(prompt, prompt_file)
+=======
+        raise click.UsageError("--prompt-cache-all needs --prompt-cache FILE to keep it in")
+    text = prompt_text(question, prompt, prompt_file)
+>>>>>>> tokens
     params = sampling_params(settings)
     engine_settings = engine_arguments(settings)
     loaded = load(model)
     if not force:
         refuse_what_cannot_fit(loaded, model, engine_settings)
     tokenizer = Tokenizer(loaded.files)
-    ids = tokenizer.encode(text)
+    chat = tokenizer.has_chat_template and not raw
+    ids = _chat_ids(tokenizer, text) if chat else tokenizer.encode(text, add_eos=False)
     compile_first(engine_settings["backend"])
     with Engine(loaded, **engine_settings) as engine:
         if prompt_cache is not None and Path(prompt_cache).exists():
@@ -111,8 +137,9 @@ def run(
             max_tokens=None if n_predict < 0 else n_predict,
             stop=settings["stop"],
             lookup=settings["lookup"],
+            end_ids=tokenizer.turn_end_ids if chat else (),
         )
-        held = [text]
+        held = ["" if chat else text]
         last: Chunk | None = None
         try:
             if stream:
@@ -130,17 +157,30 @@ def run(
         finally:  # Ctrl-C too leaves what there is, and a whole line
             render.write("".join(held) + "\n")
     if last is not None:
-        render.note(timing(last))
+        how = "chat template (--raw continues the plain text)" if chat else ""
+        render.note(timing(last, how))
 
 
-def prompt_text(prompt: str | None, prompt_file: str | None) -> str:
-    """The text to go on from, from the one option that gives it.
+def _chat_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    from edgeq.errors import EdgeqError
+
+    try:
+        return tokenizer.encode_chat([{"role": "user", "content": text}])
+    except EdgeqError as err:
+        raise type(err)(f"{err} (--raw continues the prompt without the template)") from err
+
+
+def prompt_text(question: str | None, prompt: str | None, prompt_file: str | None) -> str:
+    """The prompt, from the one place that gives it.
 
     Raises:
-        click.UsageError: none or both are given.
+        click.UsageError: it is given nowhere, or more than once.
     """
-    if (prompt is None) == (prompt_file is None):
-        raise click.UsageError("give the text to go on from: either --prompt TEXT or --file FILE")
+    if sum(given is not None for given in (question, prompt, prompt_file)) != 1:
+        raise click.UsageError(
+            'give one prompt: edgeq run MODEL "PROMPT", --prompt TEXT or --file FILE'
+        )
+    prompt = question if prompt is None else prompt
     if prompt is not None:
         return prompt
     assert prompt_file is not None
@@ -179,10 +219,16 @@ def engine_arguments(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def timing(chunk: Chunk) -> str:
-    """What a chunk knows of the time: ``[prompt 5 tokens in 0.01 s, 610.2 tok/s | ...]``."""
+def timing(chunk: Chunk, how: str = "") -> str:
+    """What a chunk knows of the time: ``[prompt 5 tokens in 0.01 s, 610.2 tok/s | ...]``.
+
+    Args:
+        chunk: the last one of a generation.
+        how: what is to be said first.
+    """
     reused = f" ({chunk.n_reused} before it reused)" if chunk.n_reused else ""
-    parts = [
+    parts = [how] if how else []
+    parts += [
         f"prompt {chunk.n_prompt} tokens{reused} in {chunk.prefill_s:.2f} s"
         + _rate(chunk.prefill_tokens_per_s),
         f"generated {chunk.n_generated} tokens in {chunk.decode_s:.2f} s"

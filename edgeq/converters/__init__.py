@@ -17,6 +17,9 @@ and, where the target can say:
     memory(model, options)             -> bytes that `write` takes at its peak beside the model's
                                           mapped file; without it, no limit can be promised
     execute(path)                      -> Execution of any file of that format, ours or not
+    tokenizer(path, source)            -> TargetTokenizer of `edgeq.converters.texts`, or None if
+                                          the output holds no tokenizer; ``source`` is the model's
+                                          own tokenizer
 
 A refusal is an EdgeqError of `check`, a missing package a MissingDependencyError of `check`,
 `open`, `stored` or `trace`. `write` may make further files beside ``out`` whose names begin with

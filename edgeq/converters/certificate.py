@@ -12,6 +12,8 @@
     logits             largest and root mean square difference, and the range of the right ones
     kl                 mean and largest divergence, nats
     greedy_tokens      compared, equal to the reference's own choice, near ties
+    texts              what encoded for the target, texts compared, of equal token ids, and of
+                       other ids by a known limit of the runtime; null without a tokenizer
     machine            processor, cores, system, Python
 
 It lies in a folder of several files as ``certificate.json``, and beside a single file or a package
@@ -101,6 +103,7 @@ def findings(report: Report) -> dict[str, Any]:
         },
         "prompts": [list(prompt) for prompt in report.prompts],
         "greedy": [list(tokens) for tokens in report.greedy],
+        "texts": report.texts.to_dict() if report.texts else None,
         "seconds": round(report.seconds, 3),
     }
 

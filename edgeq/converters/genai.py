@@ -20,21 +20,31 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.converters import Options, Past, Precision, Progress, Stored, ort
+from edgeq.converters.genai_tokenizer import GenaiTokenizer, check_same_ids, require
 from edgeq.converters.ort_graph import HEAD_STEP
 from edgeq.converters.ort_run import config_of, precision_of, read_graph
-from edgeq.errors import FormatError, MissingDependencyError, UnsupportedError, UsageError
+from edgeq.converters.texts import TargetTokenizer, model_ends
+from edgeq.errors import FormatError, UnsupportedError, UsageError
+from edgeq.importers.chat_templates import DEFAULT, chat_templates
+from edgeq.importers.chat_templates import FILE as CHAT_TEMPLATE
+from edgeq.importers.hf_tokenizer import (
+    HfTokenizer,
+    complete_document,
+    hf_tokenizer,
+    read_object,
+    special_tokens,
+)
 from edgeq.model import Model, ModelConfig
 from edgeq.packing import round_up
 from edgeq.reference import checked_tokens
 
-__all__ = ["check", "memory", "open", "stored", "trace", "versions", "write"]
+__all__ = ["check", "memory", "open", "stored", "tokenizer", "trace", "versions", "write"]
 
 CONFIG = "genai_config.json"
 TYPES = {
@@ -78,7 +88,9 @@ def check(model: Model, options: Options) -> None:
             f"it runs {', '.join(TYPES)}; convert to ort instead"
         )
     ort.check(model, _for_ort(options))
-    tokenizer_files(model)
+    files = tokenizer_files(model)
+    files[CONFIG] = _pretty(genai_config(model, ort.settings(model, _for_ort(options)).context))
+    check_same_ids(hf_tokenizer(model.files), files)
 
 
 def memory(model: Model, options: Options) -> int:
@@ -105,7 +117,7 @@ def genai_config(model: Model, context: int) -> dict[str, Any]:
         context: the longest sequence.
     """
     c = model.config
-    generation = _object(model.files, "generation_config.json")
+    generation = read_object(model.files, "generation_config.json")
     settings: dict[str, Any] = {
         "type": TYPES[c.family],
         "vocab_size": c.vocab,
@@ -133,11 +145,12 @@ def genai_config(model: Model, context: int) -> dict[str, Any]:
     }
     if c.bos is not None:
         settings["bos_token_id"] = c.bos
-    if c.eos:
+    ends = model_ends(model)
+    if ends:
         pad = generation.get("pad_token_id")
-        settings["eos_token_id"] = list(c.eos)
+        settings["eos_token_id"] = list(ends)
         # without end tokens it would stop at the pad token: then it is given none
-        settings["pad_token_id"] = pad if type(pad) is int and 0 <= pad < c.vocab else c.eos[0]
+        settings["pad_token_id"] = pad if type(pad) is int and 0 <= pad < c.vocab else ends[0]
     # none and zero, which some files have for a filter that is off, are refused
     search = {key: generation[key] for key in _SEARCH if generation.get(key)}
     search |= {
@@ -160,15 +173,20 @@ def tokenizer_files(model: Model) -> dict[str, bytes]:
         raise UnsupportedError(
             "the model has no tokenizer.json, which onnxruntime-genai needs; convert to ort instead"
         )
-    settings = _object(model.files, "tokenizer_config.json")
+    document = complete_document(model.files)
+    settings = read_object(model.files, "tokenizer_config.json")
     settings["tokenizer_class"] = tokenizer_class(
-        str(settings.get("tokenizer_class", "")), _object(model.files, "tokenizer.json")
+        str(settings.get("tokenizer_class", "")), json.loads(document)
     )
-    template = model.files.get("chat_template.jinja")
-    if template is not None:
-        settings["chat_template"] = template.decode()
-    names = ("tokenizer.json", "chat_template.jinja", "generation_config.json")
-    files = {name: model.files[name] for name in names if name in model.files}
+    settings |= special_tokens(model.files)
+    templates = chat_templates(model.files)
+    files = {"tokenizer.json": document}
+    if "generation_config.json" in model.files:
+        files["generation_config.json"] = model.files["generation_config.json"]
+    if DEFAULT in templates:
+        settings["chat_template"] = templates[DEFAULT]
+        if CHAT_TEMPLATE in model.files:
+            files[CHAT_TEMPLATE] = model.files[CHAT_TEMPLATE]
     files["tokenizer_config.json"] = _pretty(settings)
     if "special_tokens_map.json" in model.files:
         files["special_tokens_map.json"] = model.files["special_tokens_map.json"]
@@ -222,24 +240,14 @@ def trace(path: Path, tokens: Sequence[int], past: Past = ()) -> dict[str, NDArr
     return ort.trace(path, tokens, past)
 
 
+def tokenizer(path: Path, source: HfTokenizer) -> TargetTokenizer:
+    """The folder's tokenizer in onnxruntime-genai."""
+    return GenaiTokenizer(path, source)
+
+
 def versions() -> dict[str, str]:
     """onnx, onnxruntime and onnxruntime-genai."""
     return {**ort.versions(), "onnxruntime-genai": require().__version__}
-
-
-def require() -> ModuleType:
-    """onnxruntime-genai.
-
-    Raises:
-        MissingDependencyError: it is not installed.
-    """
-    try:
-        import onnxruntime_genai
-    except ImportError as err:
-        raise MissingDependencyError(
-            "onnxruntime_genai", "genai", "to make or run onnxruntime-genai's folders"
-        ) from err
-    return cast(ModuleType, onnxruntime_genai)
 
 
 class GenaiRunner:
@@ -302,16 +310,6 @@ class GenaiRunner:
 
 def _for_ort(options: Options) -> Options:
     return replace(options, extra={"logits": "last", **options.extra})
-
-
-def _object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
-    try:
-        found = json.loads(files.get(name, b"{}"))
-    except ValueError as err:
-        raise FormatError(f"{name} is not JSON ({err})") from err
-    if not isinstance(found, dict):
-        raise FormatError(f"{name} holds a {type(found).__name__}, expected an object")
-    return found
 
 
 def _pretty(value: Mapping[str, Any]) -> bytes:

@@ -50,14 +50,17 @@ from edgeq.converters.gguf_layout import (
 )
 from edgeq.converters.gguf_run import LlamaRunner, read_stored, runtime_versions, trace_passes
 from edgeq.converters.gguf_tokenizer import tokenizer_keys
+from edgeq.converters.gguf_vocab import file_tokenizer
+from edgeq.converters.texts import TargetTokenizer
 from edgeq.errors import UnsupportedError, UsageError
+from edgeq.importers.hf_tokenizer import HfTokenizer
 from edgeq.importers.safetensors_file import release
 from edgeq.model import Model
 from edgeq.packing import round_up
 from edgeq.reference import rope_frequencies
 from edgeq.tensor import FloatTensor, QuantTensor, Tensor
 
-__all__ = ["check", "memory", "open", "stored", "trace", "versions", "write"]
+__all__ = ["check", "memory", "open", "stored", "tokenizer", "trace", "versions", "write"]
 
 _STEP = 1 << 21
 """Weights in memory at once."""
@@ -135,6 +138,11 @@ def stored(path: Path) -> Iterator[Stored]:
 def trace(path: Path, tokens: Sequence[int], past: Past = ()) -> dict[str, NDArray[np.float32]]:
     """Results of llama.cpp's own graph."""
     return trace_passes(path, tokens, past)
+
+
+def tokenizer(path: Path, source: HfTokenizer) -> TargetTokenizer | None:
+    """The file's tokenizer: llama.cpp's own where that is installed."""
+    return file_tokenizer(path, source)
 
 
 def versions() -> dict[str, str]:

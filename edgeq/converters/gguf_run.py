@@ -201,6 +201,20 @@ def _llama_cpp() -> Any:
     return llama_cpp
 
 
+def load_vocabulary(path: Path) -> tuple[Any, Any]:
+    """llama.cpp's interface, and a file of which it has loaded the vocabulary alone.
+
+    Raises:
+        MissingDependencyError: no llama-cpp-python.
+    """
+    api = _llama_cpp()
+    _log(api).clear()
+    settings = api.llama_model_default_params()
+    settings.n_gpu_layers = 0
+    settings.vocab_only = True
+    return api, api.llama_model_load_from_file(str(path).encode(), settings)
+
+
 @cache
 def _log(api: Any) -> list[str]:
     """What llama.cpp says of errors, in place of its writing to stderr."""

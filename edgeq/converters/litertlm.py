@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,15 @@ from numpy.typing import NDArray
 
 from edgeq.converters import Options, Past, Progress, Stored, tflite
 from edgeq.converters import tflite_read as reading
+from edgeq.converters.texts import TargetTokenizer, model_ends
 from edgeq.errors import FormatError, MissingDependencyError, UnsupportedError
+from edgeq.importers.chat_templates import DEFAULT, chat_templates
+from edgeq.importers.hf_tokenizer import (
+    HfTokenizer,
+    complete_document,
+    hf_tokenizer,
+    read_object,
+)
 from edgeq.model import Model
 
 _CHUNK = 1 << 22
@@ -62,6 +70,14 @@ with (
     print(json.dumps(session.run_decode().texts[0]))
 """
 """What `generate` runs."""
+_TOKENIZE = """\
+import json, sys
+import litert_lm as lm
+lm.set_min_log_severity(lm.LogSeverity.ERROR)
+with lm.Engine(sys.argv[1], backend=lm.Backend.CPU(thread_count=1), cache_dir=":nocache") as engine:
+    print(json.dumps([list(engine.tokenize(text)) for text in json.load(sys.stdin)]))
+"""
+"""What `LiteRTLMTokenizer` runs."""
 
 
 def check(model: Model, options: Options) -> None:
@@ -80,7 +96,7 @@ def check(model: Model, options: Options) -> None:
             "the model has no tokenizer.json, which LiteRT-LM needs; put one next to the "
             "checkpoint and import it again, or convert to tflite"
         )
-    if not model.config.eos:
+    if not model_ends(model):
         raise UnsupportedError(
             "the model has no end-of-text token, which LiteRT-LM needs; "
             "set eos_token_id in its generation_config.json"
@@ -109,7 +125,7 @@ def write(model: Model, out: Path, options: Options, progress: Progress | None =
     )
     try:
         tflite.write(model, decoder, options, progress)
-        tokenizer.write_bytes(model.files["tokenizer.json"])
+        tokenizer.write_bytes(complete_document(model.files))
         settings.write_bytes(_llm_metadata(model, options))
         bundle = builder.LitertLmFileBuilder()
         bundle.add_llm_metadata(str(settings))
@@ -208,15 +224,53 @@ def generate(path: str | Path, prompt: str, max_tokens: int = 64, *, threads: in
     if not _installed("litert-lm-api"):
         raise MissingDependencyError("litert_lm", "litertlm", "to run .litertlm bundles")
     asked = json.dumps([str(path), prompt, max_tokens, threads])
+    return str(json.loads(_run(path, _SAY, asked)))
+
+
+def tokenizer(path: str | Path, source: HfTokenizer) -> TargetTokenizer | None:
+    """The bundle's tokenizer in LiteRT-LM; None where LiteRT-LM is not installed."""
+    return LiteRTLMTokenizer(path) if _installed("litert-lm-api") else None
+
+
+class LiteRTLMTokenizer:
+    """A bundle's tokenizer in LiteRT-LM, in a process of its own.
+
+    Args:
+        path: the bundle.
+    """
+
+    adds_special = False
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = path
+        self.by = f"LiteRT-LM {metadata.version('litert-lm-api')}"
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text.
+
+        Raises:
+            FormatError: LiteRT-LM cannot read the bundle.
+        """
+        said = _run(self._path, _TOKENIZE, str(self._path), given=json.dumps(list(texts)))
+        return [[int(i) for i in ids] for ids in json.loads(said)]
+
+    def excuse(self, text: str) -> str | None:
+        """Nothing is excused: it runs the tokenizer.json."""
+        return None
+
+
+def _run(path: str | Path, code: str, argument: str, given: str | None = None) -> str:
+    """The last line that a process of its own prints, because LiteRT-LM may abort."""
     ran = subprocess.run(
-        [sys.executable, "-c", _SAY, asked], capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-c", code, argument],
+        input=given, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     if ran.returncode:
         said = [
             line for line in ran.stderr.splitlines() if line and not line.startswith((" ", "Tr"))
         ]
         raise FormatError(f"LiteRT-LM cannot run {path}: {'; '.join(said[-3:])}")
-    return str(json.loads(ran.stdout.splitlines()[-1]))
+    return ran.stdout.splitlines()[-1]
 
 
 def _installed(distribution: str) -> bool:
@@ -261,12 +315,14 @@ def _llm_metadata(model: Model, options: Options) -> bytes:
 
     made = llm_metadata_pb2.LlmMetadata()
     config = model.config
-    template = _template(model.files)
+    template = chat_templates(model.files).get(DEFAULT)
+    tokenizer = hf_tokenizer(model.files)
+    bos = tokenizer.prefix[0] if tokenizer.prefix else config.bos
     # LiteRT-LM puts it first itself, and in a template it writes nothing for ``bos_token``
-    wanted = _begins_with_bos(model.files) or "bos_token" in (template or "")
-    if config.bos is not None and wanted:
-        made.start_token.token_ids.ids.append(config.bos)
-    for token in config.eos:
+    wanted = bool(tokenizer.prefix) or "bos_token" in (template or "")
+    if bos is not None and wanted:
+        made.start_token.token_ids.ids.append(bos)
+    for token in model_ends(model):
         made.stop_tokens.add().token_ids.ids.append(token)
     made.max_num_tokens = tflite.settings(config, options).context
     made.llm_model_type.generic_model.SetInParent()
@@ -276,43 +332,10 @@ def _llm_metadata(model: Model, options: Options) -> bytes:
         made.prompt_templates.user.prefix = made.prompt_templates.model.prefix = ""
     made.supports_thinking = False
     made.supports_function_calling = template is not None and "tools" in template
-    sampling = _json(model.files, "generation_config.json")
+    sampling = read_object(model.files, "generation_config.json")
     if sampling.get("do_sample"):
         made.sampler_params.type = sampler_params_pb2.SamplerParameters.TOP_P
         made.sampler_params.k = int(sampling.get("top_k") or 40)
         made.sampler_params.p = float(sampling.get("top_p") or 1.0)
         made.sampler_params.temperature = float(sampling.get("temperature") or 1.0)
     return bytes(made.SerializeToString())
-
-
-def _begins_with_bos(files: Mapping[str, bytes]) -> bool:
-    """Whether this tokenizer puts BOS before a text."""
-    flag = _json(files, "tokenizer_config.json").get("add_bos_token")
-    if isinstance(flag, bool):
-        return flag
-    processor = _json(files, "tokenizer.json").get("post_processor") or {}
-    for step in processor.get("processors", [processor]):
-        if step.get("type") == "TemplateProcessing":
-            return bool(step["single"]) and "SpecialToken" in step["single"][0]
-    return False
-
-
-def _template(files: Mapping[str, bytes]) -> str | None:
-    """The model's chat template, the default one of several."""
-    if "chat_template.jinja" in files:
-        return files["chat_template.jinja"].decode()
-    found = _json(files, "tokenizer_config.json").get("chat_template")
-    if isinstance(found, list):
-        named = {entry["name"]: entry["template"] for entry in found}
-        found = named.get("default")
-    return found if isinstance(found, str) else None
-
-
-def _json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
-    try:
-        data = json.loads(files.get(name, b"{}"))
-    except ValueError as err:
-        raise FormatError(f"{name} is not JSON ({err})") from err
-    if not isinstance(data, dict):
-        raise FormatError(f"{name} holds a {type(data).__name__}, expected an object")
-    return data

@@ -29,8 +29,10 @@ from edgeq.converters import Precision, Progress, Runner, target_module
 from edgeq.converters.bisect import Divergence, first_divergence, is_small
 from edgeq.converters.integers import TensorFault, compare_integers
 from edgeq.converters.prompts import prompts as default_prompts
+from edgeq.converters.texts import TextsReport, compare_texts
 from edgeq.errors import EdgeqError, FormatError, UsageError
 from edgeq.evaluate import kl_divergence, log_softmax
+from edgeq.importers.hf_tokenizer import hf_tokenizer
 from edgeq.model import Model
 from edgeq.reference import Reference
 
@@ -79,6 +81,7 @@ class Report:
             tolerance.
         seconds: of it all.
         complaints: what of the logits is past the tolerance.
+        texts: how the tokenizers compare; None if the output holds none.
     """
 
     target: str
@@ -100,11 +103,13 @@ class Report:
     near_ties: int = 0
     seconds: float = 0.0
     complaints: tuple[str, ...] = ()
+    texts: TextsReport | None = None
 
     @property
     def passed(self) -> bool:
         """Whether it computes what its source does."""
-        return not (self.tensor_faults or self.divergence or self.complaints)
+        told = self.tensor_faults or self.divergence or self.complaints
+        return not (told or (self.texts and self.texts.complaint))
 
     def explain(self) -> str:
         """What is wrong, most telling first; empty if nothing is."""
@@ -114,6 +119,8 @@ class Report:
         if self.divergence:
             lines.append(f"first step that differs: {self.divergence}")
         lines += self.complaints
+        if self.texts and self.texts.complaint:
+            lines.append(f"tokenizer: {self.texts.complaint}")
         if self.complaints and self.trace_note:
             lines.append(self.trace_note)
         return "\n".join(lines)
@@ -184,7 +191,17 @@ def validate(
         **found.numbers(),
         seconds=time.perf_counter() - started,
         complaints=tuple(complaints),
+        texts=_texts(path, against, module),
     )
+
+
+def _texts(path: Path, model: Model, module: Any) -> TextsReport | None:
+    """Whether the output's tokenizer makes the same ids; None if it holds no tokenizer."""
+    if "tokenizer.json" not in model.files or not hasattr(module, "tokenizer"):
+        return None
+    source = hf_tokenizer(model.files)
+    target = module.tokenizer(path, source)
+    return None if target is None else compare_texts(source, target)
 
 
 def _prompts(model: Model, runner: Runner, steps: int) -> Sequence[Sequence[int]]:

@@ -1,11 +1,17 @@
-"""The tokenizer inside a GGUF file, as Hugging Face's tokenizer files.
+"""The tokenizer inside a GGUF file, as Hugging Face's tokenizer files, by llama.cpp's rules.
 
-Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#tokenizer
+A GGUF file names one end token where a model has several, and cannot say that a token takes the
+whitespace beside it along. llama.cpp knows both by the texts of tokens and by the model's name, and
+so does this module.
+
+Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#tokenizer; llama.cpp's
+llama-vocab.cpp (load) for the end tokens and the tokens of Phi-3.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from edgeq.errors import FormatError, UnsupportedError, unknown
@@ -13,6 +19,7 @@ from edgeq.importers.tokenizer_json import (
     CONTROL,
     NORMAL,
     PRE_TOKENIZERS,
+    UNKNOWN,
     USER_DEFINED,
     Vocabulary,
     byte_level_bpe,
@@ -22,10 +29,24 @@ from edgeq.importers.tokenizer_json import (
 
 _PREFIX = "tokenizer.ggml."
 _KINDS = {"llama": "SentencePiece BPE", "gpt2": "byte-level BPE"}
+_END_KEYS = ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+"""``tokenizer.ggml.<name>_token_id`` of tokens that end a generation beside EOS."""
 _END_TEXTS = frozenset(
-    ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>")
-)
-"""Special tokens that end a turn; a GGUF file names one end token where a model has several."""
+    (
+        "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
+        "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
+        "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
+        "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
+        # the padding and the separators of files in models that fill in the middle
+        "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]",
+        "<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>",
+    )
+)  # fmt: skip
+"""Texts of tokens that end a generation wherever a vocabulary holds them."""
+STRIP_NAMES = ("phi-3", "phi3")
+"""A model whose name holds one of these has special tokens that take whitespace along."""
+STRIP_NEEDS = ("<unk>", "<s>", "<|endoftext|>")
+"""Tokens of Phi-3 that leave the whitespace after them alone; the other special ones do not."""
 
 
 def tokenizer_files(metadata: Mapping[str, Any]) -> tuple[dict[str, bytes], Vocabulary | None]:
@@ -45,7 +66,8 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> tuple[dict[str, bytes], Voca
         raise UnsupportedError(unknown("GGUF tokenizer", str(kind), _KINDS))
     tokens = _list(metadata, "tokens", str)
     kinds = _list(metadata, "token_type", int) if _PREFIX + "token_type" in metadata else None
-    kinds = [NORMAL] * len(tokens) if kinds is None else kinds
+    kinds = [NORMAL] * len(tokens) if kinds is None else list(kinds)
+    tokens = [text or f"[EMPTY_{i}]" for i, text in enumerate(tokens)]
     spm = kind == "llama"
     pre = metadata.get(_PREFIX + "pre", "default")
     if not spm and pre not in PRE_TOKENIZERS:
@@ -59,32 +81,61 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> tuple[dict[str, bytes], Voca
         add_bos=bool(
             metadata.get(_PREFIX + "add_bos_token", True if spm else PRE_TOKENIZERS[pre].add_bos)
         ),
+        add_eos=bool(metadata.get(_PREFIX + "add_eos_token", False)),
     )
+    ends = end_tokens(metadata, vocabulary)
+    for i in ends:  # what ends a generation is a special token, whatever its type says
+        if tokens[i] in _END_TEXTS and len(kinds) == len(tokens):
+            kinds[i] = CONTROL
+    vocabulary = replace(vocabulary, kinds=kinds, rstrip=_rstrip(metadata, vocabulary))
     if spm:
         document = sentencepiece_bpe(
             vocabulary,
             _list(metadata, "scores", float),
             add_prefix=bool(metadata.get(_PREFIX + "add_space_prefix", True)),
-            squeeze=bool(metadata.get(_PREFIX + "remove_extra_whitespaces", False)),
         )
     else:
         document = byte_level_bpe(vocabulary, _merges(metadata), pre)
     made = files(
         document,
         vocabulary,
-        ends=end_tokens(metadata, vocabulary),
+        ends=ends,
         chat_templates=_chat_templates(metadata),
     )
     return made, vocabulary
 
 
 def end_tokens(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tuple[int, ...]:
-    """Every id that ends a generation: EOS, end of turn, and special tokens known as such."""
-    ends = [vocabulary.eos, _token(metadata, "eot_token_id", None)]
-    for i, kind in enumerate(vocabulary.kinds):
-        if kind in (CONTROL, USER_DEFINED) and vocabulary.tokens[i] in _END_TEXTS:
-            ends.append(i)
-    return tuple(dict.fromkeys(i for i in ends if i is not None))
+    """Every id that ends a generation: EOS, the end of a turn, and tokens known by their text."""
+    return listed_ends(metadata, vocabulary.tokens, vocabulary.eos)
+
+
+def listed_ends(
+    metadata: Mapping[str, Any], tokens: Sequence[str], eos: int | None
+) -> tuple[int, ...]:
+    """As `end_tokens`, of the tokens' texts and EOS alone."""
+    named = [eos, *(_token(metadata, f"{key}_token_id", None) for key in _END_KEYS)]
+    ends = [i for i in named if i is not None and 0 <= i < len(tokens)]
+    ends += [i for i, text in enumerate(tokens) if text in _END_TEXTS]
+    found = {tokens[i]: i for i in ends}
+    harmony = {"<|return|>", "<|call|>"}, {"<|call|>", "<|flush|>"}, {"<|calls|>", "<|flush|>"}
+    if any(pair <= found.keys() for pair in harmony):
+        found.pop("<|end|>", None)  # it ends a message there, not the answer
+    if "<|tool_response>" in found:
+        found.pop("</s>", None)
+    return tuple(dict.fromkeys(i for i in ends if tokens[i] in found))
+
+
+def _rstrip(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> frozenset[int]:
+    """Tokens that take the whitespace after them along: Phi-3's, which is known by its name."""
+    name = str(metadata.get("general.name", "")).lower()
+    if not any(part in name for part in STRIP_NAMES):
+        return frozenset()
+    return frozenset(
+        i
+        for i, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True))
+        if kind in (CONTROL, USER_DEFINED, UNKNOWN) and text not in STRIP_NEEDS
+    )
 
 
 def _list(metadata: Mapping[str, Any], key: str, kind: type) -> list[Any]:

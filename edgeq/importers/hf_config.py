@@ -240,7 +240,7 @@ def _activation(values: Values, key: str) -> Activation:
 
 
 def _one_token(values: Values) -> int | None:
-    bos = values.get("bos_token_id")
+    bos = values.get_or_none("bos_token_id")
     if bos is not None and (type(bos) is not int or bos < 0):
         raise FormatError(f"{values.path}: bos_token_id is {bos!r}; expected a token id")
     return bos
@@ -249,7 +249,7 @@ def _one_token(values: Values) -> int | None:
 def _tokens(values: Values, generation: Mapping[str, Any]) -> tuple[int, ...]:
     """The end tokens; generation_config.json knows the chat model's, and goes first."""
     eos = generation.get("eos_token_id")
-    eos = values.get("eos_token_id") if eos is None else eos
+    eos = values.get_or_none("eos_token_id") if eos is None else eos
     found = eos if isinstance(eos, list) else [] if eos is None else [eos]
     if any(type(t) is not int or t < 0 for t in found):
         raise FormatError(f"{values.path}: eos_token_id is {eos!r}; expected token ids")

@@ -54,6 +54,11 @@ class Values:
         value = self.raw.get(key)
         return self.defaults.get(key) if value is None else value
 
+    def get_or_none(self, key: str) -> Any:
+        """The value, None if the file says null, or the default of an absent one."""
+        self.read.add(key)
+        return self.raw[key] if key in self.raw else self.defaults.get(key)
+
     def is_null(self, key: str) -> bool:
         """Whether the key is there and null, which differs from a default."""
         return key in self.raw and self.raw[key] is None

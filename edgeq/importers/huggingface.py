@@ -21,6 +21,7 @@ TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
     "generation_config.json",
 )
@@ -99,6 +100,8 @@ def _files(folder: Path) -> dict[str, bytes]:
     files = {
         name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()
     }
+    for template in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+        files[f"{template.parent.name}/{template.name}"] = template.read_bytes()
     sentencepiece = folder / "tokenizer.model"
     if "tokenizer.json" not in files and sentencepiece.is_file():
         return tokenizer_files(sentencepiece) | files

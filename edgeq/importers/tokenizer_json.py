@@ -34,6 +34,12 @@ _LLAMA3 = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+%s|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*%s"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_CONTRACTED = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_TEKKEN = _CASED % ("", "") + r"|\p{N}" + _REST
+_GPT4O = _CASED % (_CONTRACTED, _CONTRACTED) + r"|\p{N}{1,3}" + _REST
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,19 @@ PRE_TOKENIZERS = {
     "qwen2": PreTokenizer((_QWEN2,), nfc=True),
     "smollm": _DIGITS_PRE,
     "starcoder": _DIGITS_PRE,
+    "refact": _DIGITS_PRE,
+    "command-r": _DIGITS_PRE,
+    "minerva-7b": _DIGITS_PRE,
+    "deepseek-r1-qwen": PreTokenizer((_QWEN2,)),
+    "megrez": PreTokenizer((_QWEN2,)),
+    "falcon3": _LLAMA3_PRE,
+    "pixtral": _LLAMA3_PRE,
+    "dbrx": PreTokenizer((_LLAMA3,)),
+    "smaug-bpe": PreTokenizer((_LLAMA3,)),
+    "phi-2": PreTokenizer((_GPT2,)),
+    "olmo": PreTokenizer((_GPT2,)),
+    "tekken": PreTokenizer((_TEKKEN,), whole_words=True, add_bos=True),
+    "gpt-4o": PreTokenizer((_GPT4O,)),
 }
 """Pre-tokenizers by the name GGUF's ``tokenizer.ggml.pre`` gives them."""
 
@@ -77,6 +96,8 @@ class Vocabulary:
         kinds: NORMAL .. BYTE for each id.
         bos, eos, unk: ids, or None.
         add_bos: whether a text starts with BOS.
+        add_eos: whether a text ends with EOS.
+        rstrip: special tokens that take the whitespace after them along.
     """
 
     tokens: Sequence[str]
@@ -85,6 +106,8 @@ class Vocabulary:
     eos: int | None = None
     unk: int | None = None
     add_bos: bool = False
+    add_eos: bool = False
+    rstrip: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         if len(self.kinds) != len(self.tokens):
@@ -236,7 +259,10 @@ def files(
         ends: ids that end a generation, if other than EOS alone.
         chat_templates: name -> Jinja template; the usual one is "default".
     """
-    config: dict[str, Any] = {"add_bos_token": vocabulary.add_bos}
+    config: dict[str, Any] = {
+        "add_bos_token": vocabulary.add_bos,
+        "add_eos_token": vocabulary.add_eos,
+    }
     for name in ("bos", "eos", "unk"):
         value = getattr(vocabulary, name)
         config[f"{name}_token"] = None if value is None else vocabulary.tokens[value]
@@ -293,14 +319,11 @@ def _document(
                     "content": vocabulary.tokens[i],
                     "single_word": False,
                     "lstrip": False,
-                    "rstrip": False,
+                    "rstrip": i in vocabulary.rstrip,
                     "normalized": normalized and not special,
                     "special": special,
                 }
             )
-    post = None
-    if vocabulary.add_bos and vocabulary.bos is not None:
-        post = _bos_first(vocabulary.tokens[vocabulary.bos], vocabulary.bos)
     return {
         "version": "1.0",
         "truncation": None,
@@ -308,18 +331,55 @@ def _document(
         "added_tokens": added,
         "normalizer": normalizer,
         "pre_tokenizer": pre_tokenizer,
-        "post_processor": post,
+        "post_processor": _post_processor(vocabulary),
         "decoder": decoder,
         "model": model,
     }
 
 
-def _bos_first(token: str, token_id: int) -> dict[str, Any]:
-    bos = {"SpecialToken": {"id": token, "type_id": 0}}
-    first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
+def _post_processor(vocabulary: Vocabulary) -> dict[str, Any] | None:
+    """What puts BOS before a text and EOS after it; None where neither is put."""
+    ends = {
+        "bos": vocabulary.bos if vocabulary.add_bos else None,
+        "eos": vocabulary.eos if vocabulary.add_eos else None,
+    }
+    tokens = {name: vocabulary.tokens[i] for name, i in ends.items() if i is not None}
+    if not tokens:
+        return None
+
+    def framed(name: str, type_id: int) -> list[dict[str, Any]]:
+        pieces: list[dict[str, Any]] = [{"Sequence": {"id": name, "type_id": type_id}}]
+        if "bos" in tokens:
+            pieces.insert(0, {"SpecialToken": {"id": tokens["bos"], "type_id": type_id}})
+        if "eos" in tokens:
+            pieces.append({"SpecialToken": {"id": tokens["eos"], "type_id": type_id}})
+        return pieces
+
     return {
         "type": "TemplateProcessing",
-        "single": [bos, first],
-        "pair": [bos, first, second],
-        "special_tokens": {token: {"id": token, "ids": [token_id], "tokens": [token]}},
+        "single": framed("A", 0),
+        "pair": [*framed("A", 0), *framed("B", 1)],
+        "special_tokens": {
+            text: {"id": text, "ids": [ends[name]], "tokens": [text]}
+            for name, text in tokens.items()
+        },
     }
+
+
+def _printable_bytes() -> dict[str, int]:
+    """Byte-level BPE's alphabet: printable Latin-1 stands for itself, the rest from U+0100 on."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in plain]
+    alphabet = {chr(byte): byte for byte in plain}
+    return alphabet | {chr(256 + i): byte for i, byte in enumerate(rest)}
+
+
+_PRINTABLE = _printable_bytes()
+
+
+def from_printable(token: str) -> bytes:
+    """Bytes of a byte-level token; an added token outside the alphabet is plain text."""
+    try:
+        return bytes(_PRINTABLE[char] for char in token)
+    except KeyError:
+        return token.encode()

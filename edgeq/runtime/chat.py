@@ -19,8 +19,9 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-from edgeq.errors import FormatError, UnsupportedError, UsageError, unknown
-from edgeq.runtime.tokenizer import special_tokens
+from edgeq.errors import EdgeqError, FormatError, UnsupportedError, UsageError, unknown
+from edgeq.importers.chat_templates import DEFAULT, chat_templates
+from edgeq.importers.hf_tokenizer import special_tokens
 
 MAX_CHARACTERS = 16_000_000
 """The longest text a template may render or build by ``*``."""
@@ -37,9 +38,9 @@ def render_chat(
     """Render messages by the model's chat template.
 
     Args:
-        files: the model's files; the template is ``chat_template.jinja``, or ``chat_template`` in
-            tokenizer_config.json (a list of named ones, too: "tool_use" is taken where ``tools``
-            are given, otherwise "default").
+        files: the model's files, which hold one template or several
+            (`edgeq.importers.chat_templates`): "tool_use" is taken where ``tools`` are given,
+            otherwise "default".
         messages: {"role": ..., "content": ...} each.
         add_generation_prompt: end with the opening of the assistant's turn.
         **extra: further variables of the template (tools, documents, enable_thinking ...);
@@ -93,30 +94,33 @@ def render_chat(
 
 
 def _template(files: Mapping[str, bytes], name: str | None, tools: bool) -> str:
-    try:
-        if name is None and "chat_template.jinja" in files:
-            return files["chat_template.jinja"].decode()
-        found = json.loads(files.get("tokenizer_config.json", b"{}")).get("chat_template")
-    except (ValueError, AttributeError) as err:
-        raise FormatError(f"the model's chat template is not readable: {err}") from err
-    if isinstance(found, str):
-        found = [{"name": "default", "template": found}]
-    if found is None:
+    named = chat_templates(files)
+    if not named:
         raise UnsupportedError(
             "the model has no chat template (chat_template.jinja, or chat_template in "
             "tokenizer_config.json): it may be a base model; use edgeq run with a prompt"
         )
-    try:
-        named = {entry["name"]: str(entry["template"]) for entry in found}
-    except (TypeError, KeyError) as err:
-        raise FormatError(
-            "tokenizer_config.json: chat_template must be text or a list of named templates"
-        ) from err
     if name is None:
-        name = "tool_use" if tools and "tool_use" in named else "default"
+        name = "tool_use" if tools and "tool_use" in named else DEFAULT
     if name not in named:
         raise UnsupportedError(unknown("chat template", name, named))
     return named[name]
+
+
+def after_an_answer(files: Mapping[str, bytes]) -> str:
+    """What the template writes after the assistant's words; empty where it cannot be found out.
+
+    Args:
+        files: the model's files.
+    """
+    words = "An answer."
+    talk = [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": words}]
+    try:
+        text = render_chat(files, talk, add_generation_prompt=False)
+    except EdgeqError:
+        return ""
+    _, found, after = text.rpartition(words)
+    return after if found else ""
 
 
 class _RefusedError(jinja2.TemplateError):

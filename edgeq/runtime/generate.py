@@ -11,7 +11,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,11 @@ from numpy.typing import NDArray
 from edgeq.errors import UsageError
 from edgeq.model import ModelConfig
 from edgeq.runtime.lookup import MAX_DRAFT, Lookup, Pacing
+from edgeq.runtime.prompt import prompt_ids
 from edgeq.runtime.sampling import Sampler, SamplingParams
+
+if TYPE_CHECKING:
+    from edgeq.runtime.chat import Message
 
 FinishReason = Literal["stop", "length"]
 
@@ -102,6 +106,14 @@ class Chunk:
     n_drafted: int = 0
     n_accepted: int = 0
 
+    def __repr__(self) -> str:
+        if self.finish_reason is None:
+            return f"Chunk({self.text!r}, token={self.token})"
+        return (
+            f"Chunk({self.text!r}, finish_reason={self.finish_reason!r}, "
+            f"n_prompt={self.n_prompt}, n_generated={self.n_generated})"
+        )
+
     @property
     def prefill_tokens_per_s(self) -> float | None:
         """Prompt tokens a second."""
@@ -116,14 +128,15 @@ class Chunk:
 def generate(
     engine: Decoder,
     tokenizer: Decodes,
-    prompt_ids: Sequence[int],
-    params: SamplingParams,
+    prompt: str | Sequence[int] | Sequence[Message] | NDArray[np.integer[Any]],
+    params: SamplingParams | None = None,
     *,
     max_tokens: int | None = None,
     stop: Sequence[str] = (),
     lookup: int = 0,
+    end_ids: Sequence[int] = (),
 ) -> Iterator[Chunk]:
-    """Continue a prompt, token by token.
+    """Continue a text or a conversation, token by token.
 
     The prompt is placed after what the engine's cache holds. However the generation ends, or is
     closed early, the cache then holds what it held, the prompt, and the tokens fed since: all
@@ -131,26 +144,34 @@ def generate(
 
     Args:
         engine: with a cache of ``engine.context`` tokens.
-        tokenizer: gives the end tokens and the text stream.
-        prompt_ids: at least one token.
-        params: how tokens are chosen; temperature 0 without a penalty decodes in bursts.
+        tokenizer: gives the end tokens and the text stream; encodes a prompt that is text.
+        prompt: a text, which is continued as it is; messages ({"role": ..., "content": ...}
+            each), which are answered by the model's chat template; or token ids, at least one.
+            A text starts with BOS if the tokenizer puts it there and the cache is empty.
+            Messages are the whole conversation: what the cache holds of it is not run again.
+        params: how tokens are chosen (temperature 0 without a penalty decodes in bursts); the
+            defaults of `SamplingParams` if None.
         max_tokens: the most to generate; None goes on until the context is full.
         stop: strings that end the text and are not shown; they may span tokens.
         lookup: tokens to guess at once from what the text has said before, 0 for none; only for
             temperature 0 without a penalty. The tokens are the same as without.
+        end_ids: tokens that end the text beside the tokenizer's and the model's own. Messages
+            end at the token that the chat template writes after an answer too.
 
     Returns:
         An iterator over chunks; arguments are checked before it is made.
 
     Raises:
         UsageError: an empty prompt, one longer than the context, or a wrong option.
+        UnsupportedError: messages, and the model has no chat template.
     """
-    if not prompt_ids:
-        raise UsageError("the prompt has no tokens; give it some text")
-    if max_tokens is not None and max_tokens < 1:
+    params = SamplingParams() if params is None else params
+    if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
         raise UsageError(f"max_tokens is {max_tokens}; use at least 1, or none for no limit")
     if isinstance(stop, str):
         raise UsageError(f"stop is the string {stop!r}; give a list of strings")
+    if not all(isinstance(text, str) for text in stop):
+        raise UsageError(f"stop is {stop!r}; give a list of strings")
     if "" in stop:
         raise UsageError("a stop string is empty; it would stop before the first token")
     if not 0 <= lookup <= MAX_DRAFT:
@@ -160,14 +181,18 @@ def generate(
             "prompt lookup works only with greedy decoding; "
             "set the temperature to 0 and the repetition penalty to 1, or lookup to 0"
         )
-    if engine.n_past + len(prompt_ids) > engine.context:
+    ids, further_ends = prompt_ids(engine, tokenizer, prompt)
+    if not ids:
+        raise UsageError("the prompt has no tokens; give it some text")
+    if engine.n_past + len(ids) > engine.context:
         before = f" after {engine.n_past} in the cache" if engine.n_past else ""
         raise UsageError(
-            f"the prompt has {len(prompt_ids)} tokens{before} and the context holds "
+            f"the prompt has {len(ids)} tokens{before} and the context holds "
             f"{engine.context}; shorten the prompt, or use a larger context (this model supports "
             f"up to {engine.config.context})"
         )
-    return _Generation(engine, tokenizer, prompt_ids, params, max_tokens, tuple(stop), lookup).run()
+    ends = all_end_ids(engine, tokenizer).union(end_ids, further_ends)
+    return _Generation(engine, tokenizer, ids, params, max_tokens, tuple(stop), lookup, ends).run()
 
 
 class _Generation:
@@ -180,13 +205,14 @@ class _Generation:
         max_tokens: int | None,
         stop: tuple[str, ...],
         lookup: int,
+        ends: frozenset[int],
     ) -> None:
         self.engine = engine
         self.prompt = list(prompt_ids)
         self.history = [*engine.tokens, *self.prompt]
         self.params = params
         self.sampler = Sampler(params, engine.config.vocab)
-        self.ends = frozenset(tokenizer.eos_ids) | frozenset(engine.config.eos)
+        self.ends = ends
         self.stop = stop
         self.lookup = lookup
         self.stream = tokenizer.stream(self.history)
@@ -302,6 +328,11 @@ class _Generation:
         finally:
             if taken < len(chosen):
                 self.engine.truncate(before + taken)
+
+
+def all_end_ids(engine: Decoder, tokenizer: Decodes) -> frozenset[int]:
+    """Every token that ends a text: the tokenizer's and those of the model's configuration."""
+    return frozenset(tokenizer.eos_ids) | frozenset(engine.config.eos)
 
 
 def next_burst(burst: int, elapsed_s: float) -> int:

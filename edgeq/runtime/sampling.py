@@ -23,6 +23,19 @@ COLDEST = 1e-30
 """Temperatures below count as this one, where float32 holds every quotient still and all but the
 largest logits have no probability left."""
 
+_WHOLE: tuple[type, ...] = (int, np.integer)
+_REAL: tuple[type, ...] = (int, float, np.integer, np.floating)
+_NUMBERS: dict[str, tuple[type, ...]] = {
+    "temperature": _REAL,
+    "top_k": _WHOLE,
+    "top_p": _REAL,
+    "min_p": _REAL,
+    "repetition_penalty": _REAL,
+    "repeat_last_n": _WHOLE,
+    "seed": _WHOLE,
+}
+"""What each parameter may be."""
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -40,7 +53,7 @@ class SamplingParams:
         seed: of the random numbers, 0 .. 2**64-1; None takes one from the operating system.
 
     Raises:
-        UsageError: a number outside its range.
+        UsageError: no number, or one outside its range.
     """
 
     temperature: float = 0.8
@@ -52,6 +65,14 @@ class SamplingParams:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        for name, kinds in _NUMBERS.items():
+            value = getattr(self, name)
+            if value is None and name == "seed":
+                continue
+            if isinstance(value, bool | np.bool_) or not isinstance(value, kinds):
+                wanted = "a number" if float in kinds else "a whole number"
+                raise UsageError(f"{name} is {value!r}; use {wanted}")
+
         def check(name: str, ok: bool, allowed: str) -> None:
             if not ok:
                 raise UsageError(f"{name} is {getattr(self, name)}; use {allowed}")

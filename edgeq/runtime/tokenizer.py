@@ -9,30 +9,46 @@ Unicode standard's practice), where `tokenizers` shows one for every byte of a r
 from __future__ import annotations
 
 import codecs
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
 
 import tokenizers
 
 from edgeq.errors import FormatError, UnsupportedError, UsageError, unknown
+from edgeq.importers.chat_templates import chat_templates
+from edgeq.importers.hf_tokenizer import end_ids, hf_tokenizer
+from edgeq.importers.tokenizer_json import from_printable
+
+if TYPE_CHECKING:
+    from edgeq.runtime.chat import Message
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _DECODERS = ("ByteLevel", "ByteFallback", "Fuse", "Metaspace", "Replace", "Strip")
+
+
+class HasFiles(Protocol):
+    """A model, of which a tokenizer needs the files."""
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """Content of each tokenizer file by its name."""
 
 
 class Tokenizer:
     """A model's tokenizer.
 
     Args:
-        files: the model's files; needs ``tokenizer.json``, heeds ``tokenizer_config.json``,
-            ``special_tokens_map.json`` and ``generation_config.json``.
+        files: a model, or its files; ``tokenizer.json`` is needed, and ``tokenizer_config.json``,
+            ``special_tokens_map.json``, ``added_tokens.json`` and ``generation_config.json`` are
+            read as Transformers reads them (`edgeq.importers.hf_tokenizer`).
 
     Attributes:
         bos: id of the beginning-of-text token, or None.
         eos_ids: ids that end a generation.
         add_bos: whether this tokenizer starts a text with BOS.
+        has_chat_template: whether `encode_chat` can be used.
         vocab_size: one more than the highest id.
 
     Raises:
@@ -40,46 +56,93 @@ class Tokenizer:
         FormatError: a file is damaged.
     """
 
-    def __init__(self, files: Mapping[str, bytes]) -> None:
-        if "tokenizer.json" not in files:
-            found = ", ".join(sorted(files)) or "no tokenizer files at all"
-            raise UnsupportedError(
-                f"the model has no tokenizer.json (it has {found}); "
-                "put one beside the checkpoint and import it again, or work with token ids"
-            )
-        raw = files["tokenizer.json"]
-        document = _json(files, "tokenizer.json")
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(raw.decode())
-        except Exception as err:  # the library raises bare Exception
-            raise FormatError(f"tokenizer.json is not readable: {err}") from err
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        special = special_tokens(files)
-        self.bos = self._token_id(special.get("bos_token"))
-        self.eos_ids = self._end_ids(files, special.get("eos_token"))
-        self.add_bos = self._wants_bos(_json(files, "tokenizer_config.json").get("add_bos_token"))
-        self._bytes, self._first = _token_table(self._tokenizer, document)
+    def __init__(self, files: Mapping[str, bytes] | HasFiles) -> None:
+        if not isinstance(files, Mapping):
+            files = files.files
+        built = hf_tokenizer(files)
+        self._built, self._files = built, files
+        self.has_chat_template = bool(chat_templates(files))
+        self._tokenizer = built.library
+        self.add_bos = bool(built.prefix)
+        self.bos = self._token_id(built.special.get("bos_token"))
+        if self.bos is None and built.prefix:
+            self.bos = built.prefix[0]
+        self.eos_ids = end_ids(files, built)
+        self._special = {
+            i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special
+        }
+        self._bytes, self._first = _token_table(self._tokenizer, built.document, self._special)
         self.vocab_size = len(self._bytes)
 
-    def encode(self, text: str, add_bos: bool = True) -> list[int]:
-        """Token ids of a text; special tokens written out in it are recognised.
+    def encode(self, text: str, add_bos: bool = True, add_eos: bool | None = None) -> list[int]:
+        """Token ids of a text; special tokens written out in it are recognized.
 
         Args:
             text: any Unicode text.
-            add_bos: put BOS first if this tokenizer does so and the text (a rendered chat
-                template, say) does not start with it already.
+            add_bos: put before the text what this tokenizer puts there (BOS, of most that do),
+                unless the text (a rendered chat template, for example) starts with it already.
+            add_eos: put after the text what this tokenizer puts there; as ``add_bos`` if None.
+                Most tokenizers of decoders put nothing there. A prompt that is to be continued
+                must not end in it.
 
         Raises:
             UsageError: the text holds half a surrogate pair and cannot be UTF-8.
         """
         try:
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+            ids = self._built.encode(text)
         except (UnicodeEncodeError, TypeError) as err:
             raise UsageError(f"the text is not valid Unicode and cannot be encoded: {err}") from err
-        if add_bos and self.add_bos and self.bos is not None and ids[:1] != [self.bos]:
-            ids.insert(0, self.bos)
+        prefix, suffix = list(self._built.prefix), list(self._built.suffix)
+        if add_bos and ids[: len(prefix)] != prefix:
+            ids = prefix + ids
+        if add_bos if add_eos is None else add_eos:
+            ids += suffix
         return ids
+
+    def encode_chat(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, **extra: Any
+    ) -> list[int]:
+        """Token ids of a conversation by the model's chat template.
+
+        The template writes its special tokens itself, BOS included; nothing is added to them.
+
+        Args:
+            messages: {"role": ..., "content": ...} each.
+            add_generation_prompt: end with the opening of the assistant's turn.
+            **extra: as of `edgeq.runtime.chat.render_chat`.
+
+        Raises:
+            UnsupportedError: the model has no chat template.
+            UsageError: the template refuses the messages.
+            FormatError: the template is damaged.
+        """
+        from edgeq.runtime.chat import render_chat
+
+        text = render_chat(self._files, messages, add_generation_prompt, **extra)
+        return self.encode(text, add_bos=False)
+
+    @cached_property
+    def turn_end_ids(self) -> tuple[int, ...]:
+        """The special token that the chat template writes after an answer, if it writes one.
+
+        Models are published whose listed end tokens lack it; a chat must stop there too.
+        """
+        from edgeq.runtime.chat import after_an_answer
+
+        if not self.has_chat_template:
+            return ()
+        for token in self.encode(after_an_answer(self._files), add_bos=False):
+            if token in self._special:
+                return (token,)
+            if self.token_bytes(token).strip():
+                break
+        return ()
+
+    def __repr__(self) -> str:
+        return (
+            f"Tokenizer({self.vocab_size} tokens, bos={self.bos}, eos_ids={self.eos_ids}, "
+            f"chat template: {'yes' if self.has_chat_template else 'no'})"
+        )
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some tokens, special tokens left out."""
@@ -116,21 +179,6 @@ class Tokenizer:
         found: int | None = self._tokenizer.token_to_id(token)
         return found
 
-    def _end_ids(self, files: Mapping[str, bytes], eos: str | None) -> tuple[int, ...]:
-        listed = _json(files, "generation_config.json").get("eos_token_id")
-        ids = listed if isinstance(listed, list) else [] if listed is None else [listed]
-        if any(type(i) is not int or i < 0 for i in ids):
-            raise FormatError(
-                f"generation_config.json: eos_token_id is {listed!r}; expected token ids"
-            )
-        return tuple(dict.fromkeys(i for i in (*ids, self._token_id(eos)) if i is not None))
-
-    def _wants_bos(self, flag: object) -> bool:
-        if isinstance(flag, bool):
-            return flag
-        post_processed: list[int] = self._tokenizer.encode("").ids
-        return self.bos is not None and post_processed[:1] == [self.bos]
-
 
 class StreamDecoder:
     """Tokens in, text out, never half a UTF-8 character. Made by `Tokenizer.stream`."""
@@ -151,42 +199,13 @@ class StreamDecoder:
         return self._utf8.decode(b"", final=True)
 
 
-def special_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
-    """The text of ``bos_token``, ``eos_token`` and so on, from tokenizer_config.json or, where it
-    is silent, special_tokens_map.json.
-
-    Raises:
-        FormatError: a file is damaged.
-    """
-    found: dict[str, str] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        for key, value in _json(files, name).items():
-            if not key.endswith("_token"):
-                continue
-            text = value.get("content") if isinstance(value, dict) else value
-            if isinstance(text, str):
-                found[key] = text
-    return found
-
-
-def _json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
-    try:
-        data = json.loads(files.get(name, b"{}"))
-    except (ValueError, RecursionError) as err:
-        raise FormatError(f"{name} is not JSON ({err})") from err
-    if not isinstance(data, dict):
-        raise FormatError(f"{name} holds a {type(data).__name__}, expected an object")
-    return data
-
-
 def _token_table(
-    tokenizer: tokenizers.Tokenizer, document: Mapping[str, Any]
+    tokenizer: tokenizers.Tokenizer, document: Mapping[str, Any], special: Collection[int]
 ) -> tuple[list[bytes], dict[int, bytes]]:
     """The bytes of every id, and of those that differ at the start of a text."""
     steps = _decoder_steps(document.get("decoder"))
     byte_level = any(step["type"] == "ByteLevel" for step in steps)
     fallback = any(step["type"] == "ByteFallback" for step in steps)
-    special = {t["id"] for t in document.get("added_tokens") or () if t.get("special")}
     vocab: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
     table = [b""] * (max(vocab.values(), default=-1) + 1)
     first: dict[int, bytes] = {}
@@ -197,7 +216,7 @@ def _token_table(
         if byte:
             table[i] = bytes((int(byte[1], 16),))
         elif byte_level:
-            table[i] = _from_printable(token)
+            table[i] = from_printable(token)
         else:
             inner, start = _spaced(token, steps)
             table[i] = inner.encode()
@@ -245,22 +264,3 @@ def _spaced(token: str, steps: list[dict[str, Any]]) -> tuple[str, str]:
             for _ in range(count):
                 start = start.removeprefix(char)
     return inner, start
-
-
-def _printable_bytes() -> dict[str, int]:
-    """Byte-level BPE's alphabet: printable Latin-1 stands for itself, the rest from U+0100 on."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [byte for byte in range(256) if byte not in plain]
-    alphabet = {chr(byte): byte for byte in plain}
-    return alphabet | {chr(256 + i): byte for i, byte in enumerate(rest)}
-
-
-_PRINTABLE = _printable_bytes()
-
-
-def _from_printable(token: str) -> bytes:
-    """Bytes of a byte-level token; an added token outside the alphabet is plain text."""
-    try:
-        return bytes(_PRINTABLE[char] for char in token)
-    except KeyError:
-        return token.encode()
