@@ -137,7 +137,7 @@ def arg(graph: Graph, node: Node) -> str | None:
 
 def cast(graph: Graph, node: Node) -> str | None:
     """Of another type."""
-    known = ("float32", "float64", "float16", "int64", "int32", "bool")
+    known = ("float32", "float64", "float16", "int64", "int32", "int8", "uint8", "bool")
     dtype = graph.info(node.output).dtype
     return None if dtype in known else f"it makes {dtype}; the nearest supported is int32"
 

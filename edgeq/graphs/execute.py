@@ -82,7 +82,7 @@ class Session:
             FormatError: onnxruntime fails.
         """
         check_feeds(self.graph, feeds)
-        given = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+        given = {name: np.asarray(array, order="C") for name, array in feeds.items()}
         found = _run(self._session, self._names, given, self.graph.name)
         for name in self._fed:
             quant = self.graph.quants.get(name)

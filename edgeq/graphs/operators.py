@@ -122,12 +122,26 @@ OPERATORS: Mapping[str, Operator] = {
 """Operator -> what a node of it must satisfy."""
 
 
+_FORMS: Mapping[str, str] = {
+    "BatchNormalization": "it is known for inference only, with one output and with a scale, bias, "
+    "mean and variance that are constants",
+    "LpNormalization": "it is known with p 1 or 2",
+    "RMSNormalization": "it is known with a negative axis, or a constant scale",
+    "LayerNormalization": "it is known with one output",
+    "Dropout": "it is known for inference only",
+    "Upsample": "it is known up to opset 9; use Resize",
+}
+"""Operator that is taken apart while a graph is read -> the form it must have for that."""
+
+
 def faults(graph: Graph) -> list[str]:
     """What stands between a graph and the canonical form, a line for each node."""
     found = []
     for node in graph.nodes:
         operator = OPERATORS.get(node.op)
-        if operator is None:
+        if operator is None and node.op in _FORMS:
+            found.append(f"{node}: {_FORMS[node.op]}")
+        elif operator is None:
             near = ", ".join(difflib.get_close_matches(node.op, OPERATORS, n=3, cutoff=0.5))
             hint = f"; the nearest known: {near}" if near else ""
             found.append(f"{node}: no such operator is known{hint}")

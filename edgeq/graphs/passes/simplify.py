@@ -9,7 +9,7 @@ import numpy as np
 
 from edgeq.graphs.ir import Graph, Info, Node
 from edgeq.graphs.passes.explicit import single
-from edgeq.graphs.rewrite import Change, Steps, rewrite, scalar
+from edgeq.graphs.rewrite import Change, Steps, ints, rewrite, scalar
 from edgeq.graphs.upgrade import flat_softmax
 
 
@@ -19,8 +19,6 @@ def simplify(graph: Graph) -> Graph:
 
 
 def _apart(graph: Graph, node: Node) -> Change | None:
-    if node.attrs.get("noop_with_empty_axes") and len(node.inputs) == 1:
-        return Change(nodes=(Node("Identity", node.name, node.inputs, node.outputs),))
     rule = _RULES.get(node.op)
     return rule(graph, node) if rule else None
 
@@ -52,6 +50,51 @@ def _sum_square(graph: Graph, node: Node) -> Change:
     steps, x = Steps(graph, node), node.inputs[0]
     square = steps.add("Mul", "square", (x, x), graph.info(x))
     return steps.last("ReduceSum", (square, *node.inputs[1:]), **node.attrs)
+
+
+def _log_sum(graph: Graph, node: Node) -> Change:
+    steps = Steps(graph, node)
+    total = steps.add("ReduceSum", "sum", node.inputs, graph.info(node.output), **node.attrs)
+    return steps.last("Log", (total,))
+
+
+def _log_sum_exp(graph: Graph, node: Node) -> Change | None:
+    """The largest element is taken out of the exponentials, which so do not overflow."""
+    axes = _axes(graph, node)
+    if axes is None:
+        return None
+    steps, x, info = Steps(graph, node), node.inputs[0], graph.info(node.inputs[0])
+    along = steps.constant("axes", np.array(axes, np.int64))
+    one = tuple(1 if place in axes else n for place, n in enumerate(info.shape))
+    most = steps.add("ReduceMax", "most", (x, along), replace(info, shape=one), keepdims=1)
+    less = steps.add("Exp", "exp", (steps.add("Sub", "less", (x, most), info),), info)
+    out, keep = graph.info(node.output), node.attrs.get("keepdims", 1)
+    total = steps.add("ReduceSum", "sum", (less, along), out, keepdims=keep)
+    if not keep:
+        most = steps.add("ReduceMax", "added", (x, along), out, keepdims=0)
+    return steps.last("Add", (steps.add("Log", "log", (total,), out), most))
+
+
+def _axes(graph: Graph, node: Node) -> tuple[int, ...] | None:
+    """Axes of a reduction, from 0; None if they are computed."""
+    rank = len(graph.info(node.inputs[0]).shape)
+    name = node.inputs[1] if len(node.inputs) > 1 else ""
+    found = ints(graph, name) if name else ()
+    return None if found is None else tuple(sorted(a % rank for a in found or range(rank)))
+
+
+def _clip(graph: Graph, node: Node) -> Change | None:
+    """Clip with a computed bound as Max and Min, in this order: the greatest value wins."""
+    bounds = [*node.inputs[1:3], "", ""][:2]
+    if not any(name and name not in graph.constants for name in bounds):
+        return None
+    steps, made = Steps(graph, node), node.inputs[0]
+    least, most = bounds
+    if not most:
+        return steps.last("Max", (made, least))
+    if least:
+        made = steps.add("Max", "raised", (made, least), graph.info(node.output))
+    return steps.last("Min", (made, most))
 
 
 def _cast_like(graph: Graph, node: Node) -> Change:
@@ -88,30 +131,31 @@ def _lp_norm(graph: Graph, node: Node) -> Change | None:
     return steps.last("Div", (x, positive))
 
 
-def _instance_norm(graph: Graph, node: Node) -> Change | None:
+def _instance_norm(graph: Graph, node: Node) -> Change:
     """InstanceNormalization as LayerNormalization over all positions of a channel."""
-    x, scale, bias = node.inputs
-    if scale not in graph.constants or bias not in graph.constants:
-        return None
-    info, steps = graph.info(x), Steps(graph, node)
+    info, steps = graph.info(node.inputs[0]), Steps(graph, node)
     n, c = info.shape[:2]
     area = int(np.prod(info.shape[2:], dtype=np.int64))
     flat = replace(info, shape=(n, c, area))
     to = steps.constant("flat", np.array(flat.shape, np.int64))
     back = steps.constant("shape", np.array(info.shape, np.int64))
     ones = steps.constant("ones", np.ones(area, np.float32))
-    wide = (c, *[1] * (len(info.shape) - 2))
-    made = steps.add("Reshape", "flattened", (x, to), flat)
+    made = steps.add("Reshape", "flattened", (node.inputs[0], to), flat)
     made = steps.add(
         "LayerNormalization", "normed", (made, ones), flat,
         axis=2, epsilon=node.attrs.get("epsilon", single(1e-5)),
     )  # fmt: skip
     made = steps.add("Reshape", "image", (made, back), info)
-    made = steps.add(
-        "Mul", "scaled",
-        (made, steps.constant("scale", graph.array(scale).reshape(wide))), info,
-    )  # fmt: skip
-    return steps.last("Add", (made, steps.constant("bias", graph.array(bias).reshape(wide))))
+    wide = (c, *[1] * (len(info.shape) - 2))
+    factors = []
+    for name, what in zip(node.inputs[1:], ("scale", "bias"), strict=True):
+        if name in graph.constants:
+            factors.append(steps.constant(what, graph.array(name).reshape(wide)))
+        else:
+            to = steps.constant(f"{what}_shape", np.array(wide, np.int64))
+            factors.append(steps.add("Reshape", what, (name, to), Info(wide)))
+    made = steps.add("Mul", "scaled", (made, factors[0]), info)
+    return steps.last("Add", (made, factors[1]))
 
 
 def _extremum(graph: Graph, node: Node) -> Change | None:
@@ -135,6 +179,9 @@ TENSOR_TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "bo
 """NumPy's name -> ONNX's number of a type. Source: onnx.proto, TensorProto.DataType."""
 
 _RULES: dict[str, Callable[[Graph, Node], Change | None]] = {
+    "Clip": _clip,
+    "ReduceLogSum": _log_sum,
+    "ReduceLogSumExp": _log_sum_exp,
     "Sum": _many,
     "Mean": _many,
     "Max": _extremum,
