@@ -19,7 +19,7 @@ TYPES = {1: np.float32, 6: np.int32, 7: np.int64, 2: np.uint8, 3: np.int8, 9: np
 def floats(*shape: int, seed: int = 0) -> Array:
     """Normal numbers, none of them near a tie or another's value."""
     rng = np.random.default_rng([seed, *shape])
-    return rng.standard_normal(shape).astype(np.float32)
+    return np.asarray(rng.standard_normal(shape), np.float32)
 
 
 def numbers(dtype: Any, *shape: int, seed: int = 0, low: int = -9, high: int = 10) -> Array:
@@ -27,10 +27,10 @@ def numbers(dtype: Any, *shape: int, seed: int = 0, low: int = -9, high: int = 1
     rng = np.random.default_rng([seed, *shape])
     kind = np.dtype(dtype)
     if kind == np.bool_:
-        return rng.random(shape) < 0.5
+        return np.asarray(rng.random(shape) < 0.5)
     if kind.kind == "f":
         return floats(*shape, seed=seed)
-    return rng.integers(0 if kind.kind == "u" else low, high, shape).astype(kind)
+    return np.asarray(rng.integers(0 if kind.kind == "u" else low, high, shape), kind)
 
 
 def ints(*values: int) -> Array:

@@ -41,6 +41,13 @@ def _clip(b: Lowering, node: Node) -> Var:
     return b.mb.minimum(x=x, y=b.const(most)) if high else b.mb.identity(x=x)
 
 
+def _relu(b: Lowering, node: Node) -> Var:
+    x = b.take(node.inputs[0])
+    if b.graph.info(node.output).dtype != "float32":  # MIL's relu takes floats alone
+        return _clip_whole(b, x, 0, np.inf)
+    return b.mb.relu(x=x)
+
+
 def _clip_whole(b: Lowering, x: Var, least: float, most: float) -> Var:
     """Whole numbers between bounds; the greatest value wins where they cross."""
     for make, bound in ((b.mb.maximum, least), (b.mb.minimum, most)):
@@ -214,7 +221,7 @@ OPS: dict[str, Operator] = {
     "LeakyRelu": _with("leaky_relu", alpha=0.01),
     "LogSoftmax": Operator(_log_softmax),
     "PRelu": Operator(_prelu),
-    "Relu": _unary("relu"),
+    "Relu": Operator(_relu),
     "Sigmoid": _unary("sigmoid"),
     "Softmax": Operator(
         lambda b, node: b.mb.softmax(x=b.take(node.inputs[0]), axis=node.attrs.get("axis", -1))

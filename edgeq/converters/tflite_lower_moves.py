@@ -239,7 +239,7 @@ def cast(low: Lowering, node: Node, out: Out) -> Made:
     dtype = file_type(low.graph.info(out.name).dtype)
     if x.dtype == dtype:
         return x, order
-    if dtype == "bool":
+    if dtype == "bool" and x.dtype not in ("int8", "uint8"):  # of which there is no comparison
         zero = low.g.constant(np.array(0, x.dtype))
         return low.op("NOT_EQUAL", [x, zero], dtype="bool"), order
     return low.cast(x, dtype), order

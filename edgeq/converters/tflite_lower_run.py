@@ -17,6 +17,7 @@ from edgeq.converters.tflite_lower_layout import Order, row_columns
 from edgeq.converters.tflite_read import Header, read
 from edgeq.errors import FormatError, UsageError
 from edgeq.graphs.arena import Life, lay_out
+from edgeq.graphs.feeds import held_as
 from edgeq.graphs.ir import Info, Quant, QuantWeight
 from edgeq.graphs.tflite_schema import schema
 
@@ -94,10 +95,10 @@ class LiteRTGraph:
             raise UsageError(
                 f"the input {name!r} is {list(self.inputs[name].shape)}, got {list(array.shape)}"
             )
-        moved = np.ascontiguousarray(array.transpose(self._orders[name]))
+        moved = np.asarray(array.transpose(self._orders[name]), order="C")
         if self._kinds[name] == np.int8 and name in self._quants:
             return self._quants[name].quantize(moved)
-        return moved.astype(self._kinds[name])
+        return held_as(name, moved, self._kinds[name])
 
     def _back(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
         info, order = self.outputs[name], self._orders[name]

@@ -97,6 +97,29 @@ def _clip(graph: Graph, node: Node) -> Change | None:
     return steps.last("Min", (made, most))
 
 
+def _vectors(graph: Graph, node: Node) -> Change | None:
+    """MatMul of a vector as that of a matrix with one row or column."""
+    ranks = [len(graph.info(name).shape) for name in node.inputs]
+    if 1 not in ranks:
+        return None
+    steps, out, factors = Steps(graph, node), graph.info(node.output), []
+    wide = list(out.shape)
+    for place, (name, what) in enumerate(zip(node.inputs, ("row", "column"), strict=True)):
+        info = graph.info(name)
+        if len(info.shape) == 1:
+            shape = (1, *info.shape) if place == 0 else (*info.shape, 1)
+            wide.insert(len(wide) - (ranks[1] > 1) if place == 0 else len(wide), 1)
+            to = steps.constant(f"{what}_shape", np.array(shape, np.int64))
+            name = steps.add("Reshape", what, (name, to), replace(info, shape=shape))
+        factors.append(name)
+    made = steps.add(
+        "MatMul", "matrix", (factors[0], factors[1]), replace(out, shape=tuple(wide)),
+        name=node.name,
+    )  # fmt: skip
+    back = steps.constant("shape", np.array(out.shape, np.int64))
+    return steps.last("Reshape", (made, back), f"{node.name}.vector")
+
+
 def _cast_like(graph: Graph, node: Node) -> Change:
     to = TENSOR_TYPES[graph.info(node.inputs[1]).dtype]
     return Steps(graph, node).last("Cast", node.inputs[:1], to=to)
@@ -180,6 +203,7 @@ TENSOR_TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "bo
 
 _RULES: dict[str, Callable[[Graph, Node], Change | None]] = {
     "Clip": _clip,
+    "MatMul": _vectors,
     "ReduceLogSum": _log_sum,
     "ReduceLogSumExp": _log_sum_exp,
     "Sum": _many,
