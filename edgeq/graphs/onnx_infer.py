@@ -15,11 +15,15 @@ from edgeq.errors import FormatError, UnsupportedError
 from edgeq.graphs.ir import Constant, Graph, Info, QuantWeight
 from edgeq.graphs.onnx_file import require
 from edgeq.graphs.onnx_write import to_model
+from edgeq.graphs.operators import OPERATORS
 from edgeq.graphs.windows import whole_windows
 
 _SMALL = 1024
 """Elements a constant may have whose values could matter for a shape."""
 _ROUNDS = 64
+_BY_VALUE = ("NonZero", "Unique", "Compress", "NonMaxSuppression", "Range", "OneHot",
+             "ConstantOfShape")  # fmt: skip
+"""Operators whose shapes depend on what they take."""
 
 
 def settled(graph: Graph, fold: Callable[[Graph], Graph]) -> Graph:
@@ -43,6 +47,11 @@ def settled(graph: Graph, fold: Callable[[Graph], Graph]) -> Graph:
         if len(graph.values) == len(before.values):
             break
     first = next(n for n in graph.nodes if any(o and o not in graph.values for o in n.outputs))
+    if first.op not in OPERATORS and first.op not in _BY_VALUE:
+        raise UnsupportedError(
+            f"{first} is an operator whose shapes ONNX does not tell and that edgeq does not know; "
+            "export the model without it"
+        )
     raise UnsupportedError(
         f"the shape that {first} makes is unknown: it depends on what the inputs hold; export the "
         "model with fixed shapes, or without that part"

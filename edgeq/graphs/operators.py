@@ -115,8 +115,9 @@ OPERATORS: Mapping[str, Operator] = {
         },
     ),
     **dict.fromkeys(
-        ("Concat", "Flatten", "Transpose", "DepthToSpace", "SpaceToDepth", "Identity"), _PLAIN
+        ("Concat", "Flatten", "Transpose", "DepthToSpace", "Identity"), _PLAIN
     ),
+    "SpaceToDepth": Operator(attrs={"mode": ("DCR",)}),
     "GatherElements": _PLAIN,
 }  # fmt: skip
 """Operator -> what a node of it must satisfy."""
@@ -125,6 +126,7 @@ OPERATORS: Mapping[str, Operator] = {
 _FORMS: Mapping[str, str] = {
     "BatchNormalization": "it is known for inference only, with one output and with a scale, bias, "
     "mean and variance that are constants",
+    "Celu": "it is known with an alpha above 0",
     "LpNormalization": "it is known with p 1 or 2",
     "RMSNormalization": "it is known with a negative axis, or a constant scale",
     "LayerNormalization": "it is known with one output",

@@ -309,7 +309,7 @@ def _split(graph: Graph, node: Node, attrs: dict[str, Any]) -> Given | None:
         held = ints(graph, node.inputs[1]) if len(node.inputs) > 1 else None
         whole = graph.info(node.inputs[0]).shape[attrs["axis"]]
         part = -(-whole // len(sizes))
-        equal = [min(part, whole - i * part) for i in range(len(sizes))]
+        equal = [max(min(part, whole - i * part), 0) for i in range(len(sizes))]
         sizes = list(held) if held is not None else equal
     return {1: np.array(sizes, np.int64)}
 
@@ -351,6 +351,11 @@ def _layer_norm(graph: Graph, node: Node, attrs: dict[str, Any]) -> Given | None
     return given
 
 
+def _space_to_depth(graph: Graph, node: Node, attrs: dict[str, Any]) -> None:
+    if attrs.get("mode") == "DCR":  # of opset 28; before, there was nothing else
+        del attrs["mode"]
+
+
 def _top_k(graph: Graph, node: Node, attrs: dict[str, Any]) -> Given | None:
     held = ints(graph, node.inputs[1])
     return None if held is None else {1: np.array(held, np.int64)}
@@ -371,6 +376,7 @@ _RULES: dict[str, Callable[[Graph, Node, dict[str, Any]], Given | None]] = {
     "Split": _split,
     "Resize": _resize,
     "Transpose": _transpose,
+    "SpaceToDepth": _space_to_depth,
     "LayerNormalization": _layer_norm,
     "TopK": _top_k,
     **dict.fromkeys(REDUCTIONS, _reduce),

@@ -120,6 +120,83 @@ def _vectors(graph: Graph, node: Node) -> Change | None:
     return steps.last("Reshape", (made, back), f"{node.name}.vector")
 
 
+def _selu(graph: Graph, node: Node) -> Change:
+    steps, x = Steps(graph, node), node.inputs[0]
+    alpha = float(node.attrs.get("alpha", single(1.67326319217681884765625)))
+    gamma = float(node.attrs.get("gamma", single(1.05070102214813232421875)))
+    made = steps.add("Elu", "elu", (x,), graph.info(x), alpha=alpha)
+    return steps.last("Mul", (made, steps.number("gamma", gamma)))
+
+
+def _celu(graph: Graph, node: Node) -> Change | None:
+    """max(x, 0) + min(alpha (exp(x / alpha) - 1), 0), which is alpha times Elu of x / alpha."""
+    if node.attrs.get("alpha", 1) <= 0:
+        return None
+    steps, x, info = Steps(graph, node), node.inputs[0], graph.info(node.inputs[0])
+    alpha = steps.number("alpha", float(node.attrs.get("alpha", 1)))
+    made = steps.add("Elu", "elu", (steps.add("Div", "scaled", (x, alpha), info),), info, alpha=1.0)
+    return steps.last("Mul", (made, alpha))
+
+
+def _thresholded_relu(graph: Graph, node: Node) -> Change:
+    steps, x = Steps(graph, node), node.inputs[0]
+    alpha = steps.number("alpha", float(node.attrs.get("alpha", 1)))
+    above = steps.add("Greater", "above", (x, alpha), replace(graph.info(x), dtype="bool"))
+    return steps.last("Where", (above, x, steps.number("zero", 0)))
+
+
+def _shrink(graph: Graph, node: Node) -> Change:
+    steps, x, info = Steps(graph, node), node.inputs[0], graph.info(node.inputs[0])
+    flags, bound = replace(info, dtype="bool"), float(node.attrs.get("lambd", 0.5))
+    bias = steps.number("bias", float(node.attrs.get("bias", 0)))
+    below = steps.add("Less", "below", (x, steps.number("least", -bound)), flags)
+    above = steps.add("Greater", "above", (x, steps.number("most", bound)), flags)
+    less, more = (steps.add(op, op.lower(), (x, bias), info) for op in ("Sub", "Add"))
+    inner = steps.add("Where", "inner", (above, less, steps.number("zero", 0)), info)
+    return steps.last("Where", (below, more, inner))
+
+
+def _xor(graph: Graph, node: Node) -> Change:
+    steps = Steps(graph, node)
+    same = steps.add("Equal", "same", node.inputs, graph.info(node.output))
+    return steps.last("Not", (same,))
+
+
+def _float_mod(graph: Graph, node: Node) -> Change | None:
+    """Mod of floats whose result has the divisor's sign, which ONNX has since opset 28."""
+    info = graph.info(node.output)
+    if node.attrs.get("fmod") or info.dtype != "float32":
+        return None
+    steps, (x, y) = Steps(graph, node), node.inputs
+    whole = steps.add("Floor", "whole", (steps.add("Div", "ratio", (x, y), info),), info)
+    return steps.last("Sub", (x, steps.add("Mul", "part", (whole, y), info)))
+
+
+def _computed_affine(graph: Graph, node: Node) -> Change | None:
+    """LayerNormalization whose scale or bias is computed, as one with a product and a sum."""
+    names = [name for name in node.inputs[1:3] if name]
+    if any(node.outputs[1:]) or all(name in graph.constants for name in names):
+        return None
+    steps, x, info = Steps(graph, node), node.inputs[0], graph.info(node.inputs[0])
+    axis = int(node.attrs.get("axis", -1)) % len(info.shape)
+    ones = steps.constant("ones", np.ones(info.shape[axis:], np.float32))
+    made = steps.add("LayerNormalization", "normed", (x, ones), info, **node.attrs)
+    if len(names) == 1:
+        return steps.last("Mul", (made, names[0]))
+    return steps.last("Add", (steps.add("Mul", "scaled", (made, names[0]), info), names[1]))
+
+
+def _prelu(graph: Graph, node: Node) -> Change | None:
+    """PRelu whose slope is computed, as max(x, 0) + slope min(x, 0)."""
+    (x, slope), info = node.inputs, graph.info(node.inputs[0])
+    if slope in graph.constants:
+        return None
+    steps = Steps(graph, node)
+    above, zero = steps.add("Relu", "above", (x,), info), steps.number("zero", 0)
+    below = steps.add("Mul", "scaled", (steps.add("Min", "below", (x, zero), info), slope), info)
+    return steps.last("Add", (above, below))
+
+
 def _cast_like(graph: Graph, node: Node) -> Change:
     to = TENSOR_TYPES[graph.info(node.inputs[1]).dtype]
     return Steps(graph, node).last("Cast", node.inputs[:1], to=to)
@@ -204,6 +281,14 @@ TENSOR_TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "bo
 _RULES: dict[str, Callable[[Graph, Node], Change | None]] = {
     "Clip": _clip,
     "MatMul": _vectors,
+    "Selu": _selu,
+    "Celu": _celu,
+    "ThresholdedRelu": _thresholded_relu,
+    "Shrink": _shrink,
+    "Xor": _xor,
+    "Mod": _float_mod,
+    "LayerNormalization": _computed_affine,
+    "PRelu": _prelu,
     "ReduceLogSum": _log_sum,
     "ReduceLogSumExp": _log_sum_exp,
     "Sum": _many,
