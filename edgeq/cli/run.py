@@ -28,29 +28,21 @@ if TYPE_CHECKING:
 
 @command("run", "Answer a question, or continue a text.")
 @model_argument
-<<<<<<< HEAD
-@click.option("-p", "--prompt", default=None, help="The prompt.")
-=======
 @click.argument("question", metavar="[PROMPT]", required=False)
 @click.option("-p", "--prompt", default=None, help="The prompt; the same as the PROMPT argument.")
->>>>>>> tokens
 @click.option(
     "-f",
     "--file",
     "prompt_file",
     type=click.Path(exists=True, dir_okay=False, allow_dash=True),
     default=None,
-<<<<<<< HEAD
     help="Read the prompt from this file; - reads standard input.",
-=======
-    help="Read the prompt from this file; - is standard input.",
 )
 @click.option(
     "--raw",
     is_flag=True,
     show_default=False,
     help="Continue the prompt as plain text even if the model has a chat template.",
->>>>>>> tokens
 )
 @click.option(
     "-n",
@@ -109,13 +101,8 @@ def run(
     from edgeq.runtime.tokenizer import Tokenizer
 
     if prompt_cache_all and prompt_cache is None:
-<<<<<<< HEAD
         raise click.UsageError("--prompt-cache-all needs --prompt-cache FILE, the file to save to")
-    text = prompt_text(prompt, prompt_file)
-=======
-        raise click.UsageError("--prompt-cache-all needs --prompt-cache FILE to keep it in")
     text = prompt_text(question, prompt, prompt_file)
->>>>>>> tokens
     params = sampling_params(settings)
     engine_settings = engine_arguments(settings)
     loaded = load(model)

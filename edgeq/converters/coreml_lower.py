@@ -142,6 +142,8 @@ def _refusals(graph: Graph, chosen: Settings) -> Iterator[str]:
                 f"{what} has {len(info.shape)} dimensions; Core ML has at most {MAX_RANK}, those "
                 "of 1 not counted between Reshape and Transpose; nearest: the same in two steps"
             )
+        if 0 in info.shape:
+            yield f"{what} has no elements, {list(info.shape)}; nearest: a model without it"
         if info.dtype not in _TYPES:
             yield f"{what} is {info.dtype}; nearest: {', '.join(_TYPES)}"
     for node in graph.nodes:

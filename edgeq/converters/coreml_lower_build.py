@@ -23,6 +23,7 @@ from edgeq.converters.coreml_exec.blob import KINDS
 from edgeq.converters.coreml_lower_names import Names, make_distinct, shorten
 from edgeq.converters.coreml_lower_weights import Var, Weight
 from edgeq.converters.coreml_weights import narrowed
+from edgeq.errors import EdgeqError, UnsupportedError
 from edgeq.graphs.ir import Graph, Node, Quant, QuantWeight, Shape
 
 ACTIVATIONS = frozenset({"Relu", "Clip"})
@@ -61,6 +62,14 @@ def output_kind(graph: Graph, name: str, precision: str) -> str:
     if node is not None and node.op in ACTIVATIONS:
         return output_kind(graph, node.output, precision)
     return "fp16" if precision == "float16" else "fp32"
+
+
+def _past_half(array: NDArray[Any]) -> bool:
+    """Whether float16 holds a constant as infinity, or none of it but as zero."""
+    if array.dtype != np.float32 or not array.size:
+        return False
+    size = np.abs(array[np.isfinite(array)]).max(initial=0)
+    return bool(size > np.finfo(np.float16).max or 0 < size < np.finfo(np.float16).tiny)
 
 
 class Lowering:
@@ -151,7 +160,16 @@ class Lowering:
 
     def _node(self, node: Node) -> None:
         self.kind = self._kind(node)
-        made = self._operators[node.op].build(self, node)
+        try:
+            made = self._operators[node.op].build(self, node)
+        except UnsupportedError as err:
+            raise UnsupportedError(f"{node}: {err}") from err
+        except EdgeqError:
+            raise
+        except Exception as err:  # coremltools checks with errors of many kinds
+            raise UnsupportedError(
+                f"{node} cannot be written for Core ML: coremltools refuses it: {err}"
+            ) from err
         for name, var in zip(
             node.outputs, made if isinstance(made, list | tuple) else [made], strict=False
         ):
@@ -166,6 +184,8 @@ class Lowering:
             if var is not None and var.dtype == self.types.fp32:
                 kinds.append("fp32")
             held = self.graph.constants.get(name)
+            if isinstance(held, np.ndarray) and _past_half(held):
+                kinds.append("fp32")
             # before iOS 17 a product's factors are of one type
             if self.target == "ios16" and isinstance(held, QuantWeight) and held.bits != 32:
                 kinds.append(self._held_kind(held))
@@ -242,7 +262,12 @@ class Lowering:
         """Numbers; floats in the type the node computes in, or another."""
         array = np.asarray(values)
         if array.dtype.kind == "f":
-            array = narrowed(name, array.astype(np.float32), kind or self.kind)
+            exact, finite = array.astype(np.float32), np.isfinite(array)
+            array = np.where(finite, narrowed(name, np.where(finite, exact, 0), kind or self.kind), exact)
+            array = array.astype(KINDS[kind or self.kind].dtype)
+            if array.ndim == 0 and exact > 0 and array == 0:
+                # what keeps a divisor from zero does so in float16, too, as in coremltools
+                array = np.nextafter(array, array.dtype.type(1))
         elif array.dtype.kind in "iu":
             array = array.astype(np.int32)
         return array if array.ndim else array[()]

@@ -26,6 +26,8 @@ def _clip(b: Lowering, node: Node) -> Var:
         float(b.numbers(name).reshape(())) if name else bound
         for name, bound in zip((*node.inputs[1:3], "", "")[:2], (-np.inf, np.inf), strict=True)
     )
+    if b.graph.info(node.output).dtype != "float32":  # MIL's clip takes floats alone
+        return _clip_whole(b, x, least, most)
     top = float(np.finfo(np.float16 if b.kind == "fp16" else np.float32).max)
     low, high = least > -top, most < top
     if low and high and least < most:
@@ -37,6 +39,21 @@ def _clip(b: Lowering, node: Node) -> Var:
     if low:
         x = b.mb.maximum(x=x, y=b.const(least))
     return b.mb.minimum(x=x, y=b.const(most)) if high else b.mb.identity(x=x)
+
+
+def _relu(b: Lowering, node: Node) -> Var:
+    x = b.take(node.inputs[0])
+    if b.graph.info(node.output).dtype != "float32":  # MIL's relu takes floats alone
+        return _clip_whole(b, x, 0, np.inf)
+    return b.mb.relu(x=x)
+
+
+def _clip_whole(b: Lowering, x: Var, least: float, most: float) -> Var:
+    """Whole numbers between bounds; the greatest value wins where they cross."""
+    for make, bound in ((b.mb.maximum, least), (b.mb.minimum, most)):
+        if np.isfinite(bound):
+            x = make(x=x, y=b.const(int(bound)))
+    return x if np.isfinite(least) or np.isfinite(most) else b.mb.identity(x=x)
 
 
 def _constant_bounds(graph: Graph, node: Node) -> str:
@@ -204,7 +221,7 @@ OPS: dict[str, Operator] = {
     "LeakyRelu": _with("leaky_relu", alpha=0.01),
     "LogSoftmax": Operator(_log_softmax),
     "PRelu": Operator(_prelu),
-    "Relu": _unary("relu"),
+    "Relu": Operator(_relu),
     "Sigmoid": _unary("sigmoid"),
     "Softmax": Operator(
         lambda b, node: b.mb.softmax(x=b.take(node.inputs[0]), axis=node.attrs.get("axis", -1))

@@ -75,7 +75,7 @@ def shorten(function: Any, ends: set[str], told: set[str], names: Names) -> dict
 
 def _merge(function: Any) -> dict[str, str]:
     """Take out constants that equal an earlier one; gives their names and those of the earlier."""
-    first: dict[tuple[str, bytes], Any] = {}
+    first: dict[tuple[str, str, tuple[int, ...], bytes], Any] = {}
     merged: dict[str, str] = {}
     for op in list(function.operations):
         if op.op_type != "const" or op.outputs[0] in function.outputs:
@@ -83,8 +83,11 @@ def _merge(function: Any) -> dict[str, str]:
         (var,) = op.outputs
         if all(user.op_type.startswith("constexpr_") for user in var.child_ops):
             continue  # it becomes a part of those
-        raw = var.val.encode() if isinstance(var.val, str) else np.asarray(var.val).tobytes()
-        same = first.setdefault((str(var.sym_type), hashlib.sha256(raw).digest()), var)
+        # zeros of another shape or type have the same bytes, and are another constant
+        array = np.asarray(var.val)
+        raw = var.val.encode() if isinstance(var.val, str) else array.tobytes()
+        key = (str(var.dtype), str(array.dtype), array.shape, hashlib.sha256(raw).digest())
+        same = first.setdefault(key, var)
         if same is not var:
             merged[var.name] = same.name
             function.replace_uses_of_var_after_op(anchor_op=op, old_var=var, new_var=same)

@@ -17,6 +17,7 @@ from edgeq.converters.coreml_exec.load import Function, Op, functions, open_file
 from edgeq.converters.coreml_exec.machine import Arithmetic, Machine, refuse_unknown
 from edgeq.converters.note import read_note
 from edgeq.errors import FormatError, UsageError, unknown
+from edgeq.graphs.feeds import held_as
 from edgeq.graphs.ir import Info, Quant, QuantWeight
 
 ENTRY, FORMAT = "edgeq.graph", 1
@@ -153,7 +154,7 @@ class GraphRunner:
                     f"{list(info.shape)}"
                 )
             kind = np.float32 if info.dtype == "float32" else np.int32
-            given[label] = value.astype(kind).reshape(info.shape or (1,))
+            given[label] = held_as(name, value, kind).reshape(info.shape or (1,))
         found = self._machine.run(self._package.function, given)
         return {
             name: np.asarray(found[label]).reshape(info.shape).astype(info.dtype)

@@ -61,14 +61,9 @@ def _concat(b: Lowering, node: Node) -> Var:
 
 
 def _split(b: Lowering, node: Node) -> Sequence[Var]:
-    axis = node.attrs.get("axis", 0)
-    sizes = [b.info_shape(name)[axis] if name else 0 for name in node.outputs]
+    axis, sizes = node.attrs.get("axis", 0), b.ints(node.inputs[1])
     found: Sequence[Var] = b.mb.split(x=b.take(node.inputs[0]), split_sizes=sizes, axis=axis)
     return found
-
-
-def _refuse_split(graph: Graph, node: Node) -> str:
-    return "" if all(node.outputs) else "a part nobody takes; nearest: Slice of the others"
 
 
 def _slice(b: Lowering, node: Node) -> Var:
@@ -171,6 +166,17 @@ def _gather_elements(b: Lowering, node: Node) -> Var:
     return b.mb.gather_along_axis(x=b.take(node.inputs[0]), indices=indices, axis=axis)
 
 
+def _refuse_gather_elements(graph: Graph, node: Node) -> str:
+    data, places = (graph.info(name).shape for name in node.inputs)
+    axis = node.attrs.get("axis", 0)
+    if any(a != b for i, (a, b) in enumerate(zip(data, places, strict=True)) if i != axis):
+        return (
+            f"indices {list(places)} that are shorter than the values {list(data)} along another "
+            f"axis than {axis}; nearest: Slice of the values"
+        )
+    return ""
+
+
 def _repeated(b: Lowering, node: Node) -> Var:
     """Expand and Tile: dimensions of one added in front, then whole repeats."""
     x, shape = b.take(node.inputs[0]), b.info_shape(node.output)
@@ -224,12 +230,12 @@ OPS: dict[str, Operator] = {
     "Expand": Operator(_repeated),
     "Flatten": _VIEW,
     "Gather": Operator(_gather),
-    "GatherElements": Operator(_gather_elements),
+    "GatherElements": Operator(_gather_elements, _refuse_gather_elements),
     "Pad": Operator(_pad, _refuse_pad),
     "Reshape": _VIEW,
     "Slice": Operator(_slice, computed),
     "SpaceToDepth": Operator(_space_to_depth),
-    "Split": Operator(_split, _refuse_split),
+    "Split": Operator(_split),
     "Squeeze": _VIEW,
     "Tile": Operator(_repeated),
     "TopK": Operator(_topk, computed),

@@ -12,10 +12,7 @@ from edgeq.converters.tflite_file import TfliteFile
 from edgeq.converters.tflite_graph import Value
 from edgeq.converters.tflite_lower_file import Operators
 from edgeq.converters.tflite_lower_layout import Order, Shape, natural, row_columns
-from edgeq.errors import UnsupportedError
 from edgeq.graphs.ir import Graph, QuantWeight
-
-_INT32 = np.iinfo(np.int32)
 
 
 class Constants(Operators):
@@ -44,19 +41,13 @@ class Constants(Operators):
         return self.array(array)
 
     def array(self, array: NDArray[Any]) -> Value:
-        """A constant; float16 is widened as it is loaded, and int64 is held as int32."""
+        """A constant; float16 is widened as it is loaded."""
         if array.dtype == np.float16:
             value = self.g.constant(np.ascontiguousarray(array))
             key = ("float16", value.buffer, value.shape)
             if key not in self._tensors:
                 self._tensors[key] = self.op("DEQUANTIZE", [value], dtype="float32")
             return self._tensors[key]
-        if array.dtype.kind in "iu" and array.dtype != np.int32:
-            if array.size and not _INT32.min <= array.min() <= array.max() <= _INT32.max:
-                raise UnsupportedError(
-                    f"{self.node} takes whole numbers past 32 bits, which this target holds none of"
-                )
-            array = array.astype(np.int32)
         if array.dtype == np.float64:
             array = array.astype(np.float32)
         return self.g.constant(np.ascontiguousarray(array))

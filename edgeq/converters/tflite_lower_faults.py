@@ -137,7 +137,7 @@ def arg(graph: Graph, node: Node) -> str | None:
 
 def cast(graph: Graph, node: Node) -> str | None:
     """Of another type."""
-    known = ("float32", "float64", "float16", "int64", "int32", "bool")
+    known = ("float32", "float64", "float16", "int64", "int32", "int8", "uint8", "bool")
     dtype = graph.info(node.output).dtype
     return None if dtype in known else f"it makes {dtype}; the nearest supported is int32"
 
@@ -148,8 +148,36 @@ def image(graph: Graph, node: Node) -> str | None:
     return None if rank == 4 else f"its input has {rank} axes; the nearest supported has 4"
 
 
+_MOVES = frozenset(
+    {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Concat", "Split",
+     "Slice", "Gather", "Cast", "Expand", "Tile", "Where", "Pad", "MaxPool", "ReduceMax",
+     "ReduceMin", "ArgMax", "ArgMin"}
+)  # fmt: skip
+"""Operators that take whole numbers of 8 bits as what they are; others take them as rounded."""
+_NOT_OF = {
+    "int32": frozenset({"MatMul", "Linear", "ReduceMean", "Pow"}),
+    "int64": frozenset({"MatMul", "Linear", "ReduceMean", "Pow", "Div", "Abs", "Sign"}),
+    "bool": frozenset({"ReduceMax", "ReduceMin"}),
+}
+"""Type -> operators that LiteRT has no kernel of it for."""
+
+
+def _kinds(graph: Graph, node: Node) -> str | None:
+    """Of the types of a node's values."""
+    for name in (*node.inputs, *node.outputs):
+        dtype = graph.info(name).dtype if name and name not in graph.quants else "float32"
+        if dtype in ("int8", "uint8") and node.op not in _MOVES:
+            return f"{name!r} is {dtype}; the nearest supported are float32 and int32 (Cast before)"
+        if node.op in _NOT_OF.get(dtype, ()):
+            near = "int32" if node.op not in _NOT_OF["int32"] and dtype == "int64" else "float32"
+            return f"{name!r} is {dtype}; the nearest supported is {near} (Cast before)"
+    return None
+
+
 def plain(graph: Graph, node: Node) -> str | None:
     """Why a node's operands cannot be lowered, whatever it does with them."""
+    if found := _kinds(graph, node):
+        return found
     for name in node.inputs:
         held = graph.constants.get(name)
         weighted = node.op in ("Linear", "Gather")

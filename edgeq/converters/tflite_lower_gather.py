@@ -35,6 +35,8 @@ def gather(low: Lowering, node: Node, out: Out) -> Made:
 
 def _embedded(low: Lowering, name: str, w: QuantWeight, index: Value, shape: Shape) -> Value:
     flat = low.reshaped(index, (int(np.prod(index.shape)),))
+    if w.block is None and flat.dtype != "int32":  # the operator has no other; rows are fewer
+        flat = low.cast(flat, "int32")
     rows, width = flat.shape[0], w.shape[1]
     if w.block is None:
         table = low.weight(name, w.shape, natural(2), rounded=True)

@@ -76,8 +76,13 @@ def transpose(low: Lowering, node: Node, out: Out) -> Made:
 
 
 def identity(low: Lowering, node: Node, out: Out) -> Made:
-    """The same value by another name."""
-    return taken(low, node, out)
+    """The same value by another name; a constant becomes a tensor that is computed."""
+    name = node.inputs[0]
+    if name not in low.graph.constants:
+        return taken(low, node, out)
+    order = natural(len(low.shape(name)))
+    value = low.array(low.graph.array(name))
+    return low.op("RESHAPE", [value, low.ints(value.shape)], newShape=list(value.shape)), order
 
 
 def concat(low: Lowering, node: Node, out: Out) -> Made:
@@ -229,20 +234,20 @@ def tile(low: Lowering, node: Node, out: Out) -> Made:
 
 
 def cast(low: Lowering, node: Node, out: Out) -> Made:
-    """Another type; int64 is held as int32 and float64 and float16 as float32."""
+    """Another type; float64 and float16 are held as float32."""
     x, order = taken(low, node, out)
     dtype = file_type(low.graph.info(out.name).dtype)
     if x.dtype == dtype:
         return x, order
-    if dtype == "bool":
+    if dtype == "bool" and x.dtype not in ("int8", "uint8"):  # of which there is no comparison
         zero = low.g.constant(np.array(0, x.dtype))
         return low.op("NOT_EQUAL", [x, zero], dtype="bool"), order
     return low.cast(x, dtype), order
 
 
 def file_type(dtype: str) -> str:
-    """The type that a value of the source has in the file."""
-    return {"int64": "int32", "float64": "float32", "float16": "float32"}.get(dtype, dtype)
+    """The type that a value of the source has in the file: its own, but for narrow floats."""
+    return {"float64": "float32", "float16": "float32"}.get(dtype, dtype)
 
 
 def cumulated(low: Lowering, node: Node, out: Out) -> Made:

@@ -234,9 +234,9 @@ def arg(low: Lowering, node: Node, out: Out) -> Made:
     at = order.index(axis)
     code = "ARG_MAX" if node.op == "ArgMax" else "ARG_MIN"
     shape = [n for i, n in enumerate(x.shape) if i != at]
-    kind = low.file.schema.TensorType.INT32
+    kind = low.file.schema.TensorType.INT64
     value = low.op(code, [x, low.ints(np.array(at))], shape,
-                   dtype="int32", outputType=kind)  # fmt: skip
+                   dtype="int64", outputType=kind)  # fmt: skip
     if node.attrs.get("keepdims", 1):
         return low.reshaped(value, [1 if i == at else n for i, n in enumerate(x.shape)]), order
     return value, after_reduction(order, [axis])

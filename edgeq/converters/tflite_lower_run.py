@@ -17,12 +17,13 @@ from edgeq.converters.tflite_lower_layout import Order, row_columns
 from edgeq.converters.tflite_read import Header, read
 from edgeq.errors import FormatError, UsageError
 from edgeq.graphs.arena import Life, lay_out
+from edgeq.graphs.feeds import held_as
 from edgeq.graphs.ir import Info, Quant, QuantWeight
 from edgeq.graphs.tflite_schema import schema
 
 METADATA = "edgeq.graph"
 """The file's metadata entry that is ours: JSON."""
-_BYTES = {"FLOAT32": 4, "INT32": 4, "INT64": 8, "FLOAT16": 2, "INT8": 1, "BOOL": 1, "INT4": 0.5}
+_BYTES = {"FLOAT32": 4, "INT32": 4, "INT64": 8, "FLOAT16": 2, "INT8": 1, "UINT8": 1, "BOOL": 1, "INT4": 0.5}
 
 
 class LiteRTGraph:
@@ -94,14 +95,14 @@ class LiteRTGraph:
             raise UsageError(
                 f"the input {name!r} is {list(self.inputs[name].shape)}, got {list(array.shape)}"
             )
-        moved = np.ascontiguousarray(array.transpose(self._orders[name]))
-        if self._kinds[name] == np.int8:
+        moved = np.asarray(array.transpose(self._orders[name]), order="C")
+        if self._kinds[name] == np.int8 and name in self._quants:
             return self._quants[name].quantize(moved)
-        return moved.astype(self._kinds[name])
+        return held_as(name, moved, self._kinds[name])
 
     def _back(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
         info, order = self.outputs[name], self._orders[name]
-        if array.dtype == np.int8:
+        if array.dtype == np.int8 and name in self._quants:
             array = self._quants[name].dequantize(array)
         moved = array.transpose(np.argsort(order)) if order else array.reshape(())
         return np.ascontiguousarray(moved).astype(info.dtype).reshape(info.shape)

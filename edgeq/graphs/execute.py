@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.errors import FormatError, MissingDependencyError, UsageError
-from edgeq.graphs.ir import Graph, Info
+from edgeq.graphs.ir import Graph, Info, Node
 from edgeq.graphs.onnx_write import Activations, to_bytes, to_model
 from edgeq.graphs.rewrite import prune
 
@@ -61,7 +62,7 @@ class Session:
         made = tuple(w for w in watched if w not in graph.inputs)
         content = to_bytes(graph, activations=activations, watch=made)
         self._names = (*graph.outputs, *made)
-        self._session = _session(content, graph.name, threads, optimize)
+        self._session = _opened(graph, content, threads, optimize)
         self.runtime = f"onnxruntime {require().__version__}"
         self.metadata: Mapping[str, str] = graph.meta
         self.inputs: Mapping[str, Info] = {name: graph.info(name) for name in graph.inputs}
@@ -82,7 +83,7 @@ class Session:
             FormatError: onnxruntime fails.
         """
         check_feeds(self.graph, feeds)
-        given = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+        given = {name: np.asarray(array, order="C") for name, array in feeds.items()}
         found = _run(self._session, self._names, given, self.graph.name)
         for name in self._fed:
             quant = self.graph.quants.get(name)
@@ -122,12 +123,55 @@ def compute(graph: Graph, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
     """
     part = prune(replace(graph, outputs=names, inputs=(), quants={}, meta={}))
     content = to_model(part).SerializeToString()
-    session = _session(content, graph.name, 1, False)
+    session = _opened(part, content, 1, False)
     return _run(session, names, {}, graph.name)
 
 
-def _session(content: bytes, name: str, threads: int, optimize: bool) -> Any:
+def check_opens(graph: Graph, content: bytes) -> None:
+    """Refuse a file that onnxruntime does not load.
+
+    Args:
+        graph: what the file was made of.
+        content: the file.
+
+    Raises:
+        FormatError: names the operator that onnxruntime refuses.
+        MissingDependencyError: onnxruntime is not installed.
+    """
+    _opened(graph, content, 1, True)
+
+
+def _opened(graph: Graph, content: bytes, threads: int, optimize: bool) -> Any:
+    """A session of a graph's file, or an error that names the operator it fails at."""
     runtime = require()
+    try:
+        return _session(runtime, content, threads, optimize)
+    except Exception as err:  # onnxruntime's errors share no base of their own
+        node, reason = _refused(runtime, graph, optimize) or (None, err)
+        what = f"{node} of the graph {graph.name}" if node else f"the graph {graph.name}"
+        raise FormatError(f"onnxruntime refuses {what}: {_short(reason)}") from err
+
+
+def _refused(runtime: Any, graph: Graph, optimize: bool) -> tuple[Node, Exception] | None:
+    """The first node that onnxruntime does not load by itself, and why."""
+    for node in graph.nodes:
+        outputs = tuple(out for out in node.outputs if out)
+        given = tuple(dict.fromkeys(i for i in node.inputs if i in graph.values))
+        part = replace(graph, nodes=(node,), inputs=given, outputs=outputs, quants={}, meta={})
+        try:
+            _session(runtime, to_model(prune(part)).SerializeToString(), 1, optimize)
+        except Exception as err:
+            return node, err
+    return None
+
+
+def _short(err: BaseException) -> str:
+    """A message of onnxruntime in a line, without the places in its source."""
+    words = " ".join(str(err).split())
+    return re.sub(r"/onnxruntime_src/\S+ |\[ONNXRuntimeError\] : \d+ : ", "", words)[:400]
+
+
+def _session(runtime: Any, content: bytes, threads: int, optimize: bool) -> Any:
     options = runtime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
@@ -136,10 +180,7 @@ def _session(content: bytes, name: str, threads: int, optimize: bool) -> Any:
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
     if not optimize:
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as err:  # onnxruntime's errors share no base of their own
-        raise FormatError(f"onnxruntime rejects the graph {name}: {err}") from err
+    return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def _run(

@@ -24,7 +24,7 @@ def read(
 
     Args:
         path: of the file.
-        shapes: see `edgeq.graphs.onnx_read.read_onnx`; a .tflite file has no open axes.
+        shapes: see `edgeq.graphs.onnx_read.read_onnx`; of a .tflite file in its own axes.
         batch: likewise.
         dequantize: see `edgeq.graphs.tflite_read.read_tflite`; of a .tflite file only.
 
@@ -43,8 +43,6 @@ def read(
         return read_onnx(path, shapes=shapes, batch=batch)
     if suffix != ".tflite":
         raise UsageError(f"{path} is not a graph: its name must end in .onnx or .tflite")
-    if shapes or batch is not None:
-        raise UsageError(f"the shapes of {path} are fixed; give neither shapes nor a batch")
     from edgeq.graphs.tflite_read import read_tflite
 
-    return read_tflite(path, dequantize=dequantize)
+    return read_tflite(path, dequantize=dequantize, shapes=shapes, batch=batch)

@@ -194,8 +194,8 @@ class Node:
 
     @property
     def output(self) -> str:
-        """The first one."""
-        return self.outputs[0]
+        """The first one that somebody asks for."""
+        return next((name for name in self.outputs if name), "")
 
     def __str__(self) -> str:
         return f"{self.op} {self.name!r}"

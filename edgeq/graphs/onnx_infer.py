@@ -15,10 +15,15 @@ from edgeq.errors import FormatError, UnsupportedError
 from edgeq.graphs.ir import Constant, Graph, Info, QuantWeight
 from edgeq.graphs.onnx_file import require
 from edgeq.graphs.onnx_write import to_model
+from edgeq.graphs.operators import OPERATORS
+from edgeq.graphs.windows import whole_windows
 
 _SMALL = 1024
 """Elements a constant may have whose values could matter for a shape."""
 _ROUNDS = 64
+_BY_VALUE = ("NonZero", "Unique", "Compress", "NonMaxSuppression", "Range", "OneHot",
+             "ConstantOfShape")  # fmt: skip
+"""Operators whose shapes depend on what they take."""
 
 
 def settled(graph: Graph, fold: Callable[[Graph], Graph]) -> Graph:
@@ -33,7 +38,7 @@ def settled(graph: Graph, fold: Callable[[Graph], Graph]) -> Graph:
         UnsupportedError: a shape depends on what the inputs hold.
     """
     for _ in range(_ROUNDS):
-        graph = fold(inferred(graph))
+        graph = fold(_with_whole_windows(inferred(graph)))
         missing = [n for n in graph.nodes if any(o and o not in graph.values for o in n.outputs)]
         if not missing:
             _check_sizes(graph)
@@ -42,11 +47,39 @@ def settled(graph: Graph, fold: Callable[[Graph], Graph]) -> Graph:
         if len(graph.values) == len(before.values):
             break
     first = next(n for n in graph.nodes if any(o and o not in graph.values for o in n.outputs))
+    if first.op not in OPERATORS and first.op not in _BY_VALUE:
+        raise UnsupportedError(
+            f"{first} is an operator whose shapes ONNX does not tell and that edgeq does not know; "
+            "export the model without it"
+        )
     raise UnsupportedError(
         f"the output shape of {first} is unknown: it depends on the values of the inputs; export "
         "the "
         "model with fixed shapes, or without this operator"
     )
+
+
+def _with_whole_windows(graph: Graph) -> Graph:
+    """The graph with every pool's ceil_mode as padding at the end, and shapes that fit.
+
+    A window that would begin in the padding at the end is dropped, as runtimes do, and as ONNX's
+    shape inference (1.23) does not; so what it says of the values behind is found anew.
+    """
+    at = 0
+    while at < len(graph.nodes):
+        node = graph.nodes[at]
+        change = whole_windows(graph, node)
+        if change is None:
+            at += 1
+            continue
+        nodes = (*graph.nodes[:at], *change.nodes, *graph.nodes[at + 1 :])
+        constants = {**graph.constants, **change.constants}
+        told = graph.values.get(node.output)
+        graph = replace(graph, nodes=nodes, constants=constants)
+        at += len(change.nodes)
+        if told is None or told.shape != change.values[node.output].shape or len(change.nodes) > 1:
+            graph = inferred(graph)
+    return graph
 
 
 def inferred(graph: Graph) -> Graph:

@@ -21,6 +21,7 @@ from edgeq.graphs.passes import PASSES, RECORD_PASSES
 from edgeq.graphs.passes.fold import fold
 from edgeq.graphs.record import FORMAT, recorded, refuse_foreign
 from edgeq.graphs.rewrite import ordered, prune
+from edgeq.graphs.training import refuse_training
 from edgeq.graphs.upgrade import upgraded
 
 
@@ -49,6 +50,7 @@ def read_onnx(
     """
     raw = read_raw(Path(path), shapes or {}, batch)
     graph = ordered(raw.graph)
+    refuse_training(graph, raw.opset)
     ours = FORMAT in graph.meta
     if ours:
         graph = recorded(graph)

@@ -54,12 +54,17 @@ def write_onnx(graph: Graph, path: str | Path, *, activations: Activations = "in
     Raises:
         UnsupportedError: more than 2 GB.
         UsageError: another suffix, or unknown ``activations``.
+        FormatError: onnxruntime does not load the file; names the operator.
+        MissingDependencyError: onnx or onnxruntime is not installed.
         EdgeqError: the file cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() != ".onnx":
         raise UsageError(f"the output is {path.name}; the name of an ONNX file must end in .onnx")
     content = to_bytes(graph, activations=activations)
+    from edgeq.graphs.execute import check_opens  # which is written in terms of this module
+
+    check_opens(graph, content)
     write_whole(path, [content], "the model")
 
 

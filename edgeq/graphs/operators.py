@@ -115,11 +115,25 @@ OPERATORS: Mapping[str, Operator] = {
         },
     ),
     **dict.fromkeys(
-        ("Concat", "Flatten", "Transpose", "DepthToSpace", "SpaceToDepth", "Identity"), _PLAIN
+        ("Concat", "Flatten", "Transpose", "DepthToSpace", "Identity"), _PLAIN
     ),
+    "SpaceToDepth": Operator(attrs={"mode": ("DCR",)}),
     "GatherElements": _PLAIN,
 }  # fmt: skip
 """Operator -> what a node of it must satisfy."""
+
+
+_FORMS: Mapping[str, str] = {
+    "BatchNormalization": "it is known for inference only, with one output and with a scale, bias, "
+    "mean and variance that are constants",
+    "Celu": "it is known with an alpha above 0",
+    "LpNormalization": "it is known with p 1 or 2",
+    "RMSNormalization": "it is known with a negative axis, or a constant scale",
+    "LayerNormalization": "it is known with one output",
+    "Dropout": "it is known for inference only",
+    "Upsample": "it is known up to opset 9; use Resize",
+}
+"""Operator that is taken apart while a graph is read -> the form it must have for that."""
 
 
 def faults(graph: Graph) -> list[str]:
@@ -127,7 +141,9 @@ def faults(graph: Graph) -> list[str]:
     found = []
     for node in graph.nodes:
         operator = OPERATORS.get(node.op)
-        if operator is None:
+        if operator is None and node.op in _FORMS:
+            found.append(f"{node}: {_FORMS[node.op]}")
+        elif operator is None:
             near = ", ".join(difflib.get_close_matches(node.op, OPERATORS, n=3, cutoff=0.5))
             hint = f"; the nearest known: {near}" if near else ""
             found.append(f"{node}: no such operator is known{hint}")

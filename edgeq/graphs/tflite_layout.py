@@ -179,6 +179,13 @@ class Layouts:
         self.constants[name] = np.asarray(data, order="C")
         return name
 
+    def give_constant(self, i: int) -> None:
+        """Make an output of the file that is a constant a value of the graph."""
+        data, name = self.constant(i), self.base(i)
+        if data is not None and name not in self.values:
+            held = self.add_constant(self.unique(f"{name}/constant"), data)
+            self._add("Identity", [held], {name: Info(data.shape, str(data.dtype))}, {})
+
     def number(self, value: float) -> str:
         """A float32 constant without axes."""
         return self._shared(f"const_{value:g}", np.array(value, np.float32))

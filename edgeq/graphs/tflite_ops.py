@@ -16,7 +16,7 @@ from edgeq.graphs.tflite_layout import TO_FIRST, TO_LAST, Layouts, moves_nothing
 from edgeq.graphs.tflite_schema import Operator
 
 Importer = Callable[[Layouts, Operator], None]
-_ONNX_TYPES = {"float32": 1, "int32": 6, "int64": 7, "bool": 9}
+_ONNX_TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "bool": 9}
 
 
 def _plain(kind: str, **attrs: Any) -> Importer:

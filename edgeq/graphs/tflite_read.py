@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from edgeq.errors import FormatError, UnsupportedError
-from edgeq.graphs.ir import Graph, Node
+from edgeq.graphs.ir import Graph, Node, Shape
 from edgeq.graphs.operators import check_known
 from edgeq.graphs.passes import PASSES
 from edgeq.graphs.tflite_image import IMAGE
@@ -26,7 +26,13 @@ from edgeq.graphs.tflite_ops import OPERATORS, PASSED_ON
 from edgeq.graphs.tflite_schema import TfliteModel, parse
 
 
-def read_tflite(path: str | Path, *, dequantize: bool = False) -> Graph:
+def read_tflite(
+    path: str | Path,
+    *,
+    dequantize: bool = False,
+    shapes: Mapping[str, Shape] | None = None,
+    batch: int | None = None,
+) -> Graph:
     """Read a model of one graph with float activations.
 
     Inputs and outputs that are images become [N, C, H, W]; ``meta["edgeq.channels_last"]`` lists
@@ -36,13 +42,16 @@ def read_tflite(path: str | Path, *, dequantize: bool = False) -> Graph:
         path: the file.
         dequantize: take weights that the file holds as integers back to float; else such a file
             is refused, as quantizing twice loses more than once.
+        shapes: input -> its whole shape in the file's own axes, for inputs with open axes.
+        batch: what an open first axis becomes; as the file has it if None.
 
     Raises:
         FormatError: it is damaged or no .tflite file.
         UnsupportedError: it is quantized, holds several graphs, or an operator that is not read.
+        UsageError: an open axis that is not given, or a shape that contradicts the file.
         MissingDependencyError: LiteRT is not installed.
     """
-    model = _folded(parse(path, dequantize=dequantize))
+    model = _folded(parse(path, dequantize=dequantize, shapes=shapes, batch=batch))
     _check(model)
     made = Layouts(model, _images(model))
     for op in model.operators:
@@ -54,6 +63,8 @@ def read_tflite(path: str | Path, *, dequantize: bool = False) -> Graph:
             ) from err
     first = [made.base(i) for i in (*model.inputs, *model.outputs) if made.is_first(i)]
     meta = {"edgeq.source": "tflite", "edgeq.channels_last": json.dumps(first)}
+    for i in model.outputs:
+        made.give_constant(i)
     back = sum(tensor.dequantized for tensor in model.tensors)
     if back:
         meta["edgeq.dequantized"] = f"{back} weights were integers in the file"
@@ -95,9 +106,6 @@ def _folded(model: TfliteModel) -> TfliteModel:
 
 
 def _check(model: TfliteModel) -> None:
-    for i, name in model.outputs.items():
-        if model.tensors[i].data is not None:
-            raise UnsupportedError(f"{model.path}: the output {name!r} is a constant")
     wrong = []
     for op in model.operators:
         if op.op not in OPERATORS:

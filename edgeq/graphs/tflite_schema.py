@@ -5,6 +5,7 @@ Source: the schema of LiteRT, ``tflite/schema.fbs``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,12 +16,13 @@ from numpy.typing import NDArray
 
 from edgeq.errors import FormatError, MissingDependencyError, UnsupportedError
 from edgeq.graphs.ir import Shape
+from edgeq.graphs.tflite_shapes import set_shapes
 
 _TYPES = {"FLOAT32": "float32", "FLOAT16": "float16", "INT32": "int32", "INT64": "int64",
           "BOOL": "bool", "INT8": "int8", "UINT8": "uint8", "INT16": "int16"}  # fmt: skip
 """The schema's types that are read -> NumPy's."""
 _INTEGERS = ("INT2", "INT4", "UINT4", "INT8", "UINT8", "INT16")
-"""Types that only quantized models have."""
+"""Types that only quantized models have, but for whole numbers in 8 bits without a scale."""
 _READ = ("INT8", "UINT8", "INT16")
 """Those of them that can be taken back to float."""
 
@@ -101,16 +103,25 @@ def words(enum: str) -> dict[int, str]:
     return {value: name for name, value in found if isinstance(value, int)}
 
 
-def parse(path: str | Path, *, dequantize: bool = False) -> TfliteModel:
+def parse(
+    path: str | Path,
+    *,
+    dequantize: bool = False,
+    shapes: Mapping[str, Shape] | None = None,
+    batch: int | None = None,
+) -> TfliteModel:
     """Read a file of one graph with float activations.
 
     Args:
         path: the file.
         dequantize: take weights that are integers back to float; else they are refused.
+        shapes: input -> its whole shape, in the file's own axes, for inputs with open axes.
+        batch: what an open first axis becomes; as the file has it if None.
 
     Raises:
         FormatError: it is damaged or no .tflite file.
         UnsupportedError: it is quantized, holds several graphs, or tensors of unknown shape.
+        UsageError: an open axis that is not given, or a shape that contradicts the file.
         MissingDependencyError: LiteRT is not installed.
     """
     path = Path(path)
@@ -122,6 +133,7 @@ def parse(path: str | Path, *, dequantize: bool = False) -> TfliteModel:
             "edgeq reads .tflite files with one graph: convert the model with a single signature"
         )
     graph = model.subgraphs[0]
+    set_shapes(path, model, raw, dict(shapes or {}), batch)
     try:
         operators = tuple(_operator(model, *pair) for pair in enumerate(graph.operators or ()))
         ends = [int(i) for i in (*graph.inputs, *graph.outputs)]
@@ -181,6 +193,10 @@ def _tensor(path: Path, model: Any, raw: bytes, entry: Any, made: bool, dequanti
             "when the model runs; convert the model with fixed shapes"
         )
     content = None if made else _content(model, raw, entry)
+    if kind in ("INT8", "UINT8") and not _scaled(entry) and (content is None or not dequantize):
+        if content is None:
+            return Tensor(name, shape, _TYPES[kind])
+        return Tensor(name, shape, _TYPES[kind], np.frombuffer(content, _TYPES[kind]).reshape(shape))
     if kind in _INTEGERS and (content is None or not dequantize or kind not in _READ):
         raise UnsupportedError(
             f"{path} is already quantized: the tensor {name!r} is {kind}; give the float model"
@@ -200,6 +216,14 @@ def _tensor(path: Path, model: Any, raw: bytes, entry: Any, made: bool, dequanti
     if kind not in _READ:
         return Tensor(name, shape, _TYPES[kind], data)
     return Tensor(name, shape, "float32", _dequantized(data, entry.quantization), True)
+
+
+def _scaled(entry: Any) -> bool:
+    """Whether a tensor's integers stand for other numbers."""
+    held = entry.quantization
+    return held is not None and (
+        (held.scale is not None and len(held.scale) > 0) or held.details is not None
+    )
 
 
 def _dequantized(data: NDArray[Any], entry: Any) -> NDArray[np.float32]:

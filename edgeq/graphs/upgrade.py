@@ -6,7 +6,7 @@ changelog of ONNX's operators.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,12 @@ from edgeq.errors import UnsupportedError
 from edgeq.graphs.ir import Graph, Node
 from edgeq.graphs.rewrite import Change, Steps, rewrite, unique
 
+REDUCTIONS_APART: Mapping[str, str] = {
+    "ReduceMean": "Identity", "ReduceSum": "Identity", "ReduceMax": "Identity",
+    "ReduceMin": "Identity", "ReduceProd": "Identity", "ReduceLogSumExp": "Identity",
+    "ReduceL1": "Abs", "ReduceL2": "Abs", "ReduceLogSum": "Log", "ReduceSumSquare": "Mul",
+}  # fmt: skip
+"""Reduction -> what it does to each element where it reduces no axis."""
 _REDUCTIONS_18 = (
     "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceLogSum",
     "ReduceLogSumExp", "ReduceSumSquare",
@@ -33,11 +39,11 @@ def upgraded(graph: Graph, opset: int) -> Graph:
     Raises:
         UnsupportedError: an operator whose older meaning has no counterpart.
     """
-    for since, rule in _RULES:
+    for since, made in _RULES:
         if opset < since:
-            graph = rewrite(graph, rule(opset))
-    for younger in (_swish, _rms_norm):
-        graph = rewrite(graph, younger)
+            graph = rewrite(graph, made(opset))
+    for rule in (_no_axes, _group_norm(opset), _swish, _rms_norm):
+        graph = rewrite(graph, rule)
     return graph
 
 
@@ -204,13 +210,46 @@ def _norm(opset: int) -> Made:
     return rule
 
 
+def _no_axes(graph: Graph, node: Node) -> Change | None:
+    """A reduction over no axes, which leaves the steps beside the reduction to do."""
+    if node.op not in REDUCTIONS_APART or not node.attrs.get("noop_with_empty_axes"):
+        return None
+    axes = node.inputs[1] if len(node.inputs) > 1 else ""
+    held = graph.constants.get(axes)
+    if axes and (held is None or held.shape != (0,)):
+        return None
+    op = REDUCTIONS_APART[node.op]
+    inputs = node.inputs[:1] * (2 if op == "Mul" else 1)
+    return Change(nodes=(Node(op, node.name, inputs, node.outputs),))
+
+
 def _group_norm(opset: int) -> Made:
+    """GroupNormalization as InstanceNormalization of its groups.
+
+    Scale and bias are of the channels since opset 21, and of the groups before. ONNX tells no
+    shape of the operator, so every shape here is written without knowing its input's.
+    """
+
     def rule(graph: Graph, node: Node) -> Change | None:
         if node.op != "GroupNormalization":
             return None
-        raise UnsupportedError(
-            f"{node} has group scales, which opset {opset} does not define; export it with opset 21"
-        )
+        steps, (x, scale, bias) = Steps(graph, node), node.inputs
+        groups = int(node.attrs["num_groups"])
+        shape = steps.add("Shape", "shape", (x,))
+        to = steps.constant("groups", np.array([0, groups, -1], np.int64))
+        made = steps.add("Reshape", "grouped", (x, to))
+        ones, zeros = (steps.constant(f"{n}s", np.full(groups, n, np.float32)) for n in (1, 0))
+        epsilon = node.attrs.get("epsilon", 1e-5)
+        made = steps.add("InstanceNormalization", "normed", (made, ones, zeros), epsilon=epsilon)
+        if opset >= 21:
+            ends = steps.add("Shape", "channels", (x,), end=2)
+            rest = steps.constant("rest", np.array([-1], np.int64))
+            wide = steps.add("Concat", "wide", (ends, rest), axis=0)
+            made = steps.add("Reshape", "by_channel", (made, wide))
+        column = steps.constant("column", np.array([-1, 1], np.int64))
+        made = steps.add("Mul", "scaled", (made, steps.add("Reshape", "scale", (scale, column))))
+        made = steps.add("Add", "shifted", (made, steps.add("Reshape", "bias", (bias, column))))
+        return steps.last("Reshape", (made, shape))
 
     return rule
 
@@ -227,11 +266,16 @@ def _swish(graph: Graph, node: Node) -> Change | None:
 
 
 def _rms_norm(graph: Graph, node: Node) -> Change | None:
-    """RMSNormalization of opset 23 over the last axis, which 21 spells out."""
-    if node.op != "RMSNormalization" or node.attrs.get("axis", -1) != -1:
+    """RMSNormalization of opset 23, which 21 spells out."""
+    if node.op != "RMSNormalization":
         return None
     steps, (x, scale) = Steps(graph, node), node.inputs[:2]
-    axes = steps.constant("axes", np.array([-1], np.int64))
+    axis, held = int(node.attrs.get("axis", -1)), graph.constants.get(scale)
+    if axis >= 0:  # the scale has the normalized axes, which are the last
+        if held is None:
+            return None
+        axis = -len(held.shape)
+    axes = steps.constant("axes", np.arange(axis, 0, dtype=np.int64))
     mean = steps.add("ReduceMean", "mean", (steps.add("Mul", "square", (x, x)), axes))
     epsilon = steps.number("epsilon", node.attrs.get("epsilon", 1e-5))
     root = steps.add("Sqrt", "root", (steps.add("Add", "above", (mean, epsilon)),))
@@ -248,6 +292,5 @@ _RULES: tuple[tuple[int, Callable[[int], Made]], ...] = (
     (11, _resize),
     (13, _softmax),
     (9, _norm),
-    (21, _group_norm),
 )
 """(The first opset that is past it, the rule made for an older one)."""

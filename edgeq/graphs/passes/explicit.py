@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeq.errors import UnsupportedError
 from edgeq.graphs.ir import Constant, Graph, Node, Shape
 from edgeq.graphs.rewrite import Change, ints, rewrite, scalar, unique
 
@@ -108,6 +109,7 @@ _CALLED = {
     "Pad": {1: "pads", 2: "value", 3: "axes"},
     "Resize": {1: "roi", 2: "scales", 3: "sizes"},
     "Split": {1: "sizes"},
+    "LayerNormalization": {1: "scale", 2: "bias"},
     "TopK": {1: "k"},
     **{op: {1: "shape"} for op in ("Reshape", "Expand")},
     **{op: {1: "axes"} for op in ("Squeeze", "Unsqueeze", *REDUCTIONS)},
@@ -144,7 +146,7 @@ def _window(graph: Graph, node: Node, attrs: dict[str, Any]) -> None:
     elif auto == "VALID":
         pads = [0] * 2 * rank
     if node.op != "Conv":
-        _pool(attrs, pads, x, y, reach)
+        _pool(attrs, pads, x, y, reach, auto != "NOTSET")
     attrs["pads"] = tuple(pads)
 
 
@@ -154,13 +156,15 @@ def _same(auto: str, totals: list[int]) -> list[int]:
     return [*less, *more] if auto == "SAME_UPPER" else [*more, *less]
 
 
-def _pool(attrs: dict[str, Any], pads: list[int], x: Shape, y: Shape, reach: list[int]) -> None:
-    """ceil_mode as pads at the end, where that counts the same."""
+def _pool(
+    attrs: dict[str, Any], pads: list[int], x: Shape, y: Shape, reach: list[int], automatic: bool
+) -> None:
+    """ceil_mode with auto_pad as pads at the end; all other was taken by `whole_windows`."""
     attrs.setdefault("storage_order", 0)
     counted = attrs.setdefault("count_include_pad", 0)
     ceil = attrs.setdefault("ceil_mode", 0)
     rank = len(x)
-    if not ceil:
+    if not ceil or not automatic:
         return
     need = [
         max((out - 1) * s + r - n - before, after)
@@ -229,6 +233,11 @@ def _squeeze(graph: Graph, node: Node, attrs: dict[str, Any]) -> Given | None:
     shape = graph.info(node.inputs[0]).shape
     rank = len(graph.info(node.output).shape if node.op == "Unsqueeze" else shape)
     axes = ints(graph, node.inputs[1]) if len(node.inputs) > 1 else None
+    if axes == () and 1 in shape:
+        raise UnsupportedError(
+            f"{node} has an empty list of axes, which some runtimes read as no axis and others as "
+            "all axes of one element; list the axes, or leave the input out"
+        )
     if axes is None:
         axes = tuple(i for i, n in enumerate(shape) if n == 1)
     return {1: np.array(sorted(a % rank for a in axes), np.int64)}
@@ -300,7 +309,7 @@ def _split(graph: Graph, node: Node, attrs: dict[str, Any]) -> Given | None:
         held = ints(graph, node.inputs[1]) if len(node.inputs) > 1 else None
         whole = graph.info(node.inputs[0]).shape[attrs["axis"]]
         part = -(-whole // len(sizes))
-        equal = [min(part, whole - i * part) for i in range(len(sizes))]
+        equal = [max(min(part, whole - i * part), 0) for i in range(len(sizes))]
         sizes = list(held) if held is not None else equal
     return {1: np.array(sizes, np.int64)}
 
@@ -329,6 +338,24 @@ def _transpose(graph: Graph, node: Node, attrs: dict[str, Any]) -> None:
     attrs["perm"] = tuple(attrs.get("perm", range(rank - 1, -1, -1)))
 
 
+def _layer_norm(graph: Graph, node: Node, attrs: dict[str, Any]) -> Given | None:
+    """Scale and bias of the very shape of the axes that are normalized."""
+    shape = graph.info(node.inputs[0]).shape[attrs["axis"] :]
+    given: Given = {}
+    for place, name in enumerate(node.inputs[1:3], 1):
+        held = graph.constants.get(name)
+        if isinstance(held, np.ndarray) and held.shape != shape:
+            array = graph.array(name)
+            array = array.reshape(array.shape[max(array.ndim - len(shape), 0) :])
+            given[place] = np.ascontiguousarray(np.broadcast_to(array, shape))
+    return given
+
+
+def _space_to_depth(graph: Graph, node: Node, attrs: dict[str, Any]) -> None:
+    if attrs.get("mode") == "DCR":  # of opset 28; before, there was nothing else
+        del attrs["mode"]
+
+
 def _top_k(graph: Graph, node: Node, attrs: dict[str, Any]) -> Given | None:
     held = ints(graph, node.inputs[1])
     return None if held is None else {1: np.array(held, np.int64)}
@@ -349,6 +376,8 @@ _RULES: dict[str, Callable[[Graph, Node, dict[str, Any]], Given | None]] = {
     "Split": _split,
     "Resize": _resize,
     "Transpose": _transpose,
+    "SpaceToDepth": _space_to_depth,
+    "LayerNormalization": _layer_norm,
     "TopK": _top_k,
     **dict.fromkeys(REDUCTIONS, _reduce),
 }  # fmt: skip

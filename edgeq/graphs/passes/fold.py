@@ -48,7 +48,9 @@ def _sum(graph: Graph, node: Node) -> Change | None:
 
 def _shape_or_copy(graph: Graph, node: Node) -> Change | None:
     """A rule: Shape and Size as constants, Identity and Dropout as nothing."""
-    if node.op in ("Identity", "Dropout") and not any(node.outputs[1:]):
+    if node.op == "Dropout" and any(node.outputs[1:]):
+        return _whole_mask(graph, node)
+    if node.op in ("Identity", "Dropout"):
         if node.op == "Identity" and node.output in graph.outputs:
             source = node.inputs[0]
             if source in graph.constants or source in graph.inputs or source in graph.outputs:
@@ -66,6 +68,18 @@ def _shape_or_copy(graph: Graph, node: Node) -> Change | None:
             number = np.array(shape[node.attrs.get("start", 0) : node.attrs.get("end")], np.int64)
         return Change(constants={node.output: number}) if node.output not in graph.outputs else None
     return None
+
+
+def _whole_mask(graph: Graph, node: Node) -> Change | None:
+    """Dropout's second output once shapes are known: it keeps every value."""
+    if not _known(graph, node.inputs[0]):
+        return None
+    name = unique(graph, f"{node.name}.mask")
+    nodes = [Node("Identity", f"{node.name}.keeps", (name,), node.outputs[1:])]
+    if node.outputs[0]:
+        nodes.insert(0, Node("Identity", node.name, node.inputs[:1], node.outputs[:1]))
+    mask = np.ones(graph.info(node.inputs[0]).shape, np.bool_)
+    return Change(nodes=tuple(nodes), constants={name: mask})
 
 
 def _known(graph: Graph, name: str) -> bool:

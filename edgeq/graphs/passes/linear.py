@@ -122,7 +122,7 @@ def _weight(graph: Graph, second: str, constants: dict[str, Constant]) -> str:
         if turn is None or turn.op != "Transpose" or len(graph.info(second).shape) != 2:
             return ""
         return turn.inputs[0] if turn.inputs[0] in graph.constants else ""
-    if len(held.shape) != 2:
+    if len(held.shape) != 2 or graph.info(second).dtype != "float32":
         return ""
     alone = all(
         n.op == "MatMul" and n.inputs[1] == second != n.inputs[0] and n.inputs[0] not in constants
