@@ -107,6 +107,8 @@ def stored_weights(path: str | Path) -> Iterator[tuple[str, QuantWeight]]:
             levels, scales = levels.T, scales.T if block else scales
         if block is None:  # one that is multiplied by lies along the axis it is for
             scales = scales.reshape(() if entry["axis"] is None else -1)
+        if entry["bits"] == 32:  # one scale where the weight has one
+            scales = np.resize(scales, shape)
         bits = 8 if entry["bits"] == 4 and found.dtype == np.int8 else entry["bits"]
         yield (
             name,
