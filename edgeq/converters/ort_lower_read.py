@@ -176,7 +176,7 @@ def _opened(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         places = read_note(text)
     except FormatError as err:
         raise FormatError(f"{path}: {err}") from err
-    return places, (_ort_tensors if path.suffix == ".ort" else _onnx_tensors)(path)
+    return places, (ort_tensors if path.suffix == ".ort" else _onnx_tensors)(path)
 
 
 def _onnx_tensors(path: Path) -> dict[str, NDArray[Any]]:
@@ -190,7 +190,7 @@ def _onnx_tensors(path: Path) -> dict[str, NDArray[Any]]:
     return found
 
 
-def _ort_tensors(path: Path) -> dict[str, NDArray[Any]]:
+def ort_tensors(path: Path) -> dict[str, NDArray[Any]]:
     """Constants of an .ort file, by the reader that onnxruntime's package brings along."""
     require()
     from onnxruntime.tools.ort_format_model.ort_flatbuffers_py import fbs

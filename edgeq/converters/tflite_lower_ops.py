@@ -140,7 +140,7 @@ def prelu(low: Lowering, node: Node, out: Out) -> Made:
     slopes = node.inputs[1]
     if out.quant is not None and slopes in low.graph.constants:
         values = low.graph.array(slopes)
-        if values.size and 0 <= values.min() and values.max() <= 1:
+        if values.size and values.min() >= 0 and values.max() <= 1:
             slope = low.operand(slopes, len(order), order, True)
             return _sloped(low, x, slope, out), order
     if out.quant is not None:

@@ -37,6 +37,7 @@ from edgeq.quant.graph.grids import (
     scope_of,
 )
 from edgeq.quant.graph.hessians import Array, Progress, Run, hessians, weight_name
+from edgeq.quant.graph.kept import keep
 from edgeq.quant.graph.precise import hidden_terms
 from edgeq.quant.graph.recipe import Choice, GraphRecipe
 from edgeq.quant.graph.samples import LEAST, Samples
@@ -105,7 +106,8 @@ def quantize_graph(
         made = work.quantized(picked)
     made = _stored(made, recipe, picked)
     check_packed(made, picked)
-    made = replace(made, meta={**graph.meta, **_meta(recipe, samples)})
+    meta = {**graph.meta, **_meta(recipe, samples)}
+    made = replace(made, meta=meta | (keep(made, samples) if samples is not None else {}))
     rows = operator_rows(made)
     agreement = None
     if samples is not None:
