@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from edgeq.converters import ort_lower
-from edgeq.converters.graphs import compare, convert_graph, made_up
+from edgeq.converters.graph_inputs import made_up
+from edgeq.converters.graphs import compare, convert_graph
 from edgeq.converters.note import read_note
 from edgeq.errors import FormatError, UsageError
 from edgeq.graphs.files import read
@@ -276,9 +277,9 @@ def test_weights_of_float_operators_are_dequantized_at_load_alone(tmp_path: Path
     assert "DequantizeLinear" in (tmp_path / "m.required_operators.config").read_text()
 
 
-@pytest.mark.parametrize(("scale", "allowed"), [(1 / 64, 0.1), (1 / 2, 0.3)])
-def test_the_error_allowed_is_what_a_step_of_the_inputs_makes(
-    scale: float, allowed: float, tmp_path: Path
+@pytest.mark.parametrize("scale", [1 / 64, 1 / 2])
+def test_the_error_allowed_is_what_rounding_to_the_other_side_makes(
+    scale: float, tmp_path: Path
 ) -> None:
     """Where the inputs are a few steps only, one step is a large part of the result."""
     rng = np.random.default_rng(1)
@@ -292,8 +293,8 @@ def test_the_error_allowed_is_what_a_step_of_the_inputs_makes(
     ort_lower.write(graph, tmp_path / "m.onnx", {})
     x = rng.uniform(-1, 1, (1, 256)).astype(np.float32)
     found = compare(graph, tmp_path / "m.onnx", "ort", samples=[{"x": x}])
-    assert found.allowed == allowed
     assert found.passed
+    assert found.allowed["y"] < 0.2
 
 
 @pytest.mark.parametrize("make", [lambda: cnn(8), lambda: cnn(4), lambda: encoder(4, block=32)])

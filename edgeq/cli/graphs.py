@@ -216,7 +216,9 @@ def _converted(made: Conversion) -> str:
     entries = found["weights"].items()
     lines += [
         f"validated in {found['runtime']}: {text} equal{left}, relative error of the outputs "
-        f"{worst:.2g}" + ("" if same is None else f", same top class {same:.0%}"),
+        f"{worst:.2g} on {found['runs']} {found['inputs']}"
+        + ("" if same is None else f", same top class {same:.0%}"),
+        *(f"note: {note}" for note in found["notes"]),
         *held_wider({n: w["asked"] for n, w in entries}, {n: w["bits"] for n, w in entries}),
         f"peak memory of the activations: {render.human_bytes(found['arena_bytes'])}",
         f"certificate: {certificate_path(made.path, folder=made.path.is_dir())}",
@@ -239,6 +241,7 @@ def held_wider(asked: Mapping[str, int], held: Mapping[str, int]) -> list[str]:
 
 
 def _graph(graph: Graph, model: str, form: str, details: bool) -> str:
+    from edgeq.quant.graph.kept import META_SAMPLES
     from edgeq.quant.graph.summary import (
         arena_bytes,
         constants_bytes,
@@ -256,7 +259,7 @@ def _graph(graph: Graph, model: str, form: str, details: bool) -> str:
         "float_bytes": whole,
         "nbytes": held,
         "arena_bytes": arena_bytes(graph),
-        "meta": dict(graph.meta),
+        "meta": {key: text for key, text in graph.meta.items() if key != META_SAMPLES},
         "precisions": precisions(rows),
     }
     if form == "json":
@@ -301,17 +304,21 @@ def _compared(found: Comparison, target: str, grids: int) -> str:
         ("grids", "" if not grids else f"{equal} of {known} equal"
          + (f", {grids - known} not in the file" if grids > known else "")),
         ("top-1", "" if found.top1 is None else f"the same for {found.top1:.0%}"),
-        ("runs", f"{found.runs} on inputs within the model's range"),
+        ("others", f"{found.parts - len(found.different)} of {found.parts} constants and operators "
+         "equal" if found.parts else ""),
+        ("runs", f"{found.runs} on {found.inputs}"),
         ("result", "passed" if found.passed else "FAILED"),
     ]  # fmt: skip
     cells = [
-        [name, f"{error:.3g}", f"{found.allowed:.3g}",
-         "passed" if error <= found.allowed else "FAILED"]
+        [name, f"{error:.3g}", f"{found.allowed[name]:.3g}",
+         "passed" if error <= found.allowed[name] else "FAILED"]
         for name, error in found.error.items()
     ]  # fmt: skip
     table = render.aligned(["output", "error", "allowed", "result"], cells, "lrrl")
     text = "\n".join(f"{name:9s}{value}" for name, value in rows if value)
     explained = "" if found.passed else f"\n{found.explain()}\n"
+    if found.passed and found.notes:
+        explained = "\n" + "".join(f"note: {note}\n" for note in found.notes)
     return f"{text}\n\n{table}\n{explained}"
 
 

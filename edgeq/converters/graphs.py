@@ -17,17 +17,17 @@ import importlib
 import json
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from edgeq._version import __version__
 from edgeq.converters import TARGETS, Conversion, Progress
 from edgeq.converters.certificate import VERSION, certificate_path, machine, sha256
+from edgeq.converters.graph_compare import Comparison, check_packed, compare_with, with_options
+from edgeq.converters.graph_inputs import Feeds
 from edgeq.converters.output import check_place, deliver, files, workshop
 from edgeq.errors import EdgeqError, FormatError, UsageError, unknown
 from edgeq.graphs.ir import Graph, Info, Quant, QuantWeight
@@ -37,16 +37,6 @@ GRAPH_TARGETS = {"ort": "ort_lower", "tflite": "tflite_lower", "coreml": "coreml
 _SUFFIXES = {".onnx": "ort", ".ort": "ort", ".tflite": "tflite", ".mlpackage": "coreml"}
 SOURCES = (".onnx", ".tflite")
 """Suffixes of files that are read as graphs."""
-RUNS = 4
-"""Inputs that are made up for a comparison where none are given."""
-ALLOWED = {"float": 1e-4, "half": 0.03, "static": 0.1, "dynamic": 0.1}
-"""How values are computed -> the error allowed, as a part of the values' root mean square. Where
-values are rounded, a runtime that sums in another order takes the other of two neighbours; where
-the source itself makes more of inputs that differ by such a step, so may the target."""
-_MOST = 0.3
-"""Never more than that."""
-
-Feeds = Mapping[str, NDArray[Any]]
 
 
 class GraphRunner(Protocol):
@@ -66,58 +56,6 @@ class GraphRunner(Protocol):
 
     def close(self) -> None:
         """Give everything back."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A target beside its source.
-
-    Args:
-        runtime: what executed the target.
-        source_runtime: what executed the source.
-        runs: inputs that were tried.
-        error: output -> root mean square error over root mean square of the right values.
-        allowed: largest error allowed.
-        top1: part of the runs whose largest output is the same; None without scores.
-        weights: packed constant -> whether integers and scales read back are the source's.
-        quants: the same of rounded values.
-        bits: packed constant -> bits a weight takes in the file; none for one that is not packed.
-        asked: packed constant of the source -> its bits there.
-    """
-
-    runtime: str
-    source_runtime: str
-    runs: int
-    error: Mapping[str, float]
-    allowed: float
-    top1: float | None
-    weights: Mapping[str, bool]
-    quants: Mapping[str, bool]
-    bits: Mapping[str, int]
-    asked: Mapping[str, int]
-
-    @property
-    def passed(self) -> bool:
-        """Whether it computes what its source does, from the same integers."""
-        same = all(self.weights.values()) and all(self.quants.values())
-        return same and all(error <= self.allowed for error in self.error.values())
-
-    def explain(self) -> str:
-        """What differs, a line each."""
-        missing = [name for name in self.weights if name not in self.bits]
-        lines = [_stayed_float(missing, len(self.weights))] if missing else []
-        lines += [
-            f"{name}: integers or scales differ from the source's"
-            for held in (self.weights, self.quants)
-            for name, same in held.items()
-            if not same and name not in missing
-        ]
-        lines += [
-            f"{name}: differs by {error:.3g} of its size, {self.allowed:.3g} is allowed"
-            for name, error in self.error.items()
-            if not error <= self.allowed
-        ]
-        return "\n".join(lines)
 
 
 def graph_target(name: str) -> ModuleType:
@@ -194,7 +132,8 @@ def convert_graph(
         out: the file or folder to make.
         options: of the target.
         shapes: of inputs that the file leaves open.
-        samples: to compare on; made up within the inputs' ranges if None.
+        samples: real inputs to compare on; if None those that the record keeps of its calibration,
+            and random ones where it keeps none.
         force: replace what is there.
         validate: run the result beside its source.
         threads: to run with.
@@ -217,14 +156,14 @@ def convert_graph(
     with workshop(path) as room:
         made = room / "made"
         made.mkdir()
-        module.write(graph, made / path.name, options, progress)
+        module.write(with_options(graph, options), made / path.name, options, progress)
         nbytes = sum(file.stat().st_size for file in files(made).values())
         certificate = None
         if not validate:
-            _check_packed(graph, made / path.name, target)
+            check_packed(graph, made / path.name, target, module)
         else:
-            found = compare(
-                graph, made / path.name, target,
+            found = compare_with(
+                graph, made / path.name, module,
                 samples=samples, threads=threads, progress=progress,
             )  # fmt: skip
             if not found.passed:
@@ -266,173 +205,55 @@ def compare(
     threads: int = 1,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Run a graph and what was made of it, and read back the integers.
+    """Compare a target's file with its source: integers, all other constants, and outputs.
 
     Args:
         graph: the source.
         path: of the target's file.
         target: its name.
-        samples: inputs; made up if None.
+        samples: real inputs; if None those that the record keeps, or random ones.
         threads: of the target's runtime.
         progress: called with what is done, how far, and of how much.
 
     Raises:
         UsageError: the file has other inputs or outputs than the graph.
-        FormatError: edgeq did not write the file, or it is damaged.
+        FormatError: edgeq did not write the file, or it is damaged or not the one that its
+            certificate describes.
         MissingDependencyError: a runtime is not installed.
     """
-    from edgeq.graphs.execute import Session, require
-
-    module = graph_target(target)
-    feeds = list(made_up(graph) if samples is None else samples)
-    weights, bits = _weights(graph, module.stored_weights(path))
-    held = module.stored_quants(path)
-    quants = {name: held.get(name) == quant for name, quant in graph.quants.items() if name in held}
-    right, source = Session(graph), require()
-    runner = module.open_graph(path, threads=threads)
-    error: dict[str, float] = {}
-    agreed, scored, by_a_step = 0, 0, 0.0
-    rng = np.random.default_rng(0)
-    try:
-        _check_ends(graph, runner, path)
-        for i, feed in enumerate(feeds):
-            if progress:
-                progress("comparing", i, len(feeds))
-            want, got = right(feed), runner(feed)
-            beside = right(_a_step_off(graph, feed, rng)) if graph.quants else want
-            for name in graph.outputs:
-                error[name] = max(error.get(name, 0.0), _error(got[name], want[name]))
-                by_a_step = max(by_a_step, _error(beside[name], want[name]))
-            scores = want[graph.outputs[0]]
-            if scores.ndim == 2 and scores.shape[1] > 1 and scores.dtype.kind == "f":
-                scored += len(scores)
-                agreed += int((got[graph.outputs[0]].argmax(1) == scores.argmax(1)).sum())
-        runtime = runner.runtime
-    finally:
-        runner.close()
-    kind = graph.meta.get("edgeq.activations", "float")
-    if kind == "float":  # the runtime may round more than the record does
-        precision = getattr(runner, "precision", "float32")
-        kind = {"float16": "half", "int8": "dynamic"}.get(precision, kind)
-    return Comparison(
-        runtime, f"onnxruntime {source.__version__}", len(feeds), error,
-        max(ALLOWED[kind], min(by_a_step, _MOST)),
-        agreed / scored if scored else None, weights, quants, bits,
-        {name: w.bits for name, w in _packed(graph).items() if name in weights},
+    check_certificate(path)
+    return compare_with(
+        graph, path, graph_target(target),
+        samples=samples, rebuilt=True, threads=threads, progress=progress,
     )  # fmt: skip
 
 
-def _check_ends(graph: Graph, runner: GraphRunner, path: Path) -> None:
-    """Refuse a file that was made from another graph."""
-    for what, mine, there in (
-        ("takes", graph.inputs, runner.inputs),
-        ("gives", graph.outputs, runner.outputs),
-    ):
-        want, got = ({name: list(ends[name].shape) for name in ends}
-                     for ends in ({n: graph.info(n) for n in mine}, there))  # fmt: skip
-        if want != got:
-            raise UsageError(
-                f"{path} {what} {_listed(got)}, and {graph.name!r} {_listed(want)}; compare it "
-                "with what it was converted from"
-            )
+def check_certificate(path: Path) -> None:
+    """Compare a file or package with the sizes and digests of the certificate beside it, if any.
 
-
-def _listed(ends: Mapping[str, list[int]]) -> str:
-    return ", ".join(f"{name} {shape}" for name, shape in ends.items())
-
-
-def made_up(graph: Graph, runs: int = RUNS) -> list[dict[str, NDArray[Any]]]:
-    """Inputs within the ranges that the graph was calibrated for, or around 0.
-
-    Integers are taken as row numbers of the table they select from; without one, and truth values,
-    as a mask: ones, and zeros behind them.
+    Raises:
+        FormatError: a file is not the one that was certified, or the certificate is damaged.
     """
-    rng = np.random.default_rng(0)
-    return [{name: _input(graph, name, rng) for name in graph.inputs} for _ in range(runs)]
-
-
-def _input(graph: Graph, name: str, rng: np.random.Generator) -> NDArray[Any]:
-    info, quant = graph.info(name), graph.quants.get(name)
-    if info.dtype.startswith(("int", "uint", "bool")):
-        tables = [
-            graph.info(node.inputs[0]).shape[node.attrs.get("axis", 0)]
-            for node in graph.consumers.get(name, ())
-            if node.op == "Gather" and node.inputs[1] == name
-        ]
-        if tables:
-            return rng.integers(0, min(tables), info.shape).astype(info.dtype)
-        n = info.shape[-1] if info.shape else 1
-        mask = np.arange(n) < rng.integers(1, n + 1)
-        return np.broadcast_to(mask.reshape((-1,)[: len(info.shape)]), info.shape).astype(
-            info.dtype
+    where = certificate_path(path, folder=path.is_dir())
+    if not where.is_file():
+        return
+    try:
+        listed = dict(json.loads(where.read_text("utf-8"))["files"])
+        digests = {str(name): str(entry["sha256"]) for name, entry in listed.items()}
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        raise FormatError(f"the certificate {where} cannot be read: {err}") from err
+    changed = [
+        name
+        for name, digest in digests.items()
+        if Path(name).parts[:1] == (path.name,) and ".." not in Path(name).parts
+        and (not (path.parent / name).is_file() or sha256(path.parent / name) != digest)
+    ]  # fmt: skip
+    if changed:
+        raise FormatError(
+            f"{', '.join(changed)} is not the file that {where.name} certifies: it was changed or "
+            "damaged after the conversion; convert the source again, or delete the certificate to "
+            "validate the file as it is"
         )
-    if quant is None:
-        return rng.standard_normal(info.shape).astype(info.dtype)
-    levels = rng.integers(-128, 128, info.shape).astype(np.int8)
-    return quant.dequantize(levels)
-
-
-def _a_step_off(graph: Graph, feeds: Feeds, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
-    """Inputs of which each rounded number is a level lower, higher or the same, by chance."""
-    found = dict(feeds)
-    for name in graph.quants.keys() & feeds.keys():
-        quant, x = graph.quants[name], np.asarray(feeds[name])
-        levels = quant.quantize(x) + rng.integers(-1, 2, x.shape)
-        found[name] = quant.dequantize(np.clip(levels, -128, 127).astype(np.int8))
-    return found
-
-
-def _error(got: NDArray[Any], want: NDArray[Any]) -> float:
-    if got.shape != want.shape:
-        raise FormatError(f"an output is {list(got.shape)}, its source's is {list(want.shape)}")
-    if not np.isfinite(got).all():
-        return float("inf")
-    wrong = np.sqrt(np.mean((got.astype(np.float64) - want) ** 2))
-    size = np.sqrt(np.mean(want.astype(np.float64) ** 2))
-    return float(wrong / size) if size else float(wrong)
-
-
-def _weights(
-    graph: Graph, stored: Iterable[tuple[str, QuantWeight]]
-) -> tuple[dict[str, bool], dict[str, int]]:
-    """Whether each packed constant came back, and in how many bits it is held.
-
-    A bias of integers counts where the target has such; in Core ML it is of floats.
-    """
-    same = {name: False for name, held in _packed(graph).items() if held.bits != 32}
-    bits: dict[str, int] = {}
-    for name, found in stored:
-        mine = graph.constants.get(name)
-        if isinstance(mine, QuantWeight):
-            same[name] = np.array_equal(found.levels, mine.levels) and np.array_equal(
-                np.broadcast_to(found.wide_scales(), mine.shape),
-                np.broadcast_to(mine.wide_scales(), mine.shape),
-            )
-            bits[name] = found.bits
-        elif mine is not None:  # float in the source
-            same[name], bits[name] = False, found.bits
-    return same, bits
-
-
-def _packed(graph: Graph) -> dict[str, QuantWeight]:
-    """Constants that are integers."""
-    return {name: w for name, w in graph.constants.items() if isinstance(w, QuantWeight)}
-
-
-def _check_packed(graph: Graph, path: Path, target: str) -> None:
-    """Refuse a file in which a weight stayed float that the source has as integers."""
-    weights, bits = _weights(graph, graph_target(target).stored_weights(path))
-    if missing := [name for name in weights if name not in bits]:
-        raise EdgeqError(
-            f"the converted model ({target}) was deleted: {_stayed_float(missing, len(weights))}"
-        )
-
-
-def _stayed_float(missing: list[str], total: int) -> str:
-    return (
-        f"{len(missing)} of {total} weights that the source has as integers are not packed in the "
-        f"file: {', '.join(missing)}; please report it"
-    )
 
 
 def _certify(
@@ -470,9 +291,12 @@ def _certify(
         "quants_not_in_file": len(graph.quants) - len(found.quants),
         "arena_bytes": module.arena(graph, options),
         "compared_with": found.source_runtime,
+        "inputs": found.inputs,
         "runs": found.runs,
         "error": dict(found.error),
-        "error_allowed": found.allowed,
+        "error_allowed": dict(found.allowed),
+        "rounding_price": dict(found.price),
+        "notes": list(found.notes),
         "top1_agreement": found.top1,
         "machine": machine(),
     }

@@ -107,6 +107,8 @@ def stored_weights(path: str | Path) -> Iterator[tuple[str, QuantWeight]]:
             levels, scales = levels.T, scales.T if block else scales
         if block is None:  # one that is multiplied by lies along the axis it is for
             scales = scales.reshape(() if entry["axis"] is None else -1)
+        if entry["bits"] == 32:  # one scale where the weight has one
+            scales = np.resize(scales, shape)
         bits = 8 if entry["bits"] == 4 and found.dtype == np.int8 else entry["bits"]
         yield (
             name,
@@ -174,7 +176,7 @@ def _opened(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         places = read_note(text)
     except FormatError as err:
         raise FormatError(f"{path}: {err}") from err
-    return places, (_ort_tensors if path.suffix == ".ort" else _onnx_tensors)(path)
+    return places, (ort_tensors if path.suffix == ".ort" else _onnx_tensors)(path)
 
 
 def _onnx_tensors(path: Path) -> dict[str, NDArray[Any]]:
@@ -188,7 +190,7 @@ def _onnx_tensors(path: Path) -> dict[str, NDArray[Any]]:
     return found
 
 
-def _ort_tensors(path: Path) -> dict[str, NDArray[Any]]:
+def ort_tensors(path: Path) -> dict[str, NDArray[Any]]:
     """Constants of an .ort file, by the reader that onnxruntime's package brings along."""
     require()
     from onnxruntime.tools.ort_format_model.ort_flatbuffers_py import fbs

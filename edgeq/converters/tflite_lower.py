@@ -7,10 +7,11 @@
     arena          bytes of its values while it runs
 
 Options: layout "nhwc" (images as the runtime has them) or "nchw" (as the source has them); io
-"float32" or "int8"; compute "int8" (integer weights of float values are multiplied with values
-rounded as it runs, where the runtime has such an operator) or "float" (they are taken back to
-float); int4 "packed" or "bytes" (a byte for each 4-bit level with a scale for its row or channel:
-LiteRT's fastest kernels read no 4 bits of convolutions).
+"float32" or "int8"; compute, of integer weights with float values: "auto" (rounds the values as it
+runs where the recipe says "dynamic", and otherwise takes the weights back to float), "int8" (always
+rounds them where the runtime has such an operator) or "float" (never); int4 "packed" or "bytes" (a
+byte for each 4-bit level with a scale for its row or channel: LiteRT's fastest kernels read no 4
+bits of convolutions).
 """
 
 from __future__ import annotations
@@ -47,8 +48,10 @@ __all__ = [
     "LiteRTGraph", "arena", "check", "open_graph", "settings", "stored_quants", "stored_weights",
     "versions", "write",
 ]  # fmt: skip
-_CHOICES = {"layout": ("nhwc", "nchw"), "io": ("float32", "int8"), "compute": ("int8", "float"),
-            "int4": ("packed", "bytes")}  # fmt: skip
+_CHOICES = {
+    "layout": ("nhwc", "nchw"), "io": ("float32", "int8"),
+    "compute": ("auto", "int8", "float"), "int4": ("packed", "bytes"),
+}  # fmt: skip
 
 
 def versions() -> dict[str, str]:

@@ -114,11 +114,11 @@ def weight_of(
     if not isinstance(held, QuantWeight):
         array = held.reshape(shape).transpose(order)
         return low.array(array if columns is None else array[:, row_columns(*columns)])
-    hybrid = not rounded and low.settings.compute == "int8" and code in HYBRID
+    hybrid = not rounded and low.dynamic and code in HYBRID
     # what is rounded already would be rounded again, to other levels; `linear` sees to that
     hybrid &= code == "FULLY_CONNECTED" or low.node.inputs[0] not in low.graph.quants
-    low.hybrid |= hybrid
-    integers = rounded or hybrid
+    low.hybrid |= hybrid and not fill
+    integers = rounded or hybrid or bool(fill)
     narrow = code in INT4 and low.settings.int4 == "packed"
     return low.weight(
         name, shape, order, rounded=integers, narrow=narrow, columns=columns, fill=fill

@@ -22,7 +22,7 @@ from edgeq.converters.tflite_lower_layout import (
     channels_last,
     natural,
 )
-from edgeq.graphs.ir import Graph, Quant
+from edgeq.graphs.ir import Graph, Quant, QuantWeight
 
 Made = tuple[Value, Order]
 """A tensor, and the order of its value's axes in it."""
@@ -47,14 +47,15 @@ class Settings:
         layout: of images that go in and out: "nhwc", or "nchw" as in the source.
         io: type of the inputs and outputs: "float32", or "int8" for those that are rounded.
         compute: of operators with integer weights and float values: "int8" rounds the values as
-            it runs, "float" takes the weights back to float.
+            it runs, "float" takes the weights back to float, and "auto" does what the graph says:
+            values are rounded as it runs only where its activations are "dynamic".
         int4: weights of 4 bits with a scale for each row or channel are "packed", two to a byte,
             or "bytes": larger, but LiteRT's fastest kernels read them.
     """
 
     layout: str = "nhwc"
     io: str = "float32"
-    compute: str = "int8"
+    compute: str = "auto"
     int4: str = "packed"
 
 
@@ -114,6 +115,13 @@ class Lowering(Constants):
                 given = (name for name in node.inputs if name in self.graph.values)
                 found.update(n for n in given if len(self.graph.info(n).shape) == rank)
         return found
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether operators with integer weights may round float values as they run."""
+        if self.settings.compute == "auto":
+            return self.graph.meta.get("edgeq.activations") == "dynamic"
+        return self.settings.compute == "int8"
 
     def shape(self, name: str) -> Shape:
         """Of a value or constant, as in the source."""
@@ -177,7 +185,7 @@ class Lowering(Constants):
         quant = self.graph.quants.get(out.name)
         rounded = value.scales is not None
         if quant and rounded and value.scales is not self.grid(quant):
-            value = self.op("QUANTIZE", [value], quant=quant)
+            value = self.regridded(value, quant)
         value = self.clamped(value, out, quant if rounded else None)
         if quant and not rounded:
             value = self.op("QUANTIZE", [value], quant=quant)
@@ -187,6 +195,15 @@ class Lowering(Constants):
         if quant:
             self.rounded[out.name] = value
         self.put(out.name, value, order)
+
+    def regridded(self, value: Value, quant: Quant) -> Value:
+        """A rounded tensor on another grid.
+
+        A kernel of QUANTIZE multiplies integers by a factor of 8 fractional bits and gives another
+        level in some places; MUL by one is exact.
+        """
+        one = QuantWeight(np.ones((), np.int8), np.ones((), np.float32), 8)
+        return self.op("MUL", [value, self.integers(self.short("w"), one, "int8")], quant=quant)
 
     def clamped(self, value: Value, out: Out, quant: Quant | None = None) -> Value:
         """A tensor held between bounds: on its grid, if it is rounded, which is exact."""

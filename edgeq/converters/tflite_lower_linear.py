@@ -34,13 +34,13 @@ def linear(low: Lowering, node: Node, out: Out) -> Made:
             border = np.zeros((rank, 2), np.int64)
             border[-1, 1] = short
             value = padded(low, value, border, 0.0, out)
-        if low.settings.compute == "float":
-            factor = _unblocked(low, factor, w.block)
-        else:
+        if low.dynamic:
             low.hybrid = True
+        else:
+            factor = _unblocked(low, factor, w.block)
     else:
         quant = low.graph.quants.get(x)
-        again = w is not None and not out.rounded and low.settings.compute == "int8"
+        again = w is not None and not out.rounded and low.settings.compute != "float"
         if again and quant:
             value, fill = _with_ends(low, value, quant), len(_ENDS)
         factor = weight_of(

@@ -103,7 +103,7 @@ def concat(low: Lowering, node: Node, out: Out) -> Made:
             continue
         part = low.get(name, order, out.rounded)
         if out.rounded and part.scales is not grid:
-            part = low.op("QUANTIZE", [part], quant=out.quant)
+            part = low.regridded(part, out.quant)
         parts.append(part)
     axis = order.index(node.attrs["axis"] % rank)
     value = low.op(

@@ -16,7 +16,7 @@ from edgeq.converters.tflite_lower_layout import (
     placed,
     with_last,
 )
-from edgeq.graphs.ir import Node
+from edgeq.graphs.ir import Node, QuantWeight
 
 Emit = Callable[[Lowering, Node, Out], Made]
 UNARY = {
@@ -124,16 +124,50 @@ def clamp(low: Lowering, node: Node, out: Out) -> Made:
 def leaky(low: Lowering, node: Node, out: Out) -> Made:
     """A Relu with a slope below zero."""
     x, order = taken(low, node, out)
-    return low.op("LEAKY_RELU", [x], quant=out.quant, alpha=node.attrs.get("alpha", 0.01)), order
+    alpha = float(node.attrs.get("alpha", 0.01))
+    if out.quant is None:
+        return low.op("LEAKY_RELU", [x], alpha=alpha), order
+    slope = QuantWeight(np.ones((), np.int8), np.array(alpha, np.float32), 8)
+    if not 0 < alpha <= 1:
+        return _on_grid(low, low.op("LEAKY_RELU", [low.op("DEQUANTIZE", [x], dtype="float32")],
+                                    alpha=alpha), out), order  # fmt: skip
+    return _sloped(low, x, low.integers(low.short("w"), slope, "int8"), out), order
 
 
 def prelu(low: Lowering, node: Node, out: Out) -> Made:
     """A Relu with a slope for each channel."""
     x, order = taken(low, node, out)
-    slope = low.operand(node.inputs[1], len(order), order, out.rounded)
+    slopes = node.inputs[1]
+    if out.quant is not None and slopes in low.graph.constants:
+        values = low.graph.array(slopes)
+        if values.size and values.min() >= 0 and values.max() <= 1:
+            slope = low.operand(slopes, len(order), order, True)
+            return _sloped(low, x, slope, out), order
+    if out.quant is not None:
+        x = low.op("DEQUANTIZE", [x], dtype="float32")
+    slope = low.operand(slopes, len(order), order, False)
     if not slope.shape:
         slope = low.reshaped(slope, (1,) * len(order))
-    return low.op("PRELU", [x, slope], quant=out.quant), order
+    made = low.op("PRELU", [x, slope])
+    return (made if out.quant is None else _on_grid(low, made, out)), order
+
+
+def _on_grid(low: Lowering, value: Value, out: Out) -> Value:
+    assert out.quant is not None
+    return low.op("QUANTIZE", [value], quant=out.quant)
+
+
+def _sloped(low: Lowering, x: Value, slope: Value, out: Out) -> Value:
+    """max(x, slope x) in integers, for slopes from 0 to 1.
+
+    LEAKY_RELU, PRELU and QUANTIZE of integers multiply by a factor of 8 fractional bits in some
+    kernels and give another level than the graph in up to a third of the places; MUL is exact.
+    """
+    assert out.quant is not None
+    below = low.op("MUL", [x, slope], quant=out.quant)
+    if x.scales is not low.grid(out.quant):
+        x = low.regridded(x, out.quant)
+    return low.op("MAXIMUM", [x, below], like=True)
 
 
 def elu(low: Lowering, node: Node, out: Out) -> Made:

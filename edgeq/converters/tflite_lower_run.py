@@ -181,6 +181,8 @@ def _weight(header: Header, tensor: Any, how: Mapping[str, Any]) -> QuantWeight:
             levels = levels[:, : own[1]]  # behind them lie columns of zeros
         scales = np.asarray(held.scale, np.float32)
         scales = scales.reshape(()) if axis is None else scales
+        if how["bits"] == 32:  # one scale where the weight has one
+            scales = np.resize(scales, own[0])
         levels = levels.transpose(np.argsort(order)).reshape(own)
         if axis is not None and how["bits"] != 32:
             # the axis that the file itself says its scales are along

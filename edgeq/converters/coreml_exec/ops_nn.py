@@ -210,12 +210,12 @@ def pool(
         return np.asarray(views.max(axis=over))
     if kind == "l2":
         return np.asarray(np.sqrt(np.square(views).sum(axis=over)))
-    ones = np.ones((1, 1, *x.shape[2:]), np.float32)
-    if not exclude_padding_from_average:  # padding counts, what ceil_mode adds does not
-        ones = np.pad(ones, [(0, 0), (0, 0), *around], constant_values=1)
-        edges = [(0, e) for e in extra]
-    count = _windows(np.pad(ones, [(0, 0), (0, 0), *edges]), kernel, steps, [1] * rank)
-    return np.asarray(views.sum(axis=over) / count.sum(axis=over))
+    total = views.sum(axis=over)
+    if not exclude_padding_from_average:
+        # Core ML counts what ceil_mode adds at the end like any other padding
+        return np.asarray(total / np.float32(math.prod(kernel)))
+    ones = np.pad(np.ones((1, 1, *x.shape[2:]), np.float32), padding)
+    return np.asarray(total / _windows(ones, kernel, steps, [1] * rank).sum(axis=over))
 
 
 # --- norms ------------------------------------------------------------------------------------

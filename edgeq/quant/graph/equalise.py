@@ -34,6 +34,11 @@ PASSES = 40
 """Times that all pairs are gone through, at most."""
 SETTLED = 1e-3
 """A pass that changes no channel by more than this part is the last."""
+DEAD = 1e-4
+"""A channel whose largest weight is no more than this part of the layer's has nothing to bring to a
+range: its bias alone would be made larger."""
+MOST = 1e3
+"""A channel is scaled by at most so many times more, or less, than the others."""
 LAYERS = ("Conv", "ConvTranspose", "Linear")
 _ALONG = ("Relu", "LeakyRelu", "PRelu")
 _POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
@@ -71,8 +76,9 @@ def equalise(graph: Graph, *, passes: int = PASSES) -> Graph:
     for node in (node for pair in found for node in (pair.first, pair.second)):
         for name in filter(None, node.inputs[1:]):
             held.setdefault(name, graph.array(name).astype(np.float64))
+    factors: dict[str, NDArray[np.float64]] = {}
     for _ in range(passes):
-        moved = max((_scale(pair, held) for pair in found), default=0.0)
+        moved = max((_scale(pair, held, factors) for pair in found), default=0.0)
         if moved <= SETTLED:
             break
     changed: dict[str, Constant] = {name: a.astype(np.float32) for name, a in held.items()}
@@ -177,15 +183,49 @@ def _flattened(graph: Graph, node: Node, axis: int) -> int | None:
     return 1 if after[1] == before[1] and inner == 1 else None
 
 
-def _scale(pair: Pair, held: dict[str, NDArray[np.float64]]) -> float:
+def _with_bias(
+    pair: Pair,
+    held: dict[str, NDArray[np.float64]],
+    made: NDArray[np.float64],
+    s: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Factors with which no channel becomes the largest of the value between by its bias alone.
+
+    What a channel's products add up to is taken as three times the norm of its weights, as for
+    inputs of unit variance.
+    """
+    biases = [held[name] for name in pair.first.inputs[2:3] if name]
+    if not biases:
+        return s
+    norms = np.sqrt(np.square(made).sum(axis=(1, 3))).reshape(-1)
+    bias, product = np.abs(biases[0]), 3 * norms
+    size = bias + product
+    led = product >= bias  # by their products
+    if not led.any():
+        return s
+    top = (size[led] / s[led]).max()
+    return np.where(led, s, np.maximum(s, size / top))
+
+
+def _scale(
+    pair: Pair,
+    held: dict[str, NDArray[np.float64]],
+    factors: dict[str, NDArray[np.float64]],
+) -> float:
     """Bring one pair's ranges together in place; by how much the most changed channel did."""
     first, second = weight_name(pair.first), weight_name(pair.second)
     made = _made(pair.first, held[first])
     taken = _taken(pair.second, held[second])
     r1 = np.abs(made).max(axis=(1, 3)).reshape(-1)
     r2 = np.abs(taken).max(axis=(1, 3)).reshape(len(r1), -1).max(axis=1)
-    live = (r1 > 0) & (r2 > 0)
+    live = (r1 > DEAD * r1.max(initial=0)) & (r2 > DEAD * r2.max(initial=0))
     s = np.sqrt(np.divide(r1, r2, out=np.ones_like(r1), where=live))
+    # what is common to all channels changes no range, and is no part of a channel's factor
+    s[~live] = common = np.exp(np.log(s[live]).mean()) if live.any() else 1.0
+    before = factors.setdefault(pair.first.name, np.ones_like(s))
+    s = np.clip(before * s, before.mean() * common / MOST, before.mean() * common * MOST) / before
+    s = _with_bias(pair, held, made, s)
+    factors[pair.first.name] = before * s
     made /= s.reshape(made.shape[0], 1, made.shape[2], 1)
     taken *= np.repeat(s, pair.spread).reshape(taken.shape[0], 1, taken.shape[2], 1)
     for bias in filter(None, pair.first.inputs[2:3]):

@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.graphs.ir import Graph, Node, Quant, QuantWeight
+from edgeq.quant.graph.precise import has_attention, precise
 from edgeq.quant.histogram import Range
 
 Scope = Literal["all", "layers"]
@@ -97,8 +98,14 @@ class Plan:
 
 
 def scope_of(graph: Graph) -> Scope:
-    """What "auto" stands for: layers where there is a LayerNormalization, else all."""
-    return "layers" if any(n.op == "LayerNormalization" for n in graph.nodes) else "all"
+    """What "auto" stands for: layers for transformers, else all.
+
+    A transformer has a LayerNormalization, or attention and no more convolutions than matrices.
+    """
+    if any(node.op == "LayerNormalization" for node in graph.nodes):
+        return "layers"
+    count = {op: sum(node.op == op for node in graph.nodes) for op in ("Conv", "Linear")}
+    return "layers" if has_attention(graph) and count["Linear"] >= count["Conv"] else "all"
 
 
 def plan(graph: Graph, scope: Scope, packed: Iterable[str], floats: Iterable[str] = ()) -> Plan:
@@ -110,7 +117,7 @@ def plan(graph: Graph, scope: Scope, packed: Iterable[str], floats: Iterable[str
         packed: names of nodes whose weight will be held in integers.
         floats: names of nodes that must compute in float.
     """
-    chooser = _Chooser(graph, scope, frozenset(packed), set(floats))
+    chooser = _Chooser(graph, scope, frozenset(packed), set(floats) | precise(graph))
     integer = chooser.integer()
     open_ended = _open_ended(graph, integer) if scope == "layers" else integer & heads(graph)
     integer -= open_ended

@@ -37,6 +37,8 @@ from edgeq.quant.graph.grids import (
     scope_of,
 )
 from edgeq.quant.graph.hessians import Array, Progress, Run, hessians, weight_name
+from edgeq.quant.graph.kept import keep
+from edgeq.quant.graph.precise import hidden_terms
 from edgeq.quant.graph.recipe import Choice, GraphRecipe
 from edgeq.quant.graph.samples import LEAST, Samples
 from edgeq.quant.graph.sensitivity import keep_float, sensitivity
@@ -104,7 +106,8 @@ def quantize_graph(
         made = work.quantized(picked)
     made = _stored(made, recipe, picked)
     check_packed(made, picked)
-    made = replace(made, meta={**graph.meta, **_meta(recipe, samples)})
+    meta = {**graph.meta, **_meta(recipe, samples)}
+    made = replace(made, meta=meta | (keep(made, samples) if samples is not None else {}))
     rows = operator_rows(made)
     agreement = None
     if samples is not None:
@@ -210,19 +213,20 @@ class _Work:
     def _plan(self, packed: Mapping[str, WeightScheme]) -> Plan:
         """Which values are rounded, their ranges being found."""
         assert self.samples is not None
-        made = plan(
-            self.graph,
-            self._scope(),
-            packed,
-            float_nodes(self.graph, self.recipe),
-        )
-        new = [name for name in made.sources if name not in self.ranges]
-        if new:
-            self.ranges |= ranges(
-                self.graph, new, self.samples,
-                session_of=self.session_of, observer=self._observer(), progress=self.progress,
-            )  # fmt: skip
-        return made
+        floats = set(float_nodes(self.graph, self.recipe))
+        while True:
+            made = plan(self.graph, self._scope(), packed, floats)
+            new = [name for name in made.sources if name not in self.ranges]
+            if new:
+                self.ranges |= ranges(
+                    self.graph, new, self.samples,
+                    session_of=self.session_of, observer=self._observer(), progress=self.progress,
+                )  # fmt: skip
+            known = {value: self.ranges[source] for value, source in _observed(made)}
+            hidden = hidden_terms(self.graph, known) & made.integer
+            if not hidden:
+                return made
+            floats |= hidden
 
     def _weights(
         self,
@@ -255,6 +259,16 @@ class _Work:
             made = round_weight(w, node, scheme, hessian, ratios.get(node.name))
             self.rounded[keys[node.name]] = made
         return {weight_name(node): self.rounded[keys[node.name]] for node in nodes}
+
+
+def _observed(made: Plan) -> list[tuple[str, str]]:
+    """Each value of a plan that has an observed range of its own or of its group, and whose."""
+    own = {group: value for value, group in reversed(list(made.sources.items()))}
+    return [
+        (value, value if value in made.sources else own[group])
+        for value, group in made.groups.items()
+        if value in made.sources or group in own
+    ]
 
 
 def step_ratios(graph: Graph, made: Plan, seen: Mapping[str, Range]) -> dict[str, float]:

@@ -1,0 +1,103 @@
+"""A few samples of the calibration, kept in the record of a quantized graph.
+
+A conversion is judged by what the model does to real inputs. Values made up at random reach other
+parts of a network, or saturate it, and then right files seem wrong and wrong ones right. The record
+keeps as many samples as fit in `LIMIT` bytes; they are not copied to the files of targets.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import zipfile
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.errors import FormatError
+from edgeq.graphs.ir import Graph
+
+META_SAMPLES = "edgeq.samples"
+"""Key of the record's metadata."""
+LIMIT = 1 << 20
+"""Most bytes of the metadata's entry."""
+MOST = 8
+"""Most samples that are kept."""
+
+Feeds = Mapping[str, NDArray[Any]]
+
+
+def keep(graph: Graph, samples: Iterable[Feeds]) -> dict[str, str]:
+    """The entry of the metadata for samples; empty if not even one fits.
+
+    Inputs that are rounded are kept as their levels, other floats in half precision.
+
+    Args:
+        graph: quantized.
+        samples: inputs by name; the first `MOST` are looked at.
+    """
+    rows: list[Feeds] = []
+    for feeds in samples:
+        rows.append(feeds)
+        if len(rows) == MOST:
+            break
+    while rows:
+        packed = _packed(graph, rows)
+        if len(packed) <= LIMIT:
+            return {META_SAMPLES: packed}
+        rows = rows[: len(rows) * LIMIT // len(packed) if len(rows) > 1 else 0]
+    return {}
+
+
+def kept(graph: Graph) -> list[dict[str, NDArray[Any]]]:
+    """The samples that a record keeps; none if it keeps none or is no record.
+
+    Raises:
+        FormatError: the entry is damaged, or its arrays are not the graph's inputs.
+    """
+    text = graph.meta.get(META_SAMPLES)
+    if not text:
+        return []
+    try:
+        held = np.load(io.BytesIO(base64.b64decode(text, validate=True)), allow_pickle=False)
+        arrays = {name: held[f"input{i}"] for i, name in enumerate(graph.inputs)}
+    except (binascii.Error, ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as err:
+        raise FormatError(
+            f"the samples kept in the record of {graph.name} cannot be read ({err}); quantize the "
+            "model again, or give --data"
+        ) from err
+    return [
+        {name: _unpacked(graph, name, array[i]) for name, array in arrays.items()}
+        for i in range(min((len(array) for array in arrays.values()), default=0))
+    ]
+
+
+def _packed(graph: Graph, rows: list[Feeds]) -> str:
+    arrays = {}
+    for i, name in enumerate(graph.inputs):
+        stacked = np.stack([np.asarray(feeds[name]) for feeds in rows])
+        quant = graph.quants.get(name)
+        if quant is not None:
+            stacked = quant.quantize(stacked)
+        elif stacked.dtype == np.float32:
+            half = stacked.astype(np.float16)
+            stacked = half if np.isfinite(half).all() else stacked
+        arrays[f"input{i}"] = stacked
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _unpacked(graph: Graph, name: str, array: NDArray[Any]) -> NDArray[Any]:
+    info, quant = graph.info(name), graph.quants.get(name)
+    if array.shape != info.shape:
+        raise FormatError(
+            f"a sample kept in the record of {graph.name} has the shape {list(array.shape)} for "
+            f"the input {name!r}, which takes {list(info.shape)}; quantize the model again"
+        )
+    if quant is not None and array.dtype == np.int8:
+        return quant.dequantize(array)
+    return array.astype(info.dtype)

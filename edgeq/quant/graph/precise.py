@@ -1,0 +1,176 @@
+"""Operators that 8 bits with one scale would destroy, whatever the layers around them.
+
+- An additive mask puts -10000 or less beside scores of a few units: on one grid for both, the
+  scores are all the same level. Where no calibration sample is padded, the grid holds no mask at
+  all. Sums of a computed value and a mask are kept in float, and so is the softmax behind them.
+- What is divided by, or goes through a square root or a logarithm, needs a small relative error,
+  also where it is small. A grid has a constant absolute error, and rounds small values to zero.
+  The mean of squares of a spelled-out RMS norm is such a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from edgeq.graphs.ir import Graph, Node
+
+PRODUCTS = frozenset({"Conv", "ConvTranspose", "Linear", "MatMul"})
+_PASSES = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Clip", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten",
+     "Slice", "Identity"}
+)  # fmt: skip
+"""Operators between a product of attention and its softmax."""
+_STATISTICS = frozenset(
+    {"Add", "Sub", "Mul", "ReduceMean", "GlobalAveragePool", "Reshape", "Squeeze", "Unsqueeze",
+     "Clip", "Relu", "Identity"}
+)  # fmt: skip
+_RELATIVE: Mapping[str, int] = {"Sqrt": 0, "Reciprocal": 0, "Log": 0, "Div": 1, "Pow": 0}
+"""Operators that need a small relative error of one input -> which of their inputs it is."""
+MASKED = 20.0
+"""A term of scores past this much is a mask: a softmax makes less than 1e-8 of it."""
+HIDES = 32.0
+"""Where one term of a sum is so many times the other, the other has too few levels left."""
+
+
+def precise(graph: Graph) -> frozenset[str]:
+    """Names of nodes to keep in float for the reasons above, as far as the graph itself shows.
+
+    Args:
+        graph: float.
+    """
+    return frozenset(_masking(graph) | _statistics(graph))
+
+
+def hidden_terms(graph: Graph, ranges: Mapping[str, tuple[float, float]]) -> frozenset[str]:
+    """Names of sums of which one term is so large that a common grid holds little of the other.
+
+    Args:
+        graph: float.
+        ranges: value -> its lowest and highest number on samples; values may be missing.
+    """
+    found = set()
+    for node in graph.nodes:
+        if node.op not in ("Add", "Sub") or not all(name in ranges for name in node.inputs):
+            continue
+        small, large = sorted(max(abs(end) for end in ranges[name]) for name in node.inputs)
+        if small > 0 and large > HIDES * small:
+            found.add(node.name)
+    return frozenset(found)
+
+
+def has_attention(graph: Graph) -> bool:
+    """Whether a softmax of a product of two computed values is multiplied again."""
+    for node in graph.nodes:
+        if node.op != "Softmax":
+            continue
+        takers = graph.consumers.get(node.output, ())
+        if any(t.op == "MatMul" for t in takers) and any(
+            maker.op == "MatMul" for maker in _before(graph, node)
+        ):
+            return True
+    return False
+
+
+def _before(graph: Graph, softmax: Node) -> list[Node]:
+    """The nodes that lead to a softmax, back to the products, these included."""
+    found: dict[str, Node] = {}
+    rest = [softmax.inputs[0]]
+    while rest:
+        maker = graph.producers.get(rest.pop())
+        if maker is None or maker.name in found:
+            continue
+        found[maker.name] = maker
+        if maker.op in _PASSES:
+            rest += [name for name in maker.inputs if name in graph.values]
+    return list(found.values())
+
+
+def _masking(graph: Graph) -> set[str]:
+    """Sums of scores and a mask before a softmax, and of anything with a mask made of integers."""
+    computed = _computed(graph)
+    found = set()
+    for softmax in graph.nodes:
+        if softmax.op not in ("Softmax", "LogSoftmax"):
+            continue
+        for node in _before(graph, softmax):
+            if node.op in ("Add", "Sub") and any(
+                _is_mask(graph, name, computed) for name in node.inputs
+            ):
+                found.add(node.name)
+    flags = _flags(graph)
+    for node in graph.nodes:
+        if node.op in ("Add", "Sub") and any(name in flags for name in node.inputs):
+            found.add(node.name)
+    return found
+
+
+def _is_mask(graph: Graph, name: str, computed: set[str]) -> bool:
+    if name in graph.constants:
+        array = graph.array(name)
+        return bool(array.size and float(np.abs(array).max()) > MASKED)
+    return name not in computed
+
+
+def _computed(graph: Graph) -> set[str]:
+    """Values that depend on a product, or on the rows of a table of floats."""
+    found: set[str] = set()
+    for node in graph.nodes:
+        table = node.op == "Gather" and node.inputs[0] in graph.constants
+        if node.op in PRODUCTS or table or found.intersection(node.inputs):
+            found.update(out for out in node.outputs if out)
+    return found
+
+
+def _flags(graph: Graph) -> set[str]:
+    """Float values that are made of integers or truth values alone, as masks are."""
+    whole = {name for name in graph.inputs if _is_whole(graph, name)}
+    made: set[str] = set()
+    for node in graph.nodes:
+        given = [name for name in node.inputs if name in graph.values]
+        table = node.op == "Gather" and node.inputs[0] in graph.constants
+        if not given or table or node.op in ("Shape", "Size"):
+            continue
+        if all(name in whole or name in made for name in given):
+            for out in node.outputs:
+                if out:
+                    (whole if _is_whole(graph, out) else made).add(out)
+        elif node.op in ("Greater", "Less", "Equal", "GreaterOrEqual", "LessOrEqual", "Not", "And"):
+            whole.update(out for out in node.outputs if out)
+    return made
+
+
+def _is_whole(graph: Graph, name: str) -> bool:
+    return graph.info(name).dtype.startswith(("int", "uint", "bool"))
+
+
+def _statistics(graph: Graph) -> set[str]:
+    """What leads to a divisor, a root or a logarithm, as far as nothing else takes it."""
+    found: set[str] = set()
+    rest = [
+        node.inputs[_RELATIVE[node.op]]
+        for node in graph.nodes
+        if node.op in _RELATIVE and not (node.op == "Pow" and _is_square(graph, node))
+    ]
+    while rest:
+        name = rest.pop()
+        maker = graph.producers.get(name)
+        if maker is None or maker.name in found or maker.op not in _STATISTICS:
+            continue
+        takers = graph.consumers.get(name, ())
+        alone = len(takers) == 1 or all(t.name in found or t.op in _RELATIVE for t in takers)
+        if not alone or name in graph.outputs:
+            continue
+        found.add(maker.name)
+        rest += [given for given in maker.inputs if given in graph.values]
+    return found
+
+
+def _is_square(graph: Graph, node: Node) -> bool:
+    """Whether a Pow takes a whole power, which needs no relative precision."""
+    exponent = graph.constants.get(node.inputs[1])
+    if exponent is None:
+        return False
+    values = graph.array(node.inputs[1])
+    return bool((values >= 1).all())
