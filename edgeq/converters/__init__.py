@@ -1,7 +1,7 @@
 """The same integers in every mobile runtime's own format.
 
 Each target is one module, chosen from `TARGETS` and imported only when it is asked for. It offers
-six functions:
+these functions:
 
     check(model, options)              refuse what the target cannot hold, before any work
     write(model, out, options, progress)   make the file or folder ``out``, which does not exist
@@ -10,6 +10,10 @@ six functions:
     trace(path, tokens, past=())       -> results of the pass over ``tokens``, by their names in
                                           `decoder`, once the cache holds the tokens of ``past``,
                                           fed in its `pieces`
+    tracer(path)                       -> context that gives `trace` of one file, opened once
+    kernels(path, model)               -> Kernels, how its runtime rounds what it multiplies
+    made_with(path)                    -> Made, the options that make the file again
+    constants(path)                    -> Iterator[Constant]: everything in the file that is constant
     versions()                         -> the libraries that took part: name -> version
 
 and, where the target can say:
@@ -136,6 +140,8 @@ class Execution:
 
 Past = Sequence[int] | Sequence[Sequence[int]]
 """Tokens fed before a pass: at once, or piece by piece, as a prompt and then token after token."""
+Trace = Callable[[Sequence[int], Past], "Mapping[str, NDArray[np.float32]]"]
+"""(tokens, past) -> a target's results of the pass over the tokens, past being in its cache."""
 
 
 def pieces(past: Past) -> list[list[int]]:

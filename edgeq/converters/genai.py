@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -26,7 +27,9 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters import Options, Past, Precision, Progress, Stored, ort
+from edgeq.converters import Options, Past, Precision, Progress, Stored, Trace, ort
+from edgeq.converters.constants import Constant, Made
+from edgeq.converters.kernels import Kernels
 from edgeq.converters.ort_graph import HEAD_STEP
 from edgeq.converters.ort_run import config_of, precision_of, read_graph
 from edgeq.errors import FormatError, MissingDependencyError, UnsupportedError, UsageError
@@ -221,6 +224,31 @@ def stored(path: Path) -> Iterator[Stored]:
 def trace(path: Path, tokens: Sequence[int], past: Past = ()) -> dict[str, NDArray[np.float32]]:
     """Every named result of one pass of the folder's graph, in onnxruntime."""
     return ort.trace(path, tokens, past)
+
+
+def tracer(path: Path) -> AbstractContextManager[Trace]:
+    """`trace` of one folder, loaded once."""
+    return ort.tracer(path)
+
+
+def made_with(path: Path) -> Made:
+    """How the folder was made."""
+    return ort.made_with(path)
+
+
+def constants(path: Path) -> Iterator[Constant]:
+    """Every constant of the graph, and the other files of the folder as bytes."""
+    yield from ort.constants(path)
+    for name in (CONFIG, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        try:
+            yield Constant(name, np.frombuffer((path / name).read_bytes(), np.uint8))
+        except OSError as err:
+            raise FormatError(f"{path / name} cannot be read: {err.strerror or err}") from err
+
+
+def kernels(path: Path, model: Model) -> Kernels:
+    """How onnxruntime rounds while it runs the graph."""
+    return ort.kernels(path, model)
 
 
 def versions() -> dict[str, str]:
