@@ -13,7 +13,7 @@ these functions:
     tracer(path)                       -> context that gives `trace` of one file, opened once
     kernels(path, model)               -> Kernels, how its runtime rounds what it multiplies
     made_with(path)                    -> Made, the options that make the file again
-    constants(path)                    -> Iterator[Constant]: everything in the file that is constant
+    constants(path)                    -> Iterator[Constant]: every constant of the file
     versions()                         -> the libraries that took part: name -> version
 
 and, where the target can say:
@@ -21,6 +21,7 @@ and, where the target can say:
     memory(model, options)             -> bytes that `write` takes at its peak beside the model's
                                           mapped file; without it, no limit can be promised
     execute(path)                      -> Execution of any file of that format, ours or not
+    not_run()                          -> why the target's own runtime does not run it, or None
 
 A refusal is an EdgeqError of `check`, a missing package a MissingDependencyError of `check`,
 `open`, `stored` or `trace`. `write` may make further files beside ``out`` whose names begin with

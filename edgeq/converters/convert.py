@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.converters import Conversion, Options, Progress, target_module
-from edgeq.converters.certificate import certificate_path, certify
+from edgeq.converters.certificate import certify
+from edgeq.converters.certified import certificate_path
 from edgeq.converters.output import check_place, deliver, files, workshop
 from edgeq.converters.validate import Report
 from edgeq.converters.validate import validate as run_validation

@@ -34,7 +34,15 @@ from edgeq._version import __version__
 from edgeq.converters import Execution, Options, Past, Precision, Stored, Trace, pieces
 from edgeq.converters.constants import Constant, Made
 from edgeq.converters.coreml_exec import open_model
-from edgeq.converters.coreml_exec.load import File, Function, Op, functions, open_file, protobuf
+from edgeq.converters.coreml_exec.load import (
+    File,
+    Function,
+    Op,
+    Tensor,
+    functions,
+    open_file,
+    protobuf,
+)
 from edgeq.converters.coreml_exec.machine import Arithmetic, Machine, State
 from edgeq.converters.coreml_graph import Settings, function_name, program
 from edgeq.converters.coreml_package import VERSIONS, write_package
@@ -128,6 +136,12 @@ def memory(model: Model, options: Options) -> int:
     groups = max((t.scales.size for t in tensors if isinstance(t, QuantTensor)), default=0)
     graph = _PER_LAYER * model.config.layers * len(settings.functions)
     return library + _BLOCK + graph + 16 * groups
+
+
+def _arithmetic(settings: Settings) -> str:
+    """The option's name of what it computes in."""
+    types = settings.narrow, settings.wide
+    return next(name for name, pair in PRECISIONS.items() if pair == types)
 
 
 def _precision(model: Model, settings: Settings) -> Precision:

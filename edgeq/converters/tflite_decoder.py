@@ -251,6 +251,7 @@ class _Builder:
         self._position = self._inputs["input_pos"]
         start = g.first(self._position)
         self._start = g.concat([g.constant([0, 0]), start, g.constant([0])], 0)
+        self._matrices: dict[str, Value] = {}
         self._rotations: dict[bool, tuple[Value, Value]] = {}
         self._masks: dict[bool, Value] = {}
 
@@ -267,7 +268,7 @@ class _Builder:
     def embed(self, name: str) -> Value:
         g, scale = self._g, self._config.embed_scale
         weight = "model.embed_tokens.weight"
-        how, table = self._weights.held(weight), self._weights.value(weight)
+        how, table = self._weights.held(weight), self._matrix(weight)
         if table.dtype == "float16":
             rows = g.cast(g.gather(table, self._tokens), "float32")
         elif table.dtype == "int8" and table.group_scales is not None:
@@ -292,7 +293,7 @@ class _Builder:
 
     def linear(self, name: str, x: Value, weight: str) -> Value:
         g = self._g
-        how, w = self._weights.held(weight), self._weights.value(weight)
+        how, w = self._weights.held(weight), self._matrix(weight)
         bias_name = weight.removesuffix("weight") + "bias"
         values = self._weights.vector(bias_name)
         bias = None if values is None else g.constant(values, bias_name)
@@ -310,6 +311,12 @@ class _Builder:
                 return g.mul(out, scales, name)
             return g.add(g.mul(out, scales), bias, name)
         return g.fully_connected(x, w, bias, name)
+
+    def _matrix(self, name: str) -> Value:
+        """A matrix of the model, one tensor of the graph however often it is used."""
+        if name not in self._matrices:
+            self._matrices[name] = self._weights.value(name)
+        return self._matrices[name]
 
     def _scaled(self, levels_: Value, scales: Value) -> Value:
         """Levels [R, K] times the scales [R, G] of their groups."""

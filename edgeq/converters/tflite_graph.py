@@ -121,12 +121,16 @@ class Graph:
         graph = s.SubGraphT()
         graph.name, graph.tensors, graph.operators = self.name, [], []
         index: dict[int, int] = {}
+        names: set[str] = set()
 
         def at(value: Value | None) -> int:
             if value is None:
                 return -1
             if id(value) not in index:
                 tensor = self._tensor(value, at)
+                if tensor.name in names:
+                    raise ValueError(f"two tensors are called {tensor.name}")
+                names.add(tensor.name)
                 index[id(value)] = len(graph.tensors)
                 graph.tensors.append(tensor)
             return index[id(value)]
