@@ -63,6 +63,7 @@ def sweep(
     was, and a worker that dies costs its task only time. The mark * is the Pareto front: no
     other recipe is both smaller and nearer to the float model.
     """
+    from edgeq.errors import require
     from edgeq.report import pareto_plot
     from edgeq.sweep import pareto, tasks
     from edgeq.sweep import sweep as run
@@ -71,6 +72,11 @@ def sweep(
         models, recipes, eval_text=eval_text, calib=calib, calib_windows=calib_windows,
         calib_context=calib_context, timed=speed,
     )  # fmt: skip
+    require("sweep", ("dask", "distributed"), "to spread work over processes")
+    if any(task.recipe.get("training") for task in todo):
+        require("train", ("torch",), "to train quantized weights")
+    if plot:
+        require("report", ("matplotlib",), "to draw the plot (--no-plot leaves it out)")
     with render.progress("sweeping") as bar:
         rows = run(todo, output, scheduler=scheduler, workers=workers, progress=bar)
     best = pareto(rows)

@@ -37,7 +37,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from edgeq.errors import FormatError, UsageError, unknown
+from edgeq.errors import FormatError, UsageError, require, unknown
 
 if TYPE_CHECKING:  # the command line reads `TARGETS` and needs no NumPy for it
     import numpy as np
@@ -56,6 +56,16 @@ TARGETS = {
     "gguf": "llama.cpp: one .gguf with tokenizer and template",
 }
 """Name -> what is made. The module is `edgeq.converters.<name>`."""
+
+PACKAGES = {
+    "ort": ("onnx", "onnxruntime"),
+    "genai": ("onnx", "onnxruntime", "onnxruntime_genai"),
+    "tflite": ("ai_edge_litert", "flatbuffers"),
+    "litertlm": ("ai_edge_litert", "flatbuffers", "litert_lm_builder"),
+    "coreml": ("coremltools",),
+    "gguf": (),
+}
+"""Target -> packages that writing and validating it takes; the extra is called like the target."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +171,18 @@ def target_module(name: str) -> ModuleType:
     if name not in TARGETS:
         raise UsageError(unknown("target", name, tuple(TARGETS)))
     return importlib.import_module(f"edgeq.converters.{name}")
+
+
+def require_target(name: str) -> None:
+    """Refuse a target whose packages are not installed, before any work.
+
+    Raises:
+        UsageError: there is no such target; lists them.
+        MissingDependencyError: names every missing package, and the target's extra.
+    """
+    if name not in TARGETS:
+        raise UsageError(unknown("target", name, tuple(TARGETS)))
+    require(name, PACKAGES[name], f"for the target {name}")
 
 
 _SUFFIXES = {

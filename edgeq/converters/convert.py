@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from edgeq.converters import Conversion, Options, Progress, target_module
+from edgeq.converters import Conversion, Options, Progress, require_target, target_module
 from edgeq.converters.certificate import certify
 from edgeq.converters.certified import certificate_path
 from edgeq.converters.output import check_place, deliver, files, workshop
@@ -71,12 +71,11 @@ def convert(
         EdgeqError: the output cannot be written, or computes something else than its source.
     """
     started = time.perf_counter()
+    require_target(target)
     module, options = target_module(target), options or Options()
     path = Path(out)
     _check_name(path, target)
     check_place(path, force)
-    if validate:
-        module.versions()  # a runtime that is missing is told of before the work
     with workshop(path) as room:
         model = source if isinstance(source, Model) else load(source)
         if preset is not None:

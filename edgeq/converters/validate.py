@@ -25,7 +25,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from edgeq.converters import Precision, Progress, Runner, Trace, target_module
+from edgeq.converters import (
+    Precision,
+    Progress,
+    Runner,
+    Trace,
+    require_target,
+    target_module,
+)
 from edgeq.converters.bisect import Divergence, first_divergence, is_small
 from edgeq.converters.certified import changed_files
 from edgeq.converters.constants import compare_constants
@@ -187,6 +194,7 @@ def validate(
         FormatError: the target does not open.
     """
     started = time.perf_counter()
+    require_target(target)
     path, module = Path(out), target_module(target)
     if steps < 2:
         raise UsageError(f"steps is {steps}; decode at least 2 tokens")
