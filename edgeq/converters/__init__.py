@@ -16,7 +16,11 @@ these functions:
     constants(path)                    -> Iterator[Constant]: every constant of the file
     versions()                         -> the libraries that took part: name -> version
 
+    sizes(model, options)              -> Iterator[Size]: bits and bytes of each matrix
+
 and, where the target can say:
+
+    remarks(model, options)            -> sentences on what is chosen, and what that costs
 
     memory(model, options)             -> bytes that `write` takes at its peak beside the model's
                                           mapped file; without it, no limit can be promised
@@ -73,7 +77,8 @@ class Options:
     """What a conversion may be told; each target documents which it heeds.
 
     Args:
-        context: length of the cache, in tokens; the model's own, at most 4096, if None.
+        context: length of the cache, in tokens; if None the model's own, at most 4096, or 1280
+            for LiteRT.
         kv: how the target holds keys and values; None for its default.
         compute: "float" multiplies dequantized weights in floating point, which is exact;
             "int8" rounds activations to 8 bits as the target's fast kernels do. None for the

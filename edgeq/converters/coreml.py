@@ -34,6 +34,7 @@ from edgeq._version import __version__
 from edgeq.converters import Execution, Options, Past, Precision, Stored, Trace, pieces
 from edgeq.converters.constants import Constant, Made
 from edgeq.converters.coreml_exec import open_model
+from edgeq.converters.coreml_exec.blob import KINDS
 from edgeq.converters.coreml_exec.load import (
     File,
     Function,
@@ -49,6 +50,7 @@ from edgeq.converters.coreml_package import VERSIONS, write_package
 from edgeq.converters.coreml_weights import identifier, matrices, read_matrix
 from edgeq.converters.decoder import LAYER_STEPS
 from edgeq.converters.kernels import Kernels
+from edgeq.converters.size import Size
 from edgeq.errors import FormatError, UnsupportedError, UsageError, unknown
 from edgeq.model import Model, ModelConfig
 from edgeq.tensor import QuantTensor
@@ -123,6 +125,18 @@ def write(
         f"{model.config.family} decoder, {', '.join(schemes)}, by edgeq",
         progress,
     )
+
+
+def sizes(model: Model, options: Options) -> Iterator[Size]:
+    """Bits and bytes of each matrix in the package."""
+    settings = _settings(model.config, options)
+    for name, matrix in matrices(model, settings.target, settings.narrow).items():
+        tensor = model.tensors[name]
+        nbytes = sum(int(np.prod(c.shape)) * KINDS[c.kind].bits // 8 for c in matrix.constants)
+        bits = KINDS[matrix.data.kind].bits
+        if matrix.data.shape != (matrix.shape[0], matrix.padded):  # packed in bytes
+            bits = int(np.prod(matrix.data.shape)) * 8 // int(np.prod(matrix.shape))
+        yield Size(name, tensor, bits if isinstance(tensor, QuantTensor) else None, nbytes)
 
 
 def memory(model: Model, options: Options) -> int:

@@ -32,6 +32,7 @@ from edgeq.converters.constants import Constant, Made
 from edgeq.converters.kernels import Kernels
 from edgeq.converters.ort_graph import HEAD_STEP
 from edgeq.converters.ort_run import config_of, precision_of, read_graph
+from edgeq.converters.size import Size
 from edgeq.errors import FormatError, MissingDependencyError, UnsupportedError, UsageError
 from edgeq.model import Model, ModelConfig
 from edgeq.packing import round_up
@@ -87,6 +88,11 @@ def check(model: Model, options: Options) -> None:
 def memory(model: Model, options: Options) -> int:
     """Bytes that `write` takes at its peak."""
     return ort.memory(model, _for_ort(options)) + 24 * len(model.files.get("tokenizer.json", b""))
+
+
+def sizes(model: Model, options: Options) -> Iterator[Size]:
+    """Bits and bytes of each matrix in the data file."""
+    return ort.sizes(model, _for_ort(options))
 
 
 def write(model: Model, out: Path, options: Options, progress: Progress | None = None) -> None:

@@ -63,6 +63,7 @@ from edgeq.converters.gguf_run import (
 )
 from edgeq.converters.gguf_tokenizer import tokenizer_keys
 from edgeq.converters.kernels import Kernels
+from edgeq.converters.size import Size
 from edgeq.errors import UnsupportedError, UsageError
 from edgeq.importers.safetensors_file import release
 from edgeq.model import Model
@@ -71,7 +72,7 @@ from edgeq.reference import rope_frequencies
 from edgeq.tensor import FloatTensor, QuantTensor, Tensor
 
 __all__ = [
-    "check", "constants", "kernels", "made_with", "memory", "not_run", "open", "stored", "trace",
+    "check", "constants", "kernels", "made_with", "memory", "not_run", "open", "sizes", "stored", "trace",
     "tracer", "versions", "write",
 ]  # fmt: skip
 
@@ -114,6 +115,16 @@ def check(model: Model, options: Options) -> None:
 def memory(model: Model, options: Options) -> int:
     """Bytes that `write` takes at its peak: buffers of a piece, and the tokenizer's JSON."""
     return 24 * _STEP + 24 * len(model.files.get("tokenizer.json", b""))
+
+
+def sizes(model: Model, options: Options) -> Iterator[Size]:
+    """Bits and bytes of each matrix in the file."""
+    bits = {"Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q8_0": 8}
+    for placed in layout(model):
+        for name, rows in zip(placed.names, placed.rows, strict=True):
+            if len(placed.entry.shape) == 2:
+                nbytes = placed.entry.nbytes * rows // placed.entry.shape[0]
+                yield Size(name, model.tensors[name], bits.get(placed.entry.type), nbytes)
 
 
 def write(model: Model, out: Path, options: Options, progress: Progress | None = None) -> None:

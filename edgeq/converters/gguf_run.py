@@ -140,9 +140,14 @@ class LlamaRunner:
         return " ".join("".join(self._log).split()) or "it does not say why"
 
 
+@cache
 def has_llama_cpp() -> bool:
-    """Whether llama-cpp-python is installed."""
-    return importlib.util.find_spec("llama_cpp") is not None
+    """Whether llama-cpp-python is installed and whole."""
+    try:
+        _llama_cpp()
+    except MissingDependencyError:
+        return False
+    return True
 
 
 def open_runner(path: Path, threads: int | None) -> LlamaRunner | ReadBackRunner:

@@ -27,6 +27,7 @@ from edgeq.converters import Options, Past, Progress, Stored, Trace, tflite
 from edgeq.converters import tflite_read as reading
 from edgeq.converters.constants import Constant, Made
 from edgeq.converters.kernels import Kernels
+from edgeq.converters.size import Size
 from edgeq.errors import FormatError, MissingDependencyError, UnsupportedError
 from edgeq.model import Model
 
@@ -94,6 +95,16 @@ def check(model: Model, options: Options) -> None:
 def memory(model: Model, options: Options) -> int:
     """Bytes that `write` takes at its peak."""
     return tflite.memory(model, options) + 8 * len(model.files["tokenizer.json"])
+
+
+def sizes(model: Model, options: Options) -> Iterator[Size]:
+    """Bits and bytes of each matrix in the bundle."""
+    return tflite.sizes(model, options)
+
+
+def remarks(model: Model, options: Options) -> list[str]:
+    """What is chosen where nothing is said, and what it costs."""
+    return tflite.remarks(model, options)
 
 
 def write(model: Model, out: Path, options: Options, progress: Progress | None = None) -> None:

@@ -53,8 +53,10 @@ from edgeq.converters.ort_run import (
     read_stored,
     require,
 )
+from edgeq.converters.size import Size
 from edgeq.errors import EdgeqError, UnsupportedError, UsageError, unknown
 from edgeq.model import Model
+from edgeq.packing import round_up
 from edgeq.reference import checked_tokens
 from edgeq.tensor import QuantTensor
 
@@ -133,6 +135,21 @@ def memory(model: Model, options: Options) -> int:
     if options.extra.get("ort_format"):
         need += 4 * model.nbytes
     return need
+
+
+def sizes(model: Model, options: Options) -> Iterator[Size]:
+    """Bits and bytes of each matrix in the data file."""
+    held = encodings(model)
+    for name, (n, k) in model.config.linears():
+        tensor = model.tensors[name]
+        if not isinstance(tensor, QuantTensor):
+            yield Size(name, tensor, None, tensor.nbytes)
+            continue
+        bits, block = held[name].bits, held[name].group_size or k
+        groups = tensor.scheme.n_groups(k)
+        zeros = n * groups * bits // 8 if tensor.zero_points is not None else 0
+        nbytes = n * round_up(k, block) * bits // 8 + n * groups * 2 + zeros
+        yield Size(name, tensor, bits, nbytes)
 
 
 def write(model: Model, out: Path, options: Options, progress: Progress | None = None) -> None:
