@@ -15,6 +15,7 @@ A message says what happened, what was found, what is allowed, and how to mend i
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Iterable
 from typing import Any
 
@@ -46,15 +47,44 @@ class MissingDependencyError(EdgeqError):
         package: the import name that is missing.
         extra: the edgeq extra that installs it.
         purpose: what it is needed for, as in "to read GGUF files".
+        others: further packages that are missing and that the extra installs.
     """
 
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
+    def __init__(self, package: str, extra: str, purpose: str, others: Iterable[str] = ()) -> None:
+        names = [repr(name) for name in (package, *others)]
+        listed = ", ".join(names[:-1]) + " and " + names[-1] if names[1:] else names[0]
+        what = (
+            f"the packages {listed}, which are" if names[1:] else f"the package {listed}, which is"
+        )
+        verb = "are" if names[1:] else "is"
         super().__init__(
-            f"the package {package!r}, which is needed {purpose}, is not installed; "
-            f"run: pip install 'edgeq[{extra}]'"
+            f"{what} needed {purpose}, {verb} not installed; run: pip install 'edgeq[{extra}]'"
         )
         self.package = package
         self.extra = extra
+
+
+def require(extra: str, packages: Iterable[str], purpose: str) -> None:
+    """Refuse work whose optional packages are not installed, before it begins; imports none.
+
+    Args:
+        extra: the edgeq extra that installs them.
+        packages: their import names.
+        purpose: what they are needed for, as in "to convert to genai".
+
+    Raises:
+        MissingDependencyError: names all that are missing, and the extra.
+    """
+    missing = [name for name in packages if not _importable(name)]
+    if missing:
+        raise MissingDependencyError(missing[0], extra, purpose, missing[1:])
+
+
+def _importable(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # of a module that was blocked or half imported
+        return False
 
 
 class DeviceError(EdgeqError):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeq.errors import MissingDependencyError, UsageError
+from edgeq.errors import MissingDependencyError, UsageError, require
 from edgeq.evaluate_graph import GraphEvaluation
 from edgeq.files import write_whole
 
@@ -52,12 +52,15 @@ def check_ending(path: Path) -> None:
 
     Raises:
         UsageError: it is neither.
+        MissingDependencyError: a picture, and matplotlib is not installed.
     """
     if path.suffix not in (".csv", *PICTURES):
         raise UsageError(
             f"the confusion matrix can be written as .csv or as an image ({', '.join(PICTURES)}), "
             f"not as {path.name}"
         )
+    if path.suffix in PICTURES:
+        require("report", ("matplotlib",), "to draw plots")
 
 
 def _drawn(counts: tuple[tuple[int, ...], ...], names: tuple[str, ...], kind: str) -> bytes:

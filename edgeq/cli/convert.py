@@ -40,7 +40,8 @@ _DECODERS = ("preset", "ctx_size", "kv", "compute", "prefill", "steps", "max_ram
               help="Quantize a floating-point MODEL first with this scheme, such as "
                    "w4-g32.")  # fmt: skip
 @shared_option("-c", "--ctx-size", env="CTX_SIZE", type=click.IntRange(min=0), default=0,
-               help="Context length in tokens; 0 takes the model's own, at most 4096.")  # fmt: skip
+               help="Context length in tokens; 0 takes the model's own, at most 4096 (tflite and "
+                    "litertlm: 1280).")  # fmt: skip
 @click.option("--kv", type=click.Choice(["float32", "float16", "int8"]), default=None,
               show_default="the target's",
               help="Data type of the KV cache in the converted model.")  # fmt: skip
@@ -114,7 +115,7 @@ def convert(
         made = run(
             model, target, output, options,
             preset=preset, force=force, validate=checked, steps=steps, max_ram=max_ram,
-            threads=threads, progress=bar,
+            threads=threads, progress=bar, announce=render.note,
         )  # fmt: skip
     if form == "json":
         render.write(json.dumps(_summary(made), indent=2) + "\n")
@@ -153,15 +154,17 @@ def _text(made: Conversion) -> str:
     if found is None:
         lines.append("not validated")
     else:
-        from edgeq.converters.certificate import certificate_path
+        from edgeq.converters.certified import certificate_path
 
         greedy, equal = found["greedy_tokens"], found["integers_equal"]
         # a floating-point model has no integers to compare
         integers = "" if equal == "0 of 0" else f"integers of {equal} tensors equal, "
         where = certificate_path(Path(made.path), folder=made.path.is_dir())
         lines += [
-            f"validated in {found['runtime']}: {integers}KL {found['kl']['mean']:.2g} nats, "
+            f"validated in {found['runtime']}: {integers}{found['constants_equal']} other "
+            f"constants equal, KL {found['kl']['mean']:.2g} nats, "
             f"{greedy['equal']} of {greedy['compared']} greedy tokens equal",
+            *(said for said in (found["note"], found["cost"]) if said),
             f"certificate: {where}",
         ]
     return "\n".join(lines) + "\n"

@@ -69,6 +69,7 @@ def sweep(
     stopped, and the task of a worker that died is run again. Recipes marked * are on the Pareto
     front: no other recipe is both smaller and closer to the float model.
     """
+    from edgeq.errors import require
     from edgeq.report import pareto_plot
     from edgeq.sweep import pareto, tasks
     from edgeq.sweep import sweep as run
@@ -80,6 +81,11 @@ def sweep(
         models, recipes, eval_text=eval_text, calib=calib, calib_windows=calib_windows,
         calib_context=calib_context, timed=speed,
     )  # fmt: skip
+    require("sweep", ("dask", "distributed"), "to spread work over processes")
+    if any(task.recipe.get("training") for task in todo):
+        require("train", ("torch",), "to train quantized weights")
+    if plot:
+        require("report", ("matplotlib",), "to draw the plot (--no-plot leaves it out)")
     with render.progress("Comparing recipes") as bar:
         rows = run(todo, output, scheduler=scheduler, workers=workers, progress=bar)
     best = pareto(rows)

@@ -38,8 +38,9 @@ def validate(
 ) -> int:
     """Run the converted model OUT in its own runtime and compare it with its source model.
 
-    Logits, greedy tokens and the integers of the weights are compared. If they differ, the first
-    tensor or step that differs is named and the exit code is 1.
+    Every constant, logits and greedy tokens are compared. If they differ, the first tensor or step
+    that differs is named and the exit code is 1. A certificate beside OUT is checked too. What the
+    rounding of the runtime's kernels costs is reported and is not a failure.
 
     For graphs (an .onnx, .ort, .tflite or .mlpackage file against the .onnx or .tflite file that it
     was made from), outputs, weights and quantization parameters are compared.
@@ -63,12 +64,15 @@ def validate(
             )
         _show_execution(path, module.execute(path), form)
         return 0
+    from edgeq.converters import require_target
     from edgeq.converters.validate import validate as run
     from edgeq.importers import load
 
+    require_target(name)
     with render.progress("Validating") as bar:
         report = run(
-            path, load(against), name, steps=steps, threads=threads, progress=bar
+            path, load(against), name, steps=steps, threads=threads, progress=bar,
+            announce=render.note,
         )  # fmt: skip
     render.write(_json(report) if form == "json" else _text(report))
     return 0 if report.passed else 1
@@ -105,12 +109,17 @@ def _text(report: Report) -> str:
         ("target", report.target),
         ("runtime", f"{report.runtime}, computing in {report.precision}"),
         ("integers", equal if report.integers else "the model is floating point"),
+        ("constants", f"{report.constants} others compared"),
         (
             "logits",
             f"differ by {report.logits_max:.3g} at most, {report.logits_rms:.3g} RMS, "
             f"in a range of {report.logits_range:.3g}",
         ),
-        ("KL, nats", f"{report.kl_mean:.3g} mean, {report.kl_max:.3g} at most"),
+        (
+            "KL, nats",
+            f"{report.kl_mean:.3g} mean (standard error {report.kl_error:.1g}, "
+            f"{report.kl_rows} positions), {report.kl_max:.3g} at most",
+        ),
         (
             "greedy tokens",
             f"{report.greedy_equal} of {report.greedy_compared} equal"
@@ -118,8 +127,11 @@ def _text(report: Report) -> str:
         ),
         ("result", "passed" if report.passed else "FAILED"),
     ]
+    if not report.runtime:
+        rows = [row for row in rows if row[0] in ("target", "integers", "constants", "result")]
     text = "\n".join(f"{name:15s}{value}" for name, value in rows) + "\n"
-    return text if report.passed else f"{text}\n{report.explain()}\n"
+    said = [part for part in (report.explain(), report.cost(), report.note) if part]
+    return "\n".join([text, *said]) + "\n" if said else text
 
 
 def _show_execution(path: Path, done: Execution, form: str) -> None:

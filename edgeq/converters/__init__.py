@@ -1,7 +1,7 @@
 """The same integers in every mobile runtime's own format.
 
 Each target is one module, chosen from `TARGETS` and imported only when it is asked for. It offers
-six functions:
+these functions:
 
     check(model, options)              refuse what the target cannot hold, before any work
     write(model, out, options, progress)   make the file or folder ``out``, which does not exist
@@ -10,9 +10,17 @@ six functions:
     trace(path, tokens, past=())       -> results of the pass over ``tokens``, by their names in
                                           `decoder`, once the cache holds the tokens of ``past``,
                                           fed in its `pieces`
+    tracer(path)                       -> context that gives `trace` of one file, opened once
+    kernels(path, model)               -> Kernels, how its runtime rounds what it multiplies
+    made_with(path)                    -> Made, the options that make the file again
+    constants(path)                    -> Iterator[Constant]: every constant of the file
     versions()                         -> the libraries that took part: name -> version
 
+    sizes(model, options)              -> Iterator[Size]: bits and bytes of each matrix
+
 and, where the target can say:
+
+    remarks(model, options)            -> sentences on what is chosen, and what that costs
 
     memory(model, options)             -> bytes that `write` takes at its peak beside the model's
                                           mapped file; without it, no limit can be promised
@@ -20,6 +28,7 @@ and, where the target can say:
     tokenizer(path, source)            -> TargetTokenizer of `edgeq.converters.texts`, or None if
                                           the output holds no tokenizer; ``source`` is the model's
                                           own tokenizer
+    not_run()                          -> why the target's own runtime does not run it, or None
 
 A refusal is an EdgeqError of `check`, a missing package a MissingDependencyError of `check`,
 `open`, `stored` or `trace`. `write` may make further files beside ``out`` whose names begin with
@@ -35,7 +44,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from edgeq.errors import FormatError, UsageError, unknown
+from edgeq.errors import FormatError, UsageError, require, unknown
 
 if TYPE_CHECKING:  # the command line reads `TARGETS` and needs no NumPy for it
     import numpy as np
@@ -55,13 +64,24 @@ TARGETS = {
 }
 """Name -> what is made. The module is `edgeq.converters.<name>`."""
 
+PACKAGES = {
+    "ort": ("onnx", "onnxruntime"),
+    "genai": ("onnx", "onnxruntime", "onnxruntime_genai"),
+    "tflite": ("ai_edge_litert", "flatbuffers"),
+    "litertlm": ("ai_edge_litert", "flatbuffers", "litert_lm_builder"),
+    "coreml": ("coremltools",),
+    "gguf": (),
+}
+"""Target -> packages that writing and validating it takes; the extra is called like the target."""
+
 
 @dataclass(frozen=True)
 class Options:
     """What a conversion may be told; each target documents which it heeds.
 
     Args:
-        context: length of the cache, in tokens; the model's own, at most 4096, if None.
+        context: length of the cache, in tokens; if None the model's own, at most 4096, or 1280
+            for LiteRT.
         kv: how the target holds keys and values; None for its default.
         compute: "float" multiplies dequantized weights in floating point, which is exact;
             "int8" rounds activations to 8 bits as the target's fast kernels do. None for the
@@ -139,6 +159,8 @@ class Execution:
 
 Past = Sequence[int] | Sequence[Sequence[int]]
 """Tokens fed before a pass: at once, or piece by piece, as a prompt and then token after token."""
+Trace = Callable[[Sequence[int], Past], "Mapping[str, NDArray[np.float32]]"]
+"""(tokens, past) -> a target's results of the pass over the tokens, past being in its cache."""
 
 
 def pieces(past: Past) -> list[list[int]]:
@@ -157,6 +179,18 @@ def target_module(name: str) -> ModuleType:
     if name not in TARGETS:
         raise UsageError(unknown("target", name, tuple(TARGETS)))
     return importlib.import_module(f"edgeq.converters.{name}")
+
+
+def require_target(name: str) -> None:
+    """Refuse a target whose packages are not installed, before any work.
+
+    Raises:
+        UsageError: there is no such target; lists them.
+        MissingDependencyError: names every missing package, and the target's extra.
+    """
+    if name not in TARGETS:
+        raise UsageError(unknown("target", name, tuple(TARGETS)))
+    require(name, PACKAGES[name], f"for the target {name}")
 
 
 _SUFFIXES = {

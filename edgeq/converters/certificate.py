@@ -7,10 +7,13 @@
     options            what the conversion was told
     source             name, sha256 and recipe of the artifact
     files              {name: {nbytes, sha256}} of every file of the output
+    note               what was not done, as running it where the runtime is not installed
     integers           {tensor: whether the integers read back equal the artifact's}
+    constants_equal    how many other constants were compared
+    cost               what the rounding of the target's kernels costs, in words; null if nothing
     prompts, greedy    token ids given, and what the target went on with
     logits             largest and root mean square difference, and the range of the right ones
-    kl                 mean and largest divergence, nats
+    kl                 mean divergence, its standard error, the largest, nats; positions
     greedy_tokens      compared, equal to the reference's own choice, near ties
     texts              what encoded for the target, texts compared, of equal token ids, and of
                        other ids by a known limit of the runtime; null without a tokenizer
@@ -22,7 +25,6 @@ It lies in a folder of several files as ``certificate.json``, and beside a singl
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,22 +32,14 @@ from typing import Any
 
 from edgeq._version import __version__
 from edgeq.converters import Options
-from edgeq.converters.validate import TOLERANCES, Report
+from edgeq.converters.certified import certificate_path, sha256
+from edgeq.converters.validate import Report
 from edgeq.cpu import this_cpu
 from edgeq.model import Model
 
+__all__ = ["certificate_path", "certify", "findings", "machine", "options_dict", "sha256"]
+
 VERSION = 1
-NAME = "certificate.json"
-PACKAGES = (".mlpackage",)
-"""Folders that the system shows as one file: nothing of ours goes inside."""
-_CHUNK = 1 << 22
-
-
-def certificate_path(out: Path, *, folder: bool) -> Path:
-    """Where the certificate of an output lies."""
-    if folder and out.suffix not in PACKAGES:
-        return out / NAME
-    return out.with_name(f"{out.name}.{NAME}")
 
 
 def certify(
@@ -70,6 +64,7 @@ def certify(
         "passed": report.passed,
         "target": report.target,
         "runtime": report.runtime,
+        "note": report.note or None,
         "precision": report.precision,
         "edgeq": __version__,
         "libraries": dict(libraries),
@@ -87,15 +82,23 @@ def certify(
 
 def findings(report: Report) -> dict[str, Any]:
     """What validation found, ready for JSON."""
-    limit = TOLERANCES[report.precision]
     return {
         "integers": dict(report.integers),
+        "constants_equal": report.constants,
         "logits": {
             "max": report.logits_max,
             "rms": report.logits_rms,
             "range": report.logits_range,
         },
-        "kl": {"mean": report.kl_mean, "max": report.kl_max, "allowed": limit.kl},
+        "kl": {
+            "mean": report.kl_mean,
+            "standard_error": report.kl_error,
+            "max": report.kl_max,
+            "positions": report.kl_rows,
+            "expected_of_rounding": report.kl_expected,
+            "allowed": report.kl_allowed,
+        },
+        "cost": report.cost() or None,
         "greedy_tokens": {
             "compared": report.greedy_compared,
             "equal": report.greedy_equal,
@@ -117,15 +120,6 @@ def options_dict(options: Options) -> dict[str, Any]:
         "prefill": list(options.prefill),
         **dict(options.extra),
     }
-
-
-def sha256(path: Path) -> str:
-    """Of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def machine() -> dict[str, Any]:

@@ -9,12 +9,22 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgeq.converters import TARGETS, Conversion, Options, Progress, target_module
-from edgeq.converters.certificate import certificate_path, certify
+from edgeq.converters import (
+    TARGETS,
+    Conversion,
+    Options,
+    Progress,
+    require_target,
+    target_module,
+)
+from edgeq.converters.certificate import certify
+from edgeq.converters.certified import certificate_path
 from edgeq.converters.output import check_place, deliver, files, workshop
+from edgeq.converters.size import total_bytes, widened
 from edgeq.converters.validate import Report
 from edgeq.converters.validate import validate as run_validation
 from edgeq.errors import DoesNotFitError, EdgeqError, UsageError
@@ -44,6 +54,7 @@ def convert(
     max_ram: int | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> Conversion:
     """Convert a model to a target's own format.
 
@@ -60,6 +71,8 @@ def convert(
         max_ram: most bytes this process may hold while it writes.
         threads: to quantize and run with; all cores if None.
         progress: called with what is done, how far, and of how much.
+        announce: called with a sentence on the size the output will have, on what was chosen where
+            nothing was said, and on how long validation takes, each before the work.
 
     Raises:
         UsageError: an unknown target, an output that exists or has no folder, or an option the
@@ -70,12 +83,11 @@ def convert(
         EdgeqError: the output cannot be written, or computes something else than its source.
     """
     started = time.perf_counter()
+    require_target(target)
     module, options = target_module(target), options or Options()
     path = Path(out)
     _check_name(path, target)
     check_place(path, force)
-    if validate:
-        module.versions()  # a runtime that is missing is told of before the work
     with workshop(path) as room:
         model = source if isinstance(source, Model) else load(source)
         if preset is not None:
@@ -88,6 +100,9 @@ def convert(
         module.check(model, options)
         if max_ram is not None:
             _check_memory(module, model, options, target, max_ram)
+        if announce:
+            for remark in remarks(module, target, model, options):
+                announce(remark)
         made = room / "made"
         made.mkdir()
         module.write(model, made / path.name, options, progress)
@@ -96,7 +111,7 @@ def convert(
         if validate:
             report = run_validation(
                 made / path.name, model, target,
-                steps=steps, threads=threads, progress=progress,
+                steps=steps, threads=threads, progress=progress, announce=announce,
             )  # fmt: skip
             _check_report(report)
             certificate = certify(report, model, options, files(made), module.versions())
@@ -104,6 +119,19 @@ def convert(
             where.write_text(json.dumps(certificate, indent=2) + "\n", "utf-8")
         deliver(made, path, room, force)
     return Conversion(target, path, nbytes, time.perf_counter() - started, certificate)
+
+
+def remarks(module: Any, target: str, model: Model, options: Options) -> list[str]:
+    """What a conversion will cost, in sentences: its size and why, and what is chosen for it."""
+    sizes = list(module.sizes(model, options))
+    said = [
+        f"The output will take about {total_bytes(model, sizes) / 2**20:.0f} MiB; the source's "
+        f"tensors take {model.nbytes / 2**20:.0f} MiB.",
+        *widened(target, sizes),
+    ]
+    if hasattr(module, "remarks"):
+        said += module.remarks(model, options)
+    return said
 
 
 def _check_name(path: Path, target: str) -> None:

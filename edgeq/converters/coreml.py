@@ -22,20 +22,35 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters import Execution, Options, Past, Precision, Stored, pieces
+from edgeq._version import __version__
+from edgeq.converters import Execution, Options, Past, Precision, Stored, Trace, pieces
+from edgeq.converters.constants import Constant, Made
 from edgeq.converters.coreml_exec import open_model
-from edgeq.converters.coreml_exec.load import File, Function, Op, functions, open_file, protobuf
+from edgeq.converters.coreml_exec.blob import KINDS
+from edgeq.converters.coreml_exec.load import (
+    File,
+    Function,
+    Op,
+    Tensor,
+    functions,
+    open_file,
+    protobuf,
+)
 from edgeq.converters.coreml_exec.machine import Arithmetic, Machine, State
 from edgeq.converters.coreml_graph import Settings, function_name, program
 from edgeq.converters.coreml_package import VERSIONS, write_package
 from edgeq.converters.coreml_weights import identifier, matrices, read_matrix
 from edgeq.converters.decoder import LAYER_STEPS
+from edgeq.converters.kernels import Kernels
+from edgeq.converters.size import Size
 from edgeq.errors import FormatError, UnsupportedError, UsageError, unknown
 from edgeq.model import Model, ModelConfig
 from edgeq.tensor import QuantTensor
@@ -95,6 +110,10 @@ def write(
         "lengths": settings.lengths,
         "enumerated": settings.enumerated,
         "precision": _precision(model, settings),
+        "arithmetic": next(
+            k for k, v in PRECISIONS.items() if v == (settings.narrow, settings.wide)
+        ),
+        "edgeq": __version__,
     }
     schemes = sorted({str(getattr(model.tensors[name], "scheme", "float")) for name in held})
     write_package(
@@ -108,6 +127,18 @@ def write(
     )
 
 
+def sizes(model: Model, options: Options) -> Iterator[Size]:
+    """Bits and bytes of each matrix in the package."""
+    settings = _settings(model.config, options)
+    for name, matrix in matrices(model, settings.target, settings.narrow).items():
+        tensor = model.tensors[name]
+        nbytes = sum(int(np.prod(c.shape)) * KINDS[c.kind].bits // 8 for c in matrix.constants)
+        bits = KINDS[matrix.data.kind].bits
+        if matrix.data.shape != (matrix.shape[0], matrix.padded):  # packed in bytes
+            bits = int(np.prod(matrix.data.shape)) * 8 // int(np.prod(matrix.shape))
+        yield Size(name, tensor, bits if isinstance(tensor, QuantTensor) else None, nbytes)
+
+
 def memory(model: Model, options: Options) -> int:
     """Bytes that `write` takes at its peak, the model's mapped file not counted.
 
@@ -119,6 +150,12 @@ def memory(model: Model, options: Options) -> int:
     groups = max((t.scales.size for t in tensors if isinstance(t, QuantTensor)), default=0)
     graph = _PER_LAYER * model.config.layers * len(settings.functions)
     return library + _BLOCK + graph + 16 * groups
+
+
+def _arithmetic(settings: Settings) -> str:
+    """The option's name of what it computes in."""
+    types = settings.narrow, settings.wide
+    return next(name for name, pair in PRECISIONS.items() if pair == types)
 
 
 def _precision(model: Model, settings: Settings) -> Precision:
@@ -192,6 +229,8 @@ class _Package:
             self.lengths = [int(n) for n in about["lengths"]]
             self.enumerated = bool(about["enumerated"])
             self.precision: Precision = about["precision"]
+            self.arithmetic = str(about.get("arithmetic", "mixed"))
+            self.version = str(about.get("edgeq", ""))
         except (ValueError, KeyError, TypeError) as err:
             raise FormatError(f"{path}: its description is damaged ({err})") from err
         self.functions = functions(self.file)
@@ -350,7 +389,24 @@ def trace(
     path: str | Path, tokens: Sequence[int], past: Past = ()
 ) -> dict[str, NDArray[np.float32]]:
     """Results of the pass over ``tokens`` once the cache holds ``past``, by names of `decoder`."""
+    with tracer(path) as run:
+        return run(tokens, past)
+
+
+@contextmanager
+def tracer(path: str | Path) -> Iterator[Trace]:
+    """`trace` of one package, opened once."""
     runner = CoreMLRunner(path)
+    try:
+        yield partial(_traced, runner)
+    finally:
+        runner.close()
+
+
+def _traced(
+    runner: CoreMLRunner, tokens: Sequence[int], past: Past = ()
+) -> dict[str, NDArray[np.float32]]:
+    runner.reset()
     for piece in pieces(past):
         runner.forward(np.asarray(piece))
     parts: dict[str, list[NDArray[np.float32]]] = {}
@@ -363,6 +419,45 @@ def trace(
             if label == "logits":
                 parts["logits"] = held
     return {name: np.concatenate(rows) for name, rows in parts.items()}
+
+
+def made_with(path: str | Path) -> Made:
+    """How the package was made."""
+    package = _Package(path)
+    extra = {
+        "target_os": package.target,
+        "precision": package.arithmetic,
+        "shapes": "enumerated" if package.enumerated else "functions",
+    }
+    # a single token is always among the lengths
+    lengths = tuple(package.lengths)
+    return Made(Options(package.context, prefill=lengths, extra=extra), package.version)
+
+
+def constants(path: str | Path) -> Iterator[Constant]:
+    """Every constant of every function."""
+    for name, function in _Package(path).functions.items():
+        for op in function.block.walk():
+            for parameter, values in op.inputs.items():
+                for i, value in enumerate(values):
+                    if isinstance(value, Tensor):
+                        label = f"{name}/{op.name}.{parameter}" + (f".{i}" if i else "")
+                        yield Constant(label, _stored_values(value))
+
+
+def _stored_values(value: Tensor) -> NDArray[Any]:
+    """A constant as it lies in the package; of less than 8 bits its bytes."""
+    if value.blob is not None:
+        blob = value.blob
+        return blob.raw if blob.kind.bits < 8 else blob.read().reshape(value.shape)
+    if isinstance(value.value, np.ndarray):
+        return value.value
+    return np.frombuffer(repr(value.value).encode(), np.uint8)
+
+
+def kernels(path: str | Path, model: Model) -> Kernels:
+    """What is executed here computes in float32 and rounds no inputs."""
+    return Kernels()
 
 
 def _dotted(match: re.Match[str]) -> str:

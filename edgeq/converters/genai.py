@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters import Options, Past, Precision, Progress, Stored, ort
+from edgeq.converters import Options, Past, Precision, Progress, Stored, Trace, ort
+from edgeq.converters.constants import Constant, Made
 from edgeq.converters.genai_tokenizer import GenaiTokenizer, check_same_ids, require
+from edgeq.converters.kernels import Kernels
 from edgeq.converters.ort_graph import HEAD_STEP
 from edgeq.converters.ort_run import config_of, precision_of, read_graph
+from edgeq.converters.size import Size
 from edgeq.converters.texts import TargetTokenizer, model_ends
 from edgeq.errors import FormatError, UnsupportedError, UsageError
 from edgeq.importers.chat_templates import DEFAULT, chat_templates
@@ -96,6 +100,11 @@ def check(model: Model, options: Options) -> None:
 def memory(model: Model, options: Options) -> int:
     """Bytes that `write` takes at its peak."""
     return ort.memory(model, _for_ort(options)) + 24 * len(model.files.get("tokenizer.json", b""))
+
+
+def sizes(model: Model, options: Options) -> Iterator[Size]:
+    """Bits and bytes of each matrix in the data file."""
+    return ort.sizes(model, _for_ort(options))
 
 
 def write(model: Model, out: Path, options: Options, progress: Progress | None = None) -> None:
@@ -243,6 +252,31 @@ def trace(path: Path, tokens: Sequence[int], past: Past = ()) -> dict[str, NDArr
 def tokenizer(path: Path, source: HfTokenizer) -> TargetTokenizer:
     """The folder's tokenizer in onnxruntime-genai."""
     return GenaiTokenizer(path, source)
+
+
+def tracer(path: Path) -> AbstractContextManager[Trace]:
+    """`trace` of one folder, loaded once."""
+    return ort.tracer(path)
+
+
+def made_with(path: Path) -> Made:
+    """How the folder was made."""
+    return ort.made_with(path)
+
+
+def constants(path: Path) -> Iterator[Constant]:
+    """Every constant of the graph, and the other files of the folder as bytes."""
+    yield from ort.constants(path)
+    for name in (CONFIG, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        try:
+            yield Constant(name, np.frombuffer((path / name).read_bytes(), np.uint8))
+        except OSError as err:
+            raise FormatError(f"{path / name} cannot be read: {err.strerror or err}") from err
+
+
+def kernels(path: Path, model: Model) -> Kernels:
+    """How onnxruntime rounds while it runs the graph."""
+    return ort.kernels(path, model)
 
 
 def versions() -> dict[str, str]:

@@ -38,6 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.converters import Options, Past, Progress, Stored
+from edgeq.converters.constants import Constant
 from edgeq.converters.encoding import levels, spread
 from edgeq.converters.gguf_bytes import ALIGN, BLOCK, Entry, Kind, header, pack_blocks
 from edgeq.converters.gguf_layout import (
@@ -48,9 +49,22 @@ from edgeq.converters.gguf_layout import (
     layout,
     metadata,
 )
-from edgeq.converters.gguf_run import LlamaRunner, read_stored, runtime_versions, trace_passes
+from edgeq.converters.gguf_read_back import ReadBackRunner
+from edgeq.converters.gguf_run import (
+    LlamaRunner,
+    has_llama_cpp,
+    made_with,
+    open_runner,
+    read_constants,
+    read_kernels,
+    read_stored,
+    runtime_versions,
+    tracer,
+)
 from edgeq.converters.gguf_tokenizer import tokenizer_keys
 from edgeq.converters.gguf_vocab import file_tokenizer
+from edgeq.converters.kernels import Kernels
+from edgeq.converters.size import Size
 from edgeq.converters.texts import TargetTokenizer
 from edgeq.errors import UnsupportedError, UsageError
 from edgeq.importers.hf_tokenizer import HfTokenizer
@@ -60,7 +74,10 @@ from edgeq.packing import round_up
 from edgeq.reference import rope_frequencies
 from edgeq.tensor import FloatTensor, QuantTensor, Tensor
 
-__all__ = ["check", "memory", "open", "stored", "tokenizer", "trace", "versions", "write"]
+__all__ = [
+    "check", "constants", "kernels", "made_with", "memory", "not_run", "open", "sizes", "stored",
+    "tokenizer", "trace", "tracer", "versions", "write",
+]  # fmt: skip
 
 _STEP = 1 << 21
 """Weights in memory at once."""
@@ -104,6 +121,16 @@ def memory(model: Model, options: Options) -> int:
     return 24 * _STEP + 24 * len(model.files.get("tokenizer.json", b""))
 
 
+def sizes(model: Model, options: Options) -> Iterator[Size]:
+    """Bits and bytes of each matrix in the file."""
+    bits = {"Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q8_0": 8}
+    for placed in layout(model):
+        for name, rows in zip(placed.names, placed.rows, strict=True):
+            if len(placed.entry.shape) == 2:
+                nbytes = placed.entry.nbytes * rows // placed.entry.shape[0]
+                yield Size(name, model.tensors[name], bits.get(placed.entry.type), nbytes)
+
+
 def write(model: Model, out: Path, options: Options, progress: Progress | None = None) -> None:
     """Write the file, a piece of a tensor at a time."""
     parts = layout(model)
@@ -120,24 +147,25 @@ def write(model: Model, out: Path, options: Options, progress: Progress | None =
                 progress(placed.entry.name, done, total)
 
 
-def open(path: Path, *, threads: int | None = None) -> LlamaRunner:
-    """The file in llama.cpp, with a float32 cache.
+def open(path: Path, *, threads: int | None = None) -> LlamaRunner | ReadBackRunner:
+    """The file in llama.cpp with a float32 cache, or in edgeq's reference where that is absent.
 
     Raises:
-        MissingDependencyError: no llama-cpp-python, or no gguf package.
-        FormatError: llama.cpp does not load the file.
+        FormatError: the file cannot be read, or llama.cpp does not load it.
+        MissingDependencyError: neither llama-cpp-python nor the gguf package is installed.
     """
-    return LlamaRunner(path, threads)
+    return open_runner(path, threads)
 
 
 def stored(path: Path) -> Iterator[Stored]:
-    """The integers, read by the gguf package."""
+    """The integers, read back."""
     return read_stored(path)
 
 
 def trace(path: Path, tokens: Sequence[int], past: Past = ()) -> dict[str, NDArray[np.float32]]:
-    """Results of llama.cpp's own graph."""
-    return trace_passes(path, tokens, past)
+    """Results of llama.cpp's own graph, or of edgeq's reference where that is absent."""
+    with tracer(path) as run:
+        return run(tokens, past)
 
 
 def tokenizer(path: Path, source: HfTokenizer) -> TargetTokenizer | None:
@@ -146,8 +174,28 @@ def tokenizer(path: Path, source: HfTokenizer) -> TargetTokenizer | None:
 
 
 def versions() -> dict[str, str]:
-    """The libraries that run and read the file."""
+    """The libraries that run and read the file, of those that are installed."""
     return runtime_versions()
+
+
+def kernels(path: Path, model: Model) -> Kernels:
+    """How llama.cpp rounds while it runs the file."""
+    return read_kernels(path)
+
+
+def constants(path: Path) -> Iterator[Constant]:
+    """Every tensor and key of the file."""
+    return read_constants(path)
+
+
+def not_run() -> str | None:
+    """Why the file is not run in llama.cpp, if so."""
+    if has_llama_cpp():
+        return None
+    return (
+        "llama.cpp was not run: llama-cpp-python is not installed (pip install 'edgeq[llamacpp]'); "
+        "the file was read back and computed by edgeq's own reference"
+    )
 
 
 def _write_tensor(model: Model, placed: Placed, file: BinaryIO) -> None:

@@ -1,10 +1,12 @@
-"""GGUF files in llama.cpp (by llama-cpp-python's C interface), and read by the gguf package."""
+"""GGUF files in llama.cpp (by llama-cpp-python's C interface), and read back."""
 
 from __future__ import annotations
 
 import ctypes
 import importlib.metadata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -12,12 +14,17 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters import Past, Precision, Stored, pieces
+from edgeq.converters import Options, Past, Precision, Stored, Trace, pieces
+from edgeq.converters.constants import Constant, Made
 from edgeq.converters.gguf_bytes import BLOCK, BLOCK_BYTES, Kind, unpack_blocks
 from edgeq.converters.gguf_names import Shape
+from edgeq.converters.gguf_read_back import ReadBackRunner
 from edgeq.converters.gguf_trace import Recorder, results
+from edgeq.converters.kernels import Kernels, ggml
 from edgeq.cpu import available_cores
 from edgeq.errors import EdgeqError, FormatError, MissingDependencyError, UsageError
+from edgeq.importers.gguf_file import GgufFile, open_gguf
+from edgeq.reference import dense
 
 _BATCH = 256
 """Tokens computed at once; logits are made of all of them."""
@@ -27,6 +34,8 @@ _PIECE = 1 << 21
 """Weights turned to levels at once."""
 _KEPT: list[Callable[..., None]] = []
 """Functions that llama.cpp calls for as long as the process lives."""
+_UNCOMPARED = ("general.name", "edgeq.version")
+"""Keys that say where a file comes from, and nothing of the model."""
 _F32 = 0
 """GGML's number of the type, of the cache's keys and values."""
 
@@ -40,7 +49,7 @@ class LlamaRunner:
         record: given every tensor that llama.cpp computes.
 
     Raises:
-        MissingDependencyError: no llama-cpp-python, or no gguf package.
+        MissingDependencyError: no llama-cpp-python.
         FormatError: llama.cpp does not load the file.
     """
 
@@ -131,35 +140,60 @@ class LlamaRunner:
         return " ".join("".join(self._log).split()) or "it does not say why"
 
 
-def trace_passes(
-    path: Path, tokens: Sequence[int], past: Past = ()
-) -> dict[str, NDArray[np.float32]]:
-    """Results of the pass over ``tokens``, after ``past``, by their names in `decoder`."""
+@cache
+def has_llama_cpp() -> bool:
+    """Whether llama-cpp-python is installed and whole."""
+    try:
+        _llama_cpp()
+    except MissingDependencyError:
+        return False
+    return True
+
+
+def open_runner(path: Path, threads: int | None) -> LlamaRunner | ReadBackRunner:
+    """The file in llama.cpp, or in edgeq's own reference where that is not installed."""
+    if has_llama_cpp():
+        return LlamaRunner(path, threads)
+    shape, context, _ = _described(path)
+    return ReadBackRunner(path, context, shape)
+
+
+@contextmanager
+def tracer(path: Path) -> Iterator[Trace]:
+    """Results of passes by their names in `decoder`; the file is loaded once."""
+    if not has_llama_cpp():
+        shape, context, _ = _described(path)
+        yield ReadBackRunner(path, context, shape).traced
+        return
     recorder = Recorder(_llama_cpp().llama_cpp._lib)
     runner = LlamaRunner(path, 1, recorder)
-    try:
+
+    def run(tokens: Sequence[int], past: Past = ()) -> dict[str, NDArray[np.float32]]:
+        runner.reset()
         for piece in pieces(past):
             runner.forward(np.asarray(piece, np.int64))
         recorder.clear()
         runner.forward(np.asarray(tokens, np.int64))
         return results(recorder, runner.shape)
+
+    try:
+        yield run
     finally:
         runner.close()
 
 
 def read_stored(path: Path) -> Iterator[Stored]:
     """The integers of every quantized matrix, in pieces of whole rows."""
-    reader = _reader(path)
-    shape = _shape(reader)
-    for tensor in reader.tensors:
-        kind = tensor.tensor_type.name
-        if kind not in BLOCK_BYTES:
+    file = open_gguf(path)
+    shape = _shape(file)
+    for name, entry in file.tensors.items():
+        if entry.type not in BLOCK_BYTES:
             continue
-        data = cast("NDArray[np.uint8]", tensor.data)
-        for our, first, rows in shape.parts(str(tensor.name)):
+        data = file.mapping.array(np.uint8, (entry.shape[0], entry.row_bytes), entry.start)
+        for our, first, rows in shape.parts(name):
             whole = data[first : len(data) if rows < 0 else first + rows]
             heads = shape.interleaved(our)
-            columns = shape.ffn if our.endswith("down_proj.weight") else int(tensor.shape[0])
+            columns = shape.ffn if our.endswith("down_proj.weight") else entry.shape[-1]
             step = max(1, _PIECE // columns)
             step = -(-step // 1024) * 1024 if not heads else len(whole)
             for a in range(0, len(whole), step):
@@ -167,7 +201,7 @@ def read_stored(path: Path) -> Iterator[Stored]:
                 if heads:
                     part = part.reshape(heads, -1, 2, part.shape[1]).swapaxes(1, 2)
                     part = part.reshape(len(whole), -1)
-                levels, scales, zeros = unpack_blocks(cast(Kind, kind), part)
+                levels, scales, zeros = unpack_blocks(cast(Kind, entry.type), part)
                 groups = -(-columns // BLOCK)
                 yield Stored(
                     our,
@@ -176,28 +210,79 @@ def read_stored(path: Path) -> Iterator[Stored]:
                     None if zeros is None else zeros[:, :groups],
                     first=a,
                 )
+        file.mapping.release()
+
+
+def read_constants(path: Path) -> Iterator[Constant]:
+    """Every tensor as its bytes or floats, by our names where it has one, and every key."""
+    file = open_gguf(path)
+    shape = _shape(file)
+    kinds = {"F32": np.float32, "F16": np.float16}
+    for name, entry in file.tensors.items():
+        ours = [our for our, _, _ in shape.parts(name)]
+        label = ours[0] if len(ours) == 1 else name
+        if entry.type in kinds:
+            yield Constant(label, file.mapping.array(kinds[entry.type], entry.shape, entry.start))
+        else:
+            rows = (int(np.prod(entry.shape[:-1])), entry.row_bytes)
+            yield Constant(label, file.mapping.array(np.uint8, rows, entry.start))
+    for key, value in file.metadata.items():
+        if key in _UNCOMPARED:
+            continue
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield Constant(key, np.asarray(value))
+        else:
+            yield Constant(key, np.frombuffer(repr(value).encode() or b"0", np.uint8))
+
+
+def made_with(path: Path) -> Made:
+    """How a file was made."""
+    keys = open_gguf(path).metadata
+    if "edgeq.version" not in keys:
+        raise FormatError(
+            f"{path} was not made by edgeq (it has no key 'edgeq.version'), so that there is no "
+            "conversion to compare it with"
+        )
+    context = int(keys[f"{keys['general.architecture']}.context_length"])
+    return Made(Options(context), str(keys["edgeq.version"]))
+
+
+def read_kernels(path: Path) -> Kernels:
+    """How llama.cpp rounds, by the types of a file's tensors; not at all where it is absent."""
+    if not has_llama_cpp():
+        return Kernels()
+    file = open_gguf(path)
+    shape = _shape(file)
+    kinds = {
+        our: entry.type for name, entry in file.tensors.items() for our, _, _ in shape.parts(name)
+    }
+    if shape.tied:
+        kinds["lm_head.weight"] = kinds["model.embed_tokens.weight"]
+    if not set(kinds.values()) & set(BLOCK_BYTES):
+        return Kernels((ggml(kinds), dense))
+    return Kernels(
+        (ggml(kinds), dense),
+        None,
+        "llama.cpp rounds the inputs of every 32 weights to 8 bits",
+        "every build of llama.cpp does so; floating-point weights avoid it",
+    )
 
 
 def runtime_versions() -> dict[str, str]:
-    """The libraries that run and read the file.
-
-    Raises:
-        MissingDependencyError: one is not installed.
-    """
-    _llama_cpp()
-    _gguf()
-    return {name: importlib.metadata.version(name) for name in ("llama-cpp-python", "gguf")}
+    """The libraries that run and read the file, of those that are installed."""
+    names = {"llama-cpp-python": "llama_cpp", "gguf": "gguf"}
+    return {
+        name: importlib.metadata.version(name)
+        for name, package in names.items()
+        if importlib.util.find_spec(package) is not None
+    }
 
 
 def _llama_cpp() -> Any:
     try:
         import llama_cpp
     except ImportError as err:
-        raise MissingDependencyError(
-            "llama_cpp",
-            "llamacpp",
-            "to validate GGUF files in llama.cpp (--no-validate does without)",
-        ) from err
+        raise MissingDependencyError("llama_cpp", "llamacpp", "to run GGUF files") from err
     return llama_cpp
 
 
@@ -230,48 +315,24 @@ def _log(api: Any) -> list[str]:
     return said
 
 
-def _gguf() -> Any:
-    try:
-        import gguf
-    except ImportError as err:
-        raise MissingDependencyError("gguf", "gguf", "to read GGUF files") from err
-    return gguf
-
-
-def _reader(path: Path) -> Any:
-    try:
-        return _gguf().GGUFReader(path)
-    except (ValueError, IndexError, OSError, KeyError) as err:
-        raise FormatError(f"{path} is not a GGUF file that the gguf package reads: {err}") from err
-
-
 def _described(path: Path) -> tuple[Shape, int, Precision]:
     """A file's shape, the longest context (as much as is sensible), and how llama.cpp computes."""
-    reader = _reader(path)
-    kinds = {t.tensor_type.name for t in reader.tensors if len(t.shape) == 2}
+    file = open_gguf(path)
+    kinds = {entry.type for entry in file.tensors.values() if len(entry.shape) == 2}
     precision: Precision = "float32"
     if kinds & set(BLOCK_BYTES):
         precision = "int8"
     elif kinds != {"F32"}:
         precision = "float16"
-    keys = _keys(reader)
+    keys = file.metadata
     context = int(keys[f"{keys['general.architecture']}.context_length"])
-    return _shape(reader), min(context, _CONTEXT), precision
+    return _shape(file), min(context, _CONTEXT), precision
 
 
-def _keys(reader: Any) -> Mapping[str, Any]:
-    return {
-        name: field.contents()
-        for name, field in reader.fields.items()
-        if name == "general.architecture" or not name.startswith(("tokenizer.", "general."))
-    }
-
-
-def _shape(reader: Any) -> Shape:
-    keys = _keys(reader)
-    arch = keys["general.architecture"]
-    names = {str(t.name) for t in reader.tensors}
+def _shape(file: GgufFile) -> Shape:
+    keys = file.metadata
     try:
+        arch = keys["general.architecture"]
         padded = int(keys[f"{arch}.feed_forward_length"])
         return Shape(
             arch=arch,
@@ -281,8 +342,8 @@ def _shape(reader: Any) -> Shape:
             head_dim=int(keys[f"{arch}.attention.key_length"]),
             ffn=int(keys.get("edgeq.feed_forward", padded)),
             padded=padded,
-            tied="output.weight" not in names,
+            tied="output.weight" not in file.tensors,
             query_scale=float(keys.get("edgeq.query_scale", 1.0)),
         )
-    except KeyError as err:
+    except (KeyError, TypeError, ValueError) as err:
         raise FormatError(f"the GGUF file has no {err}; was it made by edgeq?") from err

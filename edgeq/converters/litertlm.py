@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters import Options, Past, Progress, Stored, tflite
+from edgeq.converters import Options, Past, Progress, Stored, Trace, tflite
 from edgeq.converters import tflite_read as reading
+from edgeq.converters.constants import Constant, Made
+from edgeq.converters.kernels import Kernels
+from edgeq.converters.size import Size
 from edgeq.converters.texts import TargetTokenizer, model_ends
 from edgeq.errors import FormatError, MissingDependencyError, UnsupportedError
 from edgeq.importers.chat_templates import DEFAULT, chat_templates
@@ -109,6 +113,16 @@ def memory(model: Model, options: Options) -> int:
     return tflite.memory(model, options) + 8 * len(model.files["tokenizer.json"])
 
 
+def sizes(model: Model, options: Options) -> Iterator[Size]:
+    """Bits and bytes of each matrix in the bundle."""
+    return tflite.sizes(model, options)
+
+
+def remarks(model: Model, options: Options) -> list[str]:
+    """What is chosen where nothing is said, and what it costs."""
+    return tflite.remarks(model, options)
+
+
 def write(model: Model, out: Path, options: Options, progress: Progress | None = None) -> None:
     """Make the bundle.
 
@@ -171,7 +185,34 @@ def trace(
     path: str | Path, tokens: Sequence[int], past: Past = ()
 ) -> dict[str, NDArray[np.float32]]:
     """Results of the decoder within, as `edgeq.converters.tflite.trace` gives them."""
-    return tflite.traced(_decoder(path), tokens, past)
+    with tracer(path) as run:
+        return run(tokens, past)
+
+
+@contextmanager
+def tracer(path: str | Path) -> Iterator[Trace]:
+    """`trace` of one bundle, whose decoder is copied and loaded once."""
+    with tflite.traced(_decoder(path)) as run:
+        yield run
+
+
+def made_with(path: str | Path) -> Made:
+    """How the bundle was made."""
+    return tflite.made_with_settings(_decoder(path).settings)
+
+
+def constants(path: str | Path) -> Iterator[Constant]:
+    """Every constant of the decoder, and the other parts of the bundle as bytes."""
+    yield from reading.constants(_decoder(path))
+    data = np.memmap(path, np.uint8, "r")
+    for kind, start, stop in _sections(path):
+        if kind != "TFLiteModel":
+            yield Constant(kind, data[start:stop])
+
+
+def kernels(path: str | Path, model: Model) -> Kernels:
+    """How LiteRT rounds while it runs the decoder."""
+    return tflite.kernels_of(_decoder(path).settings)
 
 
 class BundledRunner(tflite.LiteRTRunner):
@@ -293,20 +334,31 @@ def _builder() -> Any:
 
 def _decoder(path: str | Path) -> reading.Header:
     """The .tflite file within a bundle."""
+    models = [(start, stop) for kind, start, stop in _sections(path) if kind == "TFLiteModel"]
+    if not models:
+        raise FormatError(f"{path} is no .litertlm bundle with a decoder")
+    return reading.read(path, *models[0])
+
+
+def _sections(path: str | Path) -> list[tuple[str, int, int]]:
+    """(kind, first byte, byte after the last) of each part of a bundle."""
     _builder()
     from litert_lm_builder import litertlm_peek
     from litert_lm_builder.litertlm_header_schema_py_generated import AnySectionDataType
 
+    kinds = {n: name for name, n in vars(AnySectionDataType).items() if not name.startswith("_")}
     try:
         sections = litertlm_peek.read_litertlm_header(str(path), io.StringIO()).SectionMetadata()
         found = [sections.Objects(i) for i in range(sections.ObjectsLength())]
-        models = [s for s in found if s.DataType() == AnySectionDataType.TFLiteModel]
-        start, stop = models[0].BeginOffset(), models[0].EndOffset()
+        size = Path(path).stat().st_size
+        places = [(kinds[s.DataType()], s.BeginOffset(), s.EndOffset()) for s in found]
     except OSError as err:
         raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
     except Exception as err:  # the builder raises what flatbuffers and struct happen to raise
         raise FormatError(f"{path} is not a .litertlm bundle with a decoder: {err}") from err
-    return reading.read(path, start, stop)
+    if any(not 0 <= start <= stop <= size for _, start, stop in places):
+        raise FormatError(f"{path} is cut short: a part of it ends after byte {size}")
+    return places
 
 
 def _llm_metadata(model: Model, options: Options) -> bytes:

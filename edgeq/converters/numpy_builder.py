@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.converters.decoder import decoder
+from edgeq.converters.kernels import CacheRounding
 from edgeq.model import Model
 from edgeq.reference import KV, Array, Linear, Reference, activation, apply_rope, rope_tables
 
@@ -23,11 +24,20 @@ class NumpyBuilder:
     Args:
         model: float or quantized.
         linear: called for every matrix product, as `Reference` does.
+        cache: rounds keys and values as the target's cache does.
         keep: hold the weights that were turned to float32; for small models.
     """
 
-    def __init__(self, model: Model, *, linear: Linear | None = None, keep: bool = False) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        linear: Linear | None = None,
+        cache: CacheRounding | None = None,
+        keep: bool = False,
+    ) -> None:
         self._reference = Reference(model, linear=linear, keep=keep)
+        self._rounded = cache
         self._config = model.config
         self._theirs: Mapping[str, NDArray[np.float32]] = {}
         self._tokens: NDArray[np.int64] = np.empty(0, np.int64)
@@ -60,6 +70,31 @@ class NumpyBuilder:
         self._cache.advance(self._tokens.size)
         return self._results
 
+    def recall(self, tokens: Sequence[int], theirs: Mapping[str, NDArray[np.float32]]) -> None:
+        """Take a target's keys and values of earlier tokens into the cache.
+
+        Args:
+            tokens: int [T].
+            theirs: its results ``layers.{i}.k_rope`` and ``layers.{i}.v`` of that pass; where one
+                is missing, the pass is computed.
+        """
+        c, n = self._config, len(tokens)
+        names = [(f"layers.{i}.k_rope", f"layers.{i}.v") for i in range(c.layers)]
+        if not all(name in theirs for pair in names for name in pair):
+            self.run(tokens, theirs)
+            return
+        for i, pair in enumerate(names):
+            k, v = (
+                np.asarray(theirs[x], np.float32).reshape(n, c.kv_heads, c.head_dim) for x in pair
+            )
+            self._store(i, k, v)
+        self._cache.advance(n)
+
+    def _store(self, layer: int, k: Array, v: Array) -> None:
+        if self._rounded is not None:
+            k, v = self._rounded("k", layer, k), self._rounded("v", layer, v)
+        self._cache.append(layer, k, v)
+
     def _result(self, name: str, ours: Array) -> Array:
         self._results[name] = ours
         theirs = self._theirs.get(name)
@@ -91,7 +126,7 @@ class NumpyBuilder:
 
     def attend(self, name: str, layer: int, q: Array, k: Array, v: Array) -> Array:
         """Put k and v in the layer's cache; attention of q: [T, H*D]."""
-        self._cache.append(layer, k, v)
+        self._store(layer, k, v)
         return self._result(name, self._cache.attend(layer, q).reshape(q.shape[0], -1))
 
     def gated(self, name: str, gate: Array, up: Array) -> Array:

@@ -29,21 +29,34 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeq._version import __version__
-from edgeq.converters import Options, Past, Progress, Stored
+from edgeq.converters import Options, Past, Progress, Stored, Trace, ort_run
+from edgeq.converters.constants import Constant, Made
 from edgeq.converters.decoder import decoder
+from edgeq.converters.kernels import Kernels
 from edgeq.converters.ort_cache import calibrate, with_int8_cache
 from edgeq.converters.ort_file import STEP, Graph, Settings, encodings, features
 from edgeq.converters.ort_graph import OrtBuilder
-from edgeq.converters.ort_run import OrtRunner, read_stored, require, trace_pass
+from edgeq.converters.ort_run import (
+    OrtRunner,
+    read_constants,
+    read_graph,
+    read_kernels,
+    read_stored,
+    require,
+)
+from edgeq.converters.size import Size
 from edgeq.errors import EdgeqError, UnsupportedError, UsageError, unknown
 from edgeq.model import Model
+from edgeq.packing import round_up
 from edgeq.reference import checked_tokens
 from edgeq.tensor import QuantTensor
 
@@ -124,6 +137,21 @@ def memory(model: Model, options: Options) -> int:
     return need
 
 
+def sizes(model: Model, options: Options) -> Iterator[Size]:
+    """Bits and bytes of each matrix in the data file."""
+    held = encodings(model)
+    for name, (n, k) in model.config.linears():
+        tensor = model.tensors[name]
+        if not isinstance(tensor, QuantTensor):
+            yield Size(name, tensor, None, tensor.nbytes)
+            continue
+        bits, block = held[name].bits, held[name].group_size or k
+        groups = tensor.scheme.n_groups(k)
+        zeros = n * groups * bits // 8 if tensor.zero_points is not None else 0
+        nbytes = n * round_up(k, block) * bits // 8 + n * groups * 2 + zeros
+        yield Size(name, tensor, bits, nbytes)
+
+
 def write(model: Model, out: Path, options: Options, progress: Progress | None = None) -> None:
     """Write the graph and its data, a piece of a tensor at a time."""
     import onnx
@@ -171,7 +199,39 @@ def stored(path: Path) -> Iterator[Stored]:
 
 def trace(path: Path, tokens: Sequence[int], past: Past = ()) -> dict[str, NDArray[np.float32]]:
     """Every named result of one pass, which become outputs of a copy of the graph."""
-    return trace_pass(graph_of(path), tokens, past)
+    with tracer(path) as run:
+        return run(tokens, past)
+
+
+def tracer(path: Path) -> AbstractContextManager[Trace]:
+    """`trace` of one file, loaded once."""
+    return ort_run.tracer(graph_of(path))
+
+
+def made_with(path: Path) -> Made:
+    """How the file was made.
+
+    An int8 cache's scales were measured, so that it is made again without: they are no constants
+    of the source.
+    """
+    proto = read_graph(graph_of(path))
+    found = {p.key: p.value for p in proto.metadata_props}
+    kv: Any = "float32" if found["edgeq.kv"] == "int8" else found["edgeq.kv"]
+    logits = next(o for o in proto.graph.output if o.name == "logits").type.tensor_type.shape
+    compute: Any = found["edgeq.compute"]
+    extra = {"logits": "last" if logits.dim[1].dim_value == 1 else "all"}
+    options = Options(int(found["edgeq.context"]), kv, compute, extra=extra)
+    return Made(options, found["edgeq.version"])
+
+
+def constants(path: Path) -> Iterator[Constant]:
+    """Every constant of the graph."""
+    return read_constants(graph_of(path))
+
+
+def kernels(path: Path, model: Model) -> Kernels:
+    """How onnxruntime rounds while it runs the graph."""
+    return read_kernels(graph_of(path))
 
 
 def versions() -> dict[str, str]:

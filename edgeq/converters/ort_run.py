@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters import Past, Precision, Stored, pieces
+from edgeq.converters import Past, Precision, Stored, Trace, pieces
+from edgeq.converters.constants import Constant
+from edgeq.converters.kernels import CacheRounding, Kernels, by_blocks, half
 from edgeq.converters.ort_file import steps, unpack_rows
 from edgeq.errors import EdgeqError, FormatError, MissingDependencyError, UsageError
 from edgeq.model import ModelConfig
-from edgeq.reference import checked_tokens
+from edgeq.reference import Array, checked_tokens, dense
+from edgeq.tensor import Tensor
 
 _ROOM = 256
 """Positions a new cache has room for."""
@@ -261,18 +265,13 @@ def read_stored(path: Path) -> Iterator[Stored]:
             yield Stored(name, levels, scale, zero, start)
 
 
-def trace_pass(
-    path: Path, tokens: Sequence[int], past: Past = ()
-) -> dict[str, NDArray[np.float32]]:
-    """Every named result of `edgeq.converters.decoder` of one pass.
+@contextmanager
+def tracer(path: Path) -> Iterator[Trace]:
+    """Every named result of `edgeq.converters.decoder` of passes of one .onnx file.
 
-    Args:
-        path: .onnx file.
-        tokens: of the pass.
-        past: what the cache holds before.
-
-    Returns:
-        name -> float32, in the decoder's order.
+    Yields:
+        (tokens of the pass, what the cache holds before) -> name -> float32, in the decoder's
+        order.
     """
     proto = read_graph(path)
     onnx, _ = require()
@@ -287,15 +286,77 @@ def trace_pass(
     for name in names:
         proto.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
     runner = OrtRunner(path, threads=1, graph=proto.SerializeToString())
-    for piece in pieces(past):
-        runner.results(piece)
-    found = runner.results(tokens)
-    runner.close()
-    heads = (len(tokens), -1, config.head_dim)
-    return {
-        name: found[name][0].reshape(heads) if name.endswith(_PER_HEAD) else found[name][0]
-        for name in (*names, "logits")
-    }
+    del proto
+
+    def run(tokens: Sequence[int], past: Past = ()) -> dict[str, NDArray[np.float32]]:
+        runner.reset()
+        for piece in pieces(past):
+            runner.results(piece)
+        found = runner.results(tokens)
+        heads = (len(tokens), -1, config.head_dim)
+        return {
+            name: found[name][0].reshape(heads) if name.endswith(_PER_HEAD) else found[name][0]
+            for name in (*names, "logits")
+        }
+
+    try:
+        yield run
+    finally:
+        runner.close()
+
+
+def read_constants(path: Path) -> Iterator[Constant]:
+    """Every initializer of a graph, wherever it lies, but an int8 cache's scales."""
+    proto = read_graph(path)
+    weights = _Weights(path, proto.graph)
+    for tensor in proto.graph.initializer:
+        if not tensor.name.startswith("past_key_values."):
+            yield Constant(tensor.name, np.asarray(weights.array(tensor.name)))
+
+
+def read_kernels(path: Path) -> Kernels:
+    """How MatMulNBits and the cache round, as a graph's nodes say."""
+    proto = read_graph(path)
+    meta = {p.key: p.value for p in proto.metadata_props}
+    weights = _Weights(path, proto.graph)
+    blocks: dict[str, int] = {}
+    for node in proto.graph.node:
+        if node.op_type == "MatMulNBits":
+            attributes = {a.name: a.i for a in node.attribute}
+            if attributes.get("accuracy_level") == 4:
+                blocks[node.input[1].rpartition(".")[0]] = attributes["block_size"]
+    caches: dict[str, CacheRounding] = {"float16": half, "int8": _static_cache(weights)}
+    cache = caches.get(meta.get("edgeq.kv", ""))
+    if not blocks:
+        return Kernels(cache=cache)
+
+    def product(name: str, x: Array, weight: Tensor) -> Array:
+        return dense(name, by_blocks(x, blocks[name]) if name in blocks else x, weight)
+
+    return Kernels(
+        # some processors and shapes have no kernel for 8-bit inputs, and are exact
+        (product, dense),
+        cache,
+        "onnxruntime's MatMulNBits rounds the inputs of each group of weights to 8 bits "
+        "(accuracy_level 4)",
+        "convert with --compute float, which is exact and slower",
+    )
+
+
+def _static_cache(weights: _Weights) -> CacheRounding:
+    """An int8 cache with a scale a channel, of which keys have their middle taken off first."""
+
+    def rounded(kind: Literal["k", "v"], layer: int, values: Array) -> Array:
+        past = f"past_key_values.{layer}.{'key' if kind == 'k' else 'value'}"
+        heads, dim = values.shape[1:]
+        scale = weights.array(f"{past}.scale").reshape(heads, -1)[:, :dim]
+        middle = np.zeros_like(scale)
+        if kind == "k":
+            middle = weights.array(f"{past}.middle").reshape(heads, -1)[:, :dim]
+        codes = np.clip(np.rint((values - middle) / scale), -128, 127)
+        return cast("Array", (codes * scale + middle).astype(np.float32))
+
+    return rounded
 
 
 def _is_step(name: str) -> bool:

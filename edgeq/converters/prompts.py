@@ -22,6 +22,52 @@ _LENGTHS = (6, 21, 150)
 """Tokens at most: below, between and past the usual lengths of prefill signatures."""
 
 
+PASSAGE = """\
+The harbor froze for the first time in forty years. Boats that had never spent a winter on land \
+were hauled up the beach by anyone with a free hand, and children walked out to the lighthouse \
+where, the summer before, they had rowed. "It will hold until March," said the old pilot, who had \
+measured the ice each morning with a brass rule: 11 cm on Monday, 14 on Wednesday, 19 by the end \
+of the week.
+
+Question: A train leaves at 9:40 and arrives at 13:05. How long does the journey take?
+Answer: From 9:40 to 13:00 is 3 hours and 20 minutes. Five minutes more make 3 hours and 25 minutes.
+
+def mean(values):
+    total = 0.0
+    for value in values:
+        total += value
+    return total / len(values)
+
+Photosynthesis turns light, water and carbon dioxide into sugar and oxygen. It takes place in the \
+chloroplasts of plants, in two stages: the first splits water and stores energy in ATP and NADPH, \
+and the second uses both to build sugar in the Calvin cycle.
+
+Dear Ms. Okafor, thank you for your letter of 12 May. We are sorry that the lamp arrived broken. A \
+new one was sent today; please keep the old one until the driver collects it. If you would rather \
+have your money back, call us on weekdays between 8 a.m. and 6 p.m.
+
+The committee met on Thursday to discuss the bridge. Two engineers spoke for the cheaper design, \
+one against it, and the mayor asked what either would cost in twenty years rather than in two. \
+Nobody knew. The vote was put off until the figures are there.
+"""
+"""Prose, dialogue, numbers, code and letters, in which the cost of a target's rounding is measured:
+about 400 tokens of usual vocabularies."""
+
+
+def passage(model: Model, length: int) -> list[int]:
+    """Token ids of a mixed text, begun again where it is shorter.
+
+    Args:
+        model: whose tokenizer is used; without one, ids are drawn at random.
+        length: how many.
+
+    Raises:
+        FormatError: the tokenizer is damaged.
+    """
+    ids = _encode(model, PASSAGE, turns=False) or _random(model, length, len(TEXTS))
+    return (ids * -(-length // len(ids)))[:length]
+
+
 def prompts(model: Model, room: int) -> list[list[int]]:
     """Token ids of three prompts of different lengths.
 

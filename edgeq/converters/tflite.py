@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,20 +25,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq._version import __version__
-from edgeq.converters import Options, Past, Precision, Progress, Stored, pieces
+from edgeq.converters import Options, Past, Precision, Progress, Stored, Trace, pieces
 from edgeq.converters import tflite_read as reading
+from edgeq.converters.constants import Constant, Made
+from edgeq.converters.kernels import (
+    CacheRounding,
+    Kernels,
+    half,
+    head_magnitude,
+    on_rounded,
+    one_magnitude,
+    one_range,
+)
+from edgeq.converters.size import Size
 from edgeq.converters.tflite_decoder import BLOCK, Settings, held, write_decoder
 from edgeq.converters.tflite_file import TfliteFile
 from edgeq.converters.tflite_interpreter import interpreter
 from edgeq.errors import FormatError, UnsupportedError, UsageError
 from edgeq.graphs.tflite_schema import schema
 from edgeq.model import Model, ModelConfig
+from edgeq.reference import dense
 from edgeq.tensor import QuantTensor
 
 PREFILL = (16, 128)
 """Lengths of prompts' graphs if none are given."""
-MAX_CONTEXT = 4096
-"""Tokens, if none are given."""
+MAX_CONTEXT = 1280
+"""Tokens at most, if none are given. The cache goes in and out of each call, so that a token takes
+longer the longer it is: SmolLM2-135M decodes 131 tokens a second with 512 and 44 with 4096."""
 _LAYER = 400_000
 """Bytes of the objects that a layer of a graph is made of."""
 
@@ -91,6 +105,28 @@ def settings(config: ModelConfig, options: Options) -> Settings:
             f"with a context of {context} they can be 1 to {context - 1}"
         )
     return Settings(context, options.kv or "float32", options.compute or "int8", tuple(lengths))
+
+
+def sizes(model: Model, options: Options) -> Iterator[Size]:
+    """Bits and bytes of each matrix in the file."""
+    compute = settings(model.config, options).compute
+    for name, (n, _) in model.config.linears():
+        how, tensor = held(model, name, compute), model.tensors[name]
+        if how.encoding is None:
+            yield Size(name, tensor, None, tensor.nbytes)
+        else:
+            yield Size(name, tensor, how.bits, n * how.width * how.bits // 8 + n * 2 * how.groups)
+
+
+def remarks(model: Model, options: Options) -> list[str]:
+    """What is chosen where nothing is said, and what it costs."""
+    config, context = model.config, settings(model.config, options).context
+    if options.context is not None or context >= config.context:
+        return []
+    return [
+        f"The context is {context} tokens (the model allows {config.context}): LiteRT copies the "
+        "whole cache at each token, so that a longer context decodes slower. --ctx-size changes it."
+    ]
 
 
 def write(model: Model, out: Path, options: Options, progress: Progress | None = None) -> None:
@@ -171,26 +207,67 @@ def trace(
         EdgeqError: there is no room for a copy of the file whose results are all outputs.
         FormatError: it is no file of ours.
     """
-    return traced(reading.read(path), tokens, past)
+    with tracer(path) as run:
+        return run(tokens, past)
 
 
-def traced(
-    header: reading.Header, tokens: Sequence[int], past: Past
-) -> dict[str, NDArray[np.float32]]:
-    """`trace` of a file that has been read."""
+@contextmanager
+def tracer(path: str | Path) -> Iterator[Trace]:
+    """`trace` of one file, which is copied and loaded once."""
+    with traced(reading.read(path)) as run:
+        yield run
+
+
+@contextmanager
+def traced(header: reading.Header) -> Iterator[Trace]:
+    """`tracer` of a file that has been read."""
     with tempfile.TemporaryDirectory(prefix="edgeq-") as folder:
         copy = Path(folder) / "traced.tflite"
         reading.with_results(header, copy)
         runner = LiteRTRunner(copy)
-        for piece in pieces(past):
-            runner.forward(np.asarray(piece))
-        runner.results = {}
-        runner.forward(np.asarray(tokens))
-        runner.close()
-    joined = {name: np.concatenate(parts) for name, parts in runner.results.items()}
-    return {
-        name: part.reshape(1, -1) if name == "logits" else part for name, part in joined.items()
-    }
+        try:
+            yield runner.traced
+        finally:
+            runner.close()
+
+
+def made_with(path: str | Path) -> Made:
+    """How the file was made."""
+    return made_with_settings(reading.read(path).settings)
+
+
+def made_with_settings(found: Mapping[str, Any]) -> Made:
+    """`made_with` of a file that has been read."""
+    options = Options(found["context"], found["kv"], found["compute"], tuple(found["prefill"]))
+    return Made(options, found["edgeq_version"])
+
+
+def constants(path: str | Path) -> Iterator[Constant]:
+    """Every constant of the file."""
+    return reading.constants(reading.read(path))
+
+
+def kernels(path: str | Path, model: Model) -> Kernels:
+    """How LiteRT rounds while it runs the file."""
+    return kernels_of(reading.read(path).settings)
+
+
+def kernels_of(found: Mapping[str, Any]) -> Kernels:
+    """`kernels` of a file that has been read."""
+    caches: dict[str, CacheRounding] = {"float16": half, "int8": head_magnitude}
+    cache = caches.get(found["kv"])
+    if found["compute"] != "int8" or not found["columns"]:
+        return Kernels(cache=cache)
+    return Kernels(
+        # the second is LiteRT's own kernel, where XNNPACK has none
+        (on_rounded(one_range), on_rounded(one_magnitude), dense),
+        cache,
+        "LiteRT's fast kernels round the inputs of each token to 8 bits over one range for all "
+        "of them, which costs most where a few channels are far larger than the rest",
+        "convert with --compute float (exact, but slower), to ort, coreml or gguf, whose kernels "
+        "round less, or quantize with a preset that folds large channels into the weights before "
+        "they are rounded, such as w4-awq-gptq",
+    )
 
 
 class LiteRTRunner:
@@ -250,6 +327,20 @@ class LiteRTRunner:
             rest = rest[length:]
         logits: NDArray[np.float32] = self._call("decode", ids[-1:], 1)["logits"]
         return logits.reshape(1, -1)
+
+    def traced(self, tokens: Sequence[int], past: Past = ()) -> dict[str, NDArray[np.float32]]:
+        """Every output of the pass over ``tokens`` once the cache holds those of ``past``."""
+        self.reset()
+        self.results = None
+        for piece in pieces(past):
+            self.forward(np.asarray(piece))
+        self.results = {}
+        self.forward(np.asarray(tokens))
+        joined = {name: np.concatenate(parts) for name, parts in self.results.items()}
+        self.results = None
+        return {
+            name: part.reshape(1, -1) if name == "logits" else part for name, part in joined.items()
+        }
 
     def _call(self, signature: str, ids: NDArray[np.int32], length: int) -> dict[str, Any]:
         if signature not in self._signatures:

@@ -238,7 +238,8 @@ class _Builder:
         self._config, self._settings, self._weights = config, settings, weights
         self._decode = length is None
         self._n = n = length or 1
-        self._g = g = Graph(file, "decode" if length is None else f"prefill_{length}")
+        key = "decode" if length is None else f"prefill_{length}"
+        self._g = g = Graph(file, key, prefix=f"{key}/")
         self._inputs = {
             "tokens": g.input("tokens", (1, n), "int32"),
             "input_pos": g.input("input_pos", (n,), "int32"),
@@ -250,6 +251,7 @@ class _Builder:
         self._position = self._inputs["input_pos"]
         start = g.first(self._position)
         self._start = g.concat([g.constant([0, 0]), start, g.constant([0])], 0)
+        self._matrices: dict[str, Value] = {}
         self._rotations: dict[bool, tuple[Value, Value]] = {}
         self._masks: dict[bool, Value] = {}
 
@@ -266,7 +268,7 @@ class _Builder:
     def embed(self, name: str) -> Value:
         g, scale = self._g, self._config.embed_scale
         weight = "model.embed_tokens.weight"
-        how, table = self._weights.held(weight), self._weights.value(weight)
+        how, table = self._weights.held(weight), self._matrix(weight)
         if table.dtype == "float16":
             rows = g.cast(g.gather(table, self._tokens), "float32")
         elif table.dtype == "int8" and table.group_scales is not None:
@@ -287,13 +289,14 @@ class _Builder:
         vector = vector + np.float32(config.norm_offset)
         square = g.mean(g.mul(x, x))
         scale = g.rsqrt(g.add(square, g.constant(float(config.norm_eps))))
-        return g.mul(g.mul(x, scale), g.constant(vector), name)
+        return g.mul(g.mul(x, scale), g.constant(vector, weight), name)
 
     def linear(self, name: str, x: Value, weight: str) -> Value:
         g = self._g
-        how, w = self._weights.held(weight), self._weights.value(weight)
-        values = self._weights.vector(weight.removesuffix("weight") + "bias")
-        bias = None if values is None else g.constant(values)
+        how, w = self._weights.held(weight), self._matrix(weight)
+        bias_name = weight.removesuffix("weight") + "bias"
+        values = self._weights.vector(bias_name)
+        bias = None if values is None else g.constant(values, bias_name)
         x = g.pad_last(x, how.width)
         if how.encoding is None:
             w = g.widened(w) if w.dtype == "float16" else w
@@ -303,11 +306,17 @@ class _Builder:
         elif self._settings.compute == "float":
             # a row's scale can as well be put on its sum, which is one number and not K
             out = g.fully_connected(x, g.cast(w, "float32"), None)
-            scales = g.constant(self._weights.scales(weight)[:, 0])
+            scales = g.constant(self._weights.scales(weight)[:, 0], f"{weight}.scales")
             if bias is None:
                 return g.mul(out, scales, name)
             return g.add(g.mul(out, scales), bias, name)
         return g.fully_connected(x, w, bias, name)
+
+    def _matrix(self, name: str) -> Value:
+        """A matrix of the model, one tensor of the graph however often it is used."""
+        if name not in self._matrices:
+            self._matrices[name] = self._weights.value(name)
+        return self._matrices[name]
 
     def _scaled(self, levels_: Value, scales: Value) -> Value:
         """Levels [R, K] times the scales [R, G] of their groups."""
@@ -334,9 +343,14 @@ class _Builder:
         """Cosines, and sines with the sign of what they are multiplied by: [T, 1, rope_dim]."""
         if local not in self._rotations:
             g, shape = self._g, (self._n, 1, self._config.rope_dim)
+            kind = "local" if local else "global"
             cos, sin = (
-                g.gather(g.constant(table), self._position)
-                for table in rope_tables(self._config, local, self._settings.rows)
+                g.gather(g.constant(table, f"rope.{kind}.{word}"), self._position)
+                for word, table in zip(
+                    ("cos", "sin"),
+                    rope_tables(self._config, local, self._settings.rows),
+                    strict=True,
+                )
             )
             self._rotations[local] = (
                 g.reshape(g.concat([cos, cos], -1), shape),

@@ -59,11 +59,13 @@ class Graph:
         file: the file it will be part of.
         name: its name.
         constant_name: names the constant of a number, counted from 0.
+        prefix: put before every tensor's name in the file, so that no two graphs share one.
     """
 
     file: TfliteFile
     name: str
     constant_name: Callable[[int], str] = "constant_{}".format
+    prefix: str = ""
     _ops: list[_Op] = field(default_factory=list)
     _constants: dict[tuple[str, Shape, int], Value] = field(default_factory=dict)
     _renamed: dict[int, str] = field(default_factory=dict)
@@ -72,14 +74,21 @@ class Graph:
         """A tensor that is given."""
         return Value(name, shape, dtype)
 
-    def constant(self, array: NDArray[Any] | Sequence[int] | float) -> Value:
-        """A small constant; Python's whole numbers are int32 and others float32."""
+    def constant(
+        self, array: NDArray[Any] | Sequence[int] | float, name: str | None = None
+    ) -> Value:
+        """A small constant; Python's whole numbers are int32 and others float32.
+
+        Args:
+            array: its values.
+            name: what it is called, where it is more than a number; equal ones share the first.
+        """
         if not isinstance(array, np.ndarray):
             array = np.asarray(array, np.float32 if isinstance(array, float) else np.int32)
         index = self.file.constant(array)
         key = (array.dtype.name, array.shape, index)
         if key not in self._constants:
-            name = self.constant_name(len(self._constants))
+            name = name or self.constant_name(len(self._constants))
             self._constants[key] = Value(name, array.shape, array.dtype.name, index)
         return self._constants[key]
 
@@ -89,7 +98,7 @@ class Graph:
 
     def name_of(self, value: Value) -> str:
         """What a tensor is called in the file."""
-        return self._renamed.get(id(value), value.name)
+        return self.prefix + self._renamed.get(id(value), value.name)
 
     def finish(self, inputs: Mapping[str, Value], outputs: Mapping[str, Value]) -> None:
         """Put the graph into its file, to be called by its name.
@@ -112,12 +121,16 @@ class Graph:
         graph = s.SubGraphT()
         graph.name, graph.tensors, graph.operators = self.name, [], []
         index: dict[int, int] = {}
+        names: set[str] = set()
 
         def at(value: Value | None) -> int:
             if value is None:
                 return -1
             if id(value) not in index:
                 tensor = self._tensor(value, at)
+                if tensor.name in names:
+                    raise ValueError(f"two tensors are called {tensor.name}")
+                names.add(tensor.name)
                 index[id(value)] = len(graph.tensors)
                 graph.tensors.append(tensor)
             return index[id(value)]

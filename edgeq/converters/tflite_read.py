@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.converters import Stored
+from edgeq.converters.constants import Constant
 from edgeq.converters.note import read_note
 from edgeq.converters.tflite_decoder import row_blocks
 from edgeq.converters.tflite_file import ALIGN, packed
@@ -49,7 +50,7 @@ class Header:
     def bytes_of(self, buffer: int) -> NDArray[np.uint8]:
         """A buffer's content, wherever it lies."""
         entry = self.model.buffers[buffer]
-        if entry.data is not None:
+        if entry.data is not None and len(entry.data):
             return np.asarray(entry.data, np.uint8)
         return self.data[entry.offset : entry.offset + entry.size]
 
@@ -103,7 +104,7 @@ def read(
 def stored(header: Header) -> Iterator[Stored]:
     """The integers of each matrix, some rows at a time, in the order of the decoder."""
     graph = _graph(header, "decode")
-    tensors = {tensor.name.decode(): tensor for tensor in graph.tensors}
+    tensors = {_plain(tensor): tensor for tensor in graph.tensors}
     for name, k in header.settings["columns"].items():
         if name not in tensors:
             raise FormatError(f"{header.path} lacks {name}, which its metadata lists")
@@ -132,6 +133,35 @@ def _scales(header: Header, graph: Any, quantization: Any, n: int) -> NDArray[np
     return np.asarray(quantization.scale, np.float32).reshape(n, 1)
 
 
+def _plain(tensor: Any) -> str:
+    """A tensor's name without that of its graph."""
+    return str(tensor.name.decode().rpartition("/")[2])
+
+
+def constants(header: Header) -> Iterator[Constant]:
+    """Every constant of every graph, with the scales of rows that the flatbuffer holds."""
+    types = {
+        number: np.dtype(name.lower())
+        for name, number in vars(schema().TensorType).items()
+        if name in ("FLOAT32", "FLOAT16", "INT32", "INT64", "INT8", "UINT8", "INT16")
+    }
+    for graph in header.model.subgraphs:
+        for tensor in graph.tensors:
+            name = tensor.name.decode()
+            raw = header.bytes_of(tensor.buffer)
+            if not raw.size:
+                continue
+            kind = types.get(tensor.type)
+            shape = tuple(int(n) for n in tensor.shape)
+            if kind is None or raw.size != kind.itemsize * int(np.prod(shape)):
+                yield Constant(name, raw)
+            else:
+                yield Constant(name, raw.view(kind).reshape(shape))
+            if tensor.quantization is not None and tensor.quantization.scale is not None:
+                scales = np.asarray(tensor.quantization.scale, np.float32)
+                yield Constant(f"{name}.row_scales", scales)
+
+
 def _graph(header: Header, signature: str) -> Any:
     for entry in header.model.signatureDefs or []:
         if entry.signatureKey == signature.encode():
@@ -151,7 +181,7 @@ def with_results(header: Header, out: Path) -> None:
         given = set(graph.outputs)
         for op in graph.operators:
             for index in op.outputs:
-                name = graph.tensors[index].name.decode()
+                name = _plain(graph.tensors[index])
                 named = name in _NAMES or name.startswith("layers.")
                 if named and index not in given:
                     entry = s.TensorMapT()

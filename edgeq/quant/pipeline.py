@@ -24,7 +24,7 @@ from edgeq._version import __version__
 from edgeq.artifact import ArtifactWriter
 from edgeq.container import Held
 from edgeq.cpu import available_cores
-from edgeq.errors import UsageError, unknown
+from edgeq.errors import UsageError, require, unknown
 from edgeq.importers import load, source_sha256
 from edgeq.memory import peak_rss_bytes, rss_bytes
 from edgeq.model import Model
@@ -155,6 +155,8 @@ def quantize(
     if recipe.method not in METHODS:
         raise UsageError(unknown("method", recipe.method, METHODS))
     data.check(recipe, card)
+    if recipe.training:
+        require("train", ("torch",), "to train quantized weights")
     path = None if isinstance(source, Model) else Path(source)
     base = source if isinstance(source, Model) else load(source)
     _check_source(base, path)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.errors import FormatError, MissingDependencyError, UsageError, unknown
+from edgeq.errors import FormatError, MissingDependencyError, UsageError, require, unknown
 from edgeq.graphs.ir import Shape
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
@@ -93,7 +93,9 @@ class Preprocess:
 
         Raises:
             UsageError: pictures do not fit the input.
+            MissingDependencyError: Pillow is absent.
         """
+        require("vision", ("PIL",), "to read pictures")
         if len(shape) != 4:
             raise UsageError(
                 f"the input {name!r} is {list(shape)}, which images do not fit; give arrays: an "
