@@ -263,7 +263,7 @@ def sweep_sensitivity(
     calib_windows: int,
     calib_context: int,
     base: str,
-    mode: str,
+    mode: str | None,
     method: str = "mse",
     *,
     scheduler: str | None = None,
@@ -276,7 +276,8 @@ def sweep_sensitivity(
         source: path of the float model.
         calib, calib_windows, calib_context: the text, and its pieces.
         base: the scheme whose neighbours are tried, in its text form.
-        mode: "kl" or "output".
+        mode: of `edgeq.quant.sensitivity.MODES`; the one for the model's size if None. In a task
+            of one layer, "scaled" measures each of its matrices alone.
         method: of `edgeq.quant.METHODS`.
         scheduler, workers: as for `sweep`.
         progress: called with a layer, layers done, and of how many.

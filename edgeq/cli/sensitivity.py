@@ -25,9 +25,11 @@ SHOWN = 12
               help="Pieces of it to use, spread evenly.")  # fmt: skip
 @click.option("--calib-context", type=click.IntRange(min=2), default=256,
               help="Tokens in each piece.")  # fmt: skip
-@click.option("--mode", type=click.Choice(["kl", "output"]), default="kl",
-              help="kl: how far the whole model moves, measured; "
-                   "output: the error of the matrix's own output, a quick proxy.")  # fmt: skip
+@click.option("--mode", type=click.Choice(["kl", "scaled", "output"]), default=None,
+              show_default="kl for small models, else scaled",
+              help="kl: how far each matrix moves the whole model; scaled: the error of its output "
+                   "times what such errors do, measured for each kind of matrix; output: the error "
+                   "of its output alone, by which bits cannot be chosen.")  # fmt: skip
 @click.option("--method", default="gptq",
               help="How weights are rounded: as the recipe will.")  # fmt: skip
 @click.option("--palette", is_flag=True,
@@ -49,7 +51,7 @@ def sensitivity(
     calib: str,
     calib_windows: int,
     calib_context: int,
-    mode: str,
+    mode: str | None,
     method: str,
     palette: bool,
     group: str,
@@ -106,7 +108,11 @@ def _table(found: Sensitivity) -> str:
         for name in order[:SHOWN]
     ]
     left = len(order) - len(rows)
-    unit = "KL in nats a token" if found.mode == "kl" else "relative squared error of the output"
+    unit = {
+        "kl": "KL in nats per token, measured",
+        "scaled": "KL in nats per token, estimated by kinds of matrices",
+        "output": "relative squared error of the output",
+    }[found.mode]
     return (
         render.aligned(["tensor", *columns.values()], rows)
         + (f"\n... and {left} that lose less in {w4}" if left > 0 else "")
