@@ -35,6 +35,9 @@ if TYPE_CHECKING:
               help="The text that is measured on; not that of --calib.")  # fmt: skip
 @click.option("--speed/--no-speed", default=True,
               help="Time each artifact; other tasks run beside it.")  # fmt: skip
+@click.option("--requantize", is_flag=True, show_default=False,
+              help="Go on from weights that are quantized already, as those of most GGUF files; "
+                   "figures are then against these.")  # fmt: skip
 @click.option("--scheduler", metavar="ADDRESS", default=None,
               help="A Dask scheduler, such as tcp://host:8786; workers must see SRC and texts "
                    "by the same paths.")  # fmt: skip
@@ -52,6 +55,7 @@ def sweep(
     calib_context: int,
     eval_text: str | None,
     speed: bool,
+    requantize: bool,
     scheduler: str | None,
     workers: int,
     plot: bool,
@@ -69,7 +73,7 @@ def sweep(
 
     todo = tasks(
         models, recipes, eval_text=eval_text, calib=calib, calib_windows=calib_windows,
-        calib_context=calib_context, timed=speed,
+        calib_context=calib_context, timed=speed, requantize=requantize,
     )  # fmt: skip
     with render.progress("sweeping") as bar:
         rows = run(todo, output, scheduler=scheduler, workers=workers, progress=bar)

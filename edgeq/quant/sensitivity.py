@@ -56,8 +56,12 @@ Mode = Literal["kl", "scaled", "output"]
 MODES = ("kl", "scaled", "output")
 BANDS = 3
 """Parts of the depth in which "scaled" measures each kind of matrix by itself."""
-EVERY = 2
+EVERY = 4
 """For "scaled", the divergence is taken at one position in so many."""
+SAMPLED_ROWS = 64
+"""Rows of a matrix, or one in `SAMPLED_SHARE` if that is more, that errors are estimated on beyond
+what "kl" measures: rows are many, alike, and rounded each by itself."""
+SAMPLED_SHARE = 32
 EXACT_WORK = 10**13
 """Multiplications up to which "kl" is the mode that is chosen where none is asked for: minutes."""
 DAMPING = 0.01
@@ -323,7 +327,7 @@ class _Trials:
             losses[EMBEDDING] = self._losses(EMBEDDING, table, None, None)
         for done, ((part, _), kind) in enumerate(kinds.items(), len(losses)):
             of = f"{len(kind.tensors)} {part} matrices from layer {kind.start.layer} on"
-            progress(f"measuring what the errors of {of} do to the output", done, steps)
+            progress(f"measuring the KL of {of}", done, steps)
             factor = 0.0
             if kind.error > 0:
                 factor = self._divergence(kind.tensors, kind.start) / kind.error
@@ -333,15 +337,16 @@ class _Trials:
         return losses
 
     def _disturb(self, kind: _Kind, name: str, w: Array, inputs: _Inputs) -> None:
-        """Add a matrix, rounded plainly as the base says, to those that are tried together."""
-        scheme = replace(self._base, bits=min(self._base.bits, 4))
+        """Add a matrix, rounded plainly to the base's bits, to those that are tried together."""
+        scheme = replace(self._base, bits=min(self._base.bits, 4), codebook=None)
         fits = candidates(scheme, w.shape[1])
         if scheme not in fits:  # its groups are longer than the row
             scheme = next(s for s in fits if isinstance(s, QuantScheme) and s.bits == scheme.bits)
         plain = _Inputs(FALLBACK).rounded(w, scheme, name, {})
-        signal = weighted_error(w, np.zeros_like(w), inputs.moments)
+        some, rounded = _sampled(w), _sampled(plain.numpy())
+        signal = weighted_error(some, np.zeros_like(some), inputs.moments)
         if signal > 0:
-            kind.error += weighted_error(w, plain.numpy(), inputs.moments) / signal
+            kind.error += weighted_error(some, rounded, inputs.moments) / signal
         kind.tensors[name] = self._spill.put(plain)
 
     def _inputs(self, stage: Stage) -> _Inputs:
@@ -360,10 +365,11 @@ class _Trials:
         inputs = inputs or _Inputs(alone(self._method))
         relative = self._mode == "output" or (self._mode == "scaled" and _in_layer(name))
         found: dict[str, float] = {}
-        signal = weighted_error(w, np.zeros_like(w), inputs.moments)
+        some = w if self._mode == "kl" else _sampled(w)
+        signal = weighted_error(some, np.zeros_like(some), inputs.moments)
         measured: dict[Any, tuple[float, float]] = {}
         for scheme in candidates(self._base, w.shape[1]):
-            error = inputs.error(w, scheme, name)
+            error = inputs.error(some, scheme, name)
             if relative:
                 found[str(scheme)] = error / signal if signal > 0 else 0.0
                 continue
@@ -402,6 +408,12 @@ class _Kind:
     start: Any
     tensors: dict[str, Tensor] = field(default_factory=dict)
     error: float = 0.0
+
+
+def _sampled(w: Array) -> Array:
+    """Some rows, evenly spread."""
+    wanted = max(SAMPLED_ROWS, len(w) // SAMPLED_SHARE)
+    return w[:: max(len(w) // wanted, 1)]
 
 
 def _in_layer(name: str) -> bool:
