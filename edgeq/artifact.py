@@ -36,7 +36,7 @@ from edgeq.container import (
     header_bytes,
     layout,
 )
-from edgeq.errors import EdgeqError, FormatError, SchemeError
+from edgeq.errors import EdgeqError, FormatError, SchemeError, check_type
 from edgeq.files import check_target, sync_folder
 from edgeq.importers.safetensors_file import SafetensorsFile, open_safetensors
 from edgeq.model import Model, ModelConfig
@@ -255,6 +255,8 @@ def save(model: Model, path: str | Path) -> int:
         EdgeqError: the file cannot be written.
         FormatError: a tensor is missing or has the wrong shape.
     """
+    check_type("model", model, Model)
+    check_type("path", path, str, os.PathLike)
     model.validate()
     tensors = {}
     for name, tensor in model.tensors.items():

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -110,3 +111,19 @@ def unknown(kind: str, got: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(got, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"unknown {kind} {got!r}{hint} (known: {', '.join(names)})"
+
+
+def check_type(name: str, value: object, *kinds: type | None) -> None:
+    """Refuse an argument of another type; None among the kinds allows None.
+
+    Raises:
+        TypeError: says what was given and what is allowed.
+    """
+    known: dict[type | None, type] = {None: type(None), int: numbers.Integral}
+    allowed = tuple(known.get(kind, kind) or type(None) for kind in kinds)
+    # a bool is an int to Python, and hardly meant as a number
+    if isinstance(value, allowed) and not (isinstance(value, bool) and bool not in allowed):
+        return
+    names = [kind.__name__ if kind else "None" for kind in kinds]
+    listed = ", ".join(names[:-1]) + (" or " if names[:-1] else "") + names[-1]
+    raise TypeError(f"{name} must be {listed}, not {type(value).__name__}")

@@ -19,11 +19,12 @@ by its importer (Phi-3's fused projections are split, GGUF's names mapped):
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from edgeq.errors import FormatError
+from edgeq.errors import FormatError, check_type
 from edgeq.tensor import Tensor
 
 Activation = Literal["silu", "gelu_tanh"]
@@ -199,6 +200,7 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
         """Rebuild from `to_dict`; unknown or missing keys raise FormatError."""
+        check_type("data", data, Mapping)
         known = {f.name for f in fields(cls)}
         if extra := set(data) - known:
             raise FormatError(f"model config has unknown keys: {', '.join(sorted(extra))}")
@@ -229,6 +231,20 @@ class Model:
     tensors: Mapping[str, Tensor]
     files: Mapping[str, bytes] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_type("config", self.config, ModelConfig)
+        check_type("tensors", self.tensors, Mapping)
+        check_type("files", self.files, Mapping)
+        check_type("provenance", self.provenance, Mapping)
+
+    def __repr__(self) -> str:
+        config = self.config
+        weights = sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+        return (
+            f"<Model {config.family}, {config.layers} layers, {weights / 1e6:.1f} million weights, "
+            f"{self.nbytes / 1e6:.1f} MB>"
+        )
 
     def validate(self) -> None:
         """Check that every tensor is there with its shape.

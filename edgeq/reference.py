@@ -28,7 +28,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.errors import FormatError, UsageError
+from edgeq.errors import FormatError, UsageError, check_type
 from edgeq.model import Activation, Model, ModelConfig
 from edgeq.tensor import Tensor
 
@@ -274,7 +274,13 @@ def checked_tokens(
     Raises:
         UsageError: not one row, no tokens, or one outside the vocabulary.
     """
-    ids = np.asarray(tokens, np.int64)
+    given = np.asarray(tokens)
+    if given.size and given.dtype.kind not in "iu":
+        raise UsageError(
+            f"tokens must be whole numbers, not {type(tokens).__name__} of {given.dtype}; "
+            "a text is turned into tokens by Tokenizer.encode"
+        )
+    ids = given.astype(np.int64)
     if ids.ndim != 1 or not ids.size:
         raise UsageError(f"tokens has shape {list(ids.shape)}; give one row of at least one")
     if ids.min() < 0 or ids.max() >= config.vocab:
@@ -306,6 +312,7 @@ class Reference:
         kv: Rounding | None = None,
         keep: bool = False,
     ) -> None:
+        check_type("model", model, Model)
         if keep and linear is not None:
             raise UsageError("keep holds the weights of the default product; leave out linear")
         self.model = model

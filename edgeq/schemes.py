@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from edgeq.errors import SchemeError, unknown
+from edgeq.errors import SchemeError, check_type, unknown
 
 Granularity = Literal["tensor", "channel", "group"]
 
@@ -48,12 +48,16 @@ class QuantScheme:
     codebook: Literal["palette"] | None = None
 
     def __post_init__(self) -> None:
+        check_type("bits", self.bits, int)
         if self.bits not in BITS:
             raise SchemeError(f"bits is {self.bits}; use one of {', '.join(map(str, BITS))}")
+        check_type("symmetric", self.symmetric, bool)
+        check_type("granularity", self.granularity, str)
         if self.granularity not in ("tensor", "channel", "group"):
             raise SchemeError(
                 unknown("granularity", self.granularity, ("tensor", "channel", "group"))
             )
+        check_type("group_size", self.group_size, int, None)
         if self.granularity == "group":
             if self.group_size not in GROUP_SIZES:
                 raise SchemeError(
@@ -139,6 +143,7 @@ def parse_scheme(text: str) -> Scheme:
     Raises:
         SchemeError: the text is neither a preset, a scheme, nor a float type.
     """
+    check_type("scheme", text, str)
     name = text.strip().lower()
     if name in FLOAT_TYPES:
         return FloatScheme(name)  # type: ignore[arg-type]

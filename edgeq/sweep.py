@@ -50,6 +50,7 @@ class Task:
         calib: path of the text that recipes learn from, if one needs it.
         calib_windows, calib_context: pieces of it, and tokens in each.
         timed: whether generation is timed.
+        requantize: go on from weights that are quantized already.
     """
 
     model: str
@@ -60,11 +61,15 @@ class Task:
     calib_windows: int = 128
     calib_context: int = 256
     timed: bool = True
+    requantize: bool = False
 
     @property
     def key(self) -> str:
         """Named by all it is: equal tasks have equal keys."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        about = asdict(self)
+        if not self.requantize:
+            del about["requantize"]  # as before there was the choice
+        text = json.dumps(about, sort_keys=True)
         return "edgeq-" + hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
@@ -136,19 +141,26 @@ def tasks(
     calib_windows: int = 128,
     calib_context: int = 256,
     timed: bool = True,
+    requantize: bool = False,
 ) -> list[Task]:
     """Every recipe on every model.
 
     Args:
         models: paths of sources.
         recipes: presets, schemes, or paths of recipe files (ending in .json or .toml).
-        eval_text, calib, calib_windows, calib_context, timed: of each `Task`.
+        eval_text, calib, calib_windows, calib_context, timed, requantize: of each `Task`.
 
     Raises:
-        EdgeqError: a recipe cannot be read, or needs a text that is not given.
+        EdgeqError: a recipe cannot be read, or needs a text that is not given; or a model cannot
+            be read, or is quantized already and `requantize` is not given.
     """
+    from edgeq.importers import describe
     from edgeq.quant import Recipe
+    from edgeq.quant.source import refuse_quantized
 
+    for model in models:
+        if not requantize and Path(model).exists():  # it may be on the workers alone
+            refuse_quantized(describe(model), str(model))
     found = []
     for name in recipes:
         is_file = name.endswith((".json", ".toml"))
@@ -158,7 +170,7 @@ def tasks(
         found += [
             Task(str(Path(model).resolve()), recipe.to_dict(), Path(name).stem if is_file else name,
                  _absolute(eval_text), _absolute(calib if recipe.needs else None),
-                 calib_windows, calib_context, timed)
+                 calib_windows, calib_context, timed, requantize)
             for model in models
         ]  # fmt: skip
     keys = [task.key for task in found]
@@ -186,7 +198,7 @@ def run_task(task: Task) -> Row:
         try:
             summary = quantize(
                 task.model, out, Recipe.from_dict(task.recipe), calibration=windows,
-                card=held_out(source, task.eval_text), threads=1,
+                card=held_out(source, task.eval_text), requantize=task.requantize, threads=1,
             )  # fmt: skip
         except (SchemeError, UnsupportedError, DoesNotFitError) as err:
             return replace(row, error=str(err))
@@ -263,7 +275,7 @@ def sweep_sensitivity(
     calib_windows: int,
     calib_context: int,
     base: str,
-    mode: str,
+    mode: str | None,
     method: str = "mse",
     *,
     scheduler: str | None = None,
@@ -276,7 +288,8 @@ def sweep_sensitivity(
         source: path of the float model.
         calib, calib_windows, calib_context: the text, and its pieces.
         base: the scheme whose neighbours are tried, in its text form.
-        mode: "kl" or "output".
+        mode: of `edgeq.quant.sensitivity.MODES`; the one for the model's size if None. In a task
+            of one layer, "scaled" measures each of its matrices alone.
         method: of `edgeq.quant.METHODS`.
         scheduler, workers: as for `sweep`.
         progress: called with a layer, layers done, and of how many.

@@ -14,7 +14,7 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.errors import SchemeError
+from edgeq.errors import SchemeError, check_type, unknown
 from edgeq.packing import TILE, pack, round_up, tile_params, unpack, untile_params
 from edgeq.schemes import QuantScheme
 
@@ -72,11 +72,18 @@ class FloatTensor:
     data: NDArray[np.generic]
 
     def __post_init__(self) -> None:
-        want = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}[self.dtype]
+        known = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+        if self.dtype not in known:
+            raise SchemeError(unknown("float type of a tensor", str(self.dtype), known))
+        want = known[self.dtype]
+        check_type("data", self.data, np.ndarray)
         if self.data.dtype != want:
             raise SchemeError(
                 f"a {self.dtype} tensor holds {np.dtype(want)}, got {self.data.dtype}"
             )
+
+    def __repr__(self) -> str:
+        return f"<FloatTensor {self.dtype} {list(self.shape)}, {self.nbytes} bytes>"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -126,10 +133,18 @@ class QuantTensor:
     zero_points: NDArray[np.uint8] | None = None
     palette: NDArray[np.int8] | None = None
 
+    def __repr__(self) -> str:
+        return f"<QuantTensor {self.scheme} {list(self.shape)}, {self.nbytes} bytes>"
+
     def __post_init__(self) -> None:
+        check_type("scheme", self.scheme, QuantScheme)
+        check_type("shape", self.shape, tuple, list)
+        if len(self.shape) != 2:
+            raise SchemeError(f"a quantized tensor is a matrix; its shape is {list(self.shape)}")
         wants = part_shapes(self.scheme, self.shape)
         for part, (dtype, shape) in wants.items():
             got = getattr(self, part)
+            check_type(part, got, np.ndarray, None)
             if got is None or got.dtype != dtype or got.shape != shape:
                 found = "nothing" if got is None else f"{got.dtype} {list(got.shape)}"
                 raise SchemeError(

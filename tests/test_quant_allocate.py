@@ -106,28 +106,37 @@ def test_the_front_falls_and_the_choice_lies_on_or_above_it() -> None:
     assert again.chosen.loss == pytest.approx(corner.loss)
 
 
-def test_one_scheme_for_all_is_the_best_that_fits_and_that_every_row_takes() -> None:
-    shapes: dict[str, tuple[int, ...]] = {"a": (64, 64), "b": (48, 96), "norm": (64,)}
+def test_the_uniform_recipe_is_the_best_pair_that_fits_and_that_every_row_takes() -> None:
+    embedding = "model.embed_tokens.weight"
+    shapes: dict[str, tuple[int, ...]] = {
+        embedding: (96, 64), "a": (64, 64), "b": (48, 96), "norm": (64,),
+    }  # fmt: skip
     fixed = {"norm": FloatScheme("f32")}
-    found = made({"a": (64, 64), "b": (48, 96)}, 6)
+    matrices: dict[str, tuple[int, int]] = {embedding: (96, 64), "a": (64, 64), "b": (48, 96)}
+    found = made(matrices, 6)
     losses = {name: dict(table) for name, table in found.losses.items()}
     losses["b"]["w4-g64"] = 0.0  # best of all, but not for a
     found = replace(found, losses=losses)
     for room in ("w2-g32", "w4-g32", "f16"):
-        budget = 256 + sum(nbytes(room, shapes[name]) for name in ("a", "b"))
+        budget = 256 + sum(nbytes(room, shape) for shape in matrices.values())
         best = uniform(found, shapes, fixed, nbytes=budget)
         assert best is not None
-        assert best.chosen.nbytes <= budget
+        chosen = best.allocation.chosen
+        assert chosen.nbytes <= budget
         sums = {
-            text: losses["a"][text] + losses["b"][text]
-            for text in TEXTS
-            if sum(nbytes(text, shapes[name]) for name in ("a", "b")) <= budget - 256
+            (inner, outer): losses[embedding][outer] + losses["a"][inner] + losses["b"][inner]
+            for inner, outer in itertools.product(TEXTS, repeat=2)
+            if nbytes(outer, shapes[embedding]) + sum(nbytes(inner, shapes[n]) for n in "ab")
+            <= budget - 256
         }
-        want = min(sums, key=lambda text: sums[text])
-        assert best.schemes == dict.fromkeys(("a", "b"), parse_scheme(want))
-        assert best.chosen.loss == pytest.approx(sums[want])
+        inner, outer = min(sums, key=lambda pair: sums[pair])
+        assert best.allocation.schemes == {
+            embedding: parse_scheme(outer), "a": parse_scheme(inner), "b": parse_scheme(inner),
+        }  # fmt: skip
+        assert str(best) == f"{inner} with embedding and head in {outer}"
+        assert chosen.loss == pytest.approx(sums[inner, outer])
         allocation = allocate(found, shapes, fixed, nbytes=budget)
-        assert allocation.chosen.loss <= best.chosen.loss
+        assert allocation.chosen.loss <= chosen.loss * (1 + 1e-12)
     assert uniform(found, shapes, fixed, nbytes=300) is None
 
 

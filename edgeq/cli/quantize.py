@@ -35,6 +35,7 @@ TARGET_PRESET = "mixed-4.5bpw"
 OF_MODELS = (
     "bits", "group", "asym", "calib_windows", "calib_context", "stats", "target_bpw",
     "target_size", "target_device", "target_context", "sensitivity", "eval_text", "card", "max_ram",
+    "requantize",
 )  # fmt: skip
 """Options that graphs have no use for."""
 OF_GRAPHS = ("calib_samples", "observer", "shapes", "dequantize", *SAMPLE_OPTIONS)
@@ -142,6 +143,10 @@ FRONT_SHOWN = 6
     default=None,
     help="Limit on the memory used, such as 1G; quality is not measured if that would need more.",
 )
+@click.option("--requantize", is_flag=True, show_default=False,
+              help="Language models: accept a source whose weights are already quantized, such as "
+                   "most GGUF files; rounding them again loses more than rounding the float "
+                   "checkpoint.")  # fmt: skip
 @threads_option
 @force_option
 @click.option("--list", "list_all", is_flag=True, help="List the presets and methods and exit.")
@@ -173,6 +178,7 @@ def quantize(
     eval_text: str | None,
     card: bool,
     max_ram: int | None,
+    requantize: bool,
     threads: int | None,
     force: bool,
     list_all: bool,
@@ -211,6 +217,7 @@ def quantize(
         raise click.BadParameter(f"File {calib!r} does not exist.", param_hint="'--calib'")
     from edgeq.importers import load
     from edgeq.quant import quantize as run
+    from edgeq.quant.source import refuse_quantized
 
     target = _target(target_bpw, target_size)
     scheme = _scheme(preset, bits, group, asym)
@@ -227,6 +234,8 @@ def quantize(
     out = Path(output)
     check_output(out, force)
     loaded = load(source)
+    if not requantize:
+        refuse_quantized(loaded, source)  # before texts are read and tokenized
     windows = None
     if calib is not None:
         windows = texts.calibration(loaded, calib, calib_windows, calib_context)
@@ -237,7 +246,7 @@ def quantize(
             stats=_stats(stats),
             sensitivity=_sensitivity(sensitivity),
             card=texts.held_out(loaded, eval_text) if card else "skipped with --no-card",
-            max_ram=max_ram, threads=threads, progress=bar,
+            requantize=requantize, max_ram=max_ram, threads=threads, progress=bar,
         )  # fmt: skip
     _report(summary, out, form)
 
@@ -413,6 +422,7 @@ def _report(summary: Summary, out: Path, form: str) -> None:
             "peak_rss_bytes": summary.peak_rss_bytes,
             "quality": summary.quality.to_dict(),
             "target": summary.target,
+            "requantized": dict(summary.requantized),
             "tensors": [
                 {
                     "name": t.name,
@@ -429,7 +439,7 @@ def _report(summary: Summary, out: Path, form: str) -> None:
     peak = summary.peak_rss_bytes
     render.lines(
         f"{out}: {render.human_bytes(summary.file_bytes)}, {summary.bpw:.2f} bits per weight "
-        f"({recipe.default}, {recipe.method}), "
+        f"({_held(summary)}, {recipe.method}), "
         f"from {render.human_bytes(summary.source_bytes)} in {summary.seconds:.1f} s"
         + (f", peak memory {render.human_bytes(peak)}" if peak else "")
     )
@@ -438,13 +448,19 @@ def _report(summary: Summary, out: Path, form: str) -> None:
     )[:3]
     if worst:
         lost = ", ".join(f"{t.name} {t.sqnr_db:.1f} dB" for t in worst)
-        render.lines(f"largest errors (SQNR): {lost}")
+        render.lines(f"largest errors (SQNR of weights): {lost}")
     for line in (*_target_lines(summary), *_card_lines(summary)):
         render.lines(line)
 
 
+def _held(summary: Summary) -> str:
+    """What the matrices of the layers are held in, as written."""
+    schemes = {str(t.scheme) for t in summary.tensors if len(t.shape) == 2 and ".layers." in t.name}
+    return schemes.pop() if len(schemes) == 1 else f"mixed, {len(schemes)} schemes"
+
+
 def _target_lines(summary: Summary) -> list[str]:
-    """The bargain that bits were chosen by, and what it was compared with; nothing without one."""
+    """What bits were chosen from, and what the choice was compared with; nothing without one."""
     target = summary.target
     if target is None:
         return []
@@ -456,10 +472,18 @@ def _target_lines(summary: Summary) -> list[str]:
          "chosen" if [nbytes, bpw, loss] == chosen else ""]
         for nbytes, bpw, loss in points
     ]  # fmt: skip
-    lines = render.aligned(["tensors", "bits per weight", "loss", ""], rows).split("\n")
-    if tried := target.get("tried"):
-        found = ", ".join(f"{label} {nats:.4g}" for label, nats in tried.items())
-        lines.append(f"measured KL in nats per token: {found}; kept {target['kept']}")
+    lines = render.aligned(["tensors", "bits per weight", "estimated KL", ""], rows).split("\n")
+    if "not_tried" in target:
+        return [*lines, f"not compared with a uniform recipe: {target['not_tried']}"]
+    lines.append("measured on the calibration text, KL in nats per token:")
+    lines += [
+        f"  {nats:.4g}  {label}" + ("  (written)" if label == target["kept"] else "")
+        for label, nats in target["tried"].items()
+    ]
+    if target["kept"] != "mixed":
+        lines.append("mixed bits did not measure better than the uniform recipe, which was written")
+    elif len(target["tried"]) == 1:
+        lines.append("no uniform recipe fits the target, so there was none to compare with")
     return lines
 
 
@@ -471,8 +495,13 @@ def _card_lines(summary: Summary) -> list[str]:
     found = quality.evaluation
     if found is None:
         return [f"quality: not measured ({quality.reason})"]
+    against = ""
+    if summary.requantized:
+        from edgeq.quant.source import type_counts
+
+        against = f" against the quantized source ({type_counts(summary.requantized)})"
     return [
-        f"quality: perplexity {figure(found.base_ppl, 3)} -> {figure(found.ppl, 3)}, "
+        f"quality{against}: perplexity {figure(found.base_ppl, 3)} -> {figure(found.ppl, 3)}, "
         f"KL {figure(found.kl_mean, 4)} nats per token, "
         f"same top token {found.top1_agreement:.1%}",
         f"  measured on {found.n_tokens} tokens of {quality.text} in {summary.card_seconds:.1f} s: "

@@ -26,10 +26,12 @@ SHOWN = 12
               help="Number of windows of the text to use, spread evenly over it.")  # fmt: skip
 @click.option("--calib-context", type=click.IntRange(min=2), default=256,
               help="Tokens in each window.")  # fmt: skip
-@click.option("--mode", type=click.Choice(["kl", "output"]), default="kl",
-              help="kl: the KL divergence of the whole model, measured. output: the relative "
-                   "error of "
-                   "the output of the matrix, which is faster and less accurate.")  # fmt: skip
+@click.option("--mode", type=click.Choice(["kl", "scaled", "output"]), default=None,
+              show_default="kl for small models, else scaled",
+              help="kl: the KL divergence of the whole model, measured. scaled: the error of the "
+                   "output of the matrix times the KL divergence that such errors cause, measured "
+                   "for each kind of matrix. output: the relative error of the output alone, which "
+                   "cannot be used to choose bits.")  # fmt: skip
 @click.option("--method", default="gptq",
               help="How weights are rounded; it should be the method of the recipe.")  # fmt: skip
 @click.option("--palette", is_flag=True,
@@ -55,7 +57,7 @@ def sensitivity(
     calib: str,
     calib_windows: int,
     calib_context: int,
-    mode: str,
+    mode: str | None,
     method: str,
     palette: bool,
     group: str,
@@ -112,7 +114,11 @@ def _table(found: Sensitivity) -> str:
         for name in order[:SHOWN]
     ]
     left = len(order) - len(rows)
-    unit = "KL in nats per token" if found.mode == "kl" else "relative squared error of the output"
+    unit = {
+        "kl": "KL in nats per token, measured",
+        "scaled": "KL in nats per token, estimated by kinds of matrices",
+        "output": "relative squared error of the output",
+    }[found.mode]
     return (
         render.aligned(["tensor", *columns.values()], rows)
         + (f"\n... and {left} with smaller losses in {w4}" if left > 0 else "")

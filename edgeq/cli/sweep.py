@@ -39,6 +39,9 @@ if TYPE_CHECKING:
                    "--calib.")  # fmt: skip
 @click.option("--speed/--no-speed", default=True,
               help="Also measure speed, while other tasks may be running.")  # fmt: skip
+@click.option("--requantize", is_flag=True, show_default=False,
+              help="Accept models whose weights are already quantized, such as most GGUF files; "
+                   "quality is then measured against those.")  # fmt: skip
 @click.option("--scheduler", metavar="ADDRESS", default=None,
               help="A Dask scheduler, such as tcp://host:8786; its workers must find the models "
                    "and "
@@ -58,6 +61,7 @@ def sweep(
     calib_context: int,
     eval_text: str | None,
     speed: bool,
+    requantize: bool,
     scheduler: str | None,
     workers: int,
     plot: bool,
@@ -79,7 +83,7 @@ def sweep(
         raise click.UsageError("Missing argument 'MODEL...'.")
     todo = tasks(
         models, recipes, eval_text=eval_text, calib=calib, calib_windows=calib_windows,
-        calib_context=calib_context, timed=speed,
+        calib_context=calib_context, timed=speed, requantize=requantize,
     )  # fmt: skip
     require("sweep", ("dask", "distributed"), "to spread work over processes")
     if any(task.recipe.get("training") for task in todo):

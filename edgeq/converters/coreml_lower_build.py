@@ -263,9 +263,8 @@ class Lowering:
         array = np.asarray(values)
         if array.dtype.kind == "f":
             exact, finite = array.astype(np.float32), np.isfinite(array)
-            array = np.where(
-                finite, narrowed(name, np.where(finite, exact, 0), kind or self.kind), exact
-            )
+            narrow = narrowed(name, np.where(finite, exact, 0), kind or self.kind)
+            array = np.where(finite, narrow, exact)
             array = array.astype(KINDS[kind or self.kind].dtype)
             if array.ndim == 0 and exact > 0 and array == 0:
                 # what keeps a divisor from zero does so in float16, too, as in coremltools

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from os import PathLike
 from pathlib import Path
 
-from edgeq.errors import FormatError, UnsupportedError
+from edgeq.errors import FormatError, UnsupportedError, check_type
 from edgeq.model import Model
 
 __all__ = ["describe", "load", "source_sha256"]
@@ -33,6 +34,7 @@ def load(path: str | Path) -> Model:
         UnsupportedError: a family, type or option edgeq does not know.
         MissingDependencyError: quantized GGUF tensors without the package that reads them.
     """
+    check_type("path", path, str, PathLike)
     return _importer(Path(path))(path)
 
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from edgeq.container import Held
 from edgeq.errors import DoesNotFitError, UsageError
-from edgeq.quant.recipe import Rule
+from edgeq.quant.recipe import OUTER, Rule
 from edgeq.quant.sensitivity import Sensitivity
 from edgeq.schemes import Scheme, parse_scheme
 
@@ -117,6 +117,24 @@ def allocate(
     return Allocation(schemes, point(choice), front)
 
 
+@dataclass(frozen=True)
+class Uniform:
+    """One scheme for the matrices of the layers and one for embedding and head.
+
+    Args:
+        inner: of the layers' matrices.
+        outer: of embedding and head.
+        allocation: the same for each matrix that was free.
+    """
+
+    inner: Scheme
+    outer: Scheme
+    allocation: Allocation
+
+    def __str__(self) -> str:
+        return f"{self.inner} with embedding and head in {self.outer}"
+
+
 def uniform(
     sensitivity: Sensitivity,
     shapes: Mapping[str, Sequence[int]],
@@ -124,27 +142,50 @@ def uniform(
     *,
     nbytes: int,
     front: tuple[Point, ...] = (),
-) -> Allocation | None:
-    """The one scheme for all free tensors that loses least within the budget; None if none fits.
+) -> Uniform | None:
+    """The pair of schemes, of layers and of embedding and head, that loses least within a budget.
 
     Args:
         sensitivity, shapes, fixed, nbytes: as for `allocate`.
         front: what is to be shown beside it.
+
+    Returns:
+        None where no pair fits, or where embedding and head or all matrices of the layers have no
+        choice.
     """
     weights = sum(math.prod(shape) for shape in shapes.values())
     held = sum(Held(scheme, tuple(shapes[name])).nbytes for name, scheme in fixed.items())
     free = [name for name in shapes if name not in fixed]
-    losses = [sensitivity.losses[name] for name in free]
-    best: Allocation | None = None
-    for text in losses[0] if losses else ():
-        if not all(text in found for found in losses):
-            continue  # its groups are longer than some rows
-        scheme = parse_scheme(text)
-        size = held + sum(Held(scheme, tuple(shapes[name])).nbytes for name in free)
-        point = Point(size, 8 * size / weights, math.fsum(found[text] for found in losses))
-        if size <= nbytes and (best is None or point.loss < best.chosen.loss):
-            best = Allocation(dict.fromkeys(free, scheme), point, front)
+    outer = [name for name in free if re.match(OUTER, name)]
+    inner = [name for name in free if name not in outer]
+    best: Uniform | None = None
+    outer_totals = _totals(outer, shapes, sensitivity)
+    for inner_text, (inner_bytes, inner_loss) in _totals(inner, shapes, sensitivity).items():
+        for outer_text, (outer_bytes, outer_loss) in outer_totals.items():
+            size = held + inner_bytes + outer_bytes
+            loss = inner_loss + outer_loss
+            if size > nbytes or (best is not None and loss >= best.allocation.chosen.loss):
+                continue
+            schemes = parse_scheme(inner_text), parse_scheme(outer_text)
+            chosen = {name: schemes[name in outer] for name in free}
+            point = Point(size, 8 * size / weights, loss)
+            best = Uniform(*schemes, Allocation(chosen, point, front))
     return best
+
+
+def _totals(
+    names: Sequence[str], shapes: Mapping[str, Sequence[int]], sensitivity: Sensitivity
+) -> dict[str, tuple[int, float]]:
+    """Bytes and loss of some tensors together, in each scheme that all of them take."""
+    tables = [sensitivity.losses.get(name, {}) for name in names]
+    return {
+        text: (
+            sum(Held(parse_scheme(text), tuple(shapes[name])).nbytes for name in names),
+            math.fsum(table[text] for table in tables),
+        )
+        for text in (tables[0] if tables else ())
+        if all(text in table for table in tables)  # else its groups are longer than some rows
+    }
 
 
 @dataclass(frozen=True)

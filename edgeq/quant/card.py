@@ -9,6 +9,7 @@ from typing import Any
 
 from edgeq.model import Model
 from edgeq.quant.quality import Quality, figure
+from edgeq.quant.source import type_counts
 from edgeq.tensor import FloatTensor, QuantTensor, Tensor
 
 _FAMILY_TAGS = {"gemma3": "gemma"}
@@ -55,12 +56,23 @@ def _front_matter(model: Model) -> str:
         fields["base_model_relation"] = "quantized"
     family = model.config.family
     tags = ["edgeq", "quantized", _FAMILY_TAGS.get(family, family)]
-    default = (model.provenance.get("recipe") or {}).get("default")
-    if default:
-        tags.append(default)
+    if held := _layers_held_as(model):
+        tags.append(held)
     # JSON strings and lists are YAML
     lines = [f"{key}: {json.dumps(value)}" for key, value in {**fields, "tags": tags}.items()]
     return "\n".join(["---", *lines, "---"])
+
+
+def _layers_held_as(model: Model) -> str | None:
+    """The one scheme of all quantized matrices of the layers, "mixed-precision" if they differ."""
+    schemes = {
+        str(tensor.scheme)
+        for name, tensor in model.tensors.items()
+        if isinstance(tensor, QuantTensor) and ".layers." in name
+    }
+    if len(schemes) > 1:
+        return "mixed-precision"
+    return schemes.pop() if schemes else None
 
 
 def _lead(model: Model, source: Any) -> str:
@@ -144,6 +156,11 @@ def _origin(model: Model) -> str:
             )
         )
     parts = [_table(["", ""], rows)] if rows else []
+    if requantized := facts.get("requantized"):
+        parts.append(
+            f"The source was quantized already ({type_counts(requantized)}): the figures above "
+            "are against its rounded weights."
+        )
     if recipe := facts.get("recipe"):
         parts.append(f"```json\n{json.dumps(recipe, indent=2)}\n```")
     return "\n\n".join(parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from edgeq.errors import SchemeError
+from edgeq.errors import SchemeError, check_type
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Pattern:
     pattern: str
 
     def __post_init__(self) -> None:
+        check_type("pattern", self.pattern, str)
         try:
             re.compile(self.pattern)
         except re.error as err:
@@ -43,6 +44,7 @@ def split_rule(text: str, what: str, example: str) -> tuple[str, str]:
     Raises:
         SchemeError: there is no "=", or nothing before it.
     """
+    check_type(f"a {what}", text, str)
     pattern, equals, scheme = text.rpartition("=")
     if not equals or not pattern:
         raise SchemeError(f"{text!r} is not a {what}; write REGEX=SCHEME, as in '{example}'")

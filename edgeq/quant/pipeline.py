@@ -15,8 +15,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -24,22 +25,24 @@ from edgeq._version import __version__
 from edgeq.artifact import ArtifactWriter
 from edgeq.container import Held
 from edgeq.cpu import available_cores
-from edgeq.errors import UsageError, require, unknown
+from edgeq.errors import UsageError, check_type, require, unknown
+from edgeq.files import check_target
 from edgeq.importers import load, source_sha256
+from edgeq.importers.safetensors_file import release
 from edgeq.memory import peak_rss_bytes, rss_bytes
 from edgeq.model import Model
 from edgeq.quant.budget import Budget, check_walk, make_budget
-from edgeq.quant.prepare import Data, Prepared, prepare, stored
+from edgeq.quant.calibrate import Calibration, CalibrationStats
+from edgeq.quant.choose import stored
+from edgeq.quant.prepare import Data, Prepared, prepare
 from edgeq.quant.quality import HeldOut, Quality, card_bytes, measure
 from edgeq.quant.recipe import Recipe
 from edgeq.quant.rounding import METHODS, alone
+from edgeq.quant.sensitivity import Sensitivity
+from edgeq.quant.source import quantized_types, refuse_quantized
 from edgeq.quant.stream import stream
 from edgeq.schemes import QuantScheme, Scheme
-from edgeq.tensor import FloatTensor, QuantTensor
-
-if TYPE_CHECKING:
-    from edgeq.quant.calibrate import Calibration, CalibrationStats
-    from edgeq.quant.sensitivity import Sensitivity
+from edgeq.tensor import FloatTensor, QuantTensor, Tensor
 
 Progress = Callable[[str, int, int], None]
 _WIDEST_SQNR = -9999.99
@@ -73,9 +76,9 @@ class Summary:
     Args:
         tensors: every tensor, in file order.
         recipe: as it was carried out: with the rules that a target was solved by.
-        target: where a target was solved for, what it was chosen from: the choice and the "front"
-            as [bytes, bits per weight, loss]; and where it was carried out to see, what was
-            "tried" in KL in nats a token, and which was "kept".
+        target: where a target was solved for, see `edgeq.quant.choose.Chosen.about`.
+        requantized: types of the source's weights and their number, where it was quantized
+            already; quality figures are then against these rounded weights.
         quality: the card.
         file_bytes: size of the artifact.
         source_bytes: bytes of the source's tensors.
@@ -90,6 +93,7 @@ class Summary:
     tensors: tuple[TensorSummary, ...]
     recipe: Recipe
     target: Mapping[str, Any] | None
+    requantized: Mapping[str, int]
     quality: Quality
     file_bytes: int
     source_bytes: int
@@ -106,13 +110,22 @@ class Summary:
         weights = sum(int(np.prod(t.shape)) for t in self.tensors)
         return 8 * sum(t.nbytes for t in self.tensors) / weights
 
+    def __repr__(self) -> str:
+        found = self.quality.evaluation
+        kl = f", KL {found.kl_mean:.4g}" if found and found.kl_mean is not None else ""
+        return (
+            f"<Summary {len(self.tensors)} tensors, {self.file_bytes} bytes, "
+            f"{self.bpw:.2f} bits per weight{kl}>"
+        )
+
 
 def quantize(
     source: Model | str | Path,
     out: str | Path,
-    recipe: Recipe | None = None,
+    recipe: Recipe | str | None = None,
     *,
     method: str | None = None,
+    requantize: bool = False,
     calibration: Calibration | None = None,
     stats: CalibrationStats | None = None,
     sensitivity: Sensitivity | None = None,
@@ -126,9 +139,11 @@ def quantize(
     Args:
         source: a model, or the path of one.
         out: the file to make or replace.
-        recipe: which tensor gets which scheme, and how; w4-g32 with an 8-bit embedding and head
+        recipe: which tensor gets which scheme, and how: a `Recipe`, the name of a preset such as
+            "palette4-gptq", or a scheme such as "w4-g64"; w4-g32 with an 8-bit embedding and head
             if None.
         method: of `edgeq.quant.METHODS`, instead of the recipe's.
+        requantize: go on from weights that are quantized already, as those of most GGUF files.
         calibration: windows of a text, where the recipe needs one.
         stats: of the same source, in place of the text where these say enough.
         sensitivity: of the same source, for a recipe with a target; measured if None.
@@ -144,11 +159,23 @@ def quantize(
         SchemeError: the recipe does not suit the model, or weights are too large.
         UsageError: the source is already quantized, a text is needed, or an argument is out of
             range.
+        TypeError: an argument is of another type.
         MissingDependencyError: the recipe trains, and PyTorch is not installed.
         EdgeqError: the artifact cannot be written.
     """
     started, cpu_started = time.perf_counter(), time.process_time()
-    recipe = recipe or Recipe.from_options()
+    check_type("source", source, Model, str, PathLike)
+    check_type("out", out, str, PathLike)
+    check_type("recipe", recipe, Recipe, str, None)
+    check_type("method", method, str, None)
+    check_type("requantize", requantize, bool)
+    check_type("calibration", calibration, Calibration, None)
+    check_type("stats", stats, CalibrationStats, None)
+    check_type("sensitivity", sensitivity, Sensitivity, None)
+    check_type("card", card, HeldOut, str)
+    check_type("max_ram", max_ram, int, None)
+    check_type("threads", threads, int, None)
+    recipe = Recipe.from_options(preset=recipe) if not isinstance(recipe, Recipe) else recipe
     if method is not None:
         recipe = replace(recipe, method=method)
     data = Data(calibration, stats, sensitivity)
@@ -158,12 +185,16 @@ def quantize(
     if recipe.training:
         require("train", ("torch",), "to train quantized weights")
     path = None if isinstance(source, Model) else Path(source)
+    check_target(Path(out))
     base = source if isinstance(source, Model) else load(source)
-    _check_source(base, path)
+    base.validate()
+    if not requantize:
+        refuse_quantized(base, str(path or "the model"))
+    before = quantized_types(base)
     if calibration is not None and recipe.needs:
         check_walk(base.config, calibration, recipe, max_ram)
     digest = _Digest(path) if path else None
-    prepared = prepare(base, recipe, data, progress)
+    prepared = prepare(base, recipe, data, progress, Path(out).absolute().parent)
     model, recipe, schemes = prepared.model, prepared.recipe, prepared.schemes
     tensors = {name: model.tensors[name] for name in schemes}
     budget = make_budget([t.shape for t in tensors.values()], threads or available_cores(), max_ram)
@@ -176,6 +207,8 @@ def quantize(
         "recipe": recipe.to_dict(),
         **prepared.provenance,
     }
+    if before:
+        provenance["requantized"] = before
     held = {name: Held(schemes[name], tuple(t.shape)) for name, t in tensors.items()}
     quantized = [name for name, scheme in schemes.items() if isinstance(scheme, QuantScheme)]
     room = (
@@ -200,6 +233,7 @@ def quantize(
         tensors=tuple(rows),
         recipe=recipe,
         target=prepared.provenance.get("target"),
+        requantized=before,
         quality=quality,
         file_bytes=file_bytes,
         source_bytes=sum(base.tensors[name].nbytes for name in stored(base)),
@@ -210,16 +244,6 @@ def quantize(
         threads=budget.threads,
         peak_rss_bytes=peak_rss_bytes(),
     )
-
-
-def _check_source(model: Model, path: Path | None) -> None:
-    model.validate()
-    for name, tensor in model.tensors.items():
-        if isinstance(tensor, QuantTensor):
-            raise UsageError(
-                f"{path or 'the model'} is already quantized ({name} is {tensor.scheme}), and "
-                "quantizing twice loses more; quantize the checkpoint it was made from"
-            )
 
 
 def _card_that_fits(base: Model, card: HeldOut, max_ram: int | None) -> HeldOut | str:
@@ -244,6 +268,11 @@ def _round(
     model, recipe, schemes = prepared.model, prepared.recipe, prepared.schemes
     from edgeq.quant.layerwise import at_sites, round_sites
 
+    if prepared.tensors is not None:
+        ratios = _copy(prepared, prepared.tensors, writer, progress)
+        if recipe.training:
+            ratios |= _train(prepared, data.text, budget, writer, progress)
+        return _two_decimals(ratios)
     sited = at_sites(schemes) if prepared.by_site else {}
     method = alone(recipe.method) if prepared.by_site else recipe.method
     others = {name: model.tensors[name] for name in schemes if name not in sited}
@@ -258,7 +287,33 @@ def _round(
         )  # fmt: skip
     if recipe.training:
         ratios |= _train(prepared, data.text, budget, writer, progress)
+    return _two_decimals(ratios)
+
+
+def _two_decimals(ratios: Mapping[str, float | None]) -> dict[str, float | None]:
     return {name: None if db is None else round(db, 2) for name, db in ratios.items()}
+
+
+def _copy(
+    prepared: Prepared,
+    tensors: Mapping[str, Tensor],
+    writer: ArtifactWriter,
+    progress: Progress | None,
+) -> dict[str, float | None]:
+    """Write tensors that were rounded already; returns the SQNR in dB of the quantized ones."""
+    from edgeq.quant.layerwise import tensor_sqnr
+
+    ratios: dict[str, float | None] = {}
+    for done, (name, tensor) in enumerate(tensors.items()):
+        if progress:
+            progress(f"writing {name}", done, len(tensors))
+        assert isinstance(tensor, QuantTensor | FloatTensor)  # as they were rounded
+        writer.write(name, tensor)
+        if isinstance(tensor, QuantTensor):
+            ratios[name] = tensor_sqnr(prepared.model.tensors[name], tensor)
+        release(tensor)
+        release(prepared.model.tensors[name])
+    return ratios
 
 
 def _train(

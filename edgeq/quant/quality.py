@@ -108,6 +108,15 @@ class Quality:
     evaluation: Evaluation | None = None
     hidden_sqnr_db: tuple[float | None, ...] = field(default_factory=tuple)
 
+    def __repr__(self) -> str:
+        found = self.evaluation
+        if found is None:
+            return f"<Quality not measured: {self.reason}>"
+        return (
+            f"<Quality KL {figure(found.kl_mean, 4)} nats per token, perplexity "
+            f"{figure(found.base_ppl, 3)} -> {figure(found.ppl, 3)}, on {self.text}>"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """What the artifact holds: JSON-ready, numbers to seven digits."""
         if self.evaluation is None:

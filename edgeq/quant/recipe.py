@@ -22,10 +22,11 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from edgeq.errors import FormatError, SchemeError, UsageError, unknown
+from edgeq.errors import FormatError, SchemeError, UsageError, check_type, unknown
 from edgeq.quant.patterns import Pattern, split_rule
 from edgeq.quant.presets import PRESETS as RECIPES
 from edgeq.schemes import (
@@ -72,6 +73,10 @@ class Rule(Pattern):
     """
 
     scheme: Scheme
+
+    def __post_init__(self) -> None:
+        check_type("scheme", self.scheme, QuantScheme, FloatScheme)
+        super().__post_init__()
 
     @classmethod
     def parse(cls, text: str) -> Rule:
@@ -136,6 +141,16 @@ class Recipe:
     target: Mapping[str, float] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
+        check_type("rules", self.rules, tuple, list)
+        for rule in self.rules:
+            check_type("a rule", rule, Rule)
+        check_type("default", self.default, QuantScheme, FloatScheme)
+        check_type("method", self.method, str)
+        check_type("transforms", self.transforms, tuple, list)
+        check_type("activations", self.activations, Activations, None)
+        check_type("options", self.options, Mapping)
+        check_type("training", self.training, Mapping, None)
+        check_type("target", self.target, Mapping, None)
         for name, value in self.options.items():
             if name not in OPTIONS:
                 raise SchemeError(unknown("option", name, OPTIONS))
@@ -170,6 +185,13 @@ class Recipe:
             SchemeError: a text cannot be read, or bits or group is not possible.
             UsageError: both a preset and bits or group are given.
         """
+        check_type("preset", preset, str, None)
+        check_type("bits", bits, int, None)
+        check_type("group", group, int, None)
+        check_type("tensor_types", tensor_types, Iterable)
+        check_type("method", method, str, None)
+        if isinstance(tensor_types, str):
+            tensor_types = (tensor_types,)
         if preset is None:
             base = _from_default(_chosen(bits, group))
         elif bits is not None or group is not None:
@@ -196,6 +218,7 @@ class Recipe:
             FormatError: the file cannot be read, or is no recipe.
             SchemeError: a scheme, pattern or other part cannot be.
         """
+        check_type("path", path, str, PathLike)
         path = Path(path)
         try:
             text = path.read_text("utf-8")
@@ -213,6 +236,17 @@ class Recipe:
             raise FormatError(f"{path}: {err}") from err
         except SchemeError as err:
             raise SchemeError(f"{path}: {err}") from err
+
+    def __repr__(self) -> str:
+        parts = [str(self.default), self.method, *self.transforms]
+        if self.activations:
+            parts.append(f"{self.activations.mode} int8 activations")
+        if self.target:
+            parts += [f"{value:g} {name}" for name, value in self.target.items()]
+        if self.training:
+            parts.append(str(self.training.get("method")))
+        rules = f"{len(self.rules)} rule{'' if len(self.rules) == 1 else 's'}"
+        return f"<Recipe {', '.join(parts)}, {rules}>"
 
     @property
     def needs(self) -> frozenset[str]:
@@ -288,6 +322,7 @@ class Recipe:
             FormatError: something is missing, unknown or of another kind.
             SchemeError: a scheme or pattern cannot be read.
         """
+        check_type("data", data, Mapping)
         if surplus := sorted(set(data) - set(_KEYS[1:])):
             raise FormatError(unknown("key of a recipe", surplus[0], _KEYS[1:]))
         try:

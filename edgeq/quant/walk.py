@@ -187,8 +187,11 @@ class Walk:
         beside = tuple(self._float.hidden) if self._float else None
         return WalkState(self._at.layer, tuple(self._main.hidden), beside)
 
-    def logits(self) -> Iterator[Array]:
+    def logits(self, every: int = 1) -> Iterator[Array]:
         """Logits of each window, float32 [T, V], computed with the weights in place.
+
+        Args:
+            every: of one position in so many.
 
         Raises:
             UsageError: stages are left.
@@ -196,7 +199,7 @@ class Walk:
         if not self._done:
             raise UsageError("logits come after the last stage; go through the walk first")
         for window in range(len(self._main.hidden)):
-            yield self._main.logits(window)
+            yield self._main.logits(window, every)
 
 
 class Stage:
@@ -362,8 +365,8 @@ class _Stream:
         self._kept = None
         self.weights.clear()
 
-    def logits(self, window: int) -> Array:
-        return self.reference.head(self.reference.head_in(self.hidden[window]))
+    def logits(self, window: int, every: int = 1) -> Array:
+        return self.reference.head(self.reference.head_in(self.hidden[window][::every]))
 
     def weight(self, name: str) -> Array:
         """The matrix in place as float32, held from now on."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.cpu import available_cores
-from edgeq.errors import FormatError, UnsupportedError, UsageError, unknown
+from edgeq.errors import FormatError, UnsupportedError, UsageError, check_type, unknown
 from edgeq.model import Model, ModelConfig
 from edgeq.packing import TILE
 from edgeq.reference import window_start
@@ -92,6 +92,7 @@ class Engine:
         backend: str = "numba",
         mmap: bool | None = None,
     ) -> None:
+        check_type("model", model, Model)
         if backend not in BACKENDS:
             raise UsageError(unknown("backend", backend, BACKENDS))
         if kv_bits not in (8, 16):

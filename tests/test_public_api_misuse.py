@@ -1,0 +1,185 @@
+"""The public face given what it cannot take: an EdgeqError, or a TypeError that says the type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import edgeq
+from edgeq.quant.quality import HeldOut
+from tests.families import quantized, random_model, tiny_config
+from tests.test_public_api import PUBLIC
+
+DEMO = Path(edgeq.__file__).parent / "demo_model"
+SCHEME = edgeq.QuantScheme(4)
+MODEL = random_model(tiny_config("llama"))
+WRONG: list[Any] = [None, 7, 2.5, "", "no such", b"bytes", [], {}, object(), np.zeros(3)]
+PATHS: list[Any] = [None, 7, b"bytes", [], "no/such/file", ".", __file__]
+
+CALLS: dict[str, tuple[Callable[[Any, Path], Any], list[Any]]] = {
+    "load": (lambda bad, at: edgeq.load(bad), PATHS),
+    "quantize source": (lambda bad, at: edgeq.quantize(bad, at / "o.edgeq"), PATHS),
+    "quantize out": (
+        lambda bad, at: edgeq.quantize(MODEL, bad), [None, 7, b"bytes", [], ".", "no/such/o.edgeq"],
+    ),
+    "quantize recipe": (
+        lambda bad, at: edgeq.quantize(MODEL, at / "o.edgeq", bad),
+        ["w5-g32", "palette5", "", 4, [], {}, SCHEME, b"w4-g32"],
+    ),
+    "quantize method": (
+        lambda bad, at: edgeq.quantize(MODEL, at / "o.edgeq", method=bad), ["gptg", "", 4, []],
+    ),
+    "quantize threads": (
+        lambda bad, at: edgeq.quantize(MODEL, at / "o.edgeq", threads=bad), ["2", 2.0, True, -1],
+    ),
+    "quantize max_ram": (
+        lambda bad, at: edgeq.quantize(MODEL, at / "o.edgeq", max_ram=bad), ["1G", 1e9, -1, 1],
+    ),
+    "quantize card": (
+        lambda bad, at: edgeq.quantize(MODEL, at / "o.edgeq", card=bad), [None, 7, HeldOut],
+    ),
+    "quantize calibration": (
+        lambda bad, at: edgeq.quantize(MODEL, at / "o.edgeq", "w4-g32-gptq", calibration=bad),
+        [None, "a text", [1, 2, 3], 7],
+    ),
+    "quantize stats": (
+        lambda bad, at: edgeq.quantize(MODEL, at / "o.edgeq", stats=bad), ["m.calib", 7],
+    ),
+    "quantize sensitivity": (
+        lambda bad, at: edgeq.quantize(MODEL, at / "o.edgeq", sensitivity=bad), ["s.json", 7],
+    ),
+    "save model": (lambda bad, at: edgeq.save(bad, at / "o.edgeq"), WRONG),
+    "save path": (lambda bad, at: edgeq.save(MODEL, bad), [None, 7, b"bytes", [], "."]),
+    "parse_scheme": (lambda bad, at: edgeq.parse_scheme(bad), WRONG),
+    "Recipe rules": (lambda bad, at: edgeq.Recipe(bad, SCHEME), [None, 7, "x", [7], ("a=w4-g32",)]),
+    "Recipe default": (lambda bad, at: edgeq.Recipe((), bad), WRONG),
+    "Recipe options": (
+        lambda bad, at: edgeq.Recipe((), SCHEME, options=bad),
+        [None, 7, "crossed", {"cross": True}, {"crossed": 1}],
+    ),
+    "Recipe target": (
+        lambda bad, at: edgeq.Recipe((), SCHEME, target=bad), [4.5, "4.5", {}, {"bpw": "4.5"}],
+    ),
+    "Recipe training": (
+        lambda bad, at: edgeq.Recipe((), SCHEME, training=bad), [True, "distill", {"methd": "qat"}],
+    ),
+    "Recipe.from_options": (
+        lambda bad, at: edgeq.Recipe.from_options(bad), ["w5-g32", "", 4, b"w4-g32", []],
+    ),
+    "Recipe.from_options bits": (
+        lambda bad, at: edgeq.Recipe.from_options(bits=bad), ["4", 4.0, 5, True],
+    ),
+    "Recipe.from_options tensor_types": (
+        lambda bad, at: edgeq.Recipe.from_options(tensor_types=bad),
+        [None, 7, "no rule", ["a=b"], [None], [7]],
+    ),
+    "Recipe.from_file": (lambda bad, at: edgeq.Recipe.from_file(bad), PATHS),
+    "Recipe.from_dict": (lambda bad, at: edgeq.Recipe.from_dict(bad), WRONG),
+    "Rule pattern": (lambda bad, at: edgeq.Rule(bad, SCHEME), [None, 7, b"x", [], "("]),
+    "Rule scheme": (lambda bad, at: edgeq.Rule("x", bad), WRONG),
+    "Rule.parse": (lambda bad, at: edgeq.Rule.parse(bad), WRONG),
+    "QuantScheme bits": (lambda bad, at: edgeq.QuantScheme(bad), [None, "4", 4.0, 5, True]),
+    "QuantScheme group": (
+        lambda bad, at: edgeq.QuantScheme(4, group_size=bad), [None, "32", 32.0, 48],
+    ),
+    "FloatTensor dtype": (lambda bad, at: edgeq.FloatTensor(bad, np.zeros(3)), [None, 7, "F8", []]),
+    "FloatTensor data": (lambda bad, at: edgeq.FloatTensor("F32", bad), WRONG),
+    "QuantTensor scheme": (
+        lambda bad, at: edgeq.QuantTensor(bad, (16, 32), np.zeros(1), np.zeros(1)), WRONG,
+    ),
+    "QuantTensor shape": (
+        lambda bad, at: edgeq.QuantTensor(SCHEME, bad, np.zeros(1), np.zeros(1)), WRONG,
+    ),
+    "QuantTensor packed": (
+        lambda bad, at: edgeq.QuantTensor(SCHEME, (16, 32), bad, np.zeros(1)), WRONG,
+    ),
+    "Model config": (lambda bad, at: edgeq.Model(bad, {}), WRONG),
+    "Model tensors": (lambda bad, at: edgeq.Model(MODEL.config, bad).validate(), WRONG),
+    "ModelConfig.from_dict": (lambda bad, at: edgeq.ModelConfig.from_dict(bad), WRONG),
+    "Reference": (lambda bad, at: edgeq.Reference(bad), WRONG),
+    "Reference.forward": (lambda bad, at: edgeq.Reference(MODEL).forward(bad), WRONG),
+    "Engine": (lambda bad, at: edgeq.Engine(bad), WRONG),
+    "Engine backend": (lambda bad, at: edgeq.Engine(MODEL, backend=bad), ["numb"]),
+}  # fmt: skip
+"""What is called -> how, given a bad argument and a folder; and the bad arguments."""
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"), [(name, bad) for name, (_, bads) in CALLS.items() for bad in bads],
+    ids=lambda value: value if isinstance(value, str) and value in CALLS else repr(value)[:20],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_by_name(name: str, bad: Any, tmp_path: Path) -> None:
+    with pytest.raises((edgeq.EdgeqError, TypeError)) as found:
+        CALLS[name][0](bad, tmp_path)
+    said = str(found.value)
+    assert said
+    assert len(said) < 2000
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_type_is_said_with_what_is_allowed(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="recipe must be Recipe, str or None, not int"):
+        edgeq.quantize(MODEL, tmp_path / "o.edgeq", 4)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="source must be Model, str or PathLike, not NoneType"):
+        edgeq.quantize(None, tmp_path / "o.edgeq")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="threads must be int or None, not str"):
+        edgeq.quantize(MODEL, tmp_path / "o.edgeq", threads="2")  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    summary = edgeq.quantize(MODEL, tmp_path / "o.edgeq", threads=np.int64(1))  # type: ignore[arg-type]
+    assert summary.threads == 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "scheme"),
+    [("w4-g32", "w4-g32"), ("w3-g32-mse", "w3-g32"), ("palette4", "w4-g32-palette"),
+     ("w4-g16-asym", "w4-g16-asym"), (" W4-G32 ", "w4-g32"), (None, "w4-g32")],
+)  # fmt: skip
+def test_a_recipe_by_its_name(recipe: str | None, scheme: str, tmp_path: Path) -> None:
+    summary = edgeq.quantize(MODEL, tmp_path / "o.edgeq", recipe)
+    assert {str(t.scheme) for t in summary.tensors if "proj" in t.name} == {scheme}
+    again = edgeq.quantize(MODEL, tmp_path / "p.edgeq", edgeq.Recipe.from_options(recipe))
+    assert again.recipe == summary.recipe
+
+
+def test_an_unknown_recipe_lists_the_known_and_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(edgeq.SchemeError, match=r"did you mean 'palette4-gptq'\?.*known: bf16, "):
+        edgeq.quantize(MODEL, tmp_path / "o.edgeq", "palete4-gptq")
+
+
+def test_what_is_printed_is_a_line(tmp_path: Path) -> None:
+    model = quantized(MODEL, "w4-g32")
+    summary = edgeq.quantize(MODEL, tmp_path / "o.edgeq", "w4-g32")
+    shown = {
+        "QuantTensor": model.tensors["model.layers.0.self_attn.q_proj.weight"],
+        "FloatTensor": model.tensors["model.norm.weight"],
+        "Model": model,
+        "Recipe": edgeq.Recipe.from_options("mixed-palette-4.5bpw"),
+        "Summary": summary,
+        "Quality": summary.quality,
+    }
+    for name, value in shown.items():
+        text = repr(value)
+        assert name in text
+        assert len(text) < 120, text
+        assert "\n" not in text
+        assert "array" not in text
+    assert repr(model.tensors["model.layers.0.self_attn.q_proj.weight"]) == (
+        "<QuantTensor w4-g32 [48, 44], 1728 bytes>"
+    )
+    assert "w4-g32-palette, gptq, 4.5 bpw, 1 rule" in repr(shown["Recipe"])
+
+
+def test_every_public_name_was_tried() -> None:
+    """A new function or class of the face gets its calls above."""
+    untried = {
+        "PRESETS", "Chunk", "SamplingParams", "Tokenizer", "generate", "render_chat", "__version__",
+    }  # fmt: skip
+    errors = {name for name in PUBLIC if name.endswith("Error")}
+    tried = {name.split(" ")[0].split(".")[0] for name in CALLS}
+    assert set(PUBLIC) - errors - untried == tried | {"ModelConfig"}
