@@ -19,6 +19,7 @@ with contextlib.suppress(ImportError):  # emulated boards do without it
 
 _ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("EDGEQ_TEST_DATA", _ROOT.parent / "shared"))
+DEMO = _ROOT / "edgeq" / "demo_model"
 
 
 def need(relative: str) -> Path:
@@ -27,6 +28,18 @@ def need(relative: str) -> Path:
     if not path.exists():
         pytest.skip(f"shared data absent: {relative}")
     return path
+
+
+def small_checkpoint() -> Path:
+    """A trained Llama in the Hugging Face layout: stories260K, or without it the demo's model."""
+    shared = SHARED / "models/stories260K"
+    return shared if shared.exists() else DEMO
+
+
+def story_text() -> Path:
+    """Text of the kind that `small_checkpoint` was trained on."""
+    shared = SHARED / "data/text_tinystories_train/tinystories_train_2MB.txt"
+    return shared if shared.exists() else DEMO / "heldout.txt"
 
 
 def pytest_terminal_summary(
