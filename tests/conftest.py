@@ -50,8 +50,9 @@ def pytest_terminal_summary(
     for report in terminalreporter.stats.get("skipped", []):
         told = report.longrepr
         found.append((report.nodeid, str(told[2] if isinstance(told, tuple) else told)))
-    if config.cache is not None:  # `pytest @FILE` of these runs only what was skipped
-        config.cache.set("edgeq/skipped", sorted({node for node, _ in found}))
+    cache = getattr(config, "cache", None)
+    if cache is not None:  # `pytest @FILE` of these runs only what was skipped
+        cache.set("edgeq/skipped", sorted({node for node, _ in found}))
     terminalreporter.section("not run")
     for line in skips.summary(found, str(config.option.markexpr)):
         terminalreporter.write_line(line)
