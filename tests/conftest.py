@@ -21,6 +21,7 @@ os.environ.pop("COLUMNS", None)  # lines are whole unless a test asks for a widt
 
 _ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("EDGEQ_TEST_DATA", _ROOT.parent / "shared"))
+DEMO = _ROOT / "edgeq" / "demo_model"
 
 
 def need(relative: str) -> Path:
@@ -31,6 +32,18 @@ def need(relative: str) -> Path:
     return path
 
 
+def small_checkpoint() -> Path:
+    """A trained Llama in the Hugging Face layout: stories260K, or without it the demo's model."""
+    shared = SHARED / "models/stories260K"
+    return shared if shared.exists() else DEMO
+
+
+def story_text() -> Path:
+    """Text of the kind that `small_checkpoint` was trained on."""
+    shared = SHARED / "data/text_tinystories_train/tinystories_train_2MB.txt"
+    return shared if shared.exists() else DEMO / "heldout.txt"
+
+
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
@@ -39,8 +52,9 @@ def pytest_terminal_summary(
     for report in terminalreporter.stats.get("skipped", []):
         told = report.longrepr
         found.append((report.nodeid, str(told[2] if isinstance(told, tuple) else told)))
-    if config.cache is not None:  # `pytest @FILE` of these runs only what was skipped
-        config.cache.set("edgeq/skipped", sorted({node for node, _ in found}))
+    cache = getattr(config, "cache", None)
+    if cache is not None:  # `pytest @FILE` of these runs only what was skipped
+        cache.set("edgeq/skipped", sorted({node for node, _ in found}))
     terminalreporter.section("not run")
     for line in skips.summary(found, str(config.option.markexpr)):
         terminalreporter.write_line(line)

@@ -18,7 +18,7 @@ from edgeq.runtime.compiled import BATCH
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.tokenizer import Tokenizer
 from edgeq.tensor import FloatTensor, float32_to_bf16
-from tests.conftest import need
+from tests.conftest import need, small_checkpoint, story_text
 from tests.families import FAMILIES, dequantized, quantized, random_model, tiny_config
 
 Array = NDArray[np.float32]
@@ -146,8 +146,8 @@ def test_last_logits_are_the_last_row_of_all() -> None:
 
 
 def test_an_int8_cache_costs_little_on_a_real_model() -> None:
-    model = load(need("models/stories260K"))
-    text = need("data/text_tinystories_train/tinystories_train_2MB.txt").read_text()[5000:20000]
+    model = load(small_checkpoint())
+    text = story_text().read_text("utf-8")[5000:20000]
     ids = Tokenizer(model.files).encode(text, add_bos=False)
     losses = []
     for start in range(0, 2550, 255):

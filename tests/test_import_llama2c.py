@@ -12,7 +12,7 @@ import pytest
 from edgeq.errors import FormatError, UnsupportedError
 from edgeq.importers import load
 from edgeq.runtime.tokenizer import Tokenizer
-from tests.conftest import need
+from tests.conftest import need, small_checkpoint
 
 HIDDEN, FFN, LAYERS, HEADS, KV_HEADS, VOCAB, CONTEXT = 12, 20, 2, 2, 1, 11, 9
 DIM = HIDDEN // HEADS
@@ -188,7 +188,7 @@ PIECES = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3), ("▁", -1.0, 1)
 
 
 def test_huggingface_folder_with_only_a_sentencepiece_model(tmp_path: Path) -> None:
-    source = need("models/stories260K")
+    source = small_checkpoint()
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).symlink_to(source / name)
     path = tmp_path / "tokenizer.model"

@@ -21,7 +21,7 @@ from edgeq.runtime.engine import Engine
 from edgeq.runtime.numpy_backend import Int8KV, PackedLinear
 from edgeq.runtime.tokenizer import Tokenizer
 from edgeq.tensor import FloatTensor, QuantTensor
-from tests.conftest import need
+from tests.conftest import small_checkpoint, story_text
 from tests.families import FAMILIES, quantized, random_model, rounded, tiny_config
 
 SCHEMES = (
@@ -213,8 +213,8 @@ def test_greedy_is_repeated_argmax() -> None:
 
 def test_int8_cache_costs_little_on_a_real_model() -> None:
     """Float weights, so that nothing but the cache differs: at most 1e-3 nats."""
-    model = importers.load(need("models/stories260K"))
-    text = need("data/text_tinystories_train/tinystories_train_2MB.txt").read_text("utf-8")
+    model = importers.load(small_checkpoint())
+    text = story_text().read_text("utf-8")
     ids = Tokenizer(model.files).encode(text[:1500])
     with (
         Engine(model, backend="numpy", kv_bits=8) as eight,

@@ -25,7 +25,7 @@ from edgeq.runtime.engine import Engine
 from edgeq.runtime.lookup import MAX_DRAFT
 from edgeq.runtime.state import fingerprint, layer_parts
 from edgeq.runtime.weights import Arena
-from tests.conftest import need
+from tests.conftest import small_checkpoint
 from tests.families import quantized, random_model, tiny_config
 
 IDS = np.random.default_rng(7).integers(3, 101, 1000)
@@ -378,7 +378,7 @@ def test_reuse_runs_only_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_run_keeps_its_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model, cache = str(need("models/stories260K")), tmp_path / "cache"
+    model, cache = str(small_checkpoint()), tmp_path / "cache"
     args = ["run", model, "-n", "12", "--temp", "0", "-t", "1"]
     story = "Once upon a time, there was a little girl named Lily."
 

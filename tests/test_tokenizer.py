@@ -26,7 +26,7 @@ from edgeq.importers.tokenizer_json import (
     sentencepiece_bpe,
 )
 from edgeq.runtime.tokenizer import Tokenizer
-from tests.conftest import need
+from tests.conftest import need, small_checkpoint
 
 SPM_TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)),
               "▁", "a", "b", "n", "▁b", "an", "▁ban", "▁▁", "€", "<|end|>", "<tool>"]  # fmt: skip
@@ -265,7 +265,7 @@ def test_real_vocabulary_streams() -> None:
 
 
 def test_real_checkpoint_reads_as_the_library_reads_it() -> None:
-    folder = need("models/stories260K")
+    folder = small_checkpoint()
     made = {p.name: p.read_bytes() for p in folder.glob("*.json")}
     tokenizer = Tokenizer(made)
     library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
