@@ -37,18 +37,16 @@ _SIZES = ("hidden", "ffn", "layers", "heads", "kv_heads", "head_dim", "vocab", "
 _POSITIVE = ("norm_eps", "rope_theta", "rope_theta_local", "embed_scale", "attn_scale")
 
 
-def _is_count(value: object) -> bool:
+def _is_count(value: Any) -> bool:
     whole = isinstance(value, Integral) and not isinstance(value, bool)
-    return whole and 0 <= int(value) <= _MAX_SIZE  # type: ignore[call-overload]
+    return whole and 0 <= int(value) <= _MAX_SIZE
 
 
-def _is_finite(value: object) -> bool:
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
     # compared rather than converted: an integer of 400 digits is no float
-    return (
-        isinstance(value, Real)
-        and not isinstance(value, bool)
-        and -sys.float_info.max <= value <= sys.float_info.max
-    )
+    return bool(abs(value) <= sys.float_info.max)
 
 
 @dataclass(frozen=True)

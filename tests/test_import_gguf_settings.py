@@ -15,6 +15,7 @@ from edgeq.importers import load
 from edgeq.model import Model, RopeScaling
 from edgeq.reference import Reference
 from tests.families import random_model, tiny_config
+from tests.real_models import SMOLLM2, real_model
 from tests.test_import_gguf import interleaved, write
 
 gguf = pytest.importorskip("gguf")
@@ -282,3 +283,14 @@ def test_phi3_with_projections_apart(tmp_path: Path) -> None:
     tensors = {name: load(path).tensors["model.layers.0.self_attn.q_proj.weight"].numpy()}
     with pytest.raises(EdgeqError, match=r"does not use: blk\.0\.attn_q"):
         load(file_of(tmp_path, "phi3", tensors=tensors))
+
+
+def test_a_published_file() -> None:
+    config = load(real_model(SMOLLM2)).config
+    assert (config.layers, config.hidden, config.heads, config.kv_heads) == (30, 576, 9, 3)
+    assert (config.rope_theta, config.window, config.rope_scaling, config.tied) == (
+        100000.0,
+        None,
+        None,
+        True,
+    )
