@@ -20,14 +20,34 @@ by its importer (Phi-3's fused projections are split, GGUF's names mapped):
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from numbers import Integral, Real
+from typing import Any, Literal, get_args
 
 from edgeq.errors import FormatError, check_type
 from edgeq.tensor import Tensor
 
 Activation = Literal["silu", "gelu_tanh"]
+
+
+_MAX_SIZE = 1 << 31
+"""No size of a model is larger."""
+_SIZES = ("hidden", "ffn", "layers", "heads", "kv_heads", "head_dim", "vocab", "context")
+_POSITIVE = ("norm_eps", "rope_theta", "rope_theta_local", "embed_scale", "attn_scale")
+
+
+def _is_count(value: Any) -> bool:
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    return whole and 0 <= int(value) <= _MAX_SIZE
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    # compared rather than converted: an integer of 400 digits is no float
+    return bool(abs(value) <= sys.float_info.max)
 
 
 @dataclass(frozen=True)
@@ -45,6 +65,16 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_context: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("llama3", "linear"):
+            raise FormatError(
+                f"rope scaling is of kind {self.kind!r}; it must be 'llama3' or 'linear'"
+            )
+        for name in ("factor", "low_freq_factor", "high_freq_factor", "original_context"):
+            value = getattr(self, name)
+            if not _is_finite(value) or value <= 0:
+                raise FormatError(f"rope scaling: {name} is {value!r}; it must be above 0")
 
 
 @dataclass(frozen=True)
@@ -99,20 +129,7 @@ class ModelConfig:
     eos: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in (
-            "hidden",
-            "ffn",
-            "layers",
-            "heads",
-            "kv_heads",
-            "head_dim",
-            "vocab",
-            "context",
-        ):
-            if getattr(self, name) < 1:
-                raise FormatError(
-                    f"model config: {name} is {getattr(self, name)}; must be positive"
-                )
+        self._check_values()
         if self.heads % self.kv_heads:
             raise FormatError(
                 f"model config: {self.heads} heads cannot share {self.kv_heads} key/value heads; "
@@ -130,11 +147,56 @@ class ModelConfig:
                 f"model config: rope_dim is {self.rope_dim}; "
                 f"must be even and at most head_dim {self.head_dim}"
             )
+        if not isinstance(self.family, str):
+            raise FormatError(f"model config: family is {self.family!r}; it must be a name")
+        if not all(isinstance(windowed, bool) for windowed in self.window_layers):
+            raise FormatError("model config: window_layers holds values other than true and false")
         if len(self.window_layers) != self.layers:
             raise FormatError(
                 f"model config: window_layers names {len(self.window_layers)} "
                 f"of {self.layers} layers"
             )
+
+    def _check_values(self) -> None:
+        """Check each value by itself: its type, that it is finite, and its range."""
+        for name in _SIZES:
+            value = getattr(self, name)
+            if not _is_count(value) or value < 1:
+                raise FormatError(
+                    f"model config: {name} is {value!r}; it must be a positive whole number of at "
+                    f"most {_MAX_SIZE}"
+                )
+        if self.window is not None and (not _is_count(self.window) or self.window < 1):
+            raise FormatError(
+                f"model config: window is {self.window!r}; it must be a positive number of tokens "
+                "or absent"
+            )
+        if not _is_count(self.rope_dim):
+            raise FormatError(f"model config: rope_dim is {self.rope_dim!r}; it must be a number")
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if name == "rope_theta_local" and value is None:
+                continue
+            zero = name == "attn_scale"  # which stands for the usual one
+            if not _is_finite(value) or value < 0 or (value == 0 and not zero):
+                raise FormatError(f"model config: {name} is {value!r}; it must be above 0")
+        if not _is_finite(self.norm_offset):
+            raise FormatError(
+                f"model config: norm_offset is {self.norm_offset!r}; it must be a number"
+            )
+        for name in ("qk_norm", "post_norms", "tied"):
+            if not isinstance(getattr(self, name), bool):
+                raise FormatError(
+                    f"model config: {name} is {getattr(self, name)!r}; it must be true or false"
+                )
+        if self.activation not in get_args(Activation):
+            raise FormatError(
+                f"model config: activation is {self.activation!r}; it must be one of "
+                f"{', '.join(get_args(Activation))}"
+            )
+        for token in (*self.eos, *(() if self.bos is None else (self.bos,))):
+            if not _is_count(token):
+                raise FormatError(f"model config: {token!r} is no token id")
 
     @property
     def group(self) -> int:
@@ -208,8 +270,10 @@ class ModelConfig:
         try:
             if values.get("rope_scaling") is not None:
                 values["rope_scaling"] = RopeScaling(**values["rope_scaling"])
-            values["window_layers"] = tuple(bool(v) for v in values.get("window_layers", ()))
-            values["eos"] = tuple(int(v) for v in values.get("eos", ()))
+            for name in ("window_layers", "eos"):
+                if not isinstance(values.get(name, ()), list | tuple):
+                    raise FormatError(f"model config: {name} is {values[name]!r}; expected a list")
+                values[name] = tuple(values.get(name, ()))
             return cls(**values)
         except TypeError as err:
             raise FormatError(f"model config is not readable: {err}") from err
@@ -247,18 +311,25 @@ class Model:
         )
 
     def validate(self) -> None:
-        """Check that every tensor is there with its shape.
+        """Check that every tensor is there with its shape, and no other.
 
         Raises:
-            FormatError: one is missing, or has another shape.
+            FormatError: one is missing, has another shape, or is none of the model's.
         """
         for name, shape in (*self.config.linears(), *self.config.norms()):
             if name not in self.tensors:
                 raise FormatError(f"tensor {name} is missing from the model")
             self._check_shape(name, shape)
+        known = {name for name, _ in (*self.config.linears(), *self.config.norms())}
         for name, shape in self.config.biases():
             if name in self.tensors:
                 self._check_shape(name, shape)
+                known.add(name)
+        if others := sorted(set(self.tensors) - known):
+            raise FormatError(
+                f"the model holds {len(others)} tensors that nothing reads, the first is "
+                f"{others[0]}; remove them, or give the config that has them"
+            )
 
     def _check_shape(self, name: str, shape: tuple[int, ...]) -> None:
         got = tuple(self.tensors[name].shape)

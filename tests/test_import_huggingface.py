@@ -300,37 +300,28 @@ def test_index_is_checked(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_a_stored_head_is_ignored_where_it_is_tied(tmp_path: Path) -> None:
-    write(tmp_path, "Llama", tie_word_embeddings=False)
-    edit(tmp_path, tie_word_embeddings=True)
-    model = load(tmp_path)
-    assert model.config.tied
-    assert "lm_head.weight" not in model.tensors
-
-
 @pytest.mark.parametrize(
     ("family", "over", "remove", "error", "words"),
     [
         ("Llama", {"model_type": "bloom"}, (), UnsupportedError,
-         r"unknown model family 'bloom'.*gemma3_text, llama, mistral, phi3, qwen2, qwen3, smollm"),
-        ("Llama", {"model_type": "qwen"}, (), UnsupportedError, "did you mean 'qwen"),
+         r"model_type is 'bloom'.*gemma3_text, llama, ministral, mistral, phi3, qwen2"),
         ("Llama", {}, ("model_type",), FormatError, "names no model_type"),
         ("Llama", {}, ("hidden_size",), FormatError, "hidden_size is missing"),
         ("Llama", {"hidden_size": "32"}, (), FormatError, "must be a positive number"),
         ("Llama", {"hidden_size": 32.5}, (), FormatError, "must be a whole number"),
-        ("Llama", {"num_hidden_layers": 10**12}, (), FormatError, "at most 4096"),
+        ("Llama", {"num_hidden_layers": 10**5}, (), FormatError, "at most 4096"),
         ("Llama", {"num_hidden_layers": 4}, (), FormatError,
          r"tensor model\.layers\.3\..* is missing"),
         ("Llama", {"intermediate_size": 47}, (), FormatError,
          r"gate_proj.weight has shape \[48, 32\]; the config says \[47, 32\]"),
         ("Llama", {"num_attention_heads": 3}, (), FormatError, "heads cannot share"),
         ("Llama", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, (), UnsupportedError,
-         r"unknown rope type 'yarn' \(known: default, linear, llama3\)"),
+         "is 'yarn', which edgeq does not compute .* it computes default, linear, llama3"),
         ("Llama", {"rope_parameters": {"rope_type": "linear"}}, (), FormatError,
          "rope factor is missing"),
-        ("Llama", {"rope_parameters": 7}, (), FormatError, "expected an object"),
+        ("Llama", {"rope_parameters": 7}, (), FormatError, "it must be an object"),
         ("Llama", {"mlp_bias": True}, (), UnsupportedError, "mlp_bias is True"),
-        ("Llama", {"hidden_act": "relu"}, (), UnsupportedError, "unknown activation 'relu'"),
+        ("Llama", {"hidden_act": "relu"}, (), UnsupportedError, "hidden_act is 'relu'"),
         ("Llama", {"quantization_config": {"quant_method": "gptq"}}, (), UnsupportedError,
          "quantization_config is 'gptq'.*original F32, F16 or BF16"),
         ("Llama", {"eos_token_id": "x"}, (), FormatError, "expected token ids"),
@@ -338,12 +329,12 @@ def test_a_stored_head_is_ignored_where_it_is_tied(tmp_path: Path) -> None:
         ("Llama", {"attention_bias": True}, (), FormatError, r"q_proj\.bias is missing"),
         ("Llama", {"attention_bias": 1}, (), FormatError, "must be true or false"),
         ("Phi3", {"rope_parameters": {"rope_type": "longrope"}}, (), UnsupportedError,
-         "unknown rope type 'longrope'"),
+         "rope_type in rope_parameters is 'longrope'"),
         ("Phi3", {"rope_parameters": None, "rope_scaling": {"type": "su"}}, (), UnsupportedError,
-         "unknown rope type 'su'"),
+         "rope_type in rope_scaling is 'su'"),
         ("Phi3", {"num_key_value_heads": 1}, (), FormatError, "qkv_proj.weight has shape"),
         ("Qwen2", {**SLIDING, "layer_types": ["odd"] * 3}, (), UnsupportedError,
-         "unknown layer type 'odd'"),
+         "a layer of kind 'odd'"),
         ("Qwen2", {**SLIDING, "layer_types": ["odd"]}, (), FormatError,
          "must name each of 3 layers"),
     ],
@@ -373,7 +364,7 @@ def test_gemma_refusals(tmp_path: Path) -> None:
     rope = gemma_sizes()["rope_parameters"]
     rope["sliding_attention"] = {"rope_type": "linear", "factor": 2.0}
     edit(tmp_path, ("final_logit_softcapping",), rope_parameters=rope)
-    with pytest.raises(UnsupportedError, match="on sliding_attention layers"):
+    with pytest.raises(UnsupportedError, match="rope_type in sliding_attention is 'linear'"):
         load(tmp_path)
 
 

@@ -210,14 +210,12 @@ def _tensors(config: ModelConfig, architecture: str, source: Tensors) -> dict[st
         "ffn_up": ("ffn_up", ffn, 2 * ffn, 2 * ffn),
     }
     # some files of the phi3 architecture hold q, k and v apart
-    separate = {
-        n for n in source.file.tensors if n.split(".")[-2] in ("attn_q", "attn_k", "attn_v")
-    }
+    apart = "blk.0.attn_qkv.weight" not in source
     tensors: dict[str, Tensor] = {}
     for name in names:
         stored = gguf_name(name, plain)
         part = stored.split(".")[-2]
-        if architecture == "phi3" and part in fused and stored not in separate:
+        if architecture == "phi3" and part in fused and not (apart and part.startswith("attn")):
             whole, start, stop, height = fused[part]
             tensors[name] = source.part(stored.replace(part, whole), start, stop, height)
         elif architecture == "llama" and part in ("attn_q", "attn_k"):

@@ -201,10 +201,10 @@ def read_config(keys: Keys, architecture: str, source: Tensors) -> ModelConfig:
         attn_scale=scale_dim**-0.5,
         tied="output.weight" not in source,
     )
-    if architecture == "llama" and config.rope_dim != head_dim:
+    if architecture != "phi3" and config.rope_dim != head_dim:
         raise UnsupportedError(
-            f"{keys.path}: llama.rope.dimension_count is {config.rope_dim} and heads have "
-            f"{head_dim} dimensions; in the llama architecture all of them rotate"
+            f"{keys.path}: {architecture}.rope.dimension_count is {config.rope_dim} and heads have "
+            f"{head_dim} dimensions; in the {architecture} architecture all of them rotate"
         )
     keys.check_unread()
     return _with_rope_tensors(keys, architecture, config, source)

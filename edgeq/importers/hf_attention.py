@@ -67,7 +67,8 @@ def read_rope(values: Values, family: str) -> Rope:
     rotated = _rotated(values, found) if family == "phi3" else 1.0
     if family != "phi3":
         _check_whole_heads(values, name, found)
-    scaling = _scaling(values, name, found, ("default",) if family == "phi3" else _ROPE_KEYS)
+    kinds = ("default",) if family == "phi3" else tuple(_ROPE_KEYS)
+    scaling = _scaling(values, name, found, kinds)
     return Rope(theta, None, scaling, rotated)
 
 
@@ -122,10 +123,11 @@ def read_window(
 
 def _refuse_window(values: Values, family: str, key: str, value: Any) -> None:
     window = values.raw.get("sliding_window")
+    beside = "" if key == "sliding_window" else f" and sliding_window is {shown(window)}"
     raise UnsupportedError(
-        f"{values.path}: {key} is {shown(value)} (sliding_window: {shown(window)}), which the "
-        f"{family} models of Transformers do not follow; remove {key} if the model was trained "
-        "without it, or give the model_type that has it"
+        f"{values.path}: {key} is {shown(value)}{beside}, which the {family} models of "
+        f"Transformers do not follow; remove {key} if the model was trained without it, or give "
+        "the model_type that has it"
     )
 
 
@@ -170,7 +172,10 @@ def _gemma_rope(values: Values) -> Rope:
                 f"{values.path}: rope_parameters has the key {kind!r}; a Gemma 3 model has one "
                 f"object each for {' and '.join(_LAYER_KINDS)}"
             )
-    full = _object(values, "full_attention", nested) | _object(values, "rope_scaling")
+    plain = {"rope_type": "default"}
+    full = _object(values, "full_attention", nested) or plain
+    flat = _object(values, "rope_scaling")
+    full |= flat
     local = _object(values, "sliding_attention", nested)
     bases = []
     for found, beside, default in (
@@ -181,12 +186,10 @@ def _gemma_rope(values: Values) -> Rope:
         base = found.get("rope_theta", values.raw.get(beside, default))
         bases.append(values.check_number(beside, base))
         _check_whole_heads(values, "rope_parameters", found)
-    if _scaling(values, "sliding_attention", local, _ROPE_KEYS) is not None:
-        raise UnsupportedError(
-            f"{values.path}: rope_type is {local['rope_type']!r} on sliding_attention layers; "
-            "edgeq stretches the full_attention layers of Gemma 3 only"
-        )
-    scaling = _scaling(values, "rope_parameters", full, _ROPE_KEYS)
+    # the layers with a window are never stretched
+    _scaling(values, "sliding_attention", local, ("default",))
+    name = "rope_scaling" if flat else "full_attention"
+    scaling = _scaling(values, name, full, ("default", "linear"))
     return Rope(bases[0], bases[1], scaling, 1.0)
 
 

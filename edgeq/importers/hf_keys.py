@@ -45,7 +45,8 @@ _COMMON = unread.word_set(
     max_length max_seq_len max_seq_length max_sequence_length model_max_length seq_length
     seq_len n_ctx n_positions original_max_position_embeddings dual_chunk_attention_config
     vision_config audio_config mm_tokens_per_image boi_token_index eoi_token_index
-    image_token_index use_flash_attn use_flash_attention use_flash_attention_2 use_sdpa
+    image_token_index tensor_parallel_size use_flash_attn use_flash_attention
+    use_flash_attention_2 use_sdpa
     """
 )
 _GENERATION = unread.word_set(
@@ -73,15 +74,18 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "causal": (True,),
     "compression_config": (),
     "elementwise_affine": (True,),
+    "full_attn_mod": (1,),
     "gated_mlp": (True,),
     "is_causal": (True,),
     "is_encoder_decoder": (False,),
     "mlp_bias": (False,),
     "partial_rotary_factor": (1,),
     "per_layer_config": ({},),
+    "position_embedding_type": ("rope", "rotary"),
     "quantization_config": ({},),
     "rms_norm": (True,),
     "rope_interleaved": (False,),
+    "rope_type": ("default",),
     "use_bidirectional_attention": (False,),
     "use_gated_mlp": (True,),
     "use_rms_norm": (True,),
@@ -95,6 +99,7 @@ _SAME_AS = {
     "d_model": "hidden_size",
     "dim": "hidden_size",
     "ffn_dim": "intermediate_size",
+    "ffn_hidden_size": "intermediate_size",
     "hidden_activation": "hidden_act",
     "hidden_dim": "intermediate_size",
     "layer_norm_eps": "rms_norm_eps",
@@ -109,6 +114,7 @@ _SAME_AS = {
     "norm_eps": "rms_norm_eps",
     "num_heads": "num_attention_heads",
     "num_layers": "num_hidden_layers",
+    "rms_norm_epsilon": "rms_norm_eps",
 }
 """Other names of keys that are read; harmless where both hold one value."""
 
@@ -164,9 +170,10 @@ def check_classes(path: Path, raw: Mapping[str, Any], family: str, model_type: s
             f"{path}: architectures is {unread.shown(names)}; it must be a list of class names"
         )
     custom = raw.get("auto_map") or {}
-    code = custom.get("AutoModelForCausalLM") if isinstance(custom, dict) else None
-    if isinstance(code, str):
-        names = [*names, code.rsplit(".", 1)[-1]]
+    for key in ("AutoModel", "AutoModelForCausalLM"):
+        code = custom.get(key) if isinstance(custom, dict) else None
+        if isinstance(code, str):
+            names = [*names, code.rsplit(".", 1)[-1]]
     for name in names:
         if not any(name in classes for classes in ARCHITECTURES.values()):
             raise UnsupportedError(
@@ -184,7 +191,7 @@ def _check_only(path: Path, key: str, value: Any) -> None:
     if key in ("quantization_config", "compression_config"):
         fix = "use an original F32, F16 or BF16 checkpoint without it"
     else:
-        fix = f"it runs models where {key} is {allowed[0]!r} or absent"
+        fix = f"it runs models where {key} is {' or '.join(map(repr, allowed))}, or absent"
     raise UnsupportedError(
         f"{path}: {key} is {unread.shown(detail)}, which edgeq cannot run; {fix}"
     )

@@ -77,9 +77,11 @@ class NumpyBackend:
     def forward(self, tokens: NDArray[np.int64], position: int, outputs: int) -> Array:
         """Run tokens at ``position``; logits [outputs, V] of the last ``outputs`` of them."""
         self._cache.truncate(position)
-        if outputs == 1:
-            return self._reference.forward(tokens, self._cache, all_logits=False)[None]
-        return self._reference.forward(tokens, self._cache)[len(tokens) - outputs :]
+        # a cache that overflows and a damaged weight are found by what they make of the logits
+        with np.errstate(over="ignore", invalid="ignore"):
+            if outputs == 1:
+                return self._reference.forward(tokens, self._cache, all_logits=False)[None]
+            return self._reference.forward(tokens, self._cache)[len(tokens) - outputs :]
 
     def greedy(self, token: int, position: int, steps: int) -> list[int]:
         """``steps`` greedy tokens after ``token``; the last one is not in the cache."""

@@ -1,0 +1,182 @@
+"""Config files as they were published: their odd keys are harmless."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeq.errors import FormatError, UnsupportedError
+from edgeq.importers.hf_config import read_config
+from edgeq.model import Model, ModelConfig, RopeScaling
+from tests.families import FAMILIES, random_model, tiny_config
+
+USUAL: dict[str, Any] = {
+    "attention_dropout": 0.0,
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.45.0.dev0",
+    "use_cache": True,
+}
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "SmolLM2-135M-Instruct": USUAL | {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "attention_bias": False,
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "hidden_size": 576,
+        "intermediate_size": 1536, "is_llama_config": True, "max_position_embeddings": 8192,
+        "mlp_bias": False, "num_attention_heads": 9, "num_hidden_layers": 30,
+        "num_key_value_heads": 3, "pretraining_tp": 1, "rope_interleaved": False,
+        "rope_scaling": None, "rope_theta": 100000, "vocab_size": 49152,
+        "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16", "fp16": "float16"}},
+    },
+    "Llama-3.2-1B-Instruct": USUAL | {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "attention_bias": False,
+        "bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009], "head_dim": 64,
+        "hidden_size": 2048, "intermediate_size": 8192, "max_position_embeddings": 131072,
+        "mlp_bias": False, "num_attention_heads": 32, "num_hidden_layers": 16,
+        "num_key_value_heads": 8, "pretraining_tp": 1, "rope_theta": 500000.0,
+        "rope_scaling": {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+                         "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+        "vocab_size": 128256,
+    },
+    "TinyLlama-1.1B": USUAL | {
+        "_name_or_path": "tinyllama", "architectures": ["LlamaForCausalLM"], "model_type": "llama",
+        "bos_token_id": 1, "eos_token_id": 2, "hidden_size": 2048, "intermediate_size": 5632,
+        "max_position_embeddings": 2048, "max_sequence_length": 2048, "num_attention_heads": 32,
+        "num_hidden_layers": 22, "num_key_value_heads": 4, "pretraining_tp": 1,
+        "rope_scaling": None, "tie_word_embeddings": False, "vocab_size": 32000,
+        "_flash_attn_2_enabled": True, "unsloth_version": "2024.9",
+    },
+    "Mistral-7B-v0.1": USUAL | {
+        "architectures": ["MistralForCausalLM"], "model_type": "mistral", "bos_token_id": 1,
+        "eos_token_id": 2, "hidden_size": 4096, "intermediate_size": 14336,
+        "max_position_embeddings": 32768, "num_attention_heads": 32, "num_hidden_layers": 32,
+        "num_key_value_heads": 8, "rope_theta": 10000.0, "sliding_window": 4096,
+        "tie_word_embeddings": False, "vocab_size": 32000,
+    },
+    "Qwen2.5-0.5B-Instruct": USUAL | {
+        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "bos_token_id": 151643,
+        "eos_token_id": 151645, "hidden_size": 896, "intermediate_size": 4864,
+        "max_position_embeddings": 32768, "max_window_layers": 21, "num_attention_heads": 14,
+        "num_hidden_layers": 24, "num_key_value_heads": 2, "rope_theta": 1000000.0,
+        "sliding_window": 32768, "use_sliding_window": False, "use_mrope": False,
+        "vocab_size": 151936,
+    },
+    "Qwen3-0.6B": USUAL | {
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "attention_bias": False,
+        "bos_token_id": 151643, "eos_token_id": 151645, "head_dim": 128, "hidden_size": 1024,
+        "intermediate_size": 3072, "max_position_embeddings": 40960, "max_window_layers": 28,
+        "num_attention_heads": 16, "num_hidden_layers": 28, "num_key_value_heads": 8,
+        "rope_scaling": None, "rope_theta": 1000000, "sliding_window": None,
+        "use_sliding_window": False, "vocab_size": 151936,
+    },
+    "gemma-3-270m": USUAL | {
+        "_sliding_window_pattern": 6, "architectures": ["Gemma3ForCausalLM"],
+        "attention_bias": False, "attn_logit_softcapping": None, "bos_token_id": 2,
+        "eos_token_id": 1, "final_logit_softcapping": None, "head_dim": 256,
+        "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": 640, "intermediate_size": 2048,
+        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 3,
+        "max_position_embeddings": 32768, "model_type": "gemma3_text", "num_attention_heads": 4,
+        "num_hidden_layers": 18, "num_key_value_heads": 1, "pad_token_id": 0,
+        "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-6, "rope_local_base_freq": 10000.0,
+        "rope_scaling": None, "rope_theta": 1000000.0, "sliding_window": 512,
+        "use_bidirectional_attention": False, "vocab_size": 262144,
+    },
+    "gemma-3-4b-it": {
+        "architectures": ["Gemma3ForConditionalGeneration"], "boi_token_index": 255999,
+        "eoi_token_index": 256000, "eos_token_id": [1, 106], "image_token_index": 262144,
+        "initializer_range": 0.02, "mm_tokens_per_image": 256, "model_type": "gemma3",
+        "text_config": {
+            "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text",
+            "num_hidden_layers": 34, "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            "sliding_window": 1024,
+        },
+        "torch_dtype": "bfloat16", "transformers_version": "4.50.0.dev0",
+        "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
+    },
+    "Phi-3-mini-4k-instruct": USUAL | {
+        "_name_or_path": "Phi-3-mini-4k-instruct", "architectures": ["Phi3ForCausalLM"],
+        "attention_bias": False,
+        "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config",
+                     "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"},
+        "bos_token_id": 1, "embd_pdrop": 0.0, "eos_token_id": 32000, "hidden_size": 3072,
+        "intermediate_size": 8192, "max_position_embeddings": 4096, "model_type": "phi3",
+        "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
+        "original_max_position_embeddings": 4096, "pad_token_id": 32000, "resid_pdrop": 0.0,
+        "rope_scaling": None, "rope_theta": 10000.0, "sliding_window": 2047,
+        "tie_word_embeddings": False, "vocab_size": 32064,
+    },
+}  # fmt: skip
+WINDOWS = {"Mistral-7B-v0.1": 4096, "gemma-3-270m": 512, "gemma-3-4b-it": 1024,
+           "Phi-3-mini-4k-instruct": 2047}  # fmt: skip
+STRETCHED = {
+    "Llama-3.2-1B-Instruct": RopeScaling("llama3", 32.0, 1.0, 4.0, 8192),
+    "gemma-3-4b-it": RopeScaling("linear", 8.0),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_files_are_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]))
+    config = read_config(tmp_path).model
+    assert config.window == WINDOWS.get(name)
+    assert config.rope_scaling == STRETCHED.get(name)
+    inner = PUBLISHED[name].get("text_config", PUBLISHED[name])
+    assert (config.hidden, config.layers) == (inner["hidden_size"], inner["num_hidden_layers"])
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "words"),
+    [
+        ({"is_causal": False}, {}, "is_causal is False"),
+        ({}, {"is_causal": False}, "is_causal is False"),
+        ({"residual_multiplier": 0.2}, {}, r"residual_multiplier is 0\.2"),
+        ({}, {"model_type": "gemma2"}, "text_config is a model of type 'gemma2'"),
+        ({}, {"architectures": ["OddForCausalLM"]}, "class is 'OddForCausalLM'"),
+        ({"quantization_config": {"quant_method": "awq"}}, {}, "quantization_config is 'awq'"),
+    ],
+)
+def test_both_levels_of_a_vision_language_model_are_looked_at(
+    tmp_path: Path, outer: dict[str, Any], inner: dict[str, Any], words: str
+) -> None:
+    config = PUBLISHED["gemma-3-4b-it"] | outer
+    config["text_config"] = config["text_config"] | inner
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedError, match=words):
+        read_config(tmp_path)
+
+
+WRONG: tuple[Any, ...] = (
+    None, "x", -1, 1.5, float("nan"), float("inf"), 10**400, ["a"], {"a": 1}, True, [None],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_values_of_other_types_never_get_into_a_config(family: str) -> None:
+    """What an artifact's metadata says may be damaged in any way."""
+    good = tiny_config(family).to_dict()
+    refused = 0
+    for key in good:
+        for value in WRONG:
+            try:
+                config = ModelConfig.from_dict(good | {key: value})
+            except FormatError:
+                refused += 1
+            else:
+                again = ModelConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+                assert again == config
+    assert refused > 6 * len(good)
+
+
+def test_tensors_that_nothing_reads() -> None:
+    model = random_model(tiny_config("llama"))
+    model.validate()
+    name = "model.layers.0.mlp.up_proj.bias"
+    odd = Model(model.config, {**model.tensors, name: model.tensors["model.norm.weight"]})
+    with pytest.raises(FormatError, match=f"holds 1 tensors that nothing reads.*{name}"):
+        odd.validate()

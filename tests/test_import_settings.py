@@ -1,0 +1,432 @@
+"""Each setting of a config.json: edgeq's logits are Transformers', or edgeq refuses it by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from edgeq.errors import EdgeqError, FormatError, UnsupportedError
+from edgeq.importers import load
+from edgeq.reference import Reference
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+TOKENS = np.random.default_rng(0).integers(3, 64, 40)
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 64,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+MIXED = ["full_attention", "sliding_attention", "full_attention"]
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": None},
+    "qwen2": {},
+    "qwen3": {},
+    "gemma3_text": {"query_pre_attn_scalar": 8, "sliding_window": 6, "layer_types": MIXED},
+    "phi3": {},
+}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+Folder = tuple[Path, str]
+
+
+def checkpoint(folder: Path, model_type: str, **over: Any) -> Path:
+    """A random checkpoint in which every tensor matters."""
+    sizes = SIZES | FAMILIES[model_type] | over
+    config = transformers.AutoConfig.for_model(model_type, **sizes)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            vector = weight.ndim == 1
+            size = 0.2 if vector else 1.0 if "embed" in name else 1.3 / weight.shape[-1] ** 0.5
+            center = 1.0 if vector and "norm" in name and "gemma" not in model_type else 0.0
+            weight.copy_(center + size * torch.randn_like(weight))
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    return checkpoint(tmp_path_factory.mktemp(request.param), request.param), request.param
+
+
+@contextmanager
+def settings(folder: Path, over: dict[str, Any], remove: tuple[str, ...] = ()) -> Iterator[None]:
+    """The folder with some settings changed, for a while."""
+    path = folder / "config.json"
+    before = path.read_text()
+    config = {k: v for k, v in json.loads(before).items() if k not in remove} | over
+    path.write_text(json.dumps(config))
+    try:
+        yield
+    finally:
+        path.write_text(before)
+
+
+def theirs(folder: Path) -> NDArray[np.float32]:
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", dtype=torch.float32
+    )
+    with torch.no_grad():
+        logits: NDArray[np.float32] = model.eval()(torch.tensor(TOKENS[None])).logits[0].numpy()
+    return logits
+
+
+def assert_equal(folder: Path) -> None:
+    want = theirs(folder)
+    got = Reference(load(folder)).forward(TOKENS)
+    assert np.abs(got - want).max() < 1e-3 * np.abs(want).max()
+
+
+def assert_refused(folder: Path, words: str) -> None:
+    with pytest.raises(EdgeqError, match=words):
+        load(folder)
+
+
+EQUAL: list[dict[str, Any]] = [
+    {},
+    {"rms_norm_eps": 0.01},
+    {"rope_theta": 500.0, "rope_parameters": None},
+    {"max_position_embeddings": 32},
+    # what a published file holds beside its settings
+    {
+        "_name_or_path": "somewhere/model",
+        "torch_dtype": "bfloat16",
+        "use_cache": False,
+        "pretraining_tp": 2,
+        "initializer_range": 0.5,
+        "attention_dropout": 0.5,
+        "resid_pdrop": 0.1,
+        "embd_pdrop": 0.1,
+        "output_attentions": True,
+        "transformers.js_config": {"dtype": {"q4": "float32"}},
+        "unsloth_version": "2025.1",
+        "unsloth_fixed": True,
+        "rope_interleaved": False,
+        "is_llama_config": True,
+        "use_mrope": False,
+        "num_experts": 0,
+        "logit_scale": 1.0,
+        "my_training_note": "abc",
+        "trained_steps": 1000,
+        "base_model": "somewhere/base",
+        "image_token_id": 7,
+        "id2label": {"0": "LABEL_0"},
+        "temperature": 0.7,
+        "max_length": 20,
+        "attn_logit_softcapping": None,
+        "architectures": None,
+        "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"},
+    },
+    {"architectures": ["MistralForCausalLM"]},
+]
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"is_causal": False}, "is_causal is False"),
+    ({"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
+    ({"mlp_bias": True}, "mlp_bias is True"),
+    ({"hidden_act": "relu", "hidden_activation": "relu"}, "hidden_act.* is 'relu'"),
+    ({"hidden_act": "gelu", "hidden_activation": "gelu"}, "hidden_act.* is 'gelu'"),
+    ({"final_logit_softcapping": 5.0}, r"final_logit_softcapping is 5\.0"),
+    ({"attn_logit_softcapping": 5.0}, r"attn_logit_softcapping is 5\.0"),
+    ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "rope_type in .*'dynamic'"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type in .*'yarn'"),
+    ({"rope_scaling": {"rope_type": "longrope"}}, "rope_type in .*'longrope'"),
+    ({"rope_scaling": {"rope_type": None, "factor": 4.0}}, "rope_type in .*None"),
+    ({"rope_scaling": {"factor": 4.0}}, r"rope_scaling\.factor is 4\.0"),
+    ({"rope_scaling": {"rope_type": "default", "mscale": 2.0}}, r"mscale is 2\.0"),
+    ({"per_layer_config": {"1": {"rms_norm_eps": 0.5}}}, "per_layer_config is"),
+    ({"architectures": ["BitnetForCausalLM"]}, "class is 'BitnetForCausalLM'"),
+    ({"architectures": "LlamaForCausalLM"}, "architectures is 'LlamaForCausalLM'"),
+    ({"auto_map": {"AutoModelForCausalLM": "m.OddForCausalLM"}}, "class is 'OddForCausalLM'"),
+    ({"layer_types": ["chunked_attention"] * 3}, "'chunked_attention'"),
+    ({"layer_types": ["full_attention"]}, "layer_types must name each of 3 layers"),
+    ({"residual_multiplier": 0.22}, r"residual_multiplier is 0\.22"),
+    ({"residual_multiplier": 0}, "residual_multiplier is 0"),
+    ({"embedding_multiplier": 12, "logits_scaling": 8}, "embedding_multiplier is 12, logits_scal"),
+    ({"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256}, "scale_emb is 12"),
+    ({"no_rope_layers": [1, 1, 0]}, "no_rope_layers is"),
+    ({"no_rope_layer_interval": 4}, "no_rope_layer_interval is 4"),
+    ({"num_local_experts": 8}, "num_local_experts is 8"),
+    ({"clip_qkv": 1.0}, r"clip_qkv is 1\.0"),
+    ({"use_qk_norm": True}, "use_qk_norm is True"),
+    ({"position_embedding_type": "alibi"}, "position_embedding_type is 'alibi'"),
+    ({"rope_interleaved": True}, "rope_interleaved is True"),
+    ({"attention_chunk_size": 4}, "attention_chunk_size is 4"),
+    ({"weight_bits": 1, "input_bits": 8}, "weight_bits is 1, input_bits is 8"),
+    ({"quantization_config": {"quant_method": "awq"}}, "quantization_config is 'awq'"),
+    ({"some_setting": 3}, "some_setting is 3.*remove it from the file"),
+    # internal errors of a careless reader
+    ({"rms_norm_eps": None}, "rms_norm_eps is null"),
+    ({"hidden_size": 10**400}, "hidden_size is 1000"),
+    ({"vocab_size": 10**30}, "vocab_size is 1000"),
+    ({"num_hidden_layers": [3]}, "num_hidden_layers is"),
+    ({"intermediate_size": {"a": 1}}, "intermediate_size is"),
+    ({"rope_scaling": [1]}, r"rope_scaling is \[1\]"),
+    ({"rope_theta": 0, "rope_parameters": None}, "rope_theta is 0"),
+    ({"rope_theta": None, "rope_parameters": None}, "rope_theta is null"),
+    ({"rope_theta": "1e4", "rope_parameters": None}, "rope_theta is '1e4'"),
+    ({"layer_types": "full"}, "layer_types must name"),
+    ({"layer_types": [["full_attention"]] * 3}, "layer_types names a layer"),
+    ({"sliding_window": "8", "use_sliding_window": True}, "sliding_window is '8'"),
+    ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'"),
+    ({"num_key_value_heads": 0}, "num_key_value_heads is 0"),
+    ({"head_dim": True}, "head_dim is True"),
+    ({"model_type": "smollm3"}, "model_type is 'smollm3', a family edgeq does not run"),
+]  # fmt: skip
+EITHER: list[tuple[dict[str, Any], str]] = [
+    ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, "rope_type"),
+    ({"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": None}, "rope_|factor"),
+    ({"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}, "rope_parameters"),
+    ({"rope_scaling": {**LLAMA3, "original_max_position_embeddings": 64}}, "rope_type"),
+    ({"rope_scaling": LLAMA3, "original_max_position_embeddings": 16}, "rope_type"),
+    ({"rope_scaling": LLAMA3}, "rope_type"),
+    ({"partial_rotary_factor": 0.5, "rope_parameters": None}, "partial_rotary_factor is 0"),
+    ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+     "partial_rotary_factor|rope_parameters"),
+    ({"sliding_window": 5}, "sliding_window is 5"),
+    ({"sliding_window": 5, "use_sliding_window": True}, "sliding_window is 5"),
+    ({"sliding_window": 5, "use_sliding_window": False}, "use_sliding_window is False"),
+    ({"sliding_window": 5, "use_sliding_window": True, "max_window_layers": 1,
+      "layer_types": None}, "sliding_window is 5"),
+    ({"sliding_window": 5, "layer_types": MIXED}, "layer_types"),
+    ({"sliding_window": 5, "use_sliding_window": True, "layer_types": MIXED}, "layer_types"),
+    ({"layer_types": ["sliding_attention"] * 3}, "layer_types"),
+    ({"sliding_window_pattern": 2, "layer_types": None}, "sliding_window_pattern is 2"),
+    ({"query_pre_attn_scalar": 32}, "query_pre_attn_scalar is 32"),
+    ({"rope_local_base_freq": 100.0, "rope_parameters": None}, "rope_local_base_freq is 100"),
+    ({"hidden_act": "gelu_pytorch_tanh"}, "hidden_act"),
+    ({"num_key_value_heads": None}, "proj.weight has shape"),
+    ({"vocab_size": 63}, "embed_tokens.weight has shape"),
+    ({"num_hidden_layers": 2}, "tensors that a|layer_types must name"),
+    ({"attention_bias": True}, "attention_bias is True|bias is missing"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("over", EQUAL, ids=lambda over: ",".join(over)[:40] or "unchanged")
+def test_what_is_read_or_harmless_gives_their_logits(family: Folder, over: dict[str, Any]) -> None:
+    with settings(family[0], over):
+        assert_equal(family[0])
+
+
+@pytest.mark.parametrize(
+    ("over", "words"), REFUSED, ids=lambda v: ",".join(v)[:40] if isinstance(v, dict) else ""
+)
+def test_what_is_not_understood_is_refused_by_name(
+    family: Folder, over: dict[str, Any], words: str
+) -> None:
+    with settings(family[0], over):
+        assert_refused(family[0], words)
+
+
+@pytest.mark.parametrize(
+    ("over", "words"), EITHER, ids=lambda v: ",".join(v)[:40] if isinstance(v, dict) else ""
+)
+def test_what_some_families_have_is_equal_or_refused(
+    family: Folder, over: dict[str, Any], words: str
+) -> None:
+    with settings(family[0], over):
+        try:
+            load(family[0])
+        except EdgeqError:
+            assert_refused(family[0], words)
+        else:
+            assert_equal(family[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "over"),
+    [
+        ("mistral", {"sliding_window": 5}),
+        ("mistral", {"sliding_window": 5, "layer_types": MIXED}),
+        ("qwen2", {"sliding_window": 5, "use_sliding_window": True, "layer_types": MIXED}),
+        ("qwen3", {"sliding_window": 5, "use_sliding_window": True, "max_window_layers": 1,
+                   "layer_types": None}),
+        ("phi3", {"sliding_window": 5}),
+        ("phi3", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),
+        ("gemma3_text", {"query_pre_attn_scalar": 32}),
+        ("gemma3_text", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
+        ("llama", {"rope_scaling": LLAMA3, "original_max_position_embeddings": 16}),
+        ("qwen2", {"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": None}),
+    ],
+)  # fmt: skip
+def test_settings_that_a_family_has_are_carried_out(
+    tmp_path: Path, name: str, over: dict[str, Any]
+) -> None:
+    folder = checkpoint(tmp_path, name)
+    before = theirs(folder)
+    with settings(folder, over):
+        assert np.abs(theirs(folder) - before).max() > 0.01 * np.abs(before).max()
+        assert_equal(folder)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text"])
+def test_biases_of_the_attention(tmp_path: Path, name: str) -> None:
+    folder = checkpoint(tmp_path, name, attention_bias=True)
+    assert_equal(folder)
+    with settings(folder, {"attention_bias": False}):
+        assert_refused(folder, r"holds 12 tensors .*bias.* and 9 more")
+
+
+def test_llama3s_original_context_in_two_places(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, "llama")
+    inside = {**LLAMA3, "original_max_position_embeddings": 64}
+    with settings(folder, {"rope_scaling": inside, "original_max_position_embeddings": 16}):
+        assert_refused(folder, "is 64 inside the rotary settings and 16 beside them")
+
+
+# --- tensors ----------------------------------------------------------------------------------
+
+
+def edit_tensors(folder: Path, change: Callable[[dict[str, NDArray[Any]]], Any]) -> None:
+    path = folder / "model.safetensors"
+    tensors = {name: value.copy() for name, value in load_file(path).items()}
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+def test_a_head_of_its_own_is_used_whatever_the_flag_says(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, "llama")
+    with settings(folder, {"tie_word_embeddings": True}):
+        assert_equal(folder)
+        assert not load(folder).config.tied
+        edit_tensors(folder, lambda t: t.update({HEAD: t[EMBEDDING]}))
+        assert_equal(folder)
+        assert load(folder).config.tied
+        edit_tensors(folder, lambda t: t.pop(EMBEDDING))  # the head alone serves as both
+        assert_equal(folder)
+        assert load(folder).config.tied
+        edit_tensors(folder, lambda t: t.pop(HEAD))
+        assert_refused(folder, r"tensor model\.embed_tokens\.weight is missing")
+
+
+def test_names_of_a_base_model(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, "qwen3", tie_word_embeddings=True)
+    rename = {name: name.removeprefix("model.") for name in load_file(folder / "model.safetensors")}
+    edit_tensors(
+        folder, lambda t: [t.update({new: t.pop(old)}) for old, new in rename.items() if old != new]
+    )
+    assert_equal(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.self_attn.inner_attn_ln.weight",
+        "model.layers.0.self_attn.q_proj.bias",
+        "model.layers.1.mlp.down_proj.bias",
+        "model.layers.0.self_attn.q_norm.weight",
+        "model.layers.0.self_attn.sinks",
+        "model.layers.3.input_layernorm.weight",
+        "model.layers.0.mlp.gate_proj.weight_scale",
+        "lm_head.bias",
+        "score.weight",
+        "vision_tower.patch.weight",
+        "base_model.model.layers.0.lora_A.weight",
+    ],
+)
+def test_tensors_that_nothing_reads_are_named(tmp_path: Path, name: str) -> None:
+    folder = checkpoint(tmp_path, "llama")
+    edit_tensors(folder, lambda t: t.update({name: np.ones(4, np.float32)}))
+    with pytest.raises(UnsupportedError, match=f"holds 1 tensors .* does not use: {name}"):
+        load(folder)
+
+
+def test_saved_rotary_tables_are_left_alone(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, "llama")
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    edit_tensors(folder, lambda t: t.update({name: np.ones(4, np.float32)}))
+    assert_equal(folder)
+
+
+@pytest.mark.parametrize("kind", ["float64", "int8", "bool"])
+def test_types_that_are_no_weights(tmp_path: Path, kind: str) -> None:
+    folder = checkpoint(tmp_path, "llama")
+    edit_tensors(folder, lambda t: t.update({HEAD: t[HEAD].astype(kind)}))
+    with pytest.raises(UnsupportedError, match=r"lm_head\.weight has type .*; weights must be"):
+        load(folder)
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+def sharded(folder: Path) -> dict[str, str]:
+    """Split a checkpoint by hand; gives where each tensor lies."""
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    place = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(names)}
+    for file in set(place.values()):
+        part = {name: tensors[name] for name in names if place[name] == file}
+        save_file(part, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": place}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return place
+
+
+def test_a_single_file_goes_before_an_index(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, "llama")
+    place = sharded(folder)
+    for file in set(place.values()):  # left over from another training
+        part = load_file(folder / file)
+        save_file({k: v * 0 for k, v in part.items()}, folder / file, metadata={"format": "pt"})
+    assert_equal(folder)
+    for file in set(place.values()):
+        (folder / file).unlink()
+    assert_equal(folder)
+
+
+def test_shards_hold_what_they_hold(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, "llama")
+    place = sharded(folder)
+    (folder / "model.safetensors").unlink()
+    assert_equal(folder)
+    index = folder / "model.safetensors.index.json"
+    shorter = {name: file for name, file in place.items() if name != "model.norm.weight"}
+    index.write_text(json.dumps({"metadata": {}, "weight_map": shorter}))
+    assert_equal(folder)
+    first, second = sorted(set(place.values()))
+    twice = load_file(folder / first)
+    name = next(iter(load_file(folder / second)))
+    twice[name] = load_file(folder / second)[name]
+    save_file(twice, folder / first, metadata={"format": "pt"})
+    assert_equal(folder)
+    twice[name] = twice[name] + 1
+    save_file(twice, folder / first, metadata={"format": "pt"})
+    with pytest.raises(FormatError, match=f"two different tensors {name}, in {first} and {second}"):
+        load(folder)
+
+
+def test_an_adapter_is_named(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, "llama")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    assert_refused(folder, "holds a LoRA adapter")
+    (folder / "config.json").unlink()
+    assert_refused(folder, "holds a LoRA adapter")
+
+
+def test_other_names_of_files_are_listed(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, "llama")
+    (folder / "model.safetensors").rename(folder / "weights.safetensors")
+    assert_refused(folder, r"holds neither .*; it holds weights\.safetensors")
