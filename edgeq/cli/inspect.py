@@ -260,7 +260,7 @@ def _quality(data: dict[str, Any], details: bool) -> list[tuple[str, str]]:
     quality = Quality.from_dict(data)
     found = quality.evaluation
     if found is None:
-        return [("quality", f"not measured ({quality.reason})")]
+        return [("quality", f"not measured: {quality.reason}")]
     rows = [
         (
             "quality",

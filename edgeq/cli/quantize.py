@@ -470,7 +470,7 @@ def _card_lines(summary: Summary) -> list[str]:
     quality = summary.quality
     found = quality.evaluation
     if found is None:
-        return [f"quality: not measured ({quality.reason})"]
+        return [f"quality: not measured: {quality.reason}"]
     return [
         f"quality: perplexity {figure(found.base_ppl, 3)} -> {figure(found.ppl, 3)}, "
         f"KL {figure(found.kl_mean, 4)} nats per token, "
