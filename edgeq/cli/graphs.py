@@ -291,7 +291,7 @@ def _compared(found: Comparison, target: str, grids: int) -> str:
         ("weights", f"{sum(found.weights.values())} of {len(found.weights)} have equal integers"
          if found.weights else "none are integers"),
         *(("", line) for line in held_wider(found.asked, found.bits)),
-        ("grids", "" if not grids else f"{equal} of {known} equal"
+        ("qparams", "" if not grids else f"{equal} of {known} equal"
          + (f", {grids - known} not in the file" if grids > known else "")),
         ("top-1", "" if found.top1 is None else f"the same for {found.top1:.0%}"),
         ("runs", f"{found.runs} on inputs within the model's range"),
