@@ -351,3 +351,26 @@ def test_the_first_argument_is_the_prompt_where_an_option_names_the_model(
     assert got == {"model": "m", "question": None}
     with pytest.raises(click.UsageError, match="the model is given twice"):
         ask.main(["m", "q", "-m", "m"], standalone_mode=False)
+
+
+def test_a_wide_markdown_table_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = ["model", "backend", "threads", "test", "t/s"]
+    rows = [["qwen2 494.03 M w4-g32", "numba", "1", "pp512", "385.97"],
+            ["qwen2 494.03 M w4-g32", "numba", "1", "tg128", "75.33"]]  # fmt: skip
+    monkeypatch.setenv("COLUMNS", "40")
+    piped = render.markdown(head, rows, "llrrr")
+    assert piped.startswith("| model")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    shown = render.markdown(head, rows, "llrrr")
+    assert shown.splitlines() == [
+        "model    qwen2 494.03 M w4-g32",
+        "backend  numba",
+        "threads  1",
+        "",
+        " test     t/s",
+        "-----  ------",
+        "pp512  385.97",
+        "tg128   75.33",
+    ]
+    monkeypatch.setenv("COLUMNS", "120")
+    assert render.markdown(head, rows, "llrrr") == piped

@@ -73,7 +73,7 @@ def convert(
         found |= dict(made.certificate or {"target": made.target, "passed": None})
         render.write(json.dumps(found, indent=2) + "\n")
     else:
-        render.write(_converted(made))
+        render.lines(_converted(made).rstrip())
 
 
 def named_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
