@@ -71,7 +71,7 @@ def test_a_base_is_asked_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture
     task = str(written(tmp_path))
     assert main(["eval", str(DEMO), "--task", task, "--base", str(DEMO), "-t", "1"]) == 0
     out = capsys.readouterr().out
-    assert "answers changed     0, of which 0 to right and 0 from right" in out
+    assert "answers changed     0: 0 from wrong to correct" in out
     assert "zero-shot" in out
 
 

@@ -103,7 +103,7 @@ def test_weights_alone_need_no_samples(run: Run, model: Path, tmp_path: Path) ->
         (["--calib", "C", "--observer", "max"], 1, "unknown observer"),
         (["--calib", "C", "--calib-samples", "3"], 1, "give at least 8"),
         (["--preset", "w8-channel", "--tensor-type", "none=f32"], 1, "matches no node"),
-        (["--preset", "w8-channel", "-o", "q.edgeq"], 1, "write q.onnx"),
+        (["--preset", "w8-channel", "-o", "q.edgeq"], 1, "give q.onnx"),
         (["--preset", "w8-channel", "-o", "absent/q.onnx"], 1, "does not exist"),
     ],
 )

@@ -16,6 +16,7 @@ import pytest
 from edgeq.cli import main, render
 from edgeq.cli.app import cli
 from edgeq.cli.devices import devices
+from edgeq.cli.options import command, model_argument
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "edgeq" / "demo_model"
@@ -326,3 +327,50 @@ def test_time_left_follows_the_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 4000.0
     clock.move(0, 0)  # a phase of unknown length
     assert str(clock) == "1:06:40 elapsed"
+
+
+# the model as an option beside a prompt
+
+
+def test_the_first_argument_is_the_prompt_where_an_option_names_the_model(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    got: dict[str, object] = {}
+
+    @command("ask", "")
+    @model_argument
+    @click.argument("question", required=False)
+    def ask(model: str, question: str | None) -> None:
+        got.update(model=model, question=question)
+
+    for args in (["m", "q"], ["-m", "m", "q"], ["q", "--model", "m"]):
+        got.clear()
+        ask.main(args, standalone_mode=False)
+        assert got == {"model": "m", "question": "q"}
+    ask.main(["m"], standalone_mode=False)
+    assert got == {"model": "m", "question": None}
+    with pytest.raises(click.UsageError, match="the model is given twice"):
+        ask.main(["m", "q", "-m", "m"], standalone_mode=False)
+
+
+def test_a_wide_markdown_table_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = ["model", "backend", "threads", "test", "t/s"]
+    rows = [["qwen2 494.03 M w4-g32", "numba", "1", "pp512", "385.97"],
+            ["qwen2 494.03 M w4-g32", "numba", "1", "tg128", "75.33"]]  # fmt: skip
+    monkeypatch.setenv("COLUMNS", "40")
+    piped = render.markdown(head, rows, "llrrr")
+    assert piped.startswith("| model")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    shown = render.markdown(head, rows, "llrrr")
+    assert shown.splitlines() == [
+        "model    qwen2 494.03 M w4-g32",
+        "backend  numba",
+        "threads  1",
+        "",
+        " test     t/s",
+        "-----  ------",
+        "pp512  385.97",
+        "tg128   75.33",
+    ]
+    monkeypatch.setenv("COLUMNS", "120")
+    assert render.markdown(head, rows, "llrrr") == piped

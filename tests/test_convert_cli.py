@@ -120,7 +120,7 @@ def test_an_output_that_is_there(
     out.write_text("mine")
     args = ["convert", str(tiny), "--to", "gguf", "-o", str(out)]
     assert main(args) == 1
-    assert "exists; give another output, or --force" in capsys.readouterr().err
+    assert "already exists; give another --output, or --force" in capsys.readouterr().err
     assert out.read_text() == "mine"
     assert main([*args, "--force"]) == 0
     assert out.stat().st_size > 10000

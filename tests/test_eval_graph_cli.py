@@ -62,7 +62,7 @@ def test_labelled_samples_are_scored(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(args) == 0
     out = capsys.readouterr().out
     assert "top-1               83.33 % +- 15.21" in out
-    assert "mixed up            0 taken for 2: 1" in out
+    assert "confused            0 predicted as 2: 1" in out
     assert out.startswith("runtime             onnxruntime ")
     rows = list(csv.reader(table.read_text("utf-8").splitlines()))
     assert rows == [["label \\ largest score", "0", "1", "2"], ["0", "2", "0", "1"],
@@ -172,7 +172,11 @@ def test_a_foreign_tflite_is_read_as_a_graph(
         (["m.onnx", "--data", "d.npz", "--confusion", "c.txt"], "written as .csv or as", 1),
         (["m.onnx", "--data", "d.npz", "--base", "other.onnx"], "made from the same model", 2),
         (["none.onnx", "--data", "d.npz"], "none.onnx does not exist", 1),
-        (["d.npz", "--data", "d.npz"], "d.npz is no graph; give one of .onnx", 1),
+        (
+            ["d.npz", "--data", "d.npz"],
+            "d.npz is not a graph; its name must end in one of .onnx",
+            1,
+        ),
         (["bad.onnx", "--data", "d.npz"], "bad.onnx", 1),
         (["bad.tflite", "--data", "d.npz"], "bad.tflite", 1),
         (["m.onnx", "--data", "plain.npz"], "nothing to measure", 1),

@@ -221,7 +221,7 @@ def test_max_tokens_and_progress() -> None:
         ([1, 2], {"context": 3, "score": "half"}, "context is 3 tokens"),
         ([1, 2], {"score": "most"}, r"unknown score 'most' \(known: all, half\)"),
         ([1, 2], {"max_tokens": 0}, "max_tokens is 0"),
-        ([5, 2], {"bos": 5}, r"begin with BOS \(5\)"),
+        ([5, 2], {"bos": 5}, r"start with BOS \(5\)"),
     ],
 )
 def test_impossible_requests_are_refused(
@@ -241,7 +241,7 @@ def test_damaged_or_foreign_logits_are_refused() -> None:
         perplexity(broken, [1, 2, 3], context=8)
     with pytest.raises(FormatError, match="the base model gives logits that are not finite"):
         perplexity(uniform, [1, 2, 3], context=8, base=broken)
-    with pytest.raises(UsageError, match="vocabulary of 7 and the base one of 6"):
+    with pytest.raises(UsageError, match="7 tokens in its vocabulary and the base model 6"):
         perplexity(uniform, [1, 2, 3], context=8, base=lambda t: uniform(t)[:, :6])
     with pytest.raises(UsageError, match=r"gave logits \[7\] for 3 tokens"):
         perplexity(lambda t: uniform(t)[0], [1, 2, 3], context=8)

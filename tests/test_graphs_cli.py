@@ -287,7 +287,7 @@ def test_energy_of_a_graph_is_told_by_the_run(folder: Path, call: Call) -> None:
 def test_weights_that_a_target_holds_wider_are_named(
     folder: Path, tmp_path: Path, call: Call
 ) -> None:
-    wide = "1 weight of 4 bits is held in 8 there: c5"
+    wide = "1 weight of 4 bits is stored in 8 bits: c5"
     out = tmp_path / "m.onnx"
     said, _ = call("convert", folder / "q4.onnx", *TARGETS["fused.onnx"], "-o", out, "-t", 1)
     assert wide in said

@@ -167,7 +167,7 @@ def test_no_card_where_memory_does_not_allow_it(tmp_path: Path) -> None:
 def test_not_on_the_text_that_was_calibrated_with(tmp_path: Path) -> None:
     base = random_model(tiny_config("llama"))
     text = held_out()
-    with pytest.raises(UsageError, match="cannot be measured on a text, the text that is calib"):
+    with pytest.raises(UsageError, match="cannot be measured on a text, which is also the calib"):
         quantize(base, tmp_path / "m.edgeq", calibration=text.cut, card=text)
     assert not list(tmp_path.iterdir())
 

@@ -88,13 +88,13 @@ def markdown(result: dict[str, Any]) -> str:
         "## Against published speeds",
         "",
         "Other runtimes, planned with the same roofline and the bytes of their own files (modelled "
-        "from the shape and the quantizer's rules; the published size is beside). J a token is the "
-        "highest power of the whole board over its speed, beside the profile's load over the "
+        "from the shape and the quantizer's rules; the published size is beside). J per token is "
+        "the highest power of the whole board over its speed, beside the profile's load over the "
         "planned one. Marked * are "
         "rows that the device's profile takes its bandwidth from: they are not counted. "
         f"{met} of {len(counted)} are within {NEAR:.0f} %.",
         "",
-        "| device | model | file, GB | published | decode, tok/s | planned | error | J a token "
+        "| device | model | file, GB | published | decode, tok/s | planned | error | J per token "
         "| planned | runtime | source |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |",
         *(

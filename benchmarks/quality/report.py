@@ -98,7 +98,7 @@ def write(results: dict[str, Any], path: Path) -> None:
         "",
         f"Held-out text in disjoint windows of {protocol['context']} tokens, BOS at the head of "
         "each, every token after it scored; float32 arithmetic on the weights as they are stored. "
-        "NLL, and KL from the float model, are nats a token. Bits per weight are those of the "
+        "NLL, and KL from the float model, are nats per token. Bits per weight are those of the "
         "layers' matrices, bytes those of all tensors, both with scales and padding; the "
         "embedding, which is the head too, has 8 bits, fewer where bits are mixed. "
         "The gap is that in NLL between naive rounding with as many bits and float. "

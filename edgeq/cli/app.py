@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import signal
 import sys
@@ -128,11 +129,9 @@ def main(args: Sequence[str] | None = None) -> int:
         click.echo("interrupted", err=True)
         return EXIT_INTERRUPTED
     except click.ClickException as err:
-        prefix = "Error: "  # which click puts before the message
-        err.message = render.wrapped(
-            prefix + err.message, render.width_of(sys.stderr)
-        ).removeprefix(prefix)
-        err.show()
+        shown = io.StringIO()
+        err.show(file=shown)
+        render.note(shown.getvalue().rstrip())
         return err.exit_code
     except EdgeqError as err:
         return _explain(str(err))

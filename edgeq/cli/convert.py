@@ -120,7 +120,7 @@ def convert(
     if form == "json":
         render.write(json.dumps(_summary(made), indent=2) + "\n")
     else:
-        render.write(_text(made))
+        render.lines(_text(made).rstrip())
 
 
 # the list of targets stands where they are kept, not here as well

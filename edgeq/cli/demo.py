@@ -71,7 +71,11 @@ def demo(prompt: str, n_predict: int, seed: int, temp: float, threads: int) -> N
     page.fact(
         "bits per byte and KL are measured on held-out stories; KL is against the float model"
     )
-    me = "edgeq" if shutil.which("edgeq") else sys.argv[0]
+    me = sys.argv[0]
+    if shutil.which("edgeq"):
+        me = "edgeq"
+    elif Path(me).name == "__main__.py":
+        me = "python -m edgeq"
     page.fact(f"next: {me} run {packed_file} -p 'The little fox'")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -73,11 +74,14 @@ def _kernel() -> Check:
 
 def _text(results: list[Check], works: bool) -> str:
     width = max(len(check.name) for check in results)
+    shown = render.width_of(sys.stdout)
+    indent = " " * (width + 8)
     lines = []
     for check in results:
-        lines.append(f"{_MARKS[check.ok]}  {check.name:{width}}  {check.found}")
+        line = f"{_MARKS[check.ok]}  {check.name:{width}}  {check.found}"
+        lines.append(render.wrapped(line, shown, indent[2:]))
         if check.mend:
-            lines.append(f"    {'':{width}}  > {check.mend}")
+            lines.append(render.wrapped(f"{indent[2:]}> {check.mend}", shown, indent))
     troubles = sum(check.ok is False for check in results)
     last = "no problems" if not troubles else f"{troubles} problem{'s' * (troubles > 1)}"
     lines.append("")

@@ -73,7 +73,7 @@ def convert(
         found |= dict(made.certificate or {"target": made.target, "passed": None})
         render.write(json.dumps(found, indent=2) + "\n")
     else:
-        render.write(_converted(made))
+        render.lines(_converted(made).rstrip())
 
 
 def named_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
@@ -301,7 +301,7 @@ def _compared(found: Comparison, target: str, grids: int) -> str:
         ("weights", f"{sum(found.weights.values())} of {len(found.weights)} have equal integers"
          if found.weights else "none are integers"),
         *(("", line) for line in held_wider(found.asked, found.bits)),
-        ("grids", "" if not grids else f"{equal} of {known} equal"
+        ("qparams", "" if not grids else f"{equal} of {known} equal"
          + (f", {grids - known} not in the file" if grids > known else "")),
         ("top-1", "" if found.top1 is None else f"the same for {found.top1:.0%}"),
         ("others", f"{found.parts - len(found.different)} of {found.parts} constants and operators "

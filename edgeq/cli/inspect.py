@@ -52,13 +52,17 @@ def inspect(model: str, card: str | None, details: bool, force: bool, form: str)
         refuse_given(("card",), "language models, and MODEL is a graph")
         graphs.inspect(model, form, details)
         return
+    from edgeq.devices.facts import facts_of
     from edgeq.importers import load
 
     loaded = load(model)
     if card is not None:
         _write_card(loaded, Path(model).name, Path(card), force)
         return
-    tensors = [_describe(loaded, name, tensor) for name, tensor in loaded.tensors.items()]
+    schemes = {name: known.scheme for name, known in facts_of(loaded, model).tensors.items()}
+    tensors = [
+        _describe(loaded, name, tensor, schemes[name]) for name, tensor in loaded.tensors.items()
+    ]
     if form == "json":
         found = {
             "path": model,
@@ -88,24 +92,19 @@ def _bpw(nbytes: int, weights: int) -> float:
     return 8 * nbytes / weights
 
 
-def _describe(model: Model, name: str, tensor: Tensor) -> dict[str, Any]:
+def _describe(model: Model, name: str, tensor: Tensor, scheme: str) -> dict[str, Any]:
     from edgeq.packing import TILE, round_up
-    from edgeq.tensor import FloatTensor, QuantTensor
+    from edgeq.tensor import QuantTensor
 
     shape = [int(n) for n in tensor.shape]
     padded = None
     if isinstance(tensor, QuantTensor):
-        held = str(tensor.scheme)
         full = [round_up(shape[0], TILE), tensor.scheme.padded_k(shape[1])]
         padded = full if full != shape else None
-    elif isinstance(tensor, FloatTensor):
-        held = tensor.dtype.lower()
-    else:
-        held = getattr(tensor, "kind", "float")
     sqnr = model.provenance.get("sqnr_db", {}).get(name)
     return {
         "name": name,
-        "scheme": held,
+        "scheme": scheme,
         "shape": shape,
         "padded": padded,
         "nbytes": int(tensor.nbytes),
@@ -261,7 +260,7 @@ def _quality(data: dict[str, Any], details: bool) -> list[tuple[str, str]]:
     quality = Quality.from_dict(data)
     found = quality.evaluation
     if found is None:
-        return [("quality", f"not measured ({quality.reason})")]
+        return [("quality", f"not measured: {quality.reason}")]
     rows = [
         (
             "quality",

@@ -65,8 +65,28 @@ def debug_option() -> click.Option:
     )  # fmt: skip
 
 
+_PROMPT = "question"
+"""Name of the parameter that takes the first argument where the model is given as an option."""
+
+
 class _Command(click.Command):
     """A command whose result goes to the file of ``result_options``' ``--output``, if given."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments; the first is the prompt if ``--model`` names the model.
+
+        Raises:
+            click.UsageError: the model is given twice.
+        """
+        rest = super().parse_args(ctx, args)
+        if (prompt := ctx.meta.get(_PROMPT)) is not None:
+            if ctx.params.get(_PROMPT) is not None:
+                raise click.UsageError(
+                    f"the model is given twice, as the argument {prompt} and as --model "
+                    f"{ctx.params['model']}; give it once", ctx,
+                )  # fmt: skip
+            ctx.params[_PROMPT] = prompt
+        return rest
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command.
@@ -176,7 +196,11 @@ def _model(function: Function, *aliases: str, name: str = "model", required: boo
     def merge(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
         # the argument is eager and so was read before: it stands before the environment
         given: str | None = ctx.params.pop("model_file", None)
-        if value and given and ctx.get_parameter_source(parameter) == ParameterSource.COMMANDLINE:
+        named = ctx.get_parameter_source(parameter) == ParameterSource.COMMANDLINE
+        if value and given and named and _PROMPT in (p.name for p in ctx.command.params):
+            ctx.meta[_PROMPT] = given  # `run -m MODEL PROMPT`: the argument is the prompt
+            return value
+        if value and given and named:
             raise click.UsageError(
                 f"the model is given twice, as the argument {given} and as --model {value}; "
                 "give it once", ctx,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -308,7 +307,7 @@ def _facts(told: dict[str, Any]) -> str:
     if known and known["reason"]:
         rows.append(("operations", known["reason"]))
     return "\n".join(
-        textwrap.fill(f"{name:12s}{text}", 100, subsequent_indent=" " * 12) for name, text in rows
+        render.wrapped(f"{name:12s}{text}", render.prose_width(), " " * 12) for name, text in rows
     )
 
 

@@ -494,7 +494,7 @@ def _card_lines(summary: Summary) -> list[str]:
     quality = summary.quality
     found = quality.evaluation
     if found is None:
-        return [f"quality: not measured ({quality.reason})"]
+        return [f"quality: not measured: {quality.reason}"]
     against = ""
     if summary.requantized:
         from edgeq.quant.source import type_counts

@@ -178,7 +178,11 @@ def _fold(cell: str, width: int) -> list[str]:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> str:
-    """A table as Markdown, padded so that it reads well unrendered too."""
+    """A table as Markdown, padded so that it reads well unrendered too.
+
+    On a terminal too narrow for it, columns that are the same in all rows are listed above a plain
+    table of the others.
+    """
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     sides = right.ljust(len(head), "l")
 
@@ -193,6 +197,14 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], right: str = ""
         "-" * (width + 1) + ":" if side == "r" else "-" * (width + 2)
         for width, side in zip(widths, sides, strict=True)
     )
+    limit = width_of(sys.stdout) if sys.stdout.isatty() else None
+    if limit is not None and sum(widths) + 3 * len(widths) + 1 > limit:
+        same = [i for i in range(len(head)) if len({row[i] for row in rows}) == 1]
+        rest = [i for i in range(len(head)) if i not in same]
+        listed = facts([(head[i], rows[0][i]) for i in same])
+        others = [[row[i] for i in rest] for row in rows]
+        table = aligned([head[i] for i in rest], others, "".join(sides[i] for i in rest))
+        return "\n\n".join(filter(None, [listed, table if rest else ""]))
     return "\n".join([line(head), "|" + "|".join(rule) + "|", *map(line, rows)])
 
 

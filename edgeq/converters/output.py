@@ -33,7 +33,9 @@ def check_place(path: Path, force: bool) -> None:
     check_folder(path)
     refuse_special(path)
     if path.exists() and not force:
-        raise UsageError(f"{path} exists; give another output, or --force to overwrite it")
+        raise UsageError(
+            f"{path} already exists; give another --output, or --force to overwrite it"
+        )
     if path.is_dir() and any(path.iterdir()) and not any((path / n).exists() for n in _MADE):
         raise UsageError(
             f"{path} is a folder with other files, which overwriting would delete; give "
