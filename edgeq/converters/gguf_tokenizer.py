@@ -70,7 +70,7 @@ def tokenizer_keys(model: Model) -> dict[str, Any]:
         )
     for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
         if bpe.get(key):
-            raise UnsupportedError(f"the tokenizer has a {key}, which llama.cpp does not have")
+            raise UnsupportedError(f"the tokenizer sets {key}, which llama.cpp does not have")
     sentencepiece = _is_sentencepiece(document, bpe)
     tokenizer = hf_tokenizer(model.files)
     added = added_tokens(tokenizer)
