@@ -53,8 +53,12 @@ _END_KEYS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 """``tokenizer.ggml.<name>_token_id`` of tokens that llama.cpp ends a generation at."""
 
 
-def tokenizer_keys(model: Model) -> dict[str, Any]:
+def tokenizer_keys(model: Model, *, compare: bool = True) -> dict[str, Any]:
     """The ``tokenizer.`` keys of a model; "none" if it has no tokenizer.
+
+    Args:
+        model: the model.
+        compare: check on texts that llama.cpp makes the same ids.
 
     Raises:
         FormatError: tokenizer.json is damaged, or has more tokens than the embedding rows.
@@ -95,7 +99,8 @@ def tokenizer_keys(model: Model) -> dict[str, Any]:
     keys |= _special(model, tokenizer, tokens)
     keys |= _templates(model.files)
     keys |= _name(model, added, tokens)
-    _check_same_ids(tokenizer, keys, sentencepiece)
+    if compare:
+        _check_same_ids(tokenizer, keys, sentencepiece)
     return keys
 
 
@@ -116,7 +121,7 @@ class ReadBack:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text."""
         made = self._tokenizer
-        return [[*made.prefix, *made.encode(text), *made.suffix] for text in texts]
+        return [[*made.prefix, *ids, *made.suffix] for ids in made.encode_all(texts)]
 
     def excuse(self, text: str) -> str | None:
         """Nothing is excused."""
@@ -321,6 +326,12 @@ def _pre_tokenizer(document: Mapping[str, Any], bpe: Mapping[str, Any]) -> str:
             if composes
             else "llama.cpp's name for how this tokenizer cuts texts stands for one that composes "
             "Unicode (NFC) first, which this one does not; convert to litertlm or genai"
+        )
+    fitting = [name for name in fitting if PRE_TOKENIZERS[name].exact]
+    if not fitting:
+        raise UnsupportedError(
+            f"llama.cpp's {same[0]} parts combining marks from their letters, which this tokenizer "
+            "keeps together; convert to litertlm or genai"
         )
     whole = bool(bpe.get("ignore_merges"))
     return next((n for n in fitting if PRE_TOKENIZERS[n].whole_words == whole), fitting[0])

@@ -17,7 +17,7 @@ tokenization_utils_tokenizers.py.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +64,11 @@ class HfTokenizer:
         """Token ids of a text alone, nothing put before or after it."""
         ids: list[int] = self.library.encode(text, add_special_tokens=False).ids
         return ids
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text alone."""
+        made = self.library.encode_batch(list(texts), add_special_tokens=False)
+        return [encoded.ids for encoded in made]
 
 
 def hf_tokenizer(files: Mapping[str, bytes]) -> HfTokenizer:

@@ -52,12 +52,15 @@ class PreTokenizer:
         whole_words: a piece that is a token as it stands is not merged anew (Llama 3).
         nfc: Unicode is composed first (Qwen).
         add_bos: whether a text starts with BOS if the file does not say.
+        exact: llama.cpp cuts just so. Of the expressions that keep combining marks with their
+            letters it has an approximation, which parts some of them.
     """
 
     splits: tuple[str, ...]
     whole_words: bool = False
     nfc: bool = False
     add_bos: bool = False
+    exact: bool = True
 
 
 _LLAMA3_PRE = PreTokenizer((_LLAMA3,), whole_words=True, add_bos=True)
@@ -82,8 +85,8 @@ PRE_TOKENIZERS = {
     "smaug-bpe": PreTokenizer((_LLAMA3,)),
     "phi-2": PreTokenizer((_GPT2,)),
     "olmo": PreTokenizer((_GPT2,)),
-    "tekken": PreTokenizer((_TEKKEN,), whole_words=True, add_bos=True),
-    "gpt-4o": PreTokenizer((_GPT4O,)),
+    "tekken": PreTokenizer((_TEKKEN,), whole_words=True, add_bos=True, exact=False),
+    "gpt-4o": PreTokenizer((_GPT4O,), exact=False),
 }
 """Pre-tokenizers by the name GGUF's ``tokenizer.ggml.pre`` gives them."""
 
