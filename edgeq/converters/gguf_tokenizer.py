@@ -49,6 +49,8 @@ from edgeq.model import Model
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 _NEVER = -1e9
 """Score of a piece that no merge makes."""
+_MOST_TOKENS = 100_000
+"""Tokens whose own text is compared."""
 _END_KEYS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 """``tokenizer.ggml.<name>_token_id`` of tokens that llama.cpp ends a generation at."""
 
@@ -140,9 +142,10 @@ def _check_same_ids(tokenizer: HfTokenizer, keys: Mapping[str, Any], sentencepie
 
 
 def _token_texts(keys: Mapping[str, Any], sentencepiece: bool) -> Iterator[str]:
-    """The text of every ordinary token that is text by itself."""
-    rows = zip(keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"], strict=True)
-    for token, kind in rows:
+    """The text of ordinary tokens that are text by themselves; of every one in most models."""
+    tokens, kinds = keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"]
+    step = -(-len(tokens) // _MOST_TOKENS)
+    for token, kind in zip(tokens[::step], kinds[::step], strict=True):
         if kind == NORMAL and sentencepiece:
             yield token.replace(SPACE, " ")
         elif kind == NORMAL:
