@@ -141,8 +141,9 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_without_a_template_the_text_goes_on() -> None:
-    for args in (("Once upon a time",), ("-p", "Once upon a time"), ("--raw", "Once upon a time")):
-        done = command("run", DEMO, *args, "-n", 4, "--temp", 0, "-t", 1)
+    text = "Once upon a time"
+    for args in ((DEMO, text), (DEMO, "-p", text), ("-m", DEMO, "--raw", text)):
+        done = command("run", *args, "-n", 4, "--temp", 0, "-t", 1)
         assert done.stdout.startswith("Once upon a time, ")
         assert "chat template" not in done.stderr
 
@@ -161,6 +162,8 @@ def test_one_prompt_is_given_once() -> None:
         done = command("run", DEMO, *args)
         assert done.returncode == 2
         assert 'give one prompt: edgeq run MODEL "PROMPT"' in done.stderr
+    twice = command("run", "-m", DEMO, DEMO, "Once")
+    assert "give the model once" in twice.stderr
 
 
 def test_a_template_that_refuses_leaves_a_way_out(talker: Path, tmp_path: Path) -> None:

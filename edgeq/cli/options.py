@@ -120,6 +120,10 @@ class Counts(click.ParamType):  # type: ignore[type-arg]
         return counts
 
 
+PROMPT = "edgeq.prompt"
+"""Where in a context's ``meta`` the prompt is that stands where MODEL would, after ``-m MODEL``."""
+
+
 def model_argument(function: Function) -> Function:
     """MODEL, or ``-m MODEL`` as llama.cpp users write it, or EDGEQ_MODEL."""
     return _model(function, required=True)
@@ -135,6 +139,9 @@ def _model(function: Function, *, required: bool) -> Function:
         # the argument is eager and so was read before: it stands before the environment
         given: str | None = ctx.params.pop("model_file", None)
         if value and given and ctx.get_parameter_source("model") == ParameterSource.COMMANDLINE:
+            if any(param.name == "question" for param in ctx.command.params):
+                ctx.meta[PROMPT] = given  # of ``run -m MODEL PROMPT``, the only argument
+                return value
             raise click.UsageError("give the model once: as MODEL or as --model", ctx)
         if not (value or given) and required and not ctx.resilient_parsing:
             raise click.UsageError("Missing argument 'MODEL'.", ctx)

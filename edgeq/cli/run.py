@@ -10,6 +10,7 @@ import click
 
 from edgeq.cli import render
 from edgeq.cli.options import (
+    PROMPT,
     command,
     engine_options,
     kv_bits_of,
@@ -97,6 +98,10 @@ def run(
 
     if prompt_cache_all and prompt_cache is None:
         raise click.UsageError("--prompt-cache-all needs --prompt-cache FILE to keep it in")
+    if PROMPT in (meta := click.get_current_context().meta):
+        if question is not None:
+            raise click.UsageError("give the model once: as MODEL or as --model")
+        question = meta[PROMPT]
     text = prompt_text(question, prompt, prompt_file)
     params = sampling_params(settings)
     engine_settings = engine_arguments(settings)
