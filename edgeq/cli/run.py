@@ -99,7 +99,7 @@ def run(
     if prompt_cache_all and prompt_cache is None:
         raise click.UsageError("--prompt-cache-all needs --prompt-cache FILE to keep it in")
     if PROMPT in (meta := click.get_current_context().meta):
-        if question is not None:
+        if (question, prompt, prompt_file) != (None, None, None):
             raise click.UsageError("give the model once: as MODEL or as --model")
         question = meta[PROMPT]
     text = prompt_text(question, prompt, prompt_file)
