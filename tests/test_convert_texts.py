@@ -217,6 +217,7 @@ def test_templates_beside_templates_reach_the_file() -> None:
     keys = tokenizer_keys(replace(model, files=files))
     assert keys["tokenizer.chat_template"] == "A"
     assert keys["tokenizer.chat_template.tools"] == "B"
+    assert keys["tokenizer.chat_templates"] == ["tools"]
 
 
 def test_a_difference_names_the_text_and_both_lists() -> None:

@@ -72,6 +72,7 @@ CASES: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
     ),
     "no end token": ({"eos_token": None, "bos_token": None}, {}),
     "flags beside a post-processor": ({**zoo.CONFIG, "add_bos_token": False}, {}),
+    "special tokens split": ({**zoo.CONFIG, "split_special_tokens": True}, {}),
     "EOS by a flag": ({**zoo.CONFIG, "add_eos_token": True}, {}),
 }
 """tokenizer_config.json and further files."""
@@ -101,6 +102,32 @@ def test_ids_are_transformers_own(case: str, tmp_path: Path) -> None:
     assert ours.eos_ids == (() if eos is None else (eos,))
     if theirs.bos_token_id is not None:
         assert ours.bos == theirs.bos_token_id
+
+
+@pytest.mark.parametrize("kind", ["GPT2TokenizerFast", "Qwen2Tokenizer"])
+@pytest.mark.parametrize("spaced", [True, False])
+@pytest.mark.parametrize("flag", [True, False, None])
+def test_the_configuration_says_whether_a_space_goes_first(
+    kind: str, spaced: bool, flag: bool | None, tmp_path: Path
+) -> None:
+    """Of the classes that ask it."""
+    transformers = pytest.importorskip("transformers")
+    document = zoo.byte_level("qwen2", prefix_space=spaced)
+    if kind != "Qwen2Tokenizer":
+        cut = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
+        document = zoo.edited(document, pre_tokenizer=cut | {"add_prefix_space": spaced})
+    config = {**zoo.CONFIG, "tokenizer_class": kind}
+    if flag is not None:
+        config["add_prefix_space"] = flag
+    files = {
+        "tokenizer.json": document.encode(),
+        "tokenizer_config.json": json.dumps(config).encode(),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    theirs = getattr(transformers, kind).from_pretrained(tmp_path)
+    texts = ["Hello World", " Hello", "a1b22c333", "def f(x):\n    return x"]
+    assert [Tokenizer(files).encode(t) for t in texts] == [theirs.encode(t) for t in texts]
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def tokenizer_keys(model: Model, *, compare: bool = True) -> dict[str, Any]:
     """
     if "tokenizer.json" not in model.files:
         return {"tokenizer.ggml.model": "none"}
-    document = read_object(model.files, "tokenizer.json")
+    document: Mapping[str, Any] = read_object(model.files, "tokenizer.json")
     bpe = document.get("model") or {}
     if bpe.get("type") != "BPE":
         raise UnsupportedError(
@@ -79,6 +79,7 @@ def tokenizer_keys(model: Model, *, compare: bool = True) -> dict[str, Any]:
             raise UnsupportedError(f"the tokenizer sets {key}, which llama.cpp does not have")
     sentencepiece = _is_sentencepiece(document, bpe)
     tokenizer = hf_tokenizer(model.files)
+    document = tokenizer.document
     added = added_tokens(tokenizer)
     tokens, kinds = _tokens(added, bpe, model.config.vocab)
     keys: dict[str, Any] = {}
@@ -385,9 +386,11 @@ def _special(model: Model, tokenizer: HfTokenizer, tokens: Sequence[str]) -> dic
     return keys
 
 
-def _templates(files: Mapping[str, bytes]) -> dict[str, str]:
-    prefix = "tokenizer.chat_template"
-    return {
-        prefix if name == DEFAULT else f"{prefix}.{name}": text
-        for name, text in chat_templates(files).items()
+def _templates(files: Mapping[str, bytes]) -> dict[str, Any]:
+    prefix, found = "tokenizer.chat_template", chat_templates(files)
+    keys: dict[str, Any] = {
+        prefix if name == DEFAULT else f"{prefix}.{name}": text for name, text in found.items()
     }
+    if others := [name for name in found if name != DEFAULT]:
+        keys["tokenizer.chat_templates"] = others
+    return keys
