@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from edgeq.errors import FormatError, UnsupportedError
+from edgeq.importers.hf_tokenizer import CONFIG
 from edgeq.importers.tokenizer_json import (
     CONTROL,
     NORMAL,
@@ -68,11 +69,20 @@ def tokenizer_files(path: Path) -> dict[str, bytes]:
             raise UnsupportedError(
                 f"{path}: {name}, which edgeq cannot follow; use the model's tokenizer.json"
             )
-    for token, piece_kind in _added(path.parent, len(tokens)):
-        tokens.append(token)
-        kinds.append(piece_kind)
-        scores.append(0.0)
-    adds_bos, adds_eos = _frame(path.parent)
+    config = _config(path.parent)
+    for i, token, piece_kind in _added(path.parent, config):
+        if i == len(tokens):
+            tokens.append(token)
+            kinds.append(piece_kind)
+            scores.append(0.0)
+        elif i < len(pieces) and token not in tokens:  # a placeholder that gets its name there
+            tokens[i], kinds[i] = token, piece_kind
+        elif i > len(tokens):
+            raise FormatError(
+                f"{path.parent / CONFIG}: added_tokens_decoder leaves gaps after token "
+                f"{len(tokens) - 1}"
+            )
+    adds_bos, adds_eos = _frame(path.parent, config)
     vocabulary = Vocabulary(
         tokens,
         kinds,
@@ -91,25 +101,32 @@ def tokenizer_files(path: Path) -> dict[str, bytes]:
         charsmap=normalizer.get(2, b""),
         pieces=len(pieces),
     )
-    return files(document, vocabulary)
+    made = files(document, vocabulary)
+    made[CONFIG] = json.dumps({**json.loads(made[CONFIG]), **config}, ensure_ascii=False).encode()
+    return made
 
 
-def _frame(folder: Path) -> tuple[bool, bool]:
-    """Whether BOS is put before a text and EOS after it."""
-    path = folder / "tokenizer_config.json"
+def _config(folder: Path) -> dict[str, Any]:
+    """The tokenizer_config.json beside the model; empty where there is none."""
+    path = folder / CONFIG
     try:
         config = json.loads(path.read_bytes())
     except FileNotFoundError:
-        config = {}
+        return {}
     except (OSError, ValueError) as err:
         raise FormatError(f"{path} is not readable: {err}") from err
     if not isinstance(config, dict):
         raise FormatError(f"{path} holds a {type(config).__name__}, expected an object")
+    return config
+
+
+def _frame(folder: Path, config: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Whether BOS is put before a text and EOS after it."""
     flags = []
     for key, default in (("add_bos_token", True), ("add_eos_token", False)):
         value = config.get(key)
         if value is not None and not isinstance(value, bool):
-            raise FormatError(f"{path}: {key} is {value!r}; it must be true or false")
+            raise FormatError(f"{folder / CONFIG}: {key} is {value!r}; it must be true or false")
         flags.append(default if value is None else value)
     return flags[0], flags[1]
 
@@ -119,21 +136,15 @@ def _id(value: int) -> int | None:
     return None if value >= 1 << 31 else value
 
 
-def _added(folder: Path, first: int) -> Iterator[tuple[str, int]]:
-    """Tokens beyond the pieces, which Transformers keeps in tokenizer_config.json."""
-    path = folder / "tokenizer_config.json"
+def _added(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[int, str, int]]:
+    """Id, text and kind of the tokens that Transformers keeps in tokenizer_config.json."""
     try:
-        raw = json.loads(path.read_bytes()).get("added_tokens_decoder", {})
-        added = sorted((int(i), v["content"], v.get("special", True)) for i, v in raw.items())
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as err:
-        raise FormatError(f"{path}: added_tokens_decoder is not readable") from err
-    beyond = [entry for entry in added if entry[0] >= first]
-    if [i for i, _, _ in beyond] != list(range(first, first + len(beyond))):
-        raise FormatError(f"{path}: added_tokens_decoder leaves gaps after token {first - 1}")
-    for _, content, special in beyond:
-        yield content, CONTROL if special else USER_DEFINED
+        listed = config.get("added_tokens_decoder", {})
+        found = sorted((int(i), v["content"], v.get("special", True)) for i, v in listed.items())
+    except (ValueError, AttributeError, KeyError, TypeError) as err:
+        raise FormatError(f"{folder / CONFIG}: added_tokens_decoder is not readable") from err
+    for i, content, special in found:
+        yield i, content, CONTROL if special else USER_DEFINED
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
