@@ -74,6 +74,6 @@ def _windows(
         tokens,
         context=min(context, model.config.context),
         n_windows=n_windows,
-        bos=tokenizer.bos,
+        bos=tokenizer.text_bos,
         text_sha256=hashlib.sha256(raw).hexdigest(),
     )

@@ -66,9 +66,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["nonsense"], "No such command 'nonsense'"),
         (["run"], "Missing argument 'MODEL'"),
-        (["run", "a", "-m", "b", "-p", "x"], "as the argument a and as --model b"),
-        (["run", "a"], "either --prompt TEXT or --file FILE"),
-        (["run", "a", "-p", "x", "-f", __file__], "either --prompt TEXT or --file FILE"),
+        (["run", "a", "-m", "b", "-p", "x"], "give one prompt: edgeq run MODEL"),
+        (["run", "a"], "give one prompt: edgeq run MODEL"),
+        (["run", "a", "-p", "x", "-f", __file__], "give one prompt: edgeq run MODEL"),
         (["run", "a", "-p", "x", "-f", "no-such-file"], "does not exist"),
         (["run", "a", "-p", "x", "-ctk", "q8_0", "-ctv", "f16"], "give -ctk and -ctv the same"),
         (["run", "a", "-p", "x", "-t", "0"], "x>=1"),

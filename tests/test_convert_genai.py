@@ -47,7 +47,14 @@ def files() -> dict[str, bytes]:
 
 def tiny(family: str = "llama", **over: Any) -> Model:
     config = tiny_config(family, context=128, **over)
-    return replace(quantized(random_model(config), "w4-g32"), files=files())
+    held = dict(files())
+    if not config.eos:  # the tokenizer's files name no end token either
+        settings = json.loads(held["tokenizer_config.json"]) | {"eos_token": None}
+        held |= {
+            "tokenizer_config.json": json.dumps(settings).encode(),
+            "generation_config.json": b"{}",
+        }
+    return replace(quantized(random_model(config), "w4-g32"), files=held)
 
 
 def made(model: Model, out: Path, **options: Any) -> Path:
@@ -197,7 +204,7 @@ def test_the_settings_of_the_search(tmp_path: Path) -> None:
     }
     assert written["model"]["type"] == "qwen2"
     assert written["model"]["decoder"]["head_size"] == 16  # 12, padded
-    assert (written["model"]["eos_token_id"], written["model"]["pad_token_id"]) == ([2], 2)
+    assert (written["model"]["eos_token_id"], written["model"]["pad_token_id"]) == ([2, 1], 2)
     assert json.loads((out / "special_tokens_map.json").read_text())["eos_token"] == "<|eos|>"
     assert len(generate(out, [1, 5, 9], 20)) <= 20
 

@@ -159,8 +159,8 @@ def test_without_a_template_a_chat_is_plain_text(tmp_path: Path) -> None:
 
 def test_no_start_token_where_the_tokenizer_has_none(tmp_path: Path) -> None:
     model = demo()
-    config = {**json.loads(model.files["tokenizer_config.json"]), "add_bos_token": False}
-    files = {**model.files, "tokenizer_config.json": json.dumps(config).encode()}
+    document = {**json.loads(model.files["tokenizer.json"]), "post_processor": None}
+    files = {**model.files, "tokenizer.json": json.dumps(document).encode()}
     model = replace(model, files=files)
     path = bundled(model, tmp_path)
     tokens = Tokenizer(files).encode("Once upon a time")
@@ -203,7 +203,8 @@ def test_refusals(tmp_path: Path) -> None:
     files = {k: v for k, v in model.files.items() if k != "tokenizer.json"}
     with pytest.raises(UnsupportedError, match=r"no tokenizer\.json.*convert to tflite"):
         litertlm.check(replace(model, files=files), FLOAT)
-    endless = replace(model, config=replace(model.config, eos=()))
+    silent = {"tokenizer_config.json": b"{}", "generation_config.json": b"{}"}
+    endless = replace(model, config=replace(model.config, eos=()), files={**model.files, **silent})
     with pytest.raises(UnsupportedError, match="no end-of-text token"):
         litertlm.check(endless, FLOAT)
     with pytest.raises(UnsupportedError, match="w4-g32-asym"):
@@ -225,10 +226,12 @@ def test_files_that_are_no_bundles(tmp_path: Path) -> None:
             litertlm.open(path)
 
 
-def test_a_bundle_that_litert_lm_cannot_run_does_not_open(tmp_path: Path) -> None:
+def test_a_bundle_that_litert_lm_cannot_run_does_not_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """LiteRT runs its decoder; LiteRT-LM cannot read its tokenizer."""
     model = demo()
-    model = replace(model, files={**model.files, "tokenizer.json": b'{"version": "1.0"}'})
+    monkeypatch.setattr(litertlm, "complete_document", lambda files: b'{"version": "1.0"}')
     out = tmp_path / "model.litertlm"
     litertlm.write(model, out, FLOAT)
     with pytest.raises(FormatError, match="LiteRT-LM cannot run"):

@@ -162,7 +162,7 @@ def _measure(model: Model, tokenizer: Tokenizer, base: Model | None, threads: in
                 logits,
                 ids,
                 context=min(256, model.config.context),
-                bos=tokenizer.bos,
+                bos=tokenizer.text_bos,
                 base=None if base is None else Reference(base).forward,
                 decode=tokenizer.decode,
                 max_tokens=HELD_OUT_TOKENS,

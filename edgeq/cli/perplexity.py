@@ -96,11 +96,11 @@ def perplexity(
                 logits,
                 ids,
                 context=context,
-                bos=tokenizer.bos,
+                bos=tokenizer.text_bos,
                 score=score,
                 base=base,
                 decode=tokenizer.decode,
-                max_tokens=_tokens_of(chunks, context, tokenizer.bos, score),
+                max_tokens=_tokens_of(chunks, context, tokenizer.text_bos, score),
                 progress=bar,
             )  # fmt: skip
     if form == "json":

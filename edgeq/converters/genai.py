@@ -182,11 +182,11 @@ def tokenizer_files(model: Model) -> dict[str, bytes]:
         raise UnsupportedError(
             "the model has no tokenizer.json, which onnxruntime-genai needs; convert to ort instead"
         )
-    document = complete_document(model.files)
     settings = read_object(model.files, "tokenizer_config.json")
     settings["tokenizer_class"] = tokenizer_class(
-        str(settings.get("tokenizer_class", "")), json.loads(document)
+        str(settings.get("tokenizer_class", "")), read_object(model.files, "tokenizer.json")
     )
+    document = complete_document(model.files)
     settings |= special_tokens(model.files)
     templates = chat_templates(model.files)
     files = {"tokenizer.json": document}

@@ -49,12 +49,18 @@ from edgeq.model import Model
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 _NEVER = -1e9
 """Score of a piece that no merge makes."""
+_MOST_TOKENS = 100_000
+"""Tokens whose own text is compared."""
 _END_KEYS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 """``tokenizer.ggml.<name>_token_id`` of tokens that llama.cpp ends a generation at."""
 
 
-def tokenizer_keys(model: Model) -> dict[str, Any]:
+def tokenizer_keys(model: Model, *, compare: bool = True) -> dict[str, Any]:
     """The ``tokenizer.`` keys of a model; "none" if it has no tokenizer.
+
+    Args:
+        model: the model.
+        compare: check on texts that llama.cpp makes the same ids.
 
     Raises:
         FormatError: tokenizer.json is damaged, or has more tokens than the embedding rows.
@@ -62,7 +68,7 @@ def tokenizer_keys(model: Model) -> dict[str, Any]:
     """
     if "tokenizer.json" not in model.files:
         return {"tokenizer.ggml.model": "none"}
-    document = read_object(model.files, "tokenizer.json")
+    document: Mapping[str, Any] = read_object(model.files, "tokenizer.json")
     bpe = document.get("model") or {}
     if bpe.get("type") != "BPE":
         raise UnsupportedError(
@@ -70,9 +76,10 @@ def tokenizer_keys(model: Model) -> dict[str, Any]:
         )
     for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
         if bpe.get(key):
-            raise UnsupportedError(f"the tokenizer has a {key}, which llama.cpp does not have")
+            raise UnsupportedError(f"the tokenizer sets {key}, which llama.cpp does not have")
     sentencepiece = _is_sentencepiece(document, bpe)
     tokenizer = hf_tokenizer(model.files)
+    document = tokenizer.document
     added = added_tokens(tokenizer)
     tokens, kinds = _tokens(added, bpe, model.config.vocab)
     keys: dict[str, Any] = {}
@@ -95,7 +102,8 @@ def tokenizer_keys(model: Model) -> dict[str, Any]:
     keys |= _special(model, tokenizer, tokens)
     keys |= _templates(model.files)
     keys |= _name(model, added, tokens)
-    _check_same_ids(tokenizer, keys, sentencepiece)
+    if compare:
+        _check_same_ids(tokenizer, keys, sentencepiece)
     return keys
 
 
@@ -116,7 +124,7 @@ class ReadBack:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text."""
         made = self._tokenizer
-        return [[*made.prefix, *made.encode(text), *made.suffix] for text in texts]
+        return [[*made.prefix, *ids, *made.suffix] for ids in made.encode_all(texts)]
 
     def excuse(self, text: str) -> str | None:
         """Nothing is excused."""
@@ -135,9 +143,10 @@ def _check_same_ids(tokenizer: HfTokenizer, keys: Mapping[str, Any], sentencepie
 
 
 def _token_texts(keys: Mapping[str, Any], sentencepiece: bool) -> Iterator[str]:
-    """The text of every ordinary token that is text by itself."""
-    rows = zip(keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"], strict=True)
-    for token, kind in rows:
+    """The text of ordinary tokens that are text by themselves; of every one in most models."""
+    tokens, kinds = keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"]
+    step = -(-len(tokens) // _MOST_TOKENS)
+    for token, kind in zip(tokens[::step], kinds[::step], strict=True):
         if kind == NORMAL and sentencepiece:
             yield token.replace(SPACE, " ")
         elif kind == NORMAL:
@@ -322,6 +331,12 @@ def _pre_tokenizer(document: Mapping[str, Any], bpe: Mapping[str, Any]) -> str:
             else "llama.cpp's name for how this tokenizer cuts texts stands for one that composes "
             "Unicode (NFC) first, which this one does not; convert to litertlm or genai"
         )
+    fitting = [name for name in fitting if PRE_TOKENIZERS[name].exact]
+    if not fitting:
+        raise UnsupportedError(
+            f"llama.cpp's {same[0]} parts combining marks from their letters, which this tokenizer "
+            "keeps together; convert to litertlm or genai"
+        )
     whole = bool(bpe.get("ignore_merges"))
     return next((n for n in fitting if PRE_TOKENIZERS[n].whole_words == whole), fitting[0])
 
@@ -371,9 +386,11 @@ def _special(model: Model, tokenizer: HfTokenizer, tokens: Sequence[str]) -> dic
     return keys
 
 
-def _templates(files: Mapping[str, bytes]) -> dict[str, str]:
-    prefix = "tokenizer.chat_template"
-    return {
-        prefix if name == DEFAULT else f"{prefix}.{name}": text
-        for name, text in chat_templates(files).items()
+def _templates(files: Mapping[str, bytes]) -> dict[str, Any]:
+    prefix, found = "tokenizer.chat_template", chat_templates(files)
+    keys: dict[str, Any] = {
+        prefix if name == DEFAULT else f"{prefix}.{name}": text for name, text in found.items()
     }
+    if others := [name for name in found if name != DEFAULT]:
+        keys["tokenizer.chat_templates"] = others
+    return keys

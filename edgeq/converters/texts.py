@@ -82,8 +82,8 @@ def compare_texts(
     texts = [*hard_strings(added_texts(source)), *further]
     equal, complaint = 0, None
     excused: dict[str, int] = {}
-    for text, got in zip(texts, target.encode(texts), strict=True):
-        right = source.encode(text)
+    encoded = zip(texts, source.encode_all(texts), target.encode(texts), strict=True)
+    for text, right, got in encoded:
         if target.adds_special:
             right = [*source.prefix, *right, *source.suffix]
         if got == right:

@@ -7,6 +7,8 @@ Several files may add to tokenizer.json, and they contradict each other in publi
   added_tokens.json are not read; where it is absent, both are, and special_tokens_map.json goes
   before tokenizer_config.json.
 - Special tokens that are named (``eos_token`` and so on) but held nowhere get the next free ids.
+- ``add_prefix_space`` of tokenizer_config.json counts for the classes GPT2Tokenizer and
+  Qwen2Tokenizer, and ``split_special_tokens`` for all.
 - What is put before and after a text is decided by tokenizer.json's post-processor alone:
   ``add_bos_token`` and ``add_eos_token`` of tokenizer_config.json have no effect beside it.
 
@@ -17,7 +19,7 @@ tokenization_utils_tokenizers.py.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +40,8 @@ _CLASS_TOKENS: Mapping[str, Mapping[str, str]] = {
     "Qwen2Tokenizer": {"eos_token": "<|endoftext|>"},
 }
 """Special tokens that a tokenizer class assumes where no file names them."""
+_PREFIX_SPACE_CLASSES = ("GPT2Tokenizer", "Qwen2Tokenizer")
+"""Classes that take ``add_prefix_space`` from tokenizer_config.json, false if it does not say."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,11 @@ class HfTokenizer:
 
     Args:
         library: encodes texts; holds every added token.
-        document: the content of tokenizer.json.
+        document: the content of tokenizer.json, with the settings of the other files in it.
         special: text of "bos_token", "eos_token" and so on.
         prefix: ids that the post-processor puts before a text.
         suffix: ids that it puts after a text.
-        extended: whether files other than tokenizer.json added tokens or changed their flags.
+        extended: whether files other than tokenizer.json changed what it says.
     """
 
     library: tokenizers.Tokenizer
@@ -64,6 +68,11 @@ class HfTokenizer:
         """Token ids of a text alone, nothing put before or after it."""
         ids: list[int] = self.library.encode(text, add_special_tokens=False).ids
         return ids
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text alone."""
+        made = self.library.encode_batch(list(texts), add_special_tokens=False)
+        return [encoded.ids for encoded in made]
 
 
 def hf_tokenizer(files: Mapping[str, bytes]) -> HfTokenizer:
@@ -85,12 +94,16 @@ def hf_tokenizer(files: Mapping[str, bytes]) -> HfTokenizer:
     import tokenizers
 
     document = read_object(files, "tokenizer.json")
+    config = read_object(files, CONFIG)
+    spaced = _prefix_space(document, config)
     try:
-        library = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
+        raw = json.dumps(spaced) if spaced else files["tokenizer.json"].decode()
+        library = tokenizers.Tokenizer.from_str(raw)
     except Exception as err:  # the library raises bare Exception
         raise FormatError(f"tokenizer.json is not readable: {err}") from err
     library.no_truncation()
     library.no_padding()
+    library.encode_special_tokens = config.get("split_special_tokens") is True
     special = special_tokens(files)
     before = _added(library)
     for place, fields in _listed(files):
@@ -111,11 +124,11 @@ def hf_tokenizer(files: Mapping[str, bytes]) -> HfTokenizer:
     first, last = (own[0], own[-1] + 1) if own else (len(encoded.ids), len(encoded.ids))
     return HfTokenizer(
         library,
-        document,
+        spaced or document,
         special,
         tuple(encoded.ids[:first]),
         tuple(encoded.ids[last:]),
-        extended=_added(library) != before,
+        extended=spaced is not None or _added(library) != before,
     )
 
 
@@ -196,6 +209,32 @@ def _added(library: tokenizers.Tokenizer) -> dict[int, dict[str, Any]]:
         i: {"content": token.content} | {flag: getattr(token, flag) for flag in _FLAGS}
         for i, token in sorted(library.get_added_tokens_decoder().items())
     }
+
+
+def _prefix_space(document: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The document with ``add_prefix_space`` as tokenizer_config.json has it; None if it has it so.
+
+    Transformers asks the configuration for the classes that build their own byte-level cutting.
+    """
+    kind = config.get("tokenizer_class")
+    if not isinstance(kind, str) or kind.removesuffix("Fast") not in _PREFIX_SPACE_CLASSES:
+        return None
+    wanted = config.get("add_prefix_space") is True
+    changed = False
+
+    def visit(step: Any) -> Any:
+        nonlocal changed
+        if not isinstance(step, dict):
+            return step
+        if isinstance(step.get("pretokenizers"), list):
+            return step | {"pretokenizers": [visit(inner) for inner in step["pretokenizers"]]}
+        if step.get("type") == "ByteLevel" and step.get("add_prefix_space", True) != wanted:
+            changed = True
+            return step | {"add_prefix_space": wanted}
+        return step
+
+    made = dict(document) | {"pre_tokenizer": visit(document.get("pre_tokenizer"))}
+    return made if changed else None
 
 
 def _listed(files: Mapping[str, bytes]) -> Iterator[tuple[int, dict[str, Any]]]:

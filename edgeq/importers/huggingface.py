@@ -104,5 +104,5 @@ def _files(folder: Path) -> dict[str, bytes]:
         files[f"{template.parent.name}/{template.name}"] = template.read_bytes()
     sentencepiece = folder / "tokenizer.model"
     if "tokenizer.json" not in files and sentencepiece.is_file():
-        return tokenizer_files(sentencepiece) | files
+        return files | tokenizer_files(sentencepiece)
     return files

@@ -2,8 +2,10 @@
 
     ModelProto      1 pieces (repeated)   2 trainer_spec   3 normalizer_spec
     piece           1 text   2 score (float32)   3 kind (default NORMAL)
-    trainer_spec    3 model_type (1 unigram, 2 BPE)   40 unk_id   41 bos_id   42 eos_id
+    trainer_spec    3 model_type (1 unigram, 2 BPE)   24 treat_whitespace_as_suffix
+                    35 byte_fallback   40 unk_id   41 bos_id   42 eos_id
     normalizer_spec 2 precompiled_charsmap   3 add_dummy_prefix   4 remove_extra_whitespaces
+                    5 escape_whitespaces
 
 Source: https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto
 """
@@ -12,18 +14,19 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from edgeq.errors import FormatError, UnsupportedError
+from edgeq.importers.hf_tokenizer import CONFIG
 from edgeq.importers.tokenizer_json import (
     CONTROL,
     NORMAL,
     USER_DEFINED,
     Vocabulary,
     files,
-    sentencepiece_bpe,
+    sentencepiece,
 )
 
 _BPE = 2
@@ -32,11 +35,12 @@ _BPE = 2
 def tokenizer_files(path: Path) -> dict[str, bytes]:
     """tokenizer.json and tokenizer_config.json for a SentencePiece model.
 
-    Tokens that a ``tokenizer_config.json`` beside it adds come along.
+    Tokens that a ``tokenizer_config.json`` beside it adds come along, and so do its
+    ``add_bos_token`` (true if it does not say) and ``add_eos_token`` (false).
 
     Raises:
         FormatError: the file is damaged.
-        UnsupportedError: a unigram, word or character model.
+        UnsupportedError: a unigram, word or character model, or a setting that edgeq cannot follow.
     """
     try:
         fields = list(_fields(path.read_bytes()))
@@ -57,26 +61,74 @@ def tokenizer_files(path: Path) -> dict[str, bytes]:
             f"{path}: SentencePiece model type {trainer.get(3, 1)} (1 unigram, 3 word, "
             "4 character) is not supported; edgeq reads BPE (2), or a tokenizer.json"
         )
-    for token, kind in _added(path.parent, len(tokens)):
-        tokens.append(token)
-        kinds.append(kind)
-        scores.append(0.0)
+    for refused, name in (
+        (trainer.get(24, 0), "treat_whitespace_as_suffix is true"),
+        (not normalizer.get(5, 1), "escape_whitespaces is false"),
+    ):
+        if refused:
+            raise UnsupportedError(
+                f"{path}: {name}, which edgeq cannot follow; use the model's tokenizer.json"
+            )
+    config = _config(path.parent)
+    for i, token, piece_kind in _added(path.parent, config):
+        if i == len(tokens):
+            tokens.append(token)
+            kinds.append(piece_kind)
+            scores.append(0.0)
+        elif i < len(pieces) and token not in tokens:  # a placeholder that gets its name there
+            tokens[i], kinds[i] = token, piece_kind
+        elif i > len(tokens):
+            raise FormatError(
+                f"{path.parent / CONFIG}: added_tokens_decoder leaves gaps after token "
+                f"{len(tokens) - 1}"
+            )
+    adds_bos, adds_eos = _frame(path.parent, config)
     vocabulary = Vocabulary(
         tokens,
         kinds,
         bos=_id(trainer.get(41, 1)),
         eos=_id(trainer.get(42, 2)),
         unk=_id(trainer.get(40, 0)),
-        add_bos=True,
+        add_bos=adds_bos,
+        add_eos=adds_eos,
     )
-    document = sentencepiece_bpe(
+    document = sentencepiece(
         vocabulary,
         scores,
+        byte_fallback=bool(trainer.get(35, 0)),
         add_prefix=bool(normalizer.get(3, 1)),
         squeeze=bool(normalizer.get(4, 1)),
         charsmap=normalizer.get(2, b""),
+        pieces=len(pieces),
     )
-    return files(document, vocabulary)
+    made = files(document, vocabulary)
+    made[CONFIG] = json.dumps({**json.loads(made[CONFIG]), **config}, ensure_ascii=False).encode()
+    return made
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The tokenizer_config.json beside the model; empty where there is none."""
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as err:
+        raise FormatError(f"{path} is not readable: {err}") from err
+    if not isinstance(config, dict):
+        raise FormatError(f"{path} holds a {type(config).__name__}, expected an object")
+    return config
+
+
+def _frame(folder: Path, config: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Whether BOS is put before a text and EOS after it."""
+    flags = []
+    for key, default in (("add_bos_token", True), ("add_eos_token", False)):
+        value = config.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise FormatError(f"{folder / CONFIG}: {key} is {value!r}; it must be true or false")
+        flags.append(default if value is None else value)
+    return flags[0], flags[1]
 
 
 def _id(value: int) -> int | None:
@@ -84,21 +136,15 @@ def _id(value: int) -> int | None:
     return None if value >= 1 << 31 else value
 
 
-def _added(folder: Path, first: int) -> Iterator[tuple[str, int]]:
-    """Tokens beyond the pieces, which Transformers keeps in tokenizer_config.json."""
-    path = folder / "tokenizer_config.json"
+def _added(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[int, str, int]]:
+    """Id, text and kind of the tokens that Transformers keeps in tokenizer_config.json."""
     try:
-        raw = json.loads(path.read_bytes()).get("added_tokens_decoder", {})
-        added = sorted((int(i), v["content"], v.get("special", True)) for i, v in raw.items())
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as err:
-        raise FormatError(f"{path}: added_tokens_decoder is not readable") from err
-    beyond = [entry for entry in added if entry[0] >= first]
-    if [i for i, _, _ in beyond] != list(range(first, first + len(beyond))):
-        raise FormatError(f"{path}: added_tokens_decoder leaves gaps after token {first - 1}")
-    for _, content, special in beyond:
-        yield content, CONTROL if special else USER_DEFINED
+        listed = config.get("added_tokens_decoder", {})
+        found = sorted((int(i), v["content"], v.get("special", True)) for i, v in listed.items())
+    except (ValueError, AttributeError, KeyError, TypeError) as err:
+        raise FormatError(f"{folder / CONFIG}: added_tokens_decoder is not readable") from err
+    for i, content, special in found:
+        yield i, content, CONTROL if special else USER_DEFINED
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgeq.errors import FormatError, UnsupportedError, unknown
@@ -51,12 +52,15 @@ class PreTokenizer:
         whole_words: a piece that is a token as it stands is not merged anew (Llama 3).
         nfc: Unicode is composed first (Qwen).
         add_bos: whether a text starts with BOS if the file does not say.
+        exact: llama.cpp cuts just so. Of the expressions that keep combining marks with their
+            letters it has an approximation, which parts some of them.
     """
 
     splits: tuple[str, ...]
     whole_words: bool = False
     nfc: bool = False
     add_bos: bool = False
+    exact: bool = True
 
 
 _LLAMA3_PRE = PreTokenizer((_LLAMA3,), whole_words=True, add_bos=True)
@@ -81,8 +85,8 @@ PRE_TOKENIZERS = {
     "smaug-bpe": PreTokenizer((_LLAMA3,)),
     "phi-2": PreTokenizer((_GPT2,)),
     "olmo": PreTokenizer((_GPT2,)),
-    "tekken": PreTokenizer((_TEKKEN,), whole_words=True, add_bos=True),
-    "gpt-4o": PreTokenizer((_GPT4O,)),
+    "tekken": PreTokenizer((_TEKKEN,), whole_words=True, add_bos=True, exact=False),
+    "gpt-4o": PreTokenizer((_GPT4O,), exact=False),
 }
 """Pre-tokenizers by the name GGUF's ``tokenizer.ggml.pre`` gives them."""
 
@@ -127,38 +131,123 @@ class Vocabulary:
 
 
 def sentencepiece_bpe(
-    vocabulary: Vocabulary,
-    scores: Sequence[float],
-    *,
-    add_prefix: bool = True,
-    squeeze: bool = False,
-    charsmap: bytes = b"",
+    vocabulary: Vocabulary, scores: Sequence[float], *, add_prefix: bool = True
 ) -> dict[str, Any]:
-    """A tokenizer.json for a SentencePiece BPE vocabulary.
+    """A tokenizer.json for a SentencePiece BPE vocabulary, by llama.cpp's rules.
+
+    User-defined pieces are looked for in the text itself, and each text between them is one of
+    its own.
 
     Args:
         vocabulary: the pieces.
         scores: of each piece; of two merges the one with the higher score goes first.
-        add_prefix: a space is put before the text.
-        squeeze: runs of spaces become one, and outer ones go.
-        charsmap: SentencePiece's precompiled normalization, if it has one.
+        add_prefix: a space is put before each text.
 
     Raises:
         FormatError: lists of different lengths.
     """
+    _check_scores(vocabulary, scores)
+    bytes_held = {f"<0x{byte:02X}>" for byte in range(256)} <= set(vocabulary.tokens)
+    prefix = [{"type": "Prepend", "prepend": SPACE}] if add_prefix else []
+    normalizers = [*prefix, _ESCAPE]
+    return _document(
+        vocabulary,
+        _bpe_by_score(vocabulary, scores, byte_fallback=bytes_held),
+        normalizer={"type": "Sequence", "normalizers": normalizers},
+        pre_tokenizer=None,
+        decoder=_sentencepiece_decoder(add_prefix),
+        # A user-defined piece holds ▁ where the text has spaces, so it is looked for after
+        # normalization; where that puts ▁ before each text it would find nothing, and goes first.
+        normalized=not add_prefix,
+    )
+
+
+def sentencepiece(
+    vocabulary: Vocabulary,
+    scores: Sequence[float],
+    *,
+    byte_fallback: bool,
+    add_prefix: bool,
+    squeeze: bool,
+    charsmap: bytes,
+    pieces: int,
+) -> dict[str, Any]:
+    """A tokenizer.json for a SentencePiece BPE model, by SentencePiece's own rules.
+
+    User-defined pieces are looked for in the normalized text, in which they stay whole.
+
+    Args:
+        vocabulary: the pieces, and after them tokens that Transformers adds.
+        scores: of each piece; of two merges the one with the higher score goes first.
+        byte_fallback: a character without a piece becomes bytes, not the unknown piece.
+        add_prefix: a space is put before the text.
+        squeeze: runs of spaces become one, and outer ones go.
+        charsmap: SentencePiece's precompiled normalization, if it has one.
+        pieces: how many of the vocabulary are SentencePiece's own.
+
+    Raises:
+        FormatError: lists of different lengths.
+    """
+    _check_scores(vocabulary, scores)
     tokens, kinds = vocabulary.tokens, vocabulary.kinds
-    if len(scores) != len(tokens):
-        raise FormatError(f"the tokenizer has {len(tokens)} tokens and {len(scores)} scores")
     normalizers: list[dict[str, Any]] = []
     if charsmap:
         text = base64.b64encode(charsmap).decode()
         normalizers.append({"type": "Precompiled", "precompiled_charsmap": text})
-    if squeeze:
-        normalizers.append({"type": "Strip", "strip_left": True, "strip_right": True})
-        normalizers.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
+    if squeeze:  # spaces alone: other whitespace stays
+        for regex, content in ((r"\A +| +\z", ""), (" {2,}", " ")):
+            normalizers.append({"type": "Replace", "pattern": {"Regex": regex}, "content": content})
     if add_prefix:
         normalizers.append({"type": "Prepend", "prepend": SPACE})
-    normalizers.append({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})
+    normalizers.append(_ESCAPE)
+    defined = [tokens[i] for i in range(pieces) if kinds[i] == USER_DEFINED]
+    cuts = None
+    if defined:
+        longest_first = sorted(defined, key=len, reverse=True)
+        cuts = {
+            "type": "Split",
+            "pattern": {"Regex": "|".join(re.escape(piece) for piece in longest_first)},
+            "behavior": "Isolated",
+            "invert": False,
+        }
+    model = _bpe_by_score(vocabulary, scores, byte_fallback=byte_fallback)
+    model["ignore_merges"] = bool(defined)
+    held = [NORMAL if i < pieces and kinds[i] == USER_DEFINED else k for i, k in enumerate(kinds)]
+    return _document(
+        replace(vocabulary, kinds=held),
+        model,
+        normalizer={"type": "Sequence", "normalizers": normalizers},
+        pre_tokenizer=cuts,
+        decoder=_sentencepiece_decoder(add_prefix),
+        normalized=False,
+    )
+
+
+_ESCAPE: dict[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+
+
+def _check_scores(vocabulary: Vocabulary, scores: Sequence[float]) -> None:
+    if len(scores) != len(vocabulary.tokens):
+        raise FormatError(
+            f"the tokenizer has {len(vocabulary.tokens)} tokens and {len(scores)} scores"
+        )
+
+
+def _bpe_by_score(
+    vocabulary: Vocabulary, scores: Sequence[float], *, byte_fallback: bool
+) -> dict[str, Any]:
+    tokens = vocabulary.tokens
+    return {
+        "type": "BPE",
+        "unk_token": None if vocabulary.unk is None else tokens[vocabulary.unk],
+        "fuse_unk": True,
+        "byte_fallback": byte_fallback,
+        "vocab": _vocab(tokens),
+        "merges": _merges_by_score(tokens, vocabulary.kinds, scores),
+    }
+
+
+def _sentencepiece_decoder(add_prefix: bool) -> dict[str, Any]:
     decoders: list[dict[str, Any]] = [
         {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
         {"type": "ByteFallback"},
@@ -166,24 +255,7 @@ def sentencepiece_bpe(
     ]
     if add_prefix:
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    model = {
-        "type": "BPE",
-        "unk_token": None if vocabulary.unk is None else tokens[vocabulary.unk],
-        "fuse_unk": True,
-        "byte_fallback": {f"<0x{byte:02X}>" for byte in range(256)} <= set(tokens),
-        "vocab": _vocab(tokens),
-        "merges": _merges_by_score(tokens, kinds, scores),
-    }
-    # A user-defined piece holds ▁ where the text has spaces, so it is looked for after
-    # normalization; where that puts ▁ before each text it would find nothing, and goes first.
-    return _document(
-        vocabulary,
-        model,
-        normalizer={"type": "Sequence", "normalizers": normalizers},
-        pre_tokenizer=None,
-        decoder={"type": "Sequence", "decoders": decoders},
-        normalized=not add_prefix,
-    )
+    return {"type": "Sequence", "decoders": decoders}
 
 
 def byte_level_bpe(

@@ -48,6 +48,8 @@ class Tokenizer:
         bos: id of the beginning-of-text token, or None.
         eos_ids: ids that end a generation.
         add_bos: whether this tokenizer starts a text with BOS.
+        text_bos: BOS if this tokenizer starts a text with it, else None. Chat models name tokens
+            as BOS that only their templates write.
         has_chat_template: whether `encode_chat` can be used.
         vocab_size: one more than the highest id.
 
@@ -67,6 +69,7 @@ class Tokenizer:
         self.bos = self._token_id(built.special.get("bos_token"))
         if self.bos is None and built.prefix:
             self.bos = built.prefix[0]
+        self.text_bos = self.bos if self.add_bos else None
         self.eos_ids = end_ids(files, built)
         self._special = {
             i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special
