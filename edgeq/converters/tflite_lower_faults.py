@@ -164,7 +164,7 @@ _NOT_OF = {
 
 def _kinds(graph: Graph, node: Node) -> str | None:
     """Of the types of a node's values."""
-    for name in (*node.inputs, *node.outputs):
+    for name in (*node.inputs[:1], *node.outputs):  # other inputs may be places or axes
         dtype = graph.info(name).dtype if name and name not in graph.quants else "float32"
         if dtype in ("int8", "uint8") and node.op not in _MOVES:
             return f"{name!r} is {dtype}; the nearest supported are float32 and int32 (Cast before)"
