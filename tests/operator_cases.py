@@ -675,7 +675,7 @@ def gathers() -> Iterator[Case]:
         places = np.array([[0, 1, 2, 0], [2, -1, 0, 1]], kind)
         yield one(f"{label(**more)},{np.dtype(kind).name}", 13, "GatherElements", floats(3, 4),
                   places, **more)  # fmt: skip
-        yield computed(f"{label(**more)},{np.dtype(kind).name}", 13, "GatherElements",
+        yield computed(f"{label(**more)},{np.dtype(kind).name},both", 13, "GatherElements",
                        floats(3, 4), np.abs(places), **more)  # fmt: skip
 
 

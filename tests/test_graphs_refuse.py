@@ -134,10 +134,9 @@ def test_old_forms_that_are_not_known(tmp_path: Path) -> None:
             r"MaxPool 'odd': its output number 2 is used; only the first is known",
         ),
         (
-            ("AveragePool", ["x4"],
-             {"kernel_shape": [2, 2], "dilations": [2, 2], "strides": [3, 3], "ceil_mode": 1}),
+            ("ArgMax", ["x"], {"select_last_index": 1}),
             {},
-            r"AveragePool 'odd': its ceil_mode is 1; it must be 0",
+            r"ArgMax 'odd': its select_last_index is 1; it must be 0",
         ),
     ],
 )  # fmt: skip

@@ -156,7 +156,7 @@ _MOVES = frozenset(
 """Operators that take whole numbers of 8 bits as what they are; others take them as rounded."""
 _NOT_OF = {
     "int32": frozenset({"MatMul", "Linear", "ReduceMean", "Pow"}),
-    "int64": frozenset({"MatMul", "Linear", "ReduceMean", "Pow", "Div", "Abs", "Sign"}),
+    "int64": frozenset({"MatMul", "Linear", "ReduceMean", "Pow", "Div", "Abs", "Sign", "ReduceL1"}),
     "bool": frozenset({"ReduceMax", "ReduceMin"}),
 }
 """Type -> operators that LiteRT has no kernel of it for."""
