@@ -79,8 +79,10 @@ def fault(graph: Graph, node: Node) -> str | None:
     if way == "pytorch_half_pixel" and any(
         n == 1 != m for m, n in zip(source[2:], out[2:], strict=True)
     ):
-        return "its coordinates are pytorch_half_pixel down to one pixel; the nearest supported " \
-               "are half_pixel"
+        return (
+            "its coordinates are pytorch_half_pixel down to one pixel; the nearest supported "
+            "are half_pixel"
+        )
     exact = [b / a for a, b in zip(source, out, strict=True)]
     if not np.allclose(scales_of(graph, node), exact, rtol=1e-6):
         return (

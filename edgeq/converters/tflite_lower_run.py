@@ -23,7 +23,16 @@ from edgeq.graphs.tflite_schema import schema
 
 METADATA = "edgeq.graph"
 """The file's metadata entry that is ours: JSON."""
-_BYTES = {"FLOAT32": 4, "INT32": 4, "INT64": 8, "FLOAT16": 2, "INT8": 1, "UINT8": 1, "BOOL": 1, "INT4": 0.5}
+_BYTES = {
+    "FLOAT32": 4,
+    "INT32": 4,
+    "INT64": 8,
+    "FLOAT16": 2,
+    "INT8": 1,
+    "UINT8": 1,
+    "BOOL": 1,
+    "INT4": 0.5,
+}
 
 
 class LiteRTGraph:

@@ -196,7 +196,9 @@ def _tensor(path: Path, model: Any, raw: bytes, entry: Any, made: bool, dequanti
     if kind in ("INT8", "UINT8") and not _scaled(entry) and (content is None or not dequantize):
         if content is None:
             return Tensor(name, shape, _TYPES[kind])
-        return Tensor(name, shape, _TYPES[kind], np.frombuffer(content, _TYPES[kind]).reshape(shape))
+        return Tensor(
+            name, shape, _TYPES[kind], np.frombuffer(content, _TYPES[kind]).reshape(shape)
+        )
     if kind in _INTEGERS and (content is None or not dequantize or kind not in _READ):
         raise UnsupportedError(
             f"{path} is already quantized: the tensor {name!r} holds {kind}; give the float model"

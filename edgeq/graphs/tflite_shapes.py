@@ -96,9 +96,7 @@ def _wanted(
     if batch is None or not axes or axes[0] == batch:
         return tuple(shape)
     if axes[0] >= 0:
-        raise UsageError(
-            f"the input {name!r} of {path} has the fixed batch {axes[0]}, not {batch}"
-        )
+        raise UsageError(f"the input {name!r} of {path} has the fixed batch {axes[0]}, not {batch}")
     return (batch, *shape[1:])
 
 
