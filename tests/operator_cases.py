@@ -261,7 +261,7 @@ def norms() -> Iterator[Case]:
                {k: np.abs(floats(3, 4, 4, seed=i)) + 0.5 for i, k in enumerate(held)},
                {"spatial": 0})  # fmt: skip
     yield Case("BatchNormalization-15-computed", 15, "BatchNormalization",
-               x | {k: v for k, v in held.items()}, names)  # fmt: skip
+               x | dict(held), names)  # fmt: skip
     for shape, epsilon in product(((2, 3, 4, 4), (1, 3, 5), (2, 3, 2, 2, 2)), (None, 1e-2)):
         scale, bias = floats(3), floats(3, seed=1)
         more = given(epsilon=epsilon)

@@ -1,4 +1,4 @@
-"""Models as strangers bring them: what is understood is computed, what is not is refused by name."""
+"""Models as strangers bring them: what is understood is computed, all else refused by name."""
 
 from __future__ import annotations
 
@@ -117,8 +117,9 @@ def test_an_output_that_is_a_constant(tmp_path: Path) -> None:
 
 def test_constants_of_equal_bytes_are_not_one_in_core_ml(tmp_path: Path) -> None:
     b = Builder()
-    y = b.op("LayerNormalization", b.linear(b.input(1, 4, 8), 8, 8), b.constant(np.ones(8), np.float32),
-             b.constant(np.zeros(8), np.float32), axis=2, epsilon=1e-5)  # fmt: skip
+    ones, zeros = b.constant(np.ones(8), np.float32), b.constant(np.zeros(8), np.float32)
+    y = b.linear(b.input(1, 4, 8), 8, 8)
+    y = b.op("LayerNormalization", y, ones, zeros, axis=2, epsilon=1e-5)
     y = b.op("Linear", y, b.random(8, 8), b.constant(np.zeros(8), np.float32))
     graph = b.graph(b.op("Max", y, b.constant(np.zeros((1, 1, 8)), np.float32)))
     convert_graph(graph, "coreml", tmp_path / "m.mlpackage")
@@ -295,6 +296,6 @@ def test_names_with_odd_characters(names: list[str], tmp_path: Path) -> None:
 
 
 def test_damage_of_a_tflite_shape_is_told(tmp_path: Path) -> None:
+    (tmp_path / "x.tflite").write_bytes(b"nothing of this kind")
     with pytest.raises(EdgeqError, match=r"is no \.tflite file"):
-        (tmp_path / "x.tflite").write_bytes(b"nothing of this kind")
         read_tflite(tmp_path / "x.tflite", shapes={"x": (1,)})
