@@ -261,7 +261,7 @@ def norms() -> Iterator[Case]:
                {k: np.abs(floats(3, 4, 4, seed=i)) + 0.5 for i, k in enumerate(held)},
                {"spatial": 0})  # fmt: skip
     yield Case("BatchNormalization-15-computed", 15, "BatchNormalization",
-               x | {k: v for k, v in held.items()}, names)  # fmt: skip
+               x | dict(held), names)  # fmt: skip
     for shape, epsilon in product(((2, 3, 4, 4), (1, 3, 5), (2, 3, 2, 2, 2)), (None, 1e-2)):
         scale, bias = floats(3), floats(3, seed=1)
         more = given(epsilon=epsilon)
@@ -675,7 +675,7 @@ def gathers() -> Iterator[Case]:
         places = np.array([[0, 1, 2, 0], [2, -1, 0, 1]], kind)
         yield one(f"{label(**more)},{np.dtype(kind).name}", 13, "GatherElements", floats(3, 4),
                   places, **more)  # fmt: skip
-        yield computed(f"{label(**more)},{np.dtype(kind).name}", 13, "GatherElements",
+        yield computed(f"{label(**more)},{np.dtype(kind).name},both", 13, "GatherElements",
                        floats(3, 4), np.abs(places), **more)  # fmt: skip
 
 

@@ -41,6 +41,7 @@ FENCES = {
         "converters/tflite_interpreter.py",
         "converters/tflite_file.py",
         "graphs/tflite_schema.py",
+        "graphs/tflite_shapes.py",
     ),
     "flatbuffers": ("converters/tflite_file.py",),
     "litert_lm": ("converters/litertlm.py",),

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("ai_edge_litert", reason="needs the extra tflite")
 pytest.importorskip("onnxruntime", reason="needs the extra ort")
 
-from edgeq.errors import EdgeqError, FormatError, UnsupportedError
+from edgeq.errors import EdgeqError, FormatError, UnsupportedError, UsageError
 from edgeq.graphs.execute import Session
 from edgeq.graphs.ir import Graph
 from edgeq.graphs.tflite_image import same_pads
@@ -326,7 +326,7 @@ def test_others_files_compute_the_same() -> None:
     for path in sorted(need("data/tflite_quantizer_tests").rglob("*.tflite")):
         try:
             read_tflite(path)
-        except UnsupportedError:
+        except (UnsupportedError, UsageError):  # others', or of an axis that is left open
             continue
         equal(path, positive="sqrt" in path.name)
         read += 1

@@ -72,6 +72,17 @@ def _past_half(array: NDArray[Any]) -> bool:
     return bool(size > np.finfo(np.float16).max or 0 < size < np.finfo(np.float16).tiny)
 
 
+def _held_float(name: str, exact: NDArray[np.float32], kind: str) -> NDArray[Any]:
+    """A float constant in a type of MIL, infinities as they are."""
+    finite = np.isfinite(exact)
+    held = narrowed(name, np.where(finite, exact, np.float32(0)), kind)
+    held = np.where(finite, held, exact.astype(held.dtype))
+    if held.ndim == 0 and exact > 0 and held == 0:
+        # what keeps a divisor from zero does so in float16, too, as in coremltools
+        return np.asarray(np.nextafter(held, held.dtype.type(1)))
+    return held
+
+
 class Lowering:
     """One graph on its way to a program.
 
@@ -262,13 +273,7 @@ class Lowering:
         """Numbers; floats in the type the node computes in, or another."""
         array = np.asarray(values)
         if array.dtype.kind == "f":
-            exact, finite = array.astype(np.float32), np.isfinite(array)
-            narrow = narrowed(name, np.where(finite, exact, 0), kind or self.kind)
-            array = np.where(finite, narrow, exact)
-            array = array.astype(KINDS[kind or self.kind].dtype)
-            if array.ndim == 0 and exact > 0 and array == 0:
-                # what keeps a divisor from zero does so in float16, too, as in coremltools
-                array = np.nextafter(array, array.dtype.type(1))
+            array = _held_float(name, array.astype(np.float32), kind or self.kind)
         elif array.dtype.kind in "iu":
             array = array.astype(np.int32)
         return array if array.ndim else array[()]

@@ -156,7 +156,7 @@ _MOVES = frozenset(
 """Operators that take whole numbers of 8 bits as what they are; others take them as rounded."""
 _NOT_OF = {
     "int32": frozenset({"MatMul", "Linear", "ReduceMean", "Pow"}),
-    "int64": frozenset({"MatMul", "Linear", "ReduceMean", "Pow", "Div", "Abs", "Sign"}),
+    "int64": frozenset({"MatMul", "Linear", "ReduceMean", "Pow", "Div", "Abs", "Sign", "ReduceL1"}),
     "bool": frozenset({"ReduceMax", "ReduceMin"}),
 }
 """Type -> operators that LiteRT has no kernel of it for."""
@@ -164,7 +164,7 @@ _NOT_OF = {
 
 def _kinds(graph: Graph, node: Node) -> str | None:
     """Of the types of a node's values."""
-    for name in (*node.inputs, *node.outputs):
+    for name in (*node.inputs[:1], *node.outputs):  # other inputs may be places or axes
         dtype = graph.info(name).dtype if name and name not in graph.quants else "float32"
         if dtype in ("int8", "uint8") and node.op not in _MOVES:
             return f"{name!r} is {dtype}; the nearest supported are float32 and int32 (Cast before)"

@@ -160,7 +160,7 @@ def _refused(runtime: Any, graph: Graph, optimize: bool) -> tuple[Node, Exceptio
         part = replace(graph, nodes=(node,), inputs=given, outputs=outputs, quants={}, meta={})
         try:
             _session(runtime, to_model(prune(part)).SerializeToString(), 1, optimize)
-        except Exception as err:
+        except Exception as err:  # noqa: BLE001 - as in `_opened`
             return node, err
     return None
 

@@ -84,8 +84,10 @@ def _wanted(
                 f"in {path}; only axes shown as ? can be given"
             )
         return tuple(given)
-    if any(n < 0 for n in axes[1:]):
-        place = next(i for i, n in enumerate(axes) if i and n < 0)
+    # TensorFlow's converter writes 1 for what it does not know; another number is meant
+    unknown = [i for i, n in enumerate(axes) if i and n < 0 and shape[i] == 1]
+    if unknown:
+        place = unknown[0]
         raise UsageError(
             f"axis {place} of the input {name!r} [{shown}] of {path} is unknown; give all of its "
             f"shape, as --shape {name}=" + ",".join("N" if n < 0 else str(n) for n in axes)

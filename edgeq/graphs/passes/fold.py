@@ -123,6 +123,7 @@ def _turns_a_matrix(graph: Graph, node: Node) -> bool:
     return (
         node.op == "Transpose"
         and node.output not in graph.outputs
+        and node.inputs[0] in graph.constants
         and len(graph.info(node.inputs[0]).shape) == 2
         and all(
             n.op == "MatMul" and n.inputs[1] == node.output and n.inputs[0] != node.output

@@ -72,23 +72,12 @@ def _row(graph: Graph, name: str, n: int) -> Constant | None:
 
 
 def _narrow(graph: Graph, node: Node) -> Change | None:
-    """A rule: MatMul with a constant vector, or with axes of one in front, as with a matrix."""
+    """A rule: MatMul with a constant that has axes of one in front, as with a matrix."""
     held = floats(graph, node.inputs[1]) if node.op == "MatMul" else None
-    if held is None or held.ndim == 2 or node.inputs[0] in graph.constants:
+    if held is None or held.ndim <= 2 or node.inputs[0] in graph.constants:
         return None
     x = graph.info(node.inputs[0])
     name = unique(graph, f"{node.inputs[1]}.matrix")
-    if held.ndim == 1:
-        made, shape = unique(graph, f"{node.output}.column"), unique(graph, f"{node.output}.shape")
-        info = graph.info(node.output)
-        return Change(
-            nodes=(
-                replace(node, inputs=(node.inputs[0], name), outputs=(made,)),
-                Node("Reshape", f"{node.name}.row", (made, shape), node.outputs),
-            ),
-            constants={name: held.reshape(-1, 1), shape: np.array(info.shape, np.int64)},
-            values={made: replace(info, shape=(*info.shape, 1))},
-        )
     if max(held.shape[:-2]) > 1 or len(x.shape) < held.ndim:
         return None
     return Change(

@@ -109,8 +109,11 @@ def _vectors(graph: Graph, node: Node) -> Change | None:
         if len(info.shape) == 1:
             shape = (1, *info.shape) if place == 0 else (*info.shape, 1)
             wide.insert(len(wide) - (ranks[1] > 1) if place == 0 else len(wide), 1)
-            to = steps.constant(f"{what}_shape", np.array(shape, np.int64))
-            name = steps.add("Reshape", what, (name, to), replace(info, shape=shape))
+            if name in graph.constants:
+                name = steps.constant(what, graph.array(name).reshape(shape))
+            else:
+                to = steps.constant(f"{what}_shape", np.array(shape, np.int64))
+                name = steps.add("Reshape", what, (name, to), replace(info, shape=shape))
         factors.append(name)
     made = steps.add(
         "MatMul", "matrix", (factors[0], factors[1]), replace(out, shape=tuple(wide)),
@@ -160,6 +163,17 @@ def _xor(graph: Graph, node: Node) -> Change:
     steps = Steps(graph, node)
     same = steps.add("Equal", "same", node.inputs, graph.info(node.output))
     return steps.last("Not", (same,))
+
+
+def _pow(graph: Graph, node: Node) -> Change | None:
+    """A power of floats by a constant whole number as by a float, which all targets know."""
+    held = graph.constants.get(node.inputs[1])
+    whole = isinstance(held, np.ndarray) and held.dtype.kind in "iu"
+    if not whole or graph.info(node.inputs[0]).dtype != "float32":
+        return None
+    steps = Steps(graph, node)
+    power = steps.constant("power", graph.array(node.inputs[1]).astype(np.float32))
+    return steps.last("Pow", (node.inputs[0], power))
 
 
 def _float_mod(graph: Graph, node: Node) -> Change | None:
@@ -287,6 +301,7 @@ _RULES: dict[str, Callable[[Graph, Node], Change | None]] = {
     "Shrink": _shrink,
     "Xor": _xor,
     "Mod": _float_mod,
+    "Pow": _pow,
     "LayerNormalization": _computed_affine,
     "PRelu": _prelu,
     "ReduceLogSum": _log_sum,
