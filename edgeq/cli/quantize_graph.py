@@ -148,6 +148,8 @@ def _shape(text: str) -> tuple[str, Shape]:
 
 def _report(summary: GraphSummary, source: Path, output: Path, form: str) -> None:
     size = output.stat().st_size
+    for warning in summary.warnings:
+        render.note(f"warning: {warning}")
     if form == "json":
         found = {
             "path": str(output),
@@ -173,11 +175,12 @@ def _report(summary: GraphSummary, source: Path, output: Path, form: str) -> Non
     if worst := _lost_most(summary.rows):
         render.write(f"lost most: {worst}\n")
     if (near := summary.agreement) is not None:
-        top = "" if near.top1 is None else f", same top class {near.top1:.1%}"
-        render.write(
-            f"outputs: cosine to float {near.cosine:.5f}{top}, on {near.samples} samples of the "
-            "calibration\n"
-        )
+        told = f"cosine to float {near.cosine:.5f}"
+        if near.varied_sqnr_db is not None:
+            told += f", {near.varied_sqnr_db:.1f} dB of what differs between samples"
+        if near.top1 is not None and near.classes != 1:
+            told += f", same top class {near.top1:.1%}"
+        render.write(f"outputs: {told}, on {near.samples} samples of the calibration\n")
 
 
 def _lost_most(rows: Iterable[OpRow]) -> str:
