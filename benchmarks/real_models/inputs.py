@@ -1,6 +1,6 @@
 """The published models that are measured, and real inputs for each of them.
 
-    ocr-detection       drawn pages of text, 320 x 640 pixels
+    ocr-detection       drawn pages of text, 192 x 384 pixels
     ocr-recognition     drawn lines of text, 48 x 320
     ocr-direction       drawn lines of text, half of them upside down, 48 x 192
     yolov8n             four test pictures of CIFAR-10 enlarged to one of 320 x 320
@@ -29,7 +29,7 @@ from edgeq.graphs.files import read
 from edgeq.graphs.ir import Graph
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks" / "vision"))
+sys.path.append(str(ROOT / "benchmarks" / "vision"))
 Feeds = dict[str, NDArray[Any]]
 LINES = 48
 """Inputs of a model that are made, of which two thirds calibrate."""
@@ -81,8 +81,8 @@ def models(folder: Path, data: Path, work: Path) -> list[Model]:
     top = lambda made: _first(made).argmax(-1)  # noqa: E731
     found = [
         Model(
-            "ocr-detection", "PP-OCRv4 detection (rapidocr-onnxruntime), 320 x 640",
-            shaped(ocr / "ch_PP-OCRv4_det_infer.onnx", 1, 3, 320, 640),
+            "ocr-detection", "PP-OCRv4 detection (rapidocr-onnxruntime), 192 x 384",
+            shaped(ocr / "ch_PP-OCRv4_det_infer.onnx", 1, 3, 192, 384),
             lambda graph: _fed(graph, (_page(i, graph) for i in range(LINES // 2))),
             lambda made: _first(made) > 0.3, 2,
         ),

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from inputs import ROOT, Feeds, Model, models
 from language import LANGUAGE, language_row
-from report import write
+from table import write
 
 from edgeq.converters.graphs import convert_graph, open_graph
 from edgeq.errors import EdgeqError

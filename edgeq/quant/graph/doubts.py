@@ -178,6 +178,6 @@ def _labels(
         return []
     return [
         f"the float model itself gives {top1:.0%} of the labels of {samples.source}, where "
-        f"guessing gives {chance:.0%}: the samples are not prepared as in training (scale, mean, order of "
-        "channels), or the labels count other classes"
+        f"guessing gives {chance:.0%}: the samples are not prepared as in training (scale, mean, "
+        "order of channels), or the labels count other classes"
     ]
