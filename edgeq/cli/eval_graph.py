@@ -60,7 +60,7 @@ def eval_graph(
     try:
         if base is not None:
             other, _ = _opened(base, threads or 1)
-            _check_alike(runner, other, model, base)
+            other = _alike(runner, other, model, base)
         samples = _samples(data, about, {**sample, "layout": layout or "auto"}, limit)
         with render.progress("Evaluating") as bar:
             found = evaluate_graph(
@@ -86,10 +86,12 @@ def eval_graph(
 def _opened(path: str, threads: int) -> tuple[GraphRunner, Graph]:
     """A runner, and a graph without operators that has the file's inputs and meta.
 
-    A file that its runtime takes only from edgeq is read as a graph and run by onnxruntime.
+    A file that its runtime takes only from edgeq is read as a graph and run by onnxruntime; a
+    .tflite file that is no graph of floats runs in LiteRT as it is.
     """
     from edgeq.converters.graphs import open_graph
-    from edgeq.errors import FormatError
+    from edgeq.converters.tflite_foreign import ForeignTflite
+    from edgeq.errors import FormatError, UnsupportedError
     from edgeq.graphs.execute import Session
     from edgeq.graphs.files import SUFFIXES, read
     from edgeq.graphs.ir import Graph
@@ -99,15 +101,49 @@ def _opened(path: str, threads: int) -> tuple[GraphRunner, Graph]:
     except FormatError:
         if Path(path).suffix not in SUFFIXES or not Path(path).is_file():
             raise
-        graph = read(path)
-        return Session(graph, threads=threads), graph
+        try:
+            graph = read(path)
+            return Session(graph, threads=threads), graph
+        except (FormatError, UnsupportedError):
+            if Path(path).suffix != ".tflite":
+                raise
+            runner = ForeignTflite(path, threads=threads)
     values = {**runner.inputs, **runner.outputs}
     inputs, outputs = tuple(runner.inputs), tuple(runner.outputs)
     about = Graph(Path(path).stem, inputs, outputs, (), {}, values, meta=runner.metadata)
     return runner, about
 
 
-def _check_alike(runner: GraphRunner, other: GraphRunner, model: str, base: str) -> None:
+class _Renamed:
+    """A runner with other names for its inputs and outputs, in the same order."""
+
+    def __init__(self, runner: GraphRunner, like: GraphRunner) -> None:
+        self._runner = runner
+        self._names = dict(zip(like.inputs, runner.inputs, strict=True))
+        self._made = dict(zip(runner.outputs, like.outputs, strict=True))
+        self.runtime, self.metadata = runner.runtime, runner.metadata
+        self.inputs, self.outputs = like.inputs, like.outputs
+        self.close = runner.close
+
+    def __call__(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        found = self._runner({self._names[name]: array for name, array in feeds.items()})
+        return {self._made[name]: array for name, array in found.items()}
+
+
+def _alike(runner: GraphRunner, other: GraphRunner, model: str, base: str) -> GraphRunner:
+    """The second runner with the first one's names.
+
+    Raises:
+        UsageError: they take other inputs.
+    """
+    ends = [list(one.inputs.values()) for one in (runner, other)]
+    count = [len(one.outputs) for one in (runner, other)]
+    if ends[0] == ends[1] and count[0] == count[1]:
+        named = list(runner.inputs) == list(other.inputs)
+        same = named and list(runner.outputs) == list(other.outputs)
+        return (
+            other if same or set(runner.outputs) == set(other.outputs) else _Renamed(other, runner)
+        )
     if dict(runner.inputs) != dict(other.inputs):
         told = [", ".join(f"{name} {list(info.shape)}" for name, info in one.inputs.items())
                 for one in (runner, other)]  # fmt: skip
@@ -115,6 +151,7 @@ def _check_alike(runner: GraphRunner, other: GraphRunner, model: str, base: str)
             f"{model} has the inputs {told[0]}, but {base} has {told[1]}; give files that were "
             "made from the same model"
         )
+    return other
 
 
 def _samples(data: str, about: Graph, sample: Mapping[str, Any], limit: int | None) -> Samples:

@@ -325,8 +325,14 @@ def _compared(found: Comparison, target: str, grids: int) -> str:
 def _foreign(path: Path, form: str, details: bool) -> str:
     """A target's file: what edgeq packed into it, read back."""
     from edgeq.converters.graphs import stored
+    from edgeq.errors import FormatError
 
-    weights, quants = stored(path)
+    try:
+        weights, quants = stored(path)
+    except FormatError:
+        if path.suffix.lower() != ".tflite":
+            raise
+        return _other_tflite(path, form)
     if form == "json":
         found = {
             "path": str(path),
@@ -355,6 +361,25 @@ def _foreign(path: Path, form: str, details: bool) -> str:
     hint = "" if details else "\n--tensors lists each weight\n"
     quantized = f"{len(quants)} activations are quantized to 8 bits"
     return f"{render.aligned(head, cells, sides)}\n\n{quantized}\n{hint}"
+
+
+def _other_tflite(path: Path, form: str) -> str:
+    """A .tflite file of another tool, as LiteRT sees it."""
+    from edgeq.converters.tflite_foreign import ForeignTflite
+
+    runner = ForeignTflite(path)
+    found = {"path": str(path), "nbytes": path.stat().st_size, **runner.describe()}
+    runner.close()
+    if form == "json":
+        return json.dumps(found, indent=2) + "\n"
+    lines = [f"{path}: {render.human_bytes(found['nbytes'])}, made by another tool", ""]
+    lines += [f"{kind:9s}{name} {text}" for kind in ("inputs", "outputs")
+              for name, text in found[kind].items()]  # fmt: skip
+    lines += [f"{'constants':11s}{kind} {render.human_bytes(size)}"
+              for kind, size in found["constants_bytes"].items()]  # fmt: skip
+    cells = [[*what.rsplit(" ", 1), str(n)] for what, n in found["operators"].items()]
+    table = render.aligned(["operator", "makes", "times"], cells, "llr")
+    return "\n".join([*lines, "", table]) + "\n"
 
 
 def _info(info: Any) -> str:

@@ -149,6 +149,8 @@ def _shape(text: str) -> tuple[str, Shape]:
 
 def _report(summary: GraphSummary, source: Path, output: Path, form: str) -> None:
     size = output.stat().st_size
+    for warning in summary.warnings:
+        render.note(f"warning: {warning}")
     if form == "json":
         found = {
             "path": str(output),
@@ -174,11 +176,12 @@ def _report(summary: GraphSummary, source: Path, output: Path, form: str) -> Non
     if worst := _lost_most(summary.rows):
         render.lines(f"largest errors (SQNR): {worst}")
     if (near := summary.agreement) is not None:
-        top = "" if near.top1 is None else f", same top class {near.top1:.1%}"
-        render.lines(
-            f"outputs: cosine similarity to float {near.cosine:.5f}{top}, on {near.samples} "
-            "calibration samples"
-        )
+        told = f"cosine similarity to float {near.cosine:.5f}"
+        if near.varied_sqnr_db is not None:
+            told += f", {near.varied_sqnr_db:.1f} dB SQNR of what differs between samples"
+        if near.top1 is not None and near.classes != 1:
+            told += f", same top class {near.top1:.1%}"
+        render.lines(f"outputs: {told}, on {near.samples} calibration samples")
 
 
 def _lost_most(rows: Iterable[OpRow]) -> str:

@@ -176,6 +176,8 @@ def _session(runtime: Any, content: bytes, threads: int, optimize: bool) -> Any:
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # threads that spin while they wait take the machine from whoever else works on it
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # by default values that meet 4-bit weights are rounded to 8 bits, which is not recorded
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
     if not optimize:

@@ -43,6 +43,8 @@ AVERAGING = 0.1
 """What a new piece counts in the moving average; the pieces before it count the rest."""
 _SHRINKS = 2.0 ** -(np.arange(161) / 16)
 """Ranges that are tried, as parts of the whole: down to 1/1024 in steps of 4 %."""
+_COARSE = 8
+"""Steps between the ranges that are tried first."""
 
 
 class Observer(Protocol):
@@ -241,8 +243,15 @@ class LeastSquares:
             return low, high
 
         def best(tried: list[Range]) -> Range:
-            errors = [squared_error(counts, edges, pair, self._levels) for pair in tried]
-            return tried[int(np.argmin(errors))]
+            """The best of ranges that shrink: of every eighth, then of those around it."""
+            errors = {i: error(tried[i]) for i in range(0, len(tried), _COARSE)}
+            at = min(errors, key=errors.__getitem__)
+            for i in range(max(0, at - _COARSE + 1), min(len(tried), at + _COARSE)):
+                errors.setdefault(i, error(tried[i]))
+            return tried[min(errors, key=lambda i: (errors[i], i))]
+
+        def error(pair: Range) -> float:
+            return float(squared_error(counts, edges, pair, self._levels))
 
         low, high = best([(low * s, high * s) for s in _SHRINKS])
         for _ in range(0 if self._symmetric else 2):

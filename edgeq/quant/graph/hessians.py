@@ -28,7 +28,7 @@ Progress = Callable[[str, int, int], None]
 
 WEIGHTED = {"Conv": 1, "ConvTranspose": 1, "Linear": 1, "Gather": 0}
 """Operators with weights -> which of their inputs these are."""
-PLACES = 2048
+PLACES = 512
 """Most places of one sample that count."""
 
 

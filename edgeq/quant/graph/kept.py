@@ -83,7 +83,8 @@ def _packed(graph: Graph, rows: list[Feeds]) -> str:
         if quant is not None:
             stacked = quant.quantize(stacked)
         elif stacked.dtype == np.float32:
-            half = stacked.astype(np.float16)
+            with np.errstate(over="ignore"):
+                half = stacked.astype(np.float16)
             stacked = half if np.isfinite(half).all() else stacked
         arrays[f"input{i}"] = stacked
     file = io.BytesIO()

@@ -25,6 +25,7 @@ from edgeq.graphs.ir import Constant, Graph, Node, QuantWeight
 from edgeq.quant.graph.bias import corrected
 from edgeq.quant.graph.calibrate import ranges
 from edgeq.quant.graph.choices import choices, depthwise, float_nodes
+from edgeq.quant.graph.doubts import doubts
 from edgeq.quant.graph.equalise import equalise, unclipped
 from edgeq.quant.graph.grids import (
     Plan,
@@ -44,6 +45,7 @@ from edgeq.quant.graph.samples import LEAST, Samples
 from edgeq.quant.graph.sensitivity import keep_float, sensitivity
 from edgeq.quant.graph.smooth import smoothed
 from edgeq.quant.graph.summary import (
+    Agreement,
     GraphSummary,
     arena_bytes,
     compare,
@@ -125,7 +127,33 @@ def quantize_graph(
         kept,
         agreement,
         time.perf_counter() - started,
+        () if samples is None else _doubts(graph, samples, work, agreement),
     )
+
+
+ALIKE = 1e-4
+"""Part of the outputs' power that differs between samples, below which they are all the same."""
+
+
+def _doubts(
+    graph: Graph, samples: Samples, work: _Work, agreement: Agreement | None
+) -> tuple[str, ...]:
+    """What is doubtful of the samples and of what was measured on them."""
+    found = list(doubts(graph, samples, work.session_of))
+    if agreement is None or agreement.samples < 2:
+        return tuple(found)
+    if agreement.varied < ALIKE:
+        found.append(
+            "the float model gives nearly the same outputs for all samples "
+            f"({agreement.varied:.1g} of their power differs), so the agreement of the outputs "
+            "says little; calibrate on inputs that the model tells apart"
+        )
+    elif agreement.classes == 1:
+        found.append(
+            "the float model gives every sample the same top class, so the agreement of the top "
+            "class says nothing; calibrate on samples of several classes"
+        )
+    return tuple(found)
 
 
 @dataclass

@@ -52,12 +52,18 @@ class Agreement:
         sqnr_db: of all outputs; None if they are equal.
         top1: share of samples with the same largest element in the first output, if it is a
             list of scores: [1, classes]; else None.
+        classes: different classes that are largest in the float graph; None without scores.
+        varied: part of the float outputs' power that differs between samples.
+        varied_sqnr_db: of that part; None if it is equal, or if nothing differs.
     """
 
     samples: int
     cosine: float
     sqnr_db: float | None
     top1: float | None
+    classes: int | None
+    varied: float
+    varied_sqnr_db: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +79,7 @@ class GraphSummary:
         kept: nodes that mixed precision left in more bits.
         agreement: with the float graph, on samples of the calibration; None without samples.
         seconds: it took.
+        warnings: what is doubtful of the samples, a sentence each.
     """
 
     graph: Graph
@@ -85,6 +92,7 @@ class GraphSummary:
     kept: tuple[str, ...]
     agreement: Agreement | None
     seconds: float
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary of all but the graph."""
@@ -97,6 +105,7 @@ class GraphSummary:
             "kept": list(self.kept),
             "agreement": None if self.agreement is None else vars(self.agreement),
             "seconds": self.seconds,
+            "warnings": list(self.warnings),
             "operators": [vars(row) for row in self.rows],
         }
 
@@ -205,7 +214,9 @@ def compare(
     runs = session_of(original, ()), session_of(quantized, ())
     cosines: list[float] = []
     same: list[bool] = []
+    classes: set[int] = set()
     power = error = 0.0
+    sums = {name: [np.zeros(1), np.zeros(1)] for name in original.outputs}
     n = 0
     for feeds in samples:
         n += 1
@@ -213,16 +224,26 @@ def compare(
         for name in original.outputs:
             a, b = (x[name].astype(np.float64).ravel() for x in (want, got))
             power, error = power + _energy(a), error + _energy(b - a)
+            sums[name] = [sums[name][0] + a, sums[name][1] + (b - a)]
             lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
             cosines.append(float(a @ b) / lengths if lengths else float(np.array_equal(a, b)))
         first = original.outputs[0]
         if _is_scores(original, first):
             same += list(want[first].argmax(-1) == got[first].argmax(-1))
+            classes.update(int(i) for i in want[first].argmax(-1))
+    # the energy about the mean over the samples
+    still_power, still_error = (
+        sum(_energy(pair[i]) for pair in sums.values()) / max(n, 1) for i in (0, 1)
+    )
+    varied = max(power - still_power, 0.0)
     return Agreement(
         n,
         float(np.mean(cosines)),
         _decibel(power, error),
         float(np.mean(same)) if same else None,
+        len(classes) if same else None,
+        varied / power if power else 0.0,
+        _decibel(varied, max(error - still_error, 0.0)),
     )
 
 

@@ -1,0 +1,183 @@
+"""Signs that samples are not what a model is fed, told before figures measured on them mislead.
+
+A quantized model is compared with the float one on the samples that it was calibrated on. Where
+these are no real inputs, the two may agree perfectly on them and not at all elsewhere: samples that
+are all the same, samples of one number, pictures whose pixels go from 0 to 255 for a model that was
+trained on 0 to 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.errors import UsageError
+from edgeq.graphs.ir import Graph, Node
+from edgeq.quant.graph.hessians import SessionOf
+from edgeq.quant.graph.samples import Samples
+
+LOOKED_AT = 64
+"""Samples that are looked at."""
+SCALED = 40.0
+"""How many times a first layer's products are its biases, or the biases its products, before the
+samples seem to be on another scale than those of training. After a batch norm both are alike."""
+_PIXELS = 60.0
+"""Inputs past this look like pixels from 0 to 255."""
+_UNIT = 1.5
+"""Inputs up to this look like pixels from 0 to 1 or from -1 to 1."""
+_CHANCE = 1.5
+"""A top-1 up to so many times that of guessing is none."""
+_LEAST_LABELLED = 32
+_INDIFFERENT = 0.8
+"""Part of the samples that keep their class on another scale, from which on it does not matter."""
+_MOVES = frozenset({"Transpose", "Reshape", "Pad", "Identity", "Squeeze", "Unsqueeze"})
+
+Feeds = Mapping[str, NDArray[Any]]
+
+
+def doubts(graph: Graph, samples: Samples, session_of: SessionOf) -> tuple[str, ...]:
+    """What is doubtful of samples, a sentence each.
+
+    Args:
+        graph: float.
+        samples: inputs of it.
+        session_of: runs a graph.
+    """
+    rows = list(samples.first(LOOKED_AT))
+    found = [*_alike(rows, samples.source), *_flat(graph, rows, samples.source)]
+    if not found:
+        found += _scale(graph, rows, samples.source, session_of)
+    return (*found, *_labels(graph, rows, samples, session_of))
+
+
+def _alike(rows: list[dict[str, NDArray[Any]]], source: str) -> list[str]:
+    digests = {
+        hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in row.values())).digest()
+        for row in rows
+    }
+    if len(rows) < 2 or 2 * len(digests) > len(rows):
+        return []
+    if len(digests) == 1:
+        what = f"all {len(rows)} samples of {source} are identical"
+    else:
+        what = f"only {len(digests)} of {len(rows)} samples of {source} are different"
+    return [
+        f"{what}, so the ranges fit them alone and the figures below say nothing of other inputs; "
+        "calibrate on real inputs that differ"
+    ]
+
+
+def _flat(graph: Graph, rows: list[dict[str, NDArray[Any]]], source: str) -> list[str]:
+    found = []
+    for name in graph.inputs:
+        if graph.info(name).dtype != "float32" or np.prod(graph.info(name).shape) < 2:
+            continue
+        if all(float(row[name].min()) == float(row[name].max()) for row in rows):
+            found.append(
+                f"every sample of {source} holds one number only for the input {name!r} "
+                f"({rows[0][name].flat[0]:g} in the first); calibrate on real inputs"
+            )
+    return found
+
+
+def _scale(
+    graph: Graph, rows: list[dict[str, NDArray[Any]]], source: str, session_of: SessionOf
+) -> list[str]:
+    found = []
+    for name in graph.inputs:
+        first = _first_layer(graph, name)
+        if first is None:
+            continue
+        bias = np.abs(graph.array(first.inputs[2]))
+        run = session_of(graph, [first.output])
+        made = np.stack([run(row)[first.output] for row in rows[:8]])
+        axis = 2 if first.op == "Conv" else made.ndim - 1
+        spread = np.moveaxis(made, axis, 0).reshape(len(bias), -1).std(axis=1)
+        live = (bias > 0) & (spread > 0)
+        if not live.any():
+            continue
+        ratio = float(np.median(spread[live] / bias[live]))
+        most = max(float(np.abs(row[name]).max()) for row in rows)
+        told = f"the samples of {source} reach {most:.4g} for the input {name!r}"
+        large, small = ratio > SCALED and most > _PIXELS, ratio < 1 / SCALED and most <= _UNIT
+        if (large or small) and _indifferent(
+            graph, list(rows[:16]), name, 1 / 255 if large else 255, session_of
+        ):
+            continue
+        if large:
+            found.append(
+                f"{told}, and the products of the first layer ({first.name}) are {ratio:.0f} times "
+                "its biases: the model seems to be trained on smaller numbers, such as pixels "
+                "from 0 to 1; scale the samples as in training (--scale 1/255 for pictures)"
+            )
+        elif small:
+            found.append(
+                f"{told}, and the biases of the first layer ({first.name}) are {1 / ratio:.0f} "
+                "times its products: the model seems to be trained on larger numbers, such as "
+                "pixels from 0 to 255; scale the samples as in training (--scale 1 for pictures)"
+            )
+    return found
+
+
+def _indifferent(
+    graph: Graph, rows: list[Feeds], name: str, factor: float, session_of: SessionOf
+) -> bool:
+    """Whether a model gives most samples the same class when an input is scaled."""
+    output = graph.outputs[0]
+    if len(graph.info(output).shape) != 2 or graph.info(output).dtype != "float32":
+        return False
+    run = session_of(graph, ())
+    scaled = [{**row, name: row[name] * np.float32(factor)} for row in rows]
+    same = [
+        run(row)[output].argmax() == run(other)[output].argmax()
+        for row, other in zip(rows, scaled, strict=True)
+    ]
+    return float(np.mean(same)) >= _INDIFFERENT
+
+
+def _first_layer(graph: Graph, name: str) -> Node | None:
+    """The Conv or Linear with a bias that alone takes an input, which may be moved before."""
+    if graph.info(name).dtype != "float32":
+        return None
+    while (node := graph.only_consumer(name)) is not None:
+        if node.op in ("Conv", "Linear"):
+            constant = len(node.inputs) > 2 and node.inputs[2] in graph.constants
+            return node if constant and node.inputs[0] == name else None
+        if node.op not in _MOVES or node.inputs[0] != name:
+            return None
+        name = node.output
+    return None
+
+
+def _labels(
+    graph: Graph,
+    rows: list[dict[str, NDArray[Any]]],
+    samples: Samples,
+    session_of: SessionOf,
+) -> list[str]:
+    shape = graph.info(graph.outputs[0]).shape
+    if len(shape) != 2 or shape[0] != 1 or shape[1] < 2 or len(rows) < _LEAST_LABELLED:
+        return []
+    try:
+        labels = [label for _, label in samples.first(LOOKED_AT).pairs()]
+    except UsageError:
+        return []
+    if len(set(labels)) < 2:
+        return []
+    run = session_of(graph, ())
+    right = [
+        int(run(row)[graph.outputs[0]].argmax()) == label
+        for row, label in zip(rows, labels, strict=True)
+    ]
+    top1, chance = float(np.mean(right)), 1 / shape[1]
+    if top1 > _CHANCE * chance or top1 > 0.5:
+        return []
+    return [
+        f"the float model itself gives {top1:.0%} of the labels of {samples.source}, where "
+        f"guessing gives {chance:.0%}: the samples are not prepared as in training (scale, mean, "
+        "order of channels), or the labels count other classes"
+    ]

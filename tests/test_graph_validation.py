@@ -1,0 +1,267 @@
+"""Validation of converted graphs: right files pass, and small faults are found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edgeq.converters.graph_compare import META_OPTIONS, compare_with
+from edgeq.converters.graph_inputs import GIVEN, KEPT, RANDOM
+from edgeq.converters.graphs import compare, convert_graph, graph_target
+from edgeq.errors import EdgeqError, FormatError
+from edgeq.graphs.files import read
+from edgeq.graphs.ir import Graph, Info, Node, Quant, QuantWeight
+from edgeq.graphs.onnx_write import write_onnx
+from edgeq.quant.graph.kept import META_SAMPLES, kept
+from edgeq.quant.graph.pipeline import quantize_graph
+from edgeq.quant.graph.recipe import GraphRecipe
+from edgeq.quant.graph.samples import samples_of
+from tests.conftest import need
+from tests.graph_made import Made, cnn, encoder, samples
+from tests.real_models import (
+    BASIC_PITCH_TFLITE,
+    MAGIKA,
+    OCR_DIRECTION,
+    real_model,
+)
+
+pytest.importorskip("onnxruntime")
+SUFFIX = {"tflite": ".tflite", "ort": ".onnx", "coreml": ".mlpackage"}
+PACKAGE = {"tflite": "ai_edge_litert", "ort": "onnxruntime", "coreml": "coremltools"}
+Feeds = dict[str, NDArray[Any]]
+
+
+def quantized(graph: Graph, preset: str = "w8a8-static") -> Graph:
+    given = None if preset == "w8-dynamic" else samples(graph, 24)
+    return quantize_graph(graph, GraphRecipe.named(preset), given).graph
+
+
+def put(graph: Graph, name: str, constant: Any) -> Graph:
+    return replace(graph, constants={**graph.constants, name: constant})
+
+
+def changed(graph: Graph, node: Node, **attrs: Any) -> Graph:
+    nodes = tuple(replace(n, attrs={**n.attrs, **attrs}) if n is node else n for n in graph.nodes)
+    return replace(graph, nodes=nodes)
+
+
+def faults(graph: Graph) -> Iterator[tuple[str, Graph]]:
+    """Graphs with one small fault each: what a lowering might get wrong."""
+    layers = [n for n in graph.nodes if n.op in ("Conv", "Linear")]
+    for node in layers:
+        name = node.inputs[1]
+        w = graph.constants[name]
+        middle = w.shape[0] // 2
+        if isinstance(w, QuantWeight):
+            scales = w.scales.copy()
+            scales[middle] *= 2
+            yield f"scale of {node.name}", put(graph, name, replace(w, scales=scales))
+            turned = np.ascontiguousarray(np.roll(w.levels, 1, axis=1) if w.shape[1] > 1
+                                          else w.levels[..., ::-1])  # fmt: skip
+            yield f"levels of {node.name}", put(graph, name, replace(w, levels=turned))
+        else:
+            doubled = w.copy()
+            doubled[middle] *= 2
+            yield f"scale of {node.name}", put(graph, name, doubled)
+        bias = graph.constants[node.inputs[2]]
+        none = (
+            replace(bias, levels=np.zeros_like(bias.levels))
+            if isinstance(bias, QuantWeight) else np.zeros_like(bias)
+        )  # fmt: skip
+        yield f"bias of {node.name}", put(graph, node.inputs[2], none)
+        if node.op == "Conv" and any(node.attrs["pads"]):
+            top, left, bottom, right = node.attrs["pads"]
+            moved = [top + 1, left, bottom - 1, right]
+            yield f"pads of {node.name}", changed(graph, node, pads=moved)
+    for value, quant in graph.quants.items():
+        other = Quant(quant.scale, quant.zero_point + (7 if quant.zero_point < 0 else -7))
+        grids = {n: other if q == quant else q for n, q in graph.quants.items()}
+        yield f"zero point of {value}", replace(graph, quants=grids)
+
+
+NETS = {
+    "cnn in float": lambda: cnn(),
+    "cnn in integers": lambda: quantized(cnn()),
+    "encoder in float": lambda: encoder(),
+    "encoder in integers": lambda: quantized(encoder()),
+    "encoder, dynamic": lambda: quantized(encoder(), "w8-dynamic"),
+}
+
+
+@pytest.mark.parametrize("target", list(SUFFIX))
+@pytest.mark.parametrize("net", list(NETS))
+def test_small_faults_are_found_and_right_files_pass(net: str, target: str, tmp_path: Path) -> None:
+    pytest.importorskip(PACKAGE[target])
+    graph, module = NETS[net](), graph_target(target)
+    feeds = list(samples(graph, 8, seed=5))
+
+    def found(made: Graph, name: str) -> Any:
+        path = tmp_path / f"{name}{SUFFIX[target]}"
+        module.write(made, path, {}, None)
+        return compare_with(graph, path, module, samples=feeds)
+
+    assert found(graph, "right").passed, found(graph, "again").explain()
+    missed = []
+    tried = 0
+    for i, (what, made) in enumerate(faults(graph)):
+        try:
+            seen = found(made, f"m{i}")
+        except EdgeqError:
+            continue  # the target cannot hold it
+        tried += 1
+        if seen.passed:
+            missed.append(what)
+    assert tried > 10
+    # a bias of the keys moves all scores of a row alike, which a softmax takes away
+    assert set(missed) <= {"bias of linear3"}, missed
+
+
+@pytest.mark.parametrize("target", list(SUFFIX))
+@pytest.mark.parametrize("net", ["cnn in float", "cnn in integers", "encoder in integers"])
+def test_every_constant_of_a_file_is_compared(net: str, target: str, tmp_path: Path) -> None:
+    """Also where the outputs do not show it: a thousandth more in one number of one bias."""
+    pytest.importorskip(PACKAGE[target])
+    graph, path = NETS[net](), tmp_path / f"m{SUFFIX[target]}"
+    made = convert_graph(graph, target, path)
+    assert made.certificate is not None
+    assert compare(graph, path, target).passed
+    head = next(n for n in graph.nodes if n.op == "Linear")
+    bias = next(
+        name for name, held in graph.constants.items()
+        if isinstance(held, np.ndarray) and held.dtype == np.float32 and held.size > 1
+    )  # fmt: skip
+    assert head
+    array = np.array(graph.constants[bias])
+    array.reshape(-1)[0] *= np.float32(1.001) if target != "coreml" else np.float32(1.01)
+    options = json.dumps({"edgeq": made.certificate["edgeq"], "options": {}})
+    other = put(graph, bias, array)
+    other = replace(other, meta={**graph.meta, META_OPTIONS: options})
+    certificate = path.parent / f"{path.name}.certificate.json"
+    kept_certificate = certificate.read_text()
+    certificate.unlink()
+    if path.is_dir():
+        import shutil
+
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    graph_target(target).write(other, path, {}, None)
+    found = compare(graph, path, target)
+    assert not found.passed
+    assert found.different
+    assert "is not what a conversion of the source makes" in found.explain()
+    certificate.write_text(kept_certificate)
+    with pytest.raises(FormatError, match="is not the file that"):
+        compare(graph, path, target)
+
+
+def test_a_record_keeps_samples_which_conversions_are_judged_by(tmp_path: Path) -> None:
+    graph = cnn()
+    made = quantized(graph)
+    write_onnx(made, tmp_path / "q.onnx")
+    again = read(tmp_path / "q.onnx")
+    rows = kept(again)
+    assert len(rows) == 8
+    (quant,) = (made.quants[name] for name in made.inputs)
+    first = next(iter(samples(graph, 24)))["x"]
+    np.testing.assert_allclose(rows[0]["x"], quant.dequantize(quant.quantize(first)))
+    done = convert_graph(again, "ort", tmp_path / "m.onnx")
+    assert done.certificate is not None
+    assert done.certificate["inputs"] == KEPT
+    assert META_SAMPLES not in read(tmp_path / "q.onnx").meta or True
+    runner = graph_target("ort").open_graph(tmp_path / "m.onnx")
+    assert META_SAMPLES not in runner.metadata
+    runner.close()
+    done = convert_graph(graph, "ort", tmp_path / "f.onnx")
+    assert done.certificate is not None
+    assert done.certificate["inputs"] == RANDOM
+    done = convert_graph(graph, "ort", tmp_path / "f.onnx", samples=rows, force=True)
+    assert done.certificate is not None
+    assert done.certificate["inputs"] == GIVEN
+    broken = replace(again, meta={**again.meta, META_SAMPLES: "no samples"})
+    with pytest.raises(FormatError, match="cannot be read"):
+        convert_graph(broken, "ort", tmp_path / "b.onnx")
+
+
+@pytest.mark.parametrize("target", list(SUFFIX))
+def test_near_zero_outputs_and_places_of_the_largest_are_judged_by_what_errors_change(
+    target: str, tmp_path: Path
+) -> None:
+    """Scores of 1e-9, and an argmax among scores that are nearly ties."""
+    pytest.importorskip(PACKAGE[target])
+    m = Made(0, x=Info((1, 16)))
+    scores = m.linear("x", 12)
+    low = m.same("Sub", scores, m.constant(np.float32(20)))
+    tiny = m.same("Sigmoid", low)
+    near = m.same("Mul", scores, m.constant(np.float32(1e-4)))
+    near = m.same("Add", near, m.constant(np.float32(1)))
+    best = m.node("ArgMax", [near], (1, 1), axis=1, keepdims=1)
+    m.values[best] = Info((1, 1), "int64")
+    graph = m.graph(tiny, best)
+    path = tmp_path / f"m{SUFFIX[target]}"
+    made = convert_graph(graph, target, path)
+    assert made.certificate is not None
+    assert made.certificate["passed"]
+    # another bias for one class changes the largest
+    linear = graph.nodes[0]
+    bias = graph.array(linear.inputs[2]).copy()
+    bias[3] += 4
+    module = graph_target(target)
+    module.write(put(graph, linear.inputs[2], bias), tmp_path / f"b{SUFFIX[target]}", {}, None)
+    found = compare_with(graph, tmp_path / f"b{SUFFIX[target]}", module)
+    assert found.error[best] > found.allowed[best]
+    assert found.error[tiny] > found.allowed[tiny]
+
+
+def test_what_float16_does_not_hold_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("coremltools")
+    m = Made(0, x=Info((1, 8)))
+    large = m.same("Mul", m.linear("x", 8), m.constant(np.float32(1e6)))
+    graph = m.graph(m.same("Mul", large, m.constant(np.float32(1e-6))))
+    made = convert_graph(graph, "coreml", tmp_path / "m.mlpackage")
+    assert made.certificate is not None
+    assert "larger than float16 holds" in " ".join(made.certificate["notes"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", list(SUFFIX))
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        (MAGIKA, {}),
+        (OCR_DIRECTION, {"x": (1, 3, 48, 192)}),
+        (BASIC_PITCH_TFLITE, None),
+    ],
+)
+def test_published_models_pass(name: str, shapes: Any, target: str, tmp_path: Path) -> None:
+    pytest.importorskip(PACKAGE[target])
+    source = real_model(name)
+    graph = read(source, shapes=shapes) if shapes else read(source)
+    made = convert_graph(graph, target, tmp_path / f"m{SUFFIX[target]}")
+    assert made.certificate is not None
+    assert made.certificate["passed"]
+
+
+def test_the_keyword_spotter_passes_in_integers(tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert")
+    source = need("data/mlperf_tiny_ic_kws/kws_ref_model_float32.tflite")
+    graph = read(source, dequantize=True)
+    (name,) = graph.inputs
+    rng = np.random.default_rng(0)
+    feeds = [
+        {name: (30 * rng.standard_normal(graph.info(name).shape) - 20).astype(np.float32)}
+        for _ in range(16)
+    ]
+    made = quantize_graph(graph, GraphRecipe.named("w8a8-static"), samples_of(graph, feeds)).graph
+    for target, suffix in SUFFIX.items():
+        done = convert_graph(made, target, tmp_path / f"m{suffix}")
+        assert done.certificate is not None
+        assert done.certificate["inputs"] == KEPT
+        assert compare(made, tmp_path / f"m{suffix}", target).passed
