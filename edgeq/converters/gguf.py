@@ -72,7 +72,8 @@ from edgeq.reference import rope_frequencies
 from edgeq.tensor import FloatTensor, QuantTensor, Tensor
 
 __all__ = [
-    "check", "constants", "kernels", "made_with", "memory", "not_run", "open", "sizes", "stored", "trace",
+    "check", "constants", "kernels", "made_with", "memory", "not_run", "open", "sizes",
+    "stored", "trace",
     "tracer", "versions", "write",
 ]  # fmt: skip
 

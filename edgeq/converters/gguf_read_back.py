@@ -17,7 +17,7 @@ from edgeq.converters import Past, Precision, pieces
 from edgeq.converters.gguf_names import Shape
 from edgeq.converters.numpy_builder import NumpyBuilder
 from edgeq.errors import UsageError
-from edgeq.importers import load
+from edgeq.importers.gguf import load
 from edgeq.reference import Array, Reference
 
 
