@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from edgeq._version import __version__
 from edgeq.converters import Execution, Options, Past, Precision, Stored, Trace, pieces
-from edgeq.converters.constants import Constant, Made
+from edgeq.converters.constants import Constant, Made, operator
 from edgeq.converters.coreml_exec import open_model
 from edgeq.converters.coreml_exec.blob import KINDS
 from edgeq.converters.coreml_exec.load import (
@@ -286,6 +286,9 @@ def constants(path: str | Path) -> Iterator[Constant]:
                     if isinstance(value, Tensor):
                         label = f"{name}/{op.name}.{parameter}" + (f".{i}" if i else "")
                         yield Constant(label, _stored_values(value))
+            read = {k: [v for v in vs if isinstance(v, str)] for k, vs in op.inputs.items()}
+            if op.type != "const":
+                yield operator(f"{name}/{op.name}", (op.type, sorted(read.items()), op.outputs))
 
 
 def _stored_values(value: Tensor) -> NDArray[Any]:

@@ -22,6 +22,9 @@ from edgeq.model import ModelConfig
 ENTRY, FORMAT = "edgeq", 1
 """Entry of the model's user-defined metadata, and its version."""
 RUNTIME = f"edgeq.converters.coreml_exec (NumPy {np.__version__})"
+_KEPT = 64 << 20
+"""Bytes of weights that stay decompressed from call to call; the rest is decompressed again, so
+that a package takes little more memory than it has bytes."""
 STEP = re.compile(rf"layers_(\d+)_({'|'.join(LAYER_STEPS)})|embed|final_norm|logits")
 """Names in the program of the steps of `decoder`."""
 
@@ -78,7 +81,7 @@ class CoreMLRunner:
         exact = self._package.precision == "float32" and arithmetic == "float32"
         self.precision: Precision = "float32" if exact else "float16"
         self.context = self._package.context
-        self._machine = Machine(arithmetic)
+        self._machine = Machine(arithmetic, keep_bytes=_KEPT)
         self.runtime = RUNTIME
         self.reset()
 

@@ -185,8 +185,9 @@ def not_run() -> str | None:
     if has_llama_cpp():
         return None
     return (
-        "llama.cpp was not run: llama-cpp-python is not installed (pip install 'edgeq[llamacpp]'); "
-        "the file was read back and computed by edgeq's own reference"
+        "llama.cpp was not run, as llama-cpp-python is not installed (pip install "
+        "'edgeq[llamacpp]'): the file was read back and compared"
+        + (", and computed by edgeq's own reference" if "gguf" in versions() else "")
     )
 
 

@@ -41,7 +41,7 @@ from edgeq.converters.kernels import Kernels
 from edgeq.converters.logits import Cost, Decoding, measure_cost
 from edgeq.converters.prompts import passage
 from edgeq.converters.prompts import prompts as default_prompts
-from edgeq.errors import EdgeqError, UsageError
+from edgeq.errors import EdgeqError, MissingDependencyError, UsageError
 from edgeq.model import Model
 
 _COST_ROWS = 36
@@ -209,7 +209,16 @@ def validate(
             seconds=time.perf_counter() - started, note="it was not run, as the file is not right",
         )  # fmt: skip
     kernels: Kernels = module.kernels(path, against)
-    runner: Runner = module.open(path, threads=threads)
+    missing = (module.not_run() if hasattr(module, "not_run") else None) or ""
+    try:
+        runner: Runner = module.open(path, threads=threads)
+    except MissingDependencyError:
+        if not missing:
+            raise
+        return Report(
+            target, "", "float32", integers, count,
+            seconds=time.perf_counter() - started, note=missing,
+        )  # fmt: skip
     decoding = Decoding(against, keep=is_small(against))
     cost: Cost | None = None
     try:
@@ -248,7 +257,7 @@ def validate(
         rounding=kernels.rounding,
         alternatives=kernels.alternatives,
         seconds=time.perf_counter() - started,
-        note=(module.not_run() if hasattr(module, "not_run") else None) or "",
+        note=missing,
     )
 
 
