@@ -233,7 +233,7 @@ def trace(
 ) -> dict[str, NDArray[np.float32]]:
     """Results of the pass over ``tokens`` once the cache holds ``past``, by names of `decoder`."""
     with tracer(path) as run:
-        return run(tokens, past)
+        return dict(run(tokens, past))
 
 
 @contextmanager

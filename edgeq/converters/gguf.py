@@ -162,7 +162,7 @@ def stored(path: Path) -> Iterator[Stored]:
 def trace(path: Path, tokens: Sequence[int], past: Past = ()) -> dict[str, NDArray[np.float32]]:
     """Results of llama.cpp's own graph, or of edgeq's reference where that is absent."""
     with tracer(path) as run:
-        return run(tokens, past)
+        return dict(run(tokens, past))
 
 
 def versions() -> dict[str, str]:
