@@ -150,9 +150,9 @@ KINDS = {
     },
     "coreml": {
         "rope table": "sin_global.val",
-        "scales": "model_layers_1_mlp_up_proj_weight_scale.val",
-        "embedding": "model_embed_tokens_weight_data.val",
-        "head": "lm_head_weight_data.val",
+        "scales": "model_layers_1_mlp_up_proj_weight.scale",
+        "embedding": "model_embed_tokens_weight.data",
+        "head": "lm_head_weight.data",
     },
     "gguf": {
         "norm": "blk.1.attn_norm.weight",
@@ -177,7 +177,7 @@ def test_damage_is_named_whatever_the_constant(
     damage(places(target, path)[name], random.Random(1))
     plain = name.removeprefix("decode/").removesuffix(".val")
     ours = plain.removesuffix(".codes").removesuffix(".scales")
-    underscored = plain.removesuffix("_data").removesuffix("_scale")
+    underscored = plain.removesuffix(".data").removesuffix(".scale")
     found = named(target, path, MODEL)
     gguf = {"blk.1.ffn_up.weight": "model.layers.1.mlp.up_proj.weight",
             "token_embd.weight": "model.embed_tokens.weight",

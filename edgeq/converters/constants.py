@@ -8,7 +8,8 @@ damage lies, before it is run.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -102,12 +103,11 @@ def compare_constants(
 def _compare(
     held: Iterable[Constant], wanted: Iterable[Constant], known: tuple[str, ...], *, strict: bool
 ) -> tuple[int, list[TensorFault]]:
-    expected = {constant.name: constant for constant in wanted}
+    expected = dict(_numbered(wanted))
     same: set[tuple[int, int]] = set()
     faults: dict[str, TensorFault] = {}
     count = 0
-    for constant in held:
-        name = constant.name
+    for name, constant in _numbered(held):
         right = expected.pop(name, None)
         if name.endswith(_OPERATOR) and not strict:
             continue  # another version may build the graph otherwise
@@ -131,6 +131,15 @@ def _compare(
         for name in expected:
             faults[name] = TensorFault(name, None, None, "is missing from the file")
     return count, list(faults.values())
+
+
+def _numbered(constants: Iterable[Constant]) -> Iterator[tuple[str, Constant]]:
+    """Constants by name, of which those that share one are told apart by their order."""
+    seen: Counter[str] = Counter()
+    for constant in constants:
+        seen[constant.name] += 1
+        again = seen[constant.name]
+        yield constant.name if again == 1 else f"{constant.name} ({again})", constant
 
 
 def _address(values: NDArray[Any]) -> int:

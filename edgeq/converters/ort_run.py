@@ -314,7 +314,7 @@ def read_constants(path: Path) -> Iterator[Constant]:
     for node in proto.graph.node:
         yield operator(node.output[0], node.SerializeToString(deterministic=True))
     for value in (*proto.graph.input, *proto.graph.output):
-        yield operator(value.name, value.SerializeToString(deterministic=True))
+        yield operator(f"{value.name}, given", value.SerializeToString(deterministic=True))
 
 
 def read_kernels(path: Path) -> Kernels:
