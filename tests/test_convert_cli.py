@@ -68,7 +68,7 @@ def test_convert_writes_and_certifies(
     assert found["greedy_tokens"]["compared"] == 27
     assert [len(p) for p in found["prompts"]] == [6, 21, 150]
     assert [len(t) for t in found["greedy"]] == [9, 9, 9]
-    assert found["kl"]["mean"] <= found["kl"]["allowed"] == 0.01
+    assert found["kl"]["mean"] <= found["kl"]["allowed"] < 0.01
     assert {"llama-cpp-python", "gguf"} <= set(found["libraries"])
     assert found["machine"]["cores"] >= 1
     assert found["runtime"].startswith("llama.cpp")
@@ -176,7 +176,7 @@ def test_what_validate_refuses(
     for args, words in (
         ([str(tmp_path / "none.gguf"), "--against", str(tiny)], "does not exist"),
         ([str(tmp_path / "m.gguf")], "give --against MODEL"),
-        ([str(tmp_path / "m.gguf"), "--against", str(tiny)], "is truncated or damaged"),
+        ([str(tmp_path / "m.gguf"), "--against", str(tiny)], "edgeq reads 2 and 3"),
         ([str(tiny), "--against", str(tiny)], "of no known target; name it, one of ort"),
     ):
         assert main(["validate", *args]) == 1
