@@ -170,7 +170,7 @@ def test_a_large_residual_stream_does_not_overflow_float16(tmp_path: Path) -> No
     for precision in ("mixed", "float16"):
         out = written(model, tmp_path / precision, extra={"precision": precision})
         machine = coreml.Machine("float16")
-        functions = coreml._Package(out).functions
+        functions = coreml.Package(out).functions
         state = machine.new_state(functions["decode"])
         for at, token in enumerate(PROMPT):
             inputs = {"tokens": [[token]], "position": [at]}
@@ -391,7 +391,7 @@ def test_progress_counts_every_constant(tmp_path: Path) -> None:
 def test_files_that_are_not_ours_or_damaged_are_told_of(tmp_path: Path) -> None:
     out = written(tiny("llama", "w4-g32"), tmp_path)
     model = next(out.rglob("model.mlmodel"))
-    package = coreml._Package(out)
+    package = coreml.Package(out)
     entries = package.file.spec.description.metadata.userDefined
     about = json.loads(entries["edgeq"])
     entries["edgeq"] = json.dumps({**about, "format": 99})

@@ -160,10 +160,12 @@ def _text(made: Conversion) -> str:
         # a floating-point model has no integers to compare
         integers = "" if equal == "0 of 0" else f"integers of {equal} tensors equal, "
         where = certificate_path(Path(made.path), folder=made.path.is_dir())
+        compared = f"{integers}{found['constants_equal']} other constants equal"
         lines += [
-            f"validated in {found['runtime']}: {integers}{found['constants_equal']} other "
-            f"constants equal, KL {found['kl']['mean']:.2g} nats, "
-            f"{greedy['equal']} of {greedy['compared']} greedy tokens equal",
+            f"validated in {found['runtime']}: {compared}, KL {found['kl']['mean']:.2g} nats, "
+            f"{greedy['equal']} of {greedy['compared']} greedy tokens equal"
+            if found["runtime"]
+            else f"read back: {compared}",
             *(said for said in (found["note"], found["cost"]) if said),
             f"certificate: {where}",
         ]

@@ -101,7 +101,7 @@ def first_divergence(
     trace: Trace,
     prompt: Sequence[int],
     precision: Precision,
-    kernels: Kernels,
+    kernels: Kernels | None = None,
     *,
     long: bool = True,
     progress: Progress | None = None,
@@ -113,13 +113,15 @@ def first_divergence(
         trace: of the target.
         prompt: tokens; the first few are a prefill, two others are decoded after them.
         precision: how the target computes.
-        kernels: how its kernels round; a step must agree with one of the ways they may multiply.
+        kernels: how its kernels round, not at all if None; a step must agree with one of the ways
+            they may multiply.
         long: look at the whole prompt too, in two pieces and in one.
         progress: called with what is done, how far, and of how much.
 
     Returns:
         None if every step is near enough.
     """
+    kernels = kernels or Kernels()
     short, rest = list(prompt[:_SHORT]), list(prompt[_SHORT:])
     one, two = [int(prompt[-1])], [int(prompt[len(prompt) // 2])]
     passes: list[tuple[str, list[int], list[list[int]]]] = [

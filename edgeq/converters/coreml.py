@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -32,26 +32,21 @@ from numpy.typing import NDArray
 
 from edgeq._version import __version__
 from edgeq.converters import Execution, Options, Past, Precision, Stored, Trace, pieces
-from edgeq.converters.constants import Constant, Made
+from edgeq.converters.constants import Constant, Made, operator
 from edgeq.converters.coreml_exec import open_model
 from edgeq.converters.coreml_exec.blob import KINDS
 from edgeq.converters.coreml_exec.load import (
-    File,
-    Function,
     Op,
     Tensor,
-    functions,
-    open_file,
     protobuf,
 )
-from edgeq.converters.coreml_exec.machine import Arithmetic, Machine, State
-from edgeq.converters.coreml_graph import Settings, function_name, program
+from edgeq.converters.coreml_graph import Settings, program
 from edgeq.converters.coreml_package import VERSIONS, write_package
+from edgeq.converters.coreml_run import ENTRY, FORMAT, RUNTIME, STEP, CoreMLRunner, Package
 from edgeq.converters.coreml_weights import identifier, matrices, read_matrix
-from edgeq.converters.decoder import LAYER_STEPS
 from edgeq.converters.kernels import Kernels
 from edgeq.converters.size import Size
-from edgeq.errors import FormatError, UnsupportedError, UsageError, unknown
+from edgeq.errors import UnsupportedError, UsageError, unknown
 from edgeq.model import Model, ModelConfig
 from edgeq.tensor import QuantTensor
 
@@ -62,11 +57,6 @@ SHAPES = ("functions", "enumerated")
 DEFAULT_CONTEXT, DEFAULT_PREFILL = 4096, 64
 _LIBRARY, _BLOCK, _PER_LAYER = 320 << 20, 64 << 20, 2 << 20
 """Bytes: of coremltools with what it imports, of a block of weights, of a layer's graph."""
-_ENTRY, _FORMAT = "edgeq", 1
-"""Entry of the model's user-defined metadata, and its version."""
-_RUNTIME = f"edgeq.converters.coreml_exec (NumPy {np.__version__})"
-_STEP = re.compile(rf"layers_(\d+)_({'|'.join(LAYER_STEPS)})|embed|final_norm|logits")
-"""Names in the program of the steps of `decoder`."""
 
 
 def check(model: Model, options: Options) -> None:
@@ -103,7 +93,7 @@ def write(
     settings = _settings(model.config, options)
     held = matrices(model, settings.target, settings.narrow)
     about = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "config": model.config.to_dict(),
         "target_os": settings.target,
         "context": settings.context,
@@ -121,7 +111,7 @@ def write(
         program(model, settings, held),
         VERSIONS[settings.target],
         {constant.name: constant for matrix in held.values() for constant in matrix.constants},
-        {_ENTRY: json.dumps(about, separators=(",", ":"))},
+        {ENTRY: json.dumps(about, separators=(",", ":"))},
         f"{model.config.family} decoder, {', '.join(schemes)}, by edgeq",
         progress,
     )
@@ -205,42 +195,7 @@ def _choice(name: str, got: Any, allowed: Sequence[str]) -> str:
     return str(got)
 
 
-# --- reading back -----------------------------------------------------------------------------
-
-
-class _Package:
-    """A package of ours, opened."""
-
-    def __init__(self, path: str | Path) -> None:
-        self.file: File = open_file(path)
-        entry = self.file.spec.description.metadata.userDefined.get(_ENTRY)
-        if entry is None or self.file.spec.WhichOneof("Type") != "mlProgram":
-            raise FormatError(f"{path} is not a language model that edgeq wrote")
-        try:
-            about = json.loads(entry)
-            if about["format"] != _FORMAT:
-                raise FormatError(
-                    f"{path} was written by another version of edgeq: its format is "
-                    f"{about['format']}, "
-                    f"this edgeq reads {_FORMAT}"
-                )
-            self.config = ModelConfig.from_dict(about["config"])
-            self.target, self.context = str(about["target_os"]), int(about["context"])
-            self.lengths = [int(n) for n in about["lengths"]]
-            self.enumerated = bool(about["enumerated"])
-            self.precision: Precision = about["precision"]
-            self.arithmetic = str(about.get("arithmetic", "mixed"))
-            self.version = str(about.get("edgeq", ""))
-        except (ValueError, KeyError, TypeError) as err:
-            raise FormatError(f"{path}: its description is damaged ({err})") from err
-        self.functions = functions(self.file)
-
-    def function(self, tokens: int) -> Function:
-        """The function for so many tokens."""
-        name = "main" if self.enumerated else function_name(tokens)
-        if name not in self.functions:
-            raise FormatError(f"{self.file.path} has no function {name!r}")
-        return self.functions[name]
+# --- reading back and running ---------------------------------------------------------------
 
 
 def stored(path: str | Path) -> Iterator[Stored]:
@@ -249,125 +204,13 @@ def stored(path: str | Path) -> Iterator[Stored]:
     Raises:
         FormatError: the package is damaged, or not ours.
     """
-    package = _Package(path)
+    package = Package(path)
     ops: dict[str, Op] = {
         name: op for op in package.function(1).block.ops for name, _ in op.outputs
     }
     for name, shape in package.config.linears():
         if identifier(name) in ops:  # a float matrix is no result of an operator
             yield from read_matrix(name, shape, ops)
-
-
-# --- running ----------------------------------------------------------------------------------
-
-
-class CoreMLRunner:
-    """A package executed by `coreml_exec`.
-
-    ``call`` is all that touches the executor: with another in its place, the same feeding of
-    tokens runs the package elsewhere.
-
-    Args:
-        path: of the package.
-        arithmetic: what float16 is held as, the cache included.
-    """
-
-    def __init__(self, path: str | Path, arithmetic: Arithmetic = "float32") -> None:
-        self._package = _Package(path)
-        exact = self._package.precision == "float32" and arithmetic == "float32"
-        self.precision: Precision = "float32" if exact else "float16"
-        self.context = self._package.context
-        self._machine = Machine(arithmetic)
-        self.runtime = _RUNTIME
-        self.reset()
-
-    def call(
-        self, function: str, inputs: Mapping[str, Any], watch: Sequence[str] = ()
-    ) -> dict[str, Any]:
-        """Run a function of the package on the state that was kept."""
-        return self._machine.run(self._package.functions[function], inputs, self._state, watch)
-
-    @property
-    def steps(self) -> tuple[str, ...]:
-        """Names in the program of the decoder's steps."""
-        block = self._package.function(1).block
-        return tuple(name for op in block.ops for name, _ in op.outputs if _STEP.fullmatch(name))
-
-    def reset(self) -> None:
-        """Forget all tokens."""
-        package = self._package
-        first = package.function(1)
-        self._state: State = self._machine.new_state(first)
-        self._past: dict[str, NDArray[Any]] = {}
-        if package.target == "ios16":
-            c = package.config
-            shape = (c.layers, c.kv_heads, package.context, c.head_dim)
-            self._past = {
-                name: np.zeros(shape, np.float32) for name in ("key_cache", "value_cache")
-            }
-        self.n_past = 0
-
-    def close(self) -> None:
-        """Give everything back."""
-        self._state, self._past = {}, {}
-
-    def forward(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Logits of what follows the last token: [1, V].
-
-        Raises:
-            UsageError: there are no tokens, or more than the cache holds.
-        """
-        logits: NDArray[np.float32] | None = None
-        for results in self.passes(tokens):
-            logits = results["logits"]
-        if logits is None:
-            raise UsageError("there are no tokens; give at least one")
-        return logits
-
-    def passes(
-        self, tokens: Sequence[int] | NDArray[np.integer], watch: Sequence[str] = ()
-    ) -> Iterator[dict[str, NDArray[Any]]]:
-        """Feed tokens in pieces that the package has a length for.
-
-        Yields:
-            for each piece, logits and what was asked for by its name in the program; rows that
-            are padding are cut off.
-        """
-        ids = np.asarray(tokens, np.int32).reshape(-1)
-        room = self._package.context - self.n_past
-        if ids.size > room:
-            raise UsageError(
-                f"{ids.size} tokens for the {room} places left of {self._package.context}; "
-                "convert with a longer context"
-            )
-        at = 0
-        while at < ids.size:
-            length, n = self._length(ids.size - at)
-            piece = np.zeros((1, length), np.int32)
-            piece[0, :n] = ids[at : at + n]
-            yield self._pass(piece, n, watch)
-            at += n
-
-    def _length(self, left: int) -> tuple[int, int]:
-        """A length of the package for ``left`` more tokens, and how many of them it takes."""
-        room = self._package.context - self.n_past
-        usable = [n for n in self._package.lengths if n <= room]
-        enough = [n for n in usable if n >= left]
-        length = min(enough) if enough else max(usable)
-        return length, min(length, left)
-
-    def _pass(self, piece: NDArray[np.int32], n: int, watch: Sequence[str]) -> dict[str, Any]:
-        function = self._package.function(piece.shape[1])
-        position, last = np.array([self.n_past], np.int32), np.array([n - 1], np.int32)
-        inputs = {"tokens": piece, "position": position, **self._past}
-        if "last" in function.inputs:
-            inputs["last"] = last
-        found = self.call(function.name, inputs, watch)
-        for cache, new in (("key_cache", "new_keys"), ("value_cache", "new_values")):
-            if new in found:
-                self._past[cache][:, :, self.n_past : self.n_past + n] = found.pop(new)[:, :, :n]
-        self.n_past += n
-        return {k: v if k == "logits" else v[:n] for k, v in found.items()}
 
 
 def open(path: str | Path, *, threads: int | None = None) -> CoreMLRunner:
@@ -390,7 +233,7 @@ def trace(
 ) -> dict[str, NDArray[np.float32]]:
     """Results of the pass over ``tokens`` once the cache holds ``past``, by names of `decoder`."""
     with tracer(path) as run:
-        return run(tokens, past)
+        return dict(run(tokens, past))
 
 
 @contextmanager
@@ -414,7 +257,7 @@ def _traced(
         for label, value in found.items():
             rows = np.asarray(value, np.float32)
             # of logits there is one row, the last
-            held = [] if label == "logits" else parts.setdefault(_STEP.sub(_dotted, label), [])
+            held = [] if label == "logits" else parts.setdefault(STEP.sub(_dotted, label), [])
             held.append(rows)
             if label == "logits":
                 parts["logits"] = held
@@ -423,7 +266,7 @@ def _traced(
 
 def made_with(path: str | Path) -> Made:
     """How the package was made."""
-    package = _Package(path)
+    package = Package(path)
     extra = {
         "target_os": package.target,
         "precision": package.arithmetic,
@@ -436,13 +279,16 @@ def made_with(path: str | Path) -> Made:
 
 def constants(path: str | Path) -> Iterator[Constant]:
     """Every constant of every function."""
-    for name, function in _Package(path).functions.items():
+    for name, function in Package(path).functions.items():
         for op in function.block.walk():
             for parameter, values in op.inputs.items():
                 for i, value in enumerate(values):
                     if isinstance(value, Tensor):
                         label = f"{name}/{op.name}.{parameter}" + (f".{i}" if i else "")
                         yield Constant(label, _stored_values(value))
+            read = {k: [v for v in vs if isinstance(v, str)] for k, vs in op.inputs.items()}
+            if op.type != "const":
+                yield operator(f"{name}/{op.name}", (op.type, sorted(read.items()), op.outputs))
 
 
 def _stored_values(value: Tensor) -> NDArray[Any]:
@@ -478,7 +324,7 @@ def execute(path: str | Path) -> Execution:
     given = model.sample()
     found = model.predict(given)
     return Execution(
-        _RUNTIME,
+        RUNTIME,
         functions_[name].ops,
         {key: np.shape(value) for key, value in given.items()},
         {key: _as_array(value) for key, value in found.items()},

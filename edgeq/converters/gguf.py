@@ -165,7 +165,7 @@ def stored(path: Path) -> Iterator[Stored]:
 def trace(path: Path, tokens: Sequence[int], past: Past = ()) -> dict[str, NDArray[np.float32]]:
     """Results of llama.cpp's own graph, or of edgeq's reference where that is absent."""
     with tracer(path) as run:
-        return run(tokens, past)
+        return dict(run(tokens, past))
 
 
 def tokenizer(path: Path, source: HfTokenizer) -> TargetTokenizer | None:
@@ -193,8 +193,9 @@ def not_run() -> str | None:
     if has_llama_cpp():
         return None
     return (
-        "llama.cpp was not run: llama-cpp-python is not installed (pip install 'edgeq[llamacpp]'); "
-        "the file was read back and computed by edgeq's own reference"
+        "llama.cpp was not run, as llama-cpp-python is not installed (pip install "
+        "'edgeq[llamacpp]'): the file was read back and compared"
+        + (", and computed by edgeq's own reference" if "gguf" in versions() else "")
     )
 
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from edgeq.converters import Past, Precision, pieces
 from edgeq.converters.gguf_names import Shape
 from edgeq.converters.numpy_builder import NumpyBuilder
-from edgeq.errors import UsageError
-from edgeq.importers import load
+from edgeq.errors import UsageError, require
+from edgeq.importers.gguf import load
 from edgeq.reference import Array, Reference
 
 
@@ -31,12 +31,14 @@ class ReadBackRunner:
 
     Raises:
         FormatError: it cannot be read.
+        MissingDependencyError: the gguf package, which dequantizes, is not installed.
     """
 
     precision: Precision = "float32"
     runtime = "edgeq's own reference, reading the file back"
 
     def __init__(self, path: Path, context: int, shape: Shape) -> None:
+        require("gguf", ("gguf",), "to compute what a GGUF file holds")
         self._model = load(path, headers_only=True)
         self._shape = shape
         self._reference = Reference(self._model)

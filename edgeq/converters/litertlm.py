@@ -186,7 +186,7 @@ def trace(
 ) -> dict[str, NDArray[np.float32]]:
     """Results of the decoder within, as `edgeq.converters.tflite.trace` gives them."""
     with tracer(path) as run:
-        return run(tokens, past)
+        return dict(run(tokens, past))
 
 
 @contextmanager

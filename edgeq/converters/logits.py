@@ -58,7 +58,7 @@ class Decoding:
     @property
     def rms(self) -> float:
         """Root mean square difference of all logits."""
-        return (self._square / max(self._values, 1)) ** 0.5
+        return float((self._square / max(self._values, 1)) ** 0.5)
 
     @property
     def range(self) -> float:

@@ -200,7 +200,7 @@ def stored(path: Path) -> Iterator[Stored]:
 def trace(path: Path, tokens: Sequence[int], past: Past = ()) -> dict[str, NDArray[np.float32]]:
     """Every named result of one pass, which become outputs of a copy of the graph."""
     with tracer(path) as run:
-        return run(tokens, past)
+        return dict(run(tokens, past))
 
 
 def tracer(path: Path) -> AbstractContextManager[Trace]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.converters import Past, Precision, Stored, Trace, pieces
-from edgeq.converters.constants import Constant
+from edgeq.converters.constants import Constant, operator
 from edgeq.converters.kernels import CacheRounding, Kernels, by_blocks, half
 from edgeq.converters.ort_file import steps, unpack_rows
 from edgeq.errors import EdgeqError, FormatError, MissingDependencyError, UsageError
@@ -306,12 +306,18 @@ def tracer(path: Path) -> Iterator[Trace]:
 
 
 def read_constants(path: Path) -> Iterator[Constant]:
-    """Every initializer of a graph, wherever it lies, but an int8 cache's scales."""
+    """Every initializer of a graph, wherever it lies, but an int8 cache's scales; every node."""
     proto = read_graph(path)
     weights = _Weights(path, proto.graph)
     for tensor in proto.graph.initializer:
         if not tensor.name.startswith("past_key_values."):
             yield Constant(tensor.name, np.asarray(weights.array(tensor.name)))
+    if {p.key: p.value for p in proto.metadata_props}.get("edgeq.kv") == "int8":
+        return  # its nodes are those of a float cache, changed by scales that were measured
+    for node in proto.graph.node:
+        yield operator(node.output[0], node.SerializeToString(deterministic=True))
+    for value in (*proto.graph.input, *proto.graph.output):
+        yield operator(f"{value.name}, given", value.SerializeToString(deterministic=True))
 
 
 def read_kernels(path: Path) -> Kernels:

@@ -208,7 +208,7 @@ def trace(
         FormatError: it is no file of ours.
     """
     with tracer(path) as run:
-        return run(tokens, past)
+        return dict(run(tokens, past))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.converters import Stored
-from edgeq.converters.constants import Constant
+from edgeq.converters.constants import Constant, operator
 from edgeq.converters.note import read_note
 from edgeq.converters.tflite_decoder import row_blocks
 from edgeq.converters.tflite_file import ALIGN, packed
@@ -160,6 +160,34 @@ def constants(header: Header) -> Iterator[Constant]:
             if tensor.quantization is not None and tensor.quantization.scale is not None:
                 scales = np.asarray(tensor.quantization.scale, np.float32)
                 yield Constant(f"{name}.row_scales", scales)
+        yield from _operators(header.model, graph)
+    signatures = [
+        (s.signatureKey, s.subgraphIndex, *([(m.name, m.tensorIndex) for m in part]
+                                            for part in (s.inputs, s.outputs)))
+        for s in header.model.signatureDefs or []
+    ]  # fmt: skip
+    yield operator("signatures", signatures)
+
+
+def _operators(model: Any, graph: Any) -> Iterator[Constant]:
+    """Every operator of a graph, with the names, types and shapes of its tensors."""
+
+    def described(index: int) -> object:
+        if index < 0:
+            return None
+        tensor = graph.tensors[index]
+        return tensor.name, tensor.type, [int(n) for n in tensor.shape]
+
+    for i, op in enumerate(graph.operators):
+        code = model.operatorCodes[op.opcodeIndex]
+        options = {} if op.builtinOptions is None else vars(op.builtinOptions)
+        settings = {
+            key: value.tolist() if isinstance(value, np.ndarray) else value
+            for key, value in sorted(options.items())
+        }
+        tensors = [[described(int(t)) for t in part] for part in (op.inputs, op.outputs)]
+        name = graph.tensors[int(op.outputs[0])].name.decode() if len(op.outputs) else str(i)
+        yield operator(name, (code.builtinCode, code.version, tensors, settings))
 
 
 def _graph(header: Header, signature: str) -> Any:

@@ -43,7 +43,7 @@ from edgeq.converters.logits import Cost, Decoding, measure_cost
 from edgeq.converters.prompts import passage
 from edgeq.converters.prompts import prompts as default_prompts
 from edgeq.converters.texts import TextsReport, compare_texts
-from edgeq.errors import EdgeqError, UsageError
+from edgeq.errors import EdgeqError, MissingDependencyError, UsageError
 from edgeq.importers.hf_tokenizer import hf_tokenizer
 from edgeq.model import Model
 
@@ -217,7 +217,16 @@ def validate(
             seconds=time.perf_counter() - started, note="it was not run, as the file is not right",
         )  # fmt: skip
     kernels: Kernels = module.kernels(path, against)
-    runner: Runner = module.open(path, threads=threads)
+    missing = (module.not_run() if hasattr(module, "not_run") else None) or ""
+    try:
+        runner: Runner = module.open(path, threads=threads)
+    except MissingDependencyError:
+        if not missing:
+            raise
+        return Report(
+            target, "", "float32", integers, count,
+            seconds=time.perf_counter() - started, note=missing,
+        )  # fmt: skip
     decoding = Decoding(against, keep=is_small(against))
     cost: Cost | None = None
     try:
@@ -257,7 +266,7 @@ def validate(
         alternatives=kernels.alternatives,
         seconds=time.perf_counter() - started,
         texts=_texts(path, against, module),
-        note=(module.not_run() if hasattr(module, "not_run") else None) or "",
+        note=missing,
     )
 
 

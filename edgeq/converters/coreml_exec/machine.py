@@ -41,6 +41,8 @@ _FLOAT = {**ops_math.OPS, **ops_nn.OPS, **ops_image.OPS, **ops_recurrent.OPS}
 _LISTED = {"concat": ("values",), "stack": ("values",), "einsum": ("values",),
            "reshape_like": ("ref_tensors",), "make_list": ("elem_shape",)}  # fmt: skip
 """Parameters that are a tuple even of one."""
+_STATE_INPUTS = {"write_state": ("input", "data"), "coreml_update_state": ("state", "value")}
+"""Operators that change a state: the parameters of the state and of its new value."""
 _LAZY = {"linear": "weight"}
 """Parameters that may stay packed."""
 _SMALL = 1 << 14
@@ -272,19 +274,57 @@ class _Run:
         for op in plan.constants:
             for (name, _), value in zip(op.outputs, self.machine.constant(op, env), strict=True):
                 env[name] = value
-        for op, frees in zip(plan.ops, plan.frees, strict=True):
-            for (name, kind), value in zip(op.outputs, self._op(op), strict=True):
+        for at, (op, frees) in enumerate(zip(plan.ops, plan.frees, strict=True)):
+            results = (
+                self._written(op)
+                if op.type == "slice_update"
+                and self._may_write(op, frees, plan.ops[at + 1 : at + 2])
+                else self._op(op)
+            )
+            for (name, kind), value in zip(op.outputs, results, strict=True):
                 env[name] = self.machine.typed(value, kind)
                 if name in self.watch:
                     self.found[name] = env[name]
             for name in frees:
                 del env[name]
 
+    def _may_write(self, op: Op, frees: Sequence[str], following: Sequence[Op]) -> bool:
+        """Whether a slice may be replaced in the array itself, as nothing else will read it.
+
+        A cache of a whole context would otherwise be copied for the keys and values of each layer.
+        """
+        ref = op.inputs["x"][0]
+        if not isinstance(ref, str) or ref not in frees:
+            return False
+        x = self.env[ref]
+        if not isinstance(x, np.ndarray) or not x.flags.writeable:
+            return False
+        holders = [n for n, held in self.state.items() if np.may_share_memory(held, x)]
+        if holders:
+            # what a state holds may change only if the result becomes that state at once
+            update = following[0] if following else None
+            which, what = _STATE_INPUTS.get(update.type if update else "", ("", ""))
+            if (
+                update is None
+                or not which
+                or len(holders) > 1
+                or self.env.get(str(update.inputs[which][0])) != holders[0]
+                or update.inputs[what][0] != op.outputs[0][0]
+            ):
+                return False
+        others = [*((n, v) for n, v in self.env.items() if n != ref), *self.found.items()]
+        return not any(isinstance(v, np.ndarray) and np.may_share_memory(v, x) for _, v in others)
+
+    def _written(self, op: Op) -> Sequence[Any]:
+        """`slice_update` without a copy."""
+        given = {name: self._get(refs[0]) for name, refs in op.inputs.items()}
+        return [ops_shape.slice_update(**given, in_place=True)]
+
     def _op(self, op: Op) -> Sequence[Any]:
         if op.type == "read_state":
             return [self.state[self.env[str(op.inputs["input"][0])]]]
         if op.type in ("write_state", "coreml_update_state"):
-            which, what = ("input", "data") if op.type == "write_state" else ("state", "value")
+            which, what = _STATE_INPUTS[op.type]
             name = self.env[str(op.inputs[which][0])]
             new = np.asarray(self._get(op.inputs[what][0]), self.state[name].dtype)
             self.state[name] = new

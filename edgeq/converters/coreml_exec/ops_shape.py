@@ -200,15 +200,16 @@ def slice_by_size(x: Array, begin: Any, size: Any) -> Array:
 def slice_update(
     x: Array, update: Array, begin: Any, end: Any, stride: Any = None,
     begin_mask: Any = None, end_mask: Any = None, squeeze_mask: Any = None,
+    *, in_place: bool = False,
 ) -> Array:  # fmt: skip
-    """A copy of x with a slice replaced."""
+    """A copy of x with a slice replaced, or x itself if in place."""
     at = _slices(x.ndim, begin, end, stride, begin_mask, end_mask, squeeze_mask)
     if x[at].shape != update.shape:
         raise UsageError(
             f"slice_update: {list(update.shape)} for a slice of {list(x[at].shape)}; "
             "is the position past the end of the cache?"
         )
-    out = x.copy()
+    out = x if in_place else x.copy()
     out[at] = update
     return out
 
