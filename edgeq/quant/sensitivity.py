@@ -368,8 +368,9 @@ class _Trials:
         some = w if self._mode == "kl" else _sampled(w)
         signal = weighted_error(some, np.zeros_like(some), inputs.moments)
         measured: dict[Any, tuple[float, float]] = {}
+        errors: dict[Scheme, float] = {}
         for scheme in candidates(self._base, w.shape[1]):
-            error = inputs.error(some, scheme, name)
+            error = errors[scheme] = self._error(some, scheme, name, inputs, errors)
             if relative:
                 found[str(scheme)] = error / signal if signal > 0 else 0.0
                 continue
@@ -380,6 +381,22 @@ class _Trials:
             loss, at = measured[kind]
             found[str(scheme)] = loss * error / at if at > 0 else loss
         return found
+
+    def _error(
+        self, w: Array, scheme: Scheme, name: str, inputs: _Inputs, known: Mapping[Scheme, float]
+    ) -> float:
+        """Squared error of the outputs; beyond "kl", of palettes in longer groups foretold.
+
+        Finding a palette takes long, and longer groups add to its error in the proportion in which
+        they add to that of evenly spaced codes.
+        """
+        if self._mode != "kl" and isinstance(scheme, QuantScheme) and scheme.codebook:
+            plain = replace(scheme, codebook=None)
+            for other, error in known.items():
+                if isinstance(other, QuantScheme) and other.codebook and other.bits == scheme.bits:
+                    shortest = known[replace(other, codebook=None)]
+                    return error * known[plain] / shortest if shortest > 0 else error
+        return inputs.error(w, scheme, name)
 
     def _like(self, scheme: Scheme) -> Any:
         """Schemes of one kind are measured once, and told apart by their errors."""
