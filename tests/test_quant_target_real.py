@@ -14,8 +14,9 @@ from edgeq.importers import load
 from edgeq.model import Model
 from edgeq.quant import Recipe, quality, quantize, sensitivity
 from edgeq.quant.calibrate import Calibration, cut_windows
+from edgeq.quant.losses import EMBEDDING, EVERY, mean_divergence, walked
 from edgeq.quant.rounding import quantize_tensor
-from edgeq.quant.sensitivity import EMBEDDING, mean_divergence, measure_sensitivity, walked
+from edgeq.quant.sensitivity import measure_sensitivity
 from edgeq.quant.walk import Walk
 from edgeq.runtime.tokenizer import Tokenizer
 from edgeq.schemes import FloatScheme, QuantScheme
@@ -65,7 +66,7 @@ def test_a_tied_embedding_is_priced_in_nats_at_both_its_uses(
         tensor = quantize_tensor(model.tensors[name].numpy(), QuantScheme(4), "mse")
         other = replace(model, tensors={**model.tensors, name: tensor})
         walks = (walked(Walk(one, text.windows)) for one in (model, other))
-        want = mean_divergence(*walks, every=sensitivity.EVERY)
+        want = mean_divergence(*walks, every=EVERY)
         assert found.losses[name]["w4-g32"] == pytest.approx(want, rel=0.02), name
     # they differ by more than any sum of relative errors would have it
     for scheme in ("w3-g32", "w4-g32"):

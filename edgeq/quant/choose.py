@@ -26,14 +26,9 @@ from edgeq.errors import UsageError
 from edgeq.model import Model
 from edgeq.quant.allocate import Allocation, allocate, uniform
 from edgeq.quant.calibrate import Calibration
+from edgeq.quant.losses import mean_divergence, walked
 from edgeq.quant.recipe import OUTER, Recipe
-from edgeq.quant.sensitivity import (
-    Sensitivity,
-    mean_divergence,
-    measure_sensitivity,
-    mode_for,
-    walked,
-)
+from edgeq.quant.sensitivity import Sensitivity, measure_sensitivity, mode_for
 from edgeq.quant.spill import Spill
 from edgeq.quant.trial import rounded
 from edgeq.quant.walk import Walk
