@@ -220,6 +220,7 @@ def test_bits_that_do_worse_than_one_scheme_for_all_are_not_kept(tmp_path: Path)
     assert tried[kept] < tried["mixed"]
     inner = {str(t.scheme) for t in summary.tensors if "proj" in t.name}
     outer = {str(t.scheme) for t in summary.tensors if "embed" in t.name}
+    assert str(summary.recipe.default) in inner  # the recipe says what was written
     assert f"{inner.pop()} with embedding and head in {outer.pop()}" == kept
     assert not inner
     assert not outer
@@ -422,3 +423,35 @@ def test_bits_are_chosen_for_the_memory_of_a_device(
     assert len({t["scheme"] for t in found["tensors"] if "proj" in t["name"]}) > 1
     made = plan(facts(out), find(str(small)), context=context)
     made.require()
+
+
+def test_the_summary_says_what_was_compared_and_written(
+    kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["quantize", str(DEMO), "-o", str(tmp_path / "m.edgeq"), "--preset", "w4-g32-mse",
+            "--target-bpw", "4.7", "--sensitivity", str(kept), "--no-card", "--force"]  # fmt: skip
+    assert main(args) == 0
+    said = capsys.readouterr().out
+    assert "(mixed, " in said.splitlines()[0]
+    assert "not compared with a uniform recipe: no calibration text was given" in said
+    story = kept.with_name("text.txt")
+    assert main([*args, "--calib", str(story), "--calib-windows", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "measured on the calibration text, KL in nats per token:" in said
+    (written,) = (line for line in said.splitlines() if line.endswith("(written)"))
+    label = written.split(maxsplit=1)[1].removesuffix("  (written)")
+    target = load_artifact(tmp_path / "m.edgeq").provenance["target"]
+    assert label == target["kept"]
+    first = said.splitlines()[0]
+    assert ("(mixed, " in first) == (label == "mixed")
+    assert ("uniform recipe, which was written" in said) == (label != "mixed")
+
+
+def test_sensitivities_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    good = Sensitivity("kl", "mse", 1, "", "", {"a": {"w4-g32": 0.5}}).to_json()
+    for wrong, what in ((good.replace("0.5", "NaN"), "not finite"),
+                        (good.replace('"kl"', '"klm"'), "unknown mode 'klm'")):  # fmt: skip
+        path.write_text(wrong, "utf-8")
+        with pytest.raises(FormatError, match=what):
+            Sensitivity.load(path)
