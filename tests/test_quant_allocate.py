@@ -138,6 +138,17 @@ def test_the_uniform_recipe_is_the_best_pair_that_fits_and_that_every_row_takes(
         allocation = allocate(found, shapes, fixed, nbytes=budget)
         assert allocation.chosen.loss <= chosen.loss * (1 + 1e-12)
     assert uniform(found, shapes, fixed, nbytes=300) is None
+    # where the user gave embedding and head a scheme, the layers' alone is chosen
+    own = fixed | {embedding: parse_scheme("w8-channel")}
+    budget = 256 + nbytes("w8-channel", shapes[embedding])
+    budget += sum(nbytes("w3-g32", shapes[name]) for name in "ab")
+    best = uniform(found, shapes, own, nbytes=budget)
+    assert best is not None
+    assert best.outer is None
+    assert set(best.allocation.schemes) == {"a", "b"}
+    assert best.allocation.chosen.nbytes <= budget
+    every = dict.fromkeys(("a", "b", embedding), parse_scheme("w4-g32"))
+    assert uniform(found, shapes, fixed | every, nbytes=budget) is None
 
 
 def test_rules_hold_for_just_one_tensor_each() -> None:

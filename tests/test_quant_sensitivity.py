@@ -21,8 +21,9 @@ from edgeq.quant import Recipe, choose, quantize
 from edgeq.quant.allocate import allocate
 from edgeq.quant.calibrate import Calibration, model_sha256
 from edgeq.quant.hessian import Hessian, weighted_error
+from edgeq.quant.losses import EMBEDDING, EVERY, candidates
 from edgeq.quant.rounding import quantize_tensor
-from edgeq.quant.sensitivity import EMBEDDING, Sensitivity, candidates, measure_sensitivity
+from edgeq.quant.sensitivity import Sensitivity, measure_sensitivity
 from edgeq.quant.spill import Spill
 from edgeq.quant.trial import rounded
 from edgeq.quant.walk import Walk
@@ -219,6 +220,7 @@ def test_bits_that_do_worse_than_one_scheme_for_all_are_not_kept(tmp_path: Path)
     assert tried[kept] < tried["mixed"]
     inner = {str(t.scheme) for t in summary.tensors if "proj" in t.name}
     outer = {str(t.scheme) for t in summary.tensors if "embed" in t.name}
+    assert str(summary.recipe.default) in inner  # the recipe says what was written
     assert f"{inner.pop()} with embedding and head in {outer.pop()}" == kept
     assert not inner
     assert not outer
@@ -314,8 +316,8 @@ def test_scaled_losses_are_the_divergence_of_kinds_of_matrices() -> None:
     output = measure_sensitivity(model, text(tokens=60), BASE, mode="output")
     assert list(found.losses) == list(exact.losses)
     for name, losses in found.losses.items():
-        # one matrix of a kind in each third here, so it is measured by itself; at every second
-        # position, which random text makes the same within a fifth or so
+        # one matrix of a kind in each third here, so it is measured by itself; at some of
+        # the positions, which random text makes the same within a fifth or so
         assert losses["w4-g32"] == pytest.approx(exact.losses[name]["w4-g32"], rel=0.35), name
         if name != EMBEDDING:
             ratios = [losses[text] / output.losses[name][text] for text in losses]
@@ -330,8 +332,8 @@ def test_scaled_losses_of_a_kind_add_up_to_its_divergence() -> None:
     other = replace(model, tensors={**model.tensors, **tensors})
     parts = [
         kl_divergence(
-            log_softmax(Reference(model).forward(window)[::2]),
-            log_softmax(Reference(other).forward(window)[::2]),
+            log_softmax(Reference(model).forward(window)[::EVERY]),
+            log_softmax(Reference(other).forward(window)[::EVERY]),
         )
         for window in text(tokens=60).windows
     ]
@@ -421,3 +423,35 @@ def test_bits_are_chosen_for_the_memory_of_a_device(
     assert len({t["scheme"] for t in found["tensors"] if "proj" in t["name"]}) > 1
     made = plan(facts(out), find(str(small)), context=context)
     made.require()
+
+
+def test_the_summary_says_what_was_compared_and_written(
+    kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["quantize", str(DEMO), "-o", str(tmp_path / "m.edgeq"), "--preset", "w4-g32-mse",
+            "--target-bpw", "4.7", "--sensitivity", str(kept), "--no-card", "--force"]  # fmt: skip
+    assert main(args) == 0
+    said = capsys.readouterr().out
+    assert "(mixed, " in said.splitlines()[0]
+    assert "not compared with a uniform recipe: no calibration text was given" in said
+    story = kept.with_name("text.txt")
+    assert main([*args, "--calib", str(story), "--calib-windows", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "measured on the calibration text, KL in nats per token:" in said
+    (written,) = (line for line in said.splitlines() if line.endswith("(written)"))
+    label = written.split(maxsplit=1)[1].removesuffix("  (written)")
+    target = load_artifact(tmp_path / "m.edgeq").provenance["target"]
+    assert label == target["kept"]
+    first = said.splitlines()[0]
+    assert ("(mixed, " in first) == (label == "mixed")
+    assert ("uniform recipe, which was written" in said) == (label != "mixed")
+
+
+def test_sensitivities_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    good = Sensitivity("kl", "mse", 1, "", "", {"a": {"w4-g32": 0.5}}).to_json()
+    for wrong, what in ((good.replace("0.5", "NaN"), "not finite"),
+                        (good.replace('"kl"', '"klm"'), "unknown mode 'klm'")):  # fmt: skip
+        path.write_text(wrong, "utf-8")
+        with pytest.raises(FormatError, match=what):
+            Sensitivity.load(path)

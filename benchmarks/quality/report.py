@@ -88,6 +88,10 @@ def peers(about: dict[str, Any]) -> list[str]:
     return out
 
 
+MIXED = Path(__file__).with_name("smollm2.md")
+"""A section on a published model that is measured by hand, by the commands that it names."""
+
+
 def write(results: dict[str, Any], path: Path) -> None:
     """Write the page."""
     protocol = results["protocol"]
@@ -128,4 +132,5 @@ def write(results: dict[str, Any], path: Path) -> None:
                 checked(about),
                 "",
             ]
+    out.append(MIXED.read_text("utf-8"))
     path.write_text("\n".join(out))

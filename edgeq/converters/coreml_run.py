@@ -37,14 +37,14 @@ class Package:
         entry = self.file.spec.description.metadata.userDefined.get(ENTRY)
         if entry is None or self.file.spec.WhichOneof("Type") != "mlProgram":
             raise FormatError(
-                f"{path} is no language model written by edgeq; execute it with its own inputs"
+                f"{path} is not a language model that edgeq wrote; give its own inputs to run it"
             )
         try:
             about = json.loads(entry)
             if about["format"] != FORMAT:
                 raise FormatError(
-                    f"{path} was written by another edgeq: format {about['format']}, "
-                    f"known is {FORMAT}"
+                    f"{path} was written by another version of edgeq: its format is "
+                    f"{about['format']}, this edgeq reads {FORMAT}"
                 )
             self.config = ModelConfig.from_dict(about["config"])
             self.target, self.context = str(about["target_os"]), int(about["context"])

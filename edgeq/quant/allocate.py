@@ -123,15 +123,17 @@ class Uniform:
 
     Args:
         inner: of the layers' matrices.
-        outer: of embedding and head.
+        outer: of embedding and head; None where the user gave them one.
         allocation: the same for each matrix that was free.
     """
 
     inner: Scheme
-    outer: Scheme
+    outer: Scheme | None
     allocation: Allocation
 
     def __str__(self) -> str:
+        if self.outer is None:
+            return str(self.inner)
         return f"{self.inner} with embedding and head in {self.outer}"
 
 
@@ -150,8 +152,7 @@ def uniform(
         front: what is to be shown beside it.
 
     Returns:
-        None where no pair fits, or where embedding and head or all matrices of the layers have no
-        choice.
+        None where no pair fits, or where no matrix of the layers has a choice.
     """
     weights = sum(math.prod(shape) for shape in shapes.values())
     held = sum(Held(scheme, tuple(shapes[name])).nbytes for name, scheme in fixed.items())
@@ -159,17 +160,21 @@ def uniform(
     outer = [name for name in free if re.match(OUTER, name)]
     inner = [name for name in free if name not in outer]
     best: Uniform | None = None
-    outer_totals = _totals(outer, shapes, sensitivity)
+    outer_totals = _totals(outer, shapes, sensitivity) if outer else {"": (0, 0.0)}
     for inner_text, (inner_bytes, inner_loss) in _totals(inner, shapes, sensitivity).items():
         for outer_text, (outer_bytes, outer_loss) in outer_totals.items():
             size = held + inner_bytes + outer_bytes
             loss = inner_loss + outer_loss
             if size > nbytes or (best is not None and loss >= best.allocation.chosen.loss):
                 continue
-            schemes = parse_scheme(inner_text), parse_scheme(outer_text)
-            chosen = {name: schemes[name in outer] for name in free}
+            scheme = parse_scheme(inner_text)
+            chosen = dict.fromkeys(inner, scheme)
+            outer_scheme = parse_scheme(outer_text) if outer else None
+            if outer_scheme is not None:
+                chosen |= dict.fromkeys(outer, outer_scheme)
             point = Point(size, 8 * size / weights, loss)
-            best = Uniform(*schemes, Allocation(chosen, point, front))
+            schemes = {name: chosen[name] for name in free}
+            best = Uniform(scheme, outer_scheme, Allocation(schemes, point, front))
     return best
 
 

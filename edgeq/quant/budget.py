@@ -19,6 +19,7 @@ from edgeq.packing import TILE
 from edgeq.quant.calibrate import Calibration
 from edgeq.quant.gptq import ROWS
 from edgeq.quant.hessian import EXACT_K
+from edgeq.quant.quality import logits_bytes
 from edgeq.quant.recipe import Recipe
 from edgeq.quant.walk import KEEP_BYTES
 
@@ -106,6 +107,8 @@ def check_walk(
         return
     need = walk_bytes(config, calibration, crossed=bool(recipe.options.get("crossed")))
     what = "a layer, its inputs and their moments"
+    if recipe.target and (logits := logits_bytes(config, calibration.context)) > need:
+        need, what = logits, "comparing the outputs of two models"
     if recipe.training:
         weights = sum(n * k for _, (n, k) in config.linears())
         need, what = max(need, TRAINED_BYTES * weights), "training all weights at once"

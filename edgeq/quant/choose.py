@@ -24,16 +24,11 @@ from numpy.typing import NDArray
 from edgeq.container import Held, file_order, overhead
 from edgeq.errors import UsageError
 from edgeq.model import Model
-from edgeq.quant.allocate import Allocation, allocate, uniform
+from edgeq.quant.allocate import Allocation, Uniform, allocate, uniform
 from edgeq.quant.calibrate import Calibration
-from edgeq.quant.recipe import OUTER, Recipe
-from edgeq.quant.sensitivity import (
-    Sensitivity,
-    mean_divergence,
-    measure_sensitivity,
-    mode_for,
-    walked,
-)
+from edgeq.quant.losses import mean_divergence, walked
+from edgeq.quant.recipe import OUTER, Recipe, Rule
+from edgeq.quant.sensitivity import Sensitivity, measure_sensitivity, mode_for
 from edgeq.quant.spill import Spill
 from edgeq.quant.trial import rounded
 from edgeq.quant.walk import Walk
@@ -63,7 +58,7 @@ class Chosen:
     """What came of a target.
 
     Args:
-        recipe: with a rule for every matrix.
+        recipe: with a rule for every matrix, or the two schemes of the uniform recipe.
         about: for the artifact: "chosen" and "front" as [bytes, bits per weight, estimated KL];
             "tried", the measured KL in nats per token of each recipe that was carried out, and
             "kept", which one it is; or "not_tried", why none was.
@@ -220,12 +215,13 @@ class _Job:
         while True:
             if label == MIXED:
                 found = allocate(sensitivity, self.shapes, self.fixed, nbytes=room)
+                recipe = self._ruled(found)
             else:
                 one = uniform(sensitivity, self.shapes, self.fixed, nbytes=room, front=front)
                 if one is None:
                     return None
-                label, found = str(one), one.allocation
-            solved = _Solved(label, self._ruled(found), found)
+                label, found, recipe = str(one), one.allocation, self._uniform(one)
+            solved = _Solved(label, recipe, found)
             if "bpw" in target:
                 return solved
             # the file is what must fit: what it holds beside tensors depends a little on the choice
@@ -255,6 +251,13 @@ class _Job:
         """The recipe with the rules found."""
         outer = [rule for rule in self.recipe.rules if rule.pattern == OUTER]
         return replace(self.recipe, rules=(*self.own, *found.rules(), *outer))
+
+    def _uniform(self, one: Uniform) -> Recipe:
+        """The recipe with one scheme as its default and one for embedding and head."""
+        outer = [rule for rule in self.recipe.rules if rule.pattern == OUTER]
+        if one.outer is not None:
+            outer = [Rule(OUTER, one.outer)]
+        return replace(self.recipe, default=one.inner, rules=(*self.own, *outer))
 
     def _beside(self, solved: _Solved) -> int:
         """Bytes that the file will hold beside its tensors."""

@@ -178,10 +178,17 @@ def card_bytes(config: ModelConfig, held_out: HeldOut) -> int:
     widest = max(n * k for name, (n, k) in config.linears() if name != config.head_name)
     # of both models a layer's gate and up as float32, and the one that is being widened
     layer = 2 * 2 * 4 * widest + 4 * widest
-    # of both the logits of a window, a block of the head, log-probabilities in float64
-    logits = 2 * 4 * longest * config.vocab + (4 + 6 * 8) * BLOCK_ELEMENTS
+    logits = logits_bytes(config, longest)
     kept = 2 * config.hidden + max(config.ffn, config.heads * config.head_dim)
     return 2 * 4 * held_out.n_tokens * kept + max(layer, logits)
+
+
+def logits_bytes(config: ModelConfig, longest: int) -> int:
+    """Most bytes held while two models' logits over a window are compared.
+
+    Of both the logits of the window, a block of the head, log-probabilities in float64.
+    """
+    return 2 * 4 * longest * config.vocab + (4 + 6 * 8) * BLOCK_ELEMENTS
 
 
 def measure(

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from edgeq.artifact import ArtifactWriter
 from edgeq.errors import SchemeError
 from edgeq.importers.safetensors_file import release
-from edgeq.quant.budget import Budget
+from edgeq.quant.budget import CHUNK_WEIGHTS, RELEASE_EVERY, Budget
 from edgeq.quant.qparams import Groups, Scratch, check_finite, group_view
 from edgeq.quant.rounding import Shared, alone, find_shared, round_rows, sqnr_db
 from edgeq.schemes import FloatScheme, QuantScheme, Scheme
-from edgeq.tensor import FloatTensor, Tensor, float32_to_bf16
+from edgeq.tensor import FloatTensor, QuantTensor, Tensor, float32_to_bf16, part_shapes
 
 Progress = Callable[[str, int, int], None]
 Importance = Mapping[str, NDArray[np.float32]]
@@ -60,6 +60,38 @@ def stream(
         SchemeError: weights too large for their scheme.
     """
     return _Work(tensors, schemes, method, budget, writer, importance or {}).run(progress)
+
+
+def round_alone(tensor: Tensor, scheme: QuantScheme, method: str, name: str) -> QuantTensor:
+    """A matrix rounded without knowledge of its inputs, as `stream` writes it, held packed.
+
+    Args:
+        tensor: float; read a piece at a time.
+        scheme: what it gets.
+        method: of `edgeq.quant.METHODS`, "mse" in place of one that looks at inputs.
+        name: the tensor, for messages.
+    """
+    budget, method = Budget(1, CHUNK_WEIGHTS, RELEASE_EVERY), alone(method)
+    shared = None
+    if scheme.granularity == "tensor" or scheme.codebook:
+        chunks = _Chunks(name, tensor, scheme, budget)
+        shared = find_shared(chunks, scheme, method, tensor.shape[1], name=name)
+    scratch, step = Scratch(), budget.rows(tensor.shape)
+    parts = []
+    for start in range(0, tensor.shape[0], step):
+        w = tensor.rows(start, start + step)
+        check_finite(w, name, start)
+        rounded = round_rows(w, scheme, method, name=name, shared=shared, scratch=scratch)
+        parts.append(rounded.tensor)
+    release(tensor)
+    joined = {
+        part: np.concatenate([getattr(piece, part) for piece in parts])
+        for part in part_shapes(scheme, (tensor.shape[0], tensor.shape[1]))
+        if part != "palette"
+    }
+    return QuantTensor(
+        scheme, (tensor.shape[0], tensor.shape[1]), palette=parts[0].palette, **joined
+    )
 
 
 def weights_in(tensors: Iterable[Tensor]) -> int:

@@ -14,9 +14,9 @@ from edgeq.model import Model
 from edgeq.quant.calibrate import Calibration
 from edgeq.quant.layerwise import at_sites, round_sites
 from edgeq.quant.recipe import Recipe
-from edgeq.quant.rounding import NEEDS, alone, quantize_tensor
+from edgeq.quant.rounding import NEEDS
 from edgeq.quant.spill import Spill
-from edgeq.quant.stream import narrowed
+from edgeq.quant.stream import narrowed, round_alone
 from edgeq.schemes import FloatScheme, Scheme
 from edgeq.tensor import Tensor
 
@@ -48,13 +48,13 @@ def rounded(
             continue
         if progress and not sited:
             progress(name, len(found), len(schemes))
-        w = model.tensors[name].numpy()
-        release(model.tensors[name])
+        tensor = model.tensors[name]
         found[name] = spill.put(
-            narrowed(w, scheme, name)
+            narrowed(tensor.numpy(), scheme, name)
             if isinstance(scheme, FloatScheme)
-            else quantize_tensor(w, scheme, alone(recipe.method), name=name)
+            else round_alone(tensor, scheme, recipe.method, name)
         )
+        release(tensor)
     if sited:
 
         def keep(name: str, tensor: Tensor) -> None:

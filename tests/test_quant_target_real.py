@@ -1,0 +1,133 @@
+"""Bits chosen for a real model: its tied embedding, which is the head too, is not starved."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeq.artifact import load as load_artifact
+from edgeq.cli import main
+from edgeq.importers import load
+from edgeq.model import Model
+from edgeq.quant import Recipe, quality, quantize, sensitivity
+from edgeq.quant.calibrate import Calibration, cut_windows
+from edgeq.quant.losses import EMBEDDING, EVERY, mean_divergence, walked
+from edgeq.quant.rounding import quantize_tensor
+from edgeq.quant.sensitivity import measure_sensitivity
+from edgeq.quant.walk import Walk
+from edgeq.runtime.tokenizer import Tokenizer
+from edgeq.schemes import FloatScheme, QuantScheme
+from edgeq.tensor import FloatTensor
+from tests.conftest import need
+from tests.real_models import SMOLLM2, real_model
+
+LAYERS, VOCAB = 3, 8192
+"""Of the model as it is cut: its first layers, and its most frequent tokens."""
+TEXT = Path(quality.__file__).parent / quality.TEXT
+
+
+@pytest.fixture(scope="module")
+def cut_model() -> tuple[Model, np.ndarray]:
+    """The head and the first layers of a published model, and a text in the tokens it knows."""
+    whole = load(real_model(SMOLLM2))
+    config = replace(
+        whole.config, layers=LAYERS, vocab=VOCAB, window_layers=whole.config.window_layers[:LAYERS]
+    )
+    tensors = {
+        name: FloatTensor("F32", whole.tensors[name].rows(0, shape[0]))
+        for name, shape in (*config.linears(), *config.norms())
+    }
+    tokens = np.array(Tokenizer(whole.files).encode(TEXT.read_text("utf-8"), add_bos=False))
+    return Model(config, tensors), tokens[tokens < VOCAB]
+
+
+def windows(tokens: np.ndarray, start: int, count: int) -> Calibration:
+    part = tokens[start : start + count * 48]
+    return cut_windows(part, context=48, text_sha256=f"from {start}")
+
+
+def kl(model: Model, base: Model, text: Calibration) -> float:
+    walks = (walked(Walk(one, text.windows)) for one in (base, model))
+    return mean_divergence(*walks)
+
+
+@pytest.mark.slow
+def test_a_tied_embedding_is_priced_in_nats_at_both_its_uses(
+    cut_model: tuple[Model, np.ndarray],
+) -> None:
+    model, tokens = cut_model
+    text = windows(tokens, 0, 3)
+    q = "model.layers.1.self_attn.q_proj.weight"
+    found = measure_sensitivity(model, text, QuantScheme(4), mode="scaled", names=[EMBEDDING, q])
+    for name in (EMBEDDING, q):
+        tensor = quantize_tensor(model.tensors[name].numpy(), QuantScheme(4), "mse")
+        other = replace(model, tensors={**model.tensors, name: tensor})
+        walks = (walked(Walk(one, text.windows)) for one in (model, other))
+        want = mean_divergence(*walks, every=EVERY)
+        assert found.losses[name]["w4-g32"] == pytest.approx(want, rel=0.02), name
+    # they differ by more than any sum of relative errors would have it
+    for scheme in ("w3-g32", "w4-g32"):
+        assert found.losses[EMBEDDING][scheme] > 20 * found.losses[q][scheme]
+
+
+@pytest.mark.slow
+def test_mixed_bits_of_a_large_head_are_never_worse_than_uniform_ones(
+    cut_model: tuple[Model, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensitivity, "EXACT_WORK", 0)  # as it is for the whole model
+    model, tokens = cut_model
+    learned, other = windows(tokens, 0, 4), windows(tokens, 200, 12)
+    seen = []
+    recipe = replace(Recipe.from_options("w4-g32-mse"), target={"bpw": 4.5})
+    summary = quantize(
+        model, tmp_path / "m.edgeq", recipe, calibration=learned,
+        progress=lambda label, done, total: seen.append(label),
+    )  # fmt: skip
+    assert summary.bpw <= 4.5
+    assert summary.target is not None
+    tried, kept = summary.target["tried"], summary.target["kept"]
+    assert tried[kept] == min(tried.values())
+    assert len(tried) == 2
+    mixed = load_artifact(tmp_path / "m.edgeq")
+    # the head has as many bits as the layers' matrices have on average, or more
+    inner = [t for t in summary.tensors if "proj" in t.name]
+    outer = next(t for t in summary.tensors if t.name == EMBEDDING)
+    bits = [8 * t.nbytes / np.prod(t.shape) for t in (*inner, outer)]
+    weights = [np.prod(t.shape) for t in inner]
+    assert bits[-1] >= np.average(bits[:-1], weights=weights) - 0.3
+    # and on a text that nothing was learned from it is better than plain 4-bit groups of 128,
+    # which take as much, with a head of 4 bits
+    plain = Recipe.from_options("w4-g64", tensor_types=["embed_tokens=w4-g64"], method="mse")
+    rival = quantize(model, tmp_path / "r.edgeq", plain)
+    assert rival.bpw <= 4.5
+    assert kl(mixed, model, other) <= kl(load_artifact(tmp_path / "r.edgeq"), model, other)
+    assert any("measuring the KL of" in label for label in seen)
+    assert any(label.startswith("carrying out mixed") for label in seen)
+    assert not isinstance(outer.scheme, FloatScheme)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("bpw", [3.5, 4.5, 5.5])
+def test_mixed_palettes_of_a_published_model(
+    bpw: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole command, calibrated on one part of WikiText and measured on another."""
+    source = real_model(SMOLLM2)
+    text = need("data/text_wikitext2_valid/valid.txt").read_text("utf-8")
+    cut = text.rfind("\n = ", 0, int(0.8 * len(text)))
+    calib, held = tmp_path / "calib.txt", tmp_path / "held.txt"
+    calib.write_text(text[:cut], "utf-8")
+    held.write_text(text[cut : cut + 10_000], "utf-8")
+    out = tmp_path / "m.edgeq"
+    args = ["quantize", str(source), "-o", str(out), "--requantize", "--preset",
+            "mixed-palette-4.5bpw", "--target-bpw", str(bpw), "--calib", str(calib),
+            "--calib-windows", "32", "--eval-text", str(held)]  # fmt: skip
+    assert main(args) == 0
+    found = load_artifact(out)
+    target = found.provenance["target"]
+    assert target["tried"][target["kept"]] == min(target["tried"].values())
+    limit = {3.5: 0.6, 4.5: 0.1, 5.5: 0.05}[bpw]
+    assert found.provenance["quality"]["kl_mean"] < limit
