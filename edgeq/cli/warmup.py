@@ -33,4 +33,4 @@ def compile_first(backend: str) -> None:
 
     with render.progress("compiling for this CPU, the first time only"):
         kernels.decoder()
-        kernels.crew()
+        kernels.pool_functions()
