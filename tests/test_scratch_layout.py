@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.families import random_model, tiny_config
 from numpy.typing import NDArray
 
 from edgeq.footprint import attention_work, buffers, layout_bytes
 from edgeq.model import ModelConfig
 from edgeq.runtime import engine_memory
 from edgeq.runtime.engine import Engine
+from tests.families import random_model, tiny_config
 
 GUARD = 256
 """Bytes behind every block: more than any vector store."""

@@ -38,7 +38,8 @@ class Rows(NamedTuple):
     address: int
     stride: int
     """Bytes between rows."""
-    count: int
+    length: int
+    """How many rows."""
 
 
 # --- the matmul kernels ------------------------------------------------------------------------

@@ -32,8 +32,8 @@ def _query_rows(program, layer, head, q, position, queries, codes):  # type: ign
     alone would cost as much as the keys' own rounding, and the keys are read once anyway.
     """
     group, dim = layer.heads // layer.kv_heads, layer.dim
-    rest = queries.address + queries.count * queries.stride
-    for t in range(q.count):
+    rest = queries.address + queries.length * queries.stride
+    for t in range(q.length):
         at = (position + t) * layer.rope_half * _F32
         for g in range(group):
             row = t * group + g
@@ -48,7 +48,7 @@ def _query_rows(program, layer, head, q, position, queries, codes):  # type: ign
             quantize_twice(
                 target,
                 codes.address + row * codes.stride,
-                codes.address + (codes.count + row) * codes.stride,
+                codes.address + (codes.length + row) * codes.stride,
                 codes.stride // ACT_BLOCK,
                 rest,
             )
@@ -121,7 +121,7 @@ def _copy_part(source, target, dim):  # type: ignore[no-untyped-def]
 @compiled
 def attend_prompt(program, layer, cache, q, k, v, out, tid, threads, position):  # type: ignore[no-untyped-def]
     """Prefill: all tokens are appended, then (head, block of queries) pairs are shared out."""
-    tokens, kv_heads, dim = q.count, layer.kv_heads, layer.dim
+    tokens, kv_heads, dim = q.length, layer.kv_heads, layer.dim
     group = layer.heads // kv_heads
     for t in range(tokens):
         if (position + t) // TILE % threads == tid:  # positions that share a center go together
@@ -145,20 +145,20 @@ def attend_prompt(program, layer, cache, q, k, v, out, tid, threads, position): 
         queries, codes = _work(program, layer, tid, n)
         block = Rows(q.address + t0 * q.stride, q.stride, n)
         _query_rows(program, layer, head, block, position + t0, queries, codes)
-        for r in range(queries.count):
+        for r in range(queries.length):
             here = position + t0 + r // group
             first[r], last[r] = _first_seen(layer, here), here + 1
-        low, high = first[0] // CHUNK, (last[queries.count - 1] - 1) // CHUNK + 1
+        low, high = first[0] // CHUNK, (last[queries.length - 1] - 1) // CHUNK + 1
         for chunk in range(low, high):
-            part = Rows(totals if chunk == low else parts, stride, queries.count)
+            part = Rows(totals if chunk == low else parts, stride, queries.length)
             # fmt: off
             attend_chunk(cache, head, chunk, queries, codes, first, last, layer.scale,
                          program.ones, scores, probabilities, part)
             # fmt: on
             if chunk > low:
-                for r in range(queries.count):
+                for r in range(queries.length):
                     merge(totals + r * stride, parts + r * stride, stride // _F32)
-        for r in range(queries.count):
+        for r in range(queries.length):
             row = out.address + (t0 + r // group) * out.stride
             finish(totals + r * stride, row + (head * group + r % group) * dim * _F32, dim)
     barrier(program.sync, threads)

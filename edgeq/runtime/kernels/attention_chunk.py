@@ -140,7 +140,7 @@ def attend_chunk(  # type: ignore[no-untyped-def]
     start = chunk * CHUNK
     slot = start % cache.length  # a layer with a window keeps no more: its cache is a ring
     top = last[0]
-    for r in range(1, queries.count):
+    for r in range(1, queries.length):
         top = max(top, last[r])
     tiles = (min(top - start, CHUNK) + TILE - 1) // TILE
     # whole blocks: what lies past the last key is multiplied by zero, and so the order of a sum
@@ -172,7 +172,7 @@ def _attend_codes(  # type: ignore[no-untyped-def]
     out,
 ):
     """`attend_chunk` over an 8-bit cache, from ``slot`` of its positions on."""
-    length, dim_k, dim_v, rows = cache.length, cache.dim_k, cache.dim_v, queries.count
+    length, dim_k, dim_v, rows = cache.length, cache.dim_k, cache.dim_v, queries.length
     at = head * length + slot
     width = (tiles * TILE + K_BLOCK - 1) // K_BLOCK * K_BLOCK
     row_bytes, codes_bytes = CHUNK * _F32, CHUNK // K_BLOCK * ACT_BLOCK
@@ -231,7 +231,7 @@ def _attend_floats(  # type: ignore[no-untyped-def]
     cache, head, slot, start, tiles, queries, first, last, scale, scores, out
 ):
     """`attend_chunk` over a float16 cache, from ``slot`` of its positions on."""
-    length, dim, dim_k, rows = cache.length, cache.dim, cache.dim_k, queries.count
+    length, dim, dim_k, rows = cache.length, cache.dim, cache.dim_k, queries.length
     width = (tiles * TILE + _FLOAT_STEP - 1) // _FLOAT_STEP * _FLOAT_STEP
     row_bytes = CHUNK * _F32
     # the softmax of 8-bit caches, with nothing to add, and values of scale 1

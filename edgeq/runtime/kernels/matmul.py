@@ -70,7 +70,7 @@ def matmul(lin, x, acts, out, first, last):  # type: ignore[no-untyped-def]
             lin.shift,
             acts.address,
             acts.stride,
-            x.count,
+            x.length,
             out.address,
             out.stride,
             first,
@@ -81,7 +81,7 @@ def matmul(lin, x, acts, out, first, last):  # type: ignore[no-untyped-def]
         size = 4 if kind == 0 else 2
         for row in range(first * TILE, min(last * TILE, lin.n)):
             w = lin.codes + row * k * size
-            for m in range(x.count):
+            for m in range(x.length):
                 at = x.address + m * x.stride
                 if kind == 0:
                     y = dot_f32(w, at, k)
@@ -91,7 +91,7 @@ def matmul(lin, x, acts, out, first, last):  # type: ignore[no-untyped-def]
                     y = dot_bf16(w, at, k)
                 put_f32(out.address + m * out.stride + row * 4, y)
     if lin.bias != 0:
-        _add_bias(lin.bias, out, x.count, first * TILE, min(last * TILE, lin.n))
+        _add_bias(lin.bias, out, x.length, first * TILE, min(last * TILE, lin.n))
 
 
 @compiled

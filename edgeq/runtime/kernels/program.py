@@ -59,10 +59,10 @@ _attentions, _caches = records(abi.ATTENTION), records(abi.CACHE)
 @compiled
 def _embed(program, step, out, lin, ids, tid, threads):  # type: ignore[no-untyped-def]
     """Embedding rows of the tokens."""
-    if out.count == 1:
+    if out.length == 1:
         embedding_row(lin, ids[0], out.address, program.embed_scale)
         return
-    for t in range(tid, out.count, threads):
+    for t in range(tid, out.length, threads):
         embedding_row(lin, ids[t], out.address + t * out.stride, program.embed_scale)
 
 
@@ -82,10 +82,10 @@ def _norm_row(step, eps, x, branch, out, acts):  # type: ignore[no-untyped-def]
 @compiled
 def _norm(program, step, x, branch, out, acts, tid, threads):  # type: ignore[no-untyped-def]
     """`_norm_row` for every token: in this thread's own row (decode), or its share (prefill)."""
-    if x.count == 1:
+    if x.length == 1:
         _norm_row(step, program.eps, x.address, branch.address, out.address, acts.address)
         return
-    for t in range(tid, x.count, threads):
+    for t in range(tid, x.length, threads):
         _norm_row(
             step,
             program.eps,
@@ -100,10 +100,10 @@ def _norm(program, step, x, branch, out, acts, tid, threads):  # type: ignore[no
 @compiled
 def _quantize(program, step, x, acts, tid, threads):  # type: ignore[no-untyped-def]
     """Quantize rows for the next linears: this thread's own row (decode), or its share."""
-    if x.count == 1:
+    if x.length == 1:
         quantize_row(x.address, acts.address, step.blocks)
         return
-    for t in range(tid, x.count, threads):
+    for t in range(tid, x.length, threads):
         quantize_row(x.address + t * x.stride, acts.address + t * acts.stride, step.blocks)
     barrier(program.sync, threads)
 
@@ -123,7 +123,7 @@ def _multiply(program, step, rows, linears, x, acts, threads):  # type: ignore[n
             lin = linears[step.linear + i]
             begin, end = max(first, base), min(last, base + lin.tiles)
             if begin < end:
-                out = own_rows(rows[step.out + i], 0, x.count)
+                out = own_rows(rows[step.out + i], 0, x.length)
                 matmul(lin, x, acts, out, begin - base, end - base)
             base += lin.tiles
     barrier(program.sync, threads)
@@ -139,7 +139,7 @@ def _gated(program, step, linears, x, acts, gated, up, threads):  # type: ignore
             break
         matmul(gate_lin, x, acts, gated, first, last)
         matmul(up_lin, x, acts, up, first, last)
-        for t in range(x.count):
+        for t in range(x.length):
             at = first * TILE * _F32
             gate(
                 gated.address + t * gated.stride + at,
@@ -155,7 +155,7 @@ def _head(program, lin, x, acts, call):  # type: ignore[no-untyped-def]
     """Logits of the last ``outputs`` tokens."""
     outputs = call.outputs
     if outputs:
-        skip = x.count - outputs
+        skip = x.length - outputs
         last_x = Rows(x.address + skip * x.stride, x.stride, outputs)
         last_acts = Rows(acts.address + skip * acts.stride, acts.stride, outputs)
         logits = Rows(call.logits, call.logits_stride, outputs)
