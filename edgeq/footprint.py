@@ -96,6 +96,51 @@ def kv_bytes(config: ModelConfig, context: int, kv_bits: int = 8) -> int:
     return sum(kinds[windowed] for windowed in config.window_layers)
 
 
+def query_block(config: ModelConfig) -> int:
+    """Tokens of a prompt whose queries go through attention together."""
+    return max(1, min(16, 32 // config.group))
+
+
+def part_bytes(head_dim: int) -> int:
+    """Bytes of a partial result of attention: `PART_HEAD` floats, then the output's."""
+    return (PART_HEAD + max(round_up(head_dim, 32), TILE)) * _FLOAT
+
+
+def attention_work(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Name -> (offset, bytes) of what attention needs of each thread's own memory.
+
+    For the queries of `query_block` tokens that share a key/value head, called rows here:
+
+        queries        float32 [rows + 1, D]; the last is room for what a rounding left
+        codes          quantized [2 rows, D]: the queries, then what their rounding left
+        scores         float32 [2 rows + 1, CHUNK]
+        probabilities  quantized [rows, CHUNK], or one partial result
+        parts, totals  partial results [rows]: of a chunk, and of all chunks so far
+        spans          int64 [2, rows]: the first position each row sees, and the end
+    """
+    rows = query_block(config) * config.group
+    dim, part = round_up(config.head_dim, 32), part_bytes(config.head_dim)
+    sizes = {
+        "queries": (rows + 1) * dim * _FLOAT,
+        "codes": 2 * rows * (dim // 32) * ACT_BLOCK,
+        "scores": (2 * rows + 1) * CHUNK * _FLOAT,
+        "probabilities": max(rows * (CHUNK // 32) * ACT_BLOCK, part),
+        "parts": rows * part,
+        "totals": rows * part,
+        "spans": 2 * rows * 8,
+    }
+    layout, offset = {}, 0
+    for name, size in sizes.items():
+        layout[name] = (offset, size)
+        offset += size
+    return layout
+
+
+def layout_bytes(layout: dict[str, tuple[int, int]]) -> int:
+    """Bytes of a layout as `attention_work` gives it, to the end of a pair of cache lines."""
+    return round_up(max(offset + size for offset, size in layout.values()), 128)
+
+
 @dataclass(frozen=True)
 class Buffers:
     """Sizes of the decoder's rows and scratch.
@@ -129,22 +174,12 @@ def buffers(config: ModelConfig, context: int, threads: int) -> Buffers:
     hidden, ffn = round_up(c.hidden, _WIDTH), round_up(c.ffn, _WIDTH)
     q, kv = (round_up(heads * c.head_dim, _WIDTH) for heads in (c.heads, c.kv_heads))
     acts = max(hidden, ffn, q) // 32 * ACT_BLOCK
-    dim = round_up(c.head_dim, 32)
-    part = (PART_HEAD + max(dim, TILE)) * _FLOAT
+    part = part_bytes(c.head_dim)
     chunks = -(-context // CHUNK)
-    block = max(1, min(16, 32 // c.group))
-    queries = block * c.group
-    work = round_up(
-        (queries + 1) * dim * _FLOAT
-        + 2 * queries * (dim // 32 * ACT_BLOCK + CHUNK * _FLOAT)
-        + CHUNK * _FLOAT
-        + max(queries * CHUNK // 32 * ACT_BLOCK, part)
-        + 2 * queries * (part + 8),
-        128,
-    )
+    block = query_block(c)
+    work = layout_bytes(attention_work(c))
     arrays = {
-        "x": (batch, hidden),
-        "x_own": (threads, hidden),
+        "x": (rows, hidden),
         "normed": (rows, hidden),
         "branch": (batch, hidden),
         "q": (batch, q),

@@ -1,4 +1,4 @@
-"""The native kernels one by one: every dialect this machine can run, every kind of weights."""
+"""The native kernels one by one: every ISA this machine can run, every kind of weights."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from edgeq.cpu import Cpu, this_cpu
 from edgeq.errors import UnsupportedError
-from edgeq.runtime.kernels import native, routines, table
-from edgeq.runtime.kernels.arm import Dotprod, Neon
-from edgeq.runtime.kernels.plan import group_shift
-from edgeq.runtime.kernels.tile import ACT_BLOCK, Dialect
-from edgeq.runtime.kernels.x86 import Avx2, Avx512Vnni
+from edgeq.runtime.kernels import dispatch, jit, vector_ops
+from edgeq.runtime.kernels.abi import MatmulKernel, group_shift
+from edgeq.runtime.kernels.isa_arm import Dotprod, Neon
+from edgeq.runtime.kernels.isa_x86 import Avx2, Avx512Vnni
+from edgeq.runtime.kernels.microkernel import ACT_BLOCK, Isa
 from edgeq.schemes import QuantScheme
 from edgeq.tensor import QuantTensor
 
-DIALECTS = [kernel() for kernel in table.usable(this_cpu())]
+ISAS = [kernel() for kernel in dispatch.usable(this_cpu())]
 SCHEMES = [
     QuantScheme(bits, symmetric, "group" if size else "channel", size)
     for bits, symmetric, size in itertools.product((2, 3, 4, 8), (True, False), (16, 32, 128, None))
@@ -59,13 +59,13 @@ def quantized_rows(x: NDArray[np.float32], blocks: int) -> NDArray[np.uint8]:
     padded = np.zeros((x.shape[0], blocks * 32), np.float32)
     padded[:, : x.shape[1]] = x
     out = np.zeros((x.shape[0], blocks * ACT_BLOCK), np.uint8)
-    address = native.register_routines()["edgeq_quantize_row"]
+    address = jit.register_vector_ops()["edgeq_quantize_row"]
     for source, target in zip(padded, out, strict=True):
         call(address, source.ctypes.data, target.ctypes.data, blocks)
     return out
 
 
-def multiply(w: QuantTensor, x: NDArray[np.float32], dialect: Dialect) -> NDArray[np.float32]:
+def multiply(w: QuantTensor, x: NDArray[np.float32], isa: Isa) -> NDArray[np.float32]:
     blocks = w.packed.shape[1]
     acts = quantized_rows(x, blocks)
     tiles = w.packed.shape[0]
@@ -76,14 +76,13 @@ def multiply(w: QuantTensor, x: NDArray[np.float32], dialect: Dialect) -> NDArra
         zeros, zero_step = aligned(w.zero_points), w.zero_points.strides[0]
     elif w.palette is not None:
         zeros[0, : w.palette.size] = w.palette
-    # fmt: off
-    call(
-        native.kernel_address(w.scheme, dialect),
-        packed.ctypes.data, packed.strides[0], scales.ctypes.data, scales.strides[0],
-        zeros.ctypes.data, zero_step, blocks, group_shift(w.scheme),
-        acts.ctypes.data, acts.strides[0], x.shape[0], out.ctypes.data, out.strides[0], 0, tiles,
-    )
-    # fmt: on
+    kernel = MatmulKernel(jit.kernel_address(w.scheme, isa))
+    kernel(
+        codes=packed.ctypes.data, code_step=packed.strides[0], scales=scales.ctypes.data,
+        scale_step=scales.strides[0], zeros=zeros.ctypes.data, zero_step=zero_step, blocks=blocks,
+        shift=group_shift(w.scheme), acts=acts.ctypes.data, act_stride=acts.strides[0],
+        tokens=x.shape[0], out=out.ctypes.data, out_stride=out.strides[0], first=0, last=tiles,
+    )  # fmt: skip
     return out[:, : w.shape[0]]
 
 
@@ -98,17 +97,15 @@ def activation_values(x: NDArray[np.float32]) -> NDArray[np.float64]:
     return (np.rint(runs / scale) * scale).reshape(t, -1)[:, :k]
 
 
-@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda d: d.name)
+@pytest.mark.parametrize("isa", ISAS, ids=lambda d: d.name)
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
-def test_products_are_those_of_the_dequantized_weights(
-    dialect: Dialect, scheme: QuantScheme
-) -> None:
+def test_products_are_those_of_the_dequantized_weights(isa: Isa, scheme: QuantScheme) -> None:
     rng = np.random.default_rng(1)
     for n, k, m in ((1, 1, 1), (3, 7, 2), (16, 32, 3), (17, 172, 7), (33, 300, 9), (48, 256, 17)):
         w = random_tensor(scheme, n, k, rng)
         x = rng.standard_normal((m, k), np.float32)
         want = activation_values(x) @ w.numpy().T.astype(np.float64)
-        got = multiply(w, x, dialect)
+        got = multiply(w, x, isa)
         scale = np.abs(activation_values(x)) @ np.abs(w.numpy().T.astype(np.float64))
         assert np.all(np.abs(got - want) <= 1e-5 * scale + 1e-6), (n, k, m)
 
@@ -117,13 +114,13 @@ def test_products_are_those_of_the_dequantized_weights(
 def test_every_dialect_gives_the_same_bits(scheme: QuantScheme) -> None:
     rng = np.random.default_rng(2)
     w, x = random_tensor(scheme, 40, 200, rng), rng.standard_normal((5, 200), np.float32)
-    first, *others = (multiply(w, x, dialect) for dialect in DIALECTS)
+    first, *others = (multiply(w, x, isa) for isa in ISAS)
     for other in others:
         np.testing.assert_array_equal(first, other)
 
 
-@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda d: d.name)
-def test_extreme_codes_do_not_saturate(dialect: Dialect) -> None:
+@pytest.mark.parametrize("isa", ISAS, ids=lambda d: d.name)
+def test_extreme_codes_do_not_saturate(isa: Isa) -> None:
     """255 * 127 * 2 overflows 16 bits: the case vpmaddubsw is known for."""
     for bits, fill in itertools.product((2, 3, 4, 8), (0, -1)):
         scheme = QuantScheme(bits, group_size=32)
@@ -134,7 +131,7 @@ def test_extreme_codes_do_not_saturate(dialect: Dialect) -> None:
         for sign in (1, -1):
             x = np.full((2, 64), sign * 127, np.float32)
             np.testing.assert_array_equal(
-                multiply(w, x, dialect), np.full((2, 16), 64 * 127 * sign * (code - scheme.mid))
+                multiply(w, x, isa), np.full((2, 16), 64 * 127 * sign * (code - scheme.mid))
             )
 
 
@@ -144,9 +141,9 @@ def test_rows_do_not_depend_on_how_many_there_are() -> None:
         random_tensor(QuantScheme(4), 32, 160, rng),
         rng.standard_normal((17, 160), np.float32),
     )
-    together = multiply(w, x, table.DIALECT)
+    together = multiply(w, x, dispatch.ISA)
     for m in range(17):
-        alone = multiply(w, x[m : m + 1], table.DIALECT)
+        alone = multiply(w, x[m : m + 1], dispatch.ISA)
         np.testing.assert_array_equal(together[m : m + 1], alone)
 
 
@@ -177,7 +174,7 @@ def test_quantized_rows_hold_codes_scale_and_negated_sums() -> None:
 def test_reductions(n: int) -> None:
     rng = np.random.default_rng(n)
     x = rng.standard_normal(n, np.float32) - np.float32(0.5)
-    found = native.register_routines()
+    found = jit.register_vector_ops()
 
     def reduce(name: str) -> float:
         kind = ctypes.CFUNCTYPE(ctypes.c_float, ctypes.c_int64, ctypes.c_int64)
@@ -189,7 +186,7 @@ def test_reductions(n: int) -> None:
         assert reduce("edgeq_absmax") == np.abs(x).max()
 
 
-@pytest.mark.parametrize("kind", routines.FLOAT_KINDS)
+@pytest.mark.parametrize("kind", vector_ops.FLOAT_KINDS)
 @pytest.mark.parametrize("n", [1, 2, 16, 31, 64, 65, 172, 300])
 def test_float_rows(kind: str, n: int) -> None:
     rng = np.random.default_rng(n)
@@ -203,7 +200,7 @@ def test_float_rows(kind: str, n: int) -> None:
     else:
         stored, value = w, w.astype(np.float64)
     dot = ctypes.CFUNCTYPE(ctypes.c_float, *[ctypes.c_int64] * 3)(
-        native.register_routines()[f"edgeq_dot_{kind.lower()}"]
+        jit.register_vector_ops()[f"edgeq_dot_{kind.lower()}"]
     )
     got = dot(stored.ctypes.data, x.ctypes.data, n)
     assert got == pytest.approx(value @ x, abs=1e-5 * float(np.abs(value) @ np.abs(x)) + 1e-7)
@@ -216,34 +213,32 @@ def instructions(assembly: str, name: str) -> int:
 def test_cross_compiled_for_arm_boards() -> None:
     """The same modules for a Pi 5 (dot product) and a Pi 4 or Zero 2 (none), looked at here."""
     scheme, triple = QuantScheme(4), "aarch64-unknown-linux-gnu"
-    with_dot = native.assembly(scheme, Dotprod(), triple, "cortex-a76")
+    with_dot = jit.assembly(scheme, Dotprod(), triple, "cortex-a76")
     assert instructions(with_dot, "sdot") >= 32  # a block is 8 vectors of 4 registers
     assert re.search(r"sdot\s+v\d+\.4s, v\d+\.16b, v\d+\.4b\[\d\]", with_dot)
-    for cpu, dialect in itertools.product(
-        ("cortex-a72", "cortex-a53", "generic"), (Neon(), Dialect())
-    ):
-        without = native.assembly(scheme, dialect, triple, cpu)
+    for cpu, isa in itertools.product(("cortex-a72", "cortex-a53", "generic"), (Neon(), Isa())):
+        without = jit.assembly(scheme, isa, triple, cpu)
         assert instructions(without, "sdot") == 0
         assert instructions(without, "smlal2?") >= 56
-        if dialect.name == "neon":
+        if isa.name == "neon":
             assert instructions(without, "smlal2") == instructions(without, "smlal")
             assert not re.search(r"(ld|st)[rp]\s+q\d+,.*\[sp", without)  # nothing spilled
 
 
 def test_palettes_are_looked_up_by_table_instructions() -> None:
     scheme = QuantScheme(4, codebook="palette")
-    arm = native.assembly(scheme, Dotprod(), "aarch64-unknown-linux-gnu", "cortex-a76")
+    arm = jit.assembly(scheme, Dotprod(), "aarch64-unknown-linux-gnu", "cortex-a76")
     assert instructions(arm, "tbl") >= 32
-    x86 = native.assembly(scheme, Avx2(), "x86_64-unknown-linux-gnu", "haswell")
+    x86 = jit.assembly(scheme, Avx2(), "x86_64-unknown-linux-gnu", "haswell")
     assert instructions(x86, "vpshufb") >= 16
 
 
 def test_cross_compiled_for_older_x86() -> None:
     scheme, triple = QuantScheme(4), "x86_64-unknown-linux-gnu"
-    plain = native.assembly(scheme, Avx2(), triple, "haswell")
+    plain = jit.assembly(scheme, Avx2(), triple, "haswell")
     assert instructions(plain, "vpmaddubsw") > 0
     assert instructions(plain, "vpdpbusd") == 0
-    vnni = native.assembly(scheme, Avx512Vnni(), triple, "icelake-server")
+    vnni = jit.assembly(scheme, Avx512Vnni(), triple, "icelake-server")
     assert instructions(vnni, "vpdpbusd") > 0
 
 
@@ -265,12 +260,12 @@ def machine(arch: str, *features: str) -> Cpu:
     ],
 )  # fmt: skip
 def test_the_best_usable_kernel_is_chosen(cpu: Cpu, kernel: str) -> None:
-    assert table.choose(cpu).name == kernel
-    assert table.choose(cpu, "generic").name == "generic"
+    assert dispatch.choose(cpu).name == kernel
+    assert dispatch.choose(cpu, "generic").name == "generic"
 
 
 def test_a_kernel_the_processor_lacks_is_refused() -> None:
     with pytest.raises(UnsupportedError, match=r"dotprod needs instructions this aarch64.*generic"):
-        table.choose(machine("aarch64"), "dotprod")
+        dispatch.choose(machine("aarch64"), "dotprod")
     with pytest.raises(UnsupportedError, match="unknown kernel 'avx3'"):
-        table.choose(machine("x86_64"), "avx3")
+        dispatch.choose(machine("x86_64"), "avx3")

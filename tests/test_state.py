@@ -20,10 +20,11 @@ from edgeq.footprint import BATCH
 from edgeq.importers.safetensors_file import open_safetensors
 from edgeq.model import Model
 from edgeq.packing import TILE
-from edgeq.runtime import compiled
+from edgeq.runtime import compiled_program
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.lookup import MAX_DRAFT
 from edgeq.runtime.state import fingerprint, layer_parts
+from edgeq.runtime.thread_pool import ThreadPool
 from edgeq.runtime.weights import Arena
 from tests.conftest import small_checkpoint
 from tests.families import quantized, random_model, tiny_config
@@ -96,7 +97,7 @@ def test_a_ring_gives_the_bits_of_the_whole_cache(
         kept = engine.kv_bytes
     plain = all_logits(model, kv_bits=kv_bits, backend="numpy")
     assert np.median(np.abs(ring - plain)) < 1e-2 * plain.std()
-    monkeypatch.setattr(compiled, "cache_length", lambda config, windowed, context: 2048)
+    monkeypatch.setattr(compiled_program, "cache_length", lambda config, windowed, context: 2048)
     np.testing.assert_array_equal(all_logits(model, kv_bits=kv_bits, threads=2), ring)
     with Engine(model, kv_bits=kv_bits, threads=1) as engine:
         whole = engine.kv_bytes
@@ -148,21 +149,23 @@ def test_how_far_a_ring_can_be_taken_back(short: int, monkeypatch: pytest.Monkey
         assert counted.tokens == 1000 - keep + short * keep
 
 
-def test_an_interrupted_prompt_leaves_the_sequence_as_it_was() -> None:
+def test_an_interrupted_prompt_leaves_the_sequence_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = model_of("mistral")
     want = all_logits(model, threads=1)
     with Engine(model, threads=1) as engine:
         engine.forward(IDS[:300])
-        call, calls = engine._run._team.call, 0  # type: ignore[attr-defined]
+        call, calls = ThreadPool.call, 0
 
-        def interrupted(*work: Any) -> None:
+        def interrupted(self: ThreadPool, *work: Any) -> None:
             nonlocal calls
             calls += 1
             if calls == 5:  # by now four batches have gone over the ring's beginning
                 raise KeyboardInterrupt
-            call(*work)
+            call(self, *work)
 
-        engine._run._team.call = interrupted  # type: ignore[attr-defined]
+        monkeypatch.setattr(ThreadPool, "call", interrupted)
         with pytest.raises(KeyboardInterrupt):
             engine.forward(np.full(5 * BATCH, 5))
         assert engine.tokens == IDS[:300].tolist()

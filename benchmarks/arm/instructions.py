@@ -28,36 +28,36 @@ def run() -> None:
     import numpy as np
 
     from edgeq.cpu import this_cpu
-    from edgeq.runtime.kernels import native, table
-    from edgeq.runtime.kernels.plan import group_shift
-    from edgeq.runtime.kernels.tile import ACT_BLOCK
+    from edgeq.runtime.kernels import dispatch, jit
+    from edgeq.runtime.kernels.abi import MatmulKernel, group_shift
+    from edgeq.runtime.kernels.microkernel import ACT_BLOCK
     from edgeq.schemes import QuantScheme, parse_scheme
 
     syscall = ctypes.CDLL(None).syscall
     for kernel, name, tokens in (
         (kernel(), name, tokens)
-        for kernel in table.usable(this_cpu())
+        for kernel in dispatch.usable(this_cpu())
         for name in SCHEMES
         for tokens in TOKENS
     ):
         scheme = parse_scheme(name)
         assert isinstance(scheme, QuantScheme)
-        function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 15)(
-            native.kernel_address(scheme, kernel)
-        )
+        function = MatmulKernel(jit.kernel_address(scheme, kernel))
         tiles, blocks = ROWS // 16, COLUMNS // 32
         memory = np.zeros(1 << 20, np.uint8)
         at = -(-memory.ctypes.data // 64) * 64
         out = np.zeros((tokens, ROWS), np.float32)
         acts = np.zeros((tokens, blocks * ACT_BLOCK), np.uint8)
-        steps = (blocks * 64 * scheme.bits, blocks * 32, blocks * 16)
-        args = [value for step in steps for value in (at, step)]
-        args += [blocks, group_shift(scheme), acts.ctypes.data, acts.strides[0], tokens]
-        args += [out.ctypes.data, out.strides[0], 0]
+        code_step, scale_step, zero_step = blocks * 64 * scheme.bits, blocks * 32, blocks * 16
         print(kernel.name, name, tokens, file=sys.stderr, flush=True)
         for last in (0, 0, tiles):  # the first warms up, the second is the cost of calling
             syscall(MARK)
-            function(*args, last)
+            function(
+                codes=at, code_step=code_step, scales=at, scale_step=scale_step, zeros=at,
+                zero_step=zero_step, blocks=blocks, shift=group_shift(scheme),
+                acts=acts.ctypes.data, act_stride=acts.strides[0], tokens=tokens,
+                out=out.ctypes.data, out_stride=out.strides[0], first=0, last=last,
+            )  # fmt: skip
             syscall(MARK)
 
 

@@ -25,16 +25,16 @@ from edgeq.cpu import this_cpu
 from edgeq.packing import TILE
 from edgeq.quant.recipe import named
 from edgeq.runtime.kernels import KERNEL, read_bandwidth
+from edgeq.runtime.kernels.abi import group_shift
+from edgeq.runtime.kernels.dispatch import ISA
+from edgeq.runtime.kernels.jit import assembly, kernel_address, register_vector_ops
 from edgeq.runtime.kernels.matmul import quant_matmul
-from edgeq.runtime.kernels.native import assembly, kernel_address, register_routines
-from edgeq.runtime.kernels.plan import group_shift
-from edgeq.runtime.kernels.table import DIALECT
-from edgeq.runtime.kernels.tile import ACT_BLOCK, Variant
-from edgeq.runtime.kernels.vector import quantize_row
+from edgeq.runtime.kernels.microkernel import ACT_BLOCK, Variant
+from edgeq.runtime.kernels.primitives import quantize_row
 from edgeq.schemes import K_BLOCK, QuantScheme
 from edgeq.shapes import random_tensor
 
-register_routines()
+register_vector_ops()
 
 PLACES = {"L1": 16 << 10, "L2": 512 << 10, "L3": 12 << 20, "memory": 256 << 20}
 """Where weights come from -> how many bytes of them are gone through."""
@@ -71,7 +71,7 @@ def gigahertz() -> float:
 
 def instructions(scheme: QuantScheme) -> dict[str, int]:
     """How often each instruction is in the inner loop, that is, for 16 rows x 32 columns."""
-    text = assembly(scheme, DIALECT, llvm.get_process_triple(), llvm.get_host_cpu_name())
+    text = assembly(scheme, ISA, llvm.get_process_triple(), llvm.get_host_cpu_name())
     palette = scheme.codebook is not None
     half = scheme.group_size == K_BLOCK // 2
     name = Variant(scheme.bits, not scheme.symmetric, half, 1, palette).symbol

@@ -13,45 +13,48 @@ from numba import cfunc, types
 from numpy.typing import NDArray
 
 from edgeq.packing import TILE
+from edgeq.runtime.kernels.abi import SYNC_BYTES, group_shift
+from edgeq.runtime.kernels.jit import kernel_address, register_vector_ops
 from edgeq.runtime.kernels.matmul import quant_matmul
-from edgeq.runtime.kernels.native import kernel_address, register_routines
-from edgeq.runtime.kernels.ops import barrier, next_tiles
-from edgeq.runtime.kernels.plan import SYNC_BYTES, group_shift
-from edgeq.runtime.kernels.tile import ACT_BLOCK
-from edgeq.runtime.kernels.vector import ints, quantize_row
-from edgeq.runtime.threads import Team
+from edgeq.runtime.kernels.microkernel import ACT_BLOCK
+from edgeq.runtime.kernels.primitives import ints, quantize_row, records
+from edgeq.runtime.kernels.row_ops import barrier, next_tiles
+from edgeq.runtime.thread_pool import ThreadPool
 from edgeq.schemes import K_BLOCK, QuantScheme
 from edgeq.shapes import random_tensor
 
-ARGUMENTS = 19
+CHAIN = np.dtype([(name, "i8") for name in (
+    "threads", "count", "codes", "scales", "tokens", "tiles", "blocks", "sync", "x", "x_stride",
+    "acts", "act_stride", "out", "out_stride", "out_step", "kernel", "code_step", "scale_step",
+    "shift",
+)])  # fmt: skip
+"""What the threads are told; ``codes`` and ``scales`` are tables of addresses."""
 
-register_routines()  # before anything that calls them is compiled
+register_vector_ops()  # before anything that calls them is compiled
+_chains = records(CHAIN)
 
 
 @cfunc(types.int32(*[types.int64] * 4))
-def _run(_room, _error, args_at, tid):  # type: ignore[no-untyped-def]
-    args = ints(args_at, ARGUMENTS)
-    threads, count, codes, scales, tokens, tiles, blocks, sync = args[:8]
-    x, x_stride, acts, act_stride, out, out_stride, out_step = args[8:15]
-    kernel, code_step, scale_step, shift = args[15:19]
-    code_at, scale_at = ints(codes, count), ints(scales, count)
-    own = acts + (tid * act_stride if tokens == 1 else 0)
-    for r in range(count):
-        if tokens == 1:  # cheaper done by every thread than waited for
-            quantize_row(x, own, blocks)
+def _run(_result, _error, args_at, tid):  # type: ignore[no-untyped-def]
+    c = _chains(args_at, 1)[0]
+    codes, scales = ints(c.codes, c.count), ints(c.scales, c.count)
+    own = c.acts + (tid * c.act_stride if c.tokens == 1 else 0)
+    for r in range(c.count):
+        if c.tokens == 1:  # cheaper done by every thread than waited for
+            quantize_row(c.x, own, c.blocks)
         else:
-            for t in range(tid, tokens, threads):
-                quantize_row(x + t * x_stride, acts + t * act_stride, blocks)
-            barrier(sync, threads)
+            for t in range(tid, c.tokens, c.threads):
+                quantize_row(c.x + t * c.x_stride, c.acts + t * c.act_stride, c.blocks)
+            barrier(c.sync, c.threads)
         while True:
-            first, last = next_tiles(sync, tiles, threads)
+            first, last = next_tiles(c.sync, c.tiles, c.threads)
             if first == last:
                 break
             quant_matmul(
-                kernel, code_at[r], code_step, scale_at[r], scale_step, 0, 0, blocks, shift,
-                own, act_stride, tokens, out + r * out_step, out_stride, first, last,
+                c.kernel, codes[r], c.code_step, scales[r], c.scale_step, 0, 0, c.blocks, c.shift,
+                own, c.act_stride, c.tokens, c.out + r * c.out_step, c.out_stride, first, last,
             )  # fmt: skip
-        barrier(sync, threads)
+        barrier(c.sync, c.threads)
     return np.int32(0)
 
 
@@ -77,19 +80,25 @@ class Chain:
         self._codes = [_aligned(w.packed) for w in self.weights]
         self._scales = [_aligned(w.scales) for w in self.weights]
         self._tables = [_addresses(arrays) for arrays in (self._codes, self._scales)]
-        self._args = [
-            threads, copies, *(table.ctypes.data for table in self._tables), m, n // TILE,
-            k // K_BLOCK, self._sync.ctypes.data, self.x.ctypes.data, self.x.strides[0],
-            self._acts.ctypes.data, self._acts.strides[0], self.out.ctypes.data,
-            self.out.strides[1], self.out.strides[0], kernel_address(scheme),
-            self._codes[0].strides[0], self._scales[0].strides[0], group_shift(scheme),
-        ]  # fmt: skip
-        self._team = Team(threads)
+        codes, scales = (table.ctypes.data for table in self._tables)
+        self._args = np.zeros(1, CHAIN)
+        for name, value in {
+            "threads": threads, "count": copies, "codes": codes, "scales": scales, "tokens": m,
+            "tiles": n // TILE, "blocks": k // K_BLOCK, "sync": self._sync.ctypes.data,
+            "x": self.x.ctypes.data, "x_stride": self.x.strides[0],
+            "acts": self._acts.ctypes.data, "act_stride": self._acts.strides[0],
+            "out": self.out.ctypes.data, "out_stride": self.out.strides[1],
+            "out_step": self.out.strides[0], "kernel": kernel_address(scheme),
+            "code_step": self._codes[0].strides[0], "scale_step": self._scales[0].strides[0],
+            "shift": group_shift(scheme),
+        }.items():  # fmt: skip
+            self._args[name] = value
+        self._pool = ThreadPool(threads)
 
     def run(self) -> float:
         """Run them all once; the seconds it took."""
         start = time.perf_counter()
-        self._team.call(_run.address, self._args)
+        self._pool.call(_run.address, self._args.ctypes.data)
         return time.perf_counter() - start
 
     def error(self) -> float:
@@ -99,7 +108,7 @@ class Chain:
 
     def close(self) -> None:
         """End the threads."""
-        self._team.close()
+        self._pool.close()
 
 
 def _addresses(arrays: list[NDArray[Any]]) -> NDArray[np.int64]:

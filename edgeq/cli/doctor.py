@@ -51,7 +51,7 @@ def _kernel() -> Check:
 
     cpu, wanted = this_cpu(), os.environ.get("EDGEQ_KERNEL")
     try:
-        from edgeq.runtime.kernels.table import DIALECT, TABLE
+        from edgeq.runtime.kernels.dispatch import ISA, TABLE
     except EdgeqError as err:  # of a kernel that EDGEQ_KERNEL names
         return Check("kernel", False, str(err), "unset EDGEQ_KERNEL", needed=True)
     except (ImportError, OSError) as err:
@@ -59,13 +59,13 @@ def _kernel() -> Check:
         return Check("kernel", False, str(err), mend, needed=True)
     better = []
     for kernel, arch, needs in TABLE:
-        if kernel.name == DIALECT.name:
+        if kernel.name == ISA.name:
             break
         if arch == cpu.arch:
             lacks = sorted(needs - cpu.features)
             better.append(f"{kernel.name} needs {' '.join(lacks)}" if lacks else kernel.name)
     why = "EDGEQ_KERNEL asks for it" if wanted else "the best this processor runs"
-    found = f"{DIALECT.name}: {why}" + (f" ({'; '.join(better)})" if better else "")
+    found = f"{ISA.name}: {why}" + (f" ({'; '.join(better)})" if better else "")
     mend = ""
     if wanted and better and "needs" not in better[0]:
         mend = f"unset EDGEQ_KERNEL to use {better[0]}"

@@ -33,4 +33,4 @@ def compile_first(backend: str) -> None:
 
     with render.progress("Compiling kernels for this CPU (first run only)"):
         kernels.decoder()
-        kernels.crew()
+        kernels.pool_functions()

@@ -1,7 +1,7 @@
 """One layer's KV cache in the layout the kernels read, and its contents in plain order.
 
 The kernels want keys as a packed matrix [S, D] and values as a packed [D, S] for each head (see
-`edgeq.runtime.kernels.attention`). Saved states hold the same numbers position by position
+`edgeq.runtime.kernels.attention_chunk`). Saved states hold the same numbers position by position
 (`edgeq.runtime.state.layer_parts`); everything here moves whole tiles of 16 positions, as those
 share a center.
 """
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from edgeq.footprint import CHUNK, cache_arrays
 from edgeq.model import ModelConfig
 from edgeq.packing import TILE, round_up
-from edgeq.runtime.kernels import plan as st
-from edgeq.runtime.kernels.native import KEY_SCHEME, VALUE_SCHEME, kernel_address
+from edgeq.runtime.kernels.abi import CACHE
+from edgeq.runtime.kernels.jit import KEY_SCHEME, VALUE_SCHEME, kernel_address
 from edgeq.runtime.state import Parts, layer_parts
 
 Allocate = Callable[[int, Any], NDArray[Any]]
@@ -45,34 +45,30 @@ class PackedCache:
         self.length = length
         self._config, self._bits = config, kv_bits
         dim_k, dim_v = round_up(config.head_dim, 32), round_up(config.head_dim, TILE)
-        self.record = np.zeros(st.C_FIELDS, np.int64)
-        self.record[st.C_BITS] = kv_bits
-        self.record[st.C_LENGTH], self.record[st.C_DIM] = length, config.head_dim
-        self.record[st.C_DIM_K], self.record[st.C_DIM_V] = dim_k, dim_v
-        # field, and the axes in the order: tile (centers: chunk, tile), position within it, head,
-        # dimension (the middle and last may be two axes)
-        layout: dict[str, tuple[int, tuple[int, ...]]]
+        self.record = np.zeros((), CACHE)
+        self.record["bits"], self.record["length"] = kv_bits, length
+        self.record["dim"], self.record["dim_k"], self.record["dim_v"] = (
+            config.head_dim, dim_k, dim_v,
+        )  # fmt: skip
+        # the axes in the order: tile (centers: chunk, tile), position within it, head, dimension
+        # (the middle and last may be two axes)
+        layout: dict[str, tuple[int, ...]]
         if kv_bits == 16:
-            layout = {"keys": (st.C_K, (1, 2, 0, 3)), "values": (st.C_V, (2, 3, 0, 1))}
+            layout = {"keys": (1, 2, 0, 3), "values": (2, 3, 0, 1)}
         else:
-            self.record[st.C_K_KERNEL] = kernel_address(KEY_SCHEME)
-            self.record[st.C_V_KERNEL] = kernel_address(VALUE_SCHEME)
+            self.record["key_kernel"] = kernel_address(KEY_SCHEME)
+            self.record["value_kernel"] = kernel_address(VALUE_SCHEME)
             layout = {
-                "keys": (st.C_K, (1, 3, 0, 2, 4)),
-                "key_scales": (st.C_K_SCALES, (1, 2, 0)),
-                "key_zeros": (st.C_K_ZEROS, (1, 2, 0)),
-                "centers": (st.C_CENTERS, (1, 3, 0, 2)),
-                "values": (st.C_V, (2, 3, 5, 0, 1, 4)),
-                "value_scales": (st.C_V_SCALES, (1, 2, 0)),
-            }
+                "keys": (1, 3, 0, 2, 4), "key_scales": (1, 2, 0), "key_zeros": (1, 2, 0),
+                "centers": (1, 3, 0, 2), "values": (2, 3, 5, 0, 1, 4), "value_scales": (1, 2, 0),
+            }  # fmt: skip
         self._views: dict[str, NDArray[Any]] = {}
         self.nbytes = 0
         for name, (dtype, shape) in cache_arrays(config, length, kv_bits).items():
-            field, axes = layout[name]
             buffer = allocate(int(np.prod(shape)), dtype)
             self.nbytes += buffer.nbytes
-            self.record[field] = buffer.ctypes.data
-            self._views[name] = buffer.reshape(shape).transpose(axes)
+            self.record[name] = buffer.ctypes.data
+            self._views[name] = buffer.reshape(shape).transpose(layout[name])
 
     def read(self, start: int, stop: int) -> Parts:
         """Positions ``start:stop``, start being a multiple of 16, as `layer_parts` says."""

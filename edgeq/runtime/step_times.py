@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.runtime.kernels import plan as st
+from edgeq.runtime.kernels.abi import TIMES_SLOTS
 
 LAYER_STEPS = ("norm_in", "qkv", "attention", "o_proj", "norm_ffn", "gate_up", "down_proj")
 """A layer's steps in order. A norm adds the branch before it and rounds its result for the next
@@ -15,6 +15,13 @@ linears; "attention" rotates, appends to the cache and attends; "gate_up" ends w
 "o_proj" and "down_proj" begin with rounding their input."""
 OTHER_STEPS = ("embed", "final_norm", "head", "argmax")
 """Steps of no layer; "argmax" is there only in greedy decoding."""
+
+
+def slot(layers: int, step: str, layer: int = -1) -> int:
+    """Which sum the time of a step is added to; ``layer`` is -1 for a step of no layer."""
+    if layer < 0:
+        return layers * len(LAYER_STEPS) + OTHER_STEPS.index(step)
+    return layer * len(LAYER_STEPS) + LAYER_STEPS.index(step)
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ class StepTimes:
 
     Args:
         layers: of the model.
-        raw: int64, what the decoder writes to; see `edgeq.runtime.kernels.plan`.
+        raw: int64, what the decoder writes to; see `edgeq.runtime.kernels.abi`.
     """
 
     layers: int
@@ -35,19 +42,19 @@ class StepTimes:
     @classmethod
     def new(cls, layers: int) -> StepTimes:
         """Sums of zero for a model with so many layers."""
-        count = layers * st.S_PER_LAYER + st.S_OTHERS
-        return cls(layers, np.zeros(st.T_STEPS + count, np.int64))
+        count = layers * len(LAYER_STEPS) + len(OTHER_STEPS)
+        return cls(layers, np.zeros(TIMES_SLOTS + count, np.int64))
 
     @property
     def layer_ns(self) -> NDArray[np.int64]:
         """Nanoseconds [layers, LAYER_STEPS]."""
-        ns = self.raw[st.T_STEPS : st.T_STEPS + self.layers * st.S_PER_LAYER]
-        return ns.reshape(self.layers, st.S_PER_LAYER).copy()
+        ns = self.raw[TIMES_SLOTS : TIMES_SLOTS + self.layers * len(LAYER_STEPS)]
+        return ns.reshape(self.layers, len(LAYER_STEPS)).copy()
 
     @property
     def other_ns(self) -> NDArray[np.int64]:
         """Nanoseconds [OTHER_STEPS]."""
-        return self.raw[st.T_STEPS + self.layers * st.S_PER_LAYER :][: len(OTHER_STEPS)].copy()
+        return self.raw[TIMES_SLOTS + self.layers * len(LAYER_STEPS) :][: len(OTHER_STEPS)].copy()
 
     @property
     def total_ns(self) -> int:

@@ -16,7 +16,7 @@ import pytest
 
 from edgeq.cpu import this_cpu
 from edgeq.errors import UnsupportedError
-from edgeq.runtime.kernels import native, routines, table
+from edgeq.runtime.kernels import dispatch, jit, vector_ops
 from edgeq.schemes import QuantScheme
 from tests.arm.greedy import greedy_tokens
 
@@ -43,16 +43,16 @@ def test_the_board_is_seen_for_what_it_is() -> None:
 
 
 def test_the_kernel_is_the_one_for_this_board() -> None:
-    assert table.DIALECT.name == KERNELS[BOARD]
+    assert dispatch.ISA.name == KERNELS[BOARD]
 
 
 def test_dot_products_are_used_only_where_the_board_has_them() -> None:
-    native.kernel_address(QuantScheme(4))
-    native.kernel_address(QuantScheme(8, granularity="channel", group_size=None))
-    native.register_routines()
-    folder = table.cache_folder(*native._host())
+    jit.kernel_address(QuantScheme(4))
+    jit.kernel_address(QuantScheme(8, granularity="channel", group_size=None))
+    jit.register_vector_ops()
+    folder = dispatch.cache_folder(*jit._host())
     found = {path.stem: path.read_bytes() for path in folder.glob("*.o")}
-    assert {"routines", f"{KERNELS[BOARD]}_q4s", f"{KERNELS[BOARD]}_q8s"} <= set(found)
+    assert {"vector_ops", f"{KERNELS[BOARD]}_q4s", f"{KERNELS[BOARD]}_q8s"} <= set(found)
     count = sum(map(dot_products, found.values()))
     assert count >= 128 if KERNELS[BOARD] == "dotprod" else count == 0
 
@@ -61,7 +61,7 @@ def test_dot_products_are_used_only_where_the_board_has_them() -> None:
 def test_a_kernel_the_board_lacks_cannot_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEQ_KERNEL", "dotprod")
     with pytest.raises(UnsupportedError, match=r"this aarch64 processor does not.*neon, generic"):
-        runpy.run_path(str(table.__file__))
+        runpy.run_path(str(dispatch.__file__))
 
 
 @pytest.mark.parametrize("missing", ["name", "features", "both"])
@@ -76,9 +76,9 @@ def test_kernels_compile_for_a_processor_llvm_knows_nothing_of(
     if missing != "name":
         monkeypatch.setattr(llvm, "get_host_cpu_features", refuse)
     monkeypatch.setenv("EDGEQ_CACHE", str(tmp_path))
-    monkeypatch.setattr(native, "_addresses", {})
-    assert native.kernel_address(QuantScheme(4))
-    assert set(native.register_routines()) == set(routines.SYMBOLS)
+    monkeypatch.setattr(jit, "_addresses", {})
+    assert jit.kernel_address(QuantScheme(4))
+    assert set(jit.register_vector_ops()) == set(vector_ops.SYMBOLS)
 
 
 EXPECTED = json.loads((TOKENS / "tokens.json").read_text()) if Path() != TOKENS else {}

@@ -1,14 +1,21 @@
 """Compiled kernels: the only folder that imports numba.
 
-    tile       the micro-kernel, written once over a dialect of byte dot products
-    x86, arm   the dialects; `tile.Dialect` is the portable one
-    table      chooses the dialect by real CPU features
-    matmul     tiles x tokens; attention over a packed cache; step: the whole decoder
+    abi              records that compiled code and Python both read
+    microkernel      one tile of packed weights times a few rows, written once over an `Isa`
+    isa_x86, isa_arm what each instruction set does better; `microkernel.Isa` is portable
+    dispatch         chooses the instruction set by what the processor really has
+    vector_ops       quantizing rows, dot products, softmax, as LLVM code
+    primitives       the same as Numba sees them, and loads, stores, atomics
+    row_ops          norms, rotary embedding, embedding rows, the barrier
+    matmul           tiles x rows
+    attention        of a layer; `attention_chunk`: of 256 positions of the cache
+    program          the decoder: runs a program of steps
+    thread_pool      how threads get work without Python
+    jit              turns all of it into object code, cached on disk
 
-The matmul kernels and vector routines are LLVM modules of their own; all the rest is Numba's:
-`step.decoder`, and `desks`, where threads get their work. `native` turns all of it into object
-code, cached on disk in a folder keyed by the sources (`table.cache_folder`): once it is there,
-Numba itself is not even imported.
+The matmul kernels and vector operations are LLVM modules of their own; `program.decoder` and
+`thread_pool` are compiled by Numba. The object code is cached in a folder keyed by the sources
+(`dispatch.cache_folder`): once it is there, Numba itself is not even imported.
 """
 
 from __future__ import annotations
@@ -23,33 +30,33 @@ from typing import Any
 import numpy as np
 
 from edgeq.errors import EdgeqError
-from edgeq.runtime.kernels.table import DIALECT
+from edgeq.runtime.kernels.dispatch import ISA
 from edgeq.schemes import BITS, QuantScheme
 
-KERNEL = DIALECT.name
+KERNEL = ISA.name
 """The name of the kernel in use, such as "avx512vnni"."""
 
 
 @cache
 def decoder() -> int:
-    """The address of the compiled decoder (`step.decoder`), from the disk cache if it is there."""
-    from edgeq.runtime.kernels.native import entry_addresses
+    """The address of the compiled `program.decoder`, from the disk cache if it is there."""
+    from edgeq.runtime.kernels.jit import entry_addresses
 
-    return entry_addresses("step")["edgeq_decoder"]
+    return entry_addresses("program")["edgeq_decoder"]
 
 
 @cache
-def crew() -> tuple[Callable[..., int], ...]:
-    """`desks.hire`, `desks.lead` and `desks.serve`, from the disk cache if they are there.
+def pool_functions() -> tuple[Callable[..., int], ...]:
+    """`pool_init`, `pool_run` and `pool_worker` of `thread_pool`, compiled or from the disk cache.
 
     They take integers and release the interpreter lock.
     """
-    from edgeq.runtime.kernels.native import ENTRIES, entry_addresses
+    from edgeq.runtime.kernels.jit import ENTRIES, entry_addresses
 
-    addresses = entry_addresses("desks")
+    addresses = entry_addresses("thread_pool")
     return tuple(
         _plain(addresses[symbol], count)
-        for symbol, count in zip(ENTRIES["desks"], (2, 2, 3), strict=True)
+        for symbol, count in zip(ENTRIES["thread_pool"], (2, 2, 3), strict=True)
     )
 
 
@@ -75,7 +82,7 @@ def warmup(progress: Callable[[str, int, int], None] | None = None) -> dict[str,
     Returns:
         Seconds per kernel, in order.
     """
-    from edgeq.runtime.kernels.native import kernel_address, kernel_name, register_routines
+    from edgeq.runtime.kernels.jit import kernel_address, kernel_name, register_vector_ops
 
     schemes = {
         kernel_name(scheme): scheme
@@ -85,7 +92,7 @@ def warmup(progress: Callable[[str, int, int], None] | None = None) -> dict[str,
         for scheme in [QuantScheme(bits, symmetric, "group", size)]
     }
     work: dict[str, Callable[[], Any]] = {
-        "routines": register_routines, "decoder": decoder, "desks": crew,
+        "vector operations": register_vector_ops, "decoder": decoder, "thread pool": pool_functions,
     }  # fmt: skip
     work.update({name: partial(kernel_address, scheme) for name, scheme in schemes.items()})
     seconds = {}
@@ -105,12 +112,12 @@ def read_bandwidth(threads: int, megabytes: int = 256, repeats: int = 5) -> floa
 
     Each thread streams through its own part of a buffer far larger than the caches.
     """
-    from edgeq.runtime.kernels.native import register_routines
+    from edgeq.runtime.kernels.jit import register_vector_ops
 
     if threads < 1:
         raise EdgeqError(f"threads is {threads}; use 1 or more")
     read = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(
-        register_routines()["edgeq_read"]
+        register_vector_ops()["edgeq_read"]
     )
     size = megabytes << 20
     raw = np.ones(size + 64, np.uint8)
@@ -133,13 +140,14 @@ def int8_throughput(threads: int, repeats: int = 5) -> float:
     """
     from edgeq.footprint import ACT_BLOCK, BATCH
     from edgeq.packing import TILE
-    from edgeq.runtime.kernels.native import kernel_address
+    from edgeq.runtime.kernels.abi import MatmulKernel
+    from edgeq.runtime.kernels.jit import kernel_address
     from edgeq.schemes import K_BLOCK
 
     if threads < 1:
         raise EdgeqError(f"threads is {threads}; use 1 or more")
     blocks, tiles, rounds = 16, 16, 20
-    call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 15)(kernel_address(QuantScheme(4)))
+    kernel = MatmulKernel(kernel_address(QuantScheme(4)))
     codes, scales = TILE * K_BLOCK // 2 * blocks, 2 * TILE * blocks  # bytes of a tile
     sizes = (codes * tiles, scales * tiles, ACT_BLOCK * blocks * BATCH, 4 * TILE * tiles * BATCH)
     room = [[np.zeros(size + 64, np.uint8) for size in sizes] for _ in range(threads)]
@@ -147,8 +155,11 @@ def int8_throughput(threads: int, repeats: int = 5) -> float:
     def work(tid: int) -> None:
         w, s, x, y = (part.ctypes.data + -part.ctypes.data % 64 for part in room[tid])
         for _ in range(rounds):
-            call(w, codes, s, scales, 0, 0, blocks, 0, x, ACT_BLOCK * blocks,
-                 BATCH, y, 4 * TILE * tiles, 0, tiles)  # fmt: skip
+            kernel(
+                codes=w, code_step=codes, scales=s, scale_step=scales, zeros=0, zero_step=0,
+                blocks=blocks, shift=0, acts=x, act_stride=ACT_BLOCK * blocks, tokens=BATCH,
+                out=y, out_stride=4 * TILE * tiles, first=0, last=tiles,
+            )  # fmt: skip
 
     seconds = []
     with ThreadPoolExecutor(threads) as pool:
@@ -160,4 +171,4 @@ def int8_throughput(threads: int, repeats: int = 5) -> float:
     return operations / sorted(seconds[1:])[repeats // 2] / 1e9
 
 
-__all__ = ["KERNEL", "crew", "decoder", "int8_throughput", "read_bandwidth", "warmup"]
+__all__ = ["KERNEL", "decoder", "int8_throughput", "pool_functions", "read_bandwidth", "warmup"]

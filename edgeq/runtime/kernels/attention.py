@@ -1,245 +1,164 @@
-"""Attention over a cache held the way the matmul kernels read weights.
-
-For each key/value head, an 8-bit cache is two packed matrices (see `edgeq.packing`):
-
-    K   [S, D]   one row per position, with a float16 scale and a zero point; scores = K . q
-    V^T [D, S]   one row per dimension, blocks of 32 positions;  output = V^T . p
-
-with q and p quantized like any activation (the values' scales are folded into p first). Keys
-have a large part in common from one position to the next, which would cost them most of their
-eight bits: of every 16 positions the first key is kept in float16 as a center, the keys are
-stored as differences from it, and q . center is added to the tile's scores.
-
-A 16-bit cache holds the same two matrices as rows of float16. Either way both products are the
-linear layers' own kernels, and all query heads that share a key/value head go through in one
-pass: the cache is read once a step.
-
-Keys are taken in chunks of 256 positions; each chunk gives (max, sum, output), and chunks are
-merged in ascending order, whoever computed them. So the result does not depend on threads,
-nor on whether a position was part of a prompt or generated.
-"""
+"""Attention of one layer, shared between threads: decode by chunks of keys, prompts by queries."""
 
 from __future__ import annotations
 
-import numpy as np
+from edgeq.footprint import CHUNK, PART_HEAD
+from edgeq.packing import TILE
+from edgeq.runtime.kernels.abi import Rows
+from edgeq.runtime.kernels.attention_chunk import append_key_value, attend_chunk, finish
+from edgeq.runtime.kernels.microkernel import ACT_BLOCK
+from edgeq.runtime.kernels.primitives import compiled, floats, ints, merge
+from edgeq.runtime.kernels.row_ops import barrier, next_chunk, quantize_twice, rms_norm, rotate
+from edgeq.schemes import K_BLOCK
 
-from edgeq.runtime.kernels.matmul import quant_matmul
-from edgeq.runtime.kernels.plan import (
-    C_BITS,
-    C_CENTERS,
-    C_DIM,
-    C_DIM_K,
-    C_DIM_V,
-    C_K,
-    C_K_KERNEL,
-    C_K_SCALES,
-    C_K_ZEROS,
-    C_LENGTH,
-    C_V,
-    C_V_KERNEL,
-    C_V_SCALES,
-    CHUNK,
-    PART_HEAD,
-)
-from edgeq.runtime.kernels.tile import ACT_BLOCK, NO_SHIFT
-from edgeq.runtime.kernels.vector import (
-    bytes_at,
-    center_scores,
-    compiled,
-    dot_f16,
-    floats,
-    get_f16,
-    put_f16,
-    put_f32,
-    put_u8,
-    quantize_row,
-    softmax,
-    vector_absmax,
-)
-
-_ZERO, _MAX_CODE, _LEVELS, _TINY = (np.float32(v) for v in (0, 127, 255, 1e-30))
+_F32, _I64 = 4, 8  # bytes
 
 
 @compiled
-def append_key_value(cache, head, slot, k, v):  # type: ignore[no-untyped-def]
-    """Store one position's key and value (float32 at addresses ``k`` and ``v``)."""
-    length, dim = cache[C_LENGTH], cache[C_DIM]
-    dim_k, dim_v = cache[C_DIM_K], cache[C_DIM_V]
-    if cache[C_BITS] == 16:
-        keys = cache[C_K] + (head * length + slot) * dim_k * 2
-        values = cache[C_V] + (head * dim_v * length + slot) * 2
-        source_k, source_v = floats(k, dim), floats(v, dim)
-        for i in range(dim):
-            put_f16(keys + 2 * i, source_k[i])
-            put_f16(values + 2 * i * length, source_v[i])
-        return
-    _append_key(cache, head, slot, k)
-    values = bytes_at(
-        cache[C_V]
-        + head * dim_v * length
-        + (slot >> 5) * 512
-        + ((slot & 31) >> 2) * 64
-        + (slot & 3),
-        dim_v * length,
-    )
-    largest = vector_absmax(v, dim)
-    factor = _MAX_CODE / largest if largest > _TINY else _ZERO
-    put_f32(cache[C_V_SCALES] + (head * length + slot) * 4, largest / _MAX_CODE)
-    source = floats(v, dim)
-    for i in range(dim):
-        code = np.uint8(np.int32(np.rint(source[i] * factor)) + 128)
-        values[(i >> 4) * 16 * length + (i & 15) * 4] = code
+def _work(program, layer, tid, tokens):  # type: ignore[no-untyped-def]
+    """This thread's query rows and their codes, for the queries of ``tokens`` tokens."""
+    base = program.work + tid * program.work_stride
+    blocks = (layer.dim + K_BLOCK - 1) // K_BLOCK
+    rows = tokens * (layer.heads // layer.kv_heads)
+    queries = Rows(base + program.work_queries, blocks * K_BLOCK * _F32, rows)
+    return queries, Rows(base + program.work_codes, blocks * ACT_BLOCK, rows)
 
 
 @compiled
-def _append_key(cache, head, slot, k):  # type: ignore[no-untyped-def]
-    """Store a key as its difference from its tile's center, 8 bits with scale and zero point."""
-    length, dim, dim_k = cache[C_LENGTH], cache[C_DIM], cache[C_DIM_K]
-    row = head * length + slot
-    center = cache[C_CENTERS] + ((row // CHUNK) * dim_k * 16 + (slot % CHUNK) // 16) * 2
-    x = floats(k, dim)
-    low = high = _ZERO
-    for i in range(dim):
-        at = center + i * 32
-        x[i] -= put_f16(at, x[i]) if slot % 16 == 0 else get_f16(at)
-        low, high = min(low, x[i]), max(high, x[i])
-    scale = put_f16(cache[C_K_SCALES] + row * 2, (high - low) / _LEVELS)
-    factor = np.float32(1) / scale if scale > _ZERO else _ZERO
-    zero = np.rint(-low * factor)
-    put_u8(cache[C_K_ZEROS] + row, np.int64(min(zero, _LEVELS)))
-    keys = bytes_at(cache[C_K] + (row - slot % 16) * dim_k + (slot % 16) * 4, 16 * dim_k)
-    for i in range(dim):
-        code = min(max(np.rint(x[i] * factor) + zero, _ZERO), _LEVELS)
-        keys[(i >> 2) * 64 + (i & 3)] = np.uint8(np.int32(code))
+def _query_rows(program, layer, head, q, position, queries, codes):  # type: ignore[no-untyped-def]
+    """The query rows of one key/value head: normed, rotated, quantized into this thread's memory.
 
-
-@compiled
-def attend_chunk(  # type: ignore[no-untyped-def]
-    cache,
-    head,
-    chunk,
-    q,
-    q_stride,
-    q_acts,
-    q_act_stride,
-    rows,
-    first,
-    last,
-    scale,
-    ones,
-    scores,
-    p_acts,
-    part,
-    part_stride,
-):
-    """Attention of some query rows over one chunk of a key/value head.
-
-    Args:
-        cache: the layer's cache record.
-        head, chunk: which key/value head, which 256 positions.
-        q, q_stride: query rows, float32.
-        q_acts, q_act_stride: the same quantized, then as many rows of what that left.
-        rows: how many.
-        first, last: int64 arrays: row r sees positions first[r] <= position < last[r].
-        scale: address of the factor on the scores.
-        ones: address of 16 float16 ones.
-        scores: float32 scratch [2 * rows + 1, CHUNK].
-        p_acts: scratch for quantized probabilities [rows, CHUNK / 32 activation blocks].
-        part, part_stride: out, one per row: max, sum, ..., then at `PART_HEAD` the output [D].
+    Queries are quantized twice, what the first rounding left as rows of its own: eight bits
+    alone would cost as much as the keys' own rounding, and the keys are read once anyway.
     """
-    length, dim = cache[C_LENGTH], cache[C_DIM]
-    dim_k, dim_v = cache[C_DIM_K], cache[C_DIM_V]
-    start = chunk * CHUNK
-    slot = start % length  # a layer with a window keeps no more than that: its cache is a ring
-    top = last[0]
-    for r in range(1, rows):
-        top = max(top, last[r])
-    tiles = (min(top - start, CHUNK) + 15) // 16
-    eight = cache[C_BITS] == 8
-    # whole blocks of 32 for the integer product, of 64 for the float one: what lies past the
-    # last key is multiplied by zero, and so the order of a sum does not depend on where it ends
-    step = 32 if eight else 64
-    width = (tiles * 16 + step - 1) // step * step
-    if eight:
-        quant_matmul(
-            cache[C_K_KERNEL],
-            cache[C_K] + (head * length + slot) * dim_k,
-            16 * dim_k,
-            cache[C_K_SCALES] + (head * length + slot) * 2,
-            32,
-            cache[C_K_ZEROS] + head * length + slot,
-            16,
-            dim_k // 32,
-            NO_SHIFT,
-            q_acts,
-            q_act_stride,
-            2 * rows,
-            scores,
-            CHUNK * 4,
-            0,
-            tiles,
-        )
-    p_stride = CHUNK // 32 * ACT_BLOCK
-    row_bytes = CHUNK * 4
-    v_scales = cache[C_V_SCALES] + (head * length + slot) * 4
-    if not eight:  # the same softmax with nothing to add, and values of scale 1
-        v_scales = scores + 2 * rows * row_bytes
-        zeros, ones_row = floats(scores + rows * row_bytes, CHUNK), floats(v_scales, CHUNK)
-        for j in range(CHUNK):
-            zeros[j], ones_row[j] = _ZERO, np.float32(1)
-    for r in range(rows):
-        row = scores + r * row_bytes
-        s = floats(row, CHUNK)
-        low, high = max(first[r] - start, 0), min(last[r] - start, CHUNK)
-        out = part + r * part_stride
-        if eight:
-            # q . center of the chunk's 16 tiles, kept for a moment where the output will be
-            centers, rest = out + PART_HEAD * 4, scores + (rows + r) * row_bytes
-            center_scores(
-                cache[C_CENTERS] + (head * length + slot) // CHUNK * dim_k * 32,
-                q + r * q_stride,
-                dim_k,
-                centers,
-            )
-        else:
-            centers = rest = scores + rows * row_bytes
-            for j in range(low, high):
-                key = cache[C_K] + (head * length + slot + j) * dim_k * 2
-                s[j] = dot_f16(key, q + r * q_stride, dim_k)
-        softmax(row, rest, centers, v_scales, scale, low, high, tiles, out)
-        for j in range(tiles * 16, width):
-            s[j] = _ZERO
-        if eight:
-            quantize_row(row, p_acts + r * p_stride, width // 32)
-        else:
-            output = floats(out + PART_HEAD * 4, dim)
+    group, dim = layer.heads // layer.kv_heads, layer.dim
+    rest = queries.address + queries.length * queries.stride
+    for t in range(q.length):
+        at = (position + t) * layer.rope_half * _F32
+        for g in range(group):
+            row = t * group + g
+            target = queries.address + row * queries.stride
+            source = floats(q.address + t * q.stride + (head * group + g) * dim * _F32, dim)
+            copy = floats(target, dim)
             for i in range(dim):
-                values = cache[C_V] + ((head * dim_v + i) * length + slot) * 2
-                output[i] = dot_f16(values, row, width)
-    if eight:
-        quant_matmul(
-            cache[C_V_KERNEL],
-            cache[C_V] + head * dim_v * length + slot * 16,
-            16 * length,
-            ones,
-            0,
-            0,
-            0,
-            width // 32,
-            NO_SHIFT,
-            p_acts,
-            p_stride,
-            rows,
-            part + PART_HEAD * 4,
-            part_stride,
-            0,
-            dim_v // 16,
-        )
+                copy[i] = source[i]
+            if layer.norm_q:
+                rms_norm(target, layer.norm_q, target, dim, program.eps)
+            rotate(target, layer.cos + at, layer.sin + at, layer.rope_half)
+            quantize_twice(
+                target,
+                codes.address + row * codes.stride,
+                codes.address + (codes.length + row) * codes.stride,
+                codes.stride // ACT_BLOCK,
+                rest,
+            )
 
 
 @compiled
-def finish(total, out, dim):  # type: ignore[no-untyped-def]
-    """out = output / sum."""
-    a, target = floats(total, PART_HEAD + dim), floats(out, dim)
-    for i in range(dim):
-        target[i] = a[PART_HEAD + i] / a[1]
+def _append(program, layer, cache, head, k, v, position):  # type: ignore[no-untyped-def]
+    """Norm and rotate one token's key, and store key and value in the cache."""
+    k_head, v_head = k + head * layer.dim * _F32, v + head * layer.dim * _F32
+    if layer.norm_k:
+        rms_norm(k_head, layer.norm_k, k_head, layer.dim, program.eps)
+    at = position * layer.rope_half * _F32
+    rotate(k_head, layer.cos + at, layer.sin + at, layer.rope_half)
+    append_key_value(cache, head, position % cache.length, k_head, v_head)
+
+
+@compiled
+def _first_seen(layer, position):  # type: ignore[no-untyped-def]
+    """The first position that the token at a position sees."""
+    return max(0, position - layer.window + 1) if layer.window else 0
+
+
+@compiled
+def attend_one(program, layer, cache, q, k, v, out, tid, threads, position):  # type: ignore[no-untyped-def]
+    """Decode: (key/value head, chunk) pairs are shared out; partial results are then merged."""
+    group, dim = layer.heads // layer.kv_heads, layer.dim
+    start = _first_seen(layer, position)
+    low, high = start // CHUNK, position // CHUNK + 1
+    queries, codes = _work(program, layer, tid, 1)
+    base = program.work + tid * program.work_stride
+    scores, probabilities = base + program.work_scores, base + program.work_probabilities
+    spans = base + program.work_spans
+    first, last = ints(spans, group), ints(spans + group * _I64, group)
+    for g in range(group):
+        first[g], last[g] = start, position + 1
+    head_stride = program.chunks * program.part_stride
+    ready = -1
+    while True:
+        task = next_chunk(program.sync)
+        if task >= layer.kv_heads * (high - low):
+            break
+        head, chunk = task // (high - low), low + task % (high - low)
+        if head != ready:
+            _query_rows(program, layer, head, q, position, queries, codes)
+            ready = head
+        if chunk == high - 1:
+            _append(program, layer, cache, head, k.address, v.address, position)
+        part = program.parts + head * group * head_stride + chunk * program.part_stride
+        # fmt: off
+        attend_chunk(cache, head, chunk, queries, codes, first, last, layer.scale, program.ones,
+                     scores, probabilities, Rows(part, head_stride, group))
+        # fmt: on
+    barrier(program.sync, threads)
+    total = probabilities  # free by now
+    for h in range(layer.heads):
+        part = program.parts + h * head_stride
+        _copy_part(part + low * program.part_stride, total, dim)
+        for chunk in range(low + 1, high):
+            merge(total, part + chunk * program.part_stride, program.part_stride // _F32)
+        finish(total, out.address + h * dim * _F32, dim)
+
+
+@compiled
+def _copy_part(source, target, dim):  # type: ignore[no-untyped-def]
+    a, b = floats(source, PART_HEAD + dim), floats(target, PART_HEAD + dim)
+    for i in range(PART_HEAD + dim):
+        b[i] = a[i]
+
+
+@compiled
+def attend_prompt(program, layer, cache, q, k, v, out, tid, threads, position):  # type: ignore[no-untyped-def]
+    """Prefill: all tokens are appended, then (head, block of queries) pairs are shared out."""
+    tokens, kv_heads, dim = q.length, layer.kv_heads, layer.dim
+    group = layer.heads // kv_heads
+    for t in range(tokens):
+        if (position + t) // TILE % threads == tid:  # positions that share a center go together
+            for head in range(kv_heads):
+                k_row, v_row = k.address + t * k.stride, v.address + t * v.stride
+                _append(program, layer, cache, head, k_row, v_row, position + t)
+    barrier(program.sync, threads)
+    base = program.work + tid * program.work_stride
+    scores, probabilities = base + program.work_scores, base + program.work_probabilities
+    parts, totals = base + program.work_parts, base + program.work_totals
+    spans, stride = base + program.work_spans, program.part_stride
+    most = layer.query_block * group
+    first, last = ints(spans, most), ints(spans + most * _I64, most)
+    blocks = (tokens + layer.query_block - 1) // layer.query_block
+    while True:
+        task = next_chunk(program.sync)
+        if task >= kv_heads * blocks:
+            break
+        head, t0 = task % kv_heads, (blocks - 1 - task // kv_heads) * layer.query_block
+        n = min(layer.query_block, tokens - t0)
+        queries, codes = _work(program, layer, tid, n)
+        block = Rows(q.address + t0 * q.stride, q.stride, n)
+        _query_rows(program, layer, head, block, position + t0, queries, codes)
+        for r in range(queries.length):
+            here = position + t0 + r // group
+            first[r], last[r] = _first_seen(layer, here), here + 1
+        low, high = first[0] // CHUNK, (last[queries.length - 1] - 1) // CHUNK + 1
+        for chunk in range(low, high):
+            part = Rows(totals if chunk == low else parts, stride, queries.length)
+            # fmt: off
+            attend_chunk(cache, head, chunk, queries, codes, first, last, layer.scale,
+                         program.ones, scores, probabilities, part)
+            # fmt: on
+            if chunk > low:
+                for r in range(queries.length):
+                    merge(totals + r * stride, parts + r * stride, stride // _F32)
+        for r in range(queries.length):
+            row = out.address + (t0 + r // group) * out.stride
+            finish(totals + r * stride, row + (head * group + r % group) * dim * _F32, dim)
+    barrier(program.sync, threads)

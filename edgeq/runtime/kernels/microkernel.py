@@ -1,7 +1,7 @@
 """The matmul micro-kernel: one tile of 16 packed rows times a few quantized activation rows.
 
 Written once as LLVM vector code and compiled for every ISA; only the integer dot product
-(`Dialect.dot`) and how the tile is divided to fit the registers (`Dialect.rows`) differ between
+(`Isa.dot`) and how the tile is divided to fit the registers (`Isa.rows`) differ between
 machines. For token m and tile row r it computes,
 block after block (32 columns each) and always in this order:
 
@@ -64,7 +64,7 @@ class Variant:
         return f"edgeq_tile_q{self.bits}{kind}_m{self.tokens}"
 
 
-class Dialect:
+class Isa:
     """How one ISA multiplies bytes; subclasses override what they do better.
 
     This base is the portable form: plain vector IR that LLVM turns into whatever the machine
@@ -264,10 +264,10 @@ def _prefetch(b: ir.IRBuilder, address: ir.Value) -> None:
     b.call(fn, [b.inttoptr(address, pointer), *(const(n, I32) for n in (0, 3, 1))])
 
 
-def build(b: ir.IRBuilder, dialect: Dialect, variant: Variant) -> ir.Function:
+def build(b: ir.IRBuilder, isa: Isa, variant: Variant) -> ir.Function:
     """Emit the micro-kernel into the builder's module (once) and return it.
 
-    It does `Dialect.rows` rows of a tile. Its arguments are integers: addresses of packed codes,
+    It does `Isa.rows` rows of a tile. Its arguments are integers: addresses of packed codes,
     scales, zero points (each of the first of its rows; of the table for a palette) and
     activations, the number of blocks, the group shift (block >> shift = group), the bytes between
     activation rows, the output's address and the bytes between its rows.
@@ -283,13 +283,13 @@ def build(b: ir.IRBuilder, dialect: Dialect, variant: Variant) -> ir.Function:
     b = ir.IRBuilder(entry)
     # values from a palette are bytes, multiplied as 8-bit codes are
     bits, wide = variant.bits, 8 if variant.palette else variant.bits
-    signed = dialect.signed8 and wide == 8
+    signed = isa.signed8 and wide == 8
     table = load(b, zeros, V16I8) if variant.palette else None
     if table is not None and not signed:
         table = b.xor(table, const(-128, V16I8))
-    rows = dialect.rows(variant.tokens)
+    rows = isa.rows(variant.tokens)
     i8s, i32s, f16s, f32s = (ir.VectorType(t, rows) for t in (I8, I32, F16, F32))
-    mid = dialect.factor(b, 1 << (wide - 1), i32s)
+    mid = isa.factor(b, 1 << (wide - 1), i32s)
     b.branch(loop)
     b.position_at_end(loop)
     i = b.phi(I64)
@@ -301,10 +301,10 @@ def build(b: ir.IRBuilder, dialect: Dialect, variant: Variant) -> ir.Function:
     at = b.add(codes, b.mul(i, const(TILE * LANE * bits)))
     weights = _unpack(b, at, bits, signed and table is None, rows)
     if table is not None:
-        weights = [dialect.lookup(b, table, codes_) for codes_ in weights]
-    if variant.tokens == 1 and dialect.prefetch:
+        weights = [isa.lookup(b, table, codes_) for codes_ in weights]
+    if variant.tokens == 1 and isa.prefetch:
         for j in range(bits):
-            _prefetch(b, add(b, at, dialect.prefetch + 64 * j))
+            _prefetch(b, add(b, at, isa.prefetch + 64 * j))
     halves = 2 if variant.half else 1
     group = b.shl(i, const(1)) if variant.half else b.lshr(i, shift)
     weight_scales, zero_points = [], []
@@ -320,20 +320,20 @@ def build(b: ir.IRBuilder, dialect: Dialect, variant: Variant) -> ir.Function:
     sums: list[ir.Value] = []
     for total in totals:
         if sums:
-            at = dialect.after(b, b.add(at, act_stride), sums[-1])
-        a = dialect.activations(b, at)
-        scale = dialect.repeated(b, at, 0, f32s)
+            at = isa.after(b, b.add(at, act_stride), sums[-1])
+        a = isa.activations(b, at)
+        scale = isa.repeated(b, at, 0, f32s)
         for h in range(halves):
             part = slice(4 * h, 4 * h + 4) if variant.half else slice(0, 8)
             minus = 1 + h if variant.half else 3
             if variant.asymmetric:
-                start = b.mul(zero_points[h], dialect.repeated(b, at, minus, i32s))
+                start = b.mul(zero_points[h], isa.repeated(b, at, minus, i32s))
             elif signed:
                 start = const(0, i32s)
             else:
-                negated = dialect.repeated(b, at, minus, i32s)
+                negated = isa.repeated(b, at, minus, i32s)
                 start = b.mul(mid, negated)
-            whole = dialect.dot(b, start, weights[part], a[part], wide)
+            whole = isa.dot(b, start, weights[part], a[part], wide)
             total = fma(b, b.sitofp(whole, f32s), b.fmul(scale, weight_scales[h]), total)
         sums.append(total)
     after = b.add(i, const(1))

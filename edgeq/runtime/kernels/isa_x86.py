@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from edgeq.runtime.kernels.tile import (
+from edgeq.runtime.kernels.microkernel import (
     I8,
     I16,
     I32,
     V16I32,
     V64I8,
-    Dialect,
+    Isa,
     const,
     declare,
     join,
@@ -23,7 +23,7 @@ _AHEAD = 6144
 _LOW, _HIGH = list(range(32)), list(range(32, 64))
 
 
-class _Ymm(Dialect):
+class _Ymm(Isa):
     """What the kernels on 256-bit registers have in common: the tile's rows in two halves."""
 
     prefetch = _AHEAD
@@ -36,7 +36,7 @@ class _Ymm(Dialect):
         return join(b, [b.call(shuffle, [twice, take(b, codes, half)]) for half in (_LOW, _HIGH)])
 
 
-class Avx512Vnni(Dialect):
+class Avx512Vnni(Isa):
     """``vpdpbusd`` on 512-bit registers: 16 rows x 4 columns each."""
 
     name = "avx512vnni"

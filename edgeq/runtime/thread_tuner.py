@@ -20,7 +20,7 @@ _BETTER = 0.97  # another count must be this much faster to be worth a change
 _BLEND = 0.3  # weight of the newest measurement
 
 
-class Pace:
+class ThreadTuner:
     """Chooses the thread count for the next burst of tokens.
 
     Args:

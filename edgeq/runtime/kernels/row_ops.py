@@ -10,29 +10,20 @@ import time
 
 import numpy as np
 
-from edgeq.runtime.kernels.plan import (
+from edgeq.packing import TILE
+from edgeq.runtime.kernels.abi import (
     FIRST_QUANT,
-    L_BLOCKS,
-    L_CODE_STEP,
-    L_CODES,
-    L_K,
-    L_KIND,
-    L_SCALE_STEP,
-    L_SCALES,
-    L_SHIFT,
-    L_ZERO_STEP,
-    L_ZEROS,
-    P_TIMES,
     PALETTE,
     SYNC_ARRIVED,
     SYNC_GENERATION,
     SYNC_WORK,
-    T_CLOCK,
-    T_LAST,
-    T_STEPS,
+    TIMES_CLOCK,
+    TIMES_LAST,
+    TIMES_SLOTS,
+    Rows,
 )
-from edgeq.runtime.kernels.tile import ACT_BLOCK
-from edgeq.runtime.kernels.vector import (
+from edgeq.runtime.kernels.microkernel import ACT_BLOCK
+from edgeq.runtime.kernels.primitives import (
     atomic_add,
     atomic_load,
     atomic_store,
@@ -67,19 +58,28 @@ def nanoseconds(room):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def stamp(plan, tid, step):  # type: ignore[no-untyped-def]
-    """Add the nanoseconds since the last call to a step's, where times are wanted.
+def stamp(times, tid, slot):  # type: ignore[no-untyped-def]
+    """Add the nanoseconds since the last call to a slot of ``times``, unless that is 0.
 
-    The first thread's time: it waits at every barrier as the others do. A negative step only
+    The first thread's time: it waits at every barrier as the others do. A negative slot only
     starts the clock.
     """
-    if plan[P_TIMES] and not tid:
-        at = plan[P_TIMES]
-        now = nanoseconds(at + 8 * T_CLOCK)
-        times = ints(at, T_STEPS)
-        if step >= 0:
-            ints(at + 8 * (T_STEPS + step), 1)[0] += now - times[T_LAST]
-        times[T_LAST] = now
+    if times and not tid:
+        now = nanoseconds(times + 8 * TIMES_CLOCK)
+        head = ints(times, TIMES_SLOTS)
+        if slot >= 0:
+            ints(times + 8 * (TIMES_SLOTS + slot), 1)[0] += now - head[TIMES_LAST]
+        head[TIMES_LAST] = now
+
+
+@compiled
+def own_rows(rows, tid, tokens):  # type: ignore[no-untyped-def]
+    """The rows of a buffer (`abi.ROWS`) that a thread works on.
+
+    Those of all tokens; while one token is decoded, the thread's own row of a private buffer.
+    """
+    skip = tid * rows.stride if rows.private and tokens == 1 else 0
+    return Rows(rows.address + skip, rows.stride, tokens)
 
 
 @compiled
@@ -182,25 +182,25 @@ def rotate(x, cos, sin, half):  # type: ignore[no-untyped-def]
 @compiled
 def embedding_row(lin, row, out, scale):  # type: ignore[no-untyped-def]
     """Row ``row`` of an embedding matrix, dequantized, times ``scale``."""
-    k, kind = lin[L_K], lin[L_KIND]
+    k, kind = lin.k, lin.kind
     x = floats(out, k)
     if kind == 0:
-        source = floats(lin[L_CODES] + row * k * 4, k)
+        source = floats(lin.codes + row * k * 4, k)
         for i in range(k):
             x[i] = source[i] * scale
         return
     if kind < FIRST_QUANT:
-        at = lin[L_CODES] + row * k * 2
+        at = lin.codes + row * k * 2
         for i in range(k):
             value = get_f16(at + 2 * i) if kind == 1 else get_bf16(at + 2 * i)
             x[i] = value * scale
         return
-    tile, r = row // 16, row % 16
-    bits = lin[L_CODE_STEP] // (lin[L_BLOCKS] * 64)
+    tile, r = row // TILE, row % TILE
+    bits = lin.code_step // (lin.blocks * 64)
     half = (kind - FIRST_QUANT) & 1
     asymmetric = (kind - FIRST_QUANT) & 2
-    codes = bytes_at(lin[L_CODES] + tile * lin[L_CODE_STEP], lin[L_CODE_STEP])
-    scales, zeros = lin[L_SCALES] + tile * lin[L_SCALE_STEP], lin[L_ZEROS] + tile * lin[L_ZERO_STEP]
+    codes = bytes_at(lin.codes + tile * lin.code_step, lin.code_step)
+    scales, zeros = lin.scales + tile * lin.scale_step, lin.zeros + tile * lin.zero_step
     for i in range(k):
         block, j, c = i >> 5, (i >> 2) & 7, i & 3
         at = block * bits * 64 + r * 4 + c
@@ -212,7 +212,7 @@ def embedding_row(lin, row, out, scale):  # type: ignore[no-untyped-def]
             code = np.int32((codes[at + (j >> 2) * 64] >> (2 * (j & 3))) & 3)
             if bits == 3:
                 code |= np.int32(((codes[at + 128] >> j) & 1) << 2)
-        group = i >> 4 if half else block >> lin[L_SHIFT]
+        group = i >> 4 if half else block >> lin.shift
         if kind >= PALETTE:
             value = np.float32(signed_bytes_at(zeros, 16)[code])
             x[i] = value * get_f16(scales + group * 32 + r * 2) * scale

@@ -15,29 +15,29 @@ from edgeq import footprint
 from edgeq.cache import cache_home
 from edgeq.cpu import Cpu, this_cpu
 from edgeq.errors import UnsupportedError, unknown
-from edgeq.runtime.kernels.arm import Dotprod, Neon
-from edgeq.runtime.kernels.tile import Dialect
-from edgeq.runtime.kernels.x86 import Avx2, Avx512Vnni, AvxVnni
+from edgeq.runtime.kernels.isa_arm import Dotprod, Neon
+from edgeq.runtime.kernels.isa_x86 import Avx2, Avx512Vnni, AvxVnni
+from edgeq.runtime.kernels.microkernel import Isa
 
-TABLE: tuple[tuple[type[Dialect], str, frozenset[str]], ...] = (
+TABLE: tuple[tuple[type[Isa], str, frozenset[str]], ...] = (
     (Avx512Vnni, "x86_64", frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vnni"})),
     (AvxVnni, "x86_64", frozenset({"avx2", "fma", "avxvnni"})),
     (Avx2, "x86_64", frozenset({"avx2", "fma"})),
     (Dotprod, "aarch64", frozenset({"dotprod"})),
     (Neon, "aarch64", frozenset()),
-    (Dialect, "", frozenset()),
+    (Isa, "", frozenset()),
 )
 """(kernel, architecture or "" for any, features it needs), best first."""
 
 
-def usable(cpu: Cpu) -> list[type[Dialect]]:
+def usable(cpu: Cpu) -> list[type[Isa]]:
     """The kernels this processor can run, best first."""
     return [
         kernel for kernel, arch, needs in TABLE if arch in ("", cpu.arch) and needs <= cpu.features
     ]
 
 
-def choose(cpu: Cpu, wanted: str | None = None) -> Dialect:
+def choose(cpu: Cpu, wanted: str | None = None) -> Isa:
     """The kernel to compile.
 
     Args:
@@ -61,7 +61,7 @@ def choose(cpu: Cpu, wanted: str | None = None) -> Dialect:
     return names[wanted]()
 
 
-DIALECT = choose(this_cpu(), os.environ.get("EDGEQ_KERNEL"))
+ISA = choose(this_cpu(), os.environ.get("EDGEQ_KERNEL"))
 """The kernel of this process."""
 
 
@@ -74,4 +74,4 @@ def cache_folder(*target: str) -> Path:
     digest = hashlib.sha256("|".join((*map(version, ("numba", "llvmlite")), *target)).encode())
     for source in (*sorted(Path(__file__).parent.glob("*.py")), Path(footprint.__file__)):
         digest.update(source.read_bytes())
-    return cache_home() / "kernels" / f"{DIALECT.name}-{digest.hexdigest()[:16]}"
+    return cache_home() / "kernels" / f"{ISA.name}-{digest.hexdigest()[:16]}"

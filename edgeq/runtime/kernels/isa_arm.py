@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from edgeq.runtime.kernels.tile import (
+from edgeq.runtime.kernels.microkernel import (
     F32,
     I8,
     I16,
     I32,
-    Dialect,
+    Isa,
     add,
     const,
     declare,
@@ -28,7 +28,7 @@ _V4F32 = ir.VectorType(F32, 4)
 _V8I16, _V4I32 = ir.VectorType(I16, 8), ir.VectorType(I32, 4)
 
 
-class _Neon128(Dialect):
+class _Neon128(Isa):
     """What the two have in common: activations and scales by lane."""
 
     signed8 = True

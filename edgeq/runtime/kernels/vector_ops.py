@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
-from edgeq.runtime.kernels.tile import (
+from edgeq.runtime.kernels.microkernel import (
     ACT_BLOCK,
     F16,
     F32,
@@ -23,7 +23,7 @@ from edgeq.runtime.kernels.tile import (
     V16F32,
     V16I32,
     VOID,
-    Dialect,
+    Isa,
     add,
     const,
     declare,
@@ -58,9 +58,9 @@ SYMBOLS: dict[str, tuple[ir.Type, int]] = {
 """What the module defines: name -> (result, number of 64-bit integer arguments)."""
 
 
-def module(dialect: Dialect) -> ir.Module:
-    """All routines as one LLVM module (the same for every dialect)."""
-    mod = ir.Module("routines")
+def module(isa: Isa) -> ir.Module:
+    """All routines as one LLVM module (the same for every isa)."""
+    mod = ir.Module("vector_ops")
     _quantize_row(mod)
     _reduction(
         mod, "edgeq_sumsq", 0.0, lambda b, s, x: fma(b, x, x, s), lambda b, x, y: b.fadd(x, y)

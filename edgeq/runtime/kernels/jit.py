@@ -22,9 +22,10 @@ from llvmlite import ir
 
 from edgeq.errors import EdgeqError
 from edgeq.packing import LANE, TILE
-from edgeq.runtime.kernels import routines
-from edgeq.runtime.kernels.table import DIALECT, cache_folder
-from edgeq.runtime.kernels.tile import I64, VOID, Dialect, Variant, add, build, const, loop
+from edgeq.runtime.kernels import vector_ops
+from edgeq.runtime.kernels.abi import MATMUL_ARGS
+from edgeq.runtime.kernels.dispatch import ISA, cache_folder
+from edgeq.runtime.kernels.microkernel import I64, VOID, Isa, Variant, add, build, const, loop
 from edgeq.schemes import QuantScheme
 
 KEY_SCHEME = QuantScheme(8, symmetric=False, granularity="channel", group_size=None)
@@ -32,8 +33,8 @@ VALUE_SCHEME = QuantScheme(8, granularity="channel", group_size=None)
 """INT8 caches of keys and values are read as if they were weights of these schemes."""
 
 ENTRIES = {
-    "step": ("edgeq_decoder",),
-    "desks": ("edgeq_hire", "edgeq_lead", "edgeq_serve"),
+    "program": ("edgeq_decoder",),
+    "thread_pool": ("edgeq_pool_init", "edgeq_pool_run", "edgeq_pool_worker"),
 }
 """Modules written for Numba -> what they hold for others to call."""
 _EXTERNALS = frozenset(
@@ -53,36 +54,36 @@ def kernel_name(scheme: QuantScheme) -> str:
     return f"q{scheme.bits}{kind}{half}"
 
 
-def kernel_address(scheme: QuantScheme, dialect: Dialect = DIALECT) -> int:
+def kernel_address(scheme: QuantScheme, isa: Isa = ISA) -> int:
     """The address of the compiled kernel for a scheme, from the disk cache if it is there."""
-    name = f"{dialect.name}_{kernel_name(scheme)}"
+    name = f"{isa.name}_{kernel_name(scheme)}"
     with _lock:
         if name not in _addresses:
-            code = _object_code(name, lambda: module(scheme, dialect))
+            code = _object_code(name, lambda: module(scheme, isa))
             symbol = f"edgeq_{kernel_name(scheme)}"
             _addresses[name] = _load(name, code, [symbol])[symbol]
         return _addresses[name]
 
 
-def register_routines() -> dict[str, int]:
+def register_vector_ops() -> dict[str, int]:
     """Compile the vector routines and let compiled functions find them by name."""
     with _lock:
         if "edgeq_read" not in _addresses:
-            code = _object_code("routines", lambda: routines.module(DIALECT))
-            found = _load("routines", code, list(routines.SYMBOLS))
+            code = _object_code("vector_ops", lambda: vector_ops.module(ISA))
+            found = _load("vector_ops", code, list(vector_ops.SYMBOLS))
             for symbol, address in found.items():
                 llvm.add_symbol(symbol, address)
             _addresses.update(found)
-        return {symbol: _addresses[symbol] for symbol in routines.SYMBOLS}
+        return {symbol: _addresses[symbol] for symbol in vector_ops.SYMBOLS}
 
 
 def entry_addresses(name: str) -> dict[str, int]:
     """Addresses of a module's compiled functions; Numba is imported only if they must be compiled.
 
     Args:
-        name: a module of this folder whose ``TYPES`` says which functions: "step" or "desks".
+        name: a module of this folder whose ``TYPES`` says which functions, one of `ENTRIES`.
     """
-    register_routines()
+    register_vector_ops()
     with _lock:
         symbols = ENTRIES[name]
         if symbols[0] not in _addresses:
@@ -118,21 +119,19 @@ def _compiled_entries(name: str) -> bytes:
     assert whole is not None
     _optimize(whole, machine)
     needed = {f.name for f in whole.functions if f.is_declaration and "llvm." not in f.name}
-    if unknown := needed - _EXTERNALS - set(routines.SYMBOLS):
+    if unknown := needed - _EXTERNALS - set(vector_ops.SYMBOLS):
         raise EdgeqError(f"compiled functions of {name} need unknown ones: {sorted(unknown)}")
     return bytes(machine.emit_object(whole))
 
 
-def module(scheme: QuantScheme, dialect: Dialect) -> ir.Module:
+def module(scheme: QuantScheme, isa: Isa) -> ir.Module:
     """The LLVM module of one kernel: loops over tiles and tokens around the micro-kernels.
 
-    The function takes 15 integers: codes, bytes between tiles' codes, scales, bytes, zero
-    points (or the palette), bytes, blocks, group shift, activations, bytes between rows, rows,
-    output, bytes between rows, first tile, last tile.
+    The function takes the integers of `abi.MATMUL_ARGS`; `abi.MatmulKernel` says what they are.
     """
     bits, asymmetric, half = scheme.bits, not scheme.symmetric, scheme.group_size == 16
     mod = ir.Module(kernel_name(scheme))
-    fn = ir.Function(mod, ir.FunctionType(VOID, [I64] * 15), f"edgeq_{mod.name}")
+    fn = ir.Function(mod, ir.FunctionType(VOID, [I64] * len(MATMUL_ARGS)), f"edgeq_{mod.name}")
     (codes, code_step, scales, scale_step, zeros, zero_step, blocks, shift,
      acts, act_stride, tokens, out, out_stride, first, last) = fn.args  # fmt: skip
     b = ir.IRBuilder(fn.append_basic_block())
@@ -143,14 +142,14 @@ def module(scheme: QuantScheme, dialect: Dialect) -> ir.Module:
         ]
         target = b.add(out, b.shl(tile, const(6)))
         done: ir.Value = const(0)
-        for step in sorted(dialect.tokens, reverse=True):
+        for step in sorted(isa.tokens, reverse=True):
             palette = scheme.codebook is not None
-            kernel = build(b, dialect, Variant(bits, asymmetric, half, step, palette))
+            kernel = build(b, isa, Variant(bits, asymmetric, half, step, palette))
             stop = b.add(done, b.mul(b.sdiv(b.sub(tokens, done), const(step)), const(step)))
             with loop(b, done, stop, step) as m:
                 row = b.add(acts, b.mul(m, act_stride))
                 to = b.add(target, b.mul(m, out_stride))
-                for r in range(0, TILE, dialect.rows(step)):
+                for r in range(0, TILE, isa.rows(step)):
                     # bytes before row r: codes, scales, zero points (a palette serves all rows)
                     sizes = (LANE * r, 2 * r, 0 if palette else r)
                     parts = [add(b, at, n) for at, n in zip(weights, sizes, strict=True)]
@@ -185,10 +184,10 @@ def _optimize(parsed: Any, machine: Any) -> None:
     builder.getModulePassManager().run(parsed, builder)
 
 
-def assembly(scheme: QuantScheme, dialect: Dialect, triple: str, cpu: str) -> str:
+def assembly(scheme: QuantScheme, isa: Isa, triple: str, cpu: str) -> str:
     """The kernel's assembly for any processor, without running it."""
-    machine = _machine(triple, cpu, dialect.target_features)
-    return str(machine.emit_assembly(_optimized(module(scheme, dialect), machine, triple)))
+    machine = _machine(triple, cpu, isa.target_features)
+    return str(machine.emit_assembly(_optimized(module(scheme, isa), machine, triple)))
 
 
 def _host() -> tuple[str, str, str]:
@@ -196,7 +195,7 @@ def _host() -> tuple[str, str, str]:
     features = ""
     with contextlib.suppress(RuntimeError):  # LLVM cannot list them on every platform
         features = llvm.get_host_cpu_features().flatten()
-    extra = DIALECT.target_features
+    extra = ISA.target_features
     return (
         llvm.get_process_triple(),
         llvm.get_host_cpu_name(),

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from edgeq.errors import EdgeqError, UsageError
-from edgeq.runtime import threads as module
-from edgeq.runtime.threads import Team
+from edgeq.runtime import thread_pool as module
+from edgeq.runtime.thread_pool import ThreadPool
 
 KIND = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_int64] * 4)
 """The convention of compiled functions: room for a result and an error, arguments, a number."""
@@ -18,24 +18,24 @@ KIND = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_int64] * 4)
 
 def job(work: Callable[[int, int], int]) -> tuple[object, int]:
     """A Python function (first argument, tid) -> status as one by address; keep the first."""
-    held = KIND(lambda _room, _error, args, tid: work(ctypes.c_int64.from_address(args).value, tid))
+    held = KIND(lambda _result, _error, value, tid: work(value, tid))
     return held, ctypes.cast(held, ctypes.c_void_p).value or 0
 
 
 @pytest.fixture(params=[0, 20_000, 50_000_000], ids=["asleep", "dozing", "awake"])
-def linger(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(module, "LINGER_NS", request.param)
+def spin(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(module, "SPIN_NS", request.param)
     monkeypatch.setattr(module, "available_cores", lambda: 64)
     return int(request.param)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_every_thread_does_every_job_once(threads: int, linger: int) -> None:
+def test_every_thread_does_every_job_once(threads: int, spin: int) -> None:
     seen: list[tuple[int, int]] = []
     held, address = job(lambda value, tid: seen.append((value, tid)) or 0)
-    with Team(threads) as team:
+    with ThreadPool(threads) as pool:
         for value in range(400):
-            team.call(address, [value])
+            pool.call(address, value)
             if value % 40 == 0:
                 time.sleep(0.002)  # some lie down in between
             # what was posted is done when call returns
@@ -44,37 +44,37 @@ def test_every_thread_does_every_job_once(threads: int, linger: int) -> None:
     assert held
 
 
-def test_some_threads_take_part_and_the_others_do_not(linger: int) -> None:
+def test_some_threads_take_part_and_the_others_do_not(spin: int) -> None:
     seen: list[tuple[int, int]] = []
     held, address = job(lambda value, tid: seen.append((value, tid)) or 0)
-    with Team(4) as team:
+    with ThreadPool(4) as pool:
         for value in range(200):
             count = 1 + value % 4
-            team.call(address, [value], count)
+            pool.call(address, value, count)
             assert sorted(seen) == [(value, tid) for tid in range(count)]
             seen.clear()
     assert held
 
 
-def test_a_failure_is_told_once(linger: int) -> None:
+def test_a_failure_is_told_once(spin: int) -> None:
     held, address = job(lambda value, tid: int(value == 1 and tid == 1))
-    with Team(2) as team:
-        team.call(address, [0])
-        with pytest.raises(EdgeqError, match=r"compiled code failed; its arguments were \[1\]"):
-            team.call(address, [1])
-        team.call(address, [2])
+    with ThreadPool(2) as pool:
+        pool.call(address, 0)
+        with pytest.raises(EdgeqError, match=r"compiled code failed"):
+            pool.call(address, 1)
+        pool.call(address, 2)
     assert held
 
 
-def test_closing_ends_the_threads_and_may_be_repeated(linger: int) -> None:
-    team = Team(3)
-    members = list(team._members)
-    assert all(member.is_alive() for member in members)
-    team.close()
-    assert not any(member.is_alive() for member in members)
-    team.close()
+def test_closing_ends_the_threads_and_may_be_repeated(spin: int) -> None:
+    pool = ThreadPool(3)
+    workers = list(pool._workers)
+    assert all(worker.is_alive() for worker in workers)
+    pool.close()
+    assert not any(worker.is_alive() for worker in workers)
+    pool.close()
 
 
-def test_a_team_needs_a_thread() -> None:
+def test_a_pool_needs_a_thread() -> None:
     with pytest.raises(UsageError, match="threads is 0; use 1 or more"):
-        Team(0)
+        ThreadPool(0)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import carray, from_dtype, njit, types
 from numba.extending import intrinsic
 
-from edgeq.runtime.kernels.routines import SYMBOLS
-from edgeq.runtime.kernels.tile import (
+from edgeq.runtime.kernels.microkernel import (
     F16,
     F32,
     I8,
@@ -22,13 +22,14 @@ from edgeq.runtime.kernels.tile import (
     load,
     store,
 )
+from edgeq.runtime.kernels.vector_ops import SYMBOLS
 
 compiled = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 """Marks functions that only compiled code calls: no wrappers for Python, no checks for x / 0."""
 
 
 def _external(name: str) -> Any:
-    """A native routine; its symbol must be registered first (`native.register_routines`)."""
+    """A native routine; its symbol must be registered first (`jit.register_vector_ops`)."""
     ret, count = SYMBOLS[name]
     result = {VOID: types.void, F32: types.float32, I64: types.int64}[ret]
     return types.ExternalFunction(name, result(*[types.int64] * count))
@@ -55,9 +56,6 @@ def _caster(element: Any) -> Any:
     return pointer
 
 
-_int_pointer = _caster(types.int64)
-
-
 def _viewer(element: Any) -> Any:
     pointer = _caster(element)
 
@@ -68,10 +66,9 @@ def _viewer(element: Any) -> Any:
     return view
 
 
-@compiled
-def table(address, rows, fields):  # type: ignore[no-untyped-def]
-    """An int64 table [rows, fields] at an address, without a copy."""
-    return carray(_int_pointer(address), (rows, fields))
+def records(record: np.dtype[Any]) -> Any:
+    """records(RECORD)(address, n): n records at an address, as an array without a copy."""
+    return _viewer(from_dtype(record))
 
 
 floats = _viewer(types.float32)

@@ -1,0 +1,214 @@
+"""Records that compiled code and Python both read: the binary interface of the kernels.
+
+Everything the compiled decoder needs lies in arrays of these NumPy record types, filled in by
+`edgeq.runtime.compiled` and read by their fields in compiled code, so that one compiled function
+serves every model:
+
+    CALL  ->  PROGRAM  ->  STEP[...]        what is computed, in order
+                       ->  LINEAR[...]      weights
+                       ->  ROWS[...]        buffers of activations
+                       ->  ATTENTION[...]   one of each layer: heads, rotary tables, window
+                       ->  CACHE[...]       one of each layer: keys and values
+
+Fields are int64 (counts, bytes or addresses) unless their type is said. Addresses are of the
+process; nothing here is written to a file.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edgeq.footprint import SYNC_BYTES as SYNC_BYTES
+from edgeq.runtime.kernels.microkernel import NO_SHIFT
+from edgeq.schemes import BITS, K_BLOCK, QuantScheme
+
+
+def _record(*fields: str | tuple[str, str]) -> np.dtype[Any]:
+    """A C-like record of int64 fields; a field of another type is given as (name, type)."""
+    return np.dtype([(f, "i8") if isinstance(f, str) else f for f in fields], align=True)
+
+
+class Rows(NamedTuple):
+    """Rows in memory, as compiled functions pass them: row m is at ``address + m * stride``."""
+
+    address: int
+    stride: int
+    """Bytes between rows."""
+    length: int
+    """How many rows."""
+
+
+# --- the matmul kernels ------------------------------------------------------------------------
+
+MATMUL_ARGS = (
+    "codes", "code_step", "scales", "scale_step", "zeros", "zero_step", "blocks", "shift",
+    "acts", "act_stride", "tokens", "out", "out_stride", "first", "last",
+)  # fmt: skip
+"""What a matmul kernel takes, all int64: see `MatmulKernel`."""
+
+
+class MatmulKernel:
+    """A compiled matmul kernel, to be called from Python by the names of its arguments.
+
+    Args of a call:
+        codes, scales, zeros: addresses of the first tile's packed codes, float16 scales, and zero
+            points (or the palette; 0 for symmetric weights).
+        code_step, scale_step, zero_step: bytes from one tile of 16 rows to the next.
+        blocks: blocks of 32 columns in a row.
+        shift: blocks that share a scale, as a power of two; `NO_SHIFT` for one scale a row.
+        acts, act_stride: rows of quantized activations, and bytes between them.
+        tokens: how many rows.
+        out, out_stride: rows of float32, and bytes between them.
+        first, last: the range of tiles to compute.
+    """
+
+    def __init__(self, address: int) -> None:
+        self._function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * len(MATMUL_ARGS))(address)
+
+    def __call__(self, **arguments: int) -> None:
+        """Run the kernel."""
+        self._function(*(arguments[name] for name in MATMUL_ARGS))
+
+
+# --- the decoder -------------------------------------------------------------------------------
+
+LINEAR = _record(
+    "kind",  # one of `FLOAT_KINDS`, or `quant_kind(scheme)`
+    "n", "k", "tiles", "blocks", "shift",
+    "codes", "code_step", "scales", "scale_step", "zeros", "zero_step",
+    "bias",  # address of float32 [n], or 0
+    "kernel",  # address of the compiled matmul kernel
+)  # fmt: skip
+ROWS = _record(
+    "address",
+    "stride",
+    "private",  # whether each thread has a row of its own while one token is decoded
+)
+CACHE = _record(
+    "bits", "length", "dim",
+    "dim_k", "dim_v",  # dimensions of a head, padded for keys and for values
+    "keys", "key_scales", "key_zeros", "centers", "values", "value_scales",
+    "key_kernel", "value_kernel",
+)  # fmt: skip
+ATTENTION = _record(
+    "heads", "kv_heads", "dim",
+    "rope_half",  # pairs of dimensions that are rotated
+    "cos", "sin",  # float32 [context, rope_half]
+    "window",  # positions a token sees, itself included; 0 for all
+    "norm_q", "norm_k",  # weights of the norms of each head, or 0
+    "scale",  # address of the float32 factor on the scores
+    "query_block",  # tokens whose queries go through attention together
+)  # fmt: skip
+
+
+class Step(IntEnum):
+    """Kinds of steps."""
+
+    EMBED = 0
+    """out = rows of an embedding matrix for the tokens, times `PROGRAM.embed_scale`."""
+    NORM = 1
+    """x += branch (normed by ``post_norm`` first, if there is one); out = norm of x; acts = out
+    quantized."""
+    QUANTIZE = 2
+    """acts = x quantized."""
+    LINEARS = 3
+    """out, the rows after it, ... = ``linears`` matrices times x: one range of tiles is shared."""
+    GATED = 4
+    """out = activation(gate of x) * up of x, for two matrices with as many rows."""
+    ATTENTION = 5
+    """The queries, keys and values in the rows of ``x`` and the two after it: normed, rotated,
+    appended to the cache; out = attention."""
+    HEAD = 6
+    """logits = a matrix times the last tokens' x."""
+
+
+STEP = _record(
+    "kind",
+    "slot",  # where its time is added
+    "x", "out", "acts", "branch",  # places in the program's rows; branch is -1 for none
+    "norm", "post_norm",  # addresses of float32 weights, or 0
+    "width",  # values of a row of x that are normed
+    "blocks",  # blocks of 32 of a row that are quantized
+    "linear", "linears",  # the first in the program's linears, and how many
+    "activation",  # a place in `ACTIVATIONS`
+    "layer",  # place in the program's attentions and caches
+)  # fmt: skip
+ACTIVATIONS = ("silu", "gelu_tanh")
+WORK = ("queries", "codes", "scores", "probabilities", "parts", "totals", "spans")
+"""Parts of a thread's own memory in attention; `edgeq.footprint.attention_work` lays them out."""
+PROGRAM = _record(
+    "steps", "step_count", "linears", "linear_count", "rows", "row_count",
+    "attentions", "caches", "layer_count",
+    "sync", "times",  # times is 0 where they are not wanted
+    "argmax_slot",  # where the time of choosing a greedy token is added
+    "parts", "part_stride", "chunks",  # partial results of attention [heads, chunks]
+    "work", "work_stride",  # memory of each thread
+    *(f"work_{name}" for name in WORK),  # bytes from the begin of that
+    "ones",  # 16 float16 ones
+    ("eps", "f4"), ("embed_scale", "f4"),
+)  # fmt: skip
+CALL = _record(
+    "program", "threads", "tokens", "position", "ids",
+    "outputs",  # logits are wanted of so many of the last tokens
+    "logits", "logits_stride",
+    "greedy", "found",  # greedy tokens to make after ids[0], and where they go
+)  # fmt: skip
+
+TIMES_LAST, TIMES_CLOCK, TIMES_SLOTS = 0, 1, 3
+"""Places of the times: when the last step ended, room for the clock, and where the sums begin."""
+SYNC_ARRIVED, SYNC_GENERATION, SYNC_WORK = 0, 128, 256
+"""Byte offsets in the synchronization area of `SYNC_BYTES`, a cache line pair apart."""
+FIRST_QUANT = 16
+"""Kinds below are float types."""
+PALETTE = 64
+"""Added to the kind of a scheme whose codes are places in a table."""
+
+
+def quant_kind(scheme: QuantScheme) -> int:
+    """The kind code of a quantized linear."""
+    half = scheme.group_size == 16
+    kind = FIRST_QUANT + 4 * BITS.index(scheme.bits) + 2 * (not scheme.symmetric) + half
+    return kind + PALETTE if scheme.codebook else kind
+
+
+def group_shift(scheme: QuantScheme) -> int:
+    """Blocks per group as a power of two; `NO_SHIFT` where a row has one scale."""
+    if not scheme.group_size:
+        return NO_SHIFT
+    return max(0, (scheme.group_size // K_BLOCK).bit_length() - 1)
+
+
+# --- the thread pool ---------------------------------------------------------------------------
+
+CACHE_LINES = 128
+"""Bytes that two threads should not both write to: a pair of cache lines."""
+JOB = np.dtype(
+    {
+        "names": ["function", "args", "left", "failed"],
+        "formats": ["i8"] * 4,
+        "offsets": [0, 8, 16, 24],
+        "itemsize": CACHE_LINES,
+    }
+)
+"""A job: the compiled function, the address of its arguments, workers still at it, and whether any
+failed. A `WORKER` for each thread follows."""
+WORKER = np.dtype(
+    {
+        "names": ["posted", "awake", "clock", "result", "mutex", "condition"],
+        "formats": ["i8", "i8", ("i8", 2), ("i8", 4), ("i8", 8), ("i8", 16)],
+        "offsets": [0, 8, 16, 32, 64, 128],
+        "itemsize": 256,
+    }
+)
+"""A worker: jobs posted to it, whether it is awake, room for the clock and for what a compiled
+function returns, and the mutex and condition it sleeps at."""
+
+
+def offset(record: np.dtype[Any], field: str) -> int:
+    """Byte offset of a field."""
+    assert record.fields is not None
+    return int(record.fields[field][1])

@@ -1,0 +1,269 @@
+"""Attention over a cache held the way the matmul kernels read weights.
+
+For each key/value head, an 8-bit cache is two packed matrices (see `edgeq.packing`):
+
+    K   [S, D]   one row per position, with a float16 scale and a zero point; scores = K . q
+    V^T [D, S]   one row per dimension, blocks of 32 positions;  output = V^T . p
+
+with q and p quantized like any activation (the values' scales are folded into p first). Keys
+have a large part in common from one position to the next, which would cost them most of their
+eight bits: of every 16 positions the first key is kept in float16 as a center, the keys are
+stored as differences from it, and q . center is added to the tile's scores.
+
+A 16-bit cache holds the same two matrices as rows of float16. Either way both products are the
+linear layers' own kernels, and all query heads that share a key/value head go through in one
+pass: the cache is read once a step.
+
+Keys are taken in chunks of 256 positions; each chunk gives (max, sum, output), and chunks are
+merged in ascending order, whoever computed them. So the result does not depend on threads,
+nor on whether a position was part of a prompt or generated.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgeq.footprint import CHUNK, PART_HEAD
+from edgeq.packing import LANE, TILE
+from edgeq.runtime.kernels.matmul import quant_matmul
+from edgeq.runtime.kernels.microkernel import ACT_BLOCK, NO_SHIFT
+from edgeq.runtime.kernels.primitives import (
+    bytes_at,
+    center_scores,
+    compiled,
+    dot_f16,
+    floats,
+    get_f16,
+    put_f16,
+    put_f32,
+    put_u8,
+    quantize_row,
+    softmax,
+    vector_absmax,
+)
+from edgeq.schemes import K_BLOCK
+
+_ZERO, _ONE, _MAX_CODE, _LEVELS, _TINY = (np.float32(v) for v in (0, 1, 127, 255, 1e-30))
+_F32, _F16, _U8 = 4, 2, 1  # bytes
+_PLANE = TILE * LANE
+"""Bytes of four columns of a packed tile's 16 rows."""
+_TILES = CHUNK // TILE
+"""Tiles of a chunk, each with one center."""
+_FLOAT_STEP = 64
+"""Positions that the values' float product is padded to."""
+
+
+@compiled
+def append_key_value(cache, head, slot, k, v):  # type: ignore[no-untyped-def]
+    """Store one position's key and value (float32 at addresses ``k`` and ``v``)."""
+    if cache.bits == 16:
+        _append_floats(cache, head, slot, k, v)
+    else:
+        _append_key(cache, head, slot, k)
+        _append_value(cache, head, slot, v)
+
+
+@compiled
+def _append_floats(cache, head, slot, k, v):  # type: ignore[no-untyped-def]
+    """Store a key as a row, and a value as a column, of float16."""
+    length = cache.length
+    keys = cache.keys + (head * length + slot) * cache.dim_k * _F16
+    values = cache.values + (head * cache.dim_v * length + slot) * _F16
+    source_k, source_v = floats(k, cache.dim), floats(v, cache.dim)
+    for i in range(cache.dim):
+        put_f16(keys + i * _F16, source_k[i])
+        put_f16(values + i * length * _F16, source_v[i])
+
+
+@compiled
+def _append_value(cache, head, slot, v):  # type: ignore[no-untyped-def]
+    """Store a value as a column of 8-bit codes with one scale."""
+    length, dim_v = cache.length, cache.dim_v
+    block, within = slot // K_BLOCK, slot % K_BLOCK
+    values = bytes_at(
+        cache.values
+        + head * dim_v * length
+        + block * K_BLOCK * TILE
+        + within // LANE * _PLANE
+        + within % LANE,
+        dim_v * length,
+    )
+    largest = vector_absmax(v, cache.dim)
+    factor = _MAX_CODE / largest if largest > _TINY else _ZERO
+    put_f32(cache.value_scales + (head * length + slot) * _F32, largest / _MAX_CODE)
+    source = floats(v, cache.dim)
+    for i in range(cache.dim):
+        code = np.uint8(np.int32(np.rint(source[i] * factor)) + 128)
+        values[i // TILE * TILE * length + i % TILE * LANE] = code
+
+
+@compiled
+def _append_key(cache, head, slot, k):  # type: ignore[no-untyped-def]
+    """Store a key as its difference from its tile's center, 8 bits with scale and zero point."""
+    length, dim, dim_k = cache.length, cache.dim, cache.dim_k
+    row = head * length + slot
+    center = cache.centers + (row // CHUNK * dim_k * _TILES + slot % CHUNK // TILE) * _F16
+    x = floats(k, dim)
+    low = high = _ZERO
+    for i in range(dim):
+        at = center + i * _TILES * _F16
+        x[i] -= put_f16(at, x[i]) if slot % TILE == 0 else get_f16(at)
+        low, high = min(low, x[i]), max(high, x[i])
+    scale = put_f16(cache.key_scales + row * _F16, (high - low) / _LEVELS)
+    factor = _ONE / scale if scale > _ZERO else _ZERO
+    zero = np.rint(-low * factor)
+    put_u8(cache.key_zeros + row, np.int64(min(zero, _LEVELS)))
+    keys = bytes_at(cache.keys + (row - slot % TILE) * dim_k + slot % TILE * LANE, TILE * dim_k)
+    for i in range(dim):
+        code = min(max(np.rint(x[i] * factor) + zero, _ZERO), _LEVELS)
+        keys[i // LANE * _PLANE + i % LANE] = np.uint8(np.int32(code))
+
+
+@compiled
+def attend_chunk(  # type: ignore[no-untyped-def]
+    cache, head, chunk, queries, codes, first, last, scale, ones, scores, probabilities, out
+):
+    """Attention of some query rows over one chunk of a key/value head.
+
+    Args:
+        cache: the layer's `abi.CACHE`.
+        head, chunk: which key/value head, which 256 positions.
+        queries: `abi.Rows` of float32.
+        codes: the same quantized, then as many rows of what that rounding left.
+        first, last: int64 arrays: row r sees positions first[r] <= position < last[r].
+        scale: address of the factor on the scores.
+        ones: address of 16 float16 ones.
+        scores: address of float32 scratch [2 * rows + 1, CHUNK].
+        probabilities: address of scratch for quantized rows [rows, CHUNK].
+        out: rows of partial results: max, sum, ..., then at `PART_HEAD` the output [D].
+    """
+    start = chunk * CHUNK
+    slot = start % cache.length  # a layer with a window keeps no more: its cache is a ring
+    top = last[0]
+    for r in range(1, queries.length):
+        top = max(top, last[r])
+    tiles = (min(top - start, CHUNK) + TILE - 1) // TILE
+    # whole blocks: what lies past the last key is multiplied by zero, and so the order of a sum
+    # does not depend on where it ends
+    if cache.bits == 8:
+        # fmt: off
+        _attend_codes(cache, head, slot, start, tiles, queries, codes, first, last, scale, ones,
+                      scores, probabilities, out)
+        # fmt: on
+    else:
+        _attend_floats(cache, head, slot, start, tiles, queries, first, last, scale, scores, out)
+
+
+@compiled
+def _attend_codes(  # type: ignore[no-untyped-def]
+    cache,
+    head,
+    slot,
+    start,
+    tiles,
+    queries,
+    codes,
+    first,
+    last,
+    scale,
+    ones,
+    scores,
+    probabilities,
+    out,
+):
+    """`attend_chunk` over an 8-bit cache, from ``slot`` of its positions on."""
+    length, dim_k, dim_v, rows = cache.length, cache.dim_k, cache.dim_v, queries.length
+    at = head * length + slot
+    width = (tiles * TILE + K_BLOCK - 1) // K_BLOCK * K_BLOCK
+    row_bytes, codes_bytes = CHUNK * _F32, CHUNK // K_BLOCK * ACT_BLOCK
+    quant_matmul(
+        cache.key_kernel,
+        cache.keys + at * dim_k,
+        TILE * dim_k,
+        cache.key_scales + at * _F16,
+        TILE * _F16,
+        cache.key_zeros + at,
+        TILE * _U8,
+        dim_k // K_BLOCK,
+        NO_SHIFT,
+        codes.address,
+        codes.stride,
+        2 * rows,
+        scores,
+        row_bytes,
+        0,
+        tiles,
+    )
+    center = cache.centers + at // CHUNK * dim_k * _TILES * _F16
+    for r in range(rows):
+        row, rest, part = scores + r * row_bytes, scores + (rows + r) * row_bytes, out.address
+        part += r * out.stride
+        # q . center of the chunk's 16 tiles, kept for a moment where the output will be
+        centers = part + PART_HEAD * _F32
+        center_scores(center, queries.address + r * queries.stride, dim_k, centers)
+        low, high = max(0, first[r] - start), min(CHUNK, last[r] - start)
+        v_scales = cache.value_scales + at * _F32
+        softmax(row, rest, centers, v_scales, scale, low, high, tiles, part)
+        _clear(row, tiles * TILE, width)
+        quantize_row(row, probabilities + r * codes_bytes, width // K_BLOCK)
+    quant_matmul(
+        cache.value_kernel,
+        cache.values + head * dim_v * length + slot * TILE,
+        TILE * length,
+        ones,
+        0,
+        0,
+        0,
+        width // K_BLOCK,
+        NO_SHIFT,
+        probabilities,
+        codes_bytes,
+        rows,
+        out.address + PART_HEAD * _F32,
+        out.stride,
+        0,
+        dim_v // TILE,
+    )
+
+
+@compiled
+def _attend_floats(  # type: ignore[no-untyped-def]
+    cache, head, slot, start, tiles, queries, first, last, scale, scores, out
+):
+    """`attend_chunk` over a float16 cache, from ``slot`` of its positions on."""
+    length, dim, dim_k, rows = cache.length, cache.dim, cache.dim_k, queries.length
+    width = (tiles * TILE + _FLOAT_STEP - 1) // _FLOAT_STEP * _FLOAT_STEP
+    row_bytes = CHUNK * _F32
+    # the softmax of 8-bit caches, with nothing to add, and values of scale 1
+    nothing, v_scales = scores + rows * row_bytes, scores + 2 * rows * row_bytes
+    zeros, ones = floats(nothing, CHUNK), floats(v_scales, CHUNK)
+    for j in range(CHUNK):
+        zeros[j], ones[j] = _ZERO, _ONE
+    for r in range(rows):
+        row, part = scores + r * row_bytes, out.address + r * out.stride
+        low, high = max(0, first[r] - start), min(CHUNK, last[r] - start)
+        s = floats(row, CHUNK)
+        for j in range(low, high):
+            key = cache.keys + (head * length + slot + j) * dim_k * _F16
+            s[j] = dot_f16(key, queries.address + r * queries.stride, dim_k)
+        softmax(row, nothing, nothing, v_scales, scale, low, high, tiles, part)
+        _clear(row, tiles * TILE, width)
+        output = floats(part + PART_HEAD * _F32, dim)
+        for i in range(dim):
+            values = cache.values + ((head * cache.dim_v + i) * length + slot) * _F16
+            output[i] = dot_f16(values, row, width)
+
+
+@compiled
+def _clear(row, start, stop):  # type: ignore[no-untyped-def]
+    x = floats(row, stop)
+    for j in range(start, stop):
+        x[j] = _ZERO
+
+
+@compiled
+def finish(total, out, dim):  # type: ignore[no-untyped-def]
+    """out = output / sum."""
+    a, target = floats(total, PART_HEAD + dim), floats(out, dim)
+    for i in range(dim):
+        target[i] = a[PART_HEAD + i] / a[1]

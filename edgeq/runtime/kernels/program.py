@@ -1,0 +1,234 @@
+"""The compiled decoder: runs a program of steps, every thread side by side.
+
+A program is an array of `abi.STEP` records, made once for a model
+(`edgeq.runtime.compiled_program`). Threads share a work counter and a barrier; between barriers
+each takes the next rows that nobody has taken (so a slow or interrupted core takes fewer). A layer
+of a plain decoder is
+
+    NORM       add the branch before, norm, quantize
+    LINEARS    q, k, v                               | barrier
+    ATTENTION  rotary embedding, cache, attention    | barrier   (prompts: one more inside)
+    QUANTIZE
+    LINEARS    output projection                     | barrier
+    NORM
+    GATED      gate, up, activation                  | barrier
+    QUANTIZE
+    LINEARS    down projection                       | barrier
+
+With one token (decode) the cheap steps - residual, norms, quantization - are repeated by every
+thread in rows of its own, which costs less than sharing them would; with many tokens (prefill)
+they are divided by token, and end with a barrier too.
+"""
+
+from __future__ import annotations
+
+from numba import types
+
+from edgeq.packing import TILE
+from edgeq.runtime.kernels import abi
+from edgeq.runtime.kernels.abi import Rows, Step
+from edgeq.runtime.kernels.attention import attend_one, attend_prompt
+from edgeq.runtime.kernels.matmul import matmul
+from edgeq.runtime.kernels.primitives import (
+    compiled,
+    floats,
+    gate,
+    ints,
+    quantize_row,
+    records,
+)
+from edgeq.runtime.kernels.row_ops import (
+    add_rows,
+    argmax,
+    barrier,
+    embedding_row,
+    next_tiles,
+    own_rows,
+    rms_norm,
+    stamp,
+)
+
+_EMBED, _NORM, _QUANTIZE, _LINEARS, _GATED, _ATTENTION, _HEAD = (int(kind) for kind in Step)
+_F32 = 4
+
+_calls, _programs, _steps = records(abi.CALL), records(abi.PROGRAM), records(abi.STEP)
+_linears, _rows = records(abi.LINEAR), records(abi.ROWS)
+_attentions, _caches = records(abi.ATTENTION), records(abi.CACHE)
+
+
+@compiled
+def _embed(program, step, out, lin, ids, tid, threads):  # type: ignore[no-untyped-def]
+    """Embedding rows of the tokens."""
+    if out.length == 1:
+        embedding_row(lin, ids[0], out.address, program.embed_scale)
+        return
+    for t in range(tid, out.length, threads):
+        embedding_row(lin, ids[t], out.address + t * out.stride, program.embed_scale)
+
+
+@compiled
+def _norm_row(step, eps, x, branch, out, acts):  # type: ignore[no-untyped-def]
+    """x += branch (normed first if there is a post norm); norm x to out; quantize that."""
+    if branch:
+        if step.post_norm:
+            rms_norm(branch, step.post_norm, out, step.width, eps)
+            add_rows(x, out, step.width)
+        else:
+            add_rows(x, branch, step.width)
+    rms_norm(x, step.norm, out, step.width, eps)
+    quantize_row(out, acts, step.blocks)
+
+
+@compiled
+def _norm(program, step, x, branch, out, acts, tid, threads):  # type: ignore[no-untyped-def]
+    """`_norm_row` for every token: in this thread's own row (decode), or its share (prefill)."""
+    if x.length == 1:
+        _norm_row(step, program.eps, x.address, branch.address, out.address, acts.address)
+        return
+    for t in range(tid, x.length, threads):
+        _norm_row(
+            step,
+            program.eps,
+            x.address + t * x.stride,
+            branch.address + t * branch.stride,
+            out.address + t * out.stride,
+            acts.address + t * acts.stride,
+        )
+    barrier(program.sync, threads)
+
+
+@compiled
+def _quantize(program, step, x, acts, tid, threads):  # type: ignore[no-untyped-def]
+    """Quantize rows for the next linears: this thread's own row (decode), or its share."""
+    if x.length == 1:
+        quantize_row(x.address, acts.address, step.blocks)
+        return
+    for t in range(tid, x.length, threads):
+        quantize_row(x.address + t * x.stride, acts.address + t * acts.stride, step.blocks)
+    barrier(program.sync, threads)
+
+
+@compiled
+def _multiply(program, step, rows, linears, x, acts, threads):  # type: ignore[no-untyped-def]
+    """Linears of one input, as one range of tiles that the threads share."""
+    tiles = 0
+    for i in range(step.linears):
+        tiles += linears[step.linear + i].tiles
+    while True:
+        first, last = next_tiles(program.sync, tiles, threads)
+        if first == last:
+            break
+        base = 0
+        for i in range(step.linears):
+            lin = linears[step.linear + i]
+            begin, end = max(first, base), min(last, base + lin.tiles)
+            if begin < end:
+                out = own_rows(rows[step.out + i], 0, x.length)
+                matmul(lin, x, acts, out, begin - base, end - base)
+            base += lin.tiles
+    barrier(program.sync, threads)
+
+
+@compiled
+def _gated(program, step, linears, x, acts, gated, up, threads):  # type: ignore[no-untyped-def]
+    """gate and up for the same rows by the same thread, then act(gate) * up in place of gate."""
+    gate_lin, up_lin = linears[step.linear], linears[step.linear + 1]
+    while True:
+        first, last = next_tiles(program.sync, gate_lin.tiles, threads)
+        if first == last:
+            break
+        matmul(gate_lin, x, acts, gated, first, last)
+        matmul(up_lin, x, acts, up, first, last)
+        for t in range(x.length):
+            at = first * TILE * _F32
+            gate(
+                gated.address + t * gated.stride + at,
+                up.address + t * up.stride + at,
+                (last - first) * TILE,
+                step.activation,
+            )
+    barrier(program.sync, threads)
+
+
+@compiled
+def _head(program, lin, x, acts, call):  # type: ignore[no-untyped-def]
+    """Logits of the last ``outputs`` tokens."""
+    outputs = call.outputs
+    if outputs:
+        skip = x.length - outputs
+        last_x = Rows(x.address + skip * x.stride, x.stride, outputs)
+        last_acts = Rows(acts.address + skip * acts.stride, acts.stride, outputs)
+        logits = Rows(call.logits, call.logits_stride, outputs)
+        while True:
+            first, last = next_tiles(program.sync, lin.tiles, call.threads)
+            if first == last:
+                break
+            matmul(lin, last_x, last_acts, logits, first, last)
+    barrier(program.sync, call.threads)
+
+
+@compiled
+def _run(program, call, tid, position, ids):  # type: ignore[no-untyped-def]
+    """Run the program once, for ``call.tokens`` tokens at ``position``."""
+    threads, tokens = call.threads, call.tokens
+    steps = _steps(program.steps, program.step_count)
+    linears = _linears(program.linears, program.linear_count)
+    rows = _rows(program.rows, program.row_count)
+    attentions = _attentions(program.attentions, program.layer_count)
+    caches = _caches(program.caches, program.layer_count)
+    stamp(program.times, tid, -1)
+    for number in range(program.step_count):
+        step = steps[number]
+        kind = step.kind
+        x = own_rows(rows[step.x], tid, tokens)
+        out = own_rows(rows[step.out], tid, tokens)
+        acts = own_rows(rows[step.acts], tid, tokens)
+        if kind == _NORM:
+            branch = Rows(0, 0, tokens)
+            if step.branch >= 0:
+                branch = own_rows(rows[step.branch], tid, tokens)
+            _norm(program, step, x, branch, out, acts, tid, threads)
+        elif kind == _LINEARS:
+            _multiply(program, step, rows, linears, x, acts, threads)
+        elif kind == _QUANTIZE:
+            _quantize(program, step, x, acts, tid, threads)
+        elif kind == _GATED:
+            up = own_rows(rows[step.out + 1], tid, tokens)
+            _gated(program, step, linears, x, acts, out, up, threads)
+        elif kind == _ATTENTION:
+            k = own_rows(rows[step.x + 1], tid, tokens)
+            v = own_rows(rows[step.x + 2], tid, tokens)
+            layer, cache = attentions[step.layer], caches[step.layer]
+            if tokens == 1:
+                attend_one(program, layer, cache, x, k, v, out, tid, threads, position)
+            else:
+                attend_prompt(program, layer, cache, x, k, v, out, tid, threads, position)
+        elif kind == _EMBED:
+            _embed(program, step, out, linears[step.linear], ids, tid, threads)
+        else:
+            _head(program, linears[step.linear], x, acts, call)
+        stamp(program.times, tid, step.slot)
+
+
+def decoder(call_at, tid):  # type: ignore[no-untyped-def]
+    """What each thread runs: the `abi.CALL` at an address. One entry point, compiled once.
+
+    With ``greedy`` 0: one batch of ``tokens`` tokens ``ids``, logits of the last ``outputs``.
+    Else: ``greedy`` tokens after ``ids[0]``, into ``found``, with no Python in between.
+    """
+    call = _calls(call_at, 1)[0]
+    program = _programs(call.program, 1)[0]
+    for number in range(max(call.greedy, 1)):
+        ids = ints(call.found + 8 * (number - 1) if number else call.ids, call.tokens)
+        _run(program, call, tid, call.position + number, ids)
+        if call.greedy:
+            head = _linears(program.linears, program.linear_count)[program.linear_count - 1]
+            best = argmax(floats(call.logits, head.n))  # every thread finds the same
+            if tid == 0:
+                ints(call.found, call.greedy)[number] = best
+            barrier(program.sync, call.threads)
+            stamp(program.times, tid, program.argmax_slot)
+
+
+TYPES = {decoder: types.void(types.int64, types.int64)}
+"""What a thread pool calls, by address (see `jit`)."""
