@@ -47,7 +47,7 @@ def _is_finite(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, Real):
         return False
     # compared rather than converted: an integer of 400 digits is no float
-    return bool(abs(value) <= sys.float_info.max)
+    return -sys.float_info.max <= value <= sys.float_info.max
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class CompiledBackend:
         self.kv_bytes = sum(cache.nbytes for cache in self._caches)
         self.scratch_bytes = self._memory.scratch_bytes
         self._starts, self._written = [0] * len(self._caches), 0
-        self._logits = self._program.logits
+        self._logits: NDArray[np.float32] = self._program.logits
         self._call_record = self._memory.zeros(1, CALL)
         self._no_tokens = np.zeros(0, np.int64)
         self._pool = ThreadPool(threads)
@@ -90,7 +90,7 @@ class CompiledBackend:
 
     def is_finite(self) -> bool:
         """Whether the last logits were numbers."""
-        return bool(np.isfinite(self._logits[0, : self._model.config.vocab].max()))
+        return bool(np.isfinite(self._logits[0, : self._vocab].max()))
 
     def _decode(self, token: int, position: int, found: NDArray[np.int64]) -> int:
         """One burst with as many threads as are worth it: greedy tokens into ``found`` (or, if
