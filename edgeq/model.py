@@ -47,7 +47,8 @@ def _is_finite(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, Real):
         return False
     # compared rather than converted: an integer of 400 digits is no float
-    return -sys.float_info.max <= value <= sys.float_info.max
+    size: Any = abs(value)
+    return bool(size <= sys.float_info.max)
 
 
 @dataclass(frozen=True)
