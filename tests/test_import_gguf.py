@@ -415,6 +415,13 @@ def test_byte_level_tokenizer(tmp_path: Path) -> None:
     assert b"messages[0]" in model.files["tokenizer_config.json"]
 
 
+def test_more_tokens_than_embeddings(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    write(path, random_model(tiny_config("llama", rope_scaling=None, vocab=9)), tokenizer=BPE)
+    with pytest.raises(FormatError, match="lists 10 tokens and its embeddings hold 9"):
+        load(path)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
