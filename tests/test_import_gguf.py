@@ -458,6 +458,11 @@ def test_published_vectors(vocabulary: str) -> None:
     assert tokenizer.encode("", add_bos=True) == with_bos
 
 
+def test_a_vocabulary_is_no_model() -> None:
+    with pytest.raises(FormatError, match="holds a vocabulary and no tensors"):
+        load(need("data/tokenizers/ggml-vocab-llama-spm.gguf"))
+
+
 def test_wordpiece_is_refused_by_name() -> None:
     file = open_gguf(need("data/tokenizers/ggml-vocab-bert-bge.gguf"))
     with pytest.raises(UnsupportedError, match="unknown GGUF tokenizer 'bert'"):

@@ -159,6 +159,10 @@ def read_config(keys: Keys, architecture: str, source: Tensors) -> ModelConfig:
         FormatError: a key or tensor is missing or impossible.
         UnsupportedError: a key or tensor that edgeq does not compute with.
     """
+    if not len(source):
+        raise FormatError(
+            f"{keys.path} holds a vocabulary and no tensors; give the file with the model's weights"
+        )
     layers = keys.count("{arch}.block_count")
     if layers > len(source):
         raise FormatError(f"{keys.path} claims {layers} layers and holds {len(source)} tensors")
