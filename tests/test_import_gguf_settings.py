@@ -233,6 +233,18 @@ def test_llama3s_factors_in_a_tensor(tmp_path: Path, original: int) -> None:
         load(twice)
 
 
+@pytest.mark.parametrize("factors", [np.ones(5), np.full(6, 2.0), np.full(6, np.nan)])
+def test_rotary_factors_that_are_no_llama3s(tmp_path: Path, factors: NDArray[Any]) -> None:
+    path = file_of(tmp_path, "llama", tensors={"rope_freqs.weight": factors.astype(np.float32)})
+    with pytest.raises(UnsupportedError, match="factors other than those of Llama"):
+        load(path)
+
+
+def test_rotary_factors_of_one(tmp_path: Path) -> None:
+    ones = {"rope_freqs.weight": np.ones(6, np.float32)}
+    assert_computes(file_of(tmp_path, "llama", tensors=ones), model_of("llama"))
+
+
 @pytest.mark.parametrize("arch", ["qwen2", "qwen3", "gemma3", "phi3"])
 def test_rotary_factors_of_other_architectures(tmp_path: Path, arch: str) -> None:
     half = model_of(arch).config.rope_dim // 2
