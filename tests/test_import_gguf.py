@@ -415,13 +415,6 @@ def test_byte_level_tokenizer(tmp_path: Path) -> None:
     assert b"messages[0]" in model.files["tokenizer_config.json"]
 
 
-def test_more_tokens_than_embeddings(tmp_path: Path) -> None:
-    path = tmp_path / "m.gguf"
-    write(path, random_model(tiny_config("llama", rope_scaling=None, vocab=9)), tokenizer=BPE)
-    with pytest.raises(FormatError, match="lists 10 tokens and its embeddings hold 9"):
-        load(path)
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -456,11 +449,6 @@ def test_published_vectors(vocabulary: str) -> None:
         assert tokenizer.decode(ids) == text_
     with_bos = [tokenizer.bos] if vocabulary == "llama-spm" else []
     assert tokenizer.encode("", add_bos=True) == with_bos
-
-
-def test_a_vocabulary_is_no_model() -> None:
-    with pytest.raises(FormatError, match="holds a vocabulary and no tensors"):
-        load(need("data/tokenizers/ggml-vocab-llama-spm.gguf"))
 
 
 def test_wordpiece_is_refused_by_name() -> None:

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq.errors import EdgeqError, UnsupportedError
+from edgeq.errors import EdgeqError, FormatError, UnsupportedError
 from edgeq.importers import load
 from edgeq.model import Model, RopeScaling
 from edgeq.reference import Reference
+from tests.conftest import need
 from tests.families import random_model, tiny_config
 from tests.real_models import SMOLLM2, real_model
-from tests.test_import_gguf import interleaved, write
+from tests.test_import_gguf import BPE, interleaved, write
 
 gguf = pytest.importorskip("gguf")
 
@@ -306,3 +307,15 @@ def test_a_published_file() -> None:
         None,
         True,
     )
+
+
+def test_more_tokens_than_embeddings(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    write(path, random_model(tiny_config("llama", rope_scaling=None, vocab=9)), tokenizer=BPE)
+    with pytest.raises(FormatError, match="lists 10 tokens and its embeddings hold 9"):
+        load(path)
+
+
+def test_a_vocabulary_is_no_model() -> None:
+    with pytest.raises(FormatError, match="holds a vocabulary and no tensors"):
+        load(need("data/tokenizers/ggml-vocab-llama-spm.gguf"))
