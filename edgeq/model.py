@@ -46,9 +46,8 @@ def _is_count(value: Any) -> bool:
 def _is_finite(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, Real):
         return False
-    # compared rather than converted: an integer of 400 digits is no float
-    size: Any = abs(value)
-    return bool(size <= sys.float_info.max)
+    number: Any = value  # compared rather than converted: an integer of 400 digits is no float
+    return bool(-sys.float_info.max <= number <= sys.float_info.max)
 
 
 @dataclass(frozen=True)
@@ -326,6 +325,9 @@ class Model:
             if name in self.tensors:
                 self._check_shape(name, shape)
                 known.add(name)
+        embedding, head = self.tensors["model.embed_tokens.weight"], "lm_head.weight"
+        if self.config.tied and self.tensors.get(head) is embedding:
+            known.add(head)  # one tensor under both its names
         if others := sorted(set(self.tensors) - known):
             raise FormatError(
                 f"the model holds {len(others)} tensors that nothing reads, the first is "

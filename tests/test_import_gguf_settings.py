@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq.errors import EdgeqError, UnsupportedError
+from edgeq.errors import EdgeqError, FormatError, UnsupportedError
 from edgeq.importers import load
 from edgeq.model import Model, RopeScaling
 from edgeq.reference import Reference
+from tests.conftest import need
 from tests.families import random_model, tiny_config
 from tests.real_models import SMOLLM2, real_model
-from tests.test_import_gguf import interleaved, write
+from tests.test_import_gguf import BPE, interleaved, write
 
 gguf = pytest.importorskip("gguf")
 
@@ -233,6 +234,18 @@ def test_llama3s_factors_in_a_tensor(tmp_path: Path, original: int) -> None:
         load(twice)
 
 
+@pytest.mark.parametrize("factors", [np.ones(5), np.full(6, 2.0), np.full(6, np.nan)])
+def test_rotary_factors_that_are_no_llama3s(tmp_path: Path, factors: NDArray[Any]) -> None:
+    path = file_of(tmp_path, "llama", tensors={"rope_freqs.weight": factors.astype(np.float32)})
+    with pytest.raises(UnsupportedError, match="factors other than those of Llama"):
+        load(path)
+
+
+def test_rotary_factors_of_one(tmp_path: Path) -> None:
+    ones = {"rope_freqs.weight": np.ones(6, np.float32)}
+    assert_computes(file_of(tmp_path, "llama", tensors=ones), model_of("llama"))
+
+
 @pytest.mark.parametrize("arch", ["qwen2", "qwen3", "gemma3", "phi3"])
 def test_rotary_factors_of_other_architectures(tmp_path: Path, arch: str) -> None:
     half = model_of(arch).config.rope_dim // 2
@@ -294,3 +307,15 @@ def test_a_published_file() -> None:
         None,
         True,
     )
+
+
+def test_more_tokens_than_embeddings(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    write(path, random_model(tiny_config("llama", rope_scaling=None, vocab=9)), tokenizer=BPE)
+    with pytest.raises(FormatError, match="lists 10 tokens and its embeddings hold 9"):
+        load(path)
+
+
+def test_a_vocabulary_is_no_model() -> None:
+    with pytest.raises(FormatError, match="holds a vocabulary and no tensors"):
+        load(need("data/tokenizers/ggml-vocab-llama-spm.gguf"))

@@ -114,6 +114,11 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
     if not headers_only:
         files, vocabulary = tokenizer_files(file.metadata)
         if vocabulary is not None:
+            if len(vocabulary.tokens) > config.vocab:
+                raise FormatError(
+                    f"{path} lists {len(vocabulary.tokens)} tokens and its embeddings hold "
+                    f"{config.vocab}; the two are of different models"
+                )
             ends = end_tokens(file.metadata, vocabulary)
             config = replace(config, bos=vocabulary.bos, eos=ends)
     tensors = _tensors(config, architecture, source)

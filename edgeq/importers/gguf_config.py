@@ -159,6 +159,10 @@ def read_config(keys: Keys, architecture: str, source: Tensors) -> ModelConfig:
         FormatError: a key or tensor is missing or impossible.
         UnsupportedError: a key or tensor that edgeq does not compute with.
     """
+    if not len(source):
+        raise FormatError(
+            f"{keys.path} holds a vocabulary and no tensors; give the file with the model's weights"
+        )
     layers = keys.count("{arch}.block_count")
     if layers > len(source):
         raise FormatError(f"{keys.path} claims {layers} layers and holds {len(source)} tensors")
@@ -220,6 +224,11 @@ def _check_scale(keys: Keys, assumed: float) -> None:
 
 
 def _window(keys: Keys, architecture: str, context: int) -> int | None:
+    """The sliding window.
+
+    Phi-3's is applied as Transformers applies it and as the model was trained, although llama.cpp
+    leaves it off.
+    """
     window = int(keys.number(_WINDOW, 0)) or None
     if window is None or architecture not in _NO_WINDOW:
         return window
@@ -281,7 +290,8 @@ def _with_rope_tensors(
             f"{keys.path} stretches rotary positions twice, by {keys.name(_SCALING_FACTOR)} and by "
             "the tensor rope_freqs.weight; edgeq computes one of them"
         )
-    if scaling is None and not (factors == 1).all():
+    whole = factors.shape == (config.rope_dim // 2,)
+    if scaling is None and not (whole and (factors == 1).all()):
         raise UnsupportedError(
             f"{keys.path}: rope_freqs.weight holds frequency factors other than those of Llama 3.1;"
             " import the Hugging Face checkpoint instead"
