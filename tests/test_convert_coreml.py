@@ -321,7 +321,7 @@ def test_what_ios16_lacks_is_refused_with_what_it_has(
             {"extra": {"target_os": "ios16", "shapes": "functions"}},
             "use shapes enumerated, or ios18",
         ),
-        ({"kv": "int8"}, "float16 only, not int8; leave kv out"),
+        ({"kv": "int8"}, "--kv is int8, but Core ML keeps keys and values in float16"),
         ({"compute": "int8"}, "floating point, not int8"),
         ({"context": 65}, "the model allows 1 to 64"),
         ({"prefill": (100,)}, "prefill length 100 is outside 1 to the context, 64"),
@@ -405,7 +405,7 @@ def test_files_that_are_not_ours_or_damaged_are_told_of(tmp_path: Path) -> None:
     about = json.loads(entries["edgeq"])
     entries["edgeq"] = json.dumps({**about, "format": 99})
     model.write_bytes(package.file.spec.SerializeToString())
-    with pytest.raises(FormatError, match="written by another edgeq: format 99"):
+    with pytest.raises(FormatError, match="written by another version of edgeq: its format is 99"):
         coreml.open(out)
     entries["edgeq"] = "{"
     model.write_bytes(package.file.spec.SerializeToString())

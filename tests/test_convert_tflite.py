@@ -382,7 +382,7 @@ def test_scales_that_are_not_positive_are_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (Options(context=97), "context is 97; this model can have 2 to 96"),
+        (Options(context=97), "context is 97; this model supports 2 to 96"),
         (Options(context=1), "context is 1"),
         (Options(prefill=(0, 4)), "prefill lengths are 0, 4"),
         (Options(context=16, prefill=(16,)), "they can be 1 to 15"),

@@ -194,7 +194,7 @@ def test_logits_that_are_no_numbers_fail(tmp_path: Path) -> None:
 def test_a_vocabulary_that_is_another(made: Path) -> None:
     config = replace(MODEL.config, vocab=77)
     other = families.quantized(random_model(config), "w4-g32")
-    with pytest.raises(FormatError, match="the output knows 101 tokens, the source 77"):
+    with pytest.raises(FormatError, match="has 101 tokens in its vocabulary and the source 77"):
         validate(made, other, "gguf", threads=1, steps=2)
 
 

@@ -275,7 +275,7 @@ def test_wrong_feeds_and_watches(tmp_path: Path) -> None:
         session({"x": np.zeros((1, 32, 32, 3), np.float32)})
     with pytest.raises(UsageError, match=r"given: float64"):
         session({"x": np.zeros((1, 3, 32, 32))})
-    with pytest.raises(UsageError, match="'nothing' is no computed value"):
+    with pytest.raises(UsageError, match="'nothing' is not a value that the graph"):
         Session(graph, watch=["nothing"])
 
 

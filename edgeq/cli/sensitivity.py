@@ -27,9 +27,8 @@ SHOWN = 12
 @click.option("--calib-context", type=click.IntRange(min=2), default=256,
               help="Tokens in each window.")  # fmt: skip
 @click.option("--mode", type=click.Choice(["kl", "output"]), default="kl",
-              help="kl: the KL divergence of the whole model, measured. output: the relative "
-                   "error of "
-                   "the output of the matrix, which is faster and less accurate.")  # fmt: skip
+              help="kl: the KL divergence of the whole model, measured. output: the relative error "
+                   "of the output of the matrix, which is faster and less accurate.")  # fmt: skip
 @click.option("--method", default="gptq",
               help="How weights are rounded; it should be the method of the recipe.")  # fmt: skip
 @click.option("--palette", is_flag=True,

@@ -222,8 +222,7 @@ class _Logits:
         if theirs.shape[1] != self._vocab:
             raise FormatError(
                 f"the converted model has {theirs.shape[1]} tokens in its vocabulary and the "
-                "source "
-                f"{self._vocab}; was it converted from another model?"
+                f"source {self._vocab}; was it converted from another model?"
             )
         ours = self._reference.forward([*prompt, *said])[len(prompt) - 1 :].astype(np.float64)
         difference = theirs - ours

@@ -44,8 +44,7 @@ def settled(graph: Graph, fold: Callable[[Graph], Graph]) -> Graph:
     first = next(n for n in graph.nodes if any(o and o not in graph.values for o in n.outputs))
     raise UnsupportedError(
         f"the output shape of {first} is unknown: it depends on the values of the inputs; export "
-        "the "
-        "model with fixed shapes, or without this operator"
+        "the model with fixed shapes, or without this operator"
     )
 
 
