@@ -139,8 +139,8 @@ def test_an_output_that_is_there(
         (["-o", "m.gguf"], 2, "Missing option '--to'"),
         (["--to", "gguf", "-o", "no/where/m.gguf"], 1, "the folder of no/where/m.gguf does not"),
         (["--to", "gguf", "-o", "m.gguf", "--set", "x"], 2, "write NAME=VALUE"),
-        (["--to", "gguf", "-o", "m.gguf", "--set", "x=1"], 1, "a GGUF file does not say x"),
-        (["--to", "gguf", "-o", "m.gguf", "--kv", "int8"], 1, "a GGUF file does not say kv"),
+        (["--to", "gguf", "-o", "m.gguf", "--set", "x=1"], 1, "a GGUF file does not store x"),
+        (["--to", "gguf", "-o", "m.gguf", "--kv", "int8"], 1, "a GGUF file does not store kv"),
         (["--to", "gguf", "-o", "m.gguf", "--preset", "w4-g33"], 1, "group_size is 33"),
         (["--to", "gguf", "-o", "m.gguf", "--preset", "w4-g32"], 1, "already quantized"),
         (["--to", "gguf", "-o", "m.gguf", "--max-ram", "1M"], 1, "MB are allowed; allow"),
@@ -175,7 +175,7 @@ def test_what_validate_refuses(
             [str(tmp_path / "m.gguf"), "--against", str(tiny)],
             "not a GGUF file that the gguf package reads",
         ),
-        ([str(tiny), "--against", str(tiny)], "of no known target; name it, one of ort"),
+        ([str(tiny), "--against", str(tiny)], "is unknown; name it with --target, one of ort"),
     ):
         assert main(["validate", *args]) == 1
         errors = capsys.readouterr().err

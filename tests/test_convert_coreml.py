@@ -194,7 +194,9 @@ def test_floats_past_float16_are_refused_rather_than_made_infinite(tmp_path: Pat
     name = "model.layers.1.mlp.up_proj.weight"
     huge = np.full(model.tensors[name].shape, 7e4, np.float32)
     model = Model(model.config, {**model.tensors, name: FloatTensor("F32", huge)})
-    with pytest.raises(UnsupportedError, match=f"{name} holds 7e.04.*set precision to float32"):
+    with pytest.raises(
+        UnsupportedError, match=f"{name} has the value 7e.04.*set precision to float32"
+    ):
         written(model, tmp_path)
     assert not list(tmp_path.iterdir())
     out = written(model, tmp_path, extra={"precision": "float32"})
@@ -322,7 +324,7 @@ def test_what_ios16_lacks_is_refused_with_what_it_has(
             "use shapes enumerated, or ios18",
         ),
         ({"kv": "int8"}, "--kv is int8, but Core ML keeps keys and values in float16"),
-        ({"compute": "int8"}, "floating point, not int8"),
+        ({"compute": "int8"}, "--compute is int8, but Core ML multiplies in floating point"),
         ({"context": 65}, "the model allows 1 to 64"),
         ({"prefill": (100,)}, "prefill length 100 is outside 1 to the context, 64"),
     ],

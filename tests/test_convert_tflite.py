@@ -426,7 +426,7 @@ def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
     path = converted(tiny("llama"), tmp_path, INT8)
     content = path.read_bytes()
     path.write_bytes(content.replace(b'"format_version": 1', b'"format_version": 9'))
-    with pytest.raises(FormatError, match="of version 9, this edgeq reads 1"):
+    with pytest.raises(FormatError, match="format version 9; this edgeq reads 1"):
         tflite.open(path)
 
 

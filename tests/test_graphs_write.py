@@ -295,7 +295,9 @@ def test_more_than_a_protobuf_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_other_names_and_types_are_refused(tmp_path: Path) -> None:
     graph = canonical("resnet", tmp_path)
-    with pytest.raises(UsageError, match=r"ends in \.onnx, not to q\.tflite"):
+    with pytest.raises(
+        UsageError, match=r"the output is q\.tflite; the name of an ONNX file must end in \.onnx"
+    ):
         write_onnx(graph, tmp_path / "q.tflite")
     with pytest.raises(UsageError, match="'int4'; int8 or uint8"):
         write_onnx(graph, tmp_path / "q.onnx", activations="int4")  # type: ignore[arg-type]
