@@ -289,7 +289,9 @@ def test_names_that_are_none(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="which cannot be overwritten"):
         convert(tiny, "gguf", "/")
     for target, ending in (("litertlm", ".litertlm"), ("coreml", ".mlpackage")):
-        with pytest.raises(UsageError, match=f"{target}; name it .*{ending}"):
+        with pytest.raises(
+            UsageError, match=f"output must end in {ending}, but .*; use .*{ending}"
+        ):
             convert(tiny, target, tmp_path / "m")
 
 
