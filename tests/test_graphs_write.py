@@ -299,7 +299,7 @@ def test_other_names_and_types_are_refused(tmp_path: Path) -> None:
         UsageError, match=r"the output is q\.tflite; the name of an ONNX file must end in \.onnx"
     ):
         write_onnx(graph, tmp_path / "q.tflite")
-    with pytest.raises(UsageError, match="'int4'; int8 or uint8"):
+    with pytest.raises(UsageError, match="is 'int4'; use int8 or uint8"):
         write_onnx(graph, tmp_path / "q.onnx", activations="int4")  # type: ignore[arg-type]
 
 
