@@ -144,8 +144,8 @@ def test_an_output_that_is_there(
         (["-o", "m.gguf"], 2, "Missing option '--to'"),
         (["--to", "gguf", "-o", "no/where/m.gguf"], 1, "the folder of no/where/m.gguf does not"),
         (["--to", "gguf", "-o", "m.gguf", "--set", "x"], 2, "write NAME=VALUE"),
-        (["--to", "gguf", "-o", "m.gguf", "--set", "x=1"], 1, "a GGUF file does not say x"),
-        (["--to", "gguf", "-o", "m.gguf", "--kv", "int8"], 1, "a GGUF file does not say kv"),
+        (["--to", "gguf", "-o", "m.gguf", "--set", "x=1"], 1, "a GGUF file does not store x"),
+        (["--to", "gguf", "-o", "m.gguf", "--kv", "int8"], 1, "a GGUF file does not store kv"),
         (["--to", "gguf", "-o", "m.gguf", "--preset", "w4-g33"], 1, "group_size is 33"),
         (["--to", "gguf", "-o", "m.gguf", "--preset", "w4-g32"], 1, "already quantized"),
         (["--to", "gguf", "-o", "m.gguf", "--max-ram", "1M"], 1, "MB are allowed; allow"),
@@ -177,7 +177,7 @@ def test_what_validate_refuses(
         ([str(tmp_path / "none.gguf"), "--against", str(tiny)], "does not exist"),
         ([str(tmp_path / "m.gguf")], "give it as --against MODEL"),
         ([str(tmp_path / "m.gguf"), "--against", str(tiny)], "edgeq reads 2 and 3"),
-        ([str(tiny), "--against", str(tiny)], "of no known target; name it, one of ort"),
+        ([str(tiny), "--against", str(tiny)], "is unknown; name it with --target, one of ort"),
     ):
         assert main(["validate", *args]) == 1
         errors = capsys.readouterr().err
@@ -338,7 +338,9 @@ def test_names_that_are_none(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="which cannot be overwritten"):
         convert(tiny, "gguf", "/")
     for target, ending in (("litertlm", ".litertlm"), ("coreml", ".mlpackage")):
-        with pytest.raises(UsageError, match=f"{target}; name it .*{ending}"):
+        with pytest.raises(
+            UsageError, match=f"output must end in {ending}, but .*; use .*{ending}"
+        ):
             convert(tiny, target, tmp_path / "m")
 
 

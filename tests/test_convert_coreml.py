@@ -185,7 +185,9 @@ def test_floats_past_float16_are_refused_rather_than_made_infinite(tmp_path: Pat
     name = "model.layers.1.mlp.up_proj.weight"
     huge = np.full(model.tensors[name].shape, 7e4, np.float32)
     model = Model(model.config, {**model.tensors, name: FloatTensor("F32", huge)})
-    with pytest.raises(UnsupportedError, match=f"{name} holds 7e.04.*set precision to float32"):
+    with pytest.raises(
+        UnsupportedError, match=f"{name} has the value 7e.04.*set precision to float32"
+    ):
         written(model, tmp_path)
     assert not list(tmp_path.iterdir())
     out = written(model, tmp_path, extra={"precision": "float32"})
@@ -312,8 +314,8 @@ def test_what_ios16_lacks_is_refused_with_what_it_has(
             {"extra": {"target_os": "ios16", "shapes": "functions"}},
             "use shapes enumerated, or ios18",
         ),
-        ({"kv": "int8"}, "float16 only, not int8; leave kv out"),
-        ({"compute": "int8"}, "floating point, not int8"),
+        ({"kv": "int8"}, "--kv is int8, but Core ML keeps keys and values in float16"),
+        ({"compute": "int8"}, "--compute is int8, but Core ML multiplies in floating point"),
         ({"context": 65}, "the model allows 1 to 64"),
         ({"prefill": (100,)}, "prefill length 100 is outside 1 to the context, 64"),
     ],
@@ -396,7 +398,7 @@ def test_files_that_are_not_ours_or_damaged_are_told_of(tmp_path: Path) -> None:
     about = json.loads(entries["edgeq"])
     entries["edgeq"] = json.dumps({**about, "format": 99})
     model.write_bytes(package.file.spec.SerializeToString())
-    with pytest.raises(FormatError, match="written by another edgeq: format 99"):
+    with pytest.raises(FormatError, match="written by another version of edgeq: its format is 99"):
         coreml.open(out)
     entries["edgeq"] = "{"
     model.write_bytes(package.file.spec.SerializeToString())

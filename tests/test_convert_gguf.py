@@ -214,7 +214,7 @@ def test_a_window_llama_cpp_has_not_limits_the_context(tmp_path: Path) -> None:
     [
         ("llama", "w4-g16", {}, r"cannot hold model\.embed|cannot hold model\.layers\.0"),
         ("llama", "w8-g32-asym", {}, "cannot hold model.layers.0.self_attn.q_proj.weight"),
-        ("llama", "w4-g32", {"hidden": 44, "head_dim": 12}, "whole blocks of 32 weights, and"),
+        ("llama", "w4-g32", {"hidden": 44, "head_dim": 12}, "whole blocks of 32 weights, but"),
         ("llama", "w4-g32", {"attn_scale": 0.3}, "computes with another attn_scale than 0.3"),
         ("llama", "w4-g32", {"activation": "gelu_tanh"}, "another activation than gelu_tanh"),
         ("qwen2", "w4-g32", {"rope_scaling": RopeScaling("llama3", 8.0)}, "another rope_scaling"),

@@ -382,7 +382,7 @@ def test_scales_that_are_not_positive_are_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (Options(context=97), "context is 97; this model can have 2 to 96"),
+        (Options(context=97), "context is 97; this model supports 2 to 96"),
         (Options(context=1), "context is 1"),
         (Options(prefill=(0, 4)), "prefill lengths are 0, 4"),
         (Options(context=16, prefill=(16,)), "they can be 1 to 15"),
@@ -426,7 +426,7 @@ def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
     path = converted(tiny("llama"), tmp_path, INT8)
     content = path.read_bytes()
     path.write_bytes(content.replace(b'"format_version": 1', b'"format_version": 9'))
-    with pytest.raises(FormatError, match="of version 9, this edgeq reads 1"):
+    with pytest.raises(FormatError, match="format version 9; this edgeq reads 1"):
         tflite.open(path)
 
 

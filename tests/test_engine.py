@@ -200,7 +200,7 @@ def test_tokens_outside_what_is_allowed() -> None:
         with pytest.raises(UsageError, match="token id -1"):
             engine.greedy(-1, 2)
         engine.forward(IDS[:60])
-        with pytest.raises(UsageError, match="60 tokens are in the context and 5 more were given"):
+        with pytest.raises(UsageError, match="the context has 60 tokens and 5 more were given"):
             engine.forward(IDS[:5])
         with pytest.raises(UsageError, match="cannot truncate to 61"):
             engine.truncate(61)

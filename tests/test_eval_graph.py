@@ -105,7 +105,7 @@ def test_auc_is_the_share_of_pairs_in_order(pairs: list[tuple[int, bool]]) -> No
         (ROWS, [-1], {}, "the label -1"),
         ([[0.5]], [2], {}, "labels count from 0 to 1"),
         (ROWS, [0], {"output": "score"}, "did you mean 'scores'"),
-        (ROWS, [0], {"against": table([[1.0]])}, "gives 3 numbers and the reference 1"),
+        (ROWS, [0], {"against": table([[1.0]])}, "has 3 outputs per sample and the base model 1"),
         (ROWS, [0], {"against": table(ROWS, "other")}, "unknown output 'scores'"),
     ],
 )

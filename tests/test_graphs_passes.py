@@ -312,9 +312,9 @@ def nodes_of(*rows: tuple[str, str, str]) -> Graph:
 def test_order() -> None:
     graph = ordered(nodes_of(("last", "b", "y"), ("second", "a", "b"), ("first", "x", "a")))
     assert [n.name for n in graph.nodes] == ["first", "second", "last"]
-    with pytest.raises(FormatError, match="'one' takes a value that is made from its own"):
+    with pytest.raises(FormatError, match="'one' is part of a cycle"):
         ordered(nodes_of(("one", "b", "a"), ("two", "a", "b"), ("three", "x", "y")))
-    with pytest.raises(FormatError, match="'one' takes 'ghost', which nothing makes"):
+    with pytest.raises(FormatError, match="'one' reads 'ghost', which no operator computes"):
         ordered(nodes_of(("one", "ghost", "y")))
 
 

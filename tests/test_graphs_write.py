@@ -275,7 +275,7 @@ def test_wrong_feeds_and_watches(tmp_path: Path) -> None:
         session({"x": np.zeros((1, 32, 32, 3), np.float32)})
     with pytest.raises(UsageError, match=r"given: float64"):
         session({"x": np.zeros((1, 3, 32, 32))})
-    with pytest.raises(UsageError, match="'nothing' is no computed value"):
+    with pytest.raises(UsageError, match="'nothing' is not a value that the graph"):
         Session(graph, watch=["nothing"])
 
 
@@ -295,9 +295,11 @@ def test_more_than_a_protobuf_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_other_names_and_types_are_refused(tmp_path: Path) -> None:
     graph = canonical("resnet", tmp_path)
-    with pytest.raises(UsageError, match=r"ends in \.onnx, not to q\.tflite"):
+    with pytest.raises(
+        UsageError, match=r"the output is q\.tflite; the name of an ONNX file must end in \.onnx"
+    ):
         write_onnx(graph, tmp_path / "q.tflite")
-    with pytest.raises(UsageError, match="'int4'; int8 or uint8"):
+    with pytest.raises(UsageError, match="is 'int4'; use int8 or uint8"):
         write_onnx(graph, tmp_path / "q.onnx", activations="int4")  # type: ignore[arg-type]
 
 

@@ -159,7 +159,7 @@ def test_weights_beside_a_graph_go_with_it(reach: Sshd, python: Path, tmp_path: 
         file.write_bytes(b"no graph")
     seen: set[str] = set()
     # the Python there has no onnx, and edgeq says so in its own words
-    with pytest.raises(DeviceError, match=r"'onnx' is needed .* pip install 'edgeq\[ort\]'"):
+    with pytest.raises(DeviceError, match=r"'onnx', which is needed .* pip install 'edgeq\[ort\]'"):
         profile_on(
             open_transport(reach.where), [Named(graph, "ort")], Workload(), python=str(python),
             progress=lambda label, done, total: seen.add(label),

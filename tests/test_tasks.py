@@ -95,10 +95,13 @@ def test_published_files_are_read() -> None:
     ("text", "words"),
     [
         ("", "has no lines"),
-        ("[1]\n", "line 1 is list"),
+        ("[1]\n", "line 1 is a list"),
         ("not json\n", "is not JSON lines"),
         ('{"a": 1}\n', "keys a, which no known layout has"),
-        (json.dumps({**HELLASWAG, "label": ""}), "line 1 is no question of hellaswag.*no answer"),
+        (
+            json.dumps({**HELLASWAG, "label": ""}),
+            "line 1 is not a question of hellaswag.*no answer",
+        ),
         (json.dumps({**MMLU, "answer": 9}), "answer 9 of 4 choices"),
         (json.dumps({"text": "word"}), "no second word"),
         (json.dumps(LAMBADA) + "\n" + json.dumps({"x": 1}), "line 2 has no 'text'"),

@@ -66,9 +66,8 @@ _DECODERS = (
               help="Graphs: time this model in alternation with MODEL, such as the float model. "
                    "May be given several times.")  # fmt: skip
 @click.option("--against-plan", is_flag=True, show_default=False,
-              help="Also show the speed and peak memory that `edgeq plan` predicts, and the "
-                   "error of "
-                   "the prediction.")  # fmt: skip
+              help="Also show the speed and peak memory that `edgeq plan` predicts, and the error "
+                   "of the prediction.")  # fmt: skip
 @result_options("md", "json", "jsonl", "csv")
 def bench(
     model: str | None,

@@ -84,8 +84,7 @@ def show(name: str, form: str) -> None:
               help="Also measure read bandwidth and integer throughput.")  # fmt: skip
 @click.option("--from", "source", type=click.Path(exists=True), default=None, metavar="PATH",
               help="Another machine: a copy of its /proc/cpuinfo, an sbc-bench log, or a folder "
-                   "with "
-                   "copies of its /proc and /sys.")  # fmt: skip
+                   "with copies of its /proc and /sys.")  # fmt: skip
 @result_options("text", "json", "toml")
 def detect(measure: bool, source: str | None, form: str) -> None:
     """Detect this machine from /proc and /sys, and the profile that matches it.

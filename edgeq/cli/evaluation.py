@@ -48,8 +48,7 @@ OF_GRAPHS = ("scores", "confusion", *(name for name in SAMPLE_OPTIONS if name !=
                    "labels, a file of sentences, or script.py:function.")  # fmt: skip
 @click.option("--layout", default=None, show_default="detected from the data",
               help="Format of the question set: hellaswag, mmlu, lambada or gsm8k. Graphs: the "
-                   "order "
-                   "of the axes: nchw or nhwc.")  # fmt: skip
+                   "order of the axes: nchw or nhwc.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(min=1), default=None,
               help="Use only this many questions from the start, or this many samples spread "
                    "evenly.")  # fmt: skip

@@ -354,13 +354,11 @@ def sampling_options(function: Function) -> Function:
         click.option("--repeat-penalty", type=click.FloatRange(min=0, min_open=True), default=1.0,
                      help="Penalty on tokens that occurred recently; 1 is off."),
         click.option("--min-p", type=click.FloatRange(0, 1), default=0.05,
-                     help="Discard tokens less likely than this fraction of the most likely one; "
-                          "0 is "
-                          "off."),
+                     help="Discard tokens less likely than this fraction of the most likely one; 0 "
+                          "is off."),
         click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=0.95,
-                     help="Sample from the most likely tokens whose probabilities add up to "
-                          "this; 1 is "
-                          "off."),
+                     help="Sample from the most likely tokens whose probabilities add up to this; "
+                          "1 is off."),
         click.option("--top-k", type=click.IntRange(min=0), default=40,
                      help="Sample from the K most likely tokens; 0 is off."),
         click.option("--temp", "--temperature", type=click.FloatRange(min=0), default=0.8,
@@ -421,12 +419,10 @@ def sample_options(function: Function, *, layout: bool = True) -> Function:
                      help="Graphs: factor that pixel values, 0 to 255, are multiplied by."),
         click.option("--std", metavar="X[,X...]", default="1",
                      help="Graphs: standard deviation to divide scaled pixels by, one for all "
-                          "channels "
-                          "or one for each."),
+                          "channels or one for each."),
         click.option("--mean", metavar="X[,X...]", default="0",
                      help="Graphs: mean to subtract from scaled pixels, one for all channels or "
-                          "one "
-                          "for each."),
+                          "one for each."),
         click.option("--image-size", metavar="N|HxW", default=None,
                      show_default="the size of the model's input",
                      help="Graphs: the size that images are resized to."),

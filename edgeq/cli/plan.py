@@ -37,8 +37,7 @@ _DEFAULT_CONTEXT = 4096
                    "--list`).")  # fmt: skip
 @click.option("--device", default=THIS, metavar="NAME",
               help="A device (see `edgeq devices list`), a TOML file with a profile, or 'this': "
-                   "this "
-                   "machine, whose speed is measured.")  # fmt: skip
+                   "this machine, whose speed is measured.")  # fmt: skip
 @shared_option("-c", "--ctx-size", env="CTX_SIZE", type=click.IntRange(min=0), default=0,
                help="Context length in tokens; 0 takes the model's own, at most "
                     f"{_DEFAULT_CONTEXT}.")  # fmt: skip

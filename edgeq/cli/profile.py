@@ -91,8 +91,7 @@ class Seconds(click.ParamType):  # type: ignore[type-arg]  # generic since click
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), multiple=True,
               show_default=False,
               help="Save all raw samples to a .json file, or a report to an .html file. May be "
-                   "given "
-                   "several times.")  # fmt: skip
+                   "given several times.")  # fmt: skip
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table",
               help="Format of the result on standard output.")  # fmt: skip
 def profile(

@@ -65,12 +65,10 @@ FRONT_SHOWN = 6
               help="How weights are rounded (see --list).")  # fmt: skip
 @click.option("--tensor-type", "tensor_types", multiple=True, metavar="REGEX=SCHEME",
               help="The scheme of the tensors (for graphs: operators) whose name matches REGEX; "
-                   "the "
-                   "first match is used. May be given several times.")  # fmt: skip
+                   "the first match is used. May be given several times.")  # fmt: skip
 @click.option("--calib", metavar="SAMPLES", default=None,
               help="Calibration data. Language models: a UTF-8 text file. Graphs: a folder of "
-                   "images "
-                   "or arrays, an .npz file, a file of sentences, or "
+                   "images or arrays, an .npz file, a file of sentences, or "
                    "script.py:function.")  # fmt: skip
 @click.option("--calib-samples", type=click.IntRange(min=1), default=256,
               help="Graphs: number of calibration samples to use, spread evenly over the "
@@ -112,8 +110,7 @@ FRONT_SHOWN = 6
 )
 @click.option("--target-device", metavar="NAME", default=None,
               help="Make the model fit in the memory of a device (see `edgeq devices list`): if "
-                   "the "
-                   "recipe gives a larger model, choose the bits of each tensor to "
+                   "the recipe gives a larger model, choose the bits of each tensor to "
                    "fit.")  # fmt: skip
 @click.option("--target-context", type=click.IntRange(min=0), default=0,
               help="With --target-device: context length in tokens to reserve memory for; 0 takes "
@@ -227,8 +224,7 @@ def quantize(
         if room is not None:
             render.note(
                 f"the model would not fit in the memory of {target_device} with this recipe; "
-                "choosing "
-                f"the bits of each tensor for {render.human_bytes(room)}"
+                f"choosing the bits of each tensor for {render.human_bytes(room)}"
             )
             recipe = _recipe(recipe_file, scheme, method, tensor_types, {"bytes": room})
     out = Path(output)

@@ -77,8 +77,7 @@ def quantize_graph(
     if recipe.needs_samples and calib is None:
         raise UsageError(
             "this recipe needs calibration data: give --calib with a folder of images or arrays, "
-            "an "
-            ".npz file or script.py:function, or choose a preset that needs none (w8-dynamic, "
+            "an .npz file or script.py:function, or choose a preset that needs none (w8-dynamic, "
             "w4-g32)"
         )
     graph = read(source, shapes=dict(map(_shape, shapes)), dequantize=dequantize)

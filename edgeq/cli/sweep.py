@@ -44,8 +44,7 @@ if TYPE_CHECKING:
                    "quality is then measured against those.")  # fmt: skip
 @click.option("--scheduler", metavar="ADDRESS", default=None,
               help="A Dask scheduler, such as tcp://host:8786; its workers must find the models "
-                   "and "
-                   "texts at the same paths.")  # fmt: skip
+                   "and texts at the same paths.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(min=1), default=2,
               help="Number of processes on this machine, without --scheduler.")  # fmt: skip
 @click.option("--plot/--no-plot", default=True, help="Write a plot, pareto.svg, to the folder.")

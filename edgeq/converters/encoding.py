@@ -90,7 +90,7 @@ def encode(
         key=lambda text: (abs(int(text[1]) - scheme.bits), len(text), text),
     )
     raise UnsupportedError(
-        f"{target} cannot store {name} as {scheme}; quantize it as one of {', '.join(held[:4])}"
+        f"{target} cannot hold {name} as {scheme}; quantize it as one of {', '.join(held[:4])}"
     )
 
 

@@ -323,8 +323,7 @@ class GenaiRunner:
         ids = checked_tokens(self.config, tokens)
         if self._generator.token_count() + ids.size > self.context:
             raise UsageError(
-                f"more than the context of {self.context} tokens that this folder was converted "
-                "for; "
+                f"more than the {self.context} tokens that this folder was converted for; "
                 "convert again with a larger context"
             )
         self._generator.append_tokens(ids.astype(np.int32))

@@ -127,8 +127,7 @@ class OrtRunner:
         n = self._n_past + ids.size
         if n > self.context:
             raise UsageError(
-                f"{n} tokens are more than the context of {self.context} that this file was "
-                "converted for; "
+                f"{n} tokens are more than the {self.context} that this file was converted for; "
                 "convert again with a larger context"
             )
         self._make_room(n)

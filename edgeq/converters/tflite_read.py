@@ -92,8 +92,7 @@ def read(
     if settings.get("format_version") != VERSION:
         raise FormatError(
             f"{path} has format version {settings.get('format_version')}; this edgeq reads "
-            f"{VERSION}: "
-            "upgrade edgeq or convert again"
+            f"{VERSION}: upgrade edgeq or convert again"
         )
     end = max(buffer.offset + buffer.size for buffer in model.buffers)
     if end > data.size:

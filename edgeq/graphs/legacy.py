@@ -41,8 +41,7 @@ def modernised(graph: Graph, opset: int, inferred: Callable[[Graph], Graph]) -> 
     if found := [n for n in graph.nodes if n.op in _UNKNOWN]:
         raise UnsupportedError(
             f"{found[0]} has opset {opset}, whose version of it edgeq does not read; export it "
-            "with "
-            "opset 7 or newer"
+            "with opset 7 or newer"
         )
     graph = upgraded(rewrite(graph, _attributes), opset)
     # a pair has the shape of its first input, so without the second all ranks can be found

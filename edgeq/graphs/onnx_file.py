@@ -382,8 +382,7 @@ def _inputs(
         if dtype not in ("float32", "int64", "int32", "bool", "int8", "uint8"):
             raise UnsupportedError(
                 f"the input {value.name!r} of {path} is {dtype}; edgeq reads float32, int64, "
-                "int32, int8, "
-                "uint8 and bool"
+                "int32, int8, uint8 and bool"
             )
         infos[value.name] = Info(tuple(shape), dtype)
     return infos, notes
@@ -440,8 +439,7 @@ def _constant(onnx: ModuleType, node: Any, path: Path) -> NDArray[Any]:
                                       "value_ints"):  # fmt: skip
         raise UnsupportedError(
             f"the Constant {_named(node)} of {path} is a {node.attribute[0].name}; edgeq reads "
-            "dense "
-            "numbers"
+            "dense numbers"
         )
     if isinstance(held, np.ndarray):
         return held

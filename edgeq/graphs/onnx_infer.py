@@ -54,8 +54,7 @@ def settled(graph: Graph, fold: Callable[[Graph], Graph]) -> Graph:
         )
     raise UnsupportedError(
         f"the output shape of {first} is unknown: it depends on the values of the inputs; export "
-        "the "
-        "model with fixed shapes, or without this operator"
+        "the model with fixed shapes, or without this operator"
     )
 
 

@@ -108,8 +108,7 @@ def _importer(path: Path) -> Callable[..., Model]:
     if path.suffix.lower() in _GRAPHS:
         raise UnsupportedError(
             f"{path} is a graph of operators, but this command needs a language model; quantize, "
-            "inspect, "
-            "convert, validate, eval, bench and profile accept graphs"
+            "inspect, convert, validate, eval, bench and profile accept graphs"
         )
     what = "is empty" if not head else f"starts with {head[:8]!r} and is no known format"
     raise FormatError(f"{path} {what}; give {ACCEPTED}")
