@@ -1,0 +1,126 @@
+"""What ``edgeq quantize`` shows of a language model that it has written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeq.cli import render
+
+if TYPE_CHECKING:
+    from edgeq.quant.pipeline import Summary
+
+FRONT_SHOWN = 6
+"""Points of the front that bits were chosen from."""
+
+
+def report(summary: Summary, out: Path, form: str) -> None:
+    """Show what was written.
+
+    Args:
+        summary: of the quantization.
+        out: the file.
+        form: "text" or "json".
+    """
+    recipe = summary.recipe
+    if form == "json":
+        found = {
+            "path": str(out),
+            "recipe": recipe.to_dict(),
+            "source_sha256": summary.source_sha256,
+            "source_bytes": summary.source_bytes,
+            "file_bytes": summary.file_bytes,
+            "bpw": summary.bpw,
+            "seconds": summary.seconds,
+            "card_seconds": summary.card_seconds,
+            "cpu_seconds": summary.cpu_seconds,
+            "threads": summary.threads,
+            "peak_rss_bytes": summary.peak_rss_bytes,
+            "quality": summary.quality.to_dict(),
+            "target": summary.target,
+            "requantized": dict(summary.requantized),
+            "tensors": [
+                {
+                    "name": t.name,
+                    "scheme": str(t.scheme),
+                    "shape": list(t.shape),
+                    "nbytes": t.nbytes,
+                    "sqnr_db": t.sqnr_db,
+                }
+                for t in summary.tensors
+            ],
+        }
+        render.write(json.dumps(found, indent=2) + "\n")
+        return
+    peak = summary.peak_rss_bytes
+    render.lines(
+        f"{out}: {render.human_bytes(summary.file_bytes)}, {summary.bpw:.2f} bits per weight "
+        f"({_held(summary)}, {recipe.method}), "
+        f"from {render.human_bytes(summary.source_bytes)} in {summary.seconds:.1f} s"
+        + (f", peak memory {render.human_bytes(peak)}" if peak else "")
+    )
+    worst = sorted(
+        (t for t in summary.tensors if t.sqnr_db is not None), key=lambda t: t.sqnr_db or 0.0
+    )[:3]
+    if worst:
+        lost = ", ".join(f"{t.name} {t.sqnr_db:.1f} dB" for t in worst)
+        render.lines(f"largest errors (SQNR of weights): {lost}")
+    for line in (*_target_lines(summary), *_card_lines(summary)):
+        render.lines(line)
+
+
+def _held(summary: Summary) -> str:
+    """What the matrices of the layers are held in, as written."""
+    schemes = {str(t.scheme) for t in summary.tensors if len(t.shape) == 2 and ".layers." in t.name}
+    return schemes.pop() if len(schemes) == 1 else f"mixed, {len(schemes)} schemes"
+
+
+def _target_lines(summary: Summary) -> list[str]:
+    """What bits were chosen from, and what the choice was compared with; nothing without one."""
+    target = summary.target
+    if target is None:
+        return []
+    front, chosen = target["front"], target["chosen"]
+    step = -(-len(front) // FRONT_SHOWN)
+    points = sorted([chosen, *(point for point in front[::-step] if point != chosen)])
+    rows = [
+        [render.human_bytes(nbytes), f"{bpw:.2f}", f"{loss:.4g}",
+         "chosen" if [nbytes, bpw, loss] == chosen else ""]
+        for nbytes, bpw, loss in points
+    ]  # fmt: skip
+    lines = render.aligned(["tensors", "bits per weight", "estimated KL", ""], rows).split("\n")
+    if "not_tried" in target:
+        return [*lines, f"not compared with a uniform recipe: {target['not_tried']}"]
+    lines.append("measured on the calibration text, KL in nats per token:")
+    lines += [
+        f"  {nats:.4g}  {label}" + ("  (written)" if label == target["kept"] else "")
+        for label, nats in target["tried"].items()
+    ]
+    if target["kept"] != "mixed":
+        lines.append("mixed bits did not measure better than the uniform recipe, which was written")
+    elif len(target["tried"]) == 1:
+        lines.append("no uniform recipe fits the target, so there was none to compare with")
+    return lines
+
+
+def _card_lines(summary: Summary) -> list[str]:
+    """The quality card in two lines, or why there is none."""
+    from edgeq.quant.quality import figure
+
+    quality = summary.quality
+    found = quality.evaluation
+    if found is None:
+        return [f"quality: not measured: {quality.reason}"]
+    against = ""
+    if summary.requantized:
+        from edgeq.quant.source import type_counts
+
+        against = f" against the quantized source ({type_counts(summary.requantized)})"
+    return [
+        f"quality{against}: perplexity {figure(found.base_ppl, 3)} -> {figure(found.ppl, 3)}, "
+        f"KL {figure(found.kl_mean, 4)} nats per token, "
+        f"same top token {found.top1_agreement:.1%}",
+        f"  measured on {found.n_tokens} tokens of {quality.text} in {summary.card_seconds:.1f} s: "
+        f"{found.protocol}",
+    ]
