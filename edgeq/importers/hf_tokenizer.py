@@ -108,6 +108,8 @@ def hf_tokenizer(files: Mapping[str, bytes]) -> HfTokenizer:
     before = _added(library)
     for place, fields in _listed(files):
         text = fields["content"]
+        if not text:
+            continue
         new = library.token_to_id(text) is None
         library.add_tokens([tokenizers.AddedToken(**fields)])
         given = library.token_to_id(text)
@@ -267,9 +269,10 @@ def _legacy(files: Mapping[str, bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _named(files: Mapping[str, bytes], special: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     """Special tokens that have a name, and further ones, with the flags they are given."""
+    sources = _special_sources(files)
     for key, text in special.items():
         fields: dict[str, Any] = {"content": text, "special": True}
-        for source in _special_sources(files):
+        for source in sources:
             entry = source.get(key)
             if isinstance(entry, dict) and entry.get("content") == text:
                 fields = _special_fields(entry)
