@@ -11,7 +11,7 @@ fresh context. The reference, every engine and every converted model is one.
 
 Perplexities compare only at the same tokenizer, context and protocol; the result says which:
 
-    all    disjoint windows of C tokens: BOS, if the tokenizer has one, and then text. Every token
+    all    disjoint windows of C tokens: BOS, if the tokenizer puts it there, and text. Every token
            after a window's first is scored; the last window may be shorter.
     half   llama.cpp's: BOS and the text in disjoint windows of C tokens, the first of each
            replaced by BOS; those past the middle are scored, so that each has seen at least C/2
@@ -112,7 +112,7 @@ def perplexity(
         logits_fn: the model.
         tokens: the text's tokens, without BOS.
         context: tokens of a window, BOS included.
-        bos: put at the head of every window; None if the tokenizer has none.
+        bos: put at the head of every window; None if the tokenizer puts none there.
         score: "all" or "half", as described at the top of the module.
         base: what KL and agreement are measured against; of the same vocabulary.
         decode: tokens -> text, for bits per byte (which "all" alone gives).

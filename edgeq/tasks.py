@@ -71,7 +71,7 @@ class Subject(Protocol):
 class Encoder(Protocol):
     """The tokenizer, as far as it is needed."""
 
-    def encode(self, text: str, add_bos: bool = True) -> list[int]:
+    def encode(self, text: str, add_bos: bool = True, add_eos: bool | None = None) -> list[int]:
         """Text to tokens."""
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -356,8 +356,8 @@ def _ask(item: Item, subject: Subject, encoder: Encoder) -> _Answer:
 
 def _scored(prompt: str, text: str, subject: Subject, encoder: Encoder) -> tuple[float, bool, bool]:
     """Log-likelihood of a text after a prompt, whether it is greedy, and whether it was cut."""
-    head = encoder.encode(prompt)
-    whole = encoder.encode(prompt + text)
+    head = encoder.encode(prompt, add_eos=False)
+    whole = encoder.encode(prompt + text, add_eos=False)
     # tokens may join across the seam; what follows as many tokens as the prompt has is scored
     follows = whole[len(head) :] or whole[-1:]
     before = whole[: len(whole) - len(follows)]
@@ -375,7 +375,7 @@ def _scored(prompt: str, text: str, subject: Subject, encoder: Encoder) -> tuple
 
 
 def _generated(item: Item, subject: Subject, encoder: Encoder) -> _Answer:
-    prompt = encoder.encode(item.prompt)
+    prompt = encoder.encode(item.prompt, add_eos=False)
     room = max(1, subject.context - GENERATED)
     said: list[int] = []
     text = ""

@@ -311,6 +311,22 @@ def test_numpy_numbers_are_numbers() -> None:
     assert made.temperature == 0.5
 
 
+def test_a_tokenizer_of_a_model_its_path_or_its_files() -> None:
+    model = load(DEMO)
+    for source in (model, model.files, DEMO, str(DEMO)):
+        assert Tokenizer(source).encode("Once") == Tokenizer(model).encode("Once")
+    wrong: Any
+    for wrong in (7, None, [b""]):
+        with pytest.raises(UsageError, match="made of a model, its path or its files; this is a"):
+            Tokenizer(wrong)
+    for wrong in (7, b"Once", None, ["Once"]):
+        with pytest.raises(UsageError, match=r"the text is a \w+; give a string"):
+            Tokenizer(model).encode(wrong)
+    for wrong in ("Hello", {"role": "user", "content": "Hello"}, ["Hello"], [7], 7):
+        with pytest.raises(UsageError, match="messages are a list of dictionaries"):
+            Tokenizer(model).encode_chat(wrong)
+
+
 def test_short_reprs() -> None:
     model = load(DEMO)
     tokenizer = Tokenizer(model)

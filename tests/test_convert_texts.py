@@ -27,6 +27,7 @@ from edgeq.model import Model
 from edgeq.runtime.tokenizer import Tokenizer
 from tests import tokenizer_zoo as zoo
 from tests.conftest import need
+from tests.real_models import SMOLLM2, real_model
 
 LLAMA_CPP = importlib.util.find_spec("llama_cpp") is not None
 SPACES = ("lstrip", "rstrip", "single_word")
@@ -322,6 +323,18 @@ def test_published_vocabularies_in_llama_cpp(name: str) -> None:
     target = LlamaVocabulary(path, source)
     assert compare_texts(source, target).complaint is None
     assert target.end_ids() == sorted(Tokenizer(files).eos_ids)
+
+
+def test_a_published_tokenizer_goes_everywhere() -> None:
+    model = load(real_model(SMOLLM2))
+    keys = tokenizer_keys(model)
+    assert keys["tokenizer.ggml.pre"] == "smollm"
+    assert Tokenizer(tokenizer_files(keys)[0]).eos_ids == Tokenizer(model).eos_ids
+    genai_tokenizer = pytest.importorskip("edgeq.converters.genai_tokenizer")
+    pytest.importorskip("onnxruntime_genai")
+    files = genai.tokenizer_files(model)
+    files[genai.CONFIG] = json.dumps(genai.genai_config(model, 512)).encode()
+    genai_tokenizer.check_same_ids(hf_tokenizer(model.files), files)
 
 
 def test_the_demo_goes_everywhere() -> None:

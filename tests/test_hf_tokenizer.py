@@ -184,3 +184,23 @@ def test_lists_that_are_refused(
 ) -> None:
     with pytest.raises(FormatError, match=words):
         Tokenizer(made(config, further))
+
+
+def test_what_goes_around_a_text_of_a_vocabulary_without_letters() -> None:
+    """It is found with a text that has tokens, whatever the vocabulary holds."""
+    frame = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+             {"SpecialToken": {"id": "</s>", "type_id": 0}}]  # fmt: skip
+    special = {text: {"id": text, "ids": [i], "tokens": [text]}
+               for i, text in enumerate(("<s>", "</s>"))}  # fmt: skip
+    document = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
+        "normalizer": None, "pre_tokenizer": None, "decoder": None,
+        "post_processor": {"type": "TemplateProcessing", "single": frame, "pair": frame[:2],
+                           "special_tokens": special},
+        "model": {"type": "BPE", "dropout": None, "unk_token": None, "fuse_unk": False,
+                  "continuing_subword_prefix": None, "end_of_word_suffix": None,
+                  "byte_fallback": False, "vocab": {"<s>": 0, "</s>": 1, "\u03b1": 2},
+                  "merges": []},
+    }  # fmt: skip
+    made = hf_tokenizer({"tokenizer.json": json.dumps(document).encode()})
+    assert (made.prefix, made.suffix) == ((0,), (1,))

@@ -37,7 +37,7 @@ def written(path: Path, *rows: object) -> Path:
 class Letters:
     """A tokenizer of single characters; BOS is 0."""
 
-    def encode(self, text: str, add_bos: bool = True) -> list[int]:
+    def encode(self, text: str, add_bos: bool = True, add_eos: bool | None = None) -> list[int]:
         return [0] * add_bos + [ord(c) % 128 for c in text]
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -124,7 +124,7 @@ def _tell(
 
     params = SamplingParams(temperature=temp, seed=seed)
     with Engine(model, threads=threads) as engine:
-        chunks = generate(engine, tokenizer, tokenizer.encode(prompt), params, max_tokens=n_predict)
+        chunks = generate(engine, tokenizer, prompt, params, max_tokens=n_predict)
         with page.story(prompt) as say:
             for chunk in chunks:
                 say(chunk.text)

@@ -37,12 +37,16 @@ _END_TEXTS = frozenset(
         "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
         "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
         "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
-        # the padding and the separators of files in models that fill in the middle
-        "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]",
-        "<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>",
     )
 )  # fmt: skip
 """Texts of tokens that end a generation wherever a vocabulary holds them."""
+_FILE_TEXTS = {
+    "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+    "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+    "fim_sep": ("<|file_sep|>",),
+}
+"""What a model that fills in the middle pads and separates files with: texts of the token that ends
+a generation where no key names it."""
 STRIP_NAMES = ("phi-3", "phi3")
 """A model whose name holds one of these has special tokens that take whitespace along."""
 STRIP_NEEDS = ("<unk>", "<s>", "<|endoftext|>")
@@ -84,9 +88,7 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> tuple[dict[str, bytes], Voca
         add_eos=bool(metadata.get(_PREFIX + "add_eos_token", False)),
     )
     ends = end_tokens(metadata, vocabulary)
-    for i in ends:  # what ends a generation is a special token, whatever its type says
-        if tokens[i] in _END_TEXTS and len(kinds) == len(tokens):
-            kinds[i] = CONTROL
+    _retype(tokens, kinds, ends)
     vocabulary = replace(vocabulary, kinds=kinds, rstrip=_rstrip(metadata, vocabulary))
     if spm:
         document = sentencepiece_bpe(
@@ -114,16 +116,35 @@ def listed_ends(
     metadata: Mapping[str, Any], tokens: Sequence[str], eos: int | None
 ) -> tuple[int, ...]:
     """As `end_tokens`, of the tokens' texts and EOS alone."""
-    named = [eos, *(_token(metadata, f"{key}_token_id", None) for key in _END_KEYS)]
-    ends = [i for i in named if i is not None and 0 <= i < len(tokens)]
+    where = {text: i for i, text in enumerate(tokens)}
+    named = {key: _token(metadata, f"{key}_token_id", None) for key in _END_KEYS}
+    for key, texts in _FILE_TEXTS.items():
+        if named[key] is None:
+            named[key] = min((where[text] for text in texts if text in where), default=None)
+    ends = [i for i in (eos, *named.values()) if i is not None and 0 <= i < len(tokens)]
     ends += [i for i, text in enumerate(tokens) if text in _END_TEXTS]
     found = {tokens[i]: i for i in ends}
-    harmony = {"<|return|>", "<|call|>"}, {"<|call|>", "<|flush|>"}, {"<|calls|>", "<|flush|>"}
-    if any(pair <= found.keys() for pair in harmony):
+    calls = found.keys() & {"<|call|>", "<|calls|>"}
+    if calls and found.keys() & {"<|return|>", "<|flush|>"}:
         found.pop("<|end|>", None)  # it ends a message there, not the answer
     if "<|tool_response>" in found:
         found.pop("</s>", None)
     return tuple(dict.fromkeys(i for i in ends if tokens[i] in found))
+
+
+def _retype(tokens: Sequence[str], kinds: list[int], ends: Sequence[int]) -> None:
+    """Give the tokens that are known by their text the type that llama.cpp gives them."""
+    if len(kinds) != len(tokens):
+        return  # refused elsewhere
+    files = {text for texts in _FILE_TEXTS.values() for text in texts}
+    for i in ends:
+        if tokens[i] in _END_TEXTS or tokens[i] in files:
+            kinds[i] = CONTROL
+    for i, text in enumerate(tokens):
+        if i not in ends and text == "<|end|>":
+            kinds[i] = USER_DEFINED
+        elif i not in ends and text == "</s>":
+            kinds[i] = NORMAL
 
 
 def _rstrip(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> frozenset[int]:

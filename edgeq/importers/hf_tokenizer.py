@@ -108,6 +108,8 @@ def hf_tokenizer(files: Mapping[str, bytes]) -> HfTokenizer:
     before = _added(library)
     for place, fields in _listed(files):
         text = fields["content"]
+        if not text:
+            continue
         new = library.token_to_id(text) is None
         library.add_tokens([tokenizers.AddedToken(**fields)])
         given = library.token_to_id(text)
@@ -119,17 +121,25 @@ def hf_tokenizer(files: Mapping[str, bytes]) -> HfTokenizer:
     for fields in _named(files, special):
         if library.token_to_id(fields["content"]) is None:
             library.add_tokens([tokenizers.AddedToken(**fields)])
-    encoded = library.encode("a", add_special_tokens=True)
-    own = [i for i, added in enumerate(encoded.special_tokens_mask) if not added]
-    first, last = (own[0], own[-1] + 1) if own else (len(encoded.ids), len(encoded.ids))
+    prefix, suffix = _frame(library)
     return HfTokenizer(
         library,
         spaced or document,
         special,
-        tuple(encoded.ids[:first]),
-        tuple(encoded.ids[last:]),
+        prefix,
+        suffix,
         extended=spaced is not None or _added(library) != before,
     )
+
+
+def _frame(library: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What the post-processor puts before and after a text that has tokens of its own."""
+    for text in ("a", "1", ".", *sorted(library.get_vocab(with_added_tokens=False))[:256]):
+        encoded = library.encode(text, add_special_tokens=True)
+        own = [i for i, added in enumerate(encoded.special_tokens_mask) if not added]
+        if own:
+            return tuple(encoded.ids[: own[0]]), tuple(encoded.ids[own[-1] + 1 :])
+    return tuple(library.encode("", add_special_tokens=True).ids), ()
 
 
 def complete_document(files: Mapping[str, bytes]) -> bytes:
@@ -267,9 +277,10 @@ def _legacy(files: Mapping[str, bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _named(files: Mapping[str, bytes], special: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     """Special tokens that have a name, and further ones, with the flags they are given."""
+    sources = _special_sources(files)
     for key, text in special.items():
         fields: dict[str, Any] = {"content": text, "special": True}
-        for source in _special_sources(files):
+        for source in sources:
             entry = source.get(key)
             if isinstance(entry, dict) and entry.get("content") == text:
                 fields = _special_fields(entry)

@@ -392,7 +392,8 @@ def _document(
                     "single_word": False,
                     "lstrip": False,
                     "rstrip": i in vocabulary.rstrip,
-                    "normalized": normalized and not special,
+                    # whitespace after a token is found before spaces become ▁
+                    "normalized": normalized and not special and i not in vocabulary.rstrip,
                     "special": special,
                 }
             )

@@ -48,13 +48,21 @@ def render_chat(
 
     Raises:
         UnsupportedError: the model has no chat template, or none of that name.
-        UsageError: the template itself refuses the messages.
+        UsageError: these are no messages, or the template itself refuses them.
         FormatError: the template is damaged, fails, or reaches for what it may not have.
     """
+    said = None
+    if not isinstance(messages, str | bytes | Mapping) and hasattr(messages, "__iter__"):
+        said = list(messages)
+    if said is None or not all(isinstance(message, Mapping) for message in said):
+        raise UsageError(
+            "messages are a list of dictionaries such as {'role': 'user', 'content': 'Hello'}, "
+            f"not {messages!r:.60}"
+        )
     source = _template(files, extra.pop("chat_template", None), bool(extra.get("tools")))
     variables = {
         **special_tokens(files),
-        "messages": [dict(message) for message in messages],
+        "messages": [dict(message) for message in said],
         "tools": None,
         "documents": None,
         "add_generation_prompt": add_generation_prompt,

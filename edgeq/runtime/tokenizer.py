@@ -12,6 +12,7 @@ import codecs
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import tokenizers
@@ -40,9 +41,10 @@ class Tokenizer:
     """A model's tokenizer.
 
     Args:
-        files: a model, or its files; ``tokenizer.json`` is needed, and ``tokenizer_config.json``,
-            ``special_tokens_map.json``, ``added_tokens.json`` and ``generation_config.json`` are
-            read as Transformers reads them (`edgeq.importers.hf_tokenizer`).
+        files: a model, its path, or its files; ``tokenizer.json`` is needed, and
+            ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json`` and
+            ``generation_config.json`` are read as Transformers reads them
+            (`edgeq.importers.hf_tokenizer`).
 
     Attributes:
         bos: id of the beginning-of-text token, or None.
@@ -58,8 +60,17 @@ class Tokenizer:
         FormatError: a file is damaged.
     """
 
-    def __init__(self, files: Mapping[str, bytes] | HasFiles) -> None:
+    def __init__(self, files: Mapping[str, bytes] | HasFiles | str | Path) -> None:
+        if isinstance(files, str | Path):
+            from edgeq.importers import load
+
+            files = load(files)
         if not isinstance(files, Mapping):
+            if not hasattr(files, "files"):
+                raise UsageError(
+                    f"a tokenizer is made of a model, its path or its files; this is a "
+                    f"{type(files).__name__}"
+                )
             files = files.files
         built = hf_tokenizer(files)
         self._built, self._files = built, files
@@ -91,6 +102,8 @@ class Tokenizer:
         Raises:
             UsageError: the text holds half a surrogate pair and cannot be UTF-8.
         """
+        if not isinstance(text, str):
+            raise UsageError(f"the text is a {type(text).__name__}; give a string")
         try:
             ids = self._built.encode(text)
         except (UnicodeEncodeError, TypeError) as err:
