@@ -14,7 +14,7 @@ from edgeq.errors import FormatError, UsageError
 from edgeq.evaluate import Evaluation, kl_divergence, log_softmax, perplexity, windows
 from edgeq.reference import Reference
 from edgeq.runtime.tokenizer import Tokenizer
-from tests.conftest import small_checkpoint, story_text
+from tests.conftest import need
 from tests.families import quantized, random_model, tiny_config
 
 V = 7
@@ -249,8 +249,8 @@ def test_damaged_or_foreign_logits_are_refused() -> None:
 
 def test_stories260k_as_published() -> None:
     """Float32 is at 1.3 nats a token on single training stories, at 2 over a stream of them."""
-    model = importers.load(small_checkpoint())
-    text = story_text().read_text("utf-8")[:4000]
+    model = importers.load(need("models/stories260K"))
+    text = need("data/text_tinystories_train/tinystories_train_2MB.txt").read_text("utf-8")[:4000]
     tokenizer = Tokenizer(model.files)
     tokens = tokenizer.encode(text, add_bos=False)
     reference = Reference(model, keep=True)
