@@ -68,8 +68,8 @@ def _past_half(array: NDArray[Any]) -> bool:
     """Whether float16 holds a constant as infinity, or none of it but as zero."""
     if array.dtype != np.float32 or not array.size:
         return False
-    size = np.abs(array[np.isfinite(array)]).max(initial=0)
-    return bool(size > np.finfo(np.float16).max or 0 < size < np.finfo(np.float16).tiny)
+    size, half = float(np.abs(array[np.isfinite(array)]).max(initial=0)), np.finfo(np.float16)
+    return bool(size > float(half.max) or 0 < size < float(half.tiny))
 
 
 def _held_float(name: str, exact: NDArray[np.float32], kind: str) -> NDArray[Any]:
