@@ -195,7 +195,8 @@ class Lowering:
             if var is not None and var.dtype == self.types.fp32:
                 kinds.append("fp32")
             held = self.graph.constants.get(name)
-            if isinstance(held, np.ndarray) and _past_half(held):
+            # bounds past float16 bound nothing in it
+            if isinstance(held, np.ndarray) and node.op != "Clip" and _past_half(held):
                 kinds.append("fp32")
             # before iOS 17 a product's factors are of one type
             if self.target == "ios16" and isinstance(held, QuantWeight) and held.bits != 32:
