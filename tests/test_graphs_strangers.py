@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeq.converters.graphs import convert_graph, open_graph
-from edgeq.errors import EdgeqError, FormatError, UnsupportedError, UsageError
+from edgeq.errors import EdgeqError, FormatError, SchemeError, UnsupportedError, UsageError
 from edgeq.graphs.execute import Session
 from edgeq.graphs.ir import Graph, Info, Node
 from edgeq.graphs.onnx_read import read_onnx
@@ -193,6 +193,30 @@ def test_core_ml_refusals_name_the_node(tmp_path: Path, monkeypatch: pytest.Monk
     graph = b.graph(b.op("Tanh", b.input(2)))
     with pytest.raises(UnsupportedError, match=r"Tanh 'tanh_0' cannot be .*: no such form"):
         convert_graph(graph, "coreml", tmp_path / "m.mlpackage")
+
+
+def test_weights_below_float16_are_not_rounded_to_nothing(tmp_path: Path) -> None:
+    from edgeq.quant.graph.pipeline import quantize_graph
+    from edgeq.quant.graph.recipe import GraphRecipe
+
+    model = saved(
+        tmp_path / "m.onnx",
+        [
+            helper.make_node("MatMul", ["x", "w"], ["m"], name="small"),
+            helper.make_node("Tanh", ["m"], ["t"]),
+            helper.make_node("Mul", ["t", "k"], ["y"]),
+        ],
+        {"x": (TensorProto.FLOAT, (4, 64))}, {"y": TensorProto.FLOAT},
+        {"w": RNG.standard_normal((64, 32)).astype(np.float32) * np.float32(1e-9),
+         "k": np.full((1, 32), 1e9, np.float32)},
+    )  # fmt: skip
+    graph = read_onnx(model)
+    with pytest.raises(SchemeError, match=r"weights of Linear 'small' are at most .*small=f32"):
+        quantize_graph(graph, GraphRecipe.named("w8-channel"))
+    halved = quantize_graph(graph, GraphRecipe.named("fp16")).graph
+    x = RNG.standard_normal((4, 64)).astype(np.float32)
+    want = Session(graph)({"x": x})["y"]
+    np.testing.assert_allclose(Session(halved)({"x": x})["y"], want, rtol=1e-2, atol=1e-2)
 
 
 def opened(source: Path, path: Path) -> Path:

@@ -68,8 +68,8 @@ def _past_half(array: NDArray[Any]) -> bool:
     """Whether float16 holds a constant as infinity, or none of it but as zero."""
     if array.dtype != np.float32 or not array.size:
         return False
-    size = np.abs(array[np.isfinite(array)]).max(initial=0)
-    return bool(size > np.finfo(np.float16).max or 0 < size < np.finfo(np.float16).tiny)
+    size, half = float(np.abs(array[np.isfinite(array)]).max(initial=0)), np.finfo(np.float16)
+    return bool(size > float(half.max) or 0 < size < float(half.tiny))
 
 
 def _held_float(name: str, exact: NDArray[np.float32], kind: str) -> NDArray[Any]:
@@ -195,7 +195,8 @@ class Lowering:
             if var is not None and var.dtype == self.types.fp32:
                 kinds.append("fp32")
             held = self.graph.constants.get(name)
-            if isinstance(held, np.ndarray) and _past_half(held):
+            # bounds past float16 bound nothing in it
+            if isinstance(held, np.ndarray) and node.op != "Clip" and _past_half(held):
                 kinds.append("fp32")
             # before iOS 17 a product's factors are of one type
             if self.target == "ios16" and isinstance(held, QuantWeight) and held.bits != 32:

@@ -16,6 +16,7 @@ bits of convolutions).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +28,7 @@ from edgeq.converters import tflite_lower_rules as rules
 from edgeq.converters.note import note_bytes
 from edgeq.converters.tflite_file import TfliteFile
 from edgeq.converters.tflite_graph import Value
+from edgeq.converters.tflite_interpreter import interpreter
 from edgeq.converters.tflite_lower_graph import FUSING, Lowering, Out, Settings
 from edgeq.converters.tflite_lower_layout import Order, channels_last, natural, placed
 from edgeq.converters.tflite_lower_moves import file_type
@@ -40,7 +42,7 @@ from edgeq.converters.tflite_lower_run import (
     stored_weights,
 )
 from edgeq.converters.tflite_read import VERSION, read
-from edgeq.errors import UsageError, unknown
+from edgeq.errors import UnsupportedError, UsageError, unknown
 from edgeq.graphs.ir import Graph, Node
 from edgeq.graphs.tflite_schema import schema
 
@@ -102,7 +104,9 @@ def write(
         options: layout, io, compute and int4.
         progress: called with what is written, bytes done, and of how many.
     """
-    _lowered(graph, settings(options)).save(Path(path), progress)
+    low = _lowered(graph, settings(options))
+    low.file.save(Path(path), progress)
+    _check_opens(Path(path), low)
 
 
 def arena(source: Path | str | Graph, options: Mapping[str, Any] | None = None) -> int:
@@ -113,11 +117,23 @@ def arena(source: Path | str | Graph, options: Mapping[str, Any] | None = None) 
         options: see the module; of a graph alone.
     """
     if isinstance(source, Graph):
-        return arena_of(_lowered(source, settings(options or {})).model)
+        return arena_of(_lowered(source, settings(options or {})).file.model)
     return arena_of(read(source, entry=METADATA).model)
 
 
-def _lowered(graph: Graph, how: Settings) -> TfliteFile:
+def _check_opens(path: Path, low: Lowering) -> None:
+    """Refuse a file that LiteRT does not load, with the node its operator is made of."""
+    opened = interpreter(path, threads=1, delegate=False)
+    try:
+        opened.allocate_tensors()
+    except (ValueError, RuntimeError) as err:
+        number = re.search(r"Node number (\d+)", str(err))
+        place = int(number.group(1)) if number else len(low.made_by)
+        node = low.made_by[place] if place < len(low.made_by) else f"the graph {low.graph.name}"
+        raise UnsupportedError(f"{node}: LiteRT refuses what it is lowered to: {err}") from err
+
+
+def _lowered(graph: Graph, how: Settings) -> Lowering:
     file = TfliteFile()
     low = Lowering(graph, file, how)
     inputs = {name: _input(low, name) for name in graph.inputs}
@@ -125,7 +141,10 @@ def _lowered(graph: Graph, how: Settings) -> TfliteFile:
     for node in graph.nodes:
         if node.name not in taken_in:
             low.node = node
-            taken_in |= _node(low, node)
+            try:
+                taken_in |= _node(low, node)
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as err:
+                raise UnsupportedError(f"{node} cannot be lowered to TFLite: {err}") from err
     low.node = Node("", "output", (), ())
     used = {id(value) for value in inputs.values()}
     outputs = {name: _output(low, name, used) for name in graph.outputs}
@@ -133,7 +152,7 @@ def _lowered(graph: Graph, how: Settings) -> TfliteFile:
     orders |= {name: _output_order(low, name) for name in graph.outputs}
     low.g.finish(inputs, outputs)
     file.metadata(METADATA, note_bytes(_described(low, orders)))
-    return file
+    return low
 
 
 def _input(low: Lowering, name: str) -> Value:

@@ -33,6 +33,8 @@ class Operators:
         self.g = FileGraph(file, SIGNATURE, lambda _: self.short("c"))
         self.node = Node("", graph.name, (), ())
         """What is being lowered."""
+        self.made_by: list[Node] = []
+        """For each operator of the file, in order: the node it was made for."""
         self._names = {*graph.values, *graph.constants}
         self._counts: dict[str, int] = {}
         self._quants: dict[int, Quant] = {}
@@ -57,6 +59,7 @@ class Operators:
         kind = "int8" if quant else dtype or first.dtype
         scales = first.scales if like else self.grid(quant)
         made = first.shape if shape is None else tuple(shape)
+        self.made_by.append(self.node)
         return self.g.op(
             code, inputs, made, kind, options_of(code), version(code, inputs, kind, settings),
             self.short("t"), scales, **settings,

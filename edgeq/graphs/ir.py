@@ -161,10 +161,10 @@ class QuantWeight:
         """The same weight with its axes in another order."""
         axis = None if self.axis is None else order.index(self.axis)
         wide = self.block is not None
-        scales = np.ascontiguousarray(self.scales.transpose(order)) if wide else self.scales
+        scales = np.asarray(self.scales.transpose(order), order="C") if wide else self.scales
         return replace(
             self,
-            levels=np.ascontiguousarray(self.levels.transpose(order)),
+            levels=np.asarray(self.levels.transpose(order), order="C"),
             scales=scales,
             axis=axis,
         )

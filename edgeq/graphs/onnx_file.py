@@ -242,12 +242,24 @@ def _known(onnx: ModuleType, node: Any, opset: int, path: Path) -> None:
             f"{path} has the operator {node.op_type} {_named(node)}, which ONNX does not have in "
             f"opset {opset}"
         )
+    _needed(onnx, node, onnx.defs.get_schema(node.op_type, version), path)
     graphs = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
     if any(a.type in graphs for a in node.attribute):
         raise UnsupportedError(
             f"{path} has the operator {node.op_type} {_named(node)}, which contains a "
             "subgraph; export the model without control flow (trace it with fixed shapes)"
         )
+
+
+def _needed(onnx: ModuleType, node: Any, schema: Any, path: Path) -> None:
+    """Refuse an input that is left out although it must be there; runtimes end the process."""
+    for place, name in enumerate(node.input):
+        about = schema.inputs[min(place, len(schema.inputs) - 1)] if schema.inputs else None
+        if not name and about and about.option != onnx.defs.OpSchema.FormalParameterOption.Optional:
+            raise FormatError(
+                f"the {node.op_type} {_named(node)} of {path} leaves out its input {place + 1}, "
+                f"{about.name!r}, which it needs"
+            )
 
 
 def _named(node: Any) -> str:

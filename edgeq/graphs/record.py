@@ -145,5 +145,5 @@ def _weight(graph: Graph, node: Node, palette: Palette | None) -> QuantWeight:
     table = None
     if palette is not None:
         bits, table = palette
-    levels = np.ascontiguousarray(levels.astype(np.int32 if bits == 32 else np.int8))
+    levels = np.asarray(levels.astype(np.int32 if bits == 32 else np.int8), order="C")
     return QuantWeight(levels, scales, bits, axis, block, table)

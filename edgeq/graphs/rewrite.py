@@ -89,11 +89,18 @@ class Steps:
 
 
 def rewrite(graph: Graph, rule: Rule) -> Graph:
-    """The graph after a rule was asked of every node, again of those it put there."""
+    """The graph after a rule was asked of every node, again of those it put there.
+
+    Raises:
+        FormatError: a node whose attributes or constants contradict the values it takes.
+    """
     at = 0
     while at < len(graph.nodes):
         node = graph.nodes[at]
-        change = rule(graph, node)
+        try:
+            change = rule(graph, node)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as err:
+            raise FormatError(f"{node} does not fit what it takes: {err}") from err
         if change is None:
             at += 1
             continue

@@ -68,6 +68,9 @@ def _spelled(graph: Graph, node: Node) -> Change | None:
     attrs = {**DEFAULTS.get(node.op, {}), **node.attrs}
     for name in _DROPPED.get(node.op, ()):
         attrs.pop(name, None)
+    for name in ("keepdims", "largest", "sorted"):  # another number than 1 is no, to runtimes
+        if name in attrs:
+            attrs[name] = int(attrs[name] == 1)
     if isinstance(attrs.get("axis"), int):
         rank = len(graph.info(node.output or node.inputs[0]).shape)
         if node.op in ("Gather", "ArgMax", "ArgMin", "Flatten"):  # their output has another rank

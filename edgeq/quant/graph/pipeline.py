@@ -442,7 +442,8 @@ def _stored(graph: Graph, recipe: GraphRecipe, picked: Mapping[str, Choice]) -> 
 
 def _halved(x: np.ndarray) -> np.ndarray:
     """An array in float16, where that holds it well; settings of a few numbers are left alone."""
-    if x.size < _FEW or float(np.abs(x).max()) > np.finfo(np.float16).max:
+    most, half = float(np.abs(x).max(initial=0)), np.finfo(np.float16)
+    if x.size < _FEW or most > float(half.max) or 0 < most < float(half.tiny):
         return x
     return x.astype(np.float16)
 

@@ -46,6 +46,10 @@ BIAS_LIMIT = 2**30
 """Largest level of a bias, so that as much again is left for the sum it is added to."""
 
 
+_LEAST_SCALE = 2.0**-20
+"""The least scale of a weight: below it float16 holds too few of its digits."""
+
+
 @dataclass(frozen=True)
 class WeightScheme:
     """How a weight is rounded; it is always symmetric.
@@ -123,7 +127,7 @@ def round_weight(
 
     Raises:
         FormatError: a weight is NaN or infinite.
-        SchemeError: a scale is beyond float16.
+        SchemeError: a scale is beyond float16, or so far below 1 that it is nearly 0 there.
         UsageError: GPTQ without a Hessian, or one of another width.
     """
     name = weight_name(node)
@@ -131,6 +135,7 @@ def round_weight(
     rows = np.moveaxis(w.astype(np.float32), axis, 0)
     shape, rows = rows.shape, np.ascontiguousarray(rows).reshape(len(rows), -1)
     check_finite(rows, name)
+    _check_size(rows, node, scheme.bits)
     size, k = scheme.group_size, rows.shape[1]
     grouped = node.op in ("Linear", "Gather") and size is not None and k > size
     matrix = scheme.of_row(grouped=grouped)
@@ -158,6 +163,17 @@ def round_weight(
     if matrix.granularity == "tensor":
         return QuantWeight(levels, np.array(scales[0, 0]), scheme.bits, None, None, table)
     return QuantWeight(levels, scales[:, 0].copy(), scheme.bits, axis, None, table)
+
+
+def _check_size(rows: Array, node: Node, bits: int) -> None:
+    """Refuse weights so small that float16, which scales are held in, has no scale for them."""
+    most = float(np.abs(rows).max(initial=0))
+    if 0 < most < _LEAST_SCALE * (2 ** (bits - 1) - 1):
+        raise SchemeError(
+            f"the weights of {node} are at most {most:.3g}, and their scale would be below the "
+            f"least that float16 holds well, {_LEAST_SCALE:.3g}; keep them float "
+            f"(--tensor-type {node.name}=f32)"
+        )
 
 
 def odd_scales(scales: Array, ratio: float, more: int = 0) -> Array:
