@@ -153,5 +153,5 @@ def _check_report(report: Report) -> None:
     if not report.passed:
         raise EdgeqError(
             f"the {report.target} output does not compute what its source does, and is not kept "
-            f"(leave validation out to look at it):\n{report.explain()}"
+            f"(--no-validate keeps it):\n{report.explain()}"
         )
