@@ -58,7 +58,7 @@ def test_a_sweep_says_so_before_its_first_task(
     monkeypatch.setitem(sys.modules, package, None)
     calib = tmp_path / "text.txt"
     calib.write_text("Once upon a time there was a lamp. " * 40)
-    args = ["sweep", str(DEMO), "--recipes", recipe, "--calib", str(calib)]
+    args = ["sweep", str(DEMO), "--recipe", recipe, "--calib", str(calib)]
     assert main([*args, "-o", str(tmp_path / "out")]) == 1
     errors = capsys.readouterr().err
     assert f"pip install 'edgeq[{extra}]'" in errors, errors
