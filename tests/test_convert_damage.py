@@ -17,6 +17,7 @@ from edgeq.converters.certified import certificate_path, sha256
 from edgeq.converters.constants import compare_constants
 from edgeq.converters.integers import compare_integers
 from edgeq.converters.validate import validate
+from edgeq.errors import FormatError
 from edgeq.importers.gguf_file import open_gguf
 from edgeq.model import Model
 from tests.families import quantized, random_model, tiny_config
@@ -210,6 +211,22 @@ def test_damage_anywhere_in_the_constants_is_found(target: str, made: Any, tmp_p
         name = rng.choices(list(found), [n for _, _, n in found.values()])[0]
         damage(found[name], rng)
         assert named(target, path, MODEL), f"damage in {name} was not found"
+
+
+def test_the_scales_of_an_int8_cache_are_checked(tmp_path: Path) -> None:
+    """They were measured when the file was made, and no new conversion gives them."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    module, path = target_module("ort"), tmp_path / "m.onnx"
+    module.write(MODEL, path, Options(kv="int8", extra={"calibration": list(range(40))}))
+    assert named("ort", path, MODEL) == []
+    proto = onnx.load(path, load_external_data=False)
+    name = "past_key_values.1.value.scale"
+    scales = next(t for t in proto.graph.initializer if t.name == name)
+    scales.raw_data = scales.raw_data[:4] + scales.raw_data[:-4]
+    onnx.save(proto, path)
+    with pytest.raises(FormatError, match="the scales of the int8 cache are not those"):
+        validate(path, MODEL, "ort", threads=1, steps=2)
 
 
 def test_a_file_that_is_not_the_certificates_is_told_of(made: Any, tmp_path: Path) -> None:

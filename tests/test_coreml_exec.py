@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from edgeq.converters import coreml, coreml_exec
 from edgeq.converters.coreml_exec.blob import KINDS, Reader, Writer
+from edgeq.converters.coreml_exec.load import functions, open_file
 from edgeq.converters.coreml_package import VERSIONS, write_package
 from edgeq.errors import FormatError, UnsupportedError, UsageError
 from tests.conftest import need
@@ -810,6 +811,36 @@ def test_a_state_is_kept_between_predictions(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found["out1"], 2 * (n + 1) * x)
     np.testing.assert_array_equal(model.predict({"x": x})["out0"], 0 * x)  # a state of its own
     assert model.describe().functions["main"].states == {"total": "state of fp16[3]"}
+
+
+@pytest.mark.parametrize("read_again", [False, True])
+def test_slices_of_a_state_are_overwritten_only_where_nothing_reads_them(
+    read_again: bool, tmp_path: Path
+) -> None:
+    """With and without, results are equal, and what was given before stays."""
+
+    def body(x: Any, total: Any) -> Any:
+        before = mb.read_state(input=total)
+        if read_again:
+            kept = mb.slice_by_index(x=before, begin=[0, 0], end=[2, 3])
+        changed = mb.slice_update(x=before, update=x, begin=[1, 0], end=[2, 3])
+        after = mb.coreml_update_state(state=total, value=changed)
+        twice = mb.slice_update(x=after, update=mb.add(x=x, y=x), begin=[0, 0], end=[1, 3])
+        last = mb.coreml_update_state(state=total, value=twice)
+        return [mb.add(x=kept, y=last)] if read_again else [mb.identity(x=last)]
+
+    x = np.float16([[1, 2, 3]])
+    file = open_file(package(tmp_path, body, {"x": x}, {"total": (2, 3)}))
+    function = functions(file)["main"]
+    given: dict[bool, list[Any]] = {}
+    for overwrite in (False, True):
+        machine = coreml_exec.machine.Machine(overwrite=overwrite)
+        state = machine.new_state(function)
+        given[overwrite] = [
+            next(iter(machine.run(function, {"x": n * x}, state).values())) for n in (1, 2, 3)
+        ]
+    for plain, over in zip(given[False], given[True], strict=True):
+        np.testing.assert_array_equal(over, plain)
 
 
 def test_float16_arithmetic_rounds_after_every_operator(tmp_path: Path) -> None:

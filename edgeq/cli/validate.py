@@ -86,6 +86,7 @@ def _json(report: Report) -> str:
         "target": report.target,
         "runtime": report.runtime,
         "precision": report.precision,
+        "note": report.note or None,
         **findings(report),
         "tensor_faults": [
             {"name": f.name, "row": f.row, "group": f.group, "what": f.what}

@@ -81,7 +81,7 @@ class CoreMLRunner:
         exact = self._package.precision == "float32" and arithmetic == "float32"
         self.precision: Precision = "float32" if exact else "float16"
         self.context = self._package.context
-        self._machine = Machine(arithmetic, keep_bytes=_KEPT)
+        self._machine = Machine(arithmetic, _KEPT, overwrite=True)
         self.runtime = RUNTIME
         self.reset()
 

@@ -28,8 +28,9 @@ from edgeq.reference import dense
 
 _BATCH = 256
 """Tokens computed at once; logits are made of all of them."""
-_CONTEXT = 4096
-"""Tokens to make room for at most."""
+_CONTEXT = 1024
+"""Tokens to make room for at most: more than validation reads. A float32 cache of 4096 would take
+twice the bytes of a small model."""
 _PIECE = 1 << 21
 """Weights turned to levels at once."""
 _KEPT: list[Callable[..., None]] = []
@@ -264,7 +265,8 @@ def read_kernels(path: Path) -> Kernels:
         (ggml(kinds), dense),
         None,
         "llama.cpp rounds the inputs of every 32 weights to 8 bits",
-        "every build of llama.cpp does so; floating-point weights avoid it",
+        "keep the weights floating point or convert to another target, as every build of llama.cpp "
+        "rounds so",
     )
 
 

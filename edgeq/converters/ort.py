@@ -46,7 +46,9 @@ from edgeq.converters.ort_cache import calibrate, with_int8_cache
 from edgeq.converters.ort_file import STEP, Graph, Settings, encodings, features
 from edgeq.converters.ort_graph import OrtBuilder
 from edgeq.converters.ort_run import (
+    CACHE_DIGEST,
     OrtRunner,
+    cache_digest,
     read_constants,
     read_graph,
     read_kernels,
@@ -174,7 +176,9 @@ def write(model: Model, out: Path, options: Options, progress: Progress | None =
     if chosen.kv == "int8":
         tokens = options.extra.get("calibration")
         scales = calibrate(path, model.config, tokens, progress)
-        onnx.save_model(with_int8_cache(proto, scales), path)
+        cached = with_int8_cache(proto, scales)
+        cached.metadata_props.add(key=CACHE_DIGEST, value=cache_digest(cached.graph))
+        onnx.save_model(cached, path)
     if options.extra.get("ort_format"):
         to_ort_format(path, metadata["edgeq.ort_format"])
 

@@ -6,6 +6,7 @@ that a step writes its own position only; it is doubled when it is full.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ from edgeq.tensor import Tensor
 _ROOM = 256
 """Positions a new cache has room for."""
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
+CACHE_DIGEST = "edgeq.cache_sha256"
+"""Entry of the metadata: the checksum of an int8 cache's scales."""
 _PER_HEAD = ("q_norm", "k_norm", "q_rope", "k_rope")
 
 
@@ -305,8 +308,17 @@ def tracer(path: Path) -> Iterator[Trace]:
 
 
 def read_constants(path: Path) -> Iterator[Constant]:
-    """Every initializer of a graph, wherever it lies, but an int8 cache's scales; every node."""
+    """Every initializer of a graph, wherever it lies, but an int8 cache's scales; every node.
+
+    Raises:
+        FormatError: an int8 cache's scales, which the source does not give, were changed.
+    """
     proto = read_graph(path)
+    wanted = {p.key: p.value for p in proto.metadata_props}.get(CACHE_DIGEST)
+    if wanted is not None and wanted != cache_digest(proto.graph):
+        raise FormatError(
+            f"{path}: the scales of the int8 cache are not those it was made with; convert again"
+        )
     weights = _Weights(path, proto.graph)
     for tensor in proto.graph.initializer:
         if not tensor.name.startswith("past_key_values."):
@@ -317,6 +329,15 @@ def read_constants(path: Path) -> Iterator[Constant]:
         yield operator(node.output[0], node.SerializeToString(deterministic=True))
     for value in (*proto.graph.input, *proto.graph.output):
         yield operator(f"{value.name}, given", value.SerializeToString(deterministic=True))
+
+
+def cache_digest(graph: Any) -> str:
+    """SHA-256 of the scales of an int8 cache, which were measured."""
+    digest = hashlib.sha256()
+    for tensor in graph.initializer:
+        if tensor.name.startswith("past_key_values."):
+            digest.update(tensor.name.encode() + tensor.SerializeToString(deterministic=True))
+    return digest.hexdigest()
 
 
 def read_kernels(path: Path) -> Kernels:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from edgeq.errors import FormatError, MissingDependencyError
+from edgeq.errors import FormatError
 from edgeq.model import Model
 
 TEXTS = (
@@ -95,10 +95,8 @@ def _random(model: Model, length: int, seed: int) -> list[int]:
 def _encode(model: Model, text: str, *, turns: bool) -> list[int]:
     if "tokenizer.json" not in model.files:
         return []
-    try:
-        import tokenizers
-    except ImportError as err:
-        raise MissingDependencyError("tokenizers", "dev", "to make prompts of text") from err
+    import tokenizers
+
     try:
         tokenizer = tokenizers.Tokenizer.from_str(model.files["tokenizer.json"].decode())
     except Exception as err:  # the library raises bare Exception

@@ -123,13 +123,22 @@ class Machine:
         arithmetic: what fp16 is held as.
         keep_bytes: how much of large weights may be kept decompressed from call to call; the rest
             is decompressed again each time, a block of rows after another.
+        overwrite: write slices of a state into its own array where nothing else in the call reads
+            it. Arrays that a caller kept of a state change too.
     """
 
-    def __init__(self, arithmetic: Arithmetic = "float32", keep_bytes: int = 1 << 30) -> None:
+    def __init__(
+        self,
+        arithmetic: Arithmetic = "float32",
+        keep_bytes: int = 1 << 30,
+        *,
+        overwrite: bool = False,
+    ) -> None:
         if arithmetic not in ("float32", "float16"):
             raise UsageError(f"arithmetic is {arithmetic!r}; use 'float32' or 'float16'")
         self._half: Any = np.float16 if arithmetic == "float16" else np.float32
         self._left = keep_bytes
+        self.overwrite = overwrite
         self._constants: dict[bytes, Sequence[Any]] = {}
         self._decompressed: dict[int, tuple[Packed, NDArray[Any]]] = {}
         self._plans: dict[Block, _Plan] = {}
@@ -173,6 +182,12 @@ class Machine:
             run.block(function.block)
         for name in function.block.outputs:
             run.found[name] = self.array(env[name])
+        if self.overwrite:  # a later call must not change what this one gave
+            for name, value in run.found.items():
+                if isinstance(value, np.ndarray) and any(
+                    np.may_share_memory(value, held) for held in state.values()
+                ):
+                    run.found[name] = value.copy()
         return run.found
 
     # --- what is made once --------------------------------------------------------------------
@@ -294,7 +309,7 @@ class _Run:
         A cache of a whole context would otherwise be copied for the keys and values of each layer.
         """
         ref = op.inputs["x"][0]
-        if not isinstance(ref, str) or ref not in frees:
+        if not self.machine.overwrite or not isinstance(ref, str) or ref not in frees:
             return False
         x = self.env[ref]
         if not isinstance(x, np.ndarray) or not x.flags.writeable:
