@@ -83,8 +83,9 @@ def converted(
         began = time.perf_counter()
         try:
             done = convert_graph(graph, target, path, samples=tested[: model.checked], force=True)
-        except EdgeqError as err:
-            found[target] = {"passed": False, "why": str(err)}
+        except Exception as err:  # what is no EdgeqError is a fault of edgeq, and is listed too
+            fault = "" if isinstance(err, EdgeqError) else f"internal error, {type(err).__name__}: "
+            found[target] = {"passed": False, "why": f"{fault}{err}"}
             continue
         seconds = time.perf_counter() - began
         runner = open_graph(path)
