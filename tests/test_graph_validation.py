@@ -73,7 +73,7 @@ def faults(graph: Graph) -> Iterator[tuple[str, Graph]]:
         bias = graph.constants[node.inputs[2]]
         none = (
             replace(bias, levels=np.zeros_like(bias.levels))
-            if isinstance(bias, QuantWeight) else np.zeros_like(bias)
+            if isinstance(bias, QuantWeight) else np.full_like(bias, 1e-6)
         )  # fmt: skip
         yield f"bias of {node.name}", put(graph, node.inputs[2], none)
         if node.op == "Conv" and any(node.attrs["pads"]):

@@ -57,6 +57,9 @@ _DECODERS = ("preset", "ctx_size", "kv", "compute", "prefill", "steps", "max_ram
 @click.option("--shape", "shapes", multiple=True, metavar="NAME=N,N,...", show_default=False,
               help="Graphs: the shape of an input that the file leaves open. May be given several "
                    "times.")  # fmt: skip
+@click.option("--data", metavar="SAMPLES", default=None, show_default="the record's own",
+              help="Graphs: real inputs to compare the result with MODEL on: a folder, an .npz "
+                   "file or script.py:function.")  # fmt: skip
 @click.option("--validate/--no-validate", "checked", default=True,
               help="Run the result in its own runtime and hold it against MODEL.")  # fmt: skip
 @click.option("--steps", type=click.IntRange(min=2), default=8,
@@ -79,6 +82,7 @@ def convert(
     target_os: str | None,
     settings: tuple[str, ...],
     shapes: tuple[str, ...],
+    data: str | None,
     checked: bool,
     steps: int,
     max_ram: int | None,
@@ -101,10 +105,10 @@ def convert(
     if graphs.is_graph(model):
         refuse_given(_DECODERS, "language models, and MODEL is a graph")
         chosen = _settings(settings) | ({"target_os": target_os} if target_os else {})
-        graphs.convert(model, target, output, chosen, shapes, checked, threads, force, form)
+        graphs.convert(model, target, output, chosen, shapes, checked, threads, force, form, data)
         return
     graphs.refuse_made(model)
-    refuse_given(("shapes",), "graphs, and MODEL is a language model")
+    refuse_given(("shapes", "data"), "graphs, and MODEL is a language model")
     extra = _settings(settings) | ({"target_os": target_os} if target_os else {})
     options = Options(ctx_size or None, kv, compute, prefill, extra)
     with render.progress(f"converting to {target}") as bar:
