@@ -72,8 +72,8 @@ def convert(
     with render.progress(f"converting to {target}") as bar:
         made = convert_graph(
             model, target, output, settings,
-            shapes=named_shapes(shapes), samples=samples, force=force, validate=checked, threads=threads or 1,
-            progress=bar,
+            shapes=named_shapes(shapes), samples=samples, force=force, validate=checked,
+            threads=threads or 1, progress=bar,
         )  # fmt: skip
     if form == "json":
         found = {"path": str(made.path), "nbytes": made.nbytes, "convert_seconds": made.seconds}
