@@ -33,58 +33,12 @@ sys.path.append(str(ROOT / "benchmarks" / "vision"))
 Feeds = dict[str, NDArray[Any]]
 LINES = 24
 """Inputs of a model that are made, of which two thirds calibrate."""
-_WORDS = [
-    "The",
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "the",
-    "lazy",
-    "dog",
-    "near",
-    "12",
-    "km",
-    "of",
-    "river",
-    "bank,",
-    "invoice",
-    "no.",
-    "4711,",
-    "total",
-    "389.50",
-    "EUR",
-    "paid",
-    "on",
-    "2024-03-17",
-    "by",
-    "Anna",
-    "Schmidt;",
-    "please",
-    "send",
-    "it",
-    "to",
-    "the",
-    "office",
-    "in",
-    "Leipzig",
-    "or",
-    "to",
-    "support@example.org",
-    "before",
-    "Friday",
-    "noon,",
-    "otherwise",
-    "page",
-    "8",
-    "will",
-    "be",
-    "printed",
-    "again",
-    "(see",
-    "appendix)",
-]
+_TEXT = (
+    "The quick brown fox jumps over the lazy dog near 12 km of river bank, invoice no. 4711, total "
+    "389.50 EUR paid on 2024-03-17 by Anna Schmidt; please send it to the office in Leipzig or to "
+    "support@example.org before Friday noon, otherwise page 8 will be printed again (see appendix)"
+)
+_WORDS = _TEXT.split()
 
 
 @dataclass(frozen=True)
