@@ -322,9 +322,17 @@ CASES: list[tuple[str, Callable[..., Any], list[Array], Callable[..., Any] | Non
     ("avg_pool", lambda x: mb.avg_pool(x=x, kernel_sizes=[3, 3], strides=[2, 2], pad_type="custom",
                                        pad=[1, 1, 1, 1]), [IMG],
      lambda x: F.avg_pool2d(T(x), 3, 2, 1)),
+    # Core ML divides by the whole kernel, PyTorch leaves out what ceil_mode adds; the numbers are
+    # Core ML's own, published in a pull request of coremltools (2844)
     ("avg_pool ceil", lambda x: mb.avg_pool(
-        x=x, kernel_sizes=[2, 2], strides=[2, 2], pad_type="custom", pad=[1, 1, 1, 1],
-        ceil_mode=True), [rand(1, 2, 5, 5)], lambda x: F.avg_pool2d(T(x), 2, 2, 1, ceil_mode=True)),
+        x=x, kernel_sizes=[2, 2], strides=[3, 3], pad_type="valid", ceil_mode=True),
+     [np.arange(49, dtype=np.float32).reshape(1, 1, 7, 7)],
+     lambda x: np.array([[[[4, 7, 4.75], [25, 28, 15.25], [21.25, 22.75, 12]]]], np.float32)),
+    ("avg_pool ceil inside", lambda x: mb.avg_pool(
+        x=x, kernel_sizes=[2, 2], strides=[3, 3], pad_type="valid", ceil_mode=True,
+        exclude_padding_from_average=True),
+     [np.arange(49, dtype=np.float32).reshape(1, 1, 7, 7)],
+     lambda x: np.array([[[[4, 7, 9.5], [25, 28, 30.5], [42.5, 45.5, 48]]]], np.float32)),
     ("avg_pool inside", lambda x: mb.avg_pool(
         x=x, kernel_sizes=[3, 3], pad_type="custom", pad=[1, 1, 1, 1],
         exclude_padding_from_average=True), [IMG],

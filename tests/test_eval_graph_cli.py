@@ -19,6 +19,7 @@ from edgeq.evaluate_picture import write_confusion
 from edgeq.graphs.ir import Graph, Info, Node
 from edgeq.graphs.onnx_write import write_onnx
 from edgeq.quant.graph.images import Preprocess
+from tests.conftest import need
 
 CLASSES = 3
 
@@ -217,3 +218,28 @@ def test_a_confusion_matrix_is_drawn(tmp_path: Path) -> None:
     assert b"<svg" in (tmp_path / "c.svg").read_bytes()
     with pytest.raises(UsageError, match="no confusion matrix"):
         write_confusion(GraphEvaluation("scores", 3), tmp_path / "d.csv")
+
+
+@pytest.mark.parametrize("name", ["kws_ref_model.tflite", "pretrainedResnet_quant.tflite"])
+def test_integer_files_of_other_tools_are_inspected_and_evaluated(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("ai_edge_litert")
+    path = need(f"data/mlperf_tiny_ic_kws/{name}")
+    assert main(["inspect", str(path), "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["operators"]["CONV_2D int8"] > 3
+    (given,) = found["inputs"].values()
+    assert given.startswith("int8")
+    images = name.startswith("pretrained")
+    shape = (3, 32, 32) if images else (1, 49, 10)
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0, 255, (8, *shape)) if images else rng.normal(-20, 30, (8, *shape))
+    np.savez(tmp_path / "x.npz", x=x.astype(np.float32))
+    base = "pretrainedResnet.tflite" if images else name
+    arguments = ["eval", str(path), "--data", str(tmp_path / "x.npz"), "--format", "json",
+                 "--base", str(need(f"data/mlperf_tiny_ic_kws/{base}"))]  # fmt: skip
+    assert main(arguments) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["runtime"].startswith("LiteRT")
+    assert told["cosine"] > 0.9

@@ -118,3 +118,23 @@ def test_a_sum_with_a_term_that_hides_the_other_is_named() -> None:
     assert hidden_terms(graph, {linear: (-1.0, 1.0), "y": (-500.0, 0.0)}) == {"add1"}
     assert not hidden_terms(graph, {linear: (-1.0, 1.0), "y": (-5.0, 0.0)})
     assert not hidden_terms(graph, {linear: (-1.0, 1.0), add: (0.0, 1.0)})
+
+
+def test_a_spectrum_before_the_network_keeps_its_range() -> None:
+    m = Made(5, x=Info((1, 1, 8, 32)))
+    power = m.conv("x", 8)
+    power = m.same("Add", m.same("Mul", power, power), m.constant(np.float32(1e-6)))
+    graph = m.graph(m.conv(m.same("Relu", m.conv(m.same("Log", power), 8)), 4))
+    assert {"conv0", "mul1", "add2"} <= precise(graph)
+    assert not {"conv4", "conv6"} & precise(graph)
+    rng = np.random.default_rng(0)
+    feeds = [
+        {"x": (10 ** rng.uniform(-3, 0) * rng.standard_normal((1, 1, 8, 32))).astype(np.float32)}
+        for _ in range(32)
+    ]
+    made = quantize_graph(graph, GraphRecipe.named("w8a8-static"), samples_of(graph, feeds)).graph
+    assert error(graph, made, feeds[:8]) < 0.05
+    # a logarithm of the outputs leaves the network behind it alone
+    m = Made(6, x=Info((1, 3, 8, 8)))
+    end = m.graph(m.same("Log", m.same("Softmax", m.conv("x", 4), axis=1)))
+    assert "conv0" not in precise(end)

@@ -31,13 +31,14 @@ from edgeq.graphs.ir import Graph
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "benchmarks" / "vision"))
 Feeds = dict[str, NDArray[Any]]
-LINES = 48
+LINES = 24
 """Inputs of a model that are made, of which two thirds calibrate."""
-_WORDS = (
+_TEXT = (
     "The quick brown fox jumps over the lazy dog near 12 km of river bank, invoice no. 4711, total "
     "389.50 EUR paid on 2024-03-17 by Anna Schmidt; please send it to the office in Leipzig or to "
     "support@example.org before Friday noon, otherwise page 8 will be printed again (see appendix)"
-).split()
+)
+_WORDS = _TEXT.split()
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def models(folder: Path, data: Path, work: Path) -> list[Model]:
         Model(
             "magika", "Magika standard v3.3 (magika), file types of 2048 bytes",
             lambda: read(folder / "magika" / "models" / "standard_v3_3" / "model.onnx"),
-            lambda graph: _fed(graph, _files(3 * LINES)), top,
+            lambda graph: _fed(graph, _files(6 * LINES)), top,
         ),
     ]  # fmt: skip
     return found + [_subject(name, data, work) for name in ("minilm", "resnet8", "dscnn")]
@@ -131,7 +132,7 @@ def _subject(name: str, data: Path, work: Path) -> Model:
 
     def inputs(graph: Graph) -> list[Feeds]:
         parts = subject().calibration, subject().test
-        limits = (2 * LINES, LINES)
+        limits = (4 * LINES, 2 * LINES)
         return [
             {key: array[i : i + 1] for key, array in part.items()}
             for part, limit in zip(parts, limits, strict=True)

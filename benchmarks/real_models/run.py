@@ -83,8 +83,9 @@ def converted(
         began = time.perf_counter()
         try:
             done = convert_graph(graph, target, path, samples=tested[: model.checked], force=True)
-        except EdgeqError as err:
-            found[target] = {"passed": False, "why": str(err)}
+        except Exception as err:  # noqa: BLE001 - a fault of edgeq itself is listed too
+            fault = "" if isinstance(err, EdgeqError) else f"internal error, {type(err).__name__}: "
+            found[target] = {"passed": False, "why": f"{fault}{err}"}
             continue
         seconds = time.perf_counter() - began
         runner = open_graph(path)
@@ -146,6 +147,11 @@ def package_row(folder: Path, work: Path) -> dict[str, Any]:
     return {"name": PACKAGE, "about": "Basic Pitch (basic-pitch), .mlpackage", "commands": found}
 
 
+def _written() -> dict[str, Any]:
+    """Rows of the file, by name."""
+    return {r["name"]: r for r in json.loads(OUT.read_text())["rows"]} if OUT.exists() else {}
+
+
 def main() -> None:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(
@@ -158,11 +164,7 @@ def main() -> None:
     parser.add_argument("--preset", default=PRESET)
     parser.add_argument("--work", type=Path, help="keep the files that are made here")
     given = parser.parse_args()
-    rows = (
-        {r["name"]: r for r in json.loads(OUT.read_text())["rows"]}
-        if given.keep and OUT.exists()
-        else {}
-    )
+    rows = _written() if given.keep else {}
     work = given.work or Path(tempfile.mkdtemp(prefix="edgeq-real-"))
     work.mkdir(parents=True, exist_ok=True)
     known = {model.name: model for model in models(given.models, given.data, work)}
@@ -180,6 +182,8 @@ def main() -> None:
                 row = language_row(name, given.models, work)
         except (OSError, ImportError, subprocess.TimeoutExpired) as err:
             row = {"name": name, "about": name, "taken": False, "why": f"not measured: {err}"}
+        if given.keep:  # another run may have written rows in the meantime
+            rows |= _written()
         rows[name] = row | {"row_seconds": time.perf_counter() - began}
         ordered = [rows[n] for n in names if n in rows]
         write(OUT, ordered)

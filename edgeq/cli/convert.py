@@ -59,6 +59,9 @@ _DECODERS = ("preset", "ctx_size", "kv", "compute", "prefill", "steps", "max_ram
 @click.option("--shape", "shapes", multiple=True, metavar="NAME=N,N,...", show_default=False,
               help="Graphs: the shape of an input with dynamic dimensions. May be given several "
                    "times.")  # fmt: skip
+@click.option("--data", metavar="SAMPLES", default=None, show_default="those kept in the graph",
+              help="Graphs: real inputs to compare the converted model on: a folder, an .npz "
+                   "file or script.py:function.")  # fmt: skip
 @click.option("--validate/--no-validate", "checked", default=True,
               help="Run the converted model in its own runtime and compare it with "
                    "MODEL.")  # fmt: skip
@@ -83,6 +86,7 @@ def convert(
     target_os: str | None,
     settings: tuple[str, ...],
     shapes: tuple[str, ...],
+    data: str | None,
     checked: bool,
     steps: int,
     max_ram: int | None,
@@ -105,10 +109,10 @@ def convert(
     if graphs.is_graph(model):
         refuse_given(_DECODERS, "language models, and MODEL is a graph")
         chosen = _settings(settings) | ({"target_os": target_os} if target_os else {})
-        graphs.convert(model, target, output, chosen, shapes, checked, threads, force, form)
+        graphs.convert(model, target, output, chosen, shapes, checked, threads, force, form, data)
         return
     graphs.refuse_made(model)
-    refuse_given(("shapes",), "graphs, and MODEL is a language model")
+    refuse_given(("shapes", "data"), "graphs, and MODEL is a language model")
     extra = _settings(settings) | ({"target_os": target_os} if target_os else {})
     options = Options(ctx_size or None, kv, compute, prefill, extra)
     with render.progress(f"Converting to {target}") as bar:

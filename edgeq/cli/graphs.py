@@ -15,7 +15,7 @@ from edgeq.cli import busy, render
 
 if TYPE_CHECKING:
     from edgeq.converters import Conversion
-    from edgeq.converters.graphs import Comparison
+    from edgeq.converters.graph_compare import Comparison
     from edgeq.graphs.ir import Graph
 
 READ = (".onnx", ".tflite")
@@ -58,15 +58,22 @@ def convert(
     threads: int | None,
     force: bool,
     form: str,
+    data: str | None = None,
 ) -> None:
     """``edgeq convert`` of a graph; the arguments are its options."""
     from edgeq.converters.graphs import convert_graph
+    from edgeq.graphs.files import read
 
+    source: Graph | str = model
+    samples = None
+    if data is not None:
+        source = read(model, shapes=named_shapes(shapes))
+        samples = real_inputs(source, data)
     with render.progress(f"Converting to {target}") as bar:
         made = convert_graph(
             model, target, output, settings,
-            shapes=named_shapes(shapes), force=force, validate=checked, threads=threads or 1,
-            progress=bar,
+            shapes=named_shapes(shapes), samples=samples, force=force, validate=checked,
+            threads=threads or 1, progress=bar,
         )  # fmt: skip
     if form == "json":
         found = {"path": str(made.path), "nbytes": made.nbytes, "convert_seconds": made.seconds}
@@ -114,7 +121,26 @@ def inspect(model: str, form: str, details: bool) -> None:
     render.write(text)
 
 
-def validate(out: str, against: str, threads: int | None, form: str) -> bool:
+REAL = 16
+"""Samples of --data that a converted graph is compared on."""
+
+
+def real_inputs(graph: Graph, data: str) -> Iterable[Any]:
+    """Samples for a comparison, prepared as the calibration's were.
+
+    Raises:
+        UsageError: there are none that fit.
+        FormatError: they cannot be read.
+    """
+    from edgeq.quant.graph.images import Preprocess
+    from edgeq.quant.graph.samples import open_samples
+
+    return open_samples(data, graph, preprocess=Preprocess.from_meta(graph.meta), limit=REAL)
+
+
+def validate(
+    out: str, against: str, threads: int | None, form: str, data: str | None = None
+) -> bool:
     """``edgeq validate`` of a graph that was converted; whether it passed."""
     from edgeq.converters.graphs import compare, open_graph, target_of
     from edgeq.graphs.files import read
@@ -126,7 +152,10 @@ def validate(out: str, against: str, threads: int | None, form: str) -> bool:
     # axes that the source leaves open were settled when it was converted
     graph = read(against, shapes=ends if against.lower().endswith(".onnx") else None)
     with render.progress("Validating") as bar:
-        found = compare(graph, Path(out), target, threads=threads or 1, progress=bar)
+        samples = None if data is None else real_inputs(graph, data)
+        found = compare(
+            graph, Path(out), target, samples=samples, threads=threads or 1, progress=bar
+        )
     if form == "json":
         told = {"passed": found.passed, "target": target} | vars(found)
         told["error"] = {n: e if isfinite(e) else None for n, e in found.error.items()}

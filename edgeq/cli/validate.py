@@ -26,6 +26,9 @@ if TYPE_CHECKING:
               help="The format of OUT, if its name does not tell.")  # fmt: skip
 @click.option("--steps", type=click.IntRange(min=2), default=8,
               help="Number of tokens to decode after each prompt.")  # fmt: skip
+@click.option("--data", metavar="SAMPLES", default=None, show_default="those kept in the graph",
+              help="Graphs: real inputs to compare on: a folder, an .npz file or "
+                   "script.py:function.")  # fmt: skip
 @threads_option
 @result_options("text", "json")
 def validate(
@@ -33,6 +36,7 @@ def validate(
     against: str | None,
     target: str | None,
     steps: int,
+    data: str | None,
     threads: int | None,
     form: str,
 ) -> int:
@@ -52,7 +56,8 @@ def validate(
 
     if against is not None and graphs.is_graph(against):
         refuse_given(("target", "steps"), "language models, and MODEL is a graph")
-        return 0 if graphs.validate(out, against, threads, form) else 1
+        return 0 if graphs.validate(out, against, threads, form, data) else 1
+    refuse_given(("data",), "graphs, and OUT is made from a language model")
     path = Path(out)
     name = target or target_of(path)
     if against is None:

@@ -15,7 +15,7 @@ from edgeq.quant.graph.kept import kept
 Feeds = Mapping[str, NDArray[Any]]
 RUNS = 8
 """Inputs that are made up for a comparison where none are given."""
-GIVEN, KEPT, RANDOM = "the samples given", "samples of the calibration", "random inputs"
+GIVEN, KEPT, RANDOM = "samples given", "calibration samples", "random inputs"
 """Where the inputs of a comparison come from."""
 
 

@@ -27,6 +27,10 @@ FACTORS: Mapping[Kind, float] = {"float": 20.0, "half": 3.0, "static": 2.5, "dyn
 """How the target computes -> how many times the measured change is allowed."""
 FLOORS: Mapping[Kind, float] = {"float": 2e-6, "half": 1e-3, "static": 2e-6, "dynamic": 2e-6}
 """Relative error that is always allowed: the precision of the last operator."""
+MOST: Mapping[Kind, float] = {"float": 0.01, "half": 0.1, "static": 0.3, "dynamic": 1.0}
+"""Relative error that is never passed, however much a model makes of small errors."""
+SENSITIVE = 0.1
+"""Relative error allowed from which on it is told that the outputs show coarse faults only."""
 BOUNDED = frozenset({"Softmax", "Sigmoid", "Tanh", "HardSigmoid"})
 """Operators of results up to 1, whose error does not shrink with them."""
 _MOVES = frozenset(
@@ -190,14 +194,20 @@ class Yardstick:
             return Found(0.0, 0.0)
         if self._graph.info(name).dtype[:5] != "float":
             return self._judged_whole(s)
-        rms = np.sqrt(s.size / s.count)
+        rms = float(np.sqrt(s.size / s.count))
         scale = rms or 1.0
         error, moved = (float(np.sqrt(part / s.count)) for part in (s.wrong, s.moved))
         allowed = FACTORS[self._kind] * moved + FLOORS[self._kind] * rms
         maker = _maker(self._graph, name)
         if maker is not None and maker.op in BOUNDED:
             allowed += 1e-3 if self._half else 1e-6
+        allowed = min(allowed, MOST[self._kind] * rms) if rms else allowed
         note = ""
+        if self._kind != "dynamic" and allowed >= SENSITIVE * scale:
+            note = (
+                f"the rounding errors of a right runtime change {moved / scale:.2g} of it, so the "
+                "outputs show coarse faults only"
+            )
         if s.overflow:
             note = "values are larger than float16 holds; convert with --set precision=float32"
         quant = self._graph.quants.get(name)

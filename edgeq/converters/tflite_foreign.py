@@ -80,8 +80,8 @@ class ForeignTflite:
         self.metadata: Mapping[str, str] = {}
         self._inputs = {e["name"]: _end(e, self._feeds_images(e["index"])) for e in given}
         self._outputs = {e["name"]: _end(e, self._is_image(e["index"])) for e in made}
-        self.inputs = {name: end.info for name, end in self._inputs.items()}
-        self.outputs = {name: end.info for name, end in self._outputs.items()}
+        self.inputs: Mapping[str, Info] = {n: end.info for n, end in self._inputs.items()}
+        self.outputs: Mapping[str, Info] = {n: end.info for n, end in self._outputs.items()}
 
     def close(self) -> None:
         """Give everything back."""

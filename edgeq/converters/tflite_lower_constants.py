@@ -69,7 +69,8 @@ class Constants(Operators):
         """
         held = self.graph.constants[name]
         assert isinstance(held, QuantWeight)
-        kind = "int4" if held.bits == 4 and narrow else "int8"
+        # the levels of a palette take a byte each
+        kind = "int4" if held.bits == 4 and narrow and held.palette is None else "int8"
         key = (name, shape, order, kind, columns, fill)
         if key not in self._tensors:
             put_in = len(shape) - len(held.shape)
@@ -122,7 +123,7 @@ class Constants(Operators):
             short = -w.shape[1] % w.block
             levels = np.pad(w.levels, ((0, 0), (0, short)))
             tensor = self.short("w")
-            kind = "int4" if w.bits == 4 and narrow else "int8"
+            kind = "int4" if w.bits == 4 and narrow and w.palette is None else "int8"
             plain = self.integers(
                 tensor, QuantWeight(levels, np.ones((), np.float32), w.bits), kind
             )

@@ -102,7 +102,7 @@ def concat(low: Lowering, node: Node, out: Out) -> Made:
                 parts.append(low.array(array))
             continue
         part = low.get(name, order, out.rounded)
-        if out.rounded and part.scales is not grid:
+        if out.quant is not None and part.scales is not grid:
             part = low.regridded(part, out.quant)
         parts.append(part)
     axis = order.index(node.attrs["axis"] % rank)

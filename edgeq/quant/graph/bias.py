@@ -29,8 +29,8 @@ from edgeq.quant.graph.weights import int_bias
 OPERATORS = ("Conv", "ConvTranspose", "Linear")
 """What has a bias."""
 DEEP, FEW = 12, 32
-"""Each depth of layers takes a run of all samples up to there. Past so many depths the mean is taken
-over so many samples, which it has settled on."""
+"""Each depth of layers takes a run of all samples up to there. Past so many depths the mean is
+taken over so many samples, which it has settled on."""
 
 
 def corrected(

@@ -76,7 +76,7 @@ def kept(graph: Graph) -> list[dict[str, NDArray[Any]]]:
 
 
 def _packed(graph: Graph, rows: list[Feeds]) -> str:
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for i, name in enumerate(graph.inputs):
         stacked = np.stack([np.asarray(feeds[name]) for feeds in rows])
         quant = graph.quants.get(name)

@@ -6,6 +6,8 @@
 - What is divided by, or goes through a square root or a logarithm, needs a small relative error,
   also where it is small. A grid has a constant absolute error, and rounds small values to zero.
   The mean of squares of a spelled-out RMS norm is such a value.
+- What computes the logarithm of a spectrum before the first layers of a network needs the range of
+  its inputs, which is far more than 8 bits hold.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ def precise(graph: Graph) -> frozenset[str]:
     Args:
         graph: float.
     """
-    return frozenset(_masking(graph) | _statistics(graph))
+    return frozenset(_masking(graph) | _statistics(graph) | _features(graph))
 
 
 def hidden_terms(graph: Graph, ranges: Mapping[str, tuple[float, float]]) -> frozenset[str]:
@@ -164,6 +166,26 @@ def _statistics(graph: Graph) -> set[str]:
             continue
         found.add(maker.name)
         rest += [given for given in maker.inputs if given in graph.values]
+    return found
+
+
+def _features(graph: Graph) -> set[str]:
+    """All that leads to a logarithm which products come behind."""
+    behind: set[str] = set()
+    front = []
+    for node in reversed(graph.nodes):
+        takers = (t for out in node.outputs for t in graph.consumers.get(out, ()))
+        if any(taker.op in PRODUCTS or taker.name in behind for taker in takers):
+            behind.add(node.name)
+            if node.op == "Log":
+                front.append(node)
+    found: set[str] = set()
+    rest = [name for node in front for name in node.inputs]
+    while rest:
+        maker = graph.producers.get(rest.pop())
+        if maker is not None and maker.name not in found:
+            found.add(maker.name)
+            rest += list(maker.inputs)
     return found
 
 
