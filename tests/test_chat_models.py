@@ -163,7 +163,7 @@ def test_one_prompt_is_given_once() -> None:
         assert done.returncode == 2
         assert 'give one prompt: edgeq run MODEL "PROMPT"' in done.stderr
     twice = command("run", "-m", DEMO, DEMO, "Once")
-    assert "give the model once" in twice.stderr
+    assert "the model is given twice" in twice.stderr
 
 
 def test_a_template_that_refuses_leaves_a_way_out(talker: Path, tmp_path: Path) -> None:

@@ -105,7 +105,9 @@ def test_perplexity_of_unseen_stories(packed: Path, said: Said, tmp_path: Path) 
 
 
 def test_bench_times_it(packed: Path, said: Said) -> None:
-    rows = json.loads(said("bench", packed, "-p", 16, "-n", 8, "-t", 1, "-r", 2, "-o", "json"))
+    rows = json.loads(
+        said("bench", packed, "-p", 16, "-n", 8, "-t", 1, "-r", 2, "--format", "json")
+    )
     assert [row["test"] for row in rows] == ["pp16", "tg8"]
     weights = parameters(importers.load(DEMO).config)
     assert all(row["avg_ts"] > 0 and row["model_n_params"] == weights for row in rows)

@@ -84,8 +84,12 @@ def test_models_of_a_sweep_by_option(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_model_given_twice(capsys: pytest.CaptureFixture[str]) -> None:
-    for verb in ("run", "inspect", "quantize"):
-        assert main([verb, "a", "-m", "b"]) == 2
+    for args in (
+        ["run", "a", "-m", "b", "once"],
+        ["inspect", "a", "-m", "b"],
+        ["quantize", "a", "-m", "b"],
+    ):
+        assert main(args) == 2
         assert "as the argument a and as --model b; give it once" in capsys.readouterr().err
 
 

@@ -153,7 +153,7 @@ def test_profile_and_bench_begin_with_the_warning(
         shown, _ = capsys.readouterr()
         assert main(bench) == 0
         table, _ = capsys.readouterr()
-        assert main([*bench, "-o", "json"]) == 0
+        assert main([*bench, "--format", "json"]) == 0
         out, err = capsys.readouterr()
     assert shown.startswith("Warning: This machine was busy during the measurement: ")
     found = read(kept).contention

@@ -17,6 +17,8 @@ import edgeq
 from edgeq.converters import Options, coreml
 from edgeq.converters.bisect import first_divergence
 from edgeq.converters.coreml_exec.blob import Reader
+from edgeq.converters.coreml_exec.machine import Machine
+from edgeq.converters.coreml_run import Package
 from edgeq.converters.integers import compare_integers
 from edgeq.errors import (
     EdgeqError,
@@ -169,8 +171,8 @@ def test_a_large_residual_stream_does_not_overflow_float16(tmp_path: Path) -> No
     right = Reference(model).forward(PROMPT, all_logits=False)
     for precision in ("mixed", "float16"):
         out = written(model, tmp_path / precision, extra={"precision": precision})
-        machine = coreml.Machine("float16")
-        functions = coreml.Package(out).functions
+        machine = Machine("float16")
+        functions = Package(out).functions
         state = machine.new_state(functions["decode"])
         for at, token in enumerate(PROMPT):
             inputs = {"tokens": [[token]], "position": [at]}
@@ -393,7 +395,7 @@ def test_progress_counts_every_constant(tmp_path: Path) -> None:
 def test_files_that_are_not_ours_or_damaged_are_told_of(tmp_path: Path) -> None:
     out = written(tiny("llama", "w4-g32"), tmp_path)
     model = next(out.rglob("model.mlmodel"))
-    package = coreml.Package(out)
+    package = Package(out)
     entries = package.file.spec.description.metadata.userDefined
     about = json.loads(entries["edgeq"])
     entries["edgeq"] = json.dumps({**about, "format": 99})

@@ -25,8 +25,8 @@ def test_all_missing_packages_are_named_at_once(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(MissingDependencyError) as caught:
         require("ort", ("onnx", "json", "onnxruntime"), "to run graphs")
     assert str(caught.value) == (
-        "the packages 'onnx' and 'onnxruntime' are needed to run graphs and not installed; "
-        "pip install 'edgeq[ort]'"
+        "the packages 'onnx' and 'onnxruntime', which are needed to run graphs, are not installed; "
+        "run: pip install 'edgeq[ort]'"
     )
     assert caught.value.extra == "ort"
 

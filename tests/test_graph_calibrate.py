@@ -62,7 +62,7 @@ def test_progress_counts_samples() -> None:
 
 
 def test_no_samples_and_overflow_are_refused() -> None:
-    with pytest.raises(UsageError, match="no samples"):
+    with pytest.raises(UsageError, match="there are no calibration samples"):
         ranges(GRAPH, WATCH, [], session_of=Session)
     huge = {"x": np.full((1, 3, 8, 8), 3e38, np.float32)}
     given = samples_of(GRAPH, [*samples(GRAPH, 2), huge])

@@ -248,7 +248,7 @@ def test_a_bound_that_is_never_met_becomes_a_relu() -> None:
     assert [n.op for n in same.nodes] == ["Conv", "Relu", "Conv", "Clip"]
     np.testing.assert_array_equal(outputs(same, list(seen)), outputs(graph, list(seen)))
     assert unclipped(mobilenet(), seen, session_of=Session).nodes == mobilenet().nodes
-    with pytest.raises(UsageError, match="no samples"):
+    with pytest.raises(UsageError, match="there are no calibration samples"):
         unclipped(graph, [], session_of=Session)
 
 

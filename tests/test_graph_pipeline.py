@@ -37,7 +37,7 @@ def test_smoothing_changes_nothing_but_rounding() -> None:
     norms = [node for node in graph.nodes if node.op == "LayerNormalization"]
     alone = replace(graph, outputs=(norms[0].output,))
     assert smoothed(alone, samples(graph), session_of=Session).values.keys() > graph.values.keys()
-    with pytest.raises(UsageError, match="no samples"):
+    with pytest.raises(UsageError, match="there are no calibration samples"):
         smoothed(graph, [], session_of=Session)
 
 

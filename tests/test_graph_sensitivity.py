@@ -94,7 +94,7 @@ def test_a_layer_that_loses_nothing_is_worth_nothing() -> None:
     rows = sensitivity(graph, made, samples(graph, 4), session_of=Session)
     assert [row.node for row in rows] == [node.name]
     assert rows[0].loss < 1e-9
-    with pytest.raises(UsageError, match="no samples"):
+    with pytest.raises(UsageError, match="there are no calibration samples"):
         sensitivity(graph, made, [], session_of=Session)
 
 

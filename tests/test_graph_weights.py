@@ -276,7 +276,7 @@ def test_projections_of_one_input_share_a_matrix() -> None:
     found = hessians(graph, nodes, samples(graph, 4), session_of=session)
     q, k, v, out, *_ = (found[n.name] for n in nodes)
     assert q is k is v is not out
-    with pytest.raises(UsageError, match="no samples"):
+    with pytest.raises(UsageError, match="there are no calibration samples"):
         hessians(graph, nodes, [], session_of=session)
     with pytest.raises(UsageError, match="only Conv and Linear"):
         hessians(graph, weight_nodes(graph), samples(graph, 1), session_of=session)
@@ -321,7 +321,7 @@ def test_a_dead_channel_with_a_bias_gets_a_larger_scale(method: Any) -> None:
 
 
 def test_a_tensor_makes_room_for_its_largest_bias() -> None:
-    w = round_weight(weights(3, 20) * np.float32(1e-6), node("Linear"), WeightScheme(8, "tensor"))
+    w = round_weight(weights(3, 20) * np.float32(1e-3), node("Linear"), WeightScheme(8, "tensor"))
     roomy = with_room(np.array([0.0, 70.0, 0.0]), 0.01, w)
     assert roomy.scales.shape == ()
     assert int_bias(np.array([0.0, 70.0, 0.0]), 0.01, roomy).levels[1] > 0

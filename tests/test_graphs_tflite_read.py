@@ -252,7 +252,7 @@ def test_integer_weights_are_refused_unless_taken_back(tmp_path: Path) -> None:
     x, weights = net.input(1, 4), net.const(levels, scale=0.02)
     out = net.op("FULLY_CONNECTED", [x, weights, -1], "FullyConnectedOptions")
     path = net.save(tmp_path / "q.tflite", out)
-    with pytest.raises(UnsupportedError, match=r"already quantized.*'c1' holds INT8.*dequantize"):
+    with pytest.raises(UnsupportedError, match=r"already quantized.*'c1' is INT8.*--dequantize"):
         read_tflite(path)
     graph = read_tflite(path, dequantize=True)
     assert graph.nodes[0].op == "Linear"

@@ -125,7 +125,7 @@ def test_damaged_files(tmp_path: Path) -> None:
     write(path, True)
     whole = path.read_bytes()
     path.write_bytes(whole[:-4])
-    with pytest.raises(FormatError, match="is no model edgeq knows; give a Hugging Face folder"):
+    with pytest.raises(FormatError, match="is no known format; give a Hugging Face folder"):
         load(path)
     from edgeq.importers import llama2c
 

@@ -187,7 +187,7 @@ def test_inputs_that_do_not_fit(tmp_path: Path) -> None:
 def test_files_that_are_not_ours(tmp_path: Path) -> None:
     path = tmp_path / "m.tflite"
     path.write_bytes(b"nothing of the kind")
-    with pytest.raises(FormatError, match=r"no \.tflite file"):
+    with pytest.raises(FormatError, match=r"is not a \.tflite file"):
         lower.open_graph(path)
     path.unlink()
     lower.write(made(FLOAT["linear"]), path, {})

@@ -253,7 +253,7 @@ def test_statistics_of_another_model_are_refused() -> None:
         stats.check(small(2, seed=1))
     with pytest.raises(UsageError, match="no such matrix"):
         stats.check(small(1))
-    with pytest.raises(UsageError, match=r"lacks model\.layers\.2"):
+    with pytest.raises(UsageError, match=r"on another model: model\.layers\.2"):
         stats.check(small(3))
     with pytest.raises(UsageError, match="K=44, and this one K=32"):
         stats.check(random_model(tiny_config("llama", hidden=32)))

@@ -147,7 +147,7 @@ def test_statistics_are_enough_for_importance(tmp_path: Path) -> None:
         )
         assert same(held(got, name), want)
     assert got.provenance["calibration"]["text_sha256"] == "1" * 64
-    with pytest.raises(UsageError, match="of another"):
+    with pytest.raises(UsageError, match="on another"):
         quantize(random_model(tiny_config("qwen2"), seed=7), tmp_path / "n.edgeq", recipe,
                  stats=stats)  # fmt: skip
     assert not (tmp_path / "n.edgeq").exists()

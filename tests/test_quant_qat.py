@@ -308,7 +308,7 @@ def test_a_teacher_may_be_another_model() -> None:
     with pytest.raises(UsageError, match="hidden states of another shape"):
         train(model, schemes, windows, steps=1, teacher=teacher, hidden=1.0)
     small = random_model(tiny_config("llama", vocab=33))
-    with pytest.raises(UsageError, match="vocabulary of 33"):
+    with pytest.raises(UsageError, match="33 tokens in its vocabulary"):
         train(model, schemes, windows, steps=1, teacher=small)
 
 

@@ -121,16 +121,19 @@ class Graph:
         graph = s.SubGraphT()
         graph.name, graph.tensors, graph.operators = self.name, [], []
         index: dict[int, int] = {}
-        names: set[str] = set()
+        names: dict[str, int] = {}  # the value that each name belongs to
+        for value in (*outputs.values(), *inputs.values()):
+            names[self.name_of(value)] = id(value)
 
         def at(value: Value | None) -> int:
             if value is None:
                 return -1
             if id(value) not in index:
                 tensor = self._tensor(value, at)
-                if tensor.name in names:
-                    raise ValueError(f"two tensors are called {tensor.name}")
-                names.add(tensor.name)
+                name, number = tensor.name, 1
+                while names.get(tensor.name, id(value)) != id(value):
+                    tensor.name, number = f"{name}_{number}", number + 1
+                names[tensor.name] = id(value)
                 index[id(value)] = len(graph.tensors)
                 graph.tensors.append(tensor)
             return index[id(value)]

@@ -25,7 +25,7 @@ from edgeq.profiling.remote_job import MARK, RESULT, Job
 from edgeq.profiling.session import Progress, Workload
 
 PYTHON = (3, 11)
-PACKAGES = {"numpy": (1, 26), "numba": (0, 61)}
+PACKAGES = {"numpy": (2, 0), "numba": (0, 66)}
 """The least versions that must be over there."""
 
 CACHED = (

@@ -92,7 +92,7 @@ def warmup(progress: Callable[[str, int, int], None] | None = None) -> dict[str,
         for scheme in [QuantScheme(bits, symmetric, "group", size)]
     }
     work: dict[str, Callable[[], Any]] = {
-        "vector operations": register_vector_ops, "decoder": decoder, "thread pool": pool_functions,
+        "vector_ops": register_vector_ops, "decoder": decoder, "thread_pool": pool_functions,
     }  # fmt: skip
     work.update({name: partial(kernel_address, scheme) for name, scheme in schemes.items()})
     seconds = {}
