@@ -110,10 +110,7 @@ def test_mixed_bits_of_a_large_head_are_never_worse_than_uniform_ones(
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("bpw", [3.5, 4.5, 5.5])
-def test_mixed_palettes_of_a_published_model(
-    bpw: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mixed_palettes_of_a_published_model(tmp_path: Path) -> None:
     """The whole command, calibrated on one part of WikiText and measured on another."""
     source = real_model(SMOLLM2)
     text = need("data/text_wikitext2_valid/valid.txt").read_text("utf-8")
@@ -123,11 +120,10 @@ def test_mixed_palettes_of_a_published_model(
     held.write_text(text[cut : cut + 10_000], "utf-8")
     out = tmp_path / "m.edgeq"
     args = ["quantize", str(source), "-o", str(out), "--requantize", "--preset",
-            "mixed-palette-4.5bpw", "--target-bpw", str(bpw), "--calib", str(calib),
+            "mixed-palette-4.5bpw", "--calib", str(calib),
             "--calib-windows", "32", "--eval-text", str(held)]  # fmt: skip
     assert main(args) == 0
     found = load_artifact(out)
     target = found.provenance["target"]
     assert target["tried"][target["kept"]] == min(target["tried"].values())
-    limit = {3.5: 0.6, 4.5: 0.1, 5.5: 0.05}[bpw]
-    assert found.provenance["quality"]["kl_mean"] < limit
+    assert found.provenance["quality"]["kl_mean"] < 0.1

@@ -16,16 +16,17 @@ import pytest
 
 from edgeq import artifact
 from edgeq.cli import main
-from edgeq.converters import TARGETS, Options, target_module
+from edgeq.converters import TARGETS, Options, bisect, target_module
 from edgeq.converters import validate as validation
-from edgeq.converters.kernels import one_range
+from edgeq.converters.bisect import first_divergence
+from edgeq.converters.kernels import one_range, with_bfloat16_scales
 from edgeq.converters.logits import Cost
 from edgeq.converters.prompts import passage
 from edgeq.converters.validate import validate
 from edgeq.importers import load
 from edgeq.model import Model
 from edgeq.tensor import QuantTensor
-from tests.families import quantized
+from tests.families import quantized, random_model, rounded, tiny_config
 from tests.real_models import SMOLLM2, real_model
 
 LAYERS = 3
@@ -101,7 +102,10 @@ def test_one_range_for_all_inputs_of_a_token_costs_much_and_is_no_fault(
         patch.setattr(target_module("tflite"), "kernels", lambda path, model: exact)
         blamed = validate(out, real, "tflite", steps=2, threads=1)
     assert blamed.divergence is not None
-    assert blamed.divergence.error > 10 * blamed.divergence.allowed
+    # the first of them, the queries of layer 0, is among the least: 0.8 %; others are up to 4 %
+    assert blamed.divergence.step == "layers.0.q"
+    assert blamed.divergence.error > 5 * blamed.divergence.allowed
+    assert len(blamed.divergence.also) > 20
 
 
 @pytest.mark.slow
@@ -140,6 +144,36 @@ def test_the_rounding_of_one_range() -> None:
     assert max(len(np.unique(row)) for row in got) <= 256
 
 
+@pytest.mark.parametrize("scheme", ["w4-g32", "w4-g64", "w4-channel", "w8-channel"])
+def test_the_rounding_of_litert_is_repeated_to_the_last_digits(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one row or several, and with scales in bfloat16, as XNNPACK reads those of groups."""
+    config = tiny_config("llama", hidden=128, ffn=256, head_dim=32, tied=False)
+    model = quantized(random_model(config), scheme, embed=scheme)
+    out = made(model, "tflite", tmp_path, Options(prefill=(4, 16)))
+    target = target_module("tflite")
+    monkeypatch.setattr(bisect, "_ALLOWED", {"int8": 1e-5})
+    prompt = [int(t) for t in np.random.default_rng(0).integers(3, config.vocab, size=40)]
+    with target.tracer(out) as run:
+        found = first_divergence(model, run, prompt, "int8", target.kernels(out, model))
+    assert found is None, str(found)
+
+
+def test_scales_in_bfloat16() -> None:
+    """8 significant bits, ties to even; every one of them is a float16 too."""
+    rng = np.random.default_rng(0)
+    weight = rounded(rng.normal(size=(16, 64)).astype(np.float32), "w4-g32")
+    given = [1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-7, 5 * 2**-24, 257 * 2**-24, 0.1]
+    right = [1, 1 + 2**-6, 1 + 2**-7, 5 * 2**-24, 256 * 2**-24, 0.10009765625]
+    scales = weight.scales.copy()
+    scales[0, 0, : len(given)] = given
+    got = with_bfloat16_scales(replace(weight, scales=scales))
+    assert got.scales.dtype == np.float16
+    assert got.scales[0, 0, : len(given)].tolist() == right
+    assert np.array_equal(got.packed, weight.packed)
+
+
 def test_a_cost_is_allowed_what_its_rounding_costs() -> None:
     rows = np.full(300, 0.02)
     assert Cost(rows, rows).mean <= Cost(rows, rows).allowed
@@ -168,8 +202,11 @@ def test_sizes_are_said_before_the_work(
         scheme = real if target == "tflite" else model
         sizes = list(module.sizes(scheme, options))
         assert {size.name for size in sizes} == {name for name, _ in scheme.config.linears()}
-        out = made(scheme, target, tmp_path, options)
-        files = [out, *tmp_path.glob("m.onnx.data")] if out.is_file() else out.rglob("weight.bin")
+        # a folder of its own, as a target may write other files beside the one it is named by
+        folder = tmp_path / target
+        folder.mkdir()
+        out = made(scheme, target, folder, options)
+        files = [out, *folder.glob("m.onnx.data")] if out.is_file() else out.rglob("weight.bin")
         nbytes = sum(file.stat().st_size for file in files)
         assert sum(size.nbytes for size in sizes) == pytest.approx(nbytes, rel=0.1)
     capsys.readouterr()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from pathlib import Path
@@ -102,3 +103,10 @@ def test_placeholders_get_their_names(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": listed}))
     with pytest.raises(FormatError, match="leaves gaps after token"):
         tokenizer_files(path)
+
+
+def test_a_tiktoken_vocabulary_is_named(tmp_path: Path) -> None:
+    lines = [f"{base64.b64encode(bytes([i])).decode()} {i}" for i in range(256)]
+    (tmp_path / "tokenizer.model").write_text("\n".join(lines))
+    with pytest.raises(UnsupportedError, match="is a tiktoken vocabulary"):
+        tokenizer_files(tmp_path / "tokenizer.model")

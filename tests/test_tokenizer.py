@@ -236,7 +236,7 @@ def test_decoders_that_are_refused(decoder: Any, error: type[Exception], words: 
 
 
 def test_refusals() -> None:
-    with pytest.raises(UnsupportedError, match=r"no tokenizer\.json \(it has no tokenizer files"):
+    with pytest.raises(UnsupportedError, match=r"no tokenizer\.json \(it has no tokenizer file"):
         Tokenizer({})
     with pytest.raises(UnsupportedError, match=r"\(it has vocab\.txt\); put one beside"):
         Tokenizer({"vocab.txt": b""})

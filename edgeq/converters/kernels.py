@@ -4,11 +4,13 @@ Fast kernels round the inputs of a product to 8 bits while they run. A file that
 differs from exact arithmetic by that rounding, far more than by any small fault. So that a fault
 can be told from it, each step is compared with the reference computed with the same rounding:
 
-    LiteRT        every token's inputs over one range from min(x, 0) to max(x, 0) in 255 steps
+    LiteRT        every token's inputs over one range from min(x, 0) to max(x, 0) in 255 steps;
+                  scales of groups of weights, which files hold as float16, to bfloat16
     onnxruntime   every block of a token's inputs, as long as the weights' groups, by max|x| / 127
     llama.cpp     every block of 32 inputs by max|x| / 127, a scale in float16 (Q8_0; Q8_1 for Q4_1)
 
-Source: XNNPACK's ``xnn_f32_qd8_asymmetric_quantization_params``; onnxruntime's
+Source: XNNPACK's ``xnn_f32_qd8_asymmetric_quantization_params`` and, for bfloat16 scales, its
+``qb4-packw`` kernels, which all of its 4-bit kernels for groups read from; onnxruntime's
 ``MlasQNBitGemm`` (CompInt8, QuantizeARow); ggml's ``quantize_row_q8_0_ref`` and
 ``quantize_row_q8_1_ref``.
 """
@@ -16,7 +18,7 @@ Source: XNNPACK's ``xnn_f32_qd8_asymmetric_quantization_params``; onnxruntime's
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import numpy as np
@@ -54,13 +56,33 @@ class Kernels:
         return bool(self.rounding)
 
 
-def on_rounded(rounded: Callable[[Array], Array]) -> Linear:
-    """Products of quantized matrices with inputs that were rounded; others are exact."""
+def on_rounded(rounded: Callable[[Array], Array], *, bfloat16_group_scales: bool = False) -> Linear:
+    """Products of quantized matrices with inputs that were rounded; others are exact.
+
+    Args:
+        rounded: inputs [T, K] -> the same after rounding.
+        bfloat16_group_scales: round the scales of groups to bfloat16 as well. Its 8 significant
+            bits change a product by about 0.1 %, the same for every token.
+    """
 
     def product(name: str, x: Array, weight: Tensor) -> Array:
-        return dense(name, rounded(x) if isinstance(weight, QuantTensor) else x, weight)
+        if not isinstance(weight, QuantTensor):
+            return dense(name, x, weight)
+        if bfloat16_group_scales and weight.scheme.group_size is not None:
+            weight = with_bfloat16_scales(weight)
+        return dense(name, rounded(x), weight)
 
     return product
+
+
+def with_bfloat16_scales(weight: QuantTensor) -> QuantTensor:
+    """The same integers with every scale rounded to the nearest bfloat16.
+
+    A float16 that is rounded to the 8 significant bits of bfloat16 is still a float16, save above
+    65280, which no scale of weights comes near.
+    """
+    scales = bf16_to_float32(float32_to_bf16(weight.scales.astype(np.float32)))
+    return replace(weight, scales=scales.astype(np.float16))
 
 
 def one_range(x: Array) -> Array:

@@ -259,11 +259,19 @@ def kernels_of(found: Mapping[str, Any]) -> Kernels:
     if found["compute"] != "int8" or not found["columns"]:
         return Kernels(cache=cache)
     return Kernels(
-        # the second is LiteRT's own kernel, where XNNPACK has none
-        (on_rounded(one_range), on_rounded(one_magnitude), dense),
+        # XNNPACK first, whose kernels for 4-bit groups read scales as bfloat16 (LiteRT 2.3; the
+        # second is a build whose kernels read them as float16); then LiteRT's own kernel, which
+        # runs where XNNPACK has none
+        (
+            on_rounded(one_range, bfloat16_group_scales=True),
+            on_rounded(one_range),
+            on_rounded(one_magnitude),
+            dense,
+        ),
         cache,
         "LiteRT's fast kernels round the inputs of each token to 8 bits over one range for all "
-        "of them, which costs most where a few channels are far larger than the rest",
+        "of them, which costs most where a few channels are far larger than the rest, and the "
+        "scales of groups of weights, if there are groups, to bfloat16, which costs little",
         "convert with --compute float (exact, but slower), to ort, coreml or gguf, whose kernels "
         "round less, or quantize with a preset that folds large channels into the weights before "
         "they are rounded, such as w4-awq-gptq",

@@ -86,10 +86,12 @@ def hf_tokenizer(files: Mapping[str, bytes]) -> HfTokenizer:
         FormatError: a file is damaged, or an added token cannot have the id it is given.
     """
     if "tokenizer.json" not in files:
-        found = ", ".join(sorted(files)) or "no tokenizer files at all"
+        found = ", ".join(sorted(files)) or "no tokenizer file that edgeq reads"
         raise UnsupportedError(
-            f"the model has no tokenizer.json (it has {found}); "
-            "put one beside the checkpoint and import it again, or work with token ids"
+            f"the model has no tokenizer.json (it has {found}); put one beside the checkpoint and "
+            "import it again (Transformers writes it from other files, such as vocab.json with "
+            "merges.txt, by AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)), or work with "
+            "token ids"
         )
     import tokenizers
 

@@ -13,6 +13,7 @@ Source: https://github.com/google/sentencepiece/blob/master/src/sentencepiece_mo
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,6 +31,8 @@ from edgeq.importers.tokenizer_json import (
 )
 
 _BPE = 2
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* 0\r?\n[A-Za-z0-9+/]+=* 1\r?\n")
+"""The first two lines of a tiktoken vocabulary: tokens in base64, each with its rank."""
 
 
 def tokenizer_files(path: Path) -> dict[str, bytes]:
@@ -43,7 +46,13 @@ def tokenizer_files(path: Path) -> dict[str, bytes]:
         UnsupportedError: a unigram, word or character model, or a setting that edgeq cannot follow.
     """
     try:
-        fields = list(_fields(path.read_bytes()))
+        content = path.read_bytes()
+        if _TIKTOKEN.match(content):
+            raise UnsupportedError(
+                f"{path} is a tiktoken vocabulary, not a SentencePiece model, and edgeq does not "
+                "read it; put the model's tokenizer.json beside it"
+            )
+        fields = list(_fields(content))
         trainer = dict(_fields(next((v for k, v in fields if k == 2), b"")))
         normalizer = dict(_fields(next((v for k, v in fields if k == 3), b"")))
         pieces = [dict(_fields(value)) for key, value in fields if key == 1]
