@@ -47,6 +47,9 @@ _ZERO, _ONE, _MAX_CODE, _LEVELS, _TINY = (np.float32(v) for v in (0, 1, 127, 255
 _F32, _F16, _U8 = 4, 2, 1  # bytes
 _PLANE = TILE * LANE
 """Bytes of four columns of a packed tile's 16 rows."""
+_TILE_BITS, _LANE_BITS = TILE.bit_length() - 1, LANE.bit_length() - 1
+"""Shifts in place of divisions: Numba divides whole numbers with Python's rules for signs, which
+costs much in a loop over dimensions."""
 _TILES = CHUNK // TILE
 """Tiles of a chunk, each with one center."""
 _FLOAT_STEP = 64
@@ -94,7 +97,7 @@ def _append_value(cache, head, slot, v):  # type: ignore[no-untyped-def]
     source = floats(v, cache.dim)
     for i in range(cache.dim):
         code = np.uint8(np.int32(np.rint(source[i] * factor)) + 128)
-        values[i // TILE * TILE * length + i % TILE * LANE] = code
+        values[(i >> _TILE_BITS) * TILE * length + (i & (TILE - 1)) * LANE] = code
 
 
 @compiled
@@ -107,7 +110,7 @@ def _append_key(cache, head, slot, k):  # type: ignore[no-untyped-def]
     low = high = _ZERO
     for i in range(dim):
         at = center + i * _TILES * _F16
-        x[i] -= put_f16(at, x[i]) if slot % TILE == 0 else get_f16(at)
+        x[i] -= put_f16(at, x[i]) if slot & (TILE - 1) == 0 else get_f16(at)
         low, high = min(low, x[i]), max(high, x[i])
     scale = put_f16(cache.key_scales + row * _F16, (high - low) / _LEVELS)
     factor = _ONE / scale if scale > _ZERO else _ZERO
@@ -116,7 +119,7 @@ def _append_key(cache, head, slot, k):  # type: ignore[no-untyped-def]
     keys = bytes_at(cache.keys + (row - slot % TILE) * dim_k + slot % TILE * LANE, TILE * dim_k)
     for i in range(dim):
         code = min(max(np.rint(x[i] * factor) + zero, _ZERO), _LEVELS)
-        keys[i // LANE * _PLANE + i % LANE] = np.uint8(np.int32(code))
+        keys[(i >> _LANE_BITS) * _PLANE + (i & (LANE - 1))] = np.uint8(np.int32(code))
 
 
 @compiled
