@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,18 @@ os.environ.pop("COLUMNS", None)  # lines are whole unless a test asks for a widt
 _ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("EDGEQ_TEST_DATA", _ROOT.parent / "shared"))
 DEMO = _ROOT / "edgeq" / "demo_model"
+
+
+def pytest_configure() -> None:
+    """Let commands that the tests start be interrupted, even if the tests run in the background.
+
+    A shell starts background jobs with these signals ignored, and children inherit that.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (getattr(signal, "SIGHUP", None), signal.SIGTERM):
+        if number is not None and signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def need(relative: str) -> Path:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from edgeq.artifact import load as load_artifact
-from edgeq.cli import main
 from edgeq.importers import load
 from edgeq.model import Model
 from edgeq.quant import Recipe, quality, quantize, sensitivity
@@ -21,7 +20,6 @@ from edgeq.quant.walk import Walk
 from edgeq.runtime.tokenizer import Tokenizer
 from edgeq.schemes import FloatScheme, QuantScheme
 from edgeq.tensor import FloatTensor
-from tests.conftest import need
 from tests.real_models import SMOLLM2, real_model
 
 LAYERS, VOCAB = 3, 8192
@@ -107,23 +105,3 @@ def test_mixed_bits_of_a_large_head_are_never_worse_than_uniform_ones(
     assert any("measuring the KL of" in label for label in seen)
     assert any(label.startswith("carrying out mixed") for label in seen)
     assert not isinstance(outer.scheme, FloatScheme)
-
-
-@pytest.mark.heavy
-def test_mixed_palettes_of_a_published_model(tmp_path: Path) -> None:
-    """The whole command, calibrated on one part of WikiText and measured on another."""
-    source = real_model(SMOLLM2)
-    text = need("data/text_wikitext2_valid/valid.txt").read_text("utf-8")
-    cut = text.rfind("\n = ", 0, int(0.8 * len(text)))
-    calib, held = tmp_path / "calib.txt", tmp_path / "held.txt"
-    calib.write_text(text[:cut], "utf-8")
-    held.write_text(text[cut : cut + 10_000], "utf-8")
-    out = tmp_path / "m.edgeq"
-    args = ["quantize", str(source), "-o", str(out), "--requantize", "--preset",
-            "mixed-palette-4.5bpw", "--calib", str(calib),
-            "--calib-windows", "32", "--eval-text", str(held)]  # fmt: skip
-    assert main(args) == 0
-    found = load_artifact(out)
-    target = found.provenance["target"]
-    assert target["tried"][target["kept"]] == min(target["tried"].values())
-    assert found.provenance["quality"]["kl_mean"] < 0.1
