@@ -1,6 +1,6 @@
 """Mixed bits beside the best uniform recipe on a published model: KL on held-out text, and seconds.
 
-    python benchmarks/quality/mixed.py MODEL.gguf --text wikitext.txt [--preset mixed-palette-4.5bpw]
+    python benchmarks/quality/mixed.py MODEL.gguf --text wikitext.txt
 
 The first 80 % of the text calibrates and the quality is measured on what follows. A source whose
 weights are quantized already is rounded again, and the divergence is from its own values.
