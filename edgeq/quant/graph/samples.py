@@ -14,8 +14,8 @@ Arrays are fed as they are; only the order of their axes is changed if ``layout`
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -331,12 +331,11 @@ def _loader(script: Path, function: str) -> Callable[[], Iterable[Any]]:
     """The function of a script."""
     if not script.is_file():
         raise UsageError(f"the script {script} does not exist; write script.py:function")
-    spec = importlib.util.spec_from_file_location(f"edgeq_samples_{script.stem}", script)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = types.ModuleType(f"edgeq_samples_{script.stem}")
+    module.__file__ = str(script)
     try:
-        spec.loader.exec_module(module)
+        # run without the import system, which would leave compiled code in the script's folder
+        exec(compile(script.read_bytes(), script, "exec"), vars(module))
     except Exception as err:
         raise UsageError(f"the script {script} failed: {type(err).__name__}: {err}") from err
     found = getattr(module, function, None)
