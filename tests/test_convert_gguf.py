@@ -205,7 +205,7 @@ def test_a_window_llama_cpp_has_not_limits_the_context(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="context is 40 tokens"):
         runner.forward(np.zeros(41, np.int64))
     runner.close()
-    with pytest.raises(UnsupportedError, match="no sliding window for mistral; beyond 40 tokens"):
+    with pytest.raises(UnsupportedError, match="no sliding window for mistral: beyond 40 tokens"):
         gguf.check(model, Options(context=41))
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.operator_cases import GROUPS, cases
 from tests.operator_matrix import STAGES, Case, outcomes
 
-LEAST = {"read": 0.7, "record": 1.0, "ort": 1.0, "tflite": 0.75, "coreml": 0.75}
+LEAST = {"read": 0.6, "record": 1.0, "ort": 1.0, "tflite": 0.75, "coreml": 0.75}
 """Stage -> the share of those that reach it that it must compute, not refuse."""
 _PARTS = 6
 
