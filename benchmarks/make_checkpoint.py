@@ -20,10 +20,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from edgeq.errors import EdgeqError, UnsupportedError
-from edgeq.model import ModelConfig
-from edgeq.shapes import SHAPES, shape
-from edgeq.tensor import float32_to_bf16
+from edgeq.core.errors import EdgeqError, UnsupportedError
+from edgeq.formats.tensor import float32_to_bf16
+from edgeq.model.config import ModelConfig
+from edgeq.model.shapes import SHAPES, shape
 
 CHUNK = 1 << 22
 """Weights made at a time."""

@@ -14,10 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from edgeq import artifact
+from edgeq.formats.schemes import parse_scheme
+from edgeq.model import artifact
+from edgeq.model.shapes import SHAPES, random_model, shape
 from edgeq.runtime.engine import Engine
-from edgeq.schemes import parse_scheme
-from edgeq.shapes import SHAPES, random_model, shape
 
 PROMPT = list(range(3, 35))
 

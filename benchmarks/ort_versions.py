@@ -57,11 +57,12 @@ WORKER = textwrap.dedent(
 
 def cases(folder: Path) -> Iterator[tuple[str, Path, list[int], str]]:
     """Names, files, right tokens and stated least versions."""
-    from edgeq import artifact
-    from edgeq.converters import Options, ort
+    from edgeq.converters import Options
+    from edgeq.converters.ort import target as ort
     from edgeq.importers import load
+    from edgeq.model import artifact
+    from edgeq.model.reference import Reference
     from edgeq.quant import Recipe, quantize
-    from edgeq.reference import Reference
 
     source = load(DEMO)
     windowed = replace(source.config, window=7, window_layers=())

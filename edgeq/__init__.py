@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any
 from edgeq._version import __version__
 
 if TYPE_CHECKING:
-    from edgeq.artifact import save
-    from edgeq.errors import (
+    from edgeq.core.errors import (
         DeviceError,
         DoesNotFitError,
         EdgeqError,
@@ -33,17 +32,19 @@ if TYPE_CHECKING:
         UnsupportedError,
         UsageError,
     )
+    from edgeq.formats.schemes import PRESETS, QuantScheme, parse_scheme
+    from edgeq.formats.tensor import FloatTensor, QuantTensor
     from edgeq.importers import load
-    from edgeq.model import Model, ModelConfig
+    from edgeq.model.artifact import save
+    from edgeq.model.config import ModelConfig
+    from edgeq.model.model import Model
+    from edgeq.model.reference import Reference
     from edgeq.quant import Recipe, Rule, quantize
-    from edgeq.reference import Reference
-    from edgeq.runtime.chat import render_chat
+    from edgeq.runtime.chat_template import render_chat
     from edgeq.runtime.engine import Engine
     from edgeq.runtime.generate import Chunk, generate
     from edgeq.runtime.sampling import SamplingParams
     from edgeq.runtime.tokenizer import Tokenizer
-    from edgeq.schemes import PRESETS, QuantScheme, parse_scheme
-    from edgeq.tensor import FloatTensor, QuantTensor
 
 __all__ = [
     "PRESETS",
@@ -77,8 +78,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "edgeq.artifact": ("save",),
-    "edgeq.errors": (
+    "edgeq.model.artifact": ("save",),
+    "edgeq.core.errors": (
         "DeviceError",
         "DoesNotFitError",
         "EdgeqError",
@@ -91,14 +92,14 @@ _HOMES = {
     "edgeq.importers": ("load",),
     "edgeq.model": ("Model", "ModelConfig"),
     "edgeq.quant": ("Recipe", "Rule", "quantize"),
-    "edgeq.reference": ("Reference",),
-    "edgeq.runtime.chat": ("render_chat",),
+    "edgeq.model.reference": ("Reference",),
+    "edgeq.runtime.chat_template": ("render_chat",),
     "edgeq.runtime.engine": ("Engine",),
     "edgeq.runtime.generate": ("Chunk", "generate"),
     "edgeq.runtime.sampling": ("SamplingParams",),
     "edgeq.runtime.tokenizer": ("Tokenizer",),
-    "edgeq.schemes": ("PRESETS", "QuantScheme", "parse_scheme"),
-    "edgeq.tensor": ("FloatTensor", "QuantTensor"),
+    "edgeq.formats.schemes": ("PRESETS", "QuantScheme", "parse_scheme"),
+    "edgeq.formats.tensor": ("FloatTensor", "QuantTensor"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

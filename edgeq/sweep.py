@@ -23,11 +23,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeq.errors import EdgeqError, FormatError, MissingDependencyError, UsageError
-from edgeq.files import write_whole
+from edgeq.core.errors import EdgeqError, FormatError, MissingDependencyError, UsageError
+from edgeq.core.files import write_whole
 
 if TYPE_CHECKING:
-    from edgeq.quant.sensitivity import Sensitivity
+    from edgeq.quant.decoder.sensitivity import Sensitivity
 
 Progress = Callable[[str, int, int], None]
 FORMAT_VERSION = 1
@@ -156,7 +156,7 @@ def tasks(
     """
     from edgeq.importers import describe
     from edgeq.quant import Recipe
-    from edgeq.quant.source import refuse_quantized
+    from edgeq.quant.decoder.source import refuse_quantized
 
     for model in models:
         if not requantize and Path(model).exists():  # it may be on the workers alone
@@ -183,10 +183,10 @@ def run_task(task: Task) -> Row:
     A recipe that does not suit the model gives a row with the reason; everything else that goes
     wrong is raised.
     """
-    from edgeq.errors import DoesNotFitError, SchemeError, UnsupportedError
+    from edgeq.calibration_text import calibration, held_out
+    from edgeq.core.errors import DoesNotFitError, SchemeError, UnsupportedError
     from edgeq.importers import load
     from edgeq.quant import Recipe, quantize
-    from edgeq.texts import calibration, held_out
 
     row = Row(task.key, Path(task.model).name, task.name)
     source = load(task.model)
@@ -282,13 +282,14 @@ def sweep_sensitivity(
     workers: int = 2,
     progress: Progress | None = None,
 ) -> Sensitivity:
-    """`edgeq.quant.sensitivity.measure_sensitivity`, a task for each layer.
+    """`edgeq.quant.decoder.sensitivity.measure_sensitivity`, a task for each layer.
 
     Args:
         source: path of the float model.
         calib, calib_windows, calib_context: the text, and its pieces.
         base: the scheme whose neighbours are tried, in its text form.
-        mode: of `edgeq.quant.sensitivity.MODES`; the one for the model's size if None. In a task
+        mode: of `edgeq.quant.decoder.sensitivity.MODES`; the one for the model's size if None. In
+        a task
             of one layer, "scaled" measures each of its matrices alone.
         method: of `edgeq.quant.METHODS`.
         scheduler, workers: as for `sweep`.
@@ -315,10 +316,10 @@ def sweep_sensitivity(
 
 
 def _layer_sensitivity(task: tuple[str, str, int, int, str, Any, str, list[str]]) -> Sensitivity:
+    from edgeq.calibration_text import calibration
+    from edgeq.formats.schemes import QuantScheme, parse_scheme
     from edgeq.importers import load
-    from edgeq.quant.sensitivity import measure_sensitivity
-    from edgeq.schemes import QuantScheme, parse_scheme
-    from edgeq.texts import calibration
+    from edgeq.quant.decoder.sensitivity import measure_sensitivity
 
     source, calib, windows, context, base, mode, method, names = task
     scheme = parse_scheme(base)

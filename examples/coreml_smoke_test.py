@@ -28,8 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.converters.coreml import CoreMLRunner
-from edgeq.errors import EdgeqError
+from edgeq.converters.coreml.target import CoreMLRunner
+from edgeq.core.errors import EdgeqError
 
 UNITS = {"cpu": "CPU_ONLY", "gpu": "CPU_AND_GPU", "ane": "CPU_AND_NE", "all": "ALL"}
 WORST = 0.05

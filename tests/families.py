@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.model import Model, ModelConfig, RopeScaling
-from edgeq.schemes import QuantScheme, parse_scheme
-from edgeq.tensor import FloatTensor, QuantTensor, Tensor
+from edgeq.formats.schemes import QuantScheme, parse_scheme
+from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
+from edgeq.model.config import ModelConfig, RopeScaling
+from edgeq.model.model import Model
 
 _BASE: dict[str, Any] = {
     # 44 and 76 are no multiples of 32, nor the rows of 16

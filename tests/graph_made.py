@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.graphs.ir import Graph, Info, Node
+from edgeq.graph.ir import Graph, Info, Node
 from edgeq.quant.graph.samples import Samples, samples_of
 
 

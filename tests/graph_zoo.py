@@ -17,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeq.graphs.ir import Constant, Graph, Quant, QuantWeight
+from edgeq.graph.ir import Constant, Graph, Quant, QuantWeight
 
 MODELS: dict[str, Callable[[], onnx.ModelProto]] = {}
 """Name -> what makes the model; weights are random and always the same."""
@@ -591,7 +591,7 @@ def save(name: str, folder: Path) -> Path:
 
 def canonical(name: str, folder: Path) -> Graph:
     """A model of the zoo as it is read."""
-    from edgeq.graphs.onnx_read import read_onnx
+    from edgeq.graph.onnx.read import read_onnx
 
     return read_onnx(save(name, folder))
 
@@ -669,7 +669,7 @@ def round_weight(
 
 
 def _grids(graph: Graph, weighted: list[Any]) -> dict[str, Quant]:
-    from edgeq.graphs.execute import Session
+    from edgeq.graph.execute import Session
 
     names = [v for v, info in graph.values.items() if info.dtype == "float32"]
     seen = Session(graph, watch=names)(feeds(graph))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgeq.model import Model
-from edgeq.reference import Reference
+from edgeq.model.model import Model
+from edgeq.model.reference import Reference
 
 NEAR = {"float32": 1e-3, "float16": 1e-2, "int8": 0.1}
 """How far the logits of a runtime may be from the reference's, by the type of its cache. Two

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.graphs.execute import Session
-from edgeq.graphs.ir import Constant, Graph, Info, Node, Quant, QuantWeight
-from edgeq.graphs.onnx_infer import inferred
+from edgeq.graph.execute import Session
+from edgeq.graph.ir import Constant, Graph, Info, Node, Quant, QuantWeight
+from edgeq.graph.onnx.infer import inferred
 
 Feeds = dict[str, NDArray[Any]]
 FIXED = {

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from edgeq.errors import EdgeqError
+from edgeq.core.errors import EdgeqError
 
 Array = NDArray[Any]
 STAGES = ("read", "record", "ort", "tflite", "coreml")
@@ -116,7 +116,7 @@ def outcomes(case: Case, stages: tuple[str, ...] = STAGES) -> dict[str, str]:
         case: the model.
         stages: of `STAGES`; "read" is always one.
     """
-    from edgeq.graphs.onnx_read import read_onnx
+    from edgeq.graph.onnx.read import read_onnx
 
     model = case.model()
     want = {f"y{i}": a for i, a in zip(case.used, case.expected(model), strict=True)}
@@ -175,15 +175,15 @@ def _named(case: Case, message: str) -> bool:
 
 
 def _session(graph: Any, case: Case) -> Mapping[str, Array]:
-    from edgeq.graphs.execute import Session
+    from edgeq.graph.execute import Session
 
     return Session(graph, optimize=False)(case.feeds)
 
 
 def _recorded(graph: Any, room: Path, case: Case) -> Mapping[str, Array]:
     """The written file in ONNX Runtime as it is, and read back."""
-    from edgeq.graphs.onnx_read import read_onnx
-    from edgeq.graphs.onnx_write import write_onnx
+    from edgeq.graph.onnx.read import read_onnx
+    from edgeq.graph.onnx.write import write_onnx
 
     write_onnx(graph, room / "record.onnx")
     options = onnxruntime.SessionOptions()
@@ -201,7 +201,7 @@ def _recorded(graph: Any, room: Path, case: Case) -> Mapping[str, Array]:
 
 
 def _converted(graph: Any, target: str, path: Path, case: Case) -> Mapping[str, Array]:
-    from edgeq.converters.graphs import graph_target
+    from edgeq.converters.convert_graph import graph_target
 
     module = graph_target(target)
     options = {"precision": "float32"} if target == "coreml" else {}

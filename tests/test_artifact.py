@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq.artifact import ArtifactWriter, load, save
-from edgeq.container import Held, file_order
-from edgeq.errors import EdgeqError, FormatError, SchemeError, UsageError
-from edgeq.model import Model, ModelConfig
-from edgeq.schemes import FloatScheme, QuantScheme, parse_scheme
-from edgeq.tensor import FloatTensor, QuantTensor, Tensor
+from edgeq.core.errors import EdgeqError, FormatError, SchemeError, UsageError
+from edgeq.formats.schemes import FloatScheme, QuantScheme, parse_scheme
+from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
+from edgeq.model.artifact import ArtifactWriter, load, save
+from edgeq.model.artifact_layout import Held, file_order
+from edgeq.model.config import ModelConfig
+from edgeq.model.model import Model
 from tests.families import FAMILIES, quantized, random_model, rounded, tiny_config
 
 CONFIG = ModelConfig(

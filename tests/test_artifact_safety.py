@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.artifact import save
-from edgeq.errors import EdgeqError
+from edgeq.core.errors import EdgeqError
+from edgeq.model.artifact import save
 from edgeq.quant import quantize
 from tests.families import random_model, tiny_config
 
@@ -67,7 +67,7 @@ def test_a_killed_run_never_leaves_a_damaged_target(
 
 LIMITED = """
 import resource, sys
-from edgeq.errors import EdgeqError
+from edgeq.core.errors import EdgeqError
 from edgeq.quant import quantize
 from tests.families import random_model, tiny_config
 

@@ -8,10 +8,10 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from edgeq.errors import FormatError, UnsupportedError
-from edgeq.model import Model
+from edgeq.core.errors import FormatError, UnsupportedError
+from edgeq.formats.tensor import FloatTensor
+from edgeq.model.model import Model
 from edgeq.runtime.engine import Engine
-from edgeq.tensor import FloatTensor
 from tests.families import random_model, tiny_config
 
 TOKENS = [3, 1, 4, 1, 5, 9, 2, 6]

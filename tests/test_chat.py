@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from edgeq.errors import EdgeqError, FormatError, UnsupportedError, UsageError
-from edgeq.runtime.chat import render_chat
+from edgeq.core.errors import EdgeqError, FormatError, UnsupportedError, UsageError
+from edgeq.runtime.chat_template import render_chat
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' "

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import edgeq
-from edgeq.errors import EdgeqError, UnsupportedError, UsageError
+from edgeq.core.errors import EdgeqError, UnsupportedError, UsageError
 from edgeq.importers import load
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.generate import Chunk, generate

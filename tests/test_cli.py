@@ -13,7 +13,7 @@ import pytest
 from edgeq.cli import main, render
 from edgeq.cli.app import cli
 from edgeq.cli.options import ByteSize, Counts, kv_bits_of
-from edgeq.errors import FormatError
+from edgeq.core.errors import FormatError
 
 SNAPSHOTS = Path(__file__).parent / "snapshots" / "help"
 UPDATE = "EDGEQ_UPDATE_SNAPSHOTS"

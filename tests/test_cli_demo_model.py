@@ -10,9 +10,9 @@ import pytest
 
 from edgeq import importers
 from edgeq.cli import main
+from edgeq.model.shapes import parameters
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.tokenizer import Tokenizer
-from edgeq.shapes import parameters
 from tests.conftest import DEMO
 from tests.greedy import assert_reference_choices
 

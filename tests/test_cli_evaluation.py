@@ -10,12 +10,12 @@ import pytest
 
 from edgeq.cli import main
 from edgeq.cli.evaluation import _Asked
-from edgeq.evaluate import log_softmax
+from edgeq.evaluation.tasks import LAYOUTS
+from edgeq.evaluation.text import log_softmax
 from edgeq.importers import load
-from edgeq.reference import Reference
+from edgeq.model.reference import Reference
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.tokenizer import Tokenizer
-from edgeq.tasks import LAYOUTS
 
 DEMO = Path(__file__).resolve().parent.parent / "edgeq" / "demo_model"
 STORIES = [

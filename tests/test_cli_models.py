@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeq.cache import cache_home
 from edgeq.cli import main
+from edgeq.core.cache import cache_home
 from tests.conftest import need
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -340,7 +340,7 @@ def slow_checkpoint(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
     """60 million random weights: some seconds of work for the least squares search."""
     from safetensors.numpy import save_file
 
-    from edgeq.shapes import SHAPES
+    from edgeq.model.shapes import SHAPES
 
     folder = tmp_path_factory.mktemp("slow") / "model"
     folder.mkdir()

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.artifact import load, save
 from edgeq.cli import main
+from edgeq.model.artifact import load, save
 from edgeq.quant import METHODS
+from edgeq.quant.decoder.quality import Quality
 from edgeq.quant.presets import PRESETS
-from edgeq.quant.quality import Quality
 from tests.families import random_model, tiny_config
 
 DEMO = Path(__file__).resolve().parent.parent / "edgeq" / "demo_model"
@@ -117,7 +117,7 @@ def test_a_text_that_is_empty_is_named(tmp_path: Path, run: Run) -> None:
 
 
 def test_a_card_that_memory_does_not_allow(tmp_path: Path, run: Run) -> None:
-    from edgeq.memory import rss_bytes
+    from edgeq.core.memory import rss_bytes
 
     rss = rss_bytes()
     if rss is None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgeq.cli import main
-from edgeq.graphs.ir import QuantWeight
+from edgeq.graph.ir import QuantWeight
 from edgeq.quant.graph.presets import PRESETS
 from tests.conftest import need
 from tests.graph_made import cnn
@@ -38,7 +38,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    from edgeq.graphs.onnx_write import write_onnx
+    from edgeq.graph.onnx.write import write_onnx
 
     write_onnx(cnn(), tmp_path / "m.onnx")
     return tmp_path / "m.onnx"
@@ -52,7 +52,7 @@ def calib(tmp_path: Path) -> Path:
 
 
 def test_a_graph_is_quantized_and_told_of(run: Run, model: Path, calib: Path) -> None:
-    from edgeq.graphs.onnx_read import read_onnx
+    from edgeq.graph.onnx.read import read_onnx
 
     out = model.with_name("q.onnx")
     said = run(model, "-o", out, "--preset", "w8a8-static", "--calib", calib, "-t", 1)
@@ -153,8 +153,8 @@ def test_the_list_has_presets_of_graphs(run: Run) -> None:
 def test_a_real_classifier_stays_right(run: Run, tmp_path: Path) -> None:
     import gzip
 
-    from edgeq.graphs.execute import Session
-    from edgeq.graphs.onnx_read import read_onnx
+    from edgeq.graph.execute import Session
+    from edgeq.graph.onnx.read import read_onnx
 
     source = need("data/mnist/mnist_cntk_opset8.onnx")
 

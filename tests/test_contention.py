@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.artifact import save
 from edgeq.cli import main
-from edgeq.cpu import available_cores, cache_bytes
+from edgeq.core.cpu import available_cores, cache_bytes
 from edgeq.devices.contention import Contention, Watch
+from edgeq.model.artifact import save
 from edgeq.profiling.document import read
 from edgeq.profiling.limits import bandwidth_doubt, throughput_doubt
 from edgeq.profiling.summary import by_operation, summary

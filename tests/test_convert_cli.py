@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-from edgeq import artifact
 from edgeq.cli import main
-from edgeq.converters import gguf as gguf_target
-from edgeq.converters import gguf_run
 from edgeq.converters.convert import convert
-from edgeq.errors import DoesNotFitError, EdgeqError, MissingDependencyError, UsageError
+from edgeq.converters.gguf import run as gguf_run
+from edgeq.converters.gguf import target as gguf_target
+from edgeq.core.errors import DoesNotFitError, EdgeqError, MissingDependencyError, UsageError
 from edgeq.importers import load
+from edgeq.model import artifact
 from tests.families import quantized, random_model, tiny_config
 
 DEMO = Path(__file__).parent.parent / "edgeq" / "demo_model"

@@ -14,23 +14,24 @@ import numpy as np
 import pytest
 
 import edgeq
-from edgeq.converters import Options, coreml
-from edgeq.converters.bisect import first_divergence
-from edgeq.converters.coreml_exec.blob import Reader
-from edgeq.converters.coreml_exec.machine import Machine
-from edgeq.converters.coreml_run import Package
-from edgeq.converters.integers import compare_integers
-from edgeq.errors import (
+from edgeq.converters import Options
+from edgeq.converters.coreml import target as coreml
+from edgeq.converters.coreml.exec.blob import Reader
+from edgeq.converters.coreml.exec.machine import Machine
+from edgeq.converters.coreml.run import Package
+from edgeq.converters.validate.bisect import first_divergence
+from edgeq.converters.validate.integers import compare_integers
+from edgeq.core.errors import (
     EdgeqError,
     FormatError,
     MissingDependencyError,
     UnsupportedError,
     UsageError,
 )
-from edgeq.memory import peak_rss_bytes, reset_peak_rss
-from edgeq.model import Model
-from edgeq.reference import Reference
-from edgeq.tensor import QuantTensor
+from edgeq.core.memory import peak_rss_bytes, reset_peak_rss
+from edgeq.formats.tensor import QuantTensor
+from edgeq.model.model import Model
+from edgeq.model.reference import Reference
 from tests.conftest import need
 from tests.families import FAMILIES, quantized, random_model, tiny_config
 from tests.greedy import NEAR, assert_reference_choices
@@ -145,7 +146,7 @@ def test_every_step_is_right_in_every_precision(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_step_is_traced_by_its_name(family: str, tmp_path: Path) -> None:
-    from edgeq.converters.numpy_builder import NumpyBuilder
+    from edgeq.converters.validate.trace_builder import NumpyBuilder
 
     model = tiny(family, "w4-g32")
     out = written(model, tmp_path, prefill=(4,))
@@ -161,7 +162,7 @@ def test_every_step_is_traced_by_its_name(family: str, tmp_path: Path) -> None:
 
 
 def test_a_large_residual_stream_does_not_overflow_float16(tmp_path: Path) -> None:
-    from edgeq.tensor import FloatTensor
+    from edgeq.formats.tensor import FloatTensor
 
     model = tiny("llama", "w4-g32")
     tensors = dict(model.tensors)
@@ -181,7 +182,7 @@ def test_a_large_residual_stream_does_not_overflow_float16(tmp_path: Path) -> No
 
 
 def test_floats_past_float16_are_refused_rather_than_made_infinite(tmp_path: Path) -> None:
-    from edgeq.tensor import FloatTensor
+    from edgeq.formats.tensor import FloatTensor
 
     model = tiny("llama", "w4-g32")
     name = "model.layers.1.mlp.up_proj.weight"

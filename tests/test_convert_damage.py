@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from edgeq.converters import Options, target_module
-from edgeq.converters.certified import certificate_path, sha256
-from edgeq.converters.constants import compare_constants
-from edgeq.converters.integers import compare_integers
-from edgeq.converters.validate import validate
-from edgeq.errors import FormatError
-from edgeq.importers.gguf_file import open_gguf
-from edgeq.model import Model
+from edgeq.converters.validate.certified import certificate_path, sha256
+from edgeq.converters.validate.constants import compare_constants
+from edgeq.converters.validate.decoder import validate
+from edgeq.converters.validate.integers import compare_integers
+from edgeq.core.errors import FormatError
+from edgeq.importers.gguf.file import open_gguf
+from edgeq.model.model import Model
 from tests.families import quantized, random_model, tiny_config
 
 PACKAGES = {"tflite": "ai_edge_litert", "ort": "onnx", "coreml": "coremltools", "gguf": "numpy"}
@@ -87,7 +87,7 @@ def places(target: str, path: Path) -> dict[str, Place]:
                 found[tensor.name] = (file_, int(where["offset"]), int(where["length"]))
         return found
     if target == "tflite":
-        from edgeq.converters.tflite_read import read
+        from edgeq.converters.tflite.read import read
 
         header = read(path)
         raw = path.read_bytes()
@@ -100,7 +100,7 @@ def places(target: str, path: Path) -> dict[str, Place]:
                 start = entry.offset or raw.index(data)
                 found[tensor.name.decode()] = (path, start, len(data))
         return found
-    from edgeq.converters.coreml_run import Package
+    from edgeq.converters.coreml.run import Package
 
     weights = path / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"
     whole = weights.read_bytes()
@@ -248,7 +248,7 @@ def test_a_file_that_is_not_the_certificates_is_told_of(made: Any, tmp_path: Pat
 
 
 def test_tensor_names_are_unique_across_all_graphs(made: Any) -> None:
-    from edgeq.converters.tflite_read import read
+    from edgeq.converters.tflite.read import read
 
     for model in (MODEL, LLAMA3):
         header = read(made("tflite", model))

@@ -14,11 +14,11 @@ from edgeq.converters.encoding import (
     levels,
     spread,
 )
-from edgeq.converters.numpy_builder import NumpyBuilder
-from edgeq.errors import FormatError, UnsupportedError
-from edgeq.reference import Reference
-from edgeq.schemes import GROUP_SIZES, QuantScheme, parse_scheme
-from edgeq.tensor import QuantTensor
+from edgeq.converters.validate.trace_builder import NumpyBuilder
+from edgeq.core.errors import FormatError, UnsupportedError
+from edgeq.formats.schemes import GROUP_SIZES, QuantScheme, parse_scheme
+from edgeq.formats.tensor import QuantTensor
+from edgeq.model.reference import Reference
 from tests.families import FAMILIES, quantized, random_model, rounded, tiny_config
 
 FOUR = Container(4, groups=(32, 64))

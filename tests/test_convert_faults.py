@@ -14,11 +14,11 @@ import pytest
 from numpy.typing import NDArray
 
 from edgeq.converters import Options, target_module
-from edgeq.converters import validate as validation
-from edgeq.converters.gguf_bytes import BLOCK_BYTES, pack_blocks, unpack_blocks
-from edgeq.converters.validate import Report, validate
-from edgeq.importers.gguf_file import open_gguf
-from edgeq.model import Model
+from edgeq.converters.gguf.bytes import BLOCK_BYTES, pack_blocks, unpack_blocks
+from edgeq.converters.validate.decoder import Report, validate
+from edgeq.converters.validate.decoder import validate as validation
+from edgeq.importers.gguf.file import open_gguf
+from edgeq.model.model import Model
 from tests.families import quantized, random_model, tiny_config
 
 SHAPE: dict[str, Any] = {"hidden": 64, "head_dim": 16, "ffn": 96, "context": 128}

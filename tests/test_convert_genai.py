@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeq.artifact import load as load_artifact
-from edgeq.converters import Options, genai, ort
-from edgeq.errors import FormatError, MissingDependencyError, UnsupportedError, UsageError
+from edgeq.converters import Options
+from edgeq.converters.ort import genai
+from edgeq.converters.ort import target as ort
+from edgeq.core.errors import FormatError, MissingDependencyError, UnsupportedError, UsageError
 from edgeq.importers import load
-from edgeq.model import Model
+from edgeq.model.artifact import load as load_artifact
+from edgeq.model.model import Model
+from edgeq.model.reference import Reference
 from edgeq.quant import Recipe, quantize
-from edgeq.reference import Reference
 from tests.conftest import need
 from tests.families import FAMILIES, quantized, random_model, tiny_config
 from tests.greedy import NEAR, assert_reference_choices

@@ -13,20 +13,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeq import artifact, shapes
-from edgeq.converters import Options, gguf
-from edgeq.converters.bisect import first_divergence
-from edgeq.converters.gguf_bytes import pack_blocks, unpack_blocks
-from edgeq.converters.gguf_run import LlamaRunner
-from edgeq.converters.gguf_tokenizer import tokenizer_keys
-from edgeq.converters.integers import compare_integers
-from edgeq.converters.validate import Report, validate
-from edgeq.errors import FormatError, UnsupportedError, UsageError
+from edgeq.converters import Options
+from edgeq.converters.gguf import target as gguf
+from edgeq.converters.gguf.bytes import pack_blocks, unpack_blocks
+from edgeq.converters.gguf.run import LlamaRunner
+from edgeq.converters.gguf.tokenizer import tokenizer_keys
+from edgeq.converters.validate.bisect import first_divergence
+from edgeq.converters.validate.decoder import Report, validate
+from edgeq.converters.validate.integers import compare_integers
+from edgeq.core.errors import FormatError, UnsupportedError, UsageError
+from edgeq.formats.schemes import QuantScheme
 from edgeq.importers import load
-from edgeq.importers.gguf_file import open_gguf
-from edgeq.importers.gguf_tokenizer import tokenizer_files
-from edgeq.model import Model, RopeScaling
-from edgeq.schemes import QuantScheme
+from edgeq.importers.gguf.file import open_gguf
+from edgeq.importers.gguf.tokenizer import tokenizer_files
+from edgeq.model import artifact, shapes
+from edgeq.model.config import RopeScaling
+from edgeq.model.model import Model
 from tests.conftest import SHARED, need
 from tests.families import FAMILIES, quantized, random_model, tiny_config
 
@@ -328,7 +330,7 @@ def test_writing_holds_a_piece_at_a_time(tmp_path: Path) -> None:
     model = shapes.random_model(shapes.shape("stories42m"), lambda name, shape: SCHEME)
     artifact.save(model, tmp_path / "m.edgeq")
     code = (
-        "import sys; from edgeq.memory import peak_rss_bytes, rss_bytes\n"
+        "import sys; from edgeq.core.memory import peak_rss_bytes, rss_bytes\n"
         "from edgeq.converters.convert import convert\n"
         "from edgeq.converters import Options, gguf\n"
         "from edgeq.importers import load\n"

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 
 import edgeq
-from edgeq.converters import Options, litertlm
-from edgeq.converters.integers import compare_integers
-from edgeq.errors import FormatError, MissingDependencyError, UnsupportedError, UsageError
+from edgeq.converters import Options
+from edgeq.converters.tflite import litertlm
+from edgeq.converters.validate.integers import compare_integers
+from edgeq.core.errors import FormatError, MissingDependencyError, UnsupportedError, UsageError
 from edgeq.importers import load
-from edgeq.model import Model
-from edgeq.reference import Reference
-from edgeq.runtime.chat import render_chat
+from edgeq.model.model import Model
+from edgeq.model.reference import Reference
+from edgeq.runtime.chat_template import render_chat
 from edgeq.runtime.tokenizer import Tokenizer
 from tests.conftest import need
 from tests.families import FAMILIES, quantized, random_model, tiny_config

@@ -14,27 +14,28 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq.artifact import load as load_artifact
-from edgeq.artifact import save
-from edgeq.converters import Options, Stored, ort
+from edgeq.converters import Options, Stored
 from edgeq.converters.encoding import folded, levels, spread
-from edgeq.converters.numpy_builder import NumpyBuilder
-from edgeq.converters.ort_file import pack_rows, unpack_rows
-from edgeq.errors import (
+from edgeq.converters.ort import target as ort
+from edgeq.converters.ort.file import pack_rows, unpack_rows
+from edgeq.converters.validate.trace_builder import NumpyBuilder
+from edgeq.core.errors import (
     EdgeqError,
     FormatError,
     MissingDependencyError,
     UnsupportedError,
     UsageError,
 )
-from edgeq.evaluate import kl_divergence, log_softmax
+from edgeq.evaluation.text import kl_divergence, log_softmax
+from edgeq.formats.tensor import FloatTensor, QuantTensor, float32_to_bf16
 from edgeq.importers import load
-from edgeq.model import Model
+from edgeq.model.artifact import load as load_artifact
+from edgeq.model.artifact import save
+from edgeq.model.model import Model
+from edgeq.model.reference import Reference
+from edgeq.model.shapes import random_model as random_shape
+from edgeq.model.shapes import shape
 from edgeq.quant import Recipe, quantize
-from edgeq.reference import Reference
-from edgeq.shapes import random_model as random_shape
-from edgeq.shapes import shape
-from edgeq.tensor import FloatTensor, QuantTensor, float32_to_bf16
 from tests.conftest import need
 from tests.families import FAMILIES, quantized, random_model, tiny_config
 from tests.greedy import assert_reference_choices

@@ -11,19 +11,21 @@ from typing import Any
 
 import pytest
 
-from edgeq.converters import Options, genai, gguf
-from edgeq.converters import gguf_tokenizer as keys_of
+from edgeq.converters import Options
 from edgeq.converters.convert import convert
-from edgeq.converters.gguf_tokenizer import ReadBack, tokenizer_keys
-from edgeq.converters.hard_strings import COUNT, hard_strings
-from edgeq.converters.texts import added_texts, compare_texts, model_ends
-from edgeq.converters.validate import validate
-from edgeq.errors import UnsupportedError
+from edgeq.converters.gguf import target as gguf
+from edgeq.converters.gguf import tokenizer as keys_of
+from edgeq.converters.gguf.tokenizer import ReadBack, tokenizer_keys
+from edgeq.converters.ort import genai
+from edgeq.converters.validate.decoder import validate
+from edgeq.converters.validate.hard_strings import COUNT, hard_strings
+from edgeq.converters.validate.texts import added_texts, compare_texts, model_ends
+from edgeq.core.errors import UnsupportedError
 from edgeq.importers import load
-from edgeq.importers.gguf_tokenizer import tokenizer_files
-from edgeq.importers.hf_tokenizer import HfTokenizer, hf_tokenizer
-from edgeq.importers.tokenizer_json import PRE_TOKENIZERS
-from edgeq.model import Model
+from edgeq.importers.gguf.tokenizer import tokenizer_files
+from edgeq.importers.huggingface.tokenizer import HfTokenizer, hf_tokenizer
+from edgeq.importers.tokenizer.tokenizer_json import PRE_TOKENIZERS
+from edgeq.model.model import Model
 from edgeq.runtime.tokenizer import Tokenizer
 from tests import tokenizer_zoo as zoo
 from tests.conftest import need
@@ -318,8 +320,8 @@ def test_tokens_of_other_files_reach_every_target(tmp_path: Path) -> None:
 def test_published_vocabularies_in_llama_cpp(name: str) -> None:
     """Our reader of GGUF, llama.cpp on the same file, and the ends of a text."""
     pytest.importorskip("llama_cpp")
-    from edgeq.converters.gguf_vocab import LlamaVocabulary
-    from edgeq.importers.gguf_file import open_gguf
+    from edgeq.converters.gguf.vocab import LlamaVocabulary
+    from edgeq.importers.gguf.file import open_gguf
 
     path = need(f"data/tokenizers/ggml-vocab-{name}.gguf")
     files, _ = tokenizer_files(open_gguf(path).metadata)
@@ -334,7 +336,7 @@ def test_a_published_tokenizer_goes_everywhere() -> None:
     keys = tokenizer_keys(model)
     assert keys["tokenizer.ggml.pre"] == "smollm"
     assert Tokenizer(tokenizer_files(keys)[0]).eos_ids == Tokenizer(model).eos_ids
-    genai_tokenizer = pytest.importorskip("edgeq.converters.genai_tokenizer")
+    genai_tokenizer = pytest.importorskip("edgeq.converters.ort.genai_tokenizer")
     pytest.importorskip("onnxruntime_genai")
     files = genai.tokenizer_files(model)
     files[genai.CONFIG] = json.dumps(genai.genai_config(model, 512)).encode()

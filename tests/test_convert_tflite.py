@@ -13,21 +13,24 @@ import pytest
 from numpy.typing import NDArray
 
 import edgeq
-from edgeq import artifact, shapes
-from edgeq.converters import Options, tflite, tflite_decoder
-from edgeq.converters.integers import compare_integers
-from edgeq.converters.numpy_builder import NumpyBuilder
-from edgeq.converters.tflite_file import ALIGN, TfliteFile
-from edgeq.converters.tflite_graph import Graph, Value
-from edgeq.converters.tflite_read import read
-from edgeq.converters.validate import Report, validate
-from edgeq.errors import FormatError, MissingDependencyError, UnsupportedError, UsageError
-from edgeq.evaluate import kl_divergence, log_softmax
+from edgeq.converters import Options
+from edgeq.converters.tflite import builder as tflite_decoder
+from edgeq.converters.tflite import target as tflite
+from edgeq.converters.tflite.file import ALIGN, TfliteFile
+from edgeq.converters.tflite.operators import Graph, Value
+from edgeq.converters.tflite.read import read
+from edgeq.converters.validate.decoder import Report, validate
+from edgeq.converters.validate.integers import compare_integers
+from edgeq.converters.validate.trace_builder import NumpyBuilder
+from edgeq.core.errors import FormatError, MissingDependencyError, UnsupportedError, UsageError
+from edgeq.evaluation.text import kl_divergence, log_softmax
+from edgeq.formats.schemes import parse_scheme
+from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.importers import load
-from edgeq.model import Model, ModelConfig
-from edgeq.reference import Reference
-from edgeq.schemes import parse_scheme
-from edgeq.tensor import FloatTensor, QuantTensor
+from edgeq.model import artifact, shapes
+from edgeq.model.config import ModelConfig
+from edgeq.model.model import Model
+from edgeq.model.reference import Reference
 from tests.conftest import need
 from tests.families import FAMILIES, quantized, random_model, rounded, tiny_config
 
@@ -293,7 +296,7 @@ def test_weights_lie_behind_the_flatbuffer_and_are_shared(tmp_path: Path) -> Non
 
 def test_memory_is_bounded(tmp_path: Path) -> None:
     """What `write` takes is what it says, and does not grow with the weights."""
-    from edgeq.memory import peak_rss_bytes, reset_peak_rss, rss_bytes
+    from edgeq.core.memory import peak_rss_bytes, reset_peak_rss, rss_bytes
 
     artifact.save(larger(), tmp_path / "model.edgeq")
     model = artifact.load(tmp_path / "model.edgeq")

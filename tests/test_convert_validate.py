@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq.converters import TARGETS, Options, Stored, gguf, target_module, target_of
-from edgeq.converters.bisect import described
+from edgeq.converters import TARGETS, Options, Stored, target_module, target_of
 from edgeq.converters.encoding import levels, spread
-from edgeq.converters.integers import compare_integers, quantized
-from edgeq.converters.logits import Decoding
-from edgeq.converters.prompts import prompts
-from edgeq.converters.validate import validate
-from edgeq.errors import FormatError, UsageError
+from edgeq.converters.gguf import target as gguf
+from edgeq.converters.validate.bisect import described
+from edgeq.converters.validate.decoder import validate
+from edgeq.converters.validate.integers import compare_integers, quantized
+from edgeq.converters.validate.logits import Decoding
+from edgeq.converters.validate.prompts import prompts
+from edgeq.core.errors import FormatError, UsageError
 from edgeq.importers import load
-from edgeq.importers.gguf_file import open_gguf
-from edgeq.model import Model
-from edgeq.reference import Reference
+from edgeq.importers.gguf.file import open_gguf
+from edgeq.model.model import Model
+from edgeq.model.reference import Reference
 from tests import families
 from tests.families import random_model, tiny_config
 

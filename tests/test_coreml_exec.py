@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq.converters import coreml, coreml_exec
-from edgeq.converters.coreml_exec.blob import KINDS, Reader, Writer
-from edgeq.converters.coreml_exec.load import functions, open_file
-from edgeq.converters.coreml_package import VERSIONS, write_package
-from edgeq.errors import FormatError, UnsupportedError, UsageError
+from edgeq.converters.coreml import exec as coreml_exec
+from edgeq.converters.coreml import target as coreml
+from edgeq.converters.coreml.exec.blob import KINDS, Reader, Writer
+from edgeq.converters.coreml.exec.load import functions, open_file
+from edgeq.converters.coreml.package import VERSIONS, write_package
+from edgeq.core.errors import FormatError, UnsupportedError, UsageError
 from tests.conftest import need
 
 ct = pytest.importorskip("coremltools")
@@ -584,7 +585,7 @@ def test_a_product_with_a_packed_matrix_is_the_same_in_pieces(
     x = rand(3, 64)
     path = package(tmp_path, body, {"x": x})
     function = coreml_exec.open_model(path).programs["main"]
-    monkeypatch.setattr("edgeq.converters.coreml_exec.ops_nn._BLOCK", 7 * 64)
+    monkeypatch.setattr("edgeq.converters.coreml.exec.ops_nn._BLOCK", 7 * 64)
     packed = coreml_exec.machine.Machine(keep_bytes=0).run(function, {"x": x})["out0"]
     kept = coreml_exec.machine.Machine().run(function, {"x": x})["out0"]
     dense = data.astype(np.float32) * np.repeat(scale.astype(np.float32), 32, axis=1)

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeq.cli import main
+from edgeq.core.errors import DeviceError
 from edgeq.devices.cores import CORES, PARTS, common_isa, core_name, peak_int8_gops
 from edgeq.devices.detect import Detected, detect, detect_text
 from edgeq.devices.profile import Cluster, find
 from edgeq.devices.socs import named
-from edgeq.errors import DeviceError
 from tests.conftest import need
 from tests.dump_truth import truth_of, truths
 

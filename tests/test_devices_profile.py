@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgeq.cli import main
+from edgeq.core.errors import DeviceError, FormatError
 from edgeq.devices import profile as profiles
 from edgeq.devices.cores import CORES
 from edgeq.devices.profile import (
@@ -20,7 +21,6 @@ from edgeq.devices.profile import (
     names,
     read_profiles,
 )
-from edgeq.errors import DeviceError, FormatError
 
 PROMISED = (
     "rpi-zero-2w", "rpi3", "rpi4", "rpi4-2gb", "rpi4-4gb", "rpi4-8gb", "rpi5", "rpi5-2gb",

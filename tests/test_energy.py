@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeq.core.errors import DeviceError, FormatError, UsageError
 from edgeq.devices.energy import (
     Energy,
     Window,
@@ -18,7 +19,6 @@ from edgeq.devices.energy import (
     per_token,
 )  # fmt: skip
 from edgeq.devices.meters import Sample, Sensor, Trace
-from edgeq.errors import DeviceError, FormatError, UsageError
 
 SECOND = 1_000_000_000
 

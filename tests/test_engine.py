@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq.errors import UsageError
-from edgeq.evaluate import kl_divergence, log_softmax
+from edgeq.core.errors import UsageError
+from edgeq.evaluation.text import kl_divergence, log_softmax
+from edgeq.formats.tensor import FloatTensor, float32_to_bf16
 from edgeq.importers import load
-from edgeq.model import Model
-from edgeq.reference import Reference
+from edgeq.model.model import Model
+from edgeq.model.reference import Reference
 from edgeq.runtime.compiled import BATCH
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.tokenizer import Tokenizer
-from edgeq.tensor import FloatTensor, float32_to_bf16
 from tests.conftest import need, small_checkpoint, story_text
 from tests.families import FAMILIES, dequantized, quantized, random_model, tiny_config
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeq.errors import FormatError, UsageError
-from edgeq.evaluate_graph import auc, auc_of_classes, cosine, evaluate_graph
+from edgeq.core.errors import FormatError, UsageError
+from edgeq.evaluation.graph import auc, auc_of_classes, cosine, evaluate_graph
 
 
 def table(rows: Any, name: str = "scores") -> Callable[[Mapping[str, Any]], dict[str, Any]]:

@@ -13,11 +13,11 @@ pytest.importorskip("onnxruntime", reason="needs the extra ort")
 pytest.importorskip("onnx", reason="needs the extra ort")
 
 from edgeq.cli import main
-from edgeq.errors import UsageError
-from edgeq.evaluate_graph import GraphEvaluation
-from edgeq.evaluate_picture import write_confusion
-from edgeq.graphs.ir import Graph, Info, Node
-from edgeq.graphs.onnx_write import write_onnx
+from edgeq.core.errors import UsageError
+from edgeq.evaluation.confusion_picture import write_confusion
+from edgeq.evaluation.graph import GraphEvaluation
+from edgeq.graph.ir import Graph, Info, Node
+from edgeq.graph.onnx.write import write_onnx
 from edgeq.quant.graph.images import Preprocess
 from tests.conftest import need
 
@@ -112,13 +112,13 @@ def test_folders_of_pictures_are_classes(
 @pytest.mark.parametrize(
     ("name", "package", "runtime"),
     [("m.ort", "onnxruntime", "onnxruntime"), ("m.tflite", "ai_edge_litert", "LiteRT"),
-     ("m.mlpackage", "coremltools", "edgeq.converters.coreml_exec")],
+     ("m.mlpackage", "coremltools", "edgeq.converters.coreml.exec")],
 )  # fmt: skip
 def test_every_artifact_knows_how_its_pictures_were_made(
     name: str, package: str, runtime: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip(package, reason=f"needs {package}")
-    from edgeq.converters.graphs import convert_graph
+    from edgeq.converters.convert_graph import convert_graph
 
     data = pictures(tmp_path / "data")
     model = linear(tmp_path / "m.onnx", meta=Preprocess(mean=(0.5,), std=(0.25,)).to_meta())

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from edgeq import importers
-from edgeq.errors import FormatError, UsageError
-from edgeq.evaluate import Evaluation, kl_divergence, log_softmax, perplexity, windows
-from edgeq.reference import Reference
+from edgeq.core.errors import FormatError, UsageError
+from edgeq.evaluation.text import Evaluation, kl_divergence, log_softmax, perplexity, windows
+from edgeq.model.reference import Reference
 from edgeq.runtime.tokenizer import Tokenizer
 from tests.conftest import need
 from tests.families import quantized, random_model, tiny_config
@@ -176,7 +176,7 @@ def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = np.random.default_rng(0).integers(3, 101, 70)
     base, other = Reference(model).forward, Reference(quantized(model, "w4-g32")).forward
     want = perplexity(other, tokens, context=32, base=base)
-    monkeypatch.setattr("edgeq.evaluate.BLOCK_ELEMENTS", 300)
+    monkeypatch.setattr("edgeq.evaluation.text.BLOCK_ELEMENTS", 300)
     got = perplexity(other, tokens, context=32, base=base)
     assert got.to_dict() == pytest.approx(want.to_dict())
     assert want.kl_mean is not None

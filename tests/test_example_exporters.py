@@ -16,8 +16,8 @@ pytest.importorskip("onnxruntime", reason="needs the extra ort")
 
 import torch
 
-from edgeq.graphs.execute import Session
-from edgeq.graphs.files import read
+from edgeq.graph.execute import Session
+from edgeq.graph.files import read
 from tests.conftest import need
 
 pytestmark = [

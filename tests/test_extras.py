@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from edgeq.cli import main
-from edgeq.errors import MissingDependencyError, require
-from edgeq.evaluate_picture import check_ending
+from edgeq.core.errors import MissingDependencyError, require
+from edgeq.evaluation.confusion_picture import check_ending
 from edgeq.quant import Recipe, quantize
-from edgeq.quant.calibrate import Calibration
+from edgeq.quant.decoder.calibrate import Calibration
 from edgeq.quant.graph.images import Preprocess
 
 DEMO = Path(__file__).parent.parent / "edgeq" / "demo_model"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from edgeq import importers
-from edgeq.errors import UsageError
-from edgeq.model import Model
+from edgeq.core.errors import UsageError
+from edgeq.model.model import Model
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.generate import Chunk, generate, next_burst, split_at_stop
 from edgeq.runtime.sampling import SamplingParams

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from edgeq.importers.gguf_tokenizer import tokenizer_files
+from edgeq.importers.gguf.tokenizer import tokenizer_files
 from edgeq.runtime.tokenizer import Tokenizer
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq.errors import UsageError
-from edgeq.graphs.execute import Session
-from edgeq.graphs.files import read
-from edgeq.graphs.ir import Graph, Info, QuantWeight
+from edgeq.core.errors import UsageError
+from edgeq.graph.execute import Session
+from edgeq.graph.files import read
+from edgeq.graph.ir import Graph, Info, QuantWeight
 from edgeq.quant.graph.bias import corrected
 from edgeq.quant.graph.hessians import weight_name
-from edgeq.quant.graph.pipeline import quantize_graph
+from edgeq.quant.graph.quantize import quantize_graph
 from edgeq.quant.graph.recipe import GraphRecipe
 from edgeq.quant.graph.samples import Samples, samples_of
 from edgeq.quant.graph.weights import WeightScheme, round_weight, weight_nodes

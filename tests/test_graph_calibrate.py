@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgeq.errors import FormatError, UsageError
-from edgeq.graphs.execute import Session
-from edgeq.graphs.ir import Graph
+from edgeq.core.errors import FormatError, UsageError
+from edgeq.graph.execute import Session
+from edgeq.graph.ir import Graph
 from edgeq.quant.graph.calibrate import parts, ranges
 from edgeq.quant.graph.samples import samples_of
 from edgeq.quant.observers import OBSERVERS, observer_named

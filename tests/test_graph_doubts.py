@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq.graphs.execute import Session
-from edgeq.graphs.ir import Graph
+from edgeq.graph.execute import Session
+from edgeq.graph.ir import Graph
 from edgeq.quant.graph.doubts import doubts
-from edgeq.quant.graph.pipeline import quantize_graph
+from edgeq.quant.graph.quantize import quantize_graph
 from edgeq.quant.graph.recipe import GraphRecipe
 from edgeq.quant.graph.samples import samples_of
 from tests.graph_made import cnn

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq.errors import UsageError
-from edgeq.graphs.execute import Session
-from edgeq.graphs.ir import Graph, Info
-from edgeq.quant.graph.equalise import equalise, pairs, unclipped
-from edgeq.quant.graph.pipeline import quantize_graph
+from edgeq.core.errors import UsageError
+from edgeq.graph.execute import Session
+from edgeq.graph.ir import Graph, Info
+from edgeq.quant.graph.equalize import equalise, pairs, unclipped
+from edgeq.quant.graph.quantize import quantize_graph
 from edgeq.quant.graph.recipe import GraphRecipe
 from edgeq.quant.graph.samples import Samples, samples_of
 from edgeq.quant.graph.weights import WeightScheme

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgeq.graphs.ir import Graph, Info, Quant
+from edgeq.graph.ir import Graph, Info, Quant
 from edgeq.quant.graph.grids import (
     FIXED,
     SAME_GRID,

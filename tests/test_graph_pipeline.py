@@ -8,14 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgeq.errors import SchemeError, UsageError
-from edgeq.graphs.execute import Session
-from edgeq.graphs.ir import Graph, Info, QuantWeight
-from edgeq.graphs.onnx_read import read_onnx
-from edgeq.graphs.onnx_write import write_onnx
+from edgeq.core.errors import SchemeError, UsageError
+from edgeq.graph.execute import Session
+from edgeq.graph.ir import Graph, Info, QuantWeight
+from edgeq.graph.onnx.read import read_onnx
+from edgeq.graph.onnx.write import write_onnx
 from edgeq.quant.graph.choices import choices
-from edgeq.quant.graph.pipeline import check_packed, own_constants, quantize_graph
 from edgeq.quant.graph.presets import PRESETS
+from edgeq.quant.graph.quantize import check_packed, own_constants, quantize_graph
 from edgeq.quant.graph.recipe import GraphRecipe, parse_choice
 from edgeq.quant.graph.samples import samples_of
 from edgeq.quant.graph.smooth import smoothed

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq.graphs.execute import Session
-from edgeq.graphs.ir import Graph, Info
+from edgeq.graph.execute import Session
+from edgeq.graph.ir import Graph, Info
 from edgeq.quant.graph.grids import scope_of
-from edgeq.quant.graph.pipeline import quantize_graph
 from edgeq.quant.graph.precise import hidden_terms, precise
+from edgeq.quant.graph.quantize import quantize_graph
 from edgeq.quant.graph.recipe import GraphRecipe
 from edgeq.quant.graph.samples import samples_of
 from tests.graph_made import Made, cnn

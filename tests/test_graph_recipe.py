@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.errors import EdgeqError, FormatError, SchemeError, UsageError
+from edgeq.core.errors import EdgeqError, FormatError, SchemeError, UsageError
 from edgeq.quant.graph.choices import choices, float_nodes, outer_nodes
 from edgeq.quant.graph.presets import DEFAULT_PRESET, PRESETS
 from edgeq.quant.graph.recipe import GraphRecipe, GraphRule, choice_text, parse_choice

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeq.errors import EdgeqError, FormatError, UsageError
-from edgeq.graphs.ir import Graph, Info
+from edgeq.core.errors import EdgeqError, FormatError, UsageError
+from edgeq.graph.ir import Graph, Info
 from edgeq.quant.graph.images import Preprocess, parse_numbers, parse_ratio, parse_size
 from edgeq.quant.graph.samples import Samples, open_samples, samples_of
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeq.errors import UsageError
-from edgeq.graphs.execute import Session
-from edgeq.graphs.ir import Graph, QuantWeight
+from edgeq.core.errors import UsageError
+from edgeq.graph.execute import Session
+from edgeq.graph.ir import Graph, QuantWeight
 from edgeq.quant.graph.hessians import weight_name
-from edgeq.quant.graph.pipeline import quantize_graph
+from edgeq.quant.graph.quantize import quantize_graph
 from edgeq.quant.graph.recipe import GraphRecipe
 from edgeq.quant.graph.sensitivity import (
     Row,

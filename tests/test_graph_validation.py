@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq.converters.graph_compare import META_OPTIONS, compare_with
-from edgeq.converters.graph_inputs import GIVEN, KEPT, RANDOM
-from edgeq.converters.graphs import compare, convert_graph, graph_target
-from edgeq.errors import EdgeqError, FormatError
-from edgeq.graphs.files import read
-from edgeq.graphs.ir import Graph, Info, Node, Quant, QuantWeight
-from edgeq.graphs.onnx_write import write_onnx
+from edgeq.converters.convert_graph import compare, convert_graph, graph_target
+from edgeq.converters.validate.graph_compare import META_OPTIONS, compare_with
+from edgeq.converters.validate.graph_inputs import GIVEN, KEPT, RANDOM
+from edgeq.core.errors import EdgeqError, FormatError
+from edgeq.graph.files import read
+from edgeq.graph.ir import Graph, Info, Node, Quant, QuantWeight
+from edgeq.graph.onnx.write import write_onnx
 from edgeq.quant.graph.kept import META_SAMPLES, kept
-from edgeq.quant.graph.pipeline import quantize_graph
+from edgeq.quant.graph.quantize import quantize_graph
 from edgeq.quant.graph.recipe import GraphRecipe
 from edgeq.quant.graph.samples import samples_of
 from tests.conftest import need

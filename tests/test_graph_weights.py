@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgeq.errors import FormatError, SchemeError, UsageError
-from edgeq.graphs.ir import LEVELS, Graph, Info, Node, QuantWeight
+from edgeq.core.errors import FormatError, SchemeError, UsageError
+from edgeq.formats.schemes import parse_scheme
+from edgeq.graph.ir import LEVELS, Graph, Info, Node, QuantWeight
 from edgeq.quant import quantize_tensor
 from edgeq.quant.graph import hessians as hessians_module
 from edgeq.quant.graph.hessians import hessians, patches, weight_name
@@ -27,9 +28,8 @@ from edgeq.quant.graph.weights import (
     weight_nodes,
     with_room,
 )
-from edgeq.quant.hessian import Hessian
-from edgeq.quant.qparams import snap_scales
-from edgeq.schemes import parse_scheme
+from edgeq.quant.rounders.hessian import Hessian
+from edgeq.quant.rounders.qparams import snap_scales
 from tests.graph_made import Made, cnn, encoder, samples
 
 Array = NDArray[np.float32]
@@ -37,7 +37,7 @@ Array = NDArray[np.float32]
 
 def session(graph: Graph, watch: Any) -> Any:
     pytest.importorskip("onnxruntime")
-    from edgeq.graphs.execute import Session
+    from edgeq.graph.execute import Session
 
     return Session(graph, watch)
 

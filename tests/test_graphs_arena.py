@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeq.graphs.arena import ALIGN, Life, lay_out, lives
-from edgeq.graphs.ir import Graph, Info, Node, Quant
+from edgeq.graph.arena import ALIGN, Life, lay_out, lives
+from edgeq.graph.ir import Graph, Info, Node, Quant
 
 LIVES = st.lists(
     st.tuples(st.integers(0, 12), st.integers(0, 6), st.integers(1, 5000)), min_size=1, max_size=20

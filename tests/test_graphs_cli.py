@@ -24,11 +24,11 @@ pytest.importorskip("ai_edge_litert", reason="needs the extra tflite")
 pytest.importorskip("coremltools", reason="needs the extra coreml")
 
 from edgeq.cli import main
-from edgeq.converters import tflite_lower
-from edgeq.converters.graphs import stored
-from edgeq.graphs.files import read
-from edgeq.graphs.ir import Graph, QuantWeight
-from edgeq.graphs.onnx_write import write_onnx
+from edgeq.converters.convert_graph import stored
+from edgeq.converters.tflite.lower import graph as tflite_lower
+from edgeq.graph.files import read
+from edgeq.graph.ir import Graph, QuantWeight
+from edgeq.graph.onnx.write import write_onnx
 from tests.conftest import need
 from tests.graph_made import cnn
 from tests.graph_zoo import canonical, feeds, save

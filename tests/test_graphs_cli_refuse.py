@@ -24,9 +24,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeq.cli import main
-from edgeq.converters import coreml_lower, ort_lower, tflite_lower
-from edgeq.graphs.onnx_file import NEWEST
-from edgeq.graphs.onnx_write import write_onnx
+from edgeq.converters.coreml.lower import graph as coreml_lower
+from edgeq.converters.ort import graph as ort_lower
+from edgeq.converters.tflite.lower import graph as tflite_lower
+from edgeq.graph.onnx.file import NEWEST
+from edgeq.graph.onnx.write import write_onnx
 from tests.graph_made import cnn
 from tests.loopback import small_disk
 
@@ -370,7 +372,7 @@ def test_no_room(name: str, models: Path, tmp_path: Path) -> None:
         work = ["convert", models / "w8.onnx", "--to", target, "--no-validate"]
     code = (
         "import resource, sys; from edgeq.cli import main; "
-        "import numpy, edgeq.converters.graphs; "
+        "import numpy, edgeq.converters.convert_graph; "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)); sys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run(

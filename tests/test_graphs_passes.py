@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 import pytest
 
-from edgeq.errors import FormatError
-from edgeq.graphs.ir import Graph, Info, Node
-from edgeq.graphs.onnx_read import read_onnx
-from edgeq.graphs.rewrite import ordered, prune
+from edgeq.core.errors import FormatError
+from edgeq.graph.ir import Graph, Info, Node
+from edgeq.graph.onnx.read import read_onnx
+from edgeq.graph.rewrite import ordered, prune
 from tests.graph_zoo import Exporter
 from tests.test_graphs_read import assert_canonical, assert_same, ops
 

@@ -13,11 +13,11 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeq.graphs.execute import Session
-from edgeq.graphs.files import read
-from edgeq.graphs.ir import Graph
-from edgeq.graphs.onnx_read import read_onnx
-from edgeq.graphs.operators import OPERATORS, faults
+from edgeq.graph.execute import Session
+from edgeq.graph.files import read
+from edgeq.graph.ir import Graph
+from edgeq.graph.onnx.read import read_onnx
+from edgeq.graph.operators import OPERATORS, faults
 from tests.conftest import need
 from tests.graph_zoo import MODELS, Exporter, canonical, feeds, save
 

@@ -12,19 +12,19 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeq.errors import (
+from edgeq.core.errors import (
     EdgeqError,
     FormatError,
     MissingDependencyError,
     UnsupportedError,
     UsageError,
 )
-from edgeq.graphs.execute import Session
-from edgeq.graphs.files import read
-from edgeq.graphs.onnx_file import NEWEST
-from edgeq.graphs.onnx_read import read_onnx
-from edgeq.graphs.onnx_write import write_onnx
-from edgeq.graphs.record import FORMAT
+from edgeq.graph.execute import Session
+from edgeq.graph.files import read
+from edgeq.graph.onnx.file import NEWEST
+from edgeq.graph.onnx.read import read_onnx
+from edgeq.graph.onnx.write import write_onnx
+from edgeq.graph.qdq import FORMAT
 from tests.graph_zoo import Exporter, canonical, rounded, save
 
 

@@ -11,13 +11,13 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeq.converters.graphs import convert_graph, open_graph
-from edgeq.errors import EdgeqError, FormatError, SchemeError, UnsupportedError, UsageError
-from edgeq.graphs.execute import Session
-from edgeq.graphs.ir import Graph, Info, Node
-from edgeq.graphs.onnx_read import read_onnx
-from edgeq.graphs.onnx_write import write_onnx
-from edgeq.graphs.tflite_read import read_tflite
+from edgeq.converters.convert_graph import convert_graph, open_graph
+from edgeq.core.errors import EdgeqError, FormatError, SchemeError, UnsupportedError, UsageError
+from edgeq.graph.execute import Session
+from edgeq.graph.ir import Graph, Info, Node
+from edgeq.graph.onnx.read import read_onnx
+from edgeq.graph.onnx.write import write_onnx
+from edgeq.graph.tflite.read import read_tflite
 from tests.lowering import Builder
 from tests.real_models import YOLOV8N, real_model
 
@@ -196,7 +196,7 @@ def test_core_ml_refusals_name_the_node(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_weights_below_float16_are_not_rounded_to_nothing(tmp_path: Path) -> None:
-    from edgeq.quant.graph.pipeline import quantize_graph
+    from edgeq.quant.graph.quantize import quantize_graph
     from edgeq.quant.graph.recipe import GraphRecipe
 
     model = saved(

@@ -13,11 +13,11 @@ import pytest
 pytest.importorskip("ai_edge_litert", reason="needs the extra tflite")
 pytest.importorskip("onnxruntime", reason="needs the extra ort")
 
-from edgeq.errors import EdgeqError, FormatError, UnsupportedError, UsageError
-from edgeq.graphs.execute import Session
-from edgeq.graphs.ir import Graph
-from edgeq.graphs.tflite_image import same_pads
-from edgeq.graphs.tflite_read import read_tflite
+from edgeq.core.errors import EdgeqError, FormatError, UnsupportedError, UsageError
+from edgeq.graph.execute import Session
+from edgeq.graph.ir import Graph
+from edgeq.graph.tflite.image import same_pads
+from edgeq.graph.tflite.read import read_tflite
 from tests.conftest import need
 from tests.tflite_nets import Net, run_litert
 

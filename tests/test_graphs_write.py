@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeq.errors import EdgeqError, FormatError, UnsupportedError, UsageError
-from edgeq.graphs import onnx_write
-from edgeq.graphs.execute import Session
-from edgeq.graphs.ir import Constant, Graph, Info, Node, Quant, QuantWeight
-from edgeq.graphs.onnx_read import read_onnx
-from edgeq.graphs.onnx_write import write_onnx
-from edgeq.graphs.record import PALETTES
+from edgeq.core.errors import EdgeqError, FormatError, UnsupportedError, UsageError
+from edgeq.graph.execute import Session
+from edgeq.graph.ir import Constant, Graph, Info, Node, Quant, QuantWeight
+from edgeq.graph.onnx import write as onnx_write
+from edgeq.graph.onnx.read import read_onnx
+from edgeq.graph.onnx.write import write_onnx
+from edgeq.graph.qdq import PALETTES
 from tests.graph_zoo import MODELS, canonical, feeds, round_weight, rounded
 
 

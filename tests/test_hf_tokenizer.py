@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from edgeq.converters.hard_strings import hard_strings
-from edgeq.errors import FormatError
-from edgeq.importers.hf_tokenizer import complete_document, hf_tokenizer
+from edgeq.converters.validate.hard_strings import hard_strings
+from edgeq.core.errors import FormatError
+from edgeq.importers.huggingface.tokenizer import complete_document, hf_tokenizer
 from edgeq.runtime.tokenizer import Tokenizer
 from tests import tokenizer_zoo as zoo
 

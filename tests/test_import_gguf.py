@@ -12,20 +12,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq.errors import (
-    EdgeqError,
-    FormatError,
-    MissingDependencyError,
-    UnsupportedError,
-)
-from edgeq.importers import gguf as importer
+from edgeq.core.errors import EdgeqError, FormatError, MissingDependencyError, UnsupportedError
+from edgeq.formats.tensor import FloatTensor
 from edgeq.importers import load
-from edgeq.importers.gguf_file import TYPES, open_gguf
-from edgeq.importers.gguf_tokenizer import tokenizer_files
-from edgeq.model import Model, ModelConfig, RopeScaling
-from edgeq.reference import Reference, rope_frequencies
+from edgeq.importers.gguf import importer
+from edgeq.importers.gguf.file import TYPES, open_gguf
+from edgeq.importers.gguf.tokenizer import tokenizer_files
+from edgeq.model.config import ModelConfig, RopeScaling
+from edgeq.model.model import Model
+from edgeq.model.reference import Reference, rope_frequencies
 from edgeq.runtime.tokenizer import Tokenizer
-from edgeq.tensor import FloatTensor
 from tests.conftest import need
 from tests.families import FAMILIES, random_model, tiny_config
 

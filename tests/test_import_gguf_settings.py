@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq.errors import EdgeqError, FormatError, UnsupportedError
+from edgeq.core.errors import EdgeqError, FormatError, UnsupportedError
 from edgeq.importers import load
-from edgeq.model import Model, RopeScaling
-from edgeq.reference import Reference
+from edgeq.model.config import RopeScaling
+from edgeq.model.model import Model
+from edgeq.model.reference import Reference
 from tests.conftest import need
 from tests.families import random_model, tiny_config
 from tests.real_models import SMOLLM2, real_model

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from edgeq.errors import FormatError, UnsupportedError
-from edgeq.importers import huggingface, load
-from edgeq.model import Model, RopeScaling
-from edgeq.tensor import FloatTensor, bf16_to_float32
+from edgeq.core.errors import FormatError, UnsupportedError
+from edgeq.formats.tensor import FloatTensor, bf16_to_float32
+from edgeq.importers import load
+from edgeq.importers.huggingface import importer as huggingface
+from edgeq.model.config import RopeScaling
+from edgeq.model.model import Model
 from tests.conftest import need
 
 torch = pytest.importorskip("torch")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeq.errors import FormatError, UnsupportedError
+from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.importers import load
 from edgeq.runtime.tokenizer import Tokenizer
 from tests.conftest import need, small_checkpoint
@@ -219,9 +219,9 @@ def test_huggingface_folder_with_only_a_sentencepiece_model(tmp_path: Path) -> N
 
 def test_llama_2_sentencepiece_equals_its_gguf() -> None:
     """The same vocabulary from a protocol buffer and from a GGUF file encodes alike."""
-    from edgeq.importers.gguf_file import open_gguf
-    from edgeq.importers.gguf_tokenizer import tokenizer_files as from_gguf
-    from edgeq.importers.sentencepiece_model import tokenizer_files
+    from edgeq.importers.gguf.file import open_gguf
+    from edgeq.importers.gguf.tokenizer import tokenizer_files as from_gguf
+    from edgeq.importers.tokenizer.sentencepiece_model import tokenizer_files
 
     gguf = open_gguf(need("data/tokenizers/ggml-vocab-llama-spm.gguf"))
     one = Tokenizer(tokenizer_files(need("data/tokenizers/llama2-tokenizer.model")))

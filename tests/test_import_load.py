@@ -12,9 +12,9 @@ import pytest
 from safetensors.numpy import save_file
 
 import edgeq
-from edgeq.errors import EdgeqError, FormatError
+from edgeq.core.errors import EdgeqError, FormatError
 from edgeq.importers import load, source_sha256
-from edgeq.importers.hf_config import read_config
+from edgeq.importers.huggingface.config import read_config
 from tests.conftest import need
 from tests.families import quantized, random_model, tiny_config
 

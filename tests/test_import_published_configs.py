@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from edgeq.errors import FormatError, UnsupportedError
-from edgeq.importers.hf_config import read_config
-from edgeq.model import Model, ModelConfig, RopeScaling
+from edgeq.core.errors import FormatError, UnsupportedError
+from edgeq.importers.huggingface.config import read_config
+from edgeq.model.config import ModelConfig, RopeScaling
+from edgeq.model.model import Model
 from tests.families import FAMILIES, random_model, tiny_config
 
 USUAL: dict[str, Any] = {

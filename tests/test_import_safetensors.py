@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from edgeq.errors import EdgeqError, FormatError, UnsupportedError
+from edgeq.core.errors import EdgeqError, FormatError, UnsupportedError
+from edgeq.formats.safetensors_file import MAX_HEADER, Mapping, open_safetensors, release
+from edgeq.formats.tensor import FloatTensor
 from edgeq.importers.lazy import GatheredRows, half_split
-from edgeq.importers.safetensors_file import MAX_HEADER, Mapping, open_safetensors, release
-from edgeq.tensor import FloatTensor
 
 
 def forge(path: Path, header: Any, data: bytes = b"", length: int | None = None) -> Path:

@@ -13,9 +13,9 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from edgeq.errors import EdgeqError, FormatError, UnsupportedError
+from edgeq.core.errors import EdgeqError, FormatError, UnsupportedError
 from edgeq.importers import load
-from edgeq.reference import Reference
+from edgeq.model.reference import Reference
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq.cpu import Cpu, this_cpu
-from edgeq.errors import UnsupportedError
+from edgeq.core.cpu import Cpu, this_cpu
+from edgeq.core.errors import UnsupportedError
+from edgeq.formats.schemes import QuantScheme
+from edgeq.formats.tensor import QuantTensor
 from edgeq.runtime.kernels import dispatch, jit, vector_ops
 from edgeq.runtime.kernels.abi import MatmulKernel, group_shift
 from edgeq.runtime.kernels.isa_arm import Dotprod, Neon
 from edgeq.runtime.kernels.isa_x86 import Avx2, Avx512Vnni
 from edgeq.runtime.kernels.microkernel import ACT_BLOCK, Isa
-from edgeq.schemes import QuantScheme
-from edgeq.tensor import QuantTensor
 
 ISAS = [kernel() for kernel in dispatch.usable(this_cpu())]
 SCHEMES = [

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeq.errors import UsageError
-from edgeq.model import Model
+from edgeq.core.errors import UsageError
+from edgeq.model.model import Model
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.generate import Chunk, generate
 from edgeq.runtime.lookup import MAX_DRAFT, Lookup, Pacing

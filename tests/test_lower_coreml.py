@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq.converters import coreml_lower
-from edgeq.converters.coreml_exec.machine import SUPPORTED
-from edgeq.converters.coreml_lower_build import Lowering
-from edgeq.errors import UnsupportedError, UsageError
-from edgeq.graphs.execute import Session
-from edgeq.graphs.ir import Graph, Info, Node, QuantWeight
-from edgeq.graphs.onnx_infer import inferred
+from edgeq.converters.coreml.exec.machine import SUPPORTED
+from edgeq.converters.coreml.lower import graph as coreml_lower
+from edgeq.converters.coreml.lower.build import Lowering
+from edgeq.core.errors import UnsupportedError, UsageError
+from edgeq.graph.execute import Session
+from edgeq.graph.ir import Graph, Info, Node, QuantWeight
+from edgeq.graph.onnx.infer import inferred
 from tests import graph_zoo
 
 pytest.importorskip("coremltools")

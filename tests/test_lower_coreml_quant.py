@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq.converters import coreml_lower
-from edgeq.converters.coreml_exec import describe
-from edgeq.converters.coreml_exec.blob import Reader
-from edgeq.converters.coreml_exec.load import Tensor, functions, open_file
-from edgeq.converters.graphs import convert_graph
-from edgeq.errors import FormatError, UnsupportedError, UsageError
-from edgeq.graphs.execute import Session
-from edgeq.graphs.ir import LEVELS, Graph, Info, Node, Quant, QuantWeight
-from edgeq.graphs.onnx_infer import inferred
+from edgeq.converters.convert_graph import convert_graph
+from edgeq.converters.coreml.exec import describe
+from edgeq.converters.coreml.exec.blob import Reader
+from edgeq.converters.coreml.exec.load import Tensor, functions, open_file
+from edgeq.converters.coreml.lower import graph as coreml_lower
+from edgeq.core.errors import FormatError, UnsupportedError, UsageError
+from edgeq.graph.execute import Session
+from edgeq.graph.ir import LEVELS, Graph, Info, Node, Quant, QuantWeight
+from edgeq.graph.onnx.infer import inferred
 from tests import graph_zoo
 
 pytest.importorskip("coremltools")

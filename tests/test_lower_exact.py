@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeq.converters.graphs import convert_graph, open_graph
-from edgeq.graphs.execute import Session
-from edgeq.graphs.ir import Graph, Info
-from edgeq.quant.graph.pipeline import quantize_graph
+from edgeq.converters.convert_graph import convert_graph, open_graph
+from edgeq.graph.execute import Session
+from edgeq.graph.ir import Graph, Info
+from edgeq.quant.graph.quantize import quantize_graph
 from edgeq.quant.graph.recipe import GraphRecipe
 from tests.graph_made import Made, cnn, encoder, samples
 

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeq.converters import ort_lower
-from edgeq.converters.graph_inputs import made_up
-from edgeq.converters.graphs import compare, convert_graph
-from edgeq.converters.note import read_note
-from edgeq.errors import FormatError, UsageError
-from edgeq.graphs.files import read
-from edgeq.graphs.ir import Constant, Graph, Info, Node, Quant, QuantWeight
-from edgeq.graphs.onnx_write import write_onnx
+from edgeq.converters.convert_graph import compare, convert_graph
+from edgeq.converters.metadata_blob import read_note
+from edgeq.converters.ort import graph as ort_lower
+from edgeq.converters.validate.graph_inputs import made_up
+from edgeq.core.errors import FormatError, UsageError
+from edgeq.graph.files import read
+from edgeq.graph.ir import Constant, Graph, Info, Node, Quant, QuantWeight
+from edgeq.graph.onnx.write import write_onnx
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -313,7 +313,7 @@ def test_an_ort_file_and_its_list_of_operators(tmp_path: Path, make: Any) -> Non
 
 
 def test_a_file_of_others_holds_no_integers_of_ours(tmp_path: Path) -> None:
-    from edgeq.graphs.onnx_write import write_onnx
+    from edgeq.graph.onnx.write import write_onnx
 
     write_onnx(cnn(8), tmp_path / "m.onnx")
     with pytest.raises(FormatError, match="was not converted by edgeq"):

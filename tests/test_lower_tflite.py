@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeq.converters import tflite_lower as lower
-from edgeq.graphs.ir import Graph
+from edgeq.converters.tflite.lower import graph as lower
+from edgeq.graph.ir import Graph
 from tests.lowering import Builder, feeds, reference
 
 pytest.importorskip("ai_edge_litert")

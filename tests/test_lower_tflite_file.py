@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq.converters import tflite_lower as lower
-from edgeq.converters.tflite_lower_layout import (
+from edgeq.converters.tflite.lower import graph as lower
+from edgeq.converters.tflite.lower.layout import (
     Window,
     after_reduction,
     after_transpose,
@@ -25,10 +25,10 @@ from edgeq.converters.tflite_lower_layout import (
     natural,
     reshaped,
 )
-from edgeq.converters.tflite_read import read
-from edgeq.errors import FormatError, UnsupportedError, UsageError
-from edgeq.graphs.ir import Graph, Info, Node, QuantWeight
-from edgeq.graphs.tflite_schema import schema
+from edgeq.converters.tflite.read import read
+from edgeq.core.errors import FormatError, UnsupportedError, UsageError
+from edgeq.graph.ir import Graph, Info, Node, QuantWeight
+from edgeq.graph.tflite.schema import schema
 from tests import graph_zoo
 from tests.lowering import Builder, feeds, quantized, reference, rounded_weight, weights_rounded
 from tests.test_lower_tflite import FLOAT, made

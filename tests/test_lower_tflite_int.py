@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeq.converters import tflite_lower as lower
-from edgeq.graphs.execute import Session
-from edgeq.graphs.ir import Graph, QuantWeight
-from edgeq.quant.graph.pipeline import quantize_graph
+from edgeq.converters.tflite.lower import graph as lower
+from edgeq.graph.execute import Session
+from edgeq.graph.ir import Graph, QuantWeight
+from edgeq.quant.graph.quantize import quantize_graph
 from edgeq.quant.graph.recipe import GraphRecipe, parse_choice
 from edgeq.quant.graph.samples import samples_of
 from tests.lowering import Builder, Feeds, feeds, quantized, reference, weights_rounded

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from edgeq import artifact
-from edgeq.importers.safetensors_file import release
-from edgeq.schemes import parse_scheme
-from edgeq.shapes import SHAPES, random_model
+from edgeq.formats.safetensors_file import release
+from edgeq.formats.schemes import parse_scheme
+from edgeq.model import artifact
+from edgeq.model.shapes import SHAPES, random_model
 from tests.families import tiny_config
 
 RUN = """

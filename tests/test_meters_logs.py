@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgeq.core.errors import DeviceError, FormatError, UsageError
 from edgeq.devices.energy import Window
 from edgeq.devices.meters import (
     Absent,
@@ -34,7 +35,6 @@ from edgeq.devices.meters.android import charge
 from edgeq.devices.meters.pmic import input_watts, rail_watts
 from edgeq.devices.meters.serial_lines import Lines
 from edgeq.devices.meters.thermal import parse_throttled
-from edgeq.errors import DeviceError, FormatError, UsageError
 from tests.conftest import need
 
 # Raspberry Pi 5

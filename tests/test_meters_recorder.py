@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
+from edgeq.core.errors import DeviceError, FormatError, UsageError
 from edgeq.devices.energy import per_token
 from edgeq.devices.meters import Meter, Sample, Sensor, Trace, meters_of, probe, serial_lines
 from edgeq.devices.meters.base import Absent, read_number
 from edgeq.devices.recorder import Recorder, Recording
-from edgeq.errors import DeviceError, FormatError, UsageError
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgeq.core.errors import DeviceError
 from edgeq.devices.energy import Window
 from edgeq.devices.meters import Sensor, Trace, absent_of, meters_of, probe, probe_android
 from edgeq.devices.recorder import Recorder, Recording
-from edgeq.errors import DeviceError
 from tests.test_meters_sysfs import HWMON, one, rapl, tree, why
 
 SUPPLIES = "sys/class/power_supply"

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from edgeq.converters.note import note_bytes, note_text, read_note
-from edgeq.errors import FormatError
+from edgeq.converters.metadata_blob import note_bytes, note_text, read_note
+from edgeq.core.errors import FormatError
 
 LONG = {"weights": {f"layer{i}/w": {"bits": 4, "shape": [16, 16, 3, 3]} for i in range(40)}}
 SHORT = {"weights": {}}

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from edgeq import importers
-from edgeq.evaluate import kl_divergence, log_softmax
-from edgeq.int8 import quantize_vectors
-from edgeq.packing import TILE
-from edgeq.reference import KV, Reference
+from edgeq.evaluation.text import kl_divergence, log_softmax
+from edgeq.formats.dynamic_quant import quantize_vectors
+from edgeq.formats.packing import TILE
+from edgeq.formats.tensor import FloatTensor, QuantTensor
+from edgeq.model.reference import KV, Reference
 from edgeq.runtime.activations import (
     quantize_blocks,
     quantize_keys,
@@ -20,7 +21,6 @@ from edgeq.runtime.activations import (
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.numpy_backend import Int8KV, PackedLinear
 from edgeq.runtime.tokenizer import Tokenizer
-from edgeq.tensor import FloatTensor, QuantTensor
 from tests.conftest import small_checkpoint, story_text
 from tests.families import FAMILIES, quantized, random_model, rounded, tiny_config
 

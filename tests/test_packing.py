@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgeq.packing import pack, round_up, tile_params, unpack, untile_params
+from edgeq.formats.packing import pack, round_up, tile_params, unpack, untile_params
 
 ALL_BITS = (2, 3, 4, 8)
 

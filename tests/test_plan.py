@@ -17,20 +17,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeq import artifact, memory
 from edgeq.cli import main
-from edgeq.devices.facts import ModelFacts, facts, facts_of, scheme_facts
+from edgeq.core import memory
+from edgeq.core.errors import DoesNotFitError, UsageError
+from edgeq.devices.model_header import ModelFacts, facts, facts_of, scheme_facts
 from edgeq.devices.planner import PROCESS_BYTES, TOKENIZER_BYTES, budget_bytes, plan
 from edgeq.devices.profile import Cluster, DeviceProfile, find
 from edgeq.devices.roofline import DECODE_SHARE, Speed, positions_seen, sustained
-from edgeq.errors import DoesNotFitError, UsageError
-from edgeq.footprint import kv_bytes, scratch_bytes
-from edgeq.model import Model
+from edgeq.formats.schemes import FloatScheme
+from edgeq.model import artifact
+from edgeq.model.memory_layout import kv_bytes, scratch_bytes
+from edgeq.model.model import Model
+from edgeq.model.shapes import SHAPES
 from edgeq.profiling import bytes_read_per_token
 from edgeq.quant import Recipe
 from edgeq.runtime.engine import Engine
-from edgeq.schemes import FloatScheme
-from edgeq.shapes import SHAPES
 from tests.families import FAMILIES, quantized, random_model, tiny_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -358,8 +359,8 @@ def _sparse_folder(folder: Path, layers: int) -> Path:
 
 READ = """
 import json, sys
-from edgeq.devices.facts import facts
-from edgeq.memory import reset_peak_rss, peak_rss_bytes, rss_bytes
+from edgeq.devices.model_header import facts
+from edgeq.core.memory import reset_peak_rss, peak_rss_bytes, rss_bytes
 reset_peak_rss()
 before = rss_bytes()
 known = facts(sys.argv[1])

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.artifact import save
 from edgeq.cli import main
+from edgeq.model.artifact import save
 from edgeq.profiling import document
 from tests.families import quantized, random_model, tiny_config
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeq.artifact import save
+from edgeq.core.errors import FormatError
 from edgeq.devices.energy import Window
 from edgeq.devices.meters import Absent, Trace
 from edgeq.devices.meters.base import FileMeter
 from edgeq.devices.profile import DeviceProfile
 from edgeq.devices.recorder import Recording
-from edgeq.errors import FormatError
+from edgeq.model.artifact import save
 from edgeq.profiling import document as documents
 from edgeq.profiling.document import IDLE, Document, Run
 from edgeq.profiling.foreign import Named

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from edgeq.converters import Options, target_module
-from edgeq.converters.ort_profile import NodeTime, summed
-from edgeq.errors import FormatError
+from edgeq.converters.ort.profile import NodeTime, summed
+from edgeq.core.errors import FormatError
 from edgeq.profiling.foreign import COUNTED, Named, operations
 from edgeq.profiling.profile import profile
 from edgeq.profiling.session import Workload
@@ -148,7 +148,7 @@ def test_litert_times_whole_runs_only(tmp_path: Path) -> None:
 
 def test_core_ml_is_counted(tmp_path: Path) -> None:
     pytest.importorskip("coremltools")
-    from edgeq.converters.coreml_exec import describe
+    from edgeq.converters.coreml.exec import describe
 
     path = converted("coreml", tmp_path / "m.mlpackage")
     made = profile([Named.parse(str(path))], WORK, meters=[])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgeq.errors import UnsupportedError
-from edgeq.model import Model
+from edgeq.core.errors import UnsupportedError
+from edgeq.model.model import Model
 from edgeq.profiling.operations import Operations, Phase, engine_operations
 from edgeq.profiling.session import Workload
 from edgeq.profiling.subjects import EngineSubject

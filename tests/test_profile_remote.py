@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from edgeq.artifact import save
-from edgeq.cache import cache_home
 from edgeq.cli import main
+from edgeq.core.cache import cache_home
+from edgeq.core.errors import DeviceError
 from edgeq.devices.transport import open_transport
-from edgeq.errors import DeviceError
+from edgeq.model.artifact import save
 from edgeq.profiling import document
 from edgeq.profiling.foreign import Named
 from edgeq.profiling.remote import CACHED, PACKAGES, PYTHON, package, profile_on

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeq.errors import UsageError
+from edgeq.core.errors import UsageError
+from edgeq.formats.tensor import Tensor
+from edgeq.model.reference import Reference
 from edgeq.profiling.session import Sample, Workload, random_tokens, run
 from edgeq.profiling.subjects import EngineSubject, GraphSubject, macs
-from edgeq.reference import Reference
 from edgeq.runtime.engine import Engine
-from edgeq.tensor import Tensor
 from tests.families import quantized, random_model, tiny_config
 
 

@@ -7,12 +7,12 @@ import statistics
 import numpy as np
 import pytest
 
-from edgeq.errors import UsageError
-from edgeq.memory import peak_rss_bytes, reset_peak_rss
+from edgeq.core.errors import UsageError
+from edgeq.core.memory import peak_rss_bytes, reset_peak_rss
+from edgeq.formats.schemes import PRESETS
+from edgeq.formats.tensor import QuantTensor
 from edgeq.profiling import Measurement, Scenario, bytes_read_per_token, measure, read_bandwidth
 from edgeq.runtime.engine import Engine
-from edgeq.schemes import PRESETS
-from edgeq.tensor import QuantTensor
 from tests.families import quantized, random_model, tiny_config
 
 

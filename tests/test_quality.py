@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.evaluate import Evaluation, perplexity
+from edgeq.evaluation.text import Evaluation, perplexity
 from edgeq.importers import load
-from edgeq.model import Model
+from edgeq.model.model import Model
+from edgeq.model.reference import Reference
 from edgeq.quant import quantize
 from edgeq.quant.recipe import Recipe
-from edgeq.reference import Reference
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.tokenizer import Tokenizer
 from tests.conftest import need

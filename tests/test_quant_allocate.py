@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeq.container import Held
-from edgeq.errors import DoesNotFitError, UsageError
-from edgeq.quant import allocate as module
-from edgeq.quant.allocate import allocate, uniform
-from edgeq.quant.sensitivity import Sensitivity
-from edgeq.schemes import FloatScheme, parse_scheme
+from edgeq.core.errors import DoesNotFitError, UsageError
+from edgeq.formats.schemes import FloatScheme, parse_scheme
+from edgeq.model.artifact_layout import Held
+from edgeq.quant.decoder import allocate as module
+from edgeq.quant.decoder.allocate import allocate, uniform
+from edgeq.quant.decoder.sensitivity import Sensitivity
 
 TEXTS = ("w2-g32", "w3-g32", "w4-g32", "w8-channel", "f16")
 

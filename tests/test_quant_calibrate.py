@@ -18,22 +18,22 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from edgeq.artifact import load as load_artifact
-from edgeq.artifact import save as save_artifact
 from edgeq.cli import main
-from edgeq.errors import EdgeqError, FormatError, UsageError
+from edgeq.core.errors import EdgeqError, FormatError, UsageError
+from edgeq.formats.tensor import FloatTensor, Tensor
 from edgeq.importers import load
-from edgeq.model import Model
-from edgeq.quant.calibrate import (
+from edgeq.model.artifact import load as load_artifact
+from edgeq.model.artifact import save as save_artifact
+from edgeq.model.model import Model
+from edgeq.model.reference import Array, Reference, dense
+from edgeq.quant.decoder.calibrate import (
     Calibration,
     CalibrationStats,
     calibrate,
     cut_windows,
     model_sha256,
 )
-from edgeq.quant.walk import sites
-from edgeq.reference import Array, Reference, dense
-from edgeq.tensor import FloatTensor, Tensor
+from edgeq.quant.decoder.replay import sites
 from tests.families import FAMILIES, random_model, tiny_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -352,7 +352,7 @@ _RUN = """
 import os, signal, sys
 from pathlib import Path
 from edgeq.importers import load
-from edgeq.quant.calibrate import calibrate, cut_windows
+from edgeq.quant.decoder.calibrate import calibrate, cut_windows
 
 def die(label, done, total):
     if done == 9:

@@ -10,20 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgeq.errors import SchemeError, UsageError
+from edgeq.core.errors import SchemeError, UsageError
+from edgeq.formats.schemes import QuantScheme, parse_scheme
+from edgeq.formats.tensor import QuantTensor
 from edgeq.importers import load
-from edgeq.quant import gptq as module
-from edgeq.quant import hessian as hessian_module
 from edgeq.quant import quantize_tensor
-from edgeq.quant.block import candidates, search
-from edgeq.quant.calibrate import cut_windows
-from edgeq.quant.gptq import Hessian, round_gptq, weighted_error
-from edgeq.quant.hessian import Factor, damped
-from edgeq.quant.qparams import snap_scales
-from edgeq.quant.walk import Walk
+from edgeq.quant.decoder.calibrate import cut_windows
+from edgeq.quant.decoder.replay import Walk
+from edgeq.quant.rounders import gptq as module
+from edgeq.quant.rounders import hessian as hessian_module
+from edgeq.quant.rounders.gptq import Hessian, round_gptq, weighted_error
+from edgeq.quant.rounders.gptq_block import candidates, search
+from edgeq.quant.rounders.hessian import Factor, damped
+from edgeq.quant.rounders.qparams import snap_scales
 from edgeq.runtime.tokenizer import Tokenizer
-from edgeq.schemes import QuantScheme, parse_scheme
-from edgeq.tensor import QuantTensor
 
 DEMO = Path(__file__).resolve().parent.parent / "edgeq" / "demo_model"
 TEXTS = (

@@ -12,23 +12,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeq.artifact import load
-from edgeq.errors import DoesNotFitError, FormatError, SchemeError, UsageError
+from edgeq.core.errors import DoesNotFitError, FormatError, SchemeError, UsageError
+from edgeq.core.memory import rss_bytes
+from edgeq.formats.schemes import PRESETS, QuantScheme
+from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.importers import load as load_any
-from edgeq.memory import rss_bytes
-from edgeq.model import Model
+from edgeq.model.artifact import load
+from edgeq.model.model import Model
+from edgeq.model.reference import Reference
 from edgeq.quant import Recipe, Rule, quantize, quantize_tensor
-from edgeq.quant.budget import walk_bytes
-from edgeq.quant.calibrate import Calibration, calibrate, cut_windows
-from edgeq.quant.gptq import Hessian
-from edgeq.quant.quality import HeldOut
-from edgeq.quant.rounding import NEEDS
-from edgeq.quant.sensitivity import measure_sensitivity
-from edgeq.quant.walk import Walk
-from edgeq.reference import Reference
+from edgeq.quant.decoder.budget import walk_bytes
+from edgeq.quant.decoder.calibrate import Calibration, calibrate, cut_windows
+from edgeq.quant.decoder.quality import HeldOut
+from edgeq.quant.decoder.replay import Walk
+from edgeq.quant.decoder.sensitivity import measure_sensitivity
+from edgeq.quant.rounders.gptq import Hessian
+from edgeq.quant.rounders.rounding import NEEDS
 from edgeq.runtime.tokenizer import Tokenizer
-from edgeq.schemes import PRESETS, QuantScheme
-from edgeq.tensor import FloatTensor, QuantTensor
 from tests.families import FAMILIES, random_model, tiny_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -154,7 +154,7 @@ def test_statistics_are_enough_for_importance(tmp_path: Path) -> None:
 
 
 def test_static_ranges_are_kept_and_measured_with(tmp_path: Path) -> None:
-    from edgeq.quant.static import StaticActivations, linear_of
+    from edgeq.quant.decoder.static import StaticActivations, linear_of
 
     source, windows = random_model(tiny_config("llama")), text()
     card = HeldOut("other", text(seed=2))
@@ -173,7 +173,7 @@ def test_static_ranges_are_kept_and_measured_with(tmp_path: Path) -> None:
     window = card.cut.windows[0]
     first = HeldOut("other", replace(card.cut, windows=card.cut.windows[:1]))
     again = quantize(source, out, recipe, calibration=windows, card=first).quality.evaluation
-    from edgeq.evaluate import perplexity
+    from edgeq.evaluation.text import perplexity
 
     found = perplexity(reference.forward, window[1:], context=31, bos=1,
                        base=Reference(source).forward)  # fmt: skip
@@ -329,7 +329,7 @@ def test_transforms_come_before(transform: str, tmp_path: Path) -> None:
 def test_training_comes_after(tmp_path: Path) -> None:
     """What is written is what training makes of the tensors that were rounded before."""
     pytest.importorskip("torch")
-    from edgeq.quant.qat import train
+    from edgeq.quant.training import train
 
     source, windows = random_model(tiny_config("llama")), text()
     base = Recipe.from_options("w2-g16-gptq")
@@ -357,8 +357,8 @@ import json, sys
 import numpy as np
 from edgeq.importers import load
 from edgeq.quant import Recipe, quantize
-from edgeq.quant.calibrate import cut_windows
-from edgeq.quant.quality import HeldOut
+from edgeq.quant.decoder.calibrate import cut_windows
+from edgeq.quant.decoder.quality import HeldOut
 
 source, out = sys.argv[1:]
 vocab = load(source).config.vocab

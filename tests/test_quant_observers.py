@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeq.errors import FormatError, UsageError
+from edgeq.core.errors import FormatError, UsageError
 from edgeq.quant.histogram import MAX_BINS, Histogram, squared_error
 from edgeq.quant.observers import (
     OBSERVERS,

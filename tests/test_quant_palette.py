@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgeq.quant import palette as module
+from edgeq.formats.schemes import QuantScheme, parse_scheme
+from edgeq.formats.tensor import QuantTensor
 from edgeq.quant import quantize_tensor
-from edgeq.quant.palette import find_palette
-from edgeq.quant.qparams import HALVES, group_view, half_steps
-from edgeq.schemes import QuantScheme, parse_scheme
-from edgeq.tensor import QuantTensor
+from edgeq.quant.rounders import palette as module
+from edgeq.quant.rounders.palette import find_palette
+from edgeq.quant.rounders.qparams import HALVES, group_view, half_steps
 
 TEXTS = [f"w{b}-{g}-palette" for b in (2, 3, 4) for g in ("g16", "g32", "channel", "tensor")]
 

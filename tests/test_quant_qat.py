@@ -11,25 +11,25 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq.errors import MissingDependencyError, SchemeError, UsageError
-from edgeq.evaluate import kl_divergence, log_softmax, perplexity
+from edgeq.core.errors import MissingDependencyError, SchemeError, UsageError
+from edgeq.evaluation.text import kl_divergence, log_softmax, perplexity
+from edgeq.formats.schemes import PRESETS, QuantScheme, Scheme, parse_scheme
+from edgeq.formats.tensor import QuantTensor
 from edgeq.importers import load
-from edgeq.model import Model
-from edgeq.quant.calibrate import Calibration, cut_windows
-from edgeq.quant.qat import METHODS, train
-from edgeq.quant.qat.adaround import SoftRounding
-from edgeq.quant.qat.decoder import Decoder
-from edgeq.quant.qat.fake import FakeQuant
-from edgeq.quant.qat.loop import Teacher, batches, loss_of, padded, rate_at
-from edgeq.quant.qat.settings import Settings
-from edgeq.quant.qat.student import Student, float_weights
-from edgeq.quant.qparams import snap_scales
+from edgeq.model.model import Model
+from edgeq.model.reference import Reference
+from edgeq.quant.decoder.calibrate import Calibration, cut_windows
 from edgeq.quant.recipe import Recipe
-from edgeq.quant.rounding import quantize_tensor
-from edgeq.reference import Reference
+from edgeq.quant.rounders.qparams import snap_scales
+from edgeq.quant.rounders.rounding import quantize_tensor
+from edgeq.quant.training import METHODS, train
+from edgeq.quant.training.adaround import SoftRounding
+from edgeq.quant.training.decoder import Decoder
+from edgeq.quant.training.fake import FakeQuant
+from edgeq.quant.training.loop import Teacher, batches, loss_of, padded, rate_at
+from edgeq.quant.training.settings import Settings
+from edgeq.quant.training.student import Student, float_weights
 from edgeq.runtime.tokenizer import Tokenizer
-from edgeq.schemes import PRESETS, QuantScheme, Scheme, parse_scheme
-from edgeq.tensor import QuantTensor
 from tests.conftest import need
 from tests.families import FAMILIES, random_model, rounded, tiny_config
 
@@ -248,7 +248,7 @@ def test_the_reference_runs_what_was_trained(family: str) -> None:
 
 
 def rounded_to_bf16(values: NDArray[np.float32]) -> Any:
-    from edgeq.tensor import FloatTensor, float32_to_bf16
+    from edgeq.formats.tensor import FloatTensor, float32_to_bf16
 
     return FloatTensor("BF16", float32_to_bf16(values))
 

@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeq.errors import FormatError, SchemeError
-from edgeq.quant.qparams import (
+from edgeq.core.errors import FormatError, SchemeError
+from edgeq.formats.schemes import QuantScheme, parse_scheme
+from edgeq.formats.tensor import bf16_to_float32
+from edgeq.quant.rounders.qparams import (
     MAX_SCALE,
     MIN_SCALE,
     QParams,
@@ -16,8 +18,6 @@ from edgeq.quant.qparams import (
     snap_scales,
     to_codes,
 )
-from edgeq.schemes import QuantScheme, parse_scheme
-from edgeq.tensor import bf16_to_float32
 
 
 def scheme_of(text: str) -> QuantScheme:

@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeq import evaluate
-from edgeq.artifact import load
-from edgeq.errors import FormatError, UsageError
+from edgeq.core.errors import FormatError, UsageError
+from edgeq.evaluation import text as evaluate
+from edgeq.formats.tensor import FloatTensor
 from edgeq.importers import load as load_any
-from edgeq.model import Model
+from edgeq.model.artifact import load
+from edgeq.model.model import Model
+from edgeq.model.reference import Reference
 from edgeq.quant import Recipe, quantize
-from edgeq.quant.calibrate import cut_windows
-from edgeq.quant.card import model_card
-from edgeq.quant.quality import HeldOut, Quality, card_bytes, card_tokens, measure
-from edgeq.reference import Reference
-from edgeq.tensor import FloatTensor
+from edgeq.quant.decoder.calibrate import cut_windows
+from edgeq.quant.decoder.quality import HeldOut, Quality, card_bytes, card_tokens, measure
+from edgeq.quant.decoder.quality_report import model_card
 from tests.families import FAMILIES, quantized, random_model, tiny_config
 
 DEMO = Path(__file__).resolve().parent.parent / "edgeq" / "demo_model"
@@ -151,7 +151,7 @@ def test_no_card_where_memory_does_not_allow_it(tmp_path: Path) -> None:
     base = random_model(tiny_config("llama"))
     text = held_out(n=4000)
     need = card_bytes(base.config, text)
-    from edgeq.memory import rss_bytes
+    from edgeq.core.memory import rss_bytes
 
     rss = rss_bytes()
     if rss is None:

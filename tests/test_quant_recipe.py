@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.errors import FormatError, SchemeError, UsageError
+from edgeq.core.errors import FormatError, SchemeError, UsageError
+from edgeq.formats.schemes import PRESETS, FloatScheme, parse_scheme
 from edgeq.quant import METHODS, Recipe, Rule
 from edgeq.quant.presets import PRESETS as RECIPES
 from edgeq.quant.recipe import OUTER, Activations, named
-from edgeq.schemes import PRESETS, FloatScheme, parse_scheme
 
 SHAPES = {
     "model.embed_tokens.weight": (100, 64),

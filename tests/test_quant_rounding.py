@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgeq.errors import FormatError, SchemeError, UsageError
+from edgeq.core.errors import FormatError, SchemeError, UsageError
+from edgeq.formats.schemes import BITS, QuantScheme, parse_scheme
+from edgeq.formats.tensor import QuantTensor
 from edgeq.quant import METHODS, quantize_tensor
-from edgeq.quant.qparams import group_view
-from edgeq.quant.rounding import NEEDS, find_shared, round_rows, sqnr_db
-from edgeq.schemes import BITS, QuantScheme, parse_scheme
-from edgeq.tensor import QuantTensor
+from edgeq.quant.rounders.qparams import group_view
+from edgeq.quant.rounders.rounding import NEEDS, find_shared, round_rows, sqnr_db
 
 TEXTS = (
     *(f"w{b}-{g}{s}" for b in BITS for g in ("g16", "g32", "channel", "tensor")

@@ -9,27 +9,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeq.artifact import load as load_artifact
 from edgeq.cli import main
-from edgeq.devices.facts import facts
+from edgeq.core.errors import FormatError, UsageError
+from edgeq.devices.model_header import facts
 from edgeq.devices.planner import budget_bytes, plan
 from edgeq.devices.profile import find
-from edgeq.errors import FormatError, UsageError
-from edgeq.evaluate import kl_divergence, log_softmax
-from edgeq.model import Model
-from edgeq.quant import Recipe, choose, quantize
-from edgeq.quant.allocate import allocate
-from edgeq.quant.calibrate import Calibration, model_sha256
-from edgeq.quant.hessian import Hessian, weighted_error
-from edgeq.quant.losses import EMBEDDING, EVERY, candidates
-from edgeq.quant.rounding import quantize_tensor
-from edgeq.quant.sensitivity import Sensitivity, measure_sensitivity
-from edgeq.quant.spill import Spill
-from edgeq.quant.trial import rounded
-from edgeq.quant.walk import Walk
-from edgeq.reference import Reference
-from edgeq.schemes import FloatScheme, QuantScheme, parse_scheme
-from edgeq.tensor import FloatTensor
+from edgeq.evaluation.text import kl_divergence, log_softmax
+from edgeq.formats.schemes import FloatScheme, QuantScheme, parse_scheme
+from edgeq.formats.tensor import FloatTensor
+from edgeq.model.artifact import load as load_artifact
+from edgeq.model.model import Model
+from edgeq.model.reference import Reference
+from edgeq.quant import Recipe, quantize
+from edgeq.quant.decoder import choose
+from edgeq.quant.decoder.allocate import allocate
+from edgeq.quant.decoder.calibrate import Calibration, model_sha256
+from edgeq.quant.decoder.losses import EMBEDDING, EVERY, candidates
+from edgeq.quant.decoder.replay import Walk
+from edgeq.quant.decoder.sensitivity import Sensitivity, measure_sensitivity
+from edgeq.quant.decoder.spill import Spill
+from edgeq.quant.decoder.trial import rounded
+from edgeq.quant.rounders.hessian import Hessian, weighted_error
+from edgeq.quant.rounders.rounding import quantize_tensor
 from tests.families import quantized, random_model, tiny_config
 
 DEMO = Path(__file__).resolve().parent.parent / "edgeq" / "demo_model"

@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeq import artifact
-from edgeq.errors import FormatError, UsageError
-from edgeq.evaluate import Evaluation, perplexity
+from edgeq.core.errors import FormatError, UsageError
+from edgeq.evaluation.text import Evaluation, perplexity
 from edgeq.importers import load
-from edgeq.model import Model
-from edgeq.quant.calibrate import CalibrationStats, calibrate, cut_windows
-from edgeq.quant.static import (
+from edgeq.model import artifact
+from edgeq.model.model import Model
+from edgeq.model.reference import Linear, Reference
+from edgeq.quant.decoder.calibrate import CalibrationStats, calibrate, cut_windows
+from edgeq.quant.decoder.static import (
     KEY,
     InputParams,
     StaticActivations,
     dynamic_linear,
     linear_of,
 )
-from edgeq.reference import Linear, Reference
 from tests.families import dequantized, quantized, random_model, tiny_config
 
 DEMO = Path(__file__).resolve().parent.parent / "edgeq" / "demo_model"

@@ -14,16 +14,16 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from edgeq.artifact import load, save
-from edgeq.errors import DoesNotFitError, FormatError, SchemeError, UsageError
+from edgeq.core.errors import DoesNotFitError, FormatError, SchemeError, UsageError
+from edgeq.formats.schemes import QuantScheme
+from edgeq.formats.tensor import FloatTensor, QuantTensor, bf16_to_float32
 from edgeq.importers import load as load_any
 from edgeq.importers import source_sha256
-from edgeq.model import Model
+from edgeq.model.artifact import load, save
+from edgeq.model.model import Model
 from edgeq.quant import METHODS, Recipe, quantize, quantize_tensor
-from edgeq.quant.budget import CHUNK_WEIGHTS, make_budget
-from edgeq.quant.rounding import NEEDS, sqnr_db
-from edgeq.schemes import QuantScheme
-from edgeq.tensor import FloatTensor, QuantTensor, bf16_to_float32
+from edgeq.quant.decoder.budget import CHUNK_WEIGHTS, make_budget
+from edgeq.quant.rounders.rounding import NEEDS, sqnr_db
 from tests.conftest import need
 from tests.families import FAMILIES, random_model, tiny_config
 
@@ -62,7 +62,7 @@ def test_the_file_holds_what_quantize_tensor_gives(
     family: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # small chunks, so that most tensors come in several
-    monkeypatch.setattr("edgeq.quant.budget.CHUNK_WEIGHTS", 1000)
+    monkeypatch.setattr("edgeq.quant.decoder.budget.CHUNK_WEIGHTS", 1000)
     source = random_model(tiny_config(family, vocab=333))
     recipe = Recipe.from_options(
         tensor_types=["down_proj=w3-g16-asym", "up_proj=w8-tensor", "o_proj=w3-g32-palette"]
@@ -101,7 +101,7 @@ def test_pieces_and_threads_do_not_change_the_file(
     recipe = Recipe.from_options(preset=preset)
     files = []
     for threads, weights in ((1, 1 << 22), (2, 1 << 14), (3, 1)):
-        monkeypatch.setattr("edgeq.quant.budget.CHUNK_WEIGHTS", weights)
+        monkeypatch.setattr("edgeq.quant.decoder.budget.CHUNK_WEIGHTS", weights)
         if weights == 1 and preset != "w4-g32":
             continue
         quantize(checkpoint, tmp_path / "m.edgeq", recipe, threads=threads)
@@ -291,8 +291,8 @@ def test_the_checkpoint_maker(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("shape", ["qwen2.5-0.5b", "llama-3.2-1b", "qwen3-0.6b", "mistral-7b"])
 def test_the_checkpoint_maker_writes_configs_the_importer_reads(shape: str, tmp_path: Path) -> None:
-    from edgeq.importers.hf_config import read_config
-    from edgeq.shapes import SHAPES
+    from edgeq.importers.huggingface.config import read_config
+    from edgeq.model.shapes import SHAPES
 
     (tmp_path / "config.json").write_text(json.dumps(maker().hf_config(SHAPES[shape])))
     assert read_config(tmp_path).model == SHAPES[shape]

@@ -8,18 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeq.artifact import load as load_artifact
+from edgeq.formats.schemes import FloatScheme, QuantScheme
+from edgeq.formats.tensor import FloatTensor
 from edgeq.importers import load
-from edgeq.model import Model
-from edgeq.quant import Recipe, quality, quantize, sensitivity
-from edgeq.quant.calibrate import Calibration, cut_windows
-from edgeq.quant.losses import EMBEDDING, EVERY, mean_divergence, walked
-from edgeq.quant.rounding import quantize_tensor
-from edgeq.quant.sensitivity import measure_sensitivity
-from edgeq.quant.walk import Walk
+from edgeq.model.artifact import load as load_artifact
+from edgeq.model.model import Model
+from edgeq.quant import Recipe, quantize
+from edgeq.quant.decoder import quality, sensitivity
+from edgeq.quant.decoder.calibrate import Calibration, cut_windows
+from edgeq.quant.decoder.losses import EMBEDDING, EVERY, mean_divergence, walked
+from edgeq.quant.decoder.replay import Walk
+from edgeq.quant.decoder.sensitivity import measure_sensitivity
+from edgeq.quant.rounders.rounding import quantize_tensor
 from edgeq.runtime.tokenizer import Tokenizer
-from edgeq.schemes import FloatScheme, QuantScheme
-from edgeq.tensor import FloatTensor
 from tests.real_models import SMOLLM2, real_model
 
 LAYERS, VOCAB = 3, 8192

@@ -7,17 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgeq.errors import UnsupportedError
-from edgeq.model import Model
-from edgeq.quant.calibrate import Calibration
-from edgeq.quant.gptq import Hessian, weighted_error
-from edgeq.quant.rounding import quantize_tensor
-from edgeq.quant.transforms import TRANSFORMS
-from edgeq.quant.transforms.rotate import orthogonal
-from edgeq.quant.walk import Walk
-from edgeq.reference import Reference
-from edgeq.schemes import FloatScheme, Scheme, parse_scheme
-from edgeq.tensor import FloatTensor
+from edgeq.core.errors import UnsupportedError
+from edgeq.formats.schemes import FloatScheme, Scheme, parse_scheme
+from edgeq.formats.tensor import FloatTensor
+from edgeq.model.model import Model
+from edgeq.model.reference import Reference
+from edgeq.quant.decoder.calibrate import Calibration
+from edgeq.quant.decoder.replay import Walk
+from edgeq.quant.decoder.transforms import TRANSFORMS
+from edgeq.quant.decoder.transforms.rotate import orthogonal
+from edgeq.quant.rounders.gptq import Hessian, weighted_error
+from edgeq.quant.rounders.rounding import quantize_tensor
 from tests.families import FAMILIES, random_model, tiny_config
 
 

@@ -8,13 +8,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from edgeq.errors import UsageError
-from edgeq.model import Model
-from edgeq.quant import walk as module
-from edgeq.quant.static import dynamic_linear
-from edgeq.quant.walk import Walk, WalkState, sites
-from edgeq.reference import Array, Reference, dense
-from edgeq.tensor import FloatTensor, Tensor
+from edgeq.core.errors import UsageError
+from edgeq.formats.tensor import FloatTensor, Tensor
+from edgeq.model.model import Model
+from edgeq.model.reference import Array, Reference, dense
+from edgeq.quant.decoder import replay as module
+from edgeq.quant.decoder.replay import Walk, WalkState, sites
+from edgeq.quant.decoder.static import dynamic_linear
 from tests.families import FAMILIES, quantized, random_model, tiny_config
 
 SIZES = (17, 1, 40)

@@ -14,18 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeq import artifact
 from edgeq.cli import main
-from edgeq.converters import Options, bisect, target_module
-from edgeq.converters import validate as validation
-from edgeq.converters.bisect import first_divergence
-from edgeq.converters.kernels import one_range, with_bfloat16_scales
-from edgeq.converters.logits import Cost
-from edgeq.converters.prompts import passage
-from edgeq.converters.validate import validate
+from edgeq.converters import Options, target_module
+from edgeq.converters.validate import bisect
+from edgeq.converters.validate.bisect import first_divergence
+from edgeq.converters.validate.decoder import validate
+from edgeq.converters.validate.decoder import validate as validation
+from edgeq.converters.validate.kernels import one_range, with_bfloat16_scales
+from edgeq.converters.validate.logits import Cost
+from edgeq.converters.validate.prompts import passage
+from edgeq.formats.tensor import QuantTensor
 from edgeq.importers import load
-from edgeq.model import Model
-from edgeq.tensor import QuantTensor
+from edgeq.model import artifact
+from edgeq.model.model import Model
 from tests.families import quantized, random_model, rounded, tiny_config
 from tests.real_models import SMOLLM2, real_model
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from edgeq import importers
-from edgeq.errors import FormatError, UsageError
-from edgeq.model import Model, RopeScaling
-from edgeq.reference import (
+from edgeq.core.errors import FormatError, UsageError
+from edgeq.model.config import RopeScaling
+from edgeq.model.model import Model
+from edgeq.model.reference import (
     QUERY_BLOCK,
     Reference,
     activation,
@@ -255,7 +256,7 @@ def test_kv_hook_rounds_what_the_cache_holds() -> None:
 def test_large_head_is_multiplied_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model(tiny_config("mistral"))
     want = Reference(model).forward([3, 4])
-    monkeypatch.setattr("edgeq.reference.BLOCK_ELEMENTS", 500)
+    monkeypatch.setattr("edgeq.model.reference.BLOCK_ELEMENTS", 500)
     np.testing.assert_allclose(Reference(model).forward([3, 4]), want, atol=1e-5)
 
 

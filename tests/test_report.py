@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeq.artifact import save
 from edgeq.cli import main
+from edgeq.core.errors import EdgeqError, FormatError, UsageError
 from edgeq.devices.energy import Window
 from edgeq.devices.meters import Absent, Trace, read_log
 from edgeq.devices.meters.base import Sensor
 from edgeq.devices.recorder import Recording
-from edgeq.errors import EdgeqError, FormatError, UsageError
+from edgeq.model.artifact import save
 from edgeq.profiling import document as documents
 from edgeq.profiling.document import IDLE, Document, Run
 from edgeq.profiling.foreign import Named

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 import edgeq
-from edgeq.artifact import load as load_artifact
 from edgeq.cli import main
-from edgeq.errors import UsageError
-from edgeq.model import Model
+from edgeq.core.errors import UsageError
+from edgeq.model.artifact import load as load_artifact
+from edgeq.model.model import Model
 from edgeq.quant import quantize
-from edgeq.quant.calibrate import Calibration
-from edgeq.quant.card import model_card
-from edgeq.quant.quality import HeldOut
-from edgeq.quant.source import quantized_types
+from edgeq.quant.decoder.calibrate import Calibration
+from edgeq.quant.decoder.quality import HeldOut
+from edgeq.quant.decoder.quality_report import model_card
+from edgeq.quant.decoder.source import quantized_types
 from edgeq.sweep import tasks
 from tests.families import quantized, random_model, tiny_config
 from tests.real_models import SMOLLM2, real_model

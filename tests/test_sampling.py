@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeq.errors import FormatError, UsageError
+from edgeq.core.errors import FormatError, UsageError
 from edgeq.runtime.sampling import (
     Sampler,
     SamplingParams,

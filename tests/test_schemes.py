@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from edgeq.errors import SchemeError
-from edgeq.schemes import (
+from edgeq.core.errors import SchemeError
+from edgeq.formats.schemes import (
     BITS,
     FLOAT_TYPES,
     GROUP_SIZES,

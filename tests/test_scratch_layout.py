@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq.footprint import attention_work, buffers, layout_bytes
-from edgeq.model import ModelConfig
+from edgeq.model.config import ModelConfig
+from edgeq.model.memory_layout import attention_work, buffers, layout_bytes
 from edgeq.runtime import engine_memory
 from edgeq.runtime.engine import Engine
 from tests.families import random_model, tiny_config

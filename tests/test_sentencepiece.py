@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from edgeq.converters.hard_strings import hard_strings
-from edgeq.errors import FormatError, UnsupportedError
-from edgeq.importers.hf_tokenizer import hf_tokenizer
-from edgeq.importers.sentencepiece_model import tokenizer_files
+from edgeq.converters.validate.hard_strings import hard_strings
+from edgeq.core.errors import FormatError, UnsupportedError
+from edgeq.importers.huggingface.tokenizer import hf_tokenizer
+from edgeq.importers.tokenizer.sentencepiece_model import tokenizer_files
 from edgeq.runtime.tokenizer import Tokenizer
 
 library = pytest.importorskip("sentencepiece")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgeq.errors import UnsupportedError
-from edgeq.packing import TILE
+from edgeq.core.errors import UnsupportedError
+from edgeq.formats.packing import TILE
+from edgeq.formats.schemes import PRESETS, QuantScheme, parse_scheme
+from edgeq.formats.tensor import FloatTensor, QuantTensor
+from edgeq.model.reference import Reference
+from edgeq.model.shapes import SHAPES, parameters, random_model, random_tensor, shape
 from edgeq.quant import Recipe
-from edgeq.reference import Reference
-from edgeq.schemes import PRESETS, QuantScheme, parse_scheme
-from edgeq.shapes import SHAPES, parameters, random_model, random_tensor, shape
-from edgeq.tensor import FloatTensor, QuantTensor
 from tests.families import tiny_config
 
 PUBLISHED = {

@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq import artifact
 from edgeq.cli.app import main
-from edgeq.errors import EdgeqError, FormatError, UsageError
-from edgeq.footprint import BATCH
-from edgeq.importers.safetensors_file import open_safetensors
-from edgeq.model import Model
-from edgeq.packing import TILE
+from edgeq.core.errors import EdgeqError, FormatError, UsageError
+from edgeq.formats.packing import TILE
+from edgeq.formats.safetensors_file import open_safetensors
+from edgeq.model import artifact
+from edgeq.model.memory_layout import BATCH
+from edgeq.model.model import Model
 from edgeq.runtime import compiled_program
 from edgeq.runtime.engine import Engine
+from edgeq.runtime.kv_state import fingerprint, layer_parts
 from edgeq.runtime.lookup import MAX_DRAFT
-from edgeq.runtime.state import fingerprint, layer_parts
 from edgeq.runtime.thread_pool import ThreadPool
 from edgeq.runtime.weights import Arena
 from tests.conftest import small_checkpoint

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 import pytest
 
 from edgeq.cli import main
-from edgeq.errors import EdgeqError, FormatError, SchemeError, UsageError
+from edgeq.core.errors import EdgeqError, FormatError, SchemeError, UsageError
 from edgeq.report import pareto_plot
 from edgeq.sweep import Row, pareto, run_task, sweep, sweep_sensitivity, tasks
 
@@ -179,10 +179,10 @@ def test_the_command_ends_with_a_table_and_a_plot(
 
 
 def test_sensitivities_of_layers_on_workers_are_those_of_one_run(text: str) -> None:
+    from edgeq.calibration_text import calibration
+    from edgeq.formats.schemes import QuantScheme
     from edgeq.importers import load
-    from edgeq.quant.sensitivity import measure_sensitivity
-    from edgeq.schemes import QuantScheme
-    from edgeq.texts import calibration
+    from edgeq.quant.decoder.sensitivity import measure_sensitivity
 
     model = load(DEMO)
     windows = calibration(model, text, 1, 64)

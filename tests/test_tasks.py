@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeq.errors import FormatError, UsageError
-from edgeq.tasks import Item, evaluate_task, read_items
+from edgeq.core.errors import FormatError, UsageError
+from edgeq.evaluation.tasks import Item, evaluate_task, read_items
 from tests.conftest import need
 
 HELLASWAG = {

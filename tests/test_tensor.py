@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgeq.errors import SchemeError
-from edgeq.schemes import QuantScheme, parse_scheme
-from edgeq.tensor import (
+from edgeq.core.errors import SchemeError
+from edgeq.formats.schemes import QuantScheme, parse_scheme
+from edgeq.formats.tensor import (
     FloatTensor,
     QuantTensor,
     Tensor,

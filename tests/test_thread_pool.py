@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from edgeq.errors import EdgeqError, UsageError
+from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.runtime import thread_pool as module
 from edgeq.runtime.thread_pool import ThreadPool
 

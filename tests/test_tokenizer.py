@@ -11,10 +11,10 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeq.errors import FormatError, UnsupportedError, UsageError
-from edgeq.importers.gguf_file import open_gguf
-from edgeq.importers.gguf_tokenizer import tokenizer_files
-from edgeq.importers.tokenizer_json import (
+from edgeq.core.errors import FormatError, UnsupportedError, UsageError
+from edgeq.importers.gguf.file import open_gguf
+from edgeq.importers.gguf.tokenizer import tokenizer_files
+from edgeq.importers.tokenizer.tokenizer_json import (
     BYTE,
     CONTROL,
     NORMAL,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from edgeq.core.errors import DeviceError, UsageError
 from edgeq.devices.transport import Transport, open_transport
-from edgeq.errors import DeviceError, UsageError
 from tests.loopback import OPTIONS, Sshd, Wire, alive, eventually, free_port, small_disk, sshd
 
 EVERY_BYTE = bytes(range(256)) * 5000

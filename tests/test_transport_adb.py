@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.artifact import save
+from edgeq.core.errors import DeviceError
 from edgeq.devices.meters import from_option
 from edgeq.devices.transport import open_transport
-from edgeq.errors import DeviceError
+from edgeq.model.artifact import save
 from edgeq.profiling.foreign import Named
 from edgeq.profiling.remote import profile_on
 from edgeq.profiling.session import Workload

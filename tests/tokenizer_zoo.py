@@ -20,9 +20,9 @@ from tokenizers import (
 )
 from tokenizers import pre_tokenizers as cuts
 
-from edgeq.converters.hard_strings import hard_strings
-from edgeq.importers.tokenizer_json import PRE_TOKENIZERS
-from edgeq.model import Model
+from edgeq.converters.validate.hard_strings import hard_strings
+from edgeq.importers.tokenizer.tokenizer_json import PRE_TOKENIZERS
+from edgeq.model.model import Model
 from tests.families import random_model, tiny_config
 
 CONFIG = {"bos_token": "<s>", "eos_token": "</s>"}

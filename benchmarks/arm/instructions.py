@@ -27,11 +27,11 @@ def run() -> None:
     """Count every kernel this board can run; needs the plugin."""
     import numpy as np
 
-    from edgeq.cpu import this_cpu
+    from edgeq.core.cpu import this_cpu
+    from edgeq.formats.schemes import QuantScheme, parse_scheme
     from edgeq.runtime.kernels import dispatch, jit
     from edgeq.runtime.kernels.abi import MatmulKernel, group_shift
     from edgeq.runtime.kernels.microkernel import ACT_BLOCK
-    from edgeq.schemes import QuantScheme, parse_scheme
 
     syscall = ctypes.CDLL(None).syscall
     for kernel, name, tokens in (

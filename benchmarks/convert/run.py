@@ -49,7 +49,7 @@ PACKAGES = ("onnxruntime", "onnxruntime-genai", "ai-edge-litert", "litert-lm-api
 
 def peak_bytes() -> int:
     """Most memory this process has held, bytes."""
-    from edgeq.memory import peak_rss_bytes
+    from edgeq.core.memory import peak_rss_bytes
 
     return peak_rss_bytes() or 0
 

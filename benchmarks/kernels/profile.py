@@ -21,8 +21,10 @@ import llvmlite.binding as llvm
 import numpy as np
 from numba import njit
 
-from edgeq.cpu import this_cpu
-from edgeq.packing import TILE
+from edgeq.core.cpu import this_cpu
+from edgeq.formats.packing import TILE
+from edgeq.formats.schemes import K_BLOCK, QuantScheme
+from edgeq.model.shapes import random_tensor
 from edgeq.quant.recipe import named
 from edgeq.runtime.kernels import KERNEL, read_bandwidth
 from edgeq.runtime.kernels.abi import group_shift
@@ -31,8 +33,6 @@ from edgeq.runtime.kernels.jit import assembly, kernel_address, register_vector_
 from edgeq.runtime.kernels.matmul import quant_matmul
 from edgeq.runtime.kernels.microkernel import ACT_BLOCK, Variant
 from edgeq.runtime.kernels.primitives import quantize_row
-from edgeq.schemes import K_BLOCK, QuantScheme
-from edgeq.shapes import random_tensor
 
 register_vector_ops()
 

@@ -12,7 +12,9 @@ import numpy as np
 from numba import cfunc, types
 from numpy.typing import NDArray
 
-from edgeq.packing import TILE
+from edgeq.formats.packing import TILE
+from edgeq.formats.schemes import K_BLOCK, QuantScheme
+from edgeq.model.shapes import random_tensor
 from edgeq.runtime.kernels.abi import SYNC_BYTES, group_shift
 from edgeq.runtime.kernels.jit import kernel_address, register_vector_ops
 from edgeq.runtime.kernels.matmul import quant_matmul
@@ -20,8 +22,6 @@ from edgeq.runtime.kernels.microkernel import ACT_BLOCK
 from edgeq.runtime.kernels.primitives import ints, quantize_row, records
 from edgeq.runtime.kernels.row_ops import barrier, next_tiles
 from edgeq.runtime.thread_pool import ThreadPool
-from edgeq.schemes import K_BLOCK, QuantScheme
-from edgeq.shapes import random_tensor
 
 CHAIN = np.dtype([(name, "i8") for name in (
     "threads", "count", "codes", "scales", "tokens", "tiles", "blocks", "sync", "x", "x_stride",

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from protocol import repeat, serve
 
-from edgeq import artifact
 from edgeq._version import __version__
-from edgeq.model import Model
+from edgeq.formats.schemes import QuantScheme, parse_scheme
+from edgeq.model import artifact
+from edgeq.model.model import Model
+from edgeq.model.shapes import random_model, shape
 from edgeq.profiling import bytes_read_per_token, read_bandwidth
 from edgeq.runtime.engine import Engine
-from edgeq.schemes import QuantScheme, parse_scheme
-from edgeq.shapes import random_model, shape
 
 if TYPE_CHECKING:
     from chain import Chain

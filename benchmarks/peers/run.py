@@ -33,8 +33,8 @@ from report import line, markdown
 from setting import HERE, ROOT, Neighbour, Others, home, last_cache_bytes, machine, peers_python
 
 from edgeq._version import __version__
-from edgeq.cpu import available_cores
-from edgeq.shapes import SHAPES
+from edgeq.core.cpu import available_cores
+from edgeq.model.shapes import SHAPES
 
 MATMUL_ERROR = 0.02
 """Activations of 8 bits are off by less than this."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgeq.cpu import available_cores, this_cpu
+from edgeq.core.cpu import available_cores, this_cpu
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

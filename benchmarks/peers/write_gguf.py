@@ -13,11 +13,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from edgeq import artifact
-from edgeq.converters import Options, gguf
-from edgeq.converters.output import workshop
-from edgeq.schemes import parse_scheme
-from edgeq.tensor import QuantTensor
+from edgeq.converters import Options
+from edgeq.converters.atomic_output import workshop
+from edgeq.converters.gguf import target as gguf
+from edgeq.formats.schemes import parse_scheme
+from edgeq.formats.tensor import QuantTensor
+from edgeq.model import artifact
 
 
 def write(source: Path, target: Path) -> None:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 
-from edgeq.devices.facts import ModelFacts, TensorFacts
-from edgeq.importers.gguf_file import TYPES
-from edgeq.model import ModelConfig
+from edgeq.devices.model_header import ModelFacts, TensorFacts
+from edgeq.importers.gguf.file import TYPES
+from edgeq.model.config import ModelConfig
 
 _BLOCKS = {name: (weights, nbytes) for name, weights, nbytes in TYPES.values()}
 _MIXED = {"Q4_K_M": "Q4_K"}

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from edgeq.formats.schemes import parse_scheme
+from edgeq.quant.decoder.transforms import TRANSFORMS
 from edgeq.quant.presets import PRESETS
-from edgeq.quant.qat import METHODS as TRAINING
 from edgeq.quant.recipe import Recipe, Rule, named
-from edgeq.quant.rounding import METHODS
-from edgeq.quant.transforms import TRANSFORMS
-from edgeq.schemes import parse_scheme
+from edgeq.quant.rounders.rounding import METHODS
+from edgeq.quant.training import METHODS as TRAINING
 
 SCHEMES = {4: "w4-g32", 3: "w3-g32", 2: "w2-g16-asym"}
 """Bits -> the scheme that methods are compared with."""

@@ -22,11 +22,11 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
-from edgeq.converters.gguf_run import LlamaRunner
-from edgeq.evaluate import LogitsFn
-from edgeq.importers.gguf_names import gguf_name
-from edgeq.model import Model
-from edgeq.tensor import FloatTensor, Tensor
+from edgeq.converters.gguf.run import LlamaRunner
+from edgeq.evaluation.text import LogitsFn
+from edgeq.formats.tensor import FloatTensor, Tensor
+from edgeq.importers.gguf.names import gguf_name
+from edgeq.model.model import Model
 
 TYPES = ("Q4_0", "Q4_1", "IQ4_NL", "IQ4_XS", "Q4_K", "Q5_0", "Q3_K")
 """Types of the matrices; the 3- and 5-bit ones show the neighbourhood."""

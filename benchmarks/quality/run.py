@@ -27,14 +27,14 @@ from report import write
 from subjects import CALIBRATION, CONTEXT, ROOT, TRAINING, Subject, subjects
 
 from edgeq._version import __version__
-from edgeq.errors import EdgeqError
-from edgeq.evaluate import Evaluation
+from edgeq.core.errors import EdgeqError
+from edgeq.evaluation.text import Evaluation
 from edgeq.importers import load
-from edgeq.model import Model
+from edgeq.model.model import Model
+from edgeq.model.reference import Reference
 from edgeq.quant import quantize
-from edgeq.quant.calibrate import calibrate
-from edgeq.quant.static import linear_of
-from edgeq.reference import Reference
+from edgeq.quant.decoder.calibrate import calibrate
+from edgeq.quant.decoder.static import linear_of
 
 OUT = ROOT / "docs" / "quality.json"
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.evaluate import Evaluation, LogitsFn, perplexity
+from edgeq.evaluation.text import Evaluation, LogitsFn, perplexity
 from edgeq.importers import load
-from edgeq.model import Model
-from edgeq.quant.calibrate import Calibration, cut_windows
-from edgeq.reference import Reference
+from edgeq.model.model import Model
+from edgeq.model.reference import Reference
+from edgeq.quant.decoder.calibrate import Calibration, cut_windows
 from edgeq.runtime.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.graphs.files import read
-from edgeq.graphs.ir import Graph
+from edgeq.graph.files import read
+from edgeq.graph.ir import Graph
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "benchmarks" / "vision"))

@@ -25,11 +25,11 @@ from inputs import ROOT, Feeds, Model, models
 from language import LANGUAGE, language_row
 from table import write
 
-from edgeq.converters.graphs import convert_graph, open_graph
-from edgeq.errors import EdgeqError
-from edgeq.graphs.execute import Session
-from edgeq.graphs.ir import Graph
-from edgeq.quant.graph.pipeline import quantize_graph
+from edgeq.converters.convert_graph import convert_graph, open_graph
+from edgeq.core.errors import EdgeqError
+from edgeq.graph.execute import Session
+from edgeq.graph.ir import Graph
+from edgeq.quant.graph.quantize import quantize_graph
 from edgeq.quant.graph.recipe import GraphRecipe
 from edgeq.quant.graph.samples import samples_of
 

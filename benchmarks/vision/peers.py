@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from subjects import even
 
-from edgeq.graphs.ir import Graph
-from edgeq.graphs.onnx_write import write_onnx
+from edgeq.graph.ir import Graph
+from edgeq.graph.onnx.write import write_onnx
 
 AEQ = Path.home() / ".cache" / "edgeq-vision" / "ai-edge-quantizer"
 """A Python of its own: its pins conflict with others'."""

@@ -32,14 +32,14 @@ from report import BOUND, write
 from subjects import ROOT, SUBJECTS, Subject, even
 
 from edgeq._version import __version__
-from edgeq.converters.graphs import convert_graph, graph_target, open_graph
-from edgeq.converters.ort_profile import OrtGraph, node_times
-from edgeq.converters.tflite_profile import TfliteGraph
-from edgeq.errors import EdgeqError
-from edgeq.evaluate_graph import cosine, evaluate_graph
-from edgeq.graphs.execute import Session
-from edgeq.graphs.ir import Graph, QuantWeight
-from edgeq.quant.graph.pipeline import quantize_graph
+from edgeq.converters.convert_graph import convert_graph, graph_target, open_graph
+from edgeq.converters.ort.profile import OrtGraph, node_times
+from edgeq.converters.tflite.profile import TfliteGraph
+from edgeq.core.errors import EdgeqError
+from edgeq.evaluation.graph import cosine, evaluate_graph
+from edgeq.graph.execute import Session
+from edgeq.graph.ir import Graph, QuantWeight
+from edgeq.quant.graph.quantize import quantize_graph
 from edgeq.quant.graph.recipe import GraphRecipe
 from edgeq.quant.observers import OBSERVERS
 

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from run import FILES, STATIC, Recorded
 from subjects import ROOT, SUBJECTS, Subject
 
-from edgeq.graphs.execute import Session
-from edgeq.graphs.ir import Graph
-from edgeq.quant.graph.pipeline import quantize_graph
+from edgeq.graph.execute import Session
+from edgeq.graph.ir import Graph
+from edgeq.quant.graph.quantize import quantize_graph
 from edgeq.quant.graph.recipe import GraphRecipe
 from edgeq.quant.observers import OBSERVERS
 

@@ -30,9 +30,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.graphs.files import read
-from edgeq.graphs.ir import Graph
-from edgeq.graphs.tflite_read import read_tflite
+from edgeq.graph.files import read
+from edgeq.graph.ir import Graph
+from edgeq.graph.tflite.read import read_tflite
 from edgeq.quant.graph.samples import Feeds, open_samples
 from edgeq.quant.graph.sentences import Sentences
 

@@ -37,7 +37,7 @@ from edgeq.cli.sensitivity import sensitivity
 from edgeq.cli.sweep import sweep
 from edgeq.cli.validate import validate
 from edgeq.cli.warmup import warmup
-from edgeq.errors import EdgeqError
+from edgeq.core.errors import EdgeqError
 
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 

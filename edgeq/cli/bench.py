@@ -31,7 +31,7 @@ from edgeq.cli.warmup import compile_first
 
 if TYPE_CHECKING:
     from edgeq.devices.profile import DeviceProfile
-    from edgeq.model import Model
+    from edgeq.model.model import Model
     from edgeq.profiling import Measurement, Scenario
 
 
@@ -138,7 +138,7 @@ def bench(
 
 
 def _known_shapes() -> str:
-    from edgeq.shapes import SHAPES, parameters
+    from edgeq.model.shapes import SHAPES, parameters
 
     rows = [[name, render.human_count(parameters(config))] for name, config in SHAPES.items()]
     return render.aligned(["shape", "parameters"], rows, "lr")
@@ -168,9 +168,9 @@ def _subject(model: str | None, shape: str | None, preset: str) -> tuple[Model, 
 
         return load(model), str(model)
     assert shape is not None
+    from edgeq.model.shapes import random_model
+    from edgeq.model.shapes import shape as known_shape
     from edgeq.quant import Recipe
-    from edgeq.shapes import random_model
-    from edgeq.shapes import shape as known_shape
 
     config, recipe = known_shape(shape), Recipe.from_options(preset)
     with render.progress(f"Making random weights of {shape}") as bar:
@@ -224,7 +224,7 @@ def _planned(
     model: Model, m: Measurement, settings: dict[str, Any], profile: DeviceProfile
 ) -> dict[str, Any]:
     """What a plan for this machine says of a test, and by how much it errs."""
-    from edgeq.devices.facts import facts_of
+    from edgeq.devices.model_header import facts_of
     from edgeq.devices.planner import plan
     from edgeq.devices.roofline import Speed, sustained
 
@@ -253,7 +253,7 @@ def _error(said: float | None, found: float | None) -> float | None:
 
 def _record(model: Model, name: str, m: Measurement, settings: dict[str, Any]) -> dict[str, Any]:
     """One flat record: llama-bench's fields by its names, then ours."""
-    from edgeq.cpu import this_cpu
+    from edgeq.core.cpu import this_cpu
     from edgeq.profiling.limits import bandwidth_doubt
 
     kv_type = "q8_0" if settings["kv_bits"] == 8 else "f16"
@@ -308,7 +308,7 @@ def _n_params(model: Model) -> int:
 
 def _model_type(model: Model) -> str:
     """As llama-bench writes it: family, size, and how most of the bytes are held."""
-    from edgeq.tensor import FloatTensor, QuantTensor
+    from edgeq.formats.tensor import FloatTensor, QuantTensor
 
     held: dict[str, int] = {}
     for tensor in model.tensors.values():

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeq import texts
+from edgeq import calibration_text as texts
 from edgeq.cli import render
 from edgeq.cli.options import check_output, command, force_option, source_argument
 
 if TYPE_CHECKING:
-    from edgeq.quant.calibrate import Calibration, CalibrationStats
+    from edgeq.quant.decoder.calibrate import Calibration, CalibrationStats
 
 _WORST = 3
 """Matrices that are named for having inputs far from their average."""
@@ -57,10 +57,10 @@ def calibrate(
     FILE.partial; --resume continues an interrupted run from there and gives bit-identical
     results.
     """
-    from edgeq.errors import UsageError
+    from edgeq.core.errors import UsageError
+    from edgeq.core.memory import peak_rss_bytes
     from edgeq.importers import load
-    from edgeq.memory import peak_rss_bytes
-    from edgeq.quant.calibrate import calibrate as run
+    from edgeq.quant.decoder.calibrate import calibrate as run
 
     out = Path(output)
     partial = out.with_name(out.name + ".partial")

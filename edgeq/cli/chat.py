@@ -96,7 +96,7 @@ def _answer(
     stop: tuple[str, ...],
     lookup: int,
 ) -> None:
-    from edgeq.errors import DoesNotFitError, UsageError
+    from edgeq.core.errors import DoesNotFitError, UsageError
 
     try:
         talk.say(line.strip(), params, most, stop, lookup)

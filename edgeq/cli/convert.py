@@ -158,7 +158,7 @@ def _text(made: Conversion) -> str:
     if found is None:
         lines.append("not validated")
     else:
-        from edgeq.converters.certified import certificate_path
+        from edgeq.converters.validate.certified import certificate_path
 
         greedy, equal = found["greedy_tokens"], found["integers_equal"]
         # a floating-point model has no integers to compare

@@ -16,8 +16,8 @@ from edgeq.cli import render
 from edgeq.cli.options import command
 
 if TYPE_CHECKING:
-    from edgeq.evaluate import Evaluation
-    from edgeq.model import Model
+    from edgeq.evaluation.text import Evaluation
+    from edgeq.model.model import Model
     from edgeq.profiling import Measurement
     from edgeq.runtime.tokenizer import Tokenizer
 
@@ -80,14 +80,14 @@ def demo(prompt: str, n_predict: int, seed: int, temp: float, threads: int) -> N
 
 
 def _n_params(model: Model) -> int:
-    from edgeq.shapes import parameters
+    from edgeq.model.shapes import parameters
 
     return parameters(model.config)
 
 
 def _cache_file() -> Path:
     """Where the quantized model goes: the user's cache folder, or a temporary one."""
-    from edgeq.cache import cache_home
+    from edgeq.core.cache import cache_home
 
     folder = cache_home()
     try:
@@ -140,9 +140,9 @@ class _Cost:
 
 def _measure(model: Model, tokenizer: Tokenizer, base: Model | None, threads: int) -> _Cost:
     """Speed of generation, and quality on held-out text, of the model as the engine runs it."""
-    from edgeq.evaluate import perplexity
+    from edgeq.evaluation.text import perplexity
+    from edgeq.model.reference import Reference
     from edgeq.profiling import Scenario, measure
-    from edgeq.reference import Reference
     from edgeq.runtime.engine import Engine
 
     ids = tokenizer.encode((MODEL / "heldout.txt").read_text("utf-8"), add_bos=False)

@@ -120,7 +120,7 @@ for _verb in (list_, show, detect):
 
 def _measured(found: Detected) -> tuple[dict[int, float], float]:
     """Read bandwidth by threads, and integer throughput of all cores."""
-    from edgeq.cpu import available_cores
+    from edgeq.core.cpu import available_cores
     from edgeq.profiling import read_bandwidth
     from edgeq.runtime.kernels import int8_throughput
 

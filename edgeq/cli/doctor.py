@@ -45,9 +45,9 @@ def doctor(quick: bool, form: str) -> int:
 
 def _kernel() -> Check:
     """Which kernel is chosen, and why none of the faster ones."""
-    from edgeq.cpu import this_cpu
+    from edgeq.core.cpu import this_cpu
+    from edgeq.core.errors import EdgeqError
     from edgeq.devices.doctor import Check
-    from edgeq.errors import EdgeqError
 
     cpu, wanted = this_cpu(), os.environ.get("EDGEQ_KERNEL")
     try:

@@ -15,9 +15,9 @@ from edgeq.cli.options import SAMPLE_OPTIONS
 from edgeq.cli.quantize_graph import preprocess_of
 
 if TYPE_CHECKING:
-    from edgeq.converters.graphs import GraphRunner
-    from edgeq.evaluate_graph import GraphEvaluation
-    from edgeq.graphs.ir import Graph
+    from edgeq.converters.convert_graph import GraphRunner
+    from edgeq.evaluation.graph import GraphEvaluation
+    from edgeq.graph.ir import Graph
     from edgeq.quant.graph.samples import Samples
 
 _SHOWN = 3
@@ -48,9 +48,9 @@ def eval_graph(
         sample: values of `edgeq.cli.options.SAMPLE_OPTIONS` but the layout.
         limit, layout, threads, form: the options.
     """
-    from edgeq.evaluate_graph import evaluate_graph
-    from edgeq.evaluate_picture import check_ending, write_confusion
-    from edgeq.files import check_target
+    from edgeq.core.files import check_target
+    from edgeq.evaluation.confusion_picture import check_ending, write_confusion
+    from edgeq.evaluation.graph import evaluate_graph
 
     if confusion is not None:
         check_ending(Path(confusion))
@@ -89,12 +89,12 @@ def _opened(path: str, threads: int) -> tuple[GraphRunner, Graph]:
     A file that its runtime takes only from edgeq is read as a graph and run by onnxruntime; a
     .tflite file that is no graph of floats runs in LiteRT as it is.
     """
-    from edgeq.converters.graphs import open_graph
-    from edgeq.converters.tflite_foreign import ForeignTflite
-    from edgeq.errors import FormatError, UnsupportedError
-    from edgeq.graphs.execute import Session
-    from edgeq.graphs.files import SUFFIXES, read
-    from edgeq.graphs.ir import Graph
+    from edgeq.converters.convert_graph import open_graph
+    from edgeq.converters.tflite.foreign import ForeignTflite
+    from edgeq.core.errors import FormatError, UnsupportedError
+    from edgeq.graph.execute import Session
+    from edgeq.graph.files import SUFFIXES, read
+    from edgeq.graph.ir import Graph
 
     try:
         runner = open_graph(path, threads=threads)
@@ -172,7 +172,7 @@ def _samples(data: str, about: Graph, sample: Mapping[str, Any], limit: int | No
 
 def _pairs(samples: Samples) -> Iterator[tuple[Any, int | None]]:
     """Samples with their labels if the first has one."""
-    from edgeq.errors import UsageError
+    from edgeq.core.errors import UsageError
 
     try:
         next(samples.first(1).pairs())

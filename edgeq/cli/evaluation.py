@@ -27,9 +27,9 @@ from edgeq.cli.options import (
 from edgeq.cli.warmup import compile_first
 
 if TYPE_CHECKING:
+    from edgeq.evaluation.tasks import Outcome
     from edgeq.runtime.engine import Engine
     from edgeq.runtime.tokenizer import Tokenizer
-    from edgeq.tasks import Outcome
 
 
 OF_MODELS = ("task", "ctx_size", "kv_bits", "cache_type_k", "cache_type_v", "backend")
@@ -130,10 +130,10 @@ def _ask(
     form: str,
 ) -> None:
     """Ask a language model, and say how it answered."""
+    from edgeq.evaluation.tasks import evaluate_task, read_items
     from edgeq.importers import load
     from edgeq.runtime.engine import Engine
     from edgeq.runtime.tokenizer import Tokenizer
-    from edgeq.tasks import evaluate_task, read_items
 
     name, items = read_items(task, layout, limit)
     loaded = load(model)
@@ -167,7 +167,7 @@ def _ask(
 
 
 class _Asked:
-    """An engine as `edgeq.tasks` asks it; what two questions begin with is read once."""
+    """An engine as `edgeq.evaluation.tasks` asks it; what two questions begin with is read once."""
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer) -> None:
         from edgeq.runtime.generate import all_end_ids

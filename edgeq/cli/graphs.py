@@ -15,8 +15,8 @@ from edgeq.cli import busy, render
 
 if TYPE_CHECKING:
     from edgeq.converters import Conversion
-    from edgeq.converters.graph_compare import Comparison
-    from edgeq.graphs.ir import Graph
+    from edgeq.converters.validate.graph_compare import Comparison
+    from edgeq.graph.ir import Graph
 
 READ = (".onnx", ".tflite")
 """Suffixes of graphs that are quantized and converted."""
@@ -39,7 +39,7 @@ def refuse_made(model: str) -> None:
     Raises:
         UsageError: it is one.
     """
-    from edgeq.errors import UsageError
+    from edgeq.core.errors import UsageError
 
     if is_graph(model, RUN) and not is_graph(model):
         raise UsageError(
@@ -61,8 +61,8 @@ def convert(
     data: str | None = None,
 ) -> None:
     """``edgeq convert`` of a graph; the arguments are its options."""
-    from edgeq.converters.graphs import convert_graph
-    from edgeq.graphs.files import read
+    from edgeq.converters.convert_graph import convert_graph
+    from edgeq.graph.files import read
 
     source: Graph | str = model
     samples = None
@@ -103,8 +103,8 @@ def inspect(model: str, form: str, details: bool) -> None:
         form: "text" or "json", which contains everything.
         details: list each operator or weight, not only their numbers.
     """
-    from edgeq.errors import EdgeqError
-    from edgeq.graphs.files import read
+    from edgeq.core.errors import EdgeqError
+    from edgeq.graph.files import read
 
     if not is_graph(model):
         render.write(_foreign(Path(model), form, details))
@@ -142,8 +142,8 @@ def validate(
     out: str, against: str, threads: int | None, form: str, data: str | None = None
 ) -> bool:
     """``edgeq validate`` of a graph that was converted; whether it passed."""
-    from edgeq.converters.graphs import compare, open_graph, target_of
-    from edgeq.graphs.files import read
+    from edgeq.converters.convert_graph import compare, open_graph, target_of
+    from edgeq.graph.files import read
 
     target = target_of(out)
     runner = open_graph(out)
@@ -167,8 +167,8 @@ def validate(
 
 def bench(models: Sequence[str], threads: int | None, repetitions: int, form: str) -> None:
     """``edgeq bench`` of graphs, which take turns; times are of whole runs."""
+    from edgeq.core.errors import UsageError
     from edgeq.devices.contention import Watch
-    from edgeq.errors import UsageError
     from edgeq.profiling.foreign import Named, open_subject
     from edgeq.profiling.session import Workload, run
 
@@ -353,8 +353,8 @@ def _compared(found: Comparison, target: str, grids: int) -> str:
 
 def _foreign(path: Path, form: str, details: bool) -> str:
     """A target's file: what edgeq packed into it, read back."""
-    from edgeq.converters.graphs import stored
-    from edgeq.errors import FormatError
+    from edgeq.converters.convert_graph import stored
+    from edgeq.core.errors import FormatError
 
     try:
         weights, quants = stored(path)
@@ -394,7 +394,7 @@ def _foreign(path: Path, form: str, details: bool) -> str:
 
 def _other_tflite(path: Path, form: str) -> str:
     """A .tflite file of another tool, as LiteRT sees it."""
-    from edgeq.converters.tflite_foreign import ForeignTflite
+    from edgeq.converters.tflite.foreign import ForeignTflite
 
     runner = ForeignTflite(path)
     found = {"path": str(path), "nbytes": path.stat().st_size, **runner.describe()}

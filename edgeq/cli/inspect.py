@@ -20,8 +20,8 @@ from edgeq.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from edgeq.model import Model
-    from edgeq.tensor import Tensor
+    from edgeq.formats.tensor import Tensor
+    from edgeq.model.model import Model
 
 _RULES = 4
 """Rules of a recipe that are shown; --format json has all."""
@@ -52,7 +52,7 @@ def inspect(model: str, card: str | None, details: bool, force: bool, form: str)
         refuse_given(("card",), "language models, and MODEL is a graph")
         graphs.inspect(model, form, details)
         return
-    from edgeq.devices.facts import facts_of
+    from edgeq.devices.model_header import facts_of
     from edgeq.importers import load
 
     loaded = load(model)
@@ -80,8 +80,8 @@ def inspect(model: str, card: str | None, details: bool, force: bool, form: str)
 
 
 def _write_card(model: Model, name: str, path: Path, force: bool) -> None:
-    from edgeq.files import write_whole
-    from edgeq.quant.card import model_card
+    from edgeq.core.files import write_whole
+    from edgeq.quant.decoder.quality_report import model_card
 
     check_output(path, force, "--card")
     write_whole(path, [model_card(model, name).encode()], "the model card")
@@ -93,8 +93,8 @@ def _bpw(nbytes: int, weights: int) -> float:
 
 
 def _describe(model: Model, name: str, tensor: Tensor, scheme: str) -> dict[str, Any]:
-    from edgeq.packing import TILE, round_up
-    from edgeq.tensor import QuantTensor
+    from edgeq.formats.packing import TILE, round_up
+    from edgeq.formats.tensor import QuantTensor
 
     shape = [int(n) for n in tensor.shape]
     padded = None
@@ -172,8 +172,8 @@ def _text(model: Model, path: Path, tensors: list[dict[str, Any]], details: bool
 
 
 def _has_chat_template(model: Model) -> bool:
-    from edgeq.errors import EdgeqError
-    from edgeq.runtime.chat import render_chat
+    from edgeq.core.errors import EdgeqError
+    from edgeq.runtime.chat_template import render_chat
 
     try:
         return bool(render_chat(model.files, [{"role": "user", "content": "Hello"}]))
@@ -255,7 +255,7 @@ def _recipe(recipe: dict[str, Any]) -> str:
 
 
 def _quality(data: dict[str, Any], details: bool) -> list[tuple[str, str]]:
-    from edgeq.quant.quality import Quality, figure
+    from edgeq.quant.decoder.quality import Quality, figure
 
     quality = Quality.from_dict(data)
     found = quality.evaluation

@@ -14,8 +14,8 @@ import click
 from click.core import ParameterSource
 
 from edgeq.cli import render
-from edgeq.errors import UsageError
-from edgeq.files import check_target, write_whole
+from edgeq.core.errors import UsageError
+from edgeq.core.files import check_target, write_whole
 
 Function = Callable[..., Any]
 Decorator = Callable[[Function], Function]

@@ -22,8 +22,8 @@ from edgeq.cli.options import (
 from edgeq.cli.warmup import compile_first
 
 if TYPE_CHECKING:
-    from edgeq.evaluate import Evaluation, LogitsFn
-    from edgeq.model import Model
+    from edgeq.evaluation.text import Evaluation, LogitsFn
+    from edgeq.model.model import Model
 
 
 @command("perplexity", "Measure the perplexity of a model on a text.")
@@ -68,9 +68,9 @@ def perplexity(
     Perplexities are comparable only with the same tokenizer, context length and protocol, so the
     protocol is printed as well. Bits per byte are comparable across tokenizers.
     """
-    from edgeq import evaluate
+    from edgeq.evaluation import text as evaluate
     from edgeq.importers import load
-    from edgeq.reference import Reference
+    from edgeq.model.reference import Reference
     from edgeq.runtime.engine import Engine
     from edgeq.runtime.tokenizer import Tokenizer
 

@@ -20,10 +20,10 @@ from edgeq.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from edgeq.devices.facts import ModelFacts
+    from edgeq.devices.model_header import ModelFacts
     from edgeq.devices.planner import Plan
     from edgeq.devices.profile import DeviceProfile
-    from edgeq.model import Model
+    from edgeq.model.model import Model
 
 THIS = "this"
 """The device that is this machine."""
@@ -65,8 +65,8 @@ def plan(
     generation, the bytes read per token and the memory bandwidth; for prompts, the number of
     multiplications and the integer throughput. The assumptions are listed with the result.
     """
-    from edgeq.cpu import available_cores
-    from edgeq.devices.facts import facts
+    from edgeq.core.cpu import available_cores
+    from edgeq.devices.model_header import facts
     from edgeq.devices.planner import plan as planned
 
     if (model is None) == (shape is None):
@@ -117,7 +117,7 @@ def this_profile(threads: int | None, *, measured: bool) -> DeviceProfile:
     found = detect()
     if not measured:
         return found.as_profile()
-    from edgeq.cpu import available_cores
+    from edgeq.core.cpu import available_cores
     from edgeq.profiling import read_bandwidth
     from edgeq.runtime.kernels import int8_throughput
 
@@ -154,10 +154,10 @@ def refuse_what_cannot_fit(model: Model, name: str, settings: dict[str, Any]) ->
     Raises:
         DoesNotFitError: says what would fit.
     """
-    from edgeq.cpu import available_cores
-    from edgeq.devices.facts import facts_of
+    from edgeq.core.cpu import available_cores
+    from edgeq.core.errors import DoesNotFitError
+    from edgeq.devices.model_header import facts_of
     from edgeq.devices.planner import plan as planned
-    from edgeq.errors import DoesNotFitError
 
     profile = this_profile(None, measured=False)
     if profile.usable_bytes is None:
@@ -177,9 +177,9 @@ def refuse_what_cannot_fit(model: Model, name: str, settings: dict[str, Any]) ->
 
 
 def _shape(name: str) -> ModelFacts:
-    from edgeq.devices.facts import ModelFacts, scheme_facts
-    from edgeq.schemes import FloatScheme
-    from edgeq.shapes import shape
+    from edgeq.devices.model_header import ModelFacts, scheme_facts
+    from edgeq.formats.schemes import FloatScheme
+    from edgeq.model.shapes import shape
 
     config, held = shape(name), FloatScheme("bf16")
     tensors = (*config.linears(), *config.norms())

@@ -20,8 +20,8 @@ from edgeq.cli.options import (
     threads_option,
 )
 from edgeq.cli.warmup import compile_first
-from edgeq.errors import UsageError
-from edgeq.files import check_target
+from edgeq.core.errors import UsageError
+from edgeq.core.files import check_target
 
 if TYPE_CHECKING:
     from edgeq.profiling.document import Document, Run

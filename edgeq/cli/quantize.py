@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeq import texts
+from edgeq import calibration_text as texts
 from edgeq.cli import render
 from edgeq.cli.graphs import refuse_made
 from edgeq.cli.options import (
@@ -27,8 +27,8 @@ from edgeq.cli.quantize_report import report
 
 if TYPE_CHECKING:
     from edgeq.quant import Recipe
-    from edgeq.quant.calibrate import CalibrationStats
-    from edgeq.quant.sensitivity import Sensitivity
+    from edgeq.quant.decoder.calibrate import CalibrationStats
+    from edgeq.quant.decoder.sensitivity import Sensitivity
 
 TARGET_PRESET = "mixed-4.5bpw"
 """Which recipe a target is reached by where none is named."""
@@ -212,7 +212,7 @@ def quantize(
         raise click.BadParameter(f"File {calib!r} does not exist.", param_hint="'--calib'")
     from edgeq.importers import load
     from edgeq.quant import quantize as run
-    from edgeq.quant.source import refuse_quantized
+    from edgeq.quant.decoder.source import refuse_quantized
 
     target = _target(target_bpw, target_size)
     scheme = _scheme(preset, bits, group, asym)
@@ -248,7 +248,7 @@ def quantize(
 def _stats(path: str | None) -> CalibrationStats | None:
     if path is None:
         return None
-    from edgeq.quant.calibrate import CalibrationStats
+    from edgeq.quant.decoder.calibrate import CalibrationStats
 
     return CalibrationStats.load(path)
 
@@ -256,7 +256,7 @@ def _stats(path: str | None) -> CalibrationStats | None:
 def _sensitivity(path: str | None) -> Sensitivity | None:
     if path is None:
         return None
-    from edgeq.quant.sensitivity import Sensitivity
+    from edgeq.quant.decoder.sensitivity import Sensitivity
 
     return Sensitivity.load(path)
 
@@ -274,7 +274,7 @@ def _target(bpw: float | None, size: int | None) -> dict[str, float] | None:
 def _room(source: str, device: str, context: int, recipe: Recipe) -> int | None:
     """Bytes there are for the tensors on a device; None where the recipe keeps within them."""
     from edgeq.cli.plan import context_of, profile_named
-    from edgeq.devices.facts import facts
+    from edgeq.devices.model_header import facts
     from edgeq.devices.planner import budget_bytes
 
     known, profile = facts(source), profile_named(device, measured=False)
@@ -329,7 +329,7 @@ def _scheme(preset: str | None, bits: str | None, group: str | None, asym: bool)
         return preset
     if not (bits or group or asym):
         return None
-    from edgeq.schemes import PRESETS
+    from edgeq.formats.schemes import PRESETS
 
     # the first preset of so many bits says what is left unsaid
     base = next(scheme for scheme in PRESETS.values() if scheme.bits == int(bits or 4))
@@ -380,7 +380,7 @@ def _listing() -> str:
 
 def _bits(recipe: Recipe) -> str:
     """Bits per weight of the matrices in layers, with scales of long rows."""
-    from edgeq.container import Held
+    from edgeq.model.artifact_layout import Held
 
     if recipe.target:
         return f"{recipe.target.get('bpw', 0):.2f}"

@@ -13,7 +13,7 @@ from edgeq.cli import render
 from edgeq.cli.options import check_output
 
 if TYPE_CHECKING:
-    from edgeq.graphs.ir import Shape
+    from edgeq.graph.ir import Shape
     from edgeq.quant.graph.images import Preprocess
     from edgeq.quant.graph.summary import GraphSummary, OpRow
 
@@ -55,11 +55,11 @@ def quantize_graph(
         preset, recipe_file, method, observer, rules, calib, calib_samples, shapes, dequantize,
             threads, force, form: the options.
     """
-    from edgeq.cpu import available_cores
-    from edgeq.errors import UsageError
-    from edgeq.graphs.files import read
-    from edgeq.graphs.onnx_write import write_onnx
-    from edgeq.quant.graph.pipeline import quantize_graph as run
+    from edgeq.core.cpu import available_cores
+    from edgeq.core.errors import UsageError
+    from edgeq.graph.files import read
+    from edgeq.graph.onnx.write import write_onnx
+    from edgeq.quant.graph.quantize import quantize_graph as run
     from edgeq.quant.graph.recipe import GraphRecipe
     from edgeq.quant.graph.samples import open_samples
 

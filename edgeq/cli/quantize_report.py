@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgeq.cli import render
 
 if TYPE_CHECKING:
-    from edgeq.quant.pipeline import Summary
+    from edgeq.quant.decoder.quantize import Summary
 
 FRONT_SHOWN = 6
 """Points of the front that bits were chosen from."""
@@ -106,7 +106,7 @@ def _target_lines(summary: Summary) -> list[str]:
 
 def _card_lines(summary: Summary) -> list[str]:
     """The quality card in two lines, or why there is none."""
-    from edgeq.quant.quality import figure
+    from edgeq.quant.decoder.quality import figure
 
     quality = summary.quality
     found = quality.evaluation
@@ -114,7 +114,7 @@ def _card_lines(summary: Summary) -> list[str]:
         return [f"quality: not measured: {quality.reason}"]
     against = ""
     if summary.requantized:
-        from edgeq.quant.source import type_counts
+        from edgeq.quant.decoder.source import type_counts
 
         against = f" against the quantized source ({type_counts(summary.requantized)})"
     return [

@@ -149,7 +149,7 @@ def run(
 
 
 def _chat_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    from edgeq.errors import EdgeqError
+    from edgeq.core.errors import EdgeqError
 
     try:
         return tokenizer.encode_chat([{"role": "user", "content": text}])

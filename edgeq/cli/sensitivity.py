@@ -11,7 +11,7 @@ from edgeq.cli import render
 from edgeq.cli.options import check_output, command, force_option, source_argument
 
 if TYPE_CHECKING:
-    from edgeq.quant.sensitivity import Sensitivity
+    from edgeq.quant.decoder.sensitivity import Sensitivity
 
 SHOWN = 12
 """Rows of the table."""
@@ -73,11 +73,11 @@ def sensitivity(
     -o saves the result; `edgeq quantize --target-bpw 4.5 --sensitivity FILE` uses it to choose the
     bits of each tensor, for a recipe with the same method.
     """
-    from edgeq.files import write_whole
+    from edgeq.calibration_text import calibration
+    from edgeq.core.files import write_whole
+    from edgeq.formats.schemes import QuantScheme
     from edgeq.importers import load
-    from edgeq.quant.sensitivity import measure_sensitivity
-    from edgeq.schemes import QuantScheme
-    from edgeq.texts import calibration
+    from edgeq.quant.decoder.sensitivity import measure_sensitivity
 
     if output is not None:
         check_output(Path(output), force)

@@ -72,7 +72,7 @@ def sweep(
     stopped, and the task of a worker that died is run again. Recipes marked * are on the Pareto
     front: no other recipe is both smaller and closer to the float model.
     """
-    from edgeq.errors import require
+    from edgeq.core.errors import require
     from edgeq.report import pareto_plot
     from edgeq.sweep import pareto, tasks
     from edgeq.sweep import sweep as run

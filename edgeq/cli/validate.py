@@ -14,7 +14,7 @@ from edgeq.converters import TARGETS
 
 if TYPE_CHECKING:
     from edgeq.converters import Execution
-    from edgeq.converters.validate import Report
+    from edgeq.converters.validate.decoder import Report
 
 
 @command("validate", "Run a converted model and compare it with its source model.")
@@ -52,7 +52,7 @@ def validate(
     Without --against, a Core ML package is run once on random inputs.
     """
     from edgeq.converters import target_module, target_of
-    from edgeq.errors import UsageError
+    from edgeq.core.errors import UsageError
 
     if against is not None and graphs.is_graph(against):
         refuse_given(("target", "steps"), "language models, and MODEL is a graph")
@@ -70,7 +70,7 @@ def validate(
         _show_execution(path, module.execute(path), form)
         return 0
     from edgeq.converters import require_target
-    from edgeq.converters.validate import validate as run
+    from edgeq.converters.validate.decoder import validate as run
     from edgeq.importers import load
 
     require_target(name)

@@ -25,7 +25,8 @@ and, where the target can say:
     memory(model, options)             -> bytes that `write` takes at its peak beside the model's
                                           mapped file; without it, no limit can be promised
     execute(path)                      -> Execution of any file of that format, ours or not
-    tokenizer(path, source)            -> TargetTokenizer of `edgeq.converters.texts`, or None if
+    tokenizer(path, source)            -> TargetTokenizer of `edgeq.converters.validate.texts`, or
+    None if
                                           the output holds no tokenizer; ``source`` is the model's
                                           own tokenizer
     not_run()                          -> why the target's own runtime does not run it, or None
@@ -44,7 +45,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from edgeq.errors import FormatError, UsageError, require, unknown
+from edgeq.core.errors import FormatError, UsageError, require, unknown
 
 if TYPE_CHECKING:  # the command line reads `TARGETS` and needs no NumPy for it
     import numpy as np
@@ -62,7 +63,17 @@ TARGETS = {
     "coreml": "Core ML: an .mlpackage for iOS 18 / macOS 15, or for iOS 16",
     "gguf": "llama.cpp: a .gguf file with tokenizer and chat template",
 }
-"""Name -> what is made. The module is `edgeq.converters.<name>`."""
+"""Name -> what is made."""
+
+_MODULES = {
+    "ort": "ort.target",
+    "genai": "ort.genai",
+    "tflite": "tflite.target",
+    "litertlm": "tflite.litertlm",
+    "coreml": "coreml.target",
+    "gguf": "gguf.target",
+}
+"""Name -> its module in `edgeq.converters`."""
 
 PACKAGES = {
     "ort": ("onnx", "onnxruntime"),
@@ -178,7 +189,7 @@ def target_module(name: str) -> ModuleType:
     """
     if name not in TARGETS:
         raise UsageError(unknown("target", name, tuple(TARGETS)))
-    return importlib.import_module(f"edgeq.converters.{name}")
+    return importlib.import_module(f"edgeq.converters.{_MODULES[name]}")
 
 
 def require_target(name: str) -> None:

@@ -32,10 +32,10 @@ from typing import Any
 
 from edgeq._version import __version__
 from edgeq.converters import Options
-from edgeq.converters.certified import certificate_path, sha256
-from edgeq.converters.validate import Report
-from edgeq.cpu import this_cpu
-from edgeq.model import Model
+from edgeq.converters.validate.certified import certificate_path, sha256
+from edgeq.converters.validate.decoder import Report
+from edgeq.core.cpu import this_cpu
+from edgeq.model.model import Model
 
 __all__ = ["certificate_path", "certify", "findings", "machine", "options_dict", "sha256"]
 

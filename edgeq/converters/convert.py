@@ -21,16 +21,16 @@ from edgeq.converters import (
     require_target,
     target_module,
 )
+from edgeq.converters.atomic_output import check_place, deliver, files, workshop
 from edgeq.converters.certificate import certify
-from edgeq.converters.certified import certificate_path
-from edgeq.converters.output import check_place, deliver, files, workshop
 from edgeq.converters.size import total_bytes, widened
-from edgeq.converters.validate import Report
-from edgeq.converters.validate import validate as run_validation
-from edgeq.errors import DoesNotFitError, EdgeqError, UsageError
+from edgeq.converters.validate.certified import certificate_path
+from edgeq.converters.validate.decoder import Report
+from edgeq.converters.validate.decoder import validate as run_validation
+from edgeq.core.errors import DoesNotFitError, EdgeqError, UsageError
+from edgeq.core.memory import rss_bytes
 from edgeq.importers import load
-from edgeq.memory import rss_bytes
-from edgeq.model import Model
+from edgeq.model.model import Model
 
 _ENDINGS = {
     "tflite": ".tflite",

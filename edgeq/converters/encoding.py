@@ -21,9 +21,9 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.errors import FormatError, UnsupportedError
-from edgeq.schemes import BITS, GROUP_SIZES, QuantScheme
-from edgeq.tensor import QuantTensor
+from edgeq.core.errors import FormatError, UnsupportedError
+from edgeq.formats.schemes import BITS, GROUP_SIZES, QuantScheme
+from edgeq.formats.tensor import QuantTensor
 
 
 @dataclass(frozen=True)

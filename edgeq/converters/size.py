@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from edgeq.model import Model
-from edgeq.tensor import QuantTensor, Tensor
+from edgeq.formats.tensor import QuantTensor, Tensor
+from edgeq.model.model import Model
 
 
 @dataclass(frozen=True)

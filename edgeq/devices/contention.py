@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from edgeq.cpu import available_cores
+from edgeq.core.cpu import available_cores
 
 SHORTEST_S = 0.2
 """Seconds below which the kernel's ticks of mostly 10 ms say nothing."""

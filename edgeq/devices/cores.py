@@ -18,7 +18,7 @@ class Core:
     """What a type of core can do.
 
     Args:
-        isa: instruction sets that the type has, in `edgeq.cpu`'s words.
+        isa: instruction sets that the type has, in `edgeq.core.cpu`'s words.
         int8_ops: 8-bit integer operations per cycle at most, a multiplication and an addition
             counting as two; by dot products where it has them (16 products each 128 bits wide),
             else by widening multiplications (8 products each). None where it is not known.

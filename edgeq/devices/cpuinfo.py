@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from edgeq.cpu import X86_FLAGS
+from edgeq.core.cpu import X86_FLAGS
 from edgeq.devices.cores import core_name
 from edgeq.devices.socs import (
     ALL_CORES,
@@ -48,7 +48,7 @@ class CpuInfo:
             is no cpuinfo.
         cores: type -> how many; x86 cores, not their threads.
         threads: logical processors seen.
-        isa: instruction sets, in `edgeq.cpu`'s words, sorted.
+        isa: instruction sets, in `edgeq.core.cpu`'s words, sorted.
         board: what names the machine, None if nothing does.
         soc: what names the chip, None if nothing does.
         soc_by: "name" if the text names it, "cores" if only its cores tell.
@@ -91,7 +91,7 @@ def parse_cpuinfo(text: str) -> CpuInfo:
 
 
 def arm_isa(features: Iterable[str]) -> tuple[str, ...]:
-    """Instruction sets, in `edgeq.cpu`'s words, of the kernel's words for them."""
+    """Instruction sets, in `edgeq.core.cpu`'s words, of the kernel's words for them."""
     return tuple(sorted({_ARM_ISA[word] for word in features if word in _ARM_ISA}))
 
 

@@ -21,7 +21,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from edgeq.cpu import available_cores, this_cpu
+from edgeq.core.cpu import available_cores, this_cpu
+from edgeq.core.errors import DeviceError
+from edgeq.core.memory import group_limits
 from edgeq.devices.cores import peak_int8_gops
 from edgeq.devices.cpuinfo import CpuInfo, parse_cpuinfo, rank
 from edgeq.devices.dumps import is_log, parse_log
@@ -29,8 +31,6 @@ from edgeq.devices.match import best_profile
 from edgeq.devices.meters.thermal import BITS, FIRMWARE_FLAGS, GET_THROTTLED, parse_throttled
 from edgeq.devices.profile import Cluster, DeviceProfile, find
 from edgeq.devices.socs import named
-from edgeq.errors import DeviceError
-from edgeq.memory import group_limits
 
 Ask = Callable[[Sequence[str]], str | None]
 """Runs a command and returns what it wrote, None if it is not there or failed."""
@@ -66,7 +66,7 @@ class Detected:
         arch: as `platform.machine` says it.
         clusters: cores by type, fastest first.
         threads: logical processors that are awake.
-        isa: instruction sets, in `edgeq.cpu`'s words.
+        isa: instruction sets, in `edgeq.core.cpu`'s words.
         caches: of the first processor.
         ram_bytes: memory that the kernel sees.
         available_bytes: what programs can take without swapping.

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeq.cache import cache_home
-from edgeq.cpu import available_cores
+from edgeq.core.cache import cache_home
+from edgeq.core.cpu import available_cores
 from edgeq.devices.cpuinfo import rank
 from edgeq.devices.detect import Detected
 from edgeq.devices.installed import EXTRAS, PURPOSES, REQUIRED, State, installed, unavailable

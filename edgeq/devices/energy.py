@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.errors import DeviceError, UsageError
+from edgeq.core.errors import DeviceError, UsageError
 
 MIN_SAMPLES = 3
 """Samples that must lie inside a window before its energy is believed."""

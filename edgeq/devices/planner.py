@@ -1,7 +1,7 @@
 """Will a model fit on a device, and how fast would it be: a plan from headers and a profile.
 
     weights   as the engine holds them, or as they would be at so many bits
-    cache     exactly what the engine allocates for the context (`edgeq.footprint`)
+    cache     exactly what the engine allocates for the context (`edgeq.model.memory_layout`)
     scratch   the same, for the threads
     process   interpreter, libraries, compiled code and the tokenizer, as measured
 
@@ -15,13 +15,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from edgeq.devices.facts import ModelFacts
+from edgeq.core.errors import DoesNotFitError, UsageError
+from edgeq.devices.model_header import ModelFacts
 from edgeq.devices.profile import DeviceProfile
 from edgeq.devices.roofline import ATTENTION, DECODE_SHARE, Bound, Rates, Speed, sustained
-from edgeq.errors import DoesNotFitError, UsageError
-from edgeq.footprint import kv_bytes, scratch_bytes
-from edgeq.model import ModelConfig
-from edgeq.schemes import BITS
+from edgeq.formats.schemes import BITS
+from edgeq.model.config import ModelConfig
+from edgeq.model.memory_layout import kv_bytes, scratch_bytes
 
 PROCESS_BYTES = 104 << 20
 """Interpreter, NumPy, the compiler's library and compiled kernels; measured on x86-64 Linux."""

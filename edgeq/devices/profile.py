@@ -21,8 +21,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from edgeq.core.errors import DeviceError, FormatError, unknown
 from edgeq.devices.cores import common_isa, peak_int8_gops
-from edgeq.errors import DeviceError, FormatError, unknown
 
 KINDS = ("sbc", "phone", "laptop", "server", "generic")
 NUMBERS = ("clusters", "ram_bytes", "usable_bytes", "read_gb_s", "int8_gops", "idle_watts",
@@ -61,7 +61,7 @@ class DeviceProfile:
         title: its full name.
         kind: one of `KINDS`.
         soc: its chip.
-        isa: instruction sets that all cores have, in `edgeq.cpu`'s words.
+        isa: instruction sets that all cores have, in `edgeq.core.cpu`'s words.
         clusters: the cores, fastest first.
         ram_bytes: memory the device is sold with.
         usable_bytes: what one process, or on a phone one app, may hold of it.

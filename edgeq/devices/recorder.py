@@ -21,10 +21,10 @@ from dataclasses import asdict, dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
+from edgeq.core.errors import DeviceError, FormatError, UsageError, unknown
 from edgeq.devices.energy import Energy, Window
 from edgeq.devices.meters.base import SCOPES, Absent, Meter, Sample, absent_of, meters_of
 from edgeq.devices.meters.trace import Trace
-from edgeq.errors import DeviceError, FormatError, UsageError, unknown
 
 FIRST_S = 1.0
 """Seconds that starting waits for the meters' first samples."""

@@ -14,9 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from edgeq.devices.facts import ModelFacts
+from edgeq.devices.model_header import ModelFacts
 from edgeq.devices.profile import DeviceProfile
-from edgeq.model import ModelConfig
+from edgeq.model.config import ModelConfig
 
 Bound = Literal["memory bandwidth", "int8 throughput"]
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 
-from edgeq.errors import FormatError, UnsupportedError, check_type
-from edgeq.model import Model
+from edgeq.core.errors import FormatError, UnsupportedError, check_type
+from edgeq.model.model import Model
 
 __all__ = ["describe", "load", "source_sha256"]
 
@@ -82,11 +82,11 @@ def _importer(path: Path) -> Callable[..., Model]:
     except OSError as err:
         raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
     if head[:4] == b"GGUF":
-        from edgeq.importers.gguf import load as load_gguf
+        from edgeq.importers.gguf.importer import load as load_gguf
 
         return load_gguf
     if head[8:9] == b"{":
-        from edgeq.importers.safetensors_file import open_safetensors
+        from edgeq.formats.safetensors_file import open_safetensors
 
         file_ = open_safetensors(path)
         ours = file_.metadata.get("format") == "edgeq"
@@ -96,7 +96,7 @@ def _importer(path: Path) -> Callable[..., Model]:
                 f"{path} is a bare safetensors file without a configuration; "
                 "give the folder with its config.json"
             )
-        from edgeq import artifact
+        from edgeq.model import artifact
 
         return artifact.load
     from edgeq.importers import llama2c
@@ -116,11 +116,11 @@ def _importer(path: Path) -> Callable[..., Model]:
 
 def _folder_importer(path: Path) -> Callable[..., Model]:
     if (path / "config.json").exists():
-        from edgeq.importers import huggingface
+        from edgeq.importers.huggingface import importer as huggingface
 
         return huggingface.load
     if (path / "adapter_config.json").exists():
-        from edgeq.importers.hf_checkpoint import adapter_message
+        from edgeq.importers.huggingface.checkpoint import adapter_message
 
         raise UnsupportedError(adapter_message(path))
     inside = sorted(p.name for p in path.iterdir() if p.suffix in (".gguf", ".edgeq", ".bin"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.tensor import Tensor
+from edgeq.formats.tensor import Tensor
 
 
 @dataclass(frozen=True, eq=False)

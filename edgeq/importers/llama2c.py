@@ -17,11 +17,12 @@ import math
 import struct
 from pathlib import Path
 
-from edgeq.errors import FormatError, UnsupportedError
+from edgeq.core.errors import FormatError, UnsupportedError
+from edgeq.formats.safetensors_file import Mapping
+from edgeq.formats.tensor import FloatTensor, Tensor
 from edgeq.importers.lazy import half_split
-from edgeq.importers.safetensors_file import Mapping
-from edgeq.importers.sentencepiece_model import tokenizer_files
-from edgeq.importers.tokenizer_json import (
+from edgeq.importers.tokenizer.sentencepiece_model import tokenizer_files
+from edgeq.importers.tokenizer.tokenizer_json import (
     BYTE,
     CONTROL,
     NORMAL,
@@ -31,8 +32,8 @@ from edgeq.importers.tokenizer_json import (
     files,
     sentencepiece_bpe,
 )
-from edgeq.model import Model, ModelConfig
-from edgeq.tensor import FloatTensor, Tensor
+from edgeq.model.config import ModelConfig
+from edgeq.model.model import Model
 
 MAGIC = b"24ka"
 """0x616b3432 ("ak42") as it lies in the file."""

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from edgeq._version import __version__
-from edgeq.cpu import this_cpu
+from edgeq.core.cpu import this_cpu
+from edgeq.core.errors import EdgeqError, FormatError
+from edgeq.core.files import write_whole
 from edgeq.devices.contention import Contention, Watch
 from edgeq.devices.recorder import Recording
-from edgeq.errors import EdgeqError, FormatError
-from edgeq.files import write_whole
 from edgeq.profiling.operations import Operations
 from edgeq.profiling.session import Sample, Workload
 

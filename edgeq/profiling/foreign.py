@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from edgeq.converters import TARGETS, Runner, target_module, target_of
-from edgeq.converters.coreml_exec import describe
-from edgeq.converters.ort import graph_of
-from edgeq.converters.ort_profile import NodeTime, OrtGraph, node_times
-from edgeq.converters.ort_run import OrtRunner
-from edgeq.converters.tflite_profile import NO_PROFILER, TfliteGraph, operators
-from edgeq.cpu import available_cores
-from edgeq.errors import FormatError
-from edgeq.model import ModelConfig
+from edgeq.converters.coreml.exec import describe
+from edgeq.converters.ort.profile import NodeTime, OrtGraph, node_times
+from edgeq.converters.ort.run import OrtRunner
+from edgeq.converters.ort.target import graph_of
+from edgeq.converters.tflite.profile import NO_PROFILER, TfliteGraph, operators
+from edgeq.core.cpu import available_cores
+from edgeq.core.errors import FormatError
+from edgeq.model.config import ModelConfig
 from edgeq.profiling.operations import Operation, Operations, Phase
 from edgeq.profiling.session import Subject, Workload, random_tokens
 from edgeq.profiling.subjects import GraphSubject, RunnerSubject

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgeq.cpu import cache_bytes
+from edgeq.core.cpu import cache_bytes
 
 ROUNDING = 0.5
 """Percent above 100 that are shown as 100."""

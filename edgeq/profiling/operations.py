@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeq.errors import UnsupportedError
-from edgeq.footprint import BATCH
+from edgeq.core.errors import UnsupportedError
+from edgeq.model.memory_layout import BATCH
 from edgeq.profiling.session import Workload, random_tokens
 from edgeq.profiling.subjects import EngineSubject
 from edgeq.runtime.engine import Engine

@@ -8,11 +8,11 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Literal
 
+from edgeq.core.memory import peak_rss_bytes, reset_peak_rss
 from edgeq.devices.contention import Watch
 from edgeq.devices.meters import Absent, Meter, probe
 from edgeq.devices.profile import DeviceProfile
 from edgeq.devices.recorder import Recorder
-from edgeq.memory import peak_rss_bytes, reset_peak_rss
 from edgeq.profiling import foreign
 from edgeq.profiling.document import IDLE, Document, Run, environment
 from edgeq.profiling.foreign import Named

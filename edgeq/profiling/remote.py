@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from edgeq.core.errors import DeviceError, FormatError
 from edgeq.devices.transport import Finished, Transport
-from edgeq.errors import DeviceError, FormatError
 from edgeq.profiling import document
 from edgeq.profiling.document import Document
 from edgeq.profiling.foreign import Named

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgeq.core.errors import UsageError
+from edgeq.core.memory import peak_rss_bytes, reset_peak_rss
 from edgeq.devices.contention import Contention, Watch
-from edgeq.devices.facts import facts_of
+from edgeq.devices.model_header import facts_of
 from edgeq.devices.roofline import cache_read_bytes
-from edgeq.errors import UsageError
-from edgeq.memory import peak_rss_bytes, reset_peak_rss
 
 if TYPE_CHECKING:
-    from edgeq.model import Model
+    from edgeq.model.model import Model
     from edgeq.runtime.engine import Engine
 
 

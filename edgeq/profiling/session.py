@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.errors import UsageError
+from edgeq.core.errors import UsageError
 
 Progress = Callable[[str, int, int], None]
 

@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq._version import __version__
-from edgeq.errors import UsageError
+from edgeq.core.errors import UsageError
 from edgeq.profiling.scenario import bytes_read_per_token
 from edgeq.profiling.session import Workload
 
 if TYPE_CHECKING:
     from edgeq.converters import Runner
-    from edgeq.model import Model, ModelConfig
+    from edgeq.model.config import ModelConfig
+    from edgeq.model.model import Model
     from edgeq.runtime.engine import Engine
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from edgeq.quant.pipeline import Summary, TensorSummary, quantize
+from edgeq.quant.decoder.quantize import Summary, TensorSummary, quantize
 from edgeq.quant.recipe import Recipe, Rule
-from edgeq.quant.rounding import METHODS, quantize_tensor
+from edgeq.quant.rounders.rounding import METHODS, quantize_tensor
 
 __all__ = [
     "METHODS",

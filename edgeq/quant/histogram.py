@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.errors import FormatError, UsageError
+from edgeq.core.errors import FormatError, UsageError
 
 Samples = NDArray[np.float32]
 Range = tuple[float, float]

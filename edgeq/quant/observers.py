@@ -26,7 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.errors import UsageError, unknown
+from edgeq.core.errors import UsageError, unknown
 from edgeq.quant.histogram import (
     BINS,
     LEVELS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from edgeq.errors import SchemeError, check_type
+from edgeq.core.errors import SchemeError, check_type
 
 
 @dataclass(frozen=True)

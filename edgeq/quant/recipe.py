@@ -26,10 +26,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from edgeq.errors import FormatError, SchemeError, UsageError, check_type, unknown
-from edgeq.quant.patterns import Pattern, split_rule
-from edgeq.quant.presets import PRESETS as RECIPES
-from edgeq.schemes import (
+from edgeq.core.errors import FormatError, SchemeError, UsageError, check_type, unknown
+from edgeq.formats.schemes import (
     BITS,
     FLOAT_TYPES,
     K_BLOCK,
@@ -39,6 +37,8 @@ from edgeq.schemes import (
     Scheme,
     parse_scheme,
 )
+from edgeq.quant.patterns import Pattern, split_rule
+from edgeq.quant.presets import PRESETS as RECIPES
 
 DEFAULT_PRESET = "w4-g32"
 OUTER = r"^(model\.embed_tokens|lm_head)\."
@@ -52,7 +52,7 @@ OPTIONS: Mapping[str, tuple[type, ...]] = {
     "block": (int,),
     "sweeps": (int,),
 }
-"""Options of methods, and what they are: those of `edgeq.quant.gptq`."""
+"""Options of methods, and what they are: those of `edgeq.quant.rounders.gptq`."""
 TARGETS = ("bpw", "bytes")
 _KEYS = (
     "preset", "rules", "default", "method", "transforms", "activations", "options", "training",
@@ -117,10 +117,11 @@ class Recipe:
         rules: the first that matches a tensor wins.
         default: the scheme of matrices that no rule matches.
         method: how weights are rounded, a name of `edgeq.quant.METHODS`.
-        transforms: names of `edgeq.quant.transforms.TRANSFORMS`, in order.
+        transforms: names of `edgeq.quant.decoder.transforms.TRANSFORMS`, in order.
         activations: how the inputs of matrices are rounded; None leaves it to the target.
         options: of the method, see `OPTIONS`.
-        training: {"method": "distill"} and other fields of `edgeq.quant.qat.Settings`; None for
+        training: {"method": "distill"} and other fields of `edgeq.quant.training.Settings`; None
+        for
             no training.
         target: {"bpw": bits per weight} or {"bytes": size of the file}: rules for matrices are
             solved for, and tried after the given ones; palettes are among them where the default
@@ -255,7 +256,7 @@ class Recipe:
         Any of "importance" and "ranges", which saved statistics give as well; "hessian",
         "transforms", "target" and "training", which take the text itself.
         """
-        from edgeq.quant.rounding import NEEDS
+        from edgeq.quant.rounders.rounding import NEEDS
 
         found = {NEEDS[self.method]} if self.method in NEEDS else set()
         if self.activations is not None and self.activations.mode == "static":
@@ -415,7 +416,7 @@ def _chosen(bits: int | None, group: int | None) -> Scheme:
 
 
 def _check_training(training: Mapping[str, Any]) -> None:
-    from edgeq.quant.qat.settings import Settings
+    from edgeq.quant.training.settings import Settings
 
     known = [setting.name for setting in fields(Settings)]
     for name in training:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeq._version import __version__
-from edgeq.errors import UsageError
-from edgeq.files import write_whole
+from edgeq.core.errors import UsageError
+from edgeq.core.files import write_whole
 from edgeq.profiling.document import Document
 from edgeq.report import figures, tables
 from edgeq.report.figures import Missing

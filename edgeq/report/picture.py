@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeq.errors import MissingDependencyError
-from edgeq.files import write_whole
+from edgeq.core.errors import MissingDependencyError
+from edgeq.core.files import write_whole
 
 if TYPE_CHECKING:
     from edgeq.sweep import Row

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeq.errors import EdgeqError, FormatError
+from edgeq.core.errors import EdgeqError, FormatError
 from edgeq.profiling import document as documents
 from edgeq.profiling.document import Document, Run
 from edgeq.profiling.summary import summary

@@ -16,9 +16,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.int8 import Rounded, quantize_vectors
-from edgeq.packing import round_up
-from edgeq.schemes import K_BLOCK
+from edgeq.formats.dynamic_quant import Rounded, quantize_vectors
+from edgeq.formats.packing import round_up
+from edgeq.formats.schemes import K_BLOCK
 
 KEY_LEVELS = np.float32(255)
 

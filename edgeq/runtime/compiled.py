@@ -7,14 +7,14 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.footprint import BATCH
-from edgeq.model import Model
-from edgeq.packing import TILE, round_up
+from edgeq.formats.packing import TILE, round_up
+from edgeq.model.memory_layout import BATCH
+from edgeq.model.model import Model
 from edgeq.runtime.compiled_program import CompiledProgram
 from edgeq.runtime.engine_memory import EngineMemory
 from edgeq.runtime.kernels import decoder
 from edgeq.runtime.kernels.abi import CALL
-from edgeq.runtime.state import Parts
+from edgeq.runtime.kv_state import Parts
 from edgeq.runtime.step_times import StepTimes
 from edgeq.runtime.thread_pool import ThreadPool
 from edgeq.runtime.thread_tuner import ThreadTuner

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.footprint import attention_work, buffers, cache_length, query_block
-from edgeq.model import Model
-from edgeq.packing import TILE
-from edgeq.reference import rope_tables
+from edgeq.formats.packing import TILE
+from edgeq.formats.schemes import K_BLOCK
+from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
+from edgeq.model.memory_layout import attention_work, buffers, cache_length, query_block
+from edgeq.model.model import Model
+from edgeq.model.reference import rope_tables
 from edgeq.runtime.engine_memory import EngineMemory
 from edgeq.runtime.kernels import abi
 from edgeq.runtime.kernels.abi import Step
@@ -23,8 +25,6 @@ from edgeq.runtime.kernels.vector_ops import FLOAT_KINDS
 from edgeq.runtime.packed_cache import PackedCache
 from edgeq.runtime.step_times import slot
 from edgeq.runtime.weights import Arena
-from edgeq.schemes import K_BLOCK
-from edgeq.tensor import FloatTensor, QuantTensor, Tensor
 
 LAYER_LINEARS = (
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",

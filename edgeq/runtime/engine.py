@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.cpu import available_cores
-from edgeq.errors import FormatError, UnsupportedError, UsageError, check_type, unknown
-from edgeq.model import Model, ModelConfig
-from edgeq.packing import TILE
-from edgeq.reference import window_start
-from edgeq.runtime import state
+from edgeq.core.cpu import available_cores
+from edgeq.core.errors import FormatError, UnsupportedError, UsageError, check_type, unknown
+from edgeq.formats.packing import TILE
+from edgeq.model.config import ModelConfig
+from edgeq.model.model import Model
+from edgeq.model.reference import window_start
+from edgeq.runtime import kv_state as state
 from edgeq.runtime.sampling import NOT_FINITE
 
 if TYPE_CHECKING:  # it names fields of the compiled kernels, which the NumPy backend does without
@@ -248,7 +249,7 @@ class Engine:
             self._run.time_steps(None)
 
     def save_state(self, path: str | Path) -> int:
-        """Write the sequence, its tokens and cache, to a file; see `edgeq.runtime.state`.
+        """Write the sequence, its tokens and cache, to a file; see `edgeq.runtime.kv_state`.
 
         Args:
             path: the file to make or replace; it is whole or not there at any moment.

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.errors import UsageError
-from edgeq.model import ModelConfig
+from edgeq.core.errors import UsageError
+from edgeq.model.config import ModelConfig
 from edgeq.runtime.lookup import MAX_DRAFT, Lookup, Pacing
 from edgeq.runtime.prompt import prompt_ids
 from edgeq.runtime.sampling import Sampler, SamplingParams
 
 if TYPE_CHECKING:
-    from edgeq.runtime.chat import Message
+    from edgeq.runtime.chat_template import Message
 
 FinishReason = Literal["stop", "length"]
 

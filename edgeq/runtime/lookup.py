@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from edgeq.footprint import MAX_DRAFT as MAX_DRAFT
+from edgeq.model.memory_layout import MAX_DRAFT as MAX_DRAFT
 
 _LONGEST_PAUSE = 16
 _LENGTHS = (4, 3, 2)

@@ -24,19 +24,20 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.footprint import CHUNK
-from edgeq.int8 import Rounded, quantize_vectors
-from edgeq.model import Model, ModelConfig
-from edgeq.packing import TILE, round_up
-from edgeq.reference import KV, Array, Reference, attend_blocks, dense
+from edgeq.formats.dynamic_quant import Rounded, quantize_vectors
+from edgeq.formats.packing import TILE, round_up
+from edgeq.formats.schemes import K_BLOCK
+from edgeq.formats.tensor import QuantTensor, Tensor
+from edgeq.model.config import ModelConfig
+from edgeq.model.memory_layout import CHUNK
+from edgeq.model.model import Model
+from edgeq.model.reference import KV, Array, Reference, attend_blocks, dense
 from edgeq.runtime.activations import (
     quantize_blocks,
     quantize_keys,
     quantize_twice,
 )
-from edgeq.runtime.state import Parts
-from edgeq.schemes import K_BLOCK
-from edgeq.tensor import QuantTensor, Tensor
+from edgeq.runtime.kv_state import Parts
 
 KEEP_WEIGHTS = 1 << 24
 """A model of at most this many weights is unpacked once, to float32 (64 MiB); a larger one is

@@ -2,7 +2,7 @@
 
 The kernels want keys as a packed matrix [S, D] and values as a packed [D, S] for each head (see
 `edgeq.runtime.kernels.attention_chunk`). Saved states hold the same numbers position by position
-(`edgeq.runtime.state.layer_parts`); everything here moves whole tiles of 16 positions, as those
+(`edgeq.runtime.kv_state.layer_parts`); everything here moves whole tiles of 16 positions, as those
 share a center.
 """
 
@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.footprint import CHUNK, cache_arrays
-from edgeq.model import ModelConfig
-from edgeq.packing import TILE, round_up
+from edgeq.formats.packing import TILE, round_up
+from edgeq.model.config import ModelConfig
+from edgeq.model.memory_layout import CHUNK, cache_arrays
 from edgeq.runtime.kernels.abi import CACHE
 from edgeq.runtime.kernels.jit import KEY_SCHEME, VALUE_SCHEME, kernel_address
-from edgeq.runtime.state import Parts, layer_parts
+from edgeq.runtime.kv_state import Parts, layer_parts
 
 Allocate = Callable[[int, Any], NDArray[Any]]
 """(count, dtype) -> a zeroed, 64-byte aligned vector."""

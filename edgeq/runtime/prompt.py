@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from edgeq.errors import UsageError
+from edgeq.core.errors import UsageError
 
 if TYPE_CHECKING:
     from edgeq.runtime.generate import Decoder, Decodes

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.errors import FormatError, UsageError
+from edgeq.core.errors import FormatError, UsageError
 
 Logits = NDArray[np.floating]
 NOT_FINITE = "the model's logits are not finite; its file is damaged or holds NaN or Inf"

@@ -12,8 +12,8 @@ from types import TracebackType
 
 import numpy as np
 
-from edgeq.cpu import available_cores
-from edgeq.errors import EdgeqError, UsageError
+from edgeq.core.cpu import available_cores
+from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.runtime.kernels import pool_functions
 from edgeq.runtime.kernels.abi import JOB, WORKER
 

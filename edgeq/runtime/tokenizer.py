@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import tokenizers
 
-from edgeq.errors import FormatError, UnsupportedError, UsageError, unknown
-from edgeq.importers.chat_templates import chat_templates
-from edgeq.importers.hf_tokenizer import end_ids, hf_tokenizer
-from edgeq.importers.tokenizer_json import from_printable
+from edgeq.core.errors import FormatError, UnsupportedError, UsageError, unknown
+from edgeq.importers.huggingface.tokenizer import end_ids, hf_tokenizer
+from edgeq.importers.tokenizer.chat_templates import chat_templates
+from edgeq.importers.tokenizer.tokenizer_json import from_printable
 
 if TYPE_CHECKING:
-    from edgeq.runtime.chat import Message
+    from edgeq.runtime.chat_template import Message
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _DECODERS = ("ByteLevel", "ByteFallback", "Fuse", "Metaspace", "Replace", "Strip")
@@ -44,7 +44,7 @@ class Tokenizer:
         files: a model, its path, or its files; ``tokenizer.json`` is needed, and
             ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json`` and
             ``generation_config.json`` are read as Transformers reads them
-            (`edgeq.importers.hf_tokenizer`).
+            (`edgeq.importers.huggingface.tokenizer`).
 
     Attributes:
         bos: id of the beginning-of-text token, or None.
@@ -125,14 +125,14 @@ class Tokenizer:
         Args:
             messages: {"role": ..., "content": ...} each.
             add_generation_prompt: end with the opening of the assistant's turn.
-            **extra: as of `edgeq.runtime.chat.render_chat`.
+            **extra: as of `edgeq.runtime.chat_template.render_chat`.
 
         Raises:
             UnsupportedError: the model has no chat template.
             UsageError: the template refuses the messages.
             FormatError: the template is damaged.
         """
-        from edgeq.runtime.chat import render_chat
+        from edgeq.runtime.chat_template import render_chat
 
         text = render_chat(self._files, messages, add_generation_prompt, **extra)
         return self.encode(text, add_bos=False)
@@ -143,7 +143,7 @@ class Tokenizer:
 
         Models are published whose listed end tokens lack it; a chat must stop there too.
         """
-        from edgeq.runtime.chat import after_an_answer
+        from edgeq.runtime.chat_template import after_an_answer
 
         if not self.has_chat_template:
             return ()

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.importers.safetensors_file import mapping_under, release
-from edgeq.memory import advise_huge, available_bytes, huge_buffer
-from edgeq.model import Model
-from edgeq.packing import round_up
-from edgeq.tensor import FloatTensor, QuantTensor, Tensor
+from edgeq.core.memory import advise_huge, available_bytes, huge_buffer
+from edgeq.formats.packing import round_up
+from edgeq.formats.safetensors_file import mapping_under, release
+from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
+from edgeq.model.model import Model
 
 _LINE = 64
 _PIECE = 1 << 23

@@ -14,10 +14,10 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 
-from edgeq.cpu import this_cpu
-from edgeq.errors import UnsupportedError
+from edgeq.core.cpu import this_cpu
+from edgeq.core.errors import UnsupportedError
+from edgeq.formats.schemes import QuantScheme
 from edgeq.runtime.kernels import dispatch, jit, vector_ops
-from edgeq.schemes import QuantScheme
 from tests.arm.greedy import greedy_tokens
 
 BOARD = os.environ.get("EDGEQ_BOARD", "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edgeq.core.errors import DeviceError, FormatError, UsageError
 from edgeq.devices.meters import (
     android,
     battery,
@@ -33,7 +34,6 @@ from edgeq.devices.meters.base import (
     run_here,
 )  # fmt: skip
 from edgeq.devices.meters.trace import Trace
-from edgeq.errors import DeviceError, FormatError, UsageError
 
 __all__ = [
     "Absent",

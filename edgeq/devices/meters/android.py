@@ -13,9 +13,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from edgeq.core.errors import DeviceError
 from edgeq.devices.meters.base import Absent, Meter, Run, Sample, number
 from edgeq.devices.meters.battery import not_discharging
-from edgeq.errors import DeviceError
 
 ANDROID = "android-battery"
 DUMPSYS = ("dumpsys", "battery")

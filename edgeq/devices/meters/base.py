@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from edgeq.errors import DeviceError, UsageError, unknown
+from edgeq.core.errors import DeviceError, UsageError, unknown
 
 UNITS = {
     "power": "W",

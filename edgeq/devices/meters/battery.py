@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgeq.core.errors import DeviceError
 from edgeq.devices.meters.base import (
     Absent,
     Meter,
@@ -24,7 +25,6 @@ from edgeq.devices.meters.base import (
     read_number,
     read_text,
 )  # fmt: skip
-from edgeq.errors import DeviceError
 
 NAME = "battery"
 POWER_SUPPLY = "sys/class/power_supply"

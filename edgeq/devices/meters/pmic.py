@@ -19,8 +19,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgeq.core.errors import DeviceError
 from edgeq.devices.meters.base import Absent, Meter, Run, Sample, number, optional_text
-from edgeq.errors import DeviceError
 
 NAME = "pmic"
 COMMAND = ("vcgencmd", "pmic_read_adc")

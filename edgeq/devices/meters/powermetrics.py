@@ -14,9 +14,9 @@ from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
+from edgeq.core.errors import FormatError
 from edgeq.devices.meters.base import Sample, Sensor
 from edgeq.devices.meters.trace import Trace
-from edgeq.errors import FormatError
 
 _LINES = re.M | re.A
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from edgeq.core.errors import DeviceError
+from edgeq.core.memory import pss_bytes, rss_bytes
 from edgeq.devices.meters.base import Absent, Meter, Sample
-from edgeq.errors import DeviceError
-from edgeq.memory import pss_bytes, rss_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edgeq.core.errors import DeviceError
 from edgeq.devices.meters.base import Absent, FileMeter, Meter, optional_text, read_number
-from edgeq.errors import DeviceError
 
 NAME = "rapl"
 POWERCAP = "sys/class/powercap"

@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from edgeq.core.errors import DeviceError, FormatError, UsageError
 from edgeq.devices.meters.base import LATEST_S, Meter, Sample, Sensor, number
 from edgeq.devices.meters.trace import Trace
-from edgeq.errors import DeviceError, FormatError, UsageError
 
 UNITS: dict[str, tuple[str, float]] = {
     "W": ("power", 1.0), "mW": ("power", 1e-3), "uW": ("power", 1e-6),

@@ -13,11 +13,11 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
+from edgeq.core.errors import DeviceError, FormatError
 from edgeq.devices.meters.base import Sample, Sensor
 from edgeq.devices.meters.hwmon import WHOLE
 from edgeq.devices.meters.serial_lines import LineMeter, Stream
 from edgeq.devices.meters.trace import Trace
-from edgeq.errors import DeviceError, FormatError
 
 LINE = re.compile(r"\bRAM \d+/\d+MB\b")
 _STAMP = re.compile(r"^(\d\d-\d\d-\d{4} \d\d:\d\d:\d\d) ", re.A)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgeq.core.errors import DeviceError
 from edgeq.devices.meters.base import (
     Absent,
     FileMeter,
@@ -23,7 +24,6 @@ from edgeq.devices.meters.base import (
     read_text,
 )  # fmt: skip
 from edgeq.devices.meters.pmic import board_name
-from edgeq.errors import DeviceError
 
 ZONES, CHIPS, CLOCK, FLAGS, COUNTS = (
     "thermal",

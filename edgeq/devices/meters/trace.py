@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.core.errors import DeviceError, FormatError
 from edgeq.devices.energy import Energy, Window, count_inside, joules_of_counter, joules_of_power
 from edgeq.devices.meters.base import PLAUSIBLE, Sample, Sensor
-from edgeq.errors import DeviceError, FormatError
 
 Series = tuple[NDArray[np.int64], NDArray[np.float64], dict[str, int]]
 

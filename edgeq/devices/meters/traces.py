@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
+from edgeq.core.errors import DeviceError, FormatError
 from edgeq.devices.energy import Window
 from edgeq.devices.meters.base import LATEST_S, Sample, Sensor, number
 from edgeq.devices.meters.trace import Trace
-from edgeq.errors import DeviceError, FormatError
 
 EEMBC_MAGIC = 0xF1
 MOST_BAD = 0.05

@@ -17,11 +17,11 @@ whatever the reason, it kills what was started and removes the folder.
 
 from __future__ import annotations
 
+from edgeq.core.errors import UsageError
 from edgeq.devices.transport.adb import AdbTransport
 from edgeq.devices.transport.base import Finished, Transport
 from edgeq.devices.transport.local import LocalTransport
 from edgeq.devices.transport.ssh import SshTransport
-from edgeq.errors import UsageError
 
 __all__ = ["Finished", "Transport", "open_transport"]
 

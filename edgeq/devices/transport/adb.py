@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 
+from edgeq.core.errors import UsageError
 from edgeq.devices.transport.base import Finished, ShellTransport, split_folder
-from edgeq.errors import UsageError
 
 
 class AdbTransport(ShellTransport):

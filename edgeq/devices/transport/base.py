@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import IO, Protocol
 
-from edgeq.errors import DeviceError
-from edgeq.files import write_whole
+from edgeq.core.errors import DeviceError
+from edgeq.core.files import write_whole
 
 Progress = Callable[[str, int, int], None]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from edgeq.core.errors import UsageError
 from edgeq.devices.transport.base import Finished, ShellTransport
-from edgeq.errors import UsageError
 
 
 class LocalTransport(ShellTransport):

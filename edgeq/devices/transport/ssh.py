@@ -9,8 +9,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from edgeq.core.errors import UsageError
 from edgeq.devices.transport.base import Finished, ShellTransport, split_folder
-from edgeq.errors import UsageError
 
 OPTIONS = "EDGEQ_SSH_OPTIONS"
 """The environment variable of options for ``ssh``, as "-i key -o ProxyJump=gate"."""

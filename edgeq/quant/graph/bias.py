@@ -20,9 +20,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.errors import UsageError
-from edgeq.graphs.ir import Constant, Graph, Node, QuantWeight
-from edgeq.graphs.rewrite import prune, unique
+from edgeq.core.errors import UsageError
+from edgeq.graph.ir import Constant, Graph, Node, QuantWeight
+from edgeq.graph.rewrite import prune, unique
 from edgeq.quant.graph.hessians import Progress, Samples, SessionOf, weight_name
 from edgeq.quant.graph.weights import int_bias
 

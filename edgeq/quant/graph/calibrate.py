@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from edgeq.errors import FormatError, UsageError
-from edgeq.graphs.ir import Graph
+from edgeq.core.errors import FormatError, UsageError
+from edgeq.graph.ir import Graph
 from edgeq.quant.graph.hessians import Feeds, Progress, SessionOf
 from edgeq.quant.histogram import Range
 from edgeq.quant.observers import Observer, observer_named

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from edgeq.graphs.ir import Graph, Node
+from edgeq.graph.ir import Graph, Node
 from edgeq.quant.graph.recipe import Choice, GraphRecipe
 from edgeq.quant.graph.weights import weight_nodes
 

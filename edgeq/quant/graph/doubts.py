@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.errors import UsageError
-from edgeq.graphs.ir import Graph, Node
+from edgeq.core.errors import UsageError
+from edgeq.graph.ir import Graph, Node
 from edgeq.quant.graph.hessians import SessionOf
 from edgeq.quant.graph.samples import Samples
 

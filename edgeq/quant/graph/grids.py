@@ -33,7 +33,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.graphs.ir import Graph, Node, Quant, QuantWeight
+from edgeq.graph.ir import Graph, Node, Quant, QuantWeight
 from edgeq.quant.graph.precise import has_attention, precise
 from edgeq.quant.histogram import Range
 

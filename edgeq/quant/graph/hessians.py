@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.errors import UsageError
-from edgeq.graphs.ir import Graph, Node
-from edgeq.quant.hessian import Hessian
+from edgeq.core.errors import UsageError
+from edgeq.graph.ir import Graph, Node
+from edgeq.quant.rounders.hessian import Hessian
 
 Array = NDArray[np.float32]
 Feeds = Mapping[str, NDArray[Any]]

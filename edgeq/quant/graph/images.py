@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.errors import FormatError, MissingDependencyError, UsageError, require, unknown
-from edgeq.graphs.ir import Shape
+from edgeq.core.errors import FormatError, MissingDependencyError, UsageError, require, unknown
+from edgeq.graph.ir import Shape
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
 COLOURS = {1: "L", 3: "RGB", 4: "RGBA"}

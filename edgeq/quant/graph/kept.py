@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.errors import FormatError
-from edgeq.graphs.ir import Graph
+from edgeq.core.errors import FormatError
+from edgeq.graph.ir import Graph
 
 META_SAMPLES = "edgeq.samples"
 """Key of the record's metadata."""

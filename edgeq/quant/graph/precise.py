@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from edgeq.graphs.ir import Graph, Node
+from edgeq.graph.ir import Graph, Node
 
 PRODUCTS = frozenset({"Conv", "ConvTranspose", "Linear", "MatMul"})
 _PASSES = frozenset(

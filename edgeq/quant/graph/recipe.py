@@ -37,8 +37,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from edgeq.errors import FormatError, SchemeError, UsageError, unknown
-from edgeq.graphs.ir import Node
+from edgeq.core.errors import FormatError, SchemeError, UsageError, unknown
+from edgeq.graph.ir import Node
 from edgeq.quant.graph.presets import DEFAULT_PRESET, PRESETS
 from edgeq.quant.graph.weights import METHODS, WeightScheme
 from edgeq.quant.observers import OBSERVERS

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.errors import EdgeqError, FormatError, UsageError
-from edgeq.graphs.ir import Graph, Info
+from edgeq.core.errors import EdgeqError, FormatError, UsageError
+from edgeq.graph.ir import Graph, Info
 from edgeq.quant.graph import images
 from edgeq.quant.graph.images import Preprocess
 from edgeq.quant.graph.sentences import Sentences, read_lines

@@ -10,7 +10,7 @@ graph are compared with the float one's:
     relative    squared error over the square of the float output, for all else, as boxes and maps
 
 Several outputs count by their mean. The losses of layers add up, nearly, as those of
-`edgeq.quant.sensitivity` do.
+`edgeq.quant.decoder.sensitivity` do.
 
 Source: sensitivity by the divergence of the output, Cai et al. 2020, "ZeroQ" (arXiv:2001.00281),
 section 3.2.
@@ -26,10 +26,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.errors import UsageError
-from edgeq.evaluate import kl_divergence, log_softmax
-from edgeq.evaluate_graph import cosine
-from edgeq.graphs.ir import Constant, Graph, Node, QuantWeight
+from edgeq.core.errors import UsageError
+from edgeq.evaluation.graph import cosine
+from edgeq.evaluation.text import kl_divergence, log_softmax
+from edgeq.graph.ir import Constant, Graph, Node, QuantWeight
 from edgeq.quant.graph.hessians import WEIGHTED, Progress, Samples, SessionOf, weight_name
 
 Measure = Literal["kl", "cosine", "relative"]

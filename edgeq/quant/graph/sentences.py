@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.errors import FormatError, UsageError
-from edgeq.graphs.ir import Graph
+from edgeq.core.errors import FormatError, UsageError
+from edgeq.graph.ir import Graph
 
 KEYS = ("text", "sentence", "content", "query")
 """Keys of a line of JSON that may hold its sentence."""

@@ -21,9 +21,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.errors import UsageError
-from edgeq.graphs.ir import Constant, Graph, Info, Node
-from edgeq.graphs.rewrite import unique, unique_node
+from edgeq.core.errors import UsageError
+from edgeq.graph.ir import Constant, Graph, Info, Node
+from edgeq.graph.rewrite import unique, unique_node
 from edgeq.quant.graph.hessians import Feeds, Progress, SessionOf
 
 MAKERS = ("LayerNormalization", "Gelu")

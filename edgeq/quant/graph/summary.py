@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.graphs.arena import lay_out, lives
-from edgeq.graphs.ir import Graph, Node, QuantWeight
+from edgeq.graph.arena import lay_out, lives
+from edgeq.graph.ir import Graph, Node, QuantWeight
 from edgeq.quant.graph.calibrate import parts
 from edgeq.quant.graph.grids import data_inputs, fused
 from edgeq.quant.graph.hessians import Feeds, SessionOf

@@ -26,15 +26,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.errors import SchemeError, UsageError, unknown
-from edgeq.graphs.ir import LEVELS, Graph, Node, QuantWeight
-from edgeq.quant.gptq import round_gptq
+from edgeq.core.errors import SchemeError, UsageError, unknown
+from edgeq.formats.schemes import QuantScheme
+from edgeq.formats.tensor import QuantTensor
+from edgeq.graph.ir import LEVELS, Graph, Node, QuantWeight
 from edgeq.quant.graph.hessians import WEIGHTED, Array, weight_name
-from edgeq.quant.hessian import Hessian
-from edgeq.quant.qparams import QParams, check_finite, group_view, snap_scales
-from edgeq.quant.rounding import Shared, find_shared, quantize_tensor, round_rows
-from edgeq.schemes import QuantScheme
-from edgeq.tensor import QuantTensor
+from edgeq.quant.rounders.gptq import round_gptq
+from edgeq.quant.rounders.hessian import Hessian
+from edgeq.quant.rounders.qparams import QParams, check_finite, group_view, snap_scales
+from edgeq.quant.rounders.rounding import Shared, find_shared, quantize_tensor, round_rows
 
 Method = Literal["rtn", "mse", "gptq", "palette"]
 

@@ -29,9 +29,9 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.errors import EdgeqError
+from edgeq.core.errors import EdgeqError
+from edgeq.formats.schemes import BITS, QuantScheme
 from edgeq.runtime.kernels.dispatch import ISA
-from edgeq.schemes import BITS, QuantScheme
 
 KERNEL = ISA.name
 """The name of the kernel in use, such as "avx512vnni"."""
@@ -138,11 +138,11 @@ def int8_throughput(threads: int, repeats: int = 5) -> float:
     A multiplication and an addition are two operations. Each thread multiplies 4-bit weights
     that stay in its cache by 128 rows: what prefill could do if nothing else took time.
     """
-    from edgeq.footprint import ACT_BLOCK, BATCH
-    from edgeq.packing import TILE
+    from edgeq.formats.packing import TILE
+    from edgeq.formats.schemes import K_BLOCK
+    from edgeq.model.memory_layout import ACT_BLOCK, BATCH
     from edgeq.runtime.kernels.abi import MatmulKernel
     from edgeq.runtime.kernels.jit import kernel_address
-    from edgeq.schemes import K_BLOCK
 
     if threads < 1:
         raise EdgeqError(f"threads is {threads}; use 1 or more")

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeq.footprint import SYNC_BYTES as SYNC_BYTES
+from edgeq.formats.schemes import BITS, K_BLOCK, QuantScheme
+from edgeq.model.memory_layout import SYNC_BYTES as SYNC_BYTES
 from edgeq.runtime.kernels.microkernel import NO_SHIFT
-from edgeq.schemes import BITS, K_BLOCK, QuantScheme
 
 
 def _record(*fields: str | tuple[str, str]) -> np.dtype[Any]:
@@ -139,7 +139,8 @@ STEP = _record(
 )  # fmt: skip
 ACTIVATIONS = ("silu", "gelu_tanh")
 WORK = ("queries", "codes", "scores", "probabilities", "parts", "totals", "spans")
-"""Parts of a thread's own memory in attention; `edgeq.footprint.attention_work` lays them out."""
+"""Parts of a thread's own memory in attention; `edgeq.model.memory_layout.attention_work` lays
+them out."""
 PROGRAM = _record(
     "steps", "step_count", "linears", "linear_count", "rows", "row_count",
     "attentions", "caches", "layer_count",

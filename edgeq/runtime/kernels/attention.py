@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from edgeq.footprint import CHUNK, PART_HEAD
-from edgeq.packing import TILE
+from edgeq.formats.packing import TILE
+from edgeq.formats.schemes import K_BLOCK
+from edgeq.model.memory_layout import CHUNK, PART_HEAD
 from edgeq.runtime.kernels.abi import Rows
 from edgeq.runtime.kernels.attention_chunk import append_key_value, attend_chunk, finish
 from edgeq.runtime.kernels.microkernel import ACT_BLOCK
 from edgeq.runtime.kernels.primitives import compiled, floats, ints, merge
 from edgeq.runtime.kernels.row_ops import barrier, next_chunk, quantize_twice, rms_norm, rotate
-from edgeq.schemes import K_BLOCK
 
 _F32, _I64 = 4, 8  # bytes
 

@@ -1,6 +1,6 @@
 """Attention over a cache held the way the matmul kernels read weights.
 
-For each key/value head, an 8-bit cache is two packed matrices (see `edgeq.packing`):
+For each key/value head, an 8-bit cache is two packed matrices (see `edgeq.formats.packing`):
 
     K   [S, D]   one row per position, with a float16 scale and a zero point; scores = K . q
     V^T [D, S]   one row per dimension, blocks of 32 positions;  output = V^T . p
@@ -23,8 +23,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgeq.footprint import CHUNK, PART_HEAD
-from edgeq.packing import LANE, TILE
+from edgeq.formats.packing import LANE, TILE
+from edgeq.formats.schemes import K_BLOCK
+from edgeq.model.memory_layout import CHUNK, PART_HEAD
 from edgeq.runtime.kernels.matmul import quant_matmul
 from edgeq.runtime.kernels.microkernel import ACT_BLOCK, NO_SHIFT
 from edgeq.runtime.kernels.primitives import (
@@ -41,7 +42,6 @@ from edgeq.runtime.kernels.primitives import (
     softmax,
     vector_absmax,
 )
-from edgeq.schemes import K_BLOCK
 
 _ZERO, _ONE, _MAX_CODE, _LEVELS, _TINY = (np.float32(v) for v in (0, 1, 127, 255, 1e-30))
 _F32, _F16, _U8 = 4, 2, 1  # bytes

@@ -11,10 +11,10 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 
-from edgeq import footprint
-from edgeq.cache import cache_home
-from edgeq.cpu import Cpu, this_cpu
-from edgeq.errors import UnsupportedError, unknown
+from edgeq.core.cache import cache_home
+from edgeq.core.cpu import Cpu, this_cpu
+from edgeq.core.errors import UnsupportedError, unknown
+from edgeq.model import memory_layout as footprint
 from edgeq.runtime.kernels.isa_arm import Dotprod, Neon
 from edgeq.runtime.kernels.isa_x86 import Avx2, Avx512Vnni, AvxVnni
 from edgeq.runtime.kernels.microkernel import Isa

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from llvmlite import ir
 
+from edgeq.formats.schemes import K_BLOCK
 from edgeq.runtime.kernels.microkernel import (
     F32,
     I8,
@@ -21,7 +22,6 @@ from edgeq.runtime.kernels.microkernel import (
     load,
     take,
 )
-from edgeq.schemes import K_BLOCK
 
 _V8I8, _V16I8 = (ir.VectorType(I8, n) for n in (8, 16))
 _V4F32 = ir.VectorType(F32, 4)

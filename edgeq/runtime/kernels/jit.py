@@ -20,13 +20,13 @@ from typing import Any
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-from edgeq.errors import EdgeqError
-from edgeq.packing import LANE, TILE
+from edgeq.core.errors import EdgeqError
+from edgeq.formats.packing import LANE, TILE
+from edgeq.formats.schemes import QuantScheme
 from edgeq.runtime.kernels import vector_ops
 from edgeq.runtime.kernels.abi import MATMUL_ARGS
 from edgeq.runtime.kernels.dispatch import ISA, cache_folder
 from edgeq.runtime.kernels.microkernel import I64, VOID, Isa, Variant, add, build, const, loop
-from edgeq.schemes import QuantScheme
 
 KEY_SCHEME = QuantScheme(8, symmetric=False, granularity="channel", group_size=None)
 VALUE_SCHEME = QuantScheme(8, granularity="channel", group_size=None)

@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from edgeq.packing import TILE
+from edgeq.formats.packing import TILE
 from edgeq.runtime.kernels.abi import FIRST_QUANT, MATMUL_ARGS
 from edgeq.runtime.kernels.microkernel import I64, VOID
 from edgeq.runtime.kernels.primitives import compiled, dot_bf16, dot_f16, dot_f32, floats, put_f32

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from edgeq.footprint import ACT_BLOCK as ACT_BLOCK
-from edgeq.packing import LANE, TILE
-from edgeq.schemes import K_BLOCK
+from edgeq.formats.packing import LANE, TILE
+from edgeq.formats.schemes import K_BLOCK
+from edgeq.model.memory_layout import ACT_BLOCK as ACT_BLOCK
 
 NO_SHIFT = 40
 """Group shift that makes every block use scale 0: one scale per row."""

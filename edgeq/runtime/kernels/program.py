@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from numba import types
 
-from edgeq.packing import TILE
+from edgeq.formats.packing import TILE
 from edgeq.runtime.kernels import abi
 from edgeq.runtime.kernels.abi import Rows, Step
 from edgeq.runtime.kernels.attention import attend_one, attend_prompt

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from edgeq.packing import TILE
+from edgeq.formats.packing import TILE
 from edgeq.runtime.kernels.abi import (
     FIRST_QUANT,
     PALETTE,

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
+from edgeq.formats.schemes import K_BLOCK
 from edgeq.runtime.kernels.microkernel import (
     ACT_BLOCK,
     F16,
@@ -35,7 +36,6 @@ from edgeq.runtime.kernels.microkernel import (
     store,
     take,
 )
-from edgeq.schemes import K_BLOCK
 
 _V32F32, _V32I32, _V32I8 = (ir.VectorType(t, K_BLOCK) for t in (F32, I32, I8))
 _FLOATS = {"F32": 4, "F16": 2, "BF16": 2}

@@ -1,0 +1,1 @@
+"""Lowering of a graph to Core ML operators."""

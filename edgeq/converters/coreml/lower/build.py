@@ -1,0 +1,334 @@
+"""The program of a graph: its values in MIL, rounded where the graph says so.
+
+A value with a `Quant` is followed by quantize and dequantize, int8 with the very same scale and
+zero point, wherever it comes from; a node computes on what dequantize gives. Apple's compiler
+fuses the pairs around an operator into one of integers where it has one.
+
+In a program of float16 a number that float16 does not hold stays float32: a scale, with the
+rounding that it belongs to and the operators between such roundings. So the scales are always
+those of the graph; scales that float16 holds make the whole program float16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.converters.coreml.exec.blob import KINDS
+from edgeq.converters.coreml.lower import weights
+from edgeq.converters.coreml.lower.names import Names, make_distinct, shorten
+from edgeq.converters.coreml.lower.weights import Var, Weight
+from edgeq.converters.coreml.weights import narrowed
+from edgeq.core.errors import EdgeqError, UnsupportedError
+from edgeq.graph.ir import Graph, Node, Quant, QuantWeight, Shape
+
+ACTIVATIONS = frozenset({"Relu", "Clip"})
+"""Operators that belong to the one before them, if nothing else takes what it gives."""
+MAX_RANK = 5
+"""Dimensions that Core ML has at most."""
+
+
+@dataclass(frozen=True)
+class Operator:
+    """How an operator is lowered.
+
+    Args:
+        build: from the lowering and the node to a value, or one for each output.
+        refuse: from the graph and the node to why it cannot be, with the nearest form that can;
+            empty if it can.
+    """
+
+    build: Callable[[Lowering, Node], Var | Sequence[Var]]
+    refuse: Callable[[Graph, Node], str] = lambda graph, node: ""
+
+
+def stored_kind(scales: NDArray[np.float32] | float, precision: str) -> str:
+    """The type that scales are held in: "fp16" or "fp32"."""
+    return "fp16" if precision == "float16" and weights.float16_exact(scales) else "fp32"
+
+
+def output_kind(graph: Graph, name: str, precision: str) -> str:
+    """The float type of a value behind the node that makes it.
+
+    It is that of the scale it is rounded with, at once or behind its activation.
+    """
+    if name in graph.quants:
+        return stored_kind(graph.quants[name].scale, precision)
+    node = graph.only_consumer(name)
+    if node is not None and node.op in ACTIVATIONS:
+        return output_kind(graph, node.output, precision)
+    return "fp16" if precision == "float16" else "fp32"
+
+
+def _past_half(array: NDArray[Any]) -> bool:
+    """Whether float16 holds a constant as infinity, or none of it but as zero."""
+    if array.dtype != np.float32 or not array.size:
+        return False
+    size, half = float(np.abs(array[np.isfinite(array)]).max(initial=0)), np.finfo(np.float16)
+    return bool(size > float(half.max) or 0 < size < float(half.tiny))
+
+
+def _held_float(name: str, exact: NDArray[np.float32], kind: str) -> NDArray[Any]:
+    """A float constant in a type of MIL, infinities as they are."""
+    finite = np.isfinite(exact)
+    held = narrowed(name, np.where(finite, exact, np.float32(0)), kind)
+    held = np.where(finite, held, exact.astype(held.dtype))
+    if held.ndim == 0 and exact > 0 and held == 0:
+        # what keeps a divisor from zero does so in float16, too, as in coremltools
+        return np.asarray(np.nextafter(held, held.dtype.type(1)))
+    return held
+
+
+class Lowering:
+    """One graph on its way to a program.
+
+    Args:
+        graph: it.
+        target: "ios16", "ios17" or "ios18".
+        precision: "float16" or "float32".
+        operators: how each is lowered.
+    """
+
+    def __init__(
+        self, graph: Graph, target: str, precision: str, operators: Mapping[str, Operator]
+    ) -> None:
+        from coremltools.converters.mil.mil import Builder, types
+
+        self.mb, self.types = Builder, types
+        self.graph, self.target, self.precision = graph, target, precision
+        self.plain = "fp16" if precision == "float16" else "fp32"
+        self.kind = self.plain  # of the node that is being lowered
+        self._operators = operators
+        self._names = Names()
+        self.inputs = {name: self._names.new(name) for name in graph.inputs}
+        self.outputs = {name: self._names.new(name) for name in graph.outputs}
+        # quantized ones -> what gives them, and its scales if they are apart
+        self.constants: dict[str, tuple[str, str]] = {}
+        self.quants: dict[str, str] = {}  # value -> its quantize
+        self.biases: dict[str, dict[str, str]] = {}  # see `bias`
+        self.vars: dict[str, Var] = {}
+        self._told: set[str] = set()  # names of operators that make values of the graph
+        self._memo: dict[tuple[str, str], Any] = {}
+
+    # --- the whole ----------------------------------------------------------------------------
+
+    def program(self) -> Any:
+        """coremltools' ``Program``."""
+        import coremltools as ct
+        from coremltools.converters.mil.mil import Builder, Function, Program
+
+        Builder.name_count.clear()  # that the same graph make the same file
+        result = Program()
+        specs = {}
+        for name, label in self.inputs.items():
+            info = self.graph.info(name)
+            kind = self.types.fp32 if info.dtype == "float32" else self.types.int32
+            specs[label] = Builder.TensorSpec(info.shape or (1,), kind)
+        opset = {"ios16": ct.target.iOS16, "ios17": ct.target.iOS17, "ios18": ct.target.iOS18}
+        with Function(specs, opset_version=opset[self.target]) as function:
+            for name, label in self.inputs.items():
+                self._put(name, self._entered(name, function.inputs[label]))
+            for node in self.graph.nodes:
+                self._node(node)
+            function.set_outputs([self._left(name) for name in self.graph.outputs])
+        ends = {*self.inputs.values(), *self.outputs.values()}
+        make_distinct(function, ends, self._names)
+        self._tell(shorten(function, ends, self._told, self._names))
+        result.add_function("main", function)
+        return result
+
+    def _tell(self, named: Mapping[str, str]) -> None:
+        """Take over the names that things go by in the end."""
+        given = {
+            name: (named.get(label, label), named.get(scales, scales))
+            for name, (label, scales) in self.constants.items()
+        }
+        self.constants = given
+        self.quants = {name: named.get(label, label) for name, label in self.quants.items()}
+        for held in self.biases.values():
+            held["id"] = named.get(held["id"], held["id"])
+
+    def _entered(self, name: str, var: Var) -> Var:
+        info = self.graph.info(name)
+        if info.dtype == "bool":
+            var = self.mb.cast(x=var, dtype="bool")
+        if not info.shape:
+            var = self.mb.squeeze(x=var, axes=[0])
+        return var
+
+    def _left(self, name: str) -> Var:
+        """A value as an output: float32 or int32, of at least one dimension."""
+        var = self.take(name)
+        info = self.graph.info(name)
+        var = self.cast(var, "fp32" if info.dtype == "float32" else "int32")
+        if not info.shape:
+            var = self.mb.reshape(x=var, shape=[1])
+        return self.mb.identity(x=var, name=self.outputs[name])
+
+    def _node(self, node: Node) -> None:
+        self.kind = self._kind(node)
+        try:
+            made = self._operators[node.op].build(self, node)
+        except UnsupportedError as err:
+            raise UnsupportedError(f"{node}: {err}") from err
+        except EdgeqError:
+            raise
+        except Exception as err:  # coremltools checks with errors of many kinds
+            raise UnsupportedError(
+                f"{node} cannot be written for Core ML: coremltools refuses it: {err}"
+            ) from err
+        for name, var in zip(
+            node.outputs, made if isinstance(made, list | tuple) else [made], strict=False
+        ):
+            if name:
+                self._put(name, self._named(name, var))
+
+    def _kind(self, node: Node) -> str:
+        """The float type a node computes in."""
+        kinds = [output_kind(self.graph, name, self.precision) for name in node.outputs if name]
+        for name in node.inputs:
+            var = self.vars.get(name)
+            if var is not None and var.dtype == self.types.fp32:
+                kinds.append("fp32")
+            held = self.graph.constants.get(name)
+            # bounds past float16 bound nothing in it
+            if isinstance(held, np.ndarray) and node.op != "Clip" and _past_half(held):
+                kinds.append("fp32")
+            # before iOS 17 a product's factors are of one type
+            if self.target == "ios16" and isinstance(held, QuantWeight) and held.bits != 32:
+                kinds.append(self._held_kind(held))
+        return "fp32" if "fp32" in kinds else self.plain
+
+    def _put(self, name: str, var: Var) -> None:
+        """Keep a value, rounded if the graph says so."""
+        if name in self.graph.quants:
+            var = self._rounded(name, var, self.graph.quants[name])
+        elif var.dtype == self.types.fp32:
+            var = self.cast(var, output_kind(self.graph, name, self.precision))
+        self.vars[name] = var
+
+    def _rounded(self, name: str, var: Var, quant: Quant) -> Var:
+        kind = stored_kind(quant.scale, self.precision)
+        scale = KINDS[kind].dtype(quant.scale)
+        zero = np.int8(quant.zero_point)
+        label = self.quants[name] = self._names.inner(f"{name}_q")
+        levels = self.mb.quantize(
+            input=self.cast(var, kind),
+            scale=scale,
+            zero_point=zero,
+            output_dtype="int8",
+            name=label,
+        )
+        return self.mb.dequantize(input=levels, scale=scale, zero_point=zero)
+
+    def _named(self, name: str, var: Var) -> Var:
+        """Call what a node made after the value, unless it goes out under that name."""
+        if name not in self.outputs and var.op is not None and len(var.op.outputs) == 1:
+            label = self._names.inner(name)
+            var.op.name = label
+            var.set_name(label)
+            self._told.add(label)
+        return var
+
+    # --- what operators take ------------------------------------------------------------------
+
+    def take(self, name: str, kind: str | None = None) -> Var:
+        """A value or constant; floats in the type the node computes in, or another."""
+        kind = kind or self.kind
+        if name in self.vars:
+            return self.cast(self.vars[name], kind)
+        if name in self.graph.quants:  # a constant that is rounded as values are
+            self._put(name, self._constant(name, kind))
+            return self.cast(self.vars[name], kind)
+        return self._constant(name, kind)
+
+    def weight(self, name: str) -> Weight:
+        """A quantized or float constant, of its own float type where the system allows that."""
+        held = self.graph.constants[name]
+        if not isinstance(held, QuantWeight) or held.bits == 32:
+            return Weight(self._constant(name, self.kind))
+        kind = "fp32" if self.kind == "fp32" else self._held_kind(held)
+        return self._quantized(name, held, kind)
+
+    def bias(self, node: Node, var: Var) -> Var:
+        """A bias in the type of the weight it comes with.
+
+        Of one in integers that can be read back it is noted what its scales are the product of.
+        """
+        value, weight, name = node.inputs[:3]
+        made = self._constant(name, "fp16" if var.dtype == self.types.fp16 else "fp32")
+        held, factor = self.graph.constants[name], self.graph.constants[weight]
+        quant = self.graph.quants.get(value)
+        if isinstance(held, QuantWeight) and isinstance(factor, QuantWeight) and quant:
+            scales = weights.bias_scales(quant.scale, factor.scales, held.shape)
+            same = made.dtype == self.types.fp32 and np.array_equal(held.scales, scales)
+            if same and np.array_equal(weights.bias_levels(held.numpy(), scales), held.levels):
+                self.biases[name] = {"id": made.name, "value": value, "weight": weight}
+        return made
+
+    def const(self, values: Any, kind: str | None = None, name: str = "a constant") -> Any:
+        """Numbers; floats in the type the node computes in, or another."""
+        array = np.asarray(values)
+        if array.dtype.kind == "f":
+            array = _held_float(name, array.astype(np.float32), kind or self.kind)
+        elif array.dtype.kind in "iu":
+            array = array.astype(np.int32)
+        return array if array.ndim else array[()]
+
+    def info_shape(self, name: str) -> Shape:
+        """Of a value or constant."""
+        return self.graph.info(name).shape
+
+    def numbers(self, name: str) -> NDArray[Any]:
+        """A constant's numbers."""
+        return self.graph.array(name)
+
+    def ints(self, name: str) -> list[int]:
+        """A constant's whole numbers."""
+        return [int(v) for v in self.numbers(name).reshape(-1)]
+
+    def cast(self, var: Var, kind: str) -> Var:
+        """A value in another type, cast once; of floats to a float type only."""
+        types = self.types
+        if var.dtype == getattr(types, kind):
+            return var
+        if kind in ("fp16", "fp32") and var.dtype not in (types.fp16, types.fp32):
+            return var
+        key = ("cast", f"{id(var)} {kind}")
+        if key not in self._memo:  # with the value, that its id stay its own
+            self._memo[key] = (var, self.mb.cast(x=var, dtype=kind))
+        return self._memo[key][1]
+
+    def _held_kind(self, held: QuantWeight) -> str:
+        return stored_kind(held.scales, self.precision)
+
+    def _constant(self, name: str, kind: str) -> Var:
+        held = self.graph.constants[name]
+        if isinstance(held, QuantWeight) and held.bits != 32:
+            own = "fp32" if kind == "fp32" else self._held_kind(held)
+            return self.cast(self._quantized(name, held, own).var, kind)
+        key = (name, kind)
+        if key not in self._memo:
+            label = self._names.inner(name)
+            if isinstance(held, np.ndarray) and held.dtype == np.float16 and kind == "fp32":
+                var = self.mb.constexpr_cast(source_val=held, output_dtype="fp32", name=label)
+            else:
+                values = self.const(self.graph.array(name), kind, name)
+                var = self.mb.const(val=values, name=label)
+            self._memo[key] = var
+        return self._memo[key]
+
+    def _quantized(self, name: str, held: QuantWeight, kind: str) -> Weight:
+        key = (name, kind)
+        if key not in self._memo:
+            label, scale = self._names.inner(name), self._names.inner(f"{name}_scale")
+            self.constants.setdefault(name, (label, scale))
+            self._memo[key] = weights.build(
+                self.mb, self.types, label, scale, held, kind, self.target
+            )
+        found: Weight = self._memo[key]
+        return found

@@ -1,0 +1,295 @@
+"""A graph as a Core ML package: an ML Program that holds the record's own integers, packed.
+
+The operators are in `coreml_lower_layers`, `coreml_lower_math`, `coreml_lower_shape` and
+`coreml_lower_resize`, how the program is put together in `coreml_lower_build`, how weights are
+held in `coreml_lower_weights`. Images stay channels first, as Core ML has them too. On this
+machine a package is executed by `coreml_exec`, in NumPy and float32: that shows that the program
+means what it should, and says nothing of Apple's compiler, the Neural Engine, or speed.
+
+Options:
+    target_os  "ios18" (also macOS 15; the default), "ios17" (rounds activations too), or "ios16"
+    precision  "float16" (for the Neural Engine; the default) or "float32"
+
+A quantized bias is held as the floats it stands for, as Core ML has no bias of integers. Where
+they are float32 and its levels below 2**23, the very same levels are read back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeq.converters.coreml import target as coreml
+from edgeq.converters.coreml.exec.load import protobuf
+from edgeq.converters.coreml.lower import (
+    layers as coreml_lower_layers,
+)
+from edgeq.converters.coreml.lower import (
+    math as coreml_lower_math,
+)
+from edgeq.converters.coreml.lower import (
+    resize as coreml_lower_resize,
+)
+from edgeq.converters.coreml.lower import (
+    shape as coreml_lower_shape,
+)
+from edgeq.converters.coreml.lower import weights
+from edgeq.converters.coreml.lower.build import (
+    ACTIVATIONS,
+    MAX_RANK,
+    Lowering,
+    Operator,
+    output_kind,
+)
+from edgeq.converters.coreml.lower.run import (
+    ENTRY,
+    FORMAT,
+    GraphRunner,
+    Package,
+    open_graph,
+    stored_quants,
+    stored_weights,
+)
+from edgeq.converters.coreml.package import VERSIONS, write_package
+from edgeq.converters.metadata_blob import note_text
+from edgeq.core.errors import UnsupportedError, UsageError, unknown
+from edgeq.graph.arena import lay_out, lives
+from edgeq.graph.ir import Graph, Node, QuantWeight
+
+__all__ = [
+    "OPERATORS",
+    "PRECISIONS",
+    "TARGETS",
+    "GraphRunner",
+    "Settings",
+    "arena",
+    "check",
+    "open_graph",
+    "settings",
+    "stored_quants",
+    "stored_weights",
+    "versions",
+    "write",
+]
+
+TARGETS = ("ios18", "ios17", "ios16")
+PRECISIONS = ("float16", "float32")
+OPERATORS: Mapping[str, Operator] = {
+    **coreml_lower_layers.OPS,
+    **coreml_lower_math.OPS,
+    **coreml_lower_shape.OPS,
+    **coreml_lower_resize.OPS,
+}
+"""How each operator of a graph is lowered, by ONNX's names and `Linear`."""
+_TYPES = ("float32", "int64", "int32", "bool")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options as they were meant.
+
+    Args:
+        target: "ios16", "ios17" or "ios18".
+        precision: "float16" or "float32".
+    """
+
+    target: str
+    precision: str
+
+
+def settings(options: Mapping[str, Any]) -> Settings:
+    """Options, checked.
+
+    Raises:
+        UsageError: one that is not known, or outside what is allowed.
+    """
+    allowed = {"target_os": TARGETS, "precision": PRECISIONS}
+    for name, got in options.items():
+        if name not in allowed:
+            raise UsageError(unknown("option of coreml", name, allowed))
+        if got not in allowed[name]:
+            raise UsageError(unknown(name, str(got), allowed[name]))
+    return Settings(options.get("target_os", TARGETS[0]), options.get("precision", PRECISIONS[0]))
+
+
+def check(graph: Graph, options: Mapping[str, Any]) -> None:
+    """Refuse what Core ML cannot hold, before any work.
+
+    Raises:
+        UnsupportedError: operators or constants that the system has nothing for; all of them,
+            each with its node and the nearest form that can be.
+        UsageError: an option outside what is allowed.
+        MissingDependencyError: coremltools is not installed.
+    """
+    chosen = settings(options)
+    found = list(_refusals(graph, chosen))
+    if found:
+        raise UnsupportedError(
+            f"Core ML on {chosen.target} cannot hold {graph.name}:\n  " + "\n  ".join(found)
+        )
+    protobuf("to write Core ML packages")
+
+
+def _refusals(graph: Graph, chosen: Settings) -> Iterator[str]:
+    if graph.quants and chosen.target == "ios16":
+        yield (
+            f"{len(graph.quants)} values rounded to 8 bits, which ios16 has no operators for; "
+            "nearest: target_os ios17, or weights only"
+        )
+    for name in (*graph.inputs, *(out for node in graph.nodes for out in node.outputs if out)):
+        info, node = graph.info(name), graph.producers.get(name)
+        what = f"{node}: {name!r}" if node else f"input {name!r}"
+        if len(info.shape) > MAX_RANK and not coreml_lower_shape.passes(graph, name):
+            yield (
+                f"{what} has {len(info.shape)} dimensions; Core ML has at most {MAX_RANK}, those "
+                "of 1 not counted between Reshape and Transpose; nearest: the same in two steps"
+            )
+        if 0 in info.shape:
+            yield f"{what} has no elements, {list(info.shape)}; nearest: a model without it"
+        if info.dtype not in _TYPES:
+            yield f"{what} is {info.dtype}; nearest: {', '.join(_TYPES)}"
+    for node in graph.nodes:
+        if node.op not in OPERATORS:
+            yield f"{node}: {unknown('operator', node.op, OPERATORS)}"
+            continue
+        if why := OPERATORS[node.op].refuse(graph, node):
+            yield f"{node}: {why}"
+        yield from (f"{node}: {why}" for why in _constants(graph, node, chosen.target))
+
+
+def _constants(graph: Graph, node: Node, target: str) -> Iterator[str]:
+    for name in node.inputs:
+        held = graph.constants.get(name)
+        if isinstance(held, QuantWeight):
+            if why := weights.refusal(graph, node, name, target):
+                yield why
+        elif held is not None and held.dtype.kind in "iu" and node.op not in _READ_AS_NUMBERS:
+            limit = np.iinfo(np.int32)
+            if held.size and not limit.min <= held.min() <= held.max() <= limit.max:
+                yield f"{name!r} holds numbers past int32; nearest: smaller ones"
+
+
+_READ_AS_NUMBERS = frozenset({"Reshape", "Slice", "Expand", "Squeeze", "Unsqueeze", "Pad", "Tile"})
+"""Operators whose constants of integers do not get into the program as they are."""
+
+
+def write(
+    graph: Graph,
+    path: str | Path,
+    options: Mapping[str, Any],
+    progress: Callable[[str, int, int], None] | None = None,
+) -> None:
+    """Write a package.
+
+    Args:
+        graph: float or quantized.
+        path: the folder to make, NAME.mlpackage.
+        options: see the module.
+        progress: called with what is done, how many parts are done, and of how many.
+
+    Raises:
+        EdgeqError: it cannot be written; nothing is left behind.
+    """
+    check(graph, options)
+    chosen = settings(options)
+    lowering = Lowering(graph, chosen.target, chosen.precision, OPERATORS)
+    program = lowering.program()
+    if progress:
+        progress("program", 1, 2)
+    about = {
+        "format": FORMAT,
+        "target_os": chosen.target,
+        "precision": chosen.precision,
+        "arena": arena(graph, options),
+        "inputs": [_told(graph, *item) for item in lowering.inputs.items()],
+        "outputs": [_told(graph, *item) for item in lowering.outputs.items()],
+        "constants": {
+            name: {"id": label, "scales": scales, **weights.describe(_held(graph, name))}
+            for name, (label, scales) in lowering.constants.items()
+        },
+        "biases": lowering.biases,
+        "quants": lowering.quants,
+    }
+    write_package(
+        Path(path),
+        program,
+        VERSIONS[chosen.target],
+        {},
+        {**graph.meta, ENTRY: note_text(about)},
+        f"{graph.name}, by edgeq",
+        None,
+    )
+    if progress:
+        progress("package", 2, 2)
+
+
+def _told(graph: Graph, name: str, label: str) -> dict[str, Any]:
+    info = graph.info(name)
+    return {"name": name, "id": label, "shape": info.shape, "dtype": info.dtype}
+
+
+def _held(graph: Graph, name: str) -> QuantWeight:
+    held = graph.constants[name]
+    assert isinstance(held, QuantWeight)
+    return held
+
+
+def versions() -> dict[str, str]:
+    """The libraries that take part.
+
+    Raises:
+        MissingDependencyError: coremltools is not installed.
+    """
+    return coreml.versions()
+
+
+# --- memory -----------------------------------------------------------------------------------
+
+
+def arena(source: Graph | str | Path, options: Mapping[str, Any] | None = None) -> int | None:
+    """Bytes of activations at the peak, buffers being used again.
+
+    It is our own plan: rounded values take a byte, an activation the place of what it is applied
+    to, others the float type of the program. What Apple's runtime does is not known.
+
+    Args:
+        source: a graph, or a package that `write` made of one.
+        options: see the module; of a graph alone.
+    """
+    if not isinstance(source, Graph):
+        return int(Package(source).about["arena"])
+    precision = settings(options or {}).precision
+    graph = _fused(source)
+    found = {
+        name: replace(life, nbytes=life.nbytes // 2) if _is_half(source, name, precision) else life
+        for name, life in lives(graph).items()
+    }
+    return lay_out(found).nbytes
+
+
+def _is_half(graph: Graph, name: str, precision: str) -> bool:
+    floats = graph.info(name).dtype == "float32" and name not in graph.quants
+    # what comes in is float32
+    return floats and name in graph.producers and output_kind(graph, name, precision) == "fp16"
+
+
+def _fused(graph: Graph) -> Graph:
+    """The graph with activations made part of the node before them."""
+    nodes: list[Node] = []
+    made: dict[str, int] = {}
+    for node in graph.nodes:
+        source = node.inputs[0] if node.inputs else ""
+        alone = graph.only_consumer(source) is node and source not in graph.quants
+        if node.op in ACTIVATIONS and alone and source in made:
+            at = made[source]
+            nodes[at] = replace(nodes[at], outputs=(node.output,))
+        else:
+            at = len(nodes)
+            nodes.append(node)
+        if len(nodes[at].outputs) == 1:
+            made[node.output] = at
+    return replace(graph, nodes=tuple(nodes))

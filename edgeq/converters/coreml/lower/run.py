@@ -1,0 +1,181 @@
+"""A package that a graph was lowered to: its integers read back, and executed.
+
+See `coreml_lower`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.converters.coreml.exec.load import Function, Op, functions, open_file
+from edgeq.converters.coreml.exec.machine import Arithmetic, Machine, refuse_unknown
+from edgeq.converters.coreml.lower import weights
+from edgeq.converters.metadata_blob import read_note
+from edgeq.core.errors import FormatError, UsageError, unknown
+from edgeq.graph.feeds import held_as
+from edgeq.graph.ir import Info, Quant, QuantWeight
+
+ENTRY, FORMAT = "edgeq.graph", 1
+"""Entry of the model's user-defined metadata, and its version."""
+_RUNTIME = f"edgeq.converters.coreml.exec (NumPy {np.__version__})"
+
+# --- reading back -----------------------------------------------------------------------------
+
+
+class Package:
+    """A package of ours, opened."""
+
+    def __init__(self, path: str | Path) -> None:
+        file = open_file(path)
+        entry = file.spec.description.metadata.userDefined.get(ENTRY)
+        if entry is None or file.spec.WhichOneof("Type") != "mlProgram":
+            raise FormatError(f"{path} is not a graph that edgeq wrote")
+        try:
+            self.about: dict[str, Any] = read_note(entry)
+        except FormatError as err:
+            raise FormatError(f"{path}: {err}") from err
+        try:
+            self.metadata = dict(file.spec.description.metadata.userDefined)
+            if self.about["format"] != FORMAT:
+                raise FormatError(
+                    f"{path} was written by another version of edgeq: its format is "
+                    f"{self.about['format']}, "
+                    f"this edgeq reads {FORMAT}"
+                )
+            self.inputs = {i["name"]: (i["id"], _info(i)) for i in self.about["inputs"]}
+            self.outputs = {o["name"]: (o["id"], _info(o)) for o in self.about["outputs"]}
+            self.constants: dict[str, Any] = self.about["constants"]
+            self.biases: dict[str, Any] = self.about["biases"]
+            self.quants: dict[str, str] = self.about["quants"]
+        except (ValueError, KeyError, TypeError) as err:
+            raise FormatError(f"{path}: its description is damaged ({err})") from err
+        held = functions(file)
+        if "main" not in held:
+            raise FormatError(f"{path} has no function 'main'")
+        self.function: Function = held["main"]
+        self.ops: dict[str, Op] = {
+            name: op for op in self.function.block.ops for name, _ in op.outputs
+        }
+
+    def quant(self, name: str) -> Quant:
+        """How a value is rounded."""
+        op = self.ops.get(self.quants[name])
+        if op is None or op.type != "quantize":
+            raise FormatError(f"the program does not round {name!r}")
+        scale = float(np.float32(weights.constant(op, "scale", self.ops)))
+        return Quant(scale, int(weights.constant(op, "zero_point", self.ops)))
+
+
+def _info(told: Mapping[str, Any]) -> Info:
+    return Info(tuple(int(n) for n in told["shape"]), str(told["dtype"]))
+
+
+def stored_weights(path: str | Path) -> Iterator[tuple[str, QuantWeight]]:
+    """Quantized constants by the graph's names, with levels and scales as the package holds them.
+
+    A bias is told where its integers can be; see `coreml_lower`.
+
+    Raises:
+        FormatError: the package is damaged, or not ours.
+    """
+    package = Package(path)
+    scales: dict[str, NDArray[np.float32]] = {}
+    for name, about in package.constants.items():
+        held = weights.read(about["id"], about["scales"], about, package.ops)
+        scales[name] = held.scales
+        yield name, held
+    for name, about in package.biases.items():
+        values = weights.constant(package.ops[about["id"]], "val", package.ops)
+        step = weights.bias_scales(
+            package.quant(about["value"]).scale, scales[about["weight"]], values.shape
+        )
+        levels = weights.bias_levels(values, step).astype(np.int32)
+        yield name, QuantWeight(levels, step, 32, axis=0)
+
+
+def stored_quants(path: str | Path) -> dict[str, Quant]:
+    """How values are rounded, by the graph's names, as the package holds it.
+
+    Raises:
+        FormatError: the package is damaged, or not ours.
+    """
+    package = Package(path)
+    return {name: package.quant(name) for name in package.quants}
+
+
+# --- running ----------------------------------------------------------------------------------
+
+
+class GraphRunner:
+    """A package executed by `coreml_exec`, with the graph's own names, shapes and types.
+
+    Args:
+        path: of the package.
+        arithmetic: what float16 is held as.
+
+    Raises:
+        FormatError: the package is damaged, or not ours.
+    """
+
+    def __init__(self, path: str | Path, arithmetic: Arithmetic = "float32") -> None:
+        self._package = Package(path)
+        refuse_unknown(self._package.function)
+        self._machine = Machine(arithmetic)
+        self.runtime = _RUNTIME
+        self.metadata: Mapping[str, str] = self._package.metadata
+        self.precision = str(self._package.about["precision"])
+        self.inputs: Mapping[str, Info] = {n: info for n, (_, info) in self._package.inputs.items()}
+        self.outputs: Mapping[str, Info] = {
+            n: info for n, (_, info) in self._package.outputs.items()
+        }
+
+    def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run it once.
+
+        Raises:
+            UsageError: an input is missing, unknown, or of another shape.
+        """
+        for name in feeds:
+            if name not in self.inputs:
+                raise UsageError(unknown("input", name, self.inputs))
+        given = {}
+        for name, (label, info) in self._package.inputs.items():
+            if name not in feeds:
+                raise UsageError(f"the input {name!r} is missing: {list(info.shape)} {info.dtype}")
+            value = np.asarray(feeds[name])
+            if value.shape != info.shape:
+                raise UsageError(
+                    f"the input {name!r} has shape {list(value.shape)}; the model takes "
+                    f"{list(info.shape)}"
+                )
+            kind = np.float32 if info.dtype == "float32" else np.int32
+            given[label] = held_as(name, value, kind).reshape(info.shape or (1,))
+        found = self._machine.run(self._package.function, given)
+        return {
+            name: np.asarray(found[label]).reshape(info.shape).astype(info.dtype)
+            for name, (label, info) in self._package.outputs.items()
+        }
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._machine = Machine()
+
+
+def open_graph(path: str | Path, *, threads: int = 1) -> GraphRunner:
+    """A package in our executor of Core ML programs.
+
+    Args:
+        path: the package.
+        threads: NumPy's own are used, whatever this says.
+
+    Raises:
+        FormatError: the package is damaged, or not ours.
+        MissingDependencyError: coremltools is not installed.
+    """
+    del threads
+    return GraphRunner(path)

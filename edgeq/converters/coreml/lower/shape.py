@@ -1,0 +1,245 @@
+"""Operators of a graph that move, take and repeat numbers, in MIL.
+
+See `coreml_lower_build.Operator`.
+
+Source: the ONNX operators' definitions at opset 21, and coremltools' of MIL, ops/defs/iOS15
+(tensor_transformation, tensor_operation, scatter_gather) to iOS17.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.converters.coreml.lower.build import MAX_RANK, Lowering, Operator
+from edgeq.converters.coreml.lower.weights import Var
+from edgeq.graph.ir import Graph, Node, Shape
+
+
+def computed(graph: Graph, node: Node, first: int = 1) -> str:
+    """Refuse where an input from ``first`` on is no constant."""
+    names = [n for n in node.inputs[first:] if n and n not in graph.constants]
+    return f"{names[0]!r} is computed; nearest: a constant" if names else ""
+
+
+_VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
+
+
+def passes(graph: Graph, name: str) -> bool:
+    """Whether a value of too many dimensions can be without those of 1, as these move nothing."""
+    if name in (*graph.inputs, *graph.outputs):
+        return False
+    nodes = [*graph.consumers.get(name, ()), graph.producers[name]]
+    fits = sum(n != 1 for n in graph.info(name).shape) <= MAX_RANK
+    return fits and all(node.op in _VIEWS for node in nodes)
+
+
+def _kept(shape: Shape) -> list[int]:
+    """Dimensions that a value has in the program."""
+    return [i for i, n in enumerate(shape) if n != 1 or len(shape) <= MAX_RANK]
+
+
+def _reshape(b: Lowering, node: Node) -> Var:
+    x, shape = b.take(node.inputs[0]), b.info_shape(node.output)
+    if not shape:
+        return b.mb.squeeze(x=x) if x.rank else b.mb.identity(x=x)
+    return b.mb.reshape(x=x, shape=[shape[i] for i in _kept(shape)] or [1])
+
+
+def _transpose(b: Lowering, node: Node) -> Var:
+    shape = b.info_shape(node.inputs[0])
+    kept = _kept(shape)
+    order = node.attrs.get("perm", range(len(shape))[::-1])
+    perm = [kept.index(i) for i in order if i in kept]
+    return b.mb.transpose(x=b.take(node.inputs[0]), perm=perm)
+
+
+def _concat(b: Lowering, node: Node) -> Var:
+    return b.mb.concat(values=[b.take(n) for n in node.inputs], axis=node.attrs["axis"])
+
+
+def _split(b: Lowering, node: Node) -> Sequence[Var]:
+    axis, sizes = node.attrs.get("axis", 0), b.ints(node.inputs[1])
+    found: Sequence[Var] = b.mb.split(x=b.take(node.inputs[0]), split_sizes=sizes, axis=axis)
+    return found
+
+
+def _slice(b: Lowering, node: Node) -> Var:
+    x = b.take(node.inputs[0])
+    shape = b.info_shape(node.inputs[0])
+    starts, ends, *rest = [b.ints(n) if n else [] for n in node.inputs[1:]]
+    axes = (rest[0] if rest else []) or list(range(len(starts)))
+    steps = (rest[1] if len(rest) > 1 else []) or [1] * len(starts)
+    begin, end, stride = [0] * len(shape), list(shape), [1] * len(shape)
+    open_end = [False] * len(shape)
+    for first, last, axis, step in zip(starts, ends, axes, steps, strict=True):
+        at = axis % len(shape)
+        begin[at], end[at], stride[at] = slice(first, last, step).indices(shape[at])
+        if end[at] < 0:  # backwards to the very first
+            end[at], open_end[at] = 0, True
+    return b.mb.slice_by_index(x=x, begin=begin, end=end, stride=stride, end_mask=open_end)
+
+
+def _pad(b: Lowering, node: Node) -> Var:
+    mode = node.attrs.get("mode", "constant")
+    value = 0.0
+    if len(node.inputs) > 2 and node.inputs[2]:
+        value = float(b.numbers(node.inputs[2]).reshape(()))
+    pads = _pads(b.graph, node).reshape(-1)
+    return b.mb.pad(
+        x=b.take(node.inputs[0]),
+        pad=[int(p) for p in pads],
+        mode={"edge": "replicate"}.get(mode, mode),
+        constant_val=b.const(value),
+    )
+
+
+def _pads(graph: Graph, node: Node) -> NDArray[np.int64]:
+    """Before and after each dimension: [rank, 2]."""
+    rank = len(graph.info(node.inputs[0]).shape)
+    given = graph.array(node.inputs[1]).reshape(2, -1)
+    axes = list(range(rank))
+    if len(node.inputs) > 3 and node.inputs[3]:
+        axes = [int(a) % rank for a in graph.array(node.inputs[3]).reshape(-1)]
+    pads = np.zeros((rank, 2), np.int64)
+    pads[axes] = given.T
+    return pads
+
+
+def _refuse_pad(graph: Graph, node: Node) -> str:
+    if why := computed(graph, node):
+        return why
+    if graph.info(node.inputs[0]).dtype != "float32":
+        return f"{graph.info(node.inputs[0]).dtype} values; nearest: Cast to float32 before"
+    pads, mode = _pads(graph, node), node.attrs.get("mode", "constant")
+    if (pads < 0).any():
+        return "negative pads; nearest: Slice"
+    if mode not in ("constant", "reflect", "edge"):
+        return f"mode {mode}; nearest: constant, reflect or edge"
+    if mode != "constant" and (len(pads) > 4 or pads[:-2].any()):
+        return f"mode {mode} on other than the last two dimensions; nearest: mode constant"
+    return ""
+
+
+# --- take and repeat --------------------------------------------------------------------------
+
+
+def _gather(b: Lowering, node: Node) -> Var:
+    axis = node.attrs.get("axis", 0)
+    indices = _indices(b, node.inputs[1], b.info_shape(node.inputs[0])[axis])
+    if node.inputs[0] not in b.graph.constants or node.inputs[0] in b.graph.quants:
+        return _as_numbers(
+            b, b.take(node.inputs[0]), lambda x: b.mb.gather(x=x, indices=indices, axis=axis)
+        )
+    weight = b.weight(node.inputs[0])
+    y = b.mb.gather(x=weight.var, indices=indices, axis=axis)
+    if weight.scale is None:
+        return y
+    scale = weight.scale
+    if scale.rank:
+        rank = indices.rank
+        scale = b.mb.gather(x=scale, indices=indices, axis=0)
+        scale = b.mb.expand_dims(x=scale, axes=list(range(rank, y.rank)))
+    return b.mb.mul(x=y, y=scale)
+
+
+def _indices(b: Lowering, name: str, size: int) -> Var:
+    """Indices none of which is negative, if they are known."""
+    if name in b.graph.constants:
+        values = b.numbers(name)
+        return b.mb.const(val=b.const(np.where(values < 0, values + size, values)))
+    return b.take(name)
+
+
+def _as_numbers(b: Lowering, x: Var, make: Callable[[Var], Var]) -> Var:
+    """What is made of flags by an operator that knows numbers only."""
+    if x.dtype != b.types.bool:
+        return make(x)
+    return b.mb.cast(x=make(b.cast(x, "int32")), dtype="bool")
+
+
+def _gather_elements(b: Lowering, node: Node) -> Var:
+    axis = node.attrs.get("axis", 0)
+    indices = _indices(b, node.inputs[1], b.info_shape(node.inputs[0])[axis])
+    return b.mb.gather_along_axis(x=b.take(node.inputs[0]), indices=indices, axis=axis)
+
+
+def _refuse_gather_elements(graph: Graph, node: Node) -> str:
+    data, places = (graph.info(name).shape for name in node.inputs)
+    axis = node.attrs.get("axis", 0)
+    if any(a != b for i, (a, b) in enumerate(zip(data, places, strict=True)) if i != axis):
+        return (
+            f"indices {list(places)} that are shorter than the values {list(data)} along another "
+            f"axis than {axis}; nearest: Slice of the values"
+        )
+    return ""
+
+
+def _repeated(b: Lowering, node: Node) -> Var:
+    """Expand and Tile: dimensions of one added in front, then whole repeats."""
+    x, shape = b.take(node.inputs[0]), b.info_shape(node.output)
+    source = (1,) * (len(shape) - len(b.info_shape(node.inputs[0]))) + tuple(
+        b.info_shape(node.inputs[0])
+    )
+    reps = [n // m for n, m in zip(shape, source, strict=True)]
+    if x.rank != len(shape):
+        x = b.mb.reshape(x=x, shape=list(source))
+    return b.mb.tile(x=x, reps=reps) if max(reps, default=1) > 1 else b.mb.identity(x=x)
+
+
+def _topk(b: Lowering, node: Node) -> Sequence[Var]:
+    found: Sequence[Var] = b.mb.topk(
+        x=b.take(node.inputs[0]),
+        k=b.ints(node.inputs[1])[0],
+        axis=node.attrs.get("axis", -1),
+        ascending=not node.attrs.get("largest", 1),
+    )
+    return found
+
+
+def _cumsum(b: Lowering, node: Node) -> Var:
+    return b.mb.cumsum(
+        x=b.take(node.inputs[0]),
+        axis=b.ints(node.inputs[1])[0],
+        exclusive=bool(node.attrs.get("exclusive", 0)),
+        reverse=bool(node.attrs.get("reverse", 0)),
+    )
+
+
+# --- blocks -----------------------------------------------------------------------------------
+
+
+def _depth_to_space(b: Lowering, node: Node) -> Var:
+    x, size = b.take(node.inputs[0]), node.attrs["blocksize"]
+    if node.attrs.get("mode", "DCR") == "CRD":
+        return b.mb.pixel_shuffle(x=x, upscale_factor=size)
+    return b.mb.depth_to_space(x=x, block_size=size)
+
+
+def _space_to_depth(b: Lowering, node: Node) -> Var:
+    return b.mb.space_to_depth(x=b.take(node.inputs[0]), block_size=node.attrs["blocksize"])
+
+
+_VIEW = Operator(_reshape)
+OPS: dict[str, Operator] = {
+    "Concat": Operator(_concat),
+    "CumSum": Operator(_cumsum, computed),
+    "DepthToSpace": Operator(_depth_to_space),
+    "Expand": Operator(_repeated),
+    "Flatten": _VIEW,
+    "Gather": Operator(_gather),
+    "GatherElements": Operator(_gather_elements, _refuse_gather_elements),
+    "Pad": Operator(_pad, _refuse_pad),
+    "Reshape": _VIEW,
+    "Slice": Operator(_slice, computed),
+    "SpaceToDepth": Operator(_space_to_depth),
+    "Split": Operator(_split),
+    "Squeeze": _VIEW,
+    "Tile": Operator(_repeated),
+    "TopK": Operator(_topk, computed),
+    "Transpose": Operator(_transpose),
+    "Unsqueeze": _VIEW,
+}
+"""The operators of this module by ONNX's names."""

@@ -1,0 +1,285 @@
+"""How Core ML holds the quantized constants of a graph: packed, and read back to the same numbers.
+
+    iOS 18      4, 8 bits   constexpr_blockwise_shift_scale(data, scale), data int4 / int8; one
+                            scale, one for each index of an axis, or one a block of an axis
+                palettes    constexpr_lut_to_dense(indices, lut), and the same on what it gives
+    iOS 16, 17  8 bits      constexpr_affine_dequantize(quantized_data, zero_point, scale, axis)
+                4 bits,     constexpr_lut_to_dense(indices, lut, shape), which has no scales: the
+                palettes    product with the weight is multiplied with them
+
+Blocks must divide their axis; a block that does not is held as the largest that divides both,
+its scale repeated.
+
+Scales are float32, or float16 where that is the very same number and the program is of float16.
+
+Source: coremltools' definitions of these operators, ops/defs/iOS16/constexpr_ops.py and
+iOS18/compression.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.converters.coreml.exec.blob import KINDS, Blob, pack_bits
+from edgeq.converters.coreml.exec.load import Op, Tensor
+from edgeq.core.errors import FormatError
+from edgeq.graph.ir import Graph, Node, QuantWeight
+
+Var = Any
+"""coremltools' value in a graph."""
+LEAST_BLOCK = 8
+"""Levels that share a repeated scale; with fewer, the scales would take more than the levels."""
+_INDEX_BITS = {"ios18": (1, 2, 3, 4, 6, 8), "ios17": (1, 2, 4, 6, 8), "ios16": (1, 2, 4, 6, 8)}
+_OUTPUT_AXIS = {"Conv": 0, "Linear": 0, "Gather": 0, "ConvTranspose": 1}
+"""Operators with a weight as second input (Gather: first), and its axis of what comes out."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A quantized constant in the program.
+
+    Args:
+        var: what the operators take.
+        scale: what the product with it is still to be multiplied with: [C], or one number; None
+            if ``var`` has its scales.
+    """
+
+    var: Var
+    scale: Var | None = None
+
+
+def float16_exact(scales: NDArray[np.float32] | float) -> bool:
+    """Whether float16 holds the very same numbers, none of them subnormal."""
+    values = np.asarray(scales, np.float32)
+    half = values.astype(np.float16)
+    tiny = float(np.finfo(np.float16).tiny)
+    return bool(np.all((half.astype(np.float32) == values) & (np.abs(values) >= tiny)))
+
+
+def refusal(graph: Graph, node: Node, name: str, target: str) -> str:
+    """Why a node cannot have a quantized constant in a system's form; empty if it can."""
+    held = graph.constants[name]
+    assert isinstance(held, QuantWeight)
+    if held.bits == 32:
+        return ""
+    if target == "ios18":
+        if held.axis is not None and held.block is not None:
+            block = _block(held.shape[held.axis], held.block)
+            if block < min(LEAST_BLOCK, held.shape[held.axis]):
+                return (
+                    f"blocks of {held.block} on {held.shape[held.axis]} entries of {name!r}, "
+                    f"which Core ML would hold in blocks of {block}; nearest: blocks that divide "
+                    "them, or a scale for each channel"
+                )
+        return ""
+    if held.block is not None:
+        return f"blocks in {name!r}, which {target} has not; nearest: a scale for each channel"
+    if held.bits == 8 and held.palette is None:
+        return ""
+    axis = _OUTPUT_AXIS.get(node.op)
+    if axis is None or held.axis not in (None, axis) or not _is_weight(node, name):
+        return (
+            f"{name!r} in {held.bits} bits, which {target} multiplies with its scales behind the "
+            "product; nearest: 8 bits, or ios18"
+        )
+    return ""
+
+
+def _is_weight(node: Node, name: str) -> bool:
+    """Whether the constant is what the node's product, or look-up along axis 0, is with."""
+    if node.op == "Gather":
+        return node.inputs[0] == name and node.attrs.get("axis", 0) == 0
+    return len(node.inputs) > 1 and node.inputs[1] == name
+
+
+def _block(n: int, block: int) -> int:
+    return n if block >= n else math.gcd(n, block)
+
+
+def build(
+    mb: Any, types: Any, name: str, scale_name: str, held: QuantWeight, kind: str, target: str
+) -> Weight:
+    """The operators that give a constant.
+
+    Args:
+        mb: coremltools' builder.
+        types: coremltools' types.
+        name: of the result.
+        scale_name: of its scales, if they are a constant of their own.
+        held: the constant.
+        kind: "fp16" or "fp32", of its scales and of the result.
+        target: "ios16", "ios17" or "ios18".
+    """
+
+    def packed(values: NDArray[Any], type_name: str) -> NDArray[Any]:
+        return values.astype(types.nptype_from_builtin(getattr(types, type_name)))
+
+    if not held.levels.ndim:  # no constexpr operator knows a constant without dimensions
+        held = replace(held, levels=held.levels.reshape(1))
+    number = KINDS[kind].dtype
+    if target == "ios18":
+        scale = _scales18(held).astype(number)
+        if held.palette is None:
+            data = packed(held.levels, f"int{held.bits}")
+        else:
+            bits, table, indices = _palette(held, target)
+            lut = table.astype(np.float16).reshape([1] * held.levels.ndim + [-1, 1])
+            data = mb.constexpr_lut_to_dense(
+                indices=packed(indices, f"uint{bits}"), lut=lut, name=f"{name}_levels"
+            )
+        return Weight(mb.constexpr_blockwise_shift_scale(data=data, scale=scale, name=name))
+    if held.bits == 8 and held.palette is None:
+        # of no dimensions, a NumPy scalar and not an array
+        scales = held.scales.astype(number)
+        var = mb.constexpr_affine_dequantize(
+            quantized_data=held.levels,
+            zero_point=np.int8(0),
+            scale=scales if scales.ndim else scales[()],
+            axis=held.axis or 0,
+            name=name,
+        )
+        return Weight(var)
+    bits, table, indices = _palette(held, target)
+    var = mb.constexpr_lut_to_dense(
+        indices=pack_bits(indices, bits) if bits < 8 else indices.reshape(-1),
+        lut=table.astype(number),
+        shape=np.array(held.shape, np.uint32),
+        name=name,
+    )
+    scales = held.scales.astype(number)
+    return Weight(var, mb.const(val=scales if scales.ndim else scales[()], name=scale_name))
+
+
+def _scales18(held: QuantWeight) -> NDArray[np.float32]:
+    """Scales of the constant's rank, which divide its shape."""
+    if held.axis is None:
+        return held.scales.reshape([1] * held.levels.ndim)
+    if held.block is None:
+        return held.wide_scales()
+    n = held.shape[held.axis]
+    block = _block(n, held.block)
+    first = np.arange(0, n, block) // held.block
+    return np.ascontiguousarray(np.take(held.scales, first, held.axis))
+
+
+def _palette(held: QuantWeight, target: str) -> tuple[int, NDArray[np.int8], NDArray[np.uint8]]:
+    """Bits of an index, the table filled up to 2**bits, and the index of each level."""
+    table = np.arange(-8, 8, dtype=np.int8) if held.palette is None else np.unique(held.palette)
+    bits = next(b for b in _INDEX_BITS[target] if 1 << b >= table.size)
+    indices = np.searchsorted(table, held.levels).astype(np.uint8)
+    return bits, np.pad(table, (0, (1 << bits) - table.size)), indices
+
+
+# --- reading back -----------------------------------------------------------------------------
+
+
+def describe(held: QuantWeight) -> dict[str, Any]:
+    """What `read` must be told of a constant beside its numbers."""
+    palette = None if held.palette is None else held.palette.tolist()
+    return {
+        "shape": list(held.shape),
+        "bits": held.bits,
+        "axis": held.axis,
+        "block": held.block,
+        "palette": palette,
+    }
+
+
+def read(
+    name: str, scale_name: str, about: Mapping[str, Any], ops: Mapping[str, Op]
+) -> QuantWeight:
+    """A constant as the program holds it.
+
+    Args:
+        name: of the operator that gives it.
+        scale_name: of its scales, if they are a constant of their own.
+        about: what `describe` said of it.
+        ops: the function's operators by the names of their results.
+
+    Raises:
+        FormatError: it is not there, or in a form that `build` does not write.
+    """
+    shape, axis, block = tuple(about["shape"]), about["axis"], about["block"]
+    op = ops.get(name)
+    if op is None:
+        raise FormatError(f"the program has no operator {name!r}")
+    if op.type == "constexpr_affine_dequantize":
+        levels, scales = constant(op, "quantized_data", ops), constant(op, "scale", ops)
+    elif op.type == "constexpr_blockwise_shift_scale":
+        data = op.inputs["data"][0]
+        levels = (
+            _looked_up(ops[data], shape, ops)
+            if isinstance(data, str) and ops[data].type == "constexpr_lut_to_dense"
+            else constant(op, "data", ops)
+        )
+        scales = constant(op, "scale", ops)
+        if axis is None:
+            scales = scales.reshape(())
+        elif block is None:
+            scales = scales.reshape(-1)
+        else:
+            n = shape[axis]
+            step = block // _block(n, block) if block < n else 1
+            scales = np.take(scales, np.arange(0, scales.shape[axis], step), axis)
+    elif op.type == "constexpr_lut_to_dense":
+        levels, scales = _looked_up(op, shape, ops), _scales16(ops, scale_name)
+    else:
+        raise FormatError(f"the program holds {name!r} by {op.type}, which edgeq does not write")
+    palette = about["palette"]
+    return QuantWeight(
+        np.asarray(levels).reshape(shape).astype(np.int8),
+        np.asarray(scales, np.float32),
+        about["bits"],
+        axis,
+        block,
+        None if palette is None else np.array(palette, np.int8),
+    )
+
+
+def constant(op: Op, parameter: str, ops: Mapping[str, Op]) -> NDArray[Any]:
+    """A parameter's numbers, given in the operator or by a constant of its own.
+
+    Raises:
+        FormatError: it has none, or what is no constant.
+    """
+    given = op.inputs.get(parameter, [])
+    value = given[0] if given else None
+    if isinstance(value, str) and value in ops and ops[value].type == "const":
+        value = ops[value].inputs["val"][0]
+    if not isinstance(value, Tensor):
+        raise FormatError(f"{parameter} of the program's {op.name} is no constant")
+    return np.asarray(value.get())
+
+
+def _scales16(ops: Mapping[str, Op], name: str) -> NDArray[Any]:
+    if name not in ops:
+        raise FormatError(f"the program has no constant {name!r}")
+    return constant(ops[name], "val", ops)
+
+
+def bias_scales(
+    scale: float, scales: NDArray[np.float32], shape: tuple[int, ...]
+) -> NDArray[np.float32]:
+    """Scales of a bias in integers: of the value times those of the weight, group by group."""
+    return np.resize(np.float32(scale) * scales, shape).astype(np.float32)
+
+
+def bias_levels(values: NDArray[np.float32], scales: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The integers that a bias in floats stands for; exact where they are below 2**23."""
+    return np.rint(values.astype(np.float64) / scales).astype(np.int64)
+
+
+def _looked_up(op: Op, shape: tuple[int, ...], ops: Mapping[str, Op]) -> NDArray[Any]:
+    """The levels of a palette."""
+    table = constant(op, "lut", ops).reshape(-1).astype(np.float32)
+    indices = constant(op, "indices", ops)
+    if "shape" in op.inputs:
+        bits = int(table.size).bit_length() - 1
+        indices = Blob(KINDS[f"uint{bits}"], math.prod(shape), indices.reshape(-1)).read()
+    return table[indices.astype(np.intp)].reshape(shape)

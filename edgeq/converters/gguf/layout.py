@@ -1,0 +1,241 @@
+"""What goes where in a GGUF file, what it says of the model, and what llama.cpp would get wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq._version import __version__
+from edgeq.converters import Options
+from edgeq.converters.encoding import Container, encode
+from edgeq.converters.gguf.bytes import BLOCK, Entry, Kind, minimum_is_exact
+from edgeq.converters.gguf.names import ARCHITECTURES
+from edgeq.core.errors import UnsupportedError
+from edgeq.formats.packing import round_up
+from edgeq.formats.tensor import FloatTensor, QuantTensor
+from edgeq.importers.gguf.names import gguf_name
+from edgeq.model.config import ModelConfig
+from edgeq.model.model import Model
+
+_CONTAINERS: dict[Kind, Container] = {
+    "Q4_0": Container(4, groups=(BLOCK,), folds=True),
+    "Q4_1": Container(4, groups=(BLOCK,), asymmetric=True),
+    "Q5_0": Container(5, groups=(BLOCK,), folds=True),
+    "Q8_0": Container(8, groups=(BLOCK,), folds=True),
+}
+"""What each type of GGUF holds."""
+_FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "BF16": 32}
+
+_BIASED = {
+    "llama": {"q_proj", "k_proj", "v_proj", "o_proj"},
+    "qwen2": {"q_proj", "k_proj", "v_proj"},
+}
+"""Projections that an architecture reads biases of."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One tensor of the file: ours, one below the other.
+
+    Args:
+        entry: as the header announces it.
+        names: our tensors.
+        rows: rows each takes, padding included.
+        heads: how many heads each has whose rows are interleaved, or 0.
+    """
+
+    entry: Entry
+    names: tuple[str, ...]
+    rows: tuple[int, ...]
+    heads: tuple[int, ...]
+
+
+def check_family(model: Model) -> None:
+    """Refuse a model that llama.cpp would compute otherwise.
+
+    Raises:
+        UnsupportedError: names what differs.
+    """
+    c = model.config
+    if c.family not in ARCHITECTURES:
+        raise UnsupportedError(
+            f"edgeq writes GGUF files of {', '.join(ARCHITECTURES)}; the model is {c.family}"
+        )
+    gemma, arch = c.family == "gemma3", ARCHITECTURES[c.family]
+    wrong = {
+        "activation": c.activation != ("gelu_tanh" if gemma else "silu"),
+        "qk_norm": c.qk_norm != (c.family in ("qwen3", "gemma3")),
+        "post_norms": c.post_norms != gemma,
+        "embed_scale": not math.isclose(
+            c.embed_scale, math.sqrt(c.hidden) if gemma else 1.0, rel_tol=1e-4
+        ),
+        "attn_scale": not c.qk_norm and not math.isclose(c.attn_scale, assumed_scale(c)),
+        "rope_dim": arch == "llama" and c.rope_dim != c.head_dim,
+        "rope_scaling": bool(
+            c.rope_scaling and c.rope_scaling.kind == "llama3" and arch != "llama"
+        ),
+        "window": gemma and (c.window is None or _period(c) is None),
+        "head_dim": arch == "phi3" and c.heads * c.head_dim != c.hidden,
+    }
+    for name, is_wrong in wrong.items():
+        if is_wrong:
+            raise UnsupportedError(
+                f"llama.cpp's {arch} computes with another {name} than {getattr(c, name)}"
+            )
+    biased = {n.split(".")[-2] for n, _ in c.biases() if n in model.tensors}
+    if foreign := sorted(biased - _BIASED.get(arch, set())):
+        raise UnsupportedError(
+            f"the model has biases on {', '.join(foreign)}, and llama.cpp's {arch} has none there"
+        )
+
+
+def assumed_scale(c: ModelConfig) -> float:
+    """The factor on attention scores that llama.cpp computes with."""
+    # Gemma 3 27B alone, known by its layers
+    largest = c.family == "gemma3" and c.layers == 62
+    return float((c.hidden / c.heads if largest else c.head_dim) ** -0.5)
+
+
+def _period(c: ModelConfig) -> int | None:
+    """Which layers of Gemma see everything: every so-many-th; None if they are others."""
+    for period in range(2, c.layers + 2):
+        if c.window_layers == tuple((i + 1) % period != 0 for i in range(c.layers)):
+            return period
+    return None
+
+
+def foreign_window(c: ModelConfig) -> int | None:
+    """The sliding window of a family that has none in llama.cpp."""
+    return None if c.family == "gemma3" else c.window
+
+
+def layout(model: Model) -> list[Placed]:
+    """The file's tensors, in the order a decoder reads them.
+
+    Raises:
+        UnsupportedError: a tensor that no type holds.
+    """
+    c = model.config
+    ffn = _ffn(model)
+    rows = {"mlp.gate_proj": ffn, "mlp.up_proj": ffn}
+    shapes = dict(c.linears())
+    groups: dict[str, list[str]] = {}
+    for name in shapes:
+        groups.setdefault(gguf_name(name, c.family), []).append(name)
+    placed = []
+    for target, names in groups.items():
+        heights = [rows.get(_part(n), shapes[n][0]) for n in names]
+        k = ffn if _part(names[0]) == "mlp.down_proj" else shapes[names[0]][1]
+        kind = _type(model, names, k)
+        entry = Entry(target, kind, (sum(heights), k))
+        placed.append(
+            Placed(entry, tuple(names), tuple(heights), tuple(_heads(c, n) for n in names))
+        )
+    vectors = [(n, s) for n, s in c.norms()]
+    vectors += [(n, s) for n, s in c.biases() if n in model.tensors]
+    for name, shape in vectors:
+        entry = Entry(gguf_name(name, c.family), "F32", shape)
+        placed.append(Placed(entry, (name,), shape, (_heads(c, name),)))
+    if c.rope_scaling and c.rope_scaling.kind == "llama3":
+        placed.append(Placed(Entry("rope_freqs.weight", "F32", (c.rope_dim // 2,)), (), (), ()))
+    return placed
+
+
+def _part(name: str) -> str:
+    """ "mlp.up_proj" of "model.layers.0.mlp.up_proj.weight"."""
+    return ".".join(name.split(".")[-3:-1])
+
+
+def _heads(c: ModelConfig, name: str) -> int:
+    if ARCHITECTURES[c.family] != "llama":
+        return 0
+    return {"self_attn.q_proj": c.heads, "self_attn.k_proj": c.kv_heads}.get(_part(name), 0)
+
+
+def _ffn(model: Model) -> int:
+    """The feed-forward's length in the file: whole blocks, where a matrix of it has blocks."""
+    c = model.config
+    blocks = any(
+        isinstance(model.tensors[f"model.layers.{i}.mlp.down_proj.weight"], QuantTensor)
+        for i in range(c.layers)
+    )
+    return round_up(c.ffn, BLOCK) if blocks else c.ffn
+
+
+def _type(model: Model, names: Sequence[str], k: int) -> str:
+    """The type that holds these tensors of K columns, padding included."""
+    tensors = [model.tensors[name] for name in names]
+    quantized = [t for t in tensors if isinstance(t, QuantTensor)]
+    if not quantized:
+        floats = {t.dtype if isinstance(t, FloatTensor) else "F32" for t in tensors}
+        return floats.pop() if len(floats) == 1 else "F32"
+    if len(quantized) < len(tensors):
+        raise UnsupportedError(
+            f"llama.cpp stores {' and '.join(names)} in one tensor; quantize all of them or none"
+        )
+    if k % BLOCK:
+        raise UnsupportedError(
+            f"llama.cpp stores whole blocks of {BLOCK} weights, but a row of {names[0]} has {k}; "
+            "keep it floating point with --tensor-type"
+        )
+    kinds = {_kind(name, t) for name, t in zip(names, quantized, strict=True)}
+    if len(kinds) == 1:
+        return kinds.pop()
+    # tensors that share one: the wider type holds both, zero points folded away
+    return "Q8_0" if "Q8_0" in kinds else "Q5_0"
+
+
+def _kind(name: str, tensor: QuantTensor) -> Kind:
+    found = encode(name, tensor.scheme, tensor.shape[1], tuple(_CONTAINERS.values()), "llama.cpp")
+    if found.container.asymmetric:
+        zeros = cast("NDArray[np.uint8]", tensor.zero_points).astype(np.int16)
+        exact = minimum_is_exact(tensor.scales.astype(np.float32), zeros)
+        return "Q4_1" if exact else "Q5_0"
+    return next(kind for kind, held in _CONTAINERS.items() if held == found.container)
+
+
+def metadata(model: Model, options: Options, parts: Sequence[Placed]) -> dict[str, Any]:
+    """The keys that describe the model, but for its tokenizer."""
+    c = model.config
+    arch = ARCHITECTURES[c.family]
+    sizes: dict[str, int] = {}
+    for placed in parts:
+        sizes[placed.entry.type] = sizes.get(placed.entry.type, 0) + placed.entry.nbytes
+    context = min(c.context, options.context or c.context, foreign_window(c) or c.context)
+    ours: dict[str, Any] = {
+        "context_length": context,
+        "embedding_length": c.hidden,
+        "block_count": c.layers,
+        "feed_forward_length": _ffn(model),
+        "vocab_size": c.vocab,
+        "attention.head_count": c.heads,
+        "attention.head_count_kv": c.kv_heads,
+        "attention.key_length": c.head_dim,
+        "attention.value_length": c.head_dim,
+        "attention.layer_norm_rms_epsilon": float(c.norm_eps),
+        "rope.dimension_count": c.rope_dim,
+        "rope.freq_base": float(c.rope_theta),
+    }
+    if c.family == "gemma3":
+        ours["attention.sliding_window"] = c.window
+        ours["attention.sliding_window_pattern"] = _period(c)
+        local = c.rope_theta if c.rope_theta_local is None else c.rope_theta_local
+        ours["rope.freq_base_swa"] = float(local)
+    if c.rope_scaling and c.rope_scaling.kind == "linear":
+        ours["rope.scaling.type"] = "linear"
+        ours["rope.scaling.factor"] = float(c.rope_scaling.factor)
+    general = {
+        "general.architecture": arch,
+        "general.name": str(model.provenance.get("source") or c.family),
+        "general.quantization_version": 2,
+        "general.file_type": _FILE_TYPES[max(sizes, key=lambda kind: sizes[kind])],
+        "edgeq.version": __version__,
+        "edgeq.feed_forward": c.ffn,
+        "edgeq.query_scale": c.attn_scale / assumed_scale(c),
+    }
+    return general | {f"{arch}.{key}": value for key, value in ours.items()}

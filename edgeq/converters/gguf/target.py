@@ -1,0 +1,272 @@
+"""llama.cpp's GGUF: one file with the weights, the tokenizer and the chat template.
+
+    ours                                            in the file
+    2..4 bits symmetric, 2 and 3 with zero points   Q4_0
+    4 bits with zero points                         Q4_1 if all of scale * zero_point are exact in
+                                                    float16, else Q5_0 (code - zero_point)
+    8 bits symmetric, palettes                      Q8_0
+    floating point                                  F32, F16 or BF16, as it is; vectors F32
+
+all in groups of 32; longer groups, one scale a row and one for all are repeated. llama.cpp rounds
+activations to 8 bits in blocks of 32 while it multiplies. What else differs is undone by `stored`:
+
+- the llama architecture rotates neighbours (2j, 2j+1), so rows of q and k are moved within heads;
+- Phi-3 has q, k, v in one matrix, gate and up in another: a common type holds them;
+- a feed-forward that is no multiple of 32 gets rows and columns of zeros (``edgeq.feed_forward``
+  keeps the true length);
+- Gemma's norms hold their offset; a scale of attention that llama.cpp does not assume goes into
+  the norm of q.
+
+Sliding windows exist for gemma3 alone: for other families the context is cut to the window,
+within which full attention is the same.
+
+Options: ``context``. How keys and values are held is no part of a file: llama.cpp's own
+``-ctk`` and ``-ctv`` say it, 16-bit floats by default.
+
+Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; llama.cpp's model loader and
+convert_hf_to_gguf.py for what each architecture expects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.converters import Options, Past, Progress, Stored
+from edgeq.converters.encoding import levels, spread
+from edgeq.converters.gguf.bytes import ALIGN, BLOCK, Entry, Kind, header, pack_blocks
+from edgeq.converters.gguf.layout import (
+    Placed,
+    assumed_scale,
+    check_family,
+    foreign_window,
+    layout,
+    metadata,
+)
+from edgeq.converters.gguf.read_back import ReadBackRunner
+from edgeq.converters.gguf.run import (
+    LlamaRunner,
+    has_llama_cpp,
+    made_with,
+    open_runner,
+    read_constants,
+    read_kernels,
+    read_stored,
+    runtime_versions,
+    tracer,
+)
+from edgeq.converters.gguf.tokenizer import tokenizer_keys
+from edgeq.converters.gguf.vocab import file_tokenizer
+from edgeq.converters.size import Size
+from edgeq.converters.validate.constants import Constant
+from edgeq.converters.validate.kernels import Kernels
+from edgeq.converters.validate.texts import TargetTokenizer
+from edgeq.core.errors import UnsupportedError, UsageError
+from edgeq.formats.packing import round_up
+from edgeq.formats.safetensors_file import release
+from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
+from edgeq.importers.huggingface.tokenizer import HfTokenizer
+from edgeq.model.model import Model
+from edgeq.model.reference import rope_frequencies
+
+__all__ = [
+    "check", "constants", "kernels", "made_with", "memory", "not_run", "open", "sizes", "stored",
+    "tokenizer", "trace", "tracer", "versions", "write",
+]  # fmt: skip
+
+_STEP = 1 << 21
+"""Weights in memory at once."""
+
+
+def check(model: Model, options: Options) -> None:
+    """Refuse what llama.cpp cannot hold or compute.
+
+    Raises:
+        UnsupportedError: a scheme, shape or feature; names the tensor.
+        UsageError: an option that has no place in a file.
+    """
+    for name, value in (("kv", options.kv), ("prefill", options.prefill), *options.extra.items()):
+        if value:
+            raise UsageError(
+                f"a GGUF file does not store {name}; leave it out, and set it in llama.cpp when "
+                "it runs"
+            )
+    if options.compute == "float":
+        raise UsageError(
+            "--compute is float, but llama.cpp always rounds activations to 8 bits; leave it out"
+        )
+    config = model.config
+    if options.context and options.context > config.context:
+        raise UsageError(
+            f"context is {options.context} tokens; the model supports up to {config.context}"
+        )
+    check_family(model)
+    window = foreign_window(config)
+    if window and options.context and options.context > window:
+        raise UnsupportedError(
+            f"llama.cpp has no sliding window for {config.family}: beyond {window} tokens it would "
+            f"compute other values; give a context of at most {window}"
+        )
+    layout(model)
+    tokenizer_keys(model)
+
+
+def memory(model: Model, options: Options) -> int:
+    """Bytes that `write` takes at its peak: buffers of a piece, and the tokenizer's JSON."""
+    return 24 * _STEP + 24 * len(model.files.get("tokenizer.json", b""))
+
+
+def sizes(model: Model, options: Options) -> Iterator[Size]:
+    """Bits and bytes of each matrix in the file."""
+    bits = {"Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q8_0": 8}
+    for placed in layout(model):
+        for name, rows in zip(placed.names, placed.rows, strict=True):
+            if len(placed.entry.shape) == 2:
+                nbytes = placed.entry.nbytes * rows // placed.entry.shape[0]
+                yield Size(name, model.tensors[name], bits.get(placed.entry.type), nbytes)
+
+
+def write(model: Model, out: Path, options: Options, progress: Progress | None = None) -> None:
+    """Write the file, a piece of a tensor at a time."""
+    parts = layout(model)
+    keys = metadata(model, options, parts) | tokenizer_keys(model, compare=False)
+    total = sum(placed.entry.nbytes for placed in parts)
+    done = 0
+    with out.open("xb") as file:
+        file.write(header(keys, [placed.entry for placed in parts]))
+        for placed in parts:
+            _write_tensor(model, placed, file)
+            file.write(bytes(-placed.entry.nbytes % ALIGN))
+            done += placed.entry.nbytes
+            if progress:
+                progress(placed.entry.name, done, total)
+
+
+def open(path: Path, *, threads: int | None = None) -> LlamaRunner | ReadBackRunner:
+    """The file in llama.cpp with a float32 cache, or in edgeq's reference where that is absent.
+
+    Raises:
+        FormatError: the file cannot be read, or llama.cpp does not load it.
+        MissingDependencyError: neither llama-cpp-python nor the gguf package is installed.
+    """
+    return open_runner(path, threads)
+
+
+def stored(path: Path) -> Iterator[Stored]:
+    """The integers, read back."""
+    return read_stored(path)
+
+
+def trace(path: Path, tokens: Sequence[int], past: Past = ()) -> dict[str, NDArray[np.float32]]:
+    """Results of llama.cpp's own graph, or of edgeq's reference where that is absent."""
+    with tracer(path) as run:
+        return dict(run(tokens, past))
+
+
+def tokenizer(path: Path, source: HfTokenizer) -> TargetTokenizer | None:
+    """The file's tokenizer: llama.cpp's own where that is installed."""
+    return file_tokenizer(path, source)
+
+
+def versions() -> dict[str, str]:
+    """The libraries that run and read the file, of those that are installed."""
+    return runtime_versions()
+
+
+def kernels(path: Path, model: Model) -> Kernels:
+    """How llama.cpp rounds while it runs the file."""
+    return read_kernels(path)
+
+
+def constants(path: Path) -> Iterator[Constant]:
+    """Every tensor and key of the file."""
+    return read_constants(path)
+
+
+def not_run() -> str | None:
+    """Why the file is not run in llama.cpp, if so."""
+    if has_llama_cpp():
+        return None
+    return (
+        "llama.cpp was not run, as llama-cpp-python is not installed (pip install "
+        "'edgeq[llamacpp]'): the file was read back and compared"
+        + (", and computed by edgeq's own reference" if "gguf" in versions() else "")
+    )
+
+
+def _write_tensor(model: Model, placed: Placed, file: BinaryIO) -> None:
+    if placed.entry.name == "rope_freqs.weight":
+        plain = rope_frequencies(replace(model.config, rope_scaling=None), False)
+        factors = plain / rope_frequencies(model.config, False)
+        file.write(factors.astype("<f4").tobytes())
+        return
+    for name, height, heads in zip(placed.names, placed.rows, placed.heads, strict=True):
+        tensor = model.tensors[name]
+        n = tensor.shape[0]
+        order = np.arange(n) if not heads else _interleaved(n, heads)
+        columns = placed.entry.shape[-1] if len(placed.entry.shape) == 2 else 1
+        whole = max(n // heads if heads else 1, 1)
+        step = round_up(max(1, _STEP // columns), whole)
+        for a in range(0, n, step):
+            b = min(a + step, n)
+            # rows move within heads, of which each piece has whole ones
+            raw = _encoded(model, name, placed.entry, a, b)[order[a:b] - a]
+            file.write(np.ascontiguousarray(raw).data)
+            release(tensor)
+        file.write(bytes((height - n) * (placed.entry.nbytes // placed.entry.shape[0])))
+
+
+def _interleaved(n: int, heads: int) -> NDArray[np.intp]:
+    """Which of our rows each row of the file is: of a head, j and j + D/2 become neighbours."""
+    within = np.arange(n // heads).reshape(2, -1).T.reshape(-1)
+    return cast("NDArray[np.intp]", (np.arange(heads)[:, None] * (n // heads) + within).reshape(-1))
+
+
+def _encoded(model: Model, name: str, entry: Entry, a: int, b: int) -> NDArray[Any]:
+    """Rows of one of our tensors in the file's type."""
+    tensor = model.tensors[name]
+    if not isinstance(tensor, QuantTensor):
+        return _floats(_adjusted(model, name, tensor, a, b), entry)
+    k, padded = tensor.shape[1], entry.shape[1]
+    kind = cast(Kind, entry.type)
+    codes, scales, zeros = levels(tensor, a, b, fold=kind != "Q4_1")
+    wide = np.zeros((b - a, padded), np.int16)
+    wide[:, :k] = codes
+    size = tensor.scheme.group_size
+    d = cast("NDArray[np.float32]", spread(scales, k, size, BLOCK))
+    if zeros is not None:
+        zeros = cast("NDArray[np.int16]", spread(zeros, k, size, BLOCK))
+        wide[:, k:] = zeros[:, -1:]  # padding is worth exactly zero
+    return pack_blocks(kind, wide, d, zeros)
+
+
+def _adjusted(model: Model, name: str, tensor: Tensor, a: int, b: int) -> Tensor | NDArray[Any]:
+    """Floating-point rows; norms as llama.cpp wants them."""
+    c = model.config
+    if not name.endswith("norm.weight"):
+        return (
+            FloatTensor(tensor.dtype, tensor.data[a:b])
+            if isinstance(tensor, FloatTensor)
+            else tensor.rows(a, b)
+        )
+    values = tensor.rows(a, b) + np.float32(c.norm_offset)
+    if name.endswith("self_attn.q_norm.weight"):
+        values *= np.float32(c.attn_scale / assumed_scale(c))
+    return values
+
+
+def _floats(values: Tensor | NDArray[Any], entry: Entry) -> NDArray[Any]:
+    """Rows in the entry's float type, columns padded by zeros."""
+    if isinstance(values, FloatTensor) and values.dtype == entry.type:
+        raw: NDArray[Any] = values.data
+    else:
+        wide = values if isinstance(values, np.ndarray) else values.numpy()
+        raw = wide.astype({"F32": "<f4", "F16": "<f2"}[entry.type])
+    if raw.ndim == 2 and raw.shape[1] < entry.shape[1]:
+        raw = np.pad(raw, ((0, 0), (0, entry.shape[1] - raw.shape[1])))
+    return raw

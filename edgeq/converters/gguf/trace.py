@@ -1,0 +1,223 @@
+"""What llama.cpp computes on the way, by the decoder's names.
+
+llama.cpp calls back with every tensor of its graph. Steps are known by the weights they use, not
+by the names llama.cpp gives results: the product with ``blk.0.attn_q.weight`` is ``layers.0.q``,
+whatever the architecture, and what goes into ``blk.0.ffn_down.weight`` is ``layers.0.act``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.converters.gguf.names import Shape
+
+Array = NDArray[np.float32]
+
+
+class _Tensor(ctypes.Structure):
+    """The head of ``struct ggml_tensor`` (ggml.h)."""
+
+    _fields_ = [
+        ("type", ctypes.c_int),
+        ("buffer", ctypes.c_void_p),
+        ("ne", ctypes.c_int64 * 4),
+        ("nb", ctypes.c_size_t * 4),
+        ("op", ctypes.c_int),
+        ("op_params", ctypes.c_int32 * 16),
+        ("flags", ctypes.c_int32),
+        ("src", ctypes.c_void_p * 10),
+        ("view_src", ctypes.c_void_p),
+        ("view_offs", ctypes.c_size_t),
+        ("data", ctypes.c_void_p),
+        ("name", ctypes.c_char * 64),
+    ]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One computed tensor.
+
+    Args:
+        op: ggml's name of the operator.
+        sources: addresses of what it was made from.
+        offset: of a view, bytes into what it views.
+        value: float32, outermost dimension first; None if it is of another type.
+    """
+
+    op: str
+    sources: tuple[int, ...]
+    offset: int
+    value: Array | None
+
+
+class Recorder:
+    """The callback: keeps every tensor of the last pass.
+
+    Args:
+        library: the loaded shared library, which exports ``ggml_op_name``.
+    """
+
+    def __init__(self, library: Any) -> None:
+        self._op_name = library.ggml_op_name
+        self._op_name.restype, self._op_name.argtypes = ctypes.c_char_p, [ctypes.c_int]
+        self.nodes: dict[int, Node] = {}
+        self.weights: dict[int, str] = {}
+
+    def clear(self) -> None:
+        """Forget what was computed."""
+        self.nodes.clear()
+        self.weights.clear()
+
+    def __call__(self, address: int, ask: bool, _: Any) -> bool:
+        """Asked first whether a tensor is wanted, then told that it is there."""
+        if ask:
+            return True
+        tensor = _Tensor.from_address(address)
+        sources = tuple(src for src in tensor.src if src)
+        for source in sources:
+            if source not in self.nodes:
+                self.weights[source] = _Tensor.from_address(source).name.decode(errors="replace")
+        op = self._op_name(tensor.op).decode()
+        self.nodes[address] = Node(op, sources, tensor.view_offs, _copied(tensor))
+        return True
+
+
+def _copied(tensor: _Tensor) -> Array | None:
+    if tensor.type != 0 or not tensor.data:  # F32
+        return None
+    shape, strides = tuple(tensor.ne)[::-1], tuple(tensor.nb)[::-1]
+    span = sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) + 4
+    buffer = (ctypes.c_char * span).from_address(tensor.data)
+    return np.ndarray(shape, np.float32, buffer, 0, strides).copy()
+
+
+def results(recorder: Recorder, shape: Shape) -> dict[str, Array]:
+    """The last pass's results by their names in `decoder`."""
+    graph = _Graph(recorder)
+    found: dict[str, Array | None] = {"embed": graph.before("blk.0.attn_norm.weight")}
+    for i in range(shape.layers):
+        at, p = f"layers.{i}.", f"blk.{i}."
+        found[at + "attn_norm"] = graph.normed(p + "attn_norm.weight")
+        _attention(graph, shape, i, found)
+        found[at + "mix"] = graph.into(p + "attn_output.weight")
+        found[at + "o"] = graph.product(p + "attn_output.weight")
+        found[at + "attn_post_norm"] = graph.normed(p + "post_attention_norm.weight")
+        found[at + "attn_out"] = graph.before(p + "ffn_norm.weight")
+        found[at + "mlp_norm"] = graph.normed(p + "ffn_norm.weight")
+        up = graph.product(p + "ffn_up.weight")
+        gate = graph.product(p + "ffn_gate.weight")
+        if shape.arch == "phi3" and up is not None:
+            gate, up = up[:, : shape.padded], up[:, shape.padded :]
+        for name, value in (("gate", gate), ("up", up)):
+            found[at + name] = None if value is None else value[:, : shape.ffn]
+        act = graph.into(p + "ffn_down.weight")
+        found[at + "act"] = None if act is None else act[:, : shape.ffn]
+        found[at + "down"] = graph.product(p + "ffn_down.weight")
+        found[at + "mlp_post_norm"] = graph.normed(p + "post_ffw_norm.weight")
+        last = i + 1 == shape.layers
+        after = "output_norm.weight" if last else f"blk.{i + 1}.attn_norm.weight"
+        found[at + "out"] = graph.before(after)
+    found["final_norm"] = graph.normed("output_norm.weight")
+    found["logits"] = graph.product("token_embd.weight" if shape.tied else "output.weight")
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _attention(graph: _Graph, shape: Shape, i: int, found: dict[str, Array | None]) -> None:
+    at, p = f"layers.{i}.", f"blk.{i}."
+    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    fused = graph.product(p + "attn_qkv.weight")
+    for letter, start, rows in (("q", 0, q), ("k", q, kv), ("v", q + kv, kv)):
+        if fused is not None:
+            value: Array | None = fused[:, start : start + rows]
+        else:
+            value = graph.product(f"{p}attn_{letter}.weight")
+        heads = {"q": shape.heads, "k": shape.kv_heads}.get(letter, 0)
+        neighbours = bool(heads) and shape.arch == "llama"
+        if value is not None and neighbours:
+            value = _half_split(value, heads)
+        found[at + letter] = value
+        if letter == "v":
+            continue
+        normed = graph.normed(f"{p}attn_{letter}_norm.weight")
+        factor = np.float32(shape.query_scale if letter == "q" else 1.0)
+        found[f"{at}{letter}_norm"] = None if normed is None else normed / factor
+        rotated = graph.rotated(
+            f"{p}attn_{'qkv' if fused is not None else letter}.weight",
+            4 * start if fused is not None else 0,
+        )
+        if rotated is not None:
+            rotated = (_half_split(rotated, heads) if neighbours else rotated) / factor
+        found[f"{at}{letter}_rope"] = rotated
+
+
+def _half_split(value: Array, heads: int) -> Array:
+    """Neighbours (2j, 2j+1) of each head to j and j + D/2: [T, H*D] or [T, H, D]."""
+    dim = value.shape[-1] // (heads if value.ndim == 2 else 1)
+    return value.reshape(-1, heads, dim // 2, 2).swapaxes(2, 3).reshape(value.shape)
+
+
+class _Graph:
+    """Steps by the weights they use."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._nodes, self._weights = recorder.nodes, recorder.weights
+        self._users: dict[tuple[str, str], int] = {}
+        for address, node in recorder.nodes.items():
+            for source in node.sources:
+                if source in recorder.weights:
+                    self._users[node.op, recorder.weights[source]] = address
+
+    def product(self, weight: str) -> Array | None:
+        """The product with a matrix, its bias added: [T, N]."""
+        address = self._users.get(("MUL_MAT", weight))
+        biased = self._users.get(("ADD", weight.removesuffix("weight") + "bias"))
+        return self._rows(biased or address)
+
+    def into(self, weight: str) -> Array | None:
+        """What a matrix is multiplied with: [T, K]."""
+        address = self._users.get(("MUL_MAT", weight))
+        return None if address is None else self._rows(self._nodes[address].sources[1])
+
+    def normed(self, weight: str) -> Array | None:
+        """A norm's result: [T, n], or [T, H, D] of a head's norm."""
+        heads = weight.endswith(("attn_q_norm.weight", "attn_k_norm.weight"))
+        return self._rows(self._users.get(("MUL", weight)), dims=3 if heads else 2)
+
+    def before(self, weight: str) -> Array | None:
+        """What a norm is given: [T, n]."""
+        address = self._users.get(("MUL", weight))
+        if address is None:
+            return None
+        return self._rows(self._nodes[self._nodes[address].sources[0]].sources[0])
+
+    def rotated(self, weight: str, offset: int) -> Array | None:
+        """The rotary step below a product: [T, H, D].
+
+        Args:
+            weight: of the product.
+            offset: bytes into the product's row where its part begins.
+        """
+        product = self._users.get(("MUL_MAT", weight))
+        for address, node in self._nodes.items():
+            if node.op != "ROPE":
+                continue
+            at, begins = node.sources[0], 0
+            while at in self._nodes and at != product:
+                if self._nodes[at].op == "VIEW":
+                    begins = self._nodes[at].offset
+                at = self._nodes[at].sources[0]
+            if at == product and begins == offset:
+                return self._rows(address, dims=3)
+        return None
+
+    def _rows(self, address: int | None, dims: int = 2) -> Array | None:
+        """A tensor without ggml's outer dimensions of one."""
+        node = self._nodes.get(address or 0)
+        if node is None or node.value is None:
+            return None
+        return node.value.reshape(node.value.shape[4 - dims :])

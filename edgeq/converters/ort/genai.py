@@ -1,0 +1,351 @@
+"""onnxruntime-genai: a folder its ``Model(path)`` runs as it is, tokenizer and template included.
+
+    model.onnx, model.onnx.data   the graph of `edgeq.converters.ort.target`
+    genai_config.json             names, sizes and the defaults of its search
+    tokenizer.json                the model's own
+    tokenizer_config.json         with a class onnxruntime-genai knows, and the chat template
+    special_tokens_map.json, generation_config.json, chat_template.jinja   as far as there are any
+
+Options are those of ort, but that logits are of the last position only unless ``logits`` is "all".
+Folders with the last only were run by onnxruntime-genai 0.12.2 to 0.18, those with all from 0.9
+on. Its tokenizer adds no BOS of itself: the template, or the app, writes it.
+
+Source: onnxruntime-genai's src/config.cpp for the keys, src/models/model_type.h for the types and
+onnxruntime-extensions' operators/tokenizer for the classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.converters import Options, Past, Precision, Progress, Stored, Trace
+from edgeq.converters.ort import target as ort
+from edgeq.converters.ort.builder import HEAD_STEP
+from edgeq.converters.ort.genai_tokenizer import GenaiTokenizer, check_same_ids, require
+from edgeq.converters.ort.run import config_of, precision_of, read_graph
+from edgeq.converters.size import Size
+from edgeq.converters.validate.constants import Constant, Made
+from edgeq.converters.validate.kernels import Kernels
+from edgeq.converters.validate.texts import TargetTokenizer, model_ends
+from edgeq.core.errors import FormatError, UnsupportedError, UsageError
+from edgeq.formats.packing import round_up
+from edgeq.importers.huggingface.tokenizer import (
+    HfTokenizer,
+    complete_document,
+    hf_tokenizer,
+    read_object,
+    special_tokens,
+)
+from edgeq.importers.tokenizer.chat_templates import DEFAULT, chat_templates
+from edgeq.importers.tokenizer.chat_templates import FILE as CHAT_TEMPLATE
+from edgeq.model.config import ModelConfig
+from edgeq.model.model import Model
+from edgeq.model.reference import checked_tokens
+
+__all__ = ["check", "memory", "open", "stored", "tokenizer", "trace", "versions", "write"]
+
+CONFIG = "genai_config.json"
+TYPES = {
+    "llama": "llama",
+    "mistral": "mistral",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma3": "gemma3_text",
+    "phi3": "phi3",
+}
+"""Our family -> onnxruntime-genai's model type."""
+_SEARCH = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "min_length")
+"""What generation_config.json may say that the search heeds."""
+_BPE = (
+    "CodeGenTokenizer",
+    "CodeLlamaTokenizer",
+    "GPT2Tokenizer",
+    "GPTNeoXTokenizer",
+    "GemmaTokenizer",
+    "LlamaTokenizer",
+    "Phi3Tokenizer",
+    "PreTrainedTokenizer",
+    "Qwen2Tokenizer",
+)
+_UNIGRAM = ("T5Tokenizer", "XLMRobertaTokenizer")
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+def check(model: Model, options: Options) -> None:
+    """Refuse what onnxruntime-genai cannot run.
+
+    Raises:
+        UnsupportedError: a family it has no type for, or a tokenizer it cannot read.
+        UsageError: as ort's.
+        MissingDependencyError: onnx, onnxruntime or onnxruntime-genai is not installed.
+    """
+    require()
+    if model.config.family not in TYPES:
+        raise UnsupportedError(
+            f"onnxruntime-genai has no model type for {model.config.family}; "
+            f"it runs {', '.join(TYPES)}; convert to ort instead"
+        )
+    ort.check(model, _for_ort(options))
+    files = tokenizer_files(model)
+    files[CONFIG] = _pretty(genai_config(model, ort.settings(model, _for_ort(options)).context))
+    check_same_ids(hf_tokenizer(model.files), files)
+
+
+def memory(model: Model, options: Options) -> int:
+    """Bytes that `write` takes at its peak."""
+    return ort.memory(model, _for_ort(options)) + 24 * len(model.files.get("tokenizer.json", b""))
+
+
+def sizes(model: Model, options: Options) -> Iterator[Size]:
+    """Bits and bytes of each matrix in the data file."""
+    return ort.sizes(model, _for_ort(options))
+
+
+def write(model: Model, out: Path, options: Options, progress: Progress | None = None) -> None:
+    """Write the folder."""
+    out.mkdir(exist_ok=True)
+    files = tokenizer_files(model)
+    context = ort.settings(model, _for_ort(options)).context
+    files[CONFIG] = _pretty(genai_config(model, context))
+    for name, content in files.items():
+        (out / name).write_bytes(content)
+    ort.write(model, out, _for_ort(options), progress)
+
+
+def genai_config(model: Model, context: int) -> dict[str, Any]:
+    """The content of genai_config.json; keys it does not know would make it unreadable.
+
+    Args:
+        model: the model.
+        context: the longest sequence.
+    """
+    c = model.config
+    generation = read_object(model.files, "generation_config.json")
+    settings: dict[str, Any] = {
+        "type": TYPES[c.family],
+        "vocab_size": c.vocab,
+        "context_length": context,
+        "decoder": {
+            "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+            "filename": "model.onnx",
+            "head_size": round_up(c.head_dim, HEAD_STEP),
+            "hidden_size": c.hidden,
+            "num_attention_heads": c.heads,
+            "num_hidden_layers": c.layers,
+            "num_key_value_heads": c.kv_heads,
+            "inputs": {
+                "input_ids": "input_ids",
+                "attention_mask": "attention_mask",
+                "past_key_names": "past_key_values.%d.key",
+                "past_value_names": "past_key_values.%d.value",
+            },
+            "outputs": {
+                "logits": "logits",
+                "present_key_names": "present.%d.key",
+                "present_value_names": "present.%d.value",
+            },
+        },
+    }
+    if c.bos is not None:
+        settings["bos_token_id"] = c.bos
+    ends = model_ends(model)
+    if ends:
+        pad = generation.get("pad_token_id")
+        settings["eos_token_id"] = list(ends)
+        # without end tokens it would stop at the pad token: then it is given none
+        settings["pad_token_id"] = pad if type(pad) is int and 0 <= pad < c.vocab else ends[0]
+    # none and zero, which some files have for a filter that is off, are refused
+    search = {key: generation[key] for key in _SEARCH if generation.get(key)}
+    search |= {
+        "max_length": context,
+        "num_beams": 1,
+        "num_return_sequences": 1,
+        "past_present_share_buffer": True,
+    }
+    return {"model": settings, "search": search}
+
+
+def tokenizer_files(model: Model) -> dict[str, bytes]:
+    """The model's files as onnxruntime-genai reads them.
+
+    Raises:
+        UnsupportedError: there is no tokenizer.json, or it is of a kind it does not know.
+        FormatError: a file is not JSON.
+    """
+    if "tokenizer.json" not in model.files:
+        raise UnsupportedError(
+            "the model has no tokenizer.json, which onnxruntime-genai needs; convert to ort instead"
+        )
+    settings = read_object(model.files, "tokenizer_config.json")
+    settings["tokenizer_class"] = tokenizer_class(
+        str(settings.get("tokenizer_class", "")), read_object(model.files, "tokenizer.json")
+    )
+    document = complete_document(model.files)
+    settings |= special_tokens(model.files)
+    templates = chat_templates(model.files)
+    files = {"tokenizer.json": document}
+    if "generation_config.json" in model.files:
+        files["generation_config.json"] = model.files["generation_config.json"]
+    if DEFAULT in templates:
+        settings["chat_template"] = templates[DEFAULT]
+        if CHAT_TEMPLATE in model.files:
+            files[CHAT_TEMPLATE] = model.files[CHAT_TEMPLATE]
+    files["tokenizer_config.json"] = _pretty(settings)
+    if "special_tokens_map.json" in model.files:
+        files["special_tokens_map.json"] = model.files["special_tokens_map.json"]
+    else:
+        special = {key: settings[key] for key in _SPECIAL if settings.get(key)}
+        files["special_tokens_map.json"] = _pretty(special)
+    return files
+
+
+def tokenizer_class(named: str, document: Mapping[str, Any]) -> str:
+    """A class that onnxruntime-genai knows; it fails on any other.
+
+    Args:
+        named: what the model's own tokenizer_config.json says.
+        document: its tokenizer.json.
+
+    Raises:
+        UnsupportedError: a kind of tokenizer for which there is none.
+    """
+    kind = (document.get("model") or {}).get("type")
+    plain = named.removesuffix("Fast")
+    if kind == "Unigram" and plain in _UNIGRAM:
+        return plain
+    if kind != "BPE":
+        raise UnsupportedError(
+            f"the tokenizer is a {kind} model of class {named or 'unknown'}; onnxruntime-genai "
+            f"reads BPE, and Unigram of {', '.join(_UNIGRAM)}; convert to ort instead"
+        )
+    if plain in _BPE:
+        return plain
+    by_bytes = '"ByteLevel"' in json.dumps(document.get("decoder"))
+    return "GPT2Tokenizer" if by_bytes else "LlamaTokenizer"
+
+
+def open(path: Path, *, threads: int | None = None) -> GenaiRunner:
+    """The folder in onnxruntime-genai.
+
+    Raises:
+        FormatError: it is no such folder, or onnxruntime-genai refuses it.
+    """
+    return GenaiRunner(path, threads=threads)
+
+
+def stored(path: Path) -> Iterator[Stored]:
+    """The integers, read from the graph's nodes and the data file."""
+    return ort.stored(path)
+
+
+def trace(path: Path, tokens: Sequence[int], past: Past = ()) -> dict[str, NDArray[np.float32]]:
+    """Every named result of one pass of the folder's graph, in onnxruntime."""
+    return ort.trace(path, tokens, past)
+
+
+def tokenizer(path: Path, source: HfTokenizer) -> TargetTokenizer:
+    """The folder's tokenizer in onnxruntime-genai."""
+    return GenaiTokenizer(path, source)
+
+
+def tracer(path: Path) -> AbstractContextManager[Trace]:
+    """`trace` of one folder, loaded once."""
+    return ort.tracer(path)
+
+
+def made_with(path: Path) -> Made:
+    """How the folder was made."""
+    return ort.made_with(path)
+
+
+def constants(path: Path) -> Iterator[Constant]:
+    """Every constant of the graph, and the other files of the folder as bytes."""
+    yield from ort.constants(path)
+    for name in (CONFIG, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        try:
+            yield Constant(name, np.frombuffer((path / name).read_bytes(), np.uint8))
+        except OSError as err:
+            raise FormatError(f"{path / name} cannot be read: {err.strerror or err}") from err
+
+
+def kernels(path: Path, model: Model) -> Kernels:
+    """How onnxruntime rounds while it runs the graph."""
+    return ort.kernels(path, model)
+
+
+def versions() -> dict[str, str]:
+    """onnx, onnxruntime and onnxruntime-genai."""
+    return {**ort.versions(), "onnxruntime-genai": require().__version__}
+
+
+class GenaiRunner:
+    """A folder in onnxruntime-genai, fed with tokens and asked for the logits that follow.
+
+    Args:
+        path: the folder.
+        threads: onnxruntime's; all cores if None.
+
+    Raises:
+        FormatError: it is no folder of ours, or onnxruntime-genai refuses it.
+    """
+
+    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+        self._genai = require()
+        metadata = {p.key: p.value for p in read_graph(path / "model.onnx").metadata_props}
+        self.config: ModelConfig = config_of(path, metadata)
+        self.context = int(metadata["edgeq.context"])
+        self.precision: Precision = precision_of(metadata)
+        self.runtime = f"onnxruntime-genai {self._genai.__version__}"
+        try:
+            config = self._genai.Config(str(path))
+            if threads:
+                options: dict[str, Any] = {"model": {"decoder": {"session_options": {}}}}
+                options["model"]["decoder"]["session_options"]["intra_op_num_threads"] = threads
+                config.overlay(json.dumps(options))
+            self._model = self._genai.Model(config)
+        # its errors are RuntimeErrors without a class of their own
+        except RuntimeError as err:
+            raise FormatError(f"onnxruntime-genai cannot load {path}: {err}") from err
+        self.reset()
+
+    def forward(self, tokens: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float32]:
+        """Logits of what follows the last token: float32 [1, V].
+
+        Raises:
+            UsageError: no tokens, one outside the vocabulary, or more than the context holds.
+        """
+        ids = checked_tokens(self.config, tokens)
+        if self._generator.token_count() + ids.size > self.context:
+            raise UsageError(
+                f"more than the {self.context} tokens that this folder was converted for; "
+                "convert again with a larger context"
+            )
+        self._generator.append_tokens(ids.astype(np.int32))
+        logits: NDArray[np.float32] = self._generator.get_logits()
+        return logits.reshape(-1, self.config.vocab)[-1:]
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        self._parameters = self._genai.GeneratorParams(self._model)
+        self._parameters.set_search_options(max_length=self.context)
+        self._generator = self._genai.Generator(self._model, self._parameters)
+
+    def close(self) -> None:
+        """Give the model and its cache back."""
+        self._generator = self._parameters = self._model = None
+
+
+def _for_ort(options: Options) -> Options:
+    return replace(options, extra={"logits": "last", **options.extra})
+
+
+def _pretty(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,225 @@
+"""Files of onnxruntime that hold a graph: run, and their integers read back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.converters.metadata_blob import read_note
+from edgeq.converters.ort.file import unpack_rows
+from edgeq.converters.ort.run import read_graph, require
+from edgeq.core.errors import FormatError
+from edgeq.graph.ir import Info, Quant, QuantWeight
+
+HELD = "edgeq.held"
+"""Key of the metadata that says by what names a file holds weights and grids."""
+_KINDS = {
+    "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64",
+    "tensor(int8)": "int8", "tensor(uint8)": "uint8", "tensor(int32)": "int32",
+    "tensor(int64)": "int64", "tensor(bool)": "bool",
+}  # fmt: skip
+
+
+class OrtGraphRunner:
+    """Any .onnx or .ort file in onnxruntime's CPU provider.
+
+    Args:
+        path: of the file.
+        threads: onnxruntime's.
+
+    Raises:
+        FormatError: onnxruntime refuses it, or an axis of an input is unknown.
+        MissingDependencyError: onnxruntime is not installed.
+    """
+
+    def __init__(self, path: Path, *, threads: int = 1) -> None:
+        _, onnxruntime = require()
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = threads
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as err:  # onnxruntime's own exceptions share no base but this
+            raise FormatError(f"onnxruntime cannot load {path}: {err}") from err
+        self.runtime = f"onnxruntime {onnxruntime.__version__}"
+        self.inputs = {entry.name: _info(entry, path) for entry in self._session.get_inputs()}
+        self.outputs = {entry.name: _info(entry, path) for entry in self._session.get_outputs()}
+
+    def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Outputs of inputs."""
+        try:
+            made = self._session.run(list(self.outputs), dict(feeds))
+        except Exception as err:
+            raise FormatError(f"onnxruntime cannot run it: {err}") from err
+        return dict(zip(self.outputs, made, strict=True))
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the file says of itself."""
+        return dict(self._session.get_modelmeta().custom_metadata_map)
+
+    def close(self) -> None:
+        """Give the session back."""
+        self._session = None
+
+
+def open_graph(path: str | Path, *, threads: int = 1) -> OrtGraphRunner:
+    """A graph in onnxruntime.
+
+    Raises:
+        FormatError: onnxruntime refuses it.
+        MissingDependencyError: onnxruntime is not installed.
+    """
+    return OrtGraphRunner(Path(path), threads=threads)
+
+
+def stored_weights(path: str | Path) -> Iterator[tuple[str, QuantWeight]]:
+    """Every packed constant of a file that edgeq wrote, as the source had it.
+
+    Raises:
+        FormatError: edgeq did not write it, or it is damaged.
+    """
+    places, tensors = _opened(Path(path))
+    for name, entry in places["weights"].items():
+        shape, block = tuple(entry["shape"]), entry["block"]
+        scales = _scales(places, tensors, entry)
+        if "codes" in entry:
+            codes = _tensor(tensors, entry["codes"]).reshape(shape[0], -1)
+            n = -(-shape[1] // entry["width"]) * entry["width"]
+            middle = 1 << (entry["bits"] - 1)
+            levels = unpack_rows(codes, entry["bits"], n).astype(np.int16) - middle
+            rows = levels[:, : shape[1]].astype(np.int8)
+            scales = scales.reshape(shape[0], -1)
+            if block is None:
+                _alike(name, scales)
+                scales = scales[:, 0] if entry["axis"] == 0 else scales[0, 0]
+            yield name, QuantWeight(rows, np.asarray(scales), entry["bits"], entry["axis"], block)
+            continue
+        found = _tensor(tensors, entry["levels"])
+        levels = found.astype(np.int32 if entry["bits"] == 32 else np.int8)
+        if entry["turned"]:
+            levels, scales = levels.T, scales.T if block else scales
+        if block is None:  # one that is multiplied by lies along the axis it is for
+            scales = scales.reshape(() if entry["axis"] is None else -1)
+        if entry["bits"] == 32:  # one scale where the weight has one
+            scales = np.resize(scales, shape)
+        bits = 8 if entry["bits"] == 4 and found.dtype == np.int8 else entry["bits"]
+        yield (
+            name,
+            QuantWeight(
+                np.ascontiguousarray(levels),
+                np.asarray(scales, order="C"),  # which leaves a single one without axes
+                bits,
+                entry["axis"],
+                block,
+            ),
+        )
+
+
+def stored_quants(path: str | Path) -> dict[str, Quant]:
+    """How each rounded value is rounded, read from a file that edgeq wrote.
+
+    Where onnxruntime fused operators it keeps equal grids once, and some are not found again.
+
+    Raises:
+        FormatError: edgeq did not write it, or it is damaged.
+    """
+    places, tensors = _opened(Path(path))
+    found = {}
+    for name, (scale, zero) in places["quants"].items():
+        if scale not in tensors or zero not in tensors:
+            continue
+        point = tensors[zero]
+        shift = 128 if point.dtype == np.uint8 else 0
+        found[name] = Quant(float(tensors[scale].item()), int(point.item()) - shift)
+    return found
+
+
+def _scales(
+    places: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], entry: Mapping[str, Any]
+) -> NDArray[np.float32]:
+    """Of a weight; fused operators take that of a bias for the product of the others'."""
+    name = entry["scales"]
+    if name in tensors or "product" not in entry:
+        return _tensor(tensors, name)
+    step, w = entry["product"]
+    scales: NDArray[np.float32] = _tensor(tensors, places["weights"][w]["scales"])
+    return np.float32(step) * scales
+
+
+def _alike(name: str, scales: NDArray[np.float32]) -> None:
+    if scales.size and (scales != scales[:, :1]).any():
+        raise FormatError(f"{name} has several scales in a row that had one")
+
+
+def _tensor(tensors: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
+    if name not in tensors:
+        raise FormatError(f"the file holds no tensor {name!r}")
+    found = tensors[name]
+    return found.astype(np.float32) if found.dtype == np.float16 else found
+
+
+def _opened(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Where everything lies, and all constants of the file."""
+    runner = OrtGraphRunner(path)
+    text = runner.metadata.get(HELD)
+    runner.close()
+    if text is None:
+        raise FormatError(f"{path} was not converted by edgeq: it does not say what it holds")
+    try:
+        places = read_note(text)
+    except FormatError as err:
+        raise FormatError(f"{path}: {err}") from err
+    return places, (ort_tensors if path.suffix == ".ort" else _onnx_tensors)(path)
+
+
+def _onnx_tensors(path: Path) -> dict[str, NDArray[Any]]:
+    """Constants of an ONNX file; what a Cast makes of one goes by both names, narrow as it lies."""
+    onnx, _ = require()
+    graph = read_graph(path).graph
+    found = {entry.name: onnx.numpy_helper.to_array(entry) for entry in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Cast" and node.input[0] in found:
+            found[node.output[0]] = found[node.input[0]]
+    return found
+
+
+def ort_tensors(path: Path) -> dict[str, NDArray[Any]]:
+    """Constants of an .ort file, by the reader that onnxruntime's package brings along."""
+    require()
+    from onnxruntime.tools.ort_format_model.ort_flatbuffers_py import fbs
+    from onnxruntime.tools.ort_format_model.ort_flatbuffers_py.fbs.InferenceSession import (
+        InferenceSession,
+    )
+
+    types = fbs.TensorDataType.TensorDataType
+    kinds = {
+        types.FLOAT: np.float32, types.UINT8: np.uint8, types.INT8: np.int8,
+        types.INT32: np.int32, types.INT64: np.int64, types.BOOL: np.bool_,
+        types.FLOAT16: np.float16,
+    }  # fmt: skip
+    graph = InferenceSession.GetRootAs(bytearray(path.read_bytes()), 0).Model().Graph()
+    found = {}
+    for i in range(graph.InitializersLength()):
+        tensor = graph.Initializers(i)
+        shape = [tensor.Dims(k) for k in range(tensor.DimsLength())]
+        if tensor.DataType() in kinds:
+            raw = np.asarray(tensor.RawDataAsNumpy(), np.uint8)
+            kind = kinds[tensor.DataType()]
+            found[tensor.Name().decode()] = raw.view(kind).reshape(shape)
+    return found
+
+
+def _info(entry: Any, path: Path) -> Info:
+    if any(not isinstance(n, int) for n in entry.shape):
+        raise FormatError(
+            f"{path}: {entry.name} is {list(entry.shape)}, which leaves axes open; convert the "
+            "model with --shape first"
+        )
+    return Info(tuple(entry.shape), _KINDS.get(entry.type, entry.type))

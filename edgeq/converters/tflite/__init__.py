@@ -1,0 +1,1 @@
+"""LiteRT (TensorFlow Lite) files and LiteRT-LM bundles."""

@@ -1,0 +1,180 @@
+"""Any .tflite file of one graph in LiteRT: what other tools made, quantized or not.
+
+Inputs and outputs are called by the file's names and given as float32 where the file rounds them;
+images lie channels first, as in the graphs that edgeq reads from such files.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.converters.tflite.interpreter import interpreter
+from edgeq.core.errors import FormatError, UsageError
+from edgeq.graph.ir import Info, Shape
+from edgeq.graph.tflite.image import IMAGE
+from edgeq.graph.tflite.ops import PASSED_ON
+
+_THROUGH = {*PASSED_ON, *IMAGE, "QUANTIZE", "DEQUANTIZE"}
+"""Operators behind which an image is one still."""
+
+
+@dataclass(frozen=True)
+class _End:
+    """An input or output.
+
+    Args:
+        index: of its tensor.
+        dtype: in the file.
+        shape: in the file.
+        scale, zero: of its grid; a scale of 0 stands for none.
+        image: whether it is given channels first.
+    """
+
+    index: int
+    dtype: np.dtype[Any]
+    shape: Shape
+    scale: float
+    zero: int
+    image: bool
+
+    @property
+    def info(self) -> Info:
+        """As callers see it."""
+        shape = self.shape
+        if self.image:
+            shape = (shape[0], shape[3], shape[1], shape[2])
+        return Info(shape, "float32" if self.scale else str(self.dtype))
+
+
+class ForeignTflite:
+    """A file in LiteRT, called with float values.
+
+    Args:
+        path: the file.
+        threads: it may use.
+
+    Raises:
+        FormatError: LiteRT cannot load it.
+        MissingDependencyError: LiteRT is not installed.
+    """
+
+    def __init__(self, path: str | Path, *, threads: int = 1) -> None:
+        self._interpreter: Any = interpreter(Path(path), threads=threads)
+        try:
+            self._interpreter.allocate_tensors()
+            self._ops: list[Any] = self._interpreter._get_ops_details()
+            given, made = (
+                self._interpreter.get_input_details(), self._interpreter.get_output_details(),
+            )  # fmt: skip
+        except (ValueError, RuntimeError) as err:
+            raise FormatError(f"LiteRT cannot load {path}: {err}") from err
+        self.runtime = f"LiteRT {version('ai-edge-litert')}"
+        self.metadata: Mapping[str, str] = {}
+        self._inputs = {e["name"]: _end(e, self._feeds_images(e["index"])) for e in given}
+        self._outputs = {e["name"]: _end(e, self._is_image(e["index"])) for e in made}
+        self.inputs: Mapping[str, Info] = {n: end.info for n, end in self._inputs.items()}
+        self.outputs: Mapping[str, Info] = {n: end.info for n, end in self._outputs.items()}
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._interpreter = None
+
+    def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run it once.
+
+        Raises:
+            UsageError: an input is missing, unknown or of another shape.
+            FormatError: LiteRT fails to run the file.
+        """
+        if set(feeds) != set(self.inputs):
+            raise UsageError(f"the inputs are {sorted(self.inputs)}, got {sorted(feeds)}")
+        for name, end in self._inputs.items():
+            x = np.asarray(feeds[name])
+            if x.shape != end.info.shape:
+                raise UsageError(
+                    f"the input {name!r} is {list(end.info.shape)}, got {list(x.shape)}"
+                )
+            x = x.transpose(0, 2, 3, 1) if end.image else x
+            if end.scale:
+                limits = np.iinfo(end.dtype)
+                x = np.clip(np.rint(x / np.float32(end.scale)) + end.zero, limits.min, limits.max)
+            self._interpreter.set_tensor(end.index, np.ascontiguousarray(x, end.dtype))
+        try:
+            self._interpreter.invoke()
+        except (ValueError, RuntimeError) as err:
+            raise FormatError(f"LiteRT cannot run the file: {err}") from err
+        found = {}
+        for name, end in self._outputs.items():
+            y = self._interpreter.get_tensor(end.index)
+            if end.scale:
+                y = (y.astype(np.float32) - end.zero) * np.float32(end.scale)
+            found[name] = np.ascontiguousarray(y.transpose(0, 3, 1, 2) if end.image else y)
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        """Inputs, outputs, operators and bytes of constants, ready for JSON."""
+        tensors = {e["index"]: e for e in self._interpreter.get_tensor_details()}
+        made = {int(i) for op in self._ops for i in op["outputs"]}
+        ends = {end.index for end in (*self._inputs.values(), *self._outputs.values())}
+        held: Counter[str] = Counter()
+        for index, entry in tensors.items():
+            if index not in made and index not in ends and entry["name"]:
+                size = (
+                    int(np.prod(entry["shape"], dtype=np.int64)) * np.dtype(entry["dtype"]).itemsize
+                )
+                held[np.dtype(entry["dtype"]).name] += size
+        kinds: Counter[str] = Counter()
+        for op in self._ops:
+            if op["op_name"] == "DELEGATE":
+                continue
+            first = next((int(i) for i in op["outputs"] if int(i) in tensors), None)
+            kind = np.dtype(tensors[first]["dtype"]).name if first is not None else ""
+            kinds[f"{op['op_name']} {kind}"] += 1
+        return {
+            "inputs": {name: self._told(end) for name, end in self._inputs.items()},
+            "outputs": {name: self._told(end) for name, end in self._outputs.items()},
+            "constants_bytes": dict(held.most_common()),
+            "operators": dict(kinds.most_common()),
+        }
+
+    def _told(self, end: _End) -> str:
+        grid = f", scale {end.scale:.6g}, zero point {end.zero}" if end.scale else ""
+        return f"{end.dtype} {list(end.shape)}{grid}"
+
+    def _feeds_images(self, index: int) -> bool:
+        """Whether an operator on images takes what an input becomes by others."""
+        reached = {index}
+        for op in self._ops:
+            if not reached.intersection(map(int, op["inputs"])):
+                continue
+            if op["op_name"] in IMAGE:
+                return True
+            if op["op_name"] in _THROUGH:
+                reached.update(map(int, op["outputs"]))
+        return False
+
+    def _is_image(self, index: int) -> bool:
+        """Whether an operator on images makes an output, others that move nothing behind it."""
+        makers = {int(i): op for op in self._ops for i in op["outputs"]}
+        op = makers.get(index)
+        while op is not None and op["op_name"] in _THROUGH:
+            if op["op_name"] in IMAGE:
+                return True
+            op = next((makers[int(i)] for i in op["inputs"] if int(i) in makers), None)
+        return False
+
+
+def _end(entry: Mapping[str, Any], image: bool) -> _End:
+    scale, zero = entry["quantization"]
+    shape = tuple(int(n) for n in entry["shape"])
+    dtype = np.dtype(entry["dtype"])
+    rounded = float(scale) if dtype.kind in "iu" else 0.0
+    return _End(int(entry["index"]), dtype, shape, rounded, int(zero), image and len(shape) == 4)

@@ -1,0 +1,395 @@
+"""LiteRT-LM: one .litertlm bundle of decoder, tokenizer and prompt format.
+
+The decoder is that of `edgeq.converters.tflite.target`, with its options. The tokenizer goes in as
+its
+tokenizer.json; start and stop tokens, chat template, context and sampling settings as LiteRT-LM's
+metadata. LiteRT-LM takes text and gives text (`generate`): `open` lets it say a word, where it is
+installed, and takes logits from LiteRT running the decoder within.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.converters import Options, Past, Progress, Stored, Trace
+from edgeq.converters.size import Size
+from edgeq.converters.tflite import read as reading
+from edgeq.converters.tflite import target as tflite
+from edgeq.converters.validate.constants import Constant, Made
+from edgeq.converters.validate.kernels import Kernels
+from edgeq.converters.validate.texts import TargetTokenizer, model_ends
+from edgeq.core.errors import FormatError, MissingDependencyError, UnsupportedError
+from edgeq.importers.huggingface.tokenizer import (
+    HfTokenizer,
+    complete_document,
+    hf_tokenizer,
+    read_object,
+)
+from edgeq.importers.tokenizer.chat_templates import DEFAULT, chat_templates
+from edgeq.model.model import Model
+
+_CHUNK = 1 << 22
+_PLAIN = """\
+{%- set plain = namespace(messages=[]) -%}
+{%- for message in messages -%}
+{%- if message.content is string or not message.content -%}
+{%- set plain.messages = plain.messages + [message] -%}
+{%- else -%}
+{%- set joined = namespace(text='') -%}
+{%- for part in message.content -%}
+{%- set joined.text = joined.text ~ (part.text or '') -%}
+{%- endfor -%}
+{%- set plain.messages = plain.messages + [dict(message, content=joined.text)] -%}
+{%- endif -%}
+{%- endfor -%}
+{%- set messages = plain.messages -%}
+"""
+"""What goes before a chat template: LiteRT-LM 0.18 gives it each message's content as a list of
+parts, and templates of language models want text."""
+_SAY = """\
+import json, sys
+import litert_lm as lm
+path, prompt, max_tokens, threads = json.loads(sys.argv[1])
+lm.set_min_log_severity(lm.LogSeverity.ERROR)
+greedy = lm.SamplerConfig(top_k=1, top_p=1.0, temperature=1.0, seed=0)
+# with any other cache_dir it leaves a file of repacked weights beside the bundle
+with (
+    lm.Engine(path, backend=lm.Backend.CPU(thread_count=threads), cache_dir=":nocache") as engine,
+    engine.create_session(
+        apply_prompt_template=False, sampler_config=greedy, max_output_tokens=max_tokens
+    ) as session,
+):
+    session.run_prefill([prompt])
+    print(json.dumps(session.run_decode().texts[0]))
+"""
+"""What `generate` runs."""
+_TOKENIZE = """\
+import json, sys
+import litert_lm as lm
+lm.set_min_log_severity(lm.LogSeverity.ERROR)
+with lm.Engine(sys.argv[1], backend=lm.Backend.CPU(thread_count=1), cache_dir=":nocache") as engine:
+    print(json.dumps([list(engine.tokenize(text)) for text in json.load(sys.stdin)]))
+"""
+"""What `LiteRTLMTokenizer` runs."""
+
+
+def check(model: Model, options: Options) -> None:
+    """Refuse what the target cannot hold, before any work.
+
+    Raises:
+        FormatError: a tokenizer file is damaged, or a tensor is missing.
+        MissingDependencyError: LiteRT or the bundles' builder is not installed.
+        UnsupportedError: a scheme LiteRT cannot multiply by, or no tokenizer or end of text.
+        UsageError: an option out of range.
+    """
+    _builder()
+    tflite.check(model, options)
+    if "tokenizer.json" not in model.files:
+        raise UnsupportedError(
+            "the model has no tokenizer.json, which LiteRT-LM needs; put one next to the "
+            "checkpoint and import it again, or convert to tflite"
+        )
+    if not model_ends(model):
+        raise UnsupportedError(
+            "the model has no end-of-text token, which LiteRT-LM needs; "
+            "set eos_token_id in its generation_config.json"
+        )
+    _llm_metadata(model, options)
+
+
+def memory(model: Model, options: Options) -> int:
+    """Bytes that `write` takes at its peak."""
+    return tflite.memory(model, options) + 8 * len(model.files["tokenizer.json"])
+
+
+def sizes(model: Model, options: Options) -> Iterator[Size]:
+    """Bits and bytes of each matrix in the bundle."""
+    return tflite.sizes(model, options)
+
+
+def remarks(model: Model, options: Options) -> list[str]:
+    """What is chosen where nothing is said, and what it costs."""
+    return tflite.remarks(model, options)
+
+
+def write(model: Model, out: Path, options: Options, progress: Progress | None = None) -> None:
+    """Make the bundle.
+
+    Args:
+        model: what `check` has passed.
+        out: the file, which does not exist; parts are made beside it, under names that begin
+            with its name.
+        options: those of `edgeq.converters.tflite.target`.
+        progress: called with what is written, bytes done, and of how many.
+    """
+    builder = _builder()
+    decoder, tokenizer, settings = (
+        out.with_name(f"{out.name}.{part}") for part in ("tflite", "tokenizer.json", "metadata")
+    )
+    try:
+        tflite.write(model, decoder, options, progress)
+        tokenizer.write_bytes(complete_document(model.files))
+        settings.write_bytes(_llm_metadata(model, options))
+        bundle = builder.LitertLmFileBuilder()
+        bundle.add_llm_metadata(str(settings))
+        bundle.add_hf_tokenizer(str(tokenizer))
+        bundle.add_tflite_model(str(decoder), builder.TfLiteModelType.PREFILL_DECODE)
+        with out.open("xb") as file:
+            bundle.build(file, validate_metadata=True)
+    finally:
+        for part in (decoder, tokenizer, settings):
+            part.unlink(missing_ok=True)
+
+
+def versions() -> dict[str, str]:
+    """The libraries that take part."""
+    _builder()
+    found = dict(tflite.versions())
+    for name in ("litert-lm-builder", "litert-lm-api"):
+        if _installed(name):
+            found[name] = metadata.version(name)
+    return found
+
+
+def stored(path: str | Path) -> Iterator[Stored]:
+    """The integers of every matrix, read back from the decoder within.
+
+    Raises:
+        FormatError: it is no bundle of ours.
+    """
+    return reading.stored(_decoder(path))
+
+
+def open(path: str | Path, *, threads: int | None = None) -> BundledRunner:
+    """Run the decoder within in LiteRT.
+
+    Raises:
+        FormatError: it is no bundle of ours, or LiteRT cannot load it.
+        MissingDependencyError: LiteRT or the bundles' builder is not installed.
+    """
+    return BundledRunner(path, threads=threads)
+
+
+def trace(
+    path: str | Path, tokens: Sequence[int], past: Past = ()
+) -> dict[str, NDArray[np.float32]]:
+    """Results of the decoder within, as `edgeq.converters.tflite.target.trace` gives them."""
+    with tracer(path) as run:
+        return dict(run(tokens, past))
+
+
+@contextmanager
+def tracer(path: str | Path) -> Iterator[Trace]:
+    """`trace` of one bundle, whose decoder is copied and loaded once."""
+    with tflite.traced(_decoder(path)) as run:
+        yield run
+
+
+def made_with(path: str | Path) -> Made:
+    """How the bundle was made."""
+    return tflite.made_with_settings(_decoder(path).settings)
+
+
+def constants(path: str | Path) -> Iterator[Constant]:
+    """Every constant of the decoder, and the other parts of the bundle as bytes."""
+    yield from reading.constants(_decoder(path))
+    data = np.memmap(path, np.uint8, "r")
+    for kind, start, stop in _sections(path):
+        if kind != "TFLiteModel":
+            yield Constant(kind, data[start:stop])
+
+
+def kernels(path: str | Path, model: Model) -> Kernels:
+    """How LiteRT rounds while it runs the decoder."""
+    return tflite.kernels_of(_decoder(path).settings)
+
+
+class BundledRunner(tflite.LiteRTRunner):
+    """The decoder of a bundle in LiteRT's interpreter, which reads a copy of it.
+
+    Where LiteRT-LM is installed it must be able to run the bundle too.
+
+    Args:
+        path: the bundle.
+        threads: it may use; all cores if None.
+    """
+
+    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
+        header = _decoder(path)
+        self._folder = tempfile.TemporaryDirectory(prefix="edgeq-")
+        copy = Path(self._folder.name) / "decoder.tflite"
+        with Path(path).open("rb") as source, copy.open("wb") as file:
+            source.seek(header.start)
+            shutil.copyfileobj(source, file, _CHUNK)
+        try:
+            super().__init__(copy, threads=threads)
+            if _installed("litert-lm-api"):
+                generate(path, "a", 1)
+                self.runtime = f"LiteRT-LM {metadata.version('litert-lm-api')}, {self.runtime}"
+        except BaseException:
+            self._folder.cleanup()
+            raise
+
+    def close(self) -> None:
+        """Give everything back, and remove the copy."""
+        super().close()
+        self._folder.cleanup()
+
+
+def generate(path: str | Path, prompt: str, max_tokens: int = 64, *, threads: int = 1) -> str:
+    """What LiteRT-LM says after a prompt, greedily.
+
+    It runs in a process of its own, because a bundle it cannot read may make it abort.
+
+    Args:
+        path: the bundle.
+        prompt: text as it is, without a chat template.
+        max_tokens: most tokens of the answer.
+        threads: it may use.
+
+    Raises:
+        FormatError: LiteRT-LM cannot run it.
+        MissingDependencyError: LiteRT-LM is not installed.
+    """
+    if not _installed("litert-lm-api"):
+        raise MissingDependencyError("litert_lm", "litertlm", "to run .litertlm bundles")
+    asked = json.dumps([str(path), prompt, max_tokens, threads])
+    return str(json.loads(_run(path, _SAY, asked)))
+
+
+def tokenizer(path: str | Path, source: HfTokenizer) -> TargetTokenizer | None:
+    """The bundle's tokenizer in LiteRT-LM; None where LiteRT-LM is not installed."""
+    return LiteRTLMTokenizer(path) if _installed("litert-lm-api") else None
+
+
+class LiteRTLMTokenizer:
+    """A bundle's tokenizer in LiteRT-LM, in a process of its own.
+
+    Args:
+        path: the bundle.
+    """
+
+    adds_special = False
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = path
+        self.by = f"LiteRT-LM {metadata.version('litert-lm-api')}"
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text.
+
+        Raises:
+            FormatError: LiteRT-LM cannot read the bundle.
+        """
+        said = _run(self._path, _TOKENIZE, str(self._path), given=json.dumps(list(texts)))
+        return [[int(i) for i in ids] for ids in json.loads(said)]
+
+    def excuse(self, text: str) -> str | None:
+        """Nothing is excused: it runs the tokenizer.json."""
+        return None
+
+
+def _run(path: str | Path, code: str, argument: str, given: str | None = None) -> str:
+    """The last line that a process of its own prints, because LiteRT-LM may abort."""
+    ran = subprocess.run(
+        [sys.executable, "-c", code, argument],
+        input=given, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if ran.returncode:
+        said = [
+            line for line in ran.stderr.splitlines() if line and not line.startswith((" ", "Tr"))
+        ]
+        raise FormatError(f"LiteRT-LM cannot run {path}: {'; '.join(said[-3:])}")
+    return ran.stdout.splitlines()[-1]
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _builder() -> Any:
+    try:
+        import litert_lm_builder
+    except ImportError as err:
+        raise MissingDependencyError(
+            "litert_lm_builder", "litertlm", "to read and write .litertlm bundles"
+        ) from err
+    return litert_lm_builder
+
+
+def _decoder(path: str | Path) -> reading.Header:
+    """The .tflite file within a bundle."""
+    models = [(start, stop) for kind, start, stop in _sections(path) if kind == "TFLiteModel"]
+    if not models:
+        raise FormatError(f"{path} is no .litertlm bundle with a decoder")
+    return reading.read(path, *models[0])
+
+
+def _sections(path: str | Path) -> list[tuple[str, int, int]]:
+    """(kind, first byte, byte after the last) of each part of a bundle."""
+    _builder()
+    from litert_lm_builder import litertlm_peek
+    from litert_lm_builder.litertlm_header_schema_py_generated import AnySectionDataType
+
+    kinds = {n: name for name, n in vars(AnySectionDataType).items() if not name.startswith("_")}
+    try:
+        sections = litertlm_peek.read_litertlm_header(str(path), io.StringIO()).SectionMetadata()
+        found = [sections.Objects(i) for i in range(sections.ObjectsLength())]
+        size = Path(path).stat().st_size
+        places = [(kinds[s.DataType()], s.BeginOffset(), s.EndOffset()) for s in found]
+    except OSError as err:
+        raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
+    except Exception as err:  # the builder raises what flatbuffers and struct happen to raise
+        raise FormatError(f"{path} is not a .litertlm bundle with a decoder: {err}") from err
+    if any(not 0 <= start <= stop <= size for _, start, stop in places):
+        raise FormatError(f"{path} is cut short: a part of it ends after byte {size}")
+    return places
+
+
+def _llm_metadata(model: Model, options: Options) -> bytes:
+    """LiteRT-LM's metadata, a protocol buffer."""
+    from litert_lm_builder.runtime.proto import llm_metadata_pb2, sampler_params_pb2
+
+    made = llm_metadata_pb2.LlmMetadata()
+    config = model.config
+    template = chat_templates(model.files).get(DEFAULT)
+    tokenizer = hf_tokenizer(model.files)
+    bos = tokenizer.prefix[0] if tokenizer.prefix else config.bos
+    # LiteRT-LM puts it first itself, and in a template it writes nothing for ``bos_token``
+    wanted = bool(tokenizer.prefix) or "bos_token" in (template or "")
+    if bos is not None and wanted:
+        made.start_token.token_ids.ids.append(bos)
+    for token in model_ends(model):
+        made.stop_tokens.add().token_ids.ids.append(token)
+    made.max_num_tokens = tflite.settings(config, options).context
+    made.llm_model_type.generic_model.SetInParent()
+    if template is not None:
+        made.jinja_prompt_template = _PLAIN + template
+    else:
+        made.prompt_templates.user.prefix = made.prompt_templates.model.prefix = ""
+    made.supports_thinking = False
+    made.supports_function_calling = template is not None and "tools" in template
+    sampling = read_object(model.files, "generation_config.json")
+    if sampling.get("do_sample"):
+        made.sampler_params.type = sampler_params_pb2.SamplerParameters.TOP_P
+        made.sampler_params.k = int(sampling.get("top_k") or 40)
+        made.sampler_params.p = float(sampling.get("top_p") or 1.0)
+        made.sampler_params.temperature = float(sampling.get("temperature") or 1.0)
+    return bytes(made.SerializeToString())

@@ -1,0 +1,253 @@
+"""LiteRT (TensorFlow Lite): a canonical graph of operators as one .tflite file.
+
+    check          refuses what cannot be lowered, before any work
+    write          makes the file: channels last, weights and values with the graph's own integers
+    open_graph     runs it in LiteRT, with the source's names, shapes and types
+    stored_weights, stored_quants   what the file holds, brought back to the source's axes
+    arena          bytes of its values while it runs
+
+Options: layout "nhwc" (images as the runtime has them) or "nchw" (as the source has them); io
+"float32" or "int8"; compute, of integer weights with float values: "auto" (rounds the values as it
+runs where the recipe says "dynamic", and otherwise takes the weights back to float), "int8" (always
+rounds them where the runtime has such an operator) or "float" (never); int4 "packed" or "bytes" (a
+byte for each 4-bit level with a scale for its row or channel: LiteRT's fastest kernels read no 4
+bits of convolutions).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from edgeq._version import __version__
+from edgeq.converters import Progress
+from edgeq.converters.metadata_blob import note_bytes
+from edgeq.converters.tflite.file import TfliteFile
+from edgeq.converters.tflite.interpreter import interpreter
+from edgeq.converters.tflite.lower import rules
+from edgeq.converters.tflite.lower.layout import Order, channels_last, natural, placed
+from edgeq.converters.tflite.lower.lowering import FUSING, Lowering, Out, Settings
+from edgeq.converters.tflite.lower.moves import file_type
+from edgeq.converters.tflite.lower.ops import bounds
+from edgeq.converters.tflite.lower.run import (
+    METADATA,
+    LiteRTGraph,
+    arena_of,
+    open_graph,
+    stored_quants,
+    stored_weights,
+)
+from edgeq.converters.tflite.operators import Value
+from edgeq.converters.tflite.read import VERSION, read
+from edgeq.core.errors import UnsupportedError, UsageError, unknown
+from edgeq.graph.ir import Graph, Node
+from edgeq.graph.tflite.schema import schema
+
+__all__ = [
+    "LiteRTGraph", "arena", "check", "open_graph", "settings", "stored_quants", "stored_weights",
+    "versions", "write",
+]  # fmt: skip
+_CHOICES = {
+    "layout": ("nhwc", "nchw"), "io": ("float32", "int8"),
+    "compute": ("auto", "int8", "float"), "int4": ("packed", "bytes"),
+}  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """The libraries that take part.
+
+    Raises:
+        MissingDependencyError: LiteRT is not installed.
+    """
+    schema()
+    return {"ai-edge-litert": version("ai-edge-litert")}
+
+
+def settings(options: Mapping[str, Any]) -> Settings:
+    """What the options come to.
+
+    Raises:
+        UsageError: an option is unknown, or has another value than it may.
+    """
+    for key, value in options.items():
+        if key not in _CHOICES:
+            raise UsageError(unknown("option of the target tflite", key, _CHOICES))
+        if value not in _CHOICES[key]:
+            raise UsageError(f"{key} is {value!r}; it can be {' or '.join(_CHOICES[key])}")
+    return Settings(**options)
+
+
+def check(graph: Graph, options: Mapping[str, Any]) -> None:
+    """Refuse what cannot be lowered, before any work.
+
+    Raises:
+        MissingDependencyError: LiteRT is not installed.
+        UnsupportedError: lists every offending node with the nearest supported form.
+        UsageError: an option out of range.
+    """
+    schema()
+    settings(options)
+    rules.check(graph)
+
+
+def write(
+    graph: Graph, path: Path, options: Mapping[str, Any], progress: Progress | None = None
+) -> None:
+    """Make the file.
+
+    Args:
+        graph: what `check` has passed.
+        path: the file, which does not exist.
+        options: layout, io, compute and int4.
+        progress: called with what is written, bytes done, and of how many.
+    """
+    low = _lowered(graph, settings(options))
+    low.file.save(Path(path), progress)
+    _check_opens(Path(path), low)
+
+
+def arena(source: Path | str | Graph, options: Mapping[str, Any] | None = None) -> int:
+    """Bytes of all values that are in memory together at most, places being used again.
+
+    Args:
+        source: a file that `write` made, or a graph.
+        options: see the module; of a graph alone.
+    """
+    if isinstance(source, Graph):
+        return arena_of(_lowered(source, settings(options or {})).file.model)
+    return arena_of(read(source, entry=METADATA).model)
+
+
+def _check_opens(path: Path, low: Lowering) -> None:
+    """Refuse a file that LiteRT does not load, with the node its operator is made of."""
+    opened = interpreter(path, threads=1, delegate=False)
+    try:
+        opened.allocate_tensors()
+    except (ValueError, RuntimeError) as err:
+        number = re.search(r"Node number (\d+)", str(err))
+        place = int(number.group(1)) if number else len(low.made_by)
+        node = low.made_by[place] if place < len(low.made_by) else f"the graph {low.graph.name}"
+        raise UnsupportedError(f"{node}: LiteRT refuses what it is lowered to: {err}") from err
+
+
+def _lowered(graph: Graph, how: Settings) -> Lowering:
+    file = TfliteFile()
+    low = Lowering(graph, file, how)
+    inputs = {name: _input(low, name) for name in graph.inputs}
+    taken_in: set[str] = set()
+    for node in graph.nodes:
+        if node.name not in taken_in:
+            low.node = node
+            try:
+                taken_in |= _node(low, node)
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as err:
+                raise UnsupportedError(f"{node} cannot be lowered to TFLite: {err}") from err
+    low.node = Node("", "output", (), ())
+    used = {id(value) for value in inputs.values()}
+    outputs = {name: _output(low, name, used) for name in graph.outputs}
+    orders = {name: low.home(name) for name in graph.inputs}
+    orders |= {name: _output_order(low, name) for name in graph.outputs}
+    low.g.finish(inputs, outputs)
+    file.metadata(METADATA, note_bytes(_described(low, orders)))
+    return low
+
+
+def _input(low: Lowering, name: str) -> Value:
+    info, quant = low.graph.info(name), low.graph.quants.get(name)
+    image = low.settings.layout == "nhwc" and name in low.images
+    order = channels_last(len(info.shape)) if image else natural(len(info.shape))
+    shape, kind = placed(info.shape, order), file_type(info.dtype)
+    if quant and low.settings.io == "int8":
+        value = Value(name, shape, "int8", scales=low.grid(quant))
+    else:
+        value = low.g.input(name, shape, kind)
+    inside = value
+    if quant and value.scales is None:
+        inside = low.op("QUANTIZE", [value], quant=quant)
+    if quant:
+        low.rounded[name] = inside
+    low.put(name, inside, order)
+    return value
+
+
+def _node(low: Lowering, node: Node) -> set[str]:
+    """Lower a node; gives the names of those that it took into itself."""
+    graph, rule = low.graph, rules.RULES[node.op]
+    after = graph.only_consumer(node.output) if node.op in FUSING else None
+    out = Out(node.output)
+    if (
+        after is not None
+        and node.output not in graph.quants
+        and graph.info(node.output).dtype == "float32"
+        and after.op in ("Relu", "Clip")
+        and after.inputs[0] == node.output
+    ):
+        out.name = after.output
+        out.low, out.high = bounds(low, after)
+    else:
+        after = None
+    quant = graph.quants.get(out.name)
+    out.quant = quant if quant and rules.integer(graph, node, quant) else None
+    made = rule.emit(low, node, out)
+    if isinstance(made, list):
+        for name, (value, order) in zip(node.outputs, made, strict=True):
+            if name:
+                low.finish(Out(name), value, order)
+    else:
+        low.finish(out, *made)
+    return {after.name} if after else set()
+
+
+def _output_order(low: Lowering, name: str) -> Order:
+    rank = len(low.shape(name))
+    known = channels_last(rank)
+    if low.settings.layout == "nhwc" and name in low.graph.values and low.home(name) == known:
+        return known
+    return natural(rank)
+
+
+def _output(low: Lowering, name: str, used: set[int]) -> Value:
+    """A tensor of its own for an output."""
+    if name in low.graph.constants:
+        value = low.array(low.graph.array(name))
+    else:
+        rounded = low.settings.io == "int8" and name in low.graph.quants
+        value = low.get(name, _output_order(low, name), rounded)
+    if id(value) in used or name in low.graph.constants:
+        shape = low.ints(value.shape)
+        value = low.op("RESHAPE", [value, shape], like=True, newShape=list(value.shape))
+    used.add(id(value))
+    inside = low.rounded.get(name)
+    if inside is not None and inside is not value and low.g.name_of(inside) == name:
+        low.g.rename(inside, low.short("t"))
+    low.g.rename(value, name)
+    return value
+
+
+def _described(low: Lowering, orders: Mapping[str, Order]) -> dict[str, Any]:
+    graph = low.graph
+
+    def ends(names: tuple[str, ...]) -> dict[str, Any]:
+        return {
+            name: {"shape": list(graph.info(name).shape), "dtype": graph.info(name).dtype,
+                   "order": list(orders[name])}
+            for name in names
+        }  # fmt: skip
+
+    return {
+        "format_version": VERSION,
+        "edgeq_version": __version__,
+        "name": graph.name,
+        "meta": dict(graph.meta),
+        "precision": "int8" if low.hybrid else "float32",
+        "inputs": ends(graph.inputs),
+        "outputs": ends(graph.outputs),
+        "weights": low.weights,
+        "quants": {
+            name: tensor if (tensor := low.g.name_of(value)) != name else ""
+            for name, value in low.rounded.items()
+        },
+    }

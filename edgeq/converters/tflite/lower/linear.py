@@ -1,0 +1,100 @@
+"""Products of matrices of the canonical graph as those of a .tflite file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edgeq.converters.tflite.lower.conv import bias_of, weight_of
+from edgeq.converters.tflite.lower.layout import natural, with_last
+from edgeq.converters.tflite.lower.lowering import Lowering, Made, Out
+from edgeq.converters.tflite.lower.moves import padded
+from edgeq.converters.tflite.operators import Value
+from edgeq.graph.ir import Node, Quant, QuantWeight
+
+_ENDS = np.array([-128, 127], np.int8)
+"""The outermost levels of a grid."""
+
+
+def linear(low: Lowering, node: Node, out: Out) -> Made:
+    """x [..., K] times w [N, K] transposed, plus a bias."""
+    x, name = node.inputs[0], node.inputs[1]
+    held, rank = low.graph.constants[name], len(low.shape(x))
+    order = with_last(low.home(x), rank - 1)
+    w = held if isinstance(held, QuantWeight) else None
+    fill = 0
+    value = low.get(x, order, out.rounded)
+    shape = (*value.shape[:-1], held.shape[0])
+    bias = bias_of(low, node, w, held.shape[0], out.rounded)
+    if w is not None and w.block is not None:
+        factor = low.blocks(name)
+        short = factor.shape[1] - value.shape[-1]
+        if short:
+            border = np.zeros((rank, 2), np.int64)
+            border[-1, 1] = short
+            value = padded(low, value, border, 0.0, out)
+        if low.dynamic:
+            low.hybrid = True
+        else:
+            factor = _unblocked(low, factor, w.block)
+    else:
+        quant = low.graph.quants.get(x)
+        again = w is not None and not out.rounded and low.settings.compute != "float"
+        if again and quant:
+            value, fill = _with_ends(low, value, quant), len(_ENDS)
+        factor = weight_of(
+            low, "FULLY_CONNECTED", name, tuple(held.shape), natural(2), out.rounded,
+            low.columns.get(x), fill,
+        )  # fmt: skip
+    made = low.op(
+        "FULLY_CONNECTED", [value, factor, bias], shape, quant=out.quant,
+        keepNumDims=rank != 2, fusedActivationFunction=low.fused(out),
+        asymmetricQuantizeInputs=bool(fill),
+    )  # fmt: skip
+    return made, order
+
+
+def _with_ends(low: Lowering, value: Value, quant: Quant) -> Value:
+    """A tensor of numbers on a grid with the grid's ends as two more columns.
+
+    An operator of float values and integer weights rounds each row anew, to a grid that it fits
+    to the row. With the ends in every row that is the value's own grid, and nothing is lost.
+    """
+    key = (id(value), quant)
+    if key not in low.ended:
+        ends = quant.dequantize(_ENDS)
+        columns = low.g.constant(np.broadcast_to(ends, (*value.shape[:-1], len(ends))).copy())
+        shape = (*value.shape[:-1], value.shape[-1] + len(ends))
+        made = low.op("CONCATENATION", [value, columns], shape, axis=len(shape) - 1)
+        low.ended[key] = (value, made)
+    return low.ended[key][1]
+
+
+def _unblocked(low: Lowering, w: Value, block: int) -> Value:
+    """A matrix of blocks as float32."""
+    assert w.group_scales is not None
+    n, groups = w.group_scales.shape
+    levels = low.reshaped(low.real(w), (n, groups, block))
+    scales = low.reshaped(low.real(w.group_scales), (n, groups, 1))
+    return low.reshaped(low.op("MUL", [levels, scales]), w.shape)
+
+
+def matmul(low: Lowering, node: Node, out: Out) -> Made:
+    """The product of two computed values; a transposed last pair of axes is the operator's own."""
+    shape = low.shape(out.name)
+    rank = len(shape)
+    factors: list[Value] = []
+    flags: dict[str, Any] = {}
+    swapped = (*range(rank - 2), rank - 1, rank - 2)
+    for flag, name in zip(("adjX", "adjY"), node.inputs, strict=True):
+        turned = (
+            name in low.graph.values
+            and len(low.shape(name)) == rank
+            and low.held(name, swapped, out.rounded)
+        )
+        flags[flag] = turned
+        order = swapped if turned else natural(rank)
+        factors.append(low.operand(name, rank, order, out.rounded))
+    value = low.op("BATCH_MATMUL", factors, shape, quant=out.quant, **flags)
+    return value, natural(rank)

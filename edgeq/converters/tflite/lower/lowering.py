@@ -1,0 +1,220 @@
+"""A canonical graph on its way into a .tflite file: its values, their orders and their types.
+
+Every value may lie in the file several times: rounded and as float32, and in several orders of its
+axes. What an operator needs and is not there yet is made from what is, once: QUANTIZE, DEQUANTIZE,
+TRANSPOSE, or RESHAPE where only axes of one element move.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgeq.converters.tflite.file import TfliteFile
+from edgeq.converters.tflite.lower.constants import Constants
+from edgeq.converters.tflite.lower.layout import Order, Shape, channels_last, natural
+from edgeq.converters.tflite.operators import Value
+from edgeq.graph.ir import Graph, Quant, QuantWeight
+
+Made = tuple[Value, Order]
+"""A tensor, and the order of its value's axes in it."""
+_FUSED = {(0.0, math.inf): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}
+IMAGE = frozenset(
+    {"Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool",
+     "Resize", "DepthToSpace", "SpaceToDepth"}
+)  # fmt: skip
+"""Operators that need channels last."""
+FUSING = frozenset(
+    {"Conv", "ConvTranspose", "Linear", "MatMul", "Add", "Sub", "Mul", "Div", "MaxPool",
+     "AveragePool", "GlobalAveragePool", "ReduceMean", "Concat"}
+)  # fmt: skip
+"""Operators that take a Relu or Clip behind them into themselves, or round on its grid."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a graph is lowered.
+
+    Args:
+        layout: of images that go in and out: "nhwc", or "nchw" as in the source.
+        io: type of the inputs and outputs: "float32", or "int8" for those that are rounded.
+        compute: of operators with integer weights and float values: "int8" rounds the values as
+            it runs, "float" takes the weights back to float, and "auto" does what the graph says:
+            values are rounded as it runs only where its activations are "dynamic".
+        int4: weights of 4 bits with a scale for each row or channel are "packed", two to a byte,
+            or "bytes": larger, but LiteRT's fastest kernels read them.
+    """
+
+    layout: str = "nhwc"
+    io: str = "float32"
+    compute: str = "auto"
+    int4: str = "packed"
+
+
+@dataclass
+class Out:
+    """What a node is to make.
+
+    Args:
+        name: the value, behind an activation that the node takes in.
+        quant: how it is rounded, if the node computes in integers.
+        low, high: between which an activation holds it that no operator has done yet.
+    """
+
+    name: str
+    quant: Quant | None = None
+    low: float = -math.inf
+    high: float = math.inf
+
+    @property
+    def rounded(self) -> bool:
+        """Whether the node computes in integers."""
+        return self.quant is not None
+
+
+class Lowering(Constants):
+    """A graph on its way into a file.
+
+    Args:
+        graph: what is lowered.
+        file: what it is put into.
+        settings: how.
+    """
+
+    def __init__(self, graph: Graph, file: TfliteFile, settings: Settings) -> None:
+        super().__init__(graph, file)
+        self.settings = settings
+        self.rounded: dict[str, Value] = {}
+        """Value of the graph -> the tensor with its integers."""
+        self.columns: dict[str, tuple[Shape, Order]] = {}
+        """Flattened value -> the axes [C, H, W] of its columns, and their order in the file."""
+        self.ended: dict[tuple[int, Quant], tuple[Value, Value]] = {}
+        """Tensor's id and grid -> it, and it with the grid's ends as columns."""
+        self.hybrid = False
+        """Whether some operator rounds float values as it runs."""
+        self._held: dict[str, dict[tuple[bool, Order], Value]] = {}
+        self._placed: set[int] = set()
+        self.images = self._images()
+
+    def _images(self) -> set[str]:
+        """Values that operators with channels last take, be it behind others."""
+        found: set[str] = set()
+        for node in reversed(self.graph.nodes):
+            if node.op in IMAGE:
+                found.add(node.inputs[0])
+            elif node.op != "Transpose" and found.intersection(node.outputs):
+                rank = len(self.graph.info(node.output).shape)
+                given = (name for name in node.inputs if name in self.graph.values)
+                found.update(n for n in given if len(self.graph.info(n).shape) == rank)
+        return found
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether operators with integer weights may round float values as they run."""
+        if self.settings.compute == "auto":
+            return self.graph.meta.get("edgeq.activations") == "dynamic"
+        return self.settings.compute == "int8"
+
+    def shape(self, name: str) -> Shape:
+        """Of a value or constant, as in the source."""
+        return self.graph.info(name).shape
+
+    def put(self, name: str, value: Value, order: Order) -> None:
+        """A value was made."""
+        self._held.setdefault(name, {})[value.scales is not None, order] = value
+
+    def home(self, name: str) -> Order:
+        """The order in which a value first was made."""
+        return next(iter(self._held[name]))[1]
+
+    def held(self, name: str, order: Order, rounded: bool) -> bool:
+        """Whether a value lies in the file so."""
+        return (rounded, order) in self._held[name]
+
+    def get(self, name: str, order: Order | None = None, rounded: bool = False) -> Value:
+        """A value in an order, rounded or as it is computed in float."""
+        held = self._held[name]
+        order = self.home(name) if order is None else order
+        if (rounded, order) not in held:
+            alike = [(have, value) for (kind, have), value in held.items() if kind == rounded]
+            if alike:
+                made = self.moved(alike[0][1], self.shape(name), alike[0][0], order)
+            else:
+                made = self.op("DEQUANTIZE", [self.get(name, order, True)], dtype="float32")
+            held[rounded, order] = made
+        return held[rounded, order]
+
+    def operand(self, name: str, rank: int, order: Order, rounded: bool = False) -> Value:
+        """A value or constant to be broadcast with others of a rank, in their order."""
+        if name in self.graph.constants:
+            return self.constant(name, rank, order, rounded)
+        shape = self.shape(name)
+        if len(shape) == rank:
+            return self.get(name, order, rounded)
+        value = self.get(name, natural(len(shape)), rounded)
+        wide = (1,) * (rank - len(shape)) + shape
+        return self.moved(self.reshaped(value, wide), wide, natural(rank), order)
+
+    def order_of(self, names: Sequence[str], rank: int, out: str) -> Order:
+        """The order for values that are taken element by element."""
+        last = channels_last(rank)
+        known = [self.home(n) for n in names if n in self._held and len(self.shape(n)) == rank]
+        if not known or last in known or (out in self.images and natural(rank) in known):
+            return last if out in self.images or last in known else natural(rank)
+        return known[0]
+
+    def fused(self, out: Out) -> int:
+        """The activation that the operator does itself, which is then done."""
+        kinds = self.file.schema.ActivationFunctionType
+        name = _FUSED.get((out.low, out.high))
+        if name is None:
+            return int(kinds.NONE)
+        out.low, out.high = -math.inf, math.inf
+        return int(getattr(kinds, name))
+
+    def finish(self, out: Out, value: Value, order: Order) -> None:
+        """Put what a node made in its place: rounded as the graph says, and held in bounds."""
+        quant = self.graph.quants.get(out.name)
+        rounded = value.scales is not None
+        if quant and rounded and value.scales is not self.grid(quant):
+            value = self.regridded(value, quant)
+        value = self.clamped(value, out, quant if rounded else None)
+        if quant and not rounded:
+            value = self.op("QUANTIZE", [value], quant=quant)
+        if id(value) not in self._placed:
+            self._placed.add(id(value))
+            self.g.rename(value, out.name)
+        if quant:
+            self.rounded[out.name] = value
+        self.put(out.name, value, order)
+
+    def regridded(self, value: Value, quant: Quant) -> Value:
+        """A rounded tensor on another grid.
+
+        A kernel of QUANTIZE multiplies integers by a factor of 8 fractional bits and gives another
+        level in some places; MUL by one is exact.
+        """
+        one = QuantWeight(np.ones((), np.int8), np.ones((), np.float32), 8)
+        return self.op("MUL", [value, self.integers(self.short("w"), one, "int8")], quant=quant)
+
+    def clamped(self, value: Value, out: Out, quant: Quant | None = None) -> Value:
+        """A tensor held between bounds: on its grid, if it is rounded, which is exact."""
+        kind = _FUSED.get((out.low, out.high))
+        if kind and quant is None and value.dtype == "float32":
+            out.low, out.high = -math.inf, math.inf
+            return self.op(kind, [value])
+        for code, bound, end in (("MAXIMUM", out.low, -128), ("MINIMUM", out.high, 127)):
+            if not math.isfinite(bound):
+                continue
+            if quant is None:
+                limit = self.g.constant(np.array(bound, value.dtype))
+                value = self.op(code, [value, limit])
+            elif (level := quant.quantize(np.array(bound, np.float32))) != end:
+                buffer = self.file.constant(level)
+                limit = Value(self.short("c"), (), "int8", buffer, value.scales)
+                value = self.op(code, [value, limit], like=True)
+        out.low, out.high = -math.inf, math.inf
+        return value

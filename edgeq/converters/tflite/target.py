@@ -1,0 +1,377 @@
+"""LiteRT (TensorFlow Lite): one .tflite with prefill and decode signatures.
+
+    prefill_{T}   tokens [1, T], input_pos [T], cache -> cache
+    decode        tokens [1, 1], input_pos [1], cache -> cache, logits [1, 1, V]
+
+The cache, ``kv_cache_{k,v}_{i}``, goes in and comes out of each call, which is LiteRT-LM's
+convention. `Options` heeded: context, kv (float32, the default, float16 or int8), compute (int8,
+the default, or float) and prefill (16 and 128).
+
+Weights lie behind the flatbuffer, so that the file is written a block at a time and has no limit of
+2 GB; that needs a runtime that knows ``Buffer.offset`` (TensorFlow Lite 2.15 and later).
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq._version import __version__
+from edgeq.converters import Options, Past, Precision, Progress, Stored, Trace, pieces
+from edgeq.converters.size import Size
+from edgeq.converters.tflite import read as reading
+from edgeq.converters.tflite.builder import BLOCK, Settings, held, write_decoder
+from edgeq.converters.tflite.file import TfliteFile
+from edgeq.converters.tflite.interpreter import interpreter
+from edgeq.converters.validate.constants import Constant, Made
+from edgeq.converters.validate.kernels import (
+    CacheRounding,
+    Kernels,
+    half,
+    head_magnitude,
+    on_rounded,
+    one_magnitude,
+    one_range,
+)
+from edgeq.core.errors import FormatError, UnsupportedError, UsageError
+from edgeq.formats.tensor import QuantTensor
+from edgeq.graph.tflite.schema import schema
+from edgeq.model.config import ModelConfig
+from edgeq.model.model import Model
+from edgeq.model.reference import dense
+
+PREFILL = (16, 128)
+"""Lengths of prompts' graphs if none are given."""
+MAX_CONTEXT = 1280
+"""Tokens at most, if none are given. The cache goes in and out of each call, so that a token takes
+longer the longer it is: SmolLM2-135M decodes 131 tokens a second with 512 and 44 with 4096."""
+_LAYER = 400_000
+"""Bytes of the objects that a layer of a graph is made of."""
+
+
+def check(model: Model, options: Options) -> None:
+    """Refuse what the target cannot hold, before any work.
+
+    Raises:
+        FormatError: the model lacks a tensor.
+        MissingDependencyError: LiteRT is not installed.
+        UnsupportedError: a scheme that LiteRT cannot multiply by.
+        UsageError: an option out of range.
+    """
+    schema()
+    model.validate()
+    how = settings(model.config, options)
+    for name, _ in model.config.linears():
+        try:
+            held(model, name, how.compute)
+        except UnsupportedError as err:
+            if how.compute == "float":
+                raise
+            try:
+                held(model, name, "float")
+            except UnsupportedError:
+                raise err from None
+            raise UnsupportedError(f"{err}, or compute in float") from err
+        tensor = model.tensors[name]
+        if isinstance(tensor, QuantTensor) and not (tensor.row_params()[0] > 0).all():
+            raise UnsupportedError(
+                f"{name} has scales that are not positive, which LiteRT refuses to run; "
+                "quantize it again from its floating-point source"
+            )
+
+
+def settings(config: ModelConfig, options: Options) -> Settings:
+    """What the options come to for a model.
+
+    Raises:
+        UsageError: an option out of range.
+    """
+    if options.extra:
+        raise UsageError(f"the target tflite has no option {', '.join(sorted(options.extra))}")
+    context = min(config.context, MAX_CONTEXT) if options.context is None else options.context
+    if not 2 <= context <= config.context:
+        raise UsageError(f"context is {context}; this model supports 2 to {config.context} tokens")
+    lengths = sorted(set(options.prefill)) or [n for n in PREFILL if n < context] or [context - 1]
+    if lengths[0] < 1 or lengths[-1] >= context:
+        raise UsageError(
+            f"prefill lengths are {', '.join(map(str, lengths))}; "
+            f"with a context of {context} they can be 1 to {context - 1}"
+        )
+    return Settings(context, options.kv or "float32", options.compute or "int8", tuple(lengths))
+
+
+def sizes(model: Model, options: Options) -> Iterator[Size]:
+    """Bits and bytes of each matrix in the file."""
+    compute = settings(model.config, options).compute
+    for name, (n, _) in model.config.linears():
+        how, tensor = held(model, name, compute), model.tensors[name]
+        if how.encoding is None:
+            yield Size(name, tensor, None, tensor.nbytes)
+        else:
+            yield Size(name, tensor, how.bits, n * how.width * how.bits // 8 + n * 2 * how.groups)
+
+
+def remarks(model: Model, options: Options) -> list[str]:
+    """What is chosen where nothing is said, and what it costs."""
+    config, context = model.config, settings(model.config, options).context
+    if options.context is not None or context >= config.context:
+        return []
+    return [
+        f"The context is {context} tokens (the model allows {config.context}): LiteRT copies the "
+        "whole cache at each token, so that a longer context decodes slower. --ctx-size changes it."
+    ]
+
+
+def write(model: Model, out: Path, options: Options, progress: Progress | None = None) -> None:
+    """Make the file.
+
+    Args:
+        model: what `check` has passed.
+        out: the file, which does not exist.
+        options: context, kv, compute and prefill are heeded.
+        progress: called with what is written, bytes done, and of how many.
+    """
+    how = settings(model.config, options)
+    file = TfliteFile()
+    write_decoder(file, model, how)
+    file.metadata(reading.METADATA, json.dumps(_described(model, how)).encode())
+    file.save(Path(out), progress)
+
+
+def memory(model: Model, options: Options) -> int:
+    """Bytes that `write` takes at its peak: a block of weights, and the flatbuffer."""
+    c, how = model.config, settings(model.config, options)
+    graphs = len(how.prefill) + 1
+    rows = sum(n for _, (n, _) in c.linears())
+    tables = 4 * how.rows * c.rope_dim
+    return 32 * BLOCK + graphs * (c.layers + 1) * _LAYER + 48 * rows + 4 * tables
+
+
+def _described(model: Model, how: Settings) -> dict[str, Any]:
+    quantized = [
+        name for name, _ in model.config.linears() if isinstance(model.tensors[name], QuantTensor)
+    ]
+    return {
+        "format_version": reading.VERSION,
+        "edgeq_version": __version__,
+        "config": model.config.to_dict(),
+        "context": how.context,
+        "kv": how.kv,
+        "compute": how.compute,
+        "prefill": list(how.prefill),
+        "columns": {name: model.tensors[name].shape[1] for name in quantized},
+    }
+
+
+def versions() -> dict[str, str]:
+    """The libraries that take part."""
+    schema()
+    return {name: metadata.version(name) for name in ("ai-edge-litert", "flatbuffers")}
+
+
+def stored(path: str | Path) -> Iterator[Stored]:
+    """The integers of every matrix, read back from the file.
+
+    Raises:
+        FormatError: it is no file of ours.
+    """
+    return reading.stored(reading.read(path))
+
+
+def open(path: str | Path, *, threads: int | None = None) -> LiteRTRunner:
+    """Run the file in LiteRT.
+
+    Raises:
+        FormatError: it is no file of ours, or LiteRT cannot load it.
+        MissingDependencyError: LiteRT is not installed.
+    """
+    return LiteRTRunner(path, threads=threads)
+
+
+def trace(
+    path: str | Path, tokens: Sequence[int], past: Past = ()
+) -> dict[str, NDArray[np.float32]]:
+    """Results of the pass over ``tokens``, once the cache holds those of ``past``, by their names.
+
+    All tokens but the last go through the prefill signatures. Those need no more than the cache,
+    so what comes after the last layer's keys and values has one row: the last token's.
+
+    Raises:
+        EdgeqError: there is no room for a copy of the file whose results are all outputs.
+        FormatError: it is no file of ours.
+    """
+    with tracer(path) as run:
+        return dict(run(tokens, past))
+
+
+@contextmanager
+def tracer(path: str | Path) -> Iterator[Trace]:
+    """`trace` of one file, which is copied and loaded once."""
+    with traced(reading.read(path)) as run:
+        yield run
+
+
+@contextmanager
+def traced(header: reading.Header) -> Iterator[Trace]:
+    """`tracer` of a file that has been read."""
+    with tempfile.TemporaryDirectory(prefix="edgeq-") as folder:
+        copy = Path(folder) / "traced.tflite"
+        reading.with_results(header, copy)
+        runner = LiteRTRunner(copy)
+        try:
+            yield runner.traced
+        finally:
+            runner.close()
+
+
+def made_with(path: str | Path) -> Made:
+    """How the file was made."""
+    return made_with_settings(reading.read(path).settings)
+
+
+def made_with_settings(found: Mapping[str, Any]) -> Made:
+    """`made_with` of a file that has been read."""
+    options = Options(found["context"], found["kv"], found["compute"], tuple(found["prefill"]))
+    return Made(options, found["edgeq_version"])
+
+
+def constants(path: str | Path) -> Iterator[Constant]:
+    """Every constant of the file."""
+    return reading.constants(reading.read(path))
+
+
+def kernels(path: str | Path, model: Model) -> Kernels:
+    """How LiteRT rounds while it runs the file."""
+    return kernels_of(reading.read(path).settings)
+
+
+def kernels_of(found: Mapping[str, Any]) -> Kernels:
+    """`kernels` of a file that has been read."""
+    caches: dict[str, CacheRounding] = {"float16": half, "int8": head_magnitude}
+    cache = caches.get(found["kv"])
+    if found["compute"] != "int8" or not found["columns"]:
+        return Kernels(cache=cache)
+    return Kernels(
+        # XNNPACK first, whose kernels for 4-bit groups read scales as bfloat16 (LiteRT 2.3; the
+        # second is a build whose kernels read them as float16); then LiteRT's own kernel, which
+        # runs where XNNPACK has none
+        (
+            on_rounded(one_range, bfloat16_group_scales=True),
+            on_rounded(one_range),
+            on_rounded(one_magnitude),
+            dense,
+        ),
+        cache,
+        "LiteRT's fast kernels round the inputs of each token to 8 bits over one range for all "
+        "of them, which costs most where a few channels are far larger than the rest, and the "
+        "scales of groups of weights, if there are groups, to bfloat16, which costs little",
+        "convert with --compute float (exact, but slower), to ort, coreml or gguf, whose kernels "
+        "round less, or quantize with a preset that folds large channels into the weights before "
+        "they are rounded, such as w4-awq-gptq",
+    )
+
+
+class LiteRTRunner:
+    """A file of ours in LiteRT's interpreter.
+
+    Args:
+        path: the file.
+        threads: it may use; all cores if None.
+    """
+
+    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
+        header = reading.read(path)
+        found = header.settings
+        self.config = ModelConfig.from_dict(found["config"])
+        self.runtime = f"ai-edge-litert {versions()['ai-edge-litert']}"
+        rounded = "int8" in (found["compute"], found["kv"])
+        self.precision: Precision = "int8" if rounded else found["kv"]
+        self.results: dict[str, list[NDArray[np.float32]]] | None = None
+        """Every output of every call that is not the cache's, once this is a dictionary."""
+        self.context: int = found["context"]
+        self._lengths: list[int] = found["prefill"]
+        self._signatures: dict[str, Any] = {}
+        self._interpreter = interpreter(Path(path), threads=threads)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        self._past = 0
+        self._cache: dict[str, NDArray[Any]] = {}
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._signatures.clear()
+        self._cache = {}
+        self._interpreter = None
+
+    def forward(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits of the last of the tokens that follow: [1, V].
+
+        Raises:
+            UsageError: no tokens, or more than the file's context has room for.
+        """
+        ids = np.asarray(tokens, np.int32).reshape(-1)
+        if not ids.size:
+            raise UsageError("there are no tokens; give at least one")
+        if self._past + ids.size > self.context:
+            raise UsageError(
+                f"{self._past + ids.size} tokens, but the file was converted for {self.context}; "
+                "convert with a longer context"
+            )
+        rest = ids[:-1]
+        while rest.size:
+            # the longest graph that the rest fills, or the shortest there is
+            fitting = [n for n in self._lengths if n <= rest.size]
+            length = max(fitting, default=self._lengths[0])
+            self._call(f"prefill_{length}", rest[:length], length)
+            rest = rest[length:]
+        logits: NDArray[np.float32] = self._call("decode", ids[-1:], 1)["logits"]
+        return logits.reshape(1, -1)
+
+    def traced(self, tokens: Sequence[int], past: Past = ()) -> dict[str, NDArray[np.float32]]:
+        """Every output of the pass over ``tokens`` once the cache holds those of ``past``."""
+        self.reset()
+        self.results = None
+        for piece in pieces(past):
+            self.forward(np.asarray(piece))
+        self.results = {}
+        self.forward(np.asarray(tokens))
+        joined = {name: np.concatenate(parts) for name, parts in self.results.items()}
+        self.results = None
+        return {
+            name: part.reshape(1, -1) if name == "logits" else part for name, part in joined.items()
+        }
+
+    def _call(self, signature: str, ids: NDArray[np.int32], length: int) -> dict[str, Any]:
+        if signature not in self._signatures:
+            self._signatures[signature] = self._interpreter.get_signature_runner(signature)
+        run = self._signatures[signature]
+        if not self._cache:
+            self._cache = {
+                name: np.zeros(entry["shape"], entry["dtype"])
+                for name, entry in run.get_input_details().items()
+                if name.startswith("kv_cache_")
+            }
+        filled = np.zeros((1, length), np.int32)
+        filled[0, : ids.size] = ids
+        where = np.arange(self._past, self._past + length, dtype=np.int32)
+        try:
+            out: dict[str, Any] = run(tokens=filled, input_pos=where, **self._cache)
+        except (ValueError, RuntimeError) as err:
+            raise FormatError(f"LiteRT cannot run the signature {signature}: {err}") from err
+        self._past += ids.size
+        self._cache = {name: out[name] for name in self._cache}
+        if self.results is not None:
+            for name, result in out.items():
+                if name not in self._cache:
+                    self.results.setdefault(name, []).append(result[: ids.size])
+        return out

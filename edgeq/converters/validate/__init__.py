@@ -1,0 +1,1 @@
+"""Checks of a conversion: integers, constants, each step, logits and texts."""

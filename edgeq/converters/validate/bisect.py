@@ -1,0 +1,210 @@
+"""The first step of a converted decoder that computes something else.
+
+A target's results of one pass are laid beside NumPy's, step by step in the decoder's order, each
+step computed from the target's own inputs to it: rounding does not pile up from layer to layer,
+and a fault shows where it is made, not everywhere after.
+
+Where the target's kernels round their inputs, NumPy repeats that rounding (`kernels`), so that the
+same tight bound serves every target.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.converters import Precision, Progress, Trace
+from edgeq.converters.validate.kernels import Kernels
+from edgeq.converters.validate.trace_builder import NumpyBuilder
+from edgeq.model.model import Model
+from edgeq.model.reference import Linear, dense
+
+_SMALL = 1 << 24
+"""Weights of a small model, of which 64 MiB are held as float32."""
+_SHORT = 7
+"""Tokens of the first prefill."""
+
+_ALLOWED: Mapping[Precision, float] = {"float32": 1e-3, "float16": 1e-2, "int8": 1e-3}
+"""Relative error (root mean square) of a step. Rounding inputs to 8 bits is no part of it, as the
+reference does the same; float16 covers what a program keeps in that type between its steps."""
+_LONG = 32
+"""Tokens of the piece that follows the first prefill, where the whole prompt is not looked at."""
+_WORDS = {
+    "embed": "the embedding",
+    "attn_norm": "the norm before attention",
+    "q": "the query projection",
+    "k": "the key projection",
+    "v": "the value projection",
+    "q_norm": "the norm of the queries",
+    "k_norm": "the norm of the keys",
+    "q_rope": "the rotary positions of the queries",
+    "k_rope": "the rotary positions of the keys",
+    "mix": "attention (its scale, mask or cache of keys and values)",
+    "o": "the projection after attention",
+    "attn_post_norm": "the norm after attention",
+    "attn_out": "the sum after attention",
+    "mlp_norm": "the norm before the feed-forward",
+    "gate": "the gate projection",
+    "up": "the up projection",
+    "act": "the activation of the gate times up",
+    "down": "the down projection",
+    "mlp_post_norm": "the norm after the feed-forward",
+    "out": "the sum after the feed-forward",
+    "final_norm": "the last norm",
+    "logits": "the head",
+}
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A step that computes something else.
+
+    Args:
+        step: its name in `decoder`, as "layers.3.k_rope".
+        error: root mean square of the difference over that of the right result.
+        allowed: what it may be.
+        when: which pass it was seen in.
+        also: further steps of the pass that diverge by themselves.
+    """
+
+    step: str
+    error: float
+    allowed: float
+    when: str
+    also: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        more = ""
+        if self.also:
+            shown = ", ".join(self.also[:6]) + (" .." if len(self.also) > 6 else "")
+            more = f"; by themselves, so do {shown}"
+        return (
+            f"{self.step}: {described(self.step)} differs by {self.error:.2g} of its size "
+            f"(allowed {self.allowed:.2g}) in {self.when}{more}"
+        )
+
+
+def described(step: str) -> str:
+    """A step in words: "the rotary positions of the keys in layer 3"."""
+    match = re.fullmatch(r"layers\.(\d+)\.(\w+)", step)
+    if match:
+        return f"{_WORDS.get(match[2], match[2])} in layer {match[1]}"
+    return _WORDS.get(step, step)
+
+
+def first_divergence(
+    model: Model,
+    trace: Trace,
+    prompt: Sequence[int],
+    precision: Precision,
+    kernels: Kernels | None = None,
+    *,
+    long: bool = True,
+    progress: Progress | None = None,
+) -> Divergence | None:
+    """Look for the first step that diverges, in prefill, in decoding, and in a second piece.
+
+    Args:
+        model: the source.
+        trace: of the target.
+        prompt: tokens; the first few are a prefill, two others are decoded after them.
+        precision: how the target computes.
+        kernels: how its kernels round, not at all if None; a step must agree with one of the ways
+            they may multiply.
+        long: look at the whole prompt too, in two pieces and in one.
+        progress: called with what is done, how far, and of how much.
+
+    Returns:
+        None if every step is near enough.
+    """
+    kernels = kernels or Kernels()
+    short, rest = list(prompt[:_SHORT]), list(prompt[_SHORT:])
+    one, two = [int(prompt[-1])], [int(prompt[len(prompt) // 2])]
+    passes: list[tuple[str, list[int], list[list[int]]]] = [
+        (f"a prefill of {len(short)} tokens", short, []),
+        (f"a decoding step after {len(short)} tokens", one, [short]),
+        ("the decoding step after that", two, [short, one]),
+    ]
+    if not long:
+        rest = rest[:_LONG]
+    if len(rest) > 1:
+        passes.append((f"a prefill of {len(rest)} tokens after {len(short)}", rest, [short]))
+    if long and len(rest) > 1:
+        passes.append((f"a prefill of {len(prompt)} tokens", list(prompt), []))
+    seen: dict[tuple[int, ...], _Results] = {}
+    for done, (when, tokens, past) in enumerate(passes):
+        theirs = trace(tokens, past)
+        # where one way of multiplying does not explain the results, another may
+        found: list[dict[str, float]] = []
+        for product in kernels.products:
+            ours = _results(model, product, kernels, tokens, past, theirs, seen)
+            found.append(_differing(ours, theirs, precision))
+            if not found[-1]:
+                break
+        unexplained = {s: e for s, e in found[0].items() if all(s in each for each in found)}
+        if unexplained:
+            first, *also = unexplained
+            allowed = _ALLOWED[precision]
+            return Divergence(first, unexplained[first], allowed, when, tuple(also))
+        seen[tuple(t for piece in past for t in piece) + tuple(tokens)] = _recalled(model, theirs)
+        if progress:
+            progress("steps", done + 1, len(passes))
+    return None
+
+
+_Results = Mapping[str, NDArray[np.float32]]
+"""Results of a pass by the names of their steps."""
+
+
+def _recalled(model: Model, theirs: _Results) -> _Results:
+    """What later passes need of one: its keys and values, if the target gives all of them."""
+    wanted = [f"layers.{i}.{step}" for i in range(model.config.layers) for step in ("k_rope", "v")]
+    return {n: theirs[n] for n in wanted} if all(n in theirs for n in wanted) else theirs
+
+
+def _results(
+    model: Model,
+    product: Linear,
+    kernels: Kernels,
+    tokens: Sequence[int],
+    past: Sequence[Sequence[int]],
+    theirs: _Results,
+    seen: Mapping[tuple[int, ...], _Results],
+) -> dict[str, NDArray[np.float32]]:
+    """Our results of a pass, each step computed from the target's own inputs to it."""
+    keep = is_small(model) and product is dense
+    linear = None if keep else product
+    builder = NumpyBuilder(model, linear=linear, cache=kernels.cache, keep=keep)
+    fed: list[int] = []
+    for piece in past:
+        fed += piece
+        # the cache holds the target's own keys and values
+        builder.recall(piece, seen[tuple(fed)])
+    return builder.run(tokens, theirs)
+
+
+def is_small(model: Model) -> bool:
+    """Whether its weights may be held as float32, and the whole prompt's steps be looked at."""
+    return sum(int(np.prod(t.shape)) for t in model.tensors.values()) <= _SMALL
+
+
+def _differing(ours: _Results, theirs: _Results, precision: Precision) -> dict[str, float]:
+    """Errors of the steps that are past the bound, in the decoder's order."""
+    errors = {s: _error(right, theirs[s]) for s, right in ours.items() if s in theirs}
+    # written so that NaN is past it too
+    return {s: error for s, error in errors.items() if not error <= _ALLOWED[precision]}
+
+
+def _error(right: NDArray[np.float32], got: NDArray[np.float32]) -> float:
+    """Relative root mean square error; of the last rows, where only these were made."""
+    if got.size < right.size and right.shape[-1] and got.size % right.shape[-1] == 0:
+        right = right[-(got.size // int(np.prod(right.shape[1:]))) :]
+    if got.size != right.size:
+        return float("inf")
+    difference = got.reshape(right.shape).astype(np.float64) - right
+    size = float(np.sqrt(np.mean(right.astype(np.float64) ** 2)))
+    return float(np.sqrt(np.mean(difference**2))) / max(size, 1e-9)

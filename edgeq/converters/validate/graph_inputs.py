@@ -1,0 +1,66 @@
+"""The inputs that a converted graph is compared with its source on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.core.errors import UsageError
+from edgeq.graph.ir import Graph
+from edgeq.quant.graph.kept import kept
+
+Feeds = Mapping[str, NDArray[Any]]
+RUNS = 8
+"""Inputs that are made up for a comparison where none are given."""
+GIVEN, KEPT, RANDOM = "samples given", "calibration samples", "random inputs"
+"""Where the inputs of a comparison come from."""
+
+
+def inputs_of(graph: Graph, samples: Iterable[Feeds] | None) -> tuple[str, list[Feeds]]:
+    """Where the inputs come from, and the inputs: those given, kept by the record, or made up.
+
+    Raises:
+        UsageError: samples are given and there are none.
+        FormatError: the record's own are damaged.
+    """
+    if samples is not None:
+        given: list[Feeds] = list(samples)
+        if not given:
+            raise UsageError("there are no samples to compare on; give at least one")
+        return GIVEN, given
+    own: list[Feeds] = list(kept(graph))
+    return (KEPT, own) if own else (RANDOM, list(made_up(graph)))
+
+
+def made_up(graph: Graph, runs: int = RUNS) -> list[dict[str, NDArray[Any]]]:
+    """Inputs within the ranges that the graph was calibrated for, or around 0.
+
+    Integers are taken as row numbers of the table they select from; without one, and truth values,
+    as a mask: ones, and zeros behind them.
+    """
+    rng = np.random.default_rng(0)
+    return [{name: _input(graph, name, rng) for name in graph.inputs} for _ in range(runs)]
+
+
+def _input(graph: Graph, name: str, rng: np.random.Generator) -> NDArray[Any]:
+    info, quant = graph.info(name), graph.quants.get(name)
+    if info.dtype.startswith(("int", "uint", "bool")):
+        tables = [
+            graph.info(node.inputs[0]).shape[node.attrs.get("axis", 0)]
+            for node in graph.consumers.get(name, ())
+            if node.op == "Gather" and node.inputs[1] == name
+        ]
+        if tables:
+            return rng.integers(0, min(tables), info.shape).astype(info.dtype)
+        n = info.shape[-1] if info.shape else 1
+        mask = np.arange(n) < rng.integers(1, n + 1)
+        return np.broadcast_to(mask.reshape((-1,)[: len(info.shape)]), info.shape).astype(
+            info.dtype
+        )
+    if quant is None:
+        return rng.standard_normal(info.shape).astype(info.dtype)
+    levels = rng.integers(-128, 128, info.shape).astype(np.int8)
+    return quant.dequantize(levels)

@@ -1,0 +1,259 @@
+"""How far outputs of a right conversion may lie from their source's, measured on the source itself.
+
+The truth is the record's own integers, each operator computed in float32 as it stands. Beside it
+the same graph is run with the errors put in that the target's runtime is known to make
+(`edgeq.converters.validate.graph_rounding`). What these change, an output may differ by, times
+`FACTORS`; a
+model that makes much of small errors is judged leniently by that, and one that does not strictly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.converters.validate.graph_rounding import perturbed
+from edgeq.core.errors import FormatError
+from edgeq.graph.execute import Session
+from edgeq.graph.ir import Graph, Node
+
+Feeds = Mapping[str, NDArray[Any]]
+Kind = Literal["float", "half", "static", "dynamic"]
+
+FACTORS: Mapping[Kind, float] = {"float": 20.0, "half": 3.0, "static": 2.5, "dynamic": 3.0}
+"""How the target computes -> how many times the measured change is allowed."""
+FLOORS: Mapping[Kind, float] = {"float": 2e-6, "half": 1e-3, "static": 2e-6, "dynamic": 2e-6}
+"""Relative error that is always allowed: the precision of the last operator."""
+MOST: Mapping[Kind, float] = {"float": 0.01, "half": 0.1, "static": 0.3, "dynamic": 1.0}
+"""Relative error that is never passed, however much a model makes of small errors."""
+SENSITIVE = 0.1
+"""Relative error allowed from which on it is told that the outputs show coarse faults only."""
+BOUNDED = frozenset({"Softmax", "Sigmoid", "Tanh", "HardSigmoid"})
+"""Operators of results up to 1, whose error does not shrink with them."""
+_MOVES = frozenset(
+    {"Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Identity", "Transpose", "Concat",
+     "Slice", "Split"}
+)  # fmt: skip
+_DRAWS = 2
+"""Times that random errors are put in."""
+_VALUES = 20000
+"""Values on grids below which there are more of them, up to `_MOST_DRAWS`."""
+_MOST_DRAWS = 8
+_TIE = 6.0
+"""Deviations of scores within which the largest two may change places."""
+
+
+@dataclass
+class Found:
+    """What was found of one output, over all inputs.
+
+    Args:
+        error: root mean square difference over the root mean square of the right values; of whole
+            numbers the part that differs and is no tie.
+        allowed: most that it may be.
+        price: what the target's own rounding changes, measured on the source; as ``error``.
+        note: what else there is to tell, or "".
+    """
+
+    error: float
+    allowed: float
+    price: float = 0.0
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is allowed; one that is not a number is not."""
+        return self.error <= self.allowed
+
+
+@dataclass
+class _Sums:
+    """Sums over the elements of an output."""
+
+    wrong: float = 0.0
+    size: float = 0.0
+    moved: float = 0.0
+    largest: float = 0.0
+    different: int = 0
+    rival_different: int = 0
+    count: int = 0
+    bad: str = ""
+    overflow: bool = False
+    scores: list[float] = field(default_factory=list)
+    gaps: list[NDArray[np.float64]] = field(default_factory=list)
+
+
+class Yardstick:
+    """A source and its perturbed twins, with which outputs are compared.
+
+    Args:
+        graph: the source, quantized or not.
+        kind: how the target computes.
+        half: whether its floats are float16.
+    """
+
+    def __init__(self, graph: Graph, kind: Kind, *, half: bool = False) -> None:
+        self._graph, self._kind = graph, kind
+        self._half = half or kind == "half"
+        self._ranked = {name: made for name in graph.outputs if (made := _ranking(graph, name))}
+        watch = [node.inputs[0] for node in self._ranked.values()]
+        self._truth = Session(graph, watch, optimize=False)
+        values = sum(int(np.prod(graph.info(name).shape)) for name in graph.quants)
+        draws = _DRAWS
+        if kind == "static":
+            draws = int(np.clip(_VALUES // max(values, 1), _DRAWS, _MOST_DRAWS))
+        elif self._half:
+            draws = 1
+        self._rivals = [
+            Session(
+                perturbed(graph, seed=seed, half=self._half, static=kind == "static",
+                          dynamic=kind == "dynamic"),
+                watch, optimize=False,
+            )
+            for seed in range(draws)
+        ]  # fmt: skip
+        self._sums = {name: _Sums() for name in graph.outputs}
+        self.top1: list[bool] = []
+        """Whether the largest score of each sample is the same, ties counted as the same."""
+
+    def add(self, feeds: Feeds, got: Feeds) -> None:
+        """Compare what the target makes of an input.
+
+        Raises:
+            FormatError: an output has another shape.
+        """
+        want = self._truth(feeds)
+        rivals = [run(feeds) for run in self._rivals]
+        for name in self._graph.outputs:
+            if got[name].shape != want[name].shape:
+                raise FormatError(
+                    f"the output {name} is {list(got[name].shape)}, its source's is "
+                    f"{list(want[name].shape)}"
+                )
+            if want[name].dtype.kind == "f":
+                self._floats(name, want[name], got[name], [r[name] for r in rivals])
+            else:
+                self._whole(name, want, got[name], rivals)
+        self._top(want, got)
+
+    def _floats(
+        self, name: str, want: NDArray[Any], got: NDArray[Any], rivals: list[NDArray[Any]]
+    ) -> None:
+        s, a, b = self._sums[name], want.astype(np.float64), got.astype(np.float64)
+        sound = np.isfinite(a)
+        if not np.isfinite(b[sound]).all():
+            s.bad = "is not finite where the source's is"
+            return
+        a, b = a[sound], b[sound]
+        s.count += a.size
+        s.wrong += float(np.square(b - a).sum())
+        s.size += float(np.square(a).sum())
+        s.largest = max(s.largest, float(np.abs(b - a).max(initial=0)))
+        for rival in rivals:
+            c = rival.astype(np.float64)[sound]
+            if not np.isfinite(c).all():
+                s.overflow = True
+                continue
+            s.moved += float(np.square(c - a).sum()) / len(rivals)
+
+    def _whole(self, name: str, want: Feeds, got: NDArray[Any], rivals: Sequence[Feeds]) -> None:
+        s = self._sums[name]
+        s.count += want[name].size
+        unequal = got != want[name]
+        s.different += int(unequal.sum())
+        s.rival_different = max(
+            s.rival_different, max(int((r[name] != want[name]).sum()) for r in rivals)
+        )
+        node = self._ranked.get(name)
+        if node is None:
+            return
+        scores = want[node.inputs[0]].astype(np.float64)
+        for rival in rivals:
+            moved = rival[node.inputs[0]].astype(np.float64) - scores
+            s.scores.append(float(np.sqrt(np.mean(np.square(moved)))))
+        if unequal.any():
+            s.gaps.append(_gaps(node, scores, got)[unequal.reshape(-1)])
+
+    def _top(self, want: Feeds, got: Feeds) -> None:
+        name = self._graph.outputs[0]
+        scores = want[name]
+        if scores.ndim == 2 and scores.shape[1] > 1 and scores.dtype.kind == "f":
+            self.top1 += list(got[name].argmax(1) == scores.argmax(1))
+
+    def found(self) -> dict[str, Found]:
+        """Output -> what was found."""
+        return {name: self._judged(name, s) for name, s in self._sums.items()}
+
+    def _judged(self, name: str, s: _Sums) -> Found:
+        if s.bad:
+            return Found(float("inf"), 0.0, note=s.bad)
+        if not s.count:
+            return Found(0.0, 0.0)
+        if self._graph.info(name).dtype[:5] != "float":
+            return self._judged_whole(s)
+        rms = float(np.sqrt(s.size / s.count))
+        scale = rms or 1.0
+        error, moved = (float(np.sqrt(part / s.count)) for part in (s.wrong, s.moved))
+        allowed = FACTORS[self._kind] * moved + FLOORS[self._kind] * rms
+        maker = _maker(self._graph, name)
+        if maker is not None and maker.op in BOUNDED:
+            allowed += 1e-3 if self._half else 1e-6
+        allowed = min(allowed, MOST[self._kind] * rms) if rms else allowed
+        note = ""
+        if self._kind != "dynamic" and allowed >= SENSITIVE * scale:
+            note = (
+                f"the rounding errors of a right runtime change {moved / scale:.2g} of it, so the "
+                "outputs show coarse faults only"
+            )
+        if s.overflow:
+            note = "values are larger than float16 holds; convert with --set precision=float32"
+        quant = self._graph.quants.get(name)
+        if quant is not None and self._kind == "static":
+            # whole steps of its grid are all that an output can differ by
+            one = quant.scale * 1.01
+            if s.largest <= one:
+                allowed = max(allowed, error)
+        return Found(error / scale, float(allowed / scale), moved / scale, note)
+
+    def _judged_whole(self, s: _Sums) -> Found:
+        if s.gaps:
+            tie = _TIE * max(s.scores, default=0.0)
+            faults = int((np.concatenate(s.gaps) > tie).sum())
+            return Found(faults / s.count, 0.0)
+        return Found(s.different / s.count, 1.5 * s.rival_different / s.count)
+
+
+def _maker(graph: Graph, name: str) -> Node | None:
+    """The node that computes a value, behind those that only move it."""
+    node = graph.producers.get(name)
+    while node is not None and node.op in _MOVES and node.inputs[0] in graph.producers:
+        node = graph.producers[node.inputs[0]]
+    return node
+
+
+def _ranking(graph: Graph, name: str) -> Node | None:
+    """The ArgMax or ArgMin whose result an output is, in the same order of elements."""
+    node = graph.producers.get(name)
+    while node is not None and node.op in ("Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten",
+                                           "Identity"):  # fmt: skip
+        node = graph.producers.get(node.inputs[0])
+    if node is None or node.op not in ("ArgMax", "ArgMin"):
+        return None
+    known = node.inputs[0] in graph.producers and graph.info(node.inputs[0]).dtype == "float32"
+    return node if known else None
+
+
+def _gaps(node: Node, scores: NDArray[np.float64], got: NDArray[Any]) -> NDArray[np.float64]:
+    """How much worse the score at each place that was chosen is than the best one."""
+    rows = np.moveaxis(scores, int(node.attrs.get("axis", 0)), -1)
+    rows = rows.reshape(-1, rows.shape[-1])
+    rows = -rows if node.op == "ArgMin" else rows
+    at = got.reshape(-1).astype(np.int64)
+    inside = (at >= 0) & (at < rows.shape[1])
+    taken = rows[np.arange(len(rows)), np.where(inside, at, 0)]
+    gaps: NDArray[np.float64] = np.where(inside, rows.max(axis=1) - taken, np.inf)
+    return gaps

@@ -1,0 +1,1 @@
+"""Errors, files, memory, processor and caches: what every other package stands on."""

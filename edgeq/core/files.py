@@ -1,0 +1,110 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+from edgeq.core.errors import EdgeqError, UsageError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def no_room(what: str, err: OSError) -> EdgeqError | None:
+    """The error to raise where a file system is full; None if that is not what went wrong.
+
+    Args:
+        what: that was being written.
+        err: what the system said.
+    """
+    if err.errno not in _FULL:
+        return None
+    return EdgeqError(f"no room for {what} ({err.strerror}); free some space or write elsewhere")
+
+
+def refuse_special(path: Path) -> None:
+    """Refuse what would be lost if a file took its place: a device, a pipe, a socket.
+
+    Files get their names by renaming, so a file "written to" /dev/null would replace it.
+
+    Raises:
+        UsageError: the path is one, or an entry of /dev (as /dev/stdout, a link to anything).
+    """
+    special = path.exists() and not path.is_file() and not path.is_dir()
+    if special or path.absolute().parent == Path("/dev"):
+        raise UsageError(f"{path} is a device or a pipe; give the name of a file")
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a place in a folder that does not exist.
+
+    Raises:
+        UsageError: there is no such folder.
+    """
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"the folder of {path} does not exist; make it first")
+
+
+def check_target(path: Path) -> None:
+    """Refuse a place where no file can be put, before work starts.
+
+    Raises:
+        UsageError: it is a folder, a device or a pipe, or its folder does not exist.
+        EdgeqError: its folder may not be written to.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; give the name of a file")
+    check_folder(path)
+    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+        raise EdgeqError(
+            f"{path} cannot be written: Permission denied; choose a folder that you may write to"
+        )
+    refuse_special(path)
+
+
+def write_whole(path: Path, pieces: Iterable[bytes | memoryview], what: str) -> None:
+    """Write beside the target, sync, and put the file in the target's place.
+
+    Whatever happens, the target is the old file or the whole new one, and unless the process is
+    killed nothing else is left behind.
+
+    Args:
+        path: the file to make or replace.
+        pieces: its content; an error raised by the iterable leaves the target as it was.
+        what: the file's purpose, for the message, as "the state".
+
+    Raises:
+        UsageError: the target is a device or a pipe.
+        EdgeqError: it cannot be written.
+    """
+    refuse_special(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            with temporary.open("xb") as file:
+                for piece in pieces:
+                    file.write(piece)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as err:
+        if full := no_room(f"{what} {path}", err):
+            raise full from err
+        raise EdgeqError(f"{what} {path} cannot be written: {err.strerror or err}") from err
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder last through a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

@@ -1,0 +1,151 @@
+"""What a plan needs to know of a model, from headers alone: shapes, types and bytes.
+
+No weight is read, so that a model far larger than this machine's memory can be planned for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeq.formats.schemes import Scheme
+from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
+from edgeq.importers import describe
+from edgeq.importers.lazy import GatheredRows
+from edgeq.model.artifact_layout import Held
+from edgeq.model.config import ModelConfig
+from edgeq.model.model import Model
+from edgeq.quant.recipe import Recipe
+
+EMBEDDING = "model.embed_tokens.weight"
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """One tensor.
+
+    Args:
+        shape: (N, K) or (n,).
+        scheme: how it is held: a scheme's text form, a float type, or another format's name.
+        nbytes: bytes where it is held.
+        run_bytes: bytes in the engine, which turns what it cannot compute with (another format's
+            quantized tensors, rows in another order) to float32.
+    """
+
+    shape: tuple[int, ...]
+    scheme: str
+    nbytes: int
+    run_bytes: int
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model without its weights.
+
+    Args:
+        name: what to call it.
+        config: hyperparameters.
+        tensors: name -> facts.
+    """
+
+    name: str
+    config: ModelConfig
+    tensors: Mapping[str, TensorFacts]
+
+    @property
+    def n_params(self) -> int:
+        """Weights of all tensors."""
+        return sum(math.prod(t.shape) for t in self.tensors.values())
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of all tensors as the engine holds them."""
+        return sum(t.run_bytes for t in self.tensors.values())
+
+    @property
+    def decoded(self) -> int:
+        """How many tensors the engine turns to float32."""
+        return sum(t.run_bytes != t.nbytes for t in self.tensors.values())
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of weights that one generated token reads: all, but of an embedding that is not
+        the head too only one row."""
+        table = self.tensors[EMBEDDING].run_bytes
+        read = table if self.config.tied else table // self.config.vocab
+        return self.weights_bytes - table + read
+
+    @property
+    def token_products(self) -> int:
+        """Multiplications of weights that one token of a prompt takes, the head left out."""
+        linears = self.config.linears()
+        return sum(n * k for name, (n, k) in linears if name not in (EMBEDDING, "lm_head.weight"))
+
+    @property
+    def integer(self) -> bool:
+        """Whether the layers' matrices are quantized, so that prompts are read in integers."""
+        floats = ("f32", "f16", "bf16")
+        inner = [t for name, t in self.tensors.items() if ".layers." in name and len(t.shape) == 2]
+        return all(t.scheme not in floats and t.run_bytes == t.nbytes for t in inner)
+
+    @property
+    def scheme(self) -> str:
+        """How most weights are held."""
+        held: dict[str, int] = {}
+        for tensor in self.tensors.values():
+            held[tensor.scheme] = held.get(tensor.scheme, 0) + math.prod(tensor.shape)
+        return max(held, key=lambda scheme: held[scheme])
+
+    def at_bits(self, bits: int) -> ModelFacts:
+        """The model as `edgeq quantize --bits` would hold it.
+
+        Raises:
+            SchemeError: bits is not possible.
+        """
+        recipe = Recipe.from_options(bits=bits)
+        return self.quantized(recipe)
+
+    def quantized(self, recipe: Recipe) -> ModelFacts:
+        """The model as a recipe would hold it."""
+        tensors = {
+            name: scheme_facts(recipe.scheme_for(name, tensor.shape), tensor.shape)
+            for name, tensor in self.tensors.items()
+        }
+        return ModelFacts(self.name, self.config, tensors)
+
+
+def scheme_facts(scheme: Scheme, shape: tuple[int, ...]) -> TensorFacts:
+    """A tensor of this shape held by a scheme of ours."""
+    nbytes = Held(scheme, shape).nbytes
+    return TensorFacts(shape, str(scheme), nbytes, nbytes)
+
+
+def facts(path: str | Path) -> ModelFacts:
+    """Read a model's headers: a Hugging Face folder, a GGUF file, an .edgeq file or a llama2.c
+    checkpoint.
+
+    Raises:
+        FormatError: there is no such file, or it is damaged.
+        UnsupportedError: a family, type or option edgeq does not know.
+    """
+    path = Path(path)
+    return facts_of(describe(path), path.resolve().name)
+
+
+def facts_of(model: Model, name: str) -> ModelFacts:
+    """The facts of an open model; its weights are not read."""
+    return ModelFacts(name, model.config, {n: _tensor(t) for n, t in model.tensors.items()})
+
+
+def _tensor(tensor: Tensor) -> TensorFacts:
+    shape = tuple(int(n) for n in tensor.shape)
+    nbytes = int(tensor.nbytes)
+    if isinstance(tensor, QuantTensor):
+        return TensorFacts(shape, str(tensor.scheme), nbytes, nbytes)
+    if isinstance(tensor, FloatTensor):
+        return TensorFacts(shape, tensor.dtype.lower(), nbytes, nbytes)
+    held = tensor.data if isinstance(tensor, GatheredRows) else tensor
+    kind = held.dtype.lower() if isinstance(held, FloatTensor) else getattr(held, "type", "float")
+    return TensorFacts(shape, kind, nbytes, 4 * math.prod(shape))

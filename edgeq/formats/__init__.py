@@ -1,0 +1,1 @@
+"""Weight schemes, packed tensors and safetensors files."""

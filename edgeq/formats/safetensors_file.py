@@ -1,0 +1,312 @@
+"""A strict reader of safetensors files: one read-only mapping per file, and no copy of its bytes.
+
+    u64 little-endian   N, the length of the header
+    N bytes             JSON {"__metadata__": {str: str}, NAME: {"dtype", "shape", "data_offsets"}}
+    the rest            the tensors' bytes; offsets count from here and must cover all of it
+
+Nothing but the header is read when a file is opened. Pages that a conversion has touched stay in
+its resident set until `SafetensorsFile.release` gives them back.
+
+Source: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.core.errors import FormatError, UnsupportedError
+from edgeq.core.memory import Anonymous
+from edgeq.formats.tensor import FloatTensor
+
+MAX_HEADER = 100_000_000
+"""The longest header the format allows, in bytes."""
+
+_NUMPY: dict[str, Any] = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2",
+    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
+    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "u1",
+}  # fmt: skip
+_OTHER_SIZES = {"F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8}
+_SIZES = {name: np.dtype(code).itemsize for name, code in _NUMPY.items()} | _OTHER_SIZES
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies.
+
+    Args:
+        dtype: the format's name of the type, as "BF16".
+        shape: its dimensions.
+        start, stop: byte positions in the file.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+class Mapping:
+    """A file mapped read-only; arrays are views of it, and its pages can be given back.
+
+    The mapping lives as long as any array over it does.
+
+    Raises:
+        FormatError: the file is empty.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            try:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except ValueError as err:
+                raise FormatError(f"{path} is empty") from err
+        self.size = len(self._map)
+        # np.frombuffer keeps the mapping exported while views live; np.ndarray(buffer=) does not,
+        # and closing would then pull the memory from under them.
+        self._bytes: NDArray[np.uint8] | None = np.frombuffer(self._map, np.uint8)
+
+    def bytes(self, start: int, stop: int) -> bytes:
+        """A copy of some bytes."""
+        return self._map[start:stop]
+
+    def array(self, dtype: Any, shape: tuple[int, ...], start: int) -> NDArray[Any]:
+        """A read-only view as ``dtype``, C order, from byte ``start`` on."""
+        if self._bytes is None:
+            raise ValueError(f"{self.path} is closed")
+        kind = np.dtype(dtype)
+        stop = start + math.prod(shape) * kind.itemsize
+        view: NDArray[Any] = self._bytes[start:stop].view(kind).reshape(shape)
+        return view
+
+    def release(self) -> None:
+        """Give resident pages back to the system; they are read again when touched again."""
+        _give_back(self._map)
+
+    def close(self) -> None:
+        """Unmap now if no array is left over the mapping; otherwise when the last one goes."""
+        self._bytes = None
+        try:
+            self._map.close()
+        except BufferError:
+            self.release()
+
+
+def release(what: object) -> None:
+    """Give the resident pages of the file under a tensor or array back to the system.
+
+    Args:
+        what: a `Mapping`, a lazy tensor or a NumPy view; anything not mapped is left alone.
+    """
+    mapped = mapping_under(what)
+    if isinstance(mapped, Mapping):
+        mapped.release()
+    elif mapped is not None:
+        _give_back(mapped)
+
+
+def mapping_under(what: object) -> mmap.mmap | Mapping | None:
+    """The mapping that a tensor or array is a view of, or None if it is in no file."""
+    while what is not None and not isinstance(what, Mapping | mmap.mmap):
+        if isinstance(what, memoryview):
+            what = what.obj
+        elif isinstance(what, np.ndarray):
+            what = what.base
+        else:
+            # a float tensor's array, or the largest of a quantized tensor's
+            what = getattr(what, "data", getattr(what, "packed", None))
+    return None if isinstance(what, Anonymous) else what
+
+
+def _give_back(mapped: mmap.mmap) -> None:
+    if hasattr(mapped, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
+class SafetensorsFile:
+    """An open safetensors file.
+
+    Attributes:
+        path: the file.
+        mapping: its bytes.
+        metadata: the header's ``__metadata__``.
+        tensors: name -> where it lies.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self.mapping = Mapping(self.path)
+        except OSError as err:
+            raise FormatError(f"{self.path} cannot be read: {err.strerror or err}") from err
+        try:
+            self.metadata, self.tensors = _read_header(self.path, self.mapping)
+        except BaseException:
+            self.mapping.close()
+            raise
+
+    def array(self, name: str) -> NDArray[Any]:
+        """The tensor as a read-only view; BF16 as its uint16 bit patterns.
+
+        Raises:
+            FormatError: there is no such tensor.
+            UnsupportedError: a type NumPy cannot show.
+        """
+        entry = self._entry(name)
+        if entry.dtype not in _NUMPY:
+            raise UnsupportedError(
+                f"{self.path}: tensor {name} has type {entry.dtype}; "
+                f"readable types are {', '.join(_NUMPY)}"
+            )
+        return self.mapping.array(_NUMPY[entry.dtype], entry.shape, entry.start)
+
+    def tensor(self, name: str) -> FloatTensor:
+        """The tensor as a lazy floating-point tensor.
+
+        Raises:
+            FormatError: there is no such tensor.
+            UnsupportedError: it is not F32, F16 or BF16.
+        """
+        dtype = self._entry(name).dtype
+        if dtype not in ("F32", "F16", "BF16"):
+            raise UnsupportedError(
+                f"{self.path}: tensor {name} has type {dtype}; weights must be F32, F16 or BF16"
+            )
+        return FloatTensor(dtype, self.array(name))  # type: ignore[arg-type]
+
+    def release(self) -> None:
+        """Give the file's resident pages back to the system; views stay valid."""
+        self.mapping.release()
+
+    def close(self) -> None:
+        """Unmap the file as soon as no view of it is left."""
+        self.mapping.close()
+
+    def _entry(self, name: str) -> Entry:
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise FormatError(f"{self.path} holds no tensor {name}") from None
+
+
+def open_safetensors(path: str | Path) -> SafetensorsFile:
+    """Open a safetensors file and check its whole header.
+
+    Raises:
+        FormatError: the file cannot be read, is truncated, or its header is not JSON, names a
+            tensor twice, or gives offsets that leave the file, overlap, leave holes or do not
+            fit the type and shape.
+    """
+    return SafetensorsFile(path)
+
+
+def _read_header(path: Path, mapping: Mapping) -> tuple[dict[str, str], dict[str, Entry]]:
+    if mapping.size < 8:
+        raise FormatError(
+            f"{path} is {mapping.size} bytes long, too short for safetensors; fetch it again"
+        )
+    length = int.from_bytes(mapping.bytes(0, 8), "little")
+    if length > MAX_HEADER:
+        raise FormatError(
+            f"{path} is not a safetensors file: it claims a header of {length} bytes "
+            f"(at most {MAX_HEADER} are allowed)"
+        )
+    if 8 + length > mapping.size:
+        raise FormatError(
+            f"{path} is truncated: its header takes {length} bytes "
+            f"and the file has {mapping.size}; fetch it again"
+        )
+    try:
+        header = json.loads(
+            mapping.bytes(8, 8 + length).decode("utf-8"), object_pairs_hook=_no_duplicates
+        )
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as err:
+        raise FormatError(f"{path}: the safetensors header is not JSON ({err})") from err
+    except _DuplicateNameError as err:
+        raise FormatError(f"{path}: the safetensors header names {err} twice") from err
+    if not isinstance(header, dict):
+        raise FormatError(f"{path}: the safetensors header is a {type(header).__name__}, no object")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise FormatError(f"{path}: __metadata__ must map names to strings")
+    base = 8 + length
+    tensors = {
+        name: _entry(path, name, value, base, mapping.size) for name, value in header.items()
+    }
+    _check_cover(path, tensors, base, mapping.size)
+    return metadata, tensors
+
+
+class _DuplicateNameError(ValueError):
+    pass
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise _DuplicateNameError(name)
+            seen.add(name)
+    return result
+
+
+def _is_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+
+
+def _entry(path: Path, name: str, value: Any, base: int, size: int) -> Entry:
+    where = f"{path}: tensor {name}"
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise FormatError(f"{where} must be described by dtype, shape and data_offsets alone")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _SIZES:
+        raise FormatError(f"{where} has the unknown type {dtype!r} (known: {', '.join(_SIZES)})")
+    if not _is_sizes(shape) or len(shape) > 32:
+        raise FormatError(f"{where} has the shape {shape!r}; it must be a list of sizes")
+    if not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise FormatError(f"{where} has the offsets {offsets!r}; they must be [start, stop]")
+    start, stop = base + offsets[0], base + offsets[1]
+    if stop > size:
+        raise FormatError(
+            f"{where} ends at byte {stop} of a file of {size}: "
+            "the file is truncated or its offsets are out of range; fetch it again"
+        )
+    want = math.prod(shape) * _SIZES[dtype]
+    if stop - start != want:
+        raise FormatError(
+            f"{where} {dtype} {shape} takes {want} bytes, its offsets give {stop - start}"
+        )
+    return Entry(dtype, tuple(shape), start, stop)
+
+
+def _check_cover(path: Path, tensors: dict[str, Entry], base: int, size: int) -> None:
+    """The format wants every byte after the header in exactly one tensor."""
+    position = base
+    for name, entry in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if entry.start < position:
+            raise FormatError(
+                f"{path}: tensor {name} starts at byte {entry.start}, inside the tensor "
+                f"that ends at {position}: offsets overlap"
+            )
+        if entry.start > position:
+            raise FormatError(
+                f"{path}: {entry.start - position} bytes before tensor {name} "
+                "belong to no tensor; safetensors allows no holes"
+            )
+        position = entry.stop
+    if position != size:
+        raise FormatError(
+            f"{path}: {size - position} bytes at the end belong to no tensor; "
+            "safetensors allows no holes"
+        )

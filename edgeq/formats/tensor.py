@@ -1,0 +1,269 @@
+"""Tensors as the model holds them: quantized, or floating point straight from a file.
+
+Both kinds answer the same three questions: `shape`, `nbytes` (bytes really held) and
+`rows(a, b)` (float32 values of some rows), so that the reference, the quantizers and the
+converters do not care which they were given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.core.errors import SchemeError, check_type, unknown
+from edgeq.formats.packing import TILE, pack, round_up, tile_params, unpack, untile_params
+from edgeq.formats.schemes import QuantScheme
+
+FloatType = Literal["F32", "F16", "BF16"]
+
+BLOCK_WEIGHTS = 1 << 17
+"""Weights dequantized at once, so that what is between codes and floats stays in the cache."""
+
+
+@runtime_checkable
+class Tensor(Protocol):
+    """What every tensor of a model can do."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The logical shape, without padding."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, padding, scales and tables included."""
+
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows ``start:stop`` along the first axis as float32 (a copy)."""
+
+    def numpy(self) -> NDArray[np.float32]:
+        """The whole tensor as float32 (a copy)."""
+
+
+def bf16_to_float32(raw: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Widen bfloat16 bit patterns, exactly."""
+    wide = raw.astype(np.uint32)
+    wide <<= 16
+    return wide.view(np.float32)
+
+
+def float32_to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Round finite float32 to the nearest bfloat16, ties to even, as bit patterns.
+
+    Values beyond the largest bfloat16 become infinite.
+    """
+    bits = values.view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+@dataclass(frozen=True, eq=False)
+class FloatTensor:
+    """A floating-point tensor, usually a view of a memory-mapped file.
+
+    Args:
+        dtype: "F32", "F16" or "BF16".
+        data: the array; float32, float16, or uint16 bit patterns for BF16.
+    """
+
+    dtype: FloatType
+    data: NDArray[np.generic]
+
+    def __post_init__(self) -> None:
+        known = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+        if self.dtype not in known:
+            raise SchemeError(unknown("float type of a tensor", str(self.dtype), known))
+        want = known[self.dtype]
+        check_type("data", self.data, np.ndarray)
+        if self.data.dtype != want:
+            raise SchemeError(
+                f"a {self.dtype} tensor holds {np.dtype(want)}, got {self.data.dtype}"
+            )
+
+    def __repr__(self) -> str:
+        return f"<FloatTensor {self.dtype} {list(self.shape)}, {self.nbytes} bytes>"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape."""
+        return self.data.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.data.nbytes
+
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows ``start:stop`` as float32 (a copy)."""
+        part = self.data[start:stop]
+        if self.dtype == "BF16":
+            return bf16_to_float32(part.view(np.uint16))
+        return part.astype(np.float32)
+
+    def numpy(self) -> NDArray[np.float32]:
+        """The whole tensor as float32 (a copy)."""
+        return self.rows(0, self.shape[0])
+
+
+@dataclass(frozen=True, eq=False)
+class QuantTensor:
+    """A quantized weight matrix in the packed tile layout of `edgeq.formats.packing`.
+
+    The value of a weight is ``scale * (code - zero_point)``.
+
+    Args:
+        scheme: how it was quantized.
+        shape: (N, K), unpadded.
+        packed: uint8 [tiles, blocks, bits*64], tiles = ceil(N/16), blocks = padded K / 32.
+        scales: float16 [tiles, groups, 16]; rows past N are 0.
+        zero_points: uint8 [tiles, groups, 16] if asymmetric, else None.
+        palette: int8 [2**bits] if the scheme has a codebook: the weight is
+            ``scale * palette[code]``; else None.
+
+    Raises:
+        SchemeError: a part has another shape or type than the scheme asks for.
+    """
+
+    scheme: QuantScheme
+    shape: tuple[int, int]
+    packed: NDArray[np.uint8]
+    scales: NDArray[np.float16]
+    zero_points: NDArray[np.uint8] | None = None
+    palette: NDArray[np.int8] | None = None
+
+    def __repr__(self) -> str:
+        return f"<QuantTensor {self.scheme} {list(self.shape)}, {self.nbytes} bytes>"
+
+    def __post_init__(self) -> None:
+        check_type("scheme", self.scheme, QuantScheme)
+        check_type("shape", self.shape, tuple, list)
+        if len(self.shape) != 2:
+            raise SchemeError(f"a quantized tensor is a matrix; its shape is {list(self.shape)}")
+        wants = part_shapes(self.scheme, self.shape)
+        for part, (dtype, shape) in wants.items():
+            got = getattr(self, part)
+            check_type(part, got, np.ndarray, None)
+            if got is None or got.dtype != dtype or got.shape != shape:
+                found = "nothing" if got is None else f"{got.dtype} {list(got.shape)}"
+                raise SchemeError(
+                    f"{part} of a {self.scheme} tensor [{self.shape[0]}, {self.shape[1]}] "
+                    f"must be {np.dtype(dtype)} {list(shape)}, got {found}"
+                )
+        for part in ("zero_points", "palette"):
+            if part not in wants and getattr(self, part) is not None:
+                raise SchemeError(f"a {self.scheme} tensor has no {part}")
+
+    @classmethod
+    def from_codes(
+        cls,
+        scheme: QuantScheme,
+        codes: NDArray[np.uint8],
+        scales: NDArray[np.floating],
+        zero_points: NDArray[np.integer] | None = None,
+        palette: NDArray[np.int8] | None = None,
+    ) -> QuantTensor:
+        """Build from plain codes.
+
+        Args:
+            scheme: the scheme.
+            codes: uint8 [N, K], unpadded.
+            scales: [N, G] (or [1, 1] for granularity "tensor"); must be exact in float16.
+            zero_points: [N, G] if asymmetric.
+            palette: int8 [2**bits] if the scheme has a codebook.
+        """
+        n, k = codes.shape
+        np_, kp, g = round_up(n, TILE), scheme.padded_k(k), scheme.n_groups(k)
+        full_scales = np.zeros((np_, g), np.float16)
+        full_scales[:n] = scales
+        zero: NDArray[np.uint8] | None = None
+        full = np.full((np_, kp), scheme.mid, np.uint8)
+        if zero_points is not None:
+            zero = np.full((np_, g), scheme.mid, np.uint8)
+            zero[:n] = zero_points
+            full[:] = np.repeat(zero, kp // g, axis=1)  # padding is worth exactly zero
+            zero = tile_params(zero)  # type: ignore[assignment]
+        full[:n, :k] = codes
+        return cls(
+            scheme,
+            (n, k),
+            pack(full, scheme.bits),
+            tile_params(full_scales),  # type: ignore[arg-type]
+            zero,
+            palette,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, padding, scales and tables included."""
+        parts = (self.packed, self.scales, self.zero_points, self.palette)
+        return sum(p.nbytes for p in parts if p is not None)
+
+    @cached_property
+    def bpw(self) -> float:
+        """Bits held per weight, with scales, zero points and padding counted."""
+        return 8.0 * self.nbytes / (self.shape[0] * self.shape[1])
+
+    def codes(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
+        """Codes of rows ``start:stop``, uint8 [rows, K], unpadded."""
+        n, k = self.shape
+        stop = n if stop is None else min(stop, n)
+        t0, t1 = start // TILE, -(-stop // TILE)
+        part = slice(start - t0 * TILE, stop - t0 * TILE)
+        return unpack(self.packed[t0:t1], self.scheme.bits)[part, :k]
+
+    def row_params(
+        self, start: int = 0, stop: int | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Scales float32 [rows, G] and zero points uint8 [rows, G] of rows ``start:stop``."""
+        stop = self.shape[0] if stop is None else min(stop, self.shape[0])
+        t0, t1 = start // TILE, -(-stop // TILE)
+        part = slice(start - t0 * TILE, stop - t0 * TILE)
+        scales = untile_params(self.scales[t0:t1])[part].astype(np.float32)
+        if self.zero_points is None:
+            return scales, np.full(scales.shape, self.scheme.mid, np.uint8)
+        return scales, untile_params(self.zero_points[t0:t1])[part]  # type: ignore[return-value]
+
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows ``start:stop``, dequantized."""
+        n, k = self.shape
+        stop = min(stop, n)
+        out = np.empty((max(stop - start, 0), k), np.float32)
+        step = max(TILE, BLOCK_WEIGHTS // k // TILE * TILE)
+        for a in range(start, stop, step):
+            b = min(a + step, stop)
+            self._widen(a, b, out[a - start : b - start])
+        return out
+
+    def _widen(self, start: int, stop: int, out: NDArray[np.float32]) -> None:
+        k = self.shape[1]
+        codes = self.codes(start, stop)
+        scales, zeros = self.row_params(start, stop)
+        size = self.scheme.group_size or k
+        if self.palette is not None:
+            out[:] = self.palette[codes]
+        else:
+            np.subtract(codes, np.repeat(zeros, size, axis=1)[:, :k], out=out, dtype=np.float32)
+        out *= np.repeat(scales, size, axis=1)[:, :k]
+
+    def numpy(self) -> NDArray[np.float32]:
+        """The whole tensor as float32 (a copy)."""
+        return self.rows(0, self.shape[0])
+
+
+def part_shapes(
+    scheme: QuantScheme, shape: tuple[int, int]
+) -> dict[str, tuple[type[np.generic], tuple[int, ...]]]:
+    """The arrays a quantized tensor is made of: part name -> (dtype, shape)."""
+    tiles = round_up(shape[0], TILE) // TILE
+    groups = scheme.n_groups(shape[1])
+    parts: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
+        "packed": (np.uint8, (tiles, scheme.padded_k(shape[1]) // 32, scheme.bits * 64)),
+        "scales": (np.float16, (tiles, groups, TILE)),
+    }
+    if not scheme.symmetric:
+        parts["zero_points"] = (np.uint8, (tiles, groups, TILE))
+    if scheme.codebook:
+        parts["palette"] = (np.int8, (scheme.n_codes,))
+    return parts

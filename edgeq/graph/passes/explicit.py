@@ -1,0 +1,386 @@
+"""Everything spelled out: defaults, pads, axes from 0, shapes without 0 and -1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from edgeq.core.errors import UnsupportedError
+from edgeq.graph.ir import Constant, Graph, Node, Shape
+from edgeq.graph.rewrite import Change, ints, rewrite, scalar, unique
+
+REDUCTIONS = (
+    "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceProd",
+)  # fmt: skip
+
+
+def single(number: float) -> float:
+    """A number as an attribute holds it: a float32."""
+    return float(np.float32(number))
+
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "ArgMax": {"axis": 0, "keepdims": 1, "select_last_index": 0},
+    "ArgMin": {"axis": 0, "keepdims": 1, "select_last_index": 0},
+    "CumSum": {"exclusive": 0, "reverse": 0},
+    "DepthToSpace": {"mode": "DCR"},
+    "Elu": {"alpha": 1.0},
+    "Flatten": {"axis": 1},
+    "Gather": {"axis": 0},
+    "GatherElements": {"axis": 0},
+    "Gelu": {"approximate": "none"},
+    "HardSigmoid": {"alpha": single(0.2), "beta": 0.5},
+    "LayerNormalization": {"axis": -1, "epsilon": single(1e-5)},
+    "LeakyRelu": {"alpha": single(0.01)},
+    "LogSoftmax": {"axis": -1},
+    "Mod": {"fmod": 0},
+    "Softmax": {"axis": -1},
+    "Split": {"axis": 0},
+    "TopK": {"axis": -1, "largest": 1, "sorted": 1},
+    **{op: {"keepdims": 1} for op in REDUCTIONS},
+    "Resize": {
+        "mode": "nearest", "coordinate_transformation_mode": "half_pixel",
+        "nearest_mode": "round_prefer_floor", "cubic_coeff_a": -0.75, "antialias": 0,
+        "exclude_outside": 0, "keep_aspect_ratio_policy": "stretch",
+    },
+}  # fmt: skip
+"""Operator -> attributes that are written out when they are left out."""
+_DROPPED = {
+    "Reshape": ("allowzero",),
+    "LayerNormalization": ("stash_type",),
+    "Cast": ("saturate",),
+    "Dropout": ("seed",),
+    "Resize": ("extrapolation_value",),
+}
+"""Operator -> attributes that mean nothing once all is spelled out."""
+_FLOAT_MAX = np.finfo(np.float32).max
+
+
+def explicit(graph: Graph) -> Graph:
+    """The graph with nothing left to defaults."""
+    return rewrite(graph, _spelled)
+
+
+def _spelled(graph: Graph, node: Node) -> Change | None:
+    attrs = {**DEFAULTS.get(node.op, {}), **node.attrs}
+    for name in _DROPPED.get(node.op, ()):
+        attrs.pop(name, None)
+    for name in ("keepdims", "largest", "sorted"):  # another number than 1 is no, to runtimes
+        if name in attrs:
+            attrs[name] = int(attrs[name] == 1)
+    if isinstance(attrs.get("axis"), int):
+        rank = len(graph.info(node.output or node.inputs[0]).shape)
+        if node.op in ("Gather", "ArgMax", "ArgMin", "Flatten"):  # their output has another rank
+            rank = len(graph.info(node.inputs[0]).shape)
+        if attrs["axis"] < 0:
+            attrs["axis"] += rank
+    inputs, given = list(node.inputs), {}
+    rule = _RULES.get(node.op)
+    if rule is not None:
+        given = rule(graph, node, attrs) or {}
+    constants: dict[str, Constant] = {}
+    for place, value in given.items():
+        inputs += [""] * (place + 1 - len(inputs))
+        if value is None:
+            inputs[place] = ""
+            continue
+        held = graph.constants.get(inputs[place])
+        if (
+            isinstance(held, np.ndarray)
+            and held.dtype == value.dtype
+            and np.array_equal(held, value)
+            and held.shape == value.shape
+        ):
+            continue
+        name = unique(graph, f"{node.output or node.name}.{_CALLED[node.op][place]}")
+        constants[name] = value
+        inputs[place] = name
+    while inputs and not inputs[-1]:
+        inputs.pop()
+    new = replace(node, inputs=tuple(inputs), attrs=attrs)
+    return None if new == node else Change(nodes=(new,), constants=constants)
+
+
+Given = dict[int, Any]
+"""Place of an input -> the constant that stands there from now on, None for none."""
+_CALLED = {
+    "Clip": {1: "min", 2: "max"},
+    "Slice": {1: "starts", 2: "ends", 3: "axes", 4: "steps"},
+    "Pad": {1: "pads", 2: "value", 3: "axes"},
+    "Resize": {1: "roi", 2: "scales", 3: "sizes"},
+    "Split": {1: "sizes"},
+    "LayerNormalization": {1: "scale", 2: "bias"},
+    "TopK": {1: "k"},
+    **{op: {1: "shape"} for op in ("Reshape", "Expand")},
+    **{op: {1: "axes"} for op in ("Squeeze", "Unsqueeze", *REDUCTIONS)},
+}  # fmt: skip
+
+
+def _is_constant(graph: Graph, node: Node, place: int) -> bool:
+    """Whether an input is left out or a constant."""
+    return place >= len(node.inputs) or not node.inputs[place] or (
+        node.inputs[place] in graph.constants
+    )  # fmt: skip
+
+
+def _window(graph: Graph, node: Node, attrs: dict[str, Any]) -> None:
+    """Conv and pools: kernel, strides, dilations and pads."""
+    x, y = graph.info(node.inputs[0]).shape[2:], graph.info(node.output).shape[2:]
+    if node.op == "Conv":
+        attrs["kernel_shape"] = graph.info(node.inputs[1]).shape[2:]
+        attrs.setdefault("group", 1)
+    rank = len(x)
+    for name in ("strides", "dilations"):
+        attrs[name] = tuple(attrs.get(name, (1,) * rank))
+    attrs["kernel_shape"] = tuple(attrs["kernel_shape"])
+    reach = [
+        (k - 1) * d + 1 for k, d in zip(attrs["kernel_shape"], attrs["dilations"], strict=True)
+    ]
+    auto = attrs.pop("auto_pad", "NOTSET")
+    pads = list(attrs.get("pads", (0,) * 2 * rank))
+    if auto.startswith("SAME"):
+        pads = _same(auto, [
+            max((out - 1) * s + r - n, 0)
+            for n, out, s, r in zip(x, y, attrs["strides"], reach, strict=True)
+        ])  # fmt: skip
+    elif auto == "VALID":
+        pads = [0] * 2 * rank
+    if node.op != "Conv":
+        _pool(attrs, pads, x, y, reach, auto != "NOTSET")
+    attrs["pads"] = tuple(pads)
+
+
+def _same(auto: str, totals: list[int]) -> list[int]:
+    """Pads that share what is missing, the odd one at the end (UPPER) or the beginning."""
+    less, more = [t // 2 for t in totals], [t - t // 2 for t in totals]
+    return [*less, *more] if auto == "SAME_UPPER" else [*more, *less]
+
+
+def _pool(
+    attrs: dict[str, Any], pads: list[int], x: Shape, y: Shape, reach: list[int], automatic: bool
+) -> None:
+    """ceil_mode with auto_pad as pads at the end; all other was taken by `whole_windows`."""
+    attrs.setdefault("storage_order", 0)
+    counted = attrs.setdefault("count_include_pad", 0)
+    ceil = attrs.setdefault("ceil_mode", 0)
+    rank = len(x)
+    if not ceil or not automatic:
+        return
+    need = [
+        max((out - 1) * s + r - n - before, after)
+        for n, out, s, r, before, after in zip(
+            x, y, attrs["strides"], reach, pads[:rank], pads[rank:], strict=True
+        )
+    ]
+    if not counted or need == pads[rank:]:
+        pads[rank:] = need
+        attrs["ceil_mode"] = 0
+
+
+def _max_pool(graph: Graph, node: Node, attrs: dict[str, Any]) -> None:
+    _window(graph, node, attrs)
+    del attrs["count_include_pad"]
+
+
+def _average_pool(graph: Graph, node: Node, attrs: dict[str, Any]) -> None:
+    _window(graph, node, attrs)
+    del attrs["storage_order"]
+    if not any(attrs["pads"]):
+        attrs["count_include_pad"] = 0  # there is nothing to count
+
+
+def _conv_transpose(graph: Graph, node: Node, attrs: dict[str, Any]) -> None:
+    x, y = graph.info(node.inputs[0]).shape[2:], graph.info(node.output).shape[2:]
+    rank = len(x)
+    attrs["kernel_shape"] = graph.info(node.inputs[1]).shape[2:]
+    attrs.setdefault("group", 1)
+    for name, value in (("strides", 1), ("dilations", 1), ("output_padding", 0)):
+        attrs[name] = tuple(attrs.get(name, (value,) * rank))
+    auto = attrs.pop("auto_pad", "NOTSET")
+    fixed = attrs.pop("output_shape", None)
+    if auto == "VALID":
+        attrs["pads"] = (0,) * 2 * rank
+    elif fixed is not None or auto != "NOTSET":
+        totals = [
+            s * (n - 1) + extra + (k - 1) * d + 1 - out
+            for s, n, extra, k, d, out in zip(
+                attrs["strides"], x, attrs["output_padding"], attrs["kernel_shape"],
+                attrs["dilations"], y, strict=True,
+            )
+        ]  # fmt: skip
+        short = [max(-t, 0) for t in totals]
+        if any(short):  # pads are never negative: what is missing is added behind
+            added = zip(attrs["output_padding"], short, strict=True)
+            attrs["output_padding"] = tuple(a + b for a, b in added)
+        upper = "SAME_UPPER" if auto == "SAME_UPPER" else "SAME_LOWER"
+        attrs["pads"] = tuple(_same(upper, [max(t, 0) for t in totals]))
+    attrs["pads"] = tuple(attrs.get("pads", (0,) * 2 * rank))
+
+
+def _reduce(graph: Graph, node: Node, attrs: dict[str, Any]) -> Given | None:
+    rank = len(graph.info(node.inputs[0]).shape)
+    if not _is_constant(graph, node, 1):
+        return None
+    axes = ints(graph, node.inputs[1]) if len(node.inputs) > 1 else ()
+    attrs.pop("noop_with_empty_axes", None)  # with no axes it is taken by `clean`
+    axes = axes or tuple(range(rank))
+    return {1: np.array(sorted(a % rank for a in axes), np.int64)}
+
+
+def _squeeze(graph: Graph, node: Node, attrs: dict[str, Any]) -> Given | None:
+    if not _is_constant(graph, node, 1):
+        return None
+    shape = graph.info(node.inputs[0]).shape
+    rank = len(graph.info(node.output).shape if node.op == "Unsqueeze" else shape)
+    axes = ints(graph, node.inputs[1]) if len(node.inputs) > 1 else None
+    if axes == () and 1 in shape:
+        raise UnsupportedError(
+            f"{node} has an empty list of axes, which some runtimes read as no axis and others as "
+            "all axes of one element; list the axes, or leave the input out"
+        )
+    if axes is None:
+        axes = tuple(i for i, n in enumerate(shape) if n == 1)
+    return {1: np.array(sorted(a % rank for a in axes), np.int64)}
+
+
+def _shape(graph: Graph, node: Node, attrs: dict[str, Any]) -> Given | None:
+    # the shape is known, so whatever computes it computes just that
+    return {1: np.array(graph.info(node.output).shape, np.int64)}
+
+
+def _clip(graph: Graph, node: Node, attrs: dict[str, Any]) -> Given | None:
+    if not (_is_constant(graph, node, 1) and _is_constant(graph, node, 2)):
+        return None
+    if graph.info(node.output).dtype != "float32":
+        return None
+    bounds = []
+    for place, default in ((1, -_FLOAT_MAX), (2, _FLOAT_MAX)):
+        given = node.inputs[place] if place < len(node.inputs) else ""
+        number = scalar(graph, given) if given else None
+        bounds.append(np.array(default if number is None else number, np.float32))
+    return {1: bounds[0], 2: bounds[1]}
+
+
+def _slice(graph: Graph, node: Node, attrs: dict[str, Any]) -> Given | None:
+    shape = graph.info(node.inputs[0]).shape
+    found = [ints(graph, name) if name else None for name in node.inputs[1:]]
+    found += [None] * (4 - len(found))
+    starts, ends, axes, steps = found
+    if starts is None or ends is None or not all(_is_constant(graph, node, i) for i in (3, 4)):
+        return None
+    axes = tuple(range(len(starts))) if axes is None else axes
+    steps = (1,) * len(starts) if steps is None else steps
+    rows = []
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        axis %= len(shape)
+        first, last, step = slice(start, end, step).indices(shape[axis])
+        # backwards to the very beginning ends before 0, which ONNX writes as a number past it
+        rows.append((first, last if last >= 0 else -shape[axis] - 1, axis, step))
+    columns = zip(*rows, strict=True)
+    return {place: np.array(column, np.int64) for place, column in enumerate(columns, 1)}
+
+
+def _pad(graph: Graph, node: Node, attrs: dict[str, Any]) -> Given | None:
+    attrs["mode"] = attrs.get("mode", "constant")
+    rank = len(graph.info(node.inputs[0]).shape)
+    pads = ints(graph, node.inputs[1])
+    if pads is None or not all(_is_constant(graph, node, i) for i in (2, 3)):
+        return None
+    if len(node.inputs) > 3 and node.inputs[3]:
+        axes = ints(graph, node.inputs[3]) or ()
+        wide = [0] * 2 * rank
+        for place, axis in enumerate(axes):
+            wide[axis % rank] = pads[place]
+            wide[axis % rank + rank] = pads[place + len(axes)]
+        pads = tuple(wide)
+    dtype = np.dtype(graph.info(node.inputs[0]).dtype)
+    given: Given = {1: np.array(pads, np.int64), 3: None}
+    value = scalar(graph, node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else 0
+    given[2] = np.array(value, dtype) if attrs["mode"] == "constant" else None
+    return given
+
+
+def _split(graph: Graph, node: Node, attrs: dict[str, Any]) -> Given | None:
+    if not _is_constant(graph, node, 1):
+        return None
+    attrs.pop("num_outputs", None)
+    sizes = [graph.info(o).shape[attrs["axis"]] if o else -1 for o in node.outputs]
+    if -1 in sizes:  # the outputs nobody asked for
+        held = ints(graph, node.inputs[1]) if len(node.inputs) > 1 else None
+        whole = graph.info(node.inputs[0]).shape[attrs["axis"]]
+        part = -(-whole // len(sizes))
+        equal = [max(min(part, whole - i * part), 0) for i in range(len(sizes))]
+        sizes = list(held) if held is not None else equal
+    return {1: np.array(sizes, np.int64)}
+
+
+def _resize(graph: Graph, node: Node, attrs: dict[str, Any]) -> Given | None:
+    before, after = graph.info(node.inputs[0]).shape, graph.info(node.output).shape
+    if not all(_is_constant(graph, node, i) for i in (2, 3)):
+        return None
+    held = graph.constants.get(node.inputs[2]) if len(node.inputs) > 2 else None
+    scales = graph.array(node.inputs[2]) if held is not None and 0 not in held.shape else None
+    axes = attrs.pop("axes", None) or range(len(before))
+    wide = np.ones(len(before), np.float32)
+    if scales is not None:
+        wide[list(axes)] = scales
+    if attrs["mode"] != "nearest":
+        attrs.pop("nearest_mode", None)
+    if attrs["mode"] != "cubic":
+        attrs.pop("cubic_coeff_a", None)
+    if scales is None or np.array_equal(wide * before, after):
+        return {1: None, 2: None, 3: np.array(after, np.int64)}
+    return {1: None, 2: wide, 3: None}  # a scale that does not divide counts as it was given
+
+
+def _transpose(graph: Graph, node: Node, attrs: dict[str, Any]) -> None:
+    rank = len(graph.info(node.inputs[0]).shape)
+    attrs["perm"] = tuple(attrs.get("perm", range(rank - 1, -1, -1)))
+
+
+def _layer_norm(graph: Graph, node: Node, attrs: dict[str, Any]) -> Given | None:
+    """Scale and bias of the very shape of the axes that are normalized."""
+    shape = graph.info(node.inputs[0]).shape[attrs["axis"] :]
+    given: Given = {}
+    for place, name in enumerate(node.inputs[1:3], 1):
+        held = graph.constants.get(name)
+        if isinstance(held, np.ndarray) and held.shape != shape:
+            array = graph.array(name)
+            array = array.reshape(array.shape[max(array.ndim - len(shape), 0) :])
+            given[place] = np.ascontiguousarray(np.broadcast_to(array, shape))
+    return given
+
+
+def _space_to_depth(graph: Graph, node: Node, attrs: dict[str, Any]) -> None:
+    if attrs.get("mode") == "DCR":  # of opset 28; before, there was nothing else
+        del attrs["mode"]
+
+
+def _top_k(graph: Graph, node: Node, attrs: dict[str, Any]) -> Given | None:
+    held = ints(graph, node.inputs[1])
+    return None if held is None else {1: np.array(held, np.int64)}
+
+
+_RULES: dict[str, Callable[[Graph, Node, dict[str, Any]], Given | None]] = {
+    "Conv": _window,
+    "ConvTranspose": _conv_transpose,
+    "MaxPool": _max_pool,
+    "AveragePool": _average_pool,
+    "Squeeze": _squeeze,
+    "Unsqueeze": _squeeze,
+    "Reshape": _shape,
+    "Expand": _shape,
+    "Clip": _clip,
+    "Slice": _slice,
+    "Pad": _pad,
+    "Split": _split,
+    "Resize": _resize,
+    "Transpose": _transpose,
+    "SpaceToDepth": _space_to_depth,
+    "LayerNormalization": _layer_norm,
+    "TopK": _top_k,
+    **dict.fromkeys(REDUCTIONS, _reduce),
+}  # fmt: skip

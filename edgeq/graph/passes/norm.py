@@ -1,0 +1,121 @@
+"""Layer normalization that exporters spell out, recognised."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.graph.ir import Graph, Node
+from edgeq.graph.rewrite import Change, floats, ints, rewrite, scalar, unique
+
+
+def layer_norms(graph: Graph) -> Graph:
+    """The graph with LayerNormalization for (x - mean) / sqrt(variance + epsilon)."""
+    graph = rewrite(graph, _core)
+    graph = rewrite(graph, _scale)
+    return rewrite(graph, _bias)
+
+
+def _core(graph: Graph, node: Node) -> Change | None:
+    """A rule: the division by the deviation, as a norm that scales by 1."""
+    found = _parts(graph, node)
+    if found is None:
+        return None
+    centred, deviation = found
+    root = _made(graph, deviation, "Sqrt", "Pow")
+    if root is None or (root.op == "Pow" and scalar(graph, root.inputs[1]) != 0.5):
+        return None
+    total = _made(graph, root.inputs[0], "Add")
+    sub = _made(graph, centred, "Sub")
+    if total is None or sub is None:
+        return None
+    for variance, added in (total.inputs, total.inputs[::-1]):
+        epsilon, mean2 = scalar(graph, added), _made(graph, variance, "ReduceMean")
+        if epsilon is None or mean2 is None or not _is_square(graph, mean2.inputs[0], centred):
+            continue
+        x, mean = sub.inputs[0], _made(graph, sub.inputs[1], "ReduceMean")
+        if mean is None or mean.inputs[0] != x or not mean.attrs["keepdims"]:
+            continue
+        axes, rank = ints(graph, mean.inputs[1]), len(graph.info(x).shape)
+        if axes is None or ints(graph, mean2.inputs[1]) != axes or not mean2.attrs["keepdims"]:
+            continue
+        if axes != tuple(range(axes[0], rank)):
+            continue
+        ones = unique(graph, f"{node.name}.ones")
+        attrs = {"axis": axes[0], "epsilon": epsilon}
+        new = Node("LayerNormalization", node.name, (x, ones), node.outputs, attrs)
+        held = np.ones(graph.info(x).shape[axes[0] :], np.float32)
+        return Change(nodes=(new,), constants={ones: held})
+    return None
+
+
+def _parts(graph: Graph, node: Node) -> tuple[str, str] | None:
+    """A quotient's two parts, also where it is a product with 1/x."""
+    if node.op == "Div":
+        return node.inputs[0], node.inputs[1]
+    if node.op == "Mul":
+        for x, other in (node.inputs, node.inputs[::-1]):
+            inverse = _made(graph, other, "Div")
+            if inverse is not None and scalar(graph, inverse.inputs[0]) == 1:
+                return x, inverse.inputs[1]
+    return None
+
+
+def _made(graph: Graph, name: str, *ops: str) -> Node | None:
+    """The node that makes a value, if it is one of these operators."""
+    node = graph.producers.get(name)
+    return node if node is not None and node.op in ops else None
+
+
+def _is_square(graph: Graph, name: str, x: str) -> bool:
+    node = _made(graph, name, "Mul", "Pow")
+    if node is None or node.inputs[0] != x:
+        return False
+    return node.inputs[1] == x if node.op == "Mul" else scalar(graph, node.inputs[1]) == 2
+
+
+def _behind(graph: Graph, node: Node) -> tuple[Node, NDArray[np.float32]] | None:
+    """The norm before a Mul or Add of a constant of the norm's own shape, and that constant."""
+    for made, other in (node.inputs, node.inputs[::-1]):
+        norm, held = _made(graph, made, "LayerNormalization"), floats(graph, other)
+        if norm is None or held is None or graph.only_consumer(made) is not node:
+            continue
+        shape = graph.info(norm.inputs[1]).shape
+        rank = len(graph.info(made).shape)
+        wide = (1,) * (rank - held.ndim) + held.shape
+        if made in graph.quants or wide != (1,) * (rank - len(shape)) + shape:
+            continue
+        return norm, held.reshape(shape)
+    return None
+
+
+def _scale(graph: Graph, node: Node) -> Change | None:
+    """A rule: a product behind a norm as its scale."""
+    found = _behind(graph, node) if node.op == "Mul" else None
+    if found is None or len(found[0].inputs) > 2:
+        return None
+    norm, held = found
+    old = floats(graph, norm.inputs[1])
+    if old is None:
+        return None
+    name = unique(graph, f"{node.name}.scale")
+    new = replace(norm, inputs=(norm.inputs[0], name), outputs=node.outputs)
+    return Change(nodes=(new,), constants={name: old * held})
+
+
+def _bias(graph: Graph, node: Node) -> Change | None:
+    """A rule: a sum behind a norm as its bias."""
+    found = _behind(graph, node) if node.op == "Add" else None
+    if found is None:
+        return None
+    norm, held = found
+    if len(norm.inputs) > 2:
+        old = floats(graph, norm.inputs[2])
+        if old is None:
+            return None
+        held = held + old
+    name = unique(graph, f"{node.name}.bias")
+    new = replace(norm, inputs=(*norm.inputs[:2], name), outputs=node.outputs)
+    return Change(nodes=(new,), constants={name: held})

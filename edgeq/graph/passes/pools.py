@@ -1,0 +1,24 @@
+"""Pools of whole pictures by their own name.
+
+The mean of a whole picture has a grid of its own when it is quantized, as GlobalAveragePool; on its
+input's grid, as AveragePool, one mean in as many as the picture has places would fall halfway
+between two levels, which runtimes round to different sides.
+"""
+
+from __future__ import annotations
+
+from edgeq.graph.ir import Graph, Node
+from edgeq.graph.rewrite import Change, rewrite
+
+
+def pools(graph: Graph) -> Graph:
+    """The graph with GlobalAveragePool for each AveragePool of all there is."""
+    return rewrite(graph, _whole)
+
+
+def _whole(graph: Graph, node: Node) -> Change | None:
+    if node.op != "AveragePool" or any(node.attrs["pads"]):
+        return None
+    if tuple(node.attrs["kernel_shape"]) != graph.info(node.inputs[0]).shape[2:]:
+        return None
+    return Change(nodes=(Node("GlobalAveragePool", node.name, node.inputs, node.outputs),))

@@ -1,0 +1,149 @@
+"""The record of a quantization inside of an ONNX graph: QuantizeLinear and DequantizeLinear.
+
+    value       made -> QuantizeLinear -> DequantizeLinear -> taken          Quant
+    weight      levels -> DequantizeLinear -> taken                          QuantWeight
+    float16     half -> Cast -> taken                                        a float16 constant,
+                                                                             or scales
+
+`edgeq.graph.onnx.write` makes it; `recorded` reads it back, exactly.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.core.errors import FormatError, SchemeError, UnsupportedError
+from edgeq.graph.ir import Constant, Graph, Node, Quant, QuantWeight
+from edgeq.graph.rewrite import prune
+
+FORMAT = "edgeq.graph"
+"""Key of the metadata that marks a file of ours; its value is the form's version."""
+PALETTES = "edgeq.palettes"
+"""Key of the metadata that tells the tables weights were chosen from: name -> bits and levels."""
+VERSION = "1"
+FOREIGN = (
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul",
+    "ConvInteger", "MatMulInteger",
+)  # fmt: skip
+"""Operators by which another tool's quantization shows."""
+
+
+def refuse_foreign(graph: Graph) -> None:
+    """Refuse what another tool quantized.
+
+    Raises:
+        UnsupportedError: names the first operators that show it.
+    """
+    found = [n for n in graph.nodes if n.op in FOREIGN]
+    if found:
+        listed = ", ".join(str(n) for n in found[:4])
+        raise UnsupportedError(
+            f"the graph {graph.name} was already quantized by another tool ({len(found)} such "
+            f"operators: {listed} ...); give the float model it was made from"
+        )
+
+
+def recorded(graph: Graph) -> Graph:
+    """A raw graph of ours with its QuantizeLinear and DequantizeLinear as `Quant`s and weights.
+
+    Raises:
+        FormatError: it says it is ours and is not in our form.
+    """
+    if graph.meta.get(FORMAT) != VERSION:
+        raise FormatError(
+            f"the graph {graph.name} has version {graph.meta.get(FORMAT)} of edgeq's metadata; "
+            f"this edgeq reads version {VERSION}"
+        )
+    try:
+        palettes = {
+            str(name): (int(held["bits"]), np.array(held["levels"], np.int8))
+            for name, held in json.loads(graph.meta.get(PALETTES, "{}")).items()
+        }
+        return _recorded(graph, palettes)
+    except (SchemeError, KeyError, IndexError, ValueError, OverflowError, AttributeError) as err:
+        raise FormatError(f"the quantization of the graph {graph.name} is damaged: {err}") from err
+
+
+Palette = tuple[int, NDArray[np.int8]]
+
+
+def _recorded(graph: Graph, palettes: dict[str, Palette]) -> Graph:
+    constants: dict[str, Constant] = dict(graph.constants)
+    quants: dict[str, Quant] = {}
+    same: dict[str, str] = {}  # value -> the name it goes by in the graph
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        if node.op == "QuantizeLinear":
+            continue  # its DequantizeLinear tells all
+        if node.op == "Cast" and _half(graph, node):
+            constants[node.output] = graph.constants[node.inputs[0]]
+        elif node.op != "DequantizeLinear":
+            nodes.append(node)
+        elif node.inputs[0] in graph.constants:
+            held = replace(graph, constants=constants)  # scales may be widened ones
+            constants[node.output] = _weight(held, node, palettes.get(node.output))
+        else:
+            made = graph.producers[node.inputs[0]]
+            if made.op != "QuantizeLinear" or made.inputs[1:] != node.inputs[1:]:
+                raise FormatError(f"{node} has another scale or zero point than its QuantizeLinear")
+            raw = made.inputs[0]
+            if raw in graph.inputs or raw in graph.constants:
+                same[node.output] = raw
+                quants[raw] = _quant(graph, node)
+            else:
+                same[raw] = node.output
+                quants[node.output] = _quant(graph, node)
+    renamed = tuple(
+        replace(
+            n,
+            inputs=tuple(same.get(i, i) for i in n.inputs),
+            outputs=tuple(same.get(o, o) for o in n.outputs),
+        )
+        for n in nodes
+    )
+    meta = {k: v for k, v in graph.meta.items() if k not in (FORMAT, PALETTES)}
+    return prune(replace(graph, nodes=renamed, constants=constants, quants=quants, meta=meta))
+
+
+def _half(graph: Graph, node: Node) -> bool:
+    held = graph.constants.get(node.inputs[0])
+    return held is not None and not isinstance(held, QuantWeight) and held.dtype == np.float16
+
+
+def _array(graph: Graph, name: str) -> NDArray[Any]:
+    held = graph.constants.get(name)
+    if held is None or isinstance(held, QuantWeight):
+        raise FormatError(f"{name!r} is not a constant")
+    return held
+
+
+def _quant(graph: Graph, node: Node) -> Quant:
+    scale, zero = (_array(graph, name) for name in node.inputs[1:3])
+    if scale.size != 1 or scale.dtype != np.float32 or zero.dtype.name not in ("int8", "uint8"):
+        raise FormatError(f"{node} does not quantize to 8 bits with one scale")
+    shift = 128 if zero.dtype == np.uint8 else 0
+    return Quant(float(scale.reshape(-1)[0]), int(zero.reshape(-1)[0]) - shift)
+
+
+def _weight(graph: Graph, node: Node, palette: Palette | None) -> QuantWeight:
+    levels, scales = (_array(graph, name) for name in node.inputs[:2])
+    scales = scales.astype(np.float32)
+    bits = {"int4": 4, "int8": 8, "int32": 32}.get(levels.dtype.name)
+    if bits is None:
+        raise FormatError(
+            f"{node} dequantizes {levels.dtype.name}; edgeq reads int4, int8 and int32"
+        )
+    if len(node.inputs) > 2 and _array(graph, node.inputs[2]).astype(np.int32).any():
+        raise FormatError(f"{node} has zero points; edgeq writes weights without zero points")
+    block = int(node.attrs.get("block_size", 0)) or None
+    axis = None if scales.ndim == 0 else int(node.attrs.get("axis", 1)) % max(levels.ndim, 1)
+    table = None
+    if palette is not None:
+        bits, table = palette
+    levels = np.asarray(levels.astype(np.int32 if bits == 32 else np.int8), order="C")
+    return QuantWeight(levels, scales, bits, axis, block, table)

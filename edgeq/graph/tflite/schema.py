@@ -1,0 +1,268 @@
+"""What a .tflite file holds: tensors and operators, checked but not yet understood.
+
+Source: the schema of LiteRT, ``tflite/schema.fbs``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.core.errors import FormatError, MissingDependencyError, UnsupportedError
+from edgeq.graph.ir import Shape
+from edgeq.graph.tflite.shapes import set_shapes
+
+_TYPES = {"FLOAT32": "float32", "FLOAT16": "float16", "INT32": "int32", "INT64": "int64",
+          "BOOL": "bool", "INT8": "int8", "UINT8": "uint8", "INT16": "int16"}  # fmt: skip
+"""The schema's types that are read -> NumPy's."""
+_INTEGERS = ("INT2", "INT4", "UINT4", "INT8", "UINT8", "INT16")
+"""Types that only quantized models have, but for whole numbers in 8 bits without a scale."""
+_READ = ("INT8", "UINT8", "INT16")
+"""Those of them that can be taken back to float."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A value or a constant.
+
+    Args:
+        name: as in the file; not always unique.
+        shape: all of it.
+        dtype: NumPy's name.
+        data: of a constant, in the file's own axes.
+        dequantized: the file holds it as integers.
+    """
+
+    name: str
+    shape: Shape
+    dtype: str
+    data: NDArray[Any] | None = None
+    dequantized: bool = False
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An operator of the file.
+
+    Args:
+        index: its place in the file.
+        op: the schema's name, as "CONV_2D".
+        inputs, outputs: numbers of tensors; -1 for one left out.
+        options: the schema's object, None where the operator has no options.
+    """
+
+    index: int
+    op: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    options: Any
+
+
+@dataclass(frozen=True)
+class TfliteModel:
+    """A file's only graph.
+
+    Args:
+        path: the file.
+        tensors, operators: in the file's order.
+        inputs, outputs: tensor -> the name that callers know it by.
+    """
+
+    path: Path
+    tensors: tuple[Tensor, ...]
+    operators: tuple[Operator, ...]
+    inputs: dict[int, str]
+    outputs: dict[int, str]
+
+
+def schema() -> Any:
+    """LiteRT's schema as Python classes.
+
+    Raises:
+        MissingDependencyError: LiteRT is not installed.
+    """
+    try:
+        from ai_edge_litert import schema_py_generated
+    except ImportError as err:
+        raise MissingDependencyError(
+            "ai_edge_litert", "tflite", "to read and write .tflite files"
+        ) from err
+    return schema_py_generated
+
+
+@cache
+def words(enum: str) -> dict[int, str]:
+    """The names of an enumeration of the schema, by number."""
+    found = vars(getattr(schema(), enum)).items()
+    return {value: name for name, value in found if isinstance(value, int)}
+
+
+def parse(
+    path: str | Path,
+    *,
+    dequantize: bool = False,
+    shapes: Mapping[str, Shape] | None = None,
+    batch: int | None = None,
+) -> TfliteModel:
+    """Read a file of one graph with float activations.
+
+    Args:
+        path: the file.
+        dequantize: take weights that are integers back to float; else they are refused.
+        shapes: input -> its whole shape, in the file's own axes, for inputs with open axes.
+        batch: what an open first axis becomes; as the file has it if None.
+
+    Raises:
+        FormatError: it is damaged or no .tflite file.
+        UnsupportedError: it is quantized, holds several graphs, or tensors of unknown shape.
+        UsageError: an open axis that is not given, or a shape that contradicts the file.
+        MissingDependencyError: LiteRT is not installed.
+    """
+    path = Path(path)
+    model, raw = _verified(path)
+    if len(model.subgraphs) != 1 or len(model.signatureDefs or ()) > 1:
+        names = ", ".join(_text(s.signatureKey) for s in model.signatureDefs or ()) or "unnamed"
+        raise UnsupportedError(
+            f"{path} contains {len(model.subgraphs)} graphs (signatures: {names}); "
+            "edgeq reads .tflite files with one graph: convert the model with a single signature"
+        )
+    graph = model.subgraphs[0]
+    set_shapes(path, model, raw, dict(shapes or {}), batch)
+    try:
+        operators = tuple(_operator(model, *pair) for pair in enumerate(graph.operators or ()))
+        ends = [int(i) for i in (*graph.inputs, *graph.outputs)]
+        used = {i for op in operators for i in (*op.inputs, *op.outputs) if i >= 0} | set(ends)
+        made = {i for op in operators for i in op.outputs}.union(map(int, graph.inputs))
+        tensors = tuple(
+            _tensor(path, model, raw, tensor, i in made or tensor.isVariable, dequantize)
+            if i in used
+            else Tensor("", (), "")
+            for i, tensor in enumerate(graph.tensors)
+        )
+        inputs, outputs = _ends(model, graph, tensors)
+    except (IndexError, ValueError, TypeError, AttributeError, KeyError) as err:
+        raise FormatError(f"{path} is damaged: {err}") from err
+    return TfliteModel(path, tensors, operators, inputs, outputs)
+
+
+def _verified(path: Path) -> tuple[Any, bytes]:
+    s = schema()
+    from ai_edge_litert.interpreter import Interpreter
+
+    try:
+        raw = path.read_bytes()
+    except OSError as err:
+        raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
+    if raw[4:8] != b"TFL3":
+        raise FormatError(f"{path} is not a .tflite file: it does not have the identifier TFL3")
+    try:
+        Interpreter(model_content=raw)  # checks every offset; the Python classes check none
+    except (ValueError, RuntimeError) as err:
+        if "Flatbuffer" in str(err):
+            raise FormatError(f"{path} is damaged or cut short: {err}") from err
+        # the file is whole; what else LiteRT does not run, what follows names better
+    model = s.ModelT.InitFromPackedBuf(raw)
+    if not model.subgraphs or not model.subgraphs[0].tensors:
+        raise FormatError(f"{path} contains no graph")
+    return model, raw
+
+
+def _operator(model: Any, index: int, entry: Any) -> Operator:
+    code = model.operatorCodes[entry.opcodeIndex]
+    number = max(code.builtinCode, code.deprecatedBuiltinCode)
+    op = words("BuiltinOperator").get(number, f"operator {number}")
+    if op == "CUSTOM":
+        op = f"CUSTOM {_text(code.customCode)}"
+    inputs = tuple(int(i) for i in (entry.inputs if entry.inputs is not None else ()))
+    outputs = tuple(int(i) for i in (entry.outputs if entry.outputs is not None else ()))
+    return Operator(index, op, inputs, outputs, entry.builtinOptions)
+
+
+def _tensor(path: Path, model: Any, raw: bytes, entry: Any, made: bool, dequantize: bool) -> Tensor:
+    name, kind = _text(entry.name), words("TensorType").get(entry.type, f"type {entry.type}")
+    shape = tuple(int(n) for n in entry.shape) if entry.shape is not None else ()
+    if made and any(n < 1 for n in shape):
+        raise UnsupportedError(
+            f"{path}: the tensor {name!r} has the dynamic shape {list(shape)}, which is known only "
+            "when the model runs; convert the model with fixed shapes"
+        )
+    content = None if made else _content(model, raw, entry)
+    if kind in ("INT8", "UINT8") and not _scaled(entry) and (content is None or not dequantize):
+        if content is None:
+            return Tensor(name, shape, _TYPES[kind])
+        return Tensor(
+            name, shape, _TYPES[kind], np.frombuffer(content, _TYPES[kind]).reshape(shape)
+        )
+    if kind in _INTEGERS and (content is None or not dequantize or kind not in _READ):
+        raise UnsupportedError(
+            f"{path} is already quantized: the tensor {name!r} is {kind}; give the float model"
+            + (
+                ", or convert its weights back to float with edgeq quantize --dequantize"
+                if content is not None
+                else ""
+            )
+        )
+    if kind not in _TYPES:
+        raise UnsupportedError(
+            f"{path}: the tensor {name!r} is {kind}; edgeq reads {', '.join(_TYPES)}"
+        )
+    if content is None:
+        return Tensor(name, shape, _TYPES[kind])
+    data = np.frombuffer(content, _TYPES[kind]).reshape(shape)
+    if kind not in _READ:
+        return Tensor(name, shape, _TYPES[kind], data)
+    return Tensor(name, shape, "float32", _dequantized(data, entry.quantization), True)
+
+
+def _scaled(entry: Any) -> bool:
+    """Whether a tensor's integers stand for other numbers."""
+    held = entry.quantization
+    return held is not None and (
+        (held.scale is not None and len(held.scale) > 0) or held.details is not None
+    )
+
+
+def _dequantized(data: NDArray[Any], entry: Any) -> NDArray[np.float32]:
+    if entry is None or entry.scale is None or entry.details is not None:
+        raise ValueError("integer weights without plain scales")
+    scales, zeros = np.asarray(entry.scale, np.float32), np.asarray(entry.zeroPoint, np.float32)
+    if scales.size > 1:
+        shape = [1] * data.ndim
+        shape[entry.quantizedDimension] = -1
+        scales, zeros = scales.reshape(shape), zeros.reshape(shape)
+    return (data.astype(np.float32) - zeros) * scales
+
+
+def _content(model: Any, raw: bytes, entry: Any) -> bytes:
+    buffer = model.buffers[entry.buffer]
+    if buffer.data is not None and len(buffer.data):
+        return bytes(np.asarray(buffer.data, np.uint8))
+    if buffer.offset > 1:  # weights behind the flatbuffer
+        if buffer.offset + buffer.size > len(raw):
+            raise ValueError(f"the weights end at byte {buffer.offset + buffer.size}")
+        return raw[buffer.offset : buffer.offset + buffer.size]
+    return b""  # a constant of no elements
+
+
+def _ends(
+    model: Any, graph: Any, tensors: tuple[Tensor, ...]
+) -> tuple[dict[int, str], dict[int, str]]:
+    """Names of the graph's inputs and outputs: the signature's, if there is one."""
+    found: list[dict[int, str]] = []
+    signature = model.signatureDefs[0] if model.signatureDefs else None
+    for side in ("inputs", "outputs"):
+        given = getattr(signature, side, None) or ()
+        named = {int(entry.tensorIndex): _text(entry.name) for entry in given}
+        found.append({int(i): named.get(int(i), tensors[int(i)].name)
+                      for i in getattr(graph, side)})  # fmt: skip
+    return found[0], found[1]
+
+
+def _text(raw: bytes | str | None) -> str:
+    return raw.decode("utf-8", "replace") if isinstance(raw, bytes) else raw or ""

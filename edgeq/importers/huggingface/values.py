@@ -1,0 +1,101 @@
+"""Checked access to the JSON files of a checkpoint and to the values of a ``config.json``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgeq.core.errors import FormatError
+from edgeq.importers.unread import shown
+
+MAX_COUNT = 1 << 31
+"""No size or length of a model is larger."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        FormatError: it cannot be read, is not JSON, or is no object.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as err:
+        raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
+    except (ValueError, RecursionError) as err:
+        raise FormatError(f"{path} is not JSON ({err}); fetch it again") from err
+    if not isinstance(data, dict):
+        raise FormatError(f"{path} holds a {type(data).__name__}, expected an object")
+    return data
+
+
+class Values:
+    """Checked access to a configuration's values, which remembers what has been read.
+
+    Attributes:
+        path: the file, for messages.
+        raw: its keys; null counts as absent where a method does not say otherwise.
+        defaults: values of absent keys.
+        read: the keys that have been asked for.
+    """
+
+    def __init__(self, path: Path, raw: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        self.path = path
+        self.raw = raw
+        self.defaults = defaults
+        self.read: set[str] = set()
+
+    def get(self, key: str) -> Any:
+        """The value, or the default of an absent one."""
+        self.read.add(key)
+        value = self.raw.get(key)
+        return self.defaults.get(key) if value is None else value
+
+    def get_or_none(self, key: str) -> Any:
+        """The value, None if the file says null, or the default of an absent one."""
+        self.read.add(key)
+        return self.raw[key] if key in self.raw else self.defaults.get(key)
+
+    def is_null(self, key: str) -> bool:
+        """Whether the key is there and null, which differs from a default."""
+        return key in self.raw and self.raw[key] is None
+
+    def number(self, key: str) -> float:
+        """A positive number."""
+        self.read.add(key)
+        return self.check_number(key, self.raw.get(key, self.defaults.get(key)))
+
+    def check_number(self, key: str, value: Any) -> float:
+        """A value found elsewhere, as a positive number."""
+        if value is None:
+            what = "null" if self.is_null(key) else "missing"
+            raise FormatError(f"{self.path}: {key} is {what}; it must be a positive number")
+        # compared before any conversion: an integer of 400 digits is no float
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 < value <= sys.float_info.max
+        ):
+            raise FormatError(f"{self.path}: {key} is {shown(value)}; it must be a positive number")
+        return float(value)
+
+    def count(self, key: str) -> int:
+        """A positive whole number."""
+        number = self.number(key)
+        if not number.is_integer() or number > MAX_COUNT:
+            raise FormatError(
+                f"{self.path}: {key} is {shown(self.get(key))}; it must be a whole number of at "
+                f"most {MAX_COUNT}"
+            )
+        return int(number)
+
+    def flag(self, key: str) -> bool:
+        """A flag; null is false, as it is to Transformers."""
+        value = None if self.is_null(key) else self.get(key)
+        self.read.add(key)
+        if value is not None and not isinstance(value, bool):
+            raise FormatError(f"{self.path}: {key} is {shown(value)}; it must be true or false")
+        return bool(value)

@@ -1,0 +1,1 @@
+"""Tokenizer files: tokenizer.json, SentencePiece models and chat templates."""

@@ -1,0 +1,1 @@
+"""A decoder: its configuration, its tensors, what it computes, and the file it is kept in."""

@@ -1,0 +1,207 @@
+"""What running a model takes besides its weights: the sizes of the cache and of every buffer.
+
+The engine allocates what is said here, and a planner that has only a model's hyperparameters
+reckons with it; a figure that both use is written down once.
+
+    cache     per layer, for `cache_length` positions; a windowed layer keeps only what its window,
+              a batch and a guess that is taken back need
+    scratch   float32 rows of a batch and of each thread (`Buffers`), rotary tables, norms, logits
+
+All numbers of the cache are padded as the kernels want them: heads to 32 dimensions (values in
+rows of 16), positions to whole chunks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgeq.formats.packing import LANE, TILE, round_up
+from edgeq.model.config import ModelConfig
+
+CHUNK = 256
+"""Positions per chunk; a cache's length is a multiple of it.
+
+A cache shorter than the context is a ring: position p lies at p modulo its length."""
+BATCH = 128
+"""Tokens per prefill pass: enough to reuse unpacked weights, few enough to keep buffers small."""
+MAX_DRAFT = 64
+"""Most tokens guessed at once."""
+PART_HEAD = 16
+"""Floats before the output in a partial result: max, sum, then padding to a cache line."""
+ACT_BLOCK = 48
+"""Bytes per block of a quantized activation row."""
+SYNC_BYTES = 384
+"""Of the area where threads wait for each other."""
+_WIDTH = 256
+"""Float rows are padded to this, the largest group: padding quantizes to zero."""
+_FLOAT = 4
+
+
+def cache_length(config: ModelConfig, windowed: bool, context: int) -> int:
+    """Positions a layer's cache holds: all, or its window and what may be added or taken back.
+
+    While a batch is read its first token still needs its whole window, as does the next token
+    when a guess has been taken back; and a tile is lost as a whole.
+    """
+    length = round_up(context, CHUNK)
+    if not windowed or not config.window:
+        return length
+    beside = max(min(BATCH, context), MAX_DRAFT) + TILE
+    return min(length, round_up(config.window + beside, CHUNK))
+
+
+def cache_arrays(
+    config: ModelConfig, length: int, kv_bits: int
+) -> dict[str, tuple[Any, tuple[int, ...]]]:
+    """Name -> (NumPy type, shape) of the arrays of one layer's cache, as the kernels read them."""
+    heads, tiles = config.kv_heads, length // TILE
+    dim_k, dim_v = round_up(config.head_dim, 32), round_up(config.head_dim, TILE)
+    if kv_bits == 16:
+        return {
+            "keys": (np.float16, (heads, tiles, TILE, dim_k)),
+            "values": (np.float16, (heads, dim_v, tiles, TILE)),
+        }
+    rows = (heads, tiles, TILE)
+    return {
+        "keys": (np.uint8, (heads, tiles, dim_k // LANE, TILE, LANE)),
+        "key_scales": (np.float16, rows),
+        "key_zeros": (np.uint8, rows),
+        "centers": (np.float16, (heads, length // CHUNK, dim_k, CHUNK // TILE)),
+        "values": (np.uint8, (heads, dim_v // TILE, tiles, TILE // LANE, TILE, LANE)),
+        "value_scales": (np.float32, rows),
+    }
+
+
+def kv_bytes(config: ModelConfig, context: int, kv_bits: int = 8) -> int:
+    """Bytes of the whole cache as the engine allocates it.
+
+    Args:
+        config: of the model.
+        context: positions.
+        kv_bits: 8 or 16.
+    """
+    kinds = {
+        windowed: sum(
+            math.prod(shape) * np.dtype(dtype).itemsize
+            for dtype, shape in cache_arrays(
+                config, cache_length(config, windowed, context), kv_bits
+            ).values()
+        )
+        for windowed in set(config.window_layers)
+    }
+    return sum(kinds[windowed] for windowed in config.window_layers)
+
+
+def query_block(config: ModelConfig) -> int:
+    """Tokens of a prompt whose queries go through attention together."""
+    return max(1, min(16, 32 // config.group))
+
+
+def part_bytes(head_dim: int) -> int:
+    """Bytes of a partial result of attention: `PART_HEAD` floats, then the output's."""
+    return (PART_HEAD + max(round_up(head_dim, 32), TILE)) * _FLOAT
+
+
+def attention_work(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Name -> (offset, bytes) of what attention needs of each thread's own memory.
+
+    For the queries of `query_block` tokens that share a key/value head, called rows here:
+
+        queries        float32 [rows + 1, D]; the last is room for what a rounding left
+        codes          quantized [2 rows, D]: the queries, then what their rounding left
+        scores         float32 [2 rows + 1, CHUNK]
+        probabilities  quantized [rows, CHUNK], or one partial result
+        parts, totals  partial results [rows]: of a chunk, and of all chunks so far
+        spans          int64 [2, rows]: the first position each row sees, and the end
+    """
+    rows = query_block(config) * config.group
+    dim, part = round_up(config.head_dim, 32), part_bytes(config.head_dim)
+    sizes = {
+        "queries": (rows + 1) * dim * _FLOAT,
+        "codes": 2 * rows * (dim // 32) * ACT_BLOCK,
+        "scores": (2 * rows + 1) * CHUNK * _FLOAT,
+        "probabilities": max(rows * (CHUNK // 32) * ACT_BLOCK, part),
+        "parts": rows * part,
+        "totals": rows * part,
+        "spans": 2 * rows * 8,
+    }
+    layout, offset = {}, 0
+    for name, size in sizes.items():
+        layout[name] = (offset, size)
+        offset += size
+    return layout
+
+
+def layout_bytes(layout: dict[str, tuple[int, int]]) -> int:
+    """Bytes of a layout as `attention_work` gives it, to the end of a pair of cache lines."""
+    return round_up(max(offset + size for offset, size in layout.values()), 128)
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """Sizes of the decoder's rows and scratch.
+
+    Attributes:
+        hidden, ffn, q, kv: floats of a row.
+        acts: bytes of a row of quantized activations.
+        part: bytes of a partial result of attention.
+        chunks: chunks of the context.
+        query_block: tokens whose queries go through attention together.
+        work: bytes of a thread's own scratch.
+        arrays: name -> shape of each float32 buffer.
+    """
+
+    hidden: int
+    ffn: int
+    q: int
+    kv: int
+    acts: int
+    part: int
+    chunks: int
+    query_block: int
+    work: int
+    arrays: dict[str, tuple[int, ...]]
+
+
+def buffers(config: ModelConfig, context: int, threads: int) -> Buffers:
+    """The decoder's buffers for a context and a number of threads."""
+    c, batch = config, min(BATCH, context)
+    rows = max(batch, threads)
+    hidden, ffn = round_up(c.hidden, _WIDTH), round_up(c.ffn, _WIDTH)
+    q, kv = (round_up(heads * c.head_dim, _WIDTH) for heads in (c.heads, c.kv_heads))
+    acts = max(hidden, ffn, q) // 32 * ACT_BLOCK
+    part = part_bytes(c.head_dim)
+    chunks = -(-context // CHUNK)
+    block = query_block(c)
+    work = layout_bytes(attention_work(c))
+    arrays = {
+        "x": (rows, hidden),
+        "normed": (rows, hidden),
+        "branch": (batch, hidden),
+        "q": (batch, q),
+        "k": (batch, kv),
+        "v": (batch, kv),
+        "att": (rows, q),
+        "gate": (batch, ffn),
+        "up": (batch, ffn),
+        "acts": (rows, acts // _FLOAT),
+        "part": (c.heads * chunks, part // _FLOAT),
+        "work": (threads, work // _FLOAT),
+        "sync": (SYNC_BYTES // _FLOAT,),
+        "logits": (1, round_up(c.vocab, TILE)),
+    }
+    return Buffers(hidden, ffn, q, kv, acts, part, chunks, block, work, arrays)
+
+
+def scratch_bytes(config: ModelConfig, context: int, threads: int) -> int:
+    """Bytes of all buffers but the cache: rows, rotary tables, norms and logits."""
+    c = config
+    rows = sum(math.prod(shape) for shape in buffers(c, context, threads).arrays.values())
+    kinds = set(c.window_layers) if c.rope_theta_local is not None else {False}
+    rotary = 2 * len(kinds) * context * (c.rope_dim // 2)
+    norms = sum(math.prod(shape) for _, shape in c.norms())
+    return _FLOAT * (rows + rotary + norms)

@@ -1,0 +1,95 @@
+"""The model: hyperparameters, named tensors, tokenizer files and where they came from.
+
+Tensor names are Hugging Face's for the Llama family; every supported family is brought to them
+by its importer (Phi-3's fused projections are split, GGUF's names mapped):
+
+    model.embed_tokens.weight                     [V, hidden]
+    model.layers.{i}.input_layernorm.weight       [hidden]
+    model.layers.{i}.self_attn.{q,k,v}_proj.weight  [H*D | Hkv*D, hidden]   (.bias optional)
+    model.layers.{i}.self_attn.{q,k}_norm.weight  [D]            if qk_norm
+    model.layers.{i}.self_attn.o_proj.weight      [hidden, H*D]
+    model.layers.{i}.post_attention_layernorm.weight    [hidden]
+    model.layers.{i}.pre_feedforward_layernorm.weight   [hidden]  if post_norms (Gemma 3)
+    model.layers.{i}.post_feedforward_layernorm.weight  [hidden]  if post_norms
+    model.layers.{i}.mlp.{gate,up}_proj.weight    [ffn, hidden]
+    model.layers.{i}.mlp.down_proj.weight         [hidden, ffn]
+    model.norm.weight                             [hidden]
+    lm_head.weight                                [V, hidden]    absent if tied
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgeq.core.errors import FormatError, check_type
+from edgeq.formats.tensor import Tensor
+from edgeq.model.config import ModelConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A decoder and all that is needed to run it.
+
+    Args:
+        config: hyperparameters.
+        tensors: name -> tensor, often lazy views of a memory-mapped file.
+        files: tokenizer and chat files by their Hugging Face name ("tokenizer.json",
+            "tokenizer_config.json", "chat_template.jinja", "generation_config.json").
+        provenance: where it came from: source name, sha256, recipe, per-tensor errors.
+    """
+
+    config: ModelConfig
+    tensors: Mapping[str, Tensor]
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_type("config", self.config, ModelConfig)
+        check_type("tensors", self.tensors, Mapping)
+        check_type("files", self.files, Mapping)
+        check_type("provenance", self.provenance, Mapping)
+
+    def __repr__(self) -> str:
+        config = self.config
+        weights = sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+        return (
+            f"<Model {config.family}, {config.layers} layers, {weights / 1e6:.1f} million weights, "
+            f"{self.nbytes / 1e6:.1f} MB>"
+        )
+
+    def validate(self) -> None:
+        """Check that every tensor is there with its shape, and no other.
+
+        Raises:
+            FormatError: one is missing, has another shape, or is none of the model's.
+        """
+        for name, shape in (*self.config.linears(), *self.config.norms()):
+            if name not in self.tensors:
+                raise FormatError(f"tensor {name} is missing from the model")
+            self._check_shape(name, shape)
+        known = {name for name, _ in (*self.config.linears(), *self.config.norms())}
+        for name, shape in self.config.biases():
+            if name in self.tensors:
+                self._check_shape(name, shape)
+                known.add(name)
+        embedding, head = self.tensors["model.embed_tokens.weight"], "lm_head.weight"
+        if self.config.tied and self.tensors.get(head) is embedding:
+            known.add(head)  # one tensor under both its names
+        if others := sorted(set(self.tensors) - known):
+            raise FormatError(
+                f"the model holds {len(others)} tensors that nothing reads, the first is "
+                f"{others[0]}; remove them, or give the config that has them"
+            )
+
+    def _check_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        got = tuple(self.tensors[name].shape)
+        if got != shape:
+            raise FormatError(f"tensor {name} has shape {list(got)}; the config says {list(shape)}")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors as held."""
+        return sum(t.nbytes for t in self.tensors.values())

@@ -1,0 +1,249 @@
+"""Shapes of well-known models, and random weights in those shapes: speed without a download.
+
+Speed, size and memory depend on a model's shape and not on what it has learned, so a random
+model in the packed layout answers "how fast would it be here" in seconds.
+
+Sources: the ``config.json`` each model is published with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.core.errors import UnsupportedError, unknown
+from edgeq.core.memory import huge_buffer
+from edgeq.formats.packing import LANE, TILE, pack, round_up
+from edgeq.formats.schemes import K_BLOCK, QuantScheme, Scheme
+from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor, float32_to_bf16, part_shapes
+from edgeq.model.config import ModelConfig, RopeScaling
+from edgeq.model.model import Model
+
+_PIECE = 1 << 20
+_LINE = 64
+"""Random bytes made at a time."""
+
+
+def _llama3(hidden: int, ffn: int, layers: int, heads: int, dim: int, factor: float) -> ModelConfig:
+    return ModelConfig(
+        "llama", hidden, ffn, layers, heads, 8, dim, vocab=128256, context=131072,
+        rope_theta=500000.0, rope_scaling=RopeScaling("llama3", factor),
+        tied=hidden < 4096, bos=128000, eos=(128001, 128008, 128009),
+    )  # fmt: skip
+
+
+def _smollm2(
+    hidden: int, ffn: int, layers: int, heads: int, kv_heads: int, theta: float
+) -> ModelConfig:
+    return ModelConfig(
+        "llama", hidden, ffn, layers, heads, kv_heads, 64, vocab=49152, context=8192,
+        rope_theta=theta, bos=1, eos=(2,),
+    )  # fmt: skip
+
+
+def _stories(hidden: int, ffn: int, layers: int, heads: int, context: int) -> ModelConfig:
+    return ModelConfig(
+        "llama", hidden, ffn, layers, heads, heads, hidden // heads, vocab=32000,
+        context=context, bos=1, eos=(2,),
+    )  # fmt: skip
+
+
+def _qwen2(hidden: int, ffn: int, layers: int, heads: int, kv_heads: int, dim: int) -> ModelConfig:
+    return ModelConfig(
+        "qwen2", hidden, ffn, layers, heads, kv_heads, dim, vocab=151936, context=32768,
+        norm_eps=1e-6, rope_theta=1e6, bos=151643, eos=(151645, 151643),
+    )  # fmt: skip
+
+
+def _qwen3(hidden: int, ffn: int, layers: int, heads: int) -> ModelConfig:
+    return ModelConfig(
+        "qwen3", hidden, ffn, layers, heads, 8, 128, vocab=151936, context=40960,
+        norm_eps=1e-6, rope_theta=1e6, qk_norm=True, bos=151643, eos=(151645, 151643),
+    )  # fmt: skip
+
+
+def _gemma3(hidden: int, ffn: int, layers: int) -> ModelConfig:
+    return ModelConfig(
+        "gemma3", hidden, ffn, layers, 4, 1, 256, vocab=262144, context=32768, norm_eps=1e-6,
+        norm_offset=1.0, activation="gelu_tanh", rope_theta=1e6, rope_theta_local=1e4,
+        window=512, window_layers=tuple((i + 1) % 6 != 0 for i in range(layers)),
+        qk_norm=True, post_norms=True, embed_scale=math.sqrt(hidden), bos=2, eos=(1, 106),
+    )  # fmt: skip
+
+
+SHAPES: dict[str, ModelConfig] = {
+    "stories15m": _stories(288, 768, 6, 6, 256),
+    "stories42m": _stories(512, 1376, 8, 8, 1024),
+    "stories110m": _stories(768, 2048, 12, 12, 1024),
+    "smollm2-135m": _smollm2(576, 1536, 30, 9, 3, 1e5),
+    "smollm2-360m": _smollm2(960, 2560, 32, 15, 5, 1e5),
+    "smollm2-1.7b": _smollm2(2048, 8192, 24, 32, 32, 130000.0),
+    "gemma3-270m": _gemma3(640, 2048, 18),
+    "gemma3-1b": _gemma3(1152, 6912, 26),
+    "qwen2.5-0.5b": _qwen2(896, 4864, 24, 14, 2, 64),
+    "qwen2.5-1.5b": _qwen2(1536, 8960, 28, 12, 2, 128),
+    "qwen3-0.6b": _qwen3(1024, 3072, 28, 16),
+    "qwen3-1.7b": _qwen3(2048, 6144, 28, 16),
+    "tinyllama-1.1b": ModelConfig(
+        "llama", 2048, 5632, 22, 32, 4, 64, vocab=32000, context=2048, tied=False, bos=1, eos=(2,)
+    ),
+    "llama-3.2-1b": _llama3(2048, 8192, 16, 32, 64, 32.0),
+    "llama-3.2-3b": _llama3(3072, 8192, 28, 24, 128, 32.0),
+    "llama-3.1-8b": _llama3(4096, 14336, 32, 32, 128, 8.0),
+    "mistral-7b": ModelConfig(
+        "mistral", 4096, 14336, 32, 32, 8, 128, vocab=32768, context=32768, rope_theta=1e6,
+        tied=False, bos=1, eos=(2,),
+    ),
+    "phi3-mini": ModelConfig(
+        "phi3", 3072, 8192, 32, 32, 32, 96, vocab=32064, context=4096, window=2047, tied=False,
+        bos=1, eos=(32000, 32001, 32007),
+    ),
+}  # fmt: skip
+"""Name -> shape."""
+
+
+def shape(name: str) -> ModelConfig:
+    """The shape of a known model.
+
+    Args:
+        name: one of `SHAPES`, in any case.
+
+    Raises:
+        UnsupportedError: there is no such name; lists the known ones.
+    """
+    try:
+        return SHAPES[name.strip().lower()]
+    except KeyError:
+        raise UnsupportedError(unknown("shape", name, SHAPES)) from None
+
+
+def parameters(config: ModelConfig) -> int:
+    """How many weights a model of this shape has, biases aside."""
+    return sum(math.prod(shape) for _, shape in (*config.linears(), *config.norms()))
+
+
+def random_model(
+    config: ModelConfig,
+    schemes: Callable[[str, Sequence[int]], Scheme],
+    *,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Model:
+    """A model of random weights, made in the packed layout without ever being float.
+
+    Args:
+        config: the shape.
+        schemes: tensor name and shape -> its scheme, as `Recipe.scheme_for` says it.
+        seed: the same seed gives the same weights.
+        progress: called with each tensor's name, how many are done, and of how many.
+
+    Returns:
+        A model without tokenizer; activations stay of order one through its layers.
+    """
+    rng = np.random.Generator(np.random.SFC64(seed))
+    linears = list(config.linears())
+    pool = _Pool(sum(_held(schemes(name, shape), shape) for name, shape in linears))
+    tensors: dict[str, Tensor] = {}
+    for done, (name, (n, k)) in enumerate(linears):
+        scheme = schemes(name, (n, k))
+        if isinstance(scheme, QuantScheme):
+            tensors[name] = random_tensor(rng, scheme, n, k, pool)
+        else:
+            tensors[name] = _float(rng.standard_normal((n, k), np.float32) / k**0.5, scheme.dtype)
+        if progress:
+            progress(name, done + 1, len(linears))
+    for name, size in config.norms():
+        # all norms scale by one
+        tensors[name] = FloatTensor("F32", np.full(size, 1.0 - config.norm_offset, np.float32))
+    if config.family == "qwen2":
+        for name, size in config.biases():
+            if "o_proj" not in name:
+                tensors[name] = FloatTensor("F32", rng.standard_normal(size, np.float32) / 8)
+    return Model(config, tensors, provenance={"source": "random weights", "seed": seed})
+
+
+def _float(values: NDArray[np.float32], dtype: str) -> FloatTensor:
+    if dtype == "bf16":
+        return FloatTensor("BF16", float32_to_bf16(values))
+    if dtype == "f16":
+        return FloatTensor("F16", values.astype(np.float16))
+    return FloatTensor("F32", values.astype(np.float32))
+
+
+def random_tensor(
+    rng: np.random.Generator,
+    scheme: QuantScheme,
+    n: int,
+    k: int,
+    pool: _Pool | None = None,
+) -> QuantTensor:
+    """A random quantized matrix [N, K] whose product with unit noise is of order one.
+
+    Codes are uniform. Scales are one of eight values within a factor of two, so that a kernel
+    that mixes them up is found out, and exact in bfloat16 and float16. Memory comes from the
+    pool, or is the tensor's own.
+    """
+    parts = part_shapes(scheme, (n, k))
+    palette = None
+    spread = (scheme.n_codes**2 - 1) / 12  # variance of uniform codes
+    if scheme.codebook:
+        palette = np.round(np.linspace(-127, 127, scheme.n_codes)).astype(np.int8)
+        spread = float(palette.astype(np.float64).var())
+    _, scales_shape = parts["scales"]
+    base = 2.0 ** round(math.log2(0.7 / math.sqrt(k * spread)))
+    pool = pool or _Pool(_held(scheme, (n, k)))
+    scales = pool.take(scales_shape, np.float16)
+    scales[...] = base * (1 + rng.integers(0, 8, scales_shape, np.uint8) / 8)
+    scales[-1, :, n - (round_up(n, TILE) - TILE) :] = 0
+    zeros = None if scheme.symmetric else np.full(scales_shape, scheme.mid, np.uint8)
+    _, packed_shape = parts["packed"]
+    packed = pool.take(packed_shape, np.uint8)
+    flat = packed.reshape(-1)
+    for start in range(0, flat.size, _PIECE):
+        stop = min(start + _PIECE, flat.size)
+        flat[start:stop] = np.frombuffer(rng.bytes(stop - start), np.uint8)
+    _clear_padding(packed, scheme, n, k)
+    return QuantTensor(scheme, (n, k), packed, scales, zeros, palette)
+
+
+class _Pool:
+    """Memory for a whole model, as a mapped artifact's is: one run of cache lines after another."""
+
+    def __init__(self, nbytes: int) -> None:
+        self._rest = huge_buffer(nbytes)
+
+    def take(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """An array that begins a cache line: the engine uses it in place."""
+        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+        if round_up(nbytes, _LINE) > self._rest.size:  # a tensor on its own
+            self._rest = huge_buffer(round_up(nbytes, _LINE))
+        part, self._rest = self._rest[:nbytes], self._rest[round_up(nbytes, _LINE) :]
+        array: NDArray[Any] = part.view(dtype).reshape(shape)
+        return array
+
+
+def _held(scheme: Scheme, shape: tuple[int, int]) -> int:
+    """Bytes a tensor takes of the pool."""
+    if not isinstance(scheme, QuantScheme):
+        return 0
+    parts = part_shapes(scheme, shape).values()
+    return sum(round_up(math.prod(s) * np.dtype(t).itemsize, _LINE) for t, s in parts)
+
+
+def _clear_padding(packed: NDArray[np.uint8], scheme: QuantScheme, n: int, k: int) -> None:
+    """Give rows past N and columns past K the code in the middle, as quantizers do, in place."""
+    middle = pack(np.full((TILE, K_BLOCK), scheme.mid, np.uint8), scheme.bits)[0, 0]
+    whole, rest = divmod(k, K_BLOCK)
+    if rest:
+        inside = np.zeros((TILE, K_BLOCK), np.uint8)
+        inside[:, :rest] = scheme.n_codes - 1
+        mask = pack(inside, scheme.bits)[0, 0]
+        packed[:, whole] = (packed[:, whole] & mask) | (middle & ~mask)
+    packed[:, whole + bool(rest) :] = middle
+    last = packed[-1].reshape(-1, scheme.bits, TILE, LANE)
+    rows = n - (len(packed) - 1) * TILE
+    last[:, :, rows:] = middle.reshape(scheme.bits, TILE, LANE)[:, rows:]

@@ -1,0 +1,1 @@
+"""Quantization of decoders: calibration, layer replay, bit allocation and reports."""

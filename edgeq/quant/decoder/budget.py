@@ -1,0 +1,148 @@
+"""How large the pieces are that a model is quantized in, within a limit on memory.
+
+resident = what the process holds already
+         + FIXED                      stacks, the hash's buffer, the header
+         + RELEASE_EVERY              source pages touched since they were last given back
+         + threads * weights a chunk * BYTES_PER_WEIGHT
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from edgeq.core.errors import DoesNotFitError, UsageError
+from edgeq.core.memory import rss_bytes
+from edgeq.formats.packing import TILE
+from edgeq.model.config import ModelConfig
+from edgeq.quant.decoder.calibrate import Calibration
+from edgeq.quant.decoder.quality import logits_bytes
+from edgeq.quant.decoder.replay import KEEP_BYTES
+from edgeq.quant.recipe import Recipe
+from edgeq.quant.rounders.gptq import ROWS
+from edgeq.quant.rounders.hessian import EXACT_K
+
+BYTES_PER_WEIGHT = 28
+"""Held for each weight of a chunk: source, its float32, steps, levels, codes and their packing."""
+CHUNK_WEIGHTS = 1 << 17
+"""Weights a thread works on at once: its float32 buffers stay in the second-level cache."""
+FIXED = 16 << 20
+TRAINED_BYTES = 24
+"""Held for each weight that is trained, its teacher's included."""
+FACTOR_COPIES = 2
+"""Squares of K held while second moments are factored, as measured."""
+RELEASE_EVERY = 64 << 20
+"""Bytes of source read before its pages are given back."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Sizes that keep within the limit.
+
+    Args:
+        threads: workers.
+        chunk_weights: most weights in a chunk, though never less than 16 rows.
+        release_every: bytes of source read between two releases of its pages.
+    """
+
+    threads: int
+    chunk_weights: int
+    release_every: int
+
+    def rows(self, shape: Sequence[int]) -> int:
+        """Rows in a chunk of a tensor of this shape: a multiple of 16."""
+        return max(TILE, self.chunk_weights // max(math.prod(shape[1:]), 1) // TILE * TILE)
+
+
+def make_budget(shapes: Iterable[Sequence[int]], threads: int, max_ram: int | None) -> Budget:
+    """Choose sizes: fast ones if they fit, else smaller chunks, then fewer threads.
+
+    Args:
+        shapes: of all tensors; the widest row decides what is needed at least.
+        threads: workers wanted.
+        max_ram: most bytes the process may hold, or None.
+
+    Raises:
+        DoesNotFitError: the smallest chunks on one thread need more.
+        UsageError: threads or max_ram is not positive.
+    """
+    if threads < 1:
+        raise UsageError(f"threads is {threads}; use at least 1")
+    if max_ram is None:
+        return Budget(threads, CHUNK_WEIGHTS, RELEASE_EVERY)
+    if max_ram < 1:
+        raise UsageError(f"max_ram is {max_ram} bytes; it must be positive")
+    least = TILE * max((math.prod(shape[1:]) for shape in shapes), default=1)
+    held = (rss_bytes() or 0) + FIXED
+    need = 0
+    for workers in range(threads, 0, -1):
+        for halvings in range(8):
+            chunk = max(CHUNK_WEIGHTS >> halvings, least)
+            release = RELEASE_EVERY >> halvings
+            need = held + release + workers * chunk * BYTES_PER_WEIGHT
+            if need <= max_ram:
+                return Budget(workers, chunk, release)
+    raise DoesNotFitError(
+        f"max_ram of {max_ram / 1e6:.0f} MB is too little: the smallest pieces on one thread need "
+        f"{need / 1e6:.0f} MB, of which {held / 1e6:.0f} MB are held before any weight is read"
+    )
+
+
+def check_walk(
+    config: ModelConfig, calibration: Calibration, recipe: Recipe, max_ram: int | None
+) -> None:
+    """Refuse to learn from a text where that would hold more than is allowed.
+
+    Args:
+        config: of the model.
+        calibration: the windows.
+        recipe: whether the float model walks beside, and whether there is training.
+        max_ram: most bytes the process may hold, or None.
+
+    Raises:
+        DoesNotFitError: says what is needed.
+    """
+    if max_ram is None:
+        return
+    need = walk_bytes(config, calibration, crossed=bool(recipe.options.get("crossed")))
+    what = "a layer, its inputs and their moments"
+    if recipe.target and (logits := logits_bytes(config, calibration.context)) > need:
+        need, what = logits, "comparing the outputs of two models"
+    if recipe.training:
+        weights = sum(n * k for _, (n, k) in config.linears())
+        need, what = max(need, TRAINED_BYTES * weights), "training all weights at once"
+    need += rss_bytes() or 0
+    if need > max_ram:
+        raise DoesNotFitError(
+            f"max_ram of {max_ram / 1e6:.0f} MB is too little: {what} takes about "
+            f"{need / 1e6:.0f} MB; allow more, take fewer windows (--calib-windows), or a recipe "
+            "without text such as w4-g32-mse"
+        )
+
+
+def walk_bytes(config: ModelConfig, calibration: Calibration, *, crossed: bool) -> int:
+    """Most bytes held while the matrices of a site are rounded by its inputs, as GPTQ does."""
+    streams = 2 if crossed else 1
+    inner = config.heads * config.head_dim
+    sites = (
+        (config.hidden, inner + 2 * config.kv_heads * config.head_dim, inner),
+        (inner, config.hidden, config.hidden),
+        (config.hidden, 2 * config.ffn, config.ffn),
+        (config.ffn, config.hidden, config.hidden),
+    )
+    hidden = 4 * calibration.n_tokens * config.hidden * streams
+    kept = min(4 * calibration.n_tokens * max(inner, config.ffn), KEEP_BYTES) * streams
+    return hidden + kept + max(_site_bytes(*site, streams) for site in sites)
+
+
+def _site_bytes(k: int, n: int, largest: int, streams: int) -> int:
+    """A site's N x K weights, and the work on its largest matrix.
+
+    First the moments are factored, the cross moments held beside; then rows are rounded.
+    """
+    weights, matrix = 4 * n * k * streams, 4 * largest * k
+    factor = FACTOR_COPIES * (8 if k <= EXACT_K else 4)
+    factored = (4 * streams + factor) * k * k + 2 * matrix
+    rounded = (4 + factor) * k * k + 3 * matrix + 4 * 4 * min(largest, ROWS) * k
+    return weights + max(factored, rounded)

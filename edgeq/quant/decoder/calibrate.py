@@ -1,0 +1,420 @@
+"""What a model's matrices are fed when it reads a text: measured once, saved, used by many.
+
+A file of `CalibrationStats` is a safetensors container:
+
+    __metadata__    "format": "edgeq-calibration", "format_version": "1", and as JSON texts
+                    "n_tokens", "text_sha256", "model_sha256", "observer", "linears" (their names)
+    NAME.mean_abs      F32 [K]   of each of the matrix's inputs, over all tokens
+    NAME.mean_square   F32 [K]
+    NAME.range         F64 [2]   low <= 0 <= high, as the observer chose it
+
+A calibration that is not finished is saved after every layer in the same form, as
+"edgeq-calibration-state", with the next "layer" and a digest of the "windows" in its metadata and
+
+    hidden.INDEX       F32 [T, hidden]   that layer's input of each window
+
+Both are written beside their place and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.core.errors import FormatError, UsageError
+from edgeq.core.files import write_whole
+from edgeq.formats.safetensors_file import SafetensorsFile, open_safetensors, release
+from edgeq.model.config import ModelConfig
+from edgeq.model.model import Model
+from edgeq.quant.decoder.replay import Stage, Walk, WalkState, sites
+from edgeq.quant.observers import observer_named
+
+Progress = Callable[[str, int, int], None]
+
+FORMAT = "edgeq-calibration"
+STATE_FORMAT = "edgeq-calibration-state"
+VERSION = "1"
+_HASH_WEIGHTS = 1 << 20
+"""Weights hashed at once."""
+_REMAKE = "make it again with edgeq calibrate"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A text, cut into windows of tokens.
+
+    Args:
+        windows: int64 [T] each, BOS included.
+        text_sha256: of the text's UTF-8 bytes; "" if there was none.
+        context: most tokens of a window.
+        bos: what every window begins with, or None.
+    """
+
+    windows: tuple[NDArray[np.int64], ...]
+    text_sha256: str
+    context: int
+    bos: int | None
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in all windows."""
+        return sum(window.size for window in self.windows)
+
+    @property
+    def sha256(self) -> str:
+        """A digest of the tokens and where they are cut."""
+        digest = hashlib.sha256()
+        for window in self.windows:
+            digest.update(len(window).to_bytes(8, "little") + window.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+def cut_windows(
+    tokens: Sequence[int] | NDArray[np.integer],
+    *,
+    context: int = 256,
+    n_windows: int | None = None,
+    bos: int | None = None,
+    text_sha256: str = "",
+) -> Calibration:
+    """Cut a text into disjoint windows of equal length.
+
+    Args:
+        tokens: the text's, without BOS.
+        context: tokens of a window, BOS included.
+        n_windows: take only so many, evenly spaced over the text; all if None.
+        bos: put at the head of every window; None if the tokenizer has none.
+        text_sha256: of the text.
+
+    Returns:
+        windows of ``context`` tokens; a rest that fills none is left out, unless it is all there
+        is.
+
+    Raises:
+        UsageError: no tokens, or a number out of range.
+    """
+    ids = np.asarray(tokens, np.int64)
+    least = 1 if bos is None else 2
+    if context < least:
+        raise UsageError(f"context is {context} tokens; use at least {least}")
+    if n_windows is not None and n_windows < 1:
+        raise UsageError(f"n_windows is {n_windows}; use at least 1, or none for the whole text")
+    if ids.ndim != 1 or not ids.size:
+        raise UsageError("the calibration text has no tokens; give a text that is not empty")
+    step = context - (bos is not None)
+    starts = np.arange(0, max(ids.size - step, 0) + 1, step)
+    if n_windows is not None and n_windows < starts.size:
+        starts = starts[np.arange(n_windows) * starts.size // n_windows]
+    head = [] if bos is None else [bos]
+    cuts = (np.concatenate([head, ids[start : start + step]]) for start in starts)
+    windows = tuple(window.astype(np.int64) for window in cuts)
+    return Calibration(windows, text_sha256, context, bos)
+
+
+@dataclass(frozen=True, eq=False)
+class InputStats:
+    """The inputs of one matrix [N, K] over a text.
+
+    Args:
+        n_tokens: how many inputs there were.
+        mean_abs, mean_square: float32 [K].
+        low, high: the range the observer chose over all K; low <= 0 <= high.
+    """
+
+    n_tokens: int
+    mean_abs: NDArray[np.float32]
+    mean_square: NDArray[np.float32]
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationStats:
+    """The inputs of every matrix of a model over a text.
+
+    Args:
+        n_tokens: tokens of the text, BOS of the windows included.
+        text_sha256: of the text.
+        model_sha256: `model_sha256` of the model.
+        observer: which one chose the ranges.
+        inputs: matrix name -> its inputs.
+    """
+
+    n_tokens: int
+    text_sha256: str
+    model_sha256: str
+    observer: str
+    inputs: Mapping[str, InputStats]
+
+    @property
+    def sha256(self) -> str:
+        """A digest of the contents, the same however they came to be in memory."""
+        digest = hashlib.sha256(json.dumps(self._facts(), sort_keys=True).encode())
+        for name, array in sorted(_arrays(self.inputs).items()):
+            digest.update(f"|{name}|{list(array.shape)}|".encode() + array.tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: str | Path) -> int:
+        """Write the file; returns its size in bytes.
+
+        Raises:
+            EdgeqError: it cannot be written.
+        """
+        return _write(Path(path), FORMAT, self._facts(), _arrays(self.inputs))
+
+    @classmethod
+    def load(cls, path: str | Path) -> CalibrationStats:
+        """Read a file, all of it checked.
+
+        Raises:
+            FormatError: it is damaged, of another kind, or made by a newer edgeq.
+        """
+        file = open_safetensors(path)
+        stats, rest = _read(file, FORMAT)
+        if rest:
+            raise FormatError(f"{file.path} holds {rest[0]}, which belongs to no matrix; {_REMAKE}")
+        return stats
+
+    def check(self, model: Model) -> None:
+        """Refuse a model that these are not the statistics of.
+
+        Raises:
+            UsageError: matrices are missing or of another shape, or its weights differ.
+        """
+        _check_shapes(self.inputs, model.config, complete=True)
+        found = model_sha256(model)
+        if found != self.model_sha256:
+            raise UsageError(
+                "the statistics were measured on another model with the same shape "
+                f"(its weights' sha256 is {self.model_sha256[:12]}..., this model's "
+                f"{found[:12]}...); calibrate this one with edgeq calibrate"
+            )
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "n_tokens": self.n_tokens,
+            "text_sha256": self.text_sha256,
+            "model_sha256": self.model_sha256,
+            "observer": self.observer,
+            "linears": list(self.inputs),
+        }
+
+
+def model_sha256(model: Model) -> str:
+    """A digest of a model's hyperparameters and of every weight's float32 value.
+
+    The same for one model held in different files or float types. Reads all of it, in pieces.
+    """
+    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
+    for name, tensor in sorted(model.tensors.items()):
+        if model.config.tied and name == "lm_head.weight":
+            continue
+        digest.update(f"|{name}|{list(tensor.shape)}|".encode())
+        step = max(1, _HASH_WEIGHTS // int(np.prod(tensor.shape[1:])))
+        for start in range(0, tensor.shape[0], step):
+            digest.update(tensor.rows(start, start + step).astype("<f4", copy=False).data)
+        release(tensor)
+    return digest.hexdigest()
+
+
+def calibrate(
+    model: Model,
+    calibration: Calibration,
+    *,
+    observer: str = "minmax",
+    resume: Path | None = None,
+    progress: Progress | None = None,
+) -> CalibrationStats:
+    """Go through a model with a text and measure what each matrix is fed.
+
+    Memory is a `Walk`'s: the weights of a site, and what the windows bring to it.
+
+    Args:
+        model: float or quantized.
+        calibration: the windows.
+        observer: chooses each range; a name of `edgeq.quant.observers.OBSERVERS`.
+        resume: where to save after each layer; a file that is there is gone on from, with the
+            identical result. It is left for the caller to remove once he has saved what is
+            returned.
+        progress: called with the site, sites done, and of how many.
+
+    Raises:
+        FormatError: an activation is not finite, or the file to resume from is damaged.
+        UsageError: an unknown observer, windows the model cannot take, or a file to resume from
+            that belongs to another run.
+    """
+    observer_named(observer)
+    facts: dict[str, Any] = {
+        "n_tokens": calibration.n_tokens,
+        "text_sha256": calibration.text_sha256,
+        "model_sha256": model_sha256(model),
+        "observer": observer,
+    }
+    windows = calibration.sha256
+    inputs: dict[str, InputStats] = {}
+    state = None
+    if resume is not None and resume.exists():
+        state = _resumed(resume, facts | {"windows": windows}, inputs, model.config)
+    saved = state.layer if state else 0
+    walk = Walk(model, calibration.windows, state=state, progress=progress)
+    for stage in walk:
+        if resume is not None and stage.site.layer > saved:
+            _save_state(resume, facts | {"windows": windows}, inputs, walk.state())
+            saved = stage.site.layer
+        inputs.update(dict.fromkeys(stage.site.linears, _observed(stage, observer)))
+    return CalibrationStats(**facts, inputs=inputs)
+
+
+def _observed(stage: Stage, observer: str) -> InputStats:
+    """One site's inputs, measured."""
+    ranging = observer_named(observer)
+    n, sum_abs, sum_square = 0, np.float64(0), np.float64(0)
+    for x in stage.inputs():
+        try:
+            ranging.add(x)
+        except FormatError as err:
+            raise FormatError(f"the inputs of {stage.site.linears[0]}: {err}") from err
+        n += x.shape[0]
+        sum_abs = sum_abs + np.abs(x).sum(axis=0, dtype=np.float64)
+        sum_square = sum_square + np.einsum("tk,tk->k", x, x, dtype=np.float64)
+    low, high = ranging.range()
+    mean_abs, mean_square = (np.asarray(total / n, np.float32) for total in (sum_abs, sum_square))
+    return InputStats(n, mean_abs, mean_square, low, high)
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+def _arrays(inputs: Mapping[str, InputStats]) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, stats in inputs.items():
+        arrays[name + ".mean_abs"] = stats.mean_abs
+        arrays[name + ".mean_square"] = stats.mean_square
+        arrays[name + ".range"] = np.array([stats.low, stats.high])
+    return arrays
+
+
+def _write(
+    path: Path, form: str, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
+) -> int:
+    from safetensors.numpy import save
+
+    metadata = {key: json.dumps(value) for key, value in facts.items()}
+    content = save(dict(arrays), {"format": form, "format_version": VERSION, **metadata})
+    write_whole(path, [content], "the calibration")
+    return len(content)
+
+
+def _save_state(
+    path: Path, facts: Mapping[str, Any], inputs: Mapping[str, InputStats], state: WalkState
+) -> None:
+    hidden = {f"hidden.{i:06}": x for i, x in enumerate(state.hidden)}
+    facts = {**facts, "linears": list(inputs), "layer": state.layer}
+    _write(path, STATE_FORMAT, facts, _arrays(inputs) | hidden)
+
+
+def _resumed(
+    path: Path, run: Mapping[str, Any], inputs: dict[str, InputStats], config: ModelConfig
+) -> WalkState:
+    """What a state file holds, its statistics put into ``inputs``."""
+    file = open_safetensors(path)
+    stats, rest = _read(file, STATE_FORMAT)
+    for key, wanted in run.items():
+        if _fact(file, key, type(wanted)) != wanted:
+            what = {"model_sha256": "another model", "observer": "another observer"}
+            raise UsageError(
+                f"{path} is of a calibration with {what.get(key, 'another text or other windows')}"
+                "; give the same again, or start afresh without it"
+            )
+    layer = _fact(file, "layer", int)
+    done = [name for site in sites(config) if site.layer < layer for name in site.linears]
+    if not 0 < layer <= config.layers or sorted(stats.inputs) != sorted(done):
+        raise FormatError(f"{path} does not hold just the layers before {layer}; start afresh")
+    _check_shapes(stats.inputs, config, complete=False)
+    hidden = [np.array(file.array(name)) for name in sorted(rest)]
+    if any(x.dtype != np.float32 or x.shape[1:] != (config.hidden,) for x in hidden) or (
+        sum(len(x) for x in hidden) != stats.n_tokens
+    ):
+        raise FormatError(f"{path} does not hold the hidden states of its windows; start afresh")
+    inputs.update(stats.inputs)
+    return WalkState(layer, tuple(hidden))
+
+
+def _read(file: SafetensorsFile, form: str) -> tuple[CalibrationStats, list[str]]:
+    """The statistics in a file, and the names of other arrays in it."""
+    found = file.metadata.get("format")
+    if found != form:
+        what = f"has the format {found!r}" if found else "says no format"
+        raise FormatError(f"{file.path} {what}; needed is {form!r}, which edgeq calibrate writes")
+    version = file.metadata.get("format_version")
+    if version != VERSION:
+        raise FormatError(
+            f"{file.path} has version {version!r} of its format and this edgeq reads {VERSION}; "
+            f"upgrade with pip install -U edgeq, or {_REMAKE}"
+        )
+    n_tokens = _fact(file, "n_tokens", int)
+    linears = _fact(file, "linears", list)
+    if n_tokens < 1 or not all(isinstance(name, str) for name in linears):
+        raise FormatError(f"{file.path}: n_tokens or linears is damaged; {_REMAKE}")
+    inputs = {name: _input_stats(file, name, n_tokens) for name in linears}
+    rest = sorted(set(file.tensors) - set(_arrays(inputs)))
+    text, model, observer = (
+        _fact(file, key, str) for key in ("text_sha256", "model_sha256", "observer")
+    )
+    return CalibrationStats(n_tokens, text, model, observer, inputs), rest
+
+
+def _fact(file: SafetensorsFile, key: str, kind: type) -> Any:
+    try:
+        value = json.loads(file.metadata[key])
+    except (KeyError, json.JSONDecodeError) as err:
+        raise FormatError(f"{file.path} has no readable {key} in its metadata; {_REMAKE}") from err
+    if type(value) is not kind:
+        raise FormatError(f"{file.path}: {key} is {value!r}, no {kind.__name__}; {_REMAKE}")
+    return value
+
+
+def _input_stats(file: SafetensorsFile, name: str, n_tokens: int) -> InputStats:
+    mean_abs, mean_square, ends = (
+        np.array(file.array(f"{name}.{part}")) for part in ("mean_abs", "mean_square", "range")
+    )
+    whole = (
+        mean_abs.dtype == mean_square.dtype == np.float32
+        and mean_abs.ndim == 1
+        and mean_abs.shape == mean_square.shape
+        and ends.dtype == np.float64
+        and ends.shape == (2,)
+        and all(np.isfinite(array).all() for array in (mean_abs, mean_square, ends))
+        and mean_abs.min(initial=0) >= 0
+        and mean_square.min(initial=0) >= 0
+        and ends[0] <= 0 <= ends[1]
+    )
+    if not whole:
+        raise FormatError(f"{file.path}: the statistics of {name} are damaged; {_REMAKE}")
+    return InputStats(n_tokens, mean_abs, mean_square, float(ends[0]), float(ends[1]))
+
+
+def _check_shapes(inputs: Mapping[str, InputStats], config: ModelConfig, complete: bool) -> None:
+    """Refuse statistics that do not fit a model's shapes."""
+    widths = {name: k for name, (_, k) in config.linears()}
+    wanted = {name: widths[name] for site in sites(config) for name in site.linears}
+    for name, stats in inputs.items():
+        if wanted.get(name) != stats.mean_abs.size:
+            has = f"K={wanted[name]}" if name in wanted else "no such matrix"
+            raise UsageError(
+                f"the statistics were measured on another model: it has {name} with "
+                f"K={stats.mean_abs.size}, and this one {has}; calibrate this one"
+            )
+    missing = [name for name in wanted if name not in inputs]
+    if complete and missing:
+        raise UsageError(
+            f"the statistics were measured on another model: {missing[0]} is missing; calibrate "
+            "this one"
+        )

@@ -1,0 +1,154 @@
+"""Matrices rounded by what the model does with a text, site by site.
+
+The model walks over the text (`edgeq.quant.decoder.replay`). At each site the inputs of its
+matrices are
+watched - only as far as the method needs - the matrices are rounded and written, and what was
+written takes their place: all later sites see the error made before them and can make up for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.formats.schemes import QuantScheme, Scheme
+from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
+from edgeq.model.model import Model
+from edgeq.quant.decoder.calibrate import Calibration
+from edgeq.quant.decoder.replay import Stage, Walk
+from edgeq.quant.rounders.hessian import Hessian
+from edgeq.quant.rounders.qparams import check_finite
+from edgeq.quant.rounders.rounding import NEEDS, quantize_tensor, sqnr_db
+
+Progress = Callable[[str, int, int], None]
+_BLOCK = 1 << 20
+"""Weights compared at once."""
+
+
+def at_sites(schemes: Mapping[str, Scheme]) -> dict[str, QuantScheme]:
+    """Those of the matrices that are rounded where the model meets them: all in layers."""
+    return {
+        name: scheme
+        for name, scheme in schemes.items()
+        if isinstance(scheme, QuantScheme) and name.startswith("model.layers.")
+    }
+
+
+def round_sites(
+    model: Model,
+    schemes: Mapping[str, QuantScheme],
+    method: str,
+    calibration: Calibration,
+    write: Callable[[str, QuantTensor], None],
+    written: Mapping[str, Tensor],
+    *,
+    options: Mapping[str, Any],
+    progress: Progress | None = None,
+) -> dict[str, float | None]:
+    """Quantize and write the matrices of the layers.
+
+    Args:
+        model: the float model.
+        schemes: of the matrices to be rounded here, by name; all in layers.
+        method: of `edgeq.quant.METHODS`.
+        calibration: windows of text.
+        write: takes each, with its name.
+        written: the model's other tensors where they are held differently, as embedding and
+            head: the walk computes with these.
+        options: of the method; "crossed" makes up for the error of the inputs too.
+        progress: called with the matrix, weights done, and of how many.
+
+    Returns:
+        The SQNR in dB of each; None where nothing was lost.
+
+    Raises:
+        FormatError: NaN or infinite weights.
+        SchemeError: weights too large for their scheme.
+    """
+    own = dict(options)
+    crossed = bool(own.pop("crossed", False)) and NEEDS.get(method) == "hessian"
+    total = sum(int(np.prod(model.tensors[name].shape)) for name in schemes)
+    ratios: dict[str, float | None] = {}
+    done = 0
+    walk = Walk(model, calibration.windows, float_inputs=crossed, replaced=written)
+    for stage in walk:
+        names = [name for name in stage.site.linears if name in schemes]
+        if not names:
+            continue
+        if progress:
+            progress(names[0], done, total)
+        seen = _watch(stage, NEEDS.get(method), crossed, model.config.post_norms)
+        wanted = _wanted(stage, names, seen.get("hessian"))
+        for name in names:
+            w = stage.weights[name]
+            tensor = quantize_tensor(
+                wanted.pop(name, w), schemes[name], method, name=name, **seen, **own
+            )
+            write(name, tensor)
+            ratios[name] = tensor_sqnr(FloatTensor("F32", w), tensor)
+            stage.replace(name, tensor.numpy())
+            done += w.size
+            if progress:
+                progress(name, done, total)
+        if done == total:
+            break
+    return ratios
+
+
+def tensor_sqnr(original: Tensor, tensor: Tensor) -> float | None:
+    """Signal to quantization noise of a tensor, in dB; None where nothing was lost."""
+    step = max(1, _BLOCK // int(np.prod(original.shape[1:])))
+    signal = noise = 0.0
+    for a in range(0, original.shape[0], step):
+        w = original.rows(a, a + step)
+        signal += _energy(w)
+        noise += _energy(w - tensor.rows(a, a + step))
+    return sqnr_db(signal, noise)
+
+
+def _wanted(
+    stage: Stage, names: Sequence[str], hessian: Hessian | None
+) -> dict[str, NDArray[np.float32]]:
+    """What to round in place of the weights, to make up for errors upstream as well.
+
+    Found for all matrices of the site at once: what it takes is as large as the Hessian, and need
+    not be held while they are rounded.
+    """
+    for name in names:
+        check_finite(stage.weights[name], name)
+    if hessian is None or hessian.cross is None:
+        return {}
+    found = {name: hessian.target(stage.weights[name]) for name in names}
+    hessian.settle()
+    return found
+
+
+def _watch(stage: Stage, need: str | None, crossed: bool, post_norms: bool) -> dict[str, Any]:
+    """What a method must know of a site's inputs, by the name it asks for."""
+    if need is None:
+        return {}
+    k = stage.weights[stage.site.linears[0]].shape[1]
+    if need == "importance":
+        square, n = np.zeros(k), 0
+        for x in stage.inputs():
+            square += np.einsum("tk,tk->k", x, x)
+            n += x.shape[0]
+        return {"importance": (square / n).astype(np.float32)}
+    hessian = Hessian(k, crossed=crossed)
+    if not crossed:
+        for x in stage.inputs():
+            hessian.add(x)
+        return {"hessian": hessian}
+    seen = zip(stage.inputs(), stage.float_inputs(), stage.drifts(), strict=True)
+    # a norm between the matrix and x would scale what is made up for
+    ends_branch = stage.site.kind in ("attn_out", "mlp_out") and not post_norms
+    for x, x_float, drift in seen:
+        hessian.add(x, x_float, drift if ends_branch else None)
+    return {"hessian": hessian}
+
+
+def _energy(w: NDArray[np.float32]) -> float:
+    return float(np.square(w, dtype=np.float64).sum())

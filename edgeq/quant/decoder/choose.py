@@ -1,0 +1,320 @@
+"""Bits for a target: what is chosen by estimates is carried out and measured before it is kept.
+
+    sensitivities   nats that each matrix costs in each scheme, measured or estimated
+    uniform         the best recipe with one scheme for all layers, carried out and measured
+    mixed           a scheme for each matrix: the knapsack's choice, the estimates of the layers
+                    scaled by what the uniform recipe really cost; carried out and measured
+    kept            whichever has the lower KL
+
+Where the text has windows enough, those that are measured on are not rounded by.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.core.errors import UsageError
+from edgeq.formats.schemes import QuantScheme, Scheme
+from edgeq.formats.tensor import Tensor
+from edgeq.model.artifact_layout import Held, file_order, overhead
+from edgeq.model.model import Model
+from edgeq.quant.decoder.allocate import Allocation, Uniform, allocate, uniform
+from edgeq.quant.decoder.calibrate import Calibration
+from edgeq.quant.decoder.losses import mean_divergence, walked
+from edgeq.quant.decoder.replay import Walk
+from edgeq.quant.decoder.sensitivity import Sensitivity, measure_sensitivity, mode_for
+from edgeq.quant.decoder.spill import Spill
+from edgeq.quant.decoder.trial import rounded
+from edgeq.quant.recipe import OUTER, Recipe, Rule
+
+Progress = Callable[[str, int, int], None]
+
+TARGET_WINDOWS = 8
+"""Windows that choices are measured on."""
+SCALED_WINDOWS = 4
+"""Windows that sensitivities are estimated on where matrices are measured by kinds."""
+HELD_OUT_SHARE = 4
+"""Measured windows are kept out of rounding where the text has so many times as many."""
+FACTOR_RANGE = (0.1, 4.0)
+"""What the layers' estimates may be scaled by to agree with a recipe that was carried out."""
+ROOM = 4096
+"""Bytes of a quality card and of what else a file says of itself, generously."""
+MIXED = "mixed"
+"""What bits of each tensor's own are called beside the uniform recipe."""
+SLACK = 256
+"""Bytes by which a budget is lowered where a choice does not fit."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What came of a target.
+
+    Args:
+        recipe: with a rule for every matrix, or the two schemes of the uniform recipe.
+        about: for the artifact: "chosen" and "front" as [bytes, bits per weight, estimated KL];
+            "tried", the measured KL in nats per token of each recipe that was carried out, and
+            "kept", which one it is; or "not_tried", why none was.
+        tensors: as the kept one rounds them; None if none was carried out.
+    """
+
+    recipe: Recipe
+    about: Mapping[str, Any]
+    tensors: Mapping[str, Tensor] | None
+
+
+def stored(model: Model) -> Iterator[str]:
+    """Names to be written: a tied head is the embedding, and stored once."""
+    return (name for name in model.tensors if not (model.config.tied and name == "lm_head.weight"))
+
+
+def assigned(model: Model, recipe: Recipe) -> dict[str, Scheme]:
+    """What a recipe gives each tensor to be written, in file order.
+
+    Raises:
+        SchemeError: the recipe does not suit the model.
+    """
+    return recipe.assign({name: model.tensors[name].shape for name in file_order(stored(model))})
+
+
+def choose(
+    model: Model,
+    recipe: Recipe,
+    calibration: Calibration | None,
+    sensitivity: Sensitivity | None,
+    *,
+    scratch: Path | None = None,
+    progress: Progress | None = None,
+) -> Chosen:
+    """Choose a scheme for every matrix that the recipe leaves free.
+
+    Args:
+        model: float.
+        recipe: with a target.
+        calibration: a text; without one nothing can be measured, and sensitivities are needed.
+        sensitivity: what each matrix costs; measured if None.
+        scratch: a folder for temporary files; the system's if None.
+        progress: called with what is done, how far, and of how much.
+
+    Raises:
+        DoesNotFitError: the target cannot be reached.
+        UsageError: the recipe's default is no quantized scheme, or the sensitivities do not do.
+    """
+    if not isinstance(recipe.default, QuantScheme):
+        raise UsageError(
+            f"bits are chosen for a target, and the recipe keeps matrices in {recipe.default}; "
+            "give it a quantized default such as w4-g32"
+        )
+    job = _Job(model, recipe, progress or (lambda label, done, total: None))
+    few: tuple[NDArray[np.int64], ...] = ()
+    if calibration is not None:
+        calibration, few = _split(calibration)
+    if sensitivity is None:
+        assert calibration is not None  # `Data.check` has seen to it
+        sensitivity = job.measured(calibration, few, scratch)
+    sensitivity = sensitivity.suited(recipe.default)
+    mixed = job.fitting(sensitivity, MIXED)
+    assert mixed is not None  # or it was said that nothing fits
+    if calibration is None:
+        why = "no calibration text was given"
+        return Chosen(mixed.recipe, _bargain(mixed.found) | {"not_tried": why}, None)
+    with Spill(scratch) as spill:
+        trials = _Trials(job, calibration, few, spill)
+        one = job.fitting(sensitivity, "uniform", mixed.found.front)
+        if one is not None:
+            trials.carry_out(one)
+            factor = job.factor(sensitivity, one, trials.nats[one.label])
+            corrected = job.fitting(_scaled(sensitivity, factor), MIXED)
+            mixed = corrected or mixed
+            one = replace(one, found=replace(one.found, front=mixed.found.front))
+        trials.carry_out(mixed)
+        kept = min(trials.nats, key=lambda label: trials.nats[label])
+        best = mixed if one is None or kept == MIXED else one
+        tried = {label: _short(nats) for label, nats in trials.nats.items()}
+        about = _bargain(best.found) | {"tried": tried, "kept": kept}
+        return Chosen(best.recipe, about, trials.tensors[kept])
+
+
+def _split(calibration: Calibration) -> tuple[Calibration, tuple[NDArray[np.int64], ...]]:
+    """What is rounded by, and what is measured on: other windows if there are enough."""
+    windows = calibration.windows
+    step = -(-len(windows) // TARGET_WINDOWS)
+    few = windows[::step]
+    if len(windows) < HELD_OUT_SHARE * TARGET_WINDOWS:
+        return calibration, few
+    others = tuple(window for at, window in enumerate(windows) if at % step)
+    return replace(calibration, windows=others), few
+
+
+def _scaled(sensitivity: Sensitivity, factor: float) -> Sensitivity:
+    """The same with the losses of the layers' matrices times a factor."""
+    losses = {
+        name: found if re.match(OUTER, name) else {text: factor * x for text, x in found.items()}
+        for name, found in sensitivity.losses.items()
+    }
+    return replace(sensitivity, losses=losses)
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """An allocation, and the recipe with its rules."""
+
+    label: str
+    recipe: Recipe
+    found: Allocation
+
+
+class _Job:
+    """A model, a recipe with a target, and what of the model it leaves free."""
+
+    def __init__(self, model: Model, recipe: Recipe, progress: Progress) -> None:
+        self.model, self.recipe, self.progress = model, recipe, progress
+        self.shapes = {name: model.tensors[name].shape for name in file_order(stored(model))}
+        self.own = [rule for rule in recipe.rules if rule.pattern != OUTER]
+        self.fixed = {
+            name: recipe.scheme_for(name, shape)
+            for name, shape in self.shapes.items()
+            if len(shape) != 2 or any(rule.matches(name) for rule in self.own)
+        }
+        self.free = [name for name in self.shapes if name not in self.fixed]
+
+    def measured(
+        self, calibration: Calibration, few: Sequence[NDArray[np.int64]], scratch: Path | None
+    ) -> Sensitivity:
+        """Sensitivities: of each tensor where the model is small, else by kinds of tensors."""
+        assert isinstance(self.recipe.default, QuantScheme)
+        mode = mode_for(self.model, sum(window.size for window in few))
+        if mode == "scaled":
+            few = few[:: -(-len(few) // SCALED_WINDOWS)]
+        return measure_sensitivity(
+            self.model,
+            replace(calibration, windows=tuple(few)),
+            self.recipe.default,
+            method=self.recipe.method,
+            options=self.recipe.options,
+            mode=mode,
+            names=self.free,
+            scratch=scratch,
+            progress=self.progress,
+        )
+
+    def fitting(
+        self, sensitivity: Sensitivity, label: str, front: tuple[Any, ...] = ()
+    ) -> _Solved | None:
+        """What is chosen within the recipe's target; None where no uniform recipe fits."""
+        target = self.recipe.target or {}
+        weights = sum(math.prod(shape) for shape in self.shapes.values())
+        budget = room = int(target["bpw"] * weights / 8 if "bpw" in target else target["bytes"])
+        while True:
+            if label == MIXED:
+                found = allocate(sensitivity, self.shapes, self.fixed, nbytes=room)
+                recipe = self._ruled(found)
+            else:
+                one = uniform(sensitivity, self.shapes, self.fixed, nbytes=room, front=front)
+                if one is None:
+                    return None
+                label, found, recipe = str(one), one.allocation, self._uniform(one)
+            solved = _Solved(label, recipe, found)
+            if "bpw" in target:
+                return solved
+            # the file is what must fit: what it holds beside tensors depends a little on the choice
+            beside = self._beside(solved)
+            if found.chosen.nbytes + beside <= budget:
+                return solved
+            room = min(budget - beside, room - SLACK)
+
+    def factor(self, sensitivity: Sensitivity, one: _Solved, nats: float) -> float:
+        """What the layers' estimates must be scaled by to give what a recipe really cost.
+
+        Matrices that the user gave a scheme have their part in that, which is not known; where
+        there are such, the estimates are left as they are.
+        """
+        if any(isinstance(scheme, QuantScheme) for scheme in self.fixed.values()):
+            return 1.0
+        parts = {True: 0.0, False: 0.0}
+        for name, scheme in one.found.schemes.items():
+            parts[bool(re.match(OUTER, name))] += sensitivity.losses[name][str(scheme)]
+        outer, inner = parts[True], parts[False]
+        if inner <= 0:
+            return 1.0
+        low, high = FACTOR_RANGE
+        return min(max((nats - outer) / inner, low), high)
+
+    def _ruled(self, found: Allocation) -> Recipe:
+        """The recipe with the rules found."""
+        outer = [rule for rule in self.recipe.rules if rule.pattern == OUTER]
+        return replace(self.recipe, rules=(*self.own, *found.rules(), *outer))
+
+    def _uniform(self, one: Uniform) -> Recipe:
+        """The recipe with one scheme as its default and one for embedding and head."""
+        outer = [rule for rule in self.recipe.rules if rule.pattern == OUTER]
+        if one.outer is not None:
+            outer = [Rule(OUTER, one.outer)]
+        return replace(self.recipe, default=one.inner, rules=(*self.own, *outer))
+
+    def _beside(self, solved: _Solved) -> int:
+        """Bytes that the file will hold beside its tensors."""
+        model, recipe = self.model, solved.recipe
+        held = {
+            name: Held(scheme, tuple(model.tensors[name].shape))
+            for name, scheme in assigned(model, recipe).items()
+        }
+        numbers = dict.fromkeys(held, -9999.99)
+        ranges = {name: [-1 / 3, 1 / 3] for name in held} if recipe.activations else {}
+        target = _bargain(solved.found)
+        known = {"recipe": recipe.to_dict(), "target": target, "a": numbers, "b": ranges}
+        room = " " * (ROOM + 25 * model.config.layers)
+        return overhead(model.config, held, model.files, known | {"card": room})
+
+
+class _Trials:
+    """Recipes carried out on a text, and what they cost on other windows of it."""
+
+    def __init__(
+        self,
+        job: _Job,
+        calibration: Calibration,
+        few: Sequence[NDArray[np.int64]],
+        spill: Spill,
+    ) -> None:
+        self._job, self._calibration, self._few, self._spill = job, calibration, few, spill
+        self._float: Walk | None = None
+        self.nats: dict[str, float] = {}
+        self.tensors: dict[str, Mapping[str, Tensor]] = {}
+
+    def carry_out(self, solved: _Solved) -> None:
+        """Round the model by a recipe and measure it."""
+        job, label = self._job, solved.label
+
+        def progress(name: str, done: int, total: int) -> None:
+            job.progress(f"carrying out {label}: {name}", done, total)
+
+        other = rounded(
+            job.model, solved.recipe, assigned(job.model, solved.recipe), self._calibration,
+            self._spill, progress,
+        )  # fmt: skip
+        job.progress(f"measuring {label}", 0, 1)
+        self._float = self._float or walked(Walk(job.model, self._few))
+        self.nats[label] = mean_divergence(self._float, walked(Walk(other, self._few)))
+        self.tensors[label] = other.tensors
+        job.progress(f"measuring {label}", 1, 1)
+
+
+def _bargain(found: Allocation) -> dict[str, Any]:
+    """The choice and the front it was made from: bytes, bits per weight and loss of each."""
+    chosen, *front = (
+        [at.nbytes, round(at.bpw, 4), _short(at.loss)] for at in (found.chosen, *found.front)
+    )
+    return {"chosen": chosen, "front": front}
+
+
+def _short(value: float) -> float:
+    """As much of a number as is kept in the file."""
+    return float(f"{value:.6g}")

@@ -1,0 +1,248 @@
+"""Tensors rounded without a walk through the model, one piece of one at a time.
+
+Workers take pieces of some rows in file order, quantize them in buffers of their own and write
+them to their place in the artifact; NumPy lets go of the interpreter lock inside its loops, so
+they run side by side. The source's pages are given back as the work moves on.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.core.errors import SchemeError
+from edgeq.formats.safetensors_file import release
+from edgeq.formats.schemes import FloatScheme, QuantScheme, Scheme
+from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor, float32_to_bf16, part_shapes
+from edgeq.model.artifact import ArtifactWriter
+from edgeq.quant.decoder.budget import CHUNK_WEIGHTS, RELEASE_EVERY, Budget
+from edgeq.quant.rounders.qparams import Groups, Scratch, check_finite, group_view
+from edgeq.quant.rounders.rounding import Shared, alone, find_shared, round_rows, sqnr_db
+
+Progress = Callable[[str, int, int], None]
+Importance = Mapping[str, NDArray[np.float32]]
+"""Tensor name -> mean square of its inputs, float32 [K]."""
+
+
+def stream(
+    tensors: Mapping[str, Tensor],
+    schemes: Mapping[str, Scheme],
+    method: str,
+    budget: Budget,
+    writer: ArtifactWriter,
+    *,
+    importance: Importance | None = None,
+    progress: Progress | None = None,
+) -> dict[str, float | None]:
+    """Quantize and write tensors that need nothing of each other.
+
+    Args:
+        tensors: name -> float tensor, in the order of the work.
+        schemes: what each is held in.
+        method: of `edgeq.quant.METHODS`; where it needs importance and a tensor has none, "mse".
+        budget: sizes of pieces, threads.
+        writer: where they go.
+        importance: of each input, for methods that weigh by it.
+        progress: called with the tensor's name, weights done, and of how many.
+
+    Returns:
+        The SQNR in dB of each quantized tensor; None where nothing was lost.
+
+    Raises:
+        FormatError: NaN or infinite weights.
+        SchemeError: weights too large for their scheme.
+    """
+    return _Work(tensors, schemes, method, budget, writer, importance or {}).run(progress)
+
+
+def round_alone(tensor: Tensor, scheme: QuantScheme, method: str, name: str) -> QuantTensor:
+    """A matrix rounded without knowledge of its inputs, as `stream` writes it, held packed.
+
+    Args:
+        tensor: float; read a piece at a time.
+        scheme: what it gets.
+        method: of `edgeq.quant.METHODS`, "mse" in place of one that looks at inputs.
+        name: the tensor, for messages.
+    """
+    budget, method = Budget(1, CHUNK_WEIGHTS, RELEASE_EVERY), alone(method)
+    shared = None
+    if scheme.granularity == "tensor" or scheme.codebook:
+        chunks = _Chunks(name, tensor, scheme, budget)
+        shared = find_shared(chunks, scheme, method, tensor.shape[1], name=name)
+    scratch, step = Scratch(), budget.rows(tensor.shape)
+    parts = []
+    for start in range(0, tensor.shape[0], step):
+        w = tensor.rows(start, start + step)
+        check_finite(w, name, start)
+        rounded = round_rows(w, scheme, method, name=name, shared=shared, scratch=scratch)
+        parts.append(rounded.tensor)
+    release(tensor)
+    joined = {
+        part: np.concatenate([getattr(piece, part) for piece in parts])
+        for part in part_shapes(scheme, (tensor.shape[0], tensor.shape[1]))
+        if part != "palette"
+    }
+    return QuantTensor(
+        scheme, (tensor.shape[0], tensor.shape[1]), palette=parts[0].palette, **joined
+    )
+
+
+def weights_in(tensors: Iterable[Tensor]) -> int:
+    """How many weights they have together."""
+    return sum(int(np.prod(tensor.shape)) for tensor in tensors)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    name: str
+    tensor: Tensor
+    scheme: Scheme
+    shared: Shared | None
+    start: int
+    stop: int
+
+
+class _Chunks:
+    """All pieces of one tensor as groups; may be gone through several times."""
+
+    def __init__(self, name: str, tensor: Tensor, scheme: QuantScheme, budget: Budget) -> None:
+        self._name, self._tensor, self._scheme, self._budget = name, tensor, scheme, budget
+
+    def __iter__(self) -> Iterator[Groups]:
+        rows, step = self._tensor.shape[0], self._budget.rows(self._tensor.shape)
+        every = max(1, self._budget.release_every // (step * self._tensor.nbytes // rows + 1))
+        for index, start in enumerate(range(0, rows, step)):
+            w = self._tensor.rows(start, min(start + step, rows))
+            check_finite(w, self._name, start)
+            yield group_view(w, self._scheme)
+            if index % every == every - 1:
+                release(self._tensor)
+
+
+class _Work:
+    """The pieces of all tensors, and what came of them."""
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        schemes: Mapping[str, Scheme],
+        method: str,
+        budget: Budget,
+        writer: ArtifactWriter,
+        importance: Importance,
+    ) -> None:
+        self._tensors, self._schemes, self._method = tensors, schemes, method
+        self._budget, self._writer, self._importance = budget, writer, importance
+        self._local = threading.local()
+
+    def run(self, progress: Progress | None) -> dict[str, float | None]:
+        """Quantize and write everything; returns the SQNR in dB of each quantized tensor."""
+        total = weights_in(self._tensors.values())
+        quantized = [n for n in self._tensors if isinstance(self._schemes[n], QuantScheme)]
+        sums = {name: np.zeros(2) for name in quantized}
+        done = unreleased = 0
+        pool = ThreadPoolExecutor(self._budget.threads, thread_name_prefix="edgeq-quantize")
+        window = 3 * self._budget.threads
+        try:
+            for piece, result in _in_order(pool, self._do, self._pieces(), window):
+                if piece.name in sums:
+                    sums[piece.name] += result
+                share = (piece.stop - piece.start) / piece.tensor.shape[0]
+                done += round(share * int(np.prod(piece.tensor.shape)))
+                unreleased += round(share * piece.tensor.nbytes)
+                if unreleased >= self._budget.release_every or piece.stop == piece.tensor.shape[0]:
+                    release(piece.tensor)
+                    unreleased = 0
+                if progress:
+                    progress(piece.name, done, total)
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return {name: sqnr_db(*both) for name, both in sums.items()}
+
+    def _pieces(self) -> Iterator[_Piece]:
+        for name, tensor in self._tensors.items():
+            scheme, shared = self._schemes[name], None
+            if isinstance(scheme, QuantScheme) and (
+                scheme.granularity == "tensor" or scheme.codebook
+            ):
+                chunks = _Chunks(name, tensor, scheme, self._budget)
+                shared = find_shared(chunks, scheme, k=tensor.shape[1], **self._means(name))
+            step = self._budget.rows(tensor.shape)
+            for start in range(0, tensor.shape[0], step):
+                stop = min(start + step, tensor.shape[0])
+                yield _Piece(name, tensor, scheme, shared, start, stop)
+
+    def _means(self, name: str) -> dict[str, Any]:
+        """By what means a tensor is rounded, as far as is known of its inputs."""
+        importance = self._importance.get(name)
+        method = alone(self._method) if importance is None else self._method
+        return {"method": method, "name": name, "importance": importance}
+
+    def _do(self, piece: _Piece) -> tuple[float, float]:
+        """Quantize and write one piece; returns its signal and noise."""
+        w = piece.tensor.rows(piece.start, piece.stop)
+        check_finite(w, piece.name, piece.start)
+        if isinstance(piece.scheme, FloatScheme):
+            self._writer.write(piece.name, narrowed(w, piece.scheme, piece.name), piece.start)
+            return 0.0, 0.0
+        if not hasattr(self._local, "scratch"):
+            self._local.scratch = Scratch()
+        rounded = round_rows(
+            w,
+            piece.scheme,
+            shared=piece.shared,
+            scratch=self._local.scratch,
+            **self._means(piece.name),
+        )
+        self._writer.write(piece.name, rounded.tensor, piece.start)
+        return rounded.signal, rounded.noise
+
+
+def _in_order(
+    pool: ThreadPoolExecutor,
+    do: Callable[[_Piece], tuple[float, float]],
+    pieces: Iterable[_Piece],
+    window: int,
+) -> Iterator[tuple[_Piece, tuple[float, float]]]:
+    """Results in the order of the pieces, with so many under way at once."""
+    under_way: deque[tuple[_Piece, Future[tuple[float, float]]]] = deque()
+    for piece in pieces:
+        under_way.append((piece, pool.submit(do, piece)))
+        if len(under_way) >= window:
+            first, future = under_way.popleft()
+            yield first, future.result()
+    while under_way:
+        first, future = under_way.popleft()
+        yield first, future.result()
+
+
+def narrowed(w: NDArray[np.float32], scheme: FloatScheme, name: str) -> FloatTensor:
+    """Float32 to the type of a float scheme, rounded to nearest.
+
+    Raises:
+        SchemeError: a weight is beyond that type.
+    """
+    if scheme.dtype == "f32":
+        return FloatTensor("F32", w)
+    if scheme.dtype == "bf16":
+        bits = float32_to_bf16(w)
+        fits = ((bits & 0x7F80) != 0x7F80).all()
+        narrow = FloatTensor("BF16", bits)
+    else:
+        with np.errstate(over="ignore"):
+            half = w.astype(np.float16)
+        fits = np.isfinite(half).all()
+        narrow = FloatTensor("F16", half)
+    if not fits:
+        raise SchemeError(
+            f"tensor {name} holds {float(np.abs(w).max()):.6g}, which {scheme} cannot; "
+            f"use f32, as with --tensor-type '{name}=f32'"
+        )
+    return narrow

@@ -1,0 +1,311 @@
+"""Losses of matrices in every scheme they might get, one walk over a text for all.
+
+`edgeq.quant.decoder.sensitivity` says what the losses are. Beyond the mode "kl" errors are
+estimated on a
+part of a matrix's rows, and embedding and head are read and rounded a piece at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from edgeq.evaluation.text import BLOCK_ELEMENTS, kl_divergence, log_softmax
+from edgeq.formats.packing import TILE
+from edgeq.formats.safetensors_file import release
+from edgeq.formats.schemes import FloatScheme, QuantScheme, Scheme
+from edgeq.formats.tensor import FloatTensor, Tensor
+from edgeq.model.model import Model
+from edgeq.model.reference import Array
+from edgeq.quant.decoder.calibrate import Calibration
+from edgeq.quant.decoder.data_free import round_alone
+from edgeq.quant.decoder.replay import Stage, Walk
+from edgeq.quant.decoder.spill import Spill
+from edgeq.quant.rounders.hessian import Factor, Hessian, damped, weighted_error
+from edgeq.quant.rounders.rounding import FALLBACK, alone, quantize_tensor
+
+Progress = Callable[[str, int, int], None]
+Mode = Literal["kl", "scaled", "output"]
+EMBEDDING = "model.embed_tokens.weight"
+BANDS = 3
+"""Parts of the depth in which "scaled" measures each kind of matrix by itself."""
+EVERY = 4
+"""For "scaled", the divergence is taken at one position in so many."""
+SAMPLED_ROWS = 64
+"""Rows of a matrix, or one in `SAMPLED_SHARE` if that is more, that errors are estimated on beyond
+what "kl" measures: rows are many, alike, and rounded each by itself."""
+SAMPLED_SHARE = 32
+DAMPING = 0.01
+"""What GPTQ's error is foretold with, in parts of the mean of H's diagonal."""
+
+
+def candidates(base: QuantScheme, k: int) -> tuple[Scheme, ...]:
+    """Schemes a matrix may get: 2, 3, 4, 8 and 16 bits, those below 8 in groups of several sizes.
+
+    Palettes are among them where the base is one, beside evenly spaced codes.
+
+    Args:
+        base: says whether there are palettes or zero points, and the shortest group.
+        k: columns; no group is longer than a row.
+
+    Returns:
+        Rising bits; of equal bits the shortest group first.
+    """
+    shortest = base.group_size or 32
+    longest = max(k, 32)
+    groups = [g for g in (16, 32, 64, 128) if shortest <= g <= longest] or [32]
+    found: list[Scheme] = [
+        QuantScheme(bits, base.symmetric, "group", g, codebook)
+        for bits in (2, 3, 4)
+        for codebook in dict.fromkeys((None, base.codebook))
+        for g in groups
+    ]
+    return (*found, QuantScheme(8, granularity="channel", group_size=None), FloatScheme("f16"))
+
+
+class Trials:
+    """One tensor after the other, rounded alone; or all of a kind together."""
+
+    def __init__(
+        self,
+        model: Model,
+        calibration: Calibration,
+        base: QuantScheme,
+        method: str,
+        options: Mapping[str, Any],
+        mode: Mode,
+        spill: Spill,
+    ) -> None:
+        self._model, self._base, self._mode = model, base, mode
+        self._method = method
+        self._options = {name: value for name, value in options.items() if name != "crossed"}
+        self._windows = calibration.windows
+        self._spill = spill
+        self._every = EVERY if mode == "scaled" else 1
+        self._float: Walk | None = None
+        if mode != "output":
+            self._float = walked(Walk(model, self._windows))
+
+    def run(self, wanted: set[str], progress: Progress) -> dict[str, dict[str, float]]:
+        """Losses by scheme of each wanted matrix, in the order of the walk."""
+        config = self._model.config
+        walk = Walk(self._model, self._windows)
+        start = None
+        losses: dict[str, dict[str, float]] = {}
+        kinds: dict[tuple[str, int], _Kind] = {}
+        scaled = self._mode == "scaled"
+        steps = len(wanted)
+        if scaled:
+            steps += len({_kind(name, config.layers) for name in wanted if _in_layer(name)})
+        for stage in walk:
+            if stage.site.kind == "attn_in":
+                start = walk.state()
+            names = [name for name in stage.site.linears if name in wanted]
+            if not names:
+                continue
+            inputs = self._inputs(stage)
+            for name in names:
+                if stage.site.kind == "head":
+                    # a tied head is the embedding too, which only a whole walk sees
+                    start = None if config.tied else walk.state()
+                progress(f"rounding {name} at every precision", len(losses), steps)
+                w = stage.weights[name] if _in_layer(name) else None
+                losses[name] = self._losses(name, w, inputs, start)
+                if scaled and w is not None:
+                    kind = kinds.setdefault(_kind(name, config.layers), _Kind(start))
+                    self._disturb(kind, name, w, inputs)
+        if not config.tied and EMBEDDING in wanted:
+            progress(f"rounding {EMBEDDING} at every precision", len(losses), steps)
+            losses[EMBEDDING] = self._losses(EMBEDDING, None, None, None)
+        for done, ((part, _), kind) in enumerate(kinds.items(), len(losses)):
+            of = f"{len(kind.tensors)} {part} matrices from layer {kind.start.layer} on"
+            progress(f"measuring the KL of {of}", done, steps)
+            factor = 0.0
+            if kind.error > 0:
+                factor = self._divergence(kind.tensors, kind.start) / kind.error
+            for name in kind.tensors:
+                losses[name] = {text: factor * error for text, error in losses[name].items()}
+        progress("sensitivities", steps, steps)
+        return losses
+
+    def _disturb(self, kind: _Kind, name: str, w: Array, inputs: _Inputs) -> None:
+        """Add a matrix, rounded plainly to the base's bits, to those that are tried together."""
+        scheme = replace(self._base, bits=min(self._base.bits, 4), codebook=None)
+        fits = candidates(scheme, w.shape[1])
+        if scheme not in fits:  # its groups are longer than the row
+            scheme = next(s for s in fits if isinstance(s, QuantScheme) and s.bits == scheme.bits)
+        plain = _Inputs(FALLBACK).rounded(w, scheme, name, {})
+        some, rounded = _sampled(FloatTensor("F32", w)), _sampled(plain)
+        signal = weighted_error(some, np.zeros_like(some), inputs.moments)
+        if signal > 0:
+            kind.error += weighted_error(some, rounded, inputs.moments) / signal
+        kind.tensors[name] = self._spill.put(plain)
+
+    def _inputs(self, stage: Stage) -> _Inputs:
+        moments: Hessian | None = None
+        for x in stage.inputs():
+            moments = moments or Hessian(x.shape[1])
+            moments.add(x)
+        assert moments is not None  # a walk has windows
+        method = alone(self._method) if stage.site.kind == "head" else self._method
+        if method != "gptq":
+            return _Inputs(method, moments)
+        pivots = Factor.of(damped(moments.matrix, DAMPING)).pivots
+        return _Inputs(method, moments, float(pivots.mean()))
+
+    def _losses(
+        self, name: str, w: Array | None, inputs: _Inputs | None, start: Any
+    ) -> dict[str, float]:
+        """Losses of a matrix; w is None for embedding and head, which are read in pieces."""
+        inputs = inputs or _Inputs(alone(self._method))
+        matrix = self._model.tensors[name]
+        relative = self._mode == "output" or (self._mode == "scaled" and _in_layer(name))
+        found: dict[str, float] = {}
+        if self._mode == "kl":
+            some = matrix.numpy() if w is None else w
+        else:
+            some = _sampled(matrix) if w is None else _sampled(FloatTensor("F32", w))
+        signal = weighted_error(some, np.zeros_like(some), inputs.moments)
+        measured: dict[Any, tuple[float, float]] = {}
+        errors: dict[Scheme, float] = {}
+        for scheme in candidates(self._base, some.shape[1]):
+            error = errors[scheme] = self._error(some, scheme, name, inputs, errors)
+            if relative:
+                found[str(scheme)] = error / signal if signal > 0 else 0.0
+                continue
+            kind = self._like(scheme)
+            if kind not in measured:
+                if w is None and isinstance(scheme, QuantScheme):
+                    tensor: Tensor = round_alone(matrix, scheme, inputs.method, name)
+                else:
+                    whole = some if self._mode == "kl" else matrix.numpy()
+                    tensor = inputs.rounded(whole, scheme, name, self._options)
+                measured[kind] = self._divergence({name: tensor}, start), error
+            loss, at = measured[kind]
+            found[str(scheme)] = loss * error / at if at > 0 else loss
+        return found
+
+    def _error(
+        self, w: Array, scheme: Scheme, name: str, inputs: _Inputs, known: Mapping[Scheme, float]
+    ) -> float:
+        """Squared error of the outputs; beyond "kl", of palettes in longer groups foretold.
+
+        Finding a palette takes long, and longer groups add to its error in the proportion in which
+        they add to that of evenly spaced codes.
+        """
+        if self._mode != "kl" and isinstance(scheme, QuantScheme) and scheme.codebook:
+            plain = replace(scheme, codebook=None)
+            for other, error in known.items():
+                if isinstance(other, QuantScheme) and other.codebook and other.bits == scheme.bits:
+                    shortest = known[replace(other, codebook=None)]
+                    return error * known[plain] / shortest if shortest > 0 else error
+        return inputs.error(w, scheme, name)
+
+    def _like(self, scheme: Scheme) -> Any:
+        """Schemes of one kind are measured once, and told apart by their errors."""
+        bits = scheme.bits if isinstance(scheme, QuantScheme) else 16
+        if self._mode == "scaled":
+            return min(bits, 8)
+        return bits, scheme.codebook if isinstance(scheme, QuantScheme) else None
+
+    def _divergence(self, tensors: Mapping[str, Tensor], start: Any) -> float:
+        """Mean KL in nats per token of the float model to the one with these tensors."""
+        assert self._float is not None
+        walk = Walk(self._model, self._windows, replaced=tensors, state=start)
+        return mean_divergence(self._float, walked(walk), self._every)
+
+
+@dataclass
+class _Kind:
+    """Matrices of one kind in one part of the depth, rounded together.
+
+    Args:
+        start: of the walk, at the first of their layers.
+        tensors: the rounded ones.
+        error: sum of the relative squared errors of their outputs.
+    """
+
+    start: Any
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    error: float = 0.0
+
+
+def _sampled(matrix: Tensor) -> Array:
+    """Some rows, evenly spread, in runs of a tile."""
+    n = matrix.shape[0]
+    wanted = max(SAMPLED_ROWS, n // SAMPLED_SHARE)
+    every = max(n // wanted, 1) * TILE
+    runs = [matrix.rows(start, min(start + TILE, n)) for start in range(0, n, every)]
+    release(matrix)
+    return np.concatenate(runs)
+
+
+def _in_layer(name: str) -> bool:
+    return name.startswith("model.layers.")
+
+
+def _kind(name: str, layers: int) -> tuple[str, int]:
+    """What kind of matrix it is, and in which part of the depth."""
+    _, _, layer, _, matrix, _ = name.split(".")
+    return matrix, int(layer) * BANDS // layers
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What is known of a site's inputs, and how its matrices are rounded by it.
+
+    Args:
+        method: of `edgeq.quant.METHODS`.
+        moments: second moments; None for a table that is only looked up in.
+        pivot: mean of the factor's, where the method is "gptq".
+    """
+
+    method: str
+    moments: Hessian | None = None
+    pivot: float | None = None
+
+    def rounded(self, w: Array, scheme: Scheme, name: str, options: Mapping[str, Any]) -> Tensor:
+        """A matrix as the recipe will have it."""
+        if isinstance(scheme, FloatScheme):
+            return FloatTensor("F16", w.astype(np.float16))
+        importance = None if self.moments is None else self.moments.diagonal
+        return quantize_tensor(
+            w, scheme, self.method, name=name,
+            importance=importance, hessian=self.moments, **options,
+        )  # fmt: skip
+
+    def error(self, w: Array, scheme: Scheme, name: str) -> float:
+        """Squared error of the outputs: measured, or foretold where that would take GPTQ."""
+        if self.pivot is None:
+            return weighted_error(w, self.rounded(w, scheme, name, {}).numpy(), self.moments)
+        plain = _Inputs(FALLBACK).rounded(w, scheme, name, {})
+        return self.pivot * weighted_error(w, plain.numpy(), None)
+
+
+def walked(walk: Walk) -> Walk:
+    """A walk gone to its end, where it knows its logits."""
+    for _ in walk:
+        pass
+    return walk
+
+
+def mean_divergence(base: Walk, other: Walk, every: int = 1) -> float:
+    """Mean KL in nats per token between two walks over the same windows, gone to their ends.
+
+    Args:
+        base: of the float model.
+        other: of the rounded one.
+        every: taken at one position in so many.
+    """
+    total = n = 0.0
+    for p, q in zip(base.logits(every), other.logits(every), strict=True):
+        step = max(1, BLOCK_ELEMENTS // p.shape[1])
+        for start in range(0, len(p), step):
+            part = slice(start, start + step)
+            divergences = kl_divergence(log_softmax(p[part]), log_softmax(q[part]))
+            total += float(divergences.sum())
+            n += divergences.size
+    return total / n

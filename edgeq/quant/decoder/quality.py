@@ -1,0 +1,258 @@
+"""The quality card: what quantization changed, measured on the tensors as they were written.
+
+The float source and the written model go through the same windows of a text side by side, layer
+by layer (`edgeq.quant.decoder.replay`), so that memory stays near one layer of each:
+
+    hidden states    SQNR after the embedding and after each layer
+    logits           KL, top-1 agreement, flips, perplexity of both (`edgeq.evaluation.text`)
+
+Arithmetic is float32 in both, so that the difference is the weights' alone, or, where the recipe
+says how they are rounded, that of the inputs of matrices too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from edgeq.core.errors import FormatError
+from edgeq.evaluation.text import BLOCK_ELEMENTS, Evaluation, Tally, protocol_words
+from edgeq.model.config import ModelConfig
+from edgeq.model.model import Model
+from edgeq.model.reference import Array, Linear
+from edgeq.quant.decoder.calibrate import Calibration
+from edgeq.quant.decoder.replay import Walk
+from edgeq.quant.rounders.rounding import sqnr_db
+
+Progress = Callable[[str, int, int], None]
+
+TEXT = "quality_text.txt"
+"""Beside this file: what is read where no text was given."""
+CONTEXT = 256
+"""Tokens of a window."""
+_WORK = 3 * 10**11
+_TOKENS = (CONTEXT, 8 * CONTEXT)
+_DIGITS = 7
+_WIDEST = -1.2345678e-300
+"""Takes at least as many characters as any number of the card."""
+_REASON = 300
+"""Longest reason, in characters: its place in the file is taken before it is known."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """How the inputs of the quantized model's matrices are rounded.
+
+    Args:
+        words: in words, for the protocol.
+        linear: makes a product that rounds its input out of one that does not.
+    """
+
+    words: str = "float32 arithmetic"
+    linear: Callable[[Linear], Linear] | None = None
+
+
+FLOAT = Inputs()
+"""They are not."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A text that quantization does not see.
+
+    Args:
+        name: of the text.
+        cut: its windows.
+    """
+
+    name: str
+    cut: Calibration
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all windows, BOS included."""
+        return sum(window.size for window in self.cut.windows)
+
+    def protocol(self, inputs: str) -> str:
+        """Windows, scoring and arithmetic in words.
+
+        Args:
+            inputs: how those of matrices are rounded.
+        """
+        cut = protocol_words(self.cut.context, self.cut.bos is not None, "all", None)
+        return (
+            f"{cut}, {len(self.cut.windows)} windows spread over the text; "
+            f"weights as written, {inputs}"
+        )
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What is known of a quantized model; None is "not measured".
+
+    Args:
+        reason: why nothing was measured; None if it was.
+        text: name of the text.
+        text_sha256: of its bytes.
+        evaluation: of the model against its source.
+        hidden_sqnr_db: signal to quantization noise of the hidden states, in dB: of the
+            embeddings, then after each layer; None where they are equal.
+    """
+
+    reason: str | None = None
+    text: str | None = None
+    text_sha256: str | None = None
+    evaluation: Evaluation | None = None
+    hidden_sqnr_db: tuple[float | None, ...] = field(default_factory=tuple)
+
+    def __repr__(self) -> str:
+        found = self.evaluation
+        if found is None:
+            return f"<Quality not measured: {self.reason}>"
+        return (
+            f"<Quality KL {figure(found.kl_mean, 4)} nats per token, perplexity "
+            f"{figure(found.base_ppl, 3)} -> {figure(found.ppl, 3)}, on {self.text}>"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the artifact holds: JSON-ready, numbers to seven digits."""
+        if self.evaluation is None:
+            return {"not_measured": (self.reason or "")[:_REASON]}
+        measured = {
+            name: _short(value)
+            for name, value in asdict(self.evaluation).items()
+            if name != "bits_per_byte"
+        }
+        return {
+            "text": self.text,
+            "text_sha256": self.text_sha256,
+            **measured,
+            "hidden_sqnr_db": [_short(value) for value in self.hidden_sqnr_db],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Quality:
+        """Rebuild from `to_dict`.
+
+        Raises:
+            FormatError: something is missing or of another kind.
+        """
+        try:
+            if "not_measured" in data:
+                return cls(reason=str(data["not_measured"]))
+            values = dict(data)
+            hidden = tuple(values.pop("hidden_sqnr_db"))
+            return cls(
+                text=values.pop("text"),
+                text_sha256=values.pop("text_sha256"),
+                hidden_sqnr_db=hidden,
+                evaluation=Evaluation(**values),
+            )
+        except (KeyError, TypeError) as err:
+            raise FormatError(f"the quality card is not readable: {err!r}") from err
+
+    @classmethod
+    def widest(cls, config: ModelConfig, held_out: HeldOut, inputs: Inputs = FLOAT) -> Quality:
+        """A stand-in at least as long, as JSON, as any card of that model and text."""
+        names = [name for name in Evaluation.__dataclass_fields__ if name != "protocol"]
+        return cls(
+            text=held_out.name + " " * _REASON,
+            text_sha256="0" * 64,
+            evaluation=Evaluation(held_out.protocol(inputs.words), **dict.fromkeys(names, _WIDEST)),  # type: ignore[arg-type]
+            hidden_sqnr_db=(_WIDEST,) * (config.layers + 1),
+        )
+
+
+def card_tokens(weights: int) -> int:
+    """Tokens of text for a card that takes seconds with a small model and half a minute at 1B."""
+    least, most = _TOKENS
+    return min(max(_WORK // weights // CONTEXT * CONTEXT, least), most)
+
+
+def card_bytes(config: ModelConfig, held_out: HeldOut) -> int:
+    """Most bytes that `measure` holds at once, beside what the process holds already."""
+    longest = max(window.size for window in held_out.cut.windows)
+    widest = max(n * k for name, (n, k) in config.linears() if name != config.head_name)
+    # of both models a layer's gate and up as float32, and the one that is being widened
+    layer = 2 * 2 * 4 * widest + 4 * widest
+    logits = logits_bytes(config, longest)
+    kept = 2 * config.hidden + max(config.ffn, config.heads * config.head_dim)
+    return 2 * 4 * held_out.n_tokens * kept + max(layer, logits)
+
+
+def logits_bytes(config: ModelConfig, longest: int) -> int:
+    """Most bytes held while two models' logits over a window are compared.
+
+    Of both the logits of the window, a block of the head, log-probabilities in float64.
+    """
+    return 2 * 4 * longest * config.vocab + (4 + 6 * 8) * BLOCK_ELEMENTS
+
+
+def measure(
+    model: Model,
+    base: Model,
+    held_out: HeldOut,
+    *,
+    inputs: Inputs = FLOAT,
+    progress: Progress | None = None,
+) -> Quality:
+    """Compare a quantized model with its source.
+
+    Args:
+        model: as written.
+        base: the float source.
+        held_out: a text that was not used for calibration.
+        inputs: how the model's are rounded.
+        progress: called with ("quality card", sites done, of how many).
+
+    Returns:
+        The card; with the reason in place of numbers where there are none.
+    """
+    move = progress or (lambda label, done, total: None)
+    windows = held_out.cut.windows
+    if max(window.size for window in windows) < 2:
+        return Quality(reason=f"{held_out.name} is too short: no token has one before it")
+    walks = [
+        Walk(base, windows, progress=lambda _, *at: move("quality card", *at)),
+        Walk(model, windows, linear=inputs.linear),
+    ]
+    ratios: list[float | None] = []
+    for stage, _ in zip(*walks, strict=True):
+        if stage.site.kind in ("attn_in", "head"):
+            ratios.append(_hidden_sqnr(*(walk.state().hidden for walk in walks)))
+    tally = Tally()
+    try:
+        for window, before, after in zip(windows, *(walk.logits() for walk in walks), strict=True):
+            tally.add(window[1:], after[:-1], before[:-1])
+    except FormatError as err:
+        return Quality(reason=str(err))
+    return Quality(
+        text=held_out.name,
+        text_sha256=held_out.cut.text_sha256,
+        evaluation=tally.result(held_out.protocol(inputs.words)),
+        hidden_sqnr_db=tuple(ratios),
+    )
+
+
+def figure(value: float | None, digits: int) -> str:
+    """A number of the card for people; a dash where it is not known, or beyond counting."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _hidden_sqnr(base: Sequence[Array], model: Sequence[Array]) -> float | None:
+    signal = _squares(base)
+    return sqnr_db(signal, _squares(b - m for b, m in zip(base, model, strict=True)))
+
+
+def _squares(arrays: Iterable[Array]) -> float:
+    return sum(float(np.einsum("th,th->t", x, x).sum(dtype=np.float64)) for x in arrays)
+
+
+def _short(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None

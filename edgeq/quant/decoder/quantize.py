@@ -1,0 +1,368 @@
+"""A checkpoint, a recipe and perhaps a text become one artifact.
+
+    source -> transforms -> target -> method -> training -> the file -> quality card
+               (equal)      (bits)   (round)    (learn)
+
+Without a text every tensor is rounded by itself, a piece at a time
+(`edgeq.quant.decoder.data_free`); with
+one, site by site, each seeing the error made before it (`edgeq.quant.decoder.calibrated`). The card
+compares what was written with the source, on a text that neither saw, before the file takes its
+name.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeq._version import __version__
+from edgeq.core.cpu import available_cores
+from edgeq.core.errors import UsageError, check_type, require, unknown
+from edgeq.core.files import check_target
+from edgeq.core.memory import peak_rss_bytes, rss_bytes
+from edgeq.formats.safetensors_file import release
+from edgeq.formats.schemes import QuantScheme, Scheme
+from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
+from edgeq.importers import load, source_sha256
+from edgeq.model.artifact import ArtifactWriter
+from edgeq.model.artifact_layout import Held
+from edgeq.model.model import Model
+from edgeq.quant.decoder.budget import Budget, check_walk, make_budget
+from edgeq.quant.decoder.calibrate import Calibration, CalibrationStats
+from edgeq.quant.decoder.choose import stored
+from edgeq.quant.decoder.data_free import stream
+from edgeq.quant.decoder.prepare import Data, Prepared, prepare
+from edgeq.quant.decoder.quality import HeldOut, Quality, card_bytes, measure
+from edgeq.quant.decoder.sensitivity import Sensitivity
+from edgeq.quant.decoder.source import quantized_types, refuse_quantized
+from edgeq.quant.recipe import Recipe
+from edgeq.quant.rounders.rounding import METHODS, alone
+
+Progress = Callable[[str, int, int], None]
+_WIDEST_SQNR = -9999.99
+"""Takes at least as many characters as any ratio written with two decimals."""
+NO_TEXT = "no text was given to measure on"
+
+
+@dataclass(frozen=True)
+class TensorSummary:
+    """One tensor of the artifact.
+
+    Args:
+        name: its name.
+        scheme: what it is held in.
+        shape: its logical shape.
+        nbytes: bytes held.
+        sqnr_db: signal to quantization noise in dB; None if it is floating point or exact.
+    """
+
+    name: str
+    scheme: Scheme
+    shape: tuple[int, ...]
+    nbytes: int
+    sqnr_db: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run of `quantize` did.
+
+    Args:
+        tensors: every tensor, in file order.
+        recipe: as it was carried out: with the rules that a target was solved by.
+        target: where a target was solved for, see `edgeq.quant.decoder.choose.Chosen.about`.
+        requantized: types of the source's weights and their number, where it was quantized
+            already; quality figures are then against these rounded weights.
+        quality: the card.
+        file_bytes: size of the artifact.
+        source_bytes: bytes of the source's tensors.
+        source_sha256: of the source; None if it was a model in memory that did not know.
+        seconds: wall-clock time, the card's included.
+        card_seconds: the card's.
+        cpu_seconds: processor time of all threads.
+        threads: workers.
+        peak_rss_bytes: most memory the process has ever held; None if unknown.
+    """
+
+    tensors: tuple[TensorSummary, ...]
+    recipe: Recipe
+    target: Mapping[str, Any] | None
+    requantized: Mapping[str, int]
+    quality: Quality
+    file_bytes: int
+    source_bytes: int
+    source_sha256: str | None
+    seconds: float
+    card_seconds: float
+    cpu_seconds: float
+    threads: int
+    peak_rss_bytes: int | None
+
+    @property
+    def bpw(self) -> float:
+        """Bits held per weight over all tensors, scales, padding and vectors counted."""
+        weights = sum(int(np.prod(t.shape)) for t in self.tensors)
+        return 8 * sum(t.nbytes for t in self.tensors) / weights
+
+    def __repr__(self) -> str:
+        found = self.quality.evaluation
+        kl = f", KL {found.kl_mean:.4g}" if found and found.kl_mean is not None else ""
+        return (
+            f"<Summary {len(self.tensors)} tensors, {self.file_bytes} bytes, "
+            f"{self.bpw:.2f} bits per weight{kl}>"
+        )
+
+
+def quantize(
+    source: Model | str | Path,
+    out: str | Path,
+    recipe: Recipe | str | None = None,
+    *,
+    method: str | None = None,
+    requantize: bool = False,
+    calibration: Calibration | None = None,
+    stats: CalibrationStats | None = None,
+    sensitivity: Sensitivity | None = None,
+    card: HeldOut | str = NO_TEXT,
+    max_ram: int | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Summary:
+    """Quantize a model into one artifact.
+
+    Args:
+        source: a model, or the path of one.
+        out: the file to make or replace.
+        recipe: which tensor gets which scheme, and how: a `Recipe`, the name of a preset such as
+            "palette4-gptq", or a scheme such as "w4-g64"; w4-g32 with an 8-bit embedding and head
+            if None.
+        method: of `edgeq.quant.METHODS`, instead of the recipe's.
+        requantize: go on from weights that are quantized already, as those of most GGUF files.
+        calibration: windows of a text, where the recipe needs one.
+        stats: of the same source, in place of the text where these say enough.
+        sensitivity: of the same source, for a recipe with a target; measured if None.
+        card: the text that the quality card is measured on, or why there is none.
+        max_ram: most bytes the process may hold, memory-mapped pages included; the card is left
+            out where it would take more.
+        threads: workers; all cores this process may use if None.
+        progress: called with what is done, how far, and of how much: weights, sites or steps.
+
+    Raises:
+        DoesNotFitError: max_ram is too little.
+        FormatError: the source is damaged, or holds NaN or infinite weights.
+        SchemeError: the recipe does not suit the model, or weights are too large.
+        UsageError: the source is already quantized, a text is needed, or an argument is out of
+            range.
+        TypeError: an argument is of another type.
+        MissingDependencyError: the recipe trains, and PyTorch is not installed.
+        EdgeqError: the artifact cannot be written.
+    """
+    started, cpu_started = time.perf_counter(), time.process_time()
+    check_type("source", source, Model, str, PathLike)
+    check_type("out", out, str, PathLike)
+    check_type("recipe", recipe, Recipe, str, None)
+    check_type("method", method, str, None)
+    check_type("requantize", requantize, bool)
+    check_type("calibration", calibration, Calibration, None)
+    check_type("stats", stats, CalibrationStats, None)
+    check_type("sensitivity", sensitivity, Sensitivity, None)
+    check_type("card", card, HeldOut, str)
+    check_type("max_ram", max_ram, int, None)
+    check_type("threads", threads, int, None)
+    recipe = Recipe.from_options(preset=recipe) if not isinstance(recipe, Recipe) else recipe
+    if method is not None:
+        recipe = replace(recipe, method=method)
+    data = Data(calibration, stats, sensitivity)
+    if recipe.method not in METHODS:
+        raise UsageError(unknown("method", recipe.method, METHODS))
+    data.check(recipe, card)
+    if recipe.training:
+        require("train", ("torch",), "to train quantized weights")
+    path = None if isinstance(source, Model) else Path(source)
+    check_target(Path(out))
+    base = source if isinstance(source, Model) else load(source)
+    base.validate()
+    if not requantize:
+        refuse_quantized(base, str(path or "the model"))
+    before = quantized_types(base)
+    if calibration is not None and recipe.needs:
+        check_walk(base.config, calibration, recipe, max_ram)
+    digest = _Digest(path) if path else None
+    prepared = prepare(base, recipe, data, progress, Path(out).absolute().parent)
+    model, recipe, schemes = prepared.model, prepared.recipe, prepared.schemes
+    tensors = {name: model.tensors[name] for name in schemes}
+    budget = make_budget([t.shape for t in tensors.values()], threads or available_cores(), max_ram)
+    if isinstance(card, HeldOut):
+        card = _card_that_fits(base, card, max_ram)
+    provenance: dict[str, Any] = {
+        "source": path.resolve().name if path else base.provenance.get("source"),
+        "source_sha256": "0" * 64 if path else base.provenance.get("source_sha256"),
+        "edgeq_version": __version__,
+        "recipe": recipe.to_dict(),
+        **prepared.provenance,
+    }
+    if before:
+        provenance["requantized"] = before
+    held = {name: Held(schemes[name], tuple(t.shape)) for name, t in tensors.items()}
+    quantized = [name for name, scheme in schemes.items() if isinstance(scheme, QuantScheme)]
+    room = (
+        Quality(card)
+        if isinstance(card, str)
+        else Quality.widest(model.config, card, prepared.inputs)
+    )
+    announced = {"sqnr_db": dict.fromkeys(quantized, _WIDEST_SQNR), "quality": room.to_dict()}
+    with ArtifactWriter(out, model.config, held, model.files, provenance | announced) as writer:
+        ratios = _round(prepared, data, budget, writer, progress)
+        card_started = time.perf_counter()
+        quality = Quality(card) if isinstance(card, str) else measure(
+            writer.written(), base, card, inputs=prepared.inputs, progress=progress
+        )  # fmt: skip
+        card_seconds = time.perf_counter() - card_started
+        if digest:
+            provenance["source_sha256"] = digest.result()
+        provenance["sqnr_db"] = {name: ratios[name] for name in quantized}
+        file_bytes = writer.commit(provenance | {"quality": quality.to_dict()})
+    rows = (TensorSummary(n, h.scheme, h.shape, h.nbytes, ratios.get(n)) for n, h in held.items())
+    return Summary(
+        tensors=tuple(rows),
+        recipe=recipe,
+        target=prepared.provenance.get("target"),
+        requantized=before,
+        quality=quality,
+        file_bytes=file_bytes,
+        source_bytes=sum(base.tensors[name].nbytes for name in stored(base)),
+        source_sha256=provenance["source_sha256"],
+        seconds=time.perf_counter() - started,
+        card_seconds=card_seconds,
+        cpu_seconds=time.process_time() - cpu_started,
+        threads=budget.threads,
+        peak_rss_bytes=peak_rss_bytes(),
+    )
+
+
+def _card_that_fits(base: Model, card: HeldOut, max_ram: int | None) -> HeldOut | str:
+    """The card's text, or why there can be no card."""
+    need = card_bytes(base.config, card) + (rss_bytes() or 0)
+    if max_ram is None or need <= max_ram:
+        return card
+    return (
+        f"it would take {need / 1e6:.0f} MB of memory, and {max_ram / 1e6:.0f} MB were allowed "
+        "(--max-ram)"
+    )
+
+
+def _round(
+    prepared: Prepared,
+    data: Data,
+    budget: Budget,
+    writer: ArtifactWriter,
+    progress: Progress | None,
+) -> dict[str, float | None]:
+    """Round and write every tensor; returns the SQNR in dB of the quantized ones."""
+    model, recipe, schemes = prepared.model, prepared.recipe, prepared.schemes
+    from edgeq.quant.decoder.calibrated import at_sites, round_sites
+
+    if prepared.tensors is not None:
+        ratios = _copy(prepared, prepared.tensors, writer, progress)
+        if recipe.training:
+            ratios |= _train(prepared, data.text, budget, writer, progress)
+        return _two_decimals(ratios)
+    sited = at_sites(schemes) if prepared.by_site else {}
+    method = alone(recipe.method) if prepared.by_site else recipe.method
+    others = {name: model.tensors[name] for name in schemes if name not in sited}
+    ratios = stream(
+        others, schemes, method, budget, writer, importance=prepared.importance, progress=progress
+    )
+    if sited:
+        written = {name: writer.tensor(name) for name in others}
+        ratios |= round_sites(
+            model, sited, recipe.method, data.text, writer.write, written,
+            options=recipe.options, progress=progress,
+        )  # fmt: skip
+    if recipe.training:
+        ratios |= _train(prepared, data.text, budget, writer, progress)
+    return _two_decimals(ratios)
+
+
+def _two_decimals(ratios: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {name: None if db is None else round(db, 2) for name, db in ratios.items()}
+
+
+def _copy(
+    prepared: Prepared,
+    tensors: Mapping[str, Tensor],
+    writer: ArtifactWriter,
+    progress: Progress | None,
+) -> dict[str, float | None]:
+    """Write tensors that were rounded already; returns the SQNR in dB of the quantized ones."""
+    from edgeq.quant.decoder.calibrated import tensor_sqnr
+
+    ratios: dict[str, float | None] = {}
+    for done, (name, tensor) in enumerate(tensors.items()):
+        if progress:
+            progress(f"writing {name}", done, len(tensors))
+        assert isinstance(tensor, QuantTensor | FloatTensor)  # as they were rounded
+        writer.write(name, tensor)
+        if isinstance(tensor, QuantTensor):
+            ratios[name] = tensor_sqnr(prepared.model.tensors[name], tensor)
+        release(tensor)
+        release(prepared.model.tensors[name])
+    return ratios
+
+
+def _train(
+    prepared: Prepared,
+    calibration: Calibration,
+    budget: Budget,
+    writer: ArtifactWriter,
+    progress: Progress | None,
+) -> dict[str, float | None]:
+    """Train what was written and write it anew; returns the SQNR in dB of what was quantized."""
+    from edgeq.quant.decoder.calibrated import tensor_sqnr
+    from edgeq.quant.training import train
+
+    model, schemes = prepared.model, prepared.schemes
+    begun = {name: writer.tensor(name) for name in schemes}
+    init = {name: tensor for name, tensor in begun.items() if isinstance(tensor, QuantTensor)}
+    trained = train(
+        model, schemes, calibration,
+        init=init, threads=budget.threads, progress=progress, **(prepared.recipe.training or {}),
+    )  # fmt: skip
+    ratios = {}
+    for name, tensor in trained.items():
+        assert isinstance(tensor, QuantTensor | FloatTensor)  # what is in memory
+        writer.rewrite(name, tensor)
+        if isinstance(tensor, QuantTensor):
+            ratios[name] = tensor_sqnr(model.tensors[name], tensor)
+    return ratios
+
+
+class _Digest:
+    """The source's sha256, taken by a thread of its own while the work goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._sha256 = ""
+        self._error: BaseException | None = None
+        # a daemon, so that an interrupted run does not wait for it
+        self._thread = threading.Thread(target=self._take, daemon=True, name="edgeq-sha256")
+        self._thread.start()
+
+    def _take(self) -> None:
+        try:
+            self._sha256 = source_sha256(self._path)
+        except BaseException as err:  # noqa: BLE001  raised again by whoever asks
+            self._error = err
+
+    def result(self) -> str:
+        self._thread.join()
+        if self._error:
+            raise self._error
+        return self._sha256

@@ -1,0 +1,67 @@
+"""What a model to be quantized is: in memory or in a file, and quantized already or not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from edgeq.core.errors import UsageError
+from edgeq.formats.tensor import QuantTensor
+from edgeq.model.model import Model
+
+REQUANTIZE = (
+    "quantizing them again adds a second rounding error to the first, so quantize the float "
+    "checkpoint that it was made from where there is one; to go on from the rounded weights, pass "
+    "--requantize to edgeq quantize (in Python requantize=True)"
+)
+"""What quantizing a quantized model costs, and how it is asked for."""
+
+
+def quantized_types(model: Model) -> dict[str, int]:
+    """How many tensors are quantized, by their type: ``{"Q4_1": 210, "Q8_0": 1}``.
+
+    Args:
+        model: of any format. Tensors that are a rearrangement of others count as these.
+
+    Returns:
+        The most frequent type first; empty if all tensors are floating point.
+    """
+    kinds = (_quantized_type(tensor) for tensor in model.tensors.values())
+    return dict(Counter(kind for kind in kinds if kind is not None).most_common())
+
+
+def refuse_quantized(model: Model, where: str) -> None:
+    """Refuse a model whose weights are quantized.
+
+    Args:
+        model: the source.
+        where: its path, or what it is called.
+
+    Raises:
+        UsageError: names the types found, what quantizing again costs, and the way to do it.
+    """
+    if found := quantized_types(model):
+        raise UsageError(
+            f"{where} cannot be quantized as a float model: its weights are already quantized "
+            f"({type_counts(found)}); {REQUANTIZE}"
+        )
+
+
+def type_counts(found: Mapping[str, int]) -> str:
+    """In words: "Q4_1 x 210, Q8_0 x 1"."""
+    return ", ".join(f"{kind} x {count}" for kind, count in found.items())
+
+
+def _quantized_type(tensor: Any) -> str | None:
+    """The type of a quantized tensor or of the one that it rearranges; None if it is float."""
+    while tensor is not None:
+        if isinstance(tensor, QuantTensor):
+            return str(tensor.scheme)
+        kind = getattr(tensor, "type", None)  # of a quantized GGUF tensor
+        if isinstance(kind, str):
+            return kind
+        tensor = getattr(tensor, "data", None)
+        if not hasattr(tensor, "rows"):
+            return None
+    return None

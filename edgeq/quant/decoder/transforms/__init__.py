@@ -1,0 +1,29 @@
+"""Mathematically equal models that round better.
+
+Each transform is ``(model, calibration, schemes, progress) -> Model``; the float logits stay what
+they were, to rounding. Tensors of the result are lazy: rows are computed when they are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from edgeq.formats.schemes import Scheme
+from edgeq.model.model import Model
+from edgeq.quant.decoder.calibrate import Calibration
+from edgeq.quant.decoder.transforms.awq import awq
+from edgeq.quant.decoder.transforms.rotate import rotate, rotate_values
+from edgeq.quant.decoder.transforms.smooth import smoothquant
+
+Progress = Callable[[str, int, int], None]
+Transform = Callable[[Model, Calibration, Mapping[str, Scheme], Progress | None], Model]
+
+TRANSFORMS: dict[str, Transform] = {
+    "awq": awq,
+    "smoothquant": smoothquant,
+    "rotate-values": rotate_values,
+    "rotate": rotate,
+}
+"""Name -> transform, as recipes name them."""
+
+__all__ = ["TRANSFORMS", "Transform"]

@@ -1,0 +1,171 @@
+"""Rotations that spread outliers over all columns, folded into the weights where that is exact.
+
+    rotate-values   each key/value head's values by an orthogonal R [D, D]: v's rows by R', the
+                    columns of o that meet them by R. Exact for every family.
+    rotate          the residual stream by R [hidden, hidden]: norms' weights go into the matrices
+                    after them (a norm without weights does not see R), the columns of those are
+                    rotated by R, the rows of o and down by R', and the embedding's rows by R.
+
+`rotate` needs models without norms after attention and feed-forward (their weights stand between
+two rotations), and a head of its own: a tied one cannot hold the last norm's weights, unless they
+are all equal.
+
+R is a Hadamard matrix with random signs where the size is a power of two, else a random orthogonal
+one; the same for the same size.
+
+Source: Ashkboos et al. 2024, "QuaRot" (arXiv:2404.00456), sections 3 and 4; the values' rotation
+is R2 of Liu et al. 2024, "SpinQuant" (arXiv:2405.16406).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.core.errors import UnsupportedError
+from edgeq.formats.schemes import Scheme
+from edgeq.formats.tensor import FloatTensor, Tensor
+from edgeq.model.model import Model
+from edgeq.quant.decoder.calibrate import Calibration
+from edgeq.quant.decoder.transforms.fold import Lazy, Scaled
+
+Progress = Callable[[str, int, int], None]
+Matrix = NDArray[np.float64]
+SEED = 0x5EED
+
+
+def orthogonal(size: int) -> Matrix:
+    """A fixed orthogonal matrix [size, size]: Hadamard with random signs, or a random one."""
+    rng = np.random.default_rng([SEED, size])
+    if size & (size - 1):
+        q, r = np.linalg.qr(rng.normal(size=(size, size)))
+        return np.asarray(q * np.sign(np.diag(r)))
+    h = np.ones((1, 1))
+    while h.shape[0] < size:
+        h = np.block([[h, h], [h, -h]])
+    return np.asarray(h * rng.choice([-1.0, 1.0], size) / np.sqrt(size))
+
+
+@dataclass(frozen=True, eq=False)
+class Rotated(Lazy):
+    """A matrix with its columns rotated, block by block, when it is read.
+
+    Args:
+        data: [N, K].
+        rotation: [B, B] with B dividing K; each run of B columns is multiplied by it.
+    """
+
+    rotation: Matrix
+
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows ``start:stop`` as float32 (a copy)."""
+        w = self.data.rows(start, stop).astype(np.float64)
+        blocks = w.reshape(len(w), -1, self.rotation.shape[0]) @ self.rotation
+        return blocks.reshape(w.shape).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class RotatedRows(Lazy):
+    """A matrix or bias with its rows mixed, block by block, when it is read.
+
+    Args:
+        data: [N, K] or [N].
+        rotation: [B, B] with B dividing N; each run of B rows is multiplied by its transpose.
+    """
+
+    rotation: Matrix
+
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows ``start:stop`` as float32 (a copy); reads the blocks they lie in."""
+        size = self.rotation.shape[0]
+        stop = min(stop, self.shape[0])
+        parts = []
+        for first in range(start // size * size, stop, size):
+            a, b = max(start, first), min(stop, first + size)
+            block = self.data.rows(first, first + size).astype(np.float64)
+            parts.append(self.rotation[:, a - first : b - first].T @ block)
+        return np.concatenate(parts).astype(np.float32)
+
+
+def rotate_values(
+    model: Model,
+    calibration: Calibration,
+    schemes: Mapping[str, Scheme],
+    progress: Progress | None = None,
+) -> Model:
+    """Rotate every head's values.
+
+    Args:
+        model: float.
+        calibration, schemes, progress: not needed: nothing is learned from data.
+    """
+    del calibration, schemes, progress
+    r = orthogonal(model.config.head_dim)
+    tensors = dict(model.tensors)
+    for layer in range(model.config.layers):
+        p = f"model.layers.{layer}.self_attn."
+        for name in (p + "v_proj.weight", p + "v_proj.bias"):
+            if name in tensors:
+                tensors[name] = RotatedRows(tensors[name], r)
+        tensors[p + "o_proj.weight"] = Rotated(tensors[p + "o_proj.weight"], r)
+    return replace(model, tensors=tensors)
+
+
+def rotate(
+    model: Model,
+    calibration: Calibration,
+    schemes: Mapping[str, Scheme],
+    progress: Progress | None = None,
+) -> Model:
+    """Rotate the residual stream.
+
+    Args:
+        model: float.
+        calibration, schemes, progress: not needed: nothing is learned from data.
+
+    Raises:
+        UnsupportedError: norms after attention, or a tied head after a norm with weights.
+    """
+    del calibration, schemes, progress
+    config = model.config
+    if config.post_norms:
+        raise UnsupportedError(
+            f"rotate cannot be folded into {config.family}: its norms after attention stand "
+            "between two rotations; use rotate-values"
+        )
+    last = model.tensors["model.norm.weight"].numpy() + config.norm_offset
+    if config.tied and np.ptp(last):
+        raise UnsupportedError(
+            "rotate puts the last norm's weights into the head, and this model's head is its "
+            "embedding, which must not have them; use rotate-values"
+        )
+    r = orthogonal(config.hidden)
+    tensors = dict(model.tensors)
+    for layer in range(config.layers):
+        p = f"model.layers.{layer}."
+        attention = [f"{p}self_attn.{m}_proj.weight" for m in "qkv"]
+        mlp = [p + "mlp.gate_proj.weight", p + "mlp.up_proj.weight"]
+        _absorb(tensors, p + "input_layernorm.weight", attention, config.norm_offset, r)
+        _absorb(tensors, p + "post_attention_layernorm.weight", mlp, config.norm_offset, r)
+        for name in (p + "self_attn.o_proj", p + "mlp.down_proj"):
+            for part in (name + ".weight", name + ".bias"):
+                if part in tensors:
+                    tensors[part] = RotatedRows(tensors[part], r)
+    table = "model.embed_tokens.weight"
+    tensors[table] = Rotated(tensors[table], r)
+    if not config.tied:
+        _absorb(tensors, "model.norm.weight", ["lm_head.weight"], config.norm_offset, r)
+    return replace(model, tensors=tensors)
+
+
+def _absorb(
+    tensors: dict[str, Tensor], norm: str, matrices: list[str], offset: float, r: Matrix
+) -> None:
+    """Put a norm's weights into the matrices after it, and rotate their columns."""
+    weight = tensors[norm].numpy().astype(np.float64) + offset
+    for name in matrices:
+        tensors[name] = Rotated(Scaled(tensors[name], None, weight), r)
+    tensors[norm] = FloatTensor("F32", np.full(weight.shape, 1 - offset, np.float32))

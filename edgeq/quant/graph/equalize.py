@@ -1,0 +1,249 @@
+"""Cross-layer equalisation: channels of two layers brought to like ranges, the function unchanged.
+
+Where a layer feeds only one other, through operators f with ``f(s x) = s f(x)`` for s > 0,
+
+    W2 f(W1 x + b1)  =  (W2 S) f(S^-1 (W1 x + b1))
+
+for any positive diagonal S. With ``s_i = sqrt(r1_i / r2_i)``, r1_i being the largest weight that
+makes channel i and r2_i the largest that takes it, both become ``sqrt(r1_i r2_i)``: no channel has
+to live with a step that another one's range dictates, be it of a weight that has one scale or of
+the value between, which always has. A change in one pair changes its neighbours, so pairs are gone
+through until nothing moves; that is how chains, as expansion, depthwise and projection, settle.
+
+Relu, LeakyRelu, PRelu and pools are such f, and so is bringing [1, C, H, W] to [1, C * H * W]. A
+Clip is none, so nothing is done across it. `unclipped` makes those a Relu whose upper bound is
+never met.
+
+Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias
+Correction" (arXiv:1906.04721), section 4.1, equations 9 to 11.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.core.errors import UsageError
+from edgeq.graph.ir import Constant, Graph, Node
+from edgeq.graph.rewrite import floats, ints, prune, scalar
+from edgeq.quant.graph.hessians import Progress, Samples, SessionOf, weight_name
+
+PASSES = 40
+"""Times that all pairs are gone through, at most."""
+SETTLED = 1e-3
+"""A pass that changes no channel by more than this part is the last."""
+DEAD = 1e-4
+"""A channel whose largest weight is no more than this part of the layer's has nothing to bring to a
+range: its bias alone would be made larger."""
+MOST = 1e3
+"""A channel is scaled by at most so many times more, or less, than the others."""
+LAYERS = ("Conv", "ConvTranspose", "Linear")
+_ALONG = ("Relu", "LeakyRelu", "PRelu")
+_POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
+_RESHAPES = ("Flatten", "Reshape", "Squeeze")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two layers whose channels can be scaled against each other.
+
+    Args:
+        first, second: Conv, ConvTranspose or Linear.
+        spread: how many of the second's inputs come from one channel of the first.
+    """
+
+    first: Node
+    second: Node
+    spread: int = 1
+
+
+def equalise(graph: Graph, *, passes: int = PASSES) -> Graph:
+    """The graph with the ranges of its layers' channels brought together.
+
+    Args:
+        graph: float; its layers' weights are constants.
+        passes: times that all pairs are gone through, at most.
+
+    Raises:
+        UsageError: passes is negative.
+    """
+    if passes < 0:
+        raise UsageError(f"passes is {passes}; use 0 or more ({PASSES} by default)")
+    found = pairs(graph)
+    held: dict[str, NDArray[np.float64]] = {}
+    for node in (node for pair in found for node in (pair.first, pair.second)):
+        for name in filter(None, node.inputs[1:]):
+            held.setdefault(name, graph.array(name).astype(np.float64))
+    factors: dict[str, NDArray[np.float64]] = {}
+    for _ in range(passes):
+        moved = max((_scale(pair, held, factors) for pair in found), default=0.0)
+        if moved <= SETTLED:
+            break
+    changed: dict[str, Constant] = {name: a.astype(np.float32) for name, a in held.items()}
+    return replace(graph, constants={**graph.constants, **changed})
+
+
+def pairs(graph: Graph) -> tuple[Pair, ...]:
+    """All pairs of layers between which scaling changes nothing."""
+    found = (_pair(graph, node) for node in graph.nodes if _own(graph, node))
+    return tuple(pair for pair in found if pair is not None)
+
+
+def unclipped(
+    graph: Graph,
+    samples: Samples,
+    *,
+    session_of: SessionOf,
+    progress: Progress | None = None,
+) -> Graph:
+    """The graph with a Relu in the place of every Clip from 0 whose upper bound no sample meets.
+
+    Args:
+        graph: float.
+        samples: inputs of the graph.
+        session_of: runs a graph.
+        progress: called with ("upper bounds", samples done, 0).
+
+    Raises:
+        UsageError: there are no samples.
+    """
+    bounds = {}
+    for node in graph.nodes:
+        if node.op == "Clip" and len(node.inputs) == 3 and scalar(graph, node.inputs[1]) == 0:
+            bound = scalar(graph, node.inputs[2])
+            if bound is not None:
+                bounds[node.name] = node, bound
+    if not bounds:
+        return graph
+    run = session_of(graph, [node.inputs[0] for node, _ in bounds.values()])
+    seen = 0
+    for feeds in samples:
+        seen += 1
+        values = {**feeds, **run(feeds)}
+        bounds = {k: (n, b) for k, (n, b) in bounds.items() if values[n.inputs[0]].max() <= b}
+        if progress:
+            progress("upper bounds", seen, 0)
+    if not seen:
+        raise UsageError("there are no calibration samples; give at least one")
+    nodes = tuple(
+        replace(n, op="Relu", inputs=n.inputs[:1], attrs={}) if n.name in bounds else n
+        for n in graph.nodes
+    )
+    return prune(replace(graph, nodes=nodes))
+
+
+def _own(graph: Graph, node: Node) -> bool:
+    """Whether a node is a layer whose float constants nothing else takes."""
+    return node.op in LAYERS and all(
+        floats(graph, name) is not None and len(graph.consumers[name]) == 1
+        for name in filter(None, node.inputs[1:])
+    )
+
+
+def _pair(graph: Graph, first: Node) -> Pair | None:
+    """The layer that alone takes what this one makes, if all between them lets scales through."""
+    axis = len(graph.info(first.output).shape) - 1 if first.op == "Linear" else 1
+    spread, value = 1, first.output
+    while (node := graph.only_consumer(value)) is not None:
+        if node.inputs.count(value) != 1 or node.inputs[0] != value:
+            return None
+        if node.op in LAYERS:
+            last = len(graph.info(value).shape) - 1
+            fits = axis == last if node.op == "Linear" else axis == 1 and spread == 1
+            return Pair(first, node, spread) if fits and _own(graph, node) else None
+        if node.op in _RESHAPES:
+            more = _flattened(graph, node, axis)
+            if more is None:
+                return None
+            spread *= more
+        elif node.op in _POOLS:
+            if axis != 1:
+                return None
+        elif node.op == "ReduceMean":
+            axes = ints(graph, node.inputs[1]) if len(node.inputs) > 1 else None
+            rank = len(graph.info(value).shape)
+            if not axes or axis != 1 or any(a % rank < 2 for a in axes):
+                return None
+        elif node.op not in _ALONG:
+            return None
+        value = node.output
+    return None
+
+
+def _flattened(graph: Graph, node: Node, axis: int) -> int | None:
+    """How many values of a channel lie together in [N, C * n] or [N, C, 1, ...]; None if mixed."""
+    before, after = graph.info(node.inputs[0]).shape, graph.info(node.output).shape
+    if axis != 1 or len(after) < 2 or after[0] != before[0]:
+        return None
+    inner = int(np.prod(before[2:], dtype=np.int64))
+    if after[1:] == (before[1] * inner,):
+        return inner
+    return 1 if after[1] == before[1] and inner == 1 else None
+
+
+def _with_bias(
+    pair: Pair,
+    held: dict[str, NDArray[np.float64]],
+    made: NDArray[np.float64],
+    s: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Factors with which no channel becomes the largest of the value between by its bias alone.
+
+    What a channel's products add up to is taken as three times the norm of its weights, as for
+    inputs of unit variance.
+    """
+    biases = [held[name] for name in pair.first.inputs[2:3] if name]
+    if not biases:
+        return s
+    norms = np.sqrt(np.square(made).sum(axis=(1, 3))).reshape(-1)
+    bias, product = np.abs(biases[0]), 3 * norms
+    size = bias + product
+    led = product >= bias  # by their products
+    if not led.any():
+        return s
+    top = (size[led] / s[led]).max()
+    return np.where(led, s, np.maximum(s, size / top))
+
+
+def _scale(
+    pair: Pair,
+    held: dict[str, NDArray[np.float64]],
+    factors: dict[str, NDArray[np.float64]],
+) -> float:
+    """Bring one pair's ranges together in place; by how much the most changed channel did."""
+    first, second = weight_name(pair.first), weight_name(pair.second)
+    made = _made(pair.first, held[first])
+    taken = _taken(pair.second, held[second])
+    r1 = np.abs(made).max(axis=(1, 3)).reshape(-1)
+    r2 = np.abs(taken).max(axis=(1, 3)).reshape(len(r1), -1).max(axis=1)
+    live = (r1 > DEAD * r1.max(initial=0)) & (r2 > DEAD * r2.max(initial=0))
+    s = np.sqrt(np.divide(r1, r2, out=np.ones_like(r1), where=live))
+    # what is common to all channels changes no range, and is no part of a channel's factor
+    s[~live] = common = np.exp(np.log(s[live]).mean()) if live.any() else 1.0
+    before = factors.setdefault(pair.first.name, np.ones_like(s))
+    s = np.clip(before * s, before.mean() * common / MOST, before.mean() * common * MOST) / before
+    s = _with_bias(pair, held, made, s)
+    factors[pair.first.name] = before * s
+    made /= s.reshape(made.shape[0], 1, made.shape[2], 1)
+    taken *= np.repeat(s, pair.spread).reshape(taken.shape[0], 1, taken.shape[2], 1)
+    for bias in filter(None, pair.first.inputs[2:3]):
+        held[bias] /= s
+    return float(np.abs(np.log(s)).max())
+
+
+def _made(node: Node, w: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A view of weights as [groups, others, output channels of a group, taps]."""
+    if node.op == "ConvTranspose":
+        groups = int(node.attrs.get("group", 1))
+        return w.reshape(groups, w.shape[0] // groups, w.shape[1], -1)
+    return w.reshape(1, 1, w.shape[0], -1)
+
+
+def _taken(node: Node, w: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A view of weights as [groups, others, input channels of a group, taps]."""
+    if node.op == "ConvTranspose":
+        return w.reshape(1, 1, w.shape[0], -1)
+    groups = int(node.attrs.get("group", 1)) if node.op == "Conv" else 1
+    return w.reshape(groups, w.shape[0] // groups, w.shape[1], -1)

@@ -1,0 +1,485 @@
+"""A float graph and a recipe to a quantized graph, step by step.
+
+own constants   a weight or bias that nodes share is given to each where they round it apart
+equalise        ranges of channels are brought together, see `edgeq.quant.graph.equalize`
+calibrate       `plan` says which values are rounded, observers say how
+weights         rounded, by GPTQ where the recipe says so
+assemble        levels, grids and int32 biases in the place of floats
+correct         mean errors go into the biases
+mixed           layers that lose most get more bits, and the steps are done again for them
+store           what stayed float, as the recipe says
+check           as many weights are packed as the recipe asked for
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from edgeq.core.errors import SchemeError, UsageError
+from edgeq.graph.ir import Constant, Graph, Node, QuantWeight
+from edgeq.quant.graph.bias import corrected
+from edgeq.quant.graph.calibrate import ranges
+from edgeq.quant.graph.choices import choices, depthwise, float_nodes
+from edgeq.quant.graph.doubts import doubts
+from edgeq.quant.graph.equalize import equalise, unclipped
+from edgeq.quant.graph.grids import (
+    Plan,
+    Scope,
+    data_inputs,
+    fused,
+    grids,
+    plan,
+    rounded_constant,
+    scope_of,
+)
+from edgeq.quant.graph.hessians import Array, Progress, Run, hessians, weight_name
+from edgeq.quant.graph.kept import keep
+from edgeq.quant.graph.precise import hidden_terms
+from edgeq.quant.graph.recipe import Choice, GraphRecipe
+from edgeq.quant.graph.samples import LEAST, Samples
+from edgeq.quant.graph.sensitivity import keep_float, sensitivity
+from edgeq.quant.graph.smooth import smoothed
+from edgeq.quant.graph.summary import (
+    Agreement,
+    GraphSummary,
+    arena_bytes,
+    compare,
+    constants_bytes,
+    operator_rows,
+    with_sqnr,
+)
+from edgeq.quant.graph.weights import (
+    WeightScheme,
+    int_bias,
+    needs_hessian,
+    round_weight,
+    weight_nodes,
+    with_room,
+)
+from edgeq.quant.histogram import Range
+
+META_RECIPE, META_ACTIVATIONS = "edgeq.recipe", "edgeq.activations"
+_MEASURED = 8
+"""Samples on which each operator's error is measured."""
+_PROBED = 32
+"""Samples on which each layer's sensitivity is measured."""
+_COMPARED = 64
+"""Samples on which the outputs are compared."""
+
+
+def quantize_graph(
+    graph: Graph,
+    recipe: GraphRecipe,
+    samples: Samples | None = None,
+    *,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> GraphSummary:
+    """Quantize a graph.
+
+    Args:
+        graph: canonical and float.
+        recipe: how.
+        samples: what ranges and second moments are taken from; needed if the recipe says so, else
+            only what is lost is measured on them.
+        threads: of the runtime.
+        progress: called with a step, how much of it is done, and of how much, or 0.
+
+    Raises:
+        UsageError: it is quantized already, or samples are missing or too few.
+        SchemeError: the recipe does not fit the graph, or fewer weights would be packed than it
+            asked for.
+        FormatError: a sample or a value is not finite.
+    """
+    started = time.perf_counter()
+    _check(graph, recipe, samples)
+    work = _Work(own_constants(graph, recipe), recipe, samples, threads, progress)
+    picked = choices(work.graph, recipe)
+    made = work.quantized(picked)
+    kept: tuple[str, ...] = ()
+    if recipe.mixed is not None:
+        kept = work.most_sensitive(made, picked)
+        picked |= dict.fromkeys(kept, recipe.mixed_keep)
+        made = work.quantized(picked)
+    made = _stored(made, recipe, picked)
+    check_packed(made, picked)
+    meta = {**graph.meta, **_meta(recipe, samples)}
+    made = replace(made, meta=meta | (keep(made, samples) if samples is not None else {}))
+    rows = operator_rows(made)
+    agreement = None
+    if samples is not None:
+        rows = with_sqnr(rows, work.graph, made, samples.first(_MEASURED), work.session_of)
+        agreement = compare(graph, made, samples.first(_COMPARED), work.session_of)
+    float_bytes, _ = constants_bytes(graph)
+    return GraphSummary(
+        made,
+        recipe,
+        rows,
+        float_bytes,
+        constants_bytes(made)[1],
+        arena_bytes(graph),
+        arena_bytes(made),
+        kept,
+        agreement,
+        time.perf_counter() - started,
+        () if samples is None else _doubts(graph, samples, work, agreement),
+    )
+
+
+ALIKE = 1e-4
+"""Part of the outputs' power that differs between samples, below which they are all the same."""
+
+
+def _doubts(
+    graph: Graph, samples: Samples, work: _Work, agreement: Agreement | None
+) -> tuple[str, ...]:
+    """What is doubtful of the samples and of what was measured on them."""
+    found = list(doubts(graph, samples, work.session_of))
+    if agreement is None or agreement.samples < 2:
+        return tuple(found)
+    if agreement.varied < ALIKE:
+        found.append(
+            "the float model gives nearly the same outputs for all samples "
+            f"({agreement.varied:.1g} of their power differs), so the agreement of the outputs "
+            "says little; calibrate on inputs that the model tells apart"
+        )
+    elif agreement.classes == 1:
+        found.append(
+            "the float model gives every sample the same top class, so the agreement of the top "
+            "class says nothing; calibrate on samples of several classes"
+        )
+    return tuple(found)
+
+
+@dataclass
+class _Work:
+    """What one quantization has found out so far, for when a step is done again."""
+
+    graph: Graph
+    recipe: GraphRecipe
+    samples: Samples | None
+    threads: int
+    progress: Progress | None
+    ranges: dict[str, Range] = field(default_factory=dict)
+    moments: dict[str, Array] = field(default_factory=dict)
+    rounded: dict[tuple[str, Choice, float | None], QuantWeight] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        wanted = self.recipe.equalise
+        if wanted is None:
+            wanted = bool(self.recipe.schemes) and any(
+                depthwise(self.graph, node) for node in weight_nodes(self.graph)
+            )
+        if wanted:
+            if self.samples is not None:
+                self.graph = unclipped(
+                    self.graph, self.samples,
+                    session_of=self.session_of, progress=self.progress,
+                )  # fmt: skip
+            self.graph = equalise(self.graph)
+        if self.recipe.activations == "static" and self._scope() == "layers":
+            assert self.samples is not None
+            self.graph = smoothed(
+                self.graph, self.samples, session_of=self.session_of, progress=self.progress
+            )
+
+    def session_of(self, graph: Graph, watch: Sequence[str]) -> Run:
+        """What runs a graph."""
+        from edgeq.graph.execute import Session
+
+        return Session(graph, watch, self.threads)
+
+    def quantized(self, picked: Mapping[str, Choice]) -> Graph:
+        """The graph with weights as picked."""
+        schemes = {name: c for name, c in picked.items() if isinstance(c, WeightScheme)}
+        nodes = [node for node in weight_nodes(self.graph) if node.name in schemes]
+        made, ratios = None, {}
+        if self.recipe.activations == "static":
+            made = self._plan(schemes)
+            ratios = step_ratios(self.graph, made, self.ranges)
+        weights = self._weights(nodes, schemes, ratios)
+        graph = assembled(self.graph, weights, made, self.ranges)
+        if self.recipe.bias_correction and self._scope() == "all":
+            assert self.samples is not None
+            graph = corrected(
+                self.graph, graph, self.samples,
+                session_of=self.session_of, progress=self.progress,
+            )  # fmt: skip
+        return graph
+
+    def most_sensitive(self, made: Graph, picked: Mapping[str, Choice]) -> tuple[str, ...]:
+        """Nodes to hold in more bits."""
+        assert self.samples is not None
+        assert self.recipe.mixed is not None
+        rows = sensitivity(
+            self.graph, made, self.samples.first(_PROBED),
+            session_of=self.session_of, progress=self.progress,
+        )  # fmt: skip
+        keep = self.recipe.mixed_keep
+        gains = {
+            name
+            for name, choice in picked.items()
+            if isinstance(choice, WeightScheme)
+            and (isinstance(keep, str) or choice.bits < keep.bits)
+        }
+        kept = keep_float([row for row in rows if row.node in gains], self.recipe.mixed)
+        return tuple(name for name in picked if name in kept)
+
+    def _scope(self) -> Scope:
+        return scope_of(self.graph) if self.recipe.scope == "auto" else self.recipe.scope
+
+    def _observer(self) -> str:
+        if self.recipe.observer != "auto":
+            return self.recipe.observer
+        return "mse" if self._scope() == "all" else "minmax"
+
+    def _plan(self, packed: Mapping[str, WeightScheme]) -> Plan:
+        """Which values are rounded, their ranges being found."""
+        assert self.samples is not None
+        floats = set(float_nodes(self.graph, self.recipe))
+        while True:
+            made = plan(self.graph, self._scope(), packed, floats)
+            new = [name for name in made.sources if name not in self.ranges]
+            if new:
+                self.ranges |= ranges(
+                    self.graph, new, self.samples,
+                    session_of=self.session_of, observer=self._observer(), progress=self.progress,
+                )  # fmt: skip
+            known = {value: self.ranges[source] for value, source in _observed(made)}
+            hidden = hidden_terms(self.graph, known) & made.integer
+            if not hidden:
+                return made
+            floats |= hidden
+
+    def _weights(
+        self,
+        nodes: list[Node],
+        schemes: Mapping[str, WeightScheme],
+        ratios: Mapping[str, float],
+    ) -> dict[str, QuantWeight]:
+        """Constant -> levels."""
+        keys = {node.name: (node.name, schemes[node.name], ratios.get(node.name)) for node in nodes}
+        new = [node for node in nodes if keys[node.name] not in self.rounded]
+        wanted = [
+            node
+            for node in new
+            if node.name not in self.moments
+            and needs_hessian(node, schemes[node.name])
+            and (self.samples is not None or schemes[node.name].method == "gptq")
+        ]
+        if wanted:
+            assert self.samples is not None
+            self.moments |= hessians(
+                self.graph, wanted, self.samples,
+                session_of=self.session_of, progress=self.progress,
+            )  # fmt: skip
+        for i, node in enumerate(new):
+            if self.progress is not None:
+                self.progress("rounding weights", i, len(new))
+            scheme = schemes[node.name]
+            w = self.graph.array(weight_name(node))
+            hessian = self.moments.get(node.name)
+            made = round_weight(w, node, scheme, hessian, ratios.get(node.name))
+            self.rounded[keys[node.name]] = made
+        return {weight_name(node): self.rounded[keys[node.name]] for node in nodes}
+
+
+def _observed(made: Plan) -> list[tuple[str, str]]:
+    """Each value of a plan that has an observed range of its own or of its group, and whose."""
+    own = {group: value for value, group in reversed(list(made.sources.items()))}
+    return [
+        (value, value if value in made.sources else own[group])
+        for value, group in made.groups.items()
+        if value in made.sources or group in own
+    ]
+
+
+def step_ratios(graph: Graph, made: Plan, seen: Mapping[str, Range]) -> dict[str, float]:
+    """The output's scale divided by the input's, of layers that compute in integers.
+
+    Layers that share a weight are left out: it has one scale, and their ratios are not the same.
+
+    Args:
+        graph: float.
+        made: which values are rounded.
+        seen: the range of each source of ``made``.
+    """
+    quants, found = grids(made, seen), {}
+    for node in graph.nodes:
+        if node.name not in made.integer or node.op not in _BIASED:
+            continue
+        joined = fused(graph, node)
+        out = joined.output if node.output not in quants and joined else node.output
+        if out in quants and len(graph.consumers[weight_name(node)]) == 1:
+            found[node.name] = quants[out].scale / quants[node.inputs[0]].scale
+    return found
+
+
+def assembled(
+    graph: Graph,
+    weights: Mapping[str, QuantWeight],
+    made: Plan | None,
+    seen: Mapping[str, Range],
+) -> Graph:
+    """The graph with what was found in the place of floats.
+
+    Args:
+        graph: float.
+        weights: constant -> levels.
+        made: which values are rounded; None if activations stay float.
+        seen: the range of each source of ``made``.
+    """
+    constants: dict[str, Constant] = {**graph.constants, **weights}
+    if made is None:
+        return replace(graph, constants=constants)
+    quants = grids(made, seen)
+    nodes = []
+    places: dict[str, list[int]] = {}
+    for name, place in made.constants:
+        places.setdefault(name, []).append(place)
+    for node in graph.nodes:
+        inputs = list(node.inputs)
+        for place in places.get(node.name, ()):
+            own = f"{inputs[place]}.int8"
+            constants[own] = rounded_constant(graph.array(inputs[place]))
+            inputs[place] = own
+        if node.name in made.integer and node.op in _BIASED and _bias(node):
+            scale = quants[data_inputs(graph, node)[0]].scale
+            name, b = weight_name(node), graph.array(_bias(node))
+            held = constants[name]
+            assert isinstance(held, QuantWeight)
+            constants[name] = held = with_room(b, scale, held)
+            constants[_bias(node)] = int_bias(b, scale, held, _bias(node))
+        nodes.append(replace(node, inputs=tuple(inputs)))
+    used = {name for node in nodes for name in node.inputs} | set(graph.outputs)
+    kept = {name: held for name, held in constants.items() if name in used}
+    return replace(graph, nodes=tuple(nodes), constants=kept, quants=quants)
+
+
+_BIASED = ("Conv", "ConvTranspose", "Linear")
+
+
+def _bias(node: Node) -> str:
+    return node.inputs[2] if len(node.inputs) > 2 else ""
+
+
+def own_constants(graph: Graph, recipe: GraphRecipe) -> Graph:
+    """The graph with a bias of its own for each node, and a weight where it is rounded apart.
+
+    Nodes that share a weight go on sharing it if the recipe rounds it the same for all of them
+    and does so without looking at what they are fed.
+    """
+    picked = choices(graph, recipe)
+    constants = dict(graph.constants)
+    first: dict[str, Node] = {}
+    nodes = []
+    for node in graph.nodes:
+        inputs = list(node.inputs)
+        for place, name in enumerate(inputs):
+            if name not in graph.constants or graph.info(name).dtype != "float32":
+                continue
+            other = first.setdefault(name, node)
+            if other is node or not (node.name in picked or other.name in picked):
+                continue
+            if place == 2 or not _round_alike(other, node, picked, name):
+                inputs[place] = f"{name}.{node.name}"
+                constants[inputs[place]] = constants[name]
+        nodes.append(replace(node, inputs=tuple(inputs)))
+    return replace(graph, nodes=tuple(nodes), constants=constants)
+
+
+def _round_alike(a: Node, b: Node, picked: Mapping[str, Choice], name: str) -> bool:
+    same = picked.get(a.name) == picked.get(b.name)
+    scheme = picked.get(a.name)
+    weights = all(n.name in picked and weight_name(n) == name for n in (a, b))
+    blind = isinstance(scheme, str) or (scheme is not None and not needs_hessian(a, scheme))
+    return same and weights and blind and (a.op == b.op or "ConvTranspose" not in (a.op, b.op))
+
+
+def _check(graph: Graph, recipe: GraphRecipe, samples: Samples | None) -> None:
+    if graph.quants or any(isinstance(c, QuantWeight) for c in graph.constants.values()):
+        raise UsageError(
+            f"the graph {graph.name} is quantized already; give the float model it was made from"
+        )
+    recipe.check(graph.nodes)
+    if recipe.schemes and not weight_nodes(graph):
+        raise SchemeError(
+            f"the graph {graph.name} has no weights that could be rounded: no Conv, "
+            "ConvTranspose, Linear or Gather with a constant of floats"
+        )
+    if samples is None:
+        if recipe.needs_samples:
+            raise UsageError(
+                "the recipe needs calibration samples; give a folder, an .npz file or "
+                "script.py:function with --calib, or a recipe that needs none (w8-dynamic, w4-g32)"
+            )
+        return
+    if recipe.needs_samples:
+        found = samples.first(LEAST).count()
+        if found < LEAST:
+            raise UsageError(
+                f"{samples.source} holds {found} samples; give at least {LEAST}, better some "
+                "hundred"
+            )
+
+
+def _stored(graph: Graph, recipe: GraphRecipe, picked: Mapping[str, Choice]) -> Graph:
+    """Float constants in half the bytes, where the recipe says so."""
+    half = {node.name for node in graph.nodes if picked.get(node.name, recipe.rest) == "fp16"}
+    constants = dict(graph.constants)
+    for node in graph.nodes:
+        for name in node.inputs:
+            held = constants.get(name)
+            if isinstance(held, np.ndarray) and held.dtype == np.float32 and node.name in half:
+                constants[name] = _halved(held)
+    return replace(graph, constants=constants)
+
+
+def _halved(x: np.ndarray) -> np.ndarray:
+    """An array in float16, where that holds it well; settings of a few numbers are left alone."""
+    most, half = float(np.abs(x).max(initial=0)), np.finfo(np.float16)
+    if x.size < _FEW or most > float(half.max) or 0 < most < float(half.tiny):
+        return x
+    return x.astype(np.float16)
+
+
+_FEW = 16
+
+
+def check_packed(graph: Graph, picked: Mapping[str, Choice]) -> None:
+    """Refuse a graph in which fewer weights are integers than were to be.
+
+    Args:
+        graph: quantized.
+        picked: node -> what its weight was to be held in.
+
+    Raises:
+        SchemeError: names the nodes.
+    """
+    short = []
+    for node in graph.nodes:
+        choice = picked.get(node.name)
+        if not isinstance(choice, WeightScheme):
+            continue
+        held = graph.constants[weight_name(node)]
+        if not isinstance(held, QuantWeight) or held.bits != choice.bits:
+            short.append(str(node))
+    if short:
+        raise SchemeError(
+            f"{len(short)} weights are not packed as the recipe asked for: {', '.join(short[:5])}"
+        )
+
+
+def _meta(recipe: GraphRecipe, samples: Samples | None) -> dict[str, str]:
+    found = {
+        META_RECIPE: json.dumps(recipe.to_dict()),
+        META_ACTIVATIONS: recipe.activations,
+    }
+    if samples is None or not samples.pictures:
+        return found  # arrays come as they are fed, made in a way that is not known here
+    return found | samples.preprocess.to_meta()

@@ -1,0 +1,1 @@
+"""Methods that round a matrix: to nearest, least squares, palettes and GPTQ."""

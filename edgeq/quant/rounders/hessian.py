@@ -1,0 +1,253 @@
+"""Second moments of a matrix's inputs: what a rounding error in its weights costs in its outputs.
+
+    H = mean over tokens of x x^T      [K, K]
+    error of Ŵ = tr((W - Ŵ) H (W - Ŵ)^T), the mean squared error of the outputs, summed over rows
+
+Held: H, and the cross moments where they are wanted, in float32 (256 MiB each at K = 8192).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.core.errors import UsageError
+
+STRIP = 1024
+"""Rows of H computed at once: a product of these is held besides H itself."""
+PANEL = 256
+"""Columns factored at once."""
+EXACT_K = 4096
+"""Up to this K, H is factored in float64."""
+CROSS_DAMPING = 0.1
+"""Added to H's diagonal, in parts of its mean, where weights are fitted to other inputs. Ten times
+the damping of rounding: what is fitted here is the noise of a finite text too."""
+
+
+class Hessian:
+    """Second moments of a matrix's inputs, taken up piece by piece.
+
+    Args:
+        k: width of the inputs.
+        crossed: take up the cross moments with the float model's inputs too.
+
+    Attributes:
+        n: tokens seen.
+    """
+
+    def __init__(self, k: int, *, crossed: bool = False) -> None:
+        self.n = 0
+        self._moments = np.zeros((k, k), np.float32)
+        self._cross = np.zeros((k, k), np.float32) if crossed else None
+        self._shift: NDArray[np.float32] | None = None
+        self._means = False
+
+    @classmethod
+    def of(cls, matrix: NDArray[np.float32]) -> Hessian:
+        """Second moments that are known already.
+
+        Args:
+            matrix: H, float32 [K, K]; held, not copied.
+        """
+        known = cls(0)
+        known.n, known._moments, known._means = 1, matrix, True
+        return known
+
+    def add(
+        self,
+        x: NDArray[np.float32],
+        x_float: NDArray[np.float32] | None = None,
+        shift: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Take up some tokens.
+
+        Args:
+            x: inputs in the model as it is quantized so far, float32 [t, K].
+            x_float: the same tokens' inputs in the float model, float32 [t, K], if ``crossed``.
+            shift: what the outputs should make up for besides, float32 [t, N]: at the end of a
+                residual branch, the float model's hidden state less that of this one.
+
+        Raises:
+            UsageError: another width, or x_float missing or not wanted.
+        """
+        k = len(self._moments)
+        if x.shape[1] != k:
+            raise UsageError(f"inputs have a width of {x.shape[1]}; this Hessian is of {k}")
+        if (x_float is None) != (self._cross is None):
+            wanted = "needs the float model's inputs too" if x_float is None else "is not crossed"
+            raise UsageError(f"this Hessian {wanted}; make it with crossed={x_float is not None}")
+        self._as_sums()
+        for a in range(0, k, STRIP):
+            b = min(a + STRIP, k)
+            # the lower triangle; `_as_means` mirrors it
+            self._moments[a:b, :b] += x[:, a:b].T @ x[:, :b]
+            if self._cross is not None and x_float is not None:
+                self._cross[a:b] += x_float[:, a:b].T @ x
+        if shift is not None:
+            if self._shift is None:
+                self._shift = np.zeros((shift.shape[1], k), np.float32)
+            self._shift += shift.T @ x
+        self.n += len(x)
+
+    @property
+    def matrix(self) -> NDArray[np.float32]:
+        """H, float32 [K, K]; not a copy."""
+        self._as_means()
+        return self._moments
+
+    @property
+    def cross(self) -> NDArray[np.float32] | None:
+        """Mean of x_float x^T, float32 [K, K], if ``crossed``; not a copy."""
+        self._as_means()
+        return self._cross
+
+    @property
+    def diagonal(self) -> NDArray[np.float32]:
+        """Mean square of each input, float32 [K]."""
+        return np.diagonal(self.matrix).copy()
+
+    def target(self, w: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The weights that rounding should come near to.
+
+        Those whose outputs, given the inputs of the quantized model, are nearest to what ``w``
+        gives for the float model's, plus the shift: ``W + (W (C - H) + D) (H + aI)^-1``, with the
+        moments C of x_float x^T and D of shift x^T. They are ``w`` itself where neither is known.
+
+        Source: the least-squares problem of Zhang et al. 2025, "Qronos" (arXiv:2505.11695), whose
+        real-valued solution comes before any rounding.
+
+        Args:
+            w: float32 [N, K].
+        """
+        self._as_means()
+        if self._cross is None and self._shift is None:
+            return w
+        wanted = np.zeros_like(w)
+        if self._cross is not None:
+            wanted += w @ self._cross
+            wanted -= w @ self._moments
+        if self._shift is not None:
+            wanted += self._shift
+        return w + Factor.of(damped(self._moments, CROSS_DAMPING)).solve(wanted)
+
+    def settle(self) -> None:
+        """Give up what only `target` needs, once the targets of all matrices are known."""
+        self._cross = self._shift = None
+
+    def _as_sums(self) -> None:
+        if self._means:
+            self._scale(np.float32(self.n))
+            self._means = False
+
+    def _as_means(self) -> None:
+        if self._means or not self.n:
+            return
+        self._scale(np.float32(1 / self.n))
+        for a in range(0, len(self._moments), STRIP):
+            b = a + STRIP
+            block = self._moments[a:b, a:b]
+            block[:] = np.tril(block) + np.tril(block, -1).T
+            self._moments[a:b, b:] = self._moments[b:, a:b].T
+        self._means = True
+
+    def _scale(self, factor: np.float32) -> None:
+        for held in (self._moments, self._cross, self._shift):
+            if held is not None:
+                held *= factor
+
+
+def weighted_error(
+    w: NDArray[np.float32], w_hat: NDArray[np.float32], hessian: Hessian | None
+) -> float:
+    """``tr((W - Ŵ) H (W - Ŵ)^T)``: the mean squared error of the outputs, summed over rows.
+
+    Args:
+        w, w_hat: float32 [N, K].
+        hessian: of the inputs; None for the squared error of the weights themselves.
+    """
+    total = 0.0
+    for a in range(0, len(w), STRIP):
+        e = w[a : a + STRIP] - w_hat[a : a + STRIP]
+        pulled = e if hessian is None else e @ hessian.matrix
+        total += float(np.einsum("nk,nk->n", pulled, e).sum(dtype=np.float64))
+    return max(total, 0.0)
+
+
+def damped(matrix: NDArray[np.float32], damping: float) -> NDArray[np.floating]:
+    """``H + aI`` with ``a`` in parts of the mean of H's diagonal: float64 up to `EXACT_K`."""
+    k = len(matrix)
+    out: NDArray[np.floating] = matrix.astype(np.float64 if k <= EXACT_K else np.float32)
+    out[np.diag_indices(k)] += ridge(matrix, damping)
+    return out
+
+
+def ridge(matrix: NDArray[np.float32], damping: float) -> float:
+    """What damping adds to H's diagonal; 1 if no input ever differed from zero."""
+    mean = float(np.trace(matrix, dtype=np.float64)) / len(matrix)
+    return damping * mean if mean > 0 else 1.0
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A positive definite matrix as ``M D M^T``.
+
+    Args:
+        mix: M, upper triangular with a unit diagonal, float32 [K, K].
+        pivots: D's diagonal, float32 [K].
+    """
+
+    mix: NDArray[np.float32]
+    pivots: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, matrix: NDArray[np.floating]) -> Factor:
+        """Factor a matrix [K, K], which is overwritten.
+
+        Done here because NumPy's own does everything in float64, twice over: that is 2 GiB at
+        K = 8192.
+
+        Raises:
+            numpy.linalg.LinAlgError: it is not positive definite.
+        """
+        k = len(matrix)
+        pivots = np.empty(k, np.float32)
+        for start in range(_last(k), -1, -PANEL):
+            stop = min(start + PANEL, k)
+            # columns of M sqrt(D), of which those to the right are known
+            panel = matrix[:stop, start:stop]
+            panel -= matrix[:stop, stop:] @ matrix[start:stop, stop:].T
+            block = panel[start:]
+            root = np.linalg.cholesky(block[::-1, ::-1])[::-1, ::-1]
+            panel[:start] = panel[:start] @ np.linalg.inv(root).T.astype(matrix.dtype)
+            panel[start:] = root
+        for start in range(0, k, PANEL):
+            part = matrix[:, start : start + PANEL]
+            roots = np.diagonal(matrix)[start : start + PANEL].copy()
+            pivots[start : start + PANEL] = roots**2
+            part /= roots
+            part[start + PANEL :] = 0
+        return cls(matrix.astype(np.float32, copy=False), pivots)
+
+    def solve(self, b: NDArray[np.float32]) -> NDArray[np.float32]:
+        """``b`` [N, K] times the matrix's inverse: float32 [N, K]."""
+        x = b.copy()
+        k = len(self.pivots)
+        for start in range(_last(k), -1, -PANEL):
+            part = slice(start, min(start + PANEL, k))
+            x[:, part] -= x[:, part.stop :] @ self.mix[part, part.stop :].T
+            x[:, part] = x[:, part] @ self._inverse(part).T
+        x /= self.pivots
+        for start in range(0, k, PANEL):
+            part = slice(start, min(start + PANEL, k))
+            x[:, part] -= x[:, :start] @ self.mix[:start, part]
+            x[:, part] = x[:, part] @ self._inverse(part)
+        return x
+
+    def _inverse(self, part: slice) -> NDArray[np.float32]:
+        return np.linalg.inv(self.mix[part, part])
+
+
+def _last(k: int) -> int:
+    return (k - 1) // PANEL * PANEL

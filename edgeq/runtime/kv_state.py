@@ -1,0 +1,274 @@
+"""A sequence's tokens and KV cache in one file, so that a prompt is read once and not again.
+
+The file is a safetensors container. Its metadata says which model and how the cache is held:
+
+    format "edgeq-state", format_version "1", model: fingerprint, kv_bits: "8" or "16",
+    starts: JSON list, for each layer the first position that it holds
+
+and its tensors are (S positions of a layer, from its start to the end of the sequence):
+
+    tokens          I32 [n]
+    layers.I.NAME   what `layer_parts` lists: only used positions, in plain order, so that a state
+                    fits any context, thread count, processor and backend
+    crc32           U32 [1]   of every byte of the file before it
+
+A layer with a sliding window may have forgotten the sequence's beginning; its start says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.core.errors import FormatError, UsageError
+from edgeq.core.files import write_whole
+from edgeq.formats.packing import TILE
+from edgeq.formats.safetensors_file import SafetensorsFile, open_safetensors
+from edgeq.formats.tensor import FloatTensor, QuantTensor
+from edgeq.model.config import ModelConfig
+from edgeq.model.model import Model
+from edgeq.model.reference import window_start
+
+FORMAT = "edgeq-state"
+VERSION = 1
+Parts = dict[str, NDArray[Any]]
+"""The arrays of some positions of one layer, by name."""
+_NAMES = {np.uint8: "U8", np.int8: "I8", np.float16: "F16", np.float32: "F32"}
+_CRC_BYTES = 1 << 24
+
+
+def layer_parts(
+    config: ModelConfig, kv_bits: int, positions: int
+) -> dict[str, tuple[Any, tuple[int, ...]]]:
+    """Types and shapes of what one layer's cache holds for some positions.
+
+    The rounding is described in `edgeq.runtime.activations`. The first of the positions is a
+    multiple of 16, as each 16 share a center.
+
+    Returns:
+        name -> (NumPy type, shape), in file order.
+    """
+    rows, heads = (positions, config.kv_heads), (config.kv_heads, config.head_dim)
+    if kv_bits == 16:
+        return dict.fromkeys(("keys", "values"), (np.float16, (positions, *heads)))
+    return {
+        "keys": (np.uint8, (positions, *heads)),
+        "key_scales": (np.float16, rows),
+        "key_zeros": (np.uint8, rows),
+        "centers": (np.float16, (-(-positions // TILE), *heads)),
+        "values": (np.int8, (positions, *heads)),
+        "value_scales": (np.float32, rows),
+    }
+
+
+def fingerprint(model: Model) -> str:
+    """What tells a model from others: its config, its tensors' schemes, and a row of each.
+
+    The first row of every tensor is hashed rather than all bytes, which would mean reading the
+    whole file: training or quantizing anew changes them all.
+    """
+    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
+    source = model.provenance.get("source_sha256")
+    for name, tensor in sorted(model.tensors.items()):
+        kind = type(tensor).__name__
+        raw = tensor.rows(0, 1).tobytes()
+        if isinstance(tensor, QuantTensor):
+            kind = str(tensor.scheme)
+            raw = tensor.packed[0].tobytes() + tensor.scales[0].tobytes()
+        elif isinstance(tensor, FloatTensor):
+            kind = tensor.dtype
+        digest.update(f"{source}|{name}|{kind}|{list(tensor.shape)}|".encode() + raw)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A state file that was found whole and fit for a model.
+
+    Args:
+        tokens: the sequence.
+        starts: for each layer, the first position it holds.
+        file: where its layers lie.
+    """
+
+    tokens: list[int]
+    starts: list[int]
+    file: SafetensorsFile
+
+    def layers(self) -> Iterator[tuple[int, Parts]]:
+        """Each layer's start and arrays (views of the mapped file)."""
+        for layer, start in enumerate(self.starts):
+            prefix = f"layers.{layer}."
+            names = [name for name in self.file.tensors if name.startswith(prefix)]
+            yield start, {name.removeprefix(prefix): self.file.array(name) for name in names}
+
+
+def save(
+    path: str | Path,
+    config: ModelConfig,
+    model: str,
+    kv_bits: int,
+    tokens: list[int],
+    starts: list[int],
+    read: Callable[[int, int, int], Parts],
+) -> int:
+    """Write a state; the target is the old file or the whole new one at any moment.
+
+    Args:
+        path: the file to make or replace.
+        config: of the model.
+        model: its `fingerprint`.
+        kv_bits: 8 or 16.
+        tokens: the sequence.
+        starts: for each layer, the first position to keep, a multiple of 16.
+        read: (layer, start, stop) -> the layer's parts.
+
+    Returns:
+        The size of the file in bytes.
+
+    Raises:
+        EdgeqError: it cannot be written.
+    """
+    n = len(tokens)
+    arrays: dict[str, tuple[str, tuple[int, ...], int]] = {"tokens": ("I32", (n,), 4 * n)}
+    for layer, start in enumerate(starts):
+        for name, (kind, shape) in layer_parts(config, kv_bits, n - start).items():
+            nbytes = np.dtype(kind).itemsize * math.prod(shape)
+            arrays[f"layers.{layer}.{name}"] = (_NAMES[kind], shape, nbytes)
+    arrays["crc32"] = ("U32", (1,), 4)
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(VERSION),
+        "model": model,
+        "kv_bits": str(kv_bits),
+        "starts": json.dumps(starts),
+    }
+    header: dict[str, Any] = {"__metadata__": metadata}
+    place = 0
+    for name, (dtype, shape, nbytes) in arrays.items():
+        offsets = [place, place + nbytes]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": offsets}
+        place += nbytes
+    text = json.dumps(header, separators=(",", ":")).encode("ascii")
+    text = text.ljust(-(-len(text) // 8) * 8)
+
+    def pieces() -> Iterator[bytes | memoryview]:
+        yield len(text).to_bytes(8, "little") + text
+        yield np.array(tokens, "<i4").tobytes()
+        for layer, start in enumerate(starts):
+            parts = read(layer, start, n)
+            for name in layer_parts(config, kv_bits, n - start):
+                yield np.ascontiguousarray(parts[name]).reshape(-1).view(np.uint8).data
+
+    write_whole(Path(path), _summed(pieces()), "the state")
+    return 8 + len(text) + place
+
+
+def _summed(pieces: Iterator[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """The pieces, and their checksum after them."""
+    crc = 0
+    for piece in pieces:
+        crc = zlib.crc32(piece, crc)
+        yield piece
+    yield crc.to_bytes(4, "little")
+
+
+def load(path: str | Path, config: ModelConfig, model: str, kv_bits: int, context: int) -> Saved:
+    """Open a state and check all of it against a model and an engine's settings.
+
+    Args:
+        path: from `save`.
+        config, model, kv_bits: as `save` was given them.
+        context: the most tokens it may hold.
+
+    Raises:
+        FormatError: it cannot be read, is damaged, or is no state.
+        UsageError: another model, another kv_bits, or more tokens than the context.
+    """
+    path = Path(path)
+    try:
+        file = open_safetensors(path)
+    except FormatError as err:
+        raise _damaged(path, str(err)) from err
+    metadata = file.metadata
+    if metadata.get("format") != FORMAT:
+        raise FormatError(
+            f"{path} is not a saved prompt cache; give a file that --prompt-cache wrote"
+        )
+    if metadata.get("format_version") != str(VERSION):
+        raise FormatError(
+            f"{path} is a state of format {metadata.get('format_version')!r} and this edgeq "
+            f"reads {VERSION}; delete it to start again"
+        )
+    _check_crc(file)
+    if metadata.get("model") != model:
+        raise UsageError(
+            f"{path} was saved with another model; use that one, another file, or delete it"
+        )
+    if metadata.get("kv_bits") != str(kv_bits):
+        raise UsageError(
+            f"{path} holds a {metadata.get('kv_bits')}-bit KV cache and the engine's has "
+            f"{kv_bits} bits; give kv_bits {metadata.get('kv_bits')}, or use another file"
+        )
+    tokens = _checked(file, "tokens", "I32")
+    if tokens.ndim != 1 or (tokens.size and not 0 <= tokens.min() <= tokens.max() < config.vocab):
+        raise _damaged(path, "its tokens are not token ids of the model")
+    if tokens.size > context:
+        raise UsageError(
+            f"{path} holds {tokens.size} tokens and the context {context}; "
+            f"use a context of at least {tokens.size}"
+        )
+    starts = _starts(path, metadata.get("starts", ""), config, tokens.size)
+    for layer, start in enumerate(starts):
+        for name, (kind, shape) in layer_parts(config, kv_bits, tokens.size - start).items():
+            _checked(file, f"layers.{layer}.{name}", _NAMES[kind], shape)
+    return Saved([int(token) for token in tokens], starts, file)
+
+
+def _check_crc(file: SafetensorsFile) -> None:
+    place = file.tensors.get("crc32")
+    if place is None or place.dtype != "U32" or place.stop != file.mapping.size:
+        raise _damaged(file.path, "it does not end in a checksum")
+    raw = file.mapping.array(np.uint8, (place.start,), 0)
+    crc = 0
+    for start in range(0, raw.size, _CRC_BYTES):
+        crc = zlib.crc32(raw[start : start + _CRC_BYTES].data, crc)
+    if crc != int(_checked(file, "crc32", "U32", (1,))[0]):
+        raise _damaged(file.path, "its checksum does not match its bytes")
+
+
+def _checked(
+    file: SafetensorsFile, name: str, dtype: str, shape: tuple[int, ...] | None = None
+) -> NDArray[Any]:
+    place = file.tensors.get(name)
+    if place is None or place.dtype != dtype or shape not in (None, place.shape):
+        found = f"is {place.dtype} {list(place.shape)}" if place else "is missing"
+        raise _damaged(file.path, f"{name} {found}")
+    return file.array(name)
+
+
+def _starts(path: Path, text: str, config: ModelConfig, n: int) -> list[int]:
+    try:
+        starts = json.loads(text)
+        good = len(starts) == config.layers and all(
+            type(start) is int and start % TILE == 0 and start <= window_start(config, layer, n)
+            for layer, start in enumerate(starts)
+        )
+    except (json.JSONDecodeError, RecursionError, TypeError):
+        good = False
+    if not good:
+        raise _damaged(path, "it does not say where its layers start")
+    return list(starts)
+
+
+def _damaged(path: Path, why: str) -> FormatError:
+    return FormatError(f"{path} is not a complete state file: {why}; delete it to start again")
