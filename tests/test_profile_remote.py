@@ -12,6 +12,7 @@ import sysconfig
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 from edgeq.cli import main
 from edgeq.core.cache import cache_home
 from edgeq.core.errors import DeviceError
+from edgeq.devices.contention import Contention
 from edgeq.devices.transport import open_transport
 from edgeq.model.artifact import save
 from edgeq.profiling import document
@@ -118,6 +120,9 @@ def test_the_same_file_as_a_local_run(
             t.sensor.name for t in read["here"].recording.traces
         ]
         held = json.loads(files[name].read_text())
+        for key in ("contention", "limits_contention"):  # what is unknown differs between the runs
+            contention = held["environment"].pop(key)
+            assert contention.keys() == {field.name for field in fields(Contention)}
         shapes[name] = shape({k: v for k, v in held.items() if k != "recording"})
         assert held["recording"].keys() == json.loads(files["here"].read_text())["recording"].keys()
     assert shapes["here"] == shapes["local"] == shapes["ssh"]
