@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any
 
 from edgeq.core.errors import EdgeqError, FormatError, MissingDependencyError, UsageError
 from edgeq.core.files import write_whole
+from edgeq.core.progress import Progress
 
 if TYPE_CHECKING:
     from edgeq.quant.decoder.sensitivity import Sensitivity
 
-Progress = Callable[[str, int, int], None]
 FORMAT_VERSION = 1
 TIMED_TOKENS = 64
 """Generated for a timed run."""

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from edgeq.converters import Options, target_module
-from edgeq.converters.validate.certified import certificate_path, sha256
+from edgeq.converters.validate.certified import certificate_path
 from edgeq.converters.validate.constants import compare_constants
 from edgeq.converters.validate.decoder import validate
 from edgeq.converters.validate.integers import compare_integers
 from edgeq.core.errors import FormatError
+from edgeq.core.hashing import file_sha256
 from edgeq.importers.gguf.file import open_gguf
 from edgeq.model.model import Model
 from tests.families import quantized, random_model, tiny_config
@@ -232,7 +233,7 @@ def test_the_scales_of_an_int8_cache_are_checked(tmp_path: Path) -> None:
 def test_a_file_that_is_not_the_certificates_is_told_of(made: Any, tmp_path: Path) -> None:
     path = copied(made("gguf", MODEL), tmp_path)
     place = certificate_path(path, folder=False)
-    entry = {"nbytes": path.stat().st_size, "sha256": sha256(path)}
+    entry = {"nbytes": path.stat().st_size, "sha256": file_sha256(path)}
     place.write_text(json.dumps({"files": {path.name: entry}}))
     assert validate(path, MODEL, "gguf", threads=1, steps=2).passed
     # the name of the model is no constant, and no other comparison sees it

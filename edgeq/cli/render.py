@@ -17,8 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
-Progress = Callable[[str, int, int], None]
-"""Called with a label, how much is done, and how much there is."""
+from edgeq.core.progress import Progress
 
 _PATIENCE_S = 0.4
 """Seconds before a bar is drawn."""

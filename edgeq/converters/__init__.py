@@ -51,7 +51,6 @@ if TYPE_CHECKING:  # the command line reads `TARGETS` and needs no NumPy for it
     import numpy as np
     from numpy.typing import NDArray
 
-Progress = Callable[[str, int, int], None]
 Precision = Literal["float32", "float16", "int8"]
 """What the least exact of activations, cache and arithmetic is held in while a target computes."""
 

@@ -32,12 +32,13 @@ from typing import Any
 
 from edgeq._version import __version__
 from edgeq.converters import Options
-from edgeq.converters.validate.certified import certificate_path, sha256
+from edgeq.converters.validate.certified import certificate_path
 from edgeq.converters.validate.decoder import Report
 from edgeq.core.cpu import this_cpu
+from edgeq.core.hashing import file_sha256
 from edgeq.model.model import Model
 
-__all__ = ["certificate_path", "certify", "findings", "machine", "options_dict", "sha256"]
+__all__ = ["certificate_path", "certify", "findings", "machine", "options_dict"]
 
 VERSION = 1
 
@@ -71,7 +72,7 @@ def certify(
         "options": options_dict(options),
         "source": {key: source.get(key) for key in ("source", "source_sha256", "recipe")},
         "files": {
-            name: {"nbytes": path.stat().st_size, "sha256": sha256(path)}
+            name: {"nbytes": path.stat().st_size, "sha256": file_sha256(path)}
             for name, path in sorted(files.items())
         },
         "integers_equal": f"{sum(report.integers.values())} of {len(report.integers)}",

@@ -13,14 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgeq.converters import (
-    TARGETS,
-    Conversion,
-    Options,
-    Progress,
-    require_target,
-    target_module,
-)
+from edgeq.converters import TARGETS, Conversion, Options, require_target, target_module
 from edgeq.converters.atomic_output import check_place, deliver, files, workshop
 from edgeq.converters.certificate import certify
 from edgeq.converters.size import total_bytes, widened
@@ -29,6 +22,7 @@ from edgeq.converters.validate.decoder import Report
 from edgeq.converters.validate.decoder import validate as run_validation
 from edgeq.core.errors import DoesNotFitError, EdgeqError, UsageError
 from edgeq.core.memory import rss_bytes
+from edgeq.core.progress import Progress
 from edgeq.importers import load
 from edgeq.model.model import Model
 

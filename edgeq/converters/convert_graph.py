@@ -24,9 +24,9 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from edgeq._version import __version__
-from edgeq.converters import TARGETS, Conversion, Progress
+from edgeq.converters import TARGETS, Conversion
 from edgeq.converters.atomic_output import check_place, deliver, files, workshop
-from edgeq.converters.certificate import VERSION, certificate_path, machine, sha256
+from edgeq.converters.certificate import VERSION, certificate_path, machine
 from edgeq.converters.validate.graph_compare import (
     Comparison,
     check_packed,
@@ -35,6 +35,8 @@ from edgeq.converters.validate.graph_compare import (
 )
 from edgeq.converters.validate.graph_inputs import Feeds
 from edgeq.core.errors import EdgeqError, FormatError, UsageError, unknown
+from edgeq.core.hashing import file_sha256
+from edgeq.core.progress import Progress
 from edgeq.graph.ir import Graph, Info, Quant, QuantWeight
 
 GRAPH_TARGETS = {"ort": "ort.graph", "tflite": "tflite.lower.graph", "coreml": "coreml.lower.graph"}
@@ -251,7 +253,7 @@ def check_certificate(path: Path) -> None:
         name
         for name, digest in digests.items()
         if Path(name).parts[:1] == (path.name,) and ".." not in Path(name).parts
-        and (not (path.parent / name).is_file() or sha256(path.parent / name) != digest)
+        and (not (path.parent / name).is_file() or file_sha256(path.parent / name) != digest)
     ]  # fmt: skip
     if changed:
         raise FormatError(
@@ -273,7 +275,7 @@ def _certify(
     module = graph_target(target)
     about: dict[str, Any] = {"name": graph.name, "recipe": graph.meta.get("edgeq.recipe")}
     if not isinstance(source, Graph):
-        about |= {"source": Path(source).name, "source_sha256": sha256(Path(source))}
+        about |= {"source": Path(source).name, "source_sha256": file_sha256(Path(source))}
     return {
         "certificate": VERSION,
         "passed": found.passed,
@@ -284,7 +286,7 @@ def _certify(
         "options": dict(options),
         "source": about,
         "files": {
-            name: {"nbytes": path.stat().st_size, "sha256": sha256(path)}
+            name: {"nbytes": path.stat().st_size, "sha256": file_sha256(path)}
             for name, path in sorted(made.items())
         },
         "weights_equal": f"{sum(found.weights.values())} of {len(found.weights)}",

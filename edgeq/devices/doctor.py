@@ -11,12 +11,13 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgeq.core.cache import cache_home
 from edgeq.core.cpu import available_cores
+from edgeq.core.progress import Progress
 from edgeq.devices.cpuinfo import rank
 from edgeq.devices.detect import Detected
 from edgeq.devices.installed import EXTRAS, PURPOSES, REQUIRED, State, installed, unavailable
@@ -49,7 +50,7 @@ def checks(
     *,
     imports: bool = True,
     root: Path | str = "/",
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Check]:
     """Everything that can be looked at without the runtime.
 

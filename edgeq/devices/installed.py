@@ -10,8 +10,9 @@ import importlib.metadata
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
+
+from edgeq.core.progress import Progress
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     # extra -> the packages (as pip names them) that it brings
@@ -62,9 +63,7 @@ class State:
         return bool(self.version) and not self.fault
 
 
-def installed(
-    *, imports: bool = True, progress: Callable[[str, int, int], None] | None = None
-) -> dict[str, State]:
+def installed(*, imports: bool = True, progress: Progress | None = None) -> dict[str, State]:
     """The state of every package that edgeq needs or can use.
 
     Args:

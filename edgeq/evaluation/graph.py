@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError, UsageError, unknown
+from edgeq.core.progress import Progress
 
 Feeds = Mapping[str, NDArray[Any]]
 Runner = Callable[[Feeds], Mapping[str, NDArray[Any]]]
-Progress = Callable[[str, int, int], None]
 
 TOP = 5
 """Largest scores among which the label may be, for top-5."""

@@ -30,9 +30,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError, UsageError, unknown
+from edgeq.core.progress import Progress
 from edgeq.evaluation.text import log_softmax
 
-Progress = Callable[[str, int, int], None]
 Kind = Literal["choice", "last word", "number"]
 GENERATED = 256
 """Most tokens of an answer that is generated."""

@@ -29,10 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError, UsageError, unknown
+from edgeq.core.progress import Progress
 
 LogitsFn = Callable[[NDArray[np.int64]], NDArray[np.floating]]
 Score = Literal["all", "half"]
-Progress = Callable[[str, int, int], None]
 
 BLOCK_ELEMENTS = 1 << 22
 """Logits turned to float64 at once (32 MiB)."""

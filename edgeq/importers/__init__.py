@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 
 from edgeq.core.errors import FormatError, UnsupportedError, check_type
+from edgeq.core.hashing import file_sha256
 from edgeq.model.model import Model
 
 __all__ = ["describe", "load", "source_sha256"]
@@ -20,7 +21,6 @@ ACCEPTED = (
     "an .edgeq artifact, or a llama2.c .bin"
 )
 _GRAPHS = (".onnx", ".ort", ".tflite")
-_CHUNK = 1 << 22
 
 
 def load(path: str | Path) -> Model:
@@ -62,9 +62,9 @@ def source_sha256(path: str | Path) -> str:
     path = Path(path)
     try:
         if not path.is_dir():
-            return _sha256(path)
+            return file_sha256(path)
         members = sorted((path / "config.json", *path.glob("*.safetensors")))
-        lines = "".join(f"{_sha256(member)}  {member.name}\n" for member in members)
+        lines = "".join(f"{file_sha256(member)}  {member.name}\n" for member in members)
     except OSError as err:
         raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
     return hashlib.sha256(lines.encode()).hexdigest()
@@ -126,11 +126,3 @@ def _folder_importer(path: Path) -> Callable[..., Model]:
     inside = sorted(p.name for p in path.iterdir() if p.suffix in (".gguf", ".edgeq", ".bin"))
     hint = f", but it holds {', '.join(inside[:5])}" if inside else ""
     raise FormatError(f"{path} is a folder without config.json{hint}; give {ACCEPTED}")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import UnsupportedError, unknown
 from edgeq.core.memory import huge_buffer
+from edgeq.core.progress import Progress
 from edgeq.formats.packing import LANE, TILE, pack, round_up
 from edgeq.formats.schemes import K_BLOCK, QuantScheme, Scheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor, float32_to_bf16, part_shapes
@@ -131,7 +132,7 @@ def random_model(
     schemes: Callable[[str, Sequence[int]], Scheme],
     *,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Model:
     """A model of random weights, made in the packed layout without ever being float.
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from edgeq.core.memory import peak_rss_bytes, reset_peak_rss
+from edgeq.core.progress import Progress
 from edgeq.devices.contention import Watch
 from edgeq.devices.meters import Absent, Meter, probe
 from edgeq.devices.profile import DeviceProfile
@@ -17,7 +18,7 @@ from edgeq.profiling import foreign
 from edgeq.profiling.document import IDLE, Document, Run, environment
 from edgeq.profiling.foreign import Named
 from edgeq.profiling.operations import Operations, engine_operations
-from edgeq.profiling.session import Progress, Subject, Workload, run
+from edgeq.profiling.session import Subject, Workload, run
 from edgeq.profiling.subjects import EngineSubject
 from edgeq.profiling.summary import summary
 

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeq.core.errors import DeviceError, FormatError
+from edgeq.core.progress import Progress
 from edgeq.devices.transport import Finished, Transport
 from edgeq.profiling import document
 from edgeq.profiling.document import Document
 from edgeq.profiling.foreign import Named
 from edgeq.profiling.remote_job import MARK, RESULT, Job
-from edgeq.profiling.session import Progress, Workload
+from edgeq.profiling.session import Workload
 
 PYTHON = (3, 11)
 PACKAGES = {"numpy": (2, 0), "numba": (0, 66)}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from edgeq.core.errors import UsageError
 from edgeq.core.memory import peak_rss_bytes, reset_peak_rss
+from edgeq.core.progress import Progress
 from edgeq.devices.contention import Contention, Watch
 from edgeq.devices.model_header import facts_of
 from edgeq.devices.roofline import cache_read_bytes
@@ -115,7 +115,7 @@ def measure(
     threads: int,
     kv_bits: int,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Measurement:
     """Time a scenario.
 

@@ -7,7 +7,7 @@ in the opposite order from round to round, so that a machine that grows slower t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
-
-Progress = Callable[[str, int, int], None]
+from edgeq.core.progress import Progress
 
 
 @dataclass(frozen=True)

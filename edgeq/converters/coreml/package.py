@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from edgeq.converters.coreml.exec.blob import Writer
 from edgeq.converters.coreml.weights import Constant
 from edgeq.core.errors import EdgeqError
 from edgeq.core.files import no_room
+from edgeq.core.progress import Progress
 
 _FOLDER = "com.apple.CoreML"
 _AUTHOR = "com.apple.CoreML"
@@ -44,7 +45,7 @@ def write_package(
     constants: Mapping[str, Constant],
     metadata: Mapping[str, str],
     description: str,
-    progress: Callable[[str, int, int], None] | None,
+    progress: Progress | None,
 ) -> None:
     """Write a package.
 
@@ -92,7 +93,7 @@ class _Weights:
         self,
         writer: Writer,
         constants: Mapping[str, Constant],
-        progress: Callable[[str, int, int], None] | None,
+        progress: Progress | None,
     ) -> None:
         self._writer, self._constants, self._progress = writer, constants, progress
         self._places: dict[Any, int] = {}

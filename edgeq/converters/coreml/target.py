@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,7 @@ from edgeq.converters.size import Size
 from edgeq.converters.validate.constants import Constant, Made, operator
 from edgeq.converters.validate.kernels import Kernels
 from edgeq.core.errors import UnsupportedError, UsageError, unknown
+from edgeq.core.progress import Progress
 from edgeq.formats.tensor import QuantTensor
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
@@ -73,7 +74,7 @@ def write(
     model: Model,
     out: str | Path,
     options: Options,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Write a package.
 

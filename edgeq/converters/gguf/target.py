@@ -37,7 +37,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters import Options, Past, Progress, Stored
+from edgeq.converters import Options, Past, Stored
 from edgeq.converters.encoding import levels, spread
 from edgeq.converters.gguf.bytes import ALIGN, BLOCK, Entry, Kind, header, pack_blocks
 from edgeq.converters.gguf.layout import (
@@ -67,6 +67,7 @@ from edgeq.converters.validate.constants import Constant
 from edgeq.converters.validate.kernels import Kernels
 from edgeq.converters.validate.texts import TargetTokenizer
 from edgeq.core.errors import UnsupportedError, UsageError
+from edgeq.core.progress import Progress
 from edgeq.formats.packing import round_up
 from edgeq.formats.safetensors_file import release
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor

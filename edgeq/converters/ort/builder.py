@@ -15,7 +15,7 @@ Source: onnxruntime's docs/ContribOperators.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -31,6 +31,7 @@ from edgeq.converters.ort.file import (
     packed_codes,
     steps,
 )
+from edgeq.core.progress import Progress
 from edgeq.formats.packing import round_up
 from edgeq.formats.safetensors_file import release
 from edgeq.formats.tensor import FloatTensor, QuantTensor
@@ -63,7 +64,7 @@ class OrtBuilder:
         graph: Graph,
         model: Model,
         settings: Settings,
-        progress: Callable[[str, int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         from onnx import TensorProto
 

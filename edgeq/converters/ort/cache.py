@@ -16,7 +16,7 @@ stories260K this loses 0.002 nats; scales from the keys' magnitudes where they w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from edgeq.converters.ort.run import OrtRunner
+from edgeq.core.progress import Progress
 from edgeq.model.config import ModelConfig
 from edgeq.model.reference import Array, apply_rope, rope_tables
 
@@ -52,7 +53,7 @@ def calibrate(
     path: Path,
     config: ModelConfig,
     tokens: Sequence[int] | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Range]:
     """Ranges of every layer's keys and values.
 

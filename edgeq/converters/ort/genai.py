@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters import Options, Past, Precision, Progress, Stored, Trace
+from edgeq.converters import Options, Past, Precision, Stored, Trace
 from edgeq.converters.ort import target as ort
 from edgeq.converters.ort.builder import HEAD_STEP
 from edgeq.converters.ort.genai_tokenizer import GenaiTokenizer, check_same_ids, require
@@ -36,6 +36,7 @@ from edgeq.converters.validate.constants import Constant, Made
 from edgeq.converters.validate.kernels import Kernels
 from edgeq.converters.validate.texts import TargetTokenizer, model_ends
 from edgeq.core.errors import FormatError, UnsupportedError, UsageError
+from edgeq.core.progress import Progress
 from edgeq.formats.packing import round_up
 from edgeq.importers.huggingface.tokenizer import (
     HfTokenizer,

@@ -32,13 +32,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters import Progress
 from edgeq.converters.metadata_blob import note_text
 from edgeq.converters.ort.file import pack_rows
 from edgeq.converters.ort.graph_read import HELD, open_graph, stored_quants, stored_weights
 from edgeq.converters.ort.run import require
 from edgeq.converters.ort.target import to_ort_format, versions
 from edgeq.core.errors import UsageError, unknown
+from edgeq.core.progress import Progress
 from edgeq.formats.packing import round_up
 from edgeq.formats.schemes import GROUP_SIZES
 from edgeq.graph.ir import Constant, Graph, Node, QuantWeight

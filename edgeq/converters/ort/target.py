@@ -38,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq._version import __version__
-from edgeq.converters import Options, Past, Progress, Stored, Trace
+from edgeq.converters import Options, Past, Stored, Trace
 from edgeq.converters.ort import run as ort_run
 from edgeq.converters.ort.builder import OrtBuilder
 from edgeq.converters.ort.cache import calibrate, with_int8_cache
@@ -57,6 +57,7 @@ from edgeq.converters.size import Size
 from edgeq.converters.validate.constants import Constant, Made
 from edgeq.converters.validate.kernels import Kernels
 from edgeq.core.errors import EdgeqError, UnsupportedError, UsageError, unknown
+from edgeq.core.progress import Progress
 from edgeq.formats.packing import round_up
 from edgeq.formats.tensor import QuantTensor
 from edgeq.model.decoder import decoder

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters import Progress
+from edgeq.core.progress import Progress
 from edgeq.formats.packing import round_up
 from edgeq.graph.tflite.schema import schema
 

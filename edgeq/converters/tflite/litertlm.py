@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters import Options, Past, Progress, Stored, Trace
+from edgeq.converters import Options, Past, Stored, Trace
 from edgeq.converters.size import Size
 from edgeq.converters.tflite import read as reading
 from edgeq.converters.tflite import target as tflite
@@ -32,6 +32,7 @@ from edgeq.converters.validate.constants import Constant, Made
 from edgeq.converters.validate.kernels import Kernels
 from edgeq.converters.validate.texts import TargetTokenizer, model_ends
 from edgeq.core.errors import FormatError, MissingDependencyError, UnsupportedError
+from edgeq.core.progress import Progress
 from edgeq.importers.huggingface.tokenizer import (
     HfTokenizer,
     complete_document,

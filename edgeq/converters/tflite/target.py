@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq._version import __version__
-from edgeq.converters import Options, Past, Precision, Progress, Stored, Trace, pieces
+from edgeq.converters import Options, Past, Precision, Stored, Trace, pieces
 from edgeq.converters.size import Size
 from edgeq.converters.tflite import read as reading
 from edgeq.converters.tflite.builder import BLOCK, Settings, held, write_decoder
@@ -42,6 +42,7 @@ from edgeq.converters.validate.kernels import (
     one_range,
 )
 from edgeq.core.errors import FormatError, UnsupportedError, UsageError
+from edgeq.core.progress import Progress
 from edgeq.formats.tensor import QuantTensor
 from edgeq.graph.tflite.schema import schema
 from edgeq.model.config import ModelConfig

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters import Precision, Progress, Trace
+from edgeq.converters import Precision, Trace
 from edgeq.converters.validate.kernels import Kernels
 from edgeq.converters.validate.trace_builder import NumpyBuilder
+from edgeq.core.progress import Progress
 from edgeq.model.model import Model
 from edgeq.model.reference import Linear, dense
 

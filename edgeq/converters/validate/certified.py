@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 from edgeq.converters.validate.integers import TensorFault
+from edgeq.core.hashing import file_sha256
 
 NAME = "certificate.json"
 PACKAGES = (".mlpackage",)
 """Folders that the system shows as one file: nothing of ours goes inside."""
-_CHUNK = 1 << 22
 
 
 def certificate_path(out: Path, *, folder: bool) -> Path:
@@ -19,15 +18,6 @@ def certificate_path(out: Path, *, folder: bool) -> Path:
     if folder and out.suffix not in PACKAGES:
         return out / NAME
     return out.with_name(f"{out.name}.{NAME}")
-
-
-def sha256(path: Path) -> str:
-    """Of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def changed_files(out: Path) -> list[TensorFault]:
@@ -56,7 +46,7 @@ def changed_files(out: Path) -> list[TensorFault]:
             faults.append(TensorFault(place.name, None, None, f"names the foreign file {name}"))
         elif not file.is_file():
             faults.append(TensorFault(name, None, None, "is named in the certificate and missing"))
-        elif (found := sha256(file)) != sha:
+        elif (found := file_sha256(file)) != sha:
             faults.append(
                 TensorFault(
                     name, None, None,

@@ -26,14 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgeq.converters import (
-    Precision,
-    Progress,
-    Runner,
-    Trace,
-    require_target,
-    target_module,
-)
+from edgeq.converters import Precision, Runner, Trace, require_target, target_module
 from edgeq.converters.validate.bisect import Divergence, first_divergence, is_small
 from edgeq.converters.validate.certified import changed_files
 from edgeq.converters.validate.constants import compare_constants
@@ -44,6 +37,7 @@ from edgeq.converters.validate.prompts import passage
 from edgeq.converters.validate.prompts import prompts as default_prompts
 from edgeq.converters.validate.texts import TextsReport, compare_texts
 from edgeq.core.errors import EdgeqError, MissingDependencyError, UsageError
+from edgeq.core.progress import Progress
 from edgeq.importers.huggingface.tokenizer import hf_tokenizer
 from edgeq.model.model import Model
 

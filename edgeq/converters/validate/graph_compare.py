@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from edgeq._version import __version__
-from edgeq.converters import Progress
 from edgeq.converters.validate.graph_inputs import RANDOM, Feeds, inputs_of
 from edgeq.converters.validate.graph_parts import differing
 from edgeq.converters.validate.graph_yardstick import Found, Kind, Yardstick
 from edgeq.core.errors import EdgeqError, UsageError
+from edgeq.core.progress import Progress
 from edgeq.graph.ir import Graph, QuantWeight
 from edgeq.quant.graph.kept import META_SAMPLES
 

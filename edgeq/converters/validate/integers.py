@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters import Progress, Stored
+from edgeq.converters import Stored
 from edgeq.converters.encoding import folded, group_size, levels, spread
+from edgeq.core.progress import Progress
 from edgeq.formats.tensor import QuantTensor
 from edgeq.model.model import Model
 

@@ -15,8 +15,7 @@ from typing import IO, Protocol
 
 from edgeq.core.errors import DeviceError
 from edgeq.core.files import write_whole
-
-Progress = Callable[[str, int, int], None]
+from edgeq.core.progress import Progress
 
 _CHUNK = 1 << 20
 _LEAVE_S = 30.0

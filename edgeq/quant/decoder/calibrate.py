@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,12 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError, UsageError
 from edgeq.core.files import write_whole
+from edgeq.core.progress import Progress
 from edgeq.formats.safetensors_file import SafetensorsFile, open_safetensors, release
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 from edgeq.quant.decoder.replay import Stage, Walk, WalkState, sites
 from edgeq.quant.observers import observer_named
-
-Progress = Callable[[str, int, int], None]
 
 FORMAT = "edgeq-calibration"
 STATE_FORMAT = "edgeq-calibration-state"

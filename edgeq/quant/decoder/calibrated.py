@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.core.progress import Progress
 from edgeq.formats.schemes import QuantScheme, Scheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
 from edgeq.model.model import Model
@@ -23,7 +24,6 @@ from edgeq.quant.rounders.hessian import Hessian
 from edgeq.quant.rounders.qparams import check_finite
 from edgeq.quant.rounders.rounding import NEEDS, quantize_tensor, sqnr_db
 
-Progress = Callable[[str, int, int], None]
 _BLOCK = 1 << 20
 """Weights compared at once."""
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
+from edgeq.core.progress import Progress
 from edgeq.formats.schemes import QuantScheme, Scheme
 from edgeq.formats.tensor import Tensor
 from edgeq.model.artifact_layout import Held, file_order, overhead
@@ -34,8 +35,6 @@ from edgeq.quant.decoder.sensitivity import Sensitivity, measure_sensitivity, mo
 from edgeq.quant.decoder.spill import Spill
 from edgeq.quant.decoder.trial import rounded
 from edgeq.quant.recipe import OUTER, Recipe, Rule
-
-Progress = Callable[[str, int, int], None]
 
 TARGET_WINDOWS = 8
 """Windows that choices are measured on."""

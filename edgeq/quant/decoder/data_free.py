@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import SchemeError
+from edgeq.core.progress import Progress
 from edgeq.formats.safetensors_file import release
 from edgeq.formats.schemes import FloatScheme, QuantScheme, Scheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor, float32_to_bf16, part_shapes
@@ -26,7 +27,6 @@ from edgeq.quant.decoder.budget import CHUNK_WEIGHTS, RELEASE_EVERY, Budget
 from edgeq.quant.rounders.qparams import Groups, Scratch, check_finite, group_view
 from edgeq.quant.rounders.rounding import Shared, alone, find_shared, round_rows, sqnr_db
 
-Progress = Callable[[str, int, int], None]
 Importance = Mapping[str, NDArray[np.float32]]
 """Tensor name -> mean square of its inputs, float32 [K]."""
 

@@ -7,12 +7,13 @@ part of a matrix's rows, and embedding and head are read and rounded a piece at 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
+from edgeq.core.progress import Progress
 from edgeq.evaluation.text import BLOCK_ELEMENTS, kl_divergence, log_softmax
 from edgeq.formats.packing import TILE
 from edgeq.formats.safetensors_file import release
@@ -27,7 +28,6 @@ from edgeq.quant.decoder.spill import Spill
 from edgeq.quant.rounders.hessian import Factor, Hessian, damped, weighted_error
 from edgeq.quant.rounders.rounding import FALLBACK, alone, quantize_tensor
 
-Progress = Callable[[str, int, int], None]
 Mode = Literal["kl", "scaled", "output"]
 EMBEDDING = "model.embed_tokens.weight"
 BANDS = 3

@@ -6,12 +6,13 @@ Prepared   transforms carried out, bits chosen for a target, ranges of activatio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeq.core.errors import SchemeError, UsageError, unknown
+from edgeq.core.progress import Progress
 from edgeq.formats.schemes import Scheme
 from edgeq.formats.tensor import Tensor
 from edgeq.model.model import Model
@@ -25,8 +26,6 @@ from edgeq.quant.rounders.rounding import NEEDS
 
 if TYPE_CHECKING:
     from edgeq.quant.decoder.sensitivity import Sensitivity
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from edgeq.core.errors import FormatError
+from edgeq.core.progress import Progress
 from edgeq.evaluation.text import BLOCK_ELEMENTS, Evaluation, Tally, protocol_words
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
@@ -27,8 +28,6 @@ from edgeq.model.reference import Array, Linear
 from edgeq.quant.decoder.calibrate import Calibration
 from edgeq.quant.decoder.replay import Walk
 from edgeq.quant.rounders.rounding import sqnr_db
-
-Progress = Callable[[str, int, int], None]
 
 TEXT = "quality_text.txt"
 """Beside this file: what is read where no text was given."""

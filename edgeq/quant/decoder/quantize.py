@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -27,6 +27,7 @@ from edgeq.core.cpu import available_cores
 from edgeq.core.errors import UsageError, check_type, require, unknown
 from edgeq.core.files import check_target
 from edgeq.core.memory import peak_rss_bytes, rss_bytes
+from edgeq.core.progress import Progress
 from edgeq.formats.safetensors_file import release
 from edgeq.formats.schemes import QuantScheme, Scheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
@@ -45,7 +46,6 @@ from edgeq.quant.decoder.source import quantized_types, refuse_quantized
 from edgeq.quant.recipe import Recipe
 from edgeq.quant.rounders.rounding import METHODS, alone
 
-Progress = Callable[[str, int, int], None]
 _WIDEST_SQNR = -9999.99
 """Takes at least as many characters as any ratio written with two decimals."""
 NO_TEXT = "no text was given to measure on"

@@ -32,13 +32,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
+from edgeq.core.progress import Progress
 from edgeq.formats.safetensors_file import release
 from edgeq.formats.tensor import Tensor
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 from edgeq.model.reference import Array, Linear, Reference, checked_tokens, dense
 
-Progress = Callable[[str, int, int], None]
 Kind = Literal["attn_in", "attn_out", "mlp_in", "mlp_out", "head"]
 
 KEEP_BYTES = 512 << 20

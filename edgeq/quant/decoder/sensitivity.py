@@ -34,12 +34,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edgeq.core.errors import FormatError, UsageError, unknown
+from edgeq.core.progress import Progress
 from edgeq.formats.schemes import QuantScheme
 from edgeq.model.model import Model
 from edgeq.quant.decoder.calibrate import Calibration, model_sha256
@@ -47,7 +48,6 @@ from edgeq.quant.decoder.losses import Mode, Trials
 from edgeq.quant.decoder.spill import Spill
 from edgeq.quant.rounders.rounding import NEEDS, check_method
 
-Progress = Callable[[str, int, int], None]
 MODES = ("kl", "scaled", "output")
 EXACT_WORK = 10**13
 """Multiplications up to which "kl" is the mode that is chosen where none is asked for: minutes."""

@@ -6,9 +6,10 @@ choice is really worth shows when the whole model is rounded with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
+from edgeq.core.progress import Progress
 from edgeq.formats.safetensors_file import release
 from edgeq.formats.schemes import FloatScheme, Scheme
 from edgeq.formats.tensor import Tensor
@@ -19,8 +20,6 @@ from edgeq.quant.decoder.data_free import narrowed, round_alone
 from edgeq.quant.decoder.spill import Spill
 from edgeq.quant.recipe import Recipe
 from edgeq.quant.rounders.rounding import NEEDS
-
-Progress = Callable[[str, int, int], None]
 
 
 def rounded(

@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
+from edgeq.core.progress import Progress
 from edgeq.graph.ir import Constant, Graph, Node, QuantWeight
 from edgeq.graph.rewrite import prune, unique
-from edgeq.quant.graph.hessians import Progress, Samples, SessionOf, weight_name
+from edgeq.quant.graph.hessians import Samples, SessionOf, weight_name
 from edgeq.quant.graph.weights import int_bias
 
 OPERATORS = ("Conv", "ConvTranspose", "Linear")

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from edgeq.core.errors import FormatError, UsageError
+from edgeq.core.progress import Progress
 from edgeq.graph.ir import Graph
-from edgeq.quant.graph.hessians import Feeds, Progress, SessionOf
+from edgeq.quant.graph.hessians import Feeds, SessionOf
 from edgeq.quant.histogram import Range
 from edgeq.quant.observers import Observer, observer_named
 

@@ -26,9 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
+from edgeq.core.progress import Progress
 from edgeq.graph.ir import Constant, Graph, Node
 from edgeq.graph.rewrite import floats, ints, prune, scalar
-from edgeq.quant.graph.hessians import Progress, Samples, SessionOf, weight_name
+from edgeq.quant.graph.hessians import Samples, SessionOf, weight_name
 
 PASSES = 40
 """Times that all pairs are gone through, at most."""

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
+from edgeq.core.progress import Progress
 from edgeq.graph.ir import Graph, Node
 from edgeq.quant.rounders.hessian import Hessian
 
@@ -24,7 +25,6 @@ Samples = Iterable[Feeds]
 Run = Callable[[Feeds], Mapping[str, NDArray[Any]]]
 SessionOf = Callable[[Graph, Sequence[str]], Run]
 """Makes what runs a graph and gives its outputs and the values named besides."""
-Progress = Callable[[str, int, int], None]
 
 WEIGHTED = {"Conv": 1, "ConvTranspose": 1, "Linear": 1, "Gather": 0}
 """Operators with weights -> which of their inputs these are."""

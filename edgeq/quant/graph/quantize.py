@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from edgeq.core.errors import SchemeError, UsageError
+from edgeq.core.progress import Progress
 from edgeq.graph.ir import Constant, Graph, Node, QuantWeight
 from edgeq.quant.graph.bias import corrected
 from edgeq.quant.graph.calibrate import ranges
@@ -37,7 +38,7 @@ from edgeq.quant.graph.grids import (
     rounded_constant,
     scope_of,
 )
-from edgeq.quant.graph.hessians import Array, Progress, Run, hessians, weight_name
+from edgeq.quant.graph.hessians import Array, Run, hessians, weight_name
 from edgeq.quant.graph.kept import keep
 from edgeq.quant.graph.precise import hidden_terms
 from edgeq.quant.graph.recipe import Choice, GraphRecipe

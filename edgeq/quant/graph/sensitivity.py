@@ -27,10 +27,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
+from edgeq.core.progress import Progress
 from edgeq.evaluation.graph import cosine
 from edgeq.evaluation.text import kl_divergence, log_softmax
 from edgeq.graph.ir import Constant, Graph, Node, QuantWeight
-from edgeq.quant.graph.hessians import WEIGHTED, Progress, Samples, SessionOf, weight_name
+from edgeq.quant.graph.hessians import WEIGHTED, Samples, SessionOf, weight_name
 
 Measure = Literal["kl", "cosine", "relative"]
 _SHAPED = ("Flatten", "Reshape", "Squeeze")

@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
+from edgeq.core.progress import Progress
 from edgeq.graph.ir import Constant, Graph, Info, Node
 from edgeq.graph.rewrite import unique, unique_node
-from edgeq.quant.graph.hessians import Feeds, Progress, SessionOf
+from edgeq.quant.graph.hessians import Feeds, SessionOf
 
 MAKERS = ("LayerNormalization", "Gelu")
 """Operators whose outputs have channels of very different size."""

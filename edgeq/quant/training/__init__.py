@@ -14,10 +14,11 @@ Memory: some 20 bytes a weight, 4 for the teacher's, and the activations of a ba
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from edgeq.core.errors import MissingDependencyError, SchemeError, UsageError
+from edgeq.core.progress import Progress
 from edgeq.formats.schemes import QuantScheme, Scheme
 from edgeq.formats.tensor import QuantTensor, Tensor
 from edgeq.model.config import ModelConfig
@@ -31,8 +32,6 @@ from edgeq.quant.training.settings import METHODS, Settings
 from edgeq.quant.training.student import Student, float_weights
 
 __all__ = ["METHODS", "Settings", "train"]
-
-Progress = Callable[[str, int, int], None]
 
 
 def train(

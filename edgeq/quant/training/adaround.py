@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.core.progress import Progress
 from edgeq.quant.training.decoder import Decoder, Weights
 from edgeq.quant.training.fake import FakeQuant
-from edgeq.quant.training.loop import PAD, Progress, Teacher, batches, padded
+from edgeq.quant.training.loop import PAD, Teacher, batches, padded
 from edgeq.quant.training.settings import Settings
 from edgeq.quant.training.student import Student
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
+from edgeq.core.progress import Progress
 from edgeq.quant.training.decoder import Decoder, Weights
 from edgeq.quant.training.settings import Settings
 from edgeq.quant.training.student import Student
-
-Progress = Callable[[str, int, int], None]
 
 PAD = -1
 """Fills windows that are shorter than the longest of their batch."""

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from edgeq.core.errors import EdgeqError
+from edgeq.core.progress import Progress
 from edgeq.formats.schemes import BITS, QuantScheme
 from edgeq.runtime.kernels.dispatch import ISA
 
@@ -73,7 +74,7 @@ def _plain(address: int, count: int) -> Callable[..., int]:
     return run
 
 
-def warmup(progress: Callable[[str, int, int], None] | None = None) -> dict[str, float]:
+def warmup(progress: Progress | None = None) -> dict[str, float]:
     """Compile every kernel, or load it from the cache.
 
     Args:

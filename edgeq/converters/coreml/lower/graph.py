@@ -16,7 +16,7 @@ they are float32 and its levels below 2**23, the very same levels are read back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ from edgeq.converters.coreml.lower.run import (
 from edgeq.converters.coreml.package import VERSIONS, write_package
 from edgeq.converters.metadata_blob import note_text
 from edgeq.core.errors import UnsupportedError, UsageError, unknown
+from edgeq.core.progress import Progress
 from edgeq.graph.arena import lay_out, lives
 from edgeq.graph.ir import Graph, Node, QuantWeight
 
@@ -181,7 +182,7 @@ def write(
     graph: Graph,
     path: str | Path,
     options: Mapping[str, Any],
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Write a package.
 

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from edgeq._version import __version__
-from edgeq.converters import Progress
 from edgeq.converters.metadata_blob import note_bytes
 from edgeq.converters.tflite.file import TfliteFile
 from edgeq.converters.tflite.interpreter import interpreter
@@ -43,6 +42,7 @@ from edgeq.converters.tflite.lower.run import (
 from edgeq.converters.tflite.operators import Value
 from edgeq.converters.tflite.read import VERSION, read
 from edgeq.core.errors import UnsupportedError, UsageError, unknown
+from edgeq.core.progress import Progress
 from edgeq.graph.ir import Graph, Node
 from edgeq.graph.tflite.schema import schema
 

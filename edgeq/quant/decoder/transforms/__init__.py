@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from edgeq.core.progress import Progress
 from edgeq.formats.schemes import Scheme
 from edgeq.model.model import Model
 from edgeq.quant.decoder.calibrate import Calibration
@@ -15,7 +16,6 @@ from edgeq.quant.decoder.transforms.awq import awq
 from edgeq.quant.decoder.transforms.rotate import rotate, rotate_values
 from edgeq.quant.decoder.transforms.smooth import smoothquant
 
-Progress = Callable[[str, int, int], None]
 Transform = Callable[[Model, Calibration, Mapping[str, Scheme], Progress | None], Model]
 
 TRANSFORMS: dict[str, Transform] = {

@@ -9,11 +9,12 @@ equations 4 and 5. The error is taken over all calibration tokens by their secon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.core.progress import Progress
 from edgeq.formats.schemes import QuantScheme, Scheme
 from edgeq.model.model import Model
 from edgeq.quant.decoder.calibrate import Calibration
@@ -22,7 +23,6 @@ from edgeq.quant.decoder.transforms.fold import folded, shared
 from edgeq.quant.rounders.gptq import Hessian, weighted_error
 from edgeq.quant.rounders.rounding import quantize_tensor
 
-Progress = Callable[[str, int, int], None]
 GRID = tuple(alpha / 10 for alpha in range(11))
 """Powers tried; 0 leaves the site as it is."""
 

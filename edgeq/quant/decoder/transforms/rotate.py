@@ -19,20 +19,20 @@ is R2 of Liu et al. 2024, "SpinQuant" (arXiv:2405.16406).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import UnsupportedError
+from edgeq.core.progress import Progress
 from edgeq.formats.schemes import Scheme
 from edgeq.formats.tensor import FloatTensor, Tensor
 from edgeq.model.model import Model
 from edgeq.quant.decoder.calibrate import Calibration
 from edgeq.quant.decoder.transforms.fold import Lazy, Scaled
 
-Progress = Callable[[str, int, int], None]
 Matrix = NDArray[np.float64]
 SEED = 0x5EED
 

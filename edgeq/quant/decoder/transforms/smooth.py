@@ -8,18 +8,18 @@ Source: Xiao et al. 2022, "SmoothQuant" (arXiv:2211.10438), equation 4.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.core.progress import Progress
 from edgeq.formats.schemes import Scheme
 from edgeq.model.model import Model
 from edgeq.quant.decoder.calibrate import Calibration
 from edgeq.quant.decoder.replay import Site, Walk
 from edgeq.quant.decoder.transforms.fold import folded, shared
 
-Progress = Callable[[str, int, int], None]
 ALPHA = 0.85
 """How much of the difficulty goes into the weights, which have a scale a row. It lost least on
 small Llama models; the paper takes 0.5 for large ones."""
