@@ -17,7 +17,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeq.graph.ir import Constant, Graph, Quant, QuantWeight
+from edgeq.formats.qparams import QuantParams
+from edgeq.graph.ir import Constant, Graph, QuantWeight
 
 MODELS: dict[str, Callable[[], onnx.ModelProto]] = {}
 """Name -> what makes the model; weights are random and always the same."""
@@ -634,7 +635,7 @@ def rounded(
             axis = 0
         wanted = block if node.op == "Linear" and block else None
         constants[node.inputs[1]] = round_weight(held, bits, 1 if wanted else axis, wanted)
-    quants: dict[str, Quant] = {}
+    quants: dict[str, QuantParams] = {}
     if activations:
         quants = _grids(graph, weighted)
         for node in weighted:
@@ -668,7 +669,7 @@ def round_weight(
     return replace(empty, levels=levels)
 
 
-def _grids(graph: Graph, weighted: list[Any]) -> dict[str, Quant]:
+def _grids(graph: Graph, weighted: list[Any]) -> dict[str, QuantParams]:
     from edgeq.graph.execute import Session
 
     names = [v for v, info in graph.values.items() if info.dtype == "float32"]
@@ -679,12 +680,11 @@ def _grids(graph: Graph, weighted: list[Any]) -> dict[str, Quant]:
         return taker.output if taker is not None and taker.op in _FUSED else value
 
     wanted = {n.inputs[0] for n in weighted} | {last(n.output) for n in weighted}
-    found: dict[str, Quant] = {}
+    found: dict[str, QuantParams] = {}
     for name in graph.values:
         if name in wanted:
             low, high = min(float(seen[name].min()), 0.0), max(float(seen[name].max()), 0.0)
-            scale = np.float32(max(high - low, 1e-6) / 255)
-            found[name] = Quant(float(scale), int(np.clip(round(-128 - low / scale), -128, 127)))
+            found[name] = QuantParams.from_range(low, max(high, low + 1e-6))
     for node in graph.nodes:  # what only moves values keeps their grid
         inputs = [i for i in node.inputs if i in graph.values]
         if node.op in _TIED and inputs and all(i in found for i in inputs):

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.formats.qparams import QuantParams
 from edgeq.graph.execute import Session
-from edgeq.graph.ir import Constant, Graph, Info, Node, Quant, QuantWeight
+from edgeq.graph.ir import Constant, Graph, Info, Node, QuantWeight
 from edgeq.graph.onnx.infer import inferred
 
 Feeds = dict[str, NDArray[Any]]
 FIXED = {
-    "Softmax": Quant(1 / 256, -128),
-    "Sigmoid": Quant(1 / 256, -128),
-    "Tanh": Quant(1 / 128, 0),
+    "Softmax": QuantParams(1 / 256, -128),
+    "Sigmoid": QuantParams(1 / 256, -128),
+    "Tanh": QuantParams(1 / 128, 0),
 }
 SAME_GRID = frozenset(
     {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "MaxPool", "AveragePool", "Concat",
@@ -158,7 +159,7 @@ def quantized(graph: Graph, samples: Feeds, bits: int = 8) -> Graph:
         **samples,
         **Session(graph, watch=[n for n in floats if n not in graph.inputs])(samples),
     }
-    quants: dict[str, Quant] = {}
+    quants: dict[str, QuantParams] = {}
     for name in floats:
         node = graph.producers.get(name)
         after = graph.only_consumer(name)
@@ -191,14 +192,14 @@ def quantized(graph: Graph, samples: Feeds, bits: int = 8) -> Graph:
                    meta={"edgeq.activations": "static"})  # fmt: skip
 
 
-def grid_of(array: NDArray[np.float32]) -> Quant:
+def grid_of(array: NDArray[np.float32]) -> QuantParams:
     """The grid of a value's range, zero on it."""
     low, high = min(0.0, float(array.min())), max(0.0, float(array.max()))
     scale = float(np.float32(max(high - low, 1e-6) / 255))
-    return Quant(scale, int(np.clip(round(-128 - low / scale), -128, 127)))
+    return QuantParams(scale, int(np.clip(round(-128 - low / scale), -128, 127)))
 
 
-def int_bias(b: NDArray[np.float32], x: Quant, w: QuantWeight) -> QuantWeight:
+def int_bias(b: NDArray[np.float32], x: QuantParams, w: QuantWeight) -> QuantWeight:
     """A bias on the grid of products."""
     scales = np.broadcast_to(np.float32(x.scale) * w.scales, b.shape).astype(np.float32)
     return QuantWeight(np.rint(b / scales).astype(np.int32), scales, 32, 0)

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgeq.graph.ir import Graph, Info, Quant
+from edgeq.formats.qparams import QuantParams
+from edgeq.graph.ir import Graph, Info
 from edgeq.quant.graph.grids import (
     FIXED,
     SAME_GRID,
@@ -17,7 +18,6 @@ from edgeq.quant.graph.grids import (
     grids,
     heads,
     plan,
-    quant_of,
     rounded_constant,
     scope_of,
 )
@@ -178,21 +178,21 @@ def test_pads_and_resizes_that_make_new_values_are_not_of_the_same_grid() -> Non
 @pytest.mark.parametrize(
     ("low", "high", "want"),
     [
-        (0.0, 255.0, Quant(1.0, -128)),
-        (-255.0, 0.0, Quant(1.0, 127)),
-        (0.0, 0.0, Quant(1 / 128, 0)),
-        (0.0, 1e-45, Quant(1 / 128, 0)),
+        (0.0, 255.0, QuantParams(1.0, -128)),
+        (-255.0, 0.0, QuantParams(1.0, 127)),
+        (0.0, 0.0, QuantParams(1 / 128, 0)),
+        (0.0, 1e-45, QuantParams(1 / 128, 0)),
     ],
 )
-def test_grids_of_ranges(low: float, high: float, want: Quant) -> None:
-    assert quant_of(low, high) == want
+def test_grids_of_ranges(low: float, high: float, want: QuantParams) -> None:
+    assert QuantParams.from_range(low, high) == want
 
 
 def test_a_grid_holds_zero_and_both_ends() -> None:
     rng = np.random.default_rng(3)
     for _ in range(200):
         low, high = -rng.exponential(3.0), rng.exponential(0.5)
-        grid = quant_of(low, high)
+        grid = QuantParams.from_range(low, high)
         ends = np.array([low, 0.0, high], np.float32)
         back = grid.dequantize(grid.quantize(ends))
         assert back[1] == 0

@@ -16,8 +16,9 @@ from edgeq.converters.convert_graph import compare, convert_graph, graph_target
 from edgeq.converters.validate.graph_compare import META_OPTIONS, compare_with
 from edgeq.converters.validate.graph_inputs import GIVEN, KEPT, RANDOM
 from edgeq.core.errors import EdgeqError, FormatError
+from edgeq.formats.qparams import QuantParams
 from edgeq.graph.files import read
-from edgeq.graph.ir import Graph, Info, Node, Quant, QuantWeight
+from edgeq.graph.ir import Graph, Info, Node, QuantWeight
 from edgeq.graph.onnx.write import write_onnx
 from edgeq.quant.graph.kept import META_SAMPLES, kept
 from edgeq.quant.graph.quantize import quantize_graph
@@ -81,7 +82,7 @@ def faults(graph: Graph) -> Iterator[tuple[str, Graph]]:
             moved = [top + 1, left, bottom - 1, right]
             yield f"pads of {node.name}", changed(graph, node, pads=moved)
     for value, quant in graph.quants.items():
-        other = Quant(quant.scale, quant.zero_point + (7 if quant.zero_point < 0 else -7))
+        other = QuantParams(quant.scale, quant.zero_point + (7 if quant.zero_point < 0 else -7))
         grids = {n: other if q == quant else q for n, q in graph.quants.items()}
         yield f"zero point of {value}", replace(graph, quants=grids)
 

@@ -6,8 +6,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeq.formats.qparams import QuantParams
 from edgeq.graph.arena import ALIGN, Life, lay_out, lives
-from edgeq.graph.ir import Graph, Info, Node, Quant
+from edgeq.graph.ir import Graph, Info, Node
 
 LIVES = st.lists(
     st.tuples(st.integers(0, 12), st.integers(0, 6), st.integers(1, 5000)), min_size=1, max_size=20
@@ -43,7 +44,7 @@ def chain(*, quants: bool) -> Graph:
         "shape": np.array([2, 1000]),
         "v": np.zeros((250, 1000), np.float32),
     }
-    rounded = {name: Quant(1.0, 0) for name in values} if quants else {}
+    rounded = {name: QuantParams(1.0, 0) for name in values} if quants else {}
     return Graph("chain", ("x",), ("y",), nodes, constants, values, rounded)
 
 

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeq.core.errors import EdgeqError, FormatError, UnsupportedError, UsageError
+from edgeq.formats.qparams import QuantParams
 from edgeq.graph.execute import Session
-from edgeq.graph.ir import Constant, Graph, Info, Node, Quant, QuantWeight
+from edgeq.graph.ir import Constant, Graph, Info, Node, QuantWeight
 from edgeq.graph.onnx import write as onnx_write
 from edgeq.graph.onnx.read import read_onnx
 from edgeq.graph.onnx.write import write_onnx
@@ -185,7 +186,7 @@ def test_any_grid_is_read_back_and_rounds(
     tmp_path_factory: pytest.TempPathFactory, scale: float, zero: int
 ) -> None:
     path = tmp_path_factory.mktemp("g") / "q.onnx"
-    quant = Quant(scale, zero)
+    quant = QuantParams(scale, zero)
     values = {name: Info((2, 40)) for name in "xy"}
     graph = Graph(
         "g", ("x",), ("y",), (Node("Tanh", "t", ("x",), ("y",)),), {}, values, {"x": quant}
@@ -221,13 +222,13 @@ def test_tied_and_shared_weights(tmp_path: Path) -> None:
 
 
 def test_quantized_constants_and_outputs(tmp_path: Path) -> None:
-    grid = Quant(0.0625, 3)
+    grid = QuantParams(0.0625, 3)
     graph = Graph(
         "sum", ("x",), ("y",),
         (Node("Add", "sum", ("x", "c"), ("y",)),),
         {"c": np.linspace(-1, 1, 6, dtype=np.float32)},
         {"x": Info((2, 6)), "y": Info((2, 6))},
-        {"x": grid, "c": Quant(0.03125, 0), "y": grid},
+        {"x": grid, "c": QuantParams(0.03125, 0), "y": grid},
         {"edgeq.recipe": '{"a": 1}', "labels": "cat\ndog"},
     )  # fmt: skip
     write_onnx(graph, tmp_path / "q.onnx")

@@ -16,8 +16,9 @@ from edgeq.converters.coreml.exec.blob import Reader
 from edgeq.converters.coreml.exec.load import Tensor, functions, open_file
 from edgeq.converters.coreml.lower import graph as coreml_lower
 from edgeq.core.errors import FormatError, UnsupportedError, UsageError
+from edgeq.formats.qparams import QuantParams
 from edgeq.graph.execute import Session
-from edgeq.graph.ir import LEVELS, Graph, Info, Node, Quant, QuantWeight
+from edgeq.graph.ir import LEVELS, Graph, Info, Node, QuantWeight
 from edgeq.graph.onnx.infer import inferred
 from tests import graph_zoo
 
@@ -206,7 +207,7 @@ def bias_of(scale: float, weight: QuantWeight, n: int) -> QuantWeight:
     return QuantWeight(levels, steps, 32, axis=0)
 
 
-def static(graph: Graph, grids: dict[str, Quant]) -> Graph:
+def static(graph: Graph, grids: dict[str, QuantParams]) -> Graph:
     """The graph with rounded values, and the bias in integers if there is one."""
     constants = dict(graph.constants)
     weight = constants.get("the.weight")
@@ -223,8 +224,8 @@ def op(name: str, *shapes: tuple[int, ...], **attrs: Any) -> Graph:
     return inferred(Graph(name, names, ("y",), (node,), {}, values))
 
 
-def grid(scale: float, zero: int = 0) -> Quant:
-    return Quant(float(np.float32(scale)), zero)
+def grid(scale: float, zero: int = 0) -> QuantParams:
+    return QuantParams(float(np.float32(scale)), zero)
 
 
 STATIC = {

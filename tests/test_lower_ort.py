@@ -16,8 +16,9 @@ from edgeq.converters.metadata_blob import read_note
 from edgeq.converters.ort import graph as ort_lower
 from edgeq.converters.validate.graph_inputs import made_up
 from edgeq.core.errors import FormatError, UsageError
+from edgeq.formats.qparams import QuantParams
 from edgeq.graph.files import read
-from edgeq.graph.ir import Constant, Graph, Info, Node, Quant, QuantWeight
+from edgeq.graph.ir import Constant, Graph, Info, Node, QuantWeight
 from edgeq.graph.onnx.write import write_onnx
 
 onnx = pytest.importorskip("onnx")
@@ -47,7 +48,7 @@ def narrow(held: QuantWeight) -> QuantWeight:
     return replace(held, scales=held.scales.astype(np.float16).astype(np.float32))
 
 
-def bias(n: int, x: Quant, w: QuantWeight) -> QuantWeight:
+def bias(n: int, x: QuantParams, w: QuantWeight) -> QuantWeight:
     """A bias on the grid of the sums."""
     scales = np.float32(x.scale) * w.scales
     levels = RNG.integers(-2000, 2000, n).astype(np.int32)
@@ -56,10 +57,11 @@ def bias(n: int, x: Quant, w: QuantWeight) -> QuantWeight:
 
 def cnn(bits: int) -> Graph:
     """Two convolutions, a pool and a matrix, all in integers."""
-    grid = {"x": Quant(1 / 64, 3), "a": Quant(1 / 32, -128), "p": Quant(1 / 32, -128),
-            "f": Quant(1 / 32, -128), "y": Quant(1 / 16, 7)}  # fmt: skip
+    rectified = QuantParams(1 / 32, -128)
+    grid = {"x": QuantParams(1 / 64, 3), "a": rectified, "p": rectified, "f": rectified,
+            "y": QuantParams(1 / 16, 7)}  # fmt: skip
     w1, w2, w3 = weight((8, 3, 3, 3), bits), weight((8, 1, 3, 3), bits), weight((5, 128), bits)
-    grid["b"] = Quant(1 / 32, -128)
+    grid["b"] = QuantParams(1 / 32, -128)
     constants: dict[str, Constant] = {
         "w1": w1, "b1": bias(8, grid["x"], w1), "w2": w2, "b2": bias(8, grid["a"], w2),
         "w3": w3, "b3": bias(5, grid["f"], w3), "flat": np.array([1, 128]),
@@ -163,7 +165,7 @@ def test_packed_matrices_keep_blocks_and_rows(
 def test_float_results_of_rounded_values_are_products_of_integers(
     tmp_path: Path, bits: int, activations: str, suffix: str
 ) -> None:
-    grid = {"e": Quant(1 / 32, -5), "a": Quant(1 / 64, -128)}
+    grid = {"e": QuantParams(1 / 32, -5), "a": QuantParams(1 / 64, -128)}
     plain = encoder(bits, block=None)
     nodes = [replace(n, op="Tanh") if n.op == "Relu" else n for n in plain.nodes]
     graph = replace(plain, nodes=tuple(nodes), quants=grid, meta={"edgeq.activations": "static"})
@@ -288,7 +290,7 @@ def test_the_error_allowed_is_what_rounding_to_the_other_side_makes(
         "product", ("x",), ("y",), (Node("Linear", "fc", ("x", "w"), ("y",)),),
         {"w": QuantWeight(levels, np.array(0.01, np.float32), 8)},
         {"x": Info((1, 256)), "y": Info((1, 8))},
-        {"x": Quant(scale, 0)}, {"edgeq.activations": "static"},
+        {"x": QuantParams(scale, 0)}, {"edgeq.activations": "static"},
     )  # fmt: skip
     ort_lower.write(graph, tmp_path / "m.onnx", {})
     x = rng.uniform(-1, 1, (1, 256)).astype(np.float32)

@@ -11,7 +11,7 @@ from edgeq.formats.tensor import bf16_to_float32
 from edgeq.quant.rounders.qparams import (
     MAX_SCALE,
     MIN_SCALE,
-    QParams,
+    WeightParams,
     check_finite,
     from_range,
     round_steps,
@@ -123,7 +123,7 @@ def test_the_nearest_of_a_palette(table: list[int], values: list[float]) -> None
     got = round_steps(steps, scheme_of("w4-g32-palette"), None, palette, out=np.empty_like(steps))
     distance = np.abs(steps[:, None].astype(np.float64) - palette).min(axis=1)
     assert (np.abs(got - steps.astype(np.float64)) == distance).all()
-    params = QParams(np.ones((1, 1), np.float32), None, palette)
+    params = WeightParams(np.ones((1, 1), np.float32), None, palette)
     codes = to_codes(got[None, None], params, scheme_of("w4-g32-palette"))
     assert np.array_equal(palette[codes[0]], got)
 

@@ -12,6 +12,7 @@ import pytest
 
 from edgeq.core.errors import FormatError, UsageError
 from edgeq.evaluation.text import Evaluation, perplexity
+from edgeq.formats.qparams import QuantParams
 from edgeq.importers import load
 from edgeq.model import artifact
 from edgeq.model.model import Model
@@ -19,7 +20,6 @@ from edgeq.model.reference import Linear, Reference
 from edgeq.quant.decoder.calibrate import CalibrationStats, calibrate, cut_windows
 from edgeq.quant.decoder.static import (
     KEY,
-    InputParams,
     StaticActivations,
     dynamic_linear,
     linear_of,
@@ -38,49 +38,43 @@ def small(family: str = "llama") -> tuple[Model, CalibrationStats]:
 # Parameters
 
 
-def test_asymmetric_takes_all_codes_and_keeps_zero() -> None:
-    params = InputParams.from_range(-1.0, 4.1)
+def test_a_range_takes_all_codes_and_keeps_zero() -> None:
+    params = QuantParams.from_range(-1.0, 4.1)
     assert params.scale == pytest.approx(5.1 / 255)
-    assert params.zero_point == 50
+    assert params.zero_point == 50 - 128
     x = np.linspace(-1, 4.1, 1000, dtype=np.float32)
-    codes = params.codes(x)
-    assert codes.dtype == np.uint8
-    assert (codes.min(), codes.max(), len(np.unique(codes))) == (0, 255, 256)
-    assert np.abs(params.values(codes) - x).max() <= params.scale * 0.51
-    assert params.values(params.codes(np.zeros(1, np.float32)))[0] == 0
-    assert params.codes(np.array([-9, 9], np.float32)).tolist() == [0, 255]
-
-
-def test_symmetric_has_as_many_codes_on_either_side() -> None:
-    params = InputParams.from_range(-1.0, 2.0, symmetric=True)
-    assert (params.scale, params.zero_point) == (pytest.approx(2 / 127), 0)
-    codes = params.codes(np.array([-9, -2, -1, 0, 2, 9], np.float32))
+    codes = params.quantize(x)
     assert codes.dtype == np.int8
-    assert codes.tolist() == [-127, -127, -64, 0, 127, 127]
+    assert (codes.min(), codes.max(), len(np.unique(codes))) == (-128, 127, 256)
+    assert np.abs(params.dequantize(codes) - x).max() <= params.scale * 0.51
+    assert params.dequantize(params.quantize(np.zeros(1, np.float32)))[0] == 0
+    assert params.quantize(np.array([-9, 9], np.float32)).tolist() == [-128, 127]
 
 
-@pytest.mark.parametrize(("low", "high", "zero"), [(0.0, 2.0, 0), (-2.0, 0.0, 255), (0.0, 0.0, 0)])
+@pytest.mark.parametrize(
+    ("low", "high", "zero"), [(0.0, 2.0, -128), (-2.0, 0.0, 127), (0.0, 0.0, 0)]
+)
 def test_ranges_on_one_side(low: float, high: float, zero: int) -> None:
-    params = InputParams.from_range(low, high)
+    params = QuantParams.from_range(low, high)
     assert params.zero_point == zero
     assert params.scale > 0
     x = np.linspace(low, high, 9, dtype=np.float32)
-    assert np.abs(params.values(params.codes(x)) - x).max() <= params.scale * 0.51
+    assert np.abs(params.dequantize(params.quantize(x)) - x).max() <= params.scale * 0.51
 
 
 def test_rounding_is_onnxruntime_s() -> None:
     onnx = pytest.importorskip("onnx")
     ort = pytest.importorskip("onnxruntime")
-    params = InputParams.from_range(-1.3, 4.7)
+    params = QuantParams.from_range(-1.3, 4.7)
     helper = onnx.helper
     node = helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["y"])
     graph = helper.make_graph(
         [node], "g",
         [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n"])],
-        [helper.make_tensor_value_info("y", onnx.TensorProto.UINT8, ["n"])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.INT8, ["n"])],
         [
             helper.make_tensor("scale", onnx.TensorProto.FLOAT, [], [params.scale]),
-            helper.make_tensor("zero", onnx.TensorProto.UINT8, [], [params.zero_point]),
+            helper.make_tensor("zero", onnx.TensorProto.INT8, [], [params.zero_point]),
         ],
     )  # fmt: skip
     model = helper.make_model(
@@ -88,16 +82,15 @@ def test_rounding_is_onnxruntime_s() -> None:
     )  # fmt: skip
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     x = np.random.default_rng(0).normal(size=5000).astype(np.float32) * 2
-    np.testing.assert_array_equal(session.run(None, {"x": x})[0], params.codes(x))
+    np.testing.assert_array_equal(session.run(None, {"x": x})[0], params.quantize(x))
 
 
 # In a model
 
 
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_static_rounds_each_input_by_its_range(symmetric: bool) -> None:
+def test_static_rounds_each_input_by_its_range() -> None:
     model, stats = small()
-    static = StaticActivations.from_stats(stats, symmetric=symmetric)
+    static = StaticActivations.from_stats(stats)
     seen: dict[str, int] = {}
 
     def product(name: str, x: np.ndarray, weight: Any) -> np.ndarray:
@@ -139,7 +132,7 @@ def test_dynamic_gives_each_token_its_scale() -> None:
 
 def test_an_artifact_holds_its_ranges(tmp_path: Path) -> None:
     model, stats = small("mistral")
-    static = StaticActivations.from_stats(stats, symmetric=True)
+    static = StaticActivations.from_stats(stats)
     assert StaticActivations.of(model) is None
     assert linear_of(model) is None
     path = tmp_path / "m.edgeq"
@@ -185,6 +178,13 @@ def test_damaged_ranges_are_refused(inputs: Any) -> None:
     model, _ = small()
     data: Mapping[str, Any] = {"mode": "static", "observer": "mse", "inputs": inputs}
     with pytest.raises(FormatError, match=r"not readable|damaged"):
+        StaticActivations.of(replace(model, provenance={KEY: data}))
+
+
+def test_symmetric_ranges_are_refused() -> None:
+    model, _ = small()
+    data = {"mode": "static", "observer": "mse", "symmetric": True, "inputs": {NAME: [-1.0, 1.0]}}
+    with pytest.raises(FormatError, match="symmetric, which is not supported"):
         StaticActivations.of(replace(model, provenance={KEY: data}))
 
 

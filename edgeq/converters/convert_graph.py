@@ -6,7 +6,7 @@ A target is one module, named in `GRAPH_TARGETS` and imported only when it is as
     write(graph, path, options, progress)   make the file or folder ``path``
     open_graph(path, *, threads)   -> GraphRunner
     stored_weights(path)           -> (name, QuantWeight) of every packed constant, read back
-    stored_quants(path)            -> value -> Quant, read back
+    stored_quants(path)            -> value -> QuantParams, read back
     arena(graph, options)          -> bytes of the values while it runs, if buffers are used again
     versions()                     -> the libraries that took part
 """
@@ -37,7 +37,8 @@ from edgeq.converters.validate.graph_inputs import Feeds
 from edgeq.core.errors import EdgeqError, FormatError, UsageError, unknown
 from edgeq.core.hashing import file_sha256
 from edgeq.core.progress import Progress
-from edgeq.graph.ir import Graph, Info, Quant, QuantWeight
+from edgeq.formats.qparams import QuantParams
+from edgeq.graph.ir import Graph, Info, QuantWeight
 
 GRAPH_TARGETS = {"ort": "ort.graph", "tflite": "tflite.lower.graph", "coreml": "coreml.lower.graph"}
 """Target -> its module in `edgeq.converters`."""
@@ -87,7 +88,7 @@ def open_graph(path: str | Path, *, threads: int = 1) -> GraphRunner:
     return runner
 
 
-def stored(path: str | Path) -> tuple[dict[str, QuantWeight], dict[str, Quant]]:
+def stored(path: str | Path) -> tuple[dict[str, QuantWeight], dict[str, QuantParams]]:
     """What edgeq packed into a target's file, read back from it.
 
     Raises:

@@ -34,7 +34,7 @@ class Session:
 
     Args:
         graph: canonical.
-        watch: values that are returned beside the outputs, rounded if they have a `Quant`.
+        watch: values that are returned beside the outputs, rounded if they have `QuantParams`.
         threads: onnxruntime's.
         optimize: let onnxruntime fuse operators, quantized ones into integer ones; without it
             each is computed as it stands, the quantized ones in float on rounded values.

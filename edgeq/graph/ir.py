@@ -5,7 +5,7 @@ two differences that `edgeq.graph.onnx.read` and `onnx_write` translate:
 
     Linear      x [..., K] times w [N, K] transposed, plus b [N] if there is one: Gemm, and MatMul
                 with a constant
-    Quant       of a value stands for a QuantizeLinear and DequantizeLinear behind it, and
+    QuantParams of a value stands for a QuantizeLinear and DequantizeLinear behind it, and
                 QuantWeight for a DequantizeLinear behind its integers
 
 Every shape is known and every constant is a NumPy array or a `QuantWeight`.
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError, SchemeError
+from edgeq.formats.qparams import QuantParams
 
 Shape = tuple[int, ...]
 LEVELS = {4: (-8, 7), 8: (-127, 127), 32: (-(2**31) + 1, 2**31 - 1)}
@@ -44,40 +45,6 @@ class Info:
     def nbytes(self) -> int:
         """Bytes it takes."""
         return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
-
-
-@dataclass(frozen=True)
-class Quant:
-    """How a value is rounded to 8 bits: ``scale * (q - zero_point)``, q from -128 to 127.
-
-    Args:
-        scale: positive and finite, exactly a float32.
-        zero_point: -128 to 127.
-
-    Raises:
-        SchemeError: out of range.
-    """
-
-    scale: float
-    zero_point: int
-
-    def __post_init__(self) -> None:
-        if not (np.isfinite(self.scale) and self.scale > 0):
-            raise SchemeError(f"the scale is {self.scale}; it must be positive and finite")
-        if float(np.float32(self.scale)) != self.scale:
-            raise SchemeError(f"the scale {self.scale!r} is not a float32 value")
-        if not -128 <= self.zero_point <= 127:
-            raise SchemeError(f"the zero point is {self.zero_point}; it must be in -128 .. 127")
-
-    def quantize(self, x: NDArray[Any]) -> NDArray[np.int8]:
-        """Levels of x, ties to even, as every runtime rounds them."""
-        q: NDArray[np.float32] = np.rint(x / np.float32(self.scale)) + self.zero_point
-        return np.clip(q, -128, 127).astype(np.int8)
-
-    def dequantize(self, q: NDArray[np.int8]) -> NDArray[np.float32]:
-        """Values of levels."""
-        steps = q.astype(np.float32) - np.float32(self.zero_point)
-        return steps * np.float32(self.scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,7 +188,7 @@ class Graph:
     nodes: tuple[Node, ...]
     constants: Mapping[str, Constant]
     values: Mapping[str, Info]
-    quants: Mapping[str, Quant] = field(default_factory=dict)
+    quants: Mapping[str, QuantParams] = field(default_factory=dict)
     meta: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property

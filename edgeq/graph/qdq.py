@@ -1,6 +1,6 @@
 """The record of a quantization inside of an ONNX graph: QuantizeLinear and DequantizeLinear.
 
-    value       made -> QuantizeLinear -> DequantizeLinear -> taken          Quant
+    value       made -> QuantizeLinear -> DequantizeLinear -> taken          QuantParams
     weight      levels -> DequantizeLinear -> taken                          QuantWeight
     float16     half -> Cast -> taken                                        a float16 constant,
                                                                              or scales
@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError, SchemeError, UnsupportedError
-from edgeq.graph.ir import Constant, Graph, Node, Quant, QuantWeight
+from edgeq.formats.qparams import QuantParams
+from edgeq.graph.ir import Constant, Graph, Node, QuantWeight
 from edgeq.graph.rewrite import prune
 
 FORMAT = "edgeq.graph"
@@ -49,7 +50,7 @@ def refuse_foreign(graph: Graph) -> None:
 
 
 def recorded(graph: Graph) -> Graph:
-    """A raw graph of ours with its QuantizeLinear and DequantizeLinear as `Quant`s and weights.
+    """A raw graph of ours with QuantizeLinear and DequantizeLinear as parameters and weights.
 
     Raises:
         FormatError: it says it is ours and is not in our form.
@@ -74,7 +75,7 @@ Palette = tuple[int, NDArray[np.int8]]
 
 def _recorded(graph: Graph, palettes: dict[str, Palette]) -> Graph:
     constants: dict[str, Constant] = dict(graph.constants)
-    quants: dict[str, Quant] = {}
+    quants: dict[str, QuantParams] = {}
     same: dict[str, str] = {}  # value -> the name it goes by in the graph
     nodes: list[Node] = []
     for node in graph.nodes:
@@ -122,12 +123,12 @@ def _array(graph: Graph, name: str) -> NDArray[Any]:
     return held
 
 
-def _quant(graph: Graph, node: Node) -> Quant:
+def _quant(graph: Graph, node: Node) -> QuantParams:
     scale, zero = (_array(graph, name) for name in node.inputs[1:3])
     if scale.size != 1 or scale.dtype != np.float32 or zero.dtype.name not in ("int8", "uint8"):
         raise FormatError(f"{node} does not quantize to 8 bits with one scale")
     shift = 128 if zero.dtype == np.uint8 else 0
-    return Quant(float(scale.reshape(-1)[0]), int(zero.reshape(-1)[0]) - shift)
+    return QuantParams(float(scale.reshape(-1)[0]), int(zero.reshape(-1)[0]) - shift)
 
 
 def _weight(graph: Graph, node: Node, palette: Palette | None) -> QuantWeight:

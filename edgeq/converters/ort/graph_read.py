@@ -13,7 +13,8 @@ from edgeq.converters.metadata_blob import read_note
 from edgeq.converters.ort.file import unpack_rows
 from edgeq.converters.ort.run import read_graph, require
 from edgeq.core.errors import FormatError
-from edgeq.graph.ir import Info, Quant, QuantWeight
+from edgeq.formats.qparams import QuantParams
+from edgeq.graph.ir import Info, QuantWeight
 
 HELD = "edgeq.held"
 """Key of the metadata that says by what names a file holds weights and grids."""
@@ -122,7 +123,7 @@ def stored_weights(path: str | Path) -> Iterator[tuple[str, QuantWeight]]:
         )
 
 
-def stored_quants(path: str | Path) -> dict[str, Quant]:
+def stored_quants(path: str | Path) -> dict[str, QuantParams]:
     """How each rounded value is rounded, read from a file that edgeq wrote.
 
     Where onnxruntime fused operators it keeps equal grids once, and some are not found again.
@@ -137,7 +138,7 @@ def stored_quants(path: str | Path) -> dict[str, Quant]:
             continue
         point = tensors[zero]
         shift = 128 if point.dtype == np.uint8 else 0
-        found[name] = Quant(float(tensors[scale].item()), int(point.item()) - shift)
+        found[name] = QuantParams(float(tensors[scale].item()), int(point.item()) - shift)
     return found
 
 

@@ -1,7 +1,7 @@
 """A `Graph` as an ONNX file, what is quantized as QuantizeLinear and DequantizeLinear.
 
     Linear      Gemm where x has two axes, else MatMul and Add
-    Quant       of a value that a node makes: the node makes NAME.float, and DequantizeLinear NAME;
+    QuantParams of a value that a node makes: the node makes NAME.float, DequantizeLinear NAME;
                 of an input: whoever takes it takes NAME.rounded
     QuantWeight NAME.levels -> DequantizeLinear -> NAME; 4 bits are INT4 tensors, two to a byte
     float16     NAME.half -> Cast -> NAME; many scales, too
@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from edgeq._version import __version__
 from edgeq.core.errors import FormatError, UnsupportedError, UsageError
 from edgeq.core.files import write_whole
-from edgeq.graph.ir import Graph, Info, Node, Quant, QuantWeight
+from edgeq.formats.qparams import QuantParams
+from edgeq.graph.ir import Graph, Info, Node, QuantWeight
 from edgeq.graph.onnx.file import OPSET, require
 from edgeq.graph.qdq import FORMAT, PALETTES, VERSION
 
@@ -239,7 +240,7 @@ class _Writer:
         self._add("Cast", f"{name}.scale.widened", [held], [label], to=self.onnx.TensorProto.FLOAT)
         return label
 
-    def _round(self, name: str, before: str, after: str, quant: Quant) -> None:
+    def _round(self, name: str, before: str, after: str, quant: QuantParams) -> None:
         shift, held = (0, np.int8) if self.signed else (128, np.uint8)
         zero = np.array(quant.zero_point + shift, held)
         grid = [

@@ -1,20 +1,19 @@
-"""INT8 inputs of matrices: static, with ranges found beforehand, or dynamic, with those of now.
+"""INT8 inputs of a decoder's matrices: static, with ranges from calibration, or dynamic.
 
-    static    one range for all inputs of a matrix, the same for every token:
-                asymmetric  codes 0 .. 255     scale = (high - low) / 255, zero_point = -low / scale
-                symmetric   codes -127 .. 127  scale = max(-low, high) / 127, zero_point = 0
-              x is about scale * (code - zero_point)
+    static    one range for all inputs of a matrix, the same for every token, rounded by
+              `edgeq.formats.qparams.QuantParams`
     dynamic   each token's inputs have a scale of their own, symmetric
-    (`edgeq.formats.dynamic_quant`)
+              (`edgeq.formats.dynamic_quant`)
 
 Both are given as a `Linear` for `edgeq.model.reference.Reference`, which rounds and then
-multiplies in
-float32: sums of integers as an INT8 kernel makes them, but for the last bits of their float32
-result. So `edgeq.evaluation.text.perplexity` measures what INT8 activations cost.
+multiplies in float32. The sums are those of an INT8 kernel, but for the last bits of their float32
+result, so `edgeq.evaluation.text.perplexity` measures what INT8 activations cost.
 
 An artifact holds its static ranges in its provenance, under "activations":
 
     {"mode": "static", "observer": NAME, "symmetric": false, "inputs": {MATRIX: [low, high]}}
+
+"symmetric" is always false: inputs are rounded with a zero point.
 """
 
 from __future__ import annotations
@@ -22,65 +21,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError, UsageError
 from edgeq.formats.dynamic_quant import quantize_vectors
+from edgeq.formats.qparams import QuantParams
 from edgeq.formats.tensor import Tensor
 from edgeq.model.model import Model
 from edgeq.model.reference import Array, Linear, dense
 from edgeq.quant.decoder.calibrate import CalibrationStats
 from edgeq.quant.histogram import Range
 
-Codes = NDArray[np.int8] | NDArray[np.uint8]
-
 KEY = "activations"
 """Where an artifact's provenance holds static ranges."""
-
-
-@dataclass(frozen=True)
-class InputParams:
-    """How all inputs of one matrix are rounded.
-
-    Args:
-        scale: positive, exact in float32.
-        zero_point: the code of 0.0.
-        symmetric: codes are int8 in -127 .. 127 and zero_point is 0; else uint8 in 0 .. 255.
-    """
-
-    scale: float
-    zero_point: int
-    symmetric: bool
-
-    @classmethod
-    def from_range(cls, low: float, high: float, *, symmetric: bool = False) -> InputParams:
-        """The scale with which a range that includes zero takes all codes.
-
-        Args:
-            low, high: low <= 0 <= high; of a range of nothing the scale is 1.
-            symmetric: see `InputParams`.
-        """
-        whole = 127 if symmetric else 255
-        width = max(-low, high) if symmetric else high - low
-        scale = np.float32(width) / np.float32(whole)
-        if not scale:
-            return cls(1.0, 0, symmetric)
-        zero = 0 if symmetric else round(min(max(-low / float(scale), 0), whole))
-        return cls(float(scale), zero, symmetric)
-
-    def codes(self, x: Array) -> Codes:
-        """Round, ties to even, and clip to the codes there are."""
-        steps: Array = np.rint(x / np.float32(self.scale))
-        if self.symmetric:
-            return cast(Codes, np.clip(steps, -127, 127).astype(np.int8))
-        return cast(Codes, np.clip(steps + self.zero_point, 0, 255).astype(np.uint8))
-
-    def values(self, codes: Codes) -> Array:
-        """What codes stand for, float32."""
-        return (codes.astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
 
 
 @dataclass(frozen=True)
@@ -90,18 +45,16 @@ class StaticActivations:
     Args:
         observer: what chose them.
         ranges: matrix name -> (low, high), low <= 0 <= high.
-        symmetric: whether inputs are rounded symmetrically, see `InputParams`.
     """
 
     observer: str
     ranges: Mapping[str, Range]
-    symmetric: bool = False
 
     @classmethod
-    def from_stats(cls, stats: CalibrationStats, *, symmetric: bool = False) -> StaticActivations:
+    def from_stats(cls, stats: CalibrationStats) -> StaticActivations:
         """The ranges that a calibration found."""
         ranges = {name: (seen.low, seen.high) for name, seen in stats.inputs.items()}
-        return cls(stats.observer, ranges, symmetric)
+        return cls(stats.observer, ranges)
 
     @classmethod
     def of(cls, model: Model) -> StaticActivations | None:
@@ -115,11 +68,16 @@ class StaticActivations:
             return None
         try:
             ranges = {str(name): (float(a), float(b)) for name, (a, b) in data["inputs"].items()}
-            found = cls(str(data["observer"]), ranges, bool(data.get("symmetric", False)))
+            static = cls(str(data["observer"]), ranges)
         except (KeyError, TypeError, ValueError, AttributeError) as err:
             raise FormatError(
                 f"the static ranges of activations are not readable: {err!r}"
             ) from err
+        if data.get("symmetric", False) is not False:
+            raise FormatError(
+                "the static ranges of activations are symmetric, which is not supported; "
+                "quantize the checkpoint again"
+            )
         wanted = {name for name, _ in model.config.linears()}
         for name, (low, high) in ranges.items():
             if name not in wanted or not -math.inf < low <= 0 <= high < math.inf:
@@ -127,18 +85,18 @@ class StaticActivations:
                     f"the static range [{low}, {high}] of {name} is damaged; "
                     "quantize the checkpoint again"
                 )
-        return found
+        return static
 
     def to_dict(self) -> dict[str, Any]:
         """What an artifact's provenance holds under `KEY`."""
         return {
             "mode": "static",
             "observer": self.observer,
-            "symmetric": self.symmetric,
+            "symmetric": False,
             "inputs": {name: list(ends) for name, ends in self.ranges.items()},
         }
 
-    def params(self, name: str) -> InputParams:
+    def params(self, name: str) -> QuantParams:
         """How the inputs of one matrix are rounded.
 
         Raises:
@@ -150,7 +108,7 @@ class StaticActivations:
             raise UsageError(
                 f"there is no static range for the inputs of {name}; calibrate this model"
             ) from None
-        return InputParams.from_range(low, high, symmetric=self.symmetric)
+        return QuantParams.from_range(low, high)
 
     def linear(self, product: Linear = dense) -> Linear:
         """A `Linear` that rounds its input by its matrix's range.
@@ -158,11 +116,11 @@ class StaticActivations:
         Args:
             product: what multiplies the rounded input.
         """
-        held = {name: self.params(name) for name in self.ranges}
+        params_of = {name: self.params(name) for name in self.ranges}
 
         def rounded(name: str, x: Array, weight: Tensor) -> Array:
-            params = held.get(name) or self.params(name)
-            return product(name, params.values(params.codes(x)), weight)
+            params = params_of.get(name) or self.params(name)
+            return product(name, params.dequantize(params.quantize(x)), weight)
 
         return rounded
 

@@ -33,7 +33,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.graph.ir import Graph, Node, Quant, QuantWeight
+from edgeq.formats.qparams import QuantParams
+from edgeq.graph.ir import Graph, Node, QuantWeight
 from edgeq.quant.graph.precise import has_attention, precise
 from edgeq.quant.histogram import Range
 
@@ -61,15 +62,13 @@ ONE_INPUT = frozenset({"Clip", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Spli
 FUSING = frozenset({"Conv", "ConvTranspose", "Linear", "Add", "Sub", "Mul"})
 """Operators that a Relu or Clip behind them becomes a part of."""
 FUSED = frozenset({"Relu", "Clip"})
-FIXED: Mapping[str, Quant] = {
-    "Softmax": Quant(1 / 256, -128),
-    "Sigmoid": Quant(1 / 256, -128),
-    "Tanh": Quant(1 / 128, 0),
+FIXED: Mapping[str, QuantParams] = {
+    "Softmax": QuantParams(1 / 256, -128),
+    "Sigmoid": QuantParams(1 / 256, -128),
+    "Tanh": QuantParams(1 / 128, 0),
 }
 _FINAL = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
 """Operators that make probabilities of scores."""
-_STILL = Quant(1 / 128, 0)
-"""Of a value that was always zero."""
 _LOST = 0.05
 """Most that 8 bits may take from a factor, as part of it, for integers to be used."""
 _LARGEST = 1e3
@@ -92,7 +91,7 @@ class Plan:
     integer: frozenset[str]
     open_ended: frozenset[str]
     groups: Mapping[str, str]
-    fixed: Mapping[str, Quant]
+    fixed: Mapping[str, QuantParams]
     sources: Mapping[str, str]
     constants: tuple[tuple[str, int], ...]
 
@@ -122,7 +121,7 @@ def plan(graph: Graph, scope: Scope, packed: Iterable[str], floats: Iterable[str
     open_ended = _open_ended(graph, integer) if scope == "layers" else integer & heads(graph)
     integer -= open_ended
     groups = _groups(graph, integer, _rounded(graph, integer, open_ended))
-    fixed: dict[str, Quant] = {}
+    fixed: dict[str, QuantParams] = {}
     sources = _sources(graph, integer, groups)
     clashing = set()
     for value, group in sources.items():
@@ -158,7 +157,7 @@ def plan(graph: Graph, scope: Scope, packed: Iterable[str], floats: Iterable[str
     )
 
 
-def grids(made: Plan, ranges: Mapping[str, Range]) -> dict[str, Quant]:
+def grids(made: Plan, ranges: Mapping[str, Range]) -> dict[str, QuantParams]:
     """A grid for each value of a plan.
 
     Args:
@@ -170,24 +169,9 @@ def grids(made: Plan, ranges: Mapping[str, Range]) -> dict[str, Quant]:
         low, high = ranges[value]
         before = wide.get(group, (0.0, 0.0))
         wide[group] = min(low, before[0]), max(high, before[1])
-    found = {group: quant_of(*ends) for group, ends in wide.items()} | dict(made.fixed)
-    return {value: found[group] for value, group in made.groups.items()}
-
-
-def quant_of(low: float, high: float) -> Quant:
-    """The grid of 256 levels from low to high, zero being one of them.
-
-    Scales are not brought to numbers that float16 holds: their ratios are then short fractions,
-    sums fall halfway between two levels, and runtimes round such to different sides.
-
-    Args:
-        low: at most 0.
-        high: at least 0.
-    """
-    scale = float(np.float32((high - low) / 255))
-    if scale < np.finfo(np.float32).tiny:
-        return _STILL
-    return Quant(scale, int(np.clip(round(-128 - low / scale), -128, 127)))
+    params = {group: QuantParams.from_range(*ends) for group, ends in wide.items()}
+    params |= made.fixed
+    return {value: params[group] for value, group in made.groups.items()}
 
 
 def rounded_constant(x: NDArray[np.float32]) -> QuantWeight:

@@ -33,7 +33,7 @@ from edgeq.graph.ir import LEVELS, Graph, Node, QuantWeight
 from edgeq.quant.graph.hessians import WEIGHTED, Array, weight_name
 from edgeq.quant.rounders.gptq import round_gptq
 from edgeq.quant.rounders.hessian import Hessian
-from edgeq.quant.rounders.qparams import QParams, check_finite, group_view, snap_scales
+from edgeq.quant.rounders.qparams import WeightParams, check_finite, group_view, snap_scales
 from edgeq.quant.rounders.rounding import Shared, find_shared, quantize_tensor, round_rows
 
 Method = Literal["rtn", "mse", "gptq", "palette"]
@@ -314,7 +314,7 @@ def _with_odd_scales(
 def _in_steps(rows: Array, matrices: Array | None, name: str) -> NDArray[np.int8]:
     """Rows that are divided by their scales, to integers of 4 bits."""
     scheme = QuantScheme(4, True, "tensor", None, None)
-    one = QParams(np.ones((1, 1), np.float32))
+    one = WeightParams(np.ones((1, 1), np.float32))
     if matrices is None:
         return _levels(round_rows(rows, scheme, "rtn", name=name, shared=Shared(one)).tensor)
     return np.concatenate([

@@ -48,8 +48,8 @@ from edgeq.quant.rounders.mse import fit_mse
 from edgeq.quant.rounders.palette import find_palette
 from edgeq.quant.rounders.qparams import (
     Groups,
-    QParams,
     Scratch,
+    WeightParams,
     from_range,
     group_view,
     snap_scales,
@@ -78,7 +78,7 @@ def round_gptq(
     block: int = 128,
     sweeps: int = SWEEPS,
     name: str = "weights",
-    params: QParams | None = None,
+    params: WeightParams | None = None,
     palette: NDArray[np.int8] | None = None,
 ) -> QuantTensor:
     """Quantize a matrix for the least error of its outputs.
@@ -165,7 +165,7 @@ class _Wanted:
         scheme: QuantScheme,
         diagonal: Array,
         name: str,
-        params: QParams | None,
+        params: WeightParams | None,
         palette: NDArray[np.int8] | None,
     ) -> None:
         self.chunks = [group_view(w[a : a + ROWS], scheme) for a in range(0, len(w), ROWS)]
@@ -179,13 +179,13 @@ class _Wanted:
         if scheme.granularity == "tensor" and params is None:
             self._shared = self._fit(self.chunks)
 
-    def params(self, groups: Groups) -> QParams | None:
+    def params(self, groups: Groups) -> WeightParams | None:
         """Scales of rows or of the tensor; None where groups find theirs when they are come to."""
         if self.grid.scheme.granularity == "group":
             return None
         return self._shared or self._fit([groups])
 
-    def _fit(self, chunks: list[Groups]) -> QParams:
+    def _fit(self, chunks: list[Groups]) -> WeightParams:
         grid = self.grid
         return fit_mse(
             chunks, grid.scheme, grid.name, Scratch(),
@@ -244,7 +244,7 @@ class _Rows:
         params: scales found before; None to find each group's when it is come to.
     """
 
-    def __init__(self, groups: Groups, k: int, grid: Grid, params: QParams | None) -> None:
+    def __init__(self, groups: Groups, k: int, grid: Grid, params: WeightParams | None) -> None:
         r, g, self._size = groups.shape
         self._k, self._grid, self._searched = k, grid, params is None
         self._wanted = np.ascontiguousarray(groups.reshape(r, -1)[:, :k].T)
@@ -319,11 +319,11 @@ class _Rows:
             refits = REFITS if self._searched else 0
             self._take(search(target, part, self._grid, tried, start, refits), columns)
 
-    def result(self) -> tuple[NDArray[np.uint8], QParams]:
+    def result(self) -> tuple[NDArray[np.uint8], WeightParams]:
         """Codes [R, K], and parameters [R, G]."""
         scheme = self._grid.scheme
         zeros = None if self._zeros is None else self._zeros.T.astype(np.uint8)
-        params = QParams(np.ascontiguousarray(self._scales.T), zeros, self._grid.palette)
+        params = WeightParams(np.ascontiguousarray(self._scales.T), zeros, self._grid.palette)
         levels = group_view(np.ascontiguousarray(self._levels.T), scheme)
         return to_codes(levels, params, scheme)[:, : self._k], params
 

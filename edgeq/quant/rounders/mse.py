@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from edgeq.formats.schemes import QuantScheme
 from edgeq.quant.rounders.qparams import (
     Groups,
-    QParams,
     Scratch,
+    WeightParams,
     from_range,
     levels,
     ranges,
@@ -49,7 +49,7 @@ def fit_mse(
     *,
     importance: Groups | None = None,
     palette: NDArray[np.int8] | None = None,
-) -> QParams:
+) -> WeightParams:
     """Parameters of least squared error.
 
     Args:
@@ -68,7 +68,7 @@ def fit_mse(
         SchemeError: a scale is beyond float16.
     """
 
-    def measured(params: QParams) -> _Trial:
+    def measured(params: WeightParams) -> _Trial:
         return params, *_try(chunks, params, scheme, scratch, importance)
 
     low, high = ranges(chunks, scheme)
@@ -95,13 +95,13 @@ def factors(scheme: QuantScheme) -> NDArray[np.float32]:
     return np.geomspace(most, least, TRIALS if short else TRIALS_LONG).astype(np.float32)
 
 
-_Trial = tuple[QParams, NDArray[np.float64], NDArray[np.float32]]
+_Trial = tuple[WeightParams, NDArray[np.float64], NDArray[np.float32]]
 """Parameters, their squared error, and the least-squares scale of the levels they give."""
 
 
 def _try(
     chunks: Iterable[Groups],
-    params: QParams,
+    params: WeightParams,
     scheme: QuantScheme,
     scratch: Scratch,
     importance: Groups | None,
@@ -135,7 +135,7 @@ def _better(best: _Trial, trial: _Trial) -> _Trial:
         zeros = np.where(wins, trial[0].zero_points, best[0].zero_points)
     scales = np.where(wins, trial[0].scales, best[0].scales)
     return (
-        QParams(scales, zeros, best[0].palette),
+        WeightParams(scales, zeros, best[0].palette),
         np.where(wins, trial[1], best[1]),
         np.where(wins, trial[2], best[2]),
     )

@@ -42,7 +42,7 @@ Groups = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class QParams:
+class WeightParams:
     """What turns codes into weights.
 
     Args:
@@ -172,7 +172,7 @@ def from_range(
     scheme: QuantScheme,
     name: str = "weights",
     palette: NDArray[np.int8] | None = None,
-) -> QParams:
+) -> WeightParams:
     """Scales, and zero points if asymmetric, for ranges that include zero.
 
     Args:
@@ -187,17 +187,17 @@ def from_range(
     """
     if palette is not None:
         most: NDArray[np.float32] = np.maximum(high, -low)
-        return QParams(snap_scales(most / np.float32(127), name), None, palette)
+        return WeightParams(snap_scales(most / np.float32(127), name), None, palette)
     if scheme.symmetric:
         lowest, highest = levels(scheme)
         ideal = np.maximum(high / np.float32(highest), low / np.float32(lowest))
-        return QParams(snap_scales(ideal, name))
+        return WeightParams(snap_scales(ideal, name))
     with np.errstate(over="ignore"):
         ideal = (high - low) / np.float32(scheme.n_codes - 1)
     # 255 steps of a scale that is 1/256 too small would cut off a whole step
     scales = snap_scales(ideal, name, up=scheme.bits == 8)
     zeros = np.clip(np.rint(-low / scales), 0, scheme.n_codes - 1)
-    return QParams(scales, zeros.astype(np.uint8))
+    return WeightParams(scales, zeros.astype(np.uint8))
 
 
 def round_steps(
@@ -252,7 +252,7 @@ def palette_levels(palette: NDArray[np.int8]) -> NDArray[np.float32]:
 
 
 def to_levels(
-    w: Groups, params: QParams, scheme: QuantScheme, scratch: Scratch
+    w: Groups, params: WeightParams, scheme: QuantScheme, scratch: Scratch
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Weights in units of their scale, and the levels they are rounded to.
 
@@ -276,7 +276,7 @@ def to_levels(
 def squared_error(
     steps: NDArray[np.float32],
     rounded: NDArray[np.float32],
-    params: QParams,
+    params: WeightParams,
     importance: Groups | None = None,
 ) -> NDArray[np.float64]:
     """Squared error of each group, float64 [R, G]; ``steps`` is overwritten.
@@ -295,7 +295,7 @@ def squared_error(
 
 
 def to_codes(
-    rounded: NDArray[np.float32], params: QParams, scheme: QuantScheme
+    rounded: NDArray[np.float32], params: WeightParams, scheme: QuantScheme
 ) -> NDArray[np.uint8]:
     """Levels [R, G, S] to codes uint8 [R, G*S]; ``rounded`` is overwritten."""
     if params.palette is not None:

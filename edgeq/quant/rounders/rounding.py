@@ -19,8 +19,8 @@ from edgeq.quant.rounders.mse import fit_mse
 from edgeq.quant.rounders.palette import find_palette
 from edgeq.quant.rounders.qparams import (
     Groups,
-    QParams,
     Scratch,
+    WeightParams,
     check_finite,
     group_view,
     squared_error,
@@ -77,7 +77,7 @@ class Shared:
         palette: int8 [2**bits], if the scheme has a codebook.
     """
 
-    params: QParams | None = None
+    params: WeightParams | None = None
     palette: NDArray[np.int8] | None = None
 
 
@@ -253,7 +253,7 @@ def _fit(
     scratch: Scratch,
     importance: Groups | None,
     palette: NDArray[np.int8] | None,
-) -> QParams:
+) -> WeightParams:
     if method == "rtn":
         return fit_rtn(chunks, scheme, name, palette=palette)
     return fit_mse(chunks, scheme, name, scratch, importance=importance, palette=palette)

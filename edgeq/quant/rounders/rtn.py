@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.formats.schemes import QuantScheme
-from edgeq.quant.rounders.qparams import Groups, QParams, from_range, ranges
+from edgeq.quant.rounders.qparams import Groups, WeightParams, from_range, ranges
 
 
 def fit_rtn(
@@ -17,7 +17,7 @@ def fit_rtn(
     name: str,
     *,
     palette: NDArray[np.int8] | None = None,
-) -> QParams:
+) -> WeightParams:
     """Parameters that cut nothing off.
 
     Args:

@@ -1,6 +1,6 @@
 """The program of a graph: its values in MIL, rounded where the graph says so.
 
-A value with a `Quant` is followed by quantize and dequantize, int8 with the very same scale and
+A value with `QuantParams` is followed by quantize and dequantize, int8 with the very same scale and
 zero point, wherever it comes from; a node computes on what dequantize gives. Apple's compiler
 fuses the pairs around an operator into one of integers where it has one.
 
@@ -24,7 +24,8 @@ from edgeq.converters.coreml.lower.names import Names, make_distinct, shorten
 from edgeq.converters.coreml.lower.weights import Var, Weight
 from edgeq.converters.coreml.weights import narrowed
 from edgeq.core.errors import EdgeqError, UnsupportedError
-from edgeq.graph.ir import Graph, Node, Quant, QuantWeight, Shape
+from edgeq.formats.qparams import QuantParams
+from edgeq.graph.ir import Graph, Node, QuantWeight, Shape
 
 ACTIVATIONS = frozenset({"Relu", "Clip"})
 """Operators that belong to the one before them, if nothing else takes what it gives."""
@@ -211,7 +212,7 @@ class Lowering:
             var = self.cast(var, output_kind(self.graph, name, self.precision))
         self.vars[name] = var
 
-    def _rounded(self, name: str, var: Var, quant: Quant) -> Var:
+    def _rounded(self, name: str, var: Var, quant: QuantParams) -> Var:
         kind = stored_kind(quant.scale, self.precision)
         scale = KINDS[kind].dtype(quant.scale)
         zero = np.int8(quant.zero_point)

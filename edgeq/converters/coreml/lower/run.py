@@ -17,8 +17,9 @@ from edgeq.converters.coreml.exec.machine import Arithmetic, Machine, refuse_unk
 from edgeq.converters.coreml.lower import weights
 from edgeq.converters.metadata_blob import read_note
 from edgeq.core.errors import FormatError, UsageError, unknown
+from edgeq.formats.qparams import QuantParams
 from edgeq.graph.feeds import held_as
-from edgeq.graph.ir import Info, Quant, QuantWeight
+from edgeq.graph.ir import Info, QuantWeight
 
 ENTRY, FORMAT = "edgeq.graph", 1
 """Entry of the model's user-defined metadata, and its version."""
@@ -62,13 +63,13 @@ class Package:
             name: op for op in self.function.block.ops for name, _ in op.outputs
         }
 
-    def quant(self, name: str) -> Quant:
+    def quant(self, name: str) -> QuantParams:
         """How a value is rounded."""
         op = self.ops.get(self.quants[name])
         if op is None or op.type != "quantize":
             raise FormatError(f"the program does not round {name!r}")
         scale = float(np.float32(weights.constant(op, "scale", self.ops)))
-        return Quant(scale, int(weights.constant(op, "zero_point", self.ops)))
+        return QuantParams(scale, int(weights.constant(op, "zero_point", self.ops)))
 
 
 def _info(told: Mapping[str, Any]) -> Info:
@@ -98,7 +99,7 @@ def stored_weights(path: str | Path) -> Iterator[tuple[str, QuantWeight]]:
         yield name, QuantWeight(levels, step, 32, axis=0)
 
 
-def stored_quants(path: str | Path) -> dict[str, Quant]:
+def stored_quants(path: str | Path) -> dict[str, QuantParams]:
     """How values are rounded, by the graph's names, as the package holds it.
 
     Raises:

@@ -13,7 +13,8 @@ from edgeq.converters.tflite.lower.layout import Order, Shape, moves, placed, sa
 from edgeq.converters.tflite.operators import Graph as FileGraph
 from edgeq.converters.tflite.operators import Value
 from edgeq.converters.tflite.versions import version
-from edgeq.graph.ir import Graph, Node, Quant
+from edgeq.formats.qparams import QuantParams
+from edgeq.graph.ir import Graph, Node
 
 SIGNATURE = "serving_default"
 """What callers run a file's graph by."""
@@ -37,11 +38,12 @@ class Operators:
         """For each operator of the file, in order: the node it was made for."""
         self._names = {*graph.values, *graph.constants}
         self._counts: dict[str, int] = {}
-        self._quants: dict[int, Quant] = {}
+        self._quants: dict[int, QuantParams] = {}
 
     def op(
         self, code: str, inputs: Sequence[Value | None], shape: Sequence[int] | None = None, *,
-        dtype: str | None = None, quant: Quant | None = None, like: bool = False, **settings: Any,
+        dtype: str | None = None, quant: QuantParams | None = None, like: bool = False,
+        **settings: Any,
     ) -> Value:  # fmt: skip
         """Add an operator of the file.
 
@@ -77,7 +79,7 @@ class Operators:
         """A tensor as float32."""
         return self.cast(value, "float32")
 
-    def grid(self, quant: Quant | None) -> SharedTable | None:
+    def grid(self, quant: QuantParams | None) -> SharedTable | None:
         """How rounded values of the file are marked."""
         if quant is None:
             return None
@@ -85,7 +87,7 @@ class Operators:
         self._quants[id(table)] = quant
         return table
 
-    def quant_of(self, value: Value) -> Quant:
+    def quant_of(self, value: Value) -> QuantParams:
         """How a tensor is rounded."""
         return self._quants[id(value.scales)]
 

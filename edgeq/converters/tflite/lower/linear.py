@@ -11,7 +11,8 @@ from edgeq.converters.tflite.lower.layout import natural, with_last
 from edgeq.converters.tflite.lower.lowering import Lowering, Made, Out
 from edgeq.converters.tflite.lower.moves import padded
 from edgeq.converters.tflite.operators import Value
-from edgeq.graph.ir import Node, Quant, QuantWeight
+from edgeq.formats.qparams import QuantParams
+from edgeq.graph.ir import Node, QuantWeight
 
 _ENDS = np.array([-128, 127], np.int8)
 """The outermost levels of a grid."""
@@ -55,7 +56,7 @@ def linear(low: Lowering, node: Node, out: Out) -> Made:
     return made, order
 
 
-def _with_ends(low: Lowering, value: Value, quant: Quant) -> Value:
+def _with_ends(low: Lowering, value: Value, quant: QuantParams) -> Value:
     """A tensor of numbers on a grid with the grid's ends as two more columns.
 
     An operator of float values and integer weights rounds each row anew, to a grid that it fits

@@ -17,7 +17,8 @@ from edgeq.converters.tflite.file import TfliteFile
 from edgeq.converters.tflite.lower.constants import Constants
 from edgeq.converters.tflite.lower.layout import Order, Shape, channels_last, natural
 from edgeq.converters.tflite.operators import Value
-from edgeq.graph.ir import Graph, Quant, QuantWeight
+from edgeq.formats.qparams import QuantParams
+from edgeq.graph.ir import Graph, QuantWeight
 
 Made = tuple[Value, Order]
 """A tensor, and the order of its value's axes in it."""
@@ -65,7 +66,7 @@ class Out:
     """
 
     name: str
-    quant: Quant | None = None
+    quant: QuantParams | None = None
     low: float = -math.inf
     high: float = math.inf
 
@@ -91,7 +92,7 @@ class Lowering(Constants):
         """Value of the graph -> the tensor with its integers."""
         self.columns: dict[str, tuple[Shape, Order]] = {}
         """Flattened value -> the axes [C, H, W] of its columns, and their order in the file."""
-        self.ended: dict[tuple[int, Quant], tuple[Value, Value]] = {}
+        self.ended: dict[tuple[int, QuantParams], tuple[Value, Value]] = {}
         """Tensor's id and grid -> it, and it with the grid's ends as columns."""
         self.hybrid = False
         """Whether some operator rounds float values as it runs."""
@@ -191,7 +192,7 @@ class Lowering(Constants):
             self.rounded[out.name] = value
         self.put(out.name, value, order)
 
-    def regridded(self, value: Value, quant: Quant) -> Value:
+    def regridded(self, value: Value, quant: QuantParams) -> Value:
         """A rounded tensor on another grid.
 
         A kernel of QUANTIZE multiplies integers by a factor of 8 fractional bits and gives another
@@ -200,7 +201,7 @@ class Lowering(Constants):
         one = QuantWeight(np.ones((), np.int8), np.ones((), np.float32), 8)
         return self.op("MUL", [value, self.integers(self.short("w"), one, "int8")], quant=quant)
 
-    def clamped(self, value: Value, out: Out, quant: Quant | None = None) -> Value:
+    def clamped(self, value: Value, out: Out, quant: QuantParams | None = None) -> Value:
         """A tensor held between bounds: on its grid, if it is rounded, which is exact."""
         kind = _FUSED.get((out.low, out.high))
         if kind and quant is None and value.dtype == "float32":

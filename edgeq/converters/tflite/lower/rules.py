@@ -16,18 +16,19 @@ from edgeq.converters.tflite.lower import linear as products
 from edgeq.converters.tflite.lower import resize as resizing
 from edgeq.converters.tflite.lower.lowering import Lowering, Made, Out
 from edgeq.core.errors import UnsupportedError
-from edgeq.graph.ir import Graph, Node, Quant, QuantWeight
+from edgeq.formats.qparams import QuantParams
+from edgeq.graph.ir import Graph, Node, QuantWeight
 
-SOFT = Quant(1 / 256, -128)
+SOFT = QuantParams(1 / 256, -128)
 """The only grid that the runtime's rounded Softmax and Sigmoid make."""
-TANH = Quant(1 / 128, 0)
+TANH = QuantParams(1 / 128, 0)
 """And its rounded Tanh."""
 _FACTOR = 100.0
 """The largest step that an integer operator may take in, in steps of what it makes."""
 _PRODUCTS = frozenset({"Conv", "ConvTranspose", "Linear", "MatMul", "Mul"})
 
 Fault = Callable[[Graph, Node], str | None]
-Fits = Callable[[Graph, Node, Quant], bool]
+Fits = Callable[[Graph, Node, QuantParams], bool]
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,16 @@ class Rule:
     fault: Fault | None = None
 
 
-def _always(graph: Graph, node: Node, out: Quant) -> bool:
+def _always(graph: Graph, node: Node, out: QuantParams) -> bool:
     return True
 
 
-def _moved(graph: Graph, node: Node, out: Quant) -> bool:
+def _moved(graph: Graph, node: Node, out: QuantParams) -> bool:
     """Constants among what is moved have no grid of their own."""
     return node.inputs[0] in graph.quants
 
 
-def _factors(graph: Graph, node: Node, out: Quant) -> bool:
+def _factors(graph: Graph, node: Node, out: QuantParams) -> bool:
     """Whether all constants are rounded to one scale."""
     for name in node.inputs:
         held = graph.constants.get(name)
@@ -64,30 +65,30 @@ def _factors(graph: Graph, node: Node, out: Quant) -> bool:
     return True
 
 
-def _alike(graph: Graph, node: Node, out: Quant) -> bool:
+def _alike(graph: Graph, node: Node, out: QuantParams) -> bool:
     """Whether all inputs are on the output's grid, which the runtime wants of an extreme."""
     return all(graph.quants.get(name) == out for name in node.inputs)
 
 
-def _same_grid(graph: Graph, node: Node, out: Quant) -> bool:
+def _same_grid(graph: Graph, node: Node, out: QuantParams) -> bool:
     return graph.quants.get(node.inputs[0]) == out
 
 
-def _average(graph: Graph, node: Node, out: Quant) -> bool:
+def _average(graph: Graph, node: Node, out: QuantParams) -> bool:
     counts, alike = conv.pool_counts(graph, node)
     area = int(np.prod(node.attrs["kernel_shape"]))
     return _same_grid(graph, node, out) and (alike or bool((counts == area).all()))
 
 
-def _soft(graph: Graph, node: Node, out: Quant) -> bool:
+def _soft(graph: Graph, node: Node, out: QuantParams) -> bool:
     return out == SOFT
 
 
-def _tanh(graph: Graph, node: Node, out: Quant) -> bool:
+def _tanh(graph: Graph, node: Node, out: QuantParams) -> bool:
     return out == TANH
 
 
-def _weighted(graph: Graph, node: Node, out: Quant) -> bool:
+def _weighted(graph: Graph, node: Node, out: QuantParams) -> bool:
     held = graph.constants.get(node.inputs[1])
     channel = 1 if node.op == "ConvTranspose" else 0
     if not isinstance(held, QuantWeight) or held.block is not None:
@@ -161,7 +162,7 @@ RULES: Mapping[str, Rule] = {
 """Operator -> how it is lowered."""
 
 
-def integer(graph: Graph, node: Node, out: Quant) -> bool:
+def integer(graph: Graph, node: Node, out: QuantParams) -> bool:
     """Whether a node computes in integers: its values are rounded, and an operator does that."""
     rule = RULES[node.op]
     values = [name for name in node.inputs if name in graph.values]
@@ -171,7 +172,7 @@ def integer(graph: Graph, node: Node, out: Quant) -> bool:
     return rule.rounded(graph, node, out) and _near(graph, node, out)
 
 
-def _near(graph: Graph, node: Node, out: Quant) -> bool:
+def _near(graph: Graph, node: Node, out: QuantParams) -> bool:
     """Whether the factor from what a node takes to what it makes is one that all kernels know.
 
     Past it LiteRT refuses to run, gives wrong numbers, or ends the process.

@@ -16,9 +16,10 @@ from edgeq.converters.tflite.lower.file import SIGNATURE
 from edgeq.converters.tflite.lower.layout import Order, row_columns
 from edgeq.converters.tflite.read import Header, read
 from edgeq.core.errors import FormatError, UsageError
+from edgeq.formats.qparams import QuantParams
 from edgeq.graph.arena import Life, lay_out
 from edgeq.graph.feeds import held_as
-from edgeq.graph.ir import Info, Quant, QuantWeight
+from edgeq.graph.ir import Info, QuantWeight
 from edgeq.graph.tflite.schema import schema
 
 METADATA = "edgeq.graph"
@@ -132,7 +133,7 @@ def open_graph(path: str | Path, *, threads: int = 1, exact: bool = False) -> Li
     return LiteRTGraph(path, threads=threads, exact=exact)
 
 
-def stored_quants(path: str | Path) -> dict[str, Quant]:
+def stored_quants(path: str | Path) -> dict[str, QuantParams]:
     """How the file rounds each value of the source that it rounds.
 
     Raises:
@@ -142,7 +143,7 @@ def stored_quants(path: str | Path) -> dict[str, Quant]:
     tensors, found = _tensors(header), {}
     for name, tensor in header.settings["quants"].items():
         held = _tensor(header, tensors, tensor or name).quantization
-        found[name] = Quant(float(held.scale[0]), int(held.zeroPoint[0]))
+        found[name] = QuantParams(float(held.scale[0]), int(held.zeroPoint[0]))
     return found
 
 
