@@ -73,7 +73,8 @@ def test_absent_and_of_another_kind(tmp_path: Path) -> None:
     with pytest.raises(EdgeqError, match=r"none\.onnx cannot be read: No such file"):
         read_onnx(tmp_path / "none.onnx")
     with pytest.raises(
-        UsageError, match=r"m\.pt is not a graph: its name must end in \.onnx or \.tflite"
+        UsageError,
+        match=r"m\.pt is not a graph; give an ONNX \(\.onnx\) or LiteRT \(\.tflite\) file",
     ):
         read(tmp_path / "m.pt")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ import pytest
 from safetensors.numpy import save_file
 
 import edgeq
-from edgeq.core.errors import EdgeqError, FormatError
-from edgeq.importers import load, source_sha256
+from edgeq.core.errors import EdgeqError, FormatError, UnsupportedError, UsageError
+from edgeq.graph.files import read
+from edgeq.graph.ir import Graph
+from edgeq.importers import load, open_source, source_kind
 from edgeq.importers.huggingface.config import read_config
+from edgeq.model.model import Model
+from edgeq.model.origin import Origin
 from tests.conftest import need
 from tests.families import quantized, random_model, tiny_config
 
@@ -68,17 +73,85 @@ def test_an_artifact_under_any_name(tmp_path: Path) -> None:
         np.testing.assert_array_equal(got.tensors[name].numpy(), tensor.numpy())
 
 
-def test_source_sha256(tmp_path: Path) -> None:
+def test_the_digest_of_an_origin(tmp_path: Path) -> None:
     one, two = tmp_path / "config.json", tmp_path / "model.safetensors"
     one.write_bytes(b"{}")
     two.write_bytes(b"abc")
     (tmp_path / "README.md").write_bytes(b"not of the model")
     sums = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (one, two)}
     lines = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
-    assert source_sha256(two) == sums["model.safetensors"]
-    assert source_sha256(tmp_path) == hashlib.sha256(lines.encode()).hexdigest()
+    assert Origin(two).sha256 == sums["model.safetensors"]
+    assert Origin(tmp_path).sha256 == hashlib.sha256(lines.encode()).hexdigest()
     with pytest.raises(FormatError, match="cannot be read: No such file"):
-        source_sha256(tmp_path / "nowhere")
+        _ = Origin(tmp_path / "nowhere").sha256
+
+
+def test_a_model_knows_where_it_was_opened(tmp_path: Path) -> None:
+    model = quantized(random_model(tiny_config("llama")), "w4-g32")
+    assert model.origin is None
+    path = tmp_path / "model.edgeq"
+    edgeq.save(model, path)
+    got = load(path)
+    assert got.origin == Origin(path)
+    assert got.origin is not None
+    assert got.origin.name == "model.edgeq"
+    assert got.origin.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    # its tensors may be others
+    assert replace(got, tensors=model.tensors).origin is None
+
+
+def test_sources_are_told_apart_by_content(tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    graph = tmp_path / "classifier"
+    graph.write_bytes(small_onnx())
+    assert source_kind(graph) == "graph"
+    opened = open_source(graph)
+    assert isinstance(opened, Graph)
+    assert [node.op for node in opened.nodes] == ["Relu"]
+    with pytest.raises(UnsupportedError, match="is a graph of operators, but this command needs"):
+        load(graph)
+    model = tmp_path / "model.onnx"
+    edgeq.save(random_model(tiny_config("llama")), model)
+    assert source_kind(model) == "model"
+    assert isinstance(open_source(model), Model)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("absent.onnx", "graph"), ("absent.TFLITE", "graph"), ("absent.ort", "program"),
+        ("absent.mlpackage", "program"), ("absent.gguf", "model"), ("absent", "model"),
+    ],
+)  # fmt: skip
+def test_absent_sources_are_known_by_their_names(tmp_path: Path, name: str, kind: str) -> None:
+    assert source_kind(tmp_path / name) == kind
+    with pytest.raises(EdgeqError, match=r"exist|No such file"):
+        open_source(tmp_path / name)
+
+
+def test_real_sources() -> None:
+    assert source_kind(need("models/stories260K")) == "model"
+
+
+def test_damaged_graphs_are_named_by_their_reader(tmp_path: Path) -> None:
+    for name in ("m.onnx", "m.tflite"):
+        (tmp_path / name).write_bytes(b"no graph at all")
+        assert source_kind(tmp_path / name) == "graph"
+        with pytest.raises(FormatError, match=name):
+            open_source(tmp_path / name)
+    (tmp_path / "m.txt").write_bytes(b"no graph at all")
+    with pytest.raises(UsageError, match="is not a graph; give an ONNX"):
+        read(tmp_path / "m.txt")
+
+
+def small_onnx() -> bytes:
+    from onnx import TensorProto, helper
+
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 4]) for n in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+    opset = [helper.make_opsetid("", 17)]
+    made: bytes = helper.make_model(graph, opset_imports=opset).SerializeToString()
+    return made
 
 
 def test_odd_values_in_a_config_never_crash(tmp_path: Path) -> None:

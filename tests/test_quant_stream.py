@@ -18,9 +18,9 @@ from edgeq.core.errors import DoesNotFitError, FormatError, SchemeError, UsageEr
 from edgeq.formats.schemes import QuantScheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor, bf16_to_float32
 from edgeq.importers import load as load_any
-from edgeq.importers import source_sha256
 from edgeq.model.artifact import load, save
 from edgeq.model.model import Model
+from edgeq.model.origin import Origin
 from edgeq.quant import METHODS, Recipe, quantize, quantize_tensor
 from edgeq.quant.decoder.budget import CHUNK_WEIGHTS, make_budget
 from edgeq.quant.rounders.rounding import NEEDS, sqnr_db
@@ -115,7 +115,7 @@ def test_provenance_and_progress(checkpoint: Path, tmp_path: Path) -> None:
     summary = quantize(checkpoint, tmp_path / "m.edgeq", progress=lambda *call: calls.append(call))
     got = load(tmp_path / "m.edgeq")
     assert got.provenance["source"] == "stories"
-    assert got.provenance["source_sha256"] == summary.source_sha256 == source_sha256(checkpoint)
+    assert got.provenance["source_sha256"] == summary.source_sha256 == Origin(checkpoint).sha256
     assert Recipe.from_dict(got.provenance["recipe"]) == Recipe.from_options()
     assert re.fullmatch(r"\d+\.\d+\.\d+.*", got.provenance["edgeq_version"])
     weights = sum(int(np.prod(t.shape)) for t in got.tensors.values())
@@ -124,6 +124,11 @@ def test_provenance_and_progress(checkpoint: Path, tmp_path: Path) -> None:
     assert done[-1] == calls[-1][2] == weights
     assert summary.file_bytes == (tmp_path / "m.edgeq").stat().st_size
     assert summary.source_bytes == 2 * weights
+    opened = load_any(checkpoint)
+    quantize(opened, tmp_path / "opened.edgeq")
+    assert (tmp_path / "opened.edgeq").read_bytes() == (tmp_path / "m.edgeq").read_bytes()
+    changed = replace(opened, tensors=dict(opened.tensors))
+    assert quantize(changed, tmp_path / "changed.edgeq").source_sha256 is None
     assert summary.threads >= 1
     # half-byte codes and a scale of two bytes for 32; the 8-bit embedding is more than half
     assert 5 < summary.bpw < 8

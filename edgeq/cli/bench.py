@@ -28,6 +28,7 @@ from edgeq.cli.options import (
 )
 from edgeq.cli.plan import this_profile
 from edgeq.cli.warmup import compile_first
+from edgeq.importers import source_kind
 
 if TYPE_CHECKING:
     from edgeq.devices.profile import DeviceProfile
@@ -96,7 +97,7 @@ def bench(
 
     Graphs (.onnx, .ort, .tflite) are timed by whole inferences in their own runtimes.
     """
-    if model is not None and graphs.is_graph(model, graphs.RUN):
+    if model is not None and source_kind(model) != "model":
         refuse_given(_DECODERS, "language models, and MODEL is a graph")
         if form == "csv":
             raise click.UsageError(

@@ -21,6 +21,7 @@ from edgeq.cli.options import (
     threads_option,
 )
 from edgeq.converters import TARGETS
+from edgeq.importers import source_kind
 
 if TYPE_CHECKING:
     from edgeq.converters import Conversion
@@ -106,7 +107,7 @@ def convert(
     from edgeq.converters import Options
     from edgeq.converters.convert import convert as run
 
-    if graphs.is_graph(model):
+    if source_kind(model) == "graph":
         refuse_given(_DECODERS, "language models, and MODEL is a graph")
         chosen = _settings(settings) | ({"target_os": target_os} if target_os else {})
         graphs.convert(model, target, output, chosen, shapes, checked, threads, force, form, data)

@@ -93,19 +93,19 @@ def _opened(path: str, threads: int) -> tuple[GraphRunner, Graph]:
     from edgeq.converters.tflite.foreign import ForeignTflite
     from edgeq.core.errors import FormatError, UnsupportedError
     from edgeq.graph.execute import Session
-    from edgeq.graph.files import SUFFIXES, read
+    from edgeq.graph.files import graph_format, read
     from edgeq.graph.ir import Graph
 
     try:
         runner = open_graph(path, threads=threads)
     except FormatError:
-        if Path(path).suffix not in SUFFIXES or not Path(path).is_file():
+        if graph_format(path) is None or not Path(path).is_file():
             raise
         try:
             graph = read(path)
             return Session(graph, threads=threads), graph
         except (FormatError, UnsupportedError):
-            if Path(path).suffix != ".tflite":
+            if graph_format(path) != "tflite":
                 raise
             runner = ForeignTflite(path, threads=threads)
     values = {**runner.inputs, **runner.outputs}

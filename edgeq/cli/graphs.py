@@ -18,19 +18,10 @@ if TYPE_CHECKING:
     from edgeq.converters.validate.graph_compare import Comparison
     from edgeq.graph.ir import Graph
 
-READ = (".onnx", ".tflite")
-"""Suffixes of graphs that are quantized and converted."""
-RUN = (*READ, ".ort", ".mlpackage")
-"""Suffixes of graphs that are run."""
 RUNS = 10
 """Runs of a graph in each turn."""
 _SHOWN = 4
 """Weights that are named for being held in more bits; the certificate has all."""
-
-
-def is_graph(path: str | Path, suffixes: Sequence[str] = READ) -> bool:
-    """Whether a path is that of a graph, by its name."""
-    return Path(path).suffix.lower() in suffixes
 
 
 def refuse_made(model: str) -> None:
@@ -40,8 +31,9 @@ def refuse_made(model: str) -> None:
         UsageError: it is one.
     """
     from edgeq.core.errors import UsageError
+    from edgeq.importers import source_kind
 
-    if is_graph(model, RUN) and not is_graph(model):
+    if source_kind(model) == "program":
         raise UsageError(
             f"{model} was converted for a runtime and cannot be converted again; give the .onnx or "
             ".tflite file that it was made from"
@@ -105,8 +97,9 @@ def inspect(model: str, form: str, details: bool) -> None:
     """
     from edgeq.core.errors import EdgeqError
     from edgeq.graph.files import read
+    from edgeq.importers import source_kind
 
-    if not is_graph(model):
+    if source_kind(model) != "graph":
         render.write(_foreign(Path(model), form, details))
         return
     try:
@@ -143,14 +136,14 @@ def validate(
 ) -> bool:
     """``edgeq validate`` of a graph that was converted; whether it passed."""
     from edgeq.converters.convert_graph import compare, open_graph, target_of
-    from edgeq.graph.files import read
+    from edgeq.graph.files import graph_format, read
 
     target = target_of(out)
     runner = open_graph(out)
     ends = {name: info.shape for name, info in runner.inputs.items()}
     runner.close()
     # axes that the source leaves open were settled when it was converted
-    graph = read(against, shapes=ends if against.lower().endswith(".onnx") else None)
+    graph = read(against, shapes=ends if graph_format(against) == "onnx" else None)
     with render.progress("Validating") as bar:
         samples = None if data is None else real_inputs(graph, data)
         found = compare(

@@ -18,6 +18,7 @@ from edgeq.cli.options import (
     refuse_given,
     result_options,
 )
+from edgeq.importers import source_kind
 
 if TYPE_CHECKING:
     from edgeq.formats.tensor import Tensor
@@ -48,7 +49,7 @@ def inspect(model: str, card: str | None, details: bool, force: bool, form: str)
     For graphs (.onnx, .tflite, and .ort or .mlpackage files that edgeq wrote), the operators and
     their precision are shown.
     """
-    if graphs.is_graph(model, graphs.RUN):
+    if source_kind(model) != "model":
         refuse_given(("card",), "language models, and MODEL is a graph")
         graphs.inspect(model, form, details)
         return

@@ -22,10 +22,12 @@ from edgeq.cli.options import (
     sample_options,
     threads_option,
 )
-from edgeq.cli.quantize_graph import is_graph, listing, quantize_graph
+from edgeq.cli.quantize_graph import listing, quantize_graph
 from edgeq.cli.quantize_report import report
+from edgeq.importers import source_kind
 
 if TYPE_CHECKING:
+    from edgeq.model.model import Model
     from edgeq.quant import Recipe
     from edgeq.quant.decoder.calibrate import CalibrationStats
     from edgeq.quant.decoder.sensitivity import Sensitivity
@@ -197,7 +199,7 @@ def quantize(
         raise click.UsageError("Missing argument 'MODEL'.")
     if output is None:
         raise click.UsageError("Missing option '-o' / '--output'.")
-    if is_graph(source):
+    if source_kind(source) == "graph":
         refuse_given(OF_MODELS, f"language models, and {source} is a graph")
         quantize_graph(
             Path(source), Path(output), preset=preset, recipe_file=recipe_file, method=method,
@@ -217,25 +219,25 @@ def quantize(
     target = _target(target_bpw, target_size)
     scheme = _scheme(preset, bits, group, asym)
     recipe = _recipe(recipe_file, scheme, method, tensor_types, target)
+    out = Path(output)
+    check_output(out, force)
+    loaded = load(source)
+    if not requantize:
+        refuse_quantized(loaded, source)  # before texts are read and tokenized
     if target_device is not None:
-        room = _room(source, target_device, target_context, recipe)
+        room = _room(loaded, target_device, target_context, recipe)
         if room is not None:
             render.note(
                 f"the model would not fit in the memory of {target_device} with this recipe; "
                 f"choosing the bits of each tensor for {render.human_bytes(room)}"
             )
             recipe = _recipe(recipe_file, scheme, method, tensor_types, {"bytes": room})
-    out = Path(output)
-    check_output(out, force)
-    loaded = load(source)
-    if not requantize:
-        refuse_quantized(loaded, source)  # before texts are read and tokenized
     windows = None
     if calib is not None:
         windows = texts.calibration(loaded, calib, calib_windows, calib_context)
     with render.progress("Quantizing") as bar:
         summary = run(
-            source, out, recipe,
+            loaded, out, recipe,
             calibration=windows,
             stats=_stats(stats),
             sensitivity=_sensitivity(sensitivity),
@@ -271,13 +273,16 @@ def _target(bpw: float | None, size: int | None) -> dict[str, float] | None:
     return None if size is None else {"bytes": size}
 
 
-def _room(source: str, device: str, context: int, recipe: Recipe) -> int | None:
+def _room(model: Model, device: str, context: int, recipe: Recipe) -> int | None:
     """Bytes there are for the tensors on a device; None where the recipe keeps within them."""
     from edgeq.cli.plan import context_of, profile_named
-    from edgeq.devices.model_header import facts
+    from edgeq.devices.model_header import facts_of
     from edgeq.devices.planner import budget_bytes
 
-    known, profile = facts(source), profile_named(device, measured=False)
+    known, profile = (
+        facts_of(model, model.origin.name if model.origin else ""),
+        profile_named(device, measured=False),
+    )
     room = budget_bytes(known, profile, context_of(context, known.config.context))
     wanted: float = known.quantized(recipe).weights_bytes
     if recipe.target:

@@ -17,15 +17,8 @@ if TYPE_CHECKING:
     from edgeq.quant.graph.images import Preprocess
     from edgeq.quant.graph.summary import GraphSummary, OpRow
 
-SUFFIXES = (".onnx", ".tflite")
-"""Of the sources that are graphs."""
 _WORST = 3
 """Operators that are named for losing most."""
-
-
-def is_graph(source: str | Path) -> bool:
-    """Whether a source is a graph of operators, not a language model."""
-    return Path(source).suffix.lower() in SUFFIXES
 
 
 def quantize_graph(

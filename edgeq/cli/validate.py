@@ -11,6 +11,7 @@ import click
 from edgeq.cli import graphs, render
 from edgeq.cli.options import command, refuse_given, result_options, threads_option
 from edgeq.converters import TARGETS
+from edgeq.importers import source_kind
 
 if TYPE_CHECKING:
     from edgeq.converters import Execution
@@ -54,7 +55,7 @@ def validate(
     from edgeq.converters import target_module, target_of
     from edgeq.core.errors import UsageError
 
-    if against is not None and graphs.is_graph(against):
+    if against is not None and source_kind(against) == "graph":
         refuse_given(("target", "steps"), "language models, and MODEL is a graph")
         return 0 if graphs.validate(out, against, threads, form, data) else 1
     refuse_given(("data",), "graphs, and OUT is made from a language model")

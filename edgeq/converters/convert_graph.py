@@ -43,8 +43,6 @@ from edgeq.graph.ir import Graph, Info, QuantWeight
 GRAPH_TARGETS = {"ort": "ort.graph", "tflite": "tflite.lower.graph", "coreml": "coreml.lower.graph"}
 """Target -> its module in `edgeq.converters`."""
 _SUFFIXES = {".onnx": "ort", ".ort": "ort", ".tflite": "tflite", ".mlpackage": "coreml"}
-SOURCES = (".onnx", ".tflite")
-"""Suffixes of files that are read as graphs."""
 
 
 class GraphRunner(Protocol):

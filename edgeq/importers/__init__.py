@@ -1,41 +1,96 @@
-"""Models from files: whatever the format, `load` gives a `Model` whose tensors are lazy.
+"""Opening sources: `open_source` gives a `Model` or a `Graph`, `load` a model alone.
 
-A file is known by its content, not by its name.
+What a source is, is decided here and nowhere else, by its content; its name decides only where the
+content says nothing. Tensors of a model are lazy.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from edgeq.core.errors import FormatError, UnsupportedError, check_type
-from edgeq.core.hashing import file_sha256
-from edgeq.model.model import Model
+from edgeq.graph.files import graph_format
 
-__all__ = ["describe", "load", "source_sha256"]
+if TYPE_CHECKING:  # the command line asks for the kind of a source before NumPy is needed
+    from edgeq.graph.ir import Graph
+    from edgeq.model.model import Model
+
+__all__ = ["SourceKind", "describe", "load", "open_source", "source_kind"]
+
+SourceKind = Literal["model", "graph", "program"]
+"""A language model; a graph that edgeq quantizes and converts; or a graph in a form that only its
+runtime reads (.ort, .mlpackage)."""
 
 ACCEPTED = (
     "a Hugging Face folder (config.json, safetensors, tokenizer.json), a GGUF file, "
     "an .edgeq artifact, or a llama2.c .bin"
 )
-_GRAPHS = (".onnx", ".ort", ".tflite")
+_PROGRAMS = (".ort", ".mlpackage")
+_ORT_IDENTIFIER = b"ORTM"
+
+
+def source_kind(path: str | Path) -> SourceKind:
+    """What a source is. At most its first bytes are read, and nothing is imported for it.
+
+    A path that is neither a graph nor a program counts as a model: `load` says what is wrong with
+    it.
+
+    Example:
+        >>> source_kind("vision.onnx")
+        'graph'
+        >>> source_kind("model.edgeq")
+        'model'
+    """
+    path = Path(path)
+    if (path / "config.json").exists():
+        return "model"
+    head = b"" if path.is_dir() else _head(path)
+    if head[:4] == b"GGUF" or head[8:9] == b"{":
+        return "model"
+    if head[4:8] == _ORT_IDENTIFIER or path.suffix.lower() in _PROGRAMS:
+        return "program"
+    return "model" if graph_format(path) is None else "graph"
+
+
+def open_source(path: str | Path) -> Model | Graph:
+    """Open a language model or a graph; of a model nothing but headers and tokenizer files is read.
+
+    Args:
+        path: a Hugging Face folder, a GGUF file, an edgeq artifact, a llama2.c checkpoint, or an
+            ONNX or LiteRT file.
+
+    Raises:
+        FormatError: the path does not exist, is none of these, or is damaged.
+        UnsupportedError: a family, type, operator or option edgeq does not know, or a program that
+            only its runtime reads.
+        UsageError: a graph with unknown axes, whose shapes must be given: see
+            `edgeq.graph.files.read`.
+        MissingDependencyError: a package that reads the format is not installed.
+    """
+    check_type("path", path, str, PathLike)
+    if source_kind(path) != "graph":
+        return load(path)
+    from edgeq.graph.files import read
+
+    return read(path)
 
 
 def load(path: str | Path) -> Model:
-    """Open a model; nothing but headers and tokenizer files is read.
+    """Open a language model; nothing but headers and tokenizer files is read.
 
     Args:
         path: a Hugging Face folder, a GGUF file, an edgeq artifact or a llama2.c checkpoint.
 
     Raises:
         FormatError: the path does not exist, is none of these, or is damaged.
-        UnsupportedError: a family, type or option edgeq does not know.
+        UnsupportedError: a family, type or option edgeq does not know, or a graph.
         MissingDependencyError: quantized GGUF tensors without the package that reads them.
     """
     check_type("path", path, str, PathLike)
-    return _importer(Path(path))(path)
+    return _importer(Path(path))(path).opened_from(path)
 
 
 def describe(path: str | Path) -> Model:
@@ -47,27 +102,7 @@ def describe(path: str | Path) -> Model:
     Raises:
         FormatError, UnsupportedError: as `load`.
     """
-    return _importer(Path(path))(path, headers_only=True)
-
-
-def source_sha256(path: str | Path) -> str:
-    """The sha256 of a model's source, read in pieces of a few megabytes.
-
-    A file's is its own; a folder's is that of one ``<sha256>  <name>`` line (as ``sha256sum``
-    prints) for config.json and each safetensors file, in the order of their names.
-
-    Raises:
-        FormatError: it cannot be read.
-    """
-    path = Path(path)
-    try:
-        if not path.is_dir():
-            return file_sha256(path)
-        members = sorted((path / "config.json", *path.glob("*.safetensors")))
-        lines = "".join(f"{file_sha256(member)}  {member.name}\n" for member in members)
-    except OSError as err:
-        raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
-    return hashlib.sha256(lines.encode()).hexdigest()
+    return _importer(Path(path))(path, headers_only=True).opened_from(path)
 
 
 def _importer(path: Path) -> Callable[..., Model]:
@@ -105,11 +140,8 @@ def _importer(path: Path) -> Callable[..., Model]:
         return llama2c.load
     if head[:4] == b"FUGG":
         raise FormatError(f"{path} is a big-endian GGUF file; edgeq reads little-endian ones")
-    if path.suffix.lower() in _GRAPHS:
-        raise UnsupportedError(
-            f"{path} is a graph of operators, but this command needs a language model; quantize, "
-            "inspect, convert, validate, eval, bench and profile accept graphs"
-        )
+    if source_kind(path) != "model":
+        raise _is_graph(path)
     what = "is empty" if not head else f"starts with {head[:8]!r} and is no known format"
     raise FormatError(f"{path} {what}; give {ACCEPTED}")
 
@@ -126,3 +158,21 @@ def _folder_importer(path: Path) -> Callable[..., Model]:
     inside = sorted(p.name for p in path.iterdir() if p.suffix in (".gguf", ".edgeq", ".bin"))
     hint = f", but it holds {', '.join(inside[:5])}" if inside else ""
     raise FormatError(f"{path} is a folder without config.json{hint}; give {ACCEPTED}")
+
+
+def _is_graph(path: Path) -> UnsupportedError:
+    return UnsupportedError(
+        f"{path} is a graph of operators, but this command needs a language model; quantize, "
+        "inspect, convert, validate, eval, bench and profile accept graphs"
+    )
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file; none of what is no regular file or cannot be read."""
+    try:
+        if not path.is_file():
+            return b""
+        with path.open("rb") as file:
+            return file.read(9)
+    except OSError:
+        return b""

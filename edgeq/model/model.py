@@ -21,12 +21,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from edgeq.core.errors import FormatError, check_type
 from edgeq.formats.tensor import Tensor
 from edgeq.model.config import ModelConfig
+from edgeq.model.origin import Origin
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +41,17 @@ class Model:
         files: tokenizer and chat files by their Hugging Face name ("tokenizer.json",
             "tokenizer_config.json", "chat_template.jinja", "generation_config.json").
         provenance: where it came from: source name, sha256, recipe, per-tensor errors.
+
+    Attributes:
+        origin: the file or folder it was opened from. A model put together in memory has none, and
+            neither has a copy by `dataclasses.replace`, whose tensors may be others.
     """
 
     config: ModelConfig
     tensors: Mapping[str, Tensor]
     files: Mapping[str, bytes] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    origin: Origin | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         check_type("config", self.config, ModelConfig)
@@ -59,6 +66,12 @@ class Model:
             f"<Model {config.family}, {config.layers} layers, {weights / 1e6:.1f} million weights, "
             f"{self.nbytes / 1e6:.1f} MB>"
         )
+
+    def opened_from(self, path: str | Path) -> Model:
+        """The same model with its origin."""
+        model = replace(self)
+        object.__setattr__(model, "origin", Origin(Path(path)))
+        return model
 
     def validate(self) -> None:
         """Check that every tensor is there with its shape, and no other.

@@ -31,10 +31,11 @@ from edgeq.core.progress import Progress
 from edgeq.formats.safetensors_file import release
 from edgeq.formats.schemes import QuantScheme, Scheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
-from edgeq.importers import load, source_sha256
+from edgeq.importers import load
 from edgeq.model.artifact import ArtifactWriter
 from edgeq.model.artifact_layout import Held
 from edgeq.model.model import Model
+from edgeq.model.origin import Origin
 from edgeq.quant.decoder.budget import Budget, check_walk, make_budget
 from edgeq.quant.decoder.calibrate import Calibration, CalibrationStats
 from edgeq.quant.decoder.choose import stored
@@ -138,7 +139,8 @@ def quantize(
     """Quantize a model into one artifact.
 
     Args:
-        source: a model, or the path of one.
+        source: a model, or the path of one. The SHA-256 of the file or folder that it was opened
+            from goes into the artifact.
         out: the file to make or replace.
         recipe: which tensor gets which scheme, and how: a `Recipe`, the name of a preset such as
             "palette4-gptq", or a scheme such as "w4-g64"; w4-g32 with an 8-bit embedding and head
@@ -185,16 +187,16 @@ def quantize(
     data.check(recipe, card)
     if recipe.training:
         require("train", ("torch",), "to train quantized weights")
-    path = None if isinstance(source, Model) else Path(source)
     check_target(Path(out))
     base = source if isinstance(source, Model) else load(source)
+    origin = base.origin
     base.validate()
     if not requantize:
-        refuse_quantized(base, str(path or "the model"))
+        refuse_quantized(base, str(origin.path) if origin else "the model")
     before = quantized_types(base)
     if calibration is not None and recipe.needs:
         check_walk(base.config, calibration, recipe, max_ram)
-    digest = _Digest(path) if path else None
+    digest = _Digest(origin) if origin else None
     prepared = prepare(base, recipe, data, progress, Path(out).absolute().parent)
     model, recipe, schemes = prepared.model, prepared.recipe, prepared.schemes
     tensors = {name: model.tensors[name] for name in schemes}
@@ -202,8 +204,8 @@ def quantize(
     if isinstance(card, HeldOut):
         card = _card_that_fits(base, card, max_ram)
     provenance: dict[str, Any] = {
-        "source": path.resolve().name if path else base.provenance.get("source"),
-        "source_sha256": "0" * 64 if path else base.provenance.get("source_sha256"),
+        "source": origin.name if origin else base.provenance.get("source"),
+        "source_sha256": "0" * 64 if origin else base.provenance.get("source_sha256"),
         "edgeq_version": __version__,
         "recipe": recipe.to_dict(),
         **prepared.provenance,
@@ -347,8 +349,8 @@ def _train(
 class _Digest:
     """The source's sha256, taken by a thread of its own while the work goes on."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, origin: Origin) -> None:
+        self._origin = origin
         self._sha256 = ""
         self._error: BaseException | None = None
         # a daemon, so that an interrupted run does not wait for it
@@ -357,7 +359,7 @@ class _Digest:
 
     def _take(self) -> None:
         try:
-            self._sha256 = source_sha256(self._path)
+            self._sha256 = self._origin.sha256
         except BaseException as err:  # noqa: BLE001  raised again by whoever asks
             self._error = err
 
