@@ -44,6 +44,7 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
             f"no config.json is written for family {config.family}; use a shape of "
             f"{', '.join(classes)}"
         )
+    (rope,) = config.ropes
     values: dict[str, Any] = {
         "architectures": [classes[config.family]],
         "model_type": config.family,
@@ -56,16 +57,16 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
         "vocab_size": config.vocab,
         "max_position_embeddings": config.context,
         "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
+        "rope_theta": rope.base,
         "hidden_act": "silu",
-        "sliding_window": config.window,
+        "sliding_window": config.blocks[0].window,
         "tie_word_embeddings": config.tied,
         "bos_token_id": config.bos,
         "eos_token_id": list(config.eos),
         "torch_dtype": "bfloat16",
     }
-    if config.rope_scaling:
-        scaling = config.rope_scaling
+    if rope.scaling:
+        scaling = rope.scaling
         values["rope_scaling"] = {
             "rope_type": scaling.kind,
             "factor": scaling.factor,
@@ -134,7 +135,7 @@ def make(name: str, out: Path, shards: int = 1, seed: int = 0, layers: int | Non
     """Write the checkpoint, perhaps with fewer layers; returns its weights' bytes."""
     config = shape(name)
     if layers is not None:
-        config = replace(config, layers=layers, window_layers=config.window_layers[:layers])
+        config = replace(config, blocks=config.blocks[:layers])
     values = hf_config(config)
     out.mkdir(parents=True, exist_ok=True)
     tensors: list[tuple[str, tuple[int, ...]]] = [*config.linears(), *config.norms()]

@@ -65,7 +65,8 @@ def cases(folder: Path) -> Iterator[tuple[str, Path, list[int], str]]:
     from edgeq.quant import Recipe, quantize
 
     source = load(DEMO)
-    windowed = replace(source.config, window=7, window_layers=())
+    blocks = tuple(replace(block, window=7) for block in source.config.blocks)
+    windowed = replace(source.config, blocks=blocks)
     for name, recipe, embed, config, kv in (
         ("4 bits, float embedding", "w4-g32", "bf16", source.config, "float32"),
         ("4 bits, float16 cache", "w4-g32", "bf16", source.config, "float16"),

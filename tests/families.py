@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from edgeq.formats.schemes import QuantScheme, parse_scheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
-from edgeq.model.config import ModelConfig, RopeScaling
+from edgeq.model.block import BlockSpec, RopeScaling, RopeSpec
+from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 
 _BASE: dict[str, Any] = {
     # 44 and 76 are no multiples of 32, nor the rows of 16
     "hidden": 44,
     "ffn": 76,
-    "layers": 2,
     "heads": 4,
     "kv_heads": 2,
     "head_dim": 12,
@@ -30,37 +30,103 @@ _BASE: dict[str, Any] = {
 
 _FAMILY: dict[str, dict[str, Any]] = {
     "llama": {
-        "rope_theta": 500000.0,
+        "rope_base": 500000.0,
         "rope_scaling": RopeScaling("llama3", 8.0, 1.0, 4.0, 16),
     },
     "mistral": {"window": 6, "tied": False},
-    "qwen2": {"rope_theta": 1e6},
-    "qwen3": {"qk_norm": True, "heads": 6, "norm_eps": 1e-6},
+    "qwen2": {"rope_base": 1e6},
+    "qwen3": {"qk_norm": "head", "heads": 6, "norm_eps": 1e-6},
     "gemma3": {
         "norm_offset": 1.0,
         "norm_eps": 1e-6,
         "activation": "gelu_tanh",
-        "rope_theta": 1e6,
-        "rope_theta_local": 10000.0,
+        "rope_base": 1e6,
+        "rope_base_local": 10000.0,
         "rope_scaling": RopeScaling("linear", 8.0),
         "window": 5,
         "layers": 3,
         "window_layers": (True, True, False),
-        "qk_norm": True,
-        "post_norms": True,
+        "qk_norm": "head",
+        "norm_after": True,
         "embed_scale": math.sqrt(44),
         "attn_scale": 24**-0.5,
         "kv_heads": 1,
     },
     "phi3": {"rope_dim": 8, "head_dim": 11, "kv_heads": 4, "tied": False},
+    "smollm3": {"rope_base": 5e6, "layers": 4, "rope_layers": (True, True, True, False)},
+    "olmo2": {
+        "rope_base": 500000.0,
+        "qk_norm": "all",
+        "norm_before": False,
+        "norm_after": True,
+        "norm_eps": 1e-6,
+        "tied": False,
+    },
 }
 
-FAMILIES = tuple(_FAMILY)
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3")
+ALL_FAMILIES = tuple(_FAMILY)
+
+_OF_BLOCKS = (
+    "layers", "rope_base", "rope_base_local", "rope_dim", "rope_scaling", "rope_layers", "window",
+    "window_layers", "norm_before", "norm_after", "qk_norm",
+)  # fmt: skip
+
+
+def blocks(
+    head_dim: int,
+    *,
+    layers: int = 2,
+    rope_base: float = 10000.0,
+    rope_base_local: float | None = None,
+    rope_dim: int | None = None,
+    rope_scaling: RopeScaling | None = None,
+    rope_layers: tuple[bool, ...] = (),
+    window: int | None = None,
+    window_layers: tuple[bool, ...] = (),
+    **fields: Any,
+) -> tuple[BlockSpec, ...]:
+    """Layers that differ only in their window and rotary embedding; ``fields`` are `BlockSpec`'s.
+
+    The window applies to ``window_layers``, to all of them if that is empty. ``rope_base_local``
+    is the base in those layers, without scaling. Layers not in ``rope_layers`` have no positions.
+    """
+    whole = RopeSpec(rope_base, rope_dim or head_dim, rope_scaling)
+    local = whole if rope_base_local is None else RopeSpec(rope_base_local, whole.dim)
+    windowed = window_layers or (window is not None,) * layers
+    rotated = rope_layers or (True,) * layers
+    return tuple(
+        BlockSpec(
+            rope=(local if is_local else whole) if has_rope else None,
+            window=window if is_local else None,
+            **fields,
+        )
+        for is_local, has_rope in zip(windowed, rotated, strict=True)
+    )
 
 
 def tiny_config(family: str, **over: Any) -> ModelConfig:
-    """A small configuration that uses every feature of the family; ``over`` replaces fields."""
-    return ModelConfig(family=family, **{**_BASE, **_FAMILY[family], **over})
+    """A small configuration that uses every feature of the family.
+
+    Args:
+        family: of `ALL_FAMILIES`.
+        over: replaces fields of the configuration, or arguments of `blocks`.
+    """
+    values = {**_BASE, **_FAMILY[family], **over}
+    of_blocks = {key: values.pop(key) for key in _OF_BLOCKS if key in values}
+    if "blocks" not in values:
+        values["blocks"] = blocks(values["head_dim"], **of_blocks)
+    return ModelConfig(family=family, **values)
+
+
+def windows(config: ModelConfig) -> tuple[int | None, ...]:
+    """The window of each layer."""
+    return tuple(block.window for block in config.blocks)
+
+
+def with_blocks(config: ModelConfig, **fields: Any) -> ModelConfig:
+    """The same configuration with fields of every block replaced."""
+    return replace(config, blocks=tuple(replace(block, **fields) for block in config.blocks))
 
 
 def random_model(config: ModelConfig, seed: int = 0) -> Model:

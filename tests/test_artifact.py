@@ -20,10 +20,11 @@ from edgeq.model.artifact import ArtifactWriter, load, save
 from edgeq.model.artifact_layout import Held, file_order
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
-from tests.families import FAMILIES, quantized, random_model, rounded, tiny_config
+from tests.families import FAMILIES, blocks, quantized, random_model, rounded, tiny_config
 
 CONFIG = ModelConfig(
-    "llama", hidden=36, ffn=40, layers=1, heads=2, kv_heads=1, head_dim=18, vocab=19, context=8,
+    "llama", hidden=36, ffn=40, heads=2, kv_heads=1, head_dim=18, vocab=19, context=8,
+    blocks=blocks(18, layers=1),
 )  # fmt: skip
 FILES = {"tokenizer.json": b'{"model": 1}', "chat_template.jinja": b"{{ x }}", "empty": b""}
 
@@ -246,7 +247,7 @@ EMBED = "model.embed_tokens.weight"
         (meta_change("config", lambda c: {**c, "wings": 2}), "unknown keys: wings"),
         (meta_change("config", without("hidden")), "config is not readable"),
         (meta_change("config", lambda c: {**c, "vocab": 20}), r"shape \[19, 36\]; the config says"),
-        (meta_change("config", lambda c: {**c, "layers": 2, "window_layers": []}),
+        (meta_change("config", lambda c: {**c, "layer_blocks": [0, 0]}),
          "model.layers.1.* is missing"),
         (meta_change("tensors", without(Q)), "q_proj.weight.packed, which belongs to none"),
         (meta_change("tensors", lambda t: {**t, Q: {"scheme": "w4-g64", "shape": [36, 36]}}),

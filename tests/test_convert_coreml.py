@@ -146,13 +146,13 @@ def test_every_step_is_right_in_every_precision(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_step_is_traced_by_its_name(family: str, tmp_path: Path) -> None:
-    from edgeq.converters.validate.trace_builder import NumpyBuilder
+    from edgeq.model.trace import TracedReference
 
     model = tiny(family, "w4-g32")
     out = written(model, tmp_path, prefill=(4,))
-    builder = NumpyBuilder(model)
-    builder.run(PROMPT[:2])
-    right = builder.run(PROMPT[2:])
+    builder = TracedReference(model)
+    builder.trace(PROMPT[:2])
+    right = builder.trace(PROMPT[2:])
     found = coreml.trace(out, PROMPT[2:], PROMPT[:2])
     assert set(found) == set(right)
     for name, value in found.items():

@@ -14,11 +14,11 @@ from edgeq.converters.encoding import (
     levels,
     spread,
 )
-from edgeq.converters.validate.trace_builder import NumpyBuilder
 from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.formats.schemes import GROUP_SIZES, QuantScheme, parse_scheme
 from edgeq.formats.tensor import QuantTensor
 from edgeq.model.reference import Reference
+from edgeq.model.trace import TracedReference
 from tests.families import FAMILIES, quantized, random_model, rounded, tiny_config
 
 FOUR = Container(4, groups=(32, 64))
@@ -108,27 +108,27 @@ def test_the_builder_is_the_reference(family: str) -> None:
     model = quantized(random_model(tiny_config(family)), "w4-g32")
     reference = Reference(model)
     tokens = np.arange(14) * 5 % 101
-    builder, cache = NumpyBuilder(model), reference.new_cache()
+    builder, cache = TracedReference(model), reference.new_cache()
     for part in (tokens[:9], tokens[9:10], tokens[10:]):
-        got = builder.run(part)["logits"]
+        got = builder.trace(part)["logits"]
         np.testing.assert_allclose(got, reference.forward(part, cache), rtol=1e-5, atol=1e-5)
     builder.reset()
     want = reference.forward(tokens)
-    np.testing.assert_allclose(builder.run(tokens)["logits"], want, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(builder.trace(tokens)["logits"], want, rtol=1e-5, atol=1e-5)
 
 
 def test_each_step_is_computed_from_the_target_s_own_inputs() -> None:
     """A wrong step shows, and the steps after it do not."""
     model = random_model(tiny_config("qwen3"))
-    right = NumpyBuilder(model).run([3, 5, 7])
+    right = TracedReference(model).trace([3, 5, 7])
     names = list(right)
-    wrong = dict(NumpyBuilder(model).run([3, 5, 7]))
+    wrong = dict(TracedReference(model).trace([3, 5, 7]))
     at = "layers.0.k_rope"
     # what a runtime with this one fault would give: all that follows is computed from it
     wrong[at] = wrong[at] * 1.5
-    wrong = dict(NumpyBuilder(model).run([3, 5, 7], {at: wrong[at]})) | {at: wrong[at]}
+    wrong = dict(TracedReference(model).trace([3, 5, 7], {at: wrong[at]})) | {at: wrong[at]}
     assert not np.allclose(wrong["layers.1.out"], right["layers.1.out"], rtol=1e-3)
-    ours = NumpyBuilder(model).run([3, 5, 7], wrong)
+    ours = TracedReference(model).trace([3, 5, 7], wrong)
     differ = [name for name in names if not np.allclose(ours[name], wrong[name], rtol=1e-4)]
     assert differ == [at]
 

@@ -27,7 +27,7 @@ from edgeq.importers import load
 from edgeq.importers.gguf.file import open_gguf
 from edgeq.importers.gguf.tokenizer import tokenizer_files
 from edgeq.model import artifact, shapes
-from edgeq.model.config import RopeScaling
+from edgeq.model.block import RopeScaling
 from edgeq.model.model import Model
 from tests.conftest import SHARED, need
 from tests.families import FAMILIES, quantized, random_model, tiny_config
@@ -219,7 +219,7 @@ def test_a_window_llama_cpp_has_not_limits_the_context(tmp_path: Path) -> None:
         ("llama", "w4-g32", {"hidden": 44, "head_dim": 12}, "whole blocks of 32 weights, but"),
         ("llama", "w4-g32", {"attn_scale": 0.3}, "computes with another attn_scale than 0.3"),
         ("llama", "w4-g32", {"activation": "gelu_tanh"}, "another activation than gelu_tanh"),
-        ("qwen2", "w4-g32", {"rope_scaling": RopeScaling("llama3", 8.0)}, "another rope_scaling"),
+        ("qwen2", "w4-g32", {"rope_scaling": RopeScaling("llama3", 8.0)}, "another rope scaling"),
         ("gemma3", "w4-g32", {"window_layers": (True, False, False)}, "another window than 5"),
         ("gemma3", "w4-g32", {"embed_scale": 3.0}, "another embed_scale"),
         ("phi3", "w4-g32", {"hidden": 96}, "another head_dim"),

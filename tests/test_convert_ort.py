@@ -18,7 +18,6 @@ from edgeq.converters import Options, Stored
 from edgeq.converters.encoding import folded, levels, spread
 from edgeq.converters.ort import target as ort
 from edgeq.converters.ort.file import pack_rows, unpack_rows
-from edgeq.converters.validate.trace_builder import NumpyBuilder
 from edgeq.core.errors import (
     EdgeqError,
     FormatError,
@@ -35,6 +34,7 @@ from edgeq.model.model import Model
 from edgeq.model.reference import Reference
 from edgeq.model.shapes import random_model as random_shape
 from edgeq.model.shapes import shape
+from edgeq.model.trace import TracedReference
 from edgeq.quant import Recipe, quantize
 from tests.conftest import need
 from tests.families import FAMILIES, quantized, random_model, tiny_config
@@ -241,9 +241,9 @@ def test_scales_of_an_int8_cache_from_a_given_text(tmp_path: Path) -> None:
 def test_trace_names_every_step(family: str, tmp_path: Path) -> None:
     model = tiny(family)
     out = made(model, tmp_path / "out")
-    builder = NumpyBuilder(model)
-    builder.run(PROMPT[:6])
-    want = builder.run(PROMPT[6:])
+    builder = TracedReference(model)
+    builder.trace(PROMPT[:6])
+    want = builder.trace(PROMPT[6:])
     got = ort.trace(out, PROMPT[6:], PROMPT[:6])
     assert list(got) == list(want)
     for name, value in want.items():
@@ -420,7 +420,7 @@ def test_files_of_others_and_damaged_ones(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_weights_are_streamed(tmp_path: Path) -> None:
     recipe = Recipe.from_options("w4-g32")
-    config = replace(shape("smollm2-135m"), layers=4, window_layers=())
+    config = replace(shape("smollm2-135m"), blocks=shape("smollm2-135m").blocks[:4])
     save(random_shape(config, recipe.scheme_for), tmp_path / "m.edgeq")
     model = load(tmp_path / "m.edgeq")
     tracemalloc.start()

@@ -21,7 +21,6 @@ from edgeq.converters.tflite.operators import Graph, Value
 from edgeq.converters.tflite.read import read
 from edgeq.converters.validate.decoder import Report, validate
 from edgeq.converters.validate.integers import compare_integers
-from edgeq.converters.validate.trace_builder import NumpyBuilder
 from edgeq.core.errors import FormatError, MissingDependencyError, UnsupportedError, UsageError
 from edgeq.evaluation.text import kl_divergence, log_softmax
 from edgeq.formats.schemes import parse_scheme
@@ -31,8 +30,9 @@ from edgeq.model import artifact, shapes
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
+from edgeq.model.trace import TracedReference
 from tests.conftest import need
-from tests.families import FAMILIES, quantized, random_model, rounded, tiny_config
+from tests.families import FAMILIES, blocks, quantized, random_model, rounded, tiny_config
 
 DEMO = Path(edgeq.__file__).parent / "demo_model"
 FLOAT = Options(compute="float", prefill=(4, 8))
@@ -252,8 +252,8 @@ def test_signatures_are_litert_lms(tmp_path: Path) -> None:
 
 def larger() -> Model:
     config = ModelConfig(
-        "llama", hidden=512, ffn=2048, layers=2, heads=8, kv_heads=4, head_dim=64, vocab=16384,
-        context=512, bos=1, eos=(2,),
+        "llama", hidden=512, ffn=2048, heads=8, kv_heads=4, head_dim=64, vocab=16384,
+        context=512, blocks=blocks(64), bos=1, eos=(2,),
     )  # fmt: skip
     return shapes.random_model(
         config,
@@ -315,8 +315,8 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
 @pytest.mark.heavy
 def test_a_file_past_two_gigabytes(tmp_path: Path) -> None:
     config = ModelConfig(
-        "llama", hidden=4096, ffn=4096, layers=1, heads=32, kv_heads=8, head_dim=128,
-        vocab=540_000, context=32, bos=1, eos=(2,),
+        "llama", hidden=4096, ffn=4096, heads=32, kv_heads=8, head_dim=128,
+        vocab=540_000, context=32, blocks=blocks(128, layers=1), bos=1, eos=(2,),
     )  # fmt: skip
     model = shapes.random_model(
         config,
@@ -338,9 +338,9 @@ def test_named_results_are_the_oracles(family: str, tmp_path: Path) -> None:
     model = tiny(family)
     path = converted(model, tmp_path, FLOAT)
     past, tokens = prompt_of(model, 5), prompt_of(model, 11, seed=1)
-    builder = NumpyBuilder(model, keep=True)
-    builder.run(past)
-    ours = builder.run(tokens)
+    builder = TracedReference(model, keep=True)
+    builder.trace(past)
+    ours = builder.trace(tokens)
     theirs = tflite.trace(path, tokens, past)
     assert set(theirs) == set(ours)
     last = model.config.layers - 1
@@ -354,7 +354,7 @@ def test_named_results_are_the_oracles(family: str, tmp_path: Path) -> None:
         assert got.shape == (rows, *right.shape[1:]), name
         assert np.abs(got - right[-rows:]).max() < 1e-4, name
     alone = tflite.trace(path, tokens[:1])
-    assert np.abs(alone["logits"] - NumpyBuilder(model).run(tokens[:1])["logits"]).max() < 1e-4
+    assert np.abs(alone["logits"] - TracedReference(model).trace(tokens[:1])["logits"]).max() < 1e-4
 
 
 # --- refusals ---------------------------------------------------------------------------------
@@ -495,7 +495,7 @@ def test_wrong_integers_are_named(
 def test_a_wrong_rotary_base_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = tflite_decoder.rope_tables
     monkeypatch.setattr(
-        tflite_decoder, "rope_tables", lambda c, *rest: right(replace(c, rope_theta=9e3), *rest)
+        tflite_decoder, "rope_tables", lambda rope, n: right(replace(rope, base=9e3), n)
     )
     divergence = faulty(tiny("qwen3"), tmp_path).divergence
     assert divergence is not None

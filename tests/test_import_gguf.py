@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from edgeq.importers import load
 from edgeq.importers.gguf import importer
 from edgeq.importers.gguf.file import TYPES, open_gguf
 from edgeq.importers.gguf.tokenizer import tokenizer_files
-from edgeq.model.config import ModelConfig, RopeScaling
+from edgeq.model.block import RopeScaling
+from edgeq.model.config import ModelConfig
+from edgeq.model.formulas import rope_frequencies
 from edgeq.model.model import Model
-from edgeq.model.reference import Reference, rope_frequencies
+from edgeq.model.reference import Reference
 from edgeq.runtime.tokenizer import Tokenizer
 from tests.conftest import need
-from tests.families import FAMILIES, random_model, tiny_config
+from tests.families import FAMILIES, random_model, tiny_config, windows
 
 gguf = pytest.importorskip("gguf")
 
@@ -68,17 +71,19 @@ def write(
     """A GGUF file of a model, as llama.cpp's converter would write it."""
     c = model.config
     arch = "llama" if c.family == "mistral" else c.family
+    rope = next((block.rope for block in c.blocks if not block.window), c.ropes[0])
+    assert rope is not None
     keys: dict[str, Any] = {
         "block_count": c.layers, "embedding_length": c.hidden, "feed_forward_length": c.ffn,
         "context_length": c.context, "attention.head_count": c.heads,
         "attention.head_count_kv": c.kv_heads, "attention.key_length": c.head_dim,
-        "attention.layer_norm_rms_epsilon": c.norm_eps, "rope.freq_base": c.rope_theta,
-        "rope.dimension_count": c.rope_dim,
+        "attention.layer_norm_rms_epsilon": c.norm_eps, "rope.freq_base": rope.base,
+        "rope.dimension_count": rope.dim,
     }  # fmt: skip
-    if c.window:
-        keys["attention.sliding_window"] = c.window
-    if c.rope_scaling and c.rope_scaling.kind == "linear":
-        keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": c.rope_scaling.factor}
+    if window := max(block.window or 0 for block in c.blocks):
+        keys["attention.sliding_window"] = window
+    if rope.scaling and rope.scaling.kind == "linear":
+        keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope.scaling.factor}
     keys = {f"{arch}.{key}": value for key, value in keys.items()}
     arrays = {name: t.numpy() for name, t in model.tensors.items()}
     if c.norm_offset:
@@ -96,9 +101,8 @@ def write(
             gate = renamed.pop(f"blk.{i}.ffn_gate.weight")
             up = renamed[f"blk.{i}.ffn_up.weight"]
             renamed[f"blk.{i}.ffn_up.weight"] = np.concatenate([gate, up])
-    if c.rope_scaling and c.rope_scaling.kind == "llama3":
-        plain = ModelConfig.from_dict(c.to_dict() | {"rope_scaling": None})
-        factors = rope_frequencies(plain, False) / rope_frequencies(c, False)
+    if rope.scaling and rope.scaling.kind == "llama3":
+        factors = rope_frequencies(replace(rope, scaling=None)) / rope_frequencies(rope)
         renamed["rope_freqs.weight"] = factors.astype(np.float32)
     if change:
         change(keys)
@@ -151,9 +155,7 @@ def test_architectures_give_the_same_logits(tmp_path: Path, family: str) -> None
     for name, tensor in model.tensors.items():
         offset = model.config.norm_offset if "norm" in name else 0.0
         np.testing.assert_array_equal(got.tensors[name].numpy(), tensor.numpy() + offset, name)
-    assert got.config.rope_scaling == model.config.rope_scaling
-    assert got.config.window == model.config.window
-    assert got.config.window_layers == model.config.window_layers
+    assert got.config.blocks == model.config.blocks
     tokens = np.arange(11) * 7 % 101
     want = Reference(model).forward(tokens)
     np.testing.assert_allclose(Reference(got).forward(tokens), want, rtol=1e-4, atol=1e-5)
@@ -172,7 +174,7 @@ def test_gemmas_windows_are_where_the_file_says(
     key = "gemma3.attention.sliding_window_pattern"
     path = tmp_path / "model.gguf"
     write(path, model_of("gemma3"), lambda keys: keys.update({key: pattern}))
-    assert load(path).config.window_layers == tuple(seen)
+    assert [window is not None for window in windows(load(path).config)] == seen
     write(path, model_of("gemma3"), lambda keys: keys.update({key: [True, False]}))
     with pytest.raises(FormatError, match="expected a bool for each layer"):
         load(path)

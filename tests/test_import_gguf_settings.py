@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import EdgeqError, FormatError, UnsupportedError
 from edgeq.importers import load
-from edgeq.model.config import RopeScaling
+from edgeq.model.block import BlockSpec, RopeScaling, RopeSpec
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
 from tests.conftest import need
-from tests.families import random_model, tiny_config
+from tests.families import random_model, tiny_config, windows
 from tests.real_models import SMOLLM2, real_model
 from tests.test_import_gguf import BPE, interleaved, write
 
@@ -186,7 +186,7 @@ def test_windows_of_architectures_without_one(tmp_path: Path, arch: str) -> None
         load(file_of(tmp_path, arch, {key: 16}))
     for off in (0, 64, 4096):  # none, and windows that hold the whole context
         path = file_of(tmp_path, arch, {key: off})
-        assert load(path).config.window is None
+        assert set(windows(load(path).config)) == {None}
         assert_computes(path, model_of(arch))
 
 
@@ -197,7 +197,7 @@ def test_windows_of_phi3(tmp_path: Path) -> None:
 
 def test_gemma_without_a_window_or_a_base(tmp_path: Path) -> None:
     path = file_of(tmp_path, "gemma3", {"{a}.attention.sliding_window": None})
-    assert load(path).config.window_layers == (False,) * 3
+    assert windows(load(path).config) == (None,) * 3
     with pytest.raises(EdgeqError, match=r"gemma3\.rope\.freq_base is missing"):
         load(file_of(tmp_path, "gemma3", {"{a}.rope.freq_base": None}))
 
@@ -249,7 +249,7 @@ def test_rotary_factors_of_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arch", ["qwen2", "qwen3", "gemma3", "phi3"])
 def test_rotary_factors_of_other_architectures(tmp_path: Path, arch: str) -> None:
-    half = model_of(arch).config.rope_dim // 2
+    half = model_of(arch).config.ropes[0].dim // 2
     path = file_of(tmp_path, arch, tensors={"rope_freqs.weight": np.full(half, 2, np.float32)})
     with pytest.raises(UnsupportedError, match="does not use: rope_freqs"):
         load(path)
@@ -302,12 +302,8 @@ def test_phi3_with_projections_apart(tmp_path: Path) -> None:
 def test_a_published_file() -> None:
     config = load(real_model(SMOLLM2)).config
     assert (config.layers, config.hidden, config.heads, config.kv_heads) == (30, 576, 9, 3)
-    assert (config.rope_theta, config.window, config.rope_scaling, config.tied) == (
-        100000.0,
-        None,
-        None,
-        True,
-    )
+    assert config.blocks == (BlockSpec(rope=RopeSpec(100000.0, 64)),) * 30
+    assert config.tied
 
 
 def test_more_tokens_than_embeddings(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.formats.tensor import FloatTensor, bf16_to_float32
 from edgeq.importers import load
 from edgeq.importers.huggingface import importer as huggingface
-from edgeq.model.config import RopeScaling
+from edgeq.model.block import RopeScaling, RopeSpec
 from edgeq.model.model import Model
 from tests.conftest import need
+from tests.families import windows
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -91,8 +92,8 @@ def test_llama_in_every_float_type(tmp_path: Path, dtype: str) -> None:
         {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[dtype]
     }
     config = model.config
-    assert config.rope_scaling == RopeScaling("llama3", 8.0, 1.0, 4.0, 16)
-    assert (config.rope_theta, config.tied, config.bos, config.eos) == (5e5, False, 1, (2,))
+    assert config.ropes == (RopeSpec(5e5, 12, RopeScaling("llama3", 8.0, 1.0, 4.0, 16)),)
+    assert (config.tied, config.bos, config.eos) == (False, 1, (2,))
     assert (config.hidden, config.ffn, config.layers, config.vocab) == (32, 48, 3, 71)
     assert (config.heads, config.kv_heads, config.head_dim, config.context) == (4, 2, 8, 64)
     assert config.norm_eps == module.config.rms_norm_eps
@@ -104,10 +105,9 @@ def test_llama_written_before_transformers_5(tmp_path: Path) -> None:
     model = load(tmp_path)
     assert_same(model, module)
     assert model.config.tied
-    assert model.config.rope_theta == 5e5
-    assert model.config.rope_scaling == RopeScaling("llama3", 32.0, 1.0, 4.0, 16)
+    assert model.config.ropes == (RopeSpec(5e5, 12, RopeScaling("llama3", 32.0, 1.0, 4.0, 16)),)
     edit(tmp_path, rope_scaling={"type": "linear", "factor": 2.0})
-    assert load(tmp_path).config.rope_scaling == RopeScaling("linear", 2.0)
+    assert load(tmp_path).config.ropes[0].scaling == RopeScaling("linear", 2.0)
 
 
 def test_llama_biases(tmp_path: Path) -> None:
@@ -130,8 +130,7 @@ def test_mistral(tmp_path: Path, window: int | None) -> None:
     module = write(tmp_path, "Mistral", sliding_window=window, head_dim=12)
     model = load(tmp_path)
     assert_same(model, module)
-    assert model.config.window == window
-    assert model.config.window_layers == (window is not None,) * 3
+    assert windows(model.config) == (window,) * 3
     assert model.config.head_dim == 12
 
 
@@ -140,17 +139,16 @@ def test_qwen2(tmp_path: Path) -> None:
     model = load(tmp_path)
     assert_same(model, module)
     assert "model.layers.2.self_attn.v_proj.bias" in model.tensors
-    assert model.config.window is None  # sliding_window is set, use_sliding_window is not
+    assert windows(model.config) == (None,) * 3  # sliding_window is set, use_sliding_window is not
     edit(tmp_path, ("layer_types",), use_sliding_window=True, sliding_window=5, max_window_layers=2)
-    assert load(tmp_path).config.window_layers == (False, False, True)
-    assert load(tmp_path).config.window == 5
+    assert windows(load(tmp_path).config) == (None, None, 5)
 
 
 def test_qwen3(tmp_path: Path) -> None:
     module = write(tmp_path, "Qwen3", head_dim=20)
     model = load(tmp_path)
     assert_same(model, module)
-    assert model.config.qk_norm
+    assert {block.qk_norm for block in model.config.blocks} == {"head"}
     assert model.config.head_dim == 20
     assert model.tensors["model.layers.0.self_attn.k_norm.weight"].shape == (20,)
 
@@ -171,14 +169,13 @@ def gemma_sizes() -> dict[str, Any]:
 def assert_gemma(model: Model) -> None:
     config = model.config
     assert config.family == "gemma3"
-    assert (config.norm_offset, config.activation, config.post_norms) == (1.0, "gelu_tanh", True)
-    assert config.qk_norm
+    assert (config.norm_offset, config.activation) == (1.0, "gelu_tanh")
+    assert {(b.norm_after, b.qk_norm) for b in config.blocks} == {(True, "head")}
     assert config.embed_scale == math.sqrt(32)
     assert config.attn_scale == 24**-0.5
-    assert (config.rope_theta, config.rope_theta_local) == (9e5, 9000.0)
-    assert config.rope_scaling == RopeScaling("linear", 8.0)
-    assert config.window == 6
-    assert config.window_layers == (True, False, True)
+    local, whole = RopeSpec(9000.0, 12), RopeSpec(9e5, 12, RopeScaling("linear", 8.0))
+    assert [block.rope for block in config.blocks] == [local, whole, local]
+    assert windows(config) == (6, None, 6)
     assert config.tied
 
 
@@ -205,14 +202,13 @@ def test_gemma3_as_google_published_it(tmp_path: Path) -> None:
         sliding_window_pattern=2,
     )
     got = load(tmp_path).config
-    assert (got.rope_theta, got.rope_theta_local) == (1e6, 10000.0)
-    assert got.rope_scaling == RopeScaling("linear", 8.0)
-    assert got.window_layers == (True, False, True)
+    assert got.ropes == (RopeSpec(1e4, 12), RopeSpec(1e6, 12, RopeScaling("linear", 8.0)))
+    assert [window is not None for window in windows(got)] == [True, False, True]
     assert got.norm_eps == 1e-6
     edit(tmp_path, ("rope_theta", "rope_local_base_freq", "sliding_window_pattern", "rope_scaling"))
     got = load(tmp_path).config
-    assert (got.rope_theta, got.rope_theta_local, got.rope_scaling) == (1e6, 1e4, None)
-    assert got.window_layers == (True, True, True)
+    assert got.ropes == (RopeSpec(1e4, 12),)
+    assert None not in windows(got)
 
 
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
@@ -250,8 +246,8 @@ def test_phi3_is_split_without_a_copy(tmp_path: Path) -> None:
     )
     model = load(tmp_path)
     assert_same(model, module, fused=True)
-    assert model.config.rope_dim == 4
-    assert model.config.window == 7
+    assert model.config.ropes[0].dim == 4
+    assert set(windows(model.config)) == {7}
     part = model.tensors["model.layers.1.self_attn.v_proj.weight"]
     assert isinstance(part, FloatTensor)
     assert not part.data.flags.owndata
@@ -266,7 +262,7 @@ def test_phi3_old_partial_factor(tmp_path: Path) -> None:
         partial_rotary_factor=0.75,
         rope_scaling=None,
     )
-    assert load(tmp_path).config.rope_dim == 6
+    assert load(tmp_path).config.ropes[0].dim == 6
 
 
 def test_shards(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.importers.huggingface.config import read_config
-from edgeq.model.config import ModelConfig, RopeScaling
+from edgeq.model.block import RopeScaling
+from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 from tests.families import FAMILIES, random_model, tiny_config
 
@@ -125,8 +126,8 @@ STRETCHED = {
 def test_published_files_are_read(tmp_path: Path, name: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]))
     config = read_config(tmp_path).model
-    assert config.window == WINDOWS.get(name)
-    assert config.rope_scaling == STRETCHED.get(name)
+    assert {block.window for block in config.blocks} - {None} == {WINDOWS.get(name)} - {None}
+    assert {rope.scaling for rope in config.ropes} - {None} == {STRETCHED.get(name)} - {None}
     inner = PUBLISHED[name].get("text_config", PUBLISHED[name])
     assert (config.hidden, config.layers) == (inner["hidden_size"], inner["num_hidden_layers"])
 

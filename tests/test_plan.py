@@ -32,7 +32,7 @@ from edgeq.model.shapes import SHAPES
 from edgeq.profiling import bytes_read_per_token
 from edgeq.quant import Recipe
 from edgeq.runtime.engine import Engine
-from tests.families import FAMILIES, quantized, random_model, tiny_config
+from tests.families import FAMILIES, quantized, random_model, tiny_config, with_blocks
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "edgeq" / "demo_model"
@@ -82,7 +82,7 @@ def test_what_is_planned_is_what_the_engine_takes(family: str, kv_bits: Any) -> 
 
 def test_windowed_layers_keep_only_their_window() -> None:
     config = SHAPES["gemma3-1b"]
-    whole = replace(config, window=None, window_layers=(False,) * config.layers)
+    whole = with_blocks(config, window=None)
     short, long = kv_bytes(config, 4096), kv_bytes(config, 32768)
     assert long < 0.3 * kv_bytes(whole, 32768)
     # four layers of 26 grow with the context
@@ -326,7 +326,8 @@ def _write_gguf(gguf: ModuleType, path: Path) -> None:
 
 def _sparse_folder(folder: Path, layers: int) -> Path:
     """A Llama 3.1 8B of some layers, whose safetensors file is all header and hole."""
-    config = replace(SHAPES["llama-3.1-8b"], layers=layers, window_layers=())
+    config = SHAPES["llama-3.1-8b"]
+    config = replace(config, blocks=config.blocks[:1] * layers)
     folder.mkdir()
     (folder / "config.json").write_text(
         json.dumps(

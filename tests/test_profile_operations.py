@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from edgeq.core.errors import UnsupportedError
+from edgeq.model.memory_layout import position_bytes
 from edgeq.model.model import Model
 from edgeq.profiling.operations import Operations, Phase, engine_operations
 from edgeq.profiling.session import Workload
@@ -73,7 +74,7 @@ def test_bytes_are_those_of_the_tensors(told: Operations, model: Model) -> None:
     down = model.tensors["model.layers.1.mlp.down_proj.weight"].nbytes
     assert (rows[1, "down_proj"].calls, rows[1, "down_proj"].nbytes) == (5, 5 * down)
     assert rows[1, "norm_in"].nbytes is None
-    cached = model.config.kv_bytes(min(7 + 1 + 5 // 2, 10), 8) // 3
+    cached = min(7 + 1 + 5 // 2, 10) * position_bytes(model.config, 8)
     assert rows[0, "attention"].nbytes is not None
     assert rows[0, "attention"].nbytes <= 5 * cached
     prompt = {(r.layer, r.op): r for r in phase(told, "prefill").rows}

@@ -109,8 +109,8 @@ def test_multiply_adds_are_those_that_the_reference_does(family: str) -> None:
     cache = reference.new_cache()
     reference.forward(list(range(9)), cache, all_logits=False)
     pairs = sum(
-        min(t + 1, config.window) if windowed and config.window else t + 1
-        for windowed in config.window_layers
+        min(t + 1, block.window) if block.window else t + 1
+        for block in config.blocks
         for t in range(9)
     )
     assert macs(config, 9, 0) == counted + 2 * pairs * config.heads * config.head_dim

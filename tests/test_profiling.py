@@ -11,6 +11,7 @@ from edgeq.core.errors import UsageError
 from edgeq.core.memory import peak_rss_bytes, reset_peak_rss
 from edgeq.formats.schemes import PRESETS
 from edgeq.formats.tensor import QuantTensor
+from edgeq.model.memory_layout import position_bytes
 from edgeq.profiling import Measurement, Scenario, bytes_read_per_token, measure, read_bandwidth
 from edgeq.runtime.engine import Engine
 from tests.families import quantized, random_model, tiny_config
@@ -52,8 +53,10 @@ def test_bytes_read_per_token(tied: bool) -> None:
             weights += tensor.nbytes
     assert bytes_read_per_token(model, 0, 8) == weights
     longer = bytes_read_per_token(model, 10, 8) - weights
-    assert longer == config.kv_bytes(10, 8)
-    assert bytes_read_per_token(model, 10, 16) - weights == config.kv_bytes(10, 16)
+    assert longer == 10 * config.layers * position_bytes(config, 8)
+    assert bytes_read_per_token(model, 10, 16) - weights == 10 * config.layers * position_bytes(
+        config, 16
+    )
 
 
 @pytest.mark.parametrize("scenario", [Scenario(5, 0), Scenario(0, 4), Scenario(0, 4, 7)])

@@ -24,8 +24,9 @@ from edgeq.formats.tensor import FloatTensor, Tensor
 from edgeq.importers import load
 from edgeq.model.artifact import load as load_artifact
 from edgeq.model.artifact import save as save_artifact
+from edgeq.model.formulas import Array, dense
 from edgeq.model.model import Model
-from edgeq.model.reference import Array, Reference, dense
+from edgeq.model.reference import Reference
 from edgeq.quant.decoder.calibrate import (
     Calibration,
     CalibrationStats,

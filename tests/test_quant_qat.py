@@ -24,7 +24,7 @@ from edgeq.quant.rounders.qparams import snap_scales
 from edgeq.quant.rounders.rounding import quantize_tensor
 from edgeq.quant.training import METHODS, train
 from edgeq.quant.training.adaround import SoftRounding
-from edgeq.quant.training.decoder import Decoder
+from edgeq.quant.training.decoder import TorchDecoder
 from edgeq.quant.training.fake import FakeQuant
 from edgeq.quant.training.loop import Teacher, batches, loss_of, padded, rate_at
 from edgeq.quant.training.settings import Settings
@@ -95,7 +95,9 @@ def test_the_torch_decoder_is_the_reference(family: str) -> None:
     model = random_model(tiny_config(family))
     windows = np.random.default_rng(1).integers(0, model.config.vocab, (3, 21))
     with torch.no_grad():
-        logits, states = Decoder(model.config, 30)(float_weights(model), torch.from_numpy(windows))
+        logits, states = TorchDecoder(model.config, 30)(
+            float_weights(model), torch.from_numpy(windows)
+        )
     assert len(states) == model.config.layers
     for window, found in zip(windows, logits.numpy(), strict=True):
         np.testing.assert_allclose(found, Reference(model).forward(window), atol=1e-4)
@@ -183,7 +185,7 @@ def test_soft_rounding_settles_on_a_neighbour(scheme: str) -> None:
 
 def layer_error(model: Model, base: Model, windows: Calibration) -> float:
     """Squared error of the last hidden states, relative."""
-    decoder = Decoder(model.config, 64)
+    decoder = TorchDecoder(model.config, 64)
     ids = torch.from_numpy(padded(windows.windows))
     with torch.no_grad():
         ours, theirs = (decoder(float_weights(m), ids)[1][-1] for m in (model, base))
@@ -243,7 +245,9 @@ def test_the_reference_runs_what_was_trained(family: str) -> None:
     held = {n: rounded_to_bf16(t.numpy()) for n, t in model.tensors.items() if "up_proj" in n}
     written = replace(model, tensors={**tensors, **held, **student.tensors()})
     with torch.no_grad():
-        logits, _ = Decoder(model.config, 20)(student.weights(), torch.from_numpy(window)[None])
+        logits, _ = TorchDecoder(model.config, 20)(
+            student.weights(), torch.from_numpy(window)[None]
+        )
     np.testing.assert_allclose(Reference(written).forward(window), logits[0].numpy(), atol=1e-4)
 
 
@@ -333,7 +337,7 @@ def test_windows_of_other_lengths_are_not_trained_past_their_end() -> None:
 def first_loss(
     model: Model, schemes: Mapping[str, Scheme], start: dict[str, QuantTensor], text_: Calibration
 ) -> float:
-    decoder = Decoder(model.config, 64)
+    decoder = TorchDecoder(model.config, 64)
     student = Student(model, schemes, start)
     teacher = Teacher(decoder, float_weights(model))
     ids = torch.from_numpy(padded(text_.windows))

@@ -14,6 +14,7 @@ from edgeq.evaluation import text as evaluate
 from edgeq.formats.tensor import FloatTensor
 from edgeq.importers import load as load_any
 from edgeq.model.artifact import load
+from edgeq.model.decoder import layer
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
 from edgeq.quant import Recipe, quantize
@@ -60,11 +61,11 @@ def test_hidden_states_layer_by_layer() -> None:
         reference = Reference(one)
         windows = []
         for window in text.cut.windows:
-            x = reference.embed(window)
+            reference.begin(window)
+            x = reference.embed("embed")
             rows = [x]
-            for layer in range(3):
-                x = x + reference.attention(layer, x, reference.new_cache())
-                x = x + reference.feed_forward(layer, x)
+            for i in range(3):
+                x = layer(reference, one.config, i, x)
                 rows.append(x)
             windows.append(rows)
         states.append([np.concatenate(rows) for rows in zip(*windows, strict=True)])

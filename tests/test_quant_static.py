@@ -15,8 +15,9 @@ from edgeq.evaluation.text import Evaluation, perplexity
 from edgeq.formats.qparams import QuantParams
 from edgeq.importers import load
 from edgeq.model import artifact
+from edgeq.model.formulas import Linear
 from edgeq.model.model import Model
-from edgeq.model.reference import Linear, Reference
+from edgeq.model.reference import Reference
 from edgeq.quant.decoder.calibrate import CalibrationStats, calibrate, cut_windows
 from edgeq.quant.decoder.static import (
     KEY,

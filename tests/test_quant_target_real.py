@@ -32,9 +32,7 @@ TEXT = Path(quality.__file__).parent / quality.TEXT
 def cut_model() -> tuple[Model, np.ndarray]:
     """The head and the first layers of a published model, and a text in the tokens it knows."""
     whole = load(real_model(SMOLLM2))
-    config = replace(
-        whole.config, layers=LAYERS, vocab=VOCAB, window_layers=whole.config.window_layers[:LAYERS]
-    )
+    config = replace(whole.config, vocab=VOCAB, blocks=whole.config.blocks[:LAYERS])
     tensors = {
         name: FloatTensor("F32", whole.tensors[name].rows(0, shape[0]))
         for name, shape in (*config.linears(), *config.norms())

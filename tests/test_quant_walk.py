@@ -10,8 +10,9 @@ import pytest
 
 from edgeq.core.errors import UsageError
 from edgeq.formats.tensor import FloatTensor, Tensor
+from edgeq.model.formulas import Array, dense
 from edgeq.model.model import Model
-from edgeq.model.reference import Array, Reference, dense
+from edgeq.model.reference import Reference
 from edgeq.quant.decoder import replay as module
 from edgeq.quant.decoder.replay import Walk, WalkState, sites
 from edgeq.quant.decoder.static import dynamic_linear

@@ -39,7 +39,7 @@ ENDINGS = {"ort": ".onnx", "genai": "", "tflite": ".tflite", "litertlm": ".liter
 
 def cut(model: Model, layers: int) -> Model:
     """The first layers of a model."""
-    config = replace(model.config, layers=layers, window_layers=model.config.window_layers[:layers])
+    config = replace(model.config, blocks=model.config.blocks[:layers])
     wanted = {name for name, _ in (*config.linears(), *config.norms(), *config.biases())}
     tensors = {name: model.tensors[name] for name in model.tensors if name in wanted}
     return Model(config, tensors, model.files, model.provenance)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,21 @@ import pytest
 
 from edgeq import importers
 from edgeq.core.errors import FormatError, UsageError
-from edgeq.model.config import RopeScaling
-from edgeq.model.model import Model
-from edgeq.model.reference import (
+from edgeq.model.block import BlockSpec, RopeScaling, RopeSpec
+from edgeq.model.formulas import (
     QUERY_BLOCK,
-    Reference,
     activation,
     apply_rope,
     dense,
     rms_norm,
+    rope_frequencies,
     rope_tables,
     softmax,
-    window_start,
 )
+from edgeq.model.model import Model
+from edgeq.model.reference import Reference
 from tests.conftest import need
-from tests.families import FAMILIES, dequantized, quantized, random_model, tiny_config
+from tests.families import FAMILIES, dequantized, quantized, random_model, tiny_config, with_blocks
 
 _BASE: dict[str, Any] = {
     "hidden_size": 48,
@@ -161,24 +161,28 @@ def test_equals_transformers(name: str, checkpoints: Any) -> None:
 
 
 def _spoiled(model: Model, **over: Any) -> Model:
-    return replace(model, config=replace(model.config, **over))
+    names = {f.name for f in fields(BlockSpec)}
+    of_blocks = {key: over.pop(key) for key in list(over) if key in names}
+    return replace(model, config=with_blocks(replace(model.config, **over), **of_blocks))
 
 
 @pytest.mark.parametrize(
     ("name", "over"),
     [
         ("mistral", {"window": 8}),
-        ("gemma3", {"window_layers": (True, True, True, True)}),
-        ("gemma3", {"rope_theta_local": None}),
-        ("gemma3", {"rope_scaling": None}),
+        ("gemma3", {"window": 5}),
+        ("gemma3", {"rope": RopeSpec(1e6, 12)}),
+        ("gemma3", {"rope": RopeSpec(1e4, 12)}),
+        ("gemma3", {"norm_after": False}),
         ("gemma3", {"norm_offset": 0.0}),
         ("gemma3", {"embed_scale": 1.0}),
         ("gemma3", {"attn_scale": 0.25}),
         ("gemma3", {"activation": "silu"}),
-        ("qwen3", {"qk_norm": False}),
-        ("phi3", {"rope_dim": 12}),
-        ("llama-3.1", {"rope_scaling": None}),
-        ("llama-3.1", {"rope_scaling": RopeScaling("llama3", 8.0, 1.0, 4.0, 32)}),
+        ("qwen3", {"qk_norm": None}),
+        ("phi3", {"rope": RopeSpec(10000.0, 12)}),
+        ("llama-3.1", {"rope": None}),
+        ("llama-3.1", {"rope": RopeSpec(500000.0, 12)}),
+        ("llama-3.1", {"rope": RopeSpec(500000.0, 12, RopeScaling("llama3", 8.0, 1.0, 4.0, 32))}),
     ],
 )
 def test_every_feature_shows_in_the_logits(
@@ -239,7 +243,7 @@ def test_kv_hook_rounds_what_the_cache_holds() -> None:
     model = random_model(config)
     shapes = []
 
-    def halve(x: np.ndarray) -> np.ndarray:
+    def halve(kind: str, layer: int, x: np.ndarray) -> np.ndarray:
         shapes.append(x.shape)
         return x * np.float32(0.5)
 
@@ -256,7 +260,7 @@ def test_kv_hook_rounds_what_the_cache_holds() -> None:
 def test_large_head_is_multiplied_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model(tiny_config("mistral"))
     want = Reference(model).forward([3, 4])
-    monkeypatch.setattr("edgeq.model.reference.BLOCK_ELEMENTS", 500)
+    monkeypatch.setattr("edgeq.model.formulas.BLOCK_ELEMENTS", 500)
     np.testing.assert_allclose(Reference(model).forward([3, 4]), want, atol=1e-5)
 
 
@@ -270,9 +274,10 @@ def test_last_logits_only() -> None:
 
 def test_window_start() -> None:
     config = tiny_config("gemma3")  # window 5 on layers 0 and 1
-    assert [window_start(config, 0, p) for p in (0, 4, 5, 9)] == [0, 0, 1, 5]
-    assert window_start(config, 2, 60) == 0
-    assert window_start(tiny_config("llama"), 0, 60) == 0
+    assert [config.blocks[0].first_seen(p) for p in (0, 4, 5, 9)] == [0, 0, 1, 5]
+    assert [config.blocks[0].positions_seen(n) for n in (1, 5, 6, 10)] == [1, 5, 5, 5]
+    assert config.blocks[2].first_seen(60) == 0
+    assert config.blocks[2].positions_seen(61) == 61
 
 
 def test_rms_norm_and_softmax() -> None:
@@ -298,7 +303,7 @@ def test_activations() -> None:
 
 def test_rope_turns_pairs_and_keeps_the_rest() -> None:
     config = tiny_config("phi3")  # 8 of 11 dimensions rotate
-    cos, sin = rope_tables(config, layer_is_local=False, n_positions=50)
+    cos, sin = rope_tables(config.ropes[0], n_positions=50)
     assert cos.shape == sin.shape == (50, 4)
     assert cos.dtype == np.float32
     x = np.random.default_rng(0).normal(size=(50, 2, 11)).astype(np.float32)
@@ -315,16 +320,17 @@ def test_rope_turns_pairs_and_keeps_the_rest() -> None:
 def test_rope_tables_are_exact_far_out() -> None:
     """float32 angles would be off by 1e-2 here."""
     config = tiny_config("qwen2")
-    cos, _ = rope_tables(config, False, 131072)
+    cos, _ = rope_tables(config.ropes[0], 131072)
     assert abs(float(cos[131071, 0]) - np.cos(131071.0)) < 1e-7
 
 
 def test_local_layers_use_their_own_base_unstretched() -> None:
-    config = tiny_config("gemma3")
-    local, _ = rope_tables(config, True, 9)
-    plain, _ = rope_tables(replace(config, rope_theta=10000.0, rope_scaling=None), False, 9)
-    np.testing.assert_array_equal(local, plain)
-    assert not np.array_equal(local, rope_tables(config, False, 9)[0])
+    local, whole = tiny_config("gemma3").ropes
+    assert local == RopeSpec(10000.0, 12)
+    assert not np.array_equal(rope_tables(local, 9)[0], rope_tables(whole, 9)[0])
+    stretched = np.arange(9 * 8).reshape(9, 8)[:, :1] / 64  # 8 times slower
+    angle = np.cos(stretched * rope_frequencies(RopeSpec(1e6, 12))[:1])
+    np.testing.assert_allclose(rope_tables(whole, 9)[0][:, :1], angle, atol=1e-6)
 
 
 def test_missing_tensor_is_named() -> None:

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq.model.config import ModelConfig
 from edgeq.model.memory_layout import attention_work, buffers, layout_bytes
 from edgeq.runtime import engine_memory
 from edgeq.runtime.engine import Engine
-from tests.families import random_model, tiny_config
+from tests.families import blocks, random_model, tiny_config, with_blocks
 
 GUARD = 256
 """Bytes behind every block: more than any vector store."""
@@ -63,7 +62,7 @@ def test_nothing_is_written_past_a_buffer(
     config = tiny_config("llama", heads=heads, kv_heads=kv_heads, head_dim=dim, context=600)
     model = random_model(config)
     for context, window in ((17, None), (257, None), (600, 40)):
-        config = replace(model.config, window=window, window_layers=())
+        config = with_blocks(model.config, window=window)
         tokens = np.random.default_rng(0).integers(0, config.vocab, context - 3).tolist()
         guards.clear()
         with Engine(
@@ -79,7 +78,7 @@ def test_nothing_is_written_past_a_buffer(
 def test_parts_of_the_work_area_do_not_overlap() -> None:
     base = tiny_config("llama")
     for heads, dim in itertools.product((1, 2, 7, 32), (2, 32, 34, 256)):
-        config: ModelConfig = replace(base, heads=heads, kv_heads=1, head_dim=dim, rope_dim=0)
+        config = replace(base, heads=heads, kv_heads=1, head_dim=dim, blocks=blocks(dim))
         end = 0
         for offset, nbytes in attention_work(config).values():
             assert offset == end

@@ -97,11 +97,11 @@ def test_a_ring_gives_the_bits_of_the_whole_cache(
         kept = engine.kv_bytes
     plain = all_logits(model, kv_bits=kv_bits, backend="numpy")
     assert np.median(np.abs(ring - plain)) < 1e-2 * plain.std()
-    monkeypatch.setattr(compiled_program, "cache_length", lambda config, windowed, context: 2048)
+    monkeypatch.setattr(compiled_program, "cache_length", lambda block, context: 2048)
     np.testing.assert_array_equal(all_logits(model, kv_bits=kv_bits, threads=2), ring)
     with Engine(model, kv_bits=kv_bits, threads=1) as engine:
         whole = engine.kv_bytes
-    windowed, layers = sum(model.config.window_layers), model.config.layers
+    windowed, layers = sum(b.window is not None for b in model.config.blocks), model.config.layers
     assert RING % 256 == 0
     assert kept * layers * 2048 == whole * (windowed * RING + (layers - windowed) * 2048)
 

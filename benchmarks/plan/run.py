@@ -39,7 +39,7 @@ def published() -> list[dict[str, Any]]:
     data = tomllib.loads((HERE / "published.toml").read_text("utf-8"))
     shapes = dict(SHAPES)
     for name, fields in data["shapes"].items():
-        shapes[name] = ModelConfig("llama", **{"tied": False, **fields})
+        shapes[name] = ModelConfig.from_dict({"family": "llama", "tied": False, **fields})
     return [_row(row, shapes[row["model"]]) for row in data["rows"]]
 
 

@@ -135,8 +135,8 @@ def write(model: Model, blocks: Mapping[str, Blocks], path: Path) -> None:
     writer.add_key_length(c.head_dim)
     writer.add_value_length(c.head_dim)
     writer.add_layer_norm_rms_eps(c.norm_eps)
-    writer.add_rope_freq_base(c.rope_theta)
-    writer.add_rope_dimension_count(c.rope_dim)
+    writer.add_rope_freq_base(c.ropes[0].base)
+    writer.add_rope_dimension_count(c.ropes[0].dim)
     writer.add_vocab_size(c.vocab)
     writer.add_tokenizer_model("no_vocab")
     for name, tensor in model.tensors.items():

@@ -115,6 +115,8 @@ def _describe(model: Model, name: str, tensor: Tensor, scheme: str) -> dict[str,
 
 
 def _text(model: Model, path: Path, tensors: list[dict[str, Any]], details: bool) -> str:
+    from edgeq.model.memory_layout import position_bytes
+
     config = model.config
     weights = sum(math.prod(t["shape"]) for t in tensors)
     heads = f"{config.heads} attention heads of size {config.head_dim}"
@@ -132,8 +134,8 @@ def _text(model: Model, path: Path, tensors: list[dict[str, Any]], details: bool
         ("context", f"{config.context} tokens"),
         (
             "KV cache",
-            f"{render.human_bytes(config.kv_bytes(1))} per token in 8 bits, "
-            f"{render.human_bytes(config.kv_bytes(1, 16))} in 16 bits",
+            f"{render.human_bytes(config.layers * position_bytes(config))} per token in 8 bits, "
+            f"{render.human_bytes(config.layers * position_bytes(config, 16))} in 16 bits",
         ),
         (
             "size",

@@ -17,6 +17,7 @@ from typing import Literal
 from edgeq.devices.model_header import ModelFacts
 from edgeq.devices.profile import DeviceProfile
 from edgeq.model.config import ModelConfig
+from edgeq.model.memory_layout import position_bytes
 
 Bound = Literal["memory bandwidth", "int8 throughput"]
 
@@ -136,12 +137,9 @@ class Speed:
 
 def cache_read_bytes(config: ModelConfig, cached: int, kv_bits: int) -> int:
     """Bytes of the cache that a token after ``cached`` others reads."""
-    # whole bytes are counted for tiles of 16 positions
-    tile = config.kv_bytes(16, kv_bits)
-    return positions_seen(config, cached) * tile // (16 * config.layers)
+    return positions_seen(config, cached) * position_bytes(config, kv_bits)
 
 
 def positions_seen(config: ModelConfig, cached: int) -> int:
     """Cached positions that a token attends to, summed over the layers."""
-    window = min(cached, config.window) if config.window else cached
-    return sum(window if windowed else cached for windowed in config.window_layers)
+    return sum(block.positions_seen(cached) for block in config.blocks)

@@ -32,6 +32,7 @@ from edgeq.importers.tokenizer.tokenizer_json import (
     files,
     sentencepiece_bpe,
 )
+from edgeq.model.block import BlockSpec, RopeSpec
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 
@@ -119,12 +120,12 @@ def _config(head: bytes, tied: bool | None) -> ModelConfig | None:
         family="llama",
         hidden=hidden,
         ffn=ffn,
-        layers=layers,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=hidden // heads,
         vocab=vocab,
         context=context,
+        blocks=(BlockSpec(rope=RopeSpec(10000.0, hidden // heads)),) * layers,
         norm_eps=1e-5,
         tied=tied,
         bos=1,

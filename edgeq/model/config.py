@@ -2,83 +2,51 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
-from numbers import Integral, Real
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from edgeq.core.errors import FormatError, check_type
+from edgeq.model.block import (
+    DOWN_PROJ,
+    GATE_PROJ,
+    K_NORM,
+    K_PROJ,
+    MAX_LAYERS,
+    MAX_SIZE,
+    O_PROJ,
+    Q_NORM,
+    Q_PROJ,
+    UP_PROJ,
+    V_PROJ,
+    BlockSpec,
+    RopeSpec,
+    is_count,
+    is_finite,
+    tensor_name,
+)
+from edgeq.model.block_json import FLAT_KEYS, blocks_from_flat, blocks_from_json, blocks_to_json
 
 Activation = Literal["silu", "gelu_tanh"]
 
-
-_MAX_SIZE = 1 << 31
-"""No size of a model is larger."""
-_SIZES = ("hidden", "ffn", "layers", "heads", "kv_heads", "head_dim", "vocab", "context")
-_POSITIVE = ("norm_eps", "rope_theta", "rope_theta_local", "embed_scale", "attn_scale")
-
-
-def _is_count(value: Any) -> bool:
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
-    return whole and 0 <= int(value) <= _MAX_SIZE
-
-
-def _is_finite(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return False
-    number: Any = value  # compared rather than converted: an integer of 400 digits is no float
-    return bool(-sys.float_info.max <= number <= sys.float_info.max)
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """Llama 3.1's or linear stretching of rotary frequencies.
-
-    Args:
-        kind: "llama3" or "linear".
-        factor: how many times the context is stretched.
-        low_freq_factor, high_freq_factor, original_context: Llama 3.1's further numbers.
-    """
-
-    kind: Literal["llama3", "linear"]
-    factor: float
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_context: int = 8192
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("llama3", "linear"):
-            raise FormatError(
-                f"rope scaling is of kind {self.kind!r}; it must be 'llama3' or 'linear'"
-            )
-        for name in ("factor", "low_freq_factor", "high_freq_factor", "original_context"):
-            value = getattr(self, name)
-            if not _is_finite(value) or value <= 0:
-                raise FormatError(f"rope scaling: {name} is {value!r}; it must be above 0")
+_SIZES = ("hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "context")
+_POSITIVE = ("norm_eps", "embed_scale", "attn_scale")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Hyperparameters of a Llama-family decoder.
+    """Hyperparameters of a decoder.
 
     Attributes:
         family: "llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3".
-        hidden, ffn, layers, heads, kv_heads, head_dim, vocab: the shape.
+        hidden, ffn, heads, kv_heads, head_dim, vocab: the shape.
         context: the longest sequence the model was made for, in tokens.
+        blocks: what each layer is, first layer first.
         norm_eps: epsilon of the RMS norms.
         norm_offset: added to every norm weight (1.0 for Gemma).
         activation: of the gated feed-forward.
-        rope_theta: base of the rotary frequencies (of the global layers, if there are two kinds).
-        rope_theta_local: base for sliding-window layers (Gemma 3), or None.
-        rope_dim: how many of the head's dimensions rotate (head_dim but for partial rotary).
-        rope_scaling: frequency stretching of the global layers, or None.
-        window: sliding-window length in tokens, or None for full attention.
-        window_layers: for each layer, whether the window applies to it.
-        qk_norm: RMS norm on each head of q and k (Qwen 3, Gemma 3).
-        post_norms: norms after attention and feed-forward too (Gemma 3).
         embed_scale: factor on the embeddings (sqrt(hidden) for Gemma).
-        attn_scale: factor on the attention scores, usually head_dim ** -0.5.
+        attn_scale: factor on the attention scores; 0 stands for the usual head_dim ** -0.5.
         tied: the head is the embedding matrix.
         bos, eos: token ids; eos may be several.
     """
@@ -86,23 +54,15 @@ class ModelConfig:
     family: str
     hidden: int
     ffn: int
-    layers: int
     heads: int
     kv_heads: int
     head_dim: int
     vocab: int
     context: int
+    blocks: tuple[BlockSpec, ...]
     norm_eps: float = 1e-5
     norm_offset: float = 0.0
     activation: Activation = "silu"
-    rope_theta: float = 10000.0
-    rope_theta_local: float | None = None
-    rope_dim: int = 0
-    rope_scaling: RopeScaling | None = None
-    window: int | None = None
-    window_layers: tuple[bool, ...] = ()
-    qk_norm: bool = False
-    post_norms: bool = False
     embed_scale: float = 1.0
     attn_scale: float = 0.0
     tied: bool = True
@@ -116,113 +76,115 @@ class ModelConfig:
                 f"model config: {self.heads} heads cannot share {self.kv_heads} key/value heads; "
                 "heads must be a multiple of kv_heads"
             )
-        set_ = object.__setattr__
-        if not self.rope_dim:
-            set_(self, "rope_dim", self.head_dim)
         if not self.attn_scale:
-            set_(self, "attn_scale", self.head_dim**-0.5)
-        if not self.window_layers:
-            set_(self, "window_layers", (self.window is not None,) * self.layers)
-        if self.rope_dim % 2 or self.rope_dim > self.head_dim:
-            raise FormatError(
-                f"model config: rope_dim is {self.rope_dim}; "
-                f"must be even and at most head_dim {self.head_dim}"
-            )
-        if not isinstance(self.family, str):
-            raise FormatError(f"model config: family is {self.family!r}; it must be a name")
-        if not all(isinstance(windowed, bool) for windowed in self.window_layers):
-            raise FormatError("model config: window_layers holds values other than true and false")
-        if len(self.window_layers) != self.layers:
-            raise FormatError(
-                f"model config: window_layers names {len(self.window_layers)} "
-                f"of {self.layers} layers"
-            )
+            object.__setattr__(self, "attn_scale", self.head_dim**-0.5)
+        for rope in self.ropes:
+            if rope.dim > self.head_dim:
+                raise FormatError(
+                    f"model config: rope dim is {rope.dim}; "
+                    f"it must be at most head_dim {self.head_dim}"
+                )
 
     def _check_values(self) -> None:
         """Check each value by itself: its type, that it is finite, and its range."""
+        if not isinstance(self.family, str):
+            raise FormatError(f"model config: family is {self.family!r}; it must be a name")
         for name in _SIZES:
             value = getattr(self, name)
-            if not _is_count(value) or value < 1:
+            if not is_count(value) or value < 1:
                 raise FormatError(
                     f"model config: {name} is {value!r}; it must be a positive whole number of at "
-                    f"most {_MAX_SIZE}"
+                    f"most {MAX_SIZE}"
                 )
-        if self.window is not None and (not _is_count(self.window) or self.window < 1):
+        blocks: object = self.blocks
+        if not isinstance(blocks, tuple) or not all(isinstance(b, BlockSpec) for b in blocks):
+            raise FormatError("model config: blocks must be a tuple of BlockSpecs")
+        if not 1 <= len(blocks) <= MAX_LAYERS:
             raise FormatError(
-                f"model config: window is {self.window!r}; it must be a positive number of tokens "
-                "or absent"
+                f"model config: blocks describes {len(blocks)} layers; "
+                f"there must be at least 1 and at most {MAX_LAYERS}"
             )
-        if not _is_count(self.rope_dim):
-            raise FormatError(f"model config: rope_dim is {self.rope_dim!r}; it must be a number")
         for name in _POSITIVE:
             value = getattr(self, name)
-            if name == "rope_theta_local" and value is None:
-                continue
             zero = name == "attn_scale"  # which stands for the usual one
-            if not _is_finite(value) or value < 0 or (value == 0 and not zero):
+            if not is_finite(value) or value < 0 or (value == 0 and not zero):
                 raise FormatError(f"model config: {name} is {value!r}; it must be above 0")
-        if not _is_finite(self.norm_offset):
+        if not is_finite(self.norm_offset):
             raise FormatError(
                 f"model config: norm_offset is {self.norm_offset!r}; it must be a number"
             )
-        for name in ("qk_norm", "post_norms", "tied"):
-            if not isinstance(getattr(self, name), bool):
-                raise FormatError(
-                    f"model config: {name} is {getattr(self, name)!r}; it must be true or false"
-                )
+        if not isinstance(self.tied, bool):
+            raise FormatError(f"model config: tied is {self.tied!r}; it must be true or false")
         if self.activation not in get_args(Activation):
             raise FormatError(
                 f"model config: activation is {self.activation!r}; it must be one of "
                 f"{', '.join(get_args(Activation))}"
             )
         for token in (*self.eos, *(() if self.bos is None else (self.bos,))):
-            if not _is_count(token):
+            if not is_count(token):
                 raise FormatError(f"model config: {token!r} is no token id")
+
+    @property
+    def layers(self) -> int:
+        """The number of layers."""
+        return len(self.blocks)
 
     @property
     def group(self) -> int:
         """Query heads per key/value head."""
         return self.heads // self.kv_heads
 
-    def kv_bytes(self, tokens: int, kv_bits: int = 8) -> int:
-        """Bytes of a KV cache for ``tokens`` positions, all layers at full length.
+    @property
+    def ropes(self) -> tuple[RopeSpec, ...]:
+        """The distinct rotary embeddings of the layers, in order of their first use."""
+        return tuple(dict.fromkeys(block.rope for block in self.blocks if block.rope))
 
-        16 bits: float16 keys and values. 8 bits: codes; per position and head a float16 scale
-        and a zero point for the key and a float32 scale for the value; and for every 16
-        positions one key in float16.
+    @property
+    def rope_names(self) -> dict[RopeSpec, str]:
+        """A name for each of `ropes`: "global", or "local" if only windowed layers have it.
+
+        A model with one rotary embedding has a "global" one; further ones of a kind are numbered.
         """
-        values = 2 * self.head_dim * kv_bits // 8
-        rest = 2 + 1 + 4 + 2 * self.head_dim / 16 if kv_bits == 8 else 0
-        return int(self.layers * self.kv_heads * tokens * (values + rest))
+        ropes, names = self.ropes, dict[RopeSpec, str]()
+        whole = {block.rope for block in self.blocks if block.window is None}
+        for rope in ropes:
+            kind = "global" if rope in whole or len(ropes) == 1 else "local"
+            taken = sum(name.startswith(kind) for name in names.values())
+            names[rope] = f"{kind}{taken + 1}" if taken else kind
+        return names
 
     def linears(self) -> Iterator[tuple[str, tuple[int, int]]]:
         """Names and shapes [N, K] of every matrix the decoder multiplies by, embedding included."""
         yield "model.embed_tokens.weight", (self.vocab, self.hidden)
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         for i in range(self.layers):
-            p = f"model.layers.{i}."
-            yield p + "self_attn.q_proj.weight", (q, self.hidden)
-            yield p + "self_attn.k_proj.weight", (kv, self.hidden)
-            yield p + "self_attn.v_proj.weight", (kv, self.hidden)
-            yield p + "self_attn.o_proj.weight", (self.hidden, q)
-            yield p + "mlp.gate_proj.weight", (self.ffn, self.hidden)
-            yield p + "mlp.up_proj.weight", (self.ffn, self.hidden)
-            yield p + "mlp.down_proj.weight", (self.hidden, self.ffn)
+            yield tensor_name(i, Q_PROJ), (q, self.hidden)
+            yield tensor_name(i, K_PROJ), (kv, self.hidden)
+            yield tensor_name(i, V_PROJ), (kv, self.hidden)
+            yield tensor_name(i, O_PROJ), (self.hidden, q)
+            yield tensor_name(i, GATE_PROJ), (self.ffn, self.hidden)
+            yield tensor_name(i, UP_PROJ), (self.ffn, self.hidden)
+            yield tensor_name(i, DOWN_PROJ), (self.hidden, self.ffn)
         if not self.tied:
             yield "lm_head.weight", (self.vocab, self.hidden)
 
     def norms(self) -> Iterator[tuple[str, tuple[int]]]:
         """Names and shapes of every norm weight."""
-        for i in range(self.layers):
-            p = f"model.layers.{i}."
-            yield p + "input_layernorm.weight", (self.hidden,)
-            if self.qk_norm:
-                yield p + "self_attn.q_norm.weight", (self.head_dim,)
-                yield p + "self_attn.k_norm.weight", (self.head_dim,)
-            yield p + "post_attention_layernorm.weight", (self.hidden,)
-            if self.post_norms:
-                yield p + "pre_feedforward_layernorm.weight", (self.hidden,)
-                yield p + "post_feedforward_layernorm.weight", (self.hidden,)
+        for i, block in enumerate(self.blocks):
+            q, k = self.heads * self.head_dim, self.kv_heads * self.head_dim
+            if block.qk_norm == "head":
+                q = k = self.head_dim
+            parts = (
+                (block.attention_norm, self.hidden),
+                (Q_NORM if block.qk_norm else None, q),
+                (K_NORM if block.qk_norm else None, k),
+                (block.attention_post_norm, self.hidden),
+                (block.feed_forward_norm, self.hidden),
+                (block.feed_forward_post_norm, self.hidden),
+            )
+            for part, size in parts:
+                if part:
+                    yield tensor_name(i, part), (size,)
         yield "model.norm.weight", (self.hidden,)
 
     def biases(self) -> Iterator[tuple[str, tuple[int]]]:
@@ -238,23 +200,28 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary, the inverse of `from_dict`."""
-        return asdict(self)
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "blocks"}
+        return {**values, **blocks_to_json(self.blocks)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
-        """Rebuild from `to_dict`; unknown or missing keys raise FormatError."""
+        """Rebuild from `to_dict`, or from the keys that artifacts had before blocks.
+
+        Raises:
+            FormatError: keys are unknown or missing, or a value is out of range.
+        """
         check_type("data", data, Mapping)
-        known = {f.name for f in fields(cls)}
+        block_keys = {"blocks", "layer_blocks"} if "blocks" in data else set(FLAT_KEYS)
+        known = ({f.name for f in fields(cls)} - {"blocks"}) | block_keys
         if extra := set(data) - known:
             raise FormatError(f"model config has unknown keys: {', '.join(sorted(extra))}")
-        values = dict(data)
+        values = {key: value for key, value in data.items() if key not in block_keys}
+        eos = values.get("eos", ())
+        if not isinstance(eos, list | tuple):
+            raise FormatError(f"model config: eos is {eos!r}; expected a list")
+        values["eos"] = tuple(eos)
+        read = blocks_from_json if "blocks" in data else blocks_from_flat
         try:
-            if values.get("rope_scaling") is not None:
-                values["rope_scaling"] = RopeScaling(**values["rope_scaling"])
-            for name in ("window_layers", "eos"):
-                if not isinstance(values.get(name, ()), list | tuple):
-                    raise FormatError(f"model config: {name} is {values[name]!r}; expected a list")
-                values[name] = tuple(values.get(name, ()))
-            return cls(**values)
+            return cls(blocks=read(data), **values)
         except TypeError as err:
             raise FormatError(f"model config is not readable: {err}") from err

@@ -1,32 +1,50 @@
-"""The decoder, written once: what every target's graph is built from.
+"""What a decoder computes, written once over a `Builder`; every backend is a builder.
 
-A `Builder` turns each step into its target's own operators and hands back its own kind of value.
-The name given to a step is the name of its result, the same in every target, so that results of
-two targets (or of a target and `edgeq.model.reference`) can be laid side by side and the first that
-differs named:
+A `Builder` turns each step into its own operators and returns its own kind of value: an array, a
+torch tensor, a value of a graph. The name given to a step is the name of its result, the same for
+every builder, so that results of two backends can be compared and the first that differs named:
 
     embed                            [T, hidden]
-    layers.{i}.attn_norm             [T, hidden]
+    layers.{i}.attn_norm             [T, hidden]                   if norm_before
     layers.{i}.q, .k, .v             [T, H*D], [T, Hkv*D] twice, biases added
-    layers.{i}.q_norm, .k_norm       [T, H, D], [T, Hkv, D]        where the family has them
-    layers.{i}.q_rope, .k_rope       [T, H, D], [T, Hkv, D]
+    layers.{i}.q_norm, .k_norm       [T, H, D], [T, Hkv, D]        if qk_norm is "head"
+                                     [T, H*D], [T, Hkv*D]          if qk_norm is "all"
+    layers.{i}.q_rope, .k_rope       [T, H, D], [T, Hkv, D]        if the layer has positions
     layers.{i}.mix                   [T, H*D]  attention's weighted values
     layers.{i}.o                     [T, hidden]
-    layers.{i}.attn_post_norm        [T, hidden]                   where the family has it
+    layers.{i}.attn_post_norm        [T, hidden]                   if norm_after
     layers.{i}.attn_out              [T, hidden]  the residual stream after attention
-    layers.{i}.mlp_norm              [T, hidden]
+    layers.{i}.mlp_norm              [T, hidden]                   if norm_before
     layers.{i}.gate, .up, .act       [T, ffn]; act is activation(gate) * up
     layers.{i}.down                  [T, hidden]
-    layers.{i}.mlp_post_norm         [T, hidden]                   where the family has it
+    layers.{i}.mlp_post_norm         [T, hidden]                   if norm_after
     layers.{i}.out                   [T, hidden]  the residual stream after the layer
     final_norm                       [T, hidden]
-    logits                           [T, V] or, if the target keeps only the last, [1, V]
+    logits                           [T, V] or, if the builder keeps only the last, [1, V]
+
+A layer is cut in six parts, where calibration and transforms have to look or to change something:
+`attention_in`, `attention_mix` and `attention_out`, then `feed_forward_in`, `feed_forward_act` and
+`feed_forward_out`. Each part can be run by itself.
 """
 
 from __future__ import annotations
 
 from typing import Protocol, TypeVar
 
+from edgeq.model.block import (
+    DOWN_PROJ,
+    GATE_PROJ,
+    K_NORM,
+    K_PROJ,
+    O_PROJ,
+    Q_NORM,
+    Q_PROJ,
+    UP_PROJ,
+    V_PROJ,
+    BlockSpec,
+    RopeSpec,
+    tensor_name,
+)
 from edgeq.model.config import ModelConfig
 
 V = TypeVar("V")
@@ -39,7 +57,10 @@ LAYER_STEPS = (
 
 
 class Builder(Protocol[V]):
-    """One target's operators; V is its kind of value (a graph's tensor name, a node ...)."""
+    """The operators of one backend; V is its kind of value.
+
+    Methods that a block does not need are not called for it.
+    """
 
     def embed(self, name: str) -> V:
         """Rows of the embedding of this pass's tokens, times ``embed_scale``: [T, hidden]."""
@@ -53,11 +74,14 @@ class Builder(Protocol[V]):
     def heads(self, name: str, x: V, n: int) -> V:
         """x [T, n*D] seen as [T, n, D]; a view, which needs no result of that name."""
 
-    def rope(self, name: str, x: V, layer: int) -> V:
-        """x [T, n, D] rotated by its positions with the layer's frequencies."""
+    def rope(self, name: str, x: V, rope: RopeSpec) -> V:
+        """x [T, n, D] rotated by its positions."""
 
     def attend(self, name: str, layer: int, q: V, k: V, v: V) -> V:
-        """Put k and v [T, Hkv, D] in the layer's cache; attention of q [T, H, D]: [T, H*D]."""
+        """Append k and v [T, Hkv, D] to the layer's cache; attention of q [T, H, D]: [T, H*D].
+
+        A position sees what ``config.blocks[layer].window`` says.
+        """
 
     def gated(self, name: str, gate: V, up: V) -> V:
         """activation(gate) * up, both [T, ffn]."""
@@ -73,39 +97,78 @@ def decoder(b: Builder[V], config: ModelConfig) -> V:
     """Build the whole decoder; returns its logits."""
     x = b.embed("embed")
     for i in range(config.layers):
-        x = _attention(b, config, i, x)
-        x = _feed_forward(b, config, i, x)
-    x = b.norm("final_norm", x, "model.norm.weight")
-    return b.logits("logits", x, config.head_name)
+        x = layer(b, config, i, x)
+    return b.logits("logits", head_in(b, x), config.head_name)
 
 
-def _attention(b: Builder[V], c: ModelConfig, i: int, x: V) -> V:
-    p, at = f"model.layers.{i}.", f"layers.{i}."
-    h = b.norm(at + "attn_norm", x, p + "input_layernorm.weight")
-    q = b.linear(at + "q", h, p + "self_attn.q_proj.weight")
-    k = b.linear(at + "k", h, p + "self_attn.k_proj.weight")
-    v = b.linear(at + "v", h, p + "self_attn.v_proj.weight")
-    q = b.heads(at + "q_heads", q, c.heads)
-    k = b.heads(at + "k_heads", k, c.kv_heads)
-    v = b.heads(at + "v_heads", v, c.kv_heads)
-    if c.qk_norm:
-        q = b.norm(at + "q_norm", q, p + "self_attn.q_norm.weight")
-        k = b.norm(at + "k_norm", k, p + "self_attn.k_norm.weight")
-    q, k = b.rope(at + "q_rope", q, i), b.rope(at + "k_rope", k, i)
-    mix = b.attend(at + "mix", i, q, k, v)
-    out = b.linear(at + "o", mix, p + "self_attn.o_proj.weight")
-    if c.post_norms:
-        out = b.norm(at + "attn_post_norm", out, p + "post_attention_layernorm.weight")
-    return b.add(at + "attn_out", x, out)
+def layer(b: Builder[V], config: ModelConfig, i: int, x: V) -> V:
+    """The residual stream [T, hidden] after layer i, from the one before it."""
+    mix = attention_mix(b, config, i, attention_in(b, config, i, x))
+    x = b.add(f"layers.{i}.attn_out", x, attention_out(b, config, i, mix))
+    act = feed_forward_act(b, config, i, feed_forward_in(b, config, i, x))
+    return b.add(f"layers.{i}.out", x, feed_forward_out(b, config, i, act))
 
 
-def _feed_forward(b: Builder[V], c: ModelConfig, i: int, x: V) -> V:
-    p, at = f"model.layers.{i}.", f"layers.{i}."
-    before = "pre_feedforward_layernorm" if c.post_norms else "post_attention_layernorm"
-    h = b.norm(at + "mlp_norm", x, f"{p}{before}.weight")
-    gate = b.linear(at + "gate", h, p + "mlp.gate_proj.weight")
-    up = b.linear(at + "up", h, p + "mlp.up_proj.weight")
-    out = b.linear(at + "down", b.gated(at + "act", gate, up), p + "mlp.down_proj.weight")
-    if c.post_norms:
-        out = b.norm(at + "mlp_post_norm", out, p + "post_feedforward_layernorm.weight")
-    return b.add(at + "out", x, out)
+def attention_in(b: Builder[V], config: ModelConfig, i: int, x: V) -> V:
+    """What q, k and v are projected from: x or its norm, [T, hidden]."""
+    return _normed(b, f"layers.{i}.attn_norm", i, x, config.blocks[i].attention_norm)
+
+
+def attention_mix(b: Builder[V], config: ModelConfig, i: int, h: V) -> V:
+    """Attention's weighted values [T, H*D], from the result of `attention_in`."""
+    block, at = config.blocks[i], f"layers.{i}."
+    q = b.linear(at + "q", h, tensor_name(i, Q_PROJ))
+    k = b.linear(at + "k", h, tensor_name(i, K_PROJ))
+    v = b.linear(at + "v", h, tensor_name(i, V_PROJ))
+    if block.qk_norm == "all":
+        q = b.norm(at + "q_norm", q, tensor_name(i, Q_NORM))
+        k = b.norm(at + "k_norm", k, tensor_name(i, K_NORM))
+    q = b.heads(at + "q_heads", q, config.heads)
+    k = b.heads(at + "k_heads", k, config.kv_heads)
+    v = b.heads(at + "v_heads", v, config.kv_heads)
+    if block.qk_norm == "head":
+        q = b.norm(at + "q_norm", q, tensor_name(i, Q_NORM))
+        k = b.norm(at + "k_norm", k, tensor_name(i, K_NORM))
+    if block.rope is not None:
+        q, k = b.rope(at + "q_rope", q, block.rope), b.rope(at + "k_rope", k, block.rope)
+    return b.attend(at + "mix", i, q, k, v)
+
+
+def attention_out(b: Builder[V], config: ModelConfig, i: int, mix: V) -> V:
+    """What attention adds to the residual stream [T, hidden], from `attention_mix`'s result."""
+    out = b.linear(f"layers.{i}.o", mix, tensor_name(i, O_PROJ))
+    return _normed(b, f"layers.{i}.attn_post_norm", i, out, config.blocks[i].attention_post_norm)
+
+
+def feed_forward_in(b: Builder[V], config: ModelConfig, i: int, x: V) -> V:
+    """What gate and up are projected from: x or its norm, [T, hidden]."""
+    return _normed(b, f"layers.{i}.mlp_norm", i, x, config.blocks[i].feed_forward_norm)
+
+
+def feed_forward_act(b: Builder[V], config: ModelConfig, i: int, h: V) -> V:
+    """activation(gate) * up [T, ffn], from the result of `feed_forward_in`."""
+    gate = b.linear(f"layers.{i}.gate", h, tensor_name(i, GATE_PROJ))
+    up = b.linear(f"layers.{i}.up", h, tensor_name(i, UP_PROJ))
+    return b.gated(f"layers.{i}.act", gate, up)
+
+
+def feed_forward_out(b: Builder[V], config: ModelConfig, i: int, act: V) -> V:
+    """What the feed-forward adds to the residual stream, from `feed_forward_act`'s result."""
+    out = b.linear(f"layers.{i}.down", act, tensor_name(i, DOWN_PROJ))
+    return _normed(b, f"layers.{i}.mlp_post_norm", i, out, config.blocks[i].feed_forward_post_norm)
+
+
+def head_in(b: Builder[V], x: V) -> V:
+    """What the head is multiplied by: the last norm of x, [T, hidden]."""
+    return b.norm("final_norm", x, "model.norm.weight")
+
+
+def key_step(block: BlockSpec) -> str:
+    """What follows ``layers.{i}.`` in the name of the keys that a layer's cache stores."""
+    if block.rope is not None:
+        return "k_rope"
+    return "k_norm" if block.qk_norm else "k"
+
+
+def _normed(b: Builder[V], name: str, i: int, x: V, part: str | None) -> V:
+    return x if part is None else b.norm(name, x, tensor_name(i, part))

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from edgeq.formats.packing import LANE, TILE, round_up
+from edgeq.model.block import BlockSpec
 from edgeq.model.config import ModelConfig
 
 CHUNK = 256
@@ -41,17 +42,17 @@ _WIDTH = 256
 _FLOAT = 4
 
 
-def cache_length(config: ModelConfig, windowed: bool, context: int) -> int:
+def cache_length(block: BlockSpec, context: int) -> int:
     """Positions a layer's cache holds: all, or its window and what may be added or taken back.
 
     While a batch is read its first token still needs its whole window, as does the next token
     when a guess has been taken back; and a tile is lost as a whole.
     """
     length = round_up(context, CHUNK)
-    if not windowed or not config.window:
+    if block.window is None:
         return length
     beside = max(min(BATCH, context), MAX_DRAFT) + TILE
-    return min(length, round_up(config.window + beside, CHUNK))
+    return min(length, round_up(block.window + beside, CHUNK))
 
 
 def cache_arrays(
@@ -84,16 +85,19 @@ def kv_bytes(config: ModelConfig, context: int, kv_bits: int = 8) -> int:
         context: positions.
         kv_bits: 8 or 16.
     """
-    kinds = {
-        windowed: sum(
-            math.prod(shape) * np.dtype(dtype).itemsize
-            for dtype, shape in cache_arrays(
-                config, cache_length(config, windowed, context), kv_bits
-            ).values()
-        )
-        for windowed in set(config.window_layers)
-    }
-    return sum(kinds[windowed] for windowed in config.window_layers)
+    lengths = (cache_length(block, context) for block in config.blocks)
+    return sum(lengths) * position_bytes(config, kv_bits)
+
+
+def position_bytes(config: ModelConfig, kv_bits: int = 8) -> int:
+    """Bytes that one position takes in the cache of one layer.
+
+    With 8 bits: codes of key and value; for each head the key's float16 scale and zero point and
+    the value's float32 scale; and for every 16 positions one key in float16.
+    """
+    arrays = cache_arrays(config, CHUNK, kv_bits).values()
+    whole = sum(math.prod(shape) * np.dtype(dtype).itemsize for dtype, shape in arrays)
+    return int(whole // CHUNK)  # exact: every array is a whole number of bytes for each position
 
 
 def query_block(config: ModelConfig) -> int:
@@ -201,7 +205,6 @@ def scratch_bytes(config: ModelConfig, context: int, threads: int) -> int:
     """Bytes of all buffers but the cache: rows, rotary tables, norms and logits."""
     c = config
     rows = sum(math.prod(shape) for shape in buffers(c, context, threads).arrays.values())
-    kinds = set(c.window_layers) if c.rope_theta_local is not None else {False}
-    rotary = 2 * len(kinds) * context * (c.rope_dim // 2)
+    rotary = sum(context * rope.dim for rope in c.ropes)  # cosines and sines of half of them
     norms = sum(math.prod(shape) for _, shape in c.norms())
     return _FLOAT * (rows + rotary + norms)

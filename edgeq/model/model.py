@@ -4,13 +4,13 @@ Tensor names are Hugging Face's for the Llama family; every supported family is 
 by its importer (Phi-3's fused projections are split, GGUF's names mapped):
 
     model.embed_tokens.weight                     [V, hidden]
-    model.layers.{i}.input_layernorm.weight       [hidden]
+    model.layers.{i}.input_layernorm.weight       [hidden]        if norm_before
     model.layers.{i}.self_attn.{q,k,v}_proj.weight  [H*D | Hkv*D, hidden]   (.bias optional)
-    model.layers.{i}.self_attn.{q,k}_norm.weight  [D]            if qk_norm
+    model.layers.{i}.self_attn.{q,k}_norm.weight  [D], or with qk_norm "all" [H*D | Hkv*D]
     model.layers.{i}.self_attn.o_proj.weight      [hidden, H*D]
-    model.layers.{i}.post_attention_layernorm.weight    [hidden]
-    model.layers.{i}.pre_feedforward_layernorm.weight   [hidden]  if post_norms (Gemma 3)
-    model.layers.{i}.post_feedforward_layernorm.weight  [hidden]  if post_norms
+    model.layers.{i}.post_attention_layernorm.weight    [hidden]  see `edgeq.model.block`
+    model.layers.{i}.pre_feedforward_layernorm.weight   [hidden]  if norm_before and norm_after
+    model.layers.{i}.post_feedforward_layernorm.weight  [hidden]  if norm_after
     model.layers.{i}.mlp.{gate,up}_proj.weight    [ffn, hidden]
     model.layers.{i}.mlp.down_proj.weight         [hidden, ffn]
     model.norm.weight                             [hidden]

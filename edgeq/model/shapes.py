@@ -21,7 +21,8 @@ from edgeq.core.progress import Progress
 from edgeq.formats.packing import LANE, TILE, pack, round_up
 from edgeq.formats.schemes import K_BLOCK, QuantScheme, Scheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor, float32_to_bf16, part_shapes
-from edgeq.model.config import ModelConfig, RopeScaling
+from edgeq.model.block import BlockSpec, RopeScaling, RopeSpec
+from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 
 _PIECE = 1 << 20
@@ -29,10 +30,17 @@ _LINE = 64
 """Random bytes made at a time."""
 
 
+def _blocks(
+    layers: int, dim: int, base: float = 10000.0, scaling: RopeScaling | None = None, **others: Any
+) -> tuple[BlockSpec, ...]:
+    """Equal layers whose whole heads of ``dim`` rotate."""
+    return (BlockSpec(rope=RopeSpec(base, dim, scaling), **others),) * layers
+
+
 def _llama3(hidden: int, ffn: int, layers: int, heads: int, dim: int, factor: float) -> ModelConfig:
     return ModelConfig(
-        "llama", hidden, ffn, layers, heads, 8, dim, vocab=128256, context=131072,
-        rope_theta=500000.0, rope_scaling=RopeScaling("llama3", factor),
+        "llama", hidden, ffn, heads, 8, dim, vocab=128256, context=131072,
+        blocks=_blocks(layers, dim, 500000.0, RopeScaling("llama3", factor)),
         tied=hidden < 4096, bos=128000, eos=(128001, 128008, 128009),
     )  # fmt: skip
 
@@ -41,38 +49,41 @@ def _smollm2(
     hidden: int, ffn: int, layers: int, heads: int, kv_heads: int, theta: float
 ) -> ModelConfig:
     return ModelConfig(
-        "llama", hidden, ffn, layers, heads, kv_heads, 64, vocab=49152, context=8192,
-        rope_theta=theta, bos=1, eos=(2,),
+        "llama", hidden, ffn, heads, kv_heads, 64, vocab=49152, context=8192,
+        blocks=_blocks(layers, 64, theta), bos=1, eos=(2,),
     )  # fmt: skip
 
 
 def _stories(hidden: int, ffn: int, layers: int, heads: int, context: int) -> ModelConfig:
     return ModelConfig(
-        "llama", hidden, ffn, layers, heads, heads, hidden // heads, vocab=32000,
-        context=context, bos=1, eos=(2,),
+        "llama", hidden, ffn, heads, heads, hidden // heads, vocab=32000, context=context,
+        blocks=_blocks(layers, hidden // heads), bos=1, eos=(2,),
     )  # fmt: skip
 
 
 def _qwen2(hidden: int, ffn: int, layers: int, heads: int, kv_heads: int, dim: int) -> ModelConfig:
     return ModelConfig(
-        "qwen2", hidden, ffn, layers, heads, kv_heads, dim, vocab=151936, context=32768,
-        norm_eps=1e-6, rope_theta=1e6, bos=151643, eos=(151645, 151643),
+        "qwen2", hidden, ffn, heads, kv_heads, dim, vocab=151936, context=32768,
+        blocks=_blocks(layers, dim, 1e6), norm_eps=1e-6, bos=151643, eos=(151645, 151643),
     )  # fmt: skip
 
 
 def _qwen3(hidden: int, ffn: int, layers: int, heads: int) -> ModelConfig:
     return ModelConfig(
-        "qwen3", hidden, ffn, layers, heads, 8, 128, vocab=151936, context=40960,
-        norm_eps=1e-6, rope_theta=1e6, qk_norm=True, bos=151643, eos=(151645, 151643),
+        "qwen3", hidden, ffn, heads, 8, 128, vocab=151936, context=40960,
+        blocks=_blocks(layers, 128, 1e6, qk_norm="head"), norm_eps=1e-6, bos=151643,
+        eos=(151645, 151643),
     )  # fmt: skip
 
 
 def _gemma3(hidden: int, ffn: int, layers: int) -> ModelConfig:
+    (local,) = _blocks(1, 256, 1e4, qk_norm="head", norm_after=True, window=512)
+    (whole,) = _blocks(1, 256, 1e6, qk_norm="head", norm_after=True)
     return ModelConfig(
-        "gemma3", hidden, ffn, layers, 4, 1, 256, vocab=262144, context=32768, norm_eps=1e-6,
-        norm_offset=1.0, activation="gelu_tanh", rope_theta=1e6, rope_theta_local=1e4,
-        window=512, window_layers=tuple((i + 1) % 6 != 0 for i in range(layers)),
-        qk_norm=True, post_norms=True, embed_scale=math.sqrt(hidden), bos=2, eos=(1, 106),
+        "gemma3", hidden, ffn, 4, 1, 256, vocab=262144, context=32768,
+        blocks=tuple(local if (i + 1) % 6 else whole for i in range(layers)),
+        norm_eps=1e-6, norm_offset=1.0, activation="gelu_tanh", embed_scale=math.sqrt(hidden),
+        bos=2, eos=(1, 106),
     )  # fmt: skip
 
 
@@ -90,18 +101,19 @@ SHAPES: dict[str, ModelConfig] = {
     "qwen3-0.6b": _qwen3(1024, 3072, 28, 16),
     "qwen3-1.7b": _qwen3(2048, 6144, 28, 16),
     "tinyllama-1.1b": ModelConfig(
-        "llama", 2048, 5632, 22, 32, 4, 64, vocab=32000, context=2048, tied=False, bos=1, eos=(2,)
+        "llama", 2048, 5632, 32, 4, 64, vocab=32000, context=2048, blocks=_blocks(22, 64),
+        tied=False, bos=1, eos=(2,),
     ),
     "llama-3.2-1b": _llama3(2048, 8192, 16, 32, 64, 32.0),
     "llama-3.2-3b": _llama3(3072, 8192, 28, 24, 128, 32.0),
     "llama-3.1-8b": _llama3(4096, 14336, 32, 32, 128, 8.0),
     "mistral-7b": ModelConfig(
-        "mistral", 4096, 14336, 32, 32, 8, 128, vocab=32768, context=32768, rope_theta=1e6,
-        tied=False, bos=1, eos=(2,),
+        "mistral", 4096, 14336, 32, 8, 128, vocab=32768, context=32768,
+        blocks=_blocks(32, 128, 1e6), tied=False, bos=1, eos=(2,),
     ),
     "phi3-mini": ModelConfig(
-        "phi3", 3072, 8192, 32, 32, 32, 96, vocab=32064, context=4096, window=2047, tied=False,
-        bos=1, eos=(32000, 32001, 32007),
+        "phi3", 3072, 8192, 32, 32, 96, vocab=32064, context=4096,
+        blocks=_blocks(32, 96, window=2047), tied=False, bos=1, eos=(32000, 32001, 32007),
     ),
 }  # fmt: skip
 """Name -> shape."""

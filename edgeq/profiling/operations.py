@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeq.core.errors import UnsupportedError
-from edgeq.model.memory_layout import BATCH
+from edgeq.model.memory_layout import BATCH, position_bytes
 from edgeq.profiling.session import Workload, random_tokens
 from edgeq.profiling.subjects import EngineSubject
 from edgeq.runtime.engine import Engine
@@ -225,8 +225,7 @@ def _layer_bytes(engine: Engine, layer: int, step: str, cached: int | None) -> i
     """Bytes of weights, or of the cache of so many positions, that one call of a step reads."""
     c = engine.config
     if step == "attention" and cached is not None:
-        seen = min(cached, c.window) if c.window_layers[layer] and c.window else cached
-        return c.kv_bytes(seen, engine.kv_bits) // c.layers
+        return c.blocks[layer].positions_seen(cached) * position_bytes(c, engine.kv_bits)
     if step not in _READ_BY:
         return None
     names = [f"model.layers.{layer}.{part}.weight" for part in _READ_BY[step]]

@@ -177,8 +177,5 @@ def macs(config: ModelConfig, tokens: int, past: int) -> int:
     sizes = dict(config.linears())
     head = int(np.prod(sizes[config.head_name]))
     linears = sum(n * k for name, (n, k) in sizes.items() if name.startswith("model.layers."))
-    seen = 0
-    for windowed in config.window_layers:
-        most = config.window if windowed and config.window else past + tokens
-        seen += sum(min(past + t + 1, most) for t in range(tokens))
+    seen = sum(block.positions_seen(past + t + 1) for block in config.blocks for t in range(tokens))
     return tokens * linears + head + 2 * seen * config.heads * config.head_dim

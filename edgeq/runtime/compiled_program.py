@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.core.errors import UnsupportedError
 from edgeq.formats.packing import TILE
 from edgeq.formats.schemes import K_BLOCK
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
+from edgeq.model.formulas import rope_tables
 from edgeq.model.memory_layout import attention_work, buffers, cache_length, query_block
 from edgeq.model.model import Model
-from edgeq.model.reference import rope_tables
 from edgeq.runtime.engine_memory import EngineMemory
 from edgeq.runtime.kernels import abi
 from edgeq.runtime.kernels.abi import Step
@@ -69,8 +70,8 @@ class CompiledProgram:
         c = model.config
         linears = self._linear_records()
         self.caches = [
-            PackedCache(c, cache_length(c, windowed, context), kv_bits, memory.zeros)
-            for windowed in c.window_layers
+            PackedCache(c, cache_length(block, context), kv_bits, memory.zeros)
+            for block in c.blocks
         ]
         sizes = buffers(c, context, threads)
         self.record = memory.zeros(1, abi.PROGRAM)
@@ -147,22 +148,26 @@ class CompiledProgram:
 
     def _attention_records(self, context: int) -> NDArray[Any]:
         c, memory = self._model.config, self._memory
-        kinds = set(c.window_layers) if c.rope_theta_local is not None else {False}
         tables = {}
-        for local in kinds:
-            cos, sin = rope_tables(c, local, context)
+        for rope in c.ropes:
+            cos, sin = rope_tables(rope, context)
             memory.scratch_bytes += cos.nbytes + sin.nbytes
-            tables[local] = (memory.address(cos, 4), memory.address(sin, 4))
+            tables[rope] = (memory.address(cos, 4), memory.address(sin, 4))
         scale = memory.zeros(1, np.float32)
         scale[0] = c.attn_scale
         table = memory.zeros(c.layers, abi.ATTENTION)
-        for i, (record, windowed) in enumerate(zip(table, c.window_layers, strict=True)):
+        for i, (record, block) in enumerate(zip(table, c.blocks, strict=True)):
+            if block.rope is None or not block.norm_before or block.qk_norm == "all":
+                raise UnsupportedError(
+                    f"layer {i} has no rotary positions, no norm before it, or a norm over all "
+                    "heads of q and k; the compiled engine does not support that"
+                )
             record["heads"], record["kv_heads"], record["dim"] = c.heads, c.kv_heads, c.head_dim
-            record["rope_half"], record["query_block"] = c.rope_dim // 2, query_block(c)
-            record["cos"], record["sin"] = tables[windowed if windowed in tables else False]
-            record["window"] = c.window if windowed and c.window else 0
+            record["rope_half"], record["query_block"] = block.rope.dim // 2, query_block(c)
+            record["cos"], record["sin"] = tables[block.rope]
+            record["window"] = block.window or 0
             record["scale"] = scale.ctypes.data
-            if c.qk_norm:
+            if block.qk_norm:
                 record["norm_q"] = self._norm(f"model.layers.{i}.self_attn.q_norm")
                 record["norm_k"] = self._norm(f"model.layers.{i}.self_attn.k_norm")
         return table
@@ -203,7 +208,7 @@ class CompiledProgram:
             add(Step.QUANTIZE, "o_proj", i, x="att", blocks=q // K_BLOCK)
             add(Step.LINEARS, "o_proj", i, x="att", out="branch", linear=linear + 3, linears=1)
             branch, after_attention = row["branch"], f"{layer}post_attention_layernorm"
-            if c.post_norms:
+            if c.blocks[i].norm_after:
                 norm("norm_ffn", i, branch, f"{layer}pre_feedforward_layernorm", after_attention)
             else:
                 norm("norm_ffn", i, branch, after_attention)
@@ -213,7 +218,7 @@ class CompiledProgram:
             )  # fmt: skip
             add(Step.QUANTIZE, "down_proj", i, x="gate", blocks=ffn // K_BLOCK)
             add(Step.LINEARS, "down_proj", i, x="gate", out="branch", linear=linear + 6, linears=1)
-            post_norm = f"{layer}post_feedforward_layernorm" if c.post_norms else ""
+            post_norm = f"{layer}post_feedforward_layernorm" if c.blocks[i].norm_after else ""
         norm("final_norm", -1, branch, "model.norm", post_norm)
         add(Step.HEAD, "head", x="normed", linear=embedding + 1)
         table = self._memory.zeros(len(steps), abi.STEP)

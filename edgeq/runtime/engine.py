@@ -20,7 +20,6 @@ from edgeq.core.errors import FormatError, UnsupportedError, UsageError, check_t
 from edgeq.formats.packing import TILE
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
-from edgeq.model.reference import window_start
 from edgeq.runtime import kv_state as state
 from edgeq.runtime.sampling import NOT_FINITE
 
@@ -114,7 +113,7 @@ class Engine:
         self._tokens: list[int] = []
         self._ready = 0  # how many of them the backend holds
         self._looked_at = 0  # how many of them were found to fit into the cache
-        self._windowed = [i for i, windowed in enumerate(model.config.window_layers) if windowed]
+        self._windowed = [i for i, block in enumerate(model.config.blocks) if block.window]
         self._fingerprint: str | None = None
         self._run: Backend
         if backend == "numba":
@@ -332,7 +331,8 @@ class Engine:
     def _catch_up(self) -> None:
         """Run again what the backend no longer holds; see `truncate`."""
         if any(
-            self._run.first(i) > window_start(self.config, i, self._ready) for i in self._windowed
+            self._run.first(i) > self.config.blocks[i].first_seen(self._ready)
+            for i in self._windowed
         ):
             self._ready = 0
             self._run.truncate(0)

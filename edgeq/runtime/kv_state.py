@@ -36,7 +36,6 @@ from edgeq.formats.safetensors_file import SafetensorsFile, open_safetensors
 from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
-from edgeq.model.reference import window_start
 
 FORMAT = "edgeq-state"
 VERSION = 1
@@ -260,7 +259,7 @@ def _starts(path: Path, text: str, config: ModelConfig, n: int) -> list[int]:
     try:
         starts = json.loads(text)
         good = len(starts) == config.layers and all(
-            type(start) is int and start % TILE == 0 and start <= window_start(config, layer, n)
+            type(start) is int and start % TILE == 0 and start <= config.blocks[layer].first_seen(n)
             for layer, start in enumerate(starts)
         )
     except (json.JSONDecodeError, RecursionError, TypeError):

@@ -29,9 +29,11 @@ from edgeq.formats.packing import TILE, round_up
 from edgeq.formats.schemes import K_BLOCK
 from edgeq.formats.tensor import QuantTensor, Tensor
 from edgeq.model.config import ModelConfig
+from edgeq.model.formulas import Array, attend_blocks, dense
+from edgeq.model.kv import KV
 from edgeq.model.memory_layout import CHUNK
 from edgeq.model.model import Model
-from edgeq.model.reference import KV, Array, Reference, attend_blocks, dense
+from edgeq.model.reference import Reference
 from edgeq.runtime.activations import (
     quantize_blocks,
     quantize_keys,
@@ -258,7 +260,7 @@ class Int8KV(KV):
         out = np.empty((n, c.kv_heads, c.group, c.head_dim), np.float32)
         # [group, Hkv, T, D]: every query head beside the others of its key/value head
         heads = q.reshape(n, c.kv_heads, c.group, c.head_dim).transpose(2, 1, 0, 3)
-        for rows, seen, visible in attend_blocks(c, layer, self.n_past, n):
+        for rows, seen, visible in attend_blocks(c.blocks[layer], self.n_past, n):
             total = None
             for start in range(seen.start // CHUNK * CHUNK, seen.stop, CHUNK):
                 stop = min(start + CHUNK, seen.stop)

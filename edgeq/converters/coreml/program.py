@@ -32,9 +32,10 @@ from typing import Any
 import numpy as np
 
 from edgeq.converters.coreml.weights import Matrix, identifier, narrowed
+from edgeq.model.block import RopeSpec
 from edgeq.model.decoder import decoder
+from edgeq.model.formulas import rope_tables
 from edgeq.model.model import Model
-from edgeq.model.reference import rope_tables
 
 MASKED = -30000.0
 """Added to scores that may not be seen; in float16's range whatever the score."""
@@ -199,10 +200,10 @@ class MilGraph:
         """[T, n*D] as [T, n, D]."""
         return self.mb.reshape(x=x, shape=[self.t or -1, n, self.config.head_dim])
 
-    def rope(self, name: str, x: Var, layer: int) -> Var:
-        """x [T, n, D] rotated, in half-split order; dimensions past rope_dim pass."""
-        cos, sin = self._rotation(self.config.window_layers[layer])
-        half = self.config.rope_dim // 2
+    def rope(self, name: str, x: Var, rope: RopeSpec) -> Var:
+        """x [T, n, D] rotated, in half-split order; dimensions past rope.dim pass."""
+        cos, sin = self._rotation(rope)
+        half = rope.dim // 2
         rest = self.config.head_dim - 2 * half
         sizes = [half, half, rest] if rest else [half, half]
         first, second, *tail = self.mb.split(x=x, split_sizes=sizes, axis=-1)
@@ -227,7 +228,7 @@ class MilGraph:
         q = self.mb.reshape(x=q, shape=[1, c.kv_heads, rows, c.head_dim])
         keys = self._extend("key_cache", layer, k)
         values = self._extend("value_cache", layer, v)
-        mask = self._mask(c.window_layers[layer])
+        mask = self._mask(c.blocks[layer].window)
         if fused:
             out = self.mb.scaled_dot_product_attention(
                 query=q, key=keys, value=values, attn_mask=mask
@@ -330,12 +331,10 @@ class MilGraph:
         steps = self.mb.range_1d(start=np.int32(0), end=size, step=np.int32(1))
         return self.mb.add(x=steps, y=first)
 
-    def _rotation(self, local: bool) -> tuple[Var, Var]:
-        """Cosines and sines of the tokens: [T, 1, rope_dim / 2] each."""
-        if self.config.rope_theta_local is None:
-            local = False
-        tables = rope_tables(self.config, local, self.s.context)
-        kind = "local" if local else "global"
+    def _rotation(self, rope: RopeSpec) -> tuple[Var, Var]:
+        """Cosines and sines of the tokens: [T, 1, rope.dim / 2] each."""
+        tables = rope_tables(rope, self.s.context)
+        kind = self.config.rope_names[rope]
 
         def rows(name: str, table: Any) -> Var:
             const = self.mb.const(val=table.astype(self._np(self.s.wide)), name=name)
@@ -348,11 +347,11 @@ class MilGraph:
         )
         return cos, sin
 
-    def _mask(self, windowed: bool) -> Var:
+    def _mask(self, window: int | None) -> Var:
         """0 where a query row may see a key, `MASKED` elsewhere: [1, 1, group*T, S]."""
-        return self._once(("mask", windowed), lambda: self._new_mask(windowed))
+        return self._once(("mask", window), lambda: self._new_mask(window))
 
-    def _new_mask(self, windowed: bool) -> Var:
+    def _new_mask(self, window: int | None) -> Var:
         mb = self.mb
         rows = mb.expand_dims(x=self._positions, axes=[1])
         keys = np.arange(self.s.context, dtype=np.int32)[None]
@@ -363,8 +362,8 @@ class MilGraph:
             past = mb.select(cond=mb.less(x=keys, y=position), a=keys, b=never)
             keys = mb.concat(values=[past, mb.expand_dims(x=self._positions, axes=[0])], axis=1)
         seen = mb.less_equal(x=keys, y=rows)
-        if windowed and self.config.window is not None:
-            start = mb.sub(x=rows, y=np.int32(self.config.window))
+        if window is not None:
+            start = mb.sub(x=rows, y=np.int32(window))
             seen = mb.logical_and(x=seen, y=mb.greater(x=keys, y=start))
         free = self._as(seen, self.s.narrow)
         one, depth = self._np(self.s.narrow)(1), self._np(self.s.narrow)(-MASKED)

@@ -19,6 +19,7 @@ from edgeq.core.errors import UnsupportedError
 from edgeq.formats.packing import round_up
 from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.importers.gguf.names import gguf_name
+from edgeq.model.block import RopeSpec
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 
@@ -67,26 +68,36 @@ def check_family(model: Model) -> None:
             f"edgeq writes GGUF files of {', '.join(ARCHITECTURES)}; the model is {c.family}"
         )
     gemma, arch = c.family == "gemma3", ARCHITECTURES[c.family]
-    wrong = {
-        "activation": c.activation != ("gelu_tanh" if gemma else "silu"),
-        "qk_norm": c.qk_norm != (c.family in ("qwen3", "gemma3")),
-        "post_norms": c.post_norms != gemma,
-        "embed_scale": not math.isclose(
-            c.embed_scale, math.sqrt(c.hidden) if gemma else 1.0, rel_tol=1e-4
+    if any(block.rope is None for block in c.blocks):
+        raise UnsupportedError(f"llama.cpp's {arch} rotates queries and keys in every layer")
+    qk_norms = {block.qk_norm for block in c.blocks}
+    norms = {(block.norm_before, block.norm_after) for block in c.blocks}
+    rope, window = full_rope(c), first_window(c)
+    # name -> whether llama.cpp computes with another value, and the model's value
+    wrong: dict[str, tuple[bool, Any]] = {
+        "activation": (c.activation != ("gelu_tanh" if gemma else "silu"), c.activation),
+        "qk_norm": (qk_norms != {"head" if arch in ("qwen3", "gemma3") else None}, qk_norms),
+        "norm_before, norm_after": (norms != {(True, gemma)}, norms),
+        "embed_scale": (
+            not math.isclose(c.embed_scale, math.sqrt(c.hidden) if gemma else 1.0, rel_tol=1e-4),
+            c.embed_scale,
         ),
-        "attn_scale": not c.qk_norm and not math.isclose(c.attn_scale, assumed_scale(c)),
-        "rope_dim": arch == "llama" and c.rope_dim != c.head_dim,
-        "rope_scaling": bool(
-            c.rope_scaling and c.rope_scaling.kind == "llama3" and arch != "llama"
+        "attn_scale": (
+            qk_norms == {None} and not math.isclose(c.attn_scale, assumed_scale(c)),
+            c.attn_scale,
         ),
-        "window": gemma and (c.window is None or _period(c) is None),
-        "head_dim": arch == "phi3" and c.heads * c.head_dim != c.hidden,
+        "rope dim": (arch == "llama" and rope.dim != c.head_dim, rope.dim),
+        "rope scaling": (
+            bool(rope.scaling and rope.scaling.kind == "llama3" and arch != "llama"),
+            rope.scaling,
+        ),
+        "rope": (len(c.ropes) > (2 if gemma else 1), c.ropes),
+        "window": (gemma and (window is None or _period(c) is None), window),
+        "head_dim": (arch == "phi3" and c.heads * c.head_dim != c.hidden, c.head_dim),
     }
-    for name, is_wrong in wrong.items():
+    for name, (is_wrong, value) in wrong.items():
         if is_wrong:
-            raise UnsupportedError(
-                f"llama.cpp's {arch} computes with another {name} than {getattr(c, name)}"
-            )
+            raise UnsupportedError(f"llama.cpp's {arch} computes with another {name} than {value}")
     biased = {n.split(".")[-2] for n, _ in c.biases() if n in model.tensors}
     if foreign := sorted(biased - _BIASED.get(arch, set())):
         raise UnsupportedError(
@@ -101,17 +112,28 @@ def assumed_scale(c: ModelConfig) -> float:
     return float((c.hidden / c.heads if largest else c.head_dim) ** -0.5)
 
 
+def full_rope(c: ModelConfig) -> RopeSpec:
+    """The rotary embedding of the layers without a window, or of the first layer."""
+    ropes = [block.rope for block in c.blocks if block.rope and block.window is None]
+    return ropes[0] if ropes else c.ropes[0]
+
+
+def first_window(c: ModelConfig) -> int | None:
+    """The sliding window of the layers that have one."""
+    return next((block.window for block in c.blocks if block.window), None)
+
+
 def _period(c: ModelConfig) -> int | None:
     """Which layers of Gemma see everything: every so-many-th; None if they are others."""
     for period in range(2, c.layers + 2):
-        if c.window_layers == tuple((i + 1) % period != 0 for i in range(c.layers)):
+        if all((b.window is None) == ((i + 1) % period == 0) for i, b in enumerate(c.blocks)):
             return period
     return None
 
 
 def foreign_window(c: ModelConfig) -> int | None:
     """The sliding window of a family that has none in llama.cpp."""
-    return None if c.family == "gemma3" else c.window
+    return None if c.family == "gemma3" else first_window(c)
 
 
 def layout(model: Model) -> list[Placed]:
@@ -141,8 +163,9 @@ def layout(model: Model) -> list[Placed]:
     for name, shape in vectors:
         entry = Entry(gguf_name(name, c.family), "F32", shape)
         placed.append(Placed(entry, (name,), shape, (_heads(c, name),)))
-    if c.rope_scaling and c.rope_scaling.kind == "llama3":
-        placed.append(Placed(Entry("rope_freqs.weight", "F32", (c.rope_dim // 2,)), (), (), ()))
+    rope = full_rope(c)
+    if rope.scaling and rope.scaling.kind == "llama3":
+        placed.append(Placed(Entry("rope_freqs.weight", "F32", (rope.dim // 2,)), (), (), ()))
     return placed
 
 
@@ -207,6 +230,7 @@ def metadata(model: Model, options: Options, parts: Sequence[Placed]) -> dict[st
     for placed in parts:
         sizes[placed.entry.type] = sizes.get(placed.entry.type, 0) + placed.entry.nbytes
     context = min(c.context, options.context or c.context, foreign_window(c) or c.context)
+    rope = full_rope(c)
     ours: dict[str, Any] = {
         "context_length": context,
         "embedding_length": c.hidden,
@@ -218,17 +242,17 @@ def metadata(model: Model, options: Options, parts: Sequence[Placed]) -> dict[st
         "attention.key_length": c.head_dim,
         "attention.value_length": c.head_dim,
         "attention.layer_norm_rms_epsilon": float(c.norm_eps),
-        "rope.dimension_count": c.rope_dim,
-        "rope.freq_base": float(c.rope_theta),
+        "rope.dimension_count": rope.dim,
+        "rope.freq_base": float(rope.base),
     }
     if c.family == "gemma3":
-        ours["attention.sliding_window"] = c.window
+        ours["attention.sliding_window"] = first_window(c)
         ours["attention.sliding_window_pattern"] = _period(c)
-        local = c.rope_theta if c.rope_theta_local is None else c.rope_theta_local
-        ours["rope.freq_base_swa"] = float(local)
-    if c.rope_scaling and c.rope_scaling.kind == "linear":
+        local = next(block.rope for block in c.blocks if block.window)
+        ours["rope.freq_base_swa"] = float((local or rope).base)
+    if rope.scaling and rope.scaling.kind == "linear":
         ours["rope.scaling.type"] = "linear"
-        ours["rope.scaling.factor"] = float(c.rope_scaling.factor)
+        ours["rope.scaling.factor"] = float(rope.scaling.factor)
     general = {
         "general.architecture": arch,
         "general.name": str(model.provenance.get("source") or c.family),

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from edgeq.converters import Past, Precision, pieces
 from edgeq.converters.gguf.names import Shape
-from edgeq.converters.validate.trace_builder import NumpyBuilder
 from edgeq.core.errors import UsageError, require
 from edgeq.importers.gguf.importer import load
-from edgeq.model.reference import Array, Reference
+from edgeq.model.formulas import Array
+from edgeq.model.reference import Reference
+from edgeq.model.trace import TracedReference
 
 
 class ReadBackRunner:
@@ -61,10 +62,10 @@ class ReadBackRunner:
 
     def traced(self, tokens: Sequence[int], past: Past = ()) -> dict[str, Array]:
         """Results of the pass over ``tokens``, after ``past``, by their names in `decoder`."""
-        builder = NumpyBuilder(self._model)
+        builder = TracedReference(self._model)
         for piece in pieces(past):
-            builder.run(piece)
-        found = builder.run(tokens)
+            builder.trace(piece)
+        found = builder.trace(tokens)
         for name in found:
             step = name.rpartition(".")[2]
             if step in ("gate", "up", "act"):

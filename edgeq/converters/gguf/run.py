@@ -24,7 +24,7 @@ from edgeq.converters.validate.kernels import Kernels, ggml
 from edgeq.core.cpu import available_cores
 from edgeq.core.errors import EdgeqError, FormatError, MissingDependencyError, UsageError
 from edgeq.importers.gguf.file import GgufFile, open_gguf
-from edgeq.model.reference import dense
+from edgeq.model.formulas import dense
 
 _BATCH = 256
 """Tokens computed at once; logits are made of all of them."""

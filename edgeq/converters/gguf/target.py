@@ -72,8 +72,8 @@ from edgeq.formats.packing import round_up
 from edgeq.formats.safetensors_file import release
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
 from edgeq.importers.huggingface.tokenizer import HfTokenizer
+from edgeq.model.formulas import rope_frequencies
 from edgeq.model.model import Model
-from edgeq.model.reference import rope_frequencies
 
 __all__ = [
     "check", "constants", "kernels", "made_with", "memory", "not_run", "open", "sizes", "stored",
@@ -202,8 +202,8 @@ def not_run() -> str | None:
 
 def _write_tensor(model: Model, placed: Placed, file: BinaryIO) -> None:
     if placed.entry.name == "rope_freqs.weight":
-        plain = rope_frequencies(replace(model.config, rope_scaling=None), False)
-        factors = plain / rope_frequencies(model.config, False)
+        (rope,) = model.config.ropes
+        factors = rope_frequencies(replace(rope, scaling=None)) / rope_frequencies(rope)
         file.write(factors.astype("<f4").tobytes())
         return
     for name, height, heads in zip(placed.names, placed.rows, placed.heads, strict=True):

@@ -35,8 +35,9 @@ from edgeq.core.progress import Progress
 from edgeq.formats.packing import round_up
 from edgeq.formats.safetensors_file import release
 from edgeq.formats.tensor import FloatTensor, QuantTensor
+from edgeq.model.block import RopeSpec
+from edgeq.model.formulas import rope_tables
 from edgeq.model.model import Model
-from edgeq.model.reference import rope_tables
 
 OPSET, IR_VERSION = 21, 10
 MICROSOFT = "com.microsoft"
@@ -120,12 +121,13 @@ class OrtBuilder:
         return name
 
     def norm(self, name: str, x: str, weight: str) -> str:
-        """RMS norm; of each head for the weights of q and k."""
+        """RMS norm; of each head where the weight has the size of one."""
         g, c = self._graph, self._config
         values = self._model.tensors[weight].numpy() + np.float32(c.norm_offset)
         scale = g.weight(weight, self._types.FLOAT, values.shape, [values])
         attributes: dict[str, Any] = {"axis": -1, "epsilon": c.norm_eps, "stash_type": 1}
-        if not weight.endswith(("q_norm.weight", "k_norm.weight")):
+        of_heads = weight.endswith(("q_norm.weight", "k_norm.weight"))
+        if not of_heads or values.size != c.head_dim:
             return g.node("SimplifiedLayerNormalization", [x, scale], name, **attributes)
         heads = self._reshape(x, f"{name}.heads", (0, 0, -1, c.head_dim))
         normed = g.node(
@@ -172,18 +174,17 @@ class OrtBuilder:
         """The operators that need heads know how many there are."""
         return x
 
-    def rope(self, name: str, x: str, layer: int) -> str:
+    def rope(self, name: str, x: str, rope: RopeSpec) -> str:
         """x rotated by its positions."""
         g, c = self._graph, self._config
-        local = c.window_layers[layer]
-        kind = "local" if local and c.rope_theta_local is not None else "global"
+        kind = c.rope_names[rope]
         if kind not in self._tables:
             self._tables.add(kind)
-            cos, sin = rope_tables(c, local, self._settings.context)
+            cos, sin = rope_tables(rope, self._settings.context)
             g.weight(f"cos.{kind}", self._types.FLOAT, cos.shape, [cos])
             g.weight(f"sin.{kind}", self._types.FLOAT, sin.shape, [sin])
         heads = c.heads if name.endswith("q_rope") else c.kv_heads
-        partial = {"rotary_embedding_dim": c.rope_dim} if c.rope_dim != c.head_dim else {}
+        partial = {"rotary_embedding_dim": rope.dim} if rope.dim != c.head_dim else {}
         return g.node(
             "RotaryEmbedding",
             [x, "past_length", f"cos.{kind}", f"sin.{kind}"],
@@ -217,7 +218,7 @@ class OrtBuilder:
             kv_num_heads=c.kv_heads,
             scale=float(c.attn_scale),
             do_rotary=0,
-            local_window_size=(c.window or -1) if c.window_layers[layer] else -1,
+            local_window_size=c.blocks[layer].window or -1,
         )
         if self._settings.kv == "float16":
             whole = name if padded == c.head_dim else f"{name}.wide"

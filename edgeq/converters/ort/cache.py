@@ -25,8 +25,9 @@ import numpy as np
 
 from edgeq.converters.ort.run import OrtRunner
 from edgeq.core.progress import Progress
+from edgeq.model.block import RopeSpec
 from edgeq.model.config import ModelConfig
-from edgeq.model.reference import Array, apply_rope, rope_tables
+from edgeq.model.formulas import Array, apply_rope, rope_tables
 
 TEXTS, LENGTH = 4, 96
 """Texts sampled, and their tokens."""
@@ -78,8 +79,8 @@ def calibrate(
             runner.forward(np.asarray(tokens, np.int64)[: runner.context])
         for name, held in runner.cache().items():
             if name.endswith(".key"):
-                local = config.window_layers[int(name.split(".")[1])]
-                lows, highs = _turned(held, config, local, runner.context)
+                rope = config.blocks[int(name.split(".")[1])].rope
+                lows, highs = _turned(held, rope, runner.context)
             else:
                 highs = np.abs(held).max(axis=1)
                 lows = -highs
@@ -146,9 +147,11 @@ def _sample(runner: OrtRunner, config: ModelConfig, rng: np.random.Generator) ->
         token = int((logits + rng.gumbel(size=logits.size)).argmax())
 
 
-def _turned(keys: Array, config: ModelConfig, local: bool, context: int) -> tuple[Array, Array]:
+def _turned(keys: Array, rope: RopeSpec | None, context: int) -> tuple[Array, Array]:
     """The least and largest of each channel of keys [Hkv, positions, D] at any position."""
-    cos, sin = rope_tables(config, local, context)
+    if rope is None:
+        return keys.min(axis=1), keys.max(axis=1)
+    cos, sin = rope_tables(rope, context)
     n = keys.shape[1]
     plain = apply_rope(keys.transpose(1, 0, 2), cos[:n], -sin[:n])
     low = high = keys[:, 0]

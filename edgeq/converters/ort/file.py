@@ -92,7 +92,7 @@ def features(model: Model, settings: Settings) -> dict[str, str]:
         blocks = -(-model.config.hidden // cast(int, held[table].group_size))
         if held[table].bits == 4 and asymmetric and blocks % 2:
             needs.append("4-bit GatherBlockQuantized with zero points, odd blocks")
-    if any(model.config.window_layers):
+    if any(block.window for block in model.config.blocks):
         needs.append("sliding windows")
     if settings.kv == "int8":
         needs.append("int8 cache")

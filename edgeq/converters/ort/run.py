@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from edgeq.converters import Past, Precision, Stored, Trace, pieces
 from edgeq.converters.ort.file import steps, unpack_rows
 from edgeq.converters.validate.constants import Constant, operator
-from edgeq.converters.validate.kernels import CacheRounding, Kernels, by_blocks, half
+from edgeq.converters.validate.kernels import Kernels, by_blocks, half
 from edgeq.core.errors import EdgeqError, FormatError, MissingDependencyError, UsageError
 from edgeq.formats.tensor import Tensor
 from edgeq.model.config import ModelConfig
-from edgeq.model.reference import Array, checked_tokens, dense
+from edgeq.model.formulas import Array, dense
+from edgeq.model.reference import CacheRounding, checked_tokens
 
 _ROOM = 256
 """Positions a new cache has room for."""

@@ -132,7 +132,7 @@ def memory(model: Model, options: Options) -> int:
     scales = max(
         (t.scales.size for t in model.tensors.values() if isinstance(t, QuantTensor)), default=0
     )
-    tables = 4 * settings(model, options).context * model.config.rope_dim
+    tables = 4 * settings(model, options).context * sum(rope.dim for rope in model.config.ropes)
     need = 24 * STEP + 8 * scales + 4 * tables
     if options.kv == "int8":
         need += 2 * model.nbytes

@@ -31,10 +31,11 @@ from edgeq.formats.packing import TILE, round_up
 from edgeq.formats.safetensors_file import release
 from edgeq.formats.schemes import GROUP_SIZES
 from edgeq.formats.tensor import FloatTensor, QuantTensor
+from edgeq.model.block import RopeSpec
 from edgeq.model.config import ModelConfig
 from edgeq.model.decoder import decoder
+from edgeq.model.formulas import rope_tables
 from edgeq.model.model import Model
-from edgeq.model.reference import rope_tables
 
 TARGET = "LiteRT"
 CONTAINERS: dict[str, tuple[Container, ...]] = {
@@ -253,8 +254,8 @@ class _Builder:
         start = g.first(self._position)
         self._start = g.concat([g.constant([0, 0]), start, g.constant([0])], 0)
         self._matrices: dict[str, Value] = {}
-        self._rotations: dict[bool, tuple[Value, Value]] = {}
-        self._masks: dict[bool, Value] = {}
+        self._rotations: dict[RopeSpec, tuple[Value, Value]] = {}
+        self._masks: dict[int | None, Value] = {}
 
     def finish(self) -> None:
         """Build the graph and put it into its file."""
@@ -331,33 +332,33 @@ class _Builder:
     def heads(self, name: str, x: Value, n: int) -> Value:
         return self._g.reshape(x, (x.shape[0], n, self._config.head_dim))
 
-    def rope(self, name: str, x: Value, layer: int) -> Value:
-        g, dim = self._g, self._config.rope_dim
-        cos, sin = self._rotation(self._config.window_layers[layer])
+    def rope(self, name: str, x: Value, rope: RopeSpec) -> Value:
+        g, dim = self._g, rope.dim
+        cos, sin = self._rotation(rope)
         turned = g.last(x, 0, dim)
         swapped = g.concat([g.last(x, dim // 2, dim), g.last(x, 0, dim // 2)], -1)
         whole = dim == x.shape[-1]
         out = g.add(g.mul(turned, cos), g.mul(swapped, sin), name if whole else "")
         return out if whole else g.concat([out, g.last(x, dim, x.shape[-1])], -1, name)
 
-    def _rotation(self, local: bool) -> tuple[Value, Value]:
-        """Cosines, and sines with the sign of what they are multiplied by: [T, 1, rope_dim]."""
-        if local not in self._rotations:
-            g, shape = self._g, (self._n, 1, self._config.rope_dim)
-            kind = "local" if local else "global"
+    def _rotation(self, rope: RopeSpec) -> tuple[Value, Value]:
+        """Cosines, and sines with the sign of what they are multiplied by: [T, 1, rope.dim]."""
+        if rope not in self._rotations:
+            g, shape = self._g, (self._n, 1, rope.dim)
+            kind = self._config.rope_names[rope]
             cos, sin = (
                 g.gather(g.constant(table, f"rope.{kind}.{word}"), self._position)
                 for word, table in zip(
                     ("cos", "sin"),
-                    rope_tables(self._config, local, self._settings.rows),
+                    rope_tables(rope, self._settings.rows),
                     strict=True,
                 )
             )
-            self._rotations[local] = (
+            self._rotations[rope] = (
                 g.reshape(g.concat([cos, cos], -1), shape),
                 g.reshape(g.concat([g.negative(sin), sin], -1), shape),
             )
-        return self._rotations[local]
+        return self._rotations[rope]
 
     def attend(self, name: str, layer: int, q: Value, k: Value, v: Value) -> Value:
         g, c, n = self._g, self._config, self._n
@@ -402,18 +403,17 @@ class _Builder:
 
     def _mask(self, layer: int) -> Value:
         """What is added to scores [T, rows]: 0 where a position may be seen."""
-        local = self._config.window is not None and self._config.window_layers[layer]
-        if local not in self._masks:
+        window = self._config.blocks[layer].window
+        if window not in self._masks:
             g = self._g
             where = g.constant(np.arange(self._settings.rows, dtype=np.int32)[None])
             query = g.reshape(self._position, (self._n, 1))
             visible = g.less_equal(where, query)
-            if local:
-                assert self._config.window is not None
-                oldest = g.sub(query, g.constant([self._config.window]))
+            if window is not None:
+                oldest = g.sub(query, g.constant([window]))
                 visible = g.both(visible, g.greater(where, oldest))
-            self._masks[local] = g.hidden(visible)
-        return self._masks[local]
+            self._masks[window] = g.hidden(visible)
+        return self._masks[window]
 
     def gated(self, name: str, gate: Value, up: Value) -> Value:
         g = self._g

@@ -33,7 +33,6 @@ from edgeq.converters.tflite.file import TfliteFile
 from edgeq.converters.tflite.interpreter import interpreter
 from edgeq.converters.validate.constants import Constant, Made
 from edgeq.converters.validate.kernels import (
-    CacheRounding,
     Kernels,
     half,
     head_magnitude,
@@ -46,8 +45,9 @@ from edgeq.core.progress import Progress
 from edgeq.formats.tensor import QuantTensor
 from edgeq.graph.tflite.schema import schema
 from edgeq.model.config import ModelConfig
+from edgeq.model.formulas import dense
 from edgeq.model.model import Model
-from edgeq.model.reference import dense
+from edgeq.model.reference import CacheRounding
 
 PREFILL = (16, 128)
 """Lengths of prompts' graphs if none are given."""
@@ -152,7 +152,7 @@ def memory(model: Model, options: Options) -> int:
     c, how = model.config, settings(model.config, options)
     graphs = len(how.prefill) + 1
     rows = sum(n for _, (n, _) in c.linears())
-    tables = 4 * how.rows * c.rope_dim
+    tables = 4 * how.rows * sum(rope.dim for rope in c.ropes)
     return 32 * BLOCK + graphs * (c.layers + 1) * _LAYER + 48 * rows + 4 * tables
 
 

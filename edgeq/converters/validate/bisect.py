@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from edgeq.converters import Precision, Trace
 from edgeq.converters.validate.kernels import Kernels
-from edgeq.converters.validate.trace_builder import NumpyBuilder
 from edgeq.core.progress import Progress
+from edgeq.model.decoder import key_step
+from edgeq.model.formulas import Linear, dense
 from edgeq.model.model import Model
-from edgeq.model.reference import Linear, dense
+from edgeq.model.trace import TracedReference
 
 _SMALL = 1 << 24
 """Weights of a small model, of which 64 MiB are held as float32."""
@@ -163,7 +164,8 @@ _Results = Mapping[str, NDArray[np.float32]]
 
 def _recalled(model: Model, theirs: _Results) -> _Results:
     """What later passes need of one: its keys and values, if the target gives all of them."""
-    wanted = [f"layers.{i}.{step}" for i in range(model.config.layers) for step in ("k_rope", "v")]
+    blocks = enumerate(model.config.blocks)
+    wanted = [f"layers.{i}.{step}" for i, block in blocks for step in (key_step(block), "v")]
     return {n: theirs[n] for n in wanted} if all(n in theirs for n in wanted) else theirs
 
 
@@ -179,13 +181,13 @@ def _results(
     """Our results of a pass, each step computed from the target's own inputs to it."""
     keep = is_small(model) and product is dense
     linear = None if keep else product
-    builder = NumpyBuilder(model, linear=linear, cache=kernels.cache, keep=keep)
+    builder = TracedReference(model, linear=linear, kv=kernels.cache, keep=keep)
     fed: list[int] = []
     for piece in past:
         fed += piece
         # the cache holds the target's own keys and values
-        builder.recall(piece, seen[tuple(fed)])
-    return builder.run(tokens, theirs)
+        builder.append_past(piece, seen[tuple(fed)])
+    return builder.trace(tokens, theirs)
 
 
 def is_small(model: Model) -> bool:

@@ -25,10 +25,8 @@ import numpy as np
 
 from edgeq.converters.encoding import spread
 from edgeq.formats.tensor import QuantTensor, Tensor, bf16_to_float32, float32_to_bf16
-from edgeq.model.reference import Array, Linear, dense
-
-CacheRounding = Callable[[Literal["k", "v"], int, Array], Array]
-"""("k" or "v", layer, keys or values [T, Hkv, D]) -> what the target's cache gives back."""
+from edgeq.model.formulas import Array, Linear, dense
+from edgeq.model.reference import CacheRounding
 
 GGML_BLOCK = 32
 """Inputs that share a scale in llama.cpp."""

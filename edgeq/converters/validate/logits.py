@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from edgeq.converters import Runner
 from edgeq.converters.validate.kernels import Kernels
-from edgeq.converters.validate.trace_builder import NumpyBuilder
 from edgeq.core.errors import FormatError
 from edgeq.evaluation.text import kl_divergence, log_softmax
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
+from edgeq.model.trace import TracedReference
 
 _FED = 32
 """Tokens of a text between two passes of the reference."""
@@ -161,7 +161,7 @@ def measure_cost(
     runner.reset()
     reference = Reference(model)
     cache = reference.new_cache()
-    rounded = NumpyBuilder(model, linear=kernels.products[0], cache=kernels.cache)
+    rounded = TracedReference(model, linear=kernels.products[0], kv=kernels.cache)
     target: list[NDArray[np.float64]] = []
     ours: list[NDArray[np.float64]] = []
     for start in range(0, len(tokens), _FED):
@@ -171,7 +171,7 @@ def measure_cost(
             theirs[i] = runner.forward(np.asarray([token], np.int64))[-1]
             stepped(1)
         right = reference.forward(piece, cache)
-        repeated = rounded.run(piece)["logits"]
+        repeated = rounded.trace(piece)["logits"]
         for a in range(0, len(piece), _ROWS):
             rows = slice(a, a + _ROWS)
             target.append(divergence(right[rows], theirs[rows]))

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.formats.tensor import Tensor
 from edgeq.importers.unread import is_harmless, refusal, shown
-from edgeq.model.config import ModelConfig, RopeScaling
-from edgeq.model.reference import rope_frequencies
+from edgeq.model.block import BlockSpec, RopeScaling, RopeSpec
+from edgeq.model.config import ModelConfig
+from edgeq.model.formulas import rope_frequencies
 
 _GLOBAL_EVERY = 6
 """Gemma 3: one layer in six attends to everything, where a file does not say otherwise."""
@@ -180,34 +181,40 @@ def read_config(keys: Keys, architecture: str, source: Tensors) -> ModelConfig:
     # Gemma 3 27B alone scales its queries by other than the head's size; no key says so
     scale_dim = hidden / heads if gemma and layers == 62 else head_dim
     _check_scale(keys, scale_dim**-0.5)
+    # a Gemma 3 file must say its base: the model's is 1e6 and llama.cpp assumes 1e4
+    base = keys.number("{arch}.rope.freq_base", None if gemma else 1e4) or 1e4
+    local_base = keys.number("{arch}.rope.freq_base_swa", _LOCAL_THETA) if gemma else None
+    rope = RopeSpec(base, keys.count("{arch}.rope.dimension_count", head_dim), _rope_scaling(keys))
+    local = rope if local_base is None else RopeSpec(local_base, rope.dim)
+    windows = _window_layers(keys, layers, window) if gemma else (window is not None,) * layers
+    blocks = tuple(
+        BlockSpec(
+            norm_after=gemma,
+            qk_norm="head" if architecture in ("qwen3", "gemma3") else None,
+            rope=local if windowed else rope,
+            window=window if windowed else None,
+        )
+        for windowed in windows
+    )
     config = ModelConfig(
         family=architecture,
         hidden=hidden,
         ffn=keys.count("{arch}.feed_forward_length"),
-        layers=layers,
         heads=heads,
         kv_heads=keys.count("{arch}.attention.head_count_kv", heads),
         head_dim=head_dim,
         vocab=source["token_embd.weight"].shape[0],
         context=context,
+        blocks=blocks,
         norm_eps=keys.number("{arch}.attention.layer_norm_rms_epsilon"),
         activation="gelu_tanh" if gemma else "silu",
-        # a Gemma 3 file must say its base: the model's is 1e6 and llama.cpp assumes 1e4
-        rope_theta=keys.number("{arch}.rope.freq_base", None if gemma else 1e4) or 1e4,
-        rope_theta_local=keys.number("{arch}.rope.freq_base_swa", _LOCAL_THETA) if gemma else None,
-        rope_dim=keys.count("{arch}.rope.dimension_count", head_dim),
-        rope_scaling=_rope_scaling(keys),
-        window=window,
-        window_layers=_window_layers(keys, layers, window) if gemma else (),
-        qk_norm=architecture in ("qwen3", "gemma3"),
-        post_norms=gemma,
         embed_scale=hidden**0.5 if gemma else 1.0,
         attn_scale=scale_dim**-0.5,
         tied="output.weight" not in source,
     )
-    if architecture != "phi3" and config.rope_dim != head_dim:
+    if architecture != "phi3" and rope.dim != head_dim:
         raise UnsupportedError(
-            f"{keys.path}: {architecture}.rope.dimension_count is {config.rope_dim} and heads have "
+            f"{keys.path}: {architecture}.rope.dimension_count is {rope.dim} and heads have "
             f"{head_dim} dimensions; in the {architecture} architecture all of them rotate"
         )
     keys.check_unread()
@@ -284,32 +291,36 @@ def _with_rope_tensors(
     if "rope_freqs.weight" not in source or architecture != "llama":
         return config  # in another architecture llama.cpp reads no such tensor, and nor do we
     factors = source["rope_freqs.weight"].numpy()
-    scaling = _llama3_scaling(config, factors)
-    if scaling is not None and config.rope_scaling is not None:
+    (rope,) = config.ropes
+    scaling = _llama3_scaling(rope, factors)
+    if scaling is not None and rope.scaling is not None:
         raise UnsupportedError(
             f"{keys.path} stretches rotary positions twice, by {keys.name(_SCALING_FACTOR)} and by "
             "the tensor rope_freqs.weight; edgeq computes one of them"
         )
-    whole = factors.shape == (config.rope_dim // 2,)
+    whole = factors.shape == (rope.dim // 2,)
     if scaling is None and not (whole and (factors == 1).all()):
         raise UnsupportedError(
             f"{keys.path}: rope_freqs.weight holds frequency factors other than those of Llama 3.1;"
             " import the Hugging Face checkpoint instead"
         )
-    return config if scaling is None else replace(config, rope_scaling=scaling)
+    if scaling is None:
+        return config
+    rope = replace(rope, scaling=scaling)
+    return replace(config, blocks=tuple(replace(block, rope=rope) for block in config.blocks))
 
 
-def _llama3_scaling(config: ModelConfig, factors: NDArray[np.float32]) -> RopeScaling | None:
+def _llama3_scaling(rope: RopeSpec, factors: NDArray[np.float32]) -> RopeScaling | None:
     """Find Llama 3.1's numbers behind the frequency divisors that GGUF stores instead."""
-    if factors.shape != (config.rope_dim // 2,) or not np.isfinite(factors).all():
+    if factors.shape != (rope.dim // 2,) or not np.isfinite(factors).all():
         return None
     if (factors == 1).all() or factors.max() <= 0:
         return None
-    plain = rope_frequencies(replace(config, rope_scaling=None), False)
+    plain = rope_frequencies(replace(rope, scaling=None))
     # most files are of Llama 3.1 itself
     for original in sorted(_ORIGINAL_CONTEXTS, key=lambda context: context != 8192):
         scaling = RopeScaling("llama3", float(factors.max()), original_context=original)
-        stretched = rope_frequencies(replace(config, rope_scaling=scaling), False)
+        stretched = rope_frequencies(replace(rope, scaling=scaling))
         if np.allclose(plain / stretched, factors, rtol=1e-4):
             return scaling
     return None

@@ -17,7 +17,7 @@ from typing import Any
 from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.importers.huggingface.values import Values
 from edgeq.importers.unread import is_off, refusal, shown
-from edgeq.model.config import RopeScaling
+from edgeq.model.block import RopeScaling
 
 DEFAULT_THETA = 10_000.0
 _GEMMA_THETA = 1_000_000.0

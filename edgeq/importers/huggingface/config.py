@@ -19,6 +19,7 @@ from edgeq.importers.huggingface.attention import read_rope, read_window
 from edgeq.importers.huggingface.keys import check_classes, check_unread
 from edgeq.importers.huggingface.values import Values, read_json
 from edgeq.importers.unread import shown
+from edgeq.model.block import BlockSpec, RopeSpec
 from edgeq.model.config import Activation, ModelConfig
 
 MAX_LAYERS = 4096
@@ -200,27 +201,31 @@ def _model(family: str, values: Values, generation: Mapping[str, Any]) -> ModelC
     rope = read_rope(values, family)
     context = values.count("max_position_embeddings")
     window, window_layers = read_window(values, family, layers, context)
+    dim = int(head_dim * rope.rotated)
+    whole = RopeSpec(rope.theta, dim, rope.scaling)
+    local = whole if rope.theta_local is None else RopeSpec(rope.theta_local, dim)
+    blocks = tuple(
+        BlockSpec(
+            norm_after=gemma,
+            qk_norm="head" if FAMILIES[family].qk_norm else None,
+            rope=local if windowed else whole,
+            window=window if windowed else None,
+        )
+        for windowed in window_layers or (False,) * layers
+    )
     return ModelConfig(
         family=family,
         hidden=hidden,
         ffn=values.count("intermediate_size"),
-        layers=layers,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
         vocab=values.count("vocab_size"),
         context=context,
+        blocks=blocks,
         norm_eps=values.number("rms_norm_eps"),
         norm_offset=1.0 if gemma else 0.0,
         activation=_activation(values, "hidden_activation" if gemma else "hidden_act"),
-        rope_theta=rope.theta,
-        rope_theta_local=rope.theta_local,
-        rope_dim=int(head_dim * rope.rotated),
-        rope_scaling=rope.scaling,
-        window=window,
-        window_layers=window_layers,
-        qk_norm=FAMILIES[family].qk_norm,
-        post_norms=gemma,
         embed_scale=hidden**0.5 if gemma else 1.0,
         attn_scale=(values.number("query_pre_attn_scalar") if gemma else head_dim) ** -0.5,
         tied=values.flag("tie_word_embeddings"),

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from edgeq.core.progress import Progress
 from edgeq.formats.schemes import QuantScheme, Scheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
+from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 from edgeq.quant.decoder.calibrate import Calibration
 from edgeq.quant.decoder.replay import Stage, Walk
@@ -80,7 +81,7 @@ def round_sites(
             continue
         if progress:
             progress(names[0], done, total)
-        seen = _watch(stage, NEEDS.get(method), crossed, model.config.post_norms)
+        seen = _watch(stage, NEEDS.get(method), crossed, model.config)
         wanted = _wanted(stage, names, seen.get("hessian"))
         for name in names:
             w = stage.weights[name]
@@ -126,7 +127,7 @@ def _wanted(
     return found
 
 
-def _watch(stage: Stage, need: str | None, crossed: bool, post_norms: bool) -> dict[str, Any]:
+def _watch(stage: Stage, need: str | None, crossed: bool, config: ModelConfig) -> dict[str, Any]:
     """What a method must know of a site's inputs, by the name it asks for."""
     if need is None:
         return {}
@@ -144,7 +145,8 @@ def _watch(stage: Stage, need: str | None, crossed: bool, post_norms: bool) -> d
         return {"hessian": hessian}
     seen = zip(stage.inputs(), stage.float_inputs(), stage.drifts(), strict=True)
     # a norm between the matrix and x would scale what is made up for
-    ends_branch = stage.site.kind in ("attn_out", "mlp_out") and not post_norms
+    site = stage.site
+    ends_branch = site.kind in ("attn_out", "mlp_out") and not config.blocks[site.layer].norm_after
     for x, x_float, drift in seen:
         hessian.add(x, x_float, drift if ends_branch else None)
     return {"hessian": hessian}

@@ -19,8 +19,8 @@ from edgeq.formats.packing import TILE
 from edgeq.formats.safetensors_file import release
 from edgeq.formats.schemes import FloatScheme, QuantScheme, Scheme
 from edgeq.formats.tensor import FloatTensor, Tensor
+from edgeq.model.formulas import Array
 from edgeq.model.model import Model
-from edgeq.model.reference import Array
 from edgeq.quant.decoder.calibrate import Calibration
 from edgeq.quant.decoder.data_free import round_alone
 from edgeq.quant.decoder.replay import Stage, Walk

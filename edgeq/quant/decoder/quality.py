@@ -23,8 +23,8 @@ from edgeq.core.errors import FormatError
 from edgeq.core.progress import Progress
 from edgeq.evaluation.text import BLOCK_ELEMENTS, Evaluation, Tally, protocol_words
 from edgeq.model.config import ModelConfig
+from edgeq.model.formulas import Array, Linear
 from edgeq.model.model import Model
-from edgeq.model.reference import Array, Linear
 from edgeq.quant.decoder.calibrate import Calibration
 from edgeq.quant.decoder.replay import Walk
 from edgeq.quant.rounders.rounding import sqnr_db

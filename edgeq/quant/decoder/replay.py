@@ -36,8 +36,18 @@ from edgeq.core.progress import Progress
 from edgeq.formats.safetensors_file import release
 from edgeq.formats.tensor import Tensor
 from edgeq.model.config import ModelConfig
+from edgeq.model.decoder import (
+    attention_in,
+    attention_mix,
+    attention_out,
+    feed_forward_act,
+    feed_forward_in,
+    feed_forward_out,
+    head_in,
+)
+from edgeq.model.formulas import Array, Linear, dense
 from edgeq.model.model import Model
-from edgeq.model.reference import Array, Linear, Reference, checked_tokens, dense
+from edgeq.model.reference import Reference, checked_tokens
 
 Kind = Literal["attn_in", "attn_out", "mlp_in", "mlp_out", "head"]
 
@@ -324,10 +334,11 @@ class _Stream:
         if placed:
             model = _with_tensors(model, placed)
         self.weights: dict[str, Array] = {}
+        self.tokens = windows
         self.reference = Reference(model, linear=linear(self._product) if linear else self._product)
         self._head = model.config.head_name
         if hidden is None:
-            hidden = [self.reference.embed(window) for window in windows]
+            hidden = [self._embedded(window) for window in windows]
             release(model.tensors["model.embed_tokens.weight"])
         self.hidden = list(hidden)
         self._kept: list[Array] | None = None
@@ -346,28 +357,35 @@ class _Stream:
         if self._kept is not None:
             return self._kept[window]
         ref, x, layer = self.reference, self.hidden[window], site.layer
+        config = ref.config
         if site.kind == "head":
-            return ref.head_in(x)
+            return head_in(ref, x)
         if site.kind == "attn_in":
-            return ref.attention_in(layer, x)
+            return attention_in(ref, config, layer, x)
         if site.kind == "attn_out":
-            return ref.mix(layer, ref.attention_in(layer, x), ref.new_cache())
-        h = ref.feed_forward_in(layer, x)
-        return h if site.kind == "mlp_in" else ref.gate(layer, h)
+            ref.begin(self.tokens[window])
+            return attention_mix(ref, config, layer, attention_in(ref, config, layer, x))
+        h = feed_forward_in(ref, config, layer, x)
+        return h if site.kind == "mlp_in" else feed_forward_act(ref, config, layer, h)
 
     def finish(self, site: Site) -> None:
         """Add to the hidden states what the site's matrices give, if that is where it goes."""
         if site.kind not in ("attn_out", "mlp_out"):
             return
         ref = self.reference
-        add = ref.attention_out if site.kind == "attn_out" else ref.feed_forward_out
+        out = attention_out if site.kind == "attn_out" else feed_forward_out
         for window, x in enumerate(self.hidden):
-            self.hidden[window] = x + add(site.layer, self.input(site, window))
+            self.hidden[window] = x + out(ref, ref.config, site.layer, self.input(site, window))
         self._kept = None
         self.weights.clear()
 
     def logits(self, window: int, every: int = 1) -> Array:
-        return self.reference.head(self.reference.head_in(self.hidden[window][::every]))
+        ref = self.reference
+        return ref.linear("logits", head_in(ref, self.hidden[window][::every]), self._head)
+
+    def _embedded(self, window: NDArray[np.int64]) -> Array:
+        self.reference.begin(window)
+        return self.reference.embed("embed")
 
     def weight(self, name: str) -> Array:
         """The matrix in place as float32, held from now on."""

@@ -29,8 +29,8 @@ from edgeq.core.errors import FormatError, UsageError
 from edgeq.formats.dynamic_quant import quantize_vectors
 from edgeq.formats.qparams import QuantParams
 from edgeq.formats.tensor import Tensor
+from edgeq.model.formulas import Array, Linear, dense
 from edgeq.model.model import Model
-from edgeq.model.reference import Array, Linear, dense
 from edgeq.quant.decoder.calibrate import CalibrationStats
 from edgeq.quant.histogram import Range
 

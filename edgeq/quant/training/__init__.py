@@ -26,7 +26,7 @@ from edgeq.model.model import Model
 from edgeq.quant.decoder.calibrate import Calibration
 from edgeq.quant.rounders.rounding import quantize_tensor
 from edgeq.quant.training.adaround import reconstruct
-from edgeq.quant.training.decoder import Decoder
+from edgeq.quant.training.decoder import TorchDecoder
 from edgeq.quant.training.loop import Teacher, fit
 from edgeq.quant.training.settings import METHODS, Settings
 from edgeq.quant.training.student import Student, float_weights
@@ -92,11 +92,11 @@ def train(
         _check_teacher(model.config, teacher.config, states=alike)
     start = _start(model, schemes, init or {})
     longest = max(window.size for window in windows)
-    decoder = Decoder(model.config, longest)
+    decoder = TorchDecoder(model.config, longest)
     with _torch_threads(threads):
         student = Student(model, schemes, start)
         wise = teacher or model
-        knowing = Teacher(Decoder(wise.config, longest), float_weights(wise))
+        knowing = Teacher(TorchDecoder(wise.config, longest), float_weights(wise))
         if method == "adaround":
             reconstruct(student, decoder, windows, knowing, settings, progress)
         else:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.progress import Progress
-from edgeq.quant.training.decoder import Decoder, Weights
+from edgeq.quant.training.decoder import TorchDecoder, Weights
 from edgeq.quant.training.fake import FakeQuant
 from edgeq.quant.training.loop import PAD, Teacher, batches, padded
 from edgeq.quant.training.settings import Settings
@@ -79,7 +79,7 @@ class SoftRounding:
 
 def reconstruct(
     student: Student,
-    decoder: Decoder,
+    decoder: TorchDecoder,
     windows: Sequence[NDArray[np.int64]],
     teacher: Teacher,
     settings: Settings,
@@ -138,7 +138,7 @@ def reconstruct(
             ours = _through_layer(decoder, student.weights(), layer, ours, batch)
 
 
-def _through_layer(decoder: Decoder, weights: Weights, layer: int, x: Any, batch: int) -> Any:
+def _through_layer(decoder: TorchDecoder, weights: Weights, layer: int, x: Any, batch: int) -> Any:
     """All windows' hidden states after a layer, float32 [B, T, hidden]; a few at a time."""
     import torch
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
 from edgeq.core.progress import Progress
-from edgeq.quant.training.decoder import Decoder, Weights
+from edgeq.quant.training.decoder import TorchDecoder, Weights
 from edgeq.quant.training.settings import Settings
 from edgeq.quant.training.student import Student
 
@@ -62,13 +62,13 @@ class Teacher:
         weights: its tensors.
     """
 
-    decoder: Decoder
+    decoder: TorchDecoder
     weights: Weights
 
 
 def fit(
     student: Student,
-    decoder: Decoder,
+    decoder: TorchDecoder,
     windows: Sequence[NDArray[np.int64]],
     teacher: Teacher | None,
     settings: Settings,
@@ -117,7 +117,7 @@ def fit(
 
 
 def loss_of(
-    weights: Weights, decoder: Decoder, teacher: Teacher | None, ids: Any, hidden: float
+    weights: Weights, decoder: TorchDecoder, teacher: Teacher | None, ids: Any, hidden: float
 ) -> Any:
     """The mean loss of a batch, in nats a position.
 

@@ -19,7 +19,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.core.errors import UnsupportedError
 from edgeq.formats.tensor import Tensor
+from edgeq.model.block import tensor_name
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 from edgeq.quant.decoder.replay import Site
@@ -101,12 +103,14 @@ class Offset(Lazy):
 
 def input_norm(config: ModelConfig, site: Site) -> str:
     """The norm that makes the inputs of an attn_in or mlp_in site."""
-    layer = f"model.layers.{site.layer}."
-    if site.kind == "attn_in":
-        return layer + "input_layernorm.weight"
-    if config.post_norms:
-        return layer + "pre_feedforward_layernorm.weight"
-    return layer + "post_attention_layernorm.weight"
+    block = config.blocks[site.layer]
+    part = block.attention_norm if site.kind == "attn_in" else block.feed_forward_norm
+    if part is None:
+        raise UnsupportedError(
+            f"the inputs at {site} come without a norm before them, so no norm can be divided by "
+            "the factors; use a transform that leaves these inputs alone"
+        )
+    return tensor_name(site.layer, part)
 
 
 def shared(config: ModelConfig, site: Site, values: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -131,7 +131,7 @@ def rotate(
     """
     del calibration, schemes, progress
     config = model.config
-    if config.post_norms:
+    if any(block.norm_after for block in config.blocks):
         raise UnsupportedError(
             f"rotate cannot be folded into {config.family}: its norms after attention stand "
             "between two rotations; use rotate-values"

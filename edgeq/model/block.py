@@ -1,0 +1,199 @@
+"""What one layer of a decoder is, as data, and the names of the tensors it has.
+
+A layer is attention followed by a gated feed-forward; each adds its output to the residual stream.
+`BlockSpec` says which norms stand before and after them, which positions attention sees and how it
+encodes them. Names of tensors are Hugging Face's, ``model.layers.{i}.{part}.weight``:
+
+    norm before   norm after   attention in, out           feed-forward in, out
+    yes           no           input, -                    post_attention, -
+    yes           yes          input, post_attention       pre_feedforward, post_feedforward
+    no            yes          -, post_attention           -, post_feedforward
+
+each followed by ``_layernorm``.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, Literal, get_args
+
+from edgeq.core.errors import FormatError, UnsupportedError
+
+Mixer = Literal["attention"]
+QKNorm = Literal["head", "all"]
+
+MAX_SIZE = 1 << 31
+"""No size of a model is larger."""
+MAX_LAYERS = 1 << 16
+"""No model has more layers."""
+
+Q_PROJ, K_PROJ, V_PROJ = "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"
+O_PROJ = "self_attn.o_proj"
+GATE_PROJ, UP_PROJ, DOWN_PROJ = "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"
+Q_NORM, K_NORM = "self_attn.q_norm", "self_attn.k_norm"
+
+
+def tensor_name(layer: int, part: str) -> str:
+    """Name of a layer's weight.
+
+    Example:
+        >>> tensor_name(3, Q_PROJ)
+        'model.layers.3.self_attn.q_proj.weight'
+    """
+    return f"model.layers.{layer}.{part}.weight"
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number from 0 to `MAX_SIZE`."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    return whole and 0 <= int(value) <= MAX_SIZE
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value is a number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    number: Any = value  # compared rather than converted: an integer of 400 digits is no float
+    return bool(-sys.float_info.max <= number <= sys.float_info.max)
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's or linear stretching of rotary frequencies.
+
+    Args:
+        kind: "llama3" or "linear".
+        factor: how many times the context is stretched.
+        low_freq_factor, high_freq_factor, original_context: Llama 3.1's further numbers.
+    """
+
+    kind: Literal["llama3", "linear"]
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_context: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("llama3", "linear"):
+            raise FormatError(
+                f"rope scaling is of kind {self.kind!r}; it must be 'llama3' or 'linear'"
+            )
+        for name in ("factor", "low_freq_factor", "high_freq_factor", "original_context"):
+            value = getattr(self, name)
+            if not is_finite(value) or value <= 0:
+                raise FormatError(f"rope scaling: {name} is {value!r}; it must be above 0")
+
+
+@dataclass(frozen=True)
+class RopeSpec:
+    """Rotary position embedding of the queries and keys of a layer.
+
+    Args:
+        base: of the frequencies, ``rope_theta`` in Hugging Face's configs.
+        dim: how many dimensions of a head rotate, counted from its first; even.
+        scaling: stretching of the frequencies, or None.
+    """
+
+    base: float
+    dim: int
+    scaling: RopeScaling | None = None
+
+    def __post_init__(self) -> None:
+        if not is_finite(self.base) or self.base <= 0:
+            raise FormatError(f"model config: rope base is {self.base!r}; it must be above 0")
+        if not is_count(self.dim) or self.dim < 2 or self.dim % 2:
+            raise FormatError(
+                f"model config: rope dim is {self.dim!r}; it must be an even number of at least 2"
+            )
+        if self.scaling is not None and not isinstance(self.scaling, RopeScaling):
+            raise FormatError(
+                f"model config: rope scaling is {self.scaling!r}; it must be a RopeScaling or None"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockSpec:
+    """One layer of a decoder.
+
+    Args:
+        mixer: what mixes positions; "attention" is the only kind.
+        norm_before: RMS norms of the inputs of attention and of the feed-forward.
+        norm_after: RMS norms of their outputs, before they are added to the residual stream.
+        qk_norm: RMS norm of queries and keys before they are rotated: "head" over the D values of
+            each head (Qwen 3, Gemma 3), "all" over the values of all heads together (OLMo 2), or
+            None.
+        rope: rotary position embedding, or None for a layer without positions.
+        window: how many positions attention sees, the current one included, or None for all.
+    """
+
+    mixer: Mixer = "attention"
+    norm_before: bool = True
+    norm_after: bool = False
+    qk_norm: QKNorm | None = None
+    rope: RopeSpec | None
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.mixer not in get_args(Mixer):
+            raise UnsupportedError(
+                f"model config: mixer {self.mixer!r} is not supported; "
+                f"supported: {', '.join(get_args(Mixer))}"
+            )
+        for name in ("norm_before", "norm_after"):
+            if not isinstance(getattr(self, name), bool):
+                raise FormatError(
+                    f"model config: {name} is {getattr(self, name)!r}; it must be true or false"
+                )
+        if not (self.norm_before or self.norm_after):
+            raise UnsupportedError(
+                "model config: a layer without any norm is not supported; "
+                "norm_before or norm_after must be true"
+            )
+        if self.qk_norm is not None and self.qk_norm not in get_args(QKNorm):
+            raise FormatError(
+                f"model config: qk_norm is {self.qk_norm!r}; it must be 'head', 'all' or absent"
+            )
+        if self.rope is not None and not isinstance(self.rope, RopeSpec):
+            raise FormatError(f"model config: rope is {self.rope!r}; it must be a RopeSpec or None")
+        if self.window is not None and (not is_count(self.window) or self.window < 1):
+            raise FormatError(
+                f"model config: window is {self.window!r}; it must be a positive number of tokens "
+                "or absent"
+            )
+
+    @property
+    def attention_norm(self) -> str | None:
+        """The part whose weight norms the input of attention."""
+        return "input_layernorm" if self.norm_before else None
+
+    @property
+    def attention_post_norm(self) -> str | None:
+        """The part whose weight norms the output of attention."""
+        return "post_attention_layernorm" if self.norm_after else None
+
+    @property
+    def feed_forward_norm(self) -> str | None:
+        """The part whose weight norms the input of the feed-forward."""
+        if not self.norm_before:
+            return None
+        return "pre_feedforward_layernorm" if self.norm_after else "post_attention_layernorm"
+
+    @property
+    def feed_forward_post_norm(self) -> str | None:
+        """The part whose weight norms the output of the feed-forward."""
+        return "post_feedforward_layernorm" if self.norm_after else None
+
+    def first_seen(self, position: int) -> int:
+        """The first position that attention at ``position`` sees.
+
+        Example:
+            >>> BlockSpec(rope=None, window=4).first_seen(9)
+            6
+        """
+        return 0 if self.window is None else max(0, position - self.window + 1)
+
+    def positions_seen(self, length: int) -> int:
+        """How many of ``length`` positions the last of them sees, itself included."""
+        return length if self.window is None else min(length, self.window)

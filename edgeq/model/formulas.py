@@ -1,0 +1,141 @@
+"""The formulas of a decoder in NumPy, float32: each a pure function and the only copy.
+
+Source: Touvron et al. 2023 (arXiv 2307.09288); Su et al. 2021 (arXiv 2104.09864) for rotary
+positions, in the half-split order of the Hugging Face checkpoints; Zhang & Sennrich 2019 (arXiv
+1910.07467) for the RMS norm; Shazeer 2020 (arXiv 2002.05202) for the gated feed-forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.formats.tensor import Tensor
+from edgeq.model.block import BlockSpec, RopeSpec
+from edgeq.model.config import Activation
+
+Array = NDArray[np.float32]
+Linear = Callable[[str, Array, Tensor], Array]
+"""(tensor name, x [T, K], weight [N, K]) -> x @ weight.T [T, N]"""
+
+BLOCK_ELEMENTS = 1 << 22
+"""Weights turned to float32 at once (16 MiB): a large head is multiplied block of rows by block."""
+QUERY_BLOCK = 128
+"""Query positions attended at once, so that scores take [H, 128, S] rather than [H, T, S]."""
+
+
+def rms_norm(x: Array, weight: Array, eps: float, offset: float = 0.0) -> Array:
+    """Divide by the root mean square along the last axis, times ``weight + offset``.
+
+    Args:
+        x: float32 [..., n].
+        weight: float32 [n].
+        eps: added to the mean square.
+        offset: 1.0 for Gemma, whose checkpoints hold the weight less one.
+    """
+    square: Array = np.mean(x * x, axis=-1, keepdims=True)
+    return cast(Array, x / np.sqrt(square + np.float32(eps)) * (weight + np.float32(offset)))
+
+
+def rope_frequencies(rope: RopeSpec) -> NDArray[np.float64]:
+    """Radians per position of each rotated pair, float64 [dim / 2]."""
+    frequencies = rope.base ** -(np.arange(0, rope.dim, 2, dtype=np.float64) / rope.dim)
+    scaling = rope.scaling
+    if scaling is None:
+        return frequencies
+    stretched = frequencies / scaling.factor
+    if scaling.kind == "linear":
+        return stretched
+    # Llama 3.1: how many turns a pair makes in the original context decides how much of the
+    # stretching it gets: all below low_freq_factor turns, none above high_freq_factor.
+    turns = scaling.original_context * frequencies / (2 * np.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    unstretched = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return (1 - unstretched) * stretched + unstretched * frequencies
+
+
+def rope_tables(rope: RopeSpec, n_positions: int) -> tuple[Array, Array]:
+    """Cosines and sines of positions 0 .. n_positions-1.
+
+    Computed in float64 and rounded once.
+
+    Returns:
+        (cos, sin), each float32 [n_positions, dim / 2].
+    """
+    angles = np.outer(np.arange(n_positions), rope_frequencies(rope))
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def apply_rope(x: Array, cos: Array, sin: Array) -> Array:
+    """Rotate each head by its position.
+
+    Dimension i is paired with i + dim/2 (half-split order); dimensions past dim pass
+    unchanged (partial rotary).
+
+    Args:
+        x: float32 [T, H, D].
+        cos, sin: float32 [T, dim / 2], rows of `rope_tables` for the T positions.
+    """
+    half = cos.shape[1]
+    cos, sin = cos[:, None, :], sin[:, None, :]
+    first, second = x[..., :half], x[..., half : 2 * half]
+    out = x.copy()
+    out[..., :half] = first * cos - second * sin
+    out[..., half : 2 * half] = second * cos + first * sin
+    return out
+
+
+def activation(kind: Activation, x: Array) -> Array:
+    """The gate's nonlinearity: "silu" is x * sigmoid(x), "gelu_tanh" GELU's tanh form."""
+    if kind == "silu":
+        with np.errstate(over="ignore"):  # exp(-x) = inf makes the quotient the right -0
+            return cast(Array, x / (np.float32(1) + np.exp(-x)))
+    inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x * x * x)
+    return cast(Array, np.float32(0.5) * x * (np.float32(1) + np.tanh(inner)))
+
+
+def softmax(scores: Array) -> Array:
+    """Softmax along the last axis; -inf marks what may not be seen."""
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return cast(Array, weights / weights.sum(axis=-1, keepdims=True))
+
+
+def attend_blocks(
+    block: BlockSpec, first: int, n: int
+) -> list[tuple[slice, slice, NDArray[np.bool_]]]:
+    """Cut causal attention of ``n`` new positions into blocks of queries.
+
+    Args:
+        block: decides the window.
+        first: position of the first new token.
+        n: how many there are.
+
+    Returns:
+        For each block: the queries' rows (of n), the cached positions any of them sees, and
+        bool [rows, positions] of what each sees.
+    """
+    blocks = []
+    for a in range(0, n, QUERY_BLOCK):
+        b = min(a + QUERY_BLOCK, n)
+        seen = slice(block.first_seen(first + a), first + b)
+        where = np.arange(seen.start, seen.stop)
+        query = np.arange(first + a, first + b)
+        starts = np.array([block.first_seen(int(pos)) for pos in query])
+        visible = (where[None, :] <= query[:, None]) & (where[None, :] >= starts[:, None])
+        blocks.append((slice(a, b), seen, visible))
+    return blocks
+
+
+def dense(name: str, x: Array, weight: Tensor) -> Array:
+    """The default `Linear`: x [T, K] @ weight.T in float32, a block of rows at a time."""
+    n, k = weight.shape
+    step = max(1, BLOCK_ELEMENTS // k)
+    if step >= n:
+        return x @ weight.numpy().T
+    out = np.empty((x.shape[0], n), np.float32)
+    for a in range(0, n, step):
+        out[:, a : a + step] = x @ weight.rows(a, min(a + step, n)).T
+    return out

@@ -1,0 +1,98 @@
+"""The key/value cache of the reference: as many positions as are appended, all of them kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.core.errors import UsageError
+from edgeq.model.config import ModelConfig
+from edgeq.model.formulas import Array, attend_blocks, softmax
+
+
+class KV:
+    """Keys and values of the positions seen so far, growing as needed.
+
+    The contract a cache fulfils (the INT8 one of the runtime is another): `n_past`, `append`,
+    `attend`, `advance`, `truncate`.
+
+    Args:
+        config: of the model.
+        dtype: what they are stored as; all arithmetic is float32.
+        capacity: positions to make room for at once.
+    """
+
+    def __init__(
+        self, config: ModelConfig, dtype: type[np.generic] = np.float32, capacity: int = 0
+    ) -> None:
+        self.config = config
+        self.n_past = 0
+        shape = (capacity, config.kv_heads, config.head_dim)
+        self._k: list[NDArray[Any]] = [np.empty(shape, dtype) for _ in range(config.layers)]
+        self._v: list[NDArray[Any]] = [np.empty(shape, dtype) for _ in range(config.layers)]
+
+    def arrays(self, layer: int) -> dict[str, NDArray[Any]]:
+        """What is stored of a layer, by position: keys and values [capacity, Hkv, D]."""
+        return {"keys": self._k[layer], "values": self._v[layer]}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, room to grow included."""
+        return sum(a.nbytes for a in (*self._k, *self._v))
+
+    def append(self, layer: int, k: Array, v: Array) -> None:
+        """Store k and v [T, Hkv, D] at positions n_past .. n_past+T-1 of one layer."""
+        self._store(layer, k, v)
+
+    def _store(self, layer: int, k: NDArray[Any], v: NDArray[Any]) -> None:
+        stop = self.n_past + k.shape[0]
+        self._k[layer] = grown(self._k[layer], stop)
+        self._v[layer] = grown(self._v[layer], stop)
+        self._k[layer][self.n_past : stop] = k
+        self._v[layer][self.n_past : stop] = v
+
+    def attend(self, layer: int, q: Array) -> Array:
+        """Attention of q [T, H, D] at positions n_past .. n_past+T-1, after `append`.
+
+        Query head h reads key/value head h // group.
+
+        Returns:
+            float32 [T, H, D].
+        """
+        c = self.config
+        n = q.shape[0]
+        out = np.empty((n, c.kv_heads, c.group, c.head_dim), np.float32)
+        grouped = q.reshape(n, c.kv_heads, c.group, c.head_dim)
+        for rows, seen, visible in attend_blocks(c.blocks[layer], self.n_past, n):
+            k = self._k[layer][seen].transpose(1, 2, 0)  # [Hkv, D, S]
+            v = self._v[layer][seen].transpose(1, 0, 2)  # [Hkv, S, D]
+            block = grouped[rows].transpose(2, 1, 0, 3)  # [group, Hkv, rows, D]
+            scores = (block @ k) * np.float32(c.attn_scale)
+            weights = softmax(np.where(visible, scores, np.float32(-np.inf)))
+            out[rows] = (weights @ v).transpose(2, 1, 0, 3)
+        return out.reshape(n, c.heads, c.head_dim)
+
+    def advance(self, n: int) -> None:
+        """Count ``n`` more positions as seen, once every layer has stored them."""
+        self.n_past += n
+
+    def truncate(self, n: int) -> None:
+        """Forget all but the first ``n`` positions.
+
+        Raises:
+            UsageError: n is negative or more than there are.
+        """
+        if not 0 <= n <= self.n_past:
+            raise UsageError(f"cannot truncate a cache of {self.n_past} tokens to {n}")
+        self.n_past = n
+
+
+def grown(array: NDArray[Any], rows: int) -> NDArray[Any]:
+    """The array with room for ``rows`` rows; at least doubled when it must grow."""
+    if rows <= array.shape[0]:
+        return array
+    bigger = np.empty((max(rows, 2 * array.shape[0]), *array.shape[1:]), array.dtype)
+    bigger[: array.shape[0]] = array
+    return bigger
