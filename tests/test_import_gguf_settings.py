@@ -112,7 +112,7 @@ def test_rotary_stretching(
     path = file_of(tmp_path, arch, {"{a}." + key: value for key, value in keys.items()})
     model = model_of(arch)
     stretched = None if scaling is None else RopeScaling("linear", scaling)
-    want = replace(model, config=replace(model.config, rope_scaling=stretched))
+    want = model_of(arch, rope_scaling=stretched)
     assert_computes(path, want)
     if scaling is not None:  # and it makes a difference
         plain = Reference(model).forward(TOKENS)

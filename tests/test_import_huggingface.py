@@ -92,7 +92,7 @@ def test_llama_in_every_float_type(tmp_path: Path, dtype: str) -> None:
         {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[dtype]
     }
     config = model.config
-    assert config.ropes == (RopeSpec(5e5, 12, RopeScaling("llama3", 8.0, 1.0, 4.0, 16)),)
+    assert config.ropes == (RopeSpec(5e5, 8, RopeScaling("llama3", 8.0, 1.0, 4.0, 16)),)
     assert (config.tied, config.bos, config.eos) == (False, 1, (2,))
     assert (config.hidden, config.ffn, config.layers, config.vocab) == (32, 48, 3, 71)
     assert (config.heads, config.kv_heads, config.head_dim, config.context) == (4, 2, 8, 64)
@@ -105,7 +105,7 @@ def test_llama_written_before_transformers_5(tmp_path: Path) -> None:
     model = load(tmp_path)
     assert_same(model, module)
     assert model.config.tied
-    assert model.config.ropes == (RopeSpec(5e5, 12, RopeScaling("llama3", 32.0, 1.0, 4.0, 16)),)
+    assert model.config.ropes == (RopeSpec(5e5, 8, RopeScaling("llama3", 32.0, 1.0, 4.0, 16)),)
     edit(tmp_path, rope_scaling={"type": "linear", "factor": 2.0})
     assert load(tmp_path).config.ropes[0].scaling == RopeScaling("linear", 2.0)
 
@@ -173,7 +173,7 @@ def assert_gemma(model: Model) -> None:
     assert {(b.norm_after, b.qk_norm) for b in config.blocks} == {(True, "head")}
     assert config.embed_scale == math.sqrt(32)
     assert config.attn_scale == 24**-0.5
-    local, whole = RopeSpec(9000.0, 12), RopeSpec(9e5, 12, RopeScaling("linear", 8.0))
+    local, whole = RopeSpec(9000.0, 16), RopeSpec(9e5, 16, RopeScaling("linear", 8.0))
     assert [block.rope for block in config.blocks] == [local, whole, local]
     assert windows(config) == (6, None, 6)
     assert config.tied
@@ -202,12 +202,12 @@ def test_gemma3_as_google_published_it(tmp_path: Path) -> None:
         sliding_window_pattern=2,
     )
     got = load(tmp_path).config
-    assert got.ropes == (RopeSpec(1e4, 12), RopeSpec(1e6, 12, RopeScaling("linear", 8.0)))
+    assert got.ropes == (RopeSpec(1e4, 16), RopeSpec(1e6, 16, RopeScaling("linear", 8.0)))
     assert [window is not None for window in windows(got)] == [True, False, True]
     assert got.norm_eps == 1e-6
     edit(tmp_path, ("rope_theta", "rope_local_base_freq", "sliding_window_pattern", "rope_scaling"))
     got = load(tmp_path).config
-    assert got.ropes == (RopeSpec(1e4, 12),)
+    assert got.ropes == (RopeSpec(1e4, 16),)
     assert None not in windows(got)
 
 

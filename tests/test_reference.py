@@ -171,8 +171,8 @@ def _spoiled(model: Model, **over: Any) -> Model:
     [
         ("mistral", {"window": 8}),
         ("gemma3", {"window": 5}),
-        ("gemma3", {"rope": RopeSpec(1e6, 12)}),
-        ("gemma3", {"rope": RopeSpec(1e4, 12)}),
+        ("gemma3", {"rope": RopeSpec(1e6, 16)}),
+        ("gemma3", {"rope": RopeSpec(1e4, 16)}),
         ("gemma3", {"norm_after": False}),
         ("gemma3", {"norm_offset": 0.0}),
         ("gemma3", {"embed_scale": 1.0}),
@@ -181,8 +181,8 @@ def _spoiled(model: Model, **over: Any) -> Model:
         ("qwen3", {"qk_norm": None}),
         ("phi3", {"rope": RopeSpec(10000.0, 12)}),
         ("llama-3.1", {"rope": None}),
-        ("llama-3.1", {"rope": RopeSpec(500000.0, 12)}),
-        ("llama-3.1", {"rope": RopeSpec(500000.0, 12, RopeScaling("llama3", 8.0, 1.0, 4.0, 32))}),
+        ("llama-3.1", {"rope": RopeSpec(500000.0, 24)}),
+        ("llama-3.1", {"rope": RopeSpec(500000.0, 24, RopeScaling("llama3", 8.0, 1.0, 4.0, 32))}),
     ],
 )
 def test_every_feature_shows_in_the_logits(
