@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from edgeq.core.errors import EdgeqError, FormatError, UnsupportedError
-from edgeq.model.block import BlockSpec, RopeScaling, RopeSpec
 from edgeq.formats.tensor import FloatTensor
+from edgeq.model.block import BlockSpec, RopeScaling, RopeSpec
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
@@ -137,7 +137,7 @@ def test_blocks_check_their_values() -> None:
         BlockSpec(rope=12)  # type: ignore[arg-type]
     with pytest.raises(FormatError, match="rope dim is 0"):
         RopeSpec(10000.0, 0)
-    with pytest.raises(FormatError, match="rope scaling is 2.0"):
+    with pytest.raises(FormatError, match=r"rope scaling is 2\.0"):
         RopeSpec(10000.0, 12, 2.0)  # type: ignore[arg-type]
     with pytest.raises(FormatError, match="blocks must be a tuple"):
         replace(tiny_config("llama"), blocks=list(blocks(12)))
