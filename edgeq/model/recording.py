@@ -1,0 +1,187 @@
+"""What a decoder computes, recorded: its operations, and which matrices share an input.
+
+`RecordingBuilder` runs `edgeq.model.decoder` without computing anything. `linear_groups` derives
+from it what calibration, transforms and profiling have to know of a layer:
+
+    kind       linears    input                                 source
+    attn_in    q, k, v    norm of x, or x          [T, hidden]  the norm, or None
+    attn_out   o          attention's mix of v     [T, H*D]     v
+    mlp_in     gate, up   norm of x, or x          [T, hidden]  the norm, or None
+    mlp_out    down       activation(gate) * up    [T, ffn]     up
+    head       head       last norm of x           [T, hidden]  the norm
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from edgeq.model.block import RopeSpec
+from edgeq.model.config import ModelConfig
+from edgeq.model.decoder import decoder
+
+GroupKind = Literal["attn_in", "attn_out", "mlp_in", "mlp_out", "head"]
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedOperation:
+    """One call of a builder's method, and the value that it returns.
+
+    Args:
+        kind: the method: "norm", "linear", ...
+        name: of the result, as `edgeq.model.decoder` lists them.
+        inputs: the values that it is computed from.
+        weight: name of the tensor it uses, or "".
+        layer: of "attend".
+        rope: of "rope".
+    """
+
+    kind: str
+    name: str
+    inputs: tuple[RecordedOperation, ...] = ()
+    weight: str = ""
+    layer: int | None = None
+    rope: RopeSpec | None = None
+
+
+class RecordingBuilder:
+    """An `edgeq.model.decoder.Builder` that records its calls.
+
+    Attributes:
+        operations: in the order of the calls.
+    """
+
+    def __init__(self) -> None:
+        self.operations: list[RecordedOperation] = []
+
+    def _record(
+        self, kind: str, name: str, *inputs: RecordedOperation, **operands: Any
+    ) -> RecordedOperation:
+        operation = RecordedOperation(kind, name, inputs, **operands)
+        self.operations.append(operation)
+        return operation
+
+    def embed(self, name: str) -> RecordedOperation:
+        """Rows of the embedding matrix."""
+        return self._record("embed", name, weight="model.embed_tokens.weight")
+
+    def norm(self, name: str, x: RecordedOperation, weight: str) -> RecordedOperation:
+        """RMS norm along the last axis."""
+        return self._record("norm", name, x, weight=weight)
+
+    def linear(self, name: str, x: RecordedOperation, weight: str) -> RecordedOperation:
+        """x times a matrix."""
+        return self._record("linear", name, x, weight=weight)
+
+    def heads(self, name: str, x: RecordedOperation, n: int) -> RecordedOperation:
+        """x seen as heads."""
+        return self._record("heads", name, x)
+
+    def rope(self, name: str, x: RecordedOperation, rope: RopeSpec) -> RecordedOperation:
+        """Rotary position embedding."""
+        return self._record("rope", name, x, rope=rope)
+
+    def attend(
+        self,
+        name: str,
+        layer: int,
+        q: RecordedOperation,
+        k: RecordedOperation,
+        v: RecordedOperation,
+    ) -> RecordedOperation:
+        """Attention over the cache, k and v included."""
+        return self._record("attend", name, q, k, v, layer=layer)
+
+    def gated(self, name: str, gate: RecordedOperation, up: RecordedOperation) -> RecordedOperation:
+        """activation(gate) * up."""
+        return self._record("gated", name, gate, up)
+
+    def add(self, name: str, a: RecordedOperation, b: RecordedOperation) -> RecordedOperation:
+        """The residual stream plus a branch."""
+        return self._record("add", name, a, b)
+
+    def logits(self, name: str, x: RecordedOperation, weight: str) -> RecordedOperation:
+        """The head."""
+        return self._record("logits", name, x, weight=weight)
+
+
+def record(config: ModelConfig) -> tuple[RecordedOperation, ...]:
+    """The operations of a model's decoder, in order.
+
+    Example:
+        >>> from edgeq.model.shapes import shape
+        >>> [operation.name for operation in record(shape("smollm2-135m"))[:5]]
+        ['embed', 'layers.0.attn_norm', 'layers.0.q', 'layers.0.k', 'layers.0.v']
+    """
+    builder = RecordingBuilder()
+    decoder(builder, config)
+    return tuple(builder.operations)
+
+
+@dataclass(frozen=True)
+class LinearGroup:
+    """The matrices that are multiplied with one and the same input.
+
+    Args:
+        layer: of the model; the number of layers for the head.
+        kind: what its input is.
+        linears: names of the matrices.
+        source: the weight that the input is proportional to, column by column: a norm's, or a
+            matrix whose rows make it. None where the input is the residual stream itself.
+        adds_to_residual: whether the output is added to the residual stream as it is, without a
+            norm in between.
+    """
+
+    layer: int
+    kind: GroupKind
+    linears: tuple[str, ...]
+    source: str | None
+    adds_to_residual: bool
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "head" else f"layer {self.layer} {self.kind}"
+
+
+def linear_groups(config: ModelConfig) -> tuple[LinearGroup, ...]:
+    """Every group of a model, in the order they are computed."""
+    operations = record(config)
+    by_input: dict[int, list[RecordedOperation]] = {}
+    users: dict[int, list[RecordedOperation]] = {}
+    for operation in operations:
+        if operation.kind in ("linear", "logits"):
+            by_input.setdefault(id(operation.inputs[0]), []).append(operation)
+        for value in operation.inputs:
+            users.setdefault(id(value), []).append(operation)
+    groups = []
+    for linears in by_input.values():
+        first = linears[0]
+        kind, layer = _kind(first, users), config.layers
+        if kind != "head":
+            layer = int(first.name.split(".")[1])
+        names = tuple(linear.weight for linear in linears)
+        adds = first.kind == "linear" and users[id(first)][0].kind == "add"
+        groups.append(LinearGroup(layer, kind, names, _source(first.inputs[0]), adds))
+    return tuple(groups)
+
+
+def _kind(linear: RecordedOperation, users: dict[int, list[RecordedOperation]]) -> GroupKind:
+    if linear.kind == "logits":
+        return "head"
+    if linear.inputs[0].kind == "attend":
+        return "attn_out"
+    if linear.inputs[0].kind == "gated":
+        return "mlp_out"
+    user = users[id(linear)][0]
+    while user.kind in ("heads", "norm", "rope"):
+        user = users[id(user)][0]
+    return "attn_in" if user.kind == "attend" else "mlp_in"
+
+
+def _source(value: RecordedOperation) -> str | None:
+    """The weight that each column of a value is proportional to."""
+    if value.kind in ("attend", "gated"):  # the last input is v, or up
+        value = value.inputs[-1]
+        while value.kind == "heads":
+            value = value.inputs[0]
+        return value.weight
+    return value.weight if value.kind == "norm" else None
