@@ -22,7 +22,7 @@ __all__ = [
     "PRODUCTS", "REDUCTIONS", "SHARED_PARAMS", "SPATIAL", "TAKES_ACTIVATION", "VIEWS",
     "WEIGHTED", "WINDOWS",
     "Integer", "Operator", "Refusal", "Weight", "channel_axis", "check_known", "faults",
-    "is_depthwise", "named", "single",
+    "is_depthwise", "named", "single", "weight_of",
 ]  # fmt: skip
 
 OPERATORS: Mapping[str, Operator] = {row.name: row for row in ROWS}
@@ -80,12 +80,18 @@ _FORMS: Mapping[str, str] = {
 """Operator that is rewritten while a graph is read -> the form it must have for that."""
 
 
+def weight_of(node: Node) -> Weight:
+    """Where the weight of a node of one of the `WEIGHTED` is."""
+    weight = OPERATORS[node.op].weight
+    assert weight is not None, f"{node} has no weight"
+    return weight
+
+
 def channel_axis(graph: Graph, layer: Node) -> int:
     """Axis of a layer's output that has the output channels of its weight, not negative."""
-    weight = OPERATORS[layer.op].weight
-    assert weight is not None
-    assert weight.output is not None
-    return weight.output % len(graph.info(layer.output).shape)
+    axis = weight_of(layer).output
+    assert axis is not None, f"{layer} looks up rows, which are no channels"
+    return axis % len(graph.info(layer.output).shape)
 
 
 def is_depthwise(graph: Graph, node: Node) -> bool:

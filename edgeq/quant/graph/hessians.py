@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edgeq.core.errors import UsageError
 from edgeq.core.progress import Progress
 from edgeq.graph.ir import Graph, Node
-from edgeq.graph.operators import LAYERS, OPERATORS, named
+from edgeq.graph.operators import LAYERS, named, weight_of
 from edgeq.quant.rounders.hessian import Hessian
 
 Array = NDArray[np.float32]
@@ -35,9 +35,7 @@ PLACES = 512
 
 def weight_name(node: Node) -> str:
     """The input of a node that is its weight."""
-    weight = OPERATORS[node.op].weight
-    assert weight is not None
-    return node.inputs[weight.input]
+    return node.inputs[weight_of(node).input]
 
 
 def hessians(

@@ -23,7 +23,7 @@ import numpy as np
 from edgeq.core.errors import SchemeError, UsageError
 from edgeq.core.progress import Progress
 from edgeq.graph.ir import Constant, Graph, Node, QuantWeight
-from edgeq.graph.operators import LAYERS, OPERATORS, is_depthwise
+from edgeq.graph.operators import LAYERS, is_depthwise, weight_of
 from edgeq.quant.graph.bias import corrected
 from edgeq.quant.graph.calibrate import ranges
 from edgeq.quant.graph.choices import choices, float_nodes
@@ -399,8 +399,7 @@ def _round_alike(a: Node, b: Node, picked: Mapping[str, Choice], name: str) -> b
     scheme = picked.get(a.name)
     weights = all(n.name in picked and weight_name(n) == name for n in (a, b))
     blind = isinstance(scheme, str) or (scheme is not None and not needs_hessian(a, scheme))
-    rows = [row.weight.channels for row in (OPERATORS[a.op], OPERATORS[b.op]) if row.weight]
-    return same and weights and blind and len(set(rows)) == 1
+    return same and weights and blind and weight_of(a).channels == weight_of(b).channels
 
 
 def _check(graph: Graph, recipe: GraphRecipe, samples: Samples | None) -> None:
