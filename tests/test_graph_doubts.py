@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from edgeq.graph.execute import Session
 from edgeq.graph.ir import Graph
-from edgeq.quant.graph.doubts import doubts
 from edgeq.quant.graph.quantize import quantize_graph
 from edgeq.quant.graph.recipe import GraphRecipe
+from edgeq.quant.graph.sample_warnings import sample_warnings
 from edgeq.quant.graph.samples import samples_of
 from tests.graph_made import cnn
 from tests.test_graph_equalise import mobilenet, outputs, pictures, trained
@@ -62,14 +62,14 @@ def test_inputs_on_another_scale_than_in_training_are_told(
     right = outputs(graph, list(feeds)).argmax(1)
     moved = outputs(graph, list(made)).argmax(1)
     assert (right == moved).mean() < 0.8  # another scale does matter to this network
-    assert says in " ".join(doubts(graph, made, Session))
-    assert not doubts(graph, samples_of(graph, list(feeds)), Session)
+    assert says in " ".join(sample_warnings(graph, made, Session))
+    assert not sample_warnings(graph, samples_of(graph, list(feeds)), Session)
 
 
 def test_labels_show_that_samples_are_not_prepared_as_in_training(classifier: Graph) -> None:
     feeds, labels = pictures(48, 2)
     right = samples_of(classifier, list(feeds), list(labels))
-    assert not doubts(classifier, right, Session)
+    assert not sample_warnings(classifier, right, Session)
     turned = [{"x": np.ascontiguousarray(-f["x"][:, ::-1, ::-1])} for f in feeds]
     shuffled = samples_of(classifier, turned, list((labels + 5) % 10))
-    assert "labels" in " ".join(doubts(classifier, shuffled, Session))
+    assert "labels" in " ".join(sample_warnings(classifier, shuffled, Session))

@@ -9,15 +9,14 @@ import pytest
 
 from edgeq.formats.qparams import QuantParams
 from edgeq.graph.ir import Graph, Info
-from edgeq.quant.graph.grids import (
-    FIXED,
-    SAME_GRID,
-    Plan,
+from edgeq.graph.operators import SHARED_PARAMS
+from edgeq.quant.graph.integer_plan import (
+    IntegerPlan,
     Scope,
+    activation_params,
     data_inputs,
-    grids,
     heads,
-    plan,
+    plan_integers,
     rounded_constant,
     scope_of,
 )
@@ -25,9 +24,9 @@ from edgeq.quant.graph.weights import weight_nodes
 from tests.graph_made import Made, cnn, encoder
 
 
-def planned(graph: Graph, scope: Scope = "all", floats: tuple[str, ...] = ()) -> Plan:
+def planned(graph: Graph, scope: Scope = "all", floats: tuple[str, ...] = ()) -> IntegerPlan:
     packed = [node.name for node in weight_nodes(graph) if node.name not in floats]
-    return plan(graph, scope, packed, floats)
+    return plan_integers(graph, scope, packed, floats)
 
 
 def test_a_classifier_is_integer_up_to_its_softmax() -> None:
@@ -47,10 +46,10 @@ def test_a_classifier_is_integer_up_to_its_softmax() -> None:
 def test_integer_nodes_have_grids_and_same_grids_where_values_move() -> None:
     for graph in (cnn(), encoder()):
         found = planned(graph, scope_of(graph))
-        quants = grids(found, dict.fromkeys(found.sources, (-1.0, 2.0)))
+        quants = activation_params(found, dict.fromkeys(found.sources, (-1.0, 2.0)))
         for node in graph.nodes:
-            ends = [v for v in (*data_inputs(graph, node), *node.outputs) if v in quants]
-            if node.name in found.integer and node.op in SAME_GRID:
+            ends = [v for v in (*data_inputs(node), *node.outputs) if v in quants]
+            if node.name in found.integer and node.op in SHARED_PARAMS:
                 assert len({quants[v] for v in ends}) == 1
         assert set(found.sources.values()) | set(found.fixed) == set(found.groups.values())
 
@@ -63,7 +62,7 @@ def test_an_encoder_rounds_what_layers_take_and_nothing_else() -> None:
     # nothing takes what a Linear makes as it is: its output is float, its input is not
     assert {ops[name] for name in found.integer} == {"Reshape", "Transpose"}
     assert {ops[name] for name in found.open_ended} == {"Linear"}
-    taken = {v for n in graph.nodes if n.op == "Linear" for v in data_inputs(graph, n)}
+    taken = {v for n in graph.nodes if n.op == "Linear" for v in data_inputs(n)}
     assert taken <= set(found.groups)
     made = {n.output for n in graph.nodes if n.op in ("Linear", "Add", "Softmax")}
     assert not made & set(found.groups)
@@ -74,7 +73,7 @@ def test_attention_is_integer_where_all_is_to_be() -> None:
     found = planned(graph, "all")
     assert {n.name for n in graph.nodes if n.op == "MatMul"} <= found.integer
     softmax = next(n.output for n in graph.nodes if n.op == "Softmax")
-    assert found.fixed[found.groups[softmax]] == FIXED["Softmax"]
+    assert found.fixed[found.groups[softmax]] == QuantParams(1 / 256, -128)
 
 
 def test_a_node_kept_float_leaves_its_values_to_its_neighbours() -> None:
@@ -123,7 +122,7 @@ def test_values_of_fixed_grids_are_joined_with_others_in_float() -> None:
     m = gated()
     joined = m.node("Concat", ["sigmoid1_out", "mul2_out"], (1, 8, 8, 8), axis=1)
     found = planned(m.graph(m.conv(joined, 4)))
-    assert found.fixed[found.groups["sigmoid1_out"]] == FIXED["Sigmoid"]
+    assert found.fixed[found.groups["sigmoid1_out"]] == QuantParams(1 / 256, -128)
     assert "concat3" not in found.integer
     assert found.groups["concat3_out"] == "concat3_out"
     m = gated()

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from edgeq.graph.execute import Session
 from edgeq.graph.ir import Graph, Info
-from edgeq.quant.graph.grids import scope_of
-from edgeq.quant.graph.precise import hidden_terms, precise
+from edgeq.quant.graph.float_precision import hidden_terms, needs_float
+from edgeq.quant.graph.integer_plan import scope_of
 from edgeq.quant.graph.quantize import quantize_graph
 from edgeq.quant.graph.recipe import GraphRecipe
 from edgeq.quant.graph.samples import samples_of
@@ -96,7 +96,7 @@ def test_a_mean_of_squares_keeps_its_small_values() -> None:
     root = m.same("Sqrt", m.same("Add", mean, m.constant(np.float32(1e-6))))
     graph = m.graph(m.linear(m.same("Div", x, root), WIDTH))
     ops = {node.name: node.op for node in graph.nodes}
-    assert sorted(ops[name] for name in precise(graph)) == ["Add", "Mul", "ReduceMean"]
+    assert sorted(ops[name] for name in needs_float(graph)) == ["Add", "Mul", "ReduceMean"]
     rng = np.random.default_rng(0)
     sizes = np.array([100, 10, 3, 1], np.float32)[None, :, None]
     feeds = [
@@ -125,8 +125,8 @@ def test_a_spectrum_before_the_network_keeps_its_range() -> None:
     power = m.conv("x", 8)
     power = m.same("Add", m.same("Mul", power, power), m.constant(np.float32(1e-6)))
     graph = m.graph(m.conv(m.same("Relu", m.conv(m.same("Log", power), 8)), 4))
-    assert {"conv0", "mul1", "add2"} <= precise(graph)
-    assert not {"conv4", "conv6"} & precise(graph)
+    assert {"conv0", "mul1", "add2"} <= needs_float(graph)
+    assert not {"conv4", "conv6"} & needs_float(graph)
     rng = np.random.default_rng(0)
     feeds = [
         {"x": (10 ** rng.uniform(-3, 0) * rng.standard_normal((1, 1, 8, 32))).astype(np.float32)}
@@ -137,4 +137,4 @@ def test_a_spectrum_before_the_network_keeps_its_range() -> None:
     # a logarithm of the outputs leaves the network behind it alone
     m = Made(6, x=Info((1, 3, 8, 8)))
     end = m.graph(m.same("Log", m.same("Softmax", m.conv("x", 4), axis=1)))
-    assert "conv0" not in precise(end)
+    assert "conv0" not in needs_float(end)

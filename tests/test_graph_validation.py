@@ -20,10 +20,10 @@ from edgeq.formats.qparams import QuantParams
 from edgeq.graph.files import read
 from edgeq.graph.ir import Graph, Info, Node, QuantWeight
 from edgeq.graph.onnx.write import write_onnx
-from edgeq.quant.graph.kept import META_SAMPLES, kept
 from edgeq.quant.graph.quantize import quantize_graph
 from edgeq.quant.graph.recipe import GraphRecipe
 from edgeq.quant.graph.samples import samples_of
+from edgeq.quant.graph.stored_samples import META_SAMPLES, stored_samples
 from tests.conftest import need
 from tests.graph_made import Made, cnn, encoder, samples
 from tests.real_models import (
@@ -168,7 +168,7 @@ def test_a_record_keeps_samples_which_conversions_are_judged_by(tmp_path: Path) 
     made = quantized(graph)
     write_onnx(made, tmp_path / "q.onnx")
     again = read(tmp_path / "q.onnx")
-    rows = kept(again)
+    rows = stored_samples(again)
     assert len(rows) == 8
     (quant,) = (made.quants[name] for name in made.inputs)
     first = next(iter(samples(graph, 24)))["x"]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgeq.converters.coreml.exec.machine import SUPPORTED
 from edgeq.converters.coreml.lower import graph as coreml_lower
-from edgeq.converters.coreml.lower.build import Lowering
+from edgeq.converters.coreml.lower.build import CoremlLowering
 from edgeq.core.errors import UnsupportedError, UsageError
 from edgeq.graph.execute import Session
 from edgeq.graph.ir import Graph, Info, Node, QuantWeight
@@ -128,7 +128,6 @@ CASES = {
     "global max": case("GlobalMaxPool", X),
     "layer norm": case("LayerNormalization", (2, 4, 6), (6,), (6,), axis=-1, epsilon=1e-3),
     "layer norm of two": case("LayerNormalization", (2, 4, 6), (4, 6), axis=1),
-    "instance norm": case("InstanceNormalization", X, (3,), (3,), epsilon=1e-2),
     "relu": case("Relu", X),
     "clip 6": case("Clip", X, number(0), number(6)),
     "clip both": case("Clip", X, number(-0.5), number(0.5)),
@@ -147,7 +146,6 @@ CASES = {
     "sigmoid": case("Sigmoid", X),
     "softmax": case("Softmax", X, axis=1),
     "softplus": case("Softplus", X),
-    "softsign": case("Softsign", X),
     "tanh": case("Tanh", X),
     "abs": case("Abs", X),
     "ceil": case("Ceil", X),
@@ -160,7 +158,6 @@ CASES = {
     "neg": case("Neg", X),
     "neg of integers": case("Neg", ints(1, -2, 3)),
     "not": case("Not", FLAGS),
-    "reciprocal": case("Reciprocal", rng().random((3, 4)).astype(np.float32) + np.float32(0.1)),
     "round": case("Round", np.array([0.5, 1.5, -2.5, 0.2], np.float32)),
     "sign": case("Sign", X),
     "sin": case("Sin", X),
@@ -168,13 +165,12 @@ CASES = {
     "add": case("Add", X, (3, 1, 1)),
     "add scalar": case("Add", X, number(0.5)),
     "add two": case("Add", X, X, fed=(0, 1)),
-    "sum": case("Sum", X, X, (3, 1, 6), fed=(0, 1, 2)),
     "sub": case("Sub", (6,), X, fed=(0, 1)),
     "mul": case("Mul", X, (2, 3, 1, 1), fed=(0, 1)),
     "mul integers": case("Mul", ints(1, 2, 3), ints(4)),
     "div": case("Div", X, np.full((3, 1, 1), 3, np.float32)),
     "max": case("Max", X, (3, 1, 1), fed=(0, 1)),
-    "min": case("Min", X, X, (6,), fed=(0, 1, 2)),
+    "min": case("Min", X, (6,), fed=(0, 1)),
     "mod": case("Mod", ints(5, -7, 9), ints(4)),
     "square": case("Pow", X, number(2)),
     "root": case("Pow", rng().random((3, 4)).astype(np.float32), number(0.5)),
@@ -194,10 +190,9 @@ CASES = {
     **{
         f"{op} {keep}": case(op, X, ints(1, -1), keepdims=keep)
         for op in ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2",
-                   "ReduceProd", "ReduceSumSquare", "ReduceLogSumExp")
+                   "ReduceProd")
         for keep in (0, 1)
     },
-    "reduce log sum": case("ReduceLogSum", rng().random(X).astype(np.float32), ints(2)),
     "reduce all": case("ReduceMean", X, keepdims=0),
     "reduce nothing": case("ReduceSum", X, ints(), noop_with_empty_axes=1),
     "argmax": case("ArgMax", X, axis=1, keepdims=0),
@@ -262,7 +257,7 @@ def test_an_operator_means_what_it_means_in_onnxruntime(name: str, tmp_path: Pat
 
 def test_every_operator_has_a_case() -> None:
     tried = {node.op for make in CASES.values() for node in make()[0].nodes}
-    assert tried == set(coreml_lower.OPERATORS) - {"Xor"}
+    assert tried == set(coreml_lower.EMITTERS)
 
 
 @pytest.mark.parametrize("target", coreml_lower.TARGETS)
@@ -271,7 +266,7 @@ def test_every_operator_is_known_to_every_system(target: str, precision: str) ->
     for make in CASES.values():
         graph, _ = make()
         coreml_lower.check(graph, {"target_os": target, "precision": precision})
-        program = Lowering(graph, target, precision, coreml_lower.OPERATORS).program()
+        program = CoremlLowering(graph, target, precision, coreml_lower.EMITTERS).program()
         made = [op.op_type for op in program.functions["main"].operations]
         assert set(made) <= SUPPORTED
 
@@ -357,12 +352,16 @@ def test_all_that_cannot_be_is_told_at_once() -> None:
 
 def test_names_that_core_ml_does_not_take_are_kept(tmp_path: Path) -> None:
     names = ("0:image", "0.image", "state", "_x", "add_0")
+    sums = ("sum_1", "sum_2", "sum_3", "add_1")
     nodes = (
-        Node("Sum", "sum", names, ("add_1",)),
+        *(
+            Node("Add", f"sum{i}", (f"sum_{i - 1}" if i > 1 else names[0], name), (out,))
+            for i, (name, out) in enumerate(zip(names[1:], sums, strict=True), 1)
+        ),
         Node("Add", "again", ("add_1", "add_1"), ("mul_0",)),
         Node("Mul", "less", ("mul_0", "add_2"), ("a/ b",)),
     )
-    values = {name: Info((2, 3)) for name in (*names, "add_1", "mul_0", "a/ b")}
+    values = {name: Info((2, 3)) for name in (*names, *sums, "mul_0", "a/ b")}
     held = {"add_2": QuantWeight(np.full((2, 3), 2, np.int8), np.float32(0.5).reshape(()), 8)}
     graph = Graph("names", names, ("add_1", "a/ b", "state"), nodes, held, values)
     feeds = {name: np.full((2, 3), i, np.float32) for i, name in enumerate(names)}

@@ -172,9 +172,6 @@ FLOAT: dict[str, Make] = {
     "layernorm of an image": lambda b: b.op(
         "LayerNormalization", b.conv(b.input(1, 3, 6, 5), 3, 4), b.random(4, 6, 5), axis=1
     ),
-    "instancenorm": lambda b: b.op(
-        "InstanceNormalization", b.conv(b.input(1, 3, 6, 5), 3, 4), b.random(4), b.random(4)
-    ),
     "embedding": lambda b: b.op("Gather", b.random(9, 5), b.input(1, 6, dtype="int64"), axis=0),
     "gather one": lambda b: b.op("Gather", b.input(1, 6, 4), b.constant(0, "i8"), axis=1),
     "gather from the end": lambda b: b.op("Gather", b.input(1, 6, 4), b.ints(-1, 2), axis=-1),

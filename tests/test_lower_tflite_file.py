@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgeq.converters.tflite.lower import graph as lower
 from edgeq.converters.tflite.lower.layout import (
-    Window,
+    AxisWindow,
     after_reduction,
     after_transpose,
     channels_last,
@@ -369,16 +369,16 @@ def test_reshaping_moves_nothing_that_can_stay() -> None:
 @pytest.mark.parametrize(
     ("window", "valid", "alike", "pads"),
     [
-        (Window(8, 3, 1, 1, 8), False, True, (1, 1)),
-        (Window(8, 3, 2, 1, 4), False, False, (1, 0)),  # SAME would put its one zero behind
-        (Window(9, 3, 2, 1, 5), False, True, (1, 1)),
-        (Window(8, 3, 2, 0, 4), False, True, (0, 1)),
-        (Window(8, 2, 2, 0, 4), True, True, (0, 0)),
-        (Window(9, 3, 1, 0, 7), True, False, (0, 0)),
-        (Window(9, 3, 1, 2, 9, dilation=2), False, True, (2, 2)),
+        (AxisWindow(8, 3, 1, 1, 8), False, True, (1, 1)),
+        (AxisWindow(8, 3, 2, 1, 4), False, False, (1, 0)),  # SAME would put its one zero behind
+        (AxisWindow(9, 3, 2, 1, 5), False, True, (1, 1)),
+        (AxisWindow(8, 3, 2, 0, 4), False, True, (0, 1)),
+        (AxisWindow(8, 2, 2, 0, 4), True, True, (0, 0)),
+        (AxisWindow(9, 3, 1, 0, 7), True, False, (0, 0)),
+        (AxisWindow(9, 3, 1, 2, 9, dilation=2), False, True, (2, 2)),
     ],
 )
-def test_padding(window: Window, valid: bool, alike: bool, pads: tuple[int, int]) -> None:
+def test_padding(window: AxisWindow, valid: bool, alike: bool, pads: tuple[int, int]) -> None:
     assert (window.valid, window.alike, window.pads) == (valid, alike, pads)
 
 

@@ -263,7 +263,7 @@ def held_wider(asked: Mapping[str, int], held: Mapping[str, int]) -> list[str]:
 
 
 def _graph(graph: Graph, model: str, form: str, details: bool) -> str:
-    from edgeq.quant.graph.kept import META_SAMPLES
+    from edgeq.quant.graph.stored_samples import META_SAMPLES
     from edgeq.quant.graph.summary import (
         arena_bytes,
         constants_bytes,

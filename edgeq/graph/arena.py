@@ -14,11 +14,10 @@ from dataclasses import dataclass
 
 from edgeq.formats.packing import round_up
 from edgeq.graph.ir import Graph
+from edgeq.graph.operators import VIEWS
 
 ALIGN = 64
 """Bytes that a value's place is a multiple of."""
-VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
-"""Operators whose output is the same bytes as their input."""
 
 
 @dataclass(frozen=True)

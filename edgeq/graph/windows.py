@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from edgeq.graph.ir import Graph, Info, Node
+from edgeq.graph.operators import POOLS, WINDOWS
 from edgeq.graph.rewrite import Change, Steps
-
-_POOLS = ("MaxPool", "AveragePool")
 
 
 def whole_windows(graph: Graph, node: Node) -> Change | None:
@@ -24,7 +23,7 @@ def whole_windows(graph: Graph, node: Node) -> Change | None:
         The nodes that take the place of the pool, with the shape of its values; None if it is no
         such pool, or its input's shape is not known yet.
     """
-    if node.op not in _POOLS or not node.attrs.get("ceil_mode"):
+    if node.op not in POOLS & WINDOWS or not node.attrs.get("ceil_mode"):
         return None
     x = graph.values.get(node.inputs[0])
     if x is None:

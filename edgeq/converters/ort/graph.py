@@ -43,6 +43,7 @@ from edgeq.formats.packing import round_up
 from edgeq.formats.schemes import GROUP_SIZES
 from edgeq.graph.ir import Constant, Graph, Node, QuantWeight
 from edgeq.graph.onnx.write import to_bytes
+from edgeq.graph.operators import ACTIVATIONS, WINDOWS
 from edgeq.quant.graph.summary import arena_bytes
 
 __all__ = ["arena", "check", "open_graph", "stored_quants", "stored_weights", "versions", "write"]
@@ -52,7 +53,6 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "form": ("qdq", "qoperator"),
 }
 """Option -> its values, the default first."""
-_WINDOWS = ("Conv", "ConvTranspose", "MaxPool", "AveragePool")
 _MICROSOFT = "com.microsoft"
 _MADE = ".quantize"
 """What `edgeq.graph.onnx.write` puts behind a value's name to name its QuantizeLinear."""
@@ -341,7 +341,7 @@ def _open_ended(graph: Graph, node: Node) -> bool:
         return False
     weight = graph.constants[node.inputs[1]]
     after = graph.only_consumer(node.output)
-    activated = after is not None and after.op in ("Relu", "Clip") and after.output in graph.quants
+    activated = after is not None and after.op in ACTIVATIONS and after.output in graph.quants
     whole = isinstance(weight, QuantWeight) and weight.block is None and weight.axis in (None, 0)
     biased = any(isinstance(graph.constants[b], QuantWeight) for b in node.inputs[2:])
     return whole and not biased and not activated and node.output not in graph.quants
@@ -376,7 +376,7 @@ def _shorten(proto: Any, places: dict[str, dict[str, Any]]) -> None:
         node.output[:] = [named(name) for name in node.output]
         if node.op_type in ("QuantizeLinear", "DequantizeLinear", "Cast"):
             node.ClearField("name")
-        if node.op_type in _WINDOWS:
+        if node.op_type in WINDOWS:
             given = [entry for entry in node.attribute if not _understood(entry)]
             del node.attribute[:]
             node.attribute.extend(given)

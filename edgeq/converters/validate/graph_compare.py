@@ -26,7 +26,7 @@ from edgeq.converters.validate.graph_yardstick import Found, Kind, Yardstick
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.progress import Progress
 from edgeq.graph.ir import Graph, QuantWeight
-from edgeq.quant.graph.kept import META_SAMPLES
+from edgeq.quant.graph.stored_samples import META_SAMPLES
 
 META_OPTIONS = "edgeq.options"
 """Key of a file's metadata: the options of its conversion, and edgeq's version."""

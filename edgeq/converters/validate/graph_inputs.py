@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
 from edgeq.graph.ir import Graph
-from edgeq.quant.graph.kept import kept
+from edgeq.quant.graph.stored_samples import stored_samples
 
 Feeds = Mapping[str, NDArray[Any]]
 RUNS = 8
@@ -31,7 +31,7 @@ def inputs_of(graph: Graph, samples: Iterable[Feeds] | None) -> tuple[str, list[
         if not given:
             raise UsageError("there are no samples to compare on; give at least one")
         return GIVEN, given
-    own: list[Feeds] = list(kept(graph))
+    own: list[Feeds] = list(stored_samples(graph))
     return (KEPT, own) if own else (RANDOM, list(made_up(graph)))
 
 

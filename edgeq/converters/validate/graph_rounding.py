@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.graph.ir import Constant, Graph, Info, Node, QuantWeight
+from edgeq.graph.operators import LAYERS
 
 FLOAT = 1e-6
 """Relative error of a float32 operator; sums of some hundred products have as much."""
@@ -27,7 +28,6 @@ STEP = 0.0125
 of two neighboring levels."""
 _FLOAT16 = 10
 _FLOAT32 = 1
-_WEIGHTED = ("Conv", "ConvTranspose", "Linear")
 
 
 def perturbed(
@@ -77,7 +77,7 @@ class _Perturber:
                     quants[fed[name]] = quants.pop(name)
         for node in source.nodes:
             inputs = [fed.get(name, name) for name in node.inputs]
-            if self._dynamic and node.op in _WEIGHTED and self._meets_integers(node):
+            if self._dynamic and node.op in LAYERS and self._meets_integers(node):
                 inputs[0] = self._as_8_bits(inputs[0], node)
             outputs = [self._before(name) for name in node.outputs]
             self._nodes.append(replace(node, inputs=tuple(inputs), outputs=tuple(outputs)))

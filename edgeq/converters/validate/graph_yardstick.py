@@ -20,6 +20,7 @@ from edgeq.converters.validate.graph_rounding import perturbed
 from edgeq.core.errors import FormatError
 from edgeq.graph.execute import Session
 from edgeq.graph.ir import Graph, Node
+from edgeq.graph.operators import BOUNDED, VIEWS
 
 Feeds = Mapping[str, NDArray[Any]]
 Kind = Literal["float", "half", "static", "dynamic"]
@@ -32,12 +33,8 @@ MOST: Mapping[Kind, float] = {"float": 0.01, "half": 0.1, "static": 0.3, "dynami
 """Relative error that is never passed, however much a model makes of small errors."""
 SENSITIVE = 0.1
 """Relative error allowed from which on it is told that the outputs show coarse faults only."""
-BOUNDED = frozenset({"Softmax", "Sigmoid", "Tanh", "HardSigmoid"})
-"""Operators of results up to 1, whose error does not shrink with them."""
-_MOVES = frozenset(
-    {"Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Identity", "Transpose", "Concat",
-     "Slice", "Split"}
-)  # fmt: skip
+_MOVES = VIEWS | {"Cast", "Identity", "Transpose", "Concat", "Slice", "Split"}
+_SAME_ORDER = VIEWS | {"Cast", "Identity"}
 _DRAWS = 2
 """Times that random errors are put in."""
 _VALUES = 20000
@@ -238,8 +235,7 @@ def _maker(graph: Graph, name: str) -> Node | None:
 def _ranking(graph: Graph, name: str) -> Node | None:
     """The ArgMax or ArgMin whose result an output is, in the same order of elements."""
     node = graph.producers.get(name)
-    while node is not None and node.op in ("Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten",
-                                           "Identity"):  # fmt: skip
+    while node is not None and node.op in _SAME_ORDER:
         node = graph.producers.get(node.inputs[0])
     if node is None or node.op not in ("ArgMax", "ArgMin"):
         return None

@@ -16,13 +16,14 @@ import numpy as np
 from edgeq.core.errors import UnsupportedError
 from edgeq.graph.ir import Graph, Node
 from edgeq.graph.onnx.upgrade import upgraded
+from edgeq.graph.operators import OPERATORS
 from edgeq.graph.rewrite import Change, Steps, rewrite, unique
 
 _GONE = ("consumed_inputs", "is_test")
 """Attributes that told what today goes without saying."""
 _PAIRS = ("Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Xor", "Equal", "Greater", "Less",
           "PRelu")  # fmt: skip
-_UNKNOWN = ("Tile", "Upsample", "Affine", "Crop", "ParametricSoftplus", "ScaledTanh",
+_UNKNOWN = ("Upsample", "Affine", "Crop", "ParametricSoftplus", "ScaledTanh",
             "ImageScaler", "Scale", "GivenTensorFill", "ATen", "GRUUnit")  # fmt: skip
 """Operators whose form of those days is not known here."""
 
@@ -38,9 +39,9 @@ def modernised(graph: Graph, opset: int, inferred: Callable[[Graph], Graph]) -> 
     Raises:
         UnsupportedError: an operator whose form of those days is not known.
     """
-    if found := [n for n in graph.nodes if n.op in _UNKNOWN]:
+    if unread := [n for n in graph.nodes if n.op in _UNKNOWN or opset < _first_opset(n)]:
         raise UnsupportedError(
-            f"{found[0]} has opset {opset}, whose version of it edgeq does not read; export it "
+            f"{unread[0]} has opset {opset}, whose version of it edgeq does not read; export it "
             "with opset 7 or newer"
         )
     graph = upgraded(rewrite(graph, _attributes), opset)
@@ -60,6 +61,12 @@ def modernised(graph: Graph, opset: int, inferred: Callable[[Graph], Graph]) -> 
         return len(ranks.info(name).shape)
 
     return rewrite(graph, lambda g, n: _aligned(g, n, rank))
+
+
+def _first_opset(node: Node) -> int:
+    """The first opset whose form of an operator is read."""
+    row = OPERATORS.get(node.op)
+    return row.since if row else 1
 
 
 def _attributes(graph: Graph, node: Node) -> Change | None:

@@ -31,6 +31,7 @@ from edgeq.core.files import write_whole
 from edgeq.formats.qparams import QuantParams
 from edgeq.graph.ir import Graph, Info, Node, QuantWeight
 from edgeq.graph.onnx.file import OPSET, require
+from edgeq.graph.operators import OPERATORS
 from edgeq.graph.qdq import FORMAT, PALETTES, VERSION
 
 IR_VERSION = 10
@@ -283,7 +284,8 @@ class _Writer:
 
     def _outputs(self, node: Node, outputs: list[str]) -> list[str]:
         """Names for outputs that nobody asked for, where ONNX insists on them."""
-        if node.op not in ("TopK", "Split"):
+        row = OPERATORS.get(node.op)
+        if row is None or row.outputs == 1:
             return outputs
         return [o or self._name(f"{node.name}.unused{i}") for i, o in enumerate(outputs)]
 

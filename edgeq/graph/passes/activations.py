@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from edgeq.graph.ir import Graph, Node
-from edgeq.graph.passes.explicit import single
+from edgeq.graph.operators import single
 from edgeq.graph.rewrite import Change, floats, rewrite, scalar, unique
 
 _CLOSE = 2e-5

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.graph.ir import Constant, Graph, Info, Node
+from edgeq.graph.operators import LAYERS, VIEWS, channel_axis
 from edgeq.graph.rewrite import Change, floats, rewrite, scalar, unique
 
-_WEIGHTED = ("Conv", "ConvTranspose", "Linear")
-_CARRY = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "MatMul")
+_CARRY = VIEWS | {"Transpose", "MatMul"}
 """Operators that give c times as much for c times their first input."""
 Array = NDArray[np.floating[Any]]
 
@@ -43,7 +43,7 @@ def _batch_norm(graph: Graph, node: Node) -> Change | None:
     x = node.inputs[0]
     weighted = graph.producers.get(x)
     last = len(graph.info(x).shape) == 2
-    if weighted is not None and weighted.op in _WEIGHTED and (weighted.op != "Linear" or last):
+    if weighted is not None and weighted.op in LAYERS and (weighted.op != "Linear" or last):
         folded = _folded(graph, weighted, node, scale, shift)
         if folded is not None:
             return folded
@@ -68,7 +68,7 @@ def _by_channel(graph: Graph, node: Node) -> Change | None:
         return None
     for x, other in (node.inputs, node.inputs[::-1]):
         weighted = graph.producers.get(x)
-        if weighted is None or weighted.op not in _WEIGHTED:
+        if weighted is None or weighted.op not in LAYERS:
             continue
         if graph.info(x).shape != graph.info(node.output).shape or node.inputs[0] == node.inputs[1]:
             continue
@@ -108,9 +108,9 @@ def _by_number(graph: Graph, node: Node) -> Change | None:
                 break
             taker = graph.producers.get(taker.inputs[0])
         weighted = chain[-1]
-        if weighted.op not in _WEIGHTED:
+        if weighted.op not in LAYERS:
             continue
-        n = graph.info(weighted.output).shape[-1 if weighted.op == "Linear" else 1]
+        n = graph.info(weighted.output).shape[channel_axis(graph, weighted)]
         scale = np.full(n, number if node.op == "Mul" else 1 / number)
         folded = _folded(graph, weighted, chain[-2], scale, np.zeros(n))
         if folded is None:
@@ -132,7 +132,7 @@ def _channels(graph: Graph, weighted: Node, name: str) -> Array | None:
     """A constant as a number for each output channel of a node; None if it is none."""
     held = floats(graph, name)
     shape = graph.info(weighted.output).shape
-    axis = len(shape) - 1 if weighted.op == "Linear" else 1
+    axis = channel_axis(graph, weighted)
     if held is None or held.ndim > len(shape):
         return None
     wide = (1,) * (len(shape) - held.ndim) + held.shape

@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 
 from edgeq.graph.ir import Graph, Node
+from edgeq.graph.operators import VIEWS
 from edgeq.graph.rewrite import Change, ints, prune, rewrite, unique
-
-_MOVES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
-"""Operators that keep the elements and their order."""
 
 
 def clean(graph: Graph) -> Graph:
@@ -60,7 +58,7 @@ def _idle(graph: Graph, node: Node) -> bool:
         return len(node.outputs) == 1
     if node.op == "DepthToSpace" or node.op == "SpaceToDepth":
         return bool(node.attrs["blocksize"] == 1)
-    return node.op in (*_MOVES, "Expand", "Tile")
+    return node.op in VIEWS | {"Expand", "Tile"}
 
 
 def _two_transposes(graph: Graph, node: Node) -> Change | None:
@@ -73,8 +71,8 @@ def _two_transposes(graph: Graph, node: Node) -> Change | None:
 
 
 def _two_reshapes(graph: Graph, node: Node) -> Change | None:
-    before = graph.producers.get(node.inputs[0]) if node.op in _MOVES else None
-    if before is None or before.op not in _MOVES or node.inputs[0] in graph.outputs:
+    before = graph.producers.get(node.inputs[0]) if node.op in VIEWS else None
+    if before is None or before.op not in VIEWS or node.inputs[0] in graph.outputs:
         return None
     shape = unique(graph, f"{node.output}.shape")
     new = Node("Reshape", node.name, (before.inputs[0], shape), node.outputs)

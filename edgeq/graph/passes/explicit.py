@@ -10,52 +10,9 @@ import numpy as np
 
 from edgeq.core.errors import UnsupportedError
 from edgeq.graph.ir import Constant, Graph, Node, Shape
+from edgeq.graph.operators import OPERATORS, REDUCTIONS
 from edgeq.graph.rewrite import Change, ints, rewrite, scalar, unique
 
-REDUCTIONS = (
-    "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceProd",
-)  # fmt: skip
-
-
-def single(number: float) -> float:
-    """A number as an attribute holds it: a float32."""
-    return float(np.float32(number))
-
-
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "ArgMax": {"axis": 0, "keepdims": 1, "select_last_index": 0},
-    "ArgMin": {"axis": 0, "keepdims": 1, "select_last_index": 0},
-    "CumSum": {"exclusive": 0, "reverse": 0},
-    "DepthToSpace": {"mode": "DCR"},
-    "Elu": {"alpha": 1.0},
-    "Flatten": {"axis": 1},
-    "Gather": {"axis": 0},
-    "GatherElements": {"axis": 0},
-    "Gelu": {"approximate": "none"},
-    "HardSigmoid": {"alpha": single(0.2), "beta": 0.5},
-    "LayerNormalization": {"axis": -1, "epsilon": single(1e-5)},
-    "LeakyRelu": {"alpha": single(0.01)},
-    "LogSoftmax": {"axis": -1},
-    "Mod": {"fmod": 0},
-    "Softmax": {"axis": -1},
-    "Split": {"axis": 0},
-    "TopK": {"axis": -1, "largest": 1, "sorted": 1},
-    **{op: {"keepdims": 1} for op in REDUCTIONS},
-    "Resize": {
-        "mode": "nearest", "coordinate_transformation_mode": "half_pixel",
-        "nearest_mode": "round_prefer_floor", "cubic_coeff_a": -0.75, "antialias": 0,
-        "exclude_outside": 0, "keep_aspect_ratio_policy": "stretch",
-    },
-}  # fmt: skip
-"""Operator -> attributes that are written out when they are left out."""
-_DROPPED = {
-    "Reshape": ("allowzero",),
-    "LayerNormalization": ("stash_type",),
-    "Cast": ("saturate",),
-    "Dropout": ("seed",),
-    "Resize": ("extrapolation_value",),
-}
-"""Operator -> attributes that mean nothing once all is spelled out."""
 _FLOAT_MAX = np.finfo(np.float32).max
 
 
@@ -65,18 +22,15 @@ def explicit(graph: Graph) -> Graph:
 
 
 def _spelled(graph: Graph, node: Node) -> Change | None:
-    attrs = {**DEFAULTS.get(node.op, {}), **node.attrs}
-    for name in _DROPPED.get(node.op, ()):
+    row = OPERATORS.get(node.op)
+    attrs = {**row.defaults, **node.attrs} if row else dict(node.attrs)
+    for name in row.ignored if row else ():
         attrs.pop(name, None)
     for name in ("keepdims", "largest", "sorted"):  # another number than 1 is no, to runtimes
         if name in attrs:
             attrs[name] = int(attrs[name] == 1)
-    if isinstance(attrs.get("axis"), int):
-        rank = len(graph.info(node.output or node.inputs[0]).shape)
-        if node.op in ("Gather", "ArgMax", "ArgMin", "Flatten"):  # their output has another rank
-            rank = len(graph.info(node.inputs[0]).shape)
-        if attrs["axis"] < 0:
-            attrs["axis"] += rank
+    if row and isinstance(attrs.get("axis"), int) and attrs["axis"] < 0:
+        attrs["axis"] += len(graph.info(node.inputs[0]).shape)
     inputs, given = list(node.inputs), {}
     rule = _RULES.get(node.op)
     if rule is not None:
@@ -95,7 +49,7 @@ def _spelled(graph: Graph, node: Node) -> Change | None:
             and held.shape == value.shape
         ):
             continue
-        name = unique(graph, f"{node.output or node.name}.{_CALLED[node.op][place]}")
+        name = unique(graph, f"{node.output or node.name}.{OPERATORS[node.op].constants[place]}")
         constants[name] = value
         inputs[place] = name
     while inputs and not inputs[-1]:
@@ -106,17 +60,6 @@ def _spelled(graph: Graph, node: Node) -> Change | None:
 
 Given = dict[int, Any]
 """Place of an input -> the constant that stands there from now on, None for none."""
-_CALLED = {
-    "Clip": {1: "min", 2: "max"},
-    "Slice": {1: "starts", 2: "ends", 3: "axes", 4: "steps"},
-    "Pad": {1: "pads", 2: "value", 3: "axes"},
-    "Resize": {1: "roi", 2: "scales", 3: "sizes"},
-    "Split": {1: "sizes"},
-    "LayerNormalization": {1: "scale", 2: "bias"},
-    "TopK": {1: "k"},
-    **{op: {1: "shape"} for op in ("Reshape", "Expand")},
-    **{op: {1: "axes"} for op in ("Squeeze", "Unsqueeze", *REDUCTIONS)},
-}  # fmt: skip
 
 
 def _is_constant(graph: Graph, node: Node, place: int) -> bool:

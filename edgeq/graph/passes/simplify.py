@@ -9,7 +9,7 @@ import numpy as np
 
 from edgeq.graph.ir import Graph, Info, Node
 from edgeq.graph.onnx.upgrade import flat_softmax
-from edgeq.graph.passes.explicit import single
+from edgeq.graph.operators import single
 from edgeq.graph.rewrite import Change, Steps, ints, rewrite, scalar
 
 

@@ -23,12 +23,11 @@ from numpy.typing import NDArray
 from edgeq.core.errors import UsageError
 from edgeq.core.progress import Progress
 from edgeq.graph.ir import Constant, Graph, Node, QuantWeight
+from edgeq.graph.operators import LAYERS, channel_axis
 from edgeq.graph.rewrite import prune, unique
 from edgeq.quant.graph.hessians import Samples, SessionOf, weight_name
 from edgeq.quant.graph.weights import int_bias
 
-OPERATORS = ("Conv", "ConvTranspose", "Linear")
-"""What has a bias."""
 DEEP, FEW = 12, 32
 """Each depth of layers takes a run of all samples up to there. Past so many depths the mean is
 taken over so many samples, which it has settled on."""
@@ -81,7 +80,7 @@ def _by_depth(graph: Graph) -> list[list[Node]]:
     levels: list[list[Node]] = []
     for node in graph.nodes:
         at = max((depth.get(name, 0) for name in node.inputs), default=0)
-        if node.op in OPERATORS and isinstance(graph.constants[weight_name(node)], QuantWeight):
+        if node.op in LAYERS and isinstance(graph.constants[weight_name(node)], QuantWeight):
             if at == len(levels):
                 levels.append([])
             levels[at].append(node)
@@ -102,7 +101,7 @@ def _means(
         seen += 1
         values = run({name: feeds[name] for name in graph.inputs})
         for node in nodes:
-            y = np.moveaxis(values[node.output], -1 if node.op == "Linear" else 1, 0)
+            y = np.moveaxis(values[node.output], channel_axis(graph, node), 0)
             mean = y.reshape(len(y), -1).mean(axis=1, dtype=np.float64)
             sums[node.name] = sums.get(node.name, 0.0) + mean
     if not seen:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from edgeq.graph.ir import Graph, Node
+from edgeq.graph.operators import LAYERS, PRODUCTS, is_depthwise
 from edgeq.quant.graph.recipe import Choice, GraphRecipe
 from edgeq.quant.graph.weights import weight_nodes
 
-_PRODUCTS = ("Conv", "ConvTranspose", "Linear")
-_INNER = {*_PRODUCTS, "MatMul", "Gather", "LayerNormalization"}
+_INNER = PRODUCTS | {"Gather", "LayerNormalization"}
 """Behind one of these a layer is no longer the first, before one no longer the last."""
 
 
@@ -30,14 +30,6 @@ def float_nodes(graph: Graph, recipe: GraphRecipe) -> frozenset[str]:
     )
 
 
-def depthwise(graph: Graph, node: Node) -> bool:
-    """Whether a convolution has a group for each of its input channels."""
-    if node.op not in ("Conv", "ConvTranspose"):
-        return False
-    groups = int(node.attrs.get("group", 1))
-    return groups > 1 and groups == graph.info(node.inputs[0]).shape[1]
-
-
 def outer_nodes(graph: Graph, nodes: Iterable[Node]) -> frozenset[str]:
     """Which of the nodes with weights are a first or last layer, or depthwise.
 
@@ -50,8 +42,8 @@ def outer_nodes(graph: Graph, nodes: Iterable[Node]) -> frozenset[str]:
     return frozenset(
         node.name
         for node in nodes
-        if depthwise(graph, node)
-        or (node.op in _PRODUCTS and (node.name not in behind or node.name not in before))
+        if is_depthwise(graph, node)
+        or (node.op in LAYERS and (node.name not in behind or node.name not in before))
     )
 
 

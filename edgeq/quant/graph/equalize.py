@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from edgeq.core.errors import UsageError
 from edgeq.core.progress import Progress
 from edgeq.graph.ir import Constant, Graph, Node
+from edgeq.graph.operators import LAYERS, POOLS, VIEWS, channel_axis, named
 from edgeq.graph.rewrite import floats, ints, prune, scalar
 from edgeq.quant.graph.hessians import Samples, SessionOf, weight_name
 
@@ -40,10 +41,9 @@ DEAD = 1e-4
 range: its bias alone would be made larger."""
 MOST = 1e3
 """A channel is scaled by at most so many times more, or less, than the others."""
-LAYERS = ("Conv", "ConvTranspose", "Linear")
-_ALONG = ("Relu", "LeakyRelu", "PRelu")
-_POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
-_RESHAPES = ("Flatten", "Reshape", "Squeeze")
+_HOMOGENEOUS = named(lambda row: row.homogeneous) - POOLS
+"""Activations f with f(s x) = s f(x) for every s > 0."""
+_FLATTENS = VIEWS - {"Unsqueeze"}
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _own(graph: Graph, node: Node) -> bool:
 
 def _pair(graph: Graph, first: Node) -> Pair | None:
     """The layer that alone takes what this one makes, if all between them lets scales through."""
-    axis = len(graph.info(first.output).shape) - 1 if first.op == "Linear" else 1
+    axis = channel_axis(graph, first)
     spread, value = 1, first.output
     while (node := graph.only_consumer(value)) is not None:
         if node.inputs.count(value) != 1 or node.inputs[0] != value:
@@ -154,12 +154,12 @@ def _pair(graph: Graph, first: Node) -> Pair | None:
             last = len(graph.info(value).shape) - 1
             fits = axis == last if node.op == "Linear" else axis == 1 and spread == 1
             return Pair(first, node, spread) if fits and _own(graph, node) else None
-        if node.op in _RESHAPES:
+        if node.op in _FLATTENS:
             more = _flattened(graph, node, axis)
             if more is None:
                 return None
             spread *= more
-        elif node.op in _POOLS:
+        elif node.op in POOLS:
             if axis != 1:
                 return None
         elif node.op == "ReduceMean":
@@ -167,7 +167,7 @@ def _pair(graph: Graph, first: Node) -> Pair | None:
             rank = len(graph.info(value).shape)
             if not axes or axis != 1 or any(a % rank < 2 for a in axes):
                 return None
-        elif node.op not in _ALONG:
+        elif node.op not in _HOMOGENEOUS:
             return None
         value = node.output
     return None

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edgeq.core.errors import UsageError
 from edgeq.core.progress import Progress
 from edgeq.graph.ir import Graph, Node
+from edgeq.graph.operators import LAYERS, named, weight_of
 from edgeq.quant.rounders.hessian import Hessian
 
 Array = NDArray[np.float32]
@@ -26,15 +27,15 @@ Run = Callable[[Feeds], Mapping[str, NDArray[Any]]]
 SessionOf = Callable[[Graph, Sequence[str]], Run]
 """Makes what runs a graph and gives its outputs and the values named besides."""
 
-WEIGHTED = {"Conv": 1, "ConvTranspose": 1, "Linear": 1, "Gather": 0}
-"""Operators with weights -> which of their inputs these are."""
+ROW_PRODUCTS = LAYERS & named(lambda row: row.weight and row.weight.channels == 0)
+"""Layers that multiply each row of their weight with the same inputs: Conv and Linear."""
 PLACES = 512
 """Most places of one sample that count."""
 
 
 def weight_name(node: Node) -> str:
     """The input of a node that is its weight."""
-    return node.inputs[WEIGHTED[node.op]]
+    return node.inputs[weight_of(node).input]
 
 
 def hessians(
@@ -65,7 +66,7 @@ def hessians(
     """
     nodes = tuple(nodes)
     for node in nodes:
-        if node.op not in ("Conv", "Linear"):
+        if node.op not in ROW_PRODUCTS:
             raise UsageError(f"{node} has no second moments; only Conv and Linear have")
     cuts = {node.name: _cut(graph, node) for node in nodes}
     taken: dict[tuple[object, ...], tuple[Node, list[Hessian]]] = {}

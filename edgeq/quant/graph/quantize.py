@@ -23,28 +23,29 @@ import numpy as np
 from edgeq.core.errors import SchemeError, UsageError
 from edgeq.core.progress import Progress
 from edgeq.graph.ir import Constant, Graph, Node, QuantWeight
+from edgeq.graph.operators import LAYERS, is_depthwise, weight_of
 from edgeq.quant.graph.bias import corrected
 from edgeq.quant.graph.calibrate import ranges
-from edgeq.quant.graph.choices import choices, depthwise, float_nodes
-from edgeq.quant.graph.doubts import doubts
+from edgeq.quant.graph.choices import choices, float_nodes
 from edgeq.quant.graph.equalize import equalise, unclipped
-from edgeq.quant.graph.grids import (
-    Plan,
+from edgeq.quant.graph.float_precision import hidden_terms
+from edgeq.quant.graph.hessians import Array, Run, hessians, weight_name
+from edgeq.quant.graph.integer_plan import (
+    IntegerPlan,
     Scope,
+    activation_behind,
+    activation_params,
     data_inputs,
-    fused,
-    grids,
-    plan,
+    plan_integers,
     rounded_constant,
     scope_of,
 )
-from edgeq.quant.graph.hessians import Array, Run, hessians, weight_name
-from edgeq.quant.graph.kept import keep
-from edgeq.quant.graph.precise import hidden_terms
 from edgeq.quant.graph.recipe import Choice, GraphRecipe
+from edgeq.quant.graph.sample_warnings import sample_warnings
 from edgeq.quant.graph.samples import LEAST, Samples
 from edgeq.quant.graph.sensitivity import keep_float, sensitivity
 from edgeq.quant.graph.smooth import smoothed
+from edgeq.quant.graph.stored_samples import stored_samples_entry
 from edgeq.quant.graph.summary import (
     Agreement,
     GraphSummary,
@@ -110,7 +111,9 @@ def quantize_graph(
     made = _stored(made, recipe, picked)
     check_packed(made, picked)
     meta = {**graph.meta, **_meta(recipe, samples)}
-    made = replace(made, meta=meta | (keep(made, samples) if samples is not None else {}))
+    made = replace(
+        made, meta=meta | (stored_samples_entry(made, samples) if samples is not None else {})
+    )
     rows = operator_rows(made)
     agreement = None
     if samples is not None:
@@ -140,7 +143,7 @@ def _doubts(
     graph: Graph, samples: Samples, work: _Work, agreement: Agreement | None
 ) -> tuple[str, ...]:
     """What is doubtful of the samples and of what was measured on them."""
-    found = list(doubts(graph, samples, work.session_of))
+    found = list(sample_warnings(graph, samples, work.session_of))
     if agreement is None or agreement.samples < 2:
         return tuple(found)
     if agreement.varied < ALIKE:
@@ -174,7 +177,7 @@ class _Work:
         wanted = self.recipe.equalise
         if wanted is None:
             wanted = bool(self.recipe.schemes) and any(
-                depthwise(self.graph, node) for node in weight_nodes(self.graph)
+                is_depthwise(self.graph, node) for node in weight_nodes(self.graph)
             )
         if wanted:
             if self.samples is not None:
@@ -239,12 +242,12 @@ class _Work:
             return self.recipe.observer
         return "mse" if self._scope() == "all" else "minmax"
 
-    def _plan(self, packed: Mapping[str, WeightScheme]) -> Plan:
+    def _plan(self, packed: Mapping[str, WeightScheme]) -> IntegerPlan:
         """Which values are rounded, their ranges being found."""
         assert self.samples is not None
         floats = set(float_nodes(self.graph, self.recipe))
         while True:
-            made = plan(self.graph, self._scope(), packed, floats)
+            made = plan_integers(self.graph, self._scope(), packed, floats)
             new = [name for name in made.sources if name not in self.ranges]
             if new:
                 self.ranges |= ranges(
@@ -290,7 +293,7 @@ class _Work:
         return {weight_name(node): self.rounded[keys[node.name]] for node in nodes}
 
 
-def _observed(made: Plan) -> list[tuple[str, str]]:
+def _observed(made: IntegerPlan) -> list[tuple[str, str]]:
     """Each value of a plan that has an observed range of its own or of its group, and whose."""
     own = {group: value for value, group in reversed(list(made.sources.items()))}
     return [
@@ -300,7 +303,7 @@ def _observed(made: Plan) -> list[tuple[str, str]]:
     ]
 
 
-def step_ratios(graph: Graph, made: Plan, seen: Mapping[str, Range]) -> dict[str, float]:
+def step_ratios(graph: Graph, made: IntegerPlan, seen: Mapping[str, Range]) -> dict[str, float]:
     """The output's scale divided by the input's, of layers that compute in integers.
 
     Layers that share a weight are left out: it has one scale, and their ratios are not the same.
@@ -310,11 +313,11 @@ def step_ratios(graph: Graph, made: Plan, seen: Mapping[str, Range]) -> dict[str
         made: which values are rounded.
         seen: the range of each source of ``made``.
     """
-    quants, found = grids(made, seen), {}
+    quants, found = activation_params(made, seen), {}
     for node in graph.nodes:
-        if node.name not in made.integer or node.op not in _BIASED:
+        if node.name not in made.integer or node.op not in LAYERS:
             continue
-        joined = fused(graph, node)
+        joined = activation_behind(graph, node)
         out = joined.output if node.output not in quants and joined else node.output
         if out in quants and len(graph.consumers[weight_name(node)]) == 1:
             found[node.name] = quants[out].scale / quants[node.inputs[0]].scale
@@ -324,7 +327,7 @@ def step_ratios(graph: Graph, made: Plan, seen: Mapping[str, Range]) -> dict[str
 def assembled(
     graph: Graph,
     weights: Mapping[str, QuantWeight],
-    made: Plan | None,
+    made: IntegerPlan | None,
     seen: Mapping[str, Range],
 ) -> Graph:
     """The graph with what was found in the place of floats.
@@ -338,7 +341,7 @@ def assembled(
     constants: dict[str, Constant] = {**graph.constants, **weights}
     if made is None:
         return replace(graph, constants=constants)
-    quants = grids(made, seen)
+    quants = activation_params(made, seen)
     nodes = []
     places: dict[str, list[int]] = {}
     for name, place in made.constants:
@@ -349,8 +352,8 @@ def assembled(
             own = f"{inputs[place]}.int8"
             constants[own] = rounded_constant(graph.array(inputs[place]))
             inputs[place] = own
-        if node.name in made.integer and node.op in _BIASED and _bias(node):
-            scale = quants[data_inputs(graph, node)[0]].scale
+        if node.name in made.integer and node.op in LAYERS and _bias(node):
+            scale = quants[data_inputs(node)[0]].scale
             name, b = weight_name(node), graph.array(_bias(node))
             held = constants[name]
             assert isinstance(held, QuantWeight)
@@ -360,9 +363,6 @@ def assembled(
     used = {name for node in nodes for name in node.inputs} | set(graph.outputs)
     kept = {name: held for name, held in constants.items() if name in used}
     return replace(graph, nodes=tuple(nodes), constants=kept, quants=quants)
-
-
-_BIASED = ("Conv", "ConvTranspose", "Linear")
 
 
 def _bias(node: Node) -> str:
@@ -399,7 +399,7 @@ def _round_alike(a: Node, b: Node, picked: Mapping[str, Choice], name: str) -> b
     scheme = picked.get(a.name)
     weights = all(n.name in picked and weight_name(n) == name for n in (a, b))
     blind = isinstance(scheme, str) or (scheme is not None and not needs_hessian(a, scheme))
-    return same and weights and blind and (a.op == b.op or "ConvTranspose" not in (a.op, b.op))
+    return same and weights and blind and weight_of(a).channels == weight_of(b).channels
 
 
 def _check(graph: Graph, recipe: GraphRecipe, samples: Samples | None) -> None:

@@ -31,11 +31,11 @@ from edgeq.core.progress import Progress
 from edgeq.evaluation.graph import cosine
 from edgeq.evaluation.text import kl_divergence, log_softmax
 from edgeq.graph.ir import Constant, Graph, Node, QuantWeight
-from edgeq.quant.graph.hessians import WEIGHTED, Samples, SessionOf, weight_name
+from edgeq.graph.operators import ACTIVATIONS, VIEWS, WEIGHTED
+from edgeq.quant.graph.hessians import Samples, SessionOf, weight_name
 
 Measure = Literal["kl", "cosine", "relative"]
-_SHAPED = ("Flatten", "Reshape", "Squeeze")
-_ACTIVATIONS = ("Relu", "Clip")
+_FLATTENS = VIEWS - {"Unsqueeze"}
 TINY = 1e-12
 """Least probability, so that its logarithm is finite."""
 
@@ -142,7 +142,7 @@ def only(graph: Graph, quantized: Graph, node: Node) -> Graph:
     """
     last = node
     after = quantized.only_consumer(node.output)
-    if node.output not in quantized.quants and after is not None and after.op in _ACTIVATIONS:
+    if node.output not in quantized.quants and after is not None and after.op in ACTIVATIONS:
         last = after
     values = (*node.inputs, last.output)
     quants = {name: quantized.quants[name] for name in values if name in quantized.quants}
@@ -160,7 +160,7 @@ def measure_of(graph: Graph, output: str) -> Measure:
     if not info.dtype.startswith("float") or len(info.shape) not in (2, 3) or info.shape[-1] < 2:
         return "relative"
     node = graph.producers.get(output)
-    while node is not None and node.op in _SHAPED:
+    while node is not None and node.op in _FLATTENS:
         node = graph.producers.get(node.inputs[0])
     classes = node is not None and node.op in ("Linear", "Softmax", "LogSoftmax")
     return "kl" if classes and len(info.shape) == 2 else "cosine"

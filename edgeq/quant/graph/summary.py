@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from edgeq.graph.arena import lay_out, lives
 from edgeq.graph.ir import Graph, Node, QuantWeight
+from edgeq.graph.operators import LAYERS, OPERATORS
 from edgeq.quant.graph.calibrate import parts
-from edgeq.quant.graph.grids import data_inputs, fused
 from edgeq.quant.graph.hessians import Feeds, SessionOf
+from edgeq.quant.graph.integer_plan import activation_behind, data_inputs
 from edgeq.quant.graph.recipe import GraphRecipe
 
 _SQNR_BUDGET = 32 << 20
@@ -127,17 +128,21 @@ def operator_rows(graph: Graph) -> tuple[OpRow, ...]:
 
 def computes_in_integers(graph: Graph, node: Node) -> bool:
     """Whether all float inputs and the output of a node are rounded, and its weight too."""
-    given = [name for name in data_inputs(graph, node) if graph.info(name).dtype == "float32"]
+    given = [name for name in data_inputs(node) if graph.info(name).dtype == "float32"]
     maker = graph.producers.get(given[0]) if given else None
-    inside = maker is not None and fused(graph, maker) is node and maker.output not in graph.quants
+    inside = (
+        maker is not None
+        and activation_behind(graph, maker) is node
+        and maker.output not in graph.quants
+    )
     if inside and maker is not None:  # a part of the node it follows
         return node.output in graph.quants and computes_in_integers(graph, maker)
-    behind = fused(graph, node)
+    behind = activation_behind(graph, node)
     outputs = node.outputs
     if behind is not None and node.output not in graph.quants:
         outputs = behind.outputs
     weights = [name for name in given if name in graph.constants]
-    weights += [name for name in node.inputs[1:2] if node.op in _WEIGHTED]
+    weights += [name for name in node.inputs[1:2] if node.op in LAYERS]
     return (
         bool(given)
         and all(name in graph.quants or name in graph.constants for name in given)
@@ -145,9 +150,6 @@ def computes_in_integers(graph: Graph, node: Node) -> bool:
         and all(out in graph.quants for out in outputs if out)
         and all(isinstance(graph.constants.get(name), QuantWeight) for name in weights)
     )
-
-
-_WEIGHTED = ("Conv", "ConvTranspose", "Linear")
 
 
 def held_bytes(graph: Graph, name: str) -> int:
@@ -170,7 +172,9 @@ def arena_bytes(graph: Graph) -> int:
 
 def joined(graph: Graph) -> Graph:
     """The graph as it is laid out in memory: nodes make what the activation fused to them makes."""
-    parts_of = {node.name: behind for node in graph.nodes if (behind := fused(graph, node))}
+    parts_of = {
+        node.name: behind for node in graph.nodes if (behind := activation_behind(graph, node))
+    }
     inside = {behind.name for behind in parts_of.values()}
     nodes = tuple(
         replace(node, outputs=parts_of[node.name].outputs) if node.name in parts_of else node
@@ -269,10 +273,10 @@ def _float_bytes(graph: Graph, name: str) -> int:
 
 
 def _weight_text(graph: Graph, node: Node) -> str:
-    place = 0 if node.op == "Gather" else 1
-    if node.op not in (*_WEIGHTED, "Gather") or len(node.inputs) <= place:
+    row = OPERATORS.get(node.op)
+    if row is None or row.weight is None:
         return ""
-    held = graph.constants.get(node.inputs[place])
+    held = graph.constants.get(node.inputs[row.weight.input])
     if held is None:
         return ""
     if isinstance(held, QuantWeight):

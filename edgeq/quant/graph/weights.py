@@ -30,7 +30,8 @@ from edgeq.core.errors import SchemeError, UsageError, unknown
 from edgeq.formats.schemes import QuantScheme
 from edgeq.formats.tensor import QuantTensor
 from edgeq.graph.ir import LEVELS, Graph, Node, QuantWeight
-from edgeq.quant.graph.hessians import WEIGHTED, Array, weight_name
+from edgeq.graph.operators import MATRICES, WEIGHTED
+from edgeq.quant.graph.hessians import ROW_PRODUCTS, Array, weight_name
 from edgeq.quant.rounders.gptq import round_gptq
 from edgeq.quant.rounders.hessian import Hessian
 from edgeq.quant.rounders.qparams import WeightParams, check_finite, group_view, snap_scales
@@ -104,7 +105,7 @@ def weight_nodes(graph: Graph) -> tuple[Node, ...]:
 
 def needs_hessian(node: Node, scheme: WeightScheme) -> bool:
     """Whether second moments of the node's inputs are of use."""
-    return scheme.method in ("gptq", "palette") and node.op in ("Conv", "Linear")
+    return scheme.method in ("gptq", "palette") and node.op in ROW_PRODUCTS
 
 
 def round_weight(
@@ -137,7 +138,7 @@ def round_weight(
     check_finite(rows, name)
     _check_size(rows, node, scheme.bits)
     size, k = scheme.group_size, rows.shape[1]
-    grouped = node.op in ("Linear", "Gather") and size is not None and k > size
+    grouped = node.op in MATRICES and size is not None and k > size
     matrix = scheme.of_row(grouped=grouped)
     if hessian is not None and needs_hessian(node, scheme):
         tensor = _by_gptq(rows, matrix, hessian, name)

@@ -1,1 +1,1 @@
-"""Lowering of a graph to Core ML operators."""
+"""CoremlLowering of a graph to Core ML operators."""

@@ -26,25 +26,34 @@ from edgeq.converters.coreml.weights import narrowed
 from edgeq.core.errors import EdgeqError, UnsupportedError
 from edgeq.formats.qparams import QuantParams
 from edgeq.graph.ir import Graph, Node, QuantWeight, Shape
+from edgeq.graph.operators import ACTIVATIONS
 
-ACTIVATIONS = frozenset({"Relu", "Clip"})
-"""Operators that belong to the one before them, if nothing else takes what it gives."""
 MAX_RANK = 5
 """Dimensions that Core ML has at most."""
 
 
+def refuses_nothing(graph: Graph, node: Node) -> str:
+    """All nodes of an operator can be built."""
+    return ""
+
+
+Build = Callable[["CoremlLowering", Node], Var | Sequence[Var]]
+"""From the lowering and a node to a value, or one for each output."""
+Refuse = Callable[[Graph, Node], str]
+"""Why a node cannot be built, with the nearest form that can be; empty if it can."""
+
+
 @dataclass(frozen=True)
-class Operator:
-    """How an operator is lowered.
+class CoremlEmitter:
+    """How an operator is built in MIL.
 
     Args:
-        build: from the lowering and the node to a value, or one for each output.
-        refuse: from the graph and the node to why it cannot be, with the nearest form that can;
-            empty if it can.
+        build: makes its values.
+        refuse: why a node cannot be built.
     """
 
-    build: Callable[[Lowering, Node], Var | Sequence[Var]]
-    refuse: Callable[[Graph, Node], str] = lambda graph, node: ""
+    build: Build
+    refuse: Refuse = refuses_nothing
 
 
 def stored_kind(scales: NDArray[np.float32] | float, precision: str) -> str:
@@ -84,18 +93,18 @@ def _held_float(name: str, exact: NDArray[np.float32], kind: str) -> NDArray[Any
     return held
 
 
-class Lowering:
+class CoremlLowering:
     """One graph on its way to a program.
 
     Args:
         graph: it.
         target: "ios16", "ios17" or "ios18".
         precision: "float16" or "float32".
-        operators: how each is lowered.
+        emitters: how each operator is built.
     """
 
     def __init__(
-        self, graph: Graph, target: str, precision: str, operators: Mapping[str, Operator]
+        self, graph: Graph, target: str, precision: str, emitters: Mapping[str, CoremlEmitter]
     ) -> None:
         from coremltools.converters.mil.mil import Builder, types
 
@@ -103,7 +112,7 @@ class Lowering:
         self.graph, self.target, self.precision = graph, target, precision
         self.plain = "fp16" if precision == "float16" else "fp32"
         self.kind = self.plain  # of the node that is being lowered
-        self._operators = operators
+        self._emitters = emitters
         self._names = Names()
         self.inputs = {name: self._names.new(name) for name in graph.inputs}
         self.outputs = {name: self._names.new(name) for name in graph.outputs}
@@ -173,7 +182,7 @@ class Lowering:
     def _node(self, node: Node) -> None:
         self.kind = self._kind(node)
         try:
-            made = self._operators[node.op].build(self, node)
+            made = self._emitters[node.op].build(self, node)
         except UnsupportedError as err:
             raise UnsupportedError(f"{node}: {err}") from err
         except EdgeqError:

@@ -1,10 +1,10 @@
-"""A graph as a Core ML package: an ML Program that holds the record's own integers, packed.
+"""A graph as a Core ML package: an ML Program with the quantized file's own integers, packed.
 
-The operators are in `coreml_lower_layers`, `coreml_lower_math`, `coreml_lower_shape` and
-`coreml_lower_resize`, how the program is put together in `coreml_lower_build`, how weights are
-held in `coreml_lower_weights`. Images stay channels first, as Core ML has them too. On this
-machine a package is executed by `coreml_exec`, in NumPy and float32: that shows that the program
-means what it should, and says nothing of Apple's compiler, the Neural Engine, or speed.
+Each operator has an emitter in the modules layers, math, shape and resize of
+`edgeq.converters.coreml.lower`; its module build puts the program together, and weights writes the
+constants. Images stay channels first, as Core ML has them too. On other systems than Apple's a
+package is executed by `edgeq.converters.coreml.exec`, in NumPy and float32: that shows that the
+program means what it should, and says nothing of Apple's compiler, the Neural Engine, or speed.
 
 Options:
     target_os  "ios18" (also macOS 15; the default), "ios17" (rounds activations too), or "ios16"
@@ -25,26 +25,9 @@ import numpy as np
 
 from edgeq.converters.coreml import target as coreml
 from edgeq.converters.coreml.exec.load import protobuf
-from edgeq.converters.coreml.lower import (
-    layers as coreml_lower_layers,
-)
-from edgeq.converters.coreml.lower import (
-    math as coreml_lower_math,
-)
-from edgeq.converters.coreml.lower import (
-    resize as coreml_lower_resize,
-)
-from edgeq.converters.coreml.lower import (
-    shape as coreml_lower_shape,
-)
-from edgeq.converters.coreml.lower import weights
-from edgeq.converters.coreml.lower.build import (
-    ACTIVATIONS,
-    MAX_RANK,
-    Lowering,
-    Operator,
-    output_kind,
-)
+from edgeq.converters.coreml.lower import layers, math, resize, shape, weights
+from edgeq.converters.coreml.lower.build import MAX_RANK, CoremlLowering, output_kind
+from edgeq.converters.coreml.lower.emitters import EMITTERS
 from edgeq.converters.coreml.lower.run import (
     ENTRY,
     FORMAT,
@@ -60,9 +43,10 @@ from edgeq.core.errors import UnsupportedError, UsageError, unknown
 from edgeq.core.progress import Progress
 from edgeq.graph.arena import lay_out, lives
 from edgeq.graph.ir import Graph, Node, QuantWeight
+from edgeq.graph.operators import ACTIVATIONS, OPERATORS
 
 __all__ = [
-    "OPERATORS",
+    "EMITTERS",
     "PRECISIONS",
     "TARGETS",
     "GraphRunner",
@@ -79,13 +63,8 @@ __all__ = [
 
 TARGETS = ("ios18", "ios17", "ios16")
 PRECISIONS = ("float16", "float32")
-OPERATORS: Mapping[str, Operator] = {
-    **coreml_lower_layers.OPS,
-    **coreml_lower_math.OPS,
-    **coreml_lower_shape.OPS,
-    **coreml_lower_resize.OPS,
-}
-"""How each operator of a graph is lowered, by ONNX's names and `Linear`."""
+MODULES = (layers, math, resize, shape)
+"""The modules of emitters; importing them fills `EMITTERS`."""
 _TYPES = ("float32", "int64", "int32", "bool")
 
 
@@ -144,7 +123,7 @@ def _refusals(graph: Graph, chosen: Settings) -> Iterator[str]:
     for name in (*graph.inputs, *(out for node in graph.nodes for out in node.outputs if out)):
         info, node = graph.info(name), graph.producers.get(name)
         what = f"{node}: {name!r}" if node else f"input {name!r}"
-        if len(info.shape) > MAX_RANK and not coreml_lower_shape.passes(graph, name):
+        if len(info.shape) > MAX_RANK and not shape.passes(graph, name):
             yield (
                 f"{what} has {len(info.shape)} dimensions; Core ML has at most {MAX_RANK}, those "
                 "of 1 not counted between Reshape and Transpose; nearest: the same in two steps"
@@ -154,28 +133,25 @@ def _refusals(graph: Graph, chosen: Settings) -> Iterator[str]:
         if info.dtype not in _TYPES:
             yield f"{what} is {info.dtype}; nearest: {', '.join(_TYPES)}"
     for node in graph.nodes:
-        if node.op not in OPERATORS:
-            yield f"{node}: {unknown('operator', node.op, OPERATORS)}"
+        if node.op not in EMITTERS:
+            yield f"{node}: {unknown('operator', node.op, EMITTERS)}"
             continue
-        if why := OPERATORS[node.op].refuse(graph, node):
+        if why := EMITTERS[node.op].refuse(graph, node):
             yield f"{node}: {why}"
         yield from (f"{node}: {why}" for why in _constants(graph, node, chosen.target))
 
 
 def _constants(graph: Graph, node: Node, target: str) -> Iterator[str]:
-    for name in node.inputs:
+    settings = OPERATORS[node.op].constants
+    for place, name in enumerate(node.inputs):
         held = graph.constants.get(name)
         if isinstance(held, QuantWeight):
             if why := weights.refusal(graph, node, name, target):
                 yield why
-        elif held is not None and held.dtype.kind in "iu" and node.op not in _READ_AS_NUMBERS:
+        elif held is not None and held.dtype.kind in "iu" and place not in settings:
             limit = np.iinfo(np.int32)
             if held.size and not limit.min <= held.min() <= held.max() <= limit.max:
                 yield f"{name!r} holds numbers past int32; nearest: smaller ones"
-
-
-_READ_AS_NUMBERS = frozenset({"Reshape", "Slice", "Expand", "Squeeze", "Unsqueeze", "Pad", "Tile"})
-"""Operators whose constants of integers do not get into the program as they are."""
 
 
 def write(
@@ -197,7 +173,7 @@ def write(
     """
     check(graph, options)
     chosen = settings(options)
-    lowering = Lowering(graph, chosen.target, chosen.precision, OPERATORS)
+    lowering = CoremlLowering(graph, chosen.target, chosen.precision, EMITTERS)
     program = lowering.program()
     if progress:
         progress("program", 1, 2)

@@ -1,7 +1,7 @@
 """Products, pools and norms of a graph in MIL.
 
 Each operator has a function that builds it, and one that says why it cannot be if it cannot; see
-`coreml_lower_build.Operator`.
+`edgeq.converters.coreml.lower.build.Operator`.
 
 Source: the ONNX operators' definitions at opset 21, and coremltools' of MIL, ops/defs/iOS15
 (conv, linear, pool, normalization) to iOS17.
@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.converters.coreml.lower.build import MAX_RANK, Lowering, Operator
+from edgeq.converters.coreml.lower.build import MAX_RANK, CoremlLowering
+from edgeq.converters.coreml.lower.emitters import emits, mil_name
 from edgeq.converters.coreml.lower.weights import Var
 from edgeq.graph.ir import Graph, Node, QuantWeight
 
@@ -25,7 +26,7 @@ def _pads(node: Node, rank: int) -> list[int]:
     return [p for pair in zip(pads[:rank], pads[rank:], strict=True) for p in pair]
 
 
-def _window(b: Lowering, node: Node, rank: int) -> dict[str, Any]:
+def _window(b: CoremlLowering, node: Node, rank: int) -> dict[str, Any]:
     return {
         "strides": list(node.attrs.get("strides", [1] * rank)),
         "dilations": list(node.attrs.get("dilations", [1] * rank)),
@@ -37,7 +38,9 @@ def _window(b: Lowering, node: Node, rank: int) -> dict[str, Any]:
 # --- products ---------------------------------------------------------------------------------
 
 
-def _product(b: Lowering, node: Node, make: Callable[..., Var], axis: int, repeat: int = 1) -> Var:
+def _product(
+    b: CoremlLowering, node: Node, make: Callable[..., Var], axis: int, repeat: int = 1
+) -> Var:
     """A product with its bias, and with its scales if the weight has them not.
 
     Args:
@@ -65,7 +68,18 @@ def _product(b: Lowering, node: Node, make: Callable[..., Var], axis: int, repea
     return y
 
 
-def _conv(b: Lowering, node: Node) -> Var:
+def _constant_weight(graph: Graph, node: Node) -> str:
+    for name in node.inputs[1:3]:
+        if name and name not in graph.constants:
+            return f"{name!r} is computed; nearest: a constant weight and bias"
+    rank = len(graph.info(node.inputs[0]).shape)
+    if node.op != "Linear" and not 3 <= rank <= MAX_RANK:
+        return f"an input of {rank} dimensions; nearest: 3 to {MAX_RANK}"
+    return ""
+
+
+@emits("Conv", refuse=_constant_weight)
+def _conv(b: CoremlLowering, node: Node) -> Var:
     x = b.take(node.inputs[0])
     rank = x.rank - 2
     window = _window(b, node, rank)
@@ -77,7 +91,20 @@ def _conv(b: Lowering, node: Node) -> Var:
     return _product(b, node, make, 1)
 
 
-def _conv_transpose(b: Lowering, node: Node) -> Var:
+def _refuse_transpose(graph: Graph, node: Node) -> str:
+    rank = len(graph.info(node.inputs[0]).shape) - 2
+    after = list(node.attrs.get("pads", [0] * 2 * rank))[rank:]
+    more = node.attrs.get("output_padding", [0] * rank)
+    if any(m > p for m, p in zip(more, after, strict=True)):
+        return (
+            f"output_padding {list(more)} past the pads {after} it is taken from; nearest: larger "
+            "pads, or Resize and Conv"
+        )
+    return _constant_weight(graph, node)
+
+
+@emits("ConvTranspose", refuse=_refuse_transpose)
+def _conv_transpose(b: CoremlLowering, node: Node) -> Var:
     x = b.take(node.inputs[0])
     rank = x.rank - 2
     window = _window(b, node, rank)
@@ -95,7 +122,8 @@ def _conv_transpose(b: Lowering, node: Node) -> Var:
     return _product(b, node, make, 1, window["groups"])
 
 
-def _linear(b: Lowering, node: Node) -> Var:
+@emits("Linear", refuse=_constant_weight)
+def _linear(b: CoremlLowering, node: Node) -> Var:
     x = b.take(node.inputs[0])
 
     def make(weight: Var, bias: Var | None) -> Var:
@@ -108,44 +136,7 @@ def _linear(b: Lowering, node: Node) -> Var:
     return _product(b, node, make, -1)
 
 
-def _constant_weight(graph: Graph, node: Node) -> str:
-    for name in node.inputs[1:3]:
-        if name and name not in graph.constants:
-            return f"{name!r} is computed; nearest: a constant weight and bias"
-    rank = len(graph.info(node.inputs[0]).shape)
-    if node.op != "Linear" and not 3 <= rank <= MAX_RANK:
-        return f"an input of {rank} dimensions; nearest: 3 to {MAX_RANK}"
-    return ""
-
-
-def _refuse_transpose(graph: Graph, node: Node) -> str:
-    rank = len(graph.info(node.inputs[0]).shape) - 2
-    after = list(node.attrs.get("pads", [0] * 2 * rank))[rank:]
-    more = node.attrs.get("output_padding", [0] * rank)
-    if any(m > p for m, p in zip(more, after, strict=True)):
-        return (
-            f"output_padding {list(more)} past the pads {after} it is taken from; nearest: larger "
-            "pads, or Resize and Conv"
-        )
-    return _constant_weight(graph, node)
-
-
 # --- pools ------------------------------------------------------------------------------------
-
-
-def _pool(b: Lowering, node: Node) -> Var:
-    kernel = list(node.attrs["kernel_shape"])
-    given = {
-        "x": b.take(node.inputs[0]),
-        "kernel_sizes": kernel,
-        "strides": list(node.attrs.get("strides", [1] * len(kernel))),
-        "pad_type": "custom",
-        "pad": _pads(node, len(kernel)),
-    }
-    if node.op == "MaxPool":
-        return b.mb.max_pool(**given)
-    counted = bool(node.attrs.get("count_include_pad", 0))
-    return b.mb.avg_pool(exclude_padding_from_average=not counted, **given)
 
 
 def _refuse_pool(graph: Graph, node: Node) -> str:
@@ -160,16 +151,44 @@ def _refuse_pool(graph: Graph, node: Node) -> str:
     return ""
 
 
-def _global(b: Lowering, node: Node) -> Var:
+@emits("MaxPool", "AveragePool", refuse=_refuse_pool)
+def _pool(b: CoremlLowering, node: Node) -> Var:
+    kernel = list(node.attrs["kernel_shape"])
+    given = {
+        "x": b.take(node.inputs[0]),
+        "kernel_sizes": kernel,
+        "strides": list(node.attrs.get("strides", [1] * len(kernel))),
+        "pad_type": "custom",
+        "pad": _pads(node, len(kernel)),
+    }
+    if node.op == "MaxPool":
+        return b.mb.max_pool(**given)
+    counted = bool(node.attrs.get("count_include_pad", 0))
+    return b.mb.avg_pool(exclude_padding_from_average=not counted, **given)
+
+
+@emits("GlobalAveragePool", "GlobalMaxPool")
+def _global(b: CoremlLowering, node: Node) -> Var:
     x = b.take(node.inputs[0])
-    reduce = b.mb.reduce_max if node.op == "GlobalMaxPool" else b.mb.reduce_mean
-    return reduce(x=x, axes=list(range(2, x.rank)), keep_dims=True)
+    axes = list(range(2, x.rank))
+    return getattr(b.mb, mil_name(node))(x=x, axes=axes, keep_dims=True)
 
 
 # --- norms -------------------------------------------------------------------------------------
 
 
-def _layer_norm(b: Lowering, node: Node) -> Var:
+def _constant_affine(graph: Graph, node: Node) -> str:
+    if any(node.outputs[1:]):
+        return "a second output; nearest: the normalized values alone"
+    if computed := [n for n in node.inputs[1:] if n and n not in graph.constants]:
+        return f"{computed[0]!r} is computed; nearest: a constant scale and bias"
+    if any(isinstance(graph.constants[n], QuantWeight) for n in node.inputs[1:] if n):
+        return "a quantized scale or bias; nearest: of floats"
+    return ""
+
+
+@emits("LayerNormalization", refuse=_constant_affine)
+def _layer_norm(b: CoremlLowering, node: Node) -> Var:
     x = b.take(node.inputs[0])
     axis = node.attrs.get("axis", -1) % x.rank
     shape = list(b.info_shape(node.inputs[0])[axis:])
@@ -184,38 +203,3 @@ def _layer_norm(b: Lowering, node: Node) -> Var:
         epsilon=b.const(float(node.attrs.get("epsilon", 1e-5))),
         **affine,
     )
-
-
-def _instance_norm(b: Lowering, node: Node) -> Var:
-    return b.mb.instance_norm(
-        x=b.take(node.inputs[0]),
-        gamma=b.const(b.numbers(node.inputs[1])),
-        beta=b.const(b.numbers(node.inputs[2])),
-        epsilon=b.const(float(node.attrs.get("epsilon", 1e-5))),
-    )
-
-
-def _constant_affine(graph: Graph, node: Node) -> str:
-    if any(node.outputs[1:]):
-        return "a second output; nearest: the normalized values alone"
-    if computed := [n for n in node.inputs[1:] if n and n not in graph.constants]:
-        return f"{computed[0]!r} is computed; nearest: a constant scale and bias"
-    if any(isinstance(graph.constants[n], QuantWeight) for n in node.inputs[1:] if n):
-        return "a quantized scale or bias; nearest: of floats"
-    if node.op == "InstanceNormalization" and len(graph.info(node.output).shape) not in (3, 4):
-        return "an input of other than 3 or 4 dimensions"
-    return ""
-
-
-OPS: dict[str, Operator] = {
-    "Conv": Operator(_conv, _constant_weight),
-    "ConvTranspose": Operator(_conv_transpose, _refuse_transpose),
-    "Linear": Operator(_linear, _constant_weight),
-    "MaxPool": Operator(_pool, _refuse_pool),
-    "AveragePool": Operator(_pool, _refuse_pool),
-    "GlobalAveragePool": Operator(_global),
-    "GlobalMaxPool": Operator(_global),
-    "LayerNormalization": Operator(_layer_norm, _constant_affine),
-    "InstanceNormalization": Operator(_instance_norm, _constant_affine),
-}
-"""The operators of this module by ONNX's names."""

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters.coreml.lower.build import Lowering, Operator
-from edgeq.converters.coreml.lower.shape import computed
+from edgeq.converters.coreml.lower.build import CoremlLowering
+from edgeq.converters.coreml.lower.emitters import computed, emits
 from edgeq.converters.coreml.lower.weights import Var
 from edgeq.graph.ir import Graph, Node
 
@@ -33,7 +33,31 @@ _ROUNDED: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
 }
 
 
-def _resize(b: Lowering, node: Node) -> Var:
+def _refuse_resize(graph: Graph, node: Node) -> str:
+    if why := computed(graph, node):
+        return why
+    mode = node.attrs.get("mode", "nearest")
+    way = node.attrs.get("coordinate_transformation_mode", "half_pixel")
+    source, shape = graph.info(node.inputs[0]).shape, graph.info(node.output).shape
+    if mode not in ("nearest", "linear") or way not in _LINEAR:
+        return f"mode {mode} with {way}; nearest: mode linear or nearest with half_pixel"
+    if node.attrs.get("antialias", 0):
+        return "antialias; nearest: without, or AveragePool"
+    if mode == "nearest":
+        return ""
+    if len(shape) < 3 or shape[:-2] != source[:-2]:
+        return "linear on other than the last two dimensions; nearest: Transpose, Resize, Transpose"
+    for axis in (-2, -1):
+        n, m, scale = shape[axis], source[axis], _scales(graph, node)[axis]
+        if way != "align_corners" and not math.isclose(n / m, scale, rel_tol=1e-6):
+            return f"a scale of {scale:g} that makes {n} of {m}; nearest: sizes, not scales"
+        if way == "pytorch_half_pixel" and n == 1 and m != 1:
+            return "pytorch_half_pixel down to one pixel; nearest: half_pixel, or AveragePool"
+    return ""
+
+
+@emits("Resize", refuse=_refuse_resize)
+def _resize(b: CoremlLowering, node: Node) -> Var:
     x = b.take(node.inputs[0])
     source, shape = b.info_shape(node.inputs[0]), b.info_shape(node.output)
     if node.attrs.get("mode", "nearest") == "linear":
@@ -86,30 +110,3 @@ def _nearest(graph: Graph, node: Node, axis: int) -> NDArray[np.int64]:
         if way == "pytorch_half_pixel" and count == 1:
             at = np.zeros(1)
     return np.clip(_ROUNDED[mode](at), 0, size - 1).astype(np.int64)
-
-
-def _refuse_resize(graph: Graph, node: Node) -> str:
-    if why := computed(graph, node):
-        return why
-    mode = node.attrs.get("mode", "nearest")
-    way = node.attrs.get("coordinate_transformation_mode", "half_pixel")
-    source, shape = graph.info(node.inputs[0]).shape, graph.info(node.output).shape
-    if mode not in ("nearest", "linear") or way not in _LINEAR:
-        return f"mode {mode} with {way}; nearest: mode linear or nearest with half_pixel"
-    if node.attrs.get("antialias", 0):
-        return "antialias; nearest: without, or AveragePool"
-    if mode == "nearest":
-        return ""
-    if len(shape) < 3 or shape[:-2] != source[:-2]:
-        return "linear on other than the last two dimensions; nearest: Transpose, Resize, Transpose"
-    for axis in (-2, -1):
-        n, m, scale = shape[axis], source[axis], _scales(graph, node)[axis]
-        if way != "align_corners" and not math.isclose(n / m, scale, rel_tol=1e-6):
-            return f"a scale of {scale:g} that makes {n} of {m}; nearest: sizes, not scales"
-        if way == "pytorch_half_pixel" and n == 1 and m != 1:
-            return "pytorch_half_pixel down to one pixel; nearest: half_pixel, or AveragePool"
-    return ""
-
-
-OPS: dict[str, Operator] = {"Resize": Operator(_resize, _refuse_resize)}
-"""The operator of this module by ONNX's name."""

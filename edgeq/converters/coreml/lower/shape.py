@@ -1,6 +1,6 @@
 """Operators of a graph that move, take and repeat numbers, in MIL.
 
-See `coreml_lower_build.Operator`.
+See `edgeq.converters.coreml.lower.emitters`.
 
 Source: the ONNX operators' definitions at opset 21, and coremltools' of MIL, ops/defs/iOS15
 (tensor_transformation, tensor_operation, scatter_gather) to iOS17.
@@ -13,18 +13,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters.coreml.lower.build import MAX_RANK, Lowering, Operator
+from edgeq.converters.coreml.lower.build import MAX_RANK, CoremlLowering
+from edgeq.converters.coreml.lower.emitters import computed, emits
 from edgeq.converters.coreml.lower.weights import Var
 from edgeq.graph.ir import Graph, Node, Shape
+from edgeq.graph.operators import VIEWS
 
-
-def computed(graph: Graph, node: Node, first: int = 1) -> str:
-    """Refuse where an input from ``first`` on is no constant."""
-    names = [n for n in node.inputs[first:] if n and n not in graph.constants]
-    return f"{names[0]!r} is computed; nearest: a constant" if names else ""
-
-
-_VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
+_KEEPS_ORDER = VIEWS | {"Transpose"}
+"""Operators that can do without dimensions of 1."""
 
 
 def passes(graph: Graph, name: str) -> bool:
@@ -33,7 +29,7 @@ def passes(graph: Graph, name: str) -> bool:
         return False
     nodes = [*graph.consumers.get(name, ()), graph.producers[name]]
     fits = sum(n != 1 for n in graph.info(name).shape) <= MAX_RANK
-    return fits and all(node.op in _VIEWS for node in nodes)
+    return fits and all(node.op in _KEEPS_ORDER for node in nodes)
 
 
 def _kept(shape: Shape) -> list[int]:
@@ -41,14 +37,16 @@ def _kept(shape: Shape) -> list[int]:
     return [i for i, n in enumerate(shape) if n != 1 or len(shape) <= MAX_RANK]
 
 
-def _reshape(b: Lowering, node: Node) -> Var:
+@emits("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+def _reshape(b: CoremlLowering, node: Node) -> Var:
     x, shape = b.take(node.inputs[0]), b.info_shape(node.output)
     if not shape:
         return b.mb.squeeze(x=x) if x.rank else b.mb.identity(x=x)
     return b.mb.reshape(x=x, shape=[shape[i] for i in _kept(shape)] or [1])
 
 
-def _transpose(b: Lowering, node: Node) -> Var:
+@emits("Transpose")
+def _transpose(b: CoremlLowering, node: Node) -> Var:
     shape = b.info_shape(node.inputs[0])
     kept = _kept(shape)
     order = node.attrs.get("perm", range(len(shape))[::-1])
@@ -56,17 +54,20 @@ def _transpose(b: Lowering, node: Node) -> Var:
     return b.mb.transpose(x=b.take(node.inputs[0]), perm=perm)
 
 
-def _concat(b: Lowering, node: Node) -> Var:
+@emits("Concat")
+def _concat(b: CoremlLowering, node: Node) -> Var:
     return b.mb.concat(values=[b.take(n) for n in node.inputs], axis=node.attrs["axis"])
 
 
-def _split(b: Lowering, node: Node) -> Sequence[Var]:
+@emits("Split")
+def _split(b: CoremlLowering, node: Node) -> Sequence[Var]:
     axis, sizes = node.attrs.get("axis", 0), b.ints(node.inputs[1])
     found: Sequence[Var] = b.mb.split(x=b.take(node.inputs[0]), split_sizes=sizes, axis=axis)
     return found
 
 
-def _slice(b: Lowering, node: Node) -> Var:
+@emits("Slice", refuse=computed)
+def _slice(b: CoremlLowering, node: Node) -> Var:
     x = b.take(node.inputs[0])
     shape = b.info_shape(node.inputs[0])
     starts, ends, *rest = [b.ints(n) if n else [] for n in node.inputs[1:]]
@@ -82,7 +83,23 @@ def _slice(b: Lowering, node: Node) -> Var:
     return b.mb.slice_by_index(x=x, begin=begin, end=end, stride=stride, end_mask=open_end)
 
 
-def _pad(b: Lowering, node: Node) -> Var:
+def _refuse_pad(graph: Graph, node: Node) -> str:
+    if why := computed(graph, node):
+        return why
+    if graph.info(node.inputs[0]).dtype != "float32":
+        return f"{graph.info(node.inputs[0]).dtype} values; nearest: Cast to float32 before"
+    pads, mode = _pads(graph, node), node.attrs.get("mode", "constant")
+    if (pads < 0).any():
+        return "negative pads; nearest: Slice"
+    if mode not in ("constant", "reflect", "edge"):
+        return f"mode {mode}; nearest: constant, reflect or edge"
+    if mode != "constant" and (len(pads) > 4 or pads[:-2].any()):
+        return f"mode {mode} on other than the last two dimensions; nearest: mode constant"
+    return ""
+
+
+@emits("Pad", refuse=_refuse_pad)
+def _pad(b: CoremlLowering, node: Node) -> Var:
     mode = node.attrs.get("mode", "constant")
     value = 0.0
     if len(node.inputs) > 2 and node.inputs[2]:
@@ -108,25 +125,11 @@ def _pads(graph: Graph, node: Node) -> NDArray[np.int64]:
     return pads
 
 
-def _refuse_pad(graph: Graph, node: Node) -> str:
-    if why := computed(graph, node):
-        return why
-    if graph.info(node.inputs[0]).dtype != "float32":
-        return f"{graph.info(node.inputs[0]).dtype} values; nearest: Cast to float32 before"
-    pads, mode = _pads(graph, node), node.attrs.get("mode", "constant")
-    if (pads < 0).any():
-        return "negative pads; nearest: Slice"
-    if mode not in ("constant", "reflect", "edge"):
-        return f"mode {mode}; nearest: constant, reflect or edge"
-    if mode != "constant" and (len(pads) > 4 or pads[:-2].any()):
-        return f"mode {mode} on other than the last two dimensions; nearest: mode constant"
-    return ""
-
-
 # --- take and repeat --------------------------------------------------------------------------
 
 
-def _gather(b: Lowering, node: Node) -> Var:
+@emits("Gather")
+def _gather(b: CoremlLowering, node: Node) -> Var:
     axis = node.attrs.get("axis", 0)
     indices = _indices(b, node.inputs[1], b.info_shape(node.inputs[0])[axis])
     if node.inputs[0] not in b.graph.constants or node.inputs[0] in b.graph.quants:
@@ -145,7 +148,7 @@ def _gather(b: Lowering, node: Node) -> Var:
     return b.mb.mul(x=y, y=scale)
 
 
-def _indices(b: Lowering, name: str, size: int) -> Var:
+def _indices(b: CoremlLowering, name: str, size: int) -> Var:
     """Indices none of which is negative, if they are known."""
     if name in b.graph.constants:
         values = b.numbers(name)
@@ -153,17 +156,11 @@ def _indices(b: Lowering, name: str, size: int) -> Var:
     return b.take(name)
 
 
-def _as_numbers(b: Lowering, x: Var, make: Callable[[Var], Var]) -> Var:
+def _as_numbers(b: CoremlLowering, x: Var, make: Callable[[Var], Var]) -> Var:
     """What is made of flags by an operator that knows numbers only."""
     if x.dtype != b.types.bool:
         return make(x)
     return b.mb.cast(x=make(b.cast(x, "int32")), dtype="bool")
-
-
-def _gather_elements(b: Lowering, node: Node) -> Var:
-    axis = node.attrs.get("axis", 0)
-    indices = _indices(b, node.inputs[1], b.info_shape(node.inputs[0])[axis])
-    return b.mb.gather_along_axis(x=b.take(node.inputs[0]), indices=indices, axis=axis)
 
 
 def _refuse_gather_elements(graph: Graph, node: Node) -> str:
@@ -177,7 +174,15 @@ def _refuse_gather_elements(graph: Graph, node: Node) -> str:
     return ""
 
 
-def _repeated(b: Lowering, node: Node) -> Var:
+@emits("GatherElements", refuse=_refuse_gather_elements)
+def _gather_elements(b: CoremlLowering, node: Node) -> Var:
+    axis = node.attrs.get("axis", 0)
+    indices = _indices(b, node.inputs[1], b.info_shape(node.inputs[0])[axis])
+    return b.mb.gather_along_axis(x=b.take(node.inputs[0]), indices=indices, axis=axis)
+
+
+@emits("Expand", "Tile")
+def _repeated(b: CoremlLowering, node: Node) -> Var:
     """Expand and Tile: dimensions of one added in front, then whole repeats."""
     x, shape = b.take(node.inputs[0]), b.info_shape(node.output)
     source = (1,) * (len(shape) - len(b.info_shape(node.inputs[0]))) + tuple(
@@ -189,7 +194,8 @@ def _repeated(b: Lowering, node: Node) -> Var:
     return b.mb.tile(x=x, reps=reps) if max(reps, default=1) > 1 else b.mb.identity(x=x)
 
 
-def _topk(b: Lowering, node: Node) -> Sequence[Var]:
+@emits("TopK", refuse=computed)
+def _topk(b: CoremlLowering, node: Node) -> Sequence[Var]:
     found: Sequence[Var] = b.mb.topk(
         x=b.take(node.inputs[0]),
         k=b.ints(node.inputs[1])[0],
@@ -199,7 +205,8 @@ def _topk(b: Lowering, node: Node) -> Sequence[Var]:
     return found
 
 
-def _cumsum(b: Lowering, node: Node) -> Var:
+@emits("CumSum", refuse=computed)
+def _cumsum(b: CoremlLowering, node: Node) -> Var:
     return b.mb.cumsum(
         x=b.take(node.inputs[0]),
         axis=b.ints(node.inputs[1])[0],
@@ -211,35 +218,14 @@ def _cumsum(b: Lowering, node: Node) -> Var:
 # --- blocks -----------------------------------------------------------------------------------
 
 
-def _depth_to_space(b: Lowering, node: Node) -> Var:
+@emits("DepthToSpace")
+def _depth_to_space(b: CoremlLowering, node: Node) -> Var:
     x, size = b.take(node.inputs[0]), node.attrs["blocksize"]
     if node.attrs.get("mode", "DCR") == "CRD":
         return b.mb.pixel_shuffle(x=x, upscale_factor=size)
     return b.mb.depth_to_space(x=x, block_size=size)
 
 
-def _space_to_depth(b: Lowering, node: Node) -> Var:
+@emits("SpaceToDepth")
+def _space_to_depth(b: CoremlLowering, node: Node) -> Var:
     return b.mb.space_to_depth(x=b.take(node.inputs[0]), block_size=node.attrs["blocksize"])
-
-
-_VIEW = Operator(_reshape)
-OPS: dict[str, Operator] = {
-    "Concat": Operator(_concat),
-    "CumSum": Operator(_cumsum, computed),
-    "DepthToSpace": Operator(_depth_to_space),
-    "Expand": Operator(_repeated),
-    "Flatten": _VIEW,
-    "Gather": Operator(_gather),
-    "GatherElements": Operator(_gather_elements, _refuse_gather_elements),
-    "Pad": Operator(_pad, _refuse_pad),
-    "Reshape": _VIEW,
-    "Slice": Operator(_slice, computed),
-    "SpaceToDepth": Operator(_space_to_depth),
-    "Split": Operator(_split),
-    "Squeeze": _VIEW,
-    "Tile": Operator(_repeated),
-    "TopK": Operator(_topk, computed),
-    "Transpose": Operator(_transpose),
-    "Unsqueeze": _VIEW,
-}
-"""The operators of this module by ONNX's names."""

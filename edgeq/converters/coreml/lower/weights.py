@@ -30,14 +30,13 @@ from edgeq.converters.coreml.exec.blob import KINDS, Blob, pack_bits
 from edgeq.converters.coreml.exec.load import Op, Tensor
 from edgeq.core.errors import FormatError
 from edgeq.graph.ir import Graph, Node, QuantWeight
+from edgeq.graph.operators import WEIGHTED, weight_of
 
 Var = Any
 """coremltools' value in a graph."""
 LEAST_BLOCK = 8
 """Levels that share a repeated scale; with fewer, the scales would take more than the levels."""
 _INDEX_BITS = {"ios18": (1, 2, 3, 4, 6, 8), "ios17": (1, 2, 4, 6, 8), "ios16": (1, 2, 4, 6, 8)}
-_OUTPUT_AXIS = {"Conv": 0, "Linear": 0, "Gather": 0, "ConvTranspose": 1}
-"""Operators with a weight as second input (Gather: first), and its axis of what comes out."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,11 @@ def refusal(graph: Graph, node: Node, name: str, target: str) -> str:
         return f"blocks in {name!r}, which {target} has not; nearest: a scale for each channel"
     if held.bits == 8 and held.palette is None:
         return ""
-    axis = _OUTPUT_AXIS.get(node.op)
-    if axis is None or held.axis not in (None, axis) or not _is_weight(node, name):
+    if (
+        node.op not in WEIGHTED
+        or held.axis not in (None, weight_of(node).channels)
+        or not _is_weight(node, name)
+    ):
         return (
             f"{name!r} in {held.bits} bits, which {target} multiplies with its scales behind the "
             "product; nearest: 8 bits, or ios18"
@@ -93,9 +95,9 @@ def refusal(graph: Graph, node: Node, name: str, target: str) -> str:
 
 def _is_weight(node: Node, name: str) -> bool:
     """Whether the constant is what the node's product, or look-up along axis 0, is with."""
-    if node.op == "Gather":
-        return node.inputs[0] == name and node.attrs.get("axis", 0) == 0
-    return len(node.inputs) > 1 and node.inputs[1] == name
+    if node.op == "Gather" and node.attrs.get("axis", 0) != 0:
+        return False
+    return node.inputs[weight_of(node).input] == name
 
 
 def _block(n: int, block: int) -> int:

@@ -1,1 +1,1 @@
-"""Lowering of a graph to LiteRT operators."""
+"""TfliteLowering of a graph to LiteRT operators."""

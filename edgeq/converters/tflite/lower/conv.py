@@ -9,18 +9,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.converters.tflite.lower import faults
+from edgeq.converters.tflite.lower.emitters import always, emits, integer_weight, shared_params
 from edgeq.converters.tflite.lower.layout import (
+    AxisWindow,
     Order,
     Shape,
-    Window,
     channels_last,
     placed,
     row_columns,
 )
-from edgeq.converters.tflite.lower.lowering import Lowering, Made, Out
+from edgeq.converters.tflite.lower.lowering import Made, Out, TfliteLowering
 from edgeq.converters.tflite.lower.moves import cut, padded
 from edgeq.converters.tflite.operators import Value
+from edgeq.formats.qparams import QuantParams
 from edgeq.graph.ir import Graph, Node, QuantWeight
+from edgeq.graph.operators import is_depthwise
 
 INT4 = frozenset({"CONV_2D", "FULLY_CONNECTED"})
 """Operators that read weights of 4 bits in every kernel; for others these take a byte each."""
@@ -37,13 +41,7 @@ steps of the sum: `edgeq.quant.graph.weights.odd_scales`. Convolutions in groups
 _LAST = channels_last(4)
 
 
-def is_depthwise(graph: Graph, node: Node) -> bool:
-    """Whether a Conv has filters of one channel each."""
-    channels = graph.info(node.inputs[0]).shape[1]
-    return int(node.attrs.get("group", 1)) == channels > 1
-
-
-def windows(graph: Graph, node: Node) -> list[Window]:
+def windows(graph: Graph, node: Node) -> list[AxisWindow]:
     """The windows of a Conv or pool along height and width; 1 high if there is width alone."""
     shape, out = graph.info(node.inputs[0]).shape, graph.info(node.output).shape
     if node.op == "Conv":
@@ -54,14 +52,14 @@ def windows(graph: Graph, node: Node) -> list[Window]:
     pads = node.attrs.get("pads") or [0] * (2 * n)
     strides, dilations = (node.attrs.get(k) or [1] * n for k in ("strides", "dilations"))
     found = [
-        Window(shape[2 + i], int(kernel[i]), int(strides[i]), int(pads[i]), out[2 + i],
+        AxisWindow(shape[2 + i], int(kernel[i]), int(strides[i]), int(pads[i]), out[2 + i],
                int(dilations[i]))
         for i in range(n)
     ]  # fmt: skip
-    return found if n > 1 else [Window(1, 1, 1, 0, 1), *found]
+    return found if n > 1 else [AxisWindow(1, 1, 1, 0, 1), *found]
 
 
-def image(low: Lowering, node: Node, rounded: bool) -> Value:
+def image(low: TfliteLowering, node: Node, rounded: bool) -> Value:
     """The first input as [N, H, W, C]."""
     x = node.inputs[0]
     shape = low.shape(x)
@@ -69,7 +67,7 @@ def image(low: Lowering, node: Node, rounded: bool) -> Value:
     return low.reshaped(value, (value.shape[0], 1, *value.shape[1:])) if len(shape) == 3 else value
 
 
-def flat_again(low: Lowering, value: Value, out: Out) -> Made:
+def flat_again(low: TfliteLowering, value: Value, out: Out) -> Made:
     """An image [N, H, W, C] as the value it is, which may have width alone."""
     shape = low.shape(out.name)
     order = channels_last(len(shape))
@@ -82,7 +80,7 @@ def lifted(shape: Shape) -> Shape:
 
 
 def bias_of(
-    low: Lowering, node: Node, w: QuantWeight | None, n: int, rounded: bool, less: int = 0
+    low: TfliteLowering, node: Node, w: QuantWeight | None, n: int, rounded: bool, less: int = 0
 ) -> Value:
     """The bias: int32 with the scales of products if rounded, else float32; zeros if none.
 
@@ -103,7 +101,7 @@ def bias_of(
 
 
 def weight_of(
-    low: Lowering, code: str, name: str, shape: Shape, order: Order, rounded: bool,
+    low: TfliteLowering, code: str, name: str, shape: Shape, order: Order, rounded: bool,
     columns: tuple[Shape, Order] | None = None, fill: int = 0,
 ) -> Value:  # fmt: skip
     """A weight as an operator reads it: integers where it can, else float32.
@@ -126,7 +124,7 @@ def weight_of(
 
 
 def padding(
-    low: Lowering, x: Value, found: Sequence[Window], out: Out, fill: float = 0.0
+    low: TfliteLowering, x: Value, found: Sequence[AxisWindow], out: Out, fill: float = 0.0
 ) -> tuple[Value, dict[str, Any]]:
     """An image padded as far as the operator does not do so itself, and the operator's setting."""
     kinds = low.file.schema.Padding
@@ -141,7 +139,8 @@ def padding(
     return x, {"padding": kinds.VALID}
 
 
-def conv(low: Lowering, node: Node, out: Out) -> Made:
+@emits("Conv", integer=integer_weight, fault=faults.conv, activation=True)
+def conv(low: TfliteLowering, node: Node, out: Out) -> Made:
     """A convolution, depthwise if each filter has one channel."""
     name = node.inputs[1]
     held = low.graph.constants[name]
@@ -165,7 +164,8 @@ def conv(low: Lowering, node: Node, out: Out) -> Made:
     return flat_again(low, value, out)
 
 
-def conv_transpose(low: Lowering, node: Node, out: Out) -> Made:
+@emits("ConvTranspose", integer=integer_weight, fault=faults.conv_transpose, activation=True)
+def conv_transpose(low: TfliteLowering, node: Node, out: Out) -> Made:
     """A transposed convolution, cut to size where its padding is none that TFLite has."""
     name = node.inputs[1]
     held = low.graph.constants[name]
@@ -206,7 +206,8 @@ def _transposed_same(size: int, out: int, kernel: int, stride: int, before: int)
     return -(-out // stride) == size and total // 2 == before
 
 
-def max_pool(low: Lowering, node: Node, out: Out) -> Made:
+@emits("MaxPool", integer=always, fault=faults.pool, activation=True, whole_numbers=True)
+def max_pool(low: TfliteLowering, node: Node, out: Out) -> Made:
     """The largest below a window; its padding is lower than any value."""
     found = windows(low.graph, node)
     x = image(low, node, out.rounded)
@@ -216,7 +217,12 @@ def max_pool(low: Lowering, node: Node, out: Out) -> Made:
 
 
 def pooled(
-    low: Lowering, code: str, x: Value, found: Sequence[Window], out: Out, settings: dict[str, Any]
+    low: TfliteLowering,
+    code: str,
+    x: Value,
+    found: Sequence[AxisWindow],
+    out: Out,
+    settings: dict[str, Any],
 ) -> Value:
     """A pool on its input's grid."""
     height, width = found
@@ -243,7 +249,15 @@ def pool_counts(graph: Graph, node: Node) -> tuple[NDArray[np.int64], bool]:
     return np.outer(*real), alike
 
 
-def average_pool(low: Lowering, node: Node, out: Out) -> Made:
+def _averages(graph: Graph, node: Node, out: QuantParams) -> bool:
+    """Whether LiteRT's integer pool divides as the source does."""
+    counts, alike = pool_counts(graph, node)
+    area = int(np.prod(node.attrs["kernel_shape"]))
+    return shared_params(graph, node, out) and (alike or bool((counts == area).all()))
+
+
+@emits("AveragePool", integer=_averages, fault=faults.pool, activation=True)
+def average_pool(low: TfliteLowering, node: Node, out: Out) -> Made:
     """The mean below a window, of the elements that the source counts."""
     found = windows(low.graph, node)
     counts, alike = pool_counts(low.graph, node)

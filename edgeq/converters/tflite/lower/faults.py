@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgeq.converters.tflite.lower.emitters import TfliteEmitter
 from edgeq.graph.ir import Graph, Node, QuantWeight
+from edgeq.graph.operators import MATRICES, weight_of
 
 BLOCKS = (32, 64, 128, 256)
 """Levels that may share a scale."""
-_AXES = 5
-"""The most axes that all operators take."""
 
 
 def _constant_weight(graph: Graph, node: Node) -> str | None:
@@ -33,7 +33,7 @@ def conv(graph: Graph, node: Node) -> str | None:
     held = graph.constants[node.inputs[1]]
     if isinstance(held, QuantWeight) and held.block is not None:
         return "its weight has scales for blocks; the nearest supported is a scale for each channel"
-    channel = 1 if node.op == "ConvTranspose" else 0
+    channel = weight_of(node).channels
     if isinstance(held, QuantWeight) and held.axis not in (None, channel):
         return (
             f"its scales differ along axis {held.axis}; the nearest supported differ along axis "
@@ -148,44 +148,27 @@ def image(graph: Graph, node: Node) -> str | None:
     return None if rank == 4 else f"its input has {rank} axes; the nearest supported has 4"
 
 
-_MOVES = frozenset(
-    {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Concat", "Split",
-     "Slice", "Gather", "Cast", "Expand", "Tile", "Where", "Pad", "MaxPool", "ReduceMax",
-     "ReduceMin", "ArgMax", "ArgMin"}
-)  # fmt: skip
-"""Operators that take whole numbers of 8 bits as what they are; others take them as rounded."""
-_NOT_OF = {
-    "int32": frozenset({"MatMul", "Linear", "ReduceMean", "Pow"}),
-    "int64": frozenset({"MatMul", "Linear", "ReduceMean", "Pow", "Div", "Abs", "Sign", "ReduceL1"}),
-    "bool": frozenset({"ReduceMax", "ReduceMin"}),
-}
-"""Type -> operators that LiteRT has no kernel of it for."""
-
-
-def _kinds(graph: Graph, node: Node) -> str | None:
-    """Of the types of a node's values."""
-    for name in (*node.inputs[:1], *node.outputs):  # other inputs may be places or axes
-        dtype = graph.info(name).dtype if name and name not in graph.quants else "float32"
-        if dtype in ("int8", "uint8") and node.op not in _MOVES:
-            return f"{name!r} is {dtype}; the nearest supported are float32 and int32 (Cast before)"
-        if node.op in _NOT_OF.get(dtype, ()):
-            near = "int32" if node.op not in _NOT_OF["int32"] and dtype == "int64" else "float32"
-            return f"{name!r} is {dtype}; the nearest supported is {near} (Cast before)"
+def operands(graph: Graph, node: Node, emitter: TfliteEmitter) -> str | None:
+    """Of the types, shapes and scales of a node's inputs and outputs."""
+    if fault := _types(graph, node, emitter):
+        return fault
+    for name in node.inputs:
+        held = graph.constants.get(name)
+        if isinstance(held, QuantWeight) and held.block is not None and node.op not in MATRICES:
+            return f"{name!r} has scales for blocks; only Linear and Gather take such"
+    for name in (*node.inputs, *node.outputs):
+        if name and len(graph.info(name).shape) > emitter.max_rank:
+            rank = len(graph.info(name).shape)
+            return f"{name!r} has {rank} axes; the nearest supported has {emitter.max_rank}"
     return None
 
 
-def plain(graph: Graph, node: Node) -> str | None:
-    """Why a node's operands cannot be lowered, whatever it does with them."""
-    if found := _kinds(graph, node):
-        return found
-    for name in node.inputs:
-        held = graph.constants.get(name)
-        weighted = node.op in ("Linear", "Gather")
-        if isinstance(held, QuantWeight) and held.block is not None and not weighted:
-            return f"{name!r} has scales for blocks; only Linear and Gather take such"
-    most = _AXES + 1 if node.op in ("Reshape", "Transpose") else _AXES
-    for name in (*node.inputs, *node.outputs):
-        if name and len(graph.info(name).shape) > most:
-            rank = len(graph.info(name).shape)
-            return f"{name!r} has {rank} axes; the nearest supported has {most}"
+def _types(graph: Graph, node: Node, emitter: TfliteEmitter) -> str | None:
+    for name in (*node.inputs[:1], *node.outputs):  # other inputs may be places or axes
+        dtype = graph.info(name).dtype if name and name not in graph.quants else "float32"
+        if dtype in ("int8", "uint8") and not emitter.whole_numbers:
+            return f"{name!r} is {dtype}; the nearest supported are float32 and int32 (Cast before)"
+        if dtype in emitter.lacks:
+            near = "int32" if dtype == "int64" and "int32" not in emitter.lacks else "float32"
+            return f"{name!r} is {dtype}; the nearest supported is {near} (Cast before)"
     return None

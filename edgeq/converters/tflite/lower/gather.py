@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgeq.converters.tflite.lower import faults
+from edgeq.converters.tflite.lower.emitters import computed, emits
 from edgeq.converters.tflite.lower.layout import Shape, natural
-from edgeq.converters.tflite.lower.lowering import Lowering, Made, Out
+from edgeq.converters.tflite.lower.lowering import Made, Out, TfliteLowering
 from edgeq.converters.tflite.lower.moves import cut
 from edgeq.converters.tflite.operators import Value
 from edgeq.graph.ir import Node, QuantWeight
 
 
-def gather(low: Lowering, node: Node, out: Out) -> Made:
+@emits("Gather", integer=computed, fault=faults.gather, whole_numbers=True)
+def gather(low: TfliteLowering, node: Node, out: Out) -> Made:
     """Elements along an axis; of a matrix of integers, rows that are dequantized."""
     data, rows = node.inputs
     axis = node.attrs.get("axis", 0) % len(low.shape(data))
@@ -33,7 +36,7 @@ def gather(low: Lowering, node: Node, out: Out) -> Made:
     return value, natural(len(shape))
 
 
-def _embedded(low: Lowering, name: str, w: QuantWeight, index: Value, shape: Shape) -> Value:
+def _embedded(low: TfliteLowering, name: str, w: QuantWeight, index: Value, shape: Shape) -> Value:
     flat = low.reshaped(index, (int(np.prod(index.shape)),))
     if w.block is None and flat.dtype != "int32":  # the operator has no other; rows are fewer
         flat = low.cast(flat, "int32")

@@ -28,7 +28,7 @@ from edgeq.converters.tflite.file import TfliteFile
 from edgeq.converters.tflite.interpreter import interpreter
 from edgeq.converters.tflite.lower import rules
 from edgeq.converters.tflite.lower.layout import Order, channels_last, natural, placed
-from edgeq.converters.tflite.lower.lowering import FUSING, Lowering, Out, Settings
+from edgeq.converters.tflite.lower.lowering import LoweringOptions, Out, TfliteLowering
 from edgeq.converters.tflite.lower.moves import file_type
 from edgeq.converters.tflite.lower.ops import bounds
 from edgeq.converters.tflite.lower.run import (
@@ -44,6 +44,7 @@ from edgeq.converters.tflite.read import VERSION, read
 from edgeq.core.errors import UnsupportedError, UsageError, unknown
 from edgeq.core.progress import Progress
 from edgeq.graph.ir import Graph, Node
+from edgeq.graph.operators import ACTIVATIONS
 from edgeq.graph.tflite.schema import schema
 
 __all__ = [
@@ -66,7 +67,7 @@ def versions() -> dict[str, str]:
     return {"ai-edge-litert": version("ai-edge-litert")}
 
 
-def settings(options: Mapping[str, Any]) -> Settings:
+def settings(options: Mapping[str, Any]) -> LoweringOptions:
     """What the options come to.
 
     Raises:
@@ -77,7 +78,7 @@ def settings(options: Mapping[str, Any]) -> Settings:
             raise UsageError(unknown("option of the target tflite", key, _CHOICES))
         if value not in _CHOICES[key]:
             raise UsageError(f"{key} is {value!r}; it can be {' or '.join(_CHOICES[key])}")
-    return Settings(**options)
+    return LoweringOptions(**options)
 
 
 def check(graph: Graph, options: Mapping[str, Any]) -> None:
@@ -121,7 +122,7 @@ def arena(source: Path | str | Graph, options: Mapping[str, Any] | None = None) 
     return arena_of(read(source, entry=METADATA).model)
 
 
-def _check_opens(path: Path, low: Lowering) -> None:
+def _check_opens(path: Path, low: TfliteLowering) -> None:
     """Refuse a file that LiteRT does not load, with the node its operator is made of."""
     opened = interpreter(path, threads=1, delegate=False)
     try:
@@ -133,9 +134,9 @@ def _check_opens(path: Path, low: Lowering) -> None:
         raise UnsupportedError(f"{node}: LiteRT refuses what it is lowered to: {err}") from err
 
 
-def _lowered(graph: Graph, how: Settings) -> Lowering:
+def _lowered(graph: Graph, how: LoweringOptions) -> TfliteLowering:
     file = TfliteFile()
-    low = Lowering(graph, file, how)
+    low = TfliteLowering(graph, file, how)
     inputs = {name: _input(low, name) for name in graph.inputs}
     taken_in: set[str] = set()
     for node in graph.nodes:
@@ -155,7 +156,7 @@ def _lowered(graph: Graph, how: Settings) -> Lowering:
     return low
 
 
-def _input(low: Lowering, name: str) -> Value:
+def _input(low: TfliteLowering, name: str) -> Value:
     info, quant = low.graph.info(name), low.graph.quants.get(name)
     image = low.settings.layout == "nhwc" and name in low.images
     order = channels_last(len(info.shape)) if image else natural(len(info.shape))
@@ -173,16 +174,16 @@ def _input(low: Lowering, name: str) -> Value:
     return value
 
 
-def _node(low: Lowering, node: Node) -> set[str]:
+def _node(low: TfliteLowering, node: Node) -> set[str]:
     """Lower a node; gives the names of those that it took into itself."""
-    graph, rule = low.graph, rules.RULES[node.op]
-    after = graph.only_consumer(node.output) if node.op in FUSING else None
+    graph, emitter = low.graph, rules.EMITTERS[node.op]
+    after = graph.only_consumer(node.output) if emitter.activation else None
     out = Out(node.output)
     if (
         after is not None
         and node.output not in graph.quants
         and graph.info(node.output).dtype == "float32"
-        and after.op in ("Relu", "Clip")
+        and after.op in ACTIVATIONS
         and after.inputs[0] == node.output
     ):
         out.name = after.output
@@ -191,7 +192,7 @@ def _node(low: Lowering, node: Node) -> set[str]:
         after = None
     quant = graph.quants.get(out.name)
     out.quant = quant if quant and rules.integer(graph, node, quant) else None
-    made = rule.emit(low, node, out)
+    made = emitter.emit(low, node, out)
     if isinstance(made, list):
         for name, (value, order) in zip(node.outputs, made, strict=True):
             if name:
@@ -201,7 +202,7 @@ def _node(low: Lowering, node: Node) -> set[str]:
     return {after.name} if after else set()
 
 
-def _output_order(low: Lowering, name: str) -> Order:
+def _output_order(low: TfliteLowering, name: str) -> Order:
     rank = len(low.shape(name))
     known = channels_last(rank)
     if low.settings.layout == "nhwc" and name in low.graph.values and low.home(name) == known:
@@ -209,7 +210,7 @@ def _output_order(low: Lowering, name: str) -> Order:
     return natural(rank)
 
 
-def _output(low: Lowering, name: str, used: set[int]) -> Value:
+def _output(low: TfliteLowering, name: str, used: set[int]) -> Value:
     """A tensor of its own for an output."""
     if name in low.graph.constants:
         value = low.array(low.graph.array(name))
@@ -227,7 +228,7 @@ def _output(low: Lowering, name: str, used: set[int]) -> Value:
     return value
 
 
-def _described(low: Lowering, orders: Mapping[str, Order]) -> dict[str, Any]:
+def _described(low: TfliteLowering, orders: Mapping[str, Order]) -> dict[str, Any]:
     graph = low.graph
 
     def ends(names: tuple[str, ...]) -> dict[str, Any]:

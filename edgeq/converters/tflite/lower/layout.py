@@ -113,7 +113,7 @@ def reshaped(source: Shape, order: Order, into: Shape, image: bool) -> tuple[Ord
 
 
 @dataclass(frozen=True)
-class Window:
+class AxisWindow:
     """A window moved along one axis.
 
     Args:

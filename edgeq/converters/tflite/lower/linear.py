@@ -6,19 +6,25 @@ from typing import Any
 
 import numpy as np
 
+from edgeq.converters.tflite.lower import faults
 from edgeq.converters.tflite.lower.conv import bias_of, weight_of
+from edgeq.converters.tflite.lower.emitters import emits, integer_weight, one_scale
 from edgeq.converters.tflite.lower.layout import natural, with_last
-from edgeq.converters.tflite.lower.lowering import Lowering, Made, Out
+from edgeq.converters.tflite.lower.lowering import Made, Out, TfliteLowering
 from edgeq.converters.tflite.lower.moves import padded
 from edgeq.converters.tflite.operators import Value
 from edgeq.formats.qparams import QuantParams
 from edgeq.graph.ir import Node, QuantWeight
 
+_WHOLE = ("int32", "int64")
 _ENDS = np.array([-128, 127], np.int8)
 """The outermost levels of a grid."""
 
 
-def linear(low: Lowering, node: Node, out: Out) -> Made:
+@emits(
+    "Linear", integer=integer_weight, fault=faults.linear, activation=True, lacks=("int32", "int64")
+)
+def linear(low: TfliteLowering, node: Node, out: Out) -> Made:
     """x [..., K] times w [N, K] transposed, plus a bias."""
     x, name = node.inputs[0], node.inputs[1]
     held, rank = low.graph.constants[name], len(low.shape(x))
@@ -56,7 +62,7 @@ def linear(low: Lowering, node: Node, out: Out) -> Made:
     return made, order
 
 
-def _with_ends(low: Lowering, value: Value, quant: QuantParams) -> Value:
+def _with_ends(low: TfliteLowering, value: Value, quant: QuantParams) -> Value:
     """A tensor of numbers on a grid with the grid's ends as two more columns.
 
     An operator of float values and integer weights rounds each row anew, to a grid that it fits
@@ -72,7 +78,7 @@ def _with_ends(low: Lowering, value: Value, quant: QuantParams) -> Value:
     return low.ended[key][1]
 
 
-def _unblocked(low: Lowering, w: Value, block: int) -> Value:
+def _unblocked(low: TfliteLowering, w: Value, block: int) -> Value:
     """A matrix of blocks as float32."""
     assert w.group_scales is not None
     n, groups = w.group_scales.shape
@@ -81,7 +87,8 @@ def _unblocked(low: Lowering, w: Value, block: int) -> Value:
     return low.reshaped(low.op("MUL", [levels, scales]), w.shape)
 
 
-def matmul(low: Lowering, node: Node, out: Out) -> Made:
+@emits("MatMul", integer=one_scale, fault=faults.matmul, activation=True, lacks=_WHOLE)
+def matmul(low: TfliteLowering, node: Node, out: Out) -> Made:
     """The product of two computed values; a transposed last pair of axes is the operator's own."""
     shape = low.shape(out.name)
     rank = len(shape)

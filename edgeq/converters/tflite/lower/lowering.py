@@ -19,24 +19,15 @@ from edgeq.converters.tflite.lower.layout import Order, Shape, channels_last, na
 from edgeq.converters.tflite.operators import Value
 from edgeq.formats.qparams import QuantParams
 from edgeq.graph.ir import Graph, QuantWeight
+from edgeq.graph.operators import SPATIAL
 
 Made = tuple[Value, Order]
 """A tensor, and the order of its value's axes in it."""
 _FUSED = {(0.0, math.inf): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}
-IMAGE = frozenset(
-    {"Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool",
-     "Resize", "DepthToSpace", "SpaceToDepth"}
-)  # fmt: skip
-"""Operators that need channels last."""
-FUSING = frozenset(
-    {"Conv", "ConvTranspose", "Linear", "MatMul", "Add", "Sub", "Mul", "Div", "MaxPool",
-     "AveragePool", "GlobalAveragePool", "ReduceMean", "Concat"}
-)  # fmt: skip
-"""Operators that take a Relu or Clip behind them into themselves, or round on its grid."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class LoweringOptions:
     """How a graph is lowered.
 
     Args:
@@ -76,7 +67,7 @@ class Out:
         return self.quant is not None
 
 
-class Lowering(Constants):
+class TfliteLowering(Constants):
     """A graph on its way into a file.
 
     Args:
@@ -85,7 +76,7 @@ class Lowering(Constants):
         settings: how.
     """
 
-    def __init__(self, graph: Graph, file: TfliteFile, settings: Settings) -> None:
+    def __init__(self, graph: Graph, file: TfliteFile, settings: LoweringOptions) -> None:
         super().__init__(graph, file)
         self.settings = settings
         self.rounded: dict[str, Value] = {}
@@ -104,7 +95,7 @@ class Lowering(Constants):
         """Values that operators with channels last take, be it behind others."""
         found: set[str] = set()
         for node in reversed(self.graph.nodes):
-            if node.op in IMAGE:
+            if node.op in SPATIAL:
                 found.add(node.inputs[0])
             elif node.op != "Transpose" and found.intersection(node.outputs):
                 rank = len(self.graph.info(node.output).shape)

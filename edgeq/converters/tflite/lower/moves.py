@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.converters.tflite.lower import faults
+from edgeq.converters.tflite.lower.emitters import always, computed, emits
 from edgeq.converters.tflite.lower.layout import (
     Order,
     Shape,
@@ -18,19 +20,21 @@ from edgeq.converters.tflite.lower.layout import (
     placed,
     reshaped,
 )
-from edgeq.converters.tflite.lower.lowering import Lowering, Made, Out
+from edgeq.converters.tflite.lower.lowering import Made, Out, TfliteLowering
 from edgeq.converters.tflite.lower.ops import taken
 from edgeq.converters.tflite.operators import Value
 from edgeq.graph.ir import Node, QuantWeight
 
 
-def constant_ints(low: Lowering, node: Node, place: int) -> list[int] | None:
+def constant_ints(low: TfliteLowering, node: Node, place: int) -> list[int] | None:
     """An input that is a constant list; None if it is left out."""
     name = node.inputs[place] if place < len(node.inputs) else ""
     return [int(n) for n in low.graph.array(name).reshape(-1)] if name else None
 
 
-def reshape(low: Lowering, node: Node, out: Out) -> Made:
+@emits("Reshape", integer=always, whole_numbers=True, max_rank=6)
+@emits("Flatten", "Squeeze", "Unsqueeze", integer=always, whole_numbers=True)
+def reshape(low: TfliteLowering, node: Node, out: Out) -> Made:
     """Another shape: of Reshape, Flatten, Squeeze and Unsqueeze."""
     x, into = node.inputs[0], low.shape(out.name)
     source, order = low.shape(x), low.home(x)
@@ -42,7 +46,7 @@ def reshape(low: Lowering, node: Node, out: Out) -> Made:
 
 
 def _flattened(
-    low: Lowering, node: Node, source: Shape, order: Order, into: Shape
+    low: TfliteLowering, node: Node, source: Shape, order: Order, into: Shape
 ) -> tuple[Shape, Order] | None:
     """The axes that became columns of matrix products alone, and their order in the file.
 
@@ -68,14 +72,16 @@ def _flattened(
     return tuple(source[a] for a in axes), tuple(axes.index(a) for a in long[len(lead) :])
 
 
-def transpose(low: Lowering, node: Node, out: Out) -> Made:
+@emits("Transpose", integer=always, whole_numbers=True, max_rank=6)
+def transpose(low: TfliteLowering, node: Node, out: Out) -> Made:
     """Axes in another order: the same tensor, until an operator needs it otherwise."""
     x, order = taken(low, node, out)
     perm = node.attrs.get("perm", tuple(reversed(range(len(order)))))
     return x, after_transpose(order, [int(p) for p in perm])
 
 
-def identity(low: Lowering, node: Node, out: Out) -> Made:
+@emits("Identity", integer=always, whole_numbers=True)
+def identity(low: TfliteLowering, node: Node, out: Out) -> Made:
     """The same value by another name; a constant becomes a tensor that is computed."""
     name = node.inputs[0]
     if name not in low.graph.constants:
@@ -85,7 +91,8 @@ def identity(low: Lowering, node: Node, out: Out) -> Made:
     return low.op("RESHAPE", [value, low.ints(value.shape)], newShape=list(value.shape)), order
 
 
-def concat(low: Lowering, node: Node, out: Out) -> Made:
+@emits("Concat", integer=always, whole_numbers=True, activation=True)
+def concat(low: TfliteLowering, node: Node, out: Out) -> Made:
     """Values joined along an axis, all on the grid of what is made."""
     shape = low.shape(out.name)
     rank = len(shape)
@@ -113,14 +120,15 @@ def concat(low: Lowering, node: Node, out: Out) -> Made:
     return value, order
 
 
-def cut(low: Lowering, x: Value, begin: Sequence[int], shape: Sequence[int]) -> Value:
+def cut(low: TfliteLowering, x: Value, begin: Sequence[int], shape: Sequence[int]) -> Value:
     """Part of a tensor."""
     if tuple(shape) == x.shape:
         return x
     return low.op("SLICE", [x, low.ints(begin), low.ints(shape)], shape, like=True)
 
 
-def split(low: Lowering, node: Node, out: Out) -> list[Made]:
+@emits("Split", integer=always, whole_numbers=True)
+def split(low: TfliteLowering, node: Node, out: Out) -> list[Made]:
     """A value cut in parts along an axis."""
     x, order = taken(low, node, out)
     at = order.index(node.attrs.get("axis", 0) % len(order))
@@ -136,7 +144,7 @@ def split(low: Lowering, node: Node, out: Out) -> list[Made]:
     return made
 
 
-def _split_sizes(low: Lowering, node: Node) -> list[int]:
+def _split_sizes(low: TfliteLowering, node: Node) -> list[int]:
     sizes = constant_ints(low, node, 1)
     if sizes is not None:
         return sizes
@@ -145,7 +153,8 @@ def _split_sizes(low: Lowering, node: Node) -> list[int]:
     return [-(-total // n)] * n
 
 
-def slice_(low: Lowering, node: Node, out: Out) -> Made:
+@emits("Slice", integer=always, whole_numbers=True)
+def slice_(low: TfliteLowering, node: Node, out: Out) -> Made:
     """Part of a value, with steps; backwards by gathering."""
     x, order = taken(low, node, out)
     starts, ends = constant_ints(low, node, 1) or [], constant_ints(low, node, 2) or []
@@ -173,13 +182,14 @@ def slice_(low: Lowering, node: Node, out: Out) -> Made:
     return low.op("STRIDED_SLICE", parts, [len(r) for r in inside], like=True), order
 
 
-def gathered(low: Lowering, x: Value, places: NDArray[np.integer], axis: int) -> Value:
+def gathered(low: TfliteLowering, x: Value, places: NDArray[np.integer], axis: int) -> Value:
     """Elements of a tensor along an axis of the file, at constant places."""
     shape = (*x.shape[:axis], *places.shape, *x.shape[axis + 1 :])
     return low.op("GATHER", [x, low.ints(places)], shape, like=True, axis=axis, batchDims=0)
 
 
-def pad(low: Lowering, node: Node, out: Out) -> Made:
+@emits("Pad", integer=always, whole_numbers=True, fault=faults.pad)
+def pad(low: TfliteLowering, node: Node, out: Out) -> Made:
     """A border of a constant, or of what lies inside."""
     x, order = taken(low, node, out)
     amounts, rank = constant_ints(low, node, 1) or [], len(order)
@@ -202,7 +212,9 @@ def pad(low: Lowering, node: Node, out: Out) -> Made:
     return padded(low, x, border, value, out), order
 
 
-def padded(low: Lowering, x: Value, border: NDArray[np.integer], value: float, out: Out) -> Value:
+def padded(
+    low: TfliteLowering, x: Value, border: NDArray[np.integer], value: float, out: Out
+) -> Value:
     """A tensor with a border of one value; rounded ones get that value's level."""
     shape = [n + int(a) + int(b) for n, (a, b) in zip(x.shape, border, strict=True)]
     if value == 0.0 and x.dtype in ("float32", "int8"):
@@ -215,7 +227,8 @@ def padded(low: Lowering, x: Value, border: NDArray[np.integer], value: float, o
     return low.op("PADV2", [x, low.ints(border), fill], shape, like=True)
 
 
-def expand(low: Lowering, node: Node, out: Out) -> Made:
+@emits("Expand", integer=computed, whole_numbers=True)
+def expand(low: TfliteLowering, node: Node, out: Out) -> Made:
     """A value broadcast to a shape."""
     x, shape = node.inputs[0], low.shape(out.name)
     order = low.order_of([x], len(shape), out.name)
@@ -225,7 +238,8 @@ def expand(low: Lowering, node: Node, out: Out) -> Made:
     return low.op("BROADCAST_TO", [value, low.ints(wide)], wide, like=True), order
 
 
-def tile(low: Lowering, node: Node, out: Out) -> Made:
+@emits("Tile", integer=always, whole_numbers=True)
+def tile(low: TfliteLowering, node: Node, out: Out) -> Made:
     """A value repeated along its axes."""
     x, order = taken(low, node, out)
     times = constant_ints(low, node, 1) or []
@@ -233,7 +247,8 @@ def tile(low: Lowering, node: Node, out: Out) -> Made:
     return low.op("TILE", [x, low.ints([times[a] for a in order])], shape, like=True), order
 
 
-def cast(low: Lowering, node: Node, out: Out) -> Made:
+@emits("Cast", fault=faults.cast, whole_numbers=True)
+def cast(low: TfliteLowering, node: Node, out: Out) -> Made:
     """Another type; float64 and float16 are held as float32."""
     x, order = taken(low, node, out)
     dtype = file_type(low.graph.info(out.name).dtype)
@@ -250,7 +265,8 @@ def file_type(dtype: str) -> str:
     return {"float64": "float32", "float16": "float32"}.get(dtype, dtype)
 
 
-def cumulated(low: Lowering, node: Node, out: Out) -> Made:
+@emits("CumSum")
+def cumulated(low: TfliteLowering, node: Node, out: Out) -> Made:
     """Sums along an axis up to each element."""
     x, order = taken(low, node, out)
     axis = (constant_ints(low, node, 1) or [0])[0] % len(order)
@@ -259,7 +275,8 @@ def cumulated(low: Lowering, node: Node, out: Out) -> Made:
     return low.op("CUMSUM", [x, at], **settings), order
 
 
-def depth_to_space(low: Lowering, node: Node, out: Out) -> Made:
+@emits("DepthToSpace", "SpaceToDepth", integer=always, fault=faults.image)
+def depth_to_space(low: TfliteLowering, node: Node, out: Out) -> Made:
     """Channels spread over neighbouring places, or gathered from them."""
     x, order = node.inputs[0], channels_last(4)
     block = node.attrs["blocksize"]

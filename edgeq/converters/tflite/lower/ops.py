@@ -3,60 +3,58 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from edgeq.converters.tflite.lower import faults
+from edgeq.converters.tflite.lower.emitters import (
+    always,
+    code_of,
+    emits,
+    fixed_params,
+    one_scale,
+    shared_params,
+)
 from edgeq.converters.tflite.lower.layout import Order, after_reduction, placed, with_last
-from edgeq.converters.tflite.lower.lowering import Lowering, Made, Out
+from edgeq.converters.tflite.lower.lowering import Made, Out, TfliteLowering
 from edgeq.converters.tflite.operators import Value
 from edgeq.graph.ir import Node, QuantWeight
 
-Emit = Callable[[Lowering, Node, Out], Made]
-UNARY = {
-    "Sqrt": "SQRT", "Exp": "EXP", "Log": "LOG", "Neg": "NEG", "Abs": "ABS", "Floor": "FLOOR",
-    "Ceil": "CEIL", "Round": "ROUND", "Sin": "SIN", "Cos": "COS", "Sign": "SIGN",
-    "Not": "LOGICAL_NOT", "Sigmoid": "LOGISTIC", "Tanh": "TANH", "HardSwish": "HARD_SWISH",
-}  # fmt: skip
-"""Operator -> the schema's name of the one that does it."""
-BINARY = {
-    "Add": "ADD", "Sub": "SUB", "Mul": "MUL", "Div": "DIV", "Max": "MAXIMUM", "Min": "MINIMUM",
-    "Equal": "EQUAL", "Greater": "GREATER", "Less": "LESS", "GreaterOrEqual": "GREATER_EQUAL",
-    "LessOrEqual": "LESS_EQUAL", "And": "LOGICAL_AND", "Or": "LOGICAL_OR",
-}  # fmt: skip
-"""Operator of two or more factors -> the schema's name."""
-REDUCE = {"ReduceMean": "MEAN", "ReduceSum": "SUM", "ReduceMax": "REDUCE_MAX",
-          "ReduceMin": "REDUCE_MIN", "ReduceProd": "REDUCE_PROD", "ReduceL1": "SUM",
-          "ReduceL2": "SUM", "GlobalAveragePool": "MEAN",
-          "GlobalMaxPool": "REDUCE_MAX"}  # fmt: skip
-"""Operator -> the schema's name of the sum it is."""
 _MOST = float(np.finfo(np.float32).max)
 _ACTIVATED = ("ADD", "SUB", "MUL", "DIV")
 _ERF = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
 _ERF_P = 0.3275911
 
 
-def taken(low: Lowering, node: Node, out: Out) -> tuple[Value, Order]:
+def taken(low: TfliteLowering, node: Node, out: Out) -> tuple[Value, Order]:
     """The first input as it lies in the file."""
     x = node.inputs[0]
     return low.get(x, None, out.rounded), low.home(x)
 
 
-def number(low: Lowering, value: float) -> Value:
+def number(low: TfliteLowering, value: float) -> Value:
     """A float32 constant."""
     return low.g.constant(np.array(value, np.float32))
 
 
-def unary(low: Lowering, node: Node, out: Out) -> Made:
+@emits("Sqrt", "Exp", "Log", "Neg", "Floor", "Ceil", "Round", "Sin", "Cos", "Not")
+@emits("Abs", "Sign", lacks=("int64",))
+@emits("HardSwish", integer=always)
+@emits("Sigmoid", "Tanh", integer=fixed_params)
+def unary(low: TfliteLowering, node: Node, out: Out) -> Made:
     """An operator of one input, element by element."""
     x, order = taken(low, node, out)
-    return low.op(UNARY[node.op], [x], quant=out.quant), order
+    return low.op(code_of(node), [x], quant=out.quant), order
 
 
-def binary(low: Lowering, node: Node, out: Out) -> Made:
+@emits("Add", "Sub", "Mul", integer=one_scale, activation=True)
+@emits("Div", activation=True, lacks=("int64",))
+@emits("Max", "Min", integer=shared_params)
+@emits("Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "And", "Or")
+def binary(low: TfliteLowering, node: Node, out: Out) -> Made:
     """An operator of several broadcast inputs, which are taken two by two."""
-    shape, code = low.shape(out.name), BINARY[node.op]
+    shape, code = low.shape(out.name), code_of(node)
     order = low.order_of(node.inputs, len(shape), out.name)
     parts = [low.operand(name, len(shape), order, out.rounded) for name in node.inputs]
     settings: dict[str, Any] = (
@@ -72,7 +70,8 @@ def binary(low: Lowering, node: Node, out: Out) -> Made:
     return value, order
 
 
-def power(low: Lowering, node: Node, out: Out) -> Made:
+@emits("Pow", lacks=("int32", "int64"))
+def power(low: TfliteLowering, node: Node, out: Out) -> Made:
     """A power: the square and the root by their own operators."""
     base, exponent = node.inputs
     if exponent in low.graph.constants and low.graph.array(exponent).size == 1:
@@ -86,7 +85,8 @@ def power(low: Lowering, node: Node, out: Out) -> Made:
     return low.op("POW", parts, placed(shape, order)), order
 
 
-def where(low: Lowering, node: Node, out: Out) -> Made:
+@emits("Where", whole_numbers=True)
+def where(low: TfliteLowering, node: Node, out: Out) -> Made:
     """One of two values, chosen element by element."""
     shape = low.shape(out.name)
     order = low.order_of(node.inputs, len(shape), out.name)
@@ -94,7 +94,7 @@ def where(low: Lowering, node: Node, out: Out) -> Made:
     return low.op("SELECT_V2", parts, placed(shape, order), dtype=parts[1].dtype), order
 
 
-def bounds(low: Lowering, node: Node) -> tuple[float, float]:
+def bounds(low: TfliteLowering, node: Node) -> tuple[float, float]:
     """Between which a Relu or Clip holds its values."""
     if node.op == "Relu":
         return 0.0, math.inf
@@ -107,8 +107,9 @@ def bounds(low: Lowering, node: Node) -> tuple[float, float]:
     return ends[0], ends[1]
 
 
-def clamp(low: Lowering, node: Node, out: Out) -> Made:
-    """A Relu or Clip of its own; one of rounded values is left to `Lowering.finish`."""
+@emits("Relu", "Clip", integer=always)
+def clamp(low: TfliteLowering, node: Node, out: Out) -> Made:
+    """A Relu or Clip of its own; one of rounded values is left to `TfliteLowering.finish`."""
     x, order = taken(low, node, out)
     out.low, out.high = bounds(low, node)
     if out.rounded:
@@ -116,7 +117,8 @@ def clamp(low: Lowering, node: Node, out: Out) -> Made:
     return low.clamped(x, out), order
 
 
-def leaky(low: Lowering, node: Node, out: Out) -> Made:
+@emits("LeakyRelu", integer=always)
+def leaky(low: TfliteLowering, node: Node, out: Out) -> Made:
     """A Relu with a slope below zero."""
     x, order = taken(low, node, out)
     alpha = float(node.attrs.get("alpha", 0.01))
@@ -129,7 +131,8 @@ def leaky(low: Lowering, node: Node, out: Out) -> Made:
     return _sloped(low, x, low.integers(low.short("w"), slope, "int8"), out), order
 
 
-def prelu(low: Lowering, node: Node, out: Out) -> Made:
+@emits("PRelu", integer=one_scale)
+def prelu(low: TfliteLowering, node: Node, out: Out) -> Made:
     """A Relu with a slope for each channel."""
     x, order = taken(low, node, out)
     slopes = node.inputs[1]
@@ -147,12 +150,12 @@ def prelu(low: Lowering, node: Node, out: Out) -> Made:
     return (made if out.quant is None else _on_grid(low, made, out)), order
 
 
-def _on_grid(low: Lowering, value: Value, out: Out) -> Value:
+def _on_grid(low: TfliteLowering, value: Value, out: Out) -> Value:
     assert out.quant is not None
     return low.op("QUANTIZE", [value], quant=out.quant)
 
 
-def _sloped(low: Lowering, x: Value, slope: Value, out: Out) -> Value:
+def _sloped(low: TfliteLowering, x: Value, slope: Value, out: Out) -> Value:
     """max(x, slope x) in integers, for slopes from 0 to 1.
 
     LEAKY_RELU, PRELU and QUANTIZE of integers multiply by a factor of 8 fractional bits in some
@@ -165,7 +168,8 @@ def _sloped(low: Lowering, x: Value, slope: Value, out: Out) -> Value:
     return low.op("MAXIMUM", [x, below], like=True)
 
 
-def elu(low: Lowering, node: Node, out: Out) -> Made:
+@emits("Elu")
+def elu(low: TfliteLowering, node: Node, out: Out) -> Made:
     """max(x, 0) + alpha (exp(min(x, 0)) - 1)."""
     x, order = taken(low, node, out)
     alpha = node.attrs.get("alpha", 1.0)
@@ -176,7 +180,8 @@ def elu(low: Lowering, node: Node, out: Out) -> Made:
     return low.op("ADD", [low.op("RELU", [x]), below]), order
 
 
-def softplus(low: Lowering, node: Node, out: Out) -> Made:
+@emits("Softplus")
+def softplus(low: TfliteLowering, node: Node, out: Out) -> Made:
     """log(1 + exp(x)), as max(x, 0) + log(1 + exp(-|x|)), which does not overflow."""
     x, order = taken(low, node, out)
     small = low.op("EXP", [low.op("NEG", [low.op("ABS", [x])])])
@@ -184,7 +189,8 @@ def softplus(low: Lowering, node: Node, out: Out) -> Made:
     return low.op("ADD", [low.op("RELU", [x]), small]), order
 
 
-def hard_sigmoid(low: Lowering, node: Node, out: Out) -> Made:
+@emits("HardSigmoid")
+def hard_sigmoid(low: TfliteLowering, node: Node, out: Out) -> Made:
     """alpha x + beta, held between 0 and 1."""
     x, order = taken(low, node, out)
     scaled = low.op("MUL", [x, number(low, node.attrs.get("alpha", 0.2))])
@@ -193,14 +199,16 @@ def hard_sigmoid(low: Lowering, node: Node, out: Out) -> Made:
     return low.clamped(value, out), order
 
 
-def gelu(low: Lowering, node: Node, out: Out) -> Made:
+@emits("Gelu", integer=always)
+def gelu(low: TfliteLowering, node: Node, out: Out) -> Made:
     """GELU, exactly or by its tanh form."""
     x, order = taken(low, node, out)
     tanh = node.attrs.get("approximate", "none") == "tanh"
     return low.op("GELU", [x], quant=out.quant, approximate=tanh), order
 
 
-def erf(low: Lowering, node: Node, out: Out) -> Made:
+@emits("Erf")
+def erf(low: TfliteLowering, node: Node, out: Out) -> Made:
     """The error function to 2e-7.
 
     Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
@@ -217,7 +225,7 @@ def erf(low: Lowering, node: Node, out: Out) -> Made:
     return low.op("MUL", [upper, low.op("SIGN", [x])]), order
 
 
-def axes_of(low: Lowering, node: Node) -> list[int]:
+def axes_of(low: TfliteLowering, node: Node) -> list[int]:
     """The axes that a node sums over."""
     rank = len(low.shape(node.inputs[0]))
     if node.op.startswith("Global"):
@@ -230,11 +238,17 @@ def axes_of(low: Lowering, node: Node) -> list[int]:
     return list(range(rank))
 
 
-def reduce(low: Lowering, node: Node, out: Out) -> Made:
+@emits("ReduceSum", "ReduceProd", "ReduceL2")
+@emits("ReduceL1", lacks=("int64",))
+@emits("ReduceMean", integer=always, activation=True, lacks=("int32", "int64"))
+@emits("GlobalAveragePool", integer=always, activation=True)
+@emits("GlobalMaxPool", integer=always)
+@emits("ReduceMax", "ReduceMin", integer=always, whole_numbers=True, lacks=("bool",))
+def reduce(low: TfliteLowering, node: Node, out: Out) -> Made:
     """A sum, mean or extreme over axes."""
     x, order = taken(low, node, out)
     axes, keep = axes_of(low, node), bool(node.attrs.get("keepdims", 1))
-    code = REDUCE[node.op]
+    code = code_of(node)
     if node.op == "ReduceL2":
         x = low.op("MUL", [x, x])
     if node.op == "ReduceL1":
@@ -246,7 +260,7 @@ def reduce(low: Lowering, node: Node, out: Out) -> Made:
 
 
 def total(
-    low: Lowering, code: str, x: Value, places: list[int], keep: bool, out: Out | None = None
+    low: TfliteLowering, code: str, x: Value, places: list[int], keep: bool, out: Out | None = None
 ) -> Value:
     """A tensor summed over axes of the file."""
     shape = [1 if i in places else n for i, n in enumerate(x.shape) if keep or i not in places]
@@ -256,22 +270,24 @@ def total(
     return low.op(code, [x, axes], shape, quant=quant, like=same, keepDims=keep)
 
 
-def arg(low: Lowering, node: Node, out: Out) -> Made:
+@emits("ArgMax", "ArgMin", fault=faults.arg, whole_numbers=True)
+def arg(low: TfliteLowering, node: Node, out: Out) -> Made:
     """The place of the largest or smallest element along an axis."""
     x, order = taken(low, node, out)
     axis = node.attrs.get("axis", 0) % len(order)
     at = order.index(axis)
-    code = "ARG_MAX" if node.op == "ArgMax" else "ARG_MIN"
     shape = [n for i, n in enumerate(x.shape) if i != at]
     kind = low.file.schema.TensorType.INT64
-    value = low.op(code, [x, low.ints(np.array(at))], shape,
+    value = low.op(code_of(node), [x, low.ints(np.array(at))], shape,
                    dtype="int64", outputType=kind)  # fmt: skip
     if node.attrs.get("keepdims", 1):
         return low.reshaped(value, [1 if i == at else n for i, n in enumerate(x.shape)]), order
     return value, after_reduction(order, [axis])
 
 
-def softmax(low: Lowering, node: Node, out: Out) -> Made:
+@emits("Softmax", integer=fixed_params)
+@emits("LogSoftmax")
+def softmax(low: TfliteLowering, node: Node, out: Out) -> Made:
     """Softmax or its logarithm along one axis, which must be the last of the file's."""
     x = node.inputs[0]
     rank = len(low.shape(x))
@@ -280,21 +296,17 @@ def softmax(low: Lowering, node: Node, out: Out) -> Made:
     flat = (math.prod(value.shape[:-1]), value.shape[-1]) if rank > 4 else value.shape
     value = low.reshaped(value, flat)
     settings: dict[str, Any] = {"beta": 1.0} if node.op == "Softmax" else {}
-    code = "SOFTMAX" if node.op == "Softmax" else "LOG_SOFTMAX"
-    value = low.op(code, [value], quant=out.quant, **settings)
+    value = low.op(code_of(node), [value], quant=out.quant, **settings)
     return low.reshaped(value, placed(low.shape(x), order)), order
 
 
-def layer_norm(low: Lowering, node: Node, out: Out) -> Made:
+@emits("LayerNormalization")
+def layer_norm(low: TfliteLowering, node: Node, out: Out) -> Made:
     """(x - mean) / sqrt(variance + epsilon), scaled and shifted: in float."""
     x, order = taken(low, node, out)
     rank = len(order)
-    if node.op == "InstanceNormalization":
-        axes = list(range(2, rank))
-        lifted = (low.shape(node.inputs[0])[1], *(1,) * (rank - 2))
-    else:
-        axes = list(range(node.attrs.get("axis", -1) % rank, rank))
-        lifted = low.shape(node.inputs[1])
+    axes = list(range(node.attrs.get("axis", -1) % rank, rank))
+    lifted = low.shape(node.inputs[1])
     places = [order.index(a) for a in axes]
     away = low.op("SUB", [x, total(low, "MEAN", x, places, True)])
     variance = total(low, "MEAN", low.op("MUL", [away, away]), places, True)

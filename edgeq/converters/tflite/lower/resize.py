@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.converters.tflite.lower.conv import flat_again, image
-from edgeq.converters.tflite.lower.lowering import Lowering, Made, Out
+from edgeq.converters.tflite.lower.emitters import always, emits
+from edgeq.converters.tflite.lower.lowering import Made, Out, TfliteLowering
 from edgeq.converters.tflite.lower.moves import gathered
 from edgeq.converters.tflite.operators import Value
 from edgeq.graph.ir import Graph, Node
@@ -92,7 +93,8 @@ def fault(graph: Graph, node: Node) -> str | None:
     return None
 
 
-def resize(low: Lowering, node: Node, out: Out) -> Made:
+@emits("Resize", integer=always, fault=fault)
+def resize(low: TfliteLowering, node: Node, out: Out) -> Made:
     """An image made larger or smaller."""
     x = image(low, node, out.rounded)
     shape = low.shape(out.name)
@@ -110,7 +112,9 @@ def resize(low: Lowering, node: Node, out: Out) -> Made:
     return flat_again(low, _nearest(low, x, sizes, wanted), out)
 
 
-def _nearest(low: Lowering, x: Value, sizes: list[int], wanted: list[NDArray[np.int64]]) -> Value:
+def _nearest(
+    low: TfliteLowering, x: Value, sizes: list[int], wanted: list[NDArray[np.int64]]
+) -> Value:
     """By the runtime's own operator if it takes the same elements, else by gathering them."""
     ways: tuple[dict[str, Any], ...] = ({}, {"halfPixelCenters": True}, {"alignCorners": True})
     for way in ways:

@@ -17,26 +17,23 @@ from collections.abc import Mapping
 import numpy as np
 
 from edgeq.graph.ir import Graph, Node
+from edgeq.graph.operators import LOGIC, OPERATORS, PRODUCTS, VIEWS, named
 
-PRODUCTS = frozenset({"Conv", "ConvTranspose", "Linear", "MatMul"})
-_PASSES = frozenset(
-    {"Add", "Sub", "Mul", "Div", "Clip", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten",
-     "Slice", "Identity"}
-)  # fmt: skip
+_PASSES = VIEWS | {"Add", "Sub", "Mul", "Div", "Clip", "Transpose", "Slice", "Identity"}
 """Operators between a product of attention and its softmax."""
-_STATISTICS = frozenset(
-    {"Add", "Sub", "Mul", "ReduceMean", "GlobalAveragePool", "Reshape", "Squeeze", "Unsqueeze",
-     "Clip", "Relu", "Identity"}
-)  # fmt: skip
-_RELATIVE: Mapping[str, int] = {"Sqrt": 0, "Reciprocal": 0, "Log": 0, "Div": 1, "Pow": 0}
-"""Operators that need a small relative error of one input -> which of their inputs it is."""
+_STATISTICS = (VIEWS - {"Flatten"}) | {
+    "Add", "Sub", "Mul", "ReduceMean", "GlobalAveragePool", "Clip", "Relu", "Identity",
+}  # fmt: skip
+"""Operators between values and a divisor, root or logarithm of their mean, variance or sum."""
+_EXACT = named(lambda row: row.exact_input is not None)
+"""Operators of which one input needs a small relative error."""
 MASKED = 20.0
 """A term of scores past this much is a mask: a softmax makes less than 1e-8 of it."""
 HIDES = 32.0
 """Where one term of a sum is so many times the other, the other has too few levels left."""
 
 
-def precise(graph: Graph) -> frozenset[str]:
+def needs_float(graph: Graph) -> frozenset[str]:
     """Names of nodes to keep in float for the reasons above, as far as the graph itself shows.
 
     Args:
@@ -132,13 +129,13 @@ def _flags(graph: Graph) -> set[str]:
     for node in graph.nodes:
         given = [name for name in node.inputs if name in graph.values]
         table = node.op == "Gather" and node.inputs[0] in graph.constants
-        if not given or table or node.op in ("Shape", "Size"):
+        if not given or table:
             continue
         if all(name in whole or name in made for name in given):
             for out in node.outputs:
                 if out:
                     (whole if _is_whole(graph, out) else made).add(out)
-        elif node.op in ("Greater", "Less", "Equal", "GreaterOrEqual", "LessOrEqual", "Not", "And"):
+        elif node.op in LOGIC:
             whole.update(out for out in node.outputs if out)
     return made
 
@@ -151,9 +148,9 @@ def _statistics(graph: Graph) -> set[str]:
     """What leads to a divisor, a root or a logarithm, as far as nothing else takes it."""
     found: set[str] = set()
     rest = [
-        node.inputs[_RELATIVE[node.op]]
+        node.inputs[OPERATORS[node.op].exact_input or 0]
         for node in graph.nodes
-        if node.op in _RELATIVE and not (node.op == "Pow" and _is_square(graph, node))
+        if node.op in _EXACT and not (node.op == "Pow" and _is_square(graph, node))
     ]
     while rest:
         name = rest.pop()
@@ -161,7 +158,7 @@ def _statistics(graph: Graph) -> set[str]:
         if maker is None or maker.name in found or maker.op not in _STATISTICS:
             continue
         takers = graph.consumers.get(name, ())
-        alone = len(takers) == 1 or all(t.name in found or t.op in _RELATIVE for t in takers)
+        alone = len(takers) == 1 or all(t.name in found or t.op in _EXACT for t in takers)
         if not alone or name in graph.outputs:
             continue
         found.add(maker.name)

@@ -30,7 +30,7 @@ MOST = 8
 Feeds = Mapping[str, NDArray[Any]]
 
 
-def keep(graph: Graph, samples: Iterable[Feeds]) -> dict[str, str]:
+def stored_samples_entry(graph: Graph, samples: Iterable[Feeds]) -> dict[str, str]:
     """The entry of the metadata for samples; empty if not even one fits.
 
     Inputs that are rounded are kept as their levels, other floats in half precision.
@@ -52,7 +52,7 @@ def keep(graph: Graph, samples: Iterable[Feeds]) -> dict[str, str]:
     return {}
 
 
-def kept(graph: Graph) -> list[dict[str, NDArray[Any]]]:
+def stored_samples(graph: Graph) -> list[dict[str, NDArray[Any]]]:
     """The samples that a record keeps; none if it keeps none or is no record.
 
     Raises:

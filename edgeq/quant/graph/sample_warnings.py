@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
 from edgeq.graph.ir import Graph, Node
-from edgeq.quant.graph.hessians import SessionOf
+from edgeq.graph.operators import channel_axis
+from edgeq.quant.graph.hessians import ROW_PRODUCTS, SessionOf
 from edgeq.quant.graph.samples import Samples
 
 LOOKED_AT = 64
@@ -39,7 +40,7 @@ _MOVES = frozenset({"Transpose", "Reshape", "Pad", "Identity", "Squeeze", "Unsqu
 Feeds = Mapping[str, NDArray[Any]]
 
 
-def doubts(graph: Graph, samples: Samples, session_of: SessionOf) -> tuple[str, ...]:
+def sample_warnings(graph: Graph, samples: Samples, session_of: SessionOf) -> tuple[str, ...]:
     """What is doubtful of samples, a sentence each.
 
     Args:
@@ -95,7 +96,7 @@ def _scale(
         bias = np.abs(graph.array(first.inputs[2]))
         run = session_of(graph, [first.output])
         made = np.stack([run(row)[first.output] for row in rows[:8]])
-        axis = 2 if first.op == "Conv" else made.ndim - 1
+        axis = 1 + channel_axis(graph, first)  # behind the samples
         spread = np.moveaxis(made, axis, 0).reshape(len(bias), -1).std(axis=1)
         live = (bias > 0) & (spread > 0)
         if not live.any():
@@ -144,7 +145,7 @@ def _first_layer(graph: Graph, name: str) -> Node | None:
     if graph.info(name).dtype != "float32":
         return None
     while (node := graph.only_consumer(name)) is not None:
-        if node.op in ("Conv", "Linear"):
+        if node.op in ROW_PRODUCTS:
             constant = len(node.inputs) > 2 and node.inputs[2] in graph.constants
             return node if constant and node.inputs[0] == name else None
         if node.op not in _MOVES or node.inputs[0] != name:
