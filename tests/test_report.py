@@ -28,7 +28,7 @@ from edgeq.profiling.document import IDLE, Document, Run
 from edgeq.profiling.foreign import Named
 from edgeq.profiling.operations import Operation, Operations, Phase
 from edgeq.profiling.profile import profile
-from edgeq.profiling.session import Sample, Workload
+from edgeq.profiling.session import Round, Workload
 from edgeq.reporting import Sources, page, read, write
 from edgeq.reporting.axes import Axis, around, short
 from edgeq.reporting.figures import Missing, latency, pareto_plots, roofline, speed
@@ -80,9 +80,7 @@ def trace(quantity: str, name: str, rate: float, seconds: float = 12, **values: 
 def recorded(*traces: Trace, rounds: int = 3, seconds: float = 12.0) -> Document:
     """A sustained run of rounds of a second's prefill and two seconds' decode after an idle one."""
     each = int((seconds - 1) / rounds * SECOND)
-    samples = tuple(
-        Sample(i, SECOND + i * each, each // 3, (each // 6,) * 4) for i in range(rounds)
-    )
+    samples = tuple(Round(i, SECOND + i * each, each // 3, (each // 6,) * 4) for i in range(rounds))
     subject = {
         "name": "m.edgeq", "runtime": "edgeq", "unit": "token", "threads": 2,
         "bytes_per_token": 10**9, "macs_per_token": 10**9, "macs_prefill": 2 * 10**10,
@@ -206,8 +204,7 @@ def test_real_traces_of_a_power_meter_are_drawn_and_integrated() -> None:
     (measured,) = read_log(folder)
     measured = measured.shifted(0, "monotonic")
     samples = tuple(
-        Sample(i, w.start_ns, None, (w.end_ns - w.start_ns,))
-        for i, w in enumerate(measured.windows)
+        Round(i, w.start_ns, None, (w.end_ns - w.start_ns,)) for i, w in enumerate(measured.windows)
     )
     subject = {"name": "kws.tflite", "runtime": "litert", "unit": "run", "threads": 1}
     recording = Recording((measured,), (), (), (), 0, int(measured.t_ns[-1]), 0, 0.0)
@@ -324,7 +321,7 @@ def test_the_roofline_holds_the_run_and_the_limits() -> None:
 def test_latency_is_by_percentiles_of_all_tokens() -> None:
     run = recorded()
     steps = tuple(range(1_000_000, 2_000_000, 1000))
-    sample = Sample(0, 0, None, steps)
+    sample = Round(0, 0, None, steps)
     run = replace(run, runs=(replace(run.runs[0], samples=(sample,)),))
     (group,) = entries(Sources((("x", run),)))
     (plot,) = latency(group)

@@ -172,6 +172,11 @@ def bench_graphs(
     Raises:
         UsageError: a Core ML package, which edgeq executes with NumPy.
         EdgeqError: a runtime refuses a file, or is not installed.
+
+    Example:
+        >>> (row,) = edgeq.bench_graphs(["graph.onnx"], threads=1, repetitions=1)
+        >>> len(row["samples_ms"]), row["speedup"]
+        (10, None)
     """
     for model in models:
         if Path(model).suffix.lower() == ".mlpackage":

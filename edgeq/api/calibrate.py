@@ -94,8 +94,8 @@ def sensitivity(
     Example:
         >>> losses = edgeq.sensitivity(
         ...     "model", "text.txt", mode="output", method="rtn", windows=1, context=16
-        ... ).losses
-        >>> losses["lm_head.weight"]["w2-g32"] > losses["lm_head.weight"]["w8-g32"]
+        ... ).losses["model.layers.0.mlp.down_proj.weight"]
+        >>> losses["w2-g32"] > losses["w4-g32"]
         True
     """
     base = parse_scheme(scheme) if isinstance(scheme, str) else scheme

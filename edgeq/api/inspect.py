@@ -30,8 +30,8 @@ def inspect(model: Model | str | Path, *, path: str | None = None) -> dict[str, 
 
     Example:
         >>> record = edgeq.inspect("model.edgeq")
-        >>> record["config"]["layers"], round(record["bpw"], 1)
-        (6, 5.2)
+        >>> record["config"]["family"], round(record["bpw"], 1)
+        ('llama', 5.1)
     """
     opened = model if isinstance(model, Model) else load(model)
     if path is None:

@@ -147,6 +147,11 @@ class Conversation:
         engine: keeps the conversation's tokens in its cache.
         tokenizer: the model's, with its chat template.
         system: the system prompt, or None.
+
+    Example:
+        >>> model = edgeq.load("chat.edgeq")
+        >>> with edgeq.Conversation(edgeq.Engine(model), edgeq.Tokenizer(model)) as conversation:
+        ...     conversation.check()
     """
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, system: str | None = None) -> None:

@@ -31,6 +31,10 @@ class Workload:
         repeats: timed rounds, at least.
         min_seconds: rounds go on until they have taken so long together.
         seed: of the random tokens.
+
+    Example:
+        >>> edgeq.Workload(n_prompt=512, n_gen=0).label
+        'pp512'
     """
 
     n_prompt: int = 128
