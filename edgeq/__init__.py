@@ -1,8 +1,14 @@
-"""Quantize a language model once, run it packed in INT4, and ship the same integers everywhere.
+"""Quantize a model once, run it packed in INT4, and ship the same integers everywhere.
 
     import edgeq
 
     edgeq.quantize("path/to/model", "model.edgeq")           # INT4 in groups of 32
+    for chunk in edgeq.run("model.edgeq", "Once upon a time", max_tokens=100):
+        print(chunk.text, end="", flush=True)
+
+Every command of the command line has a function of its name; `docs/python.md` lists them all. To
+keep a model in memory between prompts:
+
     model = edgeq.load("model.edgeq")                        # or a checkpoint, or a GGUF file
     tokenizer = edgeq.Tokenizer(model)
     with edgeq.Engine(model) as engine:
@@ -10,8 +16,8 @@
         for chunk in edgeq.generate(engine, tokenizer, "Once upon a time", max_tokens=100):
             print(chunk.text, end="", flush=True)
 
-Names are loaded when they are first asked for: ``import edgeq`` alone imports neither numpy
-nor numba nor any converter.
+Names are loaded when they are first used: ``import edgeq`` alone imports neither NumPy nor Numba
+nor any converter. Errors raised on purpose are `EdgeqError`s whose messages say how to fix them.
 """
 
 from __future__ import annotations
@@ -22,6 +28,20 @@ from typing import TYPE_CHECKING, Any
 from edgeq._version import __version__
 
 if TYPE_CHECKING:
+    from edgeq.api.bench import bench, bench_graphs
+    from edgeq.api.calibrate import calibrate, sensitivity
+    from edgeq.api.demo import demo_model
+    from edgeq.api.devices import detect, device, device_names, plan
+    from edgeq.api.doctor import doctor
+    from edgeq.api.evaluate import evaluate, perplexity
+    from edgeq.api.evaluate_graph import GraphAccuracy, evaluate_graph
+    from edgeq.api.inspect import inspect
+    from edgeq.api.profile import profile, report
+    from edgeq.api.run import Conversation, chat, run
+    from edgeq.api.sweep import sweep
+    from edgeq.converters import Conversion, Options
+    from edgeq.converters.convert import convert
+    from edgeq.converters.validate.decoder import Report, validate
     from edgeq.core.errors import (
         DeviceError,
         DoesNotFitError,
@@ -32,53 +52,48 @@ if TYPE_CHECKING:
         UnsupportedError,
         UsageError,
     )
+    from edgeq.devices.detect import Detected
+    from edgeq.devices.doctor import Check
+    from edgeq.devices.planner import Plan
+    from edgeq.devices.profile import DeviceProfile
+    from edgeq.evaluation.tasks import Outcome
+    from edgeq.evaluation.text import Evaluation
     from edgeq.formats.schemes import PRESETS, QuantScheme, parse_scheme
     from edgeq.formats.tensor import FloatTensor, QuantTensor
-    from edgeq.importers import load
+    from edgeq.graph.ir import Graph
+    from edgeq.importers import load, open_source
     from edgeq.model.artifact import save
     from edgeq.model.config import ModelConfig
     from edgeq.model.model import Model
     from edgeq.model.reference import Reference
+    from edgeq.profiling import Measurement, Workload
+    from edgeq.profiling.document import Document
     from edgeq.quant import Recipe, Rule, quantize
+    from edgeq.quant.decoder.calibrate import CalibrationStats
+    from edgeq.quant.decoder.sensitivity import Sensitivity
     from edgeq.runtime.chat_template import render_chat
     from edgeq.runtime.engine import Engine
     from edgeq.runtime.generate import Chunk, generate
+    from edgeq.runtime.kernels import warmup
     from edgeq.runtime.sampling import SamplingParams
     from edgeq.runtime.tokenizer import Tokenizer
-
-__all__ = [
-    "PRESETS",
-    "Chunk",
-    "DeviceError",
-    "DoesNotFitError",
-    "EdgeqError",
-    "Engine",
-    "FloatTensor",
-    "FormatError",
-    "MissingDependencyError",
-    "Model",
-    "ModelConfig",
-    "QuantScheme",
-    "QuantTensor",
-    "Recipe",
-    "Reference",
-    "Rule",
-    "SamplingParams",
-    "SchemeError",
-    "Tokenizer",
-    "UnsupportedError",
-    "UsageError",
-    "__version__",
-    "generate",
-    "load",
-    "parse_scheme",
-    "quantize",
-    "render_chat",
-    "save",
-]
+    from edgeq.sweeping import SweepResult
 
 _HOMES = {
-    "edgeq.model.artifact": ("save",),
+    "edgeq.api.bench": ("bench", "bench_graphs"),
+    "edgeq.api.calibrate": ("calibrate", "sensitivity"),
+    "edgeq.api.demo": ("demo_model",),
+    "edgeq.api.devices": ("detect", "device", "device_names", "plan"),
+    "edgeq.api.doctor": ("doctor",),
+    "edgeq.api.evaluate": ("evaluate", "perplexity"),
+    "edgeq.api.evaluate_graph": ("GraphAccuracy", "evaluate_graph"),
+    "edgeq.api.inspect": ("inspect",),
+    "edgeq.api.profile": ("profile", "report"),
+    "edgeq.api.run": ("Conversation", "chat", "run"),
+    "edgeq.api.sweep": ("sweep",),
+    "edgeq.converters": ("Conversion", "Options"),
+    "edgeq.converters.convert": ("convert",),
+    "edgeq.converters.validate.decoder": ("Report", "validate"),
     "edgeq.core.errors": (
         "DeviceError",
         "DoesNotFitError",
@@ -89,19 +104,106 @@ _HOMES = {
         "UnsupportedError",
         "UsageError",
     ),
-    "edgeq.importers": ("load",),
-    "edgeq.model": ("Model", "ModelConfig"),
-    "edgeq.quant": ("Recipe", "Rule", "quantize"),
+    "edgeq.devices.detect": ("Detected",),
+    "edgeq.devices.doctor": ("Check",),
+    "edgeq.devices.planner": ("Plan",),
+    "edgeq.devices.profile": ("DeviceProfile",),
+    "edgeq.evaluation.tasks": ("Outcome",),
+    "edgeq.evaluation.text": ("Evaluation",),
+    "edgeq.formats.schemes": ("PRESETS", "QuantScheme", "parse_scheme"),
+    "edgeq.formats.tensor": ("FloatTensor", "QuantTensor"),
+    "edgeq.graph.ir": ("Graph",),
+    "edgeq.importers": ("load", "open_source"),
+    "edgeq.model.artifact": ("save",),
+    "edgeq.model.config": ("ModelConfig",),
+    "edgeq.model.model": ("Model",),
     "edgeq.model.reference": ("Reference",),
+    "edgeq.profiling": ("Measurement", "Workload"),
+    "edgeq.profiling.document": ("Document",),
+    "edgeq.quant": ("Recipe", "Rule", "quantize"),
+    "edgeq.quant.decoder.calibrate": ("CalibrationStats",),
+    "edgeq.quant.decoder.sensitivity": ("Sensitivity",),
     "edgeq.runtime.chat_template": ("render_chat",),
     "edgeq.runtime.engine": ("Engine",),
     "edgeq.runtime.generate": ("Chunk", "generate"),
+    "edgeq.runtime.kernels": ("warmup",),
     "edgeq.runtime.sampling": ("SamplingParams",),
     "edgeq.runtime.tokenizer": ("Tokenizer",),
-    "edgeq.formats.schemes": ("PRESETS", "QuantScheme", "parse_scheme"),
-    "edgeq.formats.tensor": ("FloatTensor", "QuantTensor"),
+    "edgeq.sweeping": ("SweepResult",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "PRESETS",
+    "CalibrationStats",
+    "Check",
+    "Chunk",
+    "Conversation",
+    "Conversion",
+    "Detected",
+    "DeviceError",
+    "DeviceProfile",
+    "Document",
+    "DoesNotFitError",
+    "EdgeqError",
+    "Engine",
+    "Evaluation",
+    "FloatTensor",
+    "FormatError",
+    "Graph",
+    "GraphAccuracy",
+    "Measurement",
+    "MissingDependencyError",
+    "Model",
+    "ModelConfig",
+    "Options",
+    "Outcome",
+    "Plan",
+    "QuantScheme",
+    "QuantTensor",
+    "Recipe",
+    "Reference",
+    "Report",
+    "Rule",
+    "SamplingParams",
+    "SchemeError",
+    "Sensitivity",
+    "SweepResult",
+    "Tokenizer",
+    "UnsupportedError",
+    "UsageError",
+    "Workload",
+    "__version__",
+    "bench",
+    "bench_graphs",
+    "calibrate",
+    "chat",
+    "convert",
+    "demo_model",
+    "detect",
+    "device",
+    "device_names",
+    "doctor",
+    "evaluate",
+    "evaluate_graph",
+    "generate",
+    "inspect",
+    "load",
+    "open_source",
+    "parse_scheme",
+    "perplexity",
+    "plan",
+    "profile",
+    "quantize",
+    "render_chat",
+    "report",
+    "run",
+    "save",
+    "sensitivity",
+    "sweep",
+    "validate",
+    "warmup",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -355,13 +355,13 @@ def test_no_end_token_is_none_at_all(tmp_path: Path) -> None:
 
 def test_tasks_end_where_answers_end() -> None:
     """At the configuration's end tokens too, not at the tokenizer's alone."""
-    from edgeq.cli.evaluation import _Asked
+    from edgeq.api.evaluate import EngineAnswers
 
     model = load(DEMO)
     tokenizer = Tokenizer(model)
     with Engine(model, threads=1) as engine:
-        free = list(_Asked(engine, tokenizer).generate(tokenizer.encode("Once"), 6))
+        free = list(EngineAnswers(engine, tokenizer).generate(tokenizer.encode("Once"), 6))
     ending = replace(model, config=replace(model.config, eos=(free[3],)))
     with Engine(ending, threads=1) as engine:
-        made = list(_Asked(engine, tokenizer).generate(tokenizer.encode("Once"), 6))
+        made = list(EngineAnswers(engine, tokenizer).generate(tokenizer.encode("Once"), 6))
     assert made == free[: free.index(free[3])]

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgeq.api.evaluate import EngineAnswers
 from edgeq.cli import main
-from edgeq.cli.evaluation import _Asked
 from edgeq.evaluation.tasks import LAYOUTS
 from edgeq.evaluation.text import log_softmax
 from edgeq.importers import load
@@ -44,7 +44,7 @@ def test_engine_scores_are_the_reference_s(backend: str) -> None:
     whole = np.array([*prompt, *follows])
     want = log_softmax(Reference(model).forward(whole)[len(prompt) - 1 : -1])
     with Engine(model, context=64, threads=1, kv_bits=16, backend=backend) as engine:  # type: ignore[arg-type]
-        asked = _Asked(engine, tokenizer)
+        asked = EngineAnswers(engine, tokenizer)
         for _ in range(2):  # the second time the prompt is in the cache
             got = log_softmax(asked.scores(prompt, follows))
             np.testing.assert_allclose(got, want, atol=0.15)

@@ -578,27 +578,24 @@ def test_chat_needs_a_template(packed: Path, said: Said) -> None:
     assert "chat template" in said.err
 
 
-def test_a_conversation_reads_only_what_is_new(
-    talker: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_conversation_reads_only_what_is_new(talker: Path) -> None:
     from edgeq import Engine, SamplingParams, Tokenizer, load
-    from edgeq.cli.chat import Conversation
+    from edgeq.api.run import Conversation
 
     model, greedy = load(talker), SamplingParams(temperature=0)
     tokenizer = Tokenizer(model.files)
 
     def ask(talk: Conversation, text: str) -> tuple[str, int]:
-        capsys.readouterr()
-        talk.say(text, greedy, 12, ())
+        answer = "".join(chunk.text for chunk in talk.say(text, greedy, max_tokens=12))
         assert talk.last is not None
-        return capsys.readouterr().out, talk.last.n_prompt
+        return answer, talk.last.n_prompt
 
     with Engine(model, threads=1) as engine, Engine(model, threads=1) as fresh:
         talk = Conversation(engine, tokenizer, "Be kind.")
         ask(talk, "Hello, I am a very long first message about a red ball")
         follow_up, read = ask(talk, "And?")
         anew = Conversation(fresh, tokenizer, "Be kind.")
-        anew._messages = talk._messages[:-2]
+        anew.messages = talk.messages[:-2]
         assert ask(anew, "And?")[0] == follow_up
         assert anew.last is not None
         assert read < anew.last.n_prompt / 2

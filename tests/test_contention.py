@@ -21,7 +21,7 @@ from edgeq.model.artifact import save
 from edgeq.profiling.document import read
 from edgeq.profiling.limits import bandwidth_doubt, throughput_doubt
 from edgeq.profiling.summary import by_operation, summary
-from edgeq.report.tables import machine
+from edgeq.reporting.tables import machine
 from tests.families import quantized, random_model, tiny_config
 from tests.test_profile_document import handmade
 

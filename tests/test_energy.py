@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 from edgeq.core.errors import DeviceError, FormatError, UsageError
 from edgeq.devices.energy import (
     Energy,
-    Window,
+    TimeWindow,
     joules_of_counter,
     joules_of_power,
     per_token,
 )  # fmt: skip
-from edgeq.devices.meters import Sample, Sensor, Trace
+from edgeq.devices.meters import Reading, Sensor, Trace
 
 SECOND = 1_000_000_000
 
 
-def window(start_s: float, end_s: float, label: str = "run") -> Window:
-    return Window(label, round(start_s * SECOND), round(end_s * SECOND))
+def window(start_s: float, end_s: float, label: str = "run") -> TimeWindow:
+    return TimeWindow(label, round(start_s * SECOND), round(end_s * SECOND))
 
 
 def trace(
@@ -34,7 +34,7 @@ def trace(
         name="meter", quantity=quantity, provenance="a test", rate_hz=rate_hz,
         total=("all",), **more,
     )  # fmt: skip
-    samples = [Sample(round(t * SECOND), {"all": v}) for t, v in zip(times_s, values, strict=True)]
+    samples = [Reading(round(t * SECOND), {"all": v}) for t, v in zip(times_s, values, strict=True)]
     return Trace.of(sensor, samples)
 
 
@@ -198,7 +198,7 @@ def test_less_than_idle_is_no_energy() -> None:
 
 def test_sensor_whose_channels_do_not_add_up_is_asked_by_channel() -> None:
     sensor = Sensor(name="chip", quantity="power", provenance="a test", rate_hz=10)
-    samples = [Sample(i * SECOND // 10, {"gpu": 2.0, "cpu": 3.0}) for i in range(51)]
+    samples = [Reading(i * SECOND // 10, {"gpu": 2.0, "cpu": 3.0}) for i in range(51)]
     of = Trace.of(sensor, samples)
     assert "ask for one of gpu, cpu" in str(of.energy(window(1, 4)).reason)
     found = of.energy(window(1, 4), channel="cpu")
@@ -252,7 +252,7 @@ def test_trace_survives_json() -> None:
         total=("a",), wraps={"a": 65.5},
     )  # fmt: skip
     samples = [
-        Sample(2, {"a": 3.0}), Sample(1, {"a": 1.0, "b": 2.0}, ("it coughed",)), Sample(3, {}),
+        Reading(2, {"a": 3.0}), Reading(1, {"a": 1.0, "b": 2.0}, ("it coughed",)), Reading(3, {}),
     ]  # fmt: skip
     first = Trace.of(sensor, samples, {"it coughed": 1}, "unix")
     text = json.dumps(first.to_json(), allow_nan=False)

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeq.core.errors import DeviceError, FormatError, UsageError
-from edgeq.devices.energy import Window
+from edgeq.devices.energy import TimeWindow
 from edgeq.devices.meters import (
     Absent,
     from_option,
@@ -234,7 +234,7 @@ def test_tegrastats_log(tmp_path: Path) -> None:
     power, heat, clock = read_log(path)
     start = datetime(2024, 11, 15, 8, 38, tzinfo=UTC).timestamp()
     assert power.clock == "unix"
-    window = Window("run", round((start + 5) * 1e9), round((start + 25) * 1e9))
+    window = TimeWindow("run", round((start + 5) * 1e9), round((start + 25) * 1e9))
     found = power.energy(window)
     assert found.joules == pytest.approx(20 * 6.5)
     assert found.covers == "Jetson, VDD_IN"
@@ -299,7 +299,7 @@ def test_powermetrics_log(tmp_path: Path) -> None:
     # stamps are whole seconds; all of them together place the log to within a few samples' part
     assert power.t_ns[0] / 1e9 == pytest.approx(began, abs=0.1)
     # each sample is a mean over its time, so whole samples give exact energy
-    window = Window("run", int(power.t_ns[10]), int(power.t_ns[30]))
+    window = TimeWindow("run", int(power.t_ns[10]), int(power.t_ns[30]))
     expected = sum(1.003 + 0.1 * i for i in range(10, 30)) * 0.51
     assert power.energy(window).joules == pytest.approx(expected)
     assert power.energy(window, channel="gpu").joules == pytest.approx(0.003 * 20 * 0.51)
@@ -316,7 +316,7 @@ def test_powermetrics_of_an_intel_mac(tmp_path: Path) -> None:
     path = tmp_path / "power.log"
     path.write_text("".join(head.format(i) + body for i in range(10)))
     (power,) = powermetrics.read(path)
-    window = Window("run", int(power.t_ns[2]), int(power.t_ns[8]))
+    window = TimeWindow("run", int(power.t_ns[2]), int(power.t_ns[8]))
     assert power.energy(window).joules == pytest.approx(6 * 5.25)
     assert power.energy(window).covers == "processor package"
 
@@ -344,7 +344,7 @@ def test_powermetrics_of_real_macs() -> None:
         elapsed = [float(ms) / 1e3 for ms in re.findall(r"\(([\d.]+)ms elapsed\)", text)]
         watts = [float(mw) / 1e3 for mw in re.findall(r"^Combined Power.*: (\d+) mW", text, re.M)]
         by_hand = sum(w * s for w, s in zip(watts, elapsed, strict=True))
-        whole = Window("log", int(power.t_ns[0]), int(power.t_ns[-1]))
+        whole = TimeWindow("log", int(power.t_ns[0]), int(power.t_ns[-1]))
         found = power.energy(whole)
         assert found.joules == pytest.approx(by_hand, rel=1e-9)
         assert found.problems == ()
@@ -375,7 +375,7 @@ def test_eembc_trace(tmp_path: Path) -> None:
         (6_000_000_000, 8_000_000_000),
     ]
     for window in trace.windows:
-        found = trace.energy(window, idle=Window("idle", 0, 2_000_000_000))
+        found = trace.energy(window, idle=TimeWindow("idle", 0, 2_000_000_000))
         assert found.gross_joules == pytest.approx(0.08, rel=1e-6)
         assert found.joules == pytest.approx(0.06, rel=1e-6)
     assert read_log(tmp_path / "trace1-energy.bin")[0].windows == trace.windows
@@ -399,7 +399,7 @@ def test_eembc_few_bad_samples_are_told_and_many_refused(tmp_path: Path) -> None
     each = np.full(1000, 40.0)
     each[100:103] = [np.nan, -5, np.inf]
     trace = traces.read_eembc(eembc(tmp_path / "trace1-energy.bin", each))
-    found = trace.energy(Window("run", 0, 1_000_000_000))
+    found = trace.energy(TimeWindow("run", 0, 1_000_000_000))
     assert found.joules == pytest.approx(0.04)
     assert "neighbours' mean taken (3 times)" in found.problems[0]
     each[:500] = np.nan
@@ -502,13 +502,13 @@ def test_serial_file(tmp_path: Path) -> None:
     path.write_text("\n".join(["# a meter", "t,V,A", *rows]))
     (trace,) = read_log(path)
     assert trace.clock == "own"
-    found = trace.energy(Window("run", 1_000_000_000, 4_000_000_000))
+    found = trace.energy(TimeWindow("run", 1_000_000_000, 4_000_000_000))
     assert found.joules == pytest.approx(sum(5 * 0.5 for _ in range(3)))
     assert "expected a number" in found.problems[0]
     path.write_text("\n".join(f"unix={1e9 + i} J={7 * i}" for i in range(9)))
     (counter,) = read_log(path)
     assert (counter.clock, counter.sensor.quantity) == ("unix", "energy")
-    assert counter.energy(Window("run", 10**18 + 10**9, 10**18 + 6 * 10**9)).joules == 35
+    assert counter.energy(TimeWindow("run", 10**18 + 10**9, 10**18 + 6 * 10**9)).joules == 35
 
 
 @pytest.mark.parametrize(
@@ -638,5 +638,5 @@ def test_any_file_is_read_or_refused(data: bytes) -> None:
         path.write_bytes(data)
         with contextlib.suppress(FormatError):
             for trace in read_log(path):
-                energy = trace.energy(Window("run", 0, 5_000_000_000))
+                energy = trace.energy(TimeWindow("run", 0, 5_000_000_000))
                 assert (energy.joules is None) != (energy.reason is None)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgeq.core.errors import DeviceError
-from edgeq.devices.energy import Window
+from edgeq.devices.energy import TimeWindow
 from edgeq.devices.meters import Sensor, Trace, absent_of, meters_of, probe, probe_android
 from edgeq.devices.recorder import Recorder, Recording
 from tests.test_meters_sysfs import HWMON, one, rapl, tree, why
@@ -179,7 +179,7 @@ def trace(name: str, scope: str, quantity: str, watts: Callable[[float], float])
     return Trace(sensor, np.rint(seconds * 1e9).astype(np.int64), values)
 
 
-IDLE, RUN = Window("idle", 0, 20 * 10**9), Window("run", 20 * 10**9, 40 * 10**9)
+IDLE, RUN = TimeWindow("idle", 0, 20 * 10**9), TimeWindow("run", 20 * 10**9, 40 * 10**9)
 
 
 def recording(*traces: Trace) -> Recording:

@@ -461,16 +461,10 @@ def test_force_runs_it_all_the_same(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A machine that says it has 64 MiB: the demo model is refused, and runs when forced."""
-    from edgeq.cli import plan as command
+    from edgeq.api import devices
 
-    real = command.this_profile
-    monkeypatch.setattr(
-        command,
-        "this_profile",
-        lambda threads, *, measured: replace(
-            real(threads, measured=measured), usable_bytes=64 << 20
-        ),
-    )
+    small = replace(devices.this_profile(measured=False), usable_bytes=64 << 20)
+    monkeypatch.setattr(devices, "this_profile", lambda **_: small)
     args = ("run", DEMO, "-p", "Once", "-n", 2, "-t", 1)
     assert "has 64 MiB usable" in said(capsys, *args, code=1)
     assert said(capsys, *args, "--force").startswith("Once")

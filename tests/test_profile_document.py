@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgeq.core.errors import FormatError
-from edgeq.devices.energy import Window
+from edgeq.devices.energy import TimeWindow
 from edgeq.devices.meters import Absent, Trace
 from edgeq.devices.meters.base import FileMeter
 from edgeq.devices.profile import DeviceProfile
@@ -21,7 +21,7 @@ from edgeq.profiling.document import IDLE, Document, Run
 from edgeq.profiling.foreign import Named
 from edgeq.profiling.operations import Operation, Operations, Phase
 from edgeq.profiling.profile import profile
-from edgeq.profiling.session import Sample, Workload
+from edgeq.profiling.session import Round, Workload
 from edgeq.profiling.summary import by_operation, decay, spread, summary
 from tests.families import quantized, random_model, tiny_config
 
@@ -56,7 +56,7 @@ def handmade(step_ms: list[list[int]], prefill_ms: int = 40) -> Document:
     """A document of rounds with these times, a millisecond between them."""
     samples, now = [], 1_000_000_000
     for i, steps in enumerate(step_ms):
-        sample = Sample(i - 1, now, prefill_ms * 10**6, tuple(ms * 10**6 for ms in steps))
+        sample = Round(i - 1, now, prefill_ms * 10**6, tuple(ms * 10**6 for ms in steps))
         samples.append(sample)
         now = sample.end_ns + 10**6
     subject = {
@@ -141,7 +141,7 @@ def test_energy_is_of_the_measured_window_only(idle: bool, tmp_path: Path) -> No
         watts[(times >= sample.decode_start_ns) & (times <= sample.end_ns)] = 6.0
     meter = power_meter(tmp_path, 1.0)
     trace = Trace(replace(meter.described(), rate_hz=1000.0), times, {"board": watts})
-    windows = (Window(IDLE, 0, samples[0].start_ns - 10**7),) if idle else ()
+    windows = (TimeWindow(IDLE, 0, samples[0].start_ns - 10**7),) if idle else ()
     made = replace(made, recording=replace(made.recording, traces=(trace,), windows=windows))
     energy = summary(made, made.runs[0])["energy"]["decode"]
     above = 4.0 if idle else 6.0

@@ -8,9 +8,9 @@ import pytest
 from edgeq.core.errors import UnsupportedError
 from edgeq.model.memory_layout import position_bytes
 from edgeq.model.model import Model
+from edgeq.profiling.candidates import EngineCandidate
 from edgeq.profiling.operations import Operations, Phase, engine_operations
 from edgeq.profiling.session import Workload
-from edgeq.profiling.subjects import EngineSubject
 from edgeq.profiling.summary import OUTSIDE, by_layer, by_operation
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.step_times import LAYER_STEPS, OTHER_STEPS
@@ -25,7 +25,7 @@ def model() -> Model:
 @pytest.fixture(scope="module")
 def told(model: Model) -> Operations:
     with Engine(model, context=40, threads=1) as engine:
-        return engine_operations(EngineSubject(engine, model, "tiny"), Workload(7, 5, repeats=3))
+        return engine_operations(EngineCandidate(engine, model, "tiny"), Workload(7, 5, repeats=3))
 
 
 def phase(told: Operations, name: str) -> Phase:
@@ -109,7 +109,7 @@ def test_numpy_is_not_timed_inside(model: Model) -> None:
     with Engine(model, context=16, threads=1, backend="numpy") as engine:
         with pytest.raises(UnsupportedError, match="use the backend 'numba'"), engine.timed_steps():
             pass
-        told = engine_operations(EngineSubject(engine, model, "tiny"), Workload(4, 2))
+        told = engine_operations(EngineCandidate(engine, model, "tiny"), Workload(4, 2))
     assert told.phases == ()
     assert told.reason is not None
     assert "NumPy" in told.reason

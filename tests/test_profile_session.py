@@ -11,16 +11,16 @@ import pytest
 from edgeq.core.errors import UsageError
 from edgeq.formats.tensor import Tensor
 from edgeq.model.reference import Reference
-from edgeq.profiling.session import Sample, Workload, random_tokens, run
-from edgeq.profiling.subjects import EngineSubject, GraphSubject, macs
+from edgeq.profiling.candidates import EngineCandidate, GraphCandidate, macs
+from edgeq.profiling.session import Round, Workload, random_tokens, run
 from edgeq.runtime.engine import Engine
 from tests.families import quantized, random_model, tiny_config
 
 
-def subject(kv_bits: int = 8) -> EngineSubject:
+def subject(kv_bits: int = 8) -> EngineCandidate:
     model = quantized(random_model(tiny_config("llama")), "w4-g32")
     engine = Engine(model, context=40, threads=1, kv_bits=kv_bits, backend="numpy")  # type: ignore[arg-type]
-    return EngineSubject(engine, model, "tiny")
+    return EngineCandidate(engine, model, "tiny")
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_every_token_of_every_round_is_kept() -> None:
         assert len(sample.step_ns) == 3
         assert min(sample.step_ns) > 0
         assert sample.end_ns == sample.start_ns + sample.prefill_ns + sum(sample.step_ns)
-        assert Sample.from_json(sample.to_json()) == sample
+        assert Round.from_json(sample.to_json()) == sample
     assert one.engine.n_past == 2 + 6 + 3
 
 
@@ -70,7 +70,7 @@ def test_the_depth_is_read_once_and_kept() -> None:
 def test_subjects_take_turns_in_opposite_orders() -> None:
     said: list[str] = []
     graphs = [
-        GraphSubject(lambda name=name: said.append(name), {}, lambda: None)  # type: ignore[misc]
+        GraphCandidate(lambda name=name: said.append(name), {}, lambda: None)  # type: ignore[misc]
         for name in "abc"
     ]
     run(graphs, Workload(0, 1, warmup=1, repeats=3))
@@ -79,7 +79,7 @@ def test_subjects_take_turns_in_opposite_orders() -> None:
 
 def test_rounds_go_on_for_the_time_asked() -> None:
     told: list[tuple[str, int, int]] = []
-    graph = GraphSubject(lambda: None, {}, lambda: None)
+    graph = GraphCandidate(lambda: None, {}, lambda: None)
     (samples,) = run(
         [graph],
         Workload(0, 1, warmup=0, repeats=1, min_seconds=0.05),
@@ -90,7 +90,7 @@ def test_rounds_go_on_for_the_time_asked() -> None:
 
 
 def test_a_graph_reads_no_prompt() -> None:
-    graph = GraphSubject(lambda: None, {}, lambda: None)
+    graph = GraphCandidate(lambda: None, {}, lambda: None)
     with pytest.raises(UsageError, match="--n-gen"):
         graph.facts(Workload(4, 0))
 

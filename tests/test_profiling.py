@@ -1,4 +1,4 @@
-"""Scenarios, measurements and what they are made of."""
+"""Workloads, measurements and what they are computed from."""
 
 from __future__ import annotations
 
@@ -13,30 +13,34 @@ from edgeq.formats.schemes import PRESETS
 from edgeq.formats.tensor import QuantTensor
 from edgeq.model.memory_layout import position_bytes
 from edgeq.profiling import Measurement, Scenario, bytes_read_per_token, measure, read_bandwidth
+from edgeq.profiling import Measurement, Workload, bytes_read_per_token, measure, read_bandwidth
 from edgeq.runtime.engine import Engine
 from tests.families import quantized, random_model, tiny_config
 
 
 def test_names_are_llama_bench_s() -> None:
-    assert str(Scenario(512, 0)) == "pp512"
-    assert str(Scenario(0, 128)) == "tg128"
-    assert str(Scenario(0, 32, 1024)) == "tg32 @ d1024"
-    assert Scenario(0, 32, 1024).context == 1056
+    assert Workload(512, 0).label == "pp512"
+    assert Workload(0, 128).label == "tg128"
+    assert Workload(0, 32, 1024).label == "tg32 @ d1024"
+    assert Workload(0, 32, 1024).positions == 1056
 
 
-@pytest.mark.parametrize("numbers", [(0, 0), (1, 1), (-1, 2)])
-def test_a_scenario_is_one_thing(numbers: tuple[int, int]) -> None:
-    with pytest.raises(UsageError, match="make exactly one of them positive"):
-        Scenario(*numbers)
+@pytest.mark.parametrize(
+    ("numbers", "complaint"),
+    [((0, 0), "n_prompt and n_gen are both 0"), ((-1, 2), "no count may be negative")],
+)
+def test_a_workload_has_something_to_time(numbers: tuple[int, int], complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        Workload(*numbers)
 
 
 def test_statistics_come_from_the_samples() -> None:
-    m = Measurement(Scenario(0, 10), 1, (10**9, 2 * 10**9), 5, 10**8, None)
+    m = Measurement(Workload(0, 10), 1, (10**9, 2 * 10**9), 5, 10**8, None)
     assert m.samples_ts == (10.0, 5.0)
     assert m.avg_ts == 7.5
     assert m.stddev_ts == statistics.stdev((10.0, 5.0))
     assert m.gb_per_s == 0.75
-    alone = Measurement(Scenario(10, 0), 1, (10**9,), 5, None, None)
+    alone = Measurement(Workload(10, 0), 1, (10**9,), 5, None, None)
     assert (alone.stddev_ts, alone.gb_per_s) == (0.0, None)
 
 
@@ -59,30 +63,30 @@ def test_bytes_read_per_token(tied: bool) -> None:
     )
 
 
-@pytest.mark.parametrize("scenario", [Scenario(5, 0), Scenario(0, 4), Scenario(0, 4, 7)])
-def test_measure(scenario: Scenario) -> None:
+@pytest.mark.parametrize("counts", [(5, 0), (0, 4), (0, 4, 7)])
+def test_measure(counts: tuple[int, ...]) -> None:
+    workload = Workload(*counts, repeats=3)
     model = quantized(random_model(tiny_config("llama")), PRESETS["w4-g32"])
     assert isinstance(model.tensors["model.embed_tokens.weight"], QuantTensor)
     told: list[tuple[str, int, int]] = []
     with Engine(model, context=16, threads=1, backend="numpy") as engine:
-        m = measure(
-            engine, model, scenario, repeats=3, threads=1, kv_bits=8,
-            progress=lambda *args: told.append(args),
-        )  # fmt: skip
-        assert engine.n_past == scenario.context
+        m = measure(engine, workload, progress=lambda *args: told.append(args))
+        assert engine.n_past == workload.positions
     assert len(m.samples_ns) == 3
     assert min(m.samples_ns) > 0
-    assert (m.bytes_per_token is None) == bool(scenario.n_prompt)
-    assert told == [(str(scenario), i, 3) for i in (1, 2, 3)]
+    assert (m.bytes_per_token is None) == bool(workload.n_prompt)
+    assert told == [(workload.label, i, 3) for i in (1, 2, 3)]
 
 
 def test_measure_refuses_what_cannot_be() -> None:
     model = random_model(tiny_config("llama"))
     with Engine(model, context=8, threads=1, backend="numpy") as engine:
         with pytest.raises(UsageError, match="needs a context of 9"):
-            measure(engine, model, Scenario(0, 9), repeats=1, threads=1, kv_bits=8)
+            measure(engine, Workload(0, 9))
+        with pytest.raises(UsageError, match="make exactly one of them positive"):
+            measure(engine, Workload(1, 1))
         with pytest.raises(UsageError, match="at least 1"):
-            measure(engine, model, Scenario(0, 4), repeats=0, threads=1, kv_bits=8)
+            measure(engine, Workload(0, 4, repeats=0))
 
 
 def test_read_bandwidth_is_a_number_of_gigabytes() -> None:

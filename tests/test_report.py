@@ -18,7 +18,7 @@ import pytest
 
 from edgeq.cli import main
 from edgeq.core.errors import EdgeqError, FormatError, UsageError
-from edgeq.devices.energy import Window
+from edgeq.devices.energy import TimeWindow
 from edgeq.devices.meters import Absent, Trace, read_log
 from edgeq.devices.meters.base import Sensor
 from edgeq.devices.recorder import Recording
@@ -28,14 +28,14 @@ from edgeq.profiling.document import IDLE, Document, Run
 from edgeq.profiling.foreign import Named
 from edgeq.profiling.operations import Operation, Operations, Phase
 from edgeq.profiling.profile import profile
-from edgeq.profiling.session import Sample, Workload
-from edgeq.report import Sources, page, read, write
-from edgeq.report.axes import Axis, around, short
-from edgeq.report.figures import Missing, latency, pareto_plots, roofline, speed
-from edgeq.report.plot import POINTS, Line, Plot, thinned
-from edgeq.report.sources import entries
-from edgeq.report.timeline import timeline
-from edgeq.sweep import Row
+from edgeq.profiling.session import Round, Workload
+from edgeq.reporting import Sources, page, read, write
+from edgeq.reporting.axes import Axis, around, short
+from edgeq.reporting.figures import Missing, latency, pareto_plots, roofline, speed
+from edgeq.reporting.plot import POINTS, Line, Plot, thinned
+from edgeq.reporting.sources import entries
+from edgeq.reporting.timeline import timeline
+from edgeq.sweeping import SweepResult
 from tests.conftest import need
 from tests.families import quantized, random_model, tiny_config
 
@@ -80,9 +80,7 @@ def trace(quantity: str, name: str, rate: float, seconds: float = 12, **values: 
 def recorded(*traces: Trace, rounds: int = 3, seconds: float = 12.0) -> Document:
     """A sustained run of rounds of a second's prefill and two seconds' decode after an idle one."""
     each = int((seconds - 1) / rounds * SECOND)
-    samples = tuple(
-        Sample(i, SECOND + i * each, each // 3, (each // 6,) * 4) for i in range(rounds)
-    )
+    samples = tuple(Round(i, SECOND + i * each, each // 3, (each // 6,) * 4) for i in range(rounds))
     subject = {
         "name": "m.edgeq", "runtime": "edgeq", "unit": "token", "threads": 2,
         "bytes_per_token": 10**9, "macs_per_token": 10**9, "macs_prefill": 2 * 10**10,
@@ -93,7 +91,7 @@ def recorded(*traces: Trace, rounds: int = 3, seconds: float = 12.0) -> Document
     )
     phases = (Phase("prefill", 20, rows, (SECOND,), (SECOND,)),)
     recording = Recording(
-        traces, ABSENT, (Window(IDLE, 0, SECOND),), (), 0, int(seconds * SECOND), 0, 0.0
+        traces, ABSENT, (TimeWindow(IDLE, 0, SECOND),), (), 0, int(seconds * SECOND), 0, 0.0
     )
     return Document(
         Workload(20, 4, warmup=0, repeats=rounds, min_seconds=5.0),
@@ -103,7 +101,7 @@ def recorded(*traces: Trace, rounds: int = 3, seconds: float = 12.0) -> Document
     )
 
 
-def shown(*made: Document, rows: tuple[Row, ...] = ()) -> str:
+def shown(*made: Document, rows: tuple[SweepResult, ...] = ()) -> str:
     return page(Sources(tuple((f"{i}.json", one) for i, one in enumerate(made)), rows))
 
 
@@ -206,8 +204,7 @@ def test_real_traces_of_a_power_meter_are_drawn_and_integrated() -> None:
     (measured,) = read_log(folder)
     measured = measured.shifted(0, "monotonic")
     samples = tuple(
-        Sample(i, w.start_ns, None, (w.end_ns - w.start_ns,))
-        for i, w in enumerate(measured.windows)
+        Round(i, w.start_ns, None, (w.end_ns - w.start_ns,)) for i, w in enumerate(measured.windows)
     )
     subject = {"name": "kws.tflite", "runtime": "litert", "unit": "run", "threads": 1}
     recording = Recording((measured,), (), (), (), 0, int(measured.t_ns[-1]), 0, 0.0)
@@ -216,7 +213,7 @@ def test_real_traces_of_a_power_meter_are_drawn_and_integrated() -> None:
     (power,), _ = timeline("t", run)
     (line,) = power.lines
     mean = float(np.nanmean(line.y))
-    joules = measured.energy(Window("all", 0, recording.end_ns)).joules
+    joules = measured.energy(TimeWindow("all", 0, recording.end_ns)).joules
     assert joules is not None
     assert mean == pytest.approx(joules * 1e9 / recording.end_ns, rel=0.01)
     assert len(power.path(line)) < 30_000
@@ -324,7 +321,7 @@ def test_the_roofline_holds_the_run_and_the_limits() -> None:
 def test_latency_is_by_percentiles_of_all_tokens() -> None:
     run = recorded()
     steps = tuple(range(1_000_000, 2_000_000, 1000))
-    sample = Sample(0, 0, None, steps)
+    sample = Round(0, 0, None, steps)
     run = replace(run, runs=(replace(run.runs[0], samples=(sample,)),))
     (group,) = entries(Sources((("x", run),)))
     (plot,) = latency(group)
@@ -345,10 +342,10 @@ def test_speed_over_time_is_drawn_of_sustained_runs_only() -> None:
 
 
 ROWS = (
-    Row("k1", "m", "w8", nbytes=30 * 10**6, kl=0.001, tokens_per_s=50.0),
-    Row("k2", "m", "w4", nbytes=15 * 10**6, kl=0.02, tokens_per_s=90.0),
-    Row("k3", "m", "bad", nbytes=31 * 10**6, kl=0.03),
-    Row("k4", "m", "none", error="matches no tensor"),
+    SweepResult("k1", "m", "w8", nbytes=30 * 10**6, kl=0.001, tokens_per_s=50.0),
+    SweepResult("k2", "m", "w4", nbytes=15 * 10**6, kl=0.02, tokens_per_s=90.0),
+    SweepResult("k3", "m", "bad", nbytes=31 * 10**6, kl=0.03),
+    SweepResult("k4", "m", "none", error="matches no tensor"),
 )
 
 
@@ -365,7 +362,7 @@ def test_a_sweep_is_drawn_with_its_front() -> None:
 
 
 def test_names_of_dots_near_each_other_share_a_place() -> None:
-    close = [Row(f"r{i}", "m", f"r{i}", nbytes=10**7 + i, kl=0.01) for i in range(7)]
+    close = [SweepResult(f"r{i}", "m", f"r{i}", nbytes=10**7 + i, kl=0.01) for i in range(7)]
     plot = pareto_plots([*close, *ROWS])[0]
     assert [text for *_, text in plot.tags()] == ["1, 2, 3, 4 …", "8", "9", "10"]
 

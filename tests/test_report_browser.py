@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeq.report import Sources, write
-from edgeq.sweep import Row
+from edgeq.reporting import Sources, write
+from edgeq.sweeping import SweepResult
 from tests.test_report import HOSTILE, ROWS, recorded, trace
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
@@ -97,7 +97,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     long = {**second.runs[0].subject, "name": "a" * 200 + HOSTILE, "unit": "run"}
     second = replace(second, runs=(second.runs[0], replace(second.runs[0], subject=long)))
     rows = tuple(
-        Row(f"r{i}", "m", f"w4-g{i}", nbytes=(10 + i) * 10**6, kl=0.1 / (i + 1),
+        SweepResult(f"r{i}", "m", f"w4-g{i}", nbytes=(10 + i) * 10**6, kl=0.1 / (i + 1),
             tokens_per_s=9.0 + i)
         for i in range(12)
     )  # fmt: skip

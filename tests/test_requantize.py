@@ -19,7 +19,7 @@ from edgeq.quant.decoder.calibrate import Calibration
 from edgeq.quant.decoder.quality import HeldOut
 from edgeq.quant.decoder.quality_report import model_card
 from edgeq.quant.decoder.source import quantized_types
-from edgeq.sweep import tasks
+from edgeq.sweeping import tasks
 from tests.families import quantized, random_model, tiny_config
 from tests.real_models import SMOLLM2, real_model
 

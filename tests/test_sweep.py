@@ -18,8 +18,8 @@ import pytest
 
 from edgeq.cli import main
 from edgeq.core.errors import EdgeqError, FormatError, SchemeError, UsageError
-from edgeq.report import pareto_plot
-from edgeq.sweep import Row, pareto, run_task, sweep, sweep_sensitivity, tasks
+from edgeq.reporting import pareto_plot
+from edgeq.sweeping import SweepResult, pareto, run_task, sweep, sweep_sensitivity, tasks
 
 pytest.importorskip("distributed", reason="Dask is not installed: pip install 'edgeq[sweep]'")
 pytestmark = pytest.mark.filterwarnings("ignore")  # Dask's own, in threads of its own
@@ -77,7 +77,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     made.close()
 
 
-def assert_same_results(got: list[Row], want: list[Row]) -> None:
+def assert_same_results(got: list[SweepResult], want: list[SweepResult]) -> None:
     """Compare what does not depend on where a task ran.
 
     Measures went through a BLAS library, whose order of summation depends on its threads.
@@ -195,8 +195,8 @@ def test_sensitivities_of_layers_on_workers_are_those_of_one_run(text: str) -> N
 
 
 def test_the_front_holds_what_nothing_beats() -> None:
-    def row(name: str, nbytes: int | None, kl: float | None, model: str = "m") -> Row:
-        return Row(name, model, name, nbytes=nbytes, kl=kl)
+    def row(name: str, nbytes: int | None, kl: float | None, model: str = "m") -> SweepResult:
+        return SweepResult(name, model, name, nbytes=nbytes, kl=kl)
 
     rows = [row("a", 10, 0.5), row("b", 20, 0.1), row("c", 20, 0.2), row("d", 30, 0.1),
             row("e", None, None), row("f", 5, 9.0, "other")]  # fmt: skip
@@ -205,7 +205,7 @@ def test_the_front_holds_what_nothing_beats() -> None:
 
 def test_the_plot_says_its_units(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="pip install 'edgeq[report]'")
-    rows = [Row(n, "m", n, nbytes=s, kl=k, tokens_per_s=9.0)
+    rows = [SweepResult(n, "m", n, nbytes=s, kl=k, tokens_per_s=9.0)
             for n, s, k in (("a", 10**6, 0.5), ("b", 2 * 10**6, 0.1))]  # fmt: skip
     pareto_plot(rows, pareto(rows), tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"

@@ -5,15 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-import platform
-from collections.abc import Iterator
-from dataclasses import replace
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeq._version import __version__
 from edgeq.cli import busy, graphs, render
 from edgeq.cli.options import (
     Counts,
@@ -31,9 +27,7 @@ from edgeq.cli.warmup import compile_first
 from edgeq.importers import source_kind
 
 if TYPE_CHECKING:
-    from edgeq.devices.profile import DeviceProfile
     from edgeq.model.model import Model
-    from edgeq.profiling import Measurement, Scenario
 
 
 _DECODERS = (
@@ -111,22 +105,24 @@ def bench(
         return
     if (model is None) == (shape is None):
         raise click.UsageError("give either MODEL or --shape NAME (--list shows the known shapes)")
+    from edgeq.api.bench import bench_rows, bench_workloads
+
+    if not any((*n_prompt, *n_gen)):
+        raise click.UsageError("there is nothing to time: -p and -n are both 0")
     bits = kv_bits_of(kv_bits, cache_type_k, cache_type_v)
-    scenarios = _scenarios(n_prompt, n_gen, n_depth)
+    workloads = bench_workloads(n_prompt, n_gen, n_depth, repetitions)
     loaded, name = _subject(model, shape, preset)
+    profile_for = cache(partial(this_profile, measured=True)) if against_plan else None
+    compile_first(backend)
     rows = []
-    profiles: dict[int, DeviceProfile] = {}
-    for measurement, settings in _measurements(
-        loaded, scenarios, threads, repetitions, bits, backend
-    ):
-        row = _record(loaded, name, measurement, settings)
-        if against_plan:
-            if measurement.threads not in profiles:
-                profiles[measurement.threads] = this_profile(measurement.threads, measured=True)
-            row |= _planned(loaded, measurement, settings, profiles[measurement.threads])
-        rows.append(row)
-        if form == "jsonl":
-            render.write(json.dumps(row) + "\n")
+    with render.progress("Benchmarking", still=True) as bar:
+        for row in bench_rows(
+            loaded, name, workloads, threads=threads, kv_bits=bits, backend=backend,
+            profile_for=profile_for, progress=bar,
+        ):  # fmt: skip
+            rows.append(row)
+            if form == "jsonl":
+                render.write(json.dumps(row) + "\n")
     if form == "json":
         render.write(json.dumps(rows, indent=2) + "\n")
     elif form == "csv":
@@ -145,24 +141,6 @@ def _known_shapes() -> str:
     return render.aligned(["shape", "parameters"], rows, "lr")
 
 
-def _scenarios(
-    n_prompt: tuple[int, ...], n_gen: tuple[int, ...], n_depth: tuple[int, ...]
-) -> list[Scenario]:
-    from edgeq.profiling import Scenario
-
-    found = [
-        scenario
-        for depth in n_depth
-        for scenario in (
-            *(Scenario(n, 0, depth) for n in n_prompt if n),
-            *(Scenario(0, n, depth) for n in n_gen if n),
-        )
-    ]
-    if not found:
-        raise click.UsageError("there is nothing to time: -p and -n are both 0")
-    return found
-
-
 def _subject(model: str | None, shape: str | None, preset: str) -> tuple[Model, str]:
     if model is not None:
         from edgeq.importers import load
@@ -176,153 +154,6 @@ def _subject(model: str | None, shape: str | None, preset: str) -> tuple[Model, 
     config, recipe = known_shape(shape), Recipe.from_options(preset)
     with render.progress(f"Making random weights of {shape}") as bar:
         return random_model(config, recipe.scheme_for, progress=bar), f"{shape} (random weights)"
-
-
-def _measurements(
-    model: Model,
-    scenarios: list[Scenario],
-    threads: tuple[int, ...] | None,
-    repeats: int,
-    kv_bits: Literal[8, 16],
-    backend: str,
-) -> Iterator[tuple[Measurement, dict[str, Any]]]:
-    from edgeq.devices.contention import Watch
-    from edgeq.profiling import measure, read_bandwidth
-    from edgeq.runtime.engine import Engine
-
-    compile_first(backend)
-    context = max(s.context for s in scenarios)
-    if context > model.config.context:
-        # time past what the model was made for tells nothing of its answers, but is the same time
-        model = replace(model, config=replace(model.config, context=context))
-    with render.progress("Benchmarking", still=True) as bar:
-        for count in threads or (None,):
-            with Engine(
-                model, context=context, threads=count, kv_bits=kv_bits, backend=backend
-            ) as engine:
-                measured = [
-                    measure(
-                        engine, model, scenario,
-                        repeats=repeats, threads=engine.threads, kv_bits=kv_bits, progress=bar,
-                    )
-                    for scenario in scenarios
-                ]  # fmt: skip
-                threads_used = engine.threads
-            del engine  # or its cache would be held beside the next one's
-            # only now: its buffer is larger than many a model and would be the peak of memory
-            watch = Watch()
-            bandwidth = read_bandwidth(threads_used)
-            disturbed = watch.stop().reasons(threads_used)
-            held = 0
-            for measurement in measured:
-                # what a longer test before has touched stays in memory
-                held = max(held, measurement.scenario.context)
-                settings = {"backend": backend, "kv_bits": kv_bits, "bandwidth": bandwidth}
-                yield measurement, settings | {"held": held, "busy": disturbed}
-
-
-def _planned(
-    model: Model, m: Measurement, settings: dict[str, Any], profile: DeviceProfile
-) -> dict[str, Any]:
-    """What a plan for this machine says of a test, and by how much it errs."""
-    from edgeq.devices.model_header import facts_of
-    from edgeq.devices.planner import plan
-    from edgeq.devices.roofline import Speed, sustained
-
-    facts, kv_bits, scenario = facts_of(model, "the model"), settings["kv_bits"], m.scenario
-    made = plan(
-        facts, profile, context=settings["held"], kv_bits=kv_bits, threads=m.threads, text=False
-    )
-    speed = Speed(facts, sustained(profile, m.threads), kv_bits)
-    if scenario.n_gen:
-        seconds = speed.decode_seconds(scenario.n_depth + scenario.n_gen // 2)
-    else:
-        seconds = speed.prefill_seconds(scenario.n_prompt, scenario.n_depth)
-        seconds = seconds and seconds / scenario.n_prompt
-    rate = 1 / seconds if seconds else None
-    return {
-        "plan_ts": rate,
-        "plan_ts_error_percent": _error(rate, m.avg_ts),
-        "plan_rss_bytes": made.total_bytes,
-        "plan_rss_error_percent": _error(made.total_bytes, m.peak_rss_bytes),
-    }
-
-
-def _error(said: float | None, found: float | None) -> float | None:
-    return None if said is None or not found else 100 * (said / found - 1)
-
-
-def _record(model: Model, name: str, m: Measurement, settings: dict[str, Any]) -> dict[str, Any]:
-    """One flat record: llama-bench's fields by its names, then ours."""
-    from edgeq.core.cpu import this_cpu
-    from edgeq.profiling.limits import bandwidth_doubt
-
-    kv_type = "q8_0" if settings["kv_bits"] == 8 else "f16"
-    gb_per_s, peak = m.gb_per_s, settings["bandwidth"]
-    share = None if gb_per_s is None or not peak else 100 * gb_per_s / peak
-    return {
-        "build_number": __version__,
-        "cpu_info": this_cpu().name,
-        "backends": settings["backend"],
-        "model_filename": name,
-        "model_type": _model_type(model),
-        "model_size": model.nbytes,
-        "model_n_params": _n_params(model),
-        "n_threads": m.threads,
-        "type_k": kv_type,
-        "type_v": kv_type,
-        "n_prompt": m.scenario.n_prompt,
-        "n_gen": m.scenario.n_gen,
-        "n_depth": m.scenario.n_depth,
-        "test_time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "avg_ns": round(sum(m.samples_ns) / len(m.samples_ns)),
-        "stddev_ns": round(_stddev(m.samples_ns)),
-        "avg_ts": m.avg_ts,
-        "stddev_ts": m.stddev_ts,
-        "samples_ns": list(m.samples_ns),
-        "samples_ts": list(m.samples_ts),
-        "test": str(m.scenario),
-        "warmup_ns": m.warmup_ns,
-        "bytes_per_token": m.bytes_per_token,
-        "gb_per_s": gb_per_s,
-        "read_bandwidth_gb_per_s": peak,
-        "bandwidth_percent": share,
-        "peak_rss_bytes": m.peak_rss_bytes,
-        "other_cores": m.contention and m.contention.other_cores,
-        "warning": m.contention and m.contention.warning(m.threads),
-        "suspect": bandwidth_doubt(share, m.bytes_per_token, settings["busy"]),
-        "python": platform.python_version(),
-    }
-
-
-def _stddev(samples: tuple[int, ...]) -> float:
-    import statistics
-
-    return statistics.stdev(samples) if len(samples) > 1 else 0.0
-
-
-def _n_params(model: Model) -> int:
-    import math
-
-    return sum(math.prod(t.shape) for t in model.tensors.values())
-
-
-def _model_type(model: Model) -> str:
-    """As llama-bench writes it: family, size, and how most of the bytes are held."""
-    from edgeq.formats.tensor import FloatTensor, QuantTensor
-
-    held: dict[str, int] = {}
-    for tensor in model.tensors.values():
-        if isinstance(tensor, QuantTensor):
-            kind = str(tensor.scheme)
-        else:
-            kind = tensor.dtype.lower() if isinstance(tensor, FloatTensor) else "float"
-        held[kind] = held.get(kind, 0) + tensor.shape[0] * (
-            tensor.shape[1] if len(tensor.shape) > 1 else 1
-        )
-    # the scheme of most weights names the model, as "Q4_0" names one with a Q6_K head
-    kind = max(held, key=lambda k: held[k])
-    return f"{model.config.family} {render.human_count(_n_params(model))} {kind}"
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:

@@ -20,10 +20,8 @@ from edgeq.cli.run import engine_arguments, sampling_params, timing
 from edgeq.cli.warmup import compile_first
 
 if TYPE_CHECKING:
-    from edgeq.runtime.engine import Engine
-    from edgeq.runtime.generate import Chunk
+    from edgeq.api.run import Conversation
     from edgeq.runtime.sampling import SamplingParams
-    from edgeq.runtime.tokenizer import Tokenizer
 
 _HELP = (
     "/reset starts a new conversation, /system TEXT does so with another system prompt, "
@@ -47,6 +45,7 @@ def chat(model: str, system: str | None, n_predict: int, force: bool, **settings
     When standard input is a pipe, each of its lines is a message and each answer is written to
     standard output.
     """
+    from edgeq.api.run import Conversation
     from edgeq.importers import load
     from edgeq.runtime.engine import Engine
     from edgeq.runtime.tokenizer import Tokenizer
@@ -99,7 +98,8 @@ def _answer(
     from edgeq.core.errors import DoesNotFitError, UsageError
 
     try:
-        talk.say(line.strip(), params, most, stop, lookup)
+        for chunk in talk.say(line.strip(), params, max_tokens=most, stop=stop, lookup=lookup):
+            render.write(chunk.text)
     except KeyboardInterrupt:  # Ctrl-C ends the answer, not the conversation
         if not sys.stdin.isatty():
             raise
@@ -108,69 +108,3 @@ def _answer(
             raise
         render.note(f"error: {err}\n(/reset starts a new conversation)")
     render.write("\n")
-
-
-class Conversation:
-    """Messages, and the engine whose cache holds what of them was already read.
-
-    Args:
-        engine: keeps the conversation's tokens in its cache.
-        tokenizer: the model's, with its chat template.
-        system: the first message, or None.
-    """
-
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, system: str | None) -> None:
-        self._engine, self._tokenizer = engine, tokenizer
-        self.last: Chunk | None = None
-        self.reset(system)
-
-    def reset(self, system: str | None) -> None:
-        """Forget all but the system message."""
-        self.system = system
-        self._messages = [{"role": "system", "content": system}] if system else []
-
-    def check(self) -> None:
-        """Refuse a model that has no chat template, or one that is not readable, before talking."""
-        self._tokenizer.encode_chat([*self._messages, {"role": "user", "content": "?"}])
-
-    def say(
-        self,
-        text: str,
-        params: SamplingParams,
-        most: int,
-        stop: tuple[str, ...],
-        lookup: int = 0,
-    ) -> None:
-        """Ask, show the answer as it comes, and remember both.
-
-        Args:
-            text: the user's message.
-            params: how tokens are chosen.
-            most: tokens of an answer.
-            stop: texts that end it.
-            lookup: tokens to guess at once.
-        """
-        from edgeq.runtime.generate import generate
-
-        asked = [*self._messages, {"role": "user", "content": text}]
-        ids = self._tokenizer.encode_chat(asked)
-        fresh = self._engine.reuse(ids)
-        answer: list[str] = []
-        try:
-            for chunk in generate(
-                self._engine,
-                self._tokenizer,
-                fresh,
-                params,
-                max_tokens=most,
-                stop=stop,
-                lookup=lookup,
-                end_ids=self._tokenizer.turn_end_ids,
-            ):
-                self.last = chunk
-                answer.append(chunk.text)
-                render.write(chunk.text)
-        finally:
-            said = "".join(answer).strip()
-            if said:
-                self._messages = [*asked, {"role": "assistant", "content": said}]

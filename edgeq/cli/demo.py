@@ -142,15 +142,12 @@ def _measure(model: Model, tokenizer: Tokenizer, base: Model | None, threads: in
     """Speed of generation, and quality on held-out text, of the model as the engine runs it."""
     from edgeq.evaluation.text import perplexity
     from edgeq.model.reference import Reference
-    from edgeq.profiling import Scenario, measure
+    from edgeq.profiling import Workload, measure
     from edgeq.runtime.engine import Engine
 
     ids = tokenizer.encode((MODEL / "heldout.txt").read_text("utf-8"), add_bos=False)
     with Engine(model, threads=threads) as engine:
-        speed = measure(
-            engine, model, Scenario(0, SPEED_TOKENS),
-            repeats=3, threads=engine.threads, kv_bits=engine.kv_bits,
-        )  # fmt: skip
+        speed = measure(engine, Workload(0, SPEED_TOKENS, repeats=3))
 
         def logits(tokens: Any) -> Any:
             engine.reset()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -92,18 +91,13 @@ def detect(measure: bool, source: str | None, form: str) -> None:
     `--format toml -o FILE.toml` writes a profile of this machine for
     `edgeq plan --device FILE.toml`.
     """
-    from edgeq.devices import detect as detecting
+    from edgeq.api import devices as api
 
     if measure and source is not None:
         raise click.UsageError(
             "--measure measures this machine and cannot be used with --from; leave one out"
         )
-    if source is None:
-        found = detecting.detect()
-    elif Path(source).is_dir():
-        found = detecting.detect(source)
-    else:
-        found = detecting.detect_text(Path(source).read_text("utf-8", "replace"), source)
+    found = api.detect(source)
     rates, gops = _measured(found) if measure else (None, None)
     if form == "toml":
         render.write(found.as_profile(rates, gops).to_toml())
@@ -120,19 +114,10 @@ for _verb in (list_, show, detect):
 
 def _measured(found: Detected) -> tuple[dict[int, float], float]:
     """Read bandwidth by threads, and integer throughput of all cores."""
-    from edgeq.core.cpu import available_cores
-    from edgeq.profiling import read_bandwidth
-    from edgeq.runtime.kernels import int8_throughput
+    from edgeq.api.devices import measure_machine
 
-    cores = min(found.cores or 1, available_cores())
-    counts = sorted({1, cores, *(n for n in (2, 4, 8, 16, 32) if n < cores)})
-    rates = {}
     with watched(), render.progress("Measuring this machine", still=True) as bar:
-        for done, threads in enumerate(counts):
-            bar(f"read bandwidth, {threads} threads", done, len(counts) + 1)
-            rates[threads] = round(read_bandwidth(threads), 1)
-        bar("integer throughput", len(counts), len(counts) + 1)
-        return rates, round(int8_throughput(cores), 1)
+        return measure_machine(found.cores, progress=bar)
 
 
 def _profile_text(profile: DeviceProfile) -> str:

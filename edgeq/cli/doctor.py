@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -29,11 +28,11 @@ def doctor(quick: bool, form: str) -> int:
     ok: works. !!: a problem, with the fix on the next line. --: optional and absent, or cannot be
     determined. The exit code is 1 if edgeq cannot be used on this machine.
     """
-    from edgeq.devices.detect import detect
-    from edgeq.devices.doctor import checks, usable
+    from edgeq.api.doctor import doctor as check_all
+    from edgeq.devices.doctor import usable
 
     with render.progress("Checking") as bar:
-        results = [*checks(detect(), imports=not quick, progress=bar), _kernel()]
+        results = check_all(quick=quick, progress=bar)
     works = usable(results)
     if form == "json":
         found = {"usable": works, "checks": [vars(check) for check in results]}
@@ -41,35 +40,6 @@ def doctor(quick: bool, form: str) -> int:
     else:
         render.write(_text(results, works))
     return 0 if works else 1
-
-
-def _kernel() -> Check:
-    """Which kernel is chosen, and why none of the faster ones."""
-    from edgeq.core.cpu import this_cpu
-    from edgeq.core.errors import EdgeqError
-    from edgeq.devices.doctor import Check
-
-    cpu, wanted = this_cpu(), os.environ.get("EDGEQ_KERNEL")
-    try:
-        from edgeq.runtime.kernels.dispatch import ISA, TABLE
-    except EdgeqError as err:  # of a kernel that EDGEQ_KERNEL names
-        return Check("kernel", False, str(err), "unset EDGEQ_KERNEL", needed=True)
-    except (ImportError, OSError) as err:
-        mend = "pip install --force-reinstall numba llvmlite"
-        return Check("kernel", False, str(err), mend, needed=True)
-    better = []
-    for kernel, arch, needs in TABLE:
-        if kernel.name == ISA.name:
-            break
-        if arch == cpu.arch:
-            lacks = sorted(needs - cpu.features)
-            better.append(f"{kernel.name} needs {' '.join(lacks)}" if lacks else kernel.name)
-    why = "EDGEQ_KERNEL asks for it" if wanted else "the best this processor runs"
-    found = f"{ISA.name}: {why}" + (f" ({'; '.join(better)})" if better else "")
-    mend = ""
-    if wanted and better and "needs" not in better[0]:
-        mend = f"unset EDGEQ_KERNEL to use {better[0]}"
-    return Check("kernel", True, found, mend, needed=True)
 
 
 def _text(results: list[Check], works: bool) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,8 +27,6 @@ from edgeq.cli.warmup import compile_first
 
 if TYPE_CHECKING:
     from edgeq.evaluation.tasks import Outcome
-    from edgeq.runtime.engine import Engine
-    from edgeq.runtime.tokenizer import Tokenizer
 
 
 OF_MODELS = ("task", "ctx_size", "kv_bits", "cache_type_k", "cache_type_v", "backend")
@@ -129,67 +126,19 @@ def _ask(
     backend: str,
     form: str,
 ) -> None:
-    """Ask a language model, and say how it answered."""
-    from edgeq.evaluation.tasks import evaluate_task, read_items
-    from edgeq.importers import load
-    from edgeq.runtime.engine import Engine
-    from edgeq.runtime.tokenizer import Tokenizer
+    """Ask a language model and print how it answered."""
+    from edgeq.api.evaluate import evaluate
 
-    name, items = read_items(task, layout, limit)
-    loaded = load(model)
-    other = load(base) if base is not None else None
-    if other is not None and other.config.vocab != loaded.config.vocab:
-        raise click.UsageError(
-            f"--base has {other.config.vocab} tokens in its vocabulary and MODEL has "
-            f"{loaded.config.vocab}; give the model that MODEL was quantized from"
-        )
-    tokenizer = Tokenizer(loaded.files)
     compile_first(backend)
-    settings: dict[str, Any] = {
-        "context": min(context, loaded.config.context), "threads": threads, "kv_bits": bits,
-        "backend": backend,
-    }  # fmt: skip
-    with Engine(loaded, **settings) as engine:
-        beside = Engine(other, **settings) if other is not None else None
-        try:
-            with render.progress("Evaluating") as bar:
-                outcome = evaluate_task(
-                    name, items, _Asked(engine, tokenizer), tokenizer,
-                    base=_Asked(beside, tokenizer) if beside is not None else None, progress=bar,
-                )  # fmt: skip
-        finally:
-            if beside is not None:
-                beside.close()
+    with render.progress("Evaluating") as bar:
+        outcome = evaluate(
+            model, task, layout=layout, limit=limit, base=base, context=context, threads=threads,
+            kv_bits=bits, backend=backend, progress=bar,
+        )  # fmt: skip
     if form == "json":
         render.write(json.dumps(outcome.to_dict(), indent=2) + "\n")
     else:
         render.write(_text(outcome) + "\n")
-
-
-class _Asked:
-    """An engine as `edgeq.evaluation.tasks` asks it; what two questions begin with is read once."""
-
-    def __init__(self, engine: Engine, tokenizer: Tokenizer) -> None:
-        from edgeq.runtime.generate import all_end_ids
-
-        self._engine, self._ends = engine, all_end_ids(engine, tokenizer)
-        self.context = engine.context
-
-    def scores(self, prompt: list[int], continuation: list[int]) -> Any:
-        """Logits from which each token of the continuation is predicted, [C, V]."""
-        tokens = [*self._engine.reuse(prompt), *continuation[:-1]]
-        return self._engine.forward(tokens, all_logits=True)[-len(continuation) :]
-
-    def generate(self, prompt: list[int], n: int) -> Iterator[int]:
-        """Greedy tokens after the prompt, at most n, none past the end of the text."""
-        self._engine.reset()
-        token = int(self._engine.forward(prompt).argmax())
-        for left in range(min(n, self.context - len(prompt)), 0, -1):
-            if token in self._ends:
-                return
-            yield token
-            if left > 1:
-                token = int(self._engine.forward([token]).argmax())
 
 
 def _text(outcome: Outcome) -> str:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from edgeq.converters.validate.graph_compare import Comparison
     from edgeq.graph.ir import Graph
 
-RUNS = 10
-"""Runs of a graph in each turn."""
 _SHOWN = 4
 """Weights that are named for being held in more bits; the certificate has all."""
 
@@ -160,46 +157,11 @@ def validate(
 
 def bench(models: Sequence[str], threads: int | None, repetitions: int, form: str) -> None:
     """``edgeq bench`` of graphs, which take turns; times are of whole runs."""
-    from edgeq.core.errors import UsageError
-    from edgeq.devices.contention import Watch
-    from edgeq.profiling.foreign import Named, open_subject
-    from edgeq.profiling.session import Workload, run
+    from edgeq.api.bench import bench_graphs
 
-    for model in models:
-        if Path(model).suffix.lower() == ".mlpackage":
-            raise UsageError(
-                f"{model} cannot be timed: edgeq runs Core ML programs with NumPy, whose times say "
-                "nothing about a device; `edgeq validate` checks it, Xcode measures it on a device"
-            )
-    workload = Workload(0, RUNS, 0, 1, repetitions)
-    subjects = [open_subject(Named.parse(model), threads) for model in models]
-    try:
-        with render.progress("Benchmarking", still=True) as bar:
-            watch = Watch()
-            samples = run(subjects, workload, bar)
-            warning = watch.stop().warning(threads)
-    finally:
-        for subject in subjects:
-            subject.close()
-    rows: list[dict[str, Any]] = []
-    for model, subject, taken in zip(models, subjects, samples, strict=True):
-        about = subject.facts(workload)
-        times = [ns / 1e6 for sample in taken if sample.round >= 0 for ns in sample.step_ns]
-        tenths = quantiles(times, n=10) if len(times) > 1 else times * 9
-        rows.append(
-            {
-                "model": model,
-                "runtime": about["runtime"],
-                "threads": about["threads"],
-                "nbytes": about["weights_bytes"],
-                "ms_p50": median(times),
-                "ms_p90": tenths[8],
-                "samples_ms": times,
-                "warning": warning,
-            }
-        )
-    for row in rows:
-        row["speedup"] = rows[-1]["ms_p50"] / row["ms_p50"] if len(rows) > 1 else None
+    with render.progress("Benchmarking", still=True) as bar:
+        rows = bench_graphs(models, threads=threads, repetitions=repetitions, progress=bar)
+    warning = rows[0]["warning"]
     if form in ("json", "jsonl"):
         lines = [json.dumps(row) for row in rows]
         text = json.dumps(rows, indent=2) if form == "json" else "\n".join(lines)

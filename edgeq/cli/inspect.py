@@ -21,7 +21,6 @@ from edgeq.cli.options import (
 from edgeq.importers import source_kind
 
 if TYPE_CHECKING:
-    from edgeq.formats.tensor import Tensor
     from edgeq.model.model import Model
 
 _RULES = 4
@@ -53,31 +52,18 @@ def inspect(model: str, card: str | None, details: bool, force: bool, form: str)
         refuse_given(("card",), "language models, and MODEL is a graph")
         graphs.inspect(model, form, details)
         return
-    from edgeq.devices.model_header import facts_of
+    from edgeq.api.inspect import inspect as describe
     from edgeq.importers import load
 
     loaded = load(model)
     if card is not None:
         _write_card(loaded, Path(model).name, Path(card), force)
         return
-    schemes = {name: known.scheme for name, known in facts_of(loaded, model).tensors.items()}
-    tensors = [
-        _describe(loaded, name, tensor, schemes[name]) for name, tensor in loaded.tensors.items()
-    ]
+    found = describe(loaded, path=model)
     if form == "json":
-        found = {
-            "path": model,
-            "config": loaded.config.to_dict(),
-            "n_params": sum(math.prod(t["shape"]) for t in tensors),
-            "nbytes": loaded.nbytes,
-            "bpw": _bpw(loaded.nbytes, sum(math.prod(t["shape"]) for t in tensors)),
-            "tensors": tensors,
-            "files": {name: len(content) for name, content in loaded.files.items()},
-            "provenance": dict(loaded.provenance),
-        }
         render.write(json.dumps(found, indent=2) + "\n")
     else:
-        render.write(_text(loaded, Path(model), tensors, details) + "\n")
+        render.write(_text(loaded, Path(model), found["tensors"], details) + "\n")
 
 
 def _write_card(model: Model, name: str, path: Path, force: bool) -> None:
@@ -89,29 +75,9 @@ def _write_card(model: Model, name: str, path: Path, force: bool) -> None:
     render.write(f"{path}\n")
 
 
-def _bpw(nbytes: int, weights: int) -> float:
+def bits_per_weight(nbytes: int, weights: int) -> float:
+    """Bits per weight from stored bytes."""
     return 8 * nbytes / weights
-
-
-def _describe(model: Model, name: str, tensor: Tensor, scheme: str) -> dict[str, Any]:
-    from edgeq.formats.packing import TILE, round_up
-    from edgeq.formats.tensor import QuantTensor
-
-    shape = [int(n) for n in tensor.shape]
-    padded = None
-    if isinstance(tensor, QuantTensor):
-        full = [round_up(shape[0], TILE), tensor.scheme.padded_k(shape[1])]
-        padded = full if full != shape else None
-    sqnr = model.provenance.get("sqnr_db", {}).get(name)
-    return {
-        "name": name,
-        "scheme": scheme,
-        "shape": shape,
-        "padded": padded,
-        "nbytes": int(tensor.nbytes),
-        "bpw": _bpw(tensor.nbytes, math.prod(shape)),
-        "sqnr_db": sqnr,
-    }
 
 
 def _text(model: Model, path: Path, tensors: list[dict[str, Any]], details: bool) -> str:
@@ -140,7 +106,7 @@ def _text(model: Model, path: Path, tensors: list[dict[str, Any]], details: bool
         (
             "size",
             f"{render.human_bytes(model.nbytes)}, "
-            f"{_bpw(model.nbytes, weights):.2f} bits per weight",
+            f"{bits_per_weight(model.nbytes, weights):.2f} bits per weight",
         ),
         *((f"  {kind}", text) for kind, text in _kinds(tensors)),
         (
@@ -198,8 +164,8 @@ def _kinds(tensors: list[dict[str, Any]]) -> list[tuple[str, str]]:
             (
                 nbytes,
                 kind,
-                f"{count}, {render.human_bytes(nbytes)}, {_bpw(nbytes, weights):.2f} bits per "
-                "weight",
+                f"{count}, {render.human_bytes(nbytes)}, "
+                f"{bits_per_weight(nbytes, weights):.2f} bits per weight",
             )
         )
     return [(kind, text) for _, kind, text in sorted(found, reverse=True)]

@@ -22,8 +22,7 @@ from edgeq.cli.options import (
 from edgeq.cli.warmup import compile_first
 
 if TYPE_CHECKING:
-    from edgeq.evaluation.text import Evaluation, LogitsFn
-    from edgeq.model.model import Model
+    from edgeq.evaluation.text import Evaluation
 
 
 @command("perplexity", "Measure the perplexity of a model on a text.")
@@ -68,41 +67,16 @@ def perplexity(
     Perplexities are comparable only with the same tokenizer, context length and protocol, so the
     protocol is printed as well. Bits per byte are comparable across tokenizers.
     """
-    from edgeq.evaluation import text as evaluate
-    from edgeq.importers import load
-    from edgeq.model.reference import Reference
-    from edgeq.runtime.engine import Engine
-    from edgeq.runtime.tokenizer import Tokenizer
+    from edgeq.api.evaluate import perplexity as measure
 
     text = _read(text_file)
-    loaded = load(model)
-    tokenizer = Tokenizer(loaded.files)
-    ids = tokenizer.encode(text, add_bos=False)
-    context = min(ctx_size, loaded.config.context)
-    base: LogitsFn | None = None
-    if kl_base is not None:
-        reference = Reference(_same_vocabulary(loaded, load(kl_base)))
-        base = lambda tokens: reference.forward(tokens)  # noqa: E731
     compile_first(backend)
     bits = kv_bits_of(kv_bits, cache_type_k, cache_type_v)
-    with Engine(loaded, context=context, threads=threads, kv_bits=bits, backend=backend) as engine:
-
-        def logits(tokens: Any) -> Any:
-            engine.reset()
-            return engine.forward(tokens, all_logits=True)
-
-        with render.progress("Measuring perplexity") as bar:
-            result = evaluate.perplexity(
-                logits,
-                ids,
-                context=context,
-                bos=tokenizer.text_bos,
-                score=score,
-                base=base,
-                decode=tokenizer.decode,
-                max_tokens=_tokens_of(chunks, context, tokenizer.text_bos, score),
-                progress=bar,
-            )  # fmt: skip
+    with render.progress("Measuring perplexity") as bar:
+        result = measure(
+            model, text, context=ctx_size, windows=chunks, score=score, base=kl_base,
+            threads=threads, kv_bits=bits, backend=backend, progress=bar,
+        )  # fmt: skip
     if form == "json":
         render.write(json.dumps(result.to_dict(), indent=2) + "\n")
     else:
@@ -114,22 +88,6 @@ def _read(path: str) -> str:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as err:
         raise click.UsageError(f"{path} is not UTF-8 text: {err}") from err
-
-
-def _same_vocabulary(model: Model, base: Model) -> Model:
-    if base.config.vocab != model.config.vocab:
-        raise click.UsageError(
-            f"--kl-base has {base.config.vocab} tokens in its vocabulary and MODEL has "
-            f"{model.config.vocab}; give the model that MODEL was quantized from"
-        )
-    return base
-
-
-def _tokens_of(windows: int | None, context: int, bos: int | None, score: str) -> int | None:
-    """Tokens of text that so many windows hold; one is BOS where every token is scored."""
-    if windows is None:
-        return None
-    return windows * (context - 1 if bos is not None and score == "all" else context)
 
 
 def _text(result: Evaluation) -> str:

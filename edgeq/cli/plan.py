@@ -18,6 +18,7 @@ from edgeq.cli.options import (
     result_options,
     shared_option,
 )
+from edgeq.core.cpu import available_cores
 
 if TYPE_CHECKING:
     from edgeq.devices.model_header import ModelFacts
@@ -65,19 +66,17 @@ def plan(
     generation, the bytes read per token and the memory bandwidth; for prompts, the number of
     multiplications and the integer throughput. The assumptions are listed with the result.
     """
-    from edgeq.core.cpu import available_cores
-    from edgeq.devices.model_header import facts
-    from edgeq.devices.planner import plan as planned
+    from edgeq.api import devices as api
 
     if (model is None) == (shape is None):
         raise click.UsageError("give either MODEL or --shape NAME (see `edgeq bench --list`)")
-    known = facts(model) if model is not None else _shape(str(shape))
+    known = api.model_facts(model) if model is not None else api.shape_facts(str(shape))
     if device == THIS:
         threads = threads or available_cores()
-    made = planned(
+    made = api.plan(
         known,
-        profile_named(device, threads, measured=True),
-        context=context_of(ctx_size, known.config.context),
+        this_profile(threads, measured=True) if device == THIS else device,
+        context=ctx_size or None,
         kv_bits=kv_bits_of(kv_bits, cache_type_k, cache_type_v),
         threads=threads,
         bits=int(bits) if bits else None,
@@ -88,51 +87,26 @@ def plan(
         render.write(_text(made, known) + "\n")
 
 
-def context_of(ctx_size: int | None, limit: int) -> int:
-    """The context that the engine would choose."""
-    return ctx_size or min(limit, _DEFAULT_CONTEXT)
-
-
-def profile_named(name: str, threads: int | None = None, *, measured: bool) -> DeviceProfile:
-    """A device's profile; for "this" what this machine is found to be.
-
-    Args:
-        name: a profile's name, a TOML file, or "this".
-        threads, measured: as `this_profile` takes them.
-    """
+def profile_named(name: str) -> DeviceProfile:
+    """A device's profile without measuring; for "this" what this machine is detected to be."""
     from edgeq.devices.profile import find
 
-    return this_profile(threads, measured=measured) if name == THIS else find(name)
+    return this_profile(None, measured=False) if name == THIS else find(name)
 
 
 def this_profile(threads: int | None, *, measured: bool) -> DeviceProfile:
-    """The profile of this machine.
+    """The profile of this machine, with a progress bar while it is measured.
 
     Args:
         threads: that will run; all cores if None.
         measured: measure read bandwidth and integer throughput too, some seconds.
     """
-    from edgeq.devices.detect import detect
+    from edgeq.api import devices as api
 
-    found = detect()
     if not measured:
-        return found.as_profile()
-    from edgeq.core.cpu import available_cores
-    from edgeq.profiling import read_bandwidth
-    from edgeq.runtime.kernels import int8_throughput
-
-    whole = found.cores or available_cores()
-    cores = min(whole, available_cores())
-    reads: dict[int, float] = {}
+        return api.this_profile(measured=False)
     with watched(threads), render.progress("Measuring this machine", still=True) as bar:
-        counts = sorted({1, min(threads or cores, cores), cores})
-        for done, count in enumerate(counts):
-            bar(f"read bandwidth, {count} threads", done, len(counts) + 1)
-            # decoding takes fewer of its threads where they read no faster
-            reads[count] = max(read_bandwidth(count), *reads.values(), 0.0)
-        bar("integer throughput", len(counts), len(counts) + 1)
-        # a profile speaks of all cores, of which this process may have fewer
-        return found.as_profile(reads, int8_throughput(cores) * whole / cores)
+        return api.this_profile(threads, progress=bar)
 
 
 def fit_option(function: Function) -> Function:
@@ -154,36 +128,13 @@ def refuse_what_cannot_fit(model: Model, name: str, settings: dict[str, Any]) ->
     Raises:
         DoesNotFitError: says what would fit.
     """
-    from edgeq.core.cpu import available_cores
+    from edgeq.api.devices import check_fits
     from edgeq.core.errors import DoesNotFitError
-    from edgeq.devices.model_header import facts_of
-    from edgeq.devices.planner import plan as planned
 
-    profile = this_profile(None, measured=False)
-    if profile.usable_bytes is None:
-        return
-    limit = model.config.context
-    made = planned(
-        facts_of(model, name),
-        profile,
-        context=min(context_of(settings["context"], limit), limit),
-        kv_bits=settings["kv_bits"],
-        threads=settings["threads"] or available_cores(),
-    )
     try:
-        made.require()
+        check_fits(model, name, settings)
     except DoesNotFitError as err:
-        raise DoesNotFitError(f"{err}; --force runs it anyway", plan=made) from err
-
-
-def _shape(name: str) -> ModelFacts:
-    from edgeq.devices.model_header import ModelFacts, scheme_facts
-    from edgeq.formats.schemes import FloatScheme
-    from edgeq.model.shapes import shape
-
-    config, held = shape(name), FloatScheme("bf16")
-    tensors = (*config.linears(), *config.norms())
-    return ModelFacts(name, config, {name: scheme_facts(held, size) for name, size in tensors})
+        raise DoesNotFitError(f"{err}; --force runs it anyway", plan=err.plan) from err
 
 
 def _text(made: Plan, known: ModelFacts) -> str:

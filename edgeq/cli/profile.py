@@ -128,10 +128,9 @@ def profile(
     """
     from dataclasses import replace
 
-    from edgeq.devices.meters import from_option, probe, read_log
-    from edgeq.devices.profile import find
+    from edgeq.api.profile import profile as run
+    from edgeq.devices.meters import read_log
     from edgeq.profiling.foreign import Named
-    from edgeq.profiling.profile import profile as run
     from edgeq.profiling.session import Workload
 
     bits = kv_bits_of(kv_bits, cache_type_k, cache_type_v)
@@ -142,28 +141,17 @@ def profile(
         raise click.UsageError(
             "--on-python names the Python of another machine; also name the machine with --on"
         )
-    device = None if estimate is None else find(estimate)
     workload = Workload(n_prompt, n_gen, n_depth, warmup, repetitions, sustained)
-    models = [Named.parse(text) for text in (model, *compare)]
-    if on is not None:
-        from edgeq.devices.transport import open_transport
-        from edgeq.profiling.remote import profile_on
-
-        with render.progress(f"Profiling on {on}", still=True) as bar:
-            made = profile_on(
-                open_transport(on), models, workload, python=on_python, threads=threads,
-                kv_bits=bits, backend=backend, meters=extra_meters, idle_seconds=idle,
-                operations=operations, estimate=estimate, progress=bar,
-            )  # fmt: skip
-    else:
-        if any(named.target is None for named in models):
-            compile_first(backend)
-        meters = [*(from_option(text) for text in extra_meters), *probe()]
-        with render.progress("Profiling", still=True) as bar:
-            made = run(
-                models, workload, threads=threads, kv_bits=bits, backend=backend, meters=meters,
-                idle_seconds=idle, operations=operations, estimate=device, progress=bar,
-            )  # fmt: skip
+    models = (model, *compare)
+    if on is None and any(Named.parse(text).target is None for text in models):
+        compile_first(backend)
+    title = "Profiling" if on is None else f"Profiling on {on}"
+    with render.progress(title, still=True) as bar:
+        made = run(
+            models, workload, threads=threads, kv_bits=bits, backend=backend, meters=extra_meters,
+            idle_seconds=idle, operations=operations, estimate=estimate, on=on,
+            on_python=on_python, progress=bar,
+        )  # fmt: skip
     _keep(made, output)  # before anything else can fail
     if energy_log is not None:
         made = replace(made, recording=made.recording.joined(read_log(energy_log)))
@@ -188,7 +176,7 @@ def _check(output: tuple[Path, ...]) -> None:
 def _keep(made: Document, output: tuple[Path, ...]) -> None:
     """Write the raw samples, then pages of them."""
     from edgeq.profiling import document as documents
-    from edgeq.report import Sources, write
+    from edgeq.reporting import Sources, write
 
     for path in sorted(output, key=lambda path: path.suffix.lower() == ".html"):
         if path.suffix.lower() == ".json":

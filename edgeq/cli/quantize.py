@@ -275,15 +275,14 @@ def _target(bpw: float | None, size: int | None) -> dict[str, float] | None:
 
 def _room(model: Model, device: str, context: int, recipe: Recipe) -> int | None:
     """Bytes there are for the tensors on a device; None where the recipe keeps within them."""
-    from edgeq.cli.plan import context_of, profile_named
+    from edgeq.api.devices import default_context
+    from edgeq.cli.plan import profile_named
     from edgeq.devices.model_header import facts_of
     from edgeq.devices.planner import budget_bytes
 
-    known, profile = (
-        facts_of(model, model.origin.name if model.origin else ""),
-        profile_named(device, measured=False),
-    )
-    room = budget_bytes(known, profile, context_of(context, known.config.context))
+    known = facts_of(model, model.origin.name if model.origin else "")
+    profile = profile_named(device)
+    room = budget_bytes(known, profile, default_context(context, known.config.context))
     wanted: float = known.quantized(recipe).weights_bytes
     if recipe.target:
         wanted = recipe.target.get("bytes") or recipe.target["bpw"] * known.n_params / 8

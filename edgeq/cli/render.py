@@ -18,33 +18,17 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from edgeq.core.progress import Progress
+from edgeq.core.units import human_bytes as human_bytes
+from edgeq.core.units import human_count as human_count
 
 _PATIENCE_S = 0.4
 """Seconds before a bar is drawn."""
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _PROSE = 100
 """Columns that sentences are wrapped to where the output is no terminal."""
 _NARROWEST = 40
 """Fewest columns that text is wrapped to."""
 _COLUMN = 12
 """Fewest columns that a column of a table is folded to."""
-
-
-def human_bytes(count: float) -> str:
-    """Bytes in the largest unit that keeps the number above one: ``1.24 MiB``."""
-    unit = 0
-    while count >= 1024 and unit < len(_UNITS) - 1:
-        count /= 1024
-        unit += 1
-    return f"{count:.0f} B" if not unit else f"{count:.2f} {_UNITS[unit]}"
-
-
-def human_count(count: float) -> str:
-    """A number of parameters: ``260.03 K``, ``15.19 M``, ``1.24 B``."""
-    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if count >= size:
-            return f"{count / size:.2f} {letter}"
-    return f"{count:.0f}"
 
 
 def width_of(stream: TextIO) -> int | None:

@@ -23,9 +23,9 @@ def report(sources: tuple[Path, ...], output: Path, title: str) -> None:
     FILE is a file written by `edgeq profile -o run.json`, the output of `edgeq sweep --format
     json`, or the output folder of a sweep. The report is one HTML file that needs no network.
     """
-    from edgeq.report import read, write
+    from edgeq.api.profile import report as write_report
 
     if output.suffix.lower() != ".html":
         raise click.UsageError(f"--output is {output}; its name must end in .html")
-    write(read(sources), output, title)
+    write_report(sources, output, title=title)
     render.note(f"report: {output}")

@@ -23,7 +23,6 @@ from edgeq.cli.warmup import compile_first
 if TYPE_CHECKING:
     from edgeq.runtime.generate import Chunk
     from edgeq.runtime.sampling import SamplingParams
-    from edgeq.runtime.tokenizer import Tokenizer
 
 
 @command("run", "Answer a question, or continue a text.")
@@ -95,6 +94,7 @@ def run(
     stdout. Without a template, or with --raw, the model continues the prompt as plain text, and
     the text and its continuation go to stdout. A line of timings goes to stderr.
     """
+    from edgeq.api.run import encode_prompt
     from edgeq.importers import load
     from edgeq.runtime.engine import Engine
     from edgeq.runtime.generate import generate
@@ -110,7 +110,7 @@ def run(
         refuse_what_cannot_fit(loaded, model, engine_settings)
     tokenizer = Tokenizer(loaded.files)
     chat = tokenizer.has_chat_template and not raw
-    ids = _chat_ids(tokenizer, text) if chat else tokenizer.encode(text, add_eos=False)
+    ids = encode_prompt(tokenizer, text) if chat else tokenizer.encode(text, add_eos=False)
     compile_first(engine_settings["backend"])
     with Engine(loaded, **engine_settings) as engine:
         if prompt_cache is not None and Path(prompt_cache).exists():
@@ -146,15 +146,6 @@ def run(
     if last is not None:
         how = "chat template (--raw continues the plain text)" if chat else ""
         render.note(timing(last, how))
-
-
-def _chat_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    from edgeq.core.errors import EdgeqError
-
-    try:
-        return tokenizer.encode_chat([{"role": "user", "content": text}])
-    except EdgeqError as err:
-        raise type(err)(f"{err} (--raw continues the prompt without the template)") from err
 
 
 def prompt_text(question: str | None, prompt: str | None, prompt_file: str | None) -> str:

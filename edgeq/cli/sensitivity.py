@@ -73,29 +73,19 @@ def sensitivity(
     -o saves the result; `edgeq quantize --target-bpw 4.5 --sensitivity FILE` uses it to choose the
     bits of each tensor, for a recipe with the same method.
     """
-    from edgeq.calibration_text import calibration
+    from edgeq.api.calibrate import sensitivity as measure
     from edgeq.core.files import write_whole
     from edgeq.formats.schemes import QuantScheme
-    from edgeq.importers import load
-    from edgeq.quant.decoder.sensitivity import measure_sensitivity
 
     if output is not None:
         check_output(Path(output), force)
     base = QuantScheme(4, not asym, "group", int(group), "palette" if palette else None)
     with render.progress("Measuring sensitivity") as bar:
-        if workers or scheduler:
-            from edgeq.sweep import sweep_sensitivity
-
-            found = sweep_sensitivity(
-                source, calib, calib_windows, calib_context, str(base), mode, method,
-                scheduler=scheduler, workers=workers or 2, progress=bar,
-            )  # fmt: skip
-        else:
-            model = load(source)
-            windows = calibration(model, calib, calib_windows, calib_context)
-            found = measure_sensitivity(
-                model, windows, base, method=method, mode=mode, progress=bar,  # type: ignore[arg-type]
-            )  # fmt: skip
+        found = measure(
+            source, calib, scheme=base, mode=mode, method=method,  # type: ignore[arg-type]
+            windows=calib_windows, context=calib_context, workers=workers, scheduler=scheduler,
+            progress=bar,
+        )  # fmt: skip
     if output is not None:
         write_whole(Path(output), [found.to_json().encode()], "the file of sensitivities")
     render.write(found.to_json() + "\n" if form == "json" else _table(found))

@@ -14,7 +14,7 @@ from edgeq.cli.options import command
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edgeq.sweep import Row
+    from edgeq.sweeping import SweepResult
 
 
 @command("sweep", "Compare recipes on models in parallel.")
@@ -72,25 +72,22 @@ def sweep(
     stopped, and the task of a worker that died is run again. Recipes marked * are on the Pareto
     front: no other recipe is both smaller and closer to the float model.
     """
+    from edgeq.api.sweep import sweep as run
     from edgeq.core.errors import require
-    from edgeq.report import pareto_plot
-    from edgeq.sweep import pareto, tasks
-    from edgeq.sweep import sweep as run
+    from edgeq.reporting import pareto_plot
+    from edgeq.sweeping import pareto
 
     models = (*models, *named)
     if not models:
         raise click.UsageError("Missing argument 'MODEL...'.")
-    todo = tasks(
-        models, recipes, eval_text=eval_text, calib=calib, calib_windows=calib_windows,
-        calib_context=calib_context, timed=speed, requantize=requantize,
-    )  # fmt: skip
-    require("sweep", ("dask", "distributed"), "to spread work over processes")
-    if any(task.recipe.get("training") for task in todo):
-        require("train", ("torch",), "to train quantized weights")
     if plot:
         require("report", ("matplotlib",), "to draw the plot (--no-plot leaves it out)")
     with render.progress("Comparing recipes") as bar:
-        rows = run(todo, output, scheduler=scheduler, workers=workers, progress=bar)
+        rows = run(
+            models, recipes, output, text_file=calib, windows=calib_windows,
+            context=calib_context, eval_text=eval_text, speed=speed, requantize=requantize,
+            scheduler=scheduler, workers=workers, progress=bar,
+        )  # fmt: skip
     best = pareto(rows)
     if plot and best:
         picture = Path(output) / "pareto.svg"
@@ -104,7 +101,7 @@ def sweep(
         render.write(_table(rows, best) + "\n")
 
 
-def _table(rows: Sequence[Row], best: Sequence[Row]) -> str:
+def _table(rows: Sequence[SweepResult], best: Sequence[SweepResult]) -> str:
     keys = {row.key for row in best}
     ordered = sorted(rows, key=lambda row: (row.model, row.nbytes is None, row.nbytes or 0))
     lines = [

@@ -75,6 +75,11 @@ def convert(
         MissingDependencyError: a package is not installed; names the extra.
         DoesNotFitError: max_ram is too little, or the target cannot promise it.
         EdgeqError: the output cannot be written, or computes something else than its source.
+
+    Example:
+        >>> conversion = edgeq.convert("model.edgeq", "gguf", "model.gguf", validate=False)
+        >>> conversion.path.name
+        'model.gguf'
     """
     started = time.perf_counter()
     require_target(target)

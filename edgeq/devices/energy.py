@@ -30,7 +30,7 @@ MANY_REASONS = 2
 
 
 @dataclass(frozen=True)
-class Window:
+class TimeWindow:
     """A stretch of time, on the clock of the trace it is applied to.
 
     Args:
@@ -164,7 +164,7 @@ def per_token(energies: Sequence[Energy], tokens: Sequence[int]) -> PerToken:
 
 
 def joules_of_power(
-    t_ns: NDArray[np.int64], watts: NDArray[np.float64], window: Window, rate_hz: float
+    t_ns: NDArray[np.int64], watts: NDArray[np.float64], window: TimeWindow, rate_hz: float
 ) -> float:
     """Energy of a window from power at moments, by the trapezoidal rule.
 
@@ -186,7 +186,7 @@ def joules_of_power(
 
 
 def joules_of_counter(
-    t_ns: NDArray[np.int64], joules: NDArray[np.float64], window: Window, rate_hz: float
+    t_ns: NDArray[np.int64], joules: NDArray[np.float64], window: TimeWindow, rate_hz: float
 ) -> float:
     """Energy of a window from a counter that only rises.
 
@@ -209,12 +209,12 @@ def joules_of_counter(
     return float(drawn * window.seconds / (last - first))  # edges just outside: at the mean rate
 
 
-def count_inside(t_ns: NDArray[np.int64], window: Window) -> int:
+def count_inside(t_ns: NDArray[np.int64], window: TimeWindow) -> int:
     """Samples inside a window."""
     return int(((t_ns >= window.start_ns) & (t_ns <= window.end_ns)).sum())
 
 
-def _seconds(t_ns: NDArray[np.int64], window: Window) -> NDArray[np.float64]:
+def _seconds(t_ns: NDArray[np.int64], window: TimeWindow) -> NDArray[np.float64]:
     """[S] seconds since the window began; refuses fewer samples inside than are needed."""
     inside = count_inside(t_ns, window)
     if inside < MIN_SAMPLES:
@@ -225,7 +225,7 @@ def _seconds(t_ns: NDArray[np.int64], window: Window) -> NDArray[np.float64]:
     return (t_ns - window.start_ns) / 1e9
 
 
-def _grid(t: NDArray[np.float64], window: Window) -> NDArray[np.float64]:
+def _grid(t: NDArray[np.float64], window: TimeWindow) -> NDArray[np.float64]:
     """The window's edges and the samples between them."""
     within = t[(t > 0) & (t < window.seconds)]
     return np.concatenate(([0.0], within, [window.seconds]))
@@ -254,7 +254,7 @@ def _period(t: NDArray[np.float64], rate_hz: float) -> float:
     return max(1 / rate_hz, float(np.median(np.diff(t))))
 
 
-def _believe(unseen: float, t: NDArray[np.float64], window: Window) -> None:
+def _believe(unseen: float, t: NDArray[np.float64], window: TimeWindow) -> None:
     if unseen > UNSEEN * window.seconds:
         raise DeviceError(
             f"no good sample for {unseen:.3g} s of the {window.seconds:.3g} s of {window.label} "

@@ -22,8 +22,8 @@ from types import TracebackType
 from typing import Any
 
 from edgeq.core.errors import DeviceError, FormatError, UsageError, unknown
-from edgeq.devices.energy import Energy, Window
-from edgeq.devices.meters.base import SCOPES, Absent, Meter, Sample, absent_of, meters_of
+from edgeq.devices.energy import Energy, TimeWindow
+from edgeq.devices.meters.base import SCOPES, Absent, Meter, Reading, absent_of, meters_of
 from edgeq.devices.meters.trace import Trace
 
 FIRST_S = 1.0
@@ -58,7 +58,7 @@ class Recording:
 
     traces: tuple[Trace, ...]
     absent: tuple[Absent, ...]
-    windows: tuple[Window, ...]
+    windows: tuple[TimeWindow, ...]
     marks: tuple[tuple[str, int], ...]
     start_ns: int
     end_ns: int
@@ -74,15 +74,15 @@ class Recording:
         """The trace of a meter, or None if there is none."""
         return next((t for t in self.traces if t.sensor.name == name), None)
 
-    def named(self, label: str) -> tuple[Window, ...]:
+    def named(self, label: str) -> tuple[TimeWindow, ...]:
         """All windows of a label, in order."""
         return tuple(w for w in self.windows if w.label == label)
 
     def energy(
         self,
-        window: Window | str,
+        window: TimeWindow | str,
         *,
-        idle: Window | str | None = None,
+        idle: TimeWindow | str | None = None,
         meter: str | None = None,
         channel: str | None = None,
     ) -> Energy:
@@ -176,7 +176,7 @@ class Recording:
             return cls(
                 tuple(Trace.from_json(trace) for trace in held["traces"]),
                 tuple(Absent(**absent) for absent in held["absent"]),
-                tuple(Window(*window) for window in held["windows"]),
+                tuple(TimeWindow(*window) for window in held["windows"]),
                 tuple((label, t_ns) for label, t_ns in held["marks"]),
                 held["start_ns"],
                 held["end_ns"],
@@ -186,8 +186,8 @@ class Recording:
         except (KeyError, TypeError, ValueError) as err:
             raise FormatError(f"not a recording of meters: {type(err).__name__} {err}") from err
 
-    def _window(self, wanted: Window | str) -> Window:
-        if isinstance(wanted, Window):
+    def _window(self, wanted: TimeWindow | str) -> TimeWindow:
+        if isinstance(wanted, TimeWindow):
             return wanted
         named = self.named(wanted)
         if len(named) == 1:
@@ -212,7 +212,7 @@ class Recorder:
         self._absent = tuple(absent_of(found))
         self._order = meters_of(found)
         self._loops = _loops(self._order, rate_hz)
-        self._windows: list[Window] = []
+        self._windows: list[TimeWindow] = []
         self._marks: list[tuple[str, int]] = []
         self._start_ns: int | None = None
         self._recording: Recording | None = None
@@ -269,9 +269,9 @@ class Recorder:
         yield
         self.add_window(label, start_ns, time.monotonic_ns())
 
-    def add_window(self, label: str, start_ns: int, end_ns: int) -> Window:
+    def add_window(self, label: str, start_ns: int, end_ns: int) -> TimeWindow:
         """Note a stretch that was timed elsewhere, by `time.monotonic_ns`."""
-        window = Window(label, start_ns, max(end_ns, start_ns + 1))
+        window = TimeWindow(label, start_ns, max(end_ns, start_ns + 1))
         self._windows.append(window)
         return window
 
@@ -294,7 +294,7 @@ class _Track:
 
     meter: Meter
     period: float
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[Reading] = field(default_factory=list)
     problems: Counter[str] = field(default_factory=Counter)
     due: float = 0.0
 

@@ -55,7 +55,7 @@ class Item:
     answer: int | str
 
 
-class Subject(Protocol):
+class AnsweringModel(Protocol):
     """What a model must do to be asked."""
 
     context: int
@@ -273,10 +273,10 @@ class _Answer:
 def evaluate_task(
     layout: str,
     items: Sequence[Item],
-    subject: Subject,
+    subject: AnsweringModel,
     encoder: Encoder,
     *,
-    base: Subject | None = None,
+    base: AnsweringModel | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
     """Ask a model all questions, and a base model beside it if there is one.
@@ -336,7 +336,7 @@ _PROTOCOL: dict[Kind, str] = {
 }
 
 
-def _ask(item: Item, subject: Subject, encoder: Encoder) -> _Answer:
+def _ask(item: Item, subject: AnsweringModel, encoder: Encoder) -> _Answer:
     if item.kind == "number":
         return _generated(item, subject, encoder)
     results = [_scored(item.prompt, text, subject, encoder) for text in item.choices]
@@ -354,7 +354,9 @@ def _ask(item: Item, subject: Subject, encoder: Encoder) -> _Answer:
     )  # fmt: skip
 
 
-def _scored(prompt: str, text: str, subject: Subject, encoder: Encoder) -> tuple[float, bool, bool]:
+def _scored(
+    prompt: str, text: str, subject: AnsweringModel, encoder: Encoder
+) -> tuple[float, bool, bool]:
     """Log-likelihood of a text after a prompt, whether it is greedy, and whether it was cut."""
     head = encoder.encode(prompt, add_eos=False)
     whole = encoder.encode(prompt + text, add_eos=False)
@@ -374,7 +376,7 @@ def _scored(prompt: str, text: str, subject: Subject, encoder: Encoder) -> tuple
     return total, bool((logits.argmax(axis=1) == follows).all()), cut
 
 
-def _generated(item: Item, subject: Subject, encoder: Encoder) -> _Answer:
+def _generated(item: Item, subject: AnsweringModel, encoder: Encoder) -> _Answer:
     prompt = encoder.encode(item.prompt, add_eos=False)
     room = max(1, subject.context - GENERATED)
     said: list[int] = []

@@ -142,6 +142,10 @@ def parse_scheme(text: str) -> Scheme:
 
     Raises:
         SchemeError: the text is neither a preset, a scheme, nor a float type.
+
+    Example:
+        >>> edgeq.parse_scheme("w4-g32").bits
+        4
     """
     check_type("scheme", text, str)
     name = text.strip().lower()

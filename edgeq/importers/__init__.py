@@ -69,6 +69,10 @@ def open_source(path: str | Path) -> Model | Graph:
         UsageError: a graph with unknown axes, whose shapes must be given: see
             `edgeq.graph.files.read`.
         MissingDependencyError: a package that reads the format is not installed.
+
+    Example:
+        >>> type(edgeq.open_source("graph.onnx")).__name__
+        'Graph'
     """
     check_type("path", path, str, PathLike)
     if source_kind(path) != "graph":
@@ -88,6 +92,11 @@ def load(path: str | Path) -> Model:
         FormatError: the path does not exist, is none of these, or is damaged.
         UnsupportedError: a family, type or option edgeq does not know, or a graph.
         MissingDependencyError: quantized GGUF tensors without the package that reads them.
+
+    Example:
+        >>> model = edgeq.load("model.edgeq")
+        >>> model.config.family
+        'llama'
     """
     check_type("path", path, str, PathLike)
     return _importer(Path(path))(path).opened_from(path)

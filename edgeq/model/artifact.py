@@ -255,6 +255,11 @@ def save(model: Model, path: str | Path) -> int:
     Raises:
         EdgeqError: the file cannot be written.
         FormatError: a tensor is missing or has the wrong shape.
+
+    Example:
+        >>> nbytes = edgeq.save(edgeq.load("model.edgeq"), "copy.edgeq")
+        >>> edgeq.load("copy.edgeq").config == edgeq.load("model.edgeq").config
+        True
     """
     check_type("model", model, Model)
     check_type("path", path, str, os.PathLike)

@@ -21,7 +21,7 @@ from edgeq.core.files import write_whole
 from edgeq.devices.contention import Contention, Watch
 from edgeq.devices.recorder import Recording
 from edgeq.profiling.operations import Operations
-from edgeq.profiling.session import Sample, Workload
+from edgeq.profiling.session import Round, Workload
 
 FORMAT, FORMAT_VERSION = "edgeq-profile", 1
 IDLE = "idle"
@@ -42,13 +42,13 @@ class Run:
     """
 
     subject: Mapping[str, Any]
-    samples: tuple[Sample, ...]
+    samples: tuple[Round, ...]
     operations: Operations | None = None
     peak_rss_bytes: int | None = None
     estimate: Mapping[str, Any] | None = None
 
     @property
-    def timed(self) -> tuple[Sample, ...]:
+    def timed(self) -> tuple[Round, ...]:
         """The samples after the warm-up."""
         return tuple(s for s in self.samples if s.round >= 0)
 
@@ -126,7 +126,7 @@ class Document:
             runs = tuple(
                 Run(
                     run["subject"],
-                    tuple(Sample.from_json(sample) for sample in run["samples"]),
+                    tuple(Round.from_json(sample) for sample in run["samples"]),
                     run["operations"] and Operations.from_json(run["operations"]),
                     run["peak_rss_bytes"],
                     run["estimate"],

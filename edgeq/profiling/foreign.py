@@ -19,9 +19,9 @@ from edgeq.converters.tflite.profile import NO_PROFILER, TfliteGraph, operators
 from edgeq.core.cpu import available_cores
 from edgeq.core.errors import FormatError
 from edgeq.model.config import ModelConfig
+from edgeq.profiling.candidates import GraphCandidate, RunnerCandidate
 from edgeq.profiling.operations import Operation, Operations, Phase
-from edgeq.profiling.session import Subject, Workload, random_tokens
-from edgeq.profiling.subjects import GraphSubject, RunnerSubject
+from edgeq.profiling.session import Candidate, Workload, random_tokens
 
 COUNTED = (
     "Core ML programs are executed here by NumPy, which says nothing of a device's times; "
@@ -59,7 +59,7 @@ class Named:
             return cls(path, None)
 
 
-def open_subject(named: Named, threads: int | None) -> Subject:
+def open_candidate(named: Named, threads: int | None) -> Candidate:
     """The model in its runtime: a decoder that edgeq converted, or any ONNX or LiteRT graph.
 
     Raises:
@@ -77,11 +77,11 @@ def open_subject(named: Named, threads: int | None) -> Subject:
         if named.target == "ort":
             onnx_graph = OrtGraph(graph_of(named.path), threads=threads)
             about["runtime"] = onnx_graph.runtime
-            return GraphSubject(onnx_graph.run, about, onnx_graph.close)
+            return GraphCandidate(onnx_graph.run, about, onnx_graph.close)
         if named.target == "tflite":
             graph = TfliteGraph(named.path, threads=threads)
             about["runtime"] = graph.runtime
-            return GraphSubject(graph.run, about, graph.close)
+            return GraphCandidate(graph.run, about, graph.close)
         raise
     vocab = int(runner.forward(np.zeros(1, np.int64)).shape[-1])
     runner.reset()
@@ -89,17 +89,17 @@ def open_subject(named: Named, threads: int | None) -> Subject:
     config = getattr(runner, "config", None)
     if isinstance(config, ModelConfig):
         about |= {"family": config.family, "layers": config.layers}
-    return RunnerSubject(runner, vocab, about)
+    return RunnerCandidate(runner, vocab, about)
 
 
 def operations(
-    named: Named, subject: Subject | None, workload: Workload, threads: int | None
+    named: Named, subject: Candidate | None, workload: Workload, threads: int | None
 ) -> Operations:
     """What the runtime's own profiler says of a model's operations, or how many there are.
 
     Args:
         named: the model.
-        subject: as `open_subject` gave it, for its unit and its vocabulary; None if it was only
+        subject: as `open_candidate` gave it, for its unit and its vocabulary; None if it was only
             to be counted.
         workload: what is run; prefill and decode are profiled once each.
         threads: of the runtime.

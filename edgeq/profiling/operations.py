@@ -16,8 +16,9 @@ import numpy as np
 
 from edgeq.core.errors import UnsupportedError
 from edgeq.model.memory_layout import BATCH, position_bytes
+from edgeq.model.memory_layout import BATCH
+from edgeq.profiling.candidates import EngineCandidate
 from edgeq.profiling.session import Workload, random_tokens
-from edgeq.profiling.subjects import EngineSubject
 from edgeq.runtime.engine import Engine
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ class Operations:
         return cls(held["source"], phases, held["reason"])
 
 
-def engine_operations(subject: EngineSubject, workload: Workload) -> Operations:
+def engine_operations(subject: EngineCandidate, workload: Workload) -> Operations:
     """The steps of reading the prompt and of generating, repeated as the workload says or more.
 
     Generation is greedy without Python in between, as `edgeq bench` times it.
@@ -168,7 +169,7 @@ def engine_operations(subject: EngineSubject, workload: Workload) -> Operations:
 
 
 def _phase(
-    subject: EngineSubject,
+    subject: EngineCandidate,
     workload: Workload,
     name: str,
     units: int,

@@ -15,11 +15,11 @@ from edgeq.devices.meters import Absent, Meter, probe
 from edgeq.devices.profile import DeviceProfile
 from edgeq.devices.recorder import Recorder
 from edgeq.profiling import foreign
+from edgeq.profiling.candidates import EngineCandidate
 from edgeq.profiling.document import IDLE, Document, Run, environment
 from edgeq.profiling.foreign import Named
 from edgeq.profiling.operations import Operations, engine_operations
-from edgeq.profiling.session import Subject, Workload, run
-from edgeq.profiling.subjects import EngineSubject
+from edgeq.profiling.session import Candidate, Workload, run
 from edgeq.profiling.summary import summary
 
 
@@ -56,7 +56,7 @@ def profile(
     """
     recorder = Recorder(probe() if meters is None else meters)
     with ExitStack() as stack:
-        subjects: list[Subject | None] = []
+        subjects: list[Candidate | None] = []
         for named in models:
             opened = _open(named, workload, threads, kv_bits, backend)
             subjects.append(opened)
@@ -79,7 +79,7 @@ def profile(
                     progress("operations", i, len(models))
                 told = (
                     engine_operations(subject, workload)
-                    if isinstance(subject, EngineSubject)
+                    if isinstance(subject, EngineCandidate)
                     else foreign.operations(named, subject, workload, threads)
                 )
             taken = () if subject is None else tuple(next(samples))
@@ -95,11 +95,11 @@ def profile(
 
 def _open(
     named: Named, workload: Workload, threads: int | None, kv_bits: Literal[8, 16], backend: str
-) -> Subject | None:
+) -> Candidate | None:
     if named.target == "coreml":
         return None
     if named.target is not None:
-        return foreign.open_subject(named, threads)
+        return foreign.open_candidate(named, threads)
     from edgeq.importers import load
     from edgeq.runtime.engine import Engine
 
@@ -110,10 +110,10 @@ def _open(
     engine = Engine(
         model, context=workload.context, threads=threads, kv_bits=kv_bits, backend=backend
     )
-    return EngineSubject(engine, model, str(named.path))
+    return EngineCandidate(engine, model, str(named.path))
 
 
-def _facts(named: Named, subject: Subject | None, workload: Workload) -> dict[str, Any]:
+def _facts(named: Named, subject: Candidate | None, workload: Workload) -> dict[str, Any]:
     if subject is not None:
         return subject.facts(workload)
     return {

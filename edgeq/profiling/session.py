@@ -1,7 +1,8 @@
-"""A session: subjects take turns reading a prompt and generating; the time of every token is kept.
+"""The measuring harness: candidates take turns reading a prompt and generating, every time is kept.
 
-Each subject is run ``warmup`` times untimed. Then come rounds: in each every subject runs once,
-in the opposite order from round to round, so that a machine that grows slower treats them alike.
+Each candidate first runs ``warmup`` times untimed. Then come the timed rounds: in each, every
+candidate runs once, in the opposite order from round to round, so that a machine that slows down
+treats all of them alike.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ class Workload:
         repeats: timed rounds, at least.
         min_seconds: rounds go on until they have taken so long together.
         seed: of the random tokens.
+
+    Example:
+        >>> edgeq.Workload(n_prompt=512, n_gen=0).label
+        'pp512'
     """
 
     n_prompt: int = 128
@@ -49,21 +54,38 @@ class Workload:
             raise UsageError(f"repeats is {self.repeats}; must be at least 1")
 
     @property
+    def tokens(self) -> int:
+        """Number of tokens that the clock covers."""
+        return self.n_prompt + self.n_gen
+
+    @property
+    def positions(self) -> int:
+        """Positions of the cache that a round fills."""
+        return self.n_depth + self.tokens
+
+    @property
     def context(self) -> int:
-        """Positions that the cache must hold; a generation that follows no prompt begins with one
-        token more."""
-        return self.n_depth + self.n_prompt + self.n_gen + (not self.n_prompt)
+        """Context to make room for: one position more without a prompt, as a runtime's own
+        profiler decodes one token more than is counted."""
+        return self.positions + (not self.n_prompt)
+
+    @property
+    def label(self) -> str:
+        """llama-bench's name of the test, such as ``pp512`` or ``tg128 @ d1024``."""
+        parts = [f"{kind}{n}" for kind, n in (("pp", self.n_prompt), ("tg", self.n_gen)) if n]
+        return "+".join(parts) + (f" @ d{self.n_depth}" if self.n_depth else "")
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Raw times of one round of one subject.
+class Round:
+    """Raw times of one round of one candidate.
 
     Args:
-        round: which; those before the first timed one are negative.
+        round: its number; those before the first timed one are negative.
         start_ns: `time.monotonic_ns` at its beginning.
         prefill_ns: nanoseconds until the first token was known (TTFT); None without a prompt.
-        step_ns: nanoseconds of each token after it (TPOT), or of each run of a graph.
+        step_ns: nanoseconds of each token after it (TPOT), or of each run of a graph; one entry
+            for all tokens that were generated in one call.
     """
 
     round: int
@@ -91,13 +113,13 @@ class Sample:
         }
 
     @classmethod
-    def from_json(cls, held: Mapping[str, Any]) -> Sample:
+    def from_json(cls, held: Mapping[str, Any]) -> Round:
         """The sample that `to_json` wrote."""
         return cls(held["round"], held["start_ns"], held["prefill_ns"], tuple(held["step_ns"]))
 
 
-class Subject(Protocol):
-    """Something that a session can time."""
+class Candidate(Protocol):
+    """Something that a session can time: see `edgeq.profiling.candidates`."""
 
     unit: Literal["token", "run"]
     """What a step is: a token of a decoder, or a run of a graph, which reads no prompt."""
@@ -105,7 +127,7 @@ class Subject(Protocol):
     """Tokens are below this."""
 
     def facts(self, workload: Workload) -> dict[str, Any]:
-        """What the document says of it; see `edgeq.profiling.document`."""
+        """Its description in the document; see `edgeq.profiling.document`."""
 
     def begin(self, tokens: NDArray[np.int64]) -> None:
         """Forget everything but these tokens."""
@@ -116,27 +138,40 @@ class Subject(Protocol):
     def step(self, token: int) -> int:
         """Read one token; the one that follows."""
 
+    def generate(self, token: int, n: int) -> None:
+        """Read one token and generate ``n`` in one call."""
+
     def close(self) -> None:
-        """Give everything back."""
+        """Release its memory and threads."""
 
 
 def run(
-    subjects: Sequence[Subject], workload: Workload, progress: Progress | None = None
-) -> list[list[Sample]]:
-    """Time subjects in turns.
+    candidates: Sequence[Candidate],
+    workload: Workload,
+    progress: Progress | None = None,
+    *,
+    in_one_call: bool = False,
+) -> list[list[Round]]:
+    """Time candidates in turns.
+
+    Args:
+        candidates: what to time.
+        workload: what each of them does in a round.
+        progress: called after every round.
+        in_one_call: generate all tokens of a round in one call and time them together.
 
     Returns:
-        for each subject its samples in order, those of the warm-up too.
+        For each candidate its rounds in order, those of the warm-up included.
     """
-    samples: list[list[Sample]] = [[] for _ in subjects]
-    order = list(range(len(subjects)))
+    rounds: list[list[Round]] = [[] for _ in candidates]
+    order = list(range(len(candidates)))
     begun = time.monotonic_ns()
     number = -workload.warmup
     while number < workload.repeats or _seconds_since(begun) < workload.min_seconds:
         if number == 0:
             begun = time.monotonic_ns()
         for i in order:
-            samples[i].append(_sample(subjects[i], workload, number))
+            rounds[i].append(_round(candidates[i], workload, number, in_one_call))
         order.reverse()
         number += 1
         if progress:
@@ -145,33 +180,36 @@ def run(
                 progress("measuring", int(passed), int(workload.min_seconds))
             else:
                 progress("measuring", max(number, 0), max(workload.repeats, number))
-    return samples
+    return rounds
 
 
-def random_tokens(subject: Subject, workload: Workload) -> NDArray[np.int64]:
+def random_tokens(candidate: Candidate, workload: Workload) -> NDArray[np.int64]:
     """The tokens of a round: int64 [n_depth + max(n_prompt, 1)]."""
     rng = np.random.default_rng(workload.seed)
-    return rng.integers(0, subject.vocab, workload.n_depth + max(workload.n_prompt, 1))
+    return rng.integers(0, candidate.vocab, workload.n_depth + max(workload.n_prompt, 1))
 
 
 def _seconds_since(begun: int) -> float:
     return (time.monotonic_ns() - begun) / 1e9
 
 
-def _sample(subject: Subject, workload: Workload, number: int) -> Sample:
-    tokens = random_tokens(subject, workload)
+def _round(candidate: Candidate, workload: Workload, number: int, in_one_call: bool) -> Round:
+    tokens = random_tokens(candidate, workload)
     before, prompt = tokens[: workload.n_depth], tokens[workload.n_depth :]
-    subject.begin(before)
+    candidate.begin(before)
     token, prefill = int(prompt[0]), None
     start = last = time.monotonic_ns()
-    if workload.n_prompt and subject.unit == "token":
-        token = subject.read(prompt)
+    if workload.n_prompt and candidate.unit == "token":
+        token = candidate.read(prompt)
         last = time.monotonic_ns()
         prefill = last - start
+    if in_one_call and workload.n_gen:
+        candidate.generate(token, workload.n_gen)
+        return Round(number, start, prefill, (time.monotonic_ns() - last,))
     steps = []
     for _ in range(workload.n_gen):
-        token = subject.step(token)
+        token = candidate.step(token)
         now = time.monotonic_ns()
         steps.append(now - last)
         last = now
-    return Sample(number, start, prefill, tuple(steps))
+    return Round(number, start, prefill, tuple(steps))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.devices.energy import Energy, Window, per_token
+from edgeq.devices.energy import Energy, TimeWindow, per_token
 from edgeq.profiling.document import IDLE, Document, Run
 from edgeq.profiling.limits import bandwidth_doubt, exceeds, throughput_doubt
 from edgeq.profiling.operations import Operation, Phase
@@ -129,7 +129,7 @@ def energies(document: Document, run: Run, part: str) -> tuple[list[Energy], lis
         end = max((sample.end_ns for sample in run.timed), default=0)
         if len(document.runs) > 1 or end <= start:
             return [], []
-        whole = Window(part, start, end)
+        whole = TimeWindow(part, start, end)
         return [recording.energy(whole, idle=idle)], [len(run.timed)]
     found, counts = [], []
     for sample in run.timed:
@@ -138,7 +138,7 @@ def energies(document: Document, run: Run, part: str) -> tuple[list[Energy], lis
             start, end = sample.start_ns, sample.decode_start_ns
             count = document.workload.n_prompt
         if count and end > start:
-            found.append(recording.energy(Window(part, start, end), idle=idle))
+            found.append(recording.energy(TimeWindow(part, start, end), idle=idle))
             counts.append(count)
     return found, counts
 

@@ -130,6 +130,11 @@ class Recipe:
     Raises:
         SchemeError: a part that cannot be.
         UsageError: a setting of training out of range.
+
+    Example:
+        >>> recipe = edgeq.Recipe.from_options("w4-g64", tensor_types=["mlp=w8-g32"])
+        >>> str(recipe.scheme_for("model.layers.0.mlp.down_proj.weight", (256, 1024)))
+        'w8-g32'
     """
 
     rules: tuple[Rule, ...]

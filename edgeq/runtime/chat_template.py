@@ -50,6 +50,11 @@ def render_chat(
         UnsupportedError: the model has no chat template, or none of that name.
         UsageError: these are no messages, or the template itself refuses them.
         FormatError: the template is damaged, fails, or reaches for what it may not have.
+
+    Example:
+        >>> model = edgeq.load("chat.edgeq")
+        >>> edgeq.render_chat(model.files, [{"role": "user", "content": "Hello"}])
+        'user: Hello\\nassistant:'
     """
     said = None
     if not isinstance(messages, str | bytes | Mapping) and hasattr(messages, "__iter__"):

@@ -80,6 +80,12 @@ class Engine:
     Raises:
         UsageError: an argument outside what is allowed.
         FormatError: a tensor is missing or has the wrong shape.
+
+    Example:
+        >>> with edgeq.Engine(edgeq.load("model.edgeq"), context=64) as engine:
+        ...     logits = engine.forward([1, 2, 3])
+        >>> logits.shape == (engine.config.vocab,)
+        True
     """
 
     def __init__(

@@ -164,6 +164,16 @@ def generate(
     Raises:
         UsageError: an empty prompt, one longer than the context, or a wrong option.
         UnsupportedError: messages, and the model has no chat template.
+
+    Example:
+        >>> model = edgeq.load("model.edgeq")
+        >>> tokenizer = edgeq.Tokenizer(model)
+        >>> greedy = edgeq.SamplingParams(temperature=0)
+        >>> with edgeq.Engine(model) as engine:
+        ...     chunks = edgeq.generate(engine, tokenizer, "Once upon a time", greedy, max_tokens=4)
+        ...     text = "".join(chunk.text for chunk in chunks)
+        >>> text
+        ', there was a'
     """
     params = SamplingParams() if params is None else params
     if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):

@@ -54,6 +54,10 @@ class SamplingParams:
 
     Raises:
         UsageError: no number, or one outside its range.
+
+    Example:
+        >>> edgeq.SamplingParams(temperature=0.5, seed=1).top_k
+        40
     """
 
     temperature: float = 0.8

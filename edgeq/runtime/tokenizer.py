@@ -58,6 +58,11 @@ class Tokenizer:
     Raises:
         UnsupportedError: no tokenizer.json, or one whose decoder edgeq does not know.
         FormatError: a file is damaged.
+
+    Example:
+        >>> tokenizer = edgeq.Tokenizer("model")
+        >>> tokenizer.decode(tokenizer.encode("Once upon a time"))
+        'Once upon a time'
     """
 
     def __init__(self, files: Mapping[str, bytes] | HasFiles | str | Path) -> None:

@@ -194,6 +194,11 @@ def validate(
         UsageError: too few steps, or no room for a prompt.
         MissingDependencyError: the target's runtime is not installed.
         FormatError: the target does not open.
+
+    Example:
+        >>> conversion = edgeq.convert("model.edgeq", "gguf", "checked.gguf", validate=False)
+        >>> edgeq.validate("checked.gguf", edgeq.load("model.edgeq"), "gguf").passed
+        True
     """
     started = time.perf_counter()
     require_target(target)

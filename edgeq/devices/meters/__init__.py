@@ -26,8 +26,8 @@ from edgeq.devices.meters import (
 from edgeq.devices.meters.base import (
     Absent,
     Meter,
+    Reading,
     Run,
-    Sample,
     Sensor,
     absent_of,
     meters_of,
@@ -38,8 +38,8 @@ from edgeq.devices.meters.trace import Trace
 __all__ = [
     "Absent",
     "Meter",
+    "Reading",
     "Run",
-    "Sample",
     "Sensor",
     "Trace",
     "absent_of",

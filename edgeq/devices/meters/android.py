@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from edgeq.core.errors import DeviceError
-from edgeq.devices.meters.base import Absent, Meter, Run, Sample, number
+from edgeq.devices.meters.base import Absent, Meter, Reading, Run, number
 from edgeq.devices.meters.battery import not_discharging
 
 ANDROID = "android-battery"
@@ -47,7 +47,7 @@ class AndroidBattery(Meter):
     run: Run
     last: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
 
-    def read(self) -> Sample:
+    def read(self) -> Reading:
         """Joules drawn so far."""
         start = time.monotonic_ns()
         coulombs, volts = charge(self.run(DUMPSYS))
@@ -58,7 +58,7 @@ class AndroidBattery(Meter):
             raise DeviceError(f"{' '.join(DUMPSYS)}: the charge counter rose by {-fell:.3g} C")
         drawn = self.last.get("joules", 0.0) + fell * (self.last.get("volts", volts) + volts) / 2
         self.last.update(coulombs=coulombs, volts=volts, joules=drawn)
-        return Sample(middle, {"battery": drawn})
+        return Reading(middle, {"battery": drawn})
 
 
 def dump(text: str) -> dict[str, str]:

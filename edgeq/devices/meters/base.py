@@ -48,7 +48,7 @@ Run = Callable[[Sequence[str]], str]
 
 
 @dataclass(frozen=True)
-class Sample:
+class Reading:
     """Values read at one moment.
 
     Args:
@@ -133,7 +133,7 @@ class Meter(Sensor, ABC):
     pushes: bool = False
 
     @abstractmethod
-    def read(self) -> Sample:
+    def read(self) -> Reading:
         """Read all channels now.
 
         Raises:
@@ -153,7 +153,7 @@ class FileMeter(Meter):
     files: Mapping[str, tuple[Path, ...]]
     scale: float
 
-    def read(self) -> Sample:
+    def read(self) -> Reading:
         """Read every file; channels that fail are left out and told as problems."""
         values: dict[str, float] = {}
         problems: list[str] = []
@@ -166,7 +166,7 @@ class FileMeter(Meter):
         t_ns = (start + time.monotonic_ns()) // 2
         if not values:
             raise DeviceError("; ".join(problems))
-        return Sample(t_ns, values, tuple(problems))
+        return Reading(t_ns, values, tuple(problems))
 
 
 def read_text(path: Path) -> str:

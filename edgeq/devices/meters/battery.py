@@ -20,7 +20,7 @@ from edgeq.core.errors import DeviceError
 from edgeq.devices.meters.base import (
     Absent,
     Meter,
-    Sample,
+    Reading,
     optional_text,
     read_number,
     read_text,
@@ -108,7 +108,7 @@ class Batteries(Meter):
     supplies: tuple[Supply, ...]
     folder: Path
 
-    def read(self) -> Sample:
+    def read(self) -> Reading:
         """Watts out of each battery, all or none of them."""
         start = time.monotonic_ns()
         states = [optional_text(supply.path / "status") or "" for supply in self.supplies]
@@ -128,7 +128,7 @@ class Batteries(Meter):
                 f"{' and '.join(s.name for s in self.supplies)} reports 0 W while discharging: "
                 "its driver does not measure the power"
             )
-        return Sample((start + time.monotonic_ns()) // 2, values)
+        return Reading((start + time.monotonic_ns()) // 2, values)
 
 
 def not_discharging(status: str, name: str = "") -> str | None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeq.core.errors import DeviceError
-from edgeq.devices.meters.base import Absent, Meter, Run, Sample, number, optional_text
+from edgeq.devices.meters.base import Absent, Meter, Reading, Run, number, optional_text
 
 NAME = "pmic"
 COMMAND = ("vcgencmd", "pmic_read_adc")
@@ -45,14 +45,14 @@ class Pmic(Meter):
 
     run: Run
 
-    def read(self) -> Sample:
+    def read(self) -> Reading:
         """Watts of each rail, of their sum, and of the input."""
         start = time.monotonic_ns()
         text = self.run(COMMAND)
         middle = (start + time.monotonic_ns()) // 2
         rails = rail_watts(text)
         total = sum(rails.values())
-        return Sample(middle, {**rails, RAILS: total, INPUT: input_watts(total)})
+        return Reading(middle, {**rails, RAILS: total, INPUT: input_watts(total)})
 
 
 def rail_watts(text: str) -> dict[str, float]:

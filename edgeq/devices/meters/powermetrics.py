@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 from edgeq.core.errors import FormatError
-from edgeq.devices.meters.base import Sample, Sensor
+from edgeq.devices.meters.base import Reading, Sensor
 from edgeq.devices.meters.trace import Trace
 
 _LINES = re.M | re.A
@@ -65,7 +65,7 @@ def read(path: Path) -> list[Trace]:
         watts = _watts(part)
         if not joules:
             joules = dict.fromkeys(watts, 0.0)
-            energy.append(Sample(round(elapsed * 1e9), dict(joules)))
+            energy.append(Reading(round(elapsed * 1e9), dict(joules)))
         elapsed += seconds
         t_ns = round(elapsed * 1e9)
         if watts.keys() != joules.keys():  # the last sample of a log is often cut short
@@ -76,11 +76,11 @@ def read(path: Path) -> list[Trace]:
         except ValueError:
             problems[f"stamp {head['when']!r} not understood"] += 1
         joules = {name: before + watts[name] * seconds for name, before in joules.items()}
-        energy.append(Sample(t_ns, joules))
-        clocks.append(Sample(t_ns, {c: float(mhz) * 1e6 for c, mhz in _CLOCK.findall(part)}))
+        energy.append(Reading(t_ns, joules))
+        clocks.append(Reading(t_ns, {c: float(mhz) * 1e6 for c, mhz in _CLOCK.findall(part)}))
         level = _PRESSURE.search(part)
         if level and level[1] in PRESSURES:
-            pressures.append(Sample(t_ns, {"pressure": float(PRESSURES.index(level[1]))}))
+            pressures.append(Reading(t_ns, {"pressure": float(PRESSURES.index(level[1]))}))
     if not joules:
         raise FormatError(f"{path}: its samples have no power; add --samplers cpu_power")
     # every stamp is cut to whole seconds, so each start is up to 1 s early: the latest is nearest

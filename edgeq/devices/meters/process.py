@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from edgeq.core.errors import DeviceError
 from edgeq.core.memory import pss_bytes, rss_bytes
-from edgeq.devices.meters.base import Absent, Meter, Sample
+from edgeq.devices.meters.base import Absent, Meter, Reading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +21,12 @@ class Memory(Meter):
 
     held: Callable[[], int | None]
 
-    def read(self) -> Sample:
+    def read(self) -> Reading:
         """Bytes now."""
         found = self.held()
         if found is None:
             raise DeviceError(f"{self.provenance} cannot be read")
-        return Sample(time.monotonic_ns(), {self.name: float(found)})
+        return Reading(time.monotonic_ns(), {self.name: float(found)})
 
 
 def find() -> list[Meter | Absent]:

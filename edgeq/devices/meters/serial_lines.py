@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Protocol
 
 from edgeq.core.errors import DeviceError, FormatError, UsageError
-from edgeq.devices.meters.base import LATEST_S, Meter, Sample, Sensor, number
+from edgeq.devices.meters.base import LATEST_S, Meter, Reading, Sensor, number
 from edgeq.devices.meters.trace import Trace
 
 UNITS: dict[str, tuple[str, float]] = {
@@ -113,7 +113,7 @@ class LineMeter(Meter):
     pushes: bool = True
     pending: bytearray = field(default_factory=bytearray, repr=False, compare=False)
 
-    def read(self) -> Sample:
+    def read(self) -> Reading:
         """Wait for the next line; its time is that of its arrival."""
         limit = time.monotonic() + self.patience_s
         while True:
@@ -121,7 +121,7 @@ class LineMeter(Meter):
             t_ns = time.monotonic_ns()
             values = self.parse(line)
             if values:
-                return Sample(t_ns, values)
+                return Reading(t_ns, values)
 
     def _line(self, limit: float) -> str:
         while b"\n" not in self.pending:
@@ -244,7 +244,7 @@ def read(path: Path) -> Trace:
         )
     quantity = "energy" if all("energy" in v for v in found) else "power"
     samples = [
-        Sample(round(v[clock] * 1e9), {"input": v[quantity]} if quantity in v else {})
+        Reading(round(v[clock] * 1e9), {"input": v[quantity]} if quantity in v else {})
         for v in found
     ]
     seconds = (max(s.t_ns for s in samples) - min(s.t_ns for s in samples)) / 1e9

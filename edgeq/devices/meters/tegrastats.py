@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from edgeq.core.errors import DeviceError, FormatError
-from edgeq.devices.meters.base import Sample, Sensor
+from edgeq.devices.meters.base import Reading, Sensor
 from edgeq.devices.meters.hwmon import WHOLE
 from edgeq.devices.meters.serial_lines import LineMeter, Stream
 from edgeq.devices.meters.trace import Trace
@@ -113,7 +113,7 @@ def read(path: Path, interval_s: float = 1.0, utc_offset_s: float = 0.0) -> list
     made = []
     for quantity in ("power", "temperature", "frequency"):
         samples = [
-            Sample(round(s * 1e9), values[quantity])
+            Reading(round(s * 1e9), values[quantity])
             for s, values in zip(seconds, parsed, strict=True)
         ]
         sensor = Sensor(

@@ -18,8 +18,8 @@ from edgeq.devices.meters.base import (
     Absent,
     FileMeter,
     Meter,
+    Reading,
     Run,
-    Sample,
     optional_text,
     read_text,
 )  # fmt: skip
@@ -116,7 +116,7 @@ class Throttled(Meter):
     source: Path | None
     run: Run | None
 
-    def read(self) -> Sample:
+    def read(self) -> Reading:
         """Every flag."""
         start = time.monotonic_ns()
         if self.source is not None:
@@ -126,7 +126,7 @@ class Throttled(Meter):
         else:
             raise DeviceError(f"{self.name}: neither a file nor a way to run vcgencmd")
         middle = (start + time.monotonic_ns()) // 2
-        return Sample(middle, {flag: float(on) for flag, on in parse_throttled(text).items()})
+        return Reading(middle, {flag: float(on) for flag, on in parse_throttled(text).items()})
 
 
 def parse_throttled(text: str) -> dict[str, bool]:

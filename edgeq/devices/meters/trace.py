@@ -13,8 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import DeviceError, FormatError
-from edgeq.devices.energy import Energy, Window, count_inside, joules_of_counter, joules_of_power
-from edgeq.devices.meters.base import PLAUSIBLE, Sample, Sensor
+from edgeq.devices.energy import (
+    Energy,
+    TimeWindow,
+    count_inside,
+    joules_of_counter,
+    joules_of_power,
+)
+from edgeq.devices.meters.base import PLAUSIBLE, Reading, Sensor
 
 Series = tuple[NDArray[np.int64], NDArray[np.float64], dict[str, int]]
 
@@ -44,13 +50,13 @@ class Trace:
     values: Mapping[str, NDArray[np.float64]]
     problems: Mapping[str, int] = field(default_factory=dict)
     clock: str = "monotonic"
-    windows: tuple[Window, ...] = ()
+    windows: tuple[TimeWindow, ...] = ()
 
     @classmethod
     def of(
         cls,
         sensor: Sensor,
-        samples: Iterable[Sample],
+        samples: Iterable[Reading],
         problems: Mapping[str, int] | None = None,
         clock: str = "monotonic",
     ) -> Trace:
@@ -105,9 +111,9 @@ class Trace:
 
     def energy(
         self,
-        window: Window,
+        window: TimeWindow,
         *,
-        idle: Window | float | None = None,
+        idle: TimeWindow | float | None = None,
         channel: str | None = None,
     ) -> Energy:
         """What a window took, or why that cannot be told.
@@ -121,7 +127,7 @@ class Trace:
         try:
             channels = self._total(channel)
             drawn = sum(self._joules(c, window) for c in channels)
-            if isinstance(idle, Window):
+            if isinstance(idle, TimeWindow):
                 watts = sum(self._joules(c, idle) for c in channels) / idle.seconds
             elif idle is not None:
                 watts = idle
@@ -158,7 +164,7 @@ class Trace:
             problems=self._troubles(),
         )
 
-    def within(self, window: Window) -> Trace:
+    def within(self, window: TimeWindow) -> Trace:
         """Only the samples inside a window."""
         inside = (self.t_ns >= window.start_ns) & (self.t_ns <= window.end_ns)
         values = {c: v[inside] for c, v in self.values.items()}
@@ -166,7 +172,9 @@ class Trace:
 
     def shifted(self, by_ns: int, clock: str) -> Trace:
         """The same trace on another clock, which shows `by_ns` more."""
-        windows = tuple(Window(w.label, w.start_ns + by_ns, w.end_ns + by_ns) for w in self.windows)
+        windows = tuple(
+            TimeWindow(w.label, w.start_ns + by_ns, w.end_ns + by_ns) for w in self.windows
+        )
         return replace(self, t_ns=self.t_ns + by_ns, clock=clock, windows=windows)
 
     def to_json(self) -> dict[str, Any]:
@@ -201,7 +209,7 @@ class Trace:
                 {c: np.array(row, np.float64) for c, row in held["values"].items()},
                 dict(held["problems"]),
                 held["clock"],
-                tuple(Window(*window) for window in held["windows"]),
+                tuple(TimeWindow(*window) for window in held["windows"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as err:
             raise FormatError(f"not a trace of a meter: {type(err).__name__} {err}") from err
@@ -215,7 +223,7 @@ class Trace:
             )
         return self.sensor.total if channel is None else (channel,)
 
-    def _joules(self, channel: str, window: Window) -> float:
+    def _joules(self, channel: str, window: TimeWindow) -> float:
         t_ns, values, _ = self.series(channel)
         of = joules_of_counter if self.sensor.quantity == "energy" else joules_of_power
         return of(t_ns, values, window, self.sensor.rate_hz)

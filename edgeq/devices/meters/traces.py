@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from edgeq.core.errors import DeviceError, FormatError
-from edgeq.devices.energy import Window
-from edgeq.devices.meters.base import LATEST_S, Sample, Sensor, number
+from edgeq.devices.energy import TimeWindow
+from edgeq.devices.meters.base import LATEST_S, Reading, Sensor, number
 from edgeq.devices.meters.trace import Trace
 
 EEMBC_MAGIC = 0xF1
@@ -78,7 +78,7 @@ def read_eembc(path: Path) -> Trace:
     return Trace(sensor, t_ns, {"energy": joules}, problems, "own", _eembc_windows(path))
 
 
-def _eembc_windows(path: Path) -> tuple[Window, ...]:
+def _eembc_windows(path: Path) -> tuple[TimeWindow, ...]:
     stamps = path.with_name(path.name.replace("-energy.bin", "-timestamps.json"))
     if not stamps.exists():
         return ()
@@ -90,7 +90,7 @@ def _eembc_windows(path: Path) -> tuple[Window, ...]:
         raise FormatError(f"{stamps}: the seconds do not rise: {seconds}")
     ns = [round(s * 1e9) for s in seconds]
     pairs = zip(ns[1::2], ns[2::2], strict=False)
-    return tuple(Window(f"window {2 * i + 2}", a, b) for i, (a, b) in enumerate(pairs))
+    return tuple(TimeWindow(f"window {2 * i + 2}", a, b) for i, (a, b) in enumerate(pairs))
 
 
 def read_ptd(path: Path, utc_offset_s: float = 0.0) -> Trace:
@@ -103,7 +103,7 @@ def read_ptd(path: Path, utc_offset_s: float = 0.0) -> Trace:
     Raises:
         FormatError: no line of it can be read.
     """
-    samples: list[Sample] = []
+    samples: list[Reading] = []
     marks: dict[str, list[int]] = {}
     problems: Counter[str] = Counter()
     for line in _bytes(path).decode("utf-8", "replace").splitlines():
@@ -114,7 +114,7 @@ def read_ptd(path: Path, utc_offset_s: float = 0.0) -> Trace:
         try:
             when = datetime.strptime(match[1], "%m-%d-%Y %H:%M:%S.%f").replace(tzinfo=UTC)
             t_ns = round((when.timestamp() - utc_offset_s) * 1e3) * 1_000_000
-            samples.append(Sample(t_ns, {"watts": number(match[2], "Watts")}))
+            samples.append(Reading(t_ns, {"watts": number(match[2], "Watts")}))
         except (ValueError, DeviceError) as err:
             problems[str(err)] += 1
             continue
@@ -131,7 +131,7 @@ def read_ptd(path: Path, utc_offset_s: float = 0.0) -> Trace:
         total=("watts",),
     )
     trace = Trace.of(sensor, samples, {k: n for k, n in problems.items() if n}, "unix")
-    windows = tuple(Window(m, min(t), max(t)) for m, t in marks.items() if max(t) > min(t))
+    windows = tuple(TimeWindow(m, min(t), max(t)) for m, t in marks.items() if max(t) > min(t))
     return Trace(sensor, trace.t_ns, trace.values, trace.problems, "unix", windows)
 
 

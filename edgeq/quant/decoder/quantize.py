@@ -165,6 +165,11 @@ def quantize(
         TypeError: an argument is of another type.
         MissingDependencyError: the recipe trains, and PyTorch is not installed.
         EdgeqError: the artifact cannot be written.
+
+    Example:
+        >>> summary = edgeq.quantize("model", "small.edgeq", "w4-g32")
+        >>> round(summary.bpw, 1)
+        5.1
     """
     started, cpu_started = time.perf_counter(), time.process_time()
     check_type("source", source, Model, str, PathLike)

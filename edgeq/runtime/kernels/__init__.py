@@ -82,6 +82,11 @@ def warmup(progress: Progress | None = None) -> dict[str, float]:
 
     Returns:
         Seconds per kernel, in order.
+
+    Example:
+        >>> seconds = edgeq.warmup()
+        >>> min(seconds.values()) >= 0
+        True
     """
     from edgeq.runtime.kernels.jit import kernel_address, kernel_name, register_vector_ops
 

@@ -10,11 +10,11 @@ from edgeq._version import __version__
 from edgeq.core.errors import UsageError
 from edgeq.core.files import write_whole
 from edgeq.profiling.document import Document
-from edgeq.report import figures, tables
-from edgeq.report.figures import Missing
-from edgeq.report.plot import COLOURS, ROOM, SIZE, Plot
-from edgeq.report.sources import Entry, Sources, blaming, entries
-from edgeq.report.timeline import timeline
+from edgeq.reporting import figures, tables
+from edgeq.reporting.figures import Missing
+from edgeq.reporting.plot import COLOURS, ROOM, SIZE, Plot
+from edgeq.reporting.sources import ReportedRun, Sources, blaming, entries
+from edgeq.reporting.timeline import timeline
 
 
 def page(sources: Sources, title: str = "edgeq report") -> str:
@@ -44,7 +44,7 @@ def page(sources: Sources, title: str = "edgeq report") -> str:
         shared = [*figures.latency(every), *figures.speed(every)]
         compared = tables.compared(every) if len(every) > 1 else []
     environment = Environment(
-        loader=PackageLoader("edgeq.report", "."),
+        loader=PackageLoader("edgeq.reporting", "."),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -77,7 +77,9 @@ def write(sources: Sources, path: str | Path, title: str = "edgeq report") -> No
     write_whole(Path(path), [text], "the report")
 
 
-def _section(key: str, name: str, document: Document, group: Sequence[Entry]) -> dict[str, Any]:
+def _section(
+    key: str, name: str, document: Document, group: Sequence[ReportedRun]
+) -> dict[str, Any]:
     """What the template shows of a document."""
     plots, missing = timeline(key, document)
     roofline = figures.roofline(f"{key}-roofline", group)

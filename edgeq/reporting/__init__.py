@@ -13,8 +13,8 @@ What was not measured is told with its reason, and never drawn as 0.
 
 from __future__ import annotations
 
-from edgeq.report.page import page, write
-from edgeq.report.picture import pareto_plot
-from edgeq.report.sources import Sources, read
+from edgeq.reporting.page import page, write
+from edgeq.reporting.picture import pareto_plot
+from edgeq.reporting.sources import Sources, read
 
 __all__ = ["Sources", "page", "pareto_plot", "read", "write"]

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from edgeq.devices.meters import Trace
 from edgeq.profiling.document import IDLE, Document
-from edgeq.report.axes import Axis, around, short
-from edgeq.report.figures import Missing
-from edgeq.report.plot import Line, Plot, Shade
+from edgeq.reporting.axes import Axis, around, short
+from edgeq.reporting.figures import Missing
+from edgeq.reporting.plot import Line, Plot, Shade
 
 QUANTITIES = {
     "power": ("Power", "W", 1.0),

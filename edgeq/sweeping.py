@@ -74,7 +74,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Row:
+class SweepResult:
     """What came of a task; None is "not measured".
 
     Args:
@@ -111,7 +111,7 @@ class Row:
         return {"format_version": FORMAT_VERSION, **asdict(self)}
 
     @classmethod
-    def from_dict(cls, held: Mapping[str, Any]) -> Row:
+    def from_dict(cls, held: Mapping[str, Any]) -> SweepResult:
         """The row that `to_dict` wrote.
 
         Raises:
@@ -177,7 +177,7 @@ def tasks(
     return [task for at, task in enumerate(found) if task.key not in keys[:at]]
 
 
-def run_task(task: Task) -> Row:
+def run_task(task: Task) -> SweepResult:
     """Do one task, in a temporary folder of this machine.
 
     A recipe that does not suit the model gives a row with the reason; everything else that goes
@@ -188,7 +188,7 @@ def run_task(task: Task) -> Row:
     from edgeq.importers import load
     from edgeq.quant import Recipe, quantize
 
-    row = Row(task.key, Path(task.model).name, task.name)
+    row = SweepResult(task.key, Path(task.model).name, task.name)
     source = load(task.model)
     windows = None
     if task.calib is not None:
@@ -220,13 +220,13 @@ def run_task(task: Task) -> Row:
 def _speed(path: Path) -> float:
     """Tokens per second of one thread, the median run."""
     from edgeq.importers import load
-    from edgeq.profiling import Scenario, measure
+    from edgeq.profiling import Workload, measure
     from edgeq.runtime.engine import Engine
 
     model = load(path)
-    scenario = Scenario(0, min(TIMED_TOKENS, model.config.context))
-    with Engine(model, context=scenario.context, threads=1) as engine:
-        found = measure(engine, model, scenario, repeats=TIMED_RUNS, threads=1, kv_bits=8)
+    workload = Workload(0, min(TIMED_TOKENS, model.config.context), repeats=TIMED_RUNS)
+    with Engine(model, context=workload.positions, threads=1) as engine:
+        found = measure(engine, workload)
     return statistics.median(found.samples_ts)
 
 
@@ -237,7 +237,7 @@ def sweep(
     scheduler: str | None = None,
     workers: int = 2,
     progress: Progress | None = None,
-) -> list[Row]:
+) -> list[SweepResult]:
     """Do all tasks that the folder has no result of, and return every task's row.
 
     Args:
@@ -405,7 +405,7 @@ def _client(scheduler: str | None, workers: int) -> Iterator[Any]:
         yield client
 
 
-def pareto(rows: Iterable[Row]) -> list[Row]:
+def pareto(rows: Iterable[SweepResult]) -> list[SweepResult]:
     """Rows that no other of the same model beats in both size and divergence, by size."""
     measured = [row for row in rows if row.nbytes is not None and row.kl is not None]
     found = [
@@ -420,7 +420,7 @@ def pareto(rows: Iterable[Row]) -> list[Row]:
     return sorted(found, key=lambda row: (row.model, row.nbytes))
 
 
-def _kept(folder: Path, key: str) -> Row | None:
+def _kept(folder: Path, key: str) -> SweepResult | None:
     """A task's row from an earlier run; None if there is none.
 
     Raises:
@@ -433,7 +433,7 @@ def _kept(folder: Path, key: str) -> Row | None:
         data = json.loads(path.read_text("utf-8"))
         if data["format_version"] != FORMAT_VERSION:
             return None
-        return Row.from_dict(data)
+        return SweepResult.from_dict(data)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, FormatError) as err:
         raise FormatError(f"{path} is not a sweep result ({err}); delete it") from err
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgeq.profiling.summary import decay
-from edgeq.report.axes import Axis, around, short, threads_of
-from edgeq.report.plot import Dot, Line, Plot
-from edgeq.report.sources import Entry
-from edgeq.sweep import Row, pareto
+from edgeq.reporting.axes import Axis, around, short, threads_of
+from edgeq.reporting.plot import Dot, Line, Plot
+from edgeq.reporting.sources import ReportedRun
+from edgeq.sweeping import SweepResult, pareto
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ PARTS = 40
 """Stretches of a sustained run, of which each has one speed."""
 
 
-def latency(entries: Sequence[Entry]) -> list[Plot]:
+def latency(entries: Sequence[ReportedRun]) -> list[Plot]:
     """How slow the slowest tokens are, or runs of graphs: time over percentile."""
     found = []
     for unit in UNITS:
@@ -72,7 +72,7 @@ def latency(entries: Sequence[Entry]) -> list[Plot]:
     return found
 
 
-def speed(entries: Sequence[Entry]) -> list[Plot]:
+def speed(entries: Sequence[ReportedRun]) -> list[Plot]:
     """Speed over the time of sustained runs."""
     found = []
     for unit in UNITS:
@@ -108,7 +108,7 @@ def speed(entries: Sequence[Entry]) -> list[Plot]:
     return found
 
 
-def roofline(key: str, entries: Sequence[Entry]) -> Plot | Missing:
+def roofline(key: str, entries: Sequence[ReportedRun]) -> Plot | Missing:
     """A machine's limits, and how near to them its runs come.
 
     Args:
@@ -169,7 +169,7 @@ def roofline(key: str, entries: Sequence[Entry]) -> Plot | Missing:
     )  # fmt: skip
 
 
-def pareto_plots(rows: Sequence[Row]) -> list[Plot]:
+def pareto_plots(rows: Sequence[SweepResult]) -> list[Plot]:
     """Size and speed against divergence, for each model of a sweep."""
     best = {row.key for row in pareto(rows)}
     found = []
@@ -224,7 +224,7 @@ def pareto_plots(rows: Sequence[Row]) -> list[Plot]:
     return found
 
 
-def not_swept(rows: Sequence[Row]) -> list[Missing]:
+def not_swept(rows: Sequence[SweepResult]) -> list[Missing]:
     """Recipes without a size or a divergence."""
     return [
         Missing(f"{row.name} on {row.model}", row.error or "size or divergence was not measured")
@@ -233,17 +233,17 @@ def not_swept(rows: Sequence[Row]) -> list[Missing]:
     ]
 
 
-def _front(rows: Sequence[Row]) -> Iterable[Line]:
+def _front(rows: Sequence[SweepResult]) -> Iterable[Line]:
     if len(rows) > 1:
         x = np.array([(row.nbytes or 0) / 1e6 for row in rows])
         yield Line("Pareto front", x, np.array([row.kl or 0.0 for row in rows]), 0, quiet=True)
 
 
-def _decode_bytes(entry: Entry) -> float | None:
+def _decode_bytes(entry: ReportedRun) -> float | None:
     return entry.run.subject.get("bytes_per_token")
 
 
-def _prefill_bytes(entry: Entry) -> float | None:
+def _prefill_bytes(entry: ReportedRun) -> float | None:
     """Bytes that a prompt's operations read."""
     known = entry.run.operations
     phases = [p for p in known.phases if p.name == "prefill"] if known else []

@@ -11,10 +11,10 @@ from edgeq.core.errors import MissingDependencyError
 from edgeq.core.files import write_whole
 
 if TYPE_CHECKING:
-    from edgeq.sweep import Row
+    from edgeq.sweeping import SweepResult
 
 
-def pareto_plot(rows: Sequence[Row], best: Sequence[Row], path: str | Path) -> None:
+def pareto_plot(rows: Sequence[SweepResult], best: Sequence[SweepResult], path: str | Path) -> None:
     """Size against divergence, a panel for each model; the Pareto front as a line.
 
     Args:
@@ -78,5 +78,5 @@ def pareto_plot(rows: Sequence[Row], best: Sequence[Row], path: str | Path) -> N
     write_whole(path, [picture.getvalue()], "the plot")
 
 
-def _mb(row: Row) -> float:
+def _mb(row: SweepResult) -> float:
     return (row.nbytes or 0) / 1e6

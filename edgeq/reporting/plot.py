@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edgeq.report.axes import Axis
+from edgeq.reporting.axes import Axis
 
 SIZE = 1000
 """Units of the drawing in both directions."""

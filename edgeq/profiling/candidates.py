@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from edgeq._version import __version__
 from edgeq.core.errors import UsageError
-from edgeq.profiling.scenario import bytes_read_per_token
+from edgeq.devices.model_header import facts_of
+from edgeq.devices.roofline import cache_read_bytes
 from edgeq.profiling.session import Workload
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from edgeq.runtime.engine import Engine
 
 
-class EngineSubject:
+class EngineCandidate:
     """A model in our engine.
 
     Args:
@@ -78,12 +79,16 @@ class EngineSubject:
         """Decode one token."""
         return self.engine.greedy(token, 1)[0]
 
+    def generate(self, token: int, n: int) -> None:
+        """Decode ``n`` tokens in the compiled loop."""
+        self.engine.greedy(token, n)
+
     def close(self) -> None:
         """End its threads."""
         self.engine.close()
 
 
-class RunnerSubject:
+class RunnerCandidate:
     """A converted model in its own runtime.
 
     Args:
@@ -121,12 +126,17 @@ class RunnerSubject:
         """Decode one token."""
         return self.read(np.array([token], np.int64))
 
+    def generate(self, token: int, n: int) -> None:
+        """Decode ``n`` tokens one by one."""
+        for _ in range(n):
+            token = self.step(token)
+
     def close(self) -> None:
         """Give its session back."""
         self.runner.close()
 
 
-class GraphSubject:
+class GraphCandidate:
     """A graph that is run on the same inputs again and again.
 
     Args:
@@ -161,9 +171,24 @@ class GraphSubject:
         self._execute()
         return token
 
+    def generate(self, token: int, n: int) -> None:
+        """Run ``n`` times."""
+        for _ in range(n):
+            self._execute()
+
     def close(self) -> None:
         """Give its session back."""
         self._release()
+
+
+def bytes_read_per_token(model: Model, cached: int, kv_bits: int) -> int:
+    """Bytes that generating one token has to read.
+
+    Every weight once, except that an embedding which is not the head too is read by one row; and
+    the keys and values of ``cached`` tokens, or of a layer's window.
+    """
+    weights = facts_of(model, "the model").read_bytes
+    return weights + cache_read_bytes(model.config, cached, kv_bits)
 
 
 def macs(config: ModelConfig, tokens: int, past: int) -> int:

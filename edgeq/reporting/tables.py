@@ -9,8 +9,8 @@ from typing import Any
 from edgeq.profiling.document import Document
 from edgeq.profiling.operations import Phase
 from edgeq.profiling.summary import by_operation
-from edgeq.report.axes import short, threads_of
-from edgeq.report.sources import Entry
+from edgeq.reporting.axes import short, threads_of
+from edgeq.reporting.sources import ReportedRun
 
 MIB = 2.0**20
 NOT_MEASURED = "not measured"
@@ -64,12 +64,12 @@ class Bars:
         return ("time, %", f"time, µs per {self.unit}", f"read, KiB per {self.unit}", "rate, GB/s")
 
 
-def figures(entry: Entry) -> list[Figure]:
+def figures(entry: ReportedRun) -> list[Figure]:
     """The summary of a run; energy is there even where it was not measured, with the reason."""
     return list(_figures(entry))
 
 
-def _figures(entry: Entry) -> Iterator[Figure]:
+def _figures(entry: ReportedRun) -> Iterator[Figure]:
     told, subject, work = entry.told, entry.run.subject, entry.document.workload
     threads = told["threads"]
     yield Figure("runtime", str(told["runtime"] or "none here"), ", ".join(_held(subject)))
@@ -179,7 +179,7 @@ def _estimate(guess: Mapping[str, Any]) -> Figure:
     )
 
 
-def compared(entries: Sequence[Entry]) -> list[list[str]]:
+def compared(entries: Sequence[ReportedRun]) -> list[list[str]]:
     """The runs beneath each other, by their main figures."""
     rows = []
     for entry in entries:

@@ -13,7 +13,7 @@ from edgeq.core.errors import EdgeqError, FormatError
 from edgeq.profiling import document as documents
 from edgeq.profiling.document import Document, Run
 from edgeq.profiling.summary import summary
-from edgeq.sweep import Row
+from edgeq.sweeping import SweepResult
 
 MADE_BY = "make one with edgeq profile -o run.json or edgeq sweep -o FOLDER"
 
@@ -28,11 +28,11 @@ class Sources:
     """
 
     documents: tuple[tuple[str, Document], ...] = ()
-    rows: tuple[Row, ...] = ()
+    rows: tuple[SweepResult, ...] = ()
 
 
 @dataclass(frozen=True)
-class Entry:
+class ReportedRun:
     """A run as the page knows it.
 
     Args:
@@ -55,20 +55,20 @@ class Entry:
         return f"{self.letter} · {path.rsplit('/', 1)[-1]}"
 
 
-def entries(sources: Sources) -> list[list[Entry]]:
+def entries(sources: Sources) -> list[list[ReportedRun]]:
     """The runs of each document, lettered through.
 
     Raises:
         FormatError: a run's numbers are none.
     """
-    found: list[list[Entry]] = []
+    found: list[list[ReportedRun]] = []
     count = 0
     for name, document in sources.documents:
         group = []
         for run in document.runs:
             with blaming(name):
                 told = summary(document, run)
-            group.append(Entry(_letter(count), count, document, run, told))
+            group.append(ReportedRun(_letter(count), count, document, run, told))
             count += 1
         found.append(group)
     return found
@@ -94,7 +94,7 @@ def read(paths: Sequence[str | Path]) -> Sources:
         FormatError: one cannot be read, or is none of these.
     """
     held: list[tuple[str, Document]] = []
-    rows: dict[str, Row] = {}
+    rows: dict[str, SweepResult] = {}
     for path in map(Path, paths):
         files = sorted(path.glob("*.json")) if path.is_dir() else [path]
         if not files:
@@ -108,7 +108,7 @@ def read(paths: Sequence[str | Path]) -> Sources:
     return Sources(tuple(held), tuple(rows.values()))
 
 
-def _read(path: Path) -> Document | list[Row]:
+def _read(path: Path) -> Document | list[SweepResult]:
     try:
         held = json.loads(path.read_text("utf-8"))
     except OSError as err:
@@ -124,7 +124,7 @@ def _read(path: Path) -> Document | list[Row]:
     for one in results:
         try:
             # the command adds whether a row is on the front, which depends on the others
-            found.append(Row.from_dict({k: v for k, v in one.items() if k != "pareto"}))
+            found.append(SweepResult.from_dict({k: v for k, v in one.items() if k != "pareto"}))
         except EdgeqError as err:
             raise FormatError(
                 f"{path} is not a sweep result: {err}; run edgeq sweep again"

@@ -1,0 +1,180 @@
+"""Write the documents that are made from the code: ``python docs/make.py``.
+
+    docs/python.md    the functions and classes of `import edgeq`, from their docstrings
+    CONTRIBUTING.md   the table of floors, from import-linter's contracts in pyproject.toml
+
+``python docs/make.py --check`` writes nothing and fails if a document is not current.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+TOPICS = {
+    "Models and files": (
+        "load", "open_source", "save", "inspect", "demo_model", "Model", "ModelConfig", "Graph",
+        "QuantTensor", "FloatTensor", "Reference",
+    ),
+    "Quantize": ("quantize", "calibrate", "sensitivity", "sweep"),
+    "Recipes and schemes": ("Recipe", "Rule", "QuantScheme", "parse_scheme", "PRESETS"),
+    "Run": (
+        "run", "chat", "Conversation", "generate", "Engine", "Tokenizer", "SamplingParams",
+        "Chunk", "render_chat", "warmup",
+    ),
+    "Convert": ("convert", "validate", "Options", "Conversion", "Report"),
+    "Evaluate": ("evaluate", "perplexity", "evaluate_graph", "Outcome", "Evaluation",
+                 "GraphAccuracy"),
+    "Measure": ("bench", "bench_graphs", "profile", "report", "Workload", "Measurement",
+                "Document"),
+    "Devices": ("plan", "device", "device_names", "detect", "doctor", "Plan", "DeviceProfile",
+                "Detected", "Check"),
+    "Results of other verbs": ("CalibrationStats", "Sensitivity", "SweepResult"),
+    "Errors": (
+        "EdgeqError", "FormatError", "SchemeError", "UnsupportedError", "UsageError",
+        "MissingDependencyError", "DeviceError", "DoesNotFitError",
+    ),
+}  # fmt: skip
+
+HEAD = """\
+# edgeq in Python
+
+Every command of the command line has a function of its name in Python. Functions take paths or
+opened objects, and strings where they take objects (`recipe="w4-g32"`). They print nothing; a
+`progress` is called with what is being done, the steps done, and the steps in total. Every error
+that is raised on purpose is an `edgeq.EdgeqError`. `import edgeq` takes some milliseconds: NumPy,
+Numba and converters are imported when they are first needed.
+
+This page is made from the docstrings by `python docs/make.py`; its examples are run by the tests,
+in a folder with a checkpoint `model`, its artifact `model.edgeq`, a `chat.edgeq` with a chat
+template, a `graph.onnx` and a `text.txt`.
+"""
+
+_SECTION = re.compile(r"^(Args|Returns|Yields|Raises|Example|Attributes|Source):$", re.MULTILINE)
+_ITEM = re.compile(r"^    (\S[^:]*): ", re.MULTILINE)
+
+
+def python_page() -> str:
+    """The text of docs/python.md."""
+    import edgeq
+
+    listed = [name for names in TOPICS.values() for name in names]
+    missing = {*edgeq.__all__, "__version__"} ^ {*listed, "__version__"}
+    if missing or len(listed) != len(set(listed)):
+        raise SystemExit(f"docs/make.py: give these one topic each: {sorted(missing)}")
+    parts = [HEAD]
+    anchors: dict[str, str] = {}
+    for name in listed:  # a heading's second occurrence gets a number
+        anchor = name.lower()
+        anchors[name] = f"{anchor}-1" if anchor in anchors.values() else anchor
+    for topic, names in TOPICS.items():
+        links = [f"[`{name}`](#{anchors[name]})" for name in names]
+        parts.append(f"## {topic}\n\n{' · '.join(links)}\n")
+        parts += [_entry(name, getattr(edgeq, name)) for name in names]
+    return "\n".join(parts)
+
+
+def _entry(name: str, value: Any) -> str:
+    if not callable(value):
+        listed = ", ".join(f"`{key}`" for key in value)
+        return f"### {name}\n\nSchemes by name: {listed}.\n"
+    text = inspect.getdoc(value) or ""
+    parts = [f"### {name}", ""]
+    if not (inspect.isclass(value) and issubclass(value, Exception)):
+        parts += ["```python", _signature(name, value), "```", ""]
+    return "\n".join([*parts, _markdown(text)])
+
+
+def _signature(name: str, value: Any) -> str:
+    text = f"edgeq.{name}{inspect.signature(value)}"
+    text = re.sub(r"'([^',()]*(?:\[[^']*\])?[^',()]*)'", r"\1", text)  # annotations are strings
+    text = re.sub(r"\s*-> None$", "", text).replace("<factory>", "...")
+    if len(text) <= 96:
+        return text
+    inside = re.fullmatch(r"(.*?\()(.*)(\).*)", text, re.DOTALL)
+    assert inside is not None
+    pieces, depth, current = [], 0, ""
+    for char in inside[2]:
+        depth += (char in "[({") - (char in "])}")
+        if char == "," and not depth:
+            pieces.append(current.strip())
+            current = ""
+        else:
+            current += char
+    pieces.append(current.strip())
+    return "\n".join([inside[1], *(f"    {piece}," for piece in pieces), inside[3]])
+
+
+def _markdown(docstring: str) -> str:
+    """A Google-style docstring as Markdown."""
+    pieces = _SECTION.split(docstring)
+    parts = [pieces[0].strip(), ""]
+    for title, body in zip(pieces[1::2], pieces[2::2], strict=True):
+        if title == "Example":
+            code = inspect.cleandoc("\n" + body.rstrip())
+            parts += ["```pycon", code, "```", ""]
+        elif _ITEM.search(body) and title in ("Args", "Raises", "Attributes"):
+            items = _ITEM.split(body.rstrip())
+            rows = [
+                f"- **{', '.join(f'`{part}`' for part in names.split(', '))}**: "
+                + " ".join(text.split())
+                for names, text in zip(items[1::2], items[2::2], strict=True)
+            ]
+            parts += [*([] if title == "Args" else [f"{title}:", ""]), *rows, ""]
+        else:
+            parts += [f"{title}: {' '.join(body.split())}", ""]
+    return "\n".join(parts)
+
+
+def floors_table() -> str:
+    """The table of floors in CONTRIBUTING.md."""
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    (layers,) = (c["layers"] for c in document["tool"]["importlinter"]["contracts"]
+                 if c["type"] == "layers")  # fmt: skip
+    rows = ["| floor | packages | may import |", "| --- | --- | --- |"]
+    last = len(layers) - 1
+    for at, layer in enumerate(layers):
+        floor, apart = last - at, "|" in layer
+        names = [name.strip() for name in re.split("[|:]", layer)]
+        shown = " ".join(f"`{name}`" for name in names if not name.startswith("_"))
+        below = "the standard library, NumPy" if not floor else f"{floor - 1} and below"
+        if not shown:
+            continue
+        rows.append(f"| {floor} | {shown} | {below}{', never each other' if apart else ''} |")
+    return "\n".join(rows) + "\n"
+
+
+def contributing() -> str:
+    """The text of CONTRIBUTING.md with the current table."""
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    pattern = re.compile(r"^\| floor \| packages.*?\n(?=\n)", re.MULTILINE | re.DOTALL)
+    if not pattern.search(text):
+        raise SystemExit("docs/make.py: CONTRIBUTING.md has no table that starts '| floor |'")
+    return pattern.sub(lambda _: floors_table(), text)
+
+
+DOCUMENTS = {"docs/python.md": python_page, "CONTRIBUTING.md": contributing}
+"""Path -> what makes its text."""
+
+
+def main() -> int:
+    """Write or check every document."""
+    stale = []
+    for path, make in DOCUMENTS.items():
+        text, file = make(), ROOT / path
+        if not file.exists() or file.read_text("utf-8") != text:
+            stale.append(path)
+            if "--check" not in sys.argv:
+                file.write_text(text, "utf-8")
+    print("\n".join(f"{'stale' if '--check' in sys.argv else 'written'}: {path}" for path in stale))
+    return 1 if stale and "--check" in sys.argv else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,230 @@
+"""Run a model on a prompt in one call, or hold a conversation with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+from edgeq.core.errors import EdgeqError
+from edgeq.importers import load
+from edgeq.model.model import Model
+from edgeq.runtime.engine import Engine
+from edgeq.runtime.generate import Chunk, generate
+from edgeq.runtime.sampling import SamplingParams
+from edgeq.runtime.tokenizer import Tokenizer
+
+
+def run(
+    model: Model | str | Path,
+    prompt: str,
+    params: SamplingParams | None = None,
+    *,
+    max_tokens: int | None = None,
+    stop: Sequence[str] = (),
+    raw: bool = False,
+    lookup: int = 0,
+    context: int | None = None,
+    threads: int | None = None,
+    kv_bits: Literal[8, 16] = 8,
+    backend: str = "numba",
+    mmap: bool | None = None,
+) -> Iterator[Chunk]:
+    """Answer a prompt, or continue it if the model has no chat template.
+
+    The engine is closed when the iterator ends or is closed. To keep a model in memory between
+    prompts, make an `Engine` and call `generate`.
+
+    Args:
+        model: a model or the path of one.
+        prompt: a text.
+        params: how tokens are chosen; the defaults of `SamplingParams` if None.
+        max_tokens: the most to generate; None goes on until the context is full.
+        stop: texts that end the answer and are not shown.
+        raw: continue the prompt as plain text even if the model has a chat template.
+        lookup: tokens to propose from earlier text, as `generate` takes it.
+        context, threads, kv_bits, backend, mmap: as `Engine` takes them.
+
+    Returns:
+        An iterator over pieces of text with their timings.
+
+    Raises:
+        FormatError: the model cannot be opened.
+        UsageError: an empty prompt, one longer than the context, or a wrong option.
+
+    Example:
+        >>> params = edgeq.SamplingParams(temperature=0)
+        >>> chunks = edgeq.run("model.edgeq", "Once upon a time", params, max_tokens=4)
+        >>> "".join(chunk.text for chunk in chunks)
+        ', there was a'
+    """
+    opened = model if isinstance(model, Model) else load(model)
+    tokenizer = Tokenizer(opened)
+    chat = tokenizer.has_chat_template and not raw
+    ids = encode_prompt(tokenizer, prompt) if chat else tokenizer.encode(prompt, add_eos=False)
+    engine = Engine(
+        opened, context=context, threads=threads, kv_bits=kv_bits, backend=backend, mmap=mmap
+    )
+    try:
+        chunks = generate(
+            engine, tokenizer, ids, params, max_tokens=max_tokens, stop=stop, lookup=lookup,
+            end_ids=tokenizer.turn_end_ids if chat else (),
+        )  # fmt: skip
+    except BaseException:
+        engine.close()
+        raise
+    return _closing(engine, chunks)
+
+
+def _closing(engine: Engine, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    with engine:
+        yield from chunks
+
+
+def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a user's message in the model's chat template.
+
+    Raises:
+        EdgeqError: the template cannot be used.
+    """
+    try:
+        return tokenizer.encode_chat([{"role": "user", "content": text}])
+    except EdgeqError as err:
+        raise type(err)(f"{err} (--raw continues the prompt without the template)") from err
+
+
+def chat(
+    model: Model | str | Path,
+    *,
+    system: str | None = None,
+    context: int | None = None,
+    threads: int | None = None,
+    kv_bits: Literal[8, 16] = 8,
+    backend: str = "numba",
+    mmap: bool | None = None,
+) -> Conversation:
+    """Begin a conversation with a chat model.
+
+    Args:
+        model: a model with a chat template, or the path of one.
+        system: the system prompt.
+        context, threads, kv_bits, backend, mmap: as `Engine` takes them.
+
+    Returns:
+        A context manager that closes the engine.
+
+    Raises:
+        FormatError: the model cannot be opened.
+        UnsupportedError: the model has no chat template.
+
+    Example:
+        >>> greedy = edgeq.SamplingParams(temperature=0)
+        >>> with edgeq.chat("chat.edgeq", system="Be brief.") as conversation:
+        ...     pieces = conversation.say("Tell me a story.", greedy, max_tokens=8)
+        ...     answer = "".join(chunk.text for chunk in pieces)
+        >>> [message["role"] for message in conversation.messages]
+        ['system', 'user', 'assistant']
+    """
+    opened = model if isinstance(model, Model) else load(model)
+    tokenizer = Tokenizer(opened)
+    engine = Engine(
+        opened, context=context, threads=threads, kv_bits=kv_bits, backend=backend, mmap=mmap
+    )
+    conversation = Conversation(engine, tokenizer, system)
+    try:
+        conversation.check()
+    except BaseException:
+        engine.close()
+        raise
+    return conversation
+
+
+class Conversation:
+    """Messages, and an engine whose cache holds those that were read already.
+
+    Args:
+        engine: keeps the conversation's tokens in its cache.
+        tokenizer: the model's, with its chat template.
+        system: the system prompt, or None.
+
+    Example:
+        >>> model = edgeq.load("chat.edgeq")
+        >>> with edgeq.Conversation(edgeq.Engine(model), edgeq.Tokenizer(model)) as conversation:
+        ...     conversation.check()
+    """
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, system: str | None = None) -> None:
+        self.engine, self._tokenizer = engine, tokenizer
+        self.last: Chunk | None = None
+        self.reset(system)
+
+    def __enter__(self) -> Conversation:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the engine's threads and memory."""
+        self.engine.close()
+
+    def reset(self, system: str | None = None) -> None:
+        """Forget all messages and start with this system prompt."""
+        self.system = system
+        self.messages = [{"role": "system", "content": system}] if system else []
+
+    def check(self) -> None:
+        """Refuse a model whose chat template is absent or cannot be read.
+
+        Raises:
+            UnsupportedError: it has none.
+        """
+        self._tokenizer.encode_chat([*self.messages, {"role": "user", "content": "?"}])
+
+    def say(
+        self,
+        text: str,
+        params: SamplingParams | None = None,
+        *,
+        max_tokens: int | None = 512,
+        stop: Sequence[str] = (),
+        lookup: int = 0,
+    ) -> Iterator[Chunk]:
+        """Send a message; both it and the answer are remembered once the answer has ended.
+
+        Args:
+            text: the user's message.
+            params: how tokens are chosen.
+            max_tokens: the most tokens of the answer.
+            stop: texts that end it.
+            lookup: tokens to propose from earlier text, as `generate` takes it.
+
+        Yields:
+            Pieces of the answer.
+        """
+        messages = [*self.messages, {"role": "user", "content": text}]
+        ids = self._tokenizer.encode_chat(messages)
+        answer: list[str] = []
+        try:
+            for chunk in generate(
+                self.engine,
+                self._tokenizer,
+                self.engine.reuse(ids),
+                params,
+                max_tokens=max_tokens,
+                stop=stop,
+                lookup=lookup,
+                end_ids=self._tokenizer.turn_end_ids,
+            ):
+                self.last = chunk
+                answer.append(chunk.text)
+                yield chunk
+        finally:
+            if said := "".join(answer).strip():
+                self.messages = [*messages, {"role": "assistant", "content": said}]

@@ -1,0 +1,80 @@
+"""Names and words: no class name twice, package docstrings name modules that exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent / "edgeq"
+
+STILL_TWICE = {
+    "Arena", "Block", "Constant", "Decoder", "Entry", "Graph", "GraphRunner", "Held", "Lowering",
+    "Node", "Operator", "Package", "Plan", "Recorder", "Rule", "Settings", "Tensor", "Tensors",
+    "_Clock", "_Generation", "_Weights", "_Work",
+}  # fmt: skip
+"""Class names that are taken twice; the list only becomes shorter."""
+
+NO_MODULES = {"quant/training": {"distill", "qat", "adaround"}}
+"""Names in a package's docstring that stand for something else than modules."""
+
+_LISTED = re.compile(r"^    ([a-z]\w*)((?:[,/ ]+[a-z]\w*)*) {2,}\S", re.MULTILINE)
+"""A line of a package docstring that begins with the name of a module."""
+
+
+def modules() -> list[Path]:
+    return sorted(p for p in ROOT.rglob("*.py") if "__pycache__" not in p.parts)
+
+
+def taken_twice() -> set[str]:
+    names = Counter(
+        node.name
+        for path in modules()
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ClassDef)
+    )
+    return {name for name, count in names.items() if count > 1}
+
+
+def test_a_class_name_is_used_once() -> None:
+    assert not taken_twice() - STILL_TWICE
+
+
+def unknown_modules(package: Path) -> list[str]:
+    """Names in a package's docstring that are neither a module nor in `NO_MODULES`."""
+    tree = ast.parse((package / "__init__.py").read_text("utf-8"))
+    text = ast.get_docstring(tree, clean=False) or ""
+    named = [
+        name for first, more in _LISTED.findall(text) for name in (first, *re.findall(r"\w+", more))
+    ]
+    relative = (
+        package.name
+        if package.parent.name == ROOT.name
+        else f"{package.parent.name}/{package.name}"
+    )
+    known = NO_MODULES.get(relative, set())
+    return [
+        name
+        for name in named
+        if not (package / name).is_dir()
+        and not (package / f"{name}.py").exists()
+        and name not in known
+    ]
+
+
+@pytest.mark.parametrize(
+    "package",
+    sorted(p.parent for p in modules() if p.name == "__init__.py"),
+    ids=lambda p: p.relative_to(ROOT.parent).as_posix(),
+)
+def test_a_package_s_docstring_names_what_is_there(package: Path) -> None:
+    assert not unknown_modules(package)
+
+
+def test_a_module_that_is_gone_is_found(tmp_path: Path) -> None:
+    (tmp_path / "here.py").touch()
+    (tmp_path / "__init__.py").write_text('"""Two.\n\n    here     is\n    gone     is not\n"""\n')
+    assert unknown_modules(tmp_path) == ["gone"]
