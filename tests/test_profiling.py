@@ -12,8 +12,13 @@ from edgeq.core.memory import peak_rss_bytes, reset_peak_rss
 from edgeq.formats.schemes import PRESETS
 from edgeq.formats.tensor import QuantTensor
 from edgeq.model.memory_layout import position_bytes
-from edgeq.profiling import Measurement, Scenario, bytes_read_per_token, measure, read_bandwidth
-from edgeq.profiling import Measurement, Workload, bytes_read_per_token, measure, read_bandwidth
+from edgeq.profiling import (
+    Measurement,
+    Workload,
+    bytes_read_per_token,
+    measure,
+    read_bandwidth,
+)
 from edgeq.runtime.engine import Engine
 from tests.families import quantized, random_model, tiny_config
 

@@ -16,7 +16,6 @@ import numpy as np
 
 from edgeq.core.errors import UnsupportedError
 from edgeq.model.memory_layout import BATCH, position_bytes
-from edgeq.model.memory_layout import BATCH
 from edgeq.profiling.candidates import EngineCandidate
 from edgeq.profiling.session import Workload, random_tokens
 from edgeq.runtime.engine import Engine
