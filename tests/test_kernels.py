@@ -16,7 +16,7 @@ from edgeq.core.errors import UnsupportedError
 from edgeq.formats.schemes import QuantScheme
 from edgeq.formats.tensor import QuantTensor
 from edgeq.runtime.kernels import dispatch, jit, vector_ops
-from edgeq.runtime.kernels.abi import MatmulKernel, group_shift
+from edgeq.runtime.kernels.abi import MatmulKernel, PackedWeights, Rows, group_shift
 from edgeq.runtime.kernels.isa_arm import Dotprod, Neon
 from edgeq.runtime.kernels.isa_x86 import Avx2, Avx512Vnni
 from edgeq.runtime.kernels.microkernel import ACT_BLOCK, Isa
@@ -65,6 +65,10 @@ def quantized_rows(x: NDArray[np.float32], blocks: int) -> NDArray[np.uint8]:
     return out
 
 
+def rows(array: NDArray[Any]) -> Rows:
+    return Rows(array.ctypes.data, array.strides[0], len(array))
+
+
 def multiply(w: QuantTensor, x: NDArray[np.float32], isa: Isa) -> NDArray[np.float32]:
     blocks = w.packed.shape[1]
     acts = quantized_rows(x, blocks)
@@ -76,13 +80,12 @@ def multiply(w: QuantTensor, x: NDArray[np.float32], isa: Isa) -> NDArray[np.flo
         zeros, zero_step = aligned(w.zero_points), w.zero_points.strides[0]
     elif w.palette is not None:
         zeros[0, : w.palette.size] = w.palette
-    kernel = MatmulKernel(jit.kernel_address(w.scheme, isa))
-    kernel(
+    weights = PackedWeights(
         codes=packed.ctypes.data, code_step=packed.strides[0], scales=scales.ctypes.data,
         scale_step=scales.strides[0], zeros=zeros.ctypes.data, zero_step=zero_step, blocks=blocks,
-        shift=group_shift(w.scheme), acts=acts.ctypes.data, act_stride=acts.strides[0],
-        tokens=x.shape[0], out=out.ctypes.data, out_stride=out.strides[0], first=0, last=tiles,
+        shift=group_shift(w.scheme),
     )  # fmt: skip
+    MatmulKernel(jit.kernel_address(w.scheme, isa))(weights, rows(acts), rows(out), 0, tiles)
     return out[:, : w.shape[0]]
 
 
@@ -111,7 +114,7 @@ def test_products_are_those_of_the_dequantized_weights(isa: Isa, scheme: QuantSc
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
-def test_every_dialect_gives_the_same_bits(scheme: QuantScheme) -> None:
+def test_every_isa_gives_the_same_bits(scheme: QuantScheme) -> None:
     rng = np.random.default_rng(2)
     w, x = random_tensor(scheme, 40, 200, rng), rng.standard_normal((5, 200), np.float32)
     first, *others = (multiply(w, x, isa) for isa in ISAS)

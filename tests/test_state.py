@@ -25,7 +25,7 @@ from edgeq.runtime.engine import Engine
 from edgeq.runtime.kv_state import fingerprint, layer_parts
 from edgeq.runtime.lookup import MAX_DRAFT
 from edgeq.runtime.thread_pool import ThreadPool
-from edgeq.runtime.weights import Arena
+from edgeq.runtime.weights import WeightArena
 from tests.conftest import small_checkpoint
 from tests.families import quantized, random_model, tiny_config
 
@@ -444,7 +444,7 @@ def test_huge_pages_are_asked_for(mmap: bool, tmp_path: Path) -> None:
 
 def test_an_arena_holds_each_matrix_once() -> None:
     model = quantized(random_model(tiny_config("llama")), "w4-g64-asym")
-    arena = Arena(model)
+    arena = WeightArena(model)
     parts = sum(model.tensors[name].nbytes for name, _ in model.config.linears())
     assert parts <= arena.nbytes <= parts + 64 * 4 * len(model.tensors)
     name = "model.layers.0.mlp.up_proj.weight"

@@ -30,7 +30,7 @@ def run() -> None:
     from edgeq.core.cpu import this_cpu
     from edgeq.formats.schemes import QuantScheme, parse_scheme
     from edgeq.runtime.kernels import dispatch, jit
-    from edgeq.runtime.kernels.abi import MatmulKernel, group_shift
+    from edgeq.runtime.kernels.abi import MatmulKernel, PackedWeights, Rows, group_shift
     from edgeq.runtime.kernels.microkernel import ACT_BLOCK
 
     syscall = ctypes.CDLL(None).syscall
@@ -48,15 +48,16 @@ def run() -> None:
         at = -(-memory.ctypes.data // 64) * 64
         out = np.zeros((tokens, ROWS), np.float32)
         acts = np.zeros((tokens, blocks * ACT_BLOCK), np.uint8)
-        code_step, scale_step, zero_step = blocks * 64 * scheme.bits, blocks * 32, blocks * 16
+        weights = PackedWeights(
+            codes=at, code_step=blocks * 64 * scheme.bits, scales=at, scale_step=blocks * 32,
+            zeros=at, zero_step=blocks * 16, blocks=blocks, shift=group_shift(scheme),
+        )  # fmt: skip
         print(kernel.name, name, tokens, file=sys.stderr, flush=True)
         for last in (0, 0, tiles):  # the first warms up, the second is the cost of calling
             syscall(MARK)
             function(
-                codes=at, code_step=code_step, scales=at, scale_step=scale_step, zeros=at,
-                zero_step=zero_step, blocks=blocks, shift=group_shift(scheme),
-                acts=acts.ctypes.data, act_stride=acts.strides[0], tokens=tokens,
-                out=out.ctypes.data, out_stride=out.strides[0], first=0, last=last,
+                weights, Rows(acts.ctypes.data, acts.strides[0], tokens),
+                Rows(out.ctypes.data, out.strides[0], tokens), 0, last,
             )  # fmt: skip
             syscall(MARK)
 

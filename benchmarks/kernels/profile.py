@@ -27,7 +27,7 @@ from edgeq.formats.schemes import K_BLOCK, QuantScheme
 from edgeq.model.shapes import random_tensor
 from edgeq.quant.recipe import named
 from edgeq.runtime.kernels import KERNEL, read_bandwidth
-from edgeq.runtime.kernels.abi import group_shift
+from edgeq.runtime.kernels.abi import PackedWeights, Rows, group_shift
 from edgeq.runtime.kernels.dispatch import ISA
 from edgeq.runtime.kernels.jit import assembly, kernel_address, register_vector_ops
 from edgeq.runtime.kernels.matmul import quant_matmul
@@ -52,14 +52,9 @@ def _chain(x, n):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def _rounds(  # type: ignore[no-untyped-def]
-    kernel, codes, code_step, scales, scale_step, zeros, blocks, shift, acts, out, tiles, n
-):
+def _rounds(kernel, weights, acts, out, tiles, n):  # type: ignore[no-untyped-def]
     for _ in range(n):
-        quant_matmul(
-            kernel, codes, code_step, scales, scale_step, zeros, 0, blocks, shift, acts, 0, 1,
-            out, 0, 0, tiles,
-        )  # fmt: skip
+        quant_matmul(kernel, weights, acts, out, 0, tiles)
 
 
 def gigahertz() -> float:
@@ -105,14 +100,16 @@ def timed(scheme: QuantScheme, nbytes: int) -> tuple[float, float]:
     x, acts = _aligned(np.ones(K, np.float32)), _aligned(np.zeros(blocks * ACT_BLOCK, np.uint8))
     _quantize(x.ctypes.data, acts.ctypes.data, blocks)
     out = np.zeros(tiles * TILE, np.float32)
+    packed = PackedWeights(
+        codes=codes.ctypes.data, code_step=weight.packed.strides[0], scales=scales.ctypes.data,
+        scale_step=weight.scales.strides[0], zeros=table.ctypes.data, zero_step=0, blocks=blocks,
+        shift=group_shift(scheme),
+    )  # fmt: skip
+    one_row, results = Rows(acts.ctypes.data, acts.nbytes, 1), Rows(out.ctypes.data, out.nbytes, 1)
 
     def run(n: int) -> float:
         start = time.perf_counter()
-        _rounds(
-            kernel_address(scheme), codes.ctypes.data, weight.packed.strides[0],
-            scales.ctypes.data, weight.scales.strides[0], table.ctypes.data, blocks,
-            group_shift(scheme), acts.ctypes.data, out.ctypes.data, tiles, n,
-        )  # fmt: skip
+        _rounds(kernel_address(scheme), packed, one_row, results, tiles, n)
         return (time.perf_counter() - start) / n / tiles / blocks * 1e9
 
     run(1)  # compiles

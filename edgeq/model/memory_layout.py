@@ -117,6 +117,7 @@ def attention_work(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
         queries        float32 [rows + 1, D]; the last is room for what a rounding left
         codes          quantized [2 rows, D]: the queries, then what their rounding left
+        key            float32 [D]: one key, normed and rotated
         scores         float32 [2 rows + 1, CHUNK]
         probabilities  quantized [rows, CHUNK], or one partial result
         parts, totals  partial results [rows]: of a chunk, and of all chunks so far
@@ -127,6 +128,7 @@ def attention_work(config: ModelConfig) -> dict[str, tuple[int, int]]:
     sizes = {
         "queries": (rows + 1) * dim * _FLOAT,
         "codes": 2 * rows * (dim // 32) * ACT_BLOCK,
+        "key": dim * _FLOAT,
         "scores": (2 * rows + 1) * CHUNK * _FLOAT,
         "probabilities": max(rows * (CHUNK // 32) * ACT_BLOCK, part),
         "parts": rows * part,

@@ -179,8 +179,8 @@ def _phase(
     plain: list[int] = []
     timed: list[int] = []
     found: list[StepTimes] = []
-    with engine.timed_steps():  # a refusal comes before any work, and before kernels are imported
-        from edgeq.runtime.step_times import LAYER_STEPS, OTHER_STEPS
+    with engine.timed_steps():  # a refusal comes before any work
+        pass
     begun = time.monotonic()
     while len(timed) < workload.repeats or (
         len(timed) < MOST and time.monotonic() - begun < LEAST_SECONDS
@@ -195,19 +195,18 @@ def _phase(
     passes = units if decode else -(-units // BATCH)
     cached = len(past) + units // 2 if decode else None
     rows = []
-    for i in range(engine.config.layers):
-        for j, step in enumerate(LAYER_STEPS):
-            read = _layer_bytes(engine, i, step, cached)
-            ns = tuple(int(times.layer_ns[i, j]) for times in found)
-            rows.append(Operation(i, step, "", passes, ns, read and read * passes))
     tensors, c = engine.model.tensors, engine.config
     read_by = {  # of a prompt, the last token alone needs logits
         "embed": (passes, tensors["model.embed_tokens.weight"].nbytes // c.vocab * units),
         "head": (passes if decode else 1, tensors[c.head_name].nbytes * (passes if decode else 1)),
     }
-    for j, step in enumerate(OTHER_STEPS):
-        ns = tuple(int(times.other_ns[j]) for times in found)
-        if any(ns):
+    sums = [times.ns for times in found]
+    for layer, step in sums[0]:
+        ns = tuple(run[layer, step] for run in sums)
+        if layer is not None:
+            read = _layer_bytes(engine, layer, step, cached)
+            rows.append(Operation(layer, step, "", passes, ns, read and read * passes))
+        elif any(ns):
             calls, nbytes = read_by.get(step, (passes, None))
             rows.append(Operation(None, step, "", calls, ns, nbytes))
     return Phase(name, units, tuple(rows), tuple(timed), tuple(plain))

@@ -18,7 +18,7 @@ from edgeq.runtime.kv_state import Parts
 from edgeq.runtime.step_times import StepTimes
 from edgeq.runtime.thread_pool import ThreadPool
 from edgeq.runtime.thread_tuner import ThreadTuner
-from edgeq.runtime.weights import Arena, advise, worth_copying
+from edgeq.runtime.weights import WeightArena, advise, worth_copying
 
 SMALL = 4
 """Tokens up to which a pass takes as many threads as decoding has found worth it."""
@@ -43,7 +43,7 @@ class CompiledBackend:
         self._batch = min(BATCH, context)
         self._threads = threads
         mmap = not worth_copying(model) if mmap is None else mmap
-        self._arena = None if mmap else Arena(model)
+        self._arena = None if mmap else WeightArena(model)
         if mmap:
             advise(model)
         self._memory = EngineMemory()
@@ -121,6 +121,10 @@ class CompiledBackend:
         call["logits"], call["logits_stride"] = logits.ctypes.data, logits.strides[0]
         call["greedy"], call["found"] = steps, found.ctypes.data
         self._pool.call(decoder(), self._call_record.ctypes.data, threads)
+
+    def new_times(self) -> StepTimes:
+        """Sums for `time_steps`."""
+        return StepTimes.new(self._program.labels)
 
     def time_steps(self, times: StepTimes | None) -> None:
         """Add the time of every step to these sums, until it is called with None."""

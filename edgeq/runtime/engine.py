@@ -243,10 +243,9 @@ class Engine:
                 "the NumPy backend is not timed inside; use the backend 'numba' for its steps"
             )
         from edgeq.runtime.compiled import CompiledBackend
-        from edgeq.runtime.step_times import StepTimes
 
         assert isinstance(self._run, CompiledBackend)
-        times = StepTimes.new(self.config.layers)
+        times = self._run.new_times()
         self._run.time_steps(times)
         try:
             yield times

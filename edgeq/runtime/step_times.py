@@ -1,4 +1,11 @@
-"""How long each step of the compiled decoder took, summed over tokens."""
+"""How long each step of the compiled decoder took, summed over tokens.
+
+A label of a layer is one of "norm_in", "qkv", "attention", "o_proj", "norm_ffn", "gate_up" and
+"down_proj"; of no layer, "embed", "final_norm", "head" and "argmax". A norm adds the branch before
+it and quantizes its result for the next linears; "attention" rotates, appends to the cache and
+attends; "gate_up" ends with the activation; "o_proj" and "down_proj" begin with quantizing their
+input; "argmax" is there only in greedy decoding.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.runtime.kernels.abi import TIMES_SLOTS
+from edgeq.runtime.kernels.abi import TIMES_SUMS
 
-LAYER_STEPS = ("norm_in", "qkv", "attention", "o_proj", "norm_ffn", "gate_up", "down_proj")
-"""A layer's steps in order. A norm adds the branch before it and rounds its result for the next
-linears; "attention" rotates, appends to the cache and attends; "gate_up" ends with the activation;
-"o_proj" and "down_proj" begin with rounding their input."""
-OTHER_STEPS = ("embed", "final_norm", "head", "argmax")
-"""Steps of no layer; "argmax" is there only in greedy decoding."""
-
-
-def slot(layers: int, step: str, layer: int = -1) -> int:
-    """Which sum the time of a step is added to; ``layer`` is -1 for a step of no layer."""
-    if layer < 0:
-        return layers * len(LAYER_STEPS) + OTHER_STEPS.index(step)
-    return layer * len(LAYER_STEPS) + LAYER_STEPS.index(step)
+StepLabel = tuple[int | None, str]
+"""A layer, or None for a step of no layer, and what the step is called. Steps of a program that
+share a label are summed."""
 
 
 @dataclass(frozen=True)
@@ -32,31 +29,29 @@ class StepTimes:
     that the steps add up to the time of the whole.
 
     Args:
-        layers: of the model.
+        labels: of the program's steps, in order, and of choosing a greedy token.
         raw: int64, what the decoder writes to; see `edgeq.runtime.kernels.abi`.
     """
 
-    layers: int
+    labels: tuple[StepLabel, ...]
     raw: NDArray[np.int64]
 
     @classmethod
-    def new(cls, layers: int) -> StepTimes:
-        """Sums of zero for a model with so many layers."""
-        count = layers * len(LAYER_STEPS) + len(OTHER_STEPS)
-        return cls(layers, np.zeros(TIMES_SLOTS + count, np.int64))
+    def new(cls, labels: tuple[StepLabel, ...]) -> StepTimes:
+        """Sums of zero for a program with steps of these labels."""
+        labels = (*labels, (None, "argmax"))
+        return cls(labels, np.zeros(TIMES_SUMS + len(labels), np.int64))
 
     @property
-    def layer_ns(self) -> NDArray[np.int64]:
-        """Nanoseconds [layers, LAYER_STEPS]."""
-        ns = self.raw[TIMES_SLOTS : TIMES_SLOTS + self.layers * len(LAYER_STEPS)]
-        return ns.reshape(self.layers, len(LAYER_STEPS)).copy()
-
-    @property
-    def other_ns(self) -> NDArray[np.int64]:
-        """Nanoseconds [OTHER_STEPS]."""
-        return self.raw[TIMES_SLOTS + self.layers * len(LAYER_STEPS) :][: len(OTHER_STEPS)].copy()
+    def ns(self) -> dict[StepLabel, int]:
+        """Nanoseconds by label: of each layer in order, then of no layer."""
+        order = sorted(self.labels, key=lambda label: (label[0] is None, label[0] or 0))
+        sums = dict.fromkeys(order, 0)
+        for label, ns in zip(self.labels, self.raw[TIMES_SUMS:], strict=True):
+            sums[label] += int(ns)
+        return sums
 
     @property
     def total_ns(self) -> int:
         """All steps together."""
-        return int(self.layer_ns.sum() + self.other_ns.sum())
+        return int(self.raw[TIMES_SUMS:].sum())

@@ -47,7 +47,7 @@ def advise(model: Model) -> None:
             advise_huge(mapped)
 
 
-class Arena:
+class WeightArena:
     """Anonymous memory for all matrices of a model, advised to be of huge pages.
 
     Args:

@@ -147,7 +147,7 @@ def int8_throughput(threads: int, repeats: int = 5) -> float:
     from edgeq.formats.packing import TILE
     from edgeq.formats.schemes import K_BLOCK
     from edgeq.model.memory_layout import ACT_BLOCK, BATCH
-    from edgeq.runtime.kernels.abi import MatmulKernel
+    from edgeq.runtime.kernels.abi import MatmulKernel, PackedWeights, Rows
     from edgeq.runtime.kernels.jit import kernel_address
 
     if threads < 1:
@@ -160,12 +160,13 @@ def int8_throughput(threads: int, repeats: int = 5) -> float:
 
     def work(tid: int) -> None:
         w, s, x, y = (part.ctypes.data + -part.ctypes.data % 64 for part in room[tid])
+        weights = PackedWeights(
+            codes=w, code_step=codes, scales=s, scale_step=scales, zeros=0, zero_step=0,
+            blocks=blocks, shift=0,
+        )  # fmt: skip
+        acts, out = Rows(x, ACT_BLOCK * blocks, BATCH), Rows(y, 4 * TILE * tiles, BATCH)
         for _ in range(rounds):
-            kernel(
-                codes=w, code_step=codes, scales=s, scale_step=scales, zeros=0, zero_step=0,
-                blocks=blocks, shift=0, acts=x, act_stride=ACT_BLOCK * blocks, tokens=BATCH,
-                out=y, out_stride=4 * TILE * tiles, first=0, last=tiles,
-            )  # fmt: skip
+            kernel(weights, acts, out, 0, tiles)
 
     seconds = []
     with ThreadPoolExecutor(threads) as pool:

@@ -44,42 +44,63 @@ class Rows(NamedTuple):
 
 # --- the matmul kernels ------------------------------------------------------------------------
 
+
+class PackedWeights(NamedTuple):
+    """Packed weights in memory, as compiled functions and the matmul kernels take them."""
+
+    codes: int
+    """Address of the first tile's codes; a tile is 16 rows (see `edgeq.formats.packing`)."""
+    code_step: int
+    """Bytes from one tile to the next."""
+    scales: int
+    """Address of the first tile's float16 scales."""
+    scale_step: int
+    zeros: int
+    """Address of the first tile's zero points, or of the palette; 0 for symmetric weights."""
+    zero_step: int
+    blocks: int
+    """Blocks of 32 columns in a row."""
+    shift: int
+    """Blocks that share a scale, as a power of two; `NO_SHIFT` for one scale a row."""
+
+
 MATMUL_ARGS = (
-    "codes", "code_step", "scales", "scale_step", "zeros", "zero_step", "blocks", "shift",
-    "acts", "act_stride", "tokens", "out", "out_stride", "first", "last",
+    *PackedWeights._fields, "acts", "act_stride", "tokens", "out", "out_stride", "first", "last",
 )  # fmt: skip
-"""What a matmul kernel takes, all int64: see `MatmulKernel`."""
+"""What a matmul kernel takes, all int64: weights, rows of quantized activations, rows of float32
+results, and the range of tiles to compute."""
 
 
 class MatmulKernel:
-    """A compiled matmul kernel, to be called from Python by the names of its arguments.
+    """A compiled matmul kernel, to be called from Python.
 
-    Args of a call:
-        codes, scales, zeros: addresses of the first tile's packed codes, float16 scales, and zero
-            points (or the palette; 0 for symmetric weights).
-        code_step, scale_step, zero_step: bytes from one tile of 16 rows to the next.
-        blocks: blocks of 32 columns in a row.
-        shift: blocks that share a scale, as a power of two; `NO_SHIFT` for one scale a row.
-        acts, act_stride: rows of quantized activations, and bytes between them.
-        tokens: how many rows.
-        out, out_stride: rows of float32, and bytes between them.
-        first, last: the range of tiles to compute.
+    Args:
+        address: from `edgeq.runtime.kernels.jit.kernel_address`.
     """
 
     def __init__(self, address: int) -> None:
         self._function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * len(MATMUL_ARGS))(address)
 
-    def __call__(self, **arguments: int) -> None:
-        """Run the kernel."""
-        self._function(*(arguments[name] for name in MATMUL_ARGS))
+    def __call__(
+        self, weights: PackedWeights, acts: Rows, out: Rows, first: int, last: int
+    ) -> None:
+        """Multiply tiles ``first:last`` with every row of ``acts``.
+
+        Args:
+            weights: of the kind that the kernel was compiled for.
+            acts: quantized rows, `edgeq.model.memory_layout.ACT_BLOCK` bytes for 32 values.
+            out: as many float32 rows; value n is that of row n of the weights.
+            first, last: tiles of 16 rows.
+        """
+        self._function(*weights, *acts, out.address, out.stride, first, last)
 
 
 # --- the decoder -------------------------------------------------------------------------------
 
 LINEAR = _record(
     "kind",  # one of `FLOAT_KINDS`, or `quant_kind(scheme)`
-    "n", "k", "tiles", "blocks", "shift",
-    "codes", "code_step", "scales", "scale_step", "zeros", "zero_step",
+    "n", "k", "tiles",
+    *PackedWeights._fields,
     "bias",  # address of float32 [n], or 0
     "kernel",  # address of the compiled matmul kernel
 )  # fmt: skip
@@ -96,10 +117,11 @@ CACHE = _record(
 )  # fmt: skip
 ATTENTION = _record(
     "heads", "kv_heads", "dim",
-    "rope_half",  # pairs of dimensions that are rotated
+    "rope_half",  # pairs of dimensions that are rotated; 0 for no rotary embedding
     "cos", "sin",  # float32 [context, rope_half]
     "window",  # positions a token sees, itself included; 0 for all
-    "norm_q", "norm_k",  # weights of the norms of each head, or 0
+    "norm_q", "norm_k",  # weights of the norms of queries and keys, or 0
+    "norm_spans_heads",  # whether one norm spans all heads, rather than each its own
     "scale",  # address of the float32 factor on the scores
     "query_block",  # tokens whose queries go through attention together
 )  # fmt: skip
@@ -112,7 +134,7 @@ class Step(IntEnum):
     """out = rows of an embedding matrix for the tokens, times `PROGRAM.embed_scale`."""
     NORM = 1
     """x += branch (normed by ``post_norm`` first, if there is one); out = norm of x; acts = out
-    quantized."""
+    quantized. Without ``norm``, acts = x quantized."""
     QUANTIZE = 2
     """acts = x quantized."""
     LINEARS = 3
@@ -128,7 +150,6 @@ class Step(IntEnum):
 
 STEP = _record(
     "kind",
-    "slot",  # where its time is added
     "x", "out", "acts", "branch",  # places in the program's rows; branch is -1 for none
     "norm", "post_norm",  # addresses of float32 weights, or 0
     "width",  # values of a row of x that are normed
@@ -138,17 +159,32 @@ STEP = _record(
     "layer",  # place in the program's attentions and caches
 )  # fmt: skip
 ACTIVATIONS = ("silu", "gelu_tanh")
-WORK = ("queries", "codes", "scores", "probabilities", "parts", "totals", "spans")
-"""Parts of a thread's own memory in attention; `edgeq.model.memory_layout.attention_work` lays
-them out."""
+
+
+class AttentionWork(NamedTuple):
+    """Addresses of a thread's own memory in attention.
+
+    `edgeq.model.memory_layout.attention_work` lays them out and says what each is for.
+    """
+
+    queries: int
+    codes: int
+    key: int
+    scores: int
+    probabilities: int
+    parts: int
+    totals: int
+    spans: int
+
+
 PROGRAM = _record(
     "steps", "step_count", "linears", "linear_count", "rows", "row_count",
     "attentions", "caches", "layer_count",
-    "sync", "times",  # times is 0 where they are not wanted
-    "argmax_slot",  # where the time of choosing a greedy token is added
+    "sync",
+    "times",  # sums of the steps' times, then that of choosing greedy tokens; 0 if not wanted
     "parts", "part_stride", "chunks",  # partial results of attention [heads, chunks]
     "work", "work_stride",  # memory of each thread
-    *(f"work_{name}" for name in WORK),  # bytes from the begin of that
+    *(f"work_{name}" for name in AttentionWork._fields),  # bytes from the begin of that
     "ones",  # 16 float16 ones
     ("eps", "f4"), ("embed_scale", "f4"),
 )  # fmt: skip
@@ -159,20 +195,21 @@ CALL = _record(
     "greedy", "found",  # greedy tokens to make after ids[0], and where they go
 )  # fmt: skip
 
-TIMES_LAST, TIMES_CLOCK, TIMES_SLOTS = 0, 1, 3
+TIMES_LAST, TIMES_CLOCK, TIMES_SUMS = 0, 1, 3
 """Places of the times: when the last step ended, room for the clock, and where the sums begin."""
 SYNC_ARRIVED, SYNC_GENERATION, SYNC_WORK = 0, 128, 256
 """Byte offsets in the synchronization area of `SYNC_BYTES`, a cache line pair apart."""
 FIRST_QUANT = 16
-"""Kinds below are float types."""
-PALETTE = 64
-"""Added to the kind of a scheme whose codes are places in a table."""
+"""Kinds of `LINEAR` below this are float types."""
+KIND_HALF, KIND_ASYMMETRIC, KIND_BITS, PALETTE = 1, 2, 4, 64
+"""What a kind above it is the sum of: groups of 16, zero points, so much for each place of the bits
+in `BITS`, and codes that are places in a table."""
 
 
 def quant_kind(scheme: QuantScheme) -> int:
     """The kind code of a quantized linear."""
-    half = scheme.group_size == 16
-    kind = FIRST_QUANT + 4 * BITS.index(scheme.bits) + 2 * (not scheme.symmetric) + half
+    kind = FIRST_QUANT + KIND_BITS * BITS.index(scheme.bits)
+    kind += KIND_ASYMMETRIC * (not scheme.symmetric) + KIND_HALF * (scheme.group_size == 16)
     return kind + PALETTE if scheme.codebook else kind
 
 

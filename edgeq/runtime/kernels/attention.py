@@ -5,46 +5,96 @@ from __future__ import annotations
 from edgeq.formats.packing import TILE
 from edgeq.formats.schemes import K_BLOCK
 from edgeq.model.memory_layout import CHUNK, PART_HEAD
-from edgeq.runtime.kernels.abi import Rows
-from edgeq.runtime.kernels.attention_chunk import append_key_value, attend_chunk, finish
+from edgeq.runtime.kernels.abi import AttentionWork, Rows
+from edgeq.runtime.kernels.attention_chunk import Queries, append_key_value, attend_chunk, finish
 from edgeq.runtime.kernels.microkernel import ACT_BLOCK
-from edgeq.runtime.kernels.primitives import compiled, floats, ints, merge
-from edgeq.runtime.kernels.row_ops import barrier, next_chunk, quantize_twice, rms_norm, rotate
+from edgeq.runtime.kernels.primitives import compiled, ints, merge
+from edgeq.runtime.kernels.row_ops import (
+    barrier,
+    copy_row,
+    inverse_rms,
+    next_chunk,
+    quantize_twice,
+    rms_norm,
+    rotate,
+    scale_row,
+)
 
 _F32, _I64 = 4, 8  # bytes
 
 
 @compiled
-def _work(program, layer, tid, tokens):  # type: ignore[no-untyped-def]
-    """This thread's query rows and their codes, for the queries of ``tokens`` tokens."""
+def _thread_work(program, tid):  # type: ignore[no-untyped-def]
+    """Where this thread's own memory lies."""
     base = program.work + tid * program.work_stride
-    blocks = (layer.dim + K_BLOCK - 1) // K_BLOCK
-    rows = tokens * (layer.heads // layer.kv_heads)
-    queries = Rows(base + program.work_queries, blocks * K_BLOCK * _F32, rows)
-    return queries, Rows(base + program.work_codes, blocks * ACT_BLOCK, rows)
+    return AttentionWork(
+        queries=base + program.work_queries,
+        codes=base + program.work_codes,
+        key=base + program.work_key,
+        scores=base + program.work_scores,
+        probabilities=base + program.work_probabilities,
+        parts=base + program.work_parts,
+        totals=base + program.work_totals,
+        spans=base + program.work_spans,
+    )
 
 
 @compiled
-def _query_rows(program, layer, head, q, position, queries, codes):  # type: ignore[no-untyped-def]
-    """The query rows of one key/value head: normed, rotated, quantized into this thread's memory.
+def _room_for_queries(layer, work, tokens):  # type: ignore[no-untyped-def]
+    """Room in this thread's memory for the queries of ``tokens`` tokens."""
+    blocks = (layer.dim + K_BLOCK - 1) // K_BLOCK
+    rows = tokens * (layer.heads // layer.kv_heads)
+    return Queries(
+        Rows(work.queries, blocks * K_BLOCK * _F32, rows),
+        Rows(work.codes, blocks * ACT_BLOCK, rows),
+        ints(work.spans, rows),
+        ints(work.spans + rows * _I64, rows),
+    )
+
+
+@compiled
+def _copy_head(program, layer, row, head, heads, norm, position, target):  # type: ignore[no-untyped-def]
+    """Copy one head of q or k from its row to ``target``, normed and rotated.
+
+    Args:
+        program, layer: `abi.PROGRAM` and the layer's `abi.ATTENTION`.
+        row: address of float32 [heads, D].
+        head, heads: which of how many.
+        norm: address of the norm's weight, or 0.
+        position: of the token.
+        target: address of float32 [D].
+    """
+    dim = layer.dim
+    source = row + head * dim * _F32
+    if norm and layer.norm_spans_heads:
+        factor = inverse_rms(row, heads * dim, program.eps)
+        scale_row(source, factor, norm + head * dim * _F32, target, dim)
+    elif norm:
+        rms_norm(source, norm, target, dim, program.eps)
+    else:
+        copy_row(source, target, dim)
+    at = position * layer.rope_half * _F32
+    rotate(target, layer.cos + at, layer.sin + at, layer.rope_half)
+
+
+@compiled
+def _fill_queries(program, layer, head, q, position, queries):  # type: ignore[no-untyped-def]
+    """The query rows of one key/value head: normed, rotated, quantized.
 
     Queries are quantized twice, what the first rounding left as rows of its own: eight bits
     alone would cost as much as the keys' own rounding, and the keys are read once anyway.
     """
-    group, dim = layer.heads // layer.kv_heads, layer.dim
-    rest = queries.address + queries.length * queries.stride
+    group = layer.heads // layer.kv_heads
+    values, codes = queries.values, queries.codes
+    rest = values.address + values.length * values.stride
     for t in range(q.length):
-        at = (position + t) * layer.rope_half * _F32
         for g in range(group):
-            row = t * group + g
-            target = queries.address + row * queries.stride
-            source = floats(q.address + t * q.stride + (head * group + g) * dim * _F32, dim)
-            copy = floats(target, dim)
-            for i in range(dim):
-                copy[i] = source[i]
-            if layer.norm_q:
-                rms_norm(target, layer.norm_q, target, dim, program.eps)
-            rotate(target, layer.cos + at, layer.sin + at, layer.rope_half)
+            row, at = t * group + g, q.address + t * q.stride
+            target = values.address + row * values.stride
+            # fmt: off
+            _copy_head(program, layer, at, head * group + g, layer.heads, layer.norm_q,
+                       position + t, target)
+            # fmt: on
             quantize_twice(
                 target,
                 codes.address + row * codes.stride,
@@ -55,14 +105,11 @@ def _query_rows(program, layer, head, q, position, queries, codes):  # type: ign
 
 
 @compiled
-def _append(program, layer, cache, head, k, v, position):  # type: ignore[no-untyped-def]
+def _append(program, layer, cache, head, k, v, position, work):  # type: ignore[no-untyped-def]
     """Norm and rotate one token's key, and store key and value in the cache."""
-    k_head, v_head = k + head * layer.dim * _F32, v + head * layer.dim * _F32
-    if layer.norm_k:
-        rms_norm(k_head, layer.norm_k, k_head, layer.dim, program.eps)
-    at = position * layer.rope_half * _F32
-    rotate(k_head, layer.cos + at, layer.sin + at, layer.rope_half)
-    append_key_value(cache, head, position % cache.length, k_head, v_head)
+    _copy_head(program, layer, k, head, layer.kv_heads, layer.norm_k, position, work.key)
+    value = v + head * layer.dim * _F32
+    append_key_value(cache, head, position % cache.length, work.key, value)
 
 
 @compiled
@@ -77,13 +124,10 @@ def attend_one(program, layer, cache, q, k, v, out, tid, threads, position):  # 
     group, dim = layer.heads // layer.kv_heads, layer.dim
     start = _first_seen(layer, position)
     low, high = start // CHUNK, position // CHUNK + 1
-    queries, codes = _work(program, layer, tid, 1)
-    base = program.work + tid * program.work_stride
-    scores, probabilities = base + program.work_scores, base + program.work_probabilities
-    spans = base + program.work_spans
-    first, last = ints(spans, group), ints(spans + group * _I64, group)
+    work = _thread_work(program, tid)
+    queries = _room_for_queries(layer, work, 1)
     for g in range(group):
-        first[g], last[g] = start, position + 1
+        queries.first[g], queries.last[g] = start, position + 1
     head_stride = program.chunks * program.part_stride
     ready = -1
     while True:
@@ -92,30 +136,23 @@ def attend_one(program, layer, cache, q, k, v, out, tid, threads, position):  # 
             break
         head, chunk = task // (high - low), low + task % (high - low)
         if head != ready:
-            _query_rows(program, layer, head, q, position, queries, codes)
+            _fill_queries(program, layer, head, q, position, queries)
             ready = head
         if chunk == high - 1:
-            _append(program, layer, cache, head, k.address, v.address, position)
+            _append(program, layer, cache, head, k.address, v.address, position, work)
         part = program.parts + head * group * head_stride + chunk * program.part_stride
         # fmt: off
-        attend_chunk(cache, head, chunk, queries, codes, first, last, layer.scale, program.ones,
-                     scores, probabilities, Rows(part, head_stride, group))
+        attend_chunk(program, layer, cache, head, chunk, queries, work,
+                     Rows(part, head_stride, group))
         # fmt: on
     barrier(program.sync, threads)
-    total = probabilities  # free by now
+    total = work.probabilities  # free by now
     for h in range(layer.heads):
         part = program.parts + h * head_stride
-        _copy_part(part + low * program.part_stride, total, dim)
+        copy_row(part + low * program.part_stride, total, PART_HEAD + dim)
         for chunk in range(low + 1, high):
             merge(total, part + chunk * program.part_stride, program.part_stride // _F32)
         finish(total, out.address + h * dim * _F32, dim)
-
-
-@compiled
-def _copy_part(source, target, dim):  # type: ignore[no-untyped-def]
-    a, b = floats(source, PART_HEAD + dim), floats(target, PART_HEAD + dim)
-    for i in range(PART_HEAD + dim):
-        b[i] = a[i]
 
 
 @compiled
@@ -123,18 +160,14 @@ def attend_prompt(program, layer, cache, q, k, v, out, tid, threads, position): 
     """Prefill: all tokens are appended, then (head, block of queries) pairs are shared out."""
     tokens, kv_heads, dim = q.length, layer.kv_heads, layer.dim
     group = layer.heads // kv_heads
+    work = _thread_work(program, tid)
     for t in range(tokens):
         if (position + t) // TILE % threads == tid:  # positions that share a center go together
             for head in range(kv_heads):
                 k_row, v_row = k.address + t * k.stride, v.address + t * v.stride
-                _append(program, layer, cache, head, k_row, v_row, position + t)
+                _append(program, layer, cache, head, k_row, v_row, position + t, work)
     barrier(program.sync, threads)
-    base = program.work + tid * program.work_stride
-    scores, probabilities = base + program.work_scores, base + program.work_probabilities
-    parts, totals = base + program.work_parts, base + program.work_totals
-    spans, stride = base + program.work_spans, program.part_stride
-    most = layer.query_block * group
-    first, last = ints(spans, most), ints(spans + most * _I64, most)
+    stride = program.part_stride
     blocks = (tokens + layer.query_block - 1) // layer.query_block
     while True:
         task = next_chunk(program.sync)
@@ -142,23 +175,21 @@ def attend_prompt(program, layer, cache, q, k, v, out, tid, threads, position): 
             break
         head, t0 = task % kv_heads, (blocks - 1 - task // kv_heads) * layer.query_block
         n = min(layer.query_block, tokens - t0)
-        queries, codes = _work(program, layer, tid, n)
+        queries = _room_for_queries(layer, work, n)
+        rows = queries.values.length
         block = Rows(q.address + t0 * q.stride, q.stride, n)
-        _query_rows(program, layer, head, block, position + t0, queries, codes)
-        for r in range(queries.length):
+        _fill_queries(program, layer, head, block, position + t0, queries)
+        for r in range(rows):
             here = position + t0 + r // group
-            first[r], last[r] = _first_seen(layer, here), here + 1
-        low, high = first[0] // CHUNK, (last[queries.length - 1] - 1) // CHUNK + 1
+            queries.first[r], queries.last[r] = _first_seen(layer, here), here + 1
+        low, high = queries.first[0] // CHUNK, (queries.last[rows - 1] - 1) // CHUNK + 1
         for chunk in range(low, high):
-            part = Rows(totals if chunk == low else parts, stride, queries.length)
-            # fmt: off
-            attend_chunk(cache, head, chunk, queries, codes, first, last, layer.scale,
-                         program.ones, scores, probabilities, part)
-            # fmt: on
+            part = Rows(work.totals if chunk == low else work.parts, stride, rows)
+            attend_chunk(program, layer, cache, head, chunk, queries, work, part)
             if chunk > low:
-                for r in range(queries.length):
-                    merge(totals + r * stride, parts + r * stride, stride // _F32)
-        for r in range(queries.length):
+                for r in range(rows):
+                    merge(work.totals + r * stride, work.parts + r * stride, stride // _F32)
+        for r in range(rows):
             row = out.address + (t0 + r // group) * out.stride
-            finish(totals + r * stride, row + (head * group + r % group) * dim * _F32, dim)
+            finish(work.totals + r * stride, row + (head * group + r % group) * dim * _F32, dim)
     barrier(program.sync, threads)

@@ -21,11 +21,14 @@ nor on whether a position was part of a prompt or generated.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
 from edgeq.formats.packing import LANE, TILE
 from edgeq.formats.schemes import K_BLOCK
 from edgeq.model.memory_layout import CHUNK, PART_HEAD
+from edgeq.runtime.kernels.abi import PackedWeights, Rows
 from edgeq.runtime.kernels.matmul import quant_matmul
 from edgeq.runtime.kernels.microkernel import ACT_BLOCK, NO_SHIFT
 from edgeq.runtime.kernels.primitives import (
@@ -122,134 +125,111 @@ def _append_key(cache, head, slot, k):  # type: ignore[no-untyped-def]
         keys[(i >> _LANE_BITS) * _PLANE + (i & (LANE - 1))] = np.uint8(np.int32(code))
 
 
+class Queries(NamedTuple):
+    """The query rows of some tokens and of the heads that share a key/value head."""
+
+    values: Rows
+    """float32."""
+    codes: Rows
+    """The same quantized, then as many rows of what that rounding left."""
+    first: Any
+    """int64 [rows]: row r sees positions first[r] <= position < last[r]."""
+    last: Any
+
+
 @compiled
-def attend_chunk(  # type: ignore[no-untyped-def]
-    cache, head, chunk, queries, codes, first, last, scale, ones, scores, probabilities, out
-):
+def attend_chunk(program, layer, cache, head, chunk, queries, work, out):  # type: ignore[no-untyped-def]
     """Attention of some query rows over one chunk of a key/value head.
 
     Args:
-        cache: the layer's `abi.CACHE`.
+        program, layer, cache: `abi.PROGRAM`, and the layer's `abi.ATTENTION` and `abi.CACHE`.
         head, chunk: which key/value head, which 256 positions.
-        queries: `abi.Rows` of float32.
-        codes: the same quantized, then as many rows of what that rounding left.
-        first, last: int64 arrays: row r sees positions first[r] <= position < last[r].
-        scale: address of the factor on the scores.
-        ones: address of 16 float16 ones.
-        scores: address of float32 scratch [2 * rows + 1, CHUNK].
-        probabilities: address of scratch for quantized rows [rows, CHUNK].
-        out: rows of partial results: max, sum, ..., then at `PART_HEAD` the output [D].
+        queries: `Queries`.
+        work: `abi.AttentionWork`; uses scores and probabilities.
+        out: `abi.Rows` of partial results: max, sum, ..., then at `PART_HEAD` the output [D].
     """
     start = chunk * CHUNK
-    slot = start % cache.length  # a layer with a window keeps no more: its cache is a ring
-    top = last[0]
-    for r in range(1, queries.length):
-        top = max(top, last[r])
+    top = queries.last[0]
+    for r in range(1, queries.values.length):
+        top = max(top, queries.last[r])
     tiles = (min(top - start, CHUNK) + TILE - 1) // TILE
     # whole blocks: what lies past the last key is multiplied by zero, and so the order of a sum
     # does not depend on where it ends
     if cache.bits == 8:
-        # fmt: off
-        _attend_codes(cache, head, slot, start, tiles, queries, codes, first, last, scale, ones,
-                      scores, probabilities, out)
-        # fmt: on
+        _attend_codes(program, layer, cache, head, start, tiles, queries, work, out)
     else:
-        _attend_floats(cache, head, slot, start, tiles, queries, first, last, scale, scores, out)
+        _attend_floats(layer, cache, head, start, tiles, queries, work, out)
 
 
 @compiled
-def _attend_codes(  # type: ignore[no-untyped-def]
-    cache,
-    head,
-    slot,
-    start,
-    tiles,
-    queries,
-    codes,
-    first,
-    last,
-    scale,
-    ones,
-    scores,
-    probabilities,
-    out,
-):
-    """`attend_chunk` over an 8-bit cache, from ``slot`` of its positions on."""
-    length, dim_k, dim_v, rows = cache.length, cache.dim_k, cache.dim_v, queries.length
+def _attend_codes(program, layer, cache, head, start, tiles, queries, work, out):  # type: ignore[no-untyped-def]
+    """`attend_chunk` over so many tiles of an 8-bit cache."""
+    length, dim_k, dim_v, rows = cache.length, cache.dim_k, cache.dim_v, queries.values.length
+    slot = start % length  # a layer with a window keeps no more: its cache is a ring
     at = head * length + slot
     width = (tiles * TILE + K_BLOCK - 1) // K_BLOCK * K_BLOCK
-    row_bytes, codes_bytes = CHUNK * _F32, CHUNK // K_BLOCK * ACT_BLOCK
-    quant_matmul(
-        cache.key_kernel,
-        cache.keys + at * dim_k,
-        TILE * dim_k,
-        cache.key_scales + at * _F16,
-        TILE * _F16,
-        cache.key_zeros + at,
-        TILE * _U8,
-        dim_k // K_BLOCK,
-        NO_SHIFT,
-        codes.address,
-        codes.stride,
-        2 * rows,
-        scores,
-        row_bytes,
-        0,
-        tiles,
+    scores = Rows(work.scores, CHUNK * _F32, 2 * rows)
+    keys = PackedWeights(
+        codes=cache.keys + at * dim_k,
+        code_step=TILE * dim_k,
+        scales=cache.key_scales + at * _F16,
+        scale_step=TILE * _F16,
+        zeros=cache.key_zeros + at,
+        zero_step=TILE * _U8,
+        blocks=dim_k // K_BLOCK,
+        shift=NO_SHIFT,
     )
+    codes = Rows(queries.codes.address, queries.codes.stride, 2 * rows)
+    quant_matmul(cache.key_kernel, keys, codes, scores, 0, tiles)
     center = cache.centers + at // CHUNK * dim_k * _TILES * _F16
+    probabilities = Rows(work.probabilities, CHUNK // K_BLOCK * ACT_BLOCK, rows)
     for r in range(rows):
-        row, rest, part = scores + r * row_bytes, scores + (rows + r) * row_bytes, out.address
-        part += r * out.stride
+        row, rest = scores.address + r * scores.stride, scores.address + (rows + r) * scores.stride
+        part = out.address + r * out.stride
         # q . center of the chunk's 16 tiles, kept for a moment where the output will be
         centers = part + PART_HEAD * _F32
-        center_scores(center, queries.address + r * queries.stride, dim_k, centers)
-        low, high = max(0, first[r] - start), min(CHUNK, last[r] - start)
+        query = queries.values.address + r * queries.values.stride
+        center_scores(center, query, dim_k, centers)
+        low, high = max(0, queries.first[r] - start), min(CHUNK, queries.last[r] - start)
         v_scales = cache.value_scales + at * _F32
-        softmax(row, rest, centers, v_scales, scale, low, high, tiles, part)
+        softmax(row, rest, centers, v_scales, layer.scale, low, high, tiles, part)
         _clear(row, tiles * TILE, width)
-        quantize_row(row, probabilities + r * codes_bytes, width // K_BLOCK)
-    quant_matmul(
-        cache.value_kernel,
-        cache.values + head * dim_v * length + slot * TILE,
-        TILE * length,
-        ones,
-        0,
-        0,
-        0,
-        width // K_BLOCK,
-        NO_SHIFT,
-        probabilities,
-        codes_bytes,
-        rows,
-        out.address + PART_HEAD * _F32,
-        out.stride,
-        0,
-        dim_v // TILE,
+        quantize_row(row, probabilities.address + r * probabilities.stride, width // K_BLOCK)
+    values = PackedWeights(
+        codes=cache.values + head * dim_v * length + slot * TILE,
+        code_step=TILE * length,
+        scales=program.ones,
+        scale_step=0,
+        zeros=0,
+        zero_step=0,
+        blocks=width // K_BLOCK,
+        shift=NO_SHIFT,
     )
+    output = Rows(out.address + PART_HEAD * _F32, out.stride, rows)
+    quant_matmul(cache.value_kernel, values, probabilities, output, 0, dim_v // TILE)
 
 
 @compiled
-def _attend_floats(  # type: ignore[no-untyped-def]
-    cache, head, slot, start, tiles, queries, first, last, scale, scores, out
-):
-    """`attend_chunk` over a float16 cache, from ``slot`` of its positions on."""
-    length, dim, dim_k, rows = cache.length, cache.dim, cache.dim_k, queries.length
+def _attend_floats(layer, cache, head, start, tiles, queries, work, out):  # type: ignore[no-untyped-def]
+    """`attend_chunk` over so many tiles of a float16 cache."""
+    length, dim, dim_k, rows = cache.length, cache.dim, cache.dim_k, queries.values.length
+    slot = start % length
     width = (tiles * TILE + _FLOAT_STEP - 1) // _FLOAT_STEP * _FLOAT_STEP
     row_bytes = CHUNK * _F32
     # the softmax of 8-bit caches, with nothing to add, and values of scale 1
-    nothing, v_scales = scores + rows * row_bytes, scores + 2 * rows * row_bytes
+    nothing, v_scales = work.scores + rows * row_bytes, work.scores + 2 * rows * row_bytes
     zeros, ones = floats(nothing, CHUNK), floats(v_scales, CHUNK)
     for j in range(CHUNK):
         zeros[j], ones[j] = _ZERO, _ONE
     for r in range(rows):
-        row, part = scores + r * row_bytes, out.address + r * out.stride
-        low, high = max(0, first[r] - start), min(CHUNK, last[r] - start)
+        row, part = work.scores + r * row_bytes, out.address + r * out.stride
+        query = queries.values.address + r * queries.values.stride
+        low, high = max(0, queries.first[r] - start), min(CHUNK, queries.last[r] - start)
         s = floats(row, CHUNK)
         for j in range(low, high):
             key = cache.keys + (head * length + slot + j) * dim_k * _F16
-            s[j] = dot_f16(key, queries.address + r * queries.stride, dim_k)
-        softmax(row, nothing, nothing, v_scales, scale, low, high, tiles, part)
+            s[j] = dot_f16(key, query, dim_k)
+        softmax(row, nothing, nothing, v_scales, layer.scale, low, high, tiles, part)
         _clear(row, tiles * TILE, width)
         output = floats(part + PART_HEAD * _F32, dim)
         for i in range(dim):

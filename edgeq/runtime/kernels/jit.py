@@ -24,7 +24,7 @@ from edgeq.core.errors import EdgeqError
 from edgeq.formats.packing import LANE, TILE
 from edgeq.formats.schemes import QuantScheme
 from edgeq.runtime.kernels import vector_ops
-from edgeq.runtime.kernels.abi import MATMUL_ARGS
+from edgeq.runtime.kernels.abi import MATMUL_ARGS, PackedWeights
 from edgeq.runtime.kernels.dispatch import ISA, cache_folder
 from edgeq.runtime.kernels.microkernel import I64, VOID, Isa, Variant, add, build, const, loop
 
@@ -42,6 +42,7 @@ _EXTERNALS = frozenset(
     | {f"pthread_mutex_{name}" for name in ("init", "lock", "unlock")}
     | {f"pthread_cond_{name}" for name in ("init", "wait", "signal")}
 )
+_F32, _F16 = 4, 2  # bytes
 _lock = threading.Lock()
 _addresses: dict[str, int] = {}
 _engines: list[Any] = []  # own the code that the addresses point to
@@ -127,20 +128,24 @@ def _compiled_entries(name: str) -> bytes:
 def module(scheme: QuantScheme, isa: Isa) -> ir.Module:
     """The LLVM module of one kernel: loops over tiles and tokens around the micro-kernels.
 
-    The function takes the integers of `abi.MATMUL_ARGS`; `abi.MatmulKernel` says what they are.
+    The function takes the integers of `abi.MATMUL_ARGS`.
     """
     bits, asymmetric, half = scheme.bits, not scheme.symmetric, scheme.group_size == 16
     mod = ir.Module(kernel_name(scheme))
     fn = ir.Function(mod, ir.FunctionType(VOID, [I64] * len(MATMUL_ARGS)), f"edgeq_{mod.name}")
-    (codes, code_step, scales, scale_step, zeros, zero_step, blocks, shift,
-     acts, act_stride, tokens, out, out_stride, first, last) = fn.args  # fmt: skip
+    count = len(PackedWeights._fields)
+    packed = PackedWeights(*fn.args[:count])
+    acts, act_stride, tokens, out, out_stride, first, last = fn.args[count:]
     b = ir.IRBuilder(fn.append_basic_block())
     with loop(b, first, last, 1) as tile:
         weights = [
             b.add(base, b.mul(tile, step))
-            for base, step in ((codes, code_step), (scales, scale_step), (zeros, zero_step))
-        ]
-        target = b.add(out, b.shl(tile, const(6)))
+            for base, step in (
+                (packed.codes, packed.code_step), (packed.scales, packed.scale_step),
+                (packed.zeros, packed.zero_step),
+            )
+        ]  # fmt: skip
+        target = b.add(out, b.mul(tile, const(TILE * _F32)))
         done: ir.Value = const(0)
         for step in sorted(isa.tokens, reverse=True):
             palette = scheme.codebook is not None
@@ -151,11 +156,12 @@ def module(scheme: QuantScheme, isa: Isa) -> ir.Module:
                 to = b.add(target, b.mul(m, out_stride))
                 for r in range(0, TILE, isa.rows(step)):
                     # bytes before row r: codes, scales, zero points (a palette serves all rows)
-                    sizes = (LANE * r, 2 * r, 0 if palette else r)
+                    sizes = (LANE * r, _F16 * r, 0 if palette else r)
                     parts = [add(b, at, n) for at, n in zip(weights, sizes, strict=True)]
+                    place = add(b, to, _F32 * r)
                     b.call(
                         kernel,
-                        [*parts, row, blocks, shift, act_stride, add(b, to, 4 * r), out_stride],
+                        [*parts, row, packed.blocks, packed.shift, act_stride, place, out_stride],
                     )
             done = stop
     b.ret_void()

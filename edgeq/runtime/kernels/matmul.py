@@ -11,42 +11,40 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from edgeq.formats.packing import TILE
-from edgeq.runtime.kernels.abi import FIRST_QUANT, MATMUL_ARGS
+from edgeq.runtime.kernels.abi import FIRST_QUANT, MATMUL_ARGS, PackedWeights
 from edgeq.runtime.kernels.microkernel import I64, VOID
 from edgeq.runtime.kernels.primitives import compiled, dot_bf16, dot_f16, dot_f32, floats, put_f32
+from edgeq.runtime.kernels.vector_ops import FLOAT_KINDS
+
+_KIND_F32, _KIND_F16 = FLOAT_KINDS["F32"], FLOAT_KINDS["F16"]
+_F32, _F16 = 4, 2  # bytes
 
 
 @intrinsic
-def quant_matmul(  # type: ignore[no-untyped-def]
-    typingctx,
-    kernel,
-    codes,
-    code_step,
-    scales,
-    scale_step,
-    zeros,
-    zero_step,
-    blocks,
-    shift,
-    acts,
-    act_stride,
-    tokens,
-    out,
-    out_stride,
-    first,
-    last,
-):
-    """Call a native kernel by address: tiles ``first:last`` for rows of quantized activations."""
+def quant_matmul(typingctx, kernel, weights, acts, out, first, last):  # type: ignore[no-untyped-def]
+    """Call a native kernel by address, as `abi.MatmulKernel` does from Python.
+
+    ``weights`` is an `abi.PackedWeights`; ``acts`` and ``out`` are `abi.Rows`.
+    """
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        def integers(kind: Any, value: Any) -> list[Any]:
+            if not isinstance(kind, types.BaseTuple):
+                return [context.cast(builder, value, kind, types.int64)]
+            fields = zip(kind.types, cgutils.unpack_tuple(builder, value), strict=True)
+            return [integer for field in fields for integer in integers(*field)]
+
+        address, packed, quantized, results, *tiles = map(integers, sig.args, args)
         kernel_type = ir.FunctionType(VOID, [I64] * len(MATMUL_ARGS)).as_pointer()
-        builder.call(builder.inttoptr(args[0], kernel_type), args[1:])
+        values = [*packed, *quantized, *results[:2], *tiles[0], *tiles[1]]
+        builder.call(builder.inttoptr(address[0], kernel_type), values)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * (1 + len(MATMUL_ARGS))), codegen
+    return types.void(kernel, weights, acts, out, first, last), codegen
 
 
 @compiled
@@ -58,38 +56,31 @@ def matmul(lin, x, acts, out, first, last):  # type: ignore[no-untyped-def]
     """
     kind = lin.kind
     if kind >= FIRST_QUANT:
-        quant_matmul(
-            lin.kernel,
-            lin.codes,
-            lin.code_step,
-            lin.scales,
-            lin.scale_step,
-            lin.zeros,
-            lin.zero_step,
-            lin.blocks,
-            lin.shift,
-            acts.address,
-            acts.stride,
-            x.length,
-            out.address,
-            out.stride,
-            first,
-            last,
+        weights = PackedWeights(
+            codes=lin.codes,
+            code_step=lin.code_step,
+            scales=lin.scales,
+            scale_step=lin.scale_step,
+            zeros=lin.zeros,
+            zero_step=lin.zero_step,
+            blocks=lin.blocks,
+            shift=lin.shift,
         )
+        quant_matmul(lin.kernel, weights, acts, out, first, last)
     else:
         k = lin.k
-        size = 4 if kind == 0 else 2
+        size = _F32 if kind == _KIND_F32 else _F16
         for row in range(first * TILE, min(last * TILE, lin.n)):
             w = lin.codes + row * k * size
             for m in range(x.length):
                 at = x.address + m * x.stride
-                if kind == 0:
+                if kind == _KIND_F32:
                     y = dot_f32(w, at, k)
-                elif kind == 1:
+                elif kind == _KIND_F16:
                     y = dot_f16(w, at, k)
                 else:
                     y = dot_bf16(w, at, k)
-                put_f32(out.address + m * out.stride + row * 4, y)
+                put_f32(out.address + m * out.stride + row * _F32, y)
     if lin.bias != 0:
         _add_bias(lin.bias, out, x.length, first * TILE, min(last * TILE, lin.n))
 

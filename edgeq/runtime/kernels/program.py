@@ -68,15 +68,18 @@ def _embed(program, step, out, lin, ids, tid, threads):  # type: ignore[no-untyp
 
 @compiled
 def _norm_row(step, eps, x, branch, out, acts):  # type: ignore[no-untyped-def]
-    """x += branch (normed first if there is a post norm); norm x to out; quantize that."""
+    """x += branch (normed first if there is a post norm); norm x to out; quantize that, or x."""
     if branch:
         if step.post_norm:
             rms_norm(branch, step.post_norm, out, step.width, eps)
             add_rows(x, out, step.width)
         else:
             add_rows(x, branch, step.width)
-    rms_norm(x, step.norm, out, step.width, eps)
-    quantize_row(out, acts, step.blocks)
+    if step.norm:
+        rms_norm(x, step.norm, out, step.width, eps)
+        quantize_row(out, acts, step.blocks)
+    else:
+        quantize_row(x, acts, step.blocks)
 
 
 @compiled
@@ -207,7 +210,7 @@ def _run(program, call, tid, position, ids):  # type: ignore[no-untyped-def]
             _embed(program, step, out, linears[step.linear], ids, tid, threads)
         else:
             _head(program, linears[step.linear], x, acts, call)
-        stamp(program.times, tid, step.slot)
+        stamp(program.times, tid, number)
 
 
 def decoder(call_at, tid):  # type: ignore[no-untyped-def]
@@ -227,7 +230,7 @@ def decoder(call_at, tid):  # type: ignore[no-untyped-def]
             if tid == 0:
                 ints(call.found, call.greedy)[number] = best
             barrier(program.sync, call.threads)
-            stamp(program.times, tid, program.argmax_slot)
+            stamp(program.times, tid, program.step_count)
 
 
 TYPES = {decoder: types.void(types.int64, types.int64)}

@@ -1,4 +1,4 @@
-"""The steps between matmuls: norms, rotary embedding, activations, embedding rows, the barrier.
+"""What is computed between matmuls: norms, rotary embedding, embedding rows; and the barrier.
 
 No fast-math anywhere: every value is computed in one defined order, so that one, two or four
 threads, whole prompts and single tokens give the same bits.
@@ -10,16 +10,19 @@ import time
 
 import numpy as np
 
-from edgeq.formats.packing import TILE
+from edgeq.formats.packing import LANE, TILE
+from edgeq.formats.schemes import K_BLOCK
 from edgeq.runtime.kernels.abi import (
     FIRST_QUANT,
+    KIND_ASYMMETRIC,
+    KIND_HALF,
     PALETTE,
     SYNC_ARRIVED,
     SYNC_GENERATION,
     SYNC_WORK,
     TIMES_CLOCK,
     TIMES_LAST,
-    TIMES_SLOTS,
+    TIMES_SUMS,
     Rows,
 )
 from edgeq.runtime.kernels.microkernel import ACT_BLOCK
@@ -40,6 +43,7 @@ from edgeq.runtime.kernels.primitives import (
     usleep,
     vector_sumsq,
 )
+from edgeq.runtime.kernels.vector_ops import FLOAT_KINDS
 
 _SPINS = 4000  # some 100 microseconds: longer than a phase of a quiet machine is uneven
 _NAP = np.uint32(20)  # microseconds
@@ -47,6 +51,14 @@ _NAP = np.uint32(20)  # microseconds
 _CLOCK = np.int32(time.CLOCK_MONOTONIC)  # which Python's perf_counter_ns reads too
 
 _ONE = np.float32(1)
+_F32, _F16 = 4, 2  # bytes
+_KIND_F32, _KIND_F16 = FLOAT_KINDS["F32"], FLOAT_KINDS["F16"]
+_PLANE = TILE * LANE
+"""Bytes of a plane of packed codes."""
+_LANE_BITS, _HALF_BITS, _BLOCK_BITS = (
+    width.bit_length() - 1 for width in (LANE, K_BLOCK // 2, K_BLOCK)
+)
+"""Shifts in place of divisions; see `attention_chunk`."""
 
 
 @compiled
@@ -58,17 +70,17 @@ def nanoseconds(room):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def stamp(times, tid, slot):  # type: ignore[no-untyped-def]
-    """Add the nanoseconds since the last call to a slot of ``times``, unless that is 0.
+def stamp(times, tid, number):  # type: ignore[no-untyped-def]
+    """Add the nanoseconds since the last call to a sum of ``times``, unless that is 0.
 
-    The first thread's time: it waits at every barrier as the others do. A negative slot only
+    The first thread's time: it waits at every barrier as the others do. A negative number only
     starts the clock.
     """
     if times and not tid:
         now = nanoseconds(times + 8 * TIMES_CLOCK)
-        head = ints(times, TIMES_SLOTS)
-        if slot >= 0:
-            ints(times + 8 * (TIMES_SLOTS + slot), 1)[0] += now - head[TIMES_LAST]
+        head = ints(times, TIMES_SUMS)
+        if number >= 0:
+            ints(times + 8 * (TIMES_SUMS + number), 1)[0] += now - head[TIMES_LAST]
         head[TIMES_LAST] = now
 
 
@@ -143,22 +155,42 @@ def next_tiles(sync, tiles, threads):  # type: ignore[no-untyped-def]
 def quantize_twice(x, first, second, blocks, rest):  # type: ignore[no-untyped-def]
     """Quantize a row to ``first``, and what that rounding left to ``second`` (rest: scratch)."""
     quantize_row(x, first, blocks)
-    source, left = floats(x, blocks * 32), floats(rest, blocks * 32)
+    source, left = floats(x, blocks * K_BLOCK), floats(rest, blocks * K_BLOCK)
     for b in range(blocks):
-        scale = floats(first + b * ACT_BLOCK + 32, 1)[0]
-        codes = signed_bytes_at(first + b * ACT_BLOCK, 32)
-        for i in range(32):
-            left[b * 32 + i] = source[b * 32 + i] - scale * np.float32(codes[i])
+        at = first + b * ACT_BLOCK  # the codes of a block, then its scale
+        codes, scale = signed_bytes_at(at, K_BLOCK), floats(at + K_BLOCK, 1)[0]
+        for i in range(K_BLOCK):
+            column = b * K_BLOCK + i
+            left[column] = source[column] - scale * np.float32(codes[i])
     quantize_row(rest, second, blocks)
+
+
+@compiled
+def inverse_rms(x, n, eps):  # type: ignore[no-untyped-def]
+    """1 / sqrt(mean of the squares of n values + eps)."""
+    return _ONE / np.sqrt(vector_sumsq(x, n) / np.float32(n) + eps)
+
+
+@compiled
+def scale_row(x, factor, weight, out, n):  # type: ignore[no-untyped-def]
+    """out = x * factor * weight over n values; out may be x."""
+    source, scale, target = floats(x, n), floats(weight, n), floats(out, n)
+    for i in range(n):
+        target[i] = (source[i] * factor) * scale[i]
 
 
 @compiled
 def rms_norm(x, weight, out, n, eps):  # type: ignore[no-untyped-def]
     """out = x / rms(x) * weight over n values; out may be x."""
-    r = _ONE / np.sqrt(vector_sumsq(x, n) / np.float32(n) + eps)
-    source, scale, target = floats(x, n), floats(weight, n), floats(out, n)
+    scale_row(x, inverse_rms(x, n, eps), weight, out, n)
+
+
+@compiled
+def copy_row(x, out, n):  # type: ignore[no-untyped-def]
+    """out = x over n values."""
+    source, target = floats(x, n), floats(out, n)
     for i in range(n):
-        target[i] = (source[i] * r) * scale[i]
+        target[i] = source[i]
 
 
 @compiled
@@ -184,43 +216,44 @@ def embedding_row(lin, row, out, scale):  # type: ignore[no-untyped-def]
     """Row ``row`` of an embedding matrix, dequantized, times ``scale``."""
     k, kind = lin.k, lin.kind
     x = floats(out, k)
-    if kind == 0:
-        source = floats(lin.codes + row * k * 4, k)
+    if kind == _KIND_F32:
+        source = floats(lin.codes + row * k * _F32, k)
         for i in range(k):
             x[i] = source[i] * scale
         return
     if kind < FIRST_QUANT:
-        at = lin.codes + row * k * 2
+        at = lin.codes + row * k * _F16
         for i in range(k):
-            value = get_f16(at + 2 * i) if kind == 1 else get_bf16(at + 2 * i)
+            value = get_f16(at + _F16 * i) if kind == _KIND_F16 else get_bf16(at + _F16 * i)
             x[i] = value * scale
         return
     tile, r = row // TILE, row % TILE
-    bits = lin.code_step // (lin.blocks * 64)
-    half = (kind - FIRST_QUANT) & 1
-    asymmetric = (kind - FIRST_QUANT) & 2
+    bits = lin.code_step // (lin.blocks * _PLANE)
+    half = (kind - FIRST_QUANT) & KIND_HALF
+    asymmetric = (kind - FIRST_QUANT) & KIND_ASYMMETRIC
     codes = bytes_at(lin.codes + tile * lin.code_step, lin.code_step)
     scales, zeros = lin.scales + tile * lin.scale_step, lin.zeros + tile * lin.zero_step
     for i in range(k):
-        block, j, c = i >> 5, (i >> 2) & 7, i & 3
-        at = block * bits * 64 + r * 4 + c
+        # column i is column c of vector j of its block: see `edgeq.formats.packing`
+        block, j, c = i >> _BLOCK_BITS, (i >> _LANE_BITS) & 7, i & (LANE - 1)
+        at = block * bits * _PLANE + r * LANE + c
         if bits == 8:
-            code = np.int32(codes[at + j * 64])
+            code = np.int32(codes[at + j * _PLANE])
         elif bits == 4:
-            code = np.int32((codes[at + (j >> 1) * 64] >> (4 * (j & 1))) & 15)
+            code = np.int32((codes[at + (j >> 1) * _PLANE] >> (4 * (j & 1))) & 15)
         else:
-            code = np.int32((codes[at + (j >> 2) * 64] >> (2 * (j & 3))) & 3)
+            code = np.int32((codes[at + (j >> 2) * _PLANE] >> (2 * (j & 3))) & 3)
             if bits == 3:
-                code |= np.int32(((codes[at + 128] >> j) & 1) << 2)
-        group = i >> 4 if half else block >> lin.shift
+                code |= np.int32(((codes[at + 2 * _PLANE] >> j) & 1) << 2)
+        group = i >> _HALF_BITS if half else block >> lin.shift
+        weight_scale = get_f16(scales + (group * TILE + r) * _F16)
         if kind >= PALETTE:
-            value = np.float32(signed_bytes_at(zeros, 16)[code])
-            x[i] = value * get_f16(scales + group * 32 + r * 2) * scale
+            x[i] = np.float32(signed_bytes_at(zeros, TILE)[code]) * weight_scale * scale
             continue
         zero = np.int32(1 << (bits - 1))
         if asymmetric:
-            zero = np.int32(bytes_at(zeros + group * 16, 16)[r])
-        x[i] = np.float32(code - zero) * get_f16(scales + group * 32 + r * 2) * scale
+            zero = np.int32(bytes_at(zeros + group * TILE, TILE)[r])
+        x[i] = np.float32(code - zero) * weight_scale * scale
 
 
 @compiled

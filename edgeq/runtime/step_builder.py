@@ -1,0 +1,319 @@
+"""From the decoder to the steps of the compiled engine.
+
+`StepRecorder` is a `Builder` that notes what `edgeq.model.decoder.decoder` calls; `fuse` turns the
+recorded operations into the few steps that one compiled function runs
+(`edgeq.runtime.kernels.program`):
+
+    NORM        add of a branch (normed before, where a norm follows the branch) + norm + quantize
+    LINEARS     linears of one input
+    ATTENTION   heads + norms and rotary embedding of q and k + append to the cache + attention
+    QUANTIZE    the input of a linear that no norm precedes
+    GATED       two linears of one input + activation(gate) * up
+
+`fuse` follows what each buffer of rows holds, so a decoder that orders these operations
+differently gets another program without any change here. An operation for which there is no step
+is refused by its name.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgeq.core.errors import UnsupportedError
+from edgeq.model.block import RopeSpec
+from edgeq.runtime.kernels.abi import Step
+
+_INPUT_LABELS = {"q": "norm_in", "gate": "norm_ffn", "logits": "final_norm"}
+"""Last part of a linear's name -> label of the norm before it."""
+_STEP_LABELS = {
+    "q": "qkv",
+    "mix": "attention",
+    "o": "o_proj",
+    "gate": "gate_up",
+    "down": "down_proj",
+}
+"""Last part of a result's name -> label of the step that computes it."""
+_LINEAR_ROWS = {1: ("branch",), 3: ("q", "k", "v")}
+"""Number of linears of one input -> the buffers of rows for their results."""
+_HEAD_CHAINS = {
+    ("heads",), ("heads", "rope"), ("heads", "norm"), ("heads", "norm", "rope"),
+    ("norm", "heads"), ("norm", "heads", "rope"),
+}  # fmt: skip
+"""What ATTENTION can do to q and k between linear and cache. A norm before the split into heads
+spans all of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Operation:
+    """One call of a `Builder`, and the value that it returns.
+
+    Args:
+        kind: the method of the builder: "norm", "linear", ...
+        name: of the result, as `edgeq.model.decoder` lists them.
+        inputs: the values that it is computed from.
+        weight: name of the tensor it uses, or "".
+        rope: the rotation of "rope".
+    """
+
+    kind: str
+    name: str
+    inputs: tuple[Operation, ...] = ()
+    weight: str = ""
+    rope: RopeSpec | None = None
+
+
+class StepRecorder:
+    """An `edgeq.model.decoder.Builder` that records operations.
+
+    Attributes:
+        operations: in the order of the calls.
+    """
+
+    def __init__(self) -> None:
+        self.operations: list[Operation] = []
+
+    def _record(self, kind: str, name: str, *inputs: Operation, **operands: Any) -> Operation:
+        operation = Operation(kind, name, inputs, **operands)
+        self.operations.append(operation)
+        return operation
+
+    def embed(self, name: str) -> Operation:
+        """Rows of the embedding matrix."""
+        return self._record("embed", name, weight="model.embed_tokens.weight")
+
+    def norm(self, name: str, x: Operation, weight: str) -> Operation:
+        """RMS norm along the last axis."""
+        return self._record("norm", name, x, weight=weight)
+
+    def linear(self, name: str, x: Operation, weight: str) -> Operation:
+        """x times a matrix."""
+        return self._record("linear", name, x, weight=weight)
+
+    def heads(self, name: str, x: Operation, n: int) -> Operation:
+        """x seen as heads."""
+        return self._record("heads", name, x)
+
+    def rope(self, name: str, x: Operation, rope: RopeSpec) -> Operation:
+        """Rotary embedding."""
+        return self._record("rope", name, x, rope=rope)
+
+    def attend(self, name: str, layer: int, q: Operation, k: Operation, v: Operation) -> Operation:
+        """Attention over the cache, k and v included."""
+        return self._record("attend", name, q, k, v)
+
+    def gated(self, name: str, gate: Operation, up: Operation) -> Operation:
+        """activation(gate) * up."""
+        return self._record("gated", name, gate, up)
+
+    def add(self, name: str, a: Operation, b: Operation) -> Operation:
+        """The residual stream plus a branch."""
+        return self._record("add", name, a, b)
+
+    def logits(self, name: str, x: Operation, weight: str) -> Operation:
+        """The head."""
+        return self._record("logits", name, x, weight=weight)
+
+
+@dataclass
+class ProgramStep:
+    """A step of the program, its operands by name.
+
+    Args:
+        kind: what it computes.
+        label: what its time is listed under; see `edgeq.runtime.step_times`.
+        layer: number of the layer, or None.
+        x, out: buffers of rows that it reads and writes ("" for none).
+        branch: buffer of rows that NORM adds to x, or "".
+        norm, post_norm: weights of NORM: of the sum, and of the branch before it is added ("" for
+            none).
+        linears: weights of the matrices.
+        q_norm, k_norm: weights of ATTENTION's norms, or "".
+        norm_spans_heads: whether q and k are normed as one vector each, not head by head.
+        rope: how ATTENTION rotates q and k, or None.
+    """
+
+    kind: Step
+    label: str
+    layer: int | None = None
+    x: str = ""
+    out: str = ""
+    branch: str = ""
+    norm: str = ""
+    post_norm: str = ""
+    linears: tuple[str, ...] = ()
+    q_norm: str = ""
+    k_norm: str = ""
+    norm_spans_heads: bool = False
+    rope: RopeSpec | None = None
+
+
+def fuse(operations: list[Operation]) -> list[ProgramStep]:
+    """The steps that compute what was recorded.
+
+    Args:
+        operations: of a `StepRecorder`.
+
+    Raises:
+        UnsupportedError: the compiled engine has no step for an operation, or for what it is given.
+
+    Example:
+        >>> recorder = StepRecorder()
+        >>> x = recorder.embed("embed")
+        >>> h = recorder.norm("final_norm", x, "model.norm.weight")
+        >>> _ = recorder.logits("logits", h, "lm_head.weight")
+        >>> [step.kind.name for step in fuse(recorder.operations)]
+        ['EMBED', 'NORM', 'HEAD']
+    """
+    return _Fusion(operations).run()
+
+
+@dataclass
+class _Fusion:
+    """Goes through the operations, knowing what each buffer of rows holds.
+
+    Attributes:
+        rows: buffer of rows -> the value in it.
+        quantized: the value whose quantized rows the next linears read.
+        fused: names of the operations that are part of a step.
+    """
+
+    operations: list[Operation]
+    steps: list[ProgramStep] = field(default_factory=list)
+    rows: dict[str, Operation] = field(default_factory=dict)
+    quantized: Operation | None = None
+    fused: set[str] = field(default_factory=set)
+
+    def run(self) -> list[ProgramStep]:
+        for operation in self.operations:
+            if operation.name in self.fused:
+                continue
+            if operation.kind == "embed":
+                self._step(Step.EMBED, "embed", None, out="x", linears=(operation.weight,))
+                self.rows["x"] = operation
+                self._fuse(operation)
+            elif operation.kind == "linear":
+                self._linears(operation.inputs[0])
+            elif operation.kind == "attend":
+                self._attention(operation)
+            elif operation.kind == "logits":
+                x = self._input(operation)
+                self._step(Step.HEAD, "head", None, x=x, linears=(operation.weight,))
+                self._fuse(operation)
+        for operation in self.operations:
+            if operation.name not in self.fused:
+                raise _no_step(operation, "no step uses its result")
+        return self.steps
+
+    def _step(self, kind: Step, label: str, layer: int | None, **operands: Any) -> None:
+        self.steps.append(ProgramStep(kind, label, layer, **operands))
+
+    def _fuse(self, *operations: Operation) -> None:
+        """Note that a step computes these."""
+        self.fused.update(operation.name for operation in operations)
+
+    def _linears(self, x: Operation) -> None:
+        """All linears of one input, with the activation where they are a gate and its factor."""
+        group = tuple(o for o in self.operations if o.kind == "linear" and o.inputs[0] is x)
+        weights = tuple(operation.weight for operation in group)
+        layer, part = _layer_and_part(group[0])
+        label, row = _STEP_LABELS.get(part, part), self._input(group[0])
+        self._fuse(*group)
+        for gated in self.operations:
+            if gated.kind == "gated" and gated.inputs == group:
+                self._step(Step.GATED, label, layer, x=row, out="gate", linears=weights)
+                self.rows["gate"] = gated
+                self._fuse(gated)
+                return
+        outputs = _LINEAR_ROWS.get(len(group))
+        if outputs is None:
+            raise _no_step(group[0], f"{len(group)} linears have the same input")
+        self._step(Step.LINEARS, label, layer, x=row, out=outputs[0], linears=weights)
+        self.rows.update(zip(outputs, group, strict=True))
+
+    def _attention(self, attend: Operation) -> None:
+        """Attention, from the three linears to the values that it mixes."""
+        chains: list[list[Operation]] = []
+        for value, row in zip(attend.inputs, _LINEAR_ROWS[3], strict=True):
+            chain: list[Operation] = []
+            while value.kind != "linear":
+                chain.insert(0, value)
+                value = value.inputs[0]
+            if self._row(value) != row:
+                raise _no_step(attend, f"{value.name} is not in the rows of {row}")
+            chains.append(chain)
+            self._fuse(*chain)
+        kinds = [tuple(operation.kind for operation in chain) for chain in chains]
+        (q_norm, q_rope), (k_norm, k_rope), _ = map(_norm_and_rope, chains)
+        if kinds[0] not in _HEAD_CHAINS or kinds[1:] != [kinds[0], ("heads",)] or q_rope != k_rope:
+            raise _no_step(attend, "q, k and v go through " + "; ".join(map(", ".join, kinds)))
+        layer, part = _layer_and_part(attend)
+        self._fuse(attend)
+        self._step(
+            Step.ATTENTION, _STEP_LABELS.get(part, part), layer, x="q", out="att", q_norm=q_norm,
+            k_norm=k_norm, norm_spans_heads=kinds[0][0] == "norm", rope=q_rope,
+        )  # fmt: skip
+        self.rows["att"] = attend
+
+    def _input(self, consumer: Operation) -> str:
+        """Quantize the input of linears; returns the buffer of its float rows."""
+        value, (layer, part) = consumer.inputs[0], _layer_and_part(consumer)
+        if self.quantized is not value:
+            label = _INPUT_LABELS.get(part, _STEP_LABELS.get(part, part))
+            if value in self.rows.values():
+                self._step(Step.QUANTIZE, label, layer, x=self._row(value))
+            else:
+                self._norm(value, label, layer)
+            self.quantized = value
+        return self._row(value)
+
+    def _norm(self, value: Operation, label: str, layer: int | None) -> None:
+        """The residual stream, with the branch before it added, normed or as it is."""
+        stream = value.inputs[0] if value.kind == "norm" else value
+        branch = post_norm = ""
+        self._fuse(value, stream)
+        if self.rows.get("x") is not stream:
+            if stream.kind != "add" or stream.inputs[0] is not self.rows.get("x"):
+                raise _no_step(stream, "it is not the residual stream plus one branch")
+            added = stream.inputs[1]
+            if added.kind == "norm":
+                self._fuse(added)
+                post_norm, added = added.weight, added.inputs[0]
+            branch = self._row(added)
+            if branch != "branch":
+                raise _no_step(stream, f"{added.name} is not the result of a single linear")
+        self.rows["x"] = stream
+        norm = ""
+        if value is not stream:
+            norm, self.rows["normed"] = value.weight, value
+        self._step(
+            Step.NORM, label, layer, x="x", out="normed", branch=branch, norm=norm,
+            post_norm=post_norm,
+        )  # fmt: skip
+
+    def _row(self, value: Operation) -> str:
+        """The buffer of rows that holds a value."""
+        for row, other in self.rows.items():
+            if other is value:
+                return row
+        raise _no_step(value, "its result is not in memory when it is needed")
+
+
+def _layer_and_part(operation: Operation) -> tuple[int | None, str]:
+    """The layer of an operation and the last part of its name: (3, "q") of layers.3.q."""
+    match = re.fullmatch(r"layers\.(\d+)\.(\w+)", operation.name)
+    return (int(match[1]), match[2]) if match else (None, operation.name)
+
+
+def _norm_and_rope(chain: list[Operation]) -> tuple[str, RopeSpec | None]:
+    """The norm's weight and the rotation in a chain of operations, where there are any."""
+    norm = "".join(operation.weight for operation in chain if operation.kind == "norm")
+    return norm, next((operation.rope for operation in chain if operation.rope), None)
+
+
+def _no_step(operation: Operation, why: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"the compiled engine has no step for {operation.name} ({operation.kind}): {why}; "
+        "run this model with the NumPy backend (backend='numpy')"
+    )

@@ -1,0 +1,133 @@
+"""The compiled engine's steps: the same few for every family, and refusals by name."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from edgeq.core.errors import UnsupportedError
+from edgeq.model.block import RopeSpec
+from edgeq.model.decoder import decoder
+from edgeq.runtime.kernels.abi import Step
+from edgeq.runtime.step_builder import Operation, ProgramStep, StepRecorder, fuse
+from tests.families import FAMILIES, tiny_config
+
+LAYER = [
+    ("NORM", "norm_in"), ("LINEARS", "qkv"), ("ATTENTION", "attention"), ("QUANTIZE", "o_proj"),
+    ("LINEARS", "o_proj"), ("NORM", "norm_ffn"), ("GATED", "gate_up"), ("QUANTIZE", "down_proj"),
+    ("LINEARS", "down_proj"),
+]  # fmt: skip
+
+
+ROPE = RopeSpec(10000.0, 4)
+
+
+def names(steps: list[ProgramStep], layer: int | None) -> list[tuple[str, str]]:
+    return [(step.kind.name, step.label) for step in steps if step.layer == layer]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_takes_nine_steps_a_layer(family: str) -> None:
+    config = tiny_config(family)
+    recorder = StepRecorder()
+    decoder(recorder, config)
+    steps = fuse(recorder.operations)
+    for layer in range(config.layers):
+        assert names(steps, layer) == LAYER
+    assert names(steps, None) == [("EMBED", "embed"), ("NORM", "final_norm"), ("HEAD", "head")]
+    linears = [name for step in steps for name in step.linears]
+    expected = Counter(name for name, _ in config.linears())
+    assert Counter(linears) == expected + Counter([config.head_name] if config.tied else [])
+    norms = [n for s in steps for n in (s.norm, s.post_norm, s.q_norm, s.k_norm) if n]
+    assert sorted(norms) == sorted(name for name, _ in config.norms())
+
+
+def qkv(b: StepRecorder, h: Operation) -> list[Operation]:
+    return [b.linear(f"layers.0.{x}", h, f"{x}.weight") for x in "qkv"]
+
+
+def test_norms_only_after_branches() -> None:
+    """The stream itself is quantized for the linears, and a branch is normed before it is added."""
+    b = StepRecorder()
+    x = b.embed("embed")
+    q, k, v = qkv(b, x)
+    q, k = b.norm("layers.0.q_norm", q, "qn"), b.norm("layers.0.k_norm", k, "kn")
+    q, k, v = (b.heads(f"{name.name}_heads", name, 2) for name in (q, k, v))
+    mix = b.attend("layers.0.mix", 0, q, k, v)
+    branch = b.norm("layers.0.attn_post_norm", b.linear("layers.0.o", mix, "o"), "post")
+    x = b.add("layers.0.attn_out", x, branch)
+    gate, up = b.linear("layers.0.gate", x, "gate"), b.linear("layers.0.up", x, "up")
+    act = b.gated("layers.0.act", gate, up)
+    x = b.add("layers.0.out", x, b.linear("layers.0.down", act, "down"))
+    b.logits("logits", b.norm("final_norm", x, "last"), "head")
+    steps = fuse(b.operations)
+    assert names(steps, 0) == [("QUANTIZE", "norm_in"), *LAYER[1:]]
+    attention = next(step for step in steps if step.kind == Step.ATTENTION)
+    assert attention.norm_spans_heads
+    assert attention.rope is None
+    assert (attention.q_norm, attention.k_norm) == ("qn", "kn")
+    stream = next(step for step in steps if step.label == "norm_ffn")
+    assert (stream.norm, stream.post_norm, stream.branch) == ("", "post", "branch")
+    gated = next(step for step in steps if step.kind == Step.GATED)
+    assert (gated.x, gated.linears) == ("x", ("gate", "up"))
+
+
+def heads_of(b: StepRecorder, values: list[Operation]) -> list[Operation]:
+    return [b.heads(value.name + "_heads", value, 2) for value in values]
+
+
+def two_branches(b: StepRecorder, x: Operation) -> None:
+    """Attention and feed-forward of one input, added together."""
+    h = b.norm("layers.0.attn_norm", x, "n")
+    q, k, v = heads_of(b, qkv(b, h))
+    o = b.linear("layers.0.o", b.attend("layers.0.mix", 0, q, k, v), "o")
+    both = b.add("layers.0.both", o, b.linear("layers.0.down", h, "down"))
+    b.logits("logits", b.norm("final_norm", b.add("layers.0.out", x, both), "n"), "head")
+
+
+def norm_after_rope(b: StepRecorder, x: Operation) -> None:
+    q, k, v = heads_of(b, qkv(b, b.norm("layers.0.attn_norm", x, "n")))
+    q, k = b.rope("layers.0.q_rope", q, ROPE), b.rope("layers.0.k_rope", k, ROPE)
+    q, k = b.norm("layers.0.q_norm", q, "n"), b.norm("layers.0.k_norm", k, "n")
+    b.attend("layers.0.mix", 0, q, k, v)
+
+
+def two_ropes(b: StepRecorder, x: Operation) -> None:
+    q, k, v = heads_of(b, qkv(b, b.norm("layers.0.attn_norm", x, "n")))
+    q, k = b.rope("layers.0.q_rope", q, ROPE), b.rope("layers.0.k_rope", k, RopeSpec(1e6, 4))
+    b.attend("layers.0.mix", 0, q, k, v)
+
+
+def norm_of_one_of_two(b: StepRecorder, x: Operation) -> None:
+    q, k, v = heads_of(b, qkv(b, b.norm("layers.0.attn_norm", x, "n")))
+    b.attend("layers.0.mix", 0, b.norm("layers.0.q_norm", q, "n"), k, v)
+
+
+def unused_norm(b: StepRecorder, x: Operation) -> None:
+    b.norm("layers.0.attn_norm", x, "n")
+    b.logits("logits", b.norm("final_norm", x, "n"), "head")
+
+
+def plain_feed_forward(b: StepRecorder, x: Operation) -> None:
+    h = b.norm("layers.0.mlp_norm", x, "n")
+    gate, up = b.linear("layers.0.gate", h, "gate"), b.linear("layers.0.up", h, "up")
+    b.add("layers.0.out", gate, up)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (two_branches, r"layers\.0\.\w+ \(\w+\)"),
+        (norm_after_rope, r"layers\.0\.mix \(attend\): q, k and v go through heads, rope, norm"),
+        (two_ropes, r"layers\.0\.mix \(attend\): q, k and v go through heads, rope; heads, rope"),
+        (norm_of_one_of_two, r"layers\.0\.mix \(attend\): q, k and v go through heads, norm"),
+        (unused_norm, r"layers\.0\.attn_norm \(norm\): no step uses its result"),
+        (plain_feed_forward, r"layers\.0\.gate \(linear\): 2 linears have the same input"),
+    ],
+)
+def test_an_order_without_a_step_is_refused_by_name(build: object, message: str) -> None:
+    recorder = StepRecorder()
+    build(recorder, recorder.embed("embed"))  # type: ignore[operator]
+    with pytest.raises(UnsupportedError, match=f"no step for {message}.*backend='numpy'"):
+        fuse(recorder.operations)
