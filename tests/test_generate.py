@@ -14,7 +14,7 @@ from edgeq.model.model import Model
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.generate import Chunk, generate, next_burst, split_at_stop
 from edgeq.runtime.sampling import SamplingParams
-from edgeq.runtime.tokenizer import Tokenizer
+from edgeq.runtime.tokenizer import StreamDecoder, Tokenizer
 from tests.conftest import need, small_checkpoint
 from tests.families import quantized, random_model, tiny_config
 
@@ -23,16 +23,17 @@ STEPS = SamplingParams(top_k=1)
 """The same choices as greedy, but token by token."""
 
 
-class Letters:
+class Letters(Tokenizer):
     """A tokenizer of one character a token; "é" is two tokens, each half of its UTF-8."""
 
-    eos_ids: tuple[int, ...] = ()
+    def __init__(self) -> None:
+        self.eos_ids = ()
 
-    def stream(self, prompt: Any = ()) -> LetterStream:
+    def stream(self, prompt: Any = ()) -> StreamDecoder:
         return LetterStream()
 
 
-class LetterStream:
+class LetterStream(StreamDecoder):
     def __init__(self) -> None:
         self.half = False
 

@@ -11,7 +11,7 @@ from edgeq.core.errors import UsageError
 from edgeq.model.model import Model
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.generate import Chunk, generate
-from edgeq.runtime.lookup import MAX_DRAFT, Lookup, Pacing
+from edgeq.runtime.lookup import MAX_DRAFT, DraftLength, Lookup
 from edgeq.runtime.sampling import SamplingParams
 from tests.families import quantized, random_model, tiny_config
 from tests.test_generate import Letters
@@ -56,22 +56,22 @@ def test_drafts_are_as_specified_however_the_text_came() -> None:
             assert lookup.draft(7) == guess(text, 7)
 
 
-def test_pacing() -> None:
-    pacing = Pacing(8)
+def test_draft_length() -> None:
+    length = DraftLength(8)
 
-    def step(right: int) -> int:
-        width = pacing.width()
-        pacing.judge(width, min(right, width))
-        return width
+    def step(accepted: int) -> int:
+        drafted = length.next()
+        length.record(drafted, min(accepted, drafted))
+        return drafted
 
     assert [step(9), step(9), step(3), step(4), step(9), step(9)] == [8, 8, 8, 4, 8, 8]
     assert [step(0) for _ in range(12)] == [8, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0]
-    assert sum(step(0) for _ in range(200)) <= 200 // 16 + 1  # wrong guesses soon cost little
+    assert sum(step(0) for _ in range(200)) <= 200 // 16 + 1  # rejected drafts soon cost little
     while not step(1):
         pass
     assert [step(2), step(2), step(2)] == [2, 4, 3]
-    pacing.judge(0, 0)  # nothing was guessed and nothing is learned
-    assert pacing.width() == 3
+    length.record(0, 0)  # without a draft nothing changes
+    assert length.next() == 3
 
 
 def tiny(family: str, **over: Any) -> Model:

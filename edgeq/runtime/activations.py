@@ -1,12 +1,15 @@
-"""Dynamic INT8: how activations and cached keys and values are rounded, in one place.
+"""Dynamic INT8 quantization of activations and of cached keys and values.
 
-Activations, queries and attention weights are rounded in blocks of 32, values by token and head,
-each with a scale found at run time: ``scale = max|x| / 127``, ``code = rint(x * (127 / max|x|))``.
-Queries are rounded twice, the second time what the first left.
+Activations, queries and attention weights are quantized in blocks of 32, values by token and head,
+each with a scale computed at run time:
 
-Keys have much in common from one position to the next, which would take most of eight bits. So
-of every 16 positions the first key is the center of all, in float16; differences from it are
-rounded with a zero point as well, by token and head, to unsigned codes.
+    scale = max|x| / 127        code = rint(x * (127 / max|x|))
+
+Queries are quantized twice, the second time the error of the first.
+
+Keys have much in common from one position to the next, which would take most of eight bits.
+Therefore the first key of every 16 positions is the center of all of them, in float16, and
+differences from it are quantized by token and head, with a zero point, to unsigned codes.
 
 The compiled kernels do the same arithmetic.
 """
@@ -24,7 +27,7 @@ KEY_LEVELS = np.float32(255)
 
 
 def quantize_blocks(x: NDArray[np.float32], padded: int | None = None) -> Rounded:
-    """Round activations to INT8 in blocks of 32 along the last axis.
+    """Quantize activations to INT8 in blocks of 32 along the last axis.
 
     Args:
         x: float32 [..., K].
@@ -43,16 +46,16 @@ def quantize_blocks(x: NDArray[np.float32], padded: int | None = None) -> Rounde
 
 
 def quantize_twice(x: NDArray[np.float32]) -> tuple[Rounded, Rounded]:
-    """Round by `quantize_blocks`, and then what that left: x is nearly the sum of the two."""
+    """Quantize by `quantize_blocks`, and then the error of that: x is about the sum of the two."""
     codes, scales = quantize_blocks(x)
-    kept = codes.astype(np.float32) * np.repeat(scales, K_BLOCK, axis=-1)
-    return (codes, scales), quantize_blocks(x - kept[..., : x.shape[-1]])
+    dequantized = codes.astype(np.float32) * np.repeat(scales, K_BLOCK, axis=-1)
+    return (codes, scales), quantize_blocks(x - dequantized[..., : x.shape[-1]])
 
 
 def quantize_keys(
     x: NDArray[np.float32],
 ) -> tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.uint8]]:
-    """Round keys, less their center, with a scale and a zero point for each token and head.
+    """Quantize keys less their center, with a scale and a zero point for each token and head.
 
     Args:
         x: float32 [T, Hkv, D].

@@ -1,7 +1,7 @@
-"""Chat templates: messages -> the text a model was trained to see, by sandboxed Jinja.
+"""Chat templates: messages -> the text a model was trained on, by sandboxed Jinja.
 
-A template comes with the model and is not trusted: it runs in Jinja's immutable sandbox, may not
-touch Python's inner attributes, and may not multiply itself into gigabytes.
+A template comes with the model and is not trusted: it runs in Jinja's immutable sandbox, cannot
+read Python's internal attributes, and cannot build texts of gigabytes.
 
 Source: https://huggingface.co/docs/transformers/chat_templating (the names a template may use)
 """
@@ -39,8 +39,8 @@ def render_chat(
 
     Args:
         files: the model's files, which hold one template or several
-            (`edgeq.importers.tokenizer.chat_templates`): "tool_use" is taken where ``tools`` are
-            given, otherwise "default".
+            (`edgeq.importers.tokenizer.chat_templates`): "tool_use" is used with ``tools``,
+            otherwise "default".
         messages: {"role": ..., "content": ...} each.
         add_generation_prompt: end with the opening of the assistant's turn.
         **extra: further variables of the template (tools, documents, enable_thinking ...);
@@ -48,18 +48,18 @@ def render_chat(
 
     Raises:
         UnsupportedError: the model has no chat template, or none of that name.
-        UsageError: these are no messages, or the template itself refuses them.
-        FormatError: the template is damaged, fails, or reaches for what it may not have.
+        UsageError: these are not messages, or the template itself rejects them.
+        FormatError: the template is damaged, fails, or uses something that is not allowed.
 
     Example:
         >>> model = edgeq.load("chat.edgeq")
         >>> edgeq.render_chat(model.files, [{"role": "user", "content": "Hello"}])
         'user: Hello\\nassistant:'
     """
-    said = None
+    items = None
     if not isinstance(messages, str | bytes | Mapping) and hasattr(messages, "__iter__"):
-        said = list(messages)
-    if said is None or not all(isinstance(message, Mapping) for message in said):
+        items = list(messages)
+    if items is None or not all(isinstance(message, Mapping) for message in items):
         raise UsageError(
             "messages are a list of dictionaries such as {'role': 'user', 'content': 'Hello'}, "
             f"not {messages!r:.60}"
@@ -67,7 +67,7 @@ def render_chat(
     source = _template(files, extra.pop("chat_template", None), bool(extra.get("tools")))
     variables = {
         **special_tokens(files),
-        "messages": [dict(message) for message in said],
+        "messages": [dict(message) for message in items],
         "tools": None,
         "documents": None,
         "add_generation_prompt": add_generation_prompt,
@@ -121,19 +121,19 @@ def _template(files: Mapping[str, bytes], name: str | None, tools: bool) -> str:
 
 
 def after_an_answer(files: Mapping[str, bytes]) -> str:
-    """What the template writes after the assistant's words; empty where it cannot be found out.
+    """The text that the template writes after an answer; empty if that cannot be determined.
 
     Args:
         files: the model's files.
     """
-    words = "An answer."
-    talk = [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": words}]
+    answer = "An answer."
+    talk = [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": answer}]
     try:
         text = render_chat(files, talk, add_generation_prompt=False)
     except EdgeqError:
         return ""
-    _, found, after = text.rpartition(words)
-    return after if found else ""
+    _, answered, after = text.rpartition(answer)
+    return after if answered else ""
 
 
 class _RefusedError(jinja2.TemplateError):
@@ -164,7 +164,7 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
 
-class _Generation(jinja2.ext.Extension):
+class _GenerationTag(jinja2.ext.Extension):
     """``{% generation %}`` marks the assistant's words for training; here it is transparent."""
 
     tags = {"generation"}  # noqa: RUF012  (Jinja's own declaration)
@@ -178,7 +178,7 @@ def _environment() -> _Sandbox:
     environment = _Sandbox(
         trim_blocks=True,
         lstrip_blocks=True,
-        extensions=[jinja2.ext.loopcontrols, _Generation],
+        extensions=[jinja2.ext.loopcontrols, _GenerationTag],
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _refuse

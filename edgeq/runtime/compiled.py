@@ -21,7 +21,7 @@ from edgeq.runtime.thread_tuner import ThreadTuner
 from edgeq.runtime.weights import WeightArena, advise, worth_copying
 
 SMALL = 4
-"""Tokens up to which a pass takes as many threads as decoding has found worth it."""
+"""A pass of at most this many tokens uses the number of threads that was chosen for decoding."""
 
 
 class CompiledBackend:
@@ -32,7 +32,7 @@ class CompiledBackend:
         context: positions the cache holds.
         threads: how many run side by side.
         kv_bits: 8 or 16.
-        mmap: use weights where the file is mapped (True), copy them to memory of huge pages
+        mmap: use weights in the mapped file (True), copy them to memory with huge pages
             (False), or whichever is better here (None).
     """
 
@@ -74,31 +74,31 @@ class CompiledBackend:
             stop = start + len(ids)
             wanted = max(0, stop - max(start, n - outputs))
             into = rows[max(0, start - (n - outputs)) :] if wanted else rows
-            # few tokens at once meet the same troubles as one
+            # few tokens at once are limited by the same things as one
             threads = self._tuner.current if n <= SMALL else self._threads
             self._call(ids, position + start, wanted, into, 0, self._no_tokens, threads)
         return rows[:outputs, : self._vocab].copy()
 
     def greedy(self, token: int, position: int, steps: int) -> list[int]:
         """``steps`` greedy tokens after ``token``, without Python in between."""
-        found = np.zeros(steps, np.int64)
+        chosen = np.zeros(steps, np.int64)
         done = 0
         while done < steps:
-            first = found[done - 1] if done else token
-            done += self._decode(int(first), position + done, found[done:])
-        return [int(t) for t in found]
+            first = chosen[done - 1] if done else token
+            done += self._decode(int(first), position + done, chosen[done:])
+        return [int(t) for t in chosen]
 
     def is_finite(self) -> bool:
         """Whether the last logits were numbers."""
         return bool(np.isfinite(self._logits[0, : self._vocab].max()))
 
-    def _decode(self, token: int, position: int, found: NDArray[np.int64]) -> int:
-        """One burst with as many threads as are worth it: greedy tokens into ``found`` (or, if
+    def _decode(self, token: int, position: int, chosen: NDArray[np.int64]) -> int:
+        """One burst with the tuner's number of threads: greedy tokens into ``chosen`` (or, if
         that is empty, the logits after one token); returns how many."""
-        threads, burst = self._tuner.next(max(1, len(found)))
-        steps = burst if len(found) else 0
+        threads, burst = self._tuner.next(max(1, len(chosen)))
+        steps = burst if len(chosen) else 0
         start = time.perf_counter()
-        self._call(np.array([token], np.int64), position, 1, self._logits, steps, found, threads)
+        self._call(np.array([token], np.int64), position, 1, self._logits, steps, chosen, threads)
         self._tuner.record(threads, burst, time.perf_counter() - start)
         return burst
 
@@ -109,7 +109,7 @@ class CompiledBackend:
         outputs: int,
         logits: NDArray[np.float32],
         steps: int,
-        found: NDArray[np.int64],
+        chosen: NDArray[np.int64],
         threads: int,
     ) -> None:
         """Run the compiled decoder on some threads side by side."""
@@ -119,7 +119,7 @@ class CompiledBackend:
         call["threads"], call["tokens"], call["position"] = threads, len(ids), position
         call["ids"], call["outputs"] = ids.ctypes.data, outputs
         call["logits"], call["logits_stride"] = logits.ctypes.data, logits.strides[0]
-        call["greedy"], call["found"] = steps, found.ctypes.data
+        call["greedy"], call["chosen"] = steps, chosen.ctypes.data
         self._pool.call(decoder(), self._call_record.ctypes.data, threads)
 
     def new_times(self) -> StepTimes:
@@ -132,12 +132,12 @@ class CompiledBackend:
         self._program.record["times"] = 0 if times is None else times.raw.ctypes.data
 
     def truncate(self, position: int) -> None:
-        """What lies past the sequence is never read: only a whole reset is noted."""
+        """Nothing past the sequence is ever read, so only a whole reset changes anything."""
         if position == 0:
             self._starts, self._written = [0] * len(self._starts), 0
 
     def first(self, layer: int) -> int:
-        """The first position of the sequence whose key and value the layer still holds."""
+        """The first position of the sequence whose key and value are still in the layer's cache."""
         # a tile of 16 is lost with its first position, which is the center of all
         oldest = round_up(self._written - self._caches[layer].length, TILE)
         return max(self._starts[layer], oldest, 0)

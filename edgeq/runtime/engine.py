@@ -1,7 +1,7 @@
-"""The engine: a model, a KV cache and compiled kernels, fed with tokens.
+"""The engine: runs a model on tokens, with a KV cache.
 
-Weights are used where they lie (a memory-mapped file) and never unpacked; every buffer is
-allocated once. Memory beyond the weights is the KV cache plus `Engine.scratch_bytes`.
+Weights are used from the memory-mapped file (or a copy of it) and never unpacked as a whole; every
+buffer is allocated once. Memory beyond the weights is the KV cache plus `Engine.scratch_bytes`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:  # it names fields of the compiled kernels, which the NumPy ba
     from edgeq.runtime.step_times import StepTimes
 
 BACKENDS = ("numba", "numpy")
-_LOOK_EVERY = 16
-"""Tokens after which a float16 cache is looked at for values that it could not hold."""
+_CHECK_EVERY = 16
+"""Tokens after which a float16 cache is checked for values that float16 cannot represent."""
 
 
 class Backend(Protocol):
-    """What runs tokens for the engine."""
+    """What the engine runs tokens with: compiled code or NumPy."""
 
     scratch_bytes: int
     kv_bytes: int
@@ -49,13 +49,13 @@ class Backend(Protocol):
         """Whether the last logits were numbers."""
 
     def truncate(self, position: int) -> None:
-        """Forget everything at and past ``position``."""
+        """Remove everything at and past ``position``."""
 
     def first(self, layer: int) -> int:
-        """The first position of the sequence that a layer still holds, a multiple of 16."""
+        """The first position that is still in a layer's cache, a multiple of 16."""
 
     def read(self, layer: int, start: int, stop: int) -> state.Parts:
-        """A layer's cache of positions ``start:stop``, as `state.layer_parts` says."""
+        """A layer's cache of positions ``start:stop``, in the arrays of `state.layer_parts`."""
 
     def write(self, layer: int, start: int, parts: state.Parts) -> None:
         """Put a saved sequence's last positions, from ``start`` to its end, into a layer."""
@@ -78,7 +78,7 @@ class Engine:
             takes at most half of the free memory. (The NumPy backend never copies.)
 
     Raises:
-        UsageError: an argument outside what is allowed.
+        UsageError: an argument is out of range.
         FormatError: a tensor is missing or has the wrong shape.
 
     Example:
@@ -117,8 +117,8 @@ class Engine:
         self.kv_bits = kv_bits
         self.backend = backend
         self._tokens: list[int] = []
-        self._ready = 0  # how many of them the backend holds
-        self._looked_at = 0  # how many of them were found to fit into the cache
+        self._ready = 0  # how many of them are in the backend's cache
+        self._checked = 0  # how many of them `_check_cache` has seen
         self._windowed = [i for i, block in enumerate(model.config.blocks) if block.window]
         self._fingerprint: str | None = None
         self._run: Backend
@@ -179,7 +179,7 @@ class Engine:
         return logits if all_logits else logits[0]
 
     def greedy(self, token: int, n: int) -> list[int]:
-        """Append ``token``, then decode greedily; returns the ``n`` tokens found.
+        """Append ``token``, then decode greedily; returns the next ``n`` tokens.
 
         The last of them is not yet in the cache, just as after `forward`.
 
@@ -192,25 +192,25 @@ class Engine:
             return []
         self._check(np.array([token], np.int64), n)
         self._catch_up()
-        found = self._run.greedy(int(token), self.n_past, n)
-        self._extend([int(token), *found[:-1]])
+        chosen = self._run.greedy(int(token), self.n_past, n)
+        self._extend([int(token), *chosen[:-1]])
         finite = self._run.is_finite()
         self._check_cache(finite)
         if not finite:
             raise FormatError(NOT_FINITE)
-        return found
+        return chosen
 
     def truncate(self, n: int) -> None:
-        """Keep the first ``n`` tokens of the sequence and forget the rest.
+        """Keep the first ``n`` tokens of the sequence and remove the rest.
 
-        Sliding-window layers hold little more than their window. Once they have forgotten what
-        token ``n`` would see, the tokens are kept but will be run again when the sequence goes
-        on; the last `edgeq.runtime.lookup.MAX_DRAFT` tokens can always be taken back for free.
+        The cache of a sliding-window layer has little more than its window. If it no longer has
+        what token ``n`` would see, the remaining tokens are run again when the sequence is
+        continued. Removing up to `edgeq.runtime.lookup.MAX_DRAFT` tokens never costs that.
         """
         if not 0 <= n <= self.n_past:
             raise UsageError(f"cannot truncate to {n} tokens; the sequence has {self.n_past}")
         self._ready = min(self._ready, n)
-        self._looked_at = min(self._looked_at, n)
+        self._checked = min(self._checked, n)
         self._run.truncate(self._ready)
         del self._tokens[n:]
 
@@ -228,7 +228,7 @@ class Engine:
         return list(tokens[common:])
 
     def reset(self) -> None:
-        """Forget the whole sequence."""
+        """Remove the whole sequence."""
         self.truncate(0)
 
     @contextmanager
@@ -236,7 +236,7 @@ class Engine:
         """Sum up the time of every step of the decoder while the block runs.
 
         Raises:
-            UnsupportedError: the NumPy backend is not timed inside.
+            UnsupportedError: the backend is NumPy, whose steps are not timed.
         """
         if self.backend != "numba":
             raise UnsupportedError(
@@ -256,7 +256,7 @@ class Engine:
         """Write the sequence, its tokens and cache, to a file; see `edgeq.runtime.kv_state`.
 
         Args:
-            path: the file to make or replace; it is whole or not there at any moment.
+            path: the file to create or replace, atomically.
 
         Returns:
             Its size in bytes.
@@ -274,12 +274,12 @@ class Engine:
         )
 
     def load_state(self, path: str | Path) -> None:
-        """Take up a sequence saved by `save_state`, in the place of the present one.
+        """Replace the sequence by one that `save_state` wrote.
 
-        Any context that holds it, any threads and either backend will do.
+        The context, number of threads and backend may differ from those of the engine that saved.
 
         Raises:
-            FormatError: the file cannot be read, is damaged or is no state.
+            FormatError: the file cannot be read, is damaged, or is not a saved state.
             UsageError: it is of another model or kv_bits, or longer than the context.
         """
         saved = state.load(path, self.config, self._model_id(), self.kv_bits, self.context)
@@ -306,35 +306,35 @@ class Engine:
         self._ready = len(self._tokens)
 
     def _check_cache(self, finite: bool) -> None:
-        """Refuse to go on with a KV cache that could not hold what the model wrote into it.
+        """Raise an error if the model's keys or values overflowed the KV cache.
 
-        An infinity need not show in the logits, so a float16 cache is looked at every few tokens;
-        an 8-bit one, which holds far larger values, where logits are not numbers.
+        An infinity need not show in the logits, so a float16 cache is checked every few tokens; an
+        8-bit one, which represents far larger values, only if logits are not finite.
         """
-        ahead = self.n_past - self._looked_at
-        due = self.kv_bits == 16 and (not self._looked_at or ahead >= _LOOK_EVERY)
+        ahead = self.n_past - self._checked
+        due = self.kv_bits == 16 and (not self._checked or ahead >= _CHECK_EVERY)
         if finite and not due:
             return
-        start = self._looked_at if finite else 0
-        self._looked_at = self.n_past
+        start = self._checked if finite else 0
+        self._checked = self.n_past
         for layer in range(self.config.layers):
             first = max(start, self._run.first(layer)) // TILE * TILE
             for name, part in self._run.read(layer, first, self.n_past).items():
                 if part.dtype.kind != "f" or np.isfinite(part).all():
                     continue
-                # NaN, and infinities of infinite weights, are the model's own
+                # NaN, and infinities from infinite weights, are faults of the model
                 if not np.isnan(part).any() and self._is_sound(layer):
                     raise UnsupportedError(_overflow(layer, name, self.kv_bits))
                 return
 
     def _is_sound(self, layer: int) -> bool:
-        """Whether all weights that make a layer's keys and values are numbers."""
+        """Whether all weights that a layer's keys and values come from are finite."""
         names = ("input_layernorm", "self_attn.k_proj", "self_attn.v_proj")
-        found = (self.model.tensors[f"model.layers.{layer}.{name}.weight"] for name in names)
-        return all(bool(np.isfinite(tensor.numpy()).all()) for tensor in found)
+        tensors = (self.model.tensors[f"model.layers.{layer}.{name}.weight"] for name in names)
+        return all(bool(np.isfinite(tensor.numpy()).all()) for tensor in tensors)
 
     def _catch_up(self) -> None:
-        """Run again what the backend no longer holds; see `truncate`."""
+        """Run tokens again that are no longer in the backend's cache; see `truncate`."""
         if any(
             self._run.first(i) > self.config.blocks[i].first_seen(self._ready)
             for i in self._windowed
@@ -368,7 +368,7 @@ class Engine:
 
 
 def _overflow(layer: int, part: str, kv_bits: int) -> str:
-    """What is said of keys or values that the cache's float16 numbers cannot hold."""
+    """The message about keys or values that are too large for the cache."""
     largest = f"{np.finfo(np.float16).max:.0f}"
     if kv_bits == 16 and part == "values":
         return (

@@ -16,7 +16,7 @@ class EngineMemory:
     """Keeps arrays alive whose addresses are in records of `edgeq.runtime.kernels.abi`.
 
     Attributes:
-        scratch_bytes: of what was asked for as scratch.
+        scratch_bytes: of all arrays from `scratch`, and of what callers add.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,8 @@
-"""From a prompt to a stream of text: prefill, decode, stop.
+"""Generation: prefill of a prompt, then decoding, as a stream of text.
 
-Every token chosen gives one `Chunk`; a last one, without a token, says why it ended and brings
-text that was held back. Text is held back while it may be the start of a stop string or while it
-ends within a character, so that neither is ever shown.
+Every chosen token gives one `Chunk`. A last chunk, without a token, has the reason for the end and
+the remaining text. Text is withheld while it may be the start of a stop string, and while it ends
+within a UTF-8 character, so that neither is ever shown.
 """
 
 from __future__ import annotations
@@ -11,70 +11,25 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
-from edgeq.model.config import ModelConfig
-from edgeq.runtime.lookup import MAX_DRAFT, Lookup, Pacing
+from edgeq.runtime.lookup import MAX_DRAFT, DraftLength, Lookup
 from edgeq.runtime.prompt import prompt_ids
 from edgeq.runtime.sampling import Sampler, SamplingParams
 
 if TYPE_CHECKING:
     from edgeq.runtime.chat_template import Message
+    from edgeq.runtime.engine import Engine
+    from edgeq.runtime.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length"]
 
 BURST_S = 0.030
 """Greedy tokens are computed in bursts of about this long: short enough to look like a stream."""
-
-
-class Decoder(Protocol):
-    """What `generate` needs of an engine."""
-
-    @property
-    def config(self) -> ModelConfig:
-        """Of the model it runs."""
-
-    @property
-    def context(self) -> int:
-        """The most tokens its cache holds."""
-
-    @property
-    def n_past(self) -> int:
-        """Tokens in its cache."""
-
-    @property
-    def tokens(self) -> list[int]:
-        """Those tokens."""
-
-    def forward(self, tokens: Sequence[int], all_logits: bool = False) -> NDArray[np.float32]:
-        """Append tokens; logits [V] of what follows the last, or [T, V] of all."""
-
-    def greedy(self, token: int, n: int) -> list[int]:
-        """Append ``token`` and each step's most likely one; the n chosen."""
-
-    def truncate(self, n: int) -> None:
-        """Forget all but the first n tokens."""
-
-
-class TextStream(Protocol):
-    """Turns tokens into text as they come, whole characters at a time."""
-
-    def push(self, token: int) -> str:
-        """The text this token completes, perhaps none."""
-
-
-class Decodes(Protocol):
-    """What `generate` needs of a tokenizer."""
-
-    eos_ids: tuple[int, ...]
-    """Tokens that end a text."""
-
-    def stream(self, prompt: Sequence[int]) -> TextStream:
-        """The text that continues a prompt."""
 
 
 @dataclass(frozen=True)
@@ -83,16 +38,16 @@ class Chunk:
 
     Args:
         text: new text, to be shown after what came before; may be empty.
-        token: the token chosen, or None in the last chunk.
+        token: the chosen token, or None in the last chunk.
         finish_reason: None but in the last chunk: "stop" (end token or stop string) or "length"
             (max_tokens reached, or the context full).
         n_prompt: tokens prefilled.
-        n_generated: tokens chosen so far, an end token not counted.
+        n_generated: tokens chosen so far, without an end token.
         prefill_s: seconds from the start until the first token's logits.
-        decode_s: seconds spent on the tokens after the first; the consumer's time is not in it.
-        n_reused: tokens before the prompt that the cache held already.
-        n_drafted: tokens guessed by lookup.
-        n_accepted: how many of those were right.
+        decode_s: seconds spent on the tokens after the first, without the consumer's time.
+        n_reused: tokens before the prompt that were in the cache already.
+        n_drafted: tokens drafted by prompt lookup.
+        n_accepted: how many of those were accepted.
     """
 
     text: str
@@ -126,8 +81,8 @@ class Chunk:
 
 
 def generate(
-    engine: Decoder,
-    tokenizer: Decodes,
+    engine: Engine,
+    tokenizer: Tokenizer,
     prompt: str | Sequence[int] | Sequence[Message] | NDArray[np.integer[Any]],
     params: SamplingParams | None = None,
     *,
@@ -138,28 +93,27 @@ def generate(
 ) -> Iterator[Chunk]:
     """Continue a text or a conversation, token by token.
 
-    The prompt is placed after what the engine's cache holds. However the generation ends, or is
-    closed early, the cache then holds what it held, the prompt, and the tokens fed since: all
-    that were generated but perhaps the last.
+    The prompt is appended to the engine's cache. Whether the generation ends or is closed early,
+    the cache then also has the prompt and the generated tokens, except perhaps the last one.
 
     Args:
         engine: with a cache of ``engine.context`` tokens.
-        tokenizer: gives the end tokens and the text stream; encodes a prompt that is text.
+        tokenizer: of the model.
         prompt: a text, which is continued as it is; messages ({"role": ..., "content": ...}
             each), which are answered by the model's chat template; or token ids, at least one.
             A text starts with BOS if the tokenizer puts it there and the cache is empty.
-            Messages are the whole conversation: what the cache holds of it is not run again.
+            Messages are the whole conversation; the part that is in the cache is not run again.
         params: how tokens are chosen (temperature 0 without a penalty decodes in bursts); the
             defaults of `SamplingParams` if None.
         max_tokens: the most to generate; None goes on until the context is full.
         stop: strings that end the text and are not shown; they may span tokens.
-        lookup: tokens to guess at once from what the text has said before, 0 for none; only for
-            temperature 0 without a penalty. The tokens are the same as without.
-        end_ids: tokens that end the text beside the tokenizer's and the model's own. Messages
-            end at the token that the chat template writes after an answer too.
+        lookup: most tokens to draft at once by prompt lookup (`edgeq.runtime.lookup`), 0 for
+            none; only for temperature 0 without a penalty. The result is the same as without.
+        end_ids: tokens that end the text, in addition to the tokenizer's and the model's.
+            Messages also end at the token that the chat template writes after an answer.
 
     Returns:
-        An iterator over chunks; arguments are checked before it is made.
+        An iterator over chunks. Arguments are checked at once, not at the first chunk.
 
     Raises:
         UsageError: an empty prompt, one longer than the context, or a wrong option.
@@ -206,10 +160,12 @@ def generate(
 
 
 class _Generation:
+    """One call of `generate`: its arguments, and what was generated so far."""
+
     def __init__(
         self,
-        engine: Decoder,
-        tokenizer: Decodes,
+        engine: Engine,
+        tokenizer: Tokenizer,
         prompt_ids: Sequence[int],
         params: SamplingParams,
         max_tokens: int | None,
@@ -227,13 +183,13 @@ class _Generation:
         self.lookup = lookup
         self.stream = tokenizer.stream(self.history)
         room = engine.context - engine.n_past - len(self.prompt)
-        # the last token need not fit: it is shown, not fed
+        # the last token needs no room in the cache: it is shown but not run
         self.limit = room + 1 if max_tokens is None else min(max_tokens, room + 1)
         self.n_generated = self.n_drafted = self.n_accepted = 0
         self.prefill_s = self.decode_s = 0.0
 
     def run(self) -> Iterator[Chunk]:
-        held, stopped = "", False
+        withheld, stopped = "", False
         finish: FinishReason = "length"
         with closing(self.tokens()) as tokens:
             for token in tokens:
@@ -241,12 +197,13 @@ class _Generation:
                     finish = "stop"
                     break
                 self.n_generated += 1
-                text, held, stopped = split_at_stop(held + self.stream.push(token), self.stop)
+                text = withheld + self.stream.push(token)
+                text, withheld, stopped = split_at_stop(text, self.stop)
                 yield self.chunk(text, token)
                 if stopped:
                     break
-        # a character still unfinished in the stream stays there: half of one is no text
-        yield self.chunk(held, None, "stop" if stopped else finish)
+        # an unfinished character in the stream is dropped: half of one is not text
+        yield self.chunk(withheld, None, "stop" if stopped else finish)
 
     def chunk(self, text: str, token: int | None, finish: FinishReason | None = None) -> Chunk:
         return Chunk(
@@ -263,19 +220,19 @@ class _Generation:
         )
 
     def tokens(self) -> Generator[int, None, None]:
-        """Up to `limit` tokens; once closed, the cache lacks only the one last taken."""
+        """Up to `limit` tokens; once closed, the cache lacks only the last one yielded."""
         started = time.perf_counter()
         logits = self.engine.forward(self.prompt)
         self.prefill_s = time.perf_counter() - started
         self.sampler.accept(self.history)
         token = self.sampler.sample(logits)
         yield token
-        follow = self._bursts if self.params.plain_greedy else self._steps
+        decode = self._bursts if self.params.plain_greedy else self._one_by_one
         if self.lookup:
-            follow = self._guesses
-        yield from follow(token, self.limit - 1)
+            decode = self._drafts
+        yield from decode(token, self.limit - 1)
 
-    def _steps(self, token: int, n: int) -> Generator[int, None, None]:
+    def _one_by_one(self, token: int, n: int) -> Generator[int, None, None]:
         for _ in range(n):
             started = time.perf_counter()
             token = self.sampler.sample(self.engine.forward([token]))
@@ -291,62 +248,62 @@ class _Generation:
             chosen = self.engine.greedy(token, burst)
             elapsed = time.perf_counter() - started
             self.decode_s += elapsed
-            yield from self._hand_out(chosen, before)
+            yield from self._yield_tokens(chosen, before)
             token = chosen[-1]  # starts the next burst
             left -= burst
             burst = next_burst(burst, elapsed)
 
-    def _guesses(self, token: int, n: int) -> Generator[int, None, None]:
-        """As `_bursts`, but what the text has said before is guessed and checked in one pass."""
+    def _drafts(self, token: int, n: int) -> Generator[int, None, None]:
+        """As `_bursts`, but drafts of prompt lookup are verified, each in one pass."""
         text = Lookup([*self.history, token])
-        pacing, left = Pacing(self.lookup), n
+        length, left = DraftLength(self.lookup), n
         while left:
-            draft = text.draft(min(pacing.width(), left - 1))
+            draft = text.draft(min(length.next(), left - 1))
             before = self.engine.n_past
             started = time.perf_counter()
-            chosen = self._checked(token, draft)
+            chosen = self._verify(token, draft)
             self.decode_s += time.perf_counter() - started
-            right = len(chosen) - 1
+            accepted = len(chosen) - 1
             self.n_drafted += len(draft)
-            self.n_accepted += right
-            pacing.judge(len(draft), right)
-            yield from self._hand_out(chosen, before)
+            self.n_accepted += accepted
+            length.record(len(draft), accepted)
+            yield from self._yield_tokens(chosen, before)
             text.extend(chosen)
             token = chosen[-1]
             left -= len(chosen)
 
-    def _checked(self, token: int, draft: list[int]) -> list[int]:
-        """The right part of a guess and the token after it: the greedy choices after ``token``."""
+    def _verify(self, token: int, draft: list[int]) -> list[int]:
+        """The greedy tokens after ``token``: the part of the draft that agrees, and one more."""
         if not draft:
             return self.engine.greedy(token, 1)
         before = self.engine.n_past
         rows = self.engine.forward([token, *draft], all_logits=True)
         chosen = [int(best) for best in rows.argmax(axis=1)]
-        right = 0
-        while right < len(draft) and chosen[right] == draft[right]:
-            right += 1
-        self.engine.truncate(before + right + 1)
-        return chosen[: right + 1]
+        accepted = 0
+        while accepted < len(draft) and chosen[accepted] == draft[accepted]:
+            accepted += 1
+        self.engine.truncate(before + accepted + 1)
+        return chosen[: accepted + 1]
 
-    def _hand_out(self, chosen: list[int], before: int) -> Generator[int, None, None]:
-        """Tokens of one step; closed before the last, the cache forgets what nobody has seen."""
-        taken = 0
+    def _yield_tokens(self, chosen: list[int], before: int) -> Generator[int, None, None]:
+        """The tokens of one step. If closed early, those not yielded leave the cache."""
+        yielded = 0
         try:
             for token in chosen:
-                taken += 1
+                yielded += 1
                 yield token
         finally:
-            if taken < len(chosen):
-                self.engine.truncate(before + taken)
+            if yielded < len(chosen):
+                self.engine.truncate(before + yielded)
 
 
-def all_end_ids(engine: Decoder, tokenizer: Decodes) -> frozenset[int]:
+def all_end_ids(engine: Engine, tokenizer: Tokenizer) -> frozenset[int]:
     """Every token that ends a text: the tokenizer's and those of the model's configuration."""
     return frozenset(tokenizer.eos_ids) | frozenset(engine.config.eos)
 
 
 def next_burst(burst: int, elapsed_s: float) -> int:
-    """How many greedy tokens fit `BURST_S`, from the last burst; at most twice as many as it."""
+    """How many greedy tokens fit in `BURST_S`, judged by the last burst; at most twice its size."""
     fitting = int(BURST_S * burst / elapsed_s) if elapsed_s > 0 else 2 * burst
     return max(1, min(fitting, 2 * burst))
 
@@ -355,15 +312,19 @@ def split_at_stop(text: str, stop: Sequence[str]) -> tuple[str, str, bool]:
     """Cut text at the first stop string, or before what may become one.
 
     Args:
-        text: held back so far, plus what is new.
+        text: what was withheld so far, plus new text.
         stop: the stop strings.
 
     Returns:
-        (text to show, text to hold back, whether a stop string was found).
+        (text to show, text to withhold, whether there was a stop string).
+
+    Example:
+        >>> split_at_stop("to be or n", ["not"])
+        ('to be or ', 'n', False)
     """
-    found = [place for s in stop if (place := text.find(s)) >= 0]
-    if found:
-        return text[: min(found)], "", True
+    places = [place for s in stop if (place := text.find(s)) >= 0]
+    if places:
+        return text[: min(places)], "", True
     for start in range(max(0, len(text) - max(map(len, stop), default=0) + 1), len(text)):
         if any(s.startswith(text[start:]) for s in stop):
             return text[:start], text[start:], False

@@ -1,18 +1,18 @@
-"""A sequence's tokens and KV cache in one file, so that a prompt is read once and not again.
+"""A sequence's tokens and KV cache in one file, so that a prompt is run only once.
 
-The file is a safetensors container. Its metadata says which model and how the cache is held:
+The file is a safetensors container. Its metadata are
 
     format "edgeq-state", format_version "1", model: fingerprint, kv_bits: "8" or "16",
-    starts: JSON list, for each layer the first position that it holds
+    starts: JSON list, for each layer the first position that is in the file
 
 and its tensors are (S positions of a layer, from its start to the end of the sequence):
 
     tokens          I32 [n]
-    layers.I.NAME   what `layer_parts` lists: only used positions, in plain order, so that a state
-                    fits any context, thread count, processor and backend
+    layers.I.NAME   the arrays of `layer_parts`: only used positions, in order, so that a state
+                    can be loaded with any context, thread count, processor and backend
     crc32           U32 [1]   of every byte of the file before it
 
-A layer with a sliding window may have forgotten the sequence's beginning; its start says so.
+A layer with a sliding window may lack the beginning of the sequence; its start is above 0 then.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ _CRC_BYTES = 1 << 24
 def layer_parts(
     config: ModelConfig, kv_bits: int, positions: int
 ) -> dict[str, tuple[Any, tuple[int, ...]]]:
-    """Types and shapes of what one layer's cache holds for some positions.
+    """Types and shapes of one layer's cache for some positions.
 
-    The rounding is described in `edgeq.runtime.activations`. The first of the positions is a
-    multiple of 16, as each 16 share a center.
+    The quantization is described in `edgeq.runtime.activations`. The first of the positions is a
+    multiple of 16, as every 16 positions share a center.
 
     Returns:
         name -> (NumPy type, shape), in file order.
@@ -70,10 +70,10 @@ def layer_parts(
 
 
 def fingerprint(model: Model) -> str:
-    """What tells a model from others: its config, its tensors' schemes, and a row of each.
+    """SHA-256 that identifies a model: of its config, its tensors' schemes, and a row of each.
 
     The first row of every tensor is hashed rather than all bytes, which would mean reading the
-    whole file: training or quantizing anew changes them all.
+    whole file; training or quantizing again changes every first row.
     """
     digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
     source = model.provenance.get("source_sha256")
@@ -91,12 +91,12 @@ def fingerprint(model: Model) -> str:
 
 @dataclass(frozen=True)
 class Saved:
-    """A state file that was found whole and fit for a model.
+    """A state file that was checked against a model.
 
     Args:
         tokens: the sequence.
-        starts: for each layer, the first position it holds.
-        file: where its layers lie.
+        starts: for each layer, the first position that is in the file.
+        file: with the layers' arrays.
     """
 
     tokens: list[int]
@@ -120,10 +120,10 @@ def save(
     starts: list[int],
     read: Callable[[int, int, int], Parts],
 ) -> int:
-    """Write a state; the target is the old file or the whole new one at any moment.
+    """Write a state atomically.
 
     Args:
-        path: the file to make or replace.
+        path: the file to create or replace.
         config: of the model.
         model: its `fingerprint`.
         kv_bits: 8 or 16.
@@ -173,7 +173,7 @@ def save(
 
 
 def _summed(pieces: Iterator[bytes | memoryview]) -> Iterator[bytes | memoryview]:
-    """The pieces, and their checksum after them."""
+    """The pieces, followed by their checksum."""
     crc = 0
     for piece in pieces:
         crc = zlib.crc32(piece, crc)
@@ -186,11 +186,11 @@ def load(path: str | Path, config: ModelConfig, model: str, kv_bits: int, contex
 
     Args:
         path: from `save`.
-        config, model, kv_bits: as `save` was given them.
-        context: the most tokens it may hold.
+        config, model, kv_bits: as for `save`.
+        context: the most tokens it may have.
 
     Raises:
-        FormatError: it cannot be read, is damaged, or is no state.
+        FormatError: it cannot be read, is damaged, or is not a saved state.
         UsageError: another model, another kv_bits, or more tokens than the context.
     """
     path = Path(path)
@@ -250,8 +250,8 @@ def _checked(
 ) -> NDArray[Any]:
     place = file.tensors.get(name)
     if place is None or place.dtype != dtype or shape not in (None, place.shape):
-        found = f"is {place.dtype} {list(place.shape)}" if place else "is missing"
-        raise _damaged(file.path, f"{name} {found}")
+        problem = f"is {place.dtype} {list(place.shape)}" if place else "is missing"
+        raise _damaged(file.path, f"{name} {problem}")
     return file.array(name)
 
 

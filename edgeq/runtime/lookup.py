@@ -1,9 +1,9 @@
-"""Guessing the next tokens from what the text has said before (prompt lookup).
+"""Prompt lookup: drafts of the next tokens from earlier places of the text.
 
-Texts repeat themselves: names, code, quotations of the prompt. Where the last few tokens have
-stood before, what followed them then is a guess of what follows now. The model checks all of a
-guess in one pass, which costs little more than one token, so a right guess is several tokens for
-the price of one and a wrong one costs little.
+Texts repeat names, code and quotations of the prompt. Where the last few tokens occurred before,
+the tokens that followed them there are a draft of the tokens that follow now. The model verifies a
+whole draft in one pass, which costs little more than one token: an accepted draft gives several
+tokens for the cost of one, and a rejected one costs little.
 
 Source: Saxena 2023, "Prompt Lookup Decoding"; Leviathan et al. 2023 (arXiv 2211.17192).
 """
@@ -15,39 +15,40 @@ from collections.abc import Iterable
 from edgeq.model.memory_layout import MAX_DRAFT as MAX_DRAFT
 
 _LONGEST_PAUSE = 16
+"""Most steps without a draft after drafts that were rejected."""
 _LENGTHS = (4, 3, 2)
-"""How many last tokens must have stood before; the longest match first."""
+"""How many last tokens must have occurred before; the longest match is tried first."""
 
 
-class Pacing:
-    """How much to guess: more where guesses are right, less and less often where they are not.
+class DraftLength:
+    """Chooses how many tokens to draft: more after accepted drafts, fewer after rejected ones.
 
     Args:
-        most: tokens to guess at once, at the start too.
+        most: tokens to draft at once, and the length of the first draft.
     """
 
     def __init__(self, most: int) -> None:
-        self._most = self._width = most
+        self._most = self._length = most
         self._pause = self._left = 0
 
-    def width(self) -> int:
-        """Tokens to guess in this step; 0 while it pauses."""
+    def next(self) -> int:
+        """Tokens to draft in this step; 0 during a pause after rejected drafts."""
         if self._left:
             self._left -= 1
             return 0
-        return self._width
+        return self._length
 
-    def judge(self, guessed: int, right: int) -> None:
-        """Learn how many of the tokens guessed were right."""
-        if not guessed:
+    def record(self, drafted: int, accepted: int) -> None:
+        """Adapt to how many of the drafted tokens were accepted."""
+        if not drafted:
             return
-        self._width = min(2 * self._width, self._most) if right == guessed else right + 1
-        self._pause = 0 if right else min(2 * self._pause + 1, _LONGEST_PAUSE)
+        self._length = min(2 * self._length, self._most) if accepted == drafted else accepted + 1
+        self._pause = 0 if accepted else min(2 * self._pause + 1, _LONGEST_PAUSE)
         self._left = self._pause
 
 
 class Lookup:
-    """Finds where the last tokens of a growing text stood before.
+    """Finds earlier places of the last tokens in a growing text.
 
     Args:
         tokens: the text so far.
@@ -59,10 +60,10 @@ class Lookup:
         self.extend(tokens)
 
     def extend(self, tokens: Iterable[int]) -> None:
-        """Go on with the text."""
+        """Append to the text."""
         for token in tokens:
             end = len(self._tokens)
-            # noted only now that something follows, so that the end never matches itself
+            # recorded only once a token follows, so that the end never matches itself
             for length in _LENGTHS:
                 if length <= end:
                     self._next[tuple(self._tokens[end - length :])] = end
@@ -71,8 +72,12 @@ class Lookup:
     def draft(self, n: int) -> list[int]:
         """At most ``n`` tokens that may follow; none if the end of the text is new.
 
-        They are what followed the last place where the end stood, and where that runs into the
-        end itself, the guess goes on with its own beginning: a loop goes round.
+        They are the tokens after the last earlier place of the end. If that place is so close that
+        they run into the end itself, they are repeated.
+
+        Example:
+            >>> Lookup([5, 6, 7, 5, 6]).draft(4)
+            [7, 5, 6, 7]
         """
         end = len(self._tokens)
         for length in _LENGTHS:

@@ -43,9 +43,9 @@ from edgeq.runtime.kv_state import Parts
 
 KEEP_WEIGHTS = 1 << 24
 """A model of at most this many weights is unpacked once, to float32 (64 MiB); a larger one is
-unpacked anew at every product, as float32 would defeat its packing."""
+unpacked at every product, as float32 would take several times the memory of its packed weights."""
 UNPACK_WEIGHTS = 1 << 22
-"""Weights unpacked at once where they are not kept (16 MiB as float32)."""
+"""Weights unpacked at once where they are not stored unpacked (16 MiB as float32)."""
 
 
 class NumpyBackend:
@@ -58,7 +58,7 @@ class NumpyBackend:
 
     Attributes:
         kv_bytes: of the cache.
-        scratch_bytes: of unpacked weights, if they are kept.
+        scratch_bytes: of stored unpacked weights.
     """
 
     def __init__(self, model: Model, context: int, kv_bits: Literal[8, 16] = 8) -> None:
@@ -80,7 +80,7 @@ class NumpyBackend:
     def forward(self, tokens: NDArray[np.int64], position: int, outputs: int) -> Array:
         """Run tokens at ``position``; logits [outputs, V] of the last ``outputs`` of them."""
         self._cache.truncate(position)
-        # a cache that overflows and a damaged weight are found by what they make of the logits
+        # the engine notices an overflowing cache and damaged weights by the logits
         with np.errstate(over="ignore", invalid="ignore"):
             if outputs == 1:
                 return self._reference.forward(tokens, self._cache, all_logits=False)[None]
@@ -122,25 +122,25 @@ class NumpyBackend:
         """Put a saved sequence's last positions, from ``start`` to its end, into a layer."""
         for name, array in self._cache.arrays(layer).items():
             at = start // TILE if name == "centers" else start
-            array[:at] = 0  # never seen, but their chunk is: let them be numbers
+            array[:at] = 0  # masked, but part of a chunk that is read: they must be numbers
             array[at : at + len(parts[name])] = parts[name]
         self._starts[layer] = start
         self._cache.n_past = start + len(parts["keys"])
 
     def close(self) -> None:
-        """Nothing to release: memory goes with the object."""
+        """Nothing to release but memory, which goes with the object."""
 
 
 class PackedLinear:
     """x @ weight.T by integer sums of packed weights; a `reference.Linear`.
 
     Args:
-        keep: unpack each tensor once and hold it.
+        keep: unpack each tensor once and store it.
     """
 
     def __init__(self, *, keep: bool) -> None:
         self._keep = keep
-        self._kept: dict[str, Array] = {}
+        self._unpacked: dict[str, Array] = {}
 
     def __call__(self, name: str, x: Array, weight: Tensor) -> Array:
         """The product, float32 [T, N]; floats are multiplied as floats."""
@@ -151,18 +151,18 @@ class PackedLinear:
         codes, scales = quantize_blocks(x, kp)
         q = codes.astype(np.float32)
         if self._keep:
-            if name not in self._kept:
-                self._kept[name] = centred(weight, 0, n)
-            return block_sums(q, scales, self._kept[name], weight.row_params()[0])
+            if name not in self._unpacked:
+                self._unpacked[name] = centered(weight, 0, n)
+            return block_sums(q, scales, self._unpacked[name], weight.row_params()[0])
         out = np.empty((x.shape[0], n), np.float32)
         step = max(1, UNPACK_WEIGHTS // kp)
         for a in range(0, n, step):
             b = min(a + step, n)
-            out[:, a:b] = block_sums(q, scales, centred(weight, a, b), weight.row_params(a, b)[0])
+            out[:, a:b] = block_sums(q, scales, centered(weight, a, b), weight.row_params(a, b)[0])
         return out
 
 
-def centred(weight: QuantTensor, start: int, stop: int) -> Array:
+def centered(weight: QuantTensor, start: int, stop: int) -> Array:
     """Codes less their zero points (palette codes looked up) of rows ``start:stop``.
 
     Returns:
@@ -190,7 +190,7 @@ def block_sums(q: Array, scales: Array, weights: Array, weight_scales: Array) ->
     Args:
         q: activation codes as float32 [T, Kp].
         scales: float32 [T, Kp/32], of the activations.
-        weights: float32 [Kp/w, w, N] from `centred`.
+        weights: float32 [Kp/w, w, N] from `centered`.
         weight_scales: float32 [N, G].
 
     Returns:
@@ -238,7 +238,7 @@ class Int8KV(KV):
 
     @property
     def nbytes(self) -> int:
-        """Bytes held: codes, scales, zero points and centers."""
+        """Bytes of codes, scales, zero points and centers."""
         parts = (self._k_scales, self._k_zeros, self._v_scales, self._centers)
         return super().nbytes + sum(part.nbytes for part in parts)
 
@@ -258,7 +258,7 @@ class Int8KV(KV):
         c = self.config
         n = q.shape[0]
         out = np.empty((n, c.kv_heads, c.group, c.head_dim), np.float32)
-        # [group, Hkv, T, D]: every query head beside the others of its key/value head
+        # [group, Hkv, T, D]: the query heads of one key/value head along the first axis
         heads = q.reshape(n, c.kv_heads, c.group, c.head_dim).transpose(2, 1, 0, 3)
         for rows, seen, visible in attend_blocks(c.blocks[layer], self.n_past, n):
             total = None

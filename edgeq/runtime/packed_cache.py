@@ -33,12 +33,12 @@ class PackedCache:
         length: positions, a multiple of 256. Fewer than the context make a ring: position p lies
             at p modulo the length.
         kv_bits: 8 or 16.
-        allocate: gives the memory.
+        allocate: allocates an array.
 
     Attributes:
         length: positions.
         nbytes: of all its arrays.
-        record: what the kernels know of it.
+        record: the `abi.CACHE` that the kernels read.
     """
 
     def __init__(self, config: ModelConfig, length: int, kv_bits: int, allocate: Allocate) -> None:
@@ -71,13 +71,13 @@ class PackedCache:
             self._views[name] = buffer.reshape(shape).transpose(layout[name])
 
     def read(self, start: int, stop: int) -> Parts:
-        """Positions ``start:stop``, start being a multiple of 16, as `layer_parts` says."""
+        """Positions ``start:stop``, start a multiple of 16, in the arrays of `layer_parts`."""
         parts = {}
         for name, (dtype, shape) in layer_parts(self._config, self._bits, stop - start).items():
             tiles = self._views[name][self._where(name, start, stop)]
             rows = tiles.reshape(self._rows(name, start, stop))[: shape[0]]
             rows = rows[..., : shape[2]] if len(shape) == 3 else rows[..., 0]
-            # the kernels hold values as code + 128
+            # in the kernels' layout values are code + 128
             parts[name] = (rows ^ np.uint8(128)).view(np.int8) if dtype is np.int8 else rows
         return parts
 

@@ -20,8 +20,8 @@ from edgeq.core.errors import FormatError, UsageError
 Logits = NDArray[np.floating]
 NOT_FINITE = "the model's logits are not finite; its file is damaged or holds NaN or Inf"
 COLDEST = 1e-30
-"""Temperatures below count as this one, where float32 holds every quotient still and all but the
-largest logits have no probability left."""
+"""Lower temperatures are treated as this one: float32 can still represent every quotient, and all
+but the largest logits have probability 0."""
 
 _WHOLE: tuple[type, ...] = (int, np.integer)
 _REAL: tuple[type, ...] = (int, float, np.integer, np.floating)
@@ -34,7 +34,7 @@ _NUMBERS: dict[str, tuple[type, ...]] = {
     "repeat_last_n": _WHOLE,
     "seed": _WHOLE,
 }
-"""What each parameter may be."""
+"""Types that each parameter may have."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class SamplingParams:
         min_p: of those, keep the ones at least this fraction as likely as the first; 0 keeps all.
         repetition_penalty: recent tokens' logits are divided by it (multiplied, if negative);
             1 is off.
-        repeat_last_n: how many recent tokens that looks at, the prompt's included; 0 for none,
+        repeat_last_n: how many recent tokens are penalized, the prompt's included; 0 for none,
             -1 for all.
         seed: of the random numbers, 0 .. 2**64-1; None takes one from the operating system.
 
     Raises:
-        UsageError: no number, or one outside its range.
+        UsageError: a parameter is not a number, or outside its range.
 
     Example:
         >>> edgeq.SamplingParams(temperature=0.5, seed=1).top_k
@@ -196,8 +196,8 @@ class Sampler:
     """Draws tokens from logits with a seeded generator (PCG64).
 
     Args:
-        params: how.
-        vocab: how many logits there are.
+        params: how tokens are chosen.
+        vocab: number of logits.
     """
 
     def __init__(self, params: SamplingParams, vocab: int) -> None:
@@ -208,7 +208,7 @@ class Sampler:
         self._recent: deque[int] = deque(maxlen=None if last < 0 else last)
 
     def accept(self, tokens: Iterable[int]) -> None:
-        """Take tokens that `sample` did not choose, such as the prompt's, as recent ones."""
+        """Count tokens that `sample` did not choose, such as the prompt's, as recent."""
         if self.params.penalizes:
             self._recent.extend(tokens)
 
@@ -235,9 +235,9 @@ class Sampler:
 
     def _draw(self, logits: Logits) -> int:
         ids = self.candidates(logits)
-        kept = logits[ids]
+        candidates = logits[ids]
         temperature = max(self.params.temperature, COLDEST)
-        sums = np.cumsum(np.exp((kept - kept.max()) / temperature), dtype=np.float64)
+        sums = np.cumsum(np.exp((candidates - candidates.max()) / temperature), dtype=np.float64)
         place = int(np.searchsorted(sums, self._rng.random() * sums[-1], side="right"))
         return int(ids[min(place, ids.size - 1)])
 
@@ -256,7 +256,7 @@ def _without_top_k(logits: Logits, top_p: float, min_p: float) -> NDArray[np.int
     largest = logits.max()
     ids: NDArray[np.int64] = np.arange(logits.size)
     if min_p:
-        # both filters keep a run from the top, so that the order of the two does not matter
+        # both filters keep a run from the top, so that their order does not matter
         ids = falling(logits, np.flatnonzero(logits >= largest + math.log(min_p)))
     if top_p == 1:
         return ids

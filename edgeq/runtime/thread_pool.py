@@ -1,6 +1,6 @@
 """A pool of threads that run the same compiled function side by side.
 
-The threads are Python's, but Python is touched only when they start and end: compiled code hands
+The threads are Python's, but Python code runs only when they start and end: compiled code gives
 them their work and waits for it (`edgeq.runtime.kernels.thread_pool`), without the
 interpreter lock.
 """
@@ -18,8 +18,8 @@ from edgeq.runtime.kernels import pool_functions
 from edgeq.runtime.kernels.abi import JOB, WORKER
 
 SPIN_NS = 1_000_000
-"""How long a thread spins for more work before it sleeps: longer than drawing a token from the
-logits takes, and short beside anything that a battery would feel."""
+"""How long a thread spins for more work before it sleeps: longer than sampling a token takes, and
+too short to matter for a battery."""
 
 
 class ThreadPool:

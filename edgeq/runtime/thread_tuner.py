@@ -1,22 +1,22 @@
-"""How many threads decode: as many as make it faster, found out while running.
+"""Online choice of the number of threads that decode.
 
-More threads are not always faster. Memory bandwidth may be spent by one core; and where another
-program keeps a core busy, a team waits at every barrier for its slowest member, so that one
-thread alone is better than two. Results do not depend on the number of threads, so it can be
-chosen again at any token.
+More threads are not always faster. One core may use up the memory bandwidth; and where another
+program keeps a core busy, all threads wait at every barrier for the slowest, so that one thread
+alone is faster than two. Results do not depend on the number of threads, so it can be changed at
+any token.
 """
 
 from __future__ import annotations
 
 PROBE_SECONDS = (0.2, 4.0)
-"""Decoding time between two tries of the counts that are not in use: at first, and at most; it
-doubles as long as nothing changes."""
+"""Decoding time between two measurements of the counts that are not in use: at first, and at
+most; it doubles as long as nothing changes."""
 BURST_SECONDS = 0.025
-"""Aim for the time between two decisions."""
+"""Target for the time between two decisions."""
 TRY_SECONDS = 0.008
-"""Aim for the time of a try: long against the waking of threads."""
-_SLOWER = 1.25  # against its own average: something else has started, look at once
-_BETTER = 0.97  # another count must be this much faster to be worth a change
+"""Target for the time of a measurement: long compared with waking a thread."""
+_SLOWER = 1.25  # times its own average: another program may have started, so measure at once
+_BETTER = 0.97  # a change must be at least this much faster
 _BLEND = 0.3  # weight of the newest measurement
 
 
@@ -46,9 +46,9 @@ class ThreadTuner:
         return threads, max(1, min(remaining, round(aim / seconds)))
 
     def record(self, threads: int, tokens: int, seconds: float) -> None:
-        """Tell how long a burst took."""
+        """Take the time of a burst into account."""
         each = seconds / tokens
-        if not self._warm:  # pages are being read, code is cold: says nothing
+        if not self._warm:  # the first burst reads pages and compiles: not representative
             self._warm = True
             return
         before = self._seconds.get(threads)
@@ -68,7 +68,7 @@ class ThreadTuner:
             self._to_try = [c for c in self._counts if c != self.current]
 
     def _settle(self) -> None:
-        """Every count has been tried: take the fastest."""
+        """Choose the fastest count, once every one was measured."""
         self._since_probe = 0.0
         self._patience = min(2 * self._patience, PROBE_SECONDS[1])
         best = min(self._seconds, key=lambda count: self._seconds[count])

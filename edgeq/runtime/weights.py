@@ -1,9 +1,8 @@
-"""Huge pages for weights: asked for where the file is mapped, or copied to.
+"""Huge pages for weights: requested for a mapped file, or by copying to anonymous memory.
 
-A mapped file costs no memory that could not be taken back and starts at once, but pages of 4 KiB
-make a processor that streams gigabytes miss its address cache for every one. New systems can map
-a file by 2 MiB and read it in such pieces when advised to; where they cannot, anonymous memory
-has pages that large.
+The pages of a mapped file can be reclaimed at any time, and it is ready at once; but with pages of
+4 KiB, a processor that streams gigabytes misses its TLB at every page. New systems can map a file
+in pages of 2 MiB when advised to; elsewhere, anonymous memory can have pages of that size.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ _PARTS = ("packed", "scales", "zero_points", "data")
 
 
 def worth_copying(model: Model) -> bool:
-    """Whether to copy a model's matrices: they lie in a mapped file, and the copy takes at most
-    half of the memory that is free."""
+    """Whether to copy a model's matrices: they are in a mapped file, and the copy takes at most
+    half of the free memory."""
     tensors = [model.tensors[name] for name, _ in model.config.linears()]
     parts = [part for tensor in tensors for part in _parts(tensor).values()]
     free = available_bytes()
@@ -40,21 +39,21 @@ def worth_copying(model: Model) -> bool:
 
 
 def advise(model: Model) -> None:
-    """Ask for huge pages of the mapped files under a model's matrices; a hint, no more."""
+    """Request huge pages for the mapped files of a model's matrices; a hint to the system."""
     arrays = (p for name, _ in model.config.linears() for p in _parts(model.tensors[name]).values())
-    for mapped in {id(found): found for found in map(mapping_under, arrays)}.values():
+    for mapped in {id(mapping): mapping for mapping in map(mapping_under, arrays)}.values():
         if isinstance(mapped, mmap.mmap):
             advise_huge(mapped)
 
 
 class WeightArena:
-    """Anonymous memory for all matrices of a model, advised to be of huge pages.
+    """Anonymous memory for all matrices of a model, with huge pages where the system allows.
 
     Args:
         model: whose matrices will be copied.
 
     Attributes:
-        nbytes: of the memory.
+        nbytes: size of the memory.
     """
 
     def __init__(self, model: Model) -> None:
@@ -67,9 +66,9 @@ class WeightArena:
         self._copies: dict[int, Tensor] = {}
 
     def copied(self, tensor: Tensor) -> Tensor:
-        """The same tensor in this memory; the same copy each time it is asked for.
+        """The tensor's copy in this memory, made at the first call.
 
-        Its file's pages are given back. A tensor decoded on the fly is in no file and stays so.
+        The pages of its file are released. A tensor that is decoded on the fly is not copied.
         """
         if id(tensor) not in self._copies:
             parts = {name: self._copy(part) for name, part in _parts(tensor).items()}
@@ -82,14 +81,14 @@ class WeightArena:
         source = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         for start in range(0, array.nbytes, _PIECE):
             place[start : start + _PIECE] = source[start : start + _PIECE]
-            release(array)  # or file and copy would both be held for a moment
+            release(array)  # otherwise file and copy would both be in memory for a moment
         copy: NDArray[Any] = place.view(array.dtype).reshape(array.shape)
         return copy
 
 
 def _parts(tensor: Tensor) -> dict[str, NDArray[Any]]:
-    """The arrays a tensor holds, by field."""
+    """The arrays of a tensor, by field."""
     if not isinstance(tensor, QuantTensor | FloatTensor):
         return {}
-    found = {name: getattr(tensor, name, None) for name in _PARTS}
-    return {name: part for name, part in found.items() if part is not None}
+    parts = {name: getattr(tensor, name, None) for name in _PARTS}
+    return {name: part for name, part in parts.items() if part is not None}

@@ -10,8 +10,8 @@ serves every model:
                        ->  ATTENTION[...]   one of each layer: heads, rotary tables, window
                        ->  CACHE[...]       one of each layer: keys and values
 
-Fields are int64 (counts, bytes or addresses) unless their type is said. Addresses are of the
-process; nothing here is written to a file.
+Fields are int64 (counts, bytes or addresses) unless they have a type. Addresses are valid in this
+process only; nothing here is written to a file.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ CALL = _record(
     "program", "threads", "tokens", "position", "ids",
     "outputs",  # logits are wanted of so many of the last tokens
     "logits", "logits_stride",
-    "greedy", "found",  # greedy tokens to make after ids[0], and where they go
+    "greedy", "chosen",  # number of greedy tokens to compute after ids[0], and where they go
 )  # fmt: skip
 
 TIMES_LAST, TIMES_CLOCK, TIMES_SUMS = 0, 1, 3

@@ -14,7 +14,7 @@ from pathlib import Path
 from edgeq.core.cache import cache_home
 from edgeq.core.cpu import Cpu, this_cpu
 from edgeq.core.errors import UnsupportedError, unknown
-from edgeq.model import memory_layout as footprint
+from edgeq.model import memory_layout
 from edgeq.runtime.kernels.isa_arm import Dotprod, Neon
 from edgeq.runtime.kernels.isa_x86 import Avx2, Avx512Vnni, AvxVnni
 from edgeq.runtime.kernels.microkernel import Isa
@@ -72,6 +72,6 @@ def cache_folder(*target: str) -> Path:
     folder and of sizes would go unseen, hence the digest of all of it.
     """
     digest = hashlib.sha256("|".join((*map(version, ("numba", "llvmlite")), *target)).encode())
-    for source in (*sorted(Path(__file__).parent.glob("*.py")), Path(footprint.__file__)):
+    for source in (*sorted(Path(__file__).parent.glob("*.py")), Path(memory_layout.__file__)):
         digest.update(source.read_bytes())
     return cache_home() / "kernels" / f"{ISA.name}-{digest.hexdigest()[:16]}"

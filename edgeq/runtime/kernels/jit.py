@@ -71,10 +71,10 @@ def register_vector_ops() -> dict[str, int]:
     with _lock:
         if "edgeq_read" not in _addresses:
             code = _object_code("vector_ops", lambda: vector_ops.module(ISA))
-            found = _load("vector_ops", code, list(vector_ops.SYMBOLS))
-            for symbol, address in found.items():
+            routines = _load("vector_ops", code, list(vector_ops.SYMBOLS))
+            for symbol, address in routines.items():
                 llvm.add_symbol(symbol, address)
-            _addresses.update(found)
+            _addresses.update(routines)
         return {symbol: _addresses[symbol] for symbol in vector_ops.SYMBOLS}
 
 
@@ -218,7 +218,7 @@ def _object_code(name: str, make: Callable[[], ir.Module]) -> bytes:
 
 
 def _cached(name: str, make: Callable[[], bytes]) -> bytes:
-    """Object code from the cache, or made and kept there."""
+    """Object code from the cache; compiled and stored there if it is missing."""
     path = cache_folder(*_host()) / f"{name}.o"
     try:
         return path.read_bytes()

@@ -211,7 +211,7 @@ def local(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
 
 
 def pair_sums(b: ir.IRBuilder, vector: ir.Value, element: ir.Type) -> ir.Value:
-    """Sums of neighbours, widened to ``element``: half as many lanes."""
+    """Sums of neighbors, widened to ``element``: half as many lanes."""
     count = vector.type.count
     halves = [take(b, vector, list(range(i, count, 2))) for i in (0, 1)]
     if vector.type.element != element:
@@ -221,8 +221,8 @@ def pair_sums(b: ir.IRBuilder, vector: ir.Value, element: ir.Type) -> ir.Value:
 
 def declare(b: ir.IRBuilder, name: str, ret: ir.Type, args: list[ir.Type]) -> ir.Function:
     """An LLVM or C function by name, declared once per module."""
-    found = b.module.globals.get(name)
-    return found or ir.Function(b.module, ir.FunctionType(ret, args), name)
+    known = b.module.globals.get(name)
+    return known or ir.Function(b.module, ir.FunctionType(ret, args), name)
 
 
 def fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
@@ -272,9 +272,9 @@ def build(b: ir.IRBuilder, isa: Isa, variant: Variant) -> ir.Function:
     activations, the number of blocks, the group shift (block >> shift = group), the bytes between
     activation rows, the output's address and the bytes between its rows.
     """
-    found = b.module.globals.get(variant.symbol)
-    if found is not None:
-        return found
+    known = b.module.globals.get(variant.symbol)
+    if known is not None:
+        return known
     fn = ir.Function(b.module, ir.FunctionType(VOID, [I64] * 9), variant.symbol)
     fn.linkage = "internal"
     fn.attributes.add("noinline")

@@ -217,18 +217,18 @@ def decoder(call_at, tid):  # type: ignore[no-untyped-def]
     """What each thread runs: the `abi.CALL` at an address. One entry point, compiled once.
 
     With ``greedy`` 0: one batch of ``tokens`` tokens ``ids``, logits of the last ``outputs``.
-    Else: ``greedy`` tokens after ``ids[0]``, into ``found``, with no Python in between.
+    Else: ``greedy`` tokens after ``ids[0]``, into ``chosen``, with no Python in between.
     """
     call = _calls(call_at, 1)[0]
     program = _programs(call.program, 1)[0]
     for number in range(max(call.greedy, 1)):
-        ids = ints(call.found + 8 * (number - 1) if number else call.ids, call.tokens)
+        ids = ints(call.chosen + 8 * (number - 1) if number else call.ids, call.tokens)
         _run(program, call, tid, call.position + number, ids)
         if call.greedy:
             head = _linears(program.linears, program.linear_count)[program.linear_count - 1]
             best = argmax(floats(call.logits, head.n))  # every thread finds the same
             if tid == 0:
-                ints(call.found, call.greedy)[number] = best
+                ints(call.chosen, call.greedy)[number] = best
             barrier(program.sync, call.threads)
             stamp(program.times, tid, program.step_count)
 

@@ -98,9 +98,8 @@ def own_rows(rows, tid, tokens):  # type: ignore[no-untyped-def]
 def barrier(sync, threads):  # type: ignore[no-untyped-def]
     """Wait for all threads; the last to arrive resets the work counter.
 
-    Spins first, then sleeps. A member that is late by so much has lost its core to another
-    program; a sleeping (not a spinning, not a yielding) core is one that the scheduler moves
-    the late one to.
+    Spins first, then sleeps. A thread that is late by so much has lost its core to another
+    program, and the scheduler moves it to a core that sleeps (not to one that spins or yields).
     """
     if threads == 1:
         atomic_store(sync + SYNC_WORK, 0)
