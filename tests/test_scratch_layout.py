@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edgeq.model.block import BlockSpec, RopeSpec
 from edgeq.model.memory_layout import attention_work, buffers, layout_bytes
 from edgeq.runtime import engine_memory
 from edgeq.runtime.engine import Engine
@@ -59,8 +60,12 @@ def test_nothing_is_written_past_a_buffer(
     guards: list[tuple[int, NDArray[np.uint8]]],
     heads: int, kv_heads: int, dim: int, kv_bits: int, threads: int,
 ) -> None:  # fmt: skip
-    config = tiny_config("llama", heads=heads, kv_heads=kv_heads, head_dim=dim, context=600)
-    model = random_model(config)
+    shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": dim, "context": 600}
+    kinds = (
+        BlockSpec(rope=RopeSpec(10000.0, dim)),
+        BlockSpec(rope=None, qk_norm="all", norm_before=False, norm_after=True),
+    )
+    model = random_model(tiny_config("llama", blocks=kinds, **shape))
     for context, window in ((17, None), (257, None), (600, 40)):
         config = with_blocks(model.config, window=window)
         tokens = np.random.default_rng(0).integers(0, config.vocab, context - 3).tolist()

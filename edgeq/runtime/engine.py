@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from edgeq.core.cpu import available_cores
 from edgeq.core.errors import FormatError, UnsupportedError, UsageError, check_type, unknown
 from edgeq.formats.packing import TILE
+from edgeq.model.block import K_NORM, K_PROJ, V_PROJ, tensor_name
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 from edgeq.runtime import kv_state as state
@@ -329,8 +330,9 @@ class Engine:
 
     def _is_sound(self, layer: int) -> bool:
         """Whether all weights that a layer's keys and values come from are finite."""
-        names = ("input_layernorm", "self_attn.k_proj", "self_attn.v_proj")
-        tensors = (self.model.tensors[f"model.layers.{layer}.{name}.weight"] for name in names)
+        block = self.config.blocks[layer]
+        parts = (block.attention_norm, K_PROJ, V_PROJ, K_NORM if block.qk_norm else None)
+        tensors = (self.model.tensors[tensor_name(layer, part)] for part in parts if part)
         return all(bool(np.isfinite(tensor.numpy()).all()) for tensor in tensors)
 
     def _catch_up(self) -> None:
