@@ -1,8 +1,8 @@
 """The program of a decoder: the records that `edgeq.runtime.kernels.program` runs.
 
-`CompiledProgram` gets the steps from `edgeq.model.decoder.decoder` by way of
-`edgeq.runtime.step_builder`, allocates every buffer, and describes weights, layers and steps in
-records. What a kind of step does is said at `edgeq.runtime.kernels.abi.Step`.
+`CompiledProgram` has `edgeq.runtime.step_fusion` turn the recorded decoder into steps, allocates
+every buffer, and describes weights, layers and steps in records. `edgeq.runtime.kernels.abi.Step`
+says what each kind of step computes.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from edgeq.formats.packing import TILE
 from edgeq.formats.schemes import K_BLOCK
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
+from edgeq.model import recording
 from edgeq.model.block import RopeSpec
-from edgeq.model.decoder import decoder
 from edgeq.model.formulas import rope_tables
 from edgeq.model.memory_layout import Buffers, attention_work, buffers, cache_length, query_block
 from edgeq.model.model import Model
@@ -26,7 +26,7 @@ from edgeq.runtime.kernels.abi import Step
 from edgeq.runtime.kernels.jit import kernel_address
 from edgeq.runtime.kernels.vector_ops import FLOAT_KINDS
 from edgeq.runtime.packed_cache import PackedCache
-from edgeq.runtime.step_builder import ProgramStep, StepRecorder, fuse
+from edgeq.runtime.step_fusion import ProgramStep, fuse
 from edgeq.runtime.step_times import StepLabel
 from edgeq.runtime.weights import WeightArena
 
@@ -71,9 +71,7 @@ class CompiledProgram:
     ) -> None:
         self._model, self._arena, self._memory = model, arena, memory
         c = model.config
-        recorder = StepRecorder()
-        decoder(recorder, c)
-        steps = fuse(recorder.operations)
+        steps = fuse(recording.record(c))
         self.labels: tuple[StepLabel, ...] = tuple((step.layer, step.label) for step in steps)
         linears = self._linear_records([name for step in steps for name in step.linears])
         self.caches = [

@@ -8,9 +8,9 @@ import pytest
 
 from edgeq.core.errors import UnsupportedError
 from edgeq.model.block import RopeSpec
-from edgeq.model.decoder import decoder
+from edgeq.model.recording import RecordedOperation, RecordingBuilder, record
 from edgeq.runtime.kernels.abi import Step
-from edgeq.runtime.step_builder import Operation, ProgramStep, StepRecorder, fuse
+from edgeq.runtime.step_fusion import ProgramStep, fuse
 from tests.families import ALL_FAMILIES, tiny_config
 
 LAYER = [
@@ -33,9 +33,7 @@ def test_every_family_takes_nine_steps_a_layer(family: str) -> None:
     layers = dict.fromkeys(range(config.layers), LAYER)
     if not config.blocks[0].norm_before:  # the embedding is quantized as it is
         layers[0] = [("QUANTIZE", "norm_in"), *LAYER[1:]]
-    recorder = StepRecorder()
-    decoder(recorder, config)
-    steps = fuse(recorder.operations)
+    steps = fuse(record(config))
     for layer in range(config.layers):
         assert names(steps, layer) == layers[layer]
     assert names(steps, None) == [("EMBED", "embed"), ("NORM", "final_norm"), ("HEAD", "head")]
@@ -46,13 +44,13 @@ def test_every_family_takes_nine_steps_a_layer(family: str) -> None:
     assert sorted(norms) == sorted(name for name, _ in config.norms())
 
 
-def qkv(b: StepRecorder, h: Operation) -> list[Operation]:
+def qkv(b: RecordingBuilder, h: RecordedOperation) -> list[RecordedOperation]:
     return [b.linear(f"layers.0.{x}", h, f"{x}.weight") for x in "qkv"]
 
 
 def test_norms_only_after_branches() -> None:
     """The stream itself is quantized for the linears, and a branch is normed before it is added."""
-    b = StepRecorder()
+    b = RecordingBuilder()
     x = b.embed("embed")
     q, k, v = qkv(b, x)
     q, k = b.norm("layers.0.q_norm", q, "qn"), b.norm("layers.0.k_norm", k, "kn")
@@ -76,11 +74,11 @@ def test_norms_only_after_branches() -> None:
     assert (gated.x, gated.linears) == ("x", ("gate", "up"))
 
 
-def heads_of(b: StepRecorder, values: list[Operation]) -> list[Operation]:
+def heads_of(b: RecordingBuilder, values: list[RecordedOperation]) -> list[RecordedOperation]:
     return [b.heads(value.name + "_heads", value, 2) for value in values]
 
 
-def two_branches(b: StepRecorder, x: Operation) -> None:
+def two_branches(b: RecordingBuilder, x: RecordedOperation) -> None:
     """Attention and feed-forward of one input, added together."""
     h = b.norm("layers.0.attn_norm", x, "n")
     q, k, v = heads_of(b, qkv(b, h))
@@ -89,30 +87,30 @@ def two_branches(b: StepRecorder, x: Operation) -> None:
     b.logits("logits", b.norm("final_norm", b.add("layers.0.out", x, both), "n"), "head")
 
 
-def norm_after_rope(b: StepRecorder, x: Operation) -> None:
+def norm_after_rope(b: RecordingBuilder, x: RecordedOperation) -> None:
     q, k, v = heads_of(b, qkv(b, b.norm("layers.0.attn_norm", x, "n")))
     q, k = b.rope("layers.0.q_rope", q, ROPE), b.rope("layers.0.k_rope", k, ROPE)
     q, k = b.norm("layers.0.q_norm", q, "n"), b.norm("layers.0.k_norm", k, "n")
     b.attend("layers.0.mix", 0, q, k, v)
 
 
-def two_ropes(b: StepRecorder, x: Operation) -> None:
+def two_ropes(b: RecordingBuilder, x: RecordedOperation) -> None:
     q, k, v = heads_of(b, qkv(b, b.norm("layers.0.attn_norm", x, "n")))
     q, k = b.rope("layers.0.q_rope", q, ROPE), b.rope("layers.0.k_rope", k, RopeSpec(1e6, 4))
     b.attend("layers.0.mix", 0, q, k, v)
 
 
-def norm_of_one_of_two(b: StepRecorder, x: Operation) -> None:
+def norm_of_one_of_two(b: RecordingBuilder, x: RecordedOperation) -> None:
     q, k, v = heads_of(b, qkv(b, b.norm("layers.0.attn_norm", x, "n")))
     b.attend("layers.0.mix", 0, b.norm("layers.0.q_norm", q, "n"), k, v)
 
 
-def unused_norm(b: StepRecorder, x: Operation) -> None:
+def unused_norm(b: RecordingBuilder, x: RecordedOperation) -> None:
     b.norm("layers.0.attn_norm", x, "n")
     b.logits("logits", b.norm("final_norm", x, "n"), "head")
 
 
-def plain_feed_forward(b: StepRecorder, x: Operation) -> None:
+def plain_feed_forward(b: RecordingBuilder, x: RecordedOperation) -> None:
     h = b.norm("layers.0.mlp_norm", x, "n")
     gate, up = b.linear("layers.0.gate", h, "gate"), b.linear("layers.0.up", h, "up")
     b.add("layers.0.out", gate, up)
@@ -130,7 +128,7 @@ def plain_feed_forward(b: StepRecorder, x: Operation) -> None:
     ],
 )
 def test_an_order_without_a_step_is_refused_by_name(build: object, message: str) -> None:
-    recorder = StepRecorder()
+    recorder = RecordingBuilder()
     build(recorder, recorder.embed("embed"))  # type: ignore[operator]
     with pytest.raises(UnsupportedError, match=f"no step for {message}.*backend='numpy'"):
         fuse(recorder.operations)

@@ -1,14 +1,15 @@
-"""From the decoder to the steps of the compiled engine.
+"""From the operations of a decoder to the steps of the compiled engine.
 
-`StepRecorder` is a `Builder` that notes what `edgeq.model.decoder.decoder` calls; `fuse` turns the
-recorded operations into the few steps that one compiled function runs
-(`edgeq.runtime.kernels.program`):
+`fuse` turns what `edgeq.model.recording` recorded into the few steps that one compiled function
+runs (`edgeq.runtime.kernels.program`):
 
+    EMBED       rows of the embedding
     NORM        add of a branch (normed before, where a norm follows the branch) + norm + quantize
     LINEARS     linears of one input
     ATTENTION   heads + norms and rotary embedding of q and k + append to the cache + attention
     QUANTIZE    the input of a linear that no norm precedes
     GATED       two linears of one input + activation(gate) * up
+    HEAD        logits
 
 `fuse` follows what each buffer of rows holds, so a decoder that orders these operations
 differently gets another program without any change here. An operation for which there is no step
@@ -18,22 +19,20 @@ is refused by its name.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from edgeq.core.errors import UnsupportedError
 from edgeq.model.block import RopeSpec
+from edgeq.model.recording import RecordedOperation
 from edgeq.runtime.kernels.abi import Step
 
 _INPUT_LABELS = {"q": "norm_in", "gate": "norm_ffn", "logits": "final_norm"}
 """Last part of a linear's name -> label of the norm before it."""
 _STEP_LABELS = {
-    "q": "qkv",
-    "mix": "attention",
-    "o": "o_proj",
-    "gate": "gate_up",
-    "down": "down_proj",
-}
+    "q": "qkv", "mix": "attention", "o": "o_proj", "gate": "gate_up", "down": "down_proj",
+}  # fmt: skip
 """Last part of a result's name -> label of the step that computes it."""
 _LINEAR_ROWS = {1: ("branch",), 3: ("q", "k", "v")}
 """Number of linears of one input -> the buffers of rows for their results."""
@@ -43,77 +42,6 @@ _HEAD_CHAINS = {
 }  # fmt: skip
 """What ATTENTION can do to q and k between linear and cache. A norm before the split into heads
 spans all of them."""
-
-
-@dataclass(frozen=True, eq=False)
-class Operation:
-    """One call of a `Builder`, and the value that it returns.
-
-    Args:
-        kind: the method of the builder: "norm", "linear", ...
-        name: of the result, as `edgeq.model.decoder` lists them.
-        inputs: the values that it is computed from.
-        weight: name of the tensor it uses, or "".
-        rope: the rotation of "rope".
-    """
-
-    kind: str
-    name: str
-    inputs: tuple[Operation, ...] = ()
-    weight: str = ""
-    rope: RopeSpec | None = None
-
-
-class StepRecorder:
-    """An `edgeq.model.decoder.Builder` that records operations.
-
-    Attributes:
-        operations: in the order of the calls.
-    """
-
-    def __init__(self) -> None:
-        self.operations: list[Operation] = []
-
-    def _record(self, kind: str, name: str, *inputs: Operation, **operands: Any) -> Operation:
-        operation = Operation(kind, name, inputs, **operands)
-        self.operations.append(operation)
-        return operation
-
-    def embed(self, name: str) -> Operation:
-        """Rows of the embedding matrix."""
-        return self._record("embed", name, weight="model.embed_tokens.weight")
-
-    def norm(self, name: str, x: Operation, weight: str) -> Operation:
-        """RMS norm along the last axis."""
-        return self._record("norm", name, x, weight=weight)
-
-    def linear(self, name: str, x: Operation, weight: str) -> Operation:
-        """x times a matrix."""
-        return self._record("linear", name, x, weight=weight)
-
-    def heads(self, name: str, x: Operation, n: int) -> Operation:
-        """x seen as heads."""
-        return self._record("heads", name, x)
-
-    def rope(self, name: str, x: Operation, rope: RopeSpec) -> Operation:
-        """Rotary embedding."""
-        return self._record("rope", name, x, rope=rope)
-
-    def attend(self, name: str, layer: int, q: Operation, k: Operation, v: Operation) -> Operation:
-        """Attention over the cache, k and v included."""
-        return self._record("attend", name, q, k, v)
-
-    def gated(self, name: str, gate: Operation, up: Operation) -> Operation:
-        """activation(gate) * up."""
-        return self._record("gated", name, gate, up)
-
-    def add(self, name: str, a: Operation, b: Operation) -> Operation:
-        """The residual stream plus a branch."""
-        return self._record("add", name, a, b)
-
-    def logits(self, name: str, x: Operation, weight: str) -> Operation:
-        """The head."""
-        return self._record("logits", name, x, weight=weight)
 
 
 @dataclass
@@ -149,17 +77,18 @@ class ProgramStep:
     rope: RopeSpec | None = None
 
 
-def fuse(operations: list[Operation]) -> list[ProgramStep]:
+def fuse(operations: Sequence[RecordedOperation]) -> list[ProgramStep]:
     """The steps that compute what was recorded.
 
     Args:
-        operations: of a `StepRecorder`.
+        operations: of `edgeq.model.recording`.
 
     Raises:
-        UnsupportedError: the compiled engine has no step for an operation, or for what it is given.
+        UnsupportedError: the compiled engine has no step for an operation in this place.
 
     Example:
-        >>> recorder = StepRecorder()
+        >>> from edgeq.model.recording import RecordingBuilder
+        >>> recorder = RecordingBuilder()
         >>> x = recorder.embed("embed")
         >>> h = recorder.norm("final_norm", x, "model.norm.weight")
         >>> _ = recorder.logits("logits", h, "lm_head.weight")
@@ -179,11 +108,17 @@ class _Fusion:
         fused: names of the operations that are part of a step.
     """
 
-    operations: list[Operation]
+    operations: Sequence[RecordedOperation]
     steps: list[ProgramStep] = field(default_factory=list)
-    rows: dict[str, Operation] = field(default_factory=dict)
-    quantized: Operation | None = None
+    rows: dict[str, RecordedOperation] = field(default_factory=dict)
+    quantized: RecordedOperation | None = None
     fused: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._users: dict[RecordedOperation, list[RecordedOperation]] = {}
+        for operation in self.operations:
+            for value in operation.inputs:
+                self._users.setdefault(value, []).append(operation)
 
     def run(self) -> list[ProgramStep]:
         for operation in self.operations:
@@ -209,18 +144,18 @@ class _Fusion:
     def _step(self, kind: Step, label: str, layer: int | None, **operands: Any) -> None:
         self.steps.append(ProgramStep(kind, label, layer, **operands))
 
-    def _fuse(self, *operations: Operation) -> None:
+    def _fuse(self, *operations: RecordedOperation) -> None:
         """Note that a step computes these."""
         self.fused.update(operation.name for operation in operations)
 
-    def _linears(self, x: Operation) -> None:
+    def _linears(self, x: RecordedOperation) -> None:
         """All linears of one input, with the activation where they are a gate and its factor."""
-        group = tuple(o for o in self.operations if o.kind == "linear" and o.inputs[0] is x)
+        group = tuple(user for user in self._users[x] if user.kind == "linear")
         weights = tuple(operation.weight for operation in group)
         layer, part = _layer_and_part(group[0])
         label, row = _STEP_LABELS.get(part, part), self._input(group[0])
         self._fuse(*group)
-        for gated in self.operations:
+        for gated in self._users.get(group[0], ()):
             if gated.kind == "gated" and gated.inputs == group:
                 self._step(Step.GATED, label, layer, x=row, out="gate", linears=weights)
                 self.rows["gate"] = gated
@@ -232,11 +167,11 @@ class _Fusion:
         self._step(Step.LINEARS, label, layer, x=row, out=outputs[0], linears=weights)
         self.rows.update(zip(outputs, group, strict=True))
 
-    def _attention(self, attend: Operation) -> None:
+    def _attention(self, attend: RecordedOperation) -> None:
         """Attention, from the three linears to the values that it mixes."""
-        chains: list[list[Operation]] = []
+        chains: list[list[RecordedOperation]] = []
         for value, row in zip(attend.inputs, _LINEAR_ROWS[3], strict=True):
-            chain: list[Operation] = []
+            chain: list[RecordedOperation] = []
             while value.kind != "linear":
                 chain.insert(0, value)
                 value = value.inputs[0]
@@ -256,7 +191,7 @@ class _Fusion:
         )  # fmt: skip
         self.rows["att"] = attend
 
-    def _input(self, consumer: Operation) -> str:
+    def _input(self, consumer: RecordedOperation) -> str:
         """Quantize the input of linears; returns the buffer of its float rows."""
         value, (layer, part) = consumer.inputs[0], _layer_and_part(consumer)
         if self.quantized is not value:
@@ -268,7 +203,7 @@ class _Fusion:
             self.quantized = value
         return self._row(value)
 
-    def _norm(self, value: Operation, label: str, layer: int | None) -> None:
+    def _norm(self, value: RecordedOperation, label: str, layer: int | None) -> None:
         """The residual stream, with the branch before it added, normed or as it is."""
         stream = value.inputs[0] if value.kind == "norm" else value
         branch = post_norm = ""
@@ -292,7 +227,7 @@ class _Fusion:
             post_norm=post_norm,
         )  # fmt: skip
 
-    def _row(self, value: Operation) -> str:
+    def _row(self, value: RecordedOperation) -> str:
         """The buffer of rows that holds a value."""
         for row, other in self.rows.items():
             if other is value:
@@ -300,19 +235,19 @@ class _Fusion:
         raise _no_step(value, "its result is not in memory when it is needed")
 
 
-def _layer_and_part(operation: Operation) -> tuple[int | None, str]:
+def _layer_and_part(operation: RecordedOperation) -> tuple[int | None, str]:
     """The layer of an operation and the last part of its name: (3, "q") of layers.3.q."""
     match = re.fullmatch(r"layers\.(\d+)\.(\w+)", operation.name)
     return (int(match[1]), match[2]) if match else (None, operation.name)
 
 
-def _norm_and_rope(chain: list[Operation]) -> tuple[str, RopeSpec | None]:
+def _norm_and_rope(chain: list[RecordedOperation]) -> tuple[str, RopeSpec | None]:
     """The norm's weight and the rotation in a chain of operations, where there are any."""
     norm = "".join(operation.weight for operation in chain if operation.kind == "norm")
     return norm, next((operation.rope for operation in chain if operation.rope), None)
 
 
-def _no_step(operation: Operation, why: str) -> UnsupportedError:
+def _no_step(operation: RecordedOperation, why: str) -> UnsupportedError:
     return UnsupportedError(
         f"the compiled engine has no step for {operation.name} ({operation.kind}): {why}; "
         "run this model with the NumPy backend (backend='numpy')"
