@@ -1,0 +1,79 @@
+"""The files of the families say what Transformers and llama.cpp say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from edgeq.importers.huggingface import families
+from edgeq.importers.huggingface.families import FAMILIES, GGUF_FAMILIES, MODEL_TYPES
+from tests.families import FAMILIES as TESTED
+from tests.families import tiny_config
+
+OPTIONAL = {
+    # rotary factors
+    "rope_freqs", "rope_factors_long", "rope_factors_short", "blk.{bid}.attn_rot_embd",
+    # experts
+    "blk.{bid}.ffn_gate_inp", "blk.{bid}.ffn_gate_exps", "blk.{bid}.ffn_up_exps",
+    "blk.{bid}.ffn_down_exps",
+}  # fmt: skip
+"""Tensors that the models of an architecture need not have."""
+SEPARATE = {"blk.{bid}.attn_q", "blk.{bid}.attn_k", "blk.{bid}.attn_v"}
+"""Projections that a file may store fused instead."""
+
+
+def test_each_file_is_a_row_and_named_as_its_family() -> None:
+    folder = Path(families.__file__).parent
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    assert files == FAMILIES.keys() == {family.name for family in FAMILIES.values()}
+
+
+def test_each_family_has_test_data() -> None:
+    assert set(TESTED) == FAMILIES.keys()
+
+
+def test_no_two_families_share_a_name() -> None:
+    assert len(MODEL_TYPES) == sum(len(family.model_types) for family in FAMILIES.values())
+    classes = [name for family in FAMILIES.values() for name in family.classes]
+    assert len(set(classes)) == len(classes)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_defaults_are_those_of_transformers(model_type: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    if model_type not in transformers.CONFIG_MAPPING:
+        pytest.skip(f"Transformers has no model type {model_type}")
+    config = transformers.AutoConfig.for_model(model_type)
+    family = MODEL_TYPES[model_type]
+    config = getattr(config, family.text_config or "", config)
+    missing = object()
+    for key, value in family.defaults.items():
+        theirs = getattr(config, key, missing)
+        if theirs is missing and key == "sliding_window_pattern":
+            theirs = config._sliding_window_pattern
+        if model_type == "ministral" and theirs != value:
+            continue  # its own class has other defaults, and its files state these keys
+        assert theirs == value, key
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_classes_are_those_of_transformers(name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    assert hasattr(transformers, FAMILIES[name].classes[0])
+
+
+@pytest.mark.parametrize("name", GGUF_FAMILIES)
+def test_gguf_names_are_those_of_the_gguf_package(name: str) -> None:
+    gguf = pytest.importorskip("gguf")
+    arch = FAMILIES[name].gguf
+    assert arch is not None
+    number = next(key for key, text in gguf.MODEL_ARCH_NAMES.items() if text == arch.name)
+    known = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[number]}
+    config = tiny_config(name, tied=False)
+    names = [arch.tensor_name(n) for n, _ in (*config.linears(), *config.norms())]
+    written = {re.sub(r"^blk\.\d+\.", "blk.{bid}.", n.removesuffix(".weight")) for n in names}
+    assert written <= known
+    fused = "blk.{bid}.attn_qkv" in written
+    assert known - written <= OPTIONAL | (SEPARATE if fused else set())
