@@ -209,7 +209,9 @@ def open_safetensors(path: str | Path) -> SafetensorsFile:
     return SafetensorsFile(path)
 
 
-def _read_header(path: Path, mapping: MappedFile) -> tuple[dict[str, str], dict[str, SafetensorsEntry]]:
+def _read_header(
+    path: Path, mapping: MappedFile
+) -> tuple[dict[str, str], dict[str, SafetensorsEntry]]:
     if mapping.size < 8:
         raise FormatError(
             f"{path} is {mapping.size} bytes long, too short for safetensors; fetch it again"

@@ -175,9 +175,7 @@ def _window_layers(
     return tuple((i + 1) % period != 0 for i in range(layers))
 
 
-def _read_rope(
-    keys: Keys, arch: Architecture, source: TensorSource, head_dim: int
-) -> RopeSpec:
+def _read_rope(keys: Keys, arch: Architecture, source: TensorSource, head_dim: int) -> RopeSpec:
     """The rotary embedding of layers that see all positions."""
     base = keys.number("{arch}.rope.freq_base", arch.default_rope_base) or 10_000.0
     dim = keys.count("{arch}.rope.dimension_count", head_dim)

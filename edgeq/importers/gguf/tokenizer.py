@@ -45,8 +45,8 @@ _FILE_TEXTS = {
     "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
     "fim_sep": ("<|file_sep|>",),
 }
-"""Padding and file separators of models that fill in the middle: by key, the texts of the token that
-ends a generation where the key is absent."""
+"""Padding and file separators of models that fill in the middle: by key, the texts of the token
+that ends a generation where the key is absent."""
 STRIP_NAMES = ("phi-3", "phi3")
 """A model whose name contains one of these has special tokens that strip the whitespace after
 them."""

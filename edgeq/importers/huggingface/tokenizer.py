@@ -88,8 +88,8 @@ def hf_tokenizer(files: Mapping[str, bytes]) -> HfTokenizer:
     if "tokenizer.json" not in files:
         present = ", ".join(sorted(files)) or "no tokenizer file that edgeq reads"
         raise UnsupportedError(
-            f"the model has no tokenizer.json (it has {present}); put one beside the checkpoint and "
-            "import it again (Transformers writes it from other files, such as vocab.json with "
+            f"the model has no tokenizer.json (it has {present}); put one beside the checkpoint "
+            "and import it again (Transformers writes it from other files, such as vocab.json with "
             "merges.txt, by AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)), or work with "
             "token ids"
         )

@@ -92,9 +92,7 @@ def layers_from(values: Values, shape: Shape, key: str, default: int) -> tuple[b
     first = values.get(key)
     first = default if first is None else first
     if type(first) is not int or first < 0:
-        raise FormatError(
-            f"{values.path}: {key} is {shown(first)}; it must be a number of layers"
-        )
+        raise FormatError(f"{values.path}: {key} is {shown(first)}; it must be a number of layers")
     return tuple(i >= first for i in range(shape.layers))
 
 

@@ -17,9 +17,7 @@ _FILES = (
 """A row for each family: the name of its file. Of two families with one GGUF architecture, files
 of that architecture are read as the first."""
 
-FAMILIES: dict[str, Family] = {
-    name: import_module(f"{__name__}.{name}").FAMILY for name in _FILES
-}
+FAMILIES: dict[str, Family] = {name: import_module(f"{__name__}.{name}").FAMILY for name in _FILES}
 """Families by name."""
 
 MODEL_TYPES: dict[str, Family] = {

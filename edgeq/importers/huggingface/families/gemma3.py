@@ -125,7 +125,9 @@ FAMILY = Family(
         local_rope_base=_LOCAL_BASE,
         default_rope_base=None,
         # Gemma 3 27B alone scales its queries by other than the head's size; no key says so
-        query_dim=lambda layers, hidden, heads, head_dim: hidden / heads if layers == 62 else head_dim,
+        query_dim=lambda layers, hidden, heads, head_dim: (
+            hidden / heads if layers == 62 else head_dim
+        ),
     ),
     genai="gemma3_text",
 )

@@ -33,8 +33,6 @@ FAMILY = Family(
     blocks=blocks,
     defaults={**COMMON_DEFAULTS, "max_position_embeddings": 32768, "num_key_value_heads": 32},
     biases="qkv",
-    gguf=Architecture(
-        name="qwen2", biases=("q_proj", "k_proj", "v_proj")
-    ),
+    gguf=Architecture(name="qwen2", biases=("q_proj", "k_proj", "v_proj")),
     genai="qwen2",
 )
