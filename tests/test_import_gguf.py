@@ -215,7 +215,7 @@ def test_types_are_bit_exact(tmp_path: Path, kind: str) -> None:
     theirs = gguf.GGUFReader(tmp_path / "t.gguf").tensors[1]
     np.testing.assert_array_equal(gguf.quants.dequantize(theirs.data, number), want)
     file = open_gguf(tmp_path / "t.gguf")
-    tensor = importer.Tensors(tmp_path, file)["w.weight"]
+    tensor = importer.GgufTensors(tmp_path, file)["w.weight"]
     assert tensor.shape == (n, k)
     assert tensor.nbytes == data.nbytes
     assert tensor.numpy().dtype == np.float32

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from edgeq.core.errors import EdgeqError, FormatError, UnsupportedError
-from edgeq.formats.safetensors_file import MAX_HEADER, Mapping, open_safetensors, release
+from edgeq.formats.safetensors_file import MAX_HEADER, MappedFile, open_safetensors, release
 from edgeq.formats.tensor import FloatTensor
 from edgeq.importers.lazy import GatheredRows, half_split
 
@@ -203,6 +203,6 @@ def test_truncations_and_flips_never_crash(good: Path, tmp_path: Path) -> None:
 
 
 def test_mapping_is_one_for_all_views(good: Path) -> None:
-    mapping = Mapping(good)
+    mapping = MappedFile(good)
     first = mapping.array(np.uint8, (4,), 0)
     assert bytes(first) == mapping.bytes(0, 4) == good.read_bytes()[:4]

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from edgeq.converters.gguf.run import LlamaRunner
 from edgeq.evaluation.text import LogitsFn
 from edgeq.formats.tensor import FloatTensor, Tensor
-from edgeq.importers.gguf.names import gguf_name
+from edgeq.importers.gguf.architecture import separate_name
 from edgeq.model.model import Model
 
 TYPES = ("Q4_0", "Q4_1", "IQ4_NL", "IQ4_XS", "Q4_K", "Q5_0", "Q3_K")
@@ -141,7 +141,7 @@ def write(model: Model, blocks: Mapping[str, Blocks], path: Path) -> None:
     writer.add_tokenizer_model("no_vocab")
     for name, tensor in model.tensors.items():
         if name not in blocks:
-            writer.add_tensor(gguf_name(name, "llama"), tensor.numpy())
+            writer.add_tensor(separate_name(name), tensor.numpy())
             continue
         kind, raw = blocks[name].kind, blocks[name].raw
         if "q_proj" in name or "k_proj" in name:
@@ -149,9 +149,9 @@ def write(model: Model, blocks: Mapping[str, Blocks], path: Path) -> None:
             halves = np.arange(len(raw)).reshape(-1, 2, c.head_dim // 2)
             raw = raw[halves.swapaxes(1, 2).reshape(-1)]
         if kind == GGMLQuantizationType.F16:
-            writer.add_tensor(gguf_name(name, "llama"), raw.view(np.float16))
+            writer.add_tensor(separate_name(name), raw.view(np.float16))
         else:
-            writer.add_tensor(gguf_name(name, "llama"), raw, raw_dtype=kind)
+            writer.add_tensor(separate_name(name), raw, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -39,7 +39,7 @@ _SIZES = {name: np.dtype(code).itemsize for name, code in _NUMPY.items()} | _OTH
 
 
 @dataclass(frozen=True)
-class Entry:
+class SafetensorsEntry:
     """Where a tensor lies.
 
     Args:
@@ -54,7 +54,7 @@ class Entry:
     stop: int
 
 
-class Mapping:
+class MappedFile:
     """A file mapped read-only; arrays are views of it, and its pages can be given back.
 
     The mapping lives as long as any array over it does.
@@ -105,18 +105,18 @@ def release(what: object) -> None:
     """Give the resident pages of the file under a tensor or array back to the system.
 
     Args:
-        what: a `Mapping`, a lazy tensor or a NumPy view; anything not mapped is left alone.
+        what: a `MappedFile`, a lazy tensor or a NumPy view; anything not mapped is left alone.
     """
     mapped = mapping_under(what)
-    if isinstance(mapped, Mapping):
+    if isinstance(mapped, MappedFile):
         mapped.release()
     elif mapped is not None:
         _give_back(mapped)
 
 
-def mapping_under(what: object) -> mmap.mmap | Mapping | None:
+def mapping_under(what: object) -> mmap.mmap | MappedFile | None:
     """The mapping that a tensor or array is a view of, or None if it is in no file."""
-    while what is not None and not isinstance(what, Mapping | mmap.mmap):
+    while what is not None and not isinstance(what, MappedFile | mmap.mmap):
         if isinstance(what, memoryview):
             what = what.obj
         elif isinstance(what, np.ndarray):
@@ -145,7 +145,7 @@ class SafetensorsFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
-            self.mapping = Mapping(self.path)
+            self.mapping = MappedFile(self.path)
         except OSError as err:
             raise FormatError(f"{self.path} cannot be read: {err.strerror or err}") from err
         try:
@@ -191,7 +191,7 @@ class SafetensorsFile:
         """Unmap the file as soon as no view of it is left."""
         self.mapping.close()
 
-    def _entry(self, name: str) -> Entry:
+    def _entry(self, name: str) -> SafetensorsEntry:
         try:
             return self.tensors[name]
         except KeyError:
@@ -209,7 +209,9 @@ def open_safetensors(path: str | Path) -> SafetensorsFile:
     return SafetensorsFile(path)
 
 
-def _read_header(path: Path, mapping: Mapping) -> tuple[dict[str, str], dict[str, Entry]]:
+def _read_header(
+    path: Path, mapping: MappedFile
+) -> tuple[dict[str, str], dict[str, SafetensorsEntry]]:
     if mapping.size < 8:
         raise FormatError(
             f"{path} is {mapping.size} bytes long, too short for safetensors; fetch it again"
@@ -265,7 +267,7 @@ def _is_sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
 
 
-def _entry(path: Path, name: str, value: Any, base: int, size: int) -> Entry:
+def _entry(path: Path, name: str, value: Any, base: int, size: int) -> SafetensorsEntry:
     where = f"{path}: tensor {name}"
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise FormatError(f"{where} must be described by dtype, shape and data_offsets alone")
@@ -287,10 +289,10 @@ def _entry(path: Path, name: str, value: Any, base: int, size: int) -> Entry:
         raise FormatError(
             f"{where} {dtype} {shape} takes {want} bytes, its offsets give {stop - start}"
         )
-    return Entry(dtype, tuple(shape), start, stop)
+    return SafetensorsEntry(dtype, tuple(shape), start, stop)
 
 
-def _check_cover(path: Path, tensors: dict[str, Entry], base: int, size: int) -> None:
+def _check_cover(path: Path, tensors: dict[str, SafetensorsEntry], base: int, size: int) -> None:
     """The format wants every byte after the header in exactly one tensor."""
     position = base
     for name, entry in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):

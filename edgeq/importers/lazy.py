@@ -1,4 +1,4 @@
-"""Tensors that are a rearrangement of another tensor's rows, made when asked for."""
+"""Tensors that are another tensor's rows in another order, read from it row by row."""
 
 from __future__ import annotations
 

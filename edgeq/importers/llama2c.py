@@ -1,4 +1,4 @@
-"""llama2.c checkpoints (``.bin``, float32) with the tokenizer found beside them.
+"""llama2.c checkpoints (``.bin``, float32) with the tokenizer that lies beside them.
 
     legacy     7 x int32: hidden, ffn, layers, heads, kv_heads, vocab, context
                a negative vocab: the head is a matrix of its own
@@ -18,7 +18,7 @@ import struct
 from pathlib import Path
 
 from edgeq.core.errors import FormatError, UnsupportedError
-from edgeq.formats.safetensors_file import Mapping
+from edgeq.formats.safetensors_file import MappedFile
 from edgeq.formats.tensor import FloatTensor, Tensor
 from edgeq.importers.lazy import half_split
 from edgeq.importers.tokenizer.sentencepiece_model import tokenizer_files
@@ -66,7 +66,7 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
     """
     path = Path(path)
     try:
-        mapping = Mapping(path)
+        mapping = MappedFile(path)
     except OSError as err:
         raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
     head = mapping.bytes(0, min(_V1_BYTES, mapping.size))
@@ -189,13 +189,13 @@ def _plan_v1(path: Path, head: bytes) -> tuple[ModelConfig, int, Layout]:
 def _tokenizer(path: Path, vocab: int) -> dict[str, bytes]:
     """Files of the tokenizer beside the checkpoint, if there is one of its size."""
     stems = ("tokenizer", f"tok{vocab}")
-    for found in (path.parent / f"{stem}.{kind}" for stem in stems for kind in ("model", "bin")):
-        if not found.is_file() or found == path:
+    for file in (path.parent / f"{stem}.{kind}" for stem in stems for kind in ("model", "bin")):
+        if not file.is_file() or file == path:
             continue
-        if found.suffix == ".bin":
-            return _tokenizer_bin(found, vocab)
+        if file.suffix == ".bin":
+            return _tokenizer_bin(file, vocab)
         ends = {"generation_config.json": json.dumps({"eos_token_id": _ENDS}).encode()}
-        return tokenizer_files(found) | ends
+        return tokenizer_files(file) | ends
     return {}
 
 

@@ -3,7 +3,7 @@
 A key that the importer does not read is one of three kinds:
 
 1. It is switched off: null, false, zero, empty, or a factor of one. It is left alone.
-2. It keeps books: who made the model, how it was trained, how text is sampled from it. A list of
+2. It is a record: who made the model, how it was trained, how text is sampled from it. A list of
    names or a word in the name ("dropout", "version", "train") says so. It is left alone.
 3. Anything else may change what the model computes, and is refused by its name and value.
 
@@ -28,7 +28,7 @@ def word_set(text: str) -> frozenset[str]:
 
 
 _FACTOR_WORDS = word_set("factor fraction multiplier pct percent ratio scale scaling")
-_BOOKKEEPING_WORDS = word_set(
+_RECORD_WORDS = word_set(
     "author batch checkpoint checkpointing comment commit coef created data dataset date "
     "description drop dropout epoch epochs eval finetune finetuned finetuning flash gradient id "
     "init initializer language languages lib library license link loss lr merge merged name note "
@@ -59,7 +59,7 @@ def is_off(name: str, value: Any) -> bool:
     return value is None or value == "" or value == {} or value == 0
 
 
-def keeps_books(name: str, value: Any) -> bool:
+def is_record(name: str, value: Any) -> bool:
     """Whether a name, or a text under it, says that it has no part in the arithmetic."""
     words = _words(name)
     if words & _DROPOUT_WORDS or _TOKEN_NAME.search(name):
@@ -67,12 +67,12 @@ def keeps_books(name: str, value: Any) -> bool:
     if words & _ARITHMETIC_WORDS:
         return False
     texts = value if isinstance(value, list) else [value]
-    return bool(words & _BOOKKEEPING_WORDS) or all(isinstance(text, str) for text in texts)
+    return bool(words & _RECORD_WORDS) or all(isinstance(text, str) for text in texts)
 
 
 def is_harmless(name: str, value: Any) -> bool:
     """Whether an unread key may be left alone; see the module."""
-    return is_off(name, value) or keeps_books(name, value)
+    return is_off(name, value) or is_record(name, value)
 
 
 def shown(value: Any) -> str:
@@ -88,7 +88,7 @@ def listed(names: list[str]) -> str:
 
 
 def refusal(offenders: dict[str, Any]) -> str:
-    """What is said of keys that may change the arithmetic: names, values and the way out."""
+    """The message for keys that may change the arithmetic: names, values and what to do."""
     keys = listed([f"{name} is {shown(value)}" for name, value in offenders.items()])
     if len(offenders) == 1:
         return (

@@ -14,11 +14,11 @@ from edgeq._version import __version__
 from edgeq.converters import Options
 from edgeq.converters.encoding import Container, encode
 from edgeq.converters.gguf.bytes import BLOCK, Entry, Kind, minimum_is_exact
-from edgeq.converters.gguf.names import ARCHITECTURES
 from edgeq.core.errors import UnsupportedError
 from edgeq.formats.packing import round_up
 from edgeq.formats.tensor import FloatTensor, QuantTensor
-from edgeq.importers.gguf.names import gguf_name
+from edgeq.importers.gguf.architecture import Architecture
+from edgeq.importers.huggingface.families import FAMILIES
 from edgeq.model.block import RopeSpec
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
@@ -31,12 +31,6 @@ _CONTAINERS: dict[Kind, Container] = {
 }
 """What each type of GGUF holds."""
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "BF16": 32}
-
-_BIASED = {
-    "llama": {"q_proj", "k_proj", "v_proj", "o_proj"},
-    "qwen2": {"q_proj", "k_proj", "v_proj"},
-}
-"""Projections that an architecture reads biases of."""
 
 
 @dataclass(frozen=True)
@@ -63,53 +57,68 @@ def check_family(model: Model) -> None:
         UnsupportedError: names what differs.
     """
     c = model.config
-    if c.family not in ARCHITECTURES:
-        raise UnsupportedError(
-            f"edgeq writes GGUF files of {', '.join(ARCHITECTURES)}; the model is {c.family}"
-        )
-    gemma, arch = c.family == "gemma3", ARCHITECTURES[c.family]
-    if any(block.rope is None for block in c.blocks):
-        raise UnsupportedError(f"llama.cpp's {arch} rotates queries and keys in every layer")
+    arch = architecture(c)
     qk_norms = {block.qk_norm for block in c.blocks}
     norms = {(block.norm_before, block.norm_after) for block in c.blocks}
     rope, window = full_rope(c), first_window(c)
+    rotating = [block.rope is not None for block in c.blocks]
+    embed_scale = math.sqrt(c.hidden) if arch.scaled_embeddings else 1.0
     # name -> whether llama.cpp computes with another value, and the model's value
     wrong: dict[str, tuple[bool, Any]] = {
-        "activation": (c.activation != ("gelu_tanh" if gemma else "silu"), c.activation),
-        "qk_norm": (qk_norms != {"head" if arch in ("qwen3", "gemma3") else None}, qk_norms),
-        "norm_before, norm_after": (norms != {(True, gemma)}, norms),
-        "embed_scale": (
-            not math.isclose(c.embed_scale, math.sqrt(c.hidden) if gemma else 1.0, rel_tol=1e-4),
-            c.embed_scale,
-        ),
+        "activation": (c.activation != arch.activation, c.activation),
+        "qk_norm": (qk_norms != {arch.qk_norm}, qk_norms),
+        "norm_before, norm_after": (norms != {(arch.norm_before, arch.norm_after)}, norms),
+        "embed_scale": (not math.isclose(c.embed_scale, embed_scale, rel_tol=1e-4), c.embed_scale),
         "attn_scale": (
             qk_norms == {None} and not math.isclose(c.attn_scale, assumed_scale(c)),
             c.attn_scale,
         ),
-        "rope dim": (arch == "llama" and rope.dim != c.head_dim, rope.dim),
+        "choice of the layers that rotate": (
+            rotating != [arch.rope_layers(i) for i in range(c.layers)],
+            [int(rotates) for rotates in rotating],
+        ),
+        "rope dim": (not arch.partial_rope and rope.dim != c.head_dim, rope.dim),
         "rope scaling": (
-            bool(rope.scaling and rope.scaling.kind == "llama3" and arch != "llama"),
+            bool(rope.scaling and rope.scaling.kind == "llama3" and not arch.rope_factors),
             rope.scaling,
         ),
-        "rope": (len(c.ropes) > (2 if gemma else 1), c.ropes),
-        "window": (gemma and (window is None or _period(c) is None), window),
-        "head_dim": (arch == "phi3" and c.heads * c.head_dim != c.hidden, c.head_dim),
+        "rope": (len(c.ropes) > (1 if arch.local_rope_base is None else 2), c.ropes),
+        "window": (arch.windows == "period" and (window is None or _period(c) is None), window),
+        "head_dim": (arch.heads_span_hidden and c.heads * c.head_dim != c.hidden, c.head_dim),
+        "tied": (arch.untied and c.tied, c.tied),
     }
     for name, (is_wrong, value) in wrong.items():
         if is_wrong:
-            raise UnsupportedError(f"llama.cpp's {arch} computes with another {name} than {value}")
+            raise UnsupportedError(
+                f"llama.cpp's {arch.name} computes with another {name} than {value}"
+            )
     biased = {n.split(".")[-2] for n, _ in c.biases() if n in model.tensors}
-    if foreign := sorted(biased - _BIASED.get(arch, set())):
+    if foreign := sorted(biased - set(arch.biases)):
         raise UnsupportedError(
-            f"the model has biases on {', '.join(foreign)}, and llama.cpp's {arch} has none there"
+            f"the model has biases on {', '.join(foreign)}, and llama.cpp's {arch.name} has none "
+            "there"
         )
+
+
+def architecture(c: ModelConfig) -> Architecture:
+    """What llama.cpp computes for the family of a model.
+
+    Raises:
+        UnsupportedError: llama.cpp does not have the family.
+    """
+    family = FAMILIES.get(c.family)
+    if family is None or family.gguf is None:
+        known = [name for name, family in FAMILIES.items() if family.gguf]
+        raise UnsupportedError(
+            f"edgeq writes GGUF files of {', '.join(known)}; the model is {c.family}"
+        )
+    return family.gguf
 
 
 def assumed_scale(c: ModelConfig) -> float:
     """The factor on attention scores that llama.cpp computes with."""
-    # Gemma 3 27B alone, known by its layers
-    largest = c.family == "gemma3" and c.layers == 62
-    return float((c.hidden / c.heads if largest else c.head_dim) ** -0.5)
+    dim = architecture(c).query_dim(c.layers, c.hidden, c.heads, c.head_dim)
+    return float(dim**-0.5)
 
 
 def full_rope(c: ModelConfig) -> RopeSpec:
@@ -124,7 +133,7 @@ def first_window(c: ModelConfig) -> int | None:
 
 
 def _period(c: ModelConfig) -> int | None:
-    """Which layers of Gemma see everything: every so-many-th; None if they are others."""
+    """The period of the layers that see all positions; None if these are not every n-th."""
     for period in range(2, c.layers + 2):
         if all((b.window is None) == ((i + 1) % period == 0) for i, b in enumerate(c.blocks)):
             return period
@@ -132,8 +141,8 @@ def _period(c: ModelConfig) -> int | None:
 
 
 def foreign_window(c: ModelConfig) -> int | None:
-    """The sliding window of a family that has none in llama.cpp."""
-    return None if c.family == "gemma3" else first_window(c)
+    """The sliding window of a family that llama.cpp runs without one."""
+    return None if architecture(c).windows == "period" else first_window(c)
 
 
 def layout(model: Model) -> list[Placed]:
@@ -143,12 +152,13 @@ def layout(model: Model) -> list[Placed]:
         UnsupportedError: a tensor that no type holds.
     """
     c = model.config
+    arch = architecture(c)
     ffn = _ffn(model)
     rows = {"mlp.gate_proj": ffn, "mlp.up_proj": ffn}
     shapes = dict(c.linears())
     groups: dict[str, list[str]] = {}
     for name in shapes:
-        groups.setdefault(gguf_name(name, c.family), []).append(name)
+        groups.setdefault(arch.tensor_name(name), []).append(name)
     placed = []
     for target, names in groups.items():
         heights = [rows.get(_part(n), shapes[n][0]) for n in names]
@@ -161,7 +171,7 @@ def layout(model: Model) -> list[Placed]:
     vectors = [(n, s) for n, s in c.norms()]
     vectors += [(n, s) for n, s in c.biases() if n in model.tensors]
     for name, shape in vectors:
-        entry = Entry(gguf_name(name, c.family), "F32", shape)
+        entry = Entry(arch.tensor_name(name), "F32", shape)
         placed.append(Placed(entry, (name,), shape, (_heads(c, name),)))
     rope = full_rope(c)
     if rope.scaling and rope.scaling.kind == "llama3":
@@ -175,9 +185,9 @@ def _part(name: str) -> str:
 
 
 def _heads(c: ModelConfig, name: str) -> int:
-    if ARCHITECTURES[c.family] != "llama":
+    if not architecture(c).is_interleaved(name):
         return 0
-    return {"self_attn.q_proj": c.heads, "self_attn.k_proj": c.kv_heads}.get(_part(name), 0)
+    return c.heads if _part(name) == "self_attn.q_proj" else c.kv_heads
 
 
 def _ffn(model: Model) -> int:
@@ -225,7 +235,7 @@ def _kind(name: str, tensor: QuantTensor) -> Kind:
 def metadata(model: Model, options: Options, parts: Sequence[Placed]) -> dict[str, Any]:
     """The keys that describe the model, but for its tokenizer."""
     c = model.config
-    arch = ARCHITECTURES[c.family]
+    arch = architecture(c)
     sizes: dict[str, int] = {}
     for placed in parts:
         sizes[placed.entry.type] = sizes.get(placed.entry.type, 0) + placed.entry.nbytes
@@ -245,16 +255,17 @@ def metadata(model: Model, options: Options, parts: Sequence[Placed]) -> dict[st
         "rope.dimension_count": rope.dim,
         "rope.freq_base": float(rope.base),
     }
-    if c.family == "gemma3":
+    if arch.windows == "period":
         ours["attention.sliding_window"] = first_window(c)
         ours["attention.sliding_window_pattern"] = _period(c)
+    if arch.local_rope_base is not None:
         local = next(block.rope for block in c.blocks if block.window)
         ours["rope.freq_base_swa"] = float((local or rope).base)
     if rope.scaling and rope.scaling.kind == "linear":
         ours["rope.scaling.type"] = "linear"
         ours["rope.scaling.factor"] = float(rope.scaling.factor)
     general = {
-        "general.architecture": arch,
+        "general.architecture": arch.name,
         "general.name": str(model.provenance.get("source") or c.family),
         "general.quantization_version": 2,
         "general.file_type": _FILE_TYPES[max(sizes, key=lambda kind: sizes[kind])],
@@ -262,4 +273,4 @@ def metadata(model: Model, options: Options, parts: Sequence[Placed]) -> dict[st
         "edgeq.feed_forward": c.ffn,
         "edgeq.query_scale": c.attn_scale / assumed_scale(c),
     }
-    return general | {f"{arch}.{key}": value for key, value in ours.items()}
+    return general | {f"{arch.name}.{key}": value for key, value in ours.items()}

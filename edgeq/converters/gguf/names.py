@@ -1,21 +1,21 @@
-"""Names of architectures in GGUF files, and which of our tensors lie in which of a file's."""
+"""Which of edgeq's tensors lie in which tensor of a GGUF file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from edgeq.importers.gguf.names import gguf_name
-
-ARCHITECTURES = {
-    "llama": "llama",
-    "mistral": "llama",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "gemma3": "gemma3",
-    "phi3": "phi3",
-}
-"""Our family -> llama.cpp's architecture."""
+from edgeq.importers.gguf.architecture import Architecture
+from edgeq.model.block import (
+    DOWN_PROJ,
+    GATE_PROJ,
+    K_PROJ,
+    O_PROJ,
+    Q_PROJ,
+    UP_PROJ,
+    V_PROJ,
+    tensor_name,
+)
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Shape:
     """What a file says of its model, as far as its matrices are concerned.
 
     Args:
-        arch: llama.cpp's architecture.
+        arch: what llama.cpp computes for the file's architecture.
         layers, heads, kv_heads, head_dim: numbers of them.
         ffn: the feed-forward's true length.
         padded: its length in the file.
@@ -31,7 +31,7 @@ class Shape:
         query_scale: what q's norm is multiplied by, in place of the scores.
     """
 
-    arch: str
+    arch: Architecture
     layers: int
     heads: int
     kv_heads: int
@@ -42,31 +42,35 @@ class Shape:
     query_scale: float = 1.0
 
     def parts(self, name: str) -> Iterator[tuple[str, int, int]]:
-        """Our matrices in one of the file's: (name, first row, rows without padding)."""
-        for our, first, rows in self._matrices():
-            if gguf_name(our, self.arch) == name:
+        """edgeq's matrices in one of the file's: (name, first row, rows without padding)."""
+        first = 0
+        for our, rows, padded in self._matrices():
+            if self.arch.tensor_name(our) == name:
                 yield our, first, rows
+                first += padded
 
     def interleaved(self, our: str) -> int:
-        """How many heads of one of our tensors have their rows interleaved, or 0."""
-        if self.arch != "llama":
+        """How many heads of one of edgeq's tensors have their rows interleaved, or 0."""
+        if not self.arch.is_interleaved(our):
             return 0
-        if our.endswith("q_proj.weight"):
-            return self.heads
-        return self.kv_heads if our.endswith("k_proj.weight") else 0
+        return self.heads if our.endswith("q_proj.weight") else self.kv_heads
+
+    def is_fused(self, one: str, other: str) -> bool:
+        """Whether two parts of a layer, as "mlp.up_proj", lie in one of the file's tensors."""
+        names = (self.arch.tensor_name(tensor_name(0, part)) for part in (one, other))
+        return len(set(names)) == 1
 
     def _matrices(self) -> Iterator[tuple[str, int, int]]:
+        """(name, rows, rows with padding); -1 for all rows of a tensor that no other shares."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        phi = self.arch == "phi3"
-        yield "model.embed_tokens.weight", 0, -1
+        yield "model.embed_tokens.weight", -1, -1
         for i in range(self.layers):
-            p = f"model.layers.{i}."
-            yield p + "self_attn.q_proj.weight", 0, q
-            yield p + "self_attn.k_proj.weight", q if phi else 0, kv
-            yield p + "self_attn.v_proj.weight", q + kv if phi else 0, kv
-            yield p + "self_attn.o_proj.weight", 0, -1
-            yield p + "mlp.gate_proj.weight", 0, self.ffn
-            yield p + "mlp.up_proj.weight", self.padded if phi else 0, self.ffn
-            yield p + "mlp.down_proj.weight", 0, -1
+            yield tensor_name(i, Q_PROJ), q, q
+            yield tensor_name(i, K_PROJ), kv, kv
+            yield tensor_name(i, V_PROJ), kv, kv
+            yield tensor_name(i, O_PROJ), -1, -1
+            yield tensor_name(i, GATE_PROJ), self.ffn, self.padded
+            yield tensor_name(i, UP_PROJ), self.ffn, self.padded
+            yield tensor_name(i, DOWN_PROJ), -1, -1
         if not self.tied:
-            yield "lm_head.weight", 0, -1
+            yield "lm_head.weight", -1, -1

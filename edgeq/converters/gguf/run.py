@@ -24,6 +24,7 @@ from edgeq.converters.validate.kernels import Kernels, ggml
 from edgeq.core.cpu import available_cores
 from edgeq.core.errors import EdgeqError, FormatError, MissingDependencyError, UsageError
 from edgeq.importers.gguf.file import GgufFile, open_gguf
+from edgeq.importers.huggingface.families import GGUF_FAMILIES
 from edgeq.model.formulas import dense
 
 _BATCH = 256
@@ -336,8 +337,10 @@ def _shape(file: GgufFile) -> Shape:
     try:
         arch = keys["general.architecture"]
         padded = int(keys[f"{arch}.feed_forward_length"])
+        family = GGUF_FAMILIES[arch]
+        assert family.gguf is not None  # by which it is listed
         return Shape(
-            arch=arch,
+            arch=family.gguf,
             layers=int(keys[f"{arch}.block_count"]),
             heads=int(keys[f"{arch}.attention.head_count"]),
             kv_heads=int(keys[f"{arch}.attention.head_count_kv"]),

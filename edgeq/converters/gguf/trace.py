@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.converters.gguf.names import Shape
+from edgeq.model.block import GATE_PROJ, UP_PROJ, QKNorm
 
 Array = NDArray[np.float32]
 
@@ -99,7 +100,7 @@ def _copied(tensor: _Tensor) -> Array | None:
 def results(recorder: Recorder, shape: Shape) -> dict[str, Array]:
     """The last pass's results by their names in `decoder`."""
     graph = _Graph(recorder)
-    found: dict[str, Array | None] = {"embed": graph.before("blk.0.attn_norm.weight")}
+    found: dict[str, Array | None] = {"embed": _stream(graph, "blk.0.attn_norm", "blk.0.attn_q")}
     for i in range(shape.layers):
         at, p = f"layers.{i}.", f"blk.{i}."
         found[at + "attn_norm"] = graph.normed(p + "attn_norm.weight")
@@ -107,11 +108,11 @@ def results(recorder: Recorder, shape: Shape) -> dict[str, Array]:
         found[at + "mix"] = graph.into(p + "attn_output.weight")
         found[at + "o"] = graph.product(p + "attn_output.weight")
         found[at + "attn_post_norm"] = graph.normed(p + "post_attention_norm.weight")
-        found[at + "attn_out"] = graph.before(p + "ffn_norm.weight")
+        found[at + "attn_out"] = _stream(graph, p + "ffn_norm", p + "ffn_up")
         found[at + "mlp_norm"] = graph.normed(p + "ffn_norm.weight")
         up = graph.product(p + "ffn_up.weight")
         gate = graph.product(p + "ffn_gate.weight")
-        if shape.arch == "phi3" and up is not None:
+        if shape.is_fused(GATE_PROJ, UP_PROJ) and up is not None:
             gate, up = up[:, : shape.padded], up[:, shape.padded :]
         for name, value in (("gate", gate), ("up", up)):
             found[at + name] = None if value is None else value[:, : shape.ffn]
@@ -119,12 +120,20 @@ def results(recorder: Recorder, shape: Shape) -> dict[str, Array]:
         found[at + "act"] = None if act is None else act[:, : shape.ffn]
         found[at + "down"] = graph.product(p + "ffn_down.weight")
         found[at + "mlp_post_norm"] = graph.normed(p + "post_ffw_norm.weight")
-        last = i + 1 == shape.layers
-        after = "output_norm.weight" if last else f"blk.{i + 1}.attn_norm.weight"
-        found[at + "out"] = graph.before(after)
+        after = f"blk.{i + 1}."
+        if i + 1 == shape.layers:
+            found[at + "out"] = graph.before("output_norm.weight")
+        else:
+            found[at + "out"] = _stream(graph, after + "attn_norm", after + "attn_q")
     found["final_norm"] = graph.normed("output_norm.weight")
     found["logits"] = graph.product("token_embd.weight" if shape.tied else "output.weight")
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _stream(graph: _Graph, norm: str, linear: str) -> Array | None:
+    """The residual stream that a layer norms, or gives to a matrix where it has no such norm."""
+    normed = graph.before(norm + ".weight")
+    return graph.into(linear + ".weight") if normed is None else normed
 
 
 def _attention(graph: _Graph, shape: Shape, i: int, found: dict[str, Array | None]) -> None:
@@ -137,13 +146,13 @@ def _attention(graph: _Graph, shape: Shape, i: int, found: dict[str, Array | Non
         else:
             value = graph.product(f"{p}attn_{letter}.weight")
         heads = {"q": shape.heads, "k": shape.kv_heads}.get(letter, 0)
-        neighbours = bool(heads) and shape.arch == "llama"
-        if value is not None and neighbours:
+        neighbors = bool(heads) and shape.arch.interleaved
+        if value is not None and neighbors:
             value = _half_split(value, heads)
         found[at + letter] = value
         if letter == "v":
             continue
-        normed = graph.normed(f"{p}attn_{letter}_norm.weight")
+        normed = graph.normed(f"{p}attn_{letter}_norm.weight", shape.arch.qk_norm)
         factor = np.float32(shape.query_scale if letter == "q" else 1.0)
         found[f"{at}{letter}_norm"] = None if normed is None else normed / factor
         rotated = graph.rotated(
@@ -151,7 +160,7 @@ def _attention(graph: _Graph, shape: Shape, i: int, found: dict[str, Array | Non
             4 * start if fused is not None else 0,
         )
         if rotated is not None:
-            rotated = (_half_split(rotated, heads) if neighbours else rotated) / factor
+            rotated = (_half_split(rotated, heads) if neighbors else rotated) / factor
         found[f"{at}{letter}_rope"] = rotated
 
 
@@ -183,10 +192,9 @@ class _Graph:
         address = self._users.get(("MUL_MAT", weight))
         return None if address is None else self._rows(self._nodes[address].sources[1])
 
-    def normed(self, weight: str) -> Array | None:
-        """A norm's result: [T, n], or [T, H, D] of a head's norm."""
-        heads = weight.endswith(("attn_q_norm.weight", "attn_k_norm.weight"))
-        return self._rows(self._users.get(("MUL", weight)), dims=3 if heads else 2)
+    def normed(self, weight: str, qk_norm: QKNorm | None = None) -> Array | None:
+        """A norm's result: [T, n], or [T, H, D] of a norm of each head."""
+        return self._rows(self._users.get(("MUL", weight)), dims=3 if qk_norm == "head" else 2)
 
     def before(self, weight: str) -> Array | None:
         """What a norm is given: [T, n]."""

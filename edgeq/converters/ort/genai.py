@@ -38,6 +38,7 @@ from edgeq.converters.validate.texts import TargetTokenizer, model_ends
 from edgeq.core.errors import FormatError, UnsupportedError, UsageError
 from edgeq.core.progress import Progress
 from edgeq.formats.packing import round_up
+from edgeq.importers.huggingface.families import FAMILIES
 from edgeq.importers.huggingface.tokenizer import (
     HfTokenizer,
     complete_document,
@@ -54,15 +55,6 @@ from edgeq.model.reference import checked_tokens
 __all__ = ["check", "memory", "open", "stored", "tokenizer", "trace", "versions", "write"]
 
 CONFIG = "genai_config.json"
-TYPES = {
-    "llama": "llama",
-    "mistral": "mistral",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "gemma3": "gemma3_text",
-    "phi3": "phi3",
-}
-"""Our family -> onnxruntime-genai's model type."""
 _SEARCH = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "min_length")
 """What generation_config.json may say that the search heeds."""
 _BPE = (
@@ -89,15 +81,27 @@ def check(model: Model, options: Options) -> None:
         MissingDependencyError: onnx, onnxruntime or onnxruntime-genai is not installed.
     """
     require()
-    if model.config.family not in TYPES:
-        raise UnsupportedError(
-            f"onnxruntime-genai has no model type for {model.config.family}; "
-            f"it runs {', '.join(TYPES)}; convert to ort instead"
-        )
+    _model_type(model.config.family)
     ort.check(model, _for_ort(options))
     files = tokenizer_files(model)
     files[CONFIG] = _pretty(genai_config(model, ort.settings(model, _for_ort(options)).context))
     check_same_ids(hf_tokenizer(model.files), files)
+
+
+def _model_type(name: str) -> str:
+    """onnxruntime-genai's model type for a family.
+
+    Raises:
+        UnsupportedError: it has none.
+    """
+    family = FAMILIES.get(name)
+    if family is None or family.genai is None:
+        known = [known for known, family in FAMILIES.items() if family.genai]
+        raise UnsupportedError(
+            f"onnxruntime-genai has no model type for {name}; "
+            f"it runs {', '.join(known)}; convert to ort instead"
+        )
+    return family.genai
 
 
 def memory(model: Model, options: Options) -> int:
@@ -131,7 +135,7 @@ def genai_config(model: Model, context: int) -> dict[str, Any]:
     c = model.config
     generation = read_object(model.files, "generation_config.json")
     settings: dict[str, Any] = {
-        "type": TYPES[c.family],
+        "type": _model_type(c.family),
         "vocab_size": c.vocab,
         "context_length": context,
         "decoder": {

@@ -6,8 +6,8 @@
     tensors string name, u32 dims, u64 each (innermost first), u32 type, u64 offset
     padding to general.alignment (32), then the tensors' bytes
 
-Every length is held against what is left of the file before it is believed: a damaged file gives
-a FormatError, never a crash or an allocation of its choosing.
+Every length is compared with what is left of the file before it is used: a damaged file gives a
+FormatError, never a crash or an allocation of a size that the file chooses.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.core.errors import FormatError, UnsupportedError
-from edgeq.formats.safetensors_file import Mapping
+from edgeq.formats.safetensors_file import MappedFile
 
 _SCALARS = {
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
@@ -77,7 +77,7 @@ class GgufFile:
         tensors: name -> where it lies.
     """
 
-    mapping: Mapping
+    mapping: MappedFile
     metadata: dict[str, Any]
     tensors: dict[str, GgufEntry]
 
@@ -91,7 +91,7 @@ def open_gguf(path: Path) -> GgufFile:
         UnsupportedError: an unknown version, or a tensor type edgeq cannot read.
     """
     try:
-        mapping = Mapping(path)
+        mapping = MappedFile(path)
     except OSError as err:
         raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
     reader = _Reader(path, mapping)
@@ -155,7 +155,7 @@ def _check_overlap(path: Path, tensors: dict[str, GgufEntry]) -> None:
 class _Reader:
     """A position in the file, moved on by each read."""
 
-    def __init__(self, path: Path, mapping: Mapping) -> None:
+    def __init__(self, path: Path, mapping: MappedFile) -> None:
         self.path = path
         self.mapping = mapping
         self.at = 0

@@ -1,9 +1,9 @@
-"""GGUF files: llama, qwen2, qwen3, gemma3 and phi3 architectures, tokenizer included.
+"""GGUF files of the architectures that families name, tokenizer included.
 
-Tensors stay as they lie in the mapped file; rows of a quantized one are turned to float32 by the
-`gguf` package when they are asked for, bit for bit as that package does it. What GGUF changed of
+Tensors are views of the mapped file; rows of a quantized one are dequantized by the `gguf` package
+when they are read. What GGUF changed of
 a Hugging Face checkpoint is changed back (rotary order of the llama architecture, fused Phi-3
-projections) or said in the config (Gemma's norm weights already hold their offset of one).
+projections) or stated in the config (Gemma's norm weights already include their offset of one).
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; llama.cpp's
 convert_hf_to_gguf.py for what is changed on the way in.
@@ -21,16 +21,17 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError, MissingDependencyError, UnsupportedError
 from edgeq.formats.tensor import FloatTensor, FloatType, Tensor
-from edgeq.importers.gguf.config import Keys, read_config
+from edgeq.importers.gguf.architecture import Architecture, separate_name
+from edgeq.importers.gguf.config import read_config
 from edgeq.importers.gguf.file import GgufFile, open_gguf
-from edgeq.importers.gguf.names import gguf_name
+from edgeq.importers.gguf.keys import Keys
 from edgeq.importers.gguf.tokenizer import end_tokens, tokenizer_files
+from edgeq.importers.huggingface.families import GGUF_FAMILIES
 from edgeq.importers.lazy import half_split
 from edgeq.importers.unread import listed
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3", "phi3")
 _FLOATS: dict[str, Any] = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 Dequantize = Callable[[NDArray[np.uint8], str], NDArray[np.float32]]
@@ -96,21 +97,24 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
             f"{path} is a GGUF file of type {kind!r} and no model; give the model's own file (a "
             "LoRA adapter is merged into its model by llama-export-lora)"
         )
-    architecture = keys.text("general.architecture")
-    if architecture not in ARCHITECTURES:
+    name = keys.text("general.architecture")
+    if name not in GGUF_FAMILIES:
         raise UnsupportedError(
-            f"{path}: general.architecture is {architecture!r}, which edgeq does not run; it runs "
-            f"{', '.join(ARCHITECTURES)}"
+            f"{path}: general.architecture is {name!r}, which edgeq does not run; it runs "
+            f"{', '.join(GGUF_FAMILIES)}"
         )
+    family = GGUF_FAMILIES[name]
+    architecture = family.gguf
+    assert architecture is not None  # by which it is listed
     if keys.number("split.count", 1) > 1:
         raise UnsupportedError(
             f"{path} is one of {keys.number('split.count'):.0f} parts; "
             "join them with llama-gguf-split --merge"
         )
-    source = Tensors(path, file)
+    source = GgufTensors(path, file)
     if source.quantized and not headers_only:
         _gguf()
-    config = read_config(keys, architecture, source)
+    config = read_config(keys, family.name, architecture, source)
     files: dict[str, bytes] = {}
     if not headers_only:
         files, vocabulary = tokenizer_files(file.metadata)
@@ -129,7 +133,7 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
     return model
 
 
-class Tensors:
+class GgufTensors:
     """A file's tensors by GGUF's names, as edgeq's."""
 
     def __init__(self, path: Path, file: GgufFile) -> None:
@@ -197,42 +201,48 @@ def _gguf() -> Any:
 
 def _dequantize(data: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:
     gguf = _gguf()
-    with np.errstate(all="ignore"):  # a NaN scale is found by whoever uses the values
+    with np.errstate(all="ignore"):  # whoever uses the values checks for NaN
         values = gguf.quants.dequantize(data, gguf.GGMLQuantizationType[kind])
     return cast("NDArray[np.float32]", values)
 
 
-def _tensors(config: ModelConfig, architecture: str, source: Tensors) -> dict[str, Tensor]:
-    # Phi-3's fused matrices are taken apart below, by the names they have elsewhere
-    plain = "gemma3" if architecture == "gemma3" else "llama"
-    names = [name for name, _ in (*config.linears(), *config.norms())]
-    names += [n for n, _ in config.biases() if gguf_name(n, plain) in source]
-    q, kv, ffn = config.heads * config.head_dim, config.kv_heads * config.head_dim, config.ffn
-    fused = {  # Phi-3
-        "attn_q": ("attn_qkv", 0, q, q + 2 * kv),
-        "attn_k": ("attn_qkv", q, q + kv, q + 2 * kv),
-        "attn_v": ("attn_qkv", q + kv, q + 2 * kv, q + 2 * kv),
-        "ffn_gate": ("ffn_up", 0, ffn, 2 * ffn),
-        "ffn_up": ("ffn_up", ffn, 2 * ffn, 2 * ffn),
-    }
-    # some files of the phi3 architecture hold q, k and v apart
-    apart = "blk.0.attn_qkv.weight" not in source
+def _tensors(config: ModelConfig, arch: Architecture, source: GgufTensors) -> dict[str, Tensor]:
+    rows = {name: shape[0] for name, shape in config.linears()}
+    stored_together: dict[str, list[str]] = {}
+    for name in rows:
+        stored_together.setdefault(arch.tensor_name(name), []).append(name)
     tensors: dict[str, Tensor] = {}
-    for name in names:
-        stored = gguf_name(name, plain)
-        part = stored.split(".")[-2]
-        if architecture == "phi3" and part in fused and not (apart and part.startswith("attn")):
-            whole, start, stop, height = fused[part]
-            tensors[name] = source.part(stored.replace(part, whole), start, stop, height)
-        elif architecture == "llama" and part in ("attn_q", "attn_k"):
-            heads = config.heads if part == "attn_q" else config.kv_heads
-            tensor = source[stored]
-            if tensor.shape[0] != heads * config.head_dim:
-                raise FormatError(
-                    f"{source.path}: tensor {stored} has {tensor.shape[0]} rows; "
-                    f"the config says {heads} heads of {config.head_dim}"
-                )
-            tensors[name] = half_split(tensor, heads)
-        else:
-            tensors[name] = source[stored]
+    for stored, names in stored_together.items():
+        if len(names) == 1:
+            tensors[names[0]] = _alone(names[0], stored, config, arch, source)
+            continue
+        if stored not in source:
+            for name in names:
+                tensors[name] = _alone(name, separate_name(name), config, arch, source)
+            continue
+        height, start = sum(rows[name] for name in names), 0
+        for name in names:
+            tensors[name] = source.part(stored, start, start + rows[name], height)
+            start += rows[name]
+    for name, _ in config.norms():
+        tensors[name] = source[arch.tensor_name(name)]
+    for name, _ in config.biases():
+        if separate_name(name) in source:
+            tensors[name] = _alone(name, separate_name(name), config, arch, source)
     return tensors
+
+
+def _alone(
+    name: str, stored: str, config: ModelConfig, arch: Architecture, source: GgufTensors
+) -> Tensor:
+    """A tensor that is stored by itself, its rows in half-split rotary order."""
+    tensor = source[stored]
+    if not arch.is_interleaved(name):
+        return tensor
+    heads = config.heads if name.split(".")[-2] == "q_proj" else config.kv_heads
+    if tensor.shape[0] != heads * config.head_dim:
+        raise FormatError(
+            f"{source.path}: tensor {stored} has {tensor.shape[0]} rows; "
+            f"the config says {heads} heads of {config.head_dim}"
+        )
+    return half_split(tensor, heads)

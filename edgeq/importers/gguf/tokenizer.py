@@ -1,7 +1,7 @@
 """The tokenizer inside a GGUF file, as Hugging Face's tokenizer files, by llama.cpp's rules.
 
-A GGUF file names one end token where a model has several, and cannot say that a token takes the
-whitespace beside it along. llama.cpp knows both by the texts of tokens and by the model's name, and
+A GGUF file names one end token where a model has several, and cannot say that a token strips the
+whitespace around it. llama.cpp infers both from the texts of tokens and from the model's name, and
 so does this module.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#tokenizer; llama.cpp's
@@ -30,7 +30,7 @@ from edgeq.importers.tokenizer.tokenizer_json import (
 _PREFIX = "tokenizer.ggml."
 _KINDS = {"llama": "SentencePiece BPE", "gpt2": "byte-level BPE"}
 _END_KEYS = ("eot", "eom", "fim_pad", "fim_rep", "fim_sep")
-"""``tokenizer.ggml.<name>_token_id`` of tokens that end a generation beside EOS."""
+"""``tokenizer.ggml.<name>_token_id`` of tokens that end a generation, as EOS does."""
 _END_TEXTS = frozenset(
     (
         "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
@@ -45,19 +45,20 @@ _FILE_TEXTS = {
     "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
     "fim_sep": ("<|file_sep|>",),
 }
-"""What a model that fills in the middle pads and separates files with: texts of the token that ends
-a generation where no key names it."""
+"""Padding and file separators of models that fill in the middle: by key, the texts of the token
+that ends a generation where the key is absent."""
 STRIP_NAMES = ("phi-3", "phi3")
-"""A model whose name holds one of these has special tokens that take whitespace along."""
+"""A model whose name contains one of these has special tokens that strip the whitespace after
+them."""
 STRIP_NEEDS = ("<unk>", "<s>", "<|endoftext|>")
-"""Tokens of Phi-3 that leave the whitespace after them alone; the other special ones do not."""
+"""Special tokens of Phi-3 that do not strip the whitespace after them; all others do."""
 
 
 def tokenizer_files(metadata: Mapping[str, Any]) -> tuple[dict[str, bytes], Vocabulary | None]:
     """Build the tokenizer's files from a file's metadata.
 
     Returns:
-        the files and the vocabulary they were made from; nothing where there is no tokenizer.
+        the files and the vocabulary in them; no files and None if the file has no tokenizer.
 
     Raises:
         FormatError: a part is missing or of another type or length than the rest.
@@ -98,13 +99,13 @@ def tokenizer_files(metadata: Mapping[str, Any]) -> tuple[dict[str, bytes], Voca
         )
     else:
         document = byte_level_bpe(vocabulary, _merges(metadata), pre)
-    made = files(
+    contents = files(
         document,
         vocabulary,
         ends=ends,
         chat_templates=_chat_templates(metadata),
     )
-    return made, vocabulary
+    return contents, vocabulary
 
 
 def end_tokens(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tuple[int, ...]:
@@ -123,17 +124,17 @@ def listed_ends(
             named[key] = min((where[text] for text in texts if text in where), default=None)
     ends = [i for i in (eos, *named.values()) if i is not None and 0 <= i < len(tokens)]
     ends += [i for i, text in enumerate(tokens) if text in _END_TEXTS]
-    found = {tokens[i]: i for i in ends}
-    calls = found.keys() & {"<|call|>", "<|calls|>"}
-    if calls and found.keys() & {"<|return|>", "<|flush|>"}:
-        found.pop("<|end|>", None)  # it ends a message there, not the answer
-    if "<|tool_response>" in found:
-        found.pop("</s>", None)
-    return tuple(dict.fromkeys(i for i in ends if tokens[i] in found))
+    by_text = {tokens[i]: i for i in ends}
+    calls = by_text.keys() & {"<|call|>", "<|calls|>"}
+    if calls and by_text.keys() & {"<|return|>", "<|flush|>"}:
+        by_text.pop("<|end|>", None)  # it ends a message there, not the answer
+    if "<|tool_response>" in by_text:
+        by_text.pop("</s>", None)
+    return tuple(dict.fromkeys(i for i in ends if tokens[i] in by_text))
 
 
 def _retype(tokens: Sequence[str], kinds: list[int], ends: Sequence[int]) -> None:
-    """Give the tokens that are known by their text the type that llama.cpp gives them."""
+    """Give tokens that llama.cpp recognizes by their text the type that it gives them."""
     if len(kinds) != len(tokens):
         return  # refused elsewhere
     files = {text for texts in _FILE_TEXTS.values() for text in texts}
@@ -148,7 +149,7 @@ def _retype(tokens: Sequence[str], kinds: list[int], ends: Sequence[int]) -> Non
 
 
 def _rstrip(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> frozenset[int]:
-    """Tokens that take the whitespace after them along: Phi-3's, which is known by its name."""
+    """Tokens that strip the whitespace after them: Phi-3's, which is recognized by its name."""
     name = str(metadata.get("general.name", "")).lower()
     if not any(part in name for part in STRIP_NAMES):
         return frozenset()
@@ -160,10 +161,10 @@ def _rstrip(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> frozenset[in
 
 
 def _list(metadata: Mapping[str, Any], key: str, kind: type) -> list[Any]:
-    found = metadata.get(_PREFIX + key)
-    if not isinstance(found, list) or not all(type(value) is kind for value in found):
+    values = metadata.get(_PREFIX + key)
+    if not isinstance(values, list) or not all(type(value) is kind for value in values):
         raise FormatError(f"the GGUF file's {_PREFIX}{key} is not an array of {kind.__name__}")
-    return found
+    return values
 
 
 def _token(metadata: Mapping[str, Any], key: str, default: int | None) -> int | None:

@@ -144,7 +144,7 @@ class Checkpoint:
 
 
 def adapter_message(folder: Path) -> str:
-    """What is said of a folder with a LoRA adapter."""
+    """The message for a folder that holds a LoRA adapter."""
     return (
         f"{folder} holds a LoRA adapter ({ADAPTER}), which edgeq does not apply; merge it into its "
         "base model (merge_and_unload of the peft package), save that, and give its folder; if "
@@ -170,8 +170,8 @@ def _refuse_other_weights(folder: Path) -> None:
             f"{folder} holds PyTorch weights ({others[0]}), not safetensors; "
             "convert them with Transformers' save_pretrained"
         )
-    found = [name for name in names if name.endswith(".safetensors")]
-    has = f"; it holds {listed(found)}" if found else ""
+    others = [name for name in names if name.endswith(".safetensors")]
+    has = f"; it holds {listed(others)}" if others else ""
     raise FormatError(f"{folder} holds neither {SINGLE} nor {INDEX}{has}")
 
 

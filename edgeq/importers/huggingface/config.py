@@ -1,8 +1,7 @@
 """A Hugging Face ``config.json`` as a `ModelConfig`.
 
-Each family is one row of `FAMILIES` (what Transformers assumes where the file is silent) and, if
-it needs more than that, one branch below. Every key is read here or in `hf_attention`, known to
-leave the arithmetic alone (`hf_keys`), or refused by its name.
+What differs from family to family stands in its file in `families`. Every key is read here or
+there, known to leave the arithmetic alone (see `keys`), or refused by its name.
 
 Source: the configuration classes of Transformers 4.57 and 5.x.
 """
@@ -15,102 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.core.errors import FormatError, UnsupportedError
-from edgeq.importers.huggingface.attention import read_rope, read_window
+from edgeq.importers.huggingface.families import MODEL_TYPES
+from edgeq.importers.huggingface.family import Family, Shape
 from edgeq.importers.huggingface.keys import check_classes, check_unread
 from edgeq.importers.huggingface.values import Values, read_json
 from edgeq.importers.unread import shown
-from edgeq.model.block import BlockSpec, RopeSpec
 from edgeq.model.config import Activation, ModelConfig
 
 MAX_LAYERS = 4096
 """More layers than this is a damaged number, not a model."""
 
 
-@dataclass(frozen=True)
-class Family:
-    """What a family's configuration means where it says nothing.
-
-    Args:
-        defaults: values of absent keys.
-        attention_bias: biases on q, k and v: "never", "always", or "flag" (and on o as well)
-            if ``attention_bias`` says so.
-        qk_norm: RMS norms on each head of q and k.
-    """
-
-    defaults: Mapping[str, Any]
-    attention_bias: str = "never"
-    qk_norm: bool = False
-
-
-_COMMON = {"rms_norm_eps": 1e-6, "hidden_act": "silu", "tie_word_embeddings": False}
-
-FAMILIES: dict[str, Family] = {
-    "llama": Family(
-        {**_COMMON, "max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2},
-        attention_bias="flag",
-    ),
-    "mistral": Family(
-        {
-            **_COMMON,
-            "max_position_embeddings": 131072,
-            "num_key_value_heads": 8,
-            "sliding_window": 4096,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-        }
-    ),
-    "qwen2": Family(
-        {**_COMMON, "max_position_embeddings": 32768, "num_key_value_heads": 32},
-        attention_bias="always",
-    ),
-    "qwen3": Family(
-        {**_COMMON, "max_position_embeddings": 32768, "num_key_value_heads": 32, "head_dim": 128},
-        attention_bias="flag",
-        qk_norm=True,
-    ),
-    "gemma3": Family(
-        {
-            "rms_norm_eps": 1e-6,
-            "hidden_activation": "gelu_pytorch_tanh",
-            "tie_word_embeddings": True,
-            "vocab_size": 262208,
-            "hidden_size": 2304,
-            "intermediate_size": 9216,
-            "num_hidden_layers": 26,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 4,
-            "head_dim": 256,
-            "max_position_embeddings": 131072,
-            "query_pre_attn_scalar": 256,
-            "sliding_window": 4096,
-            "sliding_window_pattern": 6,
-            "bos_token_id": 2,
-            "eos_token_id": 1,
-        },
-        attention_bias="flag",
-        qk_norm=True,
-    ),
-    "phi3": Family(
-        {
-            **_COMMON,
-            "rms_norm_eps": 1e-5,
-            "max_position_embeddings": 4096,
-            "bos_token_id": 1,
-            "eos_token_id": 32000,
-        }
-    ),
-}
-_MODEL_TYPES = {
-    "llama": "llama",
-    "smollm": "llama",
-    "mistral": "mistral",
-    "ministral": "mistral",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "gemma3": "gemma3",
-    "gemma3_text": "gemma3",
-    "phi3": "phi3",
-}
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
@@ -121,15 +35,17 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 @dataclass(frozen=True)
 class HfConfig:
-    """A read ``config.json``.
+    """A configuration that has been read.
 
     Args:
         model: the hyperparameters.
+        family: what is known of its family.
         prefix: what the tensors' names carry before Hugging Face's usual names.
         biases: name ends of the bias tensors that must be there, as "q_proj".
     """
 
     model: ModelConfig
+    family: Family
     prefix: str
     biases: tuple[str, ...]
 
@@ -143,51 +59,60 @@ def read_config(folder: Path) -> HfConfig:
     """
     path = folder / "config.json"
     raw = read_json(path)
-    prefix = ""
     model_type = raw.get("model_type")
     if not isinstance(model_type, str):
         raise FormatError(f"{path} names no model_type; it must be one of {_known()}")
-    if model_type not in _MODEL_TYPES:
+    if model_type not in MODEL_TYPES:
         # no guess at what was meant: a similar name is another architecture
         raise UnsupportedError(
             f"{path}: model_type is {model_type!r}, a family edgeq does not run; it runs {_known()}"
         )
-    name = _MODEL_TYPES[model_type]
-    check_classes(path, raw, name, model_type)
-    if name == "gemma3" and isinstance(raw.get("text_config"), dict):
-        # a vision-language model: its decoder
-        outer, raw, prefix = raw, dict(raw["text_config"]), "language_model."
-        inherited = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "quantization_config")
-        check_unread(path, outer, {"text_config", "architectures", "auto_map", *inherited}, name)
-        for key in inherited:
-            if raw.get(key) is None and outer.get(key) is not None:
-                raw[key] = outer[key]
-        if _MODEL_TYPES.get(raw.get("model_type", model_type)) != name:
-            raise UnsupportedError(
-                f"{path}: text_config is a model of type {raw['model_type']!r}; in a {model_type} "
-                "model edgeq runs a decoder of type gemma3_text"
-            )
-        check_classes(path, raw, name, model_type)
-    family = FAMILIES[name]
+    family = MODEL_TYPES[model_type]
+    check_classes(path, raw, family, model_type)
+    prefix = ""
+    if family.text_config is not None and isinstance(raw.get(family.text_config), dict):
+        raw, prefix = _text_config(path, raw, family, family.text_config), family.prefix
     values = Values(path, raw, family.defaults)
     generation_path = folder / "generation_config.json"
     generation = read_json(generation_path) if generation_path.exists() else {}
-    model = _model(name, values, generation)
-    biases: tuple[str, ...] = ()
-    if family.attention_bias == "always":
-        values.read |= {"attention_bias", "qkv_bias"}
-        biases = ("q_proj", "k_proj", "v_proj")
-    elif family.attention_bias == "flag" and values.flag("attention_bias"):
-        biases = ("q_proj", "k_proj", "v_proj", "o_proj")
-    check_unread(path, raw, {"architectures", "auto_map", *values.read}, name)
-    return HfConfig(model, prefix, biases)
+    model = _model(family, values, generation)
+    biases = _biases(family, values)
+    check_unread(path, raw, {"architectures", "auto_map", *values.read})
+    return HfConfig(model, family, prefix, biases)
 
 
 def _known() -> str:
-    return ", ".join(sorted(_MODEL_TYPES))
+    return ", ".join(sorted(MODEL_TYPES))
 
 
-def _model(family: str, values: Values, generation: Mapping[str, Any]) -> ModelConfig:
+def _text_config(path: Path, outer: Mapping[str, Any], family: Family, key: str) -> dict[str, Any]:
+    """The configuration of the decoder of a vision-language model."""
+    inner = dict(outer[key])
+    inherited = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "quantization_config")
+    check_unread(path, outer, {key, "architectures", "auto_map", *inherited})
+    for name in inherited:
+        if inner.get(name) is None and outer.get(name) is not None:
+            inner[name] = outer[name]
+    model_type = outer["model_type"]
+    if MODEL_TYPES.get(inner.get("model_type", model_type)) != family:
+        raise UnsupportedError(
+            f"{path}: {key} is a model of type {inner['model_type']!r}; in a {model_type} "
+            f"model edgeq runs a decoder of type {family.model_types[-1]}"
+        )
+    check_classes(path, inner, family, model_type)
+    return inner
+
+
+def _biases(family: Family, values: Values) -> tuple[str, ...]:
+    if family.biases == "qkv":
+        values.read |= {"attention_bias", "qkv_bias"}
+        return ("q_proj", "k_proj", "v_proj")
+    if family.biases == "attention_bias" and values.flag("attention_bias"):
+        return ("q_proj", "k_proj", "v_proj", "o_proj")
+    return ()
+
+
+def _model(family: Family, values: Values, generation: Mapping[str, Any]) -> ModelConfig:
     layers = values.count("num_hidden_layers")
     if layers > MAX_LAYERS:
         raise FormatError(f"{values.path}: num_hidden_layers is {layers}; at most {MAX_LAYERS}")
@@ -197,24 +122,11 @@ def _model(family: str, values: Values, generation: Mapping[str, Any]) -> ModelC
     kv_heads = heads if shared else values.count("num_key_value_heads")
     own = values.get("head_dim") is not None and not values.is_null("head_dim")
     head_dim = values.count("head_dim") if own else hidden // heads
-    gemma = family == "gemma3"
-    rope = read_rope(values, family)
     context = values.count("max_position_embeddings")
-    window, window_layers = read_window(values, family, layers, context)
-    dim = int(head_dim * rope.rotated)
-    whole = RopeSpec(rope.theta, dim, rope.scaling)
-    local = whole if rope.theta_local is None else RopeSpec(rope.theta_local, dim)
-    blocks = tuple(
-        BlockSpec(
-            norm_after=gemma,
-            qk_norm="head" if FAMILIES[family].qk_norm else None,
-            rope=local if windowed else whole,
-            window=window if windowed else None,
-        )
-        for windowed in window_layers or (False,) * layers
-    )
+    blocks = family.blocks(values, Shape(layers, hidden, heads, head_dim, context))
+    query_dim = values.number(family.query_scale_key) if family.query_scale_key else head_dim
     return ModelConfig(
-        family=family,
+        family=family.name,
         hidden=hidden,
         ffn=values.count("intermediate_size"),
         heads=heads,
@@ -222,12 +134,12 @@ def _model(family: str, values: Values, generation: Mapping[str, Any]) -> ModelC
         head_dim=head_dim,
         vocab=values.count("vocab_size"),
         context=context,
-        blocks=blocks,
+        blocks=tuple(blocks),
         norm_eps=values.number("rms_norm_eps"),
-        norm_offset=1.0 if gemma else 0.0,
-        activation=_activation(values, "hidden_activation" if gemma else "hidden_act"),
-        embed_scale=hidden**0.5 if gemma else 1.0,
-        attn_scale=(values.number("query_pre_attn_scalar") if gemma else head_dim) ** -0.5,
+        norm_offset=family.norm_offset,
+        activation=_activation(values, family.activation_key),
+        embed_scale=hidden**0.5 if family.scaled_embeddings else 1.0,
+        attn_scale=query_dim**-0.5,
         tied=values.flag("tie_word_embeddings"),
         bos=_one_token(values),
         eos=_tokens(values, generation),
@@ -255,7 +167,7 @@ def _tokens(values: Values, generation: Mapping[str, Any]) -> tuple[int, ...]:
     """The end tokens; generation_config.json knows the chat model's, and goes first."""
     eos = generation.get("eos_token_id")
     eos = values.get_or_none("eos_token_id") if eos is None else eos
-    found = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    if any(type(t) is not int or t < 0 for t in found):
+    ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    if any(type(t) is not int or t < 0 for t in ids):
         raise FormatError(f"{values.path}: eos_token_id is {eos!r}; expected token ids")
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(ids))

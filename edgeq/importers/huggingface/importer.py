@@ -1,12 +1,13 @@
 """Hugging Face checkpoint folders: config.json, safetensors (one or sharded), tokenizer files.
 
-Nothing but headers is read, but for a head stored beside the embeddings it is said to be tied to;
-every tensor is a view of its memory-mapped shard. Phi-3's fused projections become views of their
-rows.
+Only headers are read, except for a head that is stored although it is tied to the embeddings;
+every tensor is a view of its memory-mapped shard. Projections that are stored as one matrix become
+views of its rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from edgeq.formats.tensor import FloatTensor, Tensor
 from edgeq.importers.huggingface.checkpoint import Checkpoint
 from edgeq.importers.huggingface.config import read_config
 from edgeq.importers.tokenizer.sentencepiece_model import tokenizer_files
+from edgeq.model.block import tensor_name
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 
@@ -45,17 +47,18 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
     """
     folder = Path(path)
     config = read_config(folder)
-    found = Checkpoint(folder, config.prefix)
-    model = replace(config.model, tied=config.model.tied and found.tie_head())
+    checkpoint = Checkpoint(folder, config.prefix)
+    model = replace(config.model, tied=config.model.tied and checkpoint.tie_head())
     tensors: dict[str, Tensor] = {}
-    fused = _fused(model) if model.family == "phi3" else {}
+    fused = _fused(model, config.family.fused)
     names = [name for name, _ in (*model.linears(), *model.norms())]
     for name, _ in model.biases():
         if name.split(".")[-2] in config.biases:
             names.append(name)
     for name in names:
-        tensors[name] = fused[name].of(found) if name in fused else found.tensor(name)
-    found.check_all_read(model)
+        part = fused.get(name)
+        tensors[name] = checkpoint.tensor(name) if part is None else part.read(checkpoint)
+    checkpoint.check_all_read(model)
     files = {} if headers_only else _files(folder)
     result = Model(model, tensors, files, {"source": folder.resolve().name})
     result.validate()
@@ -64,40 +67,40 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
 
 @dataclass(frozen=True)
 class _Part:
-    """Rows of a fused projection."""
+    """Rows ``start:stop`` of a fused matrix of ``height`` rows."""
 
-    source: str
+    fused: str
     start: int
     stop: int
     height: int
 
-    def of(self, found: Checkpoint) -> FloatTensor:
-        whole = found.tensor(self.source)
+    def read(self, checkpoint: Checkpoint) -> FloatTensor:
+        whole = checkpoint.tensor(self.fused)
         if whole.shape[:1] != (self.height,):
             raise FormatError(
-                f"tensor {self.source} has shape {list(whole.shape)}; "
+                f"tensor {self.fused} has shape {list(whole.shape)}; "
                 f"the config says {self.height} rows"
             )
         return FloatTensor(whole.dtype, whole.data[self.start : self.stop])
 
 
-def _fused(config: ModelConfig) -> dict[str, _Part]:
-    """Where each of Phi-3's split projections lies."""
-    q, kv, ffn = config.heads * config.head_dim, config.kv_heads * config.head_dim, config.ffn
-    parts = {}
+def _fused(config: ModelConfig, fused: Mapping[str, tuple[str, ...]]) -> dict[str, _Part]:
+    """Where the matrices lie that a family stores as one: name -> part."""
+    rows = {name: shape[0] for name, shape in config.linears()}
+    parts: dict[str, _Part] = {}
     for i in range(config.layers):
-        attention, mlp = f"model.layers.{i}.self_attn.", f"model.layers.{i}.mlp."
-        qkv, gate_up = attention + "qkv_proj.weight", mlp + "gate_up_proj.weight"
-        ends = (0, q, q + kv, q + 2 * kv)
-        for name, start, stop in zip("qkv", ends, ends[1:], strict=False):
-            parts[f"{attention}{name}_proj.weight"] = _Part(qkv, start, stop, ends[-1])
-        parts[mlp + "gate_proj.weight"] = _Part(gate_up, 0, ffn, 2 * ffn)
-        parts[mlp + "up_proj.weight"] = _Part(gate_up, ffn, 2 * ffn, 2 * ffn)
+        for whole, members in fused.items():
+            names = [tensor_name(i, member) for member in members]
+            height, start = sum(rows[name] for name in names), 0
+            for name in names:
+                stop = start + rows[name]
+                parts[name] = _Part(tensor_name(i, whole), start, stop, height)
+                start = stop
     return parts
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    """Tokenizer and chat files, a tokenizer.json being made from tokenizer.model if need be."""
+    """Tokenizer and chat files; a missing tokenizer.json is made from tokenizer.model."""
     files = {
         name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()
     }

@@ -1,8 +1,7 @@
-"""The keys of a ``config.json`` that `hf_config` does not read, and the classes it may name.
+"""The keys of a ``config.json`` that no reader reads, and the classes it may name.
 
-What is read has its meaning in `hf_config`. The rest is looked at here: keys on a list are
-harmless, keys on another list must have the one value that leaves the arithmetic alone, and what
-is on neither is judged by `unread`.
+Keys on one list are harmless, keys on another must have the one value that leaves the arithmetic
+alone, and keys on neither are judged by `edgeq.importers.unread`.
 
 Source: the configuration classes of Transformers 5.24 and 4.57, and published checkpoints.
 """
@@ -15,21 +14,8 @@ from typing import Any
 
 from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.importers import unread
-
-ARCHITECTURES: dict[str, tuple[str, ...]] = {
-    "llama": ("LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel"),
-    "mistral": ("MistralForCausalLM", "MistralModel", "MinistralForCausalLM", "MinistralModel"),
-    "qwen2": ("Qwen2ForCausalLM", "Qwen2Model"),
-    "qwen3": ("Qwen3ForCausalLM", "Qwen3Model"),
-    "gemma3": (
-        "Gemma3ForCausalLM",
-        "Gemma3TextModel",
-        "Gemma3ForConditionalGeneration",
-        "Gemma3Model",
-    ),
-    "phi3": ("Phi3ForCausalLM", "Phi3Model"),
-}
-"""The model classes that compute what edgeq computes, by family."""
+from edgeq.importers.huggingface.families import FAMILIES
+from edgeq.importers.huggingface.family import Family
 
 _COMMON = unread.word_set(
     """
@@ -119,14 +105,13 @@ _SAME_AS = {
 """Other names of keys that are read; harmless where both hold one value."""
 
 
-def check_unread(path: Path, raw: Mapping[str, Any], read: Collection[str], family: str) -> None:
+def check_unread(path: Path, raw: Mapping[str, Any], read: Collection[str]) -> None:
     """Refuse the keys that no code reads and that may change what the model computes.
 
     Args:
         path: the file, for messages.
         raw: its keys.
         read: the keys that have been read.
-        family: edgeq's family.
 
     Raises:
         UnsupportedError: names such keys and their values.
@@ -145,15 +130,13 @@ def check_unread(path: Path, raw: Mapping[str, Any], read: Collection[str], fami
             _check_only(path, key, value)
         elif key in _SAME_AS and raw.get(_SAME_AS[key]) == value:
             continue
-        elif key == "hidden_act" and family == "gemma3" and "gelu" in str(value):
-            continue  # Gemma's own key is hidden_activation; this one is kept for old readers
         elif not unread.is_harmless(key, value):
             offenders[key] = value
     if offenders:
         raise UnsupportedError(f"{path}: {unread.refusal(offenders)}")
 
 
-def check_classes(path: Path, raw: Mapping[str, Any], family: str, model_type: str) -> None:
+def check_classes(path: Path, raw: Mapping[str, Any], family: Family, model_type: str) -> None:
     """Check that ``architectures`` and ``auto_map`` name classes whose arithmetic is known.
 
     A class of another name computes something else (BitNet's checkpoints are of type llama). Where
@@ -175,10 +158,10 @@ def check_classes(path: Path, raw: Mapping[str, Any], family: str, model_type: s
         if isinstance(code, str):
             names = [*names, code.rsplit(".", 1)[-1]]
     for name in names:
-        if not any(name in classes for classes in ARCHITECTURES.values()):
+        if not any(name in known.classes for known in FAMILIES.values()):
             raise UnsupportedError(
                 f"{path}: the model class is {name!r} and model_type is {model_type!r}; edgeq "
-                f"computes a {model_type} model as {ARCHITECTURES[family][0]} does, and another "
+                f"computes a {model_type} model as {family.classes[0]} does, and another "
                 "class may compute something else"
             )
 

@@ -6,7 +6,7 @@ Several files may add to tokenizer.json, and they contradict each other in publi
   rstrip, ...) of those that tokenizer.json holds. Where it is present, special_tokens_map.json and
   added_tokens.json are not read; where it is absent, both are, and special_tokens_map.json goes
   before tokenizer_config.json.
-- Special tokens that are named (``eos_token`` and so on) but held nowhere get the next free ids.
+- Special tokens that are named (``eos_token`` and so on) but listed nowhere get the next free ids.
 - ``add_prefix_space`` of tokenizer_config.json counts for the classes GPT2Tokenizer and
   Qwen2Tokenizer, and ``split_special_tokens`` for all.
 - What is put before and after a text is decided by tokenizer.json's post-processor alone:
@@ -71,8 +71,8 @@ class HfTokenizer:
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text alone."""
-        made = self.library.encode_batch(list(texts), add_special_tokens=False)
-        return [encoded.ids for encoded in made]
+        encodings = self.library.encode_batch(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
 
 def hf_tokenizer(files: Mapping[str, bytes]) -> HfTokenizer:
@@ -86,10 +86,10 @@ def hf_tokenizer(files: Mapping[str, bytes]) -> HfTokenizer:
         FormatError: a file is damaged, or an added token cannot have the id it is given.
     """
     if "tokenizer.json" not in files:
-        found = ", ".join(sorted(files)) or "no tokenizer file that edgeq reads"
+        present = ", ".join(sorted(files)) or "no tokenizer file that edgeq reads"
         raise UnsupportedError(
-            f"the model has no tokenizer.json (it has {found}); put one beside the checkpoint and "
-            "import it again (Transformers writes it from other files, such as vocab.json with "
+            f"the model has no tokenizer.json (it has {present}); put one beside the checkpoint "
+            "and import it again (Transformers writes it from other files, such as vocab.json with "
             "merges.txt, by AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)), or work with "
             "token ids"
         )
@@ -114,11 +114,11 @@ def hf_tokenizer(files: Mapping[str, bytes]) -> HfTokenizer:
             continue
         new = library.token_to_id(text) is None
         library.add_tokens([tokenizers.AddedToken(**fields)])
-        given = library.token_to_id(text)
-        if new and given != place:
+        assigned = library.token_to_id(text)
+        if new and assigned != place:
             raise FormatError(
                 f"the tokenizer's files give the added token {text!r} the id {place}, but the "
-                f"next free id is {given}; the tokens between them are missing"
+                f"next free id is {assigned}; the tokens between them are missing"
             )
     for fields in _named(files, special):
         if library.token_to_id(fields["content"]) is None:
@@ -245,8 +245,8 @@ def _prefix_space(document: Mapping[str, Any], config: Mapping[str, Any]) -> dic
             return step | {"add_prefix_space": wanted}
         return step
 
-    made = dict(document) | {"pre_tokenizer": visit(document.get("pre_tokenizer"))}
-    return made if changed else None
+    copy = dict(document) | {"pre_tokenizer": visit(document.get("pre_tokenizer"))}
+    return copy if changed else None
 
 
 def _listed(files: Mapping[str, bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -294,8 +294,8 @@ def _extra(files: Mapping[str, bytes]) -> Iterator[dict[str, Any]]:
     """Special tokens without a name."""
     for source in _special_sources(files):
         for key in ("additional_special_tokens", "extra_special_tokens"):
-            found = source.get(key) or ()
-            for entry in found.values() if isinstance(found, dict) else found:
+            listed = source.get(key) or ()
+            for entry in listed.values() if isinstance(listed, dict) else listed:
                 if isinstance(entry, str):
                     yield {"content": entry, "special": True}
                 elif isinstance(entry, dict):
@@ -318,7 +318,7 @@ def _special_fields(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fields(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What an added token is made of, each part checked."""
+    """The text and flags of an added token, each checked."""
     fields = {key: entry[key] for key in _FLAGS if key in entry}
     if not isinstance(entry["content"], str) or not all(type(v) is bool for v in fields.values()):
         raise TypeError("an added token has a text and flags that are true or false")

@@ -69,7 +69,7 @@ class Values:
         return self.check_number(key, self.raw.get(key, self.defaults.get(key)))
 
     def check_number(self, key: str, value: Any) -> float:
-        """A value found elsewhere, as a positive number."""
+        """A value of the key that was read elsewhere, as a positive number."""
         if value is None:
             what = "null" if self.is_null(key) else "missing"
             raise FormatError(f"{self.path}: {key} is {what}; it must be a positive number")

@@ -30,17 +30,17 @@ def chat_templates(files: Mapping[str, bytes]) -> dict[str, str]:
         FormatError: a template is not text, or not named.
     """
     try:
-        found = {
+        templates = {
             name.removeprefix(FOLDER).removesuffix(".jinja"): content.decode()
             for name, content in files.items()
             if name.startswith(FOLDER)
         }
         if FILE in files:
-            found[DEFAULT] = files[FILE].decode()
+            templates[DEFAULT] = files[FILE].decode()
     except UnicodeDecodeError as err:
         raise FormatError(f"the model's chat template is not UTF-8 text: {err}") from err
-    if found:
-        return found
+    if templates:
+        return templates
     listed = read_object(files, CONFIG).get("chat_template")
     if listed is None:
         return {}

@@ -21,6 +21,7 @@ from typing import Any
 
 from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.importers.huggingface.tokenizer import CONFIG
+from edgeq.importers.huggingface.values import read_json
 from edgeq.importers.tokenizer.tokenizer_json import (
     CONTROL,
     NORMAL,
@@ -38,7 +39,7 @@ _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* 0\r?\n[A-Za-z0-9+/]+=* 1\r?\n")
 def tokenizer_files(path: Path) -> dict[str, bytes]:
     """tokenizer.json and tokenizer_config.json for a SentencePiece model.
 
-    Tokens that a ``tokenizer_config.json`` beside it adds come along, and so do its
+    Tokens that a ``tokenizer_config.json`` in the same folder adds are included, and so are its
     ``add_bos_token`` (true if it does not say) and ``add_eos_token`` (false).
 
     Raises:
@@ -110,23 +111,16 @@ def tokenizer_files(path: Path) -> dict[str, bytes]:
         charsmap=normalizer.get(2, b""),
         pieces=len(pieces),
     )
-    made = files(document, vocabulary)
-    made[CONFIG] = json.dumps({**json.loads(made[CONFIG]), **config}, ensure_ascii=False).encode()
-    return made
+    contents = files(document, vocabulary)
+    settings = {**json.loads(contents[CONFIG]), **config}
+    contents[CONFIG] = json.dumps(settings, ensure_ascii=False).encode()
+    return contents
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """The tokenizer_config.json beside the model; empty where there is none."""
+    """The tokenizer_config.json in the same folder; empty if there is none."""
     path = folder / CONFIG
-    try:
-        config = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as err:
-        raise FormatError(f"{path} is not readable: {err}") from err
-    if not isinstance(config, dict):
-        raise FormatError(f"{path} holds a {type(config).__name__}, expected an object")
-    return config
+    return read_json(path) if path.exists() else {}
 
 
 def _frame(folder: Path, config: Mapping[str, Any]) -> tuple[bool, bool]:
@@ -149,10 +143,10 @@ def _added(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[int, str, 
     """Id, text and kind of the tokens that Transformers keeps in tokenizer_config.json."""
     try:
         listed = config.get("added_tokens_decoder", {})
-        found = sorted((int(i), v["content"], v.get("special", True)) for i, v in listed.items())
+        added = sorted((int(i), v["content"], v.get("special", True)) for i, v in listed.items())
     except (ValueError, AttributeError, KeyError, TypeError) as err:
         raise FormatError(f"{folder / CONFIG}: added_tokens_decoder is not readable") from err
-    for i, content, special in found:
+    for i, content, special in added:
         yield i, content, CONTROL if special else USER_DEFINED
 
 

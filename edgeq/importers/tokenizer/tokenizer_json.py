@@ -212,9 +212,10 @@ def sentencepiece(
         }
     model = _bpe_by_score(vocabulary, scores, byte_fallback=byte_fallback)
     model["ignore_merges"] = bool(defined)
-    held = [NORMAL if i < pieces and kinds[i] == USER_DEFINED else k for i, k in enumerate(kinds)]
+    # user-defined pieces are cut out above, and must not be added tokens as well
+    kinds = [NORMAL if i < pieces and k == USER_DEFINED else k for i, k in enumerate(kinds)]
     return _document(
-        replace(vocabulary, kinds=held),
+        replace(vocabulary, kinds=kinds),
         model,
         normalizer={"type": "Sequence", "normalizers": normalizers},
         pre_tokenizer=cuts,

@@ -1,0 +1,112 @@
+"""What llama.cpp computes for an architecture, and the names of tensors in its files.
+
+Most of it no key of a GGUF file says: the name of the architecture stands for it.
+
+Source: llama.cpp's llama-arch.cpp (names), llama-model.cpp (rotary kinds, what is assumed where a
+key is absent) and src/models (what is computed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from edgeq.model.block import QKNorm
+from edgeq.model.config import Activation
+
+_OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+_LAYER = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def _head_dim(layers: int, hidden: int, heads: int, head_dim: int) -> float:
+    return head_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """One architecture of llama.cpp.
+
+    Args:
+        name: the value of ``general.architecture``.
+        tensors: part of a layer -> its name in the file, where that is not the usual one. Parts
+            with one name lie in one tensor, one below the other.
+        interleaved: rows of q and k lie in the order that rotates neighbors (2j, 2j+1).
+        partial_rope: a part of each head may rotate.
+        heads_span_hidden: the sizes of all heads together must be hidden.
+        untied: the file holds the output head even where it equals the embeddings.
+        biases: attention projections that may have biases.
+        activation: of the feed-forward.
+        norm_before, norm_after, qk_norm: see `edgeq.model.block.BlockSpec`.
+        rope_layers: whether a layer, by its index, has rotary positions.
+        rope_factors: a tensor ``rope_freqs.weight`` stretches the frequencies.
+        default_rope_base: base of the frequencies where the file states none; None if it must.
+        local_rope_base: the same for layers with a window, where these have a base of their own.
+        windows: which layers have a sliding window: "none" in llama.cpp, whatever a file says;
+            "all"; those of a "period" that the file states; or "unsupported" by edgeq.
+        window_period: of how many layers one sees all positions, where the file does not say.
+        scaled_embeddings: embeddings are multiplied by sqrt(hidden).
+        query_dim: of layers, hidden, heads and head_dim, the number whose -0.5th power scales
+            attention scores.
+    """
+
+    name: str
+    tensors: Mapping[str, str] = field(default_factory=dict)
+    interleaved: bool = False
+    partial_rope: bool = False
+    heads_span_hidden: bool = False
+    untied: bool = False
+    biases: tuple[str, ...] = ()
+    activation: Activation = "silu"
+    norm_before: bool = True
+    norm_after: bool = False
+    qk_norm: QKNorm | None = None
+    rope_layers: Callable[[int], bool] = lambda layer: True
+    rope_factors: bool = False
+    default_rope_base: float | None = 10_000.0
+    local_rope_base: float | None = None
+    windows: Literal["none", "all", "period", "unsupported"] = "none"
+    window_period: int = 1
+    scaled_embeddings: bool = False
+    query_dim: Callable[[int, int, int, int], float] = _head_dim
+
+    def tensor_name(self, name: str) -> str:
+        """The file's name of one of edgeq's tensors; several of them may lie in one.
+
+        Example:
+            >>> Architecture(name="llama").tensor_name("model.layers.3.mlp.up_proj.weight")
+            'blk.3.ffn_up.weight'
+        """
+        return _stored(name, {**_LAYER, **self.tensors})
+
+    def is_interleaved(self, name: str) -> bool:
+        """Whether the rows of one of edgeq's tensors lie in interleaved rotary order."""
+        return self.interleaved and name.split(".")[-2] in ("q_proj", "k_proj")
+
+
+def separate_name(name: str) -> str:
+    """The name of a tensor in a file that stores it alone, whatever the architecture.
+
+    Some files of architectures that fuse matrices store some of them apart.
+    """
+    return _stored(name, _LAYER)
+
+
+def _stored(name: str, parts: Mapping[str, str]) -> str:
+    stem, _, end = name.rpartition(".")
+    if stem in _OUTER:
+        return f"{_OUTER[stem]}.{end}"
+    _, _, layer, part = stem.split(".", 3)
+    return f"blk.{layer}.{parts[part]}.{end}"

@@ -1,0 +1,133 @@
+"""Gemma 3, alone or as the decoder of a vision-language model.
+
+Norms after attention and feed-forward as well, norm weights with an offset of one, embeddings times
+sqrt(hidden), and sliding windows with rotary frequencies of their own in five layers of six.
+
+Source: configuration_gemma3.py and modeling_gemma3.py of Transformers 5.24.
+"""
+
+from __future__ import annotations
+
+from edgeq.core.errors import UnsupportedError
+from edgeq.importers.gguf.architecture import Architecture
+from edgeq.importers.huggingface.family import Family, Shape
+from edgeq.importers.huggingface.rope import (
+    check_whole_heads,
+    read_object,
+    read_scaling,
+)
+from edgeq.importers.huggingface.values import Values
+from edgeq.importers.huggingface.windows import LAYER_KINDS, read_windows
+from edgeq.model.block import BlockSpec, RopeSpec
+
+_BASE, _LOCAL_BASE = 1_000_000.0, 10_000.0
+
+
+def blocks(values: Values, shape: Shape) -> list[BlockSpec]:
+    """Layers with a window have rotary frequencies of their own."""
+    ropes = _read_ropes(values, shape)
+    values.read.add("sliding_window_pattern")
+    if values.get("layer_types") is None:
+        period = values.count("sliding_window_pattern")
+        sliding = tuple((i + 1) % period != 0 for i in range(shape.layers))
+    else:
+        sliding = (True,) * shape.layers
+    windows = read_windows(values, shape, "gemma3", sliding=sliding)
+    if "gelu" in str(values.raw.get("hidden_act")):
+        values.read.add("hidden_act")  # for older readers; Gemma's own key is hidden_activation
+    return [
+        BlockSpec(norm_after=True, qk_norm="head", rope=ropes[window is not None], window=window)
+        for window in windows
+    ]
+
+
+def _read_ropes(values: Values, shape: Shape) -> tuple[RopeSpec, RopeSpec]:
+    """Rotary embeddings of the layers that see everything, and of those with a window."""
+    nested = read_object(values, "rope_parameters")
+    for kind in nested:
+        if kind not in LAYER_KINDS:
+            raise UnsupportedError(
+                f"{values.path}: rope_parameters has the key {kind!r}; a Gemma 3 model has one "
+                f"object each for {' and '.join(LAYER_KINDS)}"
+            )
+    plain = {"rope_type": "default"}
+    full = read_object(values, "full_attention", nested) or plain
+    flat = read_object(values, "rope_scaling")
+    full |= flat
+    local = read_object(values, "sliding_attention", nested)
+    bases = []
+    for settings, key, default in (
+        (full, "rope_theta", _BASE),
+        (local, "rope_local_base_freq", _LOCAL_BASE),
+    ):
+        values.read.add(key)
+        bases.append(
+            values.check_number(key, settings.get("rope_theta", values.raw.get(key, default)))
+        )
+        check_whole_heads(values, "rope_parameters", settings)
+    # the frequencies of layers with a window are never stretched
+    read_scaling(values, "sliding_attention", local, ("default",))
+    name = "rope_scaling" if flat else "full_attention"
+    scaling = read_scaling(values, name, full, ("default", "linear"))
+    dim = shape.head_dim
+    return RopeSpec(bases[0], dim, scaling), RopeSpec(bases[1], dim)
+
+
+FAMILY = Family(
+    name="gemma3",
+    model_types=("gemma3", "gemma3_text"),
+    classes=(
+        "Gemma3ForCausalLM",
+        "Gemma3TextModel",
+        "Gemma3ForConditionalGeneration",
+        "Gemma3Model",
+    ),
+    blocks=blocks,
+    defaults={
+        "rms_norm_eps": 1e-6,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "tie_word_embeddings": True,
+        "vocab_size": 262208,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 131072,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "sliding_window_pattern": 6,
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+    },
+    biases="attention_bias",
+    activation_key="hidden_activation",
+    norm_offset=1.0,
+    scaled_embeddings=True,
+    query_scale_key="query_pre_attn_scalar",
+    text_config="text_config",
+    prefix="language_model.",
+    gguf=Architecture(
+        name="gemma3",
+        tensors={
+            "post_attention_layernorm": "post_attention_norm",
+            "pre_feedforward_layernorm": "ffn_norm",
+            "post_feedforward_layernorm": "post_ffw_norm",
+        },
+        activation="gelu_tanh",
+        norm_after=True,
+        qk_norm="head",
+        scaled_embeddings=True,
+        # one layer in six attends to everything, where a file does not say otherwise
+        windows="period",
+        window_period=6,
+        local_rope_base=_LOCAL_BASE,
+        default_rope_base=None,
+        # Gemma 3 27B alone scales its queries by other than the head's size; no key says so
+        query_dim=lambda layers, hidden, heads, head_dim: (
+            hidden / heads if layers == 62 else head_dim
+        ),
+    ),
+    genai="gemma3_text",
+)

@@ -1,0 +1,80 @@
+"""What a family of decoders is to the importers: `Family`, one per file of `families/`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from edgeq.importers.gguf.architecture import Architecture
+from edgeq.importers.huggingface.values import Values
+from edgeq.model.block import BlockSpec
+
+COMMON_DEFAULTS: Mapping[str, Any] = {
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+}
+"""What most configuration classes of Transformers assume for keys that are absent."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes that a configuration states, which its blocks may depend on.
+
+    Args:
+        layers: number of layers.
+        hidden: width of the residual stream.
+        heads: query heads.
+        head_dim: values of a head.
+        context: the longest sequence the model was made for, in tokens.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    head_dim: int
+    context: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One family of decoders, as Transformers defines it.
+
+    Args:
+        name: the family; that of its file.
+        model_types: the values of ``model_type`` in a config.json.
+        classes: the model classes that compute what edgeq computes, as ``architectures`` names
+            them; the usual one first.
+        blocks: reads what each layer is from a configuration.
+        defaults: values of absent keys, as the configuration class of Transformers has them.
+        biases: which attention projections have biases: none; q, k and v; or all four if
+            ``attention_bias`` says so.
+        activation_key: the key of the feed-forward's activation.
+        norm_offset: added to every norm weight.
+        scaled_embeddings: embeddings are multiplied by sqrt(hidden).
+        query_scale_key: the key of the number whose -0.5th power scales attention scores, where
+            that is not the size of a head.
+        fused: stored tensor -> the parts whose rows it holds, one after the other.
+        text_config: the decoder of a vision-language model lies in this key of its configuration,
+            and its tensors' names begin with `prefix`.
+        prefix: see `text_config`.
+        gguf: what llama.cpp computes for the family, or None.
+        genai: onnxruntime-genai's model type, or None if it has none.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    classes: tuple[str, ...]
+    blocks: Callable[[Values, Shape], Sequence[BlockSpec]]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    biases: Literal["none", "qkv", "attention_bias"] = "none"
+    activation_key: str = "hidden_act"
+    norm_offset: float = 0.0
+    scaled_embeddings: bool = False
+    query_scale_key: str | None = None
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    text_config: str | None = None
+    prefix: str = ""
+    gguf: Architecture | None = None
+    genai: str | None = None

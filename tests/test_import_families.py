@@ -1,0 +1,74 @@
+"""The files of the families say what Transformers and llama.cpp say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from edgeq.importers.huggingface import families
+from edgeq.importers.huggingface.families import FAMILIES, GGUF_FAMILIES, MODEL_TYPES
+from tests.families import FAMILIES as TESTED
+from tests.families import tiny_config
+
+OPTIONAL = {
+    # rotary factors
+    "rope_freqs", "rope_factors_long", "rope_factors_short", "blk.{bid}.attn_rot_embd",
+    # experts
+    "blk.{bid}.ffn_gate_inp", "blk.{bid}.ffn_gate_exps", "blk.{bid}.ffn_up_exps",
+    "blk.{bid}.ffn_down_exps",
+}  # fmt: skip
+"""Tensors that the models of an architecture need not have."""
+SEPARATE = {"blk.{bid}.attn_q", "blk.{bid}.attn_k", "blk.{bid}.attn_v"}
+"""Projections that a file may store fused instead."""
+
+
+def test_each_file_is_a_row_and_named_as_its_family() -> None:
+    folder = Path(families.__file__).parent
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    assert files == FAMILIES.keys() == {family.name for family in FAMILIES.values()}
+
+
+def test_each_family_has_test_data() -> None:
+    assert set(TESTED) == FAMILIES.keys()
+
+
+def test_no_two_families_share_a_name() -> None:
+    assert len(MODEL_TYPES) == sum(len(family.model_types) for family in FAMILIES.values())
+    classes = [name for family in FAMILIES.values() for name in family.classes]
+    assert len(set(classes)) == len(classes)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_defaults_are_those_of_transformers(name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    family = FAMILIES[name]
+    config = transformers.AutoConfig.for_model(family.model_types[0])
+    if family.text_config:
+        config = getattr(config, family.text_config)
+    for key, value in family.defaults.items():
+        private = "_" + key  # as Transformers keeps what it has no public name for anymore
+        theirs = getattr(config, key) if hasattr(config, key) else getattr(config, private)
+        assert theirs == value, key
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_classes_are_those_of_transformers(name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    assert hasattr(transformers, FAMILIES[name].classes[0])
+
+
+@pytest.mark.parametrize("name", GGUF_FAMILIES)
+def test_gguf_names_are_those_of_the_gguf_package(name: str) -> None:
+    gguf = pytest.importorskip("gguf")
+    arch = FAMILIES[name].gguf
+    assert arch is not None
+    number = next(key for key, text in gguf.MODEL_ARCH_NAMES.items() if text == arch.name)
+    known = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[number]}
+    config = tiny_config(name, tied=False)
+    names = [arch.tensor_name(n) for n, _ in (*config.linears(), *config.norms())]
+    written = {re.sub(r"^blk\.\d+\.", "blk.{bid}.", n.removesuffix(".weight")) for n in names}
+    assert written <= known
+    fused = "blk.{bid}.attn_qkv" in written
+    assert known - written <= OPTIONAL | (SEPARATE if fused else set())
