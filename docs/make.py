@@ -83,7 +83,7 @@ def python_page() -> str:
 def _entry(name: str, value: Any) -> str:
     if not callable(value):
         listed = ", ".join(f"`{key}`" for key in value)
-        return f"### {name}\n\nSchemes by name: {listed}.\n"
+        return f"### {name}\n\nRecipes by name, for decoders and graphs: {listed}.\n"
     text = inspect.getdoc(value) or ""
     parts = [f"### {name}", ""]
     if not (inspect.isclass(value) and issubclass(value, Exception)):

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from edgeq.devices.profile import DeviceProfile
     from edgeq.evaluation.tasks import Outcome
     from edgeq.evaluation.text import Evaluation
-    from edgeq.formats.schemes import PRESETS, QuantScheme, parse_scheme
+    from edgeq.formats.schemes import QuantScheme, parse_scheme
     from edgeq.formats.tensor import FloatTensor, QuantTensor
     from edgeq.graph.ir import Graph
     from edgeq.importers import load, open_source
@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from edgeq.quant import Recipe, Rule, quantize
     from edgeq.quant.decoder.calibrate import CalibrationStats
     from edgeq.quant.decoder.sensitivity import Sensitivity
+    from edgeq.quant.presets import PRESETS
     from edgeq.runtime.chat_template import render_chat
     from edgeq.runtime.engine import Engine
     from edgeq.runtime.generate import Chunk, generate
@@ -110,7 +111,7 @@ _HOMES = {
     "edgeq.devices.profile": ("DeviceProfile",),
     "edgeq.evaluation.tasks": ("Outcome",),
     "edgeq.evaluation.text": ("Evaluation",),
-    "edgeq.formats.schemes": ("PRESETS", "QuantScheme", "parse_scheme"),
+    "edgeq.formats.schemes": ("QuantScheme", "parse_scheme"),
     "edgeq.formats.tensor": ("FloatTensor", "QuantTensor"),
     "edgeq.graph.ir": ("Graph",),
     "edgeq.importers": ("load", "open_source"),
@@ -123,6 +124,7 @@ _HOMES = {
     "edgeq.quant": ("Recipe", "Rule", "quantize"),
     "edgeq.quant.decoder.calibrate": ("CalibrationStats",),
     "edgeq.quant.decoder.sensitivity": ("Sensitivity",),
+    "edgeq.quant.presets": ("PRESETS",),
     "edgeq.runtime.chat_template": ("render_chat",),
     "edgeq.runtime.engine": ("Engine",),
     "edgeq.runtime.generate": ("Chunk", "generate"),

@@ -200,3 +200,10 @@ def rounded(weights: NDArray[np.float32], scheme: QuantScheme | str) -> QuantTen
 
 def _float(values: NDArray[np.floating]) -> FloatTensor:
     return FloatTensor("F32", np.ascontiguousarray(values, np.float32))
+
+
+def scheme_of(text: str) -> QuantScheme:
+    """The quantization scheme of a text form."""
+    scheme = parse_scheme(text)
+    assert isinstance(scheme, QuantScheme)
+    return scheme

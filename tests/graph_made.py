@@ -6,8 +6,30 @@ from typing import Any
 
 import numpy as np
 
+from edgeq.formats.schemes import QuantScheme
 from edgeq.graph.ir import Graph, Info, Node
+from edgeq.quant.graph.recipe import GraphOptions
 from edgeq.quant.graph.samples import Samples, samples_of
+from edgeq.quant.recipe import Activations, Recipe
+
+
+def weight_scheme(
+    bits: Any = 8,
+    granularity: Any = "channel",
+    group_size: int | None = None,
+    method: str | None = "mse",
+) -> QuantScheme:
+    """A scheme for weights of a graph; the method "palette" gives them a table of values."""
+    if method == "palette":
+        return QuantScheme(bits, True, granularity, group_size, "palette")
+    return QuantScheme(bits, True, granularity, group_size, None, method)
+
+
+def static_recipe(scheme: QuantScheme, **graph: Any) -> Recipe:
+    """A recipe with static activations, and options of graphs."""
+    return Recipe(
+        (), scheme, activations=Activations("static", "auto"), graph=GraphOptions(**graph)
+    )
 
 
 class Made:

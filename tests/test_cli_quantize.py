@@ -13,7 +13,7 @@ from edgeq.cli import main
 from edgeq.model.artifact import load, save
 from edgeq.quant import METHODS
 from edgeq.quant.decoder.quality import Quality
-from edgeq.quant.presets import PRESETS
+from edgeq.quant.presets import presets_for
 from tests.families import random_model, tiny_config
 
 DEMO = Path(__file__).resolve().parent.parent / "edgeq" / "demo_model"
@@ -54,7 +54,7 @@ def rest(tmp_path: Path) -> Path:
 def test_the_list_names_all_there_is(run: Run) -> None:
     lines = run("quantize", "--list").partition("Presets for graphs")[0].splitlines()
     rows = {line.split()[0]: line for line in lines if line}
-    assert set(PRESETS) <= set(rows)
+    assert set(presets_for("decoder")) <= set(rows)
     assert set(METHODS) <= set(rows)
     assert "4.50" in rows["w4-g32"]
     assert "calibration text" in rows["w4-g32-gptq"]

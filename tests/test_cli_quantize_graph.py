@@ -12,7 +12,7 @@ import pytest
 
 from edgeq.cli import main
 from edgeq.graph.ir import QuantWeight
-from edgeq.quant.graph.presets import PRESETS
+from edgeq.quant.presets import presets_for
 from tests.conftest import need
 from tests.graph_made import cnn
 
@@ -146,7 +146,7 @@ def test_options_of_graphs_are_refused_for_language_models(run: Run, tmp_path: P
 def test_the_list_has_presets_of_graphs(run: Run) -> None:
     said = run("--list")
     assert "Presets for graphs" in said
-    for name in PRESETS:
+    for name in presets_for("graph"):
         assert name in said
 
 

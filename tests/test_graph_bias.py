@@ -11,24 +11,24 @@ import pytest
 from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
+from edgeq.formats.schemes import QuantScheme
 from edgeq.graph.execute import Session
 from edgeq.graph.files import read
 from edgeq.graph.ir import Graph, Info, QuantWeight
 from edgeq.quant.graph.bias import corrected
 from edgeq.quant.graph.hessians import weight_name
 from edgeq.quant.graph.quantize import quantize_graph
-from edgeq.quant.graph.recipe import GraphRecipe
 from edgeq.quant.graph.samples import Samples, samples_of
-from edgeq.quant.graph.weights import WeightScheme, round_weight, weight_nodes
+from edgeq.quant.graph.weights import round_weight, weight_nodes
 from tests.conftest import need
-from tests.graph_made import Made, cnn, encoder, samples
+from tests.graph_made import Made, cnn, encoder, samples, static_recipe, weight_scheme
 
 pytest.importorskip("onnxruntime")
 
-ROUGH = WeightScheme(4, "tensor", None, "rtn")
+ROUGH = weight_scheme(4, "tensor", None, "rtn")
 
 
-def weights_only(graph: Graph, scheme: WeightScheme = ROUGH) -> Graph:
+def weights_only(graph: Graph, scheme: QuantScheme = ROUGH) -> Graph:
     constants = dict(graph.constants)
     for node in weight_nodes(graph):
         if node.op != "Gather":
@@ -37,8 +37,8 @@ def weights_only(graph: Graph, scheme: WeightScheme = ROUGH) -> Graph:
     return replace(graph, constants=constants)
 
 
-def static(graph: Graph, seen: Samples, scheme: WeightScheme = ROUGH) -> Graph:
-    recipe = GraphRecipe(weights=scheme, activations="static", equalise=False)
+def static(graph: Graph, seen: Samples, scheme: QuantScheme = ROUGH) -> Graph:
+    recipe = static_recipe(scheme, equalize=False)
     return quantize_graph(graph, recipe, seen).graph
 
 
@@ -179,9 +179,8 @@ def test_a_real_net_in_four_bits_stays_within_two_points() -> None:
         logits = np.concatenate([run({made.inputs[0]: one})[made.outputs[0]] for one in x[:1000]])
         return int((logits.argmax(1) == y).sum())
 
-    recipe = GraphRecipe(
-        weights=WeightScheme(4, "channel", None, "gptq"),
-        activations="static",
+    recipe = static_recipe(
+        weight_scheme(4, "channel", None, "gptq"),
         bias_correction=True,
     )
     made = quantize_graph(graph, recipe, seen).graph

@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from edgeq.graph.execute import Session
 from edgeq.graph.ir import Graph
 from edgeq.quant.graph.quantize import quantize_graph
-from edgeq.quant.graph.recipe import GraphRecipe
 from edgeq.quant.graph.sample_warnings import sample_warnings
 from edgeq.quant.graph.samples import samples_of
+from edgeq.quant.recipe import Recipe
 from tests.graph_made import cnn
 from tests.test_graph_equalise import mobilenet, outputs, pictures, trained
 
 pytest.importorskip("onnxruntime")
 
-STATIC = GraphRecipe.named("w8a8-static")
+STATIC = Recipe.named("w8a8-static", "graph")
 
 
 def warnings(graph: Graph, rows: NDArray[np.float32]) -> str:

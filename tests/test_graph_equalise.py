@@ -15,10 +15,8 @@ from edgeq.graph.execute import Session
 from edgeq.graph.ir import Graph, Info
 from edgeq.quant.graph.equalize import equalise, pairs, unclipped
 from edgeq.quant.graph.quantize import quantize_graph
-from edgeq.quant.graph.recipe import GraphRecipe
 from edgeq.quant.graph.samples import Samples, samples_of
-from edgeq.quant.graph.weights import WeightScheme
-from tests.graph_made import Made, samples
+from tests.graph_made import Made, samples, static_recipe, weight_scheme
 
 pytest.importorskip("onnxruntime")
 
@@ -204,9 +202,7 @@ def test_the_bias_of_a_channel_of_small_weights_is_not_made_the_largest(size: fl
     right = outputs(graph, list(feeds))
 
     def error(on: bool) -> float:
-        recipe = GraphRecipe(
-            weights=WeightScheme(8, "channel", None, "rtn"), activations="static", equalise=on
-        )
+        recipe = static_recipe(weight_scheme(8, "channel", None, "rtn"), equalize=on)
         found = outputs(quantize_graph(graph, recipe, given).graph, list(feeds))
         return float(np.sqrt(np.mean((found - right) ** 2)))
 
@@ -272,9 +268,7 @@ def test_a_badly_scaled_depthwise_net_keeps_its_classes(
     graph, calibration, test, top = net
 
     def agreement(on: bool) -> float:
-        recipe = GraphRecipe(
-            weights=WeightScheme(8, granularity, None, "rtn"), activations="static", equalise=on
-        )
+        recipe = static_recipe(weight_scheme(8, granularity, None, "rtn"), equalize=on)
         made = quantize_graph(graph, recipe, calibration).graph
         return float((outputs(made, test).argmax(1) == top).mean())
 

@@ -14,20 +14,22 @@ from edgeq.graph.ir import Graph, Info, QuantWeight
 from edgeq.graph.onnx.read import read_onnx
 from edgeq.graph.onnx.write import write_onnx
 from edgeq.quant.graph.choices import choices
-from edgeq.quant.graph.presets import PRESETS
 from edgeq.quant.graph.quantize import check_packed, own_constants, quantize_graph
-from edgeq.quant.graph.recipe import GraphRecipe, parse_choice
 from edgeq.quant.graph.samples import samples_of
 from edgeq.quant.graph.smooth import smoothed
 from edgeq.quant.graph.summary import GraphSummary, computes_in_integers
 from edgeq.quant.graph.weights import weight_name
+from edgeq.quant.presets import presets_for
+from edgeq.quant.recipe import Recipe
 from tests.graph_made import Made, cnn, encoder, samples
 
 pytest.importorskip("onnxruntime")
 
 
 def quantized(graph: Graph, preset: str, *rules: str, n: int = 16) -> GraphSummary:
-    return quantize_graph(graph, GraphRecipe.from_options(preset, rules=rules), samples(graph, n))
+    return quantize_graph(
+        graph, Recipe.from_options(preset, tensor_types=rules, source="graph"), samples(graph, n)
+    )
 
 
 def test_smoothing_changes_nothing_but_rounding() -> None:
@@ -56,15 +58,15 @@ ENCODED = ("w8a8-static", "w8-dynamic", "w4-g32-gptq", "fp16")
 
 @pytest.mark.parametrize(
     ("preset", "graph"),
-    [*((name, cnn()) for name in PRESETS), *((name, encoder()) for name in ENCODED)],
+    [*((name, cnn()) for name in presets_for("graph")), *((name, encoder()) for name in ENCODED)],
 )
 def test_every_preset_makes_a_graph_that_runs_near_the_float_one(preset: str, graph: Graph) -> None:
     found = quantized(graph, preset)
     least = 6 if preset.startswith(("w4", "palette")) else 20
     assert sqnr(graph, found.graph) > least
     assert found.packed_bytes < found.float_bytes
-    recipe = GraphRecipe.from_dict(json.loads(found.graph.meta["edgeq.recipe"]))
-    assert recipe == GraphRecipe.named(preset)
+    recipe = Recipe.from_dict(json.loads(found.graph.meta["edgeq.recipe"]))
+    assert recipe == Recipe.named(preset, "graph")
     assert found.graph.meta["edgeq.activations"] == recipe.activations
     assert bool(found.graph.quants) == (recipe.activations == "static")
 
@@ -177,10 +179,12 @@ def shared() -> Graph:
 
 def test_shared_constants_are_parted_where_they_are_rounded_apart() -> None:
     graph = shared()
-    static = own_constants(graph, GraphRecipe(parse_choice("w8-channel"), "static"))
+    static = own_constants(
+        graph, Recipe.from_dict({"weights": "w8-channel", "activations": "static"})
+    )
     weights, biases = ({n.inputs[i] for n in static.nodes} for i in (1, 2))
     assert (len(weights), len(biases)) == (1, 2)
-    gptq = own_constants(graph, GraphRecipe(parse_choice("w4-channel-gptq")))
+    gptq = own_constants(graph, Recipe.from_dict({"weights": "w4-channel-gptq"}))
     assert len({n.inputs[1] for n in gptq.nodes}) == 2
     assert sqnr(graph, quantized(graph, "w8a8-static").graph) > 25
 
@@ -202,11 +206,11 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UsageError, match="quantized already"):
         quantized(done, "w8a8-static")
     with pytest.raises(UsageError, match="needs calibration samples"):
-        quantize_graph(graph, GraphRecipe.named("w8a8-static"))
+        quantize_graph(graph, Recipe.named("w8a8-static", "graph"))
     with pytest.raises(UsageError, match="holds 3 samples; give at least 8"):
         quantized(graph, "w8a8-static", n=3)
     with pytest.raises(UsageError, match="contains no samples"):
-        quantize_graph(graph, GraphRecipe.named("w8a8-static"), samples_of(graph, []))
+        quantize_graph(graph, Recipe.named("w8a8-static", "graph"), samples_of(graph, []))
     with pytest.raises(SchemeError, match="matches no node"):
         quantized(graph, "w8-channel", "nowhere=f32")
     m = Made(x=Info((1, 4)))
@@ -216,7 +220,7 @@ def test_what_cannot_be_is_refused() -> None:
 
 def test_fewer_weights_than_asked_for_is_an_error() -> None:
     graph = cnn()
-    recipe = GraphRecipe.named("w8-channel")
+    recipe = Recipe.named("w8-channel", "graph")
     picked = choices(graph, recipe)
     made = quantized(graph, "w8-channel").graph
     check_packed(made, picked)
@@ -227,7 +231,7 @@ def test_fewer_weights_than_asked_for_is_an_error() -> None:
 
 
 def test_without_samples_nothing_is_claimed() -> None:
-    found = quantize_graph(cnn(), GraphRecipe.named("w8-dynamic"))
+    found = quantize_graph(cnn(), Recipe.named("w8-dynamic", "graph"))
     assert found.agreement is None
     assert all(row.sqnr_db is None for row in found.rows)
     told = found.to_dict()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,8 @@ from edgeq.graph.ir import Graph, Info
 from edgeq.quant.graph.float_precision import hidden_terms, needs_float
 from edgeq.quant.graph.integer_plan import scope_of
 from edgeq.quant.graph.quantize import quantize_graph
-from edgeq.quant.graph.recipe import GraphRecipe
 from edgeq.quant.graph.samples import samples_of
+from edgeq.quant.recipe import Recipe
 from tests.graph_made import Made, cnn
 
 pytest.importorskip("onnxruntime")
@@ -75,7 +74,7 @@ def error(graph: Graph, made: Graph, feeds: list[dict[str, NDArray[Any]]]) -> fl
 @pytest.mark.parametrize("scope", ["auto", "all"])
 def test_a_mask_is_not_rounded_with_the_scores(mask: str, padded: bool, scope: Any) -> None:
     graph = attention(mask)
-    recipe = replace(GraphRecipe.named("w8a8-static"), scope=scope)
+    recipe = Recipe.from_dict({**Recipe.named("w8a8-static", "graph").to_dict(), "scope": scope})
     calibration = samples_of(graph, sentences(mask, 32, 1, padded))
     made = quantize_graph(graph, recipe, calibration).graph
     assert error(graph, made, sentences(mask, 16, 2)) < 0.05
@@ -102,7 +101,7 @@ def test_a_mean_of_squares_keeps_its_small_values() -> None:
     feeds = [
         {"x": (rng.standard_normal((1, 4, WIDTH)) * sizes).astype(np.float32)} for _ in range(32)
     ]
-    recipe = replace(GraphRecipe.named("w8a8-static"), scope="all")
+    recipe = Recipe.from_dict({**Recipe.named("w8a8-static", "graph").to_dict(), "scope": "all"})
     made = quantize_graph(graph, recipe, samples_of(graph, feeds)).graph
     found = Session(made)(feeds[0])[graph.outputs[0]]
     right = Session(graph)(feeds[0])[graph.outputs[0]]
@@ -132,7 +131,9 @@ def test_a_spectrum_before_the_network_keeps_its_range() -> None:
         {"x": (10 ** rng.uniform(-3, 0) * rng.standard_normal((1, 1, 8, 32))).astype(np.float32)}
         for _ in range(32)
     ]
-    made = quantize_graph(graph, GraphRecipe.named("w8a8-static"), samples_of(graph, feeds)).graph
+    made = quantize_graph(
+        graph, Recipe.named("w8a8-static", "graph"), samples_of(graph, feeds)
+    ).graph
     assert error(graph, made, feeds[:8]) < 0.05
     # a logarithm of the outputs leaves the network behind it alone
     m = Made(6, x=Info((1, 3, 8, 8)))

@@ -15,7 +15,6 @@ from edgeq.graph.execute import Session
 from edgeq.graph.ir import Graph, QuantWeight
 from edgeq.quant.graph.hessians import weight_name
 from edgeq.quant.graph.quantize import quantize_graph
-from edgeq.quant.graph.recipe import GraphRecipe
 from edgeq.quant.graph.sensitivity import (
     Row,
     distance,
@@ -24,8 +23,8 @@ from edgeq.quant.graph.sensitivity import (
     only,
     sensitivity,
 )
-from edgeq.quant.graph.weights import WeightScheme, round_weight, weight_nodes
-from tests.graph_made import cnn, encoder, samples
+from edgeq.quant.graph.weights import round_weight, weight_nodes
+from tests.graph_made import cnn, encoder, samples, static_recipe, weight_scheme
 
 pytest.importorskip("onnxruntime")
 
@@ -35,7 +34,7 @@ def rounded(graph: Graph, bits: dict[str, Any]) -> Graph:
     constants = dict(graph.constants)
     for node in weight_nodes(graph):
         name = weight_name(node)
-        scheme = WeightScheme(bits.get(node.name, 8), "tensor", None, "rtn")
+        scheme = weight_scheme(bits.get(node.name, 8), "tensor", None, "rtn")
         constants[name] = round_weight(graph.array(name), node, scheme)
     return replace(graph, constants=constants)
 
@@ -64,7 +63,7 @@ def test_the_layer_of_few_bits_is_the_sensitive_one(make: Any) -> None:
 def test_only_one_layer_is_rounded() -> None:
     graph = cnn()
     seen = samples(graph, 12)
-    recipe = GraphRecipe(WeightScheme(8), activations="static", equalise=False)
+    recipe = static_recipe(weight_scheme(8), equalize=False)
     made = quantize_graph(graph, recipe, seen).graph
     for node in weight_nodes(graph):
         mine = next(n for n in made.nodes if n.name == node.name)

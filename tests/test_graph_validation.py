@@ -21,9 +21,9 @@ from edgeq.graph.files import read
 from edgeq.graph.ir import Graph, Info, Node, QuantWeight
 from edgeq.graph.onnx.write import write_onnx
 from edgeq.quant.graph.quantize import quantize_graph
-from edgeq.quant.graph.recipe import GraphRecipe
 from edgeq.quant.graph.samples import samples_of
 from edgeq.quant.graph.stored_samples import META_SAMPLES, stored_samples
+from edgeq.quant.recipe import Recipe
 from tests.conftest import need
 from tests.graph_made import Made, cnn, encoder, samples
 from tests.real_models import (
@@ -41,7 +41,7 @@ Feeds = dict[str, NDArray[Any]]
 
 def quantized(graph: Graph, preset: str = "w8a8-static") -> Graph:
     given = None if preset == "w8-dynamic" else samples(graph, 24)
-    return quantize_graph(graph, GraphRecipe.named(preset), given).graph
+    return quantize_graph(graph, Recipe.named(preset, "graph"), given).graph
 
 
 def put(graph: Graph, name: str, constant: Any) -> Graph:
@@ -264,7 +264,9 @@ def test_the_keyword_spotter_passes_in_integers(tmp_path: Path) -> None:
         {name: (30 * rng.standard_normal(graph.info(name).shape) - 20).astype(np.float32)}
         for _ in range(16)
     ]
-    made = quantize_graph(graph, GraphRecipe.named("w8a8-static"), samples_of(graph, feeds)).graph
+    made = quantize_graph(
+        graph, Recipe.named("w8a8-static", "graph"), samples_of(graph, feeds)
+    ).graph
     for target, suffix in SUFFIX.items():
         done = convert_graph(made, target, tmp_path / f"m{suffix}")
         assert done.certificate is not None

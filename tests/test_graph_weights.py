@@ -17,10 +17,10 @@ from edgeq.graph.ir import LEVELS, Graph, Info, Node, QuantWeight
 from edgeq.quant import quantize_tensor
 from edgeq.quant.graph import hessians as hessians_module
 from edgeq.quant.graph.hessians import hessians, patches, weight_name
+from edgeq.quant.graph.recipe import GraphOptions
 from edgeq.quant.graph.weights import (
     BIAS_LIMIT,
     ODD,
-    WeightScheme,
     int_bias,
     needs_hessian,
     odd_scales,
@@ -28,9 +28,10 @@ from edgeq.quant.graph.weights import (
     weight_nodes,
     with_room,
 )
+from edgeq.quant.recipe import Recipe
 from edgeq.quant.rounders.hessian import Hessian
 from edgeq.quant.rounders.qparams import snap_scales
-from tests.graph_made import Made, cnn, encoder, samples
+from tests.graph_made import Made, cnn, encoder, samples, weight_scheme
 
 Array = NDArray[np.float32]
 
@@ -68,10 +69,10 @@ SHAPES = {
 def test_every_weight_becomes_integers(op: str, bits: Any, granularity: Any, method: Any) -> None:
     if method == "palette" and bits == 8:
         with pytest.raises(SchemeError, match="palette"):
-            WeightScheme(8, "channel", None, "palette")
+            weight_scheme(8, "channel", None, "palette")
         return
     w = weights(*SHAPES[op])
-    scheme = WeightScheme(bits, granularity, 32 if granularity == "group" else None, method)
+    scheme = weight_scheme(bits, granularity, 32 if granularity == "group" else None, method)
     made = round_weight(w, node(op), scheme)
     assert (made.shape, made.bits) == (w.shape, bits)
     if granularity == "tensor":
@@ -108,18 +109,18 @@ def test_a_linear_is_rounded_as_a_matrix_of_a_language_model(text: str, method: 
     moments.add(weights(300, 172, seed=1))
     scheme: Any = parse_scheme(text)
     want = quantize_tensor(w, scheme, method, hessian=moments).numpy()
-    ours = WeightScheme(scheme.bits, scheme.granularity, scheme.group_size, method)
+    ours = weight_scheme(scheme.bits, scheme.granularity, scheme.group_size, method)
     given = moments.matrix if method == "gptq" else None
     np.testing.assert_array_equal(round_weight(w, node("Linear"), ours, given).numpy(), want)
 
 
 def test_a_row_no_longer_than_a_group_gets_a_scale_a_channel() -> None:
-    made = round_weight(weights(5, 32), node("Linear"), WeightScheme(4, "group", 32, "mse"))
+    made = round_weight(weights(5, 32), node("Linear"), weight_scheme(4, "group", 32, "mse"))
     assert (made.axis, made.block, made.scales.shape) == (0, None, (5,))
 
 
 def test_scales_of_transposed_convolutions() -> None:
-    scheme = WeightScheme(8, "channel", None, "rtn")
+    scheme = weight_scheme(8, "channel", None, "rtn")
     depthwise = round_weight(weights(6, 1, 2, 2), node("ConvTranspose", group=6), scheme)
     assert (depthwise.axis, depthwise.scales.shape) == (0, (6,))
     grouped = round_weight(weights(6, 5, 2, 2), node("ConvTranspose", group=2), scheme)
@@ -135,7 +136,7 @@ def test_scales_of_transposed_convolutions() -> None:
 )  # fmt: skip
 def test_any_matrix(n: int, k: int, bits: Any, size: int | None, seed: int) -> None:
     w = weights(n, k, seed=seed)
-    scheme = WeightScheme(bits, "group" if size else "channel", size, "mse")
+    scheme = weight_scheme(bits, "group" if size else "channel", size, "mse")
     plain = replace(scheme, method="rtn")
     error, worst = (
         np.square(round_weight(w, node("Linear"), s).numpy() - w).sum(dtype=np.float64)
@@ -145,25 +146,31 @@ def test_any_matrix(n: int, k: int, bits: Any, size: int | None, seed: int) -> N
 
 
 def test_impossible_schemes_are_refused() -> None:
-    with pytest.raises(SchemeError, match="4 or 8 bits, not 3"):
-        WeightScheme(3)  # type: ignore[arg-type]
+    for text, word in (
+        ("w3-channel", "4 or 8 bits, not 3"),
+        ("w4-g32-asym", "symmetric"),
+        ("w8-channel-imatrix", "unknown method 'imatrix'"),
+        ("bf16", "stored in f32 or fp16"),
+    ):
+        with pytest.raises(SchemeError, match=word):
+            Recipe((), parse_scheme(text, method=True), graph=GraphOptions())
     with pytest.raises(SchemeError, match="unknown method 'gtpq'; did you mean 'gptq'"):
-        WeightScheme(4, "channel", None, "gtpq")  # type: ignore[arg-type]
+        weight_scheme(4, "channel", None, "gtpq")
     with pytest.raises(SchemeError, match="group_size is 48"):
-        WeightScheme(4, "group", 48)
+        weight_scheme(4, "group", 48)
     with pytest.raises(SchemeError, match="group_size is 32 with granularity 'channel'"):
-        WeightScheme(4, "channel", 32)
+        weight_scheme(4, "channel", 32)
 
 
 def test_bad_weights_are_refused() -> None:
     w = weights(3, 4)
     with pytest.raises(UsageError, match="gptq needs the second moments of the inputs of Linear"):
-        round_weight(w, node("Linear"), WeightScheme(4, method="gptq"))
+        round_weight(w, node("Linear"), weight_scheme(4, method="gptq"))
     with pytest.raises(UsageError, match="5 wide"):
-        round_weight(w, node("Linear"), WeightScheme(4, method="gptq"), np.eye(5, dtype="f4"))
+        round_weight(w, node("Linear"), weight_scheme(4, method="gptq"), np.eye(5, dtype="f4"))
     w[1, 2] = np.nan
     with pytest.raises(FormatError, match="tensor w holds nan"):
-        round_weight(w, node("Linear"), WeightScheme())
+        round_weight(w, node("Linear"), weight_scheme())
 
 
 def test_which_nodes_have_weights() -> None:
@@ -176,11 +183,11 @@ def test_which_nodes_have_weights() -> None:
         nodes = tuple(gather if n.op == "Gather" else n for n in graph.nodes)
         assert (gather in weight_nodes(replace(graph, nodes=nodes))) == (not change)
     name = weight_name(found[1])
-    rounded = round_weight(graph.array(name), found[1], WeightScheme())
+    rounded = round_weight(graph.array(name), found[1], weight_scheme())
     graph = replace(graph, constants={**graph.constants, name: rounded})
     assert found[1] not in weight_nodes(graph)
-    assert needs_hessian(found[1], WeightScheme(4, method="gptq"))
-    assert not needs_hessian(found[0], WeightScheme(4, method="gptq"))  # a table
+    assert needs_hessian(found[1], weight_scheme(4, method="gptq"))
+    assert not needs_hessian(found[0], weight_scheme(4, method="gptq"))  # a table
 
 
 # --- what a convolution's rows are multiplied with ------------------------------------------------
@@ -242,7 +249,7 @@ def test_gptq_lowers_the_error_of_what_a_convolution_puts_out(kind: str, granula
     want = [session(graph, ())(feeds)[conv.output] for feeds in seen]
 
     def error(method: Any) -> float:
-        scheme = WeightScheme(4, granularity, None, method)
+        scheme = weight_scheme(4, granularity, None, method)
         made = round_weight(graph.array("w"), conv, scheme, found)
         run = session(replace(graph, constants={**graph.constants, "w": made.numpy()}), ())
         pairs = zip(seen, want, strict=True)
@@ -287,7 +294,7 @@ def test_projections_of_one_input_share_a_matrix() -> None:
 
 @pytest.mark.parametrize("granularity", ["channel", "tensor"])
 def test_a_bias_is_a_whole_number_of_products(granularity: Any) -> None:
-    w = round_weight(weights(6, 20), node("Linear"), WeightScheme(8, granularity))
+    w = round_weight(weights(6, 20), node("Linear"), weight_scheme(8, granularity))
     b = weights(6, 1)[:, 0]
     made = int_bias(b, 0.037, w)
     assert (made.bits, made.axis) == (32, 0)
@@ -297,7 +304,7 @@ def test_a_bias_is_a_whole_number_of_products(granularity: Any) -> None:
 
 
 def test_groups_leave_no_room_for_an_integer_bias() -> None:
-    w = round_weight(weights(4, 64), node("Linear"), WeightScheme(4, "group", 32))
+    w = round_weight(weights(4, 64), node("Linear"), weight_scheme(4, "group", 32))
     for make in (int_bias, lambda b, s, w: with_room(b, s, w)):
         with pytest.raises(SchemeError, match="groups of 32"):
             make(np.ones(4), 0.1, w)  # type: ignore[operator]
@@ -307,7 +314,7 @@ def test_groups_leave_no_room_for_an_integer_bias() -> None:
 def test_a_dead_channel_with_a_bias_gets_a_larger_scale(method: Any) -> None:
     rows = weights(3, 20)
     rows[1] = 1e-8
-    w = round_weight(rows, node("Linear"), WeightScheme(4, "channel", None, method))
+    w = round_weight(rows, node("Linear"), weight_scheme(4, "channel", None, method))
     b = np.array([0.1, 7.0, -0.2])
     with pytest.raises(SchemeError, match="in channel 1"):
         int_bias(b, 0.01, w)
@@ -321,7 +328,7 @@ def test_a_dead_channel_with_a_bias_gets_a_larger_scale(method: Any) -> None:
 
 
 def test_a_tensor_makes_room_for_its_largest_bias() -> None:
-    w = round_weight(weights(3, 20) * np.float32(1e-3), node("Linear"), WeightScheme(8, "tensor"))
+    w = round_weight(weights(3, 20) * np.float32(1e-3), node("Linear"), weight_scheme(8, "tensor"))
     roomy = with_room(np.array([0.0, 70.0, 0.0]), 0.01, w)
     assert roomy.scales.shape == ()
     assert int_bias(np.array([0.0, 70.0, 0.0]), 0.01, roomy).levels[1] > 0
@@ -347,7 +354,7 @@ def test_weights_of_four_bits_are_rounded_again_to_odd_scales(
     op: str, attrs: dict[str, int], method: Any
 ) -> None:
     shape = (12, 70) if op == "Linear" else (12, 4, 3, 3)
-    w, layer, scheme = weights(*shape), node(op, **attrs), WeightScheme(4, method=method)
+    w, layer, scheme = weights(*shape), node(op, **attrs), weight_scheme(4, method=method)
     k, groups = w[0].size, attrs.get("group", 1)
     x = np.random.default_rng(1).standard_normal((groups, 200, k)).astype(np.float32)
     x[:, :, 1:] += x[:, :, :-1]
@@ -370,7 +377,7 @@ def test_weights_of_four_bits_are_rounded_again_to_odd_scales(
 
     assert error(made) < 1.3 * error(free)
     assert error(made) < 1.05 * error(replace(free, scales=made.scales))
-    eight = WeightScheme(8, method=method)
+    eight = weight_scheme(8, method=method)
     np.testing.assert_array_equal(
         round_weight(w, layer, eight, hessian, ratio).numpy(),
         round_weight(w, layer, eight, hessian).numpy(),

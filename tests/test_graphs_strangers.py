@@ -197,7 +197,7 @@ def test_core_ml_refusals_name_the_node(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_weights_below_float16_are_not_rounded_to_nothing(tmp_path: Path) -> None:
     from edgeq.quant.graph.quantize import quantize_graph
-    from edgeq.quant.graph.recipe import GraphRecipe
+    from edgeq.quant.recipe import Recipe
 
     model = saved(
         tmp_path / "m.onnx",
@@ -212,8 +212,8 @@ def test_weights_below_float16_are_not_rounded_to_nothing(tmp_path: Path) -> Non
     )  # fmt: skip
     graph = read_onnx(model)
     with pytest.raises(SchemeError, match=r"weights of Linear 'small' are at most .*small=f32"):
-        quantize_graph(graph, GraphRecipe.named("w8-channel"))
-    halved = quantize_graph(graph, GraphRecipe.named("fp16")).graph
+        quantize_graph(graph, Recipe.named("w8-channel", "graph"))
+    halved = quantize_graph(graph, Recipe.named("fp16", "graph")).graph
     x = RNG.standard_normal((4, 64)).astype(np.float32)
     want = Session(graph)({"x": x})["y"]
     np.testing.assert_allclose(Session(halved)({"x": x})["y"], want, rtol=1e-2, atol=1e-2)

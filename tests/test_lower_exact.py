@@ -12,7 +12,7 @@ from edgeq.converters.convert_graph import convert_graph, open_graph
 from edgeq.graph.execute import Session
 from edgeq.graph.ir import Graph, Info
 from edgeq.quant.graph.quantize import quantize_graph
-from edgeq.quant.graph.recipe import GraphRecipe
+from edgeq.quant.recipe import Recipe
 from tests.graph_made import Made, cnn, encoder, samples
 
 pytest.importorskip("onnxruntime")
@@ -44,7 +44,7 @@ def test_leaky_activations_are_the_records_level_for_level(
 ) -> None:
     pytest.importorskip("ai_edge_litert")
     graph = stack(activation, slope)
-    made = quantize_graph(graph, GraphRecipe.named("w8a8-static"), samples(graph, 16)).graph
+    made = quantize_graph(graph, Recipe.named("w8a8-static", "graph"), samples(graph, 16)).graph
     convert_graph(made, "tflite", tmp_path / "m.tflite")
     right, runner = Session(made), open_graph(tmp_path / "m.tflite")
     (name,) = graph.outputs
@@ -63,7 +63,7 @@ def test_leaky_activations_are_the_records_level_for_level(
 def test_one_scale_for_each_weight_is_converted_and_read_back(target: str, tmp_path: Path) -> None:
     pytest.importorskip(PACKAGE[target])
     for net in (cnn(), encoder()):
-        made = quantize_graph(net, GraphRecipe.named("w8a8-tensor"), samples(net)).graph
+        made = quantize_graph(net, Recipe.named("w8a8-tensor", "graph"), samples(net)).graph
         done = convert_graph(made, target, tmp_path / f"m{SUFFIX[target]}", force=True)
         assert done.certificate is not None
         equal, of = done.certificate["weights_equal"].split(" of ")
@@ -78,7 +78,7 @@ def test_weights_only_means_float_activations_in_litert(
     """Outliers in the inputs: one range for all of them would leave the others few levels."""
     pytest.importorskip("ai_edge_litert")
     graph = net()
-    made = quantize_graph(graph, GraphRecipe.named(preset)).graph
+    made = quantize_graph(graph, Recipe.named(preset, "graph")).graph
     convert_graph(made, "tflite", tmp_path / "m.tflite")
     runner = open_graph(tmp_path / "m.tflite")
     assert getattr(runner, "precision", "") == "float32"
@@ -94,7 +94,7 @@ def test_weights_only_means_float_activations_in_litert(
 def test_rounding_as_it_runs_is_a_price_that_is_told(tmp_path: Path) -> None:
     pytest.importorskip("ai_edge_litert")
     graph = cnn()
-    made = quantize_graph(graph, GraphRecipe.named("w8-dynamic")).graph
+    made = quantize_graph(graph, Recipe.named("w8-dynamic", "graph")).graph
     feeds = list(samples(graph, 4))
     for feed in feeds:
         feed["x"][0, 0, 0, 0] = 60

@@ -13,8 +13,8 @@ from edgeq.converters.tflite.lower import graph as lower
 from edgeq.graph.execute import Session
 from edgeq.graph.ir import Graph, QuantWeight
 from edgeq.quant.graph.quantize import quantize_graph
-from edgeq.quant.graph.recipe import GraphRecipe, parse_choice
 from edgeq.quant.graph.samples import samples_of
+from edgeq.quant.recipe import Recipe
 from tests.lowering import Builder, Feeds, feeds, quantized, reference, weights_rounded
 from tests.test_lower_tflite import FLOAT, made
 
@@ -297,7 +297,9 @@ def test_packed_convolutions_give_the_very_levels_of_onnxruntime(tmp_path: Path)
     source = b.graph(b.conv(x, 32, 24))  # of both signs
     rng = np.random.default_rng(0)
     given = [{"x": rng.standard_normal((1, 16, 12, 12)).astype(np.float32)} for _ in range(20)]
-    recipe = GraphRecipe(parse_choice("w4-channel-gptq"), "static", bias_correction=True)
+    recipe = Recipe.from_dict(
+        {"weights": "w4-channel-gptq", "activations": "static", "bias_correction": True}
+    )
     graph = quantize_graph(source, recipe, samples_of(source, given)).graph
     assert {graph.constants[n.inputs[1]].bits for n in graph.nodes if n.op == "Conv"} == {4}
     path = tmp_path / "m.tflite"

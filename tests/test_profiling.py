@@ -9,7 +9,6 @@ import pytest
 
 from edgeq.core.errors import UsageError
 from edgeq.core.memory import peak_rss_bytes, reset_peak_rss
-from edgeq.formats.schemes import PRESETS
 from edgeq.formats.tensor import QuantTensor
 from edgeq.model.memory_layout import position_bytes
 from edgeq.profiling import (
@@ -20,7 +19,7 @@ from edgeq.profiling import (
     read_bandwidth,
 )
 from edgeq.runtime.engine import Engine
-from tests.families import quantized, random_model, tiny_config
+from tests.families import quantized, random_model, scheme_of, tiny_config
 
 
 def test_names_are_llama_bench_s() -> None:
@@ -52,7 +51,7 @@ def test_statistics_come_from_the_samples() -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_bytes_read_per_token(tied: bool) -> None:
     config = tiny_config("llama", tied=tied)
-    model = quantized(random_model(config), PRESETS["w4-g32"])
+    model = quantized(random_model(config), scheme_of("w4-g32"))
     weights = 0
     for name, tensor in model.tensors.items():
         if name == "model.embed_tokens.weight" and not tied:
@@ -71,7 +70,7 @@ def test_bytes_read_per_token(tied: bool) -> None:
 @pytest.mark.parametrize("counts", [(5, 0), (0, 4), (0, 4, 7)])
 def test_measure(counts: tuple[int, ...]) -> None:
     workload = Workload(*counts, repeats=3)
-    model = quantized(random_model(tiny_config("llama")), PRESETS["w4-g32"])
+    model = quantized(random_model(tiny_config("llama")), scheme_of("w4-g32"))
     assert isinstance(model.tensors["model.embed_tokens.weight"], QuantTensor)
     told: list[tuple[str, int, int]] = []
     with Engine(model, context=16, threads=1, backend="numpy") as engine:

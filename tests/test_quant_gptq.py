@@ -19,7 +19,7 @@ from edgeq.quant.decoder.calibrate import cut_windows
 from edgeq.quant.decoder.replay import Walk
 from edgeq.quant.rounders import gptq as module
 from edgeq.quant.rounders import hessian as hessian_module
-from edgeq.quant.rounders.gptq import Hessian, round_gptq, weighted_error
+from edgeq.quant.rounders.gptq import Hessian, weighted_error
 from edgeq.quant.rounders.gptq_block import candidates, search
 from edgeq.quant.rounders.hessian import Factor, damped
 from edgeq.quant.rounders.qparams import snap_scales
@@ -55,6 +55,10 @@ def hessian_of(x: Array) -> Hessian:
     hessian = Hessian(x.shape[1])
     hessian.add(x)
     return hessian
+
+
+def gptq(w: Array, scheme: QuantScheme, hessian: Hessian, **options: Any) -> QuantTensor:
+    return quantize_tensor(w, scheme, "gptq", hessian=hessian, **options)
 
 
 def errors(w: Array, tensor: QuantTensor, hessian: Hessian) -> NDArray[np.float64]:
@@ -153,7 +157,7 @@ def test_plain_gptq_is_the_textbook_s(text: str, k: int, monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "candidates", lambda t, grid: [next(candidates(t, grid))])
     monkeypatch.setattr(module, "search", partial(search, refits=0))
     w, scheme, hessian = weights(40, k), scheme_of(text), hessian_of(inputs(600, k))
-    got = round_gptq(w, scheme, hessian, act_order=False, sweeps=0)
+    got = gptq(w, scheme, hessian, act_order=False, sweeps=0)
     want = textbook(w, scheme, hessian, None, list(range(k)))
     error = weighted_error(w, want.astype(np.float32), hessian)
     assert weighted_error(w, got.numpy(), hessian) == pytest.approx(error, rel=0.01)
@@ -165,7 +169,7 @@ def test_plain_gptq_is_the_textbook_s(text: str, k: int, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("block", [128, 20])
 def test_long_rows_are_the_textbook_s(text: str, act_order: bool, block: int) -> None:
     w, scheme, hessian = weights(40, 172), scheme_of(text), hessian_of(inputs(600, 172))
-    got = round_gptq(w, scheme, hessian, act_order=act_order, block=block, sweeps=0)
+    got = gptq(w, scheme, hessian, act_order=act_order, block=block, sweeps=0)
     order = np.argsort(-hessian.diagonal, kind="stable") if act_order else np.arange(172)
     want = textbook(w, scheme, hessian, got, order.tolist())
     error = weighted_error(w, want.astype(np.float32), hessian)
@@ -177,7 +181,7 @@ def test_long_rows_are_the_textbook_s(text: str, act_order: bool, block: int) ->
 def test_searched_scales_beat_the_textbook_s(text: str) -> None:
     w, scheme, hessian = weights(40, 192), scheme_of(text), hessian_of(inputs(800, 192))
     plain = textbook(w, scheme, hessian, None, list(range(192))).astype(np.float32)
-    got = round_gptq(w, scheme, hessian)
+    got = gptq(w, scheme, hessian)
     assert weighted_error(w, got.numpy(), hessian) < 0.85 * weighted_error(w, plain, hessian)
 
 
@@ -235,7 +239,7 @@ def test_awkward_shapes_and_few_tokens(text: str, k: int, n: int, t: int, seed: 
     damped_hessian.matrix[:] = damped(hessian.matrix, 0.01)
     previous = None
     for sweeps in (0, 1, 3):
-        got = round_gptq(w, scheme, hessian, sweeps=sweeps)
+        got = gptq(w, scheme, hessian, sweeps=sweeps)
         assert got.shape == (n, k)
         now = errors(w, got, damped_hessian)
         if previous is not None:  # no row grows worse
@@ -247,9 +251,9 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(monkeypatch: pytest.MonkeyP
     w, hessian = weights(50, 100), hessian_of(inputs(300, 100))
     for text in ("w4-g32", "w2-g16-asym", "w3-channel-asym", "w4-tensor", "w3-g32-palette"):
         scheme = scheme_of(text)
-        whole = round_gptq(w, scheme, hessian)
+        whole = gptq(w, scheme, hessian)
         monkeypatch.setattr(module, "ROWS", 16)
-        parts = round_gptq(w, scheme, hessian)
+        parts = gptq(w, scheme, hessian)
         monkeypatch.undo()
         assert (whole.codes() == parts.codes()).mean() > 0.99
         total = errors(w, whole, hessian).sum()
@@ -262,10 +266,10 @@ def test_the_order_is_by_groups_and_their_inputs() -> None:
     rng = np.random.default_rng(3)
     shuffled = np.concatenate([g * 32 + rng.permutation(32) for g in (2, 0, 1)])
     scheme = scheme_of("w4-g32")
-    got = round_gptq(w, scheme, hessian_of(x)).numpy()[:, shuffled]
-    moved = round_gptq(w[:, shuffled], scheme, hessian_of(x[:, shuffled])).numpy()
+    got = gptq(w, scheme, hessian_of(x)).numpy()[:, shuffled]
+    moved = gptq(w[:, shuffled], scheme, hessian_of(x[:, shuffled])).numpy()
     assert (np.abs(moved - got) < 1e-6).mean() > 0.98
-    plain = round_gptq(w, scheme, hessian_of(x), act_order=False).numpy()[:, shuffled]
+    plain = gptq(w, scheme, hessian_of(x), act_order=False).numpy()[:, shuffled]
     assert (np.abs(plain - got) > 1e-6).any()
 
 
@@ -274,13 +278,13 @@ def test_inputs_never_seen() -> None:
     w, x = weights(20, 64), inputs(300, 64)
     x[:, [3, 40, 63]] = 0
     scheme = scheme_of("w4-g32")
-    got = round_gptq(w, scheme, hessian_of(x))
+    got = gptq(w, scheme, hessian_of(x))
     scales, _ = got.row_params()
     step = np.repeat(scales, 32, axis=1)[:, [3, 40, 63]]
     dead = w[:, [3, 40, 63]]
     inside = np.abs(dead) < 6.9 * step
     assert (np.abs(got.numpy()[:, [3, 40, 63]] - dead)[inside] <= 0.501 * step[inside]).all()
-    blind = round_gptq(w, scheme, hessian_of(np.zeros((5, 64), np.float32)))
+    blind = gptq(w, scheme, hessian_of(np.zeros((5, 64), np.float32)))
     mse = quantize_tensor(w, scheme, "mse")
     assert ((blind.numpy() - w) ** 2).sum() <= 1.001 * ((mse.numpy() - w) ** 2).sum()
 
@@ -300,7 +304,7 @@ def test_outputs_follow_the_float_model_s() -> None:
     assert plain.target(w) is w
 
     def distance(hessian: Hessian, beside: Array | float) -> float:
-        got = round_gptq(w, scheme, hessian).numpy()
+        got = gptq(w, scheme, hessian).numpy()
         return float(((x_float @ w.T + beside - x @ got.T) ** 2).sum())
 
     assert distance(crossed, 0) < 0.8 * distance(plain, 0)
@@ -322,10 +326,10 @@ def test_outputs_follow_the_float_model_s() -> None:
 def test_refusals(options: dict[str, Any], words: str) -> None:
     known = {"hessian": hessian_of(inputs(5, 32)), **options}
     with pytest.raises(UsageError, match=words):
-        round_gptq(weights(4, 32), scheme_of("w4-g32"), name="up.w", **known)
+        gptq(weights(4, 32), scheme_of("w4-g32"), name="up.w", **known)
 
 
 def test_scales_beyond_float16_are_refused() -> None:
     w = weights(4, 32) * np.float32(1e9)
     with pytest.raises(SchemeError, match=r"tensor up\.w needs a scale"):
-        round_gptq(w, scheme_of("w4-g32"), hessian_of(inputs(50, 32)), name="up.w")
+        gptq(w, scheme_of("w4-g32"), hessian_of(inputs(50, 32)), name="up.w")

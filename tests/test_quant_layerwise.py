@@ -14,7 +14,7 @@ import pytest
 
 from edgeq.core.errors import DoesNotFitError, FormatError, SchemeError, UsageError
 from edgeq.core.memory import rss_bytes
-from edgeq.formats.schemes import PRESETS, QuantScheme
+from edgeq.formats.schemes import QuantScheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.importers import load as load_any
 from edgeq.model.artifact import load
@@ -27,9 +27,9 @@ from edgeq.quant.decoder.quality import HeldOut
 from edgeq.quant.decoder.replay import Walk
 from edgeq.quant.decoder.sensitivity import measure_sensitivity
 from edgeq.quant.rounders.gptq import Hessian
-from edgeq.quant.rounders.rounding import NEEDS
+from edgeq.quant.rounders.rounding import METHOD_INPUTS
 from edgeq.runtime.tokenizer import Tokenizer
-from tests.families import FAMILIES, random_model, tiny_config
+from tests.families import FAMILIES, random_model, scheme_of, tiny_config
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "edgeq" / "demo_model"
@@ -52,7 +52,7 @@ def same(a: QuantTensor, b: QuantTensor) -> bool:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", NEEDS)
+@pytest.mark.parametrize("method", METHOD_INPUTS)
 def test_each_site_is_rounded_by_what_it_is_fed(family: str, method: str, tmp_path: Path) -> None:
     """Every matrix as a walk of our own rounds it, with the ones before it in place."""
     source, windows = random_model(tiny_config(family)), text()
@@ -72,7 +72,7 @@ def test_each_site_is_rounded_by_what_it_is_fed(family: str, method: str, tmp_pa
             "importance": np.asarray(hessian.diagonal, np.float32)
         }  # fmt: skip
         for name in stage.site.linears:
-            want = quantize_tensor(stage.weights[name], PRESETS["w3-g32"], method, **seen)
+            want = quantize_tensor(stage.weights[name], scheme_of("w3-g32"), method, **seen)
             assert same(held(got, name), want), name
             stage.replace(name, want.numpy())
     for row in summary.tensors:
@@ -143,7 +143,7 @@ def test_statistics_are_enough_for_importance(tmp_path: Path) -> None:
     for name in (DOWN, "model.layers.1.self_attn.q_proj.weight"):
         seen = stats.inputs[name].mean_square
         want = quantize_tensor(
-            source.tensors[name].numpy(), PRESETS["w3-g32"], "imatrix", importance=seen
+            source.tensors[name].numpy(), scheme_of("w3-g32"), "imatrix", importance=seen
         )
         assert same(held(got, name), want)
     assert got.provenance["calibration"]["text_sha256"] == "1" * 64
@@ -315,7 +315,8 @@ def test_transforms_come_before(transform: str, tmp_path: Path) -> None:
     source = random_model(tiny_config("mistral", hidden=64, ffn=192))
     card = HeldOut("other", text(seed=2))
     recipe = replace(
-        Recipe((Rule(".", PRESETS["w8-g32"]),), PRESETS["w8-g32"], "mse"), transforms=(transform,)
+        Recipe((Rule(".", scheme_of("w8-g32")),), scheme_of("w8-g32"), "mse"),
+        transforms=(transform,),
     )
     summary = quantize(source, tmp_path / "m.edgeq", recipe, calibration=text(), card=card)
     # against the source itself, so a transform that is not equal would show

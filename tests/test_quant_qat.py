@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import MissingDependencyError, SchemeError, UsageError
 from edgeq.evaluation.text import kl_divergence, log_softmax, perplexity
-from edgeq.formats.schemes import PRESETS, QuantScheme, Scheme, parse_scheme
+from edgeq.formats.schemes import QuantScheme, Scheme, parse_scheme
 from edgeq.formats.tensor import QuantTensor
 from edgeq.importers import load
 from edgeq.model.model import Model
@@ -31,7 +31,7 @@ from edgeq.quant.training.settings import Settings
 from edgeq.quant.training.student import Student, float_weights
 from edgeq.runtime.tokenizer import Tokenizer
 from tests.conftest import need
-from tests.families import FAMILIES, random_model, rounded, tiny_config
+from tests.families import FAMILIES, random_model, rounded, scheme_of, tiny_config
 
 torch = pytest.importorskip("torch")
 
@@ -233,7 +233,7 @@ def test_learned_rounding_passes_float_layers_by() -> None:
 def test_the_reference_runs_what_was_trained(family: str) -> None:
     model = random_model(tiny_config(family))
     schemes = assigned(model, "w4-g32")
-    schemes |= {n: PRESETS["w2-g16"] for n in schemes if "gate_proj" in n}
+    schemes |= {n: scheme_of("w2-g16") for n in schemes if "gate_proj" in n}
     schemes |= {n: parse_scheme("bf16") for n in schemes if "up_proj" in n}
     student = Student(model, schemes, started(model, schemes))
     with torch.no_grad():

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from edgeq.core.errors import FormatError, SchemeError, UsageError
-from edgeq.formats.schemes import PRESETS, FloatScheme, parse_scheme
+from edgeq.formats.schemes import FloatScheme, QuantScheme, parse_scheme
 from edgeq.quant import METHODS, Recipe, Rule
-from edgeq.quant.presets import PRESETS as RECIPES
-from edgeq.quant.recipe import OUTER, Activations, named
+from edgeq.quant.presets import presets_for
+from edgeq.quant.recipe import OUTER, Activations
+from tests.families import scheme_of
 
 SHAPES = {
     "model.embed_tokens.weight": (100, 64),
@@ -128,7 +129,7 @@ def test_built_in_rules_need_not_match() -> None:
 
 
 def test_an_equals_sign_in_the_pattern() -> None:
-    assert Rule.parse("(?=down)down_proj=w8-g32") == Rule("(?=down)down_proj", PRESETS["w8-g32"])
+    assert Rule.parse("(?=down)down_proj=w8-g32") == Rule("(?=down)down_proj", scheme_of("w8-g32"))
 
 
 def test_through_json_and_back() -> None:
@@ -141,8 +142,8 @@ def test_through_json_and_back() -> None:
 
 def test_everything_through_json_and_back() -> None:
     recipe = Recipe(
-        rules=(Rule("down_proj", PRESETS["w8-g32"]),),
-        default=PRESETS["w3-g32"],
+        rules=(Rule("down_proj", scheme_of("w8-g32")),),
+        default=scheme_of("w3-g32"),
         method="gptq",
         transforms=("awq", "rotate"),
         activations=Activations("static", "entropy"),
@@ -159,15 +160,20 @@ def test_a_recipe_of_an_older_artifact_is_read() -> None:
     assert Recipe.from_options(method="mse").to_dict() == old
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", presets_for("decoder"))
 def test_every_preset_is_a_recipe(name: str) -> None:
-    recipe = named(name)
+    recipe = Recipe.named(name)
     assert recipe.method in METHODS
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
     assert recipe.rules[-1].pattern == OUTER
-    # a name that is also a scheme means that scheme
-    if name in PRESETS:
-        assert recipe == Recipe.from_options(preset=str(PRESETS[name]))
+    # a name that is also a scheme means that scheme, and its method
+    try:
+        scheme = parse_scheme(name, method=True)
+    except SchemeError:
+        return
+    assert isinstance(scheme, QuantScheme)
+    assert recipe.default == scheme.stored
+    assert recipe.method == (scheme.method or "rtn")
 
 
 @pytest.mark.parametrize(
@@ -186,7 +192,7 @@ def test_every_preset_is_a_recipe(name: str) -> None:
     ],
 )
 def test_what_presets_need(name: str, needs: set[str], extra: str | None) -> None:
-    recipe = named(name)
+    recipe = Recipe.named(name)
     assert recipe.needs == needs
     assert recipe.extra == extra
 
@@ -217,8 +223,8 @@ def test_a_recipe_file(tmp_path: Path) -> None:
     path.write_text(TOML)
     recipe = Recipe.from_file(path)
     assert recipe == Recipe(
-        rules=(Rule("down_proj", PRESETS["w8-g32"]), Rule(OUTER, PRESETS["w8-channel"])),
-        default=PRESETS["w4-g32"],
+        rules=(Rule("down_proj", scheme_of("w8-g32")), Rule(OUTER, scheme_of("w8-channel"))),
+        default=scheme_of("w4-g32"),
         method="gptq",
         transforms=("awq",),
         activations=Activations("static", "mse"),

@@ -13,14 +13,14 @@ from edgeq.formats.schemes import BITS, QuantScheme, parse_scheme
 from edgeq.formats.tensor import QuantTensor
 from edgeq.quant import METHODS, quantize_tensor
 from edgeq.quant.rounders.qparams import group_view
-from edgeq.quant.rounders.rounding import NEEDS, find_shared, round_rows, sqnr_db
+from edgeq.quant.rounders.rounding import METHOD_INPUTS, find_shared, round_rows, sqnr_db
 
 TEXTS = (
     *(f"w{b}-{g}{s}" for b in BITS for g in ("g16", "g32", "channel", "tensor")
       for s in ("-sym", "-asym")),
     "w4-g64", "w4-g128", "w4-g256", "w3-g256-asym",
 )  # fmt: skip
-PLAIN = [method for method in METHODS if method not in NEEDS]
+PLAIN = [method for method in METHODS if method not in METHOD_INPUTS]
 SIZES = (1, 2, 3, 7, 15, 16, 17, 31, 32, 33, 64, 65, 100, 172)
 
 
@@ -230,7 +230,7 @@ def test_rows_are_independent(text: str, method: str) -> None:
 def test_reported_noise_is_the_error_of_the_result(text: str, method: str) -> None:
     w = weights(20, 90)
     got = round_rows(w, scheme_of(text), method)
-    error = ((got.tensor.numpy() - w.astype(np.float64)) ** 2).sum()
+    error = ((got.packed(scheme_of(text)).numpy() - w.astype(np.float64)) ** 2).sum()
     assert got.noise == pytest.approx(error, rel=1e-3)
     assert got.signal == pytest.approx((w.astype(np.float64) ** 2).sum(), rel=1e-5)
 
@@ -293,7 +293,7 @@ def test_what_rows_share_may_be_found_before() -> None:
             shared = find_shared(chunks, scheme, method, 100, **known)
             for i in range(3):
                 part = w[16 * i : 16 * i + 16]
-                got = round_rows(part, scheme, method, shared=shared, **known).tensor
+                got = round_rows(part, scheme, method, shared=shared, **known).packed(scheme)
                 assert np.array_equal(got.packed[0], whole.packed[i])
                 assert np.array_equal(got.scales[0], whole.scales[i])
                 if whole.palette is not None:

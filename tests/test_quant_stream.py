@@ -23,12 +23,12 @@ from edgeq.model.model import Model
 from edgeq.model.origin import Origin
 from edgeq.quant import METHODS, Recipe, quantize, quantize_tensor
 from edgeq.quant.decoder.budget import CHUNK_WEIGHTS, make_budget
-from edgeq.quant.rounders.rounding import NEEDS, sqnr_db
+from edgeq.quant.rounders.rounding import METHOD_INPUTS, sqnr_db
 from tests.conftest import need
 from tests.families import FAMILIES, random_model, tiny_config
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA_FREE = [method for method in METHODS if method not in NEEDS]
+DATA_FREE = [method for method in METHODS if method not in METHOD_INPUTS]
 
 
 def maker() -> ModuleType:

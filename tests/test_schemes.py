@@ -5,9 +5,10 @@ import pytest
 from edgeq.core.errors import SchemeError
 from edgeq.formats.schemes import (
     BITS,
+    BY_BITS,
     FLOAT_TYPES,
     GROUP_SIZES,
-    PRESETS,
+    METHODS,
     FloatScheme,
     QuantScheme,
     parse_scheme,
@@ -32,9 +33,30 @@ def test_texts_are_unique() -> None:
     assert len({str(scheme) for scheme in EVERY}) == len(EVERY)
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_known_by_name(name: str) -> None:
-    assert parse_scheme(f" {name.upper()} ") == PRESETS[name]
+@pytest.mark.parametrize("bits", BITS)
+def test_every_number_of_bits_has_a_usual_scheme(bits: int) -> None:
+    scheme = BY_BITS[bits]
+    assert scheme.bits == bits
+    assert parse_scheme(f" {str(scheme).upper()} ") == scheme
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("text", ["w4-g32", "w2-g16-asym", "w8-channel", "w3-g32-palette"])
+def test_a_scheme_may_name_its_method(text: str, method: str) -> None:
+    scheme = parse_scheme(f"{text}-{method}", method=True)
+    assert isinstance(scheme, QuantScheme)
+    assert (scheme.method, scheme.stored) == (method, parse_scheme(text))
+    assert str(scheme) == f"{text}-{method}"
+    assert parse_scheme(str(scheme), method=True) == scheme
+    with pytest.raises(SchemeError, match="unknown scheme"):
+        parse_scheme(f"{text}-{method}")
+
+
+def test_float_types_have_other_spellings() -> None:
+    for text in ("fp16", "float16", "F16"):
+        assert parse_scheme(text) == FloatScheme("f16")
+    assert parse_scheme("float") == parse_scheme("float32") == FloatScheme("f32")
+    assert parse_scheme("bfloat16") == FloatScheme("bf16")
 
 
 def test_the_two_bit_preset_is_asymmetric() -> None:

@@ -7,12 +7,12 @@ import pytest
 
 from edgeq.core.errors import UnsupportedError
 from edgeq.formats.packing import TILE
-from edgeq.formats.schemes import PRESETS, QuantScheme, parse_scheme
+from edgeq.formats.schemes import QuantScheme, parse_scheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.model.reference import Reference
 from edgeq.model.shapes import SHAPES, parameters, random_model, random_tensor, shape
 from edgeq.quant import Recipe
-from tests.families import tiny_config
+from tests.families import scheme_of, tiny_config
 
 PUBLISHED = {
     "smollm2-135m": 134_515_008,
@@ -35,6 +35,8 @@ PUBLISHED = {
 }
 """Parameters as the models' cards give them."""
 
+SCHEMES = ("w8-channel", "w8-g32", "w4-g32", "w4-g128", "w3-g32", "w2-g16")
+
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_sizes(name: str) -> None:
@@ -52,7 +54,7 @@ def test_names() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [*PRESETS, "w4-g64-asym", "w3-channel", "w8-tensor", "w4-g32-palette"]
+    "name", [*SCHEMES, "w4-g64-asym", "w3-channel", "w8-tensor", "w4-g32-palette"]
 )
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (17, 31), (16, 64), (33, 172), (48, 192)])
 def test_random_tensors_are_whole(name: str, n: int, k: int) -> None:
@@ -78,7 +80,7 @@ def _params(tensor: QuantTensor) -> tuple[np.ndarray, np.ndarray | None]:
 def test_products_are_of_order_one() -> None:
     rng = np.random.default_rng(1)
     x = rng.standard_normal(2048, np.float32)
-    for name in (*PRESETS, "w4-g32-palette"):
+    for name in (*SCHEMES, "w4-g32-palette"):
         scheme = parse_scheme(name)
         assert isinstance(scheme, QuantScheme)
         y = random_tensor(rng, scheme, 512, 2048).numpy() @ x
@@ -120,7 +122,7 @@ def test_the_recipe_is_followed_and_progress_told() -> None:
 
 
 def test_rows_past_n_are_worth_nothing() -> None:
-    scheme = PRESETS["w4-g32"]
+    scheme = scheme_of("w4-g32")
     tensor = random_tensor(np.random.default_rng(0), scheme, 17, 64)
     assert tensor.scales.shape == (2, 2, TILE)
     assert (tensor.scales[1, :, 1:] == 0).all()

@@ -25,7 +25,7 @@ from edgeq.core.cpu import this_cpu
 from edgeq.formats.packing import TILE
 from edgeq.formats.schemes import K_BLOCK, QuantScheme
 from edgeq.model.shapes import random_tensor
-from edgeq.quant.recipe import named
+from edgeq.quant.recipe import Recipe
 from edgeq.runtime.kernels import KERNEL, read_bandwidth
 from edgeq.runtime.kernels.abi import PackedWeights, Rows, group_shift
 from edgeq.runtime.kernels.dispatch import ISA
@@ -153,7 +153,7 @@ def tables() -> str:
     ]
     mixes = []
     for name in SCHEMES:
-        scheme = named(name).default
+        scheme = Recipe.named(name).default
         assert isinstance(scheme, QuantScheme)
         mix = instructions(scheme)
         count = sum(mix.values())

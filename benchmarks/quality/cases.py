@@ -8,8 +8,8 @@ from typing import Any
 
 from edgeq.formats.schemes import parse_scheme
 from edgeq.quant.decoder.transforms import TRANSFORMS
-from edgeq.quant.presets import PRESETS
-from edgeq.quant.recipe import Recipe, Rule, named
+from edgeq.quant.presets import presets_for
+from edgeq.quant.recipe import Recipe, Rule
 from edgeq.quant.rounders.rounding import METHODS
 from edgeq.quant.training import METHODS as TRAINING
 
@@ -72,10 +72,10 @@ def training(method: str, model: str) -> dict[str, Any]:
 
 def cases(model: str) -> Iterator[Case]:
     """All rows for a model: by bits, those that train last."""
-    yield Case("rtn", 8, named("w8-channel"))
-    for name, preset in PRESETS.items():
+    yield Case("rtn", 8, Recipe.named("w8-channel"))
+    for name, preset in presets_for("decoder").items():
         if "activations" in preset:
-            yield Case(name, 8, named(name))
+            yield Case(name, 8, Recipe.named(name))
     chosen = BITS.get(model, tuple(SCHEMES))
     for bits in chosen:
         yield from _rounded(bits)
@@ -84,7 +84,7 @@ def cases(model: str) -> Iterator[Case]:
 
 
 def _rounded(bits: int) -> Iterator[Case]:
-    plain, palette = named(SCHEMES[bits]), named(f"w{bits}-g32-palette")
+    plain, palette = Recipe.named(SCHEMES[bits]), Recipe.named(f"w{bits}-g32-palette")
     for method in METHODS:
         yield Case(method, bits, replace(plain, method=method))
     for method in PALETTE_METHODS:
@@ -107,7 +107,7 @@ def _rounded(bits: int) -> Iterator[Case]:
 
 
 def _trained(bits: int, model: str) -> Iterator[Case]:
-    best = replace(named(SCHEMES[bits]), method=BEST)
+    best = replace(Recipe.named(SCHEMES[bits]), method=BEST)
     for method in TRAINING:
         if method == "distill" or (model == THOROUGH and bits > 2):
             yield Case(method, bits, replace(best, training=training(method, model)))
@@ -119,12 +119,12 @@ def _trained(bits: int, model: str) -> Iterator[Case]:
     bpw = TARGETS[bits][0]
     mixed = replace(best, target={"bpw": bpw}, training=distill)
     yield Case(f"distill, mixed bits, {bpw:g} bpw", bits, mixed)
-    palette = replace(named(f"w{bits}-g32-palette"), method=BEST, options={"crossed": True})
+    palette = replace(Recipe.named(f"w{bits}-g32-palette"), method=BEST, options={"crossed": True})
     palette = replace(palette, training=distill)
     yield Case("distill, palette", bits, palette)
     rules = (Rule(LEAN, parse_scheme(f"w{bits}-g64-palette")), *palette.rules)
     yield Case("distill, palette, lean", bits, replace(palette, rules=rules))
-    plain = named(f"w{bits}-g32-palette")
+    plain = Recipe.named(f"w{bits}-g32-palette")
     yield Case("distill, palette, mixed bits, as many bytes", bits, palette, like=plain)
     lean_too = replace(plain, rules=rules)
     yield Case("distill, palette, mixed bits, as many bytes as lean", bits, palette, like=lean_too)

@@ -30,8 +30,8 @@ from edgeq.core.errors import EdgeqError
 from edgeq.graph.execute import Session
 from edgeq.graph.ir import Graph
 from edgeq.quant.graph.quantize import quantize_graph
-from edgeq.quant.graph.recipe import GraphRecipe
 from edgeq.quant.graph.samples import samples_of
+from edgeq.quant.recipe import Recipe
 
 OUT = ROOT / "docs" / "real-models.json"
 TARGETS = {"ort": ".onnx", "tflite": ".tflite", "coreml": ".mlpackage"}
@@ -62,7 +62,7 @@ def graph_row(model: Model, work: Path, preset: str = PRESET) -> dict[str, Any]:
     row["float"] = converted(graph, model, work, "float", tested, right)
     began = time.perf_counter()
     try:
-        made = quantize_graph(graph, GraphRecipe.named(preset), samples_of(graph, calibration))
+        made = quantize_graph(graph, Recipe.named(preset, "graph"), samples_of(graph, calibration))
     except EdgeqError as err:
         return row | {"why": str(err)}
     row["seconds"] = time.perf_counter() - began

@@ -20,7 +20,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from itertools import combinations, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,8 +39,8 @@ from edgeq.evaluation.graph import cosine, evaluate_graph
 from edgeq.graph.execute import Session
 from edgeq.graph.ir import Graph, QuantWeight
 from edgeq.quant.graph.quantize import quantize_graph
-from edgeq.quant.graph.recipe import GraphRecipe
 from edgeq.quant.observers import OBSERVERS
+from edgeq.quant.recipe import Recipe
 
 OUT = ROOT / "docs" / "vision.json"
 FILES = Path.home() / ".cache" / "edgeq-vision" / "files"
@@ -202,7 +201,7 @@ def target_row(
 def preset_row(subject: Subject, preset: str, folder: Path, base: Rows) -> dict[str, Any]:
     """A preset in every target, and how far the targets agree."""
     started = time.perf_counter()
-    summary = quantize_graph(subject.graph, GraphRecipe.named(preset), subject.samples(folder))
+    summary = quantize_graph(subject.graph, Recipe.named(preset, "graph"), subject.samples(folder))
     row: dict[str, Any] = {"seconds": time.perf_counter() - started, "targets": {}}
     given: dict[str, Rows] = {}
     for name in variants(summary.graph):
@@ -228,7 +227,7 @@ def own_ways(subject: Subject, folder: Path, base: Rows) -> dict[str, Any]:
     """All ways of ours to round weights and activations to 8 bits: target -> way -> its row."""
     tried: dict[str, Any] = {"ort": {}, "tflite": {}}
     for way, differs in WAYS.items():
-        recipe = replace(GraphRecipe.named(STATIC), **differs)
+        recipe = Recipe.from_dict({**Recipe.named(STATIC, "graph").to_dict(), **differs})
         graph = quantize_graph(subject.graph, recipe, subject.samples(folder)).graph
         for target, ways in tried.items():
             ways[way] = target_row(subject, graph, target, folder / "ways" / way, base)[0]

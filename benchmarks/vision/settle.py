@@ -14,7 +14,6 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,8 @@ from subjects import ROOT, SUBJECTS, Subject
 from edgeq.graph.execute import Session
 from edgeq.graph.ir import Graph
 from edgeq.quant.graph.quantize import quantize_graph
-from edgeq.quant.graph.recipe import GraphRecipe
 from edgeq.quant.observers import OBSERVERS
+from edgeq.quant.recipe import Recipe
 
 OUT = ROOT / "docs" / "vision-observers.json"
 
@@ -56,7 +55,7 @@ def tried(subject: Subject) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each observer with what it came to."""
     want = scores(subject.graph, subject)
     for observer in OBSERVERS:
-        recipe = replace(GraphRecipe.named(STATIC), observer=observer)
+        recipe = Recipe.from_dict({**Recipe.named(STATIC, "graph").to_dict(), "observer": observer})
         made = quantize_graph(subject.graph, recipe, subject.samples(FILES)).graph
         got = scores(made, subject)
         same = float((got.argmax(1) == want.argmax(1)).mean())

@@ -301,20 +301,15 @@ def _recipe(
     Raises:
         click.UsageError: a file and a preset are both given.
     """
-    from edgeq.quant import Recipe, Rule
+    from edgeq.quant import Recipe
 
-    if file is None:
-        if target and not (scheme or method):
-            scheme = TARGET_PRESET
-        recipe = Recipe.from_options(preset=scheme, tensor_types=tensor_types, method=method)
-    elif scheme is not None:
+    if file is not None and scheme is not None:
         raise click.UsageError(
             "--recipe replaces --preset, --bits, --group-size and --asym; leave those out"
         )
-    else:
-        recipe = Recipe.from_file(file)
-        rules = (*map(Rule.parse, tensor_types), *recipe.rules)
-        recipe = replace(recipe, rules=rules, method=method or recipe.method)
+    if target and not (file or scheme or method):
+        scheme = TARGET_PRESET
+    recipe = Recipe.from_options(preset=scheme, file=file, tensor_types=tensor_types, method=method)
     return replace(recipe, target=target) if target else recipe
 
 
@@ -333,10 +328,9 @@ def _scheme(preset: str | None, bits: str | None, group: str | None, asym: bool)
         return preset
     if not (bits or group or asym):
         return None
-    from edgeq.formats.schemes import PRESETS
+    from edgeq.formats.schemes import BY_BITS
 
-    # the first preset of so many bits says what is left unsaid
-    base = next(scheme for scheme in PRESETS.values() if scheme.bits == int(bits or 4))
+    base = BY_BITS[int(bits or 4)]  # says what is left unsaid
     if group in ("channel", "tensor"):
         middle = group
     elif group is None:
@@ -350,13 +344,12 @@ def _scheme(preset: str | None, bits: str | None, group: str | None, asym: bool)
 
 
 def _listing() -> str:
-    from edgeq.quant import METHODS
-    from edgeq.quant.presets import PRESETS
-    from edgeq.quant.recipe import named
+    from edgeq.quant import METHODS, Recipe
+    from edgeq.quant.presets import presets_for
 
     presets = []
-    for name in PRESETS:
-        recipe = named(name)
+    for name in presets_for("decoder"):
+        recipe = Recipe.named(name)
         presets.append(
             [
                 name,

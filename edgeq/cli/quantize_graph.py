@@ -53,8 +53,8 @@ def quantize_graph(
     from edgeq.graph.files import read
     from edgeq.graph.onnx.write import write_onnx
     from edgeq.quant.graph.quantize import quantize_graph as run
-    from edgeq.quant.graph.recipe import GraphRecipe
     from edgeq.quant.graph.samples import open_samples
+    from edgeq.quant.recipe import Recipe
 
     if output.suffix.lower() != ".onnx":
         raise UsageError(
@@ -64,10 +64,11 @@ def quantize_graph(
     if output.absolute() == source.absolute():
         raise UsageError(f"{output} is the model to quantize itself; give another --output")
     check_output(output, force)
-    recipe = GraphRecipe.from_options(
-        preset, recipe_file, rules=rules, method=method, observer=observer
-    )
-    if recipe.needs_samples and calib is None:
+    recipe = Recipe.from_options(
+        preset, file=recipe_file, tensor_types=rules, method=method, observer=observer,
+        source="graph",
+    )  # fmt: skip
+    if recipe.needs and calib is None:
         raise UsageError(
             "this recipe needs calibration data: give --calib with a folder of images or arrays, "
             "an .npz file or script.py:function, or choose a preset that needs none (w8-dynamic, "
@@ -113,16 +114,16 @@ def preprocess_of(sample: Mapping[str, Any]) -> Preprocess:
 
 def listing() -> str:
     """The presets for graphs, as a table."""
-    from edgeq.quant.graph.presets import DEFAULT_PRESET, PRESETS
-    from edgeq.quant.graph.recipe import GraphRecipe
+    from edgeq.quant.presets import DEFAULTS, PRESETS, presets_for
+    from edgeq.quant.recipe import Recipe
 
     rows = [
         [
-            name + (" *" if name == DEFAULT_PRESET else ""),
-            "samples" if GraphRecipe.named(name).needs_samples else "",
-            about,
+            name + (" *" if name == DEFAULTS["graph"] else ""),
+            "samples" if Recipe.named(name, "graph").needs else "",
+            PRESETS[name].about,
         ]
-        for name, (about, _) in PRESETS.items()
+        for name in presets_for("graph")
     ]
     return (
         "Presets for graphs (.onnx, .tflite):\n\n"

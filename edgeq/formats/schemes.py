@@ -1,17 +1,22 @@
-"""How a tensor's numbers are held: the quantization scheme, its text form and its presets.
+"""How the numbers of a tensor are stored: the quantization scheme and its text form.
 
 A weight of an integer scheme is ``scale * (code - zero_point)`` with an unsigned ``code`` of
 ``bits`` bits. A symmetric scheme has the fixed zero point ``2 ** (bits - 1)`` and stores none.
 
-Text form: ``w<bits>-<granularity>[-asym]`` where granularity is ``g16``..``g256``, ``channel``
-or ``tensor`` (``w4-g32``, ``w8-channel``, ``w2-g16-asym``), or ``f32`` / ``f16`` / ``bf16`` for
-tensors that stay floating point.
+Text form, of decoders and graphs alike:
+
+    w<bits>-<granularity>[-asym|-palette][-<method>]     w4-g32  w8-channel  w2-g16-asym
+    f32 | f16 | bf16                                     tensors that stay floating point
+
+where granularity is ``g16`` .. ``g256``, ``channel`` or ``tensor``, and the method says how codes
+are chosen (`METHODS`). A method belongs to recipes only: a stored tensor's scheme has none.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from edgeq.core.errors import SchemeError, check_type, unknown
@@ -20,9 +25,17 @@ Granularity = Literal["tensor", "channel", "group"]
 
 BITS = (2, 3, 4, 8)
 GROUP_SIZES = (16, 32, 64, 128, 256)
+METHODS = ("rtn", "mse", "imatrix", "gptq")
+"""How scales and codes are chosen; `edgeq.quant.METHODS` describes each."""
 FLOAT_TYPES = ("f32", "f16", "bf16")
+_FLOAT_NAMES = {
+    "float": "f32", "float32": "f32", "fp16": "f16", "float16": "f16", "bfloat16": "bf16",
+}  # fmt: skip
+"""Other spellings of float types, which recipes may use too."""
 K_BLOCK = 32
 """Weights are stored in blocks of 32 along K; a row is padded to a whole number of them."""
+_ASYMMETRIC = "w2-g16"
+"""Two bits need zero points, so the plain text means them; w2-g16-sym has none."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,8 @@ class QuantScheme:
             ``group_size`` weights along K ("group").
         group_size: 16, 32, 64, 128 or 256 for "group", otherwise None.
         codebook: None for evenly spaced codes, "palette" for a table of values per tensor.
+        method: how codes are chosen, of `METHODS`; None where the recipe says it for all tensors,
+            and for tensors that are quantized already.
 
     Raises:
         SchemeError: an impossible combination.
@@ -46,6 +61,7 @@ class QuantScheme:
     granularity: Granularity = "group"
     group_size: int | None = 32
     codebook: Literal["palette"] | None = None
+    method: str | None = None
 
     def __post_init__(self) -> None:
         check_type("bits", self.bits, int)
@@ -73,6 +89,8 @@ class QuantScheme:
             raise SchemeError(unknown("codebook", str(self.codebook), ("palette",)))
         if self.codebook == "palette" and (self.bits == 8 or not self.symmetric):
             raise SchemeError("a palette has 2, 3 or 4 bits and is symmetric; use w4-g32-palette")
+        if self.method is not None and self.method not in METHODS:
+            raise SchemeError(unknown("method", str(self.method), METHODS))
 
     @property
     def mid(self) -> int:
@@ -83,6 +101,11 @@ class QuantScheme:
     def n_codes(self) -> int:
         """How many different codes there are."""
         return 1 << self.bits
+
+    @property
+    def stored(self) -> QuantScheme:
+        """The scheme without its method: what a quantized tensor of it has."""
+        return self if self.method is None else replace(self, method=None)
 
     def padded_k(self, k: int) -> int:
         """K rounded up to whole 32-wide blocks and whole groups."""
@@ -97,8 +120,9 @@ class QuantScheme:
         middle = f"g{self.group_size}" if self.granularity == "group" else self.granularity
         end = "-palette" if self.codebook else ("" if self.symmetric else "-asym")
         text = f"w{self.bits}-{middle}{end}"
-        # a preset of that name may mean something else, as w2-g16 does
-        return text if PRESETS.get(text, self) == self else text + "-sym"
+        if text == _ASYMMETRIC:
+            text += "-sym"
+        return text if self.method is None else f"{text}-{self.method}"
 
 
 @dataclass(frozen=True)
@@ -124,42 +148,49 @@ class FloatScheme:
 
 Scheme = QuantScheme | FloatScheme
 
-_TEXT = re.compile(r"w(\d+)-(?:g(\d+)|(channel|tensor))(?:-(asym|sym|palette))?")
+_TEXT = re.compile(
+    rf"w(\d+)-(?:g(\d+)|(channel|tensor))(?:-(asym|sym|palette))?(?:-({'|'.join(METHODS)}))?"
+)
 
-PRESETS: dict[str, QuantScheme] = {
-    "w8-channel": QuantScheme(8, granularity="channel", group_size=None),
-    "w8-g32": QuantScheme(8),
-    "w4-g32": QuantScheme(4),
-    "w4-g128": QuantScheme(4, group_size=128),
-    "w3-g32": QuantScheme(3),
-    "w2-g16": QuantScheme(2, symmetric=False, group_size=16),
+BY_BITS: Mapping[int, QuantScheme] = {
+    8: QuantScheme(8, granularity="channel", group_size=None),
+    4: QuantScheme(4),
+    3: QuantScheme(3),
+    2: QuantScheme(2, symmetric=False, group_size=16),
 }
-"""Schemes with a name of their own; any other scheme may be written out in its text form."""
+"""Bits -> the scheme of so many bits where nothing else is said."""
 
 
-def parse_scheme(text: str) -> Scheme:
-    """Read a scheme's text form or preset name.
+def parse_scheme(text: str, *, method: bool = False) -> Scheme:
+    """Read the text form of a scheme.
+
+    Args:
+        text: such as "w4-g32", "w2-g16-asym" or "f16".
+        method: whether the text may name a method, as "w4-g32-gptq" does.
 
     Raises:
-        SchemeError: the text is neither a preset, a scheme, nor a float type.
+        SchemeError: the text is neither a scheme nor a float type.
 
     Example:
-        >>> edgeq.parse_scheme("w4-g32").bits
+        >>> edgeq.parse_scheme("W4-G32").bits
         4
+        >>> edgeq.parse_scheme("w8-channel-gptq", method=True).method
+        'gptq'
     """
     check_type("scheme", text, str)
     name = text.strip().lower()
+    name = _FLOAT_NAMES.get(name, name)
     if name in FLOAT_TYPES:
         return FloatScheme(name)  # type: ignore[arg-type]
-    if name in PRESETS:
-        return PRESETS[name]
     match = _TEXT.fullmatch(name)
-    if not match:
+    if not match or (match[5] and not method):
+        ending = "[-asym|-palette]" + (f"[-{'|-'.join(METHODS)}]" if method else "")
+        known = (*map(str, BY_BITS.values()), "w8-g32", "w4-g128", "w2-g16", *FLOAT_TYPES)
         raise SchemeError(
-            unknown("scheme", text, (*PRESETS, *FLOAT_TYPES))
-            + "; or write w<bits>-<g16..g256|channel|tensor>[-asym], such as w4-g64-asym"
+            unknown("scheme", text, known)
+            + f"; or write w<bits>-<g16..g256|channel|tensor>{ending}, such as w4-g64-asym"
         )
-    bits, group, whole, suffix = match.groups()
+    bits, group, whole, suffix, rounding = match.groups()
     granularity: Granularity = "group"
     if whole == "channel":
         granularity = "channel"
@@ -167,8 +198,9 @@ def parse_scheme(text: str) -> Scheme:
         granularity = "tensor"
     return QuantScheme(
         bits=int(bits),
-        symmetric=suffix != "asym",
+        symmetric=suffix != "asym" and not (suffix is None and f"w{bits}-g{group}" == _ASYMMETRIC),
         granularity=granularity,
         group_size=int(group) if group else None,
         codebook="palette" if suffix == "palette" else None,
+        method=rounding,
     )

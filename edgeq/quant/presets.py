@@ -1,62 +1,186 @@
 """Recipes with a name of their own, as data: what ``edgeq quantize --list`` shows.
 
-Each is what a recipe file holds (`edgeq.quant.recipe.Recipe.from_file`): embedding and head get 8
-bits where nothing else is said. Bits, what data a recipe needs and which extra are read off it.
+Each name stands here once, with a column for decoders and one for graphs. Each column is what a
+recipe file holds (`edgeq.quant.recipe.Recipe.from_file`); a column that is None means that the
+preset is not for such a source. Where a name has both, the two do the same as far as the sources
+allow:
+
+    w8-channel      both      8-bit weights, a scale for each row or output channel, to nearest
+    w4-g32          both      4-bit weights in groups of 32, to nearest. What hurts most keeps 8
+                              bits: embedding and head of a decoder, first, last and depthwise
+                              layers of a graph, whose convolutions get a scale for each channel
+    w4-g32-gptq     both      the same, rounded by GPTQ
+    palette4        both      weights from a table of 16 values for each matrix; scales for groups
+                              of 32 in a decoder, for each channel in a graph, which every target
+                              of graphs can hold
+    w8a8-static     both      8-bit weights, inputs of matrices in 8 bits with ranges from
+                              calibration; a graph's weights are rounded by GPTQ on the samples it
+                              needs anyway, and its biases corrected
+
+A decoder's embedding and head get 8 bits where nothing else is said. Where a graph's weights have
+4 bits, ``outer`` keeps 8 for the few that hurt most. With scales for blocks, what stays float
+takes half the bytes, which is a good part of a small encoder's. There, a table of words is half of
+all weights: its rows get a scale for 64 numbers, which loses next to nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
+
+SourceKind = Literal["decoder", "graph"]
+"""What a recipe is for: a language model, or a graph of operators."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a name stands for.
+
+    Args:
+        decoder: the recipe for decoders, as a recipe file holds it; None if it is not for them.
+        graph: the recipe for graphs; None if it is not for them.
+        about: what the recipe for graphs does, in a line.
+    """
+
+    decoder: Mapping[str, Any] | None = None
+    graph: Mapping[str, Any] | None = None
+    about: str = ""
+
 
 _GPTQ = {"method": "gptq", "options": {"crossed": True}}
 """GPTQ that makes up for the errors made upstream as well."""
+_DISTILL = {"training": {"method": "distill"}}
+_MSE_RANGES = {"mode": "static", "observer": "mse"}
+_STATIC = {"activations": "static", "bias_correction": True}
+_OUTER = {"outer": "w8-channel"}
+_BLOCKS = {"activations": "float", **_OUTER, "tables": "w4-g64-mse", "rest": "fp16"}
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {
+PRESETS: Mapping[str, Preset] = {
     # rounding without data
-    "w8-channel": {"default": "w8-channel"},
-    "w8-g32": {"default": "w8-g32"},
-    "w4-g32": {"default": "w4-g32"},
-    "w4-g128": {"default": "w4-g128"},
-    "w3-g32": {"default": "w3-g32"},
-    "w2-g16": {"default": "w2-g16-asym"},
-    "w4-g32-mse": {"default": "w4-g32", "method": "mse"},
-    "w3-g32-mse": {"default": "w3-g32", "method": "mse"},
-    "palette4": {"default": "w4-g32-palette", "method": "mse"},
-    "palette3": {"default": "w3-g32-palette", "method": "mse"},
-    "palette2": {"default": "w2-g16-palette", "method": "mse"},
+    "w8-channel": Preset(
+        {"default": "w8-channel"},
+        {"weights": "w8-channel", "activations": "float"},
+        "8-bit weights only",
+    ),
+    "w8-g32": Preset({"default": "w8-g32"}),
+    "w4-channel": Preset(
+        None,
+        {"weights": "w4-channel", "activations": "float", **_OUTER},
+        "4-bit weights only, a scale for each output channel",
+    ),
+    "w4-g32": Preset(
+        {"default": "w4-g32"},
+        {"weights": "w4-g32", **_BLOCKS},
+        "4-bit weights only, a scale for 32 of a matrix' weights",
+    ),
+    "w4-g128": Preset({"default": "w4-g128"}),
+    "w3-g32": Preset({"default": "w3-g32"}),
+    "w2-g16": Preset({"default": "w2-g16-asym"}),
+    "w4-g32-mse": Preset({"default": "w4-g32", "method": "mse"}),
+    "w3-g32-mse": Preset({"default": "w3-g32", "method": "mse"}),
+    "palette4": Preset(
+        {"default": "w4-g32-palette", "method": "mse"},
+        {"weights": "w4-channel-palette", "activations": "float", **_OUTER},
+        "weights from a table of 16 values for each matrix, with a scale for each channel",
+    ),
+    "palette3": Preset({"default": "w3-g32-palette", "method": "mse"}),
+    "palette2": Preset({"default": "w2-g16-palette", "method": "mse"}),
+    "fp16": Preset(
+        None,
+        {"weights": "fp16", "activations": "float", "rest": "fp16"},
+        "float constants in half the bytes, nothing rounded to integers",
+    ),
     # integer activations
-    "w8a8-dynamic": {"default": "w8-channel", "activations": {"mode": "dynamic"}},
-    "w8a8-static": {
-        "default": "w8-channel",
-        "activations": {"mode": "static", "observer": "mse"},
-    },
-    "w8a8-smooth": {
-        "default": "w8-channel",
-        "transforms": ["smoothquant"],
-        "activations": {"mode": "static", "observer": "mse"},
-    },
-    # rounding by what the model does with a text
-    "w4-g32-imatrix": {"default": "w4-g32", "method": "imatrix"},
-    "w4-g32-gptq": {"default": "w4-g32", **_GPTQ},
-    "w4-g128-gptq": {"default": "w4-g128", **_GPTQ},
-    "w3-g32-gptq": {"default": "w3-g32", **_GPTQ},
-    "w2-g16-gptq": {"default": "w2-g16-asym", **_GPTQ},
-    "w4-awq-gptq": {"default": "w4-g32", **_GPTQ, "transforms": ["awq"]},
-    "w3-awq-gptq": {"default": "w3-g32", **_GPTQ, "transforms": ["awq"]},
-    "palette4-gptq": {"default": "w4-g32-palette", **_GPTQ},
-    "palette3-gptq": {"default": "w3-g32-palette", **_GPTQ},
+    "w8-dynamic": Preset(
+        None,
+        {"weights": "w8-channel", "activations": "dynamic"},
+        "8-bit weights, activations rounded by the range of the moment",
+    ),
+    "w8a8-dynamic": Preset({"default": "w8-channel", "activations": {"mode": "dynamic"}}),
+    "w8a8-static": Preset(
+        {"default": "w8-channel", "activations": _MSE_RANGES},
+        {"weights": "w8-channel-gptq", **_STATIC},
+        "8-bit weights and activations, ranges found on samples",
+    ),
+    "w8a8-tensor": Preset(
+        None,
+        {"weights": "w8-tensor", **_STATIC, "equalise": True},
+        "the same with one scale for each weight, for targets that need it",
+    ),
+    "w8a8-mixed": Preset(
+        None,
+        {"weights": "w8-channel-gptq", **_STATIC, "mixed": 0.5, "mixed_keep": "fp16"},
+        "w8a8-static with the layers that lose most kept float",
+    ),
+    "w8a8-smooth": Preset(
+        {"default": "w8-channel", "transforms": ["smoothquant"], "activations": _MSE_RANGES},
+    ),
+    "w4a8-static": Preset(
+        None,
+        {"weights": "w4-channel", **_STATIC, **_OUTER},
+        "4-bit weights and 8-bit activations, ranges found on samples",
+    ),
+    "w4a8-gptq": Preset(
+        None,
+        {"weights": "w4-channel-gptq", **_STATIC, **_OUTER},
+        "w4a8-static rounded by what the layers are fed (GPTQ)",
+    ),
+    "w4a8-mixed": Preset(
+        None,
+        {
+            "weights": "w4-channel-gptq",
+            **_STATIC,
+            **_OUTER,
+            "mixed": 0.5,
+            "mixed_keep": "w8-channel",
+        },
+        "w4a8-gptq with 8 bits for the layers that lose most",
+    ),
+    # rounding by what the model does with a text or with samples
+    "w4-g32-imatrix": Preset({"default": "w4-g32", "method": "imatrix"}),
+    "w4-channel-gptq": Preset(
+        None,
+        {"weights": "w4-channel-gptq", "activations": "float", **_OUTER},
+        "w4-channel rounded by what the layers are fed (GPTQ)",
+    ),
+    "w4-g32-gptq": Preset(
+        {"default": "w4-g32", **_GPTQ},
+        {"weights": "w4-g32-gptq", **_BLOCKS},
+        "w4-g32 rounded by what the layers are fed (GPTQ)",
+    ),
+    "w4-g128-gptq": Preset({"default": "w4-g128", **_GPTQ}),
+    "w3-g32-gptq": Preset({"default": "w3-g32", **_GPTQ}),
+    "w2-g16-gptq": Preset({"default": "w2-g16-asym", **_GPTQ}),
+    "w4-awq-gptq": Preset({"default": "w4-g32", **_GPTQ, "transforms": ["awq"]}),
+    "w3-awq-gptq": Preset({"default": "w3-g32", **_GPTQ, "transforms": ["awq"]}),
+    "palette4-gptq": Preset({"default": "w4-g32-palette", **_GPTQ}),
+    "palette3-gptq": Preset({"default": "w3-g32-palette", **_GPTQ}),
     # bits where they matter
-    "mixed-4.5bpw": {"default": "w4-g32", **_GPTQ, "target": {"bpw": 4.5}},
-    "mixed-3.5bpw": {"default": "w3-g32", **_GPTQ, "target": {"bpw": 3.5}},
-    "mixed-palette-4.5bpw": {"default": "w4-g32-palette", **_GPTQ, "target": {"bpw": 4.5}},
-    "mixed-palette-3.5bpw": {"default": "w3-g32-palette", **_GPTQ, "target": {"bpw": 3.5}},
+    "mixed-4.5bpw": Preset({"default": "w4-g32", **_GPTQ, "target": {"bpw": 4.5}}),
+    "mixed-3.5bpw": Preset({"default": "w3-g32", **_GPTQ, "target": {"bpw": 3.5}}),
+    "mixed-palette-4.5bpw": Preset(
+        {"default": "w4-g32-palette", **_GPTQ, "target": {"bpw": 4.5}},
+    ),
+    "mixed-palette-3.5bpw": Preset(
+        {"default": "w3-g32-palette", **_GPTQ, "target": {"bpw": 3.5}},
+    ),
     # training
-    "w4-g32-distill": {"default": "w4-g32", **_GPTQ, "training": {"method": "distill"}},
-    "w3-g32-distill": {"default": "w3-g32", **_GPTQ, "training": {"method": "distill"}},
-    "w2-g16-distill": {
-        "default": "w2-g16-asym",
-        **_GPTQ,
-        "training": {"method": "distill"},
-    },
+    "w4-g32-distill": Preset({"default": "w4-g32", **_GPTQ, **_DISTILL}),
+    "w3-g32-distill": Preset({"default": "w3-g32", **_GPTQ, **_DISTILL}),
+    "w2-g16-distill": Preset({"default": "w2-g16-asym", **_GPTQ, **_DISTILL}),
 }
+"""Name -> what it stands for."""
+
+DEFAULTS: Mapping[SourceKind, str] = {"decoder": "w4-g32", "graph": "w8a8-static"}
+"""The preset that is taken where none is named."""
+
+
+def presets_for(source: SourceKind) -> dict[str, Mapping[str, Any]]:
+    """The presets that are for a kind of source: name -> recipe, as a recipe file holds it.
+
+    Args:
+        source: "decoder" or "graph".
+    """
+    columns = {name: getattr(preset, source) for name, preset in PRESETS.items()}
+    return {name: column for name, column in columns.items() if column is not None}

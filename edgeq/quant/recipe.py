@@ -1,48 +1,48 @@
-"""How a whole model is quantized: which tensor gets which scheme, and by what means.
+"""How a model is quantized: which weights get which scheme, and by what means.
 
 A recipe's rules are regular expressions with a scheme each; the first that matches somewhere in
-a tensor's name wins, else the default holds. Norms and biases are vectors: they stay floating
-point, F32 unless a rule asks for another float type.
+a name wins, else the default holds. Names are those of tensors in a decoder and of nodes in a
+graph. In a decoder, norms and biases are vectors: they stay floating point, F32 unless a rule asks
+for another float type.
 
-    transforms    equal rewritings of the float model, in this order
-    target        bits per weight or bytes: rules are then solved for, between transforms and method
-    method        how weights are rounded
-    training      what is learned after that
+    transforms    equal rewritings of the float model, in this order            (decoders)
+    target        bits per weight or bytes: rules are then solved for, between transforms and
+                  method                                                        (decoders)
+    method        how weights are rounded where their scheme does not say it
+    training      what is learned after that                                    (decoders)
     activations   how inputs of matrices are rounded when the model runs, where that is not left
                   to the target
+    graph         what concerns graphs alone, see `edgeq.quant.graph.recipe.GraphOptions`
 
-A recipe file is JSON or TOML of these names (`Recipe.from_file`).
+`edgeq.quant.recipe_file` reads recipes from files and dictionaries.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from edgeq.core.errors import FormatError, SchemeError, UsageError, check_type, unknown
+from edgeq.core.errors import SchemeError, UsageError, check_type, unknown
 from edgeq.formats.schemes import (
     BITS,
-    FLOAT_TYPES,
+    BY_BITS,
     K_BLOCK,
-    PRESETS,
     FloatScheme,
     QuantScheme,
     Scheme,
     parse_scheme,
 )
-from edgeq.quant.patterns import Pattern, split_rule
-from edgeq.quant.presets import PRESETS as RECIPES
+from edgeq.quant.graph.recipe import GRAPH_METHODS, GraphOptions, check_graph_recipe
+from edgeq.quant.observers import OBSERVERS
+from edgeq.quant.presets import DEFAULTS, SourceKind
 
-DEFAULT_PRESET = "w4-g32"
 OUTER = r"^(model\.embed_tokens|lm_head)\."
-"""Embedding and head: the whole output hangs on them, so they get 8 bits unless told otherwise."""
+"""Embedding and head: the whole output hangs on them, so they get 8 bits unless a rule says
+otherwise."""
 VECTORS = FloatScheme("f32")
 """What norms and biases are kept in."""
 OPTIONS: Mapping[str, tuple[type, ...]] = {
@@ -54,15 +54,12 @@ OPTIONS: Mapping[str, tuple[type, ...]] = {
 }
 """Options of methods, and what they are: those of `edgeq.quant.rounders.gptq`."""
 TARGETS = ("bpw", "bytes")
-_KEYS = (
-    "preset", "rules", "default", "method", "transforms", "activations", "options", "training",
-    "target",
-)  # fmt: skip
+MODES = ("static", "dynamic")
 
 
 @dataclass(frozen=True)
-class Rule(Pattern):
-    """A scheme for the tensors whose name matches.
+class Rule:
+    """A scheme for the tensors or nodes whose name matches.
 
     Args:
         pattern: a regular expression, searched for anywhere in the name.
@@ -72,21 +69,39 @@ class Rule(Pattern):
         SchemeError: the pattern is no regular expression.
     """
 
+    pattern: str
     scheme: Scheme
 
     def __post_init__(self) -> None:
+        check_type("pattern", self.pattern, str)
         check_type("scheme", self.scheme, QuantScheme, FloatScheme)
-        super().__post_init__()
+        try:
+            re.compile(self.pattern)
+        except re.error as err:
+            raise SchemeError(f"{self.pattern!r} is not a regular expression: {err}") from err
 
     @classmethod
-    def parse(cls, text: str) -> Rule:
+    def parse(cls, text: str, *, method: bool = False) -> Rule:
         """Read ``REGEX=SCHEME``, as in ``mlp.down_proj=w8-g32``.
+
+        Args:
+            text: the rule.
+            method: whether the scheme may name a method, as it may for graphs.
 
         Raises:
             SchemeError: there is no "=", or either side cannot be read.
         """
-        pattern, scheme = split_rule(text, "tensor rule", "mlp.down_proj=w8-g32")
-        return cls(pattern, parse_scheme(scheme))
+        check_type("a tensor rule", text, str)
+        pattern, equals, scheme = text.rpartition("=")
+        if not equals or not pattern:
+            raise SchemeError(
+                f"{text!r} is not a tensor rule; write REGEX=SCHEME, as in 'mlp.down_proj=w8-g32'"
+            )
+        return cls(pattern, parse_scheme(scheme, method=method))
+
+    def matches(self, name: str) -> bool:
+        """Whether the pattern is found in the name."""
+        return re.search(self.pattern, name) is not None
 
 
 @dataclass(frozen=True)
@@ -94,38 +109,43 @@ class Activations:
     """INT8 inputs of the matrices.
 
     Args:
-        mode: "static" with ranges found on a text, or "dynamic" with those of the moment.
-        observer: how a static range is chosen, see `edgeq.quant.observers`.
+        mode: "static" with ranges from calibration, or "dynamic" with those of the moment.
+        observer: how a static range is chosen, see `edgeq.quant.observers`. "auto", for graphs
+            only, takes that with the least squared error ("mse") for classifiers, and one that
+            leaves out no value ("minmax") for encoders, whose outliers mean something.
 
     Raises:
-        SchemeError: another mode.
+        SchemeError: another mode or observer.
     """
 
     mode: Literal["static", "dynamic"]
     observer: str = "minmax"
 
     def __post_init__(self) -> None:
-        if self.mode not in ("static", "dynamic"):
-            raise SchemeError(unknown("mode of activations", str(self.mode), ("static", "dynamic")))
+        if self.mode not in MODES:
+            raise SchemeError(unknown("mode of activations", str(self.mode), MODES))
+        if self.observer not in ("auto", *OBSERVERS):
+            raise SchemeError(unknown("observer", str(self.observer), ("auto", *OBSERVERS)))
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a whole model is quantized.
+    """How a model is quantized.
 
     Args:
-        rules: the first that matches a tensor wins.
-        default: the scheme of matrices that no rule matches.
+        rules: the first that matches a tensor or node wins.
+        default: the scheme of weights that no rule matches.
         method: how weights are rounded, a name of `edgeq.quant.METHODS`.
         transforms: names of `edgeq.quant.decoder.transforms.TRANSFORMS`, in order.
-        activations: how the inputs of matrices are rounded; None leaves it to the target.
+        activations: how the inputs of matrices are rounded; None leaves it to the target, and
+            keeps them float in a graph.
         options: of the method, see `OPTIONS`.
         training: {"method": "distill"} and other fields of `edgeq.quant.training.Settings`; None
-        for
-            no training.
+            for no training.
         target: {"bpw": bits per weight} or {"bytes": size of the file}: rules for matrices are
             solved for, and tried after the given ones; palettes are among them where the default
             is one.
+        graph: what is said of graphs; None for a recipe for decoders.
 
     Raises:
         SchemeError: a part that cannot be.
@@ -145,6 +165,7 @@ class Recipe:
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     training: Mapping[str, Any] | None = field(default=None, hash=False)
     target: Mapping[str, float] | None = field(default=None, hash=False)
+    graph: GraphOptions | None = None
 
     def __post_init__(self) -> None:
         check_type("rules", self.rules, tuple, list)
@@ -157,6 +178,7 @@ class Recipe:
         check_type("options", self.options, Mapping)
         check_type("training", self.training, Mapping, None)
         check_type("target", self.target, Mapping, None)
+        check_type("graph", self.graph, GraphOptions, None)
         for name, value in self.options.items():
             if name not in OPTIONS:
                 raise SchemeError(unknown("option", name, OPTIONS))
@@ -167,6 +189,25 @@ class Recipe:
             _check_training(self.training)
         if self.target is not None:
             _check_target(self.target)
+        if self.graph is not None:
+            check_graph_recipe(self)
+        else:
+            _check_decoder(self)
+
+    @classmethod
+    def named(cls, text: str, source: SourceKind = "decoder") -> Recipe:
+        """The recipe of a preset's name or of a scheme's text form.
+
+        Args:
+            text: the name or the text form.
+            source: what the recipe is for.
+
+        Raises:
+            SchemeError: it is neither.
+        """
+        from edgeq.quant.recipe_file import named
+
+        return named(text, source)
 
     @classmethod
     def from_options(
@@ -176,20 +217,33 @@ class Recipe:
         group: int | None = None,
         tensor_types: Iterable[str] = (),
         method: str | None = None,
+        *,
+        file: str | Path | None = None,
+        observer: str | None = None,
+        source: SourceKind = "decoder",
     ) -> Recipe:
         """A recipe from what a user says.
 
         Args:
-            preset: a preset (`edgeq.quant.presets`), or any scheme in its text form; w4-g32 if
-                nothing is said.
-            bits: instead of a preset: the first scheme preset of so many bits.
-            group: weights per scale along K, with or without ``bits`` (4).
+            preset: a preset (`edgeq.quant.presets`), or any scheme in its text form; if nothing
+                is said, w4-g32 for decoders and w8a8-static for graphs.
+            bits: instead of a preset: the usual scheme of so many bits (decoders).
+            group: weights per scale along K, with or without ``bits`` (4; decoders).
             tensor_types: rules as ``REGEX=SCHEME``, tried before the preset's own.
-            method: instead of the preset's.
+            method: instead of the preset's; for a graph, that of weights no rule is for.
+            file: instead of a preset, see `from_file`.
+            observer: of static activations, instead of the preset's.
+            source: what the recipe is for.
 
         Raises:
+            FormatError: the file cannot be read, or is no recipe.
             SchemeError: a text cannot be read, or bits or group is not possible.
-            UsageError: both a preset and bits or group are given.
+            UsageError: two of preset, file, and bits or group are given, or a method for weights
+                that stay float.
+
+        Example:
+            >>> str(Recipe.from_options(bits=3).default)
+            'w3-g32'
         """
         check_type("preset", preset, str, None)
         check_type("bits", bits, int, None)
@@ -198,50 +252,85 @@ class Recipe:
         check_type("method", method, str, None)
         if isinstance(tensor_types, str):
             tensor_types = (tensor_types,)
-        if preset is None:
-            base = _from_default(_chosen(bits, group))
-        elif bits is not None or group is not None:
+        sized = bits is not None or group is not None
+        if preset is not None and sized:
             raise UsageError(
                 f"preset {preset} sets bits and group already; give either a preset or "
                 "bits and group (a preset may be any scheme, such as w4-g64-asym)"
             )
+        if file is not None and (preset is not None or sized):
+            raise UsageError(
+                "give either a preset or a recipe's file, which each say it all, not both"
+            )
+        if file is not None:
+            base = cls.from_file(file, source)
+        elif sized:
+            base = cls.named(str(_scheme_of_size(bits, group)), source)
         else:
-            base = named(preset)
-        rules = (*map(Rule.parse, tensor_types), *base.rules)
-        if method is not None and method != base.method:
-            base = replace(base, method=method, options={})
-        return replace(base, rules=rules)
+            base = cls.named(preset or DEFAULTS[source], source)
+        rules = (Rule.parse(text, method=source == "graph") for text in tensor_types)
+        base = replace(base, rules=(*rules, *base.rules))
+        if method is not None:
+            base = base.with_method(method)
+        if observer is not None and base.activations is not None:
+            base = replace(base, activations=replace(base.activations, observer=observer))
+        return base
 
     @classmethod
-    def from_file(cls, path: str | Path) -> Recipe:
-        """Read a recipe from JSON or TOML.
+    def from_file(cls, path: str | Path, source: SourceKind | None = None) -> Recipe:
+        """Read a recipe from JSON or TOML, see `edgeq.quant.recipe_file`.
 
-        The keys are those of `to_dict`, all optional but ``default``; without it ``preset`` names
-        the recipe that the others change, its rules being tried after the file's. Embedding and
-        head get 8 bits where no rule matches them.
+        Args:
+            path: of the file; TOML ends in .toml.
+            source: what the recipe is for; None for graphs if the file says something of graphs,
+                else for decoders.
 
         Raises:
             FormatError: the file cannot be read, or is no recipe.
             SchemeError: a scheme, pattern or other part cannot be.
         """
-        check_type("path", path, str, PathLike)
-        path = Path(path)
-        try:
-            text = path.read_text("utf-8")
-            data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-        except OSError as err:
-            raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
-        except (UnicodeDecodeError, json.JSONDecodeError, tomllib.TOMLDecodeError) as err:
-            kind = "TOML" if path.suffix == ".toml" else "JSON"
-            raise FormatError(f"{path} is not {kind}: {err} (TOML ends in .toml)") from err
-        if not isinstance(data, dict):
-            raise FormatError(f'{path} contains no recipe; write a table with default = "w4-g32"')
-        try:
-            return _completed(data)
-        except FormatError as err:
-            raise FormatError(f"{path}: {err}") from err
-        except SchemeError as err:
-            raise SchemeError(f"{path}: {err}") from err
+        from edgeq.quant.recipe_file import read_recipe
+
+        return read_recipe(path, source)
+
+    def with_method(self, method: str) -> Recipe:
+        """The recipe with another method for weights; in a graph, for those no rule is for.
+
+        Args:
+            method: of `edgeq.quant.METHODS`; for graphs of
+                `edgeq.quant.graph.recipe.GRAPH_METHODS`.
+
+        Raises:
+            SchemeError: there is none of that name for graphs.
+            UsageError: the weights of the graph stay float.
+        """
+        if self.graph is None:
+            return self if method == self.method else replace(self, method=method, options={})
+        if method not in GRAPH_METHODS:
+            raise SchemeError(unknown("method", method, GRAPH_METHODS))
+        if isinstance(self.default, FloatScheme):
+            raise UsageError(f"weights stay {self.default}: there is nothing to round")
+        palette: Literal["palette"] | None = "palette" if method == "palette" else None
+        scheme = replace(self.default, codebook=palette, method=None if palette else method)
+        return replace(self, default=scheme)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
+        """Rebuild from `to_dict`.
+
+        Raises:
+            FormatError: something is missing, unknown or of another kind.
+            SchemeError: a scheme or pattern cannot be read.
+        """
+        from edgeq.quant.recipe_file import recipe_from_dict
+
+        return recipe_from_dict(data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary, the inverse of `from_dict`; parts not used are left out."""
+        from edgeq.quant.recipe_file import recipe_to_dict
+
+        return recipe_to_dict(self)
 
     def __repr__(self) -> str:
         parts = [str(self.default), self.method, *self.transforms]
@@ -251,40 +340,63 @@ class Recipe:
             parts += [f"{value:g} {name}" for name, value in self.target.items()]
         if self.training:
             parts.append(str(self.training.get("method")))
+        if self.graph:
+            parts.append("for graphs")
         rules = f"{len(self.rules)} rule{'' if len(self.rules) == 1 else 's'}"
         return f"<Recipe {', '.join(parts)}, {rules}>"
 
     @property
     def needs(self) -> frozenset[str]:
-        """What must be learned from a text before tensors can be rounded.
+        """What must be given or learned before weights can be rounded.
 
-        Any of "importance" and "ranges", which saved statistics give as well; "hessian",
-        "transforms", "target" and "training", which take the text itself.
+        For decoders any of "importance" and "ranges", which saved statistics give as well, and
+        "hessian", "transforms", "target" and "training", which take a text itself. For graphs
+        "samples".
         """
-        from edgeq.quant.rounders.rounding import NEEDS
+        if self.graph is not None:
+            return frozenset({"samples"} if self._needs_samples(self.graph) else ())
+        from edgeq.quant.rounders.rounding import METHOD_INPUTS
 
-        found = {NEEDS[self.method]} if self.method in NEEDS else set()
+        needs = {METHOD_INPUTS[self.method]} if self.method in METHOD_INPUTS else set()
         if self.activations is not None and self.activations.mode == "static":
-            found.add("ranges")
+            needs.add("ranges")
         parts = {
             "transforms": self.transforms, "target": self.target, "training": self.training,
         }  # fmt: skip
-        return frozenset(found | {name for name, part in parts.items() if part})
+        return frozenset(needs | {name for name, part in parts.items() if part})
+
+    def _needs_samples(self, options: GraphOptions) -> bool:
+        return (
+            (self.activations is not None and self.activations.mode == "static")
+            or options.bias_correction
+            or options.mixed is not None
+            or any(scheme.method == "gptq" for scheme in self.weight_schemes)
+        )
 
     @property
     def extra(self) -> str | None:
         """The extra that the recipe needs, as in ``pip install 'edgeq[train]'``."""
         return "train" if self.training else None
 
+    @property
+    def weight_schemes(self) -> tuple[QuantScheme, ...]:
+        """All that a weight of a graph may get."""
+        schemes = [self.default, *(rule.scheme for rule in self.rules)]
+        if (options := self.graph) is not None:
+            schemes += [scheme for scheme in (options.outer, options.tables) if scheme is not None]
+            if options.mixed is not None:
+                schemes.append(options.mixed_keep)
+        return tuple(scheme for scheme in schemes if isinstance(scheme, QuantScheme))
+
     def scheme_for(self, name: str, shape: Sequence[int]) -> Scheme:
-        """The scheme of one tensor; vectors are always floating point."""
-        found = (rule.scheme for rule in self.rules if rule.matches(name))
+        """The scheme of one tensor of a decoder; vectors are always floating point."""
+        matching = (rule.scheme for rule in self.rules if rule.matches(name))
         if len(shape) == 2:
-            return next(found, self.default)
-        return next((scheme for scheme in found if isinstance(scheme, FloatScheme)), VECTORS)
+            return next(matching, self.default)
+        return next((scheme for scheme in matching if isinstance(scheme, FloatScheme)), VECTORS)
 
     def assign(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Scheme]:
-        """The scheme of every tensor.
+        """The scheme of every tensor of a decoder.
 
         Args:
             shapes: tensor name -> shape.
@@ -302,122 +414,22 @@ class Recipe:
                 _check_group(name, scheme, shapes[name][1])
         return schemes
 
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary, the inverse of `from_dict`; parts not used are left out."""
-        found: dict[str, Any] = {
-            "method": self.method,
-            "default": str(self.default),
-            "rules": [[rule.pattern, str(rule.scheme)] for rule in self.rules],
-        }
-        if self.transforms:
-            found["transforms"] = list(self.transforms)
-        if self.activations:
-            found["activations"] = {
-                "mode": self.activations.mode, "observer": self.activations.observer,
-            }  # fmt: skip
-        for name in ("options", "training", "target"):
-            if part := getattr(self, name):
-                found[name] = dict(part)
-        return found
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
-        """Rebuild from `to_dict`.
-
-        Raises:
-            FormatError: something is missing, unknown or of another kind.
-            SchemeError: a scheme or pattern cannot be read.
-        """
-        check_type("data", data, Mapping)
-        if surplus := sorted(set(data) - set(_KEYS[1:])):
-            raise FormatError(unknown("key of a recipe", surplus[0], _KEYS[1:]))
-        try:
-            activations = data.get("activations")
-            return cls(
-                rules=tuple(Rule(pattern, parse_scheme(text)) for pattern, text in data["rules"]),
-                default=parse_scheme(data["default"]),
-                method=_text(data["method"]),
-                transforms=tuple(map(_text, data.get("transforms", ()))),
-                activations=Activations(**activations) if activations else None,
-                options=dict(data.get("options") or {}),
-                training=dict(data["training"]) if data.get("training") else None,
-                target=dict(data["target"]) if data.get("target") else None,
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as err:
-            raise FormatError(f"the recipe is not readable: {err!r}") from err
-
-
-def named(text: str) -> Recipe:
-    """The recipe of a preset's name or a scheme's text form.
-
-    Raises:
-        SchemeError: it is neither.
-    """
-    name = text.strip().lower()
-    if name in RECIPES:
-        return _completed(RECIPES[name])
-    try:
-        return _from_default(parse_scheme(name))
-    except SchemeError as err:
-        if not str(err).startswith("unknown scheme"):
-            raise
-        raise SchemeError(
-            unknown("preset", text, (*RECIPES, *FLOAT_TYPES))
-            + "; or write w<bits>-<g16..g256|channel|tensor>[-asym|-palette], such as w4-g64-asym"
-        ) from err
-
-
-def _completed(data: Mapping[str, Any]) -> Recipe:
-    """A recipe from what a file or preset says, and what it leaves unsaid."""
-    own = dict(data)
-    rules = own.pop("rules", [])
-    if not isinstance(rules, list):
-        raise FormatError(f"rules is {rules!r}; write a list of [pattern, scheme]")
-    if "preset" in own and "default" in own:
-        raise FormatError("give either preset or default, which each say the weights' scheme")
-    try:
-        if "preset" in own:
-            base = named(_text(own.pop("preset")))
-        else:
-            base = _from_default(parse_scheme(_text(own["default"])))
-    except KeyError:
-        raise FormatError(
-            'the recipe has neither default nor preset; write default = "w4-g32", for example'
-        ) from None
-    except TypeError as err:
-        raise FormatError(f"the scheme of a recipe's matrices: {err}") from err
-    known = base.to_dict()
-    if own.get("method", base.method) != base.method:
-        known.pop("options", None)  # which are the other method's
-    said = [rule[0] for rule in rules if isinstance(rule, list) and rule]
-    missing = [rule for rule in known["rules"] if rule[0] not in said]
-    return Recipe.from_dict({**known, **own, "rules": [*rules, *missing]})
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value
-
-
-def _from_default(scheme: Scheme) -> Recipe:
-    """Every matrix in a scheme, embedding and head with 8 bits at least."""
-    outer: Scheme = PRESETS["w8-channel"]
-    if isinstance(scheme, FloatScheme) or scheme.bits == 8:
-        outer = scheme
-    return Recipe((Rule(OUTER, outer),), scheme)
-
-
-def _chosen(bits: int | None, group: int | None) -> Scheme:
-    if bits is None and group is None:
-        return PRESETS[DEFAULT_PRESET]
+def _scheme_of_size(bits: int | None, group: int | None) -> Scheme:
     wanted = 4 if bits is None else bits
-    base = next((scheme for scheme in PRESETS.values() if scheme.bits == wanted), None)
-    if base is None:
+    if wanted not in BY_BITS:
         raise SchemeError(f"bits is {bits}; use one of {', '.join(map(str, BITS))}")
-    if group is None:
-        return base
-    return QuantScheme(wanted, base.symmetric, "group", group)
+    base = BY_BITS[wanted]
+    return base if group is None else QuantScheme(wanted, base.symmetric, "group", group)
+
+
+def _check_decoder(recipe: Recipe) -> None:
+    for scheme in recipe.weight_schemes:
+        if scheme.method is not None:
+            raise SchemeError(
+                f"{scheme} names a method, and all weights of a decoder are rounded by one; write "
+                f"{scheme.stored}, and method = {scheme.method!r} in the recipe"
+            )
 
 
 def _check_training(training: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from edgeq.quant.decoder.calibrate import Calibration
 from edgeq.quant.decoder.replay import Stage, Walk
 from edgeq.quant.rounders.hessian import Hessian
 from edgeq.quant.rounders.qparams import check_finite
-from edgeq.quant.rounders.rounding import NEEDS, quantize_tensor, sqnr_db
+from edgeq.quant.rounders.rounding import METHOD_INPUTS, quantize_tensor, sqnr_db
 
 _BLOCK = 1 << 20
 """Weights compared at once."""
@@ -70,7 +70,7 @@ def round_sites(
         SchemeError: weights too large for their scheme.
     """
     own = dict(options)
-    crossed = bool(own.pop("crossed", False)) and NEEDS.get(method) == "hessian"
+    crossed = bool(own.pop("crossed", False)) and METHOD_INPUTS.get(method) == "hessian"
     total = sum(int(np.prod(model.tensors[name].shape)) for name in schemes)
     ratios: dict[str, float | None] = {}
     done = 0
@@ -81,7 +81,7 @@ def round_sites(
             continue
         if progress:
             progress(names[0], done, total)
-        seen = _watch(stage, NEEDS.get(method), crossed, model.config)
+        seen = _watch(stage, METHOD_INPUTS.get(method), crossed, model.config)
         wanted = _wanted(stage, names, seen.get("hessian"))
         for name in names:
             w = stage.weights[name]

@@ -25,7 +25,7 @@ from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor, float32_to_bf
 from edgeq.model.artifact import ArtifactWriter
 from edgeq.quant.decoder.budget import CHUNK_WEIGHTS, RELEASE_EVERY, Budget
 from edgeq.quant.rounders.qparams import Groups, Scratch, check_finite, group_view
-from edgeq.quant.rounders.rounding import Shared, alone, find_shared, round_rows, sqnr_db
+from edgeq.quant.rounders.rounding import Shared, data_free_method, find_shared, round_rows, sqnr_db
 
 Importance = Mapping[str, NDArray[np.float32]]
 """Tensor name -> mean square of its inputs, float32 [K]."""
@@ -71,7 +71,7 @@ def round_alone(tensor: Tensor, scheme: QuantScheme, method: str, name: str) -> 
         method: of `edgeq.quant.METHODS`, "mse" in place of one that looks at inputs.
         name: the tensor, for messages.
     """
-    budget, method = Budget(1, CHUNK_WEIGHTS, RELEASE_EVERY), alone(method)
+    budget, method = Budget(1, CHUNK_WEIGHTS, RELEASE_EVERY), data_free_method(method)
     shared = None
     if scheme.granularity == "tensor" or scheme.codebook:
         chunks = _Chunks(name, tensor, scheme, budget)
@@ -82,7 +82,7 @@ def round_alone(tensor: Tensor, scheme: QuantScheme, method: str, name: str) -> 
         w = tensor.rows(start, start + step)
         check_finite(w, name, start)
         rounded = round_rows(w, scheme, method, name=name, shared=shared, scratch=scratch)
-        parts.append(rounded.tensor)
+        parts.append(rounded.packed(scheme))
     release(tensor)
     joined = {
         part: np.concatenate([getattr(piece, part) for piece in parts])
@@ -182,7 +182,7 @@ class _Work:
     def _means(self, name: str) -> dict[str, Any]:
         """By what means a tensor is rounded, as far as is known of its inputs."""
         importance = self._importance.get(name)
-        method = alone(self._method) if importance is None else self._method
+        method = data_free_method(self._method) if importance is None else self._method
         return {"method": method, "name": name, "importance": importance}
 
     def _do(self, piece: _Piece) -> tuple[float, float]:
@@ -201,7 +201,7 @@ class _Work:
             scratch=self._local.scratch,
             **self._means(piece.name),
         )
-        self._writer.write(piece.name, rounded.tensor, piece.start)
+        self._writer.write(piece.name, rounded.packed(piece.scheme), piece.start)
         return rounded.signal, rounded.noise
 
 

@@ -26,7 +26,7 @@ from edgeq.quant.decoder.data_free import round_alone
 from edgeq.quant.decoder.replay import Stage, Walk
 from edgeq.quant.decoder.spill import Spill
 from edgeq.quant.rounders.hessian import Factor, Hessian, damped, weighted_error
-from edgeq.quant.rounders.rounding import FALLBACK, alone, quantize_tensor
+from edgeq.quant.rounders.rounding import FALLBACK, data_free_method, quantize_tensor
 
 Mode = Literal["kl", "scaled", "output"]
 EMBEDDING = "model.embed_tokens.weight"
@@ -150,7 +150,7 @@ class Trials:
             moments = moments or Hessian(x.shape[1])
             moments.add(x)
         assert moments is not None  # a walk has windows
-        method = alone(self._method) if stage.site.kind == "head" else self._method
+        method = data_free_method(self._method) if stage.site.kind == "head" else self._method
         if method != "gptq":
             return _Inputs(method, moments)
         pivots = Factor.of(damped(moments.matrix, DAMPING)).pivots
@@ -160,7 +160,7 @@ class Trials:
         self, name: str, w: Array | None, inputs: _Inputs | None, start: Any
     ) -> dict[str, float]:
         """Losses of a matrix; w is None for embedding and head, which are read in pieces."""
-        inputs = inputs or _Inputs(alone(self._method))
+        inputs = inputs or _Inputs(data_free_method(self._method))
         matrix = self._model.tensors[name]
         relative = self._mode == "output" or (self._mode == "scaled" and _in_layer(name))
         found: dict[str, float] = {}

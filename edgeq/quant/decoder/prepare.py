@@ -22,7 +22,7 @@ from edgeq.quant.decoder.data_free import Importance
 from edgeq.quant.decoder.quality import FLOAT, HeldOut, Inputs
 from edgeq.quant.decoder.static import StaticActivations, dynamic_linear
 from edgeq.quant.recipe import Recipe
-from edgeq.quant.rounders.rounding import NEEDS
+from edgeq.quant.rounders.rounding import METHOD_INPUTS
 
 if TYPE_CHECKING:
     from edgeq.quant.decoder.sensitivity import Sensitivity
@@ -169,7 +169,7 @@ def prepare(
     importance: Importance = {}
     if data.stats is not None and not recipe.transforms and _weighs(recipe) and tensors is None:
         importance = {name: seen.mean_square for name, seen in data.stats.inputs.items()}
-    by_site = recipe.method in NEEDS and not importance
+    by_site = recipe.method in METHOD_INPUTS and not importance
     return Prepared(model, recipe, schemes, importance, by_site, inputs, provenance, tensors)
 
 
@@ -181,7 +181,7 @@ def _sensitivity(model: Model, recipe: Recipe, data: Data) -> Sensitivity | None
 
 
 def _weighs(recipe: Recipe) -> bool:
-    return NEEDS.get(recipe.method) == "importance"
+    return METHOD_INPUTS.get(recipe.method) == "importance"
 
 
 def _transform(

@@ -45,7 +45,7 @@ from edgeq.quant.decoder.quality import HeldOut, Quality, card_bytes, measure
 from edgeq.quant.decoder.sensitivity import Sensitivity
 from edgeq.quant.decoder.source import quantized_types, refuse_quantized
 from edgeq.quant.recipe import Recipe
-from edgeq.quant.rounders.rounding import METHODS, alone
+from edgeq.quant.rounders.rounding import METHODS, data_free_method
 
 _WIDEST_SQNR = -9999.99
 """Takes at least as many characters as any ratio written with two decimals."""
@@ -282,7 +282,7 @@ def _round(
             ratios |= _train(prepared, data.text, budget, writer, progress)
         return _two_decimals(ratios)
     sited = at_sites(schemes) if prepared.by_site else {}
-    method = alone(recipe.method) if prepared.by_site else recipe.method
+    method = data_free_method(recipe.method) if prepared.by_site else recipe.method
     others = {name: model.tensors[name] for name in schemes if name not in sited}
     ratios = stream(
         others, schemes, method, budget, writer, importance=prepared.importance, progress=progress

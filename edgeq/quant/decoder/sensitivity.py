@@ -46,7 +46,7 @@ from edgeq.model.model import Model
 from edgeq.quant.decoder.calibrate import Calibration, model_sha256
 from edgeq.quant.decoder.losses import Mode, Trials
 from edgeq.quant.decoder.spill import Spill
-from edgeq.quant.rounders.rounding import NEEDS, check_method
+from edgeq.quant.rounders.rounding import METHOD_INPUTS, check_method
 
 MODES = ("kl", "scaled", "output")
 EXACT_WORK = 10**13
@@ -215,7 +215,7 @@ def measure_sensitivity(
     mode = mode or mode_for(model, calibration.n_tokens)
     if mode not in MODES:
         raise UsageError(unknown("mode", mode, MODES))
-    check_method(method, NEEDS.values())
+    check_method(method, METHOD_INPUTS.values())
     shapes = dict(model.config.linears())
     wanted = set(shapes if names is None else names)
     with Spill(scratch) as spill:

@@ -19,7 +19,7 @@ from edgeq.quant.decoder.calibrated import at_sites, round_sites
 from edgeq.quant.decoder.data_free import narrowed, round_alone
 from edgeq.quant.decoder.spill import Spill
 from edgeq.quant.recipe import Recipe
-from edgeq.quant.rounders.rounding import NEEDS
+from edgeq.quant.rounders.rounding import METHOD_INPUTS
 
 
 def rounded(
@@ -40,7 +40,7 @@ def rounded(
         spill: where the rounded tensors are kept.
         progress: called with a matrix, weights rounded, and of how many.
     """
-    sited = at_sites(schemes) if recipe.method in NEEDS else {}
+    sited = at_sites(schemes) if recipe.method in METHOD_INPUTS else {}
     found: dict[str, Tensor] = {}
     for name, scheme in schemes.items():
         if name in sited:

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from edgeq.formats.schemes import FloatScheme, Scheme
 from edgeq.graph.ir import Graph, Node
 from edgeq.graph.operators import LAYERS, PRODUCTS, is_depthwise
-from edgeq.quant.graph.recipe import Choice, GraphRecipe
+from edgeq.quant.graph.recipe import node_scheme, options_of
 from edgeq.quant.graph.weights import weight_nodes
+from edgeq.quant.recipe import Recipe
 
 _INNER = PRODUCTS | {"Gather", "LayerNormalization"}
 """Behind one of these a layer is no longer the first, before one no longer the last."""
 
 
-def choices(graph: Graph, recipe: GraphRecipe) -> dict[str, Choice]:
+def choices(graph: Graph, recipe: Recipe) -> dict[str, Scheme]:
     """Node -> what its weight is held in, for all nodes whose weights can be rounded."""
     nodes = weight_nodes(graph)
-    few = outer_nodes(graph, nodes) if recipe.outer is not None else frozenset()
-    return {node.name: recipe.choice_for(node, outer=node.name in few) for node in nodes}
+    few = outer_nodes(graph, nodes) if options_of(recipe).outer is not None else frozenset()
+    return {node.name: node_scheme(recipe, node, outer=node.name in few) for node in nodes}
 
 
-def float_nodes(graph: Graph, recipe: GraphRecipe) -> frozenset[str]:
+def float_nodes(graph: Graph, recipe: Recipe) -> frozenset[str]:
     """Nodes that a rule keeps float, with weights or without."""
     return frozenset(
         node.name
         for node in graph.nodes
         if any(r.matches(node.name) for r in recipe.rules)
-        and isinstance(recipe.choice_for(node), str)
+        and isinstance(node_scheme(recipe, node), FloatScheme)
     )
 
 

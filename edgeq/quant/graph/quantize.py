@@ -22,6 +22,7 @@ import numpy as np
 
 from edgeq.core.errors import SchemeError, UsageError
 from edgeq.core.progress import Progress
+from edgeq.formats.schemes import FloatScheme, QuantScheme, Scheme
 from edgeq.graph.ir import Constant, Graph, Node, QuantWeight
 from edgeq.graph.operators import LAYERS, is_depthwise, weight_of
 from edgeq.quant.graph.bias import corrected
@@ -40,7 +41,7 @@ from edgeq.quant.graph.integer_plan import (
     rounded_constant,
     scope_of,
 )
-from edgeq.quant.graph.recipe import Choice, GraphRecipe
+from edgeq.quant.graph.recipe import check_rules, options_of
 from edgeq.quant.graph.sample_warnings import sample_warnings
 from edgeq.quant.graph.samples import LEAST, Samples
 from edgeq.quant.graph.sensitivity import keep_float, sensitivity
@@ -56,7 +57,6 @@ from edgeq.quant.graph.summary import (
     with_sqnr,
 )
 from edgeq.quant.graph.weights import (
-    WeightScheme,
     int_bias,
     needs_hessian,
     round_weight,
@@ -64,6 +64,7 @@ from edgeq.quant.graph.weights import (
     with_room,
 )
 from edgeq.quant.histogram import Range
+from edgeq.quant.recipe import Recipe
 
 META_RECIPE, META_ACTIVATIONS = "edgeq.recipe", "edgeq.activations"
 _MEASURED = 8
@@ -76,7 +77,7 @@ _COMPARED = 64
 
 def quantize_graph(
     graph: Graph,
-    recipe: GraphRecipe,
+    recipe: Recipe,
     samples: Samples | None = None,
     *,
     threads: int = 1,
@@ -99,14 +100,15 @@ def quantize_graph(
         FormatError: a sample or a value is not finite.
     """
     started = time.perf_counter()
+    options = options_of(recipe)
     _check(graph, recipe, samples)
     work = _Work(own_constants(graph, recipe), recipe, samples, threads, progress)
     picked = choices(work.graph, recipe)
     made = work.quantized(picked)
     kept: tuple[str, ...] = ()
-    if recipe.mixed is not None:
+    if options.mixed is not None:
         kept = work.most_sensitive(made, picked)
-        picked |= dict.fromkeys(kept, recipe.mixed_keep)
+        picked |= dict.fromkeys(kept, options.mixed_keep)
         made = work.quantized(picked)
     made = _stored(made, recipe, picked)
     check_packed(made, picked)
@@ -165,18 +167,19 @@ class _Work:
     """What one quantization has found out so far, for when a step is done again."""
 
     graph: Graph
-    recipe: GraphRecipe
+    recipe: Recipe
     samples: Samples | None
     threads: int
     progress: Progress | None
     ranges: dict[str, Range] = field(default_factory=dict)
     moments: dict[str, Array] = field(default_factory=dict)
-    rounded: dict[tuple[str, Choice, float | None], QuantWeight] = field(default_factory=dict)
+    rounded: dict[tuple[str, Scheme, float | None], QuantWeight] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        wanted = self.recipe.equalise
+        self.options = options_of(self.recipe)
+        wanted = self.options.equalize
         if wanted is None:
-            wanted = bool(self.recipe.schemes) and any(
+            wanted = bool(self.recipe.weight_schemes) and any(
                 is_depthwise(self.graph, node) for node in weight_nodes(self.graph)
             )
         if wanted:
@@ -186,7 +189,7 @@ class _Work:
                     session_of=self.session_of, progress=self.progress,
                 )  # fmt: skip
             self.graph = equalise(self.graph)
-        if self.recipe.activations == "static" and self._scope() == "layers":
+        if self._static() and self._scope() == "layers":
             assert self.samples is not None
             self.graph = smoothed(
                 self.graph, self.samples, session_of=self.session_of, progress=self.progress
@@ -198,17 +201,17 @@ class _Work:
 
         return Session(graph, watch, self.threads)
 
-    def quantized(self, picked: Mapping[str, Choice]) -> Graph:
+    def quantized(self, picked: Mapping[str, Scheme]) -> Graph:
         """The graph with weights as picked."""
-        schemes = {name: c for name, c in picked.items() if isinstance(c, WeightScheme)}
+        schemes = {name: c for name, c in picked.items() if isinstance(c, QuantScheme)}
         nodes = [node for node in weight_nodes(self.graph) if node.name in schemes]
         made, ratios = None, {}
-        if self.recipe.activations == "static":
+        if self._static():
             made = self._plan(schemes)
             ratios = step_ratios(self.graph, made, self.ranges)
         weights = self._weights(nodes, schemes, ratios)
         graph = assembled(self.graph, weights, made, self.ranges)
-        if self.recipe.bias_correction and self._scope() == "all":
+        if self.options.bias_correction and self._scope() == "all":
             assert self.samples is not None
             graph = corrected(
                 self.graph, graph, self.samples,
@@ -216,33 +219,37 @@ class _Work:
             )  # fmt: skip
         return graph
 
-    def most_sensitive(self, made: Graph, picked: Mapping[str, Choice]) -> tuple[str, ...]:
+    def most_sensitive(self, made: Graph, picked: Mapping[str, Scheme]) -> tuple[str, ...]:
         """Nodes to hold in more bits."""
         assert self.samples is not None
-        assert self.recipe.mixed is not None
+        assert self.options.mixed is not None
         rows = sensitivity(
             self.graph, made, self.samples.first(_PROBED),
             session_of=self.session_of, progress=self.progress,
         )  # fmt: skip
-        keep = self.recipe.mixed_keep
+        keep = self.options.mixed_keep
         gains = {
             name
             for name, choice in picked.items()
-            if isinstance(choice, WeightScheme)
-            and (isinstance(keep, str) or choice.bits < keep.bits)
+            if isinstance(choice, QuantScheme)
+            and (isinstance(keep, FloatScheme) or choice.bits < keep.bits)
         }
-        kept = keep_float([row for row in rows if row.node in gains], self.recipe.mixed)
+        kept = keep_float([row for row in rows if row.node in gains], self.options.mixed)
         return tuple(name for name in picked if name in kept)
 
+    def _static(self) -> bool:
+        return self.recipe.activations is not None and self.recipe.activations.mode == "static"
+
     def _scope(self) -> Scope:
-        return scope_of(self.graph) if self.recipe.scope == "auto" else self.recipe.scope
+        return scope_of(self.graph) if self.options.scope == "auto" else self.options.scope
 
     def _observer(self) -> str:
-        if self.recipe.observer != "auto":
-            return self.recipe.observer
+        activations = self.recipe.activations
+        if activations is not None and activations.observer != "auto":
+            return activations.observer
         return "mse" if self._scope() == "all" else "minmax"
 
-    def _plan(self, packed: Mapping[str, WeightScheme]) -> IntegerPlan:
+    def _plan(self, packed: Mapping[str, QuantScheme]) -> IntegerPlan:
         """Which values are rounded, their ranges being found."""
         assert self.samples is not None
         floats = set(float_nodes(self.graph, self.recipe))
@@ -263,7 +270,7 @@ class _Work:
     def _weights(
         self,
         nodes: list[Node],
-        schemes: Mapping[str, WeightScheme],
+        schemes: Mapping[str, QuantScheme],
         ratios: Mapping[str, float],
     ) -> dict[str, QuantWeight]:
         """Constant -> levels."""
@@ -369,7 +376,7 @@ def _bias(node: Node) -> str:
     return node.inputs[2] if len(node.inputs) > 2 else ""
 
 
-def own_constants(graph: Graph, recipe: GraphRecipe) -> Graph:
+def own_constants(graph: Graph, recipe: Recipe) -> Graph:
     """The graph with a bias of its own for each node, and a weight where it is rounded apart.
 
     Nodes that share a weight go on sharing it if the recipe rounds it the same for all of them
@@ -394,33 +401,33 @@ def own_constants(graph: Graph, recipe: GraphRecipe) -> Graph:
     return replace(graph, nodes=tuple(nodes), constants=constants)
 
 
-def _round_alike(a: Node, b: Node, picked: Mapping[str, Choice], name: str) -> bool:
+def _round_alike(a: Node, b: Node, picked: Mapping[str, Scheme], name: str) -> bool:
     same = picked.get(a.name) == picked.get(b.name)
     scheme = picked.get(a.name)
     weights = all(n.name in picked and weight_name(n) == name for n in (a, b))
-    blind = isinstance(scheme, str) or (scheme is not None and not needs_hessian(a, scheme))
+    blind = isinstance(scheme, FloatScheme) or (scheme is not None and not needs_hessian(a, scheme))
     return same and weights and blind and weight_of(a).channels == weight_of(b).channels
 
 
-def _check(graph: Graph, recipe: GraphRecipe, samples: Samples | None) -> None:
+def _check(graph: Graph, recipe: Recipe, samples: Samples | None) -> None:
     if graph.quants or any(isinstance(c, QuantWeight) for c in graph.constants.values()):
         raise UsageError(
             f"the graph {graph.name} is quantized already; give the float model it was made from"
         )
-    recipe.check(graph.nodes)
-    if recipe.schemes and not weight_nodes(graph):
+    check_rules(recipe, graph.nodes)
+    if recipe.weight_schemes and not weight_nodes(graph):
         raise SchemeError(
             f"the graph {graph.name} has no weights that could be rounded: no Conv, "
             "ConvTranspose, Linear or Gather with a constant of floats"
         )
     if samples is None:
-        if recipe.needs_samples:
+        if recipe.needs:
             raise UsageError(
                 "the recipe needs calibration samples; give a folder, an .npz file or "
                 "script.py:function with --calib, or a recipe that needs none (w8-dynamic, w4-g32)"
             )
         return
-    if recipe.needs_samples:
+    if recipe.needs:
         found = samples.first(LEAST).count()
         if found < LEAST:
             raise UsageError(
@@ -429,9 +436,10 @@ def _check(graph: Graph, recipe: GraphRecipe, samples: Samples | None) -> None:
             )
 
 
-def _stored(graph: Graph, recipe: GraphRecipe, picked: Mapping[str, Choice]) -> Graph:
+def _stored(graph: Graph, recipe: Recipe, picked: Mapping[str, Scheme]) -> Graph:
     """Float constants in half the bytes, where the recipe says so."""
-    half = {node.name for node in graph.nodes if picked.get(node.name, recipe.rest) == "fp16"}
+    rest, half_type = options_of(recipe).rest, FloatScheme("f16")
+    half = {node.name for node in graph.nodes if picked.get(node.name, rest) == half_type}
     constants = dict(graph.constants)
     for node in graph.nodes:
         for name in node.inputs:
@@ -452,7 +460,7 @@ def _halved(x: np.ndarray) -> np.ndarray:
 _FEW = 16
 
 
-def check_packed(graph: Graph, picked: Mapping[str, Choice]) -> None:
+def check_packed(graph: Graph, picked: Mapping[str, Scheme]) -> None:
     """Refuse a graph in which fewer weights are integers than were to be.
 
     Args:
@@ -465,7 +473,7 @@ def check_packed(graph: Graph, picked: Mapping[str, Choice]) -> None:
     short = []
     for node in graph.nodes:
         choice = picked.get(node.name)
-        if not isinstance(choice, WeightScheme):
+        if not isinstance(choice, QuantScheme):
             continue
         held = graph.constants[weight_name(node)]
         if not isinstance(held, QuantWeight) or held.bits != choice.bits:
@@ -476,10 +484,10 @@ def check_packed(graph: Graph, picked: Mapping[str, Choice]) -> None:
         )
 
 
-def _meta(recipe: GraphRecipe, samples: Samples | None) -> dict[str, str]:
+def _meta(recipe: Recipe, samples: Samples | None) -> dict[str, str]:
     found = {
         META_RECIPE: json.dumps(recipe.to_dict()),
-        META_ACTIVATIONS: recipe.activations,
+        META_ACTIVATIONS: recipe.activations.mode if recipe.activations else "float",
     }
     if samples is None or not samples.pictures:
         return found  # arrays come as they are fed, made in a way that is not known here

@@ -15,7 +15,7 @@ from edgeq.graph.operators import LAYERS, OPERATORS
 from edgeq.quant.graph.calibrate import parts
 from edgeq.quant.graph.hessians import Feeds, SessionOf
 from edgeq.quant.graph.integer_plan import activation_behind, data_inputs
-from edgeq.quant.graph.recipe import GraphRecipe
+from edgeq.quant.recipe import Recipe
 
 _SQNR_BUDGET = 32 << 20
 
@@ -84,7 +84,7 @@ class GraphSummary:
     """
 
     graph: Graph
-    recipe: GraphRecipe
+    recipe: Recipe
     rows: tuple[OpRow, ...]
     float_bytes: int
     packed_bytes: int

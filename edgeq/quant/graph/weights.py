@@ -20,26 +20,28 @@ are rounded to a grid: `odd_scales`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.core.errors import SchemeError, UsageError, unknown
+from edgeq.core.errors import SchemeError, UsageError
 from edgeq.formats.schemes import QuantScheme
-from edgeq.formats.tensor import QuantTensor
 from edgeq.graph.ir import LEVELS, Graph, Node, QuantWeight
 from edgeq.graph.operators import MATRICES, WEIGHTED
 from edgeq.quant.graph.hessians import ROW_PRODUCTS, Array, weight_name
 from edgeq.quant.rounders.gptq import round_gptq
 from edgeq.quant.rounders.hessian import Hessian
-from edgeq.quant.rounders.qparams import WeightParams, check_finite, group_view, snap_scales
-from edgeq.quant.rounders.rounding import Shared, find_shared, quantize_tensor, round_rows
+from edgeq.quant.rounders.qparams import (
+    QuantRows,
+    WeightParams,
+    check_finite,
+    group_view,
+    snap_scales,
+)
+from edgeq.quant.rounders.rounding import Shared, find_shared, round_rows
 
-Method = Literal["rtn", "mse", "gptq", "palette"]
-
-METHODS = ("rtn", "mse", "gptq", "palette")
 ODD = (4.0, 4096.0)
 """Steps of a sum in one of the output between which `odd_scales` makes them an odd number: with
 fewer a scale would move too far, and with more float32 holds no number so well."""
@@ -49,41 +51,6 @@ BIAS_LIMIT = 2**30
 
 _LEAST_SCALE = 2.0**-20
 """The least scale of a weight: below it float16 holds too few of its digits."""
-
-
-@dataclass(frozen=True)
-class WeightScheme:
-    """How a weight is rounded; it is always symmetric.
-
-    Args:
-        bits: 4 or 8.
-        granularity: which weights share a scale.
-        group_size: 16, 32, 64, 128 or 256 for "group", else None.
-        method: "rtn", "mse", "gptq", or "palette": a table of 16 levels for each weight, by GPTQ
-            where there is a Hessian.
-
-    Raises:
-        SchemeError: an impossible combination.
-    """
-
-    bits: Literal[4, 8] = 8
-    granularity: Literal["tensor", "channel", "group"] = "channel"
-    group_size: int | None = None
-    method: Method = "mse"
-
-    def __post_init__(self) -> None:
-        if self.bits not in (4, 8):
-            raise SchemeError(f"weights of a graph have 4 or 8 bits, not {self.bits}")
-        if self.method not in METHODS:
-            raise SchemeError(unknown("method", self.method, METHODS))
-        self.of_row(grouped=True)
-
-    def of_row(self, *, grouped: bool) -> QuantScheme:
-        """The scheme of a matrix whose rows can be cut into groups, or cannot."""
-        codebook: Literal["palette"] | None = "palette" if self.method == "palette" else None
-        if self.granularity == "group" and not grouped:
-            return QuantScheme(self.bits, True, "channel", None, codebook)
-        return QuantScheme(self.bits, True, self.granularity, self.group_size, codebook)
 
 
 def weight_nodes(graph: Graph) -> tuple[Node, ...]:
@@ -103,15 +70,16 @@ def weight_nodes(graph: Graph) -> tuple[Node, ...]:
     return tuple(node for node in graph.nodes if rounds(node))
 
 
-def needs_hessian(node: Node, scheme: WeightScheme) -> bool:
+def needs_hessian(node: Node, scheme: QuantScheme) -> bool:
     """Whether second moments of the node's inputs are of use."""
-    return scheme.method in ("gptq", "palette") and node.op in ROW_PRODUCTS
+    by_gptq = scheme.method == "gptq" or (scheme.codebook is not None and scheme.method is None)
+    return by_gptq and node.op in ROW_PRODUCTS
 
 
 def round_weight(
     w: NDArray[np.floating[Any]],
     node: Node,
-    scheme: WeightScheme,
+    scheme: QuantScheme,
     hessian: Array | None = None,
     ratio: float | None = None,
 ) -> QuantWeight:
@@ -120,7 +88,8 @@ def round_weight(
     Args:
         w: of the node, in its own shape.
         node: Conv, ConvTranspose, Linear or Gather.
-        scheme: how.
+        scheme: how, its method included: "rtn" if it names none; a palette without a method is
+            rounded by "gptq" where there is a Hessian, else by "mse".
         hessian: mean of x x^T over a row's inputs, float32 [K, K]; of a convolution in groups
             [groups, K, K]. GPTQ needs it; a palette is better with it.
         ratio: the output's scale divided by the input's, where both are rounded: 4-bit weights
@@ -139,31 +108,33 @@ def round_weight(
     _check_size(rows, node, scheme.bits)
     size, k = scheme.group_size, rows.shape[1]
     grouped = node.op in MATRICES and size is not None and k > size
-    matrix = scheme.of_row(grouped=grouped)
+    matrix = scheme.stored
+    if scheme.granularity == "group" and not grouped:
+        matrix = replace(matrix, granularity="channel", group_size=None)
     if hessian is not None and needs_hessian(node, scheme):
-        tensor = _by_gptq(rows, matrix, hessian, name)
+        parts = _by_gptq(rows, matrix, hessian, name)
     elif scheme.method == "gptq" and needs_hessian(node, scheme):
         raise UsageError(
             f"gptq needs the second moments of the inputs of {node}; give samples, or use mse"
         )
     else:
-        tensor = [
-            quantize_tensor(rows, matrix, "rtn" if scheme.method == "rtn" else "mse", name=name)
-        ]
-    scales = np.concatenate([part.row_params()[0] for part in tensor])
-    table = tensor[0].palette
-    levels = np.concatenate([_levels(part) for part in tensor])
-    if ratio is not None and scheme.bits == 4 and matrix.granularity == "channel" and table is None:
+        to_nearest = scheme.method == "rtn" or (scheme.method is None and not scheme.codebook)
+        parts = [round_rows(rows, matrix, "rtn" if to_nearest else "mse", name=name)]
+    scales = np.concatenate([part.row_scales for part in parts])
+    palette = parts[0].params.palette
+    levels = np.concatenate([part.levels(matrix) for part in parts])
+    per_channel = matrix.granularity == "channel" and palette is None
+    if ratio is not None and scheme.bits == 4 and per_channel:
         moments = hessian if needs_hessian(node, scheme) else None
         levels, scales = _with_odd_scales(rows, scales, ratio, moments, name)
     levels = np.ascontiguousarray(np.moveaxis(levels.reshape(shape), 0, axis))
     if size is not None and grouped:
         # padding may have brought groups of its own
         scales = np.ascontiguousarray(scales[:, : -(-k // size)])
-        return QuantWeight(levels, scales, scheme.bits, 1, size, table)
+        return QuantWeight(levels, scales, scheme.bits, 1, size, palette)
     if matrix.granularity == "tensor":
-        return QuantWeight(levels, np.array(scales[0, 0]), scheme.bits, None, None, table)
-    return QuantWeight(levels, scales[:, 0].copy(), scheme.bits, axis, None, table)
+        return QuantWeight(levels, np.array(scales[0, 0]), scheme.bits, None, None, palette)
+    return QuantWeight(levels, scales[:, 0].copy(), scheme.bits, axis, None, palette)
 
 
 def _check_size(rows: Array, node: Node, bits: int) -> None:
@@ -272,10 +243,10 @@ def _product_scales(n: int, x_scale: float, w: QuantWeight, name: str) -> Array:
     return np.float32(x_scale) * np.resize(w.scales, n)
 
 
-def _by_gptq(rows: Array, scheme: QuantScheme, hessian: Array, name: str) -> list[QuantTensor]:
+def _by_gptq(rows: Array, scheme: QuantScheme, hessian: Array, name: str) -> list[QuantRows]:
     """Rows of all groups of a convolution, each group by its own Hessian."""
     if hessian.ndim == 2:
-        return [quantize_tensor(rows, scheme, "gptq", name=name, hessian=Hessian.of(hessian))]
+        return [round_gptq(rows, scheme, Hessian.of(hessian), name=name)]
     shared = find_shared([group_view(rows, scheme)], scheme, "mse", rows.shape[1], name=name)
     return [
         round_gptq(part, scheme, Hessian.of(matrix), name=name,
@@ -317,15 +288,9 @@ def _in_steps(rows: Array, matrices: Array | None, name: str) -> NDArray[np.int8
     scheme = QuantScheme(4, True, "tensor", None, None)
     one = WeightParams(np.ones((1, 1), np.float32))
     if matrices is None:
-        return _levels(round_rows(rows, scheme, "rtn", name=name, shared=Shared(one)).tensor)
+        rounded = round_rows(rows, scheme, "rtn", name=name, shared=Shared(one))
+        return rounded.levels(scheme)
     return np.concatenate([
-        _levels(round_gptq(part, scheme, Hessian.of(matrix), name=name, params=one))
+        round_gptq(part, scheme, Hessian.of(matrix), name=name, params=one).levels(scheme)
         for part, matrix in zip(np.split(rows, len(matrices)), matrices, strict=True)
     ])  # fmt: skip
-
-
-def _levels(tensor: QuantTensor) -> NDArray[np.int8]:
-    codes = tensor.codes()
-    if tensor.palette is not None:
-        return tensor.palette[codes]
-    return (codes.astype(np.int16) - tensor.scheme.mid).astype(np.int8)

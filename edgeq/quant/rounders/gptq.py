@@ -32,7 +32,6 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
 from edgeq.formats.schemes import QuantScheme
-from edgeq.formats.tensor import QuantTensor
 from edgeq.quant.rounders.gptq_block import (
     REFITS,
     Array,
@@ -48,6 +47,7 @@ from edgeq.quant.rounders.mse import fit_mse
 from edgeq.quant.rounders.palette import find_palette
 from edgeq.quant.rounders.qparams import (
     Groups,
+    QuantRows,
     Scratch,
     WeightParams,
     from_range,
@@ -80,7 +80,7 @@ def round_gptq(
     name: str = "weights",
     params: WeightParams | None = None,
     palette: NDArray[np.int8] | None = None,
-) -> QuantTensor:
+) -> QuantRows:
     """Quantize a matrix for the least error of its outputs.
 
     Besides the Hessian, K * K numbers are held three times over while it is factored (float64 up
@@ -135,9 +135,8 @@ def round_gptq(
     codes = np.concatenate([part for part, _ in parts])
     scales = np.concatenate([taken.scales for _, taken in parts])
     zeros = [taken.zero_points for _, taken in parts if taken.zero_points is not None]
-    return QuantTensor.from_codes(
-        scheme, codes, scales, np.concatenate(zeros) if zeros else None, wanted.grid.palette
-    )
+    zero_points = np.concatenate(zeros) if zeros else None
+    return QuantRows(codes, WeightParams(scales, zero_points, wanted.grid.palette))
 
 
 def _check(k: int, hessian: Hessian, damping: float, block: int, sweeps: int, name: str) -> None:

@@ -3,8 +3,8 @@
 Each group tries its range times a grid of factors, then moves the best scale to the least
 squares fit of the levels it gave, ``s = sum(w * level) / sum(level**2)``, as long as that helps.
 Scales are compared as they will be stored, and the range of round-to-nearest is the first tried,
-so no group comes out worse than with `fit_rtn`. Where it is known what each input's mean square
-is, errors are weighted with that: "imatrix".
+so no group comes out worse than with that. Where the mean square of each input is known, errors
+are weighted with it: "imatrix".
 
 Source: the search is that of OMSE, Choukroun et al. 2019, "Low-bit quantization of neural
 networks for efficient inference" (arXiv:1902.06822), section 3, done for every group.

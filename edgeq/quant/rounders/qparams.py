@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError, SchemeError
 from edgeq.formats.schemes import QuantScheme
-from edgeq.formats.tensor import bf16_to_float32, float32_to_bf16
+from edgeq.formats.tensor import QuantTensor, bf16_to_float32, float32_to_bf16
 
 MIN_SCALE = 2.0**-24
 """The smallest positive float16."""
@@ -54,6 +54,38 @@ class WeightParams:
     scales: NDArray[np.float32]
     zero_points: NDArray[np.uint8] | None = None
     palette: NDArray[np.int8] | None = None
+
+
+@dataclass(frozen=True)
+class QuantRows:
+    """Rows of a matrix as plain codes, before anything packs them.
+
+    Args:
+        codes: uint8 [R, K].
+        params: of the rows, [R, G] ([1, 1] for granularity "tensor").
+    """
+
+    codes: NDArray[np.uint8]
+    params: WeightParams
+
+    def packed(self, scheme: QuantScheme) -> QuantTensor:
+        """The rows as a tensor of their own."""
+        params = self.params
+        return QuantTensor.from_codes(
+            scheme.stored, self.codes, params.scales, params.zero_points, params.palette
+        )
+
+    @property
+    def row_scales(self) -> NDArray[np.float32]:
+        """Scales of each row, float32 [R, G]."""
+        scales = self.params.scales
+        return np.broadcast_to(scales, (len(self.codes), scales.shape[1]))
+
+    def levels(self, scheme: QuantScheme) -> NDArray[np.int8]:
+        """The integers that scales multiply, int8 [R, K]; of symmetric schemes and palettes."""
+        if self.params.palette is not None:
+            return self.params.palette[self.codes]
+        return (self.codes.astype(np.int16) - scheme.mid).astype(np.int8)
 
 
 @dataclass

@@ -19,15 +19,17 @@ from edgeq.quant.rounders.mse import fit_mse
 from edgeq.quant.rounders.palette import find_palette
 from edgeq.quant.rounders.qparams import (
     Groups,
+    QuantRows,
     Scratch,
     WeightParams,
     check_finite,
+    from_range,
     group_view,
+    ranges,
     squared_error,
     to_codes,
     to_levels,
 )
-from edgeq.quant.rounders.rtn import fit_rtn
 
 METHODS: dict[str, str] = {
     "rtn": "round to nearest: a scale spans its weights' whole range",
@@ -37,15 +39,15 @@ METHODS: dict[str, str] = {
 }
 """How scales and codes are chosen. A scheme with a codebook gets one whatever the method."""
 
-NEEDS: dict[str, str] = {"imatrix": "importance", "gptq": "hessian"}
+METHOD_INPUTS: dict[str, str] = {"imatrix": "importance", "gptq": "hessian"}
 """What a method must know of a matrix's inputs."""
 FALLBACK = "mse"
-"""How tensors are rounded of whose inputs nothing is known, by methods that would want to know."""
+"""The method that stands in where inputs are unknown for one that depends on them."""
 
 
-def alone(method: str) -> str:
-    """How a recipe of this method rounds embedding and head, whose inputs it does not look at."""
-    return FALLBACK if method in NEEDS else method
+def data_free_method(method: str) -> str:
+    """The method for tensors whose inputs are not measured, such as embedding and head."""
+    return FALLBACK if method in METHOD_INPUTS else method
 
 
 def check_method(name: str, given: Iterable[str] = (), tensor: str = "weights") -> None:
@@ -53,7 +55,7 @@ def check_method(name: str, given: Iterable[str] = (), tensor: str = "weights") 
 
     Args:
         name: of the method.
-        given: what is known of the inputs: values of `NEEDS`.
+        given: what is known of the inputs: values of `METHOD_INPUTS`.
         tensor: for the message.
 
     Raises:
@@ -61,16 +63,16 @@ def check_method(name: str, given: Iterable[str] = (), tensor: str = "weights") 
     """
     if name not in METHODS:
         raise UsageError(unknown("method", name, METHODS))
-    if name in NEEDS and NEEDS[name] not in given:
+    if name in METHOD_INPUTS and METHOD_INPUTS[name] not in given:
         raise UsageError(
-            f"the method {name} needs the {NEEDS[name]} of {tensor}'s inputs, which is measured "
-            "on a text; give one with --calib TEXT, or use rtn or mse"
+            f"the method {name} needs the {METHOD_INPUTS[name]} of {tensor}'s inputs, which is "
+            "measured on a text; give one with --calib TEXT, or use rtn or mse"
         )
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What all rows of a tensor share, found over all of them before any is rounded.
+    """What all rows of a tensor share; it is chosen over all of them before any is rounded.
 
     Args:
         params: scale and zero point, if the granularity is "tensor".
@@ -82,16 +84,15 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class Rounded:
-    """Some rows, quantized.
+class RoundedRows(QuantRows):
+    """Rows of a matrix, and what rounding them lost.
 
     Args:
-        tensor: the rows as a tensor of their own.
+        codes, params: see `QuantRows`.
         noise: sum of squared errors.
         signal: sum of squared weights.
     """
 
-    tensor: QuantTensor
     noise: float
     signal: float
 
@@ -146,7 +147,7 @@ def round_rows(
     shared: Shared | None = None,
     importance: NDArray[np.float32] | None = None,
     scratch: Scratch | None = None,
-) -> Rounded:
+) -> RoundedRows:
     """Quantize some rows of finite numbers to the nearest codes.
 
     Args:
@@ -178,17 +179,13 @@ def round_rows(
         steps.reshape(len(w), -1)[:, k:] = rounded.reshape(len(w), -1)[:, k:]
     noise = float(squared_error(steps, rounded, params).sum())
     signal = float(np.einsum("rk,rk->r", w, w).sum(dtype=np.float64))
-    codes = to_codes(rounded, params, scheme)[:, :k]
-    tensor = QuantTensor.from_codes(
-        scheme, codes, params.scales, params.zero_points, params.palette
-    )
-    return Rounded(tensor, noise, signal)
+    return RoundedRows(to_codes(rounded, params, scheme)[:, :k], params, noise, signal)
 
 
 def quantize_tensor(
     w: NDArray[np.float32],
     scheme: QuantScheme,
-    method: str = "rtn",
+    method: str | None = None,
     *,
     name: str = "weights",
     importance: NDArray[np.float32] | None = None,
@@ -200,7 +197,7 @@ def quantize_tensor(
     Args:
         w: float32 [N, K].
         scheme: the scheme; K need not divide by the group, N not by anything.
-        method: a name of `METHODS`.
+        method: a name of `METHODS`; if None the scheme's own, else "rtn".
         name: the tensor, for messages.
         importance: mean square of each input, float32 [K]; "imatrix" needs it.
         hessian: second moments of the inputs; "gptq" needs it.
@@ -211,14 +208,21 @@ def quantize_tensor(
         SchemeError: not a matrix; or a scale is beyond float16.
         UsageError: an unknown method, one that needs what is not given, or an option out of
             range.
+
+    Example:
+        >>> from edgeq.formats.schemes import QuantScheme
+        >>> tensor = quantize_tensor(np.eye(4, 32, dtype=np.float32), QuantScheme(4))
+        >>> tensor.shape, round(tensor.bpw, 2)
+        ((4, 32), 18.0)
     """
     if w.ndim != 2 or not w.size:
         raise SchemeError(f"tensor {name} has shape {list(w.shape)}; only matrices are quantized")
     w = np.ascontiguousarray(w, np.float32)
     check_finite(w, name)
+    method = method or scheme.method or "rtn"
     if method == "gptq" and hessian is not None:
-        return round_gptq(w, scheme, hessian, name=name, **options)
-    return round_rows(w, scheme, method, name=name, importance=importance).tensor
+        return round_gptq(w, scheme, hessian, name=name, **options).packed(scheme)
+    return round_rows(w, scheme, method, name=name, importance=importance).packed(scheme)
 
 
 def _importance(
@@ -254,6 +258,6 @@ def _fit(
     importance: Groups | None,
     palette: NDArray[np.int8] | None,
 ) -> WeightParams:
-    if method == "rtn":
-        return fit_rtn(chunks, scheme, name, palette=palette)
+    if method == "rtn":  # the scale spans the whole range: nothing is cut off
+        return from_range(*ranges(chunks, scheme), scheme, name, palette)
     return fit_mse(chunks, scheme, name, scratch, importance=importance, palette=palette)
