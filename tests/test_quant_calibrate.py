@@ -26,6 +26,7 @@ from edgeq.model.artifact import load as load_artifact
 from edgeq.model.artifact import save as save_artifact
 from edgeq.model.formulas import Array, dense
 from edgeq.model.model import Model
+from edgeq.model.recording import linear_groups
 from edgeq.model.reference import Reference
 from edgeq.quant.decoder.calibrate import (
     Calibration,
@@ -34,7 +35,6 @@ from edgeq.quant.decoder.calibrate import (
     cut_windows,
     model_sha256,
 )
-from edgeq.quant.decoder.replay import sites
 from tests.families import FAMILIES, random_model, tiny_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -379,7 +379,7 @@ def test_a_killed_process_is_taken_up_by_another(tmp_path: Path) -> None:
         model, cal, observer="mse", resume=state, progress=lambda label, *_: told.append(label)
     )
     assert told[0] == "layer 2 attn_in"
-    assert len(told) == len(sites(model.config)) - 8 + 1
+    assert len(told) == len(linear_groups(model.config)) - 8 + 1
     assert got.sha256 == calibrate(model, cal, observer="mse").sha256
 
 

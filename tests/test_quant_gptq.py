@@ -16,7 +16,7 @@ from edgeq.formats.tensor import QuantTensor
 from edgeq.importers import load
 from edgeq.quant import quantize_tensor
 from edgeq.quant.decoder.calibrate import cut_windows
-from edgeq.quant.decoder.replay import Walk
+from edgeq.quant.decoder.replay import Replay
 from edgeq.quant.rounders import gptq as module
 from edgeq.quant.rounders import hessian as hessian_module
 from edgeq.quant.rounders.gptq import Hessian, weighted_error
@@ -210,14 +210,14 @@ def test_no_layer_errs_more_than_rounded_to_nearest() -> None:
     ids = tokenizer.encode((DEMO / "heldout.txt").read_text("utf-8"), add_bos=False)
     windows = cut_windows(ids[:192], context=64, bos=tokenizer.bos).windows
     seen = 0
-    for stage in Walk(model, windows):
-        if stage.site.kind == "head":
+    for step in Replay(model, windows):
+        if step.group.kind == "head":
             continue
-        hessian = Hessian(next(iter(stage.weights.values())).shape[1])
-        for x in stage.inputs():
+        hessian = Hessian(next(iter(step.weights.values())).shape[1])
+        for x in step.inputs():
             hessian.add(x)
         scheme = scheme_of(("w4-g32", "w3-g32", "w2-g16-asym")[seen % 3])
-        for name, w in stage.weights.items():
+        for name, w in step.weights.items():
             got = quantize_tensor(w, scheme, "gptq", hessian=hessian, name=name, sweeps=0)
             rtn = quantize_tensor(w, scheme, "rtn", name=name)
             assert weighted_error(w, got.numpy(), hessian) < 0.9 * weighted_error(

@@ -21,10 +21,10 @@ from edgeq.model.artifact import load
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
 from edgeq.quant import Recipe, Rule, quantize, quantize_tensor
-from edgeq.quant.decoder.budget import walk_bytes
+from edgeq.quant.decoder.budget import replay_bytes
 from edgeq.quant.decoder.calibrate import Calibration, calibrate, cut_windows
 from edgeq.quant.decoder.quality import HeldOut
-from edgeq.quant.decoder.replay import Walk
+from edgeq.quant.decoder.replay import Replay
 from edgeq.quant.decoder.sensitivity import measure_sensitivity
 from edgeq.quant.rounders.gptq import Hessian
 from edgeq.quant.rounders.rounding import METHOD_INPUTS
@@ -53,8 +53,8 @@ def same(a: QuantTensor, b: QuantTensor) -> bool:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", METHOD_INPUTS)
-def test_each_site_is_rounded_by_what_it_is_fed(family: str, method: str, tmp_path: Path) -> None:
-    """Every matrix as a walk of our own rounds it, with the ones before it in place."""
+def test_each_group_is_rounded_by_its_inputs(family: str, method: str, tmp_path: Path) -> None:
+    """Every matrix as a replay of our own rounds it, with the ones before it in place."""
     source, windows = random_model(tiny_config(family)), text()
     summary = quantize(
         source, tmp_path / "m.edgeq", Recipe.from_options("w3-g32", method=method),
@@ -62,19 +62,19 @@ def test_each_site_is_rounded_by_what_it_is_fed(family: str, method: str, tmp_pa
     )  # fmt: skip
     got = load(tmp_path / "m.edgeq")
     outer = {n: t for n, t in got.tensors.items() if "embed" in n or "lm_head" in n}
-    for stage in Walk(source, windows.windows, replaced=outer):
-        if stage.site.kind == "head":
+    for step in Replay(source, windows.windows, replaced=outer):
+        if step.group.kind == "head":
             break
-        hessian = Hessian(next(iter(stage.weights.values())).shape[1])
-        for x in stage.inputs():
+        hessian = Hessian(next(iter(step.weights.values())).shape[1])
+        for x in step.inputs():
             hessian.add(x)
         seen = {"hessian": hessian} if method == "gptq" else {
             "importance": np.asarray(hessian.diagonal, np.float32)
         }  # fmt: skip
-        for name in stage.site.linears:
-            want = quantize_tensor(stage.weights[name], scheme_of("w3-g32"), method, **seen)
+        for name in step.group.linears:
+            want = quantize_tensor(step.weights[name], scheme_of("w3-g32"), method, **seen)
             assert same(held(got, name), want), name
-            stage.replace(name, want.numpy())
+            step.replace(name, want.numpy())
     for row in summary.tensors:
         if not isinstance(row.scheme, QuantScheme):
             continue
@@ -262,7 +262,7 @@ def test_too_little_memory_is_refused_with_the_need(tmp_path: Path) -> None:
     if rss is None:
         pytest.skip("resident memory cannot be read here")
     source = random_model(tiny_config("llama", ffn=4096))
-    assert walk_bytes(source.config, text(), crossed=False) > 300 << 20
+    assert replay_bytes(source.config, text(), crossed=False) > 300 << 20
     with pytest.raises(DoesNotFitError, match=r"too little: a layer, .* about \d+ MB"):
         quantize(source, tmp_path / "m.edgeq", Recipe.from_options("w4-g32-gptq"),
                  calibration=text(), max_ram=rss + (150 << 20))  # fmt: skip

@@ -25,7 +25,7 @@ from edgeq.quant.decoder import choose
 from edgeq.quant.decoder.allocate import allocate
 from edgeq.quant.decoder.calibrate import Calibration, model_sha256
 from edgeq.quant.decoder.losses import EMBEDDING, EVERY, candidates
-from edgeq.quant.decoder.replay import Walk
+from edgeq.quant.decoder.replay import Replay
 from edgeq.quant.decoder.sensitivity import Sensitivity, measure_sensitivity
 from edgeq.quant.decoder.spill import Spill
 from edgeq.quant.decoder.trial import rounded
@@ -82,11 +82,11 @@ def test_losses_are_those_of_the_method_and_of_palettes_apart() -> None:
     )
     assert found.method == "gptq"
     moments = Hessian(model.config.hidden)
-    for stage in (walk := Walk(model, text().windows)):
-        if name in stage.site.linears:
-            for x in stage.inputs():
+    for step in (replay := Replay(model, text().windows)):
+        if name in step.group.linears:
+            for x in step.inputs():
                 moments.add(x)
-    assert walk.n_tokens == moments.n
+    assert replay.n_tokens == moments.n
     w = model.tensors[name].numpy()
     for scheme in ("w3-g32", "w3-g32-palette", "w4-g32-palette"):
         tensor = quantize_tensor(w, parse_scheme(scheme), "gptq", hessian=moments, damping=0.02)  # type: ignore[arg-type]
@@ -105,14 +105,14 @@ def test_the_error_that_gptq_leaves_is_foretold() -> None:
     foretold, left = [], []
     names = [name for name, _ in model.config.linears() if "layers" in name]
     found = measure_sensitivity(model, calibration, BASE, method="gptq", mode="output", names=names)
-    for stage in Walk(model, calibration.windows):
+    for step in Replay(model, calibration.windows):
         moments = None
-        for name in stage.site.linears if stage.site.kind != "head" else ():
+        for name in step.group.linears if step.group.kind != "head" else ():
             if moments is None:
-                moments = Hessian(stage.weights[name].shape[1])
-                for x in stage.inputs():
+                moments = Hessian(step.weights[name].shape[1])
+                for x in step.inputs():
                     moments.add(x)
-            w = stage.weights[name]
+            w = step.weights[name]
             for scheme in map(QuantScheme, (2, 3, 4)):
                 tensor = quantize_tensor(w, scheme, "gptq", hessian=moments, sweeps=0)
                 signal = weighted_error(w, np.zeros_like(w), moments)

@@ -16,8 +16,8 @@ from edgeq.model.model import Model
 from edgeq.quant import Recipe, quantize
 from edgeq.quant.decoder import quality, sensitivity
 from edgeq.quant.decoder.calibrate import Calibration, cut_windows
-from edgeq.quant.decoder.losses import EMBEDDING, EVERY, mean_divergence, walked
-from edgeq.quant.decoder.replay import Walk
+from edgeq.quant.decoder.losses import EMBEDDING, EVERY, mean_divergence
+from edgeq.quant.decoder.replay import Replay
 from edgeq.quant.decoder.sensitivity import measure_sensitivity
 from edgeq.quant.rounders.rounding import quantize_tensor
 from edgeq.runtime.tokenizer import Tokenizer
@@ -47,8 +47,8 @@ def windows(tokens: np.ndarray, start: int, count: int) -> Calibration:
 
 
 def kl(model: Model, base: Model, text: Calibration) -> float:
-    walks = (walked(Walk(one, text.windows)) for one in (base, model))
-    return mean_divergence(*walks)
+    replays = (Replay(one, text.windows).run() for one in (base, model))
+    return mean_divergence(*replays)
 
 
 @pytest.mark.slow
@@ -62,8 +62,8 @@ def test_a_tied_embedding_is_priced_in_nats_at_both_its_uses(
     for name in (EMBEDDING, q):
         tensor = quantize_tensor(model.tensors[name].numpy(), QuantScheme(4), "mse")
         other = replace(model, tensors={**model.tensors, name: tensor})
-        walks = (walked(Walk(one, text.windows)) for one in (model, other))
-        want = mean_divergence(*walks, every=EVERY)
+        replays = (Replay(one, text.windows).run() for one in (model, other))
+        want = mean_divergence(*replays, every=EVERY)
         assert found.losses[name]["w4-g32"] == pytest.approx(want, rel=0.02), name
     # they differ by more than any sum of relative errors would have it
     for scheme in ("w3-g32", "w4-g32"):

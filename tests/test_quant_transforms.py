@@ -13,12 +13,12 @@ from edgeq.formats.tensor import FloatTensor
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
 from edgeq.quant.decoder.calibrate import Calibration
-from edgeq.quant.decoder.replay import Walk
+from edgeq.quant.decoder.replay import Replay
 from edgeq.quant.decoder.transforms import TRANSFORMS
 from edgeq.quant.decoder.transforms.rotate import orthogonal
 from edgeq.quant.rounders.gptq import Hessian, weighted_error
 from edgeq.quant.rounders.rounding import quantize_tensor
-from tests.families import FAMILIES, random_model, tiny_config
+from tests.families import ALL_FAMILIES, random_model, tiny_config
 
 
 def text(vocab: int = 101) -> Calibration:
@@ -46,7 +46,7 @@ def logits(model: Model) -> np.ndarray:
     return Reference(model).forward(text().windows[0])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL_FAMILIES)
 @pytest.mark.parametrize("name", [name for name in TRANSFORMS if name != "rotate"])
 def test_float_logits_are_unchanged(family: str, name: str) -> None:
     model = with_outliers(random_model(tiny_config(family)))
@@ -58,14 +58,14 @@ def test_float_logits_are_unchanged(family: str, name: str) -> None:
     assert changed, "nothing was transformed"
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "phi3"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "phi3", "smollm3"])
 def test_rotating_the_residual_stream_is_exact(family: str) -> None:
     model = with_outliers(random_model(tiny_config(family, tied=False)))
     want = logits(model)
     moved = TRANSFORMS["rotate"](model, text(), {}, None)
     np.testing.assert_allclose(logits(moved), want, atol=1e-4 * np.abs(want).max())
-    x = next(iter(next(iter(Walk(moved, text().windows))).inputs()))
-    before = next(iter(next(iter(Walk(model, text().windows))).inputs()))
+    x = next(iter(next(iter(Replay(moved, text().windows))).inputs()))
+    before = next(iter(next(iter(Replay(model, text().windows))).inputs()))
     # the few large channels are spread over all
     assert np.abs(x).max() / np.abs(x).mean() < 0.6 * np.abs(before).max() / np.abs(before).mean()
 
@@ -79,8 +79,9 @@ def test_rotation_of_a_tied_model_needs_a_last_norm_without_weights() -> None:
     want = logits(even)
     moved = TRANSFORMS["rotate"](even, text(), {}, None)
     np.testing.assert_allclose(logits(moved), want, atol=1e-4 * np.abs(want).max())
-    with pytest.raises(UnsupportedError, match="norms after attention"):
-        TRANSFORMS["rotate"](random_model(tiny_config("gemma3")), text(), {}, None)
+    for family in ("gemma3", "olmo2"):
+        with pytest.raises(UnsupportedError, match="norms after attention"):
+            TRANSFORMS["rotate"](random_model(tiny_config(family)), text(), {}, None)
 
 
 @pytest.mark.parametrize("size", [1, 2, 12, 32, 44])
@@ -96,31 +97,41 @@ def test_awq_lowers_the_error_of_what_the_matrices_put_out(family: str) -> None:
     moved = TRANSFORMS["awq"](model, text(), schemes(model), None)
     before, after = (output_errors(m) for m in (model, moved))
     assert set(before) == set(after)
-    # alpha = 0 is among those tried, so no site gets worse by more than float noise
-    for site, error in after.items():
-        assert error <= before[site] * 1.001, site
+    # alpha = 0 is among those tried, so no group gets worse by more than float noise
+    for group, error in after.items():
+        assert error <= before[group] * 1.001, group
     assert sum(after.values()) < 0.9 * sum(before.values())
 
 
 def output_errors(model: Model) -> dict[str, float]:
-    """Squared error of each site's outputs with its matrices rounded to 4 bits."""
+    """Squared error of the outputs of each group with its matrices rounded to 4 bits."""
     found = {}
-    for stage in Walk(model, text().windows):
-        if stage.site.kind == "head":
+    for step in Replay(model, text().windows):
+        if step.group.kind == "head":
             continue
         hessian: Hessian | None = None
-        for x in stage.inputs():
+        for x in step.inputs():
             hessian = hessian or Hessian(x.shape[1])
             hessian.add(x)
         assert hessian is not None
-        # rows of v and up carry factors of the sites after them; their error counts there
-        found[str(stage.site)] = sum(
+        # rows of v and up carry factors of the groups after them; their error counts there
+        found[str(step.group)] = sum(
             weighted_error(w, quantize_tensor(w, parse_scheme("w4-g32"), "mse").numpy(), hessian)
             / weighted_error(w, np.zeros_like(w), hessian)
-            for name, w in stage.weights.items()
+            for name, w in step.weights.items()
             if "v_proj" not in name and "up_proj" not in name
         )
     return found
+
+
+def test_inputs_without_a_norm_before_them_keep_their_scale() -> None:
+    model = with_outliers(random_model(tiny_config("olmo2")))
+    for name in ("awq", "smoothquant"):
+        moved = TRANSFORMS[name](model, text(), schemes(model), None)
+        changed = {
+            n.split(".")[-2] for n in model.tensors if moved.tensors[n] is not model.tensors[n]
+        }
+        assert changed == {"v_proj", "o_proj", "up_proj", "down_proj"}
 
 
 def test_awq_leaves_floating_point_alone() -> None:
@@ -135,7 +146,7 @@ def test_smoothquant_evens_out_the_inputs() -> None:
     moved = TRANSFORMS["smoothquant"](model, text(), {}, None)
 
     def spread(m: Model) -> float:
-        x = np.concatenate(list(next(iter(Walk(m, text().windows))).inputs()))
+        x = np.concatenate(list(next(iter(Replay(m, text().windows))).inputs()))
         peaks = np.abs(x).max(axis=0)
         return float(peaks.max() / np.median(peaks))
 

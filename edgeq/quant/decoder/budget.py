@@ -16,9 +16,10 @@ from edgeq.core.errors import DoesNotFitError, UsageError
 from edgeq.core.memory import rss_bytes
 from edgeq.formats.packing import TILE
 from edgeq.model.config import ModelConfig
+from edgeq.model.recording import linear_groups
 from edgeq.quant.decoder.calibrate import Calibration
 from edgeq.quant.decoder.quality import logits_bytes
-from edgeq.quant.decoder.replay import KEEP_BYTES
+from edgeq.quant.decoder.replayed_model import KEEP_BYTES
 from edgeq.quant.recipe import Recipe
 from edgeq.quant.rounders.gptq import ROWS
 from edgeq.quant.rounders.hessian import EXACT_K
@@ -97,7 +98,7 @@ def check_walk(
     Args:
         config: of the model.
         calibration: the windows.
-        recipe: whether the float model walks beside, and whether there is training.
+        recipe: whether the float model is replayed too, and whether there is training.
         max_ram: most bytes the process may hold, or None.
 
     Raises:
@@ -105,7 +106,7 @@ def check_walk(
     """
     if max_ram is None:
         return
-    need = walk_bytes(config, calibration, crossed=bool(recipe.options.get("crossed")))
+    need = replay_bytes(config, calibration, crossed=bool(recipe.options.get("crossed")))
     what = "a layer, its inputs and their moments"
     if recipe.target and (logits := logits_bytes(config, calibration.context)) > need:
         need, what = logits, "comparing the outputs of two models"
@@ -121,28 +122,29 @@ def check_walk(
         )
 
 
-def walk_bytes(config: ModelConfig, calibration: Calibration, *, crossed: bool) -> int:
-    """Most bytes held while the matrices of a site are rounded by its inputs, as GPTQ does."""
-    streams = 2 if crossed else 1
+def replay_bytes(config: ModelConfig, calibration: Calibration, *, crossed: bool) -> int:
+    """Most bytes held while the matrices of a group are rounded by their inputs, as GPTQ does."""
+    models = 2 if crossed else 1
     inner = config.heads * config.head_dim
-    sites = (
-        (config.hidden, inner + 2 * config.kv_heads * config.head_dim, inner),
-        (inner, config.hidden, config.hidden),
-        (config.hidden, 2 * config.ffn, config.ffn),
-        (config.ffn, config.hidden, config.hidden),
-    )
-    hidden = 4 * calibration.n_tokens * config.hidden * streams
-    kept = min(4 * calibration.n_tokens * max(inner, config.ffn), KEEP_BYTES) * streams
-    return hidden + kept + max(_site_bytes(*site, streams) for site in sites)
+    shapes = dict(config.linears())
+    groups = {
+        tuple(shapes[name] for name in group.linears)
+        for group in linear_groups(config)
+        if group.kind != "head"
+    }
+    hidden = 4 * calibration.n_tokens * config.hidden * models
+    kept = min(4 * calibration.n_tokens * max(inner, config.ffn), KEEP_BYTES) * models
+    return hidden + kept + max(_group_bytes(group, models) for group in groups)
 
 
-def _site_bytes(k: int, n: int, largest: int, streams: int) -> int:
-    """A site's N x K weights, and the work on its largest matrix.
+def _group_bytes(shapes: tuple[tuple[int, int], ...], models: int) -> int:
+    """The weights [N, K] of one group, and the work on its largest matrix.
 
-    First the moments are factored, the cross moments held beside; then rows are rounded.
+    First the moments are factored, with the cross moments still in memory; then rows are rounded.
     """
-    weights, matrix = 4 * n * k * streams, 4 * largest * k
+    largest, k = max(shapes)
+    weights, matrix = 4 * sum(n for n, _ in shapes) * k * models, 4 * largest * k
     factor = FACTOR_COPIES * (8 if k <= EXACT_K else 4)
-    factored = (4 * streams + factor) * k * k + 2 * matrix
+    factored = (4 * models + factor) * k * k + 2 * matrix
     rounded = (4 + factor) * k * k + 3 * matrix + 4 * 4 * min(largest, ROWS) * k
     return weights + max(factored, rounded)

@@ -34,7 +34,8 @@ from edgeq.core.progress import Progress
 from edgeq.formats.safetensors_file import SafetensorsFile, open_safetensors, release
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
-from edgeq.quant.decoder.replay import Stage, Walk, WalkState, sites
+from edgeq.model.recording import linear_groups
+from edgeq.quant.decoder.replay import Replay, ReplayState, ReplayStep
 from edgeq.quant.observers import observer_named
 
 FORMAT = "edgeq-calibration"
@@ -233,7 +234,7 @@ def calibrate(
 ) -> CalibrationStats:
     """Go through a model with a text and measure what each matrix is fed.
 
-    Memory is a `Walk`'s: the weights of a site, and what the windows bring to it.
+    Memory is a `Replay`'s: the weights of a group of matrices, and its inputs.
 
     Args:
         model: float or quantized.
@@ -242,7 +243,7 @@ def calibrate(
         resume: where to save after each layer; a file that is there is gone on from, with the
             identical result. It is left for the caller to remove once he has saved what is
             returned.
-        progress: called with the site, sites done, and of how many.
+        progress: called with the group of matrices, groups done, and of how many.
 
     Raises:
         FormatError: an activation is not finite, or the file to resume from is damaged.
@@ -262,24 +263,24 @@ def calibrate(
     if resume is not None and resume.exists():
         state = _resumed(resume, facts | {"windows": windows}, inputs, model.config)
     saved = state.layer if state else 0
-    walk = Walk(model, calibration.windows, state=state, progress=progress)
-    for stage in walk:
-        if resume is not None and stage.site.layer > saved:
-            _save_state(resume, facts | {"windows": windows}, inputs, walk.state())
-            saved = stage.site.layer
-        inputs.update(dict.fromkeys(stage.site.linears, _observed(stage, observer)))
+    replay = Replay(model, calibration.windows, state=state, progress=progress)
+    for step in replay:
+        if resume is not None and step.group.layer > saved:
+            _save_state(resume, facts | {"windows": windows}, inputs, replay.state())
+            saved = step.group.layer
+        inputs.update(dict.fromkeys(step.group.linears, _observed(step, observer)))
     return CalibrationStats(**facts, inputs=inputs)
 
 
-def _observed(stage: Stage, observer: str) -> InputStats:
-    """One site's inputs, measured."""
+def _observed(step: ReplayStep, observer: str) -> InputStats:
+    """Statistics of the inputs of one group of matrices."""
     ranging = observer_named(observer)
     n, sum_abs, sum_square = 0, np.float64(0), np.float64(0)
-    for x in stage.inputs():
+    for x in step.inputs():
         try:
             ranging.add(x)
         except FormatError as err:
-            raise FormatError(f"the inputs of {stage.site.linears[0]}: {err}") from err
+            raise FormatError(f"the inputs of {step.group.linears[0]}: {err}") from err
         n += x.shape[0]
         sum_abs = sum_abs + np.abs(x).sum(axis=0, dtype=np.float64)
         sum_square = sum_square + np.einsum("tk,tk->k", x, x, dtype=np.float64)
@@ -312,7 +313,7 @@ def _write(
 
 
 def _save_state(
-    path: Path, facts: Mapping[str, Any], inputs: Mapping[str, InputStats], state: WalkState
+    path: Path, facts: Mapping[str, Any], inputs: Mapping[str, InputStats], state: ReplayState
 ) -> None:
     hidden = {f"hidden.{i:06}": x for i, x in enumerate(state.hidden)}
     facts = {**facts, "linears": list(inputs), "layer": state.layer}
@@ -321,7 +322,7 @@ def _save_state(
 
 def _resumed(
     path: Path, run: Mapping[str, Any], inputs: dict[str, InputStats], config: ModelConfig
-) -> WalkState:
+) -> ReplayState:
     """What a state file holds, its statistics put into ``inputs``."""
     file = open_safetensors(path)
     stats, rest = _read(file, STATE_FORMAT)
@@ -333,7 +334,9 @@ def _resumed(
                 "; give the same again, or start afresh without it"
             )
     layer = _fact(file, "layer", int)
-    done = [name for site in sites(config) if site.layer < layer for name in site.linears]
+    done = [
+        name for group in linear_groups(config) if group.layer < layer for name in group.linears
+    ]
     if not 0 < layer <= config.layers or sorted(stats.inputs) != sorted(done):
         raise FormatError(f"{path} does not hold just the layers before {layer}; start afresh")
     _check_shapes(stats.inputs, config, complete=False)
@@ -343,7 +346,7 @@ def _resumed(
     ):
         raise FormatError(f"{path} does not hold the hidden states of its windows; start afresh")
     inputs.update(stats.inputs)
-    return WalkState(layer, tuple(hidden))
+    return ReplayState(layer, tuple(hidden))
 
 
 def _read(file: SafetensorsFile, form: str) -> tuple[CalibrationStats, list[str]]:
@@ -403,7 +406,7 @@ def _input_stats(file: SafetensorsFile, name: str, n_tokens: int) -> InputStats:
 def _check_shapes(inputs: Mapping[str, InputStats], config: ModelConfig, complete: bool) -> None:
     """Refuse statistics that do not fit a model's shapes."""
     widths = {name: k for name, (_, k) in config.linears()}
-    wanted = {name: widths[name] for site in sites(config) for name in site.linears}
+    wanted = {name: widths[name] for group in linear_groups(config) for name in group.linears}
     for name, stats in inputs.items():
         if wanted.get(name) != stats.mean_abs.size:
             has = f"K={wanted[name]}" if name in wanted else "no such matrix"

@@ -1,9 +1,8 @@
-"""Matrices rounded by what the model does with a text, site by site.
+"""Matrices rounded with statistics of their inputs, group by group through the model.
 
-The model walks over the text (`edgeq.quant.decoder.replay`). At each site the inputs of its
-matrices are
-watched - only as far as the method needs - the matrices are rounded and written, and what was
-written takes their place: all later sites see the error made before them and can make up for it.
+A text is replayed through the model (`edgeq.quant.decoder.replay`). At each group of matrices with
+one input the statistics that the method needs are taken, the matrices are rounded and written, and
+the written ones replace them: all later groups see the error made before them and can compensate.
 """
 
 from __future__ import annotations
@@ -17,10 +16,9 @@ from numpy.typing import NDArray
 from edgeq.core.progress import Progress
 from edgeq.formats.schemes import QuantScheme, Scheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
-from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 from edgeq.quant.decoder.calibrate import Calibration
-from edgeq.quant.decoder.replay import Stage, Walk
+from edgeq.quant.decoder.replay import Replay, ReplayStep
 from edgeq.quant.rounders.hessian import Hessian
 from edgeq.quant.rounders.qparams import check_finite
 from edgeq.quant.rounders.rounding import METHOD_INPUTS, quantize_tensor, sqnr_db
@@ -58,7 +56,7 @@ def round_sites(
         calibration: windows of text.
         write: takes each, with its name.
         written: the model's other tensors where they are held differently, as embedding and
-            head: the walk computes with these.
+            head: the replay computes with these.
         options: of the method; "crossed" makes up for the error of the inputs too.
         progress: called with the matrix, weights done, and of how many.
 
@@ -74,23 +72,23 @@ def round_sites(
     total = sum(int(np.prod(model.tensors[name].shape)) for name in schemes)
     ratios: dict[str, float | None] = {}
     done = 0
-    walk = Walk(model, calibration.windows, float_inputs=crossed, replaced=written)
-    for stage in walk:
-        names = [name for name in stage.site.linears if name in schemes]
+    replay = Replay(model, calibration.windows, float_inputs=crossed, replaced=written)
+    for step in replay:
+        names = [name for name in step.group.linears if name in schemes]
         if not names:
             continue
         if progress:
             progress(names[0], done, total)
-        seen = _watch(stage, METHOD_INPUTS.get(method), crossed, model.config)
-        wanted = _wanted(stage, names, seen.get("hessian"))
+        seen = _watch(step, METHOD_INPUTS.get(method), crossed)
+        wanted = _wanted(step, names, seen.get("hessian"))
         for name in names:
-            w = stage.weights[name]
+            w = step.weights[name]
             tensor = quantize_tensor(
                 wanted.pop(name, w), schemes[name], method, name=name, **seen, **own
             )
             write(name, tensor)
             ratios[name] = tensor_sqnr(FloatTensor("F32", w), tensor)
-            stage.replace(name, tensor.numpy())
+            step.replace(name, tensor.numpy())
             done += w.size
             if progress:
                 progress(name, done, total)
@@ -111,44 +109,43 @@ def tensor_sqnr(original: Tensor, tensor: Tensor) -> float | None:
 
 
 def _wanted(
-    stage: Stage, names: Sequence[str], hessian: Hessian | None
+    step: ReplayStep, names: Sequence[str], hessian: Hessian | None
 ) -> dict[str, NDArray[np.float32]]:
     """What to round in place of the weights, to make up for errors upstream as well.
 
-    Found for all matrices of the site at once: what it takes is as large as the Hessian, and need
+    Computed for all matrices of the group at once: the memory is as large as the Hessian, and need
     not be held while they are rounded.
     """
     for name in names:
-        check_finite(stage.weights[name], name)
+        check_finite(step.weights[name], name)
     if hessian is None or hessian.cross is None:
         return {}
-    found = {name: hessian.target(stage.weights[name]) for name in names}
+    found = {name: hessian.target(step.weights[name]) for name in names}
     hessian.settle()
     return found
 
 
-def _watch(stage: Stage, need: str | None, crossed: bool, config: ModelConfig) -> dict[str, Any]:
-    """What a method must know of a site's inputs, by the name it asks for."""
+def _watch(step: ReplayStep, need: str | None, crossed: bool) -> dict[str, Any]:
+    """What a method needs to know of a group's inputs, by the name it asks for."""
     if need is None:
         return {}
-    k = stage.weights[stage.site.linears[0]].shape[1]
+    k = step.weights[step.group.linears[0]].shape[1]
     if need == "importance":
         square, n = np.zeros(k), 0
-        for x in stage.inputs():
+        for x in step.inputs():
             square += np.einsum("tk,tk->k", x, x)
             n += x.shape[0]
         return {"importance": (square / n).astype(np.float32)}
     hessian = Hessian(k, crossed=crossed)
     if not crossed:
-        for x in stage.inputs():
+        for x in step.inputs():
             hessian.add(x)
         return {"hessian": hessian}
-    seen = zip(stage.inputs(), stage.float_inputs(), stage.drifts(), strict=True)
+    seen = zip(step.inputs(), step.float_inputs(), step.residual_errors(), strict=True)
     # a norm between the matrix and x would scale what is made up for
-    site = stage.site
-    ends_branch = site.kind in ("attn_out", "mlp_out") and not config.blocks[site.layer].norm_after
-    for x, x_float, drift in seen:
-        hessian.add(x, x_float, drift if ends_branch else None)
+    adds = step.group.adds_to_residual
+    for x, x_float, error in seen:
+        hessian.add(x, x_float, error if adds else None)
     return {"hessian": hessian}
 
 

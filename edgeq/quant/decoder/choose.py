@@ -29,8 +29,8 @@ from edgeq.model.artifact_layout import Held, file_order, overhead
 from edgeq.model.model import Model
 from edgeq.quant.decoder.allocate import Allocation, Uniform, allocate, uniform
 from edgeq.quant.decoder.calibrate import Calibration
-from edgeq.quant.decoder.losses import mean_divergence, walked
-from edgeq.quant.decoder.replay import Walk
+from edgeq.quant.decoder.losses import mean_divergence
+from edgeq.quant.decoder.replay import Replay
 from edgeq.quant.decoder.sensitivity import Sensitivity, measure_sensitivity, mode_for
 from edgeq.quant.decoder.spill import Spill
 from edgeq.quant.decoder.trial import rounded
@@ -284,7 +284,7 @@ class _Trials:
         spill: Spill,
     ) -> None:
         self._job, self._calibration, self._few, self._spill = job, calibration, few, spill
-        self._float: Walk | None = None
+        self._float: Replay | None = None
         self.nats: dict[str, float] = {}
         self.tensors: dict[str, Mapping[str, Tensor]] = {}
 
@@ -300,8 +300,8 @@ class _Trials:
             self._spill, progress,
         )  # fmt: skip
         job.progress(f"measuring {label}", 0, 1)
-        self._float = self._float or walked(Walk(job.model, self._few))
-        self.nats[label] = mean_divergence(self._float, walked(Walk(other, self._few)))
+        self._float = self._float or Replay(job.model, self._few).run()
+        self.nats[label] = mean_divergence(self._float, Replay(other, self._few).run())
         self.tensors[label] = other.tensors
         job.progress(f"measuring {label}", 1, 1)
 

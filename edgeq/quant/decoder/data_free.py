@@ -1,4 +1,4 @@
-"""Tensors rounded without a walk through the model, one piece of one at a time.
+"""Tensors rounded without running the model, one piece of one at a time.
 
 Workers take pieces of some rows in file order, quantize them in buffers of their own and write
 them to their place in the artifact; NumPy lets go of the interpreter lock inside its loops, so

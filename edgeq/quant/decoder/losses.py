@@ -1,4 +1,4 @@
-"""Losses of matrices in every scheme they might get, one walk over a text for all.
+"""Losses of matrices in every scheme they might get, with one replay of a text for all.
 
 `edgeq.quant.decoder.sensitivity` says what the losses are. Beyond the mode "kl" errors are
 estimated on a
@@ -23,7 +23,7 @@ from edgeq.model.formulas import Array
 from edgeq.model.model import Model
 from edgeq.quant.decoder.calibrate import Calibration
 from edgeq.quant.decoder.data_free import round_alone
-from edgeq.quant.decoder.replay import Stage, Walk
+from edgeq.quant.decoder.replay import Replay, ReplayStep
 from edgeq.quant.decoder.spill import Spill
 from edgeq.quant.rounders.hessian import Factor, Hessian, damped, weighted_error
 from edgeq.quant.rounders.rounding import FALLBACK, data_free_method, quantize_tensor
@@ -85,14 +85,14 @@ class Trials:
         self._windows = calibration.windows
         self._spill = spill
         self._every = EVERY if mode == "scaled" else 1
-        self._float: Walk | None = None
+        self._float: Replay | None = None
         if mode != "output":
-            self._float = walked(Walk(model, self._windows))
+            self._float = Replay(model, self._windows).run()
 
     def run(self, wanted: set[str], progress: Progress) -> dict[str, dict[str, float]]:
-        """Losses by scheme of each wanted matrix, in the order of the walk."""
+        """Losses by scheme of each wanted matrix, in the order of the replay."""
         config = self._model.config
-        walk = Walk(self._model, self._windows)
+        replay = Replay(self._model, self._windows)
         start = None
         losses: dict[str, dict[str, float]] = {}
         kinds: dict[tuple[str, int], _Kind] = {}
@@ -100,19 +100,19 @@ class Trials:
         steps = len(wanted)
         if scaled:
             steps += len({_kind(name, config.layers) for name in wanted if _in_layer(name)})
-        for stage in walk:
-            if stage.site.kind == "attn_in":
-                start = walk.state()
-            names = [name for name in stage.site.linears if name in wanted]
+        for step in replay:
+            if step.group.kind == "attn_in":
+                start = replay.state()
+            names = [name for name in step.group.linears if name in wanted]
             if not names:
                 continue
-            inputs = self._inputs(stage)
+            inputs = self._inputs(step)
             for name in names:
-                if stage.site.kind == "head":
-                    # a tied head is the embedding too, which only a whole walk sees
-                    start = None if config.tied else walk.state()
+                if step.group.kind == "head":
+                    # a tied head is the embedding too, which only a whole replay sees
+                    start = None if config.tied else replay.state()
                 progress(f"rounding {name} at every precision", len(losses), steps)
-                w = stage.weights[name] if _in_layer(name) else None
+                w = step.weights[name] if _in_layer(name) else None
                 losses[name] = self._losses(name, w, inputs, start)
                 if scaled and w is not None:
                     kind = kinds.setdefault(_kind(name, config.layers), _Kind(start))
@@ -144,13 +144,13 @@ class Trials:
             kind.error += weighted_error(some, rounded, inputs.moments) / signal
         kind.tensors[name] = self._spill.put(plain)
 
-    def _inputs(self, stage: Stage) -> _Inputs:
+    def _inputs(self, step: ReplayStep) -> _Inputs:
         moments: Hessian | None = None
-        for x in stage.inputs():
+        for x in step.inputs():
             moments = moments or Hessian(x.shape[1])
             moments.add(x)
-        assert moments is not None  # a walk has windows
-        method = data_free_method(self._method) if stage.site.kind == "head" else self._method
+        assert moments is not None  # a replay has windows
+        method = data_free_method(self._method) if step.group.kind == "head" else self._method
         if method != "gptq":
             return _Inputs(method, moments)
         pivots = Factor.of(damped(moments.matrix, DAMPING)).pivots
@@ -214,8 +214,8 @@ class Trials:
     def _divergence(self, tensors: Mapping[str, Tensor], start: Any) -> float:
         """Mean KL in nats per token of the float model to the one with these tensors."""
         assert self._float is not None
-        walk = Walk(self._model, self._windows, replaced=tensors, state=start)
-        return mean_divergence(self._float, walked(walk), self._every)
+        replay = Replay(self._model, self._windows, replaced=tensors, state=start)
+        return mean_divergence(self._float, replay.run(), self._every)
 
 
 @dataclass
@@ -223,7 +223,7 @@ class _Kind:
     """Matrices of one kind in one part of the depth, rounded together.
 
     Args:
-        start: of the walk, at the first of their layers.
+        start: of the replay, at the first of their layers.
         tensors: the rounded ones.
         error: sum of the relative squared errors of their outputs.
     """
@@ -255,7 +255,7 @@ def _kind(name: str, layers: int) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What is known of a site's inputs, and how its matrices are rounded by it.
+    """What is known of a group's inputs, and how its matrices are rounded by it.
 
     Args:
         method: of `edgeq.quant.METHODS`.
@@ -285,15 +285,8 @@ class _Inputs:
         return self.pivot * weighted_error(w, plain.numpy(), None)
 
 
-def walked(walk: Walk) -> Walk:
-    """A walk gone to its end, where it knows its logits."""
-    for _ in walk:
-        pass
-    return walk
-
-
-def mean_divergence(base: Walk, other: Walk, every: int = 1) -> float:
-    """Mean KL in nats per token between two walks over the same windows, gone to their ends.
+def mean_divergence(base: Replay, other: Replay, every: int = 1) -> float:
+    """Mean KL in nats per token between two finished replays of the same windows.
 
     Args:
         base: of the float model.

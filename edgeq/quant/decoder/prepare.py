@@ -95,7 +95,7 @@ class Prepared:
         recipe: with the rules that a target was solved by.
         schemes: of each tensor to be written, in file order.
         importance: of inputs of matrices, from statistics.
-        by_site: whether matrices are rounded site by site, on a walk over the text.
+        by_site: whether matrices are rounded group by group, in a replay of the text.
         inputs: how those of matrices are rounded when the model runs.
         provenance: what was learned from, and what came of it that belongs to the artifact.
         tensors: as they were rounded already, where a choice of bits was carried out to be

@@ -26,7 +26,7 @@ from edgeq.model.config import ModelConfig
 from edgeq.model.formulas import Array, Linear
 from edgeq.model.model import Model
 from edgeq.quant.decoder.calibrate import Calibration
-from edgeq.quant.decoder.replay import Walk
+from edgeq.quant.decoder.replay import Replay
 from edgeq.quant.rounders.rounding import sqnr_db
 
 TEXT = "quality_text.txt"
@@ -206,7 +206,7 @@ def measure(
         base: the float source.
         held_out: a text that was not used for calibration.
         inputs: how the model's are rounded.
-        progress: called with ("quality card", sites done, of how many).
+        progress: called with ("quality card", groups done, of how many).
 
     Returns:
         The card; with the reason in place of numbers where there are none.
@@ -215,17 +215,19 @@ def measure(
     windows = held_out.cut.windows
     if max(window.size for window in windows) < 2:
         return Quality(reason=f"{held_out.name} is too short: no token has one before it")
-    walks = [
-        Walk(base, windows, progress=lambda _, *at: move("quality card", *at)),
-        Walk(model, windows, linear=inputs.linear),
+    replays = [
+        Replay(base, windows, progress=lambda _, *at: move("quality card", *at)),
+        Replay(model, windows, linear=inputs.linear),
     ]
     ratios: list[float | None] = []
-    for stage, _ in zip(*walks, strict=True):
-        if stage.site.kind in ("attn_in", "head"):
-            ratios.append(_hidden_sqnr(*(walk.state().hidden for walk in walks)))
+    for step, _ in zip(*replays, strict=True):
+        if step.group.kind in ("attn_in", "head"):
+            ratios.append(_hidden_sqnr(*(replay.state().hidden for replay in replays)))
     tally = Tally()
     try:
-        for window, before, after in zip(windows, *(walk.logits() for walk in walks), strict=True):
+        for window, before, after in zip(
+            windows, *(replay.logits() for replay in replays), strict=True
+        ):
             tally.add(window[1:], after[:-1], before[:-1])
     except FormatError as err:
         return Quality(reason=str(err))

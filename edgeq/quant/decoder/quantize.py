@@ -5,9 +5,9 @@
 
 Without a text every tensor is rounded by itself, a piece at a time
 (`edgeq.quant.decoder.data_free`); with
-one, site by site, each seeing the error made before it (`edgeq.quant.decoder.calibrated`). The card
-compares what was written with the source, on a text that neither saw, before the file takes its
-name.
+one, group by group, each seeing the error made before it (`edgeq.quant.decoder.calibrated`). The
+card compares what was written with the source, on a text that neither saw, before the file takes
+its name.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def quantize(
         max_ram: most bytes the process may hold, memory-mapped pages included; the card is left
             out where it would take more.
         threads: workers; all cores this process may use if None.
-        progress: called with what is done, how far, and of how much: weights, sites or steps.
+        progress: called with what is done, how far, and of how much: weights, groups or steps.
 
     Raises:
         DoesNotFitError: max_ram is too little.

@@ -13,7 +13,7 @@ Three ways to say it, for every tensor and every scheme it might get:
              of the kind there together and walking on. Embedding and head, which are few and
              large, are measured as under "kl", a tied matrix at both its uses.
     output   the relative squared error of what the matrix puts out, tr(E H E') / tr(W H W'),
-             with H the second moments of its inputs: one walk for all. These errors do not add up
+             with H the second moments of its inputs: one replay for all. These errors do not add up
              over kinds of matrices, so bits cannot be chosen by them.
 
 GPTQ, which takes long, is not carried out for output errors. With H = M D M'
@@ -61,7 +61,7 @@ class Sensitivity:
     Args:
         mode: "kl" or "scaled" in nats per token, or "output" as a ratio of squares.
         method: how tensors were rounded.
-        n_tokens: of the calibration text that were walked.
+        n_tokens: of the calibration text that were replayed.
         text_sha256: of the text.
         model_sha256: of the float model.
         losses: tensor -> scheme's text form -> loss.
@@ -190,10 +190,10 @@ def measure_sensitivity(
 ) -> Sensitivity:
     """Try every matrix of a float model in every scheme it might get.
 
-    Memory is that of two walks (`edgeq.quant.decoder.replay`) and the second moments of one site's
-    inputs.
+    Memory is that of two replays (`edgeq.quant.decoder.replay`) and the second moments of one
+    group's inputs.
     "kl" rounds each matrix by the method and walks on with it five times, eight with palettes;
-    "scaled" and "output" only round it without data, once for every scheme, and factor each site's
+    "scaled" and "output" only round it without data, once for every scheme, and factor each group's
     moments; "scaled" then walks on once for each kind of matrix in each third of the layers, and
     four times for embedding and head.
 

@@ -1,7 +1,8 @@
 """Columns that meet large inputs are scaled up before rounding, and the inputs down.
 
-For each site the factors are ``s = a ** alpha``, a the mean absolute input of each column, with
-the alpha of a grid that leaves the least error in what the site's matrices put out.
+For each group of matrices with one input the factors are ``s = a ** alpha``, where a is the mean
+absolute input of each column and alpha the one of `GRID` that leaves the least error in the outputs
+of the matrices.
 
 Source: Lin et al. 2023, "AWQ: Activation-aware Weight Quantization" (arXiv:2306.00978),
 equations 4 and 5. The error is taken over all calibration tokens by their second moments.
@@ -17,14 +18,15 @@ from numpy.typing import NDArray
 from edgeq.core.progress import Progress
 from edgeq.formats.schemes import QuantScheme, Scheme
 from edgeq.model.model import Model
+from edgeq.model.recording import LinearGroup
 from edgeq.quant.decoder.calibrate import Calibration
-from edgeq.quant.decoder.replay import Site, Stage, Walk
-from edgeq.quant.decoder.transforms.fold import folded, shared
+from edgeq.quant.decoder.replay import Replay, ReplayStep
+from edgeq.quant.decoder.transforms.fold import can_fold, folded, shared
 from edgeq.quant.rounders.gptq import Hessian, weighted_error
 from edgeq.quant.rounders.rounding import quantize_tensor
 
 GRID = tuple(alpha / 10 for alpha in range(11))
-"""Powers tried; 0 leaves the site as it is."""
+"""Powers tried; 0 leaves the group as it is."""
 
 
 def awq(
@@ -38,31 +40,33 @@ def awq(
     Args:
         model: float.
         calibration: windows of text.
-        schemes: what each matrix will be held in; sites that stay floating point are left alone.
-        progress: called with the site, sites done, and of how many.
+        schemes: what each matrix will be held in; groups that stay floating point are left alone.
+        progress: called with the group, groups done, and of how many.
     """
-    found: dict[Site, NDArray[np.float64]] = {}
-    for stage in Walk(model, calibration.windows, progress=progress):
-        if stage.site.kind != "head" and any(
-            isinstance(schemes.get(name), QuantScheme) for name in stage.site.linears
+    found: dict[LinearGroup, NDArray[np.float64]] = {}
+    for step in Replay(model, calibration.windows, progress=progress):
+        if can_fold(step.group) and any(
+            isinstance(schemes.get(name), QuantScheme) for name in step.group.linears
         ):
-            s = _best(model, stage, schemes)
+            s = _best(model, step, schemes)
             if s is not None:
-                found[stage.site] = s
+                found[step.group] = s
     return folded(model, found)
 
 
-def _best(model: Model, stage: Stage, schemes: Mapping[str, Scheme]) -> NDArray[np.float64] | None:
-    """The site's factors, or None if none is better than ones."""
+def _best(
+    model: Model, step: ReplayStep, schemes: Mapping[str, Scheme]
+) -> NDArray[np.float64] | None:
+    """The group's factors, or None if none is better than ones."""
     hessian: Hessian | None = None
     total, n = 0.0, 0
-    for x in stage.inputs():
+    for x in step.inputs():
         hessian = hessian or Hessian(x.shape[1])
         hessian.add(x)
         total = total + np.abs(x).sum(axis=0, dtype=np.float64)
         n += x.shape[0]
-    assert hessian is not None  # a walk has windows
-    mean = shared(model.config, stage.site, np.asarray(total / n))
+    assert hessian is not None  # a replay has windows
+    mean = shared(model.config, step.group, np.asarray(total / n))
     if not mean.max() > 0:
         return None
     mean = np.maximum(mean, 1e-4 * mean.max())
@@ -71,8 +75,8 @@ def _best(model: Model, stage: Stage, schemes: Mapping[str, Scheme]) -> NDArray[
         s = mean**alpha
         s /= np.sqrt(s.max() * s.min())
         error = sum(
-            _error(stage.weights[name], schemes[name], s, hessian, name)
-            for name in stage.site.linears
+            _error(step.weights[name], schemes[name], s, hessian, name)
+            for name in step.group.linears
         )
         if error < least:
             least, best = error, s if alpha else None

@@ -1,13 +1,14 @@
-"""Factors moved from the inputs of matrices into what makes those inputs, and lazy results.
+"""Factors moved from the inputs of matrices into the weights that make those inputs.
 
-A site's inputs x [T, K] may be divided by s [K] and its matrices' columns multiplied by s. What
-divides x is already there:
+The input x [T, K] of a group of matrices (`edgeq.model.recording.LinearGroup`) may be divided by
+s [K] and the columns of the matrices multiplied by s. The group's source divides x:
 
     attn_in, mlp_in    the norm before it: its weight is divided
     attn_out           rows of v and v's bias: shared by the query heads of a key/value head
-    mlp_out            rows of up, as the output is activation(gate) * up
+    mlp_out            rows of up, as the input is activation(gate) * up
 
-The head's site is left alone: a tied head is the embedding too.
+Groups whose input is the residual stream itself (layers without a norm before) are left alone, and
+so is the head: a tied one is the embedding too.
 """
 
 from __future__ import annotations
@@ -19,12 +20,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.core.errors import UnsupportedError
 from edgeq.formats.tensor import Tensor
-from edgeq.model.block import tensor_name
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
-from edgeq.quant.decoder.replay import Site
+from edgeq.model.recording import LinearGroup
 
 Array = NDArray[np.float32]
 
@@ -101,43 +100,39 @@ class Offset(Lazy):
         return (whole * self.factors[start:stop] - self.offset).astype(np.float32)
 
 
-def input_norm(config: ModelConfig, site: Site) -> str:
-    """The norm that makes the inputs of an attn_in or mlp_in site."""
-    block = config.blocks[site.layer]
-    part = block.attention_norm if site.kind == "attn_in" else block.feed_forward_norm
-    if part is None:
-        raise UnsupportedError(
-            f"the inputs at {site} come without a norm before them, so no norm can be divided by "
-            "the factors; use a transform that leaves these inputs alone"
-        )
-    return tensor_name(site.layer, part)
+def can_fold(group: LinearGroup) -> bool:
+    """Whether factors on the inputs of a group can be moved into another weight."""
+    return group.kind != "head" and group.source is not None
 
 
-def shared(config: ModelConfig, site: Site, values: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Values of a site's inputs as the factors on them must be: equal where a producer is shared.
+def shared(
+    config: ModelConfig, group: LinearGroup, values: NDArray[np.floating]
+) -> NDArray[np.float64]:
+    """Values of a group's inputs as factors on them must be: equal where their source is shared.
 
     Args:
         config: of the model.
-        site: where.
+        group: the matrices.
         values: [K].
 
     Returns:
         float64 [K]; at attn_out the largest over the query heads of each key/value head.
     """
     wide: NDArray[np.float64] = values.astype(np.float64)
-    if site.kind != "attn_out":
+    if group.kind != "attn_out":
         return wide
-    grouped = wide.reshape(config.kv_heads, config.group, config.head_dim)
-    most = grouped.max(axis=1, keepdims=True)
-    return np.broadcast_to(most, grouped.shape).reshape(-1)
+    by_head = wide.reshape(config.kv_heads, config.group, config.head_dim)
+    most = by_head.max(axis=1, keepdims=True)
+    return np.broadcast_to(most, by_head.shape).reshape(-1)
 
 
-def folded(model: Model, factors: Mapping[Site, NDArray[np.float64]]) -> Model:
-    """The equal model whose site inputs are divided by factors.
+def folded(model: Model, factors: Mapping[LinearGroup, NDArray[np.float64]]) -> Model:
+    """The equal model in which the inputs of groups are divided by factors.
 
     Args:
         model: float.
-        factors: site -> s [K], positive; at attn_out as `shared` gives them. Not the head.
+        factors: group -> s [K], positive; at attn_out as `shared` gives them. Only of groups that
+            `can_fold`.
     """
     config = model.config
     tensors = dict(model.tensors)
@@ -148,17 +143,16 @@ def folded(model: Model, factors: Mapping[Site, NDArray[np.float64]]) -> Model:
         if name in tensors:
             tensors[name] = Scaled(tensors[name], rows, columns)
 
-    for site, s in factors.items():
-        for name in site.linears:
+    for group, s in factors.items():
+        assert group.source is not None  # the caller asked `can_fold`
+        for name in group.linears:
             scale(name, None, s)
-        layer = f"model.layers.{site.layer}."
-        if site.kind == "attn_out":
+        if group.kind == "attn_out":
             one = s.reshape(config.kv_heads, config.group, config.head_dim)[:, 0].reshape(-1)
-            scale(layer + "self_attn.v_proj.weight", 1 / one, None)
-            scale(layer + "self_attn.v_proj.bias", 1 / one, None)
-        elif site.kind == "mlp_out":
-            scale(layer + "mlp.up_proj.weight", 1 / s, None)
+            scale(group.source, 1 / one, None)
+            scale(group.source.removesuffix("weight") + "bias", 1 / one, None)
+        elif group.kind == "mlp_out":
+            scale(group.source, 1 / s, None)
         else:
-            norm = input_norm(config, site)
-            tensors[norm] = Offset(tensors[norm], 1 / s, config.norm_offset)
+            tensors[group.source] = Offset(tensors[group.source], 1 / s, config.norm_offset)
     return replace(model, tensors=tensors)

@@ -6,9 +6,9 @@
                     after them (a norm without weights does not see R), the columns of those are
                     rotated by R, the rows of o and down by R', and the embedding's rows by R.
 
-`rotate` needs models without norms after attention and feed-forward (their weights stand between
-two rotations), and a head of its own: a tied one cannot hold the last norm's weights, unless they
-are all equal.
+`rotate` needs models whose norms all stand before attention and feed-forward (weights of a norm
+after them stand between two rotations), and a head of its own: a tied one cannot hold the last
+norm's weights, unless they are all equal.
 
 R is a Hadamard matrix with random signs where the size is a power of two, else a random orthogonal
 one; the same for the same size.
@@ -19,7 +19,7 @@ is R2 of Liu et al. 2024, "SpinQuant" (arXiv:2405.16406).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,6 +30,7 @@ from edgeq.core.progress import Progress
 from edgeq.formats.schemes import Scheme
 from edgeq.formats.tensor import FloatTensor, Tensor
 from edgeq.model.model import Model
+from edgeq.model.recording import linear_groups
 from edgeq.quant.decoder.calibrate import Calibration
 from edgeq.quant.decoder.transforms.fold import Lazy, Scaled
 
@@ -105,12 +106,13 @@ def rotate_values(
     del calibration, schemes, progress
     r = orthogonal(model.config.head_dim)
     tensors = dict(model.tensors)
-    for layer in range(model.config.layers):
-        p = f"model.layers.{layer}.self_attn."
-        for name in (p + "v_proj.weight", p + "v_proj.bias"):
-            if name in tensors:
-                tensors[name] = RotatedRows(tensors[name], r)
-        tensors[p + "o_proj.weight"] = Rotated(tensors[p + "o_proj.weight"], r)
+    for group in linear_groups(model.config):
+        if group.kind != "attn_out":
+            continue
+        assert group.source is not None  # v
+        _rotate_rows(tensors, group.source, r)
+        for name in group.linears:
+            tensors[name] = Rotated(tensors[name], r)
     return replace(model, tensors=tensors)
 
 
@@ -144,25 +146,27 @@ def rotate(
         )
     r = orthogonal(config.hidden)
     tensors = dict(model.tensors)
-    for layer in range(config.layers):
-        p = f"model.layers.{layer}."
-        attention = [f"{p}self_attn.{m}_proj.weight" for m in "qkv"]
-        mlp = [p + "mlp.gate_proj.weight", p + "mlp.up_proj.weight"]
-        _absorb(tensors, p + "input_layernorm.weight", attention, config.norm_offset, r)
-        _absorb(tensors, p + "post_attention_layernorm.weight", mlp, config.norm_offset, r)
-        for name in (p + "self_attn.o_proj", p + "mlp.down_proj"):
-            for part in (name + ".weight", name + ".bias"):
-                if part in tensors:
-                    tensors[part] = RotatedRows(tensors[part], r)
+    for group in linear_groups(config):
+        if group.adds_to_residual:
+            for name in group.linears:
+                _rotate_rows(tensors, name, r)
+        elif group.kind != "head" or not config.tied:
+            assert group.source is not None  # every layer has norms before, none after
+            _absorb(tensors, group.source, group.linears, config.norm_offset, r)
     table = "model.embed_tokens.weight"
     tensors[table] = Rotated(tensors[table], r)
-    if not config.tied:
-        _absorb(tensors, "model.norm.weight", ["lm_head.weight"], config.norm_offset, r)
     return replace(model, tensors=tensors)
 
 
+def _rotate_rows(tensors: dict[str, Tensor], weight: str, r: Matrix) -> None:
+    """Mix the rows of a matrix and of its bias."""
+    for name in (weight, weight.removesuffix("weight") + "bias"):
+        if name in tensors:
+            tensors[name] = RotatedRows(tensors[name], r)
+
+
 def _absorb(
-    tensors: dict[str, Tensor], norm: str, matrices: list[str], offset: float, r: Matrix
+    tensors: dict[str, Tensor], norm: str, matrices: Sequence[str], offset: float, r: Matrix
 ) -> None:
     """Put a norm's weights into the matrices after it, and rotate their columns."""
     weight = tensors[norm].numpy().astype(np.float64) + offset

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from edgeq.core.progress import Progress
 from edgeq.formats.schemes import Scheme
 from edgeq.model.model import Model
+from edgeq.model.recording import LinearGroup
 from edgeq.quant.decoder.calibrate import Calibration
-from edgeq.quant.decoder.replay import Site, Walk
-from edgeq.quant.decoder.transforms.fold import folded, shared
+from edgeq.quant.decoder.replay import Replay
+from edgeq.quant.decoder.transforms.fold import can_fold, folded, shared
 
 ALPHA = 0.85
 """How much of the difficulty goes into the weights, which have a scale a row. It lost least on
@@ -31,26 +32,26 @@ def smoothquant(
     schemes: Mapping[str, Scheme],
     progress: Progress | None = None,
 ) -> Model:
-    """Fold the factors into a float model, at every site but the head's.
+    """Fold the factors into a float model, for every group of matrices that `can_fold`.
 
     Args:
         model: float.
         calibration: windows of text.
         schemes: not looked at: the factors depend on weights and inputs alone.
-        progress: called with the site, sites done, and of how many.
+        progress: called with the group, groups done, and of how many.
     """
     del schemes
-    found: dict[Site, NDArray[np.float64]] = {}
-    for stage in Walk(model, calibration.windows, progress=progress):
-        if stage.site.kind == "head":
+    found: dict[LinearGroup, NDArray[np.float64]] = {}
+    for step in Replay(model, calibration.windows, progress=progress):
+        if not can_fold(step.group):
             continue
-        inputs = np.max([np.abs(x).max(axis=0) for x in stage.inputs()], axis=0)
-        weights = np.max([np.abs(w).max(axis=0) for w in stage.weights.values()], axis=0)
-        inputs = shared(model.config, stage.site, inputs)
-        weights = shared(model.config, stage.site, weights)
+        inputs = np.max([np.abs(x).max(axis=0) for x in step.inputs()], axis=0)
+        weights = np.max([np.abs(w).max(axis=0) for w in step.weights.values()], axis=0)
+        inputs = shared(model.config, step.group, inputs)
+        weights = shared(model.config, step.group, weights)
         # a column that is never used, or weighs nothing, keeps its scale
         live = (inputs > 0) & (weights > 0)
         s = np.ones_like(inputs)
         s[live] = inputs[live] ** ALPHA / weights[live] ** (1 - ALPHA)
-        found[stage.site] = s
+        found[step.group] = s
     return folded(model, found)

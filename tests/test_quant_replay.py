@@ -1,4 +1,4 @@
-"""The walk against the reference: the same numbers, one site at a time."""
+"""Layer replay against the reference: the same numbers, one group of matrices at a time."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from edgeq.core.errors import UsageError
 from edgeq.formats.tensor import FloatTensor, Tensor
 from edgeq.model.formulas import Array, dense
 from edgeq.model.model import Model
+from edgeq.model.recording import linear_groups
 from edgeq.model.reference import Reference
-from edgeq.quant.decoder import replay as module
-from edgeq.quant.decoder.replay import Walk, WalkState, sites
+from edgeq.quant.decoder import replayed_model as module
+from edgeq.quant.decoder.replay import Replay, ReplayState
 from edgeq.quant.decoder.static import dynamic_linear
-from tests.families import FAMILIES, quantized, random_model, tiny_config
+from tests.families import ALL_FAMILIES, quantized, random_model, tiny_config
 
 SIZES = (17, 1, 40)
 """Tokens of the windows; longer and shorter than the families' sliding windows."""
@@ -50,25 +51,25 @@ def noisy(w: Array, seed: int) -> Array:
     return (w + 0.05 * np.random.default_rng(seed).normal(size=w.shape)).astype(np.float32)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_inputs_and_logits_are_the_reference_s(family: str) -> None:
     model = random_model(tiny_config(family))
     inputs, logits = watched(model, windows())
-    walk = Walk(model, windows())
-    assert walk.n_tokens == sum(SIZES)
+    replay = Replay(model, windows())
+    assert replay.n_tokens == sum(SIZES)
     order = []
-    for stage in walk:
-        order.append(stage.site)
-        for name in stage.site.linears:
-            assert_close(list(stage.inputs()), inputs.pop(name))
-            np.testing.assert_array_equal(stage.weights[name], model.tensors[name].numpy())
-    assert tuple(order) == sites(model.config)
-    assert not inputs  # every matrix has its site
-    assert_close(list(walk.logits()), logits)
+    for step in replay:
+        order.append(step.group)
+        for name in step.group.linears:
+            assert_close(list(step.inputs()), inputs.pop(name))
+            np.testing.assert_array_equal(step.weights[name], model.tensors[name].numpy())
+    assert tuple(order) == linear_groups(model.config)
+    assert not inputs  # every matrix has its group
+    assert_close(list(replay.logits()), logits)
 
 
 @pytest.mark.parametrize("keep", [module.KEEP_BYTES, 0])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_replaced_weights_are_those_of_a_model_that_holds_them(
     family: str, keep: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,64 +80,64 @@ def test_replaced_weights_are_those_of_a_model_that_holds_them(
         head = model.config.head_name
         placed[head] = FloatTensor("F32", noisy(model.tensors[head].numpy(), 1))
     tensors = {**model.tensors, **placed}
-    walk = Walk(model, windows(), float_inputs=True, replaced=placed)
+    replay = Replay(model, windows(), float_inputs=True, replaced=placed)
     before, plain_logits = watched(model, windows())
     during: dict[str, list[Array]] = {}
-    for stage in walk:
-        for name in stage.site.linears:
-            assert_close(list(stage.float_inputs()), before[name])
-            during[name] = list(stage.inputs())
+    for step in replay:
+        for name in step.group.linears:
+            assert_close(list(step.float_inputs()), before[name])
+            during[name] = list(step.inputs())
             if name not in placed:
-                tensors[name] = FloatTensor("F32", noisy(stage.weights[name], 2))
-                stage.replace(name, tensors[name].numpy())
-            np.testing.assert_array_equal(stage.weights[name], tensors[name].numpy())
-            assert_close(list(stage.inputs()), during[name])  # its own inputs stay
+                tensors[name] = FloatTensor("F32", noisy(step.weights[name], 2))
+                step.replace(name, tensors[name].numpy())
+            np.testing.assert_array_equal(step.weights[name], tensors[name].numpy())
+            assert_close(list(step.inputs()), during[name])  # its own inputs stay
     after, logits = watched(replace(model, tensors=tensors), windows())
     for name, seen in after.items():
         assert_close(during[name], seen)
-    assert_close(list(walk.logits()), logits)
+    assert_close(list(replay.logits()), logits)
     assert np.abs(logits[0] - plain_logits[0]).max() > 1e-2  # there was something to notice
 
 
-def test_a_quantized_model_walks_too() -> None:
+def test_a_quantized_model_is_replayed_too() -> None:
     model = quantized(random_model(tiny_config("qwen3")), "w4-g32")
-    walk = Walk(model, windows())
-    for _ in walk:
+    replay = Replay(model, windows())
+    for _ in replay:
         pass
-    assert_close(list(walk.logits()), watched(model, windows())[1])
+    assert_close(list(replay.logits()), watched(model, windows())[1])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_walk_computes_with_the_product_it_is_given(family: str) -> None:
+@pytest.mark.parametrize("family", ALL_FAMILIES)
+def test_a_replay_computes_with_the_product_it_is_given(family: str) -> None:
     """Rounded inputs, and the unreplaced stream as it was."""
     model = random_model(tiny_config(family))
-    walk = Walk(model, windows(), float_inputs=True, linear=dynamic_linear)
+    replay = Replay(model, windows(), float_inputs=True, linear=dynamic_linear)
     before, _ = watched(model, windows())
-    for stage in walk:
-        assert_close(list(stage.float_inputs()), before[stage.site.linears[0]])
+    for step in replay:
+        assert_close(list(step.float_inputs()), before[step.group.linears[0]])
     reference = Reference(model, linear=dynamic_linear())
-    assert_close(list(walk.logits()), [reference.forward(window) for window in windows()])
+    assert_close(list(replay.logits()), [reference.forward(window) for window in windows()])
 
 
 @pytest.mark.parametrize("layer", [1, 2])
-def test_a_walk_is_taken_up_where_it_was(layer: int) -> None:
+def test_a_replay_goes_on_where_another_was(layer: int) -> None:
     model = random_model(tiny_config("llama"))
-    whole = Walk(model, windows(), float_inputs=True)
-    state: WalkState | None = None
+    whole = Replay(model, windows(), float_inputs=True)
+    state: ReplayState | None = None
     want: list[list[Array]] = []
-    for stage in whole:
-        if stage.site.layer == layer and state is None:
+    for step in whole:
+        if step.group.layer == layer and state is None:
             state = whole.state()
-        if stage.site.layer == 0 and stage.site.kind == "attn_in":
-            stage.replace(stage.site.linears[0], noisy(stage.weights[stage.site.linears[0]], 3))
+        if step.group.layer == 0 and step.group.kind == "attn_in":
+            step.replace(step.group.linears[0], noisy(step.weights[step.group.linears[0]], 3))
         if state is not None:
-            want += [list(stage.inputs()), list(stage.float_inputs())]
+            want += [list(step.inputs()), list(step.float_inputs())]
     assert state is not None
     assert state.layer == layer
-    rest = Walk(model, windows(), float_inputs=True, state=state)
+    rest = Replay(model, windows(), float_inputs=True, state=state)
     got: list[list[Array]] = []
-    for stage in rest:
-        got += [list(stage.inputs()), list(stage.float_inputs())]
+    for step in rest:
+        got += [list(step.inputs()), list(step.float_inputs())]
     assert len(got) == len(want)
     for a, b in zip(got, want, strict=True):
         for x, y in zip(a, b, strict=True):
@@ -145,21 +146,21 @@ def test_a_walk_is_taken_up_where_it_was(layer: int) -> None:
         np.testing.assert_array_equal(x, y)
 
 
-def test_weights_of_one_site_at_a_time() -> None:
+def test_weights_of_one_group_at_a_time() -> None:
     model = random_model(tiny_config("llama", layers=3))
-    walk = Walk(model, windows(), float_inputs=True)
-    for stage in walk:
-        for name in stage.site.linears:
-            assert stage.weights[name] is stage.weights[name]
-        held = {*walk._main.weights, *walk._float.weights}  # type: ignore[union-attr]
-        assert held <= set(stage.site.linears) | {model.config.head_name}
-    assert len(stage.weights) == 1
+    replay = Replay(model, windows(), float_inputs=True)
+    for step in replay:
+        for name in step.group.linears:
+            assert step.weights[name] is step.weights[name]
+        held = {*replay._main.weights, *replay._float.weights}  # type: ignore[union-attr]
+        assert held <= set(step.group.linears) | {model.config.head_name}
+    assert len(step.weights) == 1
 
 
-def test_progress_counts_the_sites() -> None:
+def test_progress_counts_the_groups() -> None:
     told: list[tuple[str, int, int]] = []
     model = random_model(tiny_config("phi3"))
-    for _ in Walk(model, windows(), progress=lambda *call: told.append(call)):
+    for _ in Replay(model, windows(), progress=lambda *call: told.append(call)):
         pass
     assert told[0] == ("layer 0 attn_in", 0, 9)
     assert [call[1] for call in told] == list(range(10))
@@ -168,59 +169,59 @@ def test_progress_counts_the_sites() -> None:
 
 def test_what_is_over_is_over() -> None:
     model = random_model(tiny_config("llama"))
-    walk = Walk(model, windows())
-    stages = iter(walk)
-    first = next(stages)
+    replay = Replay(model, windows())
+    steps = iter(replay)
+    first = next(steps)
     half = first.inputs()
     next(half)
-    next(stages)
+    next(steps)
     with pytest.raises(UsageError, match="layer 0 attn_in is over"):
         next(half)
     with pytest.raises(UsageError, match="is over"):
-        first.weights[first.site.linears[0]]
+        first.weights[first.group.linears[0]]
     with pytest.raises(UsageError, match="is over"):
-        first.replace(first.site.linears[0], np.zeros((48, 44), np.float32))
+        first.replace(first.group.linears[0], np.zeros((48, 44), np.float32))
     with pytest.raises(UsageError, match="at layer 0 attn_out"):
-        walk.state()
-    with pytest.raises(UsageError, match="after the last stage"):
-        next(walk.logits())
+        replay.state()
+    with pytest.raises(UsageError, match="after the last step"):
+        next(replay.logits())
     with pytest.raises(UsageError, match="once"):
-        next(iter(walk))
+        next(iter(replay))
 
 
 def test_wrong_use_is_explained() -> None:
     model = random_model(tiny_config("llama"))
     with pytest.raises(UsageError, match="no windows"):
-        Walk(model, [])
+        Replay(model, [])
     with pytest.raises(UsageError, match="at least one"):
-        Walk(model, [np.array([], np.int64)])
+        Replay(model, [np.array([], np.int64)])
     with pytest.raises(UsageError, match="token 101 is outside the vocabulary of 101"):
-        Walk(model, [np.array([3, 101])])
+        Replay(model, [np.array([3, 101])])
     with pytest.raises(UsageError, match="65 tokens and the model supports 64"):
-        Walk(model, [np.zeros(65, np.int64)])
+        Replay(model, [np.zeros(65, np.int64)])
     with pytest.raises(UsageError, match="no tensor nothing"):
-        Walk(model, windows(), replaced={"nothing": FloatTensor("F32", np.zeros(3, np.float32))})
+        Replay(model, windows(), replaced={"nothing": FloatTensor("F32", np.zeros(3, np.float32))})
     wrong = FloatTensor("F32", np.zeros(3, np.float32))
     with pytest.raises(UsageError, match=r"\[44\]; it cannot be replaced by \[3\]"):
-        Walk(model, windows(), replaced={"model.norm.weight": wrong})
-    walk = Walk(model, windows())
+        Replay(model, windows(), replaced={"model.norm.weight": wrong})
+    replay = Replay(model, windows())
     with pytest.raises(UsageError, match="not begun"):
-        walk.state()
-    stage = next(iter(walk))
+        replay.state()
+    step = next(iter(replay))
     with pytest.raises(UsageError, match="float_inputs=True"):
-        stage.float_inputs()
-    with pytest.raises(UsageError, match="not at layer 0 attn_in"):
-        stage.replace("model.layers.0.mlp.down_proj.weight", np.zeros((44, 76), np.float32))
+        step.float_inputs()
+    with pytest.raises(UsageError, match="is not in layer 0 attn_in"):
+        step.replace("model.layers.0.mlp.down_proj.weight", np.zeros((44, 76), np.float32))
     with pytest.raises(UsageError, match=r"cannot be replaced by \[2, 2\]"):
-        stage.replace(stage.site.linears[0], np.zeros((2, 2), np.float32))
+        step.replace(step.group.linears[0], np.zeros((2, 2), np.float32))
     with pytest.raises(KeyError):
-        stage.weights["lm_head.weight"]
+        step.weights["lm_head.weight"]
 
 
-def test_sites_cover_every_matrix_once_in_order() -> None:
+def test_groups_cover_every_matrix_once_in_order() -> None:
     config = tiny_config("mistral")
-    found = sites(config)
-    names = [name for site in found for name in site.linears]
+    found = linear_groups(config)
+    names = [name for group in found for name in group.linears]
     assert len(names) == len(set(names))
     assert set(names) == {name for name, _ in config.linears()} - {"model.embed_tokens.weight"}
     assert all(a.layer <= b.layer for a, b in pairwise(found))

@@ -1,0 +1,149 @@
+"""One model in a layer replay: its hidden states, and the weights of the group it is at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.core.errors import UsageError
+from edgeq.formats.safetensors_file import release
+from edgeq.formats.tensor import Tensor
+from edgeq.model import decoder
+from edgeq.model.formulas import Array, Linear, dense
+from edgeq.model.model import Model
+from edgeq.model.recording import LinearGroup
+from edgeq.model.reference import Reference
+
+KEEP_BYTES = 512 << 20
+"""Inputs of one group that are kept rather than computed again."""
+
+_ENDS = {"attn_out": decoder.attention_out, "mlp_out": decoder.feed_forward_out}
+"""Groups at the end of a branch -> the part of the decoder that computes what it adds to x."""
+
+
+class ReplayedModel:
+    """A model's hidden states between two groups.
+
+    Args:
+        model: whose decoder it is.
+        windows: tokens.
+        replaced: tensors in place of the model's.
+        hidden: x of each window where a replay goes on; the embeddings if None.
+        linear: see `edgeq.quant.decoder.replay.Replay`.
+
+    Attributes:
+        hidden: x of each window, float32 [T, hidden].
+        weights: the current group's matrices that were converted to float32 or replaced.
+        reference: what computes the parts of the decoder.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        windows: Sequence[NDArray[np.int64]],
+        replaced: Mapping[str, Tensor],
+        hidden: Sequence[Array] | None,
+        linear: Callable[[Linear], Linear] | None = None,
+    ) -> None:
+        if replaced:
+            model = _with_tensors(model, replaced)
+        self.weights: dict[str, Array] = {}
+        self.reference = Reference(model, linear=linear(self._product) if linear else self._product)
+        self._windows = windows
+        self._head = model.config.head_name
+        if hidden is None:
+            hidden = [self._embedding(window) for window in windows]
+            release(model.tensors["model.embed_tokens.weight"])
+        self.hidden = list(hidden)
+        self._kept: list[Array] | None = None
+
+    def begin(self, group: LinearGroup) -> None:
+        """Compute and keep the group's inputs, if they are more than a norm and not too large."""
+        if group.kind not in _ENDS:
+            return
+        width = self.reference.model.tensors[group.linears[0]].shape[1]
+        if 4 * width * sum(x.shape[0] for x in self.hidden) <= KEEP_BYTES:
+            self._kept = [self.input(group, window) for window in range(len(self.hidden))]
+            self.weights.clear()
+
+    def input(self, group: LinearGroup, window: int) -> Array:
+        """What the group's matrices are multiplied with, float32 [T, K]."""
+        if self._kept is not None:
+            return self._kept[window]
+        ref, x, layer = self.reference, self.hidden[window], group.layer
+        if group.kind == "head":
+            return decoder.head_in(ref, x)
+        if group.kind in ("attn_in", "attn_out"):
+            h = decoder.attention_in(ref, ref.config, layer, x)
+            if group.kind == "attn_in":
+                return h
+            ref.begin(self._windows[window])
+            return decoder.attention_mix(ref, ref.config, layer, h)
+        h = decoder.feed_forward_in(ref, ref.config, layer, x)
+        return h if group.kind == "mlp_in" else decoder.feed_forward_act(ref, ref.config, layer, h)
+
+    def finish(self, group: LinearGroup) -> None:
+        """Add the output of a branch to the hidden states, if the group ends one."""
+        if group.kind not in _ENDS:
+            return
+        out, ref = _ENDS[group.kind], self.reference
+        for window, x in enumerate(self.hidden):
+            self.hidden[window] = x + out(ref, ref.config, group.layer, self.input(group, window))
+        self._kept = None
+        self.weights.clear()
+
+    def logits(self, window: int, every: int = 1) -> Array:
+        """Logits of one position in so many of a window, float32 [T, V]."""
+        ref = self.reference
+        x = decoder.head_in(ref, self.hidden[window][::every])
+        return ref.linear("logits", x, self._head)
+
+    def weight(self, name: str) -> Array:
+        """The matrix in place as float32, kept from now on."""
+        if name not in self.weights:
+            tensor = self.reference.model.tensors[name]
+            self.weights[name] = tensor.numpy()
+            release(tensor)
+        return self.weights[name]
+
+    def _embedding(self, window: NDArray[np.int64]) -> Array:
+        self.reference.begin(window)
+        return self.reference.embed("embed")
+
+    def _product(self, name: str, x: Array, tensor: Tensor) -> Array:
+        # a head is large and used once: it is kept only if a caller asked for it
+        if name == self._head and name not in self.weights:
+            return dense(name, x, _ReleasedTensor(tensor))
+        return x @ self.weight(name).T
+
+
+class _ReleasedTensor:
+    """A tensor whose pages are returned to the system as soon as its rows are read."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        self.shape, self.nbytes = tuple(tensor.shape), tensor.nbytes
+
+    def rows(self, start: int, stop: int) -> Array:
+        """Rows ``start:stop`` as float32."""
+        values = self._tensor.rows(start, stop)
+        release(self._tensor)
+        return values
+
+    def numpy(self) -> Array:
+        """The whole tensor as float32."""
+        return self.rows(0, self.shape[0])
+
+
+def _with_tensors(model: Model, replaced: Mapping[str, Tensor]) -> Model:
+    for name, tensor in replaced.items():
+        if name not in model.tensors:
+            raise UsageError(f"the model has no tensor {name} that could be replaced")
+        if tuple(tensor.shape) != tuple(model.tensors[name].shape):
+            raise UsageError(
+                f"{name} is {list(model.tensors[name].shape)}; "
+                f"it cannot be replaced by {list(tensor.shape)}"
+            )
+    return Model(model.config, {**model.tensors, **replaced}, model.files, model.provenance)
