@@ -14,6 +14,7 @@ from it what calibration, transforms and profiling have to know of a layer:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from edgeq.model.block import RopeSpec
@@ -142,6 +143,7 @@ class LinearGroup:
         return self.kind if self.kind == "head" else f"layer {self.layer} {self.kind}"
 
 
+@lru_cache(maxsize=4)
 def linear_groups(config: ModelConfig) -> tuple[LinearGroup, ...]:
     """Every group of a model, in the order they are computed."""
     operations = record(config)

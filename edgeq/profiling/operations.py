@@ -16,6 +16,7 @@ import numpy as np
 
 from edgeq.core.errors import UnsupportedError
 from edgeq.model.memory_layout import BATCH, position_bytes
+from edgeq.model.recording import GroupKind, linear_groups
 from edgeq.profiling.candidates import EngineCandidate
 from edgeq.profiling.session import Workload, random_tokens
 from edgeq.runtime.engine import Engine
@@ -212,12 +213,13 @@ def _phase(
     return Phase(name, units, tuple(rows), tuple(timed), tuple(plain))
 
 
-_READ_BY = {
-    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "o_proj": ("self_attn.o_proj",),
-    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
-    "down_proj": ("mlp.down_proj",),
+_READ_BY: dict[str, GroupKind] = {
+    "qkv": "attn_in",
+    "o_proj": "attn_out",
+    "gate_up": "mlp_in",
+    "down_proj": "mlp_out",
 }
+"""Steps of a layer -> the kind of group of matrices that they read."""
 
 
 def _layer_bytes(engine: Engine, layer: int, step: str, cached: int | None) -> int | None:
@@ -227,7 +229,8 @@ def _layer_bytes(engine: Engine, layer: int, step: str, cached: int | None) -> i
         return c.blocks[layer].positions_seen(cached) * position_bytes(c, engine.kv_bits)
     if step not in _READ_BY:
         return None
-    names = [f"model.layers.{layer}.{part}.weight" for part in _READ_BY[step]]
+    groups = (group for group in linear_groups(c) if group.layer == layer)
+    names = next(group.linears for group in groups if group.kind == _READ_BY[step])
     return sum(engine.model.tensors[name].nbytes for name in names)
 
 
