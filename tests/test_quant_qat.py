@@ -27,7 +27,7 @@ from edgeq.quant.training.adaround import SoftRounding
 from edgeq.quant.training.decoder import TorchDecoder
 from edgeq.quant.training.fake import FakeQuant
 from edgeq.quant.training.loop import Teacher, batches, loss_of, padded, rate_at
-from edgeq.quant.training.settings import Settings
+from edgeq.quant.training.settings import TrainingSettings
 from edgeq.quant.training.student import Student, float_weights
 from edgeq.runtime.tokenizer import Tokenizer
 from tests.conftest import need
@@ -174,10 +174,10 @@ def test_soft_rounding_settles_on_a_neighbour(scheme: str) -> None:
         first = torch.from_numpy(np.abs(soft.weight().numpy() - w))
         hard = torch.from_numpy(np.abs(fake.weight().numpy() - w))
         assert first.mean() < 0.7 * hard.mean()  # at first a weight is where the float one is
-        assert float(soft.regulariser(2.0)) > 0.01
+        assert float(soft.regularizer(2.0)) > 0.01
         draw = torch.rand(soft.variables.shape, generator=torch.Generator().manual_seed(0))
         soft.variables.copy_(torch.where(draw < 0.5, -99.0, 99.0))
-        assert float(soft.regulariser(2.0)) == 0
+        assert float(soft.regularizer(2.0)) == 0
         wanted = soft.weight().numpy()
     soft.settle()
     np.testing.assert_array_equal(fake.tensor().numpy(), wanted)
@@ -386,7 +386,7 @@ def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 )
 def test_settings_out_of_range_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        Settings(**change)
+        TrainingSettings(**change)
 
 
 def test_what_cannot_be_trained_is_refused() -> None:

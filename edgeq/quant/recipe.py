@@ -140,8 +140,8 @@ class Recipe:
         activations: how the inputs of matrices are rounded; None leaves it to the target, and
             keeps them float in a graph.
         options: of the method, see `OPTIONS`.
-        training: {"method": "distill"} and other fields of `edgeq.quant.training.Settings`; None
-            for no training.
+        training: {"method": "distill"} and other fields of
+            `edgeq.quant.training.TrainingSettings`; None for no training.
         target: {"bpw": bits per weight} or {"bytes": size of the file}: rules for matrices are
             solved for, and tried after the given ones; palettes are among them where the default
             is one.
@@ -433,13 +433,13 @@ def _check_decoder(recipe: Recipe) -> None:
 
 
 def _check_training(training: Mapping[str, Any]) -> None:
-    from edgeq.quant.training.settings import Settings
+    from edgeq.quant.training.settings import TrainingSettings
 
-    known = [setting.name for setting in fields(Settings)]
+    known = [setting.name for setting in fields(TrainingSettings)]
     for name in training:
         if name not in known:
             raise SchemeError(unknown("option of training", name, known))
-    Settings(**training)
+    TrainingSettings(**training)
 
 
 def _check_target(target: Mapping[str, float]) -> None:

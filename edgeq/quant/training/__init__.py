@@ -28,10 +28,10 @@ from edgeq.quant.rounders.rounding import quantize_tensor
 from edgeq.quant.training.adaround import reconstruct
 from edgeq.quant.training.decoder import TorchDecoder
 from edgeq.quant.training.loop import Teacher, fit
-from edgeq.quant.training.settings import METHODS, Settings
+from edgeq.quant.training.settings import METHODS, TrainingSettings
 from edgeq.quant.training.student import Student, float_weights
 
-__all__ = ["METHODS", "Settings", "train"]
+__all__ = ["METHODS", "TrainingSettings", "train"]
 
 
 def train(
@@ -83,7 +83,7 @@ def train(
     """
     if importlib.util.find_spec("torch") is None:
         raise MissingDependencyError("torch", "train", "to train quantized weights")
-    settings = Settings(method, steps, batch, learning_rate, hidden, seed)
+    settings = TrainingSettings(method, steps, batch, learning_rate, hidden, seed)
     windows = [window for window in calibration.windows if window.size > 1]
     if not windows:
         raise UsageError("there is no text to train on; give one of at least two tokens")

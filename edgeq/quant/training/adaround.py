@@ -3,7 +3,7 @@
 Layer by layer, the hidden states that the already rounded layers give go through the layer, and
 what comes out is compared with the float layer's output of the float model's states. Between its
 two nearest levels a weight's place is a rectified sigmoid of a variable, trained by the output's
-squared error; a regulariser, whose exponent falls, drives it to one end or the other. Scales stay.
+squared error; a regularizer, whose exponent falls, drives it to one end or the other. Scales stay.
 
 Sources: Nagel et al. 2020, "Up or down? Adaptive rounding for post-training quantization"
 (arXiv:2004.10568), equations 21 to 24; layers, not matrices, are reconstructed as in Li et al.
@@ -22,17 +22,17 @@ from edgeq.core.progress import Progress
 from edgeq.quant.training.decoder import TorchDecoder, Weights
 from edgeq.quant.training.fake import FakeQuant
 from edgeq.quant.training.loop import PAD, Teacher, batches, padded
-from edgeq.quant.training.settings import Settings
+from edgeq.quant.training.settings import TrainingSettings
 from edgeq.quant.training.student import Student
 
 STRETCH = 1.1, -0.1
 """The sigmoid is stretched to these ends and cut off at 0 and 1 (zeta, gamma)."""
 EXPONENTS = 20.0, 2.0
-"""Of the regulariser, from first to last."""
+"""Of the regularizer, from first to last."""
 FREE = 0.2
-"""Share of the steps before the regulariser sets in."""
+"""Share of the steps before the regularizer sets in."""
 WEIGHT = 1.0
-"""Of the regulariser's mean, over the reconstruction error relative to the one at the start."""
+"""Of the regularizer's mean, over the reconstruction error relative to the one at the start."""
 
 
 class SoftRounding:
@@ -47,7 +47,7 @@ class SoftRounding:
 
         self.matrix = matrix
         with torch.no_grad():
-            self._scales, self._below, above = matrix.neighbours()
+            self._scales, self._below, above = matrix.neighbors()
             self._gap = above - self._below
             share = (matrix.steps() - self._below) / self._gap.clamp(min=1e-9)
             high, low = STRETCH
@@ -64,7 +64,7 @@ class SoftRounding:
         level = self._below + self.share() * self._gap
         return self.matrix.flat(level * self._scales)
 
-    def regulariser(self, exponent: float) -> Any:
+    def regularizer(self, exponent: float) -> Any:
         """Mean of ``1 - |2 share - 1| ** exponent``: 0 where all are at an end."""
         return (1 - (2 * self.share() - 1).abs() ** exponent).mean()
 
@@ -82,7 +82,7 @@ def reconstruct(
     decoder: TorchDecoder,
     windows: Sequence[NDArray[np.int64]],
     teacher: Teacher,
-    settings: Settings,
+    settings: TrainingSettings,
     progress: Progress | None,
 ) -> None:
     """Round every layer's matrices in turn; embedding and head stay as they are.
@@ -126,7 +126,7 @@ def reconstruct(
             progressed = (done / steps - FREE) / (1 - FREE)
             if progressed > 0:
                 exponent = EXPONENTS[0] + (EXPONENTS[1] - EXPONENTS[0]) * progressed
-                loss = loss + WEIGHT * sum(s.regulariser(exponent) for s in soft.values())
+                loss = loss + WEIGHT * sum(s.regularizer(exponent) for s in soft.values())
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgeq.core.errors import UsageError
 from edgeq.core.progress import Progress
 from edgeq.quant.training.decoder import TorchDecoder, Weights
-from edgeq.quant.training.settings import Settings
+from edgeq.quant.training.settings import TrainingSettings
 from edgeq.quant.training.student import Student
 
 PAD = -1
@@ -71,7 +71,7 @@ def fit(
     decoder: TorchDecoder,
     windows: Sequence[NDArray[np.int64]],
     teacher: Teacher | None,
-    settings: Settings,
+    settings: TrainingSettings,
     progress: Progress | None,
 ) -> None:
     """Train the student in place, towards a teacher or on the text itself.

@@ -11,7 +11,7 @@ METHODS = ("distill", "qat", "adaround")
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     """The numbers of a training run.
 
     Args:
