@@ -33,6 +33,7 @@ _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(in
 CACHE_DIGEST = "edgeq.cache_sha256"
 """Entry of the metadata: the checksum of an int8 cache's scales."""
 _PER_HEAD = ("q_norm", "k_norm", "q_rope", "k_rope")
+"""Steps whose results are [T, heads, D]; without a norm over all heads at once."""
 
 
 def require() -> tuple[ModuleType, ModuleType]:
@@ -297,8 +298,10 @@ def tracer(path: Path) -> Iterator[Trace]:
             runner.results(piece)
         found = runner.results(tokens)
         heads = (len(tokens), -1, config.head_dim)
+        over_all = any(block.qk_norm == "all" for block in config.blocks)
+        per_head = _PER_HEAD[2:] if over_all else _PER_HEAD
         return {
-            name: found[name][0].reshape(heads) if name.endswith(_PER_HEAD) else found[name][0]
+            name: found[name][0].reshape(heads) if name.endswith(per_head) else found[name][0]
             for name in (*names, "logits")
         }
 
