@@ -17,7 +17,7 @@ from edgeq.core.errors import EdgeqError, FormatError, SchemeError, UsageError
 from edgeq.formats.schemes import FloatScheme, QuantScheme, parse_scheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
 from edgeq.model.artifact import ArtifactWriter, load, save
-from edgeq.model.artifact_layout import Held, file_order
+from edgeq.model.artifact_layout import TensorLayout, file_order
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 from tests.families import ALL_FAMILIES, blocks, quantized, random_model, rounded, tiny_config
@@ -316,7 +316,10 @@ def test_an_incomplete_model_is_not_written(tmp_path: Path) -> None:
 
 
 def writer(path: Path) -> ArtifactWriter:
-    held = {"a": Held(QuantScheme(4), (40, 32)), "b": Held(FloatScheme("f32"), (3,))}
+    held = {
+        "a": TensorLayout(QuantScheme(4), (40, 32)),
+        "b": TensorLayout(FloatScheme("f32"), (3,)),
+    }
     return ArtifactWriter(path, CONFIG, held, {}, {"source": "x" * 10})
 
 
@@ -336,20 +339,20 @@ def test_pieces_may_come_in_any_order(tmp_path: Path) -> None:
     assert json.loads(table["__metadata__"]["provenance"]) == {"source": "short"}
 
 
-def announced(model: Model) -> dict[str, Held]:
+def declared(model: Model) -> dict[str, TensorLayout]:
     found = {}
     for name, tensor in model.tensors.items():
         assert isinstance(tensor, QuantTensor | FloatTensor)
         if isinstance(tensor, QuantTensor):
-            found[name] = Held(tensor.scheme, tensor.shape)
+            found[name] = TensorLayout(tensor.scheme, tensor.shape)
         else:
-            found[name] = Held(FloatScheme(tensor.dtype.lower()), tensor.shape)  # type: ignore[arg-type]
+            found[name] = TensorLayout(FloatScheme(tensor.dtype.lower()), tensor.shape)  # type: ignore[arg-type]
     return found
 
 
 def test_what_was_written_can_be_read_before_it_is_committed(tmp_path: Path) -> None:
     model, path = small_model(), tmp_path / "m.edgeq"
-    with ArtifactWriter(path, model.config, announced(model), model.files, {}) as out:
+    with ArtifactWriter(path, model.config, declared(model), model.files, {}) as out:
         for name, tensor in model.tensors.items():
             assert isinstance(tensor, QuantTensor | FloatTensor)
             out.write(name, tensor)
@@ -369,7 +372,7 @@ def test_a_tensor_written_anew_takes_the_place_of_the_first(tmp_path: Path) -> N
     old = model.tensors[name]
     assert isinstance(old, QuantTensor)
     new = replace(old, packed=old.packed ^ np.uint8(0x55))
-    with ArtifactWriter(path, model.config, announced(model), model.files, {}) as out:
+    with ArtifactWriter(path, model.config, declared(model), model.files, {}) as out:
         out.write(name, old)
         out.rewrite(name, new)
         with pytest.raises(ValueError, match="never written"):
@@ -381,10 +384,10 @@ def test_a_tensor_written_anew_takes_the_place_of_the_first(tmp_path: Path) -> N
     assert equal(load(path).tensors[name], new)
 
 
-def test_what_was_not_announced_is_refused(tmp_path: Path) -> None:
+def test_what_was_not_declared_is_refused(tmp_path: Path) -> None:
     values = np.ones((40, 32), np.float32)
     with writer(tmp_path / "m") as out:
-        with pytest.raises(SchemeError, match=r"rows of a are w8-g32 .*announced was w4-g32"):
+        with pytest.raises(SchemeError, match=r"rows of a are w8-g32 .*declared was w4-g32"):
             out.write("a", rounded(values, "w8-g32"))
         with pytest.raises(SchemeError, match="not whole tiles of 16"):
             out.write("a", rounded(values[:8], "w4-g32"), 0)
@@ -394,11 +397,13 @@ def test_what_was_not_announced_is_refused(tmp_path: Path) -> None:
             out.commit({})
         out.write("a", rounded(values, "w4-g32"))
         out.write("b", FloatTensor("F32", np.ones(3, np.float32)))
-        with pytest.raises(ValueError, match="announce it at first"):
+        with pytest.raises(ValueError, match="bytes, declared were"):
             out.commit({"source": "x" * 1000})
     assert not list(tmp_path.iterdir())
     with pytest.raises(SchemeError, match="are taken"):
-        ArtifactWriter(tmp_path / "m", CONFIG, {"pad.1": Held(QuantScheme(4), (1, 1))}, {}, {})
+        ArtifactWriter(
+            tmp_path / "m", CONFIG, {"pad.1": TensorLayout(QuantScheme(4), (1, 1))}, {}, {}
+        )
 
 
 def test_targets_that_cannot_be(tmp_path: Path) -> None:

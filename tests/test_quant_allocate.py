@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edgeq.core.errors import DoesNotFitError, UsageError
 from edgeq.formats.schemes import FloatScheme, parse_scheme
-from edgeq.model.artifact_layout import Held
+from edgeq.model.artifact_layout import TensorLayout
 from edgeq.quant.decoder import allocate as module
 from edgeq.quant.decoder.allocate import allocate, uniform
 from edgeq.quant.decoder.sensitivity import Sensitivity
@@ -34,7 +34,7 @@ def made(shapes: dict[str, tuple[int, int]], seed: int) -> Sensitivity:
 
 
 def nbytes(text: str, shape: tuple[int, ...]) -> int:
-    return Held(parse_scheme(text), shape).nbytes
+    return TensorLayout(parse_scheme(text), shape).nbytes
 
 
 def brute(sensitivity: Sensitivity, shapes: dict[str, tuple[int, int]], budget: int) -> float:
@@ -59,7 +59,7 @@ def test_no_other_choice_within_the_budget_is_better(seed: int, share: float) ->
     allocation = allocate(found, shapes, {}, nbytes=budget)
     assert allocation.chosen.nbytes <= budget
     assert allocation.chosen.loss == pytest.approx(brute(found, shapes, budget))
-    held = sum(Held(s, shapes[name]).nbytes for name, s in allocation.schemes.items())
+    held = sum(TensorLayout(s, shapes[name]).nbytes for name, s in allocation.schemes.items())
     assert held == allocation.chosen.nbytes
 
 

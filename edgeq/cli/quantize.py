@@ -377,12 +377,12 @@ def _listing() -> str:
 
 def _bits(recipe: Recipe) -> str:
     """Bits per weight of the matrices in layers, with scales of long rows."""
-    from edgeq.model.artifact_layout import Held
+    from edgeq.model.artifact_layout import TensorLayout
 
     if recipe.target:
         return f"{recipe.target.get('bpw', 0):.2f}"
     n, k = 4096, 4096
-    return f"{8 * Held(recipe.default, (n, k)).nbytes / (n * k):.2f}"
+    return f"{8 * TensorLayout(recipe.default, (n, k)).nbytes / (n * k):.2f}"
 
 
 def _extras(recipe: Recipe) -> str:

@@ -14,7 +14,7 @@ from edgeq.formats.schemes import Scheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
 from edgeq.importers import describe
 from edgeq.importers.lazy import GatheredRows
-from edgeq.model.artifact_layout import Held
+from edgeq.model.artifact_layout import TensorLayout
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 from edgeq.quant.recipe import Recipe
@@ -118,7 +118,7 @@ class ModelFacts:
 
 def scheme_facts(scheme: Scheme, shape: tuple[int, ...]) -> TensorFacts:
     """A tensor of this shape held by a scheme of ours."""
-    nbytes = Held(scheme, shape).nbytes
+    nbytes = TensorLayout(scheme, shape).nbytes
     return TensorFacts(shape, str(scheme), nbytes, nbytes)
 
 

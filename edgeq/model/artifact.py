@@ -1,10 +1,10 @@
-"""One model, one file, in the bytes of `edgeq.model.artifact_layout`.
+"""Saving and loading a model as one file, laid out by `edgeq.model.artifact_layout`.
 
 Loading maps the file and makes views: nothing is copied, and nothing is read before it is used.
 
-A file is written beside its target as ``.NAME.PID-RANDOM.tmp``, synced and renamed: the target is
-the old file or the whole new one at any moment, and a killed process leaves no more than that
-temporary behind.
+A file is written next to its target as ``.NAME.PID-RANDOM.tmp``, synced and renamed: at any moment
+the target is the old file or the complete new one, and a killed process leaves nothing but that
+temporary file.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from edgeq.model.artifact_layout import (
     FORMAT,
     PAD,
     VERSION,
-    Held,
+    TensorLayout,
     file_order,
     header_bytes,
     layout,
@@ -46,21 +46,21 @@ from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 
 _SAVE_ROWS = 1 << 20
-"""Weights written at a time by `save` where a tensor must be widened."""
+"""Weights written at a time by `save` where a tensor must be converted to float32."""
 
 
 class ArtifactWriter:
     """Writes an artifact whose tensors arrive in pieces, in any order, from any thread.
 
-    Used as a context: leaving it without `commit`, whatever the reason, removes the temporary
-    file and leaves the target as it was.
+    Used as a context manager: leaving it without `commit`, whatever the reason, removes the
+    temporary file and does not change the target.
 
     Args:
-        path: the file to make or replace.
+        path: the file to create or replace.
         config: the model's hyperparameters.
         tensors: name -> scheme and shape of everything that will be written.
         files: tokenizer files.
-        provenance: what will be given to `commit`, or a stand-in at least as long as JSON.
+        provenance: what will be passed to `commit`, or a placeholder at least as long as JSON.
 
     Attributes:
         size: of the file, in bytes.
@@ -74,7 +74,7 @@ class ArtifactWriter:
         self,
         path: str | Path,
         config: ModelConfig,
-        tensors: Mapping[str, Held],
+        tensors: Mapping[str, TensorLayout],
         files: Mapping[str, bytes],
         provenance: Mapping[str, Any],
     ) -> None:
@@ -82,10 +82,10 @@ class ArtifactWriter:
         check_target(self.path)
         self._config, self._files = config, files
         self._tensors = {name: tensors[name] for name in file_order(tensors)}
-        self._slots = layout(self._tensors, files)
+        self._spans = layout(self._tensors, files)
         self._header_size = round_up(8 + len(self._header(provenance)), ALIGN)
-        self.size = self._header_size + sum(slot.nbytes for slot in self._slots.values())
-        self._due = sum(held.nbytes for held in self._tensors.values())
+        self.size = self._header_size + sum(span.nbytes for span in self._spans.values())
+        self._due = sum(tensor.nbytes for tensor in self._tensors.values())
         self._lock = threading.Lock()
         self._temporary = self.path.with_name(
             f".{self.path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
@@ -100,7 +100,7 @@ class ArtifactWriter:
                 self._fd = os.open(self._temporary, flags, 0o666)
                 _reserve(self._fd, self.size)
                 for name, content in self._files.items():
-                    self._write(content, self._slots[FILE + name].start)
+                    self._write(content, self._spans[FILE + name].start)
         except BaseException:
             self._discard()
             raise
@@ -111,27 +111,28 @@ class ArtifactWriter:
 
         Args:
             name: the tensor.
-            rows: the rows, of the scheme announced for it.
+            rows: the rows, of the scheme declared for it.
             first: which row they begin with; a multiple of 16 for a quantized tensor.
 
         Raises:
             EdgeqError: the disk is full or failed.
-            SchemeError: the rows are of another scheme or size, or off the tile grid.
+            SchemeError: the rows are of another scheme or size, or not whole tiles.
         """
-        held = self._tensors[name]
+        expected = self._tensors[name]
         scheme: Scheme = (
             rows.scheme if isinstance(rows, QuantTensor) else FloatScheme(rows.dtype.lower())  # type: ignore[arg-type]
         )
-        if scheme != held.scheme or rows.shape[1:] != held.shape[1:]:
+        if scheme != expected.scheme or rows.shape[1:] != expected.shape[1:]:
             raise SchemeError(
                 f"rows of {name} are {scheme} {list(rows.shape)}, "
-                f"announced was {held.scheme} {list(held.shape)}"
+                f"declared was {expected.scheme} {list(expected.shape)}"
             )
         stop = first + rows.shape[0]
-        tiled = first % TILE == 0 and (stop == held.shape[0] or stop % TILE == 0)
-        if stop > held.shape[0] or (isinstance(rows, QuantTensor) and not tiled):
+        tiled = first % TILE == 0 and (stop == expected.shape[0] or stop % TILE == 0)
+        if stop > expected.shape[0] or (isinstance(rows, QuantTensor) and not tiled):
             raise SchemeError(
-                f"rows {first}:{stop} of {name} {list(held.shape)} are not whole tiles of {TILE}"
+                f"rows {first}:{stop} of {name} {list(expected.shape)} are not whole tiles "
+                f"of {TILE}"
             )
         if isinstance(rows, FloatTensor):
             self._put(name, first, rows.data)
@@ -141,37 +142,37 @@ class ArtifactWriter:
                 self._put(f"{name}.{part}", first // TILE, getattr(rows, part))
 
     def rewrite(self, name: str, tensor: QuantTensor | FloatTensor) -> None:
-        """Write a whole tensor over what was written of it.
+        """Replace a tensor that was written before.
 
         Raises:
-            as `write`.
+            EdgeqError, SchemeError: as for `write`.
         """
         due = self._due
         self.write(name, tensor)
         self._due = due
 
     def tensor(self, name: str) -> QuantTensor | FloatTensor:
-        """A tensor as it lies in the temporary file: a view of what was written of it.
+        """A view of a tensor in the temporary file, with what was written of it so far.
 
         Args:
-            name: one of those announced.
+            name: one of those declared.
         """
         if self._mapped is None:
             self._mapped = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
-        held = self._tensors[name]
+        expected = self._tensors[name]
         arrays = {}
-        for array, kind, _, shape in held.arrays(name):
-            start = self._header_size + self._slots[array].start
+        for array, kind, _, shape in expected.arrays(name):
+            start = self._header_size + self._spans[array].start
             flat = np.frombuffer(self._mapped, kind, math.prod(shape), start)
             arrays[array] = flat.reshape(shape)
-        return _tensor(name, held, arrays)
+        return _tensor(name, expected, arrays)
 
     def written(self) -> Model:
-        """The model as it lies in the temporary file, to be tried before it is committed."""
+        """The model in the temporary file, to be evaluated before it is committed."""
         return Model(self._config, {name: self.tensor(name) for name in self._tensors}, self._files)
 
     def commit(self, provenance: Mapping[str, Any]) -> int:
-        """Complete the file and put it in the target's place.
+        """Complete the file and move it to the target.
 
         Args:
             provenance: where the model came from; JSON-ready.
@@ -187,7 +188,7 @@ class ArtifactWriter:
         header = self._header(provenance)
         room = self._header_size - 8
         if len(header) > room:
-            raise ValueError(f"a header of {len(header)} bytes for {room}; announce it at first")
+            raise ValueError(f"a header of {len(header)} bytes, declared were {room}")
         with self._failures():
             self._write(room.to_bytes(8, "little") + header.ljust(room), -self._header_size)
             os.fsync(self._fd)
@@ -212,18 +213,18 @@ class ArtifactWriter:
         self._temporary.unlink(missing_ok=True)
 
     def _header(self, provenance: Mapping[str, Any]) -> bytes:
-        return header_bytes(self._config, self._tensors, self._slots, provenance)
+        return header_bytes(self._config, self._tensors, self._spans, provenance)
 
     def _put(self, array: str, first: int, data: NDArray[np.generic]) -> None:
         raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
-        start = self._slots[array].start + first * (raw.nbytes // len(data))
+        start = self._spans[array].start + first * (raw.nbytes // len(data))
         with self._failures():
             self._write(raw.data, start)
         with self._lock:
             self._due -= raw.nbytes
 
     def _write(self, data: bytes | memoryview, start: int) -> None:
-        """Write at an offset into the arrays; the header lies at negative ones."""
+        """Write at an offset from the first array; the header is at negative offsets."""
         view, position = memoryview(data), self._header_size + start
         while view:
             done = os.pwrite(self._fd, view, position)
@@ -247,7 +248,7 @@ def save(model: Model, path: str | Path) -> int:
 
     Args:
         model: the model.
-        path: the file to make or replace.
+        path: the file to create or replace.
 
     Returns:
         the size of the file in bytes.
@@ -271,7 +272,7 @@ def save(model: Model, path: str | Path) -> int:
             scheme = tensor.scheme
         elif isinstance(tensor, FloatTensor):
             scheme = FloatScheme(tensor.dtype.lower())  # type: ignore[arg-type]
-        tensors[name] = Held(scheme, tuple(tensor.shape))
+        tensors[name] = TensorLayout(scheme, tuple(tensor.shape))
     with ArtifactWriter(path, model.config, tensors, model.files, model.provenance) as out:
         for name, tensor in model.tensors.items():
             if isinstance(tensor, QuantTensor | FloatTensor):
@@ -303,16 +304,16 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
         )
     _check_version(file.path, metadata.get("format_version"))
     described = _table(file, "config")
-    with _naming(file.path):
+    with _named_errors(file.path):
         config = ModelConfig.from_dict(described)
     tensors: dict[str, QuantTensor | FloatTensor] = {}
     known: set[str] = set()
     for name, entry in _table(file, "tensors").items():
-        held = _held(file.path, name, entry)
+        expected = _tensor_layout(file.path, name, entry)
         arrays = {array: _checked(file, array, dtype, shape)
-                  for array, _, dtype, shape in held.arrays(name)}  # fmt: skip
+                  for array, _, dtype, shape in expected.arrays(name)}  # fmt: skip
         known.update(arrays)
-        tensors[name] = _tensor(name, held, arrays)
+        tensors[name] = _tensor(name, expected, arrays)
     files = {}
     for array, place in file.tensors.items():
         if array.startswith(FILE) and place.dtype == "U8":
@@ -321,21 +322,23 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
         elif array not in known and not array.startswith(PAD):
             raise FormatError(f"{file.path} holds {array}, which belongs to none of its tensors")
     model = Model(config, tensors, files, _table(file, "provenance"))
-    with _naming(file.path):
+    with _named_errors(file.path):
         model.validate()
     return model
 
 
-def _tensor(name: str, held: Held, arrays: Mapping[str, NDArray[Any]]) -> QuantTensor | FloatTensor:
-    if isinstance(held.scheme, QuantScheme):
+def _tensor(
+    name: str, expected: TensorLayout, arrays: Mapping[str, NDArray[Any]]
+) -> QuantTensor | FloatTensor:
+    if isinstance(expected.scheme, QuantScheme):
         parts = {array.removeprefix(name + "."): data for array, data in arrays.items()}
-        return QuantTensor(held.scheme, held.shape, **parts)  # type: ignore[arg-type]
-    return FloatTensor(held.scheme.dtype.upper(), arrays[name])  # type: ignore[arg-type]
+        return QuantTensor(expected.scheme, expected.shape, **parts)  # type: ignore[arg-type]
+    return FloatTensor(expected.scheme.dtype.upper(), arrays[name])  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Say which file it is that a FormatError from the model speaks of."""
+def _named_errors(path: Path) -> Iterator[None]:
+    """Put the name of the file before the message of a FormatError."""
     try:
         yield
     except FormatError as err:
@@ -365,16 +368,16 @@ def _table(file: SafetensorsFile, key: str) -> dict[str, Any]:
     return table
 
 
-def _held(path: Path, name: str, entry: Any) -> Held:
+def _tensor_layout(path: Path, name: str, entry: Any) -> TensorLayout:
     try:
         shape = tuple(entry["shape"])
         if not all(type(n) is int and n > 0 for n in shape):
             raise ValueError(f"shape {list(shape)}")
-        held = Held(parse_scheme(entry["scheme"]), shape)
-        list(held.arrays(name))
+        expected = TensorLayout(parse_scheme(entry["scheme"]), shape)
+        list(expected.arrays(name))
     except (KeyError, TypeError, ValueError, AttributeError, SchemeError) as err:
         raise FormatError(f"{path}: tensor {name} is described wrongly: {err}") from err
-    return held
+    return expected
 
 
 def _checked(file: SafetensorsFile, array: str, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -395,7 +398,7 @@ def _checked(file: SafetensorsFile, array: str, dtype: str, shape: tuple[int, ..
 
 
 def _reserve(fd: int, size: int) -> None:
-    """Take the space now: a full disk is told of before the work, not after."""
+    """Allocate the space now, so that a full disk is noticed before the work."""
     if hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(fd, 0, size)

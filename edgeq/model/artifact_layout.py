@@ -43,7 +43,7 @@ VERSION = 1
 ALIGN = 64
 """Bytes; one cache line, and one vector of the widest kernels."""
 FILE, PAD = "file:", "pad."
-"""What names of arrays begin with that are no tensors."""
+"""Prefixes of the names of arrays that are not tensors."""
 _NAMES: dict[Any, str] = {np.uint8: "U8", np.int8: "I8", np.float16: "F16"}
 _FLOATS: dict[str, tuple[Any, str]] = {
     "f32": (np.float32, "F32"), "f16": (np.float16, "F16"), "bf16": (np.uint16, "BF16"),
@@ -51,8 +51,8 @@ _FLOATS: dict[str, tuple[Any, str]] = {
 
 
 @dataclass(frozen=True)
-class Held:
-    """How the artifact holds one tensor.
+class TensorLayout:
+    """How one tensor is stored in an artifact.
 
     Args:
         scheme: quantized, or the float type.
@@ -84,8 +84,8 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Slot:
-    """Where an array lies.
+class ArraySpan:
+    """Where an array is in the file.
 
     Args:
         dtype: safetensors type.
@@ -120,7 +120,7 @@ def file_order(names: Iterable[str]) -> list[str]:
 
 def overhead(
     config: ModelConfig,
-    tensors: Mapping[str, Held],
+    tensors: Mapping[str, TensorLayout],
     files: Mapping[str, bytes],
     provenance: Mapping[str, Any],
 ) -> int:
@@ -129,22 +129,22 @@ def overhead(
     Args:
         config, tensors, files, provenance: as `ArtifactWriter` takes them.
     """
-    slots = layout(tensors, files)
-    header = round_up(8 + len(header_bytes(config, tensors, slots, provenance)), ALIGN)
-    held = sum(one.nbytes for one in tensors.values())
-    return header + sum(slot.nbytes for slot in slots.values()) - held
+    spans = layout(tensors, files)
+    header = round_up(8 + len(header_bytes(config, tensors, spans, provenance)), ALIGN)
+    of_tensors = sum(tensor.nbytes for tensor in tensors.values())
+    return header + sum(span.nbytes for span in spans.values()) - of_tensors
 
 
 def header_bytes(
     config: ModelConfig,
-    tensors: Mapping[str, Held],
-    slots: Mapping[str, Slot],
+    tensors: Mapping[str, TensorLayout],
+    spans: Mapping[str, ArraySpan],
     provenance: Mapping[str, Any],
 ) -> bytes:
     """The header's JSON, without the padding."""
     described = {
-        name: {"scheme": str(held.scheme), "shape": list(held.shape)}
-        for name, held in tensors.items()
+        name: {"scheme": str(tensor.scheme), "shape": list(tensor.shape)}
+        for name, tensor in tensors.items()
     }
     metadata = {
         "format": FORMAT,
@@ -153,17 +153,17 @@ def header_bytes(
         "tensors": _json(described),
         "provenance": _json(dict(provenance)),
     }
-    arrays = {name: slot.describe() for name, slot in slots.items()}
+    arrays = {name: span.describe() for name, span in spans.items()}
     return _json({"__metadata__": metadata, **arrays}).encode("ascii")
 
 
-def layout(tensors: Mapping[str, Held], files: Mapping[str, bytes]) -> dict[str, Slot]:
-    """Where every array lies, fillers included.
+def layout(tensors: Mapping[str, TensorLayout], files: Mapping[str, bytes]) -> dict[str, ArraySpan]:
+    """The place of every array, fillers included.
 
     Raises:
-        SchemeError: a tensor's name is taken.
+        SchemeError: a tensor has a name that is reserved.
     """
-    slots: dict[str, Slot] = {}
+    spans: dict[str, ArraySpan] = {}
     position = 0
     pads = 0
 
@@ -172,19 +172,19 @@ def layout(tensors: Mapping[str, Held], files: Mapping[str, bytes]) -> dict[str,
         if position % ALIGN:
             pads += 1
             gap = -position % ALIGN
-            slots[f"{PAD}{pads:04}"] = Slot("U8", (gap,), position, gap)
+            spans[f"{PAD}{pads:04}"] = ArraySpan("U8", (gap,), position, gap)
             position += gap
-        slots[name] = Slot(dtype, shape, position, nbytes)
+        spans[name] = ArraySpan(dtype, shape, position, nbytes)
         position += nbytes
 
-    for name, held in tensors.items():
+    for name, tensor in tensors.items():
         if name.startswith((FILE, PAD)):
             raise SchemeError(f"a tensor cannot be named {name!r}: {FILE} and {PAD} are taken")
-        for array, kind, dtype, shape in held.arrays(name):
+        for array, kind, dtype, shape in tensor.arrays(name):
             add(array, dtype, shape, np.dtype(kind).itemsize * math.prod(shape))
     for name, content in files.items():
         add(FILE + name, "U8", (len(content),), len(content))
-    return slots
+    return spans
 
 
 def _json(value: Any) -> str:

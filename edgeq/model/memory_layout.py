@@ -1,7 +1,7 @@
-"""What running a model takes besides its weights: the sizes of the cache and of every buffer.
+"""The memory that running a model takes besides its weights: the cache and every buffer.
 
-The engine allocates what is said here, and a planner that has only a model's hyperparameters
-reckons with it; a figure that both use is written down once.
+The engine allocates these sizes, and a planner that has only a model's hyperparameters computes
+with them, so that each size is defined once.
 
     cache     per layer, for `cache_length` positions; a windowed layer keeps only what its window,
               a batch and a guess that is taken back need
@@ -43,7 +43,7 @@ _FLOAT = 4
 
 
 def cache_length(block: BlockSpec, context: int) -> int:
-    """Positions a layer's cache holds: all, or its window and what may be added or taken back.
+    """Positions a layer's cache holds: all, or its window and what may be added or rolled back.
 
     While a batch is read its first token still needs its whole window, as does the next token
     when a guess has been taken back; and a tile is lost as a whole.
@@ -116,7 +116,7 @@ def attention_work(config: ModelConfig) -> dict[str, tuple[int, int]]:
     For the queries of `query_block` tokens that share a key/value head, called rows here:
 
         queries        float32 [rows + 1, D]; the last is room for what a rounding left
-        codes          quantized [2 rows, D]: the queries, then what their rounding left
+        codes          quantized [2 rows, D]: the queries, then the remainder of their rounding
         key            float32 [D]: one key, normed and rotated
         scores         float32 [2 rows + 1, CHUNK]
         probabilities  quantized [rows, CHUNK], or one partial result

@@ -33,7 +33,7 @@ from edgeq.model.origin import Origin
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A decoder and all that is needed to run it.
+    """A decoder and everything that is needed to run it.
 
     Args:
         config: hyperparameters.
@@ -77,7 +77,7 @@ class Model:
         """Check that every tensor is there with its shape, and no other.
 
         Raises:
-            FormatError: one is missing, has another shape, or is none of the model's.
+            FormatError: one is missing, has another shape, or does not belong to the model.
         """
         for name, shape in (*self.config.linears(), *self.config.norms()):
             if name not in self.tensors:
@@ -104,5 +104,5 @@ class Model:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors as held."""
+        """Bytes of all tensors as they are stored."""
         return sum(t.nbytes for t in self.tensors.values())

@@ -26,8 +26,9 @@ from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 
 _PIECE = 1 << 20
+"""Random bytes generated at a time."""
 _LINE = 64
-"""Random bytes made at a time."""
+"""Bytes of a cache line."""
 
 
 def _blocks(

@@ -27,7 +27,7 @@ import numpy as np
 
 from edgeq.core.errors import DoesNotFitError, UsageError
 from edgeq.formats.schemes import Scheme, parse_scheme
-from edgeq.model.artifact_layout import Held
+from edgeq.model.artifact_layout import TensorLayout
 from edgeq.quant.decoder.sensitivity import Sensitivity
 from edgeq.quant.recipe import OUTER, Rule
 
@@ -95,7 +95,7 @@ def allocate(
         raise UsageError("give one budget: bytes, or bits per weight")
     weights = sum(math.prod(shape) for shape in shapes.values())
     budget = int(bpw * weights / 8) if bpw is not None else int(nbytes or 0)
-    held = sum(Held(scheme, tuple(shapes[name])).nbytes for name, scheme in fixed.items())
+    held = sum(TensorLayout(scheme, tuple(shapes[name])).nbytes for name, scheme in fixed.items())
     free = [name for name in shapes if name not in fixed]
     tables = [_table(name, shapes[name], sensitivity) for name in free]
     least = held + sum(table.sizes[0] for table in tables)
@@ -155,7 +155,7 @@ def uniform(
         None where no pair fits, or where no matrix of the layers has a choice.
     """
     weights = sum(math.prod(shape) for shape in shapes.values())
-    held = sum(Held(scheme, tuple(shapes[name])).nbytes for name, scheme in fixed.items())
+    held = sum(TensorLayout(scheme, tuple(shapes[name])).nbytes for name, scheme in fixed.items())
     free = [name for name in shapes if name not in fixed]
     outer = [name for name in free if re.match(OUTER, name)]
     inner = [name for name in free if name not in outer]
@@ -185,7 +185,7 @@ def _totals(
     tables = [sensitivity.losses.get(name, {}) for name in names]
     return {
         text: (
-            sum(Held(parse_scheme(text), tuple(shapes[name])).nbytes for name in names),
+            sum(TensorLayout(parse_scheme(text), tuple(shapes[name])).nbytes for name in names),
             math.fsum(table[text] for table in tables),
         )
         for text in (tables[0] if tables else ())
@@ -211,7 +211,7 @@ def _table(name: str, shape: Sequence[int], sensitivity: Sensitivity) -> _Table:
     rows = []
     for text, loss in losses.items():
         scheme = parse_scheme(text)
-        rows.append((Held(scheme, tuple(shape)).nbytes, loss, scheme))
+        rows.append((TensorLayout(scheme, tuple(shape)).nbytes, loss, scheme))
     rows.sort(key=lambda row: row[:2])
     kept: list[tuple[int, float, Scheme]] = []
     for row in rows:

@@ -25,7 +25,7 @@ from edgeq.core.errors import UsageError
 from edgeq.core.progress import Progress
 from edgeq.formats.schemes import QuantScheme, Scheme
 from edgeq.formats.tensor import Tensor
-from edgeq.model.artifact_layout import Held, file_order, overhead
+from edgeq.model.artifact_layout import TensorLayout, file_order, overhead
 from edgeq.model.model import Model
 from edgeq.quant.decoder.allocate import Allocation, Uniform, allocate, uniform
 from edgeq.quant.decoder.calibrate import Calibration
@@ -262,7 +262,7 @@ class _Job:
         """Bytes that the file will hold beside its tensors."""
         model, recipe = self.model, solved.recipe
         held = {
-            name: Held(scheme, tuple(model.tensors[name].shape))
+            name: TensorLayout(scheme, tuple(model.tensors[name].shape))
             for name, scheme in assigned(model, recipe).items()
         }
         numbers = dict.fromkeys(held, -9999.99)

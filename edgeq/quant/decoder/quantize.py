@@ -33,7 +33,7 @@ from edgeq.formats.schemes import QuantScheme, Scheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
 from edgeq.importers import load
 from edgeq.model.artifact import ArtifactWriter
-from edgeq.model.artifact_layout import Held
+from edgeq.model.artifact_layout import TensorLayout
 from edgeq.model.model import Model
 from edgeq.model.origin import Origin
 from edgeq.quant.decoder.budget import Budget, check_walk, make_budget
@@ -217,7 +217,7 @@ def quantize(
     }
     if before:
         provenance["requantized"] = before
-    held = {name: Held(schemes[name], tuple(t.shape)) for name, t in tensors.items()}
+    held = {name: TensorLayout(schemes[name], tuple(t.shape)) for name, t in tensors.items()}
     quantized = [name for name, scheme in schemes.items() if isinstance(scheme, QuantScheme)]
     room = (
         Quality(card)

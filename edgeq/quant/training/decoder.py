@@ -55,19 +55,19 @@ class TorchDecoder:
 
     def embed(self, weights: Weights, tokens: Any) -> Any:
         """Embeddings of int64 [B, T], times `embed_scale`: float32 [B, T, hidden]."""
-        return _Builder(self.config, self._rope, weights, tokens).embed("embed")
+        return _TorchBuilder(self.config, self._rope, weights, tokens).embed("embed")
 
     def layer(self, weights: Weights, i: int, x: Any) -> Any:
         """The hidden state float32 [B, T, hidden] after layer i, from the one before it."""
-        return layer(_Builder(self.config, self._rope, weights), self.config, i, x)
+        return layer(_TorchBuilder(self.config, self._rope, weights), self.config, i, x)
 
     def head(self, weights: Weights, x: Any) -> Any:
         """Logits float32 [B, T, V] of the last hidden state [B, T, hidden]."""
-        builder = _Builder(self.config, self._rope, weights)
+        builder = _TorchBuilder(self.config, self._rope, weights)
         return builder.logits("logits", head_in(builder, x), self.config.head_name)
 
 
-class _Builder:
+class _TorchBuilder:
     """An `edgeq.model.decoder.Builder` of torch tensors with a batch axis B before T."""
 
     def __init__(
