@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgeq.devices.meters.base import Absent, FileMeter, Meter, optional_text
+from edgeq.devices.meters.base import Absent, FileMeter, Meter, Run, optional_text
 from edgeq.devices.meters.battery import POWER_SUPPLY
+from edgeq.devices.meters.kind import MeterKind
 
 NAME = "hwmon"
 
@@ -27,7 +28,7 @@ with one for each supply, none of them is the whole."""
 RATE_HZ = 10.0
 
 
-def find(root: Path) -> list[Meter | Absent]:
+def find(root: Path, run: Run | None = None) -> list[Meter | Absent]:
     """A meter per chip that measures power."""
     folder = root / "sys/class/hwmon"
     supplies = {path.name.replace("-", "_") for path in (root / POWER_SUPPLY).glob("*")}
@@ -123,3 +124,6 @@ def _meter(
 def _order(chip: Path) -> tuple[int, str]:
     digits = chip.name.removeprefix("hwmon")
     return (int(digits) if digits.isdigit() else -1, chip.name)
+
+
+KIND = MeterKind(name="hwmon", find=find)
