@@ -221,7 +221,7 @@ def progress(title: str, *, still: bool = False) -> Iterator[Progress]:
     )
     bar = Bar(*columns, console=Console(stderr=True), transient=True, auto_refresh=not still)
     bar.expand = True
-    clock = _Clock()
+    clock = _ProgressTimes()
     task = bar.add_task("", total=None, title=title, clock=clock)
 
     def move(label: str, done: int, total: int) -> None:
@@ -243,7 +243,7 @@ def progress(title: str, *, still: bool = False) -> Iterator[Progress]:
         bar.stop()
 
 
-class _Clock:
+class _ProgressTimes:
     """How long work has taken and how long it will take, from the steps done so far."""
 
     def __init__(self) -> None:

@@ -210,7 +210,8 @@ def read_profiles(path: Path, known: Mapping[str, DeviceProfile]) -> dict[str, D
         known: profiles of other files, which ``like`` may name.
 
     Raises:
-        FormatError: the file cannot be read, is not TOML, has an unknown key, or a number without a source.
+        FormatError: the file cannot be read, is not TOML, has an unknown key, or a number without
+            a source.
     """
     tables = read_document(path)
     raw: dict[str, dict[str, Any]] = {name: _fields_of(profile) for name, profile in known.items()}
