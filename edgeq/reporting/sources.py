@@ -37,13 +37,13 @@ class ReportedRun:
 
     Args:
         letter: what it is called in legends.
-        colour: of its lines.
+        color: of its lines.
         document, run: what it is.
         told: its `summary`.
     """
 
     letter: str
-    colour: int
+    color: int
     document: Document
     run: Run
     told: Mapping[str, Any] = field(repr=False)

@@ -74,7 +74,7 @@ def _power_files(chip: Path, name: str) -> tuple[dict[str, tuple[Path, ...]], fl
     if not files and name.startswith("ina"):
         for n in (1, 2, 3):
             volts, amps = chip / f"in{n}_input", chip / f"curr{n}_input"
-            # a channel may be switched off, and an unused one is labelled NC by device trees
+            # a channel may be switched off, and an unused one is labeled NC by device trees
             label = optional_text(chip / f"in{n}_label") or f"channel{n}"
             off = label == "NC" or optional_text(chip / f"in{n}_enable") == "0"
             if not off and volts.exists() and amps.exists():

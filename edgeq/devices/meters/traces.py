@@ -75,7 +75,7 @@ def read_eembc(path: Path) -> Trace:
         total=("energy",),
     )
     joules = np.concatenate(([0.0], np.cumsum(each))) * 1e-6
-    problems = {"sample negative or no number, its neighbours' mean taken": bad} if bad else {}
+    problems = {"sample negative or no number, its neighbors' mean taken": bad} if bad else {}
     return Trace(sensor, t_ns, {"energy": joules}, problems, "own", _eembc_windows(path))
 
 

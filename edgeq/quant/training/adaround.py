@@ -47,7 +47,7 @@ class SoftRounding:
 
         self.matrix = matrix
         with torch.no_grad():
-            self._scales, self._below, above = matrix.neighbours()
+            self._scales, self._below, above = matrix.neighbors()
             self._gap = above - self._below
             share = (matrix.steps() - self._below) / self._gap.clamp(min=1e-9)
             high, low = STRETCH

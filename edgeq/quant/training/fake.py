@@ -136,7 +136,7 @@ class FakeQuant:
         """Make the weights these levels [N, G, S]."""
         self.latents.data = levels / self._unit
 
-    def neighbours(self) -> tuple[Any, Any, Any]:
+    def neighbors(self) -> tuple[Any, Any, Any]:
         """The levels around each weight, by the scales' first values.
 
         Returns:
