@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeq.core.errors import UsageError
+from edgeq.core.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
     from edgeq.model.model import Model
@@ -26,8 +26,9 @@ def calibration(model: Model, path: str | Path, n_windows: int | None, context: 
     Raises:
         UnsupportedError: the model has no tokenizer.
         UsageError: the text is empty, or not UTF-8.
+        FormatError: the file cannot be read.
     """
-    return _windows(model, Path(path).read_bytes(), str(path), n_windows, context)
+    return _windows(model, _content(Path(path)), str(path), n_windows, context)
 
 
 def held_out(model: Model, path: str | Path | None) -> HeldOut | str:
@@ -47,13 +48,20 @@ def held_out(model: Model, path: str | Path | None) -> HeldOut | str:
             "edgeq's built-in text",
         )
     else:
-        raw, name = Path(path).read_bytes(), Path(path).name
+        raw, name = _content(Path(path)), Path(path).name
     wanted = quality.card_tokens(parameters(model.config)) // quality.CONTEXT
     try:
         cut = _windows(model, raw, name, wanted, quality.CONTEXT)
     except UnsupportedError as err:
         return str(err)
     return quality.HeldOut(name, cut)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as err:
+        raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
 
 
 def _windows(

@@ -287,7 +287,7 @@ def sweep_sensitivity(
     Args:
         source: path of the float model.
         calib, calib_windows, calib_context: the text, and its pieces.
-        base: the scheme whose neighbours are tried, in its text form.
+        base: the scheme whose neighbors are tried, in its text form.
         mode: of `edgeq.quant.decoder.sensitivity.MODES`; the one for the model's size if None. In
         a task
             of one layer, "scaled" measures each of its matrices alone.

@@ -4,7 +4,7 @@
     edgeq quantize resnet20.onnx -o resnet20-int8.onnx --preset w8a8-static --calib pictures/ \\
         --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
 
-The weights are those of github.com/akamaster/pytorch_resnet_cifar10 (BSD licence). The model takes
+The weights are those of github.com/akamaster/pytorch_resnet_cifar10 (BSD license). The model takes
 one picture, float32 [1, 3, 32, 32], red first, scaled to 0 .. 1, less the mean, over the standard
 deviation above; it gives ten logits in CIFAR-10's order.
 

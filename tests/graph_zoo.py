@@ -137,10 +137,10 @@ class Exporter:
         scale, bias = self.f(h, scale=0.1, at=1), self.f(h, scale=0.1)
         if not spelled:
             return str(self("LayerNormalization", x, scale, bias, axis=-1, epsilon=1e-6))
-        centred = self("Sub", x, self.mean(x, -1))
-        square = self("Pow", centred, self.c(2, np.float32))
+        centered = self("Sub", x, self.mean(x, -1))
+        square = self("Pow", centered, self.c(2, np.float32))
         deviation = self("Sqrt", self("Add", self.mean(square, -1), self.c(1e-6, np.float32)))
-        return str(self("Add", self("Mul", self("Div", centred, deviation), scale), bias))
+        return str(self("Add", self("Mul", self("Div", centered, deviation), scale), bias))
 
     def dense(self, x: str, k: int, n: int) -> str:
         """A product and a sum, as encoders have it."""
@@ -310,11 +310,11 @@ def detector() -> onnx.ModelProto:
     for x, c in ((p1, 16), (p2, 8)):
         rows.append(e("Reshape", e.conv(x, c, 8, 1), e.i(1, 8, -1)))
     y = e("Transpose", e("Concat", *rows, axis=2), perm=[0, 2, 1])
-    centre = e("Slice", y, e.i(0), e.i(2), e.i(2))
+    center = e("Slice", y, e.i(0), e.i(2), e.i(2))
     size = e("Slice", y, e.i(2), e.i(4), e.i(-1), e.i(1))
     scores = e("Sigmoid", e("Slice", y, e.i(4), e.i(2**31 - 1), e.i(2)))
     size = e("Mul", e("Exp", size), e.c(0.5, np.float32))
-    low, high = e("Sub", centre, size), e("Add", centre, size)
+    low, high = e("Sub", center, size), e("Add", center, size)
     boxes = e("Concat", low, high, scores, axis=-1)
     return e.model({"x": (1, 3, 32, 32)}, {"boxes": boxes})
 

@@ -318,7 +318,7 @@ def test_progress_is_silent_without_a_terminal() -> None:
 def test_time_left_follows_the_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    clock = render._Clock()
+    clock = render._ProgressTimes()
     clock.move(0, 10)
     now = 20.0
     clock.move(2, 10)

@@ -287,7 +287,7 @@ def test_onnx_steps(fault: Planted, compute: Any, tmp_path: Path) -> None:
 
 
 def test_onnx_tensors(converted: Any, tmp_path: Path) -> None:
-    """Neighbouring nibbles of one matrix exchanged, in the data file."""
+    """Neighboring nibbles of one matrix exchanged, in the data file."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     out = converted(PLAIN, "ort", tmp_path / "m.onnx")

@@ -182,7 +182,7 @@ def test_what_is_wrong_is_refused_with_its_mend(
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(DeviceError, match="cannot read"):
+    with pytest.raises(FormatError, match="cannot be read"):
         find(str(tmp_path / "none.toml"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,20 @@ def make_module() -> Any:
 
 
 DOCUMENTS: dict[str, Callable[[], str]] = make_module().DOCUMENTS
+
+PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")))
+_PATH = re.compile(r"\b(?:edgeq|tests|docs|benchmarks|examples)(?:/[\w.-]+)+")
+_LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_files_that_a_page_names_exist(page: str) -> None:
+    text = (ROOT / page).read_text("utf-8")
+    named = {path.rstrip(".") for path in _PATH.findall(text)}
+    linked = {((ROOT / page).parent / path).resolve() for path in _LINK.findall(text)}
+    named -= {path for path in named if "NAME" in path or path.endswith("power-consumption")}
+    missing = [path for path in named if not (ROOT / path).exists()]
+    assert not missing + [path for path in linked if not path.exists()]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS)

@@ -69,7 +69,7 @@ def test_edges_between_samples_are_interpolated() -> None:
     st.floats(0.5, 1.5),
     st.floats(2.0, 3.5),
 )
-def test_neighbouring_windows_add_up(watts: list[float], first: float, second: float) -> None:
+def test_neighboring_windows_add_up(watts: list[float], first: float, second: float) -> None:
     t_ns = np.arange(41, dtype=np.int64) * SECOND // 10
     counter = np.cumsum(watts)
     for of, values in ((joules_of_power, np.array(watts)), (joules_of_counter, counter)):

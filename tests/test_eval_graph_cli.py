@@ -45,18 +45,18 @@ def linear(path: Path, scale: float = 1.0, meta: dict[str, str] | None = None) -
     return path
 
 
-def samples(path: Path, labelled: bool = True) -> Path:
+def samples(path: Path, labeled: bool = True) -> Path:
     """Six samples, of which the last has a wrong label."""
     rng = np.random.default_rng(0)
     labels = np.array([0, 1, 2, 0, 1, 2])
     images = rng.uniform(0, 0.1, (6, 3, 2, 2)).astype(np.float32)
     images[np.arange(6), labels] += 1
     labels[5] = 0
-    np.savez(path, image=images, **({"labels": labels} if labelled else {}))
+    np.savez(path, image=images, **({"labels": labels} if labeled else {}))
     return path
 
 
-def test_labelled_samples_are_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_labeled_samples_are_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, data = linear(tmp_path / "m.onnx"), samples(tmp_path / "d.npz")
     table = tmp_path / "confusion.csv"
     args = ["eval", str(model), "--data", str(data), "-t", "1", "--confusion", str(table)]
@@ -72,7 +72,7 @@ def test_labelled_samples_are_scored(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_a_base_is_run_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, base = linear(tmp_path / "m.onnx"), linear(tmp_path / "b.onnx", scale=0.5)
-    data = samples(tmp_path / "d.npz", labelled=False)
+    data = samples(tmp_path / "d.npz", labeled=False)
     args = ["eval", str(model), "--data", str(data), "--against", str(base), "--format", "json"]
     assert main(args) == 0
     found = json.loads(capsys.readouterr().out)
@@ -86,11 +86,11 @@ def test_a_base_is_run_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def pictures(folder: Path) -> Path:
     """Two pictures of each of three classes."""
     image = pytest.importorskip("PIL.Image", reason="needs the extra vision")
-    for label, colour in enumerate(((200, 10, 10), (10, 200, 10), (10, 10, 200))):
+    for label, color in enumerate(((200, 10, 10), (10, 200, 10), (10, 10, 200))):
         own = folder / f"{label}-{'rgb'[label]}"
         own.mkdir(parents=True)
         for n in range(2):
-            image.new("RGB", (2, 2), colour).save(own / f"{n}.png")
+            image.new("RGB", (2, 2), color).save(own / f"{n}.png")
     return folder
 
 
@@ -195,7 +195,7 @@ def test_refusals(
     monkeypatch.chdir(tmp_path)
     linear(Path("m.onnx"))
     samples(Path("d.npz"))
-    samples(Path("plain.npz"), labelled=False)
+    samples(Path("plain.npz"), labeled=False)
     Path("bad.onnx").write_bytes(b"\x08\x09nonsense")
     Path("bad.tflite").write_bytes(b"\x08\x00\x00\x00TFL3nonsense")
     other = Graph("o", ("x",), ("y",), (Node("Relu", "y", ("x",), ("y",)),), {},

@@ -54,7 +54,7 @@ def test_uniform_model_has_perplexity_v() -> None:
 
 
 def test_known_likelihood() -> None:
-    """Two of four transitions are the favoured one."""
+    """Two of four transitions are the favored one."""
     got = perplexity(bigram, [1, 2, 5, 6, 3], context=16)
     total = math.log(math.e**2 + V - 1)
     assert got.n_tokens == 4

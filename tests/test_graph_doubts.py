@@ -15,7 +15,7 @@ from edgeq.quant.graph.sample_warnings import sample_warnings
 from edgeq.quant.graph.samples import samples_of
 from edgeq.quant.recipe import Recipe
 from tests.graph_made import cnn
-from tests.test_graph_equalise import mobilenet, outputs, pictures, trained
+from tests.test_graph_equalize import mobilenet, outputs, pictures, trained
 
 pytest.importorskip("onnxruntime")
 

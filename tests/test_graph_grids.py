@@ -76,7 +76,7 @@ def test_attention_is_integer_where_all_is_to_be() -> None:
     assert found.fixed[found.groups[softmax]] == QuantParams(1 / 256, -128)
 
 
-def test_a_node_kept_float_leaves_its_values_to_its_neighbours() -> None:
+def test_a_node_kept_float_leaves_its_values_to_its_neighbors() -> None:
     graph = cnn()
     found = planned(graph, floats=("conv4", "add5"))
     assert {"conv4", "add5", "relu6"}.isdisjoint(found.integer)

@@ -203,7 +203,7 @@ def test_other_sizes_are_fitted(pictures: Path, resize: str) -> None:
     assert black == (resize == "pad")
 
 
-def test_grey_inputs_make_pictures_grey(pictures: Path) -> None:
+def test_gray_inputs_make_pictures_gray(pictures: Path) -> None:
     assert stacked(open_samples(pictures, graph(x=Info((1, 1, 6, 4))))).shape == (4, 1, 6, 4)
 
 

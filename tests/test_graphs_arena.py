@@ -48,7 +48,7 @@ def chain(*, quants: bool) -> Graph:
     return Graph("chain", ("x",), ("y",), nodes, constants, values, rounded)
 
 
-def test_a_chain_needs_its_two_largest_neighbours() -> None:
+def test_a_chain_needs_its_two_largest_neighbors() -> None:
     plan = lay_out(lives(chain(quants=False)))
     assert plan.nbytes == plan.least == 4032 + 8000  # 4000 in whole blocks of 64 bytes
     assert plan.offsets["a"] == 0

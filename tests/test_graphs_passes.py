@@ -1,4 +1,4 @@
-"""What each pass recognises, what it leaves alone, and that it computes the same."""
+"""What each pass recognizes, what it leaves alone, and that it computes the same."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def test_gelus_with_tanh(form: str, tmp_path: Path) -> None:
 def test_layer_norms_spelled_out(form: str, tmp_path: Path) -> None:
     def built(e: Exporter) -> str:
         axes = (-2, -1) if form == "two axes" else (-1,)
-        centred = e("Sub", "x", e.mean("x", *axes))
+        centered = e("Sub", "x", e.mean("x", *axes))
         other = e("Sub", "x", e.mean("x", *axes))  # some exporters write it twice
         square = e("Mul", other, other)
         if form == "pow":
@@ -219,9 +219,9 @@ def test_layer_norms_spelled_out(form: str, tmp_path: Path) -> None:
         total = e("Add", e.c(1e-5, np.float32), e.mean(square, *axes))
         root = e("Pow", total, e.c(0.5, np.float32)) if form == "pow" else e("Sqrt", total)
         if form == "inverse":
-            y = e("Mul", centred, e("Reciprocal", root))
+            y = e("Mul", centered, e("Reciprocal", root))
         else:
-            y = e("Div", centred, root)
+            y = e("Div", centered, root)
         if form == "bare":
             return str(y)
         held = (3, 7) if form == "two axes" else (7,)
@@ -235,9 +235,9 @@ def test_layer_norms_spelled_out(form: str, tmp_path: Path) -> None:
 
 def test_norms_over_other_axes_are_not_layer_norms(tmp_path: Path) -> None:
     def built(e: Exporter) -> str:
-        centred = e("Sub", "x", e.mean("x", 1))
-        total = e("Add", e.mean(e("Mul", centred, centred), 1), e.c(1e-5, np.float32))
-        return str(e("Div", centred, e("Sqrt", total)))
+        centered = e("Sub", "x", e.mean("x", 1))
+        total = e("Add", e.mean(e("Mul", centered, centered), 1), e.c(1e-5, np.float32))
+        return str(e("Div", centered, e("Sqrt", total)))
 
     assert "LayerNormalization" not in ops(passed(built, tmp_path, (2, 3, 7)))
 

@@ -73,7 +73,7 @@ def test_layout(tmp_path: Path, tied: bool, version: int) -> None:
         }.items():  # fmt: skip
             got = model.tensors[f"{p}{ours}.weight"].numpy()
             np.testing.assert_array_equal(got, arrays[theirs][i])
-        # neighbours (2j, 2j+1) of a head go to (j, j + D/2)
+        # neighbors (2j, 2j+1) of a head go to (j, j + D/2)
         for name, heads in (("q", HEADS), ("k", KV_HEADS)):
             rows = arrays[name][i].reshape(heads, DIM // 2, 2, HIDDEN)
             want = rows.transpose(0, 2, 1, 3).reshape(heads * DIM, HIDDEN)

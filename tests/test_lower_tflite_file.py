@@ -277,7 +277,7 @@ def test_levels_of_a_table(tmp_path: Path) -> None:
 
 
 def test_arena(tmp_path: Path) -> None:
-    """A chain needs its input and two neighbours; what is rounded needs a quarter."""
+    """A chain needs its input and two neighbors; what is rounded needs a quarter."""
 
     def chain(b: Builder) -> str:
         x = b.input(1, 8, 32, 32)

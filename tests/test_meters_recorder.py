@@ -15,7 +15,7 @@ import pytest
 
 from edgeq.core.errors import DeviceError, FormatError, UsageError
 from edgeq.devices.energy import per_token
-from edgeq.devices.meters import Meter, Sample, Sensor, Trace, meters_of, probe, serial_lines
+from edgeq.devices.meters import Meter, Reading, Sensor, Trace, meters_of, probe, serial_lines
 from edgeq.devices.meters.base import Absent, read_number
 from edgeq.devices.recorder import Recorder, Recording
 
@@ -64,8 +64,8 @@ class Made(Meter):
 
     made: Callable[[], float]
 
-    def read(self) -> Sample:
-        return Sample(time.monotonic_ns(), {"all": self.made()})
+    def read(self) -> Reading:
+        return Reading(time.monotonic_ns(), {"all": self.made()})
 
 
 def made(of: Callable[[], float], quantity: str = "power", **more: Any) -> Made:
@@ -328,7 +328,7 @@ def test_a_log_of_another_program_is_laid_on_the_clock() -> None:
     sensor = Sensor(name="log", quantity="power", provenance="power.log", rate_hz=100,
                     scope="board", total=("all",))  # fmt: skip
     began = recording.start_ns + recording.unix_ns
-    samples = [Sample(began + i * 10_000_000, {"all": 7.0}) for i in range(-20, 100)]
+    samples = [Reading(began + i * 10_000_000, {"all": 7.0}) for i in range(-20, 100)]
     joined = recording.joined([Trace.of(sensor, samples, None, "unix")])
     energy = joined.energy("decode")
     assert energy.joules == pytest.approx(7 * energy.seconds)

@@ -169,7 +169,7 @@ def test_rounds_shorter_than_the_meter_are_told_together(tmp_path: Path) -> None
     assert summary(both, both.runs[0])["energy"]["rounds"]["joules_per_token"]["samples"] == ()
 
 
-def test_an_estimate_is_labelled_and_apart(artifact: Path) -> None:
+def test_an_estimate_is_labeled_and_apart(artifact: Path) -> None:
     sources = {"load_watts": "estimate: a test"}
     board = DeviceProfile("b", "Board", "sbc", load_watts=8.0, sources=sources)
     run = profile(

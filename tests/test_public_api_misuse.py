@@ -12,10 +12,10 @@ import pytest
 import edgeq
 from edgeq.quant.decoder.quality import HeldOut
 from tests.families import quantized, random_model, tiny_config
-from tests.test_public_api import PUBLIC
 
 DEMO = Path(edgeq.__file__).parent / "demo_model"
 SCHEME = edgeq.QuantScheme(4)
+TEXT = DEMO / "heldout.txt"
 MODEL = random_model(tiny_config("llama"))
 WRONG: list[Any] = [None, 7, 2.5, "", "no such", b"bytes", [], {}, object(), np.zeros(3)]
 PATHS: list[Any] = [None, 7, b"bytes", [], "no/such/file", ".", __file__]
@@ -104,6 +104,59 @@ CALLS: dict[str, tuple[Callable[[Any, Path], Any], list[Any]]] = {
     "Reference.forward": (lambda bad, at: edgeq.Reference(MODEL).forward(bad), WRONG),
     "Engine": (lambda bad, at: edgeq.Engine(bad), WRONG),
     "Engine backend": (lambda bad, at: edgeq.Engine(MODEL, backend=bad), ["numb"]),
+    "open_source": (lambda bad, at: edgeq.open_source(bad), PATHS),
+    "inspect": (lambda bad, at: edgeq.inspect(bad), PATHS),
+    "run model": (lambda bad, at: edgeq.run(bad, "Hello"), PATHS),
+    "run prompt": (lambda bad, at: edgeq.run(DEMO, bad), [None, 7, b"bytes", []]),
+    "run max_tokens": (lambda bad, at: edgeq.run(DEMO, "Once", max_tokens=bad), ["2", 0, 1.5]),
+    "chat": (lambda bad, at: edgeq.chat(bad), [*PATHS, DEMO]),
+    "calibrate model": (lambda bad, at: edgeq.calibrate(bad, TEXT), PATHS),
+    "calibrate text_file": (lambda bad, at: edgeq.calibrate(DEMO, bad), PATHS[:-1]),
+    "calibrate observer": (
+        lambda bad, at: edgeq.calibrate(DEMO, TEXT, windows=1, observer=bad), ["most", ""],
+    ),
+    "sensitivity model": (lambda bad, at: edgeq.sensitivity(bad, TEXT), PATHS),
+    "sensitivity scheme": (
+        lambda bad, at: edgeq.sensitivity(DEMO, TEXT, scheme=bad), ["w5-g32", "f16", 4, None],
+    ),
+    "sensitivity mode": (
+        lambda bad, at: edgeq.sensitivity(DEMO, TEXT, windows=1, mode=bad), ["most"],
+    ),
+    "sweep models": (lambda bad, at: edgeq.sweep(bad, "w4-g32", at / "o"), [[], None, 7, b"bytes"]),
+    "sweep recipes": (lambda bad, at: edgeq.sweep(DEMO, bad, at / "o"), ["w5-g32", None, 7]),
+    "convert source": (lambda bad, at: edgeq.convert(bad, "gguf", at / "o.gguf"), PATHS),
+    "convert target": (lambda bad, at: edgeq.convert(MODEL, bad, at / "o.gguf"), ["ggml", "", 7]),
+    "convert out": (lambda bad, at: edgeq.convert(MODEL, "gguf", bad), [".", "no/such/o.gguf"]),
+    "validate": (lambda bad, at: edgeq.validate(bad, MODEL, "gguf"), ["no/such.gguf", __file__]),
+    "evaluate model": (lambda bad, at: edgeq.evaluate(bad, TEXT, layout="lambada"), PATHS),
+    "evaluate task": (lambda bad, at: edgeq.evaluate(DEMO, bad), PATHS),
+    "perplexity model": (lambda bad, at: edgeq.perplexity(bad, "Once upon a time"), PATHS),
+    "perplexity text": (lambda bad, at: edgeq.perplexity(DEMO, bad), [None, 7, b"bytes", [], ""]),
+    "perplexity base": (
+        lambda bad, at: edgeq.perplexity(DEMO, "Once upon a time", base=bad), [7, MODEL, "no such"],
+    ),
+    "evaluate_graph": (lambda bad, at: edgeq.evaluate_graph(bad, "samples.npz"), PATHS),
+    "bench model": (lambda bad, at: edgeq.bench(bad), PATHS),
+    "bench n_gen": (lambda bad, at: edgeq.bench(MODEL, n_prompt=[], n_gen=bad), [[], [-1], [0]]),
+    "bench_graphs": (lambda bad, at: edgeq.bench_graphs([bad]), ["a.mlpackage", "no such.onnx"]),
+    "profile models": (lambda bad, at: edgeq.profile(bad), [[], None, 7, "no such", "."]),
+    "profile meters": (lambda bad, at: edgeq.profile(DEMO, meters=[bad]), ["tea:1", ""]),
+    "report sources": (
+        lambda bad, at: edgeq.report(bad, at / "o.html"), [[], None, 7, "no such", "."],
+    ),
+    "report out": (lambda bad, at: edgeq.report([], bad), ["report.pdf", "", None, 7]),
+    "plan model": (lambda bad, at: edgeq.plan(bad, "rpi5"), PATHS),
+    "plan device": (lambda bad, at: edgeq.plan(MODEL, bad), ["rpi55", "", 7, None]),
+    "plan shape": (lambda bad, at: edgeq.plan(device="rpi5", shape=bad), [None, "gpt-5", 7]),
+    "plan context": (lambda bad, at: edgeq.plan(MODEL, "rpi5", context=bad), [-1, 1 << 40]),
+    "device": (lambda bad, at: edgeq.device(bad), ["rpi55", "", None, 7, "no/such.toml"]),
+    "detect": (lambda bad, at: edgeq.detect(bad), [7, "no/such", b"bytes"]),
+    "Workload": (lambda bad, at: edgeq.Workload(repeats=bad), [0, -1]),
+    "Conversation": (
+        lambda bad, at: edgeq.Conversation(
+            edgeq.Engine(MODEL, backend="numpy"), edgeq.Tokenizer(bad)
+        ), [None, 7, "no such"],
+    ),
 }  # fmt: skip
 """What is called -> how, given a bad argument and a folder; and the bad arguments."""
 
@@ -177,9 +230,14 @@ def test_what_is_printed_is_a_line(tmp_path: Path) -> None:
 
 def test_every_public_name_was_tried() -> None:
     """A new function or class of the face gets its calls above."""
-    untried = {
-        "PRESETS", "Chunk", "SamplingParams", "Tokenizer", "generate", "render_chat", "__version__",
+    results = {
+        "CalibrationStats", "Check", "Chunk", "Conversion", "Detected", "DeviceProfile",
+        "Document", "Evaluation", "Graph", "GraphAccuracy", "Measurement", "Options", "Outcome",
+        "Plan", "Report", "Sensitivity", "SweepResult",
     }  # fmt: skip
-    errors = {name for name in PUBLIC if name.endswith("Error")}
+    without_arguments = {"demo_model", "device_names", "doctor", "warmup"}
+    elsewhere = {"PRESETS", "SamplingParams", "Tokenizer", "generate", "render_chat", "__version__"}
+    errors = {name for name in edgeq.__all__ if name.endswith("Error")}
     tried = {name.split(" ")[0].split(".")[0] for name in CALLS}
-    assert set(PUBLIC) - errors - untried == tried | {"ModelConfig"}
+    untried = results | without_arguments | elsewhere | errors
+    assert set(edgeq.__all__) - untried == tried

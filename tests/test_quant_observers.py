@@ -32,13 +32,13 @@ def batches(kind: str, n: int = 20001, count: int = 6) -> Batches:
         "laplace": lambda i: rng.laplace(size=n),
         "heavy": lambda i: rng.standard_t(4, size=n),
         "gated": lambda i: np.maximum(rng.normal(size=n), 0) * rng.normal(size=n),
-        "off centre": lambda i: 0.3 * rng.normal(size=n) + 1 + 0.5 * i,
+        "off center": lambda i: 0.3 * rng.normal(size=n) + 1 + 0.5 * i,
         "one sided": lambda i: np.maximum(rng.normal(size=n) * (1 + 0.2 * i), 0),
     }[kind]
     return [draw(i).astype(np.float32) for i in range(count)]
 
 
-KINDS = ("normal", "laplace", "heavy", "gated", "off centre", "one sided")
+KINDS = ("normal", "laplace", "heavy", "gated", "off center", "one sided")
 
 
 def fed(observer: Any, pieces: Batches) -> Any:
@@ -176,7 +176,7 @@ def test_squared_error_of_a_histogram_is_that_of_its_samples() -> None:
 
 
 def test_a_histogram_counts_as_if_it_had_known_its_range() -> None:
-    pieces = batches("off centre")
+    pieces = batches("off center")
     h = fed(Histogram(256), pieces)
     x = np.concatenate(pieces)
     assert h.counts.sum() == x.size

@@ -166,7 +166,7 @@ def test_a_weight_that_is_cut_off_has_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_soft_rounding_settles_on_a_neighbour(scheme: str) -> None:
+def test_soft_rounding_settles_on_a_neighbor(scheme: str) -> None:
     w = matrix()
     fake = FakeQuant(w, begun(w, scheme))
     soft = SoftRounding(fake)

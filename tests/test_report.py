@@ -182,7 +182,7 @@ def test_energy_names_its_meter_and_its_window() -> None:
            f"{short(told['idle_watts'])} W of the idle machine subtracted" in text  # fmt: skip
 
 
-def test_an_estimate_is_labelled_so(made: Document) -> None:
+def test_an_estimate_is_labeled_so(made: Document) -> None:
     about = {
         "label": "estimate, not measured", "method": "watts times seconds", "device": "rpi5",
         "load_watts": 6.0, "source": "a page", "decode_joules_per_token": 0.5, "reason": None,

@@ -134,14 +134,14 @@ def test_choices_are_compared_by_likelihood_and_by_byte() -> None:
     hit = 5 - math.log(127 + math.exp(5))
     assert found.nll_per_byte == pytest.approx(-hit)
     assert found.accuracy == float(31 * hit > hit - math.log(127 + math.exp(5)))
-    assert found.accuracy_normalised == 1.0
+    assert found.accuracy_normalized == 1.0
 
 
 def test_last_words_are_right_when_every_token_is_the_likeliest() -> None:
     items = [Item("last word", "the", (" ring",), 0), Item("last word", "the", (" rinx",), 0)]
     outcome = evaluate_task("lambada", items, Wants(" ring"), Letters())
     assert outcome.accuracy == 0.5
-    assert outcome.accuracy_normalised is None
+    assert outcome.accuracy_normalized is None
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_bfloat16_is_the_nearest_with_ties_to_even() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.floats(-(2.0**126), 2.0**126, width=32))
-def test_bfloat16_is_never_further_than_its_neighbours(value: float) -> None:
+def test_bfloat16_is_never_further_than_its_neighbors(value: float) -> None:
     bits = float32_to_bf16(np.array([value], np.float32))
     near = bf16_to_float32(bits)[0].astype(np.float64)
     around = [(bits + np.uint16(1)), (bits - np.uint16(1)) if bits[0] & 0x7FFF else bits]

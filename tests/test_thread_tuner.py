@@ -33,7 +33,7 @@ def test_fewer_where_one_core_spends_the_bandwidth() -> None:
     assert done[1] > 0.96 * 2000
 
 
-def test_a_busy_neighbour_is_noticed_and_forgotten() -> None:
+def test_a_busy_neighbor_is_noticed_and_forgotten() -> None:
     pace = ThreadTuner(2)
     run(pace, 500, lambda threads: 0.02 / threads)
     busy = run(pace, 500, lambda threads: 0.02 if threads == 1 else 0.05)

@@ -22,7 +22,7 @@ SECTIONS = {
         ("shape", "depth"),
     ),
     "busy": (
-        "Decode with a busy neighbour",
+        "Decode with a busy neighbor",
         "edgeq with 2 threads while another process keeps one core busy all the time.",
         ("shape",),
     ),

@@ -30,7 +30,7 @@ import numpy as np
 from cases import QUICK, Case, Scale, Side, matmul_cases, model_cases
 from protocol import Worker, WorkerError
 from report import line, markdown
-from setting import HERE, ROOT, Neighbour, Others, home, last_cache_bytes, machine, peers_python
+from setting import HERE, ROOT, Neighbor, Others, home, last_cache_bytes, machine, peers_python
 
 from edgeq._version import __version__
 from edgeq.core.cpu import available_cores
@@ -54,7 +54,7 @@ class Comparison:
     def __init__(self, scale: Scale, peers: str, result: dict[str, Any]) -> None:
         self._scale, self._peers, self._result = scale, peers, result
         self._workers: dict[str, Worker] = {}
-        self._neighbour: Neighbour | None = None
+        self._neighbor: Neighbor | None = None
         self._closing = contextlib.ExitStack()
 
     def __enter__(self) -> Comparison:
@@ -84,10 +84,10 @@ class Comparison:
         """Mean seconds of a side's work, repeated for ``budget`` seconds."""
         meanwhile: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         if side.busy:
-            if self._neighbour is None:
-                self._neighbour = Neighbour()
-                self._closing.callback(self._neighbour.close)
-            meanwhile = self._neighbour.working()
+            if self._neighbor is None:
+                self._neighbor = Neighbor()
+                self._closing.callback(self._neighbor.close)
+            meanwhile = self._neighbor.working()
         with meanwhile:
             found = self.worker(side.runtime).ask(side.do, budget=budget, **side.args)
         return statistics.fmean(found)
@@ -95,7 +95,7 @@ class Comparison:
     def _pids(self) -> list[int]:
         """This process and those that belong to it."""
         workers = [worker.pid for worker in self._workers.values()]
-        return [os.getpid(), *workers, *([self._neighbour.pid] if self._neighbour else [])]
+        return [os.getpid(), *workers, *([self._neighbor.pid] if self._neighbor else [])]
 
     def bandwidth(self, threads: int) -> float:
         """Read bandwidth now, GB/s; kept with the others."""

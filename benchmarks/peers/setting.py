@@ -1,4 +1,4 @@
-"""What the comparison runs in: the peers' virtual environment, the machine, a busy neighbour."""
+"""What the comparison runs in: the peers' virtual environment, the machine, a busy neighbor."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ while os.read(0, 1):
 """
 
 
-class Neighbour:
+class Neighbor:
     """A process that does nothing but keep the last core busy, between one byte and the next.
 
     It ends with the pipe, so none is left behind that would spoil what is measured next.

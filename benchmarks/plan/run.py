@@ -87,7 +87,7 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         "## Against published speeds",
         "",
-        "Other runtimes, planned with the same roofline and the bytes of their own files (modelled "
+        "Other runtimes, planned with the same roofline and the bytes of their own files (modeled "
         "from the shape and the quantizer's rules; the published size is beside). J per token is "
         "the highest power of the whole board over its speed, beside the profile's load over the "
         "planned one. Marked * are "

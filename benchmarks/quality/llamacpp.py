@@ -29,7 +29,7 @@ from edgeq.importers.gguf.architecture import separate_name
 from edgeq.model.model import Model
 
 TYPES = ("Q4_0", "Q4_1", "IQ4_NL", "IQ4_XS", "Q4_K", "Q5_0", "Q3_K")
-"""Types of the matrices; the 3- and 5-bit ones show the neighbourhood."""
+"""Types of the matrices; the 3- and 5-bit ones show the neighborhood."""
 FALLBACK = {"Q3_K": "Q4_0", "Q4_K": "Q5_0", "IQ4_XS": "IQ4_NL", "Q6_K": "Q8_0"}
 """What stands in for a type whose blocks of 256 do not divide the rows."""
 
@@ -145,7 +145,7 @@ def write(model: Model, blocks: Mapping[str, Blocks], path: Path) -> None:
             continue
         kind, raw = blocks[name].kind, blocks[name].raw
         if "q_proj" in name or "k_proj" in name:
-            # llama.cpp rotates neighbours, not halves
+            # llama.cpp rotates neighbors, not halves
             halves = np.arange(len(raw)).reshape(-1, 2, c.head_dim // 2)
             raw = raw[halves.swapaxes(1, 2).reshape(-1)]
         if kind == GGMLQuantizationType.F16:

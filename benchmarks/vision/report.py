@@ -12,7 +12,7 @@ HEAD = """# Vision, audio and encoder models
 Real models, quantized once and run in three runtimes. Written by `benchmarks/vision/run.py`, which
 says in `subjects.py` what each model is calibrated on and measured on; no sample is in both.
 
-- Figure: top-1 of the labelled test samples; for the encoder the mean cosine to the float
+- Figure: top-1 of the labeled test samples; for the encoder the mean cosine to the float
   embedding.
 - Agreement: how often the largest score is the float model's.
 - Size: of the file; "smaller" is against the float32 model as .onnx.

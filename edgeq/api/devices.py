@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeq.core.cpu import available_cores
-from edgeq.core.errors import UsageError
+from edgeq.core.errors import FormatError, UsageError
 from edgeq.core.progress import Progress
 from edgeq.devices import detect as detection
 from edgeq.devices.detect import Detected
@@ -60,7 +60,7 @@ def detect(source: str | Path | None = None) -> Detected:
             copies of its /proc and /sys.
 
     Raises:
-        OSError: the file cannot be read.
+        FormatError: the file cannot be read.
 
     Example:
         >>> edgeq.detect().cores >= 1
@@ -71,7 +71,11 @@ def detect(source: str | Path | None = None) -> Detected:
     place = Path(source)
     if place.is_dir():
         return detection.detect(source)
-    return detection.detect_text(place.read_text("utf-8", "replace"), str(source))
+    try:
+        text = place.read_text("utf-8", "replace")
+    except OSError as err:
+        raise FormatError(f"{place} cannot be read: {err.strerror or err}") from err
+    return detection.detect_text(text, str(source))
 
 
 def measure_machine(

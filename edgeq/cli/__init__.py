@@ -2,7 +2,7 @@
 
 Results go to stdout, progress and timings to stderr. Exit codes: 0 done, 1 an error edgeq
 explains, 2 wrong usage, 130 interrupted, 143 terminated. ``render`` is the only module that knows
-colours.
+colors.
 """
 
 from __future__ import annotations

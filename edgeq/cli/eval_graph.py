@@ -1,4 +1,4 @@
-"""``edgeq eval`` for graphs of operators: labelled samples through any of their files."""
+"""``edgeq eval`` for graphs of operators: labeled samples through any of their files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``edgeq eval``: how many questions, or labelled samples, a model answers rightly."""
+"""``edgeq eval``: how many questions, or labeled samples, a model answers rightly."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def _text(outcome: Outcome) -> str:
         ("protocol", outcome.protocol),
         ("questions", f"{outcome.n}"),
         ("correct", _share(outcome.accuracy) + f" +- {100 * outcome.stderr:.2f}"),
-        ("correct, normalized", _share(outcome.accuracy_normalised)),
+        ("correct, normalized", _share(outcome.accuracy_normalized)),
         ("nats per byte", "" if outcome.nll_per_byte is None else f"{outcome.nll_per_byte:.4f}"),
         ("truncated", f"{outcome.truncated}" if outcome.truncated else ""),
         ("base correct", _share(outcome.base_accuracy)),

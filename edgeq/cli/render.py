@@ -221,7 +221,7 @@ def progress(title: str, *, still: bool = False) -> Iterator[Progress]:
     )
     bar = Bar(*columns, console=Console(stderr=True), transient=True, auto_refresh=not still)
     bar.expand = True
-    clock = _Clock()
+    clock = _ProgressTimes()
     task = bar.add_task("", total=None, title=title, clock=clock)
 
     def move(label: str, done: int, total: int) -> None:
@@ -243,7 +243,7 @@ def progress(title: str, *, still: bool = False) -> Iterator[Progress]:
         bar.stop()
 
 
-class _Clock:
+class _ProgressTimes:
     """How long work has taken and how long it will take, from the steps done so far."""
 
     def __init__(self) -> None:
@@ -318,10 +318,10 @@ class Page:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._colour = stream.isatty()
+        self._color = stream.isatty()
 
     def _styled(self, text: str, style: str) -> None:
-        if not self._colour:
+        if not self._color:
             self._stream.write(text)
         else:
             from rich.console import Console
@@ -362,11 +362,11 @@ class Page:
         self._styled(lines.rest() + "\n\n", "")
 
     def _width(self) -> int:
-        return min(shutil.get_terminal_size().columns, 100) if self._colour else 88
+        return min(shutil.get_terminal_size().columns, 100) if self._color else 88
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> None:
         """A table."""
-        if not self._colour:
+        if not self._color:
             text = aligned(head, rows, right)
             self._stream.write("".join(f"  {line}\n" for line in text.splitlines()))
             self._stream.flush()

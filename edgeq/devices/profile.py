@@ -14,13 +14,13 @@ from __future__ import annotations
 import functools
 import json
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from edgeq.core.documents import read_document
 from edgeq.core.errors import DeviceError, FormatError, unknown
 from edgeq.devices.cores import common_isa, peak_int8_gops
 
@@ -210,15 +210,10 @@ def read_profiles(path: Path, known: Mapping[str, DeviceProfile]) -> dict[str, D
         known: profiles of other files, which ``like`` may name.
 
     Raises:
-        DeviceError: the file cannot be read.
-        FormatError: it is not TOML, has an unknown key, or a number without a source.
+        FormatError: the file cannot be read, is not TOML, has an unknown key, or a number without
+            a source.
     """
-    try:
-        tables = tomllib.loads(path.read_text("utf-8"))
-    except OSError as err:
-        raise DeviceError(f"cannot read {path}: {err.strerror or err}") from err
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
-        raise FormatError(f"{path} is not TOML: {err}") from err
+    tables = read_document(path)
     raw: dict[str, dict[str, Any]] = {name: _fields_of(profile) for name, profile in known.items()}
     found = {}
     for name, table in tables.items():

@@ -84,8 +84,8 @@ def _drawn(counts: tuple[tuple[int, ...], ...], names: tuple[str, ...], kind: st
         axis.set_yticks(range(n), names)
     if n <= _NUMBERED:
         for i, j in np.ndindex(n, n):
-            colour = "white" if share[i, j] > 0.5 else "black"
-            axis.text(j, i, int(held[i, j]), ha="center", va="center", color=colour, fontsize=7)
+            color = "white" if share[i, j] > 0.5 else "black"
+            axis.text(j, i, int(held[i, j]), ha="center", va="center", color=color, fontsize=7)
     raw = io.BytesIO()
     figure.savefig(raw, format=kind, dpi=150)
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""How good a graph is on samples, labelled or not, and how far it is from another one.
+"""How good a graph is on samples, labeled or not, and how far it is from another one.
 
 A runner takes inputs by name and gives outputs by name: onnxruntime, LiteRT, a Core ML package.
 
@@ -82,7 +82,7 @@ def evaluate_graph(
 
     Args:
         runner: the graph.
-        samples: inputs of one sample each, with their labels; all labelled or none.
+        samples: inputs of one sample each, with their labels; all labeled or none.
         output: which output holds the scores or the embedding; the first if None.
         against: what cosine and agreement are measured against, with outputs of the same names.
         classes: names of the labels.
@@ -138,12 +138,12 @@ def _checked(label: int, n: int, sample: int) -> int:
     return label
 
 
-def _check(n: int, labelled: int, compared: bool) -> None:
+def _check(n: int, labeled: int, compared: bool) -> None:
     if not n:
         raise UsageError("there are no samples; give at least one")
-    if 0 < labelled < n:
-        raise UsageError(f"{labelled} of {n} samples have labels; give all of them one, or none")
-    if not labelled and not compared:
+    if 0 < labeled < n:
+        raise UsageError(f"{labeled} of {n} samples have labels; give all of them one, or none")
+    if not labeled and not compared:
         raise UsageError(
             "the samples have no labels, so there is nothing to measure; give labeled samples, "
             "or a model to compare with (--base)"

@@ -9,11 +9,11 @@
     gsm8k      question, answer ending "#### n"    greedy generation          its last number is n
 
 Choices are compared by their log-likelihood after the question, as it is and divided by the
-choice's length in UTF-8 bytes ("normalised"), zero-shot. Prompts are those of the Language Model
+choice's length in UTF-8 bytes ("normalized"), zero-shot. Prompts are those of the Language Model
 Evaluation Harness, so that figures compare; what was done is said in the result's protocol.
 
 Source: Zellers et al. 2019 (HellaSwag), Hendrycks et al. 2021 (MMLU), Paperno et al. 2016
-(LAMBADA), Cobbe et al. 2021 (GSM8K); prompts and normalisation: EleutherAI lm-evaluation-harness.
+(LAMBADA), Cobbe et al. 2021 (GSM8K); prompts and normalization: EleutherAI lm-evaluation-harness.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Outcome:
         protocol: what was asked and how it was scored, in words.
         n: questions.
         accuracy: share answered rightly.
-        accuracy_normalised: the same by log-likelihood per byte.
+        accuracy_normalized: the same by log-likelihood per byte.
         stderr: standard error of the accuracy.
         nll_per_byte: mean negative log-likelihood of the right answers, nats a byte.
         truncated: questions that had to lose their beginning to fit the context.
@@ -100,7 +100,7 @@ class Outcome:
     protocol: str
     n: int
     accuracy: float
-    accuracy_normalised: float | None
+    accuracy_normalized: float | None
     stderr: float
     nll_per_byte: float | None
     truncated: int
@@ -264,7 +264,7 @@ def _number(text: str) -> str | None:
 class _Answer:
     given: int | str | None
     right: bool
-    right_normalised: bool
+    right_normalized: bool
     nll: float
     nbytes: int
     truncated: bool
@@ -314,8 +314,8 @@ def evaluate_task(
         protocol=_PROTOCOL[items[0].kind],
         n=n,
         accuracy=accuracy,
-        accuracy_normalised=(
-            sum(a.right_normalised for a in answers) / n if items[0].kind == "choice" else None
+        accuracy_normalized=(
+            sum(a.right_normalized for a in answers) / n if items[0].kind == "choice" else None
         ),
         stderr=math.sqrt(accuracy * (1 - accuracy) / n),
         nll_per_byte=sum(a.nll for a in answers) / scored if scored else None,
@@ -328,7 +328,7 @@ def evaluate_task(
 
 
 _PROTOCOL: dict[Kind, str] = {
-    "choice": "zero-shot, the choice of highest log-likelihood after the question; normalised: "
+    "choice": "zero-shot, the choice of highest log-likelihood after the question; normalized: "
     "divided by its bytes",
     "last word": "the last word right if each of its tokens is the likeliest after those before",
     "number": f"zero-shot, greedy, at most {GENERATED} tokens; the number after '####', else the "
@@ -347,9 +347,9 @@ def _ask(item: Item, subject: AnsweringModel, encoder: Encoder) -> _Answer:
         return _Answer(None, right, right, -logs[0], sizes[0], results[0][2])
     assert isinstance(item.answer, int)
     given = int(np.argmax(logs))
-    normalised = int(np.argmax([log / size for log, size in zip(logs, sizes, strict=True)]))
+    normalized = int(np.argmax([log / size for log, size in zip(logs, sizes, strict=True)]))
     return _Answer(
-        given, given == item.answer, normalised == item.answer,
+        given, given == item.answer, normalized == item.answer,
         -logs[item.answer], sizes[item.answer], any(result[2] for result in results),
     )  # fmt: skip
 

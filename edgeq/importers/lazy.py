@@ -16,7 +16,7 @@ class GatheredRows:
 
     Args:
         data: the tensor they come from.
-        index: int [N], the source row of each row; neighbours must come from near one another,
+        index: int [N], the source row of each row; neighbors must come from near one another,
             because a range is read as one run of source rows.
     """
 
@@ -52,7 +52,7 @@ def half_split(tensor: Tensor, heads: int) -> GatheredRows:
     """Bring the rows of a q or k projection from interleaved to half-split rotary order.
 
     Checkpoints of the original Llama code (llama2.c, GGUF's llama architecture) rotate the
-    neighbours (2j, 2j+1) of a head; Hugging Face's rotate (j, j + D/2).
+    neighbors (2j, 2j+1) of a head; Hugging Face's rotate (j, j + D/2).
 
     Args:
         tensor: [heads * D, hidden], or a bias [heads * D].

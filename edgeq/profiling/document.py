@@ -16,6 +16,7 @@ from typing import Any
 
 from edgeq._version import __version__
 from edgeq.core.cpu import this_cpu
+from edgeq.core.documents import read_document
 from edgeq.core.errors import EdgeqError, FormatError
 from edgeq.core.files import write_whole
 from edgeq.devices.contention import Contention, Watch
@@ -167,13 +168,7 @@ def read(path: str | Path) -> Document:
         FormatError: it cannot be read, or is none.
     """
     path = Path(path)
-    try:
-        held = json.loads(path.read_text("utf-8"))
-    except OSError as err:
-        raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
-    except ValueError as err:
-        raise FormatError(f"{path} is not JSON: {err}") from err
-    return Document.from_json(held, str(path))
+    return Document.from_json(read_document(path), str(path))
 
 
 def environment(kernels_on: Sequence[int] = ()) -> dict[str, Any]:

@@ -153,9 +153,15 @@ def operations(
 
 
 def nbytes(path: Path) -> int:
-    """Bytes of a file or of all files of a folder, and of an ONNX file's external data."""
+    """Bytes of a file or of all files of a folder, and of an ONNX file's external data.
+
+    Raises:
+        FormatError: there is no such file.
+    """
     if path.is_dir():
         return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    if not path.exists():
+        raise FormatError(f"{path} does not exist")
     beside = path.with_name(path.name + ".data")
     return path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
 

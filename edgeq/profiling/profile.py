@@ -48,7 +48,7 @@ def profile(
         meters: what to record; what can be read on this machine if None.
         idle_seconds: how long to record before anything runs, to subtract idle power.
         operations: time every step too.
-        estimate: add energy by this device's power under load, labelled as an estimate.
+        estimate: add energy by this device's power under load, labeled as an estimate.
         progress: called with what is done.
 
     Raises:

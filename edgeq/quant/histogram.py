@@ -13,7 +13,7 @@ Range = tuple[float, float]
 BINS = 2048
 """Bins over the first piece's range; more are added as the range grows."""
 MAX_BINS = 8192
-"""Past so many, neighbouring bins are merged."""
+"""Past so many, neighboring bins are merged."""
 LEVELS = 255
 """Steps from the lowest to the highest of 8 bits."""
 TINY = np.float32(1e-30)
@@ -40,7 +40,7 @@ class Histogram:
     """Counts in evenly wide bins over (-limit, limit), which widens as larger samples come.
 
     Widening adds bins of the same width on both sides, so no sample changes its bin; only past
-    `MAX_BINS` neighbours are merged.
+    `MAX_BINS` neighbors are merged.
 
     Args:
         bins: over the first piece; even.

@@ -48,7 +48,7 @@ def latency(entries: Sequence[ReportedRun]) -> list[Plot]:
             ms = steps[e.letter]
             nines = np.linspace(0, math.log10(ms.size), 120) if ms.size > 1 else np.zeros(1)
             part = 1 - 10**-nines
-            lines.append(Line(e.name, part, np.quantile(ms, part), e.colour, dots=ms.size == 1))
+            lines.append(Line(e.name, part, np.quantile(ms, part), e.color, dots=ms.size == 1))
             told = e.told["tpot_ms" if unit == "token" else "run_ms"]
             rows.append(
                 [e.name, *(short(told[key]) for key in ("n", "min", "p50", "p90", "p99", "max"))]
@@ -83,7 +83,7 @@ def speed(entries: Sequence[ReportedRun]) -> list[Plot]:
             told = decay(e.document, e.run, PARTS)
             if len(told) > 1:
                 x, y = (np.array([row[key] for row in told]) for key in ("seconds", "per_s"))
-                lines.append(Line(e.name, x, y, e.colour, dots=True))
+                lines.append(Line(e.name, x, y, e.color, dots=True))
                 tenth = max(len(y) // 10, 1)
                 first, last = float(y[:tenth].mean()), float(y[-tenth:].mean())
                 rows.append([e.name, short(first), short(last), f"{100 * (last / first - 1):+.1f}"])
@@ -125,7 +125,7 @@ def roofline(key: str, entries: Sequence[ReportedRun]) -> Plot | Missing:
                 reasons.append(f"{e.letter} {part}")
                 continue
             intensity = 2 * macs / reading
-            dots.append(Dot(e.letter, intensity, gops, e.colour, part == "prefill"))
+            dots.append(Dot(e.letter, intensity, gops, e.color, part == "prefill"))
             rows.append([f"{e.name}: {part}", short(intensity), short(gops)])
     if not dots:
         return Missing(name, "the work and the bytes of these runs are not known; edgeq counts "

@@ -12,7 +12,7 @@ from edgeq.core.files import write_whole
 from edgeq.profiling.document import Document
 from edgeq.reporting import figures, tables
 from edgeq.reporting.figures import Missing
-from edgeq.reporting.plot import COLOURS, ROOM, SIZE, Plot
+from edgeq.reporting.plot import COLORS, ROOM, SIZE, Plot
 from edgeq.reporting.sources import ReportedRun, Sources, blaming, entries
 from edgeq.reporting.timeline import timeline
 
@@ -62,7 +62,7 @@ def page(sources: Sources, title: str = "edgeq report") -> str:
         swept=bool(sources.rows),
         size=SIZE,
         room=ROOM,
-        colours=COLOURS,
+        colors=COLORS,
     )
 
 

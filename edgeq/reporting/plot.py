@@ -29,8 +29,8 @@ ROOM = 0.6
 SHARED = 4
 """Names that do."""
 
-COLOURS = 6
-"""Colours of page.css; then they begin again, dashed."""
+COLORS = 6
+"""Colors of page.css; then they begin again, dashed."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Line:
     Args:
         name: for the legend.
         x, y: [S] values; the line is broken where y is nan.
-        colour: which, from 0.
+        color: which, from 0.
         quiet: a limit or a guide, thin and dashed.
         dots: mark the points themselves.
     """
@@ -48,7 +48,7 @@ class Line:
     name: str
     x: NDArray[np.float64]
     y: NDArray[np.float64]
-    colour: int
+    color: int
     quiet: bool = False
     dots: bool = False
 
@@ -60,7 +60,7 @@ class Dot:
     name: str
     x: float
     y: float
-    colour: int
+    color: int
     hollow: bool = False
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgeq.core.documents import read_document
 from edgeq.core.errors import EdgeqError, FormatError
 from edgeq.profiling import document as documents
 from edgeq.profiling.document import Document, Run
@@ -37,13 +37,13 @@ class ReportedRun:
 
     Args:
         letter: what it is called in legends.
-        colour: of its lines.
+        color: of its lines.
         document, run: what it is.
         told: its `summary`.
     """
 
     letter: str
-    colour: int
+    color: int
     document: Document
     run: Run
     told: Mapping[str, Any] = field(repr=False)
@@ -109,12 +109,7 @@ def read(paths: Sequence[str | Path]) -> Sources:
 
 
 def _read(path: Path) -> Document | list[SweepResult]:
-    try:
-        held = json.loads(path.read_text("utf-8"))
-    except OSError as err:
-        raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
-    except (ValueError, RecursionError) as err:
-        raise FormatError(f"{path} is not JSON: {err}; {MADE_BY}") from err
+    held = read_document(path, MADE_BY)
     if isinstance(held, dict) and held.get("format") == documents.FORMAT:
         return Document.from_json(held, str(path))
     results = held if isinstance(held, list) else [held]

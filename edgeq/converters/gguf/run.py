@@ -116,7 +116,7 @@ class LlamaRunner:
         return np.ctypeslib.as_array(pointer, shape).astype(np.float32, copy=True)
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text by the file's own tokenizer, special tokens recognised."""
+        """Token ids of a text by the file's own tokenizer, special tokens recognized."""
         raw = text.encode()
         room = (ctypes.c_int32 * (len(raw) + 8))()
         vocab = self._api.llama_model_get_vocab(self._model)

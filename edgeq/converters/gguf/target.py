@@ -10,7 +10,7 @@
 all in groups of 32; longer groups, one scale a row and one for all are repeated. llama.cpp rounds
 activations to 8 bits in blocks of 32 while it multiplies. What else differs is undone by `stored`:
 
-- the llama architecture rotates neighbours (2j, 2j+1), so rows of q and k are moved within heads;
+- the llama architecture rotates neighbors (2j, 2j+1), so rows of q and k are moved within heads;
 - Phi-3 has q, k, v in one matrix, gate and up in another: a common type holds them;
 - a feed-forward that is no multiple of 32 gets rows and columns of zeros (``edgeq.feed_forward``
   keeps the true length);
@@ -223,7 +223,7 @@ def _write_tensor(model: Model, placed: Placed, file: BinaryIO) -> None:
 
 
 def _interleaved(n: int, heads: int) -> NDArray[np.intp]:
-    """Which of our rows each row of the file is: of a head, j and j + D/2 become neighbours."""
+    """Which of our rows each row of the file is: of a head, j and j + D/2 become neighbors."""
     within = np.arange(n // heads).reshape(2, -1).T.reshape(-1)
     return cast("NDArray[np.intp]", (np.arange(heads)[:, None] * (n // heads) + within).reshape(-1))
 

@@ -165,7 +165,7 @@ def _attention(graph: _Graph, shape: Shape, i: int, found: dict[str, Array | Non
 
 
 def _half_split(value: Array, heads: int) -> Array:
-    """Neighbours (2j, 2j+1) of each head to j and j + D/2: [T, H*D] or [T, H, D]."""
+    """Neighbors (2j, 2j+1) of each head to j and j + D/2: [T, H*D] or [T, H, D]."""
     dim = value.shape[-1] // (heads if value.ndim == 2 else 1)
     return value.reshape(-1, heads, dim // 2, 2).swapaxes(2, 3).reshape(value.shape)
 

@@ -207,7 +207,7 @@ def _scale_likenesses(mine: Scales, other: Scales) -> Iterator[str]:
         if mine.shape[axis] > 1 and any(
             np.array_equal(mine, np.roll(other, by, axis=axis)) for by in (-1, 1)
         ):
-            yield f"each scale is its neighbour's: shifted by one {what}"
+            yield f"each scale is its neighbor's: shifted by one {what}"
             return
     if mine.any():
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgeq.core.errors import DeviceError, FormatError, UsageError
+from edgeq.core.errors import FormatError, UsageError
 from edgeq.devices.meters import (
     android,
     battery,
@@ -33,11 +33,14 @@ from edgeq.devices.meters.base import (
     meters_of,
     run_here,
 )  # fmt: skip
+from edgeq.devices.meters.kind import MeterKind
 from edgeq.devices.meters.trace import Trace
 
 __all__ = [
+    "KINDS",
     "Absent",
     "Meter",
+    "MeterKind",
     "Reading",
     "Run",
     "Sensor",
@@ -51,6 +54,16 @@ __all__ = [
 ]
 
 
+KINDS: tuple[MeterKind, ...] = (
+    pmic.KIND, hwmon.KIND, battery.KIND, rapl.KIND, thermal.KIND, process.KIND,
+    android.KIND,
+    traces.EEMBC, powermetrics.KIND, tegrastats.KIND, traces.PTD,
+    serial_lines.KIND,
+)  # fmt: skip
+"""Every kind of meter: the most telling power meter of a machine first, and logs in the order in
+which they are recognized."""
+
+
 def probe(root: Path = Path("/"), *, run: Run | None = None) -> list[Meter | Absent]:
     """What can be measured on a machine, the most telling power meter first.
 
@@ -58,11 +71,9 @@ def probe(root: Path = Path("/"), *, run: Run | None = None) -> list[Meter | Abs
         root: of its file system; another than "/" for a copy of one.
         run: runs commands there. On this machine itself they are run by default, on a copy none.
     """
-    here = root == Path("/")
-    if run is None and here:
+    if run is None and root == Path("/"):
         run = run_here
-    power = [*pmic.find(root, run), *hwmon.find(root), *battery.find(root), *rapl.find(root)]
-    return [*power, *thermal.find(root, run), *(process.find() if here else ())]
+    return [meter for kind in KINDS if kind.find is not None for meter in kind.find(root, run)]
 
 
 def probe_android(run: Run) -> list[Meter | Absent]:
@@ -74,30 +85,25 @@ def from_option(text: str) -> Meter:
     """A meter that a user names.
 
     Args:
-        text: "serial:/dev/ttyACM0" or "serial:/dev/ttyUSB0@9600"; "adb:SERIAL" for the battery of
-            an Android device, "adb:" if there is one alone.
+        text: NAME:WHERE of a kind that can be opened, such as "serial:/dev/ttyACM0",
+            "serial:/dev/ttyUSB0@9600", or "adb:SERIAL" for the battery of an Android device
+            ("adb:" if one alone is connected).
 
     Raises:
         UsageError: it is not of this form.
         DeviceError: it cannot be opened or read.
     """
-    kind, colon, rest = text.partition(":")
-    if kind == "adb" and colon:
-        which = ["-s", rest] if rest else []
-        (found,) = probe_android(lambda argv: run_here(["adb", *which, "shell", *argv]))
-        if isinstance(found, Absent):
-            raise DeviceError(f"meter {text!r}: {found.reason}")
-        return found
-    path, _, baud = rest.partition("@")
-    if kind != "serial" or not path or (baud and not baud.isdigit()):
-        raise UsageError(
-            f"meter {text!r}; expected serial:/dev/ttyACM0, serial:PATH@BAUD or adb:SERIAL"
-        )
-    return serial_lines.open_tty(Path(path), int(baud or 115200))
+    name, colon, where = text.partition(":")
+    openers = {kind.name: kind for kind in reversed(KINDS) if kind.open is not None}
+    kind = openers.get(name) if colon else None
+    if kind is None or kind.open is None:
+        usage = " or ".join(kind.usage for kind in openers.values())
+        raise UsageError(f"meter {text!r}; expected {usage}")
+    return kind.open(where)
 
 
 def read_log(path: Path) -> list[Trace]:
-    """Traces that another program or an external meter recorded; the kind is told by the content.
+    """Traces that another program or an external meter recorded, of a kind known by the content.
 
     EEMBC energy traces (a folder or `*-energy.bin`), PTDaemon's `spl.txt`, logs of powermetrics
     and tegrastats, and lines of a serial meter with times.
@@ -105,20 +111,14 @@ def read_log(path: Path) -> list[Trace]:
     Raises:
         FormatError: it is none of these, or damaged.
     """
-    if path.is_dir():
-        return [traces.read_eembc(path)]
-    try:
-        with path.open("rb") as file:
-            head = file.read(1 << 16)
-    except OSError as err:
-        raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
-    if head[:1] == bytes([traces.EEMBC_MAGIC]):
-        return [traces.read_eembc(path)]
-    text = head.decode("utf-8", "replace")
-    if powermetrics.HEAD.search(text):
-        return powermetrics.read(path)
-    if tegrastats.LINE.search(text):
-        return tegrastats.read(path)
-    if text.startswith("Time,"):
-        return [traces.read_ptd(path)]
-    return [serial_lines.read(path)]
+    head = b""
+    if not path.is_dir():
+        try:
+            with path.open("rb") as file:
+                head = file.read(1 << 16)
+        except OSError as err:
+            raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
+    for kind in KINDS:
+        if kind.recognizes and kind.read_log and kind.recognizes(path, head):
+            return kind.read_log(path)
+    raise FormatError(f"{path} is not the log of a power meter")

@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from edgeq.core.errors import DeviceError
-from edgeq.devices.meters.base import Absent, Meter, Reading, Run, number
+from edgeq.devices.meters.base import Absent, Meter, Reading, Run, number, run_here
 from edgeq.devices.meters.battery import not_discharging
+from edgeq.devices.meters.kind import MeterKind
 
 ANDROID = "android-battery"
 DUMPSYS = ("dumpsys", "battery")
@@ -147,3 +148,22 @@ def find(run: Run) -> list[Meter | Absent]:
             run=run,
         )
     ]
+
+
+def open_adb(serial: str) -> Meter:
+    """The battery of an Android device.
+
+    Args:
+        serial: of the device; empty if one alone is connected.
+
+    Raises:
+        DeviceError: it cannot be read.
+    """
+    which = ["-s", serial] if serial else []
+    (found,) = find(lambda argv: run_here(["adb", *which, "shell", *argv]))
+    if isinstance(found, Absent):
+        raise DeviceError(f"meter {f'adb:{serial}'!r}: {found.reason}")
+    return found
+
+
+KIND = MeterKind(name="adb", open=open_adb, usage="adb:SERIAL")

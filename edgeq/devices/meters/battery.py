@@ -21,10 +21,12 @@ from edgeq.devices.meters.base import (
     Absent,
     Meter,
     Reading,
+    Run,
     optional_text,
     read_number,
     read_text,
-)  # fmt: skip
+)
+from edgeq.devices.meters.kind import MeterKind
 
 NAME = "battery"
 POWER_SUPPLY = "sys/class/power_supply"
@@ -163,7 +165,7 @@ def connected_charger(folder: Path) -> str | None:
     return None
 
 
-def find(root: Path) -> list[Meter | Absent]:
+def find(root: Path, run: Run | None = None) -> list[Meter | Absent]:
     """One meter of all the batteries that feed this machine together."""
     folder = root / POWER_SUPPLY
     batteries = [
@@ -227,3 +229,6 @@ def _is_peripheral(supply: Path) -> bool:
         return False
     tells_level = any((supply / name).exists() for name in ("capacity", "capacity_level"))
     return tells_level and not any((supply / name).exists() for name in _COUNTERS)
+
+
+KIND = MeterKind(name="battery", find=find)

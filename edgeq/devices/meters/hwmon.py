@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgeq.devices.meters.base import Absent, FileMeter, Meter, optional_text
+from edgeq.devices.meters.base import Absent, FileMeter, Meter, Run, optional_text
 from edgeq.devices.meters.battery import POWER_SUPPLY
+from edgeq.devices.meters.kind import MeterKind
 
 NAME = "hwmon"
 
@@ -27,7 +28,7 @@ with one for each supply, none of them is the whole."""
 RATE_HZ = 10.0
 
 
-def find(root: Path) -> list[Meter | Absent]:
+def find(root: Path, run: Run | None = None) -> list[Meter | Absent]:
     """A meter per chip that measures power."""
     folder = root / "sys/class/hwmon"
     supplies = {path.name.replace("-", "_") for path in (root / POWER_SUPPLY).glob("*")}
@@ -73,7 +74,7 @@ def _power_files(chip: Path, name: str) -> tuple[dict[str, tuple[Path, ...]], fl
     if not files and name.startswith("ina"):
         for n in (1, 2, 3):
             volts, amps = chip / f"in{n}_input", chip / f"curr{n}_input"
-            # a channel may be switched off, and an unused one is labelled NC by device trees
+            # a channel may be switched off, and an unused one is labeled NC by device trees
             label = optional_text(chip / f"in{n}_label") or f"channel{n}"
             off = label == "NC" or optional_text(chip / f"in{n}_enable") == "0"
             if not off and volts.exists() and amps.exists():
@@ -123,3 +124,6 @@ def _meter(
 def _order(chip: Path) -> tuple[int, str]:
     digits = chip.name.removeprefix("hwmon")
     return (int(digits) if digits.isdigit() else -1, chip.name)
+
+
+KIND = MeterKind(name="hwmon", find=find)

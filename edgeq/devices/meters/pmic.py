@@ -21,6 +21,7 @@ from pathlib import Path
 
 from edgeq.core.errors import DeviceError
 from edgeq.devices.meters.base import Absent, Meter, Reading, Run, number, optional_text
+from edgeq.devices.meters.kind import MeterKind
 
 NAME = "pmic"
 COMMAND = ("vcgencmd", "pmic_read_adc")
@@ -119,3 +120,6 @@ def board_name(root: Path) -> str | None:
         if name:
             return name.rstrip("\0 ")
     return None
+
+
+KIND = MeterKind(name="pmic", find=find)

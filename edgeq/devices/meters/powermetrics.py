@@ -16,6 +16,7 @@ from pathlib import Path
 
 from edgeq.core.errors import FormatError
 from edgeq.devices.meters.base import Reading, Sensor
+from edgeq.devices.meters.kind import MeterKind
 from edgeq.devices.meters.trace import Trace
 
 _LINES = re.M | re.A
@@ -120,3 +121,10 @@ def _watts(part: str) -> dict[str, float]:
     for watts in _INTEL.findall(part):
         found.setdefault("package", float(watts))
     return found
+
+
+KIND = MeterKind(
+    name="powermetrics",
+    recognizes=lambda path, head: bool(HEAD.search(head.decode("utf-8", "replace"))),
+    read_log=read,
+)

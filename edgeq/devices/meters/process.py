@@ -5,10 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from edgeq.core.errors import DeviceError
 from edgeq.core.memory import pss_bytes, rss_bytes
-from edgeq.devices.meters.base import Absent, Meter, Reading
+from edgeq.devices.meters.base import Absent, Meter, Reading, Run
+from edgeq.devices.meters.kind import MeterKind
+
+HERE = Path("/")
+"""The root of this machine's file system."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +34,13 @@ class Memory(Meter):
         return Reading(time.monotonic_ns(), {self.name: float(found)})
 
 
-def find() -> list[Meter | Absent]:
-    """RSS ten times a second; PSS, for which the kernel walks every page, once."""
+def find(root: Path = HERE, run: Run | None = None) -> list[Meter | Absent]:
+    """RSS ten times a second; PSS, for which the kernel walks every page, once.
+
+    Only of this process, so there is none in the copy of another machine's file system.
+    """
+    if root != HERE:
+        return []
     about = (
         ("rss", "/proc/self/status", 10.0, rss_bytes),
         ("pss", "/proc/self/smaps_rollup", 1.0, pss_bytes),
@@ -49,3 +59,6 @@ def find() -> list[Meter | Absent]:
         else Absent(name, f"no {path} (Linux has it)", "memory")
         for name, path, rate, held in about
     ]
+
+
+KIND = MeterKind(name="process", find=find)

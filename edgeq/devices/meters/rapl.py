@@ -10,13 +10,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgeq.core.errors import DeviceError
-from edgeq.devices.meters.base import Absent, FileMeter, Meter, optional_text, read_number
+from edgeq.devices.meters.base import Absent, FileMeter, Meter, Run, optional_text, read_number
+from edgeq.devices.meters.kind import MeterKind
 
 NAME = "rapl"
 POWERCAP = "sys/class/powercap"
 
 
-def find(root: Path) -> list[Meter | Absent]:
+def find(root: Path, run: Run | None = None) -> list[Meter | Absent]:
     """One meter with a channel per zone: "package-0", "package-0/core", "package-0/dram" ...
 
     Its total is all packages, and the memory where that is counted: memory lies below a package
@@ -86,3 +87,6 @@ def find(root: Path) -> list[Meter | Absent]:
 
 def _is_package(channel: str) -> bool:
     return "/" not in channel and channel.startswith("package")
+
+
+KIND = MeterKind(name="rapl", find=find)

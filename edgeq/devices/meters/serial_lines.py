@@ -25,6 +25,7 @@ from typing import Protocol
 
 from edgeq.core.errors import DeviceError, FormatError, UsageError
 from edgeq.devices.meters.base import LATEST_S, Meter, Reading, Sensor, number
+from edgeq.devices.meters.kind import MeterKind
 from edgeq.devices.meters.trace import Trace
 
 UNITS: dict[str, tuple[str, float]] = {
@@ -258,3 +259,26 @@ def read(path: Path) -> Trace:
         total=("input",),
     )
     return Trace.of(sensor, samples, problems, "unix" if clock == "unix" else "own")
+
+
+def open_option(where: str) -> LineMeter:
+    """The meter on a serial port, written ``PATH`` or ``PATH@BAUD``.
+
+    Raises:
+        UsageError: it is written otherwise.
+        DeviceError: the port cannot be opened.
+    """
+    path, _, baud = where.partition("@")
+    if not path or (baud and not baud.isdigit()):
+        raise UsageError(f"meter {f'serial:{where}'!r}; expected {USAGE}")
+    return open_tty(Path(path), int(baud or 115200))
+
+
+USAGE = "serial:/dev/ttyACM0, serial:PATH@BAUD"
+KIND = MeterKind(
+    name="serial",
+    open=open_option,
+    usage=USAGE,
+    recognizes=lambda path, head: True,  # the last kind: its reader refuses what it is not
+    read_log=lambda path: [read(path)],
+)

@@ -16,6 +16,7 @@ from pathlib import Path
 from edgeq.core.errors import DeviceError, FormatError
 from edgeq.devices.meters.base import Reading, Sensor
 from edgeq.devices.meters.hwmon import WHOLE
+from edgeq.devices.meters.kind import MeterKind
 from edgeq.devices.meters.serial_lines import LineMeter, Stream
 from edgeq.devices.meters.trace import Trace
 
@@ -139,3 +140,10 @@ def _stamp(line: str) -> float | None:
         return datetime.strptime(match[1], "%m-%d-%Y %H:%M:%S").replace(tzinfo=UTC).timestamp()
     except ValueError:
         return None
+
+
+KIND = MeterKind(
+    name="tegrastats",
+    recognizes=lambda path, head: bool(LINE.search(head.decode("utf-8", "replace"))),
+    read_log=read,
+)

@@ -23,6 +23,7 @@ from edgeq.devices.meters.base import (
     optional_text,
     read_text,
 )  # fmt: skip
+from edgeq.devices.meters.kind import MeterKind
 from edgeq.devices.meters.pmic import board_name
 
 ZONES, CHIPS, CLOCK, FLAGS, COUNTS = (
@@ -206,3 +207,6 @@ def _unique(found: Sequence[tuple[str, Path]]) -> dict[str, tuple[Path, ...]]:
         if path.exists():
             files[name if name not in files else f"{name} {path.parent.name}"] = (path,)
     return files
+
+
+KIND = MeterKind(name="thermal", find=find)

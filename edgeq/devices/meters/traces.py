@@ -23,6 +23,7 @@ import numpy as np
 from edgeq.core.errors import DeviceError, FormatError
 from edgeq.devices.energy import TimeWindow
 from edgeq.devices.meters.base import LATEST_S, Reading, Sensor, number
+from edgeq.devices.meters.kind import MeterKind
 from edgeq.devices.meters.trace import Trace
 
 EEMBC_MAGIC = 0xF1
@@ -74,7 +75,7 @@ def read_eembc(path: Path) -> Trace:
         total=("energy",),
     )
     joules = np.concatenate(([0.0], np.cumsum(each))) * 1e-6
-    problems = {"sample negative or no number, its neighbours' mean taken": bad} if bad else {}
+    problems = {"sample negative or no number, its neighbors' mean taken": bad} if bad else {}
     return Trace(sensor, t_ns, {"energy": joules}, problems, "own", _eembc_windows(path))
 
 
@@ -140,3 +141,15 @@ def _bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as err:
         raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
+
+
+EEMBC = MeterKind(
+    name="eembc",
+    recognizes=lambda path, head: path.is_dir() or head[:1] == bytes([EEMBC_MAGIC]),
+    read_log=lambda path: [read_eembc(path)],
+)
+PTD = MeterKind(
+    name="ptd",
+    recognizes=lambda path, head: head.startswith(b"Time,"),
+    read_log=lambda path: [read_ptd(path)],
+)

@@ -28,7 +28,7 @@ _UNKNOWN = ("Upsample", "Affine", "Crop", "ParametricSoftplus", "ScaledTanh",
 """Operators whose form of those days is not known here."""
 
 
-def modernised(graph: Graph, opset: int, inferred: Callable[[Graph], Graph]) -> Graph:
+def modernized(graph: Graph, opset: int, inferred: Callable[[Graph], Graph]) -> Graph:
     """The graph in the words of opset 21.
 
     Args:

@@ -2,7 +2,7 @@
 
 All shapes are static; pads, axes and defaults are spelled out; constants are folded, as are
 batch norms; Gemm and MatMul with a constant are Linear; what exporters spell out (layer norms,
-GELU, hard swish) is recognised. See `edgeq.graph.passes`. A graph that `edgeq.graph.onnx.write`
+GELU, hard swish) is recognized. See `edgeq.graph.passes`. A graph that `edgeq.graph.onnx.write`
 wrote is read back with its very same integers, scales and zero points.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from edgeq.graph.ir import Graph, Shape
 from edgeq.graph.onnx.file import read_raw
 from edgeq.graph.onnx.infer import inferred, settled
-from edgeq.graph.onnx.legacy import modernised
+from edgeq.graph.onnx.legacy import modernized
 from edgeq.graph.onnx.upgrade import upgraded
 from edgeq.graph.operators import check_known
 from edgeq.graph.passes import PASSES, RECORD_PASSES
@@ -58,7 +58,7 @@ def read_onnx(
         refuse_foreign(graph)
     graph = prune(graph)
     if raw.opset < 7:
-        graph = modernised(graph, raw.opset, inferred)
+        graph = modernized(graph, raw.opset, inferred)
     else:
         graph = upgraded(graph, raw.opset)
     graph = settled(graph, fold)

@@ -27,7 +27,7 @@ PASSES: tuple[Callable[[Graph], Graph], ...] = (
     pools,  # of whole pictures
     clean,  # what does nothing is gone
     duplicates,  # what is computed twice is computed once
-    gelu,  # spelled-out forms recognised
+    gelu,  # spelled-out forms recognized
     layer_norms,
     hard_swish,
     activations,

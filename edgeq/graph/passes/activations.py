@@ -1,4 +1,4 @@
-"""Activations that exporters spell out in smaller operators, recognised."""
+"""Activations that exporters spell out in smaller operators, recognized."""
 
 from __future__ import annotations
 

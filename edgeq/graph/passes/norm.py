@@ -1,4 +1,4 @@
-"""Layer normalization that exporters spell out, recognised."""
+"""Layer normalization that exporters spell out, recognized."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def _core(graph: Graph, node: Node) -> Change | None:
     found = _parts(graph, node)
     if found is None:
         return None
-    centred, deviation = found
+    centered, deviation = found
     root = _made(graph, deviation, "Sqrt", "Pow")
     if root is None or (root.op == "Pow" and scalar(graph, root.inputs[1]) != 0.5):
         return None
     total = _made(graph, root.inputs[0], "Add")
-    sub = _made(graph, centred, "Sub")
+    sub = _made(graph, centered, "Sub")
     if total is None or sub is None:
         return None
     for variance, added in (total.inputs, total.inputs[::-1]):
         epsilon, mean2 = scalar(graph, added), _made(graph, variance, "ReduceMean")
-        if epsilon is None or mean2 is None or not _is_square(graph, mean2.inputs[0], centred):
+        if epsilon is None or mean2 is None or not _is_square(graph, mean2.inputs[0], centered):
             continue
         x, mean = sub.inputs[0], _made(graph, sub.inputs[1], "ReduceMean")
         if mean is None or mean.inputs[0] != x or not mean.attrs["keepdims"]:

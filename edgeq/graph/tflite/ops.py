@@ -90,7 +90,7 @@ def _softmax(kind: str) -> Importer:
     return run
 
 
-def _l2_normalise(r: Layouts, op: Operator) -> None:
+def _l2_normalize(r: Layouts, op: Operator) -> None:
     x = op.inputs[0]
     first = r.is_first(x)
     name, axis, base = r.get(x, first), r.axis(x, -1), r.base(op.outputs[0])
@@ -381,7 +381,7 @@ OPERATORS: Mapping[str, Importer] = {
     "ARG_MAX": _argmax("ArgMax"), "ARG_MIN": _argmax("ArgMin"), "BATCH_MATMUL": _batch_matmul,
     "BROADCAST_TO": _to_shape("Expand"),
     "EMBEDDING_LOOKUP": _embedding, "EXPAND_DIMS": _reshape, "FULLY_CONNECTED": _fully_connected,
-    "GATHER": _gather, "L2_NORMALIZATION": _l2_normalise, "LOG_SOFTMAX": _softmax("LogSoftmax"),
+    "GATHER": _gather, "L2_NORMALIZATION": _l2_normalize, "LOG_SOFTMAX": _softmax("LogSoftmax"),
     "MEAN": _reduce("ReduceMean"), "PACK": _pack, "REDUCE_MAX": _reduce("ReduceMax"),
     "REDUCE_MIN": _reduce("ReduceMin"), "REDUCE_PROD": _reduce("ReduceProd"),
     "RESHAPE": _reshape, "SOFTMAX": _softmax("Softmax"), "SQUEEZE": _reshape,

@@ -1,4 +1,4 @@
-"""Cross-layer equalisation: channels of two layers brought to like ranges, the function unchanged.
+"""Cross-layer equalization: channels of two layers brought to like ranges, the function unchanged.
 
 Where a layer feeds only one other, through operators f with ``f(s x) = s f(x)`` for s > 0,
 
@@ -7,7 +7,7 @@ Where a layer feeds only one other, through operators f with ``f(s x) = s f(x)``
 for any positive diagonal S. With ``s_i = sqrt(r1_i / r2_i)``, r1_i being the largest weight that
 makes channel i and r2_i the largest that takes it, both become ``sqrt(r1_i r2_i)``: no channel has
 to live with a step that another one's range dictates, be it of a weight that has one scale or of
-the value between, which always has. A change in one pair changes its neighbours, so pairs are gone
+the value between, which always has. A change in one pair changes its neighbors, so pairs are gone
 through until nothing moves; that is how chains, as expansion, depthwise and projection, settle.
 
 Relu, LeakyRelu, PRelu and pools are such f, and so is bringing [1, C, H, W] to [1, C * H * W]. A
@@ -60,7 +60,7 @@ class Pair:
     spread: int = 1
 
 
-def equalise(graph: Graph, *, passes: int = PASSES) -> Graph:
+def equalize(graph: Graph, *, passes: int = PASSES) -> Graph:
     """The graph with the ranges of its layers' channels brought together.
 
     Args:

@@ -18,7 +18,7 @@ from edgeq.core.errors import FormatError, MissingDependencyError, UsageError, r
 from edgeq.graph.ir import Shape
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
-COLOURS = {1: "L", 3: "RGB", 4: "RGBA"}
+COLORS = {1: "L", 3: "RGB", 4: "RGBA"}
 """Channels -> Pillow's name of such a picture."""
 RESIZES = ("stretch", "crop", "pad")
 LAYOUTS = ("auto", "nchw", "nhwc")
@@ -103,9 +103,9 @@ class Preprocess:
             )
         layout = self.layout
         if layout == "auto":
-            layout = "nchw" if shape[1] in COLOURS else "nhwc"
+            layout = "nchw" if shape[1] in COLORS else "nhwc"
         channels, *size = shape[1:] if layout == "nchw" else (shape[3], *shape[1:3])
-        if channels not in COLOURS:
+        if channels not in COLORS:
             raise UsageError(
                 f"the input {name!r} is {list(shape)}: {channels} channels as {layout.upper()}, "
                 "and images have 1, 3 or 4; try "
@@ -144,7 +144,7 @@ class Preprocess:
         channels = shape[1] if self.layout == "nchw" else shape[3]
         try:
             with Image.open(path) as picture:
-                fitted = self._fitted(picture.convert(COLOURS[channels]), (width, height))
+                fitted = self._fitted(picture.convert(COLORS[channels]), (width, height))
                 pixels = np.asarray(fitted, np.float32).reshape(height, width, channels)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as err:
             raise FormatError(f"{path} is not an image that can be read: {err}") from err

@@ -1,7 +1,7 @@
 """A float graph and a recipe to a quantized graph, step by step.
 
 own constants   a weight or bias that nodes share is given to each where they round it apart
-equalise        ranges of channels are brought together, see `edgeq.quant.graph.equalize`
+equalize        ranges of channels are brought together, see `edgeq.quant.graph.equalize`
 calibrate       `plan` says which values are rounded, observers say how
 weights         rounded, by GPTQ where the recipe says so
 assemble        levels, grids and int32 biases in the place of floats
@@ -28,7 +28,7 @@ from edgeq.graph.operators import LAYERS, is_depthwise, weight_of
 from edgeq.quant.graph.bias import corrected
 from edgeq.quant.graph.calibrate import ranges
 from edgeq.quant.graph.choices import choices, float_nodes
-from edgeq.quant.graph.equalize import equalise, unclipped
+from edgeq.quant.graph.equalize import equalize, unclipped
 from edgeq.quant.graph.float_precision import hidden_terms
 from edgeq.quant.graph.hessians import Array, Run, hessians, weight_name
 from edgeq.quant.graph.integer_plan import (
@@ -188,7 +188,7 @@ class _Work:
                     self.graph, self.samples,
                     session_of=self.session_of, progress=self.progress,
                 )  # fmt: skip
-            self.graph = equalise(self.graph)
+            self.graph = equalize(self.graph)
         if self._static() and self._scope() == "layers":
             assert self.samples is not None
             self.graph = smoothed(

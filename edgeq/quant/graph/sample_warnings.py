@@ -32,7 +32,7 @@ _UNIT = 1.5
 """Inputs up to this look like pixels from 0 to 1 or from -1 to 1."""
 _CHANCE = 1.5
 """A top-1 up to so many times that of guessing is none."""
-_LEAST_LABELLED = 32
+_LEAST_LABELED = 32
 _INDIFFERENT = 0.8
 """Part of the samples that keep their class on another scale, from which on it does not matter."""
 _MOVES = frozenset({"Transpose", "Reshape", "Pad", "Identity", "Squeeze", "Unsqueeze"})
@@ -161,7 +161,7 @@ def _labels(
     session_of: SessionOf,
 ) -> list[str]:
     shape = graph.info(graph.outputs[0]).shape
-    if len(shape) != 2 or shape[0] != 1 or shape[1] < 2 or len(rows) < _LEAST_LABELLED:
+    if len(shape) != 2 or shape[0] != 1 or shape[1] < 2 or len(rows) < _LEAST_LABELED:
         return []
     try:
         labels = [label for _, label in samples.first(LOOKED_AT).pairs()]

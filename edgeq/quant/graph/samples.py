@@ -179,11 +179,11 @@ def open_samples(
     if path.suffix in (".npz", ".npy"):
         found = _rows(_arrays(path, inputs), inputs, text)
         classes = tuple(str(i) for i in range(1 + max((item[2] or 0 for item in found), default=0)))
-        labelled = bool(found) and found[0][2] is not None
+        labeled = bool(found) and found[0][2] is not None
         read = lambda entry: _Item(entry[0], entry[1](), entry[2])  # noqa: E731
         return Samples(
             text, _spread(found, read, limit), inputs, preprocess, limit,
-            classes if labelled else (), turned,
+            classes if labeled else (), turned,
         )  # fmt: skip
     raise UsageError(f"{text} is nothing that samples are read from; give {KINDS}")
 

@@ -9,7 +9,7 @@ ones. The table is found by weighted k-means in one dimension, in turn with the 
 The numbers are int8 and the largest in magnitude is 127, so they make full use of their bits. A
 sample of the groups is looked at; which ones depends on nothing but their number.
 
-Source: the dynamic programme is that of Wang & Song 2011, "Ckmeans.1d.dp: optimal k-means
+Source: the dynamic program is that of Wang & Song 2011, "Ckmeans.1d.dp: optimal k-means
 clustering in one dimension by dynamic programming", The R Journal 3(2), on a histogram.
 """
 

@@ -95,7 +95,7 @@ class Scratch:
     _held: dict[str, NDArray[np.generic]] = field(default_factory=dict)
 
     def like(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """An uninitialised float32 buffer; the one of the same name is given up."""
+        """An uninitialized float32 buffer; the one of the same name is given up."""
         size = int(np.prod(shape))
         held = self._held.get(name)
         if held is None or held.size < size:

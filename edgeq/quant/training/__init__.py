@@ -1,6 +1,6 @@
 """Training-time quantization in torch, on the CPU: the ``train`` extra.
 
-    distill    the whole model towards a float teacher's distribution at every position
+    distill    the whole model toward a float teacher's distribution at every position
     qat        the whole model on the text's own next tokens
     adaround   layer by layer: which way to round each weight, so that the layer's output stays
 

@@ -74,7 +74,7 @@ def fit(
     settings: TrainingSettings,
     progress: Progress | None,
 ) -> None:
-    """Train the student in place, towards a teacher or on the text itself.
+    """Train the student in place, toward a teacher or on the text itself.
 
     Args:
         student: what is trained.

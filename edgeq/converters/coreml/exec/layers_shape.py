@@ -87,7 +87,7 @@ def upsample(p: Any, inputs: Sequence[Array]) -> Array:
 
 
 def resize(p: Any, inputs: Sequence[Array]) -> Array:
-    """H and W to a size, between neighbours."""
+    """H and W to a size, between neighbors."""
     mode = p.mode.Method.Name(p.mode.samplingMethod).removesuffix("_MODE")
     names = {"STRICT_ALIGN_ENDPOINTS": "STRICT_ALIGN_CORNERS", "ALIGN_ENDPOINTS": "ALIGN_CORNERS",
              "UPSAMPLE": "DEFAULT", "ROI_ALIGN": "OFFSET_CORNERS"}  # fmt: skip

@@ -39,7 +39,7 @@ def _points(mode: str, size: int, count: int) -> Array:
 
 
 def _along(x: Array, points: Array, axis: int, nearest: bool) -> Array:
-    """Values at points along an axis, between neighbours or of the nearest."""
+    """Values at points along an axis, between neighbors or of the nearest."""
     if nearest:
         return np.take(x, np.floor(points + 1e-6).astype(np.intp), axis)
     low = np.floor(points).astype(np.intp)
@@ -58,7 +58,7 @@ def resize_bilinear(
     x: Array, target_size_height: int = 1, target_size_width: int = 1,
     sampling_mode: str = "DEFAULT",
 ) -> Array:  # fmt: skip
-    """To a size, between neighbours."""
+    """To a size, between neighbors."""
     return _both(x, int(target_size_height), int(target_size_width), sampling_mode)
 
 
@@ -75,7 +75,7 @@ def upsample_bilinear(
     x: Array, scale_factor_height: Any = 1, scale_factor_width: Any = 1,
     align_corners: bool = True, half_pixel_centers: Any = None,
 ) -> Array:  # fmt: skip
-    """By factors, between neighbours."""
+    """By factors, between neighbors."""
     if half_pixel_centers is None:
         half_pixel_centers = not align_corners
     if align_corners:
@@ -116,7 +116,7 @@ def crop(x: Array, crop_height: Any, crop_width: Any) -> Array:
 
 
 def _reflected(at: Array, size: int, edge: bool) -> Array:
-    """Coordinates mirrored into the image, at the pixels' centres or at its edge."""
+    """Coordinates mirrored into the image, at the pixels' centers or at its edge."""
     if edge:
         at, span = at + 0.5, float(size)
     else:
@@ -300,7 +300,7 @@ def non_maximum_suppression(
 
 
 def _overlap(a: Array, b: Array) -> float:
-    """Intersection over union of two boxes given by centre and size."""
+    """Intersection over union of two boxes given by center and size."""
     low = np.maximum(a[:2] - a[2:] / 2, b[:2] - b[2:] / 2)
     high = np.minimum(a[:2] + a[2:] / 2, b[:2] + b[2:] / 2)
     common = float(np.prod(np.maximum(high - low, 0)))

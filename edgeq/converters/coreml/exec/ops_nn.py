@@ -267,7 +267,7 @@ def l2_norm(x: Array, epsilon: float = 1e-6) -> Array:
 def local_response_norm(
     x: Array, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
 ) -> Array:
-    """Divided by a power of the squares of neighbouring channels."""
+    """Divided by a power of the squares of neighboring channels."""
     n, c = int(size), x.shape[1]
     squares = np.pad(np.square(x), [(0, 0), (n // 2, (n - 1) // 2), *[(0, 0)] * (x.ndim - 2)])
     total = np.stack([squares[:, i : i + n].sum(axis=1) for i in range(c)], axis=1)

@@ -122,7 +122,7 @@ class AxisWindow:
         stride: of its moves.
         before: zeros put before the axis.
         out: places it is put at.
-        dilation: 1 if its elements are neighbours.
+        dilation: 1 if its elements are neighbors.
     """
 
     size: int

@@ -277,7 +277,7 @@ def cumulated(low: TfliteLowering, node: Node, out: Out) -> Made:
 
 @emits("DepthToSpace", "SpaceToDepth", integer=always, fault=faults.image)
 def depth_to_space(low: TfliteLowering, node: Node, out: Out) -> Made:
-    """Channels spread over neighbouring places, or gathered from them."""
+    """Channels spread over neighboring places, or gathered from them."""
     x, order = node.inputs[0], channels_last(4)
     block = node.attrs["blocksize"]
     value = low.get(x, order, out.rounded)

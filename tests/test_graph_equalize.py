@@ -1,4 +1,4 @@
-"""Cross-layer equalisation: the function stays, the ranges meet, and depthwise nets survive."""
+"""Cross-layer equalization: the function stays, the ranges meet, and depthwise nets survive."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgeq.core.errors import UsageError
 from edgeq.graph.execute import Session
 from edgeq.graph.ir import Graph, Info
-from edgeq.quant.graph.equalize import equalise, pairs, unclipped
+from edgeq.quant.graph.equalize import equalize, pairs, unclipped
 from edgeq.quant.graph.quantize import quantize_graph
 from edgeq.quant.graph.samples import Samples, samples_of
 from tests.graph_made import Made, samples, static_recipe, weight_scheme
@@ -108,7 +108,7 @@ def ranges_between(graph: Graph) -> list[NDArray[np.float64]]:
 @pytest.mark.parametrize("activation", ["Relu", "LeakyRelu", "PRelu"])
 def test_the_function_stays(activation: str) -> None:
     graph = badly_scaled(mobilenet(activation), 3)
-    same = equalise(graph)
+    same = equalize(graph)
     assert ranges_between(same) != ranges_between(graph)
     feeds, _ = pictures(4, 3)
     want = outputs(graph, feeds)
@@ -129,7 +129,7 @@ def test_pairs_of_a_mobilenet() -> None:
 
 def test_ranges_meet() -> None:
     graph = badly_scaled(mobilenet(), 3)
-    same = equalise(graph)
+    same = equalize(graph)
     assert max(ranges_between(graph)) > 100
     for pair in pairs(same):
         made = np.abs(same.array(pair.first.inputs[1]))
@@ -139,12 +139,12 @@ def test_ranges_meet() -> None:
         r1, r2 = (w.reshape(len(w), -1).max(1) for w in (made, taken))
         np.testing.assert_allclose(r1, r2, rtol=5e-3)
     # a second time there is nothing left to do
-    again = equalise(same)
+    again = equalize(same)
     for name, array in same.constants.items():
         np.testing.assert_allclose(again.array(name), array, rtol=5e-3)
-    assert equalise(graph, passes=0).constants.keys() == graph.constants.keys()
+    assert equalize(graph, passes=0).constants.keys() == graph.constants.keys()
     with pytest.raises(UsageError, match="passes is -1"):
-        equalise(graph, passes=-1)
+        equalize(graph, passes=-1)
 
 
 def test_what_is_between_transposed_and_grouped_convolutions_and_flattened_maps() -> None:
@@ -164,7 +164,7 @@ def test_what_is_between_transposed_and_grouped_convolutions_and_flattened_maps(
     x = m.same("Relu", m.linear(x, 7))
     graph = m.graph(m.linear(x, 3))
     assert [p.spread for p in pairs(graph)] == [1, 1, 25, 1]
-    same = equalise(graph)
+    same = equalize(graph)
     feeds = list(samples(graph, 4))
     want = outputs(graph, feeds)
     np.testing.assert_allclose(outputs(same, feeds), want, rtol=1e-5, atol=1e-5 * np.ptp(want))
@@ -179,7 +179,7 @@ def test_channels_of_nothing_are_left_alone() -> None:
     dead = graph.array(w).copy()
     dead[3] = 0
     graph = replace(graph, constants={**graph.constants, w: dead})
-    same = equalise(graph)
+    same = equalize(graph)
     assert not same.array(w)[3].any()
     assert all(np.isfinite(same.array(name)).all() for name in same.constants)
     # it is scaled as the others are on the whole, so that its bias does not stand out
@@ -207,7 +207,7 @@ def test_the_bias_of_a_channel_of_small_weights_is_not_made_the_largest(size: fl
         return float(np.sqrt(np.mean((found - right) ** 2)))
 
     assert error(True) < 1.5 * error(False)
-    same = equalise(graph)
+    same = equalize(graph)
     assert np.abs(same.array(b)[3]) < 10 * np.abs(graph.array(b)).max()
 
 
