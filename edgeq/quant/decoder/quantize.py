@@ -187,6 +187,10 @@ def quantize(
     if method is not None:
         recipe = replace(recipe, method=method)
     data = Data(calibration, stats, sensitivity)
+    if recipe.graph is not None:
+        raise UsageError(
+            "this recipe is for graphs; load one for decoders, as with Recipe.from_options(preset)"
+        )
     if recipe.method not in METHODS:
         raise UsageError(unknown("method", recipe.method, METHODS))
     data.check(recipe, card)
