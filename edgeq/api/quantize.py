@@ -12,9 +12,10 @@ from edgeq.core.progress import Progress
 from edgeq.graph.ir import Graph
 from edgeq.importers import open_source
 from edgeq.model.model import Model
-from edgeq.quant.decoder.calibrate import Calibration, CalibrationStats
-from edgeq.quant.decoder.quality import HeldOut
-from edgeq.quant.decoder.quantize import NO_TEXT, Summary
+from edgeq.quant.decoder.calibrate import CalibrationStats, CalibrationText
+from edgeq.quant.decoder.calibration_data import NO_TEXT
+from edgeq.quant.decoder.quality_report import HeldOut
+from edgeq.quant.decoder.quantize import Summary
 from edgeq.quant.decoder.quantize import quantize as quantize_decoder
 from edgeq.quant.decoder.sensitivity import Sensitivity
 from edgeq.quant.presets import SourceKind
@@ -33,10 +34,10 @@ SAMPLES = 256
 class _Options(TypedDict, total=False):
     """Keywords of `quantize`."""
 
-    data: Calibration | Samples | str | Path | None
+    data: CalibrationText | Samples | str | Path | None
     method: str | None
     requantize: bool
-    calibration: Calibration | None
+    calibration: CalibrationText | None
     stats: CalibrationStats | None
     sensitivity: Sensitivity | None
     card: HeldOut | str
@@ -71,10 +72,10 @@ def quantize(
     out: str | Path,
     recipe: Recipe | str | None = None,
     *,
-    data: Calibration | Samples | str | Path | None = None,
+    data: CalibrationText | Samples | str | Path | None = None,
     method: str | None = None,
     requantize: bool = False,
-    calibration: Calibration | None = None,
+    calibration: CalibrationText | None = None,
     stats: CalibrationStats | None = None,
     sensitivity: Sensitivity | None = None,
     card: HeldOut | str = NO_TEXT,
@@ -153,10 +154,10 @@ def quantize(
     )  # fmt: skip
 
 
-def _windows(model: Model, data: object) -> Calibration | None:
+def _windows(model: Model, data: object) -> CalibrationText | None:
     """Windows of a calibration text."""
-    check_type("data", data, Calibration, str, PathLike, None)
-    if data is None or isinstance(data, Calibration):
+    check_type("data", data, CalibrationText, str, PathLike, None)
+    if data is None or isinstance(data, CalibrationText):
         return data
     from edgeq.calibration_text import calibration
 

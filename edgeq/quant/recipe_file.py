@@ -36,7 +36,7 @@ from edgeq.core.errors import FormatError, SchemeError, check_type, unknown
 from edgeq.formats.schemes import BY_BITS, FLOAT_TYPES, FloatScheme, Scheme, parse_scheme
 from edgeq.quant.graph.recipe import GraphOptions
 from edgeq.quant.presets import PRESETS, SourceKind, presets_for
-from edgeq.quant.recipe import OUTER, Activations, Recipe, Rule
+from edgeq.quant.recipe import OLD_OPTIONS, OUTER, Activations, Recipe, Rule
 
 _SHARED = ("rules", "default", "method", "activations")
 _DECODER_KEYS = (*_SHARED, "transforms", "options", "training", "target")
@@ -132,7 +132,10 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
         data["activations"] = {
             "mode": recipe.activations.mode, "observer": recipe.activations.observer,
         }  # fmt: skip
-    for name in ("options", "training", "target"):
+    if recipe.options:
+        old = {name: other for other, name in OLD_OPTIONS.items()}
+        data["options"] = {old.get(name, name): value for name, value in recipe.options.items()}
+    for name in ("training", "target"):
         if part := getattr(recipe, name):
             data[name] = dict(part)
     return data
