@@ -21,7 +21,7 @@ from edgeq.model.artifact import load as load_artifact
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
 from edgeq.quant import Recipe, quantize
-from edgeq.quant.decoder import choose
+from edgeq.quant.decoder import bit_search
 from edgeq.quant.decoder.allocate import allocate
 from edgeq.quant.decoder.calibrate import CalibrationText, model_sha256
 from edgeq.quant.decoder.losses import EMBEDDING, EVERY, candidates
@@ -344,13 +344,13 @@ def test_scaled_losses_of_a_kind_add_up_to_its_divergence() -> None:
 
 def test_windows_that_are_measured_on_are_not_rounded_by() -> None:
     many = text(windows=40)
-    rounding, measuring = choose._split(many)
+    rounding, measuring = bit_search._split(many)
     assert len(measuring) == 8
     assert len(rounding.windows) == 32
     seen = {window.tobytes() for window in rounding.windows}
     assert not any(window.tobytes() in seen for window in measuring)
     few = text(windows=9)
-    rounding, measuring = choose._split(few)
+    rounding, measuring = bit_search._split(few)
     assert rounding is few  # too little text to spare any
     assert len(measuring) == 5
 

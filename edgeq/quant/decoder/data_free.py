@@ -65,7 +65,7 @@ def round_data_free(
 
 
 def round_matrix(tensor: Tensor, scheme: QuantScheme, method: str, name: str) -> QuantTensor:
-    """Round a matrix without knowledge of its inputs, as `round_data_free` does, and keep it packed.
+    """Round a matrix without knowledge of its inputs, as `round_data_free` does.
 
     Args:
         tensor: float; read a piece at a time.
