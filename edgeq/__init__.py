@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from edgeq.api.evaluate_graph import GraphAccuracy, evaluate_graph
     from edgeq.api.inspect import inspect
     from edgeq.api.profile import profile, report
+    from edgeq.api.quantize import quantize
     from edgeq.api.run import Conversation, chat, run
     from edgeq.api.sweep import sweep
     from edgeq.converters import Conversion, Options
@@ -68,7 +69,7 @@ if TYPE_CHECKING:
     from edgeq.model.reference import Reference
     from edgeq.profiling import Measurement, Workload
     from edgeq.profiling.document import Document
-    from edgeq.quant import Recipe, Rule, quantize
+    from edgeq.quant import Recipe, Rule
     from edgeq.quant.decoder.calibrate import CalibrationStats
     from edgeq.quant.decoder.sensitivity import Sensitivity
     from edgeq.quant.presets import PRESETS
@@ -89,6 +90,7 @@ _HOMES = {
     "edgeq.api.evaluate": ("evaluate", "perplexity"),
     "edgeq.api.evaluate_graph": ("GraphAccuracy", "evaluate_graph"),
     "edgeq.api.inspect": ("inspect",),
+    "edgeq.api.quantize": ("quantize",),
     "edgeq.api.profile": ("profile", "report"),
     "edgeq.api.run": ("Conversation", "chat", "run"),
     "edgeq.api.sweep": ("sweep",),
@@ -121,7 +123,7 @@ _HOMES = {
     "edgeq.model.reference": ("Reference",),
     "edgeq.profiling": ("Measurement", "Workload"),
     "edgeq.profiling.document": ("Document",),
-    "edgeq.quant": ("Recipe", "Rule", "quantize"),
+    "edgeq.quant": ("Recipe", "Rule"),
     "edgeq.quant.decoder.calibrate": ("CalibrationStats",),
     "edgeq.quant.decoder.sensitivity": ("Sensitivity",),
     "edgeq.quant.presets": ("PRESETS",),

@@ -10,11 +10,13 @@ from edgeq.core.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
     from edgeq.model.model import Model
-    from edgeq.quant.decoder.calibrate import Calibration
-    from edgeq.quant.decoder.quality import HeldOut
+    from edgeq.quant.decoder.calibrate import CalibrationText
+    from edgeq.quant.decoder.quality_report import HeldOut
 
 
-def calibration(model: Model, path: str | Path, n_windows: int | None, context: int) -> Calibration:
+def calibration(
+    model: Model, path: str | Path, n_windows: int | None, context: int
+) -> CalibrationText:
     """A file's text in windows for calibration.
 
     Args:
@@ -40,7 +42,7 @@ def held_out(model: Model, path: str | Path | None) -> HeldOut | str:
     """
     from edgeq.core.errors import UnsupportedError
     from edgeq.model.shapes import parameters
-    from edgeq.quant.decoder import quality
+    from edgeq.quant.decoder import quality_report as quality
 
     if path is None:
         raw, name = (
@@ -66,7 +68,7 @@ def _content(path: Path) -> bytes:
 
 def _windows(
     model: Model, raw: bytes, name: str, n_windows: int | None, context: int
-) -> Calibration:
+) -> CalibrationText:
     from edgeq.quant.decoder.calibrate import cut_windows
     from edgeq.runtime.tokenizer import Tokenizer
 

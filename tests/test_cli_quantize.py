@@ -12,7 +12,7 @@ import pytest
 from edgeq.cli import main
 from edgeq.model.artifact import load, save
 from edgeq.quant import METHODS
-from edgeq.quant.decoder.quality import Quality
+from edgeq.quant.decoder.quality_report import QualityReport
 from edgeq.quant.presets import presets_for
 from tests.families import random_model, tiny_config
 
@@ -69,7 +69,7 @@ def test_a_card_without_asking(tmp_path: Path, run: Run) -> None:
     assert "quality: perplexity " in said
     assert "tokens of edgeq's built-in text" in said
     assert "disjoint windows of 256 tokens" in said
-    quality = Quality.from_dict(load(out).provenance["quality"])
+    quality = QualityReport.from_dict(load(out).provenance["quality"])
     assert quality.evaluation is not None
     assert quality.evaluation.n_tokens > 1000
     assert len(quality.hidden_sqnr_db) == 6

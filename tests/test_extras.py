@@ -12,7 +12,7 @@ from edgeq.cli import main
 from edgeq.core.errors import MissingDependencyError, require
 from edgeq.evaluation.confusion_picture import check_ending
 from edgeq.quant import Recipe, quantize
-from edgeq.quant.decoder.calibrate import Calibration
+from edgeq.quant.decoder.calibrate import CalibrationText
 from edgeq.quant.graph.images import Preprocess
 
 DEMO = Path(__file__).parent.parent / "edgeq" / "demo_model"
@@ -35,7 +35,7 @@ def test_training_says_so_before_the_source_is_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    text = Calibration((np.arange(8),), "", 8, None)
+    text = CalibrationText((np.arange(8),), "", 8, None)
     recipe = Recipe.from_options(preset="w4-g32-distill")
     with pytest.raises(MissingDependencyError, match=r"edgeq\[train\]"):
         quantize(tmp_path / "nothing", tmp_path / "out.edgeq", recipe, calibration=text)

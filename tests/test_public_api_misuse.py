@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import edgeq
-from edgeq.quant.decoder.quality import HeldOut
+from edgeq.quant.decoder.quality_report import HeldOut
 from tests.families import quantized, random_model, tiny_config
 
 DEMO = Path(edgeq.__file__).parent / "demo_model"

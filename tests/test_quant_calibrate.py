@@ -29,8 +29,8 @@ from edgeq.model.model import Model
 from edgeq.model.recording import linear_groups
 from edgeq.model.reference import Reference
 from edgeq.quant.decoder.calibrate import (
-    Calibration,
     CalibrationStats,
+    CalibrationText,
     calibrate,
     cut_windows,
     model_sha256,
@@ -46,7 +46,7 @@ def small(layers: int = 3, seed: int = 0) -> Model:
     return random_model(tiny_config("llama", layers=layers), seed)
 
 
-def cut(**options: Any) -> Calibration:
+def cut(**options: Any) -> CalibrationText:
     return cut_windows(TOKENS, **{"context": 32, "bos": 1, "text_sha256": "ab", **options})
 
 

@@ -22,8 +22,8 @@ from edgeq.model.model import Model
 from edgeq.model.reference import Reference
 from edgeq.quant import Recipe, Rule, quantize, quantize_tensor
 from edgeq.quant.decoder.budget import replay_bytes
-from edgeq.quant.decoder.calibrate import Calibration, calibrate, cut_windows
-from edgeq.quant.decoder.quality import HeldOut
+from edgeq.quant.decoder.calibrate import CalibrationText, calibrate, cut_windows
+from edgeq.quant.decoder.quality_report import HeldOut
 from edgeq.quant.decoder.replay import Replay
 from edgeq.quant.decoder.sensitivity import measure_sensitivity
 from edgeq.quant.rounders.gptq import Hessian
@@ -36,7 +36,7 @@ DEMO = ROOT / "edgeq" / "demo_model"
 DOWN = "model.layers.0.mlp.down_proj.weight"
 
 
-def text(vocab: int = 101, n: int = 300, seed: int = 1, context: int = 31) -> Calibration:
+def text(vocab: int = 101, n: int = 300, seed: int = 1, context: int = 31) -> CalibrationText:
     tokens = np.random.default_rng(seed).integers(3, vocab, n)
     return cut_windows(tokens, context=context, bos=1, text_sha256=f"{seed}" * 64)
 
@@ -124,7 +124,7 @@ def test_options_reach_the_method(tmp_path: Path) -> None:
     source = random_model(tiny_config("llama"))
     base = Recipe.from_options("w3-g32-gptq")
     tensors = []
-    for options in ({}, {"damping": 0.5}, {"act_order": False}, {"crossed": True}):
+    for options in ({}, {"damping": 0.5}, {"act_order": False}, {"use_quantized_inputs": True}):
         recipe = replace(base, options=options)
         quantize(source, tmp_path / "m.edgeq", recipe, calibration=text())
         model = load(tmp_path / "m.edgeq")
@@ -262,7 +262,7 @@ def test_too_little_memory_is_refused_with_the_need(tmp_path: Path) -> None:
     if rss is None:
         pytest.skip("resident memory cannot be read here")
     source = random_model(tiny_config("llama", ffn=4096))
-    assert replay_bytes(source.config, text(), crossed=False) > 300 << 20
+    assert replay_bytes(source.config, text(), quantized_inputs=False) > 300 << 20
     with pytest.raises(DoesNotFitError, match=r"too little: a layer, .* about \d+ MB"):
         quantize(source, tmp_path / "m.edgeq", Recipe.from_options("w4-g32-gptq"),
                  calibration=text(), max_ram=rss + (150 << 20))  # fmt: skip
@@ -359,7 +359,7 @@ import numpy as np
 from edgeq.importers import load
 from edgeq.quant import Recipe, quantize
 from edgeq.quant.decoder.calibrate import cut_windows
-from edgeq.quant.decoder.quality import HeldOut
+from edgeq.quant.decoder.quality_report import HeldOut
 
 source, out = sys.argv[1:]
 vocab = load(source).config.vocab

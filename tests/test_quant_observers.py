@@ -47,9 +47,9 @@ def fed(observer: Any, pieces: Batches) -> Any:
     return observer
 
 
-def theirs(method: str, symmetric: bool, bins: int, pieces: Batches) -> tuple[float, float]:
+def theirs(method: str, bins: int, pieces: Batches) -> tuple[float, float]:
     calibrate = pytest.importorskip("onnxruntime.quantization.calibrate")
-    collector = calibrate.HistogramCollector(method, symmetric, bins, 128, 99.99, "same")
+    collector = calibrate.HistogramCollector(method, False, bins, 128, 99.99, "same")
     with contextlib.redirect_stdout(io.StringIO()):
         for piece in pieces:
             collector.collect({"x": [piece]})
@@ -62,20 +62,9 @@ def theirs(method: str, symmetric: bool, bins: int, pieces: Batches) -> tuple[fl
 def test_percentile_is_onnxruntime_s(kind: str, bins: int) -> None:
     pieces = batches(kind)
     got = fed(Percentile(percentile=99.99, bins=bins), pieces).range()
-    low, high = theirs("percentile", False, bins, pieces)
+    low, high = theirs("percentile", bins, pieces)
     # equal but for zero, which is always in ours
     assert got == pytest.approx((min(low, 0), max(high, 0)), rel=1e-6, abs=1e-6)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_symmetric_percentile_is_onnxruntime_s_to_a_bin(kind: str) -> None:
-    """Theirs has bins from the smallest magnitude on, ours from zero: they lie apart by a part."""
-    pieces = batches(kind)
-    observer = fed(Percentile(symmetric=True, percentile=99.99), pieces)
-    low, high = observer.range()
-    assert low == -high
-    a_bin = 2 * float(observer._histogram.limit) / observer._histogram.counts.size
-    assert high == pytest.approx(theirs("percentile", True, 2048, pieces)[1], abs=1.01 * a_bin)
 
 
 @pytest.mark.parametrize("bins", [512, 1024])
@@ -83,14 +72,13 @@ def test_symmetric_percentile_is_onnxruntime_s_to_a_bin(kind: str) -> None:
 def test_entropy_is_onnxruntime_s(kind: str, bins: int) -> None:
     pieces = batches(kind, n=2001, count=4)
     got = fed(Entropy(bins=bins), pieces).range()
-    low, high = theirs("entropy", False, bins, pieces)
+    low, high = theirs("entropy", bins, pieces)
     assert got == pytest.approx((min(low, 0), max(high, 0)), rel=1e-6, abs=1e-6)
 
 
-def test_minmax_and_its_symmetric_form() -> None:
+def test_minmax_is_the_whole_range_and_zero() -> None:
     pieces = [np.array([[0.5, -2.0]], np.float32), np.array([3.0], np.float32), np.empty(0, "f4")]
     assert fed(MinMax(), pieces).range() == (-2.0, 3.0)
-    assert fed(MinMax(symmetric=True), pieces).range() == (-3.0, 3.0)
     assert fed(MinMax(), [np.array([2.0, 3.0], np.float32)]).range() == (0.0, 3.0)
     assert fed(MinMax(), [np.array([-2.0, -3.0], np.float32)]).range() == (-3.0, 0.0)
 
@@ -146,8 +134,6 @@ def test_mse_without_outliers_keeps_the_range() -> None:
     x = np.random.default_rng(0).uniform(-1, 3, 50000).astype(np.float32)
     low, high = fed(LeastSquares(), [x]).range()
     assert (low, high) == pytest.approx((-1, 3), rel=0.02)
-    low, high = fed(LeastSquares(symmetric=True), [x]).range()
-    assert (low, high) == pytest.approx((-3, 3), rel=0.02)
 
 
 def test_mse_cuts_an_outlier_off_where_that_pays() -> None:
@@ -202,11 +188,10 @@ def test_a_histogram_stays_bounded() -> None:
         assert x.min() <= low <= 0 <= high <= x.max()
 
 
-@pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("name", OBSERVERS)
-def test_corner_cases(name: str, symmetric: bool) -> None:
+def test_corner_cases(name: str) -> None:
     def new() -> Any:
-        return observer_named(name, symmetric=symmetric)
+        return observer_named(name)
 
     with pytest.raises(UsageError, match="nothing was observed"):
         new().range()
@@ -215,15 +200,12 @@ def test_corner_cases(name: str, symmetric: bool) -> None:
     low, high = fed(new(), [zeros, np.linspace(-1, 2, 999, dtype=np.float32), zeros[:0]]).range()
     assert low <= 0 < high <= 2
     assert type(low) is type(high) is float
-    if symmetric:
-        assert low == -high
     for tiny in (1e-29, 1e-31, 1e-44):
         low, high = fed(new(), [np.full(9, tiny, np.float32)]).range()
         assert low <= 0 <= high <= 1.01 * tiny
         low, high = fed(new(), [np.full(9, tiny, "f4"), np.linspace(0, 1, 999, dtype="f4")]).range()
         assert 0.09 < high <= 1
-    if not symmetric:
-        assert str(fed(new(), [np.ones(9, np.float32)]).range()[0]) == "0.0"  # and not -0.0
+    assert str(fed(new(), [np.ones(9, np.float32)]).range()[0]) == "0.0"  # and not -0.0
     for bad in (np.nan, np.inf, -np.inf):
         with pytest.raises(FormatError, match="must be finite"):
             new().add(np.array([1, bad], np.float32))
@@ -236,7 +218,6 @@ def test_options_out_of_range() -> None:
         lambda: Percentile(percentile=101),
         lambda: MovingAverage(constant=0),
         lambda: Histogram(bins=7),
-        lambda: Entropy(coarse=1),
         lambda: LeastSquares(levels=0),
     ):
         with pytest.raises(UsageError, match="is"):

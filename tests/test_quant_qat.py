@@ -18,7 +18,7 @@ from edgeq.formats.tensor import QuantTensor
 from edgeq.importers import load
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
-from edgeq.quant.decoder.calibrate import Calibration, cut_windows
+from edgeq.quant.decoder.calibrate import CalibrationText, cut_windows
 from edgeq.quant.recipe import Recipe
 from edgeq.quant.rounders.qparams import snap_scales
 from edgeq.quant.rounders.rounding import quantize_tensor
@@ -48,7 +48,7 @@ SCHEMES = (
 )
 
 
-def text(model: Model, n: int = 6, length: int = 24, seed: int = 5) -> Calibration:
+def text(model: Model, n: int = 6, length: int = 24, seed: int = 5) -> CalibrationText:
     rng = np.random.default_rng(seed)
     tokens = rng.integers(3, model.config.vocab, n * (length - 1))
     return cut_windows(tokens, context=length, bos=1)
@@ -74,7 +74,7 @@ def begun(w: NDArray[np.float32], scheme: Scheme | str) -> QuantTensor:
     return rounded(w, wanted) if wanted.codebook else quantize_tensor(w, wanted, "mse")
 
 
-def divergence(model: Model, base: Model, windows: Calibration) -> float:
+def divergence(model: Model, base: Model, windows: CalibrationText) -> float:
     """Mean KL of the model from the base over all positions."""
     both = [
         [log_softmax(Reference(m).forward(window)) for window in windows.windows]
@@ -183,7 +183,7 @@ def test_soft_rounding_settles_on_a_neighbor(scheme: str) -> None:
     np.testing.assert_array_equal(fake.tensor().numpy(), wanted)
 
 
-def layer_error(model: Model, base: Model, windows: Calibration) -> float:
+def layer_error(model: Model, base: Model, windows: CalibrationText) -> float:
     """Squared error of the last hidden states, relative."""
     decoder = TorchDecoder(model.config, 64)
     ids = torch.from_numpy(padded(windows.windows))
@@ -320,7 +320,7 @@ def test_windows_of_other_lengths_are_not_trained_past_their_end() -> None:
     model = random_model(tiny_config("llama"))
     schemes = assigned(model, "w3-g32")
     whole = text(model, 2, 24).windows
-    uneven = Calibration((whole[0], whole[1][:9]), "", 24, 1)
+    uneven = CalibrationText((whole[0], whole[1][:9]), "", 24, 1)
     alone = replace(uneven, windows=(whole[1][:9],))
     # the loss of both at once is the mean over positions of the two losses apart
     start = started(model, schemes)
@@ -335,7 +335,10 @@ def test_windows_of_other_lengths_are_not_trained_past_their_end() -> None:
 
 
 def first_loss(
-    model: Model, schemes: Mapping[str, Scheme], start: dict[str, QuantTensor], text_: Calibration
+    model: Model,
+    schemes: Mapping[str, Scheme],
+    start: dict[str, QuantTensor],
+    text_: CalibrationText,
 ) -> float:
     decoder = TorchDecoder(model.config, 64)
     student = Student(model, schemes, start)

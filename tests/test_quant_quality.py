@@ -19,9 +19,15 @@ from edgeq.model.model import Model
 from edgeq.model.reference import Reference
 from edgeq.quant import Recipe, quantize
 from edgeq.quant.decoder.calibrate import cut_windows
-from edgeq.quant.decoder.quality import HeldOut, Quality, card_bytes, card_tokens, measure
-from edgeq.quant.decoder.quality_report import model_card
-from tests.families import ALL_FAMILIES, quantized, random_model, tiny_config
+from edgeq.quant.decoder.model_card import model_card
+from edgeq.quant.decoder.quality_report import (
+    HeldOut,
+    QualityReport,
+    card_bytes,
+    card_tokens,
+    measure,
+)
+from tests.families import quantized, random_model, tiny_config
 
 DEMO = Path(__file__).resolve().parent.parent / "edgeq" / "demo_model"
 
@@ -95,23 +101,23 @@ def test_what_cannot_be_measured_says_why() -> None:
         broken = measure(base, replace(base, tensors={**base.tensors, name: huge}), held_out())
     assert "not finite" in str(broken.reason)
     assert broken.to_dict() == {"not_measured": broken.reason}
-    assert Quality.from_dict(broken.to_dict()) == broken
+    assert QualityReport.from_dict(broken.to_dict()) == broken
 
 
 def test_there_and_back() -> None:
     base = random_model(tiny_config("llama"))
     got = measure(quantized(base, "w2-g16"), base, held_out())
     data = json.loads(json.dumps(got.to_dict()))
-    again = Quality.from_dict(data)
+    again = QualityReport.from_dict(data)
     assert again.to_dict() == data
     assert again.evaluation is not None
     assert got.evaluation is not None
     assert again.evaluation.kl_mean == pytest.approx(got.evaluation.kl_mean, rel=1e-6)
-    widest = Quality.widest(base.config, held_out())
+    widest = QualityReport.widest(base.config, held_out())
     assert len(json.dumps(widest.to_dict())) > len(json.dumps(data))
     for damaged in ({}, {"text": "a"}, {**data, "surprise": 1}):
         with pytest.raises(FormatError, match="quality card is not readable"):
-            Quality.from_dict(damaged)
+            QualityReport.from_dict(damaged)
 
 
 def test_larger_models_are_tried_on_fewer_tokens() -> None:
@@ -130,7 +136,7 @@ def test_the_artifact_carries_its_card(tmp_path: Path) -> None:
     )  # fmt: skip
     assert seen[-1] == "quality card"
     model = load(tmp_path / "m.edgeq")
-    held = Quality.from_dict(model.provenance["quality"])
+    held = QualityReport.from_dict(model.provenance["quality"])
     assert held.to_dict() == summary.quality.to_dict() == model.provenance["quality"]
     # it is of what is in the file
     again = measure(model, base, held_out())

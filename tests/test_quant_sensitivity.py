@@ -21,14 +21,14 @@ from edgeq.model.artifact import load as load_artifact
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
 from edgeq.quant import Recipe, quantize
-from edgeq.quant.decoder import choose
+from edgeq.quant.decoder import bit_search
 from edgeq.quant.decoder.allocate import allocate
-from edgeq.quant.decoder.calibrate import Calibration, model_sha256
+from edgeq.quant.decoder.calibrate import CalibrationText, model_sha256
 from edgeq.quant.decoder.losses import EMBEDDING, EVERY, candidates
 from edgeq.quant.decoder.replay import Replay
+from edgeq.quant.decoder.round_model import rounded_model
 from edgeq.quant.decoder.sensitivity import Sensitivity, measure_sensitivity
 from edgeq.quant.decoder.spill import Spill
-from edgeq.quant.decoder.trial import rounded
 from edgeq.quant.rounders.hessian import Hessian, weighted_error
 from edgeq.quant.rounders.rounding import quantize_tensor
 from tests.families import quantized, random_model, tiny_config
@@ -38,10 +38,10 @@ BASE = QuantScheme(4)
 PALETTE = QuantScheme(4, codebook="palette")
 
 
-def text(vocab: int = 101, tokens: int = 40, windows: int = 2) -> Calibration:
+def text(vocab: int = 101, tokens: int = 40, windows: int = 2) -> CalibrationText:
     rng = np.random.default_rng(5)
     cut = tuple(rng.integers(0, vocab, tokens) for _ in range(windows))
-    return Calibration(cut, "", tokens, None)
+    return CalibrationText(cut, "", tokens, None)
 
 
 def divergence(model: Model, base: Model) -> float:
@@ -76,7 +76,7 @@ def test_a_loss_is_the_divergence_with_that_tensor_alone_rounded(family: str) ->
 def test_losses_are_those_of_the_method_and_of_palettes_apart() -> None:
     model = random_model(tiny_config("llama"))
     name = "model.layers.1.mlp.up_proj.weight"
-    options = {"crossed": True, "damping": 0.02}
+    options = {"use_quantized_inputs": True, "damping": 0.02}
     found = measure_sensitivity(
         model, text(), PALETTE, method="gptq", options=options, names=[name, EMBEDDING]
     )
@@ -243,7 +243,7 @@ def test_a_recipe_tried_in_memory_is_what_the_artifact_holds(preset: str, tmp_pa
     summary = quantize(model, out, recipe, calibration=text(), threads=1)
     schemes = {t.name: t.scheme for t in summary.tensors}
     with Spill(tmp_path) as spill:
-        tried = rounded(model, recipe, schemes, text(), spill)
+        tried = rounded_model(model, recipe, schemes, text(), spill)
     assert not list(tmp_path.glob("edgeq-*"))  # the file has no name, and its tensors stay
     written = load_artifact(out)
     assert tried.tensors.keys() == written.tensors.keys()
@@ -344,13 +344,13 @@ def test_scaled_losses_of_a_kind_add_up_to_its_divergence() -> None:
 
 def test_windows_that_are_measured_on_are_not_rounded_by() -> None:
     many = text(windows=40)
-    rounding, measuring = choose._split(many)
+    rounding, measuring = bit_search._split(many)
     assert len(measuring) == 8
     assert len(rounding.windows) == 32
     seen = {window.tobytes() for window in rounding.windows}
     assert not any(window.tobytes() in seen for window in measuring)
     few = text(windows=9)
-    rounding, measuring = choose._split(few)
+    rounding, measuring = bit_search._split(few)
     assert rounding is few  # too little text to spare any
     assert len(measuring) == 5
 

@@ -15,7 +15,7 @@ from edgeq.model.artifact import load as load_artifact
 from edgeq.model.model import Model
 from edgeq.quant import Recipe, quantize
 from edgeq.quant.decoder import quality, sensitivity
-from edgeq.quant.decoder.calibrate import Calibration, cut_windows
+from edgeq.quant.decoder.calibrate import CalibrationText, cut_windows
 from edgeq.quant.decoder.losses import EMBEDDING, EVERY, mean_divergence
 from edgeq.quant.decoder.replay import Replay
 from edgeq.quant.decoder.sensitivity import measure_sensitivity
@@ -41,12 +41,12 @@ def cut_model() -> tuple[Model, np.ndarray]:
     return Model(config, tensors), tokens[tokens < VOCAB]
 
 
-def windows(tokens: np.ndarray, start: int, count: int) -> Calibration:
+def windows(tokens: np.ndarray, start: int, count: int) -> CalibrationText:
     part = tokens[start : start + count * 48]
     return cut_windows(part, context=48, text_sha256=f"from {start}")
 
 
-def kl(model: Model, base: Model, text: Calibration) -> float:
+def kl(model: Model, base: Model, text: CalibrationText) -> float:
     replays = (Replay(one, text.windows).run() for one in (base, model))
     return mean_divergence(*replays)
 

@@ -12,7 +12,7 @@ from edgeq.formats.schemes import FloatScheme, Scheme, parse_scheme
 from edgeq.formats.tensor import FloatTensor
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
-from edgeq.quant.decoder.calibrate import Calibration
+from edgeq.quant.decoder.calibrate import CalibrationText
 from edgeq.quant.decoder.replay import Replay
 from edgeq.quant.decoder.transforms import TRANSFORMS
 from edgeq.quant.decoder.transforms.rotate import orthogonal
@@ -21,10 +21,10 @@ from edgeq.quant.rounders.rounding import quantize_tensor
 from tests.families import ALL_FAMILIES, random_model, tiny_config
 
 
-def text(vocab: int = 101) -> Calibration:
+def text(vocab: int = 101) -> CalibrationText:
     rng = np.random.default_rng(5)
     windows = tuple(rng.integers(0, vocab, 40) for _ in range(3))
-    return Calibration(windows, "", 40, None)
+    return CalibrationText(windows, "", 40, None)
 
 
 def schemes(model: Model, scheme: str = "w4-g32") -> dict[str, Scheme]:

@@ -15,9 +15,9 @@ from edgeq.core.errors import UsageError
 from edgeq.model.artifact import load as load_artifact
 from edgeq.model.model import Model
 from edgeq.quant import quantize
-from edgeq.quant.decoder.calibrate import Calibration
-from edgeq.quant.decoder.quality import HeldOut
-from edgeq.quant.decoder.quality_report import model_card
+from edgeq.quant.decoder.calibrate import CalibrationText
+from edgeq.quant.decoder.model_card import model_card
+from edgeq.quant.decoder.quality_report import HeldOut
 from edgeq.quant.decoder.source import quantized_types
 from edgeq.sweeping import tasks
 from tests.families import quantized, random_model, tiny_config
@@ -127,7 +127,7 @@ def test_an_artifact_too_is_quantized_again_only_when_asked_for(tmp_path: Path) 
 def test_bits_are_chosen_for_a_quantized_source(tmp_path: Path) -> None:
     model = quantized(random_model(tiny_config("llama")), "w4-g32")
     rng = np.random.default_rng(0)
-    cut = Calibration(tuple(rng.integers(0, 101, 30) for _ in range(3)), "1", 30, None)
+    cut = CalibrationText(tuple(rng.integers(0, 101, 30) for _ in range(3)), "1", 30, None)
     recipe = replace(edgeq.Recipe.from_options("w3-g32-mse"), target={"bpw": 5.0})
     summary = quantize(model, tmp_path / "b.edgeq", recipe, calibration=cut, requantize=True)
     assert summary.bpw <= 5.0
@@ -175,7 +175,7 @@ def test_a_card_needs_no_other_text(tmp_path: Path) -> None:
     """Of a quantized source the card is against its rounded values: equal weights give no KL."""
     model = quantized(random_model(tiny_config("llama")), "w8-channel")
     rng = np.random.default_rng(0)
-    cut = Calibration(tuple(rng.integers(0, 101, 30) for _ in range(3)), "1", 30, None)
+    cut = CalibrationText(tuple(rng.integers(0, 101, 30) for _ in range(3)), "1", 30, None)
     summary = quantize(
         model, tmp_path / "b.edgeq", "w8-channel", card=HeldOut("text", cut), requantize=True
     )

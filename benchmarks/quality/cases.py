@@ -89,7 +89,7 @@ def _rounded(bits: int) -> Iterator[Case]:
         yield Case(method, bits, replace(plain, method=method))
     for method in PALETTE_METHODS:
         yield Case(f"palette, {method}", bits, replace(palette, method=method))
-    crossed = {"options": {"crossed": True}}
+    crossed = {"options": {"use_quantized_inputs": True}}
     yield Case(f"{BEST}, crossed", bits, replace(plain, method=BEST, **crossed))
     yield Case(f"palette, {BEST}, crossed", bits, replace(palette, method=BEST, **crossed))
     best = replace(plain, method=BEST)
@@ -119,7 +119,9 @@ def _trained(bits: int, model: str) -> Iterator[Case]:
     bpw = TARGETS[bits][0]
     mixed = replace(best, target={"bpw": bpw}, training=distill)
     yield Case(f"distill, mixed bits, {bpw:g} bpw", bits, mixed)
-    palette = replace(Recipe.named(f"w{bits}-g32-palette"), method=BEST, options={"crossed": True})
+    palette = replace(
+        Recipe.named(f"w{bits}-g32-palette"), method=BEST, options={"use_quantized_inputs": True}
+    )
     palette = replace(palette, training=distill)
     yield Case("distill, palette", bits, palette)
     rules = (Rule(LEAN, parse_scheme(f"w{bits}-g64-palette")), *palette.rules)

@@ -18,7 +18,7 @@ from edgeq.evaluation.text import Evaluation, LogitsFn, perplexity
 from edgeq.importers import load
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
-from edgeq.quant.decoder.calibrate import Calibration, cut_windows
+from edgeq.quant.decoder.calibrate import CalibrationText, cut_windows
 from edgeq.runtime.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,8 +55,8 @@ class Subject:
     path: Path
     model: Model
     text: str
-    calibration: Calibration
-    training: Calibration
+    calibration: CalibrationText
+    training: CalibrationText
     held_out: NDArray[np.int64]
     bos: int | None
     base: LogitsFn
@@ -126,7 +126,7 @@ def _load(name: str, path: Path, learned: str, held_out: str, words: str) -> Sub
     tokens: Sequence[int] = tokenizer.encode(learned, add_bos=False)
     bos = tokenizer.bos
 
-    def cut(n: int) -> Calibration:
+    def cut(n: int) -> CalibrationText:
         return cut_windows(tokens, context=CONTEXT, n_windows=n, bos=bos)
 
     return Subject(

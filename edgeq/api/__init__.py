@@ -7,6 +7,7 @@
     devices    profiles of devices, this machine, and what fits on them
     doctor     what works on this machine, and how to fix what does not
     inspect    what is in a model file
+    quantize   a language model to an artifact, a graph to a QDQ file
     calibrate  statistics of activations, and the loss from quantizing each tensor
     sweep      recipes on models in parallel
 

@@ -14,7 +14,7 @@ from edgeq.cli import render
 from edgeq.cli.options import check_output, command, force_option, source_argument
 
 if TYPE_CHECKING:
-    from edgeq.quant.decoder.calibrate import Calibration, CalibrationStats
+    from edgeq.quant.decoder.calibrate import CalibrationStats, CalibrationText
 
 _WORST = 3
 """Matrices that are named for having inputs far from their average."""
@@ -108,7 +108,7 @@ def _inputs(stats: CalibrationStats) -> list[dict[str, Any]]:
     ]
 
 
-def _text(found: dict[str, Any], cut: Calibration) -> str:
+def _text(found: dict[str, Any], cut: CalibrationText) -> str:
     peak = found["peak_rss_bytes"]
 
     def reach(seen: dict[str, Any]) -> float:

@@ -68,7 +68,7 @@ def inspect(model: str, card: str | None, details: bool, force: bool, form: str)
 
 def _write_card(model: Model, name: str, path: Path, force: bool) -> None:
     from edgeq.core.files import write_whole
-    from edgeq.quant.decoder.quality_report import model_card
+    from edgeq.quant.decoder.model_card import model_card
 
     check_output(path, force, "--card")
     write_whole(path, [model_card(model, name).encode()], "the model card")
@@ -224,9 +224,9 @@ def _recipe(recipe: dict[str, Any]) -> str:
 
 
 def _quality(data: dict[str, Any], details: bool) -> list[tuple[str, str]]:
-    from edgeq.quant.decoder.quality import Quality, figure
+    from edgeq.quant.decoder.quality_report import QualityReport, figure
 
-    quality = Quality.from_dict(data)
+    quality = QualityReport.from_dict(data)
     found = quality.evaluation
     if found is None:
         return [("quality", f"not measured: {quality.reason}")]

@@ -212,8 +212,8 @@ def quantize(
     refuse_given(OF_GRAPHS, f"graphs (.onnx, .tflite), and {source} is a language model")
     if calib is not None and not Path(calib).is_file():
         raise click.BadParameter(f"File {calib!r} does not exist.", param_hint="'--calib'")
+    from edgeq.api.quantize import quantize as run
     from edgeq.importers import load
-    from edgeq.quant import quantize as run
     from edgeq.quant.decoder.source import refuse_quantized
 
     target = _target(target_bpw, target_size)

@@ -48,19 +48,14 @@ def quantize_graph(
         preset, recipe_file, method, observer, rules, calib, calib_samples, shapes, dequantize,
             threads, force, form: the options.
     """
-    from edgeq.core.cpu import available_cores
+    from edgeq.api.quantize import check_graph_output
+    from edgeq.api.quantize import quantize as run
     from edgeq.core.errors import UsageError
     from edgeq.graph.files import read
-    from edgeq.graph.onnx.write import write_onnx
-    from edgeq.quant.graph.quantize import quantize_graph as run
     from edgeq.quant.graph.samples import open_samples
     from edgeq.quant.recipe import Recipe
 
-    if output.suffix.lower() != ".onnx":
-        raise UsageError(
-            f"--output is {output}, but a quantized graph is written as .onnx; give "
-            f"{output.with_suffix('.onnx')}, then use `edgeq convert` for other formats"
-        )
+    check_graph_output(output)
     if output.absolute() == source.absolute():
         raise UsageError(f"{output} is the model to quantize itself; give another --output")
     check_output(output, force)
@@ -85,8 +80,7 @@ def quantize_graph(
             limit=calib_samples,
         )
     with render.progress("Quantizing") as bar:
-        summary = run(graph, recipe, samples, threads=threads or available_cores(), progress=bar)
-    write_onnx(summary.graph, output)
+        summary = run(graph, output, recipe, data=samples, threads=threads, progress=bar)
     _report(summary, source, output, form)
 
 

@@ -106,7 +106,7 @@ def _target_lines(summary: Summary) -> list[str]:
 
 def _card_lines(summary: Summary) -> list[str]:
     """The quality card in two lines, or why there is none."""
-    from edgeq.quant.decoder.quality import figure
+    from edgeq.quant.decoder.quality_report import figure
 
     quality = summary.quality
     found = quality.evaluation

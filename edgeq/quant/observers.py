@@ -1,13 +1,12 @@
-"""Which range of values is worth its codes: samples in, (low, high) out.
+"""Observers: samples of a value go in, the range to quantize it with comes out.
 
 An observer is given samples piece by piece and holds no more than a histogram of them. Its range
-always includes zero; a symmetric one is (-high, high).
+always includes zero.
 
-    minmax          everything seen
+    minmax          all values
     moving-average  the mean of each piece's smallest and largest value, recent ones counting more
-    percentile      all but the outermost values: of 99.99 % of them, by default
-    entropy         the range whose 8-bit histogram tells most about the whole one (least KL
-                    divergence)
+    percentile      the middle 99.99 % of the values
+    entropy         the range whose coarse histogram has the least KL divergence from the fine one
     mse             the range that gives the least squared error when values are rounded to 8 bits
 
 Percentile and entropy are defined as ONNX Runtime's calibrators define them, down to the edges of
@@ -21,7 +20,7 @@ onnxruntime.quantization.calibrate for the details.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +39,9 @@ from edgeq.quant.histogram import (
 )
 
 AVERAGING = 0.1
-"""What a new piece counts in the moving average; the pieces before it count the rest."""
+"""The weight of a new piece in the moving average."""
+COARSE_BINS = 128
+"""Bins of the histogram whose divergence from the fine one is minimized."""
 _SHRINKS = 2.0 ** -(np.arange(161) / 16)
 """Ranges that are tried, as parts of the whole: down to 1/1024 in steps of 4 %."""
 _COARSE = 8
@@ -48,7 +49,7 @@ _COARSE = 8
 
 
 class Observer(Protocol):
-    """What every observer can do."""
+    """What all observers have."""
 
     def add(self, x: Samples) -> None:
         """Take samples of any shape into account.
@@ -66,14 +67,9 @@ class Observer(Protocol):
 
 
 class MinMax:
-    """Everything seen.
+    """The range of all values."""
 
-    Args:
-        symmetric: make the range (-high, high).
-    """
-
-    def __init__(self, *, symmetric: bool = False) -> None:
-        self._symmetric = symmetric
+    def __init__(self) -> None:
         self._seen: Range | None = None
 
     def add(self, x: Samples) -> None:
@@ -85,7 +81,7 @@ class MinMax:
         """The smallest and the largest value, zero included."""
         if self._seen is None:
             raise UsageError(NOTHING)
-        return _with_zero(*self._seen, self._symmetric)
+        return _with_zero(*self._seen)
 
     def _joined(self, low: float, high: float) -> Range:
         before = self._seen or (low, high)
@@ -98,12 +94,11 @@ class MovingAverage(MinMax):
     One outlier moves it by a part only, and the first piece is forgotten after some dozen more.
 
     Args:
-        symmetric: make the range (-high, high).
-        constant: what a new piece counts; `AVERAGING` by default.
+        constant: the weight of a new piece.
     """
 
-    def __init__(self, *, symmetric: bool = False, constant: float = AVERAGING) -> None:
-        super().__init__(symmetric=symmetric)
+    def __init__(self, *, constant: float = AVERAGING) -> None:
+        super().__init__()
         if not 0 < constant <= 1:
             raise UsageError(f"the averaging constant is {constant}; it must be in (0, 1]")
         self._constant = constant
@@ -120,18 +115,15 @@ class Percentile:
     """The range that holds a percentage of the values, as much being cut off on either side.
 
     Args:
-        symmetric: make the range (-high, high), by the values' magnitudes.
         percentile: of values to keep.
-        bins: of the histogram; so many on either side of zero if symmetric.
+        bins: of the histogram.
     """
 
-    def __init__(
-        self, *, symmetric: bool = False, percentile: float = 99.99, bins: int = BINS
-    ) -> None:
+    def __init__(self, *, percentile: float = 99.99, bins: int = BINS) -> None:
         if not 0 < percentile <= 100:
             raise UsageError(f"percentile is {percentile}; it must be in (0, 100]")
-        self._symmetric, self._kept = symmetric, percentile / 100
-        self._histogram = Histogram(2 * bins if symmetric else bins)
+        self._kept = percentile / 100
+        self._histogram = Histogram(bins)
 
     def add(self, x: Samples) -> None:
         """Take samples of any shape into account."""
@@ -141,18 +133,12 @@ class Percentile:
         """Edges of the bins in which the percentage is reached, within what was seen."""
         h = self._histogram
         edges, counts = h.edges(), h.counts
-        if self._symmetric:
-            half = counts.size // 2
-            folded = counts[half:] + counts[:half][::-1]
-            cumulative = np.cumsum(folded / folded.sum())
-            high = float(edges[half + np.searchsorted(cumulative, self._kept)])
-            return _with_zero(-high, high, True)
         cumulative = np.cumsum(counts / counts.sum())
         cut = (1 - self._kept) / 2
         low = edges[np.searchsorted(cumulative, cut)]
         # rounding may leave the last sum a little below one
         high = edges[min(int(np.searchsorted(cumulative, 1 - cut)), counts.size)]
-        return _with_zero(max(low, float(h.low)), min(high, float(h.high)), False)
+        return _with_zero(max(low, float(h.low)), min(high, float(h.high)))
 
 
 class Entropy:
@@ -163,15 +149,10 @@ class Entropy:
     in the coarse one, which is what makes a range that cuts much off a bad one.
 
     Args:
-        symmetric: make the range (-high, high).
-        bins: of the histogram.
-        coarse: bins that stand for the codes.
+        bins: of the histogram; at least `COARSE_BINS`.
     """
 
-    def __init__(self, *, symmetric: bool = False, bins: int = BINS, coarse: int = 128) -> None:
-        if not 2 <= coarse <= bins:
-            raise UsageError(f"coarse is {coarse}; use from 2 to as many as bins ({bins})")
-        self._symmetric, self._coarse = symmetric, coarse
+    def __init__(self, *, bins: int = BINS) -> None:
         self._histogram = Histogram(bins)
 
     def add(self, x: Samples) -> None:
@@ -183,26 +164,26 @@ class Entropy:
         h = self._histogram
         edges, counts = h.edges(), h.counts
         middle = counts.size // 2
-        halves = range(self._coarse // 2, middle + 1)
+        halves = range(COARSE_BINS // 2, middle + 1)
         found = [self._divergence(counts, middle - i, middle + i + 1) for i in halves]
         i = halves[int(np.argmin(found))]
         low, high = edges[middle - i], edges[min(middle + i + 1, counts.size)]
-        seen = _with_zero(float(h.low), float(h.high), self._symmetric)
-        return _with_zero(max(low, seen[0]), min(high, seen[1]), self._symmetric)
+        seen = _with_zero(float(h.low), float(h.high))
+        return _with_zero(max(low, seen[0]), min(high, seen[1]))
 
     def _divergence(self, counts: NDArray[np.int64], start: int, stop: int) -> float:
         inside = counts[start:stop]
         fine = inside.copy()
         fine[0] += counts[:start].sum()
         fine[-1] += counts[stop:].sum()
-        merged = inside.size // self._coarse
-        even = merged * self._coarse
-        coarse = inside[:even].reshape(self._coarse, merged).sum(axis=1)
+        merged = inside.size // COARSE_BINS
+        even = merged * COARSE_BINS
+        coarse = inside[:even].reshape(COARSE_BINS, merged).sum(axis=1)
         coarse[-1] += inside[even:].sum()
-        used = np.count_nonzero(fine[:even].reshape(self._coarse, merged), axis=1)
+        used = np.count_nonzero(fine[:even].reshape(COARSE_BINS, merged), axis=1)
         spread = np.zeros_like(fine)
         # whole numbers, and nothing where nothing is: as the calibrators this agrees with have it
-        shares = np.divide(coarse, used, out=np.zeros(self._coarse), where=used > 0)
+        shares = np.divide(coarse, used, out=np.zeros(COARSE_BINS), where=used > 0)
         spread[:even] = np.repeat(shares.astype(np.int64), merged)
         p, q = _smoothed(fine), _smoothed(spread)
         if p is None or q is None:
@@ -216,18 +197,17 @@ class LeastSquares:
 
     Within a bin values are taken as evenly spread, so the error of any range is a sum of
     integrals in closed form: of (x - nearest level)^2 inside, of (x - end)^2 outside. First both
-    ends are drawn in together, then, if not symmetric, each alone, twice.
+    ends are drawn in together, then each alone, twice.
 
     Args:
-        symmetric: make the range (-high, high).
         bins: of the histogram.
         levels: steps from end to end; 255 for 8 bits.
     """
 
-    def __init__(self, *, symmetric: bool = False, bins: int = BINS, levels: int = LEVELS) -> None:
+    def __init__(self, *, bins: int = BINS, levels: int = LEVELS) -> None:
         if levels < 1:
             raise UsageError(f"levels is {levels}; use at least 1")
-        self._symmetric, self._levels = symmetric, levels
+        self._levels = levels
         self._histogram = Histogram(bins)
 
     def add(self, x: Samples) -> None:
@@ -238,7 +218,7 @@ class LeastSquares:
         """The best range among those tried."""
         h = self._histogram
         edges, counts = h.edges(), h.counts.astype(np.float64)
-        low, high = _with_zero(float(h.low), float(h.high), self._symmetric)
+        low, high = _with_zero(float(h.low), float(h.high))
         if high - low <= TINY:
             return low, high
 
@@ -254,41 +234,37 @@ class LeastSquares:
             return float(squared_error(counts, edges, pair, self._levels))
 
         low, high = best([(low * s, high * s) for s in _SHRINKS])
-        for _ in range(0 if self._symmetric else 2):
+        for _ in range(2):
             widest = float(h.low), float(h.high)
             high = best([(low, widest[1] * s) for s in _SHRINKS])[1] if high else high
             low = best([(widest[0] * s, high) for s in _SHRINKS])[0] if low else low
-        return _with_zero(low, high, self._symmetric)
+        return _with_zero(low, high)
 
 
-OBSERVERS: dict[str, Callable[..., Observer]] = {
+OBSERVERS: dict[str, Callable[[], Observer]] = {
     "minmax": MinMax,
     "moving-average": MovingAverage,
     "percentile": Percentile,
     "entropy": Entropy,
     "mse": LeastSquares,
 }
-"""Name -> class; all take ``symmetric``, and options of their own."""
+"""Name -> class."""
 
 
-def observer_named(name: str, **options: Any) -> Observer:
+def observer_named(name: str) -> Observer:
     """A new observer.
 
     Raises:
         UsageError: there is none of that name; lists the known ones.
     """
     try:
-        return OBSERVERS[name](**options)
+        return OBSERVERS[name]()
     except KeyError:
         raise UsageError(unknown("observer", name, OBSERVERS)) from None
 
 
-def _with_zero(low: float, high: float, symmetric: bool) -> Range:
-    low, high = min(float(low), 0.0) + 0.0, max(float(high), 0.0)  # + 0.0: no minus zero
-    if not symmetric:
-        return low, high
-    widest = max(-low, high)
-    return -widest, widest
+def _with_zero(low: float, high: float) -> Range:
+    return min(float(low), 0.0) + 0.0, max(float(high), 0.0)  # + 0.0: no minus zero
 
 
 def _smoothed(counts: NDArray[np.int64], eps: float = 1e-4) -> NDArray[np.float32] | None:

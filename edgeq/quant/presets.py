@@ -48,8 +48,8 @@ class Preset:
     about: str = ""
 
 
-_GPTQ = {"method": "gptq", "options": {"crossed": True}}
-"""GPTQ that makes up for the errors made upstream as well."""
+_GPTQ = {"method": "gptq", "options": {"use_quantized_inputs": True}}
+"""GPTQ that also compensates the error of inputs which earlier rounding changed."""
 _DISTILL = {"training": {"method": "distill"}}
 _MSE_RANGES = {"mode": "static", "observer": "mse"}
 _STATIC = {"activations": "static", "bias_correction": True}

@@ -48,11 +48,14 @@ VECTORS = FloatScheme("f32")
 OPTIONS: Mapping[str, tuple[type, ...]] = {
     "damping": (int, float),
     "act_order": (bool,),
-    "crossed": (bool,),
+    "use_quantized_inputs": (bool,),
     "block": (int,),
     "sweeps": (int,),
 }
-"""Options of methods, and what they are: those of `edgeq.quant.rounders.gptq`."""
+"""Options of methods and their types: those of `edgeq.quant.rounders.gptq.round_gptq`, and whether
+the error of quantized inputs is compensated too (Qronos, GPTAQ)."""
+OLD_OPTIONS = {"crossed": "use_quantized_inputs"}
+"""Options under the names they have in artifacts and in recipes of earlier versions."""
 TARGETS = ("bpw", "bytes")
 MODES = ("static", "dynamic")
 
@@ -179,7 +182,9 @@ class Recipe:
         check_type("training", self.training, Mapping, None)
         check_type("target", self.target, Mapping, None)
         check_type("graph", self.graph, GraphOptions, None)
-        for name, value in self.options.items():
+        options = {OLD_OPTIONS.get(name, name): value for name, value in self.options.items()}
+        object.__setattr__(self, "options", options)
+        for name, value in options.items():
             if name not in OPTIONS:
                 raise SchemeError(unknown("option", name, OPTIONS))
             if type(value) not in OPTIONS[name]:

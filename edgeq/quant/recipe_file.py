@@ -35,8 +35,8 @@ from typing import Any
 from edgeq.core.errors import FormatError, SchemeError, check_type, unknown
 from edgeq.formats.schemes import BY_BITS, FLOAT_TYPES, FloatScheme, Scheme, parse_scheme
 from edgeq.quant.graph.recipe import GraphOptions
-from edgeq.quant.presets import SourceKind, presets_for
-from edgeq.quant.recipe import OUTER, Activations, Recipe, Rule
+from edgeq.quant.presets import PRESETS, SourceKind, presets_for
+from edgeq.quant.recipe import OLD_OPTIONS, OUTER, Activations, Recipe, Rule
 
 _SHARED = ("rules", "default", "method", "activations")
 _DECODER_KEYS = (*_SHARED, "transforms", "options", "training", "target")
@@ -88,8 +88,11 @@ def named(text: str, source: SourceKind = "decoder") -> Recipe:
         return _completed(presets[name], source)
     try:
         scheme = parse_scheme(name, method=source == "graph")
+        if source == "graph":
+            return Recipe((), scheme, graph=GraphOptions())
+        return _for_decoder(scheme)
     except SchemeError as err:
-        if not str(err).startswith("unknown scheme"):
+        if not str(err).startswith("unknown scheme") and name not in PRESETS:
             raise
         if source == "graph":
             raise SchemeError(
@@ -101,7 +104,6 @@ def named(text: str, source: SourceKind = "decoder") -> Recipe:
             unknown("preset", text, (*presets, *FLOAT_TYPES))
             + "; or write w<bits>-<g16..g256|channel|tensor>[-asym|-palette], such as w4-g64-asym"
         ) from err
-    return Recipe((), scheme, graph=GraphOptions()) if source == "graph" else _for_decoder(scheme)
 
 
 def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
@@ -130,7 +132,10 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
         data["activations"] = {
             "mode": recipe.activations.mode, "observer": recipe.activations.observer,
         }  # fmt: skip
-    for name in ("options", "training", "target"):
+    if recipe.options:
+        old = {name: other for other, name in OLD_OPTIONS.items()}
+        data["options"] = {old.get(name, name): value for name, value in recipe.options.items()}
+    for name in ("training", "target"):
         if part := getattr(recipe, name):
             data[name] = dict(part)
     return data

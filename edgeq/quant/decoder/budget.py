@@ -17,8 +17,8 @@ from edgeq.core.memory import rss_bytes
 from edgeq.formats.packing import TILE
 from edgeq.model.config import ModelConfig
 from edgeq.model.recording import linear_groups
-from edgeq.quant.decoder.calibrate import Calibration
-from edgeq.quant.decoder.quality import logits_bytes
+from edgeq.quant.decoder.calibrate import CalibrationText
+from edgeq.quant.decoder.quality_report import logits_bytes
 from edgeq.quant.decoder.replayed_model import KEEP_BYTES
 from edgeq.quant.recipe import Recipe
 from edgeq.quant.rounders.gptq import ROWS
@@ -90,8 +90,8 @@ def make_budget(shapes: Iterable[Sequence[int]], threads: int, max_ram: int | No
     )
 
 
-def check_walk(
-    config: ModelConfig, calibration: Calibration, recipe: Recipe, max_ram: int | None
+def check_replay(
+    config: ModelConfig, calibration: CalibrationText, recipe: Recipe, max_ram: int | None
 ) -> None:
     """Refuse to learn from a text where that would hold more than is allowed.
 
@@ -106,7 +106,9 @@ def check_walk(
     """
     if max_ram is None:
         return
-    need = replay_bytes(config, calibration, crossed=bool(recipe.options.get("crossed")))
+    need = replay_bytes(
+        config, calibration, quantized_inputs=bool(recipe.options.get("use_quantized_inputs"))
+    )
     what = "a layer, its inputs and their moments"
     if recipe.target and (logits := logits_bytes(config, calibration.context)) > need:
         need, what = logits, "comparing the outputs of two models"
@@ -122,9 +124,11 @@ def check_walk(
         )
 
 
-def replay_bytes(config: ModelConfig, calibration: Calibration, *, crossed: bool) -> int:
+def replay_bytes(
+    config: ModelConfig, calibration: CalibrationText, *, quantized_inputs: bool
+) -> int:
     """Most bytes held while the matrices of a group are rounded by their inputs, as GPTQ does."""
-    models = 2 if crossed else 1
+    models = 2 if quantized_inputs else 1
     inner = config.heads * config.head_dim
     shapes = dict(config.linears())
     groups = {

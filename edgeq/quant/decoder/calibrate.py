@@ -47,7 +47,7 @@ _REMAKE = "make it again with edgeq calibrate"
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CalibrationText:
     """A text, cut into windows of tokens.
 
     Args:
@@ -83,7 +83,7 @@ def cut_windows(
     n_windows: int | None = None,
     bos: int | None = None,
     text_sha256: str = "",
-) -> Calibration:
+) -> CalibrationText:
     """Cut a text into disjoint windows of equal length.
 
     Args:
@@ -115,7 +115,7 @@ def cut_windows(
     head = [] if bos is None else [bos]
     cuts = (np.concatenate([head, ids[start : start + step]]) for start in starts)
     windows = tuple(window.astype(np.int64) for window in cuts)
-    return Calibration(windows, text_sha256, context, bos)
+    return CalibrationText(windows, text_sha256, context, bos)
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,7 +226,7 @@ def model_sha256(model: Model) -> str:
 
 def calibrate(
     model: Model,
-    calibration: Calibration,
+    calibration: CalibrationText,
     *,
     observer: str = "minmax",
     resume: Path | None = None,

@@ -17,17 +17,21 @@ from edgeq.core.progress import Progress
 from edgeq.formats.schemes import QuantScheme, Scheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
 from edgeq.model.model import Model
-from edgeq.quant.decoder.calibrate import Calibration
+from edgeq.quant.decoder.calibrate import CalibrationText
 from edgeq.quant.decoder.replay import Replay, ReplayStep
 from edgeq.quant.rounders.hessian import Hessian
 from edgeq.quant.rounders.qparams import check_finite
 from edgeq.quant.rounders.rounding import METHOD_INPUTS, quantize_tensor, sqnr_db
 
+Ratios = Mapping[str, float | None]
+"""Tensor name -> SQNR in dB; None where nothing was lost."""
+Write = Callable[[str, QuantTensor], None]
+"""Stores a rounded matrix under its name."""
 _BLOCK = 1 << 20
 """Weights compared at once."""
 
 
-def at_sites(schemes: Mapping[str, Scheme]) -> dict[str, QuantScheme]:
+def layer_matrices(schemes: Mapping[str, Scheme]) -> dict[str, QuantScheme]:
     """Those of the matrices that are rounded where the model meets them: all in layers."""
     return {
         name: scheme
@@ -36,12 +40,12 @@ def at_sites(schemes: Mapping[str, Scheme]) -> dict[str, QuantScheme]:
     }
 
 
-def round_sites(
+def round_calibrated(
     model: Model,
     schemes: Mapping[str, QuantScheme],
     method: str,
-    calibration: Calibration,
-    write: Callable[[str, QuantTensor], None],
+    calibration: CalibrationText,
+    write: Write,
     written: Mapping[str, Tensor],
     *,
     options: Mapping[str, Any],
@@ -57,7 +61,7 @@ def round_sites(
         write: takes each, with its name.
         written: the model's other tensors where they are held differently, as embedding and
             head: the replay computes with these.
-        options: of the method; "crossed" makes up for the error of the inputs too.
+        options: of the method; "use_quantized_inputs" makes up for the error of the inputs too.
         progress: called with the matrix, weights done, and of how many.
 
     Returns:
@@ -68,23 +72,25 @@ def round_sites(
         SchemeError: weights too large for their scheme.
     """
     own = dict(options)
-    crossed = bool(own.pop("crossed", False)) and METHOD_INPUTS.get(method) == "hessian"
+    use_quantized_inputs = (
+        bool(own.pop("use_quantized_inputs", False)) and METHOD_INPUTS.get(method) == "hessian"
+    )
     total = sum(int(np.prod(model.tensors[name].shape)) for name in schemes)
     ratios: dict[str, float | None] = {}
     done = 0
-    replay = Replay(model, calibration.windows, float_inputs=crossed, replaced=written)
+    replay = Replay(model, calibration.windows, float_inputs=use_quantized_inputs, replaced=written)
     for step in replay:
         names = [name for name in step.group.linears if name in schemes]
         if not names:
             continue
         if progress:
             progress(names[0], done, total)
-        seen = _watch(step, METHOD_INPUTS.get(method), crossed)
-        wanted = _wanted(step, names, seen.get("hessian"))
+        seen = _input_statistics(step, METHOD_INPUTS.get(method), use_quantized_inputs)
+        targets = _compensated_weights(step, names, seen.get("hessian"))
         for name in names:
             w = step.weights[name]
             tensor = quantize_tensor(
-                wanted.pop(name, w), schemes[name], method, name=name, **seen, **own
+                targets.pop(name, w), schemes[name], method, name=name, **seen, **own
             )
             write(name, tensor)
             ratios[name] = tensor_sqnr(FloatTensor("F32", w), tensor)
@@ -108,7 +114,7 @@ def tensor_sqnr(original: Tensor, tensor: Tensor) -> float | None:
     return sqnr_db(signal, noise)
 
 
-def _wanted(
+def _compensated_weights(
     step: ReplayStep, names: Sequence[str], hessian: Hessian | None
 ) -> dict[str, NDArray[np.float32]]:
     """What to round in place of the weights, to make up for errors upstream as well.
@@ -125,7 +131,9 @@ def _wanted(
     return found
 
 
-def _watch(step: ReplayStep, need: str | None, crossed: bool) -> dict[str, Any]:
+def _input_statistics(
+    step: ReplayStep, need: str | None, use_quantized_inputs: bool
+) -> dict[str, Any]:
     """What a method needs to know of a group's inputs, by the name it asks for."""
     if need is None:
         return {}
@@ -136,8 +144,8 @@ def _watch(step: ReplayStep, need: str | None, crossed: bool) -> dict[str, Any]:
             square += np.einsum("tk,tk->k", x, x)
             n += x.shape[0]
         return {"importance": (square / n).astype(np.float32)}
-    hessian = Hessian(k, crossed=crossed)
-    if not crossed:
+    hessian = Hessian(k, crossed=use_quantized_inputs)
+    if not use_quantized_inputs:
         for x in step.inputs():
             hessian.add(x)
         return {"hessian": hessian}

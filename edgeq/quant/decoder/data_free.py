@@ -31,7 +31,7 @@ Importance = Mapping[str, NDArray[np.float32]]
 """Tensor name -> mean square of its inputs, float32 [K]."""
 
 
-def stream(
+def round_data_free(
     tensors: Mapping[str, Tensor],
     schemes: Mapping[str, Scheme],
     method: str,
@@ -59,11 +59,13 @@ def stream(
         FormatError: NaN or infinite weights.
         SchemeError: weights too large for their scheme.
     """
-    return _Work(tensors, schemes, method, budget, writer, importance or {}).run(progress)
+    return _DataFreeRounding(tensors, schemes, method, budget, writer, importance or {}).run(
+        progress
+    )
 
 
-def round_alone(tensor: Tensor, scheme: QuantScheme, method: str, name: str) -> QuantTensor:
-    """A matrix rounded without knowledge of its inputs, as `stream` writes it, held packed.
+def round_matrix(tensor: Tensor, scheme: QuantScheme, method: str, name: str) -> QuantTensor:
+    """Round a matrix without knowledge of its inputs, as `round_data_free` does.
 
     Args:
         tensor: float; read a piece at a time.
@@ -74,7 +76,7 @@ def round_alone(tensor: Tensor, scheme: QuantScheme, method: str, name: str) -> 
     budget, method = Budget(1, CHUNK_WEIGHTS, RELEASE_EVERY), data_free_method(method)
     shared = None
     if scheme.granularity == "tensor" or scheme.codebook:
-        chunks = _Chunks(name, tensor, scheme, budget)
+        chunks = _TensorChunks(name, tensor, scheme, budget)
         shared = find_shared(chunks, scheme, method, tensor.shape[1], name=name)
     scratch, step = Scratch(), budget.rows(tensor.shape)
     parts = []
@@ -100,7 +102,7 @@ def weights_in(tensors: Iterable[Tensor]) -> int:
 
 
 @dataclass(frozen=True)
-class _Piece:
+class _RowRange:
     name: str
     tensor: Tensor
     scheme: Scheme
@@ -109,7 +111,7 @@ class _Piece:
     stop: int
 
 
-class _Chunks:
+class _TensorChunks:
     """All pieces of one tensor as groups; may be gone through several times."""
 
     def __init__(self, name: str, tensor: Tensor, scheme: QuantScheme, budget: Budget) -> None:
@@ -126,7 +128,7 @@ class _Chunks:
                 release(self._tensor)
 
 
-class _Work:
+class _DataFreeRounding:
     """The pieces of all tensors, and what came of them."""
 
     def __init__(
@@ -166,31 +168,31 @@ class _Work:
             pool.shutdown(cancel_futures=True)
         return {name: sqnr_db(*both) for name, both in sums.items()}
 
-    def _pieces(self) -> Iterator[_Piece]:
+    def _pieces(self) -> Iterator[_RowRange]:
         for name, tensor in self._tensors.items():
             scheme, shared = self._schemes[name], None
             if isinstance(scheme, QuantScheme) and (
                 scheme.granularity == "tensor" or scheme.codebook
             ):
-                chunks = _Chunks(name, tensor, scheme, self._budget)
-                shared = find_shared(chunks, scheme, k=tensor.shape[1], **self._means(name))
+                chunks = _TensorChunks(name, tensor, scheme, self._budget)
+                shared = find_shared(chunks, scheme, k=tensor.shape[1], **self._arguments(name))
             step = self._budget.rows(tensor.shape)
             for start in range(0, tensor.shape[0], step):
                 stop = min(start + step, tensor.shape[0])
-                yield _Piece(name, tensor, scheme, shared, start, stop)
+                yield _RowRange(name, tensor, scheme, shared, start, stop)
 
-    def _means(self, name: str) -> dict[str, Any]:
+    def _arguments(self, name: str) -> dict[str, Any]:
         """By what means a tensor is rounded, as far as is known of its inputs."""
         importance = self._importance.get(name)
         method = data_free_method(self._method) if importance is None else self._method
         return {"method": method, "name": name, "importance": importance}
 
-    def _do(self, piece: _Piece) -> tuple[float, float]:
+    def _do(self, piece: _RowRange) -> tuple[float, float]:
         """Quantize and write one piece; returns its signal and noise."""
         w = piece.tensor.rows(piece.start, piece.stop)
         check_finite(w, piece.name, piece.start)
         if isinstance(piece.scheme, FloatScheme):
-            self._writer.write(piece.name, narrowed(w, piece.scheme, piece.name), piece.start)
+            self._writer.write(piece.name, cast_float(w, piece.scheme, piece.name), piece.start)
             return 0.0, 0.0
         if not hasattr(self._local, "scratch"):
             self._local.scratch = Scratch()
@@ -199,7 +201,7 @@ class _Work:
             piece.scheme,
             shared=piece.shared,
             scratch=self._local.scratch,
-            **self._means(piece.name),
+            **self._arguments(piece.name),
         )
         self._writer.write(piece.name, rounded.packed(piece.scheme), piece.start)
         return rounded.signal, rounded.noise
@@ -207,12 +209,12 @@ class _Work:
 
 def _in_order(
     pool: ThreadPoolExecutor,
-    do: Callable[[_Piece], tuple[float, float]],
-    pieces: Iterable[_Piece],
+    do: Callable[[_RowRange], tuple[float, float]],
+    pieces: Iterable[_RowRange],
     window: int,
-) -> Iterator[tuple[_Piece, tuple[float, float]]]:
+) -> Iterator[tuple[_RowRange, tuple[float, float]]]:
     """Results in the order of the pieces, with so many under way at once."""
-    under_way: deque[tuple[_Piece, Future[tuple[float, float]]]] = deque()
+    under_way: deque[tuple[_RowRange, Future[tuple[float, float]]]] = deque()
     for piece in pieces:
         under_way.append((piece, pool.submit(do, piece)))
         if len(under_way) >= window:
@@ -223,7 +225,7 @@ def _in_order(
         yield first, future.result()
 
 
-def narrowed(w: NDArray[np.float32], scheme: FloatScheme, name: str) -> FloatTensor:
+def cast_float(w: NDArray[np.float32], scheme: FloatScheme, name: str) -> FloatTensor:
     """Float32 to the type of a float scheme, rounded to nearest.
 
     Raises:

@@ -21,8 +21,8 @@ from edgeq.formats.schemes import FloatScheme, QuantScheme, Scheme
 from edgeq.formats.tensor import FloatTensor, Tensor
 from edgeq.model.formulas import Array
 from edgeq.model.model import Model
-from edgeq.quant.decoder.calibrate import Calibration
-from edgeq.quant.decoder.data_free import round_alone
+from edgeq.quant.decoder.calibrate import CalibrationText
+from edgeq.quant.decoder.data_free import round_matrix
 from edgeq.quant.decoder.replay import Replay, ReplayStep
 from edgeq.quant.decoder.spill import Spill
 from edgeq.quant.rounders.hessian import Factor, Hessian, damped, weighted_error
@@ -72,7 +72,7 @@ class Trials:
     def __init__(
         self,
         model: Model,
-        calibration: Calibration,
+        calibration: CalibrationText,
         base: QuantScheme,
         method: str,
         options: Mapping[str, Any],
@@ -81,7 +81,9 @@ class Trials:
     ) -> None:
         self._model, self._base, self._mode = model, base, mode
         self._method = method
-        self._options = {name: value for name, value in options.items() if name != "crossed"}
+        self._options = {
+            name: value for name, value in options.items() if name != "use_quantized_inputs"
+        }
         self._windows = calibration.windows
         self._spill = spill
         self._every = EVERY if mode == "scaled" else 1
@@ -179,7 +181,7 @@ class Trials:
             kind = self._like(scheme)
             if kind not in measured:
                 if w is None and isinstance(scheme, QuantScheme):
-                    tensor: Tensor = round_alone(matrix, scheme, inputs.method, name)
+                    tensor: Tensor = round_matrix(matrix, scheme, inputs.method, name)
                 else:
                     whole = some if self._mode == "kl" else matrix.numpy()
                     tensor = inputs.rounded(whole, scheme, name, self._options)

@@ -1,7 +1,7 @@
-"""What is settled before the first weight is rounded: the model, its schemes, what is known of it.
+"""What is done before the first weight is rounded.
 
-Data       what was learned from texts before, or the text to learn it from
-Prepared   transforms carried out, bits chosen for a target, ranges of activations found
+Transforms are applied to the float model, bits are chosen for a target, and ranges of activations
+are measured.
 """
 
 from __future__ import annotations
@@ -16,74 +16,17 @@ from edgeq.core.progress import Progress
 from edgeq.formats.schemes import Scheme
 from edgeq.formats.tensor import Tensor
 from edgeq.model.model import Model
-from edgeq.quant.decoder.calibrate import Calibration, CalibrationStats, calibrate
-from edgeq.quant.decoder.choose import assigned, choose
+from edgeq.quant.decoder.bit_search import assigned, search_bits
+from edgeq.quant.decoder.calibrate import calibrate
+from edgeq.quant.decoder.calibration_data import CalibrationData
 from edgeq.quant.decoder.data_free import Importance
-from edgeq.quant.decoder.quality import FLOAT, HeldOut, Inputs
+from edgeq.quant.decoder.quality_report import FLOAT, Inputs
 from edgeq.quant.decoder.static import StaticActivations, dynamic_linear
 from edgeq.quant.recipe import Recipe
 from edgeq.quant.rounders.rounding import METHOD_INPUTS
 
 if TYPE_CHECKING:
     from edgeq.quant.decoder.sensitivity import Sensitivity
-
-
-@dataclass(frozen=True)
-class Data:
-    """What is there to learn from.
-
-    Args:
-        calibration: windows of a text.
-        stats: statistics of the source's inputs.
-        sensitivity: losses of the source's matrices.
-    """
-
-    calibration: Calibration | None = None
-    stats: CalibrationStats | None = None
-    sensitivity: Sensitivity | None = None
-
-    @property
-    def text(self) -> Calibration:
-        """The windows, where a recipe needs them: `check` has seen to it."""
-        assert self.calibration is not None
-        return self.calibration
-
-    def check(self, recipe: Recipe, card: HeldOut | str) -> None:
-        """Refuse a recipe that needs more, and a card on the text that was calibrated with.
-
-        Raises:
-            UsageError: says what to give.
-        """
-        if self.calibration is None:
-            given: set[str] = set()
-            if self.stats is not None and not recipe.transforms:
-                given |= {"importance", "ranges"}
-            if self.sensitivity is not None:
-                given.add("target")
-            if lacking := sorted(recipe.needs - given):
-                raise UsageError(_lacking(recipe, lacking[0], self.stats is not None))
-        elif (
-            not isinstance(card, str) and card.cut.text_sha256 == self.calibration.text_sha256 != ""
-        ):
-            raise UsageError(
-                f"quality cannot be measured on {card.name}, which is also the calibration text; "
-                "give another --eval-text, or --no-card"
-            )
-
-
-def _lacking(recipe: Recipe, need: str, have_stats: bool) -> str:
-    what = {
-        "importance": f"the method {recipe.method}",
-        "hessian": f"the method {recipe.method}",
-        "ranges": "static activations",
-        "transforms": f"the transform {(*recipe.transforms, '')[0]}",
-        "target": "the choice of bits for a target",
-        "training": "training",
-    }[need]
-    why = " itself, not only its statistics" if have_stats else ""
-    return (
-        f"{what} needs a calibration text{why}; give one like what the model is for: --calib TEXT"
-    )
 
 
 @dataclass(frozen=True)
@@ -95,7 +38,7 @@ class Prepared:
         recipe: with the rules that a target was solved by.
         schemes: of each tensor to be written, in file order.
         importance: of inputs of matrices, from statistics.
-        by_site: whether matrices are rounded group by group, in a replay of the text.
+        calibrated: whether matrices are rounded group by group, in a replay of the text.
         inputs: how those of matrices are rounded when the model runs.
         provenance: what was learned from, and what came of it that belongs to the artifact.
         tensors: as they were rounded already, where a choice of bits was carried out to be
@@ -106,7 +49,7 @@ class Prepared:
     recipe: Recipe
     schemes: Mapping[str, Scheme]
     importance: Importance
-    by_site: bool
+    calibrated: bool
     inputs: Inputs
     provenance: Mapping[str, Any]
     tensors: Mapping[str, Tensor] | None = None
@@ -115,7 +58,7 @@ class Prepared:
 def prepare(
     base: Model,
     recipe: Recipe,
-    data: Data,
+    data: CalibrationData,
     progress: Progress | None,
     scratch: Path | None = None,
 ) -> Prepared:
@@ -124,7 +67,7 @@ def prepare(
     Args:
         base: the float source.
         recipe: what is wanted.
-        data: enough for the recipe, see `Data.check`.
+        data: enough for the recipe, see `CalibrationData.check`.
         progress: called with what is done, how far, and of how much.
         scratch: a folder for temporary files; the system's if None.
 
@@ -143,18 +86,18 @@ def prepare(
     inputs = FLOAT
     tensors = None
     if recipe.target:
-        chosen = choose(
-            model, recipe, data.calibration, _sensitivity(model, recipe, data),
+        chosen = search_bits(
+            model, recipe, data.text, _sensitivity(model, recipe, data),
             scratch=scratch, progress=progress,
         )  # fmt: skip
         recipe, provenance["target"], tensors = chosen.recipe, chosen.about, chosen.tensors
         schemes = assigned(model, recipe)
-    if data.calibration is not None:
+    if data.text is not None:
         provenance["calibration"] = {
-            "text_sha256": data.calibration.text_sha256,
-            "windows": len(data.calibration.windows),
-            "context": data.calibration.context,
-            "tokens": data.calibration.n_tokens,
+            "text_sha256": data.text.text_sha256,
+            "windows": len(data.text.windows),
+            "context": data.text.context,
+            "tokens": data.text.n_tokens,
         }
     elif data.stats is not None:
         provenance["calibration"] = {
@@ -167,20 +110,25 @@ def prepare(
     elif recipe.activations is not None:
         inputs = Inputs("inputs in int8 with a scale for each token", dynamic_linear)
     importance: Importance = {}
-    if data.stats is not None and not recipe.transforms and _weighs(recipe) and tensors is None:
+    if (
+        data.stats is not None
+        and not recipe.transforms
+        and _uses_importance(recipe)
+        and tensors is None
+    ):
         importance = {name: seen.mean_square for name, seen in data.stats.inputs.items()}
-    by_site = recipe.method in METHOD_INPUTS and not importance
-    return Prepared(model, recipe, schemes, importance, by_site, inputs, provenance, tensors)
+    calibrated = recipe.method in METHOD_INPUTS and not importance
+    return Prepared(model, recipe, schemes, importance, calibrated, inputs, provenance, tensors)
 
 
-def _sensitivity(model: Model, recipe: Recipe, data: Data) -> Sensitivity | None:
+def _sensitivity(model: Model, recipe: Recipe, data: CalibrationData) -> Sensitivity | None:
     """What was given, checked to be of this model; transforms make another one of it."""
     if data.sensitivity is not None and not recipe.transforms:
         data.sensitivity.check_model(model)
     return data.sensitivity
 
 
-def _weighs(recipe: Recipe) -> bool:
+def _uses_importance(recipe: Recipe) -> bool:
     return METHOD_INPUTS.get(recipe.method) == "importance"
 
 
@@ -188,7 +136,7 @@ def _transform(
     model: Model,
     recipe: Recipe,
     schemes: Mapping[str, Scheme],
-    data: Data,
+    data: CalibrationData,
     progress: Progress | None,
 ) -> Model:
     from edgeq.quant.decoder.transforms import TRANSFORMS
@@ -196,22 +144,22 @@ def _transform(
     for name in recipe.transforms:
         if name not in TRANSFORMS:
             raise SchemeError(unknown("transform", name, TRANSFORMS))
-        model = TRANSFORMS[name](model, data.text, schemes, progress)
+        model = TRANSFORMS[name](model, data.needed_text, schemes, progress)
     return model
 
 
 def _ranges(
-    model: Model, recipe: Recipe, data: Data, progress: Progress | None
+    model: Model, recipe: Recipe, data: CalibrationData, progress: Progress | None
 ) -> StaticActivations:
     """Ranges of the inputs of each matrix, measured or known from statistics."""
     assert recipe.activations is not None
     stats, observer = data.stats, recipe.activations.observer
     if stats is None or recipe.transforms or stats.observer != observer:
-        if data.calibration is None:
+        if data.text is None:
             assert stats is not None
             raise UsageError(
                 f"the statistics have ranges of the observer {stats.observer}, and the recipe asks "
                 f"for {observer}; calibrate with --observer {observer}, or give --calib TEXT"
             )
-        stats = calibrate(model, data.calibration, observer=observer, progress=progress)
+        stats = calibrate(model, data.text, observer=observer, progress=progress)
     return StaticActivations.from_stats(stats)

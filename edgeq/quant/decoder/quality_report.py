@@ -1,172 +1,261 @@
-"""A model card as Hugging Face shows it: README.md with front matter and tables."""
+"""The quality report: what quantization changed, measured on the tensors as they were written.
+
+The float source and the written model go through the same windows of a text side by side, layer
+by layer (`edgeq.quant.decoder.replay`), so that memory stays near one layer of each:
+
+    hidden states    SQNR after the embedding and after each layer
+    logits           KL, top-1 agreement, flips, perplexity of both (`edgeq.evaluation.text`)
+
+Arithmetic is float32 in both, so that the difference is the weights' alone, or, where the recipe
+says how they are rounded, that of the inputs of matrices too.
+"""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
+import numpy as np
+
+from edgeq.core.errors import FormatError
+from edgeq.core.progress import Progress
+from edgeq.evaluation.text import BLOCK_ELEMENTS, Evaluation, Tally, protocol_words
+from edgeq.model.config import ModelConfig
+from edgeq.model.formulas import Array, Linear
 from edgeq.model.model import Model
-from edgeq.quant.decoder.quality import Quality, figure
-from edgeq.quant.decoder.source import type_counts
+from edgeq.quant.decoder.calibrate import CalibrationText
+from edgeq.quant.decoder.replay import Replay
+from edgeq.quant.rounders.rounding import sqnr_db
 
-_FAMILY_TAGS = {"gemma3": "gemma"}
+TEXT = "quality_text.txt"
+"""Beside this file: what is read where no text was given."""
+CONTEXT = 256
+"""Tokens of a window."""
+_WORK = 3 * 10**11
+_TOKENS = (CONTEXT, 8 * CONTEXT)
+_DIGITS = 7
+_WIDEST = -1.2345678e-300
+"""Takes at least as many characters as any number of the card."""
+_REASON = 300
+"""Longest reason, in characters: its place in the file is taken before it is known."""
 
 
-def model_card(model: Model, name: str) -> str:
-    """The card of an artifact, from what it holds and nothing else.
+@dataclass(frozen=True)
+class Inputs:
+    """How the inputs of the quantized model's matrices are rounded.
 
     Args:
-        model: loaded from an artifact.
-        name: its heading.
+        words: in words, for the protocol.
+        linear: makes a product that rounds its input out of one that does not.
+    """
+
+    words: str = "float32 arithmetic"
+    linear: Callable[[Linear], Linear] | None = None
+
+
+FLOAT = Inputs()
+"""They are not."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A text that quantization does not see.
+
+    Args:
+        name: of the text.
+        cut: its windows.
+    """
+
+    name: str
+    cut: CalibrationText
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all windows, BOS included."""
+        return sum(window.size for window in self.cut.windows)
+
+    def protocol(self, inputs: str) -> str:
+        """Windows, scoring and arithmetic in words.
+
+        Args:
+            inputs: how those of matrices are rounded.
+        """
+        cut = protocol_words(self.cut.context, self.cut.bos is not None, "all", None)
+        return (
+            f"{cut}, {len(self.cut.windows)} windows spread over the text; "
+            f"weights as written, {inputs}"
+        )
+
+
+@dataclass(frozen=True)
+class QualityReport:
+    """What is known of a quantized model; None is "not measured".
+
+    Args:
+        reason: why nothing was measured; None if it was.
+        text: name of the text.
+        text_sha256: of its bytes.
+        evaluation: of the model against its source.
+        hidden_sqnr_db: signal to quantization noise of the hidden states, in dB: of the
+            embeddings, then after each layer; None where they are equal.
+    """
+
+    reason: str | None = None
+    text: str | None = None
+    text_sha256: str | None = None
+    evaluation: Evaluation | None = None
+    hidden_sqnr_db: tuple[float | None, ...] = field(default_factory=tuple)
+
+    def __repr__(self) -> str:
+        found = self.evaluation
+        if found is None:
+            return f"<QualityReport not measured: {self.reason}>"
+        return (
+            f"<QualityReport KL {figure(found.kl_mean, 4)} nats per token, perplexity "
+            f"{figure(found.base_ppl, 3)} -> {figure(found.ppl, 3)}, on {self.text}>"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the artifact holds: JSON-ready, numbers to seven digits."""
+        if self.evaluation is None:
+            return {"not_measured": (self.reason or "")[:_REASON]}
+        measured = {
+            name: _short(value)
+            for name, value in asdict(self.evaluation).items()
+            if name != "bits_per_byte"
+        }
+        return {
+            "text": self.text,
+            "text_sha256": self.text_sha256,
+            **measured,
+            "hidden_sqnr_db": [_short(value) for value in self.hidden_sqnr_db],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> QualityReport:
+        """Rebuild from `to_dict`.
+
+        Raises:
+            FormatError: something is missing or of another kind.
+        """
+        try:
+            if "not_measured" in data:
+                return cls(reason=str(data["not_measured"]))
+            values = dict(data)
+            hidden = tuple(values.pop("hidden_sqnr_db"))
+            return cls(
+                text=values.pop("text"),
+                text_sha256=values.pop("text_sha256"),
+                hidden_sqnr_db=hidden,
+                evaluation=Evaluation(**values),
+            )
+        except (KeyError, TypeError) as err:
+            raise FormatError(f"the quality card is not readable: {err!r}") from err
+
+    @classmethod
+    def widest(
+        cls, config: ModelConfig, held_out: HeldOut, inputs: Inputs = FLOAT
+    ) -> QualityReport:
+        """A stand-in at least as long, as JSON, as any card of that model and text."""
+        names = [name for name in Evaluation.__dataclass_fields__ if name != "protocol"]
+        return cls(
+            text=held_out.name + " " * _REASON,
+            text_sha256="0" * 64,
+            evaluation=Evaluation(held_out.protocol(inputs.words), **dict.fromkeys(names, _WIDEST)),  # type: ignore[arg-type]
+            hidden_sqnr_db=(_WIDEST,) * (config.layers + 1),
+        )
+
+
+def card_tokens(weights: int) -> int:
+    """Tokens of text for a card that takes seconds with a small model and half a minute at 1B."""
+    least, most = _TOKENS
+    return min(max(_WORK // weights // CONTEXT * CONTEXT, least), most)
+
+
+def card_bytes(config: ModelConfig, held_out: HeldOut) -> int:
+    """Most bytes that `measure` holds at once, beside what the process holds already."""
+    longest = max(window.size for window in held_out.cut.windows)
+    widest = max(n * k for name, (n, k) in config.linears() if name != config.head_name)
+    # of both models a layer's gate and up as float32, and the one that is being widened
+    layer = 2 * 2 * 4 * widest + 4 * widest
+    logits = logits_bytes(config, longest)
+    kept = 2 * config.hidden + max(config.ffn, config.heads * config.head_dim)
+    return 2 * 4 * held_out.n_tokens * kept + max(layer, logits)
+
+
+def logits_bytes(config: ModelConfig, longest: int) -> int:
+    """Most bytes held while two models' logits over a window are compared.
+
+    Of both the logits of the window, a block of the head, log-probabilities in float64.
+    """
+    return 2 * 4 * longest * config.vocab + (4 + 6 * 8) * BLOCK_ELEMENTS
+
+
+def measure(
+    model: Model,
+    base: Model,
+    held_out: HeldOut,
+    *,
+    inputs: Inputs = FLOAT,
+    progress: Progress | None = None,
+) -> QualityReport:
+    """Compare a quantized model with its source.
+
+    Args:
+        model: as written.
+        base: the float source.
+        held_out: a text that was not used for calibration.
+        inputs: how the model's are rounded.
+        progress: called with ("quality card", groups done, of how many).
 
     Returns:
-        Markdown, ending in a newline.
-
-    Raises:
-        FormatError: its quality card is damaged.
+        The card; with the reason in place of numbers where there are none.
     """
-    source = model.provenance.get("source")
-    parts = [
-        _front_matter(model),
-        f"# {name}",
-        _lead(model, source),
-        f'## Use\n\n```\nedgeq run {name} -p "Once upon a time"\nedgeq inspect {name}\n```',
-        "## Quality",
-        _quality(model),
-        "## Tensors",
-        _tensors(model),
+    move = progress or (lambda label, done, total: None)
+    windows = held_out.cut.windows
+    if max(window.size for window in windows) < 2:
+        return QualityReport(reason=f"{held_out.name} is too short: no token has one before it")
+    replays = [
+        Replay(base, windows, progress=lambda _, *at: move("quality card", *at)),
+        Replay(model, windows, linear=inputs.linear),
     ]
-    if origin := _origin(model):
-        parts += ["## How it was made", origin]
-    return "\n\n".join(parts) + "\n"
-
-
-def n_weights(model: Model) -> int:
-    """Weights of all tensors held."""
-    return sum(math.prod(tensor.shape) for tensor in model.tensors.values())
-
-
-def _front_matter(model: Model) -> str:
-    fields: dict[str, Any] = {"library_name": "edgeq", "pipeline_tag": "text-generation"}
-    if source := model.provenance.get("source"):
-        fields["base_model"] = source
-        fields["base_model_relation"] = "quantized"
-    family = model.config.family
-    tags = ["edgeq", "quantized", _FAMILY_TAGS.get(family, family)]
-    if held := _layers_held_as(model):
-        tags.append(held)
-    # JSON strings and lists are YAML
-    lines = [f"{key}: {json.dumps(value)}" for key, value in {**fields, "tags": tags}.items()]
-    return "\n".join(["---", *lines, "---"])
-
-
-def _layers_held_as(model: Model) -> str | None:
-    """The one scheme of all quantized matrices of the layers, "mixed-precision" if they differ."""
-    schemes = {
-        str(tensor.scheme)
-        for name, tensor in model.tensors.items()
-        if isinstance(tensor, QuantTensor) and ".layers." in name
-    }
-    if len(schemes) > 1:
-        return "mixed-precision"
-    return schemes.pop() if schemes else None
-
-
-def _lead(model: Model, source: Any) -> str:
-    weights = n_weights(model)
-    of = f" of {source}" if source else ""
-    return (
-        f"A quantization{of}: {weights / 1e6:.2f} million weights of the {model.config.family} "
-        f"family in {model.nbytes / 1e6:.2f} MB, {8 * model.nbytes / weights:.2f} bits per weight "
-        "with scales, embedding and norms counted."
+    ratios: list[float | None] = []
+    for step, _ in zip(*replays, strict=True):
+        if step.group.kind in ("attn_in", "head"):
+            ratios.append(_hidden_sqnr(*(replay.state().hidden for replay in replays)))
+    tally = Tally()
+    try:
+        for window, before, after in zip(
+            windows, *(replay.logits() for replay in replays), strict=True
+        ):
+            tally.add(window[1:], after[:-1], before[:-1])
+    except FormatError as err:
+        return QualityReport(reason=str(err))
+    return QualityReport(
+        text=held_out.name,
+        text_sha256=held_out.cut.text_sha256,
+        evaluation=tally.result(held_out.protocol(inputs.words)),
+        hidden_sqnr_db=tuple(ratios),
     )
 
 
-def _quality(model: Model) -> str:
-    raw = model.provenance.get("quality")
-    if raw is None:
-        return "Not measured."
-    quality = Quality.from_dict(raw)
-    found = quality.evaluation
-    if found is None:
-        return f"Not measured: {quality.reason}."
-    rows = [
-        ("perplexity", figure(found.base_ppl, 4), figure(found.ppl, 4)),
-        ("nats per token", figure(found.base_nll_per_token, 4), figure(found.nll_per_token, 4)),
-        ("KL divergence, mean, nats per token", "", figure(found.kl_mean, 5)),
-        ("KL divergence, 99th percentile", "", figure(found.kl_p99, 5)),
-        ("KL divergence, maximum", "", figure(found.kl_max, 5)),
-        ("same top token", "", f"{100 * (found.top1_agreement or 0):.2f} %"),
-        ("top token changed", "", f"{found.flips}"),
-        ("of those, right", f"{found.flips_base_right}", f"{found.flips_right}"),
-    ]
-    hidden = [
-        ("embedding" if i == 0 else f"layer {i}", "equal" if db is None else f"{db:.1f}")
-        for i, db in enumerate(quality.hidden_sqnr_db)
-    ]
-    return "\n\n".join(
-        [
-            _table(["", "float", "quantized"], rows, "lrr"),
-            f"Measured on {found.n_tokens} tokens of {quality.text} "
-            f"(sha256 `{quality.text_sha256}`): {found.protocol}. Perplexities compare only at "
-            "the same text, tokenizer and protocol.",
-            "Signal to quantization noise of the hidden states:",
-            _table(["after", "dB"], hidden, "lr"),
-        ]
-    )
+def figure(value: float | None, digits: int) -> str:
+    """A number of the card for people; a dash where it is not known, or beyond counting."""
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _tensors(model: Model) -> str:
-    kinds: dict[str, list[Tensor]] = {}
-    for tensor in model.tensors.values():
-        kinds.setdefault(_held_as(tensor), []).append(tensor)
-    rows = []
-    for kind, members in kinds.items():
-        weights = sum(math.prod(t.shape) for t in members)
-        nbytes = sum(t.nbytes for t in members)
-        rows.append(
-            (kind, f"{len(members)}", f"{weights}", f"{nbytes}", f"{8 * nbytes / weights:.2f}")
-        )
-    return _table(["held as", "tensors", "weights", "bytes", "bits per weight"], rows, "lrrrr")
+def _hidden_sqnr(base: Sequence[Array], model: Sequence[Array]) -> float | None:
+    signal = _squares(base)
+    return sqnr_db(signal, _squares(b - m for b, m in zip(base, model, strict=True)))
 
 
-def _held_as(tensor: Tensor) -> str:
-    if isinstance(tensor, QuantTensor):
-        return str(tensor.scheme)
-    return tensor.dtype.lower() if isinstance(tensor, FloatTensor) else "float"
+def _squares(arrays: Iterable[Array]) -> float:
+    return sum(float(np.einsum("th,th->t", x, x).sum(dtype=np.float64)) for x in arrays)
 
 
-def _origin(model: Model) -> str:
-    facts = model.provenance
-    rows = [
-        (key.replace("_", " "), f"`{facts[key]}`")
-        for key in ("source", "source_sha256", "edgeq_version")
-        if facts.get(key)
-    ]
-    calibration = facts.get("calibration")
-    if calibration:
-        rows.append(
-            (
-                "calibrated with",
-                f"{calibration['tokens']} tokens of the text with sha256 "
-                f"`{calibration['text_sha256']}`",
-            )
-        )
-    parts = [_table(["", ""], rows)] if rows else []
-    if requantized := facts.get("requantized"):
-        parts.append(
-            f"The source was quantized already ({type_counts(requantized)}): the figures above "
-            "are against its rounded weights."
-        )
-    if recipe := facts.get("recipe"):
-        parts.append(f"```json\n{json.dumps(recipe, indent=2)}\n```")
-    return "\n\n".join(parts)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str = "") -> str:
-    rule = ["---:" if side == "r" else "---" for side in sides.ljust(len(head), "l")]
-    lines = [head, rule, *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+def _short(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None

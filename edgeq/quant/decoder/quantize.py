@@ -1,18 +1,15 @@
-"""A checkpoint, a recipe and perhaps a text become one artifact.
+"""Quantize a decoder: a checkpoint and a recipe, with calibration data or without, to an artifact.
 
-    source -> transforms -> target -> method -> training -> the file -> quality card
-               (equal)      (bits)   (round)    (learn)
-
-Without a text every tensor is rounded by itself, a piece at a time
-(`edgeq.quant.decoder.data_free`); with
-one, group by group, each seeing the error made before it (`edgeq.quant.decoder.calibrated`). The
-card compares what was written with the source, on a text that neither saw, before the file takes
-its name.
+step                                                    module
+check the data, transform, choose bits, find ranges     calibration_data, prepare, bit_search
+round every tensor and write it                         round_model: data_free, calibrated
+train what was written                                  edgeq.quant.training
+compare what was written with the source                quality_report
+give the file its name                                  edgeq.model.artifact
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -35,21 +32,22 @@ from edgeq.importers import load
 from edgeq.model.artifact import ArtifactWriter
 from edgeq.model.artifact_layout import TensorLayout
 from edgeq.model.model import Model
-from edgeq.model.origin import Origin
-from edgeq.quant.decoder.budget import Budget, check_walk, make_budget
-from edgeq.quant.decoder.calibrate import Calibration, CalibrationStats
-from edgeq.quant.decoder.choose import stored
-from edgeq.quant.decoder.data_free import stream
-from edgeq.quant.decoder.prepare import Data, Prepared, prepare
-from edgeq.quant.decoder.quality import HeldOut, Quality, card_bytes, measure
+from edgeq.quant.decoder.bit_search import stored
+from edgeq.quant.decoder.budget import Budget, check_replay, make_budget
+from edgeq.quant.decoder.calibrate import CalibrationStats, CalibrationText
+from edgeq.quant.decoder.calibrated import Ratios, tensor_sqnr
+from edgeq.quant.decoder.calibration_data import NO_TEXT, CalibrationData
+from edgeq.quant.decoder.data_free import round_data_free
+from edgeq.quant.decoder.prepare import Prepared, prepare
+from edgeq.quant.decoder.quality_report import HeldOut, QualityReport, card_bytes, measure
+from edgeq.quant.decoder.round_model import round_model
 from edgeq.quant.decoder.sensitivity import Sensitivity
-from edgeq.quant.decoder.source import quantized_types, refuse_quantized
+from edgeq.quant.decoder.source import BackgroundDigest, quantized_types, refuse_quantized
 from edgeq.quant.recipe import Recipe
-from edgeq.quant.rounders.rounding import METHODS, data_free_method
+from edgeq.quant.rounders.rounding import METHODS
 
 _WIDEST_SQNR = -9999.99
 """Takes at least as many characters as any ratio written with two decimals."""
-NO_TEXT = "no text was given to measure on"
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class Summary:
     Args:
         tensors: every tensor, in file order.
         recipe: as it was carried out: with the rules that a target was solved by.
-        target: where a target was solved for, see `edgeq.quant.decoder.choose.Chosen.about`.
+        target: where a target was solved for, see `edgeq.quant.decoder.bit_search.Chosen.about`.
         requantized: types of the source's weights and their number, where it was quantized
             already; quality figures are then against these rounded weights.
         quality: the card.
@@ -96,7 +94,7 @@ class Summary:
     recipe: Recipe
     target: Mapping[str, Any] | None
     requantized: Mapping[str, int]
-    quality: Quality
+    quality: QualityReport
     file_bytes: int
     source_bytes: int
     source_sha256: str | None
@@ -128,7 +126,7 @@ def quantize(
     *,
     method: str | None = None,
     requantize: bool = False,
-    calibration: Calibration | None = None,
+    calibration: CalibrationText | None = None,
     stats: CalibrationStats | None = None,
     sensitivity: Sensitivity | None = None,
     card: HeldOut | str = NO_TEXT,
@@ -177,7 +175,7 @@ def quantize(
     check_type("recipe", recipe, Recipe, str, None)
     check_type("method", method, str, None)
     check_type("requantize", requantize, bool)
-    check_type("calibration", calibration, Calibration, None)
+    check_type("calibration", calibration, CalibrationText, None)
     check_type("stats", stats, CalibrationStats, None)
     check_type("sensitivity", sensitivity, Sensitivity, None)
     check_type("card", card, HeldOut, str)
@@ -186,10 +184,14 @@ def quantize(
     recipe = Recipe.from_options(preset=recipe) if not isinstance(recipe, Recipe) else recipe
     if method is not None:
         recipe = replace(recipe, method=method)
-    data = Data(calibration, stats, sensitivity)
+    if recipe.graph is not None:
+        raise UsageError(
+            "this recipe is for graphs; load one for decoders, as with Recipe.from_options(preset)"
+        )
     if recipe.method not in METHODS:
         raise UsageError(unknown("method", recipe.method, METHODS))
-    data.check(recipe, card)
+    data = CalibrationData(calibration, stats, sensitivity, card)
+    data.check(recipe)
     if recipe.training:
         require("train", ("torch",), "to train quantized weights")
     check_target(Path(out))
@@ -198,16 +200,16 @@ def quantize(
     base.validate()
     if not requantize:
         refuse_quantized(base, str(origin.path) if origin else "the model")
-    before = quantized_types(base)
     if calibration is not None and recipe.needs:
-        check_walk(base.config, calibration, recipe, max_ram)
-    digest = _Digest(origin) if origin else None
+        check_replay(base.config, calibration, recipe, max_ram)
+    digest = BackgroundDigest(origin) if origin else None
     prepared = prepare(base, recipe, data, progress, Path(out).absolute().parent)
     model, recipe, schemes = prepared.model, prepared.recipe, prepared.schemes
     tensors = {name: model.tensors[name] for name in schemes}
     budget = make_budget([t.shape for t in tensors.values()], threads or available_cores(), max_ram)
     if isinstance(card, HeldOut):
         card = _card_that_fits(base, card, max_ram)
+    requantized = quantized_types(base)
     provenance: dict[str, Any] = {
         "source": origin.name if origin else base.provenance.get("source"),
         "source_sha256": "0" * 64 if origin else base.provenance.get("source_sha256"),
@@ -215,20 +217,18 @@ def quantize(
         "recipe": recipe.to_dict(),
         **prepared.provenance,
     }
-    if before:
-        provenance["requantized"] = before
-    held = {name: TensorLayout(schemes[name], tuple(t.shape)) for name, t in tensors.items()}
+    if requantized:
+        provenance["requantized"] = requantized
+    layouts = {name: TensorLayout(schemes[name], tuple(t.shape)) for name, t in tensors.items()}
     quantized = [name for name, scheme in schemes.items() if isinstance(scheme, QuantScheme)]
-    room = (
-        Quality(card)
-        if isinstance(card, str)
-        else Quality.widest(model.config, card, prepared.inputs)
-    )
-    announced = {"sqnr_db": dict.fromkeys(quantized, _WIDEST_SQNR), "quality": room.to_dict()}
-    with ArtifactWriter(out, model.config, held, model.files, provenance | announced) as writer:
+    announced = {
+        "sqnr_db": dict.fromkeys(quantized, _WIDEST_SQNR),
+        "quality": _widest_report(model, card, prepared).to_dict(),
+    }
+    with ArtifactWriter(out, model.config, layouts, model.files, provenance | announced) as writer:
         ratios = _round(prepared, data, budget, writer, progress)
         card_started = time.perf_counter()
-        quality = Quality(card) if isinstance(card, str) else measure(
+        quality = QualityReport(card) if isinstance(card, str) else measure(
             writer.written(), base, card, inputs=prepared.inputs, progress=progress
         )  # fmt: skip
         card_seconds = time.perf_counter() - card_started
@@ -236,12 +236,15 @@ def quantize(
             provenance["source_sha256"] = digest.result()
         provenance["sqnr_db"] = {name: ratios[name] for name in quantized}
         file_bytes = writer.commit(provenance | {"quality": quality.to_dict()})
-    rows = (TensorSummary(n, h.scheme, h.shape, h.nbytes, ratios.get(n)) for n, h in held.items())
+    rows = (
+        TensorSummary(name, layout.scheme, layout.shape, layout.nbytes, ratios.get(name))
+        for name, layout in layouts.items()
+    )
     return Summary(
         tensors=tuple(rows),
         recipe=recipe,
         target=prepared.provenance.get("target"),
-        requantized=before,
+        requantized=requantized,
         quality=quality,
         file_bytes=file_bytes,
         source_bytes=sum(base.tensors[name].nbytes for name in stored(base)),
@@ -252,6 +255,13 @@ def quantize(
         threads=budget.threads,
         peak_rss_bytes=peak_rss_bytes(),
     )
+
+
+def _widest_report(model: Model, card: HeldOut | str, prepared: Prepared) -> QualityReport:
+    """A stand-in that takes at least as many bytes of the file as the report will."""
+    if isinstance(card, str):
+        return QualityReport(card)
+    return QualityReport.widest(model.config, card, prepared.inputs)
 
 
 def _card_that_fits(base: Model, card: HeldOut, max_ram: int | None) -> HeldOut | str:
@@ -267,34 +277,30 @@ def _card_that_fits(base: Model, card: HeldOut, max_ram: int | None) -> HeldOut 
 
 def _round(
     prepared: Prepared,
-    data: Data,
+    data: CalibrationData,
     budget: Budget,
     writer: ArtifactWriter,
     progress: Progress | None,
 ) -> dict[str, float | None]:
     """Round and write every tensor; returns the SQNR in dB of the quantized ones."""
-    model, recipe, schemes = prepared.model, prepared.recipe, prepared.schemes
-    from edgeq.quant.decoder.calibrated import at_sites, round_sites
+    recipe, schemes = prepared.recipe, prepared.schemes
+
+    def data_free(tensors: Mapping[str, Tensor], method: str) -> Ratios:
+        return round_data_free(
+            tensors, schemes, method, budget, writer,
+            importance=prepared.importance, progress=progress,
+        )  # fmt: skip
 
     if prepared.tensors is not None:
         ratios = _copy(prepared, prepared.tensors, writer, progress)
-        if recipe.training:
-            ratios |= _train(prepared, data.text, budget, writer, progress)
-        return _two_decimals(ratios)
-    sited = at_sites(schemes) if prepared.by_site else {}
-    method = data_free_method(recipe.method) if prepared.by_site else recipe.method
-    others = {name: model.tensors[name] for name in schemes if name not in sited}
-    ratios = stream(
-        others, schemes, method, budget, writer, importance=prepared.importance, progress=progress
-    )
-    if sited:
-        written = {name: writer.tensor(name) for name in others}
-        ratios |= round_sites(
-            model, sited, recipe.method, data.text, writer.write, written,
-            options=recipe.options, progress=progress,
-        )  # fmt: skip
+    else:
+        text = data.needed_text if prepared.calibrated else None
+        ratios = dict(round_model(
+            prepared.model, recipe, schemes, text,
+            data_free=data_free, write=writer.write, written=writer.tensor, progress=progress,
+        ))  # fmt: skip
     if recipe.training:
-        ratios |= _train(prepared, data.text, budget, writer, progress)
+        ratios |= _train(prepared, data.needed_text, budget, writer, progress)
     return _two_decimals(ratios)
 
 
@@ -309,8 +315,6 @@ def _copy(
     progress: Progress | None,
 ) -> dict[str, float | None]:
     """Write tensors that were rounded already; returns the SQNR in dB of the quantized ones."""
-    from edgeq.quant.decoder.calibrated import tensor_sqnr
-
     ratios: dict[str, float | None] = {}
     for done, (name, tensor) in enumerate(tensors.items()):
         if progress:
@@ -326,7 +330,7 @@ def _copy(
 
 def _train(
     prepared: Prepared,
-    calibration: Calibration,
+    calibration: CalibrationText,
     budget: Budget,
     writer: ArtifactWriter,
     progress: Progress | None,
@@ -349,27 +353,3 @@ def _train(
         if isinstance(tensor, QuantTensor):
             ratios[name] = tensor_sqnr(model.tensors[name], tensor)
     return ratios
-
-
-class _Digest:
-    """The source's sha256, taken by a thread of its own while the work goes on."""
-
-    def __init__(self, origin: Origin) -> None:
-        self._origin = origin
-        self._sha256 = ""
-        self._error: BaseException | None = None
-        # a daemon, so that an interrupted run does not wait for it
-        self._thread = threading.Thread(target=self._take, daemon=True, name="edgeq-sha256")
-        self._thread.start()
-
-    def _take(self) -> None:
-        try:
-            self._sha256 = self._origin.sha256
-        except BaseException as err:  # noqa: BLE001  raised again by whoever asks
-            self._error = err
-
-    def result(self) -> str:
-        self._thread.join()
-        if self._error:
-            raise self._error
-        return self._sha256

@@ -43,7 +43,7 @@ from edgeq.core.errors import FormatError, UsageError, unknown
 from edgeq.core.progress import Progress
 from edgeq.formats.schemes import QuantScheme
 from edgeq.model.model import Model
-from edgeq.quant.decoder.calibrate import Calibration, model_sha256
+from edgeq.quant.decoder.calibrate import CalibrationText, model_sha256
 from edgeq.quant.decoder.losses import Mode, Trials
 from edgeq.quant.decoder.spill import Spill
 from edgeq.quant.rounders.rounding import METHOD_INPUTS, check_method
@@ -178,7 +178,7 @@ def mode_for(model: Model, n_tokens: int) -> Mode:
 
 def measure_sensitivity(
     model: Model,
-    calibration: Calibration,
+    calibration: CalibrationText,
     base: QuantScheme,
     *,
     method: str = "mse",
@@ -203,7 +203,7 @@ def measure_sensitivity(
             same text with and without one tensor rounded.
         base: of the recipe's default; see `candidates`.
         method: the recipe's; embedding and head are rounded without data, as in an artifact.
-        options: of the method, the recipe's; "crossed" has nothing to make up for here.
+        options: of the method, the recipe's; "use_quantized_inputs" has no effect here.
         mode: of `MODES`; `mode_for` the model if None.
         names: only these matrices; all if None.
         scratch: a folder for a temporary file of rounded matrices ("scaled"); the system's if None.

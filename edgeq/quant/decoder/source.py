@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from edgeq.core.errors import UsageError
 from edgeq.formats.tensor import QuantTensor
 from edgeq.model.model import Model
+from edgeq.model.origin import Origin
 
 REQUANTIZE = (
     "quantizing them again adds a second rounding error to the first, so quantize the float "
@@ -65,3 +67,28 @@ def _quantized_type(tensor: Any) -> str | None:
         if not hasattr(tensor, "rows"):
             return None
     return None
+
+
+class BackgroundDigest:
+    """A source's SHA-256, computed by a thread of its own while the model is quantized."""
+
+    def __init__(self, origin: Origin) -> None:
+        self._origin = origin
+        self._sha256 = ""
+        self._error: BaseException | None = None
+        # a daemon, so that an interrupted run does not wait for it
+        self._thread = threading.Thread(target=self._compute, daemon=True, name="edgeq-sha256")
+        self._thread.start()
+
+    def _compute(self) -> None:
+        try:
+            self._sha256 = self._origin.sha256
+        except BaseException as err:  # noqa: BLE001  raised again by whoever asks
+            self._error = err
+
+    def result(self) -> str:
+        """The SHA-256; waits for it, and raises what computing it raised."""
+        self._thread.join()
+        if self._error:
+            raise self._error
+        return self._sha256

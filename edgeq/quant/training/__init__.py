@@ -23,7 +23,7 @@ from edgeq.formats.schemes import QuantScheme, Scheme
 from edgeq.formats.tensor import QuantTensor, Tensor
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
-from edgeq.quant.decoder.calibrate import Calibration
+from edgeq.quant.decoder.calibrate import CalibrationText
 from edgeq.quant.rounders.rounding import quantize_tensor
 from edgeq.quant.training.adaround import reconstruct
 from edgeq.quant.training.decoder import TorchDecoder
@@ -37,7 +37,7 @@ __all__ = ["METHODS", "TrainingSettings", "train"]
 def train(
     model: Model,
     schemes: Mapping[str, Scheme],
-    calibration: Calibration,
+    calibration: CalibrationText,
     *,
     method: str = "distill",
     steps: int = 500,

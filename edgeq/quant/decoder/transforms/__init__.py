@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping
 from edgeq.core.progress import Progress
 from edgeq.formats.schemes import Scheme
 from edgeq.model.model import Model
-from edgeq.quant.decoder.calibrate import Calibration
+from edgeq.quant.decoder.calibrate import CalibrationText
 from edgeq.quant.decoder.transforms.awq import awq
 from edgeq.quant.decoder.transforms.rotate import rotate, rotate_values
 from edgeq.quant.decoder.transforms.smooth import smoothquant
 
-Transform = Callable[[Model, Calibration, Mapping[str, Scheme], Progress | None], Model]
+Transform = Callable[[Model, CalibrationText, Mapping[str, Scheme], Progress | None], Model]
 
 TRANSFORMS: dict[str, Transform] = {
     "awq": awq,

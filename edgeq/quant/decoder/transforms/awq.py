@@ -19,7 +19,7 @@ from edgeq.core.progress import Progress
 from edgeq.formats.schemes import QuantScheme, Scheme
 from edgeq.model.model import Model
 from edgeq.model.recording import LinearGroup
-from edgeq.quant.decoder.calibrate import Calibration
+from edgeq.quant.decoder.calibrate import CalibrationText
 from edgeq.quant.decoder.replay import Replay, ReplayStep
 from edgeq.quant.decoder.transforms.fold import can_fold, folded, shared
 from edgeq.quant.rounders.gptq import Hessian, weighted_error
@@ -31,7 +31,7 @@ GRID = tuple(alpha / 10 for alpha in range(11))
 
 def awq(
     model: Model,
-    calibration: Calibration,
+    calibration: CalibrationText,
     schemes: Mapping[str, Scheme],
     progress: Progress | None = None,
 ) -> Model:

@@ -31,7 +31,7 @@ from edgeq.formats.schemes import Scheme
 from edgeq.formats.tensor import FloatTensor, Tensor
 from edgeq.model.model import Model
 from edgeq.model.recording import linear_groups
-from edgeq.quant.decoder.calibrate import Calibration
+from edgeq.quant.decoder.calibrate import CalibrationText
 from edgeq.quant.decoder.transforms.fold import Lazy, Scaled
 
 Matrix = NDArray[np.float64]
@@ -93,7 +93,7 @@ class RotatedRows(Lazy):
 
 def rotate_values(
     model: Model,
-    calibration: Calibration,
+    calibration: CalibrationText,
     schemes: Mapping[str, Scheme],
     progress: Progress | None = None,
 ) -> Model:
@@ -118,7 +118,7 @@ def rotate_values(
 
 def rotate(
     model: Model,
-    calibration: Calibration,
+    calibration: CalibrationText,
     schemes: Mapping[str, Scheme],
     progress: Progress | None = None,
 ) -> Model:

@@ -17,7 +17,7 @@ from edgeq.core.progress import Progress
 from edgeq.formats.schemes import Scheme
 from edgeq.model.model import Model
 from edgeq.model.recording import LinearGroup
-from edgeq.quant.decoder.calibrate import Calibration
+from edgeq.quant.decoder.calibrate import CalibrationText
 from edgeq.quant.decoder.replay import Replay
 from edgeq.quant.decoder.transforms.fold import can_fold, folded, shared
 
@@ -28,7 +28,7 @@ small Llama models; the paper takes 0.5 for large ones."""
 
 def smoothquant(
     model: Model,
-    calibration: Calibration,
+    calibration: CalibrationText,
     schemes: Mapping[str, Scheme],
     progress: Progress | None = None,
 ) -> Model:

@@ -28,12 +28,12 @@ from edgeq.formats.tensor import Tensor
 from edgeq.model.artifact_layout import TensorLayout, file_order, overhead
 from edgeq.model.model import Model
 from edgeq.quant.decoder.allocate import Allocation, Uniform, allocate, uniform
-from edgeq.quant.decoder.calibrate import Calibration
+from edgeq.quant.decoder.calibrate import CalibrationText
 from edgeq.quant.decoder.losses import mean_divergence
 from edgeq.quant.decoder.replay import Replay
+from edgeq.quant.decoder.round_model import rounded_model
 from edgeq.quant.decoder.sensitivity import Sensitivity, measure_sensitivity, mode_for
 from edgeq.quant.decoder.spill import Spill
-from edgeq.quant.decoder.trial import rounded
 from edgeq.quant.recipe import OUTER, Recipe, Rule
 
 TARGET_WINDOWS = 8
@@ -53,7 +53,7 @@ SLACK = 256
 
 
 @dataclass(frozen=True)
-class Chosen:
+class SearchResult:
     """What came of a target.
 
     Args:
@@ -83,15 +83,15 @@ def assigned(model: Model, recipe: Recipe) -> dict[str, Scheme]:
     return recipe.assign({name: model.tensors[name].shape for name in file_order(stored(model))})
 
 
-def choose(
+def search_bits(
     model: Model,
     recipe: Recipe,
-    calibration: Calibration | None,
+    calibration: CalibrationText | None,
     sensitivity: Sensitivity | None,
     *,
     scratch: Path | None = None,
     progress: Progress | None = None,
-) -> Chosen:
+) -> SearchResult:
     """Choose a scheme for every matrix that the recipe leaves free.
 
     Args:
@@ -111,37 +111,37 @@ def choose(
             f"bits are chosen for a target, and the recipe keeps matrices in {recipe.default}; "
             "give it a quantized default such as w4-g32"
         )
-    job = _Job(model, recipe, progress or (lambda label, done, total: None))
+    search = _Search(model, recipe, progress or (lambda label, done, total: None))
     few: tuple[NDArray[np.int64], ...] = ()
     if calibration is not None:
         calibration, few = _split(calibration)
     if sensitivity is None:
-        assert calibration is not None  # `Data.check` has seen to it
-        sensitivity = job.measured(calibration, few, scratch)
+        assert calibration is not None  # `CalibrationData.check` refuses that
+        sensitivity = search.measured(calibration, few, scratch)
     sensitivity = sensitivity.suited(recipe.default)
-    mixed = job.fitting(sensitivity, MIXED)
+    mixed = search.solve(sensitivity, MIXED)
     assert mixed is not None  # or it was said that nothing fits
     if calibration is None:
         why = "no calibration text was given"
-        return Chosen(mixed.recipe, _bargain(mixed.found) | {"not_tried": why}, None)
+        return SearchResult(mixed.recipe, _pareto_summary(mixed.found) | {"not_tried": why}, None)
     with Spill(scratch) as spill:
-        trials = _Trials(job, calibration, few, spill)
-        one = job.fitting(sensitivity, "uniform", mixed.found.front)
+        trials = _Trials(search, calibration, few, spill)
+        one = search.solve(sensitivity, "uniform", mixed.found.front)
         if one is not None:
-            trials.carry_out(one)
-            factor = job.factor(sensitivity, one, trials.nats[one.label])
-            corrected = job.fitting(_scaled(sensitivity, factor), MIXED)
+            trials.measure(one)
+            factor = search.factor(sensitivity, one, trials.nats[one.label])
+            corrected = search.solve(_scaled(sensitivity, factor), MIXED)
             mixed = corrected or mixed
             one = replace(one, found=replace(one.found, front=mixed.found.front))
-        trials.carry_out(mixed)
+        trials.measure(mixed)
         kept = min(trials.nats, key=lambda label: trials.nats[label])
         best = mixed if one is None or kept == MIXED else one
         tried = {label: _short(nats) for label, nats in trials.nats.items()}
-        about = _bargain(best.found) | {"tried": tried, "kept": kept}
-        return Chosen(best.recipe, about, trials.tensors[kept])
+        about = _pareto_summary(best.found) | {"tried": tried, "kept": kept}
+        return SearchResult(best.recipe, about, trials.tensors[kept])
 
 
-def _split(calibration: Calibration) -> tuple[Calibration, tuple[NDArray[np.int64], ...]]:
+def _split(calibration: CalibrationText) -> tuple[CalibrationText, tuple[NDArray[np.int64], ...]]:
     """What is rounded by, and what is measured on: other windows if there are enough."""
     windows = calibration.windows
     step = -(-len(windows) // TARGET_WINDOWS)
@@ -170,7 +170,7 @@ class _Solved:
     found: Allocation
 
 
-class _Job:
+class _Search:
     """A model, a recipe with a target, and what of the model it leaves free."""
 
     def __init__(self, model: Model, recipe: Recipe, progress: Progress) -> None:
@@ -185,7 +185,7 @@ class _Job:
         self.free = [name for name in self.shapes if name not in self.fixed]
 
     def measured(
-        self, calibration: Calibration, few: Sequence[NDArray[np.int64]], scratch: Path | None
+        self, calibration: CalibrationText, few: Sequence[NDArray[np.int64]], scratch: Path | None
     ) -> Sensitivity:
         """Sensitivities: of each tensor where the model is small, else by kinds of tensors."""
         assert isinstance(self.recipe.default, QuantScheme)
@@ -204,7 +204,7 @@ class _Job:
             progress=self.progress,
         )
 
-    def fitting(
+    def solve(
         self, sensitivity: Sensitivity, label: str, front: tuple[Any, ...] = ()
     ) -> _Solved | None:
         """What is chosen within the recipe's target; None where no uniform recipe fits."""
@@ -214,7 +214,7 @@ class _Job:
         while True:
             if label == MIXED:
                 found = allocate(sensitivity, self.shapes, self.fixed, nbytes=room)
-                recipe = self._ruled(found)
+                recipe = self._with_rules(found)
             else:
                 one = uniform(sensitivity, self.shapes, self.fixed, nbytes=room, front=front)
                 if one is None:
@@ -224,10 +224,10 @@ class _Job:
             if "bpw" in target:
                 return solved
             # the file is what must fit: what it holds beside tensors depends a little on the choice
-            beside = self._beside(solved)
-            if found.chosen.nbytes + beside <= budget:
+            overhead_bytes = self._overhead(solved)
+            if found.chosen.nbytes + overhead_bytes <= budget:
                 return solved
-            room = min(budget - beside, room - SLACK)
+            room = min(budget - overhead_bytes, room - SLACK)
 
     def factor(self, sensitivity: Sensitivity, one: _Solved, nats: float) -> float:
         """What the layers' estimates must be scaled by to give what a recipe really cost.
@@ -246,7 +246,7 @@ class _Job:
         low, high = FACTOR_RANGE
         return min(max((nats - outer) / inner, low), high)
 
-    def _ruled(self, found: Allocation) -> Recipe:
+    def _with_rules(self, found: Allocation) -> Recipe:
         """The recipe with the rules found."""
         outer = [rule for rule in self.recipe.rules if rule.pattern == OUTER]
         return replace(self.recipe, rules=(*self.own, *found.rules(), *outer))
@@ -258,7 +258,7 @@ class _Job:
             outer = [Rule(OUTER, one.outer)]
         return replace(self.recipe, default=one.inner, rules=(*self.own, *outer))
 
-    def _beside(self, solved: _Solved) -> int:
+    def _overhead(self, solved: _Solved) -> int:
         """Bytes that the file will hold beside its tensors."""
         model, recipe = self.model, solved.recipe
         held = {
@@ -267,7 +267,7 @@ class _Job:
         }
         numbers = dict.fromkeys(held, -9999.99)
         ranges = {name: [-1 / 3, 1 / 3] for name in held} if recipe.activations else {}
-        target = _bargain(solved.found)
+        target = _pareto_summary(solved.found)
         known = {"recipe": recipe.to_dict(), "target": target, "a": numbers, "b": ranges}
         room = " " * (ROOM + 25 * model.config.layers)
         return overhead(model.config, held, model.files, known | {"card": room})
@@ -278,35 +278,35 @@ class _Trials:
 
     def __init__(
         self,
-        job: _Job,
-        calibration: Calibration,
+        search: _Search,
+        calibration: CalibrationText,
         few: Sequence[NDArray[np.int64]],
         spill: Spill,
     ) -> None:
-        self._job, self._calibration, self._few, self._spill = job, calibration, few, spill
+        self._search, self._calibration, self._few, self._spill = search, calibration, few, spill
         self._float: Replay | None = None
         self.nats: dict[str, float] = {}
         self.tensors: dict[str, Mapping[str, Tensor]] = {}
 
-    def carry_out(self, solved: _Solved) -> None:
+    def measure(self, solved: _Solved) -> None:
         """Round the model by a recipe and measure it."""
-        job, label = self._job, solved.label
+        search, label = self._search, solved.label
 
         def progress(name: str, done: int, total: int) -> None:
-            job.progress(f"carrying out {label}: {name}", done, total)
+            search.progress(f"carrying out {label}: {name}", done, total)
 
-        other = rounded(
-            job.model, solved.recipe, assigned(job.model, solved.recipe), self._calibration,
+        other = rounded_model(
+            search.model, solved.recipe, assigned(search.model, solved.recipe), self._calibration,
             self._spill, progress,
         )  # fmt: skip
-        job.progress(f"measuring {label}", 0, 1)
-        self._float = self._float or Replay(job.model, self._few).run()
+        search.progress(f"measuring {label}", 0, 1)
+        self._float = self._float or Replay(search.model, self._few).run()
         self.nats[label] = mean_divergence(self._float, Replay(other, self._few).run())
         self.tensors[label] = other.tensors
-        job.progress(f"measuring {label}", 1, 1)
+        search.progress(f"measuring {label}", 1, 1)
 
 
-def _bargain(found: Allocation) -> dict[str, Any]:
+def _pareto_summary(found: Allocation) -> dict[str, Any]:
     """The choice and the front it was made from: bytes, bits per weight and loss of each."""
     chosen, *front = (
         [at.nbytes, round(at.bpw, 4), _short(at.loss)] for at in (found.chosen, *found.front)

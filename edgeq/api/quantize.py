@@ -1,0 +1,204 @@
+"""Quantize a language model to an artifact, or a graph of operators to a QDQ file."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict, Unpack, overload
+
+from edgeq.core.cpu import available_cores
+from edgeq.core.errors import UsageError, check_type
+from edgeq.core.progress import Progress
+from edgeq.graph.ir import Graph
+from edgeq.importers import open_source
+from edgeq.model.model import Model
+from edgeq.quant.decoder.calibrate import CalibrationStats, CalibrationText
+from edgeq.quant.decoder.calibration_data import NO_TEXT
+from edgeq.quant.decoder.quality_report import HeldOut
+from edgeq.quant.decoder.quantize import Summary
+from edgeq.quant.decoder.quantize import quantize as quantize_decoder
+from edgeq.quant.decoder.sensitivity import Sensitivity
+from edgeq.quant.presets import SourceKind
+from edgeq.quant.recipe import Recipe
+
+if TYPE_CHECKING:
+    from edgeq.quant.graph.samples import Samples
+    from edgeq.quant.graph.summary import GraphSummary
+
+WINDOWS, CONTEXT = 128, 256
+"""How a calibration text is cut where it is given as a file: windows, and tokens of each."""
+SAMPLES = 256
+"""Most samples taken of calibration data that is given as a path."""
+
+
+class _Options(TypedDict, total=False):
+    """Keywords of `quantize`."""
+
+    data: CalibrationText | Samples | str | Path | None
+    method: str | None
+    requantize: bool
+    calibration: CalibrationText | None
+    stats: CalibrationStats | None
+    sensitivity: Sensitivity | None
+    card: HeldOut | str
+    max_ram: int | None
+    threads: int | None
+    progress: Progress | None
+
+
+@overload
+def quantize(
+    source: Model, out: str | Path, recipe: Recipe | str | None = None, **options: Unpack[_Options]
+) -> Summary: ...
+
+
+@overload
+def quantize(
+    source: Graph, out: str | Path, recipe: Recipe | str | None = None, **options: Unpack[_Options]
+) -> GraphSummary: ...
+
+
+@overload
+def quantize(
+    source: str | Path,
+    out: str | Path,
+    recipe: Recipe | str | None = None,
+    **options: Unpack[_Options],
+) -> Summary | GraphSummary: ...
+
+
+def quantize(
+    source: Model | Graph | str | Path,
+    out: str | Path,
+    recipe: Recipe | str | None = None,
+    *,
+    data: CalibrationText | Samples | str | Path | None = None,
+    method: str | None = None,
+    requantize: bool = False,
+    calibration: CalibrationText | None = None,
+    stats: CalibrationStats | None = None,
+    sensitivity: Sensitivity | None = None,
+    card: HeldOut | str = NO_TEXT,
+    max_ram: int | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Summary | GraphSummary:
+    """Quantize a language model into one .edgeq file, or a graph into one .onnx file.
+
+    Args:
+        source: a model, a graph, or the path of one. The SHA-256 of the file or folder that a
+            model was opened from goes into the artifact.
+        out: the file to make or replace; it ends in .onnx for a graph.
+        recipe: which weights get which scheme, and how: a `Recipe`, the name of a preset such as
+            "palette4-gptq", or a scheme such as "w4-g64". If None, w4-g32 with an 8-bit embedding
+            and head for a language model, and w8a8-static for a graph.
+        data: what the recipe learns from. Language models: windows of a text, or the path of a
+            UTF-8 text file. Graphs: samples, or the path of a folder of images or arrays, an .npz
+            file or ``script.py:function``.
+        method: how weights are rounded, of `edgeq.quant.METHODS`, instead of the recipe's.
+        requantize: go on from weights that are quantized already, as those of most GGUF files.
+        calibration: the same as ``data``, as windows of a text.
+        stats: of the same source, in place of the text where these say enough.
+        sensitivity: of the same source, for a recipe with a target; measured if None.
+        card: the text that the quality card is measured on, or why there is none.
+        max_ram: most bytes the process may hold, memory-mapped pages included; the card is left
+            out where it would take more.
+        threads: workers; all cores this process may use if None.
+        progress: called with what is done, how far, and of how much.
+
+    Returns:
+        What was done: a `Summary` for a language model, a `GraphSummary` for a graph.
+
+    Raises:
+        DoesNotFitError: max_ram is too little.
+        FormatError: the source is damaged, or holds NaN or infinite weights.
+        SchemeError: the recipe does not suit the source, or weights are too large.
+        UsageError: the source is already quantized, data is needed, or an argument is out of
+            range or not for such a source.
+        TypeError: an argument is of another type.
+        MissingDependencyError: the recipe trains, and PyTorch is not installed.
+        EdgeqError: the file cannot be written.
+
+    Example:
+        >>> summary = edgeq.quantize("model", "small.edgeq", "w4-g32")
+        >>> round(summary.bpw, 1)
+        5.1
+        >>> edgeq.quantize("graph.onnx", "small.onnx", "w8-channel").recipe.graph is not None
+        True
+    """
+    check_type("source", source, Model, Graph, str, PathLike)
+    check_type("out", out, str, PathLike)
+    check_type("recipe", recipe, Recipe, str, None)
+    check_type("method", method, str, None)
+    opened = source if isinstance(source, Model | Graph) else open_source(source)
+    kind: SourceKind = "graph" if isinstance(opened, Graph) else "decoder"
+    if not isinstance(recipe, Recipe):
+        recipe = Recipe.from_options(preset=recipe, source=kind)
+    if isinstance(opened, Graph):
+        given = {
+            "requantize": requantize, "calibration": calibration, "stats": stats,
+            "sensitivity": sensitivity, "card": card is not NO_TEXT, "max_ram": max_ram,
+        }  # fmt: skip
+        for name, value in given.items():
+            if value:
+                raise UsageError(f"{name} is for language models; leave it out for a graph")
+        recipe = recipe if method is None else recipe.with_method(method)
+        return _quantize_graph(opened, Path(out), recipe, data, threads, progress)
+    if data is not None and calibration is not None:
+        raise UsageError("data and calibration are the same; give one of them")
+    return quantize_decoder(
+        opened, out, recipe,
+        method=method, requantize=requantize, calibration=calibration or _windows(opened, data),
+        stats=stats, sensitivity=sensitivity, card=card, max_ram=max_ram, threads=threads,
+        progress=progress,
+    )  # fmt: skip
+
+
+def _windows(model: Model, data: object) -> CalibrationText | None:
+    """Windows of a calibration text."""
+    check_type("data", data, CalibrationText, str, PathLike, None)
+    if data is None or isinstance(data, CalibrationText):
+        return data
+    from edgeq.calibration_text import calibration
+
+    return calibration(model, Path(str(data)), WINDOWS, CONTEXT)
+
+
+def _quantize_graph(
+    graph: Graph,
+    out: Path,
+    recipe: Recipe,
+    data: object,
+    threads: int | None,
+    progress: Progress | None,
+) -> GraphSummary:
+    from edgeq.core.files import check_target
+    from edgeq.graph.onnx.write import write_onnx
+    from edgeq.quant.graph.quantize import quantize_graph
+    from edgeq.quant.graph.samples import Samples, open_samples
+
+    check_type("data", data, Samples, str, PathLike, None)
+    check_type("threads", threads, int, None)
+    check_graph_output(out)
+    check_target(out)
+    samples = data if data is None or isinstance(data, Samples) else None
+    if samples is None and data is not None:
+        samples = open_samples(str(data), graph, limit=SAMPLES)
+    summary = quantize_graph(
+        graph, recipe, samples, threads=threads or available_cores(), progress=progress
+    )
+    write_onnx(summary.graph, out)
+    return summary
+
+
+def check_graph_output(out: Path) -> None:
+    """Refuse a file that does not end in .onnx.
+
+    Raises:
+        UsageError: names one that does.
+    """
+    if out.suffix.lower() != ".onnx":
+        raise UsageError(
+            f"the output is {out}, but a quantized graph is written as .onnx; give "
+            f"{out.with_suffix('.onnx')}, then convert that to other formats"
+        )

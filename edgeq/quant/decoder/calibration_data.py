@@ -1,0 +1,74 @@
+"""What a recipe learns from: a text, or statistics and sensitivities measured on one before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgeq.core.errors import UsageError
+from edgeq.quant.decoder.calibrate import CalibrationStats, CalibrationText
+from edgeq.quant.decoder.quality_report import HeldOut
+from edgeq.quant.decoder.sensitivity import Sensitivity
+from edgeq.quant.recipe import Recipe
+
+NO_TEXT = "no text was given to measure on"
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """What there is to learn from, and to measure on.
+
+    Args:
+        text: windows of a calibration text.
+        stats: statistics of the inputs of the source's matrices.
+        sensitivity: losses of the source's matrices.
+        held_out: the text that quality is measured on, or why it is not measured.
+    """
+
+    text: CalibrationText | None = None
+    stats: CalibrationStats | None = None
+    sensitivity: Sensitivity | None = None
+    held_out: HeldOut | str = NO_TEXT
+
+    @property
+    def needed_text(self) -> CalibrationText:
+        """The windows, for a recipe that needs them; `check` refuses it where there are none."""
+        assert self.text is not None
+        return self.text
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuse a recipe that needs more, and measuring on the text that was calibrated with.
+
+        Raises:
+            UsageError: says what to give.
+        """
+        if self.text is None:
+            given: set[str] = set()
+            if self.stats is not None and not recipe.transforms:
+                given |= {"importance", "ranges"}
+            if self.sensitivity is not None:
+                given.add("target")
+            if lacking := sorted(recipe.needs - given):
+                raise UsageError(_lacking(recipe, lacking[0], self.stats is not None))
+        elif (
+            isinstance(self.held_out, HeldOut)
+            and self.held_out.cut.text_sha256 == self.text.text_sha256 != ""
+        ):
+            raise UsageError(
+                f"quality cannot be measured on {self.held_out.name}, which is also the "
+                "calibration text; give another --eval-text, or --no-card"
+            )
+
+
+def _lacking(recipe: Recipe, need: str, have_stats: bool) -> str:
+    what = {
+        "importance": f"the method {recipe.method}",
+        "hessian": f"the method {recipe.method}",
+        "ranges": "static activations",
+        "transforms": f"the transform {(*recipe.transforms, '')[0]}",
+        "target": "the choice of bits for a target",
+        "training": "training",
+    }[need]
+    why = " itself, not only its statistics" if have_stats else ""
+    return (
+        f"{what} needs a calibration text{why}; give one like what the model is for: --calib TEXT"
+    )
