@@ -27,7 +27,7 @@ from edgeq.quant.decoder.quality_report import (
     card_tokens,
     measure,
 )
-from tests.families import quantized, random_model, tiny_config
+from tests.families import ALL_FAMILIES, quantized, random_model, tiny_config
 
 DEMO = Path(__file__).resolve().parent.parent / "edgeq" / "demo_model"
 
