@@ -58,7 +58,7 @@ WORKER = textwrap.dedent(
 def cases(folder: Path) -> Iterator[tuple[str, Path, list[int], str]]:
     """Names, files, right tokens and stated least versions."""
     from edgeq.converters import Options
-    from edgeq.converters.ort import target as ort
+    from edgeq.converters.ort.decoder import OrtDecoderTarget
     from edgeq.importers import load
     from edgeq.model import artifact
     from edgeq.model.reference import Reference
@@ -83,7 +83,7 @@ def cases(folder: Path) -> Iterator[tuple[str, Path, list[int], str]]:
         chosen = Recipe.from_options(recipe, tensor_types=[rule])
         quantize(replace(source, config=config), packed, chosen, method="rtn", threads=1)
         model = artifact.load(packed)
-        ort.write(model, out, Options(compute="float", kv=kv))
+        OrtDecoderTarget().write(model, out, Options(compute="float", kv=kv))
         if kv == "float32":
             reference = Reference(model, keep=True)
             cache, new, tokens = reference.new_cache(), PROMPT, []

@@ -28,7 +28,7 @@ TOPICS = {
         "run", "chat", "Conversation", "generate", "Engine", "Tokenizer", "SamplingParams",
         "Chunk", "render_chat", "warmup",
     ),
-    "Convert": ("convert", "validate", "Options", "Conversion", "Report"),
+    "Convert": ("convert", "validate", "Options", "Conversion", "ValidationReport"),
     "Evaluate": ("evaluate", "perplexity", "evaluate_graph", "Outcome", "Evaluation",
                  "GraphAccuracy"),
     "Measure": ("bench", "bench_graphs", "profile", "report", "Workload", "Measurement",

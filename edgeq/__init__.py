@@ -40,9 +40,10 @@ if TYPE_CHECKING:
     from edgeq.api.quantize import quantize
     from edgeq.api.run import Conversation, chat, run
     from edgeq.api.sweep import sweep
-    from edgeq.converters import Conversion, Options
-    from edgeq.converters.convert import convert
-    from edgeq.converters.validate.decoder import Report, validate
+    from edgeq.converters.convert import Conversion, convert
+    from edgeq.converters.options import Options
+    from edgeq.converters.validate import validate
+    from edgeq.converters.validate.report import ValidationReport
     from edgeq.core.errors import (
         DeviceError,
         DoesNotFitError,
@@ -94,9 +95,10 @@ _HOMES = {
     "edgeq.api.profile": ("profile", "report"),
     "edgeq.api.run": ("Conversation", "chat", "run"),
     "edgeq.api.sweep": ("sweep",),
-    "edgeq.converters": ("Conversion", "Options"),
-    "edgeq.converters.convert": ("convert",),
-    "edgeq.converters.validate.decoder": ("Report", "validate"),
+    "edgeq.converters.convert": ("Conversion", "convert"),
+    "edgeq.converters.options": ("Options",),
+    "edgeq.converters.validate": ("validate",),
+    "edgeq.converters.validate.report": ("ValidationReport",),
     "edgeq.core.errors": (
         "DeviceError",
         "DoesNotFitError",
@@ -167,7 +169,6 @@ __all__ = [
     "QuantTensor",
     "Recipe",
     "Reference",
-    "Report",
     "Rule",
     "SamplingParams",
     "SchemeError",
@@ -176,6 +177,7 @@ __all__ = [
     "Tokenizer",
     "UnsupportedError",
     "UsageError",
+    "ValidationReport",
     "Workload",
     "__version__",
     "bench",

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.converters.coreml.target import CoreMLRunner
+from edgeq.converters.coreml.run import CoreMLRunner
 from edgeq.core.errors import EdgeqError
 
 UNITS = {"cpu": "CPU_ONLY", "gpu": "CPU_AND_GPU", "ane": "CPU_AND_NE", "all": "ALL"}

@@ -201,7 +201,7 @@ def _recorded(graph: Any, room: Path, case: Case) -> Mapping[str, Array]:
 
 
 def _converted(graph: Any, target: str, path: Path, case: Case) -> Mapping[str, Array]:
-    from edgeq.converters.convert_graph import graph_target
+    from edgeq.converters import graph_target
 
     module = graph_target(target)
     options = {"precision": "float32"} if target == "coreml" else {}

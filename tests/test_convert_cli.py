@@ -18,8 +18,8 @@ import pytest
 
 from edgeq.cli import main
 from edgeq.converters.convert import convert
+from edgeq.converters.gguf import decoder as gguf_decoder
 from edgeq.converters.gguf import run as gguf_run
-from edgeq.converters.gguf import target as gguf_target
 from edgeq.core.errors import DoesNotFitError, EdgeqError, MissingDependencyError, UsageError
 from edgeq.importers import load
 from edgeq.model import artifact
@@ -294,7 +294,7 @@ def test_what_computes_something_else_is_not_kept(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A converter with a fault: the old output stays, the tensor is named, nothing is left."""
-    right = gguf_target.pack_blocks
+    right = gguf_decoder.pack_blocks
 
     def wrong(*args: Any) -> Any:
         raw = right(*args)
@@ -303,7 +303,7 @@ def test_what_computes_something_else_is_not_kept(
 
     out = tmp_path / "m.gguf"
     out.write_text("mine")
-    monkeypatch.setattr(gguf_target, "pack_blocks", wrong)
+    monkeypatch.setattr(gguf_decoder, "pack_blocks", wrong)
     assert main(["convert", str(tiny), "--to", "gguf", "-o", str(out), "--force"]) == 1
     errors = capsys.readouterr().err
     assert "does not compute what its source does and was deleted" in errors

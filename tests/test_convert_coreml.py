@@ -15,10 +15,10 @@ import pytest
 
 import edgeq
 from edgeq.converters import Options
-from edgeq.converters.coreml import target as coreml
+from edgeq.converters.coreml.decoder import CoreMLDecoderTarget
 from edgeq.converters.coreml.exec.blob import Reader
 from edgeq.converters.coreml.exec.machine import Machine
-from edgeq.converters.coreml.run import Package
+from edgeq.converters.coreml.run import DecoderPackage
 from edgeq.converters.validate.bisect import first_divergence
 from edgeq.converters.validate.integers import compare_integers
 from edgeq.core.errors import (
@@ -35,6 +35,8 @@ from edgeq.model.reference import Reference
 from tests.conftest import need
 from tests.families import ALL_FAMILIES, quantized, random_model, tiny_config
 from tests.greedy import NEAR, assert_reference_choices
+
+coreml = CoreMLDecoderTarget()
 
 pytest.importorskip("coremltools")
 
@@ -54,7 +56,7 @@ def written(model: Model, folder: Path, **options: Any) -> Path:
 
 
 def ran(path: Path, prompt: list[int], steps: int) -> list[int]:
-    runner, said = coreml.open(path), []
+    runner, said = coreml.open_runner(path), []
     tokens = prompt
     for _ in range(steps):
         said.append(int(runner.forward(np.asarray(tokens, np.int64))[-1].argmax()))
@@ -105,7 +107,7 @@ def test_several_prefills_and_single_tokens_agree(tmp_path: Path) -> None:
     model = tiny("gemma3", "w4-g32")
     out = written(model, tmp_path, prefill=(4, 16))
     prompt = list(range(3, 41))  # 16, 16 and a padded 16
-    whole, single = coreml.open(out), coreml.open(out)
+    whole, single = coreml.open_runner(out), coreml.open_runner(out)
     a = whole.forward(np.asarray(prompt))
     for token in prompt:
         b = single.forward(np.asarray([token]))
@@ -135,7 +137,7 @@ def test_every_step_is_right_in_every_precision(
 ) -> None:
     model = tiny(family, "w4-g32")
     out = written(model, tmp_path, prefill=(8,), extra={"precision": precision})
-    runner = coreml.open(out)
+    runner = coreml.open_runner(out)
     assert runner.precision == precision
 
     def trace(tokens: Any, past: Any) -> Mapping[str, Any]:
@@ -173,7 +175,7 @@ def test_a_large_residual_stream_does_not_overflow_float16(tmp_path: Path) -> No
     for precision in ("mixed", "float16"):
         out = written(model, tmp_path / precision, extra={"precision": precision})
         machine = Machine("float16")
-        functions = Package(out).functions
+        functions = DecoderPackage(out).functions
         state = machine.new_state(functions["decode"])
         for at, token in enumerate(PROMPT):
             inputs = {"tokens": [[token]], "position": [at]}
@@ -195,7 +197,8 @@ def test_floats_past_float16_are_refused_rather_than_made_infinite(tmp_path: Pat
     assert not list(tmp_path.iterdir())
     out = written(model, tmp_path, extra={"precision": "float32"})
     right = Reference(model).forward(PROMPT, all_logits=False)
-    np.testing.assert_allclose(coreml.open(out).forward(np.asarray(PROMPT))[0], right, rtol=1e-3)
+    got = coreml.open_runner(out).forward(np.asarray(PROMPT))
+    np.testing.assert_allclose(got[0], right, rtol=1e-3)
 
 
 @pytest.mark.parametrize("extra", [{}, IOS16, {"shapes": "enumerated"}])
@@ -203,7 +206,7 @@ def test_one_token_at_a_time_is_enough(extra: Mapping[str, str], tmp_path: Path)
     model = tiny("llama", "w4-channel", context=16)
     out = written(model, tmp_path, context=12, extra=extra)  # shorter than any prefill
     right = Reference(model).forward(PROMPT, all_logits=False)
-    runner = coreml.open(out)
+    runner = coreml.open_runner(out)
     np.testing.assert_allclose(runner.forward(np.asarray(PROMPT))[0], right, atol=1e-4)
     assert runner.context == 12
 
@@ -229,13 +232,14 @@ def test_integers_are_the_artifacts_own_and_truly_packed(
         random_model(tiny_config("mistral", vocab=40, layers=1)), scheme, embed=scheme
     )
     out = written(model, tmp_path, prefill=(4,), extra={"target_os": target})
-    equal, faults = compare_integers(model, lambda: coreml.stored(out))
+    equal, faults = compare_integers(model, lambda: coreml.read_weights(out))
     assert not faults
     assert len(equal) == 9
     assert all(equal.values())
     prompt = [token % 40 for token in PROMPT]
     right = Reference(model).forward(prompt, all_logits=False)
-    np.testing.assert_allclose(coreml.open(out).forward(np.asarray(prompt))[0], right, atol=1e-4)
+    got = coreml.open_runner(out).forward(np.asarray(prompt))
+    np.testing.assert_allclose(got[0], right, atol=1e-4)
     assert _weight_bytes(out) == sum(_packed_bytes(t, target) for t in _matrices(model))
 
 
@@ -298,7 +302,7 @@ def test_what_ios16_lacks_is_refused_with_what_it_has(
     model = tiny("llama", scheme)
     if match is None:  # zero points of narrow codes are held in 8 bits
         out = written(model, tmp_path, extra=extra)
-        assert not compare_integers(model, lambda: coreml.stored(out))[1]
+        assert not compare_integers(model, lambda: coreml.read_weights(out))[1]
         return
     with pytest.raises(UnsupportedError, match=match):
         coreml.check(model, Options(extra=extra))
@@ -396,21 +400,21 @@ def test_progress_counts_every_constant(tmp_path: Path) -> None:
 def test_files_that_are_not_ours_or_damaged_are_told_of(tmp_path: Path) -> None:
     out = written(tiny("llama", "w4-g32"), tmp_path)
     model = next(out.rglob("model.mlmodel"))
-    package = Package(out)
+    package = DecoderPackage(out)
     entries = package.file.spec.description.metadata.userDefined
     about = json.loads(entries["edgeq"])
     entries["edgeq"] = json.dumps({**about, "format": 99})
     model.write_bytes(package.file.spec.SerializeToString())
     with pytest.raises(FormatError, match="written by another version of edgeq: its format is 99"):
-        coreml.open(out)
+        coreml.open_runner(out)
     entries["edgeq"] = "{"
     model.write_bytes(package.file.spec.SerializeToString())
     with pytest.raises(FormatError, match="its description is damaged"):
-        coreml.open(out)
+        coreml.open_runner(out)
     del entries["edgeq"]
     model.write_bytes(package.file.spec.SerializeToString())
     with pytest.raises(FormatError, match="not a language model that edgeq wrote"):
-        coreml.open(out)
+        coreml.open_runner(out)
     assert coreml.execute(out).outputs["logits"].shape == (1, 101)  # though any program runs
 
 

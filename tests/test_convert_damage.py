@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeq.converters import Options, target_module
-from edgeq.converters.validate.certified import certificate_path
+from edgeq.converters import Options, target_named
+from edgeq.converters.certificate import certificate_path
+from edgeq.converters.validate import validate
 from edgeq.converters.validate.constants import compare_constants
-from edgeq.converters.validate.decoder import validate
 from edgeq.converters.validate.integers import compare_integers
 from edgeq.core.errors import FormatError
 from edgeq.core.hashing import file_sha256
@@ -53,7 +53,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Model], Pat
         key = target, id(model)
         if key not in done:
             out = tmp_path_factory.mktemp("made") / f"m{ENDINGS[target]}"
-            module = target_module(target)
+            module = target_named(target).decoder_target()
             module.check(model, Options())
             module.write(model, out, Options())
             done[key] = out
@@ -101,12 +101,12 @@ def places(target: str, path: Path) -> dict[str, Place]:
                 start = entry.offset or raw.index(data)
                 found[tensor.name.decode()] = (path, start, len(data))
         return found
-    from edgeq.converters.coreml.run import Package
+    from edgeq.converters.coreml.run import DecoderPackage
 
     weights = path / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"
     whole = weights.read_bytes()
     found = {}
-    for op in Package(path).functions["decode"].block.ops:
+    for op in DecoderPackage(path).functions["decode"].block.ops:
         for parameter, values in op.inputs.items():
             blob = getattr(values[0], "blob", None)
             if blob is not None and blob.raw.nbytes >= DAMAGED:
@@ -127,8 +127,8 @@ def damage(place: Place, rng: random.Random) -> None:
 
 def named(target: str, path: Path, model: Model) -> list[str]:
     """What is found to differ, without running anything."""
-    module = target_module(target)
-    _, faults = compare_integers(model, lambda: module.stored(path))
+    module = target_named(target).decoder_target()
+    _, faults = compare_integers(model, lambda: module.read_weights(path))
     _, more = compare_constants(model, module, path, [f.name for f in faults])
     return [fault.name for fault in faults + more]
 
@@ -218,7 +218,7 @@ def test_the_scales_of_an_int8_cache_are_checked(tmp_path: Path) -> None:
     """They were measured when the file was made, and no new conversion gives them."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    module, path = target_module("ort"), tmp_path / "m.onnx"
+    module, path = target_named("ort").decoder_target(), tmp_path / "m.onnx"
     module.write(MODEL, path, Options(kv="int8", extra={"calibration": list(range(40))}))
     assert named("ort", path, MODEL) == []
     proto = onnx.load(path, load_external_data=False)
@@ -242,7 +242,7 @@ def test_a_file_that_is_not_the_certificates_is_told_of(made: Any, tmp_path: Pat
     at = raw.index(key) + len(key) + 4 + 8
     path.write_bytes(raw[:at] + b"#" + raw[at + 1 :])
     report = validate(path, MODEL, "gguf", threads=1, steps=2)
-    assert [f.name for f in report.tensor_faults] == [path.name]
+    assert [f.name for f in report.decoder.tensor_faults] == [path.name]
     assert "is not the file that m.gguf.certificate.json was made for" in report.explain()
     place.write_text("{")
     assert "cannot be read" in validate(path, MODEL, "gguf", threads=1, steps=2).explain()

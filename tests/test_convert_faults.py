@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq.converters import Options, target_module
+from edgeq.converters import Options, target_named
 from edgeq.converters.gguf.bytes import BLOCK_BYTES, pack_blocks, unpack_blocks
-from edgeq.converters.validate.decoder import Report, validate
-from edgeq.converters.validate.decoder import validate as validation
+from edgeq.converters.validate import decoder as validation
+from edgeq.converters.validate import validate
+from edgeq.converters.validate.report import ValidationReport
 from edgeq.importers.gguf.file import open_gguf
 from edgeq.model.model import Model
 from tests.families import quantized, random_model, tiny_config
@@ -44,7 +45,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         if key not in made:
             room = folder / f"{len(made)}"
             room.mkdir()
-            module = target_module(target)
+            module = target_named(target).decoder_target()
             module.check(model, options or Options())
             module.write(model, room / out.name, options or Options())
             made[key] = room
@@ -54,7 +55,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return convert
 
 
-def found(model: Model, target: str, path: Path) -> Report:
+def found(model: Model, target: str, path: Path) -> ValidationReport:
     """What validation finds."""
     report = validate(path, model, target, threads=1, steps=4)
     assert not report.passed, "the fault was not found"
@@ -62,7 +63,7 @@ def found(model: Model, target: str, path: Path) -> Report:
     return report
 
 
-def found_by_steps(model: Model, target: str, path: Path) -> Report:
+def found_by_steps(model: Model, target: str, path: Path) -> ValidationReport:
     """What it finds by running the file, were its operators not compared before."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(validation, "compare_constants", lambda *args: (0, []))
@@ -72,17 +73,17 @@ def found_by_steps(model: Model, target: str, path: Path) -> Report:
     return by_steps
 
 
-def names_tensor(report: Report, name: str, words: str) -> None:
-    assert report.tensor_faults[0].name == name, report.explain()
-    assert words in str(report.tensor_faults[0])
+def names_tensor(report: ValidationReport, name: str, words: str) -> None:
+    assert report.decoder.tensor_faults[0].name == name, report.explain()
+    assert words in str(report.decoder.tensor_faults[0])
     assert not report.integers[name]
 
 
-def names_step(report: Report, step: str, words: str = "") -> None:
-    assert not report.tensor_faults, report.explain()
-    assert report.divergence is not None, report.explain()
-    assert report.divergence.step == step, report.explain()
-    assert words in str(report.divergence)
+def names_step(report: ValidationReport, step: str, words: str = "") -> None:
+    assert not report.decoder.tensor_faults, report.explain()
+    assert report.decoder.divergence is not None, report.explain()
+    assert report.decoder.divergence.step == step, report.explain()
+    assert words in str(report.decoder.divergence)
 
 
 # --- GGUF: bytes of the file ------------------------------------------------------------------
@@ -194,7 +195,7 @@ GGUF_CONSTANTS = [
 ]
 
 
-def gguf(converted: Callable[..., Path], fault: Planted, folder: Path) -> Report:
+def gguf(converted: Callable[..., Path], fault: Planted, folder: Path) -> ValidationReport:
     out = converted(fault.model, "gguf", folder / "m.gguf")
     fault.plant(Edited(out))
     return found(fault.model, "gguf", out)
@@ -208,7 +209,7 @@ def test_gguf_tensors(converted: Any, fault: Planted, tmp_path: Path) -> None:
 @pytest.mark.parametrize("fault", GGUF_CONSTANTS, ids=repr)
 def test_gguf_constants(converted: Any, fault: Planted, tmp_path: Path) -> None:
     report = gguf(converted, fault, tmp_path)
-    assert [f.name for f in report.tensor_faults] == [fault.name]
+    assert [f.name for f in report.decoder.tensor_faults] == [fault.name]
     assert fault.words in report.explain()
 
 
@@ -278,7 +279,7 @@ def test_onnx_steps(fault: Planted, compute: Any, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     out = tmp_path / "m.onnx"
-    module = target_module("ort")
+    module = target_named("ort").decoder_target()
     module.write(fault.model, out, Options(compute=compute))
     graph = onnx.load(out, load_external_data=False)
     fault.plant(graph.graph)

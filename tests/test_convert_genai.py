@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from edgeq.converters import Options
-from edgeq.converters.ort import genai
-from edgeq.converters.ort import target as ort
+from edgeq.converters.ort import genai as genai_module
+from edgeq.converters.ort.decoder import OrtDecoderTarget
+from edgeq.converters.ort.genai import GenaiDecoderTarget
 from edgeq.core.errors import FormatError, MissingDependencyError, UnsupportedError, UsageError
 from edgeq.importers import load
 from edgeq.model.artifact import load as load_artifact
@@ -25,6 +26,10 @@ from edgeq.quant import Recipe, quantize
 from tests.conftest import need
 from tests.families import FAMILIES, quantized, random_model, tiny_config
 from tests.greedy import NEAR, assert_reference_choices
+
+genai = GenaiDecoderTarget()
+
+ort = OrtDecoderTarget()
 
 pytest.importorskip("onnx")
 og = pytest.importorskip("onnxruntime_genai")
@@ -118,7 +123,7 @@ def test_it_generates_from_real_weights(name: str, kv: str, tmp_path: Path) -> N
         assert_reference_choices(model, prompt, got)
     else:
         assert_reference_choices(model, prompt, got[:5], NEAR[kv])
-    assert {s.name for s in genai.stored(out)} == {s.name for s in ort.stored(out)}
+    assert {s.name for s in genai.read_weights(out)} == {s.name for s in ort.read_weights(out)}
 
 
 def test_it_stops_at_any_end_token(tmp_path: Path) -> None:
@@ -133,7 +138,7 @@ def test_it_stops_at_any_end_token(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["gemma3", "llama"])
 def test_the_runner_is_the_reference(family: str, tmp_path: Path) -> None:
     model = tiny(family)
-    runner = genai.open(made(model, tmp_path / "out", context=60), threads=1)
+    runner = genai.open_runner(made(model, tmp_path / "out", context=60), threads=1)
     tokens = np.random.default_rng(0).integers(0, 101, 60)
     want = Reference(model, keep=True).forward(tokens)
     for _ in range(2):
@@ -222,7 +227,8 @@ def test_the_settings_of_the_search(tmp_path: Path) -> None:
     ],
 )
 def test_the_class_is_one_it_knows(named: str, kind: str, decoder: Any, found: str) -> None:
-    assert genai.tokenizer_class(named, {"model": {"type": kind}, "decoder": decoder}) == found
+    document = {"model": {"type": kind}, "decoder": decoder}
+    assert genai_module.tokenizer_class(named, document) == found
 
 
 def test_an_unknown_class_would_fail(tmp_path: Path) -> None:
@@ -261,10 +267,10 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_damaged_folder_is_told_of(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="cannot be read"):
-        genai.open(tmp_path)
+        genai.open_runner(tmp_path)
     out = made(tiny(), tmp_path / "out")
     settings = json.loads((out / "genai_config.json").read_text())
     settings["model"]["edgeq"] = 1
     (out / "genai_config.json").write_text(json.dumps(settings))
     with pytest.raises(FormatError, match="onnxruntime-genai cannot load"):
-        genai.open(out)
+        genai.open_runner(out)

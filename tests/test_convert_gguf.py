@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 from edgeq.converters import Options
-from edgeq.converters.gguf import target as gguf
 from edgeq.converters.gguf.bytes import pack_blocks, unpack_blocks
+from edgeq.converters.gguf.decoder import GgufDecoderTarget
 from edgeq.converters.gguf.run import LlamaRunner
 from edgeq.converters.gguf.tokenizer import tokenizer_keys
+from edgeq.converters.validate import validate
 from edgeq.converters.validate.bisect import first_divergence
-from edgeq.converters.validate.decoder import Report, validate
 from edgeq.converters.validate.integers import compare_integers
+from edgeq.converters.validate.report import ValidationReport
 from edgeq.core.errors import FormatError, UnsupportedError, UsageError
 from edgeq.formats.schemes import QuantScheme
 from edgeq.importers import load
@@ -31,6 +32,8 @@ from edgeq.model.block import RopeScaling
 from edgeq.model.model import Model
 from tests.conftest import SHARED, need
 from tests.families import FAMILIES, quantized, random_model, tiny_config
+
+gguf = GgufDecoderTarget()
 
 package = pytest.importorskip("gguf")
 runs = pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama-cpp-python is absent")
@@ -61,7 +64,7 @@ def made(model: Model, folder: Path, options: Options | None = None) -> Path:
     return out
 
 
-def checked(model: Model, folder: Path, **more: Any) -> Report:
+def checked(model: Model, folder: Path, **more: Any) -> ValidationReport:
     return validate(made(model, folder), model, "gguf", threads=1, **more)
 
 
@@ -71,11 +74,11 @@ def test_llama_cpp_says_the_same_64_tokens(family: str, tmp_path: Path) -> None:
     """Every step of its own graph is ours, but for activations in 8 bits."""
     report = checked(tiny(family), tmp_path, steps=63)
     assert report.passed, report.explain()
-    assert report.precision == "int8"
-    assert report.trace_note is None
-    assert report.kl_mean < 2e-3
-    assert report.greedy_compared == 64 * len(report.prompts)
-    assert report.greedy_equal + report.near_ties == report.greedy_compared
+    assert report.decoder.precision == "int8"
+    assert report.decoder.trace_note is None
+    assert report.decoder.kl_mean < 2e-3
+    assert report.decoder.greedy_compared == 64 * len(report.prompts)
+    assert report.decoder.greedy_equal + report.decoder.near_ties == report.decoder.greedy_compared
 
 
 @runs
@@ -83,9 +86,9 @@ def test_llama_cpp_says_the_same_64_tokens(family: str, tmp_path: Path) -> None:
 def test_floating_point_is_exact(family: str, tmp_path: Path) -> None:
     report = checked(tiny(family, None), tmp_path)
     assert report.passed, report.explain()
-    assert report.precision == "float32"
-    assert report.logits_max < 5e-4 * report.logits_range
-    assert report.greedy_equal == report.greedy_compared
+    assert report.decoder.precision == "float32"
+    assert report.decoder.logits_max < 5e-4 * report.decoder.logits_range
+    assert report.decoder.greedy_equal == report.decoder.greedy_compared
 
 
 @runs
@@ -95,7 +98,7 @@ def test_real_models(name: str, tmp_path: Path) -> None:
     model = quantized(load(source), "w4-g32")
     report = checked(model, tmp_path, steps=63)
     assert report.passed, report.explain()
-    assert report.kl_mean < 2e-3
+    assert report.decoder.kl_mean < 2e-3
     assert len(report.integers) == 36
     assert all(report.integers.values())
     text = "Once upon a time, there was a <s> 3-legged\n dog: it's naïve!  Two spaces."
@@ -122,7 +125,7 @@ def test_integers_come_back(scheme: str, kind: str, tmp_path: Path) -> None:
     if kind == "Q4_1":
         model = with_even_zero_points(model)
     out = made(model, tmp_path)
-    equal, faults = compare_integers(model, lambda: gguf.stored(out))
+    equal, faults = compare_integers(model, lambda: gguf.read_weights(out))
     assert not faults
     assert len(equal) == len(list(model.config.linears()))
     reader = {t.name: t for t in package.GGUFReader(out).tensors}
@@ -172,7 +175,7 @@ def test_phi3_s_fused_tensors_take_the_wider_type(tmp_path: Path) -> None:
     kinds = {t.name: t.tensor_type.name for t in package.GGUFReader(out).tensors}
     assert kinds["blk.0.attn_qkv.weight"] == "Q8_0"
     assert kinds["blk.1.attn_qkv.weight"] == "Q4_0"
-    assert not compare_integers(mixed, lambda: gguf.stored(out))[1]
+    assert not compare_integers(mixed, lambda: gguf.read_weights(out))[1]
 
 
 def test_what_the_file_says(tmp_path: Path) -> None:
@@ -258,9 +261,9 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     out = made(tiny("llama"), tmp_path)
     out.write_bytes(out.read_bytes()[:3000])
     with pytest.raises(FormatError):
-        list(gguf.stored(out))
+        list(gguf.read_weights(out))
     with pytest.raises(FormatError):
-        gguf.open(out, threads=1)
+        gguf.open_runner(out, threads=1)
 
 
 @runs
@@ -332,8 +335,9 @@ def test_writing_holds_a_piece_at_a_time(tmp_path: Path) -> None:
     code = (
         "import sys; from edgeq.core.memory import peak_rss_bytes, rss_bytes\n"
         "from edgeq.converters.convert import convert\n"
-        "from edgeq.converters import Options, gguf\n"
+        "from edgeq.converters import Options, TARGETS\n"
         "from edgeq.importers import load\n"
+        "gguf = TARGETS['gguf'].decoder_target()\n"
         "before = rss_bytes()\n"
         "convert(sys.argv[1], 'gguf', sys.argv[2], validate=False)\n"
         "print(peak_rss_bytes() - before, gguf.memory(load(sys.argv[1]), Options()))\n"

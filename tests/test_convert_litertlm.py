@@ -16,7 +16,8 @@ import pytest
 
 import edgeq
 from edgeq.converters import Options
-from edgeq.converters.tflite import litertlm
+from edgeq.converters.tflite import litertlm as litertlm_module
+from edgeq.converters.tflite.litertlm import LiteRTLMDecoderTarget
 from edgeq.converters.validate.integers import compare_integers
 from edgeq.core.errors import FormatError, MissingDependencyError, UnsupportedError, UsageError
 from edgeq.importers import load
@@ -26,6 +27,8 @@ from edgeq.runtime.chat_template import render_chat
 from edgeq.runtime.tokenizer import Tokenizer
 from tests.conftest import need
 from tests.families import FAMILIES, quantized, random_model, tiny_config
+
+litertlm = LiteRTLMDecoderTarget()
 
 DEMO = Path(edgeq.__file__).parent / "demo_model"
 FLOAT = Options(compute="float", context=128, prefill=(16,))
@@ -61,6 +64,17 @@ def said(model: Model, prompt: list[int], n: int) -> str:
     return "".join(stream.push(t) for t in tokens) + stream.flush()
 
 
+def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    one, two = (bundled(demo(), tmp_path / name) for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    other = bundled(quantized(load(DEMO), "w8-channel"), tmp_path)
+    ids = {re.findall(rb"[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f-]{21,}", path.read_bytes()[:16384])[0]
+           for path in (one, other)}  # fmt: skip
+    assert len(ids) == 2
+
+
 @contextmanager
 def engine(path: Path) -> Iterator[Any]:
     import litert_lm
@@ -86,7 +100,7 @@ def test_litert_lm_says_what_the_oracle_says_for_64_tokens(name: str, tmp_path: 
     assert len(tokens) > 17  # more than one prefill
     path = bundled(model, tmp_path)
     # LiteRT-LM takes the answer for a text of its own, whose first space SentencePiece drops
-    assert litertlm.generate(path, prompt, 64).lstrip() == said(model, tokens, 64).lstrip()
+    assert litertlm_module.generate(path, prompt, 64).lstrip() == said(model, tokens, 64).lstrip()
     with engine(path) as made:
         assert [made.bos_token_id, *made.tokenize(prompt)] == tokens
         assert made.eos_token_ids == [[t] for t in model.config.eos]
@@ -99,7 +113,7 @@ def test_other_caches_run(kv: str, tmp_path: Path) -> None:
     path = bundled(model, tmp_path, replace(FLOAT, kv=kv))
     prompt = "Once upon a time"
     want = said(model, Tokenizer(model.files).encode(prompt), 24)
-    assert litertlm.generate(path, prompt, 24) == want
+    assert litertlm_module.generate(path, prompt, 24) == want
 
 
 def test_a_second_turn_near_the_end_of_the_context(tmp_path: Path) -> None:
@@ -166,7 +180,7 @@ def test_no_start_token_where_the_tokenizer_has_none(tmp_path: Path) -> None:
     path = bundled(model, tmp_path)
     tokens = Tokenizer(files).encode("Once upon a time")
     assert tokens[0] != model.config.bos
-    assert litertlm.generate(path, "Once upon a time", 16) == said(model, tokens, 16)
+    assert litertlm_module.generate(path, "Once upon a time", 16) == said(model, tokens, 16)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -178,16 +192,16 @@ def test_every_family_runs(family: str, tmp_path: Path) -> None:
     path = bundled(model, tmp_path, Options(compute="float", context=64, prefill=(8,)))
     tokens = Tokenizer(files).encode("One day a dog went to the park with a big red ball")
     prompt = Tokenizer(files).decode(tokens)
-    assert litertlm.generate(path, prompt, 20) == said(model, tokens, 20)
+    assert litertlm_module.generate(path, prompt, 20) == said(model, tokens, 20)
 
 
 def test_the_decoder_within(tmp_path: Path) -> None:
     model = demo()
     path = bundled(model, tmp_path)
-    assert not compare_integers(model, lambda: litertlm.stored(path))[1]
+    assert not compare_integers(model, lambda: litertlm.read_weights(path))[1]
     tokens = np.asarray(Tokenizer(model.files).encode("Once upon a time there was"))
     want = Reference(model).forward(tokens)
-    runner = litertlm.open(path, threads=1)
+    runner = litertlm.open_runner(path, threads=1)
     assert re.fullmatch(r"LiteRT-LM [\d.]+, ai-edge-litert [\d.]+", runner.runtime)
     got = runner.forward(tokens)
     folder = Path(runner._folder.name)
@@ -220,11 +234,11 @@ def test_refusals(tmp_path: Path) -> None:
 def test_files_that_are_no_bundles(tmp_path: Path) -> None:
     path = tmp_path / "bad.litertlm"
     with pytest.raises(FormatError, match="cannot be read"):
-        litertlm.open(path)
+        litertlm.open_runner(path)
     for content in (b"", b"x" * 100, b"LITERTLM" + b"\xff" * 100):
         path.write_bytes(content)
         with pytest.raises(FormatError, match=r"not a \.litertlm bundle"):
-            litertlm.open(path)
+            litertlm.open_runner(path)
 
 
 def test_a_bundle_that_litert_lm_cannot_run_does_not_open(
@@ -232,11 +246,11 @@ def test_a_bundle_that_litert_lm_cannot_run_does_not_open(
 ) -> None:
     """LiteRT runs its decoder; LiteRT-LM cannot read its tokenizer."""
     model = demo()
-    monkeypatch.setattr(litertlm, "complete_document", lambda files: b'{"version": "1.0"}')
+    monkeypatch.setattr(litertlm_module, "complete_document", lambda files: b'{"version": "1.0"}')
     out = tmp_path / "model.litertlm"
     litertlm.write(model, out, FLOAT)
     with pytest.raises(FormatError, match="LiteRT-LM cannot run"):
-        litertlm.open(out)
+        litertlm.open_runner(out)
 
 
 def test_without_the_builder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -244,8 +258,8 @@ def test_without_the_builder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setitem(sys.modules, "litert_lm_builder", None)
     for call in (
         lambda: litertlm.check(demo(), FLOAT),
-        lambda: litertlm.open(path),
-        lambda: list(litertlm.stored(path)),
+        lambda: litertlm.open_runner(path),
+        lambda: list(litertlm.read_weights(path)),
         litertlm.versions,
     ):
         with pytest.raises(MissingDependencyError, match=r"edgeq\[litertlm\]"):
@@ -254,13 +268,13 @@ def test_without_the_builder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 def test_without_litert_lm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = bundled(demo(), tmp_path)
-    monkeypatch.setattr(litertlm, "_installed", lambda name: name != "litert-lm-api")
+    monkeypatch.setattr(litertlm_module, "_installed", lambda name: name != "litert-lm-api")
     assert "litert-lm-api" not in litertlm.versions()
-    runner = litertlm.open(path, threads=1)
+    runner = litertlm.open_runner(path, threads=1)
     assert re.fullmatch(r"ai-edge-litert [\d.]+", runner.runtime)
     runner.close()
     with pytest.raises(MissingDependencyError, match=r"to run \.litertlm bundles"):
-        litertlm.generate(path, "Once")
+        litertlm_module.generate(path, "Once")
 
 
 def test_versions_name_the_libraries() -> None:

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq.converters import Options, Stored
+from edgeq.converters import Options, StoredWeight
 from edgeq.converters.encoding import folded, levels, spread
-from edgeq.converters.ort import target as ort
+from edgeq.converters.ort.decoder import OrtDecoderTarget
 from edgeq.converters.ort.file import pack_rows, unpack_rows
 from edgeq.core.errors import (
     EdgeqError,
@@ -40,6 +40,8 @@ from tests.conftest import need
 from tests.families import ALL_FAMILIES, quantized, random_model, tiny_config
 from tests.greedy import assert_reference_choices
 
+ort = OrtDecoderTarget()
+
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
@@ -59,7 +61,7 @@ def made(model: Model, out: Path, **options: Any) -> Path:
 
 
 def greedy(path: Path, prompt: Sequence[int], n: int) -> list[int]:
-    runner = ort.open(path, threads=1)
+    runner = ort.open_runner(path, threads=1)
     tokens, logits = [], runner.forward(prompt)[-1]
     for _ in range(n):
         tokens.append(int(logits.argmax()))
@@ -78,9 +80,9 @@ def oracle(model: Model, prompt: Sequence[int], n: int) -> list[int]:
     return tokens
 
 
-def whole(pieces: list[Stored]) -> Stored:
+def whole(pieces: list[StoredWeight]) -> StoredWeight:
     zeros = [p.zero_points for p in pieces if p.zero_points is not None]
-    return Stored(
+    return StoredWeight(
         pieces[0].name,
         np.concatenate([p.levels for p in pieces]),
         np.concatenate([p.scales for p in pieces]),
@@ -89,8 +91,8 @@ def whole(pieces: list[Stored]) -> Stored:
 
 
 def assert_same_integers(model: Model, path: Path) -> None:
-    found: dict[str, list[Stored]] = {}
-    for piece in ort.stored(path):
+    found: dict[str, list[StoredWeight]] = {}
+    for piece in ort.read_weights(path):
         assert piece.first == sum(len(p.levels) for p in found.get(piece.name, ()))
         found.setdefault(piece.name, []).append(piece)
     wanted = {name for name, t in model.tensors.items() if isinstance(t, QuantTensor)}
@@ -153,7 +155,7 @@ def test_every_scheme_is_held_exactly(scheme: str, embed: str, tied: bool, tmp_p
     model = quantized(random_model(config), scheme, embed)
     out = made(model, tmp_path / "out")
     assert_same_integers(model, out)
-    got = ort.open(out, threads=1).forward(PROMPT)
+    got = ort.open_runner(out, threads=1).forward(PROMPT)
     np.testing.assert_allclose(got, Reference(model).forward(PROMPT), atol=2e-5)
 
 
@@ -173,16 +175,16 @@ def test_float_matrices_are_held_as_they_are(dtype: Any, tied: bool, tmp_path: P
     }
     model = replace(model, tensors=tensors)
     out = made(model, tmp_path / "out")
-    got = ort.open(out, threads=1).forward(PROMPT)
+    got = ort.open_runner(out, threads=1).forward(PROMPT)
     np.testing.assert_allclose(got, Reference(model).forward(PROMPT), atol=2e-5)
     held = (out / "model.onnx.data").stat().st_size
     assert held < sum(t.nbytes for t in tensors.values()) + 64 * 4 * len(tensors) + 8192
-    assert not list(ort.stored(out))
+    assert not list(ort.read_weights(out))
 
 
 @pytest.mark.parametrize("family", ["gemma3", "phi3"])
 def test_a_prompt_in_pieces_is_the_prompt(family: str, tmp_path: Path) -> None:
-    runner = ort.open(made(tiny(family), tmp_path / "out"), threads=1)
+    runner = ort.open_runner(made(tiny(family), tmp_path / "out"), threads=1)
     at_once = runner.forward(PROMPT)
     runner.reset()
     pieces = [runner.forward(PROMPT[:3]), runner.forward(PROMPT[3:4]), runner.forward(PROMPT[4:])]
@@ -192,7 +194,7 @@ def test_a_prompt_in_pieces_is_the_prompt(family: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kv", ["float32", "int8"])
 def test_the_cache_grows(kv: str, tmp_path: Path) -> None:
     model = quantized(random_model(tiny_config("gemma3", context=700)), "w4-g32")
-    runner = ort.open(made(model, tmp_path / "out", kv=kv, context=600), threads=1)
+    runner = ort.open_runner(made(model, tmp_path / "out", kv=kv, context=600), threads=1)
     tokens = np.random.default_rng(0).integers(0, 101, 600)
     pieces = [runner.forward(part) for part in np.split(tokens, [200, 255, 256, 257, 400, 599])]
     want = Reference(model, keep=True).forward(tokens)
@@ -205,7 +207,7 @@ def test_the_cache_grows(kv: str, tmp_path: Path) -> None:
 def test_only_the_last_logits_on_request(tmp_path: Path) -> None:
     model = tiny()
     out = made(model, tmp_path / "out", extra={"logits": "last"})
-    got = ort.open(out, threads=1).forward(PROMPT)
+    got = ort.open_runner(out, threads=1).forward(PROMPT)
     assert got.shape == (1, model.config.vocab)
     np.testing.assert_allclose(got, Reference(model).forward(PROMPT)[-1:], atol=2e-5)
 
@@ -221,7 +223,7 @@ def test_what_rounding_costs(name: str, kv: str, compute: str, most: float, tmp_
     model = load_artifact(tmp_path / "m.edgeq")
     tokens = oracle(model, [model.config.bos or 0], 250)
     want = log_softmax(Reference(model, keep=True).forward(tokens))
-    runner = ort.open(made(model, tmp_path / "out", kv=kv, compute=compute), threads=1)
+    runner = ort.open_runner(made(model, tmp_path / "out", kv=kv, compute=compute), threads=1)
     parts = [runner.forward(part) for part in np.split(np.array(tokens), [200, 240, 249])]
     kl = kl_divergence(want, log_softmax(np.concatenate(parts)))
     assert 0 < kl.mean() <= most
@@ -232,7 +234,7 @@ def test_scales_of_an_int8_cache_from_a_given_text(tmp_path: Path) -> None:
     model = tiny("qwen3")
     text = np.random.default_rng(1).integers(0, 101, 100)
     out = made(model, tmp_path / "out", kv="int8", extra={"calibration": text})
-    got = ort.open(out, threads=1).forward(text[:50])
+    got = ort.open_runner(out, threads=1).forward(text[:50])
     want = Reference(model).forward(text[:50])
     assert kl_divergence(log_softmax(want), log_softmax(got)).mean() < 1e-3
 
@@ -292,7 +294,7 @@ def test_a_name_in_onnx_makes_two_files(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["small.onnx", "small.onnx.data"]
     assert_same_integers(model, out)
     np.testing.assert_allclose(
-        ort.open(out, threads=1).forward(PROMPT), Reference(model).forward(PROMPT), atol=2e-5
+        ort.open_runner(out, threads=1).forward(PROMPT), Reference(model).forward(PROMPT), atol=2e-5
     )
 
 
@@ -340,10 +342,10 @@ def test_ort_format_is_stamped_and_the_same(tmp_path: Path) -> None:
     assert str(tmp_path) not in operators
     version = ort.versions()["onnxruntime"]
     assert f"onnxruntime {version}" in operators
-    a, b = ort.open(out, threads=1), ort.open(out / "model.ort", threads=1)
+    a, b = ort.open_runner(out, threads=1), ort.open_runner(out / "model.ort", threads=1)
     np.testing.assert_allclose(a.forward(PROMPT), b.forward(PROMPT), atol=1e-6)
     with pytest.raises(FormatError, match=r"not an \.onnx file"):
-        list(ort.stored(out / "model.ort"))
+        list(ort.read_weights(out / "model.ort"))
 
 
 # --- what is refused --------------------------------------------------------------------------
@@ -391,10 +393,10 @@ def test_a_missing_package_is_named(package: str, monkeypatch: pytest.MonkeyPatc
 
 def test_files_of_others_and_damaged_ones(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="cannot load"):
-        ort.open(tmp_path)
+        ort.open_runner(tmp_path)
     (tmp_path / "x.onnx").write_bytes(b"\xff" * 100)
     with pytest.raises(FormatError, match="not an ONNX file"):
-        list(ort.stored(tmp_path / "x.onnx"))
+        list(ort.read_weights(tmp_path / "x.onnx"))
     value = onnx.helper.make_tensor_value_info("x", 1, [1])
     node = onnx.helper.make_node("Identity", ["x"], ["y"])
     graph = onnx.helper.make_graph([node], "g", [value], [value])
@@ -402,16 +404,16 @@ def test_files_of_others_and_damaged_ones(tmp_path: Path) -> None:
     imports = [onnx.helper.make_opsetid("", 21)]
     other = onnx.helper.make_model(graph, opset_imports=imports, ir_version=10)
     onnx.save_model(other, tmp_path / "other.onnx")
-    for use in (ort.open, lambda path: list(ort.stored(path))):
+    for use in (ort.open_runner, lambda path: list(ort.read_weights(path))):
         with pytest.raises(FormatError, match="not a decoder that edgeq wrote"):
             use(tmp_path / "other.onnx")
     out = made(tiny(), tmp_path / "out")
     data = out / "model.onnx.data"
     data.write_bytes(data.read_bytes()[:-4000])
     with pytest.raises(EdgeqError):
-        ort.open(out)
+        ort.open_runner(out)
     with pytest.raises(FormatError, match="convert again"):
-        list(ort.stored(out))
+        list(ort.read_weights(out))
 
 
 # --- memory -----------------------------------------------------------------------------------
@@ -432,7 +434,7 @@ def test_weights_are_streamed(tmp_path: Path) -> None:
     assert peak < ort.memory(model, Options()) < model.nbytes
     size = sum(p.stat().st_size for p in (tmp_path / "out").iterdir())
     assert size < 1.03 * (tmp_path / "m.edgeq").stat().st_size
-    pieces = ort.stored(tmp_path / "out")
+    pieces = ort.read_weights(tmp_path / "out")
     assert max(p.levels.nbytes for p in pieces) < 8 << 20
 
 
@@ -445,5 +447,5 @@ def test_a_model_of_half_a_billion(tmp_path: Path) -> None:
     size = sum(p.stat().st_size for p in out.iterdir())
     assert size < 1.03 * (tmp_path / "m.edgeq").stat().st_size
     want = log_softmax(Reference(model).forward([1, 2, 3]))
-    got = log_softmax(ort.open(out, threads=1).forward([1, 2, 3]))
+    got = log_softmax(ort.open_runner(out, threads=1).forward([1, 2, 3]))
     assert kl_divergence(want, got).mean() < 1e-2

@@ -13,13 +13,14 @@ import pytest
 
 from edgeq.converters import Options
 from edgeq.converters.convert import convert
-from edgeq.converters.gguf import target as gguf
 from edgeq.converters.gguf import tokenizer as keys_of
+from edgeq.converters.gguf.decoder import GgufDecoderTarget
 from edgeq.converters.gguf.tokenizer import ReadBack, tokenizer_keys
-from edgeq.converters.ort import genai
-from edgeq.converters.validate.decoder import validate
+from edgeq.converters.ort import genai as genai_module
+from edgeq.converters.ort.genai import GenaiDecoderTarget
+from edgeq.converters.validate import validate
 from edgeq.converters.validate.hard_strings import COUNT, hard_strings
-from edgeq.converters.validate.texts import added_texts, compare_texts, model_ends
+from edgeq.converters.validate.tokenizer import added_texts, compare_texts, model_ends
 from edgeq.core.errors import UnsupportedError
 from edgeq.importers import load
 from edgeq.importers.gguf.tokenizer import tokenizer_files
@@ -30,6 +31,10 @@ from edgeq.runtime.tokenizer import Tokenizer
 from tests import tokenizer_zoo as zoo
 from tests.conftest import need
 from tests.real_models import SMOLLM2, real_model
+
+genai = GenaiDecoderTarget()
+
+gguf = GgufDecoderTarget()
 
 LLAMA_CPP = importlib.util.find_spec("llama_cpp") is not None
 SPACES = ("lstrip", "rstrip", "single_word")
@@ -311,9 +316,9 @@ def test_tokens_of_other_files_reach_every_target(tmp_path: Path) -> None:
     assert Tokenizer(tokenizer_files(tokenizer_keys(model))[0]).encode(text) == right
     assert stop in Tokenizer(tokenizer_files(tokenizer_keys(model))[0]).eos_ids
     pytest.importorskip("onnxruntime_genai")
-    written = genai.tokenizer_files(model)
+    written = genai_module.tokenizer_files(model)
     assert Tokenizer({"tokenizer.json": written["tokenizer.json"]}).encode(text) == right
-    assert stop in genai.genai_config(model, 64)["model"]["eos_token_id"]
+    assert stop in genai_module.genai_config(model, 64)["model"]["eos_token_id"]
 
 
 @pytest.mark.parametrize("name", ["llama-spm", "gpt-2"])
@@ -338,8 +343,8 @@ def test_a_published_tokenizer_goes_everywhere() -> None:
     assert Tokenizer(tokenizer_files(keys)[0]).eos_ids == Tokenizer(model).eos_ids
     genai_tokenizer = pytest.importorskip("edgeq.converters.ort.genai_tokenizer")
     pytest.importorskip("onnxruntime_genai")
-    files = genai.tokenizer_files(model)
-    files[genai.CONFIG] = json.dumps(genai.genai_config(model, 512)).encode()
+    files = genai_module.tokenizer_files(model)
+    files[genai_module.CONFIG] = json.dumps(genai_module.genai_config(model, 512)).encode()
     genai_tokenizer.check_same_ids(hf_tokenizer(model.files), files)
 
 

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 import edgeq
 from edgeq.converters import Options
 from edgeq.converters.tflite import builder as tflite_decoder
-from edgeq.converters.tflite import target as tflite
+from edgeq.converters.tflite.decoder import LiteRTDecoderTarget, settings
 from edgeq.converters.tflite.file import ALIGN, TfliteFile
-from edgeq.converters.tflite.operators import Graph, Value
+from edgeq.converters.tflite.operators import SubgraphWriter, Value
 from edgeq.converters.tflite.read import read
-from edgeq.converters.validate.decoder import Report, validate
+from edgeq.converters.validate import validate
 from edgeq.converters.validate.integers import compare_integers
+from edgeq.converters.validate.report import ValidationReport
 from edgeq.core.errors import FormatError, MissingDependencyError, UnsupportedError, UsageError
 from edgeq.evaluation.text import kl_divergence, log_softmax
 from edgeq.formats.schemes import parse_scheme
@@ -33,6 +34,8 @@ from edgeq.model.reference import Reference
 from edgeq.model.trace import TracedReference
 from tests.conftest import need
 from tests.families import ALL_FAMILIES, blocks, quantized, random_model, rounded, tiny_config
+
+tflite = LiteRTDecoderTarget()
 
 DEMO = Path(edgeq.__file__).parent / "demo_model"
 FLOAT = Options(compute="float", prefill=(4, 8))
@@ -66,7 +69,7 @@ def spoken(
     path: Path, prompt: Sequence[int], tokens: Sequence[int]
 ) -> tuple[list[int], NDArray[np.float64]]:
     """LiteRT's choices, and logits, when it is given the prompt and then some tokens."""
-    runner = tflite.open(path, threads=1)
+    runner = tflite.open_runner(path, threads=1)
     rows = [runner.forward(np.asarray(prompt))[-1]]
     rows += [runner.forward(np.asarray([token]))[-1] for token in tokens]
     runner.close()
@@ -131,7 +134,7 @@ def test_cache_types(kv: str, allowed: float, tmp_path: Path) -> None:
     options = Options(compute="float", kv=kv, context=128, prefill=(16,))
     path = converted(model, tmp_path, options)
     tokens, want = greedy(model, prompt, 32)
-    runner = tflite.open(path, threads=1)
+    runner = tflite.open_runner(path, threads=1)
     assert runner.precision == kv
     rows = [runner.forward(np.asarray(t))[-1] for t in [prompt, *([t] for t in tokens)]]
     kl = kl_divergence(log_softmax(want), log_softmax(np.stack(rows).astype(np.float64)))
@@ -150,7 +153,7 @@ def test_float_holds_what_the_kernels_cannot(scheme: str, tmp_path: Path) -> Non
     got, logits = spoken(path, prompt, tokens)
     assert got == tokens
     assert np.abs(logits - want).max() < 1e-4
-    assert not compare_integers(model, lambda: tflite.stored(path))[1]
+    assert not compare_integers(model, lambda: tflite.read_weights(path))[1]
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
@@ -170,7 +173,7 @@ def test_a_floating_point_model(dtype: str, tmp_path: Path) -> None:
     want, _ = greedy(model, prompt, 16)
     path = converted(model, tmp_path, FLOAT)
     assert spoken(path, prompt, want)[0] == want
-    assert list(tflite.stored(path)) == []
+    assert list(tflite.read_weights(path)) == []
 
 
 def test_a_prompt_that_fills_the_context(tmp_path: Path) -> None:
@@ -178,7 +181,7 @@ def test_a_prompt_that_fills_the_context(tmp_path: Path) -> None:
     model = tiny("mistral")
     prompt = prompt_of(model, 30)
     path = converted(model, tmp_path, Options(compute="float", context=30, prefill=(8, 16)))
-    runner = tflite.open(path, threads=1)
+    runner = tflite.open_runner(path, threads=1)
     runner.forward(np.asarray(prompt[:25]))
     got = runner.forward(np.asarray(prompt[25:]))
     assert np.abs(got - Reference(model).forward(prompt)[-1]).max() < 1e-4
@@ -202,7 +205,7 @@ def test_a_prompt_that_fills_the_context(tmp_path: Path) -> None:
 def test_stored_integers_are_the_artifacts(scheme: str, tmp_path: Path) -> None:
     model = tiny("phi3", scheme, embed=scheme)
     path = converted(model, tmp_path, INT8)
-    equal, faults = compare_integers(model, lambda: tflite.stored(path))
+    equal, faults = compare_integers(model, lambda: tflite.read_weights(path))
     assert not faults
     assert all(equal.values())
     assert len(equal) == sum(isinstance(t, QuantTensor) for t in model.tensors.values())
@@ -223,7 +226,7 @@ def test_a_changed_integer_is_seen(tmp_path: Path) -> None:
     raw = bytearray(path.read_bytes())
     raw[entry.offset + entry.size // 2] ^= 0x10
     path.write_bytes(raw)
-    equal, faults = compare_integers(model, lambda: tflite.stored(path))
+    equal, faults = compare_integers(model, lambda: tflite.read_weights(path))
     assert [f.name for f in faults] == [name]
     assert sum(not ok for ok in equal.values()) == 1
 
@@ -399,9 +402,9 @@ def test_options_out_of_range_are_refused(options: Options, words: str) -> None:
 
 def test_short_contexts_get_a_prefill_of_their_own() -> None:
     config = tiny_config("llama", context=8)
-    assert tflite.settings(config, Options()).prefill == (7,)
-    assert tflite.settings(tiny_config("llama"), Options()).prefill == (16,)
-    assert tflite.settings(shapes.shape("llama-3.2-1b"), Options()).context == 1280
+    assert settings(config, Options()).prefill == (7,)
+    assert settings(tiny_config("llama"), Options()).prefill == (16,)
+    assert settings(shapes.shape("llama-3.2-1b"), Options()).context == 1280
 
 
 def test_files_that_are_not_ours_are_refused(tmp_path: Path) -> None:
@@ -413,16 +416,16 @@ def test_files_that_are_not_ours_are_refused(tmp_path: Path) -> None:
     ):
         bad.write_bytes(content)
         with pytest.raises(FormatError, match=words):
-            tflite.open(bad)
+            tflite.open_runner(bad)
     with pytest.raises(FormatError, match="cannot be read"):
-        tflite.open(tmp_path / "absent.tflite")
+        tflite.open_runner(tmp_path / "absent.tflite")
     file = TfliteFile()
-    graph = Graph(file, "double")
+    graph = SubgraphWriter(file, "double")
     x = graph.input("x", (2,), "float32")
     graph.finish({"x": x}, {"y": graph.add(x, x)})
     file.save(tmp_path / "other.tflite")
     with pytest.raises(FormatError, match="not made by edgeq"):
-        list(tflite.stored(tmp_path / "other.tflite"))
+        list(tflite.read_weights(tmp_path / "other.tflite"))
 
 
 def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
@@ -430,24 +433,24 @@ def test_a_file_of_another_version_is_refused(tmp_path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content.replace(b'"format_version": 1', b'"format_version": 9'))
     with pytest.raises(FormatError, match="format version 9; this edgeq reads 1"):
-        tflite.open(path)
+        tflite.open_runner(path)
 
 
 def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
     path = converted(tiny("llama"), tmp_path, INT8)
     path.write_bytes(path.read_bytes()[:-4096])
     with pytest.raises(FormatError, match="cut short"):
-        list(tflite.stored(path))
+        list(tflite.read_weights(path))
     with pytest.raises(FormatError, match="cut short"):
-        tflite.open(path)
+        tflite.open_runner(path)
 
 
 def test_without_litert(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
     for call in (
         lambda: tflite.check(tiny("llama"), INT8),
-        lambda: tflite.open(tmp_path / "model.tflite"),
-        lambda: list(tflite.stored(tmp_path / "model.tflite")),
+        lambda: tflite.open_runner(tmp_path / "model.tflite"),
+        lambda: list(tflite.read_weights(tmp_path / "model.tflite")),
         tflite.versions,
     ):
         with pytest.raises(MissingDependencyError, match=r"edgeq\[tflite\]"):
@@ -462,7 +465,7 @@ def test_versions_name_the_libraries() -> None:
 # --- planted faults ---------------------------------------------------------------------------
 
 
-def faulty(model: Model, folder: Path) -> Report:
+def faulty(model: Model, folder: Path) -> ValidationReport:
     path = folder / "model.tflite"
     tflite.write(model, path, FLOAT)
     report = validate(path, model, "tflite", steps=2, threads=1)
@@ -479,13 +482,13 @@ def test_wrong_integers_are_named(
         "nibbles": ("_integers", lambda b: (b << 4) | (b >> 4), "nibbles of each byte are exch"),
         "scales": ("_halves", lambda b: np.roll(b, 1, axis=1), "shifted by one group"),
     }[fault]
-    whole = getattr(tflite_decoder._Weights, method)
+    whole = getattr(tflite_decoder._SharedMatrices, method)
 
-    def changed(self: object, how: tflite_decoder.Held) -> Iterator[NDArray[np.generic]]:
+    def changed(self: object, how: tflite_decoder.StoredMatrix) -> Iterator[NDArray[np.generic]]:
         for block in whole(self, how):
             yield change(block) if how.name == name else block
 
-    monkeypatch.setattr(tflite_decoder._Weights, method, changed)
+    monkeypatch.setattr(tflite_decoder._SharedMatrices, method, changed)
     model = quantized(random_model(tiny_config("llama", hidden=64, head_dim=16)), "w4-g32")
     [found] = faulty(model, tmp_path).tensor_faults
     assert found.name == name
@@ -505,15 +508,15 @@ def test_a_wrong_rotary_base_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_layer_whose_cache_is_lost_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = tflite_decoder._Builder._updated
+    whole = tflite_decoder._LiteRTBuilder._updated
 
-    def lost(self: tflite_decoder._Builder, name: str, new: Value) -> Value:
+    def lost(self: tflite_decoder._LiteRTBuilder, name: str, new: Value) -> Value:
         out = whole(self, name, new)
         if name == "kv_cache_v_1":
             self._outputs[name] = self._g.mul(self._inputs[name], self._g.constant(0.0))
         return out
 
-    monkeypatch.setattr(tflite_decoder._Builder, "_updated", lost)
+    monkeypatch.setattr(tflite_decoder._LiteRTBuilder, "_updated", lost)
     divergence = faulty(tiny("llama"), tmp_path).divergence
     assert divergence is not None
     assert divergence.step == "layers.1.mix"

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq.converters import TARGETS, Options, Stored, target_module, target_of
+from edgeq.converters import TARGETS, Options, StoredWeight, target_named, target_of
 from edgeq.converters.encoding import levels, spread
-from edgeq.converters.gguf import target as gguf
+from edgeq.converters.gguf.decoder import GgufDecoderTarget
+from edgeq.converters.target import DecoderTarget, GraphTarget, ProfilerTarget
+from edgeq.converters.validate import validate
 from edgeq.converters.validate.bisect import described
-from edgeq.converters.validate.decoder import validate
 from edgeq.converters.validate.integers import compare_integers, quantized
 from edgeq.converters.validate.logits import Decoding
 from edgeq.converters.validate.prompts import prompts
@@ -27,29 +28,34 @@ from edgeq.model.reference import Reference
 from tests import families
 from tests.families import random_model, tiny_config
 
+gguf = GgufDecoderTarget()
+
 DEMO = Path(__file__).parent.parent / "edgeq" / "demo_model"
 FLOAT = random_model(tiny_config("mistral", hidden=64, head_dim=16, window=None))
 MODEL = families.quantized(FLOAT, "w4-g32")
 NAME = "model.layers.1.self_attn.o_proj.weight"
 
 
-def all_of(model: Model, pieces: int = 1) -> list[Stored]:
+def all_of(model: Model, pieces: int = 1) -> list[StoredWeight]:
     """What a faithful file would give."""
     found = []
     for name, tensor in quantized(model).items():
         n = tensor.shape[0]
         for rows in np.array_split(np.arange(n), pieces):
             a, b = int(rows[0]), int(rows[-1]) + 1
-            found.append(Stored(name, *levels(tensor, a, b), first=a))
+            found.append(StoredWeight(name, *levels(tensor, a, b), first=a))
     return found
 
 
-def changed(change: Callable[[Stored], Stored | None], name: str = NAME) -> list[Stored]:
+Change = Callable[[StoredWeight], StoredWeight | None]
+
+
+def changed(change: Change, name: str = NAME) -> list[StoredWeight]:
     made = ((change(s) if s.name == name else s) for s in all_of(MODEL))
     return [s for s in made if s is not None]
 
 
-def faults(stored: Iterable[Stored], model: Model = MODEL) -> list[str]:
+def faults(stored: Iterable[StoredWeight], model: Model = MODEL) -> list[str]:
     kept = list(stored)
     equal, found = compare_integers(model, lambda: kept)
     assert {f.name for f in found} >= {name for name, same in equal.items() if not same}
@@ -91,7 +97,7 @@ def test_a_longer_group_may_be_held_as_shorter_ones() -> None:
         (lambda s: None, "0 of 64 rows are in the file"),
     ],
 )
-def test_differences_in_words(change: Callable[[Stored], Stored | None], words: str) -> None:
+def test_differences_in_words(change: Change, words: str) -> None:
     found = faults(changed(change))
     assert len(found) == 1
     assert found[0].startswith(NAME)
@@ -99,7 +105,7 @@ def test_differences_in_words(change: Callable[[Stored], Stored | None], words: 
 
 
 def test_one_integer_is_enough() -> None:
-    def one(s: Stored) -> Stored:
+    def one(s: StoredWeight) -> StoredWeight:
         codes = s.levels.copy()
         codes[41, 40] ^= 1
         return replace(s, levels=codes)
@@ -109,7 +115,8 @@ def test_one_integer_is_enough() -> None:
 
 
 def test_matrices_that_nobody_asked_for() -> None:
-    extra = Stored("model.layers.9.q", np.zeros((1, 32), np.int16), np.ones((1, 1), np.float32))
+    codes, scales = np.zeros((1, 32), np.int16), np.ones((1, 1), np.float32)
+    extra = StoredWeight("model.layers.9.q", codes, scales)
     (said,) = faults([*all_of(MODEL), extra])
     assert said == "model.layers.9.q: is no quantized matrix of the source"
 
@@ -155,16 +162,20 @@ def test_files_are_known_by_their_names(tmp_path: Path) -> None:
             target_of(tmp_path / name)
 
 
-def test_every_target_offers_what_is_asked_of_it() -> None:
-    for name in TARGETS:
-        module = target_module(name)
-        for function in (
-            "check", "write", "open", "stored", "trace", "versions", "tracer", "kernels",
-            "made_with", "constants", "sizes",
+def test_every_row_of_the_table_makes_its_parts() -> None:
+    for name, row in TARGETS.items():
+        for make, kind in (
+            (row.decoder, DecoderTarget), (row.graph, GraphTarget), (row.profiler, ProfilerTarget),
         ):  # fmt: skip
-            assert callable(getattr(module, function)), f"{name}.{function}"
+            if make is not None:
+                made = make()
+                assert kind in type(made).__mro__, name
+                assert made is make()  # imported and made once
+        assert bool(row.graph) == bool(row.graph_outputs), name
+        assert set(row.graph_outputs) <= set(row.suffixes), name
+        assert not row.output or row.output in row.suffixes, name
     with pytest.raises(UsageError, match="unknown target 'gguff'; did you mean 'gguf'"):
-        target_module("gguff")
+        target_named("gguff")
 
 
 @pytest.fixture
@@ -176,7 +187,7 @@ def made(tmp_path: Path) -> Path:
 def test_prompts_fit_the_file(made: Path) -> None:
     """The file has room for fewer tokens than the model."""
     report = validate(made, MODEL, "gguf", threads=1, steps=10)
-    assert max(map(len, report.prompts)) == 30
+    assert max(map(len, report.decoder.prompts)) == 30
     with pytest.raises(UsageError, match="40 steps and a prompt do not fit in 40 tokens"):
         validate(made, MODEL, "gguf", threads=1, steps=40)
     with pytest.raises(UsageError, match="decode at least 2"):
@@ -234,6 +245,6 @@ def test_another_model_s_file_fails(made: Path) -> None:
     other = families.quantized(random_model(MODEL.config, seed=1), "w4-g32")
     report = validate(made, other, "gguf", threads=1, steps=2)
     assert not report.passed
-    matrices = {f.name for f in report.tensor_faults} & set(report.integers)
+    matrices = {f.name for f in report.decoder.tensor_faults} & set(report.integers)
     assert len(matrices) == len(report.integers)
-    assert f"and {len(report.tensor_faults) - 5} tensors more" in report.explain()
+    assert f"and {len(report.decoder.tensor_faults) - 5} tensors more" in report.explain()

@@ -118,12 +118,12 @@ def test_every_artifact_knows_how_its_pictures_were_made(
     name: str, package: str, runtime: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip(package, reason=f"needs {package}")
-    from edgeq.converters.convert_graph import convert_graph
+    from edgeq.converters.convert import convert
 
     data = pictures(tmp_path / "data")
     model = linear(tmp_path / "m.onnx", meta=Preprocess(mean=(0.5,), std=(0.25,)).to_meta())
     target = {"m.ort": "ort", "m.tflite": "tflite", "m.mlpackage": "coreml"}[name]
-    convert_graph(model, target, tmp_path / name)
+    convert(model, target, tmp_path / name)
     capsys.readouterr()
     args = [
         "eval",

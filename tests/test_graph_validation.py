@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq.converters.convert_graph import compare, convert_graph, graph_target
-from edgeq.converters.validate.graph_compare import META_OPTIONS, compare_with
+from edgeq.converters import graph_target
+from edgeq.converters.convert import convert
+from edgeq.converters.validate import validate
+from edgeq.converters.validate.graph import META_OPTIONS, compare_graph
 from edgeq.converters.validate.graph_inputs import GIVEN, KEPT, RANDOM
 from edgeq.core.errors import EdgeqError, FormatError
 from edgeq.formats.qparams import QuantParams
@@ -106,7 +108,7 @@ def test_small_faults_are_found_and_right_files_pass(net: str, target: str, tmp_
     def found(made: Graph, name: str) -> Any:
         path = tmp_path / f"{name}{SUFFIX[target]}"
         module.write(made, path, {}, None)
-        return compare_with(graph, path, module, samples=feeds)
+        return compare_graph(graph, path, target, samples=feeds)
 
     assert found(graph, "right").passed, found(graph, "again").explain()
     missed = []
@@ -130,9 +132,9 @@ def test_every_constant_of_a_file_is_compared(net: str, target: str, tmp_path: P
     """Also where the outputs do not show it: a thousandth more in one number of one bias."""
     pytest.importorskip(PACKAGE[target])
     graph, path = NETS[net](), tmp_path / f"m{SUFFIX[target]}"
-    made = convert_graph(graph, target, path)
+    made = convert(graph, target, path)
     assert made.certificate is not None
-    assert compare(graph, path, target).passed
+    assert validate(path, graph, target).passed
     head = next(n for n in graph.nodes if n.op == "Linear")
     bias = next(
         name for name, held in graph.constants.items()
@@ -154,13 +156,13 @@ def test_every_constant_of_a_file_is_compared(net: str, target: str, tmp_path: P
     else:
         path.unlink()
     graph_target(target).write(other, path, {}, None)
-    found = compare(graph, path, target)
+    found = validate(path, graph, target)
     assert not found.passed
-    assert found.different
+    assert found.graph.different
     assert "is not what a conversion of the source makes" in found.explain()
     certificate.write_text(kept_certificate)
     with pytest.raises(FormatError, match="is not the file that"):
-        compare(graph, path, target)
+        validate(path, graph, target)
 
 
 def test_a_record_keeps_samples_which_conversions_are_judged_by(tmp_path: Path) -> None:
@@ -173,21 +175,21 @@ def test_a_record_keeps_samples_which_conversions_are_judged_by(tmp_path: Path) 
     (quant,) = (made.quants[name] for name in made.inputs)
     first = next(iter(samples(graph, 24)))["x"]
     np.testing.assert_allclose(rows[0]["x"], quant.dequantize(quant.quantize(first)))
-    done = convert_graph(again, "ort", tmp_path / "m.onnx")
+    done = convert(again, "ort", tmp_path / "m.onnx")
     assert done.certificate is not None
     assert done.certificate["inputs"] == KEPT
-    runner = graph_target("ort").open_graph(tmp_path / "m.onnx")
+    runner = graph_target("ort").open_runner(tmp_path / "m.onnx")
     assert META_SAMPLES not in runner.metadata
     runner.close()
-    done = convert_graph(graph, "ort", tmp_path / "f.onnx")
+    done = convert(graph, "ort", tmp_path / "f.onnx")
     assert done.certificate is not None
     assert done.certificate["inputs"] == RANDOM
-    done = convert_graph(graph, "ort", tmp_path / "f.onnx", samples=rows, force=True)
+    done = convert(graph, "ort", tmp_path / "f.onnx", samples=rows, force=True)
     assert done.certificate is not None
     assert done.certificate["inputs"] == GIVEN
     broken = replace(again, meta={**again.meta, META_SAMPLES: "no samples"})
     with pytest.raises(FormatError, match="cannot be read"):
-        convert_graph(broken, "ort", tmp_path / "b.onnx")
+        convert(broken, "ort", tmp_path / "b.onnx")
 
 
 @pytest.mark.parametrize("target", list(SUFFIX))
@@ -206,7 +208,7 @@ def test_near_zero_outputs_and_places_of_the_largest_are_judged_by_what_errors_c
     m.values[best] = Info((1, 1), "int64")
     graph = m.graph(tiny, best)
     path = tmp_path / f"m{SUFFIX[target]}"
-    made = convert_graph(graph, target, path)
+    made = convert(graph, target, path)
     assert made.certificate is not None
     assert made.certificate["passed"]
     # another bias for one class changes the largest
@@ -215,10 +217,10 @@ def test_near_zero_outputs_and_places_of_the_largest_are_judged_by_what_errors_c
     bias[3] += 4
     module = graph_target(target)
     module.write(put(graph, linear.inputs[2], bias), tmp_path / f"b{SUFFIX[target]}", {}, None)
-    found = compare_with(graph, tmp_path / f"b{SUFFIX[target]}", module)
-    assert found.error[best] > found.allowed[best]
+    found = compare_graph(graph, tmp_path / f"b{SUFFIX[target]}", target)
+    assert found.graph.error[best] > found.graph.allowed[best]
     if target != "coreml":  # float16 has an absolute error of its own there
-        assert found.error[tiny] > found.allowed[tiny]
+        assert found.graph.error[tiny] > found.graph.allowed[tiny]
 
 
 def test_what_float16_does_not_hold_is_told(tmp_path: Path) -> None:
@@ -230,7 +232,7 @@ def test_what_float16_does_not_hold_is_told(tmp_path: Path) -> None:
     for _ in range(2):
         large = m.same("Mul", large, m.constant(np.float32(1e-4)))
     graph = m.graph(large)
-    made = convert_graph(graph, "coreml", tmp_path / "m.mlpackage")
+    made = convert(graph, "coreml", tmp_path / "m.mlpackage")
     assert made.certificate is not None
     assert "larger than float16 holds" in " ".join(made.certificate["notes"])
 
@@ -249,7 +251,7 @@ def test_published_models_pass(name: str, shapes: Any, target: str, tmp_path: Pa
     pytest.importorskip(PACKAGE[target])
     source = real_model(name)
     graph = read(source, shapes=shapes) if shapes else read(source)
-    made = convert_graph(graph, target, tmp_path / f"m{SUFFIX[target]}")
+    made = convert(graph, target, tmp_path / f"m{SUFFIX[target]}")
     assert made.certificate is not None
     assert made.certificate["passed"]
 
@@ -268,7 +270,7 @@ def test_the_keyword_spotter_passes_in_integers(tmp_path: Path) -> None:
         graph, Recipe.named("w8a8-static", "graph"), samples_of(graph, feeds)
     ).graph
     for target, suffix in SUFFIX.items():
-        done = convert_graph(made, target, tmp_path / f"m{suffix}")
+        done = convert(made, target, tmp_path / f"m{suffix}")
         assert done.certificate is not None
         assert done.certificate["inputs"] == KEPT
-        assert compare(made, tmp_path / f"m{suffix}", target).passed
+        assert validate(tmp_path / f"m{suffix}", made, target).passed

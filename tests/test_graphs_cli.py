@@ -24,8 +24,9 @@ pytest.importorskip("ai_edge_litert", reason="needs the extra tflite")
 pytest.importorskip("coremltools", reason="needs the extra coreml")
 
 from edgeq.cli import main
-from edgeq.converters.convert_graph import stored
-from edgeq.converters.tflite.lower import graph as tflite_lower
+from edgeq.converters.targets import graph_target, graph_target_of
+from edgeq.converters.tflite.graph import LiteRTGraphTarget
+from edgeq.formats.qparams import QuantParams
 from edgeq.graph.files import read
 from edgeq.graph.ir import Graph, QuantWeight
 from edgeq.graph.onnx.write import write_onnx
@@ -43,6 +44,12 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
 }
 """File -> the options that make it."""
 Call = Callable[..., tuple[str, str]]
+
+
+def stored(path: Path) -> tuple[dict[str, QuantWeight], dict[str, QuantParams]]:
+    """What edgeq packed into a target's file, read back from it."""
+    target = graph_target(graph_target_of(path))
+    return dict(target.read_weights(path)), target.read_quants(path)
 
 
 @pytest.fixture(autouse=True)
@@ -304,13 +311,13 @@ def test_weights_that_a_target_holds_wider_are_named(
 def test_a_target_that_leaves_a_weight_float_is_found_out(
     validated: bool, folder: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = tflite_lower.write
+    right = LiteRTGraphTarget.write
 
-    def wrong(graph: Graph, *args: Any) -> None:
+    def wrong(self: LiteRTGraphTarget, graph: Graph, *args: Any) -> None:
         loose = {**graph.constants, "c3": graph.array("c3")}
-        right(replace(graph, constants=loose), *args)
+        right(self, replace(graph, constants=loose), *args)
 
-    monkeypatch.setattr(tflite_lower, "write", wrong)
+    monkeypatch.setattr(LiteRTGraphTarget, "write", wrong)
     _, err = call("convert", folder / "w8.onnx", "--to", "tflite", "-o", tmp_path / "m.tflite",
                   *(() if validated else ("--no-validate",)), code=1)  # fmt: skip
     assert "1 of 4 weights that the source has as integers are not packed in the file: c3" in err

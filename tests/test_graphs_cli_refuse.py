@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,17 +23,17 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeq.cli import main
-from edgeq.converters.coreml.lower import graph as coreml_lower
-from edgeq.converters.ort import graph as ort_lower
-from edgeq.converters.tflite.lower import graph as tflite_lower
+from edgeq.converters.coreml.graph import CoreMLGraphTarget
+from edgeq.converters.ort.graph import OrtGraphTarget
+from edgeq.converters.tflite.graph import LiteRTGraphTarget
 from edgeq.graph.onnx.file import NEWEST
 from edgeq.graph.onnx.write import write_onnx
 from tests.graph_made import cnn
 from tests.loopback import small_disk
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = {"m.onnx": ("ort", ort_lower), "m.tflite": ("tflite", tflite_lower),
-           "m.mlpackage": ("coreml", coreml_lower)}  # fmt: skip
+MODULES = {"m.onnx": ("ort", OrtGraphTarget), "m.tflite": ("tflite", LiteRTGraphTarget),
+           "m.mlpackage": ("coreml", CoreMLGraphTarget)}  # fmt: skip
 Refused = Callable[..., str]
 
 
@@ -330,7 +329,7 @@ def test_an_interrupt_leaves_what_was_there(
     assert said.strip() == "interrupted"
 
 
-def _interrupted_after_writing(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def _interrupted_after_writing(module: type, monkeypatch: pytest.MonkeyPatch) -> None:
     right = module.write
 
     def write(*args: Any) -> None:
@@ -372,7 +371,7 @@ def test_no_room(name: str, models: Path, tmp_path: Path) -> None:
         work = ["convert", models / "w8.onnx", "--to", target, "--no-validate"]
     code = (
         "import resource, sys; from edgeq.cli import main; "
-        "import numpy, edgeq.converters.convert_graph; "
+        "import numpy, edgeq.converters.convert; "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)); sys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run(

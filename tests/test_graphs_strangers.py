@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeq.converters.convert_graph import convert_graph, open_graph
+from edgeq.converters import open_graph
+from edgeq.converters.convert import convert
 from edgeq.core.errors import EdgeqError, FormatError, SchemeError, UnsupportedError, UsageError
 from edgeq.graph.execute import Session
 from edgeq.graph.ir import Graph, Info, Node
@@ -56,7 +57,7 @@ def test_whole_numbers_past_32_bits_stay_so_in_tflite(tmp_path: Path) -> None:
         {"x": (TensorProto.INT64, (1, 4))}, {"y": TensorProto.FLOAT, "z": TensorProto.INT64},
         {"c": np.float32(1e-9), "k": np.array([[5_000_000_000]], np.int64)},
     )  # fmt: skip
-    convert_graph(model, "tflite", tmp_path / "m.tflite")
+    convert(model, "tflite", tmp_path / "m.tflite")
     runner = open_graph(tmp_path / "m.tflite")
     x = np.array([[3_000_000_000, -5, 7, 2**40]], np.int64)
     made = runner({"x": x})
@@ -69,7 +70,7 @@ def test_core_ml_is_not_fed_numbers_that_it_cannot_hold(tmp_path: Path) -> None:
         tmp_path / "m.onnx", [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)],
         {"x": (TensorProto.INT64, (2,))}, {"y": TensorProto.FLOAT},
     )  # fmt: skip
-    convert_graph(model, "coreml", tmp_path / "m.mlpackage")
+    convert(model, "coreml", tmp_path / "m.mlpackage")
     runner = open_graph(tmp_path / "m.mlpackage")
     with pytest.raises(UsageError, match=r"'x' holds numbers from 1 to 3000000000; .*int32"):
         runner({"x": np.array([1, 3_000_000_000], np.int64)})
@@ -88,7 +89,7 @@ def test_pictures_of_bytes_in_tflite(kind: int, tmp_path: Path) -> None:
         {"x": (kind, (1, 3, 6, 5))}, {"y": TensorProto.FLOAT},
         {"s": np.float32(1 / 64), "w": RNG.standard_normal((4, 3, 3, 3)).astype(np.float32)},
     )  # fmt: skip
-    convert_graph(model, "tflite", tmp_path / "m.tflite")
+    convert(model, "tflite", tmp_path / "m.tflite")
     x = RNG.integers(0, 120, (1, 3, 6, 5)).astype(dtype)
     want = Session(read_onnx(model))({"x": x})["y"]
     np.testing.assert_allclose(open_graph(tmp_path / "m.tflite")({"x": x})["y"], want, atol=1e-4)
@@ -110,7 +111,7 @@ def test_an_output_that_is_a_constant(tmp_path: Path) -> None:
     )  # fmt: skip
     for name in ("m.tflite", "m.mlpackage"):
         target = "tflite" if name == "m.tflite" else "coreml"
-        convert_graph(model, target, tmp_path / name)
+        convert(model, target, tmp_path / name)
         made = open_graph(tmp_path / name)({"x": np.zeros((1, 4), np.float32)})
         np.testing.assert_array_equal(made["z"], anchors)
 
@@ -122,7 +123,7 @@ def test_constants_of_equal_bytes_are_not_one_in_core_ml(tmp_path: Path) -> None
     y = b.op("LayerNormalization", y, ones, zeros, axis=2, epsilon=1e-5)
     y = b.op("Linear", y, b.random(8, 8), b.constant(np.zeros(8), np.float32))
     graph = b.graph(b.op("Max", y, b.constant(np.zeros((1, 1, 8)), np.float32)))
-    convert_graph(graph, "coreml", tmp_path / "m.mlpackage")
+    convert(graph, "coreml", tmp_path / "m.mlpackage")
     x = RNG.standard_normal((1, 4, 8)).astype(np.float32)
     made = open_graph(tmp_path / "m.mlpackage")({"x": x})[graph.outputs[0]]
     np.testing.assert_allclose(made, Session(graph)({"x": x})[graph.outputs[0]], atol=0.02)
@@ -132,7 +133,7 @@ def test_a_constant_past_float16_is_computed_in_float32(tmp_path: Path) -> None:
     b = Builder()
     far = b.op("Mul", b.input(4), b.constant(3e6, np.float32))
     graph = b.graph(b.op("Mul", far, b.constant(1e-7, np.float32)))
-    convert_graph(graph, "coreml", tmp_path / "m.mlpackage", validate=False)
+    convert(graph, "coreml", tmp_path / "m.mlpackage", validate=False)
     made = open_graph(tmp_path / "m.mlpackage")({"x": np.array([0.001, 1, 2, -0.01], np.float32)})
     want = np.array([0.001, 1, 2, -0.01]) * 0.3
     np.testing.assert_allclose(made[graph.outputs[0]][[0, 3]], want[[0, 3]], rtol=0.01)
@@ -192,7 +193,7 @@ def test_core_ml_refusals_name_the_node(tmp_path: Path, monkeypatch: pytest.Monk
     b = Builder()
     graph = b.graph(b.op("Tanh", b.input(2)))
     with pytest.raises(UnsupportedError, match=r"Tanh 'tanh_0' cannot be .*: no such form"):
-        convert_graph(graph, "coreml", tmp_path / "m.mlpackage")
+        convert(graph, "coreml", tmp_path / "m.mlpackage")
 
 
 def test_weights_below_float16_are_not_rounded_to_nothing(tmp_path: Path) -> None:
@@ -238,7 +239,7 @@ def opened(source: Path, path: Path) -> Path:
 def open_file(tmp_path: Path) -> Path:
     b = Builder()
     graph = b.graph(b.op("Relu", b.conv(b.input(1, 3, 1, 1), 3, 4)))
-    convert_graph(graph, "tflite", tmp_path / "plain.tflite", validate=False)
+    convert(graph, "tflite", tmp_path / "plain.tflite", validate=False)
     return opened(tmp_path / "plain.tflite", tmp_path / "open.tflite")
 
 
@@ -312,7 +313,7 @@ def test_names_with_odd_characters(names: list[str], tmp_path: Path) -> None:
     feeds = {x: RNG.standard_normal((1, 3, 6, 6)).astype(np.float32)}
     want = Session(read_onnx(model))(feeds)
     for target, name in (("ort", "o.onnx"), ("tflite", "o.tflite"), ("coreml", "o.mlpackage")):
-        convert_graph(model, target, tmp_path / name)
+        convert(model, target, tmp_path / name)
         made = open_graph(tmp_path / name)(feeds)
         assert made.keys() == want.keys()
         for key, right in want.items():

@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edgeq.converters.coreml import graph as coreml_graph
 from edgeq.converters.coreml.exec.machine import SUPPORTED
-from edgeq.converters.coreml.lower import graph as coreml_lower
+from edgeq.converters.coreml.graph import CoreMLGraphTarget
 from edgeq.converters.coreml.lower.build import CoremlLowering
 from edgeq.core.errors import UnsupportedError, UsageError
 from edgeq.graph.execute import Session
 from edgeq.graph.ir import Graph, Info, Node, QuantWeight
 from edgeq.graph.onnx.infer import inferred
 from tests import graph_zoo
+
+coreml_lower = CoreMLGraphTarget()
 
 pytest.importorskip("coremltools")
 pytest.importorskip("onnxruntime")
@@ -80,7 +83,7 @@ def lowered(
     """What a package of the graph gives."""
     path = folder / "model.mlpackage"
     coreml_lower.write(graph, path, options)
-    runner = coreml_lower.open_graph(path)
+    runner = coreml_lower.open_runner(path)
     assert dict(runner.inputs) == {name: graph.info(name) for name in graph.inputs}
     found = runner(feeds)
     runner.close()
@@ -257,16 +260,16 @@ def test_an_operator_means_what_it_means_in_onnxruntime(name: str, tmp_path: Pat
 
 def test_every_operator_has_a_case() -> None:
     tried = {node.op for make in CASES.values() for node in make()[0].nodes}
-    assert tried == set(coreml_lower.EMITTERS)
+    assert tried == set(coreml_graph.EMITTERS)
 
 
-@pytest.mark.parametrize("target", coreml_lower.TARGETS)
-@pytest.mark.parametrize("precision", coreml_lower.PRECISIONS)
+@pytest.mark.parametrize("target", coreml_graph.TARGETS)
+@pytest.mark.parametrize("precision", coreml_graph.PRECISIONS)
 def test_every_operator_is_known_to_every_system(target: str, precision: str) -> None:
     for make in CASES.values():
         graph, _ = make()
         coreml_lower.check(graph, {"target_os": target, "precision": precision})
-        program = CoremlLowering(graph, target, precision, coreml_lower.EMITTERS).program()
+        program = CoremlLowering(graph, target, precision, coreml_graph.EMITTERS).program()
         made = [op.op_type for op in program.functions["main"].operations]
         assert set(made) <= SUPPORTED
 
@@ -366,7 +369,7 @@ def test_names_that_core_ml_does_not_take_are_kept(tmp_path: Path) -> None:
     graph = Graph("names", names, ("add_1", "a/ b", "state"), nodes, held, values)
     feeds = {name: np.full((2, 3), i, np.float32) for i, name in enumerate(names)}
     found = lowered(graph, feeds, tmp_path)
-    assert [n for n, _ in coreml_lower.stored_weights(tmp_path / "model.mlpackage")] == ["add_2"]
+    assert [n for n, _ in coreml_lower.read_weights(tmp_path / "model.mlpackage")] == ["add_2"]
     assert {name: float(a[0, 0]) for name, a in found.items()} == {
         "add_1": 10, "a/ b": 20, "state": 2,
     }  # fmt: skip
@@ -376,7 +379,7 @@ def test_inputs_are_checked(tmp_path: Path) -> None:
     graph, feeds = CASES["relu"]()
     path = tmp_path / "model.mlpackage"
     coreml_lower.write(graph, path, {})
-    runner = coreml_lower.open_graph(path)
+    runner = coreml_lower.open_runner(path)
     with pytest.raises(UsageError, match=r"'in.0' is missing"):
         runner({})
     with pytest.raises(UsageError, match="'in0'"):

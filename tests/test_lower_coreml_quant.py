@@ -10,17 +10,20 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq.converters.convert_graph import convert_graph
+from edgeq.converters.convert import convert
 from edgeq.converters.coreml.exec import describe
 from edgeq.converters.coreml.exec.blob import Reader
-from edgeq.converters.coreml.exec.load import Tensor, functions, open_file
-from edgeq.converters.coreml.lower import graph as coreml_lower
+from edgeq.converters.coreml.exec.load import MilTensor, functions, open_file
+from edgeq.converters.coreml.graph import CoreMLGraphTarget
+from edgeq.converters.coreml.graph_run import file_arena_bytes
 from edgeq.core.errors import FormatError, UnsupportedError, UsageError
 from edgeq.formats.qparams import QuantParams
 from edgeq.graph.execute import Session
 from edgeq.graph.ir import LEVELS, Graph, Info, Node, QuantWeight
 from edgeq.graph.onnx.infer import inferred
 from tests import graph_zoo
+
+coreml_lower = CoreMLGraphTarget()
 
 pytest.importorskip("coremltools")
 pytest.importorskip("onnxruntime")
@@ -97,7 +100,9 @@ def constant_kinds(path: Path) -> set[str]:
     """Types of the levels and floats that a program holds, in weight.bin or in itself."""
     ops = functions(open_file(path))["main"].block.ops
     given = (entry for op in ops for entries in op.inputs.values() for entry in entries)
-    kinds = {entry.type.kind for entry in given if isinstance(entry, Tensor) and entry.type.shape}
+    kinds = {
+        entry.type.kind for entry in given if isinstance(entry, MilTensor) and entry.type.shape
+    }
     return kinds & {"fp16", "fp32", "int4", "int8"}
 
 
@@ -162,13 +167,13 @@ def test_a_weight_is_held_as_it_is_recorded(name: str, target: str, tmp_path: Pa
             coreml_lower.check(graph, {"target_os": target})
         return
     path = written(graph, tmp_path, target_os=target, **FLOAT32)
-    ((stored_name, found),) = coreml_lower.stored_weights(path)
+    ((stored_name, found),) = coreml_lower.read_weights(path)
     assert stored_name == "the.weight"
     assert_same(found, held)
     feeds = fed(graph)
     want = Session(graph, optimize=False)(feeds)["y"]
     np.testing.assert_allclose(
-        coreml_lower.open_graph(path)(feeds)["y"], want, rtol=1e-5, atol=1e-5
+        coreml_lower.open_runner(path)(feeds)["y"], want, rtol=1e-5, atol=1e-5
     )
 
 
@@ -194,7 +199,7 @@ def test_float_constants_take_two_bytes_where_the_graph_says_so(tmp_path: Path) 
     assert "fp16" in constant_kinds(path)
     feeds = fed(graph)
     want = feeds["x"] @ values.astype(np.float32).T
-    np.testing.assert_allclose(coreml_lower.open_graph(path)(feeds)["y"], want, atol=1e-5)
+    np.testing.assert_allclose(coreml_lower.open_runner(path)(feeds)["y"], want, atol=1e-5)
 
 
 # --- rounded activations ----------------------------------------------------------------------
@@ -268,10 +273,10 @@ STATIC = {
 def test_rounded_values_agree_with_the_record(name: str, precision: str, tmp_path: Path) -> None:
     graph = STATIC[name]
     path = written(graph, tmp_path, target_os="ios17", precision=precision)
-    assert coreml_lower.stored_quants(path) == graph.quants
+    assert coreml_lower.read_quants(path) == graph.quants
     feeds = fed(graph)
     want = Session(graph, optimize=False)(feeds)["y"]
-    found = coreml_lower.open_graph(path)(feeds)["y"]
+    found = coreml_lower.open_runner(path)(feeds)["y"]
     step = graph.quants["y"].scale
     levels = np.rint((found - want) / step)
     assert np.abs(levels).max() <= 1
@@ -286,7 +291,7 @@ def test_rounded_values_agree_with_the_record(name: str, precision: str, tmp_pat
 def test_a_bias_keeps_its_integers(name: str, target: str, tmp_path: Path) -> None:
     graph = STATIC[name]
     path = written(graph, tmp_path, target_os=target, **FLOAT32)
-    found = dict(coreml_lower.stored_weights(path))
+    found = dict(coreml_lower.read_weights(path))
     assert set(found) == {"the.weight", "bias"}
     for key, held in found.items():
         want = graph.constants[key]
@@ -298,7 +303,7 @@ def test_scales_that_float16_holds_make_a_program_of_float16(tmp_path: Path) -> 
     for name, kinds in (("linear", {"int8", "fp32"}), ("linear exact", {"int8", "fp16"})):
         (tmp_path / name).mkdir()
         path = written(STATIC[name], tmp_path / name)
-        held, want = dict(coreml_lower.stored_weights(path))["the.weight"], STATIC[name]
+        held, want = dict(coreml_lower.read_weights(path))["the.weight"], STATIC[name]
         assert_same(held, want.constants["the.weight"])  # type: ignore[arg-type]
         assert constant_kinds(path) == kinds
 
@@ -316,7 +321,7 @@ def test_an_activation_is_rounded_once_behind_its_product(tmp_path: Path) -> Non
     assert counts["quantize"] == counts["dequantize"] == 2
     feeds = fed(graph)
     want = Session(graph)(feeds)["y"]
-    found = coreml_lower.open_graph(path)(feeds)["y"]
+    found = coreml_lower.open_runner(path)(feeds)["y"]
     assert np.abs(found - want).max() <= graph.quants["y"].scale * 1.01
 
 
@@ -330,13 +335,13 @@ def test_equal_constants_are_held_once_and_values_have_short_names(tmp_path: Pat
     assert {"a", "r", "d", "s", "p", "f"} <= {op.name for op in ops}
     reader = Reader(path / "Data" / "com.apple.CoreML" / "weights" / "weight.bin")
     assert {kind for _, kind, _ in reader.blobs()} == {"int8"}  # scales are in the program
-    assert coreml_lower.stored_quants(path) == graph.quants
+    assert coreml_lower.read_quants(path) == graph.quants
 
 
 def test_a_net_chooses_the_same_classes(tmp_path: Path) -> None:
     graph = small_net()
     path = written(graph, tmp_path, **FLOAT32)
-    record, runner = Session(graph), coreml_lower.open_graph(path)
+    record, runner = Session(graph), coreml_lower.open_runner(path)
     same = 0
     for seed in range(40):
         feeds = fed(graph, seed)
@@ -349,13 +354,13 @@ def test_rounded_models_agree_with_the_record(name: str, tmp_path: Path) -> None
     graph = graph_zoo.rounded(graph_zoo.canonical(name, tmp_path))
     path = written(graph, tmp_path, **FLOAT32)
     held = {k: v for k, v in graph.constants.items() if isinstance(v, QuantWeight)}
-    found = dict(coreml_lower.stored_weights(path))
+    found = dict(coreml_lower.read_weights(path))
     assert set(found) == set(held)
     for key, want in held.items():
         assert_same(found[key], want)
-    assert coreml_lower.stored_quants(path) == graph.quants
+    assert coreml_lower.read_quants(path) == graph.quants
     feeds = graph_zoo.feeds(graph)
-    got = coreml_lower.open_graph(path)(feeds)
+    got = coreml_lower.open_runner(path)(feeds)
     for output, right in Session(graph, optimize=False)(feeds).items():
         error = np.sqrt(np.mean((got[output] - right) ** 2) / np.mean(right**2))
         assert error < 0.02
@@ -371,10 +376,10 @@ def test_models_of_4_bits_agree_with_the_record(
     graph = graph_zoo.canonical(name, tmp_path)
     graph = graph_zoo.rounded(graph, 4, block=block, activations=False)
     path = written(graph, tmp_path, target_os=target, **FLOAT32)
-    for key, found in coreml_lower.stored_weights(path):
+    for key, found in coreml_lower.read_weights(path):
         assert_same(found, graph.constants[key])  # type: ignore[arg-type]
     feeds = graph_zoo.feeds(graph)
-    got = coreml_lower.open_graph(path)(feeds)
+    got = coreml_lower.open_runner(path)(feeds)
     for output, want in Session(graph, optimize=False)(feeds).items():
         scale = float(np.abs(want).max(initial=1))
         np.testing.assert_allclose(got[output] / scale, want / scale, atol=2e-5)
@@ -414,14 +419,14 @@ def test_the_arena_counts_what_is_alive_in_the_type_it_has(tmp_path: Path) -> No
     graph = small_net()
     image = 8 * 8 * 8
     # the input and r; then r, d and s; as bytes
-    assert coreml_lower.arena(graph) == 3 * image
+    assert coreml_lower.arena_bytes(graph, {}) == 3 * image
     floats = replace(graph, quants={})
-    assert coreml_lower.arena(floats, {"precision": "float32"}) == 3 * 4 * image
-    assert coreml_lower.arena(floats, {"precision": "float16"}) == 3 * 2 * image
-    assert coreml_lower.arena(written(graph, tmp_path)) == 3 * image
+    assert coreml_lower.arena_bytes(floats, {"precision": "float32"}) == 3 * 4 * image
+    assert coreml_lower.arena_bytes(floats, {"precision": "float16"}) == 3 * 2 * image
+    assert file_arena_bytes(written(graph, tmp_path)) == 3 * image
     for precision, size in (("float32", 4), ("float16", 2)):
         options = {"precision": precision}
-        made = convert_graph(floats, "coreml", tmp_path / f"{precision}.mlpackage", options)
+        made = convert(floats, "coreml", tmp_path / f"{precision}.mlpackage", options)
         assert made.certificate is not None
         assert made.certificate["arena_bytes"] == 3 * size * image
 
@@ -450,12 +455,12 @@ def test_a_package_of_others_is_not_read(tmp_path: Path) -> None:
     content = model.read_bytes()
     model.write_bytes(content.replace(b"edgeq.graph", b"other.graph"))
     with pytest.raises(FormatError, match="not a graph that edgeq wrote"):
-        coreml_lower.open_graph(path)
+        coreml_lower.open_runner(path)
     for mark in (b"zlib85:00", b"zlib85:c~"):
         assert b"zlib85:c-" in content
         model.write_bytes(content.replace(b"zlib85:c-", mark))
         with pytest.raises(FormatError, match="damaged"):
-            list(coreml_lower.stored_weights(path))
+            list(coreml_lower.read_weights(path))
 
 
 def test_the_same_graph_makes_the_same_package(tmp_path: Path) -> None:

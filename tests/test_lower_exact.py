@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeq.converters.convert_graph import convert_graph, open_graph
+from edgeq.converters import open_graph
+from edgeq.converters.convert import convert
 from edgeq.graph.execute import Session
 from edgeq.graph.ir import Graph, Info
 from edgeq.quant.graph.quantize import quantize_graph
@@ -45,7 +46,7 @@ def test_leaky_activations_are_the_records_level_for_level(
     pytest.importorskip("ai_edge_litert")
     graph = stack(activation, slope)
     made = quantize_graph(graph, Recipe.named("w8a8-static", "graph"), samples(graph, 16)).graph
-    convert_graph(made, "tflite", tmp_path / "m.tflite")
+    convert(made, "tflite", tmp_path / "m.tflite")
     right, runner = Session(made), open_graph(tmp_path / "m.tflite")
     (name,) = graph.outputs
     differ = total = 0
@@ -64,7 +65,7 @@ def test_one_scale_for_each_weight_is_converted_and_read_back(target: str, tmp_p
     pytest.importorskip(PACKAGE[target])
     for net in (cnn(), encoder()):
         made = quantize_graph(net, Recipe.named("w8a8-tensor", "graph"), samples(net)).graph
-        done = convert_graph(made, target, tmp_path / f"m{SUFFIX[target]}", force=True)
+        done = convert(made, target, tmp_path / f"m{SUFFIX[target]}", force=True)
         assert done.certificate is not None
         equal, of = done.certificate["weights_equal"].split(" of ")
         assert equal == of != "0"
@@ -79,7 +80,7 @@ def test_weights_only_means_float_activations_in_litert(
     pytest.importorskip("ai_edge_litert")
     graph = net()
     made = quantize_graph(graph, Recipe.named(preset, "graph")).graph
-    convert_graph(made, "tflite", tmp_path / "m.tflite")
+    convert(made, "tflite", tmp_path / "m.tflite")
     runner = open_graph(tmp_path / "m.tflite")
     assert getattr(runner, "precision", "") == "float32"
     right = Session(made, optimize=False)
@@ -98,10 +99,10 @@ def test_rounding_as_it_runs_is_a_price_that_is_told(tmp_path: Path) -> None:
     feeds = list(samples(graph, 4))
     for feed in feeds:
         feed["x"][0, 0, 0, 0] = 60
-    done = convert_graph(made, "tflite", tmp_path / "m.tflite", samples=feeds)
+    done = convert(made, "tflite", tmp_path / "m.tflite", samples=feeds)
     assert done.certificate is not None
     (name,) = graph.outputs
     assert done.certificate["rounding_price"][name] > 1e-3
-    free = convert_graph(made, "tflite", tmp_path / "f.tflite", {"compute": "float"}, samples=feeds)
+    free = convert(made, "tflite", tmp_path / "f.tflite", {"compute": "float"}, samples=feeds)
     assert free.certificate is not None
     assert free.certificate["error"][name] < 1e-4

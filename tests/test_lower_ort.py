@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeq.converters.convert_graph import compare, convert_graph
-from edgeq.converters.metadata_blob import read_note
-from edgeq.converters.ort import graph as ort_lower
+from edgeq.converters.convert import convert
+from edgeq.converters.metadata_blob import read_blob
+from edgeq.converters.ort.graph import OrtGraphTarget
+from edgeq.converters.validate import validate
 from edgeq.converters.validate.graph_inputs import made_up
 from edgeq.core.errors import FormatError, UsageError
 from edgeq.formats.qparams import QuantParams
 from edgeq.graph.files import read
 from edgeq.graph.ir import Constant, Graph, Info, Node, QuantWeight
 from edgeq.graph.onnx.write import write_onnx
+
+ort_lower = OrtGraphTarget()
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -111,14 +114,14 @@ def operators(path: Path) -> Counter[str]:
 
 def packed_bits(graph: Graph, path: Path) -> dict[str, int]:
     """Bits that each packed weight has in the file, once all levels and scales are as they were."""
-    found = compare(graph, path, "ort")
+    found = validate(path, graph, "ort")
     assert found.passed, found.explain()
-    assert all(found.quants.values())
+    assert all(found.graph.quants.values())
     if path.suffix == ".onnx" and "QLinearConv" not in operators(path):
-        assert len(found.quants) == len(graph.quants)
+        assert len(found.graph.quants) == len(graph.quants)
     wanted = {n for n, held in graph.constants.items() if isinstance(held, QuantWeight)}
-    assert set(found.bits) == wanted
-    return dict(found.bits)
+    assert set(found.graph.bits) == wanted
+    return dict(found.graph.bits)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -176,7 +179,7 @@ def test_float_results_of_rounded_values_are_products_of_integers(
         assert ops["MatMulIntegerToFloat"] == 2
         assert not ops["MatMul"] + ops["Gemm"] + ops["Add"]
     assert set(packed_bits(graph, path)) == {"table", "w1", "w2"}
-    assert compare(graph, path, "ort").error["y"] < 1e-5
+    assert validate(path, graph, "ort").graph.error["y"] < 1e-5
 
 
 def test_float_results_of_rounded_rows(tmp_path: Path) -> None:
@@ -188,7 +191,7 @@ def test_float_results_of_rounded_rows(tmp_path: Path) -> None:
     ort_lower.write(graph, tmp_path / "m.onnx", {})
     assert operators(tmp_path / "m.onnx")["MatMulIntegerToFloat"] == 1
     assert packed_bits(graph, tmp_path / "m.onnx")["w3"] == 8
-    assert compare(graph, tmp_path / "m.onnx", "ort").error["y"] < 0.01
+    assert validate(tmp_path / "m.onnx", graph, "ort").graph.error["y"] < 0.01
 
 
 def test_nothing_is_held_twice_or_said_without_need(tmp_path: Path) -> None:
@@ -206,7 +209,7 @@ def test_nothing_is_held_twice_or_said_without_need(tmp_path: Path) -> None:
     biases = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT32}
     undone = [n for n in model.graph.node if n.input[0] in biases]
     assert [len(n.input) for n in undone] == [2] * len(biases)  # without a zero point
-    plain = json.dumps(read_note(_metadata(model)["edgeq.held"]))
+    plain = json.dumps(read_blob(_metadata(model)["edgeq.held"]))
     assert len(_metadata(model)["edgeq.held"]) < len(plain) / 1.5
 
 
@@ -294,15 +297,15 @@ def test_the_error_allowed_is_what_rounding_to_the_other_side_makes(
     )  # fmt: skip
     ort_lower.write(graph, tmp_path / "m.onnx", {})
     x = rng.uniform(-1, 1, (1, 256)).astype(np.float32)
-    found = compare(graph, tmp_path / "m.onnx", "ort", samples=[{"x": x}])
+    found = validate(tmp_path / "m.onnx", graph, "ort", samples=[{"x": x}])
     assert found.passed
-    assert found.allowed["y"] < 0.2
+    assert found.graph.allowed["y"] < 0.2
 
 
 @pytest.mark.parametrize("make", [lambda: cnn(8), lambda: cnn(4), lambda: encoder(4, block=32)])
 def test_an_ort_file_and_its_list_of_operators(tmp_path: Path, make: Any) -> None:
     graph = make()
-    made = convert_graph(graph, "ort", tmp_path / "m.ort")
+    made = convert(graph, "ort", tmp_path / "m.ort")
     assert made.certificate is not None
     assert made.certificate["passed"]
     weights = sum(isinstance(held, QuantWeight) for held in graph.constants.values())
@@ -319,7 +322,7 @@ def test_a_file_of_others_holds_no_integers_of_ours(tmp_path: Path) -> None:
 
     write_onnx(cnn(8), tmp_path / "m.onnx")
     with pytest.raises(FormatError, match="was not converted by edgeq"):
-        list(ort_lower.stored_weights(tmp_path / "m.onnx"))
+        list(ort_lower.read_weights(tmp_path / "m.onnx"))
 
 
 def test_a_changed_integer_is_noticed(tmp_path: Path) -> None:
@@ -330,7 +333,7 @@ def test_a_changed_integer_is_noticed(tmp_path: Path) -> None:
     levels = held.levels.copy()
     levels[3, 0, 1, 2] += 1 if levels[3, 0, 1, 2] < 0 else -1
     other = replace(graph, constants={**graph.constants, "w2": replace(held, levels=levels)})
-    found = compare(other, tmp_path / "m.onnx", "ort")
+    found = validate(tmp_path / "m.onnx", other, "ort")
     assert not found.passed
     assert "w2: integers or scales differ" in found.explain()
 
@@ -341,12 +344,12 @@ def test_a_changed_integer_is_noticed(tmp_path: Path) -> None:
 )
 def test_unknown_options_are_refused(tmp_path: Path, options: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        convert_graph(cnn(8), "ort", tmp_path / "m.onnx", options)
+        convert(cnn(8), "ort", tmp_path / "m.onnx", options)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_certificate_lies_beside_the_file(tmp_path: Path) -> None:
-    made = convert_graph(cnn(8), "ort", tmp_path / "m.onnx")
+    made = convert(cnn(8), "ort", tmp_path / "m.onnx")
     text = (tmp_path / "m.onnx.certificate.json").read_text()
     assert json.loads(text) == json.loads(json.dumps(made.certificate))
     assert made.certificate is not None

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeq.converters.tflite.lower import graph as lower
+from edgeq.converters.tflite.graph import LiteRTGraphTarget
 from edgeq.graph.ir import Graph
 from tests.lowering import Builder, feeds, reference
+
+lower = LiteRTGraphTarget()
 
 pytest.importorskip("ai_edge_litert")
 pytest.importorskip("onnxruntime")
@@ -261,7 +263,7 @@ def test_operator_in_float(name: str, tmp_path: Path) -> None:
     given = feeds(graph)
     lower.check(graph, {})
     lower.write(graph, tmp_path / "m.tflite", {})
-    run = lower.open_graph(tmp_path / "m.tflite")
+    run = lower.open_runner(tmp_path / "m.tflite")
     found, want = run(given), reference(graph, given)
     for out in graph.outputs:
         assert found[out].dtype == want[out].dtype

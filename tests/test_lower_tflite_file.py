@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq.converters.tflite.lower import graph as lower
+from edgeq.converters.tflite.graph import LiteRTGraphTarget
+from edgeq.converters.tflite.graph_run import file_arena_bytes
 from edgeq.converters.tflite.lower.layout import (
     AxisWindow,
     after_reduction,
@@ -33,6 +34,8 @@ from tests import graph_zoo
 from tests.lowering import Builder, feeds, quantized, reference, rounded_weight, weights_rounded
 from tests.test_lower_tflite import FLOAT, made
 from tests.test_lower_tflite_int import lowered, operators, same_integers, small_net, steps
+
+lower = LiteRTGraphTarget()
 
 pytest.importorskip("ai_edge_litert")
 pytest.importorskip("onnxruntime")
@@ -177,7 +180,7 @@ def test_options() -> None:
 def test_inputs_that_do_not_fit(tmp_path: Path) -> None:
     graph = made(FLOAT["conv"])
     lower.write(graph, tmp_path / "m.tflite", {})
-    run = lower.open_graph(tmp_path / "m.tflite")
+    run = lower.open_runner(tmp_path / "m.tflite")
     with pytest.raises(UsageError, match=r"'x' is \[1, 4, 9, 8\], got \[1, 9, 8, 4\]"):
         run({"x": np.zeros((1, 9, 8, 4), np.float32)})
     with pytest.raises(UsageError, match=r"inputs are \['x'\], got \['y'\]"):
@@ -188,13 +191,13 @@ def test_files_that_are_not_ours(tmp_path: Path) -> None:
     path = tmp_path / "m.tflite"
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(FormatError, match=r"is not a \.tflite file"):
-        lower.open_graph(path)
+        lower.open_runner(path)
     path.unlink()
     lower.write(made(FLOAT["linear"]), path, {})
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(FormatError):
-        lower.open_graph(path)
+        lower.open_runner(path)
 
 
 # --- what the file holds ---
@@ -211,7 +214,7 @@ def test_what_the_file_says_of_itself(tmp_path: Path) -> None:
     assert found["inputs"]["x"] == {"shape": [1, 3, 16, 16], "dtype": "float32",
                                     "order": [0, 2, 3, 1]}  # fmt: skip
     json.dumps(found)
-    run = lower.open_graph(path)
+    run = lower.open_runner(path)
     assert run.runtime.startswith("LiteRT ")
     assert dict(run.outputs) == {name: graph.info(name) for name in graph.outputs}
     run.close()
@@ -265,7 +268,7 @@ def test_levels_of_a_table(tmp_path: Path) -> None:
     held = replace(held, bits=8)
     graph = replace(graph, constants={**graph.constants, name: held})
     found = lowered(graph, tmp_path / "m.tflite", feeds(graph), compute="float")
-    back = dict(lower.stored_weights(tmp_path / "m.tflite"))[name]
+    back = dict(lower.read_weights(tmp_path / "m.tflite"))[name]
     np.testing.assert_array_equal(back.levels, levels)
     assert back.palette is not None
     np.testing.assert_array_equal(back.palette, palette)
@@ -288,12 +291,12 @@ def test_arena(tmp_path: Path) -> None:
     source = made(chain)
     lowered(source, tmp_path / "m.tflite", feeds(source))
     one = 8 * 32 * 32 * 4
-    assert lower.arena(tmp_path / "m.tflite") == lower.arena(source) == 3 * one
+    assert file_arena_bytes(tmp_path / "m.tflite") == lower.arena_bytes(source, {}) == 3 * one
     # the float input and output, and the last rounded value
     graph = quantized(source, feeds(source))
-    assert lower.arena(graph) == 2 * one + one // 4
+    assert lower.arena_bytes(graph, {}) == 2 * one + one // 4
     lower.write(graph, tmp_path / "i.tflite", {"io": "int8"})
-    assert lower.arena(tmp_path / "i.tflite") == 3 * one // 4
+    assert file_arena_bytes(tmp_path / "i.tflite") == 3 * one // 4
 
 
 def test_arena_is_near_the_interpreters(tmp_path: Path) -> None:
@@ -321,7 +324,7 @@ def test_arena_is_near_the_interpreters(tmp_path: Path) -> None:
             places.append((start, start + view.nbytes))
             del view
     span = max(b for _, b in places) - min(a for a, _ in places)
-    assert 0.9 < lower.arena(path) / span <= 1.0
+    assert 0.9 < file_arena_bytes(path) / span <= 1.0
 
 
 # --- orders of axes ---

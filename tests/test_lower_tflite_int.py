@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeq.converters.tflite.lower import graph as lower
+from edgeq.converters.tflite.graph import LiteRTGraphTarget
+from edgeq.converters.tflite.graph_run import LiteRTGraphRunner
 from edgeq.graph.execute import Session
 from edgeq.graph.ir import Graph, QuantWeight
 from edgeq.quant.graph.quantize import quantize_graph
@@ -17,6 +18,8 @@ from edgeq.quant.graph.samples import samples_of
 from edgeq.quant.recipe import Recipe
 from tests.lowering import Builder, Feeds, feeds, quantized, reference, weights_rounded
 from tests.test_lower_tflite import FLOAT, made
+
+lower = LiteRTGraphTarget()
 
 pytest.importorskip("ai_edge_litert")
 pytest.importorskip("onnxruntime")
@@ -37,7 +40,7 @@ SINGLE = [
 
 def same_integers(graph: Graph, path: Path) -> None:
     """The file holds the graph's levels and scales bit for bit, in its axes."""
-    found = dict(lower.stored_weights(path))
+    found = dict(lower.read_weights(path))
     want = {k: w for k, w in graph.constants.items() if isinstance(w, QuantWeight)}
     used = {name for node in graph.nodes for name in node.inputs}
     assert set(found) <= set(want)
@@ -48,16 +51,16 @@ def same_integers(graph: Graph, path: Path) -> None:
         assert (a.bits, a.axis, a.block) == (b.bits, b.axis, b.block)
         np.testing.assert_array_equal(a.levels, b.levels)
         np.testing.assert_array_equal(a.scales, b.scales)
-    for name, quant in lower.stored_quants(path).items():
+    for name, quant in lower.read_quants(path).items():
         assert graph.quants[name] == quant
-    assert set(lower.stored_quants(path)) == set(graph.quants)
+    assert set(lower.read_quants(path)) == set(graph.quants)
 
 
 def lowered(graph: Graph, path: Path, given: Feeds, exact: bool = False, **options: str) -> Feeds:
     lower.check(graph, options)
     path.unlink(missing_ok=True)
     lower.write(graph, path, options)
-    return lower.open_graph(path, exact=exact)(given)
+    return LiteRTGraphRunner(path, exact=exact)(given)
 
 
 def steps(graph: Graph, found: Feeds, want: Feeds) -> float:
@@ -222,7 +225,7 @@ def test_layout_of_the_source(tmp_path: Path) -> None:
     given = feeds(source)
     for layout, shape in (("nhwc", [1, 8, 6, 3]), ("nchw", [1, 3, 8, 6])):
         found = lowered(source, tmp_path / "m.tflite", given, layout=layout)
-        run = lower.open_graph(tmp_path / "m.tflite")
+        run = lower.open_runner(tmp_path / "m.tflite")
         assert list(run._run.get_input_details()["x"]["shape"]) == shape
         assert run.inputs["x"].shape == (1, 3, 8, 6)
         np.testing.assert_allclose(
@@ -237,7 +240,7 @@ def test_integers_in_and_out(tmp_path: Path) -> None:
     given = feeds(source)
     graph = quantized(source, given)
     found = lowered(graph, tmp_path / "m.tflite", given, io="int8")
-    run = lower.open_graph(tmp_path / "m.tflite")
+    run = lower.open_runner(tmp_path / "m.tflite")
     assert run._run.get_input_details()["x"]["dtype"] == np.int8
     kinds = operators(tmp_path / "m.tflite")
     assert kinds[0] != "QUANTIZE"
@@ -305,7 +308,7 @@ def test_packed_convolutions_give_the_very_levels_of_onnxruntime(tmp_path: Path)
     path = tmp_path / "m.tflite"
     lower.write(graph, path, {})
     same_integers(graph, path)
-    want, run = Session(graph), lower.open_graph(path)
+    want, run = Session(graph), lower.open_runner(path)
     for feed in given:
         for name, rows in run(feed).items():
             np.testing.assert_array_equal(rows, want(feed)[name])

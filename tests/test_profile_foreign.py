@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeq.converters import Options, target_module
+from edgeq.converters import Options, target_named
+from edgeq.converters.coreml.profile import NOT_TIMED
 from edgeq.converters.ort.profile import NodeTime, summed
 from edgeq.core.errors import FormatError
-from edgeq.profiling.foreign import COUNTED, Named, operations
+from edgeq.profiling.foreign import Named, operations
 from edgeq.profiling.profile import profile
 from edgeq.profiling.session import Workload
 from edgeq.profiling.summary import summary
@@ -23,7 +24,7 @@ WORK = Workload(5, 3, warmup=0, repeats=2)
 
 def converted(target: str, out: Path) -> Path:
     model = quantized(random_model(tiny_config("llama", context=64)), "w8-channel", "w8-channel")
-    module = target_module(target)
+    module = target_named(target).decoder_target()
     options = Options(context=64)
     module.check(model, options)
     module.write(model, out, options)
@@ -156,7 +157,7 @@ def test_core_ml_is_counted(tmp_path: Path) -> None:
     assert run.samples == ()
     assert run.peak_rss_bytes is None
     assert run.operations is not None
-    assert run.operations.reason == COUNTED
+    assert run.operations.reason == NOT_TIMED
     function = next(iter(describe(path).functions.values()))
     assert {r.op: r.calls for r in run.operations.phases[0].rows} == dict(function.ops)
     assert summary(made, run)["ttft_ms"] is None

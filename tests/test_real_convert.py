@@ -15,12 +15,11 @@ import numpy as np
 import pytest
 
 from edgeq.cli import main
-from edgeq.converters import Options, target_module
-from edgeq.converters.validate import bisect
+from edgeq.converters import Options, target_named
+from edgeq.converters.validate import bisect, validate
+from edgeq.converters.validate import decoder as validation
 from edgeq.converters.validate.bisect import first_divergence
-from edgeq.converters.validate.decoder import validate
-from edgeq.converters.validate.decoder import validate as validation
-from edgeq.converters.validate.kernels import one_range, with_bfloat16_scales
+from edgeq.converters.validate.kernels import Kernels, one_range, with_bfloat16_scales
 from edgeq.converters.validate.logits import Cost
 from edgeq.converters.validate.prompts import passage
 from edgeq.formats.tensor import QuantTensor
@@ -52,7 +51,7 @@ def real() -> Model:
 
 def made(model: Model, target: str, folder: Path, options: Options) -> Path:
     pytest.importorskip(PACKAGES[target])
-    module = target_module(target)
+    module = target_named(target).decoder_target()
     module.check(model, options)
     out = folder / f"m{ENDINGS[target]}"
     module.write(model, out, options)
@@ -81,11 +80,11 @@ def test_its_layers_are_right_in_every_target(
     out = made(real, target, tmp_path, options)
     report = validate(out, real, target, steps=4, threads=1)
     assert report.passed, report.explain()
-    assert report.constants > 20
-    if report.rounding:
-        assert report.kl_rows > 100
-        assert report.kl_expected is not None
-        assert report.rounding in report.cost()
+    assert report.decoder.constants > 20
+    if report.decoder.rounding:
+        assert report.decoder.kl_rows > 100
+        assert report.decoder.kl_expected is not None
+        assert report.decoder.rounding in report.decoder.cost()
 
 
 @pytest.mark.slow
@@ -96,11 +95,11 @@ def test_one_range_for_all_inputs_of_a_token_costs_much_and_is_no_fault(
     out = made(real, "tflite", tmp_path, Options(context=400))
     report = validate(out, real, "tflite", steps=3, threads=1)
     assert report.passed, report.explain()
-    assert "over one range" in report.cost()
-    assert "--compute float" in report.cost()
-    exact = validation.Kernels()
+    assert "over one range" in report.decoder.cost()
+    assert "--compute float" in report.decoder.cost()
+    exact = Kernels()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(target_module("tflite"), "kernels", lambda path, model: exact)
+        patch.setattr(target_named("tflite").decoder_target(), "kernels", lambda path, model: exact)
         blamed = validate(out, real, "tflite", steps=2, threads=1)
     assert blamed.divergence is not None
     # the first of them, the queries of layer 0, is among the least: 0.8 %; others are up to 4 %
@@ -125,9 +124,9 @@ def test_a_fault_far_smaller_than_the_rounding_is_found(
         patch.setattr(validation, "compare_integers", lambda *args: ({}, []))
         patch.setattr(validation, "compare_constants", lambda *args: (0, []))
         report = validate(out, real, target, steps=2, threads=1)
-    assert report.divergence is not None
-    assert report.divergence.step == "layers.1.v"
-    assert report.divergence.error < 1e-2
+    assert report.decoder.divergence is not None
+    assert report.decoder.divergence.step == "layers.1.v"
+    assert report.decoder.divergence.error < 1e-2
 
 
 def test_the_rounding_of_one_range() -> None:
@@ -153,7 +152,7 @@ def test_the_rounding_of_litert_is_repeated_to_the_last_digits(
     config = tiny_config("llama", hidden=128, ffn=256, head_dim=32, tied=False)
     model = quantized(random_model(config), scheme, embed=scheme)
     out = made(model, "tflite", tmp_path, Options(prefill=(4, 16)))
-    target = target_module("tflite")
+    target = target_named("tflite").decoder_target()
     monkeypatch.setattr(bisect, "_ALLOWED", {"int8": 1e-5})
     prompt = [int(t) for t in np.random.default_rng(0).integers(3, config.vocab, size=40)]
     with target.tracer(out) as run:
@@ -199,7 +198,7 @@ def test_sizes_are_said_before_the_work(
     artifact.save(model, source)
     for target, options in CASES[:1] + CASES[3:4] + CASES[6:]:
         pytest.importorskip(PACKAGES[target])
-        module = target_module(target)
+        module = target_named(target).decoder_target()
         scheme = real if target == "tflite" else model
         sizes = list(module.sizes(scheme, options))
         assert {size.name for size in sizes} == {name for name, _ in scheme.config.linears()}

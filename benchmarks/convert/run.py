@@ -84,9 +84,9 @@ def do_decode(target: str, path: str) -> dict[str, Any]:
         engine: Any = Engine(load(path), context=256, threads=1)
         runtime = "edgeq"
     else:
-        from edgeq.converters import target_module
+        from edgeq.converters import target_named
 
-        engine = target_module(target).open(Path(path), threads=1)
+        engine = target_named(target).open(Path(path), threads=1)
         runtime = engine.runtime
     engine.forward(prompt)
     token, times = 500, []

@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgeq.converters import Options
-from edgeq.converters.atomic_output import workshop
-from edgeq.converters.gguf import target as gguf
+from edgeq.converters.atomic_output import staging
+from edgeq.converters.gguf.decoder import GgufDecoderTarget
 from edgeq.formats.schemes import parse_scheme
 from edgeq.formats.tensor import QuantTensor
 from edgeq.model import artifact
@@ -28,9 +28,9 @@ def write(source: Path, target: Path) -> None:
         if isinstance(tensor, QuantTensor) and tensor.scheme != parse_scheme("w4-g32"):
             raise SystemExit(f"{name} is {tensor.scheme}; only w4-g32 is the same as Q4_0")
     options = Options()
-    gguf.check(model, options)
-    with workshop(target) as room:
-        gguf.write(model, room / target.name, options)
+    GgufDecoderTarget().check(model, options)
+    with staging(target) as room:
+        GgufDecoderTarget().write(model, room / target.name, options)
         (room / target.name).replace(target)
 
 

@@ -25,7 +25,8 @@ from inputs import ROOT, Feeds, Model, models
 from language import LANGUAGE, language_row
 from table import write
 
-from edgeq.converters.convert_graph import convert_graph, open_graph
+from edgeq.converters import open_graph
+from edgeq.converters.convert import convert
 from edgeq.core.errors import EdgeqError
 from edgeq.graph.execute import Session
 from edgeq.graph.ir import Graph
@@ -82,7 +83,7 @@ def converted(
         path = work / f"{model.name}-{kind}{suffix}"
         began = time.perf_counter()
         try:
-            done = convert_graph(graph, target, path, samples=tested[: model.checked], force=True)
+            done = convert(graph, target, path, samples=tested[: model.checked], force=True)
         except Exception as err:  # noqa: BLE001 - a fault of edgeq itself is listed too
             fault = "" if isinstance(err, EdgeqError) else f"internal error, {type(err).__name__}: "
             found[target] = {"passed": False, "why": f"{fault}{err}"}

@@ -31,9 +31,10 @@ from report import BOUND, write
 from subjects import ROOT, SUBJECTS, Subject, even
 
 from edgeq._version import __version__
-from edgeq.converters.convert_graph import convert_graph, graph_target, open_graph
-from edgeq.converters.ort.profile import OrtGraph, node_times
-from edgeq.converters.tflite.profile import TfliteGraph
+from edgeq.converters import graph_target, open_graph
+from edgeq.converters.convert import convert
+from edgeq.converters.ort.profile import OrtTimedGraph, node_times
+from edgeq.converters.tflite.profile import LiteRTTimedGraph
 from edgeq.core.errors import EdgeqError
 from edgeq.evaluation.graph import cosine, evaluate_graph
 from edgeq.graph.execute import Session
@@ -114,9 +115,9 @@ def medians_ms(paths: Iterable[Path]) -> list[float | None]:
     opened: list[Any] = []
     for path in paths:
         if path.suffix == ".tflite":
-            opened.append(TfliteGraph(path, threads=1))
+            opened.append(LiteRTTimedGraph(path, threads=1))
         else:
-            opened.append(OrtGraph(path, threads=1) if path.suffix == ".onnx" else None)
+            opened.append(OrtTimedGraph(path, threads=1) if path.suffix == ".onnx" else None)
     times: list[list[float]] = [[] for _ in opened]
     for graph in opened:
         for _ in range(WARM if graph else 0):
@@ -138,12 +139,12 @@ def medians_ms(paths: Iterable[Path]) -> list[float | None]:
 def operators_us(path: Path) -> dict[str, float]:
     """Microseconds of a run in each kind of operator, by onnxruntime's profiler, most first."""
 
-    def work(graph: OrtGraph) -> None:
+    def work(graph: OrtTimedGraph) -> None:
         for _ in range(WARM + TIMED):
             graph.run()
 
     nodes, runs, _ = node_times(
-        lambda profile: OrtGraph(path, threads=1, profile=profile), work, WARM
+        lambda profile: OrtTimedGraph(path, threads=1, profile=profile), work, WARM
     )
     spent: dict[str, float] = {}
     for node in nodes:
@@ -175,7 +176,7 @@ def target_row(
     if variant.target == "tflite" and graph.meta.get("edgeq.activations") == "float":
         options["compute"] = "float"  # else LiteRT rounds what such a layer is fed
     try:
-        done = convert_graph(
+        done = convert(
             graph, variant.target, path, options, force=True,
             samples=islice(subject.samples(folder), SHOWN),
         )  # fmt: skip
@@ -191,7 +192,7 @@ def target_row(
     row = {
         "file": str(path.relative_to(FILES)),
         "bytes": nbytes(path),
-        "arena": graph_target(variant.target).arena(graph),
+        "arena": graph_target(variant.target).arena_bytes(graph, {}),
         "weights_equal": held.get("weights_equal"),
         **figures,
     }

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeq.converters.convert_graph import GraphRunner, open_graph
+from edgeq.converters.runners import GraphRunner
+from edgeq.converters.targets import open_graph
 from edgeq.converters.tflite.foreign import ForeignTflite
 from edgeq.core.errors import FormatError, UnsupportedError, UsageError
 from edgeq.core.progress import Progress
@@ -131,6 +132,7 @@ class _Renamed:
         self._names = dict(zip(like.inputs, runner.inputs, strict=True))
         self._made = dict(zip(runner.outputs, like.outputs, strict=True))
         self.runtime, self.metadata = runner.runtime, runner.metadata
+        self.precision = runner.precision
         self.inputs, self.outputs = like.inputs, like.outputs
         self.close = runner.close
 

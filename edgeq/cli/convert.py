@@ -24,7 +24,7 @@ from edgeq.converters import TARGETS
 from edgeq.importers import source_kind
 
 if TYPE_CHECKING:
-    from edgeq.converters import Conversion
+    from edgeq.converters.convert import Conversion
 
 
 _DECODERS = ("preset", "ctx_size", "kv", "compute", "prefill", "steps", "max_ram")
@@ -107,31 +107,37 @@ def convert(
     from edgeq.converters import Options
     from edgeq.converters.convert import convert as run
 
-    if source_kind(model) == "graph":
-        refuse_given(_DECODERS, "language models, and MODEL is a graph")
-        chosen = _settings(settings) | ({"target_os": target_os} if target_os else {})
-        graphs.convert(model, target, output, chosen, shapes, checked, threads, force, form, data)
-        return
-    graphs.refuse_made(model)
-    refuse_given(("shapes", "data"), "graphs, and MODEL is a language model")
     extra = _settings(settings) | ({"target_os": target_os} if target_os else {})
     options = Options(ctx_size or None, kv, compute, prefill, extra)
+    named_shapes, samples = None, None
+    graph = source_kind(model) == "graph"
+    if graph:
+        refuse_given(_DECODERS, "language models, and MODEL is a graph")
+        options, named_shapes = Options(extra=extra), graphs.named_shapes(shapes)
+        if data is not None:
+            from edgeq.graph.files import read
+
+            samples = graphs.real_inputs(read(model, shapes=named_shapes), data)
+    else:
+        graphs.refuse_made(model)
+        refuse_given(("shapes", "data"), "graphs, and MODEL is a language model")
     with render.progress(f"Converting to {target}") as bar:
         made = run(
             model, target, output, options,
-            preset=preset, force=force, validate=checked, steps=steps, max_ram=max_ram,
-            threads=threads, progress=bar, announce=render.note,
+            preset=preset, shapes=named_shapes, samples=samples, force=force, validate=checked,
+            steps=steps, max_ram=max_ram, threads=threads, progress=bar,
+            announce=None if graph else render.note,
         )  # fmt: skip
     if form == "json":
         render.write(json.dumps(_summary(made), indent=2) + "\n")
     else:
-        render.lines(_text(made).rstrip())
+        render.lines((graphs.converted(made) if graph else _text(made)).rstrip())
 
 
-# the list of targets stands where they are kept, not here as well
+# the targets are listed in their own table, not here as well
 _WIDTH = max(map(len, TARGETS))
 convert.help = f"{inspect.cleandoc(convert.help or '')}\n\n\b\n" + "\n".join(
-    f"{name.ljust(_WIDTH)}  {what}" for name, what in TARGETS.items()
+    f"{name.ljust(_WIDTH)}  {row.title}: {row.description}" for name, row in TARGETS.items()
 )
 
 
@@ -159,7 +165,7 @@ def _text(made: Conversion) -> str:
     if found is None:
         lines.append("not validated")
     else:
-        from edgeq.converters.validate.certified import certificate_path
+        from edgeq.converters.certificate import certificate_path
 
         greedy, equal = found["greedy_tokens"], found["integers_equal"]
         # a floating-point model has no integers to compare

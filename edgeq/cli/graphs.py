@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,8 @@ import click
 from edgeq.cli import busy, render
 
 if TYPE_CHECKING:
-    from edgeq.converters import Conversion
-    from edgeq.converters.validate.graph_compare import Comparison
+    from edgeq.converters.convert import Conversion
+    from edgeq.converters.validate.report import ValidationReport
     from edgeq.graph.ir import Graph
 
 _SHOWN = 4
@@ -35,41 +34,6 @@ def refuse_made(model: str) -> None:
             f"{model} was converted for a runtime and cannot be converted again; give the .onnx or "
             ".tflite file that it was made from"
         )
-
-
-def convert(
-    model: str,
-    target: str,
-    output: str,
-    settings: Mapping[str, Any],
-    shapes: Iterable[str],
-    checked: bool,
-    threads: int | None,
-    force: bool,
-    form: str,
-    data: str | None = None,
-) -> None:
-    """``edgeq convert`` of a graph; the arguments are its options."""
-    from edgeq.converters.convert_graph import convert_graph
-    from edgeq.graph.files import read
-
-    source: Graph | str = model
-    samples = None
-    if data is not None:
-        source = read(model, shapes=named_shapes(shapes))
-        samples = real_inputs(source, data)
-    with render.progress(f"Converting to {target}") as bar:
-        made = convert_graph(
-            model, target, output, settings,
-            shapes=named_shapes(shapes), samples=samples, force=force, validate=checked,
-            threads=threads or 1, progress=bar,
-        )  # fmt: skip
-    if form == "json":
-        found = {"path": str(made.path), "nbytes": made.nbytes, "convert_seconds": made.seconds}
-        found |= dict(made.certificate or {"target": made.target, "passed": None})
-        render.write(json.dumps(found, indent=2) + "\n")
-    else:
-        render.lines(_converted(made).rstrip())
 
 
 def named_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
@@ -128,31 +92,14 @@ def real_inputs(graph: Graph, data: str) -> Iterable[Any]:
     return open_samples(data, graph, preprocess=Preprocess.from_meta(graph.meta), limit=REAL)
 
 
-def validate(
-    out: str, against: str, threads: int | None, form: str, data: str | None = None
-) -> bool:
-    """``edgeq validate`` of a graph that was converted; whether it passed."""
-    from edgeq.converters.convert_graph import compare, open_graph, target_of
-    from edgeq.graph.files import graph_format, read
+def source_and_samples(
+    against: str, out: str, data: str | None
+) -> tuple[Graph, Iterable[Any] | None]:
+    """The graph that a file was converted from, and real inputs if ``--data`` names some."""
+    from edgeq.converters.validate.graph import read_source
 
-    target = target_of(out)
-    runner = open_graph(out)
-    ends = {name: info.shape for name, info in runner.inputs.items()}
-    runner.close()
-    # axes that the source leaves open were settled when it was converted
-    graph = read(against, shapes=ends if graph_format(against) == "onnx" else None)
-    with render.progress("Validating") as bar:
-        samples = None if data is None else real_inputs(graph, data)
-        found = compare(
-            graph, Path(out), target, samples=samples, threads=threads or 1, progress=bar
-        )
-    if form == "json":
-        told = {"passed": found.passed, "target": target} | vars(found)
-        told["error"] = {n: e if isfinite(e) else None for n, e in found.error.items()}
-        render.write(json.dumps(told, indent=2) + "\n")
-    else:
-        render.write(_compared(found, target, len(graph.quants)))
-    return found.passed
+    graph = read_source(against, out)
+    return graph, None if data is None else real_inputs(graph, data)
 
 
 def bench(models: Sequence[str], threads: int | None, repetitions: int, form: str) -> None:
@@ -183,7 +130,8 @@ def bench(models: Sequence[str], threads: int | None, repetitions: int, form: st
     render.write(render.aligned(head, cells, "llrrrrrr") + "\n")
 
 
-def _converted(made: Conversion) -> str:
+def converted(made: Conversion) -> str:
+    """A converted graph as text."""
     lines = [f"{made.path}: {render.human_bytes(made.nbytes)} in {made.seconds:.1f} s"]
     found = made.certificate
     if found is None:
@@ -277,21 +225,24 @@ def _graph(graph: Graph, model: str, form: str, details: bool) -> str:
     return f"{summary}\n\n{render.aligned(head, cells, sides)}\n{hint}"
 
 
-def _compared(found: Comparison, target: str, grids: int) -> str:
-    equal, known = sum(found.quants.values()), len(found.quants)
+def compared(report: ValidationReport) -> str:
+    """A validated graph as text."""
+    found = report.graph
+    assert found is not None
+    equal, known, grids = sum(found.quants.values()), len(found.quants), found.source_quants
     rows = [
-        ("target", target),
-        ("runtime", f"{found.runtime}, beside {found.source_runtime}"),
-        ("weights", f"{sum(found.weights.values())} of {len(found.weights)} have equal integers"
-         if found.weights else "none are integers"),
-        *(("", line) for line in held_wider(found.asked, found.bits)),
+        ("target", report.target),
+        ("runtime", f"{report.runtime}, beside {found.source_runtime}"),
+        ("weights", f"{sum(report.integers.values())} of {len(report.integers)} have equal integers"
+         if report.integers else "none are integers"),
+        *(("", line) for line in held_wider(found.source_bits, found.bits)),
         ("qparams", "" if not grids else f"{equal} of {known} equal"
          + (f", {grids - known} not in the file" if grids > known else "")),
         ("top-1", "" if found.top1 is None else f"the same for {found.top1:.0%}"),
         ("others", f"{found.parts - len(found.different)} of {found.parts} constants and operators "
          "equal" if found.parts else ""),
         ("runs", f"{found.runs} on {found.inputs}"),
-        ("result", "passed" if found.passed else "FAILED"),
+        ("result", "passed" if report.passed else "FAILED"),
     ]  # fmt: skip
     cells = [
         [name, f"{error:.3g}", f"{found.allowed[name]:.3g}",
@@ -300,19 +251,20 @@ def _compared(found: Comparison, target: str, grids: int) -> str:
     ]  # fmt: skip
     table = render.aligned(["output", "error", "allowed", "result"], cells, "lrrl")
     text = "\n".join(f"{name:9s}{value}" for name, value in rows if value)
-    explained = "" if found.passed else f"\n{found.explain()}\n"
-    if found.passed and found.notes:
-        explained = "\n" + "".join(f"note: {note}\n" for note in found.notes)
+    explained = "" if report.passed else f"\n{report.explain()}\n"
+    if report.passed and report.notes:
+        explained = "\n" + "".join(f"note: {note}\n" for note in report.notes)
     return f"{text}\n\n{table}\n{explained}"
 
 
 def _foreign(path: Path, form: str, details: bool) -> str:
     """A target's file: what edgeq packed into it, read back."""
-    from edgeq.converters.convert_graph import stored
+    from edgeq.converters.targets import graph_target, graph_target_of
     from edgeq.core.errors import FormatError
 
     try:
-        weights, quants = stored(path)
+        target = graph_target(graph_target_of(path))
+        weights, quants = dict(target.read_weights(path)), target.read_quants(path)
     except FormatError:
         if path.suffix.lower() != ".tflite":
             raise

@@ -14,8 +14,8 @@ from edgeq.converters import TARGETS
 from edgeq.importers import source_kind
 
 if TYPE_CHECKING:
-    from edgeq.converters import Execution
-    from edgeq.converters.validate.decoder import Report
+    from edgeq.converters.runners import Execution
+    from edgeq.converters.validate.report import DecoderFindings, ValidationReport
 
 
 @command("validate", "Run a converted model and compare it with its source model.")
@@ -52,92 +52,63 @@ def validate(
 
     Without --against, a Core ML package is run once on random inputs.
     """
-    from edgeq.converters import target_module, target_of
-    from edgeq.core.errors import UsageError
+    from edgeq.converters.validate import validate as run
 
-    if against is not None and source_kind(against) == "graph":
-        refuse_given(("target", "steps"), "language models, and MODEL is a graph")
-        return 0 if graphs.validate(out, against, threads, form, data) else 1
-    refuse_given(("data",), "graphs, and OUT is made from a language model")
     path = Path(out)
-    name = target or target_of(path)
+    graph = against is not None and source_kind(against) == "graph"
+    if graph:
+        refuse_given(("target", "steps"), "language models, and MODEL is a graph")
+    else:
+        refuse_given(("data",), "graphs, and OUT is made from a language model")
     if against is None:
-        module = target_module(name)
-        if not hasattr(module, "execute"):
-            raise UsageError(
-                f"{out} can only be validated against the model it was converted from; give it as "
-                "--against MODEL"
-            )
-        _show_execution(path, module.execute(path), form)
+        report = run(path, None, target)
+        assert report.execution is not None
+        _show_execution(path, report.execution, form)
         return 0
-    from edgeq.converters import require_target
-    from edgeq.converters.validate.decoder import validate as run
-    from edgeq.importers import load
-
-    require_target(name)
-    with render.progress("Validating") as bar:
-        report = run(
-            path, load(against), name, steps=steps, threads=threads, progress=bar,
-            announce=render.note,
-        )  # fmt: skip
-    render.write(_json(report) if form == "json" else _text(report))
+    if graph:
+        source, samples = graphs.source_and_samples(against, out, data)
+        with render.progress("Validating") as bar:
+            report = run(path, source, samples=samples, threads=threads, progress=bar)
+        text = "" if form == "json" else graphs.compared(report)
+    else:
+        with render.progress("Validating") as bar:
+            report = run(
+                path, against, target,
+                steps=steps, threads=threads, progress=bar, announce=render.note,
+            )  # fmt: skip
+        text = "" if form == "json" or report.decoder is None else _text(report, report.decoder)
+    render.write(json.dumps(report.to_dict(), indent=2) + "\n" if form == "json" else text)
     return 0 if report.passed else 1
 
 
-def _json(report: Report) -> str:
-    from edgeq.converters.certificate import findings
-
-    found: dict[str, Any] = {
-        "passed": report.passed,
-        "target": report.target,
-        "runtime": report.runtime,
-        "precision": report.precision,
-        "note": report.note or None,
-        **findings(report),
-        "tensor_faults": [
-            {"name": f.name, "row": f.row, "group": f.group, "what": f.what}
-            for f in report.tensor_faults
-        ],
-        "first_divergence": report.divergence and {
-            "step": report.divergence.step,
-            "error": report.divergence.error,
-            "allowed": report.divergence.allowed,
-            "when": report.divergence.when,
-            "also": list(report.divergence.also),
-        },
-        "complaints": list(report.complaints),
-    }  # fmt: skip
-    return json.dumps(found, indent=2) + "\n"
-
-
-def _text(report: Report) -> str:
+def _text(report: ValidationReport, found: DecoderFindings) -> str:
     equal = f"{sum(report.integers.values())} of {len(report.integers)} tensors equal"
     rows = [
         ("target", report.target),
-        ("runtime", f"{report.runtime}, computing in {report.precision}"),
+        ("runtime", f"{report.runtime}, computing in {found.precision}"),
         ("integers", equal if report.integers else "the model is floating point"),
-        ("constants", f"{report.constants} others compared"),
+        ("constants", f"{found.constants} others compared"),
         (
             "logits",
-            f"differ by {report.logits_max:.3g} at most, {report.logits_rms:.3g} RMS, "
-            f"in a range of {report.logits_range:.3g}",
+            f"differ by {found.logits_max:.3g} at most, {found.logits_rms:.3g} RMS, "
+            f"in a range of {found.logits_range:.3g}",
         ),
         (
             "KL, nats",
-            f"{report.kl_mean:.3g} mean (standard error {report.kl_error:.1g}, "
-            f"{report.kl_rows} positions), {report.kl_max:.3g} at most",
+            f"{found.kl_mean:.3g} mean (standard error {found.kl_error:.1g}, "
+            f"{found.kl_rows} positions), {found.kl_max:.3g} at most",
         ),
         (
             "greedy tokens",
-            f"{report.greedy_equal} of {report.greedy_compared} equal"
-            + (f", {report.near_ties} near ties" if report.near_ties else ""),
+            f"{found.greedy_equal} of {found.greedy_compared} equal"
+            + (f", {found.near_ties} near ties" if found.near_ties else ""),
         ),
         ("result", "passed" if report.passed else "FAILED"),
     ]
     if not report.runtime:
         rows = [row for row in rows if row[0] in ("target", "integers", "constants", "result")]
     text = "\n".join(f"{name:15s}{value}" for name, value in rows) + "\n"
-    said = [part for part in (report.explain(), report.cost(), report.note) if part]
+    said = [part for part in (report.explain(), found.cost(), *report.notes) if part]
     return "\n".join([text, *said]) + "\n" if said else text
 
 

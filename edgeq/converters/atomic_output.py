@@ -1,4 +1,4 @@
-"""Where a conversion's output goes: made in a hidden folder, moved to its place when whole."""
+"""Atomic output of a conversion: written to a hidden folder, moved to its place when complete."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from edgeq.converters.targets import TARGETS
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.files import check_folder, no_room, refuse_special, sync_folder
 
-_MADE = ("certificate.json", "genai_config.json", "model.onnx", "Manifest.json")
-"""Of which a folder that was made here holds one at least."""
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def check_place(path: Path, force: bool) -> None:
-    """Refuse an output that cannot be made there.
+def check_output(path: Path, force: bool) -> None:
+    """Refuse an output that cannot be written there.
 
     Raises:
         UsageError: it has no name or no folder, exists and ``force`` is not given, or is a device
@@ -36,7 +35,8 @@ def check_place(path: Path, force: bool) -> None:
         raise UsageError(
             f"{path} already exists; give another --output, or --force to overwrite it"
         )
-    if path.is_dir() and any(path.iterdir()) and not any((path / n).exists() for n in _MADE):
+    known = ("certificate.json", *(row.folder_file for row in TARGETS.values() if row.folder_file))
+    if path.is_dir() and any(path.iterdir()) and not any((path / name).exists() for name in known):
         raise UsageError(
             f"{path} is a folder with other files, which overwriting would delete; give "
             "another output"
@@ -44,12 +44,12 @@ def check_place(path: Path, force: bool) -> None:
 
 
 @contextlib.contextmanager
-def workshop(path: Path) -> Iterator[Path]:
-    """A hidden folder beside the output, gone at the end, whatever comes."""
-    room = path.absolute().parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+def staging(path: Path) -> Iterator[Path]:
+    """A hidden folder beside the output, which is removed at the end, whatever happens."""
+    folder = path.absolute().parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
     try:
-        room.mkdir()
-        yield room
+        folder.mkdir()
+        yield folder
     except OSError as err:
         if full := no_room(str(path), err):
             raise full from err
@@ -58,36 +58,36 @@ def workshop(path: Path) -> Iterator[Path]:
                 f"{path} cannot be written ({err.strerror}); choose a folder that you may write to"
             ) from err
         where = f": {err.filename}" if err.filename else ""
-        raise EdgeqError(f"{path} cannot be made: {err.strerror or err}{where}") from err
+        raise EdgeqError(f"{path} cannot be written: {err.strerror or err}{where}") from err
     finally:
-        shutil.rmtree(room, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def files(made: Path) -> Mapping[str, Path]:
-    """Every file that was made, by its name below the output's folder."""
-    return {file.relative_to(made).as_posix(): file for file in made.rglob("*") if file.is_file()}
+def files_below(folder: Path) -> Mapping[str, Path]:
+    """Every file below a folder, by its name relative to it."""
+    return {f.relative_to(folder).as_posix(): f for f in folder.rglob("*") if f.is_file()}
 
 
-def deliver(made: Path, path: Path, room: Path, force: bool) -> None:
-    """Move what was made to its place: companions first, the output itself last.
+def publish(written: Path, path: Path, staged: Path, force: bool) -> None:
+    """Move what was written to its place: companions first, the output itself last.
 
     Args:
-        made: the folder that holds the output and its companions, and nothing else.
-        path: of the output.
-        room: of `workshop`, where what was there before waits meanwhile.
+        written: a folder with the output and its companions, and nothing else.
+        path: the output.
+        staged: the folder of `staging`, which keeps what was there before until all is moved.
         force: replace what is there.
     """
-    for file in files(made).values():
+    for file in files_below(written).values():
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
     parent = path.absolute().parent
-    entries = sorted(made.iterdir(), key=lambda entry: (entry.name == path.name, entry.name))
+    entries = sorted(written.iterdir(), key=lambda entry: (entry.name == path.name, entry.name))
     taken = [entry.name for entry in entries if (parent / entry.name).exists()]
     if taken and not force:
         raise UsageError(
             f"{parent / taken[0]} already exists; give another --output, or --force to overwrite it"
         )
-    old = room / "old"
+    old = staged / "old"
     old.mkdir()
     placed: list[Path] = []
     try:

@@ -1,47 +1,94 @@
-"""From a model to a target's file or folder: checked first, whole or not at all, and validated.
+"""From a model or a graph to a target's file: checked first, complete or not at all, validated.
 
-All is made in a hidden folder beside the output and moved to its place at the end, when its
-integers have been read back and it has been run: an output is never half a file, nor one that
-computes something else than its source.
+Everything is written to a hidden folder beside the output and moved to its place at the end, when
+its integers have been read back and it has been run. So an output is never half a file, nor one
+that computes something else than its source.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from edgeq.converters import TARGETS, Conversion, Options, require_target, target_module
-from edgeq.converters.atomic_output import check_place, deliver, files, workshop
-from edgeq.converters.certificate import certify
-from edgeq.converters.size import total_bytes, widened
-from edgeq.converters.validate.certified import certificate_path
-from edgeq.converters.validate.decoder import Report
-from edgeq.converters.validate.decoder import validate as run_validation
-from edgeq.core.errors import DoesNotFitError, EdgeqError, UsageError
-from edgeq.core.memory import rss_bytes
+from edgeq.converters.atomic_output import check_output, files_below, publish, staging
+from edgeq.converters.certificate import certificate_path, certify
+from edgeq.converters.options import Options
+from edgeq.converters.runners import Feeds
+from edgeq.converters.targets import graph_target, require_target, target_named
+from edgeq.core.errors import EdgeqError
 from edgeq.core.progress import Progress
-from edgeq.importers import load
+from edgeq.graph.ir import Graph
+from edgeq.importers import source_kind
 from edgeq.model.model import Model
 
-_ENDINGS = {
-    "tflite": ".tflite",
-    "litertlm": ".litertlm",
-    "coreml": ".mlpackage",
-    "gguf": ".gguf",
-}
-"""Of targets that are one file, or look like one; the others are folders of any name."""
+if TYPE_CHECKING:
+    from edgeq.converters.validate.report import ValidationReport
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A finished conversion.
+
+    Args:
+        target: name of the target.
+        path: the file or folder that was written.
+        nbytes: size of all its files, the certificate aside.
+        seconds: wall-clock time.
+        certificate: what validation measured; None if validation was left out.
+    """
+
+    target: str
+    path: Path
+    nbytes: int
+    seconds: float
+    certificate: Mapping[str, Any] | None = None
+
+
+class ConversionSteps(Protocol):
+    """What `convert` does with one kind of source, step by step."""
+
+    def check_name(self, path: Path) -> None:
+        """Refuse an output that the target would not recognize by its name."""
+
+    def prepare(self, folder: Path) -> None:
+        """Open the source, and refuse what the target cannot represent.
+
+        Args:
+            folder: for files that are needed meanwhile.
+        """
+
+    def write(self, output: Path) -> None:
+        """Write the output."""
+
+    def validate(self, output: Path) -> ValidationReport:
+        """Run the output and compare it with the source."""
+
+    def check_written(self, output: Path) -> None:
+        """Refuse an output that is wrong beyond doubt, where validation is left out."""
+
+    def source(self) -> Mapping[str, Any]:
+        """What a certificate says about the source."""
+
+    def versions(self) -> Mapping[str, str]:
+        """The libraries that took part."""
+
+    def arena_bytes(self) -> int | None:
+        """Activations of a graph at their peak."""
 
 
 def convert(
-    source: Model | str | Path,
+    source: Model | Graph | str | Path,
     target: str,
     out: str | Path,
-    options: Options | None = None,
+    options: Options | Mapping[str, Any] | None = None,
     *,
     preset: str | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    samples: Iterable[Feeds] | None = None,
     force: bool = False,
     validate: bool = True,
     steps: int = 8,
@@ -50,30 +97,37 @@ def convert(
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> Conversion:
-    """Convert a model to a target's own format.
+    """Convert a language model or a graph to a target's own format, with the same integers.
 
     Args:
-        source: a model, or the path of one: an artifact, a checkpoint folder, a GGUF file.
-        target: a name in `TARGETS`.
-        out: the file or folder to make.
-        options: what the target is told.
-        preset: quantize a float source so first; without it, floats stay floats.
+        source: a model or a graph, or the path of one: an artifact, a checkpoint folder, a GGUF
+            file, an ONNX or LiteRT file.
+        target: a name in `edgeq.converters.TARGETS`.
+        out: the file or folder to write.
+        options: options of the conversion; a mapping stands for ``Options(extra=...)``.
+        preset: models: quantize a float source with this preset first; without it, floats stay
+            floats.
+        shapes: graphs: shapes of inputs that the file leaves open.
+        samples: graphs: real inputs to compare on; None takes those stored with the calibration,
+            or random ones.
         force: replace what is there.
-        validate: run the result and hold it against the source; the certificate says what came
-            of it.
-        steps: greedy tokens compared after each prompt.
-        max_ram: most bytes this process may hold while it writes.
-        threads: to quantize and run with; all cores if None.
+        validate: run the result and compare it with the source; the certificate says how they
+            compare.
+        steps: models: greedy tokens compared after each prompt.
+        max_ram: models: most bytes that this process may take while it writes.
+        threads: to quantize and run with; None takes all cores, or 1 for graphs.
         progress: called with what is done, how far, and of how much.
-        announce: called with a sentence on the size the output will have, on what was chosen where
-            nothing was said, and on how long validation takes, each before the work.
+        announce: models: called with a sentence on the size the output will have, on defaults that
+            were chosen, and on how long validation takes, each before the work.
 
     Raises:
-        UsageError: an unknown target, an output that exists or has no folder, or an option the
-            target does not heed.
-        UnsupportedError: the target cannot hold the model; names the tensor and what would do.
+        UsageError: an unknown target, an output that exists or has no folder, or an option that
+            the target or this kind of source does not have.
+        UnsupportedError: the target cannot represent the source; names the tensors or nodes, and
+            the nearest form that it can.
         MissingDependencyError: a package is not installed; names the extra.
         DoesNotFitError: max_ram is too little, or the target cannot promise it.
+        FormatError: the source is damaged.
         EdgeqError: the output cannot be written, or computes something else than its source.
 
     Example:
@@ -82,84 +136,60 @@ def convert(
         'model.gguf'
     """
     started = time.perf_counter()
-    require_target(target)
-    module, options = target_module(target), options or Options()
     path = Path(out)
-    _check_name(path, target)
-    check_place(path, force)
-    with workshop(path) as room:
-        model = source if isinstance(source, Model) else load(source)
-        if preset is not None:
-            from edgeq.quant import Recipe, quantize  # most conversions are of an artifact
+    if not isinstance(options, Options):
+        options = Options(extra=dict(options or {}))
+    work: ConversionSteps
+    if isinstance(source, Graph) or (
+        not isinstance(source, Model) and source_kind(source) == "graph"
+    ):
+        from edgeq.converters.convert_graph import GraphConversion
 
-            packed, recipe = room / "quantized.edgeq", Recipe.from_options(preset=preset)
-            quantize(source, packed, recipe, max_ram=max_ram, threads=threads, progress=progress)
-            model = load(packed)
-        model.validate()
-        module.check(model, options)
-        if max_ram is not None:
-            _check_memory(module, model, options, target, max_ram)
-        if announce:
-            for remark in remarks(module, target, model, options):
-                announce(remark)
-        made = room / "made"
-        made.mkdir()
-        module.write(model, made / path.name, options, progress)
-        nbytes = sum(file.stat().st_size for file in files(made).values())
+        graph_target(target)
+        work = GraphConversion(
+            source, target, options,
+            preset=preset, shapes=shapes, samples=samples, max_ram=max_ram,
+            threads=threads or 1, progress=progress,
+        )  # fmt: skip
+    else:
+        from edgeq.converters.convert_decoder import DecoderConversion
+
+        target_named(target)
+        work = DecoderConversion(
+            source, target, options,
+            preset=preset, shapes=shapes, samples=samples, max_ram=max_ram, steps=steps,
+            threads=threads, progress=progress, announce=announce,
+        )  # fmt: skip
+    require_target(target)
+    work.check_name(path)
+    check_output(path, force)
+    with staging(path) as folder:
+        work.prepare(folder)
+        written = folder / "written"
+        written.mkdir()
+        output = written / path.name
+        work.write(output)
+        nbytes = sum(file.stat().st_size for file in files_below(written).values())
         certificate = None
         if validate:
-            report = run_validation(
-                made / path.name, model, target,
-                steps=steps, threads=threads, progress=progress, announce=announce,
+            report = work.validate(output)
+            if not report.passed:
+                raise EdgeqError(
+                    f"the converted model ({target}) does not compute what its source does and was "
+                    f"deleted (--no-validate keeps it):\n{report.explain()}"
+                )
+            certificate = certify(
+                report, work.source(), _recorded(options, report), files_below(written),
+                work.versions(), arena_bytes=work.arena_bytes(),
             )  # fmt: skip
-            _check_report(report)
-            certificate = certify(report, model, options, files(made), module.versions())
-            where = certificate_path(made / path.name, folder=(made / path.name).is_dir())
-            where.write_text(json.dumps(certificate, indent=2) + "\n", "utf-8")
-        deliver(made, path, room, force)
+            place = certificate_path(output, folder=output.is_dir())
+            place.write_text(json.dumps(certificate, indent=2) + "\n", "utf-8")
+        else:
+            work.check_written(output)
+        publish(written, path, folder, force)
     return Conversion(target, path, nbytes, time.perf_counter() - started, certificate)
 
 
-def remarks(module: Any, target: str, model: Model, options: Options) -> list[str]:
-    """What a conversion will cost, in sentences: its size and why, and what is chosen for it."""
-    sizes = list(module.sizes(model, options))
-    said = [
-        f"The output will take about {total_bytes(model, sizes) / 2**20:.0f} MiB; the source's "
-        f"tensors take {model.nbytes / 2**20:.0f} MiB.",
-        *widened(target, sizes),
-    ]
-    if hasattr(module, "remarks"):
-        said += module.remarks(model, options)
-    return said
-
-
-def _check_name(path: Path, target: str) -> None:
-    """Refuse a file that its runtime, or who finds it later, would not know by its name."""
-    ending = _ENDINGS.get(target)
-    if ending and path.name and path.suffix != ending:
-        right = path.with_name(path.name + ending)
-        kind = TARGETS[target].partition(":")[0]
-        raise UsageError(f"{kind} output must end in {ending}, but --output is {path}; use {right}")
-
-
-def _check_memory(module: Any, model: Model, options: Options, target: str, max_ram: int) -> None:
-    """Refuse before the work what would take more memory than is allowed."""
-    if not hasattr(module, "memory"):
-        raise DoesNotFitError(
-            f"--max-ram does not work for {target}: its library decides how much memory it uses; "
-            "leave --max-ram out"
-        )
-    need = module.memory(model, options) + (rss_bytes() or 0)
-    if need > max_ram:
-        raise DoesNotFitError(
-            f"converting to {target} takes {need / 1e6:.0f} MB of memory, "
-            f"{max_ram / 1e6:.0f} MB are allowed; allow {need / 1e6:.0f} MB"
-        )
-
-
-def _check_report(report: Report) -> None:
-    if not report.passed:
-        raise EdgeqError(
-            f"the converted model ({report.target}) does not compute what its source does and was "
-            f"deleted (--no-validate keeps it):\n{report.explain()}"
-        )
+def _recorded(options: Options, report: ValidationReport) -> Mapping[str, Any]:
+    """The options as a certificate names them."""
+    return options.to_dict() if report.decoder else dict(options.extra)

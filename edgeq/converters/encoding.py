@@ -97,7 +97,7 @@ def encode(
 def levels(
     tensor: QuantTensor, start: int = 0, stop: int | None = None, *, fold: bool = False
 ) -> tuple[NDArray[np.int16], NDArray[np.float32], NDArray[np.int16] | None]:
-    """Rows of a tensor in the terms of `Stored`.
+    """Rows of a tensor in the terms of `StoredWeight`.
 
     Args:
         tensor: the tensor.

@@ -19,24 +19,24 @@ _MARK = b"\x78"
 _TEXT_MARK = "zlib85:"
 
 
-def note_bytes(held: Mapping[str, Any]) -> bytes:
+def blob_bytes(held: Mapping[str, Any]) -> bytes:
     """A note for a place that takes bytes: JSON, or that compressed by zlib."""
     plain = _json(held)
     return min(plain, zlib.compress(plain, 9), key=len)
 
 
-def note_text(held: Mapping[str, Any]) -> str:
+def blob_text(held: Mapping[str, Any]) -> str:
     """A note for a place that takes text: JSON, or a mark and that compressed, in base 85."""
     plain = _json(held)
     packed = _TEXT_MARK + base64.b85encode(zlib.compress(plain, 9)).decode()
     return min(plain.decode(), packed, key=len)
 
 
-def read_note(given: str | bytes) -> dict[str, Any]:
+def read_blob(given: str | bytes) -> dict[str, Any]:
     """What a note says.
 
     Args:
-        given: what `note_text` or `note_bytes` made.
+        given: what `blob_text` or `blob_bytes` made.
 
     Raises:
         FormatError: it is none.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,8 @@ class Session:
         UnsupportedError: it has more than 2 GB of constants.
         MissingDependencyError: onnx or onnxruntime is not installed.
     """
+
+    precision: Literal["float32"] = "float32"
 
     def __init__(
         self,

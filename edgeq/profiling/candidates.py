@@ -15,7 +15,7 @@ from edgeq.devices.roofline import cache_read_bytes
 from edgeq.profiling.session import Workload
 
 if TYPE_CHECKING:
-    from edgeq.converters import Runner
+    from edgeq.converters.runners import DecoderRunner
     from edgeq.model.config import ModelConfig
     from edgeq.model.model import Model
     from edgeq.runtime.engine import Engine
@@ -99,7 +99,7 @@ class RunnerCandidate:
 
     unit: Literal["token", "run"] = "token"
 
-    def __init__(self, runner: Runner, vocab: int, facts: Mapping[str, Any]) -> None:
+    def __init__(self, runner: DecoderRunner, vocab: int, facts: Mapping[str, Any]) -> None:
         self.runner, self.vocab, self._facts = runner, vocab, facts
 
     def facts(self, workload: Workload) -> dict[str, Any]:

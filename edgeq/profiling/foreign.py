@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgeq.converters import TARGETS, Runner, target_module, target_of
-from edgeq.converters.coreml.exec import describe
-from edgeq.converters.ort.profile import NodeTime, OrtGraph, node_times
-from edgeq.converters.ort.run import OrtRunner
-from edgeq.converters.ort.target import graph_of
-from edgeq.converters.tflite.profile import NO_PROFILER, TfliteGraph, operators
+from edgeq.converters.runners import DecoderRunner
+from edgeq.converters.target import NodeTime, OperatorCounts, ProfilerTarget, TimedGraph
+from edgeq.converters.targets import TARGETS, target_named, target_of
 from edgeq.core.cpu import available_cores
 from edgeq.core.errors import FormatError
-from edgeq.model.config import ModelConfig
 from edgeq.profiling.candidates import GraphCandidate, RunnerCandidate
 from edgeq.profiling.operations import Operation, Operations, Phase
 from edgeq.profiling.session import Candidate, Workload, random_tokens
 
-COUNTED = (
-    "Core ML programs are executed here by NumPy, which says nothing of a device's times; "
-    "operations are only counted"
-)
 _OURS = (".gguf",)
 """What a converter makes but our engine runs too; named as ``gguf:FILE`` llama.cpp runs it."""
 _LAYER = re.compile(r"(?:layers?|blk|block|h)[._/](\d+)[._/]")
@@ -38,7 +30,7 @@ class Named:
 
     Args:
         path: of the model.
-        target: the converter that knows its runtime; None for our engine.
+        target: name of the target whose runtime executes it; None for edgeq's engine.
     """
 
     path: Path
@@ -71,24 +63,21 @@ def open_candidate(named: Named, threads: int | None) -> Candidate:
         "threads": threads or available_cores(),
         "weights_bytes": nbytes(named.path),
     }
+    target = target_named(str(named.target))
     try:
-        runner = _open_decoder(named, threads)
+        runner = target.decoder_target().open_runner(named.path, threads=threads)
     except FormatError:
-        if named.target == "ort":
-            onnx_graph = OrtGraph(graph_of(named.path), threads=threads)
-            about["runtime"] = onnx_graph.runtime
-            return GraphCandidate(onnx_graph.run, about, onnx_graph.close)
-        if named.target == "tflite":
-            graph = TfliteGraph(named.path, threads=threads)
-            about["runtime"] = graph.runtime
-            return GraphCandidate(graph.run, about, graph.close)
-        raise
+        profiler = _profiler(named)
+        graph = profiler.open_graph(named.path, threads=threads) if profiler else None
+        if graph is None:
+            raise
+        about["runtime"] = graph.runtime
+        return GraphCandidate(graph.run, about, graph.close)
     vocab = int(runner.forward(np.zeros(1, np.int64)).shape[-1])
     runner.reset()
     about |= {"runtime": runner.runtime, "precision": runner.precision}
-    config = getattr(runner, "config", None)
-    if isinstance(config, ModelConfig):
-        about |= {"family": config.family, "layers": config.layers}
+    if runner.config is not None:
+        about |= {"family": runner.config.family, "layers": runner.config.layers}
     return RunnerCandidate(runner, vocab, about)
 
 
@@ -104,52 +93,67 @@ def operations(
         workload: what is run; prefill and decode are profiled once each.
         threads: of the runtime.
     """
-    path = named.path
-    if named.target == "coreml":
-        about = describe(path)
-        function = about.functions[next(iter(about.functions))]
-        return _counted("the file's program", dict(function.ops), COUNTED)
-    if named.target == "tflite":
-        return _counted("the file's graphs", operators(path), NO_PROFILER)
-    if named.target != "ort" or subject is None:
+    profiler = _profiler(named)
+    counts = profiler.count_operators(named.path) if profiler else None
+    if counts is not None:
+        return _counted(counts)
+    if profiler is None or subject is None:
         return Operations(
             str(named.target), (), f"edgeq reads no profiler of the target {named.target}"
         )
-    file, source = graph_of(path), "onnxruntime's profiler, in a session of its own"
+    return _timed(profiler, named, subject, workload, threads)
+
+
+def _timed(
+    profiler: ProfilerTarget,
+    named: Named,
+    subject: Candidate,
+    workload: Workload,
+    threads: int | None,
+) -> Operations:
+    source = f"{profiler.name}'s profiler, in a session of its own"
+
+    def timed(
+        work: Callable[[Any], object], skip: int, *, decoder: bool = True
+    ) -> tuple[list[NodeTime], int, int]:
+        return profiler.time_nodes(named.path, work, decoder=decoder, skip=skip, threads=threads)
+
     if subject.unit == "run":
 
-        def again(graph: OrtGraph) -> None:
+        def again(graph: TimedGraph) -> None:
             for _ in range(1 + workload.n_gen):
                 graph.run()
 
-        times = node_times(lambda to: OrtGraph(file, threads=threads, profile=to), again, 1)
+        times = timed(again, 1, decoder=False)
         return Operations(source, (_phase("run", times, times[1]),))
     tokens = random_tokens(subject, workload)
 
-    def decode(runner: OrtRunner) -> None:
+    def decode(runner: DecoderRunner) -> None:
         if len(tokens) > 1:
             runner.forward(tokens[:-1])
         for token in [int(tokens[-1])] * (1 + workload.n_gen):  # the first is not counted
             runner.forward(np.array([token], np.int64))
 
-    def prefill(runner: OrtRunner) -> None:
+    def prefill(runner: DecoderRunner) -> None:
         for _ in range(2):  # the first is not counted
             runner.reset()
             if workload.n_depth:
                 runner.forward(tokens[: workload.n_depth])
             runner.forward(tokens[workload.n_depth :])
 
-    def open_it(to: Path) -> OrtRunner:
-        return OrtRunner(file, threads=threads, profile=to)
-
     phases = []
     if workload.n_prompt:
         skip = 3 if workload.n_depth else 1  # all passes but the last
-        phases.append(_phase("prefill", node_times(open_it, prefill, skip), workload.n_prompt))
+        phases.append(_phase("prefill", timed(prefill, skip), workload.n_prompt))
     if workload.n_gen:
         skip = 2 if len(tokens) > 1 else 1
-        phases.append(_phase("decode", node_times(open_it, decode, skip), workload.n_gen))
+        phases.append(_phase("decode", timed(decode, skip), workload.n_gen))
     return Operations(source, tuple(phases))
+
+
+def _profiler(named: Named) -> ProfilerTarget | None:
+    target = target_named(str(named.target))
+    return target.profiler() if target.profiler else None
 
 
 def nbytes(path: Path) -> int:
@@ -166,20 +170,15 @@ def nbytes(path: Path) -> int:
     return path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
 
 
-def _open_decoder(named: Named, threads: int | None) -> Runner:
-    runner: Runner = target_module(str(named.target)).open(named.path, threads=threads)
-    return runner
-
-
 def _phase(name: str, times: tuple[list[NodeTime], int, int], units: int) -> Phase:
     nodes, runs, wall_ns = times
     rows = [Operation(_layer(n.name), n.op, n.name, n.calls, (n.ns,)) for n in nodes]
     return Phase(name, units, tuple(rows), (wall_ns,) if runs else ())
 
 
-def _counted(source: str, ops: Mapping[str, int], reason: str) -> Operations:
-    rows = tuple(Operation(None, op, "", n, None) for op, n in sorted(ops.items()))
-    return Operations(source, (Phase("run", 1, rows),), reason)
+def _counted(found: OperatorCounts) -> Operations:
+    rows = tuple(Operation(None, op, "", n, None) for op, n in sorted(found.counts.items()))
+    return Operations(found.source, (Phase("run", 1, rows),), found.reason)
 
 
 def _layer(name: str) -> int | None:

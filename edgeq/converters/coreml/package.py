@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from edgeq.converters.coreml.exec.blob import Writer
-from edgeq.converters.coreml.weights import Constant
+from edgeq.converters.coreml.weights import BlobConstant
 from edgeq.core.errors import EdgeqError
 from edgeq.core.files import no_room
 from edgeq.core.progress import Progress
@@ -42,7 +42,7 @@ def write_package(
     out: Path,
     program: Any,
     version: int,
-    constants: Mapping[str, Constant],
+    constants: Mapping[str, BlobConstant],
     metadata: Mapping[str, str],
     description: str,
     progress: Progress | None,
@@ -66,7 +66,7 @@ def write_package(
         (data / "weights").mkdir(parents=True)
         writer = Writer(data / "weights" / "weight.bin")
         try:
-            spec = _export(program, version, _Weights(writer, constants, progress))
+            spec = _export(program, version, _BlobOffsets(writer, constants, progress))
             writer.close()
         except BaseException:
             writer.abandon()
@@ -86,13 +86,13 @@ def write_package(
         raise
 
 
-class _Weights:
+class _BlobOffsets:
     """Places of constants in weight.bin; each is written when first asked for."""
 
     def __init__(
         self,
         writer: Writer,
-        constants: Mapping[str, Constant],
+        constants: Mapping[str, BlobConstant],
         progress: Progress | None,
     ) -> None:
         self._writer, self._constants, self._progress = writer, constants, progress
@@ -132,7 +132,7 @@ def _is_short(value: Any) -> bool:
     return floats and value.size <= _SHORT
 
 
-def _export(program: Any, version: int, weights: _Weights) -> Any:
+def _export(program: Any, version: int, weights: _BlobOffsets) -> Any:
     """The model's protobuf, by coremltools' own exporter."""
     from coremltools.converters.mil.backend.mil.helper import (
         create_file_value_tensor,

@@ -45,7 +45,7 @@ Var = Any
 
 
 @dataclass(frozen=True)
-class Settings:
+class CoreMLSettings:
     """What a program is built for.
 
     Args:
@@ -77,7 +77,7 @@ def function_name(tokens: int) -> str:
     return "decode" if tokens == 1 else f"prefill_{tokens}"
 
 
-def program(model: Model, settings: Settings, matrices: Mapping[str, Matrix]) -> Any:
+def program(model: Model, settings: CoreMLSettings, matrices: Mapping[str, Matrix]) -> Any:
     """The whole program over stand-ins for the weights: coremltools' ``Program``."""
     from coremltools.converters.mil.mil import Builder, Program
 
@@ -91,7 +91,9 @@ def program(model: Model, settings: Settings, matrices: Mapping[str, Matrix]) ->
     return result
 
 
-def _function(model: Model, s: Settings, matrices: Mapping[str, Matrix], tokens: int | None) -> Any:
+def _function(
+    model: Model, s: CoreMLSettings, matrices: Mapping[str, Matrix], tokens: int | None
+) -> Any:
     import coremltools as ct
     from coremltools.converters.mil.mil import Builder, Function, get_new_symbol, types
 
@@ -133,7 +135,7 @@ class MilGraph:
     def __init__(
         self,
         model: Model,
-        settings: Settings,
+        settings: CoreMLSettings,
         matrices: Mapping[str, Matrix],
         tokens: int | None,
         inputs: Mapping[str, Var],

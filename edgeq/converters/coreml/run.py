@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters import Precision
 from edgeq.converters.coreml.exec.load import File, Function, functions, open_file
 from edgeq.converters.coreml.exec.machine import Arithmetic, Machine, State
 from edgeq.converters.coreml.program import function_name
+from edgeq.converters.runners import Precision
 from edgeq.core.errors import FormatError, UsageError
 from edgeq.model.config import ModelConfig
 from edgeq.model.decoder import LAYER_STEPS
@@ -29,7 +29,7 @@ STEP = re.compile(rf"layers_(\d+)_({'|'.join(LAYER_STEPS)})|embed|final_norm|log
 """Names in the program of the steps of `decoder`."""
 
 
-class Package:
+class DecoderPackage:
     """A package of ours, opened."""
 
     def __init__(self, path: str | Path) -> None:
@@ -77,10 +77,10 @@ class CoreMLRunner:
     """
 
     def __init__(self, path: str | Path, arithmetic: Arithmetic = "float32") -> None:
-        self._package = Package(path)
+        self._package = DecoderPackage(path)
         exact = self._package.precision == "float32" and arithmetic == "float32"
         self.precision: Precision = "float32" if exact else "float16"
-        self.context = self._package.context
+        self.context, self.config = self._package.context, self._package.config
         self._machine = Machine(arithmetic, _KEPT, overwrite=True)
         self.runtime = RUNTIME
         self.reset()

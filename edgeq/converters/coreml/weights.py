@@ -28,11 +28,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters import Stored
 from edgeq.converters.coreml.exec.blob import KINDS, Blob, pack_bits
-from edgeq.converters.coreml.exec.load import Op, Tensor
+from edgeq.converters.coreml.exec.load import MilTensor, Op
 from edgeq.converters.coreml.exec.weights import Packed
 from edgeq.converters.encoding import Container, Encoding, encode, levels, spread
+from edgeq.converters.target import StoredWeight
 from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.formats.packing import round_up
 from edgeq.formats.schemes import GROUP_SIZES
@@ -57,7 +57,7 @@ _PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
-class Constant:
+class BlobConstant:
     """A constant that goes to weight.bin.
 
     Args:
@@ -100,14 +100,14 @@ class Matrix:
     op: str
     shape: tuple[int, int]
     padded: int
-    data: Constant
-    scale: Constant | None = None
-    offset: Constant | None = None
+    data: BlobConstant
+    scale: BlobConstant | None = None
+    offset: BlobConstant | None = None
     lut: NDArray[Any] | None = None
     row_scale: NDArray[np.float32] | None = None
 
     @property
-    def constants(self) -> Iterator[Constant]:
+    def constants(self) -> Iterator[BlobConstant]:
         """What goes to weight.bin by name."""
         for constant in (self.data, self.scale, self.offset):
             if constant is not None:
@@ -141,7 +141,7 @@ def _matrix(
 ) -> Matrix:
     op = identifier(name)
     if not isinstance(tensor, QuantTensor):
-        floats = Constant(
+        floats = BlobConstant(
             op,
             float_kind,
             shape,
@@ -172,7 +172,7 @@ def _ios18(name: str, op: str, tensor: QuantTensor, encoding: Encoding, float_ki
     bits, group = encoding.bits, encoding.group_size
     padded = round_up(k, group or 1)
     groups = padded // group if group else 1
-    scale = Constant(f"{op}_scale", float_kind, (n, groups), lambda: _params(tensor, 0, group))
+    scale = BlobConstant(f"{op}_scale", float_kind, (n, groups), lambda: _params(tensor, 0, group))
     table, lut = encoding.container.palette or bits < 4, None
     kind = ("int" if tensor.zero_points is None and not table else "uint") + str(bits)
     if table:
@@ -182,10 +182,10 @@ def _ios18(name: str, op: str, tensor: QuantTensor, encoding: Encoding, float_ki
     offset = None
     if tensor.zero_points is not None:
         offset_kind = "uint8" if table else kind
-        offset = Constant(
+        offset = BlobConstant(
             f"{op}_offset", offset_kind, (n, groups), lambda: _params(tensor, 1, group)
         )
-    data = Constant(
+    data = BlobConstant(
         f"{op}_data",
         kind,
         (n, padded),
@@ -198,7 +198,7 @@ def _ios16(name: str, op: str, tensor: QuantTensor, encoding: Encoding, float_ki
     n, k = tensor.shape
     bits = encoding.bits
     table = bits < 8
-    data = Constant(
+    data = BlobConstant(
         f"{op}_data",
         "uint8" if table or tensor.zero_points is not None else "int8",
         (-(-n * k * bits // 8),) if table else (n, k),
@@ -210,10 +210,10 @@ def _ios16(name: str, op: str, tensor: QuantTensor, encoding: Encoding, float_ki
     if table:
         lut = _table(tensor, bits).astype(KINDS[float_kind].dtype)
         return Matrix(name, op, (n, k), k, data, lut=lut, row_scale=tensor.row_params()[0])
-    scale = Constant(f"{op}_scale", float_kind, (n,), lambda: _params(tensor, 0, None))
+    scale = BlobConstant(f"{op}_scale", float_kind, (n,), lambda: _params(tensor, 0, None))
     offset = None
     if tensor.zero_points is not None:
-        offset = Constant(f"{op}_offset", "uint8", (n,), lambda: _params(tensor, 1, None))
+        offset = BlobConstant(f"{op}_offset", "uint8", (n,), lambda: _params(tensor, 1, None))
     return Matrix(name, op, (n, k), k, data, scale, offset)
 
 
@@ -265,7 +265,7 @@ def _blocks(
 # --- reading back -----------------------------------------------------------------------------
 
 
-def read_matrix(name: str, shape: tuple[int, int], ops: Mapping[str, Op]) -> Iterator[Stored]:
+def read_matrix(name: str, shape: tuple[int, int], ops: Mapping[str, Op]) -> Iterator[StoredWeight]:
     """The integers of a matrix as the program holds them, some rows at a time.
 
     Args:
@@ -278,7 +278,7 @@ def read_matrix(name: str, shape: tuple[int, int], ops: Mapping[str, Op]) -> Ite
     """
     label = identifier(name)
     op = ops[label]
-    data: str | Tensor | Packed
+    data: str | MilTensor | Packed
     if op.type == "constexpr_blockwise_shift_scale":
         data, offset = op.inputs["data"][0], _constant(op, "offset")
         scale = _constant(op, "scale")
@@ -292,7 +292,7 @@ def read_matrix(name: str, shape: tuple[int, int], ops: Mapping[str, Op]) -> Ite
     lut = None
     if isinstance(data, str):
         lut, data = _looked_up(ops[data], shape)
-    if scale is None or not isinstance(data, Tensor | Packed):
+    if scale is None or not isinstance(data, MilTensor | Packed):
         raise FormatError(f"the program stores {name} in a form that edgeq does not write")
     n, k = shape
     scales = np.asarray(scale.get(), np.float32).reshape(n, -1)
@@ -303,16 +303,16 @@ def read_matrix(name: str, shape: tuple[int, int], ops: Mapping[str, Op]) -> Ite
         values = data.rows(start, stop)[:, :k].astype(np.int16)
         levels_ = values if lut is None else lut[values]
         offsets = None if zeros is None else zeros[start:stop]
-        yield Stored(name, levels_, scales[start:stop], offsets, first=start)
+        yield StoredWeight(name, levels_, scales[start:stop], offsets, first=start)
 
 
-def _constant(op: Op, parameter: str) -> Tensor | None:
+def _constant(op: Op, parameter: str) -> MilTensor | None:
     """A parameter that is a constant of its own."""
     found = op.inputs.get(parameter, [])
-    return found[0] if found and isinstance(found[0], Tensor) else None
+    return found[0] if found and isinstance(found[0], MilTensor) else None
 
 
-def _looked_up(op: Op, shape: tuple[int, int]) -> tuple[NDArray[np.int16], Tensor | Packed]:
+def _looked_up(op: Op, shape: tuple[int, int]) -> tuple[NDArray[np.int16], MilTensor | Packed]:
     """The table of a palette, and the indices into it."""
     lut, indices = _constant(op, "lut"), _constant(op, "indices")
     if op.type != "constexpr_lut_to_dense" or lut is None or indices is None:
@@ -326,7 +326,7 @@ def _looked_up(op: Op, shape: tuple[int, int]) -> tuple[NDArray[np.int16], Tenso
     return table, Packed(shape, np.uint8, lambda a, b: blob.read(a * k, b * k).reshape(-1, k))
 
 
-def _zero_points(offset: Tensor | None, n: int) -> NDArray[np.int16] | None:
+def _zero_points(offset: MilTensor | None, n: int) -> NDArray[np.int16] | None:
     if offset is None:
         return None
     values = np.asarray(offset.get(), np.int16)

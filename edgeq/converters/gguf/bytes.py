@@ -35,7 +35,7 @@ _ITEM = {"F32": 4, "F16": 2, "BF16": 2}
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """A tensor as the header announces it.
 
     Args:
@@ -56,7 +56,7 @@ class Entry:
         return math.prod(self.shape) // BLOCK * BLOCK_BYTES[self.type]
 
 
-def header(keys: Mapping[str, Any], entries: Sequence[Entry]) -> bytes:
+def header(keys: Mapping[str, Any], entries: Sequence[TensorEntry]) -> bytes:
     """Everything before the tensors' data, which follows in the order of the entries.
 
     Each tensor's data begins at a multiple of `ALIGN` after the header's end.

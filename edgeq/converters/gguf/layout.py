@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq._version import __version__
-from edgeq.converters import Options
 from edgeq.converters.encoding import Container, encode
-from edgeq.converters.gguf.bytes import BLOCK, Entry, Kind, minimum_is_exact
+from edgeq.converters.gguf.bytes import BLOCK, Kind, TensorEntry, minimum_is_exact
+from edgeq.converters.options import Options
 from edgeq.core.errors import UnsupportedError
 from edgeq.formats.packing import round_up
 from edgeq.formats.tensor import FloatTensor, QuantTensor
@@ -44,7 +44,7 @@ class Placed:
         heads: how many heads each has whose rows are interleaved, or 0.
     """
 
-    entry: Entry
+    entry: TensorEntry
     names: tuple[str, ...]
     rows: tuple[int, ...]
     heads: tuple[int, ...]
@@ -164,18 +164,18 @@ def layout(model: Model) -> list[Placed]:
         heights = [rows.get(_part(n), shapes[n][0]) for n in names]
         k = ffn if _part(names[0]) == "mlp.down_proj" else shapes[names[0]][1]
         kind = _type(model, names, k)
-        entry = Entry(target, kind, (sum(heights), k))
+        entry = TensorEntry(target, kind, (sum(heights), k))
         placed.append(
             Placed(entry, tuple(names), tuple(heights), tuple(_heads(c, n) for n in names))
         )
     vectors = [(n, s) for n, s in c.norms()]
     vectors += [(n, s) for n, s in c.biases() if n in model.tensors]
     for name, shape in vectors:
-        entry = Entry(arch.tensor_name(name), "F32", shape)
+        entry = TensorEntry(arch.tensor_name(name), "F32", shape)
         placed.append(Placed(entry, (name,), shape, (_heads(c, name),)))
     rope = full_rope(c)
     if rope.scaling and rope.scaling.kind == "llama3":
-        placed.append(Placed(Entry("rope_freqs.weight", "F32", (rope.dim // 2,)), (), (), ()))
+        placed.append(Placed(TensorEntry("rope_freqs.weight", "F32", (rope.dim // 2,)), (), (), ()))
     return placed
 
 

@@ -19,7 +19,7 @@ from edgeq.model.block import (
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """What a file says of its model, as far as its matrices are concerned.
 
     Args:

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters import Past, Precision, pieces
-from edgeq.converters.gguf.names import Shape
+from edgeq.converters.gguf.names import ModelShape
+from edgeq.converters.runners import Past, Precision, pieces
 from edgeq.core.errors import UsageError, require
 from edgeq.importers.gguf.importer import load
+from edgeq.model.config import ModelConfig
 from edgeq.model.formulas import Array
 from edgeq.model.reference import Reference
 from edgeq.model.trace import TracedReference
@@ -36,9 +37,10 @@ class ReadBackRunner:
     """
 
     precision: Precision = "float32"
+    config: ModelConfig | None = None
     runtime = "edgeq's own reference, reading the file back"
 
-    def __init__(self, path: Path, context: int, shape: Shape) -> None:
+    def __init__(self, path: Path, context: int, shape: ModelShape) -> None:
         require("gguf", ("gguf",), "to compute what a GGUF file holds")
         self._model = load(path, headers_only=True)
         self._shape = shape

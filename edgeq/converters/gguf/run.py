@@ -14,17 +14,20 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters import Options, Past, Precision, Stored, Trace, pieces
 from edgeq.converters.gguf.bytes import BLOCK, BLOCK_BYTES, Kind, unpack_blocks
-from edgeq.converters.gguf.names import Shape
+from edgeq.converters.gguf.names import ModelShape
 from edgeq.converters.gguf.read_back import ReadBackRunner
-from edgeq.converters.gguf.trace import Recorder, results
-from edgeq.converters.validate.constants import Constant, Made
+from edgeq.converters.gguf.trace import TensorRecorder, results
+from edgeq.converters.options import Options, WrittenWith
+from edgeq.converters.runners import Past, Precision, Trace, pieces
+from edgeq.converters.target import StoredWeight
+from edgeq.converters.validate.constants import StoredConstant
 from edgeq.converters.validate.kernels import Kernels, ggml
 from edgeq.core.cpu import available_cores
 from edgeq.core.errors import EdgeqError, FormatError, MissingDependencyError, UsageError
 from edgeq.importers.gguf.file import GgufFile, open_gguf
 from edgeq.importers.huggingface.families import GGUF_FAMILIES
+from edgeq.model.config import ModelConfig
 from edgeq.model.formulas import dense
 
 _BATCH = 256
@@ -55,8 +58,10 @@ class LlamaRunner:
         FormatError: llama.cpp does not load the file.
     """
 
+    config: ModelConfig | None = None
+
     def __init__(
-        self, path: Path, threads: int | None = None, record: Recorder | None = None
+        self, path: Path, threads: int | None = None, record: TensorRecorder | None = None
     ) -> None:
         self._api = _llama_cpp()
         self._log = _log(self._api)
@@ -167,7 +172,7 @@ def tracer(path: Path) -> Iterator[Trace]:
         shape, context, _ = _described(path)
         yield ReadBackRunner(path, context, shape).traced
         return
-    recorder = Recorder(_llama_cpp().llama_cpp._lib)
+    recorder = TensorRecorder(_llama_cpp().llama_cpp._lib)
     runner = LlamaRunner(path, 1, recorder)
 
     def run(tokens: Sequence[int], past: Past = ()) -> dict[str, NDArray[np.float32]]:
@@ -184,7 +189,7 @@ def tracer(path: Path) -> Iterator[Trace]:
         runner.close()
 
 
-def read_stored(path: Path) -> Iterator[Stored]:
+def read_weights(path: Path) -> Iterator[StoredWeight]:
     """The integers of every quantized matrix, in pieces of whole rows."""
     file = open_gguf(path)
     shape = _shape(file)
@@ -205,7 +210,7 @@ def read_stored(path: Path) -> Iterator[Stored]:
                     part = part.reshape(len(whole), -1)
                 levels, scales, zeros = unpack_blocks(cast(Kind, entry.type), part)
                 groups = -(-columns // BLOCK)
-                yield Stored(
+                yield StoredWeight(
                     our,
                     levels[:, :columns],
                     scales[:, :groups],
@@ -215,7 +220,7 @@ def read_stored(path: Path) -> Iterator[Stored]:
         file.mapping.release()
 
 
-def read_constants(path: Path) -> Iterator[Constant]:
+def read_constants(path: Path) -> Iterator[StoredConstant]:
     """Every tensor as its bytes or floats, by our names where it has one, and every key."""
     file = open_gguf(path)
     shape = _shape(file)
@@ -224,21 +229,23 @@ def read_constants(path: Path) -> Iterator[Constant]:
         ours = [our for our, _, _ in shape.parts(name)]
         label = ours[0] if len(ours) == 1 else name
         if entry.type in kinds:
-            yield Constant(label, file.mapping.array(kinds[entry.type], entry.shape, entry.start))
+            yield StoredConstant(
+                label, file.mapping.array(kinds[entry.type], entry.shape, entry.start)
+            )
         else:
             rows = (int(np.prod(entry.shape[:-1])), entry.row_bytes)
-            yield Constant(label, file.mapping.array(np.uint8, rows, entry.start))
+            yield StoredConstant(label, file.mapping.array(np.uint8, rows, entry.start))
     for key, value in file.metadata.items():
         if key in _UNCOMPARED:
             continue
         if isinstance(value, int | float) and not isinstance(value, bool):
-            yield Constant(key, np.asarray(value))
+            yield StoredConstant(key, np.asarray(value))
         else:
-            yield Constant(key, np.frombuffer(repr(value).encode() or b"0", np.uint8))
+            yield StoredConstant(key, np.frombuffer(repr(value).encode() or b"0", np.uint8))
 
 
-def made_with(path: Path) -> Made:
-    """How a file was made."""
+def read_options(path: Path) -> WrittenWith:
+    """How a file was written."""
     keys = open_gguf(path).metadata
     if "edgeq.version" not in keys:
         raise FormatError(
@@ -246,7 +253,7 @@ def made_with(path: Path) -> Made:
             "conversion to compare it with"
         )
     context = int(keys[f"{keys['general.architecture']}.context_length"])
-    return Made(Options(context), str(keys["edgeq.version"]))
+    return WrittenWith(Options(context), str(keys["edgeq.version"]))
 
 
 def read_kernels(path: Path) -> Kernels:
@@ -318,7 +325,7 @@ def _log(api: Any) -> list[str]:
     return said
 
 
-def _described(path: Path) -> tuple[Shape, int, Precision]:
+def _described(path: Path) -> tuple[ModelShape, int, Precision]:
     """A file's shape, the longest context (as much as is sensible), and how llama.cpp computes."""
     file = open_gguf(path)
     kinds = {entry.type for entry in file.tensors.values() if len(entry.shape) == 2}
@@ -332,14 +339,14 @@ def _described(path: Path) -> tuple[Shape, int, Precision]:
     return _shape(file), min(context, _CONTEXT), precision
 
 
-def _shape(file: GgufFile) -> Shape:
+def _shape(file: GgufFile) -> ModelShape:
     keys = file.metadata
     try:
         arch = keys["general.architecture"]
         padded = int(keys[f"{arch}.feed_forward_length"])
         family = GGUF_FAMILIES[arch]
         assert family.gguf is not None  # by which it is listed
-        return Shape(
+        return ModelShape(
             arch=family.gguf,
             layers=int(keys[f"{arch}.block_count"]),
             heads=int(keys[f"{arch}.attention.head_count"]),

@@ -10,7 +10,7 @@ What llama.cpp has no key for is refused: normalizers other than SentencePiece's
 composes Unicode either, so a tokenizer that does is written only under the names of those that
 do), tokens that take the whitespace beside them along (but for Phi-3's, which it knows by the
 model's name), and anything that makes its ids differ on the texts of
-`edgeq.converters.validate.texts`.
+`edgeq.converters.validate.tokenizer`.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#tokenizer; llama.cpp's
 llama-vocab.cpp for what each key does.
@@ -22,7 +22,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from edgeq.converters.validate.texts import compare_texts
+from edgeq.converters.validate.tokenizer import compare_texts
 from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.importers.gguf.tokenizer import STRIP_NAMES, STRIP_NEEDS, listed_ends
 from edgeq.importers.gguf.tokenizer import tokenizer_files as read_keys

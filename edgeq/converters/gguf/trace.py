@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters.gguf.names import Shape
+from edgeq.converters.gguf.names import ModelShape
 from edgeq.model.block import GATE_PROJ, UP_PROJ, QKNorm
 
 Array = NDArray[np.float32]
@@ -40,7 +40,7 @@ class _Tensor(ctypes.Structure):
 
 
 @dataclass(frozen=True)
-class Node:
+class GgmlNode:
     """One computed tensor.
 
     Args:
@@ -56,7 +56,7 @@ class Node:
     value: Array | None
 
 
-class Recorder:
+class TensorRecorder:
     """The callback: keeps every tensor of the last pass.
 
     Args:
@@ -66,7 +66,7 @@ class Recorder:
     def __init__(self, library: Any) -> None:
         self._op_name = library.ggml_op_name
         self._op_name.restype, self._op_name.argtypes = ctypes.c_char_p, [ctypes.c_int]
-        self.nodes: dict[int, Node] = {}
+        self.nodes: dict[int, GgmlNode] = {}
         self.weights: dict[int, str] = {}
 
     def clear(self) -> None:
@@ -84,7 +84,7 @@ class Recorder:
             if source not in self.nodes:
                 self.weights[source] = _Tensor.from_address(source).name.decode(errors="replace")
         op = self._op_name(tensor.op).decode()
-        self.nodes[address] = Node(op, sources, tensor.view_offs, _copied(tensor))
+        self.nodes[address] = GgmlNode(op, sources, tensor.view_offs, _copied(tensor))
         return True
 
 
@@ -97,7 +97,7 @@ def _copied(tensor: _Tensor) -> Array | None:
     return np.ndarray(shape, np.float32, buffer, 0, strides).copy()
 
 
-def results(recorder: Recorder, shape: Shape) -> dict[str, Array]:
+def results(recorder: TensorRecorder, shape: ModelShape) -> dict[str, Array]:
     """The last pass's results by their names in `decoder`."""
     graph = _Graph(recorder)
     found: dict[str, Array | None] = {"embed": _stream(graph, "blk.0.attn_norm", "blk.0.attn_q")}
@@ -136,7 +136,7 @@ def _stream(graph: _Graph, norm: str, linear: str) -> Array | None:
     return graph.into(linear + ".weight") if normed is None else normed
 
 
-def _attention(graph: _Graph, shape: Shape, i: int, found: dict[str, Array | None]) -> None:
+def _attention(graph: _Graph, shape: ModelShape, i: int, found: dict[str, Array | None]) -> None:
     at, p = f"layers.{i}.", f"blk.{i}."
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     fused = graph.product(p + "attn_qkv.weight")
@@ -173,7 +173,7 @@ def _half_split(value: Array, heads: int) -> Array:
 class _Graph:
     """Steps by the weights they use."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: TensorRecorder) -> None:
         self._nodes, self._weights = recorder.nodes, recorder.weights
         self._users: dict[tuple[str, str], int] = {}
         for address, node in recorder.nodes.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgeq.converters.gguf.run import load_vocabulary
 from edgeq.converters.gguf.tokenizer import ReadBack
-from edgeq.converters.validate.texts import TargetTokenizer, composes, not_composed
+from edgeq.converters.validate.tokenizer import TargetTokenizer, composes, not_composed
 from edgeq.core.errors import FormatError
 from edgeq.importers.gguf.file import open_gguf
 from edgeq.importers.huggingface.tokenizer import HfTokenizer

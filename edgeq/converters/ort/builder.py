@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from edgeq._version import __version__
 from edgeq.converters.encoding import spread
 from edgeq.converters.ort.file import (
-    Graph,
-    Settings,
+    OnnxGraphWriter,
+    OrtSettings,
     encodings,
     pack_rows,
     packed_codes,
@@ -62,9 +62,9 @@ class OrtBuilder:
 
     def __init__(
         self,
-        graph: Graph,
+        graph: OnnxGraphWriter,
         model: Model,
-        settings: Settings,
+        settings: OrtSettings,
         progress: Progress | None = None,
     ) -> None:
         from onnx import TensorProto

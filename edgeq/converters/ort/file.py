@@ -43,7 +43,7 @@ STEP = 1 << 20
 
 
 @dataclass(frozen=True)
-class Settings:
+class OrtSettings:
     """How a graph is made.
 
     Args:
@@ -78,7 +78,7 @@ def encodings(model: Model) -> dict[str, Encoding]:
     return found
 
 
-def features(model: Model, settings: Settings) -> dict[str, str]:
+def features(model: Model, settings: OrtSettings) -> dict[str, str]:
     """What of `FEATURES` the model's graph needs."""
     held = encodings(model)
     needs = ["4-bit MatMulNBits and GroupQueryAttention"]
@@ -121,7 +121,7 @@ def unpack_rows(packed: NDArray[np.uint8], bits: int, n: int) -> NDArray[np.uint
 
 
 @dataclass
-class Graph:
+class OnnxGraphWriter:
     """Nodes and weights of an ONNX graph while it is made.
 
     Args:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,15 +25,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters import Options, Past, Precision, Stored, Trace
-from edgeq.converters.ort import target as ort
+from edgeq.converters.options import Options
 from edgeq.converters.ort.builder import HEAD_STEP
+from edgeq.converters.ort.decoder import OrtDecoderTarget, settings
 from edgeq.converters.ort.genai_tokenizer import GenaiTokenizer, check_same_ids, require
 from edgeq.converters.ort.run import config_of, precision_of, read_graph
+from edgeq.converters.runners import DecoderRunner, Precision
 from edgeq.converters.size import Size
-from edgeq.converters.validate.constants import Constant, Made
-from edgeq.converters.validate.kernels import Kernels
-from edgeq.converters.validate.texts import TargetTokenizer, model_ends
+from edgeq.converters.validate.constants import StoredConstant
+from edgeq.converters.validate.tokenizer import TargetTokenizer, model_ends
 from edgeq.core.errors import FormatError, UnsupportedError, UsageError
 from edgeq.core.progress import Progress
 from edgeq.formats.packing import round_up
@@ -51,8 +50,6 @@ from edgeq.importers.tokenizer.chat_templates import FILE as CHAT_TEMPLATE
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 from edgeq.model.reference import checked_tokens
-
-__all__ = ["check", "memory", "open", "stored", "tokenizer", "trace", "versions", "write"]
 
 CONFIG = "genai_config.json"
 _SEARCH = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "min_length")
@@ -72,20 +69,70 @@ _UNIGRAM = ("T5Tokenizer", "XLMRobertaTokenizer")
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
-def check(model: Model, options: Options) -> None:
-    """Refuse what onnxruntime-genai cannot run.
+class GenaiDecoderTarget(OrtDecoderTarget):
+    """Language models for onnxruntime-genai: the files of `ort`, and those it adds to them."""
 
-    Raises:
-        UnsupportedError: a family it has no type for, or a tokenizer it cannot read.
-        UsageError: as ort's.
-        MissingDependencyError: onnx, onnxruntime or onnxruntime-genai is not installed.
-    """
-    require()
-    _model_type(model.config.family)
-    ort.check(model, _for_ort(options))
-    files = tokenizer_files(model)
-    files[CONFIG] = _pretty(genai_config(model, ort.settings(model, _for_ort(options)).context))
-    check_same_ids(hf_tokenizer(model.files), files)
+    def check(self, model: Model, options: Options) -> None:
+        """Refuse what onnxruntime-genai cannot run.
+
+        Raises:
+            UnsupportedError: a family it has no type for, or a tokenizer it cannot read.
+            UsageError: as ort's.
+            MissingDependencyError: onnx, onnxruntime or onnxruntime-genai is not installed.
+        """
+        require()
+        _model_type(model.config.family)
+        options = _last_logits(options)
+        super().check(model, options)
+        files = tokenizer_files(model)
+        files[CONFIG] = _pretty(genai_config(model, settings(model, options).context))
+        check_same_ids(hf_tokenizer(model.files), files)
+
+    def memory(self, model: Model, options: Options) -> int:
+        """Bytes that `write` needs at its peak."""
+        tokenizer = len(model.files.get("tokenizer.json", b""))
+        return super().memory(model, _last_logits(options)) + 24 * tokenizer
+
+    def sizes(self, model: Model, options: Options) -> Iterator[Size]:
+        """Bits and bytes of each matrix in the data file."""
+        return super().sizes(model, _last_logits(options))
+
+    def write(
+        self, model: Model, out: Path, options: Options, progress: Progress | None = None
+    ) -> None:
+        """Write the folder."""
+        out.mkdir(exist_ok=True)
+        options = _last_logits(options)
+        files = tokenizer_files(model)
+        files[CONFIG] = _pretty(genai_config(model, settings(model, options).context))
+        for name, content in files.items():
+            (out / name).write_bytes(content)
+        super().write(model, out, options, progress)
+
+    def open_runner(self, path: Path, *, threads: int | None = None) -> DecoderRunner:
+        """Open the folder in onnxruntime-genai.
+
+        Raises:
+            FormatError: edgeq did not write it, or onnxruntime-genai refuses it.
+        """
+        return GenaiRunner(path, threads=threads)
+
+    def tokenizer(self, path: Path, source: HfTokenizer) -> TargetTokenizer:
+        """The folder's tokenizer in onnxruntime-genai."""
+        return GenaiTokenizer(path, source)
+
+    def read_constants(self, path: Path) -> Iterator[StoredConstant]:
+        """Every constant of the graph, and the other files of the folder as bytes."""
+        yield from super().read_constants(path)
+        for name in (CONFIG, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+            try:
+                yield StoredConstant(name, np.frombuffer((path / name).read_bytes(), np.uint8))
+            except OSError as err:
+                raise FormatError(f"{path / name} cannot be read: {err.strerror or err}") from err
+
+    def versions(self) -> dict[str, str]:
+        """onnx, onnxruntime and onnxruntime-genai."""
+        return {**super().versions(), "onnxruntime-genai": require().__version__}
 
 
 def _model_type(name: str) -> str:
@@ -102,27 +149,6 @@ def _model_type(name: str) -> str:
             f"it runs {', '.join(known)}; convert to ort instead"
         )
     return family.genai
-
-
-def memory(model: Model, options: Options) -> int:
-    """Bytes that `write` takes at its peak."""
-    return ort.memory(model, _for_ort(options)) + 24 * len(model.files.get("tokenizer.json", b""))
-
-
-def sizes(model: Model, options: Options) -> Iterator[Size]:
-    """Bits and bytes of each matrix in the data file."""
-    return ort.sizes(model, _for_ort(options))
-
-
-def write(model: Model, out: Path, options: Options, progress: Progress | None = None) -> None:
-    """Write the folder."""
-    out.mkdir(exist_ok=True)
-    files = tokenizer_files(model)
-    context = ort.settings(model, _for_ort(options)).context
-    files[CONFIG] = _pretty(genai_config(model, context))
-    for name, content in files.items():
-        (out / name).write_bytes(content)
-    ort.write(model, out, _for_ort(options), progress)
 
 
 def genai_config(model: Model, context: int) -> dict[str, Any]:
@@ -237,60 +263,6 @@ def tokenizer_class(named: str, document: Mapping[str, Any]) -> str:
     return "GPT2Tokenizer" if by_bytes else "LlamaTokenizer"
 
 
-def open(path: Path, *, threads: int | None = None) -> GenaiRunner:
-    """The folder in onnxruntime-genai.
-
-    Raises:
-        FormatError: it is no such folder, or onnxruntime-genai refuses it.
-    """
-    return GenaiRunner(path, threads=threads)
-
-
-def stored(path: Path) -> Iterator[Stored]:
-    """The integers, read from the graph's nodes and the data file."""
-    return ort.stored(path)
-
-
-def trace(path: Path, tokens: Sequence[int], past: Past = ()) -> dict[str, NDArray[np.float32]]:
-    """Every named result of one pass of the folder's graph, in onnxruntime."""
-    return ort.trace(path, tokens, past)
-
-
-def tokenizer(path: Path, source: HfTokenizer) -> TargetTokenizer:
-    """The folder's tokenizer in onnxruntime-genai."""
-    return GenaiTokenizer(path, source)
-
-
-def tracer(path: Path) -> AbstractContextManager[Trace]:
-    """`trace` of one folder, loaded once."""
-    return ort.tracer(path)
-
-
-def made_with(path: Path) -> Made:
-    """How the folder was made."""
-    return ort.made_with(path)
-
-
-def constants(path: Path) -> Iterator[Constant]:
-    """Every constant of the graph, and the other files of the folder as bytes."""
-    yield from ort.constants(path)
-    for name in (CONFIG, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        try:
-            yield Constant(name, np.frombuffer((path / name).read_bytes(), np.uint8))
-        except OSError as err:
-            raise FormatError(f"{path / name} cannot be read: {err.strerror or err}") from err
-
-
-def kernels(path: Path, model: Model) -> Kernels:
-    """How onnxruntime rounds while it runs the graph."""
-    return ort.kernels(path, model)
-
-
-def versions() -> dict[str, str]:
-    """onnx, onnxruntime and onnxruntime-genai."""
-    return {**ort.versions(), "onnxruntime-genai": require().__version__}
-
-
 class GenaiRunner:
     """A folder in onnxruntime-genai, fed with tokens and asked for the logits that follow.
 
@@ -348,7 +320,8 @@ class GenaiRunner:
         self._generator = self._parameters = self._model = None
 
 
-def _for_ort(options: Options) -> Options:
+def _last_logits(options: Options) -> Options:
+    """The options for `ort`, which by default computes logits of all positions."""
     return replace(options, extra={"logits": "last", **options.extra})
 
 

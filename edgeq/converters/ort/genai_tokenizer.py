@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import cast
 
-from edgeq.converters.validate.texts import compare_texts, composes, not_composed
+from edgeq.converters.validate.tokenizer import compare_texts, composes, not_composed
 from edgeq.core.errors import FormatError, MissingDependencyError, UnsupportedError
 from edgeq.importers.huggingface.tokenizer import HfTokenizer
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -32,21 +32,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters.metadata_blob import note_text
+from edgeq.converters.metadata_blob import blob_text
 from edgeq.converters.ort.file import pack_rows
-from edgeq.converters.ort.graph_read import HELD, open_graph, stored_quants, stored_weights
-from edgeq.converters.ort.run import require
-from edgeq.converters.ort.target import to_ort_format, versions
+from edgeq.converters.ort.graph_run import (
+    HELD,
+    OrtGraphRunner,
+    read_parts,
+    read_quants,
+    read_weights,
+)
+from edgeq.converters.ort.ort_format import to_ort_format
+from edgeq.converters.ort.run import require, versions
+from edgeq.converters.runners import GraphRunner
+from edgeq.converters.target import GraphTarget
 from edgeq.core.errors import UsageError, unknown
 from edgeq.core.progress import Progress
 from edgeq.formats.packing import round_up
+from edgeq.formats.qparams import QuantParams
 from edgeq.formats.schemes import GROUP_SIZES
 from edgeq.graph.ir import Constant, Graph, Node, QuantWeight
 from edgeq.graph.onnx.write import to_bytes
 from edgeq.graph.operators import ACTIVATIONS, WINDOWS
 from edgeq.quant.graph.summary import arena_bytes
-
-__all__ = ["arena", "check", "open_graph", "stored_quants", "stored_weights", "versions", "write"]
 
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "activations": ("uint8", "int8"),
@@ -58,68 +65,102 @@ _MADE = ".quantize"
 """What `edgeq.graph.onnx.write` puts behind a value's name to name its QuantizeLinear."""
 
 
-def check(graph: Graph, options: Mapping[str, Any]) -> None:
-    """Refuse options that are not known; onnxruntime takes every operator a graph may hold.
+class OrtGraphTarget(GraphTarget):
+    """Graphs in onnxruntime."""
 
-    Raises:
-        UsageError: an unknown option or value.
-    """
-    for name, value in options.items():
-        if name not in OPTIONS:
-            raise UsageError(unknown("option of ort", name, tuple(OPTIONS)))
-        if value not in OPTIONS[name]:
-            raise UsageError(unknown(name, str(value), OPTIONS[name]))
+    def check(self, graph: Graph, options: Mapping[str, Any]) -> None:
+        """Refuse options that are not known; onnxruntime takes every operator a graph may hold.
 
+        Raises:
+            UsageError: an unknown option or value.
+        """
+        for name, value in options.items():
+            if name not in OPTIONS:
+                raise UsageError(unknown("option of ort", name, tuple(OPTIONS)))
+            if value not in OPTIONS[name]:
+                raise UsageError(unknown(name, str(value), OPTIONS[name]))
 
-def write(
-    graph: Graph, path: Path, options: Mapping[str, Any], progress: Progress | None = None
-) -> None:
-    """Make the file, and an .ort's list of operators beside it.
+    def write(
+        self,
+        graph: Graph,
+        path: Path,
+        options: Mapping[str, Any],
+        progress: Progress | None = None,
+    ) -> None:
+        """Make the file, and an .ort's list of operators beside it.
 
-    Args:
-        graph: what to write.
-        path: .onnx or .ort.
-        options: of `OPTIONS`.
-        progress: not called; a file of this kind is written at once.
+        Args:
+            graph: what to write.
+            path: .onnx or .ort.
+            options: of `OPTIONS`.
+            progress: not called; a file of this kind is written at once.
 
-    Raises:
-        UsageError: another suffix.
-        UnsupportedError: more than 2 GB.
-        EdgeqError: onnxruntime's tool makes no .ort of it.
-    """
-    if path.suffix not in (".onnx", ".ort"):
-        raise UsageError(
-            f"ONNX Runtime output must end in .onnx or .ort, but --output is {path.name}"
+        Raises:
+            UsageError: another suffix.
+            UnsupportedError: more than 2 GB.
+            EdgeqError: onnxruntime's tool makes no .ort of it.
+        """
+        if path.suffix not in (".onnx", ".ort"):
+            raise UsageError(
+                f"ONNX Runtime output must end in .onnx or .ort, but --output is {path.name}"
+            )
+        onnx, _ = require()
+        chosen = {name: options.get(name, values[0]) for name, values in OPTIONS.items()}
+        held: dict[str, dict[str, Any]] = {}
+        proto = onnx.load_from_string(
+            to_bytes(_lowered(graph, held), activations=chosen["activations"])
         )
-    onnx, _ = require()
-    chosen = {name: options.get(name, values[0]) for name, values in OPTIONS.items()}
-    held: dict[str, dict[str, Any]] = {}
-    proto = onnx.load_from_string(
-        to_bytes(_lowered(graph, held), activations=chosen["activations"])
-    )
-    _widen(onnx, proto)
-    places: dict[str, Any] = {
-        "weights": held | _weights(graph, proto),
-        "quants": _quants(graph, proto),
-    }
-    _to_float(onnx, graph, proto, places["weights"])
-    if path.suffix == ".onnx" and chosen["form"] == "qdq":  # others hold what is computed at load
-        _at_load(onnx, graph, proto)
-    _shorten(proto, places)
-    meta = {entry.key: entry.value for entry in proto.metadata_props} | {HELD: note_text(places)}
-    made = path.with_suffix(".onnx")
-    if chosen["form"] == "qoperator":
-        proto = _fused(onnx, proto)
-    onnx.helper.set_model_props(proto, meta)
-    made.write_bytes(proto.SerializeToString())
-    if path.suffix == ".ort":
-        to_ort_format(made, versions()["onnxruntime"])
-        made.unlink()
+        _widen(onnx, proto)
+        places: dict[str, Any] = {
+            "weights": held | _weights(graph, proto),
+            "quants": _quants(graph, proto),
+        }
+        _to_float(onnx, graph, proto, places["weights"])
+        if (
+            path.suffix == ".onnx" and chosen["form"] == "qdq"
+        ):  # others hold what is computed at load
+            _at_load(onnx, graph, proto)
+        _shorten(proto, places)
+        meta = {entry.key: entry.value for entry in proto.metadata_props} | {
+            HELD: blob_text(places)
+        }
+        made = path.with_suffix(".onnx")
+        if chosen["form"] == "qoperator":
+            proto = _fused(onnx, proto)
+        onnx.helper.set_model_props(proto, meta)
+        made.write_bytes(proto.SerializeToString())
+        if path.suffix == ".ort":
+            to_ort_format(made, versions()["onnxruntime"])
+            made.unlink()
 
+    def open_runner(self, path: Path, *, threads: int = 1) -> GraphRunner:
+        """Open any .onnx or .ort file in onnxruntime.
 
-def arena(graph: Graph, options: Mapping[str, Any] | None = None) -> int:
-    """Bytes of the values while the graph runs, if buffers are used again, whatever the options."""
-    return arena_bytes(graph)
+        Raises:
+            FormatError: onnxruntime refuses it.
+            MissingDependencyError: onnxruntime is not installed.
+        """
+        return OrtGraphRunner(path, threads=threads)
+
+    def read_weights(self, path: Path) -> Iterator[tuple[str, QuantWeight]]:
+        """Every packed constant of the file, as the source had it."""
+        return read_weights(path)
+
+    def read_quants(self, path: Path) -> dict[str, QuantParams]:
+        """Scale and zero point of each rounded value."""
+        return read_quants(path)
+
+    def read_parts(self, path: Path) -> Iterator[tuple[str, bytes]]:
+        """Every constant and operator of the file."""
+        return read_parts(path)
+
+    def arena_bytes(self, graph: Graph, options: Mapping[str, Any]) -> int:
+        """Bytes of the activations while the graph runs, if buffers are reused."""
+        return arena_bytes(graph)
+
+    def versions(self) -> dict[str, str]:
+        """onnx and onnxruntime."""
+        return versions()
 
 
 def _lowered(graph: Graph, held: dict[str, dict[str, Any]]) -> Graph:

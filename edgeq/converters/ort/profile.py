@@ -10,13 +10,13 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgeq.converters.ort.run import profiled, require
+from edgeq.converters.ort.run import OrtRunner, graph_of, profiled, require
+from edgeq.converters.target import NodeTime, ProfilerTarget
 from edgeq.core.errors import FormatError
 
 _KINDS = {
@@ -28,24 +28,31 @@ _KINDS = {
 _NODE = "_kernel_time"
 
 
-@dataclass(frozen=True)
-class NodeTime:
-    """A node's part in some runs of a graph.
+class OrtProfiler(ProfilerTarget):
+    """onnxruntime, which has a profiler of nodes."""
 
-    Args:
-        op: operator.
-        name: of the node.
-        calls: executions.
-        ns: nanoseconds of all; onnxruntime tells microseconds.
-    """
+    name = "onnxruntime"
 
-    op: str
-    name: str
-    calls: int
-    ns: int
+    def open_graph(self, path: Path, *, threads: int | None = None) -> OrtTimedGraph:
+        """Any .onnx or .ort file with random inputs."""
+        return OrtTimedGraph(graph_of(path), threads=threads)
+
+    def time_nodes(
+        self,
+        path: Path,
+        work: Callable[[Any], object],
+        *,
+        decoder: bool,
+        skip: int,
+        threads: int | None = None,
+    ) -> tuple[list[NodeTime], int, int]:
+        """Time a file's nodes with onnxruntime's profiler, in a session of its own."""
+        kind = OrtRunner if decoder else OrtTimedGraph
+        file = graph_of(path)
+        return node_times(lambda to: kind(file, threads=threads, profile=to), work, skip)
 
 
-class OrtGraph:
+class OrtTimedGraph:
     """A graph with random inputs: dimensions that the graph leaves open are 1, integers are 0.
 
     Args:
@@ -106,7 +113,7 @@ def node_times(
     """Time a graph's nodes with onnxruntime's profiler, in a session of its own.
 
     Args:
-        open_it: opens the graph, given the prefix of the profile: an `OrtGraph` or `OrtRunner`.
+        open_it: opens an `OrtTimedGraph` or `OrtRunner`, given the prefix of the profile.
         work: runs it.
         skip: the first runs, which are not counted.
 

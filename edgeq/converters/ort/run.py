@@ -17,9 +17,10 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters import Past, Precision, Stored, Trace, pieces
 from edgeq.converters.ort.file import steps, unpack_rows
-from edgeq.converters.validate.constants import Constant, operator
+from edgeq.converters.runners import Past, Precision, Trace, pieces
+from edgeq.converters.target import StoredWeight
+from edgeq.converters.validate.constants import StoredConstant, operator
 from edgeq.converters.validate.kernels import Kernels, by_blocks, half
 from edgeq.core.errors import EdgeqError, FormatError, MissingDependencyError, UsageError
 from edgeq.formats.tensor import Tensor
@@ -50,6 +51,21 @@ def require() -> tuple[ModuleType, ModuleType]:
         purpose = "to make or run ONNX files"
         raise MissingDependencyError(package, "ort", purpose) from err
     return onnx, onnxruntime
+
+
+def versions() -> dict[str, str]:
+    """Versions of onnx and onnxruntime.
+
+    Raises:
+        MissingDependencyError: one is not installed.
+    """
+    onnx, onnxruntime = require()
+    return {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
+
+
+def graph_of(path: Path) -> Path:
+    """The .onnx or .ort file of a folder, or the file itself."""
+    return path / "model.onnx" if path.is_dir() else path
 
 
 def profiled(options: Any, prefix: Path | None) -> None:
@@ -224,7 +240,7 @@ def read_graph(path: Path) -> Any:
         raise FormatError(f"{path} is not an ONNX file: {_first_line(err)}") from err
 
 
-def read_stored(path: Path) -> Iterator[Stored]:
+def read_weights(path: Path) -> Iterator[StoredWeight]:
     """The quantized matrices of a graph, as its nodes read them, a piece of rows at a time.
 
     A matrix that several nodes read from the same bytes comes once.
@@ -235,7 +251,7 @@ def read_stored(path: Path) -> Iterator[Stored]:
     proto = read_graph(path)
     config = config_of(path, {p.key: p.value for p in proto.metadata_props})
     shapes = dict(config.linears())
-    weights = _Weights(path, proto.graph)
+    weights = _Initializers(path, proto.graph)
     seen: set[tuple[str, ...]] = set()
     for node in proto.graph.node:
         if node.op_type not in ("MatMulNBits", "GatherBlockQuantized"):
@@ -263,10 +279,10 @@ def read_stored(path: Path) -> Iterator[Stored]:
             scale = scales[rows].astype(np.float32)
             if zeros is None:
                 levels -= np.int16(1 << (bits - 1))
-                yield Stored(name, levels, scale, None, start)
+                yield StoredWeight(name, levels, scale, None, start)
                 continue
             zero = unpack_rows(zeros[rows], bits, -(-k // size)).astype(np.int16)
-            yield Stored(name, levels, scale, zero, start)
+            yield StoredWeight(name, levels, scale, zero, start)
 
 
 @contextmanager
@@ -311,7 +327,7 @@ def tracer(path: Path) -> Iterator[Trace]:
         runner.close()
 
 
-def read_constants(path: Path) -> Iterator[Constant]:
+def read_constants(path: Path) -> Iterator[StoredConstant]:
     """Every initializer of a graph, wherever it lies, but an int8 cache's scales; every node.
 
     Raises:
@@ -323,10 +339,10 @@ def read_constants(path: Path) -> Iterator[Constant]:
         raise FormatError(
             f"{path}: the scales of the int8 cache are not those it was made with; convert again"
         )
-    weights = _Weights(path, proto.graph)
+    weights = _Initializers(path, proto.graph)
     for tensor in proto.graph.initializer:
         if not tensor.name.startswith("past_key_values."):
-            yield Constant(tensor.name, np.asarray(weights.array(tensor.name)))
+            yield StoredConstant(tensor.name, np.asarray(weights.array(tensor.name)))
     if {p.key: p.value for p in proto.metadata_props}.get("edgeq.kv") == "int8":
         return  # its nodes are those of a float cache, changed by scales that were measured
     for node in proto.graph.node:
@@ -348,7 +364,7 @@ def read_kernels(path: Path) -> Kernels:
     """How MatMulNBits and the cache round, as a graph's nodes say."""
     proto = read_graph(path)
     meta = {p.key: p.value for p in proto.metadata_props}
-    weights = _Weights(path, proto.graph)
+    weights = _Initializers(path, proto.graph)
     blocks: dict[str, int] = {}
     for node in proto.graph.node:
         if node.op_type == "MatMulNBits":
@@ -373,7 +389,7 @@ def read_kernels(path: Path) -> Kernels:
     )
 
 
-def _static_cache(weights: _Weights) -> CacheRounding:
+def _static_cache(weights: _Initializers) -> CacheRounding:
     """An int8 cache with a scale a channel, of which keys have their middle taken off first."""
 
     def rounded(kind: Literal["k", "v"], layer: int, values: Array) -> Array:
@@ -394,7 +410,7 @@ def _is_step(name: str) -> bool:
     return len(parts) == 3 and parts[0] == "layers" and parts[1].isdigit()
 
 
-class _Weights:
+class _Initializers:
     """Tensors of a graph, inside it or in the files beside it."""
 
     def __init__(self, path: Path, graph: Any) -> None:

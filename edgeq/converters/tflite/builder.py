@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from edgeq.converters.encoding import Container, Encoding, encode, levels, spread
 from edgeq.converters.tflite.file import SharedTable, TfliteFile
-from edgeq.converters.tflite.operators import Graph, Value
+from edgeq.converters.tflite.operators import SubgraphWriter, Value
 from edgeq.formats.packing import TILE, round_up
 from edgeq.formats.safetensors_file import release
 from edgeq.formats.schemes import GROUP_SIZES
@@ -55,7 +55,7 @@ BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
-class Settings:
+class LiteRTSettings:
     """How a file is made.
 
     Args:
@@ -77,7 +77,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Held:
+class StoredMatrix:
     """A weight matrix [N, K] as the file holds it.
 
     Args:
@@ -109,7 +109,7 @@ class Held:
         return self.width // size if size else 0
 
 
-def held(model: Model, name: str, compute: str) -> Held:
+def stored_matrix(model: Model, name: str, compute: str) -> StoredMatrix:
     """How the file holds a matrix.
 
     Raises:
@@ -118,18 +118,20 @@ def held(model: Model, name: str, compute: str) -> Held:
     tensor = model.tensors[name]
     n, k = tensor.shape
     if not isinstance(tensor, QuantTensor):
-        return Held(name, (n, k), None)
-    return Held(name, (n, k), encode(name, tensor.scheme, k, CONTAINERS[compute], TARGET))
+        return StoredMatrix(name, (n, k), None)
+    return StoredMatrix(name, (n, k), encode(name, tensor.scheme, k, CONTAINERS[compute], TARGET))
 
 
-def write_decoder(file: TfliteFile, model: Model, settings: Settings) -> None:
+def write_decoder(file: TfliteFile, model: Model, settings: LiteRTSettings) -> None:
     """Put all the graphs of a model into a file."""
-    weights = _Weights(file, model, settings)
+    weights = _SharedMatrices(file, model, settings)
     for length in (*settings.prefill, None):
-        _Builder(file, model.config, settings, weights, length).finish()
+        _LiteRTBuilder(file, model.config, settings, weights, length).finish()
 
 
-def cache_inputs(config: ModelConfig, settings: Settings) -> dict[str, tuple[tuple[int, ...], str]]:
+def cache_inputs(
+    config: ModelConfig, settings: LiteRTSettings
+) -> dict[str, tuple[tuple[int, ...], str]]:
     """Names, shapes and types of the cache's tensors."""
     found: dict[str, tuple[tuple[int, ...], str]] = {}
     for kind in "kv":
@@ -141,18 +143,18 @@ def cache_inputs(config: ModelConfig, settings: Settings) -> dict[str, tuple[tup
     return found
 
 
-class _Weights:
+class _SharedMatrices:
     """The matrices of a model as values of a graph; their buffers are shared by all graphs."""
 
-    def __init__(self, file: TfliteFile, model: Model, settings: Settings) -> None:
+    def __init__(self, file: TfliteFile, model: Model, settings: LiteRTSettings) -> None:
         self._file = file
         self._model = model
         self._compute = settings.compute
         self._rows: dict[str, SharedTable] = {}
 
-    def held(self, name: str) -> Held:
+    def stored(self, name: str) -> StoredMatrix:
         """How the file holds a matrix."""
-        return held(self._model, name, self._compute)
+        return stored_matrix(self._model, name, self._compute)
 
     def vector(self, name: str) -> NDArray[np.float32] | None:
         """A norm or bias, if the model has it."""
@@ -165,7 +167,7 @@ class _Weights:
 
     def value(self, name: str) -> Value:
         """The matrix [N, width]."""
-        how, tensor = self.held(name), self._model.tensors[name]
+        how, tensor = self.stored(name), self._model.tensors[name]
         shape = (how.shape[0], how.width)
         if how.encoding is None:
             half = isinstance(tensor, FloatTensor) and tensor.dtype == "F16"
@@ -182,19 +184,19 @@ class _Weights:
             self._rows[name] = self._file.per_row(self.scales(name)[:, 0])
         return Value(name, shape, kind, buffer, self._rows[name])
 
-    def _group_scales(self, how: Held) -> Value:
+    def _group_scales(self, how: StoredMatrix) -> Value:
         shape, label = (how.shape[0], how.groups), f"{how.name}.scales"
         nbytes = shape[0] * shape[1] * 2
         buffer = self._file.streamed(label, nbytes, partial(self._halves, how))
         return Value(label, shape, "float16", buffer)
 
-    def _floats(self, how: Held, kind: str) -> Iterator[NDArray[np.generic]]:
+    def _floats(self, how: StoredMatrix, kind: str) -> Iterator[NDArray[np.generic]]:
         tensor = self._model.tensors[how.name]
         for a, b in row_blocks(*how.shape):
             yield tensor.rows(a, b).astype(kind)
         release(tensor)
 
-    def _integers(self, how: Held) -> Iterator[NDArray[np.generic]]:
+    def _integers(self, how: StoredMatrix) -> Iterator[NDArray[np.generic]]:
         tensor = _quant(self._model, how.name)
         for a, b in row_blocks(*how.shape):
             rows = np.zeros((b - a, how.width), np.int8)
@@ -206,7 +208,7 @@ class _Weights:
                 yield rows
         release(tensor)
 
-    def _halves(self, how: Held) -> Iterator[NDArray[np.generic]]:
+    def _halves(self, how: StoredMatrix) -> Iterator[NDArray[np.generic]]:
         tensor = _quant(self._model, how.name)
         assert how.encoding is not None
         have, want = tensor.scheme.group_size, how.encoding.group_size
@@ -226,22 +228,22 @@ def row_blocks(n: int, k: int) -> Iterator[tuple[int, int]]:
         yield a, min(a + step, n)
 
 
-class _Builder:
+class _LiteRTBuilder:
     """One graph, of prompts of some length or (None) of a single token with logits."""
 
     def __init__(
         self,
         file: TfliteFile,
         config: ModelConfig,
-        settings: Settings,
-        weights: _Weights,
+        settings: LiteRTSettings,
+        weights: _SharedMatrices,
         length: int | None,
     ) -> None:
         self._config, self._settings, self._weights = config, settings, weights
         self._decode = length is None
         self._n = n = length or 1
         key = "decode" if length is None else f"prefill_{length}"
-        self._g = g = Graph(file, key, prefix=f"{key}/")
+        self._g = g = SubgraphWriter(file, key, prefix=f"{key}/")
         self._inputs = {
             "tokens": g.input("tokens", (1, n), "int32"),
             "input_pos": g.input("input_pos", (n,), "int32"),
@@ -270,7 +272,7 @@ class _Builder:
     def embed(self, name: str) -> Value:
         g, scale = self._g, self._config.embed_scale
         weight = "model.embed_tokens.weight"
-        how, table = self._weights.held(weight), self._matrix(weight)
+        how, table = self._weights.stored(weight), self._matrix(weight)
         if table.dtype == "float16":
             rows = g.cast(g.gather(table, self._tokens), "float32")
         elif table.dtype == "int8" and table.group_scales is not None:
@@ -295,7 +297,7 @@ class _Builder:
 
     def linear(self, name: str, x: Value, weight: str) -> Value:
         g = self._g
-        how, w = self._weights.held(weight), self._matrix(weight)
+        how, w = self._weights.stored(weight), self._matrix(weight)
         bias_name = weight.removesuffix("weight") + "bias"
         values = self._weights.vector(bias_name)
         bias = None if values is None else g.constant(values, bias_name)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.converters.runners import Precision
 from edgeq.converters.tflite.interpreter import interpreter
 from edgeq.core.errors import FormatError, UsageError
 from edgeq.graph.ir import Info, Shape
@@ -82,6 +83,8 @@ class ForeignTflite:
         self._outputs = {e["name"]: _end(e, self._is_image(e["index"])) for e in made}
         self.inputs: Mapping[str, Info] = {n: end.info for n, end in self._inputs.items()}
         self.outputs: Mapping[str, Info] = {n: end.info for n, end in self._outputs.items()}
+        rounded = any(end.scale for end in (*self._inputs.values(), *self._outputs.values()))
+        self.precision: Precision = "int8" if rounded else "float32"
 
     def close(self) -> None:
         """Give everything back."""

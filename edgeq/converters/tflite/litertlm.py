@@ -1,36 +1,36 @@
 """LiteRT-LM: one .litertlm bundle of decoder, tokenizer and prompt format.
 
-The decoder is that of `edgeq.converters.tflite.target`, with its options. The tokenizer goes in as
-its
-tokenizer.json; start and stop tokens, chat template, context and sampling settings as LiteRT-LM's
-metadata. LiteRT-LM takes text and gives text (`generate`): `open` lets it say a word, where it is
-installed, and takes logits from LiteRT running the decoder within.
+The decoder is that of `edgeq.converters.tflite.decoder`, with its options. The tokenizer is stored
+as its tokenizer.json; start and stop tokens, chat template, context and sampling settings as
+LiteRT-LM's metadata. LiteRT-LM takes text and gives text (`generate`): where it is installed,
+`BundledRunner` has it generate a token to check that it can run the bundle, and takes the logits
+from LiteRT running the decoder within.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgeq.converters import Options, Past, Stored, Trace
-from edgeq.converters.size import Size
+from edgeq.converters.options import Options
+from edgeq.converters.runners import DecoderRunner
 from edgeq.converters.tflite import read as reading
-from edgeq.converters.tflite import target as tflite
-from edgeq.converters.validate.constants import Constant, Made
-from edgeq.converters.validate.kernels import Kernels
-from edgeq.converters.validate.texts import TargetTokenizer, model_ends
+from edgeq.converters.tflite.decoder import LiteRTDecoderTarget, LiteRTRunner, settings
+from edgeq.converters.validate.constants import StoredConstant
+from edgeq.converters.validate.tokenizer import TargetTokenizer, model_ends
 from edgeq.core.errors import FormatError, MissingDependencyError, UnsupportedError
 from edgeq.core.progress import Progress
 from edgeq.importers.huggingface.tokenizer import (
@@ -43,6 +43,9 @@ from edgeq.importers.tokenizer.chat_templates import DEFAULT, chat_templates
 from edgeq.model.model import Model
 
 _CHUNK = 1 << 22
+_UUID = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_TIME = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00")
+"""What the builder draws anew for each file, as it lies in the header."""
 _PLAIN = """\
 {%- set plain = namespace(messages=[]) -%}
 {%- for message in messages -%}
@@ -87,138 +90,108 @@ with lm.Engine(sys.argv[1], backend=lm.Backend.CPU(thread_count=1), cache_dir=":
 """What `LiteRTLMTokenizer` runs."""
 
 
-def check(model: Model, options: Options) -> None:
-    """Refuse what the target cannot hold, before any work.
+class LiteRTLMDecoderTarget(LiteRTDecoderTarget):
+    """Decoders in LiteRT-LM bundles."""
 
-    Raises:
-        FormatError: a tokenizer file is damaged, or a tensor is missing.
-        MissingDependencyError: LiteRT or the bundles' builder is not installed.
-        UnsupportedError: a scheme LiteRT cannot multiply by, or no tokenizer or end of text.
-        UsageError: an option out of range.
-    """
-    _builder()
-    tflite.check(model, options)
-    if "tokenizer.json" not in model.files:
-        raise UnsupportedError(
-            "the model has no tokenizer.json, which LiteRT-LM needs; put one next to the "
-            "checkpoint and import it again, or convert to tflite"
+    def check(self, model: Model, options: Options) -> None:
+        """Refuse what the target cannot hold, before any work.
+
+        Raises:
+            FormatError: a tokenizer file is damaged, or a tensor is missing.
+            MissingDependencyError: LiteRT or the bundles' builder is not installed.
+            UnsupportedError: a scheme LiteRT cannot multiply by, or no tokenizer or end of text.
+            UsageError: an option out of range.
+        """
+        _builder()
+        super().check(model, options)
+        if "tokenizer.json" not in model.files:
+            raise UnsupportedError(
+                "the model has no tokenizer.json, which LiteRT-LM needs; put one next to the "
+                "checkpoint and import it again, or convert to tflite"
+            )
+        if not model_ends(model):
+            raise UnsupportedError(
+                "the model has no end-of-text token, which LiteRT-LM needs; "
+                "set eos_token_id in its generation_config.json"
+            )
+        _llm_metadata(model, options)
+
+    def memory(self, model: Model, options: Options) -> int:
+        """Bytes that `write` needs at its peak."""
+        return super().memory(model, options) + 8 * len(model.files["tokenizer.json"])
+
+    def write(
+        self, model: Model, out: Path, options: Options, progress: Progress | None = None
+    ) -> None:
+        """Write the bundle.
+
+        Args:
+            model: a model that `check` accepted.
+            out: the file, which does not exist; parts are written beside it, under names that
+                begin with its name.
+            options: those of `edgeq.converters.tflite.decoder`.
+            progress: called with what is written, bytes done, and of how many.
+        """
+        builder = _builder()
+        decoder, tokenizer, metadata_file = (
+            out.with_name(f"{out.name}.{part}") for part in ("tflite", "tokenizer.json", "metadata")
         )
-    if not model_ends(model):
-        raise UnsupportedError(
-            "the model has no end-of-text token, which LiteRT-LM needs; "
-            "set eos_token_id in its generation_config.json"
-        )
-    _llm_metadata(model, options)
+        try:
+            super().write(model, decoder, options, progress)
+            tokenizer.write_bytes(complete_document(model.files))
+            metadata_file.write_bytes(_llm_metadata(model, options))
+            bundle = builder.LitertLmFileBuilder()
+            bundle.add_llm_metadata(str(metadata_file))
+            bundle.add_hf_tokenizer(str(tokenizer))
+            bundle.add_tflite_model(str(decoder), builder.TfLiteModelType.PREFILL_DECODE)
+            with out.open("xb") as file:
+                bundle.build(file, validate_metadata=True)
+            _make_reproducible(out)
+        finally:
+            for part in (decoder, tokenizer, metadata_file):
+                part.unlink(missing_ok=True)
+
+    def versions(self) -> dict[str, str]:
+        """The libraries that take part."""
+        _builder()
+        found = super().versions()
+        for name in ("litert-lm-builder", "litert-lm-api"):
+            if _installed(name):
+                found[name] = metadata.version(name)
+        return found
+
+    def header(self, path: Path) -> reading.Header:
+        """The header of the .tflite file within the bundle.
+
+        Raises:
+            FormatError: edgeq did not write it.
+            MissingDependencyError: the builder of bundles is not installed.
+        """
+        return _decoder(path)
+
+    def open_runner(self, path: Path, *, threads: int | None = None) -> DecoderRunner:
+        """Open the decoder within the bundle in LiteRT.
+
+        Raises:
+            FormatError: edgeq did not write the bundle, or LiteRT cannot load it.
+            MissingDependencyError: LiteRT or the builder of bundles is not installed.
+        """
+        return BundledRunner(path, threads=threads)
+
+    def read_constants(self, path: Path) -> Iterator[StoredConstant]:
+        """Every constant of the decoder, and the other parts of the bundle as bytes."""
+        yield from super().read_constants(path)
+        data = np.memmap(path, np.uint8, "r")
+        for kind, start, stop in _sections(path):
+            if kind != "TFLiteModel":
+                yield StoredConstant(kind, data[start:stop])
+
+    def tokenizer(self, path: Path, source: HfTokenizer) -> TargetTokenizer | None:
+        """The bundle's tokenizer in LiteRT-LM; None where LiteRT-LM is not installed."""
+        return LiteRTLMTokenizer(path) if _installed("litert-lm-api") else None
 
 
-def memory(model: Model, options: Options) -> int:
-    """Bytes that `write` takes at its peak."""
-    return tflite.memory(model, options) + 8 * len(model.files["tokenizer.json"])
-
-
-def sizes(model: Model, options: Options) -> Iterator[Size]:
-    """Bits and bytes of each matrix in the bundle."""
-    return tflite.sizes(model, options)
-
-
-def remarks(model: Model, options: Options) -> list[str]:
-    """What is chosen where nothing is said, and what it costs."""
-    return tflite.remarks(model, options)
-
-
-def write(model: Model, out: Path, options: Options, progress: Progress | None = None) -> None:
-    """Make the bundle.
-
-    Args:
-        model: what `check` has passed.
-        out: the file, which does not exist; parts are made beside it, under names that begin
-            with its name.
-        options: those of `edgeq.converters.tflite.target`.
-        progress: called with what is written, bytes done, and of how many.
-    """
-    builder = _builder()
-    decoder, tokenizer, settings = (
-        out.with_name(f"{out.name}.{part}") for part in ("tflite", "tokenizer.json", "metadata")
-    )
-    try:
-        tflite.write(model, decoder, options, progress)
-        tokenizer.write_bytes(complete_document(model.files))
-        settings.write_bytes(_llm_metadata(model, options))
-        bundle = builder.LitertLmFileBuilder()
-        bundle.add_llm_metadata(str(settings))
-        bundle.add_hf_tokenizer(str(tokenizer))
-        bundle.add_tflite_model(str(decoder), builder.TfLiteModelType.PREFILL_DECODE)
-        with out.open("xb") as file:
-            bundle.build(file, validate_metadata=True)
-    finally:
-        for part in (decoder, tokenizer, settings):
-            part.unlink(missing_ok=True)
-
-
-def versions() -> dict[str, str]:
-    """The libraries that take part."""
-    _builder()
-    found = dict(tflite.versions())
-    for name in ("litert-lm-builder", "litert-lm-api"):
-        if _installed(name):
-            found[name] = metadata.version(name)
-    return found
-
-
-def stored(path: str | Path) -> Iterator[Stored]:
-    """The integers of every matrix, read back from the decoder within.
-
-    Raises:
-        FormatError: it is no bundle of ours.
-    """
-    return reading.stored(_decoder(path))
-
-
-def open(path: str | Path, *, threads: int | None = None) -> BundledRunner:
-    """Run the decoder within in LiteRT.
-
-    Raises:
-        FormatError: it is no bundle of ours, or LiteRT cannot load it.
-        MissingDependencyError: LiteRT or the bundles' builder is not installed.
-    """
-    return BundledRunner(path, threads=threads)
-
-
-def trace(
-    path: str | Path, tokens: Sequence[int], past: Past = ()
-) -> dict[str, NDArray[np.float32]]:
-    """Results of the decoder within, as `edgeq.converters.tflite.target.trace` gives them."""
-    with tracer(path) as run:
-        return dict(run(tokens, past))
-
-
-@contextmanager
-def tracer(path: str | Path) -> Iterator[Trace]:
-    """`trace` of one bundle, whose decoder is copied and loaded once."""
-    with tflite.traced(_decoder(path)) as run:
-        yield run
-
-
-def made_with(path: str | Path) -> Made:
-    """How the bundle was made."""
-    return tflite.made_with_settings(_decoder(path).settings)
-
-
-def constants(path: str | Path) -> Iterator[Constant]:
-    """Every constant of the decoder, and the other parts of the bundle as bytes."""
-    yield from reading.constants(_decoder(path))
-    data = np.memmap(path, np.uint8, "r")
-    for kind, start, stop in _sections(path):
-        if kind != "TFLiteModel":
-            yield Constant(kind, data[start:stop])
-
-
-def kernels(path: str | Path, model: Model) -> Kernels:
-    """How LiteRT rounds while it runs the decoder."""
-    return tflite.kernels_of(_decoder(path).settings)
-
-
-class BundledRunner(tflite.LiteRTRunner):
+class BundledRunner(LiteRTRunner):
     """The decoder of a bundle in LiteRT's interpreter, which reads a copy of it.
 
     Where LiteRT-LM is installed it must be able to run the bundle too.
@@ -269,11 +242,6 @@ def generate(path: str | Path, prompt: str, max_tokens: int = 64, *, threads: in
         raise MissingDependencyError("litert_lm", "litertlm", "to run .litertlm bundles")
     asked = json.dumps([str(path), prompt, max_tokens, threads])
     return str(json.loads(_run(path, _SAY, asked)))
-
-
-def tokenizer(path: str | Path, source: HfTokenizer) -> TargetTokenizer | None:
-    """The bundle's tokenizer in LiteRT-LM; None where LiteRT-LM is not installed."""
-    return LiteRTLMTokenizer(path) if _installed("litert-lm-api") else None
 
 
 class LiteRTLMTokenizer:
@@ -335,6 +303,30 @@ def _builder() -> Any:
     return litert_lm_builder
 
 
+def _make_reproducible(path: Path) -> None:
+    """Replace what the builder draws anew for each file by what depends on the content alone.
+
+    The builder writes a random UUID and the time into the header, as text, and offers no way to
+    set them. The UUID becomes one of version 8 (RFC 9562), made of the content's SHA-256, and the
+    time the start of 1970. A header without one of each, of another version of the builder, stays
+    as it is.
+    """
+    start = min(first for _, first, _ in _sections(path))
+    with path.open("r+b") as file:
+        header = file.read(start)
+        times, ids = _TIME.findall(header), _UUID.findall(header)
+        if len(times) != 1 or len(ids) != 1:
+            return
+        header = header.replace(times[0], b"1970-01-01T00:00:00.000000+00:00")
+        digest = hashlib.sha256(header.replace(ids[0], b""))
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+        number = bytearray(digest.digest()[:16])
+        number[6], number[8] = number[6] & 0x0F | 0x80, number[8] & 0x3F | 0x80
+        file.seek(0)
+        file.write(header.replace(ids[0], str(UUID(bytes=bytes(number))).encode()))
+
+
 def _decoder(path: str | Path) -> reading.Header:
     """The .tflite file within a bundle."""
     models = [(start, stop) for kind, start, stop in _sections(path) if kind == "TFLiteModel"]
@@ -379,7 +371,7 @@ def _llm_metadata(model: Model, options: Options) -> bytes:
         made.start_token.token_ids.ids.append(bos)
     for token in model_ends(model):
         made.stop_tokens.add().token_ids.ids.append(token)
-    made.max_num_tokens = tflite.settings(config, options).context
+    made.max_num_tokens = settings(config, options).context
     made.llm_model_type.generic_model.SetInParent()
     if template is not None:
         made.jinja_prompt_template = _PLAIN + template

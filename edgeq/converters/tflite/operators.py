@@ -52,7 +52,7 @@ class _Op:
 
 
 @dataclass
-class Graph:
+class SubgraphWriter:
     """One graph of a file. What no output needs is left out when it is finished.
 
     Args:

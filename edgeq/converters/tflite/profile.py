@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeq.converters.target import OperatorCounts, ProfilerTarget
 from edgeq.converters.tflite.interpreter import interpreter
 from edgeq.core.errors import FormatError
 from edgeq.graph.tflite.schema import schema
@@ -20,7 +21,19 @@ from edgeq.graph.tflite.schema import schema
 NO_PROFILER = "LiteRT's Python package has no profiler; only whole runs could be timed"
 
 
-class TfliteGraph:
+class LiteRTProfiler(ProfilerTarget):
+    """LiteRT, whose Python package has no profiler."""
+
+    def open_graph(self, path: Path, *, threads: int | None = None) -> LiteRTTimedGraph:
+        """Any .tflite file with random inputs."""
+        return LiteRTTimedGraph(path, threads=threads)
+
+    def count_operators(self, path: Path) -> OperatorCounts:
+        """How many operators of each type the file's graphs have."""
+        return OperatorCounts("the file's graphs", operators(path), NO_PROFILER)
+
+
+class LiteRTTimedGraph:
     """A file with random inputs: dimensions that it leaves open are 1, integers are 0.
 
     Args:

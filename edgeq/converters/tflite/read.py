@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters import Stored
-from edgeq.converters.metadata_blob import read_note
+from edgeq.converters.metadata_blob import read_blob
+from edgeq.converters.target import StoredWeight
 from edgeq.converters.tflite.builder import row_blocks
 from edgeq.converters.tflite.file import ALIGN, packed
-from edgeq.converters.validate.constants import Constant, operator
+from edgeq.converters.validate.constants import StoredConstant, operator
 from edgeq.core.errors import EdgeqError, FormatError
 from edgeq.formats.packing import round_up
 from edgeq.graph.tflite.schema import schema
@@ -81,7 +81,7 @@ def read(
     try:
         model = s.ModelT.InitFromPackedBuf(data)
         ours = next(m for m in model.metadata or [] if m.name == entry.encode())
-        settings = read_note(bytes(model.buffers[ours.buffer].data))
+        settings = read_blob(bytes(model.buffers[ours.buffer].data))
     except StopIteration:
         raise FormatError(
             f"{path} was not made by edgeq (it has no metadata {entry!r}), "
@@ -100,7 +100,7 @@ def read(
     return Header(path, start, model, data, settings)
 
 
-def stored(header: Header) -> Iterator[Stored]:
+def stored(header: Header) -> Iterator[StoredWeight]:
     """The integers of each matrix, some rows at a time, in the order of the decoder."""
     graph = _graph(header, "decode")
     tensors = {_plain(tensor): tensor for tensor in graph.tensors}
@@ -110,7 +110,7 @@ def stored(header: Header) -> Iterator[Stored]:
         yield from _stored(header, graph, tensors[name], name, k)
 
 
-def _stored(header: Header, graph: Any, tensor: Any, name: str, k: int) -> Iterator[Stored]:
+def _stored(header: Header, graph: Any, tensor: Any, name: str, k: int) -> Iterator[StoredWeight]:
     n, width = (int(size) for size in tensor.shape)
     types = schema().TensorType
     if tensor.type not in (types.INT4, types.INT8):
@@ -122,7 +122,9 @@ def _stored(header: Header, graph: Any, tensor: Any, name: str, k: int) -> Itera
         if tensor.type == types.INT4:
             # shifts of signed bytes carry the sign along
             rows = np.stack([(rows << 4) >> 4, rows >> 4], axis=-1).reshape(b - a, width)
-        yield Stored(name, rows[:, :k].astype(np.int16), scales[a:b].astype(np.float32), first=a)
+        yield StoredWeight(
+            name, rows[:, :k].astype(np.int16), scales[a:b].astype(np.float32), first=a
+        )
 
 
 def _scales(header: Header, graph: Any, quantization: Any, n: int) -> NDArray[np.floating]:
@@ -137,7 +139,7 @@ def _plain(tensor: Any) -> str:
     return str(tensor.name.decode().rpartition("/")[2])
 
 
-def constants(header: Header) -> Iterator[Constant]:
+def constants(header: Header) -> Iterator[StoredConstant]:
     """Every constant of every graph, with the scales of rows that the flatbuffer holds."""
     types = {
         number: np.dtype(name.lower())
@@ -153,12 +155,12 @@ def constants(header: Header) -> Iterator[Constant]:
             kind = types.get(tensor.type)
             shape = tuple(int(n) for n in tensor.shape)
             if kind is None or raw.size != kind.itemsize * int(np.prod(shape)):
-                yield Constant(name, raw)
+                yield StoredConstant(name, raw)
             else:
-                yield Constant(name, raw.view(kind).reshape(shape))
+                yield StoredConstant(name, raw.view(kind).reshape(shape))
             if tensor.quantization is not None and tensor.quantization.scale is not None:
                 scales = np.asarray(tensor.quantization.scale, np.float32)
-                yield Constant(f"{name}.row_scales", scales)
+                yield StoredConstant(f"{name}.row_scales", scales)
         yield from _operators(header.model, graph)
     signatures = [
         (s.signatureKey, s.subgraphIndex, *([(m.name, m.tensorIndex) for m in part]
@@ -168,7 +170,7 @@ def constants(header: Header) -> Iterator[Constant]:
     yield operator("signatures", signatures)
 
 
-def _operators(model: Any, graph: Any) -> Iterator[Constant]:
+def _operators(model: Any, graph: Any) -> Iterator[StoredConstant]:
     """Every operator of a graph, with the names, types and shapes of its tensors."""
 
     def described(index: int) -> object:

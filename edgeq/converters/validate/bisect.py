@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters import Precision, Trace
+from edgeq.converters.runners import Precision, Trace
 from edgeq.converters.validate.kernels import Kernels
 from edgeq.core.progress import Progress
 from edgeq.model.decoder import key_step

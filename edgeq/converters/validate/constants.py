@@ -12,14 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeq._version import __version__
-from edgeq.converters import Options
+from edgeq.converters.target import DecoderTarget
 from edgeq.converters.validate.integers import TensorFault
 from edgeq.core.errors import EdgeqError
 from edgeq.formats.safetensors_file import release
@@ -32,7 +31,7 @@ _TABLES = ("cos", "sin")
 
 
 @dataclass(frozen=True)
-class Constant:
+class StoredConstant:
     """A constant as a file holds it.
 
     Args:
@@ -47,7 +46,7 @@ class Constant:
 _OPERATOR = " (operator)"
 
 
-def operator(name: str, what: object) -> Constant:
+def operator(name: str, what: object) -> StoredConstant:
     """An operator of a graph, as what does not change from run to run.
 
     Args:
@@ -55,24 +54,11 @@ def operator(name: str, what: object) -> Constant:
         what: its type, inputs, outputs and settings, or their bytes.
     """
     raw = what if isinstance(what, bytes) else repr(what).encode()
-    return Constant(name + _OPERATOR, np.frombuffer(raw or b"0", np.uint8))
-
-
-@dataclass(frozen=True)
-class Made:
-    """How a file was made.
-
-    Args:
-        options: that make it again.
-        version: edgeq's that wrote it.
-    """
-
-    options: Options
-    version: str
+    return StoredConstant(name + _OPERATOR, np.frombuffer(raw or b"0", np.uint8))
 
 
 def compare_constants(
-    model: Model, module: ModuleType, path: Path, known: Iterable[str] = ()
+    model: Model, module: DecoderTarget, path: Path, known: Iterable[str] = ()
 ) -> tuple[int, list[TensorFault]]:
     """Compare every constant of a file with those of a new conversion of its source.
 
@@ -85,23 +71,27 @@ def compare_constants(
     Returns:
         how many constants were compared, and what differs.
     """
-    made: Made = module.made_with(path)
+    written = module.read_options(path)
     with tempfile.TemporaryDirectory(prefix="edgeq-") as folder:
         again = Path(folder) / path.name
         try:
-            module.check(model, made.options)
+            module.check(model, written.options)
         except EdgeqError as err:
             what = f"cannot be made of this source: {err}"
             return 0, [TensorFault(path.name, None, None, what)]
-        module.write(model, again, made.options)
+        module.write(model, again, written.options)
         return _compare(
-            module.constants(path), module.constants(again), tuple(known),
-            strict=made.version == __version__,
+            module.read_constants(path), module.read_constants(again), tuple(known),
+            strict=written.version == __version__,
         )  # fmt: skip
 
 
 def _compare(
-    held: Iterable[Constant], wanted: Iterable[Constant], known: tuple[str, ...], *, strict: bool
+    held: Iterable[StoredConstant],
+    wanted: Iterable[StoredConstant],
+    known: tuple[str, ...],
+    *,
+    strict: bool,
 ) -> tuple[int, list[TensorFault]]:
     expected = dict(_numbered(wanted))
     same: set[tuple[int, int]] = set()
@@ -138,7 +128,7 @@ def _compare(
     return count, list(faults.values())
 
 
-def _numbered(constants: Iterable[Constant]) -> Iterator[tuple[str, Constant]]:
+def _numbered(constants: Iterable[StoredConstant]) -> Iterator[tuple[str, StoredConstant]]:
     """Constants by name, of which those that share one are told apart by their order."""
     seen: Counter[str] = Counter()
     for constant in constants:

@@ -20,22 +20,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from edgeq.converters import Precision, Runner, Trace, require_target, target_module
-from edgeq.converters.validate.bisect import Divergence, first_divergence, is_small
-from edgeq.converters.validate.certified import changed_files
+from edgeq.converters.certificate import changed_files
+from edgeq.converters.runners import DecoderRunner, Precision
+from edgeq.converters.target import DecoderTarget
+from edgeq.converters.targets import require_target, target_named
+from edgeq.converters.validate.bisect import first_divergence, is_small
 from edgeq.converters.validate.constants import compare_constants
-from edgeq.converters.validate.integers import TensorFault, compare_integers
-from edgeq.converters.validate.kernels import Kernels
+from edgeq.converters.validate.integers import compare_integers
 from edgeq.converters.validate.logits import Cost, Decoding, measure_cost
 from edgeq.converters.validate.prompts import passage
 from edgeq.converters.validate.prompts import prompts as default_prompts
-from edgeq.converters.validate.texts import TextsReport, compare_texts
+from edgeq.converters.validate.report import DecoderFindings, ValidationReport
+from edgeq.converters.validate.tokenizer import TextsReport, compare_texts
 from edgeq.core.errors import EdgeqError, MissingDependencyError, UsageError
 from edgeq.core.progress import Progress
 from edgeq.importers.huggingface.tokenizer import hf_tokenizer
@@ -73,102 +73,9 @@ TOLERANCES: Mapping[Precision, Tolerance] = {
 }
 
 
-@dataclass(frozen=True)
-class Report:
-    """What validation found.
-
-    Args:
-        target: its name.
-        runtime: what executed it; "" if it was not run.
-        precision: how it computes.
-        integers: whether each quantized matrix is equal.
-        constants: how many other constants were compared.
-        tensor_faults: integers, constants and files that differ.
-        divergence: the first step that computes something else, if one was looked for and found.
-        trace_note: why no step could be looked at, if so.
-        prompts: token ids given.
-        greedy: token ids the target went on with, for each prompt.
-        logits_max, logits_rms: difference of logits; of all compared ones.
-        logits_range: of the right logits, largest less smallest.
-        kl_mean, kl_max: nats from exact arithmetic on the source's own numbers.
-        kl_error: standard error of the mean.
-        kl_rows: positions that it is the mean of.
-        kl_expected: the mean that the kernels' rounding has in NumPy; None if nothing is rounded.
-        kl_allowed: what the mean may be.
-        rounding: what the target's kernels round; "" if nothing.
-        alternatives: what would avoid it.
-        greedy_equal, greedy_compared: choices that are the reference's own.
-        near_ties: choices that differ where the reference's two best are nearer than the
-            tolerance.
-        seconds: of it all.
-        complaints: what of the logits is past the tolerance.
-        texts: how the tokenizers compare; None if the output holds none.
-        note: what was not done, a sentence; "" if all was.
-    """
-
-    target: str
-    runtime: str
-    precision: Precision
-    integers: Mapping[str, bool]
-    constants: int = 0
-    tensor_faults: tuple[TensorFault, ...] = ()
-    divergence: Divergence | None = None
-    trace_note: str | None = None
-    prompts: tuple[tuple[int, ...], ...] = ()
-    greedy: tuple[tuple[int, ...], ...] = ()
-    logits_max: float = 0.0
-    logits_rms: float = 0.0
-    logits_range: float = 0.0
-    kl_mean: float = 0.0
-    kl_max: float = 0.0
-    kl_error: float = 0.0
-    kl_rows: int = 0
-    kl_expected: float | None = None
-    kl_allowed: float = 0.0
-    rounding: str = ""
-    alternatives: str = ""
-    greedy_equal: int = 0
-    greedy_compared: int = 0
-    near_ties: int = 0
-    seconds: float = 0.0
-    complaints: tuple[str, ...] = ()
-    texts: TextsReport | None = None
-    note: str = ""
-
-    @property
-    def passed(self) -> bool:
-        """Whether it computes what its source does."""
-        told = self.tensor_faults or self.divergence or self.complaints
-        return not (told or (self.texts and self.texts.complaint))
-
-    def explain(self) -> str:
-        """What is wrong, most telling first; empty if nothing is."""
-        lines = [f"tensor {fault}" for fault in self.tensor_faults[:5]]
-        if len(self.tensor_faults) > 5:
-            lines.append(f"and {len(self.tensor_faults) - 5} tensors more")
-        if self.divergence:
-            lines.append(f"first step that differs: {self.divergence}")
-        lines += self.complaints
-        if self.texts and self.texts.complaint:
-            lines.append(f"tokenizer: {self.texts.complaint}")
-        if self.complaints and self.trace_note:
-            lines.append(self.trace_note)
-        return "\n".join(lines)
-
-    def cost(self) -> str:
-        """What the target's rounding costs, and what would avoid it; empty if it rounds nothing."""
-        if not self.rounding:
-            return ""
-        return (
-            f"{self.rounding}. This costs {self.kl_mean:.2g} nats a token (KL, standard error "
-            f"{self.kl_error:.1g}, {self.kl_rows} positions of a text). To avoid it, "
-            f"{self.alternatives}."
-        )
-
-
-def validate(
-    out: str | Path,
-    against: Model,
+def validate_decoder(
+    path: Path,
+    model: Model,
     target: str,
     *,
     steps: int = 8,
@@ -176,12 +83,12 @@ def validate(
     threads: int | None = None,
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
-) -> Report:
-    """Run a converted model and compare it with its source.
+) -> ValidationReport:
+    """Run a converted decoder and compare it with its source.
 
     Args:
-        out: the converted file or folder.
-        against: its source.
+        path: the converted file or folder.
+        model: its source.
         target: what it was converted to.
         steps: greedy tokens decoded after each prompt, at least 2. The text in which a target's
             rounding is measured is 36 times as long, so that time grows with the steps.
@@ -194,102 +101,101 @@ def validate(
         UsageError: too few steps, or no room for a prompt.
         MissingDependencyError: the target's runtime is not installed.
         FormatError: the target does not open.
-
-    Example:
-        >>> conversion = edgeq.convert("model.edgeq", "gguf", "checked.gguf", validate=False)
-        >>> edgeq.validate("checked.gguf", edgeq.load("model.edgeq"), "gguf").passed
-        True
     """
     started = time.perf_counter()
     require_target(target)
-    path, module = Path(out), target_module(target)
+    module = target_named(target).decoder_target()
     if steps < 2:
         raise UsageError(f"steps is {steps}; decode at least 2 tokens")
-    integers, faults = compare_integers(against, partial(module.stored, path), progress)
+    integers, faults = compare_integers(model, partial(module.read_weights, path), progress)
     known = [fault.name for fault in faults]
-    count, more = compare_constants(against, module, path, known)
+    count, more = compare_constants(model, module, path, known)
     faults += more + changed_files(path)
     if faults:
-        # a runtime may crash on a damaged file, and there is nothing left to find
-        return Report(
-            target, "", "float32", integers, count, tuple(faults),
-            seconds=time.perf_counter() - started, note="it was not run, as the file is not right",
+        # a runtime may crash on a damaged file, and there is nothing left to learn
+        return ValidationReport(
+            target, "", integers,
+            decoder=DecoderFindings(constants=count, tensor_faults=tuple(faults)),
+            notes=("it was not run, as the file is not right",),
+            seconds=time.perf_counter() - started,
         )  # fmt: skip
-    kernels: Kernels = module.kernels(path, against)
-    missing = (module.not_run() if hasattr(module, "not_run") else None) or ""
+    kernels = module.kernels(path, model)
+    missing = module.why_not_run()
+    notes = (missing,) if missing else ()
     try:
-        runner: Runner = module.open(path, threads=threads)
+        runner = module.open_runner(path, threads=threads)
     except MissingDependencyError:
         if not missing:
             raise
-        return Report(
-            target, "", "float32", integers, count,
-            seconds=time.perf_counter() - started, note=missing,
+        return ValidationReport(
+            target, "", integers, decoder=DecoderFindings(constants=count), notes=notes,
+            seconds=time.perf_counter() - started,
         )  # fmt: skip
-    decoding = Decoding(against, keep=is_small(against))
+    decoding = Decoding(model, keep=is_small(model))
     cost: Cost | None = None
     try:
         runtime, precision = runner.runtime, runner.precision
-        asked = prompts if prompts is not None else _prompts(against, runner, steps)
+        asked = prompts if prompts is not None else _prompts(model, runner, steps)
         text: list[int] = []
         if kernels.rounds:
-            text = passage(against, min(_COST_ROWS * steps, _room(against, runner)))
-        clock = _Clock(len(asked) * (steps + 1), len(text), len(kernels.products), progress)
+            text = passage(model, min(_COST_ROWS * steps, _room(model, runner)))
+        clock = _RemainingTime(len(asked) * (steps + 1), len(text), len(kernels.products), progress)
         for done, prompt in enumerate(asked):
             decoding.compare(runner, prompt, steps, clock.stepped)
             if not done and announce:
                 clock.announce(announce, steps)
         if text:
-            cost = measure_cost(against, runner, kernels, text, clock.stepped)
+            cost = measure_cost(model, runner, kernels, text, clock.stepped)
     finally:
         runner.close()
-    report = _report(Report(target, runtime, precision, integers, count), decoding, cost)
-    divergence = note = None
+    findings = _measured(DecoderFindings(precision, count), decoding, cost)
+    divergence = trace_note = None
     try:
         longest = max(asked, key=len)
-        tracer: AbstractContextManager[Trace] = module.tracer(path)
-        with tracer as trace:
+        with module.tracer(path) as trace:
             divergence = first_divergence(
-                against, trace, longest, precision, kernels,
-                long=bool(report.complaints) or is_small(against), progress=progress,
+                model, trace, longest, precision, kernels,
+                long=bool(findings.complaints) or is_small(model), progress=progress,
             )  # fmt: skip
     except EdgeqError as err:
-        note = f"no step could be looked at: {err}"
-    return replace(
-        report,
+        trace_note = f"no step could be looked at: {err}"
+    findings = replace(
+        findings,
         divergence=divergence,
-        trace_note=note,
+        trace_note=trace_note,
         prompts=tuple(tuple(int(t) for t in p) for p in asked),
         greedy=tuple(decoding.chosen),
         rounding=kernels.rounding,
         alternatives=kernels.alternatives,
-        seconds=time.perf_counter() - started,
-        texts=_texts(path, against, module),
-        note=missing,
+        texts=_texts(path, model, module),
     )
+    return ValidationReport(
+        target, runtime, integers, decoder=findings, notes=notes,
+        seconds=time.perf_counter() - started,
+    )  # fmt: skip
 
 
-def _room(model: Model, runner: Runner) -> int:
+def _room(model: Model, runner: DecoderRunner) -> int:
     return min(model.config.context, runner.context)
 
 
-def _texts(path: Path, model: Model, module: Any) -> TextsReport | None:
-    """Whether the output's tokenizer makes the same ids; None if it holds no tokenizer."""
-    if "tokenizer.json" not in model.files or not hasattr(module, "tokenizer"):
+def _texts(path: Path, model: Model, module: DecoderTarget) -> TextsReport | None:
+    """Whether the output's tokenizer makes the same ids; None if it stores no tokenizer."""
+    if "tokenizer.json" not in model.files:
         return None
     source = hf_tokenizer(model.files)
     target = module.tokenizer(path, source)
     return None if target is None else compare_texts(source, target)
 
 
-def _prompts(model: Model, runner: Runner, steps: int) -> Sequence[Sequence[int]]:
+def _prompts(model: Model, runner: DecoderRunner, steps: int) -> Sequence[Sequence[int]]:
     fits = _room(model, runner)
     if fits <= steps:
         raise UsageError(f"{steps} steps and a prompt do not fit in {fits} tokens; decode fewer")
     return default_prompts(model, fits - steps)
 
 
-class _Clock:
+class _RemainingTime:
     """How long validation will take, from its first prompt.
 
     Args:
@@ -334,9 +240,9 @@ def _human(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
 
-def _report(report: Report, decoding: Decoding, cost: Cost | None) -> Report:
+def _measured(findings: DecoderFindings, decoding: Decoding, cost: Cost | None) -> DecoderFindings:
     """The figures of the logits, and what of them is past the tolerance."""
-    limit = TOLERANCES[report.precision]
+    limit = TOLERANCES[findings.precision]
     tie = 2 * (limit.logits or 2e-2) * decoding.range
     near_ties = sum(m <= tie for m in decoding.margins)
     rows = decoding.kl if cost is None else [float(k) for k in cost.target]
@@ -362,7 +268,7 @@ def _report(report: Report, decoding: Decoding, cost: Cost | None) -> Report:
             "and are no near ties"
         )
     return replace(
-        report,
+        findings,
         logits_max=decoding.max,
         logits_rms=decoding.rms,
         logits_range=decoding.range,

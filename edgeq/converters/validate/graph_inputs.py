@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.converters.runners import Feeds
 from edgeq.core.errors import UsageError
 from edgeq.graph.ir import Graph
 from edgeq.quant.graph.stored_samples import stored_samples
 
-Feeds = Mapping[str, NDArray[Any]]
 RUNS = 8
 """Inputs that are made up for a comparison where none are given."""
 GIVEN, KEPT, RANDOM = "samples given", "calibration samples", "random inputs"

@@ -16,13 +16,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.converters.runners import Feeds
 from edgeq.converters.validate.graph_rounding import perturbed
 from edgeq.core.errors import FormatError
 from edgeq.graph.execute import Session
 from edgeq.graph.ir import Graph, Node
 from edgeq.graph.operators import BOUNDED, VIEWS
 
-Feeds = Mapping[str, NDArray[Any]]
 Kind = Literal["float", "half", "static", "dynamic"]
 
 FACTORS: Mapping[Kind, float] = {"float": 20.0, "half": 3.0, "static": 2.5, "dynamic": 3.0}
@@ -45,7 +45,7 @@ _TIE = 6.0
 
 
 @dataclass
-class Found:
+class OutputError:
     """What was found of one output, over all inputs.
 
     Args:
@@ -181,15 +181,15 @@ class Yardstick:
         if scores.ndim == 2 and scores.shape[1] > 1 and scores.dtype.kind == "f":
             self.top1 += list(got[name].argmax(1) == scores.argmax(1))
 
-    def found(self) -> dict[str, Found]:
+    def found(self) -> dict[str, OutputError]:
         """Output -> what was found."""
         return {name: self._judged(name, s) for name, s in self._sums.items()}
 
-    def _judged(self, name: str, s: _Sums) -> Found:
+    def _judged(self, name: str, s: _Sums) -> OutputError:
         if s.bad:
-            return Found(float("inf"), 0.0, note=s.bad)
+            return OutputError(float("inf"), 0.0, note=s.bad)
         if not s.count:
-            return Found(0.0, 0.0)
+            return OutputError(0.0, 0.0)
         if self._graph.info(name).dtype[:5] != "float":
             return self._judged_whole(s)
         rms = float(np.sqrt(s.size / s.count))
@@ -214,14 +214,14 @@ class Yardstick:
             one = quant.scale * 1.01
             if s.largest <= one:
                 allowed = max(allowed, error)
-        return Found(error / scale, float(allowed / scale), moved / scale, note)
+        return OutputError(error / scale, float(allowed / scale), moved / scale, note)
 
-    def _judged_whole(self, s: _Sums) -> Found:
+    def _judged_whole(self, s: _Sums) -> OutputError:
         if s.gaps:
             tie = _TIE * max(s.scores, default=0.0)
             faults = int((np.concatenate(s.gaps) > tie).sum())
-            return Found(faults / s.count, 0.0)
-        return Found(s.different / s.count, 1.5 * s.rival_different / s.count)
+            return OutputError(faults / s.count, 0.0)
+        return OutputError(s.different / s.count, 1.5 * s.rival_different / s.count)
 
 
 def _maker(graph: Graph, name: str) -> Node | None:

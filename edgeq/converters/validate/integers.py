@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters import Stored
 from edgeq.converters.encoding import folded, group_size, levels, spread
+from edgeq.converters.target import StoredWeight
 from edgeq.core.progress import Progress
 from edgeq.formats.tensor import QuantTensor
 from edgeq.model.model import Model
@@ -41,7 +41,7 @@ class TensorFault:
 
 
 def compare_integers(
-    model: Model, read: Callable[[], Iterable[Stored]], progress: Progress | None = None
+    model: Model, read: Callable[[], Iterable[StoredWeight]], progress: Progress | None = None
 ) -> tuple[dict[str, bool], list[TensorFault]]:
     """Hold every quantized matrix of the model against what a file has of it.
 
@@ -100,11 +100,11 @@ def _ours(tensor: QuantTensor, a: int, b: int | None) -> tuple[Levels, Scales]:
     return codes, scales
 
 
-def _theirs(piece: Stored) -> tuple[Levels, Scales]:
+def _theirs(piece: StoredWeight) -> tuple[Levels, Scales]:
     return folded(piece.levels, piece.zero_points), piece.scales
 
 
-def _difference(tensor: QuantTensor, piece: Stored) -> TensorFault | None:
+def _difference(tensor: QuantTensor, piece: StoredWeight) -> TensorFault | None:
     """The first difference of a piece."""
     stop = piece.first + len(piece.levels)
     if piece.levels.shape[1] != tensor.shape[1] or stop > tensor.shape[0]:
@@ -148,7 +148,10 @@ def _some(values: Levels) -> str:
 
 
 def _explained(
-    model: Model, tensor: QuantTensor, fault: TensorFault, read: Callable[[], Iterable[Stored]]
+    model: Model,
+    tensor: QuantTensor,
+    fault: TensorFault,
+    read: Callable[[], Iterable[StoredWeight]],
 ) -> TensorFault:
     """The fault with what the whole matrix looks like, if that is known."""
     pieces = sorted((p for p in read() if p.name == fault.name), key=lambda p: p.first)

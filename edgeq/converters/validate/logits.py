@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters import Runner
+from edgeq.converters.runners import DecoderRunner
 from edgeq.converters.validate.kernels import Kernels
 from edgeq.core.errors import FormatError
 from edgeq.evaluation.text import kl_divergence, log_softmax
@@ -65,7 +65,9 @@ class Decoding:
         """The right logits' largest less their smallest."""
         return float(self._high - self._low)
 
-    def compare(self, runner: Runner, prompt: Sequence[int], steps: int, stepped: Stepped) -> None:
+    def compare(
+        self, runner: DecoderRunner, prompt: Sequence[int], steps: int, stepped: Stepped
+    ) -> None:
         """Let the target read a prompt and go on greedily; the reference reads what it said.
 
         Raises:
@@ -144,7 +146,7 @@ class Cost:
 
 def measure_cost(
     model: Model,
-    runner: Runner,
+    runner: DecoderRunner,
     kernels: Kernels,
     tokens: Sequence[int],
     stepped: Stepped,

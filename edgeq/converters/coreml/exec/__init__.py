@@ -1,14 +1,17 @@
 """Executes Core ML files in NumPy, on any machine.
 
-    from edgeq.converters import coreml_exec
+    describe("model.mlpackage")            functions, inputs, outputs, operators
+    execute("model.mlpackage", inputs)     outputs by name
+    open_model("model.mlpackage")          to run it more than once, with states
 
-    coreml_exec.describe("model.mlpackage")            functions, inputs, outputs, operators
-    coreml_exec.execute("model.mlpackage", inputs)     outputs by name
-    model = coreml_exec.open_model("model.mlpackage")  to run it more than once, with states
+    load, blob, weights    a file as plain objects: functions, operators, (compressed) constants
+    machine                runs an ML Program operator by operator
+    ops_*                  the operators
+    model                  a file of any kind, described and run
+    neural_network/        kinds of models that edgeq never writes
 
-ML Programs (.mlpackage, .mlmodel) are read from their protobuf and weight.bin as they are on disk
-and run operator by operator; NeuralNetworks and pipelines of the older format, layer by layer. What
-cannot be executed is refused by name.
+ML Programs (.mlpackage, .mlmodel) are read from their protobuf and weight.bin as they are on disk.
+What cannot be executed is refused by name.
 
 It is the meaning of the file that is executed. Apple's compiler, which fuses operators and chooses
 a processor, is not involved, nor the Neural Engine: results on a device differ by its rounding,

@@ -44,7 +44,7 @@ class Type:
 
 
 @dataclass(frozen=True)
-class Tensor:
+class MilTensor:
     """A constant, in weight.bin or in the program itself.
 
     Args:
@@ -90,14 +90,14 @@ class Op:
 
     type: str
     name: str
-    inputs: Mapping[str, list[str | Tensor]]
+    inputs: Mapping[str, list[str | MilTensor]]
     outputs: tuple[tuple[str, Type], ...]
-    blocks: tuple[Block, ...] = ()
+    blocks: tuple[MilBlock, ...] = ()
     key: bytes = b""
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class MilBlock:
     """Operators in order.
 
     Args:
@@ -130,7 +130,7 @@ class Function:
 
     name: str
     inputs: Mapping[str, Type]
-    block: Block
+    block: MilBlock
 
 
 @dataclass
@@ -176,6 +176,18 @@ def protobuf(purpose: str = "to read Core ML files") -> Any:
     finally:
         logger.setLevel(level)
     return proto
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that write, read and execute packages.
+
+    Raises:
+        MissingDependencyError: coremltools is not installed.
+    """
+    protobuf("to write and read Core ML packages")
+    import coremltools
+
+    return {"coremltools": str(coremltools.__version__), "numpy": np.__version__}
 
 
 def open_file(path: str | Path) -> File:
@@ -237,7 +249,7 @@ def functions(file: File) -> dict[str, Function]:
     return found
 
 
-def _block(file: File, block: Any, outer: Mapping[str, bytes]) -> Block:
+def _block(file: File, block: Any, outer: Mapping[str, bytes]) -> MilBlock:
     keys = dict(outer)
     ops = []
     for raw in block.operations:
@@ -245,11 +257,11 @@ def _block(file: File, block: Any, outer: Mapping[str, bytes]) -> Block:
         ops.append(op)
         if op.key:
             keys.update((name, op.key) for name, _ in op.outputs)
-    return Block(tuple(item.name for item in block.inputs), tuple(block.outputs), tuple(ops))
+    return MilBlock(tuple(item.name for item in block.inputs), tuple(block.outputs), tuple(ops))
 
 
 def _op(file: File, raw: Any, keys: Mapping[str, bytes]) -> Op:
-    inputs: dict[str, list[str | Tensor]] = {}
+    inputs: dict[str, list[str | MilTensor]] = {}
     constant = raw.type == "const" or raw.type.startswith("constexpr_")
     key = [raw.type.encode()] if constant else []
     for name in sorted(raw.inputs):
@@ -296,21 +308,21 @@ def _kind(number: int) -> str:
     return name.lower().replace("float16", "fp16").replace("float32", "fp32")
 
 
-def _value(file: File, raw: Any) -> Tensor:
+def _value(file: File, raw: Any) -> MilTensor:
     kind = _type(raw.type)
     if raw.WhichOneof("value") == "blobFileValue":
         place = raw.blobFileValue
         if kind.kind not in KINDS or kind.shape is None or None in kind.shape:
             raise UnsupportedError(f"{file.path}: constants of type {kind} cannot be executed")
         count = math.prod(d or 0 for d in kind.shape)
-        return Tensor(kind, file.reader(place.fileName).blob(place.offset, kind.kind, count))
+        return MilTensor(kind, file.reader(place.fileName).blob(place.offset, kind.kind, count))
     immediate = raw.immediateValue
     which = immediate.WhichOneof("value")
     if which == "list":
-        return Tensor(kind, value=[_value(file, item).value for item in immediate.list.values])
+        return MilTensor(kind, value=[_value(file, item).value for item in immediate.list.values])
     if which != "tensor":
         raise UnsupportedError(f"{file.path}: constants of type {which} cannot be executed")
-    return Tensor(kind, value=_immediate(file, kind, immediate.tensor))
+    return MilTensor(kind, value=_immediate(file, kind, immediate.tensor))
 
 
 def _immediate(file: File, kind: Type, tensor: Any) -> Any:

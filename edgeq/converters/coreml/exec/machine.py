@@ -23,7 +23,7 @@ from edgeq.converters.coreml.exec import (
     ops_shape,
     weights,
 )
-from edgeq.converters.coreml.exec.load import Block, Function, Op, Tensor, Type
+from edgeq.converters.coreml.exec.load import Function, MilBlock, MilTensor, Op, Type
 from edgeq.converters.coreml.exec.weights import Packed
 from edgeq.core.errors import EdgeqError, UnsupportedError, UsageError
 
@@ -141,7 +141,7 @@ class Machine:
         self.overwrite = overwrite
         self._constants: dict[bytes, Sequence[Any]] = {}
         self._decompressed: dict[int, tuple[Packed, NDArray[Any]]] = {}
-        self._plans: dict[Block, _Plan] = {}
+        self._plans: dict[MilBlock, _Plan] = {}
 
     def dtype(self, kind: str) -> Any:
         """NumPy's type for a type of MIL."""
@@ -192,7 +192,7 @@ class Machine:
 
     # --- what is made once --------------------------------------------------------------------
 
-    def plan(self, block: Block) -> _Plan:
+    def plan(self, block: MilBlock) -> _Plan:
         """A block made ready to run."""
         if block not in self._plans:
             constants = tuple(op for op in block.ops if op.key)
@@ -216,13 +216,13 @@ class Machine:
         return self._constants[op.key]
 
     def _held(self, value: Any) -> Any:
-        if isinstance(value, Tensor) and value.blob and value.blob.count > _SMALL:
+        if isinstance(value, MilTensor) and value.blob and value.blob.count > _SMALL:
             return Packed(value.shape, self.dtype(value.type.kind), value.rows)
         return self.array(value)
 
     def array(self, value: Any) -> Any:
         """A value as the machine holds it: constants read, fp16 in the arithmetic's type."""
-        if isinstance(value, Tensor):
+        if isinstance(value, MilTensor):
             return self.typed(value.get(), value.type)
         if isinstance(value, Packed):
             kept = self.kept(value)
@@ -247,7 +247,7 @@ class Machine:
         return value if wanted is object else np.asarray(value).astype(wanted, copy=False)
 
 
-def _frees(block: Block, ops: Sequence[Op]) -> tuple[tuple[str, ...], ...]:
+def _frees(block: MilBlock, ops: Sequence[Op]) -> tuple[tuple[str, ...], ...]:
     """For each operator, the values made in the block that are used there last."""
     made = {name for op in ops for name, _ in op.outputs}
     last: dict[str, int] = {}
@@ -283,7 +283,7 @@ class _Run:
     watch: frozenset[str]
     found: dict[str, Any]
 
-    def block(self, block: Block) -> None:
+    def block(self, block: MilBlock) -> None:
         """Run all operators of a block."""
         plan, env = self.machine.plan(block), self.env
         for op in plan.constants:
@@ -373,7 +373,7 @@ class _Run:
         return result if isinstance(result, tuple) else [result]
 
     def _control(self, op: Op) -> list[Any]:
-        def call(block: Block, values: Sequence[Any]) -> list[Any]:
+        def call(block: MilBlock, values: Sequence[Any]) -> list[Any]:
             self.env.update(zip(block.inputs, values, strict=True))
             self.block(block)
             return [self.machine.array(self.env[name]) for name in block.outputs]
@@ -387,11 +387,11 @@ class _Run:
             values = call(body, values)
         return values
 
-    def _get(self, ref: str | Tensor, lazy: bool = False) -> Any:
+    def _get(self, ref: str | MilTensor, lazy: bool = False) -> Any:
         value = self.env[ref] if isinstance(ref, str) else ref
         if isinstance(value, Packed) and lazy:
             return self.machine.kept(value)
-        return self.machine.array(value) if isinstance(value, Tensor | Packed) else value
+        return self.machine.array(value) if isinstance(value, MilTensor | Packed) else value
 
 
 def _widened(value: Any) -> Any:

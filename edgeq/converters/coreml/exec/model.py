@@ -1,4 +1,8 @@
-"""Core ML files as things that can be described and run."""
+"""A Core ML file, described and run.
+
+ML Programs run in `edgeq.converters.coreml.exec.machine`; models of the older format, which edgeq
+never writes, in `edgeq.converters.coreml.exec.neural_network`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters.coreml.exec import features, network
 from edgeq.converters.coreml.exec.load import File, Function, functions, open_file
 from edgeq.converters.coreml.exec.machine import (
     SUPPORTED,
@@ -20,9 +23,7 @@ from edgeq.converters.coreml.exec.machine import (
     State,
     refuse_unknown,
 )
-from edgeq.core.errors import FormatError, UnsupportedError, UsageError, unknown
-
-PIPELINES = ("pipeline", "pipelineClassifier", "pipelineRegressor")
+from edgeq.core.errors import FormatError, UsageError, unknown
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,9 @@ class CoreMLModel:
                 _words(described.input), _words(described.output), states, counts
             )
         if not self.programs:
-            counts, absent = _parts(spec)
+            from edgeq.converters.coreml.exec.neural_network import parts
+
+            counts, absent = parts(spec)
             missing |= absent
             found["main"] = FunctionDescription(
                 _words(spec.description.input), _words(spec.description.output), {}, counts
@@ -132,6 +135,8 @@ class CoreMLModel:
             UsageError: an input is missing, unknown, or of another shape.
         """
         if not self.programs:
+            from edgeq.converters.coreml.exec.neural_network import run_spec
+
             given = _checked(self.file.spec.description.input, inputs)
             return run_spec(self.file.spec, given)
         chosen = self._function(function)
@@ -146,11 +151,14 @@ class CoreMLModel:
     def sample(self, function: str | None = None, seed: int = 0) -> dict[str, Any]:
         """Random inputs of the right types and shapes, to try a model with."""
         rng = np.random.default_rng(seed)
+        words: list[Any] = []
         if self.programs:
             items = self._features(self._function(function).name).input
         else:
+            from edgeq.converters.coreml.exec.neural_network import vocabulary
+
             items = self.file.spec.description.input
-        words = _vocabulary(self.file.spec)
+            words = vocabulary(self.file.spec)
         return {item.name: _random(item.type, rng, words) for item in items}
 
     def _function(self, name: str | None) -> Function:
@@ -174,49 +182,6 @@ def open_model(path: str | Path, arithmetic: Arithmetic = "float32") -> CoreMLMo
         MissingDependencyError: coremltools is not installed.
     """
     return CoreMLModel(open_file(path), arithmetic)
-
-
-# --- models that are no programs --------------------------------------------------------------
-
-
-def run_spec(spec: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Run a network, a model of features, or a pipeline of them."""
-    kind = str(spec.WhichOneof("Type"))
-    if kind in network.KINDS:
-        return network.run(spec, given)
-    if kind in features.MODELS:
-        return features.MODELS[kind](spec, given)
-    if kind not in PIPELINES:
-        raise UnsupportedError(f"a model of type {kind} cannot be executed")
-    values = dict(given)
-    stages = _stages(spec)
-    last: dict[str, Any] = {}
-    for stage in stages:
-        last = run_spec(stage, values)
-        values.update(last)
-    wanted = [item.name for item in spec.description.output]
-    return {name: values[name] for name in wanted if name in values} or last
-
-
-def _stages(spec: Any) -> list[Any]:
-    pipeline = getattr(spec, spec.WhichOneof("Type"))
-    return list((pipeline if hasattr(pipeline, "models") else pipeline.pipeline).models)
-
-
-def _parts(spec: Any) -> tuple[Counter[str], set[str]]:
-    """Types of layers and models inside, and which of them cannot be executed."""
-    kind = str(spec.WhichOneof("Type"))
-    if kind in network.KINDS:
-        return network.layer_counts(spec), {name for name, _ in network.unsupported(spec)}
-    if kind in PIPELINES:
-        counts: Counter[str] = Counter()
-        missing: set[str] = set()
-        for stage in _stages(spec):
-            inner, absent = _parts(stage)
-            counts += inner
-            missing |= absent
-        return counts, missing
-    return Counter([kind]), set() if kind in features.MODELS else {kind}
 
 
 # --- inputs -----------------------------------------------------------------------------------
@@ -338,15 +303,3 @@ def _random(kind: Any, rng: np.random.Generator, words: list[Any]) -> Any:
     if which in ("int64Type", "doubleType"):
         return int(rng.integers(0, 3)) if which == "int64Type" else float(rng.standard_normal())
     raise FormatError(f"an input of type {which} cannot be made up")
-
-
-def _vocabulary(spec: Any) -> list[Any]:
-    """Words that the first stage of a pipeline knows."""
-    kind = spec.WhichOneof("Type")
-    if kind in PIPELINES:
-        return next((w for s in _stages(spec) if (w := _vocabulary(s))), [])
-    field_ = {"dictVectorizer": "Map", "oneHotEncoder": "CategoryType"}.get(kind)
-    if field_ is None:
-        return []
-    params = getattr(spec, kind)
-    return list(getattr(params, params.WhichOneof(field_)).vector)

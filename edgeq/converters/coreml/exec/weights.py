@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.converters.coreml.exec.blob import KINDS, Blob
-from edgeq.converters.coreml.exec.load import Tensor
+from edgeq.converters.coreml.exec.load import MilTensor
 from edgeq.core.errors import UnsupportedError
 
 Rows = Callable[[int, int], NDArray[Any]]
@@ -50,7 +50,7 @@ class Packed:
         return self.rows(0, self.shape[0])
 
 
-Source = Tensor | Packed
+Source = MilTensor | Packed
 """Either gives ``rows`` and a ``shape``."""
 
 
@@ -73,7 +73,7 @@ def decompress(op: str, inputs: Mapping[str, Any], dtype: Any) -> Packed | tuple
 
 
 def _whole(value: Any) -> Any:
-    if isinstance(value, Tensor):
+    if isinstance(value, MilTensor):
         return value.get()
     return value.array() if isinstance(value, Packed) else value
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from edgeq.converters.coreml.exec.blob import KINDS
 from edgeq.converters.coreml.lower import weights
 from edgeq.converters.coreml.lower.names import Names, make_distinct, shorten
-from edgeq.converters.coreml.lower.weights import Var, Weight
+from edgeq.converters.coreml.lower.weights import PackedWeight, Var
 from edgeq.converters.coreml.weights import narrowed
 from edgeq.core.errors import EdgeqError, UnsupportedError
 from edgeq.formats.qparams import QuantParams
@@ -256,11 +256,11 @@ class CoremlLowering:
             return self.cast(self.vars[name], kind)
         return self._constant(name, kind)
 
-    def weight(self, name: str) -> Weight:
+    def weight(self, name: str) -> PackedWeight:
         """A quantized or float constant, of its own float type where the system allows that."""
         held = self.graph.constants[name]
         if not isinstance(held, QuantWeight) or held.bits == 32:
-            return Weight(self._constant(name, self.kind))
+            return PackedWeight(self._constant(name, self.kind))
         kind = "fp32" if self.kind == "fp32" else self._held_kind(held)
         return self._quantized(name, held, kind)
 
@@ -332,7 +332,7 @@ class CoremlLowering:
             self._memo[key] = var
         return self._memo[key]
 
-    def _quantized(self, name: str, held: QuantWeight, kind: str) -> Weight:
+    def _quantized(self, name: str, held: QuantWeight, kind: str) -> PackedWeight:
         key = (name, kind)
         if key not in self._memo:
             label, scale = self._names.inner(name), self._names.inner(f"{name}_scale")
@@ -340,5 +340,5 @@ class CoremlLowering:
             self._memo[key] = weights.build(
                 self.mb, self.types, label, scale, held, kind, self.target
             )
-        found: Weight = self._memo[key]
+        found: PackedWeight = self._memo[key]
         return found

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.converters.coreml.exec.blob import KINDS, Blob, pack_bits
-from edgeq.converters.coreml.exec.load import Op, Tensor
+from edgeq.converters.coreml.exec.load import MilTensor, Op
 from edgeq.core.errors import FormatError
 from edgeq.graph.ir import Graph, Node, QuantWeight
 from edgeq.graph.operators import WEIGHTED, weight_of
@@ -40,7 +40,7 @@ _INDEX_BITS = {"ios18": (1, 2, 3, 4, 6, 8), "ios17": (1, 2, 4, 6, 8), "ios16": (
 
 
 @dataclass(frozen=True)
-class Weight:
+class PackedWeight:
     """A quantized constant in the program.
 
     Args:
@@ -106,7 +106,7 @@ def _block(n: int, block: int) -> int:
 
 def build(
     mb: Any, types: Any, name: str, scale_name: str, held: QuantWeight, kind: str, target: str
-) -> Weight:
+) -> PackedWeight:
     """The operators that give a constant.
 
     Args:
@@ -135,7 +135,7 @@ def build(
             data = mb.constexpr_lut_to_dense(
                 indices=packed(indices, f"uint{bits}"), lut=lut, name=f"{name}_levels"
             )
-        return Weight(mb.constexpr_blockwise_shift_scale(data=data, scale=scale, name=name))
+        return PackedWeight(mb.constexpr_blockwise_shift_scale(data=data, scale=scale, name=name))
     if held.bits == 8 and held.palette is None:
         # of no dimensions, a NumPy scalar and not an array
         scales = held.scales.astype(number)
@@ -146,7 +146,7 @@ def build(
             axis=held.axis or 0,
             name=name,
         )
-        return Weight(var)
+        return PackedWeight(var)
     bits, table, indices = _palette(held, target)
     var = mb.constexpr_lut_to_dense(
         indices=pack_bits(indices, bits) if bits < 8 else indices.reshape(-1),
@@ -155,7 +155,7 @@ def build(
         name=name,
     )
     scales = held.scales.astype(number)
-    return Weight(var, mb.const(val=scales if scales.ndim else scales[()], name=scale_name))
+    return PackedWeight(var, mb.const(val=scales if scales.ndim else scales[()], name=scale_name))
 
 
 def _scales18(held: QuantWeight) -> NDArray[np.float32]:
@@ -254,7 +254,7 @@ def constant(op: Op, parameter: str, ops: Mapping[str, Op]) -> NDArray[Any]:
     value = given[0] if given else None
     if isinstance(value, str) and value in ops and ops[value].type == "const":
         value = ops[value].inputs["val"][0]
-    if not isinstance(value, Tensor):
+    if not isinstance(value, MilTensor):
         raise FormatError(f"{parameter} of the program's {op.name} is no constant")
     return np.asarray(value.get())
 

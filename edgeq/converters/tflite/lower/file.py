@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from edgeq.converters.tflite.file import SharedTable, TfliteFile
 from edgeq.converters.tflite.lower.layout import Order, Shape, moves, placed, same
-from edgeq.converters.tflite.operators import Graph as FileGraph
-from edgeq.converters.tflite.operators import Value
+from edgeq.converters.tflite.operators import SubgraphWriter, Value
 from edgeq.converters.tflite.versions import version
 from edgeq.formats.qparams import QuantParams
 from edgeq.graph.ir import Graph, Node
@@ -31,7 +30,7 @@ class Operators:
     def __init__(self, graph: Graph, file: TfliteFile) -> None:
         self.graph = graph
         self.file = file
-        self.g = FileGraph(file, SIGNATURE, lambda _: self.short("c"))
+        self.g = SubgraphWriter(file, SIGNATURE, lambda _: self.short("c"))
         self.node = Node("", graph.name, (), ())
         """What is being lowered."""
         self.made_by: list[Node] = []

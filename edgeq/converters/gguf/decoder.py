@@ -29,7 +29,8 @@ convert_hf_to_gguf.py for what each architecture expects.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -37,9 +38,8 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters import Options, Past, Stored
 from edgeq.converters.encoding import levels, spread
-from edgeq.converters.gguf.bytes import ALIGN, BLOCK, Entry, Kind, header, pack_blocks
+from edgeq.converters.gguf.bytes import ALIGN, BLOCK, Kind, TensorEntry, header, pack_blocks
 from edgeq.converters.gguf.layout import (
     Placed,
     assumed_scale,
@@ -48,24 +48,25 @@ from edgeq.converters.gguf.layout import (
     layout,
     metadata,
 )
-from edgeq.converters.gguf.read_back import ReadBackRunner
 from edgeq.converters.gguf.run import (
-    LlamaRunner,
     has_llama_cpp,
-    made_with,
     open_runner,
     read_constants,
     read_kernels,
-    read_stored,
+    read_options,
+    read_weights,
     runtime_versions,
     tracer,
 )
 from edgeq.converters.gguf.tokenizer import tokenizer_keys
 from edgeq.converters.gguf.vocab import file_tokenizer
+from edgeq.converters.options import Options, WrittenWith
+from edgeq.converters.runners import DecoderRunner, Trace
 from edgeq.converters.size import Size
-from edgeq.converters.validate.constants import Constant
+from edgeq.converters.target import DecoderTarget, StoredWeight
+from edgeq.converters.validate.constants import StoredConstant
 from edgeq.converters.validate.kernels import Kernels
-from edgeq.converters.validate.texts import TargetTokenizer
+from edgeq.converters.validate.tokenizer import TargetTokenizer
 from edgeq.core.errors import UnsupportedError, UsageError
 from edgeq.core.progress import Progress
 from edgeq.formats.packing import round_up
@@ -75,129 +76,126 @@ from edgeq.importers.huggingface.tokenizer import HfTokenizer
 from edgeq.model.formulas import rope_frequencies
 from edgeq.model.model import Model
 
-__all__ = [
-    "check", "constants", "kernels", "made_with", "memory", "not_run", "open", "sizes", "stored",
-    "tokenizer", "trace", "tracer", "versions", "write",
-]  # fmt: skip
-
 _STEP = 1 << 21
 """Weights in memory at once."""
 
 
-def check(model: Model, options: Options) -> None:
-    """Refuse what llama.cpp cannot hold or compute.
+class GgufDecoderTarget(DecoderTarget):
+    """Decoders in llama.cpp's GGUF files."""
 
-    Raises:
-        UnsupportedError: a scheme, shape or feature; names the tensor.
-        UsageError: an option that has no place in a file.
-    """
-    for name, value in (("kv", options.kv), ("prefill", options.prefill), *options.extra.items()):
-        if value:
+    def check(self, model: Model, options: Options) -> None:
+        """Refuse what llama.cpp cannot hold or compute.
+
+        Raises:
+            UnsupportedError: a scheme, shape or feature; names the tensor.
+            UsageError: an option that has no place in a file.
+        """
+        for name, value in (
+            ("kv", options.kv),
+            ("prefill", options.prefill),
+            *options.extra.items(),
+        ):
+            if value:
+                raise UsageError(
+                    f"a GGUF file does not store {name}; leave it out, and set it in llama.cpp "
+                    "when it runs"
+                )
+        if options.compute == "float":
             raise UsageError(
-                f"a GGUF file does not store {name}; leave it out, and set it in llama.cpp when "
-                "it runs"
+                "--compute is float, but llama.cpp always rounds activations to 8 bits; "
+                "leave it out"
             )
-    if options.compute == "float":
-        raise UsageError(
-            "--compute is float, but llama.cpp always rounds activations to 8 bits; leave it out"
+        config = model.config
+        if options.context and options.context > config.context:
+            raise UsageError(
+                f"context is {options.context} tokens; the model supports up to {config.context}"
+            )
+        check_family(model)
+        window = foreign_window(config)
+        if window and options.context and options.context > window:
+            raise UnsupportedError(
+                f"llama.cpp has no sliding window for {config.family}: beyond {window} tokens it "
+                f"would compute other values; give a context of at most {window}"
+            )
+        layout(model)
+        tokenizer_keys(model)
+
+    def memory(self, model: Model, options: Options) -> int:
+        """Bytes that `write` takes at its peak: buffers of a piece, and the tokenizer's JSON."""
+        return 24 * _STEP + 24 * len(model.files.get("tokenizer.json", b""))
+
+    def sizes(self, model: Model, options: Options) -> Iterator[Size]:
+        """Bits and bytes of each matrix in the file."""
+        bits = {"Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q8_0": 8}
+        for placed in layout(model):
+            for name, rows in zip(placed.names, placed.rows, strict=True):
+                if len(placed.entry.shape) == 2:
+                    nbytes = placed.entry.nbytes * rows // placed.entry.shape[0]
+                    yield Size(name, model.tensors[name], bits.get(placed.entry.type), nbytes)
+
+    def write(
+        self, model: Model, out: Path, options: Options, progress: Progress | None = None
+    ) -> None:
+        """Write the file, a piece of a tensor at a time."""
+        parts = layout(model)
+        keys = metadata(model, options, parts) | tokenizer_keys(model, compare=False)
+        total = sum(placed.entry.nbytes for placed in parts)
+        done = 0
+        with out.open("xb") as file:
+            file.write(header(keys, [placed.entry for placed in parts]))
+            for placed in parts:
+                _write_tensor(model, placed, file)
+                file.write(bytes(-placed.entry.nbytes % ALIGN))
+                done += placed.entry.nbytes
+                if progress:
+                    progress(placed.entry.name, done, total)
+
+    def open_runner(self, path: Path, *, threads: int | None = None) -> DecoderRunner:
+        """The file in llama.cpp with a float32 cache, or in edgeq's reference where that is absent.
+
+        Raises:
+            FormatError: the file cannot be read, or llama.cpp does not load it.
+            MissingDependencyError: neither llama-cpp-python nor the gguf package is installed.
+        """
+        return open_runner(path, threads)
+
+    def read_weights(self, path: Path) -> Iterator[StoredWeight]:
+        """The integers, read back."""
+        return read_weights(path)
+
+    def read_options(self, path: Path) -> WrittenWith:
+        """How the file was written."""
+        return read_options(path)
+
+    def tracer(self, path: Path) -> AbstractContextManager[Trace]:
+        """Passes of llama.cpp's own graph, or of edgeq's reference where that is absent."""
+        return tracer(path)
+
+    def tokenizer(self, path: Path, source: HfTokenizer) -> TargetTokenizer | None:
+        """The file's tokenizer: llama.cpp's own where that is installed."""
+        return file_tokenizer(path, source)
+
+    def versions(self) -> dict[str, str]:
+        """The libraries that run and read the file, of those that are installed."""
+        return runtime_versions()
+
+    def kernels(self, path: Path, model: Model) -> Kernels:
+        """How llama.cpp rounds while it runs the file."""
+        return read_kernels(path)
+
+    def read_constants(self, path: Path) -> Iterator[StoredConstant]:
+        """Every tensor and key of the file."""
+        return read_constants(path)
+
+    def why_not_run(self) -> str | None:
+        """Why the file is not run in llama.cpp, if so."""
+        if has_llama_cpp():
+            return None
+        return (
+            "llama.cpp was not run, as llama-cpp-python is not installed (pip install "
+            "'edgeq[llamacpp]'): the file was read back and compared"
+            + (", and computed by edgeq's own reference" if "gguf" in self.versions() else "")
         )
-    config = model.config
-    if options.context and options.context > config.context:
-        raise UsageError(
-            f"context is {options.context} tokens; the model supports up to {config.context}"
-        )
-    check_family(model)
-    window = foreign_window(config)
-    if window and options.context and options.context > window:
-        raise UnsupportedError(
-            f"llama.cpp has no sliding window for {config.family}: beyond {window} tokens it would "
-            f"compute other values; give a context of at most {window}"
-        )
-    layout(model)
-    tokenizer_keys(model)
-
-
-def memory(model: Model, options: Options) -> int:
-    """Bytes that `write` takes at its peak: buffers of a piece, and the tokenizer's JSON."""
-    return 24 * _STEP + 24 * len(model.files.get("tokenizer.json", b""))
-
-
-def sizes(model: Model, options: Options) -> Iterator[Size]:
-    """Bits and bytes of each matrix in the file."""
-    bits = {"Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q8_0": 8}
-    for placed in layout(model):
-        for name, rows in zip(placed.names, placed.rows, strict=True):
-            if len(placed.entry.shape) == 2:
-                nbytes = placed.entry.nbytes * rows // placed.entry.shape[0]
-                yield Size(name, model.tensors[name], bits.get(placed.entry.type), nbytes)
-
-
-def write(model: Model, out: Path, options: Options, progress: Progress | None = None) -> None:
-    """Write the file, a piece of a tensor at a time."""
-    parts = layout(model)
-    keys = metadata(model, options, parts) | tokenizer_keys(model, compare=False)
-    total = sum(placed.entry.nbytes for placed in parts)
-    done = 0
-    with out.open("xb") as file:
-        file.write(header(keys, [placed.entry for placed in parts]))
-        for placed in parts:
-            _write_tensor(model, placed, file)
-            file.write(bytes(-placed.entry.nbytes % ALIGN))
-            done += placed.entry.nbytes
-            if progress:
-                progress(placed.entry.name, done, total)
-
-
-def open(path: Path, *, threads: int | None = None) -> LlamaRunner | ReadBackRunner:
-    """The file in llama.cpp with a float32 cache, or in edgeq's reference where that is absent.
-
-    Raises:
-        FormatError: the file cannot be read, or llama.cpp does not load it.
-        MissingDependencyError: neither llama-cpp-python nor the gguf package is installed.
-    """
-    return open_runner(path, threads)
-
-
-def stored(path: Path) -> Iterator[Stored]:
-    """The integers, read back."""
-    return read_stored(path)
-
-
-def trace(path: Path, tokens: Sequence[int], past: Past = ()) -> dict[str, NDArray[np.float32]]:
-    """Results of llama.cpp's own graph, or of edgeq's reference where that is absent."""
-    with tracer(path) as run:
-        return dict(run(tokens, past))
-
-
-def tokenizer(path: Path, source: HfTokenizer) -> TargetTokenizer | None:
-    """The file's tokenizer: llama.cpp's own where that is installed."""
-    return file_tokenizer(path, source)
-
-
-def versions() -> dict[str, str]:
-    """The libraries that run and read the file, of those that are installed."""
-    return runtime_versions()
-
-
-def kernels(path: Path, model: Model) -> Kernels:
-    """How llama.cpp rounds while it runs the file."""
-    return read_kernels(path)
-
-
-def constants(path: Path) -> Iterator[Constant]:
-    """Every tensor and key of the file."""
-    return read_constants(path)
-
-
-def not_run() -> str | None:
-    """Why the file is not run in llama.cpp, if so."""
-    if has_llama_cpp():
-        return None
-    return (
-        "llama.cpp was not run, as llama-cpp-python is not installed (pip install "
-        "'edgeq[llamacpp]'): the file was read back and compared"
-        + (", and computed by edgeq's own reference" if "gguf" in versions() else "")
-    )
 
 
 def _write_tensor(model: Model, placed: Placed, file: BinaryIO) -> None:
@@ -228,7 +226,7 @@ def _interleaved(n: int, heads: int) -> NDArray[np.intp]:
     return cast("NDArray[np.intp]", (np.arange(heads)[:, None] * (n // heads) + within).reshape(-1))
 
 
-def _encoded(model: Model, name: str, entry: Entry, a: int, b: int) -> NDArray[Any]:
+def _encoded(model: Model, name: str, entry: TensorEntry, a: int, b: int) -> NDArray[Any]:
     """Rows of one of our tensors in the file's type."""
     tensor = model.tensors[name]
     if not isinstance(tensor, QuantTensor):
@@ -261,7 +259,7 @@ def _adjusted(model: Model, name: str, tensor: Tensor, a: int, b: int) -> Tensor
     return values
 
 
-def _floats(values: Tensor | NDArray[Any], entry: Entry) -> NDArray[Any]:
+def _floats(values: Tensor | NDArray[Any], entry: TensorEntry) -> NDArray[Any]:
     """Rows in the entry's float type, columns padded by zeros."""
     if isinstance(values, FloatTensor) and values.dtype == entry.type:
         raw: NDArray[Any] = values.data

@@ -25,13 +25,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq._version import __version__
-from edgeq.converters import Options, Past, Precision, Stored, Trace, pieces
+from edgeq.converters.options import Options, WrittenWith
+from edgeq.converters.runners import DecoderRunner, Past, Precision, Trace, pieces
 from edgeq.converters.size import Size
+from edgeq.converters.target import DecoderTarget, StoredWeight
 from edgeq.converters.tflite import read as reading
-from edgeq.converters.tflite.builder import BLOCK, Settings, held, write_decoder
+from edgeq.converters.tflite.builder import BLOCK, LiteRTSettings, stored_matrix, write_decoder
 from edgeq.converters.tflite.file import TfliteFile
 from edgeq.converters.tflite.interpreter import interpreter
-from edgeq.converters.validate.constants import Constant, Made
+from edgeq.converters.validate.constants import StoredConstant
 from edgeq.converters.validate.kernels import (
     Kernels,
     half,
@@ -58,38 +60,153 @@ _LAYER = 400_000
 """Bytes of the objects that a layer of a graph is made of."""
 
 
-def check(model: Model, options: Options) -> None:
-    """Refuse what the target cannot hold, before any work.
+class LiteRTDecoderTarget(DecoderTarget):
+    """Decoders in LiteRT."""
 
-    Raises:
-        FormatError: the model lacks a tensor.
-        MissingDependencyError: LiteRT is not installed.
-        UnsupportedError: a scheme that LiteRT cannot multiply by.
-        UsageError: an option out of range.
-    """
-    schema()
-    model.validate()
-    how = settings(model.config, options)
-    for name, _ in model.config.linears():
-        try:
-            held(model, name, how.compute)
-        except UnsupportedError as err:
-            if how.compute == "float":
-                raise
+    def check(self, model: Model, options: Options) -> None:
+        """Refuse what the target cannot hold, before any work.
+
+        Raises:
+            FormatError: the model lacks a tensor.
+            MissingDependencyError: LiteRT is not installed.
+            UnsupportedError: a scheme that LiteRT cannot multiply by.
+            UsageError: an option out of range.
+        """
+        schema()
+        model.validate()
+        how = settings(model.config, options)
+        for name, _ in model.config.linears():
             try:
-                held(model, name, "float")
-            except UnsupportedError:
-                raise err from None
-            raise UnsupportedError(f"{err}, or compute in float") from err
-        tensor = model.tensors[name]
-        if isinstance(tensor, QuantTensor) and not (tensor.row_params()[0] > 0).all():
-            raise UnsupportedError(
-                f"{name} has scales that are not positive, which LiteRT refuses to run; "
-                "quantize it again from its floating-point source"
-            )
+                stored_matrix(model, name, how.compute)
+            except UnsupportedError as err:
+                if how.compute == "float":
+                    raise
+                try:
+                    stored_matrix(model, name, "float")
+                except UnsupportedError:
+                    raise err from None
+                raise UnsupportedError(f"{err}, or compute in float") from err
+            tensor = model.tensors[name]
+            if isinstance(tensor, QuantTensor) and not (tensor.row_params()[0] > 0).all():
+                raise UnsupportedError(
+                    f"{name} has scales that are not positive, which LiteRT refuses to run; "
+                    "quantize it again from its floating-point source"
+                )
+
+    def sizes(self, model: Model, options: Options) -> Iterator[Size]:
+        """Bits and bytes of each matrix in the file."""
+        compute = settings(model.config, options).compute
+        for name, (n, _) in model.config.linears():
+            how, tensor = stored_matrix(model, name, compute), model.tensors[name]
+            if how.encoding is None:
+                yield Size(name, tensor, None, tensor.nbytes)
+            else:
+                yield Size(
+                    name, tensor, how.bits, n * how.width * how.bits // 8 + n * 2 * how.groups
+                )
+
+    def remarks(self, model: Model, options: Options) -> list[str]:
+        """What is chosen where nothing is said, and what it costs."""
+        config, context = model.config, settings(model.config, options).context
+        if options.context is not None or context >= config.context:
+            return []
+        return [
+            f"The context is {context} tokens (the model allows {config.context}): LiteRT copies "
+            "the whole cache at each token, so that a longer context decodes slower. --ctx-size "
+            "changes it."
+        ]
+
+    def write(
+        self, model: Model, out: Path, options: Options, progress: Progress | None = None
+    ) -> None:
+        """Write the file.
+
+        Args:
+            model: what `check` has passed.
+            out: the file, which does not exist.
+            options: context, kv, compute and prefill are heeded.
+            progress: called with what is written, bytes done, and of how many.
+        """
+        how = settings(model.config, options)
+        file = TfliteFile()
+        write_decoder(file, model, how)
+        file.metadata(reading.METADATA, json.dumps(_described(model, how)).encode())
+        file.save(Path(out), progress)
+
+    def memory(self, model: Model, options: Options) -> int:
+        """Bytes that `write` takes at its peak: a block of weights, and the flatbuffer."""
+        c, how = model.config, settings(model.config, options)
+        graphs = len(how.prefill) + 1
+        rows = sum(n for _, (n, _) in c.linears())
+        tables = 4 * how.rows * sum(rope.dim for rope in c.ropes)
+        return 32 * BLOCK + graphs * (c.layers + 1) * _LAYER + 48 * rows + 4 * tables
+
+    def versions(self) -> dict[str, str]:
+        """The libraries that take part."""
+        schema()
+        return {name: metadata.version(name) for name in ("ai-edge-litert", "flatbuffers")}
+
+    def header(self, path: Path) -> reading.Header:
+        """The header of the .tflite file that holds the decoder.
+
+        Raises:
+            FormatError: edgeq did not write it.
+        """
+        return reading.read(path)
+
+    def read_weights(self, path: Path) -> Iterator[StoredWeight]:
+        """The integers of every matrix, read back from the file.
+
+        Raises:
+            FormatError: edgeq did not write it.
+        """
+        return reading.stored(self.header(path))
+
+    def open_runner(self, path: Path, *, threads: int | None = None) -> DecoderRunner:
+        """Open the file in LiteRT.
+
+        Raises:
+            FormatError: edgeq did not write it, or LiteRT cannot load it.
+            MissingDependencyError: LiteRT is not installed.
+        """
+        return LiteRTRunner(path, threads=threads)
+
+    @contextmanager
+    def tracer(self, path: Path) -> Iterator[Trace]:
+        """Passes whose results are all outputs, of a copy of the file that is loaded once.
+
+        All tokens but the last go through the prefill signatures. Those need no more than the
+        cache, so what comes after the last layer's keys and values has one row: the last token's.
+
+        Raises:
+            EdgeqError: there is no room for a copy of the file whose results are all outputs.
+            FormatError: edgeq did not write it.
+        """
+        with tempfile.TemporaryDirectory(prefix="edgeq-") as folder:
+            copy = Path(folder) / "traced.tflite"
+            reading.with_results(self.header(path), copy)
+            runner = LiteRTRunner(copy)
+            try:
+                yield runner.traced
+            finally:
+                runner.close()
+
+    def read_options(self, path: Path) -> WrittenWith:
+        """How the file was written."""
+        found = self.header(path).settings
+        options = Options(found["context"], found["kv"], found["compute"], tuple(found["prefill"]))
+        return WrittenWith(options, found["edgeq_version"])
+
+    def read_constants(self, path: Path) -> Iterator[StoredConstant]:
+        """Every constant of the file."""
+        return reading.constants(self.header(path))
+
+    def kernels(self, path: Path, model: Model) -> Kernels:
+        """How LiteRT rounds while it runs the file."""
+        return _kernels(self.header(path).settings)
 
 
-def settings(config: ModelConfig, options: Options) -> Settings:
+def settings(config: ModelConfig, options: Options) -> LiteRTSettings:
     """What the options come to for a model.
 
     Raises:
@@ -106,57 +223,12 @@ def settings(config: ModelConfig, options: Options) -> Settings:
             f"prefill lengths are {', '.join(map(str, lengths))}; "
             f"with a context of {context} they can be 1 to {context - 1}"
         )
-    return Settings(context, options.kv or "float32", options.compute or "int8", tuple(lengths))
+    return LiteRTSettings(
+        context, options.kv or "float32", options.compute or "int8", tuple(lengths)
+    )
 
 
-def sizes(model: Model, options: Options) -> Iterator[Size]:
-    """Bits and bytes of each matrix in the file."""
-    compute = settings(model.config, options).compute
-    for name, (n, _) in model.config.linears():
-        how, tensor = held(model, name, compute), model.tensors[name]
-        if how.encoding is None:
-            yield Size(name, tensor, None, tensor.nbytes)
-        else:
-            yield Size(name, tensor, how.bits, n * how.width * how.bits // 8 + n * 2 * how.groups)
-
-
-def remarks(model: Model, options: Options) -> list[str]:
-    """What is chosen where nothing is said, and what it costs."""
-    config, context = model.config, settings(model.config, options).context
-    if options.context is not None or context >= config.context:
-        return []
-    return [
-        f"The context is {context} tokens (the model allows {config.context}): LiteRT copies the "
-        "whole cache at each token, so that a longer context decodes slower. --ctx-size changes it."
-    ]
-
-
-def write(model: Model, out: Path, options: Options, progress: Progress | None = None) -> None:
-    """Make the file.
-
-    Args:
-        model: what `check` has passed.
-        out: the file, which does not exist.
-        options: context, kv, compute and prefill are heeded.
-        progress: called with what is written, bytes done, and of how many.
-    """
-    how = settings(model.config, options)
-    file = TfliteFile()
-    write_decoder(file, model, how)
-    file.metadata(reading.METADATA, json.dumps(_described(model, how)).encode())
-    file.save(Path(out), progress)
-
-
-def memory(model: Model, options: Options) -> int:
-    """Bytes that `write` takes at its peak: a block of weights, and the flatbuffer."""
-    c, how = model.config, settings(model.config, options)
-    graphs = len(how.prefill) + 1
-    rows = sum(n for _, (n, _) in c.linears())
-    tables = 4 * how.rows * sum(rope.dim for rope in c.ropes)
-    return 32 * BLOCK + graphs * (c.layers + 1) * _LAYER + 48 * rows + 4 * tables
-
-
-def _described(model: Model, how: Settings) -> dict[str, Any]:
+def _described(model: Model, how: LiteRTSettings) -> dict[str, Any]:
     quantized = [
         name for name, _ in model.config.linears() if isinstance(model.tensors[name], QuantTensor)
     ]
@@ -172,90 +244,7 @@ def _described(model: Model, how: Settings) -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
-    """The libraries that take part."""
-    schema()
-    return {name: metadata.version(name) for name in ("ai-edge-litert", "flatbuffers")}
-
-
-def stored(path: str | Path) -> Iterator[Stored]:
-    """The integers of every matrix, read back from the file.
-
-    Raises:
-        FormatError: it is no file of ours.
-    """
-    return reading.stored(reading.read(path))
-
-
-def open(path: str | Path, *, threads: int | None = None) -> LiteRTRunner:
-    """Run the file in LiteRT.
-
-    Raises:
-        FormatError: it is no file of ours, or LiteRT cannot load it.
-        MissingDependencyError: LiteRT is not installed.
-    """
-    return LiteRTRunner(path, threads=threads)
-
-
-def trace(
-    path: str | Path, tokens: Sequence[int], past: Past = ()
-) -> dict[str, NDArray[np.float32]]:
-    """Results of the pass over ``tokens``, once the cache holds those of ``past``, by their names.
-
-    All tokens but the last go through the prefill signatures. Those need no more than the cache,
-    so what comes after the last layer's keys and values has one row: the last token's.
-
-    Raises:
-        EdgeqError: there is no room for a copy of the file whose results are all outputs.
-        FormatError: it is no file of ours.
-    """
-    with tracer(path) as run:
-        return dict(run(tokens, past))
-
-
-@contextmanager
-def tracer(path: str | Path) -> Iterator[Trace]:
-    """`trace` of one file, which is copied and loaded once."""
-    with traced(reading.read(path)) as run:
-        yield run
-
-
-@contextmanager
-def traced(header: reading.Header) -> Iterator[Trace]:
-    """`tracer` of a file that has been read."""
-    with tempfile.TemporaryDirectory(prefix="edgeq-") as folder:
-        copy = Path(folder) / "traced.tflite"
-        reading.with_results(header, copy)
-        runner = LiteRTRunner(copy)
-        try:
-            yield runner.traced
-        finally:
-            runner.close()
-
-
-def made_with(path: str | Path) -> Made:
-    """How the file was made."""
-    return made_with_settings(reading.read(path).settings)
-
-
-def made_with_settings(found: Mapping[str, Any]) -> Made:
-    """`made_with` of a file that has been read."""
-    options = Options(found["context"], found["kv"], found["compute"], tuple(found["prefill"]))
-    return Made(options, found["edgeq_version"])
-
-
-def constants(path: str | Path) -> Iterator[Constant]:
-    """Every constant of the file."""
-    return reading.constants(reading.read(path))
-
-
-def kernels(path: str | Path, model: Model) -> Kernels:
-    """How LiteRT rounds while it runs the file."""
-    return kernels_of(reading.read(path).settings)
-
-
-def kernels_of(found: Mapping[str, Any]) -> Kernels:
-    """`kernels` of a file that has been read."""
+def _kernels(found: Mapping[str, Any]) -> Kernels:
     caches: dict[str, CacheRounding] = {"float16": half, "int8": head_magnitude}
     cache = caches.get(found["kv"])
     if found["compute"] != "int8" or not found["columns"]:
@@ -292,7 +281,7 @@ class LiteRTRunner:
         header = reading.read(path)
         found = header.settings
         self.config = ModelConfig.from_dict(found["config"])
-        self.runtime = f"ai-edge-litert {versions()['ai-edge-litert']}"
+        self.runtime = f"ai-edge-litert {metadata.version('ai-edge-litert')}"
         rounded = "int8" in (found["compute"], found["kv"])
         self.precision: Precision = "int8" if rounded else found["kv"]
         self.results: dict[str, list[NDArray[np.float32]]] | None = None

@@ -1,10 +1,7 @@
 """LiteRT (TensorFlow Lite): a canonical graph of operators as one .tflite file.
 
-    check          refuses what cannot be lowered, before any work
-    write          makes the file: channels last, weights and values with the graph's own integers
-    open_graph     runs it in LiteRT, with the source's names, shapes and types
-    stored_weights, stored_quants   what the file holds, brought back to the source's axes
-    arena          bytes of its values while it runs
+Images lie channels last, and weights and activations have the graph's own integers. How each
+operator is lowered stands in `edgeq.converters.tflite.lower`.
 
 Options: layout "nhwc" (images as the runtime has them) or "nchw" (as the source has them); io
 "float32" or "int8"; compute, of integer weights with float values: "auto" (rounds the values as it
@@ -17,54 +14,112 @@ bits of convolutions).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from edgeq._version import __version__
-from edgeq.converters.metadata_blob import note_bytes
+from edgeq.converters.metadata_blob import blob_bytes
+from edgeq.converters.runners import GraphRunner
+from edgeq.converters.target import GraphTarget
 from edgeq.converters.tflite.file import TfliteFile
+from edgeq.converters.tflite.graph_run import (
+    METADATA,
+    LiteRTGraphRunner,
+    arena_bytes,
+    read_parts,
+    read_quants,
+    read_weights,
+)
 from edgeq.converters.tflite.interpreter import interpreter
 from edgeq.converters.tflite.lower import rules
 from edgeq.converters.tflite.lower.layout import Order, channels_last, natural, placed
 from edgeq.converters.tflite.lower.lowering import LoweringOptions, Out, TfliteLowering
 from edgeq.converters.tflite.lower.moves import file_type
 from edgeq.converters.tflite.lower.ops import bounds
-from edgeq.converters.tflite.lower.run import (
-    METADATA,
-    LiteRTGraph,
-    arena_of,
-    open_graph,
-    stored_quants,
-    stored_weights,
-)
 from edgeq.converters.tflite.operators import Value
-from edgeq.converters.tflite.read import VERSION, read
+from edgeq.converters.tflite.read import VERSION
 from edgeq.core.errors import UnsupportedError, UsageError, unknown
 from edgeq.core.progress import Progress
-from edgeq.graph.ir import Graph, Node
+from edgeq.formats.qparams import QuantParams
+from edgeq.graph.ir import Graph, Node, QuantWeight
 from edgeq.graph.operators import ACTIVATIONS
 from edgeq.graph.tflite.schema import schema
 
-__all__ = [
-    "LiteRTGraph", "arena", "check", "open_graph", "settings", "stored_quants", "stored_weights",
-    "versions", "write",
-]  # fmt: skip
 _CHOICES = {
     "layout": ("nhwc", "nchw"), "io": ("float32", "int8"),
     "compute": ("auto", "int8", "float"), "int4": ("packed", "bytes"),
 }  # fmt: skip
 
 
-def versions() -> dict[str, str]:
-    """The libraries that take part.
+class LiteRTGraphTarget(GraphTarget):
+    """Graphs in LiteRT."""
 
-    Raises:
-        MissingDependencyError: LiteRT is not installed.
-    """
-    schema()
-    return {"ai-edge-litert": version("ai-edge-litert")}
+    def check(self, graph: Graph, options: Mapping[str, Any]) -> None:
+        """Refuse what cannot be lowered, before any work.
+
+        Raises:
+            MissingDependencyError: LiteRT is not installed.
+            UnsupportedError: lists every offending node with the nearest supported form.
+            UsageError: an option out of range.
+        """
+        schema()
+        settings(options)
+        rules.check(graph)
+
+    def write(
+        self,
+        graph: Graph,
+        path: Path,
+        options: Mapping[str, Any],
+        progress: Progress | None = None,
+    ) -> None:
+        """Write the file.
+
+        Args:
+            graph: a graph that `check` accepted.
+            path: the file, which does not exist.
+            options: layout, io, compute and int4.
+            progress: called with what is written, bytes done, and of how many.
+        """
+        low = _lowered(graph, settings(options))
+        low.file.save(path, progress)
+        _check_opens(path, low)
+
+    def open_runner(self, path: Path, *, threads: int = 1) -> GraphRunner:
+        """Open the file in LiteRT.
+
+        Raises:
+            FormatError: edgeq did not write it, or LiteRT cannot load it.
+            MissingDependencyError: LiteRT is not installed.
+        """
+        return LiteRTGraphRunner(path, threads=threads)
+
+    def read_weights(self, path: Path) -> Iterator[tuple[str, QuantWeight]]:
+        """The integers of every quantized constant, in the source's own axes."""
+        return read_weights(path)
+
+    def read_quants(self, path: Path) -> dict[str, QuantParams]:
+        """Scale and zero point of each rounded value."""
+        return read_quants(path)
+
+    def read_parts(self, path: Path) -> Iterator[tuple[str, bytes]]:
+        """Every constant and operator of the file."""
+        return read_parts(path)
+
+    def arena_bytes(self, graph: Graph, options: Mapping[str, Any]) -> int:
+        """Bytes of all activations that are in memory together at most, if buffers are reused."""
+        return arena_bytes(_lowered(graph, settings(options)).file.model)
+
+    def versions(self) -> dict[str, str]:
+        """The libraries that take part.
+
+        Raises:
+            MissingDependencyError: LiteRT is not installed.
+        """
+        schema()
+        return {"ai-edge-litert": version("ai-edge-litert")}
 
 
 def settings(options: Mapping[str, Any]) -> LoweringOptions:
@@ -79,47 +134,6 @@ def settings(options: Mapping[str, Any]) -> LoweringOptions:
         if value not in _CHOICES[key]:
             raise UsageError(f"{key} is {value!r}; it can be {' or '.join(_CHOICES[key])}")
     return LoweringOptions(**options)
-
-
-def check(graph: Graph, options: Mapping[str, Any]) -> None:
-    """Refuse what cannot be lowered, before any work.
-
-    Raises:
-        MissingDependencyError: LiteRT is not installed.
-        UnsupportedError: lists every offending node with the nearest supported form.
-        UsageError: an option out of range.
-    """
-    schema()
-    settings(options)
-    rules.check(graph)
-
-
-def write(
-    graph: Graph, path: Path, options: Mapping[str, Any], progress: Progress | None = None
-) -> None:
-    """Make the file.
-
-    Args:
-        graph: what `check` has passed.
-        path: the file, which does not exist.
-        options: layout, io, compute and int4.
-        progress: called with what is written, bytes done, and of how many.
-    """
-    low = _lowered(graph, settings(options))
-    low.file.save(Path(path), progress)
-    _check_opens(Path(path), low)
-
-
-def arena(source: Path | str | Graph, options: Mapping[str, Any] | None = None) -> int:
-    """Bytes of all values that are in memory together at most, places being used again.
-
-    Args:
-        source: a file that `write` made, or a graph.
-        options: see the module; of a graph alone.
-    """
-    if isinstance(source, Graph):
-        return arena_of(_lowered(source, settings(options or {})).file.model)
-    return arena_of(read(source, entry=METADATA).model)
 
 
 def _check_opens(path: Path, low: TfliteLowering) -> None:
@@ -152,7 +166,7 @@ def _lowered(graph: Graph, how: LoweringOptions) -> TfliteLowering:
     orders = {name: low.home(name) for name in graph.inputs}
     orders |= {name: _output_order(low, name) for name in graph.outputs}
     low.g.finish(inputs, outputs)
-    file.metadata(METADATA, note_bytes(_described(low, orders)))
+    file.metadata(METADATA, blob_bytes(_described(low, orders)))
     return low
 
 

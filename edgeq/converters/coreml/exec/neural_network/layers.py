@@ -17,13 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters.coreml.exec import (
-    layers_shape,
-    ops_math,
-    ops_nn,
-    ops_recurrent,
-    ops_shape,
-)
+from edgeq.converters.coreml.exec import ops_math, ops_nn, ops_recurrent, ops_shape
+from edgeq.converters.coreml.exec.neural_network import layers_shape
 from edgeq.core.errors import FormatError, UnsupportedError
 
 Array = NDArray[Any]

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters.coreml.exec.load import Function, Op, functions, open_file
+from edgeq.converters.coreml.exec.load import Function, MilTensor, Op, functions, open_file
 from edgeq.converters.coreml.exec.machine import Arithmetic, Machine, refuse_unknown
 from edgeq.converters.coreml.lower import weights
-from edgeq.converters.metadata_blob import read_note
+from edgeq.converters.metadata_blob import read_blob
+from edgeq.converters.runners import Precision
 from edgeq.core.errors import FormatError, UsageError, unknown
 from edgeq.formats.qparams import QuantParams
 from edgeq.graph.feeds import held_as
@@ -28,7 +29,7 @@ _RUNTIME = f"edgeq.converters.coreml.exec (NumPy {np.__version__})"
 # --- reading back -----------------------------------------------------------------------------
 
 
-class Package:
+class GraphPackage:
     """A package of ours, opened."""
 
     def __init__(self, path: str | Path) -> None:
@@ -37,7 +38,7 @@ class Package:
         if entry is None or file.spec.WhichOneof("Type") != "mlProgram":
             raise FormatError(f"{path} is not a graph that edgeq wrote")
         try:
-            self.about: dict[str, Any] = read_note(entry)
+            self.about: dict[str, Any] = read_blob(entry)
         except FormatError as err:
             raise FormatError(f"{path}: {err}") from err
         try:
@@ -76,7 +77,7 @@ def _info(told: Mapping[str, Any]) -> Info:
     return Info(tuple(int(n) for n in told["shape"]), str(told["dtype"]))
 
 
-def stored_weights(path: str | Path) -> Iterator[tuple[str, QuantWeight]]:
+def read_weights(path: Path) -> Iterator[tuple[str, QuantWeight]]:
     """Quantized constants by the graph's names, with levels and scales as the package holds them.
 
     A bias is told where its integers can be; see `coreml_lower`.
@@ -84,7 +85,7 @@ def stored_weights(path: str | Path) -> Iterator[tuple[str, QuantWeight]]:
     Raises:
         FormatError: the package is damaged, or not ours.
     """
-    package = Package(path)
+    package = GraphPackage(path)
     scales: dict[str, NDArray[np.float32]] = {}
     for name, about in package.constants.items():
         held = weights.read(about["id"], about["scales"], about, package.ops)
@@ -99,20 +100,20 @@ def stored_weights(path: str | Path) -> Iterator[tuple[str, QuantWeight]]:
         yield name, QuantWeight(levels, step, 32, axis=0)
 
 
-def stored_quants(path: str | Path) -> dict[str, QuantParams]:
+def read_quants(path: Path) -> dict[str, QuantParams]:
     """How values are rounded, by the graph's names, as the package holds it.
 
     Raises:
         FormatError: the package is damaged, or not ours.
     """
-    package = Package(path)
+    package = GraphPackage(path)
     return {name: package.quant(name) for name in package.quants}
 
 
 # --- running ----------------------------------------------------------------------------------
 
 
-class GraphRunner:
+class CoreMLGraphRunner:
     """A package executed by `coreml_exec`, with the graph's own names, shapes and types.
 
     Args:
@@ -124,12 +125,12 @@ class GraphRunner:
     """
 
     def __init__(self, path: str | Path, arithmetic: Arithmetic = "float32") -> None:
-        self._package = Package(path)
+        self._package = GraphPackage(path)
         refuse_unknown(self._package.function)
         self._machine = Machine(arithmetic)
         self.runtime = _RUNTIME
         self.metadata: Mapping[str, str] = self._package.metadata
-        self.precision = str(self._package.about["precision"])
+        self.precision: Precision = self._package.about["precision"]
         self.inputs: Mapping[str, Info] = {n: info for n, (_, info) in self._package.inputs.items()}
         self.outputs: Mapping[str, Info] = {
             n: info for n, (_, info) in self._package.outputs.items()
@@ -167,16 +168,31 @@ class GraphRunner:
         self._machine = Machine()
 
 
-def open_graph(path: str | Path, *, threads: int = 1) -> GraphRunner:
-    """A package in our executor of Core ML programs.
-
-    Args:
-        path: the package.
-        threads: NumPy's own are used, whatever this says.
+def file_arena_bytes(path: Path) -> int:
+    """Bytes of the activations at their peak, as the package records them.
 
     Raises:
-        FormatError: the package is damaged, or not ours.
-        MissingDependencyError: coremltools is not installed.
+        FormatError: the package is damaged, or edgeq did not write it.
     """
-    del threads
-    return GraphRunner(path)
+    return int(GraphPackage(path).about["arena"])
+
+
+def read_parts(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Every constant and operator of the file: what it is called, and all that it is."""
+    for name, function in functions(open_file(path)).items():
+        for i, op in enumerate(function.block.walk()):
+            about = [f"{op.type} {op.outputs}".encode()]
+            for key, given in sorted(op.inputs.items()):
+                about.append(key.encode())
+                about += [_given(one) for one in given]
+            yield f"{op.type} {op.name or i} of {name}", b"\0".join(about)
+
+
+def _given(one: str | MilTensor) -> bytes:
+    if isinstance(one, str):
+        return one.encode()
+    value = one.get()
+    array = np.asarray(value)
+    return str(one.type).encode() + (
+        array.tobytes() if array.dtype.kind in "fiub" else repr(value).encode()
+    )

@@ -23,43 +23,28 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.converters.coreml import target as coreml
-from edgeq.converters.coreml.exec.load import protobuf
+from edgeq.converters.coreml.exec.load import protobuf, versions
+from edgeq.converters.coreml.graph_run import (
+    ENTRY,
+    FORMAT,
+    CoreMLGraphRunner,
+    read_parts,
+    read_quants,
+    read_weights,
+)
 from edgeq.converters.coreml.lower import layers, math, resize, shape, weights
 from edgeq.converters.coreml.lower.build import MAX_RANK, CoremlLowering, output_kind
 from edgeq.converters.coreml.lower.emitters import EMITTERS
-from edgeq.converters.coreml.lower.run import (
-    ENTRY,
-    FORMAT,
-    GraphRunner,
-    Package,
-    open_graph,
-    stored_quants,
-    stored_weights,
-)
 from edgeq.converters.coreml.package import VERSIONS, write_package
-from edgeq.converters.metadata_blob import note_text
+from edgeq.converters.metadata_blob import blob_text
+from edgeq.converters.runners import GraphRunner
+from edgeq.converters.target import GraphTarget
 from edgeq.core.errors import UnsupportedError, UsageError, unknown
 from edgeq.core.progress import Progress
+from edgeq.formats.qparams import QuantParams
 from edgeq.graph.arena import lay_out, lives
 from edgeq.graph.ir import Graph, Node, QuantWeight
 from edgeq.graph.operators import ACTIVATIONS, OPERATORS
-
-__all__ = [
-    "EMITTERS",
-    "PRECISIONS",
-    "TARGETS",
-    "GraphRunner",
-    "Settings",
-    "arena",
-    "check",
-    "open_graph",
-    "settings",
-    "stored_quants",
-    "stored_weights",
-    "versions",
-    "write",
-]
 
 TARGETS = ("ios18", "ios17", "ios16")
 PRECISIONS = ("float16", "float32")
@@ -69,7 +54,7 @@ _TYPES = ("float32", "int64", "int32", "bool")
 
 
 @dataclass(frozen=True)
-class Settings:
+class CoreMLGraphSettings:
     """Options as they were meant.
 
     Args:
@@ -81,7 +66,7 @@ class Settings:
     precision: str
 
 
-def settings(options: Mapping[str, Any]) -> Settings:
+def settings(options: Mapping[str, Any]) -> CoreMLGraphSettings:
     """Options, checked.
 
     Raises:
@@ -93,28 +78,132 @@ def settings(options: Mapping[str, Any]) -> Settings:
             raise UsageError(unknown("option of coreml", name, allowed))
         if got not in allowed[name]:
             raise UsageError(unknown(name, str(got), allowed[name]))
-    return Settings(options.get("target_os", TARGETS[0]), options.get("precision", PRECISIONS[0]))
+    return CoreMLGraphSettings(
+        options.get("target_os", TARGETS[0]), options.get("precision", PRECISIONS[0])
+    )
 
 
-def check(graph: Graph, options: Mapping[str, Any]) -> None:
-    """Refuse what Core ML cannot hold, before any work.
+class CoreMLGraphTarget(GraphTarget):
+    """Graphs in Core ML packages."""
 
-    Raises:
-        UnsupportedError: operators or constants that the system has nothing for; all of them,
-            each with its node and the nearest form that can be.
-        UsageError: an option outside what is allowed.
-        MissingDependencyError: coremltools is not installed.
-    """
-    chosen = settings(options)
-    found = list(_refusals(graph, chosen))
-    if found:
-        raise UnsupportedError(
-            f"Core ML on {chosen.target} cannot hold {graph.name}:\n  " + "\n  ".join(found)
+    def check(self, graph: Graph, options: Mapping[str, Any]) -> None:
+        """Refuse what Core ML cannot hold, before any work.
+
+        Raises:
+            UnsupportedError: operators or constants that the system has nothing for; all of them,
+                each with its node and the nearest form that can be.
+            UsageError: an option outside what is allowed.
+            MissingDependencyError: coremltools is not installed.
+        """
+        chosen = settings(options)
+        found = list(_refusals(graph, chosen))
+        if found:
+            raise UnsupportedError(
+                f"Core ML on {chosen.target} cannot hold {graph.name}:\n  " + "\n  ".join(found)
+            )
+        protobuf("to write Core ML packages")
+
+    def write(
+        self,
+        graph: Graph,
+        path: Path,
+        options: Mapping[str, Any],
+        progress: Progress | None = None,
+    ) -> None:
+        """Write a package.
+
+        Args:
+            graph: float or quantized.
+            path: the folder to make, NAME.mlpackage.
+            options: see the module.
+            progress: called with what is done, how many parts are done, and of how many.
+
+        Raises:
+            EdgeqError: it cannot be written; nothing is left behind.
+        """
+        self.check(graph, options)
+        chosen = settings(options)
+        lowering = CoremlLowering(graph, chosen.target, chosen.precision, EMITTERS)
+        program = lowering.program()
+        if progress:
+            progress("program", 1, 2)
+        about = {
+            "format": FORMAT,
+            "target_os": chosen.target,
+            "precision": chosen.precision,
+            "arena": self.arena_bytes(graph, options),
+            "inputs": [_told(graph, *item) for item in lowering.inputs.items()],
+            "outputs": [_told(graph, *item) for item in lowering.outputs.items()],
+            "constants": {
+                name: {"id": label, "scales": scales, **weights.describe(_held(graph, name))}
+                for name, (label, scales) in lowering.constants.items()
+            },
+            "biases": lowering.biases,
+            "quants": lowering.quants,
+        }
+        write_package(
+            Path(path),
+            program,
+            VERSIONS[chosen.target],
+            {},
+            {**graph.meta, ENTRY: blob_text(about)},
+            f"{graph.name}, by edgeq",
+            None,
         )
-    protobuf("to write Core ML packages")
+        if progress:
+            progress("package", 2, 2)
+
+    def open_runner(self, path: Path, *, threads: int = 1) -> GraphRunner:
+        """Open a package in edgeq's executor of Core ML programs.
+
+        Args:
+            path: the package.
+            threads: not used; NumPy chooses its own.
+
+        Raises:
+            FormatError: the package is damaged, or edgeq did not write it.
+            MissingDependencyError: coremltools is not installed.
+        """
+        return CoreMLGraphRunner(path)
+
+    def read_weights(self, path: Path) -> Iterator[tuple[str, QuantWeight]]:
+        """Quantized constants by the graph's names, with integers and scales of the package."""
+        return read_weights(path)
+
+    def read_quants(self, path: Path) -> dict[str, QuantParams]:
+        """Scale and zero point of each rounded value."""
+        return read_quants(path)
+
+    def read_parts(self, path: Path) -> Iterator[tuple[str, bytes]]:
+        """Every constant and operator of the file."""
+        return read_parts(path)
+
+    def arena_bytes(self, graph: Graph, options: Mapping[str, Any]) -> int | None:
+        """Bytes of the activations at their peak, if buffers are reused.
+
+        This is edgeq's own plan: rounded values take a byte, an activation function the place of
+        what it is applied to, others the float type of the program. What Apple's runtime does is
+        not known.
+        """
+        precision = settings(options).precision
+        planned = {
+            name: replace(life, nbytes=life.nbytes // 2)
+            if _is_half(graph, name, precision)
+            else life
+            for name, life in lives(_fused(graph)).items()
+        }
+        return lay_out(planned).nbytes
+
+    def versions(self) -> dict[str, str]:
+        """The libraries that take part.
+
+        Raises:
+            MissingDependencyError: coremltools is not installed.
+        """
+        return versions()
 
 
-def _refusals(graph: Graph, chosen: Settings) -> Iterator[str]:
+def _refusals(graph: Graph, chosen: CoreMLGraphSettings) -> Iterator[str]:
     if graph.quants and chosen.target == "ios16":
         yield (
             f"{len(graph.quants)} values rounded to 8 bits, which ios16 has no operators for; "
@@ -154,56 +243,6 @@ def _constants(graph: Graph, node: Node, target: str) -> Iterator[str]:
                 yield f"{name!r} holds numbers past int32; nearest: smaller ones"
 
 
-def write(
-    graph: Graph,
-    path: str | Path,
-    options: Mapping[str, Any],
-    progress: Progress | None = None,
-) -> None:
-    """Write a package.
-
-    Args:
-        graph: float or quantized.
-        path: the folder to make, NAME.mlpackage.
-        options: see the module.
-        progress: called with what is done, how many parts are done, and of how many.
-
-    Raises:
-        EdgeqError: it cannot be written; nothing is left behind.
-    """
-    check(graph, options)
-    chosen = settings(options)
-    lowering = CoremlLowering(graph, chosen.target, chosen.precision, EMITTERS)
-    program = lowering.program()
-    if progress:
-        progress("program", 1, 2)
-    about = {
-        "format": FORMAT,
-        "target_os": chosen.target,
-        "precision": chosen.precision,
-        "arena": arena(graph, options),
-        "inputs": [_told(graph, *item) for item in lowering.inputs.items()],
-        "outputs": [_told(graph, *item) for item in lowering.outputs.items()],
-        "constants": {
-            name: {"id": label, "scales": scales, **weights.describe(_held(graph, name))}
-            for name, (label, scales) in lowering.constants.items()
-        },
-        "biases": lowering.biases,
-        "quants": lowering.quants,
-    }
-    write_package(
-        Path(path),
-        program,
-        VERSIONS[chosen.target],
-        {},
-        {**graph.meta, ENTRY: note_text(about)},
-        f"{graph.name}, by edgeq",
-        None,
-    )
-    if progress:
-        progress("package", 2, 2)
-
-
 def _told(graph: Graph, name: str, label: str) -> dict[str, Any]:
     info = graph.info(name)
     return {"name": name, "id": label, "shape": info.shape, "dtype": info.dtype}
@@ -215,37 +254,7 @@ def _held(graph: Graph, name: str) -> QuantWeight:
     return held
 
 
-def versions() -> dict[str, str]:
-    """The libraries that take part.
-
-    Raises:
-        MissingDependencyError: coremltools is not installed.
-    """
-    return coreml.versions()
-
-
 # --- memory -----------------------------------------------------------------------------------
-
-
-def arena(source: Graph | str | Path, options: Mapping[str, Any] | None = None) -> int | None:
-    """Bytes of activations at the peak, buffers being used again.
-
-    It is our own plan: rounded values take a byte, an activation the place of what it is applied
-    to, others the float type of the program. What Apple's runtime does is not known.
-
-    Args:
-        source: a graph, or a package that `write` made of one.
-        options: see the module; of a graph alone.
-    """
-    if not isinstance(source, Graph):
-        return int(Package(source).about["arena"])
-    precision = settings(options or {}).precision
-    graph = _fused(source)
-    found = {
-        name: replace(life, nbytes=life.nbytes // 2) if _is_half(source, name, precision) else life
-        for name, life in lives(graph).items()
-    }
-    return lay_out(found).nbytes
 
 
 def _is_half(graph: Graph, name: str, precision: str) -> bool:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters.metadata_blob import read_note
+from edgeq.converters.metadata_blob import read_blob
 from edgeq.converters.ort.file import unpack_rows
 from edgeq.converters.ort.run import read_graph, require
+from edgeq.converters.runners import Precision
 from edgeq.core.errors import FormatError
 from edgeq.formats.qparams import QuantParams
 from edgeq.graph.ir import Info, QuantWeight
@@ -36,6 +37,8 @@ class OrtGraphRunner:
         FormatError: onnxruntime refuses it, or an axis of an input is unknown.
         MissingDependencyError: onnxruntime is not installed.
     """
+
+    precision: Precision = "float32"
 
     def __init__(self, path: Path, *, threads: int = 1) -> None:
         _, onnxruntime = require()
@@ -70,23 +73,13 @@ class OrtGraphRunner:
         self._session = None
 
 
-def open_graph(path: str | Path, *, threads: int = 1) -> OrtGraphRunner:
-    """A graph in onnxruntime.
-
-    Raises:
-        FormatError: onnxruntime refuses it.
-        MissingDependencyError: onnxruntime is not installed.
-    """
-    return OrtGraphRunner(Path(path), threads=threads)
-
-
-def stored_weights(path: str | Path) -> Iterator[tuple[str, QuantWeight]]:
+def read_weights(path: Path) -> Iterator[tuple[str, QuantWeight]]:
     """Every packed constant of a file that edgeq wrote, as the source had it.
 
     Raises:
         FormatError: edgeq did not write it, or it is damaged.
     """
-    places, tensors = _opened(Path(path))
+    places, tensors = _opened(path)
     for name, entry in places["weights"].items():
         shape, block = tuple(entry["shape"]), entry["block"]
         scales = _scales(places, tensors, entry)
@@ -123,7 +116,7 @@ def stored_weights(path: str | Path) -> Iterator[tuple[str, QuantWeight]]:
         )
 
 
-def stored_quants(path: str | Path) -> dict[str, QuantParams]:
+def read_quants(path: Path) -> dict[str, QuantParams]:
     """How each rounded value is rounded, read from a file that edgeq wrote.
 
     Where onnxruntime fused operators it keeps equal grids once, and some are not found again.
@@ -131,7 +124,7 @@ def stored_quants(path: str | Path) -> dict[str, QuantParams]:
     Raises:
         FormatError: edgeq did not write it, or it is damaged.
     """
-    places, tensors = _opened(Path(path))
+    places, tensors = _opened(path)
     found = {}
     for name, (scale, zero) in places["quants"].items():
         if scale not in tensors or zero not in tensors:
@@ -174,7 +167,7 @@ def _opened(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     if text is None:
         raise FormatError(f"{path} was not converted by edgeq: it does not say what it holds")
     try:
-        places = read_note(text)
+        places = read_blob(text)
     except FormatError as err:
         raise FormatError(f"{path}: {err}") from err
     return places, (ort_tensors if path.suffix == ".ort" else _onnx_tensors)(path)
@@ -224,3 +217,17 @@ def _info(entry: Any, path: Path) -> Info:
             "model with --shape first"
         )
     return Info(tuple(entry.shape), _KINDS.get(entry.type, entry.type))
+
+
+def read_parts(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Every constant and operator of the file: what it is called, and all that it is."""
+    if path.suffix.lower() == ".ort":
+        for name, array in ort_tensors(path).items():
+            yield f"constant {name}", f"{array.dtype} {array.shape}".encode() + array.tobytes()
+        return
+    graph = read_graph(path).graph
+    for tensor in graph.initializer:
+        yield f"constant {tensor.name}", tensor.SerializeToString(deterministic=True)
+    for i, node in enumerate(graph.node):
+        text = node.SerializeToString(deterministic=True)
+        yield f"operator {i} that makes {node.output[0]}", text

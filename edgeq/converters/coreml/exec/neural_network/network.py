@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters.coreml.exec.features import class_labels, classified
-from edgeq.converters.coreml.exec.layers import LAYERS
+from edgeq.converters.coreml.exec.neural_network.features import class_labels, classified
+from edgeq.converters.coreml.exec.neural_network.layers import LAYERS
 from edgeq.core.errors import EdgeqError, UnsupportedError
 
 Array = NDArray[Any]

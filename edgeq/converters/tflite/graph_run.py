@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters import Precision
+from edgeq.converters.runners import Precision
 from edgeq.converters.tflite.interpreter import interpreter
 from edgeq.converters.tflite.lower.file import SIGNATURE
 from edgeq.converters.tflite.lower.layout import Order, row_columns
@@ -36,7 +36,7 @@ _BYTES = {
 }
 
 
-class LiteRTGraph:
+class LiteRTGraphRunner:
     """A file of ours in LiteRT's interpreter.
 
     Args:
@@ -60,7 +60,7 @@ class LiteRTGraph:
         """What the source's meta held."""
         self.precision: Precision = header.settings["precision"]
         """What float values are computed in: "int8" if an operator rounds them as it runs."""
-        self._quants = stored_quants(path)
+        self._quants = read_quants(Path(path))
         self.runtime = f"LiteRT {version('ai-edge-litert')}"
         self._interpreter: Any = interpreter(Path(path), threads=threads, exact=exact)
         try:
@@ -118,22 +118,7 @@ class LiteRTGraph:
         return np.ascontiguousarray(moved).astype(info.dtype).reshape(info.shape)
 
 
-def open_graph(path: str | Path, *, threads: int = 1, exact: bool = False) -> LiteRTGraph:
-    """Run a file that `edgeq.converters.tflite.lower.graph.write` made in LiteRT.
-
-    Args:
-        path: the file.
-        threads: it may use.
-        exact: run the runtime's plain reference operators instead of its fast ones.
-
-    Raises:
-        FormatError: it is no such file, or LiteRT cannot load it.
-        MissingDependencyError: LiteRT is not installed.
-    """
-    return LiteRTGraph(path, threads=threads, exact=exact)
-
-
-def stored_quants(path: str | Path) -> dict[str, QuantParams]:
+def read_quants(path: Path) -> dict[str, QuantParams]:
     """How the file rounds each value of the source that it rounds.
 
     Raises:
@@ -147,7 +132,7 @@ def stored_quants(path: str | Path) -> dict[str, QuantParams]:
     return found
 
 
-def stored_weights(path: str | Path) -> Iterator[tuple[str, QuantWeight]]:
+def read_weights(path: Path) -> Iterator[tuple[str, QuantWeight]]:
     """The integers of every quantized constant, in the source's own axes.
 
     Raises:
@@ -217,7 +202,7 @@ def _levels(header: Header, tensor: Any, shape: tuple[int, ...]) -> NDArray[Any]
     return raw.view(np.int8 if tensor.type == types.INT8 else np.int32).reshape(shape)
 
 
-def arena_of(model: Any) -> int:
+def arena_bytes(model: Any) -> int:
     """Bytes of a file's computed tensors in one arena, each in a place only while it is needed.
 
     As in LiteRT, inputs are kept until the end, and what is made of constants alone for good.
@@ -249,3 +234,43 @@ def arena_of(model: Any) -> int:
         count = int(np.prod([int(n) for n in tensor.shape], dtype=np.int64))
         lives[str(i)] = Life(start, last[i], int(count * _BYTES[sizes[tensor.type]]))
     return lay_out(lives).nbytes
+
+
+def file_arena_bytes(path: Path) -> int:
+    """Bytes of the activations of a file that edgeq wrote; see `arena_bytes`.
+
+    Raises:
+        FormatError: edgeq did not write it.
+    """
+    return arena_bytes(read(path, entry=METADATA).model)
+
+
+def read_parts(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Every constant and operator of the file: what it is called, and all that it is."""
+    header = read(path, entry=METADATA)
+    graph, codes = header.model.subgraphs[0], header.model.operatorCodes
+    names = [tensor.name.decode() for tensor in graph.tensors]
+    for i, tensor in enumerate(graph.tensors):
+        about = [tensor.type, _listed(tensor.shape), *_rounding(header, tensor.quantization)]
+        raw = header.bytes_of(tensor.buffer) if tensor.buffer else np.zeros(0, np.uint8)
+        yield f"tensor {names[i]}", repr(about).encode() + raw.tobytes()
+    for i, op in enumerate(graph.operators):
+        code = codes[op.opcodeIndex]
+        ends = [[names[k] if k >= 0 else "" for k in end] for end in (op.inputs, op.outputs)]
+        settings = vars(op.builtinOptions) if op.builtinOptions is not None else {}
+        about = [code.builtinCode, *ends, {k: _listed(v) for k, v in sorted(settings.items())}]
+        yield (
+            f"operator {i} that makes {ends[1][0] if ends[1] else 'nothing'}",
+            repr(about).encode(),
+        )
+
+
+def _rounding(header: Header, found: Any) -> list[Any]:
+    if found is None:
+        return []
+    about = [_listed(found.scale), _listed(found.zeroPoint), found.quantizedDimension]
+    return [*about, vars(found.details) if found.details is not None else None]
+
+
+def _listed(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else value
