@@ -148,7 +148,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"{a}.embedding_length_per_layer_input": 8}, "embedding_length_per_layer_input is 8"),
     ({"general.type": "adapter"}, "of type 'adapter' and no model"),
     ({"general.type": "mmproj"}, "of type 'mmproj' and no model"),
-    ({"arch": "smollm3"}, "architecture is 'smollm3', which edgeq does not run"),
+    ({"arch": "granite"}, "architecture is 'granite', which edgeq does not run"),
     # values of other types and sizes
     ({"{a}.context_length": None}, r"\.context_length is missing"),
     ({"{a}.context_length": "long"}, "context_length is 'long'"),
