@@ -30,7 +30,7 @@ from tests.families import FAMILIES, random_model, tiny_config, windows
 gguf = pytest.importorskip("gguf")
 
 TYPE_NAMES = tuple(name for name, _, _ in TYPES.values())
-INTERLEAVED = ("llama",)
+INTERLEAVED = ("llama", "smollm3")
 """Architectures whose rows of q and k llama.cpp's converter puts in interleaved order."""
 
 

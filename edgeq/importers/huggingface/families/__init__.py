@@ -13,6 +13,7 @@ _FILES = (
     "qwen3",
     "gemma3",
     "phi3",
+    "smollm3",
 )
 """A row for each family: the name of its file. Of two families with one GGUF architecture, files
 of that architecture are read as the first."""
