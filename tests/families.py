@@ -64,7 +64,7 @@ _FAMILY: dict[str, dict[str, Any]] = {
     },
 }
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3", "smollm3")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3", "smollm3", "olmo2")
 ALL_FAMILIES = tuple(_FAMILY)
 
 _OF_BLOCKS = (

@@ -44,6 +44,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3_text": {"query_pre_attn_scalar": 8, "sliding_window": 6, "layer_types": MIXED},
     "phi3": {},
     "smollm3": {"no_rope_layers": [1, 0, 1]},
+    "olmo2": {},
 }
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
@@ -266,6 +267,7 @@ def test_what_some_families_have_is_equal_or_refused(
         ("phi3", {"sliding_window": 5}),
         ("phi3", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),
         ("gemma3_text", {"query_pre_attn_scalar": 32}),
+        ("olmo2", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
         ("smollm3", {"no_rope_layers": [0, 1, 1]}),
         ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 3}),
         ("smollm3", {"sliding_window": 5, "use_sliding_window": True, "layer_types": None}),
@@ -285,7 +287,7 @@ def test_settings_that_a_family_has_are_carried_out(
         assert_equal(folder)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text", "smollm3"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text", "smollm3", "olmo2"])
 def test_biases_of_the_attention(tmp_path: Path, name: str) -> None:
     folder = checkpoint(tmp_path, name, attention_bias=True)
     assert_equal(folder)
