@@ -64,8 +64,8 @@ _FAMILY: dict[str, dict[str, Any]] = {
     },
 }
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3")
-ALL_FAMILIES = tuple(_FAMILY)
+FAMILIES = tuple(_FAMILY)
+ALL_FAMILIES = FAMILIES
 
 _OF_BLOCKS = (
     "layers", "rope_base", "rope_base_local", "rope_dim", "rope_scaling", "rope_layers", "window",

@@ -20,7 +20,6 @@ from edgeq.importers.gguf import importer
 from edgeq.importers.gguf.file import TYPES, open_gguf
 from edgeq.importers.gguf.tokenizer import tokenizer_files
 from edgeq.model.block import RopeScaling
-from edgeq.model.config import ModelConfig
 from edgeq.model.formulas import rope_frequencies
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
@@ -31,28 +30,18 @@ from tests.families import FAMILIES, random_model, tiny_config, windows
 gguf = pytest.importorskip("gguf")
 
 TYPE_NAMES = tuple(name for name, _, _ in TYPES.values())
-LAYER = {
-    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-}  # fmt: skip
-GEMMA = LAYER | {
-    "post_attention_layernorm": "post_attention_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
-}
+INTERLEAVED = ("llama", "smollm3")
+"""Architectures whose rows of q and k llama.cpp's converter puts in interleaved order."""
 
 
-def name_of(name: str, config: ModelConfig) -> str:
-    for ours, theirs in (("model.embed_tokens", "token_embd"), ("model.norm", "output_norm"),
-                         ("lm_head", "output")):  # fmt: skip
-        if name.startswith(ours):
-            return name.replace(ours, theirs)
-    _, _, layer, rest = name.split(".", 3)
-    stem, end = rest.rsplit(".", 1)
-    return f"blk.{layer}.{(GEMMA if config.family == 'gemma3' else LAYER)[stem]}.{end}"
+def name_of(name: str, arch: str, layers: int) -> str:
+    """The name that llama.cpp's converter gives a tensor, by the gguf package's own tables."""
+    for known in (arch, "llama"):  # in phi3 the gate has no name: it is fused below
+        number = next(key for key, text in gguf.MODEL_ARCH_NAMES.items() if text == known)
+        found = gguf.get_tensor_name_map(number, layers).get_name(name, (".weight", ".bias"))
+        if found is not None:
+            return str(found)
+    raise AssertionError(name)
 
 
 def interleaved(values: NDArray[Any], heads: int) -> NDArray[Any]:
@@ -71,8 +60,7 @@ def write(
     """A GGUF file of a model, as llama.cpp's converter would write it."""
     c = model.config
     arch = "llama" if c.family == "mistral" else c.family
-    rope = next((block.rope for block in c.blocks if not block.window), c.ropes[0])
-    assert rope is not None
+    rope = next((block.rope for block in c.blocks if block.rope and not block.window), c.ropes[0])
     keys: dict[str, Any] = {
         "block_count": c.layers, "embedding_length": c.hidden, "feed_forward_length": c.ffn,
         "context_length": c.context, "attention.head_count": c.heads,
@@ -88,12 +76,12 @@ def write(
     arrays = {name: t.numpy() for name, t in model.tensors.items()}
     if c.norm_offset:
         arrays = {k: v + 1 if "norm" in k else v for k, v in arrays.items()}
-    if arch == "llama":
+    if arch in INTERLEAVED:
         for i in range(c.layers):
             for letter, heads in (("q", c.heads), ("k", c.kv_heads)):
                 name = f"model.layers.{i}.self_attn.{letter}_proj.weight"
                 arrays[name] = interleaved(arrays[name], heads)
-    renamed = {name_of(name, c): values for name, values in arrays.items()}
+    renamed = {name_of(name, arch, c.layers): values for name, values in arrays.items()}
     if arch == "phi3":
         for i in range(c.layers):
             fused = [renamed.pop(f"blk.{i}.attn_{x}.weight") for x in "qkv"]

@@ -23,7 +23,7 @@ from tests.test_import_gguf import BPE, interleaved, write
 gguf = pytest.importorskip("gguf")
 
 TOKENS = np.arange(40) * 7 % 101
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3", "phi3")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3", "phi3", "smollm3", "olmo2")
 
 
 def model_of(arch: str, **over: Any) -> Model:
@@ -148,7 +148,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"{a}.embedding_length_per_layer_input": 8}, "embedding_length_per_layer_input is 8"),
     ({"general.type": "adapter"}, "of type 'adapter' and no model"),
     ({"general.type": "mmproj"}, "of type 'mmproj' and no model"),
-    ({"arch": "smollm3"}, "architecture is 'smollm3', which edgeq does not run"),
+    ({"arch": "granite"}, "architecture is 'granite', which edgeq does not run"),
     # values of other types and sizes
     ({"{a}.context_length": None}, r"\.context_length is missing"),
     ({"{a}.context_length": "long"}, "context_length is 'long'"),
@@ -173,13 +173,13 @@ def test_what_is_not_understood_is_refused_by_name(
         load(file_of(tmp_path, arch, keys))
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "gemma3"])
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "gemma3", "smollm3", "olmo2"])
 def test_heads_that_rotate_in_part(tmp_path: Path, arch: str) -> None:
     with pytest.raises(UnsupportedError, match="dimension_count is 6 and heads have 12"):
         load(file_of(tmp_path, arch, {"{a}.rope.dimension_count": 6}))
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "smollm3"])
 def test_windows_of_architectures_without_one(tmp_path: Path, arch: str) -> None:
     key = "{a}.attention.sliding_window"
     with pytest.raises(UnsupportedError, match=f"{arch}.attention.sliding_window is 16"):
@@ -188,6 +188,12 @@ def test_windows_of_architectures_without_one(tmp_path: Path, arch: str) -> None
         path = file_of(tmp_path, arch, {key: off})
         assert set(windows(load(path).config)) == {None}
         assert_computes(path, model_of(arch))
+
+
+def test_olmo3s_windows_are_refused(tmp_path: Path) -> None:
+    path = file_of(tmp_path, "olmo2", {"{a}.attention.sliding_window": 4096})
+    with pytest.raises(UnsupportedError, match="models of the olmo2 architecture without a window"):
+        load(path)
 
 
 def test_windows_of_phi3(tmp_path: Path) -> None:
@@ -247,7 +253,7 @@ def test_rotary_factors_of_one(tmp_path: Path) -> None:
     assert_computes(file_of(tmp_path, "llama", tensors=ones), model_of("llama"))
 
 
-@pytest.mark.parametrize("arch", ["qwen2", "qwen3", "gemma3", "phi3"])
+@pytest.mark.parametrize("arch", ["qwen2", "qwen3", "gemma3", "phi3", "smollm3", "olmo2"])
 def test_rotary_factors_of_other_architectures(tmp_path: Path, arch: str) -> None:
     half = model_of(arch).config.ropes[0].dim // 2
     path = file_of(tmp_path, arch, tensors={"rope_freqs.weight": np.full(half, 2, np.float32)})

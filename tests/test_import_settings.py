@@ -43,6 +43,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {},
     "gemma3_text": {"query_pre_attn_scalar": 8, "sliding_window": 6, "layer_types": MIXED},
     "phi3": {},
+    "smollm3": {"no_rope_layers": [1, 0, 1]},
+    "olmo2": {},
 }
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
@@ -164,8 +166,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"residual_multiplier": 0}, "residual_multiplier is 0"),
     ({"embedding_multiplier": 12, "logits_scaling": 8}, "embedding_multiplier is 12, logits_scal"),
     ({"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256}, "scale_emb is 12"),
-    ({"no_rope_layers": [1, 1, 0]}, "no_rope_layers is"),
-    ({"no_rope_layer_interval": 4}, "no_rope_layer_interval is 4"),
     ({"num_local_experts": 8}, "num_local_experts is 8"),
     ({"clip_qkv": 1.0}, r"clip_qkv is 1\.0"),
     ({"use_qk_norm": True}, "use_qk_norm is True"),
@@ -191,7 +191,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'"),
     ({"num_key_value_heads": 0}, "num_key_value_heads is 0"),
     ({"head_dim": True}, "head_dim is True"),
-    ({"model_type": "smollm3"}, "model_type is 'smollm3', a family edgeq does not run"),
+    ({"model_type": "granite"}, "model_type is 'granite', a family edgeq does not run"),
 ]  # fmt: skip
 EITHER: list[tuple[dict[str, Any], str]] = [
     ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, "rope_type"),
@@ -212,6 +212,9 @@ EITHER: list[tuple[dict[str, Any], str]] = [
     ({"sliding_window": 5, "use_sliding_window": True, "layer_types": MIXED}, "layer_types"),
     ({"layer_types": ["sliding_attention"] * 3}, "layer_types"),
     ({"sliding_window_pattern": 2, "layer_types": None}, "sliding_window_pattern is 2"),
+    ({"no_rope_layers": [1, 1, 0]}, "no_rope_layers is"),
+    ({"no_rope_layers": [0, 1]}, "no_rope_layers is"),
+    ({"no_rope_layers": None, "no_rope_layer_interval": 2}, "no_rope_layer_interval is 2"),
     ({"query_pre_attn_scalar": 32}, "query_pre_attn_scalar is 32"),
     ({"rope_local_base_freq": 100.0, "rope_parameters": None}, "rope_local_base_freq is 100"),
     ({"hidden_act": "gelu_pytorch_tanh"}, "hidden_act"),
@@ -264,6 +267,11 @@ def test_what_some_families_have_is_equal_or_refused(
         ("phi3", {"sliding_window": 5}),
         ("phi3", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),
         ("gemma3_text", {"query_pre_attn_scalar": 32}),
+        ("olmo2", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
+        ("smollm3", {"no_rope_layers": [0, 1, 1]}),
+        ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 3}),
+        ("smollm3", {"sliding_window": 5, "use_sliding_window": True, "layer_types": None}),
+        ("smollm3", {"sliding_window": 5, "use_sliding_window": True, "layer_types": MIXED}),
         ("gemma3_text", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
         ("llama", {"rope_scaling": LLAMA3, "original_max_position_embeddings": 16}),
         ("qwen2", {"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": None}),
@@ -279,7 +287,7 @@ def test_settings_that_a_family_has_are_carried_out(
         assert_equal(folder)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text", "smollm3", "olmo2"])
 def test_biases_of_the_attention(tmp_path: Path, name: str) -> None:
     folder = checkpoint(tmp_path, name, attention_bias=True)
     assert_equal(folder)

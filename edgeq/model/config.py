@@ -38,7 +38,7 @@ class ModelConfig:
     """Hyperparameters of a decoder.
 
     Attributes:
-        family: "llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3".
+        family: its name, as "llama" or "qwen3".
         hidden, ffn, heads, kv_heads, head_dim, vocab: the shape.
         context: the longest sequence the model was made for, in tokens.
         blocks: what each layer is, first layer first.

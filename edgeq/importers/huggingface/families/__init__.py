@@ -13,6 +13,8 @@ _FILES = (
     "qwen3",
     "gemma3",
     "phi3",
+    "smollm3",
+    "olmo2",
 )
 """A row for each family: the name of its file. Of two families with one GGUF architecture, files
 of that architecture are read as the first."""
