@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError, UsageError, unknown
 from edgeq.core.progress import Progress
+from edgeq.formats.tensor import row_blocks
 
 LogitsFn = Callable[[NDArray[np.int64]], NDArray[np.floating]]
 Score = Literal["all", "half"]
@@ -295,9 +296,7 @@ def _blocks(logits: NDArray[np.floating], base: NDArray[np.floating] | None) -> 
             f"the model has {v} tokens in its vocabulary and the base model {base.shape[1]}; "
             "KL divergence needs two models with the same vocabulary"
         )
-    step = max(1, BLOCK_ELEMENTS // v)
-    for a in range(0, t, step):
-        yield slice(a, min(a + step, t))
+    yield from row_blocks((t, v), BLOCK_ELEMENTS)
 
 
 def _scored_bytes(

@@ -7,6 +7,8 @@ converters do not care which they were given.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, Protocol, runtime_checkable
@@ -20,8 +22,30 @@ from edgeq.formats.schemes import QuantScheme
 
 FloatType = Literal["F32", "F16", "BF16"]
 
-BLOCK_WEIGHTS = 1 << 17
-"""Weights dequantized at once, so that what is between codes and floats stays in the cache."""
+BLOCK_ELEMENTS = 1 << 20
+"""Elements of a tensor that are worked on at once where nothing else is said."""
+CACHED_ELEMENTS = 1 << 17
+"""Weights dequantized at once, so that the intermediate arrays stay in the cache."""
+
+
+def row_blocks(
+    shape: Sequence[int], elements: int = BLOCK_ELEMENTS, *, multiple: int = 1
+) -> Iterator[slice]:
+    """Cut a tensor into runs of whole rows, so that it can be worked on in bounded memory.
+
+    Args:
+        shape: of the tensor; rows are along the first axis.
+        elements: most elements of a run, though a run has at least ``multiple`` rows.
+        multiple: rows of every run but the last are a multiple of this.
+
+    Example:
+        >>> [(part.start, part.stop) for part in row_blocks((10, 4), 16)]
+        [(0, 4), (4, 8), (8, 10)]
+    """
+    step = elements // max(math.prod(shape[1:]), 1) // multiple * multiple
+    step = max(multiple, step)
+    for start in range(0, shape[0], step):
+        yield slice(start, min(start + step, shape[0]))
 
 
 @runtime_checkable
@@ -230,13 +254,11 @@ class QuantTensor:
         n, k = self.shape
         stop = min(stop, n)
         out = np.empty((max(stop - start, 0), k), np.float32)
-        step = max(TILE, BLOCK_WEIGHTS // k // TILE * TILE)
-        for a in range(start, stop, step):
-            b = min(a + step, stop)
-            self._widen(a, b, out[a - start : b - start])
+        for part in row_blocks(out.shape, CACHED_ELEMENTS, multiple=TILE):
+            self._dequantize(start + part.start, start + part.stop, out[part])
         return out
 
-    def _widen(self, start: int, stop: int, out: NDArray[np.float32]) -> None:
+    def _dequantize(self, start: int, stop: int, out: NDArray[np.float32]) -> None:
         k = self.shape[1]
         codes = self.codes(start, stop)
         scales, zeros = self.row_params(start, stop)

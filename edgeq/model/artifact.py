@@ -30,7 +30,7 @@ from edgeq.core.files import check_target, sync_folder
 from edgeq.formats.packing import TILE, round_up
 from edgeq.formats.safetensors_file import SafetensorsFile, open_safetensors
 from edgeq.formats.schemes import FloatScheme, QuantScheme, Scheme, parse_scheme
-from edgeq.formats.tensor import FloatTensor, QuantTensor, part_shapes
+from edgeq.formats.tensor import FloatTensor, QuantTensor, part_shapes, row_blocks
 from edgeq.model.artifact_layout import (
     ALIGN,
     FILE,
@@ -44,9 +44,6 @@ from edgeq.model.artifact_layout import (
 )
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
-
-_SAVE_ROWS = 1 << 20
-"""Weights written at a time by `save` where a tensor must be converted to float32."""
 
 
 class ArtifactWriter:
@@ -278,9 +275,9 @@ def save(model: Model, path: str | Path) -> int:
             if isinstance(tensor, QuantTensor | FloatTensor):
                 out.write(name, tensor)
                 continue
-            step = max(1, _SAVE_ROWS // math.prod(tensor.shape[1:]))
-            for first in range(0, tensor.shape[0], step):
-                out.write(name, FloatTensor("F32", tensor.rows(first, first + step)), first)
+            for part in row_blocks(tensor.shape):
+                rows = tensor.rows(part.start, part.stop)
+                out.write(name, FloatTensor("F32", rows), part.start)
         return out.commit(model.provenance)
 
 

@@ -272,7 +272,7 @@ class Recipe:
         elif sized:
             base = cls.named(str(_scheme_of_size(bits, group)), source)
         else:
-            base = cls.named(preset or DEFAULTS[source], source)
+            base = cls.named(DEFAULTS[source] if preset is None else preset, source)
         rules = (Rule.parse(text, method=source == "graph") for text in tensor_types)
         base = replace(base, rules=(*rules, *base.rules))
         if method is not None:

@@ -32,6 +32,7 @@ from edgeq.core.errors import FormatError, UsageError
 from edgeq.core.files import write_whole
 from edgeq.core.progress import Progress
 from edgeq.formats.safetensors_file import SafetensorsFile, open_safetensors, release
+from edgeq.formats.tensor import row_blocks
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 from edgeq.model.recording import linear_groups
@@ -41,8 +42,6 @@ from edgeq.quant.observers import observer_named
 FORMAT = "edgeq-calibration"
 STATE_FORMAT = "edgeq-calibration-state"
 VERSION = "1"
-_HASH_WEIGHTS = 1 << 20
-"""Weights hashed at once."""
 _REMAKE = "make it again with edgeq calibrate"
 
 
@@ -217,9 +216,9 @@ def model_sha256(model: Model) -> str:
         if model.config.tied and name == "lm_head.weight":
             continue
         digest.update(f"|{name}|{list(tensor.shape)}|".encode())
-        step = max(1, _HASH_WEIGHTS // int(np.prod(tensor.shape[1:])))
-        for start in range(0, tensor.shape[0], step):
-            digest.update(tensor.rows(start, start + step).astype("<f4", copy=False).data)
+        for part in row_blocks(tensor.shape):
+            rows = tensor.rows(part.start, part.stop)
+            digest.update(rows.astype("<f4", copy=False).data)
         release(tensor)
     return digest.hexdigest()
 

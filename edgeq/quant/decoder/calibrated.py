@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgeq.core.progress import Progress
 from edgeq.formats.schemes import QuantScheme, Scheme
-from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
+from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor, row_blocks
 from edgeq.model.model import Model
 from edgeq.quant.decoder.calibrate import CalibrationText
 from edgeq.quant.decoder.replay import Replay, ReplayStep
@@ -27,8 +27,6 @@ Ratios = Mapping[str, float | None]
 """Tensor name -> SQNR in dB; None where nothing was lost."""
 Write = Callable[[str, QuantTensor], None]
 """Stores a rounded matrix under its name."""
-_BLOCK = 1 << 20
-"""Weights compared at once."""
 
 
 def layer_matrices(schemes: Mapping[str, Scheme]) -> dict[str, QuantScheme]:
@@ -105,12 +103,11 @@ def round_calibrated(
 
 def tensor_sqnr(original: Tensor, tensor: Tensor) -> float | None:
     """Signal to quantization noise of a tensor, in dB; None where nothing was lost."""
-    step = max(1, _BLOCK // int(np.prod(original.shape[1:])))
     signal = noise = 0.0
-    for a in range(0, original.shape[0], step):
-        w = original.rows(a, a + step)
+    for part in row_blocks(original.shape):
+        w = original.rows(part.start, part.stop)
         signal += _energy(w)
-        noise += _energy(w - tensor.rows(a, a + step))
+        noise += _energy(w - tensor.rows(part.start, part.stop))
     return sqnr_db(signal, noise)
 
 

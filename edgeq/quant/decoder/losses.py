@@ -18,7 +18,7 @@ from edgeq.evaluation.text import BLOCK_ELEMENTS, kl_divergence, log_softmax
 from edgeq.formats.packing import TILE
 from edgeq.formats.safetensors_file import release
 from edgeq.formats.schemes import FloatScheme, QuantScheme, Scheme
-from edgeq.formats.tensor import FloatTensor, Tensor
+from edgeq.formats.tensor import FloatTensor, Tensor, row_blocks
 from edgeq.model.formulas import Array
 from edgeq.model.model import Model
 from edgeq.quant.decoder.calibrate import CalibrationText
@@ -297,9 +297,7 @@ def mean_divergence(base: Replay, other: Replay, every: int = 1) -> float:
     """
     total = n = 0.0
     for p, q in zip(base.logits(every), other.logits(every), strict=True):
-        step = max(1, BLOCK_ELEMENTS // p.shape[1])
-        for start in range(0, len(p), step):
-            part = slice(start, start + step)
+        for part in row_blocks(p.shape, BLOCK_ELEMENTS):
             divergences = kl_divergence(log_softmax(p[part]), log_softmax(q[part]))
             total += float(divergences.sum())
             n += divergences.size
