@@ -65,7 +65,7 @@ test-oldest:  ## importers, engine and converters with the oldest packages allow
 $(OLDEST)/.oldest-installed: pyproject.toml tests/oldest.txt | $(BIN)/python
 	@echo "installing edgeq with the oldest packages it allows into $(OLDEST) ..."
 	@$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check \
-	  --constraint tests/oldest.txt --editable ".[coreml,gguf,ort,report,sweep,tflite,vision]" \
+	  --constraint tests/oldest.txt --editable ".[coreml,gguf,ort,sweep,tflite,vision]" \
 	  pytest hypothesis
 	@touch $@
 

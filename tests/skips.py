@@ -18,7 +18,6 @@ EXTRAS = {
     "torch": "PyTorch is absent (pip install 'edgeq[train]')",
     "transformers": "transformers is absent (pip install transformers)",
     "PIL": "Pillow is absent (pip install 'edgeq[vision]')",
-    "matplotlib": "matplotlib is absent (pip install 'edgeq[report]')",
     "distributed": "Dask is absent (pip install 'edgeq[sweep]')",
 }
 

@@ -10,7 +10,6 @@ import pytest
 
 from edgeq.cli import main
 from edgeq.core.errors import MissingDependencyError, require
-from edgeq.evaluation.confusion_picture import check_ending
 from edgeq.quant import Recipe, quantize
 from edgeq.quant.decoder.calibrate import CalibrationText
 from edgeq.quant.graph.images import Preprocess
@@ -44,9 +43,8 @@ def test_training_says_so_before_the_source_is_opened(
 
 @pytest.mark.parametrize(
     ("package", "extra", "recipe"),
-    [("matplotlib", "report", "w4-g32"), ("dask", "sweep", "w4-g32"),
-     ("torch", "train", "w4-g32-distill")],
-)  # fmt: skip
+    [("dask", "sweep", "w4-g32"), ("torch", "train", "w4-g32-distill")],
+)
 def test_a_sweep_says_so_before_its_first_task(
     package: str,
     extra: str,
@@ -69,12 +67,3 @@ def test_pictures_say_so_before_they_are_read(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(MissingDependencyError, match=r"edgeq\[vision\]"):
         Preprocess().for_pictures("x", (1, 3, 8, 8))
-
-
-def test_a_picture_of_a_confusion_matrix_says_so_before_the_evaluation(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    check_ending(Path("matrix.csv"))
-    with pytest.raises(MissingDependencyError, match=r"edgeq\[report\]"):
-        check_ending(Path("matrix.png"))

@@ -12,13 +12,11 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 
 from edgeq.cli import main
 from edgeq.core.errors import EdgeqError, FormatError, SchemeError, UsageError
-from edgeq.reporting import pareto_plot
 from edgeq.sweeping import SweepResult, pareto, run_task, sweep, sweep_sensitivity, tasks
 
 pytest.importorskip("distributed", reason="Dask is not installed: pip install 'edgeq[sweep]'")
@@ -161,7 +159,6 @@ def test_a_recipe_that_does_not_suit_is_a_row_with_the_reason(tmp_path: Path, te
 def test_the_command_ends_with_a_table_and_a_plot(
     tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("matplotlib", reason="pip install 'edgeq[report]'")
     out = tmp_path / "results"
     args = ["sweep", str(DEMO), "--recipe", "w4-g32", "--recipe", "w8-channel",
             "--eval-text", text, "-o", str(out), "--workers", "1"]  # fmt: skip
@@ -170,8 +167,7 @@ def test_the_command_ends_with_a_table_and_a_plot(
     lines = table.splitlines()
     assert lines[2].split()[:3] == ["demo_model", "*", "w4-g32"]
     assert lines[3].split()[:3] == ["demo_model", "*", "w8-channel"]
-    picture = ElementTree.parse(out / "pareto.svg")
-    assert picture.getroot().tag.endswith("svg")
+    assert "Size and divergence" in (out / "report.html").read_text("utf-8")
     assert main([*args, "--format", "json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in found] == ["w4-g32", "w8-channel"]
@@ -201,16 +197,6 @@ def test_the_front_holds_what_nothing_beats() -> None:
     rows = [row("a", 10, 0.5), row("b", 20, 0.1), row("c", 20, 0.2), row("d", 30, 0.1),
             row("e", None, None), row("f", 5, 9.0, "other")]  # fmt: skip
     assert [r.name for r in pareto(rows)] == ["a", "b", "f"]
-
-
-def test_the_plot_says_its_units(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="pip install 'edgeq[report]'")
-    rows = [SweepResult(n, "m", n, nbytes=s, kl=k, tokens_per_s=9.0)
-            for n, s, k in (("a", 10**6, 0.5), ("b", 2 * 10**6, 0.1))]  # fmt: skip
-    pareto_plot(rows, pareto(rows), tmp_path / "p.png")
-    assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
-    with pytest.raises(EdgeqError, match="cannot be written"):
-        pareto_plot(rows, pareto(rows), tmp_path / "none" / "p.png")
 
 
 def test_what_cannot_be_swept_is_refused(tmp_path: Path) -> None:

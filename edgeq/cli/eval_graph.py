@@ -48,10 +48,10 @@ def eval_graph(
     """
     from edgeq.api.evaluate_graph import evaluate_graph
     from edgeq.core.files import check_target
-    from edgeq.evaluation.confusion_picture import check_ending, write_confusion
+    from edgeq.evaluation.confusion import check_suffix, write_confusion
 
     if confusion is not None:
-        check_ending(Path(confusion))
+        check_suffix(Path(confusion))
         check_target(Path(confusion))
     with render.progress("Evaluating") as bar:
         result = evaluate_graph(

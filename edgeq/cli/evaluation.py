@@ -55,8 +55,7 @@ OF_GRAPHS = ("scores", "confusion", *(name for name in SAMPLE_OPTIONS if name !=
 @click.option("--scores", metavar="NAME", default=None, show_default="the first output",
               help="Graphs: the output that holds the class scores or the embedding.")  # fmt: skip
 @click.option("--confusion", metavar="FILE", type=click.Path(dir_okay=False), default=None,
-              help="Graphs: write the confusion matrix to a .csv, .png, .svg or .pdf "
-                   "file.")  # fmt: skip
+              help="Graphs: write the confusion matrix to a .csv or .svg file.")  # fmt: skip
 @partial(sample_options, layout=False)
 @shared_option("-c", "--ctx-size", env="CTX_SIZE", type=click.IntRange(min=2), default=2048,
                help="Longest question in tokens, at most the model's own context "

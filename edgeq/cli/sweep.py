@@ -47,7 +47,8 @@ if TYPE_CHECKING:
                    "and texts at the same paths.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(min=1), default=2,
               help="Number of processes on this machine, without --scheduler.")  # fmt: skip
-@click.option("--plot/--no-plot", default=True, help="Write a plot, pareto.svg, to the folder.")
+@click.option("--plot/--no-plot", default=True,
+              help="Write a report with plots, report.html, to the folder.")  # fmt: skip
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text",
               help="Format of the table on standard output.")  # fmt: skip
 def sweep(
@@ -73,15 +74,12 @@ def sweep(
     front: no other recipe is both smaller and closer to the float model.
     """
     from edgeq.api.sweep import sweep as run
-    from edgeq.core.errors import require
-    from edgeq.reporting import pareto_plot
+    from edgeq.reporting import Sources, write
     from edgeq.sweeping import pareto
 
     models = (*models, *named)
     if not models:
         raise click.UsageError("Missing argument 'MODEL...'.")
-    if plot:
-        require("report", ("matplotlib",), "to draw the plot (--no-plot leaves it out)")
     with render.progress("Comparing recipes") as bar:
         rows = run(
             models, recipes, output, text_file=calib, windows=calib_windows,
@@ -90,9 +88,9 @@ def sweep(
         )  # fmt: skip
     best = pareto(rows)
     if plot and best:
-        picture = Path(output) / "pareto.svg"
-        pareto_plot(rows, best, picture)
-        render.note(f"plot: {picture}")
+        page = Path(output) / "report.html"
+        write(Sources(rows=tuple(rows)), page, "edgeq sweep")
+        render.note(f"report: {page}")
     if form == "json":
         keys = {row.key for row in best}
         found = [{**row.to_dict(), "pareto": row.key in keys} for row in rows]

@@ -24,7 +24,6 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "coreml": ("coremltools",),
     "llamacpp": ("llama-cpp-python",),
     "sweep": ("dask", "distributed"),
-    "report": ("matplotlib",),
     "vision": ("pillow",),
     "train": ("torch",),
 }
@@ -34,7 +33,7 @@ PURPOSES = {
     "genai": "run ONNX files in onnxruntime-genai", "tflite": "convert to TFLite",
     "litertlm": "package for LiteRT-LM", "coreml": "convert to Core ML",
     "llamacpp": "run GGUF files to validate them",
-    "sweep": "sweep on several processes or machines", "report": "draw reports",
+    "sweep": "sweep on several processes or machines",
     "vision": "read pictures for graphs",
     "train": "train for quantization",
 }  # fmt: skip

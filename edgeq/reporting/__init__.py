@@ -1,20 +1,19 @@
-"""One self-contained HTML page of what was measured, and the plot of a sweep.
+"""One self-contained HTML page of profiles and sweeps.
 
-    sources   saved runs and a sweep's results, read from files
-    figures   what is drawn of them, and why something is not
-    tables    every figure with its unit and where it comes from
+    sources   profiles and results of sweeps, read from files
+    figures   the plots, or the reason why there is none
+    tables    every figure with its unit and its source
     axes      scales and their ticks
     plot      lines, dots and shades on two axes, as SVG
     page      all of it as HTML, by page.html and page.css
-    picture   a sweep's plot as a file of its own, by matplotlib
+    timeline  speed and the meters' values over time
 
-What was not measured is told with its reason, and never drawn as 0.
+What was not measured is listed with the reason, and never drawn as 0.
 """
 
 from __future__ import annotations
 
 from edgeq.reporting.page import page, write
-from edgeq.reporting.picture import pareto_plot
 from edgeq.reporting.sources import Sources, read
 
-__all__ = ["Sources", "page", "pareto_plot", "read", "write"]
+__all__ = ["Sources", "page", "read", "write"]
