@@ -1,4 +1,4 @@
-"""Pools of whole pictures by their own name.
+"""Replace average pools of whole images by GlobalAveragePool.
 
 The mean of a whole picture has a grid of its own when it is quantized, as GlobalAveragePool; on its
 input's grid, as AveragePool, one mean in as many as the picture has places would fall halfway
@@ -12,7 +12,7 @@ from edgeq.graph.rewrite import Change, rewrite
 
 
 def pools(graph: Graph) -> Graph:
-    """The graph with GlobalAveragePool for each AveragePool of all there is."""
+    """Replace every AveragePool whose window is the whole image by GlobalAveragePool."""
     return rewrite(graph, _whole)
 
 

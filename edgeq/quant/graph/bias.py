@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
 from edgeq.core.progress import Progress
+from edgeq.graph.feeds import Feeds, OpenSession
 from edgeq.graph.ir import Constant, Graph, Node, QuantWeight
 from edgeq.graph.operators import LAYERS, channel_axis
 from edgeq.graph.rewrite import prune, unique
-from edgeq.quant.graph.hessians import Samples, SessionOf, weight_name
+from edgeq.quant.graph.hessians import weight_name
 from edgeq.quant.graph.weights import int_bias
 
 DEEP, FEW = 12, 32
@@ -33,12 +34,12 @@ DEEP, FEW = 12, 32
 taken over so many samples, which it has settled on."""
 
 
-def corrected(
+def correct_biases(
     original: Graph,
     quantized: Graph,
-    samples: Samples,
+    samples: Iterable[Feeds],
     *,
-    session_of: SessionOf,
+    session_of: OpenSession,
     progress: Progress | None = None,
 ) -> Graph:
     """The quantized graph with biases that give each channel the mean it has in the float one.
@@ -90,7 +91,7 @@ def _by_depth(graph: Graph) -> list[list[Node]]:
 
 
 def _means(
-    graph: Graph, nodes: Iterable[Node], samples: Samples, session_of: SessionOf
+    graph: Graph, nodes: Iterable[Node], samples: Iterable[Feeds], session_of: OpenSession
 ) -> Mapping[str, NDArray[np.float64]]:
     """Node's name -> mean of its output's channels over the samples."""
     nodes = list(nodes)

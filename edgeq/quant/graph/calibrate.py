@@ -8,13 +8,13 @@ import numpy as np
 
 from edgeq.core.errors import FormatError, UsageError
 from edgeq.core.progress import Progress
+from edgeq.graph.feeds import Feeds, OpenSession
 from edgeq.graph.ir import Graph
-from edgeq.quant.graph.hessians import Feeds, SessionOf
 from edgeq.quant.histogram import Range
 from edgeq.quant.observers import Observer, observer_named
 
 BUDGET = 64 << 20
-"""Bytes of values that are watched at the same time."""
+"""Bytes of one sample's watched values that are held at the same time."""
 
 
 def ranges(
@@ -22,7 +22,7 @@ def ranges(
     watch: Iterable[str],
     samples: Iterable[Feeds],
     *,
-    session_of: SessionOf,
+    session_of: OpenSession,
     observer: str = "minmax",
     budget: int = BUDGET,
     progress: Progress | None = None,

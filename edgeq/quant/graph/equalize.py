@@ -11,8 +11,8 @@ the value between, which always has. A change in one pair changes its neighbors,
 through until nothing moves; that is how chains, as expansion, depthwise and projection, settle.
 
 Relu, LeakyRelu, PRelu and pools are such f, and so is bringing [1, C, H, W] to [1, C * H * W]. A
-Clip is none, so nothing is done across it. `unclipped` makes those a Relu whose upper bound is
-never met.
+Clip is none, so nothing is done across it. `replace_unmet_clips` replaces those whose upper bound
+is never met by Relu.
 
 Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias
 Correction" (arXiv:1906.04721), section 4.1, equations 9 to 11.
@@ -20,6 +20,7 @@ Correction" (arXiv:1906.04721), section 4.1, equations 9 to 11.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,10 +28,11 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
 from edgeq.core.progress import Progress
+from edgeq.graph.feeds import Feeds, OpenSession
 from edgeq.graph.ir import Constant, Graph, Node
 from edgeq.graph.operators import LAYERS, POOLS, VIEWS, channel_axis, named
 from edgeq.graph.rewrite import floats, ints, prune, scalar
-from edgeq.quant.graph.hessians import Samples, SessionOf, weight_name
+from edgeq.quant.graph.hessians import weight_name
 
 PASSES = 40
 """Times that all pairs are gone through, at most."""
@@ -92,11 +94,11 @@ def pairs(graph: Graph) -> tuple[Pair, ...]:
     return tuple(pair for pair in found if pair is not None)
 
 
-def unclipped(
+def replace_unmet_clips(
     graph: Graph,
-    samples: Samples,
+    samples: Iterable[Feeds],
     *,
-    session_of: SessionOf,
+    session_of: OpenSession,
     progress: Progress | None = None,
 ) -> Graph:
     """The graph with a Relu in the place of every Clip from 0 whose upper bound no sample meets.

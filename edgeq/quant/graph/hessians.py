@@ -7,26 +7,19 @@ moments are means that have long settled by then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from typing import Any
+from collections.abc import Iterable, Sized
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
 from edgeq.core.progress import Progress
+from edgeq.graph.feeds import Feeds, OpenSession
 from edgeq.graph.ir import Graph, Node
 from edgeq.graph.operators import LAYERS, named, weight_of
 from edgeq.quant.rounders.hessian import Hessian
 
 Array = NDArray[np.float32]
-Feeds = Mapping[str, NDArray[Any]]
-Samples = Iterable[Feeds]
-"""Inputs by name, one mapping a sample; can be gone through again."""
-Run = Callable[[Feeds], Mapping[str, NDArray[Any]]]
-SessionOf = Callable[[Graph, Sequence[str]], Run]
-"""Makes what runs a graph and gives its outputs and the values named besides."""
-
 ROW_PRODUCTS = LAYERS & named(lambda row: row.weight and row.weight.channels == 0)
 """Layers that multiply each row of their weight with the same inputs: Conv and Linear."""
 PLACES = 512
@@ -41,9 +34,9 @@ def weight_name(node: Node) -> str:
 def hessians(
     graph: Graph,
     nodes: Iterable[Node],
-    samples: Samples,
+    samples: Iterable[Feeds],
     *,
-    session_of: SessionOf,
+    session_of: OpenSession,
     progress: Progress | None = None,
 ) -> dict[str, Array]:
     """Mean of x x^T over the inputs x of each node's rows.

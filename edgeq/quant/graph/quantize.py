@@ -23,14 +23,15 @@ import numpy as np
 from edgeq.core.errors import SchemeError, UsageError
 from edgeq.core.progress import Progress
 from edgeq.formats.schemes import FloatScheme, QuantScheme, Scheme
+from edgeq.graph.feeds import RunGraph
 from edgeq.graph.ir import Constant, Graph, Node, QuantWeight
 from edgeq.graph.operators import LAYERS, is_depthwise, weight_of
-from edgeq.quant.graph.bias import corrected
+from edgeq.quant.graph.bias import correct_biases
 from edgeq.quant.graph.calibrate import ranges
 from edgeq.quant.graph.choices import choices, float_nodes
-from edgeq.quant.graph.equalize import equalize, unclipped
+from edgeq.quant.graph.equalize import equalize, replace_unmet_clips
 from edgeq.quant.graph.float_precision import hidden_terms
-from edgeq.quant.graph.hessians import Array, Run, hessians, weight_name
+from edgeq.quant.graph.hessians import Array, hessians, weight_name
 from edgeq.quant.graph.integer_plan import (
     IntegerPlan,
     Scope,
@@ -45,7 +46,7 @@ from edgeq.quant.graph.recipe import check_rules, options_of
 from edgeq.quant.graph.sample_warnings import sample_warnings
 from edgeq.quant.graph.samples import LEAST, Samples
 from edgeq.quant.graph.sensitivity import keep_float, sensitivity
-from edgeq.quant.graph.smooth import smoothed
+from edgeq.quant.graph.smooth import smooth
 from edgeq.quant.graph.stored_samples import stored_samples_entry
 from edgeq.quant.graph.summary import (
     Agreement,
@@ -184,18 +185,18 @@ class _Work:
             )
         if wanted:
             if self.samples is not None:
-                self.graph = unclipped(
+                self.graph = replace_unmet_clips(
                     self.graph, self.samples,
                     session_of=self.session_of, progress=self.progress,
                 )  # fmt: skip
             self.graph = equalize(self.graph)
         if self._static() and self._scope() == "layers":
             assert self.samples is not None
-            self.graph = smoothed(
+            self.graph = smooth(
                 self.graph, self.samples, session_of=self.session_of, progress=self.progress
             )
 
-    def session_of(self, graph: Graph, watch: Sequence[str]) -> Run:
+    def session_of(self, graph: Graph, watch: Sequence[str]) -> RunGraph:
         """What runs a graph."""
         from edgeq.graph.execute import Session
 
@@ -213,7 +214,7 @@ class _Work:
         graph = assembled(self.graph, weights, made, self.ranges)
         if self.options.bias_correction and self._scope() == "all":
             assert self.samples is not None
-            graph = corrected(
+            graph = correct_biases(
                 self.graph, graph, self.samples,
                 session_of=self.session_of, progress=self.progress,
             )  # fmt: skip

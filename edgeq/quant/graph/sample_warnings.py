@@ -9,16 +9,16 @@ trained on 0 to 1.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
+from edgeq.graph.feeds import Feeds, OpenSession
 from edgeq.graph.ir import Graph, Node
 from edgeq.graph.operators import channel_axis
-from edgeq.quant.graph.hessians import ROW_PRODUCTS, SessionOf
+from edgeq.quant.graph.hessians import ROW_PRODUCTS
 from edgeq.quant.graph.samples import Samples
 
 LOOKED_AT = 64
@@ -37,10 +37,8 @@ _INDIFFERENT = 0.8
 """Part of the samples that keep their class on another scale, from which on it does not matter."""
 _MOVES = frozenset({"Transpose", "Reshape", "Pad", "Identity", "Squeeze", "Unsqueeze"})
 
-Feeds = Mapping[str, NDArray[Any]]
 
-
-def sample_warnings(graph: Graph, samples: Samples, session_of: SessionOf) -> tuple[str, ...]:
+def sample_warnings(graph: Graph, samples: Samples, session_of: OpenSession) -> tuple[str, ...]:
     """What is doubtful of samples, a sentence each.
 
     Args:
@@ -86,7 +84,7 @@ def _flat(graph: Graph, rows: list[dict[str, NDArray[Any]]], source: str) -> lis
 
 
 def _scale(
-    graph: Graph, rows: list[dict[str, NDArray[Any]]], source: str, session_of: SessionOf
+    graph: Graph, rows: list[dict[str, NDArray[Any]]], source: str, session_of: OpenSession
 ) -> list[str]:
     found = []
     for name in graph.inputs:
@@ -125,7 +123,7 @@ def _scale(
 
 
 def _indifferent(
-    graph: Graph, rows: list[Feeds], name: str, factor: float, session_of: SessionOf
+    graph: Graph, rows: list[Feeds], name: str, factor: float, session_of: OpenSession
 ) -> bool:
     """Whether a model gives most samples the same class when an input is scaled."""
     output = graph.outputs[0]
@@ -158,7 +156,7 @@ def _labels(
     graph: Graph,
     rows: list[dict[str, NDArray[Any]]],
     samples: Samples,
-    session_of: SessionOf,
+    session_of: OpenSession,
 ) -> list[str]:
     shape = graph.info(graph.outputs[0]).shape
     if len(shape) != 2 or shape[0] != 1 or shape[1] < 2 or len(rows) < _LEAST_LABELED:

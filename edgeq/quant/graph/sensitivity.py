@@ -30,9 +30,10 @@ from edgeq.core.errors import UsageError
 from edgeq.core.progress import Progress
 from edgeq.evaluation.graph import cosine
 from edgeq.evaluation.text import kl_divergence, log_softmax
+from edgeq.graph.feeds import Feeds, OpenSession
 from edgeq.graph.ir import Constant, Graph, Node, QuantWeight
 from edgeq.graph.operators import ACTIVATIONS, VIEWS, WEIGHTED
-from edgeq.quant.graph.hessians import Samples, SessionOf, weight_name
+from edgeq.quant.graph.hessians import weight_name
 
 Measure = Literal["kl", "cosine", "relative"]
 _FLATTENS = VIEWS - {"Unsqueeze"}
@@ -41,7 +42,7 @@ TINY = 1e-12
 
 
 @dataclass(frozen=True)
-class Row:
+class LayerLoss:
     """What is lost by rounding one layer.
 
     Args:
@@ -58,11 +59,11 @@ class Row:
 def sensitivity(
     graph: Graph,
     quantized: Graph,
-    samples: Samples,
+    samples: Iterable[Feeds],
     *,
-    session_of: SessionOf,
+    session_of: OpenSession,
     progress: Progress | None = None,
-) -> tuple[Row, ...]:
+) -> tuple[LayerLoss, ...]:
     """The loss of each layer with a rounded weight, in the graph's order.
 
     The samples are gone through once for each layer; the float outputs are held.
@@ -95,11 +96,11 @@ def sensitivity(
             loss += sum(distance(right[o], got[o], m) for o, m in measures.items()) / len(measures)
         w = quantized.constants[weight_name(node)]
         more = graph.info(weight_name(node)).nbytes - w.nbytes
-        rows.append(Row(node.name, loss / len(wanted), max(more, 0)))
+        rows.append(LayerLoss(node.name, loss / len(wanted), max(more, 0)))
     return tuple(rows)
 
 
-def keep_float(rows: Iterable[Row], budget: float) -> frozenset[str]:
+def keep_float(rows: Iterable[LayerLoss], budget: float) -> frozenset[str]:
     """The layers to spare so that only a part of the summed loss remains, at few bytes.
 
     Layers are taken by the loss they save for each byte, until enough is saved; then those are
@@ -120,7 +121,7 @@ def keep_float(rows: Iterable[Row], budget: float) -> frozenset[str]:
     rows = [row for row in rows if row.loss > 0]
     total = math.fsum(row.loss for row in rows)
     allowed = budget * total
-    kept: list[Row] = []
+    kept: list[LayerLoss] = []
     for row in sorted(rows, key=lambda row: -row.loss / max(row.nbytes, 1)):
         if _left(rows, kept) <= allowed:
             break
@@ -188,6 +189,6 @@ def _rounded(graph: Graph, node: Node) -> bool:
     return node.op in WEIGHTED and isinstance(graph.constants.get(weight_name(node)), QuantWeight)
 
 
-def _left(rows: Collection[Row], kept: Collection[Row]) -> float:
+def _left(rows: Collection[LayerLoss], kept: Collection[LayerLoss]) -> float:
     spared = {row.node for row in kept}
     return math.fsum(row.loss for row in rows if row.node not in spared)

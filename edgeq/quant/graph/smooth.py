@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
 from edgeq.core.progress import Progress
+from edgeq.graph.feeds import Feeds, OpenSession
 from edgeq.graph.ir import Constant, Graph, Info, Node
 from edgeq.graph.rewrite import unique, unique_node
-from edgeq.quant.graph.hessians import Feeds, SessionOf
 
 MAKERS = ("LayerNormalization", "Gelu")
 """Operators whose outputs have channels of very different size."""
@@ -33,11 +33,11 @@ _WIDEST = 1e3
 """Largest factor, and its inverse the least."""
 
 
-def smoothed(
+def smooth(
     graph: Graph,
     samples: Iterable[Feeds],
     *,
-    session_of: SessionOf,
+    session_of: OpenSession,
     progress: Progress | None = None,
 ) -> Graph:
     """The graph with the inputs of its Linears smoothed, where a `MAKERS` makes them.
@@ -76,7 +76,7 @@ def _largest(
     graph: Graph,
     values: list[str],
     samples: Iterable[Feeds],
-    session_of: SessionOf,
+    session_of: OpenSession,
     progress: Progress | None,
 ) -> dict[str, NDArray[np.float32]]:
     """The largest magnitude of each channel, the last axis."""

@@ -11,13 +11,14 @@ import base64
 import binascii
 import io
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError
+from edgeq.graph.feeds import Feeds
 from edgeq.graph.ir import Graph
 
 META_SAMPLES = "edgeq.samples"
@@ -26,8 +27,6 @@ LIMIT = 1 << 20
 """Most bytes of the metadata's entry."""
 MOST = 8
 """Most samples that are kept."""
-
-Feeds = Mapping[str, NDArray[Any]]
 
 
 def stored_samples_entry(graph: Graph, samples: Iterable[Feeds]) -> dict[str, str]:
