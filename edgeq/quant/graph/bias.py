@@ -42,7 +42,7 @@ def correct_biases(
     session_of: OpenSession,
     progress: Progress | None = None,
 ) -> Graph:
-    """The quantized graph with biases that give each channel the mean it has in the float one.
+    """Give each output channel of the quantized graph the mean it has in the float graph.
 
     A bias that is an integer stays one of the same scale. The samples are gone through once in the
     float graph, and for each depth of layers in that part of the quantized one that leads there.
@@ -76,7 +76,7 @@ def correct_biases(
 
 
 def _by_depth(graph: Graph) -> list[list[Node]]:
-    """Nodes with a rounded weight, those first that have none before them, and so on."""
+    """Group the layers with rounded weights by the number of such layers before them."""
     depth: dict[str, int] = {}
     levels: list[list[Node]] = []
     for node in graph.nodes:
@@ -93,7 +93,7 @@ def _by_depth(graph: Graph) -> list[list[Node]]:
 def _means(
     graph: Graph, nodes: Iterable[Node], samples: Iterable[Feeds], session_of: OpenSession
 ) -> Mapping[str, NDArray[np.float64]]:
-    """Node's name -> mean of its output's channels over the samples."""
+    """Mean of each output channel of each node over the samples."""
     nodes = list(nodes)
     run = session_of(graph, [node.output for node in nodes])
     sums: dict[str, NDArray[np.float64]] = {}
@@ -111,7 +111,7 @@ def _means(
 
 
 def _shifted(graph: Graph, name: str, by: NDArray[np.float64]) -> Graph:
-    """The graph with something added to the bias of a node."""
+    """Add an array to the bias of a node."""
     node = next(n for n in graph.nodes if n.name == name)
     constants: dict[str, Constant] = dict(graph.constants)
     held = None

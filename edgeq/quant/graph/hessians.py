@@ -1,4 +1,4 @@
-"""Second moments of what the rows of a graph's weights are multiplied with.
+"""Second moments of the inputs that the rows of a graph's weights are multiplied with.
 
 A convolution multiplies each row with the patch of its input under the kernel, at every place: the
 rows of what is called im2col. Of a sample with many places, only some are taken, evenly spread; the
@@ -27,7 +27,7 @@ PLACES = 512
 
 
 def weight_name(node: Node) -> str:
-    """The input of a node that is its weight."""
+    """Name of a node's weight."""
     return node.inputs[weight_of(node).input]
 
 
@@ -39,7 +39,7 @@ def hessians(
     session_of: OpenSession,
     progress: Progress | None = None,
 ) -> dict[str, Array]:
-    """Mean of x x^T over the inputs x of each node's rows.
+    """Mean of x x^T over the inputs x of each node's weight rows.
 
     Besides the matrices, one sample's inputs of the nodes are held. Nodes that cut the same input
     in the same way, as the three projections of attention do, share one matrix.
@@ -89,7 +89,7 @@ def hessians(
 
 
 def patches(x: Array, graph: Graph, node: Node, *, offset: int = 0) -> Array:
-    """What a node's rows are multiplied with.
+    """Cut a node's input into the vectors that its weight rows are multiplied with.
 
     Args:
         x: the input of a Linear [..., K], or of a Conv [N, C, ...].
@@ -120,7 +120,7 @@ def patches(x: Array, graph: Graph, node: Node, *, offset: int = 0) -> Array:
 
 
 def _spread(n: int, offset: int) -> NDArray[np.intp]:
-    """Which of n places are taken."""
+    """At most `PLACES` of n places, evenly spread."""
     stride = -(-n // PLACES)
     return np.arange(offset % stride, n, stride)
 
@@ -130,7 +130,7 @@ def _groups(node: Node) -> int:
 
 
 def _cut(graph: Graph, node: Node) -> tuple[object, ...]:
-    """Equal where two nodes multiply the same things."""
+    """A key that is equal for nodes with the same input vectors."""
     shape = graph.info(weight_name(node)).shape[1:]
     geometry = (node.attrs.get(name) for name in ("strides", "pads", "dilations"))
     return (node.op, node.inputs[0], shape, _groups(node), *(str(g) for g in geometry))

@@ -1,4 +1,4 @@
-"""Signs that samples are not what a model is fed, told before figures measured on them mislead.
+"""Warnings about samples that are unlike a model's real inputs.
 
 A quantized model is compared with the float one on the samples that it was calibrated on. Where
 these are no real inputs, the two may agree perfectly on them and not at all elsewhere: samples that
@@ -39,7 +39,7 @@ _MOVES = frozenset({"Transpose", "Reshape", "Pad", "Identity", "Squeeze", "Unsqu
 
 
 def sample_warnings(graph: Graph, samples: Samples, session_of: OpenSession) -> tuple[str, ...]:
-    """What is doubtful of samples, a sentence each.
+    """Warn about doubtful samples, one sentence each.
 
     Args:
         graph: float.
@@ -139,7 +139,7 @@ def _indifferent(
 
 
 def _first_layer(graph: Graph, name: str) -> Node | None:
-    """The Conv or Linear with a bias that alone takes an input, which may be moved before."""
+    """Find the Conv or Linear with a bias that is the only user of an input."""
     if graph.info(name).dtype != "float32":
         return None
     while (node := graph.only_consumer(name)) is not None:

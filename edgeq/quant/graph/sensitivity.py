@@ -1,4 +1,4 @@
-"""How much each layer of a graph minds being rounded, and which to spare.
+"""How much rounding each layer changes the outputs, and which layers to keep float.
 
 Each layer is rounded alone, its input and output with it where they are, and the outputs of the
 graph are compared with the float one's:
@@ -43,7 +43,7 @@ TINY = 1e-12
 
 @dataclass(frozen=True)
 class LayerLoss:
-    """What is lost by rounding one layer.
+    """How much rounding one layer changes the outputs.
 
     Args:
         node: its name.
@@ -64,7 +64,7 @@ def sensitivity(
     session_of: OpenSession,
     progress: Progress | None = None,
 ) -> tuple[LayerLoss, ...]:
-    """The loss of each layer with a rounded weight, in the graph's order.
+    """Measure the loss of each layer with a rounded weight, in the graph's order.
 
     The samples are gone through once for each layer; the float outputs are held.
 
@@ -101,7 +101,7 @@ def sensitivity(
 
 
 def keep_float(rows: Iterable[LayerLoss], budget: float) -> frozenset[str]:
-    """The layers to spare so that only a part of the summed loss remains, at few bytes.
+    """Choose layers to keep float so that a part of the summed loss remains, at few bytes.
 
     Layers are taken by the loss they save for each byte, until enough is saved; then those are
     given back, the largest first, that it turns out can be done without.
@@ -134,7 +134,7 @@ def keep_float(rows: Iterable[LayerLoss], budget: float) -> frozenset[str]:
 
 
 def only(graph: Graph, quantized: Graph, node: Node) -> Graph:
-    """The float graph in which one node computes as it does in the quantized one.
+    """Make the float graph in which one node computes as in the quantized graph.
 
     Args:
         graph: float.
@@ -156,7 +156,7 @@ def only(graph: Graph, quantized: Graph, node: Node) -> Graph:
 
 
 def measure_of(graph: Graph, output: str) -> Measure:
-    """How a change of one output is measured."""
+    """Choose how a change of one output is measured."""
     info = graph.info(output)
     if not info.dtype.startswith("float") or len(info.shape) not in (2, 3) or info.shape[-1] < 2:
         return "relative"
@@ -168,7 +168,7 @@ def measure_of(graph: Graph, output: str) -> Measure:
 
 
 def distance(right: NDArray[Any], got: NDArray[Any], measure: Measure) -> float:
-    """How far an output is from the float one's; see the module.
+    """Distance of an output from the float graph's; see the module.
 
     Args:
         right, got: one sample's output each, of one shape.

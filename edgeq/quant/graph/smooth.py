@@ -1,4 +1,4 @@
-"""Channels of a layer's input brought to one size, for ranges that outliers would widen.
+"""SmoothQuant for graphs: bring the channels of a Linear's input to one size.
 
 The inputs of a Linear are divided by a factor for each channel and its weights multiplied by it,
 which changes nothing but rounding:
@@ -40,7 +40,7 @@ def smooth(
     session_of: OpenSession,
     progress: Progress | None = None,
 ) -> Graph:
-    """The graph with the inputs of its Linears smoothed, where a `MAKERS` makes them.
+    """Smooth the inputs of Linears that an operator of `MAKERS` computes.
 
     Args:
         graph: float; Linears that are smoothed take no part in each other's weights.
@@ -62,7 +62,7 @@ def smooth(
 
 
 def _linears(graph: Graph, value: str) -> tuple[Node, ...]:
-    """Those that take a value and whose weights nothing else takes."""
+    """The Linears that use a value and do not share their weight."""
     return tuple(
         node
         for node in graph.consumers.get(value, ())
@@ -79,7 +79,7 @@ def _largest(
     session_of: OpenSession,
     progress: Progress | None,
 ) -> dict[str, NDArray[np.float32]]:
-    """The largest magnitude of each channel, the last axis."""
+    """The largest magnitude of each channel, which is the last axis."""
     run = session_of(graph, values)
     found: dict[str, NDArray[np.float32]] = {}
     n = 0
@@ -98,7 +98,7 @@ def _largest(
 def _divided(
     graph: Graph, value: str, nodes: tuple[Node, ...], factor: NDArray[np.float32]
 ) -> Graph:
-    """The graph with a value divided by a factor for each channel, and weights multiplied."""
+    """Divide a value by a factor for each channel, and multiply the weights behind it."""
     constants: dict[str, Constant] = dict(graph.constants)
     for node in nodes:
         constants[node.inputs[1]] = graph.array(node.inputs[1]) * factor

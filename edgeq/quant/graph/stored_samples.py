@@ -1,4 +1,4 @@
-"""A few samples of the calibration, kept in the record of a quantized graph.
+"""A few calibration samples, stored in the file of a quantized graph.
 
 A conversion is judged by what the model does to real inputs. Values made up at random reach other
 parts of a network, or saturate it, and then right files seem wrong and wrong ones right. The record
@@ -30,7 +30,7 @@ MOST = 8
 
 
 def stored_samples_entry(graph: Graph, samples: Iterable[Feeds]) -> dict[str, str]:
-    """The entry of the metadata for samples; empty if not even one fits.
+    """Make the metadata entry that stores samples; empty if not even one fits.
 
     Inputs that are rounded are kept as their levels, other floats in half precision.
 
@@ -52,7 +52,7 @@ def stored_samples_entry(graph: Graph, samples: Iterable[Feeds]) -> dict[str, st
 
 
 def stored_samples(graph: Graph) -> list[dict[str, NDArray[Any]]]:
-    """The samples that a record keeps; none if it keeps none or is no record.
+    """Read the samples stored with a graph; empty if there are none.
 
     Raises:
         FormatError: the entry is damaged, or its arrays are not the graph's inputs.
