@@ -25,7 +25,7 @@ from edgeq.graph.rewrite import prune
 FORMAT = "edgeq.graph"
 """Key of the metadata that marks a file of ours; its value is the form's version."""
 PALETTES = "edgeq.palettes"
-"""Key of the metadata that tells the tables weights were chosen from: name -> bits and levels."""
+"""Key of the metadata with the palettes of weights: name -> bits and levels."""
 VERSION = "1"
 FOREIGN = (
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul",
@@ -80,7 +80,7 @@ def _decoded(graph: Graph, palettes: dict[str, Palette]) -> Graph:
     nodes: list[Node] = []
     for node in graph.nodes:
         if node.op == "QuantizeLinear":
-            continue  # its DequantizeLinear tells all
+            continue  # its DequantizeLinear has the same parameters
         if node.op == "Cast" and _half(graph, node):
             constants[node.output] = graph.constants[node.inputs[0]]
         elif node.op != "DequantizeLinear":

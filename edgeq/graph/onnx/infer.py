@@ -73,10 +73,14 @@ def _with_whole_windows(graph: Graph) -> Graph:
             continue
         nodes = (*graph.nodes[:at], *change.nodes, *graph.nodes[at + 1 :])
         constants = {**graph.constants, **change.constants}
-        told = graph.values.get(node.output)
+        known = graph.values.get(node.output)
         graph = replace(graph, nodes=nodes, constants=constants)
         at += len(change.nodes)
-        if told is None or told.shape != change.values[node.output].shape or len(change.nodes) > 1:
+        if (
+            known is None
+            or known.shape != change.values[node.output].shape
+            or len(change.nodes) > 1
+        ):
             graph = inferred(graph)
     return graph
 

@@ -20,7 +20,7 @@ from edgeq.graph.operators import OPERATORS
 from edgeq.graph.rewrite import Change, Steps, rewrite, unique
 
 _GONE = ("consumed_inputs", "is_test")
-"""Attributes that told what today goes without saying."""
+"""Attributes whose meaning is the default today."""
 _PAIRS = ("Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Xor", "Equal", "Greater", "Less",
           "PRelu")  # fmt: skip
 _UNKNOWN = ("Upsample", "Affine", "Crop", "ParametricSoftplus", "ScaledTanh",

@@ -1,13 +1,13 @@
 """Operators that 8 bits with one scale would destroy, whatever the layers around them.
 
-- An additive mask puts -10000 or less beside scores of a few units: on one grid for both, the
-  scores are all the same level. Where no calibration sample is padded, the grid holds no mask at
-  all. Sums of a computed value and a mask are kept in float, and so is the softmax behind them.
-- What is divided by, or goes through a square root or a logarithm, needs a small relative error,
-  also where it is small. A grid has a constant absolute error, and rounds small values to zero.
-  The mean of squares of a spelled-out RMS norm is such a value.
-- What computes the logarithm of a spectrum before the first layers of a network needs the range of
-  its inputs, which is far more than 8 bits hold.
+- An additive mask puts -10000 or less beside scores of a few units: with one scale for both, all
+  scores round to the same integer. Where no calibration sample is padded, the range holds no mask
+  at all. Sums of a computed value and a mask stay float, and so does the softmax behind them.
+- A divisor, and the input of a square root or a logarithm, needs a small relative error, also where
+  it is small. Rounding to 8 bits has a constant absolute error, and turns small values into zero.
+  The mean of squares in an RMS norm that is written as several operators is such a value.
+- Operators that compute the logarithm of a spectrum before the first layers of a network need the
+  range of their inputs, which is far more than 8 bits hold.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def _scale(
             continue
         ratio = float(np.median(spread[live] / bias[live]))
         most = max(float(np.abs(row[name]).max()) for row in rows)
-        told = f"the samples of {source} reach {most:.4g} for the input {name!r}"
+        reach = f"the samples of {source} reach {most:.4g} for the input {name!r}"
         large, small = ratio > SCALED and most > _PIXELS, ratio < 1 / SCALED and most <= _UNIT
         if (large or small) and _indifferent(
             graph, list(rows[:16]), name, 1 / 255 if large else 255, session_of
@@ -109,13 +109,13 @@ def _scale(
             continue
         if large:
             found.append(
-                f"{told}, and the products of the first layer ({first.name}) are {ratio:.0f} times "
-                "its biases: the model seems to be trained on smaller numbers, such as pixels "
+                f"{reach}, and the products of the first layer ({first.name}) are {ratio:.0f} "
+                "times its biases: the model seems to be trained on smaller numbers, such as pixels "
                 "from 0 to 1; scale the samples as in training (--scale 1/255 for pictures)"
             )
         elif small:
             found.append(
-                f"{told}, and the biases of the first layer ({first.name}) are {1 / ratio:.0f} "
+                f"{reach}, and the biases of the first layer ({first.name}) are {1 / ratio:.0f} "
                 "times its products: the model seems to be trained on larger numbers, such as "
                 "pixels from 0 to 255; scale the samples as in training (--scale 1 for pictures)"
             )

@@ -304,8 +304,8 @@ def _rows(
         steps[name] = 1 if array.ndim == len(info.shape) + 1 else max(info.shape[:1] or (1,))
         counts[name] = len(array) // steps[name]
     if len(set(counts.values())) > 1:
-        told = ", ".join(f"{name} {n}" for name, n in counts.items())
-        raise FormatError(f"the arrays of {source} hold different numbers of samples: {told}")
+        listed = ", ".join(f"{name} {n}" for name, n in counts.items())
+        raise FormatError(f"the arrays of {source} hold different numbers of samples: {listed}")
     n = min(counts.values())
     labels = arrays.get("labels")
     if labels is not None:

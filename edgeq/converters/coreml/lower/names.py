@@ -45,7 +45,7 @@ def make_distinct(function: Any, ends: set[str], names: Names) -> None:
                     op.name = var.name
 
 
-def shorten(function: Any, ends: set[str], told: set[str], names: Names) -> dict[str, str]:
+def shorten(function: Any, ends: set[str], own_names: set[str], names: Names) -> dict[str, str]:
     """Merge equal constants, and give all but inputs and outputs short names.
 
     In a small network constants of one number, which every operator has some of, and names would
@@ -54,7 +54,7 @@ def shorten(function: Any, ends: set[str], told: set[str], names: Names) -> dict
     Args:
         function: coremltools'.
         ends: names of inputs and outputs.
-        told: what operators keep as their own names.
+        own_names: names that operators keep.
         names: those that are taken.
 
     Returns:
@@ -67,7 +67,7 @@ def shorten(function: Any, ends: set[str], told: set[str], names: Names) -> dict
             if var.name in ends:
                 continue
             short = renamed[var.name] = names.new(f"v{len(renamed)}")
-            if len(op.outputs) == 1 and var.name not in told:
+            if len(op.outputs) == 1 and var.name not in own_names:
                 op.name = short
             var.set_name(short)
     return renamed | {old: renamed.get(new, new) for old, new in merged.items()}

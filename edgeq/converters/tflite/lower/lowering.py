@@ -84,7 +84,7 @@ class TfliteLowering(Constants):
         self.columns: dict[str, tuple[Shape, Order]] = {}
         """Flattened value -> the axes [C, H, W] of its columns, and their order in the file."""
         self.ended: dict[tuple[int, QuantParams], tuple[Value, Value]] = {}
-        """Tensor's id and grid -> it, and it with the grid's ends as columns."""
+        """Tensor's id and parameters -> it, and it with the lowest and highest value as columns."""
         self.hybrid = False
         """Whether some operator rounds float values as it runs."""
         self._held: dict[str, dict[tuple[bool, Order], Value]] = {}
