@@ -110,8 +110,8 @@ def _scale(
         if large:
             found.append(
                 f"{reach}, and the products of the first layer ({first.name}) are {ratio:.0f} "
-                "times its biases: the model seems to be trained on smaller numbers, such as pixels "
-                "from 0 to 1; scale the samples as in training (--scale 1/255 for pictures)"
+                "times its biases: the model seems to be trained on smaller numbers, such as "
+                "pixels from 0 to 1; scale the samples as in training (--scale 1/255 for pictures)"
             )
         elif small:
             found.append(
