@@ -67,8 +67,9 @@ def test_every_preset_makes_a_graph_that_runs_near_the_float_one(preset: str, gr
     assert found.packed_bytes < found.float_bytes
     recipe = Recipe.from_dict(json.loads(found.graph.meta["edgeq.recipe"]))
     assert recipe == Recipe.named(preset, "graph")
-    assert found.graph.meta["edgeq.activations"] == recipe.activations
-    assert bool(found.graph.quants) == (recipe.activations == "static")
+    mode = recipe.activations.mode if recipe.activations else "float"
+    assert found.graph.meta["edgeq.activations"] == mode
+    assert bool(found.graph.quants) == (mode == "static")
 
 
 def test_a_static_graph_is_integer_throughout() -> None:
