@@ -15,7 +15,7 @@ from edgeq.formats.schemes import QuantScheme
 from edgeq.graph.execute import Session
 from edgeq.graph.files import read
 from edgeq.graph.ir import Graph, Info, QuantWeight
-from edgeq.quant.graph.bias import corrected
+from edgeq.quant.graph.bias import correct_biases
 from edgeq.quant.graph.hessians import weight_name
 from edgeq.quant.graph.quantize import quantize_graph
 from edgeq.quant.graph.samples import Samples, samples_of
@@ -73,7 +73,7 @@ def test_means_come_back_where_only_weights_are_rounded(make: Any) -> None:
     graph = make()
     seen = samples(graph, 24)
     rough = weights_only(graph)
-    better = corrected(graph, rough, seen, session_of=Session)
+    better = correct_biases(graph, rough, seen, session_of=Session)
     before, after = mean_errors(graph, rough, seen), mean_errors(graph, better, seen)
     assert max(e.max() for e in before.values()) > 0.05
     for name, errors in after.items():
@@ -89,7 +89,7 @@ def test_integer_biases_stay_integers_of_the_same_scale() -> None:
     graph = deep()
     seen = samples(graph, 32)
     rough = static(graph, seen)
-    better = corrected(graph, rough, seen, session_of=Session)
+    better = correct_biases(graph, rough, seen, session_of=Session)
     before, after = mean_errors(graph, rough, seen), mean_errors(graph, better, seen)
     for node in rough.nodes:
         if node.op == "Linear":  # a head, whose output is not rounded
@@ -116,7 +116,7 @@ def test_a_layer_without_a_bias_gets_one() -> None:
     graph = replace(graph, nodes=bare)
     seen = samples(graph, 16)
     for rough in (weights_only(graph), static(graph, seen)):
-        better = corrected(graph, rough, seen, session_of=Session)
+        better = correct_biases(graph, rough, seen, session_of=Session)
         for old, new in zip(rough.nodes, better.nodes, strict=True):
             assert old.name == new.name
             if new.op in ("Conv", "Linear"):
@@ -132,7 +132,7 @@ def test_a_bias_that_two_layers_share_is_parted() -> None:
     shared = replace(second, inputs=(*second.inputs[:2], first.inputs[2]))
     graph = replace(graph, nodes=tuple(shared if n is second else n for n in graph.nodes))
     seen = samples(graph, 16)
-    better = corrected(graph, weights_only(graph), seen, session_of=Session)
+    better = correct_biases(graph, weights_only(graph), seen, session_of=Session)
     names = [n.inputs[2] for n in better.nodes if n.name in ("conv2", "conv4")]
     assert len(set(names)) == 2
     for errors in mean_errors(graph, better, seen).values():
@@ -149,7 +149,7 @@ def test_layers_side_by_side_are_measured_together() -> None:
         made.append((len(part.nodes), len(watch)))
         return Session(part, watch)
 
-    corrected(
+    correct_biases(
         graph, weights_only(graph), samples(graph, 4),
         session_of=session_of, progress=lambda *at: told.append(at),
     )  # fmt: skip
@@ -160,9 +160,9 @@ def test_layers_side_by_side_are_measured_together() -> None:
 
 def test_nothing_to_correct_and_nothing_to_correct_by() -> None:
     graph = deep()
-    assert corrected(graph, graph, samples(graph, 1), session_of=Session) is graph
+    assert correct_biases(graph, graph, samples(graph, 1), session_of=Session) is graph
     with pytest.raises(UsageError, match="no calibration samples"):
-        corrected(graph, weights_only(graph), [], session_of=Session)
+        correct_biases(graph, weights_only(graph), [], session_of=Session)
 
 
 def test_a_real_net_in_four_bits_stays_within_two_points() -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgeq.core.errors import UsageError
 from edgeq.graph.execute import Session
 from edgeq.graph.ir import Graph, Info
-from edgeq.quant.graph.equalize import equalize, pairs, unclipped
+from edgeq.quant.graph.equalize import equalize, pairs, replace_unmet_clips
 from edgeq.quant.graph.quantize import quantize_graph
 from edgeq.quant.graph.samples import Samples, samples_of
 from tests.graph_made import Made, samples, static_recipe, weight_scheme
@@ -240,12 +240,12 @@ def test_a_bound_that_is_never_met_becomes_a_relu() -> None:
     x = m.node("Conv", [small, large], (1, 4, 6, 6), group=1, **attrs)
     graph = m.graph(activated(m, "Clip", x))
     seen = samples(graph, 8)
-    same = unclipped(graph, seen, session_of=Session)
+    same = replace_unmet_clips(graph, seen, session_of=Session)
     assert [n.op for n in same.nodes] == ["Conv", "Relu", "Conv", "Clip"]
     np.testing.assert_array_equal(outputs(same, list(seen)), outputs(graph, list(seen)))
-    assert unclipped(mobilenet(), seen, session_of=Session).nodes == mobilenet().nodes
+    assert replace_unmet_clips(mobilenet(), seen, session_of=Session).nodes == mobilenet().nodes
     with pytest.raises(UsageError, match="there are no calibration samples"):
-        unclipped(graph, [], session_of=Session)
+        replace_unmet_clips(graph, [], session_of=Session)
 
 
 # --- depthwise nets do not collapse ---------------------------------------------------------------

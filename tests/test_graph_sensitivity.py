@@ -16,7 +16,7 @@ from edgeq.graph.ir import Graph, QuantWeight
 from edgeq.quant.graph.hessians import weight_name
 from edgeq.quant.graph.quantize import quantize_graph
 from edgeq.quant.graph.sensitivity import (
-    Row,
+    LayerLoss,
     distance,
     keep_float,
     measure_of,
@@ -117,8 +117,8 @@ def test_how_outputs_are_compared() -> None:
     assert np.isfinite(distance(sure, sure[:, ::-1], "kl"))
 
 
-def row(name: str, loss: float, nbytes: int) -> Row:
-    return Row(name, loss, nbytes)
+def row(name: str, loss: float, nbytes: int) -> LayerLoss:
+    return LayerLoss(name, loss, nbytes)
 
 
 def test_cheap_and_sensitive_layers_are_spared_first() -> None:

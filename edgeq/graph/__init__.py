@@ -1,1 +1,1 @@
-"""Models that are graphs: read from ONNX and LiteRT, brought to one form, written as ONNX."""
+"""Graphs of operators: reading ONNX and LiteRT files, the canonical form, writing ONNX."""

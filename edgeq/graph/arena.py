@@ -1,4 +1,4 @@
-"""How much memory a graph's values take while it runs, if buffers are used again.
+"""How much memory a graph's values take while it runs, when buffers are reused.
 
 A runtime that knows all sizes beforehand lays every value into one arena, where values that are
 never needed at the same time may share bytes.
@@ -22,7 +22,7 @@ ALIGN = 64
 
 @dataclass(frozen=True)
 class Life:
-    """A value in memory.
+    """When a value is in memory, and its size.
 
     Args:
         first, last: steps in which it is made and last needed.
@@ -35,8 +35,8 @@ class Life:
 
 
 @dataclass(frozen=True)
-class Arena:
-    """Places of values.
+class ArenaLayout:
+    """Where each value is placed in one block of memory.
 
     Args:
         nbytes: of the whole.
@@ -49,8 +49,8 @@ class Arena:
     offsets: Mapping[str, int]
 
 
-def lay_out(lives: Mapping[str, Life]) -> Arena:
-    """Places for values, the largest first, each as low as those it meets allow."""
+def lay_out(lives: Mapping[str, Life]) -> ArenaLayout:
+    """Place values in one block, the largest first, each at the lowest free offset."""
     placed: list[tuple[int, int, Life]] = []
     offsets: dict[str, int] = {}
     for name, life in sorted(lives.items(), key=lambda item: (-item[1].nbytes, item[1].first)):
@@ -67,11 +67,13 @@ def lay_out(lives: Mapping[str, Life]) -> Arena:
         sum(round_up(v.nbytes, ALIGN) for v in lives.values() if v.first <= step <= v.last)
         for step in steps
     )
-    return Arena(max((stop for _, stop, _ in placed), default=0), max(least, default=0), offsets)
+    return ArenaLayout(
+        max((stop for _, stop, _ in placed), default=0), max(least, default=0), offsets
+    )
 
 
 def lives(graph: Graph) -> dict[str, Life]:
-    """When each value of a graph is in memory, its nodes being the steps.
+    """Find when each value of a graph is in memory; each node is one step.
 
     A rounded value takes a byte an element, and a view shares its source's place.
     """

@@ -1,4 +1,4 @@
-"""Running a `Graph` in onnxruntime: whole, with looks inside, or a few nodes of it."""
+"""Run a `Graph` in onnxruntime: all of it, with intermediate values, or a few of its nodes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgeq.graph.rewrite import prune
 
 
 def require() -> Any:
-    """The onnxruntime package.
+    """Import onnxruntime.
 
     Raises:
         MissingDependencyError: it is not installed.
@@ -30,7 +30,7 @@ def require() -> Any:
 
 
 class Session:
-    """A graph in onnxruntime's CPU provider, quantized as it is recorded.
+    """A graph in onnxruntime's CPU provider, with the quantization that it holds.
 
     Args:
         graph: canonical.
@@ -71,11 +71,11 @@ class Session:
         self.outputs: Mapping[str, Info] = {name: graph.info(name) for name in graph.outputs}
 
     def close(self) -> None:
-        """Give the session back."""
+        """Release the session."""
         self._session = None
 
     def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Outputs and watched values, by name.
+        """Run one sample; returns outputs and watched values by name.
 
         Args:
             feeds: every input of the graph, of its shape and type.
@@ -94,7 +94,7 @@ class Session:
 
 
 def check_feeds(graph: Graph, feeds: Mapping[str, NDArray[Any]]) -> None:
-    """Refuse inputs that are not the graph's.
+    """Check that a sample has the graph's inputs, in their shapes and types.
 
     Raises:
         UsageError: an input is missing, unknown, or of another shape or type.
@@ -114,7 +114,7 @@ def check_feeds(graph: Graph, feeds: Mapping[str, NDArray[Any]]) -> None:
 
 
 def compute(graph: Graph, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-    """Values that depend on constants only.
+    """Compute values that depend on constants only.
 
     Args:
         graph: nothing needs to be known of its values.
@@ -130,7 +130,7 @@ def compute(graph: Graph, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
 
 
 def check_opens(graph: Graph, content: bytes) -> None:
-    """Refuse a file that onnxruntime does not load.
+    """Check that onnxruntime loads a file.
 
     Args:
         graph: what the file was made of.
@@ -144,7 +144,7 @@ def check_opens(graph: Graph, content: bytes) -> None:
 
 
 def _opened(graph: Graph, content: bytes, threads: int, optimize: bool) -> Any:
-    """A session of a graph's file, or an error that names the operator it fails at."""
+    """Open a session; if onnxruntime refuses the file, the error names the operator."""
     runtime = require()
     try:
         return _session(runtime, content, threads, optimize)
@@ -155,7 +155,7 @@ def _opened(graph: Graph, content: bytes, threads: int, optimize: bool) -> Any:
 
 
 def _refused(runtime: Any, graph: Graph, optimize: bool) -> tuple[Node, Exception] | None:
-    """The first node that onnxruntime does not load by itself, and why."""
+    """Find the first node that onnxruntime does not load by itself, and the reason."""
     for node in graph.nodes:
         outputs = tuple(out for out in node.outputs if out)
         given = tuple(dict.fromkeys(i for i in node.inputs if i in graph.values))
@@ -168,7 +168,7 @@ def _refused(runtime: Any, graph: Graph, optimize: bool) -> tuple[Node, Exceptio
 
 
 def _short(err: BaseException) -> str:
-    """A message of onnxruntime in a line, without the places in its source."""
+    """Shorten a message of onnxruntime to one line without source locations."""
     words = " ".join(str(err).split())
     return re.sub(r"/onnxruntime_src/\S+ |\[ONNXRuntimeError\] : \d+ : ", "", words)[:400]
 

@@ -1,17 +1,26 @@
-"""What a graph is run with, in the types that a runtime takes."""
+"""Inputs of graphs: the types of samples, and conversion to the types of a runtime."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
+from edgeq.graph.ir import Graph
+
+Feeds = Mapping[str, NDArray[Any]]
+"""The inputs of a graph by name: one sample."""
+RunGraph = Callable[[Feeds], Mapping[str, NDArray[Any]]]
+"""Runs a graph on one sample; gives its outputs and the watched values by name."""
+OpenSession = Callable[[Graph, Sequence[str]], RunGraph]
+"""Makes what runs a graph, from the graph and the names of values to watch beside its outputs."""
 
 
 def held_as(name: str, array: NDArray[Any], dtype: Any) -> NDArray[Any]:
-    """An input in the type that a runtime holds it in, no number of it being another.
+    """Convert an input to the type that a runtime takes, or refuse if a number would change.
 
     Args:
         name: of the input.

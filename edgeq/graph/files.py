@@ -1,4 +1,4 @@
-"""The formats of files that hold graphs, and reading a graph from any of them."""
+"""File formats of graphs, and reading a graph from any of them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def read(
     batch: int | None = None,
     dequantize: bool = False,
 ) -> Graph:
-    """The canonical graph of an ONNX or LiteRT file.
+    """Read the canonical graph of an ONNX or LiteRT file.
 
     Args:
         path: of the file.

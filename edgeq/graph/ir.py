@@ -1,4 +1,4 @@
-"""A model as a graph of operators: what vision, audio and encoder models are quantized as.
+"""Graphs of operators: the form in which vision, audio and encoder models are quantized.
 
 Operators, their attributes and their meaning are those of ONNX's opset 21, channels first, with
 two differences that `edgeq.graph.onnx.read` and `onnx_write` translate:
@@ -31,7 +31,7 @@ LEVELS = {4: (-8, 7), 8: (-127, 127), 32: (-(2**31) + 1, 2**31 - 1)}
 
 @dataclass(frozen=True)
 class Info:
-    """What is known of a value before it is computed.
+    """Shape and type of a value.
 
     Args:
         shape: all of it; no axis is unknown.
@@ -43,7 +43,7 @@ class Info:
 
     @property
     def nbytes(self) -> int:
-        """Bytes it takes."""
+        """Size of the value in bytes."""
         return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
 
@@ -100,17 +100,17 @@ class QuantWeight:
 
     @property
     def shape(self) -> Shape:
-        """Of the constant."""
+        """Shape of the constant."""
         return self.levels.shape
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the packed levels and the scales, as a file holds them."""
+        """Size in a file: packed levels and scales."""
         bits = 32 if self.bits == 32 else self.bits
         return -(-self.levels.size * bits // 8) + self.scales.nbytes
 
     def wide_scales(self) -> NDArray[np.float32]:
-        """Scales in a shape that broadcasts with ``levels``."""
+        """Return the scales in a shape that broadcasts with ``levels``."""
         if self.axis is None:
             return self.scales
         if self.block is not None:
@@ -121,11 +121,11 @@ class QuantWeight:
         return self.scales.reshape(shape)
 
     def numpy(self) -> NDArray[np.float32]:
-        """The float32 values."""
+        """Return the float32 values."""
         return self.levels.astype(np.float32) * self.wide_scales()
 
     def transposed(self, order: tuple[int, ...]) -> QuantWeight:
-        """The same weight with its axes in another order."""
+        """Return the same weight with its axes in another order."""
         axis = None if self.axis is None else order.index(self.axis)
         wide = self.block is not None
         scales = np.asarray(self.scales.transpose(order), order="C") if wide else self.scales
@@ -161,7 +161,7 @@ class Node:
 
     @property
     def output(self) -> str:
-        """The first one that somebody asks for."""
+        """The first output that has a name."""
         return next((name for name in self.outputs if name), "")
 
     def __str__(self) -> str:
@@ -170,7 +170,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """A model; a change makes a new one, see `dataclasses.replace`.
+    """A model. It is immutable; `dataclasses.replace` makes a changed copy.
 
     Args:
         name: of the model.
@@ -193,12 +193,12 @@ class Graph:
 
     @cached_property
     def producers(self) -> Mapping[str, Node]:
-        """Value -> the node that makes it; inputs have none."""
+        """Value -> the node that computes it; inputs of the graph have none."""
         return {out: node for node in self.nodes for out in node.outputs if out}
 
     @cached_property
     def consumers(self) -> Mapping[str, tuple[Node, ...]]:
-        """Value or constant -> the nodes that take it, once each."""
+        """Value or constant -> the nodes that use it, each listed once."""
         found: dict[str, dict[str, Node]] = {}
         for node in self.nodes:
             for name in node.inputs:
@@ -207,7 +207,7 @@ class Graph:
         return {name: tuple(nodes.values()) for name, nodes in found.items()}
 
     def info(self, name: str) -> Info:
-        """Shape and type of a value or constant.
+        """Return shape and type of a value or constant.
 
         Raises:
             FormatError: there is none of that name.
@@ -222,7 +222,7 @@ class Graph:
         return Info(held.shape, str(held.dtype))
 
     def array(self, name: str) -> NDArray[Any]:
-        """A constant's values, dequantized and widened where it is held in fewer bits.
+        """Return a constant's values: dequantized, and float16 widened to float32.
 
         Raises:
             FormatError: it is no constant.
@@ -235,6 +235,6 @@ class Graph:
         return held.astype(np.float32) if held.dtype == np.float16 else held
 
     def only_consumer(self, name: str) -> Node | None:
-        """The node that alone takes a value, which is no output of the graph; else None."""
+        """Return the only node that uses a value; None if several do, or the graph's outputs do."""
         nodes = self.consumers.get(name, ())
         return nodes[0] if len(nodes) == 1 and name not in self.outputs else None

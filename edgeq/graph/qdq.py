@@ -1,11 +1,11 @@
-"""The record of a quantization inside of an ONNX graph: QuantizeLinear and DequantizeLinear.
+"""The QDQ form: quantization inside an ONNX graph as QuantizeLinear and DequantizeLinear.
 
     value       made -> QuantizeLinear -> DequantizeLinear -> taken          QuantParams
     weight      levels -> DequantizeLinear -> taken                          QuantWeight
     float16     half -> Cast -> taken                                        a float16 constant,
                                                                              or scales
 
-`edgeq.graph.onnx.write` makes it; `recorded` reads it back, exactly.
+`edgeq.graph.onnx.write` makes it; `from_qdq` reads it back, exactly.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from edgeq.graph.rewrite import prune
 FORMAT = "edgeq.graph"
 """Key of the metadata that marks a file of ours; its value is the form's version."""
 PALETTES = "edgeq.palettes"
-"""Key of the metadata that tells the tables weights were chosen from: name -> bits and levels."""
+"""Key of the metadata with the palettes of weights: name -> bits and levels."""
 VERSION = "1"
 FOREIGN = (
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul",
@@ -35,7 +35,7 @@ FOREIGN = (
 
 
 def refuse_foreign(graph: Graph) -> None:
-    """Refuse what another tool quantized.
+    """Refuse a graph that another tool quantized.
 
     Raises:
         UnsupportedError: names the first operators that show it.
@@ -49,8 +49,8 @@ def refuse_foreign(graph: Graph) -> None:
         )
 
 
-def recorded(graph: Graph) -> Graph:
-    """A raw graph of ours with QuantizeLinear and DequantizeLinear as parameters and weights.
+def from_qdq(graph: Graph) -> Graph:
+    """Turn QuantizeLinear and DequantizeLinear of a file of edgeq into parameters and weights.
 
     Raises:
         FormatError: it says it is ours and is not in our form.
@@ -65,7 +65,7 @@ def recorded(graph: Graph) -> Graph:
             str(name): (int(held["bits"]), np.array(held["levels"], np.int8))
             for name, held in json.loads(graph.meta.get(PALETTES, "{}")).items()
         }
-        return _recorded(graph, palettes)
+        return _decoded(graph, palettes)
     except (SchemeError, KeyError, IndexError, ValueError, OverflowError, AttributeError) as err:
         raise FormatError(f"the quantization of the graph {graph.name} is damaged: {err}") from err
 
@@ -73,14 +73,14 @@ def recorded(graph: Graph) -> Graph:
 Palette = tuple[int, NDArray[np.int8]]
 
 
-def _recorded(graph: Graph, palettes: dict[str, Palette]) -> Graph:
+def _decoded(graph: Graph, palettes: dict[str, Palette]) -> Graph:
     constants: dict[str, Constant] = dict(graph.constants)
     quants: dict[str, QuantParams] = {}
     same: dict[str, str] = {}  # value -> the name it goes by in the graph
     nodes: list[Node] = []
     for node in graph.nodes:
         if node.op == "QuantizeLinear":
-            continue  # its DequantizeLinear tells all
+            continue  # its DequantizeLinear has the same parameters
         if node.op == "Cast" and _half(graph, node):
             constants[node.output] = graph.constants[node.inputs[0]]
         elif node.op != "DequantizeLinear":

@@ -1,4 +1,4 @@
-"""Changing a `Graph`: what the passes are written with.
+"""Changing a `Graph`: the tools that passes are written with.
 
 A rule looks at one node and says what takes its place; `rewrite` asks it of every node until it
 has nothing more to say. Nodes whose values nobody takes then go by themselves, so a rule that
@@ -20,7 +20,7 @@ from edgeq.graph.ir import Constant, Graph, Info, Node, QuantWeight
 
 @dataclass(frozen=True)
 class Change:
-    """What a rule does to one node.
+    """What a rule puts in the place of one node.
 
     Args:
         nodes: take its place, in order.
@@ -39,7 +39,7 @@ Rule = Callable[[Graph, Node], Change | None]
 
 
 class Steps:
-    """Nodes that take the place of one, written one after the other; `last` makes the change.
+    """Collects the nodes that replace one node; `last` returns the change.
 
     Args:
         graph: that the node is of.
@@ -53,13 +53,13 @@ class Steps:
         self._values: dict[str, Info] = {}
 
     def constant(self, what: str, array: NDArray[Any]) -> str:
-        """A constant; its name."""
+        """Add a constant; returns its name."""
         name = unique(self._graph, f"{self._node.name}.{what}")
         self._constants[name] = array
         return name
 
     def number(self, what: str, value: float) -> str:
-        """A float32 constant of one element; its name."""
+        """Add a float32 constant of one element; returns its name."""
         return self.constant(what, np.array(value, np.float32))
 
     def add(
@@ -71,7 +71,7 @@ class Steps:
         name: str | None = None,
         **attrs: Any,
     ) -> str:
-        """A node that makes a new value; that value's name."""
+        """Add a node; returns the name of its value."""
         out = unique(self._graph, f"{self._node.output}.{what}")
         named = name or unique_node(self._graph, f"{self._node.name}.{what}")
         self._nodes.append(Node(op, named, inputs, (out,), attrs))
@@ -82,14 +82,14 @@ class Steps:
     def last(
         self, op: str, inputs: tuple[str, ...], name: str | None = None, **attrs: Any
     ) -> Change:
-        """The node that makes the replaced node's value, under its name if no other is given."""
+        """Add the last node, which computes the replaced node's value; returns the change."""
         named = name or self._node.name
         self._nodes.append(Node(op, named, inputs, self._node.outputs, attrs))
         return Change(tuple(self._nodes), self._constants, self._values)
 
 
 def rewrite(graph: Graph, rule: Rule) -> Graph:
-    """The graph after a rule was asked of every node, again of those it put there.
+    """Apply a rule to every node, and again to the nodes that it adds.
 
     Raises:
         FormatError: a node whose attributes or constants contradict the values it takes.
@@ -126,7 +126,7 @@ def _changed(graph: Graph, node: Node, change: Change) -> Graph:
 
 
 def _renamed(graph: Graph, old: str, new: str) -> Graph:
-    """The graph with one value in the place of another, whose name stays if it is an output."""
+    """Replace one value by another; the name of an output of the graph stays."""
     if old in graph.outputs:
         if new in graph.constants or new in graph.inputs or new in graph.outputs:
             keep = Node("Identity", unique_node(graph, f"{old}.copy"), (new,), (old,))
@@ -141,7 +141,7 @@ def _renamed(graph: Graph, old: str, new: str) -> Graph:
 
 
 def _taken(graph: Graph, old: str, new: str) -> Graph:
-    """The graph in which whoever took one value takes another."""
+    """Let all nodes that use one value use another."""
     nodes = tuple(
         replace(n, inputs=tuple(new if i == old else i for i in n.inputs)) if old in n.inputs else n
         for n in graph.nodes
@@ -150,7 +150,7 @@ def _taken(graph: Graph, old: str, new: str) -> Graph:
 
 
 def prune(graph: Graph) -> Graph:
-    """The graph without nodes, constants and knowledge that no output needs."""
+    """Remove nodes, constants and shapes that no output needs."""
     wanted = set(graph.outputs)
     kept: list[Node] = []
     for node in reversed(graph.nodes):
@@ -173,7 +173,7 @@ def prune(graph: Graph) -> Graph:
 
 
 def ordered(graph: Graph) -> Graph:
-    """The graph with each node after those whose values it takes.
+    """Sort the nodes so that each is behind those whose values it uses.
 
     Raises:
         FormatError: a value that nothing makes, or that is made from itself.
@@ -213,12 +213,12 @@ def ordered(graph: Graph) -> Graph:
 
 
 def unique(graph: Graph, name: str) -> str:
-    """A name that no value or constant has yet."""
+    """Make a name that no value or constant has."""
     return _free(name, graph.values.keys() | graph.constants.keys() | graph.producers.keys())
 
 
 def unique_node(graph: Graph, name: str) -> str:
-    """A name that no node has yet."""
+    """Make a name that no node has."""
     return _free(name, {n.name for n in graph.nodes})
 
 
@@ -231,7 +231,7 @@ def _free(name: str, taken: Iterable[str]) -> str:
 
 
 def scalar(graph: Graph, name: str) -> float | None:
-    """The number that a constant of one element holds; None if it is no such constant."""
+    """The number in a constant of one element; None for other values."""
     held = graph.constants.get(name)
     if held is None or isinstance(held, QuantWeight) or held.size != 1:
         return None
@@ -239,7 +239,7 @@ def scalar(graph: Graph, name: str) -> float | None:
 
 
 def ints(graph: Graph, name: str) -> tuple[int, ...] | None:
-    """The integers a constant holds; None if it is none."""
+    """The integers in a constant; None for other values."""
     held = graph.constants.get(name)
     if held is None or isinstance(held, QuantWeight) or held.dtype.kind not in "iu":
         return None
@@ -247,7 +247,7 @@ def ints(graph: Graph, name: str) -> tuple[int, ...] | None:
 
 
 def floats(graph: Graph, name: str) -> NDArray[Any] | None:
-    """A float constant that is not quantized, widened to float32; None if it is none."""
+    """A float constant that is not quantized, widened to float32; None for other values."""
     held = graph.constants.get(name)
     if held is None or isinstance(held, QuantWeight) or held.dtype.kind != "f":
         return None

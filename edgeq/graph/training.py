@@ -1,4 +1,4 @@
-"""Operators in the mode they have while a model is trained, which is refused by name."""
+"""Refusing operators in training mode."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _EXPORT = "export the model for inference (in PyTorch: model.eval() and training
 
 
 def refuse_training(graph: Graph, opset: int) -> None:
-    """Refuse a graph that normalizes by the statistics of a batch, or drops values at random.
+    """Refuse a graph that normalizes with batch statistics or drops values at random.
 
     Args:
         graph: as it was read, with the unused outputs of its nodes still named.

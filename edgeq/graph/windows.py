@@ -1,4 +1,4 @@
-"""Pools that round the number of their windows up, in terms of those that round down."""
+"""Rewrite pools that round the number of windows up as pools that round it down."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgeq.graph.rewrite import Change, Steps
 
 
 def whole_windows(graph: Graph, node: Node) -> Change | None:
-    """A rule: ceil_mode as padding at the end, once the shape of a pool's input is known.
+    """A rule: replaces ceil_mode by padding at the end, once the shape of the input is known.
 
     ONNX Runtime and PyTorch drop the last window where it would begin in the padding behind the
     input. Where the padding counts in a mean, that added here does not: a Pad lays the counted
@@ -74,12 +74,12 @@ def whole_windows(graph: Graph, node: Node) -> Change | None:
 
 
 def _count(room: int, stride: int, begins: int) -> int:
-    """Windows along an axis: as many as begin before a place, the last not necessarily whole."""
+    """Number of windows along an axis that begin before a place; the last may be partial."""
     count = -(-room // stride) + 1
     return count - 1 if (count - 1) * stride >= begins else count
 
 
 def _lowest(x: Info) -> np.ndarray[Any, Any]:
-    """What is below any number of a type."""
+    """The lowest number of a type."""
     dtype = np.dtype(x.dtype)
     return np.array(-np.inf if dtype.kind == "f" else np.iinfo(dtype).min, dtype)

@@ -1,1 +1,1 @@
-"""Graphs from and to ONNX files."""
+"""Reading and writing graphs as ONNX files."""

@@ -1,4 +1,4 @@
-"""An ONNX file as a raw `Graph`: checked, its tensors in memory, its operators as they stand.
+"""Read an ONNX file as a raw `Graph`: checked, tensors in memory, operators unchanged.
 
 External data is read only from the model's own folder. Float16, bfloat16 and float64 models are
 taken as float32 ones.
@@ -34,7 +34,7 @@ _DOMAINS = ("", "ai.onnx")
 
 @dataclass(frozen=True)
 class Raw:
-    """A model as it was read.
+    """A model as it was read, before any rewriting.
 
     Args:
         graph: nodes and constants as in the file; values are the inputs only.
@@ -48,7 +48,7 @@ class Raw:
 
 
 def require() -> ModuleType:
-    """The onnx package.
+    """Import onnx.
 
     Raises:
         MissingDependencyError: it is not installed.
@@ -63,7 +63,7 @@ def require() -> ModuleType:
 
 
 def read_raw(path: Path, shapes: Mapping[str, Shape], batch: int | None) -> Raw:
-    """Read a file.
+    """Read and check a file.
 
     Args:
         path: .onnx, its external data beside it.
@@ -144,7 +144,7 @@ def _array(onnx: ModuleType, tensor: Any, path: Path) -> NDArray[Any]:
 
 
 def _external(onnx: ModuleType, tensor: Any, path: Path) -> NDArray[Any]:
-    """A tensor of a data file, which must lie in the model's folder."""
+    """Read a tensor of an external data file, which must be in the model's folder."""
     entries = {e.key: e.value for e in tensor.external_data}
     where, named = entries.get("location", ""), f"the tensor {tensor.name!r} of {path}"
     folder = path.parent.resolve()
@@ -183,7 +183,7 @@ def _external(onnx: ModuleType, tensor: Any, path: Path) -> NDArray[Any]:
 
 
 def _strip(onnx: ModuleType, model: Any, tensors: Mapping[str, NDArray[Any]]) -> None:
-    """Turn initializers into inputs: what is left is small whatever the weights weigh."""
+    """Turn initializers into inputs, so that the rest is small whatever the size of the weights."""
     known = {i.name for i in model.graph.input}
     for tensor in model.graph.initializer:
         if tensor.name not in known:
@@ -218,7 +218,7 @@ def _check(onnx: ModuleType, model: Any, path: Path) -> None:
 
 
 def _with_deprecated(onnx: ModuleType, model: Any) -> Any:
-    """The model as ONNX's checker takes it.
+    """Make a copy of the model that ONNX's checker accepts despite deprecated operators.
 
     The checker refuses GroupNormalization of opset 18, whose form was changed in 21, although
     runtimes and this reader take it; an Identity stands for it.
@@ -235,7 +235,7 @@ def _with_deprecated(onnx: ModuleType, model: Any) -> Any:
 
 
 def _known(onnx: ModuleType, node: Any, opset: int, path: Path) -> None:
-    """Refuse operators that can be nothing canonical, before time is spent on the rest."""
+    """Refuse operators that no pass rewrites, before any other work."""
     version = min(opset, onnx.defs.onnx_opset_version())
     if not onnx.defs.has(node.op_type, max_inclusive_version=version):
         raise UnsupportedError(
@@ -252,7 +252,7 @@ def _known(onnx: ModuleType, node: Any, opset: int, path: Path) -> None:
 
 
 def _needed(onnx: ModuleType, node: Any, schema: Any, path: Path) -> None:
-    """Refuse an input that is left out although it must be there; runtimes end the process."""
+    """Refuse a missing input that the operator requires; runtimes crash on it."""
     for place, name in enumerate(node.input):
         about = schema.inputs[min(place, len(schema.inputs) - 1)] if schema.inputs else None
         if not name and about and about.option != onnx.defs.OpSchema.FormalParameterOption.Optional:
@@ -308,7 +308,7 @@ def _raw(
 
 
 def _texts(path: Path, *names: Any) -> None:
-    """Refuse names that are no text; protobuf gives them as bytes."""
+    """Refuse names that are not valid text; protobuf returns them as bytes."""
     for name in names:
         if not isinstance(name, str):
             raise FormatError(f"{path} is damaged: the name {name!r} is not valid text")
@@ -324,7 +324,7 @@ def _fresh(name: str, taken: set[str]) -> str:
 
 
 def _widened(array: NDArray[Any], widened: set[str]) -> NDArray[Any]:
-    """A float tensor as float32; float16 stays, for it stands for float32 in half the bytes."""
+    """Widen a float tensor to float32; float16 stays, and stands for float32."""
     if array.dtype.name in ("float64", "bfloat16"):
         widened.add(array.dtype.name)
         return array.astype(np.float32)
@@ -339,7 +339,7 @@ def _inputs(
     batch: int | None,
     widened: set[str],
 ) -> tuple[dict[str, Info], dict[str, str]]:
-    """Inputs with every axis known, and what was decided about that."""
+    """Fix every open axis of the inputs; returns notes on how."""
     names = [i.name for i in given]
     for name in shapes:
         if name not in names:
@@ -403,7 +403,7 @@ def _inputs(
 def _bound(
     axes: Mapping[str, list[int | str]], shapes: Mapping[str, Shape], path: Path
 ) -> dict[str, int]:
-    """Names of unknown axes -> what the shapes that were given make of them."""
+    """Match named axes with the shapes given by the user."""
     bound: dict[str, int] = {}
     for name, shape in shapes.items():
         own = axes[name]
@@ -434,7 +434,7 @@ def _dtype(onnx: ModuleType, elem_type: int) -> np.dtype[Any]:
 
 
 def _cast_to(onnx: ModuleType, to: int | str) -> int:
-    """The type a Cast makes, a float32 for any float; before opset 6 it was a text."""
+    """The type that a Cast makes: float32 for any float. Before opset 6 it was a string."""
     try:
         number = int(onnx.TensorProto.DataType.Value(to) if isinstance(to, str) else to)
     except ValueError as err:
@@ -443,7 +443,7 @@ def _cast_to(onnx: ModuleType, to: int | str) -> int:
 
 
 def _constant(onnx: ModuleType, node: Any, path: Path) -> NDArray[Any]:
-    """What a Constant node holds, in any of its forms."""
+    """Return the value of a Constant node in any of its forms."""
     if len(node.attribute) != 1:
         raise FormatError(f"the Constant {_named(node)} of {path} must have one value attribute")
     held = _attribute(onnx, node.attribute[0], path)
@@ -460,7 +460,7 @@ def _constant(onnx: ModuleType, node: Any, path: Path) -> NDArray[Any]:
 
 
 def _attribute(onnx: ModuleType, attribute: Any, path: Path) -> Any:
-    """An attribute as a number, a text, a tuple of them, or an array."""
+    """Convert an attribute to a number, a string, a tuple of them, or an array."""
     if attribute.type == onnx.AttributeProto.TENSOR:
         array = _array(onnx, attribute.t, path)
         return array.astype(np.float32) if array.dtype.name in _WIDENED else array
@@ -473,5 +473,5 @@ def _attribute(onnx: ModuleType, attribute: Any, path: Path) -> Any:
 
 
 def _short(err: BaseException) -> str:
-    """The first lines of a foreign message."""
+    """Shorten the message of another library."""
     return " ".join(str(err).split())[:300]

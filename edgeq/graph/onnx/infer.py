@@ -1,4 +1,4 @@
-"""Shapes of every value, and what follows from them: constants made of shapes.
+"""Infer the shape of every value, and fold the constants that depend on shapes.
 
 Exporters compute shapes while the model runs (Shape, Gather, Concat, Reshape). With the inputs'
 shapes known these are constants, which make more shapes known, and so on until nothing changes.
@@ -27,7 +27,7 @@ _BY_VALUE = ("NonZero", "Unique", "Compress", "NonMaxSuppression", "Range", "One
 
 
 def settled(graph: Graph, fold: Callable[[Graph], Graph]) -> Graph:
-    """The graph with every shape known.
+    """Infer shapes and fold constants until every shape is known.
 
     Args:
         graph: in the words of opset 21; shapes of its inputs are known.
@@ -59,7 +59,7 @@ def settled(graph: Graph, fold: Callable[[Graph], Graph]) -> Graph:
 
 
 def _with_whole_windows(graph: Graph) -> Graph:
-    """The graph with every pool's ceil_mode as padding at the end, and shapes that fit.
+    """Replace every pool's ceil_mode by padding at the end, with the shapes that follow.
 
     A window that would begin in the padding at the end is dropped, as runtimes do, and as ONNX's
     shape inference (1.23) does not; so what it says of the values behind is found anew.
@@ -73,16 +73,20 @@ def _with_whole_windows(graph: Graph) -> Graph:
             continue
         nodes = (*graph.nodes[:at], *change.nodes, *graph.nodes[at + 1 :])
         constants = {**graph.constants, **change.constants}
-        told = graph.values.get(node.output)
+        known = graph.values.get(node.output)
         graph = replace(graph, nodes=nodes, constants=constants)
         at += len(change.nodes)
-        if told is None or told.shape != change.values[node.output].shape or len(change.nodes) > 1:
+        if (
+            known is None
+            or known.shape != change.values[node.output].shape
+            or len(change.nodes) > 1
+        ):
             graph = inferred(graph)
     return graph
 
 
 def inferred(graph: Graph) -> Graph:
-    """The graph with all the shapes that ONNX can tell.
+    """Run ONNX's shape inference.
 
     Raises:
         FormatError: shapes or types contradict each other.
@@ -126,7 +130,7 @@ def inferred(graph: Graph) -> Graph:
 
 
 def _check_sizes(graph: Graph) -> None:
-    """Refuse what ONNX lets pass: a Reshape to another number of elements."""
+    """Refuse a Reshape to another number of elements, which ONNX accepts."""
     for node in graph.nodes:
         if node.op != "Reshape":
             continue

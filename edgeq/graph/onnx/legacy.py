@@ -1,4 +1,4 @@
-"""Operators of opsets 1 to 6 in the words of opset 21.
+"""Convert operators of opsets 1 to 6 to opset 21.
 
 They differ in how two shapes are brought together: ``broadcast=1, axis=k`` lays the second input's
 axes onto the first's from axis k on. ONNX's own converter (1.23) puts them elsewhere without a
@@ -20,7 +20,7 @@ from edgeq.graph.operators import OPERATORS
 from edgeq.graph.rewrite import Change, Steps, rewrite, unique
 
 _GONE = ("consumed_inputs", "is_test")
-"""Attributes that told what today goes without saying."""
+"""Attributes whose meaning is the default today."""
 _PAIRS = ("Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Xor", "Equal", "Greater", "Less",
           "PRelu")  # fmt: skip
 _UNKNOWN = ("Upsample", "Affine", "Crop", "ParametricSoftplus", "ScaledTanh",
@@ -29,7 +29,7 @@ _UNKNOWN = ("Upsample", "Affine", "Crop", "ParametricSoftplus", "ScaledTanh",
 
 
 def modernized(graph: Graph, opset: int, inferred: Callable[[Graph], Graph]) -> Graph:
-    """The graph in the words of opset 21.
+    """Convert a graph to opset 21.
 
     Args:
         graph: as it was read; shapes of its inputs are known.
@@ -88,7 +88,7 @@ def _attributes(graph: Graph, node: Node) -> Change | None:
 
 
 def _aligned(graph: Graph, node: Node, rank: Callable[[str], int]) -> Change | None:
-    """A rule: the second input with axes of one behind its own, to meet the right ones."""
+    """A rule: adds axes of one behind those of the second input, to broadcast as before."""
     if node.op not in _PAIRS or not {"broadcast", "axis"} & node.attrs.keys():
         return None
     attrs = {k: v for k, v in node.attrs.items() if k not in ("broadcast", "axis")}

@@ -1,4 +1,4 @@
-"""An ONNX file as the canonical `Graph` that every target is written against.
+"""Read an ONNX file as the canonical `Graph` that every target takes.
 
 All shapes are static; pads, axes and defaults are spelled out; constants are folded, as are
 batch norms; Gemm and MatMul with a constant are Linear; what exporters spell out (layer norms,
@@ -20,7 +20,7 @@ from edgeq.graph.onnx.upgrade import upgraded
 from edgeq.graph.operators import check_known
 from edgeq.graph.passes import PASSES, RECORD_PASSES
 from edgeq.graph.passes.fold import fold
-from edgeq.graph.qdq import FORMAT, recorded, refuse_foreign
+from edgeq.graph.qdq import FORMAT, from_qdq, refuse_foreign
 from edgeq.graph.rewrite import ordered, prune
 from edgeq.graph.training import refuse_training
 
@@ -28,7 +28,7 @@ from edgeq.graph.training import refuse_training
 def read_onnx(
     path: str | Path, *, shapes: Mapping[str, Shape] | None = None, batch: int | None = None
 ) -> Graph:
-    """Read a float model, or a quantized one of ours.
+    """Read a float model, or one that edgeq quantized.
 
     Args:
         path: the .onnx file; external data must lie beside it.
@@ -53,7 +53,7 @@ def read_onnx(
     refuse_training(graph, raw.opset)
     ours = FORMAT in graph.meta
     if ours:
-        graph = recorded(graph)
+        graph = from_qdq(graph)
     else:
         refuse_foreign(graph)
     graph = prune(graph)

@@ -1,4 +1,4 @@
-"""Operators of opsets from 7 on in the words of opset 21.
+"""Convert operators of opset 7 and later to opset 21.
 
 Mostly attributes that became inputs, and a few operators that are younger. Source: the
 changelog of ONNX's operators.
@@ -30,7 +30,7 @@ _AXES_SINCE = {"Squeeze": 13, "Unsqueeze": 13, "ReduceSum": 13, **dict.fromkeys(
 
 
 def upgraded(graph: Graph, opset: int) -> Graph:
-    """The graph in the words of opset 21.
+    """Convert a graph to opset 21.
 
     Args:
         graph: as it was read; shapes need not be known.
@@ -53,7 +53,7 @@ Made = Callable[[Graph, Node], Change | None]
 def _with_inputs(
     graph: Graph, node: Node, given: dict[int, Any], attrs: dict[str, Any], op: str | None = None
 ) -> Change:
-    """The node with constants at some places of its inputs, and these attributes."""
+    """Replace some inputs of a node by constants, and set its attributes."""
     inputs = list(node.inputs)
     constants = {}
     for place, value in sorted(given.items()):
@@ -140,7 +140,7 @@ def _top_k(opset: int) -> Made:
 
 
 def _resize(opset: int) -> Made:
-    """Upsample, and Resize before it could say how coordinates map."""
+    """Upsample, and Resize before it had coordinate_transformation_mode."""
 
     def rule(graph: Graph, node: Node) -> Change | None:
         old = node.op == "Upsample" or (
@@ -163,7 +163,7 @@ def _resize(opset: int) -> Made:
 
 
 def _softmax(opset: int) -> Made:
-    """Softmax over all axes from one on, as it was before opset 13."""
+    """Softmax over all axes from one on, as it was defined before opset 13."""
 
     def rule(graph: Graph, node: Node) -> Change | None:
         if node.op not in ("Softmax", "LogSoftmax") or node.attrs.get("edgeq_flat"):
@@ -176,7 +176,7 @@ def _softmax(opset: int) -> Made:
 
 
 def flat_softmax(graph: Graph, node: Node) -> Change | None:
-    """A pass's rule: the older Softmax, as today's between two Reshapes where it must be."""
+    """A rule: rewrites the older Softmax as today's, between two Reshapes where it has to be."""
     if not node.attrs.get("edgeq_flat"):
         return None
     shape = graph.info(node.inputs[0]).shape
@@ -211,7 +211,7 @@ def _norm(opset: int) -> Made:
 
 
 def _no_axes(graph: Graph, node: Node) -> Change | None:
-    """A reduction over no axes, which leaves the steps beside the reduction to do."""
+    """A reduction over no axes still does what it does to each element."""
     if node.op not in REDUCTIONS_APART or not node.attrs.get("noop_with_empty_axes"):
         return None
     axes = node.inputs[1] if len(node.inputs) > 1 else ""
@@ -224,7 +224,7 @@ def _no_axes(graph: Graph, node: Node) -> Change | None:
 
 
 def _group_norm(opset: int) -> Made:
-    """GroupNormalization as InstanceNormalization of its groups.
+    """Rewrite GroupNormalization as InstanceNormalization of its groups.
 
     Scale and bias are of the channels since opset 21, and of the groups before. ONNX tells no
     shape of the operator, so every shape here is written without knowing its input's.
@@ -255,7 +255,7 @@ def _group_norm(opset: int) -> Made:
 
 
 def _swish(graph: Graph, node: Node) -> Change | None:
-    """Swish of opset 24, which 21 spells out."""
+    """Rewrite Swish of opset 24 with operators of opset 21."""
     if node.op != "Swish":
         return None
     steps, x = Steps(graph, node), node.inputs[0]
@@ -266,7 +266,7 @@ def _swish(graph: Graph, node: Node) -> Change | None:
 
 
 def _rms_norm(graph: Graph, node: Node) -> Change | None:
-    """RMSNormalization of opset 23, which 21 spells out."""
+    """Rewrite RMSNormalization of opset 23 with operators of opset 21."""
     if node.op != "RMSNormalization":
         return None
     steps, (x, scale) = Steps(graph, node), node.inputs[:2]

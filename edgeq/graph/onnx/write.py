@@ -1,4 +1,4 @@
-"""A `Graph` as an ONNX file, what is quantized as QuantizeLinear and DequantizeLinear.
+"""Write a `Graph` as an ONNX file, with quantization as QuantizeLinear and DequantizeLinear.
 
     Linear      Gemm where x has two axes, else MatMul and Add
     QuantParams of a value that a node makes: the node makes NAME.float, DequantizeLinear NAME;
@@ -45,7 +45,7 @@ Activations = Literal["int8", "uint8"]
 
 
 def write_onnx(graph: Graph, path: str | Path, *, activations: Activations = "int8") -> None:
-    """Write a graph and what is recorded of its quantization.
+    """Write a graph with its quantization.
 
     Args:
         graph: canonical.
@@ -73,7 +73,7 @@ def write_onnx(graph: Graph, path: str | Path, *, activations: Activations = "in
 def to_bytes(
     graph: Graph, *, activations: Activations = "int8", watch: tuple[str, ...] = ()
 ) -> bytes:
-    """The file's content.
+    """Return the content of the file.
 
     Args:
         graph: canonical.
@@ -106,13 +106,13 @@ def to_bytes(
 def to_model(
     graph: Graph, *, activations: Activations = "int8", watch: tuple[str, ...] = ()
 ) -> Any:
-    """The ModelProto, unchecked; of a graph of which little is known, too."""
+    """Return the ModelProto, unchecked; shapes need not be known."""
     return _Writer(require(), graph, activations).model(watch)
 
 
 @dataclass
 class _Writer:
-    """Makes one model; names that are its own end in a word after a point."""
+    """Makes one model. Names that it adds have a suffix behind a point."""
 
     onnx: ModuleType
     graph: Graph
@@ -177,7 +177,7 @@ class _Writer:
         return model
 
     def _flipped(self) -> set[str]:
-        """Weights of Linears that are held transposed, as MatMul wants them."""
+        """Weights of Linears that the file holds transposed, for MatMul."""
         found = set()
         for name in self.graph.constants:
             users = self.graph.consumers.get(name, ())
@@ -190,7 +190,7 @@ class _Writer:
         return found
 
     def _gemm(self, node: Node) -> bool:
-        """Whether a Linear is written as Gemm: MatMul alone is fast with blocks of weights."""
+        """Whether a Linear is written as Gemm; for blocks of weights only MatMul is fast."""
         weight = self.graph.constants.get(node.inputs[1])
         blocks = isinstance(weight, QuantWeight) and weight.block is not None
         return len(self.graph.info(node.inputs[0]).shape) == 2 and not blocks
@@ -230,7 +230,7 @@ class _Writer:
         self._add("DequantizeLinear", f"{name}.weight", inputs, [name], **attrs)
 
     def _scales(self, name: str, weight: QuantWeight) -> str:
-        """A weight's scales; where there are many, in half the bytes if nothing is lost.
+        """Write a weight's scales; many of them as float16 if that is exact.
 
         onnxruntime widens them while it loads, before it fuses what they belong to.
         """
@@ -283,7 +283,7 @@ class _Writer:
         self.nodes.append(self.onnx.helper.make_node(op, inputs, outputs, name=name, **attrs))
 
     def _outputs(self, node: Node, outputs: list[str]) -> list[str]:
-        """Names for outputs that nobody asked for, where ONNX insists on them."""
+        """Name unused outputs where ONNX requires a name."""
         row = OPERATORS.get(node.op)
         if row is None or row.outputs == 1:
             return outputs
@@ -312,7 +312,7 @@ class _Writer:
         return name
 
     def _int4(self, name: str, levels: NDArray[np.int8]) -> None:
-        """Two levels to a byte, the first in its low half."""
+        """Pack two levels into a byte, the first into its low half."""
         flat = (levels.reshape(-1) & 15).astype(np.uint8)
         flat = np.append(flat, np.zeros(flat.size % 2, np.uint8))
         proto = self.onnx.TensorProto(

@@ -1,4 +1,4 @@
-"""From what an exporter wrote to the canonical graph, step by step.
+"""The passes that bring a graph as exporters write it to the canonical form.
 
 Each pass takes a graph of which every shape is known and gives one that computes the same.
 """

@@ -1,4 +1,4 @@
-"""Activations that exporters spell out in smaller operators, recognized."""
+"""Recognize activations that exporters write as several smaller operators."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _DEPTH = 8
 
 
 def close(a: float | None, b: float) -> bool:
-    """Whether a number is the one meant."""
+    """Whether a number is a constant, up to the rounding of decimals in exported files."""
     return a is not None and abs(a - b) <= _CLOSE * abs(b)
 
 
 def product(graph: Graph, name: str, depth: int = _DEPTH) -> tuple[float, list[str]]:
-    """A value as a number times values, through multiplications that nothing else uses."""
+    """Write a value as a number times values, through multiplications with a single use."""
     node = graph.producers.get(name)
     if node is None or node.op not in ("Mul", "Div") or not depth:
         return 1.0, [name]
@@ -45,7 +45,7 @@ def product(graph: Graph, name: str, depth: int = _DEPTH) -> tuple[float, list[s
 
 
 def plus(graph: Graph, name: str) -> tuple[float, str] | None:
-    """A value as a number plus a value; None if it is no such sum."""
+    """Write a value as a number plus a value; None if it is not such a sum."""
     node = graph.producers.get(name)
     if node is None or node.op not in ("Add", "Sub"):
         return None
@@ -57,7 +57,7 @@ def plus(graph: Graph, name: str) -> tuple[float, str] | None:
 
 
 def gelu(graph: Graph) -> Graph:
-    """The graph with Gelu for x/2 (1 + erf(x/sqrt 2)), and for its form with tanh."""
+    """Replace x/2 (1 + erf(x/sqrt 2)), and its form with tanh, by Gelu."""
     return rewrite(graph, _gelu)
 
 
@@ -122,7 +122,7 @@ def _is_power(graph: Graph, name: str, x: str, power: int) -> bool:
 
 
 def hard_swish(graph: Graph) -> Graph:
-    """The graph with HardSigmoid for clip(x + 3, 0, 6) / 6, and HardSwish for x times that."""
+    """Replace clip(x + 3, 0, 6) / 6 by HardSigmoid, and x times that by HardSwish."""
     return rewrite(graph, _hard)
 
 
@@ -163,7 +163,7 @@ def _clipped(graph: Graph, name: str) -> str | None:
 
 
 def _bounds(graph: Graph, node: Node) -> tuple[float, float] | None:
-    """Between which a Clip or Relu holds its values; None if it is neither, or not constant."""
+    """The bounds of a Clip or Relu; None for other nodes and computed bounds."""
     if node.op == "Relu":
         return 0.0, float(np.finfo(np.float32).max)
     if node.op != "Clip" or len(node.inputs) < 3:
@@ -173,7 +173,7 @@ def _bounds(graph: Graph, node: Node) -> tuple[float, float] | None:
 
 
 def activations(graph: Graph) -> Graph:
-    """The graph with the plainest activation: Relu for Clip from 0, LeakyRelu for one slope."""
+    """Replace Clip from 0 by Relu, and PRelu of one slope by LeakyRelu."""
     return rewrite(graph, _plain)
 
 

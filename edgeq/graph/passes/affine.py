@@ -1,4 +1,4 @@
-"""What only scales and shifts channels, folded into the weights before it."""
+"""Fold operators that scale and shift channels into the weights before them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Array = NDArray[np.floating[Any]]
 
 
 def batch_norms(graph: Graph) -> Graph:
-    """The graph without BatchNormalization."""
+    """Replace every BatchNormalization, by folding it or by Mul and Add."""
     return rewrite(graph, _batch_norm)
 
 
 def affine(graph: Graph) -> Graph:
-    """The graph with Mul, Div, Add and Sub by channel folded into the weights before them.
+    """Fold Mul, Div, Add and Sub by channel into the weights before them.
 
     A factor may stand further behind, as that of an attention's queries or scores does.
     """
@@ -92,7 +92,7 @@ def _by_channel(graph: Graph, node: Node) -> Change | None:
 
 
 def _by_number(graph: Graph, node: Node) -> Change | None:
-    """A rule: a product with a number, behind what carries on the product of a weight."""
+    """A rule: folds a factor into a weight further before, through operators that scale along."""
     if node.op not in ("Mul", "Div"):
         return None
     for x, other in (node.inputs, node.inputs[::-1]):
@@ -129,7 +129,7 @@ def _by_number(graph: Graph, node: Node) -> Change | None:
 
 
 def _channels(graph: Graph, weighted: Node, name: str) -> Array | None:
-    """A constant as a number for each output channel of a node; None if it is none."""
+    """A constant as a number for each output channel of a layer; None if it does not vary so."""
     held = floats(graph, name)
     shape = graph.info(weighted.output).shape
     axis = channel_axis(graph, weighted)
@@ -142,7 +142,7 @@ def _channels(graph: Graph, weighted: Node, name: str) -> Array | None:
 
 
 def _folded(graph: Graph, weighted: Node, node: Node, scale: Array, shift: Array) -> Change | None:
-    """The node with weights, behind which channels are scaled and shifted, with that in them."""
+    """The layer with scale and shift of its output channels in its weight and bias."""
     weight = floats(graph, weighted.inputs[1])
     bias: Array | None = np.zeros(len(scale))
     if len(weighted.inputs) > 2 and weighted.inputs[2]:

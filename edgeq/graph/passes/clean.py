@@ -1,4 +1,4 @@
-"""What does nothing is removed, what is computed twice is computed once."""
+"""Remove operators that do nothing, and compute equal values once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgeq.graph.rewrite import Change, ints, prune, rewrite, unique
 
 
 def clean(graph: Graph) -> Graph:
-    """The graph without operators that change nothing, or undo each other."""
+    """Remove operators that change nothing or undo each other."""
     graph = rewrite(graph, _nothing)
     graph = rewrite(graph, _two_transposes)
     graph = rewrite(graph, _two_reshapes)
@@ -22,7 +22,7 @@ def clean(graph: Graph) -> Graph:
 
 
 def _nothing(graph: Graph, node: Node) -> Change | None:
-    """A rule: an operator that gives what it took."""
+    """A rule: removes an operator whose output is its input."""
     if not node.inputs or not node.inputs[0]:
         return None
     if node.op not in ("Identity", "Concat", "Max", "Min", "Sum", "Mean") and not _idle(
@@ -82,7 +82,7 @@ def _two_reshapes(graph: Graph, node: Node) -> Change | None:
 
 
 def _two_slices(graph: Graph, node: Node) -> Change | None:
-    """A rule: slices of different axes, which exporters write one by one, as one."""
+    """A rule: joins slices of different axes, which exporters write one by one."""
     before = graph.producers.get(node.inputs[0]) if node.op == "Slice" else None
     if before is None or before.op != "Slice" or graph.only_consumer(before.output) is not node:
         return None
@@ -98,7 +98,7 @@ def _two_slices(graph: Graph, node: Node) -> Change | None:
 
 
 def duplicates(graph: Graph) -> Graph:
-    """The graph with each thing computed once, and small equal constants held once."""
+    """Merge equal nodes, and equal small constants."""
     held: dict[Any, str] = {}
     same: dict[str, str] = {}
     for name, constant in graph.constants.items():

@@ -1,4 +1,4 @@
-"""Everything spelled out: defaults, pads, axes from 0, shapes without 0 and -1."""
+"""Make everything explicit: defaults, pads, axes counted from 0, shapes without 0 and -1."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FLOAT_MAX = np.finfo(np.float32).max
 
 
 def explicit(graph: Graph) -> Graph:
-    """The graph with nothing left to defaults."""
+    """Write out all attributes, pads and axes."""
     return rewrite(graph, _spelled)
 
 
@@ -63,14 +63,14 @@ Given = dict[int, Any]
 
 
 def _is_constant(graph: Graph, node: Node, place: int) -> bool:
-    """Whether an input is left out or a constant."""
+    """Whether an input is absent or a constant."""
     return place >= len(node.inputs) or not node.inputs[place] or (
         node.inputs[place] in graph.constants
     )  # fmt: skip
 
 
 def _window(graph: Graph, node: Node, attrs: dict[str, Any]) -> None:
-    """Conv and pools: kernel, strides, dilations and pads."""
+    """Of Conv and pools: kernel, strides, dilations and pads."""
     x, y = graph.info(node.inputs[0]).shape[2:], graph.info(node.output).shape[2:]
     if node.op == "Conv":
         attrs["kernel_shape"] = graph.info(node.inputs[1]).shape[2:]
@@ -97,7 +97,7 @@ def _window(graph: Graph, node: Node, attrs: dict[str, Any]) -> None:
 
 
 def _same(auto: str, totals: list[int]) -> list[int]:
-    """Pads that share what is missing, the odd one at the end (UPPER) or the beginning."""
+    """Split the total padding evenly, with the odd one at the end (UPPER) or the beginning."""
     less, more = [t // 2 for t in totals], [t - t // 2 for t in totals]
     return [*less, *more] if auto == "SAME_UPPER" else [*more, *less]
 
@@ -105,7 +105,7 @@ def _same(auto: str, totals: list[int]) -> list[int]:
 def _pool(
     attrs: dict[str, Any], pads: list[int], x: Shape, y: Shape, reach: list[int], automatic: bool
 ) -> None:
-    """ceil_mode with auto_pad as pads at the end; all other was taken by `whole_windows`."""
+    """Replace ceil_mode with auto_pad by pads at the end; `whole_windows` replaces all others."""
     attrs.setdefault("storage_order", 0)
     counted = attrs.setdefault("count_include_pad", 0)
     ceil = attrs.setdefault("ceil_mode", 0)
@@ -285,7 +285,7 @@ def _transpose(graph: Graph, node: Node, attrs: dict[str, Any]) -> None:
 
 
 def _layer_norm(graph: Graph, node: Node, attrs: dict[str, Any]) -> Given | None:
-    """Scale and bias of the very shape of the axes that are normalized."""
+    """Broadcast scale and bias to the shape of the normalized axes."""
     shape = graph.info(node.inputs[0]).shape[attrs["axis"] :]
     given: Given = {}
     for place, name in enumerate(node.inputs[1:3], 1):

@@ -1,4 +1,4 @@
-"""What depends on constants only, computed once; and what is a copy of something, removed."""
+"""Compute what depends on constants only, and remove copies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _RANDOM = ("RandomNormal", "RandomUniform", "Bernoulli", "Multinomial")
 
 
 def fold(graph: Graph) -> Graph:
-    """The graph without nodes that give the same every time.
+    """Replace nodes that depend on constants only by their results.
 
     An output of the graph that is a constant or a copy keeps an Identity.
     """
@@ -23,7 +23,7 @@ def fold(graph: Graph) -> Graph:
 
 
 def sums(graph: Graph) -> Graph:
-    """The graph with constants that are added one after the other as one, if that is no larger."""
+    """Join constants that are added one after the other, if the sum is not larger."""
     return rewrite(graph, _sum)
 
 
@@ -47,7 +47,7 @@ def _sum(graph: Graph, node: Node) -> Change | None:
 
 
 def _shape_or_copy(graph: Graph, node: Node) -> Change | None:
-    """A rule: Shape and Size as constants, Identity and Dropout as nothing."""
+    """A rule: replaces Shape and Size by constants, and removes Identity and Dropout."""
     if node.op == "Dropout" and any(node.outputs[1:]):
         return _whole_mask(graph, node)
     if node.op in ("Identity", "Dropout"):
@@ -71,7 +71,7 @@ def _shape_or_copy(graph: Graph, node: Node) -> Change | None:
 
 
 def _whole_mask(graph: Graph, node: Node) -> Change | None:
-    """Dropout's second output once shapes are known: it keeps every value."""
+    """Replace Dropout's second output, a mask that keeps every value, by a constant."""
     if not _known(graph, node.inputs[0]):
         return None
     name = unique(graph, f"{node.name}.mask")
@@ -119,7 +119,7 @@ def _computed(graph: Graph) -> Graph:
 
 
 def _turns_a_matrix(graph: Graph, node: Node) -> bool:
-    """Whether it is the transpose that makes a Linear of a MatMul: the pass of that takes it."""
+    """Whether a node is the transpose of a MatMul's constant, which the pass for Linear uses."""
     return (
         node.op == "Transpose"
         and node.output not in graph.outputs

@@ -1,4 +1,4 @@
-"""Gemm, and MatMul with a constant, as Linear."""
+"""Replace Gemm, and MatMul with a constant, by Linear."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from edgeq.graph.rewrite import Change, Steps, floats, prune, rewrite, unique
 
 
 def linear(graph: Graph) -> Graph:
-    """The graph with a Linear for every product with a constant matrix."""
+    """Replace every product with a constant matrix by Linear."""
     return _products(rewrite(rewrite(graph, _gemm), _narrow))
 
 
 def _gemm(graph: Graph, node: Node) -> Change | None:
-    """A rule: Gemm in its parts; what they add up to with constants, later passes see."""
+    """A rule: splits Gemm into its parts, which later passes fold."""
     if node.op != "Gemm":
         return None
     a, b, c = (*node.inputs, "")[:3]
@@ -56,7 +56,7 @@ def _turned(weight: Constant) -> Constant:
 
 
 def _row(graph: Graph, name: str, n: int) -> Constant | None:
-    """A constant that is added to each row alike, as [n]; None if it is none."""
+    """A constant that adds the same [n] to each row; None if it does not."""
     held = graph.constants.get(name)
     if held is None or (len(held.shape) > 1 and max(held.shape[:-1]) > 1):
         return None
@@ -72,7 +72,7 @@ def _row(graph: Graph, name: str, n: int) -> Constant | None:
 
 
 def _narrow(graph: Graph, node: Node) -> Change | None:
-    """A rule: MatMul with a constant that has axes of one in front, as with a matrix."""
+    """A rule: removes leading axes of one from the constant of a MatMul."""
     held = floats(graph, node.inputs[1]) if node.op == "MatMul" else None
     if held is None or held.ndim <= 2 or node.inputs[0] in graph.constants:
         return None
@@ -87,7 +87,7 @@ def _narrow(graph: Graph, node: Node) -> Change | None:
 
 
 def _products(graph: Graph) -> Graph:
-    """MatMul with a constant matrix, or the transpose of one, as Linear."""
+    """Replace MatMul with a constant matrix, or the transpose of one, by Linear."""
     constants: dict[str, Constant] = dict(graph.constants)
     weights: dict[str, str] = {}  # second factor -> the Linear's weight
     nodes = []
@@ -123,7 +123,7 @@ def _weight(graph: Graph, second: str, constants: dict[str, Constant]) -> str:
 
 
 def biases(graph: Graph) -> Graph:
-    """The graph with what is added behind a Linear, alike to each row, as its bias."""
+    """Make what is added to each row behind a Linear its bias."""
     return rewrite(graph, _bias)
 
 

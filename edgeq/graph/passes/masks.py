@@ -1,4 +1,4 @@
-"""Constants that shut positions out of an attention, made finite in float16 and 8 bits.
+"""Make the constants of attention masks finite in float16 and 8 bits.
 
 Exporters write -inf or the least float32, which are nothing in float16 and spoil the range of
 8 bits. Behind the softmax -10000 is zero just as well.
@@ -25,7 +25,7 @@ _TAKES = ("Add", "Sub", "Mul", "Where", "Concat", "Expand", "Gather")
 
 
 def masks(graph: Graph) -> Graph:
-    """The graph with no constant beyond 10000 on the way to a Softmax."""
+    """Limit constants before a Softmax to 10000."""
     on_path: set[str] = set()
     for node in graph.nodes:
         if node.op == "Softmax":
@@ -61,7 +61,7 @@ def _finite(graph: Graph, name: str, constants: dict[str, Constant], on_path: se
 
 
 def _no_number(graph: Graph, node: Node) -> Change | None:
-    """A rule: what mends a softmax of nothing but -inf, which there is no more."""
+    """A rule: removes the repair of a softmax of nothing but -inf, which no longer occurs."""
     if node.op != "Where":
         return None
     asked, made = graph.producers.get(node.inputs[0]), graph.producers.get(node.inputs[2])

@@ -1,4 +1,4 @@
-"""Layer normalization that exporters spell out, recognized."""
+"""Recognize layer normalization that exporters write as several operators."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from edgeq.graph.rewrite import Change, floats, ints, rewrite, scalar, unique
 
 
 def layer_norms(graph: Graph) -> Graph:
-    """The graph with LayerNormalization for (x - mean) / sqrt(variance + epsilon)."""
+    """Replace (x - mean) / sqrt(variance + epsilon) by LayerNormalization."""
     graph = rewrite(graph, _core)
     graph = rewrite(graph, _scale)
     return rewrite(graph, _bias)
 
 
 def _core(graph: Graph, node: Node) -> Change | None:
-    """A rule: the division by the deviation, as a norm that scales by 1."""
+    """A rule: replaces the division by the deviation by a norm with scale 1."""
     found = _parts(graph, node)
     if found is None:
         return None
@@ -52,7 +52,7 @@ def _core(graph: Graph, node: Node) -> Change | None:
 
 
 def _parts(graph: Graph, node: Node) -> tuple[str, str] | None:
-    """A quotient's two parts, also where it is a product with 1/x."""
+    """Numerator and denominator of a quotient, which may be a product with 1/x."""
     if node.op == "Div":
         return node.inputs[0], node.inputs[1]
     if node.op == "Mul":
@@ -64,7 +64,7 @@ def _parts(graph: Graph, node: Node) -> tuple[str, str] | None:
 
 
 def _made(graph: Graph, name: str, *ops: str) -> Node | None:
-    """The node that makes a value, if it is one of these operators."""
+    """The node that computes a value, if it is one of these operators."""
     node = graph.producers.get(name)
     return node if node is not None and node.op in ops else None
 
@@ -77,7 +77,7 @@ def _is_square(graph: Graph, name: str, x: str) -> bool:
 
 
 def _behind(graph: Graph, node: Node) -> tuple[Node, NDArray[np.float32]] | None:
-    """The norm before a Mul or Add of a constant of the norm's own shape, and that constant."""
+    """The norm before a Mul or Add of a constant with the norm's shape, and that constant."""
     for made, other in (node.inputs, node.inputs[::-1]):
         norm, held = _made(graph, made, "LayerNormalization"), floats(graph, other)
         if norm is None or held is None or graph.only_consumer(made) is not node:
@@ -92,7 +92,7 @@ def _behind(graph: Graph, node: Node) -> tuple[Node, NDArray[np.float32]] | None
 
 
 def _scale(graph: Graph, node: Node) -> Change | None:
-    """A rule: a product behind a norm as its scale."""
+    """A rule: makes a product behind a norm its scale."""
     found = _behind(graph, node) if node.op == "Mul" else None
     if found is None or len(found[0].inputs) > 2:
         return None
@@ -106,7 +106,7 @@ def _scale(graph: Graph, node: Node) -> Change | None:
 
 
 def _bias(graph: Graph, node: Node) -> Change | None:
-    """A rule: a sum behind a norm as its bias."""
+    """A rule: makes a sum behind a norm its bias."""
     found = _behind(graph, node) if node.op == "Add" else None
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""Zeros that are laid around an image by an operator of their own, as the convolution's pads."""
+"""Make a Pad of zeros before a convolution the convolution's pads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from edgeq.graph.rewrite import Change, ints, rewrite, scalar
 
 
 def pads(graph: Graph) -> Graph:
-    """The graph with zero padding in the Conv behind it."""
+    """Move zero padding into the Conv behind it."""
     return rewrite(graph, _joined)
 
 

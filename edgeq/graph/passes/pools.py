@@ -1,8 +1,8 @@
-"""Pools of whole pictures by their own name.
+"""Replace average pools of whole images by GlobalAveragePool.
 
-The mean of a whole picture has a grid of its own when it is quantized, as GlobalAveragePool; on its
-input's grid, as AveragePool, one mean in as many as the picture has places would fall halfway
-between two levels, which runtimes round to different sides.
+A quantized GlobalAveragePool gives its output a scale of its own. AveragePool has the scale of its
+input, with which one mean in as many as the image has places would fall halfway between two
+integers, and runtimes round such ties to different sides.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from edgeq.graph.rewrite import Change, rewrite
 
 
 def pools(graph: Graph) -> Graph:
-    """The graph with GlobalAveragePool for each AveragePool of all there is."""
+    """Replace every AveragePool whose window is the whole image by GlobalAveragePool."""
     return rewrite(graph, _whole)
 
 

@@ -1,4 +1,4 @@
-"""Rare operators in terms of common ones, so that each target has fewer to write."""
+"""Rewrite rare operators with common ones, so that each target has fewer to support."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgeq.graph.rewrite import Change, Steps, ints, rewrite, scalar
 
 
 def simplify(graph: Graph) -> Graph:
-    """The graph with rare operators taken apart."""
+    """Rewrite rare operators with common ones."""
     return rewrite(graph, lambda g, n: flat_softmax(g, n) or _apart(g, n))
 
 
@@ -24,7 +24,7 @@ def _apart(graph: Graph, node: Node) -> Change | None:
 
 
 def _many(graph: Graph, node: Node) -> Change | None:
-    """Sum, Mean, Max and Min of many as pairs."""
+    """Sum, Mean, Max and Min of many inputs as operators of two."""
     op = {"Sum": "Add", "Mean": "Add"}.get(node.op, node.op)
     count = len(node.inputs)
     if count == 1 or (op == node.op and count == 2):
@@ -59,7 +59,7 @@ def _log_sum(graph: Graph, node: Node) -> Change:
 
 
 def _log_sum_exp(graph: Graph, node: Node) -> Change | None:
-    """The largest element is taken out of the exponentials, which so do not overflow."""
+    """Subtracts the largest element before the exponentials, so that they do not overflow."""
     axes = _axes(graph, node)
     if axes is None:
         return None
@@ -76,7 +76,7 @@ def _log_sum_exp(graph: Graph, node: Node) -> Change | None:
 
 
 def _axes(graph: Graph, node: Node) -> tuple[int, ...] | None:
-    """Axes of a reduction, from 0; None if they are computed."""
+    """Axes of a reduction counted from 0; None if they are computed."""
     rank = len(graph.info(node.inputs[0]).shape)
     name = node.inputs[1] if len(node.inputs) > 1 else ""
     found = ints(graph, name) if name else ()
@@ -84,7 +84,7 @@ def _axes(graph: Graph, node: Node) -> tuple[int, ...] | None:
 
 
 def _clip(graph: Graph, node: Node) -> Change | None:
-    """Clip with a computed bound as Max and Min, in this order: the greatest value wins."""
+    """Clip with a computed bound as Max, then Min: where they cross, the upper bound wins."""
     bounds = [*node.inputs[1:3], "", ""][:2]
     if not any(name and name not in graph.constants for name in bounds):
         return None
@@ -98,7 +98,7 @@ def _clip(graph: Graph, node: Node) -> Change | None:
 
 
 def _vectors(graph: Graph, node: Node) -> Change | None:
-    """MatMul of a vector as that of a matrix with one row or column."""
+    """MatMul of a vector as MatMul of a matrix with one row or column."""
     ranks = [len(graph.info(name).shape) for name in node.inputs]
     if 1 not in ranks:
         return None
@@ -166,7 +166,7 @@ def _xor(graph: Graph, node: Node) -> Change:
 
 
 def _pow(graph: Graph, node: Node) -> Change | None:
-    """A power of floats by a constant whole number as by a float, which all targets know."""
+    """Make the constant integer exponent of a float power a float, which all targets support."""
     held = graph.constants.get(node.inputs[1])
     whole = isinstance(held, np.ndarray) and held.dtype.kind in "iu"
     if not whole or graph.info(node.inputs[0]).dtype != "float32":
@@ -177,7 +177,7 @@ def _pow(graph: Graph, node: Node) -> Change | None:
 
 
 def _float_mod(graph: Graph, node: Node) -> Change | None:
-    """Mod of floats whose result has the divisor's sign, which ONNX has since opset 28."""
+    """Mod of floats whose result has the divisor's sign, which ONNX defines since opset 28."""
     info = graph.info(node.output)
     if node.attrs.get("fmod") or info.dtype != "float32":
         return None
@@ -187,7 +187,7 @@ def _float_mod(graph: Graph, node: Node) -> Change | None:
 
 
 def _computed_affine(graph: Graph, node: Node) -> Change | None:
-    """LayerNormalization whose scale or bias is computed, as one with a product and a sum."""
+    """LayerNormalization with a computed scale or bias as a norm, a product and a sum."""
     names = [name for name in node.inputs[1:3] if name]
     if any(node.outputs[1:]) or all(name in graph.constants for name in names):
         return None
@@ -201,7 +201,7 @@ def _computed_affine(graph: Graph, node: Node) -> Change | None:
 
 
 def _prelu(graph: Graph, node: Node) -> Change | None:
-    """PRelu whose slope is computed, as max(x, 0) + slope min(x, 0)."""
+    """PRelu with a computed slope as max(x, 0) + slope min(x, 0)."""
     (x, slope), info = node.inputs, graph.info(node.inputs[0])
     if slope in graph.constants:
         return None

@@ -1,1 +1,1 @@
-"""Graphs from LiteRT (.tflite) files."""
+"""Reading graphs from LiteRT (.tflite) files."""

@@ -1,4 +1,4 @@
-"""Convolutions, pools and resizes of a .tflite file: operators that need channels first."""
+"""Reading convolutions, pools and resizes, which need channels first."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgeq.graph.tflite.layout import Layouts
-from edgeq.graph.tflite.schema import Operator
+from edgeq.graph.tflite.schema import TfliteOperator
 
 _SAME = 0
 """The schema's number of the padding that keeps the size."""
 
 
 def same_pads(size: int, kernel: int, stride: int, dilation: int = 1) -> tuple[int, int]:
-    """Zeros before and behind an axis for TensorFlow's SAME; the odd one lies behind."""
+    """Zeros before and behind an axis for TensorFlow's SAME; the odd one is behind."""
     out = -(-size // stride)
     total = max((out - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
     return total // 2, total - total // 2
 
 
-def _window(r: Layouts, op: Operator, x: int, kernel: tuple[int, int]) -> dict[str, Any]:
+def _window(r: Layouts, op: TfliteOperator, x: int, kernel: tuple[int, int]) -> dict[str, Any]:
     """Attributes that convolutions and pools share."""
     o = op.options
     _, height, width, _ = r.shape(x)
@@ -38,7 +38,7 @@ def _window(r: Layouts, op: Operator, x: int, kernel: tuple[int, int]) -> dict[s
     }
 
 
-def _conv(r: Layouts, op: Operator) -> None:
+def _conv(r: Layouts, op: TfliteOperator) -> None:
     x, w = op.inputs[:2]
     weights = r.fixed(op, 1)
     if op.op == "DEPTHWISE_CONV_2D":
@@ -51,14 +51,14 @@ def _conv(r: Layouts, op: Operator) -> None:
     r.result(op, "Conv", inputs, first=True, fused=True, group=group, **attrs)
 
 
-def _bias(r: Layouts, op: Operator, position: int) -> list[str]:
+def _bias(r: Layouts, op: TfliteOperator, position: int) -> list[str]:
     if len(op.inputs) <= position or op.inputs[position] < 0:
         return []
     r.fixed(op, position)
     return [r.get(op.inputs[position], False)]
 
 
-def _transposed_conv(r: Layouts, op: Operator) -> None:
+def _transposed_conv(r: Layouts, op: TfliteOperator) -> None:
     x, o = op.inputs[2], op.options
     weights = r.fixed(op, 1).transpose(3, 0, 1, 2)  # [O, kh, kw, I] -> [I, O, kh, kw]
     pads, extra = [], []
@@ -75,8 +75,8 @@ def _transposed_conv(r: Layouts, op: Operator) -> None:
     )  # fmt: skip
 
 
-def _pool(kind: str) -> Callable[[Layouts, Operator], None]:
-    def run(r: Layouts, op: Operator) -> None:
+def _pool(kind: str) -> Callable[[Layouts, TfliteOperator], None]:
+    def run(r: Layouts, op: TfliteOperator) -> None:
         x, o = op.inputs[0], op.options
         attrs = _window(r, op, x, (o.filterHeight, o.filterWidth))
         if kind == "AveragePool":
@@ -86,8 +86,8 @@ def _pool(kind: str) -> Callable[[Layouts, Operator], None]:
     return run
 
 
-def _resize(mode: str) -> Callable[[Layouts, Operator], None]:
-    def run(r: Layouts, op: Operator) -> None:
+def _resize(mode: str) -> Callable[[Layouts, TfliteOperator], None]:
+    def run(r: Layouts, op: TfliteOperator) -> None:
         x, o = op.inputs[0], op.options
         n, height, width, channels = r.shape(op.outputs[0])
         attrs: dict[str, Any] = {"mode": mode, "coordinate_transformation_mode": "asymmetric"}
@@ -104,8 +104,8 @@ def _resize(mode: str) -> Callable[[Layouts, Operator], None]:
     return run
 
 
-def _blocks(kind: str) -> Callable[[Layouts, Operator], None]:
-    def run(r: Layouts, op: Operator) -> None:
+def _blocks(kind: str) -> Callable[[Layouts, TfliteOperator], None]:
+    def run(r: Layouts, op: TfliteOperator) -> None:
         attrs: dict[str, Any] = {"mode": "DCR"} if kind == "DepthToSpace" else {}
         size = op.options.blockSize
         r.result(op, kind, [r.get(op.inputs[0], True)], first=True, blocksize=size, **attrs)
@@ -113,7 +113,7 @@ def _blocks(kind: str) -> Callable[[Layouts, Operator], None]:
     return run
 
 
-IMAGE: Mapping[str, Callable[[Layouts, Operator], None]] = {
+IMAGE: Mapping[str, Callable[[Layouts, TfliteOperator], None]] = {
     "AVERAGE_POOL_2D": _pool("AveragePool"),
     "CONV_2D": _conv,
     "DEPTHWISE_CONV_2D": _conv,

@@ -1,4 +1,4 @@
-"""A .tflite file's values brought from channels last to channels first.
+"""Bringing a .tflite file's values from channels last to channels first.
 
 Every value of four axes is held as the operator that makes it gives it: images [N, C, H, W], all
 else in the file's own axes. The other form is made, once, for an operator that needs it; where
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import UnsupportedError
 from edgeq.graph.ir import Info, Node, Shape
-from edgeq.graph.tflite.schema import Operator, TfliteModel, words
+from edgeq.graph.tflite.schema import TfliteModel, TfliteOperator, words
 
 TO_FIRST = (0, 3, 1, 2)
 TO_LAST = (0, 2, 3, 1)
@@ -31,7 +31,7 @@ _ACTIVATIONS: Mapping[str, tuple[str, tuple[float, ...]]] = {
 
 
 def permuted(shape: Sequence[int], order: Sequence[int]) -> Shape:
-    """A shape with its axes in another order."""
+    """Return a shape with its axes in another order."""
     return tuple(shape[axis] for axis in order)
 
 
@@ -42,7 +42,7 @@ def moves_nothing(shape: Sequence[int], order: Sequence[int]) -> bool:
 
 
 class Layouts:
-    """The graph in the making.
+    """The graph that is being read.
 
     Args:
         model: the file.
@@ -77,7 +77,7 @@ class Layouts:
         """Elements of a tensor."""
         return math.prod(self.shape(i))
 
-    def out_shape(self, op: Operator, first: bool) -> Shape:
+    def out_shape(self, op: TfliteOperator, first: bool) -> Shape:
         """Of an operator's first output, in a form."""
         shape = self.shape(op.outputs[0])
         return permuted(shape, TO_FIRST) if first else shape
@@ -86,7 +86,7 @@ class Layouts:
         """A tensor's data, None if it is computed."""
         return self.model.tensors[i].data if i >= 0 else None
 
-    def fixed(self, op: Operator, position: int) -> NDArray[Any]:
+    def fixed(self, op: TfliteOperator, position: int) -> NDArray[Any]:
         """An operand that must be a constant.
 
         Raises:
@@ -97,11 +97,11 @@ class Layouts:
             raise self.refusal(op, f"its operand {position} is computed; edgeq reads constants")
         return held
 
-    def ints(self, op: Operator, position: int) -> list[int]:
+    def ints(self, op: TfliteOperator, position: int) -> list[int]:
         """A constant operand of whole numbers."""
         return [int(n) for n in self.fixed(op, position).reshape(-1)]
 
-    def refusal(self, op: Operator, why: str) -> UnsupportedError:
+    def refusal(self, op: TfliteOperator, why: str) -> UnsupportedError:
         """An error that names an operator."""
         name = self.base(op.outputs[0]) if op.outputs else ""
         return UnsupportedError(f"{self.model.path}: {op.op} {name!r} (operator {op.index}): {why}")
@@ -132,7 +132,7 @@ class Layouts:
                 self._held[i, first] = self.transpose(name, order)
         return self._held[i, first]
 
-    def together(self, op: Operator) -> tuple[list[str], bool]:
+    def together(self, op: TfliteOperator) -> tuple[list[str], bool]:
         """All operands of an elementwise operator in one form, and which.
 
         Returns:
@@ -239,7 +239,7 @@ class Layouts:
 
     def result(
         self,
-        op: Operator,
+        op: TfliteOperator,
         kind: str,
         inputs: Sequence[str],
         *,
@@ -269,7 +269,7 @@ class Layouts:
         self._add(kind, inputs, {before: info}, attrs)
         self._add(activation, [before, *map(self.number, bounds)], {name: info}, {})
 
-    def alias(self, op: Operator, name: str, first: bool) -> bool:
+    def alias(self, op: TfliteOperator, name: str, first: bool) -> bool:
         """Let an operator's output be a value that is there; not if it leaves the graph."""
         i = op.outputs[0]
         if i in self.model.outputs:

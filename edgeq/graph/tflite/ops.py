@@ -1,4 +1,4 @@
-"""Operators of a .tflite file whose axes keep their places, one function each.
+"""Reading operators that keep the order of axes, one function each.
 
 `OPERATORS` is the list of what is read; convolutions and pools are in `edgeq.graph.tflite.image`.
 """
@@ -13,16 +13,16 @@ import numpy as np
 
 from edgeq.graph.tflite.image import IMAGE
 from edgeq.graph.tflite.layout import TO_FIRST, TO_LAST, Layouts, moves_nothing, permuted
-from edgeq.graph.tflite.schema import Operator
+from edgeq.graph.tflite.schema import TfliteOperator
 
-Importer = Callable[[Layouts, Operator], None]
+Importer = Callable[[Layouts, TfliteOperator], None]
 _ONNX_TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "bool": 9}
 
 
 def _plain(kind: str, **attrs: Any) -> Importer:
     """An operator that works on each element, and has the same meaning."""
 
-    def run(r: Layouts, op: Operator) -> None:
+    def run(r: Layouts, op: TfliteOperator) -> None:
         names, first = r.together(op)
         fused = hasattr(op.options, "fusedActivationFunction")
         r.result(op, kind, names, first=first, fused=fused, **attrs)
@@ -31,55 +31,55 @@ def _plain(kind: str, **attrs: Any) -> Importer:
 
 
 def _clip(low: float, high: float) -> Importer:
-    def run(r: Layouts, op: Operator) -> None:
+    def run(r: Layouts, op: TfliteOperator) -> None:
         names, first = r.together(op)
         r.result(op, "Clip", [*names, r.number(low), r.number(high)], first=first)
 
     return run
 
 
-def _leaky(r: Layouts, op: Operator) -> None:
+def _leaky(r: Layouts, op: TfliteOperator) -> None:
     names, first = r.together(op)
     r.result(op, "LeakyRelu", names, first=first, alpha=float(op.options.alpha))
 
 
-def _gelu(r: Layouts, op: Operator) -> None:
+def _gelu(r: Layouts, op: TfliteOperator) -> None:
     names, first = r.together(op)
     kind = "tanh" if op.options is not None and op.options.approximate else "none"
     r.result(op, "Gelu", names, first=first, approximate=kind)
 
 
-def _rsqrt(r: Layouts, op: Operator) -> None:
+def _rsqrt(r: Layouts, op: TfliteOperator) -> None:
     (name,), first = r.together(op)
     root = r.step("Sqrt", [name], r.values[name].shape, r.base(op.outputs[0]))
     r.result(op, "Div", [r.number(1.0), root], first=first)
 
 
-def _square(r: Layouts, op: Operator) -> None:
+def _square(r: Layouts, op: TfliteOperator) -> None:
     (name,), first = r.together(op)
     r.result(op, "Mul", [name, name], first=first)
 
 
-def _squared_difference(r: Layouts, op: Operator) -> None:
+def _squared_difference(r: Layouts, op: TfliteOperator) -> None:
     names, first = r.together(op)
     less = r.step("Sub", names, r.out_shape(op, first), r.base(op.outputs[0]))
     r.result(op, "Mul", [less, less], first=first)
 
 
-def _not_equal(r: Layouts, op: Operator) -> None:
+def _not_equal(r: Layouts, op: TfliteOperator) -> None:
     names, first = r.together(op)
     equal = r.step("Equal", names, r.out_shape(op, first), r.base(op.outputs[0]), "bool")
     r.result(op, "Not", [equal], first=first)
 
 
-def _cast(r: Layouts, op: Operator) -> None:
+def _cast(r: Layouts, op: TfliteOperator) -> None:
     (name,), first = r.together(op)
     dtype = r.model.tensors[op.outputs[0]].dtype
     r.result(op, "Cast", [name], first=first, to=_ONNX_TYPES[dtype])
 
 
 def _softmax(kind: str) -> Importer:
-    def run(r: Layouts, op: Operator) -> None:
+    def run(r: Layouts, op: TfliteOperator) -> None:
         x = op.inputs[0]
         first = r.is_first(x)
         name, beta = r.get(x, first), getattr(op.options, "beta", 1.0)
@@ -90,7 +90,7 @@ def _softmax(kind: str) -> Importer:
     return run
 
 
-def _l2_normalize(r: Layouts, op: Operator) -> None:
+def _l2_normalize(r: Layouts, op: TfliteOperator) -> None:
     x = op.inputs[0]
     first = r.is_first(x)
     name, axis, base = r.get(x, first), r.axis(x, -1), r.base(op.outputs[0])
@@ -104,7 +104,7 @@ def _l2_normalize(r: Layouts, op: Operator) -> None:
 
 
 def _reduce(kind: str) -> Importer:
-    def run(r: Layouts, op: Operator) -> None:
+    def run(r: Layouts, op: TfliteOperator) -> None:
         x, keep = op.inputs[0], bool(op.options.keepDims)
         rank = len(r.shape(x))
         axes = sorted({axis % rank for axis in r.ints(op, 1)})
@@ -119,7 +119,7 @@ def _reduce(kind: str) -> Importer:
 
 
 def _argmax(kind: str) -> Importer:
-    def run(r: Layouts, op: Operator) -> None:
+    def run(r: Layouts, op: TfliteOperator) -> None:
         x, axis = op.inputs[0], r.ints(op, 1)[0] % len(r.shape(op.inputs[0]))
         name = r.get(x, False)
         out = op.outputs[0]
@@ -132,7 +132,7 @@ def _argmax(kind: str) -> Importer:
     return run
 
 
-def _reshape(r: Layouts, op: Operator) -> None:
+def _reshape(r: Layouts, op: TfliteOperator) -> None:
     x, out = op.inputs[0], op.outputs[0]
     shape = r.shape(out)
     if r.size(x) != r.size(out):
@@ -156,7 +156,7 @@ def _only_weighs(r: Layouts, i: int, k: int) -> bool:
     )
 
 
-def _transpose(r: Layouts, op: Operator) -> None:
+def _transpose(r: Layouts, op: TfliteOperator) -> None:
     x, order = op.inputs[0], r.ints(op, 1)
     name = r.get(x, r.is_first(x))
     rank = len(order)
@@ -169,7 +169,7 @@ def _transpose(r: Layouts, op: Operator) -> None:
     r.result(op, "Transpose", [name], perm=order)
 
 
-def _concat(r: Layouts, op: Operator) -> None:
+def _concat(r: Layouts, op: TfliteOperator) -> None:
     names, first = r.together(op)
     rank = len(r.shape(op.outputs[0]))
     axis = op.options.axis % rank
@@ -177,7 +177,7 @@ def _concat(r: Layouts, op: Operator) -> None:
     r.result(op, "Concat", names, first=first, fused=True, **attrs)
 
 
-def _pack(r: Layouts, op: Operator) -> None:
+def _pack(r: Layouts, op: TfliteOperator) -> None:
     out, rank = op.outputs[0], len(r.shape(op.outputs[0]))
     axis = op.options.axis % rank
     shape = list(r.shape(out))
@@ -187,7 +187,7 @@ def _pack(r: Layouts, op: Operator) -> None:
 
 
 def _split(position: int) -> Importer:
-    def run(r: Layouts, op: Operator) -> None:
+    def run(r: Layouts, op: TfliteOperator) -> None:
         x = op.inputs[position]
         axis = int(r.fixed(op, 0 if position else 2).reshape(-1)[0])
         place = axis % len(r.shape(x))
@@ -199,16 +199,16 @@ def _split(position: int) -> Importer:
     return run
 
 
-def _unpack(r: Layouts, op: Operator) -> None:
+def _unpack(r: Layouts, op: TfliteOperator) -> None:
     x = op.inputs[0]
     axis = op.options.axis % len(r.shape(x))
     for n, out in enumerate(op.outputs):
-        one = Operator(op.index, op.op, op.inputs, (out,), None)
+        one = TfliteOperator(op.index, op.op, op.inputs, (out,), None)
         number = r.add_constant(f"index_{n}", np.array(n, np.int64))
         r.result(one, "Gather", [r.get(x, False), number], axis=axis)
 
 
-def _slice(r: Layouts, op: Operator) -> None:
+def _slice(r: Layouts, op: TfliteOperator) -> None:
     x, begin = op.inputs[0], r.ints(op, 1)
     sizes = [n - at if size == -1 else size
              for n, at, size in zip(r.shape(x), begin, r.ints(op, 2), strict=True)]  # fmt: skip
@@ -216,7 +216,7 @@ def _slice(r: Layouts, op: Operator) -> None:
     _cut(r, op, r.is_first(x), begin, end, [1] * len(begin))
 
 
-def _strided_slice(r: Layouts, op: Operator) -> None:
+def _strided_slice(r: Layouts, op: TfliteOperator) -> None:
     x, o = op.inputs[0], op.options
     if o.ellipsisMask or o.newAxisMask:
         raise r.refusal(op, "new axes and ellipses are not read")
@@ -239,7 +239,7 @@ def _strided_slice(r: Layouts, op: Operator) -> None:
 
 def _cut(
     r: Layouts,
-    op: Operator,
+    op: TfliteOperator,
     first: bool,
     begin: list[int],
     end: list[int],
@@ -259,7 +259,7 @@ def _cut(
     r.result(op, "Reshape", [cut, r.numbers(r.shape(op.outputs[0]))])
 
 
-def _pad(r: Layouts, op: Operator) -> None:
+def _pad(r: Layouts, op: TfliteOperator) -> None:
     x = op.inputs[0]
     first, pads = r.is_first(x), r.fixed(op, 1).astype(np.int64)
     mode = "constant"
@@ -275,30 +275,30 @@ def _pad(r: Layouts, op: Operator) -> None:
     r.result(op, "Pad", inputs, first=first, mode=mode)
 
 
-def _gather(r: Layouts, op: Operator) -> None:
+def _gather(r: Layouts, op: TfliteOperator) -> None:
     table, indices, axis = op.inputs[0], op.inputs[1], op.options.axis
     if op.options.batchDims:
         raise r.refusal(op, f"batch_dims is {op.options.batchDims}; 0 is read")
     _look_up(r, op, table, indices, axis % len(r.shape(table)))
 
 
-def _embedding(r: Layouts, op: Operator) -> None:
+def _embedding(r: Layouts, op: TfliteOperator) -> None:
     _look_up(r, op, op.inputs[1], op.inputs[0], 0)
 
 
-def _look_up(r: Layouts, op: Operator, table: int, indices: int, axis: int) -> None:
+def _look_up(r: Layouts, op: TfliteOperator, table: int, indices: int, axis: int) -> None:
     r.result(op, "Gather", [r.get(table, False), r.get(indices, False)], axis=axis)
 
 
 def _to_shape(kind: str) -> Importer:
-    def run(r: Layouts, op: Operator) -> None:
+    def run(r: Layouts, op: TfliteOperator) -> None:
         sizes = r.ints(op, 1) if kind == "Tile" else r.shape(op.outputs[0])
         r.result(op, kind, [r.get(op.inputs[0], False), r.numbers(sizes)])
 
     return run
 
 
-def _fully_connected(r: Layouts, op: Operator) -> None:
+def _fully_connected(r: Layouts, op: TfliteOperator) -> None:
     x, w = op.inputs[:2]
     b = op.inputs[2] if len(op.inputs) > 2 else -1
     if op.options.weightsFormat:
@@ -328,7 +328,7 @@ def _fully_connected(r: Layouts, op: Operator) -> None:
     r.result(op, "Linear", inputs, fused=True)
 
 
-def _batch_matmul(r: Layouts, op: Operator) -> None:
+def _batch_matmul(r: Layouts, op: TfliteOperator) -> None:
     x, y = op.inputs
     left = r.get(x, False)
     if op.options.adjX:

@@ -1,4 +1,4 @@
-"""A float .tflite file -> Graph, channels first.
+"""Read a float .tflite file as a graph, channels first.
 
 edgeq.graph.tflite.schema   the file: tensors and operators, checked
 edgeq.graph.tflite.layout   which value is held channels first, and the graph in the making
@@ -89,7 +89,7 @@ def read_tflite(
 
 
 def _folded(model: TfliteModel) -> TfliteModel:
-    """Shapes, and weights held in fewer bits, as the constants that they are."""
+    """Make constants of shapes, and of weights that are stored in fewer bits."""
     tensors, left = list(model.tensors), []
     for op in model.operators:
         data = None
@@ -121,7 +121,7 @@ def _check(model: TfliteModel) -> None:
 
 
 def _images(model: TfliteModel) -> frozenset[int]:
-    """Inputs that reach an operator on images through others that leave the axes alone."""
+    """Inputs that reach an operator on images through others that keep the axes."""
     found = set()
     for start in model.inputs:
         reached = {start}

@@ -1,4 +1,4 @@
-"""What a .tflite file holds: tensors and operators, checked but not yet understood.
+"""Parsing a .tflite file: its tensors and operators, checked but not interpreted.
 
 Source: the schema of LiteRT, ``tflite/schema.fbs``.
 """
@@ -28,8 +28,8 @@ _READ = ("INT8", "UINT8", "INT16")
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """A value or a constant.
+class TfliteTensor:
+    """A value or constant of the file.
 
     Args:
         name: as in the file; not always unique.
@@ -47,7 +47,7 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Operator:
+class TfliteOperator:
     """An operator of the file.
 
     Args:
@@ -66,7 +66,7 @@ class Operator:
 
 @dataclass(frozen=True)
 class TfliteModel:
-    """A file's only graph.
+    """The only graph of a file.
 
     Args:
         path: the file.
@@ -75,8 +75,8 @@ class TfliteModel:
     """
 
     path: Path
-    tensors: tuple[Tensor, ...]
-    operators: tuple[Operator, ...]
+    tensors: tuple[TfliteTensor, ...]
+    operators: tuple[TfliteOperator, ...]
     inputs: dict[int, str]
     outputs: dict[int, str]
 
@@ -142,7 +142,7 @@ def parse(
         tensors = tuple(
             _tensor(path, model, raw, tensor, i in made or tensor.isVariable, dequantize)
             if i in used
-            else Tensor("", (), "")
+            else TfliteTensor("", (), "")
             for i, tensor in enumerate(graph.tensors)
         )
         inputs, outputs = _ends(model, graph, tensors)
@@ -173,7 +173,7 @@ def _verified(path: Path) -> tuple[Any, bytes]:
     return model, raw
 
 
-def _operator(model: Any, index: int, entry: Any) -> Operator:
+def _operator(model: Any, index: int, entry: Any) -> TfliteOperator:
     code = model.operatorCodes[entry.opcodeIndex]
     number = max(code.builtinCode, code.deprecatedBuiltinCode)
     op = words("BuiltinOperator").get(number, f"operator {number}")
@@ -181,10 +181,12 @@ def _operator(model: Any, index: int, entry: Any) -> Operator:
         op = f"CUSTOM {_text(code.customCode)}"
     inputs = tuple(int(i) for i in (entry.inputs if entry.inputs is not None else ()))
     outputs = tuple(int(i) for i in (entry.outputs if entry.outputs is not None else ()))
-    return Operator(index, op, inputs, outputs, entry.builtinOptions)
+    return TfliteOperator(index, op, inputs, outputs, entry.builtinOptions)
 
 
-def _tensor(path: Path, model: Any, raw: bytes, entry: Any, made: bool, dequantize: bool) -> Tensor:
+def _tensor(
+    path: Path, model: Any, raw: bytes, entry: Any, made: bool, dequantize: bool
+) -> TfliteTensor:
     name, kind = _text(entry.name), words("TensorType").get(entry.type, f"type {entry.type}")
     shape = tuple(int(n) for n in entry.shape) if entry.shape is not None else ()
     if made and any(n < 1 for n in shape):
@@ -195,8 +197,8 @@ def _tensor(path: Path, model: Any, raw: bytes, entry: Any, made: bool, dequanti
     content = None if made else _content(model, raw, entry)
     if kind in ("INT8", "UINT8") and not _scaled(entry) and (content is None or not dequantize):
         if content is None:
-            return Tensor(name, shape, _TYPES[kind])
-        return Tensor(
+            return TfliteTensor(name, shape, _TYPES[kind])
+        return TfliteTensor(
             name, shape, _TYPES[kind], np.frombuffer(content, _TYPES[kind]).reshape(shape)
         )
     if kind in _INTEGERS and (content is None or not dequantize or kind not in _READ):
@@ -213,15 +215,15 @@ def _tensor(path: Path, model: Any, raw: bytes, entry: Any, made: bool, dequanti
             f"{path}: the tensor {name!r} is {kind}; edgeq reads {', '.join(_TYPES)}"
         )
     if content is None:
-        return Tensor(name, shape, _TYPES[kind])
+        return TfliteTensor(name, shape, _TYPES[kind])
     data = np.frombuffer(content, _TYPES[kind]).reshape(shape)
     if kind not in _READ:
-        return Tensor(name, shape, _TYPES[kind], data)
-    return Tensor(name, shape, "float32", _dequantized(data, entry.quantization), True)
+        return TfliteTensor(name, shape, _TYPES[kind], data)
+    return TfliteTensor(name, shape, "float32", _dequantized(data, entry.quantization), True)
 
 
 def _scaled(entry: Any) -> bool:
-    """Whether a tensor's integers stand for other numbers."""
+    """Whether a tensor's integers have a scale."""
     held = entry.quantization
     return held is not None and (
         (held.scale is not None and len(held.scale) > 0) or held.details is not None
@@ -251,7 +253,7 @@ def _content(model: Any, raw: bytes, entry: Any) -> bytes:
 
 
 def _ends(
-    model: Any, graph: Any, tensors: tuple[Tensor, ...]
+    model: Any, graph: Any, tensors: tuple[TfliteTensor, ...]
 ) -> tuple[dict[int, str], dict[int, str]]:
     """Names of the graph's inputs and outputs: the signature's, if there is one."""
     found: list[dict[int, str]] = []

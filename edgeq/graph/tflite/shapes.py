@@ -1,4 +1,4 @@
-"""Shapes of a .tflite file whose inputs leave axes open, as LiteRT finds them."""
+"""Shapes of a .tflite file with open axes, computed by LiteRT."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgeq.graph.ir import Shape
 def set_shapes(
     path: Path, model: Any, raw: bytes, shapes: Mapping[str, Shape], batch: int | None
 ) -> None:
-    """Give the tensors of a file's only graph the shapes that follow from those of its inputs.
+    """Set the shapes of all tensors that follow from those of the inputs.
 
     A file holds one shape for each tensor, and for those that may have others a signature with -1
     at each open axis, whose number in the shape is a placeholder. LiteRT resizes the inputs and

@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
 from edgeq.core.progress import Progress
+from edgeq.graph.feeds import Feeds, OpenSession
 from edgeq.graph.ir import Constant, Graph, Node, QuantWeight
 from edgeq.graph.operators import LAYERS, channel_axis
 from edgeq.graph.rewrite import prune, unique
-from edgeq.quant.graph.hessians import Samples, SessionOf, weight_name
+from edgeq.quant.graph.hessians import weight_name
 from edgeq.quant.graph.weights import int_bias
 
 DEEP, FEW = 12, 32
@@ -33,15 +34,15 @@ DEEP, FEW = 12, 32
 taken over so many samples, which it has settled on."""
 
 
-def corrected(
+def correct_biases(
     original: Graph,
     quantized: Graph,
-    samples: Samples,
+    samples: Iterable[Feeds],
     *,
-    session_of: SessionOf,
+    session_of: OpenSession,
     progress: Progress | None = None,
 ) -> Graph:
-    """The quantized graph with biases that give each channel the mean it has in the float one.
+    """Give each output channel of the quantized graph the mean it has in the float graph.
 
     A bias that is an integer stays one of the same scale. The samples are gone through once in the
     float graph, and for each depth of layers in that part of the quantized one that leads there.
@@ -75,7 +76,7 @@ def corrected(
 
 
 def _by_depth(graph: Graph) -> list[list[Node]]:
-    """Nodes with a rounded weight, those first that have none before them, and so on."""
+    """Group the layers with rounded weights by the number of such layers before them."""
     depth: dict[str, int] = {}
     levels: list[list[Node]] = []
     for node in graph.nodes:
@@ -90,9 +91,9 @@ def _by_depth(graph: Graph) -> list[list[Node]]:
 
 
 def _means(
-    graph: Graph, nodes: Iterable[Node], samples: Samples, session_of: SessionOf
+    graph: Graph, nodes: Iterable[Node], samples: Iterable[Feeds], session_of: OpenSession
 ) -> Mapping[str, NDArray[np.float64]]:
-    """Node's name -> mean of its output's channels over the samples."""
+    """Mean of each output channel of each node over the samples."""
     nodes = list(nodes)
     run = session_of(graph, [node.output for node in nodes])
     sums: dict[str, NDArray[np.float64]] = {}
@@ -110,7 +111,7 @@ def _means(
 
 
 def _shifted(graph: Graph, name: str, by: NDArray[np.float64]) -> Graph:
-    """The graph with something added to the bias of a node."""
+    """Add an array to the bias of a node."""
     node = next(n for n in graph.nodes if n.name == name)
     constants: dict[str, Constant] = dict(graph.constants)
     held = None

@@ -1,4 +1,4 @@
-"""Ranges of a graph's values over samples, a few values at a time so that memory stays bounded."""
+"""Ranges of a graph's values over samples, a few values at a time to bound memory."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 
 from edgeq.core.errors import FormatError, UsageError
 from edgeq.core.progress import Progress
+from edgeq.graph.feeds import Feeds, OpenSession
 from edgeq.graph.ir import Graph
-from edgeq.quant.graph.hessians import Feeds, SessionOf
 from edgeq.quant.histogram import Range
 from edgeq.quant.observers import Observer, observer_named
 
 BUDGET = 64 << 20
-"""Bytes of values that are watched at the same time."""
+"""Bytes of one sample's watched values that are held at the same time."""
 
 
 def ranges(
@@ -22,12 +22,12 @@ def ranges(
     watch: Iterable[str],
     samples: Iterable[Feeds],
     *,
-    session_of: SessionOf,
+    session_of: OpenSession,
     observer: str = "minmax",
     budget: int = BUDGET,
     progress: Progress | None = None,
 ) -> dict[str, Range]:
-    """The range of each watched value that an observer chooses.
+    """Observe values over samples, and let an observer choose the range of each.
 
     The graph is run over all samples once for each ``budget`` of watched bytes.
 
@@ -75,7 +75,7 @@ def _observe(observers: Mapping[str, Observer], values: Feeds, n: int) -> None:
 
 
 def parts(graph: Graph, watch: Sequence[str], budget: int) -> Iterator[list[str]]:
-    """Names in parts of at most so many bytes."""
+    """Split names into lists of values that take at most ``budget`` bytes."""
     part: list[str] = []
     held = 0
     for name in watch:

@@ -1,4 +1,4 @@
-"""Cross-layer equalization: channels of two layers brought to like ranges, the function unchanged.
+"""Cross-layer equalization: give the channels of two layers like ranges, the function unchanged.
 
 Where a layer feeds only one other, through operators f with ``f(s x) = s f(x)`` for s > 0,
 
@@ -11,8 +11,8 @@ the value between, which always has. A change in one pair changes its neighbors,
 through until nothing moves; that is how chains, as expansion, depthwise and projection, settle.
 
 Relu, LeakyRelu, PRelu and pools are such f, and so is bringing [1, C, H, W] to [1, C * H * W]. A
-Clip is none, so nothing is done across it. `unclipped` makes those a Relu whose upper bound is
-never met.
+Clip is none, so nothing is done across it. `replace_unmet_clips` replaces those whose upper bound
+is never met by Relu.
 
 Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias
 Correction" (arXiv:1906.04721), section 4.1, equations 9 to 11.
@@ -20,6 +20,7 @@ Correction" (arXiv:1906.04721), section 4.1, equations 9 to 11.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,10 +28,11 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
 from edgeq.core.progress import Progress
+from edgeq.graph.feeds import Feeds, OpenSession
 from edgeq.graph.ir import Constant, Graph, Node
 from edgeq.graph.operators import LAYERS, POOLS, VIEWS, channel_axis, named
 from edgeq.graph.rewrite import floats, ints, prune, scalar
-from edgeq.quant.graph.hessians import Samples, SessionOf, weight_name
+from edgeq.quant.graph.hessians import weight_name
 
 PASSES = 40
 """Times that all pairs are gone through, at most."""
@@ -48,7 +50,7 @@ _FLATTENS = VIEWS - {"Unsqueeze"}
 
 @dataclass(frozen=True)
 class Pair:
-    """Two layers whose channels can be scaled against each other.
+    """Two layers whose channels can be scaled inversely.
 
     Args:
         first, second: Conv, ConvTranspose or Linear.
@@ -61,7 +63,7 @@ class Pair:
 
 
 def equalize(graph: Graph, *, passes: int = PASSES) -> Graph:
-    """The graph with the ranges of its layers' channels brought together.
+    """Give the channels of all pairs of layers like ranges.
 
     Args:
         graph: float; its layers' weights are constants.
@@ -87,19 +89,19 @@ def equalize(graph: Graph, *, passes: int = PASSES) -> Graph:
 
 
 def pairs(graph: Graph) -> tuple[Pair, ...]:
-    """All pairs of layers between which scaling changes nothing."""
+    """Find all pairs of layers whose channels can be scaled inversely."""
     found = (_pair(graph, node) for node in graph.nodes if _own(graph, node))
     return tuple(pair for pair in found if pair is not None)
 
 
-def unclipped(
+def replace_unmet_clips(
     graph: Graph,
-    samples: Samples,
+    samples: Iterable[Feeds],
     *,
-    session_of: SessionOf,
+    session_of: OpenSession,
     progress: Progress | None = None,
 ) -> Graph:
-    """The graph with a Relu in the place of every Clip from 0 whose upper bound no sample meets.
+    """Replace every Clip from 0 whose upper bound no sample meets by Relu.
 
     Args:
         graph: float.
@@ -136,7 +138,7 @@ def unclipped(
 
 
 def _own(graph: Graph, node: Node) -> bool:
-    """Whether a node is a layer whose float constants nothing else takes."""
+    """Whether a node is a layer whose float constants nothing else uses."""
     return node.op in LAYERS and all(
         floats(graph, name) is not None and len(graph.consumers[name]) == 1
         for name in filter(None, node.inputs[1:])
@@ -144,7 +146,7 @@ def _own(graph: Graph, node: Node) -> bool:
 
 
 def _pair(graph: Graph, first: Node) -> Pair | None:
-    """The layer that alone takes what this one makes, if all between them lets scales through."""
+    """Find the only layer behind a layer, if every operator between them is homogeneous."""
     axis = channel_axis(graph, first)
     spread, value = 1, first.output
     while (node := graph.only_consumer(value)) is not None:
@@ -174,7 +176,7 @@ def _pair(graph: Graph, first: Node) -> Pair | None:
 
 
 def _flattened(graph: Graph, node: Node, axis: int) -> int | None:
-    """How many values of a channel lie together in [N, C * n] or [N, C, 1, ...]; None if mixed."""
+    """How many values of a channel are adjacent in [N, C * n] or [N, C, 1, ...]; None if mixed."""
     before, after = graph.info(node.inputs[0]).shape, graph.info(node.output).shape
     if axis != 1 or len(after) < 2 or after[0] != before[0]:
         return None
@@ -190,7 +192,7 @@ def _with_bias(
     made: NDArray[np.float64],
     s: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Factors with which no channel becomes the largest of the value between by its bias alone.
+    """Limit factors so that no channel becomes the largest by its bias alone.
 
     What a channel's products add up to is taken as three times the norm of its weights, as for
     inputs of unit variance.
@@ -213,7 +215,7 @@ def _scale(
     held: dict[str, NDArray[np.float64]],
     factors: dict[str, NDArray[np.float64]],
 ) -> float:
-    """Bring one pair's ranges together in place; by how much the most changed channel did."""
+    """Scale one pair in place; returns the largest change of a channel (natural logarithm)."""
     first, second = weight_name(pair.first), weight_name(pair.second)
     made = _made(pair.first, held[first])
     taken = _taken(pair.second, held[second])

@@ -1,13 +1,13 @@
 """Operators that 8 bits with one scale would destroy, whatever the layers around them.
 
-- An additive mask puts -10000 or less beside scores of a few units: on one grid for both, the
-  scores are all the same level. Where no calibration sample is padded, the grid holds no mask at
-  all. Sums of a computed value and a mask are kept in float, and so is the softmax behind them.
-- What is divided by, or goes through a square root or a logarithm, needs a small relative error,
-  also where it is small. A grid has a constant absolute error, and rounds small values to zero.
-  The mean of squares of a spelled-out RMS norm is such a value.
-- What computes the logarithm of a spectrum before the first layers of a network needs the range of
-  its inputs, which is far more than 8 bits hold.
+- An additive mask puts -10000 or less beside scores of a few units: with one scale for both, all
+  scores round to the same integer. Where no calibration sample is padded, the range holds no mask
+  at all. Sums of a computed value and a mask stay float, and so does the softmax behind them.
+- A divisor, and the input of a square root or a logarithm, needs a small relative error, also where
+  it is small. Rounding to 8 bits has a constant absolute error, and turns small values into zero.
+  The mean of squares in an RMS norm that is written as several operators is such a value.
+- Operators that compute the logarithm of a spectrum before the first layers of a network need the
+  range of their inputs, which is far more than 8 bits hold.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ HIDES = 32.0
 
 
 def needs_float(graph: Graph) -> frozenset[str]:
-    """Names of nodes to keep in float for the reasons above, as far as the graph itself shows.
+    """Names of nodes to keep float for the reasons above, as far as the graph itself shows.
 
     Args:
         graph: float.
@@ -43,7 +43,7 @@ def needs_float(graph: Graph) -> frozenset[str]:
 
 
 def hidden_terms(graph: Graph, ranges: Mapping[str, tuple[float, float]]) -> frozenset[str]:
-    """Names of sums of which one term is so large that a common grid holds little of the other.
+    """Names of sums of which one term is so large that 8 bits hold little of the other.
 
     Args:
         graph: float.
@@ -73,7 +73,7 @@ def has_attention(graph: Graph) -> bool:
 
 
 def _before(graph: Graph, softmax: Node) -> list[Node]:
-    """The nodes that lead to a softmax, back to the products, these included."""
+    """The nodes before a softmax, back to the products and including them."""
     found: dict[str, Node] = {}
     rest = [softmax.inputs[0]]
     while rest:
@@ -87,7 +87,7 @@ def _before(graph: Graph, softmax: Node) -> list[Node]:
 
 
 def _masking(graph: Graph) -> set[str]:
-    """Sums of scores and a mask before a softmax, and of anything with a mask made of integers."""
+    """Sums of scores and a mask before a softmax, and sums with a mask made of integers."""
     computed = _computed(graph)
     found = set()
     for softmax in graph.nodes:
@@ -113,7 +113,7 @@ def _is_mask(graph: Graph, name: str, computed: set[str]) -> bool:
 
 
 def _computed(graph: Graph) -> set[str]:
-    """Values that depend on a product, or on the rows of a table of floats."""
+    """Values that depend on a product or on rows of a table of floats."""
     found: set[str] = set()
     for node in graph.nodes:
         table = node.op == "Gather" and node.inputs[0] in graph.constants
@@ -123,7 +123,7 @@ def _computed(graph: Graph) -> set[str]:
 
 
 def _flags(graph: Graph) -> set[str]:
-    """Float values that are made of integers or truth values alone, as masks are."""
+    """Float values computed of integers or truth values only, as masks are."""
     whole = {name for name in graph.inputs if _is_whole(graph, name)}
     made: set[str] = set()
     for node in graph.nodes:
@@ -145,7 +145,7 @@ def _is_whole(graph: Graph, name: str) -> bool:
 
 
 def _statistics(graph: Graph) -> set[str]:
-    """What leads to a divisor, a root or a logarithm, as far as nothing else takes it."""
+    """Nodes before a divisor, a root or a logarithm, as far as nothing else uses them."""
     found: set[str] = set()
     rest = [
         node.inputs[OPERATORS[node.op].exact_input or 0]
@@ -167,7 +167,7 @@ def _statistics(graph: Graph) -> set[str]:
 
 
 def _features(graph: Graph) -> set[str]:
-    """All that leads to a logarithm which products come behind."""
+    """All nodes before a logarithm that has products behind it."""
     behind: set[str] = set()
     front = []
     for node in reversed(graph.nodes):
@@ -187,7 +187,7 @@ def _features(graph: Graph) -> set[str]:
 
 
 def _is_square(graph: Graph, node: Node) -> bool:
-    """Whether a Pow takes a whole power, which needs no relative precision."""
+    """Whether the exponents of a Pow are 1 or more, which needs no relative precision."""
     exponent = graph.constants.get(node.inputs[1])
     if exponent is None:
         return False

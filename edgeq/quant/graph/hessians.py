@@ -1,4 +1,4 @@
-"""Second moments of what the rows of a graph's weights are multiplied with.
+"""Second moments of the inputs that the rows of a graph's weights are multiplied with.
 
 A convolution multiplies each row with the patch of its input under the kernel, at every place: the
 rows of what is called im2col. Of a sample with many places, only some are taken, evenly spread; the
@@ -7,26 +7,19 @@ moments are means that have long settled by then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from typing import Any
+from collections.abc import Iterable, Sized
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
 from edgeq.core.progress import Progress
+from edgeq.graph.feeds import Feeds, OpenSession
 from edgeq.graph.ir import Graph, Node
 from edgeq.graph.operators import LAYERS, named, weight_of
 from edgeq.quant.rounders.hessian import Hessian
 
 Array = NDArray[np.float32]
-Feeds = Mapping[str, NDArray[Any]]
-Samples = Iterable[Feeds]
-"""Inputs by name, one mapping a sample; can be gone through again."""
-Run = Callable[[Feeds], Mapping[str, NDArray[Any]]]
-SessionOf = Callable[[Graph, Sequence[str]], Run]
-"""Makes what runs a graph and gives its outputs and the values named besides."""
-
 ROW_PRODUCTS = LAYERS & named(lambda row: row.weight and row.weight.channels == 0)
 """Layers that multiply each row of their weight with the same inputs: Conv and Linear."""
 PLACES = 512
@@ -34,19 +27,19 @@ PLACES = 512
 
 
 def weight_name(node: Node) -> str:
-    """The input of a node that is its weight."""
+    """Name of a node's weight."""
     return node.inputs[weight_of(node).input]
 
 
 def hessians(
     graph: Graph,
     nodes: Iterable[Node],
-    samples: Samples,
+    samples: Iterable[Feeds],
     *,
-    session_of: SessionOf,
+    session_of: OpenSession,
     progress: Progress | None = None,
 ) -> dict[str, Array]:
-    """Mean of x x^T over the inputs x of each node's rows.
+    """Mean of x x^T over the inputs x of each node's weight rows.
 
     Besides the matrices, one sample's inputs of the nodes are held. Nodes that cut the same input
     in the same way, as the three projections of attention do, share one matrix.
@@ -96,7 +89,7 @@ def hessians(
 
 
 def patches(x: Array, graph: Graph, node: Node, *, offset: int = 0) -> Array:
-    """What a node's rows are multiplied with.
+    """Cut a node's input into the vectors that its weight rows are multiplied with.
 
     Args:
         x: the input of a Linear [..., K], or of a Conv [N, C, ...].
@@ -127,7 +120,7 @@ def patches(x: Array, graph: Graph, node: Node, *, offset: int = 0) -> Array:
 
 
 def _spread(n: int, offset: int) -> NDArray[np.intp]:
-    """Which of n places are taken."""
+    """At most `PLACES` of n places, evenly spread."""
     stride = -(-n // PLACES)
     return np.arange(offset % stride, n, stride)
 
@@ -137,7 +130,7 @@ def _groups(node: Node) -> int:
 
 
 def _cut(graph: Graph, node: Node) -> tuple[object, ...]:
-    """Equal where two nodes multiply the same things."""
+    """A key that is equal for nodes with the same input vectors."""
     shape = graph.info(weight_name(node)).shape[1:]
     geometry = (node.attrs.get(name) for name in ("strides", "pads", "dilations"))
     return (node.op, node.inputs[0], shape, _groups(node), *(str(g) for g in geometry))

@@ -1,4 +1,4 @@
-"""Pictures to what a model is fed: size, range and order of axes, as its training had them.
+"""Turn pictures into inputs of a model: size, value range and order of axes as in its training.
 
 pixel 0 .. 255  ->  (pixel * scale - mean) / std     float32, channels first
 """

@@ -1,13 +1,13 @@
-"""A float graph and a recipe to a quantized graph, step by step.
+"""Quantize a float graph by a recipe, step by step.
 
-own constants   a weight or bias that nodes share is given to each where they round it apart
+own constants   a weight or bias that nodes share is copied where the nodes round it differently
 equalize        ranges of channels are brought together, see `edgeq.quant.graph.equalize`
-calibrate       `plan` says which values are rounded, observers say how
-weights         rounded, by GPTQ where the recipe says so
-assemble        levels, grids and int32 biases in the place of floats
+calibrate       `plan_integers` chooses the values to round, observers choose their parameters
+weights         are rounded, by GPTQ where the recipe says so
+assemble        levels, activation parameters and int32 biases replace floats
 correct         mean errors go into the biases
-mixed           layers that lose most get more bits, and the steps are done again for them
-store           what stayed float, as the recipe says
+mixed           the layers that lose most get more bits, and the steps are repeated for them
+store           what stayed float is stored as the recipe says
 check           as many weights are packed as the recipe asked for
 """
 
@@ -23,14 +23,15 @@ import numpy as np
 from edgeq.core.errors import SchemeError, UsageError
 from edgeq.core.progress import Progress
 from edgeq.formats.schemes import FloatScheme, QuantScheme, Scheme
+from edgeq.graph.feeds import RunGraph
 from edgeq.graph.ir import Constant, Graph, Node, QuantWeight
 from edgeq.graph.operators import LAYERS, is_depthwise, weight_of
-from edgeq.quant.graph.bias import corrected
+from edgeq.quant.graph.bias import correct_biases
 from edgeq.quant.graph.calibrate import ranges
 from edgeq.quant.graph.choices import choices, float_nodes
-from edgeq.quant.graph.equalize import equalize, unclipped
+from edgeq.quant.graph.equalize import equalize, replace_unmet_clips
 from edgeq.quant.graph.float_precision import hidden_terms
-from edgeq.quant.graph.hessians import Array, Run, hessians, weight_name
+from edgeq.quant.graph.hessians import Array, hessians, weight_name
 from edgeq.quant.graph.integer_plan import (
     IntegerPlan,
     Scope,
@@ -45,7 +46,7 @@ from edgeq.quant.graph.recipe import check_rules, options_of
 from edgeq.quant.graph.sample_warnings import sample_warnings
 from edgeq.quant.graph.samples import LEAST, Samples
 from edgeq.quant.graph.sensitivity import keep_float, sensitivity
-from edgeq.quant.graph.smooth import smoothed
+from edgeq.quant.graph.smooth import smooth
 from edgeq.quant.graph.stored_samples import stored_samples_entry
 from edgeq.quant.graph.summary import (
     Agreement,
@@ -102,38 +103,39 @@ def quantize_graph(
     started = time.perf_counter()
     options = options_of(recipe)
     _check(graph, recipe, samples)
-    work = _Work(own_constants(graph, recipe), recipe, samples, threads, progress)
-    picked = choices(work.graph, recipe)
-    made = work.quantized(picked)
+    quantizer = _GraphQuantizer(own_constants(graph, recipe), recipe, samples, threads, progress)
+    schemes = choices(quantizer.graph, recipe)
+    quantized = quantizer.quantize(schemes)
     kept: tuple[str, ...] = ()
     if options.mixed is not None:
-        kept = work.most_sensitive(made, picked)
-        picked |= dict.fromkeys(kept, options.mixed_keep)
-        made = work.quantized(picked)
-    made = _stored(made, recipe, picked)
-    check_packed(made, picked)
+        kept = quantizer.most_sensitive(quantized, schemes)
+        schemes |= dict.fromkeys(kept, options.mixed_keep)
+        quantized = quantizer.quantize(schemes)
+    quantized = _stored(quantized, recipe, schemes)
+    check_packed(quantized, schemes)
     meta = {**graph.meta, **_meta(recipe, samples)}
-    made = replace(
-        made, meta=meta | (stored_samples_entry(made, samples) if samples is not None else {})
-    )
-    rows = operator_rows(made)
+    if samples is not None:
+        meta |= stored_samples_entry(quantized, samples)
+    quantized = replace(quantized, meta=meta)
+    rows = operator_rows(quantized)
     agreement = None
     if samples is not None:
-        rows = with_sqnr(rows, work.graph, made, samples.first(_MEASURED), work.session_of)
-        agreement = compare(graph, made, samples.first(_COMPARED), work.session_of)
+        open_session = quantizer.session_of
+        rows = with_sqnr(rows, quantizer.graph, quantized, samples.first(_MEASURED), open_session)
+        agreement = compare(graph, quantized, samples.first(_COMPARED), open_session)
     float_bytes, _ = constants_bytes(graph)
     return GraphSummary(
-        made,
+        quantized,
         recipe,
         rows,
         float_bytes,
-        constants_bytes(made)[1],
+        constants_bytes(quantized)[1],
         arena_bytes(graph),
-        arena_bytes(made),
+        arena_bytes(quantized),
         kept,
         agreement,
         time.perf_counter() - started,
-        () if samples is None else _doubts(graph, samples, work, agreement),
+        () if samples is None else _warnings(graph, samples, quantizer, agreement),
     )
 
 
@@ -141,30 +143,30 @@ ALIKE = 1e-4
 """Part of the outputs' power that differs between samples, below which they are all the same."""
 
 
-def _doubts(
-    graph: Graph, samples: Samples, work: _Work, agreement: Agreement | None
+def _warnings(
+    graph: Graph, samples: Samples, quantizer: _GraphQuantizer, agreement: Agreement | None
 ) -> tuple[str, ...]:
-    """What is doubtful of the samples and of what was measured on them."""
-    found = list(sample_warnings(graph, samples, work.session_of))
+    """Warn about doubtful samples, and about measurements that say little because of them."""
+    warnings = list(sample_warnings(graph, samples, quantizer.session_of))
     if agreement is None or agreement.samples < 2:
-        return tuple(found)
+        return tuple(warnings)
     if agreement.varied < ALIKE:
-        found.append(
+        warnings.append(
             "the float model gives nearly the same outputs for all samples "
             f"({agreement.varied:.1g} of their power differs), so the agreement of the outputs "
             "says little; calibrate on inputs that the model tells apart"
         )
     elif agreement.classes == 1:
-        found.append(
+        warnings.append(
             "the float model gives every sample the same top class, so the agreement of the top "
             "class says nothing; calibrate on samples of several classes"
         )
-    return tuple(found)
+    return tuple(warnings)
 
 
 @dataclass
-class _Work:
-    """What one quantization has found out so far, for when a step is done again."""
+class _GraphQuantizer:
+    """One quantization, with the ranges, second moments and weights it has computed so far."""
 
     graph: Graph
     recipe: Recipe
@@ -184,43 +186,43 @@ class _Work:
             )
         if wanted:
             if self.samples is not None:
-                self.graph = unclipped(
+                self.graph = replace_unmet_clips(
                     self.graph, self.samples,
                     session_of=self.session_of, progress=self.progress,
                 )  # fmt: skip
             self.graph = equalize(self.graph)
         if self._static() and self._scope() == "layers":
             assert self.samples is not None
-            self.graph = smoothed(
+            self.graph = smooth(
                 self.graph, self.samples, session_of=self.session_of, progress=self.progress
             )
 
-    def session_of(self, graph: Graph, watch: Sequence[str]) -> Run:
-        """What runs a graph."""
+    def session_of(self, graph: Graph, watch: Sequence[str]) -> RunGraph:
+        """Open a session of onnxruntime."""
         from edgeq.graph.execute import Session
 
         return Session(graph, watch, self.threads)
 
-    def quantized(self, picked: Mapping[str, Scheme]) -> Graph:
-        """The graph with weights as picked."""
+    def quantize(self, picked: Mapping[str, Scheme]) -> Graph:
+        """Quantize the graph with these schemes of weights."""
         schemes = {name: c for name, c in picked.items() if isinstance(c, QuantScheme)}
         nodes = [node for node in weight_nodes(self.graph) if node.name in schemes]
-        made, ratios = None, {}
+        plan, ratios = None, {}
         if self._static():
-            made = self._plan(schemes)
-            ratios = step_ratios(self.graph, made, self.ranges)
+            plan = self._plan(schemes)
+            ratios = step_ratios(self.graph, plan, self.ranges)
         weights = self._weights(nodes, schemes, ratios)
-        graph = assembled(self.graph, weights, made, self.ranges)
+        graph = assemble(self.graph, weights, plan, self.ranges)
         if self.options.bias_correction and self._scope() == "all":
             assert self.samples is not None
-            graph = corrected(
+            graph = correct_biases(
                 self.graph, graph, self.samples,
                 session_of=self.session_of, progress=self.progress,
             )  # fmt: skip
         return graph
 
     def most_sensitive(self, made: Graph, picked: Mapping[str, Scheme]) -> tuple[str, ...]:
-        """Nodes to hold in more bits."""
+        """Choose the nodes that get more bits."""
         assert self.samples is not None
         assert self.options.mixed is not None
         rows = sensitivity(
@@ -250,21 +252,21 @@ class _Work:
         return "mse" if self._scope() == "all" else "minmax"
 
     def _plan(self, packed: Mapping[str, QuantScheme]) -> IntegerPlan:
-        """Which values are rounded, their ranges being found."""
+        """Plan which values are rounded, and observe the ranges that are missing."""
         assert self.samples is not None
         floats = set(float_nodes(self.graph, self.recipe))
         while True:
-            made = plan_integers(self.graph, self._scope(), packed, floats)
-            new = [name for name in made.sources if name not in self.ranges]
+            chosen = plan_integers(self.graph, self._scope(), packed, floats)
+            new = [name for name in chosen.sources if name not in self.ranges]
             if new:
                 self.ranges |= ranges(
                     self.graph, new, self.samples,
                     session_of=self.session_of, observer=self._observer(), progress=self.progress,
                 )  # fmt: skip
-            known = {value: self.ranges[source] for value, source in _observed(made)}
-            hidden = hidden_terms(self.graph, known) & made.integer
+            known = {value: self.ranges[source] for value, source in _observed(chosen)}
+            hidden = hidden_terms(self.graph, known) & chosen.integer
             if not hidden:
-                return made
+                return chosen
             floats |= hidden
 
     def _weights(
@@ -273,7 +275,7 @@ class _Work:
         schemes: Mapping[str, QuantScheme],
         ratios: Mapping[str, float],
     ) -> dict[str, QuantWeight]:
-        """Constant -> levels."""
+        """Round the weights that are not rounded yet; returns constant -> levels."""
         keys = {node.name: (node.name, schemes[node.name], ratios.get(node.name)) for node in nodes}
         new = [node for node in nodes if keys[node.name] not in self.rounded]
         wanted = [
@@ -295,63 +297,63 @@ class _Work:
             scheme = schemes[node.name]
             w = self.graph.array(weight_name(node))
             hessian = self.moments.get(node.name)
-            made = round_weight(w, node, scheme, hessian, ratios.get(node.name))
-            self.rounded[keys[node.name]] = made
+            weight = round_weight(w, node, scheme, hessian, ratios.get(node.name))
+            self.rounded[keys[node.name]] = weight
         return {weight_name(node): self.rounded[keys[node.name]] for node in nodes}
 
 
-def _observed(made: IntegerPlan) -> list[tuple[str, str]]:
-    """Each value of a plan that has an observed range of its own or of its group, and whose."""
-    own = {group: value for value, group in reversed(list(made.sources.items()))}
+def _observed(plan: IntegerPlan) -> list[tuple[str, str]]:
+    """Values of a plan with an observed range, each with the value whose range it is."""
+    own = {group: value for value, group in reversed(list(plan.sources.items()))}
     return [
-        (value, value if value in made.sources else own[group])
-        for value, group in made.groups.items()
-        if value in made.sources or group in own
+        (value, value if value in plan.sources else own[group])
+        for value, group in plan.groups.items()
+        if value in plan.sources or group in own
     ]
 
 
-def step_ratios(graph: Graph, made: IntegerPlan, seen: Mapping[str, Range]) -> dict[str, float]:
-    """The output's scale divided by the input's, of layers that compute in integers.
+def step_ratios(graph: Graph, plan: IntegerPlan, seen: Mapping[str, Range]) -> dict[str, float]:
+    """Divide the output's scale by the input's, for layers that compute on integers.
 
     Layers that share a weight are left out: it has one scale, and their ratios are not the same.
 
     Args:
         graph: float.
-        made: which values are rounded.
-        seen: the range of each source of ``made``.
+        plan: which values are rounded.
+        seen: the range of each source of ``plan``.
     """
-    quants, found = activation_params(made, seen), {}
+    quants, ratios = activation_params(plan, seen), {}
     for node in graph.nodes:
-        if node.name not in made.integer or node.op not in LAYERS:
+        if node.name not in plan.integer or node.op not in LAYERS:
             continue
         joined = activation_behind(graph, node)
         out = joined.output if node.output not in quants and joined else node.output
         if out in quants and len(graph.consumers[weight_name(node)]) == 1:
-            found[node.name] = quants[out].scale / quants[node.inputs[0]].scale
-    return found
+            ratios[node.name] = quants[out].scale / quants[node.inputs[0]].scale
+    return ratios
 
 
-def assembled(
+def assemble(
     graph: Graph,
     weights: Mapping[str, QuantWeight],
-    made: IntegerPlan | None,
+    plan: IntegerPlan | None,
     seen: Mapping[str, Range],
 ) -> Graph:
-    """The graph with what was found in the place of floats.
+    """Replace floats of a graph by integers and their parameters.
 
     Args:
         graph: float.
         weights: constant -> levels.
-        made: which values are rounded; None if activations stay float.
-        seen: the range of each source of ``made``.
+        plan: which values are rounded; None if activations stay float.
+        seen: the range of each source of ``plan``.
     """
     constants: dict[str, Constant] = {**graph.constants, **weights}
-    if made is None:
+    if plan is None:
         return replace(graph, constants=constants)
-    quants = activation_params(made, seen)
+    quants = activation_params(plan, seen)
     nodes = []
     places: dict[str, list[int]] = {}
-    for name, place in made.constants:
+    for name, place in plan.constants:
         places.setdefault(name, []).append(place)
     for node in graph.nodes:
         inputs = list(node.inputs)
@@ -359,7 +361,7 @@ def assembled(
             own = f"{inputs[place]}.int8"
             constants[own] = rounded_constant(graph.array(inputs[place]))
             inputs[place] = own
-        if node.name in made.integer and node.op in LAYERS and _bias(node):
+        if node.name in plan.integer and node.op in LAYERS and _bias(node):
             scale = quants[data_inputs(node)[0]].scale
             name, b = weight_name(node), graph.array(_bias(node))
             held = constants[name]
@@ -377,7 +379,7 @@ def _bias(node: Node) -> str:
 
 
 def own_constants(graph: Graph, recipe: Recipe) -> Graph:
-    """The graph with a bias of its own for each node, and a weight where it is rounded apart.
+    """Give each node its own bias, and its own weight where nodes would round it differently.
 
     Nodes that share a weight go on sharing it if the recipe rounds it the same for all of them
     and does so without looking at what they are fed.
@@ -437,7 +439,7 @@ def _check(graph: Graph, recipe: Recipe, samples: Samples | None) -> None:
 
 
 def _stored(graph: Graph, recipe: Recipe, picked: Mapping[str, Scheme]) -> Graph:
-    """Float constants in half the bytes, where the recipe says so."""
+    """Store float constants as float16 where the recipe says so."""
     rest, half_type = options_of(recipe).rest, FloatScheme("f16")
     half = {node.name for node in graph.nodes if picked.get(node.name, rest) == half_type}
     constants = dict(graph.constants)
@@ -450,7 +452,7 @@ def _stored(graph: Graph, recipe: Recipe, picked: Mapping[str, Scheme]) -> Graph
 
 
 def _halved(x: np.ndarray) -> np.ndarray:
-    """An array in float16, where that holds it well; settings of a few numbers are left alone."""
+    """Convert an array to float16 if its range allows; small settings stay float32."""
     most, half = float(np.abs(x).max(initial=0)), np.finfo(np.float16)
     if x.size < _FEW or most > float(half.max) or 0 < most < float(half.tiny):
         return x

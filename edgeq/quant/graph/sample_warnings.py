@@ -1,4 +1,4 @@
-"""Signs that samples are not what a model is fed, told before figures measured on them mislead.
+"""Warnings about samples that are unlike a model's real inputs.
 
 A quantized model is compared with the float one on the samples that it was calibrated on. Where
 these are no real inputs, the two may agree perfectly on them and not at all elsewhere: samples that
@@ -9,16 +9,16 @@ trained on 0 to 1.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
+from edgeq.graph.feeds import Feeds, OpenSession
 from edgeq.graph.ir import Graph, Node
 from edgeq.graph.operators import channel_axis
-from edgeq.quant.graph.hessians import ROW_PRODUCTS, SessionOf
+from edgeq.quant.graph.hessians import ROW_PRODUCTS
 from edgeq.quant.graph.samples import Samples
 
 LOOKED_AT = 64
@@ -37,11 +37,9 @@ _INDIFFERENT = 0.8
 """Part of the samples that keep their class on another scale, from which on it does not matter."""
 _MOVES = frozenset({"Transpose", "Reshape", "Pad", "Identity", "Squeeze", "Unsqueeze"})
 
-Feeds = Mapping[str, NDArray[Any]]
 
-
-def sample_warnings(graph: Graph, samples: Samples, session_of: SessionOf) -> tuple[str, ...]:
-    """What is doubtful of samples, a sentence each.
+def sample_warnings(graph: Graph, samples: Samples, session_of: OpenSession) -> tuple[str, ...]:
+    """Warn about doubtful samples, one sentence each.
 
     Args:
         graph: float.
@@ -86,7 +84,7 @@ def _flat(graph: Graph, rows: list[dict[str, NDArray[Any]]], source: str) -> lis
 
 
 def _scale(
-    graph: Graph, rows: list[dict[str, NDArray[Any]]], source: str, session_of: SessionOf
+    graph: Graph, rows: list[dict[str, NDArray[Any]]], source: str, session_of: OpenSession
 ) -> list[str]:
     found = []
     for name in graph.inputs:
@@ -103,7 +101,7 @@ def _scale(
             continue
         ratio = float(np.median(spread[live] / bias[live]))
         most = max(float(np.abs(row[name]).max()) for row in rows)
-        told = f"the samples of {source} reach {most:.4g} for the input {name!r}"
+        reach = f"the samples of {source} reach {most:.4g} for the input {name!r}"
         large, small = ratio > SCALED and most > _PIXELS, ratio < 1 / SCALED and most <= _UNIT
         if (large or small) and _indifferent(
             graph, list(rows[:16]), name, 1 / 255 if large else 255, session_of
@@ -111,13 +109,13 @@ def _scale(
             continue
         if large:
             found.append(
-                f"{told}, and the products of the first layer ({first.name}) are {ratio:.0f} times "
-                "its biases: the model seems to be trained on smaller numbers, such as pixels "
-                "from 0 to 1; scale the samples as in training (--scale 1/255 for pictures)"
+                f"{reach}, and the products of the first layer ({first.name}) are {ratio:.0f} "
+                "times its biases: the model seems to be trained on smaller numbers, such as "
+                "pixels from 0 to 1; scale the samples as in training (--scale 1/255 for pictures)"
             )
         elif small:
             found.append(
-                f"{told}, and the biases of the first layer ({first.name}) are {1 / ratio:.0f} "
+                f"{reach}, and the biases of the first layer ({first.name}) are {1 / ratio:.0f} "
                 "times its products: the model seems to be trained on larger numbers, such as "
                 "pixels from 0 to 255; scale the samples as in training (--scale 1 for pictures)"
             )
@@ -125,7 +123,7 @@ def _scale(
 
 
 def _indifferent(
-    graph: Graph, rows: list[Feeds], name: str, factor: float, session_of: SessionOf
+    graph: Graph, rows: list[Feeds], name: str, factor: float, session_of: OpenSession
 ) -> bool:
     """Whether a model gives most samples the same class when an input is scaled."""
     output = graph.outputs[0]
@@ -141,7 +139,7 @@ def _indifferent(
 
 
 def _first_layer(graph: Graph, name: str) -> Node | None:
-    """The Conv or Linear with a bias that alone takes an input, which may be moved before."""
+    """Find the Conv or Linear with a bias that is the only user of an input."""
     if graph.info(name).dtype != "float32":
         return None
     while (node := graph.only_consumer(name)) is not None:
@@ -158,7 +156,7 @@ def _labels(
     graph: Graph,
     rows: list[dict[str, NDArray[Any]]],
     samples: Samples,
-    session_of: SessionOf,
+    session_of: OpenSession,
 ) -> list[str]:
     shape = graph.info(graph.outputs[0]).shape
     if len(shape) != 2 or shape[0] != 1 or shape[1] < 2 or len(rows) < _LEAST_LABELED:

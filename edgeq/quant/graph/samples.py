@@ -1,4 +1,4 @@
-"""Samples of what a graph is fed: for calibration, and with labels for measuring.
+"""Samples of a graph's inputs: for calibration, and with labels for evaluation.
 
     a folder of pictures        in one folder, or a folder for each class: with its labels
     a folder of .npy or .npz    a file a sample
@@ -44,7 +44,7 @@ KINDS = (
 
 @dataclass(frozen=True)
 class _Item:
-    """One sample as it was found: its name, its arrays, its class."""
+    """One sample: its name, its arrays, its class."""
 
     name: str
     feeds: Feeds
@@ -53,7 +53,7 @@ class _Item:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Inputs of a graph, a mapping of name -> array a sample; can be gone through again.
+    """Samples of a graph's inputs; can be iterated again.
 
     Args:
         source: where they come from, for messages.
@@ -76,7 +76,7 @@ class Samples:
     pictures: bool = False
 
     def __iter__(self) -> Iterator[Feeds]:
-        """Samples, each checked: every input there, of its shape and type, and finite.
+        """Iterate over samples, each checked: all inputs, of their shape and type, and finite.
 
         Raises:
             FormatError: one is not so; names it.
@@ -85,7 +85,7 @@ class Samples:
         return (item.feeds for item in self._items())
 
     def pairs(self) -> Iterator[tuple[Feeds, int]]:
-        """Samples with their labels.
+        """Iterate over samples with their labels.
 
         Raises:
             UsageError: there are none.
@@ -100,11 +100,11 @@ class Samples:
             yield item.feeds, item.label
 
     def first(self, n: int) -> Samples:
-        """At most so many of them."""
+        """Limit the number of samples."""
         return replace(self, limit=n if self.limit is None else min(n, self.limit))
 
     def count(self) -> int:
-        """How many there are, all of them being read and checked."""
+        """Read and check all samples, and count them."""
         return sum(1 for _ in self)
 
     def _items(self) -> Iterator[_Item]:
@@ -138,7 +138,7 @@ def open_samples(
     tokenizer: str | Path | None = None,
     limit: int | None = None,
 ) -> Samples:
-    """Find samples for a graph.
+    """Open samples for a graph.
 
     Args:
         source: a file, folder or ``script.py:function``, see the module.
@@ -191,7 +191,7 @@ def open_samples(
 def samples_of(
     graph: Graph, feeds: Sequence[Mapping[str, NDArray[Any]]], labels: Sequence[int] | None = None
 ) -> Samples:
-    """Samples that are in memory.
+    """Make samples of arrays in memory.
 
     Args:
         graph: whose inputs they are for.
@@ -211,7 +211,7 @@ def samples_of(
 def _spread(
     items: Sequence[Any], read: Callable[[Any], _Item], limit: int | None
 ) -> Callable[[], Iterable[_Item]]:
-    """Goes through items, or so many of them spread evenly."""
+    """Iterate over items, or over so many of them, evenly spread."""
     chosen = items
     if limit is not None and limit < len(items):
         chosen = [items[i * len(items) // limit] for i in range(limit)]
@@ -266,7 +266,7 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _arrays(path: Path, inputs: Mapping[str, Info]) -> Feeds:
-    """The arrays of a file, by input; labels too, as "labels"."""
+    """The arrays of a file by input, with labels as "labels"."""
     try:
         held = np.load(path, allow_pickle=False)
         arrays = dict(held) if path.suffix == ".npz" else {"": held}
@@ -288,7 +288,7 @@ def _alone(path: Path, inputs: Mapping[str, Info]) -> Feeds:
 def _rows(
     arrays: Feeds, inputs: Mapping[str, Info], source: str
 ) -> list[tuple[str, Callable[[], Feeds], int | None]]:
-    """Samples along the first axis of arrays."""
+    """Iterate over samples along the first axis of arrays."""
     missing = [name for name in inputs if name not in arrays]
     if missing:
         raise FormatError(
@@ -304,8 +304,8 @@ def _rows(
         steps[name] = 1 if array.ndim == len(info.shape) + 1 else max(info.shape[:1] or (1,))
         counts[name] = len(array) // steps[name]
     if len(set(counts.values())) > 1:
-        told = ", ".join(f"{name} {n}" for name, n in counts.items())
-        raise FormatError(f"the arrays of {source} hold different numbers of samples: {told}")
+        listed = ", ".join(f"{name} {n}" for name, n in counts.items())
+        raise FormatError(f"the arrays of {source} hold different numbers of samples: {listed}")
     n = min(counts.values())
     labels = arrays.get("labels")
     if labels is not None:
@@ -328,7 +328,7 @@ def _rows(
 
 
 def _loader(script: Path, function: str) -> Callable[[], Iterable[Any]]:
-    """The function of a script."""
+    """Load the function of a script."""
     if not script.is_file():
         raise UsageError(f"the script {script} does not exist; write script.py:function")
     module = types.ModuleType(f"edgeq_samples_{script.stem}")
@@ -374,7 +374,7 @@ def _from_loader(
 def _fitted(
     x: NDArray[Any], name: str, info: Info, channels_last: bool, where: str
 ) -> NDArray[Any]:
-    """A sample's array in the input's shape and type."""
+    """Bring a sample's array to the input's shape and type."""
     want = np.dtype(info.dtype)
     if x.dtype.kind not in "fiub" or (x.dtype.kind == "f") != (want.kind == "f"):
         raise FormatError(
@@ -401,7 +401,7 @@ def _fitted(
 
 
 def _mend(shape: Sequence[int], want: Sequence[int], channels_last: bool) -> str:
-    """What would make an array fit, for a message."""
+    """Suggest how to make an array fit, for an error message."""
     if len(shape) == len(want) and len(want) >= 3:
         first = (want[0], *want[2:], want[1])
         if not channels_last and tuple(shape) == first:

@@ -1,4 +1,4 @@
-"""How much each layer of a graph minds being rounded, and which to spare.
+"""How much rounding each layer changes the outputs, and which layers to keep float.
 
 Each layer is rounded alone, its input and output with it where they are, and the outputs of the
 graph are compared with the float one's:
@@ -30,9 +30,10 @@ from edgeq.core.errors import UsageError
 from edgeq.core.progress import Progress
 from edgeq.evaluation.graph import cosine
 from edgeq.evaluation.text import kl_divergence, log_softmax
+from edgeq.graph.feeds import Feeds, OpenSession
 from edgeq.graph.ir import Constant, Graph, Node, QuantWeight
 from edgeq.graph.operators import ACTIVATIONS, VIEWS, WEIGHTED
-from edgeq.quant.graph.hessians import Samples, SessionOf, weight_name
+from edgeq.quant.graph.hessians import weight_name
 
 Measure = Literal["kl", "cosine", "relative"]
 _FLATTENS = VIEWS - {"Unsqueeze"}
@@ -41,8 +42,8 @@ TINY = 1e-12
 
 
 @dataclass(frozen=True)
-class Row:
-    """What is lost by rounding one layer.
+class LayerLoss:
+    """How much rounding one layer changes the outputs.
 
     Args:
         node: its name.
@@ -58,12 +59,12 @@ class Row:
 def sensitivity(
     graph: Graph,
     quantized: Graph,
-    samples: Samples,
+    samples: Iterable[Feeds],
     *,
-    session_of: SessionOf,
+    session_of: OpenSession,
     progress: Progress | None = None,
-) -> tuple[Row, ...]:
-    """The loss of each layer with a rounded weight, in the graph's order.
+) -> tuple[LayerLoss, ...]:
+    """Measure the loss of each layer with a rounded weight, in the graph's order.
 
     The samples are gone through once for each layer; the float outputs are held.
 
@@ -95,12 +96,12 @@ def sensitivity(
             loss += sum(distance(right[o], got[o], m) for o, m in measures.items()) / len(measures)
         w = quantized.constants[weight_name(node)]
         more = graph.info(weight_name(node)).nbytes - w.nbytes
-        rows.append(Row(node.name, loss / len(wanted), max(more, 0)))
+        rows.append(LayerLoss(node.name, loss / len(wanted), max(more, 0)))
     return tuple(rows)
 
 
-def keep_float(rows: Iterable[Row], budget: float) -> frozenset[str]:
-    """The layers to spare so that only a part of the summed loss remains, at few bytes.
+def keep_float(rows: Iterable[LayerLoss], budget: float) -> frozenset[str]:
+    """Choose layers to keep float so that a part of the summed loss remains, at few bytes.
 
     Layers are taken by the loss they save for each byte, until enough is saved; then those are
     given back, the largest first, that it turns out can be done without.
@@ -120,7 +121,7 @@ def keep_float(rows: Iterable[Row], budget: float) -> frozenset[str]:
     rows = [row for row in rows if row.loss > 0]
     total = math.fsum(row.loss for row in rows)
     allowed = budget * total
-    kept: list[Row] = []
+    kept: list[LayerLoss] = []
     for row in sorted(rows, key=lambda row: -row.loss / max(row.nbytes, 1)):
         if _left(rows, kept) <= allowed:
             break
@@ -133,7 +134,7 @@ def keep_float(rows: Iterable[Row], budget: float) -> frozenset[str]:
 
 
 def only(graph: Graph, quantized: Graph, node: Node) -> Graph:
-    """The float graph in which one node computes as it does in the quantized one.
+    """Make the float graph in which one node computes as in the quantized graph.
 
     Args:
         graph: float.
@@ -155,7 +156,7 @@ def only(graph: Graph, quantized: Graph, node: Node) -> Graph:
 
 
 def measure_of(graph: Graph, output: str) -> Measure:
-    """How a change of one output is measured."""
+    """Choose how a change of one output is measured."""
     info = graph.info(output)
     if not info.dtype.startswith("float") or len(info.shape) not in (2, 3) or info.shape[-1] < 2:
         return "relative"
@@ -167,7 +168,7 @@ def measure_of(graph: Graph, output: str) -> Measure:
 
 
 def distance(right: NDArray[Any], got: NDArray[Any], measure: Measure) -> float:
-    """How far an output is from the float one's; see the module.
+    """Distance of an output from the float graph's; see the module.
 
     Args:
         right, got: one sample's output each, of one shape.
@@ -188,6 +189,6 @@ def _rounded(graph: Graph, node: Node) -> bool:
     return node.op in WEIGHTED and isinstance(graph.constants.get(weight_name(node)), QuantWeight)
 
 
-def _left(rows: Collection[Row], kept: Collection[Row]) -> float:
+def _left(rows: Collection[LayerLoss], kept: Collection[LayerLoss]) -> float:
     spared = {row.node for row in kept}
     return math.fsum(row.loss for row in rows if row.node not in spared)

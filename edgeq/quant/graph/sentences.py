@@ -1,4 +1,4 @@
-"""Sentences to the inputs of an encoder: token ids, a mask and segment numbers."""
+"""Turn sentences into the inputs of an encoder: token ids, a mask and segment numbers."""
 
 from __future__ import annotations
 

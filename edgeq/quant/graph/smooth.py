@@ -1,4 +1,4 @@
-"""Channels of a layer's input brought to one size, for ranges that outliers would widen.
+"""SmoothQuant for graphs: bring the channels of a Linear's input to one size.
 
 The inputs of a Linear are divided by a factor for each channel and its weights multiplied by it,
 which changes nothing but rounding:
@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
 from edgeq.core.progress import Progress
+from edgeq.graph.feeds import Feeds, OpenSession
 from edgeq.graph.ir import Constant, Graph, Info, Node
 from edgeq.graph.rewrite import unique, unique_node
-from edgeq.quant.graph.hessians import Feeds, SessionOf
 
 MAKERS = ("LayerNormalization", "Gelu")
 """Operators whose outputs have channels of very different size."""
@@ -33,14 +33,14 @@ _WIDEST = 1e3
 """Largest factor, and its inverse the least."""
 
 
-def smoothed(
+def smooth(
     graph: Graph,
     samples: Iterable[Feeds],
     *,
-    session_of: SessionOf,
+    session_of: OpenSession,
     progress: Progress | None = None,
 ) -> Graph:
-    """The graph with the inputs of its Linears smoothed, where a `MAKERS` makes them.
+    """Smooth the inputs of Linears that an operator of `MAKERS` computes.
 
     Args:
         graph: float; Linears that are smoothed take no part in each other's weights.
@@ -62,7 +62,7 @@ def smoothed(
 
 
 def _linears(graph: Graph, value: str) -> tuple[Node, ...]:
-    """Those that take a value and whose weights nothing else takes."""
+    """The Linears that use a value and do not share their weight."""
     return tuple(
         node
         for node in graph.consumers.get(value, ())
@@ -76,10 +76,10 @@ def _largest(
     graph: Graph,
     values: list[str],
     samples: Iterable[Feeds],
-    session_of: SessionOf,
+    session_of: OpenSession,
     progress: Progress | None,
 ) -> dict[str, NDArray[np.float32]]:
-    """The largest magnitude of each channel, the last axis."""
+    """The largest magnitude of each channel, which is the last axis."""
     run = session_of(graph, values)
     found: dict[str, NDArray[np.float32]] = {}
     n = 0
@@ -98,7 +98,7 @@ def _largest(
 def _divided(
     graph: Graph, value: str, nodes: tuple[Node, ...], factor: NDArray[np.float32]
 ) -> Graph:
-    """The graph with a value divided by a factor for each channel, and weights multiplied."""
+    """Divide a value by a factor for each channel, and multiply the weights behind it."""
     constants: dict[str, Constant] = dict(graph.constants)
     for node in nodes:
         constants[node.inputs[1]] = graph.array(node.inputs[1]) * factor

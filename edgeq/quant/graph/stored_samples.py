@@ -1,8 +1,9 @@
-"""A few samples of the calibration, kept in the record of a quantized graph.
+"""A few calibration samples, stored in the file of a quantized graph.
 
 A conversion is judged by what the model does to real inputs. Values made up at random reach other
-parts of a network, or saturate it, and then right files seem wrong and wrong ones right. The record
-keeps as many samples as fit in `LIMIT` bytes; they are not copied to the files of targets.
+parts of a network, or saturate it, and then right files seem wrong and wrong ones right. The
+quantized ONNX file stores as many samples as fit in `LIMIT` bytes; they are not copied to the files
+of targets.
 """
 
 from __future__ import annotations
@@ -11,27 +12,26 @@ import base64
 import binascii
 import io
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError
+from edgeq.graph.feeds import Feeds
 from edgeq.graph.ir import Graph
 
 META_SAMPLES = "edgeq.samples"
-"""Key of the record's metadata."""
+"""Key of the file's metadata."""
 LIMIT = 1 << 20
 """Most bytes of the metadata's entry."""
 MOST = 8
-"""Most samples that are kept."""
-
-Feeds = Mapping[str, NDArray[Any]]
+"""Most samples that are stored."""
 
 
 def stored_samples_entry(graph: Graph, samples: Iterable[Feeds]) -> dict[str, str]:
-    """The entry of the metadata for samples; empty if not even one fits.
+    """Make the metadata entry that stores samples; empty if not even one fits.
 
     Inputs that are rounded are kept as their levels, other floats in half precision.
 
@@ -53,7 +53,7 @@ def stored_samples_entry(graph: Graph, samples: Iterable[Feeds]) -> dict[str, st
 
 
 def stored_samples(graph: Graph) -> list[dict[str, NDArray[Any]]]:
-    """The samples that a record keeps; none if it keeps none or is no record.
+    """Read the samples stored with a graph; empty if there are none.
 
     Raises:
         FormatError: the entry is damaged, or its arrays are not the graph's inputs.
@@ -66,7 +66,7 @@ def stored_samples(graph: Graph) -> list[dict[str, NDArray[Any]]]:
         arrays = {name: held[f"input{i}"] for i, name in enumerate(graph.inputs)}
     except (binascii.Error, ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as err:
         raise FormatError(
-            f"the samples kept in the record of {graph.name} cannot be read ({err}); quantize the "
+            f"the samples stored with the graph {graph.name} cannot be read ({err}); quantize the "
             "model again, or give --data"
         ) from err
     return [
@@ -96,7 +96,7 @@ def _unpacked(graph: Graph, name: str, array: NDArray[Any]) -> NDArray[Any]:
     info, quant = graph.info(name), graph.quants.get(name)
     if array.shape != info.shape:
         raise FormatError(
-            f"a sample kept in the record of {graph.name} has the shape {list(array.shape)} for "
+            f"a sample stored with the graph {graph.name} has the shape {list(array.shape)} for "
             f"the input {name!r}, which takes {list(info.shape)}; quantize the model again"
         )
     if quant is not None and array.dtype == np.int8:

@@ -10,14 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.graph.arena import lay_out, lives
+from edgeq.graph.feeds import Feeds, OpenSession
 from edgeq.graph.ir import Graph, Node, QuantWeight
 from edgeq.graph.operators import LAYERS, OPERATORS
-from edgeq.quant.graph.calibrate import parts
-from edgeq.quant.graph.hessians import Feeds, SessionOf
+from edgeq.quant.graph.calibrate import BUDGET, parts
 from edgeq.quant.graph.integer_plan import activation_behind, data_inputs
 from edgeq.quant.recipe import Recipe
-
-_SQNR_BUDGET = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -189,7 +187,7 @@ def with_sqnr(
     original: Graph,
     quantized: Graph,
     samples: Iterable[Feeds],
-    session_of: SessionOf,
+    session_of: OpenSession,
 ) -> tuple[OpRow, ...]:
     """Rows with the error of each node's output, in the quantized graph as a whole."""
     watch = [
@@ -198,7 +196,7 @@ def with_sqnr(
         if node.output in original.values and original.info(node.output).dtype == "float32"
     ]
     found: dict[str, float | None] = {}
-    for part in parts(original, watch, _SQNR_BUDGET):
+    for part in parts(original, watch, BUDGET // 2):
         power, error = dict.fromkeys(part, 0.0), dict.fromkeys(part, 0.0)
         runs = session_of(original, part), session_of(quantized, part)
         for feeds in samples:
@@ -212,7 +210,7 @@ def with_sqnr(
 
 
 def compare(
-    original: Graph, quantized: Graph, samples: Iterable[Feeds], session_of: SessionOf
+    original: Graph, quantized: Graph, samples: Iterable[Feeds], session_of: OpenSession
 ) -> Agreement:
     """How near the outputs of two graphs are."""
     runs = session_of(original, ()), session_of(quantized, ())

@@ -14,8 +14,8 @@ Groups are for rows that every target can cut: a convolution gets a scale for ea
 and so does a row no longer than a group.
 
 Scales lie on the lattice that float16 and bfloat16 share, as all of edgeq's do, so that the
-numbers in the file of every target are the same. The one exception are 4-bit weights whose sums
-are rounded to a grid: `odd_scales`.
+numbers in the file of every target are the same. The one exception are 4-bit weights of layers
+whose output is rounded: `odd_scales`.
 """
 
 from __future__ import annotations

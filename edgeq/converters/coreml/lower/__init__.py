@@ -1,1 +1,1 @@
-"""CoremlLowering of a graph to Core ML operators."""
+"""Writing graphs as Core ML programs, operator by operator."""

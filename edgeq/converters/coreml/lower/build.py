@@ -1,4 +1,4 @@
-"""The program of a graph: its values in MIL, rounded where the graph says so.
+"""Build the MIL program of a graph, with values rounded where the graph says so.
 
 A value with `QuantParams` is followed by quantize and dequantize, int8 with the very same scale and
 zero point, wherever it comes from; a node computes on what dequantize gives. Apple's compiler
@@ -33,7 +33,7 @@ MAX_RANK = 5
 
 
 def refuses_nothing(graph: Graph, node: Node) -> str:
-    """All nodes of an operator can be built."""
+    """Refuse no node."""
     return ""
 
 
@@ -57,7 +57,7 @@ class CoremlEmitter:
 
 
 def stored_kind(scales: NDArray[np.float32] | float, precision: str) -> str:
-    """The type that scales are held in: "fp16" or "fp32"."""
+    """The type in which scales are stored: "fp16" or "fp32"."""
     return "fp16" if precision == "float16" and weights.float16_exact(scales) else "fp32"
 
 
@@ -75,7 +75,7 @@ def output_kind(graph: Graph, name: str, precision: str) -> str:
 
 
 def _past_half(array: NDArray[Any]) -> bool:
-    """Whether float16 holds a constant as infinity, or none of it but as zero."""
+    """Whether float16 would turn a constant into infinity, or all of it into zero."""
     if array.dtype != np.float32 or not array.size:
         return False
     size, half = float(np.abs(array[np.isfinite(array)]).max(initial=0)), np.finfo(np.float16)
@@ -83,7 +83,7 @@ def _past_half(array: NDArray[Any]) -> bool:
 
 
 def _held_float(name: str, exact: NDArray[np.float32], kind: str) -> NDArray[Any]:
-    """A float constant in a type of MIL, infinities as they are."""
+    """Convert a float constant to a type of MIL, keeping infinities."""
     finite = np.isfinite(exact)
     held = narrowed(name, np.where(finite, exact, np.float32(0)), kind)
     held = np.where(finite, held, exact.astype(held.dtype))
@@ -94,7 +94,7 @@ def _held_float(name: str, exact: NDArray[np.float32], kind: str) -> NDArray[Any
 
 
 class CoremlLowering:
-    """One graph on its way to a program.
+    """Builds the program of one graph.
 
     Args:
         graph: it.
@@ -127,7 +127,7 @@ class CoremlLowering:
     # --- the whole ----------------------------------------------------------------------------
 
     def program(self) -> Any:
-        """coremltools' ``Program``."""
+        """Build coremltools' ``Program``."""
         import coremltools as ct
         from coremltools.converters.mil.mil import Builder, Function, Program
 
@@ -152,7 +152,7 @@ class CoremlLowering:
         return result
 
     def _tell(self, named: Mapping[str, str]) -> None:
-        """Take over the names that things go by in the end."""
+        """Take over the final names."""
         given = {
             name: (named.get(label, label), named.get(scales, scales))
             for name, (label, scales) in self.constants.items()
@@ -171,7 +171,7 @@ class CoremlLowering:
         return var
 
     def _left(self, name: str) -> Var:
-        """A value as an output: float32 or int32, of at least one dimension."""
+        """Make a value an output: float32 or int32, with at least one dimension."""
         var = self.take(name)
         info = self.graph.info(name)
         var = self.cast(var, "fp32" if info.dtype == "float32" else "int32")
@@ -198,7 +198,7 @@ class CoremlLowering:
                 self._put(name, self._named(name, var))
 
     def _kind(self, node: Node) -> str:
-        """The float type a node computes in."""
+        """The float type in which a node computes."""
         kinds = [output_kind(self.graph, name, self.precision) for name in node.outputs if name]
         for name in node.inputs:
             var = self.vars.get(name)
@@ -214,7 +214,7 @@ class CoremlLowering:
         return "fp32" if "fp32" in kinds else self.plain
 
     def _put(self, name: str, var: Var) -> None:
-        """Keep a value, rounded if the graph says so."""
+        """Store a value, rounded if the graph says so."""
         if name in self.graph.quants:
             var = self._rounded(name, var, self.graph.quants[name])
         elif var.dtype == self.types.fp32:
@@ -236,7 +236,7 @@ class CoremlLowering:
         return self.mb.dequantize(input=levels, scale=scale, zero_point=zero)
 
     def _named(self, name: str, var: Var) -> Var:
-        """Call what a node made after the value, unless it goes out under that name."""
+        """Name a node's output after its value, unless an output has that name."""
         if name not in self.outputs and var.op is not None and len(var.op.outputs) == 1:
             label = self._names.inner(name)
             var.op.name = label
@@ -247,7 +247,7 @@ class CoremlLowering:
     # --- what operators take ------------------------------------------------------------------
 
     def take(self, name: str, kind: str | None = None) -> Var:
-        """A value or constant; floats in the type the node computes in, or another."""
+        """Return a value or constant; floats in the node's type or another."""
         kind = kind or self.kind
         if name in self.vars:
             return self.cast(self.vars[name], kind)
@@ -257,7 +257,7 @@ class CoremlLowering:
         return self._constant(name, kind)
 
     def weight(self, name: str) -> PackedWeight:
-        """A quantized or float constant, of its own float type where the system allows that."""
+        """Return a quantized or float constant, in its own float type where possible."""
         held = self.graph.constants[name]
         if not isinstance(held, QuantWeight) or held.bits == 32:
             return PackedWeight(self._constant(name, self.kind))
@@ -265,7 +265,7 @@ class CoremlLowering:
         return self._quantized(name, held, kind)
 
     def bias(self, node: Node, var: Var) -> Var:
-        """A bias in the type of the weight it comes with.
+        """Return a bias in the type of its weight.
 
         Of one in integers that can be read back it is noted what its scales are the product of.
         """
@@ -281,7 +281,7 @@ class CoremlLowering:
         return made
 
     def const(self, values: Any, kind: str | None = None, name: str = "a constant") -> Any:
-        """Numbers; floats in the type the node computes in, or another."""
+        """Convert numbers; floats to the node's type or another."""
         array = np.asarray(values)
         if array.dtype.kind == "f":
             array = _held_float(name, array.astype(np.float32), kind or self.kind)
@@ -290,19 +290,19 @@ class CoremlLowering:
         return array if array.ndim else array[()]
 
     def info_shape(self, name: str) -> Shape:
-        """Of a value or constant."""
+        """Shape of a value or constant."""
         return self.graph.info(name).shape
 
     def numbers(self, name: str) -> NDArray[Any]:
-        """A constant's numbers."""
+        """Numbers of a constant."""
         return self.graph.array(name)
 
     def ints(self, name: str) -> list[int]:
-        """A constant's whole numbers."""
+        """Integers of a constant."""
         return [int(v) for v in self.numbers(name).reshape(-1)]
 
     def cast(self, var: Var, kind: str) -> Var:
-        """A value in another type, cast once; of floats to a float type only."""
+        """Cast a value, once for each type; to a float type only from floats."""
         types = self.types
         if var.dtype == getattr(types, kind):
             return var

@@ -1,4 +1,4 @@
-"""Products, pools and norms of a graph in MIL.
+"""Emitters of products, pools and norms.
 
 Each operator has a function that builds it, and one that says why it cannot be if it cannot; see
 `edgeq.converters.coreml.lower.build.Operator`.
@@ -21,7 +21,7 @@ from edgeq.graph.ir import Graph, Node, QuantWeight
 
 
 def _pads(node: Node, rank: int) -> list[int]:
-    """ONNX's pads, all before and all after, as MIL has them, dimension by dimension."""
+    """Convert ONNX's pads, all before and all after, to MIL's order, dimension by dimension."""
     pads = list(node.attrs.get("pads", [0] * (2 * rank)))
     return [p for pair in zip(pads[:rank], pads[rank:], strict=True) for p in pair]
 
@@ -41,7 +41,7 @@ def _window(b: CoremlLowering, node: Node, rank: int) -> dict[str, Any]:
 def _product(
     b: CoremlLowering, node: Node, make: Callable[..., Var], axis: int, repeat: int = 1
 ) -> Var:
-    """A product with its bias, and with its scales if the weight has them not.
+    """Build a product with its bias, and with its scales if the weight does not include them.
 
     Args:
         b: the lowering.

@@ -1,4 +1,4 @@
-"""Activations, elementwise operators, comparisons and reductions of a graph in MIL.
+"""Emitters of activations, elementwise operators, comparisons and reductions.
 
 See `edgeq.converters.coreml.lower.emitters`.
 
@@ -57,7 +57,7 @@ def _relu(b: CoremlLowering, node: Node) -> Var:
 
 
 def _clip_whole(b: CoremlLowering, x: Var, least: float, most: float) -> Var:
-    """Whole numbers between bounds; the greatest value wins where they cross."""
+    """Clip integers; where the bounds cross, the upper one wins."""
     for make, bound in ((b.mb.maximum, least), (b.mb.minimum, most)):
         if np.isfinite(bound):
             x = make(x=x, y=b.const(int(bound)))
@@ -100,7 +100,7 @@ def _log_softmax(b: CoremlLowering, node: Node) -> Var:
 
 @emits("Elu", "LeakyRelu")
 def _sloped(b: CoremlLowering, node: Node) -> Var:
-    """An activation of x with numbers that ONNX and MIL give the same names."""
+    """An activation whose attributes have the same names in ONNX and MIL."""
     defaults = OPERATORS[node.op].defaults
     given = {k: b.const(float(node.attrs.get(k, v))) for k, v in defaults.items()}
     return getattr(b.mb, mil_name(node))(x=b.take(node.inputs[0]), **given)
@@ -108,7 +108,7 @@ def _sloped(b: CoremlLowering, node: Node) -> Var:
 
 @emits("HardSigmoid")
 def _hard_sigmoid(b: CoremlLowering, node: Node) -> Var:
-    """alpha x + beta, between 0 and 1."""
+    """alpha x + beta, limited to 0 .. 1."""
     alpha, beta = node.attrs.get("alpha", 0.2), node.attrs.get("beta", 0.5)
     return _sigmoid_hard(b, b.take(node.inputs[0]), alpha, beta)
 
@@ -133,7 +133,7 @@ def _unary(b: CoremlLowering, node: Node) -> Var:
 
 @emits("Neg")
 def _neg(b: CoremlLowering, node: Node) -> Var:
-    """MIL has no negation."""
+    """Multiplication by -1, as MIL has no negation."""
     minus = -1.0 if b.graph.info(node.output).dtype == "float32" else -1
     return b.mb.mul(x=b.take(node.inputs[0]), y=b.const(minus))
 
@@ -153,7 +153,7 @@ def _binary(b: CoremlLowering, node: Node) -> Var:
 
 @emits("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
 def _compared(b: CoremlLowering, node: Node) -> Var:
-    """A comparison; MIL compares numbers, so truth values are made some."""
+    """A comparison; MIL compares numbers only, so truth values are cast."""
     pair = [b.take(n) for n in node.inputs]
     x, y = (b.cast(v, "int32") if v.dtype == b.types.bool else v for v in pair)
     return getattr(b.mb, mil_name(node))(x=x, y=y)
@@ -188,7 +188,7 @@ def _cast(b: CoremlLowering, node: Node) -> Var:
 
 
 def _axes(graph: Graph, node: Node) -> list[int] | None:
-    """Axes that are reduced; None for no reduction at all."""
+    """Axes of a reduction; None if it reduces none."""
     rank = len(graph.info(node.inputs[0]).shape)
     given: Sequence[int] = node.attrs.get("axes", [])
     if len(node.inputs) > 1 and node.inputs[1]:
@@ -224,7 +224,7 @@ def _refuse_last(graph: Graph, node: Node) -> str:
 
 @emits("ArgMax", "ArgMin", refuse=_refuse_last)
 def _arg(b: CoremlLowering, node: Node) -> Var:
-    """The place of the largest or smallest element along an axis."""
+    """Index of the largest or smallest element along an axis."""
     return getattr(b.mb, mil_name(node))(
         x=b.take(node.inputs[0]),
         axis=node.attrs.get("axis", 0),

@@ -1,4 +1,4 @@
-"""Names in a program: identifiers, each of one thing."""
+"""Unique identifiers as names in a program."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _RESERVED = {"any", "bool", "program", "func", "tensor", "list", "dict", "tuple"
 
 
 class Names:
-    """Identifiers, which are all that MIL takes for a name; each is given once."""
+    """Makes unique identifiers, which MIL requires as names."""
 
     def __init__(self) -> None:
         self._taken = set(_RESERVED)
 
     def new(self, name: str) -> str:
-        """An identifier like a name, for an input or output; see `make_distinct`."""
+        """Make an identifier like a name, for an input or output; see `make_distinct`."""
         base = re.sub(r"\W", "_", name, flags=re.ASCII)
         if not base or base[0].isdigit() or base[0] == "_":
             base = f"x{base}"
@@ -31,12 +31,12 @@ class Names:
         return found
 
     def inner(self, name: str) -> str:
-        """The same for what lies between; never like coremltools' own names, such as add_1."""
+        """The same for inner values; never like coremltools' own names, such as add_1."""
         return self.new(f"{name}_") if re.search(r"_\d+$", name) else self.new(name)
 
 
 def make_distinct(function: Any, ends: set[str], names: Names) -> None:
-    """Rename what coremltools happened to name as an input or output."""
+    """Rename operators that coremltools named like an input or output."""
     for op in function.operations:
         for var in op.outputs:
             if var.name in ends and var not in function.outputs:
@@ -45,8 +45,8 @@ def make_distinct(function: Any, ends: set[str], names: Names) -> None:
                     op.name = var.name
 
 
-def shorten(function: Any, ends: set[str], told: set[str], names: Names) -> dict[str, str]:
-    """Hold equal constants once, and give all but inputs and outputs short names.
+def shorten(function: Any, ends: set[str], own_names: set[str], names: Names) -> dict[str, str]:
+    """Merge equal constants, and give all but inputs and outputs short names.
 
     In a small network constants of one number, which every operator has some of, and names would
     be half of the program.
@@ -54,7 +54,7 @@ def shorten(function: Any, ends: set[str], told: set[str], names: Names) -> dict
     Args:
         function: coremltools'.
         ends: names of inputs and outputs.
-        told: what operators keep as their own names.
+        own_names: names that operators keep.
         names: those that are taken.
 
     Returns:
@@ -67,14 +67,14 @@ def shorten(function: Any, ends: set[str], told: set[str], names: Names) -> dict
             if var.name in ends:
                 continue
             short = renamed[var.name] = names.new(f"v{len(renamed)}")
-            if len(op.outputs) == 1 and var.name not in told:
+            if len(op.outputs) == 1 and var.name not in own_names:
                 op.name = short
             var.set_name(short)
     return renamed | {old: renamed.get(new, new) for old, new in merged.items()}
 
 
 def _merge(function: Any) -> dict[str, str]:
-    """Take out constants that equal an earlier one; gives their names and those of the earlier."""
+    """Remove constants equal to an earlier one; returns their names and those of the earlier."""
     first: dict[tuple[str, str, tuple[int, ...], bytes], Any] = {}
     merged: dict[str, str] = {}
     for op in list(function.operations):

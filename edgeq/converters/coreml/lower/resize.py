@@ -1,4 +1,4 @@
-"""Resize of a graph in MIL: the same points between pixels, or the same pixels.
+"""Emitter of Resize: the same points between pixels, or the same pixels.
 
 Source: ONNX's Resize at opset 19, and coremltools' ops/defs/iOS15/image_resizing.py.
 """
@@ -82,7 +82,7 @@ def _resize(b: CoremlLowering, node: Node) -> Var:
 
 
 def _scales(graph: Graph, node: Node) -> list[float]:
-    """By how much each dimension grows."""
+    """The scale of each dimension."""
     source, shape = graph.info(node.inputs[0]).shape, graph.info(node.output).shape
     if len(node.inputs) > 2 and node.inputs[2] and graph.array(node.inputs[2]).size:
         given = [float(v) for v in graph.array(node.inputs[2]).reshape(-1)]
@@ -95,7 +95,7 @@ def _scales(graph: Graph, node: Node) -> list[float]:
 
 
 def _nearest(graph: Graph, node: Node, axis: int) -> NDArray[np.int64]:
-    """The pixel that each is taken from along an axis."""
+    """Index of the source pixel of each output pixel along an axis."""
     size, count = graph.info(node.inputs[0]).shape[axis], graph.info(node.output).shape[axis]
     scale = _scales(graph, node)[axis]
     i = np.arange(count, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Operators of a graph that move, take and repeat numbers, in MIL.
+"""Emitters of operators that move, select and repeat elements.
 
 See `edgeq.converters.coreml.lower.emitters`.
 
@@ -24,7 +24,7 @@ _KEEPS_ORDER = VIEWS | {"Transpose"}
 
 
 def passes(graph: Graph, name: str) -> bool:
-    """Whether a value of too many dimensions can be without those of 1, as these move nothing."""
+    """Whether a value with too many dimensions can be built without its dimensions of 1."""
     if name in (*graph.inputs, *graph.outputs):
         return False
     nodes = [*graph.consumers.get(name, ()), graph.producers[name]]
@@ -33,7 +33,7 @@ def passes(graph: Graph, name: str) -> bool:
 
 
 def _kept(shape: Shape) -> list[int]:
-    """Dimensions that a value has in the program."""
+    """Dimensions of a value that the program keeps."""
     return [i for i, n in enumerate(shape) if n != 1 or len(shape) <= MAX_RANK]
 
 
@@ -114,7 +114,7 @@ def _pad(b: CoremlLowering, node: Node) -> Var:
 
 
 def _pads(graph: Graph, node: Node) -> NDArray[np.int64]:
-    """Before and after each dimension: [rank, 2]."""
+    """Pads before and after each dimension: [rank, 2]."""
     rank = len(graph.info(node.inputs[0]).shape)
     given = graph.array(node.inputs[1]).reshape(2, -1)
     axes = list(range(rank))
@@ -149,7 +149,7 @@ def _gather(b: CoremlLowering, node: Node) -> Var:
 
 
 def _indices(b: CoremlLowering, name: str, size: int) -> Var:
-    """Indices none of which is negative, if they are known."""
+    """Indices, counted from 0 if they are constant."""
     if name in b.graph.constants:
         values = b.numbers(name)
         return b.mb.const(val=b.const(np.where(values < 0, values + size, values)))
@@ -157,7 +157,7 @@ def _indices(b: CoremlLowering, name: str, size: int) -> Var:
 
 
 def _as_numbers(b: CoremlLowering, x: Var, make: Callable[[Var], Var]) -> Var:
-    """What is made of flags by an operator that knows numbers only."""
+    """Apply an operator that supports numbers only to truth values, by casts."""
     if x.dtype != b.types.bool:
         return make(x)
     return b.mb.cast(x=make(b.cast(x, "int32")), dtype="bool")
@@ -183,7 +183,7 @@ def _gather_elements(b: CoremlLowering, node: Node) -> Var:
 
 @emits("Expand", "Tile")
 def _repeated(b: CoremlLowering, node: Node) -> Var:
-    """Expand and Tile: dimensions of one added in front, then whole repeats."""
+    """Expand and Tile: adds dimensions of one in front, then repeats."""
     x, shape = b.take(node.inputs[0]), b.info_shape(node.output)
     source = (1,) * (len(shape) - len(b.info_shape(node.inputs[0]))) + tuple(
         b.info_shape(node.inputs[0])

@@ -1,4 +1,4 @@
-"""How Core ML holds the quantized constants of a graph: packed, and read back to the same numbers.
+"""Quantized constants in Core ML packages: packed, and read back to the same numbers.
 
     iOS 18      4, 8 bits   constexpr_blockwise_shift_scale(data, scale), data int4 / int8; one
                             scale, one for each index of an axis, or one a block of an axis
@@ -54,7 +54,7 @@ class PackedWeight:
 
 
 def float16_exact(scales: NDArray[np.float32] | float) -> bool:
-    """Whether float16 holds the very same numbers, none of them subnormal."""
+    """Whether float16 represents the numbers exactly, none of them subnormal."""
     values = np.asarray(scales, np.float32)
     half = values.astype(np.float16)
     tiny = float(np.finfo(np.float16).tiny)
@@ -62,7 +62,7 @@ def float16_exact(scales: NDArray[np.float32] | float) -> bool:
 
 
 def refusal(graph: Graph, node: Node, name: str, target: str) -> str:
-    """Why a node cannot have a quantized constant in a system's form; empty if it can."""
+    """Why a system cannot hold a node's quantized constant; empty if it can."""
     held = graph.constants[name]
     assert isinstance(held, QuantWeight)
     if held.bits == 32:
@@ -94,7 +94,7 @@ def refusal(graph: Graph, node: Node, name: str, target: str) -> str:
 
 
 def _is_weight(node: Node, name: str) -> bool:
-    """Whether the constant is what the node's product, or look-up along axis 0, is with."""
+    """Whether the constant is the node's weight; a Gather's only along axis 0."""
     if node.op == "Gather" and node.attrs.get("axis", 0) != 0:
         return False
     return node.inputs[weight_of(node).input] == name
@@ -107,7 +107,7 @@ def _block(n: int, block: int) -> int:
 def build(
     mb: Any, types: Any, name: str, scale_name: str, held: QuantWeight, kind: str, target: str
 ) -> PackedWeight:
-    """The operators that give a constant.
+    """Build the operators that decode a constant.
 
     Args:
         mb: coremltools' builder.
@@ -159,7 +159,7 @@ def build(
 
 
 def _scales18(held: QuantWeight) -> NDArray[np.float32]:
-    """Scales of the constant's rank, which divide its shape."""
+    """Scales with the constant's rank, whose shape divides the constant's."""
     if held.axis is None:
         return held.scales.reshape([1] * held.levels.ndim)
     if held.block is None:
@@ -171,7 +171,7 @@ def _scales18(held: QuantWeight) -> NDArray[np.float32]:
 
 
 def _palette(held: QuantWeight, target: str) -> tuple[int, NDArray[np.int8], NDArray[np.uint8]]:
-    """Bits of an index, the table filled up to 2**bits, and the index of each level."""
+    """Bits of an index, the table padded to 2**bits, and the index of each level."""
     table = np.arange(-8, 8, dtype=np.int8) if held.palette is None else np.unique(held.palette)
     bits = next(b for b in _INDEX_BITS[target] if 1 << b >= table.size)
     indices = np.searchsorted(table, held.levels).astype(np.uint8)
@@ -182,7 +182,7 @@ def _palette(held: QuantWeight, target: str) -> tuple[int, NDArray[np.int8], NDA
 
 
 def describe(held: QuantWeight) -> dict[str, Any]:
-    """What `read` must be told of a constant beside its numbers."""
+    """What `read` needs to know about a constant besides its numbers."""
     palette = None if held.palette is None else held.palette.tolist()
     return {
         "shape": list(held.shape),
@@ -196,7 +196,7 @@ def describe(held: QuantWeight) -> dict[str, Any]:
 def read(
     name: str, scale_name: str, about: Mapping[str, Any], ops: Mapping[str, Op]
 ) -> QuantWeight:
-    """A constant as the program holds it.
+    """Read a constant from a program.
 
     Args:
         name: of the operator that gives it.
@@ -245,7 +245,7 @@ def read(
 
 
 def constant(op: Op, parameter: str, ops: Mapping[str, Op]) -> NDArray[Any]:
-    """A parameter's numbers, given in the operator or by a constant of its own.
+    """Numbers of a parameter, which is inline or a constant of its own.
 
     Raises:
         FormatError: it has none, or what is no constant.
@@ -268,17 +268,17 @@ def _scales16(ops: Mapping[str, Op], name: str) -> NDArray[Any]:
 def bias_scales(
     scale: float, scales: NDArray[np.float32], shape: tuple[int, ...]
 ) -> NDArray[np.float32]:
-    """Scales of a bias in integers: of the value times those of the weight, group by group."""
+    """Scales of an integer bias: the input's scale times the weight's scales."""
     return np.resize(np.float32(scale) * scales, shape).astype(np.float32)
 
 
 def bias_levels(values: NDArray[np.float32], scales: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The integers that a bias in floats stands for; exact where they are below 2**23."""
+    """Integers of a bias stored as floats; exact below 2**23."""
     return np.rint(values.astype(np.float64) / scales).astype(np.int64)
 
 
 def _looked_up(op: Op, shape: tuple[int, ...], ops: Mapping[str, Op]) -> NDArray[Any]:
-    """The levels of a palette."""
+    """Look up the levels of a palette."""
     table = constant(op, "lut", ops).reshape(-1).astype(np.float32)
     indices = constant(op, "indices", ops)
     if "shape" in op.inputs:

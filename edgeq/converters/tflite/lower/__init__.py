@@ -1,1 +1,1 @@
-"""TfliteLowering of a graph to LiteRT operators."""
+"""Writing graphs as .tflite files, operator by operator."""

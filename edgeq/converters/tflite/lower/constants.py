@@ -1,4 +1,4 @@
-"""Constants of a canonical graph as tensors of a .tflite file, and a record of how."""
+"""Constants of a graph as tensors of a .tflite file, with a description for reading them back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgeq.graph.ir import Graph, QuantWeight
 
 
 class Constants(Operators):
-    """The file's graph in the making, with constants.
+    """Adds constants to the file's graph.
 
     Args:
         graph: what is lowered.
@@ -31,7 +31,7 @@ class Constants(Operators):
         self._tensors: dict[Any, Value] = {}
 
     def constant(self, name: str, rank: int, order: Order, rounded: bool = False) -> Value:
-        """A constant lifted to a rank, in an order."""
+        """Return a constant with axes of one added up to a rank, in an order."""
         held = self.graph.constants[name]
         shape = (1,) * (rank - len(held.shape)) + tuple(held.shape)
         if isinstance(held, QuantWeight) and held.bits != 32:
@@ -41,7 +41,7 @@ class Constants(Operators):
         return self.array(array)
 
     def array(self, array: NDArray[Any]) -> Value:
-        """A constant; float16 is widened as it is loaded."""
+        """Return a constant; float16 is widened when the file is loaded."""
         if array.dtype == np.float16:
             value = self.g.constant(np.ascontiguousarray(array))
             key = ("float16", value.buffer, value.shape)
@@ -56,7 +56,7 @@ class Constants(Operators):
         self, name: str, shape: Shape, order: Order, *, rounded: bool, narrow: bool = True,
         columns: tuple[Shape, Order] | None = None, fill: int = 0,
     ) -> Value:  # fmt: skip
-        """A quantized constant as integers, or dequantized where an operator takes none.
+        """Return a quantized constant as integers, or dequantized where an operator takes none.
 
         Args:
             name: the constant.
@@ -91,7 +91,7 @@ class Constants(Operators):
         return self._tensors["float", key]
 
     def integers(self, name: str, w: QuantWeight, kind: str) -> Value:
-        """A tensor with a weight's levels and scales."""
+        """Make a tensor with a weight's levels and scales."""
         levels = np.ascontiguousarray(w.levels)
         if kind == "int4":
             flat = np.append(levels.reshape(-1), np.zeros(levels.size % 2, np.int8)).view(np.uint8)
@@ -102,7 +102,7 @@ class Constants(Operators):
     def bias(
         self, name: str, levels: NDArray[np.int32], scales: NDArray[np.float32], less: int = 0
     ) -> Value:
-        """A bias of int32 with the scales of the products it is added to, ``less`` taken off."""
+        """Make an int32 bias with the scales of the products it is added to, minus ``less``."""
         key = (name, "bias", less)
         if key not in self._tensors:
             table = self.file.per_row(np.ascontiguousarray(scales, np.float32))
@@ -114,7 +114,7 @@ class Constants(Operators):
         return self._tensors[key]
 
     def blocks(self, name: str, *, narrow: bool = True) -> Value:
-        """A matrix [N, K] whose levels share scales in blocks of columns, K filled up to them."""
+        """Make a matrix [N, K] with scales for blocks of columns, K padded to whole blocks."""
         w = self.graph.constants[name]
         assert isinstance(w, QuantWeight)
         assert w.block is not None

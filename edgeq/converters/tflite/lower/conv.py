@@ -1,4 +1,4 @@
-"""Operators of the canonical graph as those of a .tflite file: weights, windows and products."""
+"""Emitters of convolutions and pools."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _LAST = channels_last(4)
 
 
 def windows(graph: Graph, node: Node) -> list[AxisWindow]:
-    """The windows of a Conv or pool along height and width; 1 high if there is width alone."""
+    """The windows of a Conv or pool along height and width; height is 1 if there is width only."""
     shape, out = graph.info(node.inputs[0]).shape, graph.info(node.output).shape
     if node.op == "Conv":
         kernel: Sequence[int] = graph.info(node.inputs[1]).shape[2:]
@@ -60,7 +60,7 @@ def windows(graph: Graph, node: Node) -> list[AxisWindow]:
 
 
 def image(low: TfliteLowering, node: Node, rounded: bool) -> Value:
-    """The first input as [N, H, W, C]."""
+    """Return the first input as [N, H, W, C]."""
     x = node.inputs[0]
     shape = low.shape(x)
     value = low.get(x, channels_last(len(shape)), rounded)
@@ -68,21 +68,21 @@ def image(low: TfliteLowering, node: Node, rounded: bool) -> Value:
 
 
 def flat_again(low: TfliteLowering, value: Value, out: Out) -> Made:
-    """An image [N, H, W, C] as the value it is, which may have width alone."""
+    """Return an image [N, H, W, C] in the shape of its value, which may have width only."""
     shape = low.shape(out.name)
     order = channels_last(len(shape))
     return low.reshaped(value, placed(shape, order)), order
 
 
 def lifted(shape: Shape) -> Shape:
-    """A kernel's shape with a height of 1, if it has width alone."""
+    """Add a height of 1 to a kernel's shape that has width only."""
     return (*shape[:2], 1, shape[2]) if len(shape) == 3 else shape
 
 
 def bias_of(
     low: TfliteLowering, node: Node, w: QuantWeight | None, n: int, rounded: bool, less: int = 0
 ) -> Value:
-    """The bias: int32 with the scales of products if rounded, else float32; zeros if none.
+    """Return the bias: int32 with the scales of products if rounded, else float32; zeros if absent.
 
     Integers are ``less`` than the graph's; reading back adds it again.
     """
@@ -104,7 +104,7 @@ def weight_of(
     low: TfliteLowering, code: str, name: str, shape: Shape, order: Order, rounded: bool,
     columns: tuple[Shape, Order] | None = None, fill: int = 0,
 ) -> Value:  # fmt: skip
-    """A weight as an operator reads it: integers where it can, else float32.
+    """Return a weight as an operator reads it: integers where it can, else float32.
 
     Integers get ``fill`` columns of zeros behind their own.
     """
@@ -126,7 +126,7 @@ def weight_of(
 def padding(
     low: TfliteLowering, x: Value, found: Sequence[AxisWindow], out: Out, fill: float = 0.0
 ) -> tuple[Value, dict[str, Any]]:
-    """An image padded as far as the operator does not do so itself, and the operator's setting."""
+    """Pad an image as far as the operator does not; returns it with the operator's padding."""
     kinds = low.file.schema.Padding
     height, width = found
     if height.valid and width.valid:
@@ -166,7 +166,7 @@ def conv(low: TfliteLowering, node: Node, out: Out) -> Made:
 
 @emits("ConvTranspose", integer=integer_weight, fault=faults.conv_transpose, activation=True)
 def conv_transpose(low: TfliteLowering, node: Node, out: Out) -> Made:
-    """A transposed convolution, cut to size where its padding is none that TFLite has."""
+    """A transposed convolution, cut to size where TFLite lacks its padding."""
     name = node.inputs[1]
     held = low.graph.constants[name]
     shape = lifted(tuple(held.shape))
@@ -208,7 +208,7 @@ def _transposed_same(size: int, out: int, kernel: int, stride: int, before: int)
 
 @emits("MaxPool", integer=always, fault=faults.pool, activation=True, whole_numbers=True)
 def max_pool(low: TfliteLowering, node: Node, out: Out) -> Made:
-    """The largest below a window; its padding is lower than any value."""
+    """The largest element in a window; padding is lower than any value."""
     found = windows(low.graph, node)
     x = image(low, node, out.rounded)
     x, settings = padding(low, x, found, out, -math.inf)
@@ -224,7 +224,7 @@ def pooled(
     out: Out,
     settings: dict[str, Any],
 ) -> Value:
-    """A pool on its input's grid."""
+    """A pool whose output has the scale and zero point of its input."""
     height, width = found
     act = 0 if out.rounded else low.fused(out)
     return low.op(
@@ -235,7 +235,7 @@ def pooled(
 
 
 def pool_counts(graph: Graph, node: Node) -> tuple[NDArray[np.int64], bool]:
-    """How many elements each mean is of [oh, ow], and whether TFLite's SAME divides so."""
+    """Number of elements in each mean [oh, ow], and whether TFLite's SAME counts the same."""
     found = windows(graph, node)
     pads = [int(p) for p in node.attrs.get("pads") or [0] * 4]
     ends = [(0, 0), (pads[0], pads[1])] if len(pads) == 2 else [pads[0::2], pads[1::2]]
@@ -258,7 +258,7 @@ def _averages(graph: Graph, node: Node, out: QuantParams) -> bool:
 
 @emits("AveragePool", integer=_averages, fault=faults.pool, activation=True)
 def average_pool(low: TfliteLowering, node: Node, out: Out) -> Made:
-    """The mean below a window, of the elements that the source counts."""
+    """The mean in a window, of the elements that the source counts."""
     found = windows(low.graph, node)
     counts, alike = pool_counts(low.graph, node)
     x = image(low, node, out.rounded)

@@ -1,4 +1,4 @@
-"""Why nodes cannot be lowered to a .tflite file, each with the nearest form that can.
+"""Why nodes cannot be lowered to a .tflite file, each with the nearest supported form.
 
 Every function gives the reason, or None if there is none.
 """
@@ -24,7 +24,7 @@ def _constant_weight(graph: Graph, node: Node) -> str | None:
 
 
 def conv(graph: Graph, node: Node) -> str | None:
-    """Of a convolution."""
+    """Check a convolution."""
     rank = len(graph.info(node.inputs[0]).shape)
     if rank not in (3, 4):
         return f"it has {rank - 2} spatial axes; the nearest supported has 1 or 2"
@@ -43,7 +43,7 @@ def conv(graph: Graph, node: Node) -> str | None:
 
 
 def conv_transpose(graph: Graph, node: Node) -> str | None:
-    """Of a transposed convolution."""
+    """Check a transposed convolution."""
     if found := conv(graph, node):
         return found
     if int(node.attrs.get("group", 1)) != 1:
@@ -62,7 +62,7 @@ def conv_transpose(graph: Graph, node: Node) -> str | None:
 
 
 def pool(graph: Graph, node: Node) -> str | None:
-    """Of a pool."""
+    """Check a pool."""
     rank = len(graph.info(node.inputs[0]).shape)
     if rank not in (3, 4):
         return f"it has {rank - 2} spatial axes; the nearest supported has 1 or 2"
@@ -74,7 +74,7 @@ def pool(graph: Graph, node: Node) -> str | None:
 
 
 def linear(graph: Graph, node: Node) -> str | None:
-    """Of a product with a constant."""
+    """Check a product with a constant."""
     if found := _constant_weight(graph, node):
         return found
     held = graph.constants[node.inputs[1]]
@@ -99,7 +99,7 @@ def _blocks(held: QuantWeight) -> str | None:
 
 
 def matmul(graph: Graph, node: Node) -> str | None:
-    """Of a product of two values."""
+    """Check a product of two values."""
     ranks = [len(graph.info(name).shape) for name in node.inputs]
     if min(ranks) < 2:
         return f"its factors have {ranks} axes; the nearest supported have 2 or more"
@@ -107,7 +107,7 @@ def matmul(graph: Graph, node: Node) -> str | None:
 
 
 def gather(graph: Graph, node: Node) -> str | None:
-    """Of a selection."""
+    """Check a selection of rows or elements."""
     held = graph.constants.get(node.inputs[0])
     if not isinstance(held, QuantWeight):
         return None
@@ -121,7 +121,7 @@ def gather(graph: Graph, node: Node) -> str | None:
 
 
 def pad(graph: Graph, node: Node) -> str | None:
-    """Of a border."""
+    """Check a padding."""
     mode = node.attrs.get("mode", "constant")
     if mode not in ("constant", "reflect"):
         return f"its mode is {mode}; the nearest supported are constant and reflect"
@@ -129,27 +129,27 @@ def pad(graph: Graph, node: Node) -> str | None:
 
 
 def arg(graph: Graph, node: Node) -> str | None:
-    """Of a place of an extreme."""
+    """Check the search for an extreme."""
     if node.attrs.get("select_last_index"):
         return "it takes the last of equals; the nearest supported takes the first"
     return None
 
 
 def cast(graph: Graph, node: Node) -> str | None:
-    """Of another type."""
+    """Check a cast."""
     known = ("float32", "float64", "float16", "int64", "int32", "int8", "uint8", "bool")
     dtype = graph.info(node.output).dtype
     return None if dtype in known else f"it makes {dtype}; the nearest supported is int32"
 
 
 def image(graph: Graph, node: Node) -> str | None:
-    """Of an operator on images alone."""
+    """Check an operator that supports images only."""
     rank = len(graph.info(node.inputs[0]).shape)
     return None if rank == 4 else f"its input has {rank} axes; the nearest supported has 4"
 
 
 def operands(graph: Graph, node: Node, emitter: TfliteEmitter) -> str | None:
-    """Of the types, shapes and scales of a node's inputs and outputs."""
+    """Check types, shapes and scales of a node's inputs and outputs."""
     if fault := _types(graph, node, emitter):
         return fault
     for name in node.inputs:

@@ -1,4 +1,4 @@
-"""The operators of a .tflite file that a graph is lowered to, and how their values are rounded."""
+"""Adding operators to the graph of a .tflite file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIGNATURE = "serving_default"
 
 
 class Operators:
-    """The file's graph in the making, to which operators are added.
+    """Adds operators to the file's graph.
 
     Args:
         graph: what is lowered.
@@ -67,7 +67,7 @@ class Operators:
         )  # fmt: skip
 
     def cast(self, value: Value, dtype: str) -> Value:
-        """A tensor as another type."""
+        """Cast a tensor."""
         types = self.file.schema.TensorType
         return self.op(
             "CAST", [value], dtype=dtype, inDataType=getattr(types, value.dtype.upper()),
@@ -75,11 +75,11 @@ class Operators:
         )  # fmt: skip
 
     def real(self, value: Value) -> Value:
-        """A tensor as float32."""
+        """Cast a tensor to float32."""
         return self.cast(value, "float32")
 
     def grid(self, quant: QuantParams | None) -> SharedTable | None:
-        """How rounded values of the file are marked."""
+        """Return the table of scale and zero point that marks rounded tensors."""
         if quant is None:
             return None
         table = self.file.grid(quant.scale, quant.zero_point)
@@ -87,11 +87,11 @@ class Operators:
         return table
 
     def quant_of(self, value: Value) -> QuantParams:
-        """How a tensor is rounded."""
+        """Return the scale and zero point of a tensor."""
         return self._quants[id(value.scales)]
 
     def moved(self, value: Value, shape: Shape, have: Order, want: Order) -> Value:
-        """A tensor of one order in another."""
+        """Bring a tensor from one order of axes to another."""
         if have == want:
             return value
         if same(shape, have, want):
@@ -102,18 +102,18 @@ class Operators:
         )
 
     def reshaped(self, value: Value, shape: Sequence[int]) -> Value:
-        """The same numbers in another shape."""
+        """Reshape a tensor."""
         if value.shape == tuple(shape):
             return value
         want = self.g.constant(np.array(shape, np.int32))
         return self.op("RESHAPE", [value, want], shape, like=True, newShape=list(shape))
 
     def ints(self, numbers: Sequence[int] | NDArray[Any]) -> Value:
-        """A constant list of int32."""
+        """Make a constant list of int32."""
         return self.g.constant(np.asarray(numbers, np.int32))
 
     def short(self, kind: str) -> str:
-        """A short name that nothing else has, for what is no value of the source.
+        """Make a short unique name for a tensor that is no value of the source.
 
         In a small network names are a part of the file that counts; values keep theirs.
         """
@@ -146,5 +146,5 @@ _OPTIONS = {
 
 
 def options_of(code: str) -> str:
-    """The schema's name of an operator's settings, "" if it has none."""
+    """The schema's name of an operator's options; "" if it has none."""
     return _OPTIONS.get(code, "".join(word.capitalize() for word in code.split("_")) + "Options")

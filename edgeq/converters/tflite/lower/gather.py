@@ -1,4 +1,4 @@
-"""Rows and elements taken by their numbers, and tables of integers, in a .tflite file."""
+"""Emitter of Gather, with tables of integers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgeq.graph.ir import Node, QuantWeight
 
 @emits("Gather", integer=computed, fault=faults.gather, whole_numbers=True)
 def gather(low: TfliteLowering, node: Node, out: Out) -> Made:
-    """Elements along an axis; of a matrix of integers, rows that are dequantized."""
+    """Select elements along an axis; rows of a matrix of integers are dequantized."""
     data, rows = node.inputs
     axis = node.attrs.get("axis", 0) % len(low.shape(data))
     if rows in low.graph.constants:

@@ -1,4 +1,4 @@
-"""How the axes of a channels-first graph lie in a channels-last file.
+"""Orders of axes: a channels-first graph in a channels-last file.
 
 An order says, for each axis of a tensor in the file, which of the value's own axes it is: a value
 [N, C, H, W] in the order (0, 2, 3, 1) is a tensor [N, H, W, C]. A transposition of the source only
@@ -18,27 +18,27 @@ Order = tuple[int, ...]
 
 
 def natural(rank: int) -> Order:
-    """The axes as they are."""
+    """The order of the source."""
     return tuple(range(rank))
 
 
 def channels_last(rank: int) -> Order:
-    """Axis 1 behind all others; of fewer than three axes, as they are."""
+    """Axis 1 behind all others; the source's order for fewer than three axes."""
     return (0, *range(2, rank), 1) if rank > 2 else natural(rank)
 
 
 def placed(shape: Sequence[int], order: Order) -> Shape:
-    """The shape of a tensor in that order."""
+    """Shape of a tensor in an order."""
     return tuple(int(shape[axis]) for axis in order)
 
 
 def moves(have: Order, want: Order) -> Order:
-    """The transposition that makes a tensor of one order one of another."""
+    """The transposition from one order to another."""
     return tuple(have.index(axis) for axis in want)
 
 
 def same(shape: Sequence[int], a: Order, b: Order) -> bool:
-    """Whether two orders differ by axes of one element alone."""
+    """Whether two orders differ by axes of one element only."""
     return _long(shape, a) == _long(shape, b)
 
 
@@ -47,24 +47,24 @@ def _long(shape: Sequence[int], order: Iterable[int]) -> list[int]:
 
 
 def after_transpose(order: Order, perm: Sequence[int]) -> Order:
-    """The order of ``x.transpose(perm)`` whose tensor is that of x in an order."""
+    """The order of ``x.transpose(perm)`` for which its tensor is that of x."""
     return tuple(list(perm).index(axis) for axis in order)
 
 
 def after_reduction(order: Order, axes: Iterable[int]) -> Order:
-    """The order of what is left once axes are gone."""
+    """The order of the axes that a reduction leaves."""
     gone = set(axes)
     kept = [axis for axis in order if axis not in gone]
     return tuple(sorted(kept).index(axis) for axis in kept)
 
 
 def with_last(order: Order, axis: int) -> Order:
-    """The same order, but with one axis behind all others."""
+    """Move one axis of an order behind all others."""
     return (*(i for i in order if i != axis), axis)
 
 
 def groups(source: Sequence[int], into: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """The axes of two shapes with equally many elements, in the least parts that match.
+    """Split the axes of two shapes of equal size into the smallest parts that match.
 
     Axes of one element are in no part.
     """
@@ -85,7 +85,7 @@ def groups(source: Sequence[int], into: Sequence[int]) -> list[tuple[list[int], 
 
 
 def reshaped(source: Shape, order: Order, into: Shape, image: bool) -> tuple[Order, Order]:
-    """The order a tensor must have so that it can be reshaped, and the order it then is in.
+    """The order that a tensor needs to be reshaped, and its order afterwards.
 
     Axes that belong together must follow each other in the value's own order; if they do, they
     stay where they lie. Else they are moved to where they serve best.
@@ -114,7 +114,7 @@ def reshaped(source: Shape, order: Order, into: Shape, image: bool) -> tuple[Ord
 
 @dataclass(frozen=True)
 class AxisWindow:
-    """A window moved along one axis.
+    """A sliding window along one axis.
 
     Args:
         size: of the axis.
@@ -134,31 +134,31 @@ class AxisWindow:
 
     @property
     def reach(self) -> int:
-        """From the first to behind the last element of the window."""
+        """Elements from the first to the last of the window, with gaps of dilation."""
         return (self.kernel - 1) * self.dilation + 1
 
     @property
     def needed(self) -> int:
-        """Zeros that its moves need before and after the axis, together with `before`."""
+        """Zeros that the window needs before and after the axis, including `before`."""
         return max(0, (self.out - 1) * self.stride + self.reach - self.size)
 
     @property
     def valid(self) -> bool:
-        """Whether it is TFLite's padding VALID."""
+        """Whether the padding is TFLite's VALID."""
         return self.before == 0 and self.out == (self.size - self.reach) // self.stride + 1
 
     @property
     def alike(self) -> bool:
-        """Whether it is TFLite's padding SAME, which puts the smaller half before."""
+        """Whether the padding is TFLite's SAME, which puts the smaller half before."""
         return self.out == -(-self.size // self.stride) and self.before == self.needed // 2
 
     @property
     def pads(self) -> tuple[int, int]:
-        """Zeros before and after the axis, with which it is VALID."""
+        """Zeros before and after the axis that make the padding VALID."""
         return self.before, max(0, self.needed - self.before)
 
     def counts(self, padding: tuple[int, int]) -> NDArray[np.int64]:
-        """Elements below each place [out], with those of some padding before and after."""
+        """Number of elements in each window [out], including some padding before and after."""
         starts = np.arange(self.out) * self.stride - self.before
         taken = starts[:, None] + np.arange(self.kernel) * self.dilation
         found: NDArray[np.int64] = ((taken >= -padding[0]) & (taken < self.size + padding[1])).sum(
@@ -168,5 +168,5 @@ class AxisWindow:
 
 
 def row_columns(dims: Sequence[int], order: Order) -> NDArray[np.int64]:
-    """Which columns of a flattened value [dims] each column of the same in another order is."""
+    """Source column of each column of a flattened value [dims] in another order."""
     return np.arange(int(np.prod(dims))).reshape(tuple(dims)).transpose(order).reshape(-1)

@@ -1,4 +1,4 @@
-"""Products of matrices of the canonical graph as those of a .tflite file."""
+"""Emitters of matrix products."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgeq.graph.ir import Node, QuantWeight
 
 _WHOLE = ("int32", "int64")
 _ENDS = np.array([-128, 127], np.int8)
-"""The outermost levels of a grid."""
+"""The lowest and highest integers of 8 bits."""
 
 
 @emits(
@@ -63,10 +63,11 @@ def linear(low: TfliteLowering, node: Node, out: Out) -> Made:
 
 
 def _with_ends(low: TfliteLowering, value: Value, quant: QuantParams) -> Value:
-    """A tensor of numbers on a grid with the grid's ends as two more columns.
+    """Add the lowest and highest representable value as two columns to a tensor of rounded values.
 
-    An operator of float values and integer weights rounds each row anew, to a grid that it fits
-    to the row. With the ends in every row that is the value's own grid, and nothing is lost.
+    An operator of float values and integer weights rounds each row anew, with a scale and zero
+    point that it fits to the row. With these columns in every row they are the value's own, and
+    nothing is lost.
     """
     key = (id(value), quant)
     if key not in low.ended:
@@ -79,7 +80,7 @@ def _with_ends(low: TfliteLowering, value: Value, quant: QuantParams) -> Value:
 
 
 def _unblocked(low: TfliteLowering, w: Value, block: int) -> Value:
-    """A matrix of blocks as float32."""
+    """Dequantize a matrix with scales for blocks."""
     assert w.group_scales is not None
     n, groups = w.group_scales.shape
     levels = low.reshaped(low.real(w), (n, groups, block))

@@ -1,4 +1,4 @@
-"""A canonical graph on its way into a .tflite file: its values, their orders and their types.
+"""State of lowering a graph to a .tflite file: values, their orders of axes and their types.
 
 Every value may lie in the file several times: rounded and as float32, and in several orders of its
 axes. What an operator needs and is not there yet is made from what is, once: QUANTIZE, DEQUANTIZE,
@@ -48,7 +48,7 @@ class LoweringOptions:
 
 @dataclass
 class Out:
-    """What a node is to make.
+    """The output that an emitter has to make.
 
     Args:
         name: the value, behind an activation that the node takes in.
@@ -63,12 +63,12 @@ class Out:
 
     @property
     def rounded(self) -> bool:
-        """Whether the node computes in integers."""
+        """Whether the node computes on integers."""
         return self.quant is not None
 
 
 class TfliteLowering(Constants):
-    """A graph on its way into a file.
+    """Lowers a graph into a file.
 
     Args:
         graph: what is lowered.
@@ -84,7 +84,7 @@ class TfliteLowering(Constants):
         self.columns: dict[str, tuple[Shape, Order]] = {}
         """Flattened value -> the axes [C, H, W] of its columns, and their order in the file."""
         self.ended: dict[tuple[int, QuantParams], tuple[Value, Value]] = {}
-        """Tensor's id and grid -> it, and it with the grid's ends as columns."""
+        """Tensor's id and parameters -> it, and it with the lowest and highest value as columns."""
         self.hybrid = False
         """Whether some operator rounds float values as it runs."""
         self._held: dict[str, dict[tuple[bool, Order], Value]] = {}
@@ -92,7 +92,7 @@ class TfliteLowering(Constants):
         self.images = self._images()
 
     def _images(self) -> set[str]:
-        """Values that operators with channels last take, be it behind others."""
+        """Values that reach operators with channels last, directly or through others."""
         found: set[str] = set()
         for node in reversed(self.graph.nodes):
             if node.op in SPATIAL:
@@ -111,23 +111,23 @@ class TfliteLowering(Constants):
         return self.settings.compute == "int8"
 
     def shape(self, name: str) -> Shape:
-        """Of a value or constant, as in the source."""
+        """Shape of a value or constant in the source."""
         return self.graph.info(name).shape
 
     def put(self, name: str, value: Value, order: Order) -> None:
-        """A value was made."""
+        """Register a tensor of a value."""
         self._held.setdefault(name, {})[value.scales is not None, order] = value
 
     def home(self, name: str) -> Order:
-        """The order in which a value first was made."""
+        """The order of a value's first tensor."""
         return next(iter(self._held[name]))[1]
 
     def held(self, name: str, order: Order, rounded: bool) -> bool:
-        """Whether a value lies in the file so."""
+        """Whether the file has a tensor of a value in this form."""
         return (rounded, order) in self._held[name]
 
     def get(self, name: str, order: Order | None = None, rounded: bool = False) -> Value:
-        """A value in an order, rounded or as it is computed in float."""
+        """Return a value in an order, rounded or in float."""
         held = self._held[name]
         order = self.home(name) if order is None else order
         if (rounded, order) not in held:
@@ -140,7 +140,7 @@ class TfliteLowering(Constants):
         return held[rounded, order]
 
     def operand(self, name: str, rank: int, order: Order, rounded: bool = False) -> Value:
-        """A value or constant to be broadcast with others of a rank, in their order."""
+        """Return a value or constant to be broadcast with others of a rank, in their order."""
         if name in self.graph.constants:
             return self.constant(name, rank, order, rounded)
         shape = self.shape(name)
@@ -151,7 +151,7 @@ class TfliteLowering(Constants):
         return self.moved(self.reshaped(value, wide), wide, natural(rank), order)
 
     def order_of(self, names: Sequence[str], rank: int, out: str) -> Order:
-        """The order for values that are taken element by element."""
+        """Choose the order in which an elementwise operator takes its inputs."""
         last = channels_last(rank)
         known = [self.home(n) for n in names if n in self._held and len(self.shape(n)) == rank]
         if not known or last in known or (out in self.images and natural(rank) in known):
@@ -159,7 +159,7 @@ class TfliteLowering(Constants):
         return known[0]
 
     def fused(self, out: Out) -> int:
-        """The activation that the operator does itself, which is then done."""
+        """Mark the activation as fused into the operator; returns the schema's number of it."""
         kinds = self.file.schema.ActivationFunctionType
         name = _FUSED.get((out.low, out.high))
         if name is None:
@@ -168,7 +168,7 @@ class TfliteLowering(Constants):
         return int(getattr(kinds, name))
 
     def finish(self, out: Out, value: Value, order: Order) -> None:
-        """Put what a node made in its place: rounded as the graph says, and held in bounds."""
+        """Register a node's output, rounded as the graph says and limited by its activation."""
         quant = self.graph.quants.get(out.name)
         rounded = value.scales is not None
         if quant and rounded and value.scales is not self.grid(quant):
@@ -184,7 +184,7 @@ class TfliteLowering(Constants):
         self.put(out.name, value, order)
 
     def regridded(self, value: Value, quant: QuantParams) -> Value:
-        """A rounded tensor on another grid.
+        """Requantize a tensor to another scale and zero point.
 
         A kernel of QUANTIZE multiplies integers by a factor of 8 fractional bits and gives another
         level in some places; MUL by one is exact.
@@ -193,7 +193,7 @@ class TfliteLowering(Constants):
         return self.op("MUL", [value, self.integers(self.short("w"), one, "int8")], quant=quant)
 
     def clamped(self, value: Value, out: Out, quant: QuantParams | None = None) -> Value:
-        """A tensor held between bounds: on its grid, if it is rounded, which is exact."""
+        """Limit a tensor to its bounds; of a rounded one, its integers, which is exact."""
         kind = _FUSED.get((out.low, out.high))
         if kind and quant is None and value.dtype == "float32":
             out.low, out.high = -math.inf, math.inf

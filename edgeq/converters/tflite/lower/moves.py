@@ -1,4 +1,4 @@
-"""Operators of the canonical graph as those of a .tflite file: moving, cutting, joining."""
+"""Emitters of operators that move, cut and join values."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from edgeq.graph.ir import Node, QuantWeight
 
 
 def constant_ints(low: TfliteLowering, node: Node, place: int) -> list[int] | None:
-    """An input that is a constant list; None if it is left out."""
+    """The integers of a constant input; None if it is absent."""
     name = node.inputs[place] if place < len(node.inputs) else ""
     return [int(n) for n in low.graph.array(name).reshape(-1)] if name else None
 
@@ -35,7 +35,7 @@ def constant_ints(low: TfliteLowering, node: Node, place: int) -> list[int] | No
 @emits("Reshape", integer=always, whole_numbers=True, max_rank=6)
 @emits("Flatten", "Squeeze", "Unsqueeze", integer=always, whole_numbers=True)
 def reshape(low: TfliteLowering, node: Node, out: Out) -> Made:
-    """Another shape: of Reshape, Flatten, Squeeze and Unsqueeze."""
+    """Reshape, Flatten, Squeeze and Unsqueeze."""
     x, into = node.inputs[0], low.shape(out.name)
     source, order = low.shape(x), low.home(x)
     need, gives = reshaped(source, order, into, node.output in low.images)
@@ -48,7 +48,7 @@ def reshape(low: TfliteLowering, node: Node, out: Out) -> Made:
 def _flattened(
     low: TfliteLowering, node: Node, source: Shape, order: Order, into: Shape
 ) -> tuple[Shape, Order] | None:
-    """The axes that became columns of matrix products alone, and their order in the file.
+    """The axes that become columns of matrix products only, and their order in the file.
 
     The products' weights can be put into that order, and nothing need be moved.
     """
@@ -74,7 +74,7 @@ def _flattened(
 
 @emits("Transpose", integer=always, whole_numbers=True, max_rank=6)
 def transpose(low: TfliteLowering, node: Node, out: Out) -> Made:
-    """Axes in another order: the same tensor, until an operator needs it otherwise."""
+    """A transposition only renames the order of axes; nothing moves until an operator needs it."""
     x, order = taken(low, node, out)
     perm = node.attrs.get("perm", tuple(reversed(range(len(order)))))
     return x, after_transpose(order, [int(p) for p in perm])
@@ -82,7 +82,7 @@ def transpose(low: TfliteLowering, node: Node, out: Out) -> Made:
 
 @emits("Identity", integer=always, whole_numbers=True)
 def identity(low: TfliteLowering, node: Node, out: Out) -> Made:
-    """The same value by another name; a constant becomes a tensor that is computed."""
+    """The same value under another name; a constant becomes a computed tensor."""
     name = node.inputs[0]
     if name not in low.graph.constants:
         return taken(low, node, out)
@@ -93,7 +93,7 @@ def identity(low: TfliteLowering, node: Node, out: Out) -> Made:
 
 @emits("Concat", integer=always, whole_numbers=True, activation=True)
 def concat(low: TfliteLowering, node: Node, out: Out) -> Made:
-    """Values joined along an axis, all on the grid of what is made."""
+    """Join values along an axis, all with the scale and zero point of the output."""
     shape = low.shape(out.name)
     rank = len(shape)
     order = low.order_of(node.inputs, rank, out.name)
@@ -121,7 +121,7 @@ def concat(low: TfliteLowering, node: Node, out: Out) -> Made:
 
 
 def cut(low: TfliteLowering, x: Value, begin: Sequence[int], shape: Sequence[int]) -> Value:
-    """Part of a tensor."""
+    """Cut a part out of a tensor."""
     if tuple(shape) == x.shape:
         return x
     return low.op("SLICE", [x, low.ints(begin), low.ints(shape)], shape, like=True)
@@ -129,7 +129,7 @@ def cut(low: TfliteLowering, x: Value, begin: Sequence[int], shape: Sequence[int
 
 @emits("Split", integer=always, whole_numbers=True)
 def split(low: TfliteLowering, node: Node, out: Out) -> list[Made]:
-    """A value cut in parts along an axis."""
+    """Cut a value into parts along an axis."""
     x, order = taken(low, node, out)
     at = order.index(node.attrs.get("axis", 0) % len(order))
     made: list[Made] = []
@@ -155,7 +155,7 @@ def _split_sizes(low: TfliteLowering, node: Node) -> list[int]:
 
 @emits("Slice", integer=always, whole_numbers=True)
 def slice_(low: TfliteLowering, node: Node, out: Out) -> Made:
-    """Part of a value, with steps; backwards by gathering."""
+    """Cut a part out of a value, with steps; negative steps by gathering."""
     x, order = taken(low, node, out)
     starts, ends = constant_ints(low, node, 1) or [], constant_ints(low, node, 2) or []
     given = constant_ints(low, node, 3)
@@ -183,14 +183,14 @@ def slice_(low: TfliteLowering, node: Node, out: Out) -> Made:
 
 
 def gathered(low: TfliteLowering, x: Value, places: NDArray[np.integer], axis: int) -> Value:
-    """Elements of a tensor along an axis of the file, at constant places."""
+    """Select elements of a tensor along an axis of the file, at constant places."""
     shape = (*x.shape[:axis], *places.shape, *x.shape[axis + 1 :])
     return low.op("GATHER", [x, low.ints(places)], shape, like=True, axis=axis, batchDims=0)
 
 
 @emits("Pad", integer=always, whole_numbers=True, fault=faults.pad)
 def pad(low: TfliteLowering, node: Node, out: Out) -> Made:
-    """A border of a constant, or of what lies inside."""
+    """Pad with a constant or by reflection."""
     x, order = taken(low, node, out)
     amounts, rank = constant_ints(low, node, 1) or [], len(order)
     given = constant_ints(low, node, 3)
@@ -215,7 +215,7 @@ def pad(low: TfliteLowering, node: Node, out: Out) -> Made:
 def padded(
     low: TfliteLowering, x: Value, border: NDArray[np.integer], value: float, out: Out
 ) -> Value:
-    """A tensor with a border of one value; rounded ones get that value's level."""
+    """Pad a tensor with one value; rounded tensors with that value's integer."""
     shape = [n + int(a) + int(b) for n, (a, b) in zip(x.shape, border, strict=True)]
     if value == 0.0 and x.dtype in ("float32", "int8"):
         return low.op("PAD", [x, low.ints(border)], shape, like=True)
@@ -229,7 +229,7 @@ def padded(
 
 @emits("Expand", integer=computed, whole_numbers=True)
 def expand(low: TfliteLowering, node: Node, out: Out) -> Made:
-    """A value broadcast to a shape."""
+    """Broadcast a value to a shape."""
     x, shape = node.inputs[0], low.shape(out.name)
     order = low.order_of([x], len(shape), out.name)
     value, wide = low.operand(x, len(shape), order, out.rounded), placed(shape, order)
@@ -240,7 +240,7 @@ def expand(low: TfliteLowering, node: Node, out: Out) -> Made:
 
 @emits("Tile", integer=always, whole_numbers=True)
 def tile(low: TfliteLowering, node: Node, out: Out) -> Made:
-    """A value repeated along its axes."""
+    """Repeat a value along its axes."""
     x, order = taken(low, node, out)
     times = constant_ints(low, node, 1) or []
     shape = placed(low.shape(out.name), order)
@@ -249,7 +249,7 @@ def tile(low: TfliteLowering, node: Node, out: Out) -> Made:
 
 @emits("Cast", fault=faults.cast, whole_numbers=True)
 def cast(low: TfliteLowering, node: Node, out: Out) -> Made:
-    """Another type; float64 and float16 are held as float32."""
+    """Cast a value; float64 and float16 are stored as float32."""
     x, order = taken(low, node, out)
     dtype = file_type(low.graph.info(out.name).dtype)
     if x.dtype == dtype:
@@ -261,13 +261,13 @@ def cast(low: TfliteLowering, node: Node, out: Out) -> Made:
 
 
 def file_type(dtype: str) -> str:
-    """The type that a value of the source has in the file: its own, but for narrow floats."""
+    """The type of a value in the file: its own, but float32 for other floats."""
     return {"float64": "float32", "float16": "float32"}.get(dtype, dtype)
 
 
 @emits("CumSum")
 def cumulated(low: TfliteLowering, node: Node, out: Out) -> Made:
-    """Sums along an axis up to each element."""
+    """Cumulative sums along an axis."""
     x, order = taken(low, node, out)
     axis = (constant_ints(low, node, 1) or [0])[0] % len(order)
     at = low.ints(np.array(order.index(axis)))
@@ -277,7 +277,7 @@ def cumulated(low: TfliteLowering, node: Node, out: Out) -> Made:
 
 @emits("DepthToSpace", "SpaceToDepth", integer=always, fault=faults.image)
 def depth_to_space(low: TfliteLowering, node: Node, out: Out) -> Made:
-    """Channels spread over neighboring places, or gathered from them."""
+    """DepthToSpace and SpaceToDepth."""
     x, order = node.inputs[0], channels_last(4)
     block = node.attrs["blocksize"]
     value = low.get(x, order, out.rounded)

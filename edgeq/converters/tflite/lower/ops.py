@@ -1,4 +1,4 @@
-"""Operators of the canonical graph as those of a .tflite file: element by element, and sums."""
+"""Emitters of elementwise operators, reductions and norms."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _ERF_P = 0.3275911
 
 
 def taken(low: TfliteLowering, node: Node, out: Out) -> tuple[Value, Order]:
-    """The first input as it lies in the file."""
+    """Return the first input and its order of axes."""
     x = node.inputs[0]
     return low.get(x, None, out.rounded), low.home(x)
 
 
 def number(low: TfliteLowering, value: float) -> Value:
-    """A float32 constant."""
+    """Make a float32 constant."""
     return low.g.constant(np.array(value, np.float32))
 
 
@@ -72,7 +72,7 @@ def binary(low: TfliteLowering, node: Node, out: Out) -> Made:
 
 @emits("Pow", lacks=("int32", "int64"))
 def power(low: TfliteLowering, node: Node, out: Out) -> Made:
-    """A power: the square and the root by their own operators."""
+    """A power; the square and the root by operators of their own."""
     base, exponent = node.inputs
     if exponent in low.graph.constants and low.graph.array(exponent).size == 1:
         by = float(low.graph.array(exponent).reshape(()))
@@ -95,7 +95,7 @@ def where(low: TfliteLowering, node: Node, out: Out) -> Made:
 
 
 def bounds(low: TfliteLowering, node: Node) -> tuple[float, float]:
-    """Between which a Relu or Clip holds its values."""
+    """The bounds of a Relu or Clip."""
     if node.op == "Relu":
         return 0.0, math.inf
     ends = [-math.inf, math.inf]
@@ -109,7 +109,7 @@ def bounds(low: TfliteLowering, node: Node) -> tuple[float, float]:
 
 @emits("Relu", "Clip", integer=always)
 def clamp(low: TfliteLowering, node: Node, out: Out) -> Made:
-    """A Relu or Clip of its own; one of rounded values is left to `TfliteLowering.finish`."""
+    """A Relu or Clip that no operator computes; of rounded values in `TfliteLowering.finish`."""
     x, order = taken(low, node, out)
     out.low, out.high = bounds(low, node)
     if out.rounded:
@@ -191,7 +191,7 @@ def softplus(low: TfliteLowering, node: Node, out: Out) -> Made:
 
 @emits("HardSigmoid")
 def hard_sigmoid(low: TfliteLowering, node: Node, out: Out) -> Made:
-    """alpha x + beta, held between 0 and 1."""
+    """alpha x + beta, limited to 0 .. 1."""
     x, order = taken(low, node, out)
     scaled = low.op("MUL", [x, number(low, node.attrs.get("alpha", 0.2))])
     value = low.op("ADD", [scaled, number(low, node.attrs.get("beta", 0.5))])
@@ -226,7 +226,7 @@ def erf(low: TfliteLowering, node: Node, out: Out) -> Made:
 
 
 def axes_of(low: TfliteLowering, node: Node) -> list[int]:
-    """The axes that a node sums over."""
+    """The axes of a reduction."""
     rank = len(low.shape(node.inputs[0]))
     if node.op.startswith("Global"):
         return list(range(2, rank))
@@ -262,7 +262,7 @@ def reduce(low: TfliteLowering, node: Node, out: Out) -> Made:
 def total(
     low: TfliteLowering, code: str, x: Value, places: list[int], keep: bool, out: Out | None = None
 ) -> Value:
-    """A tensor summed over axes of the file."""
+    """Reduce a tensor over axes of the file."""
     shape = [1 if i in places else n for i, n in enumerate(x.shape) if keep or i not in places]
     same = code in ("REDUCE_MAX", "REDUCE_MIN")
     quant = None if out is None or same else out.quant
@@ -272,7 +272,7 @@ def total(
 
 @emits("ArgMax", "ArgMin", fault=faults.arg, whole_numbers=True)
 def arg(low: TfliteLowering, node: Node, out: Out) -> Made:
-    """The place of the largest or smallest element along an axis."""
+    """Index of the largest or smallest element along an axis."""
     x, order = taken(low, node, out)
     axis = node.attrs.get("axis", 0) % len(order)
     at = order.index(axis)
@@ -288,7 +288,7 @@ def arg(low: TfliteLowering, node: Node, out: Out) -> Made:
 @emits("Softmax", integer=fixed_params)
 @emits("LogSoftmax")
 def softmax(low: TfliteLowering, node: Node, out: Out) -> Made:
-    """Softmax or its logarithm along one axis, which must be the last of the file's."""
+    """Softmax or its logarithm along one axis, which is moved to the end."""
     x = node.inputs[0]
     rank = len(low.shape(x))
     order = with_last(low.home(x), node.attrs.get("axis", -1) % rank)

@@ -1,4 +1,4 @@
-"""Resizing an image: which of the runtime's ways computes what the source asks for."""
+"""Emitter of Resize, with the option of the runtime that computes what the source asks for."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LINEAR: Mapping[str, dict[str, Any]] = {"asymmetric": {}, "align_corners": {"al
 
 
 def scales_of(graph: Graph, node: Node) -> list[float]:
-    """How many times larger each axis of the output is."""
+    """The scale of each axis."""
     source, out = graph.info(node.inputs[0]).shape, graph.info(node.output).shape
     found = [b / a for a, b in zip(source, out, strict=True)]
     name = node.inputs[2] if len(node.inputs) > 2 else ""
@@ -34,7 +34,7 @@ def scales_of(graph: Graph, node: Node) -> list[float]:
 
 
 def places(size: int, out: int, scale: float, attrs: Mapping[str, Any]) -> NDArray[np.float64]:
-    """Where in the source each element of the output lies, along one axis.
+    """Coordinates in the source of each output element along one axis.
 
     Source: the operator Resize of ONNX, opset 19.
     """
@@ -50,7 +50,7 @@ def places(size: int, out: int, scale: float, attrs: Mapping[str, Any]) -> NDArr
 
 
 def nearest(size: int, out: int, scale: float, attrs: Mapping[str, Any]) -> NDArray[np.int64]:
-    """Which element of the source each element of the output is."""
+    """Index in the source of each output element along one axis."""
     at = places(size, out, scale, attrs)
     way = attrs.get("nearest_mode", "round_prefer_floor")
     rounded = {
@@ -95,7 +95,7 @@ def fault(graph: Graph, node: Node) -> str | None:
 
 @emits("Resize", integer=always, fault=fault)
 def resize(low: TfliteLowering, node: Node, out: Out) -> Made:
-    """An image made larger or smaller."""
+    """Resize an image."""
     x = image(low, node, out.rounded)
     shape = low.shape(out.name)
     sizes = list(shape[2:]) if len(shape) == 4 else [1, shape[2]]
@@ -115,7 +115,7 @@ def resize(low: TfliteLowering, node: Node, out: Out) -> Made:
 def _nearest(
     low: TfliteLowering, x: Value, sizes: list[int], wanted: list[NDArray[np.int64]]
 ) -> Value:
-    """By the runtime's own operator if it takes the same elements, else by gathering them."""
+    """By the runtime's operator if it selects the same elements, else by GATHER."""
     ways: tuple[dict[str, Any], ...] = ({}, {"halfPixelCenters": True}, {"alignCorners": True})
     for way in ways:
         if all(np.array_equal(_taken(x.shape[1 + i], sizes[i], way), wanted[i]) for i in range(2)):
@@ -128,7 +128,7 @@ def _nearest(
 
 
 def _taken(size: int, out: int, way: Mapping[str, bool]) -> NDArray[np.int64]:
-    """The elements that RESIZE_NEAREST_NEIGHBOR takes, in its own arithmetic of float32.
+    """The elements that RESIZE_NEAREST_NEIGHBOR selects, in its own float32 arithmetic.
 
     Source: ``GetNearestNeighbor`` in ``reference/resize_nearest_neighbor.h`` of LiteRT.
     """
