@@ -11,11 +11,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "edgeq"
 
-STILL_TWICE = {
-    "Operator", "Tensor", "_Work",
-}  # fmt: skip
-"""Class names that are taken twice; the list only becomes shorter."""
-
 NO_MODULES = {"quant/training": {"distill", "qat", "adaround"}}
 """Names in a package's docstring that stand for something else than modules."""
 
@@ -38,7 +33,7 @@ def taken_twice() -> set[str]:
 
 
 def test_a_class_name_is_used_once() -> None:
-    assert not taken_twice() - STILL_TWICE
+    assert not taken_twice()
 
 
 def unknown_modules(package: Path) -> list[str]:
@@ -82,6 +77,9 @@ BRITISH = re.compile(
 )
 """British spellings; HTML's aria-labelledby is none."""
 
+_QUOTED = re.compile('[`"]equalise[`"]')
+"""The old spelling of a key of recipe files, where a text explains that it is still read."""
+
 OLD_SPELLINGS = {
     # what recipe files of earlier versions say, a text that models are compared on, stories, and
     # a misspelled name that must be refused
@@ -103,6 +101,7 @@ def test_spelling_is_american() -> None:
                 continue
             if relative in OLD_SPELLINGS or relative.startswith("tests/data"):
                 continue
-            for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+            text = _QUOTED.sub("", path.read_text("utf-8"))
+            for number, line in enumerate(text.splitlines(), 1):
                 found += [f"{relative}:{number}: {word}" for word in BRITISH.findall(line)]
     assert not found, "\n".join(found)
