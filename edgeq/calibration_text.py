@@ -1,4 +1,4 @@
-"""Texts to learn from and to measure on, as windows of a model's tokens."""
+"""Calibration and evaluation texts as windows of a model's tokens."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def calibration(
 
 
 def held_out(model: Model, path: str | Path | None) -> HeldOut | str:
-    """A text for the quality card, or why there is none.
+    """The text that quality is measured on, or the reason why there is none.
 
     Args:
         model: the float source.

@@ -1,11 +1,11 @@
-"""Many recipes on many models, on as many machines as there are: tasks on Dask.
+"""Recipes on models, in parallel on one or several machines: tasks on Dask.
 
-A task is one recipe on one model: quantize, measure the card, time it, tell the numbers. Tasks are
-independent, and named by what they are (a hash of it), so that
+A task is one recipe on one model: quantize, measure quality, time it. Tasks are independent, and
+their key is a hash of all their settings, so that
 
-- a worker that dies takes nothing with it: the scheduler gives its task to another;
-- what is done is kept in the folder as one file a task; a second run does only what is missing;
-- a result is there once, however often its task was begun.
+- if a worker dies, the scheduler gives its task to another;
+- results are kept in the folder as one file a task, and a second run computes only those missing;
+- a result exists once, however often its task was started.
 
 Workers read models and texts by the paths they are given: on other machines these must be the same.
 """
@@ -35,7 +35,7 @@ TIMED_TOKENS = 64
 """Generated for a timed run."""
 TIMED_RUNS = 5
 DEATHS = 5
-"""Workers that may die with a task before it is given up."""
+"""Workers that may die while doing a task before it is given up."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +65,17 @@ class Task:
 
     @property
     def key(self) -> str:
-        """Named by all it is: equal tasks have equal keys."""
+        """A hash of all settings: equal tasks have equal keys."""
         about = asdict(self)
         if not self.requantize:
-            del about["requantize"]  # as before there was the choice
+            del about["requantize"]  # keys of results from before this setting existed
         text = json.dumps(about, sort_keys=True)
         return "edgeq-" + hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What came of a task; None is "not measured".
+    """The result of a task; None means not measured.
 
     Args:
         key: of the task.
@@ -88,7 +88,7 @@ class SweepResult:
         top1: share of positions with the same likeliest token.
         tokens_per_s: generated, one thread, median of several runs; other tasks may run beside.
         seconds: of quantizing and measuring.
-        worker: where it was done.
+        worker: the address of the worker.
         error: why there are no numbers, if the recipe does not suit the model.
     """
 
@@ -111,13 +111,13 @@ class SweepResult:
         return {"format_version": FORMAT_VERSION, **asdict(self)}
 
     @classmethod
-    def from_dict(cls, held: Mapping[str, Any]) -> SweepResult:
+    def from_dict(cls, data: Mapping[str, Any]) -> SweepResult:
         """The row that `to_dict` wrote.
 
         Raises:
             FormatError: it is of another version, or something is missing or of the wrong kind.
         """
-        about = dict(held)
+        about = dict(data)
         version = about.pop("format_version", None)
         if version != FORMAT_VERSION:
             raise FormatError(f"its format version is {version}, this edgeq reads {FORMAT_VERSION}")

@@ -1,4 +1,4 @@
-"""What works, what does not, and the mend."""
+"""What works, what does not, and the fix."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def test_a_machine_without_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not troubles
     assert usable(found.values())
     assert "use -t 4" in found["threads"].found
-    assert "the other 4 cores are slow" in found["threads"].mend
+    assert "the other 4 cores are slow" in found["threads"].fix
     assert found["throttling now"].found == "none"
     assert found["governor"].found == "performance"
 
 
 @pytest.mark.parametrize(
-    ("change", "name", "ok", "words", "mend"),
+    ("change", "name", "ok", "words", "fix"),
     [
         ({"governors": {"policy0": "powersave"}}, "governor", False, "powersave", "tee /sys"),
         ({"governors": {"policy0": "ondemand"}}, "governor", True, "ondemand", "steady"),
@@ -86,23 +86,23 @@ def test_a_machine_without_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ],
 )  # fmt: skip
 def test_each_trouble_has_its_mend(
-    change: dict[str, object], name: str, ok: bool | None, words: str, mend: str,
+    change: dict[str, object], name: str, ok: bool | None, words: str, fix: str,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(doctor, "available_cores", lambda: 8)
     check = examined(replace(FINE, **change), root_of(tmp_path))[name]  # type: ignore[arg-type]
     assert check.ok is ok
     assert words in check.found
-    assert mend in check.mend
-    assert bool(check.mend) == bool(mend)
+    assert fix in check.fix
+    assert bool(check.fix) == bool(fix)
 
 
 def test_a_busy_machine_without_huge_pages(tmp_path: Path) -> None:
     found = examined(FINE, root_of(tmp_path, load="7.5", pages="always madvise [never]"))
     assert found["load"].ok is False
-    assert "too slow" in found["load"].mend
+    assert "too slow" in found["load"].fix
     assert found["huge pages"].ok is False
-    assert "madvise" in found["huge pages"].mend
+    assert "madvise" in found["huge pages"].fix
 
 
 def test_where_proc_and_sys_are_not(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_32_bits_are_fatal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(doctor.sys, "maxsize", 2**31 - 1)
     found = examined(FINE, root_of(tmp_path))
     assert found["system"].ok is False
-    assert "64-bit" in found["system"].mend
+    assert "64-bit" in found["system"].fix
     assert not usable(found.values())
 
 
@@ -125,10 +125,10 @@ def test_an_old_python_or_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.platform, "libc_ver", lambda: ("glibc", "2.19"))
     old = doctor._glibc()
     assert old.ok is False
-    assert "2.27" in old.mend
+    assert "2.27" in old.fix
     monkeypatch.setattr(doctor.platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(doctor.platform, "system", lambda: "Linux")
-    assert "Alpine" in doctor._glibc().mend
+    assert "Alpine" in doctor._glibc().fix
     monkeypatch.setattr(doctor.platform, "system", lambda: "Darwin")
     assert doctor._glibc() == Check("glibc", None, "not used by this system")
 
@@ -137,7 +137,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     assert doctor._cache(tmp_path / "not" / "there" / "yet").ok
     file = tmp_path / "file"
     file.write_text("")
-    assert "EDGEQ_CACHE" in doctor._cache(file / "below").mend
+    assert "EDGEQ_CACHE" in doctor._cache(file / "below").fix
 
 
 # packages
@@ -156,7 +156,7 @@ def test_a_required_package_that_is_missing_is_fatal() -> None:
     found = by_name(doctor._packages(states(numba=State(""))))["required packages"]
     assert found.ok is False
     assert found.needed
-    assert found.mend == "pip install --force-reinstall numba"
+    assert found.fix == "pip install --force-reinstall numba"
 
 
 def test_a_package_built_for_another_processor() -> None:
@@ -174,7 +174,7 @@ def test_a_package_built_for_another_processor() -> None:
 def test_an_extra_that_is_not_installed_names_its_pip_line() -> None:
     found = by_name(doctor._packages(states(gguf=State(""), distributed=State(""))))
     assert found["extra gguf"].ok is None
-    assert found["extra gguf"].mend == "pip install 'edgeq[gguf]' to read and write GGUF files"
+    assert found["extra gguf"].fix == "pip install 'edgeq[gguf]' to read and write GGUF files"
     assert "dask 1.0; distributed not installed" in found["extra sweep"].found
 
 
@@ -183,7 +183,7 @@ def test_an_extra_that_cannot_be_had_here(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(doctor.platform, "system", lambda: "Linux")
     found = by_name(doctor._packages(states(coremltools=State(""))))["extra coreml"]
     assert found.ok is None
-    assert not found.mend
+    assert not found.fix
     assert "x86-64 Linux only" in found.found
 
 
@@ -272,7 +272,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     assert main(["doctor", "--quick", "--format", "json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["usable"] is True
-    assert {"name", "ok", "found", "mend", "needed"} == set(found["checks"][0])
+    assert {"name", "ok", "found", "fix", "needed"} == set(found["checks"][0])
     assert {check["ok"] for check in found["checks"]} <= {True, False, None}
 
 

@@ -401,7 +401,7 @@ def test_eembc_few_bad_samples_are_told_and_many_refused(tmp_path: Path) -> None
     trace = traces.read_eembc(eembc(tmp_path / "trace1-energy.bin", each))
     found = trace.energy(TimeWindow("run", 0, 1_000_000_000))
     assert found.joules == pytest.approx(0.04)
-    assert "neighbors' mean taken (3 times)" in found.problems[0]
+    assert "the mean of its neighbors (3 times)" in found.problems[0]
     each[:500] = np.nan
     with pytest.raises(FormatError, match="500 of 1000 samples"):
         traces.read_eembc(eembc(tmp_path / "trace1-energy.bin", each))

@@ -20,7 +20,7 @@ def doctor(*, quick: bool = False, progress: Progress | None = None) -> list[Che
 
     Returns:
         Checks in the order to read them: ``ok`` is True if all is well, False for a problem that
-        ``mend`` fixes, None where something is optional and absent or cannot be determined.
+        ``fix`` fixes, None where something is optional and absent or cannot be determined.
 
     Example:
         >>> {check.name: check.ok for check in edgeq.doctor(quick=True)}["kernel"]
@@ -37,8 +37,8 @@ def _kernel() -> Check:
     except EdgeqError as err:  # of a kernel that EDGEQ_KERNEL names
         return Check("kernel", False, str(err), "unset EDGEQ_KERNEL", needed=True)
     except (ImportError, OSError) as err:
-        mend = "pip install --force-reinstall numba llvmlite"
-        return Check("kernel", False, str(err), mend, needed=True)
+        fix = "pip install --force-reinstall numba llvmlite"
+        return Check("kernel", False, str(err), fix, needed=True)
     better = []
     for kernel, arch, needs in TABLE:
         if kernel.name == ISA.name:
@@ -48,7 +48,7 @@ def _kernel() -> Check:
             better.append(f"{kernel.name} needs {' '.join(lacks)}" if lacks else kernel.name)
     why = "EDGEQ_KERNEL asks for it" if wanted else "the best this processor runs"
     found = f"{ISA.name}: {why}" + (f" ({'; '.join(better)})" if better else "")
-    mend = ""
+    fix = ""
     if wanted and better and "needs" not in better[0]:
-        mend = f"unset EDGEQ_KERNEL to use {better[0]}"
-    return Check("kernel", True, found, mend, needed=True)
+        fix = f"unset EDGEQ_KERNEL to use {better[0]}"
+    return Check("kernel", True, found, fix, needed=True)

@@ -1,41 +1,56 @@
-"""What is in a model file."""
+"""What is in a model file: of a decoder, a graph, or a file made for another runtime."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from edgeq.converters.targets import graph_target, graph_target_of
+from edgeq.converters.tflite.foreign import ForeignTflite
+from edgeq.core.errors import EdgeqError, FormatError, check_type
 from edgeq.devices.model_header import facts_of
 from edgeq.formats.packing import TILE, round_up
 from edgeq.formats.tensor import QuantTensor, Tensor
-from edgeq.importers import load
+from edgeq.graph.files import read
+from edgeq.graph.ir import Graph
+from edgeq.importers import load, source_kind
 from edgeq.model.model import Model
+from edgeq.quant.graph.stored_samples import META_SAMPLES
+from edgeq.quant.graph.summary import arena_bytes, constants_bytes, operator_rows, precisions
 
 
 def inspect(model: Model | str | Path, *, path: str | None = None) -> dict[str, Any]:
-    """Describe a decoder: config, size, tensors, tokenizer files and where it came from.
+    """Describe a model: sizes, tensors or operators, quantization, and where it came from.
 
     Args:
-        model: a model or the path of one.
+        model: a decoder, or the path of a decoder, of a graph, or of a file for another runtime
+            (.ort, .tflite or .mlpackage that edgeq wrote).
         path: how the record calls the model; its path if None.
 
     Returns:
-        A record that JSON can hold: "config", "n_params", "nbytes", "bpw" (bits per weight, scales
-        and padding included), "tensors" (each with scheme, shape, size and SQNR), "files" and
-        "provenance".
+        A record that JSON can hold. Of a decoder: "config", "n_params", "nbytes", "bpw" (bits per
+        weight, scales and padding included), "tensors" (each with scheme, shape, size and SQNR),
+        "files" and "provenance". Of a graph: "inputs", "outputs", "nbytes", "arena_bytes",
+        "precisions" and "operators". Of a file for another runtime: "weights" and "quants".
 
     Raises:
-        FormatError: the model cannot be opened.
+        FormatError: the file cannot be read, or edgeq did not write it.
+        MissingDependencyError: a package that reads the format is not installed.
 
     Example:
         >>> record = edgeq.inspect("model.edgeq")
         >>> record["config"]["family"], round(record["bpw"], 1)
         ('llama', 5.1)
     """
-    opened = model if isinstance(model, Model) else load(model)
+    check_type("model", model, Model, str, PathLike)
     if path is None:
         path = "" if isinstance(model, Model) else str(model)
+    if not isinstance(model, Model) and (kind := source_kind(model)) != "model":
+        return _inspect_graph(Path(model), path) if kind == "graph" else _inspect_file(Path(model))
+    opened = model if isinstance(model, Model) else load(model)
     schemes = {name: known.scheme for name, known in facts_of(opened, path).tensors.items()}
     tensors = [
         _describe(opened, name, tensor, schemes[name]) for name, tensor in opened.tensors.items()
@@ -72,4 +87,55 @@ def _describe(model: Model, name: str, tensor: Tensor, scheme: str) -> dict[str,
         "nbytes": int(tensor.nbytes),
         "bpw": _bits_per_weight(tensor.nbytes, math.prod(shape)),
         "sqnr_db": sqnr,
+    }
+
+
+def _inspect_graph(path: Path, name: str) -> dict[str, Any]:
+    try:
+        graph = read(path)
+    except EdgeqError as err:
+        try:  # a file that edgeq made for a runtime is not a graph that it reads
+            return _inspect_file(path)
+        except EdgeqError:
+            raise err from None
+    rows = operator_rows(graph)
+    float_bytes, nbytes = constants_bytes(graph)
+    return {
+        "path": name,
+        "name": graph.name,
+        "inputs": _shapes(graph, graph.inputs),
+        "outputs": _shapes(graph, graph.outputs),
+        "float_bytes": float_bytes,
+        "nbytes": nbytes,
+        "arena_bytes": arena_bytes(graph),
+        "meta": {key: text for key, text in graph.meta.items() if key != META_SAMPLES},
+        "precisions": precisions(rows),
+        "operators": [vars(row) for row in rows],
+    }
+
+
+def _shapes(graph: Graph, names: Iterable[str]) -> dict[str, str]:
+    infos = {name: graph.info(name) for name in names}
+    return {name: f"{info.dtype} {list(info.shape)}" for name, info in infos.items()}
+
+
+def _inspect_file(path: Path) -> dict[str, Any]:
+    """What edgeq packed into a file for another runtime, or a .tflite file as LiteRT sees it."""
+    try:
+        target = graph_target(graph_target_of(path))
+        weights, quants = dict(target.read_weights(path)), target.read_quants(path)
+    except FormatError:
+        if path.suffix.lower() != ".tflite":
+            raise
+        runner = ForeignTflite(path)
+        record = {"path": str(path), "nbytes": path.stat().st_size, **runner.describe()}
+        runner.close()
+        return record
+    return {
+        "path": str(path),
+        "weights": {
+            name: {"bits": weight.bits, "shape": list(weight.shape), "nbytes": weight.nbytes}
+            for name, weight in weights.items()
+        },
+        "quants": {name: vars(quant) for name, quant in quants.items()},
     }

@@ -42,8 +42,8 @@ from edgeq.core.errors import EdgeqError
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
-class Told(BaseException):  # no Exception: nothing but the fence below may catch it
-    """The system told us to leave, by SIGTERM or since the terminal was closed.
+class Terminated(BaseException):  # no Exception: only `main` catches it
+    """SIGTERM arrived, or the terminal was closed.
 
     Like a KeyboardInterrupt it unwinds what is open, so that temporary files are removed.
 
@@ -56,7 +56,7 @@ class Told(BaseException):  # no Exception: nothing but the fence below may catc
         self.signum = signum
 
 
-class Verbs(click.Group):
+class OrderedGroup(click.Group):
     """A group that lists its commands in the order a newcomer needs them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -65,7 +65,7 @@ class Verbs(click.Group):
 
 
 @click.group(
-    cls=Verbs,
+    cls=OrderedGroup,
     context_settings=CONTEXT_SETTINGS,
     epilog="Every option can also be set by an environment variable: EDGEQ_RUN_THREADS=2 is "
     "`edgeq run --threads 2`. EDGEQ_MODEL, EDGEQ_THREADS, EDGEQ_CTX_SIZE, EDGEQ_KV_BITS and "
@@ -77,7 +77,7 @@ def cli() -> None:
 
 
 cli.params.append(debug_option())
-for _verb in (
+for _command in (
     demo,
     quantize,
     inspect,
@@ -98,7 +98,7 @@ for _verb in (
     warmup,
     doctor,
 ):
-    cli.add_command(_verb)
+    cli.add_command(_command)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -112,7 +112,7 @@ def main(args: Sequence[str] | None = None) -> int:
         terminated, 129 the terminal was closed.
     """
     for stream in (sys.stdout, sys.stderr):
-        # a terminal that cannot show a character must not end a story
+        # a character that the terminal cannot show must not end the command
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
@@ -121,10 +121,10 @@ def main(args: Sequence[str] | None = None) -> int:
                 args, prog_name="edgeq", standalone_mode=False, auto_envvar_prefix="EDGEQ"
             )
             sys.stdout.flush()
-    except Told as told:
-        with contextlib.suppress(OSError):  # with the terminal goes what we write to
+    except Terminated as terminated:
+        with contextlib.suppress(OSError):  # the terminal may be gone
             click.echo("terminated", err=True)
-        return 128 + told.signum
+        return 128 + terminated.signum
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return EXIT_INTERRUPTED
@@ -153,15 +153,15 @@ def main(args: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _orderly() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the command as Ctrl-C does, files put in order.
+    """SIGTERM and SIGHUP end the command as Ctrl-C does, so that temporary files are removed.
 
-    A signal that somebody else handles or ignores (as nohup does) stays theirs.
+    A signal that another handler handles or ignores (as nohup does) is left alone.
     """
 
     def leave(signum: int, frame: FrameType | None) -> None:
-        for ours in taken:  # once is enough: putting files in order is not disturbed
+        for ours in taken:  # removing files must not be interrupted
             signal.signal(ours, signal.SIG_IGN)
-        raise Told(signum)
+        raise Terminated(signum)
 
     taken: list[signal.Signals] = []
     if threading.current_thread() is threading.main_thread():
@@ -184,7 +184,7 @@ def _explain(message: str) -> int:
 
 
 def _reader_left() -> int:
-    """The reader of our output has gone (as in ``| head``): nothing to say, and nobody to hear."""
+    """Whoever read standard output has closed it, as in ``| head``: end without a message."""
     with open(os.devnull, "w", encoding="utf-8") as sink:  # noqa: PTH123
         os.dup2(sink.fileno(), sys.stdout.fileno())
     return EXIT_ERROR

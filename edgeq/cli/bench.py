@@ -34,7 +34,7 @@ _DECODERS = (
     "shape", "preset", "n_prompt", "n_gen", "n_depth", "kv_bits", "cache_type_k", "cache_type_v",
     "backend", "against_plan",
 )  # fmt: skip
-"""Options that have no meaning for a graph."""
+"""Options for language models only."""
 
 
 @command("bench", "Measure tokens per second, as llama-bench does.")
@@ -200,7 +200,7 @@ def _mark(row: dict[str, Any]) -> str:
 
 
 def _footnotes(rows: list[dict[str, Any]]) -> str:
-    """Why figures that are marked are no facts."""
+    """Footnotes that explain marked figures."""
     doubts = dict.fromkeys(row["suspect"] for row in rows if row["suspect"])
     return "".join(f"\n{busy.wrapped(f'{busy.MARK} {doubt}', '  ')}\n" for doubt in doubts)
 

@@ -1,4 +1,4 @@
-"""How the command line says that a measurement was disturbed, or that a figure is no fact."""
+"""Warnings about disturbed measurements and figures that cannot be trusted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from edgeq.cli import render
 
 MARK = "*"
-"""What stands behind a figure beyond what the machine can do; a footnote gives the reason."""
+"""The mark of a figure beyond what the machine can do; a footnote gives the reason."""
 
 
 def wrapped(text: str, indent: str = "") -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edgeq.quant.decoder.calibrate import CalibrationStats, CalibrationText
 
 _WORST = 3
-"""Matrices that are named for having inputs far from their average."""
+"""Number of matrices with the largest outliers that are named."""
 
 
 @command("calibrate", "Collect activation statistics of a model on a text, for `quantize`.")
@@ -112,7 +112,7 @@ def _text(found: dict[str, Any], cut: CalibrationText) -> str:
     peak = found["peak_rss_bytes"]
 
     def reach(seen: dict[str, Any]) -> float:
-        """How far the range goes, in root mean squares: what static INT8 suffers from."""
+        """The largest magnitude in root mean squares, which costs static INT8 precision."""
         return float(max(-seen["low"], seen["high"]) / seen["rms"]) if seen["rms"] else 0.0
 
     farthest = sorted(found["inputs"], key=reach, reverse=True)[:_WORST]

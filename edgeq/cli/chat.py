@@ -1,4 +1,4 @@
-"""``edgeq chat``: a conversation that remembers itself."""
+"""``edgeq chat``: a conversation with a model."""
 
 from __future__ import annotations
 

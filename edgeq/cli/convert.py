@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 _DECODERS = ("preset", "ctx_size", "kv", "compute", "prefill", "steps", "max_ram")
-"""Options that have no meaning for a graph."""
+"""Options for language models only."""
 
 
 @command("convert", "Convert a model to the format of another runtime.")

@@ -1,4 +1,4 @@
-"""``edgeq demo``: a small model, quantized before your eyes, tells a story."""
+"""``edgeq demo``: quantize a small model, let it tell a story, compare it with the float one."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _cache_file() -> Path:
     folder = cache_home()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a read-only home must not spoil the show
+    except OSError:  # the home folder may be read-only
         folder = Path(tempfile.mkdtemp(prefix="edgeq-"))
     if not os.access(folder, os.W_OK):
         folder = Path(tempfile.mkdtemp(prefix="edgeq-"))

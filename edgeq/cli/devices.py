@@ -108,8 +108,8 @@ def detect(measure: bool, source: str | None, form: str) -> None:
         render.write(_detected_text(found, rates, gops))
 
 
-for _verb in (list_, show, detect):
-    devices.add_command(_verb)
+for _command in (list_, show, detect):
+    devices.add_command(_command)
 
 
 def _measured(found: Detected) -> tuple[dict[int, float], float]:

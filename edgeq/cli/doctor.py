@@ -50,8 +50,8 @@ def _text(results: list[Check], works: bool) -> str:
     for check in results:
         line = f"{_MARKS[check.ok]}  {check.name:{width}}  {check.found}"
         lines.append(render.wrapped(line, shown, indent[2:]))
-        if check.mend:
-            lines.append(render.wrapped(f"{indent[2:]}> {check.mend}", shown, indent))
+        if check.fix:
+            lines.append(render.wrapped(f"{indent[2:]}> {check.fix}", shown, indent))
     troubles = sum(check.ok is False for check in results)
     last = "no problems" if not troubles else f"{troubles} problem{'s' * (troubles > 1)}"
     lines.append("")

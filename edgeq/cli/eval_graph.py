@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edgeq.quant.graph.images import Preprocess
 
 _SHOWN = 3
-"""Pairs of classes that are named for being mixed up most."""
+"""Number of most confused pairs of classes that are named."""
 
 
 def eval_graph(
@@ -35,7 +35,7 @@ def eval_graph(
     threads: int | None,
     form: str,
 ) -> None:
-    """Measure a graph and say what was found.
+    """Measure a graph and print the result.
 
     Args:
         model: .onnx, .ort, .tflite or .mlpackage.

@@ -1,4 +1,4 @@
-"""``edgeq eval``: how many questions, or labeled samples, a model answers rightly."""
+"""``edgeq eval``: how many questions, or labeled samples, a model answers correctly."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 
 OF_MODELS = ("task", "ctx_size", "kv_bits", "cache_type_k", "cache_type_v", "backend")
-"""Options that graphs have no use for."""
+"""Options for language models only."""
 OF_GRAPHS = ("scores", "confusion", *(name for name in SAMPLE_OPTIONS if name != "layout"))
-"""Options that language models have no use for."""
+"""Options for graphs only."""
 
 
 @command("eval", "Measure the accuracy of a model on a question set or on labeled samples.")

@@ -1,4 +1,4 @@
-"""What several commands do where MODEL is a graph of operators: vision, audio, encoder models."""
+"""Commands on graphs: vision, audio and encoder models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edgeq.graph.ir import Graph
 
 _SHOWN = 4
-"""Weights that are named for being held in more bits; the certificate has all."""
+"""Number of weights stored in more bits that are named; the certificate lists all."""
 
 
 def refuse_made(model: str) -> None:
@@ -56,23 +56,17 @@ def inspect(model: str, form: str, details: bool) -> None:
         form: "text" or "json", which contains everything.
         details: list each operator or weight, not only their numbers.
     """
-    from edgeq.core.errors import EdgeqError
-    from edgeq.graph.files import read
-    from edgeq.importers import source_kind
+    from edgeq.api.inspect import inspect as describe
 
-    if source_kind(model) != "graph":
-        render.write(_foreign(Path(model), form, details))
-        return
-    try:
-        graph = read(model)
-    except EdgeqError as err:
-        try:  # what edgeq made for a runtime is no graph that it reads
-            text = _foreign(Path(model), form, details)
-        except EdgeqError:
-            raise err from None
+    record = describe(model)
+    if form == "json":
+        render.write(json.dumps(record, indent=2) + "\n")
+    elif "weights" in record:
+        render.write(_packed_file(record, details))
+    elif isinstance(record["operators"], list):
+        render.write(_graph(record, details))
     else:
-        text = _graph(graph, model, form, details)
-    render.write(text)
+        render.write(_other_tflite(record))
 
 
 REAL = 16
@@ -159,7 +153,7 @@ def converted(made: Conversion) -> str:
 
 
 def held_wider(asked: Mapping[str, int], held: Mapping[str, int]) -> list[str]:
-    """Which weights a file holds in more bits than they have, a line for each kind."""
+    """The weights that a file stores in more bits than they have, a line for each kind."""
     kinds: dict[tuple[int, int], list[str]] = {}
     for name, bits in asked.items():
         if held.get(name, bits) > bits:
@@ -172,51 +166,34 @@ def held_wider(asked: Mapping[str, int], held: Mapping[str, int]) -> list[str]:
     ]
 
 
-def _graph(graph: Graph, model: str, form: str, details: bool) -> str:
-    from edgeq.quant.graph.stored_samples import META_SAMPLES
-    from edgeq.quant.graph.summary import (
-        arena_bytes,
-        constants_bytes,
-        operator_rows,
-        precisions,
-    )
-
-    rows = operator_rows(graph)
-    whole, held = constants_bytes(graph)
-    facts: dict[str, Any] = {
-        "path": model,
-        "name": graph.name,
-        "inputs": {name: _info(graph.info(name)) for name in graph.inputs},
-        "outputs": {name: _info(graph.info(name)) for name in graph.outputs},
-        "float_bytes": whole,
-        "nbytes": held,
-        "arena_bytes": arena_bytes(graph),
-        "meta": {key: text for key, text in graph.meta.items() if key != META_SAMPLES},
-        "precisions": precisions(rows),
-    }
-    if form == "json":
-        return json.dumps(facts | {"operators": [vars(row) for row in rows]}, indent=2) + "\n"
+def _graph(record: dict[str, Any], details: bool) -> str:
+    rows = record["operators"]
+    size, float_size = map(render.human_bytes, (record["nbytes"], record["float_bytes"]))
     summary = render.facts(
         [
-            ("model", Path(model).name),
+            ("model", Path(record["path"]).name),
             *((kind[:-1], f"{name} {text}") for kind in ("inputs", "outputs")
-              for name, text in facts[kind].items()),
-            ("weights", f"{render.human_bytes(held)}, {render.human_bytes(whole)} in float32"),
-            ("activations", f"{render.human_bytes(facts['arena_bytes'])} at most at a time"),
-            ("recipe", graph.meta.get("edgeq.recipe", "")),
+              for name, text in record[kind].items()),
+            ("weights", f"{size}, {float_size} in float32"),
+            ("activations", f"{render.human_bytes(record['arena_bytes'])} at most at a time"),
+            ("recipe", record["meta"].get("edgeq.recipe", "")),
         ]
     )  # fmt: skip
     if details:
         head, sides = ["operator", "node", "weights", "computes in", "size"], "llllr"
         cells = [
-            [row.op, row.node, row.weight, row.activations, render.human_bytes(row.nbytes)]
+            [
+                *(row[key] for key in ("op", "node", "weight", "activations")),
+                render.human_bytes(row["nbytes"]),
+            ]
             for row in rows
         ]
     else:
         head, sides = ["operator", "count", "weights", "computes in", "size"], "lrllr"
         kinds: dict[tuple[str, str, str], list[int]] = {}
         for row in rows:
-            kinds.setdefault((row.op, row.weight, row.activations), []).append(row.nbytes)
+            kind = (row["op"], row["weight"], row["activations"])
+            kinds.setdefault(kind, []).append(row["nbytes"])
         cells = [
             [op, str(len(sizes)), weight, activations, render.human_bytes(sum(sizes))]
             for (op, weight, activations), sizes in kinds.items()
@@ -257,58 +234,33 @@ def compared(report: ValidationReport) -> str:
     return f"{text}\n\n{table}\n{explained}"
 
 
-def _foreign(path: Path, form: str, details: bool) -> str:
-    """A target's file: what edgeq packed into it, read back."""
-    from edgeq.converters.targets import graph_target, graph_target_of
-    from edgeq.core.errors import FormatError
-
-    try:
-        target = graph_target(graph_target_of(path))
-        weights, quants = dict(target.read_weights(path)), target.read_quants(path)
-    except FormatError:
-        if path.suffix.lower() != ".tflite":
-            raise
-        return _other_tflite(path, form)
-    if form == "json":
-        found = {
-            "path": str(path),
-            "weights": {
-                name: {"bits": held.bits, "shape": list(held.shape), "nbytes": held.nbytes}
-                for name, held in weights.items()
-            },
-            "quants": {name: vars(quant) for name, quant in quants.items()},
-        }
-        return json.dumps(found, indent=2) + "\n"
+def _packed_file(record: dict[str, Any], details: bool) -> str:
+    """A file that edgeq made for another runtime."""
+    weights = record["weights"]
     if details:
         head, sides = ["packed weight", "bits", "shape", "size"], "lrlr"
         cells = [
-            [name, str(held.bits), str(list(held.shape)), render.human_bytes(held.nbytes)]
-            for name, held in weights.items()
+            [name, str(w["bits"]), str(w["shape"]), render.human_bytes(w["nbytes"])]
+            for name, w in weights.items()
         ]
     else:
         head, sides = ["packed weights", "count", "size"], "lrr"
         sizes: dict[int, list[int]] = {}
-        for held in weights.values():
-            sizes.setdefault(held.bits, []).append(held.nbytes)
+        for weight in weights.values():
+            sizes.setdefault(weight["bits"], []).append(weight["nbytes"])
         cells = [
             [f"{bits} bits", str(len(of)), render.human_bytes(sum(of))]
             for bits, of in sorted(sizes.items())
         ]
     hint = "" if details else "\n--tensors lists each weight\n"
-    quantized = f"{len(quants)} activations are quantized to 8 bits"
+    quantized = f"{len(record['quants'])} activations are quantized to 8 bits"
     return f"{render.aligned(head, cells, sides)}\n\n{quantized}\n{hint}"
 
 
-def _other_tflite(path: Path, form: str) -> str:
+def _other_tflite(found: dict[str, Any]) -> str:
     """A .tflite file of another tool, as LiteRT sees it."""
-    from edgeq.converters.tflite.foreign import ForeignTflite
-
-    runner = ForeignTflite(path)
-    found = {"path": str(path), "nbytes": path.stat().st_size, **runner.describe()}
-    runner.close()
-    if form == "json":
-        return json.dumps(found, indent=2) + "\n"
-    lines = [f"{path}: {render.human_bytes(found['nbytes'])}, made by another tool", ""]
+    size = render.human_bytes(found["nbytes"])
+    lines = [f"{found['path']}: {size}, made by another tool", ""]
     lines += [f"{kind:9s}{name} {text}" for kind in ("inputs", "outputs")
               for name, text in found[kind].items()]  # fmt: skip
     lines += [f"{'constants':11s}{kind} {render.human_bytes(size)}"
@@ -316,7 +268,3 @@ def _other_tflite(path: Path, form: str) -> str:
     cells = [[*what.rsplit(" ", 1), str(n)] for what, n in found["operators"].items()]
     table = render.aligned(["operator", "makes", "times"], cells, "llr")
     return "\n".join([*lines, "", table]) + "\n"
-
-
-def _info(info: Any) -> str:
-    return f"{info.dtype} {list(info.shape)}"

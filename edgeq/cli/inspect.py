@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _RULES = 4
 """Rules of a recipe that are shown; --format json has all."""
 _WORST = 3
-"""Tensors that are named for having the largest errors."""
+"""Number of tensors with the largest errors that are named."""
 
 
 @command("inspect", "Show a summary of a model file, or each of its tensors.")

@@ -176,7 +176,7 @@ def model_argument(function: Function) -> Function:
 
 
 def optional_model_argument(function: Function) -> Function:
-    """The same for a command that can do without."""
+    """The same, optional."""
     return _model(function, required=False)
 
 
@@ -186,7 +186,7 @@ def source_argument(function: Function) -> Function:
 
 
 def optional_source_argument(function: Function) -> Function:
-    """The same for a command that can do without."""
+    """The same, optional."""
     return _model(function, "--hf-path", name="source", required=False)
 
 
@@ -371,7 +371,7 @@ def sampling_options(function: Function) -> Function:
 
 
 def check_output(path: Path, force: bool, option: str = "--output") -> None:
-    """Refuse before work starts what could not be written after it.
+    """Refuse an output file that could not be written, before work starts.
 
     Args:
         path: the file to make.

@@ -1,4 +1,4 @@
-"""``edgeq plan``: will it fit, and how fast would it be."""
+"""``edgeq plan``: whether a model fits on a device, and how fast it runs there."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def profile(
 
 
 def _check(output: tuple[Path, ...]) -> None:
-    """Refuse before anything runs what could not be written after."""
+    """Refuse output files that could not be written, before anything runs."""
     for path in output:
         if path.suffix.lower() not in (".json", ".html"):
             raise click.UsageError(
@@ -207,7 +207,7 @@ def _json(made: Document) -> str:
 
 
 def _same(made: Document, run: Run, phase: Phase) -> Phase | None:
-    """The same phase of the next run, which speedups are told against."""
+    """The same phase of the next run, which speedups are relative to."""
     others = [r for r in made.runs if r is not run and r.operations is not None]
     phases = [p for r in others[:1] if r.operations for p in r.operations.phases]
     return next((p for p in phases if p.name == phase.name and p.middle is not None), None)
@@ -244,7 +244,7 @@ def _text(made: Document, *, long: bool) -> str:
 
 
 def _facts(told: dict[str, Any]) -> str:
-    """What is known of a run, a line each; what is not known is not there, but for energy."""
+    """The figures of a run, a line each; unknown ones are left out, except energy."""
     rows = [("model", told["name"])]
     if told["runtime"]:
         rows.append(("runtime", f"{told['runtime']}, {told['threads']} threads"))
@@ -299,7 +299,7 @@ def _facts(told: dict[str, Any]) -> str:
 
 
 def _energy(energy: dict[str, Any], runs: bool) -> str:
-    """Of decode, or of whole rounds where the meter is slower than that."""
+    """The energy of decoding, or of whole rounds if the meter is too slow for that."""
     found, what = energy["decode"], "J/run" if runs else "J/token of decode"
     if found["joules_per_token"]["mean"] is None:
         if energy["rounds"]["joules_per_token"]["mean"] is None:
@@ -341,7 +341,7 @@ def _over_time(rows: list[dict[str, Any]]) -> str:
 
 
 def _table(phase: Phase, rows: list[dict[str, Any]], key: str, marked: list[bool]) -> str:
-    """Operations or layers; `marked` says of which rows the GB/s are beyond memory's."""
+    """A table of operations or layers; ``marked`` rows exceed the memory bandwidth."""
     unit = "run" if phase.name == "run" else "token"
     if phase.middle is None:
         counts = [[str(row[key]), str(row["calls"])] for row in rows]

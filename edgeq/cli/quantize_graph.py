@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edgeq.quant.graph.summary import GraphSummary, OpRow
 
 _WORST = 3
-"""Operators that are named for losing most."""
+"""Number of operators with the largest errors that are named."""
 
 
 def quantize_graph(
@@ -39,7 +39,7 @@ def quantize_graph(
     force: bool,
     form: str,
 ) -> None:
-    """Quantize a graph and say what became of it.
+    """Quantize a graph and print a summary.
 
     Args:
         source: .onnx or .tflite.

@@ -149,7 +149,7 @@ def run(
 
 
 def prompt_text(question: str | None, prompt: str | None, prompt_file: str | None) -> str:
-    """The prompt, from the one place that gives it.
+    """The prompt from the argument or option that gives it.
 
     Raises:
         click.UsageError: it is given nowhere, or more than once.
@@ -198,11 +198,11 @@ def engine_arguments(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def timing(chunk: Chunk, how: str = "") -> str:
-    """What a chunk knows of the time: ``[prompt 5 tokens in 0.01 s, 610.2 tok/s | ...]``.
+    """The timings of a chunk: ``[prompt 5 tokens in 0.01 s, 610.2 tok/s | ...]``.
 
     Args:
         chunk: the last one of a generation.
-        how: what is to be said first.
+        how: a note to start with.
     """
     reused = f" ({chunk.n_reused} before it reused)" if chunk.n_reused else ""
     parts = [how] if how else []

@@ -1,4 +1,4 @@
-"""``edgeq validate``: does a converted model compute what its source does?"""
+"""``edgeq validate``: compare a converted model with its source."""
 
 from __future__ import annotations
 

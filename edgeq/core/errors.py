@@ -9,7 +9,7 @@
     ├── DeviceError              a device, sensor or transport failed
     └── DoesNotFitError          the work needs more memory than there is; carries its plan
 
-A message says what happened, what was found, what is allowed, and how to mend it.
+A message says what happened, what was found, what is allowed, and how to fix it.
 """
 
 from __future__ import annotations

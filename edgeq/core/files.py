@@ -19,7 +19,7 @@ def no_room(what: str, err: OSError) -> EdgeqError | None:
 
     Args:
         what: that was being written.
-        err: what the system said.
+        err: the system's error.
     """
     if err.errno not in _FULL:
         return None

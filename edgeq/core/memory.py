@@ -59,7 +59,7 @@ def pss_bytes() -> int | None:
 
 
 def peak_rss_bytes() -> int | None:
-    """The most this process has held since the last `reset_peak_rss`, in bytes."""
+    """The peak resident memory of this process since the last `reset_peak_rss`, in bytes."""
     peak = _status("VmHWM")
     if peak is not None:
         return peak
@@ -127,7 +127,7 @@ def group_limits(root: Path | str = "/") -> list[GroupLimit]:
 
 
 def reset_peak_rss() -> bool:
-    """Start counting `peak_rss_bytes` from what is held now; False where the system cannot."""
+    """Restart `peak_rss_bytes` from the current memory; False if the system cannot do that."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

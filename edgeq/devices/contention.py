@@ -46,7 +46,7 @@ class Contention:
         cores: that this process may use.
         other_cores: mean number of these that other processes used; None if unknown.
         stolen_cores: mean number of these that the hypervisor took away; None if unknown.
-        paused_share: part of the time that a control group's CPU limit held processes back;
+        paused_share: part of the time in which the CPU limit of a control group paused processes;
             None if unknown.
         load_before: load average of the minute before; None if unknown.
     """
@@ -97,10 +97,10 @@ class Contention:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, held: Mapping[str, Any]) -> Contention:
+    def from_json(cls, data: Mapping[str, Any]) -> Contention:
         """What `to_json` wrote; keys of a later version are ignored."""
         known = {f.name for f in fields(cls)}
-        return cls(**{key: value for key, value in held.items() if key in known})
+        return cls(**{key: value for key, value in data.items() if key in known})
 
 
 class Watch:
@@ -171,7 +171,7 @@ def _processor_seconds(root: Path) -> tuple[float, float] | None:
 
 
 def _paused_seconds(root: Path) -> float | None:
-    """Seconds that the CPU limit of this control group has held its processes back."""
+    """Seconds that the CPU limit of this control group has paused its processes."""
     try:
         groups = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -184,10 +184,10 @@ def _paused_seconds(root: Path) -> float | None:
             lines = (folder / "cpu.stat").read_text().splitlines()
         except OSError:
             continue
-        held = dict(line.split()[:2] for line in lines if len(line.split()) > 1)
+        data = dict(line.split()[:2] for line in lines if len(line.split()) > 1)
         for key, unit in (("throttled_usec", 1e-6), ("throttled_time", 1e-9)):
-            if held.get(key, "").isdigit():
-                return int(held[key]) * unit
+            if data.get(key, "").isdigit():
+                return int(data[key]) * unit
     return None
 
 

@@ -62,7 +62,7 @@ class Detected:
 
     Args:
         title: the board, phone or machine; None unknown, as all of these.
-        soc: its chip; several names joined by "or" where they cannot be told apart.
+        soc: its chip; several names joined by "or" if they cannot be distinguished.
         arch: as `platform.machine` says it.
         clusters: cores by type, fastest first.
         threads: logical processors that are awake.
@@ -70,8 +70,8 @@ class Detected:
         caches: of the first processor.
         ram_bytes: memory that the kernel sees.
         available_bytes: what programs can take without swapping.
-        swap_bytes: 0 if there is none.
-        cgroup_bytes: limit of this process's control group; None if there is none.
+        swap_bytes: 0 without swap.
+        cgroup_bytes: limit of this process's control group; None without a limit.
         governors: cpufreq policy -> governor.
         temperatures_c: sensor -> degrees Celsius.
         throttle: None where nothing tells.
@@ -191,7 +191,7 @@ def detect_text(text: str, name: str = "the text") -> Detected:
         name: what to call it in ``sources`` and errors.
 
     Raises:
-        DeviceError: it is no text.
+        DeviceError: it is not text.
     """
     if "\0" in text[:4096]:
         raise DeviceError(

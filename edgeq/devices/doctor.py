@@ -28,20 +28,20 @@ _OLDEST_PYTHON, _OLDEST_GLIBC = (3, 11), (2, 27)
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at.
+    """One check.
 
     Args:
         name: what.
-        ok: True fine, False a trouble, None unknown or of no matter here.
+        ok: True for no problem, False for a problem, None if unknown or irrelevant here.
         found: what was found.
-        mend: what to do about it, or how to get more out of it; empty if nothing.
+        fix: what to do about it, or how to get more out of it; empty if nothing.
         needed: whether edgeq cannot be used without it.
     """
 
     name: str
     ok: bool | None
     found: str
-    mend: str = ""
+    fix: str = ""
     needed: bool = False
 
 
@@ -52,12 +52,12 @@ def checks(
     root: Path | str = "/",
     progress: Progress | None = None,
 ) -> list[Check]:
-    """Everything that can be looked at without the runtime.
+    """Every check that does not need the runtime.
 
     Args:
         found: this machine, by `edgeq.devices.detect.detect`.
         imports: import every installed package, each in a process of its own, so that one built
-            for another processor is told apart from one that works; else look only whether they
+            for another processor is distinguished from one that works; else look only whether they
             are there.
         root: where /proc and /sys are read.
         progress: called before each import.
@@ -102,8 +102,8 @@ def _system(found: Detected) -> Check:
 
 def _python() -> Check:
     ok = tuple(sys.version_info[:2]) >= _OLDEST_PYTHON
-    mend = "" if ok else f"edgeq needs Python {_OLDEST_PYTHON[0]}.{_OLDEST_PYTHON[1]} or newer"
-    return Check("python", ok, f"{platform.python_version()} at {sys.executable}", mend, True)
+    fix = "" if ok else f"edgeq needs Python {_OLDEST_PYTHON[0]}.{_OLDEST_PYTHON[1]} or newer"
+    return Check("python", ok, f"{platform.python_version()} at {sys.executable}", fix, True)
 
 
 def _glibc() -> Check:
@@ -117,11 +117,11 @@ def _glibc() -> Check:
             )  # fmt: skip
         return Check("glibc", None, "not used by this system")
     ok = (int(numbers[0]), int(numbers[1])) >= _OLDEST_GLIBC
-    mend = "" if ok else (
+    fix = "" if ok else (
         f"wheels are built for glibc {_OLDEST_GLIBC[0]}.{_OLDEST_GLIBC[1]} or newer; "
         "upgrade the system, or run edgeq in a container of a newer one"
     )  # fmt: skip
-    return Check("glibc", ok, version, mend)
+    return Check("glibc", ok, version, fix)
 
 
 # packages
@@ -131,9 +131,9 @@ def _packages(states: Mapping[str, State]) -> list[Check]:
     there = [f"{name} {states[name].version}" for name in REQUIRED if states[name].version]
     bad = [name for name in REQUIRED if not states[name].works]
     faults = [f"{name}: {states[name].fault}" for name in bad if states[name].fault]
-    mend = f"pip install --force-reinstall {' '.join(bad)}" if bad else ""
+    fix = f"pip install --force-reinstall {' '.join(bad)}" if bad else ""
     required = Check(
-        "required packages", not bad, "; ".join([", ".join(there), *faults]), mend, True
+        "required packages", not bad, "; ".join([", ".join(there), *faults]), fix, True
     )
     return [required, *(_extra(extra, states) for extra in EXTRAS)]
 
@@ -145,19 +145,19 @@ def _extra(extra: str, states: Mapping[str, State]) -> Check:
     broken = [p for p in packages if states[p].fault]
     if broken:
         faults = "; ".join(f"{p} does not import: {states[p].fault}" for p in broken)
-        mend = (
+        fix = (
             f"pip install --force-reinstall {' '.join(broken)}, or remove it if it was not built "
             "for this processor"
         )
-        return Check(name, False, f"{there}; {faults}", mend)
+        return Check(name, False, f"{there}; {faults}", fix)
     if not absent:
         return Check(name, True, there)
     found = f"{there}; " if there else ""
     why_not = unavailable(extra, platform.system(), platform.machine(), sys.version_info[:2])
     if why_not:
         return Check(name, None, found + why_not)
-    mend = f"pip install 'edgeq[{extra}]' to {PURPOSES[extra]}"
-    return Check(name, None, f"{found}{', '.join(absent)} not installed", mend)
+    fix = f"pip install 'edgeq[{extra}]' to {PURPOSES[extra]}"
+    return Check(name, None, f"{found}{', '.join(absent)} not installed", fix)
 
 
 # the processor
@@ -250,21 +250,21 @@ def _memory(found: Detected) -> list[Check]:
     else:
         text = f"{found.available_bytes / gib:.2f} of {found.ram_bytes / gib:.2f} GiB free"
         ok = found.available_bytes >= gib // 2
-        mend = "" if ok else "close other programs; `edgeq plan` shows what fits"
-        results.append(Check("memory", ok, text, mend))
+        fix = "" if ok else "close other programs; `edgeq plan` shows what fits"
+        results.append(Check("memory", ok, text, fix))
     if found.swap_bytes is None:
         results.append(Check("swap", None, "cannot be determined"))
     elif found.swap_bytes:
-        mend = "a model that needs swap is very slow; `edgeq plan` shows what fits"
-        results.append(Check("swap", True, f"{found.swap_bytes / gib:.2f} GiB", mend))
+        fix = "a model that needs swap is very slow; `edgeq plan` shows what fits"
+        results.append(Check("swap", True, f"{found.swap_bytes / gib:.2f} GiB", fix))
     else:
-        mend = ""
+        fix = ""
         if (found.ram_bytes or 0) < 2 * gib:
-            mend = (
+            fix = (
                 "quantizing needs more memory than running: add zram or a swap file, or "
                 "quantize elsewhere"
             )
-        results.append(Check("swap", None, "none", mend))
+        results.append(Check("swap", None, "none", fix))
     if found.cgroup_bytes is None:
         results.append(Check("control group", True, "no memory limit"))
     else:
@@ -296,8 +296,8 @@ def _load(root: Path, found: Detected) -> Check:
     except (OSError, ValueError, IndexError):
         return Check("load", None, "cannot be determined")
     busy = load > 0.5 * (found.threads or 1)
-    mend = "other programs use the processor: measurements will be too slow" if busy else ""
-    return Check("load", not busy, f"load average {load:.2f} in the last minute", mend)
+    fix = "other programs use the processor: measurements will be too slow" if busy else ""
+    return Check("load", not busy, f"load average {load:.2f} in the last minute", fix)
 
 
 def _cache(folder: Path) -> Check:

@@ -26,7 +26,7 @@ UNSEEN = 0.05
 """The part of a window that may be unseen."""
 
 MANY_REASONS = 2
-"""Reasons for missing repeats that are told in full; short repeats have one each."""
+"""Reasons for missing repeats that are listed in full."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class TimeWindow:
 
 @dataclass(frozen=True)
 class Energy:
-    """What a window took, or why that is not known.
+    """The energy of a window, or the reason why it is unknown.
 
     Args:
         joules: energy of the window, above idle where idle was subtracted; None if unknown.
@@ -69,11 +69,11 @@ class Energy:
         seconds: length of the window.
         meter: name of the meter; None if there was none.
         provenance: where its values come from; None if there was no meter.
-        covers: what the meter's power is drawn by.
+        covers: the part of the device whose power the meter measures.
         samples: samples inside the window.
-        rate_hz: samples per second that the meter was meant to give; None without a meter.
+        rate_hz: nominal samples per second of the meter; None without a meter.
         idle_watts: power that was subtracted; None if none was.
-        problems: what went wrong while sampling, though the energy could be told.
+        problems: errors while sampling that did not make the energy unknown.
     """
 
     joules: float | None

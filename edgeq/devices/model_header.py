@@ -28,7 +28,7 @@ class TensorFacts:
 
     Args:
         shape: (N, K) or (n,).
-        scheme: how it is held: a scheme's text form, a float type, or another format's name.
+        scheme: how it is stored: a scheme's text form, a float type, or another format's name.
         nbytes: bytes where it is held.
         run_bytes: bytes in the engine, which turns what it cannot compute with (another format's
             quantized tensors, rows in another order) to float32.
@@ -117,7 +117,7 @@ class ModelFacts:
 
 
 def scheme_facts(scheme: Scheme, shape: tuple[int, ...]) -> TensorFacts:
-    """A tensor of this shape held by a scheme of ours."""
+    """A tensor of this shape in one of edgeq's schemes."""
     nbytes = TensorLayout(scheme, shape).nbytes
     return TensorFacts(shape, str(scheme), nbytes, nbytes)
 

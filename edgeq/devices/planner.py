@@ -203,7 +203,7 @@ def budget_bytes(
     kv_bits: Literal[8, 16] = 8,
     threads: int | None = None,
 ) -> int:
-    """Bytes that all tensors of a model may take on a device beside everything else.
+    """Bytes that are left for the tensors of a model on a device.
 
     Args:
         facts: of the model.
@@ -225,7 +225,7 @@ def budget_bytes(
 
 @dataclass(frozen=True)
 class _Memory:
-    """What is held beside the weights."""
+    """Memory other than the weights."""
 
     config: ModelConfig
     kv_bits: int
@@ -267,51 +267,51 @@ def _assumptions(
     kv_bits: int,
     text: bool,
 ) -> list[str]:
-    said = [
+    assumptions = [
         f"the usable memory is {_mib(profile.usable_bytes or 0)}: "
         f"{_source(profile.sources, 'usable_bytes')}",
         f"Python, libraries and compiled kernels need {_mib(PROCESS_BYTES)}"
         + (f", the tokenizer {TOKENIZER_BYTES} bytes per entry" if text else ""),
     ]
     if bits is not None:
-        said.append(
+        assumptions.append(
             f"the model is quantized to {facts.scheme}, embedding and output head to 8 bits"
         )
     if facts.decoded:
-        said.append(
+        assumptions.append(
             f"{facts.decoded} tensors have a type that the engine cannot compute with and are "
             "converted to float32; `edgeq quantize` avoids that"
         )
     if rates.read_gb_s is None:
-        said.append("the memory bandwidth is unknown, so speed is not estimated")
+        assumptions.append("the memory bandwidth is unknown, so speed is not estimated")
     else:
-        said.append(
+        assumptions.append(
             f"memory is read at {rates.read_gb_s:.1f} GB/s and generation reaches "
             f"{DECODE_SHARE:.0%} of that, as measured on x86-64; a model that fits the "
             "processor's cache is faster"
         )
     if not facts.integer:
-        said.append("prompts are not estimated for floating-point weights")
+        assumptions.append("prompts are not estimated for floating-point weights")
     elif rates.int8_gops is None:
-        said.append("the integer throughput is unknown, so prompts are not estimated")
+        assumptions.append("the integer throughput is unknown, so prompts are not estimated")
     else:
-        said.append(f"prompts are processed at {rates.int8_gops:.0f} GOPS")
+        assumptions.append(f"prompts are processed at {rates.int8_gops:.0f} GOPS")
     if rates.int8_gops is None:
-        said.append("attention is limited by memory bandwidth")
+        assumptions.append("attention is limited by memory bandwidth")
     else:
         key, query = ATTENTION[kv_bits]
-        said.append(
+        assumptions.append(
             f"attention needs {key} multiplications per dimension of a cached position and "
             f"{query} per dimension of each query head, as measured with AVX-512 VNNI"
         )
-    said.append(f"sources of the rates: {rates.source}")
-    said.append("no other program runs, and heat does not reduce the clock rate")
+    assumptions.append(f"sources of the rates: {rates.source}")
+    assumptions.append("no other program runs, and heat does not reduce the clock rate")
     if profile.load_watts is not None:
-        said.append(
+        assumptions.append(
             f"power during generation is {profile.load_watts:g} W, as with all cores busy, for the "
             f"whole device: {_source(profile.sources, 'load_watts')}"
         )
-    return said
+    return assumptions
 
 
 def _source(sources: Mapping[str, str], field: str) -> str:

@@ -177,8 +177,8 @@ def find(name: str) -> DeviceProfile:
         name: such as "rpi5", or a path that ends in ``.toml``.
 
     Raises:
-        DeviceError: there is none of that name.
-        FormatError: the file is no profile.
+        DeviceError: there is no profile of that name.
+        FormatError: the file is not a profile.
     """
     if name.endswith(".toml"):
         own = read_profiles(Path(name), known=_all())

@@ -1,4 +1,4 @@
-"""Recorder: samples meters beside a run, at little cost, and cuts the run into windows.
+"""Recorder: samples meters during a run, at little cost, and divides the run into windows.
 
 Loading and warming up stay outside the windows, so that their energy is not counted:
 
@@ -43,7 +43,7 @@ _ENERGETIC = ("power", "energy")
 
 @dataclass(frozen=True)
 class Recording:
-    """What the meters said, and when what happened.
+    """The values of the meters, and the windows of a run.
 
     Args:
         traces: one per meter that gave anything or failed.
@@ -166,7 +166,7 @@ class Recording:
         }
 
     @classmethod
-    def from_json(cls, held: Mapping[str, Any]) -> Recording:
+    def from_json(cls, data: Mapping[str, Any]) -> Recording:
         """The recording that `to_json` wrote.
 
         Raises:
@@ -174,14 +174,14 @@ class Recording:
         """
         try:
             return cls(
-                tuple(Trace.from_json(trace) for trace in held["traces"]),
-                tuple(Absent(**absent) for absent in held["absent"]),
-                tuple(TimeWindow(*window) for window in held["windows"]),
-                tuple((label, t_ns) for label, t_ns in held["marks"]),
-                held["start_ns"],
-                held["end_ns"],
-                held["unix_ns"],
-                held["cpu_seconds"],
+                tuple(Trace.from_json(trace) for trace in data["traces"]),
+                tuple(Absent(**absent) for absent in data["absent"]),
+                tuple(TimeWindow(*window) for window in data["windows"]),
+                tuple((label, t_ns) for label, t_ns in data["marks"]),
+                data["start_ns"],
+                data["end_ns"],
+                data["unix_ns"],
+                data["cpu_seconds"],
             )
         except (KeyError, TypeError, ValueError) as err:
             raise FormatError(f"not a recording of meters: {type(err).__name__} {err}") from err
@@ -264,7 +264,7 @@ class Recorder:
 
     @contextmanager
     def window(self, label: str) -> Iterator[None]:
-        """Note what the block takes; a block that fails leaves no window."""
+        """Record a window for the time of the block; a block that fails leaves none."""
         start_ns = time.monotonic_ns()
         yield
         self.add_window(label, start_ns, time.monotonic_ns())
@@ -290,7 +290,7 @@ class Recorder:
 
 @dataclass
 class _Track:
-    """What one meter has said, and when it is asked again."""
+    """The readings of one meter, and when it is read again."""
 
     meter: Meter
     period: float
@@ -348,7 +348,7 @@ class _Loop:
             self.ending.wait(max(next_due - time.monotonic(), 0))
 
     def finish(self, limit: float) -> list[Trace]:
-        """The traces so far; a thread that hangs is left behind and told of."""
+        """The traces so far; a thread that hangs is abandoned and reported."""
         self.thread.join(max(limit - time.monotonic(), 0))
         made = []
         for track in self.tracks:

@@ -125,7 +125,7 @@ ALL_CORES: dict[str, dict[str, int]] = {
     "MT6799": {"Cortex-A73": 2, "Cortex-A53": 4, "Cortex-A35": 4},
     "Kirin 920": {"Cortex-A15": 4, "Cortex-A7": 4},
 }
-"""Chip -> all of its cores, for those whose kernels tell of one only."""
+"""Chip -> all of its cores, for those whose kernels report only one."""
 
 _OF_PART = {
     # chips that a core is made for

@@ -1,4 +1,4 @@
-"""How good a graph is on samples, labeled or not, and how far it is from another one.
+"""Accuracy of a graph on labeled samples, and its distance from another graph.
 
 A runner takes inputs by name and gives outputs by name: onnxruntime, LiteRT, a Core ML package.
 

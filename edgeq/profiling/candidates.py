@@ -1,4 +1,4 @@
-"""What a session times: a model in our engine, a converted one in its runtime, or any graph."""
+"""What a session times: a model in edgeq's engine, a converted one in its runtime, or a graph."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 class EngineCandidate:
-    """A model in our engine.
+    """A model in edgeq's engine.
 
     Args:
         engine: runs it; its context must hold the workload.
         model: what it runs.
-        name: what the user calls it.
+        name: its name in the document.
     """
 
     unit: Literal["token", "run"] = "token"
@@ -66,7 +66,7 @@ class EngineCandidate:
         }
 
     def begin(self, tokens: NDArray[np.int64]) -> None:
-        """Keep what the cache has of these tokens."""
+        """Put these tokens into the cache; those that it has already are kept."""
         rest = self.engine.reuse([*tokens.tolist(), -1])[:-1]  # of no token but these
         if rest:
             self.engine.forward(rest)
@@ -84,7 +84,7 @@ class EngineCandidate:
         self.engine.greedy(token, n)
 
     def close(self) -> None:
-        """End its threads."""
+        """Close the engine."""
         self.engine.close()
 
 
@@ -94,7 +94,7 @@ class RunnerCandidate:
     Args:
         runner: of `edgeq.converters`.
         vocab: tokens are below this.
-        facts: what is known of it.
+        facts: its description in the document.
     """
 
     unit: Literal["token", "run"] = "token"
@@ -132,7 +132,7 @@ class RunnerCandidate:
             token = self.step(token)
 
     def close(self) -> None:
-        """Give its session back."""
+        """Close its session."""
         self.runner.close()
 
 
@@ -141,8 +141,8 @@ class GraphCandidate:
 
     Args:
         execute: runs it once.
-        facts: what is known of it.
-        release: gives its memory back.
+        facts: its description in the document.
+        release: closes its session.
     """
 
     unit: Literal["token", "run"] = "run"
@@ -177,7 +177,7 @@ class GraphCandidate:
             self._execute()
 
     def close(self) -> None:
-        """Give its session back."""
+        """Close its session."""
         self._release()
 
 

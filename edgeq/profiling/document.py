@@ -1,6 +1,6 @@
-"""One profiling run as a JSON document: raw samples, operations and what the meters said.
+"""One profiling run as a JSON document: raw samples, operations and the values of the meters.
 
-docs/profile.md says what each field means. Only raw numbers are stored; `edgeq.profiling.summary`
+docs/profile.md describes each field. Only raw numbers are stored; `edgeq.profiling.summary`
 derives medians, percentiles and joules from them. Reports and remote runs read and write it here.
 """
 
@@ -31,15 +31,15 @@ IDLE = "idle"
 
 @dataclass(frozen=True)
 class Run:
-    """What one subject did.
+    """The measurements of one model.
 
     Args:
-        subject: what is known of it.
+        subject: its description.
         samples: raw times, those of the warm-up too; none if it was not run.
-        operations: what is known of its operations; None if they were not asked for.
-        peak_rss_bytes: most memory the process held while it ran; None if unknown, as where
-            several subjects took turns.
-        estimate: a figure by a model, which nothing here measured; None if not asked for.
+        operations: the times of its operations; None if they were not requested.
+        peak_rss_bytes: peak memory of the process while it ran; None if unknown, as it is if
+            several models alternate.
+        estimate: figures that are estimated, not measured; None if not requested.
     """
 
     subject: Mapping[str, Any]
@@ -62,7 +62,7 @@ class Document:
         workload: what every subject did in turns.
         runs: one for each subject.
         environment: the machine; see `environment`.
-        recording: what the meters said meanwhile; its window `IDLE` is there if idle power was
+        recording: the values of the meters meanwhile; its window `IDLE` is there if idle power was
             measured.
         created: UTC, ISO 8601.
         tool: name and version of what measured.
@@ -108,19 +108,19 @@ class Document:
         }
 
     @classmethod
-    def from_json(cls, held: Any, name: str = "the document") -> Document:
+    def from_json(cls, data: Any, name: str = "the document") -> Document:
         """The document that `to_json` wrote.
 
         Raises:
-            FormatError: it is none, of a later version, or damaged.
+            FormatError: it is not a profile, of a later version, or damaged.
         """
-        if not isinstance(held, dict) or held.get("format") != FORMAT:
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise FormatError(
                 f"{name} is not a profile of edgeq; make one with edgeq profile -o run.json"
             )
-        if held.get("format_version") != FORMAT_VERSION:
+        if data.get("format_version") != FORMAT_VERSION:
             raise FormatError(
-                f"{name} is of format version {held.get('format_version')}, this edgeq reads "
+                f"{name} is of format version {data.get('format_version')}, this edgeq reads "
                 f"{FORMAT_VERSION}; upgrade edgeq or profile again"
             )
         try:
@@ -132,23 +132,23 @@ class Document:
                     run["peak_rss_bytes"],
                     run["estimate"],
                 )
-                for run in held["runs"]
+                for run in data["runs"]
             )
             return cls(
-                Workload(**held["workload"]),
+                Workload(**data["workload"]),
                 runs,
-                held["environment"],
-                Recording.from_json(held["recording"]),
-                held["created"],
-                held["tool"],
+                data["environment"],
+                Recording.from_json(data["recording"]),
+                data["created"],
+                data["tool"],
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, EdgeqError) as err:
             raise FormatError(f"{name} is damaged: {type(err).__name__} {err}") from err
 
 
 def _contention(environment: Mapping[str, Any], key: str) -> Contention | None:
-    held = environment.get(key)
-    return None if held is None else Contention.from_json(held)
+    data = environment.get(key)
+    return None if data is None else Contention.from_json(data)
 
 
 def write(document: Document, path: str | Path) -> None:
@@ -165,7 +165,7 @@ def read(path: str | Path) -> Document:
     """Read a document.
 
     Raises:
-        FormatError: it cannot be read, or is none.
+        FormatError: it cannot be read, or is not a profile.
     """
     path = Path(path)
     return Document.from_json(read_document(path), str(path))

@@ -1,4 +1,4 @@
-"""Figures beyond what the machine was measured to do, and why they are no facts."""
+"""Figures that exceed what the machine was measured to do, and why they cannot be trusted."""
 
 from __future__ import annotations
 

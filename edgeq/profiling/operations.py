@@ -123,7 +123,7 @@ class Operations:
         }
 
     @classmethod
-    def from_json(cls, held: Mapping[str, Any]) -> Operations:
+    def from_json(cls, data: Mapping[str, Any]) -> Operations:
         """What `to_json` wrote."""
         phases = tuple(
             Phase(
@@ -135,9 +135,9 @@ class Operations:
                 tuple(p["wall_ns"]),
                 tuple(p["plain_ns"]),
             )
-            for p in held["phases"]
+            for p in data["phases"]
         )
-        return cls(held["source"], phases, held["reason"])
+        return cls(data["source"], phases, data["reason"])
 
 
 def engine_operations(subject: EngineCandidate, workload: Workload) -> Operations:

@@ -1,4 +1,4 @@
-"""Profile models: open them, let them take turns while the meters record, note all of it."""
+"""Profile models: open them, let them alternate while the meters record, collect the results."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _facts(named: Named, subject: Candidate | None, workload: Workload) -> dict[
 
 
 def _rest(recorder: Recorder, seconds: float, progress: Progress | None) -> None:
-    """Record a machine that does nothing."""
+    """Record the idle machine."""
     if seconds <= 0:
         return
     with recorder.window(IDLE):

@@ -27,14 +27,14 @@ from edgeq.profiling.session import Workload
 
 PYTHON = (3, 11)
 PACKAGES = {"numpy": (2, 0), "numba": (0, 66)}
-"""The least versions that must be over there."""
+"""The lowest versions that the other machine must have."""
 
 CACHED = (
     'c="${EDGEQ_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/edgeq}"; '
     '[ -d "$c" ] || c="$0"; EDGEQ_CACHE="$c" exec "$@"'
 )
-"""Runs a command whose kernels are kept where edgeq keeps such things over there, if it has done so
-before, else in the folder that ``$0`` is."""
+"""Runs a command that keeps kernels in edgeq's cache folder there if that exists, otherwise in the
+folder ``$0``."""
 
 _LIBRARY = "lib"
 _ABOUT = (
@@ -62,16 +62,16 @@ def profile_on(
     estimate: str | None = None,
     progress: Progress | None = None,
 ) -> Document:
-    """Make a profile over there, as `edgeq.profiling.profile.profile` makes it here.
+    """Profile on another machine, as `edgeq.profiling.profile.profile` does on this one.
 
     Args:
         transport: to the place; entered and left here.
         models: files here; each is pushed once.
         workload: what each does.
         python: the interpreter there; a path that is not absolute counts from the home folder.
-        threads: of each model; all cores over there if None.
+        threads: of each model; all its cores if None.
         kv_bits, backend, idle_seconds, operations: as there.
-        meters: as `edgeq.devices.meters.from_option` reads them, over there.
+        meters: as `edgeq.devices.meters.from_option` takes them, on the other machine.
         estimate: name of a device profile, or a TOML file here.
         progress: called with what is done.
 

@@ -1,4 +1,4 @@
-"""What is run over there: a profile as `edgeq.profiling.remote` asks for it.
+"""The part of `edgeq.profiling.remote` that runs on the other machine.
 
     python3 -m edgeq.profiling.remote_job job.json
 

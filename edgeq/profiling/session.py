@@ -113,9 +113,9 @@ class Round:
         }
 
     @classmethod
-    def from_json(cls, held: Mapping[str, Any]) -> Round:
+    def from_json(cls, data: Mapping[str, Any]) -> Round:
         """The sample that `to_json` wrote."""
-        return cls(held["round"], held["start_ns"], held["prefill_ns"], tuple(held["step_ns"]))
+        return cls(data["round"], data["start_ns"], data["prefill_ns"], tuple(data["step_ns"]))
 
 
 class Candidate(Protocol):

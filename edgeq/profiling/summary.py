@@ -38,7 +38,7 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def summary(document: Document, run: Run) -> dict[str, Any]:
-    """What is to be told of a run, in one record; what is unknown is None."""
+    """The figures of a run in one record; what is unknown is None."""
     subject, environment, workload = run.subject, document.environment, document.workload
     tokens = subject["unit"] == "token"
     steps = [ns / 1e6 for s in run.timed for ns in s.step_ns]
@@ -120,7 +120,7 @@ def energies(document: Document, run: Run, part: str) -> tuple[list[Energy], lis
         run: whose repeats.
         part: "prefill" or "decode", where only this window counts; or "rounds": all repeats in
             one window, counted instead of tokens, for meters that are slower than a repeat. It
-            is told only of a run that had the machine to itself.
+            is given only for a run that had the machine to itself.
     """
     recording = document.recording
     idle = next(iter(recording.named(IDLE)), None)

@@ -1,4 +1,4 @@
-"""What a page is made of: saved runs and a sweep's results, read from files."""
+"""The content of a page: profiles and results of sweeps, read from files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MADE_BY = "make one with edgeq profile -o run.json or edgeq sweep -o FOLDER"
 
 @dataclass(frozen=True)
 class Sources:
-    """What is to be shown.
+    """What a page shows.
 
     Args:
         documents: profiles and their names.
@@ -33,12 +33,12 @@ class Sources:
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """A run as the page knows it.
+    """A run on the page.
 
     Args:
-        letter: what it is called in legends.
+        letter: its name in legends.
         color: of its lines.
-        document, run: what it is.
+        document, run: the run.
         told: its `summary`.
     """
 
@@ -59,7 +59,7 @@ def entries(sources: Sources) -> list[list[ReportedRun]]:
     """The runs of each document, lettered through.
 
     Raises:
-        FormatError: a run's numbers are none.
+        FormatError: a run has invalid numbers.
     """
     found: list[list[ReportedRun]] = []
     count = 0
@@ -76,7 +76,7 @@ def entries(sources: Sources) -> list[list[ReportedRun]]:
 
 @contextmanager
 def blaming(name: str) -> Iterator[None]:
-    """Deriving from a document fails only where its numbers are none: say so by its name."""
+    """Name the document whose numbers could not be used; only a damaged one has such numbers."""
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as err:
@@ -91,7 +91,7 @@ def read(paths: Sequence[str | Path]) -> Sources:
             single results.
 
     Raises:
-        FormatError: one cannot be read, or is none of these.
+        FormatError: a file cannot be read, or is none of these.
     """
     held: list[tuple[str, Document]] = []
     rows: dict[str, SweepResult] = {}

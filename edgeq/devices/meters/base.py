@@ -1,4 +1,4 @@
-"""What a meter is: a named sensor of one quantity that can be read again and again."""
+"""The meter protocol: a named sensor of one quantity that is read repeatedly."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ PLAUSIBLE = {
     "memory": (0.0, math.inf),
     "throttle": (0.0, math.inf),
 }
-"""Quantity -> values a device on a desk can have; others are reported and left out."""
+"""Quantity -> plausible values of a device on a desk; others are reported and left out."""
 
 SCOPES = ("board", "package", "rail", "part")
-"""What a meter sees, the most telling first: all that goes into the board or device; the
-processor package; one supply rail; a part whose energy does not stand for the run's."""
+"""What a meter measures, the most complete first: all power of the board or device; the processor
+package; one supply rail; a part whose energy is not that of the run."""
 
 LATEST_S = 9e9
-"""Seconds, since whatever, that nanoseconds in 64 bits can hold; it is the year 2255."""
+"""The largest number of seconds that nanoseconds in 64 bits can hold."""
 
 PAGE = 4096
 """Bytes; no file of sysfs is longer."""
@@ -68,7 +68,7 @@ class Absent:
 
     Args:
         name: of the meter.
-        reason: why, and how that is mended where it can be.
+        reason: why, and how to fix it if that is possible.
         quantity: what it would have measured, one of `UNITS`.
     """
 
@@ -79,13 +79,13 @@ class Absent:
 
 @dataclass(frozen=True, kw_only=True)
 class Sensor:
-    """What is known of a meter without reading it.
+    """The description of a meter.
 
     Args:
-        name: short and stable, as in "rapl".
+        name: short and stable, such as "rapl".
         quantity: one of `UNITS`.
         provenance: path or command that the values come from.
-        rate_hz: samples per second that are worth taking.
+        rate_hz: useful samples per second.
         covers: what the total is the power or energy of, in words.
         scope: one of `SCOPES`.
         total: channels that add up to what `covers` says; empty if they do not add up.
@@ -115,7 +115,7 @@ class Sensor:
         return UNITS[self.quantity]
 
     def described(self) -> Sensor:
-        """Only this, without the means of reading that a meter adds."""
+        """A plain `Sensor`, without what a meter needs for reading."""
         return Sensor(**{f.name: getattr(self, f.name) for f in fields(Sensor)})
 
 
@@ -154,7 +154,7 @@ class FileMeter(Meter):
     scale: float
 
     def read(self) -> Reading:
-        """Read every file; channels that fail are left out and told as problems."""
+        """Read every file; channels that fail are left out and listed as problems."""
         values: dict[str, float] = {}
         problems: list[str] = []
         start = time.monotonic_ns()
@@ -198,7 +198,7 @@ def read_number(path: Path) -> float:
 
 
 def number(text: str, where: str) -> float:
-    """A number from a sensor's text; nan and inf are refused like any other nonsense.
+    """A number from a sensor's text; nan and inf are refused.
 
     Raises:
         DeviceError: it is none.
@@ -244,10 +244,10 @@ def run_here(argv: Sequence[str]) -> str:
 
 
 def meters_of(found: Iterable[Meter | Absent]) -> list[Meter]:
-    """Those that can be read."""
+    """The meters that can be read."""
     return [one for one in found if isinstance(one, Meter)]
 
 
 def absent_of(found: Iterable[Meter | Absent]) -> list[Absent]:
-    """Those that cannot."""
+    """The meters that cannot be read."""
     return [one for one in found if isinstance(one, Absent)]

@@ -219,8 +219,8 @@ def _supply(path: Path) -> Supply:
 def _is_peripheral(supply: Path) -> bool:
     """Whether this feeds a mouse, a keyboard or a headset and not the machine.
 
-    Such a supply has the scope "Device". Drivers that set no scope are told by their files: they
-    know a percentage or a level, and no energy, charge, current or power.
+    Such a supply has the scope "Device". Drivers that set no scope are recognized by
+    their files: they know a percentage or a level, and no energy, charge, current or power.
     """
     scope = optional_text(supply / "scope")
     if scope is not None:

@@ -31,7 +31,7 @@ INPUT_SLOPE = 1.1451
 INPUT_OFFSET_W = 0.5879
 
 RAILS, INPUT = "rails", "input"
-"""Channels beside the rails' own: their sum, and what the correction makes of it."""
+"""Channels besides the rails: their sum, and the input power computed from it."""
 
 _LINE = re.compile(r"(\w+)_([AV])\b[^=\n]*=\s*(\S+?)[AV]?\s*$", re.MULTILINE)
 

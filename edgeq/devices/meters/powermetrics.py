@@ -1,6 +1,6 @@
 """Logs of macOS `powermetrics` (text form): power, clock and thermal pressure of a Mac.
 
-Make one beside a run with
+Record one during a run with
 `sudo powermetrics -i 200 --samplers cpu_power,gpu_power,thermal -o power.log`.
 Each sample is a mean over the time it says has elapsed, so power times that time is exact energy;
 it is read as a counter. A sample is stamped to whole seconds; that the stamps of all samples
@@ -114,7 +114,7 @@ def read(path: Path) -> list[Trace]:
 
 
 def _watts(part: str) -> dict[str, float]:
-    """Watts by what draws them; the first mention counts, GPU power is told twice."""
+    """Watts by what draws them; the first mention counts, GPU power is printed twice."""
     found: dict[str, float] = {}
     for name, milliwatts in _POWER.findall(part):
         found.setdefault(name.casefold(), float(milliwatts) / 1e3)

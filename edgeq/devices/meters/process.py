@@ -21,7 +21,7 @@ class Memory(Meter):
     """A figure of this process, in bytes.
 
     Args:
-        held: gives it, or None where the system cannot tell.
+        held: returns it, or None if the system does not report it.
     """
 
     held: Callable[[], int | None]

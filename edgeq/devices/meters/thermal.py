@@ -35,7 +35,7 @@ ZONES, CHIPS, CLOCK, FLAGS, COUNTS = (
 )
 
 CPU_CHIPS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "soc_thermal", "acpitz")
-"""hwmon chips that sit in or beside the processor. Asking a disk for its heat would wake it."""
+"""hwmon chips in or near the processor. Reading the temperature of a disk would wake it."""
 
 GET_THROTTLED = ("vcgencmd", "get_throttled")
 FIRMWARE_FLAGS = "sys/devices/platform/soc/soc:firmware/get_throttled"
@@ -176,7 +176,7 @@ def _reader(
     provenance: str,
     covers: str,
 ) -> Meter | Absent:
-    """A meter of those files that can be read now, or why there is none."""
+    """A meter of the files that can be read now, or the reason why there is none."""
     meter = FileMeter(
         name=name,
         quantity=quantity,

@@ -1,4 +1,4 @@
-"""A trace: what a sensor said over time, as it said it, and what may be believed of that."""
+"""A trace: the values of a sensor over time, and the energy that they add up to."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CLOCKS = ("monotonic", "unix", "own")
 something that only the meter knows."""
 
 TELLS_APART = 1e-4
-"""Part of a window's energy below which what is left above idle is no measurement."""
+"""Share of a window's energy below which the energy above idle is not a measurement."""
 
 
 @dataclass(frozen=True)
@@ -194,22 +194,22 @@ class Trace:
         }
 
     @classmethod
-    def from_json(cls, held: Mapping[str, Any]) -> Trace:
+    def from_json(cls, data: Mapping[str, Any]) -> Trace:
         """The trace that `to_json` wrote.
 
         Raises:
             FormatError: something is missing or of the wrong kind.
         """
         try:
-            about = {f.name: held[f.name] for f in fields(Sensor)}
+            about = {f.name: data[f.name] for f in fields(Sensor)}
             about["total"] = tuple(about["total"])
             return cls(
                 Sensor(**about),
-                np.array(held["t_ns"], np.int64),
-                {c: np.array(row, np.float64) for c, row in held["values"].items()},
-                dict(held["problems"]),
-                held["clock"],
-                tuple(TimeWindow(*window) for window in held["windows"]),
+                np.array(data["t_ns"], np.int64),
+                {c: np.array(row, np.float64) for c, row in data["values"].items()},
+                dict(data["problems"]),
+                data["clock"],
+                tuple(TimeWindow(*window) for window in data["windows"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as err:
             raise FormatError(f"not a trace of a meter: {type(err).__name__} {err}") from err

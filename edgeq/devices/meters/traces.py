@@ -28,7 +28,7 @@ from edgeq.devices.meters.trace import Trace
 
 EEMBC_MAGIC = 0xF1
 MOST_BAD = 0.05
-"""The part of a trace's samples that may be nonsense before the file is refused."""
+"""The share of a trace's samples that may be invalid before the file is refused."""
 
 _SPL = re.compile(r"Time,([\d-]+ [\d:.]+),Watts,([^,]*),")
 
@@ -40,7 +40,7 @@ def read_eembc(path: Path) -> Trace:
         path: the `*-energy.bin`, or a folder with one of them.
 
     Raises:
-        FormatError: it is no such trace, or damaged.
+        FormatError: the file is not such a trace, or is damaged.
     """
     if path.is_dir():
         found = sorted(path.glob("*-energy.bin"))
@@ -75,7 +75,11 @@ def read_eembc(path: Path) -> Trace:
         total=("energy",),
     )
     joules = np.concatenate(([0.0], np.cumsum(each))) * 1e-6
-    problems = {"sample negative or no number, its neighbors' mean taken": bad} if bad else {}
+    problems = (
+        {"sample negative or not a number, replaced by the mean of its neighbors": bad}
+        if bad
+        else {}
+    )
     return Trace(sensor, t_ns, {"energy": joules}, problems, "own", _eembc_windows(path))
 
 

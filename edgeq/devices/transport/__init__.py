@@ -1,17 +1,18 @@
 """Transports: run something on another machine and bring its files back.
 
-    base    the protocol, and all of it by way of a POSIX shell
+    base    the protocol, and its implementation with a POSIX shell
     local   this machine, in a fresh folder
     ssh     the user's own `ssh`
     adb     Android's `adb`
 
-A transport owns one fresh folder over there, made when it is entered and removed when it is left:
+A transport owns one new folder on the other machine, made when it is entered and removed when it
+is left:
 
     with open_transport("ssh://pi@raspberrypi") as there:
         there.push(Path("model.edgeq"), "model.edgeq")
         there.run(["sha256sum", "model.edgeq"], on_line=print)
 
-The folder belongs to a process over there that lives as long as the connection. When that ends,
+The folder belongs to a process there that lives as long as the connection. When that ends,
 whatever the reason, it kills what was started and removes the folder.
 """
 

@@ -1,4 +1,4 @@
-"""The Transport protocol, and all of it by way of a POSIX shell over there."""
+"""The Transport protocol, and its implementation with a POSIX shell on the other machine."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _MARK = b"edgeq:"
 """Begins our first line; what a login script prints before it is passed over."""
 _SAY = r'printf "\nedgeq:%s\n" '
 
-# One line each, as the user's own shell over there may be csh or fish. Process numbers are kept as
-# names of empty files, which a full disk can still hold.
+# One line each, as the user's shell there may be csh or fish. Process numbers are kept as names
+# of empty files, which a full disk can still hold.
 _KEEP = (
     'trap "" HUP INT TERM PIPE; umask 077; t={folder}; '
     'if [ -z "$t" ]; then for t in "$TMPDIR" /var/tmp /tmp /data/local/tmp; do '
@@ -45,7 +45,7 @@ _FULL = ("no space left", "quota exceeded")
 
 @dataclass(frozen=True)
 class Finished:
-    """A command that ended over there.
+    """A command that ended on the other machine.
 
     Args:
         code: its exit code; 128 and more: the number of the signal that killed it, plus 128.
@@ -70,7 +70,7 @@ class Transport(Protocol):
     python: str
     """The interpreter to try first."""
     no_python: str
-    """What to do where there is none."""
+    """How to fix it if the program is absent."""
 
     @property
     def folder(self) -> str:
@@ -129,7 +129,7 @@ class ShellTransport:
         raise NotImplementedError
 
     def _explain(self, finished: Finished) -> str:
-        """Why the connection could not be made, and the mend."""
+        """Why the connection could not be made, and how to fix that."""
         raise NotImplementedError
 
     def _disconnect(self) -> None:
@@ -364,7 +364,7 @@ class ShellTransport:
         return self._keeper.poll() is not None
 
     def _end(self) -> bool:
-        """Let the keeper go; whether it said that the folder is gone."""
+        """End the process that owns the folder; whether it reported that the folder is removed."""
         keeper, self._keeper, self._folder = self._keeper, None, None
         gone = False
         if keeper is not None:
