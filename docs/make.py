@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 TOPICS = {
     "Models and files": (
-        "load", "open_source", "save", "inspect", "demo_model", "Model", "ModelConfig", "Graph",
+        "load", "open_source", "save", "inspect", "demo_model", "Model", "ModelConfig",
+        "BlockSpec", "RopeSpec", "RopeScaling", "Graph",
         "QuantTensor", "FloatTensor", "Reference",
     ),
     "Quantize": ("quantize", "calibrate", "sensitivity", "sweep"),

@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from edgeq.graph.ir import Graph
     from edgeq.importers import load, open_source
     from edgeq.model.artifact import save
+    from edgeq.model.block import BlockSpec, RopeScaling, RopeSpec
     from edgeq.model.config import ModelConfig
     from edgeq.model.model import Model
     from edgeq.model.reference import Reference
@@ -120,6 +121,7 @@ _HOMES = {
     "edgeq.graph.ir": ("Graph",),
     "edgeq.importers": ("load", "open_source"),
     "edgeq.model.artifact": ("save",),
+    "edgeq.model.block": ("BlockSpec", "RopeScaling", "RopeSpec"),
     "edgeq.model.config": ("ModelConfig",),
     "edgeq.model.model": ("Model",),
     "edgeq.model.reference": ("Reference",),
@@ -141,6 +143,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "PRESETS",
+    "BlockSpec",
     "CalibrationStats",
     "Check",
     "Chunk",
@@ -169,6 +172,8 @@ __all__ = [
     "QuantTensor",
     "Recipe",
     "Reference",
+    "RopeScaling",
+    "RopeSpec",
     "Rule",
     "SamplingParams",
     "SchemeError",

@@ -230,6 +230,22 @@ Q = "model.layers.0.self_attn.q_proj.weight"
 EMBED = "model.embed_tokens.weight"
 
 
+def test_a_config_with_the_keys_of_before_blocks_is_read(tmp_path: Path) -> None:
+    def flat(config: dict[str, Any]) -> dict[str, Any]:
+        kept = {key: value for key, value in config.items() if "blocks" not in key}
+        return {**kept, "layers": 1, "rope_theta": 10000.0, "rope_theta_local": None,
+                "rope_dim": 18, "rope_scaling": None, "window": None, "window_layers": [False],
+                "qk_norm": False, "post_norms": False}  # fmt: skip
+
+    model, path = small_model(), tmp_path / "m.edgeq"
+    save(model, path)
+    rewritten(path, meta_change("config", flat))
+    again = load(path)
+    assert again.config == model.config
+    for name, tensor in model.tensors.items():
+        np.testing.assert_array_equal(again.tensors[name].numpy(), tensor.numpy())
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -26,13 +26,13 @@ from edgeq.devices.profile import Cluster, DeviceProfile, find
 from edgeq.devices.roofline import DECODE_SHARE, Speed, positions_seen, sustained
 from edgeq.formats.schemes import FloatScheme
 from edgeq.model import artifact
-from edgeq.model.memory_layout import kv_bytes, scratch_bytes
+from edgeq.model.memory_layout import cache_length, kv_bytes, position_bytes, scratch_bytes
 from edgeq.model.model import Model
 from edgeq.model.shapes import SHAPES
 from edgeq.profiling import bytes_read_per_token
 from edgeq.quant import Recipe
 from edgeq.runtime.engine import Engine
-from tests.families import FAMILIES, quantized, random_model, tiny_config, with_blocks
+from tests.families import ALL_FAMILIES, quantized, random_model, tiny_config, with_blocks
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "edgeq" / "demo_model"
@@ -64,7 +64,7 @@ def shape_facts(name: str, bits: int | None = None) -> ModelFacts:
 # memory
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL_FAMILIES)
 @pytest.mark.parametrize("kv_bits", [8, 16])
 def test_what_is_planned_is_what_the_engine_takes(family: str, kv_bits: Any) -> None:
     config = tiny_config(family, context=1024)
@@ -87,6 +87,18 @@ def test_windowed_layers_keep_only_their_window() -> None:
     assert long < 0.3 * kv_bytes(whole, 32768)
     # four layers of 26 grow with the context
     assert long - short == 4 * kv_bytes(whole, 32768 - 4096) // config.layers
+
+
+def test_bytes_of_a_position() -> None:
+    config = tiny_config("llama")  # heads of 12: 32 of keys and 16 of values
+    # codes, the scales and the zero point, and a sixteenth of a key in float16
+    assert position_bytes(config, 8) == config.kv_heads * (32 + 16 + 2 + 1 + 4 + 2 * 32 // 16)
+    assert position_bytes(config, 16) == config.kv_heads * 2 * (32 + 16)
+    assert kv_bytes(config, 1024, 8) == config.layers * 1024 * position_bytes(config, 8)
+    windowed = tiny_config("gemma3", context=4096)
+    lengths = [cache_length(block, 4096) for block in windowed.blocks]
+    assert lengths == [256, 256, 4096]  # 5 positions, a batch and a tile take one chunk
+    assert kv_bytes(windowed, 4096) == sum(lengths) * position_bytes(windowed)
 
 
 def test_the_parts_add_up() -> None:
@@ -178,7 +190,7 @@ def test_decoding_is_bytes_over_bandwidth() -> None:
     assert one.decode_tokens_per_s == pytest.approx(read * 0.8)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_the_bytes_of_a_token_are_those_bench_counts(family: str) -> None:
     model = quantized(random_model(tiny_config(family)), "w4-g32")
     assert facts_of(model, family).read_bytes == bytes_read_per_token(model, 0, 8)

@@ -67,6 +67,9 @@ class RopeScaling:
         kind: "llama3" or "linear".
         factor: how many times the context is stretched.
         low_freq_factor, high_freq_factor, original_context: Llama 3.1's further numbers.
+
+    Raises:
+        FormatError: an unknown kind, or a number that is not above 0.
     """
 
     kind: Literal["llama3", "linear"]
@@ -94,6 +97,9 @@ class RopeSpec:
         base: of the frequencies, ``rope_theta`` in Hugging Face's configs.
         dim: how many dimensions of a head rotate, counted from its first; even.
         scaling: stretching of the frequencies, or None.
+
+    Raises:
+        FormatError: a value of the wrong type or out of range.
     """
 
     base: float
@@ -126,6 +132,15 @@ class BlockSpec:
             None.
         rope: rotary position embedding, or None for a layer without positions.
         window: how many positions attention sees, the current one included, or None for all.
+
+    Raises:
+        FormatError: a value of the wrong type or out of range.
+        UnsupportedError: an unknown mixer, or no norm at all.
+
+    Example:
+        >>> block = edgeq.BlockSpec(rope=edgeq.RopeSpec(10000.0, 64), qk_norm="head")
+        >>> block.norm_before, block.norm_after, block.window
+        (True, False, None)
     """
 
     mixer: Mixer = "attention"
