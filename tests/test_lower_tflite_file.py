@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgeq.converters.tflite.graph import LiteRTGraphTarget
 from edgeq.converters.tflite.graph_run import file_arena_bytes
-from edgeq.converters.tflite.lower.layout import (
+from edgeq.converters.tflite.lower.axis_order import (
     AxisWindow,
     after_reduction,
     after_transpose,

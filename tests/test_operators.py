@@ -26,14 +26,14 @@ ONNX = sorted(set(OPERATORS) - {"Linear"})
 
 
 def test_every_operator_has_an_emitter_or_a_stated_refusal_for_tflite() -> None:
-    from edgeq.converters.tflite.lower.rules import EMITTERS
+    from edgeq.converters.tflite.lower.support import EMITTERS
 
     assert set(EMITTERS) == named(lambda row: not isinstance(row.tflite, Refusal))
 
 
 def test_every_operator_has_an_emitter_or_a_stated_refusal_for_core_ml() -> None:
     pytest.importorskip("coremltools")
-    from edgeq.converters.coreml.lower.graph import EMITTERS
+    from edgeq.converters.coreml.graph import EMITTERS
 
     assert set(EMITTERS) == named(lambda row: not isinstance(row.coreml, Refusal))
 

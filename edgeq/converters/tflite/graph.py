@@ -33,11 +33,11 @@ from edgeq.converters.tflite.graph_run import (
     read_weights,
 )
 from edgeq.converters.tflite.interpreter import interpreter
-from edgeq.converters.tflite.lower import rules
-from edgeq.converters.tflite.lower.layout import Order, channels_last, natural, placed
+from edgeq.converters.tflite.lower import support
+from edgeq.converters.tflite.lower.axis_order import Order, channels_last, natural, placed
 from edgeq.converters.tflite.lower.lowering import LoweringOptions, Out, TfliteLowering
-from edgeq.converters.tflite.lower.moves import file_type
-from edgeq.converters.tflite.lower.ops import bounds
+from edgeq.converters.tflite.lower.math_ops import bounds
+from edgeq.converters.tflite.lower.shape_ops import file_type
 from edgeq.converters.tflite.operators import Value
 from edgeq.converters.tflite.read import VERSION
 from edgeq.core.errors import UnsupportedError, UsageError, unknown
@@ -66,7 +66,7 @@ class LiteRTGraphTarget(GraphTarget):
         """
         schema()
         settings(options)
-        rules.check(graph)
+        support.check(graph)
 
     def write(
         self,
@@ -190,7 +190,7 @@ def _input(low: TfliteLowering, name: str) -> Value:
 
 def _node(low: TfliteLowering, node: Node) -> set[str]:
     """Lower a node; gives the names of those that it took into itself."""
-    graph, emitter = low.graph, rules.EMITTERS[node.op]
+    graph, emitter = low.graph, support.EMITTERS[node.op]
     after = graph.only_consumer(node.output) if emitter.activation else None
     out = Out(node.output)
     if (
@@ -205,7 +205,7 @@ def _node(low: TfliteLowering, node: Node) -> set[str]:
     else:
         after = None
     quant = graph.quants.get(out.name)
-    out.quant = quant if quant and rules.integer(graph, node, quant) else None
+    out.quant = quant if quant and support.integer(graph, node, quant) else None
     made = emitter.emit(low, node, out)
     if isinstance(made, list):
         for name, (value, order) in zip(node.outputs, made, strict=True):

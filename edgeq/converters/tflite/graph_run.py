@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from edgeq.converters.runners import Precision
 from edgeq.converters.tflite.interpreter import interpreter
-from edgeq.converters.tflite.lower.file import SIGNATURE
-from edgeq.converters.tflite.lower.layout import Order, row_columns
+from edgeq.converters.tflite.lower.axis_order import Order, row_columns
+from edgeq.converters.tflite.lower.subgraph import SIGNATURE
 from edgeq.converters.tflite.read import Header, read
 from edgeq.core.errors import FormatError, UsageError
 from edgeq.formats.qparams import QuantParams

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.converters.tflite.file import TfliteFile
-from edgeq.converters.tflite.lower.file import Operators
-from edgeq.converters.tflite.lower.layout import Order, Shape, natural, row_columns
+from edgeq.converters.tflite.lower.axis_order import Order, Shape, natural, row_columns
+from edgeq.converters.tflite.lower.subgraph import Operators
 from edgeq.converters.tflite.operators import Value
 from edgeq.graph.ir import Graph, QuantWeight
 

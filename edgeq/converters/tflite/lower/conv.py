@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters.tflite.lower import faults
-from edgeq.converters.tflite.lower.emitters import always, emits, integer_weight, shared_params
-from edgeq.converters.tflite.lower.layout import (
+from edgeq.converters.tflite.lower import refusals
+from edgeq.converters.tflite.lower.axis_order import (
     AxisWindow,
     Order,
     Shape,
@@ -19,8 +18,9 @@ from edgeq.converters.tflite.lower.layout import (
     placed,
     row_columns,
 )
+from edgeq.converters.tflite.lower.emitters import always, emits, integer_weight, shared_params
 from edgeq.converters.tflite.lower.lowering import Made, Out, TfliteLowering
-from edgeq.converters.tflite.lower.moves import cut, padded
+from edgeq.converters.tflite.lower.shape_ops import cut, padded
 from edgeq.converters.tflite.operators import Value
 from edgeq.formats.qparams import QuantParams
 from edgeq.graph.ir import Graph, Node, QuantWeight
@@ -139,7 +139,7 @@ def padding(
     return x, {"padding": kinds.VALID}
 
 
-@emits("Conv", integer=integer_weight, fault=faults.conv, activation=True)
+@emits("Conv", integer=integer_weight, fault=refusals.conv, activation=True)
 def conv(low: TfliteLowering, node: Node, out: Out) -> Made:
     """A convolution, depthwise if each filter has one channel."""
     name = node.inputs[1]
@@ -164,7 +164,7 @@ def conv(low: TfliteLowering, node: Node, out: Out) -> Made:
     return flat_again(low, value, out)
 
 
-@emits("ConvTranspose", integer=integer_weight, fault=faults.conv_transpose, activation=True)
+@emits("ConvTranspose", integer=integer_weight, fault=refusals.conv_transpose, activation=True)
 def conv_transpose(low: TfliteLowering, node: Node, out: Out) -> Made:
     """A transposed convolution, cut to size where TFLite lacks its padding."""
     name = node.inputs[1]
@@ -206,7 +206,7 @@ def _transposed_same(size: int, out: int, kernel: int, stride: int, before: int)
     return -(-out // stride) == size and total // 2 == before
 
 
-@emits("MaxPool", integer=always, fault=faults.pool, activation=True, whole_numbers=True)
+@emits("MaxPool", integer=always, fault=refusals.pool, activation=True, whole_numbers=True)
 def max_pool(low: TfliteLowering, node: Node, out: Out) -> Made:
     """The largest element in a window; padding is lower than any value."""
     found = windows(low.graph, node)
@@ -256,7 +256,7 @@ def _averages(graph: Graph, node: Node, out: QuantParams) -> bool:
     return shared_params(graph, node, out) and (alike or bool((counts == area).all()))
 
 
-@emits("AveragePool", integer=_averages, fault=faults.pool, activation=True)
+@emits("AveragePool", integer=_averages, fault=refusals.pool, activation=True)
 def average_pool(low: TfliteLowering, node: Node, out: Out) -> Made:
     """The mean in a window, of the elements that the source counts."""
     found = windows(low.graph, node)

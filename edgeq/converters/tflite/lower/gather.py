@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgeq.converters.tflite.lower import faults
+from edgeq.converters.tflite.lower import refusals
+from edgeq.converters.tflite.lower.axis_order import Shape, natural
 from edgeq.converters.tflite.lower.emitters import computed, emits
-from edgeq.converters.tflite.lower.layout import Shape, natural
 from edgeq.converters.tflite.lower.lowering import Made, Out, TfliteLowering
-from edgeq.converters.tflite.lower.moves import cut
+from edgeq.converters.tflite.lower.shape_ops import cut
 from edgeq.converters.tflite.operators import Value
 from edgeq.graph.ir import Node, QuantWeight
 
 
-@emits("Gather", integer=computed, fault=faults.gather, whole_numbers=True)
+@emits("Gather", integer=computed, fault=refusals.gather, whole_numbers=True)
 def gather(low: TfliteLowering, node: Node, out: Out) -> Made:
     """Select elements along an axis; rows of a matrix of integers are dequantized."""
     data, rows = node.inputs

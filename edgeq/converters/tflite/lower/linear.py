@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.converters.tflite.lower import faults
+from edgeq.converters.tflite.lower import refusals
+from edgeq.converters.tflite.lower.axis_order import natural, with_last
 from edgeq.converters.tflite.lower.conv import bias_of, weight_of
 from edgeq.converters.tflite.lower.emitters import emits, integer_weight, one_scale
-from edgeq.converters.tflite.lower.layout import natural, with_last
 from edgeq.converters.tflite.lower.lowering import Made, Out, TfliteLowering
-from edgeq.converters.tflite.lower.moves import padded
+from edgeq.converters.tflite.lower.shape_ops import padded
 from edgeq.converters.tflite.operators import Value
 from edgeq.formats.qparams import QuantParams
 from edgeq.graph.ir import Node, QuantWeight
@@ -22,7 +22,11 @@ _ENDS = np.array([-128, 127], np.int8)
 
 
 @emits(
-    "Linear", integer=integer_weight, fault=faults.linear, activation=True, lacks=("int32", "int64")
+    "Linear",
+    integer=integer_weight,
+    fault=refusals.linear,
+    activation=True,
+    lacks=("int32", "int64"),
 )
 def linear(low: TfliteLowering, node: Node, out: Out) -> Made:
     """x [..., K] times w [N, K] transposed, plus a bias."""
@@ -88,7 +92,7 @@ def _unblocked(low: TfliteLowering, w: Value, block: int) -> Value:
     return low.reshaped(low.op("MUL", [levels, scales]), w.shape)
 
 
-@emits("MatMul", integer=one_scale, fault=faults.matmul, activation=True, lacks=_WHOLE)
+@emits("MatMul", integer=one_scale, fault=refusals.matmul, activation=True, lacks=_WHOLE)
 def matmul(low: TfliteLowering, node: Node, out: Out) -> Made:
     """The product of two computed values; a transposed last pair of axes is the operator's own."""
     shape = low.shape(out.name)

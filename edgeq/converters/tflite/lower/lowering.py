@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgeq.converters.tflite.file import TfliteFile
+from edgeq.converters.tflite.lower.axis_order import Order, Shape, channels_last, natural
 from edgeq.converters.tflite.lower.constants import Constants
-from edgeq.converters.tflite.lower.layout import Order, Shape, channels_last, natural
 from edgeq.converters.tflite.operators import Value
 from edgeq.formats.qparams import QuantParams
 from edgeq.graph.ir import Graph, QuantWeight

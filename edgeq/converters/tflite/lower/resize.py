@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgeq.converters.tflite.lower.conv import flat_again, image
 from edgeq.converters.tflite.lower.emitters import always, emits
 from edgeq.converters.tflite.lower.lowering import Made, Out, TfliteLowering
-from edgeq.converters.tflite.lower.moves import gathered
+from edgeq.converters.tflite.lower.shape_ops import gathered
 from edgeq.converters.tflite.operators import Value
 from edgeq.graph.ir import Graph, Node
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.converters.tflite.lower import faults
+from edgeq.converters.tflite.lower import refusals
+from edgeq.converters.tflite.lower.axis_order import Order, after_reduction, placed, with_last
 from edgeq.converters.tflite.lower.emitters import (
     always,
     code_of,
@@ -16,7 +17,6 @@ from edgeq.converters.tflite.lower.emitters import (
     one_scale,
     shared_params,
 )
-from edgeq.converters.tflite.lower.layout import Order, after_reduction, placed, with_last
 from edgeq.converters.tflite.lower.lowering import Made, Out, TfliteLowering
 from edgeq.converters.tflite.operators import Value
 from edgeq.graph.ir import Node, QuantWeight
@@ -270,7 +270,7 @@ def total(
     return low.op(code, [x, axes], shape, quant=quant, like=same, keepDims=keep)
 
 
-@emits("ArgMax", "ArgMin", fault=faults.arg, whole_numbers=True)
+@emits("ArgMax", "ArgMin", fault=refusals.arg, whole_numbers=True)
 def arg(low: TfliteLowering, node: Node, out: Out) -> Made:
     """Index of the largest or smallest element along an axis."""
     x, order = taken(low, node, out)

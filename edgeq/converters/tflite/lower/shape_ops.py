@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters.tflite.lower import faults
-from edgeq.converters.tflite.lower.emitters import always, computed, emits
-from edgeq.converters.tflite.lower.layout import (
+from edgeq.converters.tflite.lower import refusals
+from edgeq.converters.tflite.lower.axis_order import (
     Order,
     Shape,
     after_transpose,
@@ -20,8 +19,9 @@ from edgeq.converters.tflite.lower.layout import (
     placed,
     reshaped,
 )
+from edgeq.converters.tflite.lower.emitters import always, computed, emits
 from edgeq.converters.tflite.lower.lowering import Made, Out, TfliteLowering
-from edgeq.converters.tflite.lower.ops import taken
+from edgeq.converters.tflite.lower.math_ops import taken
 from edgeq.converters.tflite.operators import Value
 from edgeq.graph.ir import Node, QuantWeight
 
@@ -188,7 +188,7 @@ def gathered(low: TfliteLowering, x: Value, places: NDArray[np.integer], axis: i
     return low.op("GATHER", [x, low.ints(places)], shape, like=True, axis=axis, batchDims=0)
 
 
-@emits("Pad", integer=always, whole_numbers=True, fault=faults.pad)
+@emits("Pad", integer=always, whole_numbers=True, fault=refusals.pad)
 def pad(low: TfliteLowering, node: Node, out: Out) -> Made:
     """Pad with a constant or by reflection."""
     x, order = taken(low, node, out)
@@ -247,7 +247,7 @@ def tile(low: TfliteLowering, node: Node, out: Out) -> Made:
     return low.op("TILE", [x, low.ints([times[a] for a in order])], shape, like=True), order
 
 
-@emits("Cast", fault=faults.cast, whole_numbers=True)
+@emits("Cast", fault=refusals.cast, whole_numbers=True)
 def cast(low: TfliteLowering, node: Node, out: Out) -> Made:
     """Cast a value; float64 and float16 are stored as float32."""
     x, order = taken(low, node, out)
@@ -275,7 +275,7 @@ def cumulated(low: TfliteLowering, node: Node, out: Out) -> Made:
     return low.op("CUMSUM", [x, at], **settings), order
 
 
-@emits("DepthToSpace", "SpaceToDepth", integer=always, fault=faults.image)
+@emits("DepthToSpace", "SpaceToDepth", integer=always, fault=refusals.image)
 def depth_to_space(low: TfliteLowering, node: Node, out: Out) -> Made:
     """DepthToSpace and SpaceToDepth."""
     x, order = node.inputs[0], channels_last(4)

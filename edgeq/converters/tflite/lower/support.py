@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 import math
 
-from edgeq.converters.tflite.lower import conv, gather, linear, moves, ops, resize
+from edgeq.converters.tflite.lower import conv, gather, linear, math_ops, resize, shape_ops
 from edgeq.converters.tflite.lower.emitters import EMITTERS
-from edgeq.converters.tflite.lower.faults import operands
+from edgeq.converters.tflite.lower.refusals import operands
 from edgeq.core.errors import UnsupportedError
 from edgeq.formats.qparams import QuantParams
 from edgeq.graph.ir import Graph, Node, QuantWeight
@@ -15,7 +15,7 @@ from edgeq.graph.operators import OPERATORS, PRODUCTS, Refusal
 
 __all__ = ["EMITTERS", "MODULES", "check", "faults", "integer"]
 
-MODULES = (conv, gather, linear, moves, ops, resize)
+MODULES = (conv, gather, linear, math_ops, resize, shape_ops)
 """The modules of emitters; importing them fills `EMITTERS`."""
 _FACTOR = 100.0
 """The largest scale of an integer operator's inputs, in scales of its output."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.converters.tflite.file import SharedTable, TfliteFile
-from edgeq.converters.tflite.lower.layout import Order, Shape, moves, placed, same
+from edgeq.converters.tflite.lower.axis_order import Order, Shape, moves, placed, same
 from edgeq.converters.tflite.operators import SubgraphWriter, Value
 from edgeq.converters.tflite.versions import version
 from edgeq.formats.qparams import QuantParams
