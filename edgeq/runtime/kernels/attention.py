@@ -24,7 +24,7 @@ _F32, _I64 = 4, 8  # bytes
 
 
 @compiled
-def _thread_work(program, tid):  # type: ignore[no-untyped-def]
+def _thread_work(program, tid):
     """Where this thread's own memory lies."""
     base = program.work + tid * program.work_stride
     return AttentionWork(
@@ -40,7 +40,7 @@ def _thread_work(program, tid):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _room_for_queries(layer, work, tokens):  # type: ignore[no-untyped-def]
+def _room_for_queries(layer, work, tokens):
     """Room in this thread's memory for the queries of ``tokens`` tokens."""
     blocks = (layer.dim + K_BLOCK - 1) // K_BLOCK
     rows = tokens * (layer.heads // layer.kv_heads)
@@ -53,7 +53,7 @@ def _room_for_queries(layer, work, tokens):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _copy_head(program, layer, row, head, heads, norm, position, target):  # type: ignore[no-untyped-def]
+def _copy_head(program, layer, row, head, heads, norm, position, target):
     """Copy one head of q or k from its row to ``target``, normed and rotated.
 
     Args:
@@ -78,7 +78,7 @@ def _copy_head(program, layer, row, head, heads, norm, position, target):  # typ
 
 
 @compiled
-def _fill_queries(program, layer, head, q, position, queries):  # type: ignore[no-untyped-def]
+def _fill_queries(program, layer, head, q, position, queries):
     """The query rows of one key/value head: normed, rotated, quantized.
 
     Queries are quantized twice, what the first rounding left as rows of its own: eight bits
@@ -105,7 +105,7 @@ def _fill_queries(program, layer, head, q, position, queries):  # type: ignore[n
 
 
 @compiled
-def _append(program, layer, cache, head, k, v, position, work):  # type: ignore[no-untyped-def]
+def _append(program, layer, cache, head, k, v, position, work):
     """Norm and rotate one token's key, and store key and value in the cache."""
     _copy_head(program, layer, k, head, layer.kv_heads, layer.norm_k, position, work.key)
     value = v + head * layer.dim * _F32
@@ -113,13 +113,13 @@ def _append(program, layer, cache, head, k, v, position, work):  # type: ignore[
 
 
 @compiled
-def _first_seen(layer, position):  # type: ignore[no-untyped-def]
+def _first_seen(layer, position):
     """The first position that the token at a position sees."""
     return max(0, position - layer.window + 1) if layer.window else 0
 
 
 @compiled
-def attend_one(program, layer, cache, q, k, v, out, tid, threads, position):  # type: ignore[no-untyped-def]
+def attend_one(program, layer, cache, q, k, v, out, tid, threads, position):
     """Decode: (key/value head, chunk) pairs are shared out; partial results are then merged."""
     group, dim = layer.heads // layer.kv_heads, layer.dim
     start = _first_seen(layer, position)
@@ -156,7 +156,7 @@ def attend_one(program, layer, cache, q, k, v, out, tid, threads, position):  # 
 
 
 @compiled
-def attend_prompt(program, layer, cache, q, k, v, out, tid, threads, position):  # type: ignore[no-untyped-def]
+def attend_prompt(program, layer, cache, q, k, v, out, tid, threads, position):
     """Prefill: all tokens are appended, then (head, block of queries) pairs are shared out."""
     tokens, kv_heads, dim = q.length, layer.kv_heads, layer.dim
     group = layer.heads // kv_heads

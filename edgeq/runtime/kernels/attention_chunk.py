@@ -60,7 +60,7 @@ _FLOAT_STEP = 64
 
 
 @compiled
-def append_key_value(cache, head, slot, k, v):  # type: ignore[no-untyped-def]
+def append_key_value(cache, head, slot, k, v):
     """Store one position's key and value (float32 at addresses ``k`` and ``v``)."""
     if cache.bits == 16:
         _append_floats(cache, head, slot, k, v)
@@ -70,7 +70,7 @@ def append_key_value(cache, head, slot, k, v):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _append_floats(cache, head, slot, k, v):  # type: ignore[no-untyped-def]
+def _append_floats(cache, head, slot, k, v):
     """Store a key as a row, and a value as a column, of float16."""
     length = cache.length
     keys = cache.keys + (head * length + slot) * cache.dim_k * _F16
@@ -82,7 +82,7 @@ def _append_floats(cache, head, slot, k, v):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _append_value(cache, head, slot, v):  # type: ignore[no-untyped-def]
+def _append_value(cache, head, slot, v):
     """Store a value as a column of 8-bit codes with one scale."""
     length, dim_v = cache.length, cache.dim_v
     block, within = slot // K_BLOCK, slot % K_BLOCK
@@ -104,7 +104,7 @@ def _append_value(cache, head, slot, v):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _append_key(cache, head, slot, k):  # type: ignore[no-untyped-def]
+def _append_key(cache, head, slot, k):
     """Store a key as its difference from its tile's center, 8 bits with scale and zero point."""
     length, dim, dim_k = cache.length, cache.dim, cache.dim_k
     row = head * length + slot
@@ -138,7 +138,7 @@ class Queries(NamedTuple):
 
 
 @compiled
-def attend_chunk(program, layer, cache, head, chunk, queries, work, out):  # type: ignore[no-untyped-def]
+def attend_chunk(program, layer, cache, head, chunk, queries, work, out):
     """Attention of some query rows over one chunk of a key/value head.
 
     Args:
@@ -162,7 +162,7 @@ def attend_chunk(program, layer, cache, head, chunk, queries, work, out):  # typ
 
 
 @compiled
-def _attend_codes(program, layer, cache, head, start, tiles, queries, work, out):  # type: ignore[no-untyped-def]
+def _attend_codes(program, layer, cache, head, start, tiles, queries, work, out):
     """`attend_chunk` over so many tiles of an 8-bit cache."""
     length, dim_k, dim_v, rows = cache.length, cache.dim_k, cache.dim_v, queries.values.length
     slot = start % length  # a layer with a window keeps no more: its cache is a ring
@@ -210,7 +210,7 @@ def _attend_codes(program, layer, cache, head, start, tiles, queries, work, out)
 
 
 @compiled
-def _attend_floats(layer, cache, head, start, tiles, queries, work, out):  # type: ignore[no-untyped-def]
+def _attend_floats(layer, cache, head, start, tiles, queries, work, out):
     """`attend_chunk` over so many tiles of a float16 cache."""
     length, dim, dim_k, rows = cache.length, cache.dim, cache.dim_k, queries.values.length
     slot = start % length
@@ -238,14 +238,14 @@ def _attend_floats(layer, cache, head, start, tiles, queries, work, out):  # typ
 
 
 @compiled
-def _clear(row, start, stop):  # type: ignore[no-untyped-def]
+def _clear(row, start, stop):
     x = floats(row, stop)
     for j in range(start, stop):
         x[j] = _ZERO
 
 
 @compiled
-def finish(total, out, dim):  # type: ignore[no-untyped-def]
+def finish(total, out, dim):
     """out = output / sum."""
     a, target = floats(total, PART_HEAD + dim), floats(out, dim)
     for i in range(dim):

@@ -25,7 +25,7 @@ _F32, _F16 = 4, 2  # bytes
 
 
 @intrinsic
-def quant_matmul(typingctx, kernel, weights, acts, out, first, last):  # type: ignore[no-untyped-def]
+def quant_matmul(typingctx, kernel, weights, acts, out, first, last):
     """Call a native kernel by address, as `abi.MatmulKernel` does from Python.
 
     ``weights`` is an `abi.PackedWeights`; ``acts`` and ``out`` are `abi.Rows`.
@@ -48,7 +48,7 @@ def quant_matmul(typingctx, kernel, weights, acts, out, first, last):  # type: i
 
 
 @compiled
-def matmul(lin, x, acts, out, first, last):  # type: ignore[no-untyped-def]
+def matmul(lin, x, acts, out, first, last):
     """Tiles ``first:last`` of a linear: out[m, n] for every row m of x, bias added.
 
     ``lin`` is an `abi.LINEAR`; ``x`` the float32 rows (used by float weights), ``acts`` the same
@@ -86,7 +86,7 @@ def matmul(lin, x, acts, out, first, last):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _add_bias(bias, out, rows, first, last):  # type: ignore[no-untyped-def]
+def _add_bias(bias, out, rows, first, last):
     source = floats(bias, last)
     for m in range(rows):
         target = floats(out.address + m * out.stride, last)

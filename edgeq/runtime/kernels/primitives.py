@@ -47,7 +47,7 @@ dot_f32, dot_f16, dot_bf16 = (_external(f"edgeq_dot_{kind}") for kind in ("f32",
 
 def _caster(element: Any) -> Any:
     @intrinsic
-    def pointer(typingctx, address):  # type: ignore[no-untyped-def]
+    def pointer(typingctx, address):
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             return builder.inttoptr(args[0], context.get_value_type(sig.return_type))
 
@@ -60,7 +60,7 @@ def _viewer(element: Any) -> Any:
     pointer = _caster(element)
 
     @compiled
-    def view(address, n):  # type: ignore[no-untyped-def]
+    def view(address, n):
         return carray(pointer(address), (n,))
 
     return view

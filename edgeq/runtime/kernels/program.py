@@ -57,7 +57,7 @@ _attentions, _caches = records(abi.ATTENTION), records(abi.CACHE)
 
 
 @compiled
-def _embed(program, step, out, lin, ids, tid, threads):  # type: ignore[no-untyped-def]
+def _embed(program, step, out, lin, ids, tid, threads):
     """Embedding rows of the tokens."""
     if out.length == 1:
         embedding_row(lin, ids[0], out.address, program.embed_scale)
@@ -67,7 +67,7 @@ def _embed(program, step, out, lin, ids, tid, threads):  # type: ignore[no-untyp
 
 
 @compiled
-def _norm_row(step, eps, x, branch, out, acts):  # type: ignore[no-untyped-def]
+def _norm_row(step, eps, x, branch, out, acts):
     """x += branch (normed first if there is a post norm); norm x to out; quantize that, or x."""
     if branch:
         if step.post_norm:
@@ -83,7 +83,7 @@ def _norm_row(step, eps, x, branch, out, acts):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _norm(program, step, x, branch, out, acts, tid, threads):  # type: ignore[no-untyped-def]
+def _norm(program, step, x, branch, out, acts, tid, threads):
     """`_norm_row` for every token: in this thread's own row (decode), or its share (prefill)."""
     if x.length == 1:
         _norm_row(step, program.eps, x.address, branch.address, out.address, acts.address)
@@ -101,7 +101,7 @@ def _norm(program, step, x, branch, out, acts, tid, threads):  # type: ignore[no
 
 
 @compiled
-def _quantize(program, step, x, acts, tid, threads):  # type: ignore[no-untyped-def]
+def _quantize(program, step, x, acts, tid, threads):
     """Quantize rows for the next linears: this thread's own row (decode), or its share."""
     if x.length == 1:
         quantize_row(x.address, acts.address, step.blocks)
@@ -112,7 +112,7 @@ def _quantize(program, step, x, acts, tid, threads):  # type: ignore[no-untyped-
 
 
 @compiled
-def _multiply(program, step, rows, linears, x, acts, threads):  # type: ignore[no-untyped-def]
+def _multiply(program, step, rows, linears, x, acts, threads):
     """Linears of one input, as one range of tiles that the threads share."""
     tiles = 0
     for i in range(step.linears):
@@ -133,7 +133,7 @@ def _multiply(program, step, rows, linears, x, acts, threads):  # type: ignore[n
 
 
 @compiled
-def _gated(program, step, linears, x, acts, gated, up, threads):  # type: ignore[no-untyped-def]
+def _gated(program, step, linears, x, acts, gated, up, threads):
     """gate and up for the same rows by the same thread, then act(gate) * up in place of gate."""
     gate_lin, up_lin = linears[step.linear], linears[step.linear + 1]
     while True:
@@ -154,7 +154,7 @@ def _gated(program, step, linears, x, acts, gated, up, threads):  # type: ignore
 
 
 @compiled
-def _head(program, lin, x, acts, call):  # type: ignore[no-untyped-def]
+def _head(program, lin, x, acts, call):
     """Logits of the last ``outputs`` tokens."""
     outputs = call.outputs
     if outputs:
@@ -171,7 +171,7 @@ def _head(program, lin, x, acts, call):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _run(program, call, tid, position, ids):  # type: ignore[no-untyped-def]
+def _run(program, call, tid, position, ids):
     """Run the program once, for ``call.tokens`` tokens at ``position``."""
     threads, tokens = call.threads, call.tokens
     steps = _steps(program.steps, program.step_count)
@@ -213,7 +213,7 @@ def _run(program, call, tid, position, ids):  # type: ignore[no-untyped-def]
         stamp(program.times, tid, number)
 
 
-def decoder(call_at, tid):  # type: ignore[no-untyped-def]
+def decoder(call_at, tid):
     """What each thread runs: the `abi.CALL` at an address. One entry point, compiled once.
 
     With ``greedy`` 0: one batch of ``tokens`` tokens ``ids``, logits of the last ``outputs``.

@@ -62,7 +62,7 @@ _LANE_BITS, _HALF_BITS, _BLOCK_BITS = (
 
 
 @compiled
-def nanoseconds(room):  # type: ignore[no-untyped-def]
+def nanoseconds(room):
     """The monotonic clock; ``room`` is 16 bytes to write it to."""
     clock_gettime(_CLOCK, room)
     parts = ints(room, 2)
@@ -70,7 +70,7 @@ def nanoseconds(room):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def stamp(times, tid, number):  # type: ignore[no-untyped-def]
+def stamp(times, tid, number):
     """Add the nanoseconds since the last call to a sum of ``times``, unless that is 0.
 
     The first thread's time: it waits at every barrier as the others do. A negative number only
@@ -85,7 +85,7 @@ def stamp(times, tid, number):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def own_rows(rows, tid, tokens):  # type: ignore[no-untyped-def]
+def own_rows(rows, tid, tokens):
     """The rows of a buffer (`abi.ROWS`) that a thread works on.
 
     Those of all tokens; while one token is decoded, the thread's own row of a private buffer.
@@ -95,7 +95,7 @@ def own_rows(rows, tid, tokens):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def barrier(sync, threads):  # type: ignore[no-untyped-def]
+def barrier(sync, threads):
     """Wait for all threads; the last to arrive resets the work counter.
 
     Spins first, then sleeps. A thread that is late by so much has lost its core to another
@@ -116,7 +116,7 @@ def barrier(sync, threads):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def wait(spins):  # type: ignore[no-untyped-def]
+def wait(spins):
     """One turn of waiting for another thread, which has taken ``spins`` turns; one more."""
     if spins < _SPINS:
         pause()
@@ -126,13 +126,13 @@ def wait(spins):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def next_chunk(sync):  # type: ignore[no-untyped-def]
+def next_chunk(sync):
     """The next piece of work of this phase that nobody has taken."""
     return atomic_add(sync + SYNC_WORK, 1)
 
 
 @compiled
-def next_tiles(sync, tiles, threads):  # type: ignore[no-untyped-def]
+def next_tiles(sync, tiles, threads):
     """The next range of tiles that nobody has taken; empty when there are none left.
 
     Half of what is left is divided between the threads, then half of the rest, and so on: large
@@ -151,7 +151,7 @@ def next_tiles(sync, tiles, threads):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def quantize_twice(x, first, second, blocks, rest):  # type: ignore[no-untyped-def]
+def quantize_twice(x, first, second, blocks, rest):
     """Quantize a row to ``first``, and what that rounding left to ``second`` (rest: scratch)."""
     quantize_row(x, first, blocks)
     source, left = floats(x, blocks * K_BLOCK), floats(rest, blocks * K_BLOCK)
@@ -165,13 +165,13 @@ def quantize_twice(x, first, second, blocks, rest):  # type: ignore[no-untyped-d
 
 
 @compiled
-def inverse_rms(x, n, eps):  # type: ignore[no-untyped-def]
+def inverse_rms(x, n, eps):
     """1 / sqrt(mean of the squares of n values + eps)."""
     return _ONE / np.sqrt(vector_sumsq(x, n) / np.float32(n) + eps)
 
 
 @compiled
-def scale_row(x, factor, weight, out, n):  # type: ignore[no-untyped-def]
+def scale_row(x, factor, weight, out, n):
     """out = x * factor * weight over n values; out may be x."""
     source, scale, target = floats(x, n), floats(weight, n), floats(out, n)
     for i in range(n):
@@ -179,13 +179,13 @@ def scale_row(x, factor, weight, out, n):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def rms_norm(x, weight, out, n, eps):  # type: ignore[no-untyped-def]
+def rms_norm(x, weight, out, n, eps):
     """out = x / rms(x) * weight over n values; out may be x."""
     scale_row(x, inverse_rms(x, n, eps), weight, out, n)
 
 
 @compiled
-def copy_row(x, out, n):  # type: ignore[no-untyped-def]
+def copy_row(x, out, n):
     """out = x over n values."""
     source, target = floats(x, n), floats(out, n)
     for i in range(n):
@@ -193,7 +193,7 @@ def copy_row(x, out, n):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def add_rows(x, y, n):  # type: ignore[no-untyped-def]
+def add_rows(x, y, n):
     """x += y over n values."""
     target, source = floats(x, n), floats(y, n)
     for i in range(n):
@@ -201,7 +201,7 @@ def add_rows(x, y, n):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def rotate(x, cos, sin, half):  # type: ignore[no-untyped-def]
+def rotate(x, cos, sin, half):
     """Rotary embedding in place on the first 2 * half values (Hugging Face's half split)."""
     v, c, s = floats(x, 2 * half), floats(cos, half), floats(sin, half)
     for i in range(half):
@@ -211,7 +211,7 @@ def rotate(x, cos, sin, half):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def embedding_row(lin, row, out, scale):  # type: ignore[no-untyped-def]
+def embedding_row(lin, row, out, scale):
     """Row ``row`` of an embedding matrix, dequantized, times ``scale``."""
     k, kind = lin.k, lin.kind
     x = floats(out, k)
@@ -256,7 +256,7 @@ def embedding_row(lin, row, out, scale):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def argmax(x):  # type: ignore[no-untyped-def]
+def argmax(x):
     """The lowest index of the largest value."""
     best = 0
     for i in range(1, x.size):

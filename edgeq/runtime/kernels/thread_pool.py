@@ -49,7 +49,7 @@ _WORKERS, _WORKER_BYTES = JOB.itemsize, WORKER.itemsize
 
 
 @intrinsic
-def _call(typingctx, function, result, args, tid):  # type: ignore[no-untyped-def]
+def _call(typingctx, function, result, args, tid):
     """Call a compiled function by address; returns its status, above 0 if it failed."""
 
     def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
@@ -63,7 +63,7 @@ def _call(typingctx, function, result, args, tid):  # type: ignore[no-untyped-de
 
 
 @compiled
-def _run_job(job, worker, tid):  # type: ignore[no-untyped-def]
+def _run_job(job, worker, tid):
     """A thread's part of the job; False if there is no job, which ends the pool."""
     function = atomic_load(job + _FUNCTION)
     if function == 0:
@@ -74,7 +74,7 @@ def _run_job(job, worker, tid):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _wait_for_job(worker, done, spin_ns):  # type: ignore[no-untyped-def]
+def _wait_for_job(worker, done, spin_ns):
     """Wait until more jobs are posted than done: spin for so many nanoseconds, then sleep."""
     start, checks = nanoseconds(worker + _CLOCK), 0
     while atomic_load(worker + _POSTED) == done:
@@ -94,7 +94,7 @@ def _wait_for_job(worker, done, spin_ns):  # type: ignore[no-untyped-def]
     swap(worker + _AWAKE, 1)
 
 
-def pool_init(job, threads):  # type: ignore[no-untyped-def]
+def pool_init(job, threads):
     """Prepare the workers' records of a new pool."""
     for tid in range(threads):
         worker = job + _WORKERS + tid * _WORKER_BYTES
@@ -103,7 +103,7 @@ def pool_init(job, threads):  # type: ignore[no-untyped-def]
         cond_init(worker + _CONDITION, 0)
 
 
-def pool_run(job, threads):  # type: ignore[no-untyped-def]
+def pool_run(job, threads):
     """Post a job to ``threads`` - 1 workers, do the first part, wait for all; 1 if any failed."""
     atomic_store(job + _LEFT, threads - 1)
     for tid in range(1, threads):
@@ -120,7 +120,7 @@ def pool_run(job, threads):  # type: ignore[no-untyped-def]
     return swap(job + _FAILED, 0)
 
 
-def pool_worker(job, tid, spin_ns):  # type: ignore[no-untyped-def]
+def pool_worker(job, tid, spin_ns):
     """A worker thread: runs jobs as they are posted, until the pool ends."""
     worker = job + _WORKERS + tid * _WORKER_BYTES
     done = 0
