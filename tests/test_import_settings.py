@@ -97,7 +97,7 @@ def theirs(folder: Path) -> NDArray[np.float32]:
 def assert_equal(folder: Path) -> None:
     want = theirs(folder)
     got = Reference(load(folder)).forward(TOKENS)
-    assert np.abs(got - want).max() < 1e-3 * np.abs(want).max()
+    assert np.abs(got - want).max() < 1e-4 * np.abs(want).max()
 
 
 def assert_refused(folder: Path, words: str) -> None:
