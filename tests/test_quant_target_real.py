@@ -34,7 +34,7 @@ def cut_model() -> tuple[Model, np.ndarray]:
     whole = load(real_model(SMOLLM2))
     config = replace(whole.config, vocab=VOCAB, blocks=whole.config.blocks[:LAYERS])
     tensors = {
-        name: FloatTensor("F32", whole.tensors[name].rows(0, shape[0]))
+        name: FloatTensor("float32", whole.tensors[name].rows(0, shape[0]))
         for name, shape in (*config.linears(), *config.norms())
     }
     tokens = np.array(Tokenizer(whole.files).encode(TEXT.read_text("utf-8"), add_bos=False))

@@ -231,17 +231,17 @@ def cast_float(w: NDArray[np.float32], scheme: FloatScheme, name: str) -> FloatT
     Raises:
         SchemeError: a weight is beyond that type.
     """
-    if scheme.dtype == "f32":
-        return FloatTensor("F32", w)
-    if scheme.dtype == "bf16":
+    if scheme.dtype == "float32":
+        return FloatTensor("float32", w)
+    if scheme.dtype == "bfloat16":
         bits = float32_to_bf16(w)
         fits = ((bits & 0x7F80) != 0x7F80).all()
-        narrow = FloatTensor("BF16", bits)
+        narrow = FloatTensor("bfloat16", bits)
     else:
         with np.errstate(over="ignore"):
             half = w.astype(np.float16)
         fits = np.isfinite(half).all()
-        narrow = FloatTensor("F16", half)
+        narrow = FloatTensor("float16", half)
     if not fits:
         raise SchemeError(
             f"tensor {name} holds {float(np.abs(w).max()):.6g}, which {scheme} cannot; "

@@ -63,7 +63,7 @@ def candidates(base: QuantScheme, k: int) -> tuple[Scheme, ...]:
         for codebook in dict.fromkeys((None, base.codebook))
         for g in groups
     ]
-    return (*found, QuantScheme(8, granularity="channel", group_size=None), FloatScheme("f16"))
+    return (*found, QuantScheme(8, granularity="channel", group_size=None), FloatScheme("float16"))
 
 
 class Trials:
@@ -140,7 +140,7 @@ class Trials:
         if scheme not in fits:  # its groups are longer than the row
             scheme = next(s for s in fits if isinstance(s, QuantScheme) and s.bits == scheme.bits)
         plain = _Inputs(FALLBACK).rounded(w, scheme, name, {})
-        some, rounded = _sampled(FloatTensor("F32", w)), _sampled(plain)
+        some, rounded = _sampled(FloatTensor("float32", w)), _sampled(plain)
         signal = weighted_error(some, np.zeros_like(some), inputs.moments)
         if signal > 0:
             kind.error += weighted_error(some, rounded, inputs.moments) / signal
@@ -169,7 +169,7 @@ class Trials:
         if self._mode == "kl":
             some = matrix.numpy() if w is None else w
         else:
-            some = _sampled(matrix) if w is None else _sampled(FloatTensor("F32", w))
+            some = _sampled(matrix) if w is None else _sampled(FloatTensor("float32", w))
         signal = weighted_error(some, np.zeros_like(some), inputs.moments)
         measured: dict[Any, tuple[float, float]] = {}
         errors: dict[Scheme, float] = {}
@@ -272,7 +272,7 @@ class _Inputs:
     def rounded(self, w: Array, scheme: Scheme, name: str, options: Mapping[str, Any]) -> Tensor:
         """A matrix as the recipe will have it."""
         if isinstance(scheme, FloatScheme):
-            return FloatTensor("F16", w.astype(np.float16))
+            return FloatTensor("float16", w.astype(np.float16))
         importance = None if self.moments is None else self.moments.diagonal
         return quantize_tensor(
             w, scheme, self.method, name=name,
