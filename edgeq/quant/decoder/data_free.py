@@ -129,7 +129,7 @@ class _TensorChunks:
 
 
 class _DataFreeRounding:
-    """The pieces of all tensors, and what came of them."""
+    """All tensors cut into pieces, rounded by a pool of threads and written in any order."""
 
     def __init__(
         self,
@@ -182,7 +182,7 @@ class _DataFreeRounding:
                 yield _RowRange(name, tensor, scheme, shared, start, stop)
 
     def _arguments(self, name: str) -> dict[str, Any]:
-        """By what means a tensor is rounded, as far as is known of its inputs."""
+        """Arguments of the rounders for a tensor."""
         importance = self._importance.get(name)
         method = data_free_method(self._method) if importance is None else self._method
         return {"method": method, "name": name, "importance": importance}

@@ -1,8 +1,8 @@
 """Losses of matrices in every scheme they might get, with one replay of a text for all.
 
-`edgeq.quant.decoder.sensitivity` says what the losses are. Beyond the mode "kl" errors are
-estimated on a
-part of a matrix's rows, and embedding and head are read and rounded a piece at a time.
+`edgeq.quant.decoder.sensitivity` says what the losses are. In modes other than "kl" errors are
+estimated on a part of a matrix's rows, and embedding and head are read and rounded a piece at a
+time.
 """
 
 from __future__ import annotations
