@@ -102,5 +102,5 @@ def test_mixed_bits_of_a_large_head_are_never_worse_than_uniform_ones(
     assert rival.bpw <= 4.5
     assert kl(mixed, model, other) <= kl(load_artifact(tmp_path / "r.edgeq"), model, other)
     assert any("measuring the KL of" in label for label in seen)
-    assert any(label.startswith("carrying out mixed") for label in seen)
+    assert any(label.startswith("rounding mixed") for label in seen)
     assert not isinstance(outer.scheme, FloatScheme)

@@ -41,8 +41,8 @@ class Prepared:
         calibrated: whether matrices are rounded group by group, in a replay of the text.
         inputs: how those of matrices are rounded when the model runs.
         provenance: what was learned from, and what came of it that belongs to the artifact.
-        tensors: as they were rounded already, where a choice of bits was carried out to be
-            measured; None where that is still to be done.
+        tensors: the rounded tensors, if a choice of bits was measured and so rounded them already;
+            None if they are still to be rounded.
     """
 
     model: Model
