@@ -76,7 +76,8 @@ class Summary:
     Args:
         tensors: every tensor, in file order.
         recipe: as it was applied, with the rules that were chosen for a target.
-        target: how bits were chosen for a target, see `edgeq.quant.decoder.bit_search.SearchResult.about`.
+        target: how bits were chosen for a target, see `about` of
+            `edgeq.quant.decoder.bit_search.SearchResult`.
         requantized: types of the source's weights and their number, where it was quantized
             already; quality figures then compare with these rounded weights.
         quality: the quality report.
