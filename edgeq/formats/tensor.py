@@ -1,8 +1,7 @@
-"""Tensors as the model holds them: quantized, or floating point straight from a file.
+"""Tensors of a model: quantized and packed, or floating point as views of a file.
 
-Both kinds answer the same three questions: `shape`, `nbytes` (bytes really held) and
-`rows(a, b)` (float32 values of some rows), so that the reference, the quantizers and the
-converters do not care which they were given.
+Both kinds have `shape`, `nbytes` (bytes in memory, padding included) and `rows(a, b)` (float32
+values of some rows), so that the reference, the rounders and the converters treat them alike.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ def row_blocks(
 
 @runtime_checkable
 class Tensor(Protocol):
-    """What every tensor of a model can do."""
+    """The interface of every tensor of a model."""
 
     @property
     def shape(self) -> tuple[int, ...]:

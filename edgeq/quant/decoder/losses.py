@@ -39,7 +39,7 @@ SAMPLED_ROWS = 64
 what "kl" measures: rows are many, alike, and rounded each by itself."""
 SAMPLED_SHARE = 32
 DAMPING = 0.01
-"""What GPTQ's error is foretold with, in parts of the mean of H's diagonal."""
+"""Damping with which GPTQ's error is estimated, in parts of the mean of H's diagonal."""
 
 
 def candidates(base: QuantScheme, k: int) -> tuple[Scheme, ...]:
@@ -193,7 +193,7 @@ class Trials:
     def _error(
         self, w: Array, scheme: Scheme, name: str, inputs: _Inputs, known: Mapping[Scheme, float]
     ) -> float:
-        """Squared error of the outputs; beyond "kl", of palettes in longer groups foretold.
+        """Squared error of the outputs; estimated for palettes in long groups, but in mode "kl".
 
         Finding a palette takes long, and longer groups add to its error in the proportion in which
         they add to that of evenly spaced codes.
@@ -250,14 +250,14 @@ def _in_layer(name: str) -> bool:
 
 
 def _kind(name: str, layers: int) -> tuple[str, int]:
-    """What kind of matrix it is, and in which part of the depth."""
+    """The kind of a matrix, and the part of the depth it lies in."""
     _, _, layer, _, matrix, _ = name.split(".")
     return matrix, int(layer) * BANDS // layers
 
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What is known of a group's inputs, and how its matrices are rounded by it.
+    """Statistics of a group's inputs, and how its matrices are rounded with them.
 
     Args:
         method: of `edgeq.quant.METHODS`.
@@ -270,7 +270,7 @@ class _Inputs:
     pivot: float | None = None
 
     def rounded(self, w: Array, scheme: Scheme, name: str, options: Mapping[str, Any]) -> Tensor:
-        """A matrix as the recipe will have it."""
+        """A matrix rounded as the recipe does."""
         if isinstance(scheme, FloatScheme):
             return FloatTensor("float16", w.astype(np.float16))
         importance = None if self.moments is None else self.moments.diagonal
@@ -280,7 +280,7 @@ class _Inputs:
         )  # fmt: skip
 
     def error(self, w: Array, scheme: Scheme, name: str) -> float:
-        """Squared error of the outputs: measured, or foretold where that would take GPTQ."""
+        """Squared error of the outputs: measured, or estimated where measuring would take GPTQ."""
         if self.pivot is None:
             return weighted_error(w, self.rounded(w, scheme, name, {}).numpy(), self.moments)
         plain = _Inputs(FALLBACK).rounded(w, scheme, name, {})
