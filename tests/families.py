@@ -199,7 +199,7 @@ def rounded(weights: NDArray[np.float32], scheme: QuantScheme | str) -> QuantTen
 
 
 def _float(values: NDArray[np.floating]) -> FloatTensor:
-    return FloatTensor("F32", np.ascontiguousarray(values, np.float32))
+    return FloatTensor("float32", np.ascontiguousarray(values, np.float32))
 
 
 def scheme_of(text: str) -> QuantScheme:

@@ -51,9 +51,9 @@ def small_model() -> Model:
         if isinstance(scheme, QuantScheme):
             tensors[name] = plain(scheme, n, k)
         else:
-            tensors[name] = FloatTensor("BF16", np.arange(n * k, dtype=np.uint16).reshape(n, k))
-    for (name, shape), kind in zip(CONFIG.norms(), ("F32", "F16", "F32"), strict=True):
-        ones = np.ones(shape, np.float16 if kind == "F16" else np.float32)
+            tensors[name] = FloatTensor("bfloat16", np.arange(n * k, dtype=np.uint16).reshape(n, k))
+    for (name, shape), kind in zip(CONFIG.norms(), ("float32", "float16", "float32"), strict=True):
+        ones = np.ones(shape, np.float16 if kind == "float16" else np.float32)
         tensors[name] = FloatTensor(kind, ones)
     return Model(CONFIG, tensors, FILES, {"source": "numbers", "sqnr_db": {"x": 1.5}})
 
@@ -334,7 +334,7 @@ def test_an_incomplete_model_is_not_written(tmp_path: Path) -> None:
 def writer(path: Path) -> ArtifactWriter:
     held = {
         "a": TensorLayout(QuantScheme(4), (40, 32)),
-        "b": TensorLayout(FloatScheme("f32"), (3,)),
+        "b": TensorLayout(FloatScheme("float32"), (3,)),
     }
     return ArtifactWriter(path, CONFIG, held, {}, {"source": "x" * 10})
 
@@ -347,7 +347,7 @@ def test_pieces_may_come_in_any_order(tmp_path: Path) -> None:
             part = QuantTensor(rows.scheme, rows.shape, a.packed[start // 16 : -(-stop // 16)],
                                a.scales[start // 16 : -(-stop // 16)])  # fmt: skip
             out.write("a", part, start)
-        out.write("b", FloatTensor("F32", np.arange(3, dtype=np.float32)))
+        out.write("b", FloatTensor("float32", np.arange(3, dtype=np.float32)))
         out.commit({"source": "short"})
     start, table = header(tmp_path / "m")
     begin, end = table["a.packed"]["data_offsets"]
@@ -412,7 +412,7 @@ def test_what_was_not_declared_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="never written"):
             out.commit({})
         out.write("a", rounded(values, "w4-g32"))
-        out.write("b", FloatTensor("F32", np.ones(3, np.float32)))
+        out.write("b", FloatTensor("float32", np.ones(3, np.float32)))
         with pytest.raises(ValueError, match="bytes, declared were"):
             out.commit({"source": "x" * 1000})
     assert not list(tmp_path.iterdir())

@@ -24,7 +24,7 @@ def scaled(model: Model, **factors: float) -> Model:
     for name, tensor in model.tensors.items():
         factor = factors.get(name.split(".")[-2])
         if factor is not None:
-            tensors[name] = FloatTensor("F32", (tensor.numpy() * factor).astype(np.float32))
+            tensors[name] = FloatTensor("float32", (tensor.numpy() * factor).astype(np.float32))
     return replace(model, tensors=tensors)
 
 
@@ -83,7 +83,7 @@ def test_damaged_weights_are_no_overflow(
     model, name = plain(), f"model.layers.0.{part}_proj.weight"
     values = model.tensors[name].numpy().copy()
     values[0, 0] = bad
-    model = replace(model, tensors={**model.tensors, name: FloatTensor("F32", values)})
+    model = replace(model, tensors={**model.tensors, name: FloatTensor("float32", values)})
     with engine(model, kv_bits, backend) as damaged:
         assert not np.isfinite(damaged.forward(TOKENS).max())
         damaged.reset()

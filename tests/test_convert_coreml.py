@@ -169,7 +169,7 @@ def test_a_large_residual_stream_does_not_overflow_float16(tmp_path: Path) -> No
     model = tiny("llama", "w4-g32")
     tensors = dict(model.tensors)
     embed = model.tensors["model.embed_tokens.weight"].numpy() * 300
-    tensors["model.embed_tokens.weight"] = FloatTensor("F32", embed)  # squares pass 65504
+    tensors["model.embed_tokens.weight"] = FloatTensor("float32", embed)  # squares pass 65504
     model = Model(model.config, tensors)
     right = Reference(model).forward(PROMPT, all_logits=False)
     for precision in ("mixed", "float16"):
@@ -189,7 +189,7 @@ def test_floats_past_float16_are_refused_rather_than_made_infinite(tmp_path: Pat
     model = tiny("llama", "w4-g32")
     name = "model.layers.1.mlp.up_proj.weight"
     huge = np.full(model.tensors[name].shape, 7e4, np.float32)
-    model = Model(model.config, {**model.tensors, name: FloatTensor("F32", huge)})
+    model = Model(model.config, {**model.tensors, name: FloatTensor("float32", huge)})
     with pytest.raises(
         UnsupportedError, match=f"{name} has the value 7e.04.*set precision to float32"
     ):

@@ -159,15 +159,15 @@ def test_every_scheme_is_held_exactly(scheme: str, embed: str, tied: bool, tmp_p
     np.testing.assert_allclose(got, Reference(model).forward(PROMPT), atol=2e-5)
 
 
-@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_float_matrices_are_held_as_they_are(dtype: Any, tied: bool, tmp_path: Path) -> None:
     model = random_model(tiny_config("qwen2", context=64, tied=tied))
 
     def narrowed(values: NDArray[np.float32]) -> FloatTensor:
-        if dtype == "BF16":
+        if dtype == "bfloat16":
             return FloatTensor(dtype, float32_to_bf16(values))
-        return FloatTensor(dtype, values.astype(np.float16 if dtype == "F16" else np.float32))
+        return FloatTensor(dtype, values.astype(np.float16 if dtype == "float16" else np.float32))
 
     names = {name for name, _ in model.config.linears()}
     tensors = {
@@ -381,7 +381,7 @@ class _Huge(dict[str, Any]):
 
     def __init__(self, tensors: Any) -> None:
         super().__init__(tensors)
-        self["unused"] = FloatTensor("F32", np.broadcast_to(np.float32(0), (1 << 29,)))
+        self["unused"] = FloatTensor("float32", np.broadcast_to(np.float32(0), (1 << 29,)))
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])

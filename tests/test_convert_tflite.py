@@ -156,16 +156,16 @@ def test_float_holds_what_the_kernels_cannot(scheme: str, tmp_path: Path) -> Non
     assert not compare_integers(model, lambda: tflite.read_weights(path))[1]
 
 
-@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_a_floating_point_model(dtype: str, tmp_path: Path) -> None:
     model = random_model(tiny_config("qwen3"))
-    kinds = {"F16": np.float16, "F32": np.float32, "BF16": np.float32}
+    kinds = {"float16": np.float16, "float32": np.float32, "bfloat16": np.float32}
     tensors = {}
     for name, tensor in model.tensors.items():
         values = tensor.numpy().astype(kinds[dtype])
-        if dtype == "BF16":
+        if dtype == "bfloat16":
             raw = (values.view(np.uint32) >> 16).astype(np.uint16)
-            tensors[name] = FloatTensor("BF16", raw)
+            tensors[name] = FloatTensor("bfloat16", raw)
         else:
             tensors[name] = FloatTensor(dtype, values)
     model = replace(model, tensors=tensors)

@@ -124,18 +124,18 @@ def test_awkward_sizes(sizes: dict[str, int], scheme: str) -> None:
     assert typical_error(compiled, plain) < 2e-3
 
 
-@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_float_weights_run_from_where_they_lie(dtype: str) -> None:
     model = random_model(tiny_config("qwen3"))
     tensors: dict[str, Any] = {}
     for name, tensor in model.tensors.items():
         values = tensor.numpy()
-        if dtype == "F16":
-            tensors[name] = FloatTensor("F16", values.astype(np.float16))
-        elif dtype == "BF16":
-            tensors[name] = FloatTensor("BF16", float32_to_bf16(values))
+        if dtype == "float16":
+            tensors[name] = FloatTensor("float16", values.astype(np.float16))
+        elif dtype == "bfloat16":
+            tensors[name] = FloatTensor("bfloat16", float32_to_bf16(values))
         else:
-            tensors[name] = FloatTensor("F32", values)
+            tensors[name] = FloatTensor("float32", values)
     model = replace(model, tensors=tensors)
     got = logits(model, kv_bits=16, threads=2)
     want = Reference(model).forward(IDS[:40])

@@ -162,7 +162,7 @@ def read_model(path: Path) -> Model:
             k = values.shape[1]
             values = values * spread(scales, k, group_size(k, scales.shape[1]), 1)
         if part != "scales":
-            tensors[name] = FloatTensor("F32", values.astype(np.float32))
+            tensors[name] = FloatTensor("float32", values.astype(np.float32))
     return Model(ModelConfig.from_dict(about["config"]), tensors)
 
 

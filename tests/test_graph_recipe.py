@@ -116,7 +116,7 @@ def test_files_may_change_a_preset(tmp_path: Path) -> None:
     toml.write_text('preset = "w8a8-static"\nobserver = "entropy"\nrules = [["head", "fp16"]]\n')
     recipe = Recipe.from_file(toml)
     assert recipe.activations == Activations("static", "entropy")
-    assert recipe.rules == (Rule("head", FloatScheme("f16")),)
+    assert recipe.rules == (Rule("head", FloatScheme("float16")),)
     same = tmp_path / "r.json"
     same.write_text(json.dumps(recipe.to_dict()))
     assert Recipe.from_file(same) == recipe

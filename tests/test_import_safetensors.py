@@ -76,7 +76,7 @@ def test_views_outlive_release_and_close(good: Path) -> None:
     file.release()
     release(tensor)
     release(tensor.data[1:])
-    release(half_split(FloatTensor("F32", tensor.data[:4]), 2))
+    release(half_split(FloatTensor("float32", tensor.data[:4]), 2))
     release(np.zeros(3))
     file.close()
     np.testing.assert_array_equal(tensor.numpy(), before)
@@ -103,7 +103,7 @@ def test_release_gives_pages_back(tmp_path: Path) -> None:
 
 def test_half_split_undoes_interleaving() -> None:
     values = np.arange(2 * 6 * 3, dtype=np.float32).reshape(12, 3)  # 2 heads of 6
-    lazy = half_split(FloatTensor("F32", values), 2)
+    lazy = half_split(FloatTensor("float32", values), 2)
     want = np.concatenate([values[[0, 2, 4, 1, 3, 5]], values[[6, 8, 10, 7, 9, 11]]])
     np.testing.assert_array_equal(lazy.numpy(), want)
     for start in range(12):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgeq.core.cpu import Cpu, this_cpu
 from edgeq.core.errors import UnsupportedError
-from edgeq.formats.schemes import QuantScheme
+from edgeq.formats.schemes import FLOAT_TAGS, FloatType, QuantScheme
 from edgeq.formats.tensor import QuantTensor
 from edgeq.runtime.kernels import dispatch, jit, vector_ops
 from edgeq.runtime.kernels.abi import MatmulKernel, PackedWeights, Rows, group_shift
@@ -191,19 +191,19 @@ def test_reductions(n: int) -> None:
 
 @pytest.mark.parametrize("kind", vector_ops.FLOAT_KINDS)
 @pytest.mark.parametrize("n", [1, 2, 16, 31, 64, 65, 172, 300])
-def test_float_rows(kind: str, n: int) -> None:
+def test_float_rows(kind: FloatType, n: int) -> None:
     rng = np.random.default_rng(n)
     w, x = rng.standard_normal(n, np.float32), rng.standard_normal(n, np.float32)
-    if kind == "F16":
+    if kind == "float16":
         stored: NDArray[Any] = w.astype(np.float16)
         value = stored.astype(np.float64)
-    elif kind == "BF16":
+    elif kind == "bfloat16":
         stored = (w.view(np.uint32) >> 16).astype(np.uint16)
         value = (stored.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
     else:
         stored, value = w, w.astype(np.float64)
     dot = ctypes.CFUNCTYPE(ctypes.c_float, *[ctypes.c_int64] * 3)(
-        jit.register_vector_ops()[f"edgeq_dot_{kind.lower()}"]
+        jit.register_vector_ops()[f"edgeq_dot_{FLOAT_TAGS[kind]}"]
     )
     got = dot(stored.ctypes.data, x.ctypes.data, n)
     assert got == pytest.approx(value @ x, abs=1e-5 * float(np.abs(value) @ np.abs(x)) + 1e-7)

@@ -215,7 +215,7 @@ def test_blocks_compute_what_transformers_computes(name: str, over: dict[str, An
         state = {key: value.numpy() for key, value in module.state_dict().items()}
     if ours.tied:
         del state["lm_head.weight"]
-    model = Model(ours, {key: FloatTensor("F32", value) for key, value in state.items()})
+    model = Model(ours, {key: FloatTensor("float32", value) for key, value in state.items()})
     model.validate()
     got = Reference(model).forward(tokens)
     np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())

@@ -84,7 +84,7 @@ def test_unpacking_in_blocks_of_rows_changes_nothing(monkeypatch: pytest.MonkeyP
 
 def test_float_tensors_are_multiplied_as_floats() -> None:
     w, x = normal(5, 40), normal(3, 40)
-    got = PackedLinear(keep=True)("w", x, FloatTensor("F16", w.astype(np.float16)))
+    got = PackedLinear(keep=True)("w", x, FloatTensor("float16", w.astype(np.float16)))
     np.testing.assert_allclose(got, x @ w.astype(np.float16).astype(np.float32).T, rtol=1e-6)
 
 

@@ -55,7 +55,7 @@ def device(usable_mib: float, **over: Any) -> DeviceProfile:
 
 
 def shape_facts(name: str, bits: int | None = None) -> ModelFacts:
-    config, held = SHAPES[name], FloatScheme("bf16")
+    config, held = SHAPES[name], FloatScheme("bfloat16")
     tensors = (*config.linears(), *config.norms())
     known = ModelFacts(name, config, {n: scheme_facts(held, size) for n, size in tensors})
     return known if bits is None else known.at_bits(bits)

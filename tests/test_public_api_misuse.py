@@ -87,7 +87,7 @@ CALLS: dict[str, tuple[Callable[[Any, Path], Any], list[Any]]] = {
         lambda bad, at: edgeq.QuantScheme(4, group_size=bad), [None, "32", 32.0, 48],
     ),
     "FloatTensor dtype": (lambda bad, at: edgeq.FloatTensor(bad, np.zeros(3)), [None, 7, "F8", []]),
-    "FloatTensor data": (lambda bad, at: edgeq.FloatTensor("F32", bad), WRONG),
+    "FloatTensor data": (lambda bad, at: edgeq.FloatTensor("float32", bad), WRONG),
     "QuantTensor scheme": (
         lambda bad, at: edgeq.QuantTensor(bad, (16, 32), np.zeros(1), np.zeros(1)), WRONG,
     ),

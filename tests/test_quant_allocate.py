@@ -79,7 +79,7 @@ def test_a_coarse_grid_never_passes_the_budget_and_loses_little(
 def test_bits_per_weight_count_every_tensor() -> None:
     shapes: dict[str, tuple[int, ...]] = {"norm": (64,), "a": (64, 64), "b": (64, 64)}
     found = made({"a": (64, 64), "b": (64, 64)}, 2)
-    fixed = {"norm": FloatScheme("f32")}
+    fixed = {"norm": FloatScheme("float32")}
     allocation = allocate(found, shapes, fixed, bpw=6.0)
     total = 64 + 2 * 64 * 64
     assert allocation.chosen.bpw == pytest.approx(8 * allocation.chosen.nbytes / total)
@@ -111,7 +111,7 @@ def test_the_uniform_recipe_is_the_best_pair_that_fits_and_that_every_row_takes(
     shapes: dict[str, tuple[int, ...]] = {
         embedding: (96, 64), "a": (64, 64), "b": (48, 96), "norm": (64,),
     }  # fmt: skip
-    fixed = {"norm": FloatScheme("f32")}
+    fixed = {"norm": FloatScheme("float32")}
     matrices: dict[str, tuple[int, int]] = {embedding: (96, 64), "a": (64, 64), "b": (48, 96)}
     found = made(matrices, 6)
     losses = {name: dict(table) for name, table in found.losses.items()}

@@ -150,7 +150,7 @@ def test_progress_goes_from_nothing_to_all() -> None:
 def test_activations_that_overflow_are_told_where() -> None:
     model = small()
     name = "model.layers.1.mlp.up_proj.weight"
-    tensors = {**model.tensors, name: FloatTensor("F32", model.tensors[name].numpy() * 1e38)}
+    tensors = {**model.tensors, name: FloatTensor("float32", model.tensors[name].numpy() * 1e38)}
     with (
         np.errstate(all="ignore"),
         pytest.raises(FormatError, match=r"inputs of model\.layers\.1\.mlp\.down_proj.*finite"),
@@ -267,7 +267,7 @@ def test_a_model_is_known_by_its_values(tmp_path: Path) -> None:
     name = "model.layers.2.self_attn.v_proj.weight"
     w = model.tensors[name].numpy()
     w[-1, -1] += 1e-3
-    other = replace(model, tensors={**model.tensors, name: FloatTensor("F32", w)})
+    other = replace(model, tensors={**model.tensors, name: FloatTensor("float32", w)})
     assert model_sha256(other) != model_sha256(model)
     assert model_sha256(replace(model, config=replace(model.config, norm_eps=1e-6))) != (
         model_sha256(model)

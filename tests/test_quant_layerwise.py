@@ -115,7 +115,7 @@ def test_matrices_that_stay_float_and_rules(tmp_path: Path) -> None:
     got = load(tmp_path / "m.edgeq")
     o_proj = got.tensors["model.layers.0.self_attn.o_proj.weight"]
     assert isinstance(o_proj, FloatTensor)
-    assert o_proj.dtype == "BF16"
+    assert o_proj.dtype == "bfloat16"
     assert str(held(got, "model.layers.1.mlp.up_proj.weight").scheme) == "w8-g32"
     assert str(held(got, DOWN).scheme) == "w4-g32"
 
@@ -227,7 +227,7 @@ def broken(name: str, value: float) -> Model:
     model = random_model(tiny_config("llama"))
     data = model.tensors[name].numpy()
     data[3, 5] = value
-    return replace(model, tensors={**model.tensors, name: FloatTensor("F32", data)})
+    return replace(model, tensors={**model.tensors, name: FloatTensor("float32", data)})
 
 
 @pytest.mark.parametrize(

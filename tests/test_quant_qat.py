@@ -254,7 +254,7 @@ def test_the_reference_runs_what_was_trained(family: str) -> None:
 def rounded_to_bf16(values: NDArray[np.float32]) -> Any:
     from edgeq.formats.tensor import FloatTensor, float32_to_bf16
 
-    return FloatTensor("BF16", float32_to_bf16(values))
+    return FloatTensor("bfloat16", float32_to_bf16(values))
 
 
 @pytest.mark.parametrize("preset", ["w3-g32", "w2-g16", "w4-channel-asym"])

@@ -96,7 +96,7 @@ def test_what_cannot_be_measured_says_why() -> None:
     assert short.evaluation is None
     assert "too short" in str(short.reason)
     name = "model.norm.weight"
-    huge = FloatTensor("F32", np.full(base.tensors[name].shape, 3e38, np.float32))
+    huge = FloatTensor("float32", np.full(base.tensors[name].shape, 3e38, np.float32))
     with np.errstate(all="ignore"):
         broken = measure(base, replace(base, tensors={**base.tensors, name: huge}), held_out())
     assert "not finite" in str(broken.reason)

@@ -137,7 +137,7 @@ def test_through_json_and_back() -> None:
         preset="w2-g16-sym", tensor_types=["norm=f16", "q_proj=w8-channel"], method="mse"
     )
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
-    assert recipe.rules[0].scheme == FloatScheme("f16")
+    assert recipe.rules[0].scheme == FloatScheme("float16")
 
 
 def test_everything_through_json_and_back() -> None:

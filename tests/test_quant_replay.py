@@ -78,7 +78,7 @@ def test_replaced_weights_are_those_of_a_model_that_holds_them(
     placed: dict[str, Tensor] = {}
     if model.config.tied:  # the embedding is replaced with it
         head = model.config.head_name
-        placed[head] = FloatTensor("F32", noisy(model.tensors[head].numpy(), 1))
+        placed[head] = FloatTensor("float32", noisy(model.tensors[head].numpy(), 1))
     tensors = {**model.tensors, **placed}
     replay = Replay(model, windows(), float_inputs=True, replaced=placed)
     before, plain_logits = watched(model, windows())
@@ -88,7 +88,7 @@ def test_replaced_weights_are_those_of_a_model_that_holds_them(
             assert_close(list(step.float_inputs()), before[name])
             during[name] = list(step.inputs())
             if name not in placed:
-                tensors[name] = FloatTensor("F32", noisy(step.weights[name], 2))
+                tensors[name] = FloatTensor("float32", noisy(step.weights[name], 2))
                 step.replace(name, tensors[name].numpy())
             np.testing.assert_array_equal(step.weights[name], tensors[name].numpy())
             assert_close(list(step.inputs()), during[name])  # its own inputs stay
@@ -199,9 +199,9 @@ def test_wrong_use_is_explained() -> None:
         Replay(model, [np.array([3, 101])])
     with pytest.raises(UsageError, match="65 tokens and the model supports 64"):
         Replay(model, [np.zeros(65, np.int64)])
+    wrong = FloatTensor("float32", np.zeros(3, np.float32))
     with pytest.raises(UsageError, match="no tensor nothing"):
-        Replay(model, windows(), replaced={"nothing": FloatTensor("F32", np.zeros(3, np.float32))})
-    wrong = FloatTensor("F32", np.zeros(3, np.float32))
+        Replay(model, windows(), replaced={"nothing": wrong})
     with pytest.raises(UsageError, match=r"\[44\]; it cannot be replaced by \[3\]"):
         Replay(model, windows(), replaced={"model.norm.weight": wrong})
     replay = Replay(model, windows())

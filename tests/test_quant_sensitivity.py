@@ -155,7 +155,7 @@ def test_candidates_suit_the_row_and_the_base() -> None:
         "f16",
     ]
     assert str(candidates(QuantScheme(4, False, "group", 64), 300)[0]) == "w2-g64-asym"
-    assert FloatScheme("f16") in candidates(QuantScheme(4, group_size=128), 44)
+    assert FloatScheme("float16") in candidates(QuantScheme(4, group_size=128), 44)
     palettes = [str(scheme) for scheme in candidates(PALETTE, 100)]
     assert set(names) < set(palettes)
     assert {f"w{bits}-g{group}-palette" for bits in (2, 3, 4) for group in (32, 64)} == (
@@ -303,7 +303,7 @@ def test_of_a_quantized_model_its_rounded_weights_count_as_exact() -> None:
     found = measure_sensitivity(model, text(), BASE, names=[name])
     wide = replace(
         model,
-        tensors={n: FloatTensor("F32", t.numpy()) for n, t in model.tensors.items()},
+        tensors={n: FloatTensor("float32", t.numpy()) for n, t in model.tensors.items()},
     )
     want = measure_sensitivity(wide, text(), BASE, names=[name])
     assert found.losses[name] == pytest.approx(want.losses[name])
@@ -383,7 +383,7 @@ def test_the_command_writes_what_quantize_reads(
     sensitivity = Sensitivity.load(kept)
     assert sensitivity.method == "mse"
     shapes = {t["name"]: tuple(t["shape"]) for t in found["tensors"]}
-    fixed = {n: FloatScheme("f32") for n, s in shapes.items() if len(s) != 2}
+    fixed = {n: FloatScheme("float32") for n, s in shapes.items() if len(s) != 2}
     want = allocate(sensitivity, shapes, fixed, bpw=4.7)  # type: ignore[arg-type]
     got = {t["name"]: t["scheme"] for t in found["tensors"] if len(t["shape"]) == 2}
     assert got == {name: str(scheme) for name, scheme in want.schemes.items()}

@@ -141,7 +141,7 @@ def test_norms_of_a_checkpoint_stay_as_they_are(checkpoint: Path, tmp_path: Path
         held, original = got.tensors[name], source.tensors[name]
         assert isinstance(held, FloatTensor)
         assert isinstance(original, FloatTensor)
-        assert held.dtype == "BF16"
+        assert held.dtype == "bfloat16"
         assert np.array_equal(held.data, original.data)
 
 
@@ -152,7 +152,7 @@ def test_a_tied_head_is_stored_once(tmp_path: Path) -> None:
     assert "lm_head.weight" not in load(tmp_path / "m.edgeq").tensors
 
 
-@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_float_schemes(dtype: str, tmp_path: Path) -> None:
     model = random_model(tiny_config("mistral"))
     quantize(model, tmp_path / "m.edgeq", Recipe.from_options(preset=dtype))
@@ -160,9 +160,9 @@ def test_float_schemes(dtype: str, tmp_path: Path) -> None:
     for name, (_, _) in model.config.linears():
         held = got.tensors[name]
         assert isinstance(held, FloatTensor)
-        assert held.dtype == dtype.upper()
+        assert held.dtype == dtype
         want = model.tensors[name].numpy()
-        step = {"f16": 2.0**-11, "bf16": 2.0**-8, "f32": 0.0}[dtype]
+        step = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 0.0}[dtype]
         assert (np.abs(held.numpy() - want) <= step * np.abs(want) + step * 1e-4).all()
 
 
@@ -170,7 +170,7 @@ def with_weight(value: float, name: str = "model.layers.1.mlp.up_proj.weight") -
     model = random_model(tiny_config("llama"))
     data = model.tensors[name].numpy()
     data[-1, 5 if data.ndim > 1 else ...] = value
-    return replace(model, tensors={**model.tensors, name: FloatTensor("F32", data)})
+    return replace(model, tensors={**model.tensors, name: FloatTensor("float32", data)})
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def cut_model() -> tuple[Model, np.ndarray]:
     whole = load(real_model(SMOLLM2))
     config = replace(whole.config, vocab=VOCAB, blocks=whole.config.blocks[:LAYERS])
     tensors = {
-        name: FloatTensor("F32", whole.tensors[name].rows(0, shape[0]))
+        name: FloatTensor("float32", whole.tensors[name].rows(0, shape[0]))
         for name, shape in (*config.linears(), *config.norms())
     }
     tokens = np.array(Tokenizer(whole.files).encode(TEXT.read_text("utf-8"), add_bos=False))
@@ -102,5 +102,5 @@ def test_mixed_bits_of_a_large_head_are_never_worse_than_uniform_ones(
     assert rival.bpw <= 4.5
     assert kl(mixed, model, other) <= kl(load_artifact(tmp_path / "r.edgeq"), model, other)
     assert any("measuring the KL of" in label for label in seen)
-    assert any(label.startswith("carrying out mixed") for label in seen)
+    assert any(label.startswith("rounding mixed") for label in seen)
     assert not isinstance(outer.scheme, FloatScheme)

@@ -38,7 +38,7 @@ def with_outliers(model: Model) -> Model:
     for name, _ in model.config.norms():
         w = tensors[name].numpy()
         w[rng.integers(0, w.size, 3)] *= 12
-        tensors[name] = FloatTensor("F32", w)
+        tensors[name] = FloatTensor("float32", w)
     return replace(model, tensors=tensors)
 
 
@@ -74,7 +74,7 @@ def test_rotation_of_a_tied_model_needs_a_last_norm_without_weights() -> None:
     model = random_model(tiny_config("llama"))
     with pytest.raises(UnsupportedError, match="use rotate-values"):
         TRANSFORMS["rotate"](model, text(), {}, None)
-    flat = FloatTensor("F32", np.full(44, 1.5, np.float32))
+    flat = FloatTensor("float32", np.full(44, 1.5, np.float32))
     even = replace(model, tensors={**model.tensors, "model.norm.weight": flat})
     want = logits(even)
     moved = TRANSFORMS["rotate"](even, text(), {}, None)
@@ -136,7 +136,7 @@ def test_inputs_without_a_norm_before_them_keep_their_scale() -> None:
 
 def test_awq_leaves_floating_point_alone() -> None:
     model = random_model(tiny_config("llama"))
-    chosen: dict[str, Scheme] = {name: FloatScheme("f32") for name, _ in model.config.linears()}
+    chosen: dict[str, Scheme] = {name: FloatScheme("float32") for name, _ in model.config.linears()}
     moved = TRANSFORMS["awq"](model, text(), chosen, None)
     assert all(moved.tensors[name] is tensor for name, tensor in model.tensors.items())
 

@@ -6,10 +6,11 @@ from edgeq.core.errors import SchemeError
 from edgeq.formats.schemes import (
     BITS,
     BY_BITS,
-    FLOAT_TYPES,
+    FLOAT_TAGS,
     GROUP_SIZES,
     METHODS,
     FloatScheme,
+    FloatType,
     QuantScheme,
     parse_scheme,
 )
@@ -54,9 +55,9 @@ def test_a_scheme_may_name_its_method(text: str, method: str) -> None:
 
 def test_float_types_have_other_spellings() -> None:
     for text in ("fp16", "float16", "F16"):
-        assert parse_scheme(text) == FloatScheme("f16")
-    assert parse_scheme("float") == parse_scheme("float32") == FloatScheme("f32")
-    assert parse_scheme("bfloat16") == FloatScheme("bf16")
+        assert parse_scheme(text) == FloatScheme("float16")
+    assert parse_scheme("float") == parse_scheme("float32") == FloatScheme("float32")
+    assert parse_scheme("bfloat16") == FloatScheme("bfloat16")
 
 
 def test_the_two_bit_preset_is_asymmetric() -> None:
@@ -64,11 +65,11 @@ def test_the_two_bit_preset_is_asymmetric() -> None:
     assert str(QuantScheme(2, True, "group", 16)) == "w2-g16-sym"
 
 
-@pytest.mark.parametrize("dtype", FLOAT_TYPES)
-def test_float_types(dtype: str) -> None:
-    scheme = parse_scheme(dtype)
-    assert scheme == FloatScheme(dtype)
-    assert str(scheme) == dtype
+@pytest.mark.parametrize("dtype", FLOAT_TAGS)
+def test_float_types(dtype: FloatType) -> None:
+    scheme = parse_scheme(FLOAT_TAGS[dtype])
+    assert scheme == parse_scheme(dtype) == FloatScheme(dtype)
+    assert str(scheme) == FLOAT_TAGS[dtype]
 
 
 @pytest.mark.parametrize(

@@ -115,9 +115,9 @@ def test_the_recipe_is_followed_and_progress_told() -> None:
     }
     assert held["model.embed_tokens.weight"] == "w8-channel"
     assert held["model.layers.0.self_attn.q_proj.weight"] == "w4-g32"
-    assert held["model.layers.0.mlp.down_proj.weight"] == "F16"
-    assert held["model.layers.0.mlp.gate_proj.weight"] == "BF16"
-    assert held["model.norm.weight"] == "F32"
+    assert held["model.layers.0.mlp.down_proj.weight"] == "float16"
+    assert held["model.layers.0.mlp.gate_proj.weight"] == "bfloat16"
+    assert held["model.norm.weight"] == "float32"
     assert told[-1][1] == told[-1][2] == len(told)
 
 

@@ -110,14 +110,14 @@ def test_wrong_parts_are_refused(part: str, value: NDArray | None, words: str) -
 def test_float_tensors_widen_exactly() -> None:
     values = np.array([[1.0, -2.5], [0.125, 3e38], [-0.0, 1e-30]], np.float32)
     bits = (values.view(np.uint32) >> 16).astype(np.uint16)
-    brain = FloatTensor("BF16", bits)
+    brain = FloatTensor("bfloat16", bits)
     assert brain.nbytes == 12
     assert np.array_equal(brain.numpy(), (bits.astype(np.uint32) << 16).view(np.float32))
     assert np.array_equal(brain.rows(1, 2), brain.numpy()[1:2])
-    half = FloatTensor("F16", np.array([1.5, 65504], np.float16))
+    half = FloatTensor("float16", np.array([1.5, 65504], np.float16))
     assert half.numpy().tolist() == [1.5, 65504]
-    with pytest.raises(SchemeError, match="a BF16 tensor holds uint16, got float32"):
-        FloatTensor("BF16", values)
+    with pytest.raises(SchemeError, match="a bfloat16 tensor holds uint16, got float32"):
+        FloatTensor("bfloat16", values)
 
 
 def test_bfloat16_is_the_nearest_with_ties_to_even() -> None:

@@ -110,12 +110,12 @@ def blocks_of(
 def as_model(model: Model, blocks: Mapping[str, Blocks]) -> tuple[Model, int]:
     """The model that these blocks are worth, and the bytes they and the norms take."""
     tensors: dict[str, Tensor] = {
-        name: FloatTensor("F32", t.numpy()) for name, t in model.tensors.items()
+        name: FloatTensor("float32", t.numpy()) for name, t in model.tensors.items()
     }
     nbytes = 0
     for name, tensor in tensors.items():
         if name in blocks:
-            tensors[name] = FloatTensor("F32", blocks[name].values)
+            tensors[name] = FloatTensor("float32", blocks[name].values)
             nbytes += blocks[name].raw.nbytes
         else:
             nbytes += tensor.nbytes

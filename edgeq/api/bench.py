@@ -21,6 +21,7 @@ from edgeq.devices.model_header import facts_of
 from edgeq.devices.planner import plan
 from edgeq.devices.profile import DeviceProfile
 from edgeq.devices.roofline import Speed, sustained
+from edgeq.formats.schemes import FLOAT_TAGS
 from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.importers import load
 from edgeq.model.model import Model
@@ -299,7 +300,7 @@ def _model_type(model: Model) -> str:
         if isinstance(tensor, QuantTensor):
             scheme = str(tensor.scheme)
         else:
-            scheme = tensor.dtype.lower() if isinstance(tensor, FloatTensor) else "float"
+            scheme = FLOAT_TAGS[tensor.dtype] if isinstance(tensor, FloatTensor) else "float"
         weights[scheme] = weights.get(scheme, 0) + tensor.shape[0] * (
             tensor.shape[1] if len(tensor.shape) > 1 else 1
         )

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeq.formats.schemes import Scheme
+from edgeq.formats.schemes import FLOAT_TAGS, Scheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
 from edgeq.importers import describe
 from edgeq.importers.lazy import GatheredRows
@@ -86,7 +86,7 @@ class ModelFacts:
     @property
     def integer(self) -> bool:
         """Whether the layers' matrices are quantized, so that prompts are read in integers."""
-        floats = ("f32", "f16", "bf16")
+        floats = tuple(FLOAT_TAGS.values())
         inner = [t for name, t in self.tensors.items() if ".layers." in name and len(t.shape) == 2]
         return all(t.scheme not in floats and t.run_bytes == t.nbytes for t in inner)
 
@@ -145,7 +145,9 @@ def _tensor(tensor: Tensor) -> TensorFacts:
     if isinstance(tensor, QuantTensor):
         return TensorFacts(shape, str(tensor.scheme), nbytes, nbytes)
     if isinstance(tensor, FloatTensor):
-        return TensorFacts(shape, tensor.dtype.lower(), nbytes, nbytes)
+        return TensorFacts(shape, FLOAT_TAGS[tensor.dtype], nbytes, nbytes)
     held = tensor.data if isinstance(tensor, GatheredRows) else tensor
-    kind = held.dtype.lower() if isinstance(held, FloatTensor) else getattr(held, "type", "float")
+    kind = (
+        FLOAT_TAGS[held.dtype] if isinstance(held, FloatTensor) else getattr(held, "type", "float")
+    )
     return TensorFacts(shape, kind, nbytes, 4 * math.prod(shape))

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.core.memory import Anonymous
+from edgeq.formats.schemes import FLOAT_TAGS, FloatType
 from edgeq.formats.tensor import FloatTensor
 
 MAX_HEADER = 100_000_000
@@ -34,6 +35,7 @@ _NUMPY: dict[str, Any] = {
     "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "u1",
 }  # fmt: skip
+_FLOATS: dict[str, FloatType] = {tag.upper(): dtype for dtype, tag in FLOAT_TAGS.items()}
 _OTHER_SIZES = {"F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8}
 _SIZES = {name: np.dtype(code).itemsize for name, code in _NUMPY.items()} | _OTHER_SIZES
 
@@ -177,11 +179,12 @@ class SafetensorsFile:
             UnsupportedError: it is not F32, F16 or BF16.
         """
         dtype = self._entry(name).dtype
-        if dtype not in ("F32", "F16", "BF16"):
+        kind = _FLOATS.get(dtype)
+        if kind is None:
             raise UnsupportedError(
                 f"{self.path}: tensor {name} has type {dtype}; weights must be F32, F16 or BF16"
             )
-        return FloatTensor(dtype, self.array(name))  # type: ignore[arg-type]
+        return FloatTensor(kind, self.array(name))
 
     def release(self) -> None:
         """Give the file's resident pages back to the system; views stay valid."""

@@ -27,11 +27,16 @@ BITS = (2, 3, 4, 8)
 GROUP_SIZES = (16, 32, 64, 128, 256)
 METHODS = ("rtn", "mse", "imatrix", "gptq")
 """How scales and codes are chosen; `edgeq.quant.METHODS` describes each."""
-FLOAT_TYPES = ("f32", "f16", "bf16")
-_FLOAT_NAMES = {
-    "float": "f32", "float32": "f32", "fp16": "f16", "float16": "f16", "bfloat16": "bf16",
-}  # fmt: skip
-"""Other spellings of float types, which recipes may use too."""
+FloatType = Literal["float32", "float16", "bfloat16"]
+FLOAT_TAGS: Mapping[FloatType, str] = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+"""Float types -> their text form in recipes and artifacts; safetensors has it in capitals."""
+_FLOAT_TEXTS: Mapping[str, FloatType] = {
+    **{tag: dtype for dtype, tag in FLOAT_TAGS.items()},
+    **{dtype: dtype for dtype in FLOAT_TAGS},
+    "float": "float32",
+    "fp16": "float16",
+}
+"""All texts that stand for a float type."""
 K_BLOCK = 32
 """Weights are stored in blocks of 32 along K; a row is padded to a whole number of them."""
 _ASYMMETRIC = "w2-g16"
@@ -130,20 +135,20 @@ class FloatScheme:
     """A tensor that stays floating point.
 
     Args:
-        dtype: "f32", "f16" or "bf16".
+        dtype: "float32", "float16" or "bfloat16".
 
     Raises:
         SchemeError: another type.
     """
 
-    dtype: Literal["f32", "f16", "bf16"]
+    dtype: FloatType
 
     def __post_init__(self) -> None:
-        if self.dtype not in FLOAT_TYPES:
-            raise SchemeError(unknown("float type", self.dtype, FLOAT_TYPES))
+        if self.dtype not in FLOAT_TAGS:
+            raise SchemeError(unknown("float type", self.dtype, FLOAT_TAGS))
 
     def __str__(self) -> str:
-        return self.dtype
+        return FLOAT_TAGS[self.dtype]
 
 
 Scheme = QuantScheme | FloatScheme
@@ -179,13 +184,12 @@ def parse_scheme(text: str, *, method: bool = False) -> Scheme:
     """
     check_type("scheme", text, str)
     name = text.strip().lower()
-    name = _FLOAT_NAMES.get(name, name)
-    if name in FLOAT_TYPES:
-        return FloatScheme(name)  # type: ignore[arg-type]
+    if name in _FLOAT_TEXTS:
+        return FloatScheme(_FLOAT_TEXTS[name])
     match = _TEXT.fullmatch(name)
     if not match or (match[5] and not method):
         ending = "[-asym|-palette]" + (f"[-{'|-'.join(METHODS)}]" if method else "")
-        known = (*map(str, BY_BITS.values()), "w8-g32", "w4-g128", "w2-g16", *FLOAT_TYPES)
+        known = (*map(str, BY_BITS.values()), "w8-g32", "w4-g128", "w2-g16", *FLOAT_TAGS.values())
         raise SchemeError(
             unknown("scheme", text, known)
             + f"; or write w<bits>-<g16..g256|channel|tensor>{ending}, such as w4-g64-asym"

@@ -1,8 +1,7 @@
-"""Tensors as the model holds them: quantized, or floating point straight from a file.
+"""Tensors of a model: quantized and packed, or floating point as views of a file.
 
-Both kinds answer the same three questions: `shape`, `nbytes` (bytes really held) and
-`rows(a, b)` (float32 values of some rows), so that the reference, the quantizers and the
-converters do not care which they were given.
+Both kinds have `shape`, `nbytes` (bytes in memory, padding included) and `rows(a, b)` (float32
+values of some rows), so that the reference, the rounders and the converters treat them alike.
 """
 
 from __future__ import annotations
@@ -11,16 +10,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import SchemeError, check_type, unknown
 from edgeq.formats.packing import TILE, pack, round_up, tile_params, unpack, untile_params
-from edgeq.formats.schemes import QuantScheme
-
-FloatType = Literal["F32", "F16", "BF16"]
+from edgeq.formats.schemes import FloatType, QuantScheme
 
 BLOCK_ELEMENTS = 1 << 20
 """Elements of a tensor that are worked on at once where nothing else is said."""
@@ -50,7 +47,7 @@ def row_blocks(
 
 @runtime_checkable
 class Tensor(Protocol):
-    """What every tensor of a model can do."""
+    """The interface of every tensor of a model."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -88,15 +85,15 @@ class FloatTensor:
     """A floating-point tensor, usually a view of a memory-mapped file.
 
     Args:
-        dtype: "F32", "F16" or "BF16".
-        data: the array; float32, float16, or uint16 bit patterns for BF16.
+        dtype: "float32", "float16" or "bfloat16".
+        data: the array; float32, float16, or uint16 bit patterns of bfloat16.
     """
 
     dtype: FloatType
     data: NDArray[np.generic]
 
     def __post_init__(self) -> None:
-        known = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+        known = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
         if self.dtype not in known:
             raise SchemeError(unknown("float type of a tensor", str(self.dtype), known))
         want = known[self.dtype]
@@ -122,7 +119,7 @@ class FloatTensor:
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """Rows ``start:stop`` as float32 (a copy)."""
         part = self.data[start:stop]
-        if self.dtype == "BF16":
+        if self.dtype == "bfloat16":
             return bf16_to_float32(part.view(np.uint16))
         return part.astype(np.float32)
 

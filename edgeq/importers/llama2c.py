@@ -92,11 +92,11 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
         if name.startswith("freq_"):  # rotary tables, computed anew
             continue
         if "{}" not in name:
-            tensors[name] = FloatTensor("F32", array)
+            tensors[name] = FloatTensor("float32", array)
             continue
         heads = {"q_proj": config.heads, "k_proj": config.kv_heads}.get(name.split(".")[-2])
         for i in range(config.layers):
-            tensor: Tensor = FloatTensor("F32", array[i])
+            tensor: Tensor = FloatTensor("float32", array[i])
             tensors[name.format(i)] = half_split(tensor, heads) if heads else tensor
     files = {} if headers_only else _tokenizer(path, config.vocab)
     model = Model(config, tensors, files, {"source": path.name})

@@ -116,9 +116,7 @@ class ArtifactWriter:
             SchemeError: the rows are of another scheme or size, or not whole tiles.
         """
         expected = self._tensors[name]
-        scheme: Scheme = (
-            rows.scheme if isinstance(rows, QuantTensor) else FloatScheme(rows.dtype.lower())  # type: ignore[arg-type]
-        )
+        scheme: Scheme = rows.scheme if isinstance(rows, QuantTensor) else FloatScheme(rows.dtype)
         if scheme != expected.scheme or rows.shape[1:] != expected.shape[1:]:
             raise SchemeError(
                 f"rows of {name} are {scheme} {list(rows.shape)}, "
@@ -264,11 +262,11 @@ def save(model: Model, path: str | Path) -> int:
     model.validate()
     tensors = {}
     for name, tensor in model.tensors.items():
-        scheme: Scheme = FloatScheme("f32")
+        scheme: Scheme = FloatScheme("float32")
         if isinstance(tensor, QuantTensor):
             scheme = tensor.scheme
         elif isinstance(tensor, FloatTensor):
-            scheme = FloatScheme(tensor.dtype.lower())  # type: ignore[arg-type]
+            scheme = FloatScheme(tensor.dtype)
         tensors[name] = TensorLayout(scheme, tuple(tensor.shape))
     with ArtifactWriter(path, model.config, tensors, model.files, model.provenance) as out:
         for name, tensor in model.tensors.items():
@@ -277,7 +275,7 @@ def save(model: Model, path: str | Path) -> int:
                 continue
             for part in row_blocks(tensor.shape):
                 rows = tensor.rows(part.start, part.stop)
-                out.write(name, FloatTensor("F32", rows), part.start)
+                out.write(name, FloatTensor("float32", rows), part.start)
         return out.commit(model.provenance)
 
 
@@ -330,7 +328,7 @@ def _tensor(
     if isinstance(expected.scheme, QuantScheme):
         parts = {array.removeprefix(name + "."): data for array, data in arrays.items()}
         return QuantTensor(expected.scheme, expected.shape, **parts)  # type: ignore[arg-type]
-    return FloatTensor(expected.scheme.dtype.upper(), arrays[name])  # type: ignore[arg-type]
+    return FloatTensor(expected.scheme.dtype, arrays[name])
 
 
 @contextlib.contextmanager

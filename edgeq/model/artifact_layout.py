@@ -46,7 +46,8 @@ FILE, PAD = "file:", "pad."
 """Prefixes of the names of arrays that are not tensors."""
 _NAMES: dict[Any, str] = {np.uint8: "U8", np.int8: "I8", np.float16: "F16"}
 _FLOATS: dict[str, tuple[Any, str]] = {
-    "f32": (np.float32, "F32"), "f16": (np.float16, "F16"), "bf16": (np.uint16, "BF16"),
+    "float32": (np.float32, "F32"), "float16": (np.float16, "F16"),
+    "bfloat16": (np.uint16, "BF16"),
 }  # fmt: skip
 
 

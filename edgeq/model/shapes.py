@@ -172,20 +172,20 @@ def random_model(
             progress(name, done + 1, len(linears))
     for name, size in config.norms():
         # all norms scale by one
-        tensors[name] = FloatTensor("F32", np.full(size, 1.0 - config.norm_offset, np.float32))
+        tensors[name] = FloatTensor("float32", np.full(size, 1.0 - config.norm_offset, np.float32))
     if config.family == "qwen2":
         for name, size in config.biases():
             if "o_proj" not in name:
-                tensors[name] = FloatTensor("F32", rng.standard_normal(size, np.float32) / 8)
+                tensors[name] = FloatTensor("float32", rng.standard_normal(size, np.float32) / 8)
     return Model(config, tensors, provenance={"source": "random weights", "seed": seed})
 
 
 def _float(values: NDArray[np.float32], dtype: str) -> FloatTensor:
-    if dtype == "bf16":
-        return FloatTensor("BF16", float32_to_bf16(values))
-    if dtype == "f16":
-        return FloatTensor("F16", values.astype(np.float16))
-    return FloatTensor("F32", values.astype(np.float32))
+    if dtype == "bfloat16":
+        return FloatTensor("bfloat16", float32_to_bf16(values))
+    if dtype == "float16":
+        return FloatTensor("float16", values.astype(np.float16))
+    return FloatTensor("float32", values.astype(np.float32))
 
 
 def random_tensor(

@@ -1,4 +1,13 @@
-"""Float weights to packed integers: schemes by name (`Recipe`), scales by method (`METHODS`)."""
+"""Quantization: float weights to packed integers, by a `Recipe`.
+
+presets       recipes with a name
+recipe_file   recipes as JSON or TOML
+observers     ranges of activations
+rounders      the arithmetic of one matrix: rtn, mse, palette, gptq
+decoder       language models
+graph         graphs of operators
+training      weights trained through their rounding
+"""
 
 from __future__ import annotations
 

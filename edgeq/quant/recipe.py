@@ -43,7 +43,7 @@ from edgeq.quant.presets import DEFAULTS, SourceKind
 OUTER = r"^(model\.embed_tokens|lm_head)\."
 """Embedding and head: the whole output hangs on them, so they get 8 bits unless a rule says
 otherwise."""
-VECTORS = FloatScheme("f32")
+VECTORS = FloatScheme("float32")
 """What norms and biases are kept in."""
 OPTIONS: Mapping[str, tuple[type, ...]] = {
     "damping": (int, float),

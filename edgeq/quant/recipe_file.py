@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.core.errors import FormatError, SchemeError, check_type, unknown
-from edgeq.formats.schemes import BY_BITS, FLOAT_TYPES, FloatScheme, Scheme, parse_scheme
+from edgeq.formats.schemes import BY_BITS, FLOAT_TAGS, FloatScheme, Scheme, parse_scheme
 from edgeq.quant.graph.recipe import GraphOptions
 from edgeq.quant.presets import PRESETS, SourceKind, presets_for
 from edgeq.quant.recipe import OLD_OPTIONS, OUTER, Activations, Recipe, Rule
@@ -101,7 +101,7 @@ def named(text: str, source: SourceKind = "decoder") -> Recipe:
                 "[-palette|-mse|-gptq]"
             ) from err
         raise SchemeError(
-            unknown("preset", text, (*presets, *FLOAT_TYPES))
+            unknown("preset", text, (*presets, *FLOAT_TAGS.values()))
             + "; or write w<bits>-<g16..g256|channel|tensor>[-asym|-palette], such as w4-g64-asym"
         ) from err
 
@@ -165,7 +165,7 @@ def _graph_dict(recipe: Recipe, options: GraphOptions) -> dict[str, Any]:
 
 def _graph_text(scheme: Scheme) -> str:
     """The text form in a graph's metadata, where float16 is called fp16."""
-    return "fp16" if scheme == FloatScheme("f16") else str(scheme)
+    return "fp16" if scheme == FloatScheme("float16") else str(scheme)
 
 
 def _kind(data: Mapping[str, Any]) -> SourceKind:

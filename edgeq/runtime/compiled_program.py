@@ -141,7 +141,7 @@ class CompiledProgram:
                 record["zero_step"] = tensor.zero_points.strides[0]
         else:
             if not isinstance(tensor, FloatTensor):  # a lazily decoded tensor has no bytes to use
-                tensor = FloatTensor("F32", tensor.numpy())
+                tensor = FloatTensor("float32", tensor.numpy())
             record["kind"] = FLOAT_KINDS[tensor.dtype]
             record["codes"] = address(tensor.data, tensor.data.itemsize)
         bias = self._model.tensors.get(name.removesuffix("weight") + "bias")

@@ -16,6 +16,7 @@ from edgeq.converters.gguf.bytes import BLOCK, Kind, TensorEntry, minimum_is_exa
 from edgeq.converters.options import Options
 from edgeq.core.errors import UnsupportedError
 from edgeq.formats.packing import round_up
+from edgeq.formats.schemes import FLOAT_TAGS
 from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.importers.gguf.architecture import Architecture
 from edgeq.importers.huggingface.families import FAMILIES
@@ -205,8 +206,8 @@ def _type(model: Model, names: Sequence[str], k: int) -> str:
     tensors = [model.tensors[name] for name in names]
     quantized = [t for t in tensors if isinstance(t, QuantTensor)]
     if not quantized:
-        floats = {t.dtype if isinstance(t, FloatTensor) else "F32" for t in tensors}
-        return floats.pop() if len(floats) == 1 else "F32"
+        floats = {t.dtype if isinstance(t, FloatTensor) else "float32" for t in tensors}
+        return FLOAT_TAGS[floats.pop()].upper() if len(floats) == 1 else "F32"
     if len(quantized) < len(tensors):
         raise UnsupportedError(
             f"llama.cpp stores {' and '.join(names)} in one tensor; quantize all of them or none"

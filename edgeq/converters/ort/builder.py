@@ -111,7 +111,7 @@ class OrtBuilder:
                 self._slice(f"{name}.padded", raw, 0, k)
         else:
             parts = self._matrix(weight)
-            narrow = cast(FloatTensor, tensor).dtype != "F32"
+            narrow = cast(FloatTensor, tensor).dtype != "float32"
             rows = g.node("Gather", [parts["stored"], "input_ids"], f"{name}.n" if narrow else raw)
             if narrow:
                 g.node("Cast", [rows], raw, to=self._types.FLOAT)
@@ -312,10 +312,10 @@ class OrtBuilder:
 
     def _float(self, name: str, tensor: FloatTensor) -> dict[str, str]:
         t = self._types
-        kind = {"F32": t.FLOAT, "F16": t.FLOAT16, "BF16": t.BFLOAT16}[tensor.dtype]
+        kind = {"float32": t.FLOAT, "float16": t.FLOAT16, "bfloat16": t.BFLOAT16}[tensor.dtype]
         pieces = (tensor.data[a:b] for a, b in steps(tensor.shape))
         stored = self._graph.weight(name, kind, tensor.shape, pieces)
-        if tensor.dtype != "F32":
+        if tensor.dtype != "float32":
             self._graph.node("Cast", [stored], f"{name}.float32", to=t.FLOAT)
             return {"stored": stored, "float32": f"{name}.float32"}
         return {"stored": stored, "float32": stored}

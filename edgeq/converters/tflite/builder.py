@@ -170,7 +170,7 @@ class _SharedMatrices:
         how, tensor = self.stored(name), self._model.tensors[name]
         shape = (how.shape[0], how.width)
         if how.encoding is None:
-            half = isinstance(tensor, FloatTensor) and tensor.dtype == "F16"
+            half = isinstance(tensor, FloatTensor) and tensor.dtype == "float16"
             kind = "float16" if half else "float32"
             nbytes = shape[0] * shape[1] * np.dtype(kind).itemsize
             buffer = self._file.streamed(name, nbytes, partial(self._floats, how, kind))

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError, MissingDependencyError, UnsupportedError
-from edgeq.formats.tensor import FloatTensor, FloatType, Tensor
+from edgeq.formats.schemes import FloatType
+from edgeq.formats.tensor import FloatTensor, Tensor
 from edgeq.importers.gguf.architecture import Architecture, separate_name
 from edgeq.importers.gguf.config import read_config
 from edgeq.importers.gguf.file import GgufFile, open_gguf
@@ -32,7 +33,9 @@ from edgeq.importers.unread import listed
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 
-_FLOATS: dict[str, Any] = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_FLOATS: dict[str, tuple[FloatType, Any]] = {
+    "F32": ("float32", "<f4"), "F16": ("float16", "<f2"), "BF16": ("bfloat16", "<u2"),
+}  # fmt: skip
 
 Dequantize = Callable[[NDArray[np.uint8], str], NDArray[np.float32]]
 
@@ -154,8 +157,8 @@ class GgufTensors:
             raise FormatError(f"{self.path}: tensor {name} is missing")
         self._read.add(name)
         if entry.type in _FLOATS:
-            data = self.file.mapping.array(_FLOATS[entry.type], entry.shape, entry.start)
-            return FloatTensor(cast(FloatType, entry.type), data)
+            dtype, number = _FLOATS[entry.type]
+            return FloatTensor(dtype, self.file.mapping.array(number, entry.shape, entry.start))
         if len(entry.shape) != 2:
             raise FormatError(
                 f"{self.path}: tensor {name} {list(entry.shape)} is not a matrix and has type "

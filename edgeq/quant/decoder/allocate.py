@@ -36,8 +36,8 @@ UNITS = 100_000
 
 
 @dataclass(frozen=True)
-class Point:
-    """One end of the bargain between bytes and loss.
+class ParetoPoint:
+    """One trade-off between size and loss.
 
     Args:
         nbytes: of all tensors.
@@ -52,18 +52,18 @@ class Point:
 
 @dataclass(frozen=True)
 class Allocation:
-    """What was chosen.
+    """The schemes chosen for a budget.
 
     Args:
         schemes: the scheme of every matrix that was free.
-        chosen: where that is.
+        chosen: their size and loss.
         front: the Lagrangian optima from smallest to largest; no loss among the choices that
             they span is lower at their sizes.
     """
 
     schemes: Mapping[str, Scheme]
-    chosen: Point
-    front: tuple[Point, ...]
+    chosen: ParetoPoint
+    front: tuple[ParetoPoint, ...]
 
     def rules(self) -> tuple[Rule, ...]:
         """A rule for every matrix that was free."""
@@ -106,10 +106,10 @@ def allocate(
             "or fix fewer tensors with --tensor-type"
         )
 
-    def point(choice: Sequence[int]) -> Point:
+    def point(choice: Sequence[int]) -> ParetoPoint:
         size = held + sum(t.sizes[c] for t, c in zip(tables, choice, strict=True))
         loss = math.fsum(t.losses[c] for t, c in zip(tables, choice, strict=True))
-        return Point(size, 8 * size / weights, loss)
+        return ParetoPoint(size, 8 * size / weights, loss)
 
     choice = _solve(tables, budget - held)
     schemes = {name: t.schemes[c] for name, t, c in zip(free, tables, choice, strict=True)}
@@ -143,13 +143,13 @@ def uniform(
     fixed: Mapping[str, Scheme],
     *,
     nbytes: int,
-    front: tuple[Point, ...] = (),
+    front: tuple[ParetoPoint, ...] = (),
 ) -> Uniform | None:
     """The pair of schemes, of layers and of embedding and head, that loses least within a budget.
 
     Args:
         sensitivity, shapes, fixed, nbytes: as for `allocate`.
-        front: what is to be shown beside it.
+        front: the Pareto front to return with it.
 
     Returns:
         None where no pair fits, or where no matrix of the layers has a choice.
@@ -172,7 +172,7 @@ def uniform(
             outer_scheme = parse_scheme(outer_text) if outer else None
             if outer_scheme is not None:
                 chosen |= dict.fromkeys(outer, outer_scheme)
-            point = Point(size, 8 * size / weights, loss)
+            point = ParetoPoint(size, 8 * size / weights, loss)
             schemes = {name: chosen[name] for name in free}
             best = Uniform(scheme, outer_scheme, Allocation(schemes, point, front))
     return best
@@ -181,7 +181,7 @@ def uniform(
 def _totals(
     names: Sequence[str], shapes: Mapping[str, Sequence[int]], sensitivity: Sensitivity
 ) -> dict[str, tuple[int, float]]:
-    """Bytes and loss of some tensors together, in each scheme that all of them take."""
+    """Bytes and loss of some tensors together, in each scheme that all of them can have."""
     tables = [sensitivity.losses.get(name, {}) for name in names]
     return {
         text: (
@@ -255,7 +255,7 @@ def _solve(tables: Sequence[_Table], budget: int) -> list[int]:
 
 
 def _upgraded(tables: Sequence[_Table], choice: list[int], spare: int) -> list[int]:
-    """Spend what rounding to units left over on the best gain a byte, as long as one fits."""
+    """Spend the bytes that rounding to units left over on the best gain per byte that fits."""
     while True:
         best, gain = None, 0.0
         for at, (table, now) in enumerate(zip(tables, choice, strict=True)):

@@ -1,12 +1,14 @@
-"""Bits for a target: what is chosen by estimates is carried out and measured before it is kept.
+"""Choose the bits of each matrix for a target size, and keep a choice only if it measures better.
 
     sensitivities   nats that each matrix costs in each scheme, measured or estimated
-    uniform         the best recipe with one scheme for all layers, carried out and measured
-    mixed           a scheme for each matrix: the knapsack's choice, the estimates of the layers
-                    scaled by what the uniform recipe really cost; carried out and measured
-    kept            whichever has the lower KL
+    uniform         the best recipe with one scheme for all layers; the model is rounded by it and
+                    its KL divergence measured
+    mixed           a scheme for each matrix, chosen as a knapsack problem after the estimates of
+                    the layers were scaled to the measured cost of the uniform recipe; rounded and
+                    measured too
+    kept            the one with the lower KL divergence
 
-Where the text has windows enough, those that are measured on are not rounded by.
+If the text has enough windows, rounding and measuring use different ones.
 """
 
 from __future__ import annotations
@@ -37,31 +39,32 @@ from edgeq.quant.decoder.spill import Spill
 from edgeq.quant.recipe import OUTER, Recipe, Rule
 
 TARGET_WINDOWS = 8
-"""Windows that choices are measured on."""
+"""Windows on which recipes are measured."""
 SCALED_WINDOWS = 4
-"""Windows that sensitivities are estimated on where matrices are measured by kinds."""
+"""Windows on which sensitivities are estimated where matrices are measured by kinds."""
 HELD_OUT_SHARE = 4
-"""Measured windows are kept out of rounding where the text has so many times as many."""
+"""If the text has this many times `TARGET_WINDOWS`, rounding does not use the measured windows."""
 FACTOR_RANGE = (0.1, 4.0)
-"""What the layers' estimates may be scaled by to agree with a recipe that was carried out."""
+"""Limits on the factor that scales the layers' estimates to a measured recipe."""
 ROOM = 4096
-"""Bytes of a quality card and of what else a file says of itself, generously."""
+"""Upper bound on the bytes of a quality report and of other metadata in a file."""
 MIXED = "mixed"
-"""What bits of each tensor's own are called beside the uniform recipe."""
+"""Label of the recipe with a scheme for each matrix."""
 SLACK = 256
 """Bytes by which a budget is lowered where a choice does not fit."""
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What came of a target.
+    """The recipe that reaches a target.
 
     Args:
         recipe: with a rule for every matrix, or the two schemes of the uniform recipe.
-        about: for the artifact: "chosen" and "front" as [bytes, bits per weight, estimated KL];
-            "tried", the measured KL in nats per token of each recipe that was carried out, and
-            "kept", which one it is; or "not_tried", why none was.
-        tensors: as the kept one rounds them; None if none was carried out.
+        about: for the artifact's provenance: "chosen" and "front" as [bytes, bits per weight,
+            estimated KL]; "tried", the measured KL in nats per token of each recipe that was
+            measured, and "kept", the label of the chosen one; or "not_tried", the reason why none
+            was measured.
+        tensors: the tensors as rounded by the chosen recipe; None if none was measured.
     """
 
     recipe: Recipe
@@ -75,7 +78,7 @@ def stored(model: Model) -> Iterator[str]:
 
 
 def assigned(model: Model, recipe: Recipe) -> dict[str, Scheme]:
-    """What a recipe gives each tensor to be written, in file order.
+    """The scheme of each tensor to be written, in file order.
 
     Raises:
         SchemeError: the recipe does not suit the model.
@@ -104,7 +107,8 @@ def search_bits(
 
     Raises:
         DoesNotFitError: the target cannot be reached.
-        UsageError: the recipe's default is no quantized scheme, or the sensitivities do not do.
+        UsageError: the recipe's default is not a quantized scheme, or the sensitivities are not
+            in nats or lack palettes that the recipe asks for.
     """
     if not isinstance(recipe.default, QuantScheme):
         raise UsageError(
@@ -142,7 +146,7 @@ def search_bits(
 
 
 def _split(calibration: CalibrationText) -> tuple[CalibrationText, tuple[NDArray[np.int64], ...]]:
-    """What is rounded by, and what is measured on: other windows if there are enough."""
+    """The windows to round with and those to measure on: different ones if there are enough."""
     windows = calibration.windows
     step = -(-len(windows) // TARGET_WINDOWS)
     few = windows[::step]
@@ -153,7 +157,7 @@ def _split(calibration: CalibrationText) -> tuple[CalibrationText, tuple[NDArray
 
 
 def _scaled(sensitivity: Sensitivity, factor: float) -> Sensitivity:
-    """The same with the losses of the layers' matrices times a factor."""
+    """Sensitivities with the losses of the layers' matrices multiplied by a factor."""
     losses = {
         name: found if re.match(OUTER, name) else {text: factor * x for text, x in found.items()}
         for name, found in sensitivity.losses.items()
@@ -171,7 +175,7 @@ class _Solved:
 
 
 class _Search:
-    """A model, a recipe with a target, and what of the model it leaves free."""
+    """A model, a recipe with a target, and the matrices whose scheme is to be chosen."""
 
     def __init__(self, model: Model, recipe: Recipe, progress: Progress) -> None:
         self.model, self.recipe, self.progress = model, recipe, progress
@@ -207,7 +211,7 @@ class _Search:
     def solve(
         self, sensitivity: Sensitivity, label: str, front: tuple[Any, ...] = ()
     ) -> _Solved | None:
-        """What is chosen within the recipe's target; None where no uniform recipe fits."""
+        """The best allocation within the recipe's target; None if no uniform recipe fits."""
         target = self.recipe.target or {}
         weights = sum(math.prod(shape) for shape in self.shapes.values())
         budget = room = int(target["bpw"] * weights / 8 if "bpw" in target else target["bytes"])
@@ -223,17 +227,16 @@ class _Search:
             solved = _Solved(label, recipe, found)
             if "bpw" in target:
                 return solved
-            # the file is what must fit: what it holds beside tensors depends a little on the choice
+            # the whole file must fit, and its metadata depends a little on the choice
             overhead_bytes = self._overhead(solved)
             if found.chosen.nbytes + overhead_bytes <= budget:
                 return solved
             room = min(budget - overhead_bytes, room - SLACK)
 
     def factor(self, sensitivity: Sensitivity, one: _Solved, nats: float) -> float:
-        """What the layers' estimates must be scaled by to give what a recipe really cost.
+        """The factor that scales the layers' estimates to the measured cost of a recipe.
 
-        Matrices that the user gave a scheme have their part in that, which is not known; where
-        there are such, the estimates are left as they are.
+        It is 1 if the user gave matrices a scheme: their share of the cost is unknown.
         """
         if any(isinstance(scheme, QuantScheme) for scheme in self.fixed.values()):
             return 1.0
@@ -247,7 +250,7 @@ class _Search:
         return min(max((nats - outer) / inner, low), high)
 
     def _with_rules(self, found: Allocation) -> Recipe:
-        """The recipe with the rules found."""
+        """The recipe with a rule for each matrix."""
         outer = [rule for rule in self.recipe.rules if rule.pattern == OUTER]
         return replace(self.recipe, rules=(*self.own, *found.rules(), *outer))
 
@@ -259,7 +262,7 @@ class _Search:
         return replace(self.recipe, default=one.inner, rules=(*self.own, *outer))
 
     def _overhead(self, solved: _Solved) -> int:
-        """Bytes that the file will hold beside its tensors."""
+        """Bytes of the file that are not tensors."""
         model, recipe = self.model, solved.recipe
         held = {
             name: TensorLayout(scheme, tuple(model.tensors[name].shape))
@@ -274,7 +277,7 @@ class _Search:
 
 
 class _Trials:
-    """Recipes carried out on a text, and what they cost on other windows of it."""
+    """Recipes applied to the model, and their KL divergence from the float model."""
 
     def __init__(
         self,
@@ -293,7 +296,7 @@ class _Trials:
         search, label = self._search, solved.label
 
         def progress(name: str, done: int, total: int) -> None:
-            search.progress(f"carrying out {label}: {name}", done, total)
+            search.progress(f"rounding {label}: {name}", done, total)
 
         other = rounded_model(
             search.model, solved.recipe, assigned(search.model, solved.recipe), self._calibration,
@@ -306,14 +309,15 @@ class _Trials:
         search.progress(f"measuring {label}", 1, 1)
 
 
-def _pareto_summary(found: Allocation) -> dict[str, Any]:
-    """The choice and the front it was made from: bytes, bits per weight and loss of each."""
+def _pareto_summary(allocation: Allocation) -> dict[str, Any]:
+    """The chosen point and the Pareto front: bytes, bits per weight and loss of each."""
     chosen, *front = (
-        [at.nbytes, round(at.bpw, 4), _short(at.loss)] for at in (found.chosen, *found.front)
+        [at.nbytes, round(at.bpw, 4), _short(at.loss)]
+        for at in (allocation.chosen, *allocation.front)
     )
     return {"chosen": chosen, "front": front}
 
 
 def _short(value: float) -> float:
-    """As much of a number as is kept in the file."""
+    """A number to six digits, as the file holds it."""
     return float(f"{value:.6g}")

@@ -1,4 +1,4 @@
-"""How large the pieces are that a model is quantized in, within a limit on memory.
+"""The sizes of the pieces in which a model is quantized, within a limit on memory.
 
 resident = what the process holds already
          + FIXED                      stacks, the hash's buffer, the header
@@ -25,12 +25,12 @@ from edgeq.quant.rounders.gptq import ROWS
 from edgeq.quant.rounders.hessian import EXACT_K
 
 BYTES_PER_WEIGHT = 28
-"""Held for each weight of a chunk: source, its float32, steps, levels, codes and their packing."""
+"""Bytes for each weight of a chunk: source, float32, steps, levels, codes and packed codes."""
 CHUNK_WEIGHTS = 1 << 17
 """Weights a thread works on at once: its float32 buffers stay in the second-level cache."""
 FIXED = 16 << 20
 TRAINED_BYTES = 24
-"""Held for each weight that is trained, its teacher's included."""
+"""Bytes for each weight that is trained, its teacher's included."""
 FACTOR_COPIES = 2
 """Squares of K held while second moments are factored, as measured."""
 RELEASE_EVERY = 64 << 20

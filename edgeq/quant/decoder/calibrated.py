@@ -91,7 +91,7 @@ def round_calibrated(
                 targets.pop(name, w), schemes[name], method, name=name, **seen, **own
             )
             write(name, tensor)
-            ratios[name] = tensor_sqnr(FloatTensor("F32", w), tensor)
+            ratios[name] = tensor_sqnr(FloatTensor("float32", w), tensor)
             step.replace(name, tensor.numpy())
             done += w.size
             if progress:

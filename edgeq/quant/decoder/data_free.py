@@ -129,7 +129,7 @@ class _TensorChunks:
 
 
 class _DataFreeRounding:
-    """The pieces of all tensors, and what came of them."""
+    """All tensors cut into pieces, rounded by a pool of threads and written in any order."""
 
     def __init__(
         self,
@@ -182,7 +182,7 @@ class _DataFreeRounding:
                 yield _RowRange(name, tensor, scheme, shared, start, stop)
 
     def _arguments(self, name: str) -> dict[str, Any]:
-        """By what means a tensor is rounded, as far as is known of its inputs."""
+        """Arguments of the rounders for a tensor."""
         importance = self._importance.get(name)
         method = data_free_method(self._method) if importance is None else self._method
         return {"method": method, "name": name, "importance": importance}
@@ -231,17 +231,17 @@ def cast_float(w: NDArray[np.float32], scheme: FloatScheme, name: str) -> FloatT
     Raises:
         SchemeError: a weight is beyond that type.
     """
-    if scheme.dtype == "f32":
-        return FloatTensor("F32", w)
-    if scheme.dtype == "bf16":
+    if scheme.dtype == "float32":
+        return FloatTensor("float32", w)
+    if scheme.dtype == "bfloat16":
         bits = float32_to_bf16(w)
         fits = ((bits & 0x7F80) != 0x7F80).all()
-        narrow = FloatTensor("BF16", bits)
+        narrow = FloatTensor("bfloat16", bits)
     else:
         with np.errstate(over="ignore"):
             half = w.astype(np.float16)
         fits = np.isfinite(half).all()
-        narrow = FloatTensor("F16", half)
+        narrow = FloatTensor("float16", half)
     if not fits:
         raise SchemeError(
             f"tensor {name} holds {float(np.abs(w).max()):.6g}, which {scheme} cannot; "

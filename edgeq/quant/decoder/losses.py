@@ -1,8 +1,8 @@
 """Losses of matrices in every scheme they might get, with one replay of a text for all.
 
-`edgeq.quant.decoder.sensitivity` says what the losses are. Beyond the mode "kl" errors are
-estimated on a
-part of a matrix's rows, and embedding and head are read and rounded a piece at a time.
+`edgeq.quant.decoder.sensitivity` says what the losses are. In modes other than "kl" errors are
+estimated on a part of a matrix's rows, and embedding and head are read and rounded a piece at a
+time.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SAMPLED_ROWS = 64
 what "kl" measures: rows are many, alike, and rounded each by itself."""
 SAMPLED_SHARE = 32
 DAMPING = 0.01
-"""What GPTQ's error is foretold with, in parts of the mean of H's diagonal."""
+"""Damping with which GPTQ's error is estimated, in parts of the mean of H's diagonal."""
 
 
 def candidates(base: QuantScheme, k: int) -> tuple[Scheme, ...]:
@@ -63,7 +63,7 @@ def candidates(base: QuantScheme, k: int) -> tuple[Scheme, ...]:
         for codebook in dict.fromkeys((None, base.codebook))
         for g in groups
     ]
-    return (*found, QuantScheme(8, granularity="channel", group_size=None), FloatScheme("f16"))
+    return (*found, QuantScheme(8, granularity="channel", group_size=None), FloatScheme("float16"))
 
 
 class Trials:
@@ -140,7 +140,7 @@ class Trials:
         if scheme not in fits:  # its groups are longer than the row
             scheme = next(s for s in fits if isinstance(s, QuantScheme) and s.bits == scheme.bits)
         plain = _Inputs(FALLBACK).rounded(w, scheme, name, {})
-        some, rounded = _sampled(FloatTensor("F32", w)), _sampled(plain)
+        some, rounded = _sampled(FloatTensor("float32", w)), _sampled(plain)
         signal = weighted_error(some, np.zeros_like(some), inputs.moments)
         if signal > 0:
             kind.error += weighted_error(some, rounded, inputs.moments) / signal
@@ -169,7 +169,7 @@ class Trials:
         if self._mode == "kl":
             some = matrix.numpy() if w is None else w
         else:
-            some = _sampled(matrix) if w is None else _sampled(FloatTensor("F32", w))
+            some = _sampled(matrix) if w is None else _sampled(FloatTensor("float32", w))
         signal = weighted_error(some, np.zeros_like(some), inputs.moments)
         measured: dict[Any, tuple[float, float]] = {}
         errors: dict[Scheme, float] = {}
@@ -193,7 +193,7 @@ class Trials:
     def _error(
         self, w: Array, scheme: Scheme, name: str, inputs: _Inputs, known: Mapping[Scheme, float]
     ) -> float:
-        """Squared error of the outputs; beyond "kl", of palettes in longer groups foretold.
+        """Squared error of the outputs; estimated for palettes in long groups, but in mode "kl".
 
         Finding a palette takes long, and longer groups add to its error in the proportion in which
         they add to that of evenly spaced codes.
@@ -250,14 +250,14 @@ def _in_layer(name: str) -> bool:
 
 
 def _kind(name: str, layers: int) -> tuple[str, int]:
-    """What kind of matrix it is, and in which part of the depth."""
+    """The kind of a matrix, and the part of the depth it lies in."""
     _, _, layer, _, matrix, _ = name.split(".")
     return matrix, int(layer) * BANDS // layers
 
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What is known of a group's inputs, and how its matrices are rounded by it.
+    """Statistics of a group's inputs, and how its matrices are rounded with them.
 
     Args:
         method: of `edgeq.quant.METHODS`.
@@ -270,9 +270,9 @@ class _Inputs:
     pivot: float | None = None
 
     def rounded(self, w: Array, scheme: Scheme, name: str, options: Mapping[str, Any]) -> Tensor:
-        """A matrix as the recipe will have it."""
+        """A matrix rounded as the recipe does."""
         if isinstance(scheme, FloatScheme):
-            return FloatTensor("F16", w.astype(np.float16))
+            return FloatTensor("float16", w.astype(np.float16))
         importance = None if self.moments is None else self.moments.diagonal
         return quantize_tensor(
             w, scheme, self.method, name=name,
@@ -280,7 +280,7 @@ class _Inputs:
         )  # fmt: skip
 
     def error(self, w: Array, scheme: Scheme, name: str) -> float:
-        """Squared error of the outputs: measured, or foretold where that would take GPTQ."""
+        """Squared error of the outputs: measured, or estimated where measuring would take GPTQ."""
         if self.pivot is None:
             return weighted_error(w, self.rounded(w, scheme, name, {}).numpy(), self.moments)
         plain = _Inputs(FALLBACK).rounded(w, scheme, name, {})

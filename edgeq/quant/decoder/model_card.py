@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from edgeq.formats.schemes import FLOAT_TAGS
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
 from edgeq.model.model import Model
 from edgeq.quant.decoder.quality_report import QualityReport, figure
@@ -136,7 +137,7 @@ def _tensors(model: Model) -> str:
 def _held_as(tensor: Tensor) -> str:
     if isinstance(tensor, QuantTensor):
         return str(tensor.scheme)
-    return tensor.dtype.lower() if isinstance(tensor, FloatTensor) else "float"
+    return FLOAT_TAGS[tensor.dtype] if isinstance(tensor, FloatTensor) else "float"
 
 
 def _origin(model: Model) -> str:

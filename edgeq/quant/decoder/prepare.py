@@ -34,15 +34,15 @@ class Prepared:
     """A model ready to be rounded.
 
     Args:
-        model: the source, or one equal to it.
-        recipe: with the rules that a target was solved by.
+        model: the source, or the equal model that the transforms made of it.
+        recipe: with the rules that were chosen for a target.
         schemes: of each tensor to be written, in file order.
-        importance: of inputs of matrices, from statistics.
+        importance: mean squares of the inputs of matrices, from statistics.
         calibrated: whether matrices are rounded group by group, in a replay of the text.
-        inputs: how those of matrices are rounded when the model runs.
-        provenance: what was learned from, and what came of it that belongs to the artifact.
-        tensors: as they were rounded already, where a choice of bits was carried out to be
-            measured; None where that is still to be done.
+        inputs: how inputs of matrices are rounded when the model runs.
+        provenance: what the artifact records of the calibration data and its results.
+        tensors: the rounded tensors, if a choice of bits was measured and so rounded them already;
+            None if they are still to be rounded.
     """
 
     model: Model

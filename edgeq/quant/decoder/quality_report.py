@@ -30,7 +30,7 @@ from edgeq.quant.decoder.replay import Replay
 from edgeq.quant.rounders.rounding import sqnr_db
 
 TEXT = "quality_text.txt"
-"""Beside this file: what is read where no text was given."""
+"""The file, beside this one, that quality is measured on where no text is given."""
 CONTEXT = 256
 """Tokens of a window."""
 _WORK = 3 * 10**11
@@ -56,7 +56,7 @@ class Inputs:
 
 
 FLOAT = Inputs()
-"""They are not."""
+"""Inputs that are not rounded."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class QualityReport:
-    """What is known of a quantized model; None is "not measured".
+    """How a quantized model differs from its source; None is "not measured".
 
     Args:
         reason: why nothing was measured; None if it was.
@@ -169,7 +169,7 @@ class QualityReport:
 
 
 def card_tokens(weights: int) -> int:
-    """Tokens of text for a card that takes seconds with a small model and half a minute at 1B."""
+    """Tokens of text for a report that takes seconds with a small model and half a minute at 1B."""
     least, most = _TOKENS
     return min(max(_WORK // weights // CONTEXT * CONTEXT, least), most)
 
@@ -211,7 +211,7 @@ def measure(
         progress: called with ("quality card", groups done, of how many).
 
     Returns:
-        The card; with the reason in place of numbers where there are none.
+        The report; with the reason in place of numbers where there are none.
     """
     move = progress or (lambda label, done, total: None)
     windows = held_out.cut.windows
@@ -242,7 +242,7 @@ def measure(
 
 
 def figure(value: float | None, digits: int) -> str:
-    """A number of the card for people; a dash where it is not known, or beyond counting."""
+    """A number of the report as text; a dash where it is not known."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 

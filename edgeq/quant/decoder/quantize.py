@@ -56,7 +56,7 @@ class TensorSummary:
 
     Args:
         name: its name.
-        scheme: what it is held in.
+        scheme: how it is stored.
         shape: its logical shape.
         nbytes: bytes held.
         sqnr_db: signal to quantization noise in dB; None if it is floating point or exact.
@@ -71,20 +71,21 @@ class TensorSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run of `quantize` did.
+    """What `quantize` wrote, and what it took.
 
     Args:
         tensors: every tensor, in file order.
-        recipe: as it was carried out: with the rules that a target was solved by.
-        target: where a target was solved for, see `edgeq.quant.decoder.bit_search.Chosen.about`.
+        recipe: as it was applied, with the rules that were chosen for a target.
+        target: how bits were chosen for a target, see `about` of
+            `edgeq.quant.decoder.bit_search.SearchResult`.
         requantized: types of the source's weights and their number, where it was quantized
-            already; quality figures are then against these rounded weights.
-        quality: the card.
+            already; quality figures then compare with these rounded weights.
+        quality: the quality report.
         file_bytes: size of the artifact.
         source_bytes: bytes of the source's tensors.
         source_sha256: of the source; None if it was a model in memory that did not know.
-        seconds: wall-clock time, the card's included.
-        card_seconds: the card's.
+        seconds: wall-clock time, with that for the quality report.
+        card_seconds: time for the quality report.
         cpu_seconds: processor time of all threads.
         threads: workers.
         peak_rss_bytes: most memory the process has ever held; None if unknown.
@@ -265,7 +266,7 @@ def _widest_report(model: Model, card: HeldOut | str, prepared: Prepared) -> Qua
 
 
 def _card_that_fits(base: Model, card: HeldOut, max_ram: int | None) -> HeldOut | str:
-    """The card's text, or why there can be no card."""
+    """The text to measure quality on, or why there is not enough memory for that."""
     need = card_bytes(base.config, card) + (rss_bytes() or 0)
     if max_ram is None or need <= max_ram:
         return card

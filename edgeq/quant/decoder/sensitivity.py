@@ -1,6 +1,6 @@
-"""How much each tensor minds being held in fewer bits.
+"""Sensitivity: how much the model loses when a tensor is stored in fewer bits.
 
-Three ways to say it, for every tensor and every scheme it might get:
+It is measured for every tensor and every scheme it might get, in one of three modes:
 
     kl       nats a token: the divergence of the whole model from the float one when this tensor
              alone is rounded, by the method that the recipe rounds with. Measured once for each
@@ -20,7 +20,7 @@ GPTQ, which takes long, is not carried out for output errors. With H = M D M'
 (`edgeq.quant.rounders.gptq`)
 what it leaves is the sum over columns of D_k (error of rounding there)^2, and how far numbers lie
 from the nearest level has little to do with the column: mean(D) |W - W'|^2 with W' rounded by
-itself foretells it.
+itself estimates it.
 
 Divergences of several tensors add up, nearly: that is what `edgeq.quant.decoder.allocate` counts
 on.

@@ -1,4 +1,4 @@
-"""What a model to be quantized is: in memory or in a file, and quantized already or not."""
+"""The source of a quantization: its digest, and whether its weights are quantized already."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REQUANTIZE = (
     "checkpoint that it was made from where there is one; to go on from the rounded weights, pass "
     "--requantize to edgeq quantize (in Python requantize=True)"
 )
-"""What quantizing a quantized model costs, and how it is asked for."""
+"""Why quantized weights are refused, and the option that accepts them."""
 
 
 def quantized_types(model: Model) -> dict[str, int]:

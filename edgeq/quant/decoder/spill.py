@@ -1,4 +1,4 @@
-"""Rounded tensors that are kept for a while: in an unnamed file rather than in memory."""
+"""A temporary file for rounded tensors, so that they do not take memory."""
 
 from __future__ import annotations
 

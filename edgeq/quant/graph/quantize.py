@@ -440,7 +440,7 @@ def _check(graph: Graph, recipe: Recipe, samples: Samples | None) -> None:
 
 def _stored(graph: Graph, recipe: Recipe, picked: Mapping[str, Scheme]) -> Graph:
     """Store float constants as float16 where the recipe says so."""
-    rest, half_type = options_of(recipe).rest, FloatScheme("f16")
+    rest, half_type = options_of(recipe).rest, FloatScheme("float16")
     half = {node.name for node in graph.nodes if picked.get(node.name, rest) == half_type}
     constants = dict(graph.constants)
     for node in graph.nodes:

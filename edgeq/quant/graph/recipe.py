@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edgeq.quant.recipe import Recipe
 
 SCOPES = ("auto", "all", "layers")
-SINGLE, HALF = FloatScheme("f32"), FloatScheme("f16")
+SINGLE, HALF = FloatScheme("float32"), FloatScheme("float16")
 GRAPH_METHODS = ("rtn", "mse", "gptq", "palette")
 """What ``--method`` may say for a graph; "palette" gives the weights a table of values."""
 
@@ -136,7 +136,7 @@ def check_graph_recipe(recipe: Recipe) -> None:
             raise SchemeError(unknown("method", scheme.method, GRAPH_METHODS))
     floats = [rule.scheme for rule in recipe.rules]
     floats += [recipe.default, options.mixed_keep, options.rest]
-    if FloatScheme("bf16") in floats:
+    if FloatScheme("bfloat16") in floats:
         raise SchemeError("constants of a graph are stored in f32 or fp16, not bf16")
     if recipe.activations is None or recipe.activations.mode != "static":
         return

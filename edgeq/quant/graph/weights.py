@@ -1,4 +1,4 @@
-"""Weights of a graph's operators to integers: the rounders of `edgeq.quant`, one row a channel.
+"""Round the weights of a graph's operators with the rounders of `edgeq.quant`, one row a channel.
 
     Linear         [N, K]                a row is an output; groups run along K
     Gather         [V, D]                a row is an entry of the table; groups run along D
@@ -71,7 +71,7 @@ def weight_nodes(graph: Graph) -> tuple[Node, ...]:
 
 
 def needs_hessian(node: Node, scheme: QuantScheme) -> bool:
-    """Whether second moments of the node's inputs are of use."""
+    """Whether the weight is rounded with second moments of the node's inputs."""
     by_gptq = scheme.method == "gptq" or (scheme.codebook is not None and scheme.method is None)
     return by_gptq and node.op in ROW_PRODUCTS
 
@@ -226,7 +226,7 @@ def with_room(b: NDArray[np.floating[Any]], x_scale: float, w: QuantWeight) -> Q
 
 
 def _channel_axis(node: Node, shape: tuple[int, ...]) -> int:
-    """Along which output channels lie, those of a group at least."""
+    """The axis of output channels, or of those of one group."""
     if node.op != "ConvTranspose":
         return 0
     depthwise = int(node.attrs.get("group", 1)) == shape[0] and shape[1] == 1
@@ -258,7 +258,7 @@ def _by_gptq(rows: Array, scheme: QuantScheme, hessian: Array, name: str) -> lis
 def _with_odd_scales(
     rows: Array, scales: Array, ratio: float, hessian: Array | None, name: str
 ) -> tuple[NDArray[np.int8], Array]:
-    """Levels [N, K] and scales [N, 1] of 4 bits: of three odd numbers, each row's best."""
+    """Levels [N, K] and scales [N, 1] of 4 bits: each row takes the best of three odd numbers."""
     best = None
     matrices = None if hessian is None else hessian if hessian.ndim == 3 else hessian[None]
     for more in (0, -2, 2):

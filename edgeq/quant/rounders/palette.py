@@ -1,4 +1,4 @@
-"""Palettes: the 4, 8 or 16 numbers of a tensor that its weights, divided by their scale, are near.
+"""Palettes: tables of 4, 8 or 16 numbers that a tensor's weights, divided by their scale, round to.
 
 Weights crowd around zero, so numbers that lie closer together there err less than evenly spaced
 ones. The table is found by weighted k-means in one dimension, in turn with the scales:

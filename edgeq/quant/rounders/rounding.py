@@ -1,4 +1,4 @@
-"""One matrix, or some rows of one: float weights in, a `QuantTensor` and its error out."""
+"""Round one matrix, or some of its rows: float weights in, codes, scales and errors out."""
 
 from __future__ import annotations
 

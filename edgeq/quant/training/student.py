@@ -13,8 +13,6 @@ from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
 from edgeq.model.model import Model
 from edgeq.quant.training.fake import FakeQuant
 
-_KEPT = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-
 
 def float_weights(model: Model) -> dict[str, Any]:
     """Every tensor of a model as a float32 torch tensor."""
@@ -28,7 +26,7 @@ class Student:
 
     Args:
         model: the float model.
-        schemes: for every tensor: quantized matrices are trained, vectors kept in "f32" too;
+        schemes: for every tensor: quantized matrices are trained, vectors kept in float32 too;
             all else is held fixed, rounded to its float type.
         start: the quantized matrices to begin with.
     """
@@ -48,10 +46,10 @@ class Student:
                 self.matrices[name] = FakeQuant(values, start[name])
                 continue
             held = torch.from_numpy(values)
-            if values.ndim == 1 and scheme.dtype == "f32":
+            if values.ndim == 1 and scheme.dtype == "float32":
                 self.vectors[name] = held.requires_grad_()
             else:
-                self.fixed[name] = held.to(getattr(torch, _KEPT[scheme.dtype])).float()
+                self.fixed[name] = held.to(getattr(torch, scheme.dtype)).float()
 
     def parameters(self) -> dict[str, list[Any]]:
         """What is trained, by kind: the attributes of `FakeQuant`, and "vector"."""
@@ -71,5 +69,5 @@ class Student:
         out: dict[str, Tensor] = {name: m.tensor() for name, m in self.matrices.items()}
         for name, vector in self.vectors.items():
             values: NDArray[np.float32] = vector.detach().numpy().copy()
-            out[name] = FloatTensor("F32", values)
+            out[name] = FloatTensor("float32", values)
         return out

@@ -20,7 +20,7 @@ from edgeq.runtime.kernels.microkernel import I64, VOID
 from edgeq.runtime.kernels.primitives import compiled, dot_bf16, dot_f16, dot_f32, floats, put_f32
 from edgeq.runtime.kernels.vector_ops import FLOAT_KINDS
 
-_KIND_F32, _KIND_F16 = FLOAT_KINDS["F32"], FLOAT_KINDS["F16"]
+_KIND_F32, _KIND_F16 = FLOAT_KINDS["float32"], FLOAT_KINDS["float16"]
 _F32, _F16 = 4, 2  # bytes
 
 

@@ -52,7 +52,7 @@ _CLOCK = np.int32(time.CLOCK_MONOTONIC)  # which Python's perf_counter_ns reads 
 
 _ONE = np.float32(1)
 _F32, _F16 = 4, 2  # bytes
-_KIND_F32, _KIND_F16 = FLOAT_KINDS["F32"], FLOAT_KINDS["F16"]
+_KIND_F32, _KIND_F16 = FLOAT_KINDS["float32"], FLOAT_KINDS["float16"]
 _PLANE = TILE * LANE
 """Bytes of a plane of packed codes."""
 _LANE_BITS, _HALF_BITS, _BLOCK_BITS = (

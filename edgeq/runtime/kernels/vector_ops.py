@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
-from edgeq.formats.schemes import K_BLOCK
+from edgeq.formats.schemes import FLOAT_TAGS, K_BLOCK, FloatType
 from edgeq.runtime.kernels.microkernel import (
     ACT_BLOCK,
     F16,
@@ -38,7 +38,7 @@ from edgeq.runtime.kernels.microkernel import (
 )
 
 _V32F32, _V32I32, _V32I8 = (ir.VectorType(t, K_BLOCK) for t in (F32, I32, I8))
-_FLOATS = {"F32": 4, "F16": 2, "BF16": 2}
+_FLOATS: dict[FloatType, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 FLOAT_KINDS = {kind: code for code, kind in enumerate(_FLOATS)}
 """Codes of the float types that weights may have."""
 
@@ -48,7 +48,7 @@ SYMBOLS: dict[str, tuple[ir.Type, int]] = {
     "edgeq_quantize_row": (VOID, 3),
     "edgeq_sumsq": (F32, 2),
     "edgeq_absmax": (F32, 2),
-    **{f"edgeq_dot_{kind.lower()}": (F32, 3) for kind in _FLOATS},
+    **{f"edgeq_dot_{FLOAT_TAGS[kind]}": (F32, 3) for kind in _FLOATS},
     "edgeq_softmax": (VOID, 9),
     "edgeq_merge": (VOID, 3),
     "edgeq_gate": (VOID, 4),
@@ -145,23 +145,23 @@ def _reduction(mod: ir.Module, name: str, start: float, step: Binary, combine: B
     b.ret(b.load(total))
 
 
-def _widened(b: ir.IRBuilder, address: ir.Value, kind: str, n: int) -> ir.Value:
+def _widened(b: ir.IRBuilder, address: ir.Value, kind: FloatType, n: int) -> ir.Value:
     """``n`` elements of a float type as float32 (a scalar for n = 1)."""
 
     def ty(element: ir.Type) -> ir.Type:
         return element if n == 1 else ir.VectorType(element, n)
 
-    if kind == "F32":
+    if kind == "float32":
         return load(b, address, ty(F32), 4)
-    if kind == "F16":
+    if kind == "float16":
         return b.fpext(load(b, address, ty(F16), 2), ty(F32))
     wide = b.zext(load(b, address, ty(I16), 2), ty(I32))
     return b.bitcast(b.shl(wide, const(16, ty(I32))), ty(F32))
 
 
-def _dot(mod: ir.Module, kind: str) -> None:
+def _dot(mod: ir.Module, kind: FloatType) -> None:
     """Dot product of a row of weights (F32, F16 or BF16) with float32 activations."""
-    fn, b = _define(mod, f"edgeq_dot_{kind.lower()}")
+    fn, b = _define(mod, f"edgeq_dot_{FLOAT_TAGS[kind]}")
     weights, x, n = fn.args
     zero, size, width = ir.Constant(V16F32, [0.0] * 16), const(_FLOATS[kind]), 64
     lanes = [local(b, zero) for _ in range(width // 16)]
@@ -188,7 +188,7 @@ def _center_scores(mod: ir.Module) -> None:
     centers, q, n, out = fn.args
     lanes = local(b, ir.Constant(V16F32, [0.0] * 16))
     with loop(b, const(0), n, 1) as i:
-        row = _widened(b, b.add(centers, b.shl(i, const(5))), "F16", 16)
+        row = _widened(b, b.add(centers, b.shl(i, const(5))), "float16", 16)
         x = splat(b, load(b, b.add(q, b.shl(i, const(2))), F32, 4), V16F32)
         b.store(fma(b, row, x, b.load(lanes)), lanes)
     store(b, b.load(lanes), out, 4)

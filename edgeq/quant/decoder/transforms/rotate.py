@@ -172,4 +172,4 @@ def _absorb(
     weight = tensors[norm].numpy().astype(np.float64) + offset
     for name in matrices:
         tensors[name] = Rotated(Scaled(tensors[name], None, weight), r)
-    tensors[norm] = FloatTensor("F32", np.full(weight.shape, 1 - offset, np.float32))
+    tensors[norm] = FloatTensor("float32", np.full(weight.shape, 1 - offset, np.float32))
