@@ -77,7 +77,7 @@ def test_llama_cpp_says_the_same_64_tokens(family: str, tmp_path: Path) -> None:
     assert report.decoder.precision == "int8"
     assert report.decoder.trace_note is None
     assert report.decoder.kl_mean < 2e-3
-    assert report.decoder.greedy_compared == 64 * len(report.prompts)
+    assert report.decoder.greedy_compared == 64 * len(report.decoder.prompts)
     assert report.decoder.greedy_equal + report.decoder.near_ties == report.decoder.greedy_compared
 
 

@@ -13,7 +13,6 @@ import pytest
 
 from edgeq.converters import Options
 from edgeq.converters.convert import convert
-from edgeq.converters.gguf import tokenizer as keys_of
 from edgeq.converters.gguf.decoder import GgufDecoderTarget
 from edgeq.converters.gguf.tokenizer import ReadBack, tokenizer_keys
 from edgeq.converters.ort import genai as genai_module
@@ -29,7 +28,7 @@ from edgeq.importers.tokenizer.tokenizer_json import PRE_TOKENIZERS
 from edgeq.model.model import Model
 from edgeq.runtime.tokenizer import Tokenizer
 from tests import tokenizer_zoo as zoo
-from tests.conftest import need
+from tests.conftest import DEMO, need
 from tests.real_models import SMOLLM2, real_model
 
 genai = GenaiDecoderTarget()
@@ -349,5 +348,5 @@ def test_a_published_tokenizer_goes_everywhere() -> None:
 
 
 def test_the_demo_goes_everywhere() -> None:
-    model = load(Path(keys_of.__file__).parents[1] / "demo_model")
+    model = load(DEMO)
     assert tokenizer_keys(model)["tokenizer.ggml.pre"] == "gpt-2"

@@ -31,8 +31,8 @@ from edgeq.importers.huggingface.tokenizer import (
     added_tokens,
     end_ids,
     hf_tokenizer,
-    read_object,
 )
+from edgeq.importers.json_object import read_object
 from edgeq.importers.tokenizer.chat_templates import DEFAULT, chat_templates
 from edgeq.importers.tokenizer.tokenizer_json import (
     BYTE,

@@ -42,9 +42,9 @@ from edgeq.importers.huggingface.tokenizer import (
     HfTokenizer,
     complete_document,
     hf_tokenizer,
-    read_object,
     special_tokens,
 )
+from edgeq.importers.json_object import read_object
 from edgeq.importers.tokenizer.chat_templates import DEFAULT, chat_templates
 from edgeq.importers.tokenizer.chat_templates import FILE as CHAT_TEMPLATE
 from edgeq.model.config import ModelConfig

@@ -37,8 +37,8 @@ from edgeq.importers.huggingface.tokenizer import (
     HfTokenizer,
     complete_document,
     hf_tokenizer,
-    read_object,
 )
+from edgeq.importers.json_object import read_object
 from edgeq.importers.tokenizer.chat_templates import DEFAULT, chat_templates
 from edgeq.model.model import Model
 

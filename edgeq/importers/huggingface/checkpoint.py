@@ -15,7 +15,7 @@ import numpy as np
 from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.formats.safetensors_file import SafetensorsFile, open_safetensors
 from edgeq.formats.tensor import FloatTensor
-from edgeq.importers.huggingface.values import read_json
+from edgeq.importers.json_object import read_json
 from edgeq.importers.unread import listed
 from edgeq.model.config import ModelConfig
 

@@ -17,7 +17,8 @@ from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.importers.huggingface.families import MODEL_TYPES
 from edgeq.importers.huggingface.family import Family, Shape
 from edgeq.importers.huggingface.keys import check_classes, check_unread
-from edgeq.importers.huggingface.values import Values, read_json
+from edgeq.importers.huggingface.values import Values
+from edgeq.importers.json_object import read_json
 from edgeq.importers.unread import shown
 from edgeq.model.config import Activation, ModelConfig
 

@@ -50,7 +50,7 @@ def read_rope(
         FormatError: a value is missing or impossible.
         UnsupportedError: a rotary type or key that edgeq does not compute.
     """
-    flat, nested = read_object(values, "rope_scaling"), read_object(values, "rope_parameters")
+    flat, nested = read_settings(values, "rope_scaling"), read_settings(values, "rope_parameters")
     name, settings = ("rope_scaling", flat) if flat else ("rope_parameters", nested)
     beside = values.raw.get("rope_theta", base)
     values.read.add("rope_theta")
@@ -64,7 +64,7 @@ def read_rope(
     return RopeSpec(theta, int(shape.head_dim * share), scaling)
 
 
-def read_object(
+def read_settings(
     values: Values, key: str, inside: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """An object of the configuration or of another object; empty if it is absent or null.

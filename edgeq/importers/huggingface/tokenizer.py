@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgeq.core.errors import FormatError, UnsupportedError
+from edgeq.importers.json_object import read_object
 
 if TYPE_CHECKING:
     import tokenizers
@@ -179,21 +180,6 @@ def special_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
             elif value is None:
                 named.pop(key, None)
     return named
-
-
-def read_object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
-    """A file's JSON object; an empty one where there is no such file.
-
-    Raises:
-        FormatError: it is not JSON, or no object.
-    """
-    try:
-        data = json.loads(files.get(name, b"{}"))
-    except (ValueError, RecursionError) as err:
-        raise FormatError(f"{name} is not JSON ({err})") from err
-    if not isinstance(data, dict):
-        raise FormatError(f"{name} holds a {type(data).__name__}, expected an object")
-    return data
 
 
 def added_tokens(tokenizer: HfTokenizer) -> dict[int, dict[str, Any]]:

@@ -1,8 +1,7 @@
-"""Checked access to the JSON files of a checkpoint and to the values of a ``config.json``."""
+"""Checked access to the values of a ``config.json``."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,26 +9,7 @@ from typing import Any
 
 from edgeq.core.errors import FormatError
 from edgeq.importers.unread import shown
-
-MAX_COUNT = 1 << 31
-"""No size or length of a model is larger."""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        FormatError: it cannot be read, is not JSON, or is no object.
-    """
-    try:
-        data = json.loads(path.read_bytes())
-    except OSError as err:
-        raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
-    except (ValueError, RecursionError) as err:
-        raise FormatError(f"{path} is not JSON ({err}); fetch it again") from err
-    if not isinstance(data, dict):
-        raise FormatError(f"{path} holds a {type(data).__name__}, expected an object")
-    return data
+from edgeq.model.block import MAX_SIZE
 
 
 class Values:
@@ -85,10 +65,10 @@ class Values:
     def count(self, key: str) -> int:
         """A positive whole number."""
         number = self.number(key)
-        if not number.is_integer() or number > MAX_COUNT:
+        if not number.is_integer() or number > MAX_SIZE:
             raise FormatError(
                 f"{self.path}: {key} is {shown(self.get(key))}; it must be a whole number of at "
-                f"most {MAX_COUNT}"
+                f"most {MAX_SIZE}"
             )
         return int(number)
 

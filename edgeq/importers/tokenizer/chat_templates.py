@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edgeq.core.errors import FormatError
-from edgeq.importers.huggingface.tokenizer import CONFIG, read_object
+from edgeq.importers.huggingface.tokenizer import CONFIG
+from edgeq.importers.json_object import read_object
 
 DEFAULT = "default"
 FILE = "chat_template.jinja"

@@ -21,7 +21,7 @@ from typing import Any
 
 from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.importers.huggingface.tokenizer import CONFIG
-from edgeq.importers.huggingface.values import read_json
+from edgeq.importers.json_object import read_json
 from edgeq.importers.tokenizer.tokenizer_json import (
     CONTROL,
     NORMAL,

@@ -13,8 +13,8 @@ from edgeq.importers.gguf.architecture import Architecture
 from edgeq.importers.huggingface.family import Family, Shape
 from edgeq.importers.huggingface.rope import (
     check_whole_heads,
-    read_object,
     read_scaling,
+    read_settings,
 )
 from edgeq.importers.huggingface.values import Values
 from edgeq.importers.huggingface.windows import LAYER_KINDS, read_windows
@@ -43,7 +43,7 @@ def blocks(values: Values, shape: Shape) -> list[BlockSpec]:
 
 def _read_ropes(values: Values, shape: Shape) -> tuple[RopeSpec, RopeSpec]:
     """Rotary embeddings of the layers that see everything, and of those with a window."""
-    nested = read_object(values, "rope_parameters")
+    nested = read_settings(values, "rope_parameters")
     for kind in nested:
         if kind not in LAYER_KINDS:
             raise UnsupportedError(
@@ -51,10 +51,10 @@ def _read_ropes(values: Values, shape: Shape) -> tuple[RopeSpec, RopeSpec]:
                 f"object each for {' and '.join(LAYER_KINDS)}"
             )
     plain = {"rope_type": "default"}
-    full = read_object(values, "full_attention", nested) or plain
-    flat = read_object(values, "rope_scaling")
+    full = read_settings(values, "full_attention", nested) or plain
+    flat = read_settings(values, "rope_scaling")
     full |= flat
-    local = read_object(values, "sliding_attention", nested)
+    local = read_settings(values, "sliding_attention", nested)
     bases = []
     for settings, key, default in (
         (full, "rope_theta", _BASE),
