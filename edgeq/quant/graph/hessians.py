@@ -41,8 +41,8 @@ def hessians(
 ) -> dict[str, Array]:
     """Mean of x x^T over the inputs x of each node's weight rows.
 
-    Memory holds the matrices and one sample's inputs of the nodes. Nodes that cut the same input in the
-    same way, as the three projections of attention do, share one matrix.
+    Memory holds the matrices and one sample's inputs of the nodes. Nodes that cut the same input in
+    the same way, as the three projections of attention do, share one matrix.
 
     Args:
         graph: float.
