@@ -15,7 +15,7 @@ from edgeq.converters.coreml import graph as coreml_graph
 from edgeq.converters.coreml.exec.machine import SUPPORTED
 from edgeq.converters.coreml.graph import CoreMLGraphTarget
 from edgeq.converters.coreml.lower.build import CoremlLowering
-from edgeq.converters.coreml.lower.rules import EMITTERS
+from edgeq.converters.coreml.lower.support import EMITTERS
 from edgeq.core.errors import UnsupportedError, UsageError
 from edgeq.graph.execute import Session
 from edgeq.graph.ir import Graph, Info, Node, QuantWeight

@@ -30,7 +30,7 @@ from edgeq.converters.coreml.graph_run import (
     read_quants,
     read_weights,
 )
-from edgeq.converters.coreml.lower import rules, weights
+from edgeq.converters.coreml.lower import support, weights
 from edgeq.converters.coreml.lower.build import CoremlLowering, output_kind
 from edgeq.converters.coreml.package import VERSIONS, write_package
 from edgeq.converters.metadata_blob import blob_text
@@ -90,7 +90,7 @@ class CoreMLGraphTarget(GraphTarget):
             MissingDependencyError: coremltools is not installed.
         """
         chosen = settings(options)
-        found = rules.faults(graph, chosen.target)
+        found = support.faults(graph, chosen.target)
         if found:
             raise UnsupportedError(
                 f"Core ML on {chosen.target} cannot hold {graph.name}:\n  " + "\n  ".join(found)
@@ -117,7 +117,7 @@ class CoreMLGraphTarget(GraphTarget):
         """
         self.check(graph, options)
         chosen = settings(options)
-        lowering = CoremlLowering(graph, chosen.target, chosen.precision, rules.EMITTERS)
+        lowering = CoremlLowering(graph, chosen.target, chosen.precision, support.EMITTERS)
         program = lowering.program()
         if progress:
             progress("program", 1, 2)
