@@ -203,11 +203,11 @@ def _recorded(graph: Any, room: Path, case: Case) -> Mapping[str, Array]:
 def _converted(graph: Any, target: str, path: Path, case: Case) -> Mapping[str, Array]:
     from edgeq.converters import graph_target
 
-    module = graph_target(target)
+    converter = graph_target(target)
     options = {"precision": "float32"} if target == "coreml" else {}
-    module.check(graph, options)
-    module.write(graph, path, options)
-    runner = module.open_graph(path)
+    converter.check(graph, options)
+    converter.write(graph, path, options)
+    runner = converter.open_runner(path)
     try:
         made: Mapping[str, Array] = runner(case.feeds)
     finally:

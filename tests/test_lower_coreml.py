@@ -15,6 +15,7 @@ from edgeq.converters.coreml import graph as coreml_graph
 from edgeq.converters.coreml.exec.machine import SUPPORTED
 from edgeq.converters.coreml.graph import CoreMLGraphTarget
 from edgeq.converters.coreml.lower.build import CoremlLowering
+from edgeq.converters.coreml.lower.support import EMITTERS
 from edgeq.core.errors import UnsupportedError, UsageError
 from edgeq.graph.execute import Session
 from edgeq.graph.ir import Graph, Info, Node, QuantWeight
@@ -260,7 +261,7 @@ def test_an_operator_means_what_it_means_in_onnxruntime(name: str, tmp_path: Pat
 
 def test_every_operator_has_a_case() -> None:
     tried = {node.op for make in CASES.values() for node in make()[0].nodes}
-    assert tried == set(coreml_graph.EMITTERS)
+    assert tried == set(EMITTERS)
 
 
 @pytest.mark.parametrize("target", coreml_graph.TARGETS)
@@ -269,7 +270,7 @@ def test_every_operator_is_known_to_every_system(target: str, precision: str) ->
     for make in CASES.values():
         graph, _ = make()
         coreml_lower.check(graph, {"target_os": target, "precision": precision})
-        program = CoremlLowering(graph, target, precision, coreml_graph.EMITTERS).program()
+        program = CoremlLowering(graph, target, precision, EMITTERS).program()
         made = [op.op_type for op in program.functions["main"].operations]
         assert set(made) <= SUPPORTED
 

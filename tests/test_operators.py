@@ -33,7 +33,7 @@ def test_every_operator_has_an_emitter_or_a_stated_refusal_for_tflite() -> None:
 
 def test_every_operator_has_an_emitter_or_a_stated_refusal_for_core_ml() -> None:
     pytest.importorskip("coremltools")
-    from edgeq.converters.coreml.graph import EMITTERS
+    from edgeq.converters.coreml.lower.support import EMITTERS
 
     assert set(EMITTERS) == named(lambda row: not isinstance(row.coreml, Refusal))
 

@@ -21,8 +21,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgeq.converters.coreml.exec.load import protobuf, versions
 from edgeq.converters.coreml.graph_run import (
     ENTRY,
@@ -32,9 +30,8 @@ from edgeq.converters.coreml.graph_run import (
     read_quants,
     read_weights,
 )
-from edgeq.converters.coreml.lower import layers, math, resize, shape, weights
-from edgeq.converters.coreml.lower.build import MAX_RANK, CoremlLowering, output_kind
-from edgeq.converters.coreml.lower.emitters import EMITTERS
+from edgeq.converters.coreml.lower import support, weights
+from edgeq.converters.coreml.lower.build import CoremlLowering, output_kind
 from edgeq.converters.coreml.package import VERSIONS, write_package
 from edgeq.converters.metadata_blob import blob_text
 from edgeq.converters.runners import GraphRunner
@@ -44,13 +41,10 @@ from edgeq.core.progress import Progress
 from edgeq.formats.qparams import QuantParams
 from edgeq.graph.arena import lay_out, lives
 from edgeq.graph.ir import Graph, Node, QuantWeight
-from edgeq.graph.operators import ACTIVATIONS, OPERATORS
+from edgeq.graph.operators import ACTIVATIONS
 
 TARGETS = ("ios18", "ios17", "ios16")
 PRECISIONS = ("float16", "float32")
-MODULES = (layers, math, resize, shape)
-"""The modules of emitters; importing them fills `EMITTERS`."""
-_TYPES = ("float32", "int64", "int32", "bool")
 
 
 @dataclass(frozen=True)
@@ -96,7 +90,7 @@ class CoreMLGraphTarget(GraphTarget):
             MissingDependencyError: coremltools is not installed.
         """
         chosen = settings(options)
-        found = list(_refusals(graph, chosen))
+        found = support.faults(graph, chosen.target)
         if found:
             raise UnsupportedError(
                 f"Core ML on {chosen.target} cannot hold {graph.name}:\n  " + "\n  ".join(found)
@@ -123,7 +117,7 @@ class CoreMLGraphTarget(GraphTarget):
         """
         self.check(graph, options)
         chosen = settings(options)
-        lowering = CoremlLowering(graph, chosen.target, chosen.precision, EMITTERS)
+        lowering = CoremlLowering(graph, chosen.target, chosen.precision, support.EMITTERS)
         program = lowering.program()
         if progress:
             progress("program", 1, 2)
@@ -201,46 +195,6 @@ class CoreMLGraphTarget(GraphTarget):
             MissingDependencyError: coremltools is not installed.
         """
         return versions()
-
-
-def _refusals(graph: Graph, chosen: CoreMLGraphSettings) -> Iterator[str]:
-    if graph.quants and chosen.target == "ios16":
-        yield (
-            f"{len(graph.quants)} values rounded to 8 bits, which ios16 has no operators for; "
-            "nearest: target_os ios17, or weights only"
-        )
-    for name in (*graph.inputs, *(out for node in graph.nodes for out in node.outputs if out)):
-        info, node = graph.info(name), graph.producers.get(name)
-        what = f"{node}: {name!r}" if node else f"input {name!r}"
-        if len(info.shape) > MAX_RANK and not shape.passes(graph, name):
-            yield (
-                f"{what} has {len(info.shape)} dimensions; Core ML has at most {MAX_RANK}, those "
-                "of 1 not counted between Reshape and Transpose; nearest: the same in two steps"
-            )
-        if 0 in info.shape:
-            yield f"{what} has no elements, {list(info.shape)}; nearest: a model without it"
-        if info.dtype not in _TYPES:
-            yield f"{what} is {info.dtype}; nearest: {', '.join(_TYPES)}"
-    for node in graph.nodes:
-        if node.op not in EMITTERS:
-            yield f"{node}: {unknown('operator', node.op, EMITTERS)}"
-            continue
-        if why := EMITTERS[node.op].refuse(graph, node):
-            yield f"{node}: {why}"
-        yield from (f"{node}: {why}" for why in _constants(graph, node, chosen.target))
-
-
-def _constants(graph: Graph, node: Node, target: str) -> Iterator[str]:
-    settings = OPERATORS[node.op].constants
-    for place, name in enumerate(node.inputs):
-        held = graph.constants.get(name)
-        if isinstance(held, QuantWeight):
-            if why := weights.refusal(graph, node, name, target):
-                yield why
-        elif held is not None and held.dtype.kind in "iu" and place not in settings:
-            limit = np.iinfo(np.int32)
-            if held.size and not limit.min <= held.min() <= held.max() <= limit.max:
-                yield f"{name!r} holds numbers past int32; nearest: smaller ones"
 
 
 def _told(graph: Graph, name: str, label: str) -> dict[str, Any]:

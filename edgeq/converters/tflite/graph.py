@@ -176,7 +176,7 @@ def _input(low: TfliteLowering, name: str) -> Value:
     order = channels_last(len(info.shape)) if image else natural(len(info.shape))
     shape, kind = placed(info.shape, order), file_type(info.dtype)
     if quant and low.settings.io == "int8":
-        value = Value(name, shape, "int8", scales=low.grid(quant))
+        value = Value(name, shape, "int8", scales=low.params_table(quant))
     else:
         value = low.g.input(name, shape, kind)
     inside = value

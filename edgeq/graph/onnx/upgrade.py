@@ -14,6 +14,7 @@ import numpy as np
 
 from edgeq.core.errors import UnsupportedError
 from edgeq.graph.ir import Graph, Node
+from edgeq.graph.operators import SOFTMAXES
 from edgeq.graph.rewrite import Change, Steps, rewrite, unique
 
 REDUCTIONS_APART: Mapping[str, str] = {
@@ -166,7 +167,7 @@ def _softmax(opset: int) -> Made:
     """Softmax over all axes from one on, as it was defined before opset 13."""
 
     def rule(graph: Graph, node: Node) -> Change | None:
-        if node.op not in ("Softmax", "LogSoftmax") or node.attrs.get("edgeq_flat"):
+        if node.op not in SOFTMAXES or node.attrs.get("edgeq_flat"):
             return None
         # whether that is another meaning is known once the shape is, see `flat_softmax`
         attrs = {"axis": node.attrs.get("axis", 1), "edgeq_flat": 1}

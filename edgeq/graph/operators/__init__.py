@@ -18,11 +18,10 @@ from edgeq.graph.operators.operator import Integer, Operator, Refusal, Weight
 from edgeq.graph.operators.table import ROWS, single
 
 __all__ = [
-    "ACTIVATIONS", "BOUNDED", "LAYERS", "LOGIC", "MATRICES", "MOVES", "OPERATORS", "POOLS",
-    "PRODUCTS", "REDUCTIONS", "SHARED_PARAMS", "SPATIAL", "TAKES_ACTIVATION", "VIEWS",
-    "WEIGHTED", "WINDOWS",
-    "Integer", "Operator", "Refusal", "Weight", "channel_axis", "check_known", "faults",
-    "is_depthwise", "named", "single", "weight_of",
+    "ACTIVATIONS", "BOUNDED", "FLATTENS", "LAYERS", "LOGIC", "MATRICES", "MOVES", "OPERATORS",
+    "POOLS", "PRODUCTS", "REDUCTIONS", "SHARED_PARAMS", "SOFTMAXES", "SPATIAL",
+    "TAKES_ACTIVATION", "VIEWS", "WEIGHTED", "WINDOWS", "Integer", "Operator", "Refusal", "Weight",
+    "channel_axis", "check_known", "faults", "is_depthwise", "named", "single", "weight_of",
 ]  # fmt: skip
 
 OPERATORS: Mapping[str, Operator] = {row.name: row for row in ROWS}
@@ -48,10 +47,13 @@ MATRICES = WEIGHTED - named(lambda row: row.window)
 """Operators whose weight is a matrix, which may have a scale for each block of a row."""
 POOLS = named(lambda row: row.kind == "pool")
 REDUCTIONS = named(lambda row: row.kind == "reduction")
+SOFTMAXES = named(lambda row: row.kind == "softmax")
 LOGIC = named(lambda row: row.kind == "logic")
 """Operators that make truth values."""
 VIEWS = named(lambda row: row.kind == "view")
 """Operators whose output has the elements of the input in the same order."""
+FLATTENS = VIEWS - {"Unsqueeze"}
+"""Views that may join axes."""
 MOVES = named(lambda row: row.integer and row.integer.rule == "moves")
 """Operators that commute with rounding."""
 SHARED_PARAMS = MOVES | named(lambda row: row.integer and row.integer.rule == "shares")

@@ -114,19 +114,19 @@ def _shifted(graph: Graph, name: str, by: NDArray[np.float64]) -> Graph:
     """Add an array to the bias of a node."""
     node = next(n for n in graph.nodes if n.name == name)
     constants: dict[str, Constant] = dict(graph.constants)
-    held = None
+    old = None
     bias = node.inputs[2] if len(node.inputs) > 2 else ""
     if bias:
-        held = constants[bias]
+        old = constants[bias]
         by = by + graph.array(bias)
     if not bias or len(graph.consumers[bias]) > 1:
         bias = unique(graph, f"{bias or name}.bias")
     w, x = constants[weight_name(node)], graph.quants.get(node.inputs[0])
     assert isinstance(w, QuantWeight)
-    if x is not None and w.block is None and (held is None or isinstance(held, QuantWeight)):
+    if x is not None and w.block is None and (old is None or isinstance(old, QuantWeight)):
         constants[bias] = int_bias(by, x.scale, w, bias)
     else:
-        constants[bias] = by.astype(held.dtype if isinstance(held, np.ndarray) else np.float32)
+        constants[bias] = by.astype(old.dtype if isinstance(old, np.ndarray) else np.float32)
     inputs = (*node.inputs[:2], bias)
     nodes = tuple(replace(n, inputs=inputs) if n is node else n for n in graph.nodes)
     return replace(graph, nodes=nodes, constants=constants)

@@ -48,7 +48,7 @@ def ranges(
         UsageError: there are no samples, or an unknown observer.
     """
     portions = list(parts(graph, list(watch), budget))
-    found: dict[str, Range] = {}
+    chosen: dict[str, Range] = {}
     for number, part in enumerate(portions, 1):
         observers = {name: observer_named(observer) for name in part}
         run = session_of(graph, [name for name in part if name not in graph.inputs])
@@ -59,14 +59,14 @@ def ranges(
                 progress(f"calibrating, part {number} of {len(portions)}", n + 1, 0)
         if n < 0:
             raise UsageError("there are no calibration samples; give at least one")
-        found.update({name: seen.range() for name, seen in observers.items()})
-    return found
+        chosen.update({name: watcher.range() for name, watcher in observers.items()})
+    return chosen
 
 
 def _observe(observers: Mapping[str, Observer], values: Feeds, n: int) -> None:
-    for name, seen in observers.items():
+    for name, observer in observers.items():
         try:
-            seen.add(np.asarray(values[name], np.float32))
+            observer.add(np.asarray(values[name], np.float32))
         except FormatError as err:
             raise FormatError(
                 f"the value {name!r} is not finite for sample {n} (counted from 0); the model "
@@ -77,13 +77,13 @@ def _observe(observers: Mapping[str, Observer], values: Feeds, n: int) -> None:
 def parts(graph: Graph, watch: Sequence[str], budget: int) -> Iterator[list[str]]:
     """Split names into lists of values that take at most ``budget`` bytes."""
     part: list[str] = []
-    held = 0
+    nbytes = 0
     for name in watch:
         size = graph.info(name).nbytes
-        if part and held + size > budget:
+        if part and nbytes + size > budget:
             yield part
-            part, held = [], 0
+            part, nbytes = [], 0
         part.append(name)
-        held += size
+        nbytes += size
     if part:
         yield part

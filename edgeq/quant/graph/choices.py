@@ -51,12 +51,12 @@ def outer_nodes(graph: Graph, nodes: Iterable[Node]) -> frozenset[str]:
 
 def _reached(graph: Graph, *, forward: bool) -> set[str]:
     """Nodes that lie somewhere behind (or before) one of `_INNER`."""
-    found: set[str] = set()
+    reached: set[str] = set()
     for node in graph.nodes if forward else reversed(graph.nodes):
         if forward:
-            beside = [graph.producers[name] for name in node.inputs if name in graph.producers]
+            neighbors = [graph.producers[name] for name in node.inputs if name in graph.producers]
         else:
-            beside = [t for out in node.outputs for t in graph.consumers.get(out, ())]
-        if any(other.op in _INNER or other.name in found for other in beside):
-            found.add(node.name)
-    return found
+            neighbors = [t for out in node.outputs for t in graph.consumers.get(out, ())]
+        if any(other.op in _INNER or other.name in reached for other in neighbors):
+            reached.add(node.name)
+    return reached

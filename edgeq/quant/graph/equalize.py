@@ -30,7 +30,7 @@ from edgeq.core.errors import UsageError
 from edgeq.core.progress import Progress
 from edgeq.graph.feeds import Feeds, OpenSession
 from edgeq.graph.ir import Constant, Graph, Node
-from edgeq.graph.operators import LAYERS, POOLS, VIEWS, channel_axis, named
+from edgeq.graph.operators import FLATTENS, LAYERS, POOLS, channel_axis, named
 from edgeq.graph.rewrite import floats, ints, prune, scalar
 from edgeq.quant.graph.hessians import weight_name
 
@@ -45,7 +45,6 @@ MOST = 1e3
 """A channel is scaled by at most so many times more, or less, than the others."""
 _HOMOGENEOUS = named(lambda row: row.homogeneous) - POOLS
 """Activations f with f(s x) = s f(x) for every s > 0."""
-_FLATTENS = VIEWS - {"Unsqueeze"}
 
 
 @dataclass(frozen=True)
@@ -74,24 +73,24 @@ def equalize(graph: Graph, *, passes: int = PASSES) -> Graph:
     """
     if passes < 0:
         raise UsageError(f"passes is {passes}; use 0 or more ({PASSES} by default)")
-    found = pairs(graph)
-    held: dict[str, NDArray[np.float64]] = {}
-    for node in (node for pair in found for node in (pair.first, pair.second)):
+    chosen = pairs(graph)
+    arrays: dict[str, NDArray[np.float64]] = {}
+    for node in (node for pair in chosen for node in (pair.first, pair.second)):
         for name in filter(None, node.inputs[1:]):
-            held.setdefault(name, graph.array(name).astype(np.float64))
+            arrays.setdefault(name, graph.array(name).astype(np.float64))
     factors: dict[str, NDArray[np.float64]] = {}
     for _ in range(passes):
-        moved = max((_scale(pair, held, factors) for pair in found), default=0.0)
-        if moved <= SETTLED:
+        change = max((_scale(pair, arrays, factors) for pair in chosen), default=0.0)
+        if change <= SETTLED:
             break
-    changed: dict[str, Constant] = {name: a.astype(np.float32) for name, a in held.items()}
+    changed: dict[str, Constant] = {name: a.astype(np.float32) for name, a in arrays.items()}
     return replace(graph, constants={**graph.constants, **changed})
 
 
 def pairs(graph: Graph) -> tuple[Pair, ...]:
     """Find all pairs of layers whose channels can be scaled inversely."""
-    found = (_pair(graph, node) for node in graph.nodes if _own(graph, node))
-    return tuple(pair for pair in found if pair is not None)
+    candidates = (_pair(graph, node) for node in graph.nodes if _own(graph, node))
+    return tuple(pair for pair in candidates if pair is not None)
 
 
 def replace_unmet_clips(
@@ -156,7 +155,7 @@ def _pair(graph: Graph, first: Node) -> Pair | None:
             last = len(graph.info(value).shape) - 1
             fits = axis == last if node.op == "Linear" else axis == 1 and spread == 1
             return Pair(first, node, spread) if fits and _own(graph, node) else None
-        if node.op in _FLATTENS:
+        if node.op in FLATTENS:
             more = _flattened(graph, node, axis)
             if more is None:
                 return None
@@ -188,8 +187,8 @@ def _flattened(graph: Graph, node: Node, axis: int) -> int | None:
 
 def _with_bias(
     pair: Pair,
-    held: dict[str, NDArray[np.float64]],
-    made: NDArray[np.float64],
+    arrays: dict[str, NDArray[np.float64]],
+    weight: NDArray[np.float64],
     s: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Limit factors so that no channel becomes the largest by its bias alone.
@@ -197,10 +196,10 @@ def _with_bias(
     What a channel's products add up to is taken as three times the norm of its weights, as for
     inputs of unit variance.
     """
-    biases = [held[name] for name in pair.first.inputs[2:3] if name]
+    biases = [arrays[name] for name in pair.first.inputs[2:3] if name]
     if not biases:
         return s
-    norms = np.sqrt(np.square(made).sum(axis=(1, 3))).reshape(-1)
+    norms = np.sqrt(np.square(weight).sum(axis=(1, 3))).reshape(-1)
     bias, product = np.abs(biases[0]), 3 * norms
     size = bias + product
     led = product >= bias  # by their products
@@ -212,31 +211,31 @@ def _with_bias(
 
 def _scale(
     pair: Pair,
-    held: dict[str, NDArray[np.float64]],
+    arrays: dict[str, NDArray[np.float64]],
     factors: dict[str, NDArray[np.float64]],
 ) -> float:
     """Scale one pair in place; returns the largest change of a channel (natural logarithm)."""
     first, second = weight_name(pair.first), weight_name(pair.second)
-    made = _made(pair.first, held[first])
-    taken = _taken(pair.second, held[second])
-    r1 = np.abs(made).max(axis=(1, 3)).reshape(-1)
-    r2 = np.abs(taken).max(axis=(1, 3)).reshape(len(r1), -1).max(axis=1)
+    by_output = _by_output_channel(pair.first, arrays[first])
+    by_input = _by_input_channel(pair.second, arrays[second])
+    r1 = np.abs(by_output).max(axis=(1, 3)).reshape(-1)
+    r2 = np.abs(by_input).max(axis=(1, 3)).reshape(len(r1), -1).max(axis=1)
     live = (r1 > DEAD * r1.max(initial=0)) & (r2 > DEAD * r2.max(initial=0))
     s = np.sqrt(np.divide(r1, r2, out=np.ones_like(r1), where=live))
     # what is common to all channels changes no range, and is no part of a channel's factor
     s[~live] = common = np.exp(np.log(s[live]).mean()) if live.any() else 1.0
     before = factors.setdefault(pair.first.name, np.ones_like(s))
     s = np.clip(before * s, before.mean() * common / MOST, before.mean() * common * MOST) / before
-    s = _with_bias(pair, held, made, s)
+    s = _with_bias(pair, arrays, by_output, s)
     factors[pair.first.name] = before * s
-    made /= s.reshape(made.shape[0], 1, made.shape[2], 1)
-    taken *= np.repeat(s, pair.spread).reshape(taken.shape[0], 1, taken.shape[2], 1)
+    by_output /= s.reshape(by_output.shape[0], 1, by_output.shape[2], 1)
+    by_input *= np.repeat(s, pair.spread).reshape(by_input.shape[0], 1, by_input.shape[2], 1)
     for bias in filter(None, pair.first.inputs[2:3]):
-        held[bias] /= s
+        arrays[bias] /= s
     return float(np.abs(np.log(s)).max())
 
 
-def _made(node: Node, w: NDArray[np.float64]) -> NDArray[np.float64]:
+def _by_output_channel(node: Node, w: NDArray[np.float64]) -> NDArray[np.float64]:
     """A view of weights as [groups, others, output channels of a group, taps]."""
     if node.op == "ConvTranspose":
         groups = int(node.attrs.get("group", 1))
@@ -244,7 +243,7 @@ def _made(node: Node, w: NDArray[np.float64]) -> NDArray[np.float64]:
     return w.reshape(1, 1, w.shape[0], -1)
 
 
-def _taken(node: Node, w: NDArray[np.float64]) -> NDArray[np.float64]:
+def _by_input_channel(node: Node, w: NDArray[np.float64]) -> NDArray[np.float64]:
     """A view of weights as [groups, others, input channels of a group, taps]."""
     if node.op == "ConvTranspose":
         return w.reshape(1, 1, w.shape[0], -1)

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from edgeq.graph.ir import Graph, Node
-from edgeq.graph.operators import LOGIC, OPERATORS, PRODUCTS, VIEWS, named
+from edgeq.graph.operators import LOGIC, OPERATORS, PRODUCTS, SOFTMAXES, VIEWS, named
 
 _PASSES = VIEWS | {"Add", "Sub", "Mul", "Div", "Clip", "Transpose", "Slice", "Identity"}
 """Operators between a product of attention and its softmax."""
@@ -25,6 +25,7 @@ _STATISTICS = (VIEWS - {"Flatten"}) | {
     "Add", "Sub", "Mul", "ReduceMean", "GlobalAveragePool", "Clip", "Relu", "Identity",
 }  # fmt: skip
 """Operators between values and a divisor, root or logarithm of their mean, variance or sum."""
+_SUMS = ("Add", "Sub")
 _EXACT = named(lambda row: row.exact_input is not None)
 """Operators of which one input needs a small relative error."""
 MASKED = 20.0
@@ -49,14 +50,14 @@ def hidden_terms(graph: Graph, ranges: Mapping[str, tuple[float, float]]) -> fro
         graph: float.
         ranges: value -> its lowest and highest number on samples; values may be missing.
     """
-    found = set()
+    names = set()
     for node in graph.nodes:
-        if node.op not in ("Add", "Sub") or not all(name in ranges for name in node.inputs):
+        if node.op not in _SUMS or not all(name in ranges for name in node.inputs):
             continue
         small, large = sorted(max(abs(end) for end in ranges[name]) for name in node.inputs)
         if small > 0 and large > HIDES * small:
-            found.add(node.name)
-    return frozenset(found)
+            names.add(node.name)
+    return frozenset(names)
 
 
 def has_attention(graph: Graph) -> bool:
@@ -74,35 +75,33 @@ def has_attention(graph: Graph) -> bool:
 
 def _before(graph: Graph, softmax: Node) -> list[Node]:
     """The nodes before a softmax, back to the products and including them."""
-    found: dict[str, Node] = {}
-    rest = [softmax.inputs[0]]
-    while rest:
-        maker = graph.producers.get(rest.pop())
-        if maker is None or maker.name in found:
+    nodes: dict[str, Node] = {}
+    waiting = [softmax.inputs[0]]
+    while waiting:
+        producer = graph.producers.get(waiting.pop())
+        if producer is None or producer.name in nodes:
             continue
-        found[maker.name] = maker
-        if maker.op in _PASSES:
-            rest += [name for name in maker.inputs if name in graph.values]
-    return list(found.values())
+        nodes[producer.name] = producer
+        if producer.op in _PASSES:
+            waiting += [name for name in producer.inputs if name in graph.values]
+    return list(nodes.values())
 
 
 def _masking(graph: Graph) -> set[str]:
     """Sums of scores and a mask before a softmax, and sums with a mask made of integers."""
     computed = _computed(graph)
-    found = set()
+    names = set()
     for softmax in graph.nodes:
-        if softmax.op not in ("Softmax", "LogSoftmax"):
+        if softmax.op not in SOFTMAXES:
             continue
         for node in _before(graph, softmax):
-            if node.op in ("Add", "Sub") and any(
-                _is_mask(graph, name, computed) for name in node.inputs
-            ):
-                found.add(node.name)
+            if node.op in _SUMS and any(_is_mask(graph, name, computed) for name in node.inputs):
+                names.add(node.name)
     flags = _flags(graph)
     for node in graph.nodes:
-        if node.op in ("Add", "Sub") and any(name in flags for name in node.inputs):
-            found.add(node.name)
-    return found
+        if node.op in _SUMS and any(name in flags for name in node.inputs):
+            names.add(node.name)
+    return names
 
 
 def _is_mask(graph: Graph, name: str, computed: set[str]) -> bool:
@@ -114,30 +113,30 @@ def _is_mask(graph: Graph, name: str, computed: set[str]) -> bool:
 
 def _computed(graph: Graph) -> set[str]:
     """Values that depend on a product or on rows of a table of floats."""
-    found: set[str] = set()
+    values: set[str] = set()
     for node in graph.nodes:
         table = node.op == "Gather" and node.inputs[0] in graph.constants
-        if node.op in PRODUCTS or table or found.intersection(node.inputs):
-            found.update(out for out in node.outputs if out)
-    return found
+        if node.op in PRODUCTS or table or values.intersection(node.inputs):
+            values.update(out for out in node.outputs if out)
+    return values
 
 
 def _flags(graph: Graph) -> set[str]:
     """Float values computed of integers or truth values only, as masks are."""
-    whole = {name for name in graph.inputs if _is_whole(graph, name)}
-    made: set[str] = set()
+    integers = {name for name in graph.inputs if _is_whole(graph, name)}
+    flags: set[str] = set()
     for node in graph.nodes:
-        given = [name for name in node.inputs if name in graph.values]
+        inputs = [name for name in node.inputs if name in graph.values]
         table = node.op == "Gather" and node.inputs[0] in graph.constants
-        if not given or table:
+        if not inputs or table:
             continue
-        if all(name in whole or name in made for name in given):
+        if all(name in integers or name in flags for name in inputs):
             for out in node.outputs:
                 if out:
-                    (whole if _is_whole(graph, out) else made).add(out)
+                    (integers if _is_whole(graph, out) else flags).add(out)
         elif node.op in LOGIC:
-            whole.update(out for out in node.outputs if out)
-    return made
+            integers.update(out for out in node.outputs if out)
+    return flags
 
 
 def _is_whole(graph: Graph, name: str) -> bool:
@@ -146,44 +145,44 @@ def _is_whole(graph: Graph, name: str) -> bool:
 
 def _statistics(graph: Graph) -> set[str]:
     """Nodes before a divisor, a root or a logarithm, as far as nothing else uses them."""
-    found: set[str] = set()
-    rest = [
+    names: set[str] = set()
+    waiting = [
         node.inputs[OPERATORS[node.op].exact_input or 0]
         for node in graph.nodes
         if node.op in _EXACT and not (node.op == "Pow" and _is_square(graph, node))
     ]
-    while rest:
-        name = rest.pop()
-        maker = graph.producers.get(name)
-        if maker is None or maker.name in found or maker.op not in _STATISTICS:
+    while waiting:
+        name = waiting.pop()
+        producer = graph.producers.get(name)
+        if producer is None or producer.name in names or producer.op not in _STATISTICS:
             continue
-        takers = graph.consumers.get(name, ())
-        alone = len(takers) == 1 or all(t.name in found or t.op in _EXACT for t in takers)
-        if not alone or name in graph.outputs:
+        users = graph.consumers.get(name, ())
+        unshared = len(users) == 1 or all(t.name in names or t.op in _EXACT for t in users)
+        if not unshared or name in graph.outputs:
             continue
-        found.add(maker.name)
-        rest += [given for given in maker.inputs if given in graph.values]
-    return found
+        names.add(producer.name)
+        waiting += [value for value in producer.inputs if value in graph.values]
+    return names
 
 
 def _features(graph: Graph) -> set[str]:
     """All nodes before a logarithm that has products behind it."""
     behind: set[str] = set()
-    front = []
+    logarithms = []
     for node in reversed(graph.nodes):
-        takers = (t for out in node.outputs for t in graph.consumers.get(out, ()))
-        if any(taker.op in PRODUCTS or taker.name in behind for taker in takers):
+        users = (t for out in node.outputs for t in graph.consumers.get(out, ()))
+        if any(user.op in PRODUCTS or user.name in behind for user in users):
             behind.add(node.name)
             if node.op == "Log":
-                front.append(node)
-    found: set[str] = set()
-    rest = [name for node in front for name in node.inputs]
-    while rest:
-        maker = graph.producers.get(rest.pop())
-        if maker is not None and maker.name not in found:
-            found.add(maker.name)
-            rest += list(maker.inputs)
-    return found
+                logarithms.append(node)
+    names: set[str] = set()
+    waiting = [name for node in logarithms for name in node.inputs]
+    while waiting:
+        producer = graph.producers.get(waiting.pop())
+        if producer is not None and producer.name not in names:
+            names.add(producer.name)
+            waiting += list(producer.inputs)
+    return names
 
 
 def _is_square(graph: Graph, node: Node) -> bool:

@@ -41,8 +41,8 @@ def hessians(
 ) -> dict[str, Array]:
     """Mean of x x^T over the inputs x of each node's weight rows.
 
-    Besides the matrices, one sample's inputs of the nodes are held. Nodes that cut the same input
-    in the same way, as the three projections of attention do, share one matrix.
+    Memory holds the matrices and one sample's inputs of the nodes. Nodes that cut the same input in
+    the same way, as the three projections of attention do, share one matrix.
 
     Args:
         graph: float.
@@ -62,30 +62,30 @@ def hessians(
         if node.op not in ROW_PRODUCTS:
             raise UsageError(f"{node} has no second moments; only Conv and Linear have")
     cuts = {node.name: _cut(graph, node) for node in nodes}
-    taken: dict[tuple[object, ...], tuple[Node, list[Hessian]]] = {}
+    inputs: dict[tuple[object, ...], tuple[Node, list[Hessian]]] = {}
     for node in nodes:
-        if cuts[node.name] not in taken:
+        if cuts[node.name] not in inputs:
             k = int(np.prod(graph.info(weight_name(node)).shape[1:], dtype=np.int64))
-            taken[cuts[node.name]] = node, [Hessian(k) for _ in range(_groups(node))]
-    run = session_of(graph, sorted({node.inputs[0] for node, _ in taken.values()}))
+            inputs[cuts[node.name]] = node, [Hessian(k) for _ in range(_groups(node))]
+    run = session_of(graph, sorted({node.inputs[0] for node, _ in inputs.values()}))
     total = len(samples) if isinstance(samples, Sized) else 0
     seen = 0
     for feeds in samples:
         values = {**feeds, **run(feeds)}
-        for node, moments in taken.values():
+        for node, moments in inputs.values():
             x = np.asarray(values[node.inputs[0]], np.float32)
-            for held, part in zip(moments, patches(x, graph, node, offset=seen), strict=True):
-                held.add(part)
+            for moment, part in zip(moments, patches(x, graph, node, offset=seen), strict=True):
+                moment.add(part)
         seen += 1
         if progress:
             progress("hessians", seen, total)
     if not seen:
         raise UsageError("there are no calibration samples; give at least one")
-    found = {}
-    for key, (_, moments) in taken.items():
+    results = {}
+    for key, (_, moments) in inputs.items():
         one = moments[0].matrix
-        found[key] = one if len(moments) == 1 else np.stack([held.matrix for held in moments])
-    return {node.name: found[cuts[node.name]] for node in nodes}
+        results[key] = one if len(moments) == 1 else np.stack([moment.matrix for moment in moments])
+    return {node.name: results[cuts[node.name]] for node in nodes}
 
 
 def patches(x: Array, graph: Graph, node: Node, *, offset: int = 0) -> Array:

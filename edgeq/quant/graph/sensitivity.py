@@ -32,11 +32,10 @@ from edgeq.evaluation.graph import cosine
 from edgeq.evaluation.text import kl_divergence, log_softmax
 from edgeq.graph.feeds import Feeds, OpenSession
 from edgeq.graph.ir import Constant, Graph, Node, QuantWeight
-from edgeq.graph.operators import ACTIVATIONS, VIEWS, WEIGHTED
+from edgeq.graph.operators import ACTIVATIONS, FLATTENS, SOFTMAXES, WEIGHTED
 from edgeq.quant.graph.hessians import weight_name
 
 Measure = Literal["kl", "cosine", "relative"]
-_FLATTENS = VIEWS - {"Unsqueeze"}
 TINY = 1e-12
 """Least probability, so that its logarithm is finite."""
 
@@ -161,9 +160,9 @@ def measure_of(graph: Graph, output: str) -> Measure:
     if not info.dtype.startswith("float") or len(info.shape) not in (2, 3) or info.shape[-1] < 2:
         return "relative"
     node = graph.producers.get(output)
-    while node is not None and node.op in _FLATTENS:
+    while node is not None and node.op in FLATTENS:
         node = graph.producers.get(node.inputs[0])
-    classes = node is not None and node.op in ("Linear", "Softmax", "LogSoftmax")
+    classes = node is not None and node.op in SOFTMAXES | {"Linear"}
     return "kl" if classes and len(info.shape) == 2 else "cosine"
 
 

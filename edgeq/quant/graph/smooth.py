@@ -51,10 +51,12 @@ def smooth(
     Raises:
         UsageError: there are no samples.
     """
-    found = {node.output: _linears(graph, node.output) for node in graph.nodes if node.op in MAKERS}
-    found = {value: nodes for value, nodes in found.items() if nodes}
-    largest = _largest(graph, list(found), samples, session_of, progress)
-    for value, nodes in found.items():
+    linears = {
+        node.output: _linears(graph, node.output) for node in graph.nodes if node.op in MAKERS
+    }
+    linears = {value: nodes for value, nodes in linears.items() if nodes}
+    largest = _largest(graph, list(linears), samples, session_of, progress)
+    for value, nodes in linears.items():
         factor = np.sqrt(np.where(largest[value] > 0, largest[value], 1.0))
         factor = np.clip(factor / np.exp(np.log(factor).mean()), 1 / _WIDEST, _WIDEST)
         graph = _divided(graph, value, nodes, factor.astype(np.float32))
@@ -81,18 +83,18 @@ def _largest(
 ) -> dict[str, NDArray[np.float32]]:
     """The largest magnitude of each channel, which is the last axis."""
     run = session_of(graph, values)
-    found: dict[str, NDArray[np.float32]] = {}
+    largest: dict[str, NDArray[np.float32]] = {}
     n = 0
     for n, feeds in enumerate(samples, 1):
-        made = run(feeds)
+        outputs = run(feeds)
         for value in values:
-            x = np.abs(made[value]).reshape(-1, made[value].shape[-1]).max(axis=0)
-            found[value] = np.maximum(found.get(value, 0), x)
+            x = np.abs(outputs[value]).reshape(-1, outputs[value].shape[-1]).max(axis=0)
+            largest[value] = np.maximum(largest.get(value, 0), x)
         if progress is not None:
             progress("smoothing", n, 0)
     if not n:
         raise UsageError("there are no calibration samples; give at least one")
-    return found
+    return largest
 
 
 def _divided(

@@ -1,4 +1,4 @@
-"""What became of a graph: the precision of each operator, and bytes."""
+"""Summary of a quantized graph: precision, error and size of each operator."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class OpRow:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How near the outputs of the quantized graph are to the float one's.
+    """Agreement of the outputs of the quantized graph with the float graph's.
 
     Args:
         samples: compared.
@@ -67,18 +67,18 @@ class Agreement:
 
 @dataclass(frozen=True, eq=False)
 class GraphSummary:
-    """A quantized graph and what became of it.
+    """A quantized graph, with its sizes and its agreement with the float graph.
 
     Args:
         graph: quantized.
         recipe: how.
         rows: its operators.
         float_bytes, packed_bytes: of all constants.
-        float_arena, arena: peak bytes of values with buffers used again, before and now.
-        kept: nodes that mixed precision left in more bits.
+        float_arena, arena: peak bytes of values with reused buffers, before and after.
+        kept: nodes to which mixed precision gave more bits.
         agreement: with the float graph, on samples of the calibration; None without samples.
-        seconds: it took.
-        warnings: what is doubtful of the samples, a sentence each.
+        seconds: duration of the quantization.
+        warnings: about the samples, a sentence each.
     """
 
     graph: Graph
@@ -110,14 +110,14 @@ class GraphSummary:
 
 
 def operator_rows(graph: Graph) -> tuple[OpRow, ...]:
-    """The operators of a graph, quantized or not."""
+    """Make a row for each operator of a graph, quantized or not."""
     return tuple(
         OpRow(
             node.op,
             node.name,
             _weight_text(graph, node),
             "int8" if computes_in_integers(graph, node) else "float",
-            sum(held_bytes(graph, name) for name in _constants(graph, node)),
+            sum(stored_bytes(graph, name) for name in _constants(graph, node)),
             sum(_float_bytes(graph, name) for name in _constants(graph, node)),
         )
         for node in graph.nodes
@@ -126,50 +126,50 @@ def operator_rows(graph: Graph) -> tuple[OpRow, ...]:
 
 def computes_in_integers(graph: Graph, node: Node) -> bool:
     """Whether all float inputs and the output of a node are rounded, and its weight too."""
-    given = [name for name in data_inputs(node) if graph.info(name).dtype == "float32"]
-    maker = graph.producers.get(given[0]) if given else None
+    inputs = [name for name in data_inputs(node) if graph.info(name).dtype == "float32"]
+    producer = graph.producers.get(inputs[0]) if inputs else None
     inside = (
-        maker is not None
-        and activation_behind(graph, maker) is node
-        and maker.output not in graph.quants
+        producer is not None
+        and activation_behind(graph, producer) is node
+        and producer.output not in graph.quants
     )
-    if inside and maker is not None:  # a part of the node it follows
-        return node.output in graph.quants and computes_in_integers(graph, maker)
+    if inside and producer is not None:  # a part of the node it follows
+        return node.output in graph.quants and computes_in_integers(graph, producer)
     behind = activation_behind(graph, node)
     outputs = node.outputs
     if behind is not None and node.output not in graph.quants:
         outputs = behind.outputs
-    weights = [name for name in given if name in graph.constants]
+    weights = [name for name in inputs if name in graph.constants]
     weights += [name for name in node.inputs[1:2] if node.op in LAYERS]
     return (
-        bool(given)
-        and all(name in graph.quants or name in graph.constants for name in given)
-        and not all(name in graph.constants for name in given)
+        bool(inputs)
+        and all(name in graph.quants or name in graph.constants for name in inputs)
+        and not all(name in graph.constants for name in inputs)
         and all(out in graph.quants for out in outputs if out)
         and all(isinstance(graph.constants.get(name), QuantWeight) for name in weights)
     )
 
 
-def held_bytes(graph: Graph, name: str) -> int:
-    """Bytes of a constant as it is held."""
+def stored_bytes(graph: Graph, name: str) -> int:
+    """Bytes of a constant as it is stored."""
     return int(graph.constants[name].nbytes)
 
 
 def constants_bytes(graph: Graph) -> tuple[int, int]:
-    """Bytes of all constants: in float32, and as they are held."""
+    """Bytes of all constants: in float32, and as they are stored."""
     return (
         sum(_float_bytes(graph, name) for name in graph.constants),
-        sum(held_bytes(graph, name) for name in graph.constants),
+        sum(stored_bytes(graph, name) for name in graph.constants),
     )
 
 
 def arena_bytes(graph: Graph) -> int:
-    """Peak bytes of a graph's values with buffers used again; fused activations take none."""
-    return lay_out(lives(joined(graph))).nbytes
+    """Peak bytes of a graph's values with reused buffers; fused activations take none."""
+    return lay_out(lives(join_activations(graph))).nbytes
 
 
-def joined(graph: Graph) -> Graph:
-    """The graph as it is laid out in memory: nodes make what the activation fused to them makes."""
+def join_activations(graph: Graph) -> Graph:
+    """Join nodes with the activation computed with them, as they are laid out in memory."""
     parts_of = {
         node.name: behind for node in graph.nodes if (behind := activation_behind(graph, node))
     }
@@ -189,13 +189,13 @@ def with_sqnr(
     samples: Iterable[Feeds],
     session_of: OpenSession,
 ) -> tuple[OpRow, ...]:
-    """Rows with the error of each node's output, in the quantized graph as a whole."""
+    """Add the SQNR of each node's output in the quantized graph to its row."""
     watch = [
         node.output
         for node in quantized.nodes
         if node.output in original.values and original.info(node.output).dtype == "float32"
     ]
-    found: dict[str, float | None] = {}
+    sqnr: dict[str, float | None] = {}
     for part in parts(original, watch, BUDGET // 2):
         power, error = dict.fromkeys(part, 0.0), dict.fromkeys(part, 0.0)
         runs = session_of(original, part), session_of(quantized, part)
@@ -204,15 +204,15 @@ def with_sqnr(
             for name in part:
                 power[name] += _energy(want[name])
                 error[name] += _energy(got[name].astype(np.float64) - want[name])
-        found.update({name: _decibel(power[name], error[name]) for name in part})
+        sqnr.update({name: _decibel(power[name], error[name]) for name in part})
     outputs = {node.name: node.output for node in quantized.nodes}
-    return tuple(replace(row, sqnr_db=found.get(outputs[row.node])) for row in rows)
+    return tuple(replace(row, sqnr_db=sqnr.get(outputs[row.node])) for row in rows)
 
 
 def compare(
     original: Graph, quantized: Graph, samples: Iterable[Feeds], session_of: OpenSession
 ) -> Agreement:
-    """How near the outputs of two graphs are."""
+    """Compare the outputs of two graphs."""
     runs = session_of(original, ()), session_of(quantized, ())
     cosines: list[float] = []
     same: list[bool] = []
@@ -274,22 +274,22 @@ def _weight_text(graph: Graph, node: Node) -> str:
     row = OPERATORS.get(node.op)
     if row is None or row.weight is None:
         return ""
-    held = graph.constants.get(node.inputs[row.weight.input])
-    if held is None:
+    weight = graph.constants.get(node.inputs[row.weight.input])
+    if weight is None:
         return ""
-    if isinstance(held, QuantWeight):
-        kind = "palette" if held.palette is not None else f"int{held.bits}"
-        if held.block is not None:
-            return f"{kind} g{held.block}"
-        return f"{kind} {'tensor' if held.axis is None else 'channel'}"
-    return {np.dtype(np.float16): "fp16", np.dtype(np.float32): "f32"}.get(held.dtype, "")
+    if isinstance(weight, QuantWeight):
+        kind = "palette" if weight.palette is not None else f"int{weight.bits}"
+        if weight.block is not None:
+            return f"{kind} g{weight.block}"
+        return f"{kind} {'tensor' if weight.axis is None else 'channel'}"
+    return {np.dtype(np.float16): "fp16", np.dtype(np.float32): "f32"}.get(weight.dtype, "")
 
 
 def precisions(rows: Iterable[OpRow]) -> Mapping[str, int]:
-    """How many operators there are of each precision, as "int8 channel weights, int8" -> 12."""
-    found: dict[str, int] = {}
+    """Count operators by precision, as "int8 channel weights, int8 activations" -> 12."""
+    counts: dict[str, int] = {}
     for row in rows:
         weights = f"{row.weight} weights, " if row.weight else ""
         key = f"{weights}{row.activations} activations"
-        found[key] = found.get(key, 0) + 1
-    return found
+        counts[key] = counts.get(key, 0) + 1
+    return counts

@@ -100,7 +100,7 @@ def bias_of(
     return low.bias(name or f"{node.name}/bias", levels, scales, less)
 
 
-def weight_of(
+def weight_tensor(
     low: TfliteLowering, code: str, name: str, shape: Shape, order: Order, rounded: bool,
     columns: tuple[Shape, Order] | None = None, fill: int = 0,
 ) -> Value:  # fmt: skip
@@ -148,7 +148,7 @@ def conv(low: TfliteLowering, node: Node, out: Out) -> Made:
     deep = is_depthwise(low.graph, node)
     code, order = ("DEPTHWISE_CONV_2D", (1, 2, 3, 0)) if deep else ("CONV_2D", _LAST)
     x, settings = padding(low, image(low, node, out.rounded), found, out)
-    w = weight_of(low, code, name, shape, order, out.rounded)
+    w = weight_tensor(low, code, name, shape, order, out.rounded)
     bias = bias_of(
         low, node, held if isinstance(held, QuantWeight) else None, shape[0], out.rounded,
         TWICE_ROUNDED if w.dtype == "int4" and int(node.attrs.get("group", 1)) == 1 else 0,
@@ -188,7 +188,7 @@ def conv_transpose(low: TfliteLowering, node: Node, out: Out) -> Made:
     bias = bias_of(
         low, node, held if isinstance(held, QuantWeight) else None, shape[1], out.rounded
     )
-    w = weight_of(low, "TRANSPOSE_CONV", name, shape, (1, 2, 3, 0), out.rounded)
+    w = weight_tensor(low, "TRANSPOSE_CONV", name, shape, (1, 2, 3, 0), out.rounded)
     target = (x.shape[0], *made, shape[1])
     value = low.op(
         "TRANSPOSE_CONV", [low.ints(target), w, x, bias], target, dtype=x.dtype, quant=out.quant,

@@ -8,7 +8,7 @@ import numpy as np
 
 from edgeq.converters.tflite.lower import refusals
 from edgeq.converters.tflite.lower.axis_order import natural, with_last
-from edgeq.converters.tflite.lower.conv import bias_of, weight_of
+from edgeq.converters.tflite.lower.conv import bias_of, weight_tensor
 from edgeq.converters.tflite.lower.emitters import emits, integer_weight, one_scale
 from edgeq.converters.tflite.lower.lowering import Made, Out, TfliteLowering
 from edgeq.converters.tflite.lower.shape_ops import padded
@@ -54,7 +54,7 @@ def linear(low: TfliteLowering, node: Node, out: Out) -> Made:
         again = w is not None and not out.rounded and low.settings.compute != "float"
         if again and quant:
             value, fill = _with_ends(low, value, quant), len(_ENDS)
-        factor = weight_of(
+        factor = weight_tensor(
             low, "FULLY_CONNECTED", name, tuple(held.shape), natural(2), out.rounded,
             low.columns.get(x), fill,
         )  # fmt: skip

@@ -171,8 +171,8 @@ class TfliteLowering(Constants):
         """Register a node's output, rounded as the graph says and limited by its activation."""
         quant = self.graph.quants.get(out.name)
         rounded = value.scales is not None
-        if quant and rounded and value.scales is not self.grid(quant):
-            value = self.regridded(value, quant)
+        if quant and rounded and value.scales is not self.params_table(quant):
+            value = self.requantized(value, quant)
         value = self.clamped(value, out, quant if rounded else None)
         if quant and not rounded:
             value = self.op("QUANTIZE", [value], quant=quant)
@@ -183,7 +183,7 @@ class TfliteLowering(Constants):
             self.rounded[out.name] = value
         self.put(out.name, value, order)
 
-    def regridded(self, value: Value, quant: QuantParams) -> Value:
+    def requantized(self, value: Value, quant: QuantParams) -> Value:
         """Requantize a tensor to another scale and zero point.
 
         A kernel of QUANTIZE multiplies integers by a factor of 8 fractional bits and gives another

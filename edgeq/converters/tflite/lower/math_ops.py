@@ -126,7 +126,7 @@ def leaky(low: TfliteLowering, node: Node, out: Out) -> Made:
         return low.op("LEAKY_RELU", [x], alpha=alpha), order
     slope = QuantWeight(np.ones((), np.int8), np.array(alpha, np.float32), 8)
     if not 0 < alpha <= 1:
-        return _on_grid(low, low.op("LEAKY_RELU", [low.op("DEQUANTIZE", [x], dtype="float32")],
+        return _quantized_to(low, low.op("LEAKY_RELU", [low.op("DEQUANTIZE", [x], dtype="float32")],
                                     alpha=alpha), out), order  # fmt: skip
     return _sloped(low, x, low.integers(low.short("w"), slope, "int8"), out), order
 
@@ -147,10 +147,10 @@ def prelu(low: TfliteLowering, node: Node, out: Out) -> Made:
     if not slope.shape:
         slope = low.reshaped(slope, (1,) * len(order))
     made = low.op("PRELU", [x, slope])
-    return (made if out.quant is None else _on_grid(low, made, out)), order
+    return (made if out.quant is None else _quantized_to(low, made, out)), order
 
 
-def _on_grid(low: TfliteLowering, value: Value, out: Out) -> Value:
+def _quantized_to(low: TfliteLowering, value: Value, out: Out) -> Value:
     assert out.quant is not None
     return low.op("QUANTIZE", [value], quant=out.quant)
 
@@ -163,8 +163,8 @@ def _sloped(low: TfliteLowering, x: Value, slope: Value, out: Out) -> Value:
     """
     assert out.quant is not None
     below = low.op("MUL", [x, slope], quant=out.quant)
-    if x.scales is not low.grid(out.quant):
-        x = low.regridded(x, out.quant)
+    if x.scales is not low.params_table(out.quant):
+        x = low.requantized(x, out.quant)
     return low.op("MAXIMUM", [x, below], like=True)
 
 

@@ -97,20 +97,20 @@ def concat(low: TfliteLowering, node: Node, out: Out) -> Made:
     shape = low.shape(out.name)
     rank = len(shape)
     order = low.order_of(node.inputs, rank, out.name)
-    grid = low.grid(out.quant)
+    table = low.params_table(out.quant)
     parts: list[Value | None] = []
     for name in node.inputs:
         if name in low.graph.constants:
             array = low.graph.array(name).transpose(order)
             if out.quant:
                 buffer = low.file.constant(out.quant.quantize(array))
-                parts.append(Value(low.short("c"), array.shape, "int8", buffer, grid))
+                parts.append(Value(low.short("c"), array.shape, "int8", buffer, table))
             else:
                 parts.append(low.array(array))
             continue
         part = low.get(name, order, out.rounded)
-        if out.quant is not None and part.scales is not grid:
-            part = low.regridded(part, out.quant)
+        if out.quant is not None and part.scales is not table:
+            part = low.requantized(part, out.quant)
         parts.append(part)
     axis = order.index(node.attrs["axis"] % rank)
     value = low.op(

@@ -58,7 +58,7 @@ class Operators:
         first = inputs[0]
         assert first is not None
         kind = "int8" if quant else dtype or first.dtype
-        scales = first.scales if like else self.grid(quant)
+        scales = first.scales if like else self.params_table(quant)
         made = first.shape if shape is None else tuple(shape)
         self.made_by.append(self.node)
         return self.g.op(
@@ -78,7 +78,7 @@ class Operators:
         """Cast a tensor to float32."""
         return self.cast(value, "float32")
 
-    def grid(self, quant: QuantParams | None) -> SharedTable | None:
+    def params_table(self, quant: QuantParams | None) -> SharedTable | None:
         """Return the table of scale and zero point that marks rounded tensors."""
         if quant is None:
             return None
