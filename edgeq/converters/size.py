@@ -37,16 +37,16 @@ def total_bytes(model: Model, sizes: Iterable[Size]) -> int:
 
 def widened(target: str, sizes: Iterable[Size]) -> list[str]:
     """Why integers take more bits than in the source, a sentence for each reason."""
-    found: Counter[tuple[str, int]] = Counter()
+    wider: Counter[tuple[str, int]] = Counter()
     for size in sizes:
         if isinstance(size.tensor, QuantTensor) and (size.bits or 0) > size.tensor.scheme.bits:
             scheme = size.tensor.scheme
             kind = "palettes" if scheme.codebook else f"{scheme.bits}-bit integers"
             if not scheme.symmetric and not scheme.codebook:
                 kind += " with zero points"
-            found[kind, size.bits or 0] += 1
+            wider[kind, size.bits or 0] += 1
     return [
         f"{target} has no {kind}, so {count} matrices are held as {bits}-bit integers of the same "
         "values."
-        for (kind, bits), count in found.items()
+        for (kind, bits), count in wider.items()
     ]

@@ -94,7 +94,7 @@ class CoreMLDecoderTarget(DecoderTarget):
         """
         self.check(model, options)
         settings = _settings(model.config, options)
-        held = matrices(model, settings.target, settings.narrow)
+        stored = matrices(model, settings.target, settings.narrow)
         about = {
             "format": FORMAT,
             "config": model.config.to_dict(),
@@ -108,12 +108,16 @@ class CoreMLDecoderTarget(DecoderTarget):
             ),
             "edgeq": __version__,
         }
-        schemes = sorted({str(getattr(model.tensors[name], "scheme", "float")) for name in held})
+        schemes = sorted({str(getattr(model.tensors[name], "scheme", "float")) for name in stored})
         write_package(
             Path(out),
-            program(model, settings, held),
+            program(model, settings, stored),
             VERSIONS[settings.target],
-            {constant.name: constant for matrix in held.values() for constant in matrix.constants},
+            {
+                constant.name: constant
+                for matrix in stored.values()
+                for constant in matrix.constants
+            },
             {ENTRY: json.dumps(about, separators=(",", ":"))},
             f"{model.config.family} decoder, {', '.join(schemes)}, by edgeq",
             progress,
@@ -219,13 +223,13 @@ class CoreMLDecoderTarget(DecoderTarget):
         model = open_model(path)
         functions = model.describe().functions
         name = model.default_function or next(iter(functions))
-        given = model.sample()
-        found = model.predict(given)
+        inputs = model.sample()
+        outputs = model.predict(inputs)
         return Execution(
             RUNTIME,
             functions[name].ops,
-            {key: np.shape(value) for key, value in given.items()},
-            {key: _as_array(value) for key, value in found.items()},
+            {key: np.shape(value) for key, value in inputs.items()},
+            {key: _as_array(value) for key, value in outputs.items()},
         )
 
     def versions(self) -> dict[str, str]:
@@ -300,14 +304,16 @@ def _traced(
     for piece in pieces(past):
         runner.forward(np.asarray(piece))
     parts: dict[str, list[NDArray[np.float32]]] = {}
-    for found in runner.passes(tokens, runner.steps):
-        for label, value in found.items():
+    for results in runner.passes(tokens, runner.steps):
+        for label, value in results.items():
             rows = np.asarray(value, np.float32)
             # of logits there is one row, the last
-            held = [] if label == "logits" else parts.setdefault(STEP.sub(_dotted, label), [])
-            held.append(rows)
+            pieces_of_label = (
+                [] if label == "logits" else parts.setdefault(STEP.sub(_dotted, label), [])
+            )
+            pieces_of_label.append(rows)
             if label == "logits":
-                parts["logits"] = held
+                parts["logits"] = pieces_of_label
     return {name: np.concatenate(rows) for name, rows in parts.items()}
 
 

@@ -166,9 +166,9 @@ class CoreMLRunner:
         inputs = {"tokens": piece, "position": position, **self._past}
         if "last" in function.inputs:
             inputs["last"] = last
-        found = self.call(function.name, inputs, watch)
+        results = self.call(function.name, inputs, watch)
         for cache, new in (("key_cache", "new_keys"), ("value_cache", "new_values")):
-            if new in found:
-                self._past[cache][:, :, self.n_past : self.n_past + n] = found.pop(new)[:, :, :n]
+            if new in results:
+                self._past[cache][:, :, self.n_past : self.n_past + n] = results.pop(new)[:, :, :n]
         self.n_past += n
-        return {k: v if k == "logits" else v[:n] for k, v in found.items()}
+        return {k: v if k == "logits" else v[:n] for k, v in results.items()}

@@ -308,8 +308,8 @@ def read_matrix(name: str, shape: tuple[int, int], ops: Mapping[str, Op]) -> Ite
 
 def _constant(op: Op, parameter: str) -> MilTensor | None:
     """A parameter that is a constant of its own."""
-    found = op.inputs.get(parameter, [])
-    return found[0] if found and isinstance(found[0], MilTensor) else None
+    values = op.inputs.get(parameter, [])
+    return values[0] if values and isinstance(values[0], MilTensor) else None
 
 
 def _looked_up(op: Op, shape: tuple[int, int]) -> tuple[NDArray[np.int16], MilTensor | Packed]:

@@ -225,12 +225,14 @@ def _type(model: Model, names: Sequence[str], k: int) -> str:
 
 
 def _kind(name: str, tensor: QuantTensor) -> Kind:
-    found = encode(name, tensor.scheme, tensor.shape[1], tuple(_CONTAINERS.values()), "llama.cpp")
-    if found.container.asymmetric:
+    encoding = encode(
+        name, tensor.scheme, tensor.shape[1], tuple(_CONTAINERS.values()), "llama.cpp"
+    )
+    if encoding.container.asymmetric:
         zeros = cast("NDArray[np.uint8]", tensor.zero_points).astype(np.int16)
         exact = minimum_is_exact(tensor.scales.astype(np.float32), zeros)
         return "Q4_1" if exact else "Q5_0"
-    return next(kind for kind, held in _CONTAINERS.items() if held == found.container)
+    return next(kind for kind, container in _CONTAINERS.items() if container == encoding.container)
 
 
 def metadata(model: Model, options: Options, parts: Sequence[Placed]) -> dict[str, Any]:

@@ -90,9 +90,9 @@ class LlamaRunner:
             params.cb_eval = self._watch
         self._state = api.llama_init_from_model(self._model, params)
         if not self._state:
-            said = self._said()
+            reason = self._said()
             self.close()
-            raise EdgeqError(f"llama.cpp cannot create a context for {path}: {said}")
+            raise EdgeqError(f"llama.cpp cannot create a context for {path}: {reason}")
         self._batch = api.llama_batch_init(_BATCH, 0, 1)
         self._n = 0
 
@@ -313,16 +313,16 @@ def load_vocabulary(path: Path) -> tuple[Any, Any]:
 @cache
 def _log(api: Any) -> list[str]:
     """What llama.cpp says of errors, in place of its writing to stderr."""
-    said: list[str] = []
+    lines: list[str] = []
 
     def take(level: int, text: bytes, _: Any) -> None:
         if level == 4:  # error
-            said.append(text.decode(errors="replace"))
+            lines.append(text.decode(errors="replace"))
 
     callback = api.llama_log_callback(take)
     _KEPT.append(callback)
     api.llama_log_set(callback, ctypes.c_void_p(0))
-    return said
+    return lines
 
 
 def _described(path: Path) -> tuple[ModelShape, int, Precision]:

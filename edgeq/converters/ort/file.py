@@ -65,7 +65,7 @@ def encodings(model: Model) -> dict[str, Encoding]:
     A row's only scale is repeated for blocks, so that any block will do: the one that pads K
     least, and of these the longest.
     """
-    found = {}
+    encoding_of = {}
     for name, (_, k) in model.config.linears():
         tensor = model.tensors[name]
         if not isinstance(tensor, QuantTensor):
@@ -74,23 +74,25 @@ def encodings(model: Model) -> dict[str, Encoding]:
         if size is None or size >= k:
             size = min(reversed(GROUP_SIZES), key=lambda g: round_up(k, g))
         containers = tuple(Container(b, groups=(size,), asymmetric=True) for b in (2, 4, 8))
-        found[name] = encode(name, tensor.scheme, k, containers, "onnxruntime")
-    return found
+        encoding_of[name] = encode(name, tensor.scheme, k, containers, "onnxruntime")
+    return encoding_of
 
 
 def features(model: Model, settings: OrtSettings) -> dict[str, str]:
     """What of `FEATURES` the model's graph needs."""
-    held = encodings(model)
+    encoding_of = encodings(model)
     needs = ["4-bit MatMulNBits and GroupQueryAttention"]
-    needs += [f"{b}-bit MatMulNBits" for b in (2, 8) if any(e.bits == b for e in held.values())]
+    needs += [
+        f"{b}-bit MatMulNBits" for b in (2, 8) if any(e.bits == b for e in encoding_of.values())
+    ]
     table = "model.embed_tokens.weight"
-    if table in held:
+    if table in encoding_of:
         needs.append("GatherBlockQuantized on uint8")
-        if held[table].bits == 2:
+        if encoding_of[table].bits == 2:
             needs.append("2-bit GatherBlockQuantized")
         asymmetric = cast(QuantTensor, model.tensors[table]).zero_points is not None
-        blocks = -(-model.config.hidden // cast(int, held[table].group_size))
-        if held[table].bits == 4 and asymmetric and blocks % 2:
+        blocks = -(-model.config.hidden // cast(int, encoding_of[table].group_size))
+        if encoding_of[table].bits == 4 and asymmetric and blocks % 2:
             needs.append("4-bit GatherBlockQuantized with zero points, odd blocks")
     if any(block.window for block in model.config.blocks):
         needs.append("sliding windows")
@@ -148,10 +150,10 @@ class OnnxGraphWriter:
         from onnx import helper
 
         outputs = [outputs] if isinstance(outputs, str) else outputs
-        made = helper.make_node(
+        node = helper.make_node(
             op, list(inputs), outputs, name=f"{op}:{outputs[0]}", domain=domain, **attributes
         )
-        self.nodes.append(made)
+        self.nodes.append(node)
         return outputs[0]
 
     def constant(self, name: str, value: NDArray[Any]) -> str:

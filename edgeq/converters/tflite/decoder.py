@@ -193,9 +193,11 @@ class LiteRTDecoderTarget(DecoderTarget):
 
     def read_options(self, path: Path) -> WrittenWith:
         """How the file was written."""
-        found = self.header(path).settings
-        options = Options(found["context"], found["kv"], found["compute"], tuple(found["prefill"]))
-        return WrittenWith(options, found["edgeq_version"])
+        recorded = self.header(path).settings
+        options = Options(
+            recorded["context"], recorded["kv"], recorded["compute"], tuple(recorded["prefill"])
+        )
+        return WrittenWith(options, recorded["edgeq_version"])
 
     def read_constants(self, path: Path) -> Iterator[StoredConstant]:
         """Every constant of the file."""
@@ -244,10 +246,10 @@ def _described(model: Model, how: LiteRTSettings) -> dict[str, Any]:
     }
 
 
-def _kernels(found: Mapping[str, Any]) -> Kernels:
+def _kernels(recorded: Mapping[str, Any]) -> Kernels:
     caches: dict[str, CacheRounding] = {"float16": half, "int8": head_magnitude}
-    cache = caches.get(found["kv"])
-    if found["compute"] != "int8" or not found["columns"]:
+    cache = caches.get(recorded["kv"])
+    if recorded["compute"] != "int8" or not recorded["columns"]:
         return Kernels(cache=cache)
     return Kernels(
         # XNNPACK first, whose kernels for 4-bit groups read scales as bfloat16 (LiteRT 2.3; the
@@ -279,15 +281,15 @@ class LiteRTRunner:
 
     def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
         header = reading.read(path)
-        found = header.settings
-        self.config = ModelConfig.from_dict(found["config"])
+        recorded = header.settings
+        self.config = ModelConfig.from_dict(recorded["config"])
         self.runtime = f"ai-edge-litert {metadata.version('ai-edge-litert')}"
-        rounded = "int8" in (found["compute"], found["kv"])
-        self.precision: Precision = "int8" if rounded else found["kv"]
+        rounded = "int8" in (recorded["compute"], recorded["kv"])
+        self.precision: Precision = "int8" if rounded else recorded["kv"]
         self.results: dict[str, list[NDArray[np.float32]]] | None = None
         """Every output of every call that is not the cache's, once this is a dictionary."""
-        self.context: int = found["context"]
-        self._lengths: list[int] = found["prefill"]
+        self.context: int = recorded["context"]
+        self._lengths: list[int] = recorded["prefill"]
         self._signatures: dict[str, Any] = {}
         self._interpreter = interpreter(Path(path), threads=threads)
         self.reset()

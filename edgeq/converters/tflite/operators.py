@@ -106,7 +106,7 @@ class SubgraphWriter:
         Args:
             inputs, outputs: by the names that callers use.
         """
-        made = {id(op.output): op for op in self._ops}
+        producer = {id(op.output): op for op in self._ops}
         needed: set[int] = set()
         waiting = list(outputs.values())
         while waiting:
@@ -115,8 +115,8 @@ class SubgraphWriter:
                 continue
             needed.add(id(value))
             waiting += [] if value.group_scales is None else [value.group_scales]
-            if id(value) in made:
-                waiting += [v for v in made[id(value)].inputs if v is not None]
+            if id(value) in producer:
+                waiting += [v for v in producer[id(value)].inputs if v is not None]
         s = self.file.schema
         graph = s.SubGraphT()
         graph.name, graph.tensors, graph.operators = self.name, [], []

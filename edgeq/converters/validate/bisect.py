@@ -141,13 +141,13 @@ def first_divergence(
     for done, (when, tokens, past) in enumerate(passes):
         theirs = trace(tokens, past)
         # where one way of multiplying does not explain the results, another may
-        found: list[dict[str, float]] = []
+        errors: list[dict[str, float]] = []
         for product in kernels.products:
             ours = _results(model, product, kernels, tokens, past, theirs, seen)
-            found.append(_differing(ours, theirs, precision))
-            if not found[-1]:
+            errors.append(_differing(ours, theirs, precision))
+            if not errors[-1]:
                 break
-        unexplained = {s: e for s, e in found[0].items() if all(s in each for each in found)}
+        unexplained = {s: e for s, e in errors[0].items() if all(s in each for each in errors)}
         if unexplained:
             first, *also = unexplained
             allowed = _ALLOWED[precision]

@@ -87,7 +87,7 @@ def compare_constants(
 
 
 def _compare(
-    held: Iterable[StoredConstant],
+    stored: Iterable[StoredConstant],
     wanted: Iterable[StoredConstant],
     known: tuple[str, ...],
     *,
@@ -97,9 +97,9 @@ def _compare(
     same: set[tuple[int, int]] = set()
     faults: dict[str, TensorFault] = {}
     count = 0
-    found: set[str] = set()
-    for name, constant in _numbered(held):
-        found.add(name)
+    names: set[str] = set()
+    for name, constant in _numbered(stored):
+        names.add(name)
         right = expected.pop(name, None)
         if name.endswith(_OPERATOR) and not strict:
             continue  # another version may build the graph otherwise
@@ -120,7 +120,7 @@ def _compare(
         elif not name.startswith(known or ("\0",)):
             faults[name] = TensorFault(name, None, None, what)
     if strict:
-        operators = any(name.endswith(_OPERATOR) for name in found)
+        operators = any(name.endswith(_OPERATOR) for name in names)
         for name in expected:
             if name.endswith(_OPERATOR) and not operators:
                 continue  # the target compares none of this file

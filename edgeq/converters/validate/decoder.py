@@ -226,12 +226,12 @@ class _RemainingTime:
         prompts = (self._decoded - self._done) * step + 2 * reference
         text = self._text * step + self._text / 32 * reference
         trace = _TRACE * step / 4 + 5 * reference
-        left = prompts + text + trace
-        if left < _WORTH_SAYING:
+        seconds = prompts + text + trace
+        if seconds < _WORTH_SAYING:
             return
         least = trace + (prompts + text) * 2 / steps
         say(
-            f"validating takes about {_human(left)} more (estimated from the first prompt)"
+            f"validating takes about {_human(seconds)} more (estimated from the first prompt)"
             + (f"; --steps 2 would take about {_human(least)}" if steps > 2 else "")
         )
 
@@ -250,20 +250,20 @@ def _measured(findings: DecoderFindings, decoding: Decoding, cost: Cost | None) 
     spread = (sum((k - mean) ** 2 for k in rows) / len(rows)) ** 0.5
     # a target that rounds nothing but its cache is allowed what float16 is
     allowed = cost.allowed if cost else limit.kl or TOLERANCES["float16"].kl or 0.0
-    said = []
+    complaints = []
     # written so that NaN is a complaint too
     if limit.logits is not None and not decoding.max <= limit.logits * decoding.range:
-        said.append(
+        complaints.append(
             f"logits differ by up to {decoding.max:.3g} in a range of {decoding.range:.3g} "
             f"(allowed {limit.logits:g} of it)"
         )
     if not mean <= allowed:
-        said.append(
+        complaints.append(
             f"KL is {mean:.3g} nats on the mean of {len(rows)} positions (allowed {allowed:.3g}"
             + (f", as the target's rounding alone causes {cost.expected:.3g})" if cost else ")")
         )
     if limit.greedy and len(decoding.margins) > near_ties:
-        said.append(
+        complaints.append(
             f"{len(decoding.margins) - near_ties} of {decoding.count} greedy tokens differ, "
             "and are no near ties"
         )
@@ -281,5 +281,5 @@ def _measured(findings: DecoderFindings, decoding: Decoding, cost: Cost | None) 
         greedy_equal=decoding.equal,
         greedy_compared=decoding.count,
         near_ties=near_ties,
-        complaints=tuple(said),
+        complaints=tuple(complaints),
     )

@@ -122,12 +122,12 @@ def _difference(tensor: QuantTensor, piece: StoredWeight) -> TensorFault | None:
     if not wrong_level.any() and not wrong_scale.any():
         return None
     size = finest or k
-    found = []
+    first_places = []
     for wrong, step in ((wrong_level, size), (wrong_scale, 1)):
         if wrong.any():
             row, column = (int(i) for i in np.argwhere(wrong)[0])
-            found.append((row, column // step))
-    row, group = min(found)
+            first_places.append((row, column // step))
+    row, group = min(first_places)
     columns = slice(group * size, group * size + size)
     words = []
     if wrong_level.any():

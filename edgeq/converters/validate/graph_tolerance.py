@@ -84,7 +84,7 @@ class _Sums:
     gaps: list[NDArray[np.float64]] = field(default_factory=list)
 
 
-class Yardstick:
+class OutputTolerance:
     """A source and its perturbed twins, with which outputs are compared.
 
     Args:
