@@ -50,7 +50,7 @@ class Container:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How one tensor is held by a target.
+    """How a target stores one tensor.
 
     Args:
         container: the kind.

@@ -1,4 +1,4 @@
-"""What a file says of itself beside what a runtime reads: JSON, compressed where that is shorter.
+"""edgeq's own metadata in a converted file: JSON, compressed if that is shorter.
 
 Such a note names every packed constant and every grid. As plain JSON it would be a twentieth of
 a small network's file.
@@ -20,20 +20,20 @@ _TEXT_MARK = "zlib85:"
 
 
 def blob_bytes(metadata: Mapping[str, Any]) -> bytes:
-    """A note for a place that takes bytes: JSON, or that compressed by zlib."""
+    """Metadata as bytes: JSON, or JSON compressed by zlib."""
     plain = _json(metadata)
     return min(plain, zlib.compress(plain, 9), key=len)
 
 
 def blob_text(metadata: Mapping[str, Any]) -> str:
-    """A note for a place that takes text: JSON, or a mark and that compressed, in base 85."""
+    """Metadata as text: JSON, or a mark and compressed JSON in base 85."""
     plain = _json(metadata)
     packed = _TEXT_MARK + base64.b85encode(zlib.compress(plain, 9)).decode()
     return min(plain.decode(), packed, key=len)
 
 
 def read_blob(blob: str | bytes) -> dict[str, Any]:
-    """What a note says.
+    """Read metadata that `blob_bytes` or `blob_text` wrote.
 
     Args:
         blob: what `blob_text` or `blob_bytes` made.

@@ -1,4 +1,4 @@
-"""What a conversion will take on the disk, known before it is made."""
+"""Size of a converted file, computed before it is written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgeq.model.model import Model
 
 @dataclass(frozen=True)
 class Size:
-    """A matrix as a target will hold it.
+    """A matrix as a target will store it.
 
     Args:
         name: ours.
@@ -28,7 +28,7 @@ class Size:
 
 
 def total_bytes(model: Model, sizes: Iterable[Size]) -> int:
-    """About what the output takes: matrices, vectors as float32, and the tokenizer."""
+    """About the size of the output: matrices, vectors as float32, and the tokenizer."""
     vectors = sum(
         4 * tensor.shape[0] for tensor in model.tensors.values() if len(tensor.shape) == 1
     )

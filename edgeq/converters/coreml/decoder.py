@@ -1,9 +1,9 @@
 """Core ML: one .mlpackage that holds the artifact's own integers, packed.
 
-What is written, and how the graph looks, is told in `coreml_graph`, how weights are held in
-`coreml_weights`. On this machine a package is executed by `coreml_exec`, in NumPy and float32:
-that shows that the program means what it should. It says nothing of Apple's compiler, the Neural
-Engine, or speed; ``examples/coreml_smoke_test.py`` runs a package on a Mac and compares.
+`edgeq.converters.coreml.program` builds the program, `edgeq.converters.coreml.weights` stores the
+weights. A package is executed by `edgeq.converters.coreml.exec`, in NumPy and float32: that shows
+that the program means what it should. It says nothing of Apple's compiler, the Neural Engine, or
+speed; ``examples/coreml_smoke_test.py`` runs a package on a Mac and compares.
 
 Options of `edgeq.converters.Options`:
     context   positions of the cache; the model's own, at most 4096
@@ -150,7 +150,7 @@ class CoreMLDecoderTarget(DecoderTarget):
         """The integers as the package holds them, tensor by tensor.
 
         Raises:
-            FormatError: the package is damaged, or not ours.
+            FormatError: the package is damaged, or edgeq did not write it.
         """
         package = DecoderPackage(path)
         ops: dict[str, Op] = {
@@ -161,14 +161,14 @@ class CoreMLDecoderTarget(DecoderTarget):
                 yield from read_matrix(name, shape, ops)
 
     def open_runner(self, path: str | Path, *, threads: int | None = None) -> DecoderRunner:
-        """A package in our executor of Core ML programs.
+        """Open a package in edgeq's executor of Core ML programs.
 
         Args:
             path: the package.
             threads: NumPy's own are used, whatever this says.
 
         Raises:
-            FormatError: the package is damaged, or not ours.
+            FormatError: the package is damaged, or edgeq did not write it.
             MissingDependencyError: coremltools is not installed.
         """
         del threads
@@ -209,7 +209,7 @@ class CoreMLDecoderTarget(DecoderTarget):
                     yield operator(f"{name}/{op.name}", (op.type, sorted(read.items()), op.outputs))
 
     def kernels(self, path: str | Path, model: Model) -> Kernels:
-        """What is executed here computes in float32 and rounds no inputs."""
+        """The executor computes in float32 and rounds no inputs."""
         return Kernels()
 
     def execute(self, path: str | Path) -> Execution:
@@ -248,7 +248,7 @@ def _arithmetic(settings: CoreMLSettings) -> str:
 
 
 def _precision(model: Model, settings: CoreMLSettings) -> Precision:
-    """What is lost even where the program is computed in float32."""
+    """The precision that is lost even where the program is computed in float32."""
     floats = any(
         not isinstance(model.tensors[name], QuantTensor) for name, _ in model.config.linears()
     )

@@ -1,6 +1,6 @@
 """A package that a graph was lowered to: its integers read back, and executed.
 
-See `coreml_lower`.
+See `edgeq.converters.coreml.lower`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _RUNTIME = f"edgeq.converters.coreml.exec (NumPy {np.__version__})"
 
 
 class GraphPackage:
-    """A package of ours, opened."""
+    """An open package with a graph that edgeq converted."""
 
     def __init__(self, path: str | Path) -> None:
         file = open_file(path)
@@ -80,10 +80,10 @@ def _info(entry: Mapping[str, Any]) -> Info:
 def read_weights(path: Path) -> Iterator[tuple[str, QuantWeight]]:
     """Quantized constants by the graph's names, with levels and scales as the package holds them.
 
-    A bias is told where its integers can be; see `coreml_lower`.
+    A bias is told where its integers can be; see `edgeq.converters.coreml.lower`.
 
     Raises:
-        FormatError: the package is damaged, or not ours.
+        FormatError: the package is damaged, or edgeq did not write it.
     """
     package = GraphPackage(path)
     scales: dict[str, NDArray[np.float32]] = {}
@@ -104,7 +104,7 @@ def read_quants(path: Path) -> dict[str, QuantParams]:
     """How values are rounded, by the graph's names, as the package holds it.
 
     Raises:
-        FormatError: the package is damaged, or not ours.
+        FormatError: the package is damaged, or edgeq did not write it.
     """
     package = GraphPackage(path)
     return {name: package.quant(name) for name in package.quants}
@@ -114,14 +114,14 @@ def read_quants(path: Path) -> dict[str, QuantParams]:
 
 
 class CoreMLGraphRunner:
-    """A package executed by `coreml_exec`, with the graph's own names, shapes and types.
+    """A package in edgeq's executor, called by the graph's own names, shapes and types.
 
     Args:
         path: of the package.
         arithmetic: what float16 is held as.
 
     Raises:
-        FormatError: the package is damaged, or not ours.
+        FormatError: the package is damaged, or edgeq did not write it.
     """
 
     def __init__(self, path: str | Path, arithmetic: Arithmetic = "float32") -> None:
@@ -164,7 +164,7 @@ class CoreMLGraphRunner:
         }
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release everything."""
         self._machine = Machine()
 
 
@@ -178,7 +178,7 @@ def file_arena_bytes(path: Path) -> int:
 
 
 def read_parts(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Every constant and operator of the file: what it is called, and all that it is."""
+    """Every constant and operator of the file: its name, and its content with all settings."""
     for name, function in functions(open_file(path)).items():
         for i, op in enumerate(function.block.walk()):
             about = [f"{op.type} {op.outputs}".encode()]

@@ -46,7 +46,7 @@ Var = Any
 
 @dataclass(frozen=True)
 class CoreMLSettings:
-    """What a program is built for.
+    """Settings of a program.
 
     Args:
         target: "ios18" or "ios16".
@@ -460,7 +460,7 @@ class MilGraph:
 
 
 def _named(x: Var, name: str) -> Var:
-    """Give the operator that made x, and its result, a name."""
+    """Name the operator that computes x, and its result."""
     x.op.name = name
     x.set_name(name)
     return x

@@ -108,7 +108,7 @@ class Matrix:
 
     @property
     def constants(self) -> Iterator[BlobConstant]:
-        """What goes to weight.bin by name."""
+        """The constants that are written to weight.bin, by name."""
         for constant in (self.data, self.scale, self.offset):
             if constant is not None:
                 yield constant
@@ -120,7 +120,7 @@ def identifier(name: str) -> str:
 
 
 def matrices(model: Model, target: str, float_kind: str) -> dict[str, Matrix]:
-    """All matrices of a model as the system holds them, by our names.
+    """All matrices of a model as the system stores them, by edgeq's names.
 
     Args:
         model: the model.

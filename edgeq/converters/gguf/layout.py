@@ -1,4 +1,4 @@
-"""What goes where in a GGUF file, what it says of the model, and what llama.cpp would get wrong."""
+"""The tensors and metadata of a GGUF file, and which models llama.cpp would compute wrongly."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "
 
 @dataclass(frozen=True)
 class Placed:
-    """One tensor of the file: ours, one below the other.
+    """One tensor of the file: one of the model's tensors, or several below each other.
 
     Args:
         entry: as the header announces it.

@@ -49,11 +49,11 @@ class ReadBackRunner:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all tokens."""
+        """Empty the cache."""
         self._cache = self._reference.new_cache()
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release everything."""
         self.reset()
 
     def forward(self, tokens: NDArray[np.int64]) -> Array:

@@ -1,4 +1,4 @@
-"""What llama.cpp computes on the way, by the decoder's names.
+"""llama.cpp's intermediate results, by the names of `edgeq.model.decoder`.
 
 llama.cpp calls back with every tensor of its graph. Steps are known by the weights they use, not
 by the names llama.cpp gives results: the product with ``blk.0.attn_q.weight`` is ``layers.0.q``,
@@ -70,12 +70,12 @@ class TensorRecorder:
         self.weights: dict[int, str] = {}
 
     def clear(self) -> None:
-        """Forget what was computed."""
+        """Delete the recorded results."""
         self.nodes.clear()
         self.weights.clear()
 
     def __call__(self, address: int, ask: bool, _: Any) -> bool:
-        """Asked first whether a tensor is wanted, then told that it is there."""
+        """The callback of llama.cpp: asks whether a tensor is wanted, then announces it."""
         if ask:
             return True
         tensor = _Tensor.from_address(address)
@@ -188,7 +188,7 @@ class _Graph:
         return self._rows(biased or address)
 
     def into(self, weight: str) -> Array | None:
-        """What a matrix is multiplied with: [T, K]."""
+        """The inputs of a matrix product: [T, K]."""
         address = self._users.get(("MUL_MAT", weight))
         return None if address is None else self._rows(self._nodes[address].sources[1])
 
@@ -197,7 +197,7 @@ class _Graph:
         return self._rows(self._users.get(("MUL", weight)), dims=3 if qk_norm == "head" else 2)
 
     def before(self, weight: str) -> Array | None:
-        """What a norm is given: [T, n]."""
+        """The input of a norm: [T, n]."""
         address = self._users.get(("MUL", weight))
         if address is None:
             return None

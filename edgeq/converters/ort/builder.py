@@ -299,7 +299,7 @@ class OrtBuilder:
         g.node("Cast", [g.node("Sub", [total, one], "last_position")], "seqlens_k", to=t.INT32)
 
     def _matrix(self, name: str) -> dict[str, str]:
-        """Write a matrix once, and name what of it the operators take."""
+        """Write a matrix once; gives the names of its parts."""
         if name in self._made:
             return self._made[name]
         tensor = self._model.tensors[name]

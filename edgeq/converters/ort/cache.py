@@ -39,7 +39,7 @@ MARGIN = 1.25
 
 @dataclass(frozen=True)
 class Range:
-    """What the int8 codes of one layer's keys or values stand for: ``middle + scale * code``.
+    """Quantization parameters of one layer's keys or values: value = ``middle + scale * code``.
 
     Args:
         middle: float32 [Hkv, D]; zeros for values.

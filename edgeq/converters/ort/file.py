@@ -1,4 +1,4 @@
-"""What an ONNX file of ours holds: how each matrix is encoded, its bytes, and what they need.
+"""The ONNX file of a decoder: how each matrix is encoded, its bytes, and the versions they need.
 
 Codes are unsigned, low bits first, ``[N, blocks, block * bits / 8]``, K padded to whole blocks
 with levels of zero; zero points are packed likewise, row by row. Weights lie in a file of their
@@ -60,7 +60,7 @@ class OrtSettings:
 
 
 def encodings(model: Model) -> dict[str, Encoding]:
-    """How each quantized matrix is held; every scheme has a container.
+    """How each quantized matrix is encoded; ONNX Runtime has a container for every scheme.
 
     A row's only scale is repeated for blocks, so that any block will do: the one that pads K
     least, and of these the longest.
@@ -79,7 +79,7 @@ def encodings(model: Model) -> dict[str, Encoding]:
 
 
 def features(model: Model, settings: OrtSettings) -> dict[str, str]:
-    """What of `FEATURES` the model's graph needs."""
+    """The entries of `FEATURES` that the model's graph needs."""
     encoding_of = encodings(model)
     needs = ["4-bit MatMulNBits and GroupQueryAttention"]
     needs += [
@@ -212,7 +212,7 @@ class OnnxGraphWriter:
 
 
 def steps(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """Ranges of rows of a matrix that are held in memory at once."""
+    """Ranges of rows of a matrix, each small enough to be in memory at once."""
     n, rest = shape[0], math.prod(shape[1:])
     rows = max(16, STEP // rest // 16 * 16)
     for a in range(0, n, rows):

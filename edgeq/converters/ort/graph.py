@@ -87,7 +87,7 @@ class OrtGraphTarget(GraphTarget):
         options: Mapping[str, Any],
         progress: Progress | None = None,
     ) -> None:
-        """Make the file, and an .ort's list of operators beside it.
+        """Write the file, and beside an .ort file the list of its operators.
 
         Args:
             graph: what to write.
@@ -164,7 +164,7 @@ class OrtGraphTarget(GraphTarget):
 
 
 def _lowered(graph: Graph, held: dict[str, dict[str, Any]]) -> Graph:
-    """The graph with the operators that compute on packed weights; ``held`` is told of those."""
+    """The graph with operators that compute on packed weights, which are recorded in ``held``."""
     level = 4 if graph.meta.get("edgeq.activations") == "dynamic" else 0
     nodes: list[Node] = []
     constants: dict[str, Constant] = dict(graph.constants)
@@ -229,7 +229,7 @@ def _block(weight: QuantWeight) -> int:
 
 
 def _codes(weight: QuantWeight, block: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Codes [N, blocks, bytes] and scales [N, blocks]; what pads a row is a level of zero."""
+    """Codes [N, blocks, bytes] and scales [N, blocks]; rows are padded with zeros."""
     n, k = weight.shape
     blocks = -(-k // block)
     middle = 1 << (weight.bits - 1)
@@ -391,7 +391,7 @@ def _open_ended(graph: Graph, node: Node) -> bool:
 
 
 def _shorten(proto: Any, places: dict[str, dict[str, Any]]) -> None:
-    """Give values short names, hold equal constants once, and leave out what is understood.
+    """Shorten names, store equal constants once, and leave out attributes that are ONNX's defaults.
 
     In a small network names are a fifth of the file. Inputs, outputs and operators keep theirs.
 

@@ -56,7 +56,7 @@ class OrtGraphRunner:
         self.outputs = {entry.name: _info(entry, path) for entry in self._session.get_outputs()}
 
     def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Outputs of inputs."""
+        """Run the graph once; gives the outputs by name."""
         try:
             results = self._session.run(list(self.outputs), dict(feeds))
         except Exception as err:
@@ -65,11 +65,11 @@ class OrtGraphRunner:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the file says of itself."""
+        """The file's metadata."""
         return dict(self._session.get_modelmeta().custom_metadata_map)
 
     def close(self) -> None:
-        """Give the session back."""
+        """Close the session."""
         self._session = None
 
 
@@ -174,7 +174,7 @@ def _opened(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
 
 
 def _onnx_tensors(path: Path) -> dict[str, NDArray[Any]]:
-    """Constants of an ONNX file; what a Cast makes of one goes by both names, narrow as it lies."""
+    """Constants of an ONNX file; one that is cast has two names and its stored type."""
     onnx, _ = require()
     graph = read_graph(path).graph
     tensors = {entry.name: onnx.numpy_helper.to_array(entry) for entry in graph.initializer}
@@ -220,7 +220,7 @@ def _info(entry: Any, path: Path) -> Info:
 
 
 def read_parts(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Every constant and operator of the file: what it is called, and all that it is."""
+    """Every constant and operator of the file: its name, and its content with all settings."""
     if path.suffix.lower() == ".ort":
         for name, array in ort_tensors(path).items():
             yield f"constant {name}", f"{array.dtype} {array.shape}".encode() + array.tobytes()

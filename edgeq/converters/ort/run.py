@@ -1,4 +1,4 @@
-"""Our ONNX files in onnxruntime: run, read back, and seen inside.
+"""ONNX files that edgeq wrote, in onnxruntime: run, read back, and traced.
 
 The cache is one buffer for each of a layer's inputs and outputs, given to onnxruntime as both, so
 that a step writes its own position only; it is doubled when it is full.
@@ -173,16 +173,16 @@ class OrtRunner:
         return Path(self._session.end_profiling())
 
     def cache(self) -> dict[str, NDArray[Any]]:
-        """What is held of the tokens so far: input name -> [Hkv, positions, D]."""
+        """The cache of the tokens so far: input name -> [Hkv, positions, D]."""
         return {name: v.numpy()[0, :, : self._n_past] for name, v in self._cache.items()}
 
     def reset(self) -> None:
-        """Forget all tokens."""
+        """Empty the cache."""
         self._n_past = 0
         self._cache = {}
 
     def close(self) -> None:
-        """Give the session and its cache back."""
+        """Close the session and free its cache."""
         self.reset()
         self._session = None
 
@@ -411,7 +411,7 @@ def _is_step(name: str) -> bool:
 
 
 class _Initializers:
-    """Tensors of a graph, inside it or in the files beside it."""
+    """Tensors of a graph, inside it or in external data files."""
 
     def __init__(self, path: Path, graph: Any) -> None:
         self._path = path

@@ -404,7 +404,7 @@ class _LiteRTBuilder:
         return out
 
     def _mask(self, layer: int) -> Value:
-        """What is added to scores [T, rows]: 0 where a position may be seen."""
+        """The mask that is added to scores [T, rows]: 0 where a position may be seen."""
         window = self._config.blocks[layer].window
         if window not in self._masks:
             g = self._g

@@ -106,7 +106,7 @@ class LiteRTDecoderTarget(DecoderTarget):
                 )
 
     def remarks(self, model: Model, options: Options) -> list[str]:
-        """What is chosen where nothing is said, and what it costs."""
+        """The defaults that were chosen, and what they cost."""
         config, context = model.config, settings(model.config, options).context
         if options.context is not None or context >= config.context:
             return []
@@ -209,7 +209,7 @@ class LiteRTDecoderTarget(DecoderTarget):
 
 
 def settings(config: ModelConfig, options: Options) -> LiteRTSettings:
-    """What the options come to for a model.
+    """The options with their defaults for a model.
 
     Raises:
         UsageError: an option out of range.
@@ -272,7 +272,7 @@ def _kernels(recorded: Mapping[str, Any]) -> Kernels:
 
 
 class LiteRTRunner:
-    """A file of ours in LiteRT's interpreter.
+    """A language model that edgeq converted, in LiteRT's interpreter.
 
     Args:
         path: the file.
@@ -295,12 +295,12 @@ class LiteRTRunner:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all tokens."""
+        """Empty the cache."""
         self._past = 0
         self._cache: dict[str, NDArray[Any]] = {}
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release everything."""
         self._signatures.clear()
         self._cache = {}
         self._interpreter = None

@@ -87,7 +87,7 @@ class ForeignTflite:
         self.precision: Precision = "int8" if rounded else "float32"
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release everything."""
         self._interpreter = None
 
     def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -123,7 +123,7 @@ class LiteRTGraphTarget(GraphTarget):
 
 
 def settings(options: Mapping[str, Any]) -> LoweringOptions:
-    """What the options come to.
+    """The options with their defaults.
 
     Raises:
         UsageError: an option is unknown, or has another value than it may.

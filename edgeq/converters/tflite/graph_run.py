@@ -37,7 +37,7 @@ _BYTES = {
 
 
 class LiteRTGraphRunner:
-    """A file of ours in LiteRT's interpreter.
+    """A graph that edgeq converted, in LiteRT's interpreter.
 
     Args:
         path: the file.
@@ -45,7 +45,7 @@ class LiteRTGraphRunner:
         exact: run the runtime's plain reference operators instead of its fast ones.
 
     Raises:
-        FormatError: it is no file of ours, or LiteRT cannot load it.
+        FormatError: edgeq did not write it, or LiteRT cannot load it.
         MissingDependencyError: LiteRT is not installed.
     """
 
@@ -75,7 +75,7 @@ class LiteRTGraphRunner:
         return {name: Info(tuple(e["shape"]), e["dtype"]) for name, e in recorded.items()}
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release everything."""
         self._run = self._interpreter = None
 
     def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -122,7 +122,7 @@ def read_quants(path: Path) -> dict[str, QuantParams]:
     """How the file rounds each value of the source that it rounds.
 
     Raises:
-        FormatError: it is no file of ours.
+        FormatError: edgeq did not write it.
     """
     header = read(path, entry=METADATA)
     tensors, params = _tensors(header), {}
@@ -136,7 +136,7 @@ def read_weights(path: Path) -> Iterator[tuple[str, QuantWeight]]:
     """The integers of every quantized constant, in the source's own axes.
 
     Raises:
-        FormatError: it is no file of ours.
+        FormatError: edgeq did not write it.
     """
     header = read(path, entry=METADATA)
     tensors = _tensors(header)
@@ -248,7 +248,7 @@ def file_arena_bytes(path: Path) -> int:
 
 
 def read_parts(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Every constant and operator of the file: what it is called, and all that it is."""
+    """Every constant and operator of the file: its name, and its content with all settings."""
     header = read(path, entry=METADATA)
     graph, codes = header.model.subgraphs[0], header.model.operatorCodes
     names = [tensor.name.decode() for tensor in graph.tensors]

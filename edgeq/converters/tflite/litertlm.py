@@ -218,13 +218,13 @@ class BundledRunner(LiteRTRunner):
             raise
 
     def close(self) -> None:
-        """Give everything back, and remove the copy."""
+        """Release everything, and delete the copy."""
         super().close()
         self._folder.cleanup()
 
 
 def generate(path: str | Path, prompt: str, max_tokens: int = 64, *, threads: int = 1) -> str:
-    """What LiteRT-LM says after a prompt, greedily.
+    """Generate text with LiteRT-LM, greedily.
 
     It runs in a process of its own, because a bundle it cannot read may make it abort.
 

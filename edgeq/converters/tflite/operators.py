@@ -53,7 +53,7 @@ class _Op:
 
 @dataclass
 class SubgraphWriter:
-    """One graph of a file. What no output needs is left out when it is finished.
+    """One graph of a file, in the making. Operators that no output needs are left out at the end.
 
     Args:
         file: the file it will be part of.
@@ -97,7 +97,7 @@ class SubgraphWriter:
         self._renamed[id(value)] = name
 
     def name_of(self, value: Value) -> str:
-        """What a tensor is called in the file."""
+        """Name of a tensor in the file."""
         return self.prefix + self._renamed.get(id(value), value.name)
 
     def finish(self, inputs: Mapping[str, Value], outputs: Mapping[str, Value]) -> None:
@@ -280,7 +280,7 @@ class SubgraphWriter:
         return self.op("LOGICAL_AND", [a, b], _both(a, b), options="LogicalAndOptions")
 
     def hidden(self, visible: Value) -> Value:
-        """What to add to scores: 0 where bool ``visible`` holds, elsewhere a large negative."""
+        """A mask to add to scores: 0 where ``visible`` is true, else a large negative number."""
         yes, no = self.constant(0.0), self.constant(_MASKED)
         return self.op("SELECT_V2", [visible, yes, no], visible.shape, "float32", "SelectV2Options")
 

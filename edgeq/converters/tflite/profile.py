@@ -66,7 +66,7 @@ class LiteRTTimedGraph:
             raise FormatError(f"LiteRT cannot run it on made-up inputs: {err}") from err
 
     def close(self) -> None:
-        """Give the interpreter back."""
+        """Close the interpreter."""
         self._interpreter = None
 
 

@@ -1,4 +1,4 @@
-"""What a .tflite file of ours says of itself: its settings, and the integers it holds."""
+"""Reading a .tflite file that edgeq wrote: its settings and its integers."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ _Results = Mapping[str, NDArray[np.float32]]
 
 
 def _recalled(model: Model, theirs: _Results) -> _Results:
-    """What later passes need of one: its keys and values, if the target gives all of them."""
+    """Keys and values of a pass, which later passes need, if the target gives all of them."""
     blocks = enumerate(model.config.blocks)
     wanted = [f"layers.{i}.{step}" for i, block in blocks for step in (key_step(block), "v")]
     return {n: theirs[n] for n in wanted} if all(n in theirs for n in wanted) else theirs
@@ -191,7 +191,7 @@ def _results(
 
 
 def is_small(model: Model) -> bool:
-    """Whether its weights may be held as float32, and the whole prompt's steps be looked at."""
+    """Whether a model is small enough to keep its weights as float32 and examine all steps."""
     return sum(int(np.prod(t.shape)) for t in model.tensors.values()) <= _SMALL
 
 

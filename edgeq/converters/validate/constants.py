@@ -32,7 +32,7 @@ _TABLES = ("cos", "sin")
 
 @dataclass(frozen=True)
 class StoredConstant:
-    """A constant as a file holds it.
+    """A constant as a file stores it.
 
     Args:
         name: ours where it is a tensor of the model, else the file's.
@@ -129,7 +129,7 @@ def _compare(
 
 
 def _numbered(constants: Iterable[StoredConstant]) -> Iterator[tuple[str, StoredConstant]]:
-    """Constants by name, of which those that share one are told apart by their order."""
+    """Constants by name; those of the same name are numbered."""
     seen: Counter[str] = Counter()
     for constant in constants:
         seen[constant.name] += 1

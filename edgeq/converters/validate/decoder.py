@@ -53,7 +53,7 @@ _WORTH_SAYING = 10.0
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a target may differ by.
+    """The differences that are accepted.
 
     Args:
         logits: largest difference of a logit, as a part of the logits' range; None if any.
@@ -196,7 +196,7 @@ def _prompts(model: Model, runner: DecoderRunner, steps: int) -> Sequence[Sequen
 
 
 class _RemainingTime:
-    """How long validation will take, from its first prompt.
+    """An estimate of how long validation will take, from its first prompt.
 
     Args:
         decoded: calls of the target after prompts.
@@ -241,7 +241,7 @@ def _human(seconds: float) -> str:
 
 
 def _measured(findings: DecoderFindings, decoding: Decoding, cost: Cost | None) -> DecoderFindings:
-    """The figures of the logits, and what of them is past the tolerance."""
+    """The measurements of the logits, and which of them exceed the tolerance."""
     limit = TOLERANCES[findings.precision]
     tie = 2 * (limit.logits or 2e-2) * decoding.range
     near_ties = sum(m <= tie for m in decoding.margins)

@@ -228,7 +228,7 @@ def _listed(ends: Mapping[str, list[int]]) -> str:
 def _weights(
     graph: Graph, stored: Iterable[tuple[str, QuantWeight]]
 ) -> tuple[dict[str, bool], dict[str, int]]:
-    """Whether each packed constant came back, and in how many bits it is held.
+    """Whether each packed constant was read back equal, and in how many bits it is stored.
 
     A bias of integers counts where the target has such; in Core ML it is of floats.
     """

@@ -93,7 +93,7 @@ class _Perturber:
         return bool(name) and self._source.info(name).dtype == "float32"
 
     def _before(self, name: str) -> str:
-        """The name for what a node makes, before it is moved."""
+        """Name of a node's output before the error is added."""
         if not name or not self._float(name):
             return name
         if name in self._source.quants and not self._static and not self._half:

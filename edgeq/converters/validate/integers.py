@@ -43,7 +43,7 @@ class TensorFault:
 def compare_integers(
     model: Model, read: Callable[[], Iterable[StoredWeight]], progress: Progress | None = None
 ) -> tuple[dict[str, bool], list[TensorFault]]:
-    """Hold every quantized matrix of the model against what a file has of it.
+    """Compare every quantized matrix of a model with what a file stores.
 
     Args:
         model: the artifact.
@@ -153,7 +153,7 @@ def _explained(
     fault: TensorFault,
     read: Callable[[], Iterable[StoredWeight]],
 ) -> TensorFault:
-    """The fault with what the whole matrix looks like, if that is known."""
+    """The fault, with a description of the whole matrix if it can be recognized."""
     pieces = sorted((p for p in read() if p.name == fault.name), key=lambda p: p.first)
     theirs = np.concatenate([_theirs(p)[0] for p in pieces])
     scales = np.concatenate([p.scales for p in pieces])
@@ -177,7 +177,7 @@ def _digest(values: Levels) -> bytes:
 
 
 def _likenesses(ours: Levels, theirs: Levels, mine: Scales, other: Scales) -> Iterator[str]:
-    """What the integers look like, likeliest first."""
+    """Descriptions that fit the integers, the most likely first."""
     if theirs.shape != ours.shape:
         return
     if np.array_equal(theirs, ours):

@@ -34,7 +34,7 @@ GGML_BLOCK = 32
 
 @dataclass(frozen=True)
 class Kernels:
-    """What a target computes where it is not exact arithmetic on its own constants.
+    """How the kernels of targets round, repeated in NumPy.
 
     Args:
         products: how it may multiply, the likeliest first; exactly if there is none.

@@ -1,4 +1,4 @@
-"""A target's logits beside those of the reference, row by row.
+"""A target's logits compared with those of the reference, row by row.
 
     `Decoding`   prompts and what the target says after them, greedily: logits, greedy tokens
     `Cost`       a text that the target reads token by token: the divergence that its kernels'
@@ -68,7 +68,7 @@ class Decoding:
     def compare(
         self, runner: DecoderRunner, prompt: Sequence[int], steps: int, stepped: Stepped
     ) -> None:
-        """Let the target read a prompt and go on greedily; the reference reads what it said.
+        """Let the target continue a prompt greedily, and the reference read the same tokens.
 
         Raises:
             FormatError: the output has another vocabulary.
@@ -111,7 +111,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a target's rounding costs on a text, nats.
+    """The cost of a target's rounding on a text, in nats.
 
     Args:
         target: divergence of the target from exact arithmetic, of each row.

@@ -201,7 +201,7 @@ class Machine:
         return self._plans[block]
 
     def constant(self, op: Op, env: Mapping[str, Any]) -> Sequence[Any]:
-        """What an operator without variable inputs gives: arrays, or `Packed` if they are large."""
+        """Results of an operator without variable inputs: arrays, or `Packed` if large."""
         if op.key not in self._constants:
             if op.type == "const":
                 values: Sequence[Any] = [self._held(op.inputs["val"][0])]

@@ -28,7 +28,7 @@ from edgeq.core.errors import FormatError, UsageError, unknown
 
 @dataclass(frozen=True)
 class FunctionDescription:
-    """What a function takes and gives.
+    """Inputs, outputs, states and operators of a function.
 
     Args:
         inputs, outputs, states: name -> type, in words.
@@ -43,7 +43,7 @@ class FunctionDescription:
 
 @dataclass(frozen=True)
 class Description:
-    """What a file holds.
+    """Kind, version and functions of a file.
 
     Args:
         kind: "mlProgram", "neuralNetworkClassifier", "pipeline" ...
@@ -78,14 +78,14 @@ class CoreMLModel:
 
     @property
     def default_function(self) -> str | None:
-        """The function that runs if none is named; None of what is no ML Program."""
+        """The function that runs if none is named; None if the file is not an ML Program."""
         if not self.programs:
             return None
         name = self.file.spec.description.defaultFunctionName or "main"
         return name if name in self.programs else next(iter(self.programs))
 
     def describe(self) -> Description:
-        """What it holds."""
+        """Its kind, version and functions."""
         spec = self.file.spec
         described_functions: dict[str, FunctionDescription] = {}
         missing: set[str] = set()

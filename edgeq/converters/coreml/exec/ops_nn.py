@@ -159,7 +159,7 @@ def conv_transpose(
 def _cropped(
     out: Array, kind: str, pad: Any, output_shape: Any, size: Sequence[int], steps: Sequence[int]
 ) -> Array:
-    """Take away what the padding of the convolution would have added."""
+    """Remove what the padding of the convolution would have added."""
     full = out.shape[2:]
     if output_shape is not None:
         wanted = ints(output_shape)[2:]

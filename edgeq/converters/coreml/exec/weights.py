@@ -55,7 +55,7 @@ Source = MilTensor | Packed
 
 
 def decompress(op: str, inputs: Mapping[str, Any], dtype: Any) -> Packed | tuple[Any, ...]:
-    """What a ``constexpr_`` operator gives.
+    """The constant that a ``constexpr_`` operator computes.
 
     Args:
         op: its type.
