@@ -164,12 +164,12 @@ def changed_files(out: Path) -> list[TensorFault]:
             faults.append(TensorFault(place.name, None, None, f"names the foreign file {name}"))
         elif not file.is_file():
             faults.append(TensorFault(name, None, None, "is named in the certificate and missing"))
-        elif (found := file_sha256(file)) != sha:
+        elif (actual := file_sha256(file)) != sha:
             faults.append(
                 TensorFault(
                     name, None, None,
                     f"is not the file that {place.name} was made for: its SHA-256 is "
-                    f"{found[:12]}..., the certificate says {sha[:12]}...",
+                    f"{actual[:12]}..., the certificate says {sha[:12]}...",
                 )
             )  # fmt: skip
     return faults

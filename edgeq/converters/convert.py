@@ -49,7 +49,7 @@ class Conversion:
 
 
 class ConversionSteps(Protocol):
-    """What `convert` does with one kind of source, step by step."""
+    """The steps of `convert` that depend on the kind of source."""
 
     def check_name(self, path: Path) -> None:
         """Refuse an output that the target would not recognize by its name."""
@@ -71,7 +71,7 @@ class ConversionSteps(Protocol):
         """Refuse an output that is wrong beyond doubt, where validation is left out."""
 
     def source(self) -> Mapping[str, Any]:
-        """What a certificate says about the source."""
+        """The source as a certificate records it."""
 
     def versions(self) -> Mapping[str, str]:
         """The libraries that took part."""

@@ -50,7 +50,7 @@ class Container:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How one tensor is held by a target.
+    """How a target stores one tensor.
 
     Args:
         container: the kind.
@@ -82,15 +82,15 @@ def encode(
         UnsupportedError: none does; names the nearest schemes that would be held.
     """
     for container in sorted(containers, key=lambda c: (c.bits, not c.palette)):
-        found, group = _fits(scheme, k, container)
-        if found:
+        fits, group = _fits(scheme, k, container)
+        if fits:
             return Encoding(container, group)
-    held = sorted(
+    supported = sorted(
         {str(s) for c in containers for s in _schemes(c)},
         key=lambda text: (abs(int(text[1]) - scheme.bits), len(text), text),
     )
     raise UnsupportedError(
-        f"{target} cannot hold {name} as {scheme}; quantize it as one of {', '.join(held[:4])}"
+        f"{target} cannot hold {name} as {scheme}; quantize it as one of {', '.join(supported[:4])}"
     )
 
 
@@ -190,7 +190,7 @@ def _fits(scheme: QuantScheme, k: int, container: Container) -> tuple[bool, int 
 def _schemes(container: Container) -> list[QuantScheme]:
     if container.palette or container.bits not in BITS:
         return []
-    found = [QuantScheme(container.bits, group_size=g) for g in container.groups]
+    schemes = [QuantScheme(container.bits, group_size=g) for g in container.groups]
     if container.channel:
-        found.append(QuantScheme(container.bits, granularity="channel", group_size=None))
-    return found
+        schemes.append(QuantScheme(container.bits, granularity="channel", group_size=None))
+    return schemes

@@ -1,4 +1,4 @@
-"""What a file says of itself beside what a runtime reads: JSON, compressed where that is shorter.
+"""edgeq's own metadata in a converted file: JSON, compressed if that is shorter.
 
 Such a note names every packed constant and every grid. As plain JSON it would be a twentieth of
 a small network's file.
@@ -19,39 +19,39 @@ _MARK = b"\x78"
 _TEXT_MARK = "zlib85:"
 
 
-def blob_bytes(held: Mapping[str, Any]) -> bytes:
-    """A note for a place that takes bytes: JSON, or that compressed by zlib."""
-    plain = _json(held)
+def blob_bytes(metadata: Mapping[str, Any]) -> bytes:
+    """Metadata as bytes: JSON, or JSON compressed by zlib."""
+    plain = _json(metadata)
     return min(plain, zlib.compress(plain, 9), key=len)
 
 
-def blob_text(held: Mapping[str, Any]) -> str:
-    """A note for a place that takes text: JSON, or a mark and that compressed, in base 85."""
-    plain = _json(held)
+def blob_text(metadata: Mapping[str, Any]) -> str:
+    """Metadata as text: JSON, or a mark and compressed JSON in base 85."""
+    plain = _json(metadata)
     packed = _TEXT_MARK + base64.b85encode(zlib.compress(plain, 9)).decode()
     return min(plain.decode(), packed, key=len)
 
 
-def read_blob(given: str | bytes) -> dict[str, Any]:
-    """What a note says.
+def read_blob(blob: str | bytes) -> dict[str, Any]:
+    """Read metadata that `blob_bytes` or `blob_text` wrote.
 
     Args:
-        given: what `blob_text` or `blob_bytes` made.
+        blob: what `blob_text` or `blob_bytes` made.
 
     Raises:
         FormatError: it is none.
     """
-    raw = given.encode() if isinstance(given, str) else given
+    raw = blob.encode() if isinstance(blob, str) else blob
     try:
         if raw.startswith(_TEXT_MARK.encode()):
             raw = base64.b85decode(raw[len(_TEXT_MARK) :])
-        held = json.loads(zlib.decompress(raw) if raw.startswith(_MARK) else raw)
+        metadata = json.loads(zlib.decompress(raw) if raw.startswith(_MARK) else raw)
     except (ValueError, zlib.error) as err:
         raise FormatError(f"the metadata of the file is damaged: {err}") from err
-    if not isinstance(held, dict):
+    if not isinstance(metadata, dict):
         raise FormatError("the metadata of the file is damaged: it is not a JSON object")
-    return held
+    return metadata
 
 
-def _json(held: Mapping[str, Any]) -> bytes:
-    return json.dumps(held, separators=(",", ":")).encode()
+def _json(metadata: Mapping[str, Any]) -> bytes:
+    return json.dumps(metadata, separators=(",", ":")).encode()

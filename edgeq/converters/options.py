@@ -1,4 +1,4 @@
-"""What a conversion can be asked for, whatever the target."""
+"""Options of conversions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A converted model in its own runtime: what every runner offers, of decoders and of graphs."""
+"""Converted models in their own runtimes: the interface of every runner."""
 
 from __future__ import annotations
 

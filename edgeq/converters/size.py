@@ -1,4 +1,4 @@
-"""What a conversion will take on the disk, known before it is made."""
+"""Size of a converted file, computed before it is written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgeq.model.model import Model
 
 @dataclass(frozen=True)
 class Size:
-    """A matrix as a target will hold it.
+    """A matrix as a target will store it.
 
     Args:
         name: ours.
@@ -28,7 +28,7 @@ class Size:
 
 
 def total_bytes(model: Model, sizes: Iterable[Size]) -> int:
-    """About what the output takes: matrices, vectors as float32, and the tokenizer."""
+    """About the size of the output: matrices, vectors as float32, and the tokenizer."""
     vectors = sum(
         4 * tensor.shape[0] for tensor in model.tensors.values() if len(tensor.shape) == 1
     )
@@ -37,16 +37,16 @@ def total_bytes(model: Model, sizes: Iterable[Size]) -> int:
 
 def widened(target: str, sizes: Iterable[Size]) -> list[str]:
     """Why integers take more bits than in the source, a sentence for each reason."""
-    found: Counter[tuple[str, int]] = Counter()
+    wider: Counter[tuple[str, int]] = Counter()
     for size in sizes:
         if isinstance(size.tensor, QuantTensor) and (size.bits or 0) > size.tensor.scheme.bits:
             scheme = size.tensor.scheme
             kind = "palettes" if scheme.codebook else f"{scheme.bits}-bit integers"
             if not scheme.symmetric and not scheme.codebook:
                 kind += " with zero points"
-            found[kind, size.bits or 0] += 1
+            wider[kind, size.bits or 0] += 1
     return [
         f"{target} has no {kind}, so {count} matrices are held as {bits}-bit integers of the same "
         "values."
-        for (kind, bits), count in found.items()
+        for (kind, bits), count in wider.items()
     ]

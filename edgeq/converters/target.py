@@ -1,4 +1,4 @@
-"""What a target is: a format, with what writes, reads and runs it.
+"""The parts of a target: another runtime's format, with what writes, reads and runs it.
 
 A target is a `Target`: one row of `edgeq.converters.targets.TARGETS`, which says everything that
 is known without importing the target, and up to three classes, each imported when it is needed:
@@ -279,7 +279,7 @@ class TimedGraph(Protocol):
 
 
 class ProfilerTarget(Protocol):
-    """What a target's runtime can time; subclass it explicitly."""
+    """Times and operator counts from a target's runtime; subclass it explicitly."""
 
     name: str = ""
     """What profiles: "onnxruntime"."""
@@ -351,7 +351,7 @@ class Target:
     profiler: Callable[[], ProfilerTarget] | None = None
 
     def decoder_target(self) -> DecoderTarget:
-        """What converts language models.
+        """The class that converts language models.
 
         Raises:
             UsageError: the target takes none.

@@ -1,4 +1,4 @@
-"""The table of targets, and what is looked up in it.
+"""The table of targets, and functions that look something up in it.
 
 A new target is one folder below `edgeq.converters`, or any package that calls `register`, and one
 row. ``docs/extending.md`` shows the way.
@@ -124,7 +124,7 @@ def target_named(name: str) -> Target:
 
 
 def graph_target(name: str) -> GraphTarget:
-    """What converts graphs to a target.
+    """The class that converts graphs to a target.
 
     Raises:
         UsageError: there is no such target, or it takes no graphs.
@@ -169,7 +169,7 @@ def target_of(path: str | Path) -> str:
 
 
 def graph_suffixes() -> tuple[str, ...]:
-    """What the names of converted graphs end in."""
+    """Endings of the files that graphs are converted to."""
     return tuple(suffix for row in TARGETS.values() for suffix in row.graph_outputs)
 
 

@@ -1,9 +1,9 @@
 """Core ML: one .mlpackage that holds the artifact's own integers, packed.
 
-What is written, and how the graph looks, is told in `coreml_graph`, how weights are held in
-`coreml_weights`. On this machine a package is executed by `coreml_exec`, in NumPy and float32:
-that shows that the program means what it should. It says nothing of Apple's compiler, the Neural
-Engine, or speed; ``examples/coreml_smoke_test.py`` runs a package on a Mac and compares.
+`edgeq.converters.coreml.program` builds the program, `edgeq.converters.coreml.weights` stores the
+weights. A package is executed by `edgeq.converters.coreml.exec`, in NumPy and float32: that shows
+that the program means what it should. It says nothing of Apple's compiler, the Neural Engine, or
+speed; ``examples/coreml_smoke_test.py`` runs a package on a Mac and compares.
 
 Options of `edgeq.converters.Options`:
     context   positions of the cache; the model's own, at most 4096
@@ -94,7 +94,7 @@ class CoreMLDecoderTarget(DecoderTarget):
         """
         self.check(model, options)
         settings = _settings(model.config, options)
-        held = matrices(model, settings.target, settings.narrow)
+        stored = matrices(model, settings.target, settings.narrow)
         about = {
             "format": FORMAT,
             "config": model.config.to_dict(),
@@ -108,12 +108,16 @@ class CoreMLDecoderTarget(DecoderTarget):
             ),
             "edgeq": __version__,
         }
-        schemes = sorted({str(getattr(model.tensors[name], "scheme", "float")) for name in held})
+        schemes = sorted({str(getattr(model.tensors[name], "scheme", "float")) for name in stored})
         write_package(
             Path(out),
-            program(model, settings, held),
+            program(model, settings, stored),
             VERSIONS[settings.target],
-            {constant.name: constant for matrix in held.values() for constant in matrix.constants},
+            {
+                constant.name: constant
+                for matrix in stored.values()
+                for constant in matrix.constants
+            },
             {ENTRY: json.dumps(about, separators=(",", ":"))},
             f"{model.config.family} decoder, {', '.join(schemes)}, by edgeq",
             progress,
@@ -146,7 +150,7 @@ class CoreMLDecoderTarget(DecoderTarget):
         """The integers as the package holds them, tensor by tensor.
 
         Raises:
-            FormatError: the package is damaged, or not ours.
+            FormatError: the package is damaged, or edgeq did not write it.
         """
         package = DecoderPackage(path)
         ops: dict[str, Op] = {
@@ -157,14 +161,14 @@ class CoreMLDecoderTarget(DecoderTarget):
                 yield from read_matrix(name, shape, ops)
 
     def open_runner(self, path: str | Path, *, threads: int | None = None) -> DecoderRunner:
-        """A package in our executor of Core ML programs.
+        """Open a package in edgeq's executor of Core ML programs.
 
         Args:
             path: the package.
             threads: NumPy's own are used, whatever this says.
 
         Raises:
-            FormatError: the package is damaged, or not ours.
+            FormatError: the package is damaged, or edgeq did not write it.
             MissingDependencyError: coremltools is not installed.
         """
         del threads
@@ -205,7 +209,7 @@ class CoreMLDecoderTarget(DecoderTarget):
                     yield operator(f"{name}/{op.name}", (op.type, sorted(read.items()), op.outputs))
 
     def kernels(self, path: str | Path, model: Model) -> Kernels:
-        """What is executed here computes in float32 and rounds no inputs."""
+        """The executor computes in float32 and rounds no inputs."""
         return Kernels()
 
     def execute(self, path: str | Path) -> Execution:
@@ -219,13 +223,13 @@ class CoreMLDecoderTarget(DecoderTarget):
         model = open_model(path)
         functions = model.describe().functions
         name = model.default_function or next(iter(functions))
-        given = model.sample()
-        found = model.predict(given)
+        inputs = model.sample()
+        outputs = model.predict(inputs)
         return Execution(
             RUNTIME,
             functions[name].ops,
-            {key: np.shape(value) for key, value in given.items()},
-            {key: _as_array(value) for key, value in found.items()},
+            {key: np.shape(value) for key, value in inputs.items()},
+            {key: _as_array(value) for key, value in outputs.items()},
         )
 
     def versions(self) -> dict[str, str]:
@@ -244,7 +248,7 @@ def _arithmetic(settings: CoreMLSettings) -> str:
 
 
 def _precision(model: Model, settings: CoreMLSettings) -> Precision:
-    """What is lost even where the program is computed in float32."""
+    """The precision that is lost even where the program is computed in float32."""
     floats = any(
         not isinstance(model.tensors[name], QuantTensor) for name, _ in model.config.linears()
     )
@@ -300,14 +304,16 @@ def _traced(
     for piece in pieces(past):
         runner.forward(np.asarray(piece))
     parts: dict[str, list[NDArray[np.float32]]] = {}
-    for found in runner.passes(tokens, runner.steps):
-        for label, value in found.items():
+    for results in runner.passes(tokens, runner.steps):
+        for label, value in results.items():
             rows = np.asarray(value, np.float32)
             # of logits there is one row, the last
-            held = [] if label == "logits" else parts.setdefault(STEP.sub(_dotted, label), [])
-            held.append(rows)
+            pieces_of_label = (
+                [] if label == "logits" else parts.setdefault(STEP.sub(_dotted, label), [])
+            )
+            pieces_of_label.append(rows)
             if label == "logits":
-                parts["logits"] = held
+                parts["logits"] = pieces_of_label
     return {name: np.concatenate(rows) for name, rows in parts.items()}
 
 

@@ -90,10 +90,10 @@ class CoreMLGraphTarget(GraphTarget):
             MissingDependencyError: coremltools is not installed.
         """
         chosen = settings(options)
-        found = support.faults(graph, chosen.target)
-        if found:
+        refusals = support.faults(graph, chosen.target)
+        if refusals:
             raise UnsupportedError(
-                f"Core ML on {chosen.target} cannot hold {graph.name}:\n  " + "\n  ".join(found)
+                f"Core ML on {chosen.target} cannot hold {graph.name}:\n  " + "\n  ".join(refusals)
             )
         protobuf("to write Core ML packages")
 
@@ -203,9 +203,9 @@ def _told(graph: Graph, name: str, label: str) -> dict[str, Any]:
 
 
 def _held(graph: Graph, name: str) -> QuantWeight:
-    held = graph.constants[name]
-    assert isinstance(held, QuantWeight)
-    return held
+    constant = graph.constants[name]
+    assert isinstance(constant, QuantWeight)
+    return constant
 
 
 # --- memory -----------------------------------------------------------------------------------
@@ -220,16 +220,16 @@ def _is_half(graph: Graph, name: str, precision: str) -> bool:
 def _fused(graph: Graph) -> Graph:
     """The graph with activations made part of the node before them."""
     nodes: list[Node] = []
-    made: dict[str, int] = {}
+    node_of: dict[str, int] = {}
     for node in graph.nodes:
         source = node.inputs[0] if node.inputs else ""
         alone = graph.only_consumer(source) is node and source not in graph.quants
-        if node.op in ACTIVATIONS and alone and source in made:
-            at = made[source]
+        if node.op in ACTIVATIONS and alone and source in node_of:
+            at = node_of[source]
             nodes[at] = replace(nodes[at], outputs=(node.output,))
         else:
             at = len(nodes)
             nodes.append(node)
         if len(nodes[at].outputs) == 1:
-            made[node.output] = at
+            node_of[node.output] = at
     return replace(graph, nodes=tuple(nodes))

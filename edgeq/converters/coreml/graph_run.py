@@ -1,6 +1,6 @@
 """A package that a graph was lowered to: its integers read back, and executed.
 
-See `coreml_lower`.
+See `edgeq.converters.coreml.lower`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _RUNTIME = f"edgeq.converters.coreml.exec (NumPy {np.__version__})"
 
 
 class GraphPackage:
-    """A package of ours, opened."""
+    """An open package with a graph that edgeq converted."""
 
     def __init__(self, path: str | Path) -> None:
         file = open_file(path)
@@ -56,10 +56,10 @@ class GraphPackage:
             self.quants: dict[str, str] = self.about["quants"]
         except (ValueError, KeyError, TypeError) as err:
             raise FormatError(f"{path}: its description is damaged ({err})") from err
-        held = functions(file)
-        if "main" not in held:
+        by_name = functions(file)
+        if "main" not in by_name:
             raise FormatError(f"{path} has no function 'main'")
-        self.function: Function = held["main"]
+        self.function: Function = by_name["main"]
         self.ops: dict[str, Op] = {
             name: op for op in self.function.block.ops for name, _ in op.outputs
         }
@@ -73,24 +73,24 @@ class GraphPackage:
         return QuantParams(scale, int(weights.constant(op, "zero_point", self.ops)))
 
 
-def _info(told: Mapping[str, Any]) -> Info:
-    return Info(tuple(int(n) for n in told["shape"]), str(told["dtype"]))
+def _info(entry: Mapping[str, Any]) -> Info:
+    return Info(tuple(int(n) for n in entry["shape"]), str(entry["dtype"]))
 
 
 def read_weights(path: Path) -> Iterator[tuple[str, QuantWeight]]:
     """Quantized constants by the graph's names, with levels and scales as the package holds them.
 
-    A bias is told where its integers can be; see `coreml_lower`.
+    A bias is told where its integers can be; see `edgeq.converters.coreml.lower`.
 
     Raises:
-        FormatError: the package is damaged, or not ours.
+        FormatError: the package is damaged, or edgeq did not write it.
     """
     package = GraphPackage(path)
     scales: dict[str, NDArray[np.float32]] = {}
     for name, about in package.constants.items():
-        held = weights.read(about["id"], about["scales"], about, package.ops)
-        scales[name] = held.scales
-        yield name, held
+        weight = weights.read(about["id"], about["scales"], about, package.ops)
+        scales[name] = weight.scales
+        yield name, weight
     for name, about in package.biases.items():
         values = weights.constant(package.ops[about["id"]], "val", package.ops)
         step = weights.bias_scales(
@@ -104,7 +104,7 @@ def read_quants(path: Path) -> dict[str, QuantParams]:
     """How values are rounded, by the graph's names, as the package holds it.
 
     Raises:
-        FormatError: the package is damaged, or not ours.
+        FormatError: the package is damaged, or edgeq did not write it.
     """
     package = GraphPackage(path)
     return {name: package.quant(name) for name in package.quants}
@@ -114,14 +114,14 @@ def read_quants(path: Path) -> dict[str, QuantParams]:
 
 
 class CoreMLGraphRunner:
-    """A package executed by `coreml_exec`, with the graph's own names, shapes and types.
+    """A package in edgeq's executor, called by the graph's own names, shapes and types.
 
     Args:
         path: of the package.
         arithmetic: what float16 is held as.
 
     Raises:
-        FormatError: the package is damaged, or not ours.
+        FormatError: the package is damaged, or edgeq did not write it.
     """
 
     def __init__(self, path: str | Path, arithmetic: Arithmetic = "float32") -> None:
@@ -145,7 +145,7 @@ class CoreMLGraphRunner:
         for name in feeds:
             if name not in self.inputs:
                 raise UsageError(unknown("input", name, self.inputs))
-        given = {}
+        inputs = {}
         for name, (label, info) in self._package.inputs.items():
             if name not in feeds:
                 raise UsageError(f"the input {name!r} is missing: {list(info.shape)} {info.dtype}")
@@ -156,15 +156,15 @@ class CoreMLGraphRunner:
                     f"{list(info.shape)}"
                 )
             kind = np.float32 if info.dtype == "float32" else np.int32
-            given[label] = held_as(name, value, kind).reshape(info.shape or (1,))
-        found = self._machine.run(self._package.function, given)
+            inputs[label] = held_as(name, value, kind).reshape(info.shape or (1,))
+        results = self._machine.run(self._package.function, inputs)
         return {
-            name: np.asarray(found[label]).reshape(info.shape).astype(info.dtype)
+            name: np.asarray(results[label]).reshape(info.shape).astype(info.dtype)
             for name, (label, info) in self._package.outputs.items()
         }
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release everything."""
         self._machine = Machine()
 
 
@@ -178,13 +178,13 @@ def file_arena_bytes(path: Path) -> int:
 
 
 def read_parts(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Every constant and operator of the file: what it is called, and all that it is."""
+    """Every constant and operator of the file: its name, and its content with all settings."""
     for name, function in functions(open_file(path)).items():
         for i, op in enumerate(function.block.walk()):
             about = [f"{op.type} {op.outputs}".encode()]
-            for key, given in sorted(op.inputs.items()):
+            for key, values in sorted(op.inputs.items()):
                 about.append(key.encode())
-                about += [_given(one) for one in given]
+                about += [_given(one) for one in values]
             yield f"{op.type} {op.name or i} of {name}", b"\0".join(about)
 
 

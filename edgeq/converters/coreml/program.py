@@ -46,7 +46,7 @@ Var = Any
 
 @dataclass(frozen=True)
 class CoreMLSettings:
-    """What a program is built for.
+    """Settings of a program.
 
     Args:
         target: "ios18" or "ios16".
@@ -388,15 +388,15 @@ class MilGraph:
             begin, end = self._place(layer)
             changed = mb.slice_update(x=self._cache[name], update=new, begin=begin, end=end)
             self._cache[name] = mb.coreml_update_state(state=self.inputs[name], value=changed)
-        held = mb.slice_by_index(
+        current = mb.slice_by_index(
             x=self._cache[name],
             begin=[layer, 0, 0, 0],
             end=[layer + 1, c.kv_heads, self.s.context, c.head_dim],
         )
         if self.s.target == "ios16":
             self._new[name].append(new)
-            held = mb.concat(values=[held, new], axis=2)
-        return self._narrow(held)
+            current = mb.concat(values=[current, new], axis=2)
+        return self._narrow(current)
 
     def _place(self, layer: int) -> tuple[Var, Var]:
         """Begin and end of the layer's new positions in the cache."""
@@ -460,7 +460,7 @@ class MilGraph:
 
 
 def _named(x: Var, name: str) -> Var:
-    """Give the operator that made x, and its result, a name."""
+    """Name the operator that computes x, and its result."""
     x.op.name = name
     x.set_name(name)
     return x

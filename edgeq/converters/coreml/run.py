@@ -1,4 +1,4 @@
-"""Core ML packages of ours, opened, and executed by `coreml_exec`."""
+"""Core ML packages that edgeq wrote, executed by `edgeq.converters.coreml.exec`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STEP = re.compile(rf"layers_(\d+)_({'|'.join(LAYER_STEPS)})|embed|final_norm|log
 
 
 class DecoderPackage:
-    """A package of ours, opened."""
+    """An open package with a language model that edgeq converted."""
 
     def __init__(self, path: str | Path) -> None:
         self.file: File = open_file(path)
@@ -66,7 +66,7 @@ class DecoderPackage:
 
 
 class CoreMLRunner:
-    """A package executed by `coreml_exec`.
+    """A package in edgeq's executor of Core ML programs.
 
     ``call`` is all that touches the executor: with another in its place, the same feeding of
     tokens runs the package elsewhere.
@@ -98,7 +98,7 @@ class CoreMLRunner:
         return tuple(name for op in block.ops for name, _ in op.outputs if STEP.fullmatch(name))
 
     def reset(self) -> None:
-        """Forget all tokens."""
+        """Empty the cache."""
         package = self._package
         first = package.function(1)
         self._state: State = self._machine.new_state(first)
@@ -112,7 +112,7 @@ class CoreMLRunner:
         self.n_past = 0
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release everything."""
         self._state, self._past = {}, {}
 
     def forward(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -166,9 +166,9 @@ class CoreMLRunner:
         inputs = {"tokens": piece, "position": position, **self._past}
         if "last" in function.inputs:
             inputs["last"] = last
-        found = self.call(function.name, inputs, watch)
+        results = self.call(function.name, inputs, watch)
         for cache, new in (("key_cache", "new_keys"), ("value_cache", "new_values")):
-            if new in found:
-                self._past[cache][:, :, self.n_past : self.n_past + n] = found.pop(new)[:, :, :n]
+            if new in results:
+                self._past[cache][:, :, self.n_past : self.n_past + n] = results.pop(new)[:, :, :n]
         self.n_past += n
-        return {k: v if k == "logits" else v[:n] for k, v in found.items()}
+        return {k: v if k == "logits" else v[:n] for k, v in results.items()}

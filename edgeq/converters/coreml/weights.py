@@ -108,7 +108,7 @@ class Matrix:
 
     @property
     def constants(self) -> Iterator[BlobConstant]:
-        """What goes to weight.bin by name."""
+        """The constants that are written to weight.bin, by name."""
         for constant in (self.data, self.scale, self.offset):
             if constant is not None:
                 yield constant
@@ -120,7 +120,7 @@ def identifier(name: str) -> str:
 
 
 def matrices(model: Model, target: str, float_kind: str) -> dict[str, Matrix]:
-    """All matrices of a model as the system holds them, by our names.
+    """All matrices of a model as the system stores them, by edgeq's names.
 
     Args:
         model: the model.
@@ -308,8 +308,8 @@ def read_matrix(name: str, shape: tuple[int, int], ops: Mapping[str, Op]) -> Ite
 
 def _constant(op: Op, parameter: str) -> MilTensor | None:
     """A parameter that is a constant of its own."""
-    found = op.inputs.get(parameter, [])
-    return found[0] if found and isinstance(found[0], MilTensor) else None
+    values = op.inputs.get(parameter, [])
+    return values[0] if values and isinstance(values[0], MilTensor) else None
 
 
 def _looked_up(op: Op, shape: tuple[int, int]) -> tuple[NDArray[np.int16], MilTensor | Packed]:

@@ -221,13 +221,13 @@ def _write_tensor(model: Model, placed: Placed, file: BinaryIO) -> None:
 
 
 def _interleaved(n: int, heads: int) -> NDArray[np.intp]:
-    """Which of our rows each row of the file is: of a head, j and j + D/2 become neighbors."""
+    """Index in edgeq's order of each row of the file: of a head, j and j + D/2 become neighbors."""
     within = np.arange(n // heads).reshape(2, -1).T.reshape(-1)
     return cast("NDArray[np.intp]", (np.arange(heads)[:, None] * (n // heads) + within).reshape(-1))
 
 
 def _encoded(model: Model, name: str, entry: TensorEntry, a: int, b: int) -> NDArray[Any]:
-    """Rows of one of our tensors in the file's type."""
+    """Rows of a tensor in the file's type."""
     tensor = model.tensors[name]
     if not isinstance(tensor, QuantTensor):
         return _floats(_adjusted(model, name, tensor, a, b), entry)

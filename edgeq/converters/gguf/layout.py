@@ -1,4 +1,4 @@
-"""What goes where in a GGUF file, what it says of the model, and what llama.cpp would get wrong."""
+"""The tensors and metadata of a GGUF file, and which models llama.cpp would compute wrongly."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "
 
 @dataclass(frozen=True)
 class Placed:
-    """One tensor of the file: ours, one below the other.
+    """One tensor of the file: one of the model's tensors, or several below each other.
 
     Args:
         entry: as the header announces it.
@@ -225,12 +225,14 @@ def _type(model: Model, names: Sequence[str], k: int) -> str:
 
 
 def _kind(name: str, tensor: QuantTensor) -> Kind:
-    found = encode(name, tensor.scheme, tensor.shape[1], tuple(_CONTAINERS.values()), "llama.cpp")
-    if found.container.asymmetric:
+    encoding = encode(
+        name, tensor.scheme, tensor.shape[1], tuple(_CONTAINERS.values()), "llama.cpp"
+    )
+    if encoding.container.asymmetric:
         zeros = cast("NDArray[np.uint8]", tensor.zero_points).astype(np.int16)
         exact = minimum_is_exact(tensor.scales.astype(np.float32), zeros)
         return "Q4_1" if exact else "Q5_0"
-    return next(kind for kind, held in _CONTAINERS.items() if held == found.container)
+    return next(kind for kind, container in _CONTAINERS.items() if container == encoding.container)
 
 
 def metadata(model: Model, options: Options, parts: Sequence[Placed]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from edgeq.model.block import (
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What a file says of its model, as far as its matrices are concerned.
+    """The hyperparameters of a file that its matrices depend on.
 
     Args:
         arch: what llama.cpp computes for the file's architecture.

@@ -49,11 +49,11 @@ class ReadBackRunner:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all tokens."""
+        """Empty the cache."""
         self._cache = self._reference.new_cache()
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release everything."""
         self.reset()
 
     def forward(self, tokens: NDArray[np.int64]) -> Array:
@@ -67,11 +67,11 @@ class ReadBackRunner:
         builder = TracedReference(self._model)
         for piece in pieces(past):
             builder.trace(piece)
-        found = builder.trace(tokens)
-        for name in found:
+        results = builder.trace(tokens)
+        for name in results:
             step = name.rpartition(".")[2]
             if step in ("gate", "up", "act"):
-                found[name] = found[name][:, : self._shape.ffn]
+                results[name] = results[name][:, : self._shape.ffn]
             elif step in ("q_norm", "q_rope"):
-                found[name] = found[name] / np.float32(self._shape.query_scale)
-        return found
+                results[name] = results[name] / np.float32(self._shape.query_scale)
+        return results

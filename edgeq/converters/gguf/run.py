@@ -90,9 +90,9 @@ class LlamaRunner:
             params.cb_eval = self._watch
         self._state = api.llama_init_from_model(self._model, params)
         if not self._state:
-            said = self._said()
+            reason = self._said()
             self.close()
-            raise EdgeqError(f"llama.cpp cannot create a context for {path}: {said}")
+            raise EdgeqError(f"llama.cpp cannot create a context for {path}: {reason}")
         self._batch = api.llama_batch_init(_BATCH, 0, 1)
         self._n = 0
 
@@ -129,7 +129,7 @@ class LlamaRunner:
         return list(room[:n])
 
     def reset(self) -> None:
-        """Forget all tokens."""
+        """Empty the cache."""
         self._api.llama_memory_clear(self._api.llama_get_memory(self._state), True)
         self._n = 0
 
@@ -221,7 +221,7 @@ def read_weights(path: Path) -> Iterator[StoredWeight]:
 
 
 def read_constants(path: Path) -> Iterator[StoredConstant]:
-    """Every tensor as its bytes or floats, by our names where it has one, and every key."""
+    """Every tensor as bytes or floats, by edgeq's name if it has one, and every key."""
     file = open_gguf(path)
     shape = _shape(file)
     kinds = {"F32": np.float32, "F16": np.float16}
@@ -312,17 +312,17 @@ def load_vocabulary(path: Path) -> tuple[Any, Any]:
 
 @cache
 def _log(api: Any) -> list[str]:
-    """What llama.cpp says of errors, in place of its writing to stderr."""
-    said: list[str] = []
+    """llama.cpp's error messages, which it would otherwise write to stderr."""
+    lines: list[str] = []
 
     def take(level: int, text: bytes, _: Any) -> None:
         if level == 4:  # error
-            said.append(text.decode(errors="replace"))
+            lines.append(text.decode(errors="replace"))
 
     callback = api.llama_log_callback(take)
     _KEPT.append(callback)
     api.llama_log_set(callback, ctypes.c_void_p(0))
-    return said
+    return lines
 
 
 def _described(path: Path) -> tuple[ModelShape, int, Precision]:

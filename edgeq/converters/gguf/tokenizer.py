@@ -124,8 +124,8 @@ class ReadBack:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text."""
-        made = self._tokenizer
-        return [[*made.prefix, *ids, *made.suffix] for ids in made.encode_all(texts)]
+        tokenizer = self._tokenizer
+        return [[*tokenizer.prefix, *ids, *tokenizer.suffix] for ids in tokenizer.encode_all(texts)]
 
     def excuse(self, text: str) -> str | None:
         """Nothing is excused."""
@@ -134,11 +134,12 @@ class ReadBack:
 
 def _check_same_ids(tokenizer: HfTokenizer, keys: Mapping[str, Any], sentencepiece: bool) -> None:
     """Refuse a tokenizer that llama.cpp's rules make other ids of."""
-    found = compare_texts(tokenizer, ReadBack(keys), _token_texts(keys, sentencepiece))
-    if found.complaint:
+    report = compare_texts(tokenizer, ReadBack(keys), _token_texts(keys, sentencepiece))
+    if report.complaint:
         raise UnsupportedError(
             f"llama.cpp would not give the model the tokens it was trained with: "
-            f"{found.complaint}; {found.compared - found.equal} of {found.compared} texts differ; "
+            f"{report.complaint}; {report.compared - report.equal} of {report.compared} texts "
+            "differ; "
             "convert to litertlm or genai"
         )
 
@@ -345,12 +346,12 @@ def _pre_tokenizer(document: Mapping[str, Any], bpe: Mapping[str, Any]) -> str:
 def _special(model: Model, tokenizer: HfTokenizer, tokens: Sequence[str]) -> dict[str, Any]:
     """Special tokens, those that end a generation, and what is put before and after a text."""
     where = {token: i for i, token in enumerate(tokens)}
-    found = {
+    ids = {
         name: where.get(tokenizer.special.get(f"{name}_token", ""))
         for name in ("bos", "unk", "pad")
     }
     keys: dict[str, Any] = {}
-    bos = model.config.bos if found["bos"] is None else found["bos"]
+    bos = model.config.bos if ids["bos"] is None else ids["bos"]
     if tokenizer.prefix:
         bos = tokenizer.prefix[0]
     ends = [
@@ -378,20 +379,20 @@ def _special(model: Model, tokenizer: HfTokenizer, tokens: Sequence[str]) -> dic
         )
     for name, i in zip(names, further, strict=False):
         keys[f"tokenizer.ggml.{name}_token_id"] = i
-    if found["unk"] is not None:
-        keys["tokenizer.ggml.unknown_token_id"] = found["unk"]
-    if found["pad"] is not None:
-        keys["tokenizer.ggml.padding_token_id"] = found["pad"]
+    if ids["unk"] is not None:
+        keys["tokenizer.ggml.unknown_token_id"] = ids["unk"]
+    if ids["pad"] is not None:
+        keys["tokenizer.ggml.padding_token_id"] = ids["pad"]
     keys["tokenizer.ggml.add_bos_token"] = bool(tokenizer.prefix)
     keys["tokenizer.ggml.add_eos_token"] = bool(tokenizer.suffix)
     return keys
 
 
 def _templates(files: Mapping[str, bytes]) -> dict[str, Any]:
-    prefix, found = "tokenizer.chat_template", chat_templates(files)
+    prefix, templates = "tokenizer.chat_template", chat_templates(files)
     keys: dict[str, Any] = {
-        prefix if name == DEFAULT else f"{prefix}.{name}": text for name, text in found.items()
+        prefix if name == DEFAULT else f"{prefix}.{name}": text for name, text in templates.items()
     }
-    if others := [name for name in found if name != DEFAULT]:
+    if others := [name for name in templates if name != DEFAULT]:
         keys["tokenizer.chat_templates"] = others
     return keys

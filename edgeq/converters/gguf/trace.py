@@ -1,4 +1,4 @@
-"""What llama.cpp computes on the way, by the decoder's names.
+"""llama.cpp's intermediate results, by the names of `edgeq.model.decoder`.
 
 llama.cpp calls back with every tensor of its graph. Steps are known by the weights they use, not
 by the names llama.cpp gives results: the product with ``blk.0.attn_q.weight`` is ``layers.0.q``,
@@ -70,12 +70,12 @@ class TensorRecorder:
         self.weights: dict[int, str] = {}
 
     def clear(self) -> None:
-        """Forget what was computed."""
+        """Delete the recorded results."""
         self.nodes.clear()
         self.weights.clear()
 
     def __call__(self, address: int, ask: bool, _: Any) -> bool:
-        """Asked first whether a tensor is wanted, then told that it is there."""
+        """The callback of llama.cpp: asks whether a tensor is wanted, then announces it."""
         if ask:
             return True
         tensor = _Tensor.from_address(address)
@@ -100,34 +100,34 @@ def _copied(tensor: _Tensor) -> Array | None:
 def results(recorder: TensorRecorder, shape: ModelShape) -> dict[str, Array]:
     """The last pass's results by their names in `decoder`."""
     graph = _Graph(recorder)
-    found: dict[str, Array | None] = {"embed": _stream(graph, "blk.0.attn_norm", "blk.0.attn_q")}
+    values: dict[str, Array | None] = {"embed": _stream(graph, "blk.0.attn_norm", "blk.0.attn_q")}
     for i in range(shape.layers):
         at, p = f"layers.{i}.", f"blk.{i}."
-        found[at + "attn_norm"] = graph.normed(p + "attn_norm.weight")
-        _attention(graph, shape, i, found)
-        found[at + "mix"] = graph.into(p + "attn_output.weight")
-        found[at + "o"] = graph.product(p + "attn_output.weight")
-        found[at + "attn_post_norm"] = graph.normed(p + "post_attention_norm.weight")
-        found[at + "attn_out"] = _stream(graph, p + "ffn_norm", p + "ffn_up")
-        found[at + "mlp_norm"] = graph.normed(p + "ffn_norm.weight")
+        values[at + "attn_norm"] = graph.normed(p + "attn_norm.weight")
+        _attention(graph, shape, i, values)
+        values[at + "mix"] = graph.into(p + "attn_output.weight")
+        values[at + "o"] = graph.product(p + "attn_output.weight")
+        values[at + "attn_post_norm"] = graph.normed(p + "post_attention_norm.weight")
+        values[at + "attn_out"] = _stream(graph, p + "ffn_norm", p + "ffn_up")
+        values[at + "mlp_norm"] = graph.normed(p + "ffn_norm.weight")
         up = graph.product(p + "ffn_up.weight")
         gate = graph.product(p + "ffn_gate.weight")
         if shape.is_fused(GATE_PROJ, UP_PROJ) and up is not None:
             gate, up = up[:, : shape.padded], up[:, shape.padded :]
         for name, value in (("gate", gate), ("up", up)):
-            found[at + name] = None if value is None else value[:, : shape.ffn]
+            values[at + name] = None if value is None else value[:, : shape.ffn]
         act = graph.into(p + "ffn_down.weight")
-        found[at + "act"] = None if act is None else act[:, : shape.ffn]
-        found[at + "down"] = graph.product(p + "ffn_down.weight")
-        found[at + "mlp_post_norm"] = graph.normed(p + "post_ffw_norm.weight")
+        values[at + "act"] = None if act is None else act[:, : shape.ffn]
+        values[at + "down"] = graph.product(p + "ffn_down.weight")
+        values[at + "mlp_post_norm"] = graph.normed(p + "post_ffw_norm.weight")
         after = f"blk.{i + 1}."
         if i + 1 == shape.layers:
-            found[at + "out"] = graph.before("output_norm.weight")
+            values[at + "out"] = graph.before("output_norm.weight")
         else:
-            found[at + "out"] = _stream(graph, after + "attn_norm", after + "attn_q")
-    found["final_norm"] = graph.normed("output_norm.weight")
-    found["logits"] = graph.product("token_embd.weight" if shape.tied else "output.weight")
-    return {name: value for name, value in found.items() if value is not None}
+            values[at + "out"] = _stream(graph, after + "attn_norm", after + "attn_q")
+    values["final_norm"] = graph.normed("output_norm.weight")
+    values["logits"] = graph.product("token_embd.weight" if shape.tied else "output.weight")
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _stream(graph: _Graph, norm: str, linear: str) -> Array | None:
@@ -136,7 +136,7 @@ def _stream(graph: _Graph, norm: str, linear: str) -> Array | None:
     return graph.into(linear + ".weight") if normed is None else normed
 
 
-def _attention(graph: _Graph, shape: ModelShape, i: int, found: dict[str, Array | None]) -> None:
+def _attention(graph: _Graph, shape: ModelShape, i: int, values: dict[str, Array | None]) -> None:
     at, p = f"layers.{i}.", f"blk.{i}."
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     fused = graph.product(p + "attn_qkv.weight")
@@ -149,19 +149,19 @@ def _attention(graph: _Graph, shape: ModelShape, i: int, found: dict[str, Array 
         neighbors = bool(heads) and shape.arch.interleaved
         if value is not None and neighbors:
             value = _half_split(value, heads)
-        found[at + letter] = value
+        values[at + letter] = value
         if letter == "v":
             continue
         normed = graph.normed(f"{p}attn_{letter}_norm.weight", shape.arch.qk_norm)
         factor = np.float32(shape.query_scale if letter == "q" else 1.0)
-        found[f"{at}{letter}_norm"] = None if normed is None else normed / factor
+        values[f"{at}{letter}_norm"] = None if normed is None else normed / factor
         rotated = graph.rotated(
             f"{p}attn_{'qkv' if fused is not None else letter}.weight",
             4 * start if fused is not None else 0,
         )
         if rotated is not None:
             rotated = (_half_split(rotated, heads) if neighbors else rotated) / factor
-        found[f"{at}{letter}_rope"] = rotated
+        values[f"{at}{letter}_rope"] = rotated
 
 
 def _half_split(value: Array, heads: int) -> Array:
@@ -188,7 +188,7 @@ class _Graph:
         return self._rows(biased or address)
 
     def into(self, weight: str) -> Array | None:
-        """What a matrix is multiplied with: [T, K]."""
+        """The inputs of a matrix product: [T, K]."""
         address = self._users.get(("MUL_MAT", weight))
         return None if address is None else self._rows(self._nodes[address].sources[1])
 
@@ -197,7 +197,7 @@ class _Graph:
         return self._rows(self._users.get(("MUL", weight)), dims=3 if qk_norm == "head" else 2)
 
     def before(self, weight: str) -> Array | None:
-        """What a norm is given: [T, n]."""
+        """The input of a norm: [T, n]."""
         address = self._users.get(("MUL", weight))
         if address is None:
             return None

@@ -267,8 +267,8 @@ class OrtBuilder:
             value("input_ids", t.INT64, [1, "sequence_length"]),
             value("attention_mask", t.INT64, [1, "total_sequence_length"]),
         ]
-        made = 1 if self._settings.last_only else "sequence_length"
-        outputs = [value("logits", t.FLOAT, [1, made, c.vocab])]
+        positions = 1 if self._settings.last_only else "sequence_length"
+        outputs = [value("logits", t.FLOAT, [1, positions, c.vocab])]
         for i in range(c.layers):
             for part in ("key", "value"):
                 before: list[str | int | None] = [1, c.kv_heads, "past_sequence_length", head]
@@ -299,12 +299,12 @@ class OrtBuilder:
         g.node("Cast", [g.node("Sub", [total, one], "last_position")], "seqlens_k", to=t.INT32)
 
     def _matrix(self, name: str) -> dict[str, str]:
-        """Write a matrix once, and name what of it the operators take."""
+        """Write a matrix once; gives the names of its parts."""
         if name in self._made:
             return self._made[name]
         tensor = self._model.tensors[name]
-        made = self._quantized if isinstance(tensor, QuantTensor) else self._float
-        self._made[name] = made(name, cast(Any, tensor))
+        add = self._quantized if isinstance(tensor, QuantTensor) else self._float
+        self._made[name] = add(name, cast(Any, tensor))
         release(tensor)
         if self._progress:
             self._progress("tensors", len(self._made), self._total)

@@ -39,7 +39,7 @@ MARGIN = 1.25
 
 @dataclass(frozen=True)
 class Range:
-    """What the int8 codes of one layer's keys or values stand for: ``middle + scale * code``.
+    """Quantization parameters of one layer's keys or values: value = ``middle + scale * code``.
 
     Args:
         middle: float32 [Hkv, D]; zeros for values.
@@ -77,12 +77,12 @@ def calibrate(
             _sample(runner, config, np.random.default_rng(i))
         else:
             runner.forward(np.asarray(tokens, np.int64)[: runner.context])
-        for name, held in runner.cache().items():
+        for name, values in runner.cache().items():
             if name.endswith(".key"):
                 rope = config.blocks[int(name.split(".")[1])].rope
-                lows, highs = _turned(held, rope, runner.context)
+                lows, highs = _turned(values, rope, runner.context)
             else:
-                highs = np.abs(held).max(axis=1)
+                highs = np.abs(values).max(axis=1)
                 lows = -highs
             low[name] = np.minimum(low.get(name, lows), lows)
             high[name] = np.maximum(high.get(name, highs), highs)

@@ -112,13 +112,13 @@ class OrtDecoderTarget(DecoderTarget):
 
     def sizes(self, model: Model, options: Options) -> Iterator[Size]:
         """Bits and bytes of each matrix in the data file."""
-        held = encodings(model)
+        encoding_of = encodings(model)
         for name, (n, k) in model.config.linears():
             tensor = model.tensors[name]
             if not isinstance(tensor, QuantTensor):
                 yield Size(name, tensor, None, tensor.nbytes)
                 continue
-            bits, block = held[name].bits, held[name].group_size or k
+            bits, block = encoding_of[name].bits, encoding_of[name].group_size or k
             groups = tensor.scheme.n_groups(k)
             zeros = n * groups * bits // 8 if tensor.zero_points is not None else 0
             nbytes = n * round_up(k, block) * bits // 8 + n * groups * 2 + zeros
@@ -181,13 +181,13 @@ class OrtDecoderTarget(DecoderTarget):
         is written again with a float cache.
         """
         proto = read_graph(graph_of(path))
-        found = {p.key: p.value for p in proto.metadata_props}
-        kv: Any = "float32" if found["edgeq.kv"] == "int8" else found["edgeq.kv"]
+        properties = {p.key: p.value for p in proto.metadata_props}
+        kv: Any = "float32" if properties["edgeq.kv"] == "int8" else properties["edgeq.kv"]
         logits = next(o for o in proto.graph.output if o.name == "logits").type.tensor_type.shape
-        compute: Any = found["edgeq.compute"]
+        compute: Any = properties["edgeq.compute"]
         extra = {"logits": "last" if logits.dim[1].dim_value == 1 else "all"}
-        options = Options(int(found["edgeq.context"]), kv, compute, extra=extra)
-        return WrittenWith(options, found["edgeq.version"])
+        options = Options(int(properties["edgeq.context"]), kv, compute, extra=extra)
+        return WrittenWith(options, properties["edgeq.version"])
 
     def read_constants(self, path: Path) -> Iterator[StoredConstant]:
         """Every constant of the graph."""

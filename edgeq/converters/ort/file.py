@@ -1,4 +1,4 @@
-"""What an ONNX file of ours holds: how each matrix is encoded, its bytes, and what they need.
+"""The ONNX file of a decoder: how each matrix is encoded, its bytes, and the versions they need.
 
 Codes are unsigned, low bits first, ``[N, blocks, block * bits / 8]``, K padded to whole blocks
 with levels of zero; zero points are packed likewise, row by row. Weights lie in a file of their
@@ -60,12 +60,12 @@ class OrtSettings:
 
 
 def encodings(model: Model) -> dict[str, Encoding]:
-    """How each quantized matrix is held; every scheme has a container.
+    """How each quantized matrix is encoded; ONNX Runtime has a container for every scheme.
 
     A row's only scale is repeated for blocks, so that any block will do: the one that pads K
     least, and of these the longest.
     """
-    found = {}
+    encoding_of = {}
     for name, (_, k) in model.config.linears():
         tensor = model.tensors[name]
         if not isinstance(tensor, QuantTensor):
@@ -74,23 +74,25 @@ def encodings(model: Model) -> dict[str, Encoding]:
         if size is None or size >= k:
             size = min(reversed(GROUP_SIZES), key=lambda g: round_up(k, g))
         containers = tuple(Container(b, groups=(size,), asymmetric=True) for b in (2, 4, 8))
-        found[name] = encode(name, tensor.scheme, k, containers, "onnxruntime")
-    return found
+        encoding_of[name] = encode(name, tensor.scheme, k, containers, "onnxruntime")
+    return encoding_of
 
 
 def features(model: Model, settings: OrtSettings) -> dict[str, str]:
-    """What of `FEATURES` the model's graph needs."""
-    held = encodings(model)
+    """The entries of `FEATURES` that the model's graph needs."""
+    encoding_of = encodings(model)
     needs = ["4-bit MatMulNBits and GroupQueryAttention"]
-    needs += [f"{b}-bit MatMulNBits" for b in (2, 8) if any(e.bits == b for e in held.values())]
+    needs += [
+        f"{b}-bit MatMulNBits" for b in (2, 8) if any(e.bits == b for e in encoding_of.values())
+    ]
     table = "model.embed_tokens.weight"
-    if table in held:
+    if table in encoding_of:
         needs.append("GatherBlockQuantized on uint8")
-        if held[table].bits == 2:
+        if encoding_of[table].bits == 2:
             needs.append("2-bit GatherBlockQuantized")
         asymmetric = cast(QuantTensor, model.tensors[table]).zero_points is not None
-        blocks = -(-model.config.hidden // cast(int, held[table].group_size))
-        if held[table].bits == 4 and asymmetric and blocks % 2:
+        blocks = -(-model.config.hidden // cast(int, encoding_of[table].group_size))
+        if encoding_of[table].bits == 4 and asymmetric and blocks % 2:
             needs.append("4-bit GatherBlockQuantized with zero points, odd blocks")
     if any(block.window for block in model.config.blocks):
         needs.append("sliding windows")
@@ -148,10 +150,10 @@ class OnnxGraphWriter:
         from onnx import helper
 
         outputs = [outputs] if isinstance(outputs, str) else outputs
-        made = helper.make_node(
+        node = helper.make_node(
             op, list(inputs), outputs, name=f"{op}:{outputs[0]}", domain=domain, **attributes
         )
-        self.nodes.append(made)
+        self.nodes.append(node)
         return outputs[0]
 
     def constant(self, name: str, value: NDArray[Any]) -> str:
@@ -210,7 +212,7 @@ class OnnxGraphWriter:
 
 
 def steps(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """Ranges of rows of a matrix that are held in memory at once."""
+    """Ranges of rows of a matrix, each small enough to be in memory at once."""
     n, rest = shape[0], math.prod(shape[1:])
     rows = max(16, STEP // rest // 16 * 16)
     for a in range(0, n, rows):

@@ -310,13 +310,13 @@ class GenaiRunner:
         return logits.reshape(-1, self.config.vocab)[-1:]
 
     def reset(self) -> None:
-        """Forget all tokens."""
+        """Empty the cache."""
         self._parameters = self._genai.GeneratorParams(self._model)
         self._parameters.set_search_options(max_length=self.context)
         self._generator = self._genai.Generator(self._model, self._parameters)
 
     def close(self) -> None:
-        """Give the model and its cache back."""
+        """Close the model and free its cache."""
         self._generator = self._parameters = self._model = None
 
 

@@ -89,12 +89,13 @@ def check_same_ids(source: HfTokenizer, files: Mapping[str, bytes]) -> None:
         for name, content in files.items():
             (Path(folder) / name).write_bytes(content)
         try:
-            found = compare_texts(source, GenaiTokenizer(Path(folder), source))
+            report = compare_texts(source, GenaiTokenizer(Path(folder), source))
         except FormatError as err:
             raise UnsupportedError(f"{err}; convert to ort instead") from err
-    if found.complaint:
+    if report.complaint:
         raise UnsupportedError(
             f"onnxruntime-genai would not give the model the tokens it was trained with: "
-            f"{found.complaint}; {found.compared - found.equal} of {found.compared} texts differ; "
+            f"{report.complaint}; {report.compared - report.equal} of {report.compared} texts "
+            "differ; "
             "convert to litertlm, or to ort and use the model's own tokenizer in the app"
         )

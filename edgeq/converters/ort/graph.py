@@ -87,7 +87,7 @@ class OrtGraphTarget(GraphTarget):
         options: Mapping[str, Any],
         progress: Progress | None = None,
     ) -> None:
-        """Make the file, and an .ort's list of operators beside it.
+        """Write the file, and beside an .ort file the list of its operators.
 
         Args:
             graph: what to write.
@@ -106,13 +106,13 @@ class OrtGraphTarget(GraphTarget):
             )
         onnx, _ = require()
         chosen = {name: options.get(name, values[0]) for name, values in OPTIONS.items()}
-        held: dict[str, dict[str, Any]] = {}
+        packed: dict[str, dict[str, Any]] = {}
         proto = onnx.load_from_string(
-            to_bytes(_lowered(graph, held), activations=chosen["activations"])
+            to_bytes(_lowered(graph, packed), activations=chosen["activations"])
         )
         _widen(onnx, proto)
         places: dict[str, Any] = {
-            "weights": held | _weights(graph, proto),
+            "weights": packed | _weights(graph, proto),
             "quants": _quants(graph, proto),
         }
         _to_float(onnx, graph, proto, places["weights"])
@@ -124,14 +124,14 @@ class OrtGraphTarget(GraphTarget):
         meta = {entry.key: entry.value for entry in proto.metadata_props} | {
             HELD: blob_text(places)
         }
-        made = path.with_suffix(".onnx")
+        onnx_path = path.with_suffix(".onnx")
         if chosen["form"] == "qoperator":
             proto = _fused(onnx, proto)
         onnx.helper.set_model_props(proto, meta)
-        made.write_bytes(proto.SerializeToString())
+        onnx_path.write_bytes(proto.SerializeToString())
         if path.suffix == ".ort":
-            to_ort_format(made, versions()["onnxruntime"])
-            made.unlink()
+            to_ort_format(onnx_path, versions()["onnxruntime"])
+            onnx_path.unlink()
 
     def open_runner(self, path: Path, *, threads: int = 1) -> GraphRunner:
         """Open any .onnx or .ort file in onnxruntime.
@@ -164,7 +164,7 @@ class OrtGraphTarget(GraphTarget):
 
 
 def _lowered(graph: Graph, held: dict[str, dict[str, Any]]) -> Graph:
-    """The graph with the operators that compute on packed weights; ``held`` is told of those."""
+    """The graph with operators that compute on packed weights, which are recorded in ``held``."""
     level = 4 if graph.meta.get("edgeq.activations") == "dynamic" else 0
     nodes: list[Node] = []
     constants: dict[str, Constant] = dict(graph.constants)
@@ -197,8 +197,8 @@ def _lowered(graph: Graph, held: dict[str, dict[str, Any]]) -> Graph:
             replace(node, op="MatMulNBits", inputs=inputs[: 6 if inputs[5:] else 3], attrs=attrs)
         )
     used = {name for node in nodes for name in node.inputs}
-    kept = {name: constant for name, constant in constants.items() if name in used}
-    return replace(graph, nodes=tuple(nodes), constants=kept)
+    used_constants = {name: constant for name, constant in constants.items() if name in used}
+    return replace(graph, nodes=tuple(nodes), constants=used_constants)
 
 
 def _packed(graph: Graph, node: Node) -> str | None:
@@ -229,7 +229,7 @@ def _block(weight: QuantWeight) -> int:
 
 
 def _codes(weight: QuantWeight, block: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Codes [N, blocks, bytes] and scales [N, blocks]; what pads a row is a level of zero."""
+    """Codes [N, blocks, bytes] and scales [N, blocks]; rows are padded with zeros."""
     n, k = weight.shape
     blocks = -(-k // block)
     middle = 1 << (weight.bits - 1)
@@ -263,12 +263,12 @@ def _widen(onnx: ModuleType, proto: Any) -> None:
 
 def _weights(graph: Graph, proto: Any) -> dict[str, dict[str, Any]]:
     """Where the weights lie that a DequantizeLinear stands behind."""
-    found = {}
+    places = {}
     turned = {node.input[1] for node in proto.graph.node if node.op_type == "MatMul"}
     for node in proto.graph.node:
         weight = graph.constants.get(node.output[0])
         if node.op_type == "DequantizeLinear" and isinstance(weight, QuantWeight):
-            found[node.output[0]] = {
+            places[node.output[0]] = {
                 "levels": node.input[0], "scales": node.input[1], "shape": weight.shape,
                 "bits": weight.bits, "axis": weight.axis, "block": weight.block,
                 "turned": node.output[0] in turned,
@@ -276,18 +276,18 @@ def _weights(graph: Graph, proto: Any) -> dict[str, dict[str, Any]]:
             if weight.bits == 32:  # its scale is not written again where operators are fused
                 (user,) = graph.consumers[node.output[0]]
                 step = graph.quants[user.inputs[0]].scale
-                found[node.output[0]]["product"] = [step, user.inputs[1]]
-    return found
+                places[node.output[0]]["product"] = [step, user.inputs[1]]
+    return places
 
 
 def _quants(graph: Graph, proto: Any) -> dict[str, list[str]]:
     """Where the scale and the zero point of each rounded value lie."""
-    found = {}
+    places = {}
     for node in proto.graph.node:
         if node.op_type == "QuantizeLinear":
             name = node.input[0] if node.input[0] in graph.quants else node.name[: -len(_MADE)]
-            found[name] = [node.input[1], node.input[2]]
-    return {name: found[name] for name in graph.quants if name in found}
+            places[name] = [node.input[1], node.input[2]]
+    return {name: places[name] for name in graph.quants if name in places}
 
 
 def _to_float(
@@ -302,33 +302,35 @@ def _to_float(
         weights: what `_weights` found in it; told of matrices that are turned.
     """
     linears = {node.name: node for node in graph.nodes if _open_ended(graph, node)}
-    made = {node.output[0]: node for node in proto.graph.node}
-    held = {tensor.name: tensor for tensor in proto.graph.initializer}
+    producer = {node.output[0]: node for node in proto.graph.node}
+    initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
     done: set[str] = set()
     for node in proto.graph.node:
         linear = linears.get(node.name)
         if linear is None:
             continue
-        x, w = (made[name] for name in node.input[:2])
+        x, w = (producer[name] for name in node.input[:2])
         if w.op_type != "DequantizeLinear":  # turned for this node, as others take it as it is
             continue
         if node.op_type == "Gemm":  # its matrix lies the other way around
-            levels, name = held.get(w.input[0]), linear.inputs[1]
+            levels, name = initializers.get(w.input[0]), linear.inputs[1]
             if levels is None or len(graph.consumers[name]) > 1:
                 continue
             turned = np.ascontiguousarray(onnx.numpy_helper.to_array(levels).T)
             levels.CopyFrom(onnx.numpy_helper.from_array(turned, levels.name))
             weights[name]["turned"] = True
         factors = [entry for pair in zip(x.input, w.input, strict=True) for entry in pair]
-        given, about = [*factors, *linear.inputs[2:]], {"name": node.name, "domain": _MICROSOFT}
-        made_of = onnx.helper.make_node("MatMulIntegerToFloat", given, [linear.output], **about)
+        inputs, about = [*factors, *linear.inputs[2:]], {"name": node.name, "domain": _MICROSOFT}
+        made_of = onnx.helper.make_node("MatMulIntegerToFloat", inputs, [linear.output], **about)
         node.CopyFrom(made_of)
         done.add(linear.output)
-    left = [n for n in proto.graph.node if n.op_type != "Add" or n.output[0] not in done]
-    used = {name for node in left for name in node.input} | {o.name for o in proto.graph.output}
-    left = [n for n in left if n.op_type != "DequantizeLinear" or n.output[0] in used]
+    remaining = [n for n in proto.graph.node if n.op_type != "Add" or n.output[0] not in done]
+    used = {name for node in remaining for name in node.input} | {
+        o.name for o in proto.graph.output
+    }
+    remaining = [n for n in remaining if n.op_type != "DequantizeLinear" or n.output[0] in used]
     del proto.graph.node[:]
-    proto.graph.node.extend(left)
+    proto.graph.node.extend(remaining)
     if done and all(entry.domain != _MICROSOFT for entry in proto.opset_import):
         proto.opset_import.append(onnx.helper.make_opsetid(_MICROSOFT, 1))
 
@@ -372,8 +374,8 @@ def _at_load(onnx: ModuleType, graph: Graph, proto: Any) -> None:
 
 def _axis(node: Any) -> int:
     """Of a DequantizeLinear, not negative."""
-    found = [entry.i for entry in node.attribute if entry.name == "axis"]
-    return int(found[0]) if found else 1
+    axes = [entry.i for entry in node.attribute if entry.name == "axis"]
+    return int(axes[0]) if axes else 1
 
 
 def _open_ended(graph: Graph, node: Node) -> bool:
@@ -389,7 +391,7 @@ def _open_ended(graph: Graph, node: Node) -> bool:
 
 
 def _shorten(proto: Any, places: dict[str, dict[str, Any]]) -> None:
-    """Give values short names, hold equal constants once, and leave out what is understood.
+    """Shorten names, store equal constants once, and leave out attributes that are ONNX's defaults.
 
     In a small network names are a fifth of the file. Inputs, outputs and operators keep theirs.
 
@@ -398,17 +400,17 @@ def _shorten(proto: Any, places: dict[str, dict[str, Any]]) -> None:
         places: what it says of itself, in which the names are changed too.
     """
     graph = proto.graph
-    kept = {value.name for value in (*graph.input, *graph.output)}
-    first = _merge(graph, kept)
+    ends = {value.name for value in (*graph.input, *graph.output)}
+    first = _merge(graph, ends)
     short: dict[str, str] = {"": ""}
 
     def named(name: str) -> str:
         name = first.get(name, name)
-        if name in kept:
+        if name in ends:
             return name
         while name not in short:
-            found = f"v{len(short)}"
-            short[found if found in kept else name] = found
+            candidate = f"v{len(short)}"
+            short[candidate if candidate in ends else name] = candidate
         return short[name]
 
     del graph.value_info[:]
@@ -418,9 +420,9 @@ def _shorten(proto: Any, places: dict[str, dict[str, Any]]) -> None:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear", "Cast"):
             node.ClearField("name")
         if node.op_type in WINDOWS:
-            given = [entry for entry in node.attribute if not _understood(entry)]
+            attributes = [entry for entry in node.attribute if not _understood(entry)]
             del node.attribute[:]
-            node.attribute.extend(given)
+            node.attribute.extend(attributes)
     for tensor in graph.initializer:
         tensor.name = named(tensor.name)
     for entry in places["weights"].values():
@@ -430,13 +432,13 @@ def _shorten(proto: Any, places: dict[str, dict[str, Any]]) -> None:
     places["quants"] = {name: [named(n) for n in at] for name, at in places["quants"].items()}
 
 
-def _merge(graph: Any, kept: set[str]) -> dict[str, str]:
+def _merge(graph: Any, ends: set[str]) -> dict[str, str]:
     """Take out constants that equal an earlier one; gives their names and those of the earlier."""
     names: dict[tuple[int, tuple[int, ...], bytes], str] = {}
     first: dict[str, str] = {}
     for tensor in graph.initializer:
         key = (tensor.data_type, tuple(tensor.dims), hashlib.sha256(tensor.raw_data).digest())
-        alone = tensor.name in kept or not tensor.HasField("raw_data")
+        alone = tensor.name in ends or not tensor.HasField("raw_data")
         if not alone and names.setdefault(key, tensor.name) != tensor.name:
             first[tensor.name] = names[key]
     for i in reversed(range(len(graph.initializer))):

@@ -56,20 +56,20 @@ class OrtGraphRunner:
         self.outputs = {entry.name: _info(entry, path) for entry in self._session.get_outputs()}
 
     def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Outputs of inputs."""
+        """Run the graph once; gives the outputs by name."""
         try:
-            made = self._session.run(list(self.outputs), dict(feeds))
+            results = self._session.run(list(self.outputs), dict(feeds))
         except Exception as err:
             raise FormatError(f"onnxruntime cannot run it: {err}") from err
-        return dict(zip(self.outputs, made, strict=True))
+        return dict(zip(self.outputs, results, strict=True))
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the file says of itself."""
+        """The file's metadata."""
         return dict(self._session.get_modelmeta().custom_metadata_map)
 
     def close(self) -> None:
-        """Give the session back."""
+        """Close the session."""
         self._session = None
 
 
@@ -95,15 +95,15 @@ def read_weights(path: Path) -> Iterator[tuple[str, QuantWeight]]:
                 scales = scales[:, 0] if entry["axis"] == 0 else scales[0, 0]
             yield name, QuantWeight(rows, np.asarray(scales), entry["bits"], entry["axis"], block)
             continue
-        found = _tensor(tensors, entry["levels"])
-        levels = found.astype(np.int32 if entry["bits"] == 32 else np.int8)
+        stored = _tensor(tensors, entry["levels"])
+        levels = stored.astype(np.int32 if entry["bits"] == 32 else np.int8)
         if entry["turned"]:
             levels, scales = levels.T, scales.T if block else scales
         if block is None:  # one that is multiplied by lies along the axis it is for
             scales = scales.reshape(() if entry["axis"] is None else -1)
         if entry["bits"] == 32:  # one scale where the weight has one
             scales = np.resize(scales, shape)
-        bits = 8 if entry["bits"] == 4 and found.dtype == np.int8 else entry["bits"]
+        bits = 8 if entry["bits"] == 4 and stored.dtype == np.int8 else entry["bits"]
         yield (
             name,
             QuantWeight(
@@ -125,14 +125,14 @@ def read_quants(path: Path) -> dict[str, QuantParams]:
         FormatError: edgeq did not write it, or it is damaged.
     """
     places, tensors = _opened(path)
-    found = {}
+    params = {}
     for name, (scale, zero) in places["quants"].items():
         if scale not in tensors or zero not in tensors:
             continue
         point = tensors[zero]
         shift = 128 if point.dtype == np.uint8 else 0
-        found[name] = QuantParams(float(tensors[scale].item()), int(point.item()) - shift)
-    return found
+        params[name] = QuantParams(float(tensors[scale].item()), int(point.item()) - shift)
+    return params
 
 
 def _scales(
@@ -155,8 +155,8 @@ def _alike(name: str, scales: NDArray[np.float32]) -> None:
 def _tensor(tensors: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
     if name not in tensors:
         raise FormatError(f"the file holds no tensor {name!r}")
-    found = tensors[name]
-    return found.astype(np.float32) if found.dtype == np.float16 else found
+    tensor = tensors[name]
+    return tensor.astype(np.float32) if tensor.dtype == np.float16 else tensor
 
 
 def _opened(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -174,14 +174,14 @@ def _opened(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
 
 
 def _onnx_tensors(path: Path) -> dict[str, NDArray[Any]]:
-    """Constants of an ONNX file; what a Cast makes of one goes by both names, narrow as it lies."""
+    """Constants of an ONNX file; one that is cast has two names and its stored type."""
     onnx, _ = require()
     graph = read_graph(path).graph
-    found = {entry.name: onnx.numpy_helper.to_array(entry) for entry in graph.initializer}
+    tensors = {entry.name: onnx.numpy_helper.to_array(entry) for entry in graph.initializer}
     for node in graph.node:
-        if node.op_type == "Cast" and node.input[0] in found:
-            found[node.output[0]] = found[node.input[0]]
-    return found
+        if node.op_type == "Cast" and node.input[0] in tensors:
+            tensors[node.output[0]] = tensors[node.input[0]]
+    return tensors
 
 
 def ort_tensors(path: Path) -> dict[str, NDArray[Any]]:
@@ -199,15 +199,15 @@ def ort_tensors(path: Path) -> dict[str, NDArray[Any]]:
         types.FLOAT16: np.float16,
     }  # fmt: skip
     graph = InferenceSession.GetRootAs(bytearray(path.read_bytes()), 0).Model().Graph()
-    found = {}
+    tensors = {}
     for i in range(graph.InitializersLength()):
         tensor = graph.Initializers(i)
         shape = [tensor.Dims(k) for k in range(tensor.DimsLength())]
         if tensor.DataType() in kinds:
             raw = np.asarray(tensor.RawDataAsNumpy(), np.uint8)
             kind = kinds[tensor.DataType()]
-            found[tensor.Name().decode()] = raw.view(kind).reshape(shape)
-    return found
+            tensors[tensor.Name().decode()] = raw.view(kind).reshape(shape)
+    return tensors
 
 
 def _info(entry: Any, path: Path) -> Info:
@@ -220,7 +220,7 @@ def _info(entry: Any, path: Path) -> Info:
 
 
 def read_parts(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Every constant and operator of the file: what it is called, and all that it is."""
+    """Every constant and operator of the file: its name, and its content with all settings."""
     if path.suffix.lower() == ".ort":
         for name, array in ort_tensors(path).items():
             yield f"constant {name}", f"{array.dtype} {array.shape}".encode() + array.tobytes()

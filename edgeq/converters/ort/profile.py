@@ -1,4 +1,4 @@
-"""Any ONNX graph in onnxruntime, and what onnxruntime's own profiler says of its nodes.
+"""Any ONNX graph in onnxruntime, and its nodes' times from onnxruntime's own profiler.
 
 Source: onnxruntime's docs/performance/tune-performance/profiling-tools.md: a JSON of Chrome trace
 events; those of category "Node" whose names end in "_kernel_time" are a node's executions.
@@ -103,7 +103,7 @@ class OrtTimedGraph:
         return Path(self._session.end_profiling())
 
     def close(self) -> None:
-        """Give the session back."""
+        """Close the session."""
         self._session = None
 
 

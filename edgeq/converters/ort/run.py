@@ -1,4 +1,4 @@
-"""Our ONNX files in onnxruntime: run, read back, and seen inside.
+"""ONNX files that edgeq wrote, in onnxruntime: run, read back, and traced.
 
 The cache is one buffer for each of a layer's inputs and outputs, given to onnxruntime as both, so
 that a step writes its own position only; it is doubled when it is full.
@@ -165,24 +165,24 @@ class OrtRunner:
         except Exception as err:
             raise EdgeqError(f"onnxruntime failed: {_first_line(err)}") from err
         self._n_past = n
-        found = binding.get_outputs()[len(self._cache) :]
-        return {name: out.numpy() for name, out in zip(self._results, found, strict=True)}
+        outputs = binding.get_outputs()[len(self._cache) :]
+        return {name: out.numpy() for name, out in zip(self._results, outputs, strict=True)}
 
     def end_profiling(self) -> Path:
         """The profiler's file."""
         return Path(self._session.end_profiling())
 
     def cache(self) -> dict[str, NDArray[Any]]:
-        """What is held of the tokens so far: input name -> [Hkv, positions, D]."""
+        """The cache of the tokens so far: input name -> [Hkv, positions, D]."""
         return {name: v.numpy()[0, :, : self._n_past] for name, v in self._cache.items()}
 
     def reset(self) -> None:
-        """Forget all tokens."""
+        """Empty the cache."""
         self._n_past = 0
         self._cache = {}
 
     def close(self) -> None:
-        """Give the session and its cache back."""
+        """Close the session and free its cache."""
         self.reset()
         self._session = None
 
@@ -214,10 +214,10 @@ def config_of(path: Path, metadata: Mapping[str, str]) -> ModelConfig:
 
 def precision_of(metadata: Mapping[str, str]) -> Precision:
     """The least exact type a graph computes with."""
-    held = (metadata["edgeq.kv"], metadata["edgeq.compute"])
-    if "int8" in held:
+    types = (metadata["edgeq.kv"], metadata["edgeq.compute"])
+    if "int8" in types:
         return "int8"
-    return "float16" if "float16" in held else "float32"
+    return "float16" if "float16" in types else "float32"
 
 
 def read_graph(path: Path) -> Any:
@@ -312,12 +312,12 @@ def tracer(path: Path) -> Iterator[Trace]:
         runner.reset()
         for piece in pieces(past):
             runner.results(piece)
-        found = runner.results(tokens)
+        results = runner.results(tokens)
         heads = (len(tokens), -1, config.head_dim)
         over_all = any(block.qk_norm == "all" for block in config.blocks)
         per_head = _PER_HEAD[2:] if over_all else _PER_HEAD
         return {
-            name: found[name][0].reshape(heads) if name.endswith(per_head) else found[name][0]
+            name: results[name][0].reshape(heads) if name.endswith(per_head) else results[name][0]
             for name in (*names, "logits")
         }
 
@@ -411,7 +411,7 @@ def _is_step(name: str) -> bool:
 
 
 class _Initializers:
-    """Tensors of a graph, inside it or in the files beside it."""
+    """Tensors of a graph, inside it or in external data files."""
 
     def __init__(self, path: Path, graph: Any) -> None:
         self._path = path

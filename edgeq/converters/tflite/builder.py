@@ -133,14 +133,14 @@ def cache_inputs(
     config: ModelConfig, settings: LiteRTSettings
 ) -> dict[str, tuple[tuple[int, ...], str]]:
     """Names, shapes and types of the cache's tensors."""
-    found: dict[str, tuple[tuple[int, ...], str]] = {}
+    inputs: dict[str, tuple[tuple[int, ...], str]] = {}
     for kind in "kv":
         for layer in range(config.layers):
             name = f"kv_cache_{kind}_{layer}"
-            found[name] = (1, config.kv_heads, settings.rows, config.head_dim), settings.kv
+            inputs[name] = (1, config.kv_heads, settings.rows, config.head_dim), settings.kv
             if settings.kv == "int8":
-                found[f"{name}_scale"] = (1, config.kv_heads, settings.rows, 1), "float32"
-    return found
+                inputs[f"{name}_scale"] = (1, config.kv_heads, settings.rows, 1), "float32"
+    return inputs
 
 
 class _SharedMatrices:
@@ -390,8 +390,8 @@ class _LiteRTBuilder:
             tiny = g.constant(float(np.finfo(np.float32).tiny))
             scale = g.maximum(g.mul(g.largest(g.absolute(new)), g.constant(1 / 127)), tiny)
             new = g.round(g.div(new, scale))
-            kept = self._updated(f"{name}_scale", scale)
-            scales = g.reshape(kept, (1, c.kv_heads, 1, self._settings.rows))
+            cached_scales = self._updated(f"{name}_scale", scale)
+            scales = g.reshape(cached_scales, (1, c.kv_heads, 1, self._settings.rows))
         if self._settings.kv != "float32":
             new = g.cast(new, self._settings.kv)
         cache = self._updated(name, new)
@@ -404,7 +404,7 @@ class _LiteRTBuilder:
         return out
 
     def _mask(self, layer: int) -> Value:
-        """What is added to scores [T, rows]: 0 where a position may be seen."""
+        """The mask that is added to scores [T, rows]: 0 where a position may be seen."""
         window = self._config.blocks[layer].window
         if window not in self._masks:
             g = self._g

@@ -106,7 +106,7 @@ class LiteRTDecoderTarget(DecoderTarget):
                 )
 
     def remarks(self, model: Model, options: Options) -> list[str]:
-        """What is chosen where nothing is said, and what it costs."""
+        """The defaults that were chosen, and what they cost."""
         config, context = model.config, settings(model.config, options).context
         if options.context is not None or context >= config.context:
             return []
@@ -193,9 +193,11 @@ class LiteRTDecoderTarget(DecoderTarget):
 
     def read_options(self, path: Path) -> WrittenWith:
         """How the file was written."""
-        found = self.header(path).settings
-        options = Options(found["context"], found["kv"], found["compute"], tuple(found["prefill"]))
-        return WrittenWith(options, found["edgeq_version"])
+        recorded = self.header(path).settings
+        options = Options(
+            recorded["context"], recorded["kv"], recorded["compute"], tuple(recorded["prefill"])
+        )
+        return WrittenWith(options, recorded["edgeq_version"])
 
     def read_constants(self, path: Path) -> Iterator[StoredConstant]:
         """Every constant of the file."""
@@ -207,7 +209,7 @@ class LiteRTDecoderTarget(DecoderTarget):
 
 
 def settings(config: ModelConfig, options: Options) -> LiteRTSettings:
-    """What the options come to for a model.
+    """The options with their defaults for a model.
 
     Raises:
         UsageError: an option out of range.
@@ -244,10 +246,10 @@ def _described(model: Model, how: LiteRTSettings) -> dict[str, Any]:
     }
 
 
-def _kernels(found: Mapping[str, Any]) -> Kernels:
+def _kernels(recorded: Mapping[str, Any]) -> Kernels:
     caches: dict[str, CacheRounding] = {"float16": half, "int8": head_magnitude}
-    cache = caches.get(found["kv"])
-    if found["compute"] != "int8" or not found["columns"]:
+    cache = caches.get(recorded["kv"])
+    if recorded["compute"] != "int8" or not recorded["columns"]:
         return Kernels(cache=cache)
     return Kernels(
         # XNNPACK first, whose kernels for 4-bit groups read scales as bfloat16 (LiteRT 2.3; the
@@ -270,7 +272,7 @@ def _kernels(found: Mapping[str, Any]) -> Kernels:
 
 
 class LiteRTRunner:
-    """A file of ours in LiteRT's interpreter.
+    """A language model that edgeq converted, in LiteRT's interpreter.
 
     Args:
         path: the file.
@@ -279,26 +281,26 @@ class LiteRTRunner:
 
     def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
         header = reading.read(path)
-        found = header.settings
-        self.config = ModelConfig.from_dict(found["config"])
+        recorded = header.settings
+        self.config = ModelConfig.from_dict(recorded["config"])
         self.runtime = f"ai-edge-litert {metadata.version('ai-edge-litert')}"
-        rounded = "int8" in (found["compute"], found["kv"])
-        self.precision: Precision = "int8" if rounded else found["kv"]
+        rounded = "int8" in (recorded["compute"], recorded["kv"])
+        self.precision: Precision = "int8" if rounded else recorded["kv"]
         self.results: dict[str, list[NDArray[np.float32]]] | None = None
         """Every output of every call that is not the cache's, once this is a dictionary."""
-        self.context: int = found["context"]
-        self._lengths: list[int] = found["prefill"]
+        self.context: int = recorded["context"]
+        self._lengths: list[int] = recorded["prefill"]
         self._signatures: dict[str, Any] = {}
         self._interpreter = interpreter(Path(path), threads=threads)
         self.reset()
 
     def reset(self) -> None:
-        """Forget all tokens."""
+        """Empty the cache."""
         self._past = 0
         self._cache: dict[str, NDArray[Any]] = {}
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release everything."""
         self._signatures.clear()
         self._cache = {}
         self._interpreter = None

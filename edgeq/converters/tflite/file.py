@@ -95,7 +95,7 @@ class TfliteFile:
         return self._model
 
     def constant(self, array: NDArray[np.generic]) -> int:
-        """A buffer with an array's bytes; equal bytes are held once."""
+        """A buffer with an array's bytes; equal bytes are stored once."""
         raw = np.ascontiguousarray(array).tobytes()
         if raw not in self._constants:
             if len(raw) <= _INLINE:
@@ -109,7 +109,7 @@ class TfliteFile:
     def streamed(
         self, label: str, nbytes: int, blocks: Callable[[], Iterable[NDArray[np.generic]]]
     ) -> int:
-        """A buffer behind the flatbuffer; one label is held once.
+        """A buffer behind the flatbuffer; buffers of one label are stored once.
 
         Args:
             label: what it is, for the callback of `save`.

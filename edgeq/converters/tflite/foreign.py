@@ -72,22 +72,22 @@ class ForeignTflite:
         try:
             self._interpreter.allocate_tensors()
             self._ops: list[Any] = self._interpreter._get_ops_details()
-            given, made = (
+            inputs, outputs = (
                 self._interpreter.get_input_details(), self._interpreter.get_output_details(),
             )  # fmt: skip
         except (ValueError, RuntimeError) as err:
             raise FormatError(f"LiteRT cannot load {path}: {err}") from err
         self.runtime = f"LiteRT {version('ai-edge-litert')}"
         self.metadata: Mapping[str, str] = {}
-        self._inputs = {e["name"]: _end(e, self._feeds_images(e["index"])) for e in given}
-        self._outputs = {e["name"]: _end(e, self._is_image(e["index"])) for e in made}
+        self._inputs = {e["name"]: _end(e, self._feeds_images(e["index"])) for e in inputs}
+        self._outputs = {e["name"]: _end(e, self._is_image(e["index"])) for e in outputs}
         self.inputs: Mapping[str, Info] = {n: end.info for n, end in self._inputs.items()}
         self.outputs: Mapping[str, Info] = {n: end.info for n, end in self._outputs.items()}
         rounded = any(end.scale for end in (*self._inputs.values(), *self._outputs.values()))
         self.precision: Precision = "int8" if rounded else "float32"
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release everything."""
         self._interpreter = None
 
     def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -114,26 +114,26 @@ class ForeignTflite:
             self._interpreter.invoke()
         except (ValueError, RuntimeError) as err:
             raise FormatError(f"LiteRT cannot run the file: {err}") from err
-        found = {}
+        results = {}
         for name, end in self._outputs.items():
             y = self._interpreter.get_tensor(end.index)
             if end.scale:
                 y = (y.astype(np.float32) - end.zero) * np.float32(end.scale)
-            found[name] = np.ascontiguousarray(y.transpose(0, 3, 1, 2) if end.image else y)
-        return found
+            results[name] = np.ascontiguousarray(y.transpose(0, 3, 1, 2) if end.image else y)
+        return results
 
     def describe(self) -> dict[str, Any]:
         """Inputs, outputs, operators and bytes of constants, ready for JSON."""
         tensors = {e["index"]: e for e in self._interpreter.get_tensor_details()}
-        made = {int(i) for op in self._ops for i in op["outputs"]}
+        computed = {int(i) for op in self._ops for i in op["outputs"]}
         ends = {end.index for end in (*self._inputs.values(), *self._outputs.values())}
-        held: Counter[str] = Counter()
+        constant_bytes: Counter[str] = Counter()
         for index, entry in tensors.items():
-            if index not in made and index not in ends and entry["name"]:
+            if index not in computed and index not in ends and entry["name"]:
                 size = (
                     int(np.prod(entry["shape"], dtype=np.int64)) * np.dtype(entry["dtype"]).itemsize
                 )
-                held[np.dtype(entry["dtype"]).name] += size
+                constant_bytes[np.dtype(entry["dtype"]).name] += size
         kinds: Counter[str] = Counter()
         for op in self._ops:
             if op["op_name"] == "DELEGATE":
@@ -144,7 +144,7 @@ class ForeignTflite:
         return {
             "inputs": {name: self._told(end) for name, end in self._inputs.items()},
             "outputs": {name: self._told(end) for name, end in self._outputs.items()},
-            "constants_bytes": dict(held.most_common()),
+            "constants_bytes": dict(constant_bytes.most_common()),
             "operators": dict(kinds.most_common()),
         }
 

@@ -123,7 +123,7 @@ class LiteRTGraphTarget(GraphTarget):
 
 
 def settings(options: Mapping[str, Any]) -> LoweringOptions:
-    """What the options come to.
+    """The options with their defaults.
 
     Raises:
         UsageError: an option is unknown, or has another value than it may.
@@ -206,13 +206,13 @@ def _node(low: TfliteLowering, node: Node) -> set[str]:
         after = None
     quant = graph.quants.get(out.name)
     out.quant = quant if quant and support.integer(graph, node, quant) else None
-    made = emitter.emit(low, node, out)
-    if isinstance(made, list):
-        for name, (value, order) in zip(node.outputs, made, strict=True):
+    emitted = emitter.emit(low, node, out)
+    if isinstance(emitted, list):
+        for name, (value, order) in zip(node.outputs, emitted, strict=True):
             if name:
                 low.finish(Out(name), value, order)
     else:
-        low.finish(out, *made)
+        low.finish(out, *emitted)
     return {after.name} if after else set()
 
 

@@ -37,7 +37,7 @@ _BYTES = {
 
 
 class LiteRTGraphRunner:
-    """A file of ours in LiteRT's interpreter.
+    """A graph that edgeq converted, in LiteRT's interpreter.
 
     Args:
         path: the file.
@@ -45,7 +45,7 @@ class LiteRTGraphRunner:
         exact: run the runtime's plain reference operators instead of its fast ones.
 
     Raises:
-        FormatError: it is no file of ours, or LiteRT cannot load it.
+        FormatError: edgeq did not write it, or LiteRT cannot load it.
         MissingDependencyError: LiteRT is not installed.
     """
 
@@ -65,17 +65,17 @@ class LiteRTGraphRunner:
         self._interpreter: Any = interpreter(Path(path), threads=threads, exact=exact)
         try:
             self._run: Any = self._interpreter.get_signature_runner(SIGNATURE)
-            given = self._run.get_input_details()
+            details = self._run.get_input_details()
         except (ValueError, RuntimeError) as err:
             raise FormatError(f"LiteRT cannot load {path}: {err}") from err
-        self._kinds = {name: np.dtype(entry["dtype"]) for name, entry in given.items()}
+        self._kinds = {name: np.dtype(entry["dtype"]) for name, entry in details.items()}
 
-    def _ends(self, found: Mapping[str, Any]) -> dict[str, Info]:
-        self._orders |= {name: tuple(entry["order"]) for name, entry in found.items()}
-        return {name: Info(tuple(e["shape"]), e["dtype"]) for name, e in found.items()}
+    def _ends(self, recorded: Mapping[str, Any]) -> dict[str, Info]:
+        self._orders |= {name: tuple(entry["order"]) for name, entry in recorded.items()}
+        return {name: Info(tuple(e["shape"]), e["dtype"]) for name, e in recorded.items()}
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release everything."""
         self._run = self._interpreter = None
 
     def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -93,12 +93,12 @@ class LiteRTGraphRunner:
         """
         if set(feeds) != set(self.inputs):
             raise UsageError(f"the inputs are {sorted(self.inputs)}, got {sorted(feeds)}")
-        made = {name: self._given(name, np.asarray(array)) for name, array in feeds.items()}
+        inputs = {name: self._given(name, np.asarray(array)) for name, array in feeds.items()}
         try:
-            found = self._run(**made)
+            results = self._run(**inputs)
         except (ValueError, RuntimeError) as err:
             raise FormatError(f"LiteRT cannot run the file: {err}") from err
-        return {name: self._back(name, found[name]) for name in self.outputs}
+        return {name: self._back(name, results[name]) for name in self.outputs}
 
     def _given(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
         if array.shape != self.inputs[name].shape:
@@ -122,21 +122,21 @@ def read_quants(path: Path) -> dict[str, QuantParams]:
     """How the file rounds each value of the source that it rounds.
 
     Raises:
-        FormatError: it is no file of ours.
+        FormatError: edgeq did not write it.
     """
     header = read(path, entry=METADATA)
-    tensors, found = _tensors(header), {}
+    tensors, params = _tensors(header), {}
     for name, tensor in header.settings["quants"].items():
-        held = _tensor(header, tensors, tensor or name).quantization
-        found[name] = QuantParams(float(held.scale[0]), int(held.zeroPoint[0]))
-    return found
+        quantization = _tensor(header, tensors, tensor or name).quantization
+        params[name] = QuantParams(float(quantization.scale[0]), int(quantization.zeroPoint[0]))
+    return params
 
 
 def read_weights(path: Path) -> Iterator[tuple[str, QuantWeight]]:
     """The integers of every quantized constant, in the source's own axes.
 
     Raises:
-        FormatError: it is no file of ours.
+        FormatError: edgeq did not write it.
     """
     header = read(path, entry=METADATA)
     tensors = _tensors(header)
@@ -158,7 +158,7 @@ def _weight(header: Header, tensor: Any, how: Mapping[str, Any]) -> QuantWeight:
     shape = tuple(int(n) for n in (tensor.shape if tensor.shape is not None else ()))
     own = list(how["shape"])
     lifted = how.get("lifted", own)
-    order, held = tuple(how.get("order", range(len(lifted)))), tensor.quantization
+    order, quantization = tuple(how.get("order", range(len(lifted)))), tensor.quantization
     levels = _levels(header, tensor, shape)
     if "less" in how:
         levels = levels + np.int32(how["less"])
@@ -167,14 +167,14 @@ def _weight(header: Header, tensor: Any, how: Mapping[str, Any]) -> QuantWeight:
         levels = levels[:, np.argsort(row_columns(dims, axes))]
     axis, block, palette = how.get("axis"), how.get("block"), how.get("palette")
     if block is not None:
-        entry = header.model.subgraphs[0].tensors[held.details.scales]
+        entry = header.model.subgraphs[0].tensors[quantization.details.scales]
         raw = header.bytes_of(entry.buffer).view(np.float16)
         scales = raw.reshape([int(n) for n in entry.shape]).astype(np.float32)
         levels = levels[:, : own[1]]
     else:
         if len(own) == 2 and order == (0, 1):
             levels = levels[:, : own[1]]  # behind them lie columns of zeros
-        scales = np.asarray(held.scale, np.float32)
+        scales = np.asarray(quantization.scale, np.float32)
         scales = scales.reshape(()) if axis is None else scales
         if how["bits"] == 32:  # one scale where the weight has one
             scales = np.resize(scales, own[0])
@@ -182,7 +182,9 @@ def _weight(header: Header, tensor: Any, how: Mapping[str, Any]) -> QuantWeight:
         if axis is not None and how["bits"] != 32:
             # the axis that the file itself says its scales are along
             put_in = len(lifted) - len(own)
-            axis = order[held.quantizedDimension] - (put_in if lifted[put_in:] == own else 0)
+            axis = order[quantization.quantizedDimension] - (
+                put_in if lifted[put_in:] == own else 0
+            )
     return QuantWeight(
         np.ascontiguousarray(levels), scales, how["bits"], axis, block,
         None if palette is None else np.array(palette, np.int8),
@@ -216,16 +218,16 @@ def arena_bytes(model: Any) -> int:
     last = dict(first)
     end = len(graph.operators)
     for step, op in enumerate(graph.operators):
-        given = [root.get(int(i), int(i)) for i in op.inputs if i >= 0]
-        given = [i for i in given if i in first]
-        for i in given:
+        computed = [root.get(int(i), int(i)) for i in op.inputs if i >= 0]
+        computed = [i for i in computed if i in first]
+        for i in computed:
             last[i] = max(last[i], step)
         code = model.operatorCodes[op.opcodeIndex].builtinCode
         for out in map(int, op.outputs):
-            if code in views and given:
-                root[out] = given[0]
+            if code in views and computed:
+                root[out] = computed[0]
             else:
-                first[out], last[out] = (step, step) if given else (-1, end)
+                first[out], last[out] = (step, step) if computed else (-1, end)
     for i in (*graph.inputs, *graph.outputs):
         last[root.get(int(i), int(i))] = end
     lives = {}
@@ -246,7 +248,7 @@ def file_arena_bytes(path: Path) -> int:
 
 
 def read_parts(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Every constant and operator of the file: what it is called, and all that it is."""
+    """Every constant and operator of the file: its name, and its content with all settings."""
     header = read(path, entry=METADATA)
     graph, codes = header.model.subgraphs[0], header.model.operatorCodes
     names = [tensor.name.decode() for tensor in graph.tensors]
@@ -265,11 +267,15 @@ def read_parts(path: Path) -> Iterator[tuple[str, bytes]]:
         )
 
 
-def _rounding(header: Header, found: Any) -> list[Any]:
-    if found is None:
+def _rounding(header: Header, quantization: Any) -> list[Any]:
+    if quantization is None:
         return []
-    about = [_listed(found.scale), _listed(found.zeroPoint), found.quantizedDimension]
-    return [*about, vars(found.details) if found.details is not None else None]
+    about = [
+        _listed(quantization.scale),
+        _listed(quantization.zeroPoint),
+        quantization.quantizedDimension,
+    ]
+    return [*about, vars(quantization.details) if quantization.details is not None else None]
 
 
 def _listed(value: Any) -> Any:

@@ -154,11 +154,11 @@ class LiteRTLMDecoderTarget(LiteRTDecoderTarget):
     def versions(self) -> dict[str, str]:
         """The libraries that take part."""
         _builder()
-        found = super().versions()
+        versions = super().versions()
         for name in ("litert-lm-builder", "litert-lm-api"):
             if _installed(name):
-                found[name] = metadata.version(name)
-        return found
+                versions[name] = metadata.version(name)
+        return versions
 
     def header(self, path: Path) -> reading.Header:
         """The header of the .tflite file within the bundle.
@@ -218,13 +218,13 @@ class BundledRunner(LiteRTRunner):
             raise
 
     def close(self) -> None:
-        """Give everything back, and remove the copy."""
+        """Release everything, and delete the copy."""
         super().close()
         self._folder.cleanup()
 
 
 def generate(path: str | Path, prompt: str, max_tokens: int = 64, *, threads: int = 1) -> str:
-    """What LiteRT-LM says after a prompt, greedily.
+    """Generate text with LiteRT-LM, greedily.
 
     It runs in a process of its own, because a bundle it cannot read may make it abort.
 
@@ -263,8 +263,8 @@ class LiteRTLMTokenizer:
         Raises:
             FormatError: LiteRT-LM cannot read the bundle.
         """
-        said = _run(self._path, _TOKENIZE, str(self._path), given=json.dumps(list(texts)))
-        return [[int(i) for i in ids] for ids in json.loads(said)]
+        printed = _run(self._path, _TOKENIZE, str(self._path), given=json.dumps(list(texts)))
+        return [[int(i) for i in ids] for ids in json.loads(printed)]
 
     def excuse(self, text: str) -> str | None:
         """Nothing is excused: it runs the tokenizer.json."""
@@ -278,10 +278,10 @@ def _run(path: str | Path, code: str, argument: str, given: str | None = None) -
         input=given, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if ran.returncode:
-        said = [
+        reasons = [
             line for line in ran.stderr.splitlines() if line and not line.startswith((" ", "Tr"))
         ]
-        raise FormatError(f"LiteRT-LM cannot run {path}: {'; '.join(said[-3:])}")
+        raise FormatError(f"LiteRT-LM cannot run {path}: {'; '.join(reasons[-3:])}")
     return ran.stdout.splitlines()[-1]
 
 
@@ -344,9 +344,9 @@ def _sections(path: str | Path) -> list[tuple[str, int, int]]:
     kinds = {n: name for name, n in vars(AnySectionDataType).items() if not name.startswith("_")}
     try:
         sections = litertlm_peek.read_litertlm_header(str(path), io.StringIO()).SectionMetadata()
-        found = [sections.Objects(i) for i in range(sections.ObjectsLength())]
+        objects = [sections.Objects(i) for i in range(sections.ObjectsLength())]
         size = Path(path).stat().st_size
-        places = [(kinds[s.DataType()], s.BeginOffset(), s.EndOffset()) for s in found]
+        places = [(kinds[s.DataType()], s.BeginOffset(), s.EndOffset()) for s in objects]
     except OSError as err:
         raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
     except Exception as err:  # the builder raises what flatbuffers and struct happen to raise
@@ -360,7 +360,7 @@ def _llm_metadata(model: Model, options: Options) -> bytes:
     """LiteRT-LM's metadata, a protocol buffer."""
     from litert_lm_builder.runtime.proto import llm_metadata_pb2, sampler_params_pb2
 
-    made = llm_metadata_pb2.LlmMetadata()
+    message = llm_metadata_pb2.LlmMetadata()
     config = model.config
     template = chat_templates(model.files).get(DEFAULT)
     tokenizer = hf_tokenizer(model.files)
@@ -368,21 +368,21 @@ def _llm_metadata(model: Model, options: Options) -> bytes:
     # LiteRT-LM puts it first itself, and in a template it writes nothing for ``bos_token``
     wanted = bool(tokenizer.prefix) or "bos_token" in (template or "")
     if bos is not None and wanted:
-        made.start_token.token_ids.ids.append(bos)
+        message.start_token.token_ids.ids.append(bos)
     for token in model_ends(model):
-        made.stop_tokens.add().token_ids.ids.append(token)
-    made.max_num_tokens = settings(config, options).context
-    made.llm_model_type.generic_model.SetInParent()
+        message.stop_tokens.add().token_ids.ids.append(token)
+    message.max_num_tokens = settings(config, options).context
+    message.llm_model_type.generic_model.SetInParent()
     if template is not None:
-        made.jinja_prompt_template = _PLAIN + template
+        message.jinja_prompt_template = _PLAIN + template
     else:
-        made.prompt_templates.user.prefix = made.prompt_templates.model.prefix = ""
-    made.supports_thinking = False
-    made.supports_function_calling = template is not None and "tools" in template
+        message.prompt_templates.user.prefix = message.prompt_templates.model.prefix = ""
+    message.supports_thinking = False
+    message.supports_function_calling = template is not None and "tools" in template
     sampling = read_object(model.files, "generation_config.json")
     if sampling.get("do_sample"):
-        made.sampler_params.type = sampler_params_pb2.SamplerParameters.TOP_P
-        made.sampler_params.k = int(sampling.get("top_k") or 40)
-        made.sampler_params.p = float(sampling.get("top_p") or 1.0)
-        made.sampler_params.temperature = float(sampling.get("temperature") or 1.0)
-    return bytes(made.SerializeToString())
+        message.sampler_params.type = sampler_params_pb2.SamplerParameters.TOP_P
+        message.sampler_params.k = int(sampling.get("top_k") or 40)
+        message.sampler_params.p = float(sampling.get("top_p") or 1.0)
+        message.sampler_params.temperature = float(sampling.get("temperature") or 1.0)
+    return bytes(message.SerializeToString())

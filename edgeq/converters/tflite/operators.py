@@ -53,7 +53,7 @@ class _Op:
 
 @dataclass
 class SubgraphWriter:
-    """One graph of a file. What no output needs is left out when it is finished.
+    """One graph of a file, in the making. Operators that no output needs are left out at the end.
 
     Args:
         file: the file it will be part of.
@@ -97,7 +97,7 @@ class SubgraphWriter:
         self._renamed[id(value)] = name
 
     def name_of(self, value: Value) -> str:
-        """What a tensor is called in the file."""
+        """Name of a tensor in the file."""
         return self.prefix + self._renamed.get(id(value), value.name)
 
     def finish(self, inputs: Mapping[str, Value], outputs: Mapping[str, Value]) -> None:
@@ -106,7 +106,7 @@ class SubgraphWriter:
         Args:
             inputs, outputs: by the names that callers use.
         """
-        made = {id(op.output): op for op in self._ops}
+        producer = {id(op.output): op for op in self._ops}
         needed: set[int] = set()
         waiting = list(outputs.values())
         while waiting:
@@ -115,8 +115,8 @@ class SubgraphWriter:
                 continue
             needed.add(id(value))
             waiting += [] if value.group_scales is None else [value.group_scales]
-            if id(value) in made:
-                waiting += [v for v in made[id(value)].inputs if v is not None]
+            if id(value) in producer:
+                waiting += [v for v in producer[id(value)].inputs if v is not None]
         s = self.file.schema
         graph = s.SubGraphT()
         graph.name, graph.tensors, graph.operators = self.name, [], []
@@ -280,7 +280,7 @@ class SubgraphWriter:
         return self.op("LOGICAL_AND", [a, b], _both(a, b), options="LogicalAndOptions")
 
     def hidden(self, visible: Value) -> Value:
-        """What to add to scores: 0 where bool ``visible`` holds, elsewhere a large negative."""
+        """A mask to add to scores: 0 where ``visible`` is true, else a large negative number."""
         yes, no = self.constant(0.0), self.constant(_MASKED)
         return self.op("SELECT_V2", [visible, yes, no], visible.shape, "float32", "SelectV2Options")
 

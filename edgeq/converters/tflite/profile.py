@@ -66,7 +66,7 @@ class LiteRTTimedGraph:
             raise FormatError(f"LiteRT cannot run it on made-up inputs: {err}") from err
 
     def close(self) -> None:
-        """Give the interpreter back."""
+        """Close the interpreter."""
         self._interpreter = None
 
 
@@ -89,11 +89,11 @@ def operators(path: Path) -> dict[str, int]:
             number = max(entry.BuiltinCode(), entry.DeprecatedBuiltinCode())
             custom = entry.CustomCode()
             kinds.append(custom.decode() if custom else names.get(number, str(number)))
-        found: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         for i in range(model.SubgraphsLength()):
             graph = model.Subgraphs(i)
             for j in range(graph.OperatorsLength()):
-                found[kinds[graph.Operators(j).OpcodeIndex()]] += 1
+                counts[kinds[graph.Operators(j).OpcodeIndex()]] += 1
     except FormatError:
         raise
     except OSError as err:
@@ -101,4 +101,4 @@ def operators(path: Path) -> dict[str, int]:
     # flatbuffers reads wherever the bytes point: a damaged file fails in any way
     except Exception as err:
         raise FormatError(f"{path} is not a .tflite file: {err!r}") from err
-    return dict(found)
+    return dict(counts)

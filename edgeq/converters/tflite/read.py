@@ -1,4 +1,4 @@
-"""What a .tflite file of ours says of itself: its settings, and the integers it holds."""
+"""Reading a .tflite file that edgeq wrote: its settings and its integers."""
 
 from __future__ import annotations
 
@@ -207,12 +207,12 @@ def with_results(header: Header, out: Path) -> None:
     s, model = schema(), header.model
     for signature in model.signatureDefs:
         graph = model.subgraphs[signature.subgraphIndex]
-        given = set(graph.outputs)
+        outputs = set(graph.outputs)
         for op in graph.operators:
             for index in op.outputs:
                 name = _plain(graph.tensors[index])
                 named = name in _NAMES or name.startswith("layers.")
-                if named and index not in given:
+                if named and index not in outputs:
                     entry = s.TensorMapT()
                     entry.name, entry.tensorIndex = name, index
                     signature.outputs.append(entry)

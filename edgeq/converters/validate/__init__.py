@@ -7,7 +7,7 @@
     logits, prompts        what it generates
     bisect, kernels        the first step whose result differs, and how kernels round
     tokenizer, hard_strings    what it makes of texts
-    graph_inputs, graph_rounding, graph_yardstick    how far right runtimes lie apart
+    graph_inputs, graph_rounding, graph_tolerance    how far right runtimes lie apart
 
 `validate` does it for any file.
 """

@@ -141,13 +141,13 @@ def first_divergence(
     for done, (when, tokens, past) in enumerate(passes):
         theirs = trace(tokens, past)
         # where one way of multiplying does not explain the results, another may
-        found: list[dict[str, float]] = []
+        errors: list[dict[str, float]] = []
         for product in kernels.products:
             ours = _results(model, product, kernels, tokens, past, theirs, seen)
-            found.append(_differing(ours, theirs, precision))
-            if not found[-1]:
+            errors.append(_differing(ours, theirs, precision))
+            if not errors[-1]:
                 break
-        unexplained = {s: e for s, e in found[0].items() if all(s in each for each in found)}
+        unexplained = {s: e for s, e in errors[0].items() if all(s in each for each in errors)}
         if unexplained:
             first, *also = unexplained
             allowed = _ALLOWED[precision]
@@ -163,7 +163,7 @@ _Results = Mapping[str, NDArray[np.float32]]
 
 
 def _recalled(model: Model, theirs: _Results) -> _Results:
-    """What later passes need of one: its keys and values, if the target gives all of them."""
+    """Keys and values of a pass, which later passes need, if the target gives all of them."""
     blocks = enumerate(model.config.blocks)
     wanted = [f"layers.{i}.{step}" for i, block in blocks for step in (key_step(block), "v")]
     return {n: theirs[n] for n in wanted} if all(n in theirs for n in wanted) else theirs
@@ -191,7 +191,7 @@ def _results(
 
 
 def is_small(model: Model) -> bool:
-    """Whether its weights may be held as float32, and the whole prompt's steps be looked at."""
+    """Whether a model is small enough to keep its weights as float32 and examine all steps."""
     return sum(int(np.prod(t.shape)) for t in model.tensors.values()) <= _SMALL
 
 

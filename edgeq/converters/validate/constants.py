@@ -32,7 +32,7 @@ _TABLES = ("cos", "sin")
 
 @dataclass(frozen=True)
 class StoredConstant:
-    """A constant as a file holds it.
+    """A constant as a file stores it.
 
     Args:
         name: ours where it is a tensor of the model, else the file's.
@@ -87,7 +87,7 @@ def compare_constants(
 
 
 def _compare(
-    held: Iterable[StoredConstant],
+    stored: Iterable[StoredConstant],
     wanted: Iterable[StoredConstant],
     known: tuple[str, ...],
     *,
@@ -97,9 +97,9 @@ def _compare(
     same: set[tuple[int, int]] = set()
     faults: dict[str, TensorFault] = {}
     count = 0
-    found: set[str] = set()
-    for name, constant in _numbered(held):
-        found.add(name)
+    names: set[str] = set()
+    for name, constant in _numbered(stored):
+        names.add(name)
         right = expected.pop(name, None)
         if name.endswith(_OPERATOR) and not strict:
             continue  # another version may build the graph otherwise
@@ -120,7 +120,7 @@ def _compare(
         elif not name.startswith(known or ("\0",)):
             faults[name] = TensorFault(name, None, None, what)
     if strict:
-        operators = any(name.endswith(_OPERATOR) for name in found)
+        operators = any(name.endswith(_OPERATOR) for name in names)
         for name in expected:
             if name.endswith(_OPERATOR) and not operators:
                 continue  # the target compares none of this file
@@ -129,7 +129,7 @@ def _compare(
 
 
 def _numbered(constants: Iterable[StoredConstant]) -> Iterator[tuple[str, StoredConstant]]:
-    """Constants by name, of which those that share one are told apart by their order."""
+    """Constants by name; those of the same name are numbered."""
     seen: Counter[str] = Counter()
     for constant in constants:
         seen[constant.name] += 1

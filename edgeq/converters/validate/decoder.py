@@ -53,7 +53,7 @@ _WORTH_SAYING = 10.0
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a target may differ by.
+    """The differences that are accepted.
 
     Args:
         logits: largest difference of a logit, as a part of the logits' range; None if any.
@@ -196,7 +196,7 @@ def _prompts(model: Model, runner: DecoderRunner, steps: int) -> Sequence[Sequen
 
 
 class _RemainingTime:
-    """How long validation will take, from its first prompt.
+    """An estimate of how long validation will take, from its first prompt.
 
     Args:
         decoded: calls of the target after prompts.
@@ -226,12 +226,12 @@ class _RemainingTime:
         prompts = (self._decoded - self._done) * step + 2 * reference
         text = self._text * step + self._text / 32 * reference
         trace = _TRACE * step / 4 + 5 * reference
-        left = prompts + text + trace
-        if left < _WORTH_SAYING:
+        seconds = prompts + text + trace
+        if seconds < _WORTH_SAYING:
             return
         least = trace + (prompts + text) * 2 / steps
         say(
-            f"validating takes about {_human(left)} more (estimated from the first prompt)"
+            f"validating takes about {_human(seconds)} more (estimated from the first prompt)"
             + (f"; --steps 2 would take about {_human(least)}" if steps > 2 else "")
         )
 
@@ -241,7 +241,7 @@ def _human(seconds: float) -> str:
 
 
 def _measured(findings: DecoderFindings, decoding: Decoding, cost: Cost | None) -> DecoderFindings:
-    """The figures of the logits, and what of them is past the tolerance."""
+    """The measurements of the logits, and which of them exceed the tolerance."""
     limit = TOLERANCES[findings.precision]
     tie = 2 * (limit.logits or 2e-2) * decoding.range
     near_ties = sum(m <= tie for m in decoding.margins)
@@ -250,20 +250,20 @@ def _measured(findings: DecoderFindings, decoding: Decoding, cost: Cost | None) 
     spread = (sum((k - mean) ** 2 for k in rows) / len(rows)) ** 0.5
     # a target that rounds nothing but its cache is allowed what float16 is
     allowed = cost.allowed if cost else limit.kl or TOLERANCES["float16"].kl or 0.0
-    said = []
+    complaints = []
     # written so that NaN is a complaint too
     if limit.logits is not None and not decoding.max <= limit.logits * decoding.range:
-        said.append(
+        complaints.append(
             f"logits differ by up to {decoding.max:.3g} in a range of {decoding.range:.3g} "
             f"(allowed {limit.logits:g} of it)"
         )
     if not mean <= allowed:
-        said.append(
+        complaints.append(
             f"KL is {mean:.3g} nats on the mean of {len(rows)} positions (allowed {allowed:.3g}"
             + (f", as the target's rounding alone causes {cost.expected:.3g})" if cost else ")")
         )
     if limit.greedy and len(decoding.margins) > near_ties:
-        said.append(
+        complaints.append(
             f"{len(decoding.margins) - near_ties} of {decoding.count} greedy tokens differ, "
             "and are no near ties"
         )
@@ -281,5 +281,5 @@ def _measured(findings: DecoderFindings, decoding: Decoding, cost: Cost | None) 
         greedy_equal=decoding.equal,
         greedy_compared=decoding.count,
         near_ties=near_ties,
-        complaints=tuple(said),
+        complaints=tuple(complaints),
     )

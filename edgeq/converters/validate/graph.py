@@ -4,7 +4,7 @@ Integers and scales of every weight and scale and zero point of every rounded va
 from the file; with the options of the conversion, every other constant and every operator is
 compared too. Then both are run, on real inputs where there are any
 (`edgeq.converters.validate.graph_inputs`), and the outputs may differ by what right runtimes
-differ by (`edgeq.converters.validate.graph_yardstick`).
+differ by (`edgeq.converters.validate.graph_tolerance`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from edgeq.converters.runners import Feeds, GraphRunner
 from edgeq.converters.target import GraphTarget
 from edgeq.converters.targets import graph_target, open_graph
 from edgeq.converters.validate.graph_inputs import RANDOM, inputs_of
-from edgeq.converters.validate.graph_yardstick import Kind, OutputError, Yardstick
+from edgeq.converters.validate.graph_tolerance import Kind, OutputError, OutputTolerance
 from edgeq.converters.validate.report import GraphFindings, ValidationReport, stayed_float
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.progress import Progress
@@ -123,15 +123,15 @@ def compare_graph(
             _rebuilt(graph, path, module, runner) if constants else (0, [], [])
         )
         kind, half = _kind(graph, runner)
-        yardstick = Yardstick(graph, kind, half=half)
+        tolerance = OutputTolerance(graph, kind, half=half)
         for i, feed in enumerate(feeds):
             if progress:
                 progress(f"comparing on {where}", i, len(feeds))
-            yardstick.add(feed, runner(feed))
+            tolerance.add(feed, runner(feed))
         runtime = runner.runtime
     finally:
         runner.close()
-    outputs = yardstick.found()
+    outputs = tolerance.found()
     findings = GraphFindings(
         source_runtime=f"onnxruntime {source.__version__}",
         inputs=where,
@@ -139,7 +139,7 @@ def compare_graph(
         error={name: one.error for name, one in outputs.items()},
         allowed={name: one.allowed for name, one in outputs.items()},
         rounding_error={name: one.price for name, one in outputs.items()},
-        top1=sum(yardstick.top1) / len(yardstick.top1) if yardstick.top1 else None,
+        top1=sum(tolerance.top1) / len(tolerance.top1) if tolerance.top1 else None,
         quants={name: quants[name] for name in graph.quants if name in quants},
         source_quants=len(graph.quants),
         bits=bits,
@@ -228,22 +228,22 @@ def _listed(ends: Mapping[str, list[int]]) -> str:
 def _weights(
     graph: Graph, stored: Iterable[tuple[str, QuantWeight]]
 ) -> tuple[dict[str, bool], dict[str, int]]:
-    """Whether each packed constant came back, and in how many bits it is held.
+    """Whether each packed constant was read back equal, and in how many bits it is stored.
 
     A bias of integers counts where the target has such; in Core ML it is of floats.
     """
-    same = {name: False for name, held in _packed(graph).items() if held.bits != 32}
+    same = {name: False for name, constant in _packed(graph).items() if constant.bits != 32}
     bits: dict[str, int] = {}
-    for name, found in stored:
+    for name, weight in stored:
         mine = graph.constants.get(name)
         if isinstance(mine, QuantWeight):
-            same[name] = np.array_equal(found.levels, mine.levels) and np.array_equal(
-                np.broadcast_to(found.wide_scales(), mine.shape),
+            same[name] = np.array_equal(weight.levels, mine.levels) and np.array_equal(
+                np.broadcast_to(weight.wide_scales(), mine.shape),
                 np.broadcast_to(mine.wide_scales(), mine.shape),
             )
-            bits[name] = found.bits
+            bits[name] = weight.bits
         elif mine is not None:  # float in the source
-            same[name], bits[name] = False, found.bits
+            same[name], bits[name] = False, weight.bits
     return same, bits
 
 

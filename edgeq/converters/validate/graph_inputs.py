@@ -27,10 +27,10 @@ def inputs_of(graph: Graph, samples: Iterable[Feeds] | None) -> tuple[str, list[
         FormatError: the record's own are damaged.
     """
     if samples is not None:
-        given: list[Feeds] = list(samples)
-        if not given:
+        feeds: list[Feeds] = list(samples)
+        if not feeds:
             raise UsageError("there are no samples to compare on; give at least one")
-        return GIVEN, given
+        return GIVEN, feeds
     own: list[Feeds] = list(stored_samples(graph))
     return (KEPT, own) if own else (RANDOM, list(made_up(graph)))
 

@@ -58,8 +58,8 @@ class _Perturber:
     def graph(self) -> Graph:
         source = self._source
         if self._half:
-            for name, held in source.constants.items():
-                self._constants[name] = _halved(held)
+            for name, constant in source.constants.items():
+                self._constants[name] = _halved(constant)
         fed = {name: name for name in source.inputs}
         if self._half:
             for name in source.inputs:
@@ -93,7 +93,7 @@ class _Perturber:
         return bool(name) and self._source.info(name).dtype == "float32"
 
     def _before(self, name: str) -> str:
-        """The name for what a node makes, before it is moved."""
+        """Name of a node's output before the error is added."""
         if not name or not self._float(name):
             return name
         if name in self._source.quants and not self._static and not self._half:
@@ -175,12 +175,12 @@ class _Perturber:
         return f"{name}.edgeq{self._n}"
 
 
-def _halved(held: Constant) -> Constant:
-    if isinstance(held, QuantWeight):
-        if held.bits == 32:
-            return held
-        return replace(held, scales=held.scales.astype(np.float16).astype(np.float32))
-    if held.dtype != np.float32:
-        return held
+def _halved(constant: Constant) -> Constant:
+    if isinstance(constant, QuantWeight):
+        if constant.bits == 32:
+            return constant
+        return replace(constant, scales=constant.scales.astype(np.float16).astype(np.float32))
+    if constant.dtype != np.float32:
+        return constant
     with np.errstate(over="ignore"):
-        return held.astype(np.float16).astype(np.float32)
+        return constant.astype(np.float16).astype(np.float32)

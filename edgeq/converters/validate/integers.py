@@ -43,7 +43,7 @@ class TensorFault:
 def compare_integers(
     model: Model, read: Callable[[], Iterable[StoredWeight]], progress: Progress | None = None
 ) -> tuple[dict[str, bool], list[TensorFault]]:
-    """Hold every quantized matrix of the model against what a file has of it.
+    """Compare every quantized matrix of a model with what a file stores.
 
     Args:
         model: the artifact.
@@ -122,12 +122,12 @@ def _difference(tensor: QuantTensor, piece: StoredWeight) -> TensorFault | None:
     if not wrong_level.any() and not wrong_scale.any():
         return None
     size = finest or k
-    found = []
+    first_places = []
     for wrong, step in ((wrong_level, size), (wrong_scale, 1)):
         if wrong.any():
             row, column = (int(i) for i in np.argwhere(wrong)[0])
-            found.append((row, column // step))
-    row, group = min(found)
+            first_places.append((row, column // step))
+    row, group = min(first_places)
     columns = slice(group * size, group * size + size)
     words = []
     if wrong_level.any():
@@ -153,7 +153,7 @@ def _explained(
     fault: TensorFault,
     read: Callable[[], Iterable[StoredWeight]],
 ) -> TensorFault:
-    """The fault with what the whole matrix looks like, if that is known."""
+    """The fault, with a description of the whole matrix if it can be recognized."""
     pieces = sorted((p for p in read() if p.name == fault.name), key=lambda p: p.first)
     theirs = np.concatenate([_theirs(p)[0] for p in pieces])
     scales = np.concatenate([p.scales for p in pieces])
@@ -177,7 +177,7 @@ def _digest(values: Levels) -> bytes:
 
 
 def _likenesses(ours: Levels, theirs: Levels, mine: Scales, other: Scales) -> Iterator[str]:
-    """What the integers look like, likeliest first."""
+    """Descriptions that fit the integers, the most likely first."""
     if theirs.shape != ours.shape:
         return
     if np.array_equal(theirs, ours):

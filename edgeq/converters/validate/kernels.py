@@ -34,7 +34,7 @@ GGML_BLOCK = 32
 
 @dataclass(frozen=True)
 class Kernels:
-    """What a target computes where it is not exact arithmetic on its own constants.
+    """How the kernels of targets round, repeated in NumPy.
 
     Args:
         products: how it may multiply, the likeliest first; exactly if there is none.
@@ -156,12 +156,12 @@ def _q8_1_sums(x: Array, weight: Tensor) -> Array:
     assert isinstance(weight, QuantTensor)
     codes, scale = _block_codes(x, GGML_BLOCK)
     totals = codes.sum(axis=-1)
-    held = (scale[..., 0] * totals).astype(np.float16).astype(np.float32)
+    rounded = (scale[..., 0] * totals).astype(np.float16).astype(np.float32)
     used = scale[..., 0].astype(np.float16).astype(np.float32) * totals
     scales, zeros = weight.row_params()
     k, size = weight.shape[1], weight.scheme.group_size
     least = spread(-scales * zeros, k, size, GGML_BLOCK)
-    return cast(Array, (held - used) @ least.T.astype(np.float32))
+    return cast(Array, (rounded - used) @ least.T.astype(np.float32))
 
 
 def half(kind: Literal["k", "v"], layer: int, values: Array) -> Array:

@@ -1,4 +1,4 @@
-"""A target's logits beside those of the reference, row by row.
+"""A target's logits compared with those of the reference, row by row.
 
     `Decoding`   prompts and what the target says after them, greedily: logits, greedy tokens
     `Cost`       a text that the target reads token by token: the divergence that its kernels'
@@ -68,7 +68,7 @@ class Decoding:
     def compare(
         self, runner: DecoderRunner, prompt: Sequence[int], steps: int, stepped: Stepped
     ) -> None:
-        """Let the target read a prompt and go on greedily; the reference reads what it said.
+        """Let the target continue a prompt greedily, and the reference read the same tokens.
 
         Raises:
             FormatError: the output has another vocabulary.
@@ -76,12 +76,12 @@ class Decoding:
         runner.reset()
         rows = [runner.forward(np.asarray(prompt, np.int64))[-1]]
         stepped(1)
-        said: list[int] = []
+        generated: list[int] = []
         for _ in range(steps):
-            said.append(int(np.argmax(rows[-1])))
-            rows.append(runner.forward(np.asarray(said[-1:], np.int64))[-1])
+            generated.append(int(np.argmax(rows[-1])))
+            rows.append(runner.forward(np.asarray(generated[-1:], np.int64))[-1])
             stepped(1)
-        self.chosen.append((*said, int(np.argmax(rows[-1]))))
+        self.chosen.append((*generated, int(np.argmax(rows[-1]))))
         if rows[0].size != self._vocab:
             raise FormatError(
                 f"the output knows {rows[0].size} tokens, the source {self._vocab}; "
@@ -89,7 +89,7 @@ class Decoding:
             )
         cache = self._reference.new_cache()
         right = [self._reference.forward(prompt, cache, all_logits=False)]
-        right += list(self._reference.forward(said, cache))
+        right += list(self._reference.forward(generated, cache))
         for ours, theirs in zip(right, rows, strict=True):
             self._row(ours.astype(np.float64), theirs.astype(np.float64))
 
@@ -102,16 +102,16 @@ class Decoding:
         self._values += difference.size
         self._low, self._high = min(self._low, ours.min()), max(self._high, ours.max())
         self.kl.append(float(divergence(ours[None], theirs[None])[0]))
-        best, taken = int(ours.argmax()), int(theirs.argmax())
+        best, chosen = int(ours.argmax()), int(theirs.argmax())
         self.count += 1
-        self.equal += best == taken
-        if best != taken:
-            self.margins.append(float(ours[best] - ours[taken]))
+        self.equal += best == chosen
+        if best != chosen:
+            self.margins.append(float(ours[best] - ours[chosen]))
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a target's rounding costs on a text, nats.
+    """The cost of a target's rounding on a text, in nats.
 
     Args:
         target: divergence of the target from exact arithmetic, of each row.

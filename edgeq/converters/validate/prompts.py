@@ -78,13 +78,13 @@ def prompts(model: Model, room: int) -> list[list[int]]:
     Raises:
         FormatError: the tokenizer is damaged.
     """
-    found = []
+    cut = []
     for i, (text, length) in enumerate(zip(TEXTS, _LENGTHS, strict=True)):
         ids = _encode(model, text, turns=i == 1) or _random(model, length, i)
         if i == len(TEXTS) - 1:
             ids = ids * -(-length // len(ids))
-        found.append(ids[: max(1, min(length, room))])
-    return list({tuple(ids): ids for ids in found}.values())
+        cut.append(ids[: max(1, min(length, room))])
+    return list({tuple(ids): ids for ids in cut}.values())
 
 
 def _random(model: Model, length: int, seed: int) -> list[int]:

@@ -202,8 +202,8 @@ class ValidationReport:
     @property
     def passed(self) -> bool:
         """Whether the file computes what its source does, from the same integers."""
-        found = self.decoder or self.graph
-        return all(self.integers.values()) and (found is None or found.passed)
+        findings = self.decoder or self.graph
+        return all(self.integers.values()) and (findings is None or findings.passed)
 
     def explain(self) -> str:
         """What is wrong, one line each; "" if nothing is. Of graphs the notes too."""

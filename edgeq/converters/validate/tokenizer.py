@@ -43,7 +43,7 @@ class TargetTokenizer(Protocol):
 
 @dataclass(frozen=True)
 class TextsReport:
-    """What the comparison of two tokenizers found.
+    """The result of comparing two tokenizers.
 
     Args:
         by: what encoded for the target.

@@ -44,7 +44,7 @@ __all__ = [
 
 
 def describe(path: str | Path) -> Description:
-    """What a Core ML file holds.
+    """Describe a Core ML file: its functions, inputs, outputs and operators.
 
     Raises:
         FormatError: it is damaged or no Core ML file.

@@ -240,13 +240,13 @@ def functions(file: File) -> dict[str, Function]:
         FormatError: constants are missing or do not fit their types.
         UnsupportedError: it has a type of value that is not known.
     """
-    found = {}
+    by_name = {}
     for name, function in file.spec.mlProgram.functions.items():
         inputs = {item.name: _type(item.type) for item in function.inputs}
-        found[name] = Function(
+        by_name[name] = Function(
             name, inputs, _block(file, function.block_specializations[function.opset], {})
         )
-    return found
+    return by_name
 
 
 def _block(file: File, block: Any, outer: Mapping[str, bytes]) -> MilBlock:

@@ -65,8 +65,8 @@ def _list_scatter(ls: list[Any], indices: Any, value: Any) -> list[Any]:
 def _classify(probabilities: Any, classes: Any) -> tuple[Any, dict[Any, float]]:
     values = np.asarray(probabilities).reshape(-1)
     names = [c.item() if isinstance(c, np.generic) else c for c in classes]
-    found = {name: float(v) for name, v in zip(names, values, strict=True)}
-    return names[int(values.argmax())], found
+    probability_of = {name: float(v) for name, v in zip(names, values, strict=True)}
+    return names[int(values.argmax())], probability_of
 
 
 _OTHER: dict[str, Callable[..., Any]] = {
@@ -185,7 +185,7 @@ class Machine:
         if self.overwrite:  # a later call must not change what this one gave
             for name, value in run.found.items():
                 if isinstance(value, np.ndarray) and any(
-                    np.may_share_memory(value, held) for held in state.values()
+                    np.may_share_memory(value, buffer) for buffer in state.values()
                 ):
                     run.found[name] = value.copy()
         return run.found
@@ -201,17 +201,17 @@ class Machine:
         return self._plans[block]
 
     def constant(self, op: Op, env: Mapping[str, Any]) -> Sequence[Any]:
-        """What an operator without variable inputs gives: arrays, or `Packed` if they are large."""
+        """Results of an operator without variable inputs: arrays, or `Packed` if large."""
         if op.key not in self._constants:
             if op.type == "const":
                 values: Sequence[Any] = [self._held(op.inputs["val"][0])]
             else:
-                given = {
+                inputs = {
                     name: env[refs[0]] if isinstance(refs[0], str) else refs[0]
                     for name, refs in op.inputs.items()
                 }
-                made = weights.decompress(op.type, given, self.dtype(op.outputs[0][1].kind))
-                values = made if isinstance(made, tuple) else [made]
+                value = weights.decompress(op.type, inputs, self.dtype(op.outputs[0][1].kind))
+                values = value if isinstance(value, tuple) else [value]
             self._constants[op.key] = values
         return self._constants[op.key]
 
@@ -225,19 +225,19 @@ class Machine:
         if isinstance(value, MilTensor):
             return self.typed(value.get(), value.type)
         if isinstance(value, Packed):
-            kept = self.kept(value)
-            return kept.array() if isinstance(kept, Packed) else kept
+            cached = self.kept(value)
+            return cached.array() if isinstance(cached, Packed) else cached
         return value
 
     def kept(self, value: Packed) -> Any:
         """A packed constant, decompressed if there is room to keep it."""
-        kept = self._decompressed.get(id(value))
-        if kept is None:
+        cached = self._decompressed.get(id(value))
+        if cached is None:
             if value.nbytes > self._left:
                 return value
             self._left -= value.nbytes
-            kept = self._decompressed[id(value)] = (value, value.array())
-        return kept[1]
+            cached = self._decompressed[id(value)] = (value, value.array())
+        return cached[1]
 
     def typed(self, value: Any, kind: Type) -> Any:
         """A result in the type that the program declares."""
@@ -249,14 +249,14 @@ class Machine:
 
 def _frees(block: MilBlock, ops: Sequence[Op]) -> tuple[tuple[str, ...], ...]:
     """For each operator, the values made in the block that are used there last."""
-    made = {name for op in ops for name, _ in op.outputs}
+    computed = {name for op in ops for name, _ in op.outputs}
     last: dict[str, int] = {}
     for at, op in enumerate(ops):
         for one in (op, *(inner for b in op.blocks for inner in b.walk())):
             for refs in one.inputs.values():
-                last.update((r, at) for r in refs if isinstance(r, str) and r in made)
+                last.update((r, at) for r in refs if isinstance(r, str) and r in computed)
         for nested in op.blocks:
-            last.update((name, at) for name in nested.outputs if name in made)
+            last.update((name, at) for name in nested.outputs if name in computed)
     for name in block.outputs:
         last.pop(name, None)
     frees: list[list[str]] = [[] for _ in ops]
@@ -314,7 +314,7 @@ class _Run:
         x = self.env[ref]
         if not isinstance(x, np.ndarray) or not x.flags.writeable:
             return False
-        holders = [n for n, held in self.state.items() if np.may_share_memory(held, x)]
+        holders = [n for n, buffer in self.state.items() if np.may_share_memory(buffer, x)]
         if holders:
             # what a state holds may change only if the result becomes that state at once
             update = following[0] if following else None
@@ -332,8 +332,8 @@ class _Run:
 
     def _written(self, op: Op) -> Sequence[Any]:
         """`slice_update` without a copy."""
-        given = {name: self._get(refs[0]) for name, refs in op.inputs.items()}
-        return [ops_shape.slice_update(**given, in_place=True)]
+        inputs = {name: self._get(refs[0]) for name, refs in op.inputs.items()}
+        return [ops_shape.slice_update(**inputs, in_place=True)]
 
     def _op(self, op: Op) -> Sequence[Any]:
         if op.type == "read_state":
@@ -346,27 +346,27 @@ class _Run:
             return [new] * len(op.outputs)
         if op.type in ("cond", "while_loop"):
             return self._control(op)
-        given: dict[str, Any] = {}
+        inputs: dict[str, Any] = {}
         for name, refs in op.inputs.items():
             if _LAZY.get(op.type) == name:
-                given[name] = self._get(refs[0], lazy=True)
+                inputs[name] = self._get(refs[0], lazy=True)
             elif name in _LISTED.get(op.type, ()):
-                given[name] = [self._get(ref) for ref in refs]
+                inputs[name] = [self._get(ref) for ref in refs]
             else:
-                given[name] = self._get(refs[0])
+                inputs[name] = self._get(refs[0])
         if op.type in _FLOAT:
-            given = {name: _widened(value) for name, value in given.items()}
+            inputs = {name: _widened(value) for name, value in inputs.items()}
             call = _FLOAT[op.type]
         elif op.type in _OTHER:
             call = _OTHER[op.type]
         else:
             raise UnsupportedError(f"the operator {op.type} ({op.name!r}) cannot be executed")
         try:
-            result = call(**given)
+            result = call(**inputs)
         except EdgeqError:
             raise
         except (ValueError, IndexError, TypeError, KeyError, ZeroDivisionError) as err:
-            sizes = {k: list(np.shape(v)) for k, v in given.items() if not isinstance(v, list)}
+            sizes = {k: list(np.shape(v)) for k, v in inputs.items() if not isinstance(v, list)}
             raise UnsupportedError(
                 f"the operator {op.type} ({op.name!r}) failed on {sizes}: {err}"
             ) from err

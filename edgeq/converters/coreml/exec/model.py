@@ -28,7 +28,7 @@ from edgeq.core.errors import FormatError, UsageError, unknown
 
 @dataclass(frozen=True)
 class FunctionDescription:
-    """What a function takes and gives.
+    """Inputs, outputs, states and operators of a function.
 
     Args:
         inputs, outputs, states: name -> type, in words.
@@ -43,7 +43,7 @@ class FunctionDescription:
 
 @dataclass(frozen=True)
 class Description:
-    """What a file holds.
+    """Kind, version and functions of a file.
 
     Args:
         kind: "mlProgram", "neuralNetworkClassifier", "pipeline" ...
@@ -78,23 +78,23 @@ class CoreMLModel:
 
     @property
     def default_function(self) -> str | None:
-        """The function that runs if none is named; None of what is no ML Program."""
+        """The function that runs if none is named; None if the file is not an ML Program."""
         if not self.programs:
             return None
         name = self.file.spec.description.defaultFunctionName or "main"
         return name if name in self.programs else next(iter(self.programs))
 
     def describe(self) -> Description:
-        """What it holds."""
+        """Its kind, version and functions."""
         spec = self.file.spec
-        found: dict[str, FunctionDescription] = {}
+        described_functions: dict[str, FunctionDescription] = {}
         missing: set[str] = set()
         for name, function in self.programs.items():
             described = self._features(name)
             counts = Counter(op.type for op in function.block.walk())
             missing |= set(counts) - SUPPORTED
             states = {n: str(t) for n, t in function.inputs.items() if t.state}
-            found[name] = FunctionDescription(
+            described_functions[name] = FunctionDescription(
                 _words(described.input), _words(described.output), states, counts
             )
         if not self.programs:
@@ -102,10 +102,12 @@ class CoreMLModel:
 
             counts, absent = parts(spec)
             missing |= absent
-            found["main"] = FunctionDescription(
+            described_functions["main"] = FunctionDescription(
                 _words(spec.description.input), _words(spec.description.output), {}, counts
             )
-        return Description(self.kind, spec.specificationVersion, found, tuple(sorted(missing)))
+        return Description(
+            self.kind, spec.specificationVersion, described_functions, tuple(sorted(missing))
+        )
 
     def new_state(self, function: str | None = None) -> State:
         """States of zeros, for `predict`."""
@@ -137,16 +139,16 @@ class CoreMLModel:
         if not self.programs:
             from edgeq.converters.coreml.exec.neural_network import run_spec
 
-            given = _checked(self.file.spec.description.input, inputs)
-            return run_spec(self.file.spec, given)
+            checked = _checked(self.file.spec.description.input, inputs)
+            return run_spec(self.file.spec, checked)
         chosen = self._function(function)
         refuse_unknown(chosen)
         described = self._features(chosen.name)
-        given = _checked(described.input, inputs)
+        checked = _checked(described.input, inputs)
         for item in described.input:  # an image is a batch of one
             if item.type.WhichOneof("Type") == "imageType":
-                given[item.name] = np.asarray(given[item.name])[None]
-        return self.machine.run(chosen, given, state, watch)
+                checked[item.name] = np.asarray(checked[item.name])[None]
+        return self.machine.run(chosen, checked, state, watch)
 
     def sample(self, function: str | None = None, seed: int = 0) -> dict[str, Any]:
         """Random inputs of the right types and shapes, to try a model with."""
@@ -209,7 +211,7 @@ def _checked(items: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     for name in inputs:
         if name not in names:
             raise UsageError(unknown("input", name, names))
-    found = {}
+    checked = {}
     for item in items:
         if item.name not in inputs:
             if item.type.isOptional:
@@ -218,8 +220,8 @@ def _checked(items: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
                 f"the input {item.name!r} is missing: {_type_words(item.type)}; "
                 f"the model takes {', '.join(names)}"
             )
-        found[item.name] = _fit(item, inputs[item.name])
-    return found
+        checked[item.name] = _fit(item, inputs[item.name])
+    return checked
 
 
 def _fit(item: Any, value: Any) -> Any:

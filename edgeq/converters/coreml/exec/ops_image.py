@@ -132,11 +132,11 @@ def _pixels(image: Array, row: Array, column: Array, outside: float | None) -> A
     """image [C, H, W] at whole coordinates; ``outside`` where they lie out of it."""
     h, w = image.shape[-2:]
     r, c = np.clip(row, 0, h - 1).astype(np.intp), np.clip(column, 0, w - 1).astype(np.intp)
-    found = image[:, r, c]
+    pixels = image[:, r, c]
     if outside is None:
-        return found
+        return pixels
     inside = (row >= 0) & (row < h) & (column >= 0) & (column < w)
-    return np.where(inside, found, np.float32(outside))
+    return np.where(inside, pixels, np.float32(outside))
 
 
 def _sampled(image: Array, y: Array, x: Array, nearest: bool, outside: float | None) -> Array:
@@ -286,16 +286,19 @@ def non_maximum_suppression(
     for i in range(n):
         best = scores[i].max(axis=1)
         classes = scores[i].argmax(axis=1)
-        kept: list[int] = []
+        chosen: list[int] = []
         for j in np.argsort(-best, kind="stable"):
-            if best[j] < score_threshold or len(kept) == m:
+            if best[j] < score_threshold or len(chosen) == m:
                 break
-            rivals = [k for k in kept if not per_class_suppression or classes[k] == classes[j]]
+            rivals = [k for k in chosen if not per_class_suppression or classes[k] == classes[j]]
             if all(_overlap(boxes[i, j], boxes[i, k]) <= iou_threshold for k in rivals):
-                kept.append(int(j))
-        counts[i] = len(kept)
-        out_boxes[i, : len(kept)], out_scores[i, : len(kept)] = boxes[i, kept], scores[i, kept]
-        out_index[i, : len(kept)] = kept
+                chosen.append(int(j))
+        counts[i] = len(chosen)
+        out_boxes[i, : len(chosen)], out_scores[i, : len(chosen)] = (
+            boxes[i, chosen],
+            scores[i, chosen],
+        )
+        out_index[i, : len(chosen)] = chosen
     return out_boxes, out_scores, out_index, counts
 
 

@@ -29,7 +29,7 @@ def channels(values: Any, rank: int) -> Array:
 
 
 def cast(x: Any, dtype: str) -> Array:
-    """Another type; what MIL calls fp16 is rounded by the machine."""
+    """Convert to another type; the machine does the rounding of MIL's fp16."""
     names = {"fp16": "float32", "fp32": "float32"}
     return np.asarray(x).astype(names.get(dtype, dtype))
 

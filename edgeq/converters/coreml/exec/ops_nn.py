@@ -85,12 +85,12 @@ def pads(
         return list(zip(flat[0::2], flat[1::2], strict=True))
     if kind not in ("same", "same_lower"):
         raise UnsupportedError(f"padding of kind {kind!r} cannot be executed")
-    found = []
+    pairs = []
     for n, k, s in zip(size, kernel, strides, strict=True):
         total = max(0, (-(-n // s) - 1) * s + k - n)
         small, large = total // 2, total - total // 2
-        found.append((large, small) if kind == "same_lower" else (small, large))
-    return found
+        pairs.append((large, small) if kind == "same_lower" else (small, large))
+    return pairs
 
 
 def _windows(
@@ -159,7 +159,7 @@ def conv_transpose(
 def _cropped(
     out: Array, kind: str, pad: Any, output_shape: Any, size: Sequence[int], steps: Sequence[int]
 ) -> Array:
-    """Take away what the padding of the convolution would have added."""
+    """Remove what the padding of the convolution would have added."""
     full = out.shape[2:]
     if output_shape is not None:
         wanted = ints(output_shape)[2:]

@@ -63,10 +63,10 @@ def gru(
     gate, f, h, outputs = _activation(recurrent_activation), _activation(activation), initial_h, {}
     size = h.shape[-1]
     hidden = np.zeros(3 * size, np.float32) if bias is None else np.asarray(bias)
-    given = np.zeros_like(hidden) if input_bias is None else np.asarray(input_bias)
+    input_biases = np.zeros_like(hidden) if input_bias is None else np.asarray(input_bias)
     r_, o_, z_ = (slice(i * size, (i + 1) * size) for i in range(3))
     for t in _steps(x, direction == "reverse"):
-        i = x[t] @ weight_ih.T + given
+        i = x[t] @ weight_ih.T + input_biases
         r = gate(i[:, r_] + h @ weight_hh[r_].T + hidden[r_])
         z = gate(i[:, z_] + h @ weight_hh[z_].T + hidden[z_])
         if reset_after:
@@ -93,12 +93,12 @@ def lstm(
     else:
         ways = [(way, False), (back, True)]
     size = weight_hh.shape[1]
-    found = []
+    directions = []
     for i, (weights, reverse) in enumerate(ways):
         at = slice(i * size, (i + 1) * size)
         start = (initial_h[:, at], initial_c[:, at])
-        found.append(_lstm(x, start, weights, reverse, output_sequence, functions, clip))
-    y, h, c = (np.concatenate(parts, axis=-1) for parts in zip(*found, strict=True))
+        directions.append(_lstm(x, start, weights, reverse, output_sequence, functions, clip))
+    y, h, c = (np.concatenate(parts, axis=-1) for parts in zip(*directions, strict=True))
     return y, h, c
 
 

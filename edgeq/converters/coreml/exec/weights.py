@@ -55,7 +55,7 @@ Source = MilTensor | Packed
 
 
 def decompress(op: str, inputs: Mapping[str, Any], dtype: Any) -> Packed | tuple[Any, ...]:
-    """What a ``constexpr_`` operator gives.
+    """The constant that a ``constexpr_`` operator computes.
 
     Args:
         op: its type.
@@ -67,8 +67,8 @@ def decompress(op: str, inputs: Mapping[str, Any], dtype: Any) -> Packed | tuple
     """
     if op not in _OPS:
         raise UnsupportedError(f"the operator {op} cannot be executed")
-    found = _OPS[op](**inputs)
-    first, second = found
+    decompressed = _OPS[op](**inputs)
+    first, second = decompressed
     return Packed(first, dtype, second) if callable(second) else (first, second)
 
 
@@ -136,13 +136,13 @@ def _lut(indices: Source, lut: Any, shape: Any = None, vector_axis: Any = None) 
     def looked_up(start: int, stop: int) -> NDArray[Any]:
         values = indices.rows(start, stop).astype(np.intp)
         if table.shape[:-2] == (1,) * values.ndim:
-            found = table.reshape(table.shape[-2:])[values]
+            looked = table.reshape(table.shape[-2:])[values]
         else:
             grid = _repeated(table, (*indices.shape, *table.shape[-2:]), start, stop)
             grid = np.broadcast_to(grid, (*values.shape, *table.shape[-2:]))
-            found = np.take_along_axis(grid, values[..., None, None], axis=-2)[..., 0, :]
-        found = np.moveaxis(found, -1, axis + 1)
-        return found.reshape(-1, *full[1:])
+            looked = np.take_along_axis(grid, values[..., None, None], axis=-2)[..., 0, :]
+        looked = np.moveaxis(looked, -1, axis + 1)
+        return looked.reshape(-1, *full[1:])
 
     def rows(start: int, stop: int) -> NDArray[Any]:
         if axis or size == 1:
@@ -180,8 +180,8 @@ def _sparse_of(mask: Any, dense: tuple[Any, Rows]) -> tuple[Any, Any]:
     return mask, rows(0, shape[0])[bits != 0]
 
 
-def _as_packed(found: tuple[Any, Rows], dtype: Any) -> Packed:
-    return Packed(found[0], dtype, found[1])
+def _as_packed(shape_and_rows: tuple[Any, Rows], dtype: Any) -> Packed:
+    return Packed(shape_and_rows[0], dtype, shape_and_rows[1])
 
 
 def _sparse_blockwise(

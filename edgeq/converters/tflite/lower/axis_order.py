@@ -54,8 +54,8 @@ def after_transpose(order: Order, perm: Sequence[int]) -> Order:
 def after_reduction(order: Order, axes: Iterable[int]) -> Order:
     """The order of the axes that a reduction leaves."""
     gone = set(axes)
-    kept = [axis for axis in order if axis not in gone]
-    return tuple(sorted(kept).index(axis) for axis in kept)
+    remaining = [axis for axis in order if axis not in gone]
+    return tuple(sorted(remaining).index(axis) for axis in remaining)
 
 
 def with_last(order: Order, axis: int) -> Order:
@@ -69,7 +69,7 @@ def groups(source: Sequence[int], into: Sequence[int]) -> list[tuple[list[int], 
     Axes of one element are in no part.
     """
     a, b = _long(source, range(len(source))), _long(into, range(len(into)))
-    found: list[tuple[list[int], list[int]]] = []
+    pairs: list[tuple[list[int], list[int]]] = []
     while a or b:
         left, right = [a.pop(0)], [b.pop(0)]
         have, want = source[left[0]], into[right[0]]
@@ -80,8 +80,8 @@ def groups(source: Sequence[int], into: Sequence[int]) -> list[tuple[list[int], 
             else:
                 right.append(b.pop(0))
                 want *= into[right[-1]]
-        found.append((left, right))
-    return found
+        pairs.append((left, right))
+    return pairs
 
 
 def reshaped(source: Shape, order: Order, into: Shape, image: bool) -> tuple[Order, Order]:
@@ -160,11 +160,11 @@ class AxisWindow:
     def counts(self, padding: tuple[int, int]) -> NDArray[np.int64]:
         """Number of elements in each window [out], including some padding before and after."""
         starts = np.arange(self.out) * self.stride - self.before
-        taken = starts[:, None] + np.arange(self.kernel) * self.dilation
-        found: NDArray[np.int64] = ((taken >= -padding[0]) & (taken < self.size + padding[1])).sum(
-            1
-        )
-        return found
+        places = starts[:, None] + np.arange(self.kernel) * self.dilation
+        counts: NDArray[np.int64] = (
+            (places >= -padding[0]) & (places < self.size + padding[1])
+        ).sum(1)
+        return counts
 
 
 def row_columns(dims: Sequence[int], order: Order) -> NDArray[np.int64]:

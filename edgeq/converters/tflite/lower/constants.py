@@ -32,11 +32,11 @@ class Constants(Operators):
 
     def constant(self, name: str, rank: int, order: Order, rounded: bool = False) -> Value:
         """Return a constant with axes of one added up to a rank, in an order."""
-        held = self.graph.constants[name]
-        shape = (1,) * (rank - len(held.shape)) + tuple(held.shape)
-        if isinstance(held, QuantWeight) and held.bits != 32:
+        constant = self.graph.constants[name]
+        shape = (1,) * (rank - len(constant.shape)) + tuple(constant.shape)
+        if isinstance(constant, QuantWeight) and constant.bits != 32:
             return self.weight(name, shape, order, rounded=rounded)
-        array = self.graph.array(name) if isinstance(held, QuantWeight) else held
+        array = self.graph.array(name) if isinstance(constant, QuantWeight) else constant
         array = array.reshape(()) if array.size == 1 else array.reshape(shape).transpose(order)
         return self.array(array)
 
@@ -67,16 +67,18 @@ class Constants(Operators):
             columns: axes of its columns and their order, of a matrix behind a flattened image.
             fill: columns of zeros behind those of a matrix.
         """
-        held = self.graph.constants[name]
-        assert isinstance(held, QuantWeight)
+        weight = self.graph.constants[name]
+        assert isinstance(weight, QuantWeight)
         # the levels of a palette take a byte each
-        kind = "int4" if held.bits == 4 and narrow and held.palette is None else "int8"
+        kind = "int4" if weight.bits == 4 and narrow and weight.palette is None else "int8"
         key = (name, shape, order, kind, columns, fill)
         if key not in self._tensors:
-            put_in = len(shape) - len(held.shape)
-            lead = put_in if shape[:put_in] == (1,) * put_in and shape[put_in:] == held.shape else 0
-            axis = None if held.axis is None else held.axis + lead
-            w = replace(held, levels=held.levels.reshape(shape), axis=axis).transposed(order)
+            put_in = len(shape) - len(weight.shape)
+            lead = (
+                put_in if shape[:put_in] == (1,) * put_in and shape[put_in:] == weight.shape else 0
+            )
+            axis = None if weight.axis is None else weight.axis + lead
+            w = replace(weight, levels=weight.levels.reshape(shape), axis=axis).transposed(order)
             if columns is not None:
                 w = replace(w, levels=w.levels[:, row_columns(*columns)])
             if fill:
@@ -151,5 +153,5 @@ class Constants(Operators):
             "palette": None if w.palette is None else w.palette.tolist(),
             "less": less or None,
         }
-        given = {key: entry for key, entry in record.items() if entry is not None}
-        self.weights.setdefault(name, given)
+        present = {key: entry for key, entry in record.items() if entry is not None}
+        self.weights.setdefault(name, present)

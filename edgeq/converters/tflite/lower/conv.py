@@ -51,12 +51,12 @@ def windows(graph: Graph, node: Node) -> list[AxisWindow]:
     n = len(kernel)
     pads = node.attrs.get("pads") or [0] * (2 * n)
     strides, dilations = (node.attrs.get(k) or [1] * n for k in ("strides", "dilations"))
-    found = [
+    windows_ = [
         AxisWindow(shape[2 + i], int(kernel[i]), int(strides[i]), int(pads[i]), out[2 + i],
                int(dilations[i]))
         for i in range(n)
     ]  # fmt: skip
-    return found if n > 1 else [AxisWindow(1, 1, 1, 0, 1), *found]
+    return windows_ if n > 1 else [AxisWindow(1, 1, 1, 0, 1), *windows_]
 
 
 def image(low: TfliteLowering, node: Node, rounded: bool) -> Value:
@@ -90,10 +90,10 @@ def bias_of(
     if not rounded:
         return low.array(low.graph.array(name) if name else np.zeros(n, np.float32))
     assert w is not None
-    held = low.graph.constants.get(name)
-    if isinstance(held, QuantWeight):
+    bias = low.graph.constants.get(name)
+    if isinstance(bias, QuantWeight):
         # one scale for each of the weight's
-        levels, scales = held.levels, held.scales.reshape(-1)[: max(1, w.scales.size)]
+        levels, scales = bias.levels, bias.scales.reshape(-1)[: max(1, w.scales.size)]
     else:
         scale = np.float32(low.graph.quants[node.inputs[0]].scale)
         levels, scales = np.zeros(n, np.int32), np.atleast_1d(scale * w.scales)
@@ -108,9 +108,9 @@ def weight_tensor(
 
     Integers get ``fill`` columns of zeros behind their own.
     """
-    held = low.graph.constants[name]
-    if not isinstance(held, QuantWeight):
-        array = held.reshape(shape).transpose(order)
+    weight = low.graph.constants[name]
+    if not isinstance(weight, QuantWeight):
+        array = weight.reshape(shape).transpose(order)
         return low.array(array if columns is None else array[:, row_columns(*columns)])
     hybrid = not rounded and low.dynamic and code in HYBRID
     # what is rounded already would be rounded again, to other levels; `linear` sees to that
@@ -124,11 +124,11 @@ def weight_tensor(
 
 
 def padding(
-    low: TfliteLowering, x: Value, found: Sequence[AxisWindow], out: Out, fill: float = 0.0
+    low: TfliteLowering, x: Value, windows_: Sequence[AxisWindow], out: Out, fill: float = 0.0
 ) -> tuple[Value, dict[str, Any]]:
     """Pad an image as far as the operator does not; returns it with the operator's padding."""
     kinds = low.file.schema.Padding
-    height, width = found
+    height, width = windows_
     if height.valid and width.valid:
         return x, {"padding": kinds.VALID}
     if height.alike and width.alike:
@@ -143,19 +143,19 @@ def padding(
 def conv(low: TfliteLowering, node: Node, out: Out) -> Made:
     """A convolution, depthwise if each filter has one channel."""
     name = node.inputs[1]
-    held = low.graph.constants[name]
-    shape, found = lifted(tuple(held.shape)), windows(low.graph, node)
+    weight = low.graph.constants[name]
+    shape, windows_ = lifted(tuple(weight.shape)), windows(low.graph, node)
     deep = is_depthwise(low.graph, node)
     code, order = ("DEPTHWISE_CONV_2D", (1, 2, 3, 0)) if deep else ("CONV_2D", _LAST)
-    x, settings = padding(low, image(low, node, out.rounded), found, out)
+    x, settings = padding(low, image(low, node, out.rounded), windows_, out)
     w = weight_tensor(low, code, name, shape, order, out.rounded)
     bias = bias_of(
-        low, node, held if isinstance(held, QuantWeight) else None, shape[0], out.rounded,
+        low, node, weight if isinstance(weight, QuantWeight) else None, shape[0], out.rounded,
         TWICE_ROUNDED if w.dtype == "int4" and int(node.attrs.get("group", 1)) == 1 else 0,
     )  # fmt: skip
     if deep:
         settings["depthMultiplier"] = shape[0] // x.shape[3]
-    height, width = found
+    height, width = windows_
     value = low.op(
         code, [x, w, bias], (x.shape[0], height.out, width.out, shape[0]), quant=out.quant,
         strideH=height.stride, strideW=width.stride, dilationHFactor=height.dilation,
@@ -168,9 +168,9 @@ def conv(low: TfliteLowering, node: Node, out: Out) -> Made:
 def conv_transpose(low: TfliteLowering, node: Node, out: Out) -> Made:
     """A transposed convolution, cut to size where TFLite lacks its padding."""
     name = node.inputs[1]
-    held = low.graph.constants[name]
-    shape = lifted(tuple(held.shape))
-    n = len(held.shape) - 2
+    weight = low.graph.constants[name]
+    shape = lifted(tuple(weight.shape))
+    n = len(weight.shape) - 2
     strides = [int(s) for s in node.attrs.get("strides") or [1] * n]
     pads = [int(p) for p in node.attrs.get("pads") or [0] * (2 * n)]
     sizes = [int(s) for s in low.shape(node.output)[2:]]
@@ -186,7 +186,7 @@ def conv_transpose(low: TfliteLowering, node: Node, out: Out) -> Made:
         settings, made, start = {"padding": kinds.SAME}, sizes, [0, 0]
     whole_out = made == sizes and not any(start)
     bias = bias_of(
-        low, node, held if isinstance(held, QuantWeight) else None, shape[1], out.rounded
+        low, node, weight if isinstance(weight, QuantWeight) else None, shape[1], out.rounded
     )
     w = weight_tensor(low, "TRANSPOSE_CONV", name, shape, (1, 2, 3, 0), out.rounded)
     target = (x.shape[0], *made, shape[1])
@@ -209,10 +209,10 @@ def _transposed_same(size: int, out: int, kernel: int, stride: int, before: int)
 @emits("MaxPool", integer=always, fault=refusals.pool, activation=True, whole_numbers=True)
 def max_pool(low: TfliteLowering, node: Node, out: Out) -> Made:
     """The largest element in a window; padding is lower than any value."""
-    found = windows(low.graph, node)
+    windows_ = windows(low.graph, node)
     x = image(low, node, out.rounded)
-    x, settings = padding(low, x, found, out, -math.inf)
-    value = pooled(low, "MAX_POOL_2D", x, found, out, settings)
+    x, settings = padding(low, x, windows_, out, -math.inf)
+    value = pooled(low, "MAX_POOL_2D", x, windows_, out, settings)
     return flat_again(low, value, out)
 
 
@@ -220,12 +220,12 @@ def pooled(
     low: TfliteLowering,
     code: str,
     x: Value,
-    found: Sequence[AxisWindow],
+    windows_: Sequence[AxisWindow],
     out: Out,
     settings: dict[str, Any],
 ) -> Value:
     """A pool whose output has the scale and zero point of its input."""
-    height, width = found
+    height, width = windows_
     act = 0 if out.rounded else low.fused(out)
     return low.op(
         code, [x], (x.shape[0], height.out, width.out, x.shape[3]), like=True,
@@ -236,14 +236,14 @@ def pooled(
 
 def pool_counts(graph: Graph, node: Node) -> tuple[NDArray[np.int64], bool]:
     """Number of elements in each mean [oh, ow], and whether TFLite's SAME counts the same."""
-    found = windows(graph, node)
+    windows_ = windows(graph, node)
     pads = [int(p) for p in node.attrs.get("pads") or [0] * 4]
     ends = [(0, 0), (pads[0], pads[1])] if len(pads) == 2 else [pads[0::2], pads[1::2]]
     included = bool(node.attrs.get("count_include_pad", 0))
-    inner = [w.counts((0, 0)) for w in found]
+    inner = [w.counts((0, 0)) for w in windows_]
     real = [w.counts((end[0], end[1])) if included else n
-            for w, n, end in zip(found, inner, ends, strict=True)]  # fmt: skip
-    alike = all(w.alike for w in found) and all(
+            for w, n, end in zip(windows_, inner, ends, strict=True)]  # fmt: skip
+    alike = all(w.alike for w in windows_) and all(
         (a == b).all() for a, b in zip(real, inner, strict=True)
     )
     return np.outer(*real), alike
@@ -259,22 +259,22 @@ def _averages(graph: Graph, node: Node, out: QuantParams) -> bool:
 @emits("AveragePool", integer=_averages, fault=refusals.pool, activation=True)
 def average_pool(low: TfliteLowering, node: Node, out: Out) -> Made:
     """The mean in a window, of the elements that the source counts."""
-    found = windows(low.graph, node)
+    windows_ = windows(low.graph, node)
     counts, alike = pool_counts(low.graph, node)
     x = image(low, node, out.rounded)
-    area = math.prod(w.kernel for w in found)
+    area = math.prod(w.kernel for w in windows_)
     if alike:
         value = pooled(
-            low, "AVERAGE_POOL_2D", x, found, out, {"padding": low.file.schema.Padding.SAME}
+            low, "AVERAGE_POOL_2D", x, windows_, out, {"padding": low.file.schema.Padding.SAME}
         )
         return flat_again(low, value, out)
-    border = np.array([(0, 0), found[0].pads, found[1].pads, (0, 0)])
+    border = np.array([(0, 0), windows_[0].pads, windows_[1].pads, (0, 0)])
     x = padded(low, x, border, 0.0, out) if border.any() else x
     valid = {"padding": low.file.schema.Padding.VALID}
     if (counts == area).all():
-        return flat_again(low, pooled(low, "AVERAGE_POOL_2D", x, found, out, valid), out)
+        return flat_again(low, pooled(low, "AVERAGE_POOL_2D", x, windows_, out, valid), out)
     plain = Out(out.name)
-    value = pooled(low, "AVERAGE_POOL_2D", x, found, plain, valid)
+    value = pooled(low, "AVERAGE_POOL_2D", x, windows_, plain, valid)
     factor = (area / counts).astype(np.float32)[None, :, :, None]
     value = low.op("MUL", [value, low.g.constant(factor)], fusedActivationFunction=low.fused(out))
     return flat_again(low, value, out)

@@ -103,10 +103,10 @@ def computed(graph: Graph, node: Node, out: QuantParams) -> bool:
 def one_scale(graph: Graph, node: Node, out: QuantParams) -> bool:
     """Whether all constants are rounded to 8 bits with one scale."""
     for name in node.inputs:
-        held = graph.constants.get(name)
-        if held is None:
+        constant = graph.constants.get(name)
+        if constant is None:
             continue
-        if not isinstance(held, QuantWeight) or held.bits != 8 or held.axis is not None:
+        if not isinstance(constant, QuantWeight) or constant.bits != 8 or constant.axis is not None:
             return False
     return True
 
@@ -125,10 +125,10 @@ def fixed_params(graph: Graph, node: Node, out: QuantParams) -> bool:
 def integer_weight(graph: Graph, node: Node, out: QuantParams) -> bool:
     """Whether weight and bias are integers, with one scale or one for each output channel."""
     weight = weight_of(node)
-    held = graph.constants.get(node.inputs[weight.input])
-    if not isinstance(held, QuantWeight) or held.block is not None:
+    constant = graph.constants.get(node.inputs[weight.input])
+    if not isinstance(constant, QuantWeight) or constant.block is not None:
         return False
-    if held.bits == 32 or held.axis not in (None, weight.channels):
+    if constant.bits == 32 or constant.axis not in (None, weight.channels):
         return False
     name = node.inputs[2] if len(node.inputs) > 2 else ""
     bias = graph.constants.get(name)

@@ -43,14 +43,14 @@ def _embedded(low: TfliteLowering, name: str, w: QuantWeight, index: Value, shap
     rows, width = flat.shape[0], w.shape[1]
     if w.block is None:
         table = low.weight(name, w.shape, natural(2), rounded=True)
-        found = low.op("EMBEDDING_LOOKUP", [flat, table], (rows, width), dtype="float32")
-        return low.reshaped(found, shape)
+        scaled = low.op("EMBEDDING_LOOKUP", [flat, table], (rows, width), dtype="float32")
+        return low.reshaped(scaled, shape)
     table = low.blocks(name)
     assert table.group_scales is not None
     groups_, padded_width = table.group_scales.shape[1], table.shape[1]
     levels = low.op("GATHER", [table, flat], (rows, padded_width), axis=0, batchDims=0)
     scales = low.op("GATHER", [table.group_scales, flat], (rows, groups_), axis=0, batchDims=0)
     levels = low.reshaped(low.real(levels), (rows, groups_, w.block))
-    found = low.op("MUL", [levels, low.reshaped(low.real(scales), (rows, groups_, 1))])
-    found = low.reshaped(found, (rows, padded_width))
-    return low.reshaped(cut(low, found, (0, 0), (rows, width)), shape)
+    scaled = low.op("MUL", [levels, low.reshaped(low.real(scales), (rows, groups_, 1))])
+    scaled = low.reshaped(scaled, (rows, padded_width))
+    return low.reshaped(cut(low, scaled, (0, 0), (rows, width)), shape)

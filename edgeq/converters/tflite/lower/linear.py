@@ -31,13 +31,13 @@ _ENDS = np.array([-128, 127], np.int8)
 def linear(low: TfliteLowering, node: Node, out: Out) -> Made:
     """x [..., K] times w [N, K] transposed, plus a bias."""
     x, name = node.inputs[0], node.inputs[1]
-    held, rank = low.graph.constants[name], len(low.shape(x))
+    weight, rank = low.graph.constants[name], len(low.shape(x))
     order = with_last(low.home(x), rank - 1)
-    w = held if isinstance(held, QuantWeight) else None
+    w = weight if isinstance(weight, QuantWeight) else None
     fill = 0
     value = low.get(x, order, out.rounded)
-    shape = (*value.shape[:-1], held.shape[0])
-    bias = bias_of(low, node, w, held.shape[0], out.rounded)
+    shape = (*value.shape[:-1], weight.shape[0])
+    bias = bias_of(low, node, w, weight.shape[0], out.rounded)
     if w is not None and w.block is not None:
         factor = low.blocks(name)
         short = factor.shape[1] - value.shape[-1]
@@ -55,15 +55,15 @@ def linear(low: TfliteLowering, node: Node, out: Out) -> Made:
         if again and quant:
             value, fill = _with_ends(low, value, quant), len(_ENDS)
         factor = weight_tensor(
-            low, "FULLY_CONNECTED", name, tuple(held.shape), natural(2), out.rounded,
+            low, "FULLY_CONNECTED", name, tuple(weight.shape), natural(2), out.rounded,
             low.columns.get(x), fill,
         )  # fmt: skip
-    made = low.op(
+    product = low.op(
         "FULLY_CONNECTED", [value, factor, bias], shape, quant=out.quant,
         keepNumDims=rank != 2, fusedActivationFunction=low.fused(out),
         asymmetricQuantizeInputs=bool(fill),
     )  # fmt: skip
-    return made, order
+    return product, order
 
 
 def _with_ends(low: TfliteLowering, value: Value, quant: QuantParams) -> Value:
@@ -78,8 +78,8 @@ def _with_ends(low: TfliteLowering, value: Value, quant: QuantParams) -> Value:
         ends = quant.dequantize(_ENDS)
         columns = low.g.constant(np.broadcast_to(ends, (*value.shape[:-1], len(ends))).copy())
         shape = (*value.shape[:-1], value.shape[-1] + len(ends))
-        made = low.op("CONCATENATION", [value, columns], shape, axis=len(shape) - 1)
-        low.ended[key] = (value, made)
+        joined = low.op("CONCATENATION", [value, columns], shape, axis=len(shape) - 1)
+        low.ended[key] = (value, joined)
     return low.ended[key][1]
 
 

@@ -93,15 +93,15 @@ class TfliteLowering(Constants):
 
     def _images(self) -> set[str]:
         """Values that reach operators with channels last, directly or through others."""
-        found: set[str] = set()
+        images: set[str] = set()
         for node in reversed(self.graph.nodes):
             if node.op in SPATIAL:
-                found.add(node.inputs[0])
-            elif node.op != "Transpose" and found.intersection(node.outputs):
+                images.add(node.inputs[0])
+            elif node.op != "Transpose" and images.intersection(node.outputs):
                 rank = len(self.graph.info(node.output).shape)
-                given = (name for name in node.inputs if name in self.graph.values)
-                found.update(n for n in given if len(self.graph.info(n).shape) == rank)
-        return found
+                inputs = (name for name in node.inputs if name in self.graph.values)
+                images.update(n for n in inputs if len(self.graph.info(n).shape) == rank)
+        return images
 
     @property
     def dynamic(self) -> bool:
@@ -128,16 +128,16 @@ class TfliteLowering(Constants):
 
     def get(self, name: str, order: Order | None = None, rounded: bool = False) -> Value:
         """Return a value in an order, rounded or in float."""
-        held = self._held[name]
+        forms = self._held[name]
         order = self.home(name) if order is None else order
-        if (rounded, order) not in held:
-            alike = [(have, value) for (kind, have), value in held.items() if kind == rounded]
+        if (rounded, order) not in forms:
+            alike = [(have, value) for (kind, have), value in forms.items() if kind == rounded]
             if alike:
                 made = self.moved(alike[0][1], self.shape(name), alike[0][0], order)
             else:
                 made = self.op("DEQUANTIZE", [self.get(name, order, True)], dtype="float32")
-            held[rounded, order] = made
-        return held[rounded, order]
+            forms[rounded, order] = made
+        return forms[rounded, order]
 
     def operand(self, name: str, rank: int, order: Order, rounded: bool = False) -> Value:
         """Return a value or constant to be broadcast with others of a rank, in their order."""

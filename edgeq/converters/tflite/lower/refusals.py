@@ -28,15 +28,15 @@ def conv(graph: Graph, node: Node) -> str | None:
     rank = len(graph.info(node.inputs[0]).shape)
     if rank not in (3, 4):
         return f"it has {rank - 2} spatial axes; the nearest supported has 1 or 2"
-    if found := _constant_weight(graph, node):
-        return found
-    held = graph.constants[node.inputs[1]]
-    if isinstance(held, QuantWeight) and held.block is not None:
+    if reason := _constant_weight(graph, node):
+        return reason
+    weight = graph.constants[node.inputs[1]]
+    if isinstance(weight, QuantWeight) and weight.block is not None:
         return "its weight has scales for blocks; the nearest supported is a scale for each channel"
     channel = weight_of(node).channels
-    if isinstance(held, QuantWeight) and held.axis not in (None, channel):
+    if isinstance(weight, QuantWeight) and weight.axis not in (None, channel):
         return (
-            f"its scales differ along axis {held.axis}; the nearest supported differ along axis "
+            f"its scales differ along axis {weight.axis}; the nearest supported differ along axis "
             f"{channel}, the channels of its output"
         )
     return None
@@ -44,8 +44,8 @@ def conv(graph: Graph, node: Node) -> str | None:
 
 def conv_transpose(graph: Graph, node: Node) -> str | None:
     """Check a transposed convolution."""
-    if found := conv(graph, node):
-        return found
+    if reason := conv(graph, node):
+        return reason
     if int(node.attrs.get("group", 1)) != 1:
         return f"its group is {node.attrs['group']}; the nearest supported is 1"
     if any(int(d) != 1 for d in node.attrs.get("dilations") or ()):
@@ -75,25 +75,25 @@ def pool(graph: Graph, node: Node) -> str | None:
 
 def linear(graph: Graph, node: Node) -> str | None:
     """Check a product with a constant."""
-    if found := _constant_weight(graph, node):
-        return found
-    held = graph.constants[node.inputs[1]]
-    if not isinstance(held, QuantWeight):
+    if reason := _constant_weight(graph, node):
+        return reason
+    weight = graph.constants[node.inputs[1]]
+    if not isinstance(weight, QuantWeight):
         return None
-    if held.block is not None:
-        return _blocks(held)
-    if held.axis not in (None, 0):
+    if weight.block is not None:
+        return _blocks(weight)
+    if weight.axis not in (None, 0):
         return "its scales differ along K; the nearest supported differ by row or blocks of K"
     return None
 
 
-def _blocks(held: QuantWeight) -> str | None:
-    if held.axis != 1 or held.block not in BLOCKS:
+def _blocks(weight: QuantWeight) -> str | None:
+    if weight.axis != 1 or weight.block not in BLOCKS:
         return (
-            f"its blocks are {held.block} along axis {held.axis}; the nearest supported are "
+            f"its blocks are {weight.block} along axis {weight.axis}; the nearest supported are "
             f"{', '.join(map(str, BLOCKS))} along axis 1"
         )
-    if not (held.scales == held.scales.astype(np.float16)).all():
+    if not (weight.scales == weight.scales.astype(np.float16)).all():
         return "its scales are no float16, which the file holds of blocks; quantize with such"
     return None
 
@@ -108,14 +108,14 @@ def matmul(graph: Graph, node: Node) -> str | None:
 
 def gather(graph: Graph, node: Node) -> str | None:
     """Check a selection of rows or elements."""
-    held = graph.constants.get(node.inputs[0])
-    if not isinstance(held, QuantWeight):
+    table = graph.constants.get(node.inputs[0])
+    if not isinstance(table, QuantWeight):
         return None
-    if len(held.shape) != 2 or int(node.attrs.get("axis", 0)) != 0:
+    if len(table.shape) != 2 or int(node.attrs.get("axis", 0)) != 0:
         return "it takes integers of no table's rows; the nearest supported is axis 0 of a matrix"
-    if held.block is not None:
-        return _blocks(held)
-    if held.axis not in (None, 0):
+    if table.block is not None:
+        return _blocks(table)
+    if table.axis not in (None, 0):
         return "its scales differ along its columns; the nearest supported differ by row"
     return None
 
@@ -153,8 +153,12 @@ def operands(graph: Graph, node: Node, emitter: TfliteEmitter) -> str | None:
     if fault := _types(graph, node, emitter):
         return fault
     for name in node.inputs:
-        held = graph.constants.get(name)
-        if isinstance(held, QuantWeight) and held.block is not None and node.op not in MATRICES:
+        constant = graph.constants.get(name)
+        if (
+            isinstance(constant, QuantWeight)
+            and constant.block is not None
+            and node.op not in MATRICES
+        ):
             return f"{name!r} has scales for blocks; only Linear and Gather take such"
     for name in (*node.inputs, *node.outputs):
         if name and len(graph.info(name).shape) > emitter.max_rank:

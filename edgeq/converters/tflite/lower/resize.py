@@ -24,13 +24,13 @@ _LINEAR: Mapping[str, dict[str, Any]] = {"asymmetric": {}, "align_corners": {"al
 def scales_of(graph: Graph, node: Node) -> list[float]:
     """The scale of each axis."""
     source, out = graph.info(node.inputs[0]).shape, graph.info(node.output).shape
-    found = [b / a for a, b in zip(source, out, strict=True)]
+    scales = [b / a for a, b in zip(source, out, strict=True)]
     name = node.inputs[2] if len(node.inputs) > 2 else ""
     if name and graph.array(name).size:
         axes = node.attrs.get("axes") or range(len(source))
         for axis, scale in zip(axes, graph.array(name).reshape(-1), strict=True):
-            found[axis] = float(scale)
-    return found
+            scales[axis] = float(scale)
+    return scales
 
 
 def places(size: int, out: int, scale: float, attrs: Mapping[str, Any]) -> NDArray[np.float64]:
@@ -138,5 +138,5 @@ def _taken(size: int, out: int, way: Mapping[str, bool]) -> NDArray[np.int64]:
     at = (np.arange(out).astype(np.float32) + shift) * np.float32(step)
     # TfLiteRound rounds halves away from zero
     whole = np.floor(at + np.float32(0.5)) if way.get("alignCorners") else np.floor(at)
-    found: NDArray[np.int64] = np.clip(whole, 0, size - 1).astype(np.int64)
-    return found
+    places: NDArray[np.int64] = np.clip(whole, 0, size - 1).astype(np.int64)
+    return places

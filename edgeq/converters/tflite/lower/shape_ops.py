@@ -132,16 +132,16 @@ def split(low: TfliteLowering, node: Node, out: Out) -> list[Made]:
     """Cut a value into parts along an axis."""
     x, order = taken(low, node, out)
     at = order.index(node.attrs.get("axis", 0) % len(order))
-    made: list[Made] = []
+    parts: list[Made] = []
     start = 0
     for name in node.outputs:
-        size = _split_sizes(low, node)[len(made)] if not name else None
+        size = _split_sizes(low, node)[len(parts)] if not name else None
         shape = list(x.shape)
         shape[at] = low.shape(name)[order[at]] if size is None else size
         begin = [start if i == at else 0 for i in range(len(order))]
-        made.append((cut(low, x, begin, shape), order))
+        parts.append((cut(low, x, begin, shape), order))
         start += shape[at]
-    return made
+    return parts
 
 
 def _split_sizes(low: TfliteLowering, node: Node) -> list[int]:

@@ -59,10 +59,10 @@ class Operators:
         assert first is not None
         kind = "int8" if quant else dtype or first.dtype
         scales = first.scales if like else self.params_table(quant)
-        made = first.shape if shape is None else tuple(shape)
+        out_shape = first.shape if shape is None else tuple(shape)
         self.made_by.append(self.node)
         return self.g.op(
-            code, inputs, made, kind, options_of(code), version(code, inputs, kind, settings),
+            code, inputs, out_shape, kind, options_of(code), version(code, inputs, kind, settings),
             self.short("t"), scales, **settings,
         )  # fmt: skip
 

@@ -45,9 +45,9 @@ def _near(graph: Graph, node: Node, out: QuantParams) -> bool:
     """
     scales = [graph.quants[name].scale for name in node.inputs if name in graph.quants]
     for name in node.inputs:
-        held = graph.constants.get(name)
-        if isinstance(held, QuantWeight) and held.bits != 32:
-            scales.append(float(held.scales.max()))
+        constant = graph.constants.get(name)
+        if isinstance(constant, QuantWeight) and constant.bits != 32:
+            scales.append(float(constant.scales.max()))
     factor = math.prod(scales) if node.op in _MULTIPLIES else max(scales, default=0.0)
     return factor < _FACTOR * out.scale
 

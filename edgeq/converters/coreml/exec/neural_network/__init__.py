@@ -20,16 +20,16 @@ from edgeq.core.errors import UnsupportedError
 PIPELINES = ("pipeline", "pipelineClassifier", "pipelineRegressor")
 
 
-def run_spec(spec: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+def run_spec(spec: Any, features_in: Mapping[str, Any]) -> dict[str, Any]:
     """Run a network, a model of features, or a pipeline of them."""
     kind = str(spec.WhichOneof("Type"))
     if kind in network.KINDS:
-        return network.run(spec, given)
+        return network.run(spec, features_in)
     if kind in features.MODELS:
-        return features.MODELS[kind](spec, given)
+        return features.MODELS[kind](spec, features_in)
     if kind not in PIPELINES:
         raise UnsupportedError(f"a model of type {kind} cannot be executed")
-    values = dict(given)
+    values = dict(features_in)
     stages = _stages(spec)
     last: dict[str, Any] = {}
     for stage in stages:

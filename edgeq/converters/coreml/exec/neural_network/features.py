@@ -33,12 +33,12 @@ def classified(spec: Any, labels: list[Any], values: Array) -> dict[str, Any]:
     flat = np.asarray(values, np.float64).reshape(-1)
     if flat.size != len(labels):
         raise UnsupportedError(f"{flat.size} values for {len(labels)} class labels")
-    found: dict[str, Any] = {description.predictedFeatureName: labels[int(flat.argmax())]}
+    outputs: dict[str, Any] = {description.predictedFeatureName: labels[int(flat.argmax())]}
     if description.predictedProbabilitiesName:
-        found[description.predictedProbabilitiesName] = {
+        outputs[description.predictedProbabilitiesName] = {
             label: float(v) for label, v in zip(labels, flat, strict=True)
         }
-    return found
+    return outputs
 
 
 def _vector(spec: Any, features: Mapping[str, Any]) -> Array:
@@ -92,13 +92,13 @@ def _glm_classifier(spec: Any, features: Mapping[str, Any]) -> dict[str, Any]:
 def _dict_vectorizer(spec: Any, features: Mapping[str, Any]) -> dict[str, Any]:
     params = spec.dictVectorizer
     names = list(getattr(params, params.WhichOneof("Map")).vector)
-    given = features[spec.description.input[0].name]
+    words = features[spec.description.input[0].name]
     place = {name: i for i, name in enumerate(names)}
     kind = spec.description.output[0].type.WhichOneof("Type")
     if kind == "dictionaryType":
-        return _one(spec, {place[k]: float(v) for k, v in given.items() if k in place})
+        return _one(spec, {place[k]: float(v) for k, v in words.items() if k in place})
     out = np.zeros(len(names))
-    for key, value in given.items():
+    for key, value in words.items():
         if key in place:
             out[place[key]] = value
     return _one(spec, out)
@@ -160,8 +160,8 @@ def _one_hot(spec: Any, features: Mapping[str, Any]) -> dict[str, Any]:
 
 def _extractor(spec: Any, features: Mapping[str, Any]) -> dict[str, Any]:
     x = np.asarray(features[spec.description.input[0].name]).reshape(-1)
-    found = x[np.array(spec.arrayFeatureExtractor.extractIndex, np.intp)]
-    return _one(spec, found.item() if found.size == 1 else found)
+    selected = x[np.array(spec.arrayFeatureExtractor.extractIndex, np.intp)]
+    return _one(spec, selected.item() if selected.size == 1 else selected)
 
 
 def _mapping(spec: Any, features: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,11 +206,11 @@ def _branch(node: Any, value: float) -> bool:
     if np.isnan(value):
         return bool(node.missingValueTracksTrueChild)
     limit = float(node.branchFeatureValue)
-    found = (
+    matches = (
         value <= limit, value < limit, value >= limit, value > limit, value == limit,
         value != limit,
     )  # fmt: skip
-    return found[node.nodeBehavior]
+    return matches[node.nodeBehavior]
 
 
 def _transformed(kind: int, scores: Array) -> Array:

@@ -170,19 +170,19 @@ def _lstm(p: Any, inputs: Sequence[Array], both: bool) -> tuple[Array, ...]:
     ways = list(p.weightParams) if both else [p.weightParams]
     names = list(p.activationsForwardLSTM) if both else list(p.activations)
     kinds = [_RECURRENT.get(str(a.WhichOneof("NonlinearityType")), "") for a in names]
-    given: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
     for way, tail in zip(ways, ("", "_back"), strict=False):
         gates = ("input", "forget", "output", "block")
-        given["weight_ih" + tail] = _gates(way, gates, "WeightMatrix", (size, width))
-        given["weight_hh" + tail] = _gates(way, gates, "RecursionMatrix", (size, size))
+        parameters["weight_ih" + tail] = _gates(way, gates, "WeightMatrix", (size, width))
+        parameters["weight_hh" + tail] = _gates(way, gates, "RecursionMatrix", (size, size))
         if options.hasBiasVectors:
-            given["bias" + tail] = _gates(way, gates, "BiasVector", (size,))
+            parameters["bias" + tail] = _gates(way, gates, "BiasVector", (size,))
         if options.hasPeepholeVectors:
-            given["peephole" + tail] = _gates(way, gates[:3], "PeepholeVector", (size,))
+            parameters["peephole" + tail] = _gates(way, gates[:3], "PeepholeVector", (size,))
         if options.forgetBias:
-            bias = given.get("bias" + tail, np.zeros(4 * size, np.float32)).copy()
+            bias = parameters.get("bias" + tail, np.zeros(4 * size, np.float32)).copy()
             bias[size : 2 * size] += 1
-            given["bias" + tail] = bias
+            parameters["bias" + tail] = bias
     x = inputs[0]
     sequence = x.reshape(*x.shape[:2], -1)
     zeros = np.zeros((sequence.shape[1], size * len(ways)), np.float32)
@@ -195,7 +195,7 @@ def _lstm(p: Any, inputs: Sequence[Array], both: bool) -> tuple[Array, ...]:
     y, h, c = ops_recurrent.lstm(
         sequence, h, c, direction="bidirectional" if both else forward,
         output_sequence=options.sequenceOutput, recurrent_activation=kinds[0],
-        cell_activation=kinds[1], activation=kinds[2], clip=clip, **given,
+        cell_activation=kinds[1], activation=kinds[2], clip=clip, **parameters,
     )  # fmt: skip
     ends = [h, c] if not both else [h[:, :size], c[:, :size], h[:, size:], c[:, size:]]
     return tuple(a.reshape(*a.shape, 1, 1) for a in (y, *(e[None] for e in ends)))

@@ -58,14 +58,14 @@ def run(spec: Any, features: Mapping[str, Any]) -> dict[str, Any]:
     values = dict(_inputs(spec, network, features))
     for layer in network.layers:
         kind = str(layer.WhichOneof("layer"))
-        given = [values[name] for name in layer.input]
+        inputs = [values[name] for name in layer.input]
         try:
             with np.errstate(all="ignore"):  # infinities and NaN are results, as on a device
-                found = LAYERS[kind](getattr(layer, kind), given)
+                found = LAYERS[kind](getattr(layer, kind), inputs)
         except EdgeqError as err:
             raise type(err)(f"layer {layer.name!r} of type {kind}: {err}") from err
         except (ValueError, IndexError, TypeError, KeyError) as err:
-            shapes = [list(a.shape) for a in given]
+            shapes = [list(a.shape) for a in inputs]
             raise UnsupportedError(
                 f"layer {layer.name!r} of type {kind} failed on {shapes}: {err}"
             ) from err
@@ -110,13 +110,13 @@ def _prepared(p: Any, x: Array) -> Array:
 
 def _outputs(spec: Any, network: Any, values: Mapping[str, Array]) -> dict[str, Any]:
     labels = class_labels(network) if spec.WhichOneof("Type") == KINDS[1] else None
-    found: dict[str, Any] = {}
+    outputs: dict[str, Any] = {}
     if labels is not None:
         # probabilities are what the last layer gives, unless a layer is named
         name = network.labelProbabilityLayerName or network.layers[-1].output[0]
-        found.update(classified(spec, labels, values[name]))
+        outputs.update(classified(spec, labels, values[name]))
     for item in spec.description.output:
-        if item.name in found or item.name not in values:
+        if item.name in outputs or item.name not in values:
             continue
         value = values[item.name]
         shape = list(item.type.multiArrayType.shape)
@@ -124,12 +124,12 @@ def _outputs(spec: Any, network: Any, values: Mapping[str, Array]) -> dict[str, 
             value = value.reshape(shape)
         elif network.arrayInputShapeMapping == 0 and value.ndim == 5:
             value = _unranked(value)
-        found[item.name] = value
-    return found
+        outputs[item.name] = value
+    return outputs
 
 
 def _unranked(x: Array) -> Array:
     """Without the sequence and batch of one, and without a height and width of one."""
-    kept = [d for d in x.shape[:2] if d > 1]
+    leading = [d for d in x.shape[:2] if d > 1]
     tail = list(x.shape[2:])
-    return x.reshape(kept + (tail[:1] if tail[1:] == [1, 1] else tail))
+    return x.reshape(leading + (tail[:1] if tail[1:] == [1, 1] else tail))

@@ -46,7 +46,7 @@ _TIE = 6.0
 
 @dataclass
 class OutputError:
-    """What was found of one output, over all inputs.
+    """The error of one output over all inputs, and the error that is accepted.
 
     Args:
         error: root mean square difference over the root mean square of the right values; of whole
@@ -84,8 +84,8 @@ class _Sums:
     gaps: list[NDArray[np.float64]] = field(default_factory=list)
 
 
-class Yardstick:
-    """A source and its perturbed twins, with which outputs are compared.
+class OutputTolerance:
+    """The source and perturbed copies of it, with which a target's outputs are compared.
 
     Args:
         graph: the source, quantized or not.
@@ -118,7 +118,7 @@ class Yardstick:
         """Whether the largest score of each sample is the same, ties counted as the same."""
 
     def add(self, feeds: Feeds, got: Feeds) -> None:
-        """Compare what the target makes of an input.
+        """Compare the target's outputs for an input.
 
         Raises:
             FormatError: an output has another shape.
