@@ -65,7 +65,6 @@ _FAMILY: dict[str, dict[str, Any]] = {
 }
 
 FAMILIES = tuple(_FAMILY)
-ALL_FAMILIES = FAMILIES
 
 _OF_BLOCKS = (
     "layers", "rope_base", "rope_base_local", "rope_dim", "rope_scaling", "rope_layers", "window",
@@ -109,7 +108,7 @@ def tiny_config(family: str, **over: Any) -> ModelConfig:
     """A small configuration that uses every feature of the family.
 
     Args:
-        family: of `ALL_FAMILIES`.
+        family: of `FAMILIES`.
         over: replaces fields of the configuration, or arguments of `blocks`.
     """
     values = {**_BASE, **_FAMILY[family], **over}

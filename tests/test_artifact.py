@@ -20,7 +20,7 @@ from edgeq.model.artifact import ArtifactWriter, load, save
 from edgeq.model.artifact_layout import TensorLayout, file_order
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
-from tests.families import ALL_FAMILIES, blocks, quantized, random_model, rounded, tiny_config
+from tests.families import FAMILIES, blocks, quantized, random_model, rounded, tiny_config
 
 CONFIG = ModelConfig(
     "llama", hidden=36, ffn=40, heads=2, kv_heads=1, head_dim=18, vocab=19, context=8,
@@ -83,7 +83,7 @@ def test_a_model_comes_back_as_it_was(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["m.edgeq"]
 
 
-@pytest.mark.parametrize("family", ALL_FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("scheme", ["w4-g32", "w2-g16", "w8-tensor-asym"])
 def test_every_family(family: str, scheme: str, tmp_path: Path) -> None:
     model = quantized(random_model(tiny_config(family)), scheme)

@@ -33,7 +33,7 @@ from edgeq.formats.tensor import QuantTensor
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
 from tests.conftest import need
-from tests.families import ALL_FAMILIES, quantized, random_model, tiny_config
+from tests.families import FAMILIES, quantized, random_model, tiny_config
 from tests.greedy import NEAR, assert_reference_choices
 
 coreml = CoreMLDecoderTarget()
@@ -71,8 +71,8 @@ PROMPT = [1, 17, 80, 3, 99, 42, 5]
 @pytest.mark.parametrize(
     ("family", "scheme", "extra"),
     [
-        *((family, "w4-g32", {}) for family in ALL_FAMILIES),
-        *((family, "w4-channel", IOS16) for family in ALL_FAMILIES),
+        *((family, "w4-g32", {}) for family in FAMILIES),
+        *((family, "w4-channel", IOS16) for family in FAMILIES),
         ("gemma3", "w8-channel", {"shapes": "enumerated"}),
     ],
 )
@@ -146,7 +146,7 @@ def test_every_step_is_right_in_every_precision(
     assert first_divergence(model, trace, PROMPT * 2, runner.precision) is None
 
 
-@pytest.mark.parametrize("family", ALL_FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_step_is_traced_by_its_name(family: str, tmp_path: Path) -> None:
     from edgeq.model.trace import TracedReference
 

@@ -19,7 +19,7 @@ from edgeq.formats.schemes import GROUP_SIZES, QuantScheme, parse_scheme
 from edgeq.formats.tensor import QuantTensor
 from edgeq.model.reference import Reference
 from edgeq.model.trace import TracedReference
-from tests.families import ALL_FAMILIES, quantized, random_model, rounded, tiny_config
+from tests.families import FAMILIES, quantized, random_model, rounded, tiny_config
 
 FOUR = Container(4, groups=(32, 64))
 FOUR_ASYM = Container(4, groups=(32,), asymmetric=True)
@@ -103,7 +103,7 @@ def test_a_group_s_size_follows_from_how_many_there_are(k: int) -> None:
         group_size(k, 999)
 
 
-@pytest.mark.parametrize("family", ALL_FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_builder_is_the_reference(family: str) -> None:
     model = quantized(random_model(tiny_config(family)), "w4-g32")
     reference = Reference(model)

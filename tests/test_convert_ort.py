@@ -37,7 +37,7 @@ from edgeq.model.shapes import shape
 from edgeq.model.trace import TracedReference
 from edgeq.quant import Recipe, quantize
 from tests.conftest import need
-from tests.families import ALL_FAMILIES, quantized, random_model, tiny_config
+from tests.families import FAMILIES, quantized, random_model, tiny_config
 from tests.greedy import assert_reference_choices
 
 ort = OrtDecoderTarget()
@@ -114,7 +114,7 @@ def assert_same_integers(model: Model, path: Path) -> None:
 # --- what it computes -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ALL_FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_tokens_are_the_references(family: str, tmp_path: Path) -> None:
     model = tiny(family)
     out = made(model, tmp_path / "out")
@@ -239,7 +239,7 @@ def test_scales_of_an_int8_cache_from_a_given_text(tmp_path: Path) -> None:
     assert kl_divergence(log_softmax(want), log_softmax(got)).mean() < 1e-3
 
 
-@pytest.mark.parametrize("family", ALL_FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_trace_names_every_step(family: str, tmp_path: Path) -> None:
     model = tiny(family)
     out = made(model, tmp_path / "out")

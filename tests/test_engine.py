@@ -20,7 +20,7 @@ from edgeq.runtime.compiled import BATCH
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.tokenizer import Tokenizer
 from tests.conftest import need, small_checkpoint, story_text
-from tests.families import ALL_FAMILIES, dequantized, quantized, random_model, tiny_config
+from tests.families import FAMILIES, dequantized, quantized, random_model, tiny_config
 
 Array = NDArray[np.float32]
 PER_LAYER = 2.5e-3
@@ -48,7 +48,7 @@ def typical_error(got: Array, want: Array) -> float:
     return float(np.median(np.abs(got - want)) / want.std())
 
 
-@pytest.mark.parametrize("family", ALL_FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kv_bits", [8, 16])
 def test_backends_agree(family: str, kv_bits: int) -> None:
     model = quantized(long(family), "w4-g32")
@@ -72,7 +72,7 @@ def mixed() -> Model:
     return random_model(tiny_config("llama", blocks=kinds, context=1024, attn_scale=0.4))
 
 
-@pytest.mark.parametrize("family", [*ALL_FAMILIES, "mixed"])
+@pytest.mark.parametrize("family", [*FAMILIES, "mixed"])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_float_models_against_the_reference(family: str, threads: int) -> None:
     """Prefill in chunks and decoding; only the 16-bit cache rounds."""

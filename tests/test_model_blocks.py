@@ -17,12 +17,12 @@ from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
 from edgeq.model.shapes import SHAPES
-from tests.families import ALL_FAMILIES, blocks, tiny_config, with_blocks
+from tests.families import FAMILIES, blocks, tiny_config, with_blocks
 
 ROPE = RopeSpec(10000.0, 12)
 
 
-@pytest.mark.parametrize("family", ALL_FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_json_holds_the_whole_configuration(family: str) -> None:
     config = tiny_config(family)
     described = json.loads(json.dumps(config.to_dict()))

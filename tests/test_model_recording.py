@@ -8,10 +8,10 @@ from edgeq.model.decoder import LAYER_STEPS
 from edgeq.model.recording import linear_groups, record
 from edgeq.model.reference import Reference
 from edgeq.model.trace import TracedReference
-from tests.families import ALL_FAMILIES, random_model, tiny_config
+from tests.families import FAMILIES, random_model, tiny_config
 
 
-@pytest.mark.parametrize("family", ALL_FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_reference_runs_the_recorded_operations(family: str) -> None:
     config = tiny_config(family)
     computed = list(TracedReference(random_model(config), keep=True).trace([3, 4, 5]))
@@ -20,7 +20,7 @@ def test_the_reference_runs_the_recorded_operations(family: str) -> None:
     assert layer == sorted(layer, key=LAYER_STEPS.index)
 
 
-@pytest.mark.parametrize("family", ALL_FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_matrices_of_a_group_get_the_same_input(family: str) -> None:
     model = random_model(tiny_config(family))
     inputs: dict[str, object] = {}

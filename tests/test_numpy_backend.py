@@ -23,7 +23,7 @@ from edgeq.runtime.engine import Engine
 from edgeq.runtime.numpy_backend import Int8KV, PackedLinear
 from edgeq.runtime.tokenizer import Tokenizer
 from tests.conftest import small_checkpoint, story_text
-from tests.families import ALL_FAMILIES, quantized, random_model, rounded, tiny_config
+from tests.families import FAMILIES, quantized, random_model, rounded, tiny_config
 
 SCHEMES = (
     "w4-g32", "w4-g128", "w3-g32", "w2-g16", "w2-g16-asym", "w4-g16-asym", "w8-g16", "w8-g64-asym",
@@ -179,7 +179,7 @@ def test_kv_bytes() -> None:
 
 
 @pytest.mark.parametrize("kv_bits", [8, 16])
-@pytest.mark.parametrize("family", ALL_FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_engine_is_near_the_reference(family: str, kv_bits: Any) -> None:
     model = quantized(random_model(tiny_config(family)), "w4-g32")
     tokens = np.random.default_rng(2).integers(3, 101, 60)

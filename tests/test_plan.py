@@ -32,7 +32,7 @@ from edgeq.model.shapes import SHAPES
 from edgeq.profiling import bytes_read_per_token
 from edgeq.quant import Recipe
 from edgeq.runtime.engine import Engine
-from tests.families import ALL_FAMILIES, quantized, random_model, tiny_config, with_blocks
+from tests.families import FAMILIES, quantized, random_model, tiny_config, with_blocks
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "edgeq" / "demo_model"
@@ -64,7 +64,7 @@ def shape_facts(name: str, bits: int | None = None) -> ModelFacts:
 # memory
 
 
-@pytest.mark.parametrize("family", ALL_FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kv_bits", [8, 16])
 def test_what_is_planned_is_what_the_engine_takes(family: str, kv_bits: Any) -> None:
     config = tiny_config(family, context=1024)
@@ -190,7 +190,7 @@ def test_decoding_is_bytes_over_bandwidth() -> None:
     assert one.decode_tokens_per_s == pytest.approx(read * 0.8)
 
 
-@pytest.mark.parametrize("family", ALL_FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_bytes_of_a_token_are_those_bench_counts(family: str) -> None:
     model = quantized(random_model(tiny_config(family)), "w4-g32")
     assert facts_of(model, family).read_bytes == bytes_read_per_token(model, 0, 8)

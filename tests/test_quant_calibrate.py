@@ -35,7 +35,7 @@ from edgeq.quant.decoder.calibrate import (
     cut_windows,
     model_sha256,
 )
-from tests.families import ALL_FAMILIES, random_model, tiny_config
+from tests.families import FAMILIES, random_model, tiny_config
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "edgeq" / "demo_model"
@@ -101,7 +101,7 @@ def test_windows_that_cannot_be(options: dict[str, Any], words: str) -> None:
 # Statistics
 
 
-@pytest.mark.parametrize("family", ALL_FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_statistics_are_those_of_the_reference_s_inputs(family: str) -> None:
     model = random_model(tiny_config(family))
     seen: dict[str, list[Array]] = {}

@@ -29,7 +29,7 @@ from edgeq.quant.decoder.sensitivity import measure_sensitivity
 from edgeq.quant.rounders.gptq import Hessian
 from edgeq.quant.rounders.rounding import METHOD_INPUTS
 from edgeq.runtime.tokenizer import Tokenizer
-from tests.families import ALL_FAMILIES, random_model, scheme_of, tiny_config
+from tests.families import FAMILIES, random_model, scheme_of, tiny_config
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "edgeq" / "demo_model"
@@ -51,7 +51,7 @@ def same(a: QuantTensor, b: QuantTensor) -> bool:
     return np.array_equal(a.packed, b.packed) and np.array_equal(a.scales, b.scales)
 
 
-@pytest.mark.parametrize("family", ALL_FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", METHOD_INPUTS)
 def test_each_group_is_rounded_by_its_inputs(family: str, method: str, tmp_path: Path) -> None:
     """Every matrix as a replay of our own rounds it, with the ones before it in place."""

@@ -31,7 +31,7 @@ from edgeq.quant.training.settings import TrainingSettings
 from edgeq.quant.training.student import Student, float_weights
 from edgeq.runtime.tokenizer import Tokenizer
 from tests.conftest import need
-from tests.families import ALL_FAMILIES, random_model, rounded, scheme_of, tiny_config
+from tests.families import FAMILIES, random_model, rounded, scheme_of, tiny_config
 
 torch = pytest.importorskip("torch")
 
@@ -90,7 +90,7 @@ def matrix(n: int = 19, k: int = 76, seed: int = 0) -> NDArray[np.float32]:
 # --- the decoder ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ALL_FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_torch_decoder_is_the_reference(family: str) -> None:
     model = random_model(tiny_config(family))
     windows = np.random.default_rng(1).integers(0, model.config.vocab, (3, 21))
@@ -229,7 +229,7 @@ def test_learned_rounding_passes_float_layers_by() -> None:
 # --- from end to end --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ALL_FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_reference_runs_what_was_trained(family: str) -> None:
     model = random_model(tiny_config(family))
     schemes = assigned(model, "w4-g32")

@@ -25,7 +25,7 @@ from edgeq.quant import METHODS, Recipe, quantize, quantize_tensor
 from edgeq.quant.decoder.budget import CHUNK_WEIGHTS, make_budget
 from edgeq.quant.rounders.rounding import METHOD_INPUTS, sqnr_db
 from tests.conftest import need
-from tests.families import ALL_FAMILIES, random_model, tiny_config
+from tests.families import FAMILIES, random_model, tiny_config
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA_FREE = [method for method in METHODS if method not in METHOD_INPUTS]
@@ -56,7 +56,7 @@ def tensor_of(model: Model, name: str) -> QuantTensor:
     return tensor
 
 
-@pytest.mark.parametrize("family", ALL_FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", DATA_FREE)
 def test_the_file_holds_what_quantize_tensor_gives(
     family: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -27,7 +27,7 @@ from edgeq.model.model import Model
 from edgeq.model.reference import Reference
 from tests.conftest import need
 from tests.families import (
-    ALL_FAMILIES,
+    FAMILIES,
     dequantized,
     quantized,
     random_model,
@@ -208,7 +208,7 @@ def test_qwen2_needs_its_biases(checkpoints: Any) -> None:
     assert relative(Reference(replace(model, tensors=bare)).forward(PROMPT), want) > 1e-2
 
 
-@pytest.mark.parametrize("family", ALL_FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_prefill_and_steps_agree_past_a_block_of_queries(family: str) -> None:
     model = random_model(tiny_config(family, context=300))
     model.validate()
@@ -221,7 +221,7 @@ def test_prefill_and_steps_agree_past_a_block_of_queries(family: str) -> None:
     np.testing.assert_allclose(steps, whole, atol=2e-5)
 
 
-@pytest.mark.parametrize("family", ALL_FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_quantized_equals_its_dequantized_values(family: str) -> None:
     model = quantized(random_model(tiny_config(family)), "w4-g32")
     tokens = np.arange(3, 20)

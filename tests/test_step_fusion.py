@@ -11,7 +11,7 @@ from edgeq.model.block import RopeSpec
 from edgeq.model.recording import RecordedOperation, RecordingBuilder, record
 from edgeq.runtime.kernels.abi import Step
 from edgeq.runtime.step_fusion import ProgramStep, fuse
-from tests.families import ALL_FAMILIES, tiny_config
+from tests.families import FAMILIES, tiny_config
 
 LAYER = [
     ("NORM", "norm_in"), ("LINEARS", "qkv"), ("ATTENTION", "attention"), ("QUANTIZE", "o_proj"),
@@ -27,7 +27,7 @@ def names(steps: list[ProgramStep], layer: int | None) -> list[tuple[str, str]]:
     return [(step.kind.name, step.label) for step in steps if step.layer == layer]
 
 
-@pytest.mark.parametrize("family", ALL_FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_takes_nine_steps_a_layer(family: str) -> None:
     config = tiny_config(family)
     layers = dict.fromkeys(range(config.layers), LAYER)

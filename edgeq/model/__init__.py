@@ -1,1 +1,1 @@
-"""A decoder: its configuration, its tensors, what it computes, and the file it is kept in."""
+"""A decoder: its configuration, its tensors, what it computes, and the file it is saved in."""
