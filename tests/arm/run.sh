@@ -20,8 +20,8 @@ tests() { # every kind of weights on one board; on the others, those with code o
       engine="$engine or (scheme and w4) or 8-gemma3" ;;
   esac
   local pytest=(benchmarks/arm/armpy "$1" -m pytest -q -p no:cacheprovider)
-  "${pytest[@]}" tests/arm tests/test_team.py && "${pytest[@]}" tests/test_kernels.py -k "$kernels" &&
-    "${pytest[@]}" tests/test_engine.py -k "$engine"
+  "${pytest[@]}" tests/arm tests/runtime/test_thread_pool.py && "${pytest[@]}" tests/runtime/kernels/test_kernels.py -k "$kernels" &&
+    "${pytest[@]}" tests/runtime/test_engine.py -k "$engine"
 }
 
 board() {
