@@ -239,7 +239,7 @@ def test_every_public_name_was_tried() -> None:
     results = {
         "CalibrationStats", "Check", "Chunk", "Conversion", "Detected", "DeviceProfile",
         "Document", "Evaluation", "Graph", "GraphAccuracy", "Measurement", "Options", "Outcome",
-        "Plan", "Report", "Sensitivity", "SweepResult",
+        "Plan", "Sensitivity", "SweepResult", "ValidationReport",
     }  # fmt: skip
     without_arguments = {"demo_model", "device_names", "doctor", "warmup"}
     elsewhere = {"PRESETS", "SamplingParams", "Tokenizer", "generate", "render_chat", "__version__"}
