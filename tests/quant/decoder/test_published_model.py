@@ -14,7 +14,7 @@ from edgeq.importers import load
 from edgeq.model.artifact import load as load_artifact
 from edgeq.model.model import Model
 from edgeq.quant import Recipe, quantize
-from edgeq.quant.decoder import quality, sensitivity
+from edgeq.quant.decoder import quality_report, sensitivity
 from edgeq.quant.decoder.calibrate import CalibrationText, cut_windows
 from edgeq.quant.decoder.losses import EMBEDDING, EVERY, mean_divergence
 from edgeq.quant.decoder.replay import Replay
@@ -25,7 +25,7 @@ from tests.real_models import SMOLLM2, real_model
 
 LAYERS, VOCAB = 3, 8192
 """Of the model as it is cut: its first layers, and its most frequent tokens."""
-TEXT = Path(quality.__file__).parent / quality.TEXT
+TEXT = Path(quality_report.__file__).parent / quality_report.TEXT
 
 
 @pytest.fixture(scope="module")
