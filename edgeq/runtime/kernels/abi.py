@@ -42,6 +42,17 @@ class Rows(NamedTuple):
     """How many rows."""
 
 
+class Thread(NamedTuple):
+    """One of the threads that run the decoder side by side."""
+
+    tid: int
+    """Which one, from 0."""
+    threads: int
+    """How many there are."""
+    sync: int
+    """Address of the synchronization area that they share."""
+
+
 # --- the matmul kernels ------------------------------------------------------------------------
 
 

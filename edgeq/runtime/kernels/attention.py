@@ -13,7 +13,7 @@ from edgeq.runtime.kernels.row_ops import (
     barrier,
     copy_row,
     inverse_rms,
-    next_chunk,
+    next_task,
     quantize_twice,
     rms_norm,
     rotate,
@@ -24,9 +24,9 @@ _F32, _I64 = 4, 8  # bytes
 
 
 @compiled
-def _thread_work(program, tid):
+def _thread_work(program, thread):
     """Where this thread's own memory lies."""
-    base = program.work + tid * program.work_stride
+    base = program.work + thread.tid * program.work_stride
     return AttentionWork(
         queries=base + program.work_queries,
         codes=base + program.work_codes,
@@ -119,19 +119,19 @@ def _first_seen(layer, position):
 
 
 @compiled
-def attend_one(program, layer, cache, q, k, v, out, tid, threads, position):
+def attend_one(program, layer, cache, q, k, v, out, thread, position):
     """Decode: (key/value head, chunk) pairs are shared out; partial results are then merged."""
     group, dim = layer.heads // layer.kv_heads, layer.dim
     start = _first_seen(layer, position)
     low, high = start // CHUNK, position // CHUNK + 1
-    work = _thread_work(program, tid)
+    work = _thread_work(program, thread)
     queries = _room_for_queries(layer, work, 1)
     for g in range(group):
         queries.first[g], queries.last[g] = start, position + 1
     head_stride = program.chunks * program.part_stride
     ready = -1
     while True:
-        task = next_chunk(program.sync)
+        task = next_task(thread)
         if task >= layer.kv_heads * (high - low):
             break
         head, chunk = task // (high - low), low + task % (high - low)
@@ -145,7 +145,7 @@ def attend_one(program, layer, cache, q, k, v, out, tid, threads, position):
         attend_chunk(program, layer, cache, head, chunk, queries, work,
                      Rows(part, head_stride, group))
         # fmt: on
-    barrier(program.sync, threads)
+    barrier(thread)
     total = work.probabilities  # free by now
     for h in range(layer.heads):
         part = program.parts + h * head_stride
@@ -156,21 +156,23 @@ def attend_one(program, layer, cache, q, k, v, out, tid, threads, position):
 
 
 @compiled
-def attend_prompt(program, layer, cache, q, k, v, out, tid, threads, position):
+def attend_prompt(program, layer, cache, q, k, v, out, thread, position):
     """Prefill: all tokens are appended, then (head, block of queries) pairs are shared out."""
     tokens, kv_heads, dim = q.length, layer.kv_heads, layer.dim
     group = layer.heads // kv_heads
-    work = _thread_work(program, tid)
+    work = _thread_work(program, thread)
     for t in range(tokens):
-        if (position + t) // TILE % threads == tid:  # positions that share a center go together
+        if (
+            position + t
+        ) // TILE % thread.threads == thread.tid:  # positions that share a center go together
             for head in range(kv_heads):
                 k_row, v_row = k.address + t * k.stride, v.address + t * v.stride
                 _append(program, layer, cache, head, k_row, v_row, position + t, work)
-    barrier(program.sync, threads)
+    barrier(thread)
     stride = program.part_stride
     blocks = (tokens + layer.query_block - 1) // layer.query_block
     while True:
-        task = next_chunk(program.sync)
+        task = next_task(thread)
         if task >= kv_heads * blocks:
             break
         head, t0 = task % kv_heads, (blocks - 1 - task // kv_heads) * layer.query_block
@@ -192,4 +194,4 @@ def attend_prompt(program, layer, cache, q, k, v, out, tid, threads, position):
         for r in range(rows):
             row = out.address + (t0 + r // group) * out.stride
             finish(work.totals + r * stride, row + (head * group + r % group) * dim * _F32, dim)
-    barrier(program.sync, threads)
+    barrier(thread)

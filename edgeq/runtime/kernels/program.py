@@ -26,7 +26,7 @@ from numba import types
 
 from edgeq.formats.packing import TILE
 from edgeq.runtime.kernels import abi
-from edgeq.runtime.kernels.abi import Rows, Step
+from edgeq.runtime.kernels.abi import Rows, Step, Thread
 from edgeq.runtime.kernels.attention import attend_one, attend_prompt
 from edgeq.runtime.kernels.matmul import matmul
 from edgeq.runtime.kernels.primitives import (
@@ -57,13 +57,13 @@ _attentions, _caches = records(abi.ATTENTION), records(abi.CACHE)
 
 
 @compiled
-def _embed(program, step, out, lin, ids, tid, threads):
+def _embed(scale, out, lin, ids, thread):
     """Embedding rows of the tokens."""
     if out.length == 1:
-        embedding_row(lin, ids[0], out.address, program.embed_scale)
+        embedding_row(lin, ids[0], out.address, scale)
         return
-    for t in range(tid, out.length, threads):
-        embedding_row(lin, ids[t], out.address + t * out.stride, program.embed_scale)
+    for t in range(thread.tid, out.length, thread.threads):
+        embedding_row(lin, ids[t], out.address + t * out.stride, scale)
 
 
 @compiled
@@ -83,42 +83,42 @@ def _norm_row(step, eps, x, branch, out, acts):
 
 
 @compiled
-def _norm(program, step, x, branch, out, acts, tid, threads):
+def _norm(eps, step, x, branch, out, acts, thread):
     """`_norm_row` for every token: in this thread's own row (decode), or its share (prefill)."""
     if x.length == 1:
-        _norm_row(step, program.eps, x.address, branch.address, out.address, acts.address)
+        _norm_row(step, eps, x.address, branch.address, out.address, acts.address)
         return
-    for t in range(tid, x.length, threads):
+    for t in range(thread.tid, x.length, thread.threads):
         _norm_row(
             step,
-            program.eps,
+            eps,
             x.address + t * x.stride,
             branch.address + t * branch.stride,
             out.address + t * out.stride,
             acts.address + t * acts.stride,
         )
-    barrier(program.sync, threads)
+    barrier(thread)
 
 
 @compiled
-def _quantize(program, step, x, acts, tid, threads):
+def _quantize(step, x, acts, thread):
     """Quantize rows for the next linears: this thread's own row (decode), or its share."""
     if x.length == 1:
         quantize_row(x.address, acts.address, step.blocks)
         return
-    for t in range(tid, x.length, threads):
+    for t in range(thread.tid, x.length, thread.threads):
         quantize_row(x.address + t * x.stride, acts.address + t * acts.stride, step.blocks)
-    barrier(program.sync, threads)
+    barrier(thread)
 
 
 @compiled
-def _multiply(program, step, rows, linears, x, acts, threads):
+def _multiply(step, rows, linears, x, acts, thread):
     """Linears of one input, as one range of tiles that the threads share."""
     tiles = 0
     for i in range(step.linears):
         tiles += linears[step.linear + i].tiles
     while True:
-        first, last = next_tiles(program.sync, tiles, threads)
+        first, last = next_tiles(thread, tiles)
         if first == last:
             break
         base = 0
@@ -126,18 +126,18 @@ def _multiply(program, step, rows, linears, x, acts, threads):
             lin = linears[step.linear + i]
             begin, end = max(first, base), min(last, base + lin.tiles)
             if begin < end:
-                out = own_rows(rows[step.out + i], 0, x.length)
+                out = own_rows(rows[step.out + i], thread, x.length)
                 matmul(lin, x, acts, out, begin - base, end - base)
             base += lin.tiles
-    barrier(program.sync, threads)
+    barrier(thread)
 
 
 @compiled
-def _gated(program, step, linears, x, acts, gated, up, threads):
+def _gated(step, linears, x, acts, gated, up, thread):
     """gate and up for the same rows by the same thread, then act(gate) * up in place of gate."""
     gate_lin, up_lin = linears[step.linear], linears[step.linear + 1]
     while True:
-        first, last = next_tiles(program.sync, gate_lin.tiles, threads)
+        first, last = next_tiles(thread, gate_lin.tiles)
         if first == last:
             break
         matmul(gate_lin, x, acts, gated, first, last)
@@ -150,11 +150,11 @@ def _gated(program, step, linears, x, acts, gated, up, threads):
                 (last - first) * TILE,
                 step.activation,
             )
-    barrier(program.sync, threads)
+    barrier(thread)
 
 
 @compiled
-def _head(program, lin, x, acts, call):
+def _head(lin, x, acts, call, thread):
     """Logits of the last ``outputs`` tokens."""
     outputs = call.outputs
     if outputs:
@@ -163,54 +163,54 @@ def _head(program, lin, x, acts, call):
         last_acts = Rows(acts.address + skip * acts.stride, acts.stride, outputs)
         logits = Rows(call.logits, call.logits_stride, outputs)
         while True:
-            first, last = next_tiles(program.sync, lin.tiles, call.threads)
+            first, last = next_tiles(thread, lin.tiles)
             if first == last:
                 break
             matmul(lin, last_x, last_acts, logits, first, last)
-    barrier(program.sync, call.threads)
+    barrier(thread)
 
 
 @compiled
-def _run(program, call, tid, position, ids):
+def _run(program, call, thread, position, ids):
     """Run the program once, for ``call.tokens`` tokens at ``position``."""
-    threads, tokens = call.threads, call.tokens
+    tokens = call.tokens
     steps = _steps(program.steps, program.step_count)
     linears = _linears(program.linears, program.linear_count)
     rows = _rows(program.rows, program.row_count)
     attentions = _attentions(program.attentions, program.layer_count)
     caches = _caches(program.caches, program.layer_count)
-    stamp(program.times, tid, -1)
+    stamp(program.times, thread, -1)
     for number in range(program.step_count):
         step = steps[number]
         kind = step.kind
-        x = own_rows(rows[step.x], tid, tokens)
-        out = own_rows(rows[step.out], tid, tokens)
-        acts = own_rows(rows[step.acts], tid, tokens)
+        x = own_rows(rows[step.x], thread, tokens)
+        out = own_rows(rows[step.out], thread, tokens)
+        acts = own_rows(rows[step.acts], thread, tokens)
         if kind == _NORM:
             branch = Rows(0, 0, tokens)
             if step.branch >= 0:
-                branch = own_rows(rows[step.branch], tid, tokens)
-            _norm(program, step, x, branch, out, acts, tid, threads)
+                branch = own_rows(rows[step.branch], thread, tokens)
+            _norm(program.eps, step, x, branch, out, acts, thread)
         elif kind == _LINEARS:
-            _multiply(program, step, rows, linears, x, acts, threads)
+            _multiply(step, rows, linears, x, acts, thread)
         elif kind == _QUANTIZE:
-            _quantize(program, step, x, acts, tid, threads)
+            _quantize(step, x, acts, thread)
         elif kind == _GATED:
-            up = own_rows(rows[step.out + 1], tid, tokens)
-            _gated(program, step, linears, x, acts, out, up, threads)
+            up = own_rows(rows[step.out + 1], thread, tokens)
+            _gated(step, linears, x, acts, out, up, thread)
         elif kind == _ATTENTION:
-            k = own_rows(rows[step.x + 1], tid, tokens)
-            v = own_rows(rows[step.x + 2], tid, tokens)
+            k = own_rows(rows[step.x + 1], thread, tokens)
+            v = own_rows(rows[step.x + 2], thread, tokens)
             layer, cache = attentions[step.layer], caches[step.layer]
             if tokens == 1:
-                attend_one(program, layer, cache, x, k, v, out, tid, threads, position)
+                attend_one(program, layer, cache, x, k, v, out, thread, position)
             else:
-                attend_prompt(program, layer, cache, x, k, v, out, tid, threads, position)
+                attend_prompt(program, layer, cache, x, k, v, out, thread, position)
         elif kind == _EMBED:
-            _embed(program, step, out, linears[step.linear], ids, tid, threads)
+            _embed(program.embed_scale, out, linears[step.linear], ids, thread)
         else:
-            _head(program, linears[step.linear], x, acts, call)
-        stamp(program.times, tid, number)
+            _head(linears[step.linear], x, acts, call, thread)
+        stamp(program.times, thread, number)
 
 
 def decoder(call_at, tid):
@@ -221,16 +221,17 @@ def decoder(call_at, tid):
     """
     call = _calls(call_at, 1)[0]
     program = _programs(call.program, 1)[0]
+    thread = Thread(tid, call.threads, program.sync)
     for number in range(max(call.greedy, 1)):
         ids = ints(call.chosen + 8 * (number - 1) if number else call.ids, call.tokens)
-        _run(program, call, tid, call.position + number, ids)
+        _run(program, call, thread, call.position + number, ids)
         if call.greedy:
             head = _linears(program.linears, program.linear_count)[program.linear_count - 1]
             best = argmax(floats(call.logits, head.n))  # every thread finds the same
-            if tid == 0:
+            if thread.tid == 0:
                 ints(call.chosen, call.greedy)[number] = best
-            barrier(program.sync, call.threads)
-            stamp(program.times, tid, program.step_count)
+            barrier(thread)
+            stamp(program.times, thread, program.step_count)
 
 
 TYPES = {decoder: types.void(types.int64, types.int64)}

@@ -70,13 +70,13 @@ def nanoseconds(room):
 
 
 @compiled
-def stamp(times, tid, number):
+def stamp(times, thread, number):
     """Add the nanoseconds since the last call to a sum of ``times``, unless that is 0.
 
     The first thread's time: it waits at every barrier as the others do. A negative number only
     starts the clock.
     """
-    if times and not tid:
+    if times and not thread.tid:
         now = nanoseconds(times + 8 * TIMES_CLOCK)
         head = ints(times, TIMES_SUMS)
         if number >= 0:
@@ -85,27 +85,28 @@ def stamp(times, tid, number):
 
 
 @compiled
-def own_rows(rows, tid, tokens):
+def own_rows(rows, thread, tokens):
     """The rows of a buffer (`abi.ROWS`) that a thread works on.
 
     Those of all tokens; while one token is decoded, the thread's own row of a private buffer.
     """
-    skip = tid * rows.stride if rows.private and tokens == 1 else 0
+    skip = thread.tid * rows.stride if rows.private and tokens == 1 else 0
     return Rows(rows.address + skip, rows.stride, tokens)
 
 
 @compiled
-def barrier(sync, threads):
+def barrier(thread):
     """Wait for all threads; the last to arrive resets the work counter.
 
     Spins first, then sleeps. A thread that is late by so much has lost its core to another
     program, and the scheduler moves it to a core that sleeps (not to one that spins or yields).
     """
-    if threads == 1:
+    sync = thread.sync
+    if thread.threads == 1:
         atomic_store(sync + SYNC_WORK, 0)
         return
     generation = atomic_load(sync + SYNC_GENERATION)
-    if atomic_add(sync + SYNC_ARRIVED, 1) == threads - 1:
+    if atomic_add(sync + SYNC_ARRIVED, 1) == thread.threads - 1:
         atomic_store(sync + SYNC_ARRIVED, 0)
         atomic_store(sync + SYNC_WORK, 0)
         atomic_add(sync + SYNC_GENERATION, 1)
@@ -126,24 +127,25 @@ def wait(spins):
 
 
 @compiled
-def next_chunk(sync):
-    """The next piece of work of this phase that nobody has taken."""
-    return atomic_add(sync + SYNC_WORK, 1)
+def next_task(thread):
+    """Number of the next task since the last barrier that no thread has taken."""
+    return atomic_add(thread.sync + SYNC_WORK, 1)
 
 
 @compiled
-def next_tiles(sync, tiles, threads):
-    """The next range of tiles that nobody has taken; empty when there are none left.
+def next_tiles(thread, tiles):
+    """The next range of tiles that no thread has taken; empty when there are none left.
 
     Half of what is left is divided between the threads, then half of the rest, and so on: large
     pieces first, and an end that all reach together.
     """
+    threads = thread.threads
     while True:
-        chunk = next_chunk(sync)
-        left = tiles >> (chunk // threads)
+        task = next_task(thread)
+        left = tiles >> (task // threads)
         if threads == 1 or left == 0:
-            return (0, tiles) if threads == 1 and chunk == 0 else (tiles, tiles)
-        half, part = left - (left >> 1), chunk % threads
+            return (0, tiles) if threads == 1 and task == 0 else (tiles, tiles)
+        half, part = left - (left >> 1), task % threads
         first = tiles - left + half * part // threads
         last = tiles - left + half * (part + 1) // threads
         if first < last:
