@@ -37,6 +37,9 @@ _FLOATS: dict[str, tuple[FloatType, Any]] = {
     "F32": ("float32", "<f4"), "F16": ("float16", "<f2"), "BF16": ("bfloat16", "<u2"),
 }  # fmt: skip
 
+DEQUANTIZED = 1 << 16
+"""Weights dequantized at once: what is between bytes and floats stays in the cache."""
+
 Dequantize = Callable[[NDArray[np.uint8], str], NDArray[np.float32]]
 
 
@@ -204,9 +207,18 @@ def _gguf() -> Any:
 
 def _dequantize(data: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:
     gguf = _gguf()
+    of_type = gguf.GGMLQuantizationType[kind]
+    block_weights, block_bytes = gguf.GGML_QUANT_SIZES[of_type]
+    flat = data.reshape(-1)
+    values = np.empty(flat.size // block_bytes * block_weights, np.float32)
+    step = max(1, DEQUANTIZED // block_weights)
     with np.errstate(all="ignore"):  # whoever uses the values checks for NaN
-        values = gguf.quants.dequantize(data, gguf.GGMLQuantizationType[kind])
-    return cast("NDArray[np.float32]", values)
+        for start in range(0, flat.size // block_bytes, step):
+            # the package takes rows in groups of 16; one long row is a single group
+            part = flat[start * block_bytes : (start + step) * block_bytes].reshape(1, -1)
+            found = gguf.quants.dequantize(part, of_type)
+            values[start * block_weights : start * block_weights + found.size] = found[0]
+    return values.reshape(len(data), -1)
 
 
 def _tensors(config: ModelConfig, arch: Architecture, source: GgufTensors) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from edgeq.model.config import ModelConfig
 from edgeq.model.recording import linear_groups
 from edgeq.quant.decoder.calibrate import CalibrationText
 from edgeq.quant.decoder.quality_report import logits_bytes
-from edgeq.quant.decoder.replayed_model import KEEP_BYTES
+from edgeq.quant.decoder.replayed_model import KEEP_BYTES, KEPT_LOGITS
 from edgeq.quant.recipe import Recipe
 from edgeq.quant.rounders.gptq import ROWS
 from edgeq.quant.rounders.hessian import EXACT_K
@@ -110,7 +110,8 @@ def check_replay(
         config, calibration, quantized_inputs=bool(recipe.options.get("use_quantized_inputs"))
     )
     what = "a layer, its inputs and their moments"
-    if recipe.target and (logits := logits_bytes(config, calibration.context)) > need:
+    kept = min(KEPT_LOGITS, 4 * calibration.n_tokens * config.vocab)
+    if recipe.target and (logits := logits_bytes(config, calibration.context) + kept) > need:
         need, what = logits, "comparing the outputs of two models"
     if recipe.training:
         weights = sum(n * k for _, (n, k) in config.linears())

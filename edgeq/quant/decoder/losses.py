@@ -90,6 +90,7 @@ class Trials:
         self._float: Replay | None = None
         if mode != "output":
             self._float = Replay(model, self._windows).run()
+            self._float.keep_logits(self._every)
 
     def run(self, wanted: set[str], progress: Progress) -> dict[str, dict[str, float]]:
         """Losses by scheme of each wanted matrix, in the order of the replay."""

@@ -30,7 +30,7 @@ from edgeq.model.formulas import Array, Linear
 from edgeq.model.model import Model
 from edgeq.model.recording import LinearGroup, linear_groups
 from edgeq.model.reference import checked_tokens
-from edgeq.quant.decoder.replayed_model import ReplayedModel
+from edgeq.quant.decoder.replayed_model import KEPT_LOGITS, ReplayedModel
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,7 @@ class Replay:
         self._progress = progress
         self._group: LinearGroup | None = None
         self._is_done = False
+        self._kept_logits: dict[int, list[Array]] = {}
 
     def __iter__(self) -> Iterator[ReplayStep]:
         """The steps, each valid until the next is asked for.
@@ -161,8 +162,26 @@ class Replay:
         """
         if not self._is_done:
             raise UsageError("logits come after the last step; go through the replay first")
-        for window in range(len(self._main.hidden)):
-            yield self._main.logits(window, every)
+        if every in self._kept_logits:
+            yield from self._kept_logits[every]
+            return
+        # windows that have no more positions together than the longest one has share a product,
+        # so that the head is read once for all of them
+        longest = max(len(x) for x in self._main.hidden)
+        first = total = 0
+        for window, x in enumerate(self._main.hidden):
+            positions = -(-len(x) // every)
+            if window > first and total + positions > longest:
+                yield from self._main.logits(slice(first, window), every)
+                first, total = window, 0
+            total += positions
+        yield from self._main.logits(slice(first, None), every)
+
+    def keep_logits(self, every: int = 1) -> None:
+        """Compute the logits now and keep them, if they take at most `KEPT_LOGITS` bytes."""
+        positions = sum(-(-len(x) // every) for x in self._main.hidden)
+        if 4 * positions * self._main.reference.config.vocab <= KEPT_LOGITS:
+            self._kept_logits[every] = list(self.logits(every))
 
 
 class ReplayStep:

@@ -18,6 +18,8 @@ from edgeq.model.reference import Reference
 
 KEEP_BYTES = 512 << 20
 """Inputs of one group that are kept rather than computed again."""
+KEPT_LOGITS = 128 << 20
+"""Bytes of the float model's logits that are kept where several models are compared with it."""
 
 _ENDS = {"attn_out": decoder.attention_out, "mlp_out": decoder.feed_forward_out}
 """Groups at the end of a branch -> the part of the decoder that computes what it adds to x."""
@@ -94,11 +96,12 @@ class ReplayedModel:
         self._kept = None
         self.weights.clear()
 
-    def logits(self, window: int, every: int = 1) -> Array:
-        """Logits of one position in so many of a window, float32 [T, V]."""
+    def logits(self, windows: slice, every: int) -> list[Array]:
+        """Logits of one position in so many, float32 [T, V] of each window."""
         ref = self.reference
-        x = decoder.head_in(ref, self.hidden[window][::every])
-        return ref.linear("logits", x, self._head)
+        parts = [x[::every] for x in self.hidden[windows]]
+        found = ref.linear("logits", decoder.head_in(ref, np.concatenate(parts)), self._head)
+        return np.split(found, np.cumsum([len(part) for part in parts[:-1]]))
 
     def weight(self, name: str) -> Array:
         """The matrix in place as float32, kept from now on."""

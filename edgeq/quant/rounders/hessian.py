@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
 
-STRIP = 1024
-"""Rows of H computed at once: a product of these is held besides H itself."""
+STRIP = 256
+"""Rows of H computed at once: a product of these is held besides H itself, and stays in the
+second-level cache while it is added."""
+ERROR_ROWS = 1024
+"""Rows whose errors are summed at once."""
 PANEL = 256
 """Columns factored at once."""
 EXACT_K = 4096
@@ -43,6 +46,7 @@ class Hessian:
         self._cross = np.zeros((k, k), np.float32) if crossed else None
         self._shift: NDArray[np.float32] | None = None
         self._means = False
+        self._inverse: Factor | None = None
 
     @classmethod
     def of(cls, matrix: NDArray[np.float32]) -> Hessian:
@@ -79,12 +83,15 @@ class Hessian:
             wanted = "needs the float model's inputs too" if x_float is None else "is not crossed"
             raise UsageError(f"this Hessian {wanted}; make it with crossed={x_float is not None}")
         self._as_sums()
+        product = np.empty(min(STRIP, k) * k, np.float32)
         for a in range(0, k, STRIP):
             b = min(a + STRIP, k)
             # the lower triangle; `_as_means` mirrors it
-            self._moments[a:b, :b] += x[:, a:b].T @ x[:, :b]
+            part = product[: (b - a) * b].reshape(b - a, b)
+            self._moments[a:b, :b] += np.matmul(x[:, a:b].T, x[:, :b], out=part)
             if self._cross is not None and x_float is not None:
-                self._cross[a:b] += x_float[:, a:b].T @ x
+                part = product[: (b - a) * k].reshape(b - a, k)
+                self._cross[a:b] += np.matmul(x_float[:, a:b].T, x, out=part)
         if shift is not None:
             if self._shift is None:
                 self._shift = np.zeros((shift.shape[1], k), np.float32)
@@ -130,16 +137,19 @@ class Hessian:
             wanted -= w @ self._moments
         if self._shift is not None:
             wanted += self._shift
-        return w + Factor.of(damped(self._moments, CROSS_DAMPING)).solve(wanted)
+        if self._inverse is None:
+            self._inverse = Factor.of(damped(self._moments, CROSS_DAMPING))
+        return w + self._inverse.solve(wanted)
 
     def settle(self) -> None:
         """Give up what only `target` needs, once the targets of all matrices are known."""
-        self._cross = self._shift = None
+        self._cross = self._shift = self._inverse = None
 
     def _as_sums(self) -> None:
         if self._means:
             self._scale(np.float32(self.n))
             self._means = False
+            self._inverse = None
 
     def _as_means(self) -> None:
         if self._means or not self.n:
@@ -168,8 +178,8 @@ def weighted_error(
         hessian: of the inputs; None for the squared error of the weights themselves.
     """
     total = 0.0
-    for a in range(0, len(w), STRIP):
-        e = w[a : a + STRIP] - w_hat[a : a + STRIP]
+    for a in range(0, len(w), ERROR_ROWS):
+        e = w[a : a + ERROR_ROWS] - w_hat[a : a + ERROR_ROWS]
         pulled = e if hessian is None else e @ hessian.matrix
         total += float(np.einsum("nk,nk->n", pulled, e).sum(dtype=np.float64))
     return max(total, 0.0)

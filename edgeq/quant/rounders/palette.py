@@ -128,21 +128,26 @@ def _clustered(
         np.concatenate([[0.0], np.cumsum(np.bincount(bins, m, HALVES))])
         for m in (costs, costs * positions, costs * positions**2)
     )
-    # of the bins i .. j-1 taken together, for all i < j: their mean and the error around it
-    m, f, s = (c[None, :] - c[:, None] for c in (mass, first, second))
+    # of the bins i .. j-1 taken together, for all i < j: their mean and the error around it, at
+    # [j, i], so that the best i is looked for along rows
+    m, f, error = (c[:, None] - c[None, :] for c in (mass, first, second))
     mean = np.divide(f, m, out=np.zeros_like(f), where=m > 0)
-    error = np.where(np.tri(HALVES + 1, k=0, dtype=bool), np.inf, np.maximum(s - mean * f, 0))
+    error -= np.multiply(mean, f, out=f)
+    np.maximum(error, 0, out=error)
+    error[np.triu_indices(HALVES + 1, 1)] = np.inf
     np.fill_diagonal(error, 0)  # a cluster may be empty
-    total, cuts = error[0], []
+    total, cuts = error[:, 0], []
+    through = m
     for _ in range(n_codes - 1):
-        through = total[:, None] + error
-        cuts.append(through.argmin(axis=0))
-        total = through.min(axis=0)
+        np.add(total[None, :], error, out=through)
+        cut = through.argmin(axis=1)
+        cuts.append(cut)
+        total = through[np.arange(HALVES + 1), cut]
     table, stop = [], HALVES
     for cut in (*reversed(cuts), np.zeros(HALVES + 1, np.intp)):
         start = int(cut[stop])
         if mass[stop] > mass[start]:
-            table.append(float(mean[start, stop]))
+            table.append(float(mean[stop, start]))
         stop = start
     # empty clusters repeat the last number: a table has its full length
     table += [table[-1] if table else 0.0] * (n_codes - len(table))
