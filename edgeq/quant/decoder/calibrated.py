@@ -23,6 +23,10 @@ from edgeq.quant.rounders.hessian import Hessian
 from edgeq.quant.rounders.qparams import check_finite
 from edgeq.quant.rounders.rounding import METHOD_INPUTS, quantize_tensor, sqnr_db
 
+EXACT_BITS = 8
+"""With so many bits a head loses too little for its inputs to matter."""
+HEAD_WINDOWS = 8
+"""Windows that the head's inputs are measured on."""
 Ratios = Mapping[str, float | None]
 """Tensor name -> SQNR in dB; None where nothing was lost."""
 Write = Callable[[str, QuantTensor], None]
@@ -36,6 +40,43 @@ def layer_matrices(schemes: Mapping[str, Scheme]) -> dict[str, QuantScheme]:
         for name, scheme in schemes.items()
         if isinstance(scheme, QuantScheme) and name.startswith("model.layers.")
     }
+
+
+def head_importance(
+    model: Model, schemes: Mapping[str, Scheme], method: str, calibration: CalibrationText
+) -> dict[str, NDArray[np.float32]]:
+    """Mean squares of the head's inputs in the float model, where its rounding is weighted by them.
+
+    A few inputs of the head are many times the others, so a head of few bits loses half as much
+    when they count for more. A tied head is also the embedding, whose rounding costs little.
+
+    Args:
+        model: float.
+        schemes: of all tensors that are stored.
+        method: of `edgeq.quant.METHODS`.
+        calibration: windows of text, of which at most `HEAD_WINDOWS` are used.
+
+    Returns:
+        The name under which the head is stored, and float32 [K]; nothing where the method needs no
+        inputs, or the head has `EXACT_BITS` or more.
+    """
+    name = "model.embed_tokens.weight" if model.config.tied else model.config.head_name
+    if method not in METHOD_INPUTS or not is_weighted(schemes.get(name)):
+        return {}
+    windows = calibration.windows[:: -(-len(calibration.windows) // HEAD_WINDOWS)]
+    square, n = np.zeros(model.config.hidden), 0
+    for step in Replay(model, windows):
+        if step.group.kind != "head":
+            continue
+        for x in step.inputs():
+            square += np.einsum("tk,tk->k", x, x)
+            n += len(x)
+    return {name: (square / n).astype(np.float32)}
+
+
+def is_weighted(scheme: Scheme | None) -> bool:
+    """Whether a head of this scheme is rounded by the mean squares of its inputs."""
+    return isinstance(scheme, QuantScheme) and scheme.bits < EXACT_BITS
 
 
 def round_calibrated(

@@ -64,26 +64,39 @@ def round_data_free(
     )
 
 
-def round_matrix(tensor: Tensor, scheme: QuantScheme, method: str, name: str) -> QuantTensor:
-    """Round a matrix without knowledge of its inputs, as `round_data_free` does.
+def round_matrix(
+    tensor: Tensor,
+    scheme: QuantScheme,
+    method: str,
+    name: str,
+    importance: NDArray[np.float32] | None = None,
+) -> QuantTensor:
+    """Round a matrix by itself, as `round_data_free` does.
 
     Args:
         tensor: float; read a piece at a time.
         scheme: what it gets.
         method: of `edgeq.quant.METHODS`, "mse" in place of one that looks at inputs.
         name: the tensor, for messages.
+        importance: mean square of each input, float32 [K]; the method is then "imatrix".
     """
-    budget, method = Budget(1, CHUNK_WEIGHTS, RELEASE_EVERY), data_free_method(method)
+    budget = Budget(1, CHUNK_WEIGHTS, RELEASE_EVERY)
+    method = data_free_method(method) if importance is None else "imatrix"
     shared = None
     if scheme.granularity == "tensor" or scheme.codebook:
         chunks = _TensorChunks(name, tensor, scheme, budget)
-        shared = find_shared(chunks, scheme, method, tensor.shape[1], name=name)
+        shared = find_shared(
+            chunks, scheme, method, tensor.shape[1], name=name, importance=importance
+        )
     scratch, step = Scratch(), budget.rows(tensor.shape)
     parts = []
     for start in range(0, tensor.shape[0], step):
         w = tensor.rows(start, start + step)
         check_finite(w, name, start)
-        rounded = round_rows(w, scheme, method, name=name, shared=shared, scratch=scratch)
+        rounded = round_rows(
+            w, scheme, method,
+            name=name, shared=shared, importance=importance, scratch=scratch,
+        )  # fmt: skip
         parts.append(rounded.packed(scheme))
     release(tensor)
     joined = {

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeq.core.progress import Progress
 from edgeq.evaluation.text import BLOCK_ELEMENTS, kl_divergence, log_softmax
@@ -22,11 +23,17 @@ from edgeq.formats.tensor import FloatTensor, Tensor, row_blocks
 from edgeq.model.formulas import Array
 from edgeq.model.model import Model
 from edgeq.quant.decoder.calibrate import CalibrationText
+from edgeq.quant.decoder.calibrated import is_weighted
 from edgeq.quant.decoder.data_free import round_matrix
 from edgeq.quant.decoder.replay import Replay, ReplayStep
 from edgeq.quant.decoder.spill import Spill
 from edgeq.quant.rounders.hessian import Factor, Hessian, damped, weighted_error
-from edgeq.quant.rounders.rounding import FALLBACK, data_free_method, quantize_tensor
+from edgeq.quant.rounders.rounding import (
+    FALLBACK,
+    METHOD_INPUTS,
+    data_free_method,
+    quantize_tensor,
+)
 
 Mode = Literal["kl", "scaled", "output"]
 EMBEDDING = "model.embed_tokens.weight"
@@ -153,9 +160,12 @@ class Trials:
             moments = moments or Hessian(x.shape[1])
             moments.add(x)
         assert moments is not None  # a replay has windows
-        method = data_free_method(self._method) if step.group.kind == "head" else self._method
+        method = self._method
+        is_head = step.group.kind == "head"
+        if is_head:
+            method = "imatrix" if method in METHOD_INPUTS else data_free_method(method)
         if method != "gptq":
-            return _Inputs(method, moments)
+            return _Inputs(method, moments, is_head=is_head)
         pivots = Factor.of(damped(moments.matrix, DAMPING)).pivots
         return _Inputs(method, moments, float(pivots.mean()))
 
@@ -182,7 +192,8 @@ class Trials:
             kind = self._like(scheme)
             if kind not in measured:
                 if w is None and isinstance(scheme, QuantScheme):
-                    tensor: Tensor = round_matrix(matrix, scheme, inputs.method, name)
+                    importance = inputs.importance(scheme)
+                    tensor: Tensor = round_matrix(matrix, scheme, inputs.method, name, importance)
                 else:
                     whole = some if self._mode == "kl" else matrix.numpy()
                     tensor = inputs.rounded(whole, scheme, name, self._options)
@@ -264,21 +275,33 @@ class _Inputs:
         method: of `edgeq.quant.METHODS`.
         moments: second moments; None for a table that is only looked up in.
         pivot: mean of the factor's, where the method is "gptq".
+        is_head: whether they are the head's, see `edgeq.quant.decoder.calibrated`.
     """
 
     method: str
     moments: Hessian | None = None
     pivot: float | None = None
+    is_head: bool = False
 
     def rounded(self, w: Array, scheme: Scheme, name: str, options: Mapping[str, Any]) -> Tensor:
         """A matrix rounded as the recipe does."""
         if isinstance(scheme, FloatScheme):
             return FloatTensor("float16", w.astype(np.float16))
+        method = self.method
+        if self.is_head and self.importance(scheme) is None:
+            method = data_free_method(method)
         importance = None if self.moments is None else self.moments.diagonal
         return quantize_tensor(
-            w, scheme, self.method, name=name,
+            w, scheme, method, name=name,
             importance=importance, hessian=self.moments, **options,
         )  # fmt: skip
+
+    def importance(self, scheme: Scheme) -> NDArray[np.float32] | None:
+        """What errors of a head are weighted by; None where all count alike."""
+        if not self.is_head or self.method != "imatrix" or not is_weighted(scheme):
+            return None
+        assert self.moments is not None  # a head has inputs
+        return self.moments.diagonal
 
     def error(self, w: Array, scheme: Scheme, name: str) -> float:
         """Squared error of the outputs: measured, or estimated where measuring would take GPTQ."""

@@ -37,7 +37,7 @@ from edgeq.quant.decoder.budget import Budget, check_replay, make_budget
 from edgeq.quant.decoder.calibrate import CalibrationStats, CalibrationText
 from edgeq.quant.decoder.calibrated import Ratios, tensor_sqnr
 from edgeq.quant.decoder.calibration_data import NO_TEXT, CalibrationData
-from edgeq.quant.decoder.data_free import round_data_free
+from edgeq.quant.decoder.data_free import Importance, round_data_free
 from edgeq.quant.decoder.prepare import Prepared, prepare
 from edgeq.quant.decoder.quality_report import HeldOut, QualityReport, card_bytes, measure
 from edgeq.quant.decoder.round_model import round_model
@@ -286,10 +286,10 @@ def _round(
     """Round and write every tensor; returns the SQNR in dB of the quantized ones."""
     recipe, schemes = prepared.recipe, prepared.schemes
 
-    def data_free(tensors: Mapping[str, Tensor], method: str) -> Ratios:
+    def data_free(tensors: Mapping[str, Tensor], method: str, importance: Importance) -> Ratios:
         return round_data_free(
             tensors, schemes, method, budget, writer,
-            importance=prepared.importance, progress=progress,
+            importance={**prepared.importance, **importance}, progress=progress,
         )  # fmt: skip
 
     if prepared.tensors is not None:

@@ -18,8 +18,14 @@ from edgeq.formats.schemes import FloatScheme, QuantScheme, Scheme
 from edgeq.formats.tensor import Tensor
 from edgeq.model.model import Model
 from edgeq.quant.decoder.calibrate import CalibrationText
-from edgeq.quant.decoder.calibrated import Ratios, Write, layer_matrices, round_calibrated
-from edgeq.quant.decoder.data_free import cast_float, round_matrix
+from edgeq.quant.decoder.calibrated import (
+    Ratios,
+    Write,
+    head_importance,
+    layer_matrices,
+    round_calibrated,
+)
+from edgeq.quant.decoder.data_free import Importance, cast_float, round_matrix
 from edgeq.quant.decoder.spill import Spill
 from edgeq.quant.recipe import Recipe
 from edgeq.quant.rounders.rounding import METHOD_INPUTS, data_free_method
@@ -31,7 +37,7 @@ def round_model(
     schemes: Mapping[str, Scheme],
     text: CalibrationText | None,
     *,
-    data_free: Callable[[Mapping[str, Tensor], str], Ratios],
+    data_free: Callable[[Mapping[str, Tensor], str, Importance], Ratios],
     write: Write,
     written: Callable[[str], Tensor],
     progress: Progress | None = None,
@@ -43,8 +49,8 @@ def round_model(
         recipe: says how its weights are rounded; what it trains is left out.
         schemes: of each tensor that is stored.
         text: what inputs are measured on; None to round all tensors without data.
-        data_free: rounds and stores tensors by a method that needs no inputs, and returns their
-            SQNR.
+        data_free: rounds and stores tensors by a method that needs no inputs, or "imatrix" those
+            whose inputs' mean squares are given, and returns their SQNR.
         write: stores a rounded matrix.
         written: a tensor that was stored.
         progress: called with a matrix, weights rounded, and of how many.
@@ -54,10 +60,13 @@ def round_model(
     """
     matrices: dict[str, QuantScheme] = {}
     method = recipe.method
+    importance: Importance = {}
     if text is not None and method in METHOD_INPUTS:
-        matrices, method = layer_matrices(schemes), data_free_method(method)
+        matrices = layer_matrices(schemes)
+        importance = head_importance(model, schemes, method, text)
+        method = "imatrix" if importance else data_free_method(method)
     others = {name: model.tensors[name] for name in schemes if name not in matrices}
-    ratios = dict(data_free(others, method))
+    ratios = dict(data_free(others, method, importance))
     if matrices:
         assert text is not None
         ratios |= round_calibrated(
@@ -86,7 +95,7 @@ def rounded_model(
     def write(name: str, tensor: Tensor) -> None:
         tensors[name] = spill.put(tensor)
 
-    def data_free(others: Mapping[str, Tensor], method: str) -> Ratios:
+    def data_free(others: Mapping[str, Tensor], method: str, importance: Importance) -> Ratios:
         for name, tensor in others.items():
             if progress and len(others) == len(schemes):
                 progress(name, len(tensors), len(schemes))
@@ -95,7 +104,7 @@ def rounded_model(
                 name,
                 cast_float(tensor.numpy(), scheme, name)
                 if isinstance(scheme, FloatScheme)
-                else round_matrix(tensor, scheme, method, name),
+                else round_matrix(tensor, scheme, method, name, importance.get(name)),
             )
             release(tensor)
         return {}
