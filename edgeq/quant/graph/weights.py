@@ -32,6 +32,7 @@ from edgeq.graph.ir import LEVELS, Graph, Node, QuantWeight
 from edgeq.graph.operators import MATRICES, WEIGHTED
 from edgeq.quant.graph.hessians import ROW_PRODUCTS, Array, weight_name
 from edgeq.quant.rounders.gptq import round_gptq
+from edgeq.quant.rounders.gptq_stack import MOST_COLUMNS, round_stack_of_matrices
 from edgeq.quant.rounders.hessian import Hessian
 from edgeq.quant.rounders.qparams import (
     QuantRows,
@@ -248,6 +249,11 @@ def _by_gptq(rows: Array, scheme: QuantScheme, hessian: Array, name: str) -> lis
     if hessian.ndim == 2:
         return [round_gptq(rows, scheme, Hessian.of(hessian), name=name)]
     shared = find_shared([group_view(rows, scheme)], scheme, "mse", rows.shape[1], name=name)
+    if scheme.granularity != "group" and rows.shape[1] <= MOST_COLUMNS:
+        return [
+            round_stack_of_matrices(rows, scheme, hessian, name=name,
+                                    params=shared.params, palette=shared.palette)
+        ]  # fmt: skip
     return [
         round_gptq(part, scheme, Hessian.of(matrix), name=name,
                    params=shared.params, palette=shared.palette)
@@ -290,6 +296,9 @@ def _in_steps(rows: Array, matrices: Array | None, name: str) -> NDArray[np.int8
     if matrices is None:
         rounded = round_rows(rows, scheme, "rtn", name=name, shared=Shared(one))
         return rounded.levels(scheme)
+    if rows.shape[1] <= MOST_COLUMNS and len(matrices) > 1:
+        found = round_stack_of_matrices(rows, scheme, matrices, name=name, params=one)
+        return found.levels(scheme)
     return np.concatenate([
         round_gptq(part, scheme, Hessian.of(matrix), name=name, params=one).levels(scheme)
         for part, matrix in zip(np.split(rows, len(matrices)), matrices, strict=True)
