@@ -389,3 +389,24 @@ def test_a_model_of_a_billion_weights_is_calibrated_in_two_gigabytes() -> None:
         assert peak <= 2_000_000_000
         assert "kl_mean" in quality
         assert load(folder / "m.edgeq").config.layers == 1
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_of_few_bits_is_rounded_by_the_mean_squares_of_its_inputs(
+    tied: bool, tmp_path: Path
+) -> None:
+    source, windows = random_model(tiny_config("llama", tied=tied)), text()
+    name = "model.embed_tokens.weight" if tied else "lm_head.weight"
+    square, n = 0.0, 0
+    for step in Replay(source, windows.windows[:: -(-len(windows.windows) // 8)]):
+        if step.group.kind == "head":
+            for x in step.inputs():
+                square, n = square + np.einsum("tk,tk->k", x, x, dtype=np.float64), n + len(x)
+    importance = np.asarray(square / n, np.float32)
+    for bits, method, given in (("w4-g32", "imatrix", importance), ("w8-channel", "mse", None)):
+        recipe = Recipe.from_options("w3-g32", method="gptq", tensor_types=[f"{name}={bits}"])
+        quantize(source, tmp_path / "m.edgeq", recipe, calibration=windows)
+        want = quantize_tensor(
+            source.tensors[name].numpy(), scheme_of(bits), method, importance=given
+        )
+        assert same(held(load(tmp_path / "m.edgeq"), name), want)
