@@ -111,27 +111,26 @@ class CompiledProgram:
 
     def _linear_records(self, names: list[str]) -> NDArray[Any]:
         """Records of matrices by their tensors' names."""
-        table = self._memory.zeros(len(names), abi.LINEAR)
-        for record, name in zip(table, names, strict=True):
-            self._describe_linear(record, name)
-        return table
+        return self._table(abi.LINEAR, [self._linear(name) for name in names])
 
-    def _describe_linear(self, record: Any, name: str) -> None:
+    def _linear(self, name: str) -> dict[str, int]:
         tensor: Tensor = self._model.tensors[name]
         tensor = self._arena.copied(tensor) if self._arena else tensor
         address = self._memory.address
-        record["n"], record["k"] = tensor.shape
-        record["tiles"] = -(-tensor.shape[0] // TILE)
+        n, k = tensor.shape
+        record = {"n": n, "k": k, "tiles": -(-n // TILE)}
         if isinstance(tensor, QuantTensor):
             scheme = tensor.scheme
-            record["kind"] = abi.quant_kind(scheme)
-            record["kernel"] = kernel_address(scheme)
-            record["blocks"] = tensor.packed.shape[1]
-            record["shift"] = abi.group_shift(scheme)
-            record["codes"] = address(tensor.packed)
-            record["code_step"] = tensor.packed.strides[0]
-            record["scales"] = address(tensor.scales, 32)
-            record["scale_step"] = tensor.scales.strides[0]
+            record |= {
+                "kind": abi.quant_kind(scheme),
+                "kernel": kernel_address(scheme),
+                "blocks": tensor.packed.shape[1],
+                "shift": abi.group_shift(scheme),
+                "codes": address(tensor.packed),
+                "code_step": tensor.packed.strides[0],
+                "scales": address(tensor.scales, 32),
+                "scale_step": tensor.scales.strides[0],
+            }
             if tensor.palette is not None:  # one table for all tiles
                 palette = self._memory.zeros(TILE, np.int8)
                 palette[: tensor.palette.size] = tensor.palette
@@ -147,33 +146,38 @@ class CompiledProgram:
         bias = self._model.tensors.get(name.removesuffix("weight") + "bias")
         if bias is not None:
             record["bias"] = address(bias.numpy(), 4)
+        return record
 
     def _attention_records(self, steps: list[ProgramStep], context: int) -> NDArray[Any]:
-        """One record of each layer."""
+        """One record of each layer; that of a layer without attention is empty."""
         c, memory = self._model.config, self._memory
-        tables: dict[RopeSpec, tuple[int, int]] = {}
+        tables: dict[RopeSpec | None, tuple[int, int]] = {None: (0, 0)}
         scale = memory.zeros(1, np.float32)
         scale[0] = c.attn_scale
-        table = memory.zeros(c.layers, abi.ATTENTION)
+        records: list[dict[str, int]] = [{} for _ in c.blocks]
         for step in steps:
-            if step.kind != Step.ATTENTION:
+            if step.kind != Step.ATTENTION or step.layer is None:
                 continue
-            assert step.layer is not None
-            record = table[step.layer]
-            record["heads"], record["kv_heads"], record["dim"] = c.heads, c.kv_heads, c.head_dim
-            record["query_block"] = query_block(c)
-            record["window"] = c.blocks[step.layer].window or 0
-            record["scale"] = scale.ctypes.data
-            if step.rope is not None:
-                if step.rope not in tables:
-                    cos, sin = rope_tables(step.rope, context)
-                    memory.scratch_bytes += cos.nbytes + sin.nbytes
-                    tables[step.rope] = (memory.address(cos, 4), memory.address(sin, 4))
-                record["cos"], record["sin"] = tables[step.rope]
-                record["rope_half"] = step.rope.dim // 2
-            record["norm_spans_heads"] = step.norm_spans_heads
-            record["norm_q"], record["norm_k"] = self._norm(step.q_norm), self._norm(step.k_norm)
-        return table
+            rope = step.rope
+            if rope is not None and rope not in tables:
+                cos, sin = rope_tables(rope, context)
+                memory.scratch_bytes += cos.nbytes + sin.nbytes
+                tables[rope] = (memory.address(cos, 4), memory.address(sin, 4))
+            records[step.layer] = {
+                "heads": c.heads,
+                "kv_heads": c.kv_heads,
+                "dim": c.head_dim,
+                "query_block": query_block(c),
+                "window": c.blocks[step.layer].window or 0,
+                "scale": scale.ctypes.data,
+                "cos": tables[rope][0],
+                "sin": tables[rope][1],
+                "rope_half": rope.dim // 2 if rope else 0,
+                "norm_q": self._norm(step.q_norm),
+                "norm_k": self._norm(step.k_norm),
+                "norm_spans_heads": step.norm_spans_heads,
+            }
+        return self._table(abi.ATTENTION, records)
 
     def _norm(self, name: str) -> int:
         """Address of a norm's weight with the family's offset added; 0 for no norm."""
@@ -186,18 +190,36 @@ class CompiledProgram:
     def _step_records(self, steps: list[ProgramStep], sizes: Buffers) -> NDArray[Any]:
         """The steps as records: buffers and weights by their numbers and addresses."""
         config = self._model.config
-        widths = {"x": sizes.hidden, "att": sizes.q, "gate": sizes.ffn}
-        table = self._memory.zeros(len(steps), abi.STEP)
-        linear = 0
-        for record, step in zip(table, steps, strict=True):
-            record["kind"], record["layer"] = step.kind, step.layer or 0
-            record["x"], record["out"] = _ROW_NUMBERS[step.x or "x"], _ROW_NUMBERS[step.out or "x"]
-            record["acts"] = _ROW_NUMBERS["acts"]
-            record["branch"] = _ROW_NUMBERS[step.branch] if step.branch else -1
-            record["norm"], record["post_norm"] = self._norm(step.norm), self._norm(step.post_norm)
-            record["width"] = config.hidden
-            record["blocks"] = widths.get(step.x, 0) // K_BLOCK
-            record["linear"], record["linears"] = linear, len(step.linears)
+        widths = {
+            "": 0, "x": sizes.hidden, "normed": sizes.hidden, "branch": sizes.hidden, "q": sizes.q,
+            "k": sizes.kv, "v": sizes.kv, "att": sizes.q, "gate": sizes.ffn, "up": sizes.ffn,
+        }  # fmt: skip
+        records, linear = [], 0
+        for step in steps:
+            records.append(
+                {
+                    "kind": step.kind,
+                    "layer": step.layer or 0,
+                    "x": _ROW_NUMBERS[step.x or "x"],
+                    "out": _ROW_NUMBERS[step.out or "x"],
+                    "acts": _ROW_NUMBERS["acts"],
+                    "branch": _ROW_NUMBERS[step.branch] if step.branch else -1,
+                    "norm": self._norm(step.norm),
+                    "post_norm": self._norm(step.post_norm),
+                    "width": config.hidden,
+                    "blocks": widths[step.x] // K_BLOCK,
+                    "linear": linear,
+                    "linears": len(step.linears),
+                    "activation": abi.ACTIVATIONS.index(config.activation),
+                }
+            )
             linear += len(step.linears)
-            record["activation"] = abi.ACTIVATIONS.index(config.activation)
+        return self._table(abi.STEP, records)
+
+    def _table(self, kind: np.dtype[Any], records: list[dict[str, int]]) -> NDArray[Any]:
+        """Records of a kind; fields that are not given are 0."""
+        assert kind.names is not None
+        assert all(record.keys() <= set(kind.names) for record in records)
+        table = self._memory.zeros(len(records), kind)
+        table[:] = [tuple(record.get(name, 0) for name in kind.names) for record in records]
         return table
