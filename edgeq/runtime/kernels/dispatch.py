@@ -1,4 +1,4 @@
-"""The one table that chooses kernels by what the processor really has.
+"""The table of kernels, and the choice among them by the features of the processor.
 
 Order of preference, best first. `EDGEQ_KERNEL=name` overrides, within what the processor has:
 a kernel it lacks would abort the compiler or the process, so that is refused.

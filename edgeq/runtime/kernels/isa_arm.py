@@ -38,15 +38,15 @@ class _Neon128(Isa):
         return {1: 16, 2: 8}.get(tokens, 4)
 
     def after(self, b: ir.IRBuilder, address: ir.Value, total: ir.Value) -> ir.Value:
-        """Finish one token before reading the next: the compiler would mix several, which takes
-        more registers than there are. (The processor may, and does.)"""
+        """Finish one token before reading the next: the compiler would interleave several, which
+        takes more registers than there are. (The processor still interleaves them.)"""
         kind = ir.FunctionType(address.type, [address.type, _V4F32])
         last = _split(b, total, 4)[-1]
         return b.asm(kind, "", "=r,0,w,~{memory}", [address, last], side_effect=True)
 
     def factor(self, b: ir.IRBuilder, value: int, ty: ir.Type) -> ir.Value:
-        """Kept from becoming a shift: ``mul`` takes the other factor by lane, a shift would
-        need it repeated over a register first."""
+        """A constant that the optimizer cannot turn into a shift: ``mul`` takes the other factor by
+        lane, a shift would need it repeated over a register first."""
         register = _opaque(b, const(value, ir.VectorType(ty.element, 4)))
         return take(b, register, [0, 1, 2, 3] * (ty.count // 4))
 
@@ -100,8 +100,8 @@ class Neon(_Neon128):
     target_features = "+neon,+fp-armv8"
 
     def activations(self, b: ir.IRBuilder, address: ir.Value) -> list[ir.Value]:
-        """Whole registers: that both halves are the same must not be known, or ``smlal2`` with
-        the upper halves is not used."""
+        """Whole registers. The optimizer must not know that both halves are equal, or it does not
+        use ``smlal2`` with the upper halves."""
         return [_opaque(b, a) for a in super().activations(b, address)]
 
     def dot(
@@ -144,7 +144,7 @@ class Neon(_Neon128):
 
 
 def _opaque(b: ir.IRBuilder, value: ir.Value) -> ir.Value:
-    """The same register, of which the optimizer knows nothing (an empty piece of assembly)."""
+    """The same register, but unknown to the optimizer (by an empty piece of assembly)."""
     return b.asm(ir.FunctionType(value.type, [value.type]), "", "=w,0", [value], False)
 
 

@@ -36,7 +36,7 @@ ENTRIES = {
     "program": ("edgeq_decoder",),
     "thread_pool": ("edgeq_pool_init", "edgeq_pool_run", "edgeq_pool_worker"),
 }
-"""Modules written for Numba -> what they hold for others to call."""
+"""Modules written for Numba -> the symbols of their entry points."""
 _EXTERNALS = frozenset(
     {"usleep", "clock_gettime", "sqrtf", "memset", "memcpy"}
     | {f"pthread_mutex_{name}" for name in ("init", "lock", "unlock")}

@@ -65,7 +65,7 @@ class Variant:
 
 
 class Isa:
-    """How one ISA multiplies bytes; subclasses override what they do better.
+    """How an instruction set multiplies bytes; subclasses override what they have instructions for.
 
     This base is the portable form: plain vector IR that LLVM turns into whatever the machine
     has (``smull``/``smlal`` on ARM cores without a dot product).

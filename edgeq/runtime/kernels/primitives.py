@@ -1,4 +1,4 @@
-"""What compiled code calls: the native routines by name, and primitives of the machine."""
+"""Functions that compiled code calls: native routines by name, loads, stores and atomics."""
 
 from __future__ import annotations
 
@@ -93,10 +93,10 @@ def _intrinsic(result: Any, arguments: tuple[Any, ...], emit: Any) -> Any:
         return result(*arguments), codegen
 
     scope = {"typing": typing}
-    # numba reads the number of arguments off the signature
-    source = f"def made(typingctx{', ' + names if names else ''}):\n    return typing(typingctx)\n"
+    # numba takes the number of arguments from the function's signature
+    source = f"def call(typingctx{', ' + names if names else ''}):\n    return typing(typingctx)\n"
     exec(source, scope)
-    return intrinsic(scope["made"])
+    return intrinsic(scope["call"])
 
 
 def _put_f16(b: ir.IRBuilder, address: ir.Value, value: ir.Value) -> ir.Value:

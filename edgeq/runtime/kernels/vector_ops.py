@@ -102,7 +102,7 @@ def _tree(b: ir.IRBuilder, vector: ir.Value, combine: Binary) -> ir.Value:
 
 
 def _quantize_row(mod: ir.Module) -> None:
-    """Quantize ``blocks`` * 32 floats at x to activation blocks (`tile.ACT_BLOCK`) at out.
+    """Quantize ``blocks`` * 32 floats at x to activation blocks (`ACT_BLOCK`) at out.
 
     scale = max|x| / 127, code = rint(x * (127 / max|x|)), ties to even; all zero where the
     largest is below 1e-30 (127 / max would overflow).
@@ -128,7 +128,7 @@ def _quantize_row(mod: ir.Module) -> None:
 
 
 def _reduction(mod: ir.Module, name: str, start: float, step: Binary, combine: Binary) -> None:
-    """Reduce ``n`` floats at x: 16 lanes, then the lanes, then what is left over one by one."""
+    """Reduce ``n`` floats at x: 16 lanes, then the lanes, then the remaining values one by one."""
     fn, b = _define(mod, name)
     x, n = fn.args
     first = ir.Constant(V16F32, [start] * 16)
