@@ -1,7 +1,7 @@
 """The decoder in plain NumPy, float32: the reference that every other backend is compared with.
 
 `Reference` is the NumPy builder of `edgeq.model.decoder`; formulas are in `edgeq.model.formulas`
-and the cache is `edgeq.model.kv.KV`. It runs float and quantized models alike, because a `Tensor`
+and the cache is `edgeq.model.reference_cache.KV`. It runs float and quantized models alike, because a `Tensor`
 gives its rows as float32.
 """
 
@@ -27,8 +27,8 @@ from edgeq.model.formulas import (
     rms_norm,
     rope_tables,
 )
-from edgeq.model.kv import KV
 from edgeq.model.model import Model
+from edgeq.model.reference_cache import KV
 
 CacheRounding = Callable[[Literal["k", "v"], int, Array], Array]
 """("k" or "v", layer, values [T, Hkv, D]) -> the values that a cache returns for them."""

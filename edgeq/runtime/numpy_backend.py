@@ -30,10 +30,10 @@ from edgeq.formats.schemes import K_BLOCK
 from edgeq.formats.tensor import QuantTensor, Tensor
 from edgeq.model.config import ModelConfig
 from edgeq.model.formulas import Array, attend_blocks, dense
-from edgeq.model.kv import KV
 from edgeq.model.memory_layout import CHUNK
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
+from edgeq.model.reference_cache import KV
 from edgeq.runtime.activations import (
     quantize_blocks,
     quantize_keys,

@@ -12,8 +12,8 @@ from edgeq.evaluation.text import kl_divergence, log_softmax
 from edgeq.formats.dynamic_quant import quantize_vectors
 from edgeq.formats.packing import TILE
 from edgeq.formats.tensor import FloatTensor, QuantTensor
-from edgeq.model.kv import KV
 from edgeq.model.reference import Reference
+from edgeq.model.reference_cache import KV
 from edgeq.runtime.activations import (
     quantize_blocks,
     quantize_keys,
