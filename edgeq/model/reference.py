@@ -1,8 +1,8 @@
 """The decoder in plain NumPy, float32: the reference that every other backend is compared with.
 
 `Reference` is the NumPy builder of `edgeq.model.decoder`; formulas are in `edgeq.model.formulas`
-and the cache is `edgeq.model.reference_cache.KV`. It runs float and quantized models alike, because a `Tensor`
-gives its rows as float32.
+and the cache is `edgeq.model.reference_cache.KV`. It runs float and quantized models alike,
+because a `Tensor` gives its rows as float32.
 """
 
 from __future__ import annotations
