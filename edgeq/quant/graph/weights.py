@@ -249,16 +249,18 @@ def _by_gptq(rows: Array, scheme: QuantScheme, hessian: Array, name: str) -> lis
     if hessian.ndim == 2:
         return [round_gptq(rows, scheme, Hessian.of(hessian), name=name)]
     shared = find_shared([group_view(rows, scheme)], scheme, "mse", rows.shape[1], name=name)
+    params = shared.params
+    palette = shared.palette if params is None else params.palette
     if scheme.granularity != "group" and rows.shape[1] <= MOST_COLUMNS:
         return [
-            round_stack_of_matrices(rows, scheme, hessian, name=name,
-                                    params=shared.params, palette=shared.palette)
-        ]  # fmt: skip
+            round_stack_of_matrices(
+                rows, scheme, hessian, name=name, params=params, palette=palette
+            )
+        ]
     return [
-        round_gptq(part, scheme, Hessian.of(matrix), name=name,
-                   params=shared.params, palette=shared.palette)
+        round_gptq(part, scheme, Hessian.of(matrix), name=name, params=params, palette=palette)
         for part, matrix in zip(np.split(rows, len(hessian)), hessian, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def _with_odd_scales(

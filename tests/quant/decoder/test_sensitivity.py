@@ -92,8 +92,14 @@ def test_losses_are_those_of_the_method_and_of_palettes_apart() -> None:
         tensor = quantize_tensor(w, parse_scheme(scheme), "gptq", hessian=moments, damping=0.02)  # type: ignore[arg-type]
         want = divergence(replace(model, tensors={**model.tensors, name: tensor}), model)
         assert found.losses[name][scheme] == pytest.approx(want, rel=2e-3, abs=1e-9)
-    # what is only looked up in, or used once at the end, is rounded as in an artifact: by itself
-    table = quantize_tensor(model.tensors[EMBEDDING].numpy(), BASE, "mse")
+    # a head is rounded as in an artifact: by the mean squares of its inputs
+    moments = Hessian(model.config.hidden)
+    for step in Replay(model, text().windows):
+        if step.group.kind == "head":
+            for x in step.inputs():
+                moments.add(x)
+    embedding = model.tensors[EMBEDDING].numpy()
+    table = quantize_tensor(embedding, BASE, "imatrix", importance=moments.diagonal)
     want = divergence(replace(model, tensors={**model.tensors, EMBEDDING: table}), model)
     assert found.losses[EMBEDDING]["w4-g32"] == pytest.approx(want, rel=2e-3, abs=1e-9)
 

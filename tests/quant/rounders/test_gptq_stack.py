@@ -28,14 +28,16 @@ def drawn(rows: int, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    "text", ["w8-channel", "w4-channel-asym", "w4-channel-palette", "w8-tensor"]
+    "text",
+    ["w8-channel", "w4-channel-asym", "w4-channel-palette", "w8-tensor", "w4-tensor-palette"],
 )
 @pytest.mark.parametrize(("rows", "k"), [(1, 9), (2, 25), (5, 50)])
 def test_matrices_are_rounded_as_each_by_itself(text: str, rows: int, k: int) -> None:
     scheme = parse_scheme(text)
     w, hessians = drawn(rows, k)
     shared = find_shared([group_view(w, scheme)], scheme, "mse", k)
-    given = {"params": shared.params, "palette": shared.palette}
+    palette = shared.palette if shared.params is None else shared.params.palette
+    given = {"params": shared.params, "palette": palette}
     found = round_stack_of_matrices(w, scheme, hessians, **given)
     pairs = zip(np.split(w, MATRICES), hessians, strict=True)
     apart = [round_gptq(part, scheme, Hessian.of(matrix), **given) for part, matrix in pairs]
