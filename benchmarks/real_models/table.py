@@ -20,8 +20,9 @@ nothing is measured on what a model was calibrated on. edgeq {version}, {machine
 *error* is the root mean square difference from the float model's outputs in onnxruntime, over
 their root mean square. *same* is how often what users take from the outputs is the same: the
 largest class, a pixel that is text, a box or a note that is found (of what either finds, the part
-that both find). Seconds are of the conversion with its validation, on a machine with other work.
-Core ML programs are executed by NumPy on a few inputs.
+that both find). Seconds are of the conversion with its validation, measured on two cores that were
+busy with other work, so that rows cannot be compared by them. Core ML programs are executed by
+NumPy on a few inputs.
 """
 
 
