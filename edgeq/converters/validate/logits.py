@@ -22,9 +22,6 @@ from edgeq.converters.runners import DecoderRunner
 from edgeq.converters.validate.kernels import Kernels
 from edgeq.core.errors import FormatError
 from edgeq.evaluation.text import kl_divergence, log_softmax
-from edgeq.formats.safetensors_file import release
-from edgeq.formats.tensor import Tensor
-from edgeq.model.formulas import dense
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
 from edgeq.model.trace import TracedReference
@@ -47,8 +44,7 @@ class Decoding:
     """
 
     def __init__(self, model: Model, *, keep: bool) -> None:
-        # the target holds the model too: pages of the source are given back after each product
-        self._reference = Reference(model, keep=True) if keep else Reference(model, linear=_dense)
+        self._reference = Reference(model, keep=keep)
         self._vocab = model.config.vocab
         self.chosen: list[tuple[int, ...]] = []
         self.kl: list[float] = []
@@ -111,12 +107,6 @@ class Decoding:
         self.equal += best == chosen
         if best != chosen:
             self.margins.append(float(ours[best] - ours[chosen]))
-
-
-def _dense(name: str, x: NDArray[np.float32], weight: Tensor) -> NDArray[np.float32]:
-    out = dense(name, x, weight)
-    release(weight)
-    return out
 
 
 @dataclass(frozen=True)
