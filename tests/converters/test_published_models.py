@@ -101,11 +101,11 @@ def test_one_range_for_all_inputs_of_a_token_costs_much_and_is_no_fault(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(target_named("tflite").decoder_target(), "kernels", lambda path, model: exact)
         blamed = validate(out, real, "tflite", steps=2, threads=1)
-    assert blamed.divergence is not None
+    assert blamed.decoder.divergence is not None
     # the first of them, the queries of layer 0, is among the least: 0.8 %; others are up to 4 %
-    assert blamed.divergence.step == "layers.0.q"
-    assert blamed.divergence.error > 5 * blamed.divergence.allowed
-    assert len(blamed.divergence.also) > 20
+    assert blamed.decoder.divergence.step == "layers.0.q"
+    assert blamed.decoder.divergence.error > 5 * blamed.decoder.divergence.allowed
+    assert len(blamed.decoder.divergence.also) > 20
 
 
 @pytest.mark.slow

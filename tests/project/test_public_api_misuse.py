@@ -183,7 +183,7 @@ def test_what_cannot_be_is_refused_by_name(name: str, bad: Any, tmp_path: Path) 
 def test_a_wrong_type_is_said_with_what_is_allowed(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="recipe must be Recipe, str or None, not int"):
         edgeq.quantize(MODEL, tmp_path / "o.edgeq", 4)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="source must be Model, str or PathLike, not NoneType"):
+    with pytest.raises(TypeError, match="must be Model, Graph, str or PathLike, not NoneType"):
         edgeq.quantize(None, tmp_path / "o.edgeq")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="threads must be int or None, not str"):
         edgeq.quantize(MODEL, tmp_path / "o.edgeq", threads="2")  # type: ignore[arg-type]

@@ -71,6 +71,7 @@ from edgeq.core.errors import UnsupportedError, UsageError
 from edgeq.core.progress import Progress
 from edgeq.formats.packing import round_up
 from edgeq.formats.safetensors_file import release
+from edgeq.formats.schemes import FLOAT_TAGS
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
 from edgeq.importers.huggingface.tokenizer import HfTokenizer
 from edgeq.model.formulas import rope_frequencies
@@ -261,7 +262,7 @@ def _adjusted(model: Model, name: str, tensor: Tensor, a: int, b: int) -> Tensor
 
 def _floats(values: Tensor | NDArray[Any], entry: TensorEntry) -> NDArray[Any]:
     """Rows in the entry's float type, columns padded by zeros."""
-    if isinstance(values, FloatTensor) and values.dtype == entry.type:
+    if isinstance(values, FloatTensor) and FLOAT_TAGS[values.dtype].upper() == entry.type:
         raw: NDArray[Any] = values.data
     else:
         wide = values if isinstance(values, np.ndarray) else values.numpy()

@@ -489,7 +489,7 @@ def test_wrong_integers_are_named(
 
     monkeypatch.setattr(tflite_decoder._SharedMatrices, method, changed)
     model = quantized(random_model(tiny_config("llama", hidden=64, head_dim=16)), "w4-g32")
-    [found] = faulty(model, tmp_path).tensor_faults
+    [found] = faulty(model, tmp_path).decoder.tensor_faults
     assert found.name == name
     assert words in found.what
 
@@ -499,7 +499,7 @@ def test_a_wrong_rotary_base_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         tflite_decoder, "rope_tables", lambda rope, n: right(replace(rope, base=9e3), n)
     )
-    divergence = faulty(tiny("qwen3"), tmp_path).divergence
+    divergence = faulty(tiny("qwen3"), tmp_path).decoder.divergence
     assert divergence is not None
     assert divergence.step == "layers.0.q_rope"
 
@@ -516,6 +516,6 @@ def test_a_layer_whose_cache_is_lost_is_named(
         return out
 
     monkeypatch.setattr(tflite_decoder._LiteRTBuilder, "_updated", lost)
-    divergence = faulty(tiny("llama"), tmp_path).divergence
+    divergence = faulty(tiny("llama"), tmp_path).decoder.divergence
     assert divergence is not None
     assert divergence.step == "layers.1.mix"

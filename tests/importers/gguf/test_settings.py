@@ -275,7 +275,7 @@ def test_biases_of_the_attention_are_read(tmp_path: Path) -> None:
             values = rng.standard_normal(size).astype(np.float32)
             biased[f"model.layers.{i}.self_attn.{letter}_proj.bias"] = type(
                 model.tensors["model.norm.weight"]
-            )("F32", values)
+            )("float32", values)
             heads = {"q": 4, "k": 2}.get(letter)
             stored[f"blk.{i}.attn_{part}.bias"] = interleaved(values, heads) if heads else values
     assert_computes(file_of(tmp_path, "llama", tensors=stored), replace(model, tensors=biased))
