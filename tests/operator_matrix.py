@@ -183,7 +183,7 @@ def _session(graph: Any, case: Case) -> Mapping[str, Array]:
 def _recorded(graph: Any, room: Path, case: Case) -> Mapping[str, Array]:
     """The written file in ONNX Runtime as it is, and read back."""
     from edgeq.graph.onnx.read import read_onnx
-    from edgeq.graph.onnx.write import write_onnx
+    from edgeq.graph.onnx.save import write_onnx
 
     write_onnx(graph, room / "record.onnx")
     options = onnxruntime.SessionOptions()

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from subjects import even
 
 from edgeq.graph.ir import Graph
-from edgeq.graph.onnx.write import write_onnx
+from edgeq.graph.onnx.save import write_onnx
 
 AEQ = Path.home() / ".cache" / "edgeq-vision" / "ai-edge-quantizer"
 """A Python of its own: its pins conflict with others'."""

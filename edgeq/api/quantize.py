@@ -173,7 +173,7 @@ def _quantize_graph(
     progress: Progress | None,
 ) -> GraphSummary:
     from edgeq.core.files import check_target
-    from edgeq.graph.onnx.write import write_onnx
+    from edgeq.graph.onnx.save import write_onnx
     from edgeq.quant.graph.quantize import quantize_graph
     from edgeq.quant.graph.samples import Samples, open_samples
 

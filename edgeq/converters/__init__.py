@@ -14,7 +14,8 @@ To add a target, see ``docs/extending.md``.
 
 from edgeq.converters.options import Options
 from edgeq.converters.runners import DecoderRunner, GraphRunner
-from edgeq.converters.target import DecoderTarget, GraphTarget, StoredWeight, Target
+from edgeq.converters.stored import StoredWeight
+from edgeq.converters.target import DecoderTarget, GraphTarget, Target
 from edgeq.converters.targets import (
     TARGETS,
     graph_target,

@@ -31,36 +31,13 @@ if TYPE_CHECKING:  # the command line reads the table of targets and needs no Nu
     from edgeq.converters.options import Options, WrittenWith
     from edgeq.converters.runners import DecoderRunner, Execution, GraphRunner, Trace
     from edgeq.converters.size import Size
-    from edgeq.converters.validate.constants import StoredConstant
+    from edgeq.converters.stored import StoredConstant, StoredWeight
     from edgeq.converters.validate.kernels import Kernels
     from edgeq.converters.validate.tokenizer import TargetTokenizer
     from edgeq.formats.qparams import QuantParams
     from edgeq.graph.ir import Graph, QuantWeight
     from edgeq.importers.huggingface.tokenizer import HfTokenizer
     from edgeq.model.model import Model
-
-
-@dataclass(frozen=True)
-class StoredWeight:
-    """Rows of a weight matrix as a target's file stores them, in terms that all targets share.
-
-    The weight is ``scales * (levels - zero_points)``.
-
-    Args:
-        name: edgeq's name of the tensor.
-        levels: int16 [N, K], unpadded: signed integers as they are multiplied by the scales, the
-            fixed zero point of a symmetric scheme subtracted (-8 .. 7 for 4 bits); the entries of
-            the table for a palette; with zero points, the unsigned codes.
-        scales: float32 [N, G].
-        zero_points: [N, G], or None for a symmetric scheme.
-        first: index of the first row, where a matrix is read in pieces of N rows.
-    """
-
-    name: str
-    levels: NDArray[np.int16]
-    scales: NDArray[np.float32]
-    zero_points: NDArray[np.int16] | None = None
-    first: int = 0
 
 
 class DecoderTarget(Protocol):

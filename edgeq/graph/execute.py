@@ -38,7 +38,7 @@ class Session:
         threads: onnxruntime's.
         optimize: let onnxruntime fuse operators, quantized ones into integer ones; without it
             each is computed as it stands, the quantized ones in float on rounded values.
-        activations: "int8" or "uint8", see `edgeq.graph.onnx.write.write_onnx`.
+        activations: "int8" or "uint8", see `edgeq.graph.onnx.save.write_onnx`.
 
     Raises:
         UsageError: ``watch`` names an unknown value.

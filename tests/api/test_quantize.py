@@ -9,7 +9,7 @@ import pytest
 
 import edgeq
 from edgeq.graph.files import read
-from edgeq.graph.onnx.write import write_onnx
+from edgeq.graph.onnx.save import write_onnx
 from edgeq.quant.decoder.quantize import Summary
 from edgeq.quant.graph.summary import GraphSummary
 from tests.graph_made import cnn, samples

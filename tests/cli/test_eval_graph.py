@@ -18,7 +18,7 @@ from edgeq.core.errors import UsageError
 from edgeq.evaluation.confusion import write_confusion
 from edgeq.evaluation.graph import GraphEvaluation
 from edgeq.graph.ir import Graph, Info, Node
-from edgeq.graph.onnx.write import write_onnx
+from edgeq.graph.onnx.save import write_onnx
 from edgeq.quant.graph.images import Preprocess
 from tests.conftest import need
 

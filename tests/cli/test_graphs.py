@@ -29,7 +29,7 @@ from edgeq.converters.tflite.graph import LiteRTGraphTarget
 from edgeq.formats.qparams import QuantParams
 from edgeq.graph.files import read
 from edgeq.graph.ir import Graph, QuantWeight
-from edgeq.graph.onnx.write import write_onnx
+from edgeq.graph.onnx.save import write_onnx
 from tests.conftest import need
 from tests.graph_made import cnn
 from tests.graph_zoo import canonical, feeds, save

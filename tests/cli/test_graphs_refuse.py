@@ -27,7 +27,7 @@ from edgeq.converters.coreml.graph import CoreMLGraphTarget
 from edgeq.converters.ort.graph import OrtGraphTarget
 from edgeq.converters.tflite.graph import LiteRTGraphTarget
 from edgeq.graph.onnx.file import NEWEST
-from edgeq.graph.onnx.write import write_onnx
+from edgeq.graph.onnx.save import write_onnx
 from tests.graph_made import cnn
 from tests.loopback import small_disk
 from tests.paths import ROOT

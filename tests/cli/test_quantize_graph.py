@@ -38,7 +38,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    from edgeq.graph.onnx.write import write_onnx
+    from edgeq.graph.onnx.save import write_onnx
 
     write_onnx(cnn(), tmp_path / "m.onnx")
     return tmp_path / "m.onnx"

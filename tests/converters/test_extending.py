@@ -31,8 +31,8 @@ from edgeq.converters.encoding import group_size, levels, spread
 from edgeq.converters.options import WrittenWith
 from edgeq.converters.runners import DecoderRunner, Past, Precision, Trace, pieces
 from edgeq.converters.size import Size
+from edgeq.converters.stored import StoredConstant
 from edgeq.converters.validate import validate
-from edgeq.converters.validate.constants import StoredConstant
 from edgeq.converters.validate.kernels import Kernels
 from edgeq.core.errors import EdgeqError, FormatError, UnsupportedError, UsageError
 from edgeq.core.progress import Progress

@@ -17,7 +17,7 @@ from edgeq.core.errors import EdgeqError, FormatError, SchemeError, UnsupportedE
 from edgeq.graph.execute import Session
 from edgeq.graph.ir import Graph, Info, Node
 from edgeq.graph.onnx.read import read_onnx
-from edgeq.graph.onnx.write import write_onnx
+from edgeq.graph.onnx.save import write_onnx
 from edgeq.graph.tflite.read import read_tflite
 from tests.lowering import Builder
 from tests.real_models import YOLOV8N, real_model

@@ -23,7 +23,7 @@ from edgeq.graph.execute import Session
 from edgeq.graph.files import read
 from edgeq.graph.onnx.file import NEWEST
 from edgeq.graph.onnx.read import read_onnx
-from edgeq.graph.onnx.write import write_onnx
+from edgeq.graph.onnx.save import write_onnx
 from edgeq.graph.qdq import FORMAT
 from tests.graph_zoo import Exporter, canonical, rounded, save
 

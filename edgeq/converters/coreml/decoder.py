@@ -41,8 +41,9 @@ from edgeq.converters.coreml.weights import identifier, matrices, read_matrix
 from edgeq.converters.options import Options, WrittenWith
 from edgeq.converters.runners import DecoderRunner, Execution, Past, Precision, Trace, pieces
 from edgeq.converters.size import Size
-from edgeq.converters.target import DecoderTarget, StoredWeight
-from edgeq.converters.validate.constants import StoredConstant, operator
+from edgeq.converters.stored import StoredConstant, StoredWeight
+from edgeq.converters.target import DecoderTarget
+from edgeq.converters.validate.constants import operator
 from edgeq.converters.validate.kernels import Kernels
 from edgeq.core.errors import UnsupportedError, UsageError, unknown
 from edgeq.core.progress import Progress

@@ -32,7 +32,7 @@ from edgeq.converters.coreml.exec.blob import KINDS, Blob, pack_bits
 from edgeq.converters.coreml.exec.load import MilTensor, Op
 from edgeq.converters.coreml.exec.weights import Packed
 from edgeq.converters.encoding import Container, Encoding, encode, levels, spread
-from edgeq.converters.target import StoredWeight
+from edgeq.converters.stored import StoredWeight
 from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.formats.packing import round_up
 from edgeq.formats.schemes import GROUP_SIZES

@@ -63,8 +63,8 @@ from edgeq.converters.gguf.vocab import file_tokenizer
 from edgeq.converters.options import Options, WrittenWith
 from edgeq.converters.runners import DecoderRunner, Trace
 from edgeq.converters.size import Size
-from edgeq.converters.target import DecoderTarget, StoredWeight
-from edgeq.converters.validate.constants import StoredConstant
+from edgeq.converters.stored import StoredConstant, StoredWeight
+from edgeq.converters.target import DecoderTarget
 from edgeq.converters.validate.kernels import Kernels
 from edgeq.converters.validate.tokenizer import TargetTokenizer
 from edgeq.core.errors import UnsupportedError, UsageError

@@ -20,8 +20,7 @@ from edgeq.converters.gguf.read_back import ReadBackRunner
 from edgeq.converters.gguf.trace import TensorRecorder, results
 from edgeq.converters.options import Options, WrittenWith
 from edgeq.converters.runners import Past, Precision, Trace, pieces
-from edgeq.converters.target import StoredWeight
-from edgeq.converters.validate.constants import StoredConstant
+from edgeq.converters.stored import StoredConstant, StoredWeight
 from edgeq.converters.validate.kernels import Kernels, ggml
 from edgeq.core.cpu import available_cores
 from edgeq.core.errors import EdgeqError, FormatError, MissingDependencyError, UsageError

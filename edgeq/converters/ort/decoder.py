@@ -55,8 +55,8 @@ from edgeq.converters.ort.run import (
 )
 from edgeq.converters.runners import DecoderRunner, Trace
 from edgeq.converters.size import Size
-from edgeq.converters.target import DecoderTarget, StoredWeight
-from edgeq.converters.validate.constants import StoredConstant
+from edgeq.converters.stored import StoredConstant, StoredWeight
+from edgeq.converters.target import DecoderTarget
 from edgeq.converters.validate.kernels import Kernels
 from edgeq.core.errors import UnsupportedError, UsageError, unknown
 from edgeq.core.progress import Progress

@@ -32,7 +32,7 @@ from edgeq.converters.ort.genai_tokenizer import GenaiTokenizer, check_same_ids,
 from edgeq.converters.ort.run import config_of, precision_of, read_graph
 from edgeq.converters.runners import DecoderRunner, Precision
 from edgeq.converters.size import Size
-from edgeq.converters.validate.constants import StoredConstant
+from edgeq.converters.stored import StoredConstant
 from edgeq.converters.validate.tokenizer import TargetTokenizer, model_ends
 from edgeq.core.errors import FormatError, UnsupportedError, UsageError
 from edgeq.core.progress import Progress

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from edgeq.converters.ort.file import steps, unpack_rows
 from edgeq.converters.runners import Past, Precision, Trace, pieces
-from edgeq.converters.target import StoredWeight
-from edgeq.converters.validate.constants import StoredConstant, operator
+from edgeq.converters.stored import StoredConstant, StoredWeight
+from edgeq.converters.validate.constants import operator
 from edgeq.converters.validate.kernels import Kernels, by_blocks, half
 from edgeq.core.errors import EdgeqError, FormatError, MissingDependencyError, UsageError
 from edgeq.formats.tensor import Tensor

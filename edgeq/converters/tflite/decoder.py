@@ -28,12 +28,12 @@ from edgeq._version import __version__
 from edgeq.converters.options import Options, WrittenWith
 from edgeq.converters.runners import DecoderRunner, Past, Precision, Trace, pieces
 from edgeq.converters.size import Size
-from edgeq.converters.target import DecoderTarget, StoredWeight
+from edgeq.converters.stored import StoredConstant, StoredWeight
+from edgeq.converters.target import DecoderTarget
 from edgeq.converters.tflite import read as reading
 from edgeq.converters.tflite.builder import BLOCK, LiteRTSettings, stored_matrix, write_decoder
 from edgeq.converters.tflite.file import TfliteFile
 from edgeq.converters.tflite.interpreter import interpreter
-from edgeq.converters.validate.constants import StoredConstant
 from edgeq.converters.validate.kernels import (
     Kernels,
     half,

@@ -27,9 +27,9 @@ import numpy as np
 
 from edgeq.converters.options import Options
 from edgeq.converters.runners import DecoderRunner
+from edgeq.converters.stored import StoredConstant
 from edgeq.converters.tflite import read as reading
 from edgeq.converters.tflite.decoder import LiteRTDecoderTarget, LiteRTRunner, settings
-from edgeq.converters.validate.constants import StoredConstant
 from edgeq.converters.validate.tokenizer import TargetTokenizer, model_ends
 from edgeq.core.errors import FormatError, MissingDependencyError, UnsupportedError
 from edgeq.core.progress import Progress

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.converters.metadata_blob import read_blob
-from edgeq.converters.target import StoredWeight
+from edgeq.converters.stored import StoredConstant, StoredWeight
 from edgeq.converters.tflite.builder import row_blocks
 from edgeq.converters.tflite.file import ALIGN, packed
-from edgeq.converters.validate.constants import StoredConstant, operator
+from edgeq.converters.validate.constants import operator
 from edgeq.core.errors import EdgeqError, FormatError
 from edgeq.formats.packing import round_up
 from edgeq.graph.tflite.schema import schema

@@ -10,7 +10,6 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq._version import __version__
+from edgeq.converters.stored import StoredConstant
 from edgeq.converters.target import DecoderTarget
 from edgeq.converters.validate.integers import TensorFault
 from edgeq.core.errors import EdgeqError
@@ -28,19 +28,6 @@ _PIECE = 1 << 22
 """Bytes compared at once."""
 _TABLES = ("cos", "sin")
 """Words in the names of tables that are computed; their last digit may differ between machines."""
-
-
-@dataclass(frozen=True)
-class StoredConstant:
-    """A constant as a file stores it.
-
-    Args:
-        name: ours where it is a tensor of the model, else the file's.
-        values: as they are stored; often a view of the mapped file.
-    """
-
-    name: str
-    values: NDArray[Any]
 
 
 _OPERATOR = " (operator)"

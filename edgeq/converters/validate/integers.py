@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.converters.encoding import folded, group_size, levels, spread
-from edgeq.converters.target import StoredWeight
+from edgeq.converters.stored import StoredWeight
 from edgeq.core.progress import Progress
 from edgeq.formats.tensor import QuantTensor
 from edgeq.model.model import Model

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
@@ -27,7 +26,6 @@ from numpy.typing import NDArray
 
 from edgeq._version import __version__
 from edgeq.core.errors import FormatError, UnsupportedError, UsageError
-from edgeq.core.files import write_whole
 from edgeq.formats.qparams import QuantParams
 from edgeq.graph.ir import Graph, Info, Node, QuantWeight
 from edgeq.graph.onnx.file import OPSET, require
@@ -42,32 +40,6 @@ _MANY = 64
 """Scales: two bytes saved of each are more than a Cast takes."""
 
 Activations = Literal["int8", "uint8"]
-
-
-def write_onnx(graph: Graph, path: str | Path, *, activations: Activations = "int8") -> None:
-    """Write a graph with its quantization.
-
-    Args:
-        graph: canonical.
-        path: the .onnx file to make or replace; it is the old one or the whole new one.
-        activations: how the levels of activations are held; in "uint8" they and their zero
-            points are 128 more. Files of opset 21 always hold them so.
-
-    Raises:
-        UnsupportedError: more than 2 GB.
-        UsageError: another suffix, or unknown ``activations``.
-        FormatError: onnxruntime does not load the file; names the operator.
-        MissingDependencyError: onnx or onnxruntime is not installed.
-        EdgeqError: the file cannot be written.
-    """
-    path = Path(path)
-    if path.suffix.lower() != ".onnx":
-        raise UsageError(f"the output is {path.name}; the name of an ONNX file must end in .onnx")
-    content = to_bytes(graph, activations=activations)
-    from edgeq.graph.execute import check_opens  # which is written in terms of this module
-
-    check_opens(graph, content)
-    write_whole(path, [content], "the model")
 
 
 def to_bytes(

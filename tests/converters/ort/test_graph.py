@@ -20,7 +20,7 @@ from edgeq.core.errors import FormatError, UsageError
 from edgeq.formats.qparams import QuantParams
 from edgeq.graph.files import read
 from edgeq.graph.ir import Constant, Graph, Info, Node, QuantWeight
-from edgeq.graph.onnx.write import write_onnx
+from edgeq.graph.onnx.save import write_onnx
 
 ort_lower = OrtGraphTarget()
 
@@ -318,7 +318,7 @@ def test_an_ort_file_and_its_list_of_operators(tmp_path: Path, make: Any) -> Non
 
 
 def test_a_file_of_others_holds_no_integers_of_ours(tmp_path: Path) -> None:
-    from edgeq.graph.onnx.write import write_onnx
+    from edgeq.graph.onnx.save import write_onnx
 
     write_onnx(cnn(8), tmp_path / "m.onnx")
     with pytest.raises(FormatError, match="was not converted by edgeq"):

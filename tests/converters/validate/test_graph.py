@@ -21,7 +21,7 @@ from edgeq.core.errors import EdgeqError, FormatError
 from edgeq.formats.qparams import QuantParams
 from edgeq.graph.files import read
 from edgeq.graph.ir import Graph, Info, Node, QuantWeight
-from edgeq.graph.onnx.write import write_onnx
+from edgeq.graph.onnx.save import write_onnx
 from edgeq.quant.graph.quantize import quantize_graph
 from edgeq.quant.graph.samples import samples_of
 from edgeq.quant.graph.stored_samples import META_SAMPLES, stored_samples

@@ -20,7 +20,7 @@ from edgeq.graph.execute import Session
 from edgeq.graph.ir import Constant, Graph, Info, Node, QuantWeight
 from edgeq.graph.onnx import write as onnx_write
 from edgeq.graph.onnx.read import read_onnx
-from edgeq.graph.onnx.write import write_onnx
+from edgeq.graph.onnx.save import write_onnx
 from edgeq.graph.qdq import PALETTES
 from tests.graph_zoo import MODELS, canonical, feeds, round_weight, rounded
 

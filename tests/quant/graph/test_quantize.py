@@ -12,7 +12,7 @@ from edgeq.core.errors import SchemeError, UsageError
 from edgeq.graph.execute import Session
 from edgeq.graph.ir import Graph, Info, QuantWeight
 from edgeq.graph.onnx.read import read_onnx
-from edgeq.graph.onnx.write import write_onnx
+from edgeq.graph.onnx.save import write_onnx
 from edgeq.quant.graph.choices import choices
 from edgeq.quant.graph.quantize import check_packed, own_constants, quantize_graph
 from edgeq.quant.graph.samples import samples_of
