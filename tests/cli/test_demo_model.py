@@ -13,6 +13,7 @@ from edgeq.cli import main
 from edgeq.model.shapes import parameters
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.tokenizer import Tokenizer
+from tests.cli.conftest import Said
 from tests.conftest import DEMO
 from tests.greedy import assert_reference_choices
 
@@ -30,24 +31,6 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("packed") / "demo.edgeq"
     assert main(["quantize", str(DEMO), "-o", str(out), "--bits", "8"]) == 0
     return out
-
-
-class Said:
-    """What a command said."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
-
-    def __call__(self, *args: object, code: int = 0) -> str:
-        self._capsys.readouterr()
-        assert main([str(arg) for arg in args]) == code, self._capsys.readouterr().err
-        self.out, self.err = self._capsys.readouterr()
-        return self.out
-
-
-@pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Said:
-    return Said(capsys)
 
 
 def test_run_says_what_the_engine_chooses_and_the_reference_would(packed: Path, said: Said) -> None:

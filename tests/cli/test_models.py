@@ -18,6 +18,7 @@ import pytest
 
 from edgeq.cli import main
 from edgeq.core.cache import cache_home
+from tests.cli.conftest import Said
 from tests.conftest import need
 from tests.paths import ROOT
 
@@ -66,24 +67,6 @@ def edgeq(*args: object, **settings: Any) -> subprocess.CompletedProcess[str]:
             **settings,
         },
     )  # fmt: skip
-
-
-class Said:
-    """What a command said in this process."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
-
-    def __call__(self, *args: object, code: int = 0) -> str:
-        self._capsys.readouterr()
-        assert main([str(arg) for arg in args]) == code, self._capsys.readouterr().err
-        self.out, self.err = self._capsys.readouterr()
-        return self.out
-
-
-@pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Said:
-    return Said(capsys)
 
 
 # Quantize, then run
