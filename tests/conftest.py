@@ -37,6 +37,12 @@ def pytest_configure() -> None:
             signal.signal(number, signal.SIG_DFL)
 
 
+def clear_settings(monkeypatch: pytest.MonkeyPatch, *kept: str) -> None:
+    """Remove the variables that set options of edgeq, but those that are kept."""
+    for name in [name for name in os.environ if name.startswith("EDGEQ_") and name not in kept]:
+        monkeypatch.delenv(name)
+
+
 def need(relative: str) -> Path:
     """A path below the shared data folder; skips the test, by name, where it is absent."""
     path = SHARED / relative

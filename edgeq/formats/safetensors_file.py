@@ -35,6 +35,10 @@ _NUMPY: dict[str, Any] = {
     "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "u1",
 }  # fmt: skip
+TYPE_NAMES: dict[Any, str] = {
+    np.uint8: "U8", np.int8: "I8", np.float16: "F16", np.float32: "F32",
+}  # fmt: skip
+"""NumPy's scalar types -> the format's names of them, of what edgeq writes."""
 _FLOATS: dict[str, FloatType] = {tag.upper(): dtype for dtype, tag in FLOAT_TAGS.items()}
 _OTHER_SIZES = {"F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8}
 _SIZES = {name: np.dtype(code).itemsize for name, code in _NUMPY.items()} | _OTHER_SIZES

@@ -34,6 +34,7 @@ import numpy as np
 
 from edgeq.core.errors import SchemeError
 from edgeq.formats.packing import round_up
+from edgeq.formats.safetensors_file import TYPE_NAMES
 from edgeq.formats.schemes import FloatScheme, Scheme
 from edgeq.formats.tensor import part_shapes
 from edgeq.model.config import ModelConfig
@@ -44,7 +45,6 @@ ALIGN = 64
 """Bytes; one cache line, and one vector of the widest kernels."""
 FILE, PAD = "file:", "pad."
 """Prefixes of the names of arrays that are not tensors."""
-_NAMES: dict[Any, str] = {np.uint8: "U8", np.int8: "I8", np.float16: "F16"}
 _FLOATS: dict[str, tuple[Any, str]] = {
     "float32": (np.float32, "F32"), "float16": (np.float16, "F16"),
     "bfloat16": (np.uint16, "BF16"),
@@ -74,7 +74,7 @@ class TensorLayout:
                 f"tensor {name} has shape {list(self.shape)}; {self.scheme} is for matrices"
             )
         for part, (kind, shape) in part_shapes(self.scheme, (self.shape[0], self.shape[1])).items():
-            yield f"{name}.{part}", kind, _NAMES[kind], shape
+            yield f"{name}.{part}", kind, TYPE_NAMES[kind], shape
 
     @property
     def nbytes(self) -> int:

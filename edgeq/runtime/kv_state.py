@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from edgeq.core.errors import FormatError, UsageError
 from edgeq.core.files import write_whole
 from edgeq.formats.packing import TILE
-from edgeq.formats.safetensors_file import SafetensorsFile, open_safetensors
+from edgeq.formats.safetensors_file import TYPE_NAMES, SafetensorsFile, open_safetensors
 from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
@@ -41,7 +41,6 @@ FORMAT = "edgeq-state"
 VERSION = 1
 Parts = dict[str, NDArray[Any]]
 """The arrays of some positions of one layer, by name."""
-_NAMES = {np.uint8: "U8", np.int8: "I8", np.float16: "F16", np.float32: "F32"}
 _CRC_BYTES = 1 << 24
 
 
@@ -142,7 +141,7 @@ def save(
     for layer, start in enumerate(starts):
         for name, (kind, shape) in layer_parts(config, kv_bits, n - start).items():
             nbytes = np.dtype(kind).itemsize * math.prod(shape)
-            arrays[f"layers.{layer}.{name}"] = (_NAMES[kind], shape, nbytes)
+            arrays[f"layers.{layer}.{name}"] = (TYPE_NAMES[kind], shape, nbytes)
     arrays["crc32"] = ("U32", (1,), 4)
     metadata = {
         "format": FORMAT,
@@ -229,7 +228,7 @@ def load(path: str | Path, config: ModelConfig, model: str, kv_bits: int, contex
     starts = _starts(path, metadata.get("starts", ""), config, tokens.size)
     for layer, start in enumerate(starts):
         for name, (kind, shape) in layer_parts(config, kv_bits, tokens.size - start).items():
-            _checked(file, f"layers.{layer}.{name}", _NAMES[kind], shape)
+            _checked(file, f"layers.{layer}.{name}", TYPE_NAMES[kind], shape)
     return Saved([int(token) for token in tokens], starts, file)
 
 

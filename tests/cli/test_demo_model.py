@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from edgeq.model.shapes import parameters
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.tokenizer import Tokenizer
 from tests.cli.conftest import Said
-from tests.conftest import DEMO
+from tests.conftest import DEMO, clear_settings
 from tests.greedy import assert_reference_choices
 
 PROMPT = "Once upon a time"
@@ -22,8 +21,7 @@ PROMPT = "Once upon a time"
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in os.environ if n.startswith("EDGEQ_") and n != "EDGEQ_CACHE"]:
-        monkeypatch.delenv(name)
+    clear_settings(monkeypatch, "EDGEQ_CACHE")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from edgeq.formats.qparams import QuantParams
 from edgeq.graph.files import read
 from edgeq.graph.ir import Graph, QuantWeight
 from edgeq.graph.onnx.save import write_onnx
-from tests.conftest import need
+from tests.conftest import clear_settings, need
 from tests.graph_made import cnn
 from tests.graph_zoo import canonical, feeds, save
 
@@ -54,8 +53,7 @@ def stored(path: Path) -> tuple[dict[str, QuantWeight], dict[str, QuantParams]]:
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("EDGEQ_")]:
-        monkeypatch.delenv(name)
+    clear_settings(monkeypatch)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from edgeq.converters.ort.graph import OrtGraphTarget
 from edgeq.converters.tflite.graph import LiteRTGraphTarget
 from edgeq.graph.onnx.file import NEWEST
 from edgeq.graph.onnx.save import write_onnx
+from tests.conftest import clear_settings
 from tests.graph_made import cnn
 from tests.loopback import small_disk
 from tests.paths import ROOT
@@ -39,8 +39,7 @@ Refused = Callable[..., str]
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("EDGEQ_")]:
-        monkeypatch.delenv(name)
+    clear_settings(monkeypatch)
 
 
 @pytest.fixture(scope="module")

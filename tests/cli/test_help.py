@@ -14,6 +14,7 @@ from edgeq.cli import main, render
 from edgeq.cli.app import cli
 from edgeq.cli.options import ByteSize, Counts, kv_bits_of
 from edgeq.core.errors import FormatError
+from tests.conftest import clear_settings
 from tests.paths import TESTS
 
 SNAPSHOTS = TESTS / "snapshots" / "help"
@@ -27,8 +28,7 @@ VERBS = (
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("EDGEQ_") and name != UPDATE]:
-        monkeypatch.delenv(name)
+    clear_settings(monkeypatch, UPDATE)
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr("edgeq.cli.options._Debug.on", False)
 

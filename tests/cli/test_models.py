@@ -19,7 +19,7 @@ import pytest
 from edgeq.cli import main
 from edgeq.core.cache import cache_home
 from tests.cli.conftest import Said
-from tests.conftest import need
+from tests.conftest import clear_settings, need
 from tests.paths import ROOT
 
 STORY = (
@@ -31,9 +31,7 @@ STORY = (
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = ("EDGEQ_CACHE", "EDGEQ_TEST_DATA")
-    for name in [name for name in os.environ if name.startswith("EDGEQ_") and name not in kept]:
-        monkeypatch.delenv(name)
+    clear_settings(monkeypatch, "EDGEQ_CACHE", "EDGEQ_TEST_DATA")
 
 
 @pytest.fixture(scope="module")

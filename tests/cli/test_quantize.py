@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from edgeq.model.artifact import load, save
 from edgeq.quant import METHODS
 from edgeq.quant.decoder.quality_report import QualityReport
 from edgeq.quant.presets import presets_for
+from tests.conftest import clear_settings
 from tests.families import random_model, tiny_config
 from tests.paths import DEMO
 
@@ -23,8 +23,7 @@ Run = Callable[..., str]
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("EDGEQ_")]:
-        monkeypatch.delenv(name)
+    clear_settings(monkeypatch)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 from edgeq.cli import main
 from edgeq.graph.ir import QuantWeight
 from edgeq.quant.presets import presets_for
-from tests.conftest import need
+from tests.conftest import clear_settings, need
 from tests.graph_made import cnn
 
 pytest.importorskip("onnxruntime")
@@ -22,8 +21,7 @@ Run = Callable[..., str]
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("EDGEQ_")]:
-        monkeypatch.delenv(name)
+    clear_settings(monkeypatch)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from edgeq.cli import main, render
 from edgeq.cli.app import cli
 from edgeq.cli.devices import devices
 from edgeq.cli.options import command, model_argument
+from tests.conftest import clear_settings
 from tests.paths import ROOT
 
 DEMO = ROOT / "edgeq" / "demo_model"
@@ -25,8 +26,7 @@ COMMANDS = {**cli.commands, **{f"devices {name}": verb for name, verb in devices
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("EDGEQ_")]:
-        monkeypatch.delenv(name)
+    clear_settings(monkeypatch)
     monkeypatch.delenv("COLUMNS", raising=False)
 
 

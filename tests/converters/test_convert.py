@@ -23,14 +23,14 @@ from edgeq.converters.gguf import run as gguf_run
 from edgeq.core.errors import DoesNotFitError, EdgeqError, MissingDependencyError, UsageError
 from edgeq.importers import load
 from edgeq.model import artifact
+from tests.conftest import clear_settings
 from tests.families import quantized, random_model, tiny_config
 from tests.paths import DEMO, ROOT
 
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("EDGEQ_")]:
-        monkeypatch.delenv(name)
+    clear_settings(monkeypatch)
     monkeypatch.setenv("EDGEQ_THREADS", "1")
 
 

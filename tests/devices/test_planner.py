@@ -32,6 +32,7 @@ from edgeq.model.shapes import SHAPES
 from edgeq.profiling import bytes_read_per_token
 from edgeq.quant import Recipe
 from edgeq.runtime.engine import Engine
+from tests.conftest import clear_settings
 from tests.families import FAMILIES, quantized, random_model, tiny_config, with_blocks
 from tests.paths import ROOT
 
@@ -405,8 +406,7 @@ def _python(code: str, *args: object) -> str:
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in os.environ if n.startswith("EDGEQ_") and n != "EDGEQ_CACHE"]:
-        monkeypatch.delenv(name)
+    clear_settings(monkeypatch, "EDGEQ_CACHE")
 
 
 def said(capsys: pytest.CaptureFixture[str], *args: object, code: int = 0) -> str:

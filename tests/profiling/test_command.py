@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -11,13 +10,13 @@ import pytest
 from edgeq.cli import main
 from edgeq.model.artifact import save
 from edgeq.profiling import document
+from tests.conftest import clear_settings
 from tests.families import quantized, random_model, tiny_config
 
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in os.environ if n.startswith("EDGEQ_") and n != "EDGEQ_CACHE"]:
-        monkeypatch.delenv(name)
+    clear_settings(monkeypatch, "EDGEQ_CACHE")
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ from edgeq.profiling import document
 from edgeq.profiling.foreign import Named
 from edgeq.profiling.remote import CACHED, PACKAGES, PYTHON, package, profile_on
 from edgeq.profiling.session import Workload
+from tests.conftest import clear_settings
 from tests.families import quantized, random_model, tiny_config
 from tests.loopback import OPTIONS, Sshd, Wire, alive, eventually, small_disk, sshd
 from tests.paths import ROOT
@@ -53,8 +54,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in os.environ if n.startswith("EDGEQ_") and n != "EDGEQ_CACHE"]:
-        monkeypatch.delenv(name)
+    clear_settings(monkeypatch, "EDGEQ_CACHE")
 
 
 @pytest.fixture

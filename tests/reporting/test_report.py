@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import random
 import re
 from dataclasses import replace
@@ -36,7 +35,7 @@ from edgeq.reporting.plot import POINTS, Line, Plot, thinned
 from edgeq.reporting.sources import entries
 from edgeq.reporting.timeline import timeline
 from edgeq.sweeping import SweepResult
-from tests.conftest import need
+from tests.conftest import clear_settings, need
 from tests.families import quantized, random_model, tiny_config
 
 ABSENT = (
@@ -49,8 +48,7 @@ SECOND = 10**9
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in os.environ if n.startswith("EDGEQ_") and n != "EDGEQ_CACHE"]:
-        monkeypatch.delenv(name)
+    clear_settings(monkeypatch, "EDGEQ_CACHE")
 
 
 @pytest.fixture(scope="module")
