@@ -36,8 +36,9 @@ INTERLEAVED = ("llama", "smollm3")
 
 def name_of(name: str, arch: str, layers: int) -> str:
     """The name that llama.cpp's converter gives a tensor, by the gguf package's own tables."""
-    for known in (arch, "llama"):  # in phi3 the gate has no name: it is fused below
-        number = next(key for key, text in gguf.MODEL_ARCH_NAMES.items() if text == known)
+    numbers = {text: number for number, text in gguf.MODEL_ARCH_NAMES.items()}
+    # in phi3 the gate has no name: it is fused below; older packages do not know smollm3
+    for number in (numbers[known] for known in (arch, "llama") if known in numbers):
         found = gguf.get_tensor_name_map(number, layers).get_name(name, (".weight", ".bias"))
         if found is not None:
             return str(found)
