@@ -50,7 +50,7 @@ def test_dot_products_are_used_only_where_the_board_has_them() -> None:
     jit.kernel_address(QuantScheme(4))
     jit.kernel_address(QuantScheme(8, granularity="channel", group_size=None))
     jit.register_vector_ops()
-    folder = dispatch.cache_folder(*jit._host())
+    folder = jit.code_folder()
     found = {path.stem: path.read_bytes() for path in folder.glob("*.o")}
     assert {"vector_ops", f"{KERNELS[BOARD]}_q4s", f"{KERNELS[BOARD]}_q8s"} <= set(found)
     count = sum(map(dot_products, found.values()))

@@ -24,8 +24,9 @@ ROOT = HOUSE / "edgeq"
 ANYWHERE = {"numpy"}
 """What any module may import at its top."""
 
+KERNELS = ("compiler/", "runtime/kernels/")
 TOP_LEVEL = {"rich": "cli/render.py", "click": "cli/", "numba": "runtime/kernels/",
-             "llvmlite": "runtime/kernels/", "tokenizers": "runtime/tokenizer.py",
+             "llvmlite": KERNELS, "tokenizers": "runtime/tokenizer.py",
              "jinja2": "runtime/chat_template.py"}  # fmt: skip
 """Packages that these files may import at the top; all others only inside functions."""
 

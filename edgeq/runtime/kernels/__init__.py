@@ -1,4 +1,4 @@
-"""Compiled kernels: the only folder that imports numba.
+"""Compiled kernels of the engine: the only folder that imports numba.
 
     abi              records that compiled code and Python both read
     microkernel      one tile of packed weights times a few rows, written once over an `Isa`
@@ -11,11 +11,11 @@
     attention        of a layer; `attention_chunk`: of 256 positions of the cache
     program          the decoder: runs a program of steps
     thread_pool      how threads get work without Python
-    jit              turns all of it into object code, cached on disk
+    jit              turns all of it into object code, cached on disk (`edgeq.compiler`)
 
 The matmul kernels and vector operations are LLVM modules of their own; `program.decoder` and
 `thread_pool` are compiled by Numba. The object code is cached in a folder keyed by the sources
-(`dispatch.cache_folder`): once it is there, Numba itself is not even imported.
+(`jit.code_folder`): once it is there, Numba itself is not even imported.
 """
 
 from __future__ import annotations

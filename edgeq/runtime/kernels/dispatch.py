@@ -6,12 +6,9 @@ a kernel it lacks would abort the compiler or the process, so that is refused.
 
 from __future__ import annotations
 
-import hashlib
 import os
-from importlib.metadata import version
 from pathlib import Path
 
-from edgeq.core.cache import cache_home
 from edgeq.core.cpu import Cpu, this_cpu
 from edgeq.core.errors import UnsupportedError, unknown
 from edgeq.model import memory_layout
@@ -64,14 +61,5 @@ def choose(cpu: Cpu, wanted: str | None = None) -> Isa:
 ISA = choose(this_cpu(), os.environ.get("EDGEQ_KERNEL"))
 """The kernel of this process."""
 
-
-def cache_folder(*target: str) -> Path:
-    """Where compiled code is kept: one folder per kernel, compiler, sources and ``target``.
-
-    Numba keys its cache on the file of the cached function alone; changes elsewhere in this
-    folder and of sizes would go unseen, hence the digest of all of it.
-    """
-    digest = hashlib.sha256("|".join((*map(version, ("numba", "llvmlite")), *target)).encode())
-    for source in (*sorted(Path(__file__).parent.glob("*.py")), Path(memory_layout.__file__)):
-        digest.update(source.read_bytes())
-    return cache_home() / "kernels" / f"{ISA.name}-{digest.hexdigest()[:16]}"
+KERNEL_SOURCES = (*sorted(Path(__file__).parent.glob("*.py")), Path(memory_layout.__file__))
+"""Files that the compiled code of this folder is made from, besides `edgeq.compiler`."""

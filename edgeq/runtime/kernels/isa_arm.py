@@ -8,20 +8,9 @@ from __future__ import annotations
 
 from llvmlite import ir
 
+from edgeq.compiler.llvm_ir import F32, I8, I16, I32, add, const, declare, join, load, take
 from edgeq.formats.schemes import K_BLOCK
-from edgeq.runtime.kernels.microkernel import (
-    F32,
-    I8,
-    I16,
-    I32,
-    Isa,
-    add,
-    const,
-    declare,
-    join,
-    load,
-    take,
-)
+from edgeq.runtime.kernels.microkernel import Isa
 
 _V8I8, _V16I8 = (ir.VectorType(I8, n) for n in (8, 16))
 _V4F32 = ir.VectorType(F32, 4)

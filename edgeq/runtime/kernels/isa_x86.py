@@ -4,18 +4,8 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from edgeq.runtime.kernels.microkernel import (
-    I8,
-    I16,
-    I32,
-    V16I32,
-    V64I8,
-    Isa,
-    const,
-    declare,
-    join,
-    take,
-)
+from edgeq.compiler.llvm_ir import I8, I16, I32, V16I32, V64I8, const, declare, join, take
+from edgeq.runtime.kernels.microkernel import Isa
 
 _V32I8, _V16I16, _V8I32 = (ir.VectorType(t, n) for t, n in ((I8, 32), (I16, 16), (I32, 8)))
 _AHEAD = 6144

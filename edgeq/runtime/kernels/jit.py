@@ -8,25 +8,32 @@ can be cross-compiled and looked at for any processor (`assembly`).
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 import threading
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
 
+from edgeq.compiler.llvm_ir import I64, VOID, add, const, loop
+from edgeq.compiler.object_code import (
+    CompileTarget,
+    cache_folder,
+    cached,
+    compiled,
+    host,
+    load_code,
+    optimize,
+    optimized,
+)
 from edgeq.core.errors import EdgeqError
 from edgeq.formats.packing import LANE, TILE
 from edgeq.formats.schemes import QuantScheme
 from edgeq.runtime.kernels import vector_ops
 from edgeq.runtime.kernels.abi import MATMUL_ARGS, PackedWeights
-from edgeq.runtime.kernels.dispatch import ISA, cache_folder
-from edgeq.runtime.kernels.microkernel import I64, VOID, Isa, Variant, add, build, const, loop
+from edgeq.runtime.kernels.dispatch import ISA, KERNEL_SOURCES
+from edgeq.runtime.kernels.microkernel import Isa, Variant, build
 
 KEY_SCHEME = QuantScheme(8, symmetric=False, granularity="channel", group_size=None)
 VALUE_SCHEME = QuantScheme(8, granularity="channel", group_size=None)
@@ -45,7 +52,6 @@ _EXTERNALS = frozenset(
 _F32, _F16 = 4, 2  # bytes
 _lock = threading.Lock()
 _addresses: dict[str, int] = {}
-_engines: list[Any] = []  # own the code that the addresses point to
 
 
 def kernel_name(scheme: QuantScheme) -> str:
@@ -62,7 +68,7 @@ def kernel_address(scheme: QuantScheme, isa: Isa = ISA) -> int:
         if name not in _addresses:
             code = _object_code(name, lambda: module(scheme, isa))
             symbol = f"edgeq_{kernel_name(scheme)}"
-            _addresses[name] = _load(name, code, [symbol])[symbol]
+            _addresses[name] = load_code(name, code, [symbol])[symbol]
         return _addresses[name]
 
 
@@ -71,7 +77,7 @@ def register_vector_ops() -> dict[str, int]:
     with _lock:
         if "edgeq_read" not in _addresses:
             code = _object_code("vector_ops", lambda: vector_ops.module(ISA))
-            routines = _load("vector_ops", code, list(vector_ops.SYMBOLS))
+            routines = load_code("vector_ops", code, list(vector_ops.SYMBOLS))
             for symbol, address in routines.items():
                 llvm.add_symbol(symbol, address)
             _addresses.update(routines)
@@ -88,8 +94,8 @@ def entry_addresses(name: str) -> dict[str, int]:
     with _lock:
         symbols = ENTRIES[name]
         if symbols[0] not in _addresses:
-            code = _cached(name, lambda: _compiled_entries(name))
-            _addresses.update(_load(name, code, list(symbols)))
+            code = cached(code_folder() / f"{name}.o", lambda: _compiled_entries(name))
+            _addresses.update(load_code(name, code, list(symbols)))
         return {symbol: _addresses[symbol] for symbol in symbols}
 
 
@@ -101,13 +107,13 @@ def _compiled_entries(name: str) -> bytes:
     """
     from numba import njit
 
-    machine, whole = _machine(*_host()), None
+    target, whole = host(ISA.target_features), None
     for function, signature in import_module(f"{__package__}.{name}").TYPES.items():
-        compiled = njit(
+        function_code = njit(
             signature, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
         )(function)
-        symbol = compiled.overloads[signature.args].fndesc.llvm_func_name
-        parsed = llvm.parse_assembly(next(iter(compiled.inspect_llvm().values())))
+        symbol = function_code.overloads[signature.args].fndesc.llvm_func_name
+        parsed = llvm.parse_assembly(next(iter(function_code.inspect_llvm().values())))
         for part in parsed.functions:
             if part.name == symbol:
                 part.name = f"edgeq_{function.__name__}"
@@ -118,7 +124,8 @@ def _compiled_entries(name: str) -> bytes:
         else:
             whole.link_in(parsed)
     assert whole is not None
-    _optimize(whole, machine)
+    machine = target.machine()
+    optimize(whole, machine)
     needed = {f.name for f in whole.functions if f.is_declaration and "llvm." not in f.name}
     if unknown := needed - _EXTERNALS - set(vector_ops.SYMBOLS):
         raise EdgeqError(f"compiled functions of {name} need unknown ones: {sorted(unknown)}")
@@ -168,87 +175,17 @@ def module(scheme: QuantScheme, isa: Isa) -> ir.Module:
     return mod
 
 
-def _machine(triple: str, cpu: str, features: str) -> Any:
-    llvm.initialize_all_targets()
-    llvm.initialize_all_asmprinters()
-    return llvm.Target.from_triple(triple).create_target_machine(
-        cpu=cpu, features=features, opt=3, reloc="default", codemodel="jitdefault", jit=True
-    )
-
-
-def _optimized(mod: ir.Module, machine: Any, triple: str) -> Any:
-    mod.triple, mod.data_layout = triple, str(machine.target_data)
-    parsed = llvm.parse_assembly(str(mod))
-    parsed.verify()
-    _optimize(parsed, machine)
-    return parsed
-
-
-def _optimize(parsed: Any, machine: Any) -> None:
-    options = llvm.create_pipeline_tuning_options(speed_level=2)
-    builder = llvm.create_pass_builder(machine, options)
-    builder.getModulePassManager().run(parsed, builder)
-
-
 def assembly(scheme: QuantScheme, isa: Isa, triple: str, cpu: str) -> str:
     """The kernel's assembly for any processor, without running it."""
-    machine = _machine(triple, cpu, isa.target_features)
-    return str(machine.emit_assembly(_optimized(module(scheme, isa), machine, triple)))
-
-
-def _host() -> tuple[str, str, str]:
-    """Triple, CPU name and features of this machine."""
-    features = ""
-    with contextlib.suppress(RuntimeError):  # LLVM cannot list them on every platform
-        features = llvm.get_host_cpu_features().flatten()
-    extra = ISA.target_features
-    return (
-        llvm.get_process_triple(),
-        llvm.get_host_cpu_name(),
-        ",".join(part for part in (features, extra) if part),
-    )
+    target = CompileTarget(triple, cpu, isa.target_features)
+    return str(target.machine().emit_assembly(optimized(module(scheme, isa), target)))
 
 
 def _object_code(name: str, make: Callable[[], ir.Module]) -> bytes:
-    def compile_it() -> bytes:
-        machine = _machine(*_host())
-        return bytes(machine.emit_object(_optimized(make(), machine, _host()[0])))
-
-    return _cached(name, compile_it)
+    target = host(ISA.target_features)
+    return cached(code_folder() / f"{name}.o", lambda: compiled(make(), target))
 
 
-def _cached(name: str, make: Callable[[], bytes]) -> bytes:
-    """Object code from the cache; compiled and stored there if it is missing."""
-    path = cache_folder(*_host()) / f"{name}.o"
-    try:
-        return path.read_bytes()
-    except OSError:
-        code = make()
-    with contextlib.suppress(OSError):  # without a cache it is compiled in every process
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, code)
-    return code
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file all at once, so that a second process never reads half of it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _load(name: str, code: bytes, symbols: list[str]) -> dict[str, int]:
-    """Link object code into this process; addresses of its symbols."""
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(*_host()))
-    engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(code))
-    engine.finalize_object()
-    _engines.append(engine)
-    addresses = {symbol: int(engine.get_function_address(symbol)) for symbol in symbols}
-    if not all(addresses.values()):
-        raise EdgeqError(f"kernel {name} could not be loaded; delete {cache_folder().parent}")
-    return addresses
+def code_folder() -> Path:
+    """Where object code of this process's kernel is kept."""
+    return cache_folder(ISA.name, host(ISA.target_features), KERNEL_SOURCES)

@@ -14,9 +14,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from edgeq.compiler.llvm_ir import I64, VOID
 from edgeq.formats.packing import TILE
 from edgeq.runtime.kernels.abi import FIRST_QUANT, MATMUL_ARGS, PackedWeights
-from edgeq.runtime.kernels.microkernel import I64, VOID
 from edgeq.runtime.kernels.primitives import compiled, dot_bf16, dot_f16, dot_f32, floats, put_f32
 from edgeq.runtime.kernels.vector_ops import FLOAT_KINDS
 

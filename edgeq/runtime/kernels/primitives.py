@@ -9,19 +9,7 @@ from llvmlite import ir
 from numba import carray, from_dtype, njit, types
 from numba.extending import intrinsic
 
-from edgeq.runtime.kernels.microkernel import (
-    F16,
-    F32,
-    I8,
-    I16,
-    I32,
-    I64,
-    VOID,
-    const,
-    declare,
-    load,
-    store,
-)
+from edgeq.compiler.llvm_ir import F16, F32, I8, I16, I32, I64, VOID, const, declare, load, store
 from edgeq.runtime.kernels.vector_ops import SYMBOLS
 
 compiled = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)

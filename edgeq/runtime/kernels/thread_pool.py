@@ -19,8 +19,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from edgeq.compiler.llvm_ir import I32, I64
 from edgeq.runtime.kernels.abi import JOB, WORKER, offset
-from edgeq.runtime.kernels.microkernel import I32, I64
 from edgeq.runtime.kernels.primitives import (
     atomic_add,
     atomic_load,

@@ -7,14 +7,9 @@ on how work was divided, or on what the optimizer made of the loop around it.
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable
-
 from llvmlite import ir
 
-from edgeq.formats.schemes import FLOAT_TAGS, K_BLOCK, FloatType
-from edgeq.runtime.kernels.microkernel import (
-    ACT_BLOCK,
+from edgeq.compiler.llvm_ir import (
     F16,
     F32,
     I8,
@@ -24,7 +19,6 @@ from edgeq.runtime.kernels.microkernel import (
     V16F32,
     V16I32,
     VOID,
-    Isa,
     add,
     const,
     declare,
@@ -36,13 +30,14 @@ from edgeq.runtime.kernels.microkernel import (
     store,
     take,
 )
+from edgeq.compiler.vector_math import Binary, absolute, exp, floats, larger, tree
+from edgeq.formats.schemes import FLOAT_TAGS, K_BLOCK, FloatType
+from edgeq.runtime.kernels.microkernel import ACT_BLOCK, Isa
 
 _V32F32, _V32I32, _V32I8 = (ir.VectorType(t, K_BLOCK) for t in (F32, I32, I8))
 _FLOATS: dict[FloatType, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 FLOAT_KINDS = {kind: code for code, kind in enumerate(_FLOATS)}
 """Codes of the float types that weights may have."""
-
-Binary = Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value]
 
 SYMBOLS: dict[str, tuple[ir.Type, int]] = {
     "edgeq_quantize_row": (VOID, 3),
@@ -65,7 +60,7 @@ def module(isa: Isa) -> ir.Module:
     _reduction(
         mod, "edgeq_sumsq", 0.0, lambda b, s, x: fma(b, x, x, s), lambda b, x, y: b.fadd(x, y)
     )
-    _reduction(mod, "edgeq_absmax", 0.0, lambda b, s, x: _larger(b, s, _abs(b, x)), _larger)
+    _reduction(mod, "edgeq_absmax", 0.0, lambda b, s, x: larger(b, s, absolute(b, x)), larger)
     for kind in _FLOATS:
         _dot(mod, kind)
     _center_scores(mod)
@@ -82,25 +77,6 @@ def _define(mod: ir.Module, name: str) -> tuple[ir.Function, ir.IRBuilder]:
     return fn, ir.IRBuilder(fn.append_basic_block())
 
 
-def _larger(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
-    return b.select(b.fcmp_ordered(">", x, y), x, y)
-
-
-def _abs(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
-    n = x.type.count
-    return b.call(declare(b, f"llvm.fabs.v{n}f32", x.type, [x.type]), [x])
-
-
-def _tree(b: ir.IRBuilder, vector: ir.Value, combine: Binary) -> ir.Value:
-    """Combine the lanes by halving, in a fixed order."""
-    count = vector.type.count
-    while count > 1:
-        count //= 2
-        low, high = list(range(count)), list(range(count, 2 * count))
-        vector = combine(b, take(b, vector, low), take(b, vector, high))
-    return b.extract_element(vector, const(0, I32))
-
-
 def _quantize_row(mod: ir.Module) -> None:
     """Quantize ``blocks`` * 32 floats at x to activation blocks (`ACT_BLOCK`) at out.
 
@@ -114,14 +90,14 @@ def _quantize_row(mod: ir.Module) -> None:
     with loop(b, const(0), blocks, 1) as i:
         target = b.add(out, b.mul(i, const(ACT_BLOCK)))
         v = load(b, b.add(x, b.mul(i, const(4 * K_BLOCK))), _V32F32, 4)
-        top = _tree(b, _abs(b, v), _larger)
+        top = tree(b, absolute(b, v), larger)
         some = b.fcmp_ordered(">", top, ir.Constant(F32, 1e-30))
         factor = b.select(some, b.fdiv(top_code, top), zero)
         codes = b.fptosi(b.call(rint, [b.fmul(v, splat(b, factor, _V32F32))]), _V32I32)
         store(b, b.trunc(codes, _V32I8), target)
         store(b, b.select(some, b.fdiv(top, top_code), zero), add(b, target, K_BLOCK))
         halves = [take(b, codes, list(range(16 * h, 16 * h + 16))) for h in (0, 1)]
-        sums = [_tree(b, half, lambda b, p, q: b.add(p, q)) for half in halves]
+        sums = [tree(b, half, lambda b, p, q: b.add(p, q)) for half in halves]
         for j, value in enumerate((*sums, b.add(*sums))):
             store(b, b.neg(value), add(b, target, K_BLOCK + 4 + 4 * j))
     b.ret_void()
@@ -137,7 +113,7 @@ def _reduction(mod: ir.Module, name: str, start: float, step: Binary, combine: B
     with loop(b, const(0), whole, 16) as i:
         v = load(b, b.add(x, b.shl(i, const(2))), V16F32, 4)
         b.store(step(b, b.load(lanes), v), lanes)
-    total = local(b, _tree(b, b.load(lanes), combine))
+    total = local(b, tree(b, b.load(lanes), combine))
     with loop(b, whole, n, 1) as i:
         one = splat(b, load(b, b.add(x, b.shl(i, const(2))), F32, 4), V16F32)
         alone = b.extract_element(step(b, first, one), const(0, I32))
@@ -173,7 +149,7 @@ def _dot(mod: ir.Module, kind: FloatType) -> None:
             v = load(b, b.add(x, b.shl(at, const(2))), V16F32, 4)
             b.store(fma(b, w, v, b.load(lane)), lane)
     a, c, d, e = (b.load(lane) for lane in lanes)
-    joined = _tree(b, b.fadd(b.fadd(a, c), b.fadd(d, e)), lambda b, p, q: b.fadd(p, q))
+    joined = tree(b, b.fadd(b.fadd(a, c), b.fadd(d, e)), lambda b, p, q: b.fadd(p, q))
     total = local(b, joined)
     with loop(b, whole, n, 1) as i:
         w = _widened(b, b.add(weights, b.mul(i, size)), kind, 1)
@@ -195,31 +171,6 @@ def _center_scores(mod: ir.Module) -> None:
     b.ret_void()
 
 
-def _exp(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
-    """e ** x on <16 x float> within 2 units in the last place; x is clamped to -87 .. 88.
-
-    Source: Cephes expf: x = n ln 2 + r, a degree-5 polynomial on |r| <= ln 2 / 2.
-    """
-    x = _larger(b, x, _floats(-87.0))
-    x = b.select(b.fcmp_ordered("<", x, _floats(88.0)), x, _floats(88.0))
-    floor = declare(b, "llvm.floor.v16f32", V16F32, [V16F32])
-    n = b.call(floor, [fma(b, x, _floats(1.4426950408889634), _floats(0.5))])
-    r = fma(b, n, _floats(-0.693359375), x)
-    r = fma(b, n, _floats(2.12194440e-4), r)
-    p = _floats(1.9875691500e-4)
-    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5):
-        p = fma(b, p, r, _floats(c))
-    y = b.fadd(fma(b, p, b.fmul(r, r), r), _floats(1.0))
-    power = b.shl(b.add(b.fptosi(n, V16I32), const(127, V16I32)), const(23, V16I32))
-    return b.fmul(y, b.bitcast(power, V16F32))
-
-
-def _floats(value: float) -> ir.Constant:
-    # the nearest float32, as llvmlite writes constants with all digits of a double
-    nearest = struct.unpack("f", struct.pack("f", value))[0]
-    return ir.Constant(V16F32, [nearest] * 16)
-
-
 def _softmax(mod: ir.Module) -> None:
     """One query row's scores over a chunk of keys, in place: unnormalized probabilities.
 
@@ -230,7 +181,7 @@ def _softmax(mod: ir.Module) -> None:
     """
     fn, b = _define(mod, "edgeq_softmax")
     scores, rest, centers, v_scales, scale_at, first, last, tiles, head = fn.args
-    least, zero = _floats(-3.0e38), _floats(0.0)
+    least, zero = floats(-3.0e38), floats(0.0)
     scale = splat(b, load(b, scale_at, F32, 4), V16F32)
     lane = ir.Constant(V16I32, list(range(16)))
     low, high = (splat(b, b.trunc(edge, I32), V16I32) for edge in (first, last))
@@ -244,19 +195,19 @@ def _softmax(mod: ir.Module) -> None:
         seen = b.and_(b.icmp_signed(">=", j, low), b.icmp_signed("<", j, high))
         score = b.select(seen, score, least)
         store(b, score, b.add(scores, at), 4)
-        b.store(_larger(b, b.load(top), score), top)
-    peak = _tree(b, b.load(top), _larger)
+        b.store(larger(b, b.load(top), score), top)
+    peak = tree(b, b.load(top), larger)
     shift = splat(b, peak, V16F32)
     total = local(b, zero)
     with loop(b, const(0), tiles, 1) as t:
         at = b.shl(t, const(6))
         score = load(b, b.add(scores, at), V16F32, 4)
-        p = _exp(b, b.fsub(score, shift))
-        p = b.select(b.fcmp_ordered(">", score, _floats(-1.0e38)), p, zero)
+        p = exp(b, b.fsub(score, shift))
+        p = b.select(b.fcmp_ordered(">", score, floats(-1.0e38)), p, zero)
         b.store(b.fadd(b.load(total), p), total)
         store(b, b.fmul(p, load(b, b.add(v_scales, at), V16F32, 4)), b.add(scores, at), 4)
     store(b, peak, head, 4)
-    store(b, _tree(b, b.load(total), lambda b, x, y: b.fadd(x, y)), add(b, head, 4), 4)
+    store(b, tree(b, b.load(total), lambda b, x, y: b.fadd(x, y)), add(b, head, 4), 4)
     b.ret_void()
 
 
@@ -275,13 +226,13 @@ def _merge(mod: ir.Module) -> None:
     maxima = [
         b.select(b.fcmp_ordered(">", s, zero), m, least) for m, s in zip(maxima, sums, strict=True)
     ]
-    peak = _larger(b, *maxima)
+    peak = larger(b, *maxima)
     shift = splat(b, peak, V16F32)
     weights = [
         b.select(
             splat(b, b.fcmp_ordered(">", s, zero), ir.VectorType(ir.IntType(1), 16)),
-            _exp(b, b.fsub(splat(b, m, V16F32), shift)),
-            _floats(0.0),
+            exp(b, b.fsub(splat(b, m, V16F32), shift)),
+            floats(0.0),
         )
         for m, s in zip(maxima, sums, strict=True)
     ]
@@ -305,10 +256,10 @@ def _gate(mod: ir.Module) -> None:
     with loop(b, const(0), n, 16) as i:
         at = b.shl(i, const(2))
         x, y = (load(b, b.add(address, at), V16F32, 4) for address in (g, u))
-        cube = b.fmul(b.fmul(x, x), b.fmul(x, _floats(0.044715)))
-        z = b.select(is_gelu, b.fmul(b.fadd(x, cube), _floats(1.5957691216057308)), x)
-        e = _exp(b, b.fsub(_floats(0.0), z))
-        store(b, b.fmul(b.fdiv(x, b.fadd(e, _floats(1.0))), y), b.add(g, at), 4)
+        cube = b.fmul(b.fmul(x, x), b.fmul(x, floats(0.044715)))
+        z = b.select(is_gelu, b.fmul(b.fadd(x, cube), floats(1.5957691216057308)), x)
+        e = exp(b, b.fsub(floats(0.0), z))
+        store(b, b.fmul(b.fdiv(x, b.fadd(e, floats(1.0))), y), b.add(g, at), 4)
     b.ret_void()
 
 
@@ -324,4 +275,4 @@ def _read(mod: ir.Module) -> None:
     digest = b.load(lanes[0])
     for lane in lanes[1:]:
         digest = b.xor(digest, b.load(lane))
-    b.ret(b.zext(_tree(b, digest, lambda b, p, q: b.xor(p, q)), I64))
+    b.ret(b.zext(tree(b, digest, lambda b, p, q: b.xor(p, q)), I64))

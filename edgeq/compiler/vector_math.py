@@ -1,0 +1,63 @@
+"""Transcendental functions and reductions on vectors of float32: the only implementation there is.
+
+Each is a fixed sequence of operations that IEEE 754 defines, so its results are the same on every
+processor, whatever the mathematical library.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+from llvmlite import ir
+
+from edgeq.compiler.llvm_ir import I32, V16F32, V16I32, const, declare, fma, take
+
+Binary = Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value]
+
+
+def floats(value: float) -> ir.Constant:
+    """A constant in all lanes: the nearest float32."""
+    # rounded here, as llvmlite writes constants with all digits of a double
+    nearest = struct.unpack("f", struct.pack("f", value))[0]
+    return ir.Constant(V16F32, [nearest] * 16)
+
+
+def larger(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+    """The larger of two in each lane; the second where they cannot be compared."""
+    return b.select(b.fcmp_ordered(">", x, y), x, y)
+
+
+def absolute(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    """Magnitudes of a vector of float32."""
+    n = x.type.count
+    return b.call(declare(b, f"llvm.fabs.v{n}f32", x.type, [x.type]), [x])
+
+
+def tree(b: ir.IRBuilder, vector: ir.Value, combine: Binary) -> ir.Value:
+    """Combine the lanes by halving, in a fixed order."""
+    count = vector.type.count
+    while count > 1:
+        count //= 2
+        low, high = list(range(count)), list(range(count, 2 * count))
+        vector = combine(b, take(b, vector, low), take(b, vector, high))
+    return b.extract_element(vector, const(0, I32))
+
+
+def exp(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    """e ** x on <16 x float> within 2 units in the last place; x is clamped to -87 .. 88.
+
+    Source: Cephes expf: x = n ln 2 + r, a degree-5 polynomial on |r| <= ln 2 / 2.
+    """
+    x = larger(b, x, floats(-87.0))
+    x = b.select(b.fcmp_ordered("<", x, floats(88.0)), x, floats(88.0))
+    floor = declare(b, "llvm.floor.v16f32", V16F32, [V16F32])
+    n = b.call(floor, [fma(b, x, floats(1.4426950408889634), floats(0.5))])
+    r = fma(b, n, floats(-0.693359375), x)
+    r = fma(b, n, floats(2.12194440e-4), r)
+    p = floats(1.9875691500e-4)
+    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5):
+        p = fma(b, p, r, floats(c))
+    y = b.fadd(fma(b, p, b.fmul(r, r), r), floats(1.0))
+    power = b.shl(b.add(b.fptosi(n, V16I32), const(127, V16I32)), const(23, V16I32))
+    return b.fmul(y, b.bitcast(power, V16F32))
