@@ -8,9 +8,10 @@ import numpy as np
 
 from edgeq.formats.schemes import QuantScheme
 from edgeq.graph.ir import Graph, Info, Node
-from edgeq.quant.graph.recipe import GraphOptions
+from edgeq.quant.graph.options import GraphOptions
 from edgeq.quant.graph.samples import Samples, samples_of
-from edgeq.quant.recipe import Activations, Recipe
+from edgeq.quant.recipe import Recipe
+from edgeq.quant.rules import Activations
 
 
 def weight_scheme(

@@ -9,8 +9,9 @@ from typing import Any
 from edgeq.formats.schemes import parse_scheme
 from edgeq.quant.decoder.transforms import TRANSFORMS
 from edgeq.quant.presets import presets_for
-from edgeq.quant.recipe import Recipe, Rule
+from edgeq.quant.recipe import Recipe
 from edgeq.quant.rounders.rounding import METHODS
+from edgeq.quant.rules import Rule
 from edgeq.quant.training import METHODS as TRAINING
 
 SCHEMES = {4: "w4-g32", 3: "w3-g32", 2: "w2-g16-asym"}

@@ -2,6 +2,7 @@
 
 presets       recipes with a name
 recipe_file   recipes as JSON or TOML
+rules         the rules of a recipe, and how it rounds activations
 observers     ranges of activations
 rounders      the arithmetic of one matrix: rtn, mse, palette, gptq
 decoder       language models
@@ -12,8 +13,9 @@ training      weights trained through their rounding
 from __future__ import annotations
 
 from edgeq.quant.decoder.quantize import Summary, TensorSummary, quantize
-from edgeq.quant.recipe import Recipe, Rule
+from edgeq.quant.recipe import Recipe
 from edgeq.quant.rounders.rounding import METHODS, quantize_tensor
+from edgeq.quant.rules import Rule
 
 __all__ = [
     "METHODS",

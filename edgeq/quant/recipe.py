@@ -12,7 +12,7 @@ for another float type.
     training      what is learned after that                                    (decoders)
     activations   how inputs of matrices are rounded when the model runs, where that is not left
                   to the target
-    graph         what concerns graphs alone, see `edgeq.quant.graph.recipe.GraphOptions`
+    graph         what concerns graphs alone, see `edgeq.quant.graph.options.GraphOptions`
 
 `edgeq.quant.recipe_file` reads recipes from files and dictionaries.
 """
@@ -23,8 +23,9 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from edgeq.core.errors import SchemeError, UsageError, check_type, unknown
 from edgeq.formats.schemes import (
@@ -34,15 +35,25 @@ from edgeq.formats.schemes import (
     FloatScheme,
     QuantScheme,
     Scheme,
-    parse_scheme,
 )
-from edgeq.quant.graph.recipe import GRAPH_METHODS, GraphOptions, check_graph_recipe
-from edgeq.quant.observers import OBSERVERS
+from edgeq.quant.graph.options import (
+    GraphOptions,
+    check_graph_weights,
+    scheme_with_method,
+)
 from edgeq.quant.presets import DEFAULTS, SourceKind
+from edgeq.quant.recipe_file import (
+    OLD_OPTIONS,
+    completed_fields,
+    dict_of_fields,
+    kind_of,
+    named_fields,
+    read_recipe,
+    readable,
+    recipe_fields,
+)
+from edgeq.quant.rules import OUTER, Activations, Rule
 
-OUTER = r"^(model\.embed_tokens|lm_head)\."
-"""Embedding and head: the whole output hangs on them, so they get 8 bits unless a rule says
-otherwise."""
 VECTORS = FloatScheme("float32")
 """What norms and biases are kept in."""
 OPTIONS: Mapping[str, tuple[type, ...]] = {
@@ -54,81 +65,7 @@ OPTIONS: Mapping[str, tuple[type, ...]] = {
 }
 """Options of methods and their types: those of `edgeq.quant.rounders.gptq.round_gptq`, and whether
 the error of quantized inputs is compensated too (Qronos, GPTAQ)."""
-OLD_OPTIONS = {"crossed": "use_quantized_inputs"}
-"""Options under the names they have in artifacts and in recipes of earlier versions."""
 TARGETS = ("bpw", "bytes")
-MODES = ("static", "dynamic")
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A scheme for the tensors or nodes whose name matches.
-
-    Args:
-        pattern: a regular expression, searched for anywhere in the name.
-        scheme: what they get.
-
-    Raises:
-        SchemeError: the pattern is no regular expression.
-    """
-
-    pattern: str
-    scheme: Scheme
-
-    def __post_init__(self) -> None:
-        check_type("pattern", self.pattern, str)
-        check_type("scheme", self.scheme, QuantScheme, FloatScheme)
-        try:
-            re.compile(self.pattern)
-        except re.error as err:
-            raise SchemeError(f"{self.pattern!r} is not a regular expression: {err}") from err
-
-    @classmethod
-    def parse(cls, text: str, *, method: bool = False) -> Rule:
-        """Read ``REGEX=SCHEME``, as in ``mlp.down_proj=w8-g32``.
-
-        Args:
-            text: the rule.
-            method: whether the scheme may name a method, as it may for graphs.
-
-        Raises:
-            SchemeError: there is no "=", or either side cannot be read.
-        """
-        check_type("a tensor rule", text, str)
-        pattern, equals, scheme = text.rpartition("=")
-        if not equals or not pattern:
-            raise SchemeError(
-                f"{text!r} is not a tensor rule; write REGEX=SCHEME, as in 'mlp.down_proj=w8-g32'"
-            )
-        return cls(pattern, parse_scheme(scheme, method=method))
-
-    def matches(self, name: str) -> bool:
-        """Whether the pattern is found in the name."""
-        return re.search(self.pattern, name) is not None
-
-
-@dataclass(frozen=True)
-class Activations:
-    """INT8 inputs of the matrices.
-
-    Args:
-        mode: "static" with ranges from calibration, or "dynamic" with those of the moment.
-        observer: how a static range is chosen, see `edgeq.quant.observers`. "auto", for graphs
-            only, takes that with the least squared error ("mse") for classifiers, and one that
-            leaves out no value ("minmax") for encoders, whose outliers mean something.
-
-    Raises:
-        SchemeError: another mode or observer.
-    """
-
-    mode: Literal["static", "dynamic"]
-    observer: str = "minmax"
-
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise SchemeError(unknown("mode of activations", str(self.mode), MODES))
-        if self.observer not in ("auto", *OBSERVERS):
-            raise SchemeError(unknown("observer", str(self.observer), ("auto", *OBSERVERS)))
 
 
 @dataclass(frozen=True)
@@ -195,7 +132,7 @@ class Recipe:
         if self.target is not None:
             _check_target(self.target)
         if self.graph is not None:
-            check_graph_recipe(self)
+            _check_graph(self, self.graph)
         else:
             _check_decoder(self)
 
@@ -210,9 +147,7 @@ class Recipe:
         Raises:
             SchemeError: it is neither.
         """
-        from edgeq.quant.recipe_file import named
-
-        return named(text, source)
+        return cls(**named_fields(text, source))
 
     @classmethod
     def from_options(
@@ -294,16 +229,17 @@ class Recipe:
             FormatError: the file cannot be read, or is no recipe.
             SchemeError: a scheme, pattern or other part cannot be.
         """
-        from edgeq.quant.recipe_file import read_recipe
-
-        return read_recipe(path, source)
+        check_type("path", path, str, PathLike)
+        data = read_recipe(Path(path))
+        with readable(Path(path)):
+            return cls(**completed_fields(data, source or kind_of(data)))
 
     def with_method(self, method: str) -> Recipe:
         """The recipe with another method for weights; in a graph, for those no rule is for.
 
         Args:
             method: of `edgeq.quant.METHODS`; for graphs of
-                `edgeq.quant.graph.recipe.GRAPH_METHODS`.
+                `edgeq.quant.graph.options.GRAPH_METHODS`.
 
         Raises:
             SchemeError: there is none of that name for graphs.
@@ -311,13 +247,7 @@ class Recipe:
         """
         if self.graph is None:
             return self if method == self.method else replace(self, method=method, options={})
-        if method not in GRAPH_METHODS:
-            raise SchemeError(unknown("method", method, GRAPH_METHODS))
-        if isinstance(self.default, FloatScheme):
-            raise UsageError(f"weights stay {self.default}: there is nothing to round")
-        palette: Literal["palette"] | None = "palette" if method == "palette" else None
-        scheme = replace(self.default, codebook=palette, method=None if palette else method)
-        return replace(self, default=scheme)
+        return replace(self, default=scheme_with_method(self.default, method))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
@@ -327,15 +257,13 @@ class Recipe:
             FormatError: something is missing, unknown or of another kind.
             SchemeError: a scheme or pattern cannot be read.
         """
-        from edgeq.quant.recipe_file import recipe_from_dict
-
-        return recipe_from_dict(data)
+        check_type("data", data, Mapping)
+        with readable():
+            return cls(**recipe_fields(data, kind_of(data)))
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary, the inverse of `from_dict`; parts not used are left out."""
-        from edgeq.quant.recipe_file import recipe_to_dict
-
-        return recipe_to_dict(self)
+        return dict_of_fields(vars(self))
 
     def __repr__(self) -> str:
         parts = [str(self.default), self.method, *self.transforms]
@@ -435,6 +363,31 @@ def _check_decoder(recipe: Recipe) -> None:
                 f"{scheme} names a method, and all weights of a decoder are rounded by one; write "
                 f"{scheme.stored}, and method = {scheme.method!r} in the recipe"
             )
+
+
+def _check_graph(recipe: Recipe, options: GraphOptions) -> None:
+    for part in ("transforms", "training", "target", "options"):
+        if getattr(recipe, part):
+            raise SchemeError(f"{part} is for decoders; leave it out of a recipe for graphs")
+    for scheme in recipe.weight_schemes:
+        check_graph_weights(scheme)
+    floats = [rule.scheme for rule in recipe.rules]
+    floats += [recipe.default, options.mixed_keep, options.rest]
+    if FloatScheme("bfloat16") in floats:
+        raise SchemeError("constants of a graph are stored in f32 or fp16, not bf16")
+    if recipe.activations is None or recipe.activations.mode != "static":
+        return
+    if isinstance(recipe.default, FloatScheme):
+        raise SchemeError(
+            f"static activations need integer weights, and weights is {recipe.default}; "
+            "write weights = 'w8-channel', say, or activations = 'float'"
+        )
+    grouped = [scheme for scheme in recipe.weight_schemes if scheme.granularity == "group"]
+    if grouped:
+        raise SchemeError(
+            f"static activations take scales for a channel or tensor of weights, not "
+            f"{grouped[0]}; use granularity channel or tensor"
+        )
 
 
 def _check_training(training: Mapping[str, Any]) -> None:

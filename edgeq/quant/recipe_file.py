@@ -13,31 +13,42 @@ One format serves decoders and graphs:
     options, transforms, training, target
                     for decoders only, see `edgeq.quant.recipe.Recipe`
     [graph]         for graphs only: scope, outer, tables, equalize, bias_correction, mixed,
-                    mixed_keep and rest, see `edgeq.quant.graph.recipe.GraphOptions`
+                    mixed_keep and rest, see `edgeq.quant.graph.options.GraphOptions`
 
 A file with a [graph] table may be used for decoders too, which leave the table out. Keys of the
-table may stand beside the others, as in the metadata of quantized graphs, which `recipe_to_dict`
+table may stand beside the others, as in the metadata of quantized graphs, which `dict_of_fields`
 writes; "equalise" and "fp16" are other spellings of equalize and f16.
 
 What is not said in a decoder's recipe: embedding and head get 8 bits where no rule matches them.
+
+The functions here return the fields of a `edgeq.quant.recipe.Recipe` by name, which that class
+makes recipes of.
 """
 
 from __future__ import annotations
 
-import json
-import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from edgeq.core.errors import FormatError, SchemeError, check_type, unknown
-from edgeq.formats.schemes import BY_BITS, FLOAT_TAGS, FloatScheme, Scheme, parse_scheme
-from edgeq.quant.graph.recipe import GraphOptions
+from edgeq.core.documents import read_document
+from edgeq.core.errors import FormatError, SchemeError, unknown
+from edgeq.formats.schemes import (
+    BY_BITS,
+    FLOAT_TAGS,
+    FloatScheme,
+    QuantScheme,
+    Scheme,
+    parse_scheme,
+)
+from edgeq.quant.graph.options import GraphOptions, check_graph_weights, scheme_with_method
 from edgeq.quant.presets import PRESETS, SourceKind, presets_for
-from edgeq.quant.recipe import OLD_OPTIONS, OUTER, Activations, Recipe, Rule
+from edgeq.quant.rules import OUTER, Activations, Rule
 
+OLD_OPTIONS = {"crossed": "use_quantized_inputs"}
+"""Options under the names they have in artifacts and in recipes of earlier versions."""
 _SHARED = ("rules", "default", "method", "activations")
 _DECODER_KEYS = (*_SHARED, "transforms", "options", "training", "target")
 _GRAPH_OPTIONS = tuple(part.name for part in fields(GraphOptions))
@@ -46,38 +57,43 @@ _SCHEMES = ("outer", "tables", "mixed_keep", "rest")
 """Options of graphs that are schemes."""
 
 
-def read_recipe(path: str | Path, source: SourceKind | None = None) -> Recipe:
-    """Read a recipe from JSON or TOML.
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The table in a recipe's file, JSON or TOML.
 
     Args:
         path: of the file; TOML ends in .toml.
-        source: what the recipe is for; None for graphs if the file says something of graphs, else
-            for decoders.
 
     Raises:
-        FormatError: the file cannot be read, or is no recipe.
-        SchemeError: a scheme, pattern or other part cannot be.
+        FormatError: the file cannot be read, or contains no table.
     """
-    check_type("path", path, str, PathLike)
-    path = Path(path)
-    try:
-        text = path.read_text("utf-8")
-        data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except OSError as err:
-        raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
-    except ValueError as err:  # broken UTF-8, JSON or TOML
-        kind = "TOML" if path.suffix == ".toml" else "JSON"
-        raise FormatError(f"{path} is not {kind}: {err} (TOML ends in .toml)") from err
+    data = read_document(path, "a recipe is JSON, or TOML if its name ends in .toml")
     if not isinstance(data, dict):
         raise FormatError(f'{path} contains no recipe; write a table with default = "w4-g32"')
+    return data
+
+
+@contextmanager
+def readable(path: Path | None = None) -> Iterator[None]:
+    """Where a recipe is made of what was read: errors say so, and name the file.
+
+    Raises:
+        FormatError: instead of what Python raises for a missing or wrong part.
+    """
     try:
-        return _completed(data, source or _kind(data))
+        try:
+            yield
+        except KeyError as err:
+            raise FormatError(f"the recipe is not readable: it has no {err}") from err
+        except (TypeError, ValueError, AttributeError) as err:
+            raise FormatError(f"the recipe is not readable: {err}") from err
     except (FormatError, SchemeError) as err:
+        if path is None:
+            raise
         raise type(err)(f"{path}: {err}") from err
 
 
-def named(text: str, source: SourceKind = "decoder") -> Recipe:
-    """The recipe of a preset's name or of a scheme's text form.
+def named_fields(text: str, source: SourceKind) -> dict[str, Any]:
+    """The fields of the recipe of a preset's name or of a scheme's text form.
 
     Raises:
         SchemeError: it is neither.
@@ -85,11 +101,13 @@ def named(text: str, source: SourceKind = "decoder") -> Recipe:
     name = text.strip().lower()
     presets = presets_for(source)
     if name in presets:
-        return _completed(presets[name], source)
+        return completed_fields(presets[name], source)
     try:
         scheme = parse_scheme(name, method=source == "graph")
         if source == "graph":
-            return Recipe((), scheme, graph=GraphOptions())
+            if isinstance(scheme, QuantScheme):
+                check_graph_weights(scheme)
+            return {"rules": (), "default": scheme, "graph": GraphOptions()}
         return _for_decoder(scheme)
     except SchemeError as err:
         if not str(err).startswith("unknown scheme") and name not in PRESETS:
@@ -106,48 +124,50 @@ def named(text: str, source: SourceKind = "decoder") -> Recipe:
         ) from err
 
 
-def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
-    """Rebuild from `recipe_to_dict`.
+def recipe_fields(data: Mapping[str, Any], source: SourceKind) -> dict[str, Any]:
+    """The fields of a recipe from a dictionary that leaves nothing unsaid.
 
     Raises:
-        FormatError: something is missing, unknown or of another kind.
+        FormatError: a key is missing or unknown.
         SchemeError: a scheme or pattern cannot be read.
+        KeyError, TypeError, ValueError, AttributeError: a part is missing or of another kind.
     """
-    check_type("data", data, Mapping)
-    return _graph_recipe(data) if _kind(data) == "graph" else _decoder_recipe(data)
+    return _graph_fields(data) if source == "graph" else _decoder_fields(data)
 
 
-def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
-    """A JSON-ready dictionary; parts not used are left out."""
-    if recipe.graph is not None:
-        return _graph_dict(recipe, recipe.graph)
+def dict_of_fields(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON-ready dictionary, the inverse of `recipe_fields`; parts not used are left out.
+
+    Args:
+        recipe: the fields of a recipe.
+    """
+    if recipe.get("graph") is not None:
+        return _graph_dict(recipe, recipe["graph"])
     data: dict[str, Any] = {
-        "method": recipe.method,
-        "default": str(recipe.default),
-        "rules": [[rule.pattern, str(rule.scheme)] for rule in recipe.rules],
+        "method": recipe.get("method", "rtn"),
+        "default": str(recipe["default"]),
+        "rules": [[rule.pattern, str(rule.scheme)] for rule in recipe["rules"]],
     }
-    if recipe.transforms:
-        data["transforms"] = list(recipe.transforms)
-    if recipe.activations:
-        data["activations"] = {
-            "mode": recipe.activations.mode, "observer": recipe.activations.observer,
-        }  # fmt: skip
-    if recipe.options:
+    if recipe.get("transforms"):
+        data["transforms"] = list(recipe["transforms"])
+    if activations := recipe.get("activations"):
+        data["activations"] = {"mode": activations.mode, "observer": activations.observer}
+    if recipe.get("options"):
         old = {name: other for other, name in OLD_OPTIONS.items()}
-        data["options"] = {old.get(name, name): value for name, value in recipe.options.items()}
+        data["options"] = {old.get(name, name): value for name, value in recipe["options"].items()}
     for name in ("training", "target"):
-        if part := getattr(recipe, name):
+        if part := recipe.get(name):
             data[name] = dict(part)
     return data
 
 
-def _graph_dict(recipe: Recipe, options: GraphOptions) -> dict[str, Any]:
+def _graph_dict(recipe: Mapping[str, Any], options: GraphOptions) -> dict[str, Any]:
     """What the metadata of a quantized graph holds: all keys beside each other."""
-    data: dict[str, Any] = {"weights": _graph_text(recipe.default)}
-    if recipe.activations is not None:
-        data["activations"] = recipe.activations.mode
-        if recipe.activations.observer != "auto":
-            data["observer"] = recipe.activations.observer
+    data: dict[str, Any] = {"weights": _graph_text(recipe["default"])}
+    if activations := recipe.get("activations"):
+        data["activations"] = activations.mode
+        if activations.observer != "auto":
+            data["observer"] = activations.observer
     given = {
         part.name: getattr(options, part.name)
         for part in fields(options)
@@ -156,8 +176,8 @@ def _graph_dict(recipe: Recipe, options: GraphOptions) -> dict[str, Any]:
     for name, value in given.items():
         key = "equalise" if name == "equalize" else name
         data[key] = _graph_text(value) if name in _SCHEMES else value
-    if recipe.rules:
-        data["rules"] = [[rule.pattern, _graph_text(rule.scheme)] for rule in recipe.rules]
+    if recipe["rules"]:
+        data["rules"] = [[rule.pattern, _graph_text(rule.scheme)] for rule in recipe["rules"]]
     order = ("weights", "activations", "observer", "scope", "outer", "tables", "rules",
              "equalise", "bias_correction", "mixed", "mixed_keep", "rest")  # fmt: skip
     return {key: data[key] for key in order if key in data}
@@ -168,30 +188,34 @@ def _graph_text(scheme: Scheme) -> str:
     return "fp16" if scheme == FloatScheme("float16") else str(scheme)
 
 
-def _kind(data: Mapping[str, Any]) -> SourceKind:
+def kind_of(data: Mapping[str, Any]) -> SourceKind:
     """What a recipe is for, by its keys."""
     ours = {"weights", "observer", "graph", "equalise", *_GRAPH_OPTIONS}
     return "graph" if ours & set(data) else "decoder"
 
 
-def _completed(data: Mapping[str, Any], source: SourceKind) -> Recipe:
-    """A recipe from what a file or preset says, and what it leaves unsaid."""
+def completed_fields(data: Mapping[str, Any], source: SourceKind) -> dict[str, Any]:
+    """The fields of a recipe from what a file or preset says, and what it leaves unsaid.
+
+    Raises:
+        FormatError, SchemeError: as `recipe_fields`.
+    """
     own = dict(data)
     if "preset" in own and "default" in own:
         raise FormatError("give either preset or default, which each say the weights' scheme")
     base = None
     if "preset" in own:
         try:
-            base = named(_text(own.pop("preset")), source)
+            base = named_fields(_text(own.pop("preset")), source)
         except TypeError as err:
             raise FormatError(f"preset: {err}") from err
     if source == "graph":
-        return _graph_recipe({**(recipe_to_dict(base) if base else {}), **_flat(own)})
+        return _graph_fields({**(dict_of_fields(base) if base else {}), **_flat(own)})
     own.pop("graph", None)
     return _completed_decoder(own, base)
 
 
-def _completed_decoder(own: dict[str, Any], base: Recipe | None) -> Recipe:
+def _completed_decoder(own: dict[str, Any], base: dict[str, Any] | None) -> dict[str, Any]:
     rules = own.pop("rules", [])
     if not isinstance(rules, list):
         raise FormatError(f"rules is {rules!r}; write a list of [pattern, scheme]")
@@ -212,38 +236,35 @@ def _completed_decoder(own: dict[str, Any], base: Recipe | None) -> Recipe:
             scheme = scheme.stored
             own["default"] = str(scheme)
         base = _for_decoder(scheme)
-    known = recipe_to_dict(base)
-    if own.get("method", base.method) != base.method:
+    known = dict_of_fields(base)
+    if own.get("method", known["method"]) != known["method"]:
         known.pop("options", None)  # which are the other method's
     said = [rule[0] for rule in rules if isinstance(rule, list) and rule]
     missing = [rule for rule in known["rules"] if rule[0] not in said]
-    return _decoder_recipe({**known, **own, "rules": [*rules, *missing]})
+    return _decoder_fields({**known, **own, "rules": [*rules, *missing]})
 
 
-def _for_decoder(scheme: Scheme) -> Recipe:
+def _for_decoder(scheme: Scheme) -> dict[str, Any]:
     """Every matrix in a scheme, embedding and head with 8 bits at least."""
     outer: Scheme = BY_BITS[8]
     if isinstance(scheme, FloatScheme) or scheme.bits == 8:
         outer = scheme
-    return Recipe((Rule(OUTER, outer),), scheme)
+    return {"rules": (Rule(OUTER, outer),), "default": scheme}
 
 
-def _decoder_recipe(data: Mapping[str, Any]) -> Recipe:
+def _decoder_fields(data: Mapping[str, Any]) -> dict[str, Any]:
     if surplus := sorted(set(data) - set(_DECODER_KEYS)):
         raise FormatError(unknown("key of a recipe", surplus[0], _DECODER_KEYS))
-    try:
-        return Recipe(
-            rules=tuple(Rule(pattern, parse_scheme(text)) for pattern, text in data["rules"]),
-            default=parse_scheme(data["default"]),
-            method=_text(data["method"]),
-            transforms=tuple(map(_text, data.get("transforms", ()))),
-            activations=_activations(data, "minmax"),
-            options=dict(data.get("options") or {}),
-            training=dict(data["training"]) if data.get("training") else None,
-            target=dict(data["target"]) if data.get("target") else None,
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as err:
-        raise FormatError(f"the recipe is not readable: {err!r}") from err
+    return {
+        "rules": tuple(Rule(pattern, parse_scheme(text)) for pattern, text in data["rules"]),
+        "default": parse_scheme(data["default"]),
+        "method": _text(data["method"]),
+        "transforms": tuple(map(_text, data.get("transforms", ()))),
+        "activations": _activations(data, "minmax"),
+        "options": dict(data.get("options") or {}),
+        "training": dict(data["training"]) if data.get("training") else None,
+        "target": dict(data["target"]) if data.get("target") else None,
+    }
 
 
 def _flat(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -261,7 +282,7 @@ def _flat(data: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _graph_recipe(data: Mapping[str, Any]) -> Recipe:
+def _graph_fields(data: Mapping[str, Any]) -> dict[str, Any]:
     flat = _flat(data)
     if surplus := sorted(set(flat) - {*_GRAPH_KEYS, "equalise"}):
         if surplus[0] in _DECODER_KEYS:
@@ -269,25 +290,23 @@ def _graph_recipe(data: Mapping[str, Any]) -> Recipe:
         raise FormatError(unknown("key of a graph's recipe", surplus[0], _GRAPH_KEYS))
     if "weights" not in flat:
         raise FormatError('the recipe does not say weights; write weights = "w8-channel"')
-    try:
-        options = {name: flat[name] for name in _GRAPH_OPTIONS if name in flat}
-        if "equalise" in flat:
-            options["equalize"] = flat["equalise"]
-        for name in _SCHEMES:
-            if options.get(name) is not None:
-                options[name] = _graph_scheme(options[name])
-        recipe = Recipe(
-            rules=tuple(
-                Rule(_text(pattern), _graph_scheme(scheme))
-                for pattern, scheme in flat.get("rules", ())
-            ),
-            default=_graph_scheme(flat["weights"]),
-            activations=_activations(flat, "auto"),
-            graph=GraphOptions(**options),
-        )
-        return recipe.with_method(_text(flat["method"])) if "method" in flat else recipe
-    except (TypeError, ValueError, AttributeError) as err:
-        raise FormatError(f"the recipe is not readable: {err}") from err
+    options = {name: flat[name] for name in _GRAPH_OPTIONS if name in flat}
+    if "equalise" in flat:
+        options["equalize"] = flat["equalise"]
+    for name in _SCHEMES:
+        if options.get(name) is not None:
+            options[name] = _graph_scheme(options[name])
+    default = _graph_scheme(flat["weights"])
+    if "method" in flat:
+        default = scheme_with_method(default, _text(flat["method"]))
+    return {
+        "rules": tuple(
+            Rule(_text(pattern), _graph_scheme(scheme)) for pattern, scheme in flat.get("rules", ())
+        ),
+        "default": default,
+        "activations": _activations(flat, "auto"),
+        "graph": GraphOptions(**options),
+    }
 
 
 def _graph_scheme(text: object) -> Scheme:

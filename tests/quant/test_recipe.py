@@ -9,7 +9,7 @@ from edgeq.core.errors import FormatError, SchemeError, UsageError
 from edgeq.formats.schemes import FloatScheme, QuantScheme, parse_scheme
 from edgeq.quant import METHODS, Recipe, Rule
 from edgeq.quant.presets import presets_for
-from edgeq.quant.recipe import OUTER, Activations
+from edgeq.quant.rules import OUTER, Activations
 from tests.families import scheme_of
 
 SHAPES = {

@@ -29,7 +29,7 @@ from edgeq.core.errors import DoesNotFitError, UsageError
 from edgeq.formats.schemes import Scheme, parse_scheme
 from edgeq.model.artifact_layout import TensorLayout
 from edgeq.quant.decoder.sensitivity import Sensitivity
-from edgeq.quant.recipe import OUTER, Rule
+from edgeq.quant.rules import OUTER, Rule
 
 UNITS = 100_000
 """Most steps of the grid of bytes."""

@@ -36,7 +36,8 @@ from edgeq.quant.decoder.replay import Replay
 from edgeq.quant.decoder.round_model import rounded_model
 from edgeq.quant.decoder.sensitivity import Sensitivity, measure_sensitivity, mode_for
 from edgeq.quant.decoder.spill import Spill
-from edgeq.quant.recipe import OUTER, Recipe, Rule
+from edgeq.quant.recipe import Recipe
+from edgeq.quant.rules import OUTER, Rule
 
 TARGET_WINDOWS = 8
 """Windows on which recipes are measured."""

@@ -14,7 +14,8 @@ from edgeq.quant.graph.choices import choices, float_nodes, outer_nodes
 from edgeq.quant.graph.recipe import check_rules
 from edgeq.quant.graph.weights import weight_nodes
 from edgeq.quant.presets import DEFAULTS, PRESETS, presets_for
-from edgeq.quant.recipe import Activations, Recipe, Rule
+from edgeq.quant.recipe import Recipe
+from edgeq.quant.rules import Activations, Rule
 from tests.graph_made import cnn, encoder
 
 

@@ -17,7 +17,7 @@ from edgeq.graph.ir import LEVELS, Graph, Info, Node, QuantWeight
 from edgeq.quant import quantize_tensor
 from edgeq.quant.graph import hessians as hessians_module
 from edgeq.quant.graph.hessians import hessians, patches, weight_name
-from edgeq.quant.graph.recipe import GraphOptions
+from edgeq.quant.graph.options import GraphOptions
 from edgeq.quant.graph.weights import (
     BIAS_LIMIT,
     ODD,

@@ -1,0 +1,87 @@
+"""Parts of a recipe: rules, which give weights a scheme, and how activations are rounded."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from edgeq.core.errors import SchemeError, check_type, unknown
+from edgeq.formats.schemes import FloatScheme, QuantScheme, Scheme, parse_scheme
+from edgeq.quant.observers import OBSERVERS
+
+OUTER = r"^(model\.embed_tokens|lm_head)\."
+"""Embedding and head: the whole output hangs on them, so they get 8 bits unless a rule says
+otherwise."""
+MODES = ("static", "dynamic")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A scheme for the tensors or nodes whose name matches.
+
+    Args:
+        pattern: a regular expression, searched for anywhere in the name.
+        scheme: what they get.
+
+    Raises:
+        SchemeError: the pattern is no regular expression.
+    """
+
+    pattern: str
+    scheme: Scheme
+
+    def __post_init__(self) -> None:
+        check_type("pattern", self.pattern, str)
+        check_type("scheme", self.scheme, QuantScheme, FloatScheme)
+        try:
+            re.compile(self.pattern)
+        except re.error as err:
+            raise SchemeError(f"{self.pattern!r} is not a regular expression: {err}") from err
+
+    @classmethod
+    def parse(cls, text: str, *, method: bool = False) -> Rule:
+        """Read ``REGEX=SCHEME``, as in ``mlp.down_proj=w8-g32``.
+
+        Args:
+            text: the rule.
+            method: whether the scheme may name a method, as it may for graphs.
+
+        Raises:
+            SchemeError: there is no "=", or either side cannot be read.
+        """
+        check_type("a tensor rule", text, str)
+        pattern, equals, scheme = text.rpartition("=")
+        if not equals or not pattern:
+            raise SchemeError(
+                f"{text!r} is not a tensor rule; write REGEX=SCHEME, as in 'mlp.down_proj=w8-g32'"
+            )
+        return cls(pattern, parse_scheme(scheme, method=method))
+
+    def matches(self, name: str) -> bool:
+        """Whether the pattern is found in the name."""
+        return re.search(self.pattern, name) is not None
+
+
+@dataclass(frozen=True)
+class Activations:
+    """INT8 inputs of the matrices.
+
+    Args:
+        mode: "static" with ranges from calibration, or "dynamic" with those of the moment.
+        observer: how a static range is chosen, see `edgeq.quant.observers`. "auto", for graphs
+            only, takes that with the least squared error ("mse") for classifiers, and one that
+            leaves out no value ("minmax") for encoders, whose outliers mean something.
+
+    Raises:
+        SchemeError: another mode or observer.
+    """
+
+    mode: Literal["static", "dynamic"]
+    observer: str = "minmax"
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise SchemeError(unknown("mode of activations", str(self.mode), MODES))
+        if self.observer not in ("auto", *OBSERVERS):
+            raise SchemeError(unknown("observer", str(self.observer), ("auto", *OBSERVERS)))
