@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from edgeq.converters.atomic_output import check_output, files_below, publish, staging
 from edgeq.converters.certificate import certificate_path, certify
 from edgeq.converters.options import Options
-from edgeq.converters.runners import Feeds
 from edgeq.converters.targets import graph_target, require_target, target_named
 from edgeq.core.errors import EdgeqError
 from edgeq.core.progress import Progress
+from edgeq.graph.feeds import Feeds
 from edgeq.graph.ir import Graph
 from edgeq.importers import source_kind
 from edgeq.model.model import Model

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.converters.options import Options
-from edgeq.converters.runners import Feeds
 from edgeq.converters.targets import graph_target, target_named
 from edgeq.converters.validate.graph import check_packed, compare_graph, with_options
 from edgeq.converters.validate.report import ValidationReport
 from edgeq.core.errors import UsageError
 from edgeq.core.hashing import file_sha256
 from edgeq.core.progress import Progress
+from edgeq.graph.feeds import Feeds
 from edgeq.graph.ir import Graph
 
 

@@ -10,13 +10,12 @@ if TYPE_CHECKING:  # the command line reads the table of targets and needs no Nu
     import numpy as np
     from numpy.typing import NDArray
 
+    from edgeq.graph.feeds import Feeds
     from edgeq.graph.ir import Info
     from edgeq.model.config import ModelConfig
 
 Precision = Literal["float32", "float16", "int8"]
 """The least precise type among activations, KV cache and arithmetic of a converted model."""
-Feeds = Mapping[str, "NDArray[Any]"]
-"""Inputs of a graph by name."""
 
 
 class Runner(Protocol):

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError, UsageError, unknown
 from edgeq.core.progress import Progress
+from edgeq.graph.feeds import Feeds
 
-Feeds = Mapping[str, NDArray[Any]]
 Runner = Callable[[Feeds], Mapping[str, NDArray[Any]]]
 
 TOP = 5

@@ -18,7 +18,7 @@ import struct
 from pathlib import Path
 
 from edgeq.core.errors import FormatError, UnsupportedError
-from edgeq.formats.safetensors_file import MappedFile
+from edgeq.formats.mapped_file import MappedFile
 from edgeq.formats.tensor import FloatTensor, Tensor
 from edgeq.importers.lazy import half_split
 from edgeq.importers.tokenizer.sentencepiece_model import tokenizer_files

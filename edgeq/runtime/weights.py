@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.memory import advise_huge, available_bytes, huge_buffer
+from edgeq.formats.mapped_file import mapping_under, release
 from edgeq.formats.packing import round_up
-from edgeq.formats.safetensors_file import mapping_under, release
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
 from edgeq.model.model import Model
 

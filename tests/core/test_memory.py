@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.formats.safetensors_file import release
+from edgeq.formats.mapped_file import release
 from edgeq.formats.schemes import parse_scheme
 from edgeq.model import artifact
 from edgeq.model.shapes import SHAPES, random_model

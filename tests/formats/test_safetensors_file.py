@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from edgeq.core.errors import EdgeqError, FormatError, UnsupportedError
-from edgeq.formats.safetensors_file import MAX_HEADER, MappedFile, open_safetensors, release
+from edgeq.formats.mapped_file import MappedFile, release
+from edgeq.formats.safetensors_file import MAX_HEADER, open_safetensors
 from edgeq.formats.tensor import FloatTensor
 from edgeq.importers.lazy import GatheredRows, half_split
 

@@ -69,8 +69,8 @@ from edgeq.converters.validate.kernels import Kernels
 from edgeq.converters.validate.tokenizer import TargetTokenizer
 from edgeq.core.errors import UnsupportedError, UsageError
 from edgeq.core.progress import Progress
+from edgeq.formats.mapped_file import release
 from edgeq.formats.packing import round_up
-from edgeq.formats.safetensors_file import release
 from edgeq.formats.schemes import FLOAT_TAGS
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
 from edgeq.importers.huggingface.tokenizer import HfTokenizer

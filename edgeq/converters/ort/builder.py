@@ -32,8 +32,8 @@ from edgeq.converters.ort.file import (
     steps,
 )
 from edgeq.core.progress import Progress
+from edgeq.formats.mapped_file import release
 from edgeq.formats.packing import round_up
-from edgeq.formats.safetensors_file import release
 from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.model.block import RopeSpec
 from edgeq.model.formulas import rope_tables

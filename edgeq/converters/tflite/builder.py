@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from edgeq.converters.encoding import Container, Encoding, encode, levels, spread
 from edgeq.converters.tflite.file import SharedTable, TfliteFile
 from edgeq.converters.tflite.operators import SubgraphWriter, Value
+from edgeq.formats.mapped_file import release
 from edgeq.formats.packing import TILE, round_up
-from edgeq.formats.safetensors_file import release
 from edgeq.formats.schemes import GROUP_SIZES
 from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.model.block import RopeSpec

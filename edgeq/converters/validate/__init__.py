@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 from edgeq.core.progress import Progress
 
 if TYPE_CHECKING:
-    from edgeq.converters.runners import Feeds
     from edgeq.converters.validate.report import ValidationReport
+    from edgeq.graph.feeds import Feeds
     from edgeq.graph.ir import Graph
     from edgeq.model.model import Model
 

@@ -21,7 +21,7 @@ from edgeq.converters.stored import StoredConstant
 from edgeq.converters.target import DecoderTarget
 from edgeq.converters.validate.integers import TensorFault
 from edgeq.core.errors import EdgeqError
-from edgeq.formats.safetensors_file import release
+from edgeq.formats.mapped_file import release
 from edgeq.model.model import Model
 
 _PIECE = 1 << 22

@@ -21,7 +21,7 @@ import numpy as np
 
 from edgeq._version import __version__
 from edgeq.converters.certificate import check_certificate
-from edgeq.converters.runners import Feeds, GraphRunner
+from edgeq.converters.runners import GraphRunner
 from edgeq.converters.target import GraphTarget
 from edgeq.converters.targets import graph_target, open_graph
 from edgeq.converters.validate.graph_inputs import RANDOM, inputs_of
@@ -29,6 +29,7 @@ from edgeq.converters.validate.graph_tolerance import Kind, OutputError, OutputT
 from edgeq.converters.validate.report import GraphFindings, ValidationReport, stayed_float
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.core.progress import Progress
+from edgeq.graph.feeds import Feeds
 from edgeq.graph.files import graph_format, read
 from edgeq.graph.ir import Graph, QuantWeight
 from edgeq.quant.graph.stored_samples import META_SAMPLES

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters.runners import Feeds
 from edgeq.core.errors import UsageError
+from edgeq.graph.feeds import Feeds
 from edgeq.graph.ir import Graph
 from edgeq.quant.graph.stored_samples import stored_samples
 

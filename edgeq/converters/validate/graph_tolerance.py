@@ -16,10 +16,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters.runners import Feeds
 from edgeq.converters.validate.graph_rounding import perturbed
 from edgeq.core.errors import FormatError
 from edgeq.graph.execute import Session
+from edgeq.graph.feeds import Feeds
 from edgeq.graph.ir import Graph, Node
 from edgeq.graph.operators import BOUNDED, VIEWS
 

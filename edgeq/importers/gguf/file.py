@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.core.errors import FormatError, UnsupportedError
-from edgeq.formats.safetensors_file import MappedFile
+from edgeq.formats.mapped_file import MappedFile
 
 _SCALARS = {
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",

@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 from edgeq.core.errors import FormatError, UsageError
 from edgeq.core.files import write_whole
 from edgeq.core.progress import Progress
-from edgeq.formats.safetensors_file import SafetensorsFile, open_safetensors, release
+from edgeq.formats.mapped_file import release
+from edgeq.formats.safetensors_file import SafetensorsFile, open_safetensors
 from edgeq.formats.tensor import row_blocks
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model

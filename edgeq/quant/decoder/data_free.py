@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import SchemeError
 from edgeq.core.progress import Progress
-from edgeq.formats.safetensors_file import release
+from edgeq.formats.mapped_file import release
 from edgeq.formats.schemes import FloatScheme, QuantScheme, Scheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor, float32_to_bf16, part_shapes
 from edgeq.model.artifact import ArtifactWriter

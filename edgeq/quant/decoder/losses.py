@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from edgeq.core.progress import Progress
 from edgeq.evaluation.text import BLOCK_ELEMENTS, kl_divergence, log_softmax
+from edgeq.formats.mapped_file import release
 from edgeq.formats.packing import TILE
-from edgeq.formats.safetensors_file import release
 from edgeq.formats.schemes import FloatScheme, QuantScheme, Scheme
 from edgeq.formats.tensor import FloatTensor, Tensor, row_blocks
 from edgeq.model.formulas import Array

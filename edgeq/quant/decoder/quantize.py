@@ -25,7 +25,7 @@ from edgeq.core.errors import UsageError, check_type, require, unknown
 from edgeq.core.files import check_target
 from edgeq.core.memory import peak_rss_bytes, rss_bytes
 from edgeq.core.progress import Progress
-from edgeq.formats.safetensors_file import release
+from edgeq.formats.mapped_file import release
 from edgeq.formats.schemes import QuantScheme, Scheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
 from edgeq.importers import load

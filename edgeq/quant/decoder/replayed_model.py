@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
-from edgeq.formats.safetensors_file import release
+from edgeq.formats.mapped_file import release
 from edgeq.formats.tensor import Tensor
 from edgeq.model import decoder
 from edgeq.model.formulas import Array, Linear, dense

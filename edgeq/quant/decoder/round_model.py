@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from edgeq.core.progress import Progress
-from edgeq.formats.safetensors_file import release
+from edgeq.formats.mapped_file import release
 from edgeq.formats.schemes import FloatScheme, QuantScheme, Scheme
 from edgeq.formats.tensor import Tensor
 from edgeq.model.model import Model

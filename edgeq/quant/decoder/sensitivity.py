@@ -39,6 +39,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgeq.core.documents import read_document
 from edgeq.core.errors import FormatError, UsageError, unknown
 from edgeq.core.progress import Progress
 from edgeq.formats.schemes import QuantScheme
@@ -98,7 +99,7 @@ class Sensitivity:
             FormatError: the file cannot be read, or holds something else.
         """
         try:
-            data = json.loads(Path(path).read_text("utf-8"))
+            data = read_document(Path(path), "give what 'edgeq sensitivity' wrote")
             if data["format"] != "edgeq-sensitivity" or data["format_version"] != FORMAT_VERSION:
                 raise FormatError(
                     f"{path} does not have version {FORMAT_VERSION} of the format, which records "
@@ -117,10 +118,6 @@ class Sensitivity:
                 mode, str(data["method"]), int(data["n_tokens"]),
                 data["text_sha256"], data["model_sha256"], losses,
             )  # fmt: skip
-        except OSError as err:
-            raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
-        except UnicodeDecodeError as err:  # whose repr would hold the whole file
-            raise FormatError(f"{path} is not a sensitivity file: it is not text ({err})") from err
         except (KeyError, TypeError, ValueError, AttributeError) as err:
             raise FormatError(f"{path} is not a sensitivity file: {err!r}") from err
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import EdgeqError
 from edgeq.core.files import no_room
-from edgeq.formats.safetensors_file import release
+from edgeq.formats.mapped_file import release
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor, part_shapes
 
 
