@@ -280,7 +280,7 @@ def test_what_was_measured_is_kept_and_read_back(tmp_path: Path) -> None:
 def test_a_file_that_is_no_text_is_told_in_a_line(tmp_path: Path) -> None:
     path = tmp_path / "s.json"
     path.write_bytes(b"\xff" * 5000)
-    with pytest.raises(FormatError, match="is not JSON.*edgeq sensitivity") as told:
+    with pytest.raises(FormatError, match=r"is not JSON.*edgeq sensitivity") as told:
         Sensitivity.load(path)
     assert len(str(told.value)) < 300 + len(str(path))
 
