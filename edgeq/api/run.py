@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-from edgeq.core.errors import EdgeqError
+from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.importers import load
 from edgeq.model.model import Model
 from edgeq.runtime.engine import Engine
@@ -25,6 +25,8 @@ def run(
     stop: Sequence[str] = (),
     raw: bool = False,
     lookup: int = 0,
+    prompt_cache: str | Path | None = None,
+    prompt_cache_all: bool = False,
     context: int | None = None,
     threads: int | None = None,
     kv_bits: Literal[8, 16] = 8,
@@ -44,6 +46,9 @@ def run(
         stop: texts that end the answer and are not shown.
         raw: continue the prompt as plain text even if the model has a chat template.
         lookup: tokens to propose from earlier text, as `generate` takes it.
+        prompt_cache: a file that the KV cache of the prompt is saved to. If it exists and its
+            tokens are the beginning of the prompt, only the rest is processed.
+        prompt_cache_all: save the cache of the generated text as well, once it has ended.
         context, threads, kv_bits, backend, mmap: as `Engine` takes them.
 
     Returns:
@@ -51,6 +56,7 @@ def run(
 
     Raises:
         FormatError: the model cannot be opened.
+        FormatError: the file of a prompt cache is damaged, or is another model's.
         UsageError: an empty prompt, one longer than the context, or a wrong option.
 
     Example:
@@ -59,6 +65,8 @@ def run(
         >>> "".join(chunk.text for chunk in chunks)
         ', there was a'
     """
+    if prompt_cache_all and prompt_cache is None:
+        raise UsageError("prompt_cache_all needs prompt_cache, the file to save to")
     opened = model if isinstance(model, Model) else load(model)
     tokenizer = Tokenizer(opened)
     chat = tokenizer.has_chat_template and not raw
@@ -67,9 +75,9 @@ def run(
         opened, context=context, threads=threads, kv_bits=kv_bits, backend=backend, mmap=mmap
     )
     try:
-        chunks = generate(
+        chunks = continue_prompt(
             engine, tokenizer, ids, params, max_tokens=max_tokens, stop=stop, lookup=lookup,
-            end_ids=tokenizer.turn_end_ids if chat else (),
+            chat=chat, prompt_cache=prompt_cache, prompt_cache_all=prompt_cache_all,
         )  # fmt: skip
     except BaseException:
         engine.close()
@@ -80,6 +88,60 @@ def run(
 def _closing(engine: Engine, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
     with engine:
         yield from chunks
+
+
+def continue_prompt(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    ids: list[int],
+    params: SamplingParams | None,
+    *,
+    max_tokens: int | None,
+    stop: Sequence[str],
+    lookup: int,
+    chat: bool,
+    prompt_cache: str | Path | None = None,
+    prompt_cache_all: bool = False,
+) -> Iterator[Chunk]:
+    """Generate after a prompt's tokens, with the KV cache of the prompt read and saved.
+
+    Args:
+        engine: with an empty cache.
+        tokenizer: the model's.
+        ids: tokens of the prompt.
+        params, max_tokens, stop, lookup, prompt_cache, prompt_cache_all: as `run` takes them.
+        chat: whether the end of a turn ends the text.
+
+    Returns:
+        An iterator over pieces of text. The prompt's cache is saved after the first.
+
+    Raises:
+        FormatError, UsageError: as `run`.
+    """
+    if prompt_cache is not None and Path(prompt_cache).exists():
+        engine.load_state(prompt_cache)
+    unsaved = engine.tokens[: len(ids)] != ids
+    chunks = generate(
+        engine, tokenizer, engine.reuse(ids), params, max_tokens=max_tokens, stop=stop,
+        lookup=lookup, end_ids=tokenizer.turn_end_ids if chat else (),
+    )  # fmt: skip
+    return (
+        chunks
+        if prompt_cache is None
+        else _saving(engine, chunks, prompt_cache, prompt=unsaved, whole=prompt_cache_all)
+    )
+
+
+def _saving(
+    engine: Engine, chunks: Iterator[Chunk], path: str | Path, *, prompt: bool, whole: bool
+) -> Iterator[Chunk]:
+    for chunk in chunks:
+        yield chunk
+        if prompt:  # the prompt alone is in the cache now
+            engine.save_state(path)
+            prompt = False
+    if whole:
+        engine.save_state(path)
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -94,10 +94,9 @@ def run(
     stdout. Without a template, or with --raw, the model continues the prompt as plain text, and
     the text and its continuation go to stdout. A line of timings goes to stderr.
     """
-    from edgeq.api.run import encode_prompt
+    from edgeq.api.run import continue_prompt, encode_prompt
     from edgeq.importers import load
     from edgeq.runtime.engine import Engine
-    from edgeq.runtime.generate import generate
     from edgeq.runtime.tokenizer import Tokenizer
 
     if prompt_cache_all and prompt_cache is None:
@@ -113,36 +112,23 @@ def run(
     ids = encode_prompt(tokenizer, text) if chat else tokenizer.encode(text, add_eos=False)
     compile_first(engine_settings["backend"])
     with Engine(loaded, **engine_settings) as engine:
-        if prompt_cache is not None and Path(prompt_cache).exists():
-            engine.load_state(prompt_cache)
-        unsaved = prompt_cache is not None and engine.tokens[: len(ids)] != ids
-        chunks = generate(
-            engine,
-            tokenizer,
-            engine.reuse(ids),
-            params,
-            max_tokens=None if n_predict < 0 else n_predict,
-            stop=settings["stop"],
-            lookup=settings["lookup"],
-            end_ids=tokenizer.turn_end_ids if chat else (),
-        )
-        held = ["" if chat else text]
+        chunks = continue_prompt(
+            engine, tokenizer, ids, params, max_tokens=None if n_predict < 0 else n_predict,
+            stop=settings["stop"], lookup=settings["lookup"], chat=chat,
+            prompt_cache=prompt_cache, prompt_cache_all=prompt_cache_all,
+        )  # fmt: skip
+        unprinted = ["" if chat else text]
         last: Chunk | None = None
         try:
             if stream:
-                render.write(held.pop())
+                render.write(unprinted.pop())
             for last in chunks:
                 if stream:
                     render.write(last.text)
                 else:
-                    held.append(last.text)
-                if unsaved and prompt_cache is not None:  # the prompt alone is in the cache now
-                    engine.save_state(prompt_cache)
-                    unsaved = False
-            if prompt_cache_all and prompt_cache is not None:
-                engine.save_state(prompt_cache)
+                    unprinted.append(last.text)
         finally:  # Ctrl-C too leaves what there is, and a whole line
-            render.write("".join(held) + "\n")
+            render.write("".join(unprinted) + "\n")
     if last is not None:
         how = "chat template (--raw continues the plain text)" if chat else ""
         render.note(timing(last, how))
