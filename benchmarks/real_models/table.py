@@ -106,7 +106,8 @@ def _language(row: dict[str, Any]) -> str:
         f"{made['cpu_seconds']:.0f} CPU s with at most {made['peak_bytes'] / 2**20:.0f} MiB, then "
         "converted by `edgeq convert --to TARGET` with no other option, which validates what it "
         "wrote. The peak is of that command; beside it stands the peak of a process that only "
-        "opens the file in its runtime and runs 18 tokens.\n\n" + _table(head, cells)
+        "opens the file in its runtime and runs 18 tokens. llama.cpp ran the GGUF file.\n\n"
+        + _table(head, cells)
     )
 
 
