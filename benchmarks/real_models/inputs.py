@@ -115,6 +115,11 @@ def models(folder: Path, data: Path, work: Path) -> list[Model]:
             lambda: read(folder / "magika" / "models" / "standard_v3_3" / "model.onnx"),
             lambda graph: _fed(graph, _files(6 * LINES)), top,
         ),
+        Model(
+            "silero-vad", "Silero VAD (silero-vad), 16 kHz",
+            lambda: read(folder / "silero_vad" / "data" / "silero_vad_16k_op15.onnx"),
+            lambda graph: _fed(graph, _sounds(data, LINES)), top,
+        ),
     ]  # fmt: skip
     return found + [_subject(name, data, work) for name in ("minilm", "resnet8", "dscnn")]
 

@@ -20,9 +20,9 @@ nothing is measured on what a model was calibrated on. edgeq {version}, {machine
 *error* is the root mean square difference from the float model's outputs in onnxruntime, over
 their root mean square. *same* is how often what users take from the outputs is the same: the
 largest class, a pixel that is text, a box or a note that is found (of what either finds, the part
-that both find). Seconds are of the conversion with its validation, measured on two cores that were
-busy with other work, so that rows cannot be compared by them. Core ML programs are executed by
-NumPy on a few inputs.
+that both find). *CPU s* is the processor time of the conversion with its validation, of all its
+threads together, which other programs on the machine hardly change. Core ML programs are executed
+by NumPy.
 """
 
 
@@ -57,7 +57,9 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _cell(found: dict[str, Any]) -> str:
     if not found["passed"]:
         return "refused, see below"
-    return f"{found['error']:.2g}, {found['same']:.1%}, {found['seconds']:.0f} s"
+    cell = f"{found['error']:.2g}, {found['same']:.1%}, {found['cpu_seconds']:.1f} CPU s"
+    named = ", ".join(f"`--set {key}={value}`" for key, value in found["options"].items())
+    return f"{cell}, with {named}, as the refusal without it says" if named else cell
 
 
 def _quantized(rows: Sequence[dict[str, Any]]) -> str:
@@ -69,10 +71,10 @@ def _quantized(rows: Sequence[dict[str, Any]]) -> str:
         size = f"{row['bytes']['float'] / 2**20:.2f} to {row['bytes']['packed'] / 2**20:.2f}"
         record = f"{row['record']['error']:.2g}, {row['record']['same']:.1%}"
         cells.append(
-            [row["about"], size, f"{row['seconds']:.0f}", record]
+            [row["about"], size, f"{row['cpu_seconds']:.1f}", record]
             + [_cell(row["quantized"][target]) for target in ("ort", "tflite", "coreml")]
         )
-    head = ["model", "constants, MiB", "seconds to quantize", "record: error, same",
+    head = ["model", "constants, MiB", "CPU s to quantize", "record: error, same",
             "onnxruntime", "LiteRT", "Core ML"]  # fmt: skip
     return "## Quantized to 8 bits\n\n" + _table(head, cells)
 
@@ -95,19 +97,28 @@ def _package(row: dict[str, Any]) -> str:
 
 
 def _language(row: dict[str, Any]) -> str:
-    cells = []
-    for target, found in row["targets"].items():
-        kl = f"{found['kl']:.2g}" if found.get("kl") is not None else ""
-        greedy = found.get("greedy") or {}
-        same = f"{greedy.get('equal')} of {greedy.get('compared')}" if greedy else ""
-        size = f"{found['nbytes'] / 2**20:.0f}" if found.get("nbytes") else ""
-        says = "" if found["passed"] else found["why"]
-        cells.append([target, size, kl, same, f"{found['seconds']:.0f}", says])
-    head = ["target", "MiB", "KL, nats per token", "greedy tokens equal", "seconds", "refused"]
+    cells = [_language_cells(target, found) for target, found in row["targets"].items()]
+    head = ["target", "MiB", "KL, nats per token", "greedy tokens equal", "CPU s", "peak RSS, MiB",
+            "of running it alone", "refused"]  # fmt: skip
+    made = row["quantize"]
     return (
-        f"## {row['about']}\n\nQuantized by `{row['preset']}` in {row['seconds']:.0f} s.\n\n"
+        f"## {row['about']}\n\nQuantized by `{row['preset']} --requantize` in "
+        f"{made['cpu_seconds']:.0f} CPU s with at most {made['peak_bytes'] / 2**20:.0f} MiB, then "
+        "converted by `edgeq convert --to TARGET` with no other option, which validates what it "
+        "wrote. The peak is of that command; beside it stands the peak of a process that only "
+        "opens the file in its runtime and runs 18 tokens. llama.cpp ran the GGUF file.\n\n"
         + _table(head, cells)
     )
+
+
+def _language_cells(target: str, found: dict[str, Any]) -> list[str]:
+    kl = f"{found['kl']:.2g}" if found.get("kl") is not None else ""
+    greedy = found.get("greedy") or {}
+    same = f"{greedy.get('equal')} of {greedy.get('compared')}" if greedy else ""
+    size = f"{found['nbytes'] / 2**20:.0f}" if found.get("nbytes") else ""
+    costs = [f"{found['cpu_seconds']:.0f}", f"{found['peak_bytes'] / 2**20:.0f}"]
+    costs.append(f"{alone / 2**20:.0f}" if (alone := found.get("alone_bytes")) else "")
+    return [target, size, kl, same, *costs, "" if found["passed"] else found["why"]]
 
 
 def _refused(rows: Sequence[dict[str, Any]]) -> list[str]:

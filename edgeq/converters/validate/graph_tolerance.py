@@ -33,6 +33,10 @@ MOST: Mapping[Kind, float] = {"float": 0.01, "half": 0.1, "static": 0.3, "dynami
 """Relative error that is never passed, however much a model makes of small errors."""
 SENSITIVE = 0.1
 """Relative error allowed from which on it is told that the outputs show coarse faults only."""
+OUT_OF_HALF = (
+    "the model computes with values that float16 does not hold (it makes large ones infinite and "
+    "small ones zero); convert with --set precision=float32"
+)
 _MOVES = VIEWS | {"Cast", "Identity", "Transpose", "Concat", "Slice", "Split"}
 _SAME_ORDER = VIEWS | {"Cast", "Identity"}
 _DRAWS = 2
@@ -207,7 +211,7 @@ class OutputTolerance:
                 "outputs show coarse faults only"
             )
         if s.overflow:
-            note = "values are larger than float16 holds; convert with --set precision=float32"
+            note = OUT_OF_HALF
         quant = self._graph.quants.get(name)
         if quant is not None and self._kind == "static":
             # whole steps of its grid are all that an output can differ by

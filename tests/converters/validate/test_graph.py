@@ -223,18 +223,29 @@ def test_near_zero_outputs_and_places_of_the_largest_are_judged_by_what_errors_c
         assert found.graph.error[tiny] > found.graph.allowed[tiny]
 
 
-def test_what_float16_does_not_hold_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", [np.float32(1e4), np.float32(1e-10)])
+def test_what_float16_does_not_hold_is_told_once(step: np.float32, tmp_path: Path) -> None:
+    """Values past its largest number, and a small one that keeps a logarithm finite."""
     pytest.importorskip("coremltools")
     m = Made(0, x=Info((1, 8)))
-    large = m.linear("x", 8)
-    for _ in range(2):
-        large = m.same("Mul", large, m.constant(np.float32(1e4)))
-    for _ in range(2):
-        large = m.same("Mul", large, m.constant(np.float32(1e-4)))
-    graph = m.graph(large)
-    made = convert(graph, "coreml", tmp_path / "m.mlpackage")
-    assert made.certificate is not None
-    assert "larger than float16 holds" in " ".join(made.certificate["notes"])
+    inside = m.same("Relu", m.linear("x", 8))
+    if step > 1:
+        for by in (step, step, 1 / step, 1 / step):
+            inside = m.same("Mul", inside, m.constant(np.float32(by)))
+    else:
+        inside = m.same("Log", m.same("Add", inside, m.constant(step)))
+    graph = m.graph(inside, m.same("Neg", inside))
+    try:
+        made = convert(graph, "coreml", tmp_path / "m.mlpackage")
+        assert made.certificate is not None
+        text = " ".join(made.certificate["notes"])
+    except EdgeqError as err:
+        text = str(err)
+    assert text.count("values that float16 does not hold") == 1
+    assert text.count("convert with --set precision=float32") == 1
+    exact = convert(graph, "coreml", tmp_path / "e.mlpackage", {"precision": "float32"})
+    assert exact.certificate is not None
+    assert not any("float16" in note for note in exact.certificate["notes"])
 
 
 @pytest.mark.slow

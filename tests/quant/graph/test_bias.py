@@ -139,8 +139,11 @@ def test_a_bias_that_two_layers_share_is_parted() -> None:
         assert errors.max() < 2e-4
 
 
-def test_layers_side_by_side_are_measured_together() -> None:
-    """One session for the float graph and one for each depth: five convolutions, then two heads."""
+def test_each_part_of_the_graph_is_opened_once() -> None:
+    """One session for the float graph and one for each depth: five convolutions, then two heads.
+
+    A part behind the first holds the corrected layers before it and its own, and no more.
+    """
     graph = deep()
     made: list[tuple[int, int]] = []
     told: list[tuple[str, int, int]] = []
@@ -153,9 +156,28 @@ def test_layers_side_by_side_are_measured_together() -> None:
         graph, weights_only(graph), samples(graph, 4),
         session_of=session_of, progress=lambda *at: told.append(at),
     )  # fmt: skip
-    assert [watched for _, watched in made] == [7, 1, 1, 1, 1, 1, 2]
-    assert [nodes for nodes, _ in made[1:]] == [1, 3, 5, 7, 9, 14]
+    assert made[0][1] == 7
+    assert [nodes for nodes, _ in made[1:]] == [1, 3, 3, 3, 3, 6]
     assert told == [("correcting biases", i, 6) for i in range(6)]
+
+
+@pytest.mark.parametrize("make", [cnn, deep, encoder])
+def test_values_that_do_not_fit_into_memory_are_computed_again(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = make()
+    seen = samples(graph, 6)
+    rough = weights_only(graph)
+    kept = correct_biases(graph, rough, seen, session_of=Session)
+    for limit in (0, 6 * 1200):
+        monkeypatch.setattr("edgeq.quant.graph.bias.KEPT_BYTES", limit)
+        again = correct_biases(graph, rough, seen, session_of=Session)
+        assert [node.inputs for node in again.nodes] == [node.inputs for node in kept.nodes]
+        for node in weight_nodes(graph):
+            if node.op != "Gather":
+                np.testing.assert_allclose(
+                    again.array(node.inputs[2]), kept.array(node.inputs[2]), rtol=1e-4, atol=1e-5
+                )
 
 
 def test_nothing_to_correct_and_nothing_to_correct_by() -> None:
