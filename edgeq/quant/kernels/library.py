@@ -7,33 +7,15 @@ import os
 import platform
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from edgeq.core.cpu import this_cpu
 from edgeq.core.errors import UnsupportedError
-from edgeq.quant.kernels.shapes import Tile
+from edgeq.quant.kernels.shapes import Registers, Tile
 
 Function = Callable[..., None]
 _lock = threading.Lock()
-
-
-@dataclass(frozen=True)
-class Registers:
-    """What suits a processor's vector registers; results do not depend on it.
-
-    Args:
-        name: for the cache.
-        cpu: LLVM's name of the processor to compile for; None for the one that is there.
-        tile: of matrix products.
-        rows: vectors of 16 rows that are rounded side by side.
-    """
-
-    name: str
-    cpu: str | None
-    tile: Tile
-    rows: int
 
 
 @cache

@@ -5,8 +5,7 @@ from __future__ import annotations
 from llvmlite import ir
 
 from edgeq.quant.kernels import gemm, rounding, vectors
-from edgeq.quant.kernels.library import Registers
-from edgeq.quant.kernels.shapes import GRIDS, LANES
+from edgeq.quant.kernels.shapes import GRIDS, LANES, Registers
 
 
 def module(registers: Registers) -> ir.Module:

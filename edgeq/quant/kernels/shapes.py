@@ -63,6 +63,23 @@ class Tile:
     vectors: int
 
 
+@dataclass(frozen=True)
+class Registers:
+    """What suits a processor's vector registers; results do not depend on it.
+
+    Args:
+        name: for the cache.
+        cpu: LLVM's name of the processor to compile for; None for the one that is there.
+        tile: of matrix products.
+        rows: vectors of 16 rows that are rounded side by side.
+    """
+
+    name: str
+    cpu: str | None
+    tile: Tile
+    rows: int
+
+
 def gemm_scratch(tile: Tile) -> int:
     """Bytes of working memory of one product."""
     width = 16 * tile.vectors
