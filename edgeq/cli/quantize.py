@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeq import calibration_text as texts
+from edgeq._version import __version__
 from edgeq.cli import render
 from edgeq.cli.graphs import refuse_made
 from edgeq.cli.options import (
@@ -24,6 +26,7 @@ from edgeq.cli.options import (
 )
 from edgeq.cli.quantize_graph import listing, quantize_graph
 from edgeq.cli.quantize_report import report
+from edgeq.core.errors import EdgeqError
 from edgeq.importers import source_kind
 
 if TYPE_CHECKING:
@@ -37,7 +40,7 @@ TARGET_PRESET = "mixed-4.5bpw"
 OF_MODELS = (
     "bits", "group", "asym", "calib_windows", "calib_context", "stats", "target_bpw",
     "target_size", "target_device", "target_context", "sensitivity", "eval_text", "card", "max_ram",
-    "requantize",
+    "requantize", "verify_reproducible",
 )  # fmt: skip
 """Options that graphs have no use for."""
 OF_GRAPHS = ("calib_samples", "observer", "shapes", "dequantize", *SAMPLE_OPTIONS)
@@ -144,6 +147,10 @@ OF_GRAPHS = ("calib_samples", "observer", "shapes", "dequantize", *SAMPLE_OPTION
               help="Language models: accept a source whose weights are already quantized, such as "
                    "most GGUF files; rounding them again loses more than rounding the float "
                    "checkpoint.")  # fmt: skip
+@click.option("--verify-reproducible", is_flag=True, show_default=False,
+              help="Language models: quantize MODEL again with the same options, and compare every "
+                   "byte with the FILE of -o, which is not changed; a difference is an "
+                   "error.")  # fmt: skip
 @threads_option
 @force_option
 @click.option("--list", "list_all", is_flag=True, help="List the presets and methods and exit.")
@@ -176,6 +183,7 @@ def quantize(
     card: bool,
     max_ram: int | None,
     requantize: bool,
+    verify_reproducible: bool,
     threads: int | None,
     force: bool,
     list_all: bool,
@@ -214,12 +222,17 @@ def quantize(
         raise click.BadParameter(f"File {calib!r} does not exist.", param_hint="'--calib'")
     from edgeq.api.quantize import quantize as run
     from edgeq.importers import load
+    from edgeq.quant.decoder.reproducible import difference
     from edgeq.quant.decoder.source import refuse_quantized
 
     target = _target(target_bpw, target_size)
     scheme = _scheme(preset, bits, group, asym)
     recipe = _recipe(recipe_file, scheme, method, tensor_types, target)
-    out = Path(output)
+    out = file = Path(output)
+    if verify_reproducible:
+        if not file.is_file():
+            raise click.BadParameter(f"File {output!r} does not exist.", param_hint="'--output'")
+        out = file.with_name(f".{file.name}.again-{os.getpid()}.edgeq")
     check_output(out, force)
     loaded = load(source)
     if not requantize:
@@ -235,16 +248,27 @@ def quantize(
     windows = None
     if calib is not None:
         windows = texts.calibration(loaded, calib, calib_windows, calib_context)
-    with render.progress("Quantizing") as bar:
-        summary = run(
-            loaded, out, recipe,
-            calibration=windows,
-            stats=_stats(stats),
-            sensitivity=_sensitivity(sensitivity),
-            card=texts.held_out(loaded, eval_text) if card else "skipped with --no-card",
-            requantize=requantize, max_ram=max_ram, threads=threads, progress=bar,
-        )  # fmt: skip
-    report(summary, out, form)
+    try:
+        with render.progress("Quantizing") as bar:
+            summary = run(
+                loaded, out, recipe,
+                calibration=windows,
+                stats=_stats(stats),
+                sensitivity=_sensitivity(sensitivity),
+                card=texts.held_out(loaded, eval_text) if card else "skipped with --no-card",
+                requantize=requantize, max_ram=max_ram, threads=threads, progress=bar,
+            )  # fmt: skip
+        if verify_reproducible and (found := difference(file, out)):
+            raise EdgeqError(
+                f"{output} is not what these options give with edgeq {__version__}: {found}; was "
+                "it made from another source or text, with other options or another version?"
+            )
+    finally:
+        if verify_reproducible:
+            out.unlink(missing_ok=True)
+    if verify_reproducible:
+        render.note(f"{output} is reproduced: every byte is equal")
+    report(summary, file, form)
 
 
 def _stats(path: str | None) -> CalibrationStats | None:

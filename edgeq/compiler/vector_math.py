@@ -61,3 +61,15 @@ def exp(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     y = b.fadd(fma(b, p, b.fmul(r, r), r), floats(1.0))
     power = b.shl(b.add(b.fptosi(n, V16I32), const(127, V16I32)), const(23, V16I32))
     return b.fmul(y, b.bitcast(power, V16F32))
+
+
+def activation(b: ir.IRBuilder, x: ir.Value, is_gelu: ir.Value) -> ir.Value:
+    """The gate's nonlinearity on <16 x float>: GELU by tanh where ``is_gelu`` is set, else SiLU.
+
+    Both are x / (1 + e ** -z): with z = x, or z = 2 sqrt(2 / pi) (x + 0.044715 x ** 3), since
+    0.5 (1 + tanh y) = 1 / (1 + e ** -2y).
+    """
+    cube = b.fmul(b.fmul(x, x), b.fmul(x, floats(0.044715)))
+    z = b.select(is_gelu, b.fmul(b.fadd(x, cube), floats(1.5957691216057308)), x)
+    e = exp(b, b.fsub(floats(0.0), z))
+    return b.fdiv(x, b.fadd(e, floats(1.0)))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edgeq.formats.tensor import Tensor
 from edgeq.model.block import BlockSpec, RopeSpec
 from edgeq.model.config import Activation
+from edgeq.model.trigonometry import cos_sin, power
 
 Array = NDArray[np.float32]
 Linear = Callable[[str, Array, Tensor], Array]
@@ -42,7 +43,8 @@ def rms_norm(x: Array, weight: Array, eps: float, offset: float = 0.0) -> Array:
 
 def rope_frequencies(rope: RopeSpec) -> NDArray[np.float64]:
     """Radians per position of each rotated pair, float64 [dim / 2]."""
-    frequencies = rope.base ** -(np.arange(0, rope.dim, 2, dtype=np.float64) / rope.dim)
+    exponents = [-i / rope.dim for i in range(0, rope.dim, 2)]
+    frequencies: NDArray[np.float64] = np.array([power(rope.base, e) for e in exponents])
     scaling = rope.scaling
     if scaling is None:
         return frequencies
@@ -66,7 +68,8 @@ def rope_tables(rope: RopeSpec, n_positions: int) -> tuple[Array, Array]:
         (cos, sin), each float32 [n_positions, dim / 2].
     """
     angles = np.outer(np.arange(n_positions), rope_frequencies(rope))
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    cos, sin = cos_sin(angles)
+    return cos.astype(np.float32), sin.astype(np.float32)
 
 
 def apply_rope(x: Array, cos: Array, sin: Array) -> Array:

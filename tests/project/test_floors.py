@@ -24,7 +24,7 @@ ROOT = HOUSE / "edgeq"
 ANYWHERE = {"numpy"}
 """What any module may import at its top."""
 
-KERNELS = ("compiler/", "runtime/kernels/")
+KERNELS = ("compiler/", "quant/kernels/", "runtime/kernels/")
 TOP_LEVEL = {"rich": "cli/render.py", "click": "cli/", "numba": "runtime/kernels/",
              "llvmlite": KERNELS, "tokenizers": "runtime/tokenizer.py",
              "jinja2": "runtime/chat_template.py"}  # fmt: skip

@@ -38,6 +38,7 @@ from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 from edgeq.model.recording import linear_groups
 from edgeq.quant.decoder.replay import Replay, ReplayState, ReplayStep
+from edgeq.quant.kernels.products import column_squares, column_sums
 from edgeq.quant.observers import observer_named
 
 FORMAT = "edgeq-calibration"
@@ -275,15 +276,15 @@ def calibrate(
 def _observed(step: ReplayStep, observer: str) -> InputStats:
     """Statistics of the inputs of one group of matrices."""
     ranging = observer_named(observer)
-    n, sum_abs, sum_square = 0, np.float64(0), np.float64(0)
+    n, sum_abs, sum_square = 0, np.zeros(1), np.zeros(1)
     for x in step.inputs():
         try:
             ranging.add(x)
         except FormatError as err:
             raise FormatError(f"the inputs of {step.group.linears[0]}: {err}") from err
         n += x.shape[0]
-        sum_abs = sum_abs + np.abs(x).sum(axis=0, dtype=np.float64)
-        sum_square = sum_square + np.einsum("tk,tk->k", x, x, dtype=np.float64)
+        sum_abs = sum_abs + column_sums(np.abs(x))
+        sum_square = sum_square + column_squares(x)
     low, high = ranging.range()
     mean_abs, mean_square = (np.asarray(total / n, np.float32) for total in (sum_abs, sum_square))
     return InputStats(n, mean_abs, mean_square, low, high)

@@ -19,6 +19,7 @@ from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor, row_blocks
 from edgeq.model.model import Model
 from edgeq.quant.decoder.calibrate import CalibrationText
 from edgeq.quant.decoder.replay import Replay, ReplayStep
+from edgeq.quant.kernels.products import column_squares, squares
 from edgeq.quant.rounders.hessian import Hessian
 from edgeq.quant.rounders.qparams import check_finite
 from edgeq.quant.rounders.rounding import METHOD_INPUTS, quantize_tensor, sqnr_db
@@ -69,7 +70,7 @@ def head_importance(
         if step.group.kind != "head":
             continue
         for x in step.inputs():
-            square += np.einsum("tk,tk->k", x, x)
+            square += column_squares(x)
             n += len(x)
     return {name: (square / n).astype(np.float32)}
 
@@ -147,8 +148,8 @@ def tensor_sqnr(original: Tensor, tensor: Tensor) -> float | None:
     signal = noise = 0.0
     for part in row_blocks(original.shape):
         w = original.rows(part.start, part.stop)
-        signal += _energy(w)
-        noise += _energy(w - tensor.rows(part.start, part.stop))
+        signal += squares(w)
+        noise += squares(w - tensor.rows(part.start, part.stop))
     return sqnr_db(signal, noise)
 
 
@@ -179,7 +180,7 @@ def _input_statistics(
     if need == "importance":
         square, n = np.zeros(k), 0
         for x in step.inputs():
-            square += np.einsum("tk,tk->k", x, x)
+            square += column_squares(x)
             n += x.shape[0]
         return {"importance": (square / n).astype(np.float32)}
     hessian = Hessian(k, crossed=use_quantized_inputs)
@@ -193,7 +194,3 @@ def _input_statistics(
     for x, x_float, error in seen:
         hessian.add(x, x_float, error if adds else None)
     return {"hessian": hessian}
-
-
-def _energy(w: NDArray[np.float32]) -> float:
-    return float(np.square(w, dtype=np.float64).sum())

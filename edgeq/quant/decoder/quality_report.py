@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-
 from edgeq.core.errors import FormatError
 from edgeq.core.progress import Progress
 from edgeq.evaluation.text import BLOCK_ELEMENTS, Evaluation, Tally, protocol_words
@@ -27,6 +25,7 @@ from edgeq.model.formulas import Array, Linear
 from edgeq.model.model import Model
 from edgeq.quant.decoder.calibrate import CalibrationText
 from edgeq.quant.decoder.replay import Replay
+from edgeq.quant.kernels.products import squares
 from edgeq.quant.rounders.rounding import sqnr_db
 
 TEXT = "quality_text.txt"
@@ -252,7 +251,7 @@ def _hidden_sqnr(base: Sequence[Array], model: Sequence[Array]) -> float | None:
 
 
 def _squares(arrays: Iterable[Array]) -> float:
-    return sum(float(np.einsum("th,th->t", x, x).sum(dtype=np.float64)) for x in arrays)
+    return sum(squares(x) for x in arrays)
 
 
 def _short(value: Any) -> Any:

@@ -43,6 +43,7 @@ from edgeq.quant.decoder.quality_report import HeldOut, QualityReport, card_byte
 from edgeq.quant.decoder.round_model import round_model
 from edgeq.quant.decoder.sensitivity import Sensitivity
 from edgeq.quant.decoder.source import BackgroundDigest, quantized_types, refuse_quantized
+from edgeq.quant.kernels.parallel import thread_limit
 from edgeq.quant.recipe import Recipe
 from edgeq.quant.rounders.rounding import METHODS
 
@@ -226,7 +227,10 @@ def quantize(
         "sqnr_db": dict.fromkeys(quantized, _WIDEST_SQNR),
         "quality": _widest_report(model, card, prepared).to_dict(),
     }
-    with ArtifactWriter(out, model.config, layouts, model.files, provenance | announced) as writer:
+    with (
+        thread_limit(budget.threads),
+        ArtifactWriter(out, model.config, layouts, model.files, provenance | announced) as writer,
+    ):
         ratios = _round(prepared, data, budget, writer, progress)
         card_started = time.perf_counter()
         quality = QualityReport(card) if isinstance(card, str) else measure(

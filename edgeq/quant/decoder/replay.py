@@ -4,7 +4,8 @@ A group is the matrices that are multiplied with one input (`edgeq.model.recordi
 All windows pass a group before any goes on to the next. So the weights of one layer at most are in
 memory, and a caller that looks at the inputs of a group may replace its weights: everything after
 it is then computed with the replaced ones, as GPTQ needs it. What is computed between two groups
-are the parts of `edgeq.model.decoder`, run by `edgeq.model.reference.Reference`.
+are the parts of `edgeq.model.decoder`, run by `edgeq.quant.decoder.fixed_order`, so that their bits
+do not depend on the machine.
 
 Memory in bytes, with n tokens in all windows, and twice that of the first two with `float_inputs`:
 

@@ -11,10 +11,11 @@ from edgeq.core.errors import UsageError
 from edgeq.formats.mapped_file import release
 from edgeq.formats.tensor import Tensor
 from edgeq.model import decoder
-from edgeq.model.formulas import Array, Linear, dense
+from edgeq.model.formulas import Array, Linear
 from edgeq.model.model import Model
 from edgeq.model.recording import LinearGroup
-from edgeq.model.reference import Reference
+from edgeq.quant.decoder.fixed_order import FixedOrderReference, fixed_order_dense
+from edgeq.quant.kernels.products import product
 
 KEEP_BYTES = 512 << 20
 """Inputs of one group that are kept rather than computed again."""
@@ -52,7 +53,9 @@ class ReplayedModel:
         if replaced:
             model = _with_tensors(model, replaced)
         self.weights: dict[str, Array] = {}
-        self.reference = Reference(model, linear=linear(self._product) if linear else self._product)
+        self.reference = FixedOrderReference(
+            model, linear=linear(self._product) if linear else self._product
+        )
         self._windows = windows
         self._head = model.config.head_name
         if hidden is None:
@@ -118,8 +121,8 @@ class ReplayedModel:
     def _product(self, name: str, x: Array, tensor: Tensor) -> Array:
         # a head is large and used once: it is kept only if a caller asked for it
         if name == self._head and name not in self.weights:
-            return dense(name, x, _ReleasedTensor(tensor))
-        return x @ self.weight(name).T
+            return fixed_order_dense(name, x, _ReleasedTensor(tensor))
+        return product(x, self.weight(name))
 
 
 class _ReleasedTensor:

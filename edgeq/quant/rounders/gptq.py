@@ -32,6 +32,8 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
 from edgeq.formats.schemes import QuantScheme
+from edgeq.quant.kernels.blocks import ROWS as ROWS_OF_A_VECTOR
+from edgeq.quant.kernels.products import product, total, upper_inverse, upper_root
 from edgeq.quant.rounders.gptq_block import (
     REFITS,
     Array,
@@ -83,8 +85,8 @@ def round_gptq(
 ) -> QuantRows:
     """Quantize a matrix for the least error of its outputs.
 
-    Besides the Hessian, K * K numbers are held three times over while it is factored (float64 up
-    to K = 4096, float32 beyond), once in float32 after that, and 4 * K * min(N, 2048) float32 for
+    Besides the Hessian, K * K float64 are held twice over while it is factored, once in float32
+    after that, and 4 * K * min(N, 2048) float32 for
     the rows at work.
 
     Args:
@@ -203,7 +205,7 @@ def _segments(
     groups = [np.arange(a, min(a + group_size, k)) for a in range(0, k, group_size)]
     if act_order:
         groups = [part[np.argsort(-diagonal[part], kind="stable")] for part in groups]
-        groups.sort(key=lambda part: -float(diagonal[part].sum()))
+        groups.sort(key=lambda part: -total(diagonal[part]))
     return groups
 
 
@@ -217,8 +219,9 @@ def _factor(hessian: Hessian, damping: float, order: NDArray[np.intp]) -> Factor
 def _coming(factor: Factor, start: int, columns: NDArray[np.intp]) -> Block:
     """Columns, the first of them the start'th to be rounded; all later ones make up for them."""
     part = slice(start, start + len(columns))
-    mix = np.ascontiguousarray(factor.mix[part, part])
-    return Block(columns, mix, factor.pivots[part], np.linalg.inv(mix).T)
+    mix = factor.mix[part, part]
+    pull = upper_inverse(mix).T.astype(np.float32)
+    return Block(columns, np.ascontiguousarray(mix.T), factor.pivots[part], pull)
 
 
 def _alone(hessian: Hessian, damping: float, segments: list[NDArray[np.intp]]) -> list[Block]:
@@ -227,9 +230,12 @@ def _alone(hessian: Hessian, damping: float, segments: list[NDArray[np.intp]]) -
     for columns in segments:
         part = hessian.matrix[np.ix_(columns, columns)].astype(np.float64)
         part[np.diag_indices(len(part))] += ridge(hessian.matrix, damping)
-        pull = np.linalg.inv(part).astype(np.float32)
-        factor = Factor.of(part)
-        blocks.append(Block(columns, factor.mix, factor.pivots, pull))
+        root = upper_root(part)
+        roots = np.diagonal(root).copy()
+        inverse = upper_inverse(root)
+        pull = product(inverse.T, inverse.T).astype(np.float32)
+        mix = np.ascontiguousarray((root / roots).T, np.float32)
+        blocks.append(Block(columns, mix, np.square(roots).astype(np.float32), pull))
     return blocks
 
 
@@ -246,18 +252,22 @@ class _Rows:
     def __init__(self, groups: Groups, k: int, grid: Grid, params: WeightParams | None) -> None:
         r, g, self._size = groups.shape
         self._k, self._grid, self._searched = k, grid, params is None
-        self._wanted = np.ascontiguousarray(groups.reshape(r, -1)[:, :k].T)
+        self._r, r = r, -(-r // ROWS_OF_A_VECTOR) * ROWS_OF_A_VECTOR
+        self._wanted = np.zeros((k, r), np.float32)
+        self._wanted[:, : self._r] = groups.reshape(self._r, -1)[:, :k].T
         self._levels = np.zeros_like(self._wanted)
         self._error = np.zeros_like(self._wanted)
         self._cost = np.zeros(r, np.float32)
         if params is None:
             # stays so for groups of nothing but padding
-            empty = np.zeros((r, g), np.float32)
+            empty = np.zeros((self._r, g), np.float32)
             params = from_range(empty, empty, grid.scheme, grid.name, grid.palette)
-        self._scales = np.broadcast_to(params.scales, (r, g)).T.copy()
+        self._scales = np.ones((g, r), np.float32)
+        self._scales[:, : self._r] = np.broadcast_to(params.scales, (len(groups), g)).T
         self._zeros: Array | None = None
         if params.zero_points is not None:
-            self._zeros = np.broadcast_to(params.zero_points, (r, g)).T.astype(np.float32)
+            self._zeros = np.zeros((g, r), np.float32)
+            self._zeros[:, : self._r] = np.broadcast_to(params.zero_points, (len(groups), g)).T
 
     def pass_on(self, factor: Factor, segments: list[NDArray[np.intp]], block: int) -> None:
         """The first pass: errors are passed on to the columns that come later.
@@ -275,15 +285,16 @@ class _Rows:
             stop = start + len(columns)
             if stop > last:
                 first, last = start, max(stop, min(start + block, self._k))
-                gathered = mix[:first, first:last].T @ error[:first]
+                gathered = product(mix[:first, first:last].T, error[:first].T)
             passed = gathered[start - first : stop - first]
-            passed = passed + mix[first:start, start:stop].T @ error[first:start]
+            product(mix[first:start, start:stop].T, error[first:start].T, passed, accumulate=True)
             part = _coming(factor, start, columns)
-            target = self._wanted[columns] + part.pull @ passed
+            target = self._wanted[columns]
+            product(part.pull, passed.T, target, accumulate=True)
             if self._searched:
-                choice = search(target, part, self._grid, candidates(target, self._grid))
+                choice = search(target, part, self._grid, *candidates(target, self._grid))
             else:
-                choice = search(target, part, self._grid, [self._params(columns)], refits=0)
+                choice = search(target, part, self._grid, *self._params(columns), refits=0)
             self._take(choice, columns)
             self._cost += choice.cost
             error[start:stop] = self._error[columns]
@@ -308,22 +319,27 @@ class _Rows:
         for part in blocks:
             columns = part.columns
             error = self._error[columns]
-            passed = matrix[columns] @ self._error + np.float32(extra) * error
-            target = self._wanted[columns] - error + part.pull @ passed
+            passed = product(matrix[columns], self._error.T)
+            passed += np.float32(extra) * error
+            target = self._wanted[columns] - error
+            product(part.pull, passed.T, target, accumulate=True)
             scales, zeros = self._params(columns[:1] if self._searched else columns)
             start = priced(self._levels[columns], scales, zeros, target, part)
-            tried = [(scales, zeros)]
+            refits = 0
             if self._searched:
-                tried += [(snap_scales(scales * factor, self._grid.name), zeros) for factor in NEAR]
-            refits = REFITS if self._searched else 0
-            self._take(search(target, part, self._grid, tried, start, refits), columns)
+                near = [snap_scales(scales * factor, self._grid.name) for factor in NEAR]
+                scales = np.concatenate([scales, *near])
+                zeros = None if zeros is None else np.repeat(zeros, len(scales), axis=0)
+                refits = REFITS
+            self._take(search(target, part, self._grid, scales, zeros, start, refits), columns)
 
     def result(self) -> tuple[NDArray[np.uint8], WeightParams]:
         """Codes [R, K], and parameters [R, G]."""
         scheme = self._grid.scheme
-        zeros = None if self._zeros is None else self._zeros.T.astype(np.uint8)
-        params = WeightParams(np.ascontiguousarray(self._scales.T), zeros, self._grid.palette)
-        levels = group_view(np.ascontiguousarray(self._levels.T), scheme)
+        rows = slice(self._r)
+        zeros = None if self._zeros is None else self._zeros.T[rows].astype(np.uint8)
+        params = WeightParams(np.ascontiguousarray(self._scales.T[rows]), zeros, self._grid.palette)
+        levels = group_view(np.ascontiguousarray(self._levels.T[rows]), scheme)
         return to_codes(levels, params, scheme)[:, : self._k], params
 
     def _params(self, columns: NDArray[np.intp]) -> tuple[Array, Array | None]:

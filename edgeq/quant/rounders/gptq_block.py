@@ -13,15 +13,16 @@ Source: Chee et al. 2023, "QuIP" (arXiv:2307.13304), section 3.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.formats.schemes import QuantScheme
+from edgeq.quant.kernels.blocks import cost_columns, fit_columns, round_columns
 from edgeq.quant.rounders.mse import factors
 from edgeq.quant.rounders.qparams import (
     HALVES,
@@ -36,9 +37,6 @@ Array = NDArray[np.float32]
 Rounding = Callable[[Array, Array, Array | None, Array], None]
 REFITS = 2
 """Least-squares moves of a group's scale after the candidates."""
-STACKED = 8192
-"""Numbers of a column, over rows and scales, that are rounded at once: the columns of a block
-stay in the second-level cache."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,15 @@ class Grid:
         """The palette's nearest number for each half step, float32 [508]."""
         assert self.palette is not None
         return palette_levels(self.palette)
+
+    @cached_property
+    def levels(self) -> dict[str, Any]:
+        """The levels as `edgeq.quant.kernels.blocks.round_columns` takes them."""
+        if self.palette is not None:
+            return {"grid": "palette", "table": self._nearest}
+        if not self.scheme.symmetric:
+            return {"grid": "zeros", "limits": (0.0, float(self.scheme.n_codes - 1))}
+        return {"grid": "even", "limits": levels(self.scheme)}
 
     def rounding(self, shape: tuple[int, ...]) -> Rounding:
         """A function that puts the levels nearest to ``values / scales`` into its last argument.
@@ -108,7 +115,7 @@ class Block:
 
     Args:
         columns: which, int [C].
-        mix: M, float32 [C, C].
+        mix: M^T, float32 [C, C] without gaps.
         pivots: D's diagonal, float32 [C].
         pull: float32 [C, C]; times what the errors of other columns do to these gives by how much
             these should differ to make up for it.
@@ -118,12 +125,6 @@ class Block:
     mix: Array
     pivots: Array
     pull: Array
-
-    def cost(self, error: Array) -> Array:
-        """What errors [C, R] cost each row, [R]."""
-        mixed = self.mix.T @ error
-        mixed *= mixed
-        return cast(Array, self.pivots @ mixed)
 
 
 @dataclass
@@ -155,100 +156,32 @@ class Choice:
 def round_block(
     target: Array, block: Block, grid: Grid, scales: Array, zeros: Array | None
 ) -> Choice:
-    """Levels for given scales.
-
-    Args:
-        target: float32 [C, R].
-        block: how errors count.
-        grid: the levels there are.
-        scales, zeros: float32 [C, R] or [1, R].
-    """
-    c, r = target.shape
-    full = np.broadcast_to(scales, (c, r))
-    full_zeros = None if zeros is None else np.broadcast_to(zeros, (c, r))
-    levels = np.empty((c, r), np.float32)
-    cost = _round(target, block, grid, full, full_zeros, levels)
-    return Choice(levels, scales.copy(), None if zeros is None else zeros.copy(), cost)
-
-
-def round_stack(
-    target: Array, block: Block, grid: Grid, tried: Sequence[tuple[Array, Array | None]]
-) -> Choice:
     """Levels for the cheapest of several scales for each row; the first where two cost the same.
 
     Args:
         target: float32 [C, R].
         block: how errors count.
         grid: the levels there are.
-        tried: scales and zero points, float32 [1, R] each.
+        scales, zeros: float32 [trials, R]; or [C, R] where columns have scales of their own.
     """
-    c, r = target.shape
-    n = len(tried)
-    scales = np.concatenate([scale for scale, _ in tried])
-    zeros = None
-    if tried[0][1] is not None:
-        zeros = np.concatenate([zero for _, zero in tried if zero is not None])
-    best_levels, best_cost = np.empty((c, r), np.float32), np.empty(r, np.float32)
-    winners = np.empty(r, np.intp)
-    width = max(1, STACKED // n)
-    for start in range(0, r, width):
-        part = slice(start, start + width)
-        some = np.ascontiguousarray(scales[:, part])
-        some_zeros = None if zeros is None else np.ascontiguousarray(zeros[:, part])
-        levels = np.empty((c, *some.shape), np.float32)
-        cost = _round(
-            target[:, None, part], block, grid,
-            np.broadcast_to(some, levels.shape),
-            None if some_zeros is None else np.broadcast_to(some_zeros, levels.shape), levels,
-        )  # fmt: skip
-        wins = cost.argmin(axis=0)
-        rows = np.arange(len(wins))
-        winners[part], best_cost[part] = wins, cost[wins, rows]
-        best_levels[:, part] = levels[:, wins, rows]
-    rows = np.arange(r)
-    best_zeros = None if zeros is None else zeros[winners, rows][None]
-    return Choice(best_levels, scales[winners, rows][None], best_zeros, best_cost)
-
-
-def _round(
-    target: Array, block: Block, grid: Grid, scales: Array, zeros: Array | None, levels: Array
-) -> Array:
-    """Round column by column, each column making up for those before it.
-
-    Args:
-        target: float32 [C, ...], of a shape that broadcasts to that of levels.
-        block: how errors count.
-        grid: the levels there are.
-        scales, zeros: float32, of the shape of levels.
-        levels: takes the levels, float32 [C, ...].
-
-    Returns:
-        What the errors cost, float32 [...].
-    """
-    c, shape = len(levels), levels.shape[1:]
-    error, missed = np.empty_like(levels), np.empty_like(levels)
-    flat = error.reshape(c, -1)
-    mix = np.ascontiguousarray(block.mix.T)
-    rounded = np.empty(shape, np.float32)
-    nearest = grid.rounding(shape)
-    for k in range(c):
-        value = missed[k]
-        np.matmul(mix[k, :k], flat[:k], out=value.reshape(-1))
-        value += target[k]
-        nearest(value, scales[k], None if zeros is None else zeros[k], levels[k])
-        np.multiply(levels[k], scales[k], out=rounded)
-        np.subtract(target[k], rounded, out=error[k])
-        value -= rounded
-    missed *= missed
-    missed *= block.pivots.reshape(-1, *[1] * len(shape))
-    return cast(Array, missed.sum(axis=0))
+    by_column = grid.scheme.granularity != "group"
+    levels, cost, winner = round_columns(
+        target, block.mix, block.pivots, scales, zeros, by_column=by_column, **grid.levels
+    )
+    if by_column:
+        return Choice(levels, scales.copy(), None if zeros is None else zeros.copy(), cost)
+    rows = np.arange(len(winner))
+    return Choice(
+        levels, scales[winner, rows][None], None if zeros is None else zeros[winner, rows][None],
+        cost,
+    )  # fmt: skip
 
 
 def priced(
     levels: Array, scales: Array, zeros: Array | None, target: Array, block: Block
 ) -> Choice:
     """Given levels and scales, and what they cost."""
-    cost = block.cost(target - levels * scales)
+    cost = cost_columns(target, block.mix, block.pivots, levels, scales)
     return Choice(levels.copy(), scales.copy(), None if zeros is None else zeros.copy(), cost)
 
 
@@ -256,7 +189,8 @@ def search(
     target: Array,
     block: Block,
     grid: Grid,
-    tried: Iterable[tuple[Array, Array | None]],
+    scales: Array,
+    zeros: Array | None,
     start: Choice | None = None,
     refits: int = REFITS,
 ) -> Choice:
@@ -266,45 +200,32 @@ def search(
         target: float32 [C, R].
         block: how errors count.
         grid: the levels there are.
-        tried: scales and zero points, [C, R] or [1, R].
+        scales, zeros: what is tried, as for `round_block`.
         start: what to begin with; overwritten.
         refits: times that the best scales [1, R] are moved on by least squares.
 
     Raises:
         SchemeError: a scale is beyond float16.
     """
-    best = start
-    scales_of_rows = list(tried)
-    if len(scales_of_rows) > 1:
-        best = _better(best, round_stack(target, block, grid, scales_of_rows))
-    for scales, zeros in scales_of_rows if len(scales_of_rows) == 1 else ():
-        best = _better(best, round_block(target, block, grid, scales, zeros))
-    assert best is not None
-    mixed_target = block.mix.T @ target
+    best = round_block(target, block, grid, scales, zeros)
+    if start is not None:
+        start.improve(best)
+        best = start
     for _ in range(refits):
-        mixed = block.mix.T @ best.levels
-        along = block.pivots @ (mixed * mixed_target)
-        square = block.pivots @ (mixed * mixed)
+        along, square = fit_columns(target, block.mix, block.pivots, best.levels)
         fitted = np.divide(along, square, out=best.scales[0].copy(), where=square > 0)
-        scales = snap_scales(np.maximum(fitted, 0), grid.name)[None]
-        best.improve(priced(best.levels, scales, best.zeros, target, block))
-        best.improve(round_block(target, block, grid, scales, best.zeros))
+        moved = snap_scales(np.maximum(fitted, 0), grid.name)[None]
+        best.improve(priced(best.levels, moved, best.zeros, target, block))
+        best.improve(round_block(target, block, grid, moved, best.zeros))
     return best
 
 
-def candidates(target: Array, grid: Grid) -> Iterator[tuple[Array, Array | None]]:
-    """Scales and zero points [1, R] for a group of weights [C, R]: its range times factors."""
+def candidates(target: Array, grid: Grid) -> tuple[Array, Array | None]:
+    """Scales and zero points [trials, R] for a group of weights [C, R]: its range times factors."""
     zero = np.float32(0)
     low = np.minimum(target.min(axis=0, keepdims=True), zero)
     high = np.maximum(target.max(axis=0, keepdims=True), zero)
-    for factor in (np.float32(1), *factors(grid.scheme)):
-        params = from_range(low * factor, high * factor, grid.scheme, grid.name, grid.palette)
-        zeros = params.zero_points
-        yield params.scales, None if zeros is None else zeros.astype(np.float32)
-
-
-def _better(best: Choice | None, other: Choice) -> Choice:
-    if best is None:
-        return other
-    best.improve(other)
-    return best
+    tried = np.concatenate([np.ones(1, np.float32), factors(grid.scheme)])[:, None]
+    params = from_range(low * tried, high * tried, grid.scheme, grid.name, grid.palette)
+    zeros = params.zero_points
+    return params.scales, None if zeros is None else zeros.astype(np.float32)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
+from edgeq.quant.kernels.products import product, row_products, total, upper_inverse, upper_root
 
 STRIP = 256
 """Rows of H computed at once: a product of these is held besides H itself, and stays in the
@@ -21,7 +22,7 @@ second-level cache while it is added."""
 ERROR_ROWS = 1024
 """Rows whose errors are summed at once."""
 PANEL = 256
-"""Columns factored at once."""
+"""Columns solved for at once."""
 EXACT_K = 4096
 """Up to this K, H is factored in float64."""
 CROSS_DAMPING = 0.1
@@ -83,19 +84,16 @@ class Hessian:
             wanted = "needs the float model's inputs too" if x_float is None else "is not crossed"
             raise UsageError(f"this Hessian {wanted}; make it with crossed={x_float is not None}")
         self._as_sums()
-        product = np.empty(min(STRIP, k) * k, np.float32)
         for a in range(0, k, STRIP):
             b = min(a + STRIP, k)
             # the lower triangle; `_as_means` mirrors it
-            part = product[: (b - a) * b].reshape(b - a, b)
-            self._moments[a:b, :b] += np.matmul(x[:, a:b].T, x[:, :b], out=part)
+            product(x[:, a:b].T, x[:, :b].T, self._moments[a:b, :b], accumulate=True)
             if self._cross is not None and x_float is not None:
-                part = product[: (b - a) * k].reshape(b - a, k)
-                self._cross[a:b] += np.matmul(x_float[:, a:b].T, x, out=part)
+                product(x_float[:, a:b].T, x.T, self._cross[a:b], accumulate=True)
         if shift is not None:
             if self._shift is None:
                 self._shift = np.zeros((shift.shape[1], k), np.float32)
-            self._shift += shift.T @ x
+            product(shift.T, x.T, self._shift, accumulate=True)
         self.n += len(x)
 
     @property
@@ -133,8 +131,8 @@ class Hessian:
             return w
         wanted = np.zeros_like(w)
         if self._cross is not None:
-            wanted += w @ self._cross
-            wanted -= w @ self._moments
+            product(w, self._cross.T, wanted, accumulate=True)
+            product(w, self._moments, wanted, accumulate=True, negate=True)
         if self._shift is not None:
             wanted += self._shift
         if self._inverse is None:
@@ -177,25 +175,25 @@ def weighted_error(
         w, w_hat: float32 [N, K].
         hessian: of the inputs; None for the squared error of the weights themselves.
     """
-    total = 0.0
+    error = 0.0
     for a in range(0, len(w), ERROR_ROWS):
         e = w[a : a + ERROR_ROWS] - w_hat[a : a + ERROR_ROWS]
-        pulled = e if hessian is None else e @ hessian.matrix
-        total += float(np.einsum("nk,nk->n", pulled, e).sum(dtype=np.float64))
-    return max(total, 0.0)
+        pulled = e if hessian is None else product(e, hessian.matrix)
+        error += total(row_products(pulled, e))
+    return max(error, 0.0)
 
 
 def damped(matrix: NDArray[np.float32], damping: float) -> NDArray[np.floating]:
     """``H + aI`` with ``a`` in parts of the mean of H's diagonal: float64 up to `EXACT_K`."""
-    k = len(matrix)
-    out: NDArray[np.floating] = matrix.astype(np.float64 if k <= EXACT_K else np.float32)
-    out[np.diag_indices(k)] += ridge(matrix, damping)
+    exact = len(matrix) <= EXACT_K
+    out: NDArray[np.floating] = matrix.astype(np.float64 if exact else np.float32)
+    out[np.diag_indices(len(matrix))] += ridge(matrix, damping)
     return out
 
 
 def ridge(matrix: NDArray[np.float32], damping: float) -> float:
     """What damping adds to H's diagonal; 1 if no input ever differed from zero."""
-    mean = float(np.trace(matrix, dtype=np.float64)) / len(matrix)
+    mean = total(np.diagonal(matrix)) / len(matrix)
     return damping * mean if mean > 0 else 1.0
 
 
@@ -213,32 +211,16 @@ class Factor:
 
     @classmethod
     def of(cls, matrix: NDArray[np.floating]) -> Factor:
-        """Factor a matrix [K, K], which is overwritten.
-
-        Done here because NumPy's own does everything in float64, twice over: that is 2 GiB at
-        K = 8192.
+        """Factor a matrix [K, K] of float64 or float32, which is overwritten.
 
         Raises:
             numpy.linalg.LinAlgError: it is not positive definite.
         """
-        k = len(matrix)
-        pivots = np.empty(k, np.float32)
-        for start in range(_last(k), -1, -PANEL):
-            stop = min(start + PANEL, k)
-            # columns of M sqrt(D), of which those to the right are known
-            panel = matrix[:stop, start:stop]
-            panel -= matrix[:stop, stop:] @ matrix[start:stop, stop:].T
-            block = panel[start:]
-            root = np.linalg.cholesky(block[::-1, ::-1])[::-1, ::-1]
-            panel[:start] = panel[:start] @ np.linalg.inv(root).T.astype(matrix.dtype)
-            panel[start:] = root
-        for start in range(0, k, PANEL):
-            part = matrix[:, start : start + PANEL]
-            roots = np.diagonal(matrix)[start : start + PANEL].copy()
-            pivots[start : start + PANEL] = roots**2
-            part /= roots
-            part[start + PANEL :] = 0
-        return cls(matrix.astype(np.float32, copy=False), pivots)
+        root = upper_root(matrix)
+        roots = np.diagonal(root).copy()
+        for start in range(0, len(root), PANEL):
+            root[start : start + PANEL] /= roots
+        return cls(root.astype(np.float32, copy=False), np.square(roots).astype(np.float32))
 
     def solve(self, b: NDArray[np.float32]) -> NDArray[np.float32]:
         """``b`` [N, K] times the matrix's inverse: float32 [N, K]."""
@@ -246,17 +228,22 @@ class Factor:
         k = len(self.pivots)
         for start in range(_last(k), -1, -PANEL):
             part = slice(start, min(start + PANEL, k))
-            x[:, part] -= x[:, part.stop :] @ self.mix[part, part.stop :].T
-            x[:, part] = x[:, part] @ self._inverse(part).T
+            product(
+                x[:, part.stop :], self.mix[part, part.stop :], x[:, part],
+                accumulate=True, negate=True,
+            )  # fmt: skip
+            x[:, part] = product(x[:, part], self._inverse(part))
         x /= self.pivots
         for start in range(0, k, PANEL):
             part = slice(start, min(start + PANEL, k))
-            x[:, part] -= x[:, :start] @ self.mix[:start, part]
-            x[:, part] = x[:, part] @ self._inverse(part)
+            product(
+                x[:, :start], self.mix[:start, part].T, x[:, part], accumulate=True, negate=True
+            )
+            x[:, part] = product(x[:, part], self._inverse(part).T)
         return x
 
     def _inverse(self, part: slice) -> NDArray[np.float32]:
-        return np.linalg.inv(self.mix[part, part])
+        return upper_inverse(self.mix[part, part]).astype(np.float32)
 
 
 def _last(k: int) -> int:

@@ -14,11 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.formats.schemes import QuantScheme
+from edgeq.model.trigonometry import power
+from edgeq.quant.kernels.products import row_products, total
 from edgeq.quant.rounders.qparams import (
     Groups,
     Scratch,
@@ -92,7 +95,15 @@ def factors(scheme: QuantScheme) -> NDArray[np.float32]:
         # where the lowest level was needed, a scale that leaves it free may serve the rest better
         lowest, highest = levels(scheme)
         most = -lowest / highest
-    return np.geomspace(most, least, TRIALS if short else TRIALS_LONG).astype(np.float32)
+    trials = TRIALS if short else TRIALS_LONG
+    return _ratios(most, least, trials)
+
+
+@cache
+def _ratios(first: float, last: float, count: int) -> NDArray[np.float32]:
+    """From the first to the last in equal ratios."""
+    values = [first * power(last / first, i / (count - 1)) for i in range(count)]
+    return np.array(values, np.float32)
 
 
 _Trial = tuple[WeightParams, NDArray[np.float64], NDArray[np.float32]]
@@ -113,13 +124,13 @@ def _try(
         weighted = rounded
         if importance is not None:
             weighted = np.multiply(rounded, importance, out=scratch.like("weighted", w.shape))
-        products = np.einsum("rgs,rgs->rg", steps, weighted)
-        squares = np.einsum("rgs,rgs->rg", rounded, weighted)
+        products = row_products(steps, weighted)
+        squares = row_products(rounded, weighted)
         errors = squared_error(steps, rounded, params, importance)
         if scheme.granularity == "tensor":
-            error += errors.sum()
-            along += products.sum(dtype=np.float64)
-            square += squares.sum(dtype=np.float64)
+            error += total(errors)
+            along += total(products)
+            square += total(squares)
         else:
             error, along, square = errors, products, squares
     scales = params.scales.astype(np.float64)

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.formats.schemes import QuantScheme
+from edgeq.quant.kernels.products import total
 from edgeq.quant.rounders.mse import fit_mse
 from edgeq.quant.rounders.qparams import (
     HALVES,
@@ -66,7 +67,7 @@ def find_palette(
         steps, rounded = to_levels(w, params, scheme, scratch)
         positions = half_steps(steps).ravel(), steps.ravel().astype(np.float64)
         costs = (weights * np.square(params.scales)[:, :, None]).ravel().astype(np.float64)
-        error = float(squared_error(steps, rounded, params, weights).sum())
+        error = total(squared_error(steps, rounded, params, weights))
         if error < least:
             best = table
         if not error < (1 - CONVERGED) * least:
@@ -126,7 +127,7 @@ def _clustered(
     bins = np.clip(halves, 0, HALVES - 1)
     mass, first, second = (
         np.concatenate([[0.0], np.cumsum(np.bincount(bins, m, HALVES))])
-        for m in (costs, costs * positions, costs * positions**2)
+        for m in (costs, costs * positions, costs * positions * positions)
     )
     # of the bins i .. j-1 taken together, for all i < j: their mean and the error around it, at
     # [j, i], so that the best i is looked for along rows

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from edgeq.core.errors import FormatError, SchemeError
 from edgeq.formats.schemes import QuantScheme
 from edgeq.formats.tensor import QuantTensor, bf16_to_float32, float32_to_bf16
+from edgeq.quant.kernels.products import row_products
 
 MIN_SCALE = 2.0**-24
 """The smallest positive float16."""
@@ -318,10 +319,10 @@ def squared_error(
     np.subtract(steps, rounded, out=steps)
     error: NDArray[np.float64]
     if importance is None:
-        error = np.einsum("rgs,rgs->rg", steps, steps).astype(np.float64)
+        error = row_products(steps, steps).astype(np.float64)
     else:
         np.square(steps, out=steps)
-        error = np.einsum("rgs,gs->rg", steps, importance[0]).astype(np.float64)
+        error = row_products(steps, importance).astype(np.float64)
     error *= np.square(params.scales, dtype=np.float64)
     return error
 

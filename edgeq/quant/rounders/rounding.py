@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from edgeq.core.errors import SchemeError, UsageError, unknown
 from edgeq.formats.schemes import QuantScheme
 from edgeq.formats.tensor import QuantTensor
+from edgeq.quant.kernels.products import squares, total
 from edgeq.quant.rounders.gptq import round_gptq
 from edgeq.quant.rounders.hessian import Hessian
 from edgeq.quant.rounders.mse import fit_mse
@@ -177,8 +178,8 @@ def round_rows(
     steps, rounded = to_levels(groups, params, scheme, scratch)
     if scheme.codebook:  # which may hold no zero: what stands in for padding is no error
         steps.reshape(len(w), -1)[:, k:] = rounded.reshape(len(w), -1)[:, k:]
-    noise = float(squared_error(steps, rounded, params).sum())
-    signal = float(np.einsum("rk,rk->r", w, w).sum(dtype=np.float64))
+    noise = total(squared_error(steps, rounded, params))
+    signal = squares(w)
     return RoundedRows(to_codes(rounded, params, scheme)[:, :k], params, noise, signal)
 
 

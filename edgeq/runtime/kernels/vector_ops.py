@@ -30,7 +30,7 @@ from edgeq.compiler.llvm_ir import (
     store,
     take,
 )
-from edgeq.compiler.vector_math import Binary, absolute, exp, floats, larger, tree
+from edgeq.compiler.vector_math import Binary, absolute, activation, exp, floats, larger, tree
 from edgeq.formats.schemes import FLOAT_TAGS, K_BLOCK, FloatType
 from edgeq.runtime.kernels.microkernel import ACT_BLOCK, Isa
 
@@ -245,21 +245,14 @@ def _merge(mod: ir.Module) -> None:
 
 
 def _gate(mod: ir.Module) -> None:
-    """g = act(g) * u for n floats, a multiple of 16; kind 0 is SiLU, 1 is GELU by tanh.
-
-    Both are g / (1 + e ** -z): with z = g, or z = 2 sqrt(2 / pi) (g + 0.044715 g ** 3), since
-    0.5 (1 + tanh y) = 1 / (1 + e ** -2y).
-    """
+    """g = act(g) * u for n floats, a multiple of 16; kind 0 is SiLU, 1 is GELU by tanh."""
     fn, b = _define(mod, "edgeq_gate")
     g, u, n, kind = fn.args
     is_gelu = splat(b, b.icmp_signed("==", kind, const(1)), ir.VectorType(ir.IntType(1), 16))
     with loop(b, const(0), n, 16) as i:
         at = b.shl(i, const(2))
         x, y = (load(b, b.add(address, at), V16F32, 4) for address in (g, u))
-        cube = b.fmul(b.fmul(x, x), b.fmul(x, floats(0.044715)))
-        z = b.select(is_gelu, b.fmul(b.fadd(x, cube), floats(1.5957691216057308)), x)
-        e = exp(b, b.fsub(floats(0.0), z))
-        store(b, b.fmul(b.fdiv(x, b.fadd(e, floats(1.0))), y), b.add(g, at), 4)
+        store(b, b.fmul(activation(b, x, is_gelu), y), b.add(g, at), 4)
     b.ret_void()
 
 

@@ -19,7 +19,7 @@ from edgeq.quant.decoder.replay import Replay
 from edgeq.quant.rounders import gptq as module
 from edgeq.quant.rounders import hessian as hessian_module
 from edgeq.quant.rounders.gptq import Hessian, weighted_error
-from edgeq.quant.rounders.gptq_block import candidates, search
+from edgeq.quant.rounders.gptq_block import Grid, candidates, search
 from edgeq.quant.rounders.hessian import Factor, damped
 from edgeq.quant.rounders.qparams import snap_scales
 from edgeq.runtime.tokenizer import Tokenizer
@@ -153,7 +153,12 @@ def textbook(
 @pytest.mark.parametrize("k", [172, 64])
 def test_plain_gptq_is_the_textbook_s(text: str, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the search for scales that is ours: each group spans its range."""
-    monkeypatch.setattr(module, "candidates", lambda t, grid: [next(candidates(t, grid))])
+
+    def first(target: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray | None]:
+        scales, zeros = candidates(target, grid)
+        return scales[:1], None if zeros is None else zeros[:1]
+
+    monkeypatch.setattr(module, "candidates", first)
     monkeypatch.setattr(module, "search", partial(search, refits=0))
     w, scheme, hessian = weights(40, k), scheme_of(text), hessian_of(inputs(600, k))
     got = gptq(w, scheme, hessian, act_order=False, sweeps=0)

@@ -19,9 +19,11 @@ from edgeq.core.progress import Progress
 from edgeq.formats.schemes import QuantScheme, Scheme
 from edgeq.model.model import Model
 from edgeq.model.recording import LinearGroup
+from edgeq.model.trigonometry import powers
 from edgeq.quant.decoder.calibrate import CalibrationText
 from edgeq.quant.decoder.replay import Replay, ReplayStep
 from edgeq.quant.decoder.transforms.fold import can_fold, folded, shared
+from edgeq.quant.kernels.products import column_sums
 from edgeq.quant.rounders.gptq import Hessian, weighted_error
 from edgeq.quant.rounders.rounding import quantize_tensor
 
@@ -59,11 +61,11 @@ def _best(
 ) -> NDArray[np.float64] | None:
     """The group's factors, or None if none is better than ones."""
     hessian: Hessian | None = None
-    total, n = 0.0, 0
+    total, n = np.zeros(1), 0
     for x in step.inputs():
         hessian = hessian or Hessian(x.shape[1])
         hessian.add(x)
-        total = total + np.abs(x).sum(axis=0, dtype=np.float64)
+        total = total + column_sums(np.abs(x))
         n += x.shape[0]
     assert hessian is not None  # a replay has windows
     mean = shared(model.config, step.group, np.asarray(total / n))
@@ -72,7 +74,7 @@ def _best(
     mean = np.maximum(mean, 1e-4 * mean.max())
     least, best = np.inf, None
     for alpha in GRID:
-        s = mean**alpha
+        s = powers(mean, alpha)
         s /= np.sqrt(s.max() * s.min())
         error = sum(
             _error(step.weights[name], schemes[name], s, hessian, name)

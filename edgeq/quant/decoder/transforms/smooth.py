@@ -17,6 +17,7 @@ from edgeq.core.progress import Progress
 from edgeq.formats.schemes import Scheme
 from edgeq.model.model import Model
 from edgeq.model.recording import LinearGroup
+from edgeq.model.trigonometry import powers
 from edgeq.quant.decoder.calibrate import CalibrationText
 from edgeq.quant.decoder.replay import Replay
 from edgeq.quant.decoder.transforms.fold import can_fold, folded, shared
@@ -52,6 +53,6 @@ def smoothquant(
         # a column that is never used, or weighs nothing, keeps its scale
         live = (inputs > 0) & (weights > 0)
         s = np.ones_like(inputs)
-        s[live] = inputs[live] ** ALPHA / weights[live] ** (1 - ALPHA)
+        s[live] = powers(inputs[live], ALPHA) / powers(weights[live], 1 - ALPHA)
         found[step.group] = s
     return folded(model, found)

@@ -1,0 +1,74 @@
+"""A decoder in which every sum is in one order: replays give the same bits on every machine.
+
+What `edgeq.model.reference` computes by NumPy and BLAS is computed here by the kernels of
+`edgeq.quant.kernels`; additions, multiplications and square roots of single numbers are NumPy's,
+as IEEE 754 defines their results.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgeq.formats.tensor import Tensor
+from edgeq.model.formulas import BLOCK_ELEMENTS, Array, attend_blocks
+from edgeq.model.reference import Reference
+from edgeq.model.reference_cache import KV
+from edgeq.quant.kernels.products import activation, product, row_products, softmax
+
+
+class FixedOrderReference(Reference):
+    """`Reference` with norms, gates and attention whose sums have one order.
+
+    Its ``linear`` must be given, and is of one order too if it is `fixed_order_dense`.
+    """
+
+    def new_cache(self) -> KV:
+        """An empty cache for `forward`."""
+        return FixedOrderKV(self.config)
+
+    def norm(self, name: str, x: Array, weight: str) -> Array:
+        """Divide by the root mean square along the last axis, times the weight."""
+        c = self.config
+        square = row_products(x, x)[..., None] / np.float32(x.shape[-1])
+        scale = self._vector(weight) + np.float32(c.norm_offset)
+        return self._result(name, x / np.sqrt(square + np.float32(c.norm_eps)) * scale)
+
+    def gated(self, name: str, gate: Array, up: Array) -> Array:
+        """activation(gate) * up."""
+        out = activation(self.config.activation, gate)
+        out *= up
+        return self._result(name, out)
+
+
+class FixedOrderKV(KV):
+    """Keys and values, attended in one order."""
+
+    def attend(self, layer: int, q: Array) -> Array:
+        """Attention of q [T, H, D] at positions n_past .. n_past+T-1, after `append`."""
+        c = self.config
+        n = q.shape[0]
+        out = np.empty((n, c.kv_heads, c.group, c.head_dim), np.float32)
+        grouped = q.reshape(n, c.kv_heads, c.group, c.head_dim)
+        keys, values = self._k[layer], self._v[layer]
+        for rows, seen, visible in attend_blocks(c.blocks[layer], self.n_past, n):
+            count = rows.stop - rows.start
+            hidden = np.repeat(~visible, c.group, axis=0)
+            for head in range(c.kv_heads):
+                queries = grouped[rows, head].reshape(count * c.group, c.head_dim)
+                scores = product(queries, keys[seen, head])
+                scores *= np.float32(c.attn_scale)
+                scores[hidden] = -np.inf
+                mixed = product(softmax(scores), values[seen, head].T)
+                out[rows, head] = mixed.reshape(count, c.group, c.head_dim)
+        return out.reshape(n, c.heads, c.head_dim)
+
+
+def fixed_order_dense(name: str, x: Array, weight: Tensor) -> Array:
+    """x [T, K] @ weight.T, a block of rows of the weight at a time."""
+    n, k = weight.shape
+    step = max(1, BLOCK_ELEMENTS // k)
+    out = np.empty((x.shape[0], n), np.float32)
+    for a in range(0, n, step):
+        rows = weight.rows(a, min(a + step, n))
+        product(x, rows, out[:, a : a + step])
+    return out
