@@ -12,6 +12,10 @@ for each (row r of 16, column c of 4), r outermost:
     2 bits   plane j (0..1)  bits 2i,2i+1 = code of column 16j+4i+c,  i = 0..3
     3 bits   planes 0..1     the low two bits of every code, laid out as for 2 bits
              plane 2         bit i = the code's high bit of column 4i+c,  i = 0..7
+    5 bits   planes 0..3     the low four bits of every code, laid out as for 4 bits
+             plane 4         the fifth bits, laid out as the high bits of 3-bit codes
+    6 bits   planes 0..3     the low four bits of every code, laid out as for 4 bits
+             planes 4..5     the two high bits of every code, laid out as for 2 bits
 
 Unpacked, every block is eight 64-byte vectors of (16 rows x 4 columns): just what one
 ``vpdpbusd`` (AVX-512), two (AVX2) or four ``sdot`` by lane (ARM) multiply by four activations,
@@ -27,7 +31,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.formats.schemes import K_BLOCK
+from edgeq.formats.schemes import BITS, K_BLOCK
 
 TILE = 16
 """Rows per tile."""
@@ -45,7 +49,7 @@ def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
 
     Args:
         codes: uint8 [N, K] with N a multiple of 16 and K of 32 (pad first), values < 2**bits.
-        bits: 2, 3, 4 or 8.
+        bits: one of `edgeq.formats.schemes.BITS`.
 
     Returns:
         uint8 [N/16, K/32, bits*64], C-contiguous.
@@ -61,17 +65,29 @@ def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     if bits == 8:
         planes = v
     elif bits == 4:
-        planes = v[:, :, 0::2] | (v[:, :, 1::2] << np.uint8(4))
+        planes = _pack4(v)
     elif bits == 2:
         planes = _pack2(v)
     elif bits == 3:
-        high = np.zeros_like(v[:, :, :1])
-        for i in range(8):
-            high[:, :, 0] |= (v[:, :, i] >> np.uint8(2)) << np.uint8(i)
-        planes = np.concatenate([_pack2(v & np.uint8(3)), high], axis=2)
+        planes = np.concatenate([_pack2(v & np.uint8(3)), _pack1(v >> np.uint8(2))], axis=2)
+    elif bits == 5:
+        planes = np.concatenate([_pack4(v & np.uint8(15)), _pack1(v >> np.uint8(4))], axis=2)
+    elif bits == 6:
+        planes = np.concatenate([_pack4(v & np.uint8(15)), _pack2(v >> np.uint8(4))], axis=2)
     else:
-        raise ValueError(f"bits is {bits}; use 2, 3, 4 or 8")
+        raise ValueError(f"bits is {bits}; use one of {', '.join(map(str, BITS))}")
     return np.ascontiguousarray(planes).reshape(n // TILE, k // K_BLOCK, bits * 64)
+
+
+def _pack4(v: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return v[:, :, 0::2] | (v[:, :, 1::2] << np.uint8(4))
+
+
+def _pack1(v: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    plane = v[:, :, :1].copy()
+    for i in range(1, 8):
+        plane[:, :, 0] |= v[:, :, i] << np.uint8(i)
+    return plane
 
 
 def _pack2(v: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -87,7 +103,7 @@ def unpack(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
 
     Args:
         packed: uint8 [tiles, blocks, bits*64].
-        bits: 2, 3, 4 or 8.
+        bits: one of `edgeq.formats.schemes.BITS`.
 
     Returns:
         uint8 codes [tiles*16, blocks*32].
@@ -99,9 +115,14 @@ def unpack(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     v = np.empty((tiles, blocks, 8, TILE, LANE), np.uint8)
     if bits == 8:
         v[:] = planes
-    elif bits == 4:
-        v[:, :, 0::2] = planes & 15
-        v[:, :, 1::2] = planes >> 4
+    elif bits >= 4:
+        v[:, :, 0::2] = planes[:, :, :4] & 15
+        v[:, :, 1::2] = planes[:, :, :4] >> 4
+        for i in range(8):
+            if bits == 5:
+                v[:, :, i] |= ((planes[:, :, 4] >> i) & 1) << 4
+            elif bits == 6:
+                v[:, :, i] |= ((planes[:, :, 4 + i // 4] >> (2 * (i % 4))) & 3) << 4
     else:
         for i in range(8):
             v[:, :, i] = (planes[:, :, i // 4] >> (2 * (i % 4))) & 3

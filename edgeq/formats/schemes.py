@@ -1,15 +1,21 @@
 """How the numbers of a tensor are stored: the quantization scheme and its text form.
 
 A weight of an integer scheme is ``scale * (code - zero_point)`` with an unsigned ``code`` of
-``bits`` bits. A symmetric scheme has the fixed zero point ``2 ** (bits - 1)`` and stores none.
+``bits`` bits. A symmetric scheme has the fixed zero point ``2 ** (bits - 1)`` and stores none. A
+scheme with a float minimum has no zero point: its weight is ``scale * code + minimum``.
 
 Text form, of decoders and graphs alike:
 
-    w<bits>-<granularity>[-asym|-palette][-<method>]     w4-g32  w8-channel  w2-g16-asym
-    f32 | f16 | bf16                                     tensors that stay floating point
+    w<bits>-<granularity>[-asym|-min|-palette][-<method>]     w4-g32  w8-channel  w2-g16-asym
+    f32 | f16 | bf16                                          tensors that stay floating point
 
 where granularity is ``g16`` .. ``g256``, ``channel`` or ``tensor``, and the method says how codes
 are chosen (`METHODS`). A method belongs to recipes only: a stored tensor's scheme has none.
+
+``g16x256`` and ``g32x256`` are groups with two-level scales, as GGUF's K-quants have them: a
+group's scale is an 8-bit integer times a float16 scale that 256 weights of a row share, and so is
+its minimum. Schemes with 5 or 6 bits, a minimum or two-level scales come from checkpoints that
+others quantized; edgeq keeps their integers and does not round to them.
 """
 
 from __future__ import annotations
@@ -23,7 +29,11 @@ from edgeq.core.errors import SchemeError, check_type, unknown
 
 Granularity = Literal["tensor", "channel", "group"]
 
-BITS = (2, 3, 4, 8)
+BITS = (2, 3, 4, 5, 6, 8)
+ROUNDED_BITS = (2, 3, 4, 8)
+"""Bits of the schemes that edgeq rounds to; the others are only kept."""
+SUPERBLOCK = 256
+"""Weights of a row that share the upper scale of a scheme with two-level scales."""
 GROUP_SIZES = (16, 32, 64, 128, 256)
 METHODS = ("rtn", "mse", "imatrix", "gptq")
 """How scales and codes are chosen; `edgeq.quant.METHODS` describes each."""
@@ -48,12 +58,15 @@ class QuantScheme:
     """How one weight matrix [N, K] is quantized.
 
     Args:
-        bits: 2, 3, 4 or 8 bits per code.
+        bits: 2, 3, 4, 5, 6 or 8 bits per code.
         symmetric: True for the fixed zero point ``2 ** (bits - 1)``.
         granularity: which weights share a scale: the tensor, a row ("channel"), or a run of
             ``group_size`` weights along K ("group").
         group_size: 16, 32, 64, 128 or 256 for "group", otherwise None.
         codebook: None for evenly spaced codes, "palette" for a table of values per tensor.
+        minimum: whether each group has a float minimum instead of a zero point; such a scheme is
+            not symmetric.
+        two_level: whether the scales of groups are integers times a scale for 256 weights.
         method: how codes are chosen, of `METHODS`; None where the recipe says it for all tensors,
             and for tensors that are quantized already.
 
@@ -67,6 +80,8 @@ class QuantScheme:
     group_size: int | None = 32
     codebook: Literal["palette"] | None = None
     method: str | None = None
+    minimum: bool = False
+    two_level: bool = False
 
     def __post_init__(self) -> None:
         check_type("bits", self.bits, int)
@@ -96,6 +111,33 @@ class QuantScheme:
             raise SchemeError("a palette has 2, 3 or 4 bits and is symmetric; use w4-g32-palette")
         if self.method is not None and self.method not in METHODS:
             raise SchemeError(unknown("method", str(self.method), METHODS))
+        check_type("minimum", self.minimum, bool)
+        check_type("two_level", self.two_level, bool)
+        if self.minimum and self.symmetric:
+            raise SchemeError("a scheme with a minimum is not symmetric; pass symmetric=False")
+        if self.minimum and self.granularity != "group":
+            raise SchemeError("only groups have a minimum; use granularity 'group'")
+        if self.two_level and self.group_size not in (16, 32):
+            raise SchemeError(
+                f"group_size is {self.group_size} with two-level scales; use 16 or 32"
+            )
+        if self.two_level and not (self.symmetric or self.minimum):
+            raise SchemeError("two-level scales come without zero points; use a minimum")
+
+    @property
+    def has_zero_points(self) -> bool:
+        """Whether each group has an integer zero point of its own."""
+        return not self.symmetric and not self.minimum
+
+    @property
+    def kept_only(self) -> bool:
+        """Whether no rounder makes it: tensors of this scheme keep the integers of a checkpoint."""
+        return self.bits not in ROUNDED_BITS or self.minimum or self.two_level
+
+    @property
+    def packs_nibbles(self) -> bool:
+        """Whether a group's integer scale and minimum are 4 bits each, in one byte (Q2_K)."""
+        return self.two_level and self.minimum and self.bits == 2
 
     @property
     def mid(self) -> int:
@@ -113,8 +155,8 @@ class QuantScheme:
         return self if self.method is None else replace(self, method=None)
 
     def padded_k(self, k: int) -> int:
-        """K rounded up to whole 32-wide blocks and whole groups."""
-        step = max(K_BLOCK, self.group_size or 0)
+        """K rounded up to whole 32-wide blocks, whole groups and whole spans of an upper scale."""
+        step = SUPERBLOCK if self.two_level else max(K_BLOCK, self.group_size or 0)
         return -(-k // step) * step
 
     def n_groups(self, k: int) -> int:
@@ -123,7 +165,11 @@ class QuantScheme:
 
     def __str__(self) -> str:
         middle = f"g{self.group_size}" if self.granularity == "group" else self.granularity
-        end = "-palette" if self.codebook else ("" if self.symmetric else "-asym")
+        middle += f"x{SUPERBLOCK}" if self.two_level else ""
+        if self.codebook:
+            end = "-palette"
+        else:
+            end = "" if self.symmetric else "-min" if self.minimum else "-asym"
         text = f"w{self.bits}-{middle}{end}"
         if text == _ASYMMETRIC:
             text += "-sym"
@@ -154,7 +200,8 @@ class FloatScheme:
 Scheme = QuantScheme | FloatScheme
 
 _TEXT = re.compile(
-    rf"w(\d+)-(?:g(\d+)|(channel|tensor))(?:-(asym|sym|palette))?(?:-({'|'.join(METHODS)}))?"
+    rf"w(\d+)-(?:g(\d+)(x{SUPERBLOCK})?|(channel|tensor))(?:-(asym|sym|min|palette))?"
+    rf"(?:-({'|'.join(METHODS)}))?"
 )
 
 BY_BITS: Mapping[int, QuantScheme] = {
@@ -187,14 +234,14 @@ def parse_scheme(text: str, *, method: bool = False) -> Scheme:
     if name in _FLOAT_TEXTS:
         return FloatScheme(_FLOAT_TEXTS[name])
     match = _TEXT.fullmatch(name)
-    if not match or (match[5] and not method):
+    if not match or (match[6] and not method):
         ending = "[-asym|-palette]" + (f"[-{'|-'.join(METHODS)}]" if method else "")
         known = (*map(str, BY_BITS.values()), "w8-g32", "w4-g128", "w2-g16", *FLOAT_TAGS.values())
         raise SchemeError(
             unknown("scheme", text, known)
             + f"; or write w<bits>-<g16..g256|channel|tensor>{ending}, such as w4-g64-asym"
         )
-    bits, group, whole, suffix, rounding = match.groups()
+    bits, group, upper, whole, suffix, rounding = match.groups()
     granularity: Granularity = "group"
     if whole == "channel":
         granularity = "channel"
@@ -202,9 +249,12 @@ def parse_scheme(text: str, *, method: bool = False) -> Scheme:
         granularity = "tensor"
     return QuantScheme(
         bits=int(bits),
-        symmetric=suffix != "asym" and not (suffix is None and f"w{bits}-g{group}" == _ASYMMETRIC),
+        symmetric=suffix not in ("asym", "min")
+        and not (suffix is None and not upper and f"w{bits}-g{group}" == _ASYMMETRIC),
         granularity=granularity,
         group_size=int(group) if group else None,
         codebook="palette" if suffix == "palette" else None,
         method=rounding,
+        minimum=suffix == "min",
+        two_level=upper is not None,
     )

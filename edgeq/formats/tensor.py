@@ -10,14 +10,15 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import SchemeError, check_type, unknown
 from edgeq.formats.packing import TILE, pack, round_up, tile_params, unpack, untile_params
-from edgeq.formats.schemes import FloatType, QuantScheme
+from edgeq.formats.schemes import SUPERBLOCK, FloatType, QuantScheme
+from edgeq.formats.two_level import TwoLevelScales, offsets, pack_scales, products, unpack_scales
 
 BLOCK_ELEMENTS = 1 << 20
 """Elements of a tensor that are worked on at once where nothing else is said."""
@@ -132,16 +133,20 @@ class FloatTensor:
 class QuantTensor:
     """A quantized weight matrix in the packed tile layout of `edgeq.formats.packing`.
 
-    The value of a weight is ``scale * (code - zero_point)``.
+    The value of a weight is ``scale * (code - zero_point)``, or ``scale * code + minimum`` if the
+    scheme has a minimum.
 
     Args:
         scheme: how it was quantized.
         shape: (N, K), unpadded.
         packed: uint8 [tiles, blocks, bits*64], tiles = ceil(N/16), blocks = padded K / 32.
-        scales: float16 [tiles, groups, 16]; rows past N are 0.
-        zero_points: uint8 [tiles, groups, 16] if asymmetric, else None.
+        scales: float16 [tiles, groups, 16]; rows past N are 0. With two-level scales uint8
+            [tiles, K / 256, bytes], see `edgeq.formats.two_level`, minimums included.
+        zero_points: uint8 [tiles, groups, 16] if the scheme has them, else None.
         palette: int8 [2**bits] if the scheme has a codebook: the weight is
             ``scale * palette[code]``; else None.
+        minimums: float16 [tiles, groups, 16] if the scheme has a minimum and its scales have one
+            level, else None.
 
     Raises:
         SchemeError: a part has another shape or type than the scheme asks for.
@@ -150,9 +155,10 @@ class QuantTensor:
     scheme: QuantScheme
     shape: tuple[int, int]
     packed: NDArray[np.uint8]
-    scales: NDArray[np.float16]
+    scales: NDArray[np.float16] | NDArray[np.uint8]
     zero_points: NDArray[np.uint8] | None = None
     palette: NDArray[np.int8] | None = None
+    minimums: NDArray[np.float16] | None = None
 
     def __repr__(self) -> str:
         return f"<QuantTensor {self.scheme} {list(self.shape)}, {self.nbytes} bytes>"
@@ -172,7 +178,7 @@ class QuantTensor:
                     f"{part} of a {self.scheme} tensor [{self.shape[0]}, {self.shape[1]}] "
                     f"must be {np.dtype(dtype)} {list(shape)}, got {found}"
                 )
-        for part in ("zero_points", "palette"):
+        for part in ("zero_points", "palette", "minimums"):
             if part not in wants and getattr(self, part) is not None:
                 raise SchemeError(f"a {self.scheme} tensor has no {part}")
 
@@ -181,44 +187,53 @@ class QuantTensor:
         cls,
         scheme: QuantScheme,
         codes: NDArray[np.uint8],
-        scales: NDArray[np.floating],
+        scales: NDArray[np.floating] | TwoLevelScales,
         zero_points: NDArray[np.integer] | None = None,
         palette: NDArray[np.int8] | None = None,
+        minimums: NDArray[np.floating] | None = None,
     ) -> QuantTensor:
         """Build from plain codes.
 
         Args:
             scheme: the scheme.
             codes: uint8 [N, K], unpadded.
-            scales: [N, G] (or [1, 1] for granularity "tensor"); must be exact in float16.
-            zero_points: [N, G] if asymmetric.
+            scales: [N, G] (or [1, 1] for granularity "tensor"); must be exact in float16. With
+                two-level scales their parts; K is then a multiple of 256.
+            zero_points: [N, G] if the scheme has them.
             palette: int8 [2**bits] if the scheme has a codebook.
+            minimums: [N, G] if the scheme has a minimum and its scales have one level; must be
+                exact in float16.
         """
         n, k = codes.shape
         np_, kp, g = round_up(n, TILE), scheme.padded_k(k), scheme.n_groups(k)
-        full_scales = np.zeros((np_, g), np.float16)
-        full_scales[:n] = scales
+
+        def tiled(values: NDArray[np.generic], dtype: type[np.generic], fill: int = 0) -> Any:
+            whole = np.full((np_, g), fill, dtype)
+            whole[:n] = values
+            return tile_params(whole)
+
+        full = np.full((np_, kp), 0 if scheme.minimum else scheme.mid, np.uint8)
         zero: NDArray[np.uint8] | None = None
-        full = np.full((np_, kp), scheme.mid, np.uint8)
         if zero_points is not None:
-            zero = np.full((np_, g), scheme.mid, np.uint8)
-            zero[:n] = zero_points
-            full[:] = np.repeat(zero, kp // g, axis=1)  # padding is worth exactly zero
-            zero = tile_params(zero)  # type: ignore[assignment]
+            zero = tiled(zero_points, np.uint8, scheme.mid)
+            full[:] = np.repeat(untile_params(zero), kp // g, axis=1)  # padding is worth exactly 0
         full[:n, :k] = codes
         return cls(
             scheme,
             (n, k),
             pack(full, scheme.bits),
-            tile_params(full_scales),  # type: ignore[arg-type]
+            pack_scales(scheme, scales)
+            if isinstance(scales, TwoLevelScales)
+            else tiled(scales, np.float16),
             zero,
             palette,
+            None if minimums is None else tiled(minimums, np.float16),
         )
 
     @property
     def nbytes(self) -> int:
         """Bytes held, padding, scales and tables included."""
-        parts = (self.packed, self.scales, self.zero_points, self.palette)
+        parts = (self.packed, self.scales, self.zero_points, self.palette, self.minimums)
         return sum(p.nbytes for p in parts if p is not None)
 
     @cached_property
@@ -228,23 +243,44 @@ class QuantTensor:
 
     def codes(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
         """Codes of rows ``start:stop``, uint8 [rows, K], unpadded."""
-        n, k = self.shape
-        stop = n if stop is None else min(stop, n)
-        t0, t1 = start // TILE, -(-stop // TILE)
-        part = slice(start - t0 * TILE, stop - t0 * TILE)
-        return unpack(self.packed[t0:t1], self.scheme.bits)[part, :k]
+        tiles, part = self._tiles(start, stop)
+        return unpack(self.packed[tiles], self.scheme.bits)[part, : self.shape[1]]
 
     def row_params(
         self, start: int = 0, stop: int | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Scales float32 [rows, G] and zero points uint8 [rows, G] of rows ``start:stop``."""
-        stop = self.shape[0] if stop is None else min(stop, self.shape[0])
-        t0, t1 = start // TILE, -(-stop // TILE)
-        part = slice(start - t0 * TILE, stop - t0 * TILE)
-        scales = untile_params(self.scales[t0:t1])[part].astype(np.float32)
+        """Scales float32 [rows, G] and zero points uint8 [rows, G] of rows ``start:stop``.
+
+        The zero points of a scheme with a minimum are 0.
+        """
+        tiles, part = self._tiles(start, stop)
+        if self.scheme.two_level:
+            two = unpack_scales(self.scheme, self.scales[tiles])  # type: ignore[arg-type]
+            scales = products(self.scheme, two.group_scales[part], two.upper_scales[part])
+        else:
+            scales = untile_params(self.scales[tiles])[part].astype(np.float32)
         if self.zero_points is None:
-            return scales, np.full(scales.shape, self.scheme.mid, np.uint8)
-        return scales, untile_params(self.zero_points[t0:t1])[part]  # type: ignore[return-value]
+            zero = 0 if self.scheme.minimum else self.scheme.mid
+            return scales, np.full(scales.shape, zero, np.uint8)
+        return scales, untile_params(self.zero_points[tiles])[part]  # type: ignore[return-value]
+
+    def row_minimums(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32] | None:
+        """Minimums float32 [rows, G] of rows ``start:stop``; None if the scheme has none."""
+        tiles, part = self._tiles(start, stop)
+        if self.minimums is not None:
+            return untile_params(self.minimums[tiles])[part].astype(np.float32)
+        if not self.scheme.minimum:
+            return None
+        two = unpack_scales(self.scheme, self.scales[tiles])  # type: ignore[arg-type]
+        assert two.group_minimums is not None
+        assert two.upper_minimums is not None
+        return products(self.scheme, two.group_minimums[part], two.upper_minimums[part])
+
+    def _tiles(self, start: int, stop: int | None) -> tuple[slice, slice]:
+        """The tiles that hold rows ``start:stop``, and where these are among the tiles' rows."""
+        stop = self.shape[0] if stop is None else min(stop, self.shape[0])
+        first = start // TILE
+        return slice(first, -(-stop // TILE)), slice(start - first * TILE, stop - first * TILE)
 
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """Rows ``start:stop``, dequantized."""
@@ -265,6 +301,9 @@ class QuantTensor:
         else:
             np.subtract(codes, np.repeat(zeros, size, axis=1)[:, :k], out=out, dtype=np.float32)
         out *= np.repeat(scales, size, axis=1)[:, :k]
+        minimums = self.row_minimums(start, stop)
+        if minimums is not None:
+            out += np.repeat(minimums, size, axis=1)[:, :k]
 
     def numpy(self) -> NDArray[np.float32]:
         """The whole tensor as float32 (a copy)."""
@@ -281,7 +320,12 @@ def part_shapes(
         "packed": (np.uint8, (tiles, scheme.padded_k(shape[1]) // 32, scheme.bits * 64)),
         "scales": (np.float16, (tiles, groups, TILE)),
     }
-    if not scheme.symmetric:
+    if scheme.two_level:
+        records = scheme.padded_k(shape[1]) // SUPERBLOCK
+        parts["scales"] = (np.uint8, (tiles, records, offsets(scheme).nbytes))
+    elif scheme.minimum:
+        parts["minimums"] = (np.float16, (tiles, groups, TILE))
+    if scheme.has_zero_points:
         parts["zero_points"] = (np.uint8, (tiles, groups, TILE))
     if scheme.codebook:
         parts["palette"] = (np.int8, (scheme.n_codes,))

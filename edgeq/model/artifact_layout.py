@@ -14,6 +14,9 @@
                          NAME.scales       F16  [tiles, groups, 16]
                          NAME.zero_points  U8   [tiles, groups, 16]        if asymmetric
                          NAME.palette      I8   [2**bits]                  if it has a codebook
+                         NAME.minimums     F16  [tiles, groups, 16]        if it has minimums
+                         NAME.scales       U8   [tiles, K/256, bytes]      if of two levels, see
+                                                                           edgeq.formats.two_level
       float tensor       NAME              F32, F16 or BF16, its own shape
       tokenizer file     file:tokenizer.json ...  U8 [length]
       filler             pad.0001 ...      U8 zeros, at most 63: safetensors allows no holes

@@ -138,6 +138,9 @@ class CompiledProgram:
             if tensor.zero_points is not None:
                 record["zeros"] = address(tensor.zero_points, 16)
                 record["zero_step"] = tensor.zero_points.strides[0]
+            if tensor.minimums is not None:
+                record["zeros"] = address(tensor.minimums, 32)
+                record["zero_step"] = tensor.minimums.strides[0]
         else:
             if not isinstance(tensor, FloatTensor):  # a lazily decoded tensor has no bytes to use
                 tensor = FloatTensor("float32", tensor.numpy())

@@ -153,12 +153,14 @@ class PackedLinear:
         if self._keep:
             if name not in self._unpacked:
                 self._unpacked[name] = centered(weight, 0, n)
-            return block_sums(q, scales, self._unpacked[name], weight.row_params()[0])
+            return block_sums(q, scales, self._unpacked[name], weight.row_params()[0],
+                              weight.row_minimums())  # fmt: skip
         out = np.empty((x.shape[0], n), np.float32)
         step = max(1, UNPACK_WEIGHTS // kp)
         for a in range(0, n, step):
             b = min(a + step, n)
-            out[:, a:b] = block_sums(q, scales, centered(weight, a, b), weight.row_params(a, b)[0])
+            params = weight.row_params(a, b)[0], weight.row_minimums(a, b)
+            out[:, a:b] = block_sums(q, scales, centered(weight, a, b), *params)
         return out
 
 
@@ -184,7 +186,9 @@ def centered(weight: QuantTensor, start: int, stop: int) -> Array:
     return np.ascontiguousarray(runs.transpose(1, 2, 0))
 
 
-def block_sums(q: Array, scales: Array, weights: Array, weight_scales: Array) -> Array:
+def block_sums(
+    q: Array, scales: Array, weights: Array, weight_scales: Array, minimums: Array | None = None
+) -> Array:
     """Exact integer sums of runs of columns, scaled and added in float32, run after run.
 
     Args:
@@ -192,6 +196,7 @@ def block_sums(q: Array, scales: Array, weights: Array, weight_scales: Array) ->
         scales: float32 [T, Kp/32], of the activations.
         weights: float32 [Kp/w, w, N] from `centered`.
         weight_scales: float32 [N, G].
+        minimums: float32 [N, G], of a scheme that has them.
 
     Returns:
         float32 [T, N].
@@ -204,6 +209,9 @@ def block_sums(q: Array, scales: Array, weights: Array, weight_scales: Array) ->
         sums = q[:, column : column + width] @ weights[run]
         scale = scales[:, column // K_BLOCK, None] * weight_scales[None, :, run // per_group]
         out += sums * scale
+        if minimums is not None:
+            totals = q[:, column : column + width].sum(axis=1, keepdims=True)
+            out += totals * scales[:, column // K_BLOCK, None] * minimums[None, :, run // per_group]
     return out
 
 

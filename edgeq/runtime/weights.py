@@ -22,7 +22,7 @@ from edgeq.model.model import Model
 
 _LINE = 64
 _PIECE = 1 << 23
-_PARTS = ("packed", "scales", "zero_points", "data")
+_PARTS = ("packed", "scales", "zero_points", "minimums", "data")
 
 
 def worth_copying(model: Model) -> bool:

@@ -103,8 +103,8 @@ def test_unpadded_codes_and_other_bits_are_refused() -> None:
         pack(np.zeros((15, 32), np.uint8), 4)
     with pytest.raises(ValueError, match="must be padded"):
         pack(np.zeros((16, 33), np.uint8), 4)
-    with pytest.raises(ValueError, match="bits is 5"):
-        pack(np.zeros((16, 32), np.uint8), 5)
+    with pytest.raises(ValueError, match="bits is 7"):
+        pack(np.zeros((16, 32), np.uint8), 7)
     with pytest.raises(ValueError, match="256 bytes, got 128"):
         unpack(np.zeros((1, 1, 128), np.uint8), 4)
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from edgeq.core.errors import SchemeError
@@ -9,6 +11,7 @@ from edgeq.formats.schemes import (
     FLOAT_TAGS,
     GROUP_SIZES,
     METHODS,
+    ROUNDED_BITS,
     FloatScheme,
     FloatType,
     QuantScheme,
@@ -23,6 +26,14 @@ EVERY = [
         ("tensor", None), ("channel", None), *(("group", size) for size in GROUP_SIZES)
     )
 ] + [QuantScheme(bits, codebook="palette") for bits in (2, 3, 4)]  # fmt: skip
+EVERY += [QuantScheme(bits, False, "group", 32, minimum=True) for bits in BITS]
+EVERY += [
+    QuantScheme(bits, not minimum, "group", size, minimum=minimum, two_level=True)
+    for bits in BITS
+    for size in (16, 32)
+    for minimum in (True, False)
+]
+EVERY += [QuantScheme(4, codebook="palette", two_level=True)]
 
 
 @pytest.mark.parametrize("scheme", EVERY, ids=str)
@@ -34,7 +45,7 @@ def test_texts_are_unique() -> None:
     assert len({str(scheme) for scheme in EVERY}) == len(EVERY)
 
 
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits", ROUNDED_BITS)
 def test_every_number_of_bits_has_a_usual_scheme(bits: int) -> None:
     scheme = BY_BITS[bits]
     assert scheme.bits == bits
@@ -75,7 +86,7 @@ def test_float_types(dtype: FloatType) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("w5-g32", "bits is 5; use one of 2, 3, 4, 8"),
+        ("w7-g32", "bits is 7; use one of 2, 3, 4, 5, 6, 8"),
         ("w4-g48", "group_size is 48; use one of 16, 32, 64, 128, 256"),
         ("w4-g33", "group_size is 33"),
         ("q4_0", "unknown scheme 'q4_0'"),
@@ -118,3 +129,18 @@ def test_padding(scheme: str, k: int, padded: int, groups: int) -> None:
     assert isinstance(chosen, QuantScheme)
     assert chosen.padded_k(k) == padded
     assert chosen.n_groups(k) == groups
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"symmetric": True, "minimum": True}, "is not symmetric"),
+        ({"symmetric": False, "minimum": True, "granularity": "channel", "group_size": None},
+         "only groups have a minimum"),
+        ({"two_level": True, "group_size": 64}, "use 16 or 32"),
+        ({"two_level": True, "symmetric": False}, "use a minimum"),
+    ],
+)  # fmt: skip
+def test_impossible_schemes_of_others_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(SchemeError, match=words):
+        QuantScheme(4, **settings)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeq.formats.schemes import BITS, K_BLOCK, QuantScheme
+from edgeq.formats.schemes import K_BLOCK, QuantScheme
 from edgeq.model.memory_layout import SYNC_BYTES as SYNC_BYTES
 from edgeq.runtime.kernels.microkernel import NO_SHIFT
 
@@ -64,10 +64,11 @@ class PackedWeights(NamedTuple):
     code_step: int
     """Bytes from one tile to the next."""
     scales: int
-    """Address of the first tile's float16 scales."""
+    """Address of the first tile's float16 scales, or records of two-level scales."""
     scale_step: int
     zeros: int
-    """Address of the first tile's zero points, or of the palette; 0 for symmetric weights."""
+    """Address of the first tile's zero points or float16 minimums, or of the palette; 0 if the
+    weights have none of these."""
     zero_step: int
     blocks: int
     """Blocks of 32 columns in a row."""
@@ -212,16 +213,27 @@ SYNC_ARRIVED, SYNC_GENERATION, SYNC_WORK = 0, 128, 256
 """Byte offsets in the synchronization area of `SYNC_BYTES`, a cache line pair apart."""
 FIRST_QUANT = 16
 """Kinds of `LINEAR` below this are float types."""
-KIND_HALF, KIND_ASYMMETRIC, KIND_BITS, PALETTE = 1, 2, 4, 64
-"""What a kind above it is the sum of: groups of 16, zero points, so much for each place of the bits
-in `BITS`, and codes that are places in a table."""
+KIND_HALF, KIND_ASYMMETRIC, KIND_PALETTE, KIND_MINIMUM, KIND_TWO_LEVEL, KIND_NIBBLES = (
+    1 << i for i in range(6)
+)
+"""Flags of a kind above it: groups of 16, zero points, codes that are places in a table, minimums,
+two-level scales, and those with two numbers in a byte."""
 
 
 def quant_kind(scheme: QuantScheme) -> int:
     """The kind code of a quantized linear."""
-    kind = FIRST_QUANT + KIND_BITS * BITS.index(scheme.bits)
-    kind += KIND_ASYMMETRIC * (not scheme.symmetric) + KIND_HALF * (scheme.group_size == 16)
-    return kind + PALETTE if scheme.codebook else kind
+    return FIRST_QUANT + sum(
+        flag
+        for flag, holds in (
+            (KIND_HALF, scheme.group_size == 16),
+            (KIND_ASYMMETRIC, scheme.has_zero_points),
+            (KIND_PALETTE, scheme.codebook is not None),
+            (KIND_MINIMUM, scheme.minimum),
+            (KIND_TWO_LEVEL, scheme.two_level),
+            (KIND_NIBBLES, scheme.packs_nibbles),
+        )
+        if holds
+    )
 
 
 def group_shift(scheme: QuantScheme) -> int:

@@ -101,7 +101,8 @@ class Neon(_Neon128):
         acts: list[ir.Value],
         bits: int,
     ) -> ir.Value:
-        """Eight products of 15 * 127, twice, or two of 128 * 127 stay below 2**15."""
+        """Eight products of 15 * 127, twice, or two of 128 * 127 stay below 2**15; codes of 5 and
+        6 bits are added up like those of 8."""
         smull = declare(b, "llvm.aarch64.neon.smull.v8i16", _V8I16, [_V8I8, _V8I8])
         addp = declare(b, "llvm.aarch64.neon.addp.v8i16", _V8I16, [_V8I16, _V8I16])
         addp32 = declare(b, "llvm.aarch64.neon.addp.v4i32", _V4I32, [_V4I32, _V4I32])
@@ -116,7 +117,7 @@ class Neon(_Neon128):
                     b.call(smull, [take(b, w, lanes), take(b, b.bitcast(a, _V16I8), lanes)])
                     for w, a in zip(ws, acts, strict=True)
                 ]
-                if bits == 8:
+                if bits > 4:
                     wide = [
                         b.call(saddlp, [b.add(products[i], products[i + 1])])
                         for i in range(0, len(products), 2)
@@ -124,7 +125,7 @@ class Neon(_Neon128):
                     halves.append(_sum(b, wide))
                 else:
                     halves.append(_sum(b, products))
-            if bits == 8:
+            if bits > 4:
                 whole = b.call(addp32, halves)
             else:
                 whole = b.call(saddlp, [b.call(addp, halves)])

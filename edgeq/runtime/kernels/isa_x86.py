@@ -5,7 +5,7 @@ from __future__ import annotations
 from llvmlite import ir
 
 from edgeq.compiler.llvm_ir import I8, I16, I32, V16I32, V64I8, const, declare, join, take
-from edgeq.runtime.kernels.microkernel import Isa
+from edgeq.runtime.kernels.microkernel import Isa, products_in_16_bits, runs
 
 _V32I8, _V16I16, _V8I32 = (ir.VectorType(t, n) for t, n in ((I8, 32), (I16, 16), (I32, 8)))
 _AHEAD = 6144
@@ -95,26 +95,26 @@ class Avx2(_Ymm):
         acts: list[ir.Value],
         bits: int,
     ) -> ir.Value:
-        """Sums stay in 16 bits over a block (8 * 2 * 15 * 127 < 2**15) but for 8-bit codes."""
+        """Sums stay in 16 bits as long as they fit (over a block of 4-bit codes:
+        8 * 2 * 15 * 127 < 2**15); 8-bit codes are widened at once."""
         maddubs = declare(b, "llvm.x86.avx2.pmadd.ub.sw", _V16I16, [_V32I8, _V32I8])
         maddwd = declare(b, "llvm.x86.avx2.pmadd.wd", _V8I32, [_V16I16, _V16I16])
         sign = declare(b, "llvm.x86.avx2.psign.b", _V32I8, [_V32I8, _V32I8])
         absolute = declare(b, "llvm.abs.v32i8", _V32I8, [_V32I8, ir.IntType(1)])
         ones = const(1, _V16I16)
+        together = max(1, products_in_16_bits(bits) // 2)
         out = []
         for rows, part in ((_LOW, range(8)), (_HIGH, range(8, 16))):
             total = take(b, start, list(part))
-            short: ir.Value | None = None
-            for w, a in zip(weights, acts, strict=True):
-                w8, a8 = take(b, w, rows), take(b, b.bitcast(a, V64I8), _LOW)
-                if bits == 8:
-                    size = b.call(absolute, [w8, ir.Constant(ir.IntType(1), 0)])
-                    product = b.call(maddubs, [size, b.call(sign, [a8, w8])])
-                    total = b.add(total, b.call(maddwd, [product, ones]))
-                else:
+            for run in runs(list(zip(weights, acts, strict=True)), together):
+                short: ir.Value | None = None
+                for w, a in run:
+                    w8, a8 = take(b, w, rows), take(b, b.bitcast(a, V64I8), _LOW)
+                    if bits == 8:
+                        a8 = b.call(sign, [a8, w8])
+                        w8 = b.call(absolute, [w8, ir.Constant(ir.IntType(1), 0)])
                     product = b.call(maddubs, [w8, a8])
                     short = product if short is None else b.add(short, product)
-            if short is not None:
                 total = b.add(total, b.call(maddwd, [short, ones]))
             out.append(total)
         return join(b, out)

@@ -34,6 +34,7 @@ from edgeq.runtime.kernels import vector_ops
 from edgeq.runtime.kernels.abi import MATMUL_ARGS, PackedWeights
 from edgeq.runtime.kernels.dispatch import ISA, KERNEL_SOURCES
 from edgeq.runtime.kernels.microkernel import Isa, Variant, build
+from edgeq.runtime.kernels.microkernel import kernel_name as kernel_name
 
 KEY_SCHEME = QuantScheme(8, symmetric=False, granularity="channel", group_size=None)
 VALUE_SCHEME = QuantScheme(8, granularity="channel", group_size=None)
@@ -52,13 +53,6 @@ _EXTERNALS = frozenset(
 _F32, _F16 = 4, 2  # bytes
 _lock = threading.Lock()
 _addresses: dict[str, int] = {}
-
-
-def kernel_name(scheme: QuantScheme) -> str:
-    """The name of the kernel for a scheme: one per bits, kind of codes, and groups of 16 or not."""
-    half = "h" if scheme.group_size == 16 else ""
-    kind = "p" if scheme.codebook else ("s" if scheme.symmetric else "a")
-    return f"q{scheme.bits}{kind}{half}"
 
 
 def kernel_address(scheme: QuantScheme, isa: Isa = ISA) -> int:
@@ -137,13 +131,15 @@ def module(scheme: QuantScheme, isa: Isa) -> ir.Module:
 
     The function takes the integers of `abi.MATMUL_ARGS`.
     """
-    bits, asymmetric, half = scheme.bits, not scheme.symmetric, scheme.group_size == 16
     mod = ir.Module(kernel_name(scheme))
     fn = ir.Function(mod, ir.FunctionType(VOID, [I64] * len(MATMUL_ARGS)), f"edgeq_{mod.name}")
     count = len(PackedWeights._fields)
     packed = PackedWeights(*fn.args[:count])
     acts, act_stride, tokens, out, out_stride, first, last = fn.args[count:]
     b = ir.IRBuilder(fn.append_basic_block())
+    # bytes of a row; a palette serves all rows, and two-level scales are found by the row's number
+    zeros_size = 0 if scheme.codebook or scheme.two_level else _F16 if scheme.minimum else 1
+    sizes = (LANE, 0 if scheme.two_level else _F16, zeros_size)
     with loop(b, first, last, 1) as tile:
         weights = [
             b.add(base, b.mul(tile, step))
@@ -155,20 +151,19 @@ def module(scheme: QuantScheme, isa: Isa) -> ir.Module:
         target = b.add(out, b.mul(tile, const(TILE * _F32)))
         done: ir.Value = const(0)
         for step in sorted(isa.tokens, reverse=True):
-            palette = scheme.codebook is not None
-            kernel = build(b, isa, Variant(bits, asymmetric, half, step, palette))
+            kernel = build(b, isa, Variant(scheme, step))
             stop = b.add(done, b.mul(b.sdiv(b.sub(tokens, done), const(step)), const(step)))
             with loop(b, done, stop, step) as m:
                 row = b.add(acts, b.mul(m, act_stride))
                 to = b.add(target, b.mul(m, out_stride))
                 for r in range(0, TILE, isa.rows(step)):
-                    # bytes before row r: codes, scales, zero points (a palette serves all rows)
-                    sizes = (LANE * r, _F16 * r, 0 if palette else r)
-                    parts = [add(b, at, n) for at, n in zip(weights, sizes, strict=True)]
+                    # bytes before row r: codes, scales, zero points or minimums
+                    parts = [add(b, at, size * r) for at, size in zip(weights, sizes, strict=True)]
                     place = add(b, to, _F32 * r)
+                    shift = const(r) if scheme.two_level else packed.shift
                     b.call(
                         kernel,
-                        [*parts, row, packed.blocks, packed.shift, act_stride, place, out_stride],
+                        [*parts, row, packed.blocks, shift, act_stride, place, out_stride],
                     )
             done = stop
     b.ret_void()

@@ -7,7 +7,10 @@ block after block (32 columns each) and always in this order:
 
     out[m, r] = fma(float(sum_k a[m, k] * (code[r, k] - zero_point[r])), s_a[m] * s_w[r], out[m, r])
 
-so that the result does not depend on how rows, tokens or threads were divided.
+so that the result does not depend on how rows, tokens or threads were divided. With a minimum there
+is no zero point, and after each of these steps comes a second:
+
+    out[m, r] = fma(-float(sum_k a[m, k]) * s_a[m], -minimum[r], out[m, r])
 
 A quantized activation row is a run of 48-byte blocks (`ACT_BLOCK`):
 
@@ -19,6 +22,7 @@ The negated sums fold the weights' zero point into the accumulator's start value
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from llvmlite import ir
 
@@ -43,11 +47,15 @@ from edgeq.compiler.llvm_ir import (
     store,
 )
 from edgeq.formats.packing import LANE, TILE
-from edgeq.formats.schemes import K_BLOCK
+from edgeq.formats.schemes import K_BLOCK, SUPERBLOCK, QuantScheme
+from edgeq.formats.two_level import offsets
 from edgeq.model.memory_layout import ACT_BLOCK as ACT_BLOCK
 
 NO_SHIFT = 40
 """Group shift that makes every block use scale 0: one scale per row."""
+
+
+Pair = tuple[ir.Value, ir.Value]
 
 
 @dataclass(frozen=True)
@@ -55,25 +63,29 @@ class Variant:
     """One compiled form of the micro-kernel.
 
     Args:
-        bits: 2, 3, 4 or 8.
-        asymmetric: zero points come from memory.
-        half: groups of 16, two scales per block.
+        scheme: of the weights.
         tokens: activation rows worked on at once (weights are unpacked once for all).
-        palette: codes are places in a table of 16 int8 values.
     """
 
-    bits: int
-    asymmetric: bool
-    half: bool
+    scheme: QuantScheme
     tokens: int
-    palette: bool = False
 
     @property
     def symbol(self) -> str:
         """The LLVM name."""
-        kind = "p" if self.palette else ("a" if self.asymmetric else "s")
-        kind += "h" if self.half else ""
-        return f"edgeq_tile_q{self.bits}{kind}_m{self.tokens}"
+        return f"edgeq_tile_{kernel_name(self.scheme)}_m{self.tokens}"
+
+
+def kernel_name(scheme: QuantScheme) -> str:
+    """The name of the kernel for a scheme: one for all schemes that are multiplied alike."""
+    if scheme.codebook:
+        kind = "p"
+    elif scheme.symmetric:
+        kind = "s"
+    else:
+        kind = "m" if scheme.minimum else "a"
+    half = "h" if scheme.group_size == 16 else ""
+    return f"q{scheme.bits}{kind}{half}{'x' if scheme.two_level else ''}"
 
 
 class Isa:
@@ -134,18 +146,26 @@ class Isa:
     ) -> ir.Value:
         """start + sum over j of weights[j] . acts[j]: <16 x i32>."""
         wide16 = ir.VectorType(I16, 64)
-        total16: ir.Value | None = None
         total32: ir.Value | None = None
-        for w, a in zip(weights, acts, strict=True):
-            product = b.mul(b.sext(w, wide16), b.sext(b.bitcast(a, V64I8), wide16))
-            if bits == 8:  # two products fill 16 bits: widen at once
-                pairs = pair_sums(b, product, I32)
-                total32 = pairs if total32 is None else b.add(total32, pairs)
-            else:  # eight products of 15 * 127 stay below 2**15
+        for part in runs(list(zip(weights, acts, strict=True)), products_in_16_bits(bits)):
+            total16: ir.Value | None = None
+            for w, a in part:
+                product = b.mul(b.sext(w, wide16), b.sext(b.bitcast(a, V64I8), wide16))
                 total16 = product if total16 is None else b.add(total16, product)
-        if total16 is not None:
-            total32 = pair_sums(b, total16, I32)
+            pairs = pair_sums(b, total16, I32)
+            total32 = pairs if total32 is None else b.add(total32, pairs)
         return b.add(start, pair_sums(b, total32, I32))
+
+
+def products_in_16_bits(bits: int) -> int:
+    """How many products of a code of so many bits and an activation add up in a signed 16-bit
+    number; codes of 8 bits are signed."""
+    return 32767 // (127 * (128 if bits == 8 else (1 << bits) - 1))
+
+
+def runs(items: list[Pair], length: int) -> list[list[Pair]]:
+    """A list cut into runs of at most so many items."""
+    return [items[i : i + length] for i in range(0, len(items), length)]
 
 
 def _unpack(
@@ -161,17 +181,26 @@ def _unpack(
 
     if bits == 8:
         return [b.xor(p, const(-128, ty)) for p in planes] if signed else planes
-    if bits == 4:
+    out = []
+    if bits >= 4:
         nibble = const(15, ty)
-        return [v for p in planes for v in (b.and_(p, nibble), shift(p, 4))]
-    low, out = const(3, ty), []
+        out = [v for p in planes[:4] for v in (b.and_(p, nibble), shift(p, 4))]
+        if bits == 4:
+            return out
+    else:
+        low = const(3, ty)
+        for i in range(8):
+            part = shift(planes[i // 4], 2 * (i % 4))
+            out.append(part if i % 4 == 3 else b.and_(part, low))
+        if bits == 2:
+            return out
+    # the high bits: one of each code, or two
+    wide = 2 if bits == 6 else 1
+    per_plane, below = 8 // wide, bits - wide
     for i in range(8):
-        part = shift(planes[i // 4], 2 * (i % 4))
-        value = part if i % 4 == 3 else b.and_(part, low)
-        if bits == 3:
-            high = b.and_(shift(planes[2], i), const(1, ty))
-            value = b.or_(value, b.shl(high, const(2, ty)))
-        out.append(value)
+        part = shift(planes[below + i // per_plane], wide * (i % per_plane))
+        high = b.and_(part, const((1 << wide) - 1, ty))
+        out[i] = b.or_(out[i], b.shl(high, const(below, ty)))
     return out
 
 
@@ -186,9 +215,11 @@ def build(b: ir.IRBuilder, isa: Isa, variant: Variant) -> ir.Function:
     """Emit the micro-kernel into the builder's module (once) and return it.
 
     It does `Isa.rows` rows of a tile. Its arguments are integers: addresses of packed codes,
-    scales, zero points (each of the first of its rows; of the table for a palette) and
-    activations, the number of blocks, the group shift (block >> shift = group), the bytes between
-    activation rows, the output's address and the bytes between its rows.
+    scales, zero points (each of the first of its rows; of the table for a palette, of float16
+    minimums where the scheme has them) and activations, the number of blocks, the group shift
+    (block >> shift = group), the bytes between activation rows, the output's address and the bytes
+    between its rows. With two-level scales, the scales' address is that of the tile's first record
+    and the shift is the number of the first row in the tile.
     """
     known = b.module.globals.get(variant.symbol)
     if known is not None:
@@ -200,13 +231,14 @@ def build(b: ir.IRBuilder, isa: Isa, variant: Variant) -> ir.Function:
     entry, loop, done = (fn.append_basic_block(n) for n in ("entry", "loop", "done"))
     b = ir.IRBuilder(entry)
     # values from a palette are bytes, multiplied as 8-bit codes are
-    bits, wide = variant.bits, 8 if variant.palette else variant.bits
+    scheme = variant.scheme
+    bits, wide = scheme.bits, 8 if scheme.codebook else scheme.bits
     signed = isa.signed8 and wide == 8
-    table = load(b, zeros, V16I8) if variant.palette else None
+    table = load(b, zeros, V16I8) if scheme.codebook else None
     if table is not None and not signed:
         table = b.xor(table, const(-128, V16I8))
     rows = isa.rows(variant.tokens)
-    i8s, i32s, f16s, f32s = (ir.VectorType(t, rows) for t in (I8, I32, F16, F32))
+    i8s, i32s, f32s = (ir.VectorType(t, rows) for t in (I8, I32, F32))
     mid = isa.factor(b, 1 << (wide - 1), i32s)
     b.branch(loop)
     b.position_at_end(loop)
@@ -223,15 +255,16 @@ def build(b: ir.IRBuilder, isa: Isa, variant: Variant) -> ir.Function:
     if variant.tokens == 1 and isa.prefetch:
         for j in range(bits):
             _prefetch(b, add(b, at, isa.prefetch + 64 * j))
-    halves = 2 if variant.half else 1
-    group = b.shl(i, const(1)) if variant.half else b.lshr(i, shift)
-    weight_scales, zero_points = [], []
-    for h in range(halves):
-        index = b.add(group, const(h))
-        at = b.add(scales, b.mul(index, const(2 * TILE)))
-        weight_scales.append(b.fpext(load(b, at, f16s, 2 * rows), f32s))
-        if variant.asymmetric:
-            zp = b.zext(load(b, b.add(zeros, b.mul(index, const(TILE))), i8s, rows), i32s)
+    halves = 2 if scheme.group_size == 16 else 1
+    params = _two_level_params if scheme.two_level else _group_params
+    groups = [params(b, scheme, scales, zeros, i, shift, h, rows) for h in range(halves)]
+    weight_scales = [group.scale for group in groups]
+    zero_points = []
+    if scheme.has_zero_points:
+        for h in range(halves):
+            index = b.add(_group(b, scheme, i, shift), const(h))
+            zp = load(b, b.add(zeros, b.mul(index, const(TILE))), i8s, rows)
+            zp = b.zext(zp, i32s)
             zero_points.append(b.sub(zp, const(128, i32s)) if signed else zp)
 
     at = b.add(acts, b.mul(i, const(ACT_BLOCK)))
@@ -242,17 +275,22 @@ def build(b: ir.IRBuilder, isa: Isa, variant: Variant) -> ir.Function:
         a = isa.activations(b, at)
         scale = isa.repeated(b, at, 0, f32s)
         for h in range(halves):
-            part = slice(4 * h, 4 * h + 4) if variant.half else slice(0, 8)
-            minus = 1 + h if variant.half else 3
-            if variant.asymmetric:
+            part = slice(4 * h, 4 * h + 4) if halves == 2 else slice(0, 8)
+            minus = 1 + h if halves == 2 else 3
+            if scheme.has_zero_points:
                 start = b.mul(zero_points[h], isa.repeated(b, at, minus, i32s))
-            elif signed:
+            elif scheme.minimum and signed:  # codes are 128 less than those of the scheme
+                start = b.sub(const(0, i32s), b.mul(mid, isa.repeated(b, at, minus, i32s)))
+            elif signed or scheme.minimum:
                 start = const(0, i32s)
             else:
                 negated = isa.repeated(b, at, minus, i32s)
                 start = b.mul(mid, negated)
             whole = isa.dot(b, start, weights[part], a[part], wide)
             total = fma(b, b.sitofp(whole, f32s), b.fmul(scale, weight_scales[h]), total)
+            if scheme.minimum:
+                negated = b.sitofp(isa.repeated(b, at, minus, i32s), f32s)
+                total = fma(b, b.fmul(negated, scale), groups[h].negated_minimum, total)
         sums.append(total)
     after = b.add(i, const(1))
     i.add_incoming(after, loop)
@@ -264,3 +302,59 @@ def build(b: ir.IRBuilder, isa: Isa, variant: Variant) -> ir.Function:
         store(b, value, b.add(out, b.mul(out_stride, const(m))), 4)
     b.ret_void()
     return fn
+
+
+class _GroupParams(NamedTuple):
+    """A group's parameters of several rows, float32."""
+
+    scale: ir.Value
+    negated_minimum: ir.Value | None
+
+
+def _group(b: ir.IRBuilder, scheme: QuantScheme, block: ir.Value, shift: ir.Value) -> ir.Value:
+    """The number of a block's group, or of its first."""
+    return b.shl(block, const(1)) if scheme.group_size == 16 else b.lshr(block, shift)
+
+
+def _group_params(
+    b: ir.IRBuilder, scheme: QuantScheme, scales: ir.Value, zeros: ir.Value, block: ir.Value,
+    shift: ir.Value, half: int, rows: int,
+) -> _GroupParams:  # fmt: skip
+    """Parameters of a block's group, or of one of its two, that are float16 numbers."""
+    f16s, f32s = ir.VectorType(F16, rows), ir.VectorType(F32, rows)
+    place = b.mul(b.add(_group(b, scheme, block, shift), const(half)), const(2 * TILE))
+
+    def wide(base: ir.Value) -> ir.Value:
+        return b.fpext(load(b, b.add(base, place), f16s, 2 * rows), f32s)
+
+    return _GroupParams(wide(scales), b.fneg(wide(zeros)) if scheme.minimum else None)
+
+
+def _two_level_params(
+    b: ir.IRBuilder, scheme: QuantScheme, scales: ir.Value, zeros: ir.Value, block: ir.Value,
+    shift: ir.Value, half: int, rows: int,
+) -> _GroupParams:  # fmt: skip
+    """Parameters of a block's group, or of one of its two, from `edgeq.formats.two_level`."""
+    i8s, f16s, i32s, f32s = (ir.VectorType(t, rows) for t in (I8, F16, I32, F32))
+    at, blocks = offsets(scheme), SUPERBLOCK // K_BLOCK
+    record = b.add(scales, b.mul(b.udiv(block, const(blocks)), const(at.nbytes)))
+    within = b.and_(block, const(blocks - 1))
+    if scheme.group_size == 16:
+        within = b.add(b.shl(within, const(1)), const(half))
+    group = b.add(b.add(record, b.mul(within, const(TILE))), shift)
+    upper = b.add(record, b.shl(shift, const(1)))
+
+    def product(start: int, integers: ir.Value) -> ir.Value:
+        above = b.fpext(load(b, add(b, upper, start), f16s, 2 * rows), f32s)
+        return b.fmul(above, b.sitofp(integers, f32s))
+
+    low = load(b, add(b, group, at.group_scales), i8s, rows)
+    if not scheme.minimum:
+        return _GroupParams(product(at.upper_scales, b.sext(low, i32s)), None)
+    if scheme.packs_nibbles:
+        high = b.lshr(low, const(4, i8s))
+        low = b.and_(low, const(15, i8s))
+    else:
+        high = load(b, add(b, group, at.group_minimums), i8s, rows)
+    scale = product(at.upper_scales, b.sext(low, i32s))
+    return _GroupParams(scale, b.fneg(product(at.upper_minimums, b.sext(high, i32s))))

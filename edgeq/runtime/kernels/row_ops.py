@@ -11,12 +11,15 @@ import time
 import numpy as np
 
 from edgeq.formats.packing import LANE, TILE
-from edgeq.formats.schemes import K_BLOCK
+from edgeq.formats.schemes import K_BLOCK, SUPERBLOCK
 from edgeq.runtime.kernels.abi import (
     FIRST_QUANT,
     KIND_ASYMMETRIC,
     KIND_HALF,
-    PALETTE,
+    KIND_MINIMUM,
+    KIND_NIBBLES,
+    KIND_PALETTE,
+    KIND_TWO_LEVEL,
     SYNC_ARRIVED,
     SYNC_GENERATION,
     SYNC_WORK,
@@ -53,6 +56,7 @@ _CLOCK = np.int32(time.CLOCK_MONOTONIC)  # which Python's perf_counter_ns reads 
 _ONE = np.float32(1)
 _F32, _F16 = 4, 2  # bytes
 _KIND_F32, _KIND_F16 = FLOAT_KINDS["float32"], FLOAT_KINDS["float16"]
+_SUPERBLOCK = np.int64(SUPERBLOCK)
 _PLANE = TILE * LANE
 """Bytes of a plane of packed codes."""
 _LANE_BITS, _HALF_BITS, _BLOCK_BITS = (
@@ -230,8 +234,8 @@ def embedding_row(lin, row, out, scale):
         return
     tile, r = row // TILE, row % TILE
     bits = lin.code_step // (lin.blocks * _PLANE)
-    half = (kind - FIRST_QUANT) & KIND_HALF
-    asymmetric = (kind - FIRST_QUANT) & KIND_ASYMMETRIC
+    kind -= FIRST_QUANT
+    half, minimum, two_level = kind & KIND_HALF, kind & KIND_MINIMUM, kind & KIND_TWO_LEVEL
     codes = bytes_at(lin.codes + tile * lin.code_step, lin.code_step)
     scales, zeros = lin.scales + tile * lin.scale_step, lin.zeros + tile * lin.zero_step
     for i in range(k):
@@ -240,21 +244,52 @@ def embedding_row(lin, row, out, scale):
         at = block * bits * _PLANE + r * LANE + c
         if bits == 8:
             code = np.int32(codes[at + j * _PLANE])
-        elif bits == 4:
+        elif bits >= 4:
             code = np.int32((codes[at + (j >> 1) * _PLANE] >> (4 * (j & 1))) & 15)
+            if bits == 5:
+                code |= np.int32(((codes[at + 4 * _PLANE] >> j) & 1) << 4)
+            elif bits == 6:
+                high = codes[at + (4 + (j >> 2)) * _PLANE] >> (2 * (j & 3))
+                code |= np.int32((high & 3) << 4)
         else:
             code = np.int32((codes[at + (j >> 2) * _PLANE] >> (2 * (j & 3))) & 3)
             if bits == 3:
                 code |= np.int32(((codes[at + 2 * _PLANE] >> j) & 1) << 2)
         group = i >> _HALF_BITS if half else block >> lin.shift
-        weight_scale = get_f16(scales + (group * TILE + r) * _F16)
-        if kind >= PALETTE:
+        if two_level:
+            weight_scale, least = _two_level(lin, scales, kind, group, r)
+        else:
+            weight_scale, least = get_f16(scales + (group * TILE + r) * _F16), np.float32(0)
+            if minimum:
+                least = get_f16(zeros + (group * TILE + r) * _F16)
+        if kind & KIND_PALETTE:
             x[i] = np.float32(signed_bytes_at(zeros, TILE)[code]) * weight_scale * scale
             continue
+        if minimum:
+            x[i] = (np.float32(code) * weight_scale + least) * scale
+            continue
         zero = np.int32(1 << (bits - 1))
-        if asymmetric:
+        if kind & KIND_ASYMMETRIC:
             zero = np.int32(bytes_at(zeros + group * TILE, TILE)[r])
         x[i] = np.float32(code - zero) * weight_scale * scale
+
+
+@compiled
+def _two_level(lin, records, kind, group, r):
+    """Scale and minimum of a group of row ``r`` of a tile; see `edgeq.formats.two_level`."""
+    groups = _SUPERBLOCK // (K_BLOCK // 2 if kind & KIND_HALF else K_BLOCK)
+    nbytes = lin.scale_step // (lin.blocks * K_BLOCK // _SUPERBLOCK)
+    record = bytes_at(records + group // groups * nbytes, nbytes)
+    upper = records + group // groups * nbytes + _F16 * r
+    at = (group % groups) * TILE + r
+    if not kind & KIND_MINIMUM:
+        return get_f16(upper) * np.float32(np.int8(record[_F16 * TILE + at])), np.float32(0)
+    first = np.int32(record[2 * _F16 * TILE + at])
+    if kind & KIND_NIBBLES:
+        scale, least = first & 15, first >> 4
+    else:
+        scale, least = first, np.int32(record[2 * _F16 * TILE + groups * TILE + at])
+    return get_f16(upper) * np.float32(scale), get_f16(upper + _F16 * TILE) * np.float32(least)
 
 
 @compiled

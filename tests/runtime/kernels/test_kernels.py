@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from edgeq.core.cpu import Cpu, this_cpu
 from edgeq.core.errors import UnsupportedError
-from edgeq.formats.schemes import FLOAT_TAGS, FloatType, QuantScheme
+from edgeq.formats.schemes import BITS, FLOAT_TAGS, FloatType, QuantScheme, parse_scheme
 from edgeq.formats.tensor import QuantTensor
+from edgeq.formats.two_level import TwoLevelScales
 from edgeq.runtime.kernels import dispatch, jit, vector_ops
 from edgeq.runtime.kernels.abi import MatmulKernel, PackedWeights, Rows, group_shift
 from edgeq.runtime.kernels.isa_arm import Dotprod, Neon
@@ -30,6 +31,16 @@ SCHEMES += [
     QuantScheme(bits, group_size=size, codebook="palette")
     for bits, size in itertools.product((2, 3, 4), (16, 64))
 ]
+SCHEMES += [
+    parse_scheme(text)
+    for text in (
+        "w5-g32", "w5-g16", "w6-g32", "w6-g16", "w5-channel", "w5-g32-asym", "w6-g16-asym",
+        "w2-g16-min", "w3-g32-min", "w4-g32-min", "w4-g64-min", "w5-g32-min", "w6-g128-min",
+        "w8-g64-min", "w8-g16-min",
+        "w3-g16x256", "w6-g16x256", "w4-g32x256", "w2-g16x256-min", "w4-g32x256-min",
+        "w5-g32x256-min", "w4-g16x256-min", "w4-g32x256-palette",
+    )
+]  # fmt: skip
 
 
 def aligned(array: NDArray[Any]) -> NDArray[Any]:
@@ -48,11 +59,32 @@ def random_tensor(scheme: QuantScheme, n: int, k: int, rng: np.random.Generator)
     codes = rng.integers(0, scheme.n_codes, (n, k)).astype(np.uint8)
     groups = scheme.n_groups(k)
     scales = rng.uniform(0.01, 1, (n, groups)).astype(np.float16)
-    zeros = None if scheme.symmetric else rng.integers(0, scheme.n_codes, (n, groups))
-    palette = None
+    zeros = rng.integers(0, scheme.n_codes, (n, groups)) if scheme.has_zero_points else None
+    palette, minimums = None, None
     if scheme.codebook:
         palette = rng.integers(-128, 128, scheme.n_codes).astype(np.int8)
-    return QuantTensor.from_codes(scheme, codes, scales, zeros, palette)
+    if scheme.two_level:
+        return QuantTensor.from_codes(scheme, codes, random_scales(scheme, n, groups, rng),
+                                      palette=palette)  # fmt: skip
+    if scheme.minimum:
+        minimums = rng.uniform(-3, 1, (n, groups)).astype(np.float16)
+    return QuantTensor.from_codes(scheme, codes, scales, zeros, palette, minimums)
+
+
+def random_scales(
+    scheme: QuantScheme, n: int, groups: int, rng: np.random.Generator
+) -> TwoLevelScales:
+    assert scheme.group_size is not None
+    upper = (n, groups * scheme.group_size // 256)
+    low, high = (0, 16) if scheme.packs_nibbles else (0, 64) if scheme.minimum else (-128, 128)
+    scales = rng.integers(low, high, (n, groups), np.int8)
+    if not scheme.minimum:
+        return TwoLevelScales(scales, rng.uniform(-0.01, 0.01, upper).astype(np.float16))
+    return TwoLevelScales(
+        scales, rng.uniform(0.001, 0.01, upper).astype(np.float16),
+        rng.integers(low, high, (n, groups), np.int8),
+        rng.uniform(-0.1, 0.01, upper).astype(np.float16),
+    )  # fmt: skip
 
 
 def quantized_rows(x: NDArray[np.float32], blocks: int) -> NDArray[np.uint8]:
@@ -78,6 +110,8 @@ def multiply(w: QuantTensor, x: NDArray[np.float32], isa: Isa) -> NDArray[np.flo
     zeros, zero_step = aligned(np.zeros((1, 16), np.int8)), 0
     if w.zero_points is not None:
         zeros, zero_step = aligned(w.zero_points), w.zero_points.strides[0]
+    elif w.minimums is not None:
+        zeros, zero_step = aligned(w.minimums), w.minimums.strides[0]
     elif w.palette is not None:
         zeros[0, : w.palette.size] = w.palette
     weights = PackedWeights(
@@ -103,10 +137,10 @@ def activation_values(x: NDArray[np.float32]) -> NDArray[np.float64]:
 @pytest.mark.parametrize("isa", ISAS, ids=lambda d: d.name)
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_products_are_those_of_the_dequantized_weights(isa: Isa, scheme: QuantScheme) -> None:
-    rng = np.random.default_rng(1)
+    rng, inputs = np.random.default_rng(1), np.random.default_rng(3)
     for n, k, m in ((1, 1, 1), (3, 7, 2), (16, 32, 3), (17, 172, 7), (33, 300, 9), (48, 256, 17)):
         w = random_tensor(scheme, n, k, rng)
-        x = rng.standard_normal((m, k), np.float32)
+        x = inputs.standard_normal((m, k), np.float32)
         want = activation_values(x) @ w.numpy().T.astype(np.float64)
         got = multiply(w, x, isa)
         scale = np.abs(activation_values(x)) @ np.abs(w.numpy().T.astype(np.float64))
@@ -125,7 +159,7 @@ def test_every_isa_gives_the_same_bits(scheme: QuantScheme) -> None:
 @pytest.mark.parametrize("isa", ISAS, ids=lambda d: d.name)
 def test_extreme_codes_do_not_saturate(isa: Isa) -> None:
     """255 * 127 * 2 overflows 16 bits: the case vpmaddubsw is known for."""
-    for bits, fill in itertools.product((2, 3, 4, 8), (0, -1)):
+    for bits, fill in itertools.product(BITS, (0, -1)):
         scheme = QuantScheme(bits, group_size=32)
         code = fill % scheme.n_codes
         w = QuantTensor.from_codes(
