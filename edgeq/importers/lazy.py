@@ -58,7 +58,12 @@ def half_split(tensor: Tensor, heads: int) -> GatheredRows:
         tensor: [heads * D, hidden], or a bias [heads * D].
         heads: how many heads it has.
     """
-    dim = tensor.shape[0] // heads
+    return GatheredRows(tensor, half_split_order(tensor.shape[0], heads))
+
+
+def half_split_order(rows: int, heads: int) -> NDArray[np.intp]:
+    """The interleaved row that each row in half-split order is, int [rows]."""
+    dim = rows // heads
     within = np.arange(dim).reshape(dim // 2, 2).T.reshape(-1)  # 0 2 4 .. 1 3 5 ..
-    index = (np.arange(heads)[:, None] * dim + within).reshape(-1)
-    return GatheredRows(tensor, index)
+    order: NDArray[np.intp] = (np.arange(heads)[:, None] * dim + within).reshape(-1)
+    return order

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.core.errors import FormatError, check_type
+from edgeq.formats.kept import KeptTensor, packed
 from edgeq.formats.tensor import Tensor
 from edgeq.model.config import ModelConfig
 from edgeq.model.origin import Origin
@@ -71,6 +72,23 @@ class Model:
         """The same model with its origin."""
         model = replace(self)
         object.__setattr__(model, "origin", Origin(Path(path)))
+        return model
+
+    def packed(self) -> Model:
+        """The model with every kept tensor of its file packed, in memory of its own.
+
+        A tensor under two names is packed once. Float tensors stay views of the file.
+        """
+        done: dict[int, Tensor] = {}
+        for tensor in self.tensors.values():
+            if isinstance(tensor, KeptTensor) and id(tensor) not in done:
+                done[id(tensor)] = packed(tensor)
+        if not done:
+            return self
+        model = replace(
+            self, tensors={name: done.get(id(t), t) for name, t in self.tensors.items()}
+        )
+        object.__setattr__(model, "origin", self.origin)
         return model
 
     def validate(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.formats.kept import KeptTensor, packed
 from edgeq.formats.packing import TILE
 from edgeq.formats.schemes import K_BLOCK
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
@@ -70,6 +71,7 @@ class CompiledProgram:
         memory: EngineMemory,
     ) -> None:
         self._model, self._arena, self._memory = model, arena, memory
+        self._kept: dict[int, QuantTensor] = {}
         c = model.config
         steps = fuse(recording.record(c))
         self.labels: tuple[StepLabel, ...] = tuple((step.layer, step.label) for step in steps)
@@ -115,7 +117,10 @@ class CompiledProgram:
 
     def _linear(self, name: str) -> dict[str, int]:
         tensor: Tensor = self._model.tensors[name]
-        tensor = self._arena.copied(tensor) if self._arena else tensor
+        if self._arena:
+            tensor = self._arena.copied(tensor)
+        elif isinstance(tensor, KeptTensor):
+            tensor = self._packed(tensor)
         address = self._memory.address
         n, k = tensor.shape
         record = {"n": n, "k": k, "tiles": -(-n // TILE)}
@@ -150,6 +155,12 @@ class CompiledProgram:
         if bias is not None:
             record["bias"] = address(bias.numpy(), 4)
         return record
+
+    def _packed(self, tensor: KeptTensor) -> QuantTensor:
+        """A kept tensor's packed form, made once."""
+        if id(tensor) not in self._kept:
+            self._kept[id(tensor)] = packed(tensor, self._memory.array)
+        return self._kept[id(tensor)]
 
     def _attention_records(self, steps: list[ProgramStep], context: int) -> NDArray[Any]:
         """One record of each layer; that of a layer without attention is empty."""

@@ -32,9 +32,13 @@ class EngineMemory:
         self._arrays.append(part)
         return part
 
+    def array(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """Zeroed memory of a shape that is not scratch."""
+        return self.zeros(math.prod(shape), dtype).reshape(shape)
+
     def scratch(self, shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
         """Zeroed scratch of a shape, counted in `scratch_bytes`."""
-        array = self.zeros(math.prod(shape), dtype).reshape(shape)
+        array = self.array(shape, dtype)
         self.scratch_bytes += array.nbytes
         return array
 

@@ -7,6 +7,7 @@ in pages of 2 MiB when advised to; elsewhere, anonymous memory can have pages of
 
 from __future__ import annotations
 
+import math
 import mmap
 from dataclasses import replace
 from typing import Any
@@ -15,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.memory import advise_huge, available_bytes, huge_buffer
+from edgeq.formats.kept import KeptTensor, packed, packed_nbytes
 from edgeq.formats.mapped_file import mapping_under, release
 from edgeq.formats.packing import round_up
-from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
+from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor, part_shapes
 from edgeq.model.model import Model
 
 _LINE = 64
@@ -30,11 +32,12 @@ def worth_copying(model: Model) -> bool:
     half of the free memory."""
     tensors = [model.tensors[name] for name, _ in model.config.linears()]
     parts = [part for tensor in tensors for part in _parts(tensor).values()]
+    kept = [tensor for tensor in tensors if isinstance(tensor, KeptTensor)]
     free = available_bytes()
     return (
         free is not None
-        and sum(part.nbytes for part in parts) <= free // 2
-        and any(mapping_under(part) is not None for part in parts)
+        and sum(part.nbytes for part in parts) + sum(map(packed_nbytes, kept)) <= free // 2
+        and (bool(kept) or any(mapping_under(part) is not None for part in parts))
     )
 
 
@@ -58,9 +61,7 @@ class WeightArena:
 
     def __init__(self, model: Model) -> None:
         tensors = {id(t): t for t in (model.tensors[name] for name, _ in model.config.linears())}
-        self.nbytes = sum(
-            round_up(part.nbytes, _LINE) for t in tensors.values() for part in _parts(t).values()
-        )
+        self.nbytes = sum(round_up(nbytes, _LINE) for t in tensors.values() for nbytes in _sizes(t))
         self._bytes = huge_buffer(self.nbytes)
         self._next = 0
         self._copies: dict[int, Tensor] = {}
@@ -68,22 +69,40 @@ class WeightArena:
     def copied(self, tensor: Tensor) -> Tensor:
         """The tensor's copy in this memory, made at the first call.
 
-        The pages of its file are released. A tensor that is decoded on the fly is not copied.
+        The pages of its file are released. A kept tensor is packed here; one that is decoded on the
+        fly is not copied.
         """
-        if id(tensor) not in self._copies:
+        if id(tensor) not in self._copies and isinstance(tensor, KeptTensor):
+            self._copies[id(tensor)] = packed(tensor, self._take)
+        elif id(tensor) not in self._copies:
             parts = {name: self._copy(part) for name, part in _parts(tensor).items()}
             self._copies[id(tensor)] = replace(tensor, **parts) if parts else tensor  # type: ignore[type-var]
         return self._copies[id(tensor)]
 
+    def _take(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+        place = self._bytes[self._next : self._next + nbytes]
+        self._next += round_up(nbytes, _LINE)
+        array: NDArray[Any] = place.view(dtype).reshape(shape)
+        return array
+
     def _copy(self, array: NDArray[Any]) -> NDArray[Any]:
-        place = self._bytes[self._next : self._next + array.nbytes]
-        self._next += round_up(array.nbytes, _LINE)
+        place = self._take((array.nbytes,), np.uint8)
         source = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         for start in range(0, array.nbytes, _PIECE):
             place[start : start + _PIECE] = source[start : start + _PIECE]
             release(array)  # otherwise file and copy would both be in memory for a moment
         copy: NDArray[Any] = place.view(array.dtype).reshape(array.shape)
         return copy
+
+
+def _sizes(tensor: Tensor) -> list[int]:
+    """Bytes of each array of a tensor's copy."""
+    if isinstance(tensor, KeptTensor):
+        n, k = tensor.shape
+        parts = part_shapes(tensor.scheme, (n, k)).values()
+        return [math.prod(shape) * np.dtype(dtype).itemsize for dtype, shape in parts]
+    return [part.nbytes for part in _parts(tensor).values()]
 
 
 def _parts(tensor: Tensor) -> dict[str, NDArray[Any]]:

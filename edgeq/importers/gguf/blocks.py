@@ -10,7 +10,7 @@ Source: the block layouts of https://github.com/ggml-org/ggml (ggml-common.h, gg
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from edgeq.formats.tensor import QuantTensor
 from edgeq.formats.two_level import TwoLevelScales
 
 Bytes = NDArray[np.uint8]
+Number = TypeVar("Number", bound=np.generic)
 
 IQ4_TABLE = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8
@@ -81,7 +82,7 @@ def _nibbles(packed: Bytes) -> Bytes:
     return np.concatenate([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1)
 
 
-def _flat(codes: Bytes) -> Bytes:
+def _flat(codes: NDArray[Number]) -> NDArray[Number]:
     return codes.reshape(len(codes), -1)
 
 
@@ -115,10 +116,11 @@ def _q8_0(blocks: Bytes) -> _Parts:
 
 def _mxfp4(blocks: Bytes) -> _Parts:
     powers = blocks[..., 0].astype(np.int32) - 128  # of the table of doubled values
-    if powers.size and (powers.min() < -24 or powers.max() > 15):
+    beyond = powers[(powers < -24) | (powers > 15)]
+    if beyond.size:
         raise UnsupportedError(
-            f"an MXFP4 block has the scale 2**{powers.min() if powers.min() < -24 else powers.max()}"
-            ", which float16 cannot hold; edgeq keeps scales from 2**-24 to 2**15"
+            f"an MXFP4 block has the scale 2**{beyond[0]}, which float16 cannot hold; edgeq keeps "
+            "scales from 2**-24 to 2**15"
         )
     scales = np.ldexp(np.float32(1), powers).astype(np.float16)
     return _Parts(_flat(_nibbles(blocks[..., 1:])), scales)
@@ -167,7 +169,7 @@ def _q6_k(blocks: Bytes) -> _Parts:
     scales = np.ascontiguousarray(blocks[..., 192:208]).view(np.int8)
     return _Parts(
         _flat(low | (high << np.uint8(4))),
-        TwoLevelScales(_flat(scales), _half(blocks, 208)),  # type: ignore[arg-type]
+        TwoLevelScales(_flat(scales), _half(blocks, 208)),
     )
 
 

@@ -1,7 +1,7 @@
 """GGUF files of the architectures that families name, tokenizer included.
 
-Tensors are views of the mapped file; rows of a quantized one are dequantized by the `gguf` package
-when they are read. What GGUF changed of
+Tensors are views of the mapped file. The integers of quantized ones are kept as they are
+(`edgeq.importers.gguf.blocks`). What GGUF changed of
 a Hugging Face checkpoint is changed back (rotary order of the llama architecture, fused Phi-3
 projections) or stated in the config (Gemma's norm weights already include their offset of one).
 
@@ -11,7 +11,6 @@ convert_hf_to_gguf.py for what is changed on the way in.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.core.errors import FormatError, MissingDependencyError, UnsupportedError
-from edgeq.formats.schemes import FloatType
-from edgeq.formats.tensor import FloatTensor, Tensor
+from edgeq.core.errors import FormatError, UnsupportedError
+from edgeq.formats.schemes import FloatType, QuantScheme
+from edgeq.formats.tensor import CACHED_ELEMENTS, FloatTensor, QuantTensor, Tensor, row_blocks
 from edgeq.importers.gguf.architecture import Architecture, separate_name
+from edgeq.importers.gguf.blocks import TYPES, quant_rows
 from edgeq.importers.gguf.config import read_config
 from edgeq.importers.gguf.file import GgufFile, open_gguf
 from edgeq.importers.gguf.keys import Keys
 from edgeq.importers.gguf.tokenizer import end_tokens, tokenizer_files
 from edgeq.importers.huggingface.families import GGUF_FAMILIES
-from edgeq.importers.lazy import half_split
+from edgeq.importers.lazy import half_split, half_split_order
 from edgeq.importers.unread import listed
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
@@ -37,27 +37,27 @@ _FLOATS: dict[str, tuple[FloatType, Any]] = {
     "F32": ("float32", "<f4"), "F16": ("float16", "<f2"), "BF16": ("bfloat16", "<u2"),
 }  # fmt: skip
 
-DEQUANTIZED = 1 << 16
-"""Weights dequantized at once: what is between bytes and floats stays in the cache."""
-
-Dequantize = Callable[[NDArray[np.uint8], str], NDArray[np.float32]]
-
 
 @dataclass(frozen=True, eq=False)
 class GgufTensor:
-    """A quantized matrix in a mapped GGUF file.
+    """A quantized matrix in a mapped GGUF file, a `edgeq.formats.kept.KeptTensor`.
 
     Args:
-        type: GGUF's name of its type, as "Q4_K".
+        source_type: GGUF's name of its type, as "Q4_K".
         data: uint8 [N, bytes of a row], a view of the file.
         columns: K, the weights of a row.
-        dequantize: turns rows of bytes to float32.
+        order: int [N], which row of ``data`` each row is; None for that order.
     """
 
-    type: str
+    source_type: str
     data: NDArray[np.uint8]
     columns: int
-    dequantize: Dequantize
+    order: NDArray[np.intp] | None = None
+
+    @property
+    def scheme(self) -> QuantScheme:
+        """The scheme that stands for the same values."""
+        return TYPES[self.source_type].scheme
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -69,12 +69,20 @@ class GgufTensor:
         """Bytes in the file."""
         return self.data.nbytes
 
+    def quantized(self, start: int, stop: int) -> QuantTensor:
+        """Rows ``start:stop``, packed; no others are read."""
+        part = self.data[start:stop] if self.order is None else self.data[self.order[start:stop]]
+        return quant_rows(self.source_type, part, self.columns)
+
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows ``start:stop`` as float32; no others are touched."""
-        part = self.data[start:stop]
-        if not len(part):
-            return np.empty((0, self.columns), np.float32)
-        return self.dequantize(part, self.type)
+        """Rows ``start:stop`` as float32; no others are read."""
+        stop = min(stop, self.data.shape[0])
+        out = np.empty((max(stop - start, 0), self.columns), np.float32)
+        for piece in row_blocks(out.shape, CACHED_ELEMENTS):
+            part = self.quantized(start + piece.start, start + piece.stop)
+            with np.errstate(all="ignore"):  # whoever uses the values checks for NaN
+                out[piece] = part.numpy()
+        return out
 
     def numpy(self) -> NDArray[np.float32]:
         """The whole matrix as float32."""
@@ -86,13 +94,11 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
 
     Args:
         path: the file.
-        headers_only: make no tokenizer of its vocabulary, and do not ask for the package that
-            reads quantized tensors before one is read.
+        headers_only: make no tokenizer of its vocabulary.
 
     Raises:
         FormatError: the file is truncated or damaged, or a key or tensor is missing.
         UnsupportedError: an architecture, tensor type, tokenizer or option edgeq does not know.
-        MissingDependencyError: quantized tensors, and no `gguf` package.
     """
     path = Path(path)
     file = open_gguf(path)
@@ -118,8 +124,6 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
             "join them with llama-gguf-split --merge"
         )
     source = GgufTensors(path, file)
-    if source.quantized and not headers_only:
-        _gguf()
     config = read_config(keys, family.name, architecture, source)
     files: dict[str, bytes] = {}
     if not headers_only:
@@ -145,7 +149,6 @@ class GgufTensors:
     def __init__(self, path: Path, file: GgufFile) -> None:
         self.path = path
         self.file = file
-        self.quantized = any(entry.type not in _FLOATS for entry in file.tensors.values())
         self._read: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
@@ -169,7 +172,7 @@ class GgufTensors:
             )
         n, k = entry.shape
         data = self.file.mapping.array(np.uint8, (n, entry.row_bytes), entry.start)
-        return GgufTensor(entry.type, data, k, _dequantize)
+        return GgufTensor(entry.type, data, k)
 
     def check_all_read(self, config: ModelConfig) -> None:
         """Refuse tensors that nothing has read.
@@ -195,30 +198,6 @@ class GgufTensors:
         if isinstance(whole, GgufTensor):
             return replace(whole, data=whole.data[start:stop])
         return replace(whole, data=whole.data[start:stop])
-
-
-def _gguf() -> Any:
-    try:
-        import gguf
-    except ImportError as err:
-        raise MissingDependencyError("gguf", "gguf", "to read quantized GGUF tensors") from err
-    return gguf
-
-
-def _dequantize(data: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:
-    gguf = _gguf()
-    of_type = gguf.GGMLQuantizationType[kind]
-    block_weights, block_bytes = gguf.GGML_QUANT_SIZES[of_type]
-    flat = data.reshape(-1)
-    values = np.empty(flat.size // block_bytes * block_weights, np.float32)
-    step = max(1, DEQUANTIZED // block_weights)
-    with np.errstate(all="ignore"):  # whoever uses the values checks for NaN
-        for start in range(0, flat.size // block_bytes, step):
-            # the package takes rows in groups of 16; one long row is a single group
-            part = flat[start * block_bytes : (start + step) * block_bytes].reshape(1, -1)
-            found = gguf.quants.dequantize(part, of_type)
-            values[start * block_weights : start * block_weights + found.size] = found[0]
-    return values.reshape(len(data), -1)
 
 
 def _tensors(config: ModelConfig, arch: Architecture, source: GgufTensors) -> dict[str, Tensor]:
@@ -260,4 +239,6 @@ def _alone(
             f"{source.path}: tensor {stored} has {tensor.shape[0]} rows; "
             f"the config says {heads} heads of {config.head_dim}"
         )
+    if isinstance(tensor, GgufTensor):
+        return replace(tensor, order=half_split_order(tensor.shape[0], heads))
     return half_split(tensor, heads)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgeq.core.errors import UsageError
+from edgeq.formats.kept import KeptTensor
 from edgeq.formats.tensor import QuantTensor
 from edgeq.model.model import Model
 from edgeq.model.origin import Origin
@@ -60,9 +61,8 @@ def _quantized_type(tensor: Any) -> str | None:
     while tensor is not None:
         if isinstance(tensor, QuantTensor):
             return str(tensor.scheme)
-        kind = getattr(tensor, "type", None)  # of a quantized GGUF tensor
-        if isinstance(kind, str):
-            return kind
+        if isinstance(tensor, KeptTensor):
+            return tensor.source_type
         tensor = getattr(tensor, "data", None)
         if not hasattr(tensor, "rows"):
             return None
