@@ -14,6 +14,7 @@ from edgeq.model.model import Model
 from edgeq.quant.decoder.calibrate import CalibrationStats
 from edgeq.quant.decoder.calibrate import calibrate as collect
 from edgeq.quant.decoder.sensitivity import Sensitivity, measure_sensitivity
+from edgeq.quant.rules import check_rounded
 
 
 def calibrate(
@@ -101,6 +102,7 @@ def sensitivity(
     base = parse_scheme(scheme) if isinstance(scheme, str) else scheme
     if not isinstance(base, QuantScheme):
         raise UsageError(f"the scheme is {scheme}; give a scheme of integers, such as w4-g32")
+    check_rounded(base)
     if workers or scheduler:
         from edgeq.sweeping import sweep_sensitivity
 

@@ -165,6 +165,8 @@ def spread(
 
 
 def _fits(scheme: QuantScheme, k: int, container: Container) -> tuple[bool, int | None]:
+    if scheme.minimum or scheme.two_level:  # no container has float minimums or two levels
+        return False, None
     if container.palette and not scheme.codebook:
         return False, None
     # without a table, a palette's entries are held themselves

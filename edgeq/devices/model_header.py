@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgeq.formats.kept import KeptTensor, packed_nbytes
 from edgeq.formats.schemes import FLOAT_TAGS, Scheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
 from edgeq.importers import describe
@@ -144,10 +145,10 @@ def _tensor(tensor: Tensor) -> TensorFacts:
     nbytes = int(tensor.nbytes)
     if isinstance(tensor, QuantTensor):
         return TensorFacts(shape, str(tensor.scheme), nbytes, nbytes)
+    if isinstance(tensor, KeptTensor):
+        return TensorFacts(shape, tensor.source_type, nbytes, packed_nbytes(tensor))
     if isinstance(tensor, FloatTensor):
         return TensorFacts(shape, FLOAT_TAGS[tensor.dtype], nbytes, nbytes)
     held = tensor.data if isinstance(tensor, GatheredRows) else tensor
-    kind = (
-        FLOAT_TAGS[held.dtype] if isinstance(held, FloatTensor) else getattr(held, "type", "float")
-    )
+    kind = FLOAT_TAGS[held.dtype] if isinstance(held, FloatTensor) else "float"
     return TensorFacts(shape, kind, nbytes, 4 * math.prod(shape))

@@ -52,7 +52,7 @@ from edgeq.quant.recipe_file import (
     readable,
     recipe_fields,
 )
-from edgeq.quant.rules import OUTER, Activations, Rule
+from edgeq.quant.rules import OUTER, Activations, Rule, check_rounded
 
 VECTORS = FloatScheme("float32")
 """What norms and biases are kept in."""
@@ -112,6 +112,7 @@ class Recipe:
         for rule in self.rules:
             check_type("a rule", rule, Rule)
         check_type("default", self.default, QuantScheme, FloatScheme)
+        check_rounded(self.default)
         check_type("method", self.method, str)
         check_type("transforms", self.transforms, tuple, list)
         check_type("activations", self.activations, Activations, None)

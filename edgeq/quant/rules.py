@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgeq.core.errors import SchemeError, check_type, unknown
-from edgeq.formats.schemes import FloatScheme, QuantScheme, Scheme, parse_scheme
+from edgeq.formats.schemes import ROUNDED_BITS, FloatScheme, QuantScheme, Scheme, parse_scheme
 from edgeq.quant.observers import OBSERVERS
 
 OUTER = r"^(model\.embed_tokens|lm_head)\."
@@ -25,7 +25,7 @@ class Rule:
         scheme: what they get.
 
     Raises:
-        SchemeError: the pattern is no regular expression.
+        SchemeError: the pattern is no regular expression, or no rounder makes the scheme.
     """
 
     pattern: str
@@ -34,6 +34,7 @@ class Rule:
     def __post_init__(self) -> None:
         check_type("pattern", self.pattern, str)
         check_type("scheme", self.scheme, QuantScheme, FloatScheme)
+        check_rounded(self.scheme)
         try:
             re.compile(self.pattern)
         except re.error as err:
@@ -61,6 +62,20 @@ class Rule:
     def matches(self, name: str) -> bool:
         """Whether the pattern is found in the name."""
         return re.search(self.pattern, name) is not None
+
+
+def check_rounded(scheme: Scheme) -> None:
+    """Refuse a scheme that edgeq does not round to.
+
+    Raises:
+        SchemeError: the scheme stands for integers of other programs.
+    """
+    if isinstance(scheme, QuantScheme) and scheme.kept_only:
+        raise SchemeError(
+            f"edgeq keeps tensors of {scheme} as other programs rounded them and does not round to "
+            f"it; use bits of {', '.join(map(str, ROUNDED_BITS))} with groups, -asym or -palette, "
+            "such as w4-g32"
+        )
 
 
 @dataclass(frozen=True)

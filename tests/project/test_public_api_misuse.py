@@ -82,7 +82,7 @@ CALLS: dict[str, tuple[Callable[[Any, Path], Any], list[Any]]] = {
     "Rule pattern": (lambda bad, at: edgeq.Rule(bad, SCHEME), [None, 7, b"x", [], "("]),
     "Rule scheme": (lambda bad, at: edgeq.Rule("x", bad), WRONG),
     "Rule.parse": (lambda bad, at: edgeq.Rule.parse(bad), WRONG),
-    "QuantScheme bits": (lambda bad, at: edgeq.QuantScheme(bad), [None, "4", 4.0, 5, True]),
+    "QuantScheme bits": (lambda bad, at: edgeq.QuantScheme(bad), [None, "4", 4.0, 7, True]),
     "QuantScheme group": (
         lambda bad, at: edgeq.QuantScheme(4, group_size=bad), [None, "32", 32.0, 48],
     ),

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeq.core.errors import EdgeqError, FormatError, MissingDependencyError, UnsupportedError
+from edgeq.core.errors import EdgeqError, FormatError, UnsupportedError
 from edgeq.formats.tensor import FloatTensor
 from edgeq.importers import load
 from edgeq.importers.gguf import importer
+from edgeq.importers.gguf.blocks import quant_rows
 from edgeq.importers.gguf.file import TYPES, open_gguf
 from edgeq.importers.gguf.tokenizer import tokenizer_files
 from edgeq.model.block import RopeScaling
@@ -174,11 +175,22 @@ def random_blocks(kind: str, n: int, k: int) -> NDArray[np.uint8]:
     _, block, nbytes = next(t for t in TYPES.values() if t[0] == kind)
     rng = np.random.default_rng(7)
     raw = rng.integers(0, 256, (n, k // block, nbytes), dtype=np.uint8)
-    scales = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "Q4_1": (0, 2), "Q5_1": (0, 2)}
+    if kind == "MXFP4":
+        raw[:, :, 0] = rng.integers(128 - 24, 128 + 16, raw.shape[:2])
+        return raw.reshape(n, -1)
+    scales = {
+        "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
+        "Q4_1": (0, 2), "Q5_1": (0, 2),
+    }  # fmt: skip
     for at in scales.get(kind, (0,)):
         half = rng.standard_normal((n, k // block)).astype(np.float16)
         raw[:, :, at : at + 2] = half[:, :, None].view(np.uint8)
     return raw.reshape(n, -1)
+
+
+def bits(values: NDArray[np.float32]) -> NDArray[np.uint32]:
+    """Bit patterns; 0 and -0 are one value, whose sign depends on how it was computed."""
+    return (values + np.float32(0)).view(np.uint32)
 
 
 @pytest.mark.parametrize("kind", TYPE_NAMES)
@@ -208,10 +220,9 @@ def test_types_are_bit_exact(tmp_path: Path, kind: str) -> None:
     assert tensor.shape == (n, k)
     assert tensor.nbytes == data.nbytes
     assert tensor.numpy().dtype == np.float32
-    np.testing.assert_array_equal(tensor.numpy().view(np.uint32), want.view(np.uint32))
+    np.testing.assert_array_equal(bits(tensor.numpy()), bits(want))
     for start, stop in ((0, 1), (36, 37), (5, 22), (3, 3), (30, 99)):
-        got = tensor.rows(start, stop)
-        np.testing.assert_array_equal(got.view(np.uint32), want[start:stop].view(np.uint32))
+        np.testing.assert_array_equal(bits(tensor.rows(start, stop)), bits(want[start:stop]))
 
 
 def test_table_of_types_is_the_packages() -> None:
@@ -248,10 +259,11 @@ def test_quantized_llama_rows_are_put_in_order(tmp_path: Path) -> None:
     np.testing.assert_array_equal(tensor.rows(7, 20), tensor.numpy()[7:20])
 
 
-def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "gguf", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'edgeq\[gguf\]'"):
-        importer._gguf()
+def test_scales_that_float16_cannot_hold_are_refused() -> None:
+    block = np.zeros((1, 17), np.uint8)
+    block[0, 0] = 90
+    with pytest.raises(UnsupportedError, match=r"MXFP4 block has the scale 2\*\*-38"):
+        quant_rows("MXFP4", block, 32)
 
 
 @pytest.mark.parametrize(
