@@ -15,7 +15,7 @@ from edgeq.core.errors import FormatError
 from edgeq.formats.tensor import FloatTensor, Tensor
 from edgeq.importers.huggingface.checkpoint import Checkpoint
 from edgeq.importers.huggingface.config import read_config
-from edgeq.importers.huggingface.quantized.stored import StoredMatrix
+from edgeq.importers.huggingface.quantized.stored import KeptMatrix
 from edgeq.importers.tokenizer.sentencepiece_model import tokenizer_files
 from edgeq.model.block import tensor_name
 from edgeq.model.config import ModelConfig
@@ -82,7 +82,7 @@ class _Part:
                 f"tensor {self.fused} has shape {list(whole.shape)}; "
                 f"the config says {self.height} rows"
             )
-        if isinstance(whole, StoredMatrix):
+        if isinstance(whole, KeptMatrix):
             return whole.part(self.start, self.stop)
         return FloatTensor(whole.dtype, whole.data[self.start : self.stop])
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from edgeq.core.errors import FormatError
 from edgeq.importers.huggingface.quantized.layout import FLOATS, Parts, Settings, check_shape
 from edgeq.importers.huggingface.quantized.stored import (
-    StoredMatrix,
+    KeptMatrix,
     StoredRows,
     exact_half,
     grouping,
@@ -42,7 +42,7 @@ class Awq:
 
     group_size: int
 
-    def matrix(self, parts: Parts) -> StoredMatrix | None:
+    def matrix(self, parts: Parts) -> KeptMatrix | None:
         """The matrix of a layer, or None where the layer is not quantized."""
         if parts.type_of("qweight") is None:
             return None
@@ -68,7 +68,7 @@ class Awq:
             )
 
         nbytes = qweight.values.nbytes + qzeros.values.nbytes + scales.values.nbytes
-        return StoredMatrix(f"AWQ {scheme}", scheme, (n, k), nbytes, qweight.values, read)
+        return KeptMatrix(f"AWQ {scheme}", scheme, (n, k), nbytes, qweight.values, read)
 
 
 def _columns(words: NDArray[Any], start: int, stop: int) -> NDArray[np.uint8]:

@@ -35,7 +35,7 @@ from edgeq.importers.huggingface.quantized.layout import (
 )
 from edgeq.importers.huggingface.quantized.stored import (
     Grouping,
-    StoredMatrix,
+    KeptMatrix,
     StoredRows,
     exact_half,
     grouping,
@@ -75,7 +75,7 @@ class CompressedTensors:
 
     groups: tuple[WeightGroup, ...]
 
-    def matrix(self, parts: Parts) -> StoredMatrix | None:
+    def matrix(self, parts: Parts) -> KeptMatrix | None:
         """The matrix of a layer, or None where the layer is not quantized."""
         packed = parts.type_of("weight_packed") is not None
         if not packed and parts.type_of("weight") != "I8":
@@ -124,7 +124,7 @@ class CompressedTensors:
 
         nbytes = weight.values.nbytes + scales.values.nbytes + (zeros.values.nbytes if zeros else 0)
         kind = f"compressed-tensors {scheme}"
-        return StoredMatrix(kind, scheme, (n, k), nbytes, weight.values, read)
+        return KeptMatrix(kind, scheme, (n, k), nbytes, weight.values, read)
 
     def _check_order(self, parts: Parts, k: int, group: WeightGroup) -> None:
         if parts.type_of("weight_g_idx") is None:

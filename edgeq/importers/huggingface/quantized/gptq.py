@@ -23,7 +23,7 @@ import numpy as np
 from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.importers.huggingface.quantized.layout import FLOATS, Parts, Settings, check_shape
 from edgeq.importers.huggingface.quantized.stored import (
-    StoredMatrix,
+    KeptMatrix,
     StoredRows,
     exact_half,
     grouping,
@@ -51,7 +51,7 @@ class Gptq:
     subtracted: bool
     overrides: Mapping[str, Mapping[str, Any]]
 
-    def matrix(self, parts: Parts) -> StoredMatrix | None:
+    def matrix(self, parts: Parts) -> KeptMatrix | None:
         """The matrix of a layer, or None where the layer is not quantized."""
         if parts.type_of("qweight") is None:
             return None
@@ -68,7 +68,7 @@ class Gptq:
                 )
         return self
 
-    def _matrix(self, parts: Parts) -> StoredMatrix:
+    def _matrix(self, parts: Parts) -> KeptMatrix:
         bits = self.bits
         qweight = parts.get("qweight", ("I32", "U32"))
         qzeros = parts.get("qzeros", ("I32", "U32"))
@@ -125,7 +125,7 @@ class Gptq:
             return StoredRows(codes, half, groups.spread(zeros, scheme, k))
 
         nbytes = qweight.values.nbytes + qzeros.values.nbytes + scales.values.nbytes
-        return StoredMatrix(f"GPTQ {scheme}", scheme, (n, k), nbytes, qweight.values, read)
+        return KeptMatrix(f"GPTQ {scheme}", scheme, (n, k), nbytes, qweight.values, read)
 
 
 def read_gptq(settings: Settings) -> Gptq:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.importers import unread
-from edgeq.importers.huggingface.quantized.stored import StoredMatrix
+from edgeq.importers.huggingface.quantized.stored import KeptMatrix
 
 
 class Part(NamedTuple):
@@ -46,7 +46,7 @@ class Parts(Protocol):
 class Layout(Protocol):
     """A layout of quantized weights, with its settings."""
 
-    def matrix(self, parts: Parts) -> StoredMatrix | None:
+    def matrix(self, parts: Parts) -> KeptMatrix | None:
         """The matrix of a layer, or None where the layer is not quantized.
 
         Raises:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from edgeq.core.errors import FormatError
 from edgeq.importers.huggingface.quantized.layout import FLOATS, Parts, Settings, check_shape
 from edgeq.importers.huggingface.quantized.stored import (
-    StoredMatrix,
+    KeptMatrix,
     StoredRows,
     exact_half,
     grouping,
@@ -42,7 +42,7 @@ class Mlx:
     group_size: int
     overrides: Mapping[str, tuple[int, int] | None]
 
-    def matrix(self, parts: Parts) -> StoredMatrix | None:
+    def matrix(self, parts: Parts) -> KeptMatrix | None:
         """The matrix of a layer, or None where the layer is not quantized."""
         if parts.type_of("weight") != "U32":
             return None
@@ -77,7 +77,7 @@ class Mlx:
             )
 
         nbytes = weight.values.nbytes + scales.values.nbytes + biases.values.nbytes
-        return StoredMatrix(f"MLX {scheme}", scheme, (n, k), nbytes, weight.values, read)
+        return KeptMatrix(f"MLX {scheme}", scheme, (n, k), nbytes, weight.values, read)
 
 
 def read_mlx(settings: Settings) -> Mlx:

@@ -38,7 +38,7 @@ class StoredRows:
 
 
 @dataclass(frozen=True, eq=False)
-class StoredMatrix:
+class KeptMatrix:
     """A quantized matrix of a checkpoint, a `edgeq.formats.kept.KeptTensor`.
 
     Args:
@@ -59,7 +59,7 @@ class StoredMatrix:
     read: Callable[[int, int], StoredRows]
     first: int = 0
 
-    def part(self, start: int, stop: int) -> StoredMatrix:
+    def part(self, start: int, stop: int) -> KeptMatrix:
         """Rows ``start:stop`` as a matrix of their own."""
         nbytes = self.nbytes * (stop - start) // self.shape[0]
         shape = (stop - start, self.shape[1])
@@ -214,5 +214,5 @@ def unpack_fields(words: NDArray[Any], bits: int, count: int) -> NDArray[np.uint
     return np.packbits(fields, axis=2, bitorder="little")[:, :, 0]
 
 
-Tensors = FloatTensor | StoredMatrix
+Tensors = FloatTensor | KeptMatrix
 """What a checkpoint gives for a name."""
