@@ -14,7 +14,8 @@ import numpy as np
 
 from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.formats.safetensors_file import SafetensorsFile, open_safetensors
-from edgeq.formats.tensor import FloatTensor
+from edgeq.importers.huggingface.quantized.layout import Layout, Part
+from edgeq.importers.huggingface.quantized.stored import Tensors
 from edgeq.importers.json_object import read_json
 from edgeq.importers.unread import listed
 from edgeq.model.config import ModelConfig
@@ -35,14 +36,16 @@ class Checkpoint:
     Args:
         folder: the checkpoint's folder.
         prefix: what a vision-language model puts around its decoder's names, or nothing.
+        layout: how quantized weights are stored, or None where there are none.
 
     Raises:
         FormatError: a file is missing or damaged, or two files hold different tensors of one name.
         UnsupportedError: the weights are a LoRA adapter or not in safetensors files.
     """
 
-    def __init__(self, folder: Path, prefix: str) -> None:
+    def __init__(self, folder: Path, prefix: str, layout: Layout | None = None) -> None:
         self.folder = folder
+        self.layout = layout
         self.prefix = prefix
         self._where: dict[str, tuple[SafetensorsFile, str]] = {}
         self._read: set[str] = set()
@@ -56,12 +59,35 @@ class Checkpoint:
                 name if name == HEAD else "model." + name: at for name, at in self._where.items()
             }
 
-    def tensor(self, name: str) -> FloatTensor:
-        """A tensor by its usual name.
+    def tensor(self, name: str) -> Tensors:
+        """A tensor by its usual name, its integers kept if it is quantized.
 
         Raises:
             FormatError: it is missing.
             UnsupportedError: its type is none that edgeq computes with.
+        """
+        if self.layout is not None and name.endswith(".weight"):
+            matrix = self.layout.matrix(_LayerParts(self, name.removesuffix(".weight")))
+            if matrix is not None:
+                return matrix
+        file, stored = self.find(name)
+        return file.tensor(stored)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
+
+    def type_of(self, name: str) -> str | None:
+        """The type of a tensor, or None where there is none."""
+        if name not in self._where:
+            return None
+        file, stored = self._where[name]
+        return file.tensors[stored].dtype
+
+    def find(self, name: str) -> tuple[SafetensorsFile, str]:
+        """The file that holds a tensor and its name there; the tensor counts as read.
+
+        Raises:
+            FormatError: it is missing.
         """
         if name not in self._where:
             if name in self._misplaced:
@@ -74,8 +100,7 @@ class Checkpoint:
                 "config.json asks for it: is this the whole checkpoint?"
             )
         self._read.add(name)
-        file, stored = self._where[name]
-        return file.tensor(stored)
+        return self._where[name]
 
     def tie_head(self) -> bool:
         """Whether the head is the embedding matrix, in a model that says they are tied.
@@ -141,6 +166,28 @@ class Checkpoint:
             if name not in files[file].tensors:
                 self._misplaced[_usual(name, self.prefix)] = file
         return list(files.values())
+
+
+class _LayerParts:
+    """The stored tensors of one linear layer of a checkpoint."""
+
+    def __init__(self, checkpoint: Checkpoint, module: str) -> None:
+        self._checkpoint = checkpoint
+        self.module = module
+
+    def type_of(self, end: str) -> str | None:
+        return self._checkpoint.type_of(f"{self.module}.{end}")
+
+    def get(self, end: str, dtypes: tuple[str, ...], axes: int = 2) -> Part:
+        file, stored = self._checkpoint.find(f"{self.module}.{end}")
+        entry = file.tensors[stored]
+        if entry.dtype not in dtypes or (axes and len(entry.shape) != axes):
+            wanted = f"{axes} axes" if axes else "any shape"
+            raise FormatError(
+                f"{file.path}: tensor {stored} is {entry.dtype} {list(entry.shape)}; its layout "
+                f"asks for {' or '.join(dtypes)} with {wanted}"
+            )
+        return Part(stored, entry.dtype, file.array(stored))
 
 
 def adapter_message(folder: Path) -> str:

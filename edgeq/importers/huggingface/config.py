@@ -17,6 +17,8 @@ from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.importers.huggingface.families import MODEL_TYPES
 from edgeq.importers.huggingface.family import Family, Shape
 from edgeq.importers.huggingface.keys import check_classes, check_unread
+from edgeq.importers.huggingface.quantized import KEYS, read_quantization
+from edgeq.importers.huggingface.quantized.layout import Layout
 from edgeq.importers.huggingface.values import Values
 from edgeq.importers.json_object import read_json
 from edgeq.importers.unread import shown
@@ -43,12 +45,14 @@ class HfConfig:
         family: what is known of its family.
         prefix: what the tensors' names carry before Hugging Face's usual names.
         biases: name ends of the bias tensors that must be there, as "q_proj".
+        layout: how quantized weights are stored, or None where there are none.
     """
 
     model: ModelConfig
     family: Family
     prefix: str
     biases: tuple[str, ...]
+    layout: Layout | None = None
 
 
 def read_config(folder: Path) -> HfConfig:
@@ -78,8 +82,9 @@ def read_config(folder: Path) -> HfConfig:
     generation = read_json(generation_path) if generation_path.exists() else {}
     model = _model(family, values, generation)
     biases = _biases(family, values)
-    check_unread(path, raw, {"architectures", "auto_map", *values.read})
-    return HfConfig(model, family, prefix, biases)
+    layout = read_quantization(path, raw)
+    check_unread(path, raw, {"architectures", "auto_map", *KEYS, *values.read})
+    return HfConfig(model, family, prefix, biases, layout)
 
 
 def _known() -> str:
@@ -89,7 +94,7 @@ def _known() -> str:
 def _text_config(path: Path, outer: Mapping[str, Any], family: Family, key: str) -> dict[str, Any]:
     """The configuration of the decoder of a vision-language model."""
     inner = dict(outer[key])
-    inherited = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "quantization_config")
+    inherited = ("tie_word_embeddings", "bos_token_id", "eos_token_id", *KEYS)
     check_unread(path, outer, {key, "architectures", "auto_map", *inherited})
     for name in inherited:
         if inner.get(name) is None and outer.get(name) is not None:

@@ -15,6 +15,7 @@ from edgeq.core.errors import FormatError
 from edgeq.formats.tensor import FloatTensor, Tensor
 from edgeq.importers.huggingface.checkpoint import Checkpoint
 from edgeq.importers.huggingface.config import read_config
+from edgeq.importers.huggingface.quantized.stored import KeptMatrix
 from edgeq.importers.tokenizer.sentencepiece_model import tokenizer_files
 from edgeq.model.block import tensor_name
 from edgeq.model.config import ModelConfig
@@ -47,7 +48,7 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
     """
     folder = Path(path)
     config = read_config(folder)
-    checkpoint = Checkpoint(folder, config.prefix)
+    checkpoint = Checkpoint(folder, config.prefix, config.layout)
     model = replace(config.model, tied=config.model.tied and checkpoint.tie_head())
     tensors: dict[str, Tensor] = {}
     fused = _fused(model, config.family.fused)
@@ -74,13 +75,15 @@ class _Part:
     stop: int
     height: int
 
-    def read(self, checkpoint: Checkpoint) -> FloatTensor:
+    def read(self, checkpoint: Checkpoint) -> Tensor:
         whole = checkpoint.tensor(self.fused)
         if whole.shape[:1] != (self.height,):
             raise FormatError(
                 f"tensor {self.fused} has shape {list(whole.shape)}; "
                 f"the config says {self.height} rows"
             )
+        if isinstance(whole, KeptMatrix):
+            return whole.part(self.start, self.stop)
         return FloatTensor(whole.dtype, whole.data[self.start : self.stop])
 
 

@@ -58,7 +58,6 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "apply_rope": (True,),
     "attention_bias": (False,),
     "causal": (True,),
-    "compression_config": (),
     "elementwise_affine": (True,),
     "full_attn_mod": (1,),
     "gated_mlp": (True,),
@@ -68,7 +67,6 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "partial_rotary_factor": (1,),
     "per_layer_config": ({},),
     "position_embedding_type": ("rope", "rotary"),
-    "quantization_config": ({},),
     "rms_norm": (True,),
     "rope_interleaved": (False,),
     "rope_type": ("default",),
@@ -170,11 +168,5 @@ def _check_only(path: Path, key: str, value: Any) -> None:
     allowed = _ONLY[key]
     if any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed):
         return
-    detail = value.get("quant_method", value) if isinstance(value, dict) else value
-    if key in ("quantization_config", "compression_config"):
-        fix = "use an original F32, F16 or BF16 checkpoint without it"
-    else:
-        fix = f"it runs models where {key} is {' or '.join(map(repr, allowed))}, or absent"
-    raise UnsupportedError(
-        f"{path}: {key} is {unread.shown(detail)}, which edgeq cannot run; {fix}"
-    )
+    fix = f"it runs models where {key} is {' or '.join(map(repr, allowed))}, or absent"
+    raise UnsupportedError(f"{path}: {key} is {unread.shown(value)}, which edgeq cannot run; {fix}")

@@ -163,7 +163,7 @@ def test_published_files_are_read(tmp_path: Path, name: str) -> None:
         ({"residual_multiplier": 0.2}, {}, r"residual_multiplier is 0\.2"),
         ({}, {"model_type": "gemma2"}, "text_config is a model of type 'gemma2'"),
         ({}, {"architectures": ["OddForCausalLM"]}, "class is 'OddForCausalLM'"),
-        ({"quantization_config": {"quant_method": "awq"}}, {}, "quantization_config is 'awq'"),
+        ({"quantization_config": {"quant_method": "hqq"}}, {}, "quant_method 'hqq'"),
     ],
 )
 def test_both_levels_of_a_vision_language_model_are_looked_at(

@@ -173,7 +173,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"rope_interleaved": True}, "rope_interleaved is True"),
     ({"attention_chunk_size": 4}, "attention_chunk_size is 4"),
     ({"weight_bits": 1, "input_bits": 8}, "weight_bits is 1, input_bits is 8"),
-    ({"quantization_config": {"quant_method": "awq"}}, "quantization_config is 'awq'"),
+    ({"quantization_config": {"quant_method": "hqq"}}, "quant_method 'hqq'"),
     ({"some_setting": 3}, "some_setting is 3.*remove it from the file"),
     # internal errors of a careless reader
     ({"rms_norm_eps": None}, "rms_norm_eps is null"),
