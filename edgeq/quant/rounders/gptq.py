@@ -113,8 +113,13 @@ def round_gptq(
     wanted = _Wanted(hessian.target(w), scheme, hessian.diagonal, name, params, palette)
     segments = _segments(hessian.diagonal, scheme.group_size, block, act_order)
     try:
-        factor = _factor(hessian, damping, np.concatenate(segments))
-        again = _alone(hessian, damping, segments) if sweeps else []
+        factor, again = hessian.once(
+            (damping, scheme.group_size, block, act_order, sweeps > 0),
+            lambda: (
+                _factor(hessian, damping, np.concatenate(segments)),
+                _alone(hessian, damping, segments) if sweeps else [],
+            ),
+        )
     except np.linalg.LinAlgError as err:
         raise UsageError(
             f"the Hessian of {name}'s inputs is too singular for a damping of {damping}; "

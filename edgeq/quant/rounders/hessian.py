@@ -8,13 +8,17 @@ Held: H, and the cross moments where they are wanted, in float32 (256 MiB each a
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
 from edgeq.quant.kernels.products import product, row_products, total, upper_inverse, upper_root
+
+T = TypeVar("T")
 
 STRIP = 256
 """Rows of H computed at once: a product of these is held besides H itself, and stays in the
@@ -48,6 +52,7 @@ class Hessian:
         self._shift: NDArray[np.float32] | None = None
         self._means = False
         self._inverse: Factor | None = None
+        self._made: tuple[Hashable, Any] | None = None
 
     @classmethod
     def of(cls, matrix: NDArray[np.float32]) -> Hessian:
@@ -95,6 +100,7 @@ class Hessian:
                 self._shift = np.zeros((shift.shape[1], k), np.float32)
             product(shift.T, x.T, self._shift, accumulate=True)
         self.n += len(x)
+        self._made = None
 
     @property
     def matrix(self) -> NDArray[np.float32]:
@@ -138,6 +144,16 @@ class Hessian:
         if self._inverse is None:
             self._inverse = Factor.of(damped(self._moments, CROSS_DAMPING))
         return w + self._inverse.solve(wanted)
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What ``make`` returns; kept for the next matrix of the group, which has the same key.
+
+        One result is kept, until other inputs are taken up or another key is asked for.
+        """
+        if self._made is None or self._made[0] != key:
+            self._made = None
+            self._made = key, make()
+        return cast(T, self._made[1])
 
     def settle(self) -> None:
         """Give up what only `target` needs, once the targets of all matrices are known."""
