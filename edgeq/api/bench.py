@@ -21,6 +21,7 @@ from edgeq.devices.model_header import facts_of
 from edgeq.devices.planner import plan
 from edgeq.devices.profile import DeviceProfile
 from edgeq.devices.roofline import Speed, sustained
+from edgeq.formats.kept import KeptTensor
 from edgeq.formats.schemes import FLOAT_TAGS
 from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.importers import load
@@ -299,6 +300,8 @@ def _model_type(model: Model) -> str:
     for tensor in model.tensors.values():
         if isinstance(tensor, QuantTensor):
             scheme = str(tensor.scheme)
+        elif isinstance(tensor, KeptTensor):
+            scheme = tensor.source_type
         else:
             scheme = FLOAT_TAGS[tensor.dtype] if isinstance(tensor, FloatTensor) else "float"
         weights[scheme] = weights.get(scheme, 0) + tensor.shape[0] * (

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeq.core.cpu import this_cpu
 from tests.paths import ROOT
 
 RECIPES = ("w4-g32", "palette3", "w4-g32-imatrix", "palette4-gptq", "w3-awq-gptq")
@@ -65,6 +66,13 @@ def wanted(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ENVIRONMENTS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("plain", "avx2") else pytest.mark.heavy)
+        for name in ENVIRONMENTS
+    ],
+)
+@pytest.mark.skipif(this_cpu().arch != "x86_64", reason="the settings are those of x86-64")
 def test_the_same_bytes(name: str, wanted: set[str], tmp_path: Path) -> None:
     assert digests(tmp_path, ENVIRONMENTS[name], "1,2,4" if name == "plain" else "2") == wanted
