@@ -91,7 +91,6 @@ def load(path: str | Path) -> Model:
     Raises:
         FormatError: the path does not exist, is none of these, or is damaged.
         UnsupportedError: a family, type or option edgeq does not know, or a graph.
-        MissingDependencyError: quantized GGUF tensors without the package that reads them.
 
     Example:
         >>> model = edgeq.load("model.edgeq")

@@ -170,20 +170,21 @@ def test_gemmas_windows_are_where_the_file_says(
         load(path)
 
 
-def random_blocks(kind: str, n: int, k: int) -> NDArray[np.uint8]:
+def random_blocks(kind: str, n: int, k: int, spread: float = 1.0) -> NDArray[np.uint8]:
     """Rows of a type's bytes with every pattern of codes, and sane float16 scales."""
     _, block, nbytes = next(t for t in TYPES.values() if t[0] == kind)
     rng = np.random.default_rng(7)
     raw = rng.integers(0, 256, (n, k // block, nbytes), dtype=np.uint8)
     if kind == "MXFP4":
-        raw[:, :, 0] = rng.integers(128 - 24, 128 + 16, raw.shape[:2])
+        top = 128 + (16 if spread == 1 else -9)
+        raw[:, :, 0] = rng.integers(128 - 24, top, raw.shape[:2])
         return raw.reshape(n, -1)
     scales = {
         "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
         "Q4_1": (0, 2), "Q5_1": (0, 2),
     }  # fmt: skip
     for at in scales.get(kind, (0,)):
-        half = rng.standard_normal((n, k // block)).astype(np.float16)
+        half = (spread * rng.standard_normal((n, k // block))).astype(np.float16)
         raw[:, :, at : at + 2] = half[:, :, None].view(np.uint8)
     return raw.reshape(n, -1)
 
