@@ -29,9 +29,9 @@ from typing import Any
 
 from edgeq.core.errors import SchemeError, UsageError, check_type, unknown
 from edgeq.formats.schemes import (
-    BITS,
     BY_BITS,
     K_BLOCK,
+    ROUNDED_BITS,
     FloatScheme,
     QuantScheme,
     Scheme,
@@ -352,7 +352,7 @@ class Recipe:
 def _scheme_of_size(bits: int | None, group: int | None) -> Scheme:
     wanted = 4 if bits is None else bits
     if wanted not in BY_BITS:
-        raise SchemeError(f"bits is {bits}; use one of {', '.join(map(str, BITS))}")
+        raise SchemeError(f"bits is {bits}; use one of {', '.join(map(str, ROUNDED_BITS))}")
     base = BY_BITS[wanted]
     return base if group is None else QuantScheme(wanted, base.symmetric, "group", group)
 

@@ -27,7 +27,7 @@ from tests.real_models import SMOLLM2, real_model
 
 DEMO = ROOT / "edgeq" / "demo_model"
 GREEDY = SamplingParams(temperature=0)
-QUESTION = "What is the capital of France?"
+QUESTION = "What is the capital of Germany?"
 ASKED = [{"role": "user", "content": QUESTION}]
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -59,7 +59,7 @@ def rendered(path: Path, messages: list[dict[str, str]]) -> list[int]:
 def test_run_answers_by_the_template(smollm2: Path) -> None:
     done = command("run", smollm2, QUESTION, "--temp", 0, "-t", 1, "-n", 40)
     assert done.returncode == 0, done.stderr
-    assert "Paris" in done.stdout
+    assert "Berlin" in done.stdout
     assert QUESTION not in done.stdout
     assert "<|im_" not in done.stdout
     n_prompt = len(rendered(smollm2, ASKED))
@@ -103,7 +103,7 @@ def test_chat_remembers(smollm2: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.strip().splitlines()
-    assert "Paris" in first
+    assert "Berlin" in first
     assert "Rome" in second
 
 
@@ -116,7 +116,7 @@ def test_python_takes_a_text_messages_and_ids(smollm2: Path) -> None:
             return list(generate(engine, tokenizer, prompt, GREEDY, max_tokens=12))
 
     answer = said(ASKED)
-    assert "Paris" in "".join(chunk.text for chunk in answer)
+    assert "Berlin" in "".join(chunk.text for chunk in answer)
     assert answer[-1].finish_reason == "stop"
     ids = tokenizer.encode_chat(ASKED)
     assert [c.token for c in said(ids)] == [c.token for c in said(np.array(ids))]

@@ -43,6 +43,7 @@ from edgeq.quant.decoder.quality_report import HeldOut, QualityReport, card_byte
 from edgeq.quant.decoder.round_model import round_model
 from edgeq.quant.decoder.sensitivity import Sensitivity
 from edgeq.quant.decoder.source import BackgroundDigest, quantized_types, refuse_quantized
+from edgeq.quant.kernels.library import load_kernels
 from edgeq.quant.kernels.parallel import thread_limit
 from edgeq.quant.recipe import Recipe
 from edgeq.quant.rounders.rounding import METHODS
@@ -208,6 +209,7 @@ def quantize(
     prepared = prepare(base, recipe, data, progress, Path(out).absolute().parent)
     model, recipe, schemes = prepared.model, prepared.recipe, prepared.schemes
     tensors = {name: model.tensors[name] for name in schemes}
+    load_kernels()  # so that the budget counts the memory of compiled code
     budget = make_budget([t.shape for t in tensors.values()], threads or available_cores(), max_ram)
     if isinstance(card, HeldOut):
         card = _card_that_fits(base, card, max_ram)

@@ -43,6 +43,11 @@ def function(symbol: str) -> Function:
     return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * count)(address)
 
 
+def load_kernels() -> None:
+    """Compile the functions, or load them from the cache, now rather than at their first use."""
+    _addresses()
+
+
 def _addresses() -> dict[str, tuple[int, int]]:
     with _lock:
         return _loaded()

@@ -266,8 +266,8 @@ def test_max_ram_holds(checkpoint: Path, tmp_path: Path) -> None:
     if not Path("/proc/self/status").exists():
         pytest.skip("resident memory cannot be read here")
     quantize(checkpoint, tmp_path / "free.edgeq")
-    peak, _ = run_limited(checkpoint, tmp_path / "tight.edgeq", 72_000_000)
-    assert peak <= 72_000_000
+    peak, _ = run_limited(checkpoint, tmp_path / "tight.edgeq", 140_000_000)
+    assert peak <= 140_000_000
     assert (tmp_path / "tight.edgeq").read_bytes() == (tmp_path / "free.edgeq").read_bytes()
 
 

@@ -87,7 +87,7 @@ def test_rotation_of_a_tied_model_needs_a_last_norm_without_weights() -> None:
 @pytest.mark.parametrize("size", [1, 2, 12, 32, 44])
 def test_rotations_are_orthogonal_and_fixed(size: int) -> None:
     r = orthogonal(size)
-    np.testing.assert_allclose(r.T @ r, np.eye(size), atol=1e-12)
+    np.testing.assert_allclose(r.T @ r, np.eye(size), atol=3e-9)  # rounded to 9 digits
     np.testing.assert_array_equal(r, orthogonal(size))
 
 

@@ -67,7 +67,7 @@ def test_a_scheme_alone_is_for_weights_alone() -> None:
     ("text", "word"),
     [
         ("w8a8-statik", "did you mean 'w8a8-static'"),
-        ("w5-channel", "bits is 5"),
+        ("w5-channel", "4 or 8 bits, not 5"),
         ("w4-g48", "48"),
         ("", "unknown preset"),
     ],
