@@ -83,10 +83,10 @@ def facts(rows: Sequence[tuple[str, str]], label: int = 0) -> str:
 
     Args:
         rows: name and value; an empty name continues the value before.
-        label: columns of the names; those of the longest and two more by default.
+        label: least columns of the names, which take those of the longest and two more.
     """
     shown = [(name, value) for name, value in rows if value]
-    label = label or max((len(name) for name, _ in shown), default=0) + 2
+    label = max(label, max((len(name) for name, _ in shown), default=0) + 2)
     width = width_of(sys.stdout)
     return "\n".join(
         wrapped(f"{name:{label}s}{value}".rstrip(), width, " " * label) for name, value in shown

@@ -57,9 +57,10 @@ class DecoderConversion:
 
     @property
     def model(self) -> Model:
-        """The model, once it is open."""
+        """The model, once it is open; tensors whose integers are kept are packed."""
         if self._model is None:
-            self._model = self._source if isinstance(self._source, Model) else load(self._source)
+            opened = self._source if isinstance(self._source, Model) else load(self._source)
+            self._model = opened.packed()
         return self._model
 
     def check_name(self, path: Path) -> None:

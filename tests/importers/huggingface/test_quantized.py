@@ -17,6 +17,9 @@ import edgeq
 from edgeq.core.errors import EdgeqError
 from edgeq.formats.kept import KeptTensor
 from edgeq.importers.huggingface.importer import load
+from edgeq.model.model import Model
+from edgeq.model.reference import Reference
+from edgeq.runtime.engine import Engine
 
 HIDDEN, FFN, VOCAB = 64, 128, 96
 SHAPES = {
@@ -103,8 +106,21 @@ def gptq_settings(bits: int, symmetric: bool, form: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def check_engine(model: Model) -> None:
+    """The engine computes with the integers: near the dequantized weights, whatever the threads."""
+    tokens = [1, 5, 90, 33, 2, 7]
+    want = Reference(model).forward(np.array(tokens))[-1]
+    outputs = []
+    for threads in (1, 2):
+        with Engine(model, context=32, threads=threads, kv_bits=16) as engine:
+            outputs.append(np.array(engine.forward(tokens)).reshape(-1))
+    np.testing.assert_array_equal(*outputs)
+    assert np.abs(outputs[0] - want).max() < 0.03 * np.abs(want).max()
+
+
 def check(folder: Path, source: Source) -> None:
     model = load(folder)
+    check_engine(model)
     for name, codes in source.codes.items():
         tensor = model.tensors[f"{name}.weight"]
         assert isinstance(tensor, KeptTensor)
@@ -189,6 +205,7 @@ def test_mlx(tmp_path: Path, bits: int) -> None:
         tensors[f"{name}.biases"] = biases[name]
     settings = {"bits": bits, "group_size": GROUP}
     model = load(write(tmp_path / "m", tensors, quantization=settings))
+    check_engine(model)
     for name, codes in source.codes.items():
         tensor = model.tensors[f"{name}.weight"]
         assert isinstance(tensor, KeptTensor)
