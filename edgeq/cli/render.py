@@ -83,10 +83,12 @@ def facts(rows: Sequence[tuple[str, str]], label: int = 0) -> str:
 
     Args:
         rows: name and value; an empty name continues the value before.
-        label: least columns of the names, which take those of the longest and two more.
+        label: columns of the names, or one more than the longest has if these are too few; two
+            more than the longest by default.
     """
     shown = [(name, value) for name, value in rows if value]
-    label = max(label, max((len(name) for name, _ in shown), default=0) + 2)
+    longest = max((len(name) for name, _ in shown), default=0)
+    label = max(label, longest + 1) if label else longest + 2
     width = width_of(sys.stdout)
     return "\n".join(
         wrapped(f"{name:{label}s}{value}".rstrip(), width, " " * label) for name, value in shown
