@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -88,11 +89,19 @@ def cache_folder(kernel: str, target: CompileTarget, sources: Iterable[Path]) ->
         target: the processor.
         sources: files that the code is made from, besides those of this package.
     """
-    parts = (*map(version, ("numba", "llvmlite")), *astuple(target))
-    digest = hashlib.sha256("|".join(parts).encode())
+    digest = _digest(tuple(sources)).copy()
+    digest.update("|".join(astuple(target)).encode())
+    return cache_home() / "kernels" / f"{kernel}-{digest.hexdigest()[:16]}"
+
+
+@cache
+def _digest(sources: tuple[Path, ...]) -> Any:
+    """Of the compilers' versions, this package and further sources, which stay as they are while
+    a process runs."""
+    digest = hashlib.sha256("|".join(map(version, ("numba", "llvmlite"))).encode())
     for source in (*sorted(Path(__file__).parent.glob("*.py")), *sources):
         digest.update(source.read_bytes())
-    return cache_home() / "kernels" / f"{kernel}-{digest.hexdigest()[:16]}"
+    return digest
 
 
 def cached(path: Path, make: Callable[[], bytes]) -> bytes:

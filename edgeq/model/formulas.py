@@ -13,7 +13,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.formats.tensor import Tensor
+from edgeq.formats.tensor import Tensor, row_blocks
 from edgeq.model.block import BlockSpec, RopeSpec
 from edgeq.model.config import Activation
 from edgeq.model.trigonometry import cos_sin, power
@@ -24,6 +24,8 @@ Linear = Callable[[str, Array, Tensor], Array]
 
 BLOCK_ELEMENTS = 1 << 22
 """Weights turned to float32 at once (16 MiB): a large head is multiplied block of rows by block."""
+ROPE_ELEMENTS = 1 << 14
+"""Angles turned to cosines and sines at once, so that what is between stays in the cache."""
 QUERY_BLOCK = 128
 """Query positions attended at once, so that scores take [H, 128, S] rather than [H, T, S]."""
 
@@ -67,9 +69,12 @@ def rope_tables(rope: RopeSpec, n_positions: int) -> tuple[Array, Array]:
     Returns:
         (cos, sin), each float32 [n_positions, dim / 2].
     """
-    angles = np.outer(np.arange(n_positions), rope_frequencies(rope))
-    cos, sin = cos_sin(angles)
-    return cos.astype(np.float32), sin.astype(np.float32)
+    frequencies = rope_frequencies(rope)
+    cos, sin = np.empty((2, n_positions, len(frequencies)), np.float32)
+    for rows in row_blocks(cos.shape, ROPE_ELEMENTS):
+        angles = np.outer(np.arange(rows.start, rows.stop), frequencies)
+        cos[rows], sin[rows] = cos_sin(angles)
+    return cos, sin
 
 
 def apply_rope(x: Array, cos: Array, sin: Array) -> Array:

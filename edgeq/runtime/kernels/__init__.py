@@ -88,7 +88,8 @@ def warmup(progress: Progress | None = None) -> dict[str, float]:
         >>> min(seconds.values()) >= 0
         True
     """
-    from edgeq.runtime.kernels.jit import kernel_address, kernel_name, register_vector_ops
+    from edgeq.runtime.kernels.jit import kernel_address, register_vector_ops
+    from edgeq.runtime.kernels.microkernel import kernel_name
 
     schemes = {
         kernel_name(scheme): scheme

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from edgeq.core.cpu import Cpu, this_cpu
 from edgeq.core.errors import UnsupportedError, unknown
+from edgeq.formats import schemes, two_level
 from edgeq.model import memory_layout
 from edgeq.runtime.kernels.isa_arm import Dotprod, Neon
 from edgeq.runtime.kernels.isa_x86 import Avx2, Avx512Vnni, AvxVnni
@@ -61,5 +62,10 @@ def choose(cpu: Cpu, wanted: str | None = None) -> Isa:
 ISA = choose(this_cpu(), os.environ.get("EDGEQ_KERNEL"))
 """The kernel of this process."""
 
-KERNEL_SOURCES = (*sorted(Path(__file__).parent.glob("*.py")), Path(memory_layout.__file__))
+KERNEL_SOURCES = (
+    *sorted(Path(__file__).parent.glob("*.py")),
+    Path(memory_layout.__file__),
+    Path(schemes.__file__),
+    Path(two_level.__file__),
+)
 """Files that the compiled code of this folder is made from, besides `edgeq.compiler`."""

@@ -33,8 +33,7 @@ from edgeq.formats.schemes import QuantScheme
 from edgeq.runtime.kernels import vector_ops
 from edgeq.runtime.kernels.abi import MATMUL_ARGS, PackedWeights
 from edgeq.runtime.kernels.dispatch import ISA, KERNEL_SOURCES
-from edgeq.runtime.kernels.microkernel import Isa, Variant, build
-from edgeq.runtime.kernels.microkernel import kernel_name as kernel_name
+from edgeq.runtime.kernels.microkernel import Isa, Variant, build, kernel_name
 
 KEY_SCHEME = QuantScheme(8, symmetric=False, granularity="channel", group_size=None)
 VALUE_SCHEME = QuantScheme(8, granularity="channel", group_size=None)

@@ -11,7 +11,8 @@ import time
 import numpy as np
 
 from edgeq.formats.packing import LANE, TILE
-from edgeq.formats.schemes import K_BLOCK, SUPERBLOCK
+from edgeq.formats.schemes import K_BLOCK, SUPERBLOCK, QuantScheme
+from edgeq.formats.two_level import offsets
 from edgeq.runtime.kernels.abi import (
     FIRST_QUANT,
     KIND_ASYMMETRIC,
@@ -57,6 +58,12 @@ _ONE = np.float32(1)
 _F32, _F16 = 4, 2  # bytes
 _KIND_F32, _KIND_F16 = FLOAT_KINDS["float32"], FLOAT_KINDS["float16"]
 _SUPERBLOCK = np.int64(SUPERBLOCK)
+_WITH_MINIMUM = offsets(QuantScheme(4, symmetric=False, minimum=True, two_level=True))
+_UPPER_MINIMUMS, _GROUP_SCALES_OF_MINIMUM = (
+    _WITH_MINIMUM.upper_minimums, _WITH_MINIMUM.group_scales,
+)  # fmt: skip
+_GROUP_SCALES = offsets(QuantScheme(4, two_level=True)).group_scales
+"""Places in a record of two-level scales."""
 _PLANE = TILE * LANE
 """Bytes of a plane of packed codes."""
 _LANE_BITS, _HALF_BITS, _BLOCK_BITS = (
@@ -283,13 +290,15 @@ def _two_level(lin, records, kind, group, r):
     upper = records + group // groups * nbytes + _F16 * r
     at = (group % groups) * TILE + r
     if not kind & KIND_MINIMUM:
-        return get_f16(upper) * np.float32(np.int8(record[_F16 * TILE + at])), np.float32(0)
-    first = np.int32(record[2 * _F16 * TILE + at])
+        return get_f16(upper) * np.float32(np.int8(record[_GROUP_SCALES + at])), np.float32(0)
+    first = np.int32(record[_GROUP_SCALES_OF_MINIMUM + at])
     if kind & KIND_NIBBLES:
         scale, least = first & 15, first >> 4
     else:
-        scale, least = first, np.int32(record[2 * _F16 * TILE + groups * TILE + at])
-    return get_f16(upper) * np.float32(scale), get_f16(upper + _F16 * TILE) * np.float32(least)
+        after = _GROUP_SCALES_OF_MINIMUM + groups * TILE
+        scale, least = first, np.int32(record[after + at])
+    minimum = get_f16(upper + _UPPER_MINIMUMS) * np.float32(least)
+    return get_f16(upper) * np.float32(scale), minimum
 
 
 @compiled
