@@ -6,8 +6,10 @@ of one of edgeq's schemes, bit for bit, so packing is a rearrangement of bytes a
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,26 +17,50 @@ from numpy.typing import NDArray
 from edgeq.formats.mapped_file import release
 from edgeq.formats.packing import TILE
 from edgeq.formats.schemes import QuantScheme
-from edgeq.formats.tensor import QuantTensor, Tensor, part_shapes, row_blocks
+from edgeq.formats.tensor import (
+    CACHED_ELEMENTS,
+    QuantTensor,
+    part_nbytes,
+    part_shapes,
+    row_blocks,
+)
 
 Take = Callable[[tuple[int, ...], Any], NDArray[Any]]
 """(shape, dtype) -> memory for an array."""
 
 
-@runtime_checkable
-class KeptTensor(Tensor, Protocol):
-    """A matrix whose integers are kept; an importer has a class for each layout."""
+@dataclass(frozen=True, eq=False)
+class KeptTensor(ABC):
+    """A matrix whose integers are kept; an importer has a class for each layout.
 
-    @property
-    def scheme(self) -> QuantScheme:
-        """The scheme that stands for the same values."""
+    Args:
+        source_type: what its format calls its type, as "Q4_K".
+        scheme: the scheme that stands for the same values.
+        shape: (N, K).
+        nbytes: bytes in the file.
+    """
 
-    @property
-    def source_type(self) -> str:
-        """What its format calls its type, as "Q4_K"."""
+    source_type: str
+    scheme: QuantScheme
+    shape: tuple[int, int]
+    nbytes: int
 
+    @abstractmethod
     def quantized(self, start: int, stop: int) -> QuantTensor:
-        """Rows ``start:stop``, packed."""
+        """Rows ``start:stop``, packed; no others are read."""
+
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows ``start:stop`` as float32; no others are read."""
+        out = np.empty((max(min(stop, self.shape[0]) - start, 0), self.shape[1]), np.float32)
+        for piece in row_blocks(out.shape, CACHED_ELEMENTS):
+            part = self.quantized(start + piece.start, start + piece.stop)
+            with np.errstate(all="ignore"):  # whoever uses the values checks for NaN
+                out[piece] = part.numpy()
+        return out
+
+    def numpy(self) -> NDArray[np.float32]:
+        """The whole matrix as float32."""
+        return self.rows(0, self.shape[0])
 
 
 def packed(tensor: KeptTensor, take: Take = np.empty) -> QuantTensor:
@@ -44,10 +70,9 @@ def packed(tensor: KeptTensor, take: Take = np.empty) -> QuantTensor:
         tensor: the tensor.
         take: allocates the arrays.
     """
-    n, k = tensor.shape
     parts = {
         name: take(shape, dtype)
-        for name, (dtype, shape) in part_shapes(tensor.scheme, (n, k)).items()
+        for name, (dtype, shape) in part_shapes(tensor.scheme, tensor.shape).items()
     }
     for piece in row_blocks(tensor.shape, multiple=TILE):
         rows = tensor.quantized(piece.start, piece.stop)
@@ -55,13 +80,9 @@ def packed(tensor: KeptTensor, take: Take = np.empty) -> QuantTensor:
         for name, array in parts.items():
             array[... if name == "palette" else tiles] = getattr(rows, name)
         release(tensor)
-    return QuantTensor(tensor.scheme, (n, k), **parts)
+    return QuantTensor(tensor.scheme, tensor.shape, **parts)
 
 
 def packed_nbytes(tensor: KeptTensor) -> int:
     """Bytes that the tensor takes once it is packed."""
-    n, k = tensor.shape
-    return sum(
-        np.dtype(dtype).itemsize * int(np.prod(shape))
-        for dtype, shape in part_shapes(tensor.scheme, (n, k)).values()
-    )
+    return sum(part_nbytes(tensor.scheme, tensor.shape))

@@ -330,3 +330,9 @@ def part_shapes(
     if scheme.codebook:
         parts["palette"] = (np.int8, (scheme.n_codes,))
     return parts
+
+
+def part_nbytes(scheme: QuantScheme, shape: tuple[int, int]) -> list[int]:
+    """Bytes of each array a quantized tensor is made of, in the order of `part_shapes`."""
+    parts = part_shapes(scheme, shape).values()
+    return [math.prod(size) * np.dtype(dtype).itemsize for dtype, size in parts]

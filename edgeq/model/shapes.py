@@ -20,7 +20,14 @@ from edgeq.core.memory import huge_buffer
 from edgeq.core.progress import Progress
 from edgeq.formats.packing import LANE, TILE, pack, round_up
 from edgeq.formats.schemes import K_BLOCK, QuantScheme, Scheme
-from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor, float32_to_bf16, part_shapes
+from edgeq.formats.tensor import (
+    FloatTensor,
+    QuantTensor,
+    Tensor,
+    float32_to_bf16,
+    part_nbytes,
+    part_shapes,
+)
 from edgeq.model.block import BlockSpec, RopeScaling, RopeSpec
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
@@ -244,8 +251,7 @@ def _held(scheme: Scheme, shape: tuple[int, int]) -> int:
     """Bytes a tensor takes of the pool."""
     if not isinstance(scheme, QuantScheme):
         return 0
-    parts = part_shapes(scheme, shape).values()
-    return sum(round_up(math.prod(s) * np.dtype(t).itemsize, _LINE) for t, s in parts)
+    return sum(round_up(nbytes, _LINE) for nbytes in part_nbytes(scheme, shape))
 
 
 def _clear_padding(packed: NDArray[np.uint8], scheme: QuantScheme, n: int, k: int) -> None:

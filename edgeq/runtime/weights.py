@@ -19,7 +19,7 @@ from edgeq.core.memory import advise_huge, available_bytes, huge_buffer
 from edgeq.formats.kept import KeptTensor, packed, packed_nbytes
 from edgeq.formats.mapped_file import mapping_under, release
 from edgeq.formats.packing import round_up
-from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor, part_shapes
+from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor, part_nbytes
 from edgeq.model.model import Model
 
 _LINE = 64
@@ -99,9 +99,7 @@ class WeightArena:
 def _sizes(tensor: Tensor) -> list[int]:
     """Bytes of each array of a tensor's copy."""
     if isinstance(tensor, KeptTensor):
-        n, k = tensor.shape
-        parts = part_shapes(tensor.scheme, (n, k)).values()
-        return [math.prod(shape) * np.dtype(dtype).itemsize for dtype, shape in parts]
+        return part_nbytes(tensor.scheme, tensor.shape)
     return [part.nbytes for part in _parts(tensor).values()]
 
 

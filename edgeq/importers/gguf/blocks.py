@@ -87,7 +87,7 @@ def _flat(codes: NDArray[Number]) -> NDArray[Number]:
 
 
 def _fifth_bits(blocks: Bytes, at: int) -> Bytes:
-    """Bits of 32 little-endian bits as 16: the fifth bits of 32 codes."""
+    """The fifth bits of 32 codes, each worth 16, from four bytes that hold them in order."""
     bits = np.unpackbits(blocks[..., at : at + 4], axis=-1, bitorder="little")
     return bits << np.uint8(4)
 
@@ -141,6 +141,14 @@ def _two_level(blocks: Bytes, d: int, scales: Bytes, dmin: int, minimums: Bytes)
     )  # fmt: skip
 
 
+def _bit_planes(packed: Bytes) -> Bytes:
+    """One bit of each of 256 weights, [..., 32] -> [..., 8, 32].
+
+    Bit i of byte l is that of weight 32 i + l.
+    """
+    return np.unpackbits(packed[..., None], axis=-1, bitorder="little").swapaxes(-1, -2)
+
+
 def _q4_k(blocks: Bytes) -> _Parts:
     scales, minimums = _six_bit_scales(blocks[..., 4:16])
     codes = _nibbles(blocks[..., 16:].reshape(*blocks.shape[:2], 4, 32))
@@ -150,8 +158,7 @@ def _q4_k(blocks: Bytes) -> _Parts:
 def _q5_k(blocks: Bytes) -> _Parts:
     scales, minimums = _six_bit_scales(blocks[..., 4:16])
     codes = _nibbles(blocks[..., 48:].reshape(*blocks.shape[:2], 4, 32))
-    # bit i of byte l belongs to weight 32 i + l
-    fifth = np.unpackbits(blocks[..., 16:48, None], axis=-1, bitorder="little").swapaxes(-1, -2)
+    fifth = _bit_planes(blocks[..., 16:48])
     codes = codes.reshape(*blocks.shape[:2], 8, 32) | (fifth << np.uint8(4))
     return _Parts(_flat(codes), _two_level(blocks, 0, scales, 2, minimums))
 
@@ -181,7 +188,7 @@ def _q2_k(blocks: Bytes) -> _Parts:
 
 def _q3_k(blocks: Bytes) -> _Parts:
     low = _quarters(blocks[..., 32:96]).reshape(*blocks.shape[:2], 8, 32)
-    third = np.unpackbits(blocks[..., :32, None], axis=-1, bitorder="little").swapaxes(-1, -2)
+    third = _bit_planes(blocks[..., :32])
     packed = blocks[..., 96:108]
     high = packed[..., None, 8:12] >> np.arange(0, 8, 2, dtype=np.uint8)[:, None]
     high = (high & np.uint8(3)).reshape(*blocks.shape[:2], 16)

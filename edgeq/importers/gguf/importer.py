@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError, UnsupportedError
-from edgeq.formats.schemes import FloatType, QuantScheme
-from edgeq.formats.tensor import CACHED_ELEMENTS, FloatTensor, QuantTensor, Tensor, row_blocks
+from edgeq.formats.kept import KeptTensor
+from edgeq.formats.schemes import FloatType
+from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
 from edgeq.importers.gguf.architecture import Architecture, separate_name
 from edgeq.importers.gguf.blocks import TYPES, quant_rows
 from edgeq.importers.gguf.config import read_config
@@ -39,54 +40,26 @@ _FLOATS: dict[str, tuple[FloatType, Any]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class GgufTensor:
-    """A quantized matrix in a mapped GGUF file, a `edgeq.formats.kept.KeptTensor`.
+class GgufTensor(KeptTensor):
+    """A quantized matrix in a mapped GGUF file.
 
     Args:
-        source_type: GGUF's name of its type, as "Q4_K".
         data: uint8 [N, bytes of a row], a view of the file.
-        columns: K, the weights of a row.
         order: int [N], which row of ``data`` each row is; None for that order.
     """
 
-    source_type: str
     data: NDArray[np.uint8]
-    columns: int
     order: NDArray[np.intp] | None = None
 
-    @property
-    def scheme(self) -> QuantScheme:
-        """The scheme that stands for the same values."""
-        return TYPES[self.source_type].scheme
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(N, K)."""
-        return self.data.shape[0], self.columns
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in the file."""
-        return self.data.nbytes
+    def part(self, start: int, stop: int) -> GgufTensor:
+        """Rows ``start:stop`` as a matrix of their own."""
+        data = self.data[start:stop]
+        return replace(self, shape=(len(data), self.shape[1]), nbytes=data.nbytes, data=data)
 
     def quantized(self, start: int, stop: int) -> QuantTensor:
         """Rows ``start:stop``, packed; no others are read."""
         part = self.data[start:stop] if self.order is None else self.data[self.order[start:stop]]
-        return quant_rows(self.source_type, part, self.columns)
-
-    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows ``start:stop`` as float32; no others are read."""
-        stop = min(stop, self.data.shape[0])
-        out = np.empty((max(stop - start, 0), self.columns), np.float32)
-        for piece in row_blocks(out.shape, CACHED_ELEMENTS):
-            part = self.quantized(start + piece.start, start + piece.stop)
-            with np.errstate(all="ignore"):  # whoever uses the values checks for NaN
-                out[piece] = part.numpy()
-        return out
-
-    def numpy(self) -> NDArray[np.float32]:
-        """The whole matrix as float32."""
-        return self.rows(0, self.data.shape[0])
+        return quant_rows(self.source_type, part, self.shape[1])
 
 
 def load(path: str | Path, *, headers_only: bool = False) -> Model:
@@ -172,7 +145,7 @@ class GgufTensors:
             )
         n, k = entry.shape
         data = self.file.mapping.array(np.uint8, (n, entry.row_bytes), entry.start)
-        return GgufTensor(entry.type, data, k)
+        return GgufTensor(entry.type, TYPES[entry.type].scheme, (n, k), data.nbytes, data)
 
     def check_all_read(self, config: ModelConfig) -> None:
         """Refuse tensors that nothing has read.
@@ -196,7 +169,7 @@ class GgufTensors:
                 f"{self.path}: tensor {name} has {whole.shape[0]} rows; the config says {height}"
             )
         if isinstance(whole, GgufTensor):
-            return replace(whole, data=whole.data[start:stop])
+            return whole.part(start, stop)
         return replace(whole, data=whole.data[start:stop])
 
 

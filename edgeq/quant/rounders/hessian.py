@@ -52,7 +52,7 @@ class Hessian:
         self._shift: NDArray[np.float32] | None = None
         self._means = False
         self._inverse: Factor | None = None
-        self._made: tuple[Hashable, Any] | None = None
+        self._shared: tuple[Hashable, Any] | None = None
 
     @classmethod
     def of(cls, matrix: NDArray[np.float32]) -> Hessian:
@@ -100,7 +100,7 @@ class Hessian:
                 self._shift = np.zeros((shift.shape[1], k), np.float32)
             product(shift.T, x.T, self._shift, accumulate=True)
         self.n += len(x)
-        self._made = None
+        self._shared = None
 
     @property
     def matrix(self) -> NDArray[np.float32]:
@@ -150,10 +150,10 @@ class Hessian:
 
         One result is kept, until other inputs are taken up or another key is asked for.
         """
-        if self._made is None or self._made[0] != key:
-            self._made = None
-            self._made = key, make()
-        return cast(T, self._made[1])
+        if self._shared is None or self._shared[0] != key:
+            self._shared = None
+            self._shared = key, make()
+        return cast(T, self._shared[1])
 
     def settle(self) -> None:
         """Give up what only `target` needs, once the targets of all matrices are known."""

@@ -53,8 +53,8 @@ def read_auto_round(settings: Settings) -> Layout:
         "quant_lm_head", "scale_dtype", "to_quant_block_names", "enable_norm_bias_tuning",
         "act_data_type", "act_dynamic", "act_group_size", "act_sym", "amp", "enable_alg_ext",
         "enable_torch_compile", "not_use_best_mse", "dynamic_max_gap", "sampler", "seed",
-        "enable_quanted_input", "static_kv_dtype", "static_attention_dtype", "damp_percent",
-        "desc_act", "true_sequential", "block_name_to_quantize", "super_bits", "lm_head",
+        "static_kv_dtype", "static_attention_dtype", "damp_percent", "desc_act", "true_sequential",
+        "lm_head",
         "enable_deterministic_algorithms", "momentum", "model_free", "disable_opt_rtn",
     )  # fmt: skip
     settings.check_all_read()

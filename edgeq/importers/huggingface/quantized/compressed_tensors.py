@@ -115,8 +115,10 @@ class CompressedTensors:
             if zeros is None:
                 return StoredRows(codes, half)
             if packed:
-                stream = np.ascontiguousarray(zeros.values.T)
-                points = unpack_fields(stream, group.bits, n)[:, start:stop].T
+                first = start // 32 * 32  # a row that begins a word
+                words = zeros.values[first * group.bits // 32 : -(-stop * group.bits // 32)]
+                fields = unpack_fields(np.ascontiguousarray(words.T), group.bits, stop - first)
+                points = fields[:, start - first :].T
             else:
                 found = _table(zeros, n, groups)[start:stop]
                 points = _unsigned(found, group.bits, zeros.name)

@@ -10,14 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError, UnsupportedError
+from edgeq.formats.kept import KeptTensor
 from edgeq.formats.schemes import GROUP_SIZES, QuantScheme
-from edgeq.formats.tensor import (
-    CACHED_ELEMENTS,
-    FloatTensor,
-    QuantTensor,
-    bf16_to_float32,
-    row_blocks,
-)
+from edgeq.formats.tensor import FloatTensor, QuantTensor, bf16_to_float32
 
 
 @dataclass(frozen=True)
@@ -38,23 +33,15 @@ class StoredRows:
 
 
 @dataclass(frozen=True, eq=False)
-class KeptMatrix:
-    """A quantized matrix of a checkpoint, a `edgeq.formats.kept.KeptTensor`.
+class KeptMatrix(KeptTensor):
+    """A quantized matrix of a checkpoint; its ``source_type`` is as "GPTQ w4-g128".
 
     Args:
-        source_type: the layout and scheme, as "GPTQ w4-g128".
-        scheme: the scheme that stands for the same values.
-        shape: (N, K).
-        nbytes: bytes in the file.
         data: the largest of its arrays, a view of the file.
         read: gives rows ``start:stop``.
         first: the row of the stored matrix that is row 0 here.
     """
 
-    source_type: str
-    scheme: QuantScheme
-    shape: tuple[int, int]
-    nbytes: int
     data: NDArray[Any]
     read: Callable[[int, int], StoredRows]
     first: int = 0
@@ -77,18 +64,6 @@ class KeptMatrix:
         return QuantTensor.from_codes(
             self.scheme, rows.codes, rows.scales, rows.zero_points, minimums=rows.minimums
         )
-
-    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows ``start:stop`` as float32; no others are read."""
-        stop = min(stop, self.shape[0])
-        out = np.empty((max(stop - start, 0), self.shape[1]), np.float32)
-        for piece in row_blocks(out.shape, CACHED_ELEMENTS):
-            out[piece] = self.quantized(start + piece.start, start + piece.stop).numpy()
-        return out
-
-    def numpy(self) -> NDArray[np.float32]:
-        """The whole matrix as float32."""
-        return self.rows(0, self.shape[0])
 
 
 @dataclass(frozen=True)
