@@ -168,15 +168,6 @@ class CoreMLGraphRunner:
         self._machine = Machine()
 
 
-def file_arena_bytes(path: Path) -> int:
-    """Bytes of the activations at their peak, as the package records them.
-
-    Raises:
-        FormatError: the package is damaged, or edgeq did not write it.
-    """
-    return int(GraphPackage(path).about["arena"])
-
-
 def read_parts(path: Path) -> Iterator[tuple[str, bytes]]:
     """Every constant and operator of the file: its name, and its content with all settings."""
     for name, function in functions(open_file(path)).items():
