@@ -120,7 +120,7 @@ def warmup(progress: Progress | None = None) -> dict[str, float]:
     return seconds
 
 
-def read_bandwidth(threads: int, megabytes: int = 256, repeats: int = 5) -> float:
+def read_bandwidth(threads: int) -> float:
     """Measured memory read bandwidth in GB/s (10**9 bytes), the median of several passes.
 
     Each thread streams through its own part of a buffer far larger than the caches.
@@ -132,7 +132,7 @@ def read_bandwidth(threads: int, megabytes: int = 256, repeats: int = 5) -> floa
     read = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(
         register_vector_ops()["edgeq_read"]
     )
-    size = megabytes << 20
+    size, repeats = 256 << 20, 5
     raw = np.ones(size + 64, np.uint8)
     base = raw.ctypes.data + (-raw.ctypes.data % 64)
     share = size // threads // 4096 * 4096
