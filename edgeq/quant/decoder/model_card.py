@@ -9,11 +9,10 @@ from typing import Any
 
 from edgeq.formats.schemes import FLOAT_TAGS
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
+from edgeq.importers.huggingface.families import FAMILIES
 from edgeq.model.model import Model
 from edgeq.quant.decoder.quality_report import QualityReport, figure
 from edgeq.quant.decoder.source import type_counts
-
-_FAMILY_TAGS = {"gemma3": "gemma"}
 
 
 def model_card(model: Model, name: str) -> str:
@@ -56,7 +55,8 @@ def _front_matter(model: Model) -> str:
         fields["base_model"] = source
         fields["base_model_relation"] = "quantized"
     family = model.config.family
-    tags = ["edgeq", "quantized", _FAMILY_TAGS.get(family, family)]
+    known = FAMILIES.get(family)
+    tags = ["edgeq", "quantized", (known and known.hub_tag) or family]
     if held := _layers_held_as(model):
         tags.append(held)
     # JSON strings and lists are YAML
