@@ -170,17 +170,17 @@ def detect(root: Path | str = "/", ask: Ask | None = None) -> Detected:
         return _matched(_darwin(ask), [])
     files = _Files(root)
     info = parse_cpuinfo(files.text("proc/cpuinfo") or "")
-    found = _from_cpuinfo(info, "/proc/cpuinfo")
+    detected = _from_cpuinfo(info, "/proc/cpuinfo")
     facts: dict[str, Any] = {}
-    sources = dict(found.sources)
-    ids = _identify(files, ask, found, facts, sources)
-    clusters = _clock(files, info, found.clusters, sources)
+    sources = dict(detected.sources)
+    ids = _identify(files, ask, detected, facts, sources)
+    clusters = _clock(files, info, detected.clusters, sources)
     if here:
         facts["threads"], sources["threads"] = available_cores(), "sched_getaffinity"
-        if not found.arch:
+        if not detected.arch:
             facts["arch"] = platform.machine()
     facts |= _memory(files, sources) | _state(files, ask, sources)
-    return _matched(replace(found, clusters=clusters, sources=sources, **facts), ids)
+    return _matched(replace(detected, clusters=clusters, sources=sources, **facts), ids)
 
 
 def detect_text(text: str, name: str = "the text") -> Detected:
@@ -203,12 +203,12 @@ def detect_text(text: str, name: str = "the text") -> Detected:
     log = parse_log(text)
     known = {key: name for key, value in vars(log).items() if value}
     known["title"] = known.pop("board", "")
-    found = Detected(
+    detected = Detected(
         title=log.board, soc=log.soc, arch=log.arch, clusters=log.clusters,
         threads=sum(c.count for c in log.clusters) or None, isa=log.isa, ram_bytes=log.ram_bytes,
         sources={key: value for key, value in known.items() if value},
     )  # fmt: skip
-    return _matched(found, [])
+    return _matched(detected, [])
 
 
 class _Files:
@@ -231,11 +231,11 @@ class _Files:
     def folders(self, path: str, pattern: str) -> list[str]:
         """Folders of a folder by a pattern that ends in a number, in the order of the number."""
         try:
-            found = [entry.name for entry in (self.root / path).glob(pattern)]
+            names = [entry.name for entry in (self.root / path).glob(pattern)]
         except OSError:
             return []
         return [f"{path}/{name}" for name in
-                sorted(found, key=lambda n: (int(re.sub(r"\D", "", n) or 0), n))]  # fmt: skip
+                sorted(names, key=lambda n: (int(re.sub(r"\D", "", n) or 0), n))]  # fmt: skip
 
 
 def _run(command: Sequence[str]) -> str | None:
@@ -258,8 +258,8 @@ def _from_cpuinfo(info: CpuInfo, path: str) -> Detected:
         if value:
             sources[name] = path
     if info.soc:
-        told = "names it" if info.soc_by == "name" else "has its cores"
-        sources["soc"] = f"{path} {told}"
+        reason = "names it" if info.soc_by == "name" else "has its cores"
+        sources["soc"] = f"{path} {reason}"
     clusters = tuple(Cluster(core, count) for core, count in info.cores)
     return Detected(title=info.board, soc=info.soc, arch=info.arch, clusters=clusters,
                     threads=info.threads or None, isa=info.isa, ram_bytes=info.ram_bytes,
@@ -311,14 +311,14 @@ def _identify(
 def _android(files: _Files, ask: Ask) -> dict[str, str]:
     wanted = ("ro.product.model", "ro.product.manufacturer", "ro.soc.model", "ro.board.platform")
     texts = [files.text(f"{part}/build.prop") or "" for part in ("system", "vendor", "product")]
-    found = dict(re.findall(r"^([\w.]+)=(.+)$", "\n".join(texts), re.MULTILINE))
+    properties = dict(re.findall(r"^([\w.]+)=(.+)$", "\n".join(texts), re.MULTILINE))
     if files.text("system/build.prop") is None:
-        found |= {name: value for name in wanted if (value := ask(["getprop", name]))}
+        properties |= {name: value for name in wanted if (value := ask(["getprop", name]))}
     # builds split their properties: ro.product.vendor.model stands for ro.product.model
     for name in wanted:
         part = name.removeprefix("ro.product.")
-        found.setdefault(name, found.get(f"ro.product.vendor.{part}", ""))
-    return {name: found[name] for name in wanted if found[name]}
+        properties.setdefault(name, properties.get(f"ro.product.vendor.{part}", ""))
+    return {name: properties[name] for name in wanted if properties[name]}
 
 
 def _absolute(path: str) -> str:

@@ -61,8 +61,8 @@ def _clusters(text: str, said: dict[str, str]) -> tuple[Cluster, ...]:
     cpus = {row[0].split()[0]: (row[2], int(row[1])) for row in _TOPOLOGY.finditer(text)}
     if cpus:
         counted = Counter(cpus.values())
-        found = [Cluster(core, count, mhz / 1000) for (core, mhz), count in counted.items()]
-        return tuple(sorted(found, key=lambda c: (rank(c.core), c.ghz or 0), reverse=True))
+        clusters = [Cluster(core, count, mhz / 1000) for (core, mhz), count in counted.items()]
+        return tuple(sorted(clusters, key=lambda c: (rank(c.core), c.ghz or 0), reverse=True))
     core, count = said.get("Model name"), said.get("CPU(s)", "")
     if core is None or not count.isdigit():
         return ()

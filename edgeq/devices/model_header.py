@@ -93,10 +93,10 @@ class ModelFacts:
     @property
     def scheme(self) -> str:
         """How most weights are held."""
-        held: dict[str, int] = {}
+        weights: dict[str, int] = {}
         for tensor in self.tensors.values():
-            held[tensor.scheme] = held.get(tensor.scheme, 0) + math.prod(tensor.shape)
-        return max(held, key=lambda scheme: held[scheme])
+            weights[tensor.scheme] = weights.get(tensor.scheme, 0) + math.prod(tensor.shape)
+        return max(weights, key=lambda scheme: weights[scheme])
 
     def at_bits(self, bits: int) -> ModelFacts:
         """The model as `edgeq quantize --bits` would hold it.

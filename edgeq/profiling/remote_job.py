@@ -74,12 +74,12 @@ def perform(job: Job) -> None:
     from edgeq.profiling.foreign import Named
     from edgeq.profiling.profile import profile
 
-    told = -_EVERY_S
+    last = -_EVERY_S
 
     def progress(label: str, done: int, total: int) -> None:
-        nonlocal told
-        if time.monotonic() - told >= _EVERY_S:
-            told = time.monotonic()
+        nonlocal last
+        if time.monotonic() - last >= _EVERY_S:
+            last = time.monotonic()
             _tell("progress", [label, done, total])
 
     device = None if job.estimate is None else find(job.estimate)

@@ -172,13 +172,13 @@ def _shades(document: Document, seconds: float) -> tuple[Shade, ...]:
     ]
     rest = seconds / COLUMNS - np.sum(cover, axis=0)
     ranked = np.argmax([*cover, rest], axis=0)
-    found = []
+    shades = []
     for i, (kind, name, _) in enumerate(phases):
         # where columns of this phase begin and where they end
         turns = np.flatnonzero(np.diff(np.concatenate([[False], ranked == i, [False]])))
         pairs = tuple((float(edges[a]), float(edges[b])) for a, b in turns.reshape(-1, 2))
-        found.append(Shade(kind, name, pairs))
-    return tuple(found)
+        shades.append(Shade(kind, name, pairs))
+    return tuple(shades)
 
 
 def _passed(windows: NDArray[np.float64], moments: NDArray[np.float64]) -> NDArray[np.float64]:

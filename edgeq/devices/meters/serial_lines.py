@@ -75,16 +75,16 @@ class Lines:
             pairs = [[name, word] for name, word in zip(self.columns, words, strict=True)]
         else:
             raise DeviceError(f"line {line[:60]!r} has neither name=value fields nor columns")
-        found: dict[str, float] = {}
+        values: dict[str, float] = {}
         for name, word in pairs:
             if name in UNITS:  # a meter may say more than is needed
                 what, factor = UNITS[name]
-                found[what] = number(word, name) * factor
-        if max(abs(found.get("t", 0)), abs(found.get("unix", 0))) > LATEST_S:
+                values[what] = number(word, name) * factor
+        if max(abs(values.get("t", 0)), abs(values.get("unix", 0))) > LATEST_S:
             raise DeviceError(f"line {line[:60]!r} has a time that cannot be")
-        if {"volts", "amps"} <= found.keys():
-            found.setdefault("power", found["volts"] * found["amps"])
-        kept = {what: value for what, value in found.items() if what not in ("volts", "amps")}
+        if {"volts", "amps"} <= values.keys():
+            values.setdefault("power", values["volts"] * values["amps"])
+        kept = {what: value for what, value in values.items() if what not in ("volts", "amps")}
         if not kept.keys() & {"power", "energy"}:
             raise DeviceError(f"line {line[:60]!r} has no power, energy, or V and A")
         return kept

@@ -71,15 +71,15 @@ def _zones(root: Path) -> Meter | Absent:
 
 def _chips(root: Path) -> Meter | Absent:
     folder = root / "sys/class/hwmon"
-    found = []
+    chips = []
     for chip in _numbered(folder, "hwmon*"):
         name = optional_text(chip / "name")
         if name in CPU_CHIPS:
             for path in _numbered(chip, "temp*_input"):
                 label = optional_text(chip / path.name.replace("_input", "_label")) or path.name
-                found.append((f"{name} {label}", path))
+                chips.append((f"{name} {label}", path))
     what = "processor sensors (" + ", ".join(CPU_CHIPS) + ")"
-    return _reader(CHIPS, "temperature", _unique(found), 1e-3, f"{folder}/hwmon*/temp*_input", what)
+    return _reader(CHIPS, "temperature", _unique(chips), 1e-3, f"{folder}/hwmon*/temp*_input", what)
 
 
 def _clock(root: Path) -> Meter | Absent:

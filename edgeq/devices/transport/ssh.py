@@ -33,16 +33,16 @@ class SshTransport(ShellTransport):
 
     def __init__(self, where: str) -> None:
         place, folder = split_folder(where.removeprefix(self.scheme))
-        found = _PLACE.fullmatch(place)
-        if not found:
+        match = _PLACE.fullmatch(place)
+        if not match:
             raise UsageError(
                 f"--on {where!r}: write ssh://user@host, ssh://user@host:port or "
                 "ssh://host/folder; passwords are not taken, use a key"
             )
         super().__init__(where, folder)
         self._place = place
-        self._user, self._port = found["user"], found["port"]
-        self._host = found["host"].strip("[]")
+        self._user, self._port = match["user"], match["port"]
+        self._host = match["host"].strip("[]")
         self._name = f"{self._user}@{self._host}" if self._user else self._host
         self._control: Path | None = None
 

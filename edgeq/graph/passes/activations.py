@@ -26,22 +26,22 @@ def product(graph: Graph, name: str, depth: int = _DEPTH) -> tuple[float, list[s
     node = graph.producers.get(name)
     if node is None or node.op not in ("Mul", "Div") or not depth:
         return 1.0, [name]
-    number, found = 1.0, []
+    number, others = 1.0, []
     for place, factor in enumerate(node.inputs):
-        held = scalar(graph, factor)
-        if held is not None:
-            if node.op == "Div" and (place == 0 or held == 0):
+        value = scalar(graph, factor)
+        if value is not None:
+            if node.op == "Div" and (place == 0 or value == 0):
                 return 1.0, [name]
-            number *= 1 / held if node.op == "Div" else held
+            number *= 1 / value if node.op == "Div" else value
         elif node.op == "Div" and place == 1:
             return 1.0, [name]
         elif graph.only_consumer(factor) is not None:
             inner, factors = product(graph, factor, depth - 1)
             number *= inner
-            found += factors
+            others += factors
         else:
-            found.append(factor)
-    return number, found
+            others.append(factor)
+    return number, others
 
 
 def plus(graph: Graph, name: str) -> tuple[float, str] | None:

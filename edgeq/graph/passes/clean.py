@@ -99,12 +99,12 @@ def _two_slices(graph: Graph, node: Node) -> Change | None:
 
 def duplicates(graph: Graph) -> Graph:
     """Merge equal nodes, and equal small constants."""
-    held: dict[Any, str] = {}
+    names: dict[Any, str] = {}
     same: dict[str, str] = {}
     for name, constant in graph.constants.items():
         if isinstance(constant, np.ndarray) and constant.size <= 16:
             key = (str(constant.dtype), constant.shape, constant.tobytes())
-            if (first := held.setdefault(key, name)) != name:
+            if (first := names.setdefault(key, name)) != name:
                 same[name] = first
     seen: dict[Any, Node] = {}
     nodes = []

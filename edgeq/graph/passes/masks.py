@@ -51,12 +51,12 @@ def _collect(graph: Graph, name: str, found: set[str]) -> None:
 
 
 def _finite(graph: Graph, name: str, constants: dict[str, Constant], on_path: set[str]) -> str:
-    held = floats(graph, name)
-    if held is None or not held.size or np.abs(held).max() <= -LEAST:
+    values = floats(graph, name)
+    if values is None or not values.size or np.abs(values).max() <= -LEAST:
         return name
     alone = all(n.name in on_path and n.op in _TAKES for n in graph.consumers[name])
     new = name if alone else unique(graph, f"{name}.finite")
-    constants[new] = np.asarray(np.clip(held, LEAST, -LEAST))
+    constants[new] = np.asarray(np.clip(values, LEAST, -LEAST))
     return new
 
 

@@ -79,8 +79,8 @@ def _axes(graph: Graph, node: Node) -> tuple[int, ...] | None:
     """Axes of a reduction counted from 0; None if they are computed."""
     rank = len(graph.info(node.inputs[0]).shape)
     name = node.inputs[1] if len(node.inputs) > 1 else ""
-    found = ints(graph, name) if name else ()
-    return None if found is None else tuple(sorted(a % rank for a in found or range(rank)))
+    axes = ints(graph, name) if name else ()
+    return None if axes is None else tuple(sorted(a % rank for a in axes or range(rank)))
 
 
 def _clip(graph: Graph, node: Node) -> Change | None:
@@ -167,8 +167,8 @@ def _xor(graph: Graph, node: Node) -> Change:
 
 def _pow(graph: Graph, node: Node) -> Change | None:
     """Make the constant integer exponent of a float power a float, which all targets support."""
-    held = graph.constants.get(node.inputs[1])
-    whole = isinstance(held, np.ndarray) and held.dtype.kind in "iu"
+    exponent = graph.constants.get(node.inputs[1])
+    whole = isinstance(exponent, np.ndarray) and exponent.dtype.kind in "iu"
     if not whole or graph.info(node.inputs[0]).dtype != "float32":
         return None
     steps = Steps(graph, node)

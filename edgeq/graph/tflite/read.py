@@ -72,14 +72,14 @@ def read_tflite(
     nodes = _needed(made.nodes, outputs)
     used = {name for node in nodes for name in node.inputs}
     inputs = tuple(made.base(i) for i in model.inputs)
-    held = {*inputs, *(name for node in nodes for name in node.outputs)}
+    live = {*inputs, *(name for node in nodes for name in node.outputs)}
     graph = Graph(
         name=model.path.stem,
         inputs=inputs,
         outputs=outputs,
         nodes=nodes,
         constants={name: data for name, data in made.constants.items() if name in used},
-        values={name: info for name, info in made.values.items() if name in held},
+        values={name: info for name, info in made.values.items() if name in live},
         meta=meta,
     )
     for step in PASSES:
@@ -122,7 +122,7 @@ def _check(model: TfliteModel) -> None:
 
 def _images(model: TfliteModel) -> frozenset[int]:
     """Inputs that reach an operator on images through others that keep the axes."""
-    found = set()
+    images = set()
     for start in model.inputs:
         reached = {start}
         if len(model.tensors[start].shape) != 4:
@@ -131,10 +131,10 @@ def _images(model: TfliteModel) -> frozenset[int]:
             if not reached.intersection(op.inputs):
                 continue
             if op.op in IMAGE:
-                found.add(start)
+                images.add(start)
             elif op.op in PASSED_ON:
                 reached.update(i for i in op.outputs if len(model.tensors[i].shape) == 4)
-    return frozenset(found)
+    return frozenset(images)
 
 
 def _needed(nodes: Iterable[Node], outputs: Iterable[str]) -> tuple[Node, ...]:
