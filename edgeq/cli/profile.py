@@ -147,16 +147,16 @@ def profile(
         compile_first(backend)
     title = "Profiling" if on is None else f"Profiling on {on}"
     with render.progress(title, still=True) as bar:
-        made = run(
+        document = run(
             models, workload, threads=threads, kv_bits=bits, backend=backend, meters=extra_meters,
             idle_seconds=idle, operations=operations, estimate=estimate, on=on,
             on_python=on_python, progress=bar,
         )  # fmt: skip
-    _keep(made, output)  # before anything else can fail
+    _keep(document, output)  # before anything else can fail
     if energy_log is not None:
-        made = replace(made, recording=made.recording.joined(read_log(energy_log)))
-        _keep(made, output)
-    render.write(_json(made) if form == "json" else _text(made, long=sustained > 0))
+        document = replace(document, recording=document.recording.joined(read_log(energy_log)))
+        _keep(document, output)
+    render.write(_json(document) if form == "json" else _text(document, long=sustained > 0))
 
 
 def _check(output: tuple[Path, ...]) -> None:

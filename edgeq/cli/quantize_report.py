@@ -46,7 +46,7 @@ def report(summary: Summary, out: Path, form: str) -> None:
 
 
 def _held(summary: Summary) -> str:
-    """What the matrices of the layers are held in, as written."""
+    """The scheme of the layers' matrices in the artifact."""
     schemes = {str(t.scheme) for t in summary.tensors if len(t.shape) == 2 and ".layers." in t.name}
     return schemes.pop() if len(schemes) == 1 else f"mixed, {len(schemes)} schemes"
 

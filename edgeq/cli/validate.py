@@ -108,8 +108,8 @@ def _text(report: ValidationReport, found: DecoderFindings) -> str:
     if not report.runtime:
         rows = [row for row in rows if row[0] in ("target", "integers", "constants", "result")]
     text = "\n".join(f"{name:15s}{value}" for name, value in rows) + "\n"
-    said = [part for part in (report.explain(), found.cost(), *report.notes) if part]
-    return "\n".join([text, *said]) + "\n" if said else text
+    remarks = [part for part in (report.explain(), found.cost(), *report.notes) if part]
+    return "\n".join([text, *remarks]) + "\n" if remarks else text
 
 
 def _show_execution(path: Path, done: Execution, form: str) -> None:

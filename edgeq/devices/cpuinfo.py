@@ -184,14 +184,14 @@ def _arm_names(
     text: str, lines: list[tuple[str, str]], board: str | None
 ) -> tuple[str | None, str | None]:
     """The board and the chip that the text names."""
-    said = {key: value for key, value in reversed(lines) if value}
-    model, hardware = said.get("Model", board), said.get("Hardware")
+    fields = {key: value for key, value in reversed(lines) if value}
+    model, hardware = fields.get("Model", board), fields.get("Hardware")
     # a dump's header may end with the device tree's name: "Linux ... GNU/Linux / board"
     header = re.search(r"^Linux .*GNU/Linux / (.+)$", text, re.MULTILINE)
     if header and not model:
         model = header[1].strip()
     soc = None
-    for words in (model, said.get("MSM Hardware"), hardware):
+    for words in (model, fields.get("MSM Hardware"), hardware):
         # every Raspberry Pi's kernel says BCM2835
         if words and soc is None and not (model and words.startswith("BCM2835")):
             soc = named(words)

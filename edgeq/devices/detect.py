@@ -328,7 +328,7 @@ def _absolute(path: str) -> str:
 def _clock(
     files: _Files, info: CpuInfo, clusters: tuple[Cluster, ...], sources: dict[str, str]
 ) -> tuple[Cluster, ...]:
-    """Clusters by type and highest clock, where cpufreq tells it."""
+    """Clusters by core type and highest clock, if cpufreq reports it."""
     folder = "sys/devices/system/cpu/cpufreq"
     clocks: dict[int, float] = {}
     for policy in files.folders(folder, "policy*"):
@@ -344,17 +344,17 @@ def _clock(
     if sum(c.count for c in clusters) != len(info.by_cpu):
         return clusters
     counted = Counter((core, clocks.get(cpu)) for cpu, core in info.by_cpu.items())
-    found = [Cluster(core, count, ghz) for (core, ghz), count in counted.items()]
-    return tuple(sorted(found, key=lambda c: (rank(c.core), c.ghz or 0), reverse=True))
+    known = [Cluster(core, count, ghz) for (core, ghz), count in counted.items()]
+    return tuple(sorted(known, key=lambda c: (rank(c.core), c.ghz or 0), reverse=True))
 
 
 def _memory(files: _Files, sources: dict[str, str]) -> dict[str, Any]:
-    said = dict(re.findall(r"^(\w+):\s+(\d+) kB", files.text("proc/meminfo") or "", re.MULTILINE))
+    fields = dict(re.findall(r"^(\w+):\s+(\d+) kB", files.text("proc/meminfo") or "", re.MULTILINE))
     facts: dict[str, Any] = {}
     for name, key in (("ram_bytes", "MemTotal"), ("available_bytes", "MemAvailable"),
                       ("swap_bytes", "SwapTotal")):  # fmt: skip
-        if key in said:
-            facts[name], sources[name] = int(said[key]) * 1024, f"/proc/meminfo {key}"
+        if key in fields:
+            facts[name], sources[name] = int(fields[key]) * 1024, f"/proc/meminfo {key}"
     limit = min(group_limits(files.root), key=lambda limit: limit.nbytes, default=None)
     if limit:
         facts["cgroup_bytes"], sources["cgroup_bytes"] = limit.nbytes, limit.path
@@ -435,6 +435,6 @@ def _darwin(ask: Ask) -> Detected:
 
 def _matched(found: Detected, ids: Sequence[str]) -> Detected:
     """With the profile that fits best."""
-    said = [text for text in (*ids, found.title, found.soc) if text]
-    name, how = best_profile(said, found.soc, found.arch, found.isa, found.ram_bytes)
+    texts = [text for text in (*ids, found.title, found.soc) if text]
+    name, how = best_profile(texts, found.soc, found.arch, found.isa, found.ram_bytes)
     return replace(found, profile=name, match=how)

@@ -216,12 +216,12 @@ def budget_bytes(
         DoesNotFitError: nothing is left for weights.
         UsageError: as `plan`.
     """
-    made = plan(
+    smallest = plan(
         facts, profile, context=context, kv_bits=kv_bits, threads=threads, bits=min(ROUNDED_BITS)
     )
-    left = made.usable_bytes - (made.total_bytes - made.weights_bytes)
+    left = smallest.usable_bytes - (smallest.total_bytes - smallest.weights_bytes)
     if left <= 0:
-        made.require()
+        smallest.require()
     return left
 
 

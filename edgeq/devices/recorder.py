@@ -350,13 +350,13 @@ class _Loop:
     def finish(self, limit: float) -> list[Trace]:
         """The traces so far; a thread that hangs is abandoned and reported."""
         self.thread.join(max(limit - time.monotonic(), 0))
-        made = []
+        traces = []
         for track in self.tracks:
             problems = Counter(track.problems)
             if self.thread.is_alive():
                 problems["did not answer when it was asked for the last sample"] += 1
-            made.append(Trace.of(track.meter.described(), list(track.samples), problems))
-        return made
+            traces.append(Trace.of(track.meter.described(), list(track.samples), problems))
+        return traces
 
 
 def _loops(meters: list[Meter], rate_hz: float | None) -> list[_Loop]:

@@ -199,12 +199,12 @@ class Graph:
     @cached_property
     def consumers(self) -> Mapping[str, tuple[Node, ...]]:
         """Value or constant -> the nodes that use it, each listed once."""
-        found: dict[str, dict[str, Node]] = {}
+        readers: dict[str, dict[str, Node]] = {}
         for node in self.nodes:
             for name in node.inputs:
                 if name:
-                    found.setdefault(name, {})[node.name] = node
-        return {name: tuple(nodes.values()) for name, nodes in found.items()}
+                    readers.setdefault(name, {})[node.name] = node
+        return {name: tuple(nodes.values()) for name, nodes in readers.items()}
 
     def info(self, name: str) -> Info:
         """Return shape and type of a value or constant.

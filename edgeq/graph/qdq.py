@@ -89,10 +89,10 @@ def _decoded(graph: Graph, palettes: dict[str, Palette]) -> Graph:
             held = replace(graph, constants=constants)  # scales may be widened ones
             constants[node.output] = _weight(held, node, palettes.get(node.output))
         else:
-            made = graph.producers[node.inputs[0]]
-            if made.op != "QuantizeLinear" or made.inputs[1:] != node.inputs[1:]:
+            producer = graph.producers[node.inputs[0]]
+            if producer.op != "QuantizeLinear" or producer.inputs[1:] != node.inputs[1:]:
                 raise FormatError(f"{node} has another scale or zero point than its QuantizeLinear")
-            raw = made.inputs[0]
+            raw = producer.inputs[0]
             if raw in graph.inputs or raw in graph.constants:
                 same[node.output] = raw
                 quants[raw] = _quant(graph, node)

@@ -116,13 +116,13 @@ def _changed(graph: Graph, node: Node, change: Change) -> Graph:
     for old in graph.nodes:
         nodes.extend(change.nodes if old is node else (old,))
     constants = dict(graph.constants)
-    for name, held in change.constants.items():  # NumPy makes scalars of arrays without axes
-        constants[name] = held if isinstance(held, QuantWeight) else np.asarray(held)
+    for name, constant in change.constants.items():  # NumPy makes scalars of arrays without axes
+        constants[name] = constant if isinstance(constant, QuantWeight) else np.asarray(constant)
     values = {**graph.values, **change.values}
-    made = replace(graph, nodes=tuple(nodes), constants=constants, values=values)
+    changed = replace(graph, nodes=tuple(nodes), constants=constants, values=values)
     for old_name, new_name in change.same.items():
-        made = _renamed(made, old_name, new_name)
-    return made
+        changed = _renamed(changed, old_name, new_name)
+    return changed
 
 
 def _renamed(graph: Graph, old: str, new: str) -> Graph:

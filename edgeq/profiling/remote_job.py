@@ -88,14 +88,14 @@ def perform(job: Job) -> None:
         from edgeq.runtime import kernels
 
         kernels.decoder()
-    made = profile(
+    result = profile(
         [Named(Path(path), target) for path, target in job.models], job.workload,
         threads=job.threads, kv_bits=job.kv_bits, backend=job.backend,
         meters=[*(from_option(text) for text in job.meters), *probe()],
         idle_seconds=job.idle_seconds, operations=job.operations, estimate=device,
         progress=progress,
     )  # fmt: skip
-    document.write(made, RESULT)
+    document.write(result, RESULT)
 
 
 def _tell(kind: str, content: Any) -> None:
@@ -103,7 +103,7 @@ def _tell(kind: str, content: Any) -> None:
 
 
 def main(args: Sequence[str]) -> int:
-    """Perform the job in a file; failures are told in words."""
+    """Perform the job in a file; failures are reported as messages."""
     try:
         perform(Job.from_json(json.loads(Path(args[0]).read_text("utf-8"))))
     except EdgeqError as err:

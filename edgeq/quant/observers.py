@@ -268,7 +268,7 @@ def _with_zero(low: float, high: float) -> Range:
 
 
 def _smoothed(counts: NDArray[np.int64]) -> NDArray[np.float32] | None:
-    """Counts with a little taken from those that are not zero and given to those that are."""
+    """Counts with zeros replaced by a small number, which is subtracted from the others."""
     eps = 1e-4
     zeros = counts == 0
     n_zeros = int(zeros.sum())

@@ -75,15 +75,15 @@ def _figures(entry: ReportedRun) -> Iterator[Figure]:
     yield Figure("runtime", str(figures["runtime"] or "none here"), ", ".join(_held(subject)))
     rounds = f"of {figures['rounds']} timed rounds"
     depth = f" after {work.n_depth} others" if work.n_depth else ""
-    if found := figures["ttft_ms"]:
-        yield Figure("first token", _percentiles(found),
+    if ttft := figures["ttft_ms"]:
+        yield Figure("first token", _percentiles(ttft),
                      f"time of reading {work.n_prompt} tokens{depth}, {rounds}")  # fmt: skip
     for key, unit in (("tpot_ms", "token"), ("run_ms", "run")):
-        if found := figures[key]:
-            yield Figure(f"each {unit}", _percentiles(found), f"all {found['n']} {unit}s {rounds}")
+        if ttft := figures[key]:
+            yield Figure(f"each {unit}", _percentiles(ttft), f"all {ttft['n']} {unit}s {rounds}")
     for part in ("prefill", "decode"):
-        if found := figures[f"{part}_tokens_per_s"]:
-            yield Figure(part, _mean(found, "tokens/s"), f"mean and deviation {rounds}")
+        if ttft := figures[f"{part}_tokens_per_s"]:
+            yield Figure(part, _mean(ttft, "tokens/s"), f"mean and deviation {rounds}")
         if (gops := figures["int8_gops"][part]) is not None:
             share = figures["int8_percent"][part]
             yield Figure(
@@ -94,8 +94,8 @@ def _figures(entry: ReportedRun) -> Iterator[Figure]:
                 + _limit(share, f"the matmul kernel's peak measured here, {threads_of(threads)}")
                 + _doubt(doubt),
             )
-    if found := figures["runs_per_s"]:
-        yield Figure("runs", _mean(found, "runs/s"), f"mean and deviation {rounds}")
+    if ttft := figures["runs_per_s"]:
+        yield Figure("runs", _mean(ttft, "runs/s"), f"mean and deviation {rounds}")
     if (gb_s := figures["gb_per_s"]) is not None:
         share = figures["bandwidth_percent"]
         yield Figure(
@@ -108,9 +108,9 @@ def _figures(entry: ReportedRun) -> Iterator[Figure]:
     yield from _memory(figures["memory"], len(entry.document.runs))
     if figures["rounds"]:
         energies = [
-            _energy(part, subject["unit"], found)
-            for part, found in figures["energy"].items()
-            if found["joules_per_token"]["samples"]  # a graph reads no prompt
+            _energy(part, subject["unit"], ttft)
+            for part, ttft in figures["energy"].items()
+            if ttft["joules_per_token"]["samples"]  # a graph reads no prompt
         ]
         if any(energy.value != NOT_MEASURED for energy in energies[:-1]):
             energies = energies[:-1]  # rounds are for meters slower than one

@@ -116,7 +116,7 @@ class Trace:
         idle: TimeWindow | float | None = None,
         channel: str | None = None,
     ) -> Energy:
-        """What a window took, or why that cannot be told.
+        """The energy of a window, or why it is unknown.
 
         Args:
             window: on this trace's clock; nothing outside it counts.

@@ -77,7 +77,7 @@ class SshTransport(ShellTransport):
             self._control = None
 
     def _explain(self, finished: Finished) -> str:
-        said = finished.errors
+        errors = finished.errors
         port = f" -p {self._port}" if self._port else ""
         login = f"ssh{port} {self._name}"
         for words, text in (
@@ -97,7 +97,7 @@ class SshTransport(ShellTransport):
             ("No route to host", f"{self._host} cannot be reached; is it on, and in this network?"),
             ("Network is unreachable", f"{self._host} cannot be reached; is there a network?"),
         ):  # fmt: skip
-            if words.lower() in said.lower():
+            if words.lower() in errors.lower():
                 return f"{self.where}: {text} (ssh: {finished.last_words})"
         return f"{self.where}: ssh failed: {finished.last_words or f'exit code {finished.code}'}"
 

@@ -252,11 +252,11 @@ def _split(graph: Graph, node: Node, attrs: dict[str, Any]) -> Given | None:
     attrs.pop("num_outputs", None)
     sizes = [graph.info(o).shape[attrs["axis"]] if o else -1 for o in node.outputs]
     if -1 in sizes:  # the outputs nobody asked for
-        held = ints(graph, node.inputs[1]) if len(node.inputs) > 1 else None
+        lengths = ints(graph, node.inputs[1]) if len(node.inputs) > 1 else None
         whole = graph.info(node.inputs[0]).shape[attrs["axis"]]
         part = -(-whole // len(sizes))
         equal = [max(min(part, whole - i * part), 0) for i in range(len(sizes))]
-        sizes = list(held) if held is not None else equal
+        sizes = list(lengths) if lengths is not None else equal
     return {1: np.array(sizes, np.int64)}
 
 
@@ -264,8 +264,8 @@ def _resize(graph: Graph, node: Node, attrs: dict[str, Any]) -> Given | None:
     before, after = graph.info(node.inputs[0]).shape, graph.info(node.output).shape
     if not all(_is_constant(graph, node, i) for i in (2, 3)):
         return None
-    held = graph.constants.get(node.inputs[2]) if len(node.inputs) > 2 else None
-    scales = graph.array(node.inputs[2]) if held is not None and 0 not in held.shape else None
+    factors = graph.constants.get(node.inputs[2]) if len(node.inputs) > 2 else None
+    scales = graph.array(node.inputs[2]) if factors is not None and 0 not in factors.shape else None
     axes = attrs.pop("axes", None) or range(len(before))
     wide = np.ones(len(before), np.float32)
     if scales is not None:

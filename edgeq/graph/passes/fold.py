@@ -105,10 +105,10 @@ def _computed(graph: Graph) -> Graph:
     wanted = tuple(
         out for n in graph.nodes if n.name in folded for out in n.outputs if out and out in taken
     )
-    made = compute(graph, wanted) if wanted else {}
+    computed = compute(graph, wanted) if wanted else {}
     constants: dict[str, Constant] = dict(graph.constants)
     copies = []
-    for name, array in made.items():
+    for name, array in computed.items():
         if name in graph.outputs:  # stays an output's name; the constant gets another
             constants[f"{name}.constant"] = array
             copies.append(Node("Identity", f"{name}.copy", (f"{name}.constant",), (name,)))

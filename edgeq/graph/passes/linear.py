@@ -36,17 +36,17 @@ def _gemm(graph: Graph, node: Node) -> Change | None:
         b = turned(b, "second")
     if alpha == 1 and not c:
         return steps.last(op, (a, b))
-    made = steps.add(op, "product", (a, b), info, name=node.name)
+    product = steps.add(op, "product", (a, b), info, name=node.name)
     if alpha != 1 and not c:
-        return steps.last("Mul", (made, steps.number("alpha", alpha)), f"{node.name}.scale")
+        return steps.last("Mul", (product, steps.number("alpha", alpha)), f"{node.name}.scale")
     if alpha != 1:
-        made = steps.add("Mul", "scaled", (made, steps.number("alpha", alpha)), info)
+        product = steps.add("Mul", "scaled", (product, steps.number("alpha", alpha)), info)
     bias = floats(graph, c)
     if beta != 1 and bias is not None:
         c = steps.constant("addend", (bias * np.float32(beta)).astype(np.float32))
     elif beta != 1:
         c = steps.add("Mul", "addend", (c, steps.number("beta", beta)), graph.info(c))
-    return steps.last("Add", (made, c), f"{node.name}.add")
+    return steps.last("Add", (product, c), f"{node.name}.add")
 
 
 def _turned(weight: Constant) -> Constant:

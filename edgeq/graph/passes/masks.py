@@ -37,8 +37,8 @@ def masks(graph: Graph) -> Graph:
             taken = tuple(_finite(graph, name, constants, on_path) for name in node.inputs)
             node = replace(node, inputs=taken)
         nodes.append(node)
-    made = replace(graph, nodes=tuple(nodes), constants=constants)
-    return rewrite(made, _no_number)
+    changed = replace(graph, nodes=tuple(nodes), constants=constants)
+    return rewrite(changed, _no_number)
 
 
 def _collect(graph: Graph, name: str, found: set[str]) -> None:

@@ -46,8 +46,8 @@ def _core(graph: Graph, node: Node) -> Change | None:
         ones = unique(graph, f"{node.name}.ones")
         attrs = {"axis": axes[0], "epsilon": epsilon}
         new = Node("LayerNormalization", node.name, (x, ones), node.outputs, attrs)
-        held = np.ones(graph.info(x).shape[axes[0] :], np.float32)
-        return Change(nodes=(new,), constants={ones: held})
+        gamma = np.ones(graph.info(x).shape[axes[0] :], np.float32)
+        return Change(nodes=(new,), constants={ones: gamma})
     return None
 
 

@@ -352,9 +352,9 @@ def _resumed(
 
 def _read(file: SafetensorsFile, form: str) -> tuple[CalibrationStats, list[str]]:
     """The statistics in a file, and the names of other arrays in it."""
-    found = file.metadata.get("format")
-    if found != form:
-        what = f"has the format {found!r}" if found else "says no format"
+    stored = file.metadata.get("format")
+    if stored != form:
+        what = f"has the format {stored!r}" if stored else "says no format"
         raise FormatError(f"{file.path} {what}; needed is {form!r}, which edgeq calibrate writes")
     version = file.metadata.get("format_version")
     if version != VERSION:

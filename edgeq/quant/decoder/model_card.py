@@ -57,8 +57,8 @@ def _front_matter(model: Model) -> str:
     family = model.config.family
     known = FAMILIES.get(family)
     tags = ["edgeq", "quantized", (known and known.hub_tag) or family]
-    if held := _layers_held_as(model):
-        tags.append(held)
+    if scheme := _layers_held_as(model):
+        tags.append(scheme)
     # JSON strings and lists are YAML
     lines = [f"{key}: {json.dumps(value)}" for key, value in {**fields, "tags": tags}.items()]
     return "\n".join(["---", *lines, "---"])

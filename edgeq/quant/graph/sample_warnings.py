@@ -89,9 +89,9 @@ def _scale(graph: Graph, rows: list[Feeds], source: str, session_of: OpenSession
             continue
         bias = np.abs(graph.array(first.inputs[2]))
         run = session_of(graph, [first.output])
-        made = np.stack([run(row)[first.output] for row in rows[:8]])
+        outputs = np.stack([run(row)[first.output] for row in rows[:8]])
         axis = 1 + channel_axis(graph, first)  # behind the samples
-        spread = np.moveaxis(made, axis, 0).reshape(len(bias), -1).std(axis=1)
+        spread = np.moveaxis(outputs, axis, 0).reshape(len(bias), -1).std(axis=1)
         live = (bias > 0) & (spread > 0)
         if not live.any():
             continue

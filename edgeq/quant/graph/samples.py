@@ -232,10 +232,10 @@ def _folder(
         )  # fmt: skip
     classes = tuple(p.name for p in sorted(folder.iterdir()) if p.is_dir() and _pictures(p))
     files = [(p, i) for i, name in enumerate(classes) for p in _pictures(folder / name)]
-    found: list[tuple[Path, int | None]] = (
+    pictures: list[tuple[Path, int | None]] = (
         [*files] if files else [(p, None) for p in _pictures(folder)]
     )
-    if not found:
+    if not pictures:
         raise UsageError(f"the folder {folder} contains no samples; give {KINDS}")
     if len(inputs) != 1:
         raise UsageError(
@@ -249,11 +249,11 @@ def _folder(
         path, label = entry
         return _Item(str(path.relative_to(folder)), {name: fitting.read(path, info.shape)}, label)
 
-    made = Samples(
-        str(folder), _spread(found, picture, limit), inputs, fitting, limit, classes,
+    samples = Samples(
+        str(folder), _spread(pictures, picture, limit), inputs, fitting, limit, classes,
         pictures=True,
     )  # fmt: skip
-    return made if info.shape[0] == 1 else _refuse_batch(name, info)
+    return samples if info.shape[0] == 1 else _refuse_batch(name, info)
 
 
 def _refuse_batch(name: str, info: Info) -> Samples:
