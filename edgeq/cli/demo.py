@@ -80,7 +80,7 @@ def demo(prompt: str, n_predict: int, seed: int, temp: float, threads: int) -> N
 
 
 def _n_params(model: Model) -> int:
-    from edgeq.model.shapes import parameters
+    from edgeq.importers.shapes import parameters
 
     return parameters(model.config)
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.formats.kept import KeptTensor, packed
 from edgeq.formats.packing import TILE
 from edgeq.formats.schemes import K_BLOCK
 from edgeq.formats.tensor import QuantTensor, Tensor
@@ -69,8 +68,8 @@ class CompiledProgram:
         arena: WeightArena | None,
         memory: EngineMemory,
     ) -> None:
-        self._model, self._arena, self._memory = model, arena, memory
-        self._kept: dict[int, QuantTensor] = {}
+        self._model = model if arena else model.packed(memory.array)
+        self._arena, self._memory = arena, memory
         c = model.config
         steps = fuse(recording.record(c))
         self.labels: tuple[StepLabel, ...] = tuple((step.layer, step.label) for step in steps)
@@ -118,8 +117,6 @@ class CompiledProgram:
         tensor: Tensor = self._model.tensors[name]
         if self._arena:
             tensor = self._arena.copied(tensor)
-        elif isinstance(tensor, KeptTensor):
-            tensor = self._packed(tensor)
         address = self._memory.address
         n, k = tensor.shape
         record = {"n": n, "k": k, "tiles": -(-n // TILE)}
@@ -154,12 +151,6 @@ class CompiledProgram:
         if bias is not None:
             record["bias"] = address(bias.numpy(), 4)
         return record
-
-    def _packed(self, tensor: KeptTensor) -> QuantTensor:
-        """A kept tensor's packed form, made once."""
-        if id(tensor) not in self._kept:
-            self._kept[id(tensor)] = packed(tensor, self._memory.array)
-        return self._kept[id(tensor)]
 
     def _attention_records(self, steps: list[ProgramStep], context: int) -> NDArray[Any]:
         """One record of each layer; that of a layer without attention is empty."""

@@ -134,8 +134,12 @@ class Summary(QuantizationSummary):
         }
 
     def __repr__(self) -> str:
-        found = self.quality.evaluation
-        kl = f", KL {found.kl_mean:.4g}" if found and found.kl_mean is not None else ""
+        evaluation = self.quality.evaluation
+        kl = (
+            f", KL {evaluation.kl_mean:.4g}"
+            if evaluation and evaluation.kl_mean is not None
+            else ""
+        )
         return (
             f"<Summary {len(self.tensors)} tensors, {self.file_bytes} bytes, "
             f"{self.bpw:.2f} bits per weight{kl}>"

@@ -298,7 +298,7 @@ def test_the_checkpoint_maker(checkpoint: Path) -> None:
 @pytest.mark.parametrize("shape", ["qwen2.5-0.5b", "llama-3.2-1b", "qwen3-0.6b", "mistral-7b"])
 def test_the_checkpoint_maker_writes_configs_the_importer_reads(shape: str, tmp_path: Path) -> None:
     from edgeq.importers.huggingface.config import read_config
-    from edgeq.model.shapes import SHAPES
+    from edgeq.importers.shapes import SHAPES
 
     (tmp_path / "config.json").write_text(json.dumps(maker().hf_config(SHAPES[shape])))
     assert read_config(tmp_path).model == SHAPES[shape]
