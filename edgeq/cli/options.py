@@ -345,10 +345,18 @@ def kv_bits_of(kv_bits: str, cache_type_k: str | None, cache_type_v: str | None)
 
 
 def sampling_options(function: Function) -> Function:
+    """`choice_options`, and ``--stop``."""
+    return choice_options(
+        click.option(
+            "--stop", multiple=True, metavar="TEXT", show_default=False,
+            help="Stop generating before this text. May be given several times.",
+        )(function)
+    )  # fmt: skip
+
+
+def choice_options(function: Function) -> Function:
     """Options that choose the next token; the defaults are llama.cpp's."""
     for option in (
-        click.option("--stop", multiple=True, metavar="TEXT", show_default=False,
-                     help="Stop generating before this text. May be given several times."),
         click.option("--repeat-last-n", type=click.IntRange(min=-1), default=64,
                      help="Number of recent tokens that --repeat-penalty applies to; -1 is all."),
         click.option("--repeat-penalty", type=click.FloatRange(min=0, min_open=True), default=1.0,

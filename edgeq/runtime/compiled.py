@@ -43,7 +43,7 @@ class CompiledBackend:
         self._batch = min(BATCH, context)
         self._threads = threads
         mmap = not worth_copying(model) if mmap is None else mmap
-        self._arena = None if mmap else WeightArena(model)
+        self._arena = None if mmap else WeightArena.of(model)
         if mmap:
             advise(model)
         self._memory = EngineMemory()

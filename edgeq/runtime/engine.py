@@ -6,7 +6,7 @@ buffer is allocated once. Memory beyond the weights is the KV cache plus `Engine
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -284,11 +284,42 @@ class Engine:
             UsageError: it is of another model or kv_bits, or longer than the context.
         """
         saved = state.load(path, self.config, self._model_id(), self.kv_bits, self.context)
-        self.reset()
-        for layer, (start, parts) in enumerate(saved.layers()):
-            self._run.write(layer, start, parts)
+        self._replace(saved.tokens, saved.layers())
         saved.file.close()
-        self._extend(saved.tokens)
+
+    def snapshot(self) -> state.Snapshot:
+        """A copy of the sequence, its tokens and cache, in memory.
+
+        Raises:
+            UsageError: the sequence is empty.
+        """
+        if not self._tokens:
+            raise UsageError("the sequence is empty; run some tokens before copying its state")
+        self._catch_up()
+        layers = []
+        for layer in range(self.config.layers):
+            start = self._run.first(layer)
+            parts = self._run.read(layer, start, self.n_past)
+            layers.append((start, {name: part.copy() for name, part in parts.items()}))
+        return state.Snapshot(self._model_id(), self.kv_bits, tuple(self._tokens), tuple(layers))
+
+    def restore(self, snapshot: state.Snapshot) -> None:
+        """Replace the sequence by one that `snapshot` copied, perhaps from another engine.
+
+        Raises:
+            UsageError: it is of another model or kv_bits, or longer than the context.
+        """
+        if (snapshot.model, snapshot.kv_bits) != (self._model_id(), self.kv_bits):
+            raise UsageError(
+                "the snapshot is of another model or of another kv_bits; restore it in an engine "
+                "like the one that made it"
+            )
+        if len(snapshot.tokens) > self.context:
+            raise UsageError(
+                f"the snapshot has {len(snapshot.tokens)} tokens and the context holds "
+                f"{self.context}; use an engine with a context of at least that many"
+            )
+        self._replace(list(snapshot.tokens), snapshot.layers)
 
     def close(self) -> None:
         """Release threads and buffers; the engine cannot be used afterwards."""
@@ -301,6 +332,13 @@ class Engine:
         self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None
     ) -> None:
         self.close()
+
+    def _replace(self, tokens: list[int], layers: Iterable[tuple[int, state.Parts]]) -> None:
+        """Put a sequence that was kept elsewhere in the place of this one."""
+        self.reset()
+        for layer, (start, parts) in enumerate(layers):
+            self._run.write(layer, start, parts)
+        self._extend(tokens)
 
     def _extend(self, tokens: list[int]) -> None:
         self._tokens += tokens
