@@ -320,6 +320,24 @@ def engine_options(function: Function) -> Function:
     return context(threads_option(kv_options(backend_option(mapped(function)))))
 
 
+def schema_option(function: Function) -> Function:
+    """``--json-schema FILE``, read as a text."""
+
+    def text_of(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            return Path(value).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as err:
+            raise click.UsageError(f"{value} cannot be read as a JSON schema: {err}") from err
+
+    return click.option(
+        "--json-schema", type=click.Path(exists=True, dir_okay=False), default=None,
+        metavar="FILE", callback=text_of,
+        help="Answer with JSON that this schema allows. Needs pip install 'edgeq[structured]'.",
+    )(function)  # fmt: skip
+
+
 def lookup_option(function: Function) -> Function:
     """``--lookup N``."""
     return click.option(

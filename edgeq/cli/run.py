@@ -16,6 +16,7 @@ from edgeq.cli.options import (
     lookup_option,
     model_argument,
     sampling_options,
+    schema_option,
 )
 from edgeq.cli.plan import fit_option, refuse_what_cannot_fit
 from edgeq.cli.warmup import compile_first
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     help="Save the KV cache of the generated text to that file as well.",
 )
 @lookup_option
+@schema_option
 @sampling_options
 @engine_options
 @fit_option
@@ -94,7 +96,7 @@ def run(
     stdout. Without a template, or with --raw, the model continues the prompt as plain text, and
     the text and its continuation go to stdout. A line of timings goes to stderr.
     """
-    from edgeq.api.run import continue_prompt, encode_prompt
+    from edgeq.api.run import continue_prompt, encode_prompt, schema_constraint
     from edgeq.importers import load
     from edgeq.runtime.engine import Engine
     from edgeq.runtime.tokenizer import Tokenizer
@@ -110,11 +112,12 @@ def run(
     tokenizer = Tokenizer(loaded.files)
     chat = tokenizer.has_chat_template and not raw
     ids = encode_prompt(tokenizer, text) if chat else tokenizer.encode(text, add_eos=False)
+    constraint = schema_constraint(loaded, tokenizer, settings["json_schema"])
     compile_first(engine_settings["backend"])
     with Engine(loaded, **engine_settings) as engine:
         chunks = continue_prompt(
             engine, tokenizer, ids, params, max_tokens=None if n_predict < 0 else n_predict,
-            stop=settings["stop"], lookup=settings["lookup"], chat=chat,
+            stop=settings["stop"], lookup=settings["lookup"], chat=chat, constraint=constraint,
             prompt_cache=prompt_cache, prompt_cache_all=prompt_cache_all,
         )  # fmt: skip
         unprinted = ["" if chat else text]

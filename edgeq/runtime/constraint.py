@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.core.errors import EdgeqError, UsageError, require
+from edgeq.core.errors import EdgeqError, UsageError, check_type, require
+from edgeq.model.model import Model
 from edgeq.runtime.tokenizer import Tokenizer
 
 _SPECIAL = b"\xff"
@@ -92,7 +93,7 @@ class GrammarVocabulary:
     Example:
         >>> model = edgeq.load("model.edgeq")
         >>> tokenizer = edgeq.Tokenizer(model)
-        >>> vocabulary = edgeq.GrammarVocabulary(tokenizer, model.config.vocab, tokenizer.eos_ids)
+        >>> vocabulary = edgeq.GrammarVocabulary.of(model, tokenizer)
         >>> digits = vocabulary.lark('start: /[0-9]{3}/')
         >>> with edgeq.Engine(model) as engine:
         ...     chunks = edgeq.generate(engine, tokenizer, "One", constraint=digits.start())
@@ -102,6 +103,7 @@ class GrammarVocabulary:
     """
 
     def __init__(self, tokenizer: Tokenizer, size: int, end_ids: Collection[int]) -> None:
+        check_type("tokenizer", tokenizer, Tokenizer)
         require("structured", ("llguidance",), "to constrain what is generated")
         import llguidance
 
@@ -125,6 +127,12 @@ class GrammarVocabulary:
             n_vocab=size,
             eos_token=ends,
         )
+
+    @classmethod
+    def of(cls, model: Model, tokenizer: Tokenizer) -> GrammarVocabulary:
+        """The vocabulary of a model, with every token that ends an answer."""
+        ends = {*tokenizer.eos_ids, *model.config.eos, *tokenizer.turn_end_ids}
+        return cls(tokenizer, model.config.vocab, ends)
 
     def json_schema(self, schema: Mapping[str, Any] | str) -> Grammar:
         """The grammar of the JSON values that a schema allows.

@@ -15,6 +15,7 @@
     token_requests bodies of ``/tokenize`` and ``/detokenize``
     answers       generated text as OpenAI's objects and events
     service       what all endpoints share
+    responses     the same in OpenAI's newer form
     metrics       counters in Prometheus' format
     sensors       temperature and power of this machine
     openapi       the document that describes the interface

@@ -21,7 +21,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgeq._version import __version__
-from edgeq.serving import answers, metrics, openapi
+from edgeq.serving import answers, metrics, openapi, responses
 from edgeq.serving.failures import ApiError
 from edgeq.serving.fields import read, read_json
 from edgeq.serving.requests import Call, chat_call, chosen_model, completion_call
@@ -243,6 +243,11 @@ def endpoints(service: Service) -> dict[str, tuple[str, Endpoint]]:
             request, completion_call, answers.completion, answers.completion_stream
         )
 
+    async def response(request: Request) -> ASGIApp:
+        return await generate(
+            request, responses.response_call, responses.response, responses.response_stream
+        )
+
     async def models(request: Request) -> Response:
         listed = [one.described() for one in service.models.values()]
         return JSONResponse({"object": "list", "data": listed})
@@ -294,6 +299,7 @@ def endpoints(service: Service) -> dict[str, tuple[str, Endpoint]]:
         "/v1/models/{model}": ("GET", model),
         "/v1/chat/completions": ("POST", chat),
         "/v1/completions": ("POST", completion),
+        "/v1/responses": ("POST", response),
         "/tokenize": ("POST", tokenize),
         "/detokenize": ("POST", detokenize),
     }
@@ -337,7 +343,7 @@ def application(service: Service) -> Starlette:
         return failure(ApiError(500, "internal_error", "the server failed; see its log"))
 
     routes = [
-        Route(path, endpoint, methods=[method])
+        Route(path.replace("{model}", "{model:path}"), endpoint, methods=[method])  # it may hold /
         for path, (method, endpoint) in endpoints(service).items()
     ]
     routes += [Route(path, page_file(path)) for path in _PAGE_FILES]

@@ -8,6 +8,7 @@ from typing import Any
 from edgeq._version import __version__
 from edgeq.serving.fields import Field, object_schema
 from edgeq.serving.requests import CHAT, COMPLETION
+from edgeq.serving.responses import RESPONSE
 from edgeq.serving.token_requests import DETOKENIZE, TOKENIZE
 
 _OBJECT: dict[str, Any] = {"type": "object"}
@@ -69,6 +70,9 @@ def _got(about: str, kind: str = "application/json", *, model: bool = False) -> 
 PATHS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": _posted("Answer a conversation.", CHAT, streams=True),
     "/v1/completions": _posted("Continue a text.", COMPLETION, streams=True),
+    "/v1/responses": _posted(
+        "Answer a conversation, in OpenAI's newer form.", RESPONSE, streams=True
+    ),
     "/v1/models": _got("The models that are served."),
     "/v1/models/{model}": _got("One of them.", model=True),
     "/v1/models/{model}/card": _got("Its quality card.", model=True),

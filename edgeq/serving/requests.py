@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgeq.core.errors import UsageError, unknown
@@ -99,6 +99,7 @@ class Call:
         prompts: text to begin each answer with.
         stream: answer by events.
         include_usage: end the events with the numbers of tokens.
+        asked: the body, where the answer repeats it.
         splitter: makes what takes an answer apart into what is said, thought and called.
     """
 
@@ -107,6 +108,7 @@ class Call:
     prompts: tuple[str, ...] = ("",)
     stream: bool = False
     include_usage: bool = False
+    asked: Mapping[str, Any] = field(default_factory=dict)
     splitter: Callable[[], Splitter | Plain] = Plain
 
 

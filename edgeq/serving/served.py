@@ -109,9 +109,7 @@ class ServedModel:
         """
         with self._making_grammars:
             if self._grammars is None:
-                tokenizer = self.tokenizer
-                ends = {*tokenizer.eos_ids, *self.model.config.eos, *tokenizer.turn_end_ids}
-                self._grammars = GrammarVocabulary(tokenizer, self.model.config.vocab, ends)
+                self._grammars = GrammarVocabulary.of(self.model, self.tokenizer)
             return self._grammars
 
     @property

@@ -154,11 +154,14 @@ function blocks(rows, depth = 0, tight = false) {
     } else if (ITEM.test(row) && depth < 8) {
       flush();
       const held = [row];
-      const deep = row.match(ITEM)[1].length;
+      const [, indent, bullet] = row.match(ITEM);
+      const deep = indent.length;
       while (i + 1 < rows.length) {
         const next = rows[i + 1];
+        const found = next.match(ITEM);
+        if (found && found[1].length <= deep + 1 && Boolean(found[2]) !== Boolean(bullet)) break;
         const inside = next.length - next.trimStart().length > deep;
-        const goes = ITEM.test(next) || inside || (!next.trim() && rows[i + 2] && (ITEM.test(rows[i + 2]) || /^\s{2,}/.test(rows[i + 2])));
+        const goes = found || inside || (!next.trim() && rows[i + 2] && (ITEM.test(rows[i + 2]) || /^\s{2,}/.test(rows[i + 2])));
         if (!goes) break;
         held.push(next);
         i++;
