@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.importers import load
+from edgeq.model.memory_layout import KvBits
 from edgeq.model.model import Model
 from edgeq.runtime.constraint import Grammar, GrammarVocabulary
 from edgeq.runtime.engine import Engine
@@ -31,7 +32,7 @@ def run(
     prompt_cache_all: bool = False,
     context: int | None = None,
     threads: int | None = None,
-    kv_bits: Literal[8, 16] = 8,
+    kv_bits: KvBits = 8,
     backend: str = "numba",
     mmap: bool | None = None,
 ) -> Iterator[Chunk]:
@@ -183,7 +184,7 @@ def chat(
     system: str | None = None,
     context: int | None = None,
     threads: int | None = None,
-    kv_bits: Literal[8, 16] = 8,
+    kv_bits: KvBits = 8,
     backend: str = "numba",
     mmap: bool | None = None,
 ) -> Conversation:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from edgeq.core.progress import Progress
+from edgeq.model.memory_layout import KvBits
 from edgeq.serving.server import Server, Source
 from edgeq.serving.settings import ServerSettings
 
@@ -15,7 +14,7 @@ def serve(
     *,
     context: int | None = None,
     threads: int | None = None,
-    kv_bits: Literal[8, 16] = 8,
+    kv_bits: KvBits = 8,
     backend: str = "numba",
     mmap: bool | None = None,
     progress: Progress | None = None,

@@ -7,12 +7,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from edgeq.core.errors import UsageError
 from edgeq.core.progress import Progress
 from edgeq.importers import load
 from edgeq.importers.tokenizer.chat_templates import chat_templates
+from edgeq.model.memory_layout import KvBits
 from edgeq.model.model import Model
 from edgeq.runtime.constraint import GrammarVocabulary
 from edgeq.runtime.engine import Engine
@@ -47,7 +48,7 @@ class ServedModel:
         *,
         context: int | None = None,
         n_threads: int | None = None,
-        kv_bits: Literal[8, 16] = 8,
+        kv_bits: KvBits = 8,
         backend: str = "numba",
         mmap: bool | None = None,
     ) -> None:

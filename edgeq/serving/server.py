@@ -9,10 +9,11 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Literal
+from typing import Any
 
 from edgeq.core.errors import EdgeqError, UsageError, require
 from edgeq.core.progress import Progress
+from edgeq.model.memory_layout import KvBits
 from edgeq.model.model import Model
 from edgeq.serving.settings import ServerSettings
 
@@ -53,7 +54,7 @@ class Server:
         *,
         context: int | None = None,
         threads: int | None = None,
-        kv_bits: Literal[8, 16] = 8,
+        kv_bits: KvBits = 8,
         backend: str = "numba",
         mmap: bool | None = None,
         progress: Progress | None = None,
