@@ -60,16 +60,10 @@ class ServedModel:
         self.tokenizer = Tokenizer(model)
         if context is not None:
             context = min(context, model.config.context)
-        self.engines: list[Engine] = []
-        try:
-            for _ in range(settings.parallel):
-                self.engines.append(
-                    Engine(model, context=context, threads=n_threads, kv_bits=kv_bits,
-                           backend=backend, mmap=mmap)
-                )  # fmt: skip
-        except BaseException:
-            self.close()
-            raise
+        self.engines = Engine.batch(
+            model, settings.parallel, context=context, threads=n_threads, kv_bits=kv_bits,
+            backend=backend, mmap=mmap,
+        )  # fmt: skip
         self.context = self.engines[0].context
         self.slots = SlotPool(self.engines, settings.queue)
         self.cache = PrefixCache(settings.prefix_bytes)
