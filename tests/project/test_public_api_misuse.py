@@ -163,6 +163,12 @@ CALLS: dict[str, tuple[Callable[[Any, Path], Any], list[Any]]] = {
             edgeq.Engine(MODEL, backend="numpy"), edgeq.Tokenizer(bad)
         ), [None, 7, "no such"],
     ),
+    "GrammarVocabulary": (
+        lambda bad, at: edgeq.GrammarVocabulary(bad, 100, (1,)), [None, 7, "no such", b"bytes"],
+    ),
+    "serve": (lambda bad, at: edgeq.serve(bad, edgeq.ServerSettings(port=0)), [*PATHS, []]),
+    "Server": (lambda bad, at: edgeq.Server(bad, edgeq.ServerSettings(port=0)), [*PATHS, []]),
+    "ServerSettings": (lambda bad, at: edgeq.ServerSettings(port=bad), [-1, "80", None, True]),
 }  # fmt: skip
 """What is called -> how, given a bad argument and a folder; and the bad arguments."""
 
