@@ -15,6 +15,7 @@ from edgeq.core.memory import rss_bytes
 from edgeq.core.progress import Progress
 from edgeq.importers import load
 from edgeq.model.model import Model
+from edgeq.quant.presets import FAST
 
 
 class DecoderConversion:
@@ -78,7 +79,10 @@ class DecoderConversion:
         if self._preset is not None:
             from edgeq.quant import Recipe, quantize  # most conversions are of an artifact
 
-            packed, recipe = folder / "quantized.edgeq", Recipe.from_options(preset=self._preset)
+            packed, recipe = (
+                folder / "quantized.edgeq",
+                Recipe.from_options(preset=self._preset or FAST),
+            )
             quantize(
                 self._source, packed, recipe,
                 max_ram=self._max_ram, threads=self._threads, progress=self._progress,

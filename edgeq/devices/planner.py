@@ -19,7 +19,7 @@ from edgeq.core.errors import DoesNotFitError, UsageError
 from edgeq.devices.model_header import ModelFacts
 from edgeq.devices.profile import DeviceProfile
 from edgeq.devices.roofline import ATTENTION, DECODE_SHARE, Bound, Rates, Speed, sustained
-from edgeq.formats.schemes import ROUNDED_BITS
+from edgeq.formats.schemes import BITS
 from edgeq.model.config import ModelConfig
 from edgeq.model.memory_layout import kv_bytes, scratch_bytes
 
@@ -216,9 +216,7 @@ def budget_bytes(
         DoesNotFitError: nothing is left for weights.
         UsageError: as `plan`.
     """
-    made = plan(
-        facts, profile, context=context, kv_bits=kv_bits, threads=threads, bits=min(ROUNDED_BITS)
-    )
+    made = plan(facts, profile, context=context, kv_bits=kv_bits, threads=threads, bits=min(BITS))
     left = made.usable_bytes - (made.total_bytes - made.weights_bytes)
     if left <= 0:
         made.require()
@@ -253,7 +251,7 @@ def _largest(most: int, fits: Callable[[int], bool]) -> int:
 
 
 def _highest_bits(facts: ModelFacts, room: int) -> int | None:
-    sizes = {bits: facts.at_bits(bits).weights_bytes for bits in ROUNDED_BITS}
+    sizes = {bits: facts.at_bits(bits).weights_bytes for bits in BITS}
     return max((bits for bits, nbytes in sizes.items() if nbytes <= room), default=None)
 
 

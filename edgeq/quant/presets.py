@@ -29,6 +29,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from edgeq.quant.rules import OUTER
+
 SourceKind = Literal["decoder", "graph"]
 """What a recipe is for: a language model, or a graph of operators."""
 
@@ -50,13 +52,27 @@ class Preset:
 
 _GPTQ = {"method": "gptq", "options": {"use_quantized_inputs": True}}
 """GPTQ that also compensates the error of inputs which earlier rounding changed."""
+_RUNG = {
+    "method": "gptq",
+    "options": {"use_quantized_inputs": True, "relative_errors": True, "calibrated_head": True},
+}
+"""The same, with errors counted in parts of the residual stream, and a head rounded likewise."""
 _DISTILL = {"training": {"method": "distill"}}
 _MSE_RANGES = {"mode": "static", "observer": "mse"}
 _STATIC = {"activations": "static", "bias_correction": True}
 _OUTER = {"outer": "w8-channel"}
 _BLOCKS = {"activations": "float", **_OUTER, "tables": "w4-g64-mse", "rest": "fp16"}
 
+
+def _rung(matrices: str, outer: str, **rules: str) -> Preset:
+    """A decoder's matrices in one scheme, embedding and head in another, some kinds in a third."""
+    held = [[f"{kind}_proj", scheme] for kind, scheme in rules.items()]
+    return Preset({"default": matrices, **_RUNG, "rules": [*held, [OUTER, outer]]})
+
+
 PRESETS: Mapping[str, Preset] = {
+    # language models by size: bits per weight, everything counted
+    "4.75bpw": _rung("w4-g32", "w6-g32", v="w6-g32"),
     # rounding without data
     "w8-channel": Preset(
         {"default": "w8-channel"},
@@ -172,8 +188,10 @@ PRESETS: Mapping[str, Preset] = {
 }
 """Name -> what it stands for."""
 
-DEFAULTS: Mapping[SourceKind, str] = {"decoder": "w4-g32", "graph": "w8a8-static"}
+DEFAULTS: Mapping[SourceKind, str] = {"decoder": "4.75bpw", "graph": "w8a8-static"}
 """The preset that is taken where none is named."""
+FAST = "w4-g32"
+"""The preset for language models that is taken where a fast one is asked for."""
 
 
 def presets_for(source: SourceKind) -> dict[str, Mapping[str, Any]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgeq.core.errors import SchemeError, check_type, unknown
-from edgeq.formats.schemes import ROUNDED_BITS, FloatScheme, QuantScheme, Scheme, parse_scheme
+from edgeq.formats.schemes import BITS, FloatScheme, QuantScheme, Scheme, parse_scheme
 from edgeq.quant.observers import OBSERVERS
 
 OUTER = r"^(model\.embed_tokens|lm_head)\."
@@ -73,7 +73,7 @@ def check_rounded(scheme: Scheme) -> None:
     if isinstance(scheme, QuantScheme) and scheme.kept_only:
         raise SchemeError(
             f"edgeq keeps tensors of {scheme} as other programs rounded them and does not round to "
-            f"it; use bits of {', '.join(map(str, ROUNDED_BITS))} with groups, -asym or -palette, "
+            f"it; use bits of {', '.join(map(str, BITS))} with groups, -asym or -palette, "
             "such as w4-g32"
         )
 

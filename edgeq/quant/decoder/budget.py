@@ -68,12 +68,9 @@ def make_budget(shapes: Iterable[Sequence[int]], threads: int, max_ram: int | No
         DoesNotFitError: the smallest chunks on one thread need more.
         UsageError: threads or max_ram is not positive.
     """
-    if threads < 1:
-        raise UsageError(f"threads is {threads}; use at least 1")
+    check_limits(threads, max_ram)
     if max_ram is None:
         return Budget(threads, CHUNK_WEIGHTS, RELEASE_EVERY)
-    if max_ram < 1:
-        raise UsageError(f"max_ram is {max_ram} bytes; it must be positive")
     least = TILE * max((math.prod(shape[1:]) for shape in shapes), default=1)
     held = (rss_bytes() or 0) + FIXED
     need = 0
@@ -88,6 +85,18 @@ def make_budget(shapes: Iterable[Sequence[int]], threads: int, max_ram: int | No
         f"max_ram of {max_ram / 1e6:.0f} MB is too little: the smallest pieces on one thread need "
         f"{need / 1e6:.0f} MB, of which {held / 1e6:.0f} MB are held before any weight is read"
     )
+
+
+def check_limits(threads: int | None, max_ram: int | None) -> None:
+    """Refuse numbers that make no sense.
+
+    Raises:
+        UsageError: threads or max_ram is not positive.
+    """
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}; use at least 1")
+    if max_ram is not None and max_ram < 1:
+        raise UsageError(f"max_ram is {max_ram} bytes; it must be positive")
 
 
 def check_replay(

@@ -11,7 +11,7 @@ give the file its name                                  edgeq.model.artifact
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -33,7 +33,7 @@ from edgeq.model.artifact import ArtifactWriter
 from edgeq.model.artifact_layout import TensorLayout
 from edgeq.model.model import Model
 from edgeq.quant.decoder.bit_search import stored
-from edgeq.quant.decoder.budget import Budget, check_replay, make_budget
+from edgeq.quant.decoder.budget import Budget, check_limits, check_replay, make_budget
 from edgeq.quant.decoder.calibrate import CalibrationStats, CalibrationText
 from edgeq.quant.decoder.calibrated import Ratios, tensor_sqnr
 from edgeq.quant.decoder.calibration_data import NO_TEXT, CalibrationData
@@ -45,11 +45,15 @@ from edgeq.quant.decoder.sensitivity import Sensitivity
 from edgeq.quant.decoder.source import BackgroundDigest, quantized_types, refuse_quantized
 from edgeq.quant.kernels.library import load_kernels
 from edgeq.quant.kernels.parallel import thread_limit
+from edgeq.quant.presets import FAST
 from edgeq.quant.recipe import Recipe
 from edgeq.quant.rounders.rounding import METHODS
 
 _WIDEST_SQNR = -9999.99
 """Takes at least as many characters as any ratio written with two decimals."""
+OwnText = Callable[[Model, int | None, Progress | None], CalibrationText]
+"""(model, most bytes to hold, progress) -> a calibration text made from the model itself, see
+`edgeq.calibration_text.own_calibration`."""
 
 
 @dataclass(frozen=True)
@@ -125,11 +129,12 @@ class Summary:
 def quantize(
     source: Model | str | Path,
     out: str | Path,
-    recipe: Recipe | str | None = None,
+    recipe: Recipe | str = FAST,
     *,
     method: str | None = None,
     requantize: bool = False,
     calibration: CalibrationText | None = None,
+    own_text: OwnText | None = None,
     stats: CalibrationStats | None = None,
     sensitivity: Sensitivity | None = None,
     card: HeldOut | str = NO_TEXT,
@@ -144,11 +149,11 @@ def quantize(
             from goes into the artifact.
         out: the file to make or replace.
         recipe: which tensor gets which scheme, and how: a `Recipe`, the name of a preset such as
-            "palette4-gptq", or a scheme such as "w4-g64"; w4-g32 with an 8-bit embedding and head
-            if None.
+            "palette4-gptq", or a scheme such as "w4-g64".
         method: of `edgeq.quant.METHODS`, instead of the recipe's.
         requantize: go on from weights that are quantized already, as those of most GGUF files.
         calibration: windows of a text, where the recipe needs one.
+        own_text: makes such a text, where one is needed and none is given.
         stats: of the same source, in place of the text where these say enough.
         sensitivity: of the same source, for a recipe with a target; measured if None.
         card: the text that the quality card is measured on, or why there is none.
@@ -175,7 +180,7 @@ def quantize(
     started, cpu_started = time.perf_counter(), time.process_time()
     check_type("source", source, Model, str, PathLike)
     check_type("out", out, str, PathLike)
-    check_type("recipe", recipe, Recipe, str, None)
+    check_type("recipe", recipe, Recipe, str)
     check_type("method", method, str, None)
     check_type("requantize", requantize, bool)
     check_type("calibration", calibration, CalibrationText, None)
@@ -194,7 +199,9 @@ def quantize(
     if recipe.method not in METHODS:
         raise UsageError(unknown("method", recipe.method, METHODS))
     data = CalibrationData(calibration, stats, sensitivity, card)
-    data.check(recipe)
+    if own_text is None:
+        data.check(recipe)
+    check_limits(threads, max_ram)
     if recipe.training:
         require("train", ("torch",), "to train quantized weights")
     check_target(Path(out))
@@ -203,6 +210,12 @@ def quantize(
     base.validate()
     if not requantize:
         refuse_quantized(base, str(origin.path) if origin else "the model")
+    if own_text is not None:
+        if data.lacks(recipe):
+            with thread_limit(threads):
+                calibration = own_text(base, max_ram, progress)
+            data = replace(data, text=calibration)
+        data.check(recipe)
     if calibration is not None and recipe.needs:
         check_replay(base.config, calibration, recipe, max_ram)
     digest = BackgroundDigest(origin) if origin else None

@@ -227,6 +227,16 @@ class ReplayStep:
         for x_float, x in zip(float_hidden, self._replay._main.hidden, strict=True):
             yield x_float - x
 
+    def float_outputs(self) -> Iterator[Array]:
+        """x of the unreplaced model with the output of the branch that the group ends: [T, hidden].
+
+        Raises:
+            UsageError: the replay was made without float_inputs.
+        """
+        model = self._float_model()
+        for window in range(len(model.hidden)):
+            yield self._current(model).after(self.group, window)
+
     def replace(self, name: str, w: Array) -> None:
         """Put another matrix in place: all later steps and logits are computed with it.
 

@@ -63,6 +63,7 @@ class ReplayedModel:
             release(model.tensors["model.embed_tokens.weight"])
         self.hidden = list(hidden)
         self._kept: list[Array] | None = None
+        self._after: dict[int, Array] = {}
 
     def begin(self, group: LinearGroup) -> None:
         """Compute and keep the group's inputs, if they are more than a norm and not too large."""
@@ -93,11 +94,20 @@ class ReplayedModel:
         """Add the output of a branch to the hidden states, if the group ends one."""
         if group.kind not in _ENDS:
             return
-        out, ref = _ENDS[group.kind], self.reference
-        for window, x in enumerate(self.hidden):
-            self.hidden[window] = x + out(ref, ref.config, group.layer, self.input(group, window))
+        self.hidden = [self.after(group, window) for window in range(len(self.hidden))]
         self._kept = None
+        self._after.clear()
         self.weights.clear()
+
+    def after(self, group: LinearGroup, window: int) -> Array:
+        """x with the output of the branch that the group ends; kept until the group is finished.
+
+        The group's weights must not be replaced any more.
+        """
+        if window not in self._after:
+            out, ref, x = _ENDS[group.kind], self.reference, self.hidden[window]
+            self._after[window] = x + out(ref, ref.config, group.layer, self.input(group, window))
+        return self._after[window]
 
     def logits(self, windows: slice, every: int) -> list[Array]:
         """Logits of one position in so many, float32 [T, V] of each window."""
