@@ -9,12 +9,11 @@ with it, the first words of the included text, and questions in the model's chat
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from edgeq.core.errors import DoesNotFitError, FormatError, UnsupportedError, UsageError
 from edgeq.core.memory import rss_bytes
@@ -28,14 +27,16 @@ if TYPE_CHECKING:
 
 TEXT = "calibration_text.txt"
 """The included text, beside the modules of `edgeq.quant.decoder`."""
-CONTEXT, WINDOWS = 256, 16
+CONTEXT, WINDOWS = 256, 12
 """Tokens of a window, and most windows of the included text."""
 SAMPLED_LENGTH = 128
 """Tokens of each text that is sampled."""
-SAMPLING_WORK = 1 << 38
-"""Weights times tokens, at most: so that sampling takes a tenth of the time of quantizing."""
 SAMPLED_TEXTS = (8, 32)
-"""Texts sampled: at least so many, or none of a model so large that it would take long; at most."""
+"""Texts sampled: so many at least, and of a small model, which takes less time, at most."""
+SAMPLING_WORK = 1 << 37
+"""Weights times tokens, above which the fewest texts are sampled."""
+SAMPLED_WEIGHTS = 400_000_000
+"""Weights of the largest model that is sampled from, since it is held in float32."""
 SEED = 1
 """Of the random numbers."""
 FIRST_WORDS = 4
@@ -140,9 +141,10 @@ def _to_sample(model: Model, context: int) -> tuple[int, int]:
     """Tokens of each text to be sampled, and how many texts: none of a large model."""
     from edgeq.model.shapes import parameters
 
-    length, (least, most) = min(SAMPLED_LENGTH, context), SAMPLED_TEXTS
-    count = min(most, SAMPLING_WORK // parameters(model.config) // length)
-    return length, count if count >= least else 0
+    length, weights = min(SAMPLED_LENGTH, context), parameters(model.config)
+    least, most = SAMPLED_TEXTS
+    count = min(max(SAMPLING_WORK // weights // length, least), most)
+    return length, count if weights <= SAMPLED_WEIGHTS else 0
 
 
 def _covered(tokenizer: Tokenizer, paragraphs: Sequence[str]) -> list[str]:
@@ -154,10 +156,10 @@ def _covered(tokenizer: Tokenizer, paragraphs: Sequence[str]) -> list[str]:
     for paragraph in paragraphs:
         ids = tokenizer.encode(paragraph, add_bos=False)
         whole = tokenizer.decode(ids).strip() == paragraph.strip()
-        shares.append(len(ids) / len(paragraph.encode()) if whole else np.inf)
+        shares.append(len(ids) / len(paragraph.encode()) if whole else math.inf)
     most = max(TOKENS_PER_BYTE, LONGEST * min(shares))
     kept = [text for text, share in zip(paragraphs, shares, strict=True) if share <= most]
-    return kept if np.isfinite(min(shares)) else list(paragraphs)
+    return kept if math.isfinite(min(shares)) else list(paragraphs)
 
 
 def _beginnings(

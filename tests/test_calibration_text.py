@@ -70,7 +70,7 @@ def test_a_model_without_a_tokenizer_is_sampled_alone() -> None:
 
 
 def test_a_large_model_is_not_sampled(demo: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(texts, "SAMPLING_WORK", 1 << 20)
+    monkeypatch.setattr(texts, "SAMPLED_WEIGHTS", 1 << 20)
     made = texts.own_calibration(demo)
     assert (made.sampled, len(made.windows)) == (0, texts.WINDOWS)
     with pytest.raises(UsageError, match="no tokenizer"):

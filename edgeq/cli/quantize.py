@@ -28,7 +28,6 @@ from edgeq.cli.quantize_graph import listing, quantize_graph
 from edgeq.cli.quantize_report import report
 from edgeq.core.errors import EdgeqError
 from edgeq.importers import source_kind
-from edgeq.quant.presets import FAST
 
 if TYPE_CHECKING:
     from edgeq.model.model import Model
@@ -234,6 +233,8 @@ def quantize(
     target = _target(target_bpw, target_size)
     scheme = _scheme(preset, bits, group, asym)
     if fast:
+        from edgeq.quant.presets import FAST
+
         if scheme or recipe_file:
             raise click.UsageError(
                 "--fast stands for --preset w4-g32 and excludes --preset, --recipe, --bits, "
@@ -398,15 +399,16 @@ def _listing() -> str:
             ]
         )
     methods = [[name, about] for name, about in METHODS.items()]
-    head = ["preset", "bits per weight", "method", "options", "needs", "pip extra"]
+    head = ["preset", "bits per weight", "method", "options", "learns from", "pip extra"]
     return "\n\n".join(
         [
             render.aligned(head, presets),
             render.aligned(["method", "what it does"], methods),
             "Bits per weight are those of the matrices in the layers, scales included; for mixed "
             "presets, of all weights.\n"
-            "A calibration text should resemble what the model will be used for: --calib FILE.\n"
-            "--preset also takes a scheme: w<2|3|4|8>-<g16|g32|g64|g128|g256|channel|tensor>"
+            "A calibration text should resemble what the model will be used for: --calib FILE. "
+            "Without one,\nedgeq takes a text of its own and one sampled from the model.\n"
+            "--preset also takes a scheme: w<2|3|4|5|6|8>-<g16|g32|g64|g128|g256|channel|tensor>"
             "[-asym|-palette],\nor f32, f16, bf16 for tensors that stay floating point.",
         ]
     )

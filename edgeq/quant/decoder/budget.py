@@ -19,7 +19,7 @@ from edgeq.model.config import ModelConfig
 from edgeq.model.recording import linear_groups
 from edgeq.quant.decoder.calibrate import CalibrationText
 from edgeq.quant.decoder.quality_report import logits_bytes
-from edgeq.quant.decoder.replayed_model import KEEP_BYTES, KEPT_LOGITS
+from edgeq.quant.decoder.replayed_model import KEEP_BYTES, KEPT_LOGITS, TOGETHER
 from edgeq.quant.recipe import Recipe
 from edgeq.quant.rounders.gptq import ROWS
 from edgeq.quant.rounders.hessian import EXACT_K
@@ -146,9 +146,11 @@ def replay_bytes(
         for group in linear_groups(config)
         if group.kind != "head"
     }
-    hidden = 4 * calibration.n_tokens * config.hidden * models
+    # of both ends of a branch
+    hidden = 4 * calibration.n_tokens * config.hidden * (models + 1)
+    together = 4 * min(TOGETHER, calibration.n_tokens) * 3 * config.ffn
     kept = min(4 * calibration.n_tokens * max(inner, config.ffn), KEEP_BYTES) * models
-    return hidden + kept + max(_group_bytes(group, models) for group in groups)
+    return hidden + kept + together + max(_group_bytes(group, models) for group in groups)
 
 
 def _group_bytes(shapes: tuple[tuple[int, int], ...], models: int) -> int:

@@ -26,7 +26,7 @@ from edgeq.quant.rounders.hessian import Hessian
 from edgeq.quant.rounders.qparams import check_finite
 from edgeq.quant.rounders.rounding import METHOD_INPUTS, quantize_tensor, sqnr_db
 
-EXACT_BITS = 6
+EXACT_BITS = 8
 """With so many bits a head loses too little for its inputs to matter."""
 HEAD_WINDOWS = 8
 """Windows that the head's inputs are measured on."""
@@ -218,8 +218,9 @@ def round_calibrated(
                 targets.pop(name, w), schemes[name], method, name=name, **seen, **own
             )
             write(name, tensor)
-            ratios[name] = tensor_sqnr(FloatTensor("float32", w), tensor)
-            step.replace(name, tensor.numpy())
+            w_hat = tensor.numpy()
+            ratios[name] = tensor_sqnr(FloatTensor("float32", w), FloatTensor("float32", w_hat))
+            step.replace(name, w_hat)
             done += w.size
             if progress:
                 progress(name, done, total)

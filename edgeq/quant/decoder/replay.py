@@ -98,12 +98,12 @@ class Replay:
             )
         self.n_tokens = sum(window.size for window in ids)
         self._groups = linear_groups(config)
-        self._main = ReplayedModel(
-            model, ids, dict(replaced or {}), state.hidden if state else None, linear
-        )
         self._float = None
         if float_inputs:
             self._float = ReplayedModel(model, ids, {}, state.float_hidden if state else None)
+        self._main = ReplayedModel(
+            model, ids, dict(replaced or {}), state.hidden if state else None, linear, self._float
+        )
         self._first_layer = state.layer if state else 0
         self._progress = progress
         self._group: LinearGroup | None = None
@@ -233,9 +233,7 @@ class ReplayStep:
         Raises:
             UsageError: the replay was made without float_inputs.
         """
-        model = self._float_model()
-        for window in range(len(model.hidden)):
-            yield self._current(model).after(self.group, window)
+        yield from self._current(self._float_model()).after(self.group)
 
     def replace(self, name: str, w: Array) -> None:
         """Put another matrix in place: all later steps and logits are computed with it.

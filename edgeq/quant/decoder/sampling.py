@@ -1,9 +1,9 @@
 """Texts sampled from a model, the same on every machine: many at once, a token of each at a time.
 
-All sequences are as long, so that a step is one product for each matrix. What a step computes is
-`edgeq.quant.decoder.fixed_order`'s, the probabilities are of its softmax, their sums are added in
-order, and random numbers are those of NumPy's PCG64, which are integers: the tokens depend on
-nothing but the model, the beginnings and the seed.
+All sequences are equally long, so that a step is one product for each matrix. A step is computed by
+`edgeq.quant.decoder.fixed_order`, probabilities are added up in order, and random numbers are those
+of NumPy's PCG64, which are integers: the tokens depend on nothing but the model, the beginnings and
+the seed.
 
 Memory: see `sampling_bytes`.
 """
