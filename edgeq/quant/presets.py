@@ -34,7 +34,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from edgeq.quant.rules import OUTER
+from edgeq.quant.rules import KINDS, OUTER
 
 SourceKind = Literal["decoder", "graph"]
 """What a recipe is for: a language model, or a graph of operators."""
@@ -76,7 +76,7 @@ _BLOCKS = {"activations": "float", **_OUTER, "tables": "w4-g64-mse", "rest": "fp
 
 def _rung(matrices: str, outer: str, **rules: str) -> Preset:
     """A decoder's matrices in one scheme, embedding and head in another, some kinds in a third."""
-    held = [[f"{kind}_proj", scheme] for kind, scheme in rules.items()]
+    held = [[KINDS[kind], scheme] for kind, scheme in rules.items()]
     return Preset({"default": matrices, **_RUNG, "rules": [*held, [OUTER, outer]]})
 
 

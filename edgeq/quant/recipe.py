@@ -52,7 +52,7 @@ from edgeq.quant.recipe_file import (
     readable,
     recipe_fields,
 )
-from edgeq.quant.rules import OUTER, Activations, Rule, check_rounded
+from edgeq.quant.rules import BUILT_IN, Activations, Rule, check_rounded
 
 VECTORS = FloatScheme("float32")
 """What norms and biases are kept in."""
@@ -344,7 +344,7 @@ class Recipe:
                 the row it should divide.
         """
         for rule in self.rules:
-            if rule.pattern != OUTER:
+            if rule.pattern not in BUILT_IN:
                 _check_matches(rule, shapes)
         schemes = {name: self.scheme_for(name, shape) for name, shape in shapes.items()}
         for name, scheme in schemes.items():
