@@ -15,9 +15,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from edgeq import quantize
 from edgeq.calibration_text import calibration, held_out, own_calibration
 from edgeq.importers import load
-from edgeq.quant.decoder.quantize import quantize
 from edgeq.quant.presets import FAST, LADDER
 
 HEAD = ("preset", "bytes", "bits per weight", "KL", "KL, 99 %", "same top token", "CPU s", "KL x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack, overload
@@ -18,13 +19,16 @@ from edgeq.model.model import Model
 from edgeq.quant.decoder.calibrate import CalibrationStats, CalibrationText
 from edgeq.quant.decoder.calibration_data import NO_TEXT
 from edgeq.quant.decoder.quality_report import HeldOut
-from edgeq.quant.decoder.quantize import Summary
-from edgeq.quant.decoder.quantize import quantize as quantize_decoder
+from edgeq.quant.decoder.quantize import Summary, quantize_model
 from edgeq.quant.decoder.sensitivity import Sensitivity
 from edgeq.quant.presets import FAST, SourceKind
 from edgeq.quant.recipe import Recipe
+from edgeq.quant.summary import QuantizationSummary
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgeq.graph.feeds import Feeds
     from edgeq.quant.graph.samples import Samples
     from edgeq.quant.graph.summary import GraphSummary
 
@@ -37,7 +41,7 @@ SAMPLES = 256
 class _Options(TypedDict, total=False):
     """Keywords of `quantize`."""
 
-    data: CalibrationText | Samples | str | Path | None
+    data: CalibrationText | Samples | Sequence[Feeds] | str | Path | None
     fast: bool
     method: str | None
     requantize: bool
@@ -68,7 +72,7 @@ def quantize(
     out: str | Path,
     recipe: Recipe | str | None = None,
     **options: Unpack[_Options],
-) -> Summary | GraphSummary: ...
+) -> QuantizationSummary: ...
 
 
 def quantize(
@@ -76,7 +80,7 @@ def quantize(
     out: str | Path,
     recipe: Recipe | str | None = None,
     *,
-    data: CalibrationText | Samples | str | Path | None = None,
+    data: CalibrationText | Samples | Sequence[Feeds] | str | Path | None = None,
     fast: bool = False,
     method: str | None = None,
     requantize: bool = False,
@@ -87,7 +91,7 @@ def quantize(
     max_ram: int | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
-) -> Summary | GraphSummary:
+) -> QuantizationSummary:
     """Quantize a language model into one .edgeq file, or a graph into one .onnx file.
 
     Args:
@@ -99,8 +103,9 @@ def quantize(
             and w8a8-static for a graph.
         data: what the recipe learns from. Language models: windows of a text, or the path of a
             UTF-8 text file; if None, a text that edgeq includes and one sampled from the model
-            itself, see `edgeq.calibration_text.own_calibration`. Graphs: samples, or the path of a
-            folder of images or arrays, an .npz file or ``script.py:function``.
+            itself, see `edgeq.calibration_text.own_calibration`. Graphs: samples, a list of them
+            (each a mapping from an input's name to its array), or the path of a folder of images
+            or arrays, an .npz file or ``script.py:function``.
         fast: round a language model to nearest, without a text: the recipe w4-g32.
         method: how weights are rounded, of `edgeq.quant.METHODS`, instead of the recipe's.
         requantize: go on from weights that are quantized already, as those of most GGUF files.
@@ -114,7 +119,8 @@ def quantize(
         progress: called with what is done, how far, and of how much.
 
     Returns:
-        What was done: a `Summary` for a language model, a `GraphSummary` for a graph.
+        What was done: a `Summary` for a language model, a `GraphSummary` for a graph. Both have
+        the recipe, the seconds, the bits per weight and a form for JSON.
 
     Raises:
         DoesNotFitError: max_ram is too little.
@@ -140,10 +146,19 @@ def quantize(
     check_type("fast", fast, bool)
     if fast and recipe is not None:
         raise UsageError(f"fast stands for the recipe {FAST}; leave out fast, or the recipe")
+    check_type("requantize", requantize, bool)
+    check_type("calibration", calibration, CalibrationText, None)
+    check_type("stats", stats, CalibrationStats, None)
+    check_type("sensitivity", sensitivity, Sensitivity, None)
+    check_type("card", card, HeldOut, str)
+    check_type("max_ram", max_ram, int, None)
+    check_type("threads", threads, int, None)
     opened = source if isinstance(source, Model | Graph) else open_source(source)
     kind: SourceKind = "graph" if isinstance(opened, Graph) else "decoder"
     if not isinstance(recipe, Recipe):
         recipe = Recipe.from_options(preset=FAST if fast else recipe, source=kind)
+    if method is not None:
+        recipe = recipe.with_method(method) if kind == "graph" else replace(recipe, method=method)
     if isinstance(opened, Graph):
         given = {
             "fast": fast, "requantize": requantize, "calibration": calibration, "stats": stats,
@@ -152,13 +167,12 @@ def quantize(
         for name, value in given.items():
             if value:
                 raise UsageError(f"{name} is for language models; leave it out for a graph")
-        recipe = recipe if method is None else recipe.with_method(method)
         return _quantize_graph(opened, Path(out), recipe, data, threads, progress)
     if data is not None and calibration is not None:
         raise UsageError("data and calibration are the same; give one of them")
-    return quantize_decoder(
+    return quantize_model(
         opened, out, recipe,
-        method=method, requantize=requantize, calibration=calibration or _windows(opened, data),
+        requantize=requantize, calibration=calibration or _windows(opened, data),
         own_text=own_calibration,
         stats=stats, sensitivity=sensitivity, card=card, max_ram=max_ram, threads=threads,
         progress=progress,
@@ -183,14 +197,17 @@ def _quantize_graph(
 ) -> GraphSummary:
     from edgeq.graph.onnx.save import write_onnx
     from edgeq.quant.graph.quantize import quantize_graph
-    from edgeq.quant.graph.samples import Samples, open_samples
+    from edgeq.quant.graph.samples import Samples, open_samples, samples_of
 
-    check_type("data", data, Samples, str, PathLike, None)
-    check_type("threads", threads, int, None)
+    check_type("data", data, Samples, list, tuple, str, PathLike, None)
     check_graph_output(out)
     check_target(out)
-    samples = data if data is None or isinstance(data, Samples) else None
-    if samples is None and data is not None:
+    samples: Samples | None
+    if data is None or isinstance(data, Samples):
+        samples = data
+    elif isinstance(data, list | tuple):
+        samples = samples_of(graph, data)
+    else:
         samples = open_samples(str(data), graph, limit=SAMPLES)
     summary = quantize_graph(
         graph, recipe, samples, threads=threads or available_cores(), progress=progress

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
 
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.importers import load
+from edgeq.model.memory_layout import KvBits
 from edgeq.model.model import Model
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.generate import Chunk, generate
@@ -29,10 +29,10 @@ def run(
     prompt_cache_all: bool = False,
     context: int | None = None,
     threads: int | None = None,
-    kv_bits: Literal[8, 16] = 8,
+    kv_bits: KvBits = 8,
     backend: str = "numba",
     mmap: bool | None = None,
-) -> Iterator[Chunk]:
+) -> Generator[Chunk, None, None]:
     """Answer a prompt, or continue it if the model has no chat template.
 
     The engine is closed when the iterator ends or is closed. To keep a model in memory between
@@ -70,12 +70,12 @@ def run(
     opened = model if isinstance(model, Model) else load(model)
     tokenizer = Tokenizer(opened)
     chat = tokenizer.has_chat_template and not raw
-    ids = encode_prompt(tokenizer, prompt) if chat else tokenizer.encode(prompt, add_eos=False)
+    ids = _encode_prompt(tokenizer, prompt) if chat else tokenizer.encode(prompt, add_eos=False)
     engine = Engine(
         opened, context=context, threads=threads, kv_bits=kv_bits, backend=backend, mmap=mmap
     )
     try:
-        chunks = continue_prompt(
+        chunks = _continue_prompt(
             engine, tokenizer, ids, params, max_tokens=max_tokens, stop=stop, lookup=lookup,
             chat=chat, prompt_cache=prompt_cache, prompt_cache_all=prompt_cache_all,
         )  # fmt: skip
@@ -85,12 +85,12 @@ def run(
     return _closing(engine, chunks)
 
 
-def _closing(engine: Engine, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+def _closing(engine: Engine, chunks: Iterator[Chunk]) -> Generator[Chunk, None, None]:
     with engine:
         yield from chunks
 
 
-def continue_prompt(
+def _continue_prompt(
     engine: Engine,
     tokenizer: Tokenizer,
     ids: list[int],
@@ -144,7 +144,7 @@ def _saving(
         engine.save_state(path)
 
 
-def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
+def _encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
     """Token ids of a user's message in the model's chat template.
 
     Raises:
@@ -162,7 +162,7 @@ def chat(
     system: str | None = None,
     context: int | None = None,
     threads: int | None = None,
-    kv_bits: Literal[8, 16] = 8,
+    kv_bits: KvBits = 8,
     backend: str = "numba",
     mmap: bool | None = None,
 ) -> Conversation:

@@ -45,21 +45,16 @@ def chat(model: str, system: str | None, n_predict: int, force: bool, **settings
     When standard input is a pipe, each of its lines is a message and each answer is written to
     standard output.
     """
-    from edgeq.api.run import Conversation
+    from edgeq.api.run import chat as begin
     from edgeq.importers import load
-    from edgeq.runtime.engine import Engine
-    from edgeq.runtime.tokenizer import Tokenizer
 
     params = sampling_params(settings)
     engine_settings = engine_arguments(settings)
     loaded = load(model)
     if not force:
         refuse_what_cannot_fit(loaded, model, engine_settings)
-    tokenizer = Tokenizer(loaded.files)
     compile_first(engine_settings["backend"])
-    with Engine(loaded, **engine_settings) as engine:
-        talk = Conversation(engine, tokenizer, system)
-        talk.check()
+    with begin(loaded, system=system, **engine_settings) as talk:
         if sys.stdin.isatty():
             render.note(_HELP)
         while (line := _next_line()) is not None:

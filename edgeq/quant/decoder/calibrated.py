@@ -251,9 +251,9 @@ def _compensated_weights(
         check_finite(step.weights[name], name)
     if hessian is None or not hessian.has_target:
         return {}
-    found = {name: hessian.target(step.weights[name]) for name in names}
+    targets = {name: hessian.target(step.weights[name]) for name in names}
     hessian.settle()
-    return found
+    return targets
 
 
 def _residual_moments(step: ReplayStep) -> Hessian:

@@ -26,6 +26,7 @@ from edgeq.model.formulas import Array, apply_rope, rope_tables
 from edgeq.model.model import Model
 from edgeq.quant.decoder.fixed_order import FixedOrderReference
 from edgeq.quant.kernels.products import product, products, softmax
+from edgeq.quant.rounders.qparams import check_finite
 
 LEAST_LIKELY = 0.05
 """Tokens less likely than this part of the likeliest are not drawn: a small model's many unlikely
@@ -53,7 +54,7 @@ def sample_texts(
         int64 [texts, length].
 
     Raises:
-        FormatError: logits are not finite.
+        FormatError: a matrix or the logits are not finite.
         UsageError: no beginnings, an empty one, or a length out of range.
     """
     if not beginnings or not all(len(tokens) for tokens in beginnings):
@@ -140,6 +141,8 @@ class _Lockstep(FixedOrderReference):
     def _wide(self, name: str, x: Array, tensor: Tensor) -> Array:
         if name not in self._known:
             # columns first: rows side by side are packed a vector at a time
-            self._known[name] = np.ascontiguousarray(tensor.numpy().T)
+            weights = tensor.numpy()
+            check_finite(weights, name)
+            self._known[name] = np.ascontiguousarray(weights.T)
             release(tensor)
         return product(x, self._known[name].T)

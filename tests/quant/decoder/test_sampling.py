@@ -91,5 +91,5 @@ def test_what_cannot_be_sampled_is_refused() -> None:
         sample_texts(model, [[1]], model.config.context + 1)
     name = "model.layers.0.mlp.down_proj.weight"
     broken = FloatTensor("float32", np.full(model.tensors[name].shape, np.nan, np.float32))
-    with pytest.raises(FormatError, match="not finite"):
+    with pytest.raises(FormatError, match=f"{name} holds nan"):
         sample_texts(replace(model, tensors={**model.tensors, name: broken}), [[1]], 4)
