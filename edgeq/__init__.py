@@ -2,7 +2,7 @@
 
     import edgeq
 
-    edgeq.quantize("path/to/model", "model.edgeq")           # INT4 in groups of 32
+    edgeq.quantize("path/to/model", "model.edgeq")           # INT4, calibrated without data
     for chunk in edgeq.run("model.edgeq", "Once upon a time", max_tokens=100):
         print(chunk.text, end="", flush=True)
 

@@ -204,8 +204,8 @@ def _provenance(provenance: Any, details: bool) -> list[tuple[str, str]]:
         elif key == "activations" and isinstance(value, dict):
             text = f"{value.get('mode')} int8, ranges by {value.get('observer')}"
         elif key == "calibration" and isinstance(value, dict) and not details:
-            text = ", ".join(f"{name} {value[name]}" for name in ("windows", "context", "tokens")
-                             if name in value) or "yes"  # fmt: skip
+            known = (name for name in ("windows", "context", "tokens", "sampled") if name in value)
+            text = ", ".join(f"{name} {value[name]}" for name in known) or "yes"
         else:
             text = value if isinstance(value, str) else json.dumps(value)
         if key == "source_sha256" and not details:
