@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from edgeq._version import __version__
 from edgeq.core.cpu import this_cpu
@@ -22,6 +22,7 @@ from edgeq.devices.planner import plan
 from edgeq.devices.profile import DeviceProfile
 from edgeq.devices.roofline import Speed, sustained
 from edgeq.importers import load
+from edgeq.model.memory_layout import KvBits
 from edgeq.model.model import Model
 from edgeq.profiling import Measurement, Workload, measure, read_bandwidth
 from edgeq.profiling.foreign import Named, open_candidate
@@ -40,7 +41,7 @@ def bench(
     n_depth: Sequence[int] = (0,),
     threads: Sequence[int] | None = None,
     repetitions: int = 5,
-    kv_bits: Literal[8, 16] = 8,
+    kv_bits: KvBits = 8,
     backend: str = "numba",
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
@@ -108,7 +109,7 @@ def bench_rows(
     workloads: Sequence[Workload],
     *,
     threads: Sequence[int] | None = None,
-    kv_bits: Literal[8, 16] = 8,
+    kv_bits: KvBits = 8,
     backend: str = "numba",
     profile_for: Callable[[int], DeviceProfile] | None = None,
     progress: Progress | None = None,
@@ -215,7 +216,7 @@ def bench_graphs(
 
 
 def _planned(
-    model: Model, m: Measurement, kv_bits: Literal[8, 16], context: int, profile: DeviceProfile
+    model: Model, m: Measurement, kv_bits: KvBits, context: int, profile: DeviceProfile
 ) -> dict[str, Any]:
     """The speed and memory that a plan for this machine predicts, and the errors in percent."""
     facts, workload = facts_of(model, "the model"), m.workload

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from edgeq.core.errors import UsageError
 from edgeq.core.progress import Progress
 from edgeq.devices.meters import from_option, probe
 from edgeq.devices.profile import DeviceProfile, find
 from edgeq.devices.transport import open_transport
+from edgeq.model.memory_layout import KvBits
 from edgeq.profiling.document import Document
 from edgeq.profiling.foreign import Named
 from edgeq.profiling.profile import profile as profile_here
@@ -24,7 +24,7 @@ def profile(
     workload: Workload | None = None,
     *,
     threads: int | None = None,
-    kv_bits: Literal[8, 16] = 8,
+    kv_bits: KvBits = 8,
     backend: str = "numba",
     meters: Sequence[str] = (),
     idle_seconds: float = 0.0,

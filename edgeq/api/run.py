@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
 
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.importers import load
+from edgeq.model.memory_layout import KvBits
 from edgeq.model.model import Model
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.generate import Chunk, generate
@@ -29,7 +29,7 @@ def run(
     prompt_cache_all: bool = False,
     context: int | None = None,
     threads: int | None = None,
-    kv_bits: Literal[8, 16] = 8,
+    kv_bits: KvBits = 8,
     backend: str = "numba",
     mmap: bool | None = None,
 ) -> Generator[Chunk, None, None]:
@@ -162,7 +162,7 @@ def chat(
     system: str | None = None,
     context: int | None = None,
     threads: int | None = None,
-    kv_bits: Literal[8, 16] = 8,
+    kv_bits: KvBits = 8,
     backend: str = "numba",
     mmap: bool | None = None,
 ) -> Conversation:

@@ -101,6 +101,7 @@ def _text(model: Model, path: Path, tensors: list[dict[str, Any]], details: bool
         (
             "KV cache",
             f"{render.human_bytes(config.layers * position_bytes(config))} per token in 8 bits, "
+            f"{render.human_bytes(config.layers * position_bytes(config, 4))} in 4 bits, "
             f"{render.human_bytes(config.layers * position_bytes(config, 16))} in 16 bits",
         ),
         (

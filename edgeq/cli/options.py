@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -16,6 +16,7 @@ from click.core import ParameterSource
 from edgeq.cli import render
 from edgeq.core.errors import UsageError
 from edgeq.core.files import check_target, write_whole
+from edgeq.model.memory_layout import KV_BITS, KvBits, checked_kv_bits
 
 Function = Callable[..., Any]
 Decorator = Callable[[Function], Function]
@@ -282,16 +283,23 @@ def gpu_layers_option(function: Function) -> Function:
     )(function)  # fmt: skip
 
 
+_CACHE_TYPES: dict[str, KvBits] = {"q4_0": 4, "q8_0": 8, "f16": 16}
+"""llama.cpp's types of a cache, and the bits of ours."""
+
+
 def kv_options(function: Function) -> Function:
     """``--kv-bits``, and the same as llama.cpp writes it: ``-ctk`` and ``-ctv``."""
-    kinds = click.Choice(["q8_0", "f16"])
+    kinds = click.Choice(list(_CACHE_TYPES))
     for option in (
         click.option("-ctv", "--cache-type-v", type=kinds, default=None,
                      help="Must equal -ctk: keys and values have the same type."),
         click.option("-ctk", "--cache-type-k", type=kinds, default=None,
-                     help="Same as --kv-bits, with llama.cpp's names: q8_0 is 8 bits, f16 is 16."),
-        shared_option("--kv-bits", env="KV_BITS", type=click.Choice(["8", "16"]), default="8",
-                      help="Bits of each value in the KV cache."),
+                     help="Same as --kv-bits, with llama.cpp's names: q4_0 is 4 bits, q8_0 is 8 "
+                     "and f16 is 16."),
+        shared_option("--kv-bits", env="KV_BITS", default="8",
+                      type=click.Choice([str(bits) for bits in KV_BITS]),
+                      help="Bits of each value in the KV cache; 4 takes half the memory of 8, and "
+                      "answers differ more."),
     ):  # fmt: skip
         function = option(function)
     return function
@@ -329,7 +337,7 @@ def lookup_option(function: Function) -> Function:
     )(function)  # fmt: skip
 
 
-def kv_bits_of(kv_bits: str, cache_type_k: str | None, cache_type_v: str | None) -> Literal[8, 16]:
+def kv_bits_of(kv_bits: str, cache_type_k: str | None, cache_type_v: str | None) -> KvBits:
     """The KV cache's bits from the options that can say so.
 
     Raises:
@@ -341,7 +349,7 @@ def kv_bits_of(kv_bits: str, cache_type_k: str | None, cache_type_v: str | None)
             f"-ctk is {cache_type_k} and -ctv is {cache_type_v}, but keys and values must have the "
             "same type; give -ctk and -ctv the same type"
         )
-    return 8 if (kinds.pop() if kinds else kv_bits) in ("q8_0", "8") else 16
+    return _CACHE_TYPES[kinds.pop()] if kinds else checked_kv_bits(int(kv_bits))
 
 
 def sampling_options(function: Function) -> Function:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from edgeq.core.errors import DoesNotFitError, UsageError
 from edgeq.devices.model_header import ModelFacts
@@ -21,7 +21,7 @@ from edgeq.devices.profile import DeviceProfile
 from edgeq.devices.roofline import ATTENTION, DECODE_SHARE, Bound, Rates, Speed, sustained
 from edgeq.formats.schemes import ROUNDED_BITS
 from edgeq.model.config import ModelConfig
-from edgeq.model.memory_layout import kv_bytes, scratch_bytes
+from edgeq.model.memory_layout import KvBits, checked_kv_bits, kv_bytes, scratch_bytes
 
 PROCESS_BYTES = 104 << 20
 """Interpreter, NumPy, the compiler's library and compiled kernels; measured on x86-64 Linux."""
@@ -129,7 +129,7 @@ def plan(
     profile: DeviceProfile,
     *,
     context: int,
-    kv_bits: Literal[8, 16] = 8,
+    kv_bits: KvBits = 8,
     threads: int | None = None,
     bits: int | None = None,
     text: bool = True,
@@ -153,8 +153,7 @@ def plan(
         raise UsageError(
             f"context is {context}; {facts.name} supports 1 to {config.context} tokens"
         )
-    if kv_bits not in (8, 16):
-        raise UsageError(f"kv_bits is {kv_bits}; use 8 or 16")
+    checked_kv_bits(kv_bits)
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}; use 1 or more")
     if profile.usable_bytes is None:
@@ -200,7 +199,7 @@ def budget_bytes(
     profile: DeviceProfile,
     context: int,
     *,
-    kv_bits: Literal[8, 16] = 8,
+    kv_bits: KvBits = 8,
     threads: int | None = None,
 ) -> int:
     """Bytes that are left for the tensors of a model on a device.

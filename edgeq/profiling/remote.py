@@ -14,11 +14,12 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from edgeq.core.errors import DeviceError, FormatError
 from edgeq.core.progress import Progress
 from edgeq.devices.transport import Finished, Transport
+from edgeq.model.memory_layout import KvBits
 from edgeq.profiling import document
 from edgeq.profiling.document import Document
 from edgeq.profiling.foreign import Named
@@ -54,7 +55,7 @@ def profile_on(
     *,
     python: str | None = None,
     threads: int | None = None,
-    kv_bits: Literal[8, 16] = 8,
+    kv_bits: KvBits = 8,
     backend: str = "numba",
     meters: Sequence[str] = (),
     idle_seconds: float = 0.0,

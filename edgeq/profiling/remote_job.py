@@ -16,9 +16,10 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from edgeq.core.errors import EdgeqError
+from edgeq.model.memory_layout import KvBits
 from edgeq.profiling.session import Workload
 
 MARK = "edgeq:"
@@ -43,7 +44,7 @@ class Job:
     models: tuple[tuple[str, str | None], ...]
     workload: Workload
     threads: int | None
-    kv_bits: Literal[8, 16]
+    kv_bits: KvBits
     backend: str
     meters: tuple[str, ...]
     idle_seconds: float

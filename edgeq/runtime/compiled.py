@@ -7,7 +7,7 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.formats.packing import TILE, round_up
+from edgeq.formats.packing import round_up
 from edgeq.model.memory_layout import BATCH
 from edgeq.model.model import Model
 from edgeq.runtime.compiled_program import CompiledProgram
@@ -31,7 +31,7 @@ class CompiledBackend:
         model: validated.
         context: positions the cache holds.
         threads: how many run side by side.
-        kv_bits: 8 or 16.
+        kv_bits: 4, 8 or 16.
         mmap: use weights in the mapped file (True), copy them to memory with huge pages
             (False), or whichever is better here (None).
     """
@@ -138,12 +138,12 @@ class CompiledBackend:
 
     def first(self, layer: int) -> int:
         """The first position of the sequence whose key and value are still in the layer's cache."""
-        # a tile of 16 is lost with its first position, which is the center of all
-        oldest = round_up(self._written - self._caches[layer].length, TILE)
+        # positions are lost with the first of their span, which is the center of all
+        oldest = round_up(self._written - self._caches[layer].length, self._caches[layer].span)
         return max(self._starts[layer], oldest, 0)
 
     def read(self, layer: int, start: int, stop: int) -> Parts:
-        """A layer's keys and values of positions ``start:stop``, start a multiple of 16."""
+        """A layer's keys and values of positions ``start:stop``, whole center spans."""
         return self._caches[layer].read(start, stop)
 
     def write(self, layer: int, start: int, parts: Parts) -> None:
@@ -151,8 +151,8 @@ class CompiledBackend:
         cache, stop = self._caches[layer], start + len(parts["keys"])
         self._written = max(self._written, stop)
         self._starts[layer] = start
-        skip = self.first(layer) - start
-        rows = {name: skip // TILE if name == "centers" else skip for name in parts}
+        skip, span = self.first(layer) - start, cache.span
+        rows = {name: skip // span if name == "centers" else skip for name in parts}
         cache.write(start + skip, {name: part[rows[name] :] for name, part in parts.items()})
 
     def close(self) -> None:

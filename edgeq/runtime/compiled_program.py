@@ -45,7 +45,7 @@ class CompiledProgram:
         model: validated.
         context: positions the cache holds.
         threads: how many run side by side.
-        kv_bits: 8 or 16.
+        kv_bits: 4, 8 or 16.
         arena: where weights are copied to; None uses them where they are.
         memory: keeps all that the records point to.
 
@@ -75,7 +75,7 @@ class CompiledProgram:
         self.labels: tuple[StepLabel, ...] = tuple((step.layer, step.label) for step in steps)
         linears = self._linear_records([name for step in steps for name in step.linears])
         self.caches = [
-            PackedCache(c, cache_length(block, context), kv_bits, memory.zeros)
+            PackedCache(c, cache_length(block, context, kv_bits), kv_bits, memory.zeros)
             for block in c.blocks
         ]
         sizes = buffers(c, context, threads)

@@ -10,16 +10,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.cpu import available_cores
 from edgeq.core.errors import FormatError, UnsupportedError, UsageError, check_type, unknown
-from edgeq.formats.packing import TILE
 from edgeq.model.block import K_NORM, K_PROJ, V_PROJ, tensor_name
 from edgeq.model.config import ModelConfig
+from edgeq.model.memory_layout import KvBits, center_span, checked_kv_bits
 from edgeq.model.model import Model
 from edgeq.runtime import kv_state as state
 from edgeq.runtime.sampling import NOT_FINITE
@@ -72,7 +72,8 @@ class Engine:
         model: from `edgeq.load`: packed, or floating point straight from its file.
         context: longest sequence in tokens; the model's own limit, at most 4096, if None.
         threads: how many; all cores this process may use if None.
-        kv_bits: 8 (a scale per token and head) or 16 (float16).
+        kv_bits: 8 (a scale per token and head), 16 (float16), or 4 (as 8, with heads rotated by a
+            Hadamard matrix: half the memory, and answers that differ more).
         backend: "numba" (compiled) or "numpy" (slow, same answers, needs no compiler).
         mmap: True uses weights in their mapped file: memory the system can take back. False
             copies them to memory of huge pages, which decodes faster. None copies if the copy
@@ -95,15 +96,13 @@ class Engine:
         *,
         context: int | None = None,
         threads: int | None = None,
-        kv_bits: Literal[8, 16] = 8,
+        kv_bits: KvBits = 8,
         backend: str = "numba",
         mmap: bool | None = None,
     ) -> None:
         check_type("model", model, Model)
         if backend not in BACKENDS:
             raise UsageError(unknown("backend", backend, BACKENDS))
-        if kv_bits not in (8, 16):
-            raise UsageError(f"kv_bits is {kv_bits}; use 8 or 16")
         if threads is not None and not 1 <= threads <= 256:
             raise UsageError(f"threads is {threads}; use 1 to 256")
         limit = model.config.context
@@ -115,7 +114,7 @@ class Engine:
         self.model = model
         self.context = context
         self.threads = threads or available_cores()
-        self.kv_bits = kv_bits
+        self.kv_bits = checked_kv_bits(kv_bits)
         self.backend = backend
         self._tokens: list[int] = []
         self._ready = 0  # how many of them are in the backend's cache
@@ -310,16 +309,16 @@ class Engine:
         """Raise an error if the model's keys or values overflowed the KV cache.
 
         An infinity need not show in the logits, so a float16 cache is checked every few tokens; an
-        8-bit one, which represents far larger values, only if logits are not finite.
+        one of integers, which represents far larger values, only if logits are not finite.
         """
         ahead = self.n_past - self._checked
         due = self.kv_bits == 16 and (not self._checked or ahead >= _CHECK_EVERY)
         if finite and not due:
             return
-        start = self._checked if finite else 0
+        start, span = self._checked if finite else 0, center_span(self.kv_bits)
         self._checked = self.n_past
         for layer in range(self.config.layers):
-            first = max(start, self._run.first(layer)) // TILE * TILE
+            first = max(start, self._run.first(layer)) // span * span
             for name, part in self._run.read(layer, first, self.n_past).items():
                 if part.dtype.kind != "f" or np.isfinite(part).all():
                     continue

@@ -73,7 +73,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "a", "-p", "x", "-f", "no-such-file"], "does not exist"),
         (["run", "a", "-p", "x", "-ctk", "q8_0", "-ctv", "f16"], "give -ctk and -ctv the same"),
         (["run", "a", "-p", "x", "-t", "0"], "x>=1"),
-        (["run", "a", "-p", "x", "--kv-bits", "4"], "'8', '16'"),
+        (["run", "a", "-p", "x", "--kv-bits", "6"], "'4', '8', '16'"),
         (["quantize"], "Missing argument 'MODEL'"),
         (["quantize", "a"], "Missing option '-o'"),
         (["quantize", "a", "-o", "b", "--bits", "5"], "'2', '3', '4', '8'"),

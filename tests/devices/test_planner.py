@@ -95,6 +95,11 @@ def test_bytes_of_a_position() -> None:
     # codes, the scales and the zero point, and a sixteenth of a key in float16
     assert position_bytes(config, 8) == config.kv_heads * (32 + 16 + 2 + 1 + 4 + 2 * 32 // 16)
     assert position_bytes(config, 16) == config.kv_heads * 2 * (32 + 16)
+    # codes in half the bytes, and one key in 64
+    assert position_bytes(config, 4) == config.kv_heads * (16 + 8 + 2 + 1 + 4 + 2 * 32 // 64)
+    published = SHAPES["qwen2.5-0.5b"]
+    numbers = 2 * published.kv_heads * published.head_dim
+    assert 8 * position_bytes(published, 4) / numbers == 4.5625
     assert kv_bytes(config, 1024, 8) == config.layers * 1024 * position_bytes(config, 8)
     windowed = tiny_config("gemma3", context=4096)
     lengths = [cache_length(block, 4096) for block in windowed.blocks]
@@ -167,8 +172,8 @@ def test_impossible_questions() -> None:
     known = shape_facts("tinyllama-1.1b")
     with pytest.raises(UsageError, match="supports 1 to 2048 tokens"):
         plan(known, device(9000), context=4096)
-    with pytest.raises(UsageError, match="kv_bits is 4"):
-        plan(known, device(9000), context=64, kv_bits=4)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="kv_bits is 6"):
+        plan(known, device(9000), context=64, kv_bits=6)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="threads is 0"):
         plan(known, device(9000), context=64, threads=0)
     with pytest.raises(UsageError, match="usable memory of Test is not known"):

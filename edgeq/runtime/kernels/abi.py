@@ -140,6 +140,7 @@ ROWS = _record(
 )
 CACHE = _record(
     "bits", "length", "dim",
+    "span",  # positions that share a center
     "dim_k", "dim_v",  # dimensions of a head, padded for keys and for values
     "keys", "key_scales", "key_zeros", "centers", "values", "value_scales",
     "key_kernel", "value_kernel",

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from edgeq.formats.packing import TILE
 from edgeq.formats.schemes import K_BLOCK
 from edgeq.model.memory_layout import CHUNK, PART_HEAD
 from edgeq.runtime.kernels.abi import AttentionWork, Rows
 from edgeq.runtime.kernels.attention_chunk import Queries, append_key_value, attend_chunk, finish
 from edgeq.runtime.kernels.microkernel import ACT_BLOCK
-from edgeq.runtime.kernels.primitives import compiled, ints, merge
+from edgeq.runtime.kernels.primitives import compiled, ints, merge, quantize_row
 from edgeq.runtime.kernels.row_ops import (
     barrier,
     copy_row,
+    hadamard,
     inverse_rms,
     next_task,
     quantize_twice,
@@ -78,11 +78,12 @@ def _copy_head(program, layer, row, head, heads, norm, position, target):
 
 
 @compiled
-def _fill_queries(program, layer, head, q, position, queries):
+def _fill_queries(program, layer, cache, head, q, position, queries):
     """The query rows of one key/value head: normed, rotated, quantized.
 
-    Queries are quantized twice, what the first rounding left as rows of its own: eight bits
-    alone would cost as much as the keys' own rounding, and the keys are read once anyway.
+    Beside keys of eight bits queries are quantized twice, what the first rounding left as rows of
+    its own: eight bits alone would cost as much as the keys' own rounding, and the keys are read
+    once anyway. Beside keys of four bits the first rounding is enough.
     """
     group = layer.heads // layer.kv_heads
     values, codes = queries.values, queries.codes
@@ -95,21 +96,35 @@ def _fill_queries(program, layer, head, q, position, queries):
             _copy_head(program, layer, at, head * group + g, layer.heads, layer.norm_q,
                        position + t, target)
             # fmt: on
-            quantize_twice(
-                target,
-                codes.address + row * codes.stride,
-                codes.address + (codes.length + row) * codes.stride,
-                codes.stride // ACT_BLOCK,
-                rest,
-            )
+            first = codes.address + row * codes.stride
+            if cache.bits == 4:
+                hadamard(target, layer.dim)
+                quantize_row(target, first, codes.stride // ACT_BLOCK)
+                continue
+            second = codes.address + (codes.length + row) * codes.stride
+            quantize_twice(target, first, second, codes.stride // ACT_BLOCK, rest)
 
 
 @compiled
 def _append(program, layer, cache, head, k, v, position, work):
-    """Norm and rotate one token's key, and store key and value in the cache."""
+    """Norm and rotate one token's key, and store key and value in the cache.
+
+    For a cache of 4 bits the value is multiplied by a Hadamard matrix where it lies.
+    """
     _copy_head(program, layer, k, head, layer.kv_heads, layer.norm_k, position, work.key)
     value = v + head * layer.dim * _F32
+    if cache.bits == 4:
+        hadamard(work.key, layer.dim)
+        hadamard(value, layer.dim)
     append_key_value(cache, head, position % cache.length, work.key, value)
+
+
+@compiled
+def _finish(cache, total, out, dim):
+    """The output of all chunks from their sums."""
+    finish(total, out, dim)
+    if cache.bits == 4:
+        hadamard(out, dim)
 
 
 @compiled
@@ -136,7 +151,7 @@ def attend_one(program, layer, cache, q, k, v, out, thread, position):
             break
         head, chunk = task // (high - low), low + task % (high - low)
         if head != ready:
-            _fill_queries(program, layer, head, q, position, queries)
+            _fill_queries(program, layer, cache, head, q, position, queries)
             ready = head
         if chunk == high - 1:
             _append(program, layer, cache, head, k.address, v.address, position, work)
@@ -152,7 +167,7 @@ def attend_one(program, layer, cache, q, k, v, out, thread, position):
         copy_row(part + low * program.part_stride, total, PART_HEAD + dim)
         for chunk in range(low + 1, high):
             merge(total, part + chunk * program.part_stride, program.part_stride // _F32)
-        finish(total, out.address + h * dim * _F32, dim)
+        _finish(cache, total, out.address + h * dim * _F32, dim)
 
 
 @compiled
@@ -162,9 +177,8 @@ def attend_prompt(program, layer, cache, q, k, v, out, thread, position):
     group = layer.heads // kv_heads
     work = _thread_work(program, thread)
     for t in range(tokens):
-        if (
-            position + t
-        ) // TILE % thread.threads == thread.tid:  # positions that share a center go together
+        # positions that share a center go together
+        if (position + t) // cache.span % thread.threads == thread.tid:
             for head in range(kv_heads):
                 k_row, v_row = k.address + t * k.stride, v.address + t * v.stride
                 _append(program, layer, cache, head, k_row, v_row, position + t, work)
@@ -180,7 +194,7 @@ def attend_prompt(program, layer, cache, q, k, v, out, thread, position):
         queries = _room_for_queries(layer, work, n)
         rows = queries.values.length
         block = Rows(q.address + t0 * q.stride, q.stride, n)
-        _fill_queries(program, layer, head, block, position + t0, queries)
+        _fill_queries(program, layer, cache, head, block, position + t0, queries)
         for r in range(rows):
             here = position + t0 + r // group
             queries.first[r], queries.last[r] = _first_seen(layer, here), here + 1
@@ -193,5 +207,6 @@ def attend_prompt(program, layer, cache, q, k, v, out, thread, position):
                     merge(work.totals + r * stride, work.parts + r * stride, stride // _F32)
         for r in range(rows):
             row = out.address + (t0 + r // group) * out.stride
-            finish(work.totals + r * stride, row + (head * group + r % group) * dim * _F32, dim)
+            target = row + (head * group + r % group) * dim * _F32
+            _finish(cache, work.totals + r * stride, target, dim)
     barrier(thread)
