@@ -29,7 +29,7 @@ import numpy as np
 
 from edgeq.core.errors import FormatError, check_type
 from edgeq.formats.kept import KeptTensor, Take, packed
-from edgeq.formats.tensor import Tensor
+from edgeq.formats.tensor import QuantTensor, Tensor
 from edgeq.model.config import ModelConfig
 from edgeq.model.origin import Origin
 
@@ -95,6 +95,13 @@ class Model:
         )
         object.__setattr__(model, "origin", self.origin)
         return model
+
+    @property
+    def is_float(self) -> bool:
+        """Whether no matrix is quantized."""
+        return not any(
+            isinstance(tensor, QuantTensor | KeptTensor) for tensor in self.tensors.values()
+        )
 
     def validate(self) -> None:
         """Check that every tensor is there with its shape, and no other.
