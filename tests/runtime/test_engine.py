@@ -17,7 +17,7 @@ from edgeq.importers import load
 from edgeq.model.block import BlockSpec, RopeSpec
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
-from edgeq.runtime.compiled import BATCH
+from edgeq.model.memory_layout import BATCH
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.tokenizer import Tokenizer
 from tests.conftest import need, small_checkpoint, story_text
