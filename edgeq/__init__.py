@@ -74,8 +74,11 @@ if TYPE_CHECKING:
     from edgeq.profiling.document import Document
     from edgeq.quant import Recipe, Rule
     from edgeq.quant.decoder.calibrate import CalibrationStats
+    from edgeq.quant.decoder.quantize import Summary
     from edgeq.quant.decoder.sensitivity import Sensitivity
+    from edgeq.quant.graph.summary import GraphSummary
     from edgeq.quant.presets import PRESETS
+    from edgeq.quant.summary import QuantizationSummary
     from edgeq.runtime.chat_template import render_chat
     from edgeq.runtime.constraint import GrammarVocabulary
     from edgeq.runtime.engine import Engine
@@ -134,8 +137,11 @@ _HOMES = {
     "edgeq.profiling.document": ("Document",),
     "edgeq.quant": ("Recipe", "Rule"),
     "edgeq.quant.decoder.calibrate": ("CalibrationStats",),
+    "edgeq.quant.decoder.quantize": ("Summary",),
     "edgeq.quant.decoder.sensitivity": ("Sensitivity",),
+    "edgeq.quant.graph.summary": ("GraphSummary",),
     "edgeq.quant.presets": ("PRESETS",),
+    "edgeq.quant.summary": ("QuantizationSummary",),
     "edgeq.runtime.chat_template": ("render_chat",),
     "edgeq.runtime.constraint": ("GrammarVocabulary",),
     "edgeq.runtime.engine": ("Engine",),
@@ -170,6 +176,7 @@ __all__ = [
     "GrammarVocabulary",
     "Graph",
     "GraphAccuracy",
+    "GraphSummary",
     "Measurement",
     "MissingDependencyError",
     "Model",
@@ -179,6 +186,7 @@ __all__ = [
     "Plan",
     "QuantScheme",
     "QuantTensor",
+    "QuantizationSummary",
     "Recipe",
     "Reference",
     "RopeScaling",
@@ -189,6 +197,7 @@ __all__ = [
     "Sensitivity",
     "Server",
     "ServerSettings",
+    "Summary",
     "SweepResult",
     "Tokenizer",
     "UnsupportedError",

@@ -41,7 +41,7 @@ def held_out(model: Model, path: str | Path | None) -> HeldOut | str:
         path: of the text; edgeq's own if None.
     """
     from edgeq.core.errors import UnsupportedError
-    from edgeq.model.shapes import parameters
+    from edgeq.importers.shapes import parameters
     from edgeq.quant.decoder import quality_report as quality
 
     if path is None:

@@ -47,25 +47,17 @@ def chat(model: str, system: str | None, n_predict: int, force: bool, **settings
     When standard input is a pipe, each of its lines is a message and each answer is written to
     standard output.
     """
-    from edgeq.api.run import Conversation
+    from edgeq.api.run import chat as begin
     from edgeq.importers import load
-    from edgeq.runtime.constraint import GrammarVocabulary
-    from edgeq.runtime.engine import Engine
-    from edgeq.runtime.tokenizer import Tokenizer
 
     params = sampling_params(settings)
     engine_settings = engine_arguments(settings)
     loaded = load(model)
     if not force:
         refuse_what_cannot_fit(loaded, model, engine_settings)
-    tokenizer = Tokenizer(loaded.files)
-    schema, grammar = settings["json_schema"], None
-    if schema is not None:
-        grammar = GrammarVocabulary.of(loaded, tokenizer).json_schema(schema)
     compile_first(engine_settings["backend"])
-    with Engine(loaded, **engine_settings) as engine:
-        talk = Conversation(engine, tokenizer, system)
-        talk.check()
+    schema = settings["json_schema"]
+    with begin(loaded, system=system, json_schema=schema, **engine_settings) as talk:
         if sys.stdin.isatty():
             render.note(_HELP)
         while (line := _next_line()) is not None:
@@ -83,7 +75,7 @@ def chat(model: str, system: str | None, n_predict: int, force: bool, **settings
             elif line.strip():
                 _answer(
                     talk, line, params, max_tokens=n_predict, stop=settings["stop"],
-                    lookup=settings["lookup"], grammar=grammar,
+                    lookup=settings["lookup"],
                 )  # fmt: skip
 
 

@@ -84,6 +84,17 @@ class DecoderTarget(Protocol):
             MissingDependencyError: the runtime is not installed.
         """
 
+    def wrote(self, path: Path) -> bool:
+        """Whether `write` wrote the file, by its metadata.
+
+        A format that only language models are written to takes all files for its own.
+
+        Raises:
+            FormatError: it cannot be read, or is damaged.
+            MissingDependencyError: the package that reads it is not installed.
+        """
+        return True
+
     @abstractmethod
     def read_weights(self, path: Path) -> Iterator[StoredWeight]:
         """The integers and scales of every quantized matrix, read back from the file."""
@@ -172,6 +183,23 @@ class GraphTarget(Protocol):
         progress: Progress | None = None,
     ) -> None:
         """Write the file or package ``path``, which does not exist."""
+
+    @abstractmethod
+    def wrote(self, path: Path) -> bool:
+        """Whether `write` wrote the file, by its metadata.
+
+        Raises:
+            FormatError: it cannot be read, or is damaged.
+            MissingDependencyError: the package that reads it is not installed.
+        """
+
+    def opens(self, path: Path) -> bool:
+        """Whether `open_runner` opens the file: one that `write` wrote, or more.
+
+        Raises:
+            FormatError, MissingDependencyError: as `wrote`.
+        """
+        return self.wrote(path)
 
     @abstractmethod
     def open_runner(self, path: Path, *, threads: int = 1) -> GraphRunner:

@@ -25,8 +25,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgeq.core.errors import FormatError, check_type
-from edgeq.formats.kept import KeptTensor, packed
+from edgeq.formats.kept import KeptTensor, Take, packed
 from edgeq.formats.tensor import Tensor
 from edgeq.model.config import ModelConfig
 from edgeq.model.origin import Origin
@@ -74,15 +76,18 @@ class Model:
         object.__setattr__(model, "origin", Origin(Path(path)))
         return model
 
-    def packed(self) -> Model:
-        """The model with every kept tensor of its file packed, in memory of its own.
+    def packed(self, take: Take = np.empty) -> Model:
+        """The model with every kept tensor of its file packed.
 
         A tensor under two names is packed once. Float tensors stay views of the file.
+
+        Args:
+            take: allocates the arrays, given their shape and dtype.
         """
         done: dict[int, Tensor] = {}
         for tensor in self.tensors.values():
             if isinstance(tensor, KeptTensor) and id(tensor) not in done:
-                done[id(tensor)] = packed(tensor)
+                done[id(tensor)] = packed(tensor, take)
         if not done:
             return self
         model = replace(

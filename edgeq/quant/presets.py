@@ -35,7 +35,7 @@ SourceKind = Literal["decoder", "graph"]
 
 @dataclass(frozen=True)
 class Preset:
-    """What a name stands for.
+    """The recipes that a name means.
 
     Args:
         decoder: the recipe for decoders, as a recipe file holds it; None if it is not for them.

@@ -321,7 +321,7 @@ def slow_checkpoint(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
     """60 million random weights: some seconds of work for the least squares search."""
     from safetensors.numpy import save_file
 
-    from edgeq.model.shapes import SHAPES
+    from edgeq.importers.shapes import SHAPES
 
     folder = tmp_path_factory.mktemp("slow") / "model"
     folder.mkdir()
@@ -371,7 +371,7 @@ def in_mid_write(slow_checkpoint: Path, out: Path) -> subprocess.Popen[str]:
         (signal.SIGHUP, 129, "terminated"),
     ],
 )
-def test_a_told_end_leaves_nothing_behind(
+def test_a_terminated_command_leaves_no_files(
     how: signal.Signals, code: int, word: str, slow_checkpoint: Path, tmp_path: Path
 ) -> None:
     process = in_mid_write(slow_checkpoint, tmp_path / "m.edgeq")

@@ -25,10 +25,10 @@ from edgeq.devices.planner import PROCESS_BYTES, TOKENIZER_BYTES, budget_bytes, 
 from edgeq.devices.profile import Cluster, DeviceProfile, find
 from edgeq.devices.roofline import DECODE_SHARE, Speed, positions_seen, sustained
 from edgeq.formats.schemes import FloatScheme
+from edgeq.importers.shapes import SHAPES
 from edgeq.model import artifact
 from edgeq.model.memory_layout import cache_length, kv_bytes, position_bytes, scratch_bytes
 from edgeq.model.model import Model
-from edgeq.model.shapes import SHAPES
 from edgeq.profiling import bytes_read_per_token
 from edgeq.quant import Recipe
 from edgeq.runtime.engine import Engine

@@ -165,9 +165,9 @@ def _compensated_weights(
         check_finite(step.weights[name], name)
     if hessian is None or hessian.cross is None:
         return {}
-    found = {name: hessian.target(step.weights[name]) for name in names}
+    targets = {name: hessian.target(step.weights[name]) for name in names}
     hessian.settle()
-    return found
+    return targets
 
 
 def _input_statistics(

@@ -25,8 +25,8 @@ from edgeq.core.errors import FormatError, MissingDependencyError, UnsupportedEr
 from edgeq.evaluation.text import kl_divergence, log_softmax
 from edgeq.formats.schemes import parse_scheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor
-from edgeq.importers import load
-from edgeq.model import artifact, shapes
+from edgeq.importers import load, shapes
+from edgeq.model import artifact
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
