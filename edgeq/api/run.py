@@ -76,15 +76,15 @@ def run(
     tokenizer = Tokenizer(opened)
     chat = tokenizer.has_chat_template and not raw
     ids = _encode_prompt(tokenizer, prompt) if chat else tokenizer.encode(prompt, add_eos=False)
-    constraint = _schema_constraint(opened, tokenizer, json_schema)
+    grammar = _schema_grammar(opened, tokenizer, json_schema)
     engine = Engine(
         opened, context=context, threads=threads, kv_bits=kv_bits, backend=backend, mmap=mmap
     )
     try:
         chunks = _continue_prompt(
             engine, tokenizer, ids, params, max_tokens=max_tokens, stop=stop, lookup=lookup,
-            chat=chat, constraint=constraint, prompt_cache=prompt_cache,
-            prompt_cache_all=prompt_cache_all,
+            chat=chat, constraint=None if grammar is None else grammar.start(),
+            prompt_cache=prompt_cache, prompt_cache_all=prompt_cache_all,
         )  # fmt: skip
     except BaseException:
         engine.close()
@@ -153,17 +153,15 @@ def _saving(
         engine.save_state(path)
 
 
-def _schema_constraint(
+def _schema_grammar(
     model: Model, tokenizer: Tokenizer, schema: Mapping[str, Any] | str | None
-) -> Constraint | None:
-    """The constraint of a JSON schema for one answer; None without a schema.
+) -> Grammar | None:
+    """The grammar of a JSON schema; None without one.
 
     Raises:
         EdgeqError: the schema cannot be used, or the package for it is missing.
     """
-    if schema is None:
-        return None
-    return GrammarVocabulary.of(model, tokenizer).json_schema(schema).start()
+    return None if schema is None else GrammarVocabulary.of(model, tokenizer).json_schema(schema)
 
 
 def _encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -182,6 +180,7 @@ def chat(
     model: Model | str | Path,
     *,
     system: str | None = None,
+    json_schema: Mapping[str, Any] | str | None = None,
     context: int | None = None,
     threads: int | None = None,
     kv_bits: KvBits = 8,
@@ -193,6 +192,7 @@ def chat(
     Args:
         model: a model with a chat template, or the path of one.
         system: the system prompt.
+        json_schema: a JSON schema that every answer keeps to, as an object or a text.
         context, threads, kv_bits, backend, mmap: as `Engine` takes them.
 
     Returns:
@@ -201,6 +201,7 @@ def chat(
     Raises:
         FormatError: the model cannot be opened.
         UnsupportedError: the model has no chat template.
+        MissingDependencyError: a JSON schema is given and the extra "structured" is not installed.
 
     Example:
         >>> greedy = edgeq.SamplingParams(temperature=0)
@@ -212,10 +213,11 @@ def chat(
     """
     opened = model if isinstance(model, Model) else load(model)
     tokenizer = Tokenizer(opened)
+    grammar = _schema_grammar(opened, tokenizer, json_schema)
     engine = Engine(
         opened, context=context, threads=threads, kv_bits=kv_bits, backend=backend, mmap=mmap
     )
-    conversation = Conversation(engine, tokenizer, system)
+    conversation = Conversation(engine, tokenizer, system, grammar)
     try:
         conversation.check()
     except BaseException:
@@ -231,6 +233,7 @@ class Conversation:
         engine: keeps the conversation's tokens in its cache.
         tokenizer: the model's, with its chat template.
         system: the system prompt, or None.
+        grammar: what every answer keeps to, from `GrammarVocabulary`; None leaves them free.
 
     Example:
         >>> model = edgeq.load("chat.edgeq")
@@ -238,8 +241,14 @@ class Conversation:
         ...     conversation.check()
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, system: str | None = None) -> None:
-        self.engine, self._tokenizer = engine, tokenizer
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        system: str | None = None,
+        grammar: Grammar | None = None,
+    ) -> None:
+        self.engine, self._tokenizer, self._grammar = engine, tokenizer, grammar
         self.last: Chunk | None = None
         self.reset(system)
 
@@ -279,7 +288,6 @@ class Conversation:
         max_tokens: int | None = 512,
         stop: Sequence[str] = (),
         lookup: int = 0,
-        grammar: Grammar | None = None,
     ) -> Iterator[Chunk]:
         """Send a message; both it and the answer are remembered once the answer has ended.
 
@@ -289,7 +297,6 @@ class Conversation:
             max_tokens: the most tokens of the answer.
             stop: texts that end it.
             lookup: tokens to propose from earlier text, as `generate` takes it.
-            grammar: what the answer keeps to, from `GrammarVocabulary`.
 
         Yields:
             Pieces of the answer.
@@ -307,7 +314,7 @@ class Conversation:
                 stop=stop,
                 lookup=lookup,
                 end_ids=self._tokenizer.turn_end_ids,
-                constraint=None if grammar is None else grammar.start(),
+                constraint=None if self._grammar is None else self._grammar.start(),
             ):
                 self.last = chunk
                 answer.append(chunk.text)

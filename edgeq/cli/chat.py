@@ -49,19 +49,15 @@ def chat(model: str, system: str | None, n_predict: int, force: bool, **settings
     """
     from edgeq.api.run import chat as begin
     from edgeq.importers import load
-    from edgeq.runtime.constraint import GrammarVocabulary
-    from edgeq.runtime.tokenizer import Tokenizer
 
     params = sampling_params(settings)
     engine_settings = engine_arguments(settings)
     loaded = load(model)
     if not force:
         refuse_what_cannot_fit(loaded, model, engine_settings)
-    schema, grammar = settings["json_schema"], None
-    if schema is not None:
-        grammar = GrammarVocabulary.of(loaded, Tokenizer(loaded)).json_schema(schema)
     compile_first(engine_settings["backend"])
-    with begin(loaded, system=system, **engine_settings) as talk:
+    schema = settings["json_schema"]
+    with begin(loaded, system=system, json_schema=schema, **engine_settings) as talk:
         if sys.stdin.isatty():
             render.note(_HELP)
         while (line := _next_line()) is not None:
@@ -79,7 +75,7 @@ def chat(model: str, system: str | None, n_predict: int, force: bool, **settings
             elif line.strip():
                 _answer(
                     talk, line, params, max_tokens=n_predict, stop=settings["stop"],
-                    lookup=settings["lookup"], grammar=grammar,
+                    lookup=settings["lookup"],
                 )  # fmt: skip
 
 

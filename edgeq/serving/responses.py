@@ -152,7 +152,7 @@ async def response(call: Call, start: Generate) -> dict[str, Any]:
     return reply.end(answer.finish, totals)
 
 
-class _Writer:
+class _EventWriter:
     """Makes the events of a streamed response: items are opened, grow, and are closed."""
 
     def __init__(self, reply: _Reply) -> None:
@@ -223,7 +223,7 @@ class _Writer:
 async def response_stream(call: Call, start: Generate) -> AsyncIterator[bytes]:
     """Events of a streamed response."""
     reply, totals, splitter = _Reply(call), Totals(), call.splitter()
-    writer = _Writer(reply)
+    writer = _EventWriter(reply)
     events = start(0)
     try:
         async for one in events:
