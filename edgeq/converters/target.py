@@ -84,6 +84,10 @@ class DecoderTarget(Protocol):
             MissingDependencyError: the runtime is not installed.
         """
 
+    def open_frugal(self, path: Path, *, threads: int | None = None) -> DecoderRunner:
+        """`open_runner` with the least memory that the runtime can do with, if it is slower."""
+        return self.open_runner(path, threads=threads)
+
     @abstractmethod
     def read_weights(self, path: Path) -> Iterator[StoredWeight]:
         """The integers and scales of every quantized matrix, read back from the file."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edgeq.converters.encoding import folded, group_size, levels, spread
 from edgeq.converters.stored import StoredWeight
 from edgeq.core.progress import Progress
+from edgeq.formats.mapped_file import release
 from edgeq.formats.tensor import QuantTensor
 from edgeq.model.model import Model
 
@@ -71,6 +72,8 @@ def compare_integers(
         done += len(piece.levels)
         if piece.name not in faults and (fault := _difference(tensor, piece)):
             faults[piece.name] = fault
+        if rows[piece.name] == tensor.shape[0]:
+            release(tensor)
         if progress:
             progress(piece.name, done, total)
     for name, tensor in wanted.items():

@@ -24,6 +24,7 @@ from typing import Literal, cast
 import numpy as np
 
 from edgeq.converters.encoding import spread
+from edgeq.formats.mapped_file import release
 from edgeq.formats.tensor import QuantTensor, Tensor, bf16_to_float32, float32_to_bf16
 from edgeq.model.formulas import Array, Linear, dense
 from edgeq.model.reference import CacheRounding
@@ -52,6 +53,20 @@ class Kernels:
     def rounds(self) -> bool:
         """Whether results differ from exact arithmetic by more than float32's own precision."""
         return bool(self.rounding)
+
+
+def sparing(product: Linear) -> Linear:
+    """The same products; the pages of the source's file are given back after each.
+
+    Every pass reads the whole file, whose pages would count as this process's memory.
+    """
+
+    def spared(name: str, x: Array, weight: Tensor) -> Array:
+        out = product(name, x, weight)
+        release(weight)
+        return out
+
+    return spared
 
 
 def on_rounded(rounded: Callable[[Array], Array], *, bfloat16_group_scales: bool = False) -> Linear:
