@@ -23,7 +23,8 @@ TOPICS = {
         "BlockSpec", "RopeSpec", "RopeScaling", "Graph",
         "QuantTensor", "FloatTensor", "Reference",
     ),
-    "Quantize": ("quantize", "calibrate", "sensitivity", "sweep"),
+    "Quantize": ("quantize", "calibrate", "sensitivity", "sweep", "QuantizationSummary", "Summary",
+                 "GraphSummary"),
     "Recipes and schemes": ("Recipe", "Rule", "QuantScheme", "parse_scheme", "PRESETS"),
     "Run": (
         "run", "chat", "Conversation", "generate", "Engine", "Tokenizer", "SamplingParams",

@@ -73,8 +73,11 @@ if TYPE_CHECKING:
     from edgeq.profiling.document import Document
     from edgeq.quant import Recipe, Rule
     from edgeq.quant.decoder.calibrate import CalibrationStats
+    from edgeq.quant.decoder.quantize import Summary
     from edgeq.quant.decoder.sensitivity import Sensitivity
+    from edgeq.quant.graph.summary import GraphSummary
     from edgeq.quant.presets import PRESETS
+    from edgeq.quant.summary import QuantizationSummary
     from edgeq.runtime.chat_template import render_chat
     from edgeq.runtime.engine import Engine
     from edgeq.runtime.generate import Chunk, generate
@@ -129,8 +132,11 @@ _HOMES = {
     "edgeq.profiling.document": ("Document",),
     "edgeq.quant": ("Recipe", "Rule"),
     "edgeq.quant.decoder.calibrate": ("CalibrationStats",),
+    "edgeq.quant.decoder.quantize": ("Summary",),
     "edgeq.quant.decoder.sensitivity": ("Sensitivity",),
+    "edgeq.quant.graph.summary": ("GraphSummary",),
     "edgeq.quant.presets": ("PRESETS",),
+    "edgeq.quant.summary": ("QuantizationSummary",),
     "edgeq.runtime.chat_template": ("render_chat",),
     "edgeq.runtime.engine": ("Engine",),
     "edgeq.runtime.generate": ("Chunk", "generate"),
@@ -161,6 +167,7 @@ __all__ = [
     "FormatError",
     "Graph",
     "GraphAccuracy",
+    "GraphSummary",
     "Measurement",
     "MissingDependencyError",
     "Model",
@@ -170,6 +177,7 @@ __all__ = [
     "Plan",
     "QuantScheme",
     "QuantTensor",
+    "QuantizationSummary",
     "Recipe",
     "Reference",
     "RopeScaling",
@@ -178,6 +186,7 @@ __all__ = [
     "SamplingParams",
     "SchemeError",
     "Sensitivity",
+    "Summary",
     "SweepResult",
     "Tokenizer",
     "UnsupportedError",

@@ -186,7 +186,7 @@ def run_task(task: Task) -> SweepResult:
     from edgeq.calibration_text import calibration, held_out
     from edgeq.core.errors import DoesNotFitError, SchemeError, UnsupportedError
     from edgeq.importers import load
-    from edgeq.quant import Recipe, quantize
+    from edgeq.quant import Recipe, quantize_model
 
     row = SweepResult(task.key, Path(task.model).name, task.name)
     source = load(task.model)
@@ -196,8 +196,8 @@ def run_task(task: Task) -> SweepResult:
     with tempfile.TemporaryDirectory(prefix="edgeq-sweep-", dir=_scratch()) as folder:
         out = Path(folder) / "model.edgeq"
         try:
-            summary = quantize(
-                task.model, out, Recipe.from_dict(task.recipe), calibration=windows,
+            summary = quantize_model(
+                source, out, Recipe.from_dict(task.recipe), calibration=windows,
                 card=held_out(source, task.eval_text), requantize=task.requantize, threads=1,
             )  # fmt: skip
         except (SchemeError, UnsupportedError, DoesNotFitError) as err:

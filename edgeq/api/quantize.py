@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack, overload
@@ -15,13 +16,16 @@ from edgeq.model.model import Model
 from edgeq.quant.decoder.calibrate import CalibrationStats, CalibrationText
 from edgeq.quant.decoder.calibration_data import NO_TEXT
 from edgeq.quant.decoder.quality_report import HeldOut
-from edgeq.quant.decoder.quantize import Summary
-from edgeq.quant.decoder.quantize import quantize as quantize_decoder
+from edgeq.quant.decoder.quantize import Summary, quantize_model
 from edgeq.quant.decoder.sensitivity import Sensitivity
 from edgeq.quant.presets import SourceKind
 from edgeq.quant.recipe import Recipe
+from edgeq.quant.summary import QuantizationSummary
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgeq.graph.feeds import Feeds
     from edgeq.quant.graph.samples import Samples
     from edgeq.quant.graph.summary import GraphSummary
 
@@ -34,7 +38,7 @@ SAMPLES = 256
 class _Options(TypedDict, total=False):
     """Keywords of `quantize`."""
 
-    data: CalibrationText | Samples | str | Path | None
+    data: CalibrationText | Samples | Sequence[Feeds] | str | Path | None
     method: str | None
     requantize: bool
     calibration: CalibrationText | None
@@ -64,7 +68,7 @@ def quantize(
     out: str | Path,
     recipe: Recipe | str | None = None,
     **options: Unpack[_Options],
-) -> Summary | GraphSummary: ...
+) -> QuantizationSummary: ...
 
 
 def quantize(
@@ -72,7 +76,7 @@ def quantize(
     out: str | Path,
     recipe: Recipe | str | None = None,
     *,
-    data: CalibrationText | Samples | str | Path | None = None,
+    data: CalibrationText | Samples | Sequence[Feeds] | str | Path | None = None,
     method: str | None = None,
     requantize: bool = False,
     calibration: CalibrationText | None = None,
@@ -82,7 +86,7 @@ def quantize(
     max_ram: int | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
-) -> Summary | GraphSummary:
+) -> QuantizationSummary:
     """Quantize a language model into one .edgeq file, or a graph into one .onnx file.
 
     Args:
@@ -93,8 +97,9 @@ def quantize(
             "palette4-gptq", or a scheme such as "w4-g64". If None, w4-g32 with an 8-bit embedding
             and head for a language model, and w8a8-static for a graph.
         data: what the recipe learns from. Language models: windows of a text, or the path of a
-            UTF-8 text file. Graphs: samples, or the path of a folder of images or arrays, an .npz
-            file or ``script.py:function``.
+            UTF-8 text file. Graphs: samples, a list of them (each a mapping from an input's name to
+            its array), or the path of a folder of images or arrays, an .npz file or
+            ``script.py:function``.
         method: how weights are rounded, of `edgeq.quant.METHODS`, instead of the recipe's.
         requantize: go on from weights that are quantized already, as those of most GGUF files.
         calibration: the same as ``data``, as windows of a text.
@@ -107,7 +112,8 @@ def quantize(
         progress: called with what is done, how far, and of how much.
 
     Returns:
-        What was done: a `Summary` for a language model, a `GraphSummary` for a graph.
+        What was done: a `Summary` for a language model, a `GraphSummary` for a graph. Both have
+        the recipe, the seconds, the bits per weight and a form for JSON.
 
     Raises:
         DoesNotFitError: max_ram is too little.
@@ -130,10 +136,19 @@ def quantize(
     check_type("out", out, str, PathLike)
     check_type("recipe", recipe, Recipe, str, None)
     check_type("method", method, str, None)
+    check_type("requantize", requantize, bool)
+    check_type("calibration", calibration, CalibrationText, None)
+    check_type("stats", stats, CalibrationStats, None)
+    check_type("sensitivity", sensitivity, Sensitivity, None)
+    check_type("card", card, HeldOut, str)
+    check_type("max_ram", max_ram, int, None)
+    check_type("threads", threads, int, None)
     opened = source if isinstance(source, Model | Graph) else open_source(source)
     kind: SourceKind = "graph" if isinstance(opened, Graph) else "decoder"
     if not isinstance(recipe, Recipe):
         recipe = Recipe.from_options(preset=recipe, source=kind)
+    if method is not None:
+        recipe = recipe.with_method(method) if kind == "graph" else replace(recipe, method=method)
     if isinstance(opened, Graph):
         given = {
             "requantize": requantize, "calibration": calibration, "stats": stats,
@@ -142,13 +157,12 @@ def quantize(
         for name, value in given.items():
             if value:
                 raise UsageError(f"{name} is for language models; leave it out for a graph")
-        recipe = recipe if method is None else recipe.with_method(method)
         return _quantize_graph(opened, Path(out), recipe, data, threads, progress)
     if data is not None and calibration is not None:
         raise UsageError("data and calibration are the same; give one of them")
-    return quantize_decoder(
+    return quantize_model(
         opened, out, recipe,
-        method=method, requantize=requantize, calibration=calibration or _windows(opened, data),
+        requantize=requantize, calibration=calibration or _windows(opened, data),
         stats=stats, sensitivity=sensitivity, card=card, max_ram=max_ram, threads=threads,
         progress=progress,
     )  # fmt: skip
@@ -175,14 +189,17 @@ def _quantize_graph(
     from edgeq.core.files import check_target
     from edgeq.graph.onnx.save import write_onnx
     from edgeq.quant.graph.quantize import quantize_graph
-    from edgeq.quant.graph.samples import Samples, open_samples
+    from edgeq.quant.graph.samples import Samples, open_samples, samples_of
 
-    check_type("data", data, Samples, str, PathLike, None)
-    check_type("threads", threads, int, None)
+    check_type("data", data, Samples, list, tuple, str, PathLike, None)
     check_graph_output(out)
     check_target(out)
-    samples = data if data is None or isinstance(data, Samples) else None
-    if samples is None and data is not None:
+    samples: Samples | None
+    if data is None or isinstance(data, Samples):
+        samples = data
+    elif isinstance(data, list | tuple):
+        samples = samples_of(graph, data)
+    else:
         samples = open_samples(str(data), graph, limit=SAMPLES)
     summary = quantize_graph(
         graph, recipe, samples, threads=threads or available_cores(), progress=progress

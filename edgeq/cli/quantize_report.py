@@ -25,32 +25,7 @@ def report(summary: Summary, out: Path, form: str) -> None:
     """
     recipe = summary.recipe
     if form == "json":
-        found = {
-            "path": str(out),
-            "recipe": recipe.to_dict(),
-            "source_sha256": summary.source_sha256,
-            "source_bytes": summary.source_bytes,
-            "file_bytes": summary.file_bytes,
-            "bpw": summary.bpw,
-            "seconds": summary.seconds,
-            "card_seconds": summary.card_seconds,
-            "cpu_seconds": summary.cpu_seconds,
-            "threads": summary.threads,
-            "peak_rss_bytes": summary.peak_rss_bytes,
-            "quality": summary.quality.to_dict(),
-            "target": summary.target,
-            "requantized": dict(summary.requantized),
-            "tensors": [
-                {
-                    "name": t.name,
-                    "scheme": str(t.scheme),
-                    "shape": list(t.shape),
-                    "nbytes": t.nbytes,
-                    "sqnr_db": t.sqnr_db,
-                }
-                for t in summary.tensors
-            ],
-        }
+        found = {"path": str(out)} | summary.to_dict()
         render.write(json.dumps(found, indent=2) + "\n")
         return
     peak = summary.peak_rss_bytes

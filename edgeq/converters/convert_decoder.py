@@ -76,11 +76,12 @@ class DecoderConversion:
     def prepare(self, folder: Path) -> None:
         """Open the model, quantize it if so asked, and refuse what the target cannot represent."""
         if self._preset is not None:
-            from edgeq.quant import Recipe, quantize  # most conversions are of an artifact
+            from edgeq.quant import Recipe, quantize_model  # most conversions are of an artifact
 
             packed, recipe = folder / "quantized.edgeq", Recipe.from_options(preset=self._preset)
-            quantize(
-                self._source, packed, recipe,
+            source = self._source if isinstance(self._source, Model) else load(self._source)
+            quantize_model(
+                source, packed, recipe,
                 max_ram=self._max_ram, threads=self._threads, progress=self._progress,
             )  # fmt: skip
             self._model = load(packed)

@@ -267,8 +267,9 @@ def _with_zero(low: float, high: float) -> Range:
     return min(float(low), 0.0) + 0.0, max(float(high), 0.0)  # + 0.0: no minus zero
 
 
-def _smoothed(counts: NDArray[np.int64], eps: float = 1e-4) -> NDArray[np.float32] | None:
+def _smoothed(counts: NDArray[np.int64]) -> NDArray[np.float32] | None:
     """Counts with a little taken from those that are not zero and given to those that are."""
+    eps = 1e-4
     zeros = counts == 0
     n_zeros = int(zeros.sum())
     if n_zeros == counts.size:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edgeq.formats.kept import KeptTensor, packed
 from edgeq.formats.packing import TILE
 from edgeq.formats.schemes import K_BLOCK
-from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
+from edgeq.formats.tensor import QuantTensor, Tensor
 from edgeq.model import recording
 from edgeq.model.block import RopeSpec
 from edgeq.model.formulas import rope_tables
@@ -24,12 +24,11 @@ from edgeq.model.model import Model
 from edgeq.runtime.engine_memory import EngineMemory
 from edgeq.runtime.kernels import abi
 from edgeq.runtime.kernels.abi import Step
-from edgeq.runtime.kernels.jit import kernel_address
-from edgeq.runtime.kernels.vector_ops import FLOAT_KINDS
+from edgeq.runtime.kernels.jit import float_kernel_address, kernel_address
 from edgeq.runtime.packed_cache import PackedCache
 from edgeq.runtime.step_fusion import ProgramStep, fuse
 from edgeq.runtime.step_times import StepLabel
-from edgeq.runtime.weights import WeightArena
+from edgeq.runtime.weights import WeightArena, float_copy
 
 _ROWS = {
     "x": True, "normed": True, "branch": False, "q": False, "k": False, "v": False, "att": True,
@@ -92,7 +91,7 @@ class CompiledProgram:
         program = self.record[0]
         program["eps"], program["embed_scale"] = c.norm_eps, c.embed_scale
         for name, table in {
-            "step": self._step_records(steps, sizes), "linear": linears, "row": rows,
+            "step": self._step_records(steps, sizes, linears), "linear": linears, "row": rows,
         }.items():  # fmt: skip
             program[f"{name}s"], program[f"{name}_count"] = memory.address(table), len(table)
         caches = np.array([cache.record for cache in self.caches])
@@ -147,9 +146,9 @@ class CompiledProgram:
                 record["zeros"] = address(tensor.minimums, 32)
                 record["zero_step"] = tensor.minimums.strides[0]
         else:
-            if not isinstance(tensor, FloatTensor):  # a lazily decoded tensor has no bytes to use
-                tensor = FloatTensor("float32", tensor.numpy())
-            record["kind"] = FLOAT_KINDS[tensor.dtype]
+            tensor = float_copy(tensor, self._memory.array)
+            record["kind"] = abi.FLOAT_KINDS[tensor.dtype]
+            record["kernel"] = float_kernel_address(tensor.dtype)
             record["codes"] = address(tensor.data, tensor.data.itemsize)
         bias = self._model.tensors.get(name.removesuffix("weight") + "bias")
         if bias is not None:
@@ -201,7 +200,9 @@ class CompiledProgram:
         self._memory.scratch_bytes += weight.nbytes
         return self._memory.address(weight, 4)
 
-    def _step_records(self, steps: list[ProgramStep], sizes: Buffers) -> NDArray[Any]:
+    def _step_records(
+        self, steps: list[ProgramStep], sizes: Buffers, matrices: NDArray[Any]
+    ) -> NDArray[Any]:
         """The steps as records: buffers and weights by their numbers and addresses."""
         config = self._model.config
         widths = {
@@ -209,7 +210,18 @@ class CompiledProgram:
             "k": sizes.kv, "v": sizes.kv, "att": sizes.q, "gate": sizes.ffn, "up": sizes.ffn,
         }  # fmt: skip
         records, linear = [], 0
-        for step in steps:
+        # whether anything reads the quantized rows of a step: float matrices do not
+        read: list[bool] = []
+        wanted, end = False, len(matrices)
+        for step in reversed(steps):
+            read.insert(0, wanted)
+            if step.kind in (Step.NORM, Step.QUANTIZE):
+                wanted = False
+            elif step.kind != Step.EMBED:
+                kinds = matrices["kind"][end - len(step.linears) : end]
+                wanted |= bool((kinds >= abi.FIRST_QUANT).any())
+            end -= len(step.linears)
+        for step, quantizes in zip(steps, read, strict=True):
             records.append(
                 {
                     "kind": step.kind,
@@ -221,7 +233,7 @@ class CompiledProgram:
                     "norm": self._norm(step.norm),
                     "post_norm": self._norm(step.post_norm),
                     "width": config.hidden,
-                    "blocks": widths[step.x] // K_BLOCK,
+                    "blocks": widths[step.x] // K_BLOCK if quantizes else 0,
                     "linear": linear,
                     "linears": len(step.linears),
                     "activation": abi.ACTIVATIONS.index(config.activation),

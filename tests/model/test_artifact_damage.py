@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from edgeq import quantize
 from edgeq.core.errors import EdgeqError
 from edgeq.model.artifact import save
-from edgeq.quant import quantize
 from tests.families import random_model, tiny_config
 from tests.paths import ROOT
 
 # quantizes until a third is written, says so, and waits for what comes
 CHILD = """
 import sys, time
-from edgeq.quant import quantize
+from edgeq import quantize
 from tests.families import random_model, tiny_config
 
 def progress(name, done, total):
@@ -68,7 +68,7 @@ def test_a_killed_run_never_leaves_a_damaged_target(
 LIMITED = """
 import resource, sys
 from edgeq.core.errors import EdgeqError
-from edgeq.quant import quantize
+from edgeq import quantize
 from tests.families import random_model, tiny_config
 
 model = random_model(tiny_config("llama"))

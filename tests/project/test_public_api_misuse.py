@@ -238,8 +238,9 @@ def test_every_public_name_was_tried() -> None:
     """A new function or class of the face gets its calls above."""
     results = {
         "CalibrationStats", "Check", "Chunk", "Conversion", "Detected", "DeviceProfile",
-        "Document", "Evaluation", "Graph", "GraphAccuracy", "Measurement", "Options", "Outcome",
-        "Plan", "Sensitivity", "SweepResult", "ValidationReport",
+        "Document", "Evaluation", "Graph", "GraphAccuracy", "GraphSummary", "Measurement",
+        "Options", "Outcome", "Plan", "QuantizationSummary", "Sensitivity", "Summary",
+        "SweepResult", "ValidationReport",
     }  # fmt: skip
     without_arguments = {"demo_model", "device_names", "doctor", "warmup"}
     elsewhere = {"PRESETS", "SamplingParams", "Tokenizer", "generate", "render_chat", "__version__"}

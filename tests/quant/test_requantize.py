@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import edgeq
+from edgeq import quantize
 from edgeq.cli import main
 from edgeq.core.errors import UsageError
 from edgeq.model.artifact import load as load_artifact
 from edgeq.model.model import Model
-from edgeq.quant import quantize
 from edgeq.quant.decoder.calibrate import CalibrationText
 from edgeq.quant.decoder.model_card import model_card
 from edgeq.quant.decoder.quality_report import HeldOut

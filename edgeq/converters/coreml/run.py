@@ -34,7 +34,7 @@ class DecoderPackage:
 
     def __init__(self, path: str | Path) -> None:
         self.file: File = open_file(path)
-        entry = self.file.spec.description.metadata.userDefined.get(ENTRY)
+        entry = self.file.metadata.get(ENTRY)
         if entry is None or self.file.spec.WhichOneof("Type") != "mlProgram":
             raise FormatError(
                 f"{path} is not a language model that edgeq wrote; give its own inputs to run it"

@@ -163,6 +163,10 @@ class LiteRTDecoderTarget(DecoderTarget):
         """
         return reading.stored(self.header(path))
 
+    def wrote(self, path: Path) -> bool:
+        """Whether the file's metadata describes a language model that edgeq converted."""
+        return reading.has_metadata(path, reading.METADATA)
+
     def open_runner(self, path: Path, *, threads: int | None = None) -> DecoderRunner:
         """Open the file in LiteRT.
 

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from edgeq.converters.runners import Precision
 from edgeq.converters.tflite.interpreter import interpreter
-from edgeq.core.errors import FormatError, UsageError
-from edgeq.graph.ir import Info, Shape
+from edgeq.core.errors import FormatError, UnsupportedError, UsageError
+from edgeq.graph.files import graph_format, read
+from edgeq.graph.ir import Graph, Info, Shape
 from edgeq.graph.tflite.image import IMAGE
 from edgeq.graph.tflite.ops import PASSED_ON
 
@@ -173,6 +174,29 @@ class ForeignTflite:
                 return True
             op = next((makers[int(i)] for i in op["inputs"] if int(i) in makers), None)
         return False
+
+
+def read_or_open(path: Path, *, threads: int = 1) -> Graph | ForeignTflite:
+    """The graph of a file, or a .tflite file that edgeq does not read as one, opened in LiteRT.
+
+    Such are files that other tools quantized, and those with operators that edgeq lacks.
+
+    Args:
+        path: an ONNX or LiteRT file.
+        threads: LiteRT may use.
+
+    Raises:
+        EdgeqError: of `edgeq.graph.files.read`, where LiteRT does not open the file either.
+    """
+    try:
+        return read(path)
+    except (UnsupportedError, UsageError) as unread:
+        if graph_format(path) != "tflite":
+            raise
+        try:
+            return ForeignTflite(path, threads=threads)
+        except FormatError:
+            raise unread from None
 
 
 def _end(entry: Mapping[str, Any], image: bool) -> _End:

@@ -213,6 +213,10 @@ def _run(
 
     The target and the reference are never in memory together.
     """
+    # the tokenizer of a large vocabulary takes more memory than some models, so it goes first
+    room = model.config.context
+    asked = prompts if prompts is not None else _prompts(model, room, steps)
+    text = passage(model, min(_COST_ROWS * steps, room)) if kernels.rounds else []
     _release(model)
     trim()
     try:
@@ -223,10 +227,9 @@ def _run(
         raise
     try:
         runtime, precision = runner.runtime, runner.precision
-        asked = prompts if prompts is not None else _prompts(model, runner, steps)
-        text: list[int] = []
-        if kernels.rounds:
-            text = passage(model, min(_COST_ROWS * steps, _room(model, runner)))
+        if prompts is None and max(map(len, asked)) + steps > runner.context:
+            asked = _prompts(model, runner.context, steps)
+        text = text[: runner.context]
         clock = _RemainingTime(len(asked), steps, len(text), progress)
         continued = []
         for done, prompt in enumerate(asked):
@@ -253,10 +256,6 @@ def _release(model: Model) -> None:
         release(tensor)
 
 
-def _room(model: Model, runner: DecoderRunner) -> int:
-    return min(model.config.context, runner.context)
-
-
 def _texts(path: Path, model: Model, module: DecoderTarget) -> TextsReport | None:
     """Whether the output's tokenizer makes the same ids; None if it stores no tokenizer."""
     if "tokenizer.json" not in model.files:
@@ -266,11 +265,10 @@ def _texts(path: Path, model: Model, module: DecoderTarget) -> TextsReport | Non
     return None if target is None else compare_texts(source, target)
 
 
-def _prompts(model: Model, runner: DecoderRunner, steps: int) -> Sequence[Sequence[int]]:
-    fits = _room(model, runner)
-    if fits <= steps:
-        raise UsageError(f"{steps} steps and a prompt do not fit in {fits} tokens; decode fewer")
-    return default_prompts(model, fits - steps)
+def _prompts(model: Model, room: int, steps: int) -> Sequence[Sequence[int]]:
+    if room <= steps:
+        raise UsageError(f"{steps} steps and a prompt do not fit in {room} tokens; decode fewer")
+    return default_prompts(model, room - steps)
 
 
 def _seconds_of_a_pass(model: Model, tokens: int) -> float:

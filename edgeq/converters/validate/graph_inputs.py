@@ -35,14 +35,14 @@ def inputs_of(graph: Graph, samples: Iterable[Feeds] | None) -> tuple[str, list[
     return (KEPT, own) if own else (RANDOM, list(made_up(graph)))
 
 
-def made_up(graph: Graph, runs: int = RUNS) -> list[dict[str, NDArray[Any]]]:
+def made_up(graph: Graph) -> list[dict[str, NDArray[Any]]]:
     """Inputs within the ranges that the graph was calibrated for, or around 0.
 
     Integers are taken as row numbers of the table they select from; without one, and truth values,
     as a mask: ones, and zeros behind them.
     """
     rng = np.random.default_rng(0)
-    return [{name: _input(graph, name, rng) for name in graph.inputs} for _ in range(runs)]
+    return [{name: _input(graph, name, rng) for name in graph.inputs} for _ in range(RUNS)]
 
 
 def _input(graph: Graph, name: str, rng: np.random.Generator) -> NDArray[Any]:

@@ -9,10 +9,8 @@ trained on 0 to 1.
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
 from edgeq.graph.feeds import Feeds, OpenSession
@@ -53,7 +51,7 @@ def sample_warnings(graph: Graph, samples: Samples, session_of: OpenSession) -> 
     return (*found, *_labels(graph, rows, samples, session_of))
 
 
-def _alike(rows: list[dict[str, NDArray[Any]]], source: str) -> list[str]:
+def _alike(rows: list[Feeds], source: str) -> list[str]:
     digests = {
         hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in row.values())).digest()
         for row in rows
@@ -70,7 +68,7 @@ def _alike(rows: list[dict[str, NDArray[Any]]], source: str) -> list[str]:
     ]
 
 
-def _flat(graph: Graph, rows: list[dict[str, NDArray[Any]]], source: str) -> list[str]:
+def _flat(graph: Graph, rows: list[Feeds], source: str) -> list[str]:
     found = []
     for name in graph.inputs:
         if graph.info(name).dtype != "float32" or np.prod(graph.info(name).shape) < 2:
@@ -83,9 +81,7 @@ def _flat(graph: Graph, rows: list[dict[str, NDArray[Any]]], source: str) -> lis
     return found
 
 
-def _scale(
-    graph: Graph, rows: list[dict[str, NDArray[Any]]], source: str, session_of: OpenSession
-) -> list[str]:
+def _scale(graph: Graph, rows: list[Feeds], source: str, session_of: OpenSession) -> list[str]:
     found = []
     for name in graph.inputs:
         first = _first_layer(graph, name)
@@ -154,7 +150,7 @@ def _first_layer(graph: Graph, name: str) -> Node | None:
 
 def _labels(
     graph: Graph,
-    rows: list[dict[str, NDArray[Any]]],
+    rows: list[Feeds],
     samples: Samples,
     session_of: OpenSession,
 ) -> list[str]:

@@ -26,12 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import EdgeqError, FormatError, UsageError
+from edgeq.graph.feeds import Feeds
 from edgeq.graph.ir import Graph, Info
 from edgeq.quant.graph import images
 from edgeq.quant.graph.images import Preprocess
 from edgeq.quant.graph.sentences import Sentences, read_lines
 
-Feeds = dict[str, NDArray[Any]]
 LABELS = ("labels", "label", "y", "targets")
 """Names of an .npz file's array of labels."""
 LEAST = 8

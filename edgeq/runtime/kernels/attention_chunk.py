@@ -29,7 +29,7 @@ from edgeq.formats.packing import LANE, TILE
 from edgeq.formats.schemes import K_BLOCK
 from edgeq.model.memory_layout import CHUNK, PART_HEAD
 from edgeq.runtime.kernels.abi import PackedWeights, Rows
-from edgeq.runtime.kernels.matmul import quant_matmul
+from edgeq.runtime.kernels.matmul import call_kernel
 from edgeq.runtime.kernels.microkernel import ACT_BLOCK, NO_SHIFT
 from edgeq.runtime.kernels.primitives import (
     bytes_at,
@@ -180,7 +180,7 @@ def _attend_codes(program, layer, cache, head, start, tiles, queries, work, out)
         shift=NO_SHIFT,
     )
     codes = Rows(queries.codes.address, queries.codes.stride, 2 * rows)
-    quant_matmul(cache.key_kernel, keys, codes, scores, 0, tiles)
+    call_kernel(cache.key_kernel, keys, codes, scores, 0, tiles)
     center = cache.centers + at // CHUNK * dim_k * _TILES * _F16
     probabilities = Rows(work.probabilities, CHUNK // K_BLOCK * ACT_BLOCK, rows)
     for r in range(rows):
@@ -206,7 +206,7 @@ def _attend_codes(program, layer, cache, head, start, tiles, queries, work, out)
         shift=NO_SHIFT,
     )
     output = Rows(out.address + PART_HEAD * _F32, out.stride, rows)
-    quant_matmul(cache.value_kernel, values, probabilities, output, 0, dim_v // TILE)
+    call_kernel(cache.value_kernel, values, probabilities, output, 0, dim_v // TILE)
 
 
 @compiled

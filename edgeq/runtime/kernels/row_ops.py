@@ -15,6 +15,7 @@ from edgeq.formats.schemes import K_BLOCK, SUPERBLOCK, QuantScheme
 from edgeq.formats.two_level import offsets
 from edgeq.runtime.kernels.abi import (
     FIRST_QUANT,
+    FLOAT_KINDS,
     KIND_ASYMMETRIC,
     KIND_HALF,
     KIND_MINIMUM,
@@ -47,7 +48,6 @@ from edgeq.runtime.kernels.primitives import (
     usleep,
     vector_sumsq,
 )
-from edgeq.runtime.kernels.vector_ops import FLOAT_KINDS
 
 _SPINS = 4000  # some 100 microseconds: longer than a phase of a quiet machine is uneven
 _NAP = np.uint32(20)  # microseconds

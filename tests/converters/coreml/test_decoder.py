@@ -89,9 +89,10 @@ def test_64_greedy_tokens_are_the_references(
 @pytest.mark.parametrize("name", ["demo", "stories260K"])
 def test_real_models_pass_validation(name: str, tmp_path: Path) -> None:
     """Their own words, prefill and decoding; every integer; 64 greedy tokens."""
+    from edgeq import quantize
     from edgeq.converters.convert import convert
     from edgeq.importers import load
-    from edgeq.quant import Recipe, quantize
+    from edgeq.quant import Recipe
 
     source = DEMO if name == "demo" else need("models/stories260K")
     packed = tmp_path / "model.edgeq"

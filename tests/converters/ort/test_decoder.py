@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edgeq import quantize
 from edgeq.converters import Options, StoredWeight
 from edgeq.converters.encoding import folded, levels, spread
 from edgeq.converters.ort.decoder import OrtDecoderTarget
@@ -35,7 +36,7 @@ from edgeq.model.reference import Reference
 from edgeq.model.shapes import random_model as random_shape
 from edgeq.model.shapes import shape
 from edgeq.model.trace import TracedReference
-from edgeq.quant import Recipe, quantize
+from edgeq.quant import Recipe
 from tests.conftest import need
 from tests.families import FAMILIES, quantized, random_model, tiny_config
 from tests.greedy import assert_reference_choices

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgeq import quantize
 from edgeq.converters import Options
 from edgeq.converters.ort import genai as genai_module
 from edgeq.converters.ort.decoder import OrtDecoderTarget
@@ -23,7 +24,7 @@ from edgeq.importers.huggingface.families import FAMILIES as KNOWN
 from edgeq.model.artifact import load as load_artifact
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
-from edgeq.quant import Recipe, quantize
+from edgeq.quant import Recipe
 from tests.conftest import need
 from tests.families import FAMILIES, quantized, random_model, tiny_config
 from tests.greedy import NEAR, assert_reference_choices

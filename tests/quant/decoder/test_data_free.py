@@ -14,6 +14,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from edgeq import quantize
 from edgeq.core.errors import DoesNotFitError, FormatError, SchemeError, UsageError
 from edgeq.formats.schemes import QuantScheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor, bf16_to_float32
@@ -21,7 +22,7 @@ from edgeq.importers import load as load_any
 from edgeq.model.artifact import load, save
 from edgeq.model.model import Model
 from edgeq.model.origin import Origin
-from edgeq.quant import METHODS, Recipe, quantize, quantize_tensor
+from edgeq.quant import METHODS, Recipe, quantize_tensor
 from edgeq.quant.decoder.budget import CHUNK_WEIGHTS, make_budget
 from edgeq.quant.rounders.rounding import METHOD_INPUTS, sqnr_db
 from tests.conftest import need
@@ -247,7 +248,7 @@ def test_budgets() -> None:
 
 LIMITED = """
 import json, sys
-from edgeq.quant import quantize
+from edgeq import quantize
 summary = quantize(sys.argv[1], sys.argv[2], max_ram=int(sys.argv[3]), threads=2)
 print(json.dumps([summary.peak_rss_bytes, summary.threads]))
 """

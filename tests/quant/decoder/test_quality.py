@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgeq import quantize
 from edgeq.core.errors import FormatError, UsageError
 from edgeq.evaluation import text as evaluate
 from edgeq.formats.tensor import FloatTensor
@@ -17,7 +18,7 @@ from edgeq.model.artifact import load
 from edgeq.model.decoder import layer
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
-from edgeq.quant import Recipe, quantize
+from edgeq.quant import Recipe
 from edgeq.quant.decoder.calibrate import cut_windows
 from edgeq.quant.decoder.model_card import model_card
 from edgeq.quant.decoder.quality_report import (

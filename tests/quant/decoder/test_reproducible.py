@@ -26,7 +26,7 @@ SCRIPT = """
 import hashlib, sys
 from pathlib import Path
 import numpy as np
-from edgeq.quant import quantize
+from edgeq import quantize
 from edgeq.quant.decoder.calibrate import cut_windows
 from edgeq.quant.decoder.quality_report import HeldOut
 from tests.families import random_model, tiny_config

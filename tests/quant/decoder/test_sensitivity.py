@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgeq import quantize
 from edgeq.cli import main
 from edgeq.core.errors import FormatError, UsageError
 from edgeq.devices.model_header import facts
@@ -21,7 +22,7 @@ from edgeq.formats.tensor import FloatTensor
 from edgeq.model.artifact import load as load_artifact
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
-from edgeq.quant import Recipe, quantize
+from edgeq.quant import Recipe
 from edgeq.quant.decoder import bit_search
 from edgeq.quant.decoder.allocate import allocate
 from edgeq.quant.decoder.calibrate import CalibrationText, model_sha256

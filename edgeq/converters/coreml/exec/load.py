@@ -152,6 +152,12 @@ class File:
     folder: Path | None = None
     _readers: dict[str, Reader] = field(default_factory=dict)
 
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """User-defined entries of the model's description."""
+        entries: Mapping[str, str] = self.spec.description.metadata.userDefined
+        return entries
+
     def reader(self, name: str) -> Reader:
         """The weight file a program names."""
         if name not in self._readers:
