@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeq.converters.certificate import changed_files
-from edgeq.converters.runners import DecoderRunner, Precision
+from edgeq.converters.runners import Precision
 from edgeq.converters.target import DecoderTarget
 from edgeq.converters.targets import require_target, target_named
 from edgeq.converters.validate.bisect import first_divergence, is_small, traced_passes
