@@ -2,7 +2,7 @@
 
     import edgeq
 
-    edgeq.quantize("path/to/model", "model.edgeq")           # INT4 in groups of 32
+    edgeq.quantize("path/to/model", "model.edgeq")           # INT4, calibrated without data
     for chunk in edgeq.run("model.edgeq", "Once upon a time", max_tokens=100):
         print(chunk.text, end="", flush=True)
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from edgeq.api.profile import profile, report
     from edgeq.api.quantize import quantize, verify_reproducible
     from edgeq.api.run import Conversation, chat, run
+    from edgeq.api.serve import serve
     from edgeq.api.sweep import sweep
     from edgeq.converters.convert import Conversion, convert
     from edgeq.converters.options import Options
@@ -80,11 +81,14 @@ if TYPE_CHECKING:
     from edgeq.quant.presets import PRESETS
     from edgeq.quant.summary import QuantizationSummary
     from edgeq.runtime.chat_template import render_chat
+    from edgeq.runtime.constraint import GrammarVocabulary
     from edgeq.runtime.engine import Engine
     from edgeq.runtime.generate import Chunk, generate
     from edgeq.runtime.kernels import warmup
     from edgeq.runtime.sampling import SamplingParams
     from edgeq.runtime.tokenizer import Tokenizer
+    from edgeq.serving.server import Server
+    from edgeq.serving.settings import ServerSettings
     from edgeq.sweeping import SweepResult
 
 _HOMES = {
@@ -99,6 +103,7 @@ _HOMES = {
     "edgeq.api.quantize": ("quantize", "verify_reproducible"),
     "edgeq.api.profile": ("profile", "report"),
     "edgeq.api.run": ("Conversation", "chat", "run"),
+    "edgeq.api.serve": ("serve",),
     "edgeq.api.sweep": ("sweep",),
     "edgeq.converters.convert": ("Conversion", "convert"),
     "edgeq.converters.options": ("Options",),
@@ -140,11 +145,14 @@ _HOMES = {
     "edgeq.quant.presets": ("PRESETS",),
     "edgeq.quant.summary": ("QuantizationSummary",),
     "edgeq.runtime.chat_template": ("render_chat",),
+    "edgeq.runtime.constraint": ("GrammarVocabulary",),
     "edgeq.runtime.engine": ("Engine",),
     "edgeq.runtime.generate": ("Chunk", "generate"),
     "edgeq.runtime.kernels": ("warmup",),
     "edgeq.runtime.sampling": ("SamplingParams",),
     "edgeq.runtime.tokenizer": ("Tokenizer",),
+    "edgeq.serving.server": ("Server",),
+    "edgeq.serving.settings": ("ServerSettings",),
     "edgeq.sweeping": ("SweepResult",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
@@ -167,6 +175,7 @@ __all__ = [
     "Evaluation",
     "FloatTensor",
     "FormatError",
+    "GrammarVocabulary",
     "Graph",
     "GraphAccuracy",
     "GraphSummary",
@@ -189,6 +198,8 @@ __all__ = [
     "SamplingParams",
     "SchemeError",
     "Sensitivity",
+    "Server",
+    "ServerSettings",
     "Summary",
     "SweepResult",
     "Tokenizer",
@@ -224,6 +235,7 @@ __all__ = [
     "run",
     "save",
     "sensitivity",
+    "serve",
     "sweep",
     "validate",
     "verify_reproducible",

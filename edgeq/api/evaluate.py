@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from edgeq.core.errors import UsageError
 from edgeq.core.progress import Progress
@@ -13,6 +13,7 @@ from edgeq.evaluation import text as text_evaluation
 from edgeq.evaluation.tasks import Outcome, evaluate_task, read_items
 from edgeq.evaluation.text import Evaluation, LogitsFn, Score
 from edgeq.importers import load
+from edgeq.model.memory_layout import KvBits
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
 from edgeq.runtime.engine import Engine
@@ -29,7 +30,7 @@ def evaluate(
     base: Model | str | Path | None = None,
     context: int = 2048,
     threads: int | None = None,
-    kv_bits: Literal[8, 16] = 8,
+    kv_bits: KvBits = 8,
     backend: str = "numba",
     progress: Progress | None = None,
 ) -> Outcome:
@@ -84,7 +85,7 @@ def perplexity(
     score: Score = "all",
     base: Model | str | Path | None = None,
     threads: int | None = None,
-    kv_bits: Literal[8, 16] = 8,
+    kv_bits: KvBits = 8,
     backend: str = "numba",
     progress: Progress | None = None,
 ) -> Evaluation:

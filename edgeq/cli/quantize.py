@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 TARGET_PRESET = "mixed-4.5bpw"
 """Which recipe a target is reached by where none is named."""
 OF_MODELS = (
-    "bits", "group", "asym", "calib_windows", "calib_context", "stats", "target_bpw",
+    "fast", "bits", "group", "asym", "calib_windows", "calib_context", "stats", "target_bpw",
     "target_size", "target_device", "target_context", "sensitivity", "eval_text", "card", "max_ram",
     "repack", "requantize", "verify_reproducible",
 )  # fmt: skip
@@ -55,12 +55,15 @@ OF_GRAPHS = ("calib_samples", "observer", "shapes", "dequantize", *SAMPLE_OPTION
 @click.option("-o", "--output", type=click.Path(dir_okay=False), default=None,
               help="The file to write, such as model.edgeq; for a graph, such as "
                    "model.onnx.")  # fmt: skip
-@click.option("--preset", metavar="NAME", default=None, show_default="w4-g32; graphs: w8a8-static",
+@click.option("--preset", metavar="NAME", default=None, show_default="4.75bpw; graphs: w8a8-static",
               help="A preset (see --list) or a quantization scheme, such as "
                    "w4-g64-asym.")  # fmt: skip
+@click.option("--fast", is_flag=True, show_default=False,
+              help="Language models: round to nearest without a calibration text, in seconds; the "
+                   "preset w4-g32.")  # fmt: skip
 @click.option("--recipe", "recipe_file", type=click.Path(exists=True, dir_okay=False),
               default=None, help="Instead of --preset: a recipe file in JSON or TOML.")  # fmt: skip
-@click.option("--bits", "--q-bits", type=click.Choice(["2", "3", "4", "8"]), default=None,
+@click.option("--bits", "--q-bits", type=click.Choice(["2", "3", "4", "5", "6", "8"]), default=None,
               help="Instead of --preset: bits per weight.")  # fmt: skip
 @click.option("--group", "--group-size", "--q-group-size", "group",
               metavar="N|channel|tensor", default=None,
@@ -73,8 +76,9 @@ OF_GRAPHS = ("calib_samples", "observer", "shapes", "dequantize", *SAMPLE_OPTION
               help="The scheme of the tensors (for graphs: operators) whose name matches REGEX; "
                    "the first match is used. May be given several times.")  # fmt: skip
 @click.option("--calib", metavar="SAMPLES", default=None,
-              help="Calibration data. Language models: a UTF-8 text file. Graphs: a folder of "
-                   "images or arrays, an .npz file, a file of sentences, or "
+              help="Calibration data. Language models: a UTF-8 text file like what the model is "
+                   "for; by default a text that edgeq includes and one sampled from the model. "
+                   "Graphs: a folder of images or arrays, an .npz file, a file of sentences, or "
                    "script.py:function.")  # fmt: skip
 @click.option("--calib-samples", type=click.IntRange(min=1), default=256,
               help="Graphs: number of calibration samples to use, spread evenly over the "
@@ -167,6 +171,7 @@ def quantize(
     source: str | None,
     output: str | None,
     preset: str | None,
+    fast: bool,
     recipe_file: str | None,
     bits: str | None,
     group: str | None,
@@ -201,8 +206,8 @@ def quantize(
     """Quantize MODEL and write it to one file.
 
     A language model (a Hugging Face folder, a GGUF file or a llama2.c .bin file) becomes an .edgeq
-    file. The embedding and the output head get 8 bits and norms stay floating point, unless
-    --tensor-type says otherwise.
+    file, by default with about 4.75 bits per weight, rounded by what the model does with a text.
+    Norms stay floating point, and --tensor-type gives some tensors another scheme.
 
     A graph (an .onnx or .tflite file of a vision, audio or encoder model) becomes an .onnx file
     with QuantizeLinear and DequantizeLinear operators, which `edgeq convert` converts to other
@@ -239,6 +244,15 @@ def quantize(
 
     target = _target(target_bpw, target_size)
     scheme = _scheme(preset, bits, group, asym)
+    if fast:
+        from edgeq.quant.presets import FAST
+
+        if scheme or recipe_file:
+            raise click.UsageError(
+                "--fast stands for --preset w4-g32 and excludes --preset, --recipe, --bits, "
+                "--group-size and --asym; leave out one or the other"
+            )
+        scheme = FAST
     recipe = _recipe(recipe_file, scheme, method, tensor_types, target)
     file = Path(output)
     if verify_reproducible and not file.is_file():
@@ -405,15 +419,16 @@ def _listing() -> str:
             ]
         )
     methods = [[name, about] for name, about in METHODS.items()]
-    head = ["preset", "bits per weight", "method", "options", "needs", "pip extra"]
+    head = ["preset", "bits per weight", "method", "options", "learns from", "pip extra"]
     return "\n\n".join(
         [
             render.aligned(head, presets),
             render.aligned(["method", "what it does"], methods),
             "Bits per weight are those of the matrices in the layers, scales included; for mixed "
             "presets, of all weights.\n"
-            "A calibration text should resemble what the model will be used for: --calib FILE.\n"
-            "--preset also takes a scheme: w<2|3|4|8>-<g16|g32|g64|g128|g256|channel|tensor>"
+            "A calibration text should resemble what the model will be used for: --calib FILE. "
+            "Without one,\nedgeq takes a text of its own and one sampled from the model.\n"
+            "--preset also takes a scheme: w<2|3|4|5|6|8>-<g16|g32|g64|g128|g256|channel|tensor>"
             "[-asym|-palette],\nor f32, f16, bf16 for tensors that stay floating point.",
         ]
     )

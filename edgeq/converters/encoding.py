@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError, UnsupportedError
-from edgeq.formats.schemes import GROUP_SIZES, ROUNDED_BITS, QuantScheme
+from edgeq.formats.schemes import BITS, GROUP_SIZES, QuantScheme
 from edgeq.formats.tensor import QuantTensor
 
 
@@ -191,7 +191,7 @@ def _fits(scheme: QuantScheme, k: int, container: Container) -> tuple[bool, int 
 
 
 def _schemes(container: Container) -> list[QuantScheme]:
-    if container.palette or container.bits not in ROUNDED_BITS:
+    if container.palette or container.bits not in BITS:
         return []
     schemes = [QuantScheme(container.bits, group_size=g) for g in container.groups]
     if container.channel:

@@ -96,9 +96,9 @@ def available_bytes() -> int | None:
 
     The smaller of what the system has and what is left of this process's control groups.
     """
-    found = _field(Path("/proc/meminfo"), "MemAvailable")
+    available = _field(Path("/proc/meminfo"), "MemAvailable")
     left = [limit.nbytes - limit.used for limit in group_limits() if limit.used is not None]
-    return min([*left, *([] if found is None else [found])], default=None)
+    return min([*left, *([] if available is None else [available])], default=None)
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def group_limits(root: Path | str = "/") -> list[GroupLimit]:
         root: the folder that holds ``proc`` and ``sys``.
     """
     root = Path(root)
-    found = []
+    limits = []
     for line in _text(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -140,10 +140,10 @@ def group_limits(root: Path | str = "/") -> list[GroupLimit]:
             limit = _text(root / at / most).strip()
             if limit.isdigit() and 0 < int(limit) < _UNLIMITED:
                 used = _text(root / at / now).strip()
-                found.append(
+                limits.append(
                     GroupLimit(int(limit), int(used) if used.isdigit() else None, f"/{at}/{most}")
                 )
-    return found
+    return limits
 
 
 def trim() -> None:
@@ -179,5 +179,5 @@ def _text(path: Path) -> str:
 def _field(path: Path, key: str) -> int | None:
     """A field given in kB by one of the system's text files, in bytes."""
     lines = _text(path).splitlines()
-    found = (line.split() for line in lines if line.startswith(key + ":"))
-    return next((int(words[1]) * 1024 for words in found), None)
+    fields = (line.split() for line in lines if line.startswith(key + ":"))
+    return next((int(words[1]) * 1024 for words in fields), None)

@@ -173,10 +173,10 @@ class QuantTensor:
             got = getattr(self, part)
             check_type(part, got, np.ndarray, None)
             if got is None or got.dtype != dtype or got.shape != shape:
-                found = "nothing" if got is None else f"{got.dtype} {list(got.shape)}"
+                actual = "nothing" if got is None else f"{got.dtype} {list(got.shape)}"
                 raise SchemeError(
                     f"{part} of a {self.scheme} tensor [{self.shape[0]}, {self.shape[1]}] "
-                    f"must be {np.dtype(dtype)} {list(shape)}, got {found}"
+                    f"must be {np.dtype(dtype)} {list(shape)}, got {actual}"
                 )
         for part in ("zero_points", "palette", "minimums"):
             if part not in wants and getattr(self, part) is not None:

@@ -26,8 +26,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgeq.core.errors import FormatError, check_type
-from edgeq.formats.kept import KeptTensor, packed
+from edgeq.formats.kept import KeptTensor, Take, packed
 from edgeq.formats.tensor import QuantTensor, Tensor
 from edgeq.model.config import ModelConfig
 from edgeq.model.origin import Origin
@@ -110,16 +112,19 @@ class Model:
             "rounded": dict(rounded.most_common()),
         }
 
-    def packed(self) -> Model:
-        """The model with every kept tensor of its file packed, in memory of its own.
+    def packed(self, take: Take = np.empty) -> Model:
+        """The model with every kept tensor of its file packed.
 
         A tensor under two names is packed once. Float tensors stay views of the file. The
         provenance says which tensors were kept.
+
+        Args:
+            take: allocates the arrays, given their shape and dtype.
         """
         done: dict[int, Tensor] = {}
         for tensor in self.tensors.values():
             if isinstance(tensor, KeptTensor) and id(tensor) not in done:
-                done[id(tensor)] = packed(tensor)
+                done[id(tensor)] = packed(tensor, take)
         if not done:
             return self
         model = replace(

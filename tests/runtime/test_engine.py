@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from edgeq.runtime.tokenizer import Tokenizer
 from edgeq.runtime.weights import float_copy
 from tests.conftest import need, small_checkpoint, story_text
 from tests.families import FAMILIES, dequantized, quantized, random_model, tiny_config
+from tests.real_models import SMOLLM2, real_model
 
 Array = NDArray[np.float32]
 PER_LAYER = 2.5e-3
@@ -52,14 +54,16 @@ def typical_error(got: Array, want: Array) -> float:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("kv_bits", [8, 16])
+@pytest.mark.parametrize("kv_bits", [4, 8, 16])
 def test_backends_agree(family: str, kv_bits: int) -> None:
     model = quantized(long(family), "w4-g32")
     ids = IDS[:330]  # more than one batch and one chunk of keys
     compiled = logits(model, ids, kv_bits=kv_bits, threads=2)
     plain = logits(model, ids, kv_bits=kv_bits, backend="numpy")
-    assert typical_error(compiled, plain) < PER_LAYER * model.config.layers
-    assert np.mean(compiled.argmax(-1) == plain.argmax(-1)) > 0.97
+    # a key that rounds the other way is read by all later positions, and a step of 4 bits is wide
+    step = 4 if kv_bits == 4 else 1
+    assert typical_error(compiled, plain) < PER_LAYER * model.config.layers * step
+    assert np.mean(compiled.argmax(-1) == plain.argmax(-1)) > (0.95 if kv_bits == 4 else 0.97)
 
 
 def mixed() -> Model:
@@ -87,7 +91,7 @@ def test_float_models_against_the_reference(family: str, threads: int) -> None:
     assert np.abs(np.concatenate(rows) - want).max() < 5e-3 * np.abs(want).max()
 
 
-@pytest.mark.parametrize("kv_bits", [8, 16])
+@pytest.mark.parametrize("kv_bits", [4, 8, 16])
 def test_layers_of_many_kinds(kv_bits: int) -> None:
     model = quantized(mixed(), "w4-g32")
     want = logits(model, IDS[:330], kv_bits=kv_bits, threads=1)
@@ -191,7 +195,7 @@ def test_float_and_packed_matrices_side_by_side(kv_bits: int) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "mistral", "smollm3", "olmo2"])
 @pytest.mark.parametrize(("kv_bits", "kind"), [
-    (8, "w4-g32"), (16, "w4-g32"), (8, "float16"), (16, "bfloat16"), (8, "float32"),
+    (4, "w4-g32"), (8, "w4-g32"), (16, "w4-g32"), (8, "float16"), (16, "bfloat16"), (8, "float32"),
 ])  # fmt: skip
 def test_bits_do_not_depend_on_threads_or_batches(family: str, kv_bits: int, kind: Any) -> None:
     model = of_type(long(family), kind) if kind in FLOAT_TAGS else quantized(long(family), kind)
@@ -246,6 +250,15 @@ def test_an_int8_cache_costs_little_on_a_real_model() -> None:
     assert np.concatenate(losses).mean() <= 1e-3
 
 
+def test_a_cache_of_4_bits_keeps_the_answers_of_a_published_model() -> None:
+    model = load(real_model(SMOLLM2))
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text("utf-8")
+    ids = Tokenizer(model.files).encode(text)[:300]
+    full, short = (log_softmax(logits(model, ids, kv_bits=b)) for b in (16, 4))
+    assert 1e-3 < kl_divergence(full, short).mean() < 0.06
+    assert np.mean(full.argmax(-1) == short.argmax(-1)) > 0.85
+
+
 def test_greedy_text_of_a_real_model() -> None:
     model = load(need("models/stories260K"))
     tokenizer = Tokenizer(model.files)
@@ -272,7 +285,7 @@ def test_memory_is_counted() -> None:
     ({"context": 65}, "context is 65; this model supports 1 to 64 tokens"),
     ({"context": 0}, "context is 0"),
     ({"threads": 0}, "threads is 0; use 1 to 256"),
-    ({"kv_bits": 4}, "kv_bits is 4; use 8 or 16"),
+    ({"kv_bits": 6}, "kv_bits is 6; use 4, 8 or 16"),
     ({"backend": "cuda"}, "unknown backend 'cuda'.*numba, numpy"),
 ])  # fmt: skip
 def test_options_outside_what_is_allowed(options: dict[str, Any], message: str) -> None:

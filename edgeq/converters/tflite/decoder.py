@@ -31,7 +31,13 @@ from edgeq.converters.size import Size
 from edgeq.converters.stored import StoredConstant, StoredWeight
 from edgeq.converters.target import DecoderTarget
 from edgeq.converters.tflite import read as reading
-from edgeq.converters.tflite.builder import BLOCK, LiteRTSettings, stored_matrix, write_decoder
+from edgeq.converters.tflite.builder import (
+    BLOCK,
+    LiteRTSettings,
+    only_in_float,
+    stored_matrix,
+    write_decoder,
+)
 from edgeq.converters.tflite.file import TfliteFile
 from edgeq.converters.tflite.interpreter import interpreter
 from edgeq.converters.validate.kernels import (
@@ -108,14 +114,27 @@ class LiteRTDecoderTarget(DecoderTarget):
 
     def remarks(self, model: Model, options: Options) -> list[str]:
         """The defaults that were chosen, and what they cost."""
-        config, context = model.config, settings(model.config, options).context
-        if options.context is not None or context >= config.context:
-            return []
-        return [
-            f"The context is {context} tokens (the model allows {config.context}): LiteRT copies "
-            "the whole cache at each token, so that a longer context decodes slower. --ctx-size "
-            "changes it."
-        ]
+        config, how = model.config, settings(model.config, options)
+        found = []
+        if options.context is None and how.context < config.context:
+            found.append(
+                f"The context is {how.context} tokens (the model allows {config.context}): LiteRT "
+                "copies the whole cache at each token, so that a longer context decodes slower. "
+                "--ctx-size changes it."
+            )
+        floats = {
+            name: str(tensor.scheme)
+            for name, _ in config.linears()
+            if isinstance(tensor := model.tensors[name], QuantTensor)
+            and only_in_float(name, tensor)
+        }
+        for name, scheme in floats.items() if how.compute == "int8" else ():
+            found.append(
+                f"{name} is computed in float: exact, but slower than in integers, as LiteRT has "
+                f"no integer kernel for {scheme}. It has one for w8-channel and w4-g32 "
+                f"(edgeq quantize --tensor-type '{name}=w8-channel')."
+            )
+        return found
 
     def write(
         self, model: Model, out: Path, options: Options, progress: Progress | None = None
@@ -265,9 +284,9 @@ def _kernels(recorded: Mapping[str, Any]) -> Kernels:
         # second is a build whose kernels read them as float16); then LiteRT's own kernel, which
         # runs where XNNPACK has none
         (
-            on_rounded(one_range, bfloat16_group_scales=True),
-            on_rounded(one_range),
-            on_rounded(one_magnitude),
+            on_rounded(one_range, bfloat16_group_scales=True, exact=only_in_float),
+            on_rounded(one_range, exact=only_in_float),
+            on_rounded(one_magnitude, exact=only_in_float),
             dense,
         ),
         cache,

@@ -73,17 +73,23 @@ def sparing(product: Linear) -> Linear:
     return spared
 
 
-def on_rounded(rounded: Callable[[Array], Array], *, bfloat16_group_scales: bool = False) -> Linear:
+def on_rounded(
+    rounded: Callable[[Array], Array],
+    *,
+    bfloat16_group_scales: bool = False,
+    exact: Callable[[str, QuantTensor], bool] = lambda name, weight: False,
+) -> Linear:
     """Products of quantized matrices with inputs that were rounded; others are exact.
 
     Args:
         rounded: inputs [T, K] -> the same after rounding.
         bfloat16_group_scales: round the scales of groups to bfloat16 as well. Its 8 significant
             bits change a product by about 0.1 %, the same for every token.
+        exact: (name, matrix) -> whether the products of a quantized matrix are exact too.
     """
 
     def product(name: str, x: Array, weight: Tensor) -> Array:
-        if not isinstance(weight, QuantTensor):
+        if not isinstance(weight, QuantTensor) or exact(name, weight):
             return dense(name, x, weight)
         if bfloat16_group_scales and weight.scheme.group_size is not None:
             weight = with_bfloat16_scales(weight)

@@ -35,9 +35,14 @@ from edgeq.runtime.kernels.abi import MATMUL_ARGS, PackedWeights
 from edgeq.runtime.kernels.dispatch import ISA, KERNEL_SOURCES
 from edgeq.runtime.kernels.microkernel import Isa, Variant, build, kernel_name
 
-KEY_SCHEME = QuantScheme(8, symmetric=False, granularity="channel", group_size=None)
-VALUE_SCHEME = QuantScheme(8, granularity="channel", group_size=None)
-"""INT8 caches of keys and values are read as if they were weights of these schemes."""
+CACHE_SCHEMES = {
+    bits: (
+        QuantScheme(bits, symmetric=False, granularity="channel", group_size=None),
+        QuantScheme(bits, granularity="channel", group_size=None),
+    )
+    for bits in (4, 8)
+}
+"""Caches of keys and values with so many bits are read as if they were weights of these schemes."""
 
 ENTRIES = {
     "program": ("edgeq_decoder",),

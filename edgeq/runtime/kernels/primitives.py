@@ -30,6 +30,7 @@ softmax = _external("edgeq_softmax")
 merge = _external("edgeq_merge")
 gate = _external("edgeq_gate")
 center_scores = _external("edgeq_center_scores")
+center_scores_4 = _external("edgeq_center_scores_4")
 dot_f16 = _external("edgeq_dot_f16")
 
 

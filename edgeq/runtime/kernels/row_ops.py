@@ -224,6 +224,21 @@ def rotate(x, cos, sin, half):
 
 
 @compiled
+def hadamard(x, n):
+    """n values times an orthonormal Hadamard matrix, in place; see `edgeq.runtime.activations`."""
+    v, size, half = floats(x, n), n & -n, 1
+    while half < size:
+        for first in range(0, n, 2 * half):
+            for i in range(first, first + half):
+                a, b = v[i], v[i + half]
+                v[i], v[i + half] = a + b, a - b
+        half *= 2
+    factor = _ONE / np.sqrt(np.float32(size))
+    for i in range(n):
+        v[i] *= factor
+
+
+@compiled
 def embedding_row(lin, row, out, scale):
     """Row ``row`` of an embedding matrix, dequantized, times ``scale``."""
     k, kind = lin.k, lin.kind

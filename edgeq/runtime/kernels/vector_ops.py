@@ -15,7 +15,6 @@ from edgeq.compiler.llvm_ir import (
     I8,
     I32,
     I64,
-    V16F16,
     V16F32,
     V16I32,
     VOID,
@@ -31,7 +30,9 @@ from edgeq.compiler.llvm_ir import (
     take,
 )
 from edgeq.compiler.vector_math import Binary, absolute, activation, exp, floats, larger, tree
+from edgeq.formats.packing import TILE
 from edgeq.formats.schemes import K_BLOCK
+from edgeq.model.memory_layout import CHUNK
 from edgeq.runtime.kernels.microkernel import ACT_BLOCK, Isa
 
 _V32F32, _V32I32, _V32I8 = (ir.VectorType(t, K_BLOCK) for t in (F32, I32, I8))
@@ -45,6 +46,7 @@ SYMBOLS: dict[str, tuple[ir.Type, int]] = {
     "edgeq_merge": (VOID, 3),
     "edgeq_gate": (VOID, 4),
     "edgeq_center_scores": (VOID, 4),
+    "edgeq_center_scores_4": (VOID, 4),
     "edgeq_read": (I64, 2),
 }
 """What the module defines: name -> (result, number of 64-bit integer arguments)."""
@@ -59,7 +61,8 @@ def module(isa: Isa) -> ir.Module:
     )
     _reduction(mod, "edgeq_absmax", 0.0, lambda b, s, x: larger(b, s, absolute(b, x)), larger)
     _dot_f16(mod)
-    _center_scores(mod)
+    _center_scores(mod, "edgeq_center_scores", 16)
+    _center_scores(mod, "edgeq_center_scores_4", 4)
     _softmax(mod)
     _merge(mod)
     _gate(mod)
@@ -119,7 +122,8 @@ def _reduction(mod: ir.Module, name: str, start: float, step: Binary, combine: B
 
 def _halves(b: ir.IRBuilder, address: ir.Value, wide: ir.Type) -> ir.Value:
     """One float16 or a vector of them as float32."""
-    return b.fpext(load(b, address, V16F16 if wide is V16F32 else F16, 2), wide)
+    short = ir.VectorType(F16, wide.count) if isinstance(wide, ir.VectorType) else F16
+    return b.fpext(load(b, address, short, 2), wide)
 
 
 def _dot_f16(mod: ir.Module) -> None:
@@ -145,16 +149,21 @@ def _dot_f16(mod: ir.Module) -> None:
     b.ret(b.load(total))
 
 
-def _center_scores(mod: ir.Module) -> None:
-    """Products of a float32 query with 16 float16 centers stored as [n][16]; 16 floats out."""
-    fn, b = _define(mod, "edgeq_center_scores")
+def _center_scores(mod: ir.Module, name: str, count: int) -> None:
+    """Products of a float32 query with ``count`` float16 centers stored as [n][count].
+
+    16 floats out, one for each tile of a chunk: a center of several tiles repeats its product.
+    """
+    fn, b = _define(mod, name)
     centers, q, n, out = fn.args
-    lanes = local(b, ir.Constant(V16F32, [0.0] * 16))
+    kind = ir.VectorType(F32, count)
+    lanes = local(b, ir.Constant(kind, [0.0] * count))
     with loop(b, const(0), n, 1) as i:
-        row = _halves(b, b.add(centers, b.shl(i, const(5))), V16F32)
-        x = splat(b, load(b, b.add(q, b.shl(i, const(2))), F32, 4), V16F32)
+        row = _halves(b, b.add(centers, b.mul(i, const(2 * count))), kind)
+        x = splat(b, load(b, b.add(q, b.shl(i, const(2))), F32, 4), kind)
         b.store(fma(b, row, x, b.load(lanes)), lanes)
-    store(b, b.load(lanes), out, 4)
+    tiles = CHUNK // TILE
+    store(b, take(b, b.load(lanes), [tile * count // tiles for tile in range(tiles)]), out, 4)
     b.ret_void()
 
 

@@ -401,7 +401,7 @@ def test_progress_counts_every_constant(tmp_path: Path) -> None:
     assert len(said) == 2 * len(_matrices(model))  # numbers and scales
 
 
-def test_files_that_are_not_ours_or_damaged_are_told_of(tmp_path: Path) -> None:
+def test_foreign_or_damaged_files_are_refused(tmp_path: Path) -> None:
     out = written(tiny("llama", "w4-g32"), tmp_path)
     model = next(out.rglob("model.mlmodel"))
     package = DecoderPackage(out)
@@ -455,7 +455,7 @@ def test_the_smoke_test_runs_where_there_is_no_mac(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: ")
 
 
-def test_the_memory_of_writing_is_told_beforehand(tmp_path: Path) -> None:
+def test_the_memory_of_writing_is_predicted(tmp_path: Path) -> None:
     model = tiny("llama", "w4-g32")
     small = coreml.memory(model, Options(prefill=(4,)))
     assert coreml.memory(model, Options(prefill=(4, 8))) > small

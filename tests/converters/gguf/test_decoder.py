@@ -25,10 +25,10 @@ from edgeq.converters.validate.report import ValidationReport
 from edgeq.core.errors import FormatError, UnsupportedError, UsageError
 from edgeq.formats.schemes import QuantScheme
 from edgeq.formats.spill import Spill
-from edgeq.importers import load
+from edgeq.importers import load, shapes
 from edgeq.importers.gguf.file import open_gguf
 from edgeq.importers.gguf.tokenizer import tokenizer_files
-from edgeq.model import artifact, shapes
+from edgeq.model import artifact
 from edgeq.model.block import RopeScaling
 from edgeq.model.model import Model
 from tests.conftest import SHARED, need

@@ -395,7 +395,7 @@ def test_eembc_trace_gives_the_published_joules() -> None:
         assert sum(x or 0 for x in found) == pytest.approx(sum(published), rel=0.001)
 
 
-def test_eembc_few_bad_samples_are_told_and_many_refused(tmp_path: Path) -> None:
+def test_eembc_few_bad_samples_are_reported_and_many_refused(tmp_path: Path) -> None:
     each = np.full(1000, 40.0)
     each[100:103] = [np.nan, -5, np.inf]
     trace = traces.read_eembc(eembc(tmp_path / "trace1-energy.bin", each))

@@ -105,7 +105,7 @@ def test_losses_are_those_of_the_method_and_of_palettes_apart() -> None:
     assert found.losses[EMBEDDING]["w4-g32"] == pytest.approx(want, rel=2e-3, abs=1e-9)
 
 
-def test_the_error_that_gptq_leaves_is_foretold() -> None:
+def test_the_error_that_gptq_leaves_is_predicted() -> None:
     """Without carrying it out: in the same proportion for all tensors and bits, or nearly."""
     model = random_model(tiny_config("llama", hidden=96, ffn=160))
     calibration = text(windows=10)
@@ -278,7 +278,7 @@ def test_what_was_measured_is_kept_and_read_back(tmp_path: Path) -> None:
         Sensitivity.load(path)
 
 
-def test_a_file_that_is_no_text_is_told_in_a_line(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_refused_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "s.json"
     path.write_bytes(b"\xff" * 5000)
     with pytest.raises(FormatError, match=r"is not JSON.*edgeq sensitivity") as told:
