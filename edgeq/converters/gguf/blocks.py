@@ -149,7 +149,8 @@ def _quarters(codes: Bytes) -> Bytes:
     """Two bits of each weight: byte l of a run of 32 holds those of weights l, 32+l, 64+l, 96+l."""
     runs = (codes & np.uint8(3)).reshape(*codes.shape[:2], 2, 4, 32)
     shifts = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
-    return np.bitwise_or.reduce(runs << shifts, axis=-2).reshape(*codes.shape[:2], 64)
+    quarters: Bytes = np.bitwise_or.reduce(runs << shifts, axis=-2)
+    return quarters.reshape(*codes.shape[:2], 64)
 
 
 def _nibbles(codes: Bytes, runs: int) -> Bytes:
@@ -185,7 +186,7 @@ def _iq4_xs(codes: Bytes, of: _Scales) -> list[Bytes]:
     scales = of.scales + np.uint8(32)
     shifts = np.arange(0, 16, 2, dtype=np.uint16)
     above = np.bitwise_or.reduce((scales >> 4).astype("<u2") << shifts, axis=-1, keepdims=True)
-    low = (scales[..., 0::2] & 15) | ((scales[..., 1::2] & 15) << 4)
+    low = (scales[..., 0::2] & np.uint8(15)) | ((scales[..., 1::2] & np.uint8(15)) << np.uint8(4))
     return [of.d, above.astype("<u2").view(np.uint8), low, _nibbles(codes, 8)]
 
 

@@ -243,8 +243,8 @@ def _kind(name: str, tensor: QuantTensor) -> Kind:
     )
     if encoding.container.asymmetric:
         zeros = cast("NDArray[np.uint8]", tensor.zero_points).astype(np.int16)
-        exact = minimum_is_exact(tensor.scales.astype(np.float32), zeros)
-        return "Q4_1" if exact else "Q5_0"
+        held = minimum_is_exact(tensor.scales.astype(np.float32), zeros)
+        return "Q4_1" if held else "Q5_0"
     return next(kind for kind, container in _CONTAINERS.items() if container == encoding.container)
 
 
