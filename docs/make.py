@@ -28,8 +28,9 @@ TOPICS = {
     "Recipes and schemes": ("Recipe", "Rule", "QuantScheme", "parse_scheme", "PRESETS"),
     "Run": (
         "run", "chat", "Conversation", "generate", "Engine", "Tokenizer", "SamplingParams",
-        "Chunk", "render_chat", "warmup",
+        "Chunk", "render_chat", "GrammarVocabulary", "warmup",
     ),
+    "Serve": ("serve", "Server", "ServerSettings"),
     "Convert": ("convert", "validate", "Options", "Conversion", "ValidationReport"),
     "Evaluate": ("evaluate", "perplexity", "evaluate_graph", "Outcome", "Evaluation",
                  "GraphAccuracy"),

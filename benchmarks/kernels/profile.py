@@ -24,7 +24,7 @@ from numba import njit
 from edgeq.core.cpu import this_cpu
 from edgeq.formats.packing import TILE
 from edgeq.formats.schemes import K_BLOCK, QuantScheme
-from edgeq.model.shapes import random_tensor
+from edgeq.importers.shapes import random_tensor
 from edgeq.quant.recipe import Recipe
 from edgeq.runtime.kernels import KERNEL, read_bandwidth
 from edgeq.runtime.kernels.abi import PackedWeights, Rows, group_shift

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgeq.formats.packing import TILE
 from edgeq.formats.schemes import K_BLOCK, QuantScheme
-from edgeq.model.shapes import random_tensor
+from edgeq.importers.shapes import random_tensor
 from edgeq.runtime.kernels.abi import SYNC_BYTES, group_shift
 from edgeq.runtime.kernels.jit import kernel_address, register_vector_ops
 from edgeq.runtime.kernels.matmul import call_kernel

@@ -21,9 +21,6 @@ from edgeq.devices.model_header import facts_of
 from edgeq.devices.planner import plan
 from edgeq.devices.profile import DeviceProfile
 from edgeq.devices.roofline import Speed, sustained
-from edgeq.formats.kept import KeptTensor
-from edgeq.formats.schemes import FLOAT_TAGS
-from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.importers import load
 from edgeq.model.memory_layout import KvBits
 from edgeq.model.model import Model
@@ -263,7 +260,7 @@ def _record(
         "model_filename": name,
         "model_type": _model_type(model),
         "model_size": model.nbytes,
-        "model_n_params": _n_params(model),
+        "model_n_params": sum(math.prod(t.shape) for t in model.tensors.values()),
         "n_threads": m.threads,
         "type_k": kv_type,
         "type_v": kv_type,
@@ -291,23 +288,7 @@ def _record(
     }
 
 
-def _n_params(model: Model) -> int:
-    return sum(math.prod(tensor.shape) for tensor in model.tensors.values())
-
-
 def _model_type(model: Model) -> str:
     """As llama-bench writes it: family, size, and the scheme of most weights."""
-    weights: dict[str, int] = {}
-    for tensor in model.tensors.values():
-        if isinstance(tensor, QuantTensor):
-            scheme = str(tensor.scheme)
-        elif isinstance(tensor, KeptTensor):
-            scheme = tensor.source_type
-        else:
-            scheme = FLOAT_TAGS[tensor.dtype] if isinstance(tensor, FloatTensor) else "float"
-        weights[scheme] = weights.get(scheme, 0) + tensor.shape[0] * (
-            tensor.shape[1] if len(tensor.shape) > 1 else 1
-        )
-    # the scheme of most weights names the model, as "Q4_0" names one with a Q6_K head
-    scheme = max(weights, key=lambda key: weights[key])
-    return f"{model.config.family} {human_count(_n_params(model))} {scheme}"
+    facts = facts_of(model, "the model")
+    return f"{model.config.family} {human_count(facts.n_params)} {facts.scheme}"

@@ -132,8 +132,8 @@ class _Renamed:
         self.close = runner.close
 
     def __call__(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        found = self._runner({self._names[name]: array for name, array in feeds.items()})
-        return {self._made[name]: array for name, array in found.items()}
+        results = self._runner({self._names[name]: array for name, array in feeds.items()})
+        return {self._made[name]: array for name, array in results.items()}
 
 
 def _alike(runner: GraphRunner, other: GraphRunner, model: str, base: str) -> GraphRunner:
@@ -151,10 +151,10 @@ def _alike(runner: GraphRunner, other: GraphRunner, model: str, base: str) -> Gr
             other if same or set(runner.outputs) == set(other.outputs) else _Renamed(other, runner)
         )
     if dict(runner.inputs) != dict(other.inputs):
-        told = [", ".join(f"{name} {list(info.shape)}" for name, info in one.inputs.items())
+        listed = [", ".join(f"{name} {list(info.shape)}" for name, info in one.inputs.items())
                 for one in (runner, other)]  # fmt: skip
         raise UsageError(
-            f"{model} has the inputs {told[0]}, but {base} has {told[1]}; give files that were "
+            f"{model} has the inputs {listed[0]}, but {base} has {listed[1]}; give files that were "
             "made from the same model"
         )
     return other

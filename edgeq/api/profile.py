@@ -116,8 +116,8 @@ def report(
     if path.suffix.lower() != ".html":
         raise UsageError(f"the report is {path}; its name must end in .html")
     given = [sources] if isinstance(sources, str | Path | Document) else list(sources)
-    found = read([one for one in given if not isinstance(one, Document)])
+    saved = read([one for one in given if not isinstance(one, Document)])
     documents = [one for one in given if isinstance(one, Document)]
     named = tuple((f"profile {i}", one) for i, one in enumerate(documents, 1))
-    write(Sources((*named, *found.documents), found.rows), path, title)
+    write(Sources((*named, *saved.documents), saved.rows), path, title)
     return path

@@ -19,7 +19,7 @@ from edgeq.core.errors import DoesNotFitError, UsageError
 from edgeq.devices.model_header import ModelFacts
 from edgeq.devices.profile import DeviceProfile
 from edgeq.devices.roofline import ATTENTION, DECODE_SHARE, Bound, Rates, Speed, sustained
-from edgeq.formats.schemes import ROUNDED_BITS
+from edgeq.formats.schemes import BITS
 from edgeq.model.config import ModelConfig
 from edgeq.model.memory_layout import KvBits, checked_kv_bits, kv_bytes, scratch_bytes
 
@@ -159,30 +159,30 @@ def plan(
     if profile.usable_bytes is None:
         raise UsageError(f"the usable memory of {profile.title} is not known; give it usable_bytes")
     threads = threads or profile.cores or 1
-    held = facts if bits is None else facts.at_bits(bits)
+    stored = facts if bits is None else facts.at_bits(bits)
     rates = sustained(profile, threads)
     memory = _Memory(config, kv_bits, threads, text)
-    total = held.weights_bytes + memory.beside(context)
+    total = stored.weights_bytes + memory.beside(context)
     usable = profile.usable_bytes
-    speed = Speed(held, rates, kv_bits)
+    speed = Speed(stored, rates, kv_bits)
     decode = _per_second(speed.decode_seconds(0))
     prompt = min(PROMPT, context)
     return Plan(
         model=facts.name,
         device=profile.title,
-        scheme=held.scheme,
+        scheme=stored.scheme,
         context=context,
         kv_bits=kv_bits,
         threads=threads,
         fits=total <= usable,
-        weights_bytes=held.weights_bytes,
+        weights_bytes=stored.weights_bytes,
         kv_bytes=kv_bytes(config, context, kv_bits),
         scratch_bytes=scratch_bytes(config, context, threads),
         process_bytes=memory.process,
         usable_bytes=usable,
         headroom_bytes=usable - total,
         largest_context=_largest(
-            config.context, lambda n: held.weights_bytes + memory.beside(n) <= usable
+            config.context, lambda n: stored.weights_bytes + memory.beside(n) <= usable
         ),
         highest_bits=_highest_bits(facts, usable - memory.beside(context)),
         prefill_tokens_per_s=_per_second(speed.prefill_seconds(prompt), prompt),
@@ -190,7 +190,7 @@ def plan(
         decode_full_tokens_per_s=_per_second(speed.decode_seconds(context)),
         bound=speed.bound,
         joules_per_token=profile.load_watts / decode if profile.load_watts and decode else None,
-        assumptions=tuple(_assumptions(held, profile, rates, bits, kv_bits, text)),
+        assumptions=tuple(_assumptions(stored, profile, rates, bits, kv_bits, text)),
     )
 
 
@@ -215,12 +215,12 @@ def budget_bytes(
         DoesNotFitError: nothing is left for weights.
         UsageError: as `plan`.
     """
-    made = plan(
-        facts, profile, context=context, kv_bits=kv_bits, threads=threads, bits=min(ROUNDED_BITS)
+    smallest = plan(
+        facts, profile, context=context, kv_bits=kv_bits, threads=threads, bits=min(BITS)
     )
-    left = made.usable_bytes - (made.total_bytes - made.weights_bytes)
+    left = smallest.usable_bytes - (smallest.total_bytes - smallest.weights_bytes)
     if left <= 0:
-        made.require()
+        smallest.require()
     return left
 
 
@@ -252,7 +252,7 @@ def _largest(most: int, fits: Callable[[int], bool]) -> int:
 
 
 def _highest_bits(facts: ModelFacts, room: int) -> int | None:
-    sizes = {bits: facts.at_bits(bits).weights_bytes for bits in ROUNDED_BITS}
+    sizes = {bits: facts.at_bits(bits).weights_bytes for bits in BITS}
     return max((bits for bits, nbytes in sizes.items() if nbytes <= room), default=None)
 
 

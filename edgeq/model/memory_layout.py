@@ -198,10 +198,10 @@ class Buffers:
     arrays: dict[str, tuple[int, ...]]
 
 
-def buffers(config: ModelConfig, context: int, threads: int) -> Buffers:
-    """The decoder's buffers for a context and a number of threads."""
+def buffers(config: ModelConfig, context: int, threads: int, sequences: int = 1) -> Buffers:
+    """The decoder's buffers for a context, threads, and sequences that are decoded together."""
     c, batch = config, min(BATCH, context)
-    rows = max(batch, threads)
+    rows = max(batch, threads, sequences)
     hidden, ffn = round_up(c.hidden, _WIDTH), round_up(c.ffn, _WIDTH)
     q, kv = (round_up(heads * c.head_dim, _WIDTH) for heads in (c.heads, c.kv_heads))
     acts = max(hidden, ffn, q) // 32 * ACT_BLOCK
@@ -212,18 +212,18 @@ def buffers(config: ModelConfig, context: int, threads: int) -> Buffers:
     arrays = {
         "x": (rows, hidden),
         "normed": (rows, hidden),
-        "branch": (batch, hidden),
-        "q": (batch, q),
-        "k": (batch, kv),
-        "v": (batch, kv),
+        "branch": (max(batch, sequences), hidden),
+        "q": (max(batch, sequences), q),
+        "k": (max(batch, sequences), kv),
+        "v": (max(batch, sequences), kv),
         "att": (rows, q),
-        "gate": (batch, ffn),
-        "up": (batch, ffn),
+        "gate": (max(batch, sequences), ffn),
+        "up": (max(batch, sequences), ffn),
         "acts": (rows, acts // _FLOAT),
-        "part": (c.heads * chunks, part // _FLOAT),
+        "part": (sequences * c.heads * chunks, part // _FLOAT),
         "work": (threads, work // _FLOAT),
         "sync": (SYNC_BYTES // _FLOAT,),
-        "logits": (1, round_up(c.vocab, TILE)),
+        "logits": (sequences, round_up(c.vocab, TILE)),
     }
     return Buffers(hidden, ffn, q, kv, acts, part, chunks, block, work, arrays)
 

@@ -176,5 +176,5 @@ def _counted(found: OperatorCounts) -> Operations:
 
 
 def _layer(name: str) -> int | None:
-    found = _LAYER.search(name)
-    return int(found[1]) if found else None
+    match = _LAYER.search(name)
+    return int(match[1]) if match else None

@@ -139,8 +139,8 @@ def _rest(recorder: Recorder, seconds: float, progress: Progress | None) -> None
 
 def _estimated(document: Document, run: Run, device: DeviceProfile) -> Run:
     """Joules per token, or run of a graph, if the device drew its power under load all the time."""
-    found, unit = summary(document, run), run.subject.get("unit", "token")
-    rate = found["runs_per_s" if unit == "run" else "decode_tokens_per_s"]
+    figures, unit = summary(document, run), run.subject.get("unit", "token")
+    rate = figures["runs_per_s" if unit == "run" else "decode_tokens_per_s"]
     watts = device.load_watts
     joules = None if watts is None or rate is None else watts / rate["mean"]
     reason = f"the profile {device.name} has no load_watts" if watts is None else None

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.formats.kept import KeptTensor, packed
 from edgeq.formats.packing import TILE
 from edgeq.formats.schemes import K_BLOCK
 from edgeq.formats.tensor import QuantTensor, Tensor
@@ -47,14 +46,16 @@ class CompiledProgram:
         context: positions the cache holds.
         threads: how many run side by side.
         kv_bits: 4, 8 or 16.
+        sequences: how many are decoded together, each with its own cache.
         arena: where weights are copied to; None uses them where they are.
         memory: keeps all that the records point to.
 
     Attributes:
         record: the `abi.PROGRAM`, an array of one.
         labels: layer and label of each step, for its time.
-        caches: the KV cache of each layer.
-        logits: float32 [1, V rounded up to whole tiles].
+        caches: the KV cache of each layer, for each sequence.
+        tables: address of the records of each sequence's caches.
+        logits: float32 [sequences, V rounded up to whole tiles].
 
     Raises:
         UnsupportedError: the decoder needs an operation for which there is no step.
@@ -68,18 +69,25 @@ class CompiledProgram:
         kv_bits: int,
         arena: WeightArena | None,
         memory: EngineMemory,
+        sequences: int = 1,
     ) -> None:
-        self._model, self._arena, self._memory = model, arena, memory
-        self._kept: dict[int, QuantTensor] = {}
+        self._model = model if arena else model.packed(memory.array)
+        self._arena, self._memory = arena, memory
         c = model.config
         steps = fuse(recording.record(c))
         self.labels: tuple[StepLabel, ...] = tuple((step.layer, step.label) for step in steps)
         linears = self._linear_records([name for step in steps for name in step.linears])
         self.caches = [
-            PackedCache(c, cache_length(block, context, kv_bits), kv_bits, memory.zeros)
-            for block in c.blocks
+            [
+                PackedCache(c, cache_length(block, context, kv_bits), kv_bits, memory.zeros)
+                for block in c.blocks
+            ]
+            for _ in range(sequences)
         ]
-        sizes = buffers(c, context, threads)
+        self.tables = [
+            memory.address(np.array([cache.record for cache in caches])) for caches in self.caches
+        ]
+        sizes = buffers(c, context, threads, sequences)
         attentions = self._attention_records(steps, context)
         scratch = {name: memory.scratch(shape) for name, shape in sizes.arrays.items()}
         self.logits = scratch["logits"]
@@ -94,11 +102,7 @@ class CompiledProgram:
             "step": self._step_records(steps, sizes, linears), "linear": linears, "row": rows,
         }.items():  # fmt: skip
             program[f"{name}s"], program[f"{name}_count"] = memory.address(table), len(table)
-        caches = np.array([cache.record for cache in self.caches])
-        program["attentions"], program["caches"] = (
-            memory.address(attentions),
-            memory.address(caches),
-        )
+        program["attentions"] = memory.address(attentions)
         program["layer_count"] = c.layers
         program["sync"] = scratch["sync"].ctypes.data
         program["parts"], program["part_stride"] = scratch["part"].ctypes.data, sizes.part
@@ -118,8 +122,6 @@ class CompiledProgram:
         tensor: Tensor = self._model.tensors[name]
         if self._arena:
             tensor = self._arena.copied(tensor)
-        elif isinstance(tensor, KeptTensor):
-            tensor = self._packed(tensor)
         address = self._memory.address
         n, k = tensor.shape
         record = {"n": n, "k": k, "tiles": -(-n // TILE)}
@@ -154,12 +156,6 @@ class CompiledProgram:
         if bias is not None:
             record["bias"] = address(bias.numpy(), 4)
         return record
-
-    def _packed(self, tensor: KeptTensor) -> QuantTensor:
-        """A kept tensor's packed form, made once."""
-        if id(tensor) not in self._kept:
-            self._kept[id(tensor)] = packed(tensor, self._memory.array)
-        return self._kept[id(tensor)]
 
     def _attention_records(self, steps: list[ProgramStep], context: int) -> NDArray[Any]:
         """One record of each layer; that of a layer without attention is empty."""

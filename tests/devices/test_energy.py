@@ -114,7 +114,7 @@ def test_leap_of_a_counter_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("nonsense", [math.nan, math.inf, -math.inf, -3.0, 1e6])
-def test_nonsense_is_left_out_and_told(nonsense: float) -> None:
+def test_invalid_samples_are_left_out_and_counted(nonsense: float) -> None:
     watts = [5.0] * 101
     watts[50] = nonsense
     found = trace("power", tenths(101), watts).energy(window(2, 8))
@@ -180,7 +180,7 @@ def test_idle_is_subtracted() -> None:
     assert of.energy(window(11, 19), idle=2.5).joules == pytest.approx(44)
 
 
-def test_idle_that_cannot_be_told_leaves_no_number() -> None:
+def test_unknown_idle_power_leaves_no_number() -> None:
     of = trace("power", tenths(101), [5.0] * 101)
     found = of.energy(window(2, 8), idle=window(20, 25, "idle"))
     assert found.joules is None

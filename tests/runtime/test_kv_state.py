@@ -280,7 +280,7 @@ def saved(tmp_path: Path) -> Iterator[tuple[Engine, Path]]:
         yield engine, tmp_path / "state"
 
 
-def test_other_models_are_told_apart() -> None:
+def test_other_models_are_distinguished() -> None:
     model = model_of("llama")
     assert fingerprint(model) == fingerprint(model_of("llama"))
     others = [

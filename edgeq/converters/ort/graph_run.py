@@ -18,7 +18,7 @@ from edgeq.formats.qparams import QuantParams
 from edgeq.graph.ir import Info, QuantWeight
 
 HELD = "edgeq.held"
-"""Key of the metadata that says by what names a file holds weights and grids."""
+"""Key of the metadata with the names of the tensors that hold weights, scales and zero points."""
 _KINDS = {
     "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64",
     "tensor(int8)": "int8", "tensor(uint8)": "uint8", "tensor(int32)": "int32",
@@ -111,7 +111,7 @@ def read_weights(path: Path) -> Iterator[tuple[str, QuantWeight]]:
 def read_quants(path: Path) -> dict[str, QuantParams]:
     """How each rounded value is rounded, read from a file that edgeq wrote.
 
-    Where onnxruntime fused operators it keeps equal grids once, and some are not found again.
+    Where onnxruntime fused operators it keeps equal scales and zero points once; some are missing.
 
     Raises:
         FormatError: edgeq did not write it, or it is damaged.
@@ -152,7 +152,7 @@ def _tensor(tensors: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
 
 
 def _opened(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Where everything lies, and all constants of the file."""
+    """The names of the tensors of each weight and value, and all constants of the file."""
     text = file_metadata(path).get(HELD)
     if text is None:
         raise FormatError(f"{path} was not converted by edgeq: it does not say what it holds")

@@ -14,17 +14,20 @@ from edgeq.graph.ir import Graph
 from edgeq.quant.graph.stored_samples import stored_samples
 
 RUNS = 8
-"""Inputs that are made up for a comparison where none are given."""
+"""Number of random inputs."""
 GIVEN, KEPT, RANDOM = "samples given", "calibration samples", "random inputs"
 """Where the inputs of a comparison come from."""
 
 
 def inputs_of(graph: Graph, samples: Iterable[Feeds] | None) -> tuple[str, list[Feeds]]:
-    """Where the inputs come from, and the inputs: those given, kept by the record, or made up.
+    """The inputs of a comparison: the samples given, those stored in the QDQ file, or random ones.
+
+    Returns:
+        what the report calls them, and the inputs.
 
     Raises:
         UsageError: samples are given and there are none.
-        FormatError: the record's own are damaged.
+        FormatError: those stored in the file are damaged.
     """
     if samples is not None:
         feeds: list[Feeds] = list(samples)

@@ -110,7 +110,7 @@ def read(path: Path, interval_s: float = 1.0) -> list[Trace]:
     clock = "unix" if stamped else "own"
     rails = {rail for values in parsed for rail in values["power"]}
     whole = tuple(rail for rail in WHOLE if rail in rails)[:1]
-    made = []
+    traces = []
     for quantity in ("power", "temperature", "frequency"):
         samples = [
             Reading(round(s * 1e9), values[quantity])
@@ -126,8 +126,8 @@ def read(path: Path, interval_s: float = 1.0) -> list[Trace]:
             total=whole if quantity == "power" else (),
         )
         if any(sample.values for sample in samples):
-            made.append(Trace.of(sensor, samples, problems, clock))
-    return made
+            traces.append(Trace.of(sensor, samples, problems, clock))
+    return traces
 
 
 def _stamp(line: str) -> float | None:

@@ -43,10 +43,10 @@ def read_eembc(path: Path) -> Trace:
         FormatError: the file is not such a trace, or is damaged.
     """
     if path.is_dir():
-        found = sorted(path.glob("*-energy.bin"))
-        if len(found) != 1:
-            raise FormatError(f"{path} holds {len(found)} *-energy.bin; name one of them")
-        path = found[0]
+        files = sorted(path.glob("*-energy.bin"))
+        if len(files) != 1:
+            raise FormatError(f"{path} holds {len(files)} *-energy.bin; name one of them")
+        path = files[0]
     data = _bytes(path)
     if len(data) < 9 or data[0] != EEMBC_MAGIC or (len(data) - 5) % 4:
         raise FormatError(

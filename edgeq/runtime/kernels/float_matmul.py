@@ -12,8 +12,8 @@ in registers, which is exact.
 
 Few tokens are bound by memory: rows go through the registers straight from the file, several at
 once, each from another part of the range, so that the processor sees a few long streams and
-fetches them ahead. Many tokens are bound by arithmetic: a panel of `Isa.float_panel` rows of a block
-is widened once, and a tile of `GROUP` rows times `Isa.float_tokens` tokens has its sums in
+fetches them ahead. Many tokens are bound by arithmetic: a panel of `Isa.float_panel` rows of a
+block is widened once, and a tile of `GROUP` rows times `Isa.float_tokens` tokens has its sums in
 registers, as in Goto & van de Geijn 2008, "Anatomy of high-performance matrix multiplication". As
 the 16 lanes are independent of each other, a tile is done in passes over as many lanes as fill a
 register, which leaves room for more rows and tokens.

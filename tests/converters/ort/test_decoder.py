@@ -29,12 +29,12 @@ from edgeq.core.errors import (
 from edgeq.evaluation.text import kl_divergence, log_softmax
 from edgeq.formats.tensor import FloatTensor, QuantTensor, float32_to_bf16
 from edgeq.importers import load
+from edgeq.importers.shapes import random_model as random_shape
+from edgeq.importers.shapes import shape
 from edgeq.model.artifact import load as load_artifact
 from edgeq.model.artifact import save
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
-from edgeq.model.shapes import random_model as random_shape
-from edgeq.model.shapes import shape
 from edgeq.model.trace import TracedReference
 from edgeq.quant import Recipe
 from tests.conftest import need

@@ -271,7 +271,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         genai.check(tiny(), Options())
 
 
-def test_a_damaged_folder_is_told_of(tmp_path: Path) -> None:
+def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="cannot be read"):
         genai.open_runner(tmp_path)
     out = made(tiny(), tmp_path / "out")

@@ -177,7 +177,7 @@ def test_symmetric_ranges_are_refused() -> None:
         StaticActivations.of(replace(model, provenance={KEY: data}))
 
 
-def test_a_matrix_without_a_range_is_told() -> None:
+def test_a_matrix_without_a_range_is_named() -> None:
     model, _ = small()
     static = StaticActivations("minmax", {NAME: (-1.0, 1.0)})
     with pytest.raises(UsageError, match=r"no static range for the inputs of .*q_proj"):
