@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgeq.core.progress import Progress
-from edgeq.model.memory_layout import KvBits
+from edgeq.model.kv_bits import KvBits
 from edgeq.serving.server import Server, Source
 from edgeq.serving.settings import ServerSettings
 
@@ -34,6 +34,9 @@ def serve(
         MissingDependencyError: the extra "serve" is not installed.
         FormatError: a model cannot be opened.
         UsageError: the address cannot be had, or two models have one name.
+
+    Example:
+        >>> edgeq.serve(["chat.edgeq"])  # doctest: +SKIP
     """
     Server(
         models, settings, context=context, threads=threads, kv_bits=kv_bits, backend=backend,

@@ -13,7 +13,7 @@ from edgeq.core.errors import UsageError
 from edgeq.core.progress import Progress
 from edgeq.importers import load
 from edgeq.importers.tokenizer.chat_templates import chat_templates
-from edgeq.model.memory_layout import KvBits
+from edgeq.model.kv_bits import KvBits
 from edgeq.model.model import Model
 from edgeq.runtime.constraint import GrammarVocabulary
 from edgeq.runtime.engine import Engine
