@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgeq.converters.metadata_blob import read_blob
 from edgeq.converters.ort.file import unpack_rows
-from edgeq.converters.ort.run import read_graph, require
+from edgeq.converters.ort.run import exact_session, read_graph, require
 from edgeq.converters.runners import Precision
 from edgeq.core.errors import FormatError
 from edgeq.formats.qparams import QuantParams
@@ -46,9 +46,7 @@ class OrtGraphRunner:
         options.log_severity_level = 4
         options.intra_op_num_threads = threads
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
+            self._session = exact_session(path, options)
         except Exception as err:  # onnxruntime's own exceptions share no base but this
             raise FormatError(f"onnxruntime cannot load {path}: {err}") from err
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
@@ -96,6 +94,8 @@ def read_weights(path: Path) -> Iterator[tuple[str, QuantWeight]]:
             yield name, QuantWeight(rows, np.asarray(scales), entry["bits"], entry["axis"], block)
             continue
         stored = _tensor(tensors, entry["levels"])
+        if stored.dtype == np.uint8:  # with the zero point 128
+            stored = (stored ^ np.uint8(128)).view(np.int8)
         levels = stored.astype(np.int32 if entry["bits"] == 32 else np.int8)
         if entry["turned"]:
             levels, scales = levels.T, scales.T if block else scales
@@ -107,8 +107,8 @@ def read_weights(path: Path) -> Iterator[tuple[str, QuantWeight]]:
         yield (
             name,
             QuantWeight(
-                np.ascontiguousarray(levels),
-                np.asarray(scales, order="C"),  # which leaves a single one without axes
+                np.asarray(levels, order="C"),  # which leaves a single one without axes
+                np.asarray(scales, order="C"),
                 bits,
                 entry["axis"],
                 block,

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.converters.ort.run import OrtRunner, graph_of, profiled, require
+from edgeq.converters.ort.run import OrtRunner, exact_session, graph_of, profiled, require
 from edgeq.converters.target import NodeTime, ProfilerTarget
 from edgeq.core.errors import FormatError
 
@@ -75,9 +75,7 @@ class OrtTimedGraph:
             options.intra_op_num_threads = threads
         profiled(options, profile)
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
+            self._session = exact_session(path, options)
         # onnxruntime's own exceptions share no base but this
         except Exception as err:
             raise FormatError(f"onnxruntime cannot load {path}: {err}") from err

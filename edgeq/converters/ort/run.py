@@ -24,6 +24,7 @@ from edgeq.converters.validate.constants import operator
 from edgeq.converters.validate.kernels import Kernels, by_blocks, half
 from edgeq.core.errors import EdgeqError, FormatError, MissingDependencyError, UsageError
 from edgeq.formats.tensor import Tensor
+from edgeq.graph.execute import sums_saturate
 from edgeq.model.config import ModelConfig
 from edgeq.model.formulas import Array, dense
 from edgeq.model.reference import CacheRounding, checked_tokens
@@ -66,6 +67,33 @@ def versions() -> dict[str, str]:
 def graph_of(path: Path) -> Path:
     """The .onnx or .ort file of a folder, or the file itself."""
     return path / "model.onnx" if path.is_dir() else path
+
+
+def exact_session(path: Path, options: Any) -> Any:
+    """Open a file so that products of 8 bits are summed exactly on any processor, as far as it can.
+
+    Args:
+        path: .onnx, or .ort, whose signed weights cannot be made unsigned any more.
+        options: onnxruntime's; changed.
+
+    Raises:
+        Exception: what onnxruntime says, whose exceptions share no base but this.
+    """
+    _, onnxruntime = require()
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    try:
+        return _session(path, options)
+    except Exception:
+        if not sums_saturate():
+            raise
+        # onnxruntime makes weights unsigned for one operator each; others compute in float
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        return _session(path, options)
+
+
+def _session(path: Path, options: Any) -> Any:
+    _, onnxruntime = require()
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def profiled(options: Any, prefix: Path | None) -> None:

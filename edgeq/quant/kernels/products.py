@@ -75,6 +75,28 @@ def product(
     return out
 
 
+def add_moments(x: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    """Add ``x[g]^T x[g]`` to each matrix of a stack, with the bits of `product`.
+
+    Args:
+        x: float32 [G, T, K]; any strides.
+        out: float32 [G, K, K], contiguous.
+    """
+    (count, t, k) = x.shape
+    assert x.dtype == out.dtype == np.dtype(np.float32)
+    assert out.shape == (count, k, k)
+    assert out.flags.c_contiguous
+    if not x.size:
+        return
+    scratch = np.empty(gemm_scratch(registers().tile) + 64, np.uint8)
+    nth, row, column = x.strides
+    side = x.ctypes.data, column, row
+    function("edgeq_gemms_float32")(
+        *side, *side, out.ctypes.data, out.strides[1], k, k, t, 1, 0,
+        scratch.ctypes.data + -scratch.ctypes.data % 64, count, nth, nth, out.strides[0],
+    )  # fmt: skip
+
+
 def row_products(
     a: NDArray[np.float32], b: NDArray[np.float32], *, wide: bool = False
 ) -> NDArray[Any]:

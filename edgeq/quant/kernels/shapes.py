@@ -17,6 +17,8 @@ GEMM = (
     "m", "n", "k", "accumulate", "negate", "scratch",
 )  # fmt: skip
 """Addresses, strides in bytes, sizes, and two flags."""
+GEMMS = (*GEMM, "count", "a_next", "b_next", "c_next")
+"""A product of each of a stack of matrices, so many bytes apart."""
 ROUND = (
     "target", "target_row", "levels", "levels_row", "scales", "scales_trial", "scales_column",
     "zeros", "mix", "pivots", "columns", "trials", "first", "last", "table", "limits",
@@ -37,11 +39,14 @@ GRIDS = ("even", "zeros", "palette")
 SYMBOLS: dict[str, int] = {
     "edgeq_gemm_float32": len(GEMM),
     "edgeq_gemm_float64": len(GEMM),
+    "edgeq_gemms_float32": len(GEMMS),
     **{f"edgeq_round_{grid}": len(ROUND) for grid in GRIDS},
     "edgeq_cost": len(COST),
     "edgeq_fit": len(FIT),
     "edgeq_row_products": 7,
     "edgeq_row_products64": 7,
+    "edgeq_histogram": 5,
+    "edgeq_rounding_errors": 8,
     "edgeq_softmax_rows": 3,
     "edgeq_activation": 3,
     "edgeq_cholesky64": 4,

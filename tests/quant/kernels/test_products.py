@@ -43,6 +43,19 @@ def test_threads_and_parts_give_the_same_bits() -> None:
     np.testing.assert_array_equal(products.product(a[17:50], b[3:90]), whole[17:50, 3:90])
 
 
+@pytest.mark.parametrize("k", [*SIZES, 256])
+def test_moments_of_a_stack_have_the_bits_of_products(k: int) -> None:
+    for count, t in ((1, 1), (3, 512), (5, 257)):
+        x = RNG.normal(size=(t, count, k)).astype(np.float32).swapaxes(0, 1)
+        out = RNG.normal(size=(count, k, k)).astype(np.float32)
+        want = out.copy()
+        for part, matrix in zip(x, want, strict=True):
+            products.product(part.T, part.T, matrix, accumulate=True)
+        products.add_moments(x, out)
+        np.testing.assert_array_equal(out, want)
+    products.add_moments(np.zeros((0, 4, k), np.float32), np.zeros((0, k, k), np.float32))
+
+
 @pytest.mark.parametrize("n", SIZES)
 def test_sums_and_softmax(n: int) -> None:
     x, y = RNG.normal(size=(2, 5, n)).astype(np.float32)
