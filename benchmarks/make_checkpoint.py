@@ -22,8 +22,8 @@ import numpy as np
 
 from edgeq.core.errors import EdgeqError, UnsupportedError
 from edgeq.formats.tensor import float32_to_bf16
+from edgeq.importers.shapes import SHAPES, shape
 from edgeq.model.config import ModelConfig
-from edgeq.model.shapes import SHAPES, shape
 
 CHUNK = 1 << 22
 """Weights made at a time."""

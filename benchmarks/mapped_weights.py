@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 from edgeq.formats.schemes import parse_scheme
+from edgeq.importers.shapes import SHAPES, random_model, shape
 from edgeq.model import artifact
-from edgeq.model.shapes import SHAPES, random_model, shape
 from edgeq.runtime.engine import Engine
 
 PROMPT = list(range(3, 35))

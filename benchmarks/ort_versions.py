@@ -57,12 +57,13 @@ WORKER = textwrap.dedent(
 
 def cases(folder: Path) -> Iterator[tuple[str, Path, list[int], str]]:
     """Names, files, right tokens and stated least versions."""
+    from edgeq import quantize
     from edgeq.converters import Options
     from edgeq.converters.ort.decoder import OrtDecoderTarget
     from edgeq.importers import load
     from edgeq.model import artifact
     from edgeq.model.reference import Reference
-    from edgeq.quant import Recipe, quantize
+    from edgeq.quant import Recipe
 
     source = load(DEMO)
     blocks = tuple(replace(block, window=7) for block in source.config.blocks)

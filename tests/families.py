@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgeq.formats.schemes import QuantScheme, parse_scheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
+from edgeq.importers.huggingface.families import FAMILIES as FAMILY_ROWS
 from edgeq.model.block import BlockSpec, RopeScaling, RopeSpec
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
@@ -136,7 +137,7 @@ def random_model(config: ModelConfig, seed: int = 0) -> Model:
         tensors[name] = _float(rng.normal(size=(n, k)) / math.sqrt(k))
     for name, shape in config.norms():
         tensors[name] = _float(1 - config.norm_offset + 0.2 * rng.normal(size=shape))
-    if config.family == "qwen2":
+    if FAMILY_ROWS[config.family].biases == "qkv":
         for name, shape in config.biases():
             if "o_proj" not in name:
                 tensors[name] = _float(0.3 * rng.normal(size=shape))

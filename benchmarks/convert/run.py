@@ -131,8 +131,9 @@ def byte_tokenizer(vocab: int) -> dict[str, str]:
 
 def make_artifact(shape: str, home: Path) -> Path:
     """A w4-g32 artifact of the shape, embedding and head in w8-channel; kept between runs."""
+    from edgeq import quantize
     from edgeq.importers import load
-    from edgeq.quant import Recipe, quantize
+    from edgeq.quant import Recipe
 
     artifact = home / f"{shape}.edgeq"
     if not artifact.exists():

@@ -24,13 +24,13 @@ from numba import njit
 from edgeq.core.cpu import this_cpu
 from edgeq.formats.packing import TILE
 from edgeq.formats.schemes import K_BLOCK, QuantScheme
-from edgeq.model.shapes import random_tensor
+from edgeq.importers.shapes import random_tensor
 from edgeq.quant.recipe import Recipe
 from edgeq.runtime.kernels import KERNEL, read_bandwidth
 from edgeq.runtime.kernels.abi import PackedWeights, Rows, group_shift
 from edgeq.runtime.kernels.dispatch import ISA
 from edgeq.runtime.kernels.jit import assembly, kernel_address, register_vector_ops
-from edgeq.runtime.kernels.matmul import quant_matmul
+from edgeq.runtime.kernels.matmul import call_kernel
 from edgeq.runtime.kernels.microkernel import ACT_BLOCK, Variant
 from edgeq.runtime.kernels.primitives import quantize_row
 
@@ -54,7 +54,7 @@ def _chain(x, n):  # type: ignore[no-untyped-def]
 @njit(nogil=True)
 def _rounds(kernel, weights, acts, out, tiles, n):  # type: ignore[no-untyped-def]
     for _ in range(n):
-        quant_matmul(kernel, weights, acts, out, 0, tiles)
+        call_kernel(kernel, weights, acts, out, 0, tiles)
 
 
 def gigahertz() -> float:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgeq.importers.shapes import shape
 from edgeq.model.config import ModelConfig
-from edgeq.model.shapes import shape
 
 SHAPES = ("llama-3.2-1b", "qwen2.5-0.5b", "smollm2-135m")
 PROMPTS = (8, 64, 512)

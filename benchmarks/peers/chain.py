@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from edgeq.formats.packing import TILE
 from edgeq.formats.schemes import K_BLOCK, QuantScheme
-from edgeq.model.shapes import random_tensor
+from edgeq.importers.shapes import random_tensor
 from edgeq.runtime.kernels.abi import SYNC_BYTES, group_shift
 from edgeq.runtime.kernels.jit import kernel_address, register_vector_ops
-from edgeq.runtime.kernels.matmul import quant_matmul
+from edgeq.runtime.kernels.matmul import call_kernel
 from edgeq.runtime.kernels.microkernel import ACT_BLOCK
 from edgeq.runtime.kernels.primitives import ints, quantize_row, records
 from edgeq.runtime.kernels.row_ops import barrier, next_tiles
@@ -50,7 +50,7 @@ def _run(_result, _error, args_at, tid):  # type: ignore[no-untyped-def]
             first, last = next_tiles(c.sync, c.tiles, c.threads)
             if first == last:
                 break
-            quant_matmul(
+            call_kernel(
                 c.kernel, codes[r], c.code_step, scales[r], c.scale_step, 0, 0, c.blocks, c.shift,
                 own, c.act_stride, c.tokens, c.out + r * c.out_step, c.out_stride, first, last,
             )  # fmt: skip

@@ -11,9 +11,9 @@ from protocol import repeat, serve
 
 from edgeq._version import __version__
 from edgeq.formats.schemes import QuantScheme, parse_scheme
+from edgeq.importers.shapes import random_model, shape
 from edgeq.model import artifact
 from edgeq.model.model import Model
-from edgeq.model.shapes import random_model, shape
 from edgeq.profiling import bytes_read_per_token, read_bandwidth
 from edgeq.runtime.engine import Engine
 

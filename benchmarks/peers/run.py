@@ -34,7 +34,7 @@ from setting import HERE, ROOT, Neighbor, Others, home, last_cache_bytes, machin
 
 from edgeq._version import __version__
 from edgeq.core.cpu import available_cores
-from edgeq.model.shapes import SHAPES
+from edgeq.importers.shapes import SHAPES
 
 MATMUL_ERROR = 0.02
 """Activations of 8 bits are off by less than this."""

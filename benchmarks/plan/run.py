@@ -23,8 +23,8 @@ from gguf_types import gguf_facts
 from edgeq.core.cpu import this_cpu
 from edgeq.devices.profile import find
 from edgeq.devices.roofline import DECODE_SHARE, Speed, sustained
+from edgeq.importers.shapes import SHAPES
 from edgeq.model.config import ModelConfig
-from edgeq.model.shapes import SHAPES
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parents[1] / "docs"

@@ -26,15 +26,15 @@ from cases import BATCH, LEAN, STEPS, Case, cases
 from report import write
 from subjects import CALIBRATION, CONTEXT, ROOT, TRAINING, Subject, subjects
 
+from edgeq import quantize
 from edgeq._version import __version__
 from edgeq.core.errors import EdgeqError
 from edgeq.evaluation.text import Evaluation
 from edgeq.importers import load
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
-from edgeq.quant import quantize
 from edgeq.quant.decoder.calibrate import calibrate
-from edgeq.quant.decoder.static import linear_of
+from edgeq.quant.decoder.static import StaticActivations, dynamic_linear
 
 OUT = ROOT / "docs" / "quality.json"
 
@@ -73,7 +73,10 @@ def measured(subject: Subject, case: Case, folder: Path) -> dict[str, Any]:
     )  # fmt: skip
     seconds = time.perf_counter() - started
     model = load(path)
-    linear = linear_of(model)
+    static, activations = StaticActivations.of(model), summary.recipe.activations
+    linear = static.linear() if static else None
+    if activations is not None and activations.mode == "dynamic":
+        linear = dynamic_linear()
     reference = Reference(model, linear=linear) if linear else Reference(model, keep=True)
     return {
         **sizes(model),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from edgeq._version import __version__
 from edgeq.core.cpu import this_cpu
@@ -21,10 +21,8 @@ from edgeq.devices.model_header import facts_of
 from edgeq.devices.planner import plan
 from edgeq.devices.profile import DeviceProfile
 from edgeq.devices.roofline import Speed, sustained
-from edgeq.formats.kept import KeptTensor
-from edgeq.formats.schemes import FLOAT_TAGS
-from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.importers import load
+from edgeq.model.memory_layout import KvBits
 from edgeq.model.model import Model
 from edgeq.profiling import Measurement, Workload, measure, read_bandwidth
 from edgeq.profiling.foreign import Named, open_candidate
@@ -43,7 +41,7 @@ def bench(
     n_depth: Sequence[int] = (0,),
     threads: Sequence[int] | None = None,
     repetitions: int = 5,
-    kv_bits: Literal[8, 16] = 8,
+    kv_bits: KvBits = 8,
     backend: str = "numba",
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
@@ -111,7 +109,7 @@ def bench_rows(
     workloads: Sequence[Workload],
     *,
     threads: Sequence[int] | None = None,
-    kv_bits: Literal[8, 16] = 8,
+    kv_bits: KvBits = 8,
     backend: str = "numba",
     profile_for: Callable[[int], DeviceProfile] | None = None,
     progress: Progress | None = None,
@@ -218,7 +216,7 @@ def bench_graphs(
 
 
 def _planned(
-    model: Model, m: Measurement, kv_bits: Literal[8, 16], context: int, profile: DeviceProfile
+    model: Model, m: Measurement, kv_bits: KvBits, context: int, profile: DeviceProfile
 ) -> dict[str, Any]:
     """The speed and memory that a plan for this machine predicts, and the errors in percent."""
     facts, workload = facts_of(model, "the model"), m.workload
@@ -262,7 +260,7 @@ def _record(
         "model_filename": name,
         "model_type": _model_type(model),
         "model_size": model.nbytes,
-        "model_n_params": _n_params(model),
+        "model_n_params": sum(math.prod(t.shape) for t in model.tensors.values()),
         "n_threads": m.threads,
         "type_k": kv_type,
         "type_v": kv_type,
@@ -290,23 +288,7 @@ def _record(
     }
 
 
-def _n_params(model: Model) -> int:
-    return sum(math.prod(tensor.shape) for tensor in model.tensors.values())
-
-
 def _model_type(model: Model) -> str:
     """As llama-bench writes it: family, size, and the scheme of most weights."""
-    weights: dict[str, int] = {}
-    for tensor in model.tensors.values():
-        if isinstance(tensor, QuantTensor):
-            scheme = str(tensor.scheme)
-        elif isinstance(tensor, KeptTensor):
-            scheme = tensor.source_type
-        else:
-            scheme = FLOAT_TAGS[tensor.dtype] if isinstance(tensor, FloatTensor) else "float"
-        weights[scheme] = weights.get(scheme, 0) + tensor.shape[0] * (
-            tensor.shape[1] if len(tensor.shape) > 1 else 1
-        )
-    # the scheme of most weights names the model, as "Q4_0" names one with a Q6_K head
-    scheme = max(weights, key=lambda key: weights[key])
-    return f"{model.config.family} {human_count(_n_params(model))} {scheme}"
+    facts = facts_of(model, "the model")
+    return f"{model.config.family} {human_count(facts.n_params)} {facts.scheme}"

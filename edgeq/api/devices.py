@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from edgeq.core.cpu import available_cores
 from edgeq.core.errors import FormatError, UsageError
@@ -15,8 +15,9 @@ from edgeq.devices.planner import Plan
 from edgeq.devices.planner import plan as plan_on
 from edgeq.devices.profile import DeviceProfile, find, names
 from edgeq.formats.schemes import FloatScheme
+from edgeq.importers.shapes import shape as known_shape
+from edgeq.model.memory_layout import KvBits
 from edgeq.model.model import Model
-from edgeq.model.shapes import shape as known_shape
 from edgeq.profiling import read_bandwidth
 
 THIS = "this"
@@ -141,7 +142,7 @@ def plan(
     shape: str | None = None,
     context: int | None = None,
     bits: int | None = None,
-    kv_bits: Literal[8, 16] = 8,
+    kv_bits: KvBits = 8,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Plan:

@@ -47,8 +47,8 @@ def _kernel() -> Check:
             lacks = sorted(needs - cpu.features)
             better.append(f"{kernel.name} needs {' '.join(lacks)}" if lacks else kernel.name)
     why = "EDGEQ_KERNEL asks for it" if wanted else "the best this processor runs"
-    found = f"{ISA.name}: {why}" + (f" ({'; '.join(better)})" if better else "")
+    detail = f"{ISA.name}: {why}" + (f" ({'; '.join(better)})" if better else "")
     fix = ""
     if wanted and better and "needs" not in better[0]:
         fix = f"unset EDGEQ_KERNEL to use {better[0]}"
-    return Check("kernel", True, found, fix, needed=True)
+    return Check("kernel", True, detail, fix, needed=True)

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.converters.runners import GraphRunner
-from edgeq.converters.targets import open_graph
-from edgeq.converters.tflite.foreign import ForeignTflite
-from edgeq.core.errors import FormatError, UnsupportedError, UsageError
+from edgeq.converters.targets import open_graph, opens_as_graph
+from edgeq.converters.tflite.foreign import read_or_open
+from edgeq.core.errors import UsageError
 from edgeq.core.progress import Progress
 from edgeq.evaluation.graph import GraphEvaluation
 from edgeq.evaluation.graph import evaluate_graph as evaluate_runner
 from edgeq.graph.execute import Session
-from edgeq.graph.files import graph_format, read
+from edgeq.graph.files import graph_format
 from edgeq.graph.ir import Graph
 from edgeq.quant.graph.images import Preprocess
 from edgeq.quant.graph.samples import Samples, open_samples
@@ -78,10 +78,10 @@ def evaluate_graph(
         (4, 1.0)
     """
     model, other = str(model), None
-    runner, about = _opened(model, threads)
+    runner, about = _opened(Path(model), threads)
     try:
         if base is not None:
-            other, _ = _opened(str(base), threads)
+            other, _ = _opened(Path(base), threads)
             other = _alike(runner, other, model, str(base))
         samples = open_samples(
             str(data), about, preprocess=preprocess or Preprocess.from_meta(about.meta),
@@ -99,28 +99,23 @@ def evaluate_graph(
     return GraphAccuracy(evaluation, runtimes, samples.source, samples.preprocess)
 
 
-def _opened(path: str, threads: int) -> tuple[GraphRunner, Graph]:
+def _opened(path: Path, threads: int) -> tuple[GraphRunner, Graph]:
     """A runner, and a graph without operators that has the file's inputs and meta.
 
     A file that its runtime takes only from edgeq is read as a graph and run by onnxruntime; a
     .tflite file that is no graph of floats runs in LiteRT as it is.
     """
-
-    try:
+    runner: GraphRunner
+    if opens_as_graph(path) or graph_format(path) is None or not path.is_file():
         runner = open_graph(path, threads=threads)
-    except FormatError:
-        if graph_format(path) is None or not Path(path).is_file():
-            raise
-        try:
-            graph = read(path)
-            return Session(graph, threads=threads), graph
-        except (FormatError, UnsupportedError):
-            if graph_format(path) != "tflite":
-                raise
-            runner = ForeignTflite(path, threads=threads)
+    else:
+        opened = read_or_open(path, threads=threads)
+        if isinstance(opened, Graph):
+            return Session(opened, threads=threads), opened
+        runner = opened
     values = {**runner.inputs, **runner.outputs}
     inputs, outputs = tuple(runner.inputs), tuple(runner.outputs)
-    about = Graph(Path(path).stem, inputs, outputs, (), {}, values, meta=runner.metadata)
+    about = Graph(path.stem, inputs, outputs, (), {}, values, meta=runner.metadata)
     return runner, about
 
 
@@ -137,8 +132,8 @@ class _Renamed:
         self.close = runner.close
 
     def __call__(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        found = self._runner({self._names[name]: array for name, array in feeds.items()})
-        return {self._made[name]: array for name, array in found.items()}
+        results = self._runner({self._names[name]: array for name, array in feeds.items()})
+        return {self._made[name]: array for name, array in results.items()}
 
 
 def _alike(runner: GraphRunner, other: GraphRunner, model: str, base: str) -> GraphRunner:
@@ -156,10 +151,10 @@ def _alike(runner: GraphRunner, other: GraphRunner, model: str, base: str) -> Gr
             other if same or set(runner.outputs) == set(other.outputs) else _Renamed(other, runner)
         )
     if dict(runner.inputs) != dict(other.inputs):
-        told = [", ".join(f"{name} {list(info.shape)}" for name, info in one.inputs.items())
+        listed = [", ".join(f"{name} {list(info.shape)}" for name, info in one.inputs.items())
                 for one in (runner, other)]  # fmt: skip
         raise UsageError(
-            f"{model} has the inputs {told[0]}, but {base} has {told[1]}; give files that were "
+            f"{model} has the inputs {listed[0]}, but {base} has {listed[1]}; give files that were "
             "made from the same model"
         )
     return other

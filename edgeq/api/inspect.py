@@ -8,13 +8,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from edgeq.converters.targets import graph_target, graph_target_of
-from edgeq.converters.tflite.foreign import ForeignTflite
-from edgeq.core.errors import EdgeqError, FormatError, check_type
+from edgeq.converters.targets import graph_target, graph_target_of, is_written_graph
+from edgeq.converters.tflite.foreign import read_or_open
+from edgeq.core.errors import check_type
 from edgeq.devices.model_header import facts_of
 from edgeq.formats.packing import TILE, round_up
 from edgeq.formats.tensor import QuantTensor, Tensor
-from edgeq.graph.files import read
 from edgeq.graph.ir import Graph
 from edgeq.importers import load, source_kind
 from edgeq.model.model import Model
@@ -33,7 +32,8 @@ def inspect(model: Model | str | Path, *, path: str | None = None) -> dict[str, 
     Returns:
         A record that JSON can hold. Of a decoder: "config", "n_params", "nbytes", "bpw" (bits per
         weight, scales and padding included), "tensors" (each with scheme, shape, size and SQNR),
-        "files" and "provenance". Of a graph: "inputs", "outputs", "nbytes", "arena_bytes",
+        "files", "integers" (which were kept from another program's file, and which edgeq rounded)
+        and "provenance". Of a graph: "inputs", "outputs", "nbytes", "arena_bytes",
         "precisions" and "operators". Of a file for another runtime: "weights" and "quants".
 
     Raises:
@@ -49,7 +49,9 @@ def inspect(model: Model | str | Path, *, path: str | None = None) -> dict[str, 
     if path is None:
         path = "" if isinstance(model, Model) else str(model)
     if not isinstance(model, Model) and (kind := source_kind(model)) != "model":
-        return _inspect_graph(Path(model), path) if kind == "graph" else _inspect_file(Path(model))
+        return _inspect_converted(Path(model)) if kind == "program" else _inspect_graph(
+            Path(model), path
+        )  # fmt: skip
     opened = model if isinstance(model, Model) else load(model)
     schemes = {name: known.scheme for name, known in facts_of(opened, path).tensors.items()}
     tensors = [
@@ -64,6 +66,7 @@ def inspect(model: Model | str | Path, *, path: str | None = None) -> dict[str, 
         "bpw": _bits_per_weight(opened.nbytes, weights),
         "tensors": tensors,
         "files": {name: len(content) for name, content in opened.files.items()},
+        "integers": opened.integers(),
         "provenance": dict(opened.provenance),
     }
 
@@ -91,13 +94,15 @@ def _describe(model: Model, name: str, tensor: Tensor, scheme: str) -> dict[str,
 
 
 def _inspect_graph(path: Path, name: str) -> dict[str, Any]:
-    try:
-        graph = read(path)
-    except EdgeqError as err:
-        try:  # a file that edgeq made for a runtime is not a graph that it reads
-            return _inspect_file(path)
-        except EdgeqError:
-            raise err from None
+    if is_written_graph(path):
+        converted = _inspect_converted(path)
+        if converted["weights"] or converted["quants"]:  # else it is a graph of floats
+            return converted
+    graph = read_or_open(path)
+    if not isinstance(graph, Graph):
+        record = {"path": str(path), "nbytes": path.stat().st_size, **graph.describe()}
+        graph.close()
+        return record
     rows = operator_rows(graph)
     float_bytes, nbytes = constants_bytes(graph)
     return {
@@ -119,18 +124,10 @@ def _shapes(graph: Graph, names: Iterable[str]) -> dict[str, str]:
     return {name: f"{info.dtype} {list(info.shape)}" for name, info in infos.items()}
 
 
-def _inspect_file(path: Path) -> dict[str, Any]:
-    """What edgeq packed into a file for another runtime, or a .tflite file as LiteRT sees it."""
-    try:
-        target = graph_target(graph_target_of(path))
-        weights, quants = dict(target.read_weights(path)), target.read_quants(path)
-    except FormatError:
-        if path.suffix.lower() != ".tflite":
-            raise
-        runner = ForeignTflite(path)
-        record = {"path": str(path), "nbytes": path.stat().st_size, **runner.describe()}
-        runner.close()
-        return record
+def _inspect_converted(path: Path) -> dict[str, Any]:
+    """What edgeq packed into a file for another runtime."""
+    target = graph_target(graph_target_of(path))
+    weights, quants = dict(target.read_weights(path)), target.read_quants(path)
     return {
         "path": str(path),
         "weights": {

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from edgeq.core.errors import UsageError
 from edgeq.core.progress import Progress
 from edgeq.devices.meters import from_option, probe
 from edgeq.devices.profile import DeviceProfile, find
 from edgeq.devices.transport import open_transport
+from edgeq.model.memory_layout import KvBits
 from edgeq.profiling.document import Document
 from edgeq.profiling.foreign import Named
 from edgeq.profiling.profile import profile as profile_here
@@ -24,7 +24,7 @@ def profile(
     workload: Workload | None = None,
     *,
     threads: int | None = None,
-    kv_bits: Literal[8, 16] = 8,
+    kv_bits: KvBits = 8,
     backend: str = "numba",
     meters: Sequence[str] = (),
     idle_seconds: float = 0.0,
@@ -116,8 +116,8 @@ def report(
     if path.suffix.lower() != ".html":
         raise UsageError(f"the report is {path}; its name must end in .html")
     given = [sources] if isinstance(sources, str | Path | Document) else list(sources)
-    found = read([one for one in given if not isinstance(one, Document)])
+    saved = read([one for one in given if not isinstance(one, Document)])
     documents = [one for one in given if isinstance(one, Document)]
     named = tuple((f"profile {i}", one) for i, one in enumerate(documents, 1))
-    write(Sources((*named, *found.documents), found.rows), path, title)
+    write(Sources((*named, *saved.documents), saved.rows), path, title)
     return path

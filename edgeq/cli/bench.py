@@ -135,7 +135,7 @@ def bench(
 
 
 def _known_shapes() -> str:
-    from edgeq.model.shapes import SHAPES, parameters
+    from edgeq.importers.shapes import SHAPES, parameters
 
     rows = [[name, render.human_count(parameters(config))] for name, config in SHAPES.items()]
     return render.aligned(["shape", "parameters"], rows, "lr")
@@ -147,8 +147,8 @@ def _subject(model: str | None, shape: str | None, preset: str) -> tuple[Model, 
 
         return load(model), str(model)
     assert shape is not None
-    from edgeq.model.shapes import random_model
-    from edgeq.model.shapes import shape as known_shape
+    from edgeq.importers.shapes import random_model
+    from edgeq.importers.shapes import shape as known_shape
     from edgeq.quant import Recipe
 
     config, recipe = known_shape(shape), Recipe.from_options(preset)

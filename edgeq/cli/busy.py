@@ -21,8 +21,8 @@ def wrapped(text: str, indent: str = "") -> str:
 
 def warnings(texts: list[str | None]) -> str:
     """A paragraph for each different warning; empty if there is none."""
-    found = dict.fromkeys(text for text in texts if text)
-    return "".join(f"{wrapped(f'Warning: {text}')}\n\n" for text in found)
+    distinct = dict.fromkeys(text for text in texts if text)
+    return "".join(f"{wrapped(f'Warning: {text}')}\n\n" for text in distinct)
 
 
 @contextmanager

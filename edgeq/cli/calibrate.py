@@ -79,7 +79,7 @@ def calibrate(
     size = stats.save(out)
     partial.unlink(missing_ok=True)
     seconds = time.perf_counter() - started
-    found = {
+    record = {
         "path": str(out),
         "file_bytes": size,
         "sha256": stats.sha256,
@@ -93,7 +93,7 @@ def calibrate(
         "peak_rss_bytes": peak_rss_bytes(),
         "inputs": _inputs(stats),
     }
-    render.write(json.dumps(found, indent=2) + "\n" if form == "json" else _text(found, cut))
+    render.write(json.dumps(record, indent=2) + "\n" if form == "json" else _text(record, cut))
 
 
 def _inputs(stats: CalibrationStats) -> list[dict[str, Any]]:

@@ -38,8 +38,8 @@ SPEED_TOKENS = 64
               help="Number of threads; one is fastest for so small a model.")  # fmt: skip
 def demo(prompt: str, n_predict: int, seed: int, temp: float, threads: int) -> None:
     """Quantize a small model to INT4, let it tell a story, and compare it with the float model."""
+    from edgeq.api.quantize import quantize
     from edgeq.importers import load
-    from edgeq.quant import Recipe, quantize
     from edgeq.runtime.tokenizer import Tokenizer
 
     page = render.Page(sys.stdout)
@@ -47,7 +47,7 @@ def demo(prompt: str, n_predict: int, seed: int, temp: float, threads: int) -> N
     packed_file = _cache_file()
     page.heading("1. Quantize a checkpoint to one file")
     with render.progress("Quantizing") as bar:
-        quantize(source, packed_file, Recipe.from_options(), threads=threads, progress=bar)
+        quantize(source, packed_file, fast=True, threads=threads, progress=bar)
     packed = load(packed_file)
     page.fact(
         f"{render.human_count(_n_params(source))} weights: "
@@ -80,7 +80,7 @@ def demo(prompt: str, n_predict: int, seed: int, temp: float, threads: int) -> N
 
 
 def _n_params(model: Model) -> int:
-    from edgeq.model.shapes import parameters
+    from edgeq.importers.shapes import parameters
 
     return parameters(model.config)
 

@@ -97,15 +97,15 @@ def detect(measure: bool, source: str | None, form: str) -> None:
         raise click.UsageError(
             "--measure measures this machine and cannot be used with --from; leave one out"
         )
-    found = api.detect(source)
-    rates, gops = _measured(found) if measure else (None, None)
+    detected = api.detect(source)
+    rates, gops = _measured(detected) if measure else (None, None)
     if form == "toml":
-        render.write(found.as_profile(rates, gops).to_toml())
+        render.write(detected.as_profile(rates, gops).to_toml())
     elif form == "json":
-        facts = found.to_dict() | {"read_gb_s": rates, "int8_gops": gops}
+        facts = detected.to_dict() | {"read_gb_s": rates, "int8_gops": gops}
         render.write(json.dumps(facts, indent=2) + "\n")
     else:
-        render.write(_detected_text(found, rates, gops))
+        render.write(_detected_text(detected, rates, gops))
 
 
 for _command in (list_, show, detect):

@@ -35,8 +35,8 @@ def doctor(quick: bool, form: str) -> int:
         results = check_all(quick=quick, progress=bar)
     works = usable(results)
     if form == "json":
-        found = {"usable": works, "checks": [vars(check) for check in results]}
-        render.write(json.dumps(found, indent=2) + "\n")
+        record = {"usable": works, "checks": [vars(check) for check in results]}
+        render.write(json.dumps(record, indent=2) + "\n")
     else:
         render.write(_text(results, works))
     return 0 if works else 1

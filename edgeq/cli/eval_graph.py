@@ -59,16 +59,16 @@ def eval_graph(
             preprocess=_given_preprocess({**sample, "layout": layout or "auto"}),
             tokenizer=sample["tokenizer"], threads=threads or 1, progress=bar,
         )  # fmt: skip
-    found = result.evaluation
+    evaluation = result.evaluation
     if confusion is not None:
-        write_confusion(found, confusion)
+        write_confusion(evaluation, confusion)
     if form == "json":
         record = {"model": model, "runtime": result.runtimes[0], "samples": result.samples,
                   "preprocess": json.loads(json.dumps(result.preprocess.__dict__)),
-                  **found.to_dict()}  # fmt: skip
+                  **evaluation.to_dict()}  # fmt: skip
         render.write(json.dumps(record, indent=2) + "\n")
     else:
-        render.write(_text(found, result.runtimes) + "\n")
+        render.write(_text(evaluation, result.runtimes) + "\n")
 
 
 def _given_preprocess(sample: Mapping[str, Any]) -> Preprocess | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,6 +24,7 @@ from edgeq.cli.options import (
     threads_option,
 )
 from edgeq.cli.warmup import compile_first
+from edgeq.model.memory_layout import KvBits
 
 if TYPE_CHECKING:
     from edgeq.evaluation.tasks import Outcome
@@ -121,7 +122,7 @@ def _ask(
     *,
     context: int,
     threads: int | None,
-    bits: Literal[8, 16],
+    bits: KvBits,
     backend: str,
     form: str,
 ) -> None:

@@ -38,14 +38,14 @@ def refuse_made(model: str) -> None:
 
 def named_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
     """Shapes from ``NAME=1,3,224,224``."""
-    found = {}
+    shapes = {}
     for text in texts:
         name, equals, sizes = text.rpartition("=")
         numbers = sizes.split(",")
         if not (equals and name and all(n.strip().isdigit() and int(n) for n in numbers)):
             raise click.UsageError(f"--shape is {text!r}; write NAME=1,3,224,224")
-        found[name] = tuple(int(n) for n in numbers)
-    return found
+        shapes[name] = tuple(int(n) for n in numbers)
+    return shapes
 
 
 def inspect(model: str, form: str, details: bool) -> None:
@@ -127,26 +127,26 @@ def bench(models: Sequence[str], threads: int | None, repetitions: int, form: st
 def converted(made: Conversion) -> str:
     """A converted graph as text."""
     lines = [f"{made.path}: {render.human_bytes(made.nbytes)} in {made.seconds:.1f} s"]
-    found = made.certificate
-    if found is None:
+    certificate = made.certificate
+    if certificate is None:
         return lines[0] + "\nnot validated\n"
     from edgeq.converters.certificate import certificate_path
 
-    worst = max(found["error"].values())
-    same = found["top1_agreement"]
-    text = f"{found['weights_equal']} weights"
-    if found["quants_equal"] != "0 of 0":
-        text += f" and {found['quants_equal']} quantization parameters"
-    missing = found["quants_not_in_file"]
+    worst = max(certificate["error"].values())
+    same = certificate["top1_agreement"]
+    text = f"{certificate['weights_equal']} weights"
+    if certificate["quants_equal"] != "0 of 0":
+        text += f" and {certificate['quants_equal']} quantization parameters"
+    missing = certificate["quants_not_in_file"]
     left = f" ({missing} are not in the file)" if missing else ""
-    entries = found["weights"].items()
+    entries = certificate["weights"].items()
     lines += [
-        f"validated in {found['runtime']}: {text} equal{left}, relative error of the outputs "
-        f"{worst:.2g} on {found['runs']} {found['inputs']}"
+        f"validated in {certificate['runtime']}: {text} equal{left}, relative error of the outputs "
+        f"{worst:.2g} on {certificate['runs']} {certificate['inputs']}"
         + ("" if same is None else f", same top class {same:.0%}"),
-        *(f"note: {note}" for note in found["notes"]),
+        *(f"note: {note}" for note in certificate["notes"]),
         *held_wider({n: w["asked"] for n, w in entries}, {n: w["bits"] for n, w in entries}),
-        f"peak memory of the activations: {render.human_bytes(found['arena_bytes'])}",
+        f"peak memory of the activations: {render.human_bytes(certificate['arena_bytes'])}",
         f"certificate: {certificate_path(made.path, folder=made.path.is_dir())}",
     ]
     return "\n".join(lines) + "\n"
@@ -204,27 +204,31 @@ def _graph(record: dict[str, Any], details: bool) -> str:
 
 def compared(report: ValidationReport) -> str:
     """A validated graph as text."""
-    found = report.graph
-    assert found is not None
-    equal, known, grids = sum(found.quants.values()), len(found.quants), found.source_quants
+    result = report.graph
+    assert result is not None
+    equal, known, grids = (
+        sum(result.quants.values()),
+        len(result.quants),
+        result.source_quants,
+    )
     rows = [
         ("target", report.target),
-        ("runtime", f"{report.runtime}, beside {found.source_runtime}"),
+        ("runtime", f"{report.runtime}, beside {result.source_runtime}"),
         ("weights", f"{sum(report.integers.values())} of {len(report.integers)} have equal integers"
          if report.integers else "none are integers"),
-        *(("", line) for line in held_wider(found.source_bits, found.bits)),
+        *(("", line) for line in held_wider(result.source_bits, result.bits)),
         ("qparams", "" if not grids else f"{equal} of {known} equal"
          + (f", {grids - known} not in the file" if grids > known else "")),
-        ("top-1", "" if found.top1 is None else f"the same for {found.top1:.0%}"),
-        ("others", f"{found.parts - len(found.different)} of {found.parts} constants and operators "
-         "equal" if found.parts else ""),
-        ("runs", f"{found.runs} on {found.inputs}"),
+        ("top-1", "" if result.top1 is None else f"the same for {result.top1:.0%}"),
+        ("others", f"{result.parts - len(result.different)} of {result.parts} constants and "
+         "operators equal" if result.parts else ""),
+        ("runs", f"{result.runs} on {result.inputs}"),
         ("result", "passed" if report.passed else "FAILED"),
     ]  # fmt: skip
     cells = [
-        [name, f"{error:.3g}", f"{found.allowed[name]:.3g}",
-         "passed" if error <= found.allowed[name] else "FAILED"]
-        for name, error in found.error.items()
+        [name, f"{error:.3g}", f"{result.allowed[name]:.3g}",
+         "passed" if error <= result.allowed[name] else "FAILED"]
+        for name, error in result.error.items()
     ]  # fmt: skip
     table = render.aligned(["output", "error", "allowed", "result"], cells, "lrrl")
     text = "\n".join(f"{name:9s}{value}" for name, value in rows if value)

@@ -59,11 +59,11 @@ def inspect(model: str, card: str | None, details: bool, force: bool, form: str)
     if card is not None:
         _write_card(loaded, Path(model).name, Path(card), force)
         return
-    found = describe(loaded, path=model)
+    record = describe(loaded, path=model)
     if form == "json":
-        render.write(json.dumps(found, indent=2) + "\n")
+        render.write(json.dumps(record, indent=2) + "\n")
     else:
-        render.write(_text(loaded, Path(model), found["tensors"], details) + "\n")
+        render.write(_text(loaded, Path(model), record["tensors"], details) + "\n")
 
 
 def _write_card(model: Model, name: str, path: Path, force: bool) -> None:
@@ -101,6 +101,7 @@ def _text(model: Model, path: Path, tensors: list[dict[str, Any]], details: bool
         (
             "KV cache",
             f"{render.human_bytes(config.layers * position_bytes(config))} per token in 8 bits, "
+            f"{render.human_bytes(config.layers * position_bytes(config, 4))} in 4 bits, "
             f"{render.human_bytes(config.layers * position_bytes(config, 16))} in 16 bits",
         ),
         (
@@ -116,6 +117,7 @@ def _text(model: Model, path: Path, tensors: list[dict[str, Any]], details: bool
         ),
         ("tokenizer", "yes" if "tokenizer.json" in model.files else "no"),
         ("chat template", "yes" if _has_chat_template(model) else "no"),
+        ("integers", _integers(model)),
         *_provenance(model.provenance, details),
         ("largest errors", _worst(tensors)),
         ("files", ", ".join(model.files)),
@@ -140,6 +142,21 @@ def _text(model: Model, path: Path, tensors: list[dict[str, Any]], details: bool
     return "\n\n".join(filter(None, [summary, table, _padding_note(tensors)]))
 
 
+def _integers(model: Model) -> str:
+    """Where the integers come from; empty if there are none."""
+    from edgeq.quant.decoder.source import type_counts
+
+    found = model.integers()
+    if found is None:
+        return ""
+    parts = []
+    if found["kept"]:
+        parts.append(f"kept from {' and '.join(found['formats'])} ({type_counts(found['kept'])})")
+    if found["rounded"]:
+        parts.append(f"rounded by edgeq ({type_counts(found['rounded'])})")
+    return ", ".join(parts)
+
+
 def _has_chat_template(model: Model) -> bool:
     from edgeq.core.errors import EdgeqError
     from edgeq.runtime.chat_template import render_chat
@@ -155,12 +172,12 @@ def _kinds(tensors: list[dict[str, Any]]) -> list[tuple[str, str]]:
     kinds: dict[str, list[dict[str, Any]]] = {}
     for tensor in tensors:
         kinds.setdefault(tensor["scheme"], []).append(tensor)
-    found = []
+    rows = []
     for kind, members in kinds.items():
         nbytes = sum(t["nbytes"] for t in members)
         weights = sum(math.prod(t["shape"]) for t in members)
         count = f"{len(members)} tensor{'s' * (len(members) > 1)}"
-        found.append(
+        rows.append(
             (
                 nbytes,
                 kind,
@@ -168,7 +185,7 @@ def _kinds(tensors: list[dict[str, Any]]) -> list[tuple[str, str]]:
                 f"{bits_per_weight(nbytes, weights):.2f} bits per weight",
             )
         )
-    return [(kind, text) for _, kind, text in sorted(found, reverse=True)]
+    return [(kind, text) for _, kind, text in sorted(rows, reverse=True)]
 
 
 def _worst(tensors: list[dict[str, Any]]) -> str:
@@ -191,27 +208,27 @@ def _padding_note(tensors: list[dict[str, Any]]) -> str:
 
 
 def _provenance(provenance: Any, details: bool) -> list[tuple[str, str]]:
-    found = []
+    rows = []
     for key, value in provenance.items():
-        if key in ("sqnr_db", "target") or value is None:
+        if key in ("sqnr_db", "target", "kept") or value is None:
             continue
         if key == "quality":
-            found += _quality(value, details)
+            rows += _quality(value, details)
             continue
         if key == "recipe" and isinstance(value, dict):
             text = _recipe(value)
         elif key == "activations" and isinstance(value, dict):
             text = f"{value.get('mode')} int8, ranges by {value.get('observer')}"
         elif key == "calibration" and isinstance(value, dict) and not details:
-            text = ", ".join(f"{name} {value[name]}" for name in ("windows", "context", "tokens")
-                             if name in value) or "yes"  # fmt: skip
+            known = (name for name in ("windows", "context", "tokens", "sampled") if name in value)
+            text = ", ".join(f"{name} {value[name]}" for name in known) or "yes"
         else:
             text = value if isinstance(value, str) else json.dumps(value)
         if key == "source_sha256" and not details:
             text = f"{text[:16]}..."
         name = {"edgeq_version": "edgeq version", "source_sha256": "source SHA-256"}.get(key)
-        found.append((name or key.replace("_", " "), text))
-    return found
+        rows.append((name or key.replace("_", " "), text))
+    return rows
 
 
 def _recipe(recipe: dict[str, Any]) -> str:
@@ -227,34 +244,34 @@ def _quality(data: dict[str, Any], details: bool) -> list[tuple[str, str]]:
     from edgeq.quant.decoder.quality_report import QualityReport, figure
 
     quality = QualityReport.from_dict(data)
-    found = quality.evaluation
-    if found is None:
+    scores = quality.evaluation
+    if scores is None:
         return [("quality", f"not measured: {quality.reason}")]
     rows = [
         (
             "quality",
-            f"perplexity {figure(found.base_ppl, 4)} float, {figure(found.ppl, 4)} quantized",
+            f"perplexity {figure(scores.base_ppl, 4)} float, {figure(scores.ppl, 4)} quantized",
         ),
         (
             "",
-            f"KL {found.kl_mean:.5f} nats per token mean, {found.kl_p99:.5f} 99th percentile, "
-            f"{found.kl_max:.5f} maximum",
+            f"KL {scores.kl_mean:.5f} nats per token mean, {scores.kl_p99:.5f} 99th percentile, "
+            f"{scores.kl_max:.5f} maximum",
         ),
         (
             "",
-            f"same top token {found.top1_agreement:.2%}; of {found.flips} that changed, "
-            f"{found.flips_base_right} were correct before and {found.flips_right} are now",
+            f"same top token {scores.top1_agreement:.2%}; of {scores.flips} that changed, "
+            f"{scores.flips_base_right} were correct before and {scores.flips_right} are now",
         ),
     ]
     if not details:
-        return [*rows, ("", f"measured on {found.n_tokens} tokens of {quality.text}")]
+        return [*rows, ("", f"measured on {scores.n_tokens} tokens of {quality.text}")]
     hidden = ", ".join("equal" if db is None else f"{db:.1f}" for db in quality.hidden_sqnr_db)
     return [
         *rows,
         ("", f"SQNR of the hidden states {hidden} dB (embedding, then each layer)"),
         (
             "",
-            f"measured on {found.n_tokens} tokens of {quality.text}, SHA-256 "
-            f"{quality.text_sha256}: {found.protocol}",
+            f"measured on {scores.n_tokens} tokens of {quality.text}, SHA-256 "
+            f"{quality.text_sha256}: {scores.protocol}",
         ),
     ]

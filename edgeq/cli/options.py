@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -16,6 +16,7 @@ from click.core import ParameterSource
 from edgeq.cli import render
 from edgeq.core.errors import UsageError
 from edgeq.core.files import check_target, write_whole
+from edgeq.model.memory_layout import KV_BITS, KvBits, checked_kv_bits
 
 Function = Callable[..., Any]
 Decorator = Callable[[Function], Function]
@@ -282,16 +283,23 @@ def gpu_layers_option(function: Function) -> Function:
     )(function)  # fmt: skip
 
 
+_CACHE_TYPES: dict[str, KvBits] = {"q4_0": 4, "q8_0": 8, "f16": 16}
+"""llama.cpp's types of a cache, and the bits of ours."""
+
+
 def kv_options(function: Function) -> Function:
     """``--kv-bits``, and the same as llama.cpp writes it: ``-ctk`` and ``-ctv``."""
-    kinds = click.Choice(["q8_0", "f16"])
+    kinds = click.Choice(list(_CACHE_TYPES))
     for option in (
         click.option("-ctv", "--cache-type-v", type=kinds, default=None,
                      help="Must equal -ctk: keys and values have the same type."),
         click.option("-ctk", "--cache-type-k", type=kinds, default=None,
-                     help="Same as --kv-bits, with llama.cpp's names: q8_0 is 8 bits, f16 is 16."),
-        shared_option("--kv-bits", env="KV_BITS", type=click.Choice(["8", "16"]), default="8",
-                      help="Bits of each value in the KV cache."),
+                     help="Same as --kv-bits, with llama.cpp's names: q4_0 is 4 bits, q8_0 is 8 "
+                     "and f16 is 16."),
+        shared_option("--kv-bits", env="KV_BITS", default="8",
+                      type=click.Choice([str(bits) for bits in KV_BITS]),
+                      help="Bits of each value in the KV cache; 4 takes half the memory of 8, and "
+                      "answers differ more."),
     ):  # fmt: skip
         function = option(function)
     return function
@@ -320,6 +328,24 @@ def engine_options(function: Function) -> Function:
     return context(threads_option(kv_options(backend_option(mapped(function)))))
 
 
+def schema_option(function: Function) -> Function:
+    """``--json-schema FILE``, read as a text."""
+
+    def text_of(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            return Path(value).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as err:
+            raise click.UsageError(f"{value} cannot be read as a JSON schema: {err}") from err
+
+    return click.option(
+        "--json-schema", type=click.Path(exists=True, dir_okay=False), default=None,
+        metavar="FILE", callback=text_of,
+        help="Answer with JSON that this schema allows. Needs pip install 'edgeq[structured]'.",
+    )(function)  # fmt: skip
+
+
 def lookup_option(function: Function) -> Function:
     """``--lookup N``."""
     return click.option(
@@ -329,7 +355,7 @@ def lookup_option(function: Function) -> Function:
     )(function)  # fmt: skip
 
 
-def kv_bits_of(kv_bits: str, cache_type_k: str | None, cache_type_v: str | None) -> Literal[8, 16]:
+def kv_bits_of(kv_bits: str, cache_type_k: str | None, cache_type_v: str | None) -> KvBits:
     """The KV cache's bits from the options that can say so.
 
     Raises:
@@ -341,14 +367,22 @@ def kv_bits_of(kv_bits: str, cache_type_k: str | None, cache_type_v: str | None)
             f"-ctk is {cache_type_k} and -ctv is {cache_type_v}, but keys and values must have the "
             "same type; give -ctk and -ctv the same type"
         )
-    return 8 if (kinds.pop() if kinds else kv_bits) in ("q8_0", "8") else 16
+    return _CACHE_TYPES[kinds.pop()] if kinds else checked_kv_bits(int(kv_bits))
 
 
 def sampling_options(function: Function) -> Function:
+    """`choice_options`, and ``--stop``."""
+    return choice_options(
+        click.option(
+            "--stop", multiple=True, metavar="TEXT", show_default=False,
+            help="Stop generating before this text. May be given several times.",
+        )(function)
+    )  # fmt: skip
+
+
+def choice_options(function: Function) -> Function:
     """Options that choose the next token; the defaults are llama.cpp's."""
     for option in (
-        click.option("--stop", multiple=True, metavar="TEXT", show_default=False,
-                     help="Stop generating before this text. May be given several times."),
         click.option("--repeat-last-n", type=click.IntRange(min=-1), default=64,
                      help="Number of recent tokens that --repeat-penalty applies to; -1 is all."),
         click.option("--repeat-penalty", type=click.FloatRange(min=0, min_open=True), default=1.0,

@@ -73,7 +73,7 @@ def plan(
     known = api.model_facts(model) if model is not None else api.shape_facts(str(shape))
     if device == THIS:
         threads = threads or available_cores()
-    made = api.plan(
+    answer = api.plan(
         known,
         this_profile(threads, measured=True) if device == THIS else device,
         context=ctx_size or None,
@@ -82,9 +82,9 @@ def plan(
         bits=int(bits) if bits else None,
     )
     if form == "json":
-        render.write(json.dumps(made.to_dict(), indent=2) + "\n")
+        render.write(json.dumps(answer.to_dict(), indent=2) + "\n")
     else:
-        render.write(_text(made, known) + "\n")
+        render.write(_text(answer, known) + "\n")
 
 
 def profile_named(name: str) -> DeviceProfile:

@@ -147,16 +147,16 @@ def profile(
         compile_first(backend)
     title = "Profiling" if on is None else f"Profiling on {on}"
     with render.progress(title, still=True) as bar:
-        made = run(
+        document = run(
             models, workload, threads=threads, kv_bits=bits, backend=backend, meters=extra_meters,
             idle_seconds=idle, operations=operations, estimate=estimate, on=on,
             on_python=on_python, progress=bar,
         )  # fmt: skip
-    _keep(made, output)  # before anything else can fail
+    _keep(document, output)  # before anything else can fail
     if energy_log is not None:
-        made = replace(made, recording=made.recording.joined(read_log(energy_log)))
-        _keep(made, output)
-    render.write(_json(made) if form == "json" else _text(made, long=sustained > 0))
+        document = replace(document, recording=document.recording.joined(read_log(energy_log)))
+        _keep(document, output)
+    render.write(_json(document) if form == "json" else _text(document, long=sustained > 0))
 
 
 def _check(output: tuple[Path, ...]) -> None:
@@ -202,8 +202,8 @@ def _json(made: Document) -> str:
         }
         for run in made.runs
     ]
-    found = {"created": made.created, "environment": dict(made.environment), "runs": runs}
-    return json.dumps(found, indent=2) + "\n"
+    record = {"created": made.created, "environment": dict(made.environment), "runs": runs}
+    return json.dumps(record, indent=2) + "\n"
 
 
 def _same(made: Document, run: Run, phase: Phase) -> Phase | None:
@@ -216,11 +216,11 @@ def _same(made: Document, run: Run, phase: Phase) -> Phase | None:
 def _text(made: Document, *, long: bool) -> str:
     from edgeq.profiling import summary as derive
 
-    told = [derive.summary(made, run) for run in made.runs]
+    summaries = [derive.summary(made, run) for run in made.runs]
     # a run on more threads is disturbed by what does not disturb another
-    parts = [busy.warnings([one["warning"] for one in told]).strip()]
+    parts = [busy.warnings([one["warning"] for one in summaries]).strip()]
     from_caches = False
-    for run, facts in zip(made.runs, told, strict=True):
+    for run, facts in zip(made.runs, summaries, strict=True):
         parts.append(_facts(facts))
         if long:
             parts.append(_over_time(derive.decay(made, run)))
@@ -249,15 +249,19 @@ def _facts(told: dict[str, Any]) -> str:
     if told["runtime"]:
         rows.append(("runtime", f"{told['runtime']}, {told['threads']} threads"))
     for key, name in (("ttft_ms", "first token"), ("tpot_ms", "each token"), ("run_ms", "run")):
-        found = told[key]
-        if found:
+        figures = told[key]
+        if figures:
             rows.append(
-                (name, f"{found['p50']:.3f} ms p50, {found['p90']:.3f} p90, {found['p99']:.3f} p99")
+                (
+                    name,
+                    f"{figures['p50']:.3f} ms p50, {figures['p90']:.3f} p90, "
+                    f"{figures['p99']:.3f} p99",
+                )
             )
     for part in ("prefill", "decode"):
-        found, share = told[f"{part}_tokens_per_s"], told["int8_percent"][part]
-        if found:
-            text = f"{found['mean']:.2f} ± {found['std']:.2f} tokens/s"
+        figures, share = told[f"{part}_tokens_per_s"], told["int8_percent"][part]
+        if figures:
+            text = f"{figures['mean']:.2f} ± {figures['std']:.2f} tokens/s"
             if share is not None:
                 doubt = told["suspect"][f"int8_gops.{part}"]
                 mark = MARK if doubt else ""
@@ -275,10 +279,10 @@ def _facts(told: dict[str, Any]) -> str:
             text += f", {told['bandwidth_percent']:.0f}{mark} % of what this machine reads"
         text += f" ({MARK} {doubt})" if doubt else ""
         rows.append(("bandwidth", text))
-    held = told["memory"]
+    memory = told["memory"]
     names = (("peak RSS", "peak_rss_bytes"), ("weights", "weights_bytes"),
              ("KV cache", "kv_bytes"), ("scratch", "scratch_bytes"))  # fmt: skip
-    sizes = [f"{name} {render.human_bytes(held[key])}" for name, key in names if held[key]]
+    sizes = [f"{name} {render.human_bytes(memory[key])}" for name, key in names if memory[key]]
     rows.append(("memory", ", ".join(sizes)))
     if told["rounds"]:
         rows.append(("energy", _energy(told["energy"], told["runs_per_s"] is not None)))
@@ -300,19 +304,19 @@ def _facts(told: dict[str, Any]) -> str:
 
 def _energy(energy: dict[str, Any], runs: bool) -> str:
     """The energy of decoding, or of whole rounds if the meter is too slow for that."""
-    found, what = energy["decode"], "J/run" if runs else "J/token of decode"
-    if found["joules_per_token"]["mean"] is None:
+    window, what = energy["decode"], "J/run" if runs else "J/token of decode"
+    if window["joules_per_token"]["mean"] is None:
         if energy["rounds"]["joules_per_token"]["mean"] is None:
-            return f"not measured: {found['joules_per_token']['reason']}"
-        found, what = energy["rounds"], "J a round"
-    each = found["joules_per_token"]
+            return f"not measured: {window['joules_per_token']['reason']}"
+        window, what = energy["rounds"], "J a round"
+    each = window["joules_per_token"]
     text = f"{each['mean']:.4g}"
     if each["std"] is not None:
         text += f" ± {each['std']:.2g}"
-    text += f" {what}, {found['mean_watts']:.3g} W of {found['covers']}"
-    if found["idle_watts"] is not None:
-        text += f" above {found['idle_watts']:.3g} W idle"
-    return f"{text} ({found['meter']}: {found['provenance']})"
+    text += f" {what}, {window['mean_watts']:.3g} W of {window['covers']}"
+    if window["idle_watts"] is not None:
+        text += f" above {window['idle_watts']:.3g} W idle"
+    return f"{text} ({window['meter']}: {window['provenance']})"
 
 
 def _estimate(found: dict[str, Any]) -> str:

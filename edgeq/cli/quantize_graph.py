@@ -139,13 +139,13 @@ def _report(summary: GraphSummary, source: Path, output: Path, form: str) -> Non
     for warning in summary.warnings:
         render.note(f"warning: {warning}")
     if form == "json":
-        found = {
+        record = {
             "path": str(output),
             "source_bytes": source.stat().st_size,
             "file_bytes": size,
             **summary.to_dict(),
         }
-        render.write(json.dumps(found, indent=2) + "\n")
+        render.write(json.dumps(record, indent=2) + "\n")
         return
     from edgeq.quant.graph.summary import precisions
 
@@ -163,12 +163,12 @@ def _report(summary: GraphSummary, source: Path, output: Path, form: str) -> Non
     if worst := _lost_most(summary.rows):
         render.lines(f"largest errors (SQNR): {worst}")
     if (near := summary.agreement) is not None:
-        told = f"cosine similarity to float {near.cosine:.5f}"
+        agreement = f"cosine similarity to float {near.cosine:.5f}"
         if near.varied_sqnr_db is not None:
-            told += f", {near.varied_sqnr_db:.1f} dB SQNR of what differs between samples"
+            agreement += f", {near.varied_sqnr_db:.1f} dB SQNR of what differs between samples"
         if near.top1 is not None and near.classes != 1:
-            told += f", same top class {near.top1:.1%}"
-        render.lines(f"outputs: {told}, on {near.samples} calibration samples")
+            agreement += f", same top class {near.top1:.1%}"
+        render.lines(f"outputs: {agreement}, on {near.samples} calibration samples")
 
 
 def _lost_most(rows: Iterable[OpRow]) -> str:

@@ -25,33 +25,8 @@ def report(summary: Summary, out: Path, form: str) -> None:
     """
     recipe = summary.recipe
     if form == "json":
-        found = {
-            "path": str(out),
-            "recipe": recipe.to_dict(),
-            "source_sha256": summary.source_sha256,
-            "source_bytes": summary.source_bytes,
-            "file_bytes": summary.file_bytes,
-            "bpw": summary.bpw,
-            "seconds": summary.seconds,
-            "card_seconds": summary.card_seconds,
-            "cpu_seconds": summary.cpu_seconds,
-            "threads": summary.threads,
-            "peak_rss_bytes": summary.peak_rss_bytes,
-            "quality": summary.quality.to_dict(),
-            "target": summary.target,
-            "requantized": dict(summary.requantized),
-            "tensors": [
-                {
-                    "name": t.name,
-                    "scheme": str(t.scheme),
-                    "shape": list(t.shape),
-                    "nbytes": t.nbytes,
-                    "sqnr_db": t.sqnr_db,
-                }
-                for t in summary.tensors
-            ],
-        }
-        render.write(json.dumps(found, indent=2) + "\n")
+        record = {"path": str(out)} | summary.to_dict()
+        render.write(json.dumps(record, indent=2) + "\n")
         return
     peak = summary.peak_rss_bytes
     render.lines(
@@ -71,7 +46,7 @@ def report(summary: Summary, out: Path, form: str) -> None:
 
 
 def _held(summary: Summary) -> str:
-    """What the matrices of the layers are held in, as written."""
+    """The scheme of the layers' matrices in the artifact."""
     schemes = {str(t.scheme) for t in summary.tensors if len(t.shape) == 2 and ".layers." in t.name}
     return schemes.pop() if len(schemes) == 1 else f"mixed, {len(schemes)} schemes"
 
@@ -109,8 +84,8 @@ def _card_lines(summary: Summary) -> list[str]:
     from edgeq.quant.decoder.quality_report import figure
 
     quality = summary.quality
-    found = quality.evaluation
-    if found is None:
+    scores = quality.evaluation
+    if scores is None:
         return [f"quality: not measured: {quality.reason}"]
     against = ""
     if summary.requantized:
@@ -118,9 +93,10 @@ def _card_lines(summary: Summary) -> list[str]:
 
         against = f" against the quantized source ({type_counts(summary.requantized)})"
     return [
-        f"quality{against}: perplexity {figure(found.base_ppl, 3)} -> {figure(found.ppl, 3)}, "
-        f"KL {figure(found.kl_mean, 4)} nats per token, "
-        f"same top token {found.top1_agreement:.1%}",
-        f"  measured on {found.n_tokens} tokens of {quality.text} in {summary.card_seconds:.1f} s: "
-        f"{found.protocol}",
+        f"quality{against}: perplexity {figure(scores.base_ppl, 3)} -> {figure(scores.ppl, 3)}, "
+        f"KL {figure(scores.kl_mean, 4)} nats per token, "
+        f"same top token {scores.top1_agreement:.1%}",
+        f"  measured on {scores.n_tokens} tokens of {quality.text} in {summary.card_seconds:.1f} "
+        "s: "
+        f"{scores.protocol}",
     ]

@@ -253,7 +253,7 @@ class _ProgressTimes:
         self._first = self._done = self._total = 0
 
     def move(self, done: int, total: int) -> None:
-        """A step is done; one that starts to count anew begins a phase of its own."""
+        """Show a step as done; a count that starts at 0 again begins a new phase."""
         self._last = time.monotonic()
         if total != self._total or done < self._done:
             self._phase, self._first = self._last, done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from edgeq.cli.options import (
     lookup_option,
     model_argument,
     sampling_options,
+    schema_option,
 )
 from edgeq.cli.plan import fit_option, refuse_what_cannot_fit
 from edgeq.cli.warmup import compile_first
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
     help="Save the KV cache of the generated text to that file as well.",
 )
 @lookup_option
+@schema_option
 @sampling_options
 @engine_options
 @fit_option
@@ -94,10 +97,9 @@ def run(
     stdout. Without a template, or with --raw, the model continues the prompt as plain text, and
     the text and its continuation go to stdout. A line of timings goes to stderr.
     """
-    from edgeq.api.run import continue_prompt, encode_prompt
+    from edgeq.api.run import run as answer
     from edgeq.importers import load
-    from edgeq.runtime.engine import Engine
-    from edgeq.runtime.tokenizer import Tokenizer
+    from edgeq.importers.tokenizer.chat_templates import chat_templates
 
     if prompt_cache_all and prompt_cache is None:
         raise click.UsageError("--prompt-cache-all needs --prompt-cache FILE, the file to save to")
@@ -107,16 +109,15 @@ def run(
     loaded = load(model)
     if not force:
         refuse_what_cannot_fit(loaded, model, engine_settings)
-    tokenizer = Tokenizer(loaded.files)
-    chat = tokenizer.has_chat_template and not raw
-    ids = encode_prompt(tokenizer, text) if chat else tokenizer.encode(text, add_eos=False)
+    chat = bool(chat_templates(loaded.files)) and not raw
     compile_first(engine_settings["backend"])
-    with Engine(loaded, **engine_settings) as engine:
-        chunks = continue_prompt(
-            engine, tokenizer, ids, params, max_tokens=None if n_predict < 0 else n_predict,
-            stop=settings["stop"], lookup=settings["lookup"], chat=chat,
-            prompt_cache=prompt_cache, prompt_cache_all=prompt_cache_all,
-        )  # fmt: skip
+    chunks = answer(
+        loaded, text, params, max_tokens=None if n_predict < 0 else n_predict,
+        stop=settings["stop"], raw=raw, lookup=settings["lookup"],
+        json_schema=settings["json_schema"], prompt_cache=prompt_cache,
+        prompt_cache_all=prompt_cache_all, **engine_settings,
+    )  # fmt: skip
+    with closing(chunks):
         unprinted = ["" if chat else text]
         last: Chunk | None = None
         try:

@@ -81,14 +81,14 @@ def sensitivity(
         check_output(Path(output), force)
     base = QuantScheme(4, not asym, "group", int(group), "palette" if palette else None)
     with render.progress("Measuring sensitivity") as bar:
-        found = measure(
+        losses = measure(
             source, calib, scheme=base, mode=mode, method=method,  # type: ignore[arg-type]
             windows=calib_windows, context=calib_context, workers=workers, scheduler=scheduler,
             progress=bar,
         )  # fmt: skip
     if output is not None:
-        write_whole(Path(output), [found.to_json().encode()], "the file of sensitivities")
-    render.write(found.to_json() + "\n" if form == "json" else _table(found))
+        write_whole(Path(output), [losses.to_json().encode()], "the file of sensitivities")
+    render.write(losses.to_json() + "\n" if form == "json" else _table(losses))
 
 
 def _table(found: Sensitivity) -> str:

@@ -93,8 +93,8 @@ def sweep(
         render.note(f"report: {page}")
     if form == "json":
         keys = {row.key for row in best}
-        found = [{**row.to_dict(), "pareto": row.key in keys} for row in rows]
-        render.write(json.dumps(found, indent=2) + "\n")
+        records = [{**row.to_dict(), "pareto": row.key in keys} for row in rows]
+        render.write(json.dumps(records, indent=2) + "\n")
     else:
         render.write(_table(rows, best) + "\n")
 

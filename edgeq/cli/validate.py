@@ -108,30 +108,34 @@ def _text(report: ValidationReport, found: DecoderFindings) -> str:
     if not report.runtime:
         rows = [row for row in rows if row[0] in ("target", "integers", "constants", "result")]
     text = "\n".join(f"{name:15s}{value}" for name, value in rows) + "\n"
-    said = [part for part in (report.explain(), found.cost(), *report.notes) if part]
-    return "\n".join([text, *said]) + "\n" if said else text
+    remarks = [part for part in (report.explain(), found.cost(), *report.notes) if part]
+    return "\n".join([text, *remarks]) + "\n" if remarks else text
 
 
 def _show_execution(path: Path, done: Execution, form: str) -> None:
     if form == "json":
-        found = {
+        record = {
             "path": str(path),
             "runtime": done.runtime,
             "ops": dict(done.ops),
             "inputs": {name: list(shape) for name, shape in done.inputs.items()},
             "outputs": {name: _range(value) for name, value in done.outputs.items()},
         }
-        render.write(json.dumps(found, indent=2) + "\n")
+        render.write(json.dumps(record, indent=2) + "\n")
         return
     rows = [[name, str(count)] for name, count in sorted(done.ops.items(), key=lambda x: -x[1])]
     lines = [f"{path} runs in {done.runtime}", "", render.aligned(["op", "times"], rows, "lr"), ""]
     for name, shape in done.inputs.items():
         lines.append(f"input   {name} {list(shape)}")
     for name, value in done.outputs.items():
-        found = _range(value)
+        record = _range(value)
         lines.append(
-            f"output  {name} {found['shape']}"
-            + (f", {found['low']:.4g} to {found['high']:.4g}" if found["low"] is not None else "")
+            f"output  {name} {record['shape']}"
+            + (
+                f", {record['low']:.4g} to {record['high']:.4g}"
+                if record["low"] is not None
+                else ""
+            )
         )
     render.write("\n".join(lines) + "\n")
 

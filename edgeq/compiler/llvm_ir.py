@@ -44,6 +44,13 @@ def store(b: ir.IRBuilder, value: ir.Value, address: ir.Value, align: int = 1) -
     b.store(value, b.inttoptr(address, value.type.as_pointer())).align = align
 
 
+def prefetch(b: ir.IRBuilder, address: ir.Value) -> None:
+    """Ask for the cache line at an address, which may be no valid one."""
+    pointer = I8.as_pointer()
+    fn = declare(b, "llvm.prefetch.p0", VOID, [pointer, I32, I32, I32])
+    b.call(fn, [b.inttoptr(address, pointer), *(const(n, I32) for n in (0, 3, 1))])
+
+
 def splat(b: ir.IRBuilder, value: ir.Value, ty: ir.VectorType) -> ir.Value:
     """A vector with every element equal to ``value``."""
     first = b.insert_element(ir.Constant(ty, ir.Undefined), value, const(0, I32))
@@ -68,7 +75,9 @@ def join(b: ir.IRBuilder, parts: list[ir.Value]) -> ir.Value:
 
 
 @contextmanager
-def loop(b: ir.IRBuilder, start: ir.Value, stop: ir.Value, step: int) -> Iterator[ir.Value]:
+def loop(
+    b: ir.IRBuilder, start: ir.Value, stop: ir.Value, step: int | ir.Value
+) -> Iterator[ir.Value]:
     """Emit ``for i in range(start, stop, step)`` around what the caller emits; yields i."""
     before = b.block
     head, body, after = (b.append_basic_block(name) for name in ("head", "body", "after"))
@@ -79,9 +88,19 @@ def loop(b: ir.IRBuilder, start: ir.Value, stop: ir.Value, step: int) -> Iterato
     b.cbranch(b.icmp_signed("<", i, stop), body, after)
     b.position_at_end(body)
     yield i
-    i.add_incoming(b.add(i, const(step)), b.block)
+    i.add_incoming(add(b, i, step), b.block)
     b.branch(head)
     b.position_at_end(after)
+
+
+def least(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+    """The smaller of two signed integers."""
+    return b.select(b.icmp_signed("<", x, y), x, y)
+
+
+def largest(b: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+    """The larger of two signed integers."""
+    return b.select(b.icmp_signed(">", x, y), x, y)
 
 
 def local(b: ir.IRBuilder, value: ir.Value) -> ir.Value:

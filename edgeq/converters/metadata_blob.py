@@ -1,7 +1,7 @@
 """edgeq's own metadata in a converted file: JSON, compressed if that is shorter.
 
-Such a note names every packed constant and every grid. As plain JSON it would be a twentieth of
-a small network's file.
+The metadata names every packed constant and every scale and zero point. Uncompressed, it would be
+a twentieth of a small network's file.
 """
 
 from __future__ import annotations

@@ -84,6 +84,21 @@ class DecoderTarget(Protocol):
             MissingDependencyError: the runtime is not installed.
         """
 
+    def open_frugal(self, path: Path, *, threads: int | None = None) -> DecoderRunner:
+        """`open_runner` with the least memory that the runtime can do with, if it is slower."""
+        return self.open_runner(path, threads=threads)
+
+    def wrote(self, path: Path) -> bool:
+        """Whether `write` wrote the file, by its metadata.
+
+        A format that only language models are written to takes all files for its own.
+
+        Raises:
+            FormatError: it cannot be read, or is damaged.
+            MissingDependencyError: the package that reads it is not installed.
+        """
+        return True
+
     @abstractmethod
     def read_weights(self, path: Path) -> Iterator[StoredWeight]:
         """The integers and scales of every quantized matrix, read back from the file."""
@@ -172,6 +187,23 @@ class GraphTarget(Protocol):
         progress: Progress | None = None,
     ) -> None:
         """Write the file or package ``path``, which does not exist."""
+
+    @abstractmethod
+    def wrote(self, path: Path) -> bool:
+        """Whether `write` wrote the file, by its metadata.
+
+        Raises:
+            FormatError: it cannot be read, or is damaged.
+            MissingDependencyError: the package that reads it is not installed.
+        """
+
+    def opens(self, path: Path) -> bool:
+        """Whether `open_runner` opens the file: one that `write` wrote, or more.
+
+        Raises:
+            FormatError, MissingDependencyError: as `wrote`.
+        """
+        return self.wrote(path)
 
     @abstractmethod
     def open_runner(self, path: Path, *, threads: int = 1) -> GraphRunner:

@@ -156,16 +156,24 @@ def target_of(path: str | Path) -> str:
     path = Path(path)
     if not path.exists():
         raise FormatError(f"{path} does not exist; give the output of edgeq convert")
+    if name := known_target_of(path):
+        return name
+    suffixes = sorted({suffix for row in TARGETS.values() for suffix in row.suffixes})
+    raise FormatError(
+        f"the format of {path} is unknown; name it with --target, one of {', '.join(TARGETS)}, "
+        f"or give a file that ends in {', '.join(suffixes)}"
+    )
+
+
+def known_target_of(path: Path) -> str | None:
+    """As `target_of`; None if no target has such files, or there is none."""
     suffixes = {suffix: row.name for row in TARGETS.values() for suffix in row.suffixes}
-    if path.suffix.lower() in suffixes:
+    if path.exists() and path.suffix.lower() in suffixes:
         return suffixes[path.suffix.lower()]
     for row in reversed(TARGETS.values()):  # a later target adds files to those of an earlier one
         if row.folder_file and (path / row.folder_file).exists():
             return row.name
-    raise FormatError(
-        f"the format of {path} is unknown; name it with --target, one of {', '.join(TARGETS)}, "
-        f"or give a file that ends in {', '.join(sorted(suffixes))}"
-    )
+    return None
 
 
 def graph_suffixes() -> tuple[str, ...]:
@@ -188,6 +196,29 @@ def graph_target_of(path: str | Path) -> str:
     raise FormatError(
         f"{path} is not a graph; its name must end in one of {', '.join(graph_suffixes())}"
     )
+
+
+def is_written_graph(path: Path) -> bool:
+    """Whether edgeq converted a graph to this file; its metadata says so.
+
+    Raises:
+        FormatError: it is damaged.
+        MissingDependencyError: the package that reads it is not installed.
+    """
+    return _is_graph_file(path) and graph_target(graph_target_of(path)).wrote(path)
+
+
+def opens_as_graph(path: Path) -> bool:
+    """Whether `open_graph` opens a file.
+
+    Raises:
+        FormatError, MissingDependencyError: as `is_written_graph`.
+    """
+    return _is_graph_file(path) and graph_target(graph_target_of(path)).opens(path)
+
+
+def _is_graph_file(path: Path) -> bool:
+    return path.exists() and path.suffix.lower() in graph_suffixes()
 
 
 def open_graph(path: str | Path, *, threads: int = 1) -> GraphRunner:

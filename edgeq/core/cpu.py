@@ -116,9 +116,9 @@ def _arm_features() -> frozenset[str]:
     getauxval.restype = ctypes.c_ulong
     getauxval.argtypes = [ctypes.c_ulong]
     first, second = getauxval(_AT_HWCAP), getauxval(_AT_HWCAP2)
-    found = {name for name, bit in _HWCAP.items() if first & bit}
-    found |= {name for name, bit in _HWCAP2.items() if second & bit}
-    return frozenset(found)
+    features = {name for name, bit in _HWCAP.items() if first & bit}
+    features |= {name for name, bit in _HWCAP2.items() if second & bit}
+    return frozenset(features)
 
 
 def _x86_features() -> frozenset[str]:
@@ -131,5 +131,5 @@ def _x86_features() -> frozenset[str]:
     config: Any = numpy.show_config(mode="dicts")
     extensions = config["SIMD Extensions"]
     names = {*extensions.get("baseline", ()), *extensions.get("found", ())}
-    found = {ours for theirs, group in _NUMPY.items() if theirs in names for ours in group}
-    return frozenset(found)
+    features = {ours for theirs, group in _NUMPY.items() if theirs in names for ours in group}
+    return frozenset(features)

@@ -64,31 +64,31 @@ class Contention:
         Args:
             threads: that the measured program ran on; all cores if None.
         """
-        found = []
+        causes = []
         threads = self.cores if threads is None else threads
         others = self.other_cores
         if others is not None and others >= BUSY_CORES:
             crowded = threads + others > self.cores
             if crowded or others >= BUSY_SHARE * self.cores:
-                found.append(f"other programs used {others:.1f} of {_cores(self.cores)}")
+                causes.append(f"other programs used {others:.1f} of {_cores(self.cores)}")
         if self.stolen_cores is not None and self.stolen_cores >= STOLEN_SHARE * self.cores:
-            found.append(f"the hypervisor took {100 * self.stolen_cores / self.cores:.0f} % of "
+            causes.append(f"the hypervisor took {100 * self.stolen_cores / self.cores:.0f} % of "
                          "the processor time")  # fmt: skip
         if self.paused_share is not None and self.paused_share >= STOLEN_SHARE:
-            found.append(f"the container's CPU limit paused it {100 * self.paused_share:.0f} % of "
+            causes.append(f"the container's CPU limit paused it {100 * self.paused_share:.0f} % of "
                          "the time")  # fmt: skip
         if others is None and (self.load_before or 0.0) >= HIGH_LOAD * self.cores:
-            found.append(f"the load average before was {self.load_before:.1f} on "
+            causes.append(f"the load average before was {self.load_before:.1f} on "
                          f"{_cores(self.cores)}")  # fmt: skip
-        return found
+        return causes
 
     def warning(self, threads: int | None = None) -> str | None:
         """One sentence for the user, or None if the machine was quiet."""
-        found = self.reasons(threads)
-        if not found:
+        causes = self.reasons(threads)
+        if not causes:
             return None
         return (
-            f"This machine was busy during the measurement: {' and '.join(found)}. "
+            f"This machine was busy during the measurement: {' and '.join(causes)}. "
             "The speeds are too low; measure again when it is idle."
         )
 

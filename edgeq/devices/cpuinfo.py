@@ -137,12 +137,12 @@ def _arm_cores(
         elif key == "CPU variant":
             variant = number
         elif key == "CPU part":
-            found = [int(n, 16) for n in re.findall(r"0x[0-9a-fA-F]+", value)]
-            for part in found:
+            numbers = [int(n, 16) for n in re.findall(r"0x[0-9a-fA-F]+", value)]
+            for part in numbers:
                 last = core_name(maker, part, variant)
                 parts.add((maker, part))
-                cores[last] += max(len(waiting) // len(found), 1)
-            if len(found) == 1:
+                cores[last] += max(len(waiting) // len(numbers), 1)
+            if len(numbers) == 1:
                 by_cpu.update(dict.fromkeys(waiting, last))
             waiting = []
         elif key == "CPU revision" and last:
@@ -184,14 +184,14 @@ def _arm_names(
     text: str, lines: list[tuple[str, str]], board: str | None
 ) -> tuple[str | None, str | None]:
     """The board and the chip that the text names."""
-    said = {key: value for key, value in reversed(lines) if value}
-    model, hardware = said.get("Model", board), said.get("Hardware")
+    fields = {key: value for key, value in reversed(lines) if value}
+    model, hardware = fields.get("Model", board), fields.get("Hardware")
     # a dump's header may end with the device tree's name: "Linux ... GNU/Linux / board"
     header = re.search(r"^Linux .*GNU/Linux / (.+)$", text, re.MULTILINE)
     if header and not model:
         model = header[1].strip()
     soc = None
-    for words in (model, said.get("MSM Hardware"), hardware):
+    for words in (model, fields.get("MSM Hardware"), hardware):
         # every Raspberry Pi's kernel says BCM2835
         if words and soc is None and not (model and words.startswith("BCM2835")):
             soc = named(words)
@@ -216,18 +216,18 @@ def _x86(lines: list[tuple[str, str]], first: dict[str, str], threads: int) -> C
 
 def _cores_of(lines: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     """(package, core) of each logical processor, by its number where these are not told."""
-    found: list[tuple[str, str]] = []
+    cores: list[tuple[str, str]] = []
     package, core, number = "", "", ""
     for key, value in [*lines, ("processor", "")]:
         if key == "processor":
             if number:
-                found.append((package, core or f"thread {number}"))
+                cores.append((package, core or f"thread {number}"))
             package, core, number = "", "", value
         elif key == "physical id":
             package = value
         elif key == "core id":
             core = value
-    return found
+    return cores
 
 
 def _riscv(text: str, first: dict[str, str], threads: int) -> CpuInfo:

@@ -170,17 +170,17 @@ def detect(root: Path | str = "/", ask: Ask | None = None) -> Detected:
         return _matched(_darwin(ask), [])
     files = _Files(root)
     info = parse_cpuinfo(files.text("proc/cpuinfo") or "")
-    found = _from_cpuinfo(info, "/proc/cpuinfo")
+    detected = _from_cpuinfo(info, "/proc/cpuinfo")
     facts: dict[str, Any] = {}
-    sources = dict(found.sources)
-    ids = _identify(files, ask, found, facts, sources)
-    clusters = _clock(files, info, found.clusters, sources)
+    sources = dict(detected.sources)
+    ids = _identify(files, ask, detected, facts, sources)
+    clusters = _clock(files, info, detected.clusters, sources)
     if here:
         facts["threads"], sources["threads"] = available_cores(), "sched_getaffinity"
-        if not found.arch:
+        if not detected.arch:
             facts["arch"] = platform.machine()
     facts |= _memory(files, sources) | _state(files, ask, sources)
-    return _matched(replace(found, clusters=clusters, sources=sources, **facts), ids)
+    return _matched(replace(detected, clusters=clusters, sources=sources, **facts), ids)
 
 
 def detect_text(text: str, name: str = "the text") -> Detected:
@@ -203,12 +203,12 @@ def detect_text(text: str, name: str = "the text") -> Detected:
     log = parse_log(text)
     known = {key: name for key, value in vars(log).items() if value}
     known["title"] = known.pop("board", "")
-    found = Detected(
+    detected = Detected(
         title=log.board, soc=log.soc, arch=log.arch, clusters=log.clusters,
         threads=sum(c.count for c in log.clusters) or None, isa=log.isa, ram_bytes=log.ram_bytes,
         sources={key: value for key, value in known.items() if value},
     )  # fmt: skip
-    return _matched(found, [])
+    return _matched(detected, [])
 
 
 class _Files:
@@ -231,11 +231,11 @@ class _Files:
     def folders(self, path: str, pattern: str) -> list[str]:
         """Folders of a folder by a pattern that ends in a number, in the order of the number."""
         try:
-            found = [entry.name for entry in (self.root / path).glob(pattern)]
+            names = [entry.name for entry in (self.root / path).glob(pattern)]
         except OSError:
             return []
         return [f"{path}/{name}" for name in
-                sorted(found, key=lambda n: (int(re.sub(r"\D", "", n) or 0), n))]  # fmt: skip
+                sorted(names, key=lambda n: (int(re.sub(r"\D", "", n) or 0), n))]  # fmt: skip
 
 
 def _run(command: Sequence[str]) -> str | None:
@@ -258,8 +258,8 @@ def _from_cpuinfo(info: CpuInfo, path: str) -> Detected:
         if value:
             sources[name] = path
     if info.soc:
-        told = "names it" if info.soc_by == "name" else "has its cores"
-        sources["soc"] = f"{path} {told}"
+        reason = "names it" if info.soc_by == "name" else "has its cores"
+        sources["soc"] = f"{path} {reason}"
     clusters = tuple(Cluster(core, count) for core, count in info.cores)
     return Detected(title=info.board, soc=info.soc, arch=info.arch, clusters=clusters,
                     threads=info.threads or None, isa=info.isa, ram_bytes=info.ram_bytes,
@@ -311,14 +311,14 @@ def _identify(
 def _android(files: _Files, ask: Ask) -> dict[str, str]:
     wanted = ("ro.product.model", "ro.product.manufacturer", "ro.soc.model", "ro.board.platform")
     texts = [files.text(f"{part}/build.prop") or "" for part in ("system", "vendor", "product")]
-    found = dict(re.findall(r"^([\w.]+)=(.+)$", "\n".join(texts), re.MULTILINE))
+    properties = dict(re.findall(r"^([\w.]+)=(.+)$", "\n".join(texts), re.MULTILINE))
     if files.text("system/build.prop") is None:
-        found |= {name: value for name in wanted if (value := ask(["getprop", name]))}
+        properties |= {name: value for name in wanted if (value := ask(["getprop", name]))}
     # builds split their properties: ro.product.vendor.model stands for ro.product.model
     for name in wanted:
         part = name.removeprefix("ro.product.")
-        found.setdefault(name, found.get(f"ro.product.vendor.{part}", ""))
-    return {name: found[name] for name in wanted if found[name]}
+        properties.setdefault(name, properties.get(f"ro.product.vendor.{part}", ""))
+    return {name: properties[name] for name in wanted if properties[name]}
 
 
 def _absolute(path: str) -> str:
@@ -328,7 +328,7 @@ def _absolute(path: str) -> str:
 def _clock(
     files: _Files, info: CpuInfo, clusters: tuple[Cluster, ...], sources: dict[str, str]
 ) -> tuple[Cluster, ...]:
-    """Clusters by type and highest clock, where cpufreq tells it."""
+    """Clusters by core type and highest clock, if cpufreq reports it."""
     folder = "sys/devices/system/cpu/cpufreq"
     clocks: dict[int, float] = {}
     for policy in files.folders(folder, "policy*"):
@@ -344,17 +344,17 @@ def _clock(
     if sum(c.count for c in clusters) != len(info.by_cpu):
         return clusters
     counted = Counter((core, clocks.get(cpu)) for cpu, core in info.by_cpu.items())
-    found = [Cluster(core, count, ghz) for (core, ghz), count in counted.items()]
-    return tuple(sorted(found, key=lambda c: (rank(c.core), c.ghz or 0), reverse=True))
+    known = [Cluster(core, count, ghz) for (core, ghz), count in counted.items()]
+    return tuple(sorted(known, key=lambda c: (rank(c.core), c.ghz or 0), reverse=True))
 
 
 def _memory(files: _Files, sources: dict[str, str]) -> dict[str, Any]:
-    said = dict(re.findall(r"^(\w+):\s+(\d+) kB", files.text("proc/meminfo") or "", re.MULTILINE))
+    fields = dict(re.findall(r"^(\w+):\s+(\d+) kB", files.text("proc/meminfo") or "", re.MULTILINE))
     facts: dict[str, Any] = {}
     for name, key in (("ram_bytes", "MemTotal"), ("available_bytes", "MemAvailable"),
                       ("swap_bytes", "SwapTotal")):  # fmt: skip
-        if key in said:
-            facts[name], sources[name] = int(said[key]) * 1024, f"/proc/meminfo {key}"
+        if key in fields:
+            facts[name], sources[name] = int(fields[key]) * 1024, f"/proc/meminfo {key}"
     limit = min(group_limits(files.root), key=lambda limit: limit.nbytes, default=None)
     if limit:
         facts["cgroup_bytes"], sources["cgroup_bytes"] = limit.nbytes, limit.path
@@ -435,6 +435,6 @@ def _darwin(ask: Ask) -> Detected:
 
 def _matched(found: Detected, ids: Sequence[str]) -> Detected:
     """With the profile that fits best."""
-    said = [text for text in (*ids, found.title, found.soc) if text]
-    name, how = best_profile(said, found.soc, found.arch, found.isa, found.ram_bytes)
+    texts = [text for text in (*ids, found.title, found.soc) if text]
+    name, how = best_profile(texts, found.soc, found.arch, found.isa, found.ram_bytes)
     return replace(found, profile=name, match=how)

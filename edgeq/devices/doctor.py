@@ -152,12 +152,12 @@ def _extra(extra: str, states: Mapping[str, State]) -> Check:
         return Check(name, False, f"{there}; {faults}", fix)
     if not absent:
         return Check(name, True, there)
-    found = f"{there}; " if there else ""
+    present = f"{there}; " if there else ""
     why_not = unavailable(extra, platform.system(), platform.machine(), sys.version_info[:2])
     if why_not:
-        return Check(name, None, found + why_not)
+        return Check(name, None, present + why_not)
     fix = f"pip install 'edgeq[{extra}]' to {PURPOSES[extra]}"
-    return Check(name, None, f"{found}{', '.join(absent)} not installed", fix)
+    return Check(name, None, f"{present}{', '.join(absent)} not installed", fix)
 
 
 # the processor

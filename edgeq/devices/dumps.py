@@ -39,16 +39,16 @@ def parse_log(text: str) -> Log:
     """Read an sbc-bench log or review."""
     title = _BANNER.search(text[:400]) or _REVIEW.search(text[:400])
     board = title[1].strip() if title else None
-    said = dict(re.findall(r"^([A-Z][\w ()]+?):\s+(\S.*)$", text, re.MULTILINE))
+    fields = dict(re.findall(r"^([A-Z][\w ()]+?):\s+(\S.*)$", text, re.MULTILINE))
     compatible = re.search(r"^DT compat: (.+(?:\n {11}\S.+)*)", text, re.MULTILINE)
     guess = re.search(r"^SoC guess: (.+)$", text, re.MULTILINE)
     names = (compatible and compatible[1], guess and guess[1], board)
     soc = next((found for words in names if words and (found := named(words))), None)
-    clusters = _clusters(text, said)
-    isa = arm_isa(said.get("Flags", "").split())
+    clusters = _clusters(text, fields)
+    isa = arm_isa(fields.get("Flags", "").split())
     if not isa:
         isa = common_isa(cluster.core for cluster in clusters) or ()
-    arch = said.get("Architecture")
+    arch = fields.get("Architecture")
     if arch is None and (kernel := re.search(r"Kernel: (\w+), Userland", text)):
         arch = kernel[1]
     free = _FREE.search(text)
@@ -61,8 +61,8 @@ def _clusters(text: str, said: dict[str, str]) -> tuple[Cluster, ...]:
     cpus = {row[0].split()[0]: (row[2], int(row[1])) for row in _TOPOLOGY.finditer(text)}
     if cpus:
         counted = Counter(cpus.values())
-        found = [Cluster(core, count, mhz / 1000) for (core, mhz), count in counted.items()]
-        return tuple(sorted(found, key=lambda c: (rank(c.core), c.ghz or 0), reverse=True))
+        clusters = [Cluster(core, count, mhz / 1000) for (core, mhz), count in counted.items()]
+        return tuple(sorted(clusters, key=lambda c: (rank(c.core), c.ghz or 0), reverse=True))
     core, count = said.get("Model name"), said.get("CPU(s)", "")
     if core is None or not count.isdigit():
         return ()

@@ -100,18 +100,6 @@ class Energy:
         """Joules per second of the window; above idle where idle was subtracted."""
         return None if self.joules is None else self.joules / self.seconds
 
-    @property
-    def idle_subtracted(self) -> bool:
-        """Whether the joules are those above idle."""
-        return self.idle_watts is not None
-
-    @property
-    def gross_joules(self) -> float | None:
-        """All the energy of the window, idle included."""
-        if self.joules is None:
-            return None
-        return self.joules + (self.idle_watts or 0.0) * self.seconds
-
 
 @dataclass(frozen=True)
 class PerToken:

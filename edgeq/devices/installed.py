@@ -118,5 +118,5 @@ def _state(package: str, imports: bool) -> State:
     if done.returncode < 0:
         number = -done.returncode
         return State(version, _SIGNALS.get(number, f"ended by signal {number}"))
-    said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-    return State(version, said[-1] if done.returncode else "")
+    lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    return State(version, lines[-1] if done.returncode else "")

@@ -26,8 +26,10 @@ def best_profile(
         device with this chip, "tier" if it is a generic one; None, None if nothing is near.
     """
     profiles = [find(name) for name in names()]
-    said = [text.lower() for text in ids]
-    own = [p for p in profiles if any(fnmatch.filter(said, pattern.lower()) for pattern in p.match)]
+    texts = [text.lower() for text in ids]
+    own = [
+        p for p in profiles if any(fnmatch.filter(texts, pattern.lower()) for pattern in p.match)
+    ]
     if own:
         return _nearest(own, ram), "device"
     same = [p for p in profiles if p.soc and soc and p.soc.lower() in _spellings(soc)]

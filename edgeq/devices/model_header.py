@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeq.formats.kept import KeptTensor, packed_nbytes
+from edgeq.formats.kept import KeptTensor, packed_nbytes, stored_type
 from edgeq.formats.schemes import FLOAT_TAGS, Scheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
 from edgeq.importers import describe
-from edgeq.importers.lazy import GatheredRows
 from edgeq.model.artifact_layout import TensorLayout
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
@@ -94,10 +93,10 @@ class ModelFacts:
     @property
     def scheme(self) -> str:
         """How most weights are held."""
-        held: dict[str, int] = {}
+        weights: dict[str, int] = {}
         for tensor in self.tensors.values():
-            held[tensor.scheme] = held.get(tensor.scheme, 0) + math.prod(tensor.shape)
-        return max(held, key=lambda scheme: held[scheme])
+            weights[tensor.scheme] = weights.get(tensor.scheme, 0) + math.prod(tensor.shape)
+        return max(weights, key=lambda scheme: weights[scheme])
 
     def at_bits(self, bits: int) -> ModelFacts:
         """The model as `edgeq quantize --bits` would hold it.
@@ -142,13 +141,9 @@ def facts_of(model: Model, name: str) -> ModelFacts:
 
 def _tensor(tensor: Tensor) -> TensorFacts:
     shape = tuple(int(n) for n in tensor.shape)
-    nbytes = int(tensor.nbytes)
-    if isinstance(tensor, QuantTensor):
-        return TensorFacts(shape, str(tensor.scheme), nbytes, nbytes)
+    run_bytes = nbytes = int(tensor.nbytes)
     if isinstance(tensor, KeptTensor):
-        return TensorFacts(shape, tensor.source_type, nbytes, packed_nbytes(tensor))
-    if isinstance(tensor, FloatTensor):
-        return TensorFacts(shape, FLOAT_TAGS[tensor.dtype], nbytes, nbytes)
-    held = tensor.data if isinstance(tensor, GatheredRows) else tensor
-    kind = FLOAT_TAGS[held.dtype] if isinstance(held, FloatTensor) else "float"
-    return TensorFacts(shape, kind, nbytes, 4 * math.prod(shape))
+        run_bytes = packed_nbytes(tensor)
+    elif not isinstance(tensor, QuantTensor | FloatTensor):
+        run_bytes = 4 * math.prod(shape)
+    return TensorFacts(shape, stored_type(tensor), nbytes, run_bytes)

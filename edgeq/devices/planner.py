@@ -13,15 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from edgeq.core.errors import DoesNotFitError, UsageError
 from edgeq.devices.model_header import ModelFacts
 from edgeq.devices.profile import DeviceProfile
 from edgeq.devices.roofline import ATTENTION, DECODE_SHARE, Bound, Rates, Speed, sustained
-from edgeq.formats.schemes import ROUNDED_BITS
+from edgeq.formats.schemes import BITS
 from edgeq.model.config import ModelConfig
-from edgeq.model.memory_layout import kv_bytes, scratch_bytes
+from edgeq.model.memory_layout import KvBits, checked_kv_bits, kv_bytes, scratch_bytes
 
 PROCESS_BYTES = 104 << 20
 """Interpreter, NumPy, the compiler's library and compiled kernels; measured on x86-64 Linux."""
@@ -129,7 +129,7 @@ def plan(
     profile: DeviceProfile,
     *,
     context: int,
-    kv_bits: Literal[8, 16] = 8,
+    kv_bits: KvBits = 8,
     threads: int | None = None,
     bits: int | None = None,
     text: bool = True,
@@ -153,37 +153,36 @@ def plan(
         raise UsageError(
             f"context is {context}; {facts.name} supports 1 to {config.context} tokens"
         )
-    if kv_bits not in (8, 16):
-        raise UsageError(f"kv_bits is {kv_bits}; use 8 or 16")
+    checked_kv_bits(kv_bits)
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}; use 1 or more")
     if profile.usable_bytes is None:
         raise UsageError(f"the usable memory of {profile.title} is not known; give it usable_bytes")
     threads = threads or profile.cores or 1
-    held = facts if bits is None else facts.at_bits(bits)
+    stored = facts if bits is None else facts.at_bits(bits)
     rates = sustained(profile, threads)
     memory = _Memory(config, kv_bits, threads, text)
-    total = held.weights_bytes + memory.beside(context)
+    total = stored.weights_bytes + memory.beside(context)
     usable = profile.usable_bytes
-    speed = Speed(held, rates, kv_bits)
+    speed = Speed(stored, rates, kv_bits)
     decode = _per_second(speed.decode_seconds(0))
     prompt = min(PROMPT, context)
     return Plan(
         model=facts.name,
         device=profile.title,
-        scheme=held.scheme,
+        scheme=stored.scheme,
         context=context,
         kv_bits=kv_bits,
         threads=threads,
         fits=total <= usable,
-        weights_bytes=held.weights_bytes,
+        weights_bytes=stored.weights_bytes,
         kv_bytes=kv_bytes(config, context, kv_bits),
         scratch_bytes=scratch_bytes(config, context, threads),
         process_bytes=memory.process,
         usable_bytes=usable,
         headroom_bytes=usable - total,
         largest_context=_largest(
-            config.context, lambda n: held.weights_bytes + memory.beside(n) <= usable
+            config.context, lambda n: stored.weights_bytes + memory.beside(n) <= usable
         ),
         highest_bits=_highest_bits(facts, usable - memory.beside(context)),
         prefill_tokens_per_s=_per_second(speed.prefill_seconds(prompt), prompt),
@@ -191,7 +190,7 @@ def plan(
         decode_full_tokens_per_s=_per_second(speed.decode_seconds(context)),
         bound=speed.bound,
         joules_per_token=profile.load_watts / decode if profile.load_watts and decode else None,
-        assumptions=tuple(_assumptions(held, profile, rates, bits, kv_bits, text)),
+        assumptions=tuple(_assumptions(stored, profile, rates, bits, kv_bits, text)),
     )
 
 
@@ -200,7 +199,7 @@ def budget_bytes(
     profile: DeviceProfile,
     context: int,
     *,
-    kv_bits: Literal[8, 16] = 8,
+    kv_bits: KvBits = 8,
     threads: int | None = None,
 ) -> int:
     """Bytes that are left for the tensors of a model on a device.
@@ -216,12 +215,12 @@ def budget_bytes(
         DoesNotFitError: nothing is left for weights.
         UsageError: as `plan`.
     """
-    made = plan(
-        facts, profile, context=context, kv_bits=kv_bits, threads=threads, bits=min(ROUNDED_BITS)
+    smallest = plan(
+        facts, profile, context=context, kv_bits=kv_bits, threads=threads, bits=min(BITS)
     )
-    left = made.usable_bytes - (made.total_bytes - made.weights_bytes)
+    left = smallest.usable_bytes - (smallest.total_bytes - smallest.weights_bytes)
     if left <= 0:
-        made.require()
+        smallest.require()
     return left
 
 
@@ -253,7 +252,7 @@ def _largest(most: int, fits: Callable[[int], bool]) -> int:
 
 
 def _highest_bits(facts: ModelFacts, room: int) -> int | None:
-    sizes = {bits: facts.at_bits(bits).weights_bytes for bits in ROUNDED_BITS}
+    sizes = {bits: facts.at_bits(bits).weights_bytes for bits in BITS}
     return max((bits for bits, nbytes in sizes.items() if nbytes <= room), default=None)
 
 

@@ -196,10 +196,10 @@ def find(name: str) -> DeviceProfile:
 
 @functools.cache
 def _all() -> dict[str, DeviceProfile]:
-    found: dict[str, DeviceProfile] = {}
+    profiles: dict[str, DeviceProfile] = {}
     for path in sorted(_FOLDER.glob("*.toml")):
-        found.update(read_profiles(path, known=found))
-    return found
+        profiles.update(read_profiles(path, known=profiles))
+    return profiles
 
 
 def read_profiles(path: Path, known: Mapping[str, DeviceProfile]) -> dict[str, DeviceProfile]:
@@ -215,7 +215,7 @@ def read_profiles(path: Path, known: Mapping[str, DeviceProfile]) -> dict[str, D
     """
     tables = read_document(path)
     raw: dict[str, dict[str, Any]] = {name: _fields_of(profile) for name, profile in known.items()}
-    found = {}
+    profiles = {}
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise FormatError(
@@ -224,8 +224,8 @@ def read_profiles(path: Path, known: Mapping[str, DeviceProfile]) -> dict[str, D
         if name in raw:
             raise FormatError(f"{path}: the profile {name!r} occurs twice")
         raw[name] = _merged(name, table, raw)
-        found[name] = _profile(name, raw[name])
-    return found
+        profiles[name] = _profile(name, raw[name])
+    return profiles
 
 
 def _fields_of(profile: DeviceProfile) -> dict[str, Any]:
@@ -313,9 +313,9 @@ def memory_peak_gb_s(memory: str) -> float:
     Raises:
         FormatError: the text does not say it.
     """
-    found = re.fullmatch(r"[A-Z0-9]+-(\d+) x (\d+)", memory)
-    if not found:
+    match = re.fullmatch(r"[A-Z0-9]+-(\d+) x (\d+)", memory)
+    if not match:
         raise FormatError(
             f"memory is {memory!r}; write type-megatransfers x bits: LPDDR5-6400 x 64"
         )
-    return int(found[1]) * int(found[2]) / 8000
+    return int(match[1]) * int(match[2]) / 8000

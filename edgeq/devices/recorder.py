@@ -114,10 +114,10 @@ class Recording:
         if len(rails) > 1:
             asked = [t for t in asked if t.sensor.scope != "rail"]
         for trace in asked:
-            found = trace.energy(window, idle=idle, channel=channel)
-            if found.reason is None:
-                return replace(found, problems=(*found.problems, *failed))
-            failed.append(found.reason)
+            energy = trace.energy(window, idle=idle, channel=channel)
+            if energy.reason is None:
+                return replace(energy, problems=(*energy.problems, *failed))
+            failed.append(energy.reason)
         if len(rails) > 1:
             failed.append(
                 f"{' and '.join(rails)} each measure one supply rail, and none of them is the "
@@ -208,9 +208,9 @@ class Recorder:
     def __init__(self, meters: Iterable[Meter | Absent], rate_hz: float | None = None) -> None:
         if rate_hz is not None and not rate_hz > 0:
             raise UsageError(f"a rate of {rate_hz} Hz; must be positive")
-        found = list(meters)
-        self._absent = tuple(absent_of(found))
-        self._order = meters_of(found)
+        chosen = list(meters)
+        self._absent = tuple(absent_of(chosen))
+        self._order = meters_of(chosen)
         self._loops = _loops(self._order, rate_hz)
         self._windows: list[TimeWindow] = []
         self._marks: list[tuple[str, int]] = []
@@ -350,13 +350,13 @@ class _Loop:
     def finish(self, limit: float) -> list[Trace]:
         """The traces so far; a thread that hangs is abandoned and reported."""
         self.thread.join(max(limit - time.monotonic(), 0))
-        made = []
+        traces = []
         for track in self.tracks:
             problems = Counter(track.problems)
             if self.thread.is_alive():
                 problems["did not answer when it was asked for the last sample"] += 1
-            made.append(Trace.of(track.meter.described(), list(track.samples), problems))
-        return made
+            traces.append(Trace.of(track.meter.described(), list(track.samples), problems))
+        return traces
 
 
 def _loops(meters: list[Meter], rate_hz: float | None) -> list[_Loop]:

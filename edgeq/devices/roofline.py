@@ -28,7 +28,7 @@ PREFILL_SHARE = 0.6
 AVX-512-VNNI."""
 KERNEL_SHARE = 0.82
 """The same of the matmul kernel's own measured throughput."""
-ATTENTION = {8: (26, 4), 16: (25, 16)}
+ATTENTION = {4: (26, 3), 8: (26, 4), 16: (25, 16)}
 """Bits of the cache -> what one dimension of a cached position costs: for each key/value head in
 a decode step, and for each query head; in multiplications of a prompt. Fitted to decoding and
 prompts at depth 4000 of shapes with 3 and 7 query heads a key, with AVX-512-VNNI."""

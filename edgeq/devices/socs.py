@@ -88,11 +88,11 @@ def named(text: str) -> str | None:
     """
     low = text.lower()
     for pattern, name in _NUMBERED:
-        found = re.search(pattern, low)
-        if found and "{}" in name:
-            return name.format(found[1].upper())
-        if found:
-            return _numbered(name, re.sub("[ -]", "", found[0]))
+        match = re.search(pattern, low)
+        if match and "{}" in name:
+            return name.format(match[1].upper())
+        if match:
+            return _numbered(name, re.sub("[ -]", "", match[0]))
     # of two code names in a text the longer one says more
     for code in sorted(_CODE_NAMES, key=len, reverse=True):
         if re.search(rf"(?<![a-z0-9]){re.escape(code)}(?![a-z])", low):

@@ -94,20 +94,20 @@ def evaluate_graph(
             nothing to measure: neither labels nor another runner.
         FormatError: outputs that are not finite.
     """
-    found: list[NDArray[np.float32]] = []
+    scores: list[NDArray[np.float32]] = []
     base: list[NDArray[np.float32]] = []
     labels: list[int] = []
     for done, (feeds, label) in enumerate(samples, 1):
         name, row = _scores(runner(feeds), output, "the model", done)
-        found.append(row)
+        scores.append(row)
         if against is not None:
             base.append(_scores(against(feeds), name, "the reference", done)[1])
         if label is not None:
             labels.append(_checked(label, row.size, done))
         if progress:
             progress("samples", done, max(total, done))
-    _check(len(found), len(labels), against is not None)
-    rows = np.stack(found)
+    _check(len(scores), len(labels), against is not None)
+    rows = np.stack(scores)
     measured: dict[str, Any] = {"output": name, "n": len(rows)}
     if labels:
         measured |= _against_labels(rows, np.array(labels)) | {"classes": tuple(classes)}
@@ -229,6 +229,6 @@ def auc_of_classes(rows: NDArray[np.float32], labels: NDArray[np.int64]) -> floa
         chances = np.exp(chances - chances.max(axis=1, keepdims=True))
         chances /= chances.sum(axis=1, keepdims=True)
     columns = [1] if rows.shape[1] == 2 else range(rows.shape[1])
-    found = [auc(chances[:, c], labels == c) for c in columns]
-    measured = [value for value in found if value is not None]
+    areas = [auc(chances[:, c], labels == c) for c in columns]
+    measured = [value for value in areas if value is not None]
     return float(np.mean(measured)) if measured else None

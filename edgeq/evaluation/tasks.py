@@ -250,10 +250,10 @@ def _clean(text: str) -> str:
 
 def _number(text: str) -> str | None:
     """The last number of a text in plain form, or None."""
-    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
-    if not found:
+    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+    if not numbers:
         return None
-    value = float(found[-1].replace(",", ""))
+    value = float(numbers[-1].replace(",", ""))
     return str(int(value)) if value == int(value) else str(value)
 
 

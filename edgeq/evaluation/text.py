@@ -210,7 +210,7 @@ class Tally:
             n_bytes: of the scored text, for bits per byte.
         """
         n, mean = self._tokens, self._nll / self._tokens
-        found = Evaluation(
+        evaluation = Evaluation(
             protocol=protocol,
             n_tokens=n,
             nll_per_token=mean,
@@ -218,10 +218,10 @@ class Tally:
             bits_per_byte=self._nll / math.log(2) / n_bytes if n_bytes else None,
         )
         if not self._divergences:
-            return found
+            return evaluation
         kl = np.concatenate(self._divergences)
         return replace(
-            found,
+            evaluation,
             kl_mean=float(kl.mean()),
             kl_p99=float(np.percentile(kl, 99)),
             kl_max=float(kl.max()),

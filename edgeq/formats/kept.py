@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 from edgeq.formats.mapped_file import release
 from edgeq.formats.packing import TILE
-from edgeq.formats.schemes import QuantScheme
+from edgeq.formats.schemes import FLOAT_TAGS, QuantScheme
 from edgeq.formats.tensor import (
     CACHED_ELEMENTS,
+    FloatTensor,
     QuantTensor,
+    Tensor,
     part_nbytes,
     part_shapes,
     row_blocks,
@@ -44,6 +46,11 @@ class KeptTensor(ABC):
     scheme: QuantScheme
     shape: tuple[int, int]
     nbytes: int
+
+    @property
+    def source_format(self) -> str:
+        """What the format is called: the first word of its types, as "GPTQ"."""
+        return self.source_type.partition(" ")[0]
 
     @abstractmethod
     def quantized(self, start: int, stop: int) -> QuantTensor:
@@ -86,3 +93,20 @@ def packed(tensor: KeptTensor, take: Take = np.empty) -> QuantTensor:
 def packed_nbytes(tensor: KeptTensor) -> int:
     """Bytes that the tensor takes once it is packed."""
     return sum(part_nbytes(tensor.scheme, tensor.shape))
+
+
+def stored_type(tensor: Tensor) -> str:
+    """How a tensor is stored, in words; of one that rearranges another, how that one is.
+
+    Returns:
+        the text form of a scheme ("w4-g32"), another format's name of a type ("Q4_1"), a float
+        type ("f16"), or "float" for what is computed when it is read.
+    """
+    if isinstance(tensor, QuantTensor):
+        return str(tensor.scheme)
+    if isinstance(tensor, KeptTensor):
+        return tensor.source_type
+    if isinstance(tensor, FloatTensor):
+        return FLOAT_TAGS[tensor.dtype]
+    rearranged: Any = getattr(tensor, "data", None)
+    return stored_type(rearranged) if hasattr(rearranged, "rows") else "float"

@@ -199,12 +199,12 @@ class Graph:
     @cached_property
     def consumers(self) -> Mapping[str, tuple[Node, ...]]:
         """Value or constant -> the nodes that use it, each listed once."""
-        found: dict[str, dict[str, Node]] = {}
+        readers: dict[str, dict[str, Node]] = {}
         for node in self.nodes:
             for name in node.inputs:
                 if name:
-                    found.setdefault(name, {})[node.name] = node
-        return {name: tuple(nodes.values()) for name, nodes in found.items()}
+                    readers.setdefault(name, {})[node.name] = node
+        return {name: tuple(nodes.values()) for name, nodes in readers.items()}
 
     def info(self, name: str) -> Info:
         """Return shape and type of a value or constant.
@@ -212,14 +212,14 @@ class Graph:
         Raises:
             FormatError: there is none of that name.
         """
-        held = self.constants.get(name)
-        if held is None:
+        constant = self.constants.get(name)
+        if constant is None:
             if name not in self.values:
                 raise FormatError(f"the graph {self.name} has no value {name!r}")
             return self.values[name]
-        if isinstance(held, QuantWeight) or held.dtype == np.float16:
-            return Info(held.shape, "float32")
-        return Info(held.shape, str(held.dtype))
+        if isinstance(constant, QuantWeight) or constant.dtype == np.float16:
+            return Info(constant.shape, "float32")
+        return Info(constant.shape, str(constant.dtype))
 
     def array(self, name: str) -> NDArray[Any]:
         """Return a constant's values: dequantized, and float16 widened to float32.
@@ -227,12 +227,12 @@ class Graph:
         Raises:
             FormatError: it is no constant.
         """
-        held = self.constants.get(name)
-        if held is None:
+        constant = self.constants.get(name)
+        if constant is None:
             raise FormatError(f"{name!r} of the graph {self.name} is not a constant")
-        if isinstance(held, QuantWeight):
-            return held.numpy()
-        return held.astype(np.float32) if held.dtype == np.float16 else held
+        if isinstance(constant, QuantWeight):
+            return constant.numpy()
+        return constant.astype(np.float32) if constant.dtype == np.float16 else constant
 
     def only_consumer(self, name: str) -> Node | None:
         """Return the only node that uses a value; None if several do, or the graph's outputs do."""

@@ -40,11 +40,11 @@ def refuse_foreign(graph: Graph) -> None:
     Raises:
         UnsupportedError: names the first operators that show it.
     """
-    found = [n for n in graph.nodes if n.op in FOREIGN]
-    if found:
-        listed = ", ".join(str(n) for n in found[:4])
+    foreign = [n for n in graph.nodes if n.op in FOREIGN]
+    if foreign:
+        listed = ", ".join(str(n) for n in foreign[:4])
         raise UnsupportedError(
-            f"the graph {graph.name} was already quantized by another tool ({len(found)} such "
+            f"the graph {graph.name} was already quantized by another tool ({len(foreign)} such "
             f"operators: {listed} ...); give the float model it was made from"
         )
 
@@ -89,10 +89,10 @@ def _decoded(graph: Graph, palettes: dict[str, Palette]) -> Graph:
             held = replace(graph, constants=constants)  # scales may be widened ones
             constants[node.output] = _weight(held, node, palettes.get(node.output))
         else:
-            made = graph.producers[node.inputs[0]]
-            if made.op != "QuantizeLinear" or made.inputs[1:] != node.inputs[1:]:
+            producer = graph.producers[node.inputs[0]]
+            if producer.op != "QuantizeLinear" or producer.inputs[1:] != node.inputs[1:]:
                 raise FormatError(f"{node} has another scale or zero point than its QuantizeLinear")
-            raw = made.inputs[0]
+            raw = producer.inputs[0]
             if raw in graph.inputs or raw in graph.constants:
                 same[node.output] = raw
                 quants[raw] = _quant(graph, node)
@@ -112,15 +112,19 @@ def _decoded(graph: Graph, palettes: dict[str, Palette]) -> Graph:
 
 
 def _half(graph: Graph, node: Node) -> bool:
-    held = graph.constants.get(node.inputs[0])
-    return held is not None and not isinstance(held, QuantWeight) and held.dtype == np.float16
+    constant = graph.constants.get(node.inputs[0])
+    return (
+        constant is not None
+        and not isinstance(constant, QuantWeight)
+        and constant.dtype == np.float16
+    )
 
 
 def _array(graph: Graph, name: str) -> NDArray[Any]:
-    held = graph.constants.get(name)
-    if held is None or isinstance(held, QuantWeight):
+    constant = graph.constants.get(name)
+    if constant is None or isinstance(constant, QuantWeight):
         raise FormatError(f"{name!r} is not a constant")
-    return held
+    return constant
 
 
 def _quant(graph: Graph, node: Node) -> QuantParams:

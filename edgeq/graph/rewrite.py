@@ -116,13 +116,13 @@ def _changed(graph: Graph, node: Node, change: Change) -> Graph:
     for old in graph.nodes:
         nodes.extend(change.nodes if old is node else (old,))
     constants = dict(graph.constants)
-    for name, held in change.constants.items():  # NumPy makes scalars of arrays without axes
-        constants[name] = held if isinstance(held, QuantWeight) else np.asarray(held)
+    for name, constant in change.constants.items():  # NumPy makes scalars of arrays without axes
+        constants[name] = constant if isinstance(constant, QuantWeight) else np.asarray(constant)
     values = {**graph.values, **change.values}
-    made = replace(graph, nodes=tuple(nodes), constants=constants, values=values)
+    changed = replace(graph, nodes=tuple(nodes), constants=constants, values=values)
     for old_name, new_name in change.same.items():
-        made = _renamed(made, old_name, new_name)
-    return made
+        changed = _renamed(changed, old_name, new_name)
+    return changed
 
 
 def _renamed(graph: Graph, old: str, new: str) -> Graph:
@@ -232,23 +232,23 @@ def _free(name: str, taken: Iterable[str]) -> str:
 
 def scalar(graph: Graph, name: str) -> float | None:
     """The number in a constant of one element; None for other values."""
-    held = graph.constants.get(name)
-    if held is None or isinstance(held, QuantWeight) or held.size != 1:
+    constant = graph.constants.get(name)
+    if constant is None or isinstance(constant, QuantWeight) or constant.size != 1:
         return None
-    return float(held.reshape(-1)[0])
+    return float(constant.reshape(-1)[0])
 
 
 def ints(graph: Graph, name: str) -> tuple[int, ...] | None:
     """The integers in a constant; None for other values."""
-    held = graph.constants.get(name)
-    if held is None or isinstance(held, QuantWeight) or held.dtype.kind not in "iu":
+    constant = graph.constants.get(name)
+    if constant is None or isinstance(constant, QuantWeight) or constant.dtype.kind not in "iu":
         return None
-    return tuple(int(v) for v in held.reshape(-1))
+    return tuple(int(v) for v in constant.reshape(-1))
 
 
 def floats(graph: Graph, name: str) -> NDArray[Any] | None:
     """A float constant that is not quantized, widened to float32; None for other values."""
-    held = graph.constants.get(name)
-    if held is None or isinstance(held, QuantWeight) or held.dtype.kind != "f":
+    constant = graph.constants.get(name)
+    if constant is None or isinstance(constant, QuantWeight) or constant.dtype.kind != "f":
         return None
-    return held.astype(np.float32, copy=False)
+    return constant.astype(np.float32, copy=False)

@@ -53,5 +53,5 @@ def _drops(graph: Graph, node: Node, opset: int) -> bool:
     training = node.inputs[2] if len(node.inputs) > 2 else ""
     if not training:
         return False
-    held = graph.constants.get(training)
-    return held is None or bool(graph.array(training).any())
+    constant = graph.constants.get(training)
+    return constant is None or bool(graph.array(training).any())

@@ -61,7 +61,7 @@ def whole_windows(graph: Graph, node: Node) -> Change | None:
         laid = ends
     where = steps.constant("laid", np.array((0, 0, *pads[:rank], 0, 0, *laid), np.int64))
     lowest = _lowest(x) if node.op == "MaxPool" else np.array(0, x.dtype)
-    made = steps.add("Pad", "padded", (node.inputs[0], where, steps.constant("value", lowest)))
+    padded = steps.add("Pad", "padded", (node.inputs[0], where, steps.constant("value", lowest)))
     if node.op == "MaxPool":
         attrs["pads"] = (0,) * 2 * rank
     else:
@@ -69,7 +69,7 @@ def whole_windows(graph: Graph, node: Node) -> Change | None:
         if any(end >= k for end, k in zip(left, kernel, strict=True)):
             return None
         attrs |= {"pads": (*(0,) * rank, *left), "count_include_pad": 0}
-    change = steps.last(node.op, (made,), **attrs)
+    change = steps.last(node.op, (padded,), **attrs)
     return replace(change, values=values)
 
 

@@ -15,14 +15,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
+from edgeq.core.errors import UsageError
 from edgeq.formats.packing import LANE, TILE, round_up
 from edgeq.model.block import BlockSpec
 from edgeq.model.config import ModelConfig
 
+KvBits = Literal[4, 8, 16]
+"""Bits of a number in the cache: integers of 4 or 8 bits, or float16."""
+KV_BITS: tuple[KvBits, ...] = get_args(KvBits)
 CHUNK = 256
 """Positions per chunk; a cache's length is a multiple of it.
 
@@ -42,16 +46,37 @@ _WIDTH = 256
 _FLOAT = 4
 
 
-def cache_length(block: BlockSpec, context: int) -> int:
+def checked_kv_bits(kv_bits: int) -> KvBits:
+    """The same number.
+
+    Raises:
+        UsageError: no cache has so many bits.
+    """
+    for known in KV_BITS:
+        if kv_bits == known:
+            return known
+    raise UsageError(f"kv_bits is {kv_bits}; use 4, 8 or 16")
+
+
+def center_span(kv_bits: int) -> int:
+    """Positions of the cache that are stored and lost together, as they share a center.
+
+    A center costs 16 bits a number: one key of 16 with 8 bits, and one of 64 with 4. A cache of
+    float16 has no centers, and is handled in tiles all the same.
+    """
+    return 4 * TILE if kv_bits == 4 else TILE
+
+
+def cache_length(block: BlockSpec, context: int, kv_bits: int = 8) -> int:
     """Positions a layer's cache holds: all, or its window and what may be added or rolled back.
 
     While a batch is read its first token still needs its whole window, as does the next token
-    when a guess has been taken back; and a tile is lost as a whole.
+    when a guess has been taken back; and positions that share a center are lost as a whole.
     """
     length = round_up(context, CHUNK)
     if block.window is None:
         return length
-    beside = max(min(BATCH, context), MAX_DRAFT) + TILE
+    beside = max(min(BATCH, context), MAX_DRAFT) + center_span(kv_bits)
     return min(length, round_up(block.window + beside, CHUNK))
 
 
@@ -66,13 +91,13 @@ def cache_arrays(
             "keys": (np.float16, (heads, tiles, TILE, dim_k)),
             "values": (np.float16, (heads, dim_v, tiles, TILE)),
         }
-    rows = (heads, tiles, TILE)
+    rows, codes = (heads, tiles, TILE), 8 // kv_bits  # so many in a byte
     return {
-        "keys": (np.uint8, (heads, tiles, dim_k // LANE, TILE, LANE)),
+        "keys": (np.uint8, (heads, tiles, dim_k // LANE // codes, TILE, LANE)),
         "key_scales": (np.float16, rows),
         "key_zeros": (np.uint8, rows),
-        "centers": (np.float16, (heads, length // CHUNK, dim_k, CHUNK // TILE)),
-        "values": (np.uint8, (heads, dim_v // TILE, tiles, TILE // LANE, TILE, LANE)),
+        "centers": (np.float16, (heads, length // CHUNK, dim_k, CHUNK // center_span(kv_bits))),
+        "values": (np.uint8, (heads, dim_v // TILE, tiles, TILE // LANE // codes, TILE, LANE)),
         "value_scales": (np.float32, rows),
     }
 
@@ -83,17 +108,17 @@ def kv_bytes(config: ModelConfig, context: int, kv_bits: int = 8) -> int:
     Args:
         config: of the model.
         context: positions.
-        kv_bits: 8 or 16.
+        kv_bits: 4, 8 or 16.
     """
-    lengths = (cache_length(block, context) for block in config.blocks)
+    lengths = (cache_length(block, context, kv_bits) for block in config.blocks)
     return sum(lengths) * position_bytes(config, kv_bits)
 
 
 def position_bytes(config: ModelConfig, kv_bits: int = 8) -> int:
     """Bytes that one position takes in the cache of one layer.
 
-    With 8 bits: codes of key and value; for each head the key's float16 scale and zero point and
-    the value's float32 scale; and for every 16 positions one key in float16.
+    With 4 or 8 bits: codes of key and value; for each head the key's float16 scale and zero point
+    and the value's float32 scale; and for every 64 or 16 positions one key in float16.
     """
     arrays = cache_arrays(config, CHUNK, kv_bits).values()
     whole = sum(math.prod(shape) * np.dtype(dtype).itemsize for dtype, shape in arrays)
@@ -173,10 +198,10 @@ class Buffers:
     arrays: dict[str, tuple[int, ...]]
 
 
-def buffers(config: ModelConfig, context: int, threads: int) -> Buffers:
-    """The decoder's buffers for a context and a number of threads."""
+def buffers(config: ModelConfig, context: int, threads: int, sequences: int = 1) -> Buffers:
+    """The decoder's buffers for a context, threads, and sequences that are decoded together."""
     c, batch = config, min(BATCH, context)
-    rows = max(batch, threads)
+    rows = max(batch, threads, sequences)
     hidden, ffn = round_up(c.hidden, _WIDTH), round_up(c.ffn, _WIDTH)
     q, kv = (round_up(heads * c.head_dim, _WIDTH) for heads in (c.heads, c.kv_heads))
     acts = max(hidden, ffn, q) // 32 * ACT_BLOCK
@@ -187,18 +212,18 @@ def buffers(config: ModelConfig, context: int, threads: int) -> Buffers:
     arrays = {
         "x": (rows, hidden),
         "normed": (rows, hidden),
-        "branch": (batch, hidden),
-        "q": (batch, q),
-        "k": (batch, kv),
-        "v": (batch, kv),
+        "branch": (max(batch, sequences), hidden),
+        "q": (max(batch, sequences), q),
+        "k": (max(batch, sequences), kv),
+        "v": (max(batch, sequences), kv),
         "att": (rows, q),
-        "gate": (batch, ffn),
-        "up": (batch, ffn),
+        "gate": (max(batch, sequences), ffn),
+        "up": (max(batch, sequences), ffn),
         "acts": (rows, acts // _FLOAT),
-        "part": (c.heads * chunks, part // _FLOAT),
+        "part": (sequences * c.heads * chunks, part // _FLOAT),
         "work": (threads, work // _FLOAT),
         "sync": (SYNC_BYTES // _FLOAT,),
-        "logits": (1, round_up(c.vocab, TILE)),
+        "logits": (sequences, round_up(c.vocab, TILE)),
     }
     return Buffers(hidden, ffn, q, kv, acts, part, chunks, block, work, arrays)
 

@@ -110,7 +110,7 @@ def record(config: ModelConfig) -> tuple[RecordedOperation, ...]:
     """The operations of a model's decoder, in order.
 
     Example:
-        >>> from edgeq.model.shapes import shape
+        >>> from edgeq.importers.shapes import shape
         >>> [operation.name for operation in record(shape("smollm2-135m"))[:5]]
         ['embed', 'layers.0.attn_norm', 'layers.0.q', 'layers.0.k', 'layers.0.v']
     """

@@ -183,7 +183,7 @@ def environment(kernels_on: Sequence[int] = ()) -> dict[str, Any]:
         were measured; `edgeq.profiling.profile.profile` adds "contention" of the run itself.
     """
     cpu = this_cpu()
-    found: dict[str, Any] = {
+    environment: dict[str, Any] = {
         "os": platform.platform(),
         "python": platform.python_version(),
         "arch": cpu.arch,
@@ -198,7 +198,7 @@ def environment(kernels_on: Sequence[int] = ()) -> dict[str, Any]:
 
         watch = Watch()
         for threads in sorted(set(kernels_on)):
-            found["read_gb_s"][str(threads)] = read_bandwidth(threads)
-            found["int8_gops"][str(threads)] = int8_throughput(threads)
-        found["limits_contention"] = watch.stop().to_json()
-    return found
+            environment["read_gb_s"][str(threads)] = read_bandwidth(threads)
+            environment["int8_gops"][str(threads)] = int8_throughput(threads)
+        environment["limits_contention"] = watch.stop().to_json()
+    return environment

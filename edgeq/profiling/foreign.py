@@ -12,7 +12,7 @@ import numpy as np
 
 from edgeq.converters.runners import DecoderRunner
 from edgeq.converters.target import NodeTime, OperatorCounts, ProfilerTarget, TimedGraph
-from edgeq.converters.targets import TARGETS, target_named, target_of
+from edgeq.converters.targets import TARGETS, known_target_of, target_named
 from edgeq.core.cpu import available_cores
 from edgeq.core.errors import FormatError
 from edgeq.profiling.candidates import GraphCandidate, RunnerCandidate
@@ -45,10 +45,7 @@ class Named:
         path = Path(text)
         if path.suffix in _OURS:
             return cls(path, None)
-        try:
-            return cls(path, target_of(path))
-        except FormatError:  # of no target: a checkpoint, or the importers say what is wrong
-            return cls(path, None)
+        return cls(path, known_target_of(path))  # of no target: a checkpoint, or nothing at all
 
 
 def open_candidate(named: Named, threads: int | None) -> Candidate:
@@ -63,16 +60,13 @@ def open_candidate(named: Named, threads: int | None) -> Candidate:
         "threads": threads or available_cores(),
         "weights_bytes": nbytes(named.path),
     }
-    target = target_named(str(named.target))
-    try:
-        runner = target.decoder_target().open_runner(named.path, threads=threads)
-    except FormatError:
-        profiler = _profiler(named)
-        graph = profiler.open_graph(named.path, threads=threads) if profiler else None
-        if graph is None:
-            raise
-        about["runtime"] = graph.runtime
-        return GraphCandidate(graph.run, about, graph.close)
+    decoder, profiler = target_named(str(named.target)).decoder_target(), _profiler(named)
+    if profiler is not None and not decoder.wrote(named.path):
+        graph = profiler.open_graph(named.path, threads=threads)
+        if graph is not None:
+            about["runtime"] = graph.runtime
+            return GraphCandidate(graph.run, about, graph.close)
+    runner = decoder.open_runner(named.path, threads=threads)
     vocab = int(runner.forward(np.zeros(1, np.int64)).shape[-1])
     runner.reset()
     about |= {"runtime": runner.runtime, "precision": runner.precision}
@@ -182,5 +176,5 @@ def _counted(found: OperatorCounts) -> Operations:
 
 
 def _layer(name: str) -> int | None:
-    found = _LAYER.search(name)
-    return int(found[1]) if found else None
+    match = _LAYER.search(name)
+    return int(match[1]) if match else None

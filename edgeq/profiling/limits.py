@@ -1,4 +1,4 @@
-"""Figures that exceed what the machine was measured to do, and why they cannot be trusted."""
+"""Figures above the measured limits of the machine, and why they are not plausible."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ ROUNDING = 0.5
 
 
 def exceeds(percent: float | None) -> bool:
-    """Whether a share of a limit is more than all of it."""
+    """Whether a percentage of a limit exceeds 100, rounding aside."""
     return percent is not None and percent > 100 + ROUNDING
 
 
 def bandwidth_doubt(
     percent: float | None, nbytes: float | None, busy: Sequence[str] = ()
 ) -> str | None:
-    """Why a bandwidth above what memory was measured to give is not memory's; None if it is below.
+    """Why a bandwidth above the measured memory bandwidth is not plausible; None if it is below.
 
     Args:
         percent: the figure's share of the measured bandwidth.

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from edgeq.core.memory import peak_rss_bytes, reset_peak_rss
 from edgeq.core.progress import Progress
@@ -14,6 +14,7 @@ from edgeq.devices.contention import Watch
 from edgeq.devices.meters import Absent, Meter, probe
 from edgeq.devices.profile import DeviceProfile
 from edgeq.devices.recorder import Recorder
+from edgeq.model.memory_layout import KvBits
 from edgeq.profiling import foreign
 from edgeq.profiling.candidates import EngineCandidate
 from edgeq.profiling.document import IDLE, Document, Run, environment
@@ -28,7 +29,7 @@ def profile(
     workload: Workload,
     *,
     threads: int | None = None,
-    kv_bits: Literal[8, 16] = 8,
+    kv_bits: KvBits = 8,
     backend: str = "numba",
     meters: Iterable[Meter | Absent] | None = None,
     idle_seconds: float = 0.0,
@@ -94,7 +95,7 @@ def profile(
 
 
 def _open(
-    named: Named, workload: Workload, threads: int | None, kv_bits: Literal[8, 16], backend: str
+    named: Named, workload: Workload, threads: int | None, kv_bits: KvBits, backend: str
 ) -> Candidate | None:
     if named.target == "coreml":
         return None
@@ -138,8 +139,8 @@ def _rest(recorder: Recorder, seconds: float, progress: Progress | None) -> None
 
 def _estimated(document: Document, run: Run, device: DeviceProfile) -> Run:
     """Joules per token, or run of a graph, if the device drew its power under load all the time."""
-    found, unit = summary(document, run), run.subject.get("unit", "token")
-    rate = found["runs_per_s" if unit == "run" else "decode_tokens_per_s"]
+    figures, unit = summary(document, run), run.subject.get("unit", "token")
+    rate = figures["runs_per_s" if unit == "run" else "decode_tokens_per_s"]
     watts = device.load_watts
     joules = None if watts is None or rate is None else watts / rate["mean"]
     reason = f"the profile {device.name} has no load_watts" if watts is None else None

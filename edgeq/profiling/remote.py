@@ -14,11 +14,12 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from edgeq.core.errors import DeviceError, FormatError
 from edgeq.core.progress import Progress
 from edgeq.devices.transport import Finished, Transport
+from edgeq.model.memory_layout import KvBits
 from edgeq.profiling import document
 from edgeq.profiling.document import Document
 from edgeq.profiling.foreign import Named
@@ -54,7 +55,7 @@ def profile_on(
     *,
     python: str | None = None,
     threads: int | None = None,
-    kv_bits: Literal[8, 16] = 8,
+    kv_bits: KvBits = 8,
     backend: str = "numba",
     meters: Sequence[str] = (),
     idle_seconds: float = 0.0,
@@ -111,14 +112,14 @@ def profile_on(
 
 def package() -> bytes:
     """edgeq's own files as a zip: sources and data, without the demo's model."""
-    held = io.BytesIO()
+    buffer = io.BytesIO()
     root = Path(__file__).parent.parent
-    with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as bundle:
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as bundle:
         for file in sorted(root.rglob("*")):
             inside = file.relative_to(root)
             if file.suffix in (".py", ".toml", ".txt") and inside.parts[0] != "demo_model":
                 bundle.write(file, Path("edgeq") / inside)
-    return held.getvalue()
+    return buffer.getvalue()
 
 
 def _interpreter(transport: Transport, python: str | None, needs: Sequence[str]) -> str:
@@ -127,9 +128,9 @@ def _interpreter(transport: Transport, python: str | None, needs: Sequence[str])
     command = [asked, "-c", _ABOUT, *needs]
     if "/" in asked and not asked.startswith("/"):
         command = ["sh", "-c", 'exec "$HOME/$0" "$@"', *command]
-    told: list[str] = []
-    finished = transport.run(command, on_line=told.append)
-    lines = [line for line in told if line.startswith(f"{MARK}python ")]
+    output: list[str] = []
+    finished = transport.run(command, on_line=output.append)
+    lines = [line for line in output if line.startswith(f"{MARK}python ")]
     if not lines:
         if finished.code in (126, 127):
             raise DeviceError(
@@ -195,11 +196,11 @@ def _perform(transport: Transport, python: str, progress: Progress | None) -> No
         if not line.startswith(MARK):
             return
         kind, _, content = line.removeprefix(MARK).partition(" ")
-        told: Any = json.loads(content)
+        message: Any = json.loads(content)
         if kind == "error":
-            errors.append(told)
+            errors.append(message)
         elif kind == "progress" and progress:
-            progress(*told)
+            progress(*message)
 
     folder = transport.folder
     job = [python, "-m", "edgeq.profiling.remote_job", "job.json"]

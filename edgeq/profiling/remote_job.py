@@ -16,9 +16,10 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from edgeq.core.errors import EdgeqError
+from edgeq.model.memory_layout import KvBits
 from edgeq.profiling.session import Workload
 
 MARK = "edgeq:"
@@ -43,7 +44,7 @@ class Job:
     models: tuple[tuple[str, str | None], ...]
     workload: Workload
     threads: int | None
-    kv_bits: Literal[8, 16]
+    kv_bits: KvBits
     backend: str
     meters: tuple[str, ...]
     idle_seconds: float
@@ -74,12 +75,12 @@ def perform(job: Job) -> None:
     from edgeq.profiling.foreign import Named
     from edgeq.profiling.profile import profile
 
-    told = -_EVERY_S
+    last = -_EVERY_S
 
     def progress(label: str, done: int, total: int) -> None:
-        nonlocal told
-        if time.monotonic() - told >= _EVERY_S:
-            told = time.monotonic()
+        nonlocal last
+        if time.monotonic() - last >= _EVERY_S:
+            last = time.monotonic()
             _tell("progress", [label, done, total])
 
     device = None if job.estimate is None else find(job.estimate)
@@ -88,14 +89,14 @@ def perform(job: Job) -> None:
         from edgeq.runtime import kernels
 
         kernels.decoder()
-    made = profile(
+    result = profile(
         [Named(Path(path), target) for path, target in job.models], job.workload,
         threads=job.threads, kv_bits=job.kv_bits, backend=job.backend,
         meters=[*(from_option(text) for text in job.meters), *probe()],
         idle_seconds=job.idle_seconds, operations=job.operations, estimate=device,
         progress=progress,
     )  # fmt: skip
-    document.write(made, RESULT)
+    document.write(result, RESULT)
 
 
 def _tell(kind: str, content: Any) -> None:
@@ -103,7 +104,7 @@ def _tell(kind: str, content: Any) -> None:
 
 
 def main(args: Sequence[str]) -> int:
-    """Perform the job in a file; failures are told in words."""
+    """Perform the job in a file; failures are reported as messages."""
     try:
         perform(Job.from_json(json.loads(Path(args[0]).read_text("utf-8"))))
     except EdgeqError as err:

@@ -131,28 +131,28 @@ def energies(document: Document, run: Run, part: str) -> tuple[list[Energy], lis
             return [], []
         whole = TimeWindow(part, start, end)
         return [recording.energy(whole, idle=idle)], [len(run.timed)]
-    found, counts = [], []
+    energies, counts = [], []
     for sample in run.timed:
         start, end, count = sample.decode_start_ns, sample.end_ns, len(sample.step_ns)
         if part == "prefill":
             start, end = sample.start_ns, sample.decode_start_ns
             count = document.workload.n_prompt
         if count and end > start:
-            found.append(recording.energy(TimeWindow(part, start, end), idle=idle))
+            energies.append(recording.energy(TimeWindow(part, start, end), idle=idle))
             counts.append(count)
-    return found, counts
+    return energies, counts
 
 
 def sensors(document: Document) -> dict[str, dict[str, Any]]:
     """What each channel of each meter was at first, at last and at the extremes."""
-    found = {}
+    sensors = {}
     for trace in document.recording.traces:
         if trace.sensor.quantity == "energy":  # a counter, whose values mean nothing
             continue
         for channel in trace.values:
             _, values, _ = trace.series(channel)
             if values.size:
-                found[f"{trace.sensor.name}/{channel}"] = {
+                sensors[f"{trace.sensor.name}/{channel}"] = {
                     "quantity": trace.sensor.quantity,
                     "unit": trace.sensor.unit,
                     "first": float(values[0]),
@@ -160,7 +160,7 @@ def sensors(document: Document) -> dict[str, dict[str, Any]]:
                     "max": float(values.max()),
                     "last": float(values[-1]),
                 }
-    return found
+    return sensors
 
 
 def decay(document: Document, run: Run, parts: int = 10) -> list[dict[str, Any]]:
@@ -260,9 +260,9 @@ def _table(
                 "speedup": speedup,
             }
         )
-    told = _middle_ns(phase, phase.rows)
-    if told is not None and wall_ns is not None:
-        left = max(wall_ns - told, 0)
+    middle = _middle_ns(phase, phase.rows)
+    if middle is not None and wall_ns is not None:
+        left = max(wall_ns - middle, 0)
         rows.append(
             {
                 name: OUTSIDE, "calls": phase.units, "ns_per_unit": left / phase.units,
@@ -296,13 +296,13 @@ def _middle_ns(phase: Phase, rows: Sequence[Operation]) -> int | None:
 
 
 def _energy(document: Document, run: Run, part: str) -> dict[str, Any]:
-    found, counts = energies(document, run, part)
-    told = per_token(found, counts)
-    known = [e for e in found if e.joules is not None]
+    windows, counts = energies(document, run, part)
+    joules = per_token(windows, counts)
+    known = [e for e in windows if e.joules is not None]
     first = known[0] if known else None
     watts = [e.mean_watts for e in known if e.mean_watts is not None]
     return {
-        "joules_per_token": asdict(told),
+        "joules_per_token": asdict(joules),
         "mean_watts": statistics.fmean(watts) if watts else None,
         "meter": first and first.meter,
         "provenance": first and first.provenance,

@@ -12,7 +12,7 @@ training      weights trained through their rounding
 
 from __future__ import annotations
 
-from edgeq.quant.decoder.quantize import Summary, TensorSummary, quantize
+from edgeq.quant.decoder.quantize import Summary, TensorSummary, quantize_model
 from edgeq.quant.recipe import Recipe
 from edgeq.quant.rounders.rounding import METHODS, quantize_tensor
 from edgeq.quant.rules import Rule
@@ -23,6 +23,6 @@ __all__ = [
     "Rule",
     "Summary",
     "TensorSummary",
-    "quantize",
+    "quantize_model",
     "quantize_tensor",
 ]

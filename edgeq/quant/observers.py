@@ -165,8 +165,8 @@ class Entropy:
         edges, counts = h.edges(), h.counts
         middle = counts.size // 2
         halves = range(COARSE_BINS // 2, middle + 1)
-        found = [self._divergence(counts, middle - i, middle + i + 1) for i in halves]
-        i = halves[int(np.argmin(found))]
+        divergences = [self._divergence(counts, middle - i, middle + i + 1) for i in halves]
+        i = halves[int(np.argmin(divergences))]
         low, high = edges[middle - i], edges[min(middle + i + 1, counts.size)]
         seen = _with_zero(float(h.low), float(h.high))
         return _with_zero(max(low, seen[0]), min(high, seen[1]))
@@ -269,8 +269,9 @@ def _with_zero(low: float, high: float) -> Range:
     return min(float(low), 0.0) + 0.0, max(float(high), 0.0)  # + 0.0: no minus zero
 
 
-def _smoothed(counts: NDArray[np.int64], eps: float = 1e-4) -> NDArray[np.float32] | None:
-    """Counts with a little taken from those that are not zero and given to those that are."""
+def _smoothed(counts: NDArray[np.int64]) -> NDArray[np.float32] | None:
+    """Counts with zeros replaced by a small number, which is subtracted from the others."""
+    eps = 1e-4
     zeros = counts == 0
     n_zeros = int(zeros.sum())
     if n_zeros == counts.size:

@@ -43,17 +43,17 @@ class Axis:
     def ticks(self) -> list[tuple[float, str]]:
         """(place, text) of each tick."""
         if self.kind == "tail":
-            found: Sequence[float] = [v for v in TAIL if self.low <= v <= self.high]
-            texts = [f"{100 * v:g}" for v in found]
+            places: Sequence[float] = [v for v in TAIL if self.low <= v <= self.high]
+            texts = [f"{100 * v:g}" for v in places]
         else:
-            found = _powers(self.low, self.high) if self.kind == "log" else []
-            texts = [short(v) for v in found]
-            if len(found) < 2:
+            places = _powers(self.low, self.high) if self.kind == "log" else []
+            texts = [short(v) for v in places]
+            if len(places) < 2:
                 step = _step(self.low, self.high)
                 first, last = math.ceil(self.low / step), math.floor(self.high / step)
-                found = [n * step for n in range(first, last + 1)]
-                texts = [_precise(v, step, max(map(abs, found))) for v in found]
-        return [(float(p), text) for p, text in zip(self.at(found), texts, strict=True)]
+                places = [n * step for n in range(first, last + 1)]
+                texts = [_precise(v, step, max(map(abs, places))) for v in places]
+        return [(float(p), text) for p, text in zip(self.at(places), texts, strict=True)]
 
     def _scaled(self, values: ArrayLike) -> NDArray[np.float64]:
         given = np.asarray(values, np.float64)
@@ -120,9 +120,9 @@ def _powers(low: float, high: float) -> list[float]:
     """Powers of ten, with their doubles and fives where those are few."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     for parts in ((1, 2, 5), (1, 3), (1,)):
-        found = [m * 10.0**n for n in range(first, last + 1) for m in parts]
-        found = [v for v in found if low <= v <= high]
-        if len(found) <= FEW:
-            return found
-    every = -(-len(found) // FEW)
-    return found[::every]
+        powers = [m * 10.0**n for n in range(first, last + 1) for m in parts]
+        powers = [v for v in powers if low <= v <= high]
+        if len(powers) <= FEW:
+            return powers
+    every = -(-len(powers) // FEW)
+    return powers[::every]

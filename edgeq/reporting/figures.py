@@ -32,7 +32,7 @@ PARTS = 40
 
 def latency(entries: Sequence[ReportedRun]) -> list[Plot]:
     """How slow the slowest tokens are, or runs of graphs: time over percentile."""
-    found = []
+    plots = []
     for unit in UNITS:
         steps = {
             e.letter: np.array([ns / 1e6 for s in e.run.timed for ns in s.step_ns])
@@ -49,14 +49,14 @@ def latency(entries: Sequence[ReportedRun]) -> list[Plot]:
             nines = np.linspace(0, math.log10(ms.size), 120) if ms.size > 1 else np.zeros(1)
             part = 1 - 10**-nines
             lines.append(Line(e.name, part, np.quantile(ms, part), e.color, dots=ms.size == 1))
-            told = e.told["tpot_ms" if unit == "token" else "run_ms"]
+            figures = e.told["tpot_ms" if unit == "token" else "run_ms"]
             rows.append(
-                [e.name, *(short(told[key]) for key in ("n", "min", "p50", "p90", "p99", "max"))]
+                [e.name, *(short(figures[key]) for key in ("n", "min", "p50", "p90", "p99", "max"))]
             )
         low, high = (f([f(line.y) for line in lines]) for f in (min, max))
         y = around(f"Time of a {unit}, ms", [low, high], log=high > 5 * low > 0)
         assert y is not None  # there are steps
-        found.append(
+        plots.append(
             Plot(
                 f"latency-{unit}",
                 f"Time of a {unit}",
@@ -69,20 +69,20 @@ def latency(entries: Sequence[ReportedRun]) -> list[Plot]:
                 rows=rows,
             )
         )
-    return found
+    return plots
 
 
 def speed(entries: Sequence[ReportedRun]) -> list[Plot]:
     """Speed over the time of sustained runs."""
-    found = []
+    plots = []
     for unit in UNITS:
         lines, rows = [], []
         for e in entries:
             if e.run.subject["unit"] != unit or not e.document.workload.min_seconds:
                 continue
-            told = decay(e.document, e.run, PARTS)
-            if len(told) > 1:
-                x, y = (np.array([row[key] for row in told]) for key in ("seconds", "per_s"))
+            rates = decay(e.document, e.run, PARTS)
+            if len(rates) > 1:
+                x, y = (np.array([row[key] for row in rates]) for key in ("seconds", "per_s"))
                 lines.append(Line(e.name, x, y, e.color, dots=True))
                 tenth = max(len(y) // 10, 1)
                 first, last = float(y[:tenth].mean()), float(y[-tenth:].mean())
@@ -93,7 +93,7 @@ def speed(entries: Sequence[ReportedRun]) -> list[Plot]:
         y_axis = around(f"Speed, {unit}s/s", _all(line.y for line in lines), zero=True)
         if x_axis is None or y_axis is None:
             continue
-        found.append(
+        plots.append(
             Plot(
                 f"speed-{unit}",
                 "Speed over time",
@@ -105,7 +105,7 @@ def speed(entries: Sequence[ReportedRun]) -> list[Plot]:
                 rows=rows,
             )
         )
-    return found
+    return plots
 
 
 def roofline(key: str, entries: Sequence[ReportedRun]) -> Plot | Missing:
@@ -172,7 +172,7 @@ def roofline(key: str, entries: Sequence[ReportedRun]) -> Plot | Missing:
 def pareto_plots(rows: Sequence[SweepResult]) -> list[Plot]:
     """Size and speed against divergence, for each model of a sweep."""
     best = {row.key for row in pareto(rows)}
-    found = []
+    plots = []
     for i, model in enumerate(dict.fromkeys(row.model for row in rows)):
         shown = [r for r in rows if r.model == model and r.nbytes and r.kl is not None]
         shown.sort(key=lambda row: (row.nbytes or 0, row.kl or 0.0))
@@ -203,7 +203,7 @@ def pareto_plots(rows: Sequence[SweepResult]) -> list[Plot]:
                 if r.key in values
             )
             front = [r for r in shown if r.key in best] if key == "size" else []
-            found.append(
+            plots.append(
                 Plot(
                     f"pareto-{i}-{key}",
                     f"{title}: {model}",
@@ -221,7 +221,7 @@ def pareto_plots(rows: Sequence[SweepResult]) -> list[Plot]:
                     open=True,
                 )
             )
-    return found
+    return plots
 
 
 def not_swept(rows: Sequence[SweepResult]) -> list[Missing]:

@@ -61,17 +61,17 @@ def entries(sources: Sources) -> list[list[ReportedRun]]:
     Raises:
         FormatError: a run has invalid numbers.
     """
-    found: list[list[ReportedRun]] = []
+    groups: list[list[ReportedRun]] = []
     count = 0
     for name, document in sources.documents:
         group = []
         for run in document.runs:
             with blaming(name):
-                told = summary(document, run)
-            group.append(ReportedRun(_letter(count), count, document, run, told))
+                figures = summary(document, run)
+            group.append(ReportedRun(_letter(count), count, document, run, figures))
             count += 1
-        found.append(group)
-    return found
+        groups.append(group)
+    return groups
 
 
 @contextmanager
@@ -93,38 +93,38 @@ def read(paths: Sequence[str | Path]) -> Sources:
     Raises:
         FormatError: a file cannot be read, or is none of these.
     """
-    held: list[tuple[str, Document]] = []
+    documents: list[tuple[str, Document]] = []
     rows: dict[str, SweepResult] = {}
     for path in map(Path, paths):
         files = sorted(path.glob("*.json")) if path.is_dir() else [path]
         if not files:
             raise FormatError(f"{path} contains no .json file; {MADE_BY}")
         for file in files:
-            found = _read(file)
-            if isinstance(found, Document):
-                held.append((file.name, found))
+            content = _read(file)
+            if isinstance(content, Document):
+                documents.append((file.name, content))
             else:
-                rows |= {row.key: row for row in found}
-    return Sources(tuple(held), tuple(rows.values()))
+                rows |= {row.key: row for row in content}
+    return Sources(tuple(documents), tuple(rows.values()))
 
 
 def _read(path: Path) -> Document | list[SweepResult]:
-    held = read_document(path, MADE_BY)
-    if isinstance(held, dict) and held.get("format") == documents.FORMAT:
-        return Document.from_json(held, str(path))
-    results = held if isinstance(held, list) else [held]
+    document = read_document(path, MADE_BY)
+    if isinstance(document, dict) and document.get("format") == documents.FORMAT:
+        return Document.from_json(document, str(path))
+    results = document if isinstance(document, list) else [document]
     if not results or not all(isinstance(one, dict) and "key" in one for one in results):
         raise FormatError(f"{path} is neither a profile nor a result of a sweep; {MADE_BY}")
-    found = []
+    rows = []
     for one in results:
         try:
             # the command adds whether a row is on the front, which depends on the others
-            found.append(SweepResult.from_dict({k: v for k, v in one.items() if k != "pareto"}))
+            rows.append(SweepResult.from_dict({k: v for k, v in one.items() if k != "pareto"}))
         except EdgeqError as err:
             raise FormatError(
                 f"{path} is not a sweep result: {err}; run edgeq sweep again"
             ) from err
-    return found
+    return rows
 
 
 def _letter(number: int) -> str:

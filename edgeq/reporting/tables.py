@@ -70,54 +70,54 @@ def figures(entry: ReportedRun) -> list[Figure]:
 
 
 def _figures(entry: ReportedRun) -> Iterator[Figure]:
-    told, subject, work = entry.told, entry.run.subject, entry.document.workload
-    threads = told["threads"]
-    yield Figure("runtime", str(told["runtime"] or "none here"), ", ".join(_held(subject)))
-    rounds = f"of {told['rounds']} timed rounds"
+    figures, subject, work = entry.told, entry.run.subject, entry.document.workload
+    threads = figures["threads"]
+    yield Figure("runtime", str(figures["runtime"] or "none here"), ", ".join(_held(subject)))
+    rounds = f"of {figures['rounds']} timed rounds"
     depth = f" after {work.n_depth} others" if work.n_depth else ""
-    if found := told["ttft_ms"]:
-        yield Figure("first token", _percentiles(found),
+    if ttft := figures["ttft_ms"]:
+        yield Figure("first token", _percentiles(ttft),
                      f"time of reading {work.n_prompt} tokens{depth}, {rounds}")  # fmt: skip
     for key, unit in (("tpot_ms", "token"), ("run_ms", "run")):
-        if found := told[key]:
-            yield Figure(f"each {unit}", _percentiles(found), f"all {found['n']} {unit}s {rounds}")
+        if ttft := figures[key]:
+            yield Figure(f"each {unit}", _percentiles(ttft), f"all {ttft['n']} {unit}s {rounds}")
     for part in ("prefill", "decode"):
-        if found := told[f"{part}_tokens_per_s"]:
-            yield Figure(part, _mean(found, "tokens/s"), f"mean and deviation {rounds}")
-        if (gops := told["int8_gops"][part]) is not None:
-            share = told["int8_percent"][part]
+        if ttft := figures[f"{part}_tokens_per_s"]:
+            yield Figure(part, _mean(ttft, "tokens/s"), f"mean and deviation {rounds}")
+        if (gops := figures["int8_gops"][part]) is not None:
+            share = figures["int8_percent"][part]
             yield Figure(
                 f"{part}, integer work",
                 f"{short(gops)} GOPS"
-                + _share(share, doubt := told["suspect"][f"int8_gops.{part}"]),
+                + _share(share, doubt := figures["suspect"][f"int8_gops.{part}"]),
                 "operations counted from the model's shape, at that rate"
                 + _limit(share, f"the matmul kernel's peak measured here, {threads_of(threads)}")
                 + _doubt(doubt),
             )
-    if found := told["runs_per_s"]:
-        yield Figure("runs", _mean(found, "runs/s"), f"mean and deviation {rounds}")
-    if (gb_s := told["gb_per_s"]) is not None:
-        share = told["bandwidth_percent"]
+    if ttft := figures["runs_per_s"]:
+        yield Figure("runs", _mean(ttft, "runs/s"), f"mean and deviation {rounds}")
+    if (gb_s := figures["gb_per_s"]) is not None:
+        share = figures["bandwidth_percent"]
         yield Figure(
             "bandwidth",
-            f"{short(gb_s)} GB/s" + _share(share, doubt := told["suspect"]["gb_per_s"]),
+            f"{short(gb_s)} GB/s" + _share(share, doubt := figures["suspect"]["gb_per_s"]),
             "bytes read per token, times the decoding speed"
             + _limit(share, f"the read bandwidth measured here, {threads_of(threads)}")
             + _doubt(doubt),
         )
-    yield from _memory(told["memory"], len(entry.document.runs))
-    if told["rounds"]:
+    yield from _memory(figures["memory"], len(entry.document.runs))
+    if figures["rounds"]:
         energies = [
-            _energy(part, subject["unit"], found)
-            for part, found in told["energy"].items()
-            if found["joules_per_token"]["samples"]  # a graph reads no prompt
+            _energy(part, subject["unit"], ttft)
+            for part, ttft in figures["energy"].items()
+            if ttft["joules_per_token"]["samples"]  # a graph reads no prompt
         ]
         if any(energy.value != NOT_MEASURED for energy in energies[:-1]):
             energies = energies[:-1]  # rounds are for meters slower than one
         elif len({energy.source for energy in energies}) == 1:
             energies = [replace(energies[0], name="energy")]
         yield from energies
-    if guess := told["estimate"]:
+    if guess := figures["estimate"]:
         yield _estimate(guess)
 
 
@@ -183,16 +183,16 @@ def compared(entries: Sequence[ReportedRun]) -> list[list[str]]:
     """The runs beneath each other, by their main figures."""
     rows = []
     for entry in entries:
-        told = entry.told
-        each = told["tpot_ms"] or told["run_ms"]
-        joules = told["energy"]["decode"]["joules_per_token"]["mean"]
-        peak = told["memory"]["peak_rss_bytes"]
-        speed = told["decode_tokens_per_s"] or told["runs_per_s"]
+        figures = entry.told
+        each = figures["tpot_ms"] or figures["run_ms"]
+        joules = figures["energy"]["decode"]["joules_per_token"]["mean"]
+        peak = figures["memory"]["peak_rss_bytes"]
+        speed = figures["decode_tokens_per_s"] or figures["runs_per_s"]
         cells = [
-            told["ttft_ms"] and short(told["ttft_ms"]["p50"]),
+            figures["ttft_ms"] and short(figures["ttft_ms"]["p50"]),
             each and short(each["p50"]),
             each and short(each["p99"]),
-            told["prefill_tokens_per_s"] and short(told["prefill_tokens_per_s"]["mean"]),
+            figures["prefill_tokens_per_s"] and short(figures["prefill_tokens_per_s"]["mean"]),
             speed and short(speed["mean"]),
             None if peak is None else short(peak / MIB),
             None if joules is None else short(joules),
@@ -208,18 +208,18 @@ COMPARED = ("run", "first token p50, ms", "token or run p50, ms", "p99, ms", "pr
 def operations(phase: Phase) -> Bars:
     """A phase's operations as bars."""
     unit = "run" if phase.name == "run" else "token"
-    found = by_operation(phase)
+    bars = by_operation(phase)
     covered = None if phase.covered is None else 100 * phase.covered
     if phase.middle is None:
-        cells = [_bars([row["calls"] for row in found])]
+        cells = [_bars([row["calls"] for row in bars])]
     else:
         cells = [
-            _bars([row["percent"] for row in found], "{:.1f}".format),
-            _bars([_scaled(row["ns_per_unit"], 1e3) for row in found]),
-            _bars([_scaled(row["bytes_per_unit"], 1024) for row in found]),
-            _bars([row["gb_per_s"] for row in found]),
+            _bars([row["percent"] for row in bars], "{:.1f}".format),
+            _bars([_scaled(row["ns_per_unit"], 1e3) for row in bars]),
+            _bars([_scaled(row["bytes_per_unit"], 1024) for row in bars]),
+            _bars([row["gb_per_s"] for row in bars]),
         ]
-    names = [str(row["op"]) for row in found]
+    names = [str(row["op"]) for row in bars]
     rows = tuple((name, row) for name, *row in zip(names, *cells, strict=True))
     return Bars(
         phase.name, unit, phase.middle is not None,
@@ -234,25 +234,23 @@ def _bars(values: Sequence[float | None], form: Callable[[float], str] = short) 
 
 def machine(document: Document) -> list[tuple[str, str]]:
     """What the run was made on, and what it was asked to do."""
-    held, work = document.environment, document.workload
-    found = [(name, str(held[name])) for name in ("cpu", "arch", "cores", "os", "python")
-             if held.get(name) is not None]  # fmt: skip
+    environment, work = document.environment, document.workload
+    rows = [(name, str(environment[name])) for name in ("cpu", "arch", "cores", "os", "python")
+             if environment.get(name) is not None]  # fmt: skip
     for key, name, unit in (("read_gb_s", "reads", "GB/s"), ("int8_gops", "int8 peak", "GOPS")):
-        for threads, value in held[key].items():
-            found.append(
-                (f"{name}, {threads_of(threads)}", f"{short(value)} {unit}, measured here")
-            )
+        for threads, value in environment[key].items():
+            rows.append((f"{name}, {threads_of(threads)}", f"{short(value)} {unit}, measured here"))
     asked = f"{work.n_prompt} tokens read, {work.n_gen} generated one by one"
     if work.n_depth:
         asked += f", after {work.n_depth} others"
-    found.append(("each round", asked))
+    rows.append(("each round", asked))
     rounds = f"{work.warmup} to warm up, then {work.repeats}"
     if work.min_seconds:
         rounds += f" or more, for {short(work.min_seconds)} s"
-    found += [("rounds", rounds), ("measured", f"{document.created} by {document.tool}")]
+    rows += [("rounds", rounds), ("measured", f"{document.created} by {document.tool}")]
     if document.contention and (warning := document.contention.warning()):
-        found.insert(0, ("warning", warning))
-    return found
+        rows.insert(0, ("warning", warning))
+    return rows
 
 
 def problems(document: Document) -> list[tuple[str, str]]:

@@ -97,16 +97,16 @@ def _series(trace: Trace) -> dict[str, Series]:
         if values.size:
             channels[channel] = (t_ns, values)
     total = [channels[c] for c in trace.sensor.total if c in channels]
-    found = {}
+    by_name = {}
     if len(total) > 1 and len(total) == len(trace.sensor.total):
-        found[f"{name}: {trace.sensor.covers or 'total'}"] = _across(total, np.sum)
+        by_name[f"{name}: {trace.sensor.covers or 'total'}"] = _across(total, np.sum)
     if len(channels) <= MANY:
-        found |= {name if c == name else f"{name}: {c}": s for c, s in channels.items()}
-    elif not found:
+        by_name |= {name if c == name else f"{name}: {c}": s for c, s in channels.items()}
+    elif not by_name:
         kinds = (("least", np.min), ("mean", np.mean), ("most", np.max))
         for what, of in kinds:
-            found[f"{name}: {what} of {len(channels)}"] = _across(list(channels.values()), of)
-    return {what: series for what, series in found.items() if series[1].size}
+            by_name[f"{name}: {what} of {len(channels)}"] = _across(list(channels.values()), of)
+    return {what: series for what, series in by_name.items() if series[1].size}
 
 
 def _rate(t_ns: NDArray[np.int64], joules: NDArray[np.float64]) -> Series:
@@ -172,13 +172,13 @@ def _shades(document: Document, seconds: float) -> tuple[Shade, ...]:
     ]
     rest = seconds / COLUMNS - np.sum(cover, axis=0)
     ranked = np.argmax([*cover, rest], axis=0)
-    found = []
+    shades = []
     for i, (kind, name, _) in enumerate(phases):
         # where columns of this phase begin and where they end
         turns = np.flatnonzero(np.diff(np.concatenate([[False], ranked == i, [False]])))
         pairs = tuple((float(edges[a]), float(edges[b])) for a, b in turns.reshape(-1, 2))
-        found.append(Shade(kind, name, pairs))
-    return tuple(found)
+        shades.append(Shade(kind, name, pairs))
+    return tuple(shades)
 
 
 def _passed(windows: NDArray[np.float64], moments: NDArray[np.float64]) -> NDArray[np.float64]:

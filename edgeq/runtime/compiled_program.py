@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.formats.kept import KeptTensor, packed
 from edgeq.formats.packing import TILE
 from edgeq.formats.schemes import K_BLOCK
-from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
+from edgeq.formats.tensor import QuantTensor, Tensor
 from edgeq.model import recording
 from edgeq.model.block import RopeSpec
 from edgeq.model.formulas import rope_tables
@@ -24,12 +23,11 @@ from edgeq.model.model import Model
 from edgeq.runtime.engine_memory import EngineMemory
 from edgeq.runtime.kernels import abi
 from edgeq.runtime.kernels.abi import Step
-from edgeq.runtime.kernels.jit import kernel_address
-from edgeq.runtime.kernels.vector_ops import FLOAT_KINDS
+from edgeq.runtime.kernels.jit import float_kernel_address, kernel_address
 from edgeq.runtime.packed_cache import PackedCache
 from edgeq.runtime.step_fusion import ProgramStep, fuse
 from edgeq.runtime.step_times import StepLabel
-from edgeq.runtime.weights import WeightArena
+from edgeq.runtime.weights import WeightArena, float_copy
 
 _ROWS = {
     "x": True, "normed": True, "branch": False, "q": False, "k": False, "v": False, "att": True,
@@ -47,15 +45,17 @@ class CompiledProgram:
         model: validated.
         context: positions the cache holds.
         threads: how many run side by side.
-        kv_bits: 8 or 16.
+        kv_bits: 4, 8 or 16.
+        sequences: how many are decoded together, each with its own cache.
         arena: where weights are copied to; None uses them where they are.
         memory: keeps all that the records point to.
 
     Attributes:
         record: the `abi.PROGRAM`, an array of one.
         labels: layer and label of each step, for its time.
-        caches: the KV cache of each layer.
-        logits: float32 [1, V rounded up to whole tiles].
+        caches: the KV cache of each layer, for each sequence.
+        tables: address of the records of each sequence's caches.
+        logits: float32 [sequences, V rounded up to whole tiles].
 
     Raises:
         UnsupportedError: the decoder needs an operation for which there is no step.
@@ -69,18 +69,25 @@ class CompiledProgram:
         kv_bits: int,
         arena: WeightArena | None,
         memory: EngineMemory,
+        sequences: int = 1,
     ) -> None:
-        self._model, self._arena, self._memory = model, arena, memory
-        self._kept: dict[int, QuantTensor] = {}
+        self._model = model if arena else model.packed(memory.array)
+        self._arena, self._memory = arena, memory
         c = model.config
         steps = fuse(recording.record(c))
         self.labels: tuple[StepLabel, ...] = tuple((step.layer, step.label) for step in steps)
         linears = self._linear_records([name for step in steps for name in step.linears])
         self.caches = [
-            PackedCache(c, cache_length(block, context), kv_bits, memory.zeros)
-            for block in c.blocks
+            [
+                PackedCache(c, cache_length(block, context, kv_bits), kv_bits, memory.zeros)
+                for block in c.blocks
+            ]
+            for _ in range(sequences)
         ]
-        sizes = buffers(c, context, threads)
+        self.tables = [
+            memory.address(np.array([cache.record for cache in caches])) for caches in self.caches
+        ]
+        sizes = buffers(c, context, threads, sequences)
         attentions = self._attention_records(steps, context)
         scratch = {name: memory.scratch(shape) for name, shape in sizes.arrays.items()}
         self.logits = scratch["logits"]
@@ -92,14 +99,10 @@ class CompiledProgram:
         program = self.record[0]
         program["eps"], program["embed_scale"] = c.norm_eps, c.embed_scale
         for name, table in {
-            "step": self._step_records(steps, sizes), "linear": linears, "row": rows,
+            "step": self._step_records(steps, sizes, linears), "linear": linears, "row": rows,
         }.items():  # fmt: skip
             program[f"{name}s"], program[f"{name}_count"] = memory.address(table), len(table)
-        caches = np.array([cache.record for cache in self.caches])
-        program["attentions"], program["caches"] = (
-            memory.address(attentions),
-            memory.address(caches),
-        )
+        program["attentions"] = memory.address(attentions)
         program["layer_count"] = c.layers
         program["sync"] = scratch["sync"].ctypes.data
         program["parts"], program["part_stride"] = scratch["part"].ctypes.data, sizes.part
@@ -119,8 +122,6 @@ class CompiledProgram:
         tensor: Tensor = self._model.tensors[name]
         if self._arena:
             tensor = self._arena.copied(tensor)
-        elif isinstance(tensor, KeptTensor):
-            tensor = self._packed(tensor)
         address = self._memory.address
         n, k = tensor.shape
         record = {"n": n, "k": k, "tiles": -(-n // TILE)}
@@ -147,20 +148,14 @@ class CompiledProgram:
                 record["zeros"] = address(tensor.minimums, 32)
                 record["zero_step"] = tensor.minimums.strides[0]
         else:
-            if not isinstance(tensor, FloatTensor):  # a lazily decoded tensor has no bytes to use
-                tensor = FloatTensor("float32", tensor.numpy())
-            record["kind"] = FLOAT_KINDS[tensor.dtype]
+            tensor = float_copy(tensor, self._memory.array)
+            record["kind"] = abi.FLOAT_KINDS[tensor.dtype]
+            record["kernel"] = float_kernel_address(tensor.dtype)
             record["codes"] = address(tensor.data, tensor.data.itemsize)
         bias = self._model.tensors.get(name.removesuffix("weight") + "bias")
         if bias is not None:
             record["bias"] = address(bias.numpy(), 4)
         return record
-
-    def _packed(self, tensor: KeptTensor) -> QuantTensor:
-        """A kept tensor's packed form, made once."""
-        if id(tensor) not in self._kept:
-            self._kept[id(tensor)] = packed(tensor, self._memory.array)
-        return self._kept[id(tensor)]
 
     def _attention_records(self, steps: list[ProgramStep], context: int) -> NDArray[Any]:
         """One record of each layer; that of a layer without attention is empty."""
@@ -201,7 +196,9 @@ class CompiledProgram:
         self._memory.scratch_bytes += weight.nbytes
         return self._memory.address(weight, 4)
 
-    def _step_records(self, steps: list[ProgramStep], sizes: Buffers) -> NDArray[Any]:
+    def _step_records(
+        self, steps: list[ProgramStep], sizes: Buffers, matrices: NDArray[Any]
+    ) -> NDArray[Any]:
         """The steps as records: buffers and weights by their numbers and addresses."""
         config = self._model.config
         widths = {
@@ -209,7 +206,18 @@ class CompiledProgram:
             "k": sizes.kv, "v": sizes.kv, "att": sizes.q, "gate": sizes.ffn, "up": sizes.ffn,
         }  # fmt: skip
         records, linear = [], 0
-        for step in steps:
+        # whether anything reads the quantized rows of a step: float matrices do not
+        read: list[bool] = []
+        wanted, end = False, len(matrices)
+        for step in reversed(steps):
+            read.insert(0, wanted)
+            if step.kind in (Step.NORM, Step.QUANTIZE):
+                wanted = False
+            elif step.kind != Step.EMBED:
+                kinds = matrices["kind"][end - len(step.linears) : end]
+                wanted |= bool((kinds >= abi.FIRST_QUANT).any())
+            end -= len(step.linears)
+        for step, quantizes in zip(steps, read, strict=True):
             records.append(
                 {
                     "kind": step.kind,
@@ -221,7 +229,7 @@ class CompiledProgram:
                     "norm": self._norm(step.norm),
                     "post_norm": self._norm(step.post_norm),
                     "width": config.hidden,
-                    "blocks": widths[step.x] // K_BLOCK,
+                    "blocks": widths[step.x] // K_BLOCK if quantizes else 0,
                     "linear": linear,
                     "linears": len(step.linears),
                     "activation": abi.ACTIVATIONS.index(config.activation),

@@ -36,9 +36,9 @@ class EngineMemory:
         """Zeroed memory of a shape that is not scratch."""
         return self.zeros(math.prod(shape), dtype).reshape(shape)
 
-    def scratch(self, shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
-        """Zeroed scratch of a shape, counted in `scratch_bytes`."""
-        array = self.array(shape, dtype)
+    def scratch(self, shape: tuple[int, ...]) -> NDArray[Any]:
+        """Zeroed float32 scratch of a shape, counted in `scratch_bytes`."""
+        array = self.array(shape, np.float32)
         self.scratch_bytes += array.nbytes
         return array
 

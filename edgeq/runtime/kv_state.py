@@ -2,7 +2,7 @@
 
 The file is a safetensors container. Its metadata are
 
-    format "edgeq-state", format_version "1", model: fingerprint, kv_bits: "8" or "16",
+    format "edgeq-state", format_version "1", model: fingerprint, kv_bits: "4", "8" or "16",
     starts: JSON list, for each layer the first position that is in the file
 
 and its tensors are (S positions of a layer, from its start to the end of the sequence):
@@ -31,10 +31,10 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError, UsageError
 from edgeq.core.files import write_whole
-from edgeq.formats.packing import TILE
 from edgeq.formats.safetensors_file import TYPE_NAMES, SafetensorsFile, open_safetensors
 from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.model.config import ModelConfig
+from edgeq.model.memory_layout import center_span
 from edgeq.model.model import Model
 
 FORMAT = "edgeq-state"
@@ -50,7 +50,7 @@ def layer_parts(
     """Types and shapes of one layer's cache for some positions.
 
     The quantization is described in `edgeq.runtime.activations`. The first of the positions is a
-    multiple of 16, as every 16 positions share a center.
+    multiple of `edgeq.model.memory_layout.center_span`. Two codes of 4 bits share a byte.
 
     Returns:
         name -> (NumPy type, shape), in file order.
@@ -58,14 +58,28 @@ def layer_parts(
     rows, heads = (positions, config.kv_heads), (config.kv_heads, config.head_dim)
     if kv_bits == 16:
         return dict.fromkeys(("keys", "values"), (np.float16, (positions, *heads)))
+    codes = (*rows, -(-config.head_dim // 2)) if kv_bits == 4 else (positions, *heads)
     return {
-        "keys": (np.uint8, (positions, *heads)),
+        "keys": (np.uint8, codes),
         "key_scales": (np.float16, rows),
         "key_zeros": (np.uint8, rows),
-        "centers": (np.float16, (-(-positions // TILE), *heads)),
-        "values": (np.int8, (positions, *heads)),
+        "centers": (np.float16, (-(-positions // center_span(kv_bits)), *heads)),
+        "values": (np.uint8 if kv_bits == 4 else np.int8, codes),
         "value_scales": (np.float32, rows),
     }
+
+
+def paired(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Codes of 4 bits [..., D] as bytes [..., D/2], the even places in the lower halves."""
+    if codes.shape[-1] % 2:
+        codes = np.concatenate([codes, np.zeros_like(codes[..., :1])], axis=-1)
+    return codes[..., 0::2] | (codes[..., 1::2] << np.uint8(4))
+
+
+def unpaired(pairs: NDArray[np.uint8], dim: int) -> NDArray[np.uint8]:
+    """The codes [..., dim] of `paired`."""
+    codes = np.stack([pairs & np.uint8(15), pairs >> np.uint8(4)], axis=-1)
+    return codes.reshape(*pairs.shape[:-1], -1)[..., :dim]
 
 
 def fingerprint(model: Model) -> str:
@@ -110,6 +124,28 @@ class Saved:
             yield start, {name.removeprefix(prefix): self.file.array(name) for name in names}
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """A sequence and its cache in memory.
+
+    Args:
+        model: `fingerprint` of the model.
+        kv_bits: 8 or 16.
+        tokens: the sequence.
+        layers: for each layer, the first position it has and the arrays of `layer_parts`.
+    """
+
+    model: str
+    kv_bits: int
+    tokens: tuple[int, ...]
+    layers: tuple[tuple[int, Parts], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(part.nbytes for _, parts in self.layers for part in parts.values())
+
+
 def save(
     path: str | Path,
     config: ModelConfig,
@@ -125,9 +161,9 @@ def save(
         path: the file to create or replace.
         config: of the model.
         model: its `fingerprint`.
-        kv_bits: 8 or 16.
+        kv_bits: 4, 8 or 16.
         tokens: the sequence.
-        starts: for each layer, the first position to keep, a multiple of 16.
+        starts: for each layer, the first position to keep, a multiple of the cache's center span.
         read: (layer, start, stop) -> the layer's parts.
 
     Returns:
@@ -225,7 +261,7 @@ def load(path: str | Path, config: ModelConfig, model: str, kv_bits: int, contex
             f"{path} holds {tokens.size} tokens and the context {context}; "
             f"use a context of at least {tokens.size}"
         )
-    starts = _starts(path, metadata.get("starts", ""), config, tokens.size)
+    starts = _starts(path, metadata.get("starts", ""), config, tokens.size, center_span(kv_bits))
     for layer, start in enumerate(starts):
         for name, (kind, shape) in layer_parts(config, kv_bits, tokens.size - start).items():
             _checked(file, f"layers.{layer}.{name}", TYPE_NAMES[kind], shape)
@@ -254,11 +290,11 @@ def _checked(
     return file.array(name)
 
 
-def _starts(path: Path, text: str, config: ModelConfig, n: int) -> list[int]:
+def _starts(path: Path, text: str, config: ModelConfig, n: int, span: int) -> list[int]:
     try:
         starts = json.loads(text)
         good = len(starts) == config.layers and all(
-            type(start) is int and start % TILE == 0 and start <= config.blocks[layer].first_seen(n)
+            type(start) is int and start % span == 0 and start <= config.blocks[layer].first_seen(n)
             for layer, start in enumerate(starts)
         )
     except (json.JSONDecodeError, RecursionError, TypeError):

@@ -8,8 +8,9 @@ backend only in the order of float additions:
                  y[n] += float(sum_k q[k] * (code[n, k] - zero_point[n, g])) * (s[b] * scale[n, g])
              (groups of 16: each half block with its own weight scale). Float tensors are
              multiplied in float32.
-    cache    8 bits: rounded as `edgeq.runtime.activations` says; queries, and attention weights
-             times the values' scales, are rounded too, so that both products are integer sums.
+    cache    8 or 4 bits: rounded as `edgeq.runtime.activations` says; queries, and attention
+             weights times the values' scales, are rounded too, so that both products are integer
+             sums.
              Positions go in chunks of 256, merged in ascending order.
              16 bits: k and v are float16, all else float32.
 
@@ -19,27 +20,30 @@ most 32 * 127 * 255.
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.formats.dynamic_quant import Rounded, quantize_vectors
-from edgeq.formats.packing import TILE, round_up
+from edgeq.formats.packing import round_up
 from edgeq.formats.schemes import K_BLOCK
 from edgeq.formats.tensor import QuantTensor, Tensor
 from edgeq.model.config import ModelConfig
 from edgeq.model.formulas import Array, attend_blocks, dense
-from edgeq.model.memory_layout import CHUNK
+from edgeq.model.memory_layout import CHUNK, KvBits, center_span
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
 from edgeq.model.reference_cache import KV
 from edgeq.runtime.activations import (
+    VALUE_ZERO,
+    hadamard,
     quantize_blocks,
     quantize_keys,
     quantize_twice,
+    quantize_values,
 )
-from edgeq.runtime.kv_state import Parts
+from edgeq.runtime.kv_state import Parts, paired, unpaired
 
 KEEP_WEIGHTS = 1 << 24
 """A model of at most this many weights is unpacked once, to float32 (64 MiB); a larger one is
@@ -54,14 +58,14 @@ class NumpyBackend:
     Args:
         model: validated; quantized, float, or a mixture.
         context: positions the cache holds.
-        kv_bits: 8 or 16.
+        kv_bits: 4, 8 or 16.
 
     Attributes:
         kv_bytes: of the cache.
         scratch_bytes: of stored unpacked weights.
     """
 
-    def __init__(self, model: Model, context: int, kv_bits: Literal[8, 16] = 8) -> None:
+    def __init__(self, model: Model, context: int, kv_bits: KvBits = 8) -> None:
         c = model.config
         keep = sum(n * k for _, (n, k) in c.linears()) <= KEEP_WEIGHTS
         self.scratch_bytes = 0
@@ -72,8 +76,10 @@ class NumpyBackend:
                 if isinstance(t, QuantTensor)
             )
         self._reference = Reference(model, linear=PackedLinear(keep=keep))
-        self._cache: KV = Int8KV(c, context) if kv_bits == 8 else KV(c, np.float16, context)
-        self.kv_bytes = self._cache.nbytes
+        self._cache: KV = (
+            KV(c, np.float16, context) if kv_bits == 16 else IntegerKV(c, context, kv_bits)
+        )
+        self.kv_bytes, self._kv_bits = self._cache.nbytes, kv_bits
         self._starts = [0] * c.layers
         self._finite = True
 
@@ -111,19 +117,26 @@ class NumpyBackend:
         return self._starts[layer]
 
     def read(self, layer: int, start: int, stop: int) -> Parts:
-        """A layer's keys and values of positions ``start:stop``, start a multiple of 16."""
-        tiles = slice(start // TILE, -(-stop // TILE))
-        return {
-            name: array[tiles if name == "centers" else slice(start, stop)]
+        """A layer's keys and values of positions ``start:stop``, whole center spans."""
+        span = center_span(self._kv_bits)
+        spans = slice(start // span, -(-stop // span))
+        parts = {
+            name: array[spans if name == "centers" else slice(start, stop)]
             for name, array in self._cache.arrays(layer).items()
         }
+        if self._kv_bits == 4:
+            parts |= {name: paired(parts[name]) for name in ("keys", "values")}
+        return parts
 
     def write(self, layer: int, start: int, parts: Parts) -> None:
         """Put a saved sequence's last positions, from ``start`` to its end, into a layer."""
         for name, array in self._cache.arrays(layer).items():
-            at = start // TILE if name == "centers" else start
+            part = parts[name]
+            if self._kv_bits == 4 and name in ("keys", "values"):
+                part = unpaired(part, array.shape[-1])
+            at = start // center_span(self._kv_bits) if name == "centers" else start
             array[:at] = 0  # masked, but part of a chunk that is read: they must be numbers
-            array[at : at + len(parts[name])] = parts[name]
+            array[at : at + len(part)] = part
         self._starts[layer] = start
         self._cache.n_past = start + len(parts["keys"])
 
@@ -215,28 +228,31 @@ def block_sums(
     return out
 
 
-class Int8KV(KV):
-    """Keys and values as INT8, rounded as `edgeq.runtime.activations` says.
+class IntegerKV(KV):
+    """Keys and values as integers, rounded as `edgeq.runtime.activations` says.
 
     Args:
         config: of the model.
         capacity: positions to make room for.
+        bits: of a code, 4 or 8. Each takes a byte here.
     """
 
-    def __init__(self, config: ModelConfig, capacity: int) -> None:
-        super().__init__(config, np.int8, capacity)
-        self._k = [k.view(np.uint8) for k in self._k]
+    def __init__(self, config: ModelConfig, capacity: int, bits: int = 8) -> None:
+        super().__init__(config, np.uint8, capacity)
+        self._bits, self._span = bits, center_span(bits)
+        if bits == 8:
+            self._v = [v.view(np.int8) for v in self._v]
         shape = (config.layers, capacity, config.kv_heads)
         self._k_scales = np.empty(shape, np.float16)
         self._k_zeros = np.empty(shape, np.uint8)
         self._v_scales = np.empty(shape, np.float32)
-        tiles = round_up(capacity, TILE) // TILE
+        spans = round_up(capacity, self._span) // self._span
         self._centers = np.empty(
-            (config.layers, tiles, config.kv_heads, config.head_dim), np.float16
+            (config.layers, spans, config.kv_heads, config.head_dim), np.float16
         )
 
     def arrays(self, layer: int) -> dict[str, NDArray[Any]]:
-        """What is stored of a layer, by position; centers by 16 positions."""
+        """What is stored of a layer, by position; centers by `center_span` positions."""
         return super().arrays(layer) | {
             "key_scales": self._k_scales[layer],
             "key_zeros": self._k_zeros[layer],
@@ -253,12 +269,17 @@ class Int8KV(KV):
     def append(self, layer: int, k: Array, v: Array) -> None:
         """Round k and v [T, Hkv, D] and store them."""
         new = slice(self.n_past, self.n_past + k.shape[0])
-        tile, place = np.divmod(np.arange(new.start, new.stop), TILE)
-        self._centers[layer, tile[place == 0]] = k[place == 0]
+        if self._bits == 4:
+            k, v = hadamard(k), hadamard(v)
+        span, place = np.divmod(np.arange(new.start, new.stop), self._span)
+        self._centers[layer, span[place == 0]] = k[place == 0]
         k_codes, self._k_scales[layer, new], self._k_zeros[layer, new] = quantize_keys(
-            k - self._centers[layer, tile].astype(np.float32)
+            k - self._centers[layer, span].astype(np.float32), self._bits
         )
-        v_codes, self._v_scales[layer, new] = quantize_vectors(v)
+        v_codes: NDArray[np.integer]
+        v_codes, self._v_scales[layer, new] = (
+            quantize_vectors(v) if self._bits == 8 else quantize_values(v)
+        )
         self._store(layer, k_codes, v_codes)
 
     def attend(self, layer: int, q: Array) -> Array:
@@ -266,6 +287,8 @@ class Int8KV(KV):
         c = self.config
         n = q.shape[0]
         out = np.empty((n, c.kv_heads, c.group, c.head_dim), np.float32)
+        if self._bits == 4:
+            q = hadamard(q)
         # [group, Hkv, T, D]: the query heads of one key/value head along the first axis
         heads = q.reshape(n, c.kv_heads, c.group, c.head_dim).transpose(2, 1, 0, 3)
         for rows, seen, visible in attend_blocks(c.blocks[layer], self.n_past, n):
@@ -279,6 +302,8 @@ class Int8KV(KV):
                 total = part if total is None else merge(total, part)
             assert total is not None  # a position sees itself
             out[rows] = (total[2] / total[1]).transpose(2, 1, 0, 3)
+        if self._bits == 4:
+            out = hadamard(out)
         return out.reshape(n, c.heads, c.head_dim)
 
     def _chunk(self, layer: int, where: slice, q: Array, sees: NDArray[np.bool_]) -> Part:
@@ -287,20 +312,24 @@ class Int8KV(KV):
         peak = np.where(sees, scores, UNSEEN).max(axis=-1, keepdims=True)
         weights = np.exp(np.where(sees, scores - peak, np.float32(-np.inf)))
         total = weights.sum(axis=-1, keepdims=True)
-        v = self._v[layer][where].transpose(1, 0, 2)  # [Hkv, S, D]
+        v = self._v[layer][where].transpose(1, 0, 2).astype(np.int16)  # [Hkv, S, D]
+        if self._bits == 4:
+            v -= VALUE_ZERO
         weights *= self._v_scales[layer, where].T[:, None, :]
         return peak, total, integer_product(quantize_blocks(weights), v)
 
     def _scores(self, layer: int, where: slice, q: Array) -> Array:
         """q . k of one chunk's keys, float32 [group, Hkv, rows, S]."""
         n = where.stop - where.start
-        centers = self._centers[layer, where.start // TILE : round_up(where.stop, TILE) // TILE]
-        shared = q @ centers.astype(np.float32).transpose(1, 2, 0)  # [group, Hkv, rows, tiles]
+        spans = slice(where.start // self._span, -(-where.stop // self._span))
+        centers = self._centers[layer, spans].astype(np.float32)
+        shared = q @ centers.transpose(1, 2, 0)  # [group, Hkv, rows, spans]
         codes = self._k[layer][where].astype(np.int16) - self._k_zeros[layer, where, :, None]
         k = codes.transpose(1, 2, 0)  # [Hkv, D, S]
         scales = self._k_scales[layer, where].T[:, None, :].astype(np.float32)
-        coarse, fine = (integer_product(part, k) * scales for part in quantize_twice(q))
-        return cast(Array, coarse + fine + np.repeat(shared, TILE, axis=-1)[..., :n])
+        roundings = quantize_twice(q) if self._bits == 8 else (quantize_blocks(q),)
+        scores = sum(integer_product(part, k) * scales for part in roundings)
+        return cast(Array, scores + np.repeat(shared, self._span, axis=-1)[..., :n])
 
 
 Part = tuple[Array, Array, Array]

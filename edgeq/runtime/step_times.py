@@ -50,8 +50,3 @@ class StepTimes:
         for label, ns in zip(self.labels, self.raw[TIMES_SUMS:], strict=True):
             sums[label] += int(ns)
         return sums
-
-    @property
-    def total_ns(self) -> int:
-        """All steps together."""
-        return int(self.raw[TIMES_SUMS:].sum())

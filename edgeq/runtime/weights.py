@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import mmap
+import threading
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -16,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.memory import advise_huge, available_bytes, huge_buffer
-from edgeq.formats.kept import KeptTensor, packed, packed_nbytes
+from edgeq.formats.kept import KeptTensor, Take, packed, packed_nbytes
 from edgeq.formats.mapped_file import mapping_under, release
 from edgeq.formats.packing import round_up
-from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor, part_nbytes
+from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor, part_nbytes, row_blocks
+from edgeq.importers.lazy import GatheredRows
 from edgeq.model.model import Model
 
 _LINE = 64
@@ -41,6 +44,38 @@ def worth_copying(model: Model) -> bool:
     )
 
 
+def float_copy(tensor: Tensor, take: Take) -> FloatTensor:
+    """A matrix as rows of floats in memory, as the kernels read them.
+
+    A float tensor is returned as it is. Rows of one in another order are copied and keep their
+    type; what is computed when it is read becomes float32.
+
+    Args:
+        tensor: not quantized.
+        take: allocates the copy.
+    """
+    if isinstance(tensor, FloatTensor):
+        return tensor
+    source = _reordered(tensor)
+    dtype = "float32" if source is None else source.dtype
+    out = take(tensor.shape, np.float32 if source is None else source.data.dtype)
+    for piece in row_blocks(tensor.shape):
+        if source is None:
+            out[piece] = tensor.rows(piece.start, piece.stop)
+        else:
+            assert isinstance(tensor, GatheredRows)
+            out[piece] = source.data[tensor.index[piece]]
+        release(tensor)
+    return FloatTensor(dtype, out)
+
+
+def _reordered(tensor: Tensor) -> FloatTensor | None:
+    """The float tensor whose rows a tensor is in another order, if it is."""
+    if isinstance(tensor, GatheredRows) and isinstance(tensor.data, FloatTensor):
+        return tensor.data
+    return None
+
+
 def advise(model: Model) -> None:
     """Request huge pages for the mapped files of a model's matrices; a hint to the system."""
     arrays = (p for name, _ in model.config.linears() for p in _parts(model.tensors[name]).values())
@@ -59,8 +94,19 @@ class WeightArena:
         nbytes: size of the memory.
     """
 
+    @classmethod
+    def of(cls, model: Model) -> WeightArena:
+        """The copy that other engines of the same model object use already, or a new one."""
+        with _MAKING:
+            arena = _ARENAS.get(id(model))
+            if arena is None or arena._sources != _sources(model):  # tensors may be exchanged
+                arena = _ARENAS[id(model)] = cls(model)
+            return arena
+
     def __init__(self, model: Model) -> None:
-        tensors = {id(t): t for t in (model.tensors[name] for name, _ in model.config.linears())}
+        self._model = model  # kept, so that no other model gets its id
+        self._copying = threading.Lock()
+        tensors = self._sources = _sources(model)
         self.nbytes = sum(round_up(nbytes, _LINE) for t in tensors.values() for nbytes in _sizes(t))
         self._bytes = huge_buffer(self.nbytes)
         self._next = 0
@@ -69,15 +115,18 @@ class WeightArena:
     def copied(self, tensor: Tensor) -> Tensor:
         """The tensor's copy in this memory, made at the first call.
 
-        The pages of its file are released. A kept tensor is packed here; one that is decoded on the
-        fly is not copied.
+        The pages of its file are released. A kept tensor is packed here; one that is computed when
+        it is read is not copied.
         """
-        if id(tensor) not in self._copies and isinstance(tensor, KeptTensor):
-            self._copies[id(tensor)] = packed(tensor, self._take)
-        elif id(tensor) not in self._copies:
-            parts = {name: self._copy(part) for name, part in _parts(tensor).items()}
-            self._copies[id(tensor)] = replace(tensor, **parts) if parts else tensor  # type: ignore[type-var]
-        return self._copies[id(tensor)]
+        with self._copying:
+            if id(tensor) not in self._copies and isinstance(tensor, KeptTensor):
+                self._copies[id(tensor)] = packed(tensor, self._take)
+            elif id(tensor) not in self._copies and _reordered(tensor) is not None:
+                self._copies[id(tensor)] = float_copy(tensor, self._take)
+            elif id(tensor) not in self._copies:
+                parts = {name: self._copy(part) for name, part in _parts(tensor).items()}
+                self._copies[id(tensor)] = replace(tensor, **parts) if parts else tensor  # type: ignore[type-var]
+            return self._copies[id(tensor)]
 
     def _take(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
@@ -96,6 +145,16 @@ class WeightArena:
         return copy
 
 
+_ARENAS: weakref.WeakValueDictionary[int, WeightArena] = weakref.WeakValueDictionary()
+"""Arenas in use, by the identity of their model."""
+_MAKING = threading.Lock()
+
+
+def _sources(model: Model) -> dict[int, Tensor]:
+    """A model's matrices by their identity."""
+    return {id(t): t for t in (model.tensors[name] for name, _ in model.config.linears())}
+
+
 def _sizes(tensor: Tensor) -> list[int]:
     """Bytes of each array of a tensor's copy."""
     if isinstance(tensor, KeptTensor):
@@ -104,7 +163,8 @@ def _sizes(tensor: Tensor) -> list[int]:
 
 
 def _parts(tensor: Tensor) -> dict[str, NDArray[Any]]:
-    """The arrays of a tensor, by field."""
+    """The arrays of a tensor, or of the one it is a reordering of, by field."""
+    tensor = _reordered(tensor) or tensor
     if not isinstance(tensor, QuantTensor | FloatTensor):
         return {}
     parts = {name: getattr(tensor, name, None) for name in _PARTS}

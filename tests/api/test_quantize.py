@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,15 @@ def test_a_path_is_a_model_or_a_graph(tmp_path: Path) -> None:
     write_onnx(cnn(), source)
     summary = edgeq.quantize(source, tmp_path / "q.onnx", "w8-channel")
     assert isinstance(summary, GraphSummary)
+    assert 8 < summary.bpw < 16  # vectors stay floating point
     assert summary.recipe == edgeq.Recipe.named("w8-channel", "graph")
     assert read(tmp_path / "q.onnx").meta["edgeq.activations"] == "float"
     other = edgeq.quantize(DEMO, tmp_path / "m.edgeq", "w8-channel")
     assert isinstance(other, Summary)
     assert other.recipe == edgeq.Recipe.named("w8-channel")
     assert edgeq.load(tmp_path / "m.edgeq").nbytes < edgeq.load(DEMO).nbytes
+    for either in (summary, other):
+        assert json.loads(json.dumps(either.to_dict()))["recipe"] == either.recipe.to_dict()
 
 
 def test_data_may_be_a_path_or_an_object(tmp_path: Path) -> None:
@@ -38,6 +42,8 @@ def test_data_may_be_a_path_or_an_object(tmp_path: Path) -> None:
     np.savez(tmp_path / "calib.npz", **arrays)
     edgeq.quantize(graph, tmp_path / "again.onnx", data=tmp_path / "calib.npz")
     assert read(tmp_path / "again.onnx").quants == read(tmp_path / "q.onnx").quants
+    edgeq.quantize(graph, tmp_path / "list.onnx", data=feeds)
+    assert read(tmp_path / "list.onnx").quants == read(tmp_path / "q.onnx").quants
     summary = edgeq.quantize(
         edgeq.load(DEMO), tmp_path / "m.edgeq", "w8a8-static", data=DEMO / "heldout.txt"
     )

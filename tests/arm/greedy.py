@@ -13,8 +13,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import edgeq
+from edgeq import quantize
 from edgeq.importers import load
-from edgeq.quant import Recipe, quantize
+from edgeq.quant import Recipe
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.tokenizer import Tokenizer
 from tests.conftest import SHARED

@@ -9,7 +9,7 @@ import pytest
 
 from edgeq import importers
 from edgeq.cli import main
-from edgeq.model.shapes import parameters
+from edgeq.importers.shapes import parameters
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.tokenizer import Tokenizer
 from tests.cli.conftest import Said

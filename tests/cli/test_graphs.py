@@ -278,7 +278,7 @@ def test_operations_are_those_of_the_runtimes_own_profiler(
     assert "QLinearConv" in ops
 
 
-def test_energy_of_a_graph_is_told_by_the_run(folder: Path, call: Call) -> None:
+def test_energy_of_a_graph_is_given_per_run(folder: Path, call: Call) -> None:
     said, _ = call("profile", folder / "made" / "m.tflite", "-n", 4, "-r", 2, "-t", 1,
                    "--estimate", "rpi5-8gb")  # fmt: skip
     assert "J/run" in said

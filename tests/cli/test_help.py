@@ -20,7 +20,7 @@ from tests.paths import TESTS
 SNAPSHOTS = TESTS / "snapshots" / "help"
 UPDATE = "EDGEQ_UPDATE_SNAPSHOTS"
 VERBS = (
-    "demo", "quantize", "inspect", "plan", "run", "chat", "bench", "profile", "report",
+    "demo", "quantize", "inspect", "plan", "run", "chat", "serve", "bench", "profile", "report",
     "perplexity", "eval", "calibrate", "sensitivity", "sweep", "convert", "validate", "devices",
     "warmup", "doctor",
 )  # fmt: skip
@@ -73,10 +73,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "a", "-p", "x", "-f", "no-such-file"], "does not exist"),
         (["run", "a", "-p", "x", "-ctk", "q8_0", "-ctv", "f16"], "give -ctk and -ctv the same"),
         (["run", "a", "-p", "x", "-t", "0"], "x>=1"),
-        (["run", "a", "-p", "x", "--kv-bits", "4"], "'8', '16'"),
+        (["run", "a", "-p", "x", "--kv-bits", "6"], "'4', '8', '16'"),
         (["quantize"], "Missing argument 'MODEL'"),
         (["quantize", "a"], "Missing option '-o'"),
-        (["quantize", "a", "-o", "b", "--bits", "5"], "'2', '3', '4', '8'"),
+        (["quantize", "a", "-o", "b", "--bits", "7"], "'2', '3', '4', '5', '6', '8'"),
         (["quantize", "a", "-o", "b", "--preset", "w4-g32", "--bits", "4"], "excludes --bits"),
         (["quantize", "a", "-o", "b", "--group", "few"], "a number, 'channel' or 'tensor'"),
         (["quantize", "a", "-o", "b", "--max-ram", "lots"], "is not a size"),

@@ -49,7 +49,7 @@ def calib(tmp_path: Path) -> Path:
     return tmp_path / "c.npz"
 
 
-def test_a_graph_is_quantized_and_told_of(run: Run, model: Path, calib: Path) -> None:
+def test_a_graph_is_quantized_and_summarized(run: Run, model: Path, calib: Path) -> None:
     from edgeq.graph.onnx.read import read_onnx
 
     out = model.with_name("q.onnx")

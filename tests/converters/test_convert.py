@@ -198,7 +198,7 @@ def test_what_validate_refuses(
         ("ort", ["onnx"]),
     ],
 )
-def test_missing_packages_are_told_of_before_the_work(
+def test_missing_packages_are_named_before_the_work(
     target: str, packages: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All at once, by the extra of what was asked, before the source is even opened."""

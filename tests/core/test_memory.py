@@ -11,8 +11,8 @@ import pytest
 
 from edgeq.formats.mapped_file import release
 from edgeq.formats.schemes import parse_scheme
+from edgeq.importers.shapes import SHAPES, random_model
 from edgeq.model import artifact
-from edgeq.model.shapes import SHAPES, random_model
 from tests.families import tiny_config
 
 RUN = """

@@ -119,7 +119,7 @@ def test_numbers_that_are_none_are_refused() -> None:
         evaluate_graph(table([[0.0, 1.0], [np.nan, 0.0]]), numbered([0, 1]))
 
 
-def test_progress_is_told() -> None:
+def test_progress_is_reported() -> None:
     told: list[tuple[str, int, int]] = []
     evaluate_graph(table(ROWS), numbered([0, 0]), total=2, progress=lambda *line: told.append(line))
     assert told == [("samples", 1, 2), ("samples", 2, 2)]

@@ -64,7 +64,7 @@ class Wants:
         yield from [ord(c) for c in self._say][:n]
 
 
-def test_layouts_are_told_by_their_keys_and_read(tmp_path: Path) -> None:
+def test_layouts_are_recognized_by_their_keys_and_read(tmp_path: Path) -> None:
     name, items = read_items(written(tmp_path / "h", HELLASWAG, HELLASWAG))
     assert (name, len(items)) == ("hellaswag", 2)
     assert items[0].prompt == "Roof shingle removal: A man is sitting on a roof. He"

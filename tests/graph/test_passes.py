@@ -272,7 +272,7 @@ def test_a_mask_is_made_finite_and_nothing_else(tmp_path: Path) -> None:
     assert any(float(h.max()) == 1e6 for h in held)
 
 
-def test_splits_are_told_their_sizes(tmp_path: Path) -> None:
+def test_splits_get_explicit_sizes(tmp_path: Path) -> None:
     def built(e: Exporter) -> str:
         a, b, c = e("Split", "x", outputs=3, axis=-1, num_outputs=3)
         return str(e("Concat", c, a, b, axis=1))

@@ -336,7 +336,7 @@ def test_names_with_odd_characters(names: list[str], tmp_path: Path) -> None:
             np.testing.assert_allclose(made[key], right, atol=0.02)
 
 
-def test_damage_of_a_tflite_shape_is_told(tmp_path: Path) -> None:
+def test_damage_of_a_tflite_shape_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.tflite").write_bytes(b"nothing of this kind")
     with pytest.raises(EdgeqError, match=r"is not a \.tflite file"):
         read_tflite(tmp_path / "x.tflite", shapes={"x": (1,)})

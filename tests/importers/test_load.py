@@ -100,7 +100,7 @@ def test_a_model_knows_where_it_was_opened(tmp_path: Path) -> None:
     assert replace(got, tensors=model.tensors).origin is None
 
 
-def test_sources_are_told_apart_by_content(tmp_path: Path) -> None:
+def test_sources_are_recognized_by_content(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     graph = tmp_path / "classifier"
     graph.write_bytes(small_onnx())

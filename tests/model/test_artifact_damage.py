@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from edgeq import quantize
 from edgeq.core.errors import EdgeqError
 from edgeq.model.artifact import save
-from edgeq.quant import quantize
 from tests.families import random_model, tiny_config
 from tests.paths import ROOT
 
 # quantizes until a third is written, says so, and waits for what comes
 CHILD = """
 import sys, time
-from edgeq.quant import quantize
+from edgeq import quantize
 from tests.families import random_model, tiny_config
 
 def progress(name, done, total):
@@ -30,7 +30,7 @@ def progress(name, done, total):
         for _ in range(600):  # a signal just before a long sleep begins would wait for its end
             time.sleep(0.1)
 
-quantize(random_model(tiny_config("llama")), sys.argv[1], progress=progress)
+quantize(random_model(tiny_config("llama")), sys.argv[1], fast=True, progress=progress)
 """
 
 
@@ -68,13 +68,13 @@ def test_a_killed_run_never_leaves_a_damaged_target(
 LIMITED = """
 import resource, sys
 from edgeq.core.errors import EdgeqError
-from edgeq.quant import quantize
+from edgeq import quantize
 from tests.families import random_model, tiny_config
 
 model = random_model(tiny_config("llama"))
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
 try:
-    quantize(model, sys.argv[1])
+    quantize(model, sys.argv[1], fast=True)
 except EdgeqError as err:
     print(type(err).__name__, err)
 """

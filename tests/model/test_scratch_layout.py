@@ -54,7 +54,7 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("kv_bits", [8, 16])
+@pytest.mark.parametrize("kv_bits", [4, 8, 16])
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), SHAPES)
 def test_nothing_is_written_past_a_buffer(
     guards: list[tuple[int, NDArray[np.uint8]]],

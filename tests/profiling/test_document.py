@@ -153,7 +153,7 @@ def test_energy_is_of_the_measured_window_only(idle: bool, tmp_path: Path) -> No
     assert energy["covers"] == "the board"
 
 
-def test_rounds_shorter_than_the_meter_are_told_together(tmp_path: Path) -> None:
+def test_rounds_shorter_than_the_meter_are_reported_together(tmp_path: Path) -> None:
     made = handmade([[10, 10]] * 41, prefill_ms=10)  # the first warms up
     end = made.runs[0].timed[-1].end_ns
     times = np.arange(0, end + 10**9, 200 * 10**6)

@@ -43,17 +43,16 @@ def test_timing_changes_no_bit(model: Model, threads: int) -> None:
         engine.reset()
         with engine.timed_steps() as times:
             timed = engine.forward(prompt, all_logits=True)
-            prefill = times.total_ns
+            prefill = sum(times.ns.values())
             assert engine.greedy(1, 6) == said
-        assert 0 < prefill < times.total_ns
-        after = times.total_ns
+        assert 0 < prefill < sum(times.ns.values())
+        after = sum(times.ns.values())
         engine.forward([1])
-        assert times.total_ns == after, "the clock goes on after the block"
+        assert sum(times.ns.values()) == after, "the clock goes on after the block"
     assert np.array_equal(plain, timed)
     steps = [(layer, step) for layer in range(3) for step in LAYER_STEPS]
     assert list(times.ns) == [*steps, *((None, step) for step in OTHER_STEPS)]
     assert all(ns > 0 for ns in times.ns.values())
-    assert sum(times.ns.values()) == times.total_ns
 
 
 def test_every_step_of_every_layer_has_a_row(told: Operations) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgeq import quantize
 from edgeq.cli import main
 from edgeq.core.errors import MissingDependencyError, require
-from edgeq.quant import Recipe, quantize
+from edgeq.quant import Recipe
 from edgeq.quant.decoder.calibrate import CalibrationText
 from edgeq.quant.graph.images import Preprocess
 from tests.paths import DEMO

@@ -28,7 +28,7 @@ CALLS: dict[str, tuple[Callable[[Any, Path], Any], list[Any]]] = {
     ),
     "quantize recipe": (
         lambda bad, at: edgeq.quantize(MODEL, at / "o.edgeq", bad),
-        ["w5-g32", "palette5", "", 4, [], {}, SCHEME, b"w4-g32"],
+        ["w7-g32", "palette5", "", 4, [], {}, SCHEME, b"w4-g32"],
     ),
     "quantize method": (
         lambda bad, at: edgeq.quantize(MODEL, at / "o.edgeq", method=bad), ["gptg", "", 4, []],
@@ -68,10 +68,10 @@ CALLS: dict[str, tuple[Callable[[Any, Path], Any], list[Any]]] = {
         lambda bad, at: edgeq.Recipe((), SCHEME, training=bad), [True, "distill", {"methd": "qat"}],
     ),
     "Recipe.from_options": (
-        lambda bad, at: edgeq.Recipe.from_options(bad), ["w5-g32", "", 4, b"w4-g32", []],
+        lambda bad, at: edgeq.Recipe.from_options(bad), ["w7-g32", "", 4, b"w4-g32", []],
     ),
     "Recipe.from_options bits": (
-        lambda bad, at: edgeq.Recipe.from_options(bits=bad), ["4", 4.0, 5, True],
+        lambda bad, at: edgeq.Recipe.from_options(bits=bad), ["4", 4.0, 7, True],
     ),
     "Recipe.from_options tensor_types": (
         lambda bad, at: edgeq.Recipe.from_options(tensor_types=bad),
@@ -123,13 +123,13 @@ CALLS: dict[str, tuple[Callable[[Any, Path], Any], list[Any]]] = {
     ),
     "sensitivity model": (lambda bad, at: edgeq.sensitivity(bad, TEXT), PATHS),
     "sensitivity scheme": (
-        lambda bad, at: edgeq.sensitivity(DEMO, TEXT, scheme=bad), ["w5-g32", "f16", 4, None],
+        lambda bad, at: edgeq.sensitivity(DEMO, TEXT, scheme=bad), ["w7-g32", "f16", 4, None],
     ),
     "sensitivity mode": (
         lambda bad, at: edgeq.sensitivity(DEMO, TEXT, windows=1, mode=bad), ["most"],
     ),
     "sweep models": (lambda bad, at: edgeq.sweep(bad, "w4-g32", at / "o"), [[], None, 7, b"bytes"]),
-    "sweep recipes": (lambda bad, at: edgeq.sweep(DEMO, bad, at / "o"), ["w5-g32", None, 7]),
+    "sweep recipes": (lambda bad, at: edgeq.sweep(DEMO, bad, at / "o"), ["w7-g32", None, 7]),
     "convert source": (lambda bad, at: edgeq.convert(bad, "gguf", at / "o.gguf"), PATHS),
     "convert target": (lambda bad, at: edgeq.convert(MODEL, bad, at / "o.gguf"), ["ggml", "", 7]),
     "convert out": (lambda bad, at: edgeq.convert(MODEL, "gguf", bad), [".", "no/such/o.gguf"]),
@@ -163,6 +163,12 @@ CALLS: dict[str, tuple[Callable[[Any, Path], Any], list[Any]]] = {
             edgeq.Engine(MODEL, backend="numpy"), edgeq.Tokenizer(bad)
         ), [None, 7, "no such"],
     ),
+    "GrammarVocabulary": (
+        lambda bad, at: edgeq.GrammarVocabulary(bad, 100, (1,)), [None, 7, "no such", b"bytes"],
+    ),
+    "serve": (lambda bad, at: edgeq.serve(bad, edgeq.ServerSettings(port=0)), [*PATHS, []]),
+    "Server": (lambda bad, at: edgeq.Server(bad, edgeq.ServerSettings(port=0)), [*PATHS, []]),
+    "ServerSettings": (lambda bad, at: edgeq.ServerSettings(port=bad), [-1, "80", None, True]),
 }  # fmt: skip
 """What is called -> how, given a bad argument and a folder; and the bad arguments."""
 
@@ -238,8 +244,9 @@ def test_every_public_name_was_tried() -> None:
     """A new function or class of the face gets its calls above."""
     results = {
         "CalibrationStats", "Check", "Chunk", "Conversion", "Detected", "DeviceProfile",
-        "Document", "Evaluation", "Graph", "GraphAccuracy", "Measurement", "Options", "Outcome",
-        "Plan", "Sensitivity", "SweepResult", "ValidationReport",
+        "Document", "Evaluation", "Graph", "GraphAccuracy", "GraphSummary", "Measurement",
+        "Options", "Outcome", "Plan", "QuantizationSummary", "Sensitivity", "Summary",
+        "SweepResult", "ValidationReport",
     }  # fmt: skip
     without_arguments = {"demo_model", "device_names", "doctor", "warmup"}
     elsewhere = {"PRESETS", "SamplingParams", "Tokenizer", "generate", "render_chat", "__version__"}

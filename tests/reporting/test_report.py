@@ -153,7 +153,7 @@ def test_a_real_run_is_on_the_page(made: Document) -> None:
     assert "nan" not in re.findall(r'd="([^"]*)"', text)
 
 
-def test_what_was_not_measured_is_told_and_not_drawn(made: Document) -> None:
+def test_what_was_not_measured_is_stated_and_not_drawn(made: Document) -> None:
     plots, missing = timeline("t", made)
     assert not plots
     reasons = {one.name: one.reason for one in missing}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 import pytest
 
 from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.formats.tensor import FloatTensor
+from edgeq.model.memory_layout import KvBits
 from edgeq.model.model import Model
 from edgeq.runtime.engine import Engine
 from tests.families import random_model, tiny_config
@@ -32,7 +32,7 @@ def plain() -> Model:
     return random_model(tiny_config("llama", rope_scaling=None))
 
 
-def engine(model: Model, kv_bits: Literal[8, 16], backend: str) -> Engine:
+def engine(model: Model, kv_bits: KvBits, backend: str) -> Engine:
     return Engine(model, threads=1, kv_bits=kv_bits, backend=backend)
 
 
@@ -50,9 +50,9 @@ def test_values_past_float16(backend: str) -> None:
         overflown.forward(TOKENS)
 
 
-@pytest.mark.parametrize("kv_bits", [8, 16])
+@pytest.mark.parametrize("kv_bits", [4, 8, 16])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_keys_past_float16(backend: str, kv_bits: Literal[8, 16]) -> None:
+def test_keys_past_float16(backend: str, kv_bits: KvBits) -> None:
     """Both caches hold keys in float16."""
     model = scaled(plain(), k_proj=1e7, q_proj=1e-7)
     with (
@@ -78,7 +78,7 @@ def test_greedy_decoding_notices_too(backend: str) -> None:
 )
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_damaged_weights_are_no_overflow(
-    backend: str, kv_bits: Literal[8, 16], part: str, bad: float
+    backend: str, kv_bits: KvBits, part: str, bad: float
 ) -> None:
     model, name = plain(), f"model.layers.0.{part}_proj.weight"
     values = model.tensors[name].numpy().copy()

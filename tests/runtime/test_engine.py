@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,20 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
 from edgeq.evaluation.text import kl_divergence, log_softmax
-from edgeq.formats.tensor import FloatTensor, float32_to_bf16
+from edgeq.formats.schemes import FLOAT_TAGS, FloatType
+from edgeq.formats.tensor import FloatTensor, Tensor, float32_to_bf16
 from edgeq.importers import load
+from edgeq.importers.lazy import GatheredRows
 from edgeq.model.block import BlockSpec, RopeSpec
+from edgeq.model.memory_layout import BATCH
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
-from edgeq.runtime.compiled import BATCH
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.tokenizer import Tokenizer
+from edgeq.runtime.weights import float_copy
 from tests.conftest import need, small_checkpoint, story_text
 from tests.families import FAMILIES, dequantized, quantized, random_model, tiny_config
+from tests.real_models import SMOLLM2, real_model
 
 Array = NDArray[np.float32]
 PER_LAYER = 2.5e-3
@@ -49,14 +54,16 @@ def typical_error(got: Array, want: Array) -> float:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("kv_bits", [8, 16])
+@pytest.mark.parametrize("kv_bits", [4, 8, 16])
 def test_backends_agree(family: str, kv_bits: int) -> None:
     model = quantized(long(family), "w4-g32")
     ids = IDS[:330]  # more than one batch and one chunk of keys
     compiled = logits(model, ids, kv_bits=kv_bits, threads=2)
     plain = logits(model, ids, kv_bits=kv_bits, backend="numpy")
-    assert typical_error(compiled, plain) < PER_LAYER * model.config.layers
-    assert np.mean(compiled.argmax(-1) == plain.argmax(-1)) > 0.97
+    # a key that rounds the other way is read by all later positions, and a step of 4 bits is wide
+    step = 4 if kv_bits == 4 else 1
+    assert typical_error(compiled, plain) < PER_LAYER * model.config.layers * step
+    assert np.mean(compiled.argmax(-1) == plain.argmax(-1)) > (0.95 if kv_bits == 4 else 0.97)
 
 
 def mixed() -> Model:
@@ -84,7 +91,7 @@ def test_float_models_against_the_reference(family: str, threads: int) -> None:
     assert np.abs(np.concatenate(rows) - want).max() < 5e-3 * np.abs(want).max()
 
 
-@pytest.mark.parametrize("kv_bits", [8, 16])
+@pytest.mark.parametrize("kv_bits", [4, 8, 16])
 def test_layers_of_many_kinds(kv_bits: int) -> None:
     model = quantized(mixed(), "w4-g32")
     want = logits(model, IDS[:330], kv_bits=kv_bits, threads=1)
@@ -124,10 +131,9 @@ def test_awkward_sizes(sizes: dict[str, int], scheme: str) -> None:
     assert typical_error(compiled, plain) < 2e-3
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_float_weights_run_from_where_they_lie(dtype: str) -> None:
-    model = random_model(tiny_config("qwen3"))
-    tensors: dict[str, Any] = {}
+def of_type(model: Model, dtype: FloatType) -> Model:
+    """The same model with every tensor of one float type."""
+    tensors: dict[str, Tensor] = {}
     for name, tensor in model.tensors.items():
         values = tensor.numpy()
         if dtype == "float16":
@@ -136,17 +142,63 @@ def test_float_weights_run_from_where_they_lie(dtype: str) -> None:
             tensors[name] = FloatTensor("bfloat16", float32_to_bf16(values))
         else:
             tensors[name] = FloatTensor("float32", values)
-    model = replace(model, tensors=tensors)
-    got = logits(model, kv_bits=16, threads=2)
-    want = Reference(model).forward(IDS[:40])
+    return replace(model, tensors=tensors)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_TAGS)
+@pytest.mark.parametrize("sizes", [
+    {}, {"hidden": 17, "ffn": 33, "heads": 3, "kv_heads": 1, "head_dim": 6, "vocab": 101},
+    {"hidden": 172, "ffn": 1100, "heads": 7, "kv_heads": 7, "head_dim": 34, "vocab": 257},
+])  # fmt: skip
+def test_float_weights_run_from_where_they_lie(dtype: FloatType, sizes: dict[str, int]) -> None:
+    model = of_type(random_model(tiny_config("qwen3", **sizes)), dtype)
+    ids = IDS[:40] % model.config.vocab
+    got = logits(model, ids, kv_bits=16, threads=2)
+    want = Reference(model).forward(ids)
     # the 16-bit cache rounds keys and values
     assert np.abs(got - want).max() < 5e-3 * np.abs(want).max()
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "mistral", "smollm3", "olmo2"])
+@pytest.mark.parametrize("mmap", [True, False])
+@pytest.mark.parametrize("dtype", FLOAT_TAGS)
+def test_float_rows_in_another_order_keep_their_type(dtype: FloatType, mmap: bool) -> None:
+    """The rows of q and k of some files: they are brought in order without being widened."""
+    model = of_type(random_model(tiny_config("llama")), dtype)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    tensor: Any = model.tensors[name]
+    order = np.random.default_rng(0).permutation(tensor.shape[0])
+    scattered = FloatTensor(dtype, tensor.data[np.argsort(order)].copy())
+    gathered = GatheredRows(scattered, order)
+    same = replace(model, tensors={**model.tensors, name: gathered})
+    np.testing.assert_array_equal(logits(same, threads=2, mmap=mmap), logits(model, threads=2))
+    made = float_copy(gathered, np.empty)
+    assert (made.dtype, made.nbytes) == (dtype, tensor.nbytes)
+    np.testing.assert_array_equal(made.data, tensor.data)
+
+
 @pytest.mark.parametrize("kv_bits", [8, 16])
-def test_bits_do_not_depend_on_threads_or_batches(family: str, kv_bits: int) -> None:
-    model = quantized(long(family), "w4-g32")
+def test_float_and_packed_matrices_side_by_side(kv_bits: int) -> None:
+    """Rows are quantized where a packed matrix reads them, and only there."""
+    model = random_model(tiny_config("llama"))
+    packed, half = quantized(model, "w4-g32"), of_type(model, "float16")
+    for parts in (("q_proj", "down_proj"), ("o_proj", "up_proj"), ("embed_tokens", "v_proj"),
+                  ("lm_head", "gate_proj")):  # fmt: skip
+        tensors = {
+            name: (half if any(part in name for part in parts) else packed).tensors[name]
+            for name in model.tensors
+        }
+        both = replace(model, tensors=tensors)
+        compiled = logits(both, kv_bits=kv_bits, threads=2)
+        plain = logits(both, kv_bits=kv_bits, backend="numpy")
+        assert typical_error(compiled, plain) < PER_LAYER * model.config.layers
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "mistral", "smollm3", "olmo2"])
+@pytest.mark.parametrize(("kv_bits", "kind"), [
+    (4, "w4-g32"), (8, "w4-g32"), (16, "w4-g32"), (8, "float16"), (16, "bfloat16"), (8, "float32"),
+])  # fmt: skip
+def test_bits_do_not_depend_on_threads_or_batches(family: str, kv_bits: int, kind: Any) -> None:
+    model = of_type(long(family), kind) if kind in FLOAT_TAGS else quantized(long(family), kind)
     ids = IDS[: BATCH + 150]
     want = logits(model, ids, threads=1, kv_bits=kv_bits)
     for threads in (2, 3, 4):
@@ -198,6 +250,15 @@ def test_an_int8_cache_costs_little_on_a_real_model() -> None:
     assert np.concatenate(losses).mean() <= 1e-3
 
 
+def test_a_cache_of_4_bits_keeps_the_answers_of_a_published_model() -> None:
+    model = load(real_model(SMOLLM2))
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text("utf-8")
+    ids = Tokenizer(model.files).encode(text)[:300]
+    full, short = (log_softmax(logits(model, ids, kv_bits=b)) for b in (16, 4))
+    assert 1e-3 < kl_divergence(full, short).mean() < 0.06
+    assert np.mean(full.argmax(-1) == short.argmax(-1)) > 0.85
+
+
 def test_greedy_text_of_a_real_model() -> None:
     model = load(need("models/stories260K"))
     tokenizer = Tokenizer(model.files)
@@ -224,7 +285,7 @@ def test_memory_is_counted() -> None:
     ({"context": 65}, "context is 65; this model supports 1 to 64 tokens"),
     ({"context": 0}, "context is 0"),
     ({"threads": 0}, "threads is 0; use 1 to 256"),
-    ({"kv_bits": 4}, "kv_bits is 4; use 8 or 16"),
+    ({"kv_bits": 6}, "kv_bits is 6; use 4, 8 or 16"),
     ({"backend": "cuda"}, "unknown backend 'cuda'.*numba, numpy"),
 ])  # fmt: skip
 def test_options_outside_what_is_allowed(options: dict[str, Any], message: str) -> None:

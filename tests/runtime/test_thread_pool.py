@@ -56,7 +56,7 @@ def test_some_threads_take_part_and_the_others_do_not(spin: int) -> None:
     assert held
 
 
-def test_a_failure_is_told_once(spin: int) -> None:
+def test_a_failure_is_reported_once(spin: int) -> None:
     held, address = job(lambda value, tid: int(value == 1 and tid == 1))
     with ThreadPool(2) as pool:
         pool.call(address, 0)

@@ -33,7 +33,14 @@ from numpy.typing import NDArray
 from edgeq._version import __version__
 from edgeq.converters.coreml.exec import open_model
 from edgeq.converters.coreml.exec.blob import KINDS
-from edgeq.converters.coreml.exec.load import MilTensor, Op, protobuf, versions
+from edgeq.converters.coreml.exec.load import (
+    MilTensor,
+    Op,
+    library,
+    open_file,
+    protobuf,
+    versions,
+)
 from edgeq.converters.coreml.package import VERSIONS, write_package
 from edgeq.converters.coreml.program import CoreMLSettings, program
 from edgeq.converters.coreml.run import ENTRY, FORMAT, RUNTIME, STEP, CoreMLRunner, DecoderPackage
@@ -94,6 +101,7 @@ class CoreMLDecoderTarget(DecoderTarget):
             EdgeqError: it cannot be written; nothing is left behind.
         """
         self.check(model, options)
+        library()
         settings = _settings(model.config, options)
         stored = matrices(model, settings.target, settings.narrow)
         about = {
@@ -160,6 +168,10 @@ class CoreMLDecoderTarget(DecoderTarget):
         for name, shape in package.config.linears():
             if identifier(name) in ops:  # a float matrix is no result of an operator
                 yield from read_matrix(name, shape, ops)
+
+    def wrote(self, path: str | Path) -> bool:
+        """Whether the package's metadata describes a language model that edgeq converted."""
+        return ENTRY in open_file(path).metadata
 
     def open_runner(self, path: str | Path, *, threads: int | None = None) -> DecoderRunner:
         """Open a package in edgeq's executor of Core ML programs.

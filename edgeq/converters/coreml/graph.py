@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgeq.converters.coreml.exec.load import protobuf, versions
+from edgeq.converters.coreml.exec.load import library, open_file, protobuf, versions
 from edgeq.converters.coreml.graph_run import (
     ENTRY,
     FORMAT,
@@ -135,6 +135,7 @@ class CoreMLGraphTarget(GraphTarget):
             EdgeqError: it cannot be written; nothing is left behind.
         """
         self.check(graph, options)
+        library()
         chosen = settings(options)
         lowering = CoremlLowering(graph, chosen.target, chosen.precision, support.EMITTERS)
         program = lowering.program()
@@ -165,6 +166,10 @@ class CoreMLGraphTarget(GraphTarget):
         )
         if progress:
             progress("package", 2, 2)
+
+    def wrote(self, path: Path) -> bool:
+        """Whether the package's metadata describes a graph that edgeq converted."""
+        return ENTRY in open_file(path).metadata
 
     def open_runner(self, path: Path, *, threads: int = 1) -> GraphRunner:
         """Open a package in edgeq's executor of Core ML programs.

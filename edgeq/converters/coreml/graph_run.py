@@ -34,7 +34,7 @@ class GraphPackage:
 
     def __init__(self, path: str | Path) -> None:
         file = open_file(path)
-        entry = file.spec.description.metadata.userDefined.get(ENTRY)
+        entry = file.metadata.get(ENTRY)
         if entry is None or file.spec.WhichOneof("Type") != "mlProgram":
             raise FormatError(f"{path} is not a graph that edgeq wrote")
         try:
@@ -42,7 +42,7 @@ class GraphPackage:
         except FormatError as err:
             raise FormatError(f"{path}: {err}") from err
         try:
-            self.metadata = dict(file.spec.description.metadata.userDefined)
+            self.metadata = dict(file.metadata)
             if self.about["format"] != FORMAT:
                 raise FormatError(
                     f"{path} was written by another version of edgeq: its format is "
@@ -166,15 +166,6 @@ class CoreMLGraphRunner:
     def close(self) -> None:
         """Release everything."""
         self._machine = Machine()
-
-
-def file_arena_bytes(path: Path) -> int:
-    """Bytes of the activations at their peak, as the package records them.
-
-    Raises:
-        FormatError: the package is damaged, or edgeq did not write it.
-    """
-    return int(GraphPackage(path).about["arena"])
 
 
 def read_parts(path: Path) -> Iterator[tuple[str, bytes]]:

@@ -158,7 +158,7 @@ class MilGraph:
     # --- steps --------------------------------------------------------------------------------
 
     def embed(self, name: str) -> Var:
-        """Rows of the embedding: [T, hidden], wide."""
+        """Rows of the embedding: [T, hidden], in the wide type."""
         matrix = self.matrices["model.embed_tokens.weight"]
         x = self.mb.gather(x=self._weight(matrix), indices=self._tokens, axis=0)
         if matrix.padded != matrix.shape[1]:
@@ -172,7 +172,7 @@ class MilGraph:
         return _named(x, name)
 
     def norm(self, name: str, x: Var, weight: str) -> Var:
-        """RMS norm along the last axis, wide."""
+        """RMS norm along the last axis, in the wide type."""
         x, eps = self._wide(x), self.config.norm_eps
         over = {"axes": [-1], "keep_dims": True}
         if self.s.wide == "fp16":
@@ -191,7 +191,7 @@ class MilGraph:
         return self.mb.mul(x=x, y=self._vector(weight, self.config.norm_offset), name=name)
 
     def linear(self, name: str, x: Var, weight: str) -> Var:
-        """x [T, K] times the matrix, plus its bias: [T, N], wide."""
+        """x [T, K] times the matrix, plus its bias: [T, N], in the wide type."""
         y = self._product(x, weight)
         bias = weight.removesuffix("weight") + "bias"
         if bias in self.model.tensors:
@@ -243,7 +243,7 @@ class MilGraph:
         return self.mb.reshape(x=out, shape=[t, c.heads * c.head_dim], name=name)
 
     def gated(self, name: str, gate: Var, up: Var) -> Var:
-        """activation(gate) * up, wide."""
+        """activation(gate) * up, in the wide type."""
         if self.config.activation == "silu":
             gate = self.mb.silu(x=gate)
         else:
@@ -251,7 +251,7 @@ class MilGraph:
         return self.mb.mul(x=gate, y=up, name=name)
 
     def add(self, name: str, a: Var, b: Var) -> Var:
-        """The sum, wide."""
+        """a + b, in the wide type."""
         return self.mb.add(x=a, y=b, name=name)
 
     def logits(self, name: str, x: Var, weight: str) -> Var:
@@ -308,7 +308,7 @@ class MilGraph:
         return mb.constexpr_blockwise_shift_scale(data=data, scale=scale, name=m.op, **offset)
 
     def _row_scales(self, matrix: Matrix) -> Var:
-        """One for each row: [N], wide."""
+        """A scale for each row: [N], in the wide type."""
         assert matrix.row_scale is not None
         values = matrix.row_scale.reshape(-1).astype(self._np(self.s.wide))
         name = f"{matrix.op}_scale"

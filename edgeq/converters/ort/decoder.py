@@ -43,8 +43,10 @@ from edgeq.converters.ort.file import STEP, OnnxGraphWriter, OrtSettings, encodi
 from edgeq.converters.ort.ort_format import to_ort_format
 from edgeq.converters.ort.run import (
     CACHE_DIGEST,
+    CONFIG,
     OrtRunner,
     cache_digest,
+    file_metadata,
     graph_of,
     read_constants,
     read_graph,
@@ -154,6 +156,10 @@ class OrtDecoderTarget(DecoderTarget):
         if options.extra.get("ort_format"):
             to_ort_format(path, metadata["edgeq.ort_format"])
 
+    def wrote(self, path: Path) -> bool:
+        """Whether the graph's metadata holds a language model's configuration."""
+        return CONFIG in file_metadata(graph_of(path))
+
     def open_runner(self, path: Path, *, threads: int | None = None) -> DecoderRunner:
         """The model in onnxruntime, on the CPU.
 
@@ -242,7 +248,7 @@ def _metadata(model: Model, chosen: OrtSettings) -> dict[str, str]:
     least = max(needs.values(), key=lambda text: tuple(map(int, text.split("."))))
     return {
         "edgeq.version": __version__,
-        "edgeq.config": json.dumps(model.config.to_dict()),
+        CONFIG: json.dumps(model.config.to_dict()),
         "edgeq.provenance": json.dumps(provenance, default=str),
         "edgeq.context": str(chosen.context),
         "edgeq.kv": chosen.kv,

@@ -37,12 +37,13 @@ from edgeq.converters.ort.file import pack_rows
 from edgeq.converters.ort.graph_run import (
     HELD,
     OrtGraphRunner,
+    has_known_axes,
     read_parts,
     read_quants,
     read_weights,
 )
 from edgeq.converters.ort.ort_format import to_ort_format
-from edgeq.converters.ort.run import require, versions
+from edgeq.converters.ort.run import file_metadata, require, versions
 from edgeq.converters.runners import GraphRunner
 from edgeq.converters.target import GraphTarget
 from edgeq.core.errors import UsageError, unknown
@@ -150,6 +151,14 @@ class OrtGraphTarget(GraphTarget):
         if path.suffix == ".ort":
             to_ort_format(onnx_path, versions()["onnxruntime"])
             onnx_path.unlink()
+
+    def wrote(self, path: Path) -> bool:
+        """Whether the file's metadata says where its packed weights lie."""
+        return HELD in file_metadata(path)
+
+    def opens(self, path: Path) -> bool:
+        """Whether the axes of all inputs and outputs are known; edgeq need not have written it."""
+        return has_known_axes(path)
 
     def open_runner(self, path: Path, *, threads: int = 1) -> GraphRunner:
         """Open any .onnx or .ort file in onnxruntime.

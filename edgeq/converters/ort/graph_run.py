@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from edgeq.converters.metadata_blob import read_blob
 from edgeq.converters.ort.file import unpack_rows
-from edgeq.converters.ort.run import exact_session, read_graph, require
+from edgeq.converters.ort.run import file_metadata, open_session, read_graph, require
 from edgeq.converters.runners import Precision
 from edgeq.core.errors import FormatError
 from edgeq.formats.qparams import QuantParams
 from edgeq.graph.ir import Info, QuantWeight
 
 HELD = "edgeq.held"
-"""Key of the metadata that says by what names a file holds weights and grids."""
+"""Key of the metadata with the names of the tensors that hold weights, scales and zero points."""
 _KINDS = {
     "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64",
     "tensor(int8)": "int8", "tensor(uint8)": "uint8", "tensor(int32)": "int32",
@@ -42,13 +42,7 @@ class OrtGraphRunner:
 
     def __init__(self, path: Path, *, threads: int = 1) -> None:
         _, onnxruntime = require()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = threads
-        try:
-            self._session = exact_session(path, options)
-        except Exception as err:  # onnxruntime's own exceptions share no base but this
-            raise FormatError(f"onnxruntime cannot load {path}: {err}") from err
+        self._session = open_session(path, threads=threads)
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
         self.inputs = {entry.name: _info(entry, path) for entry in self._session.get_inputs()}
         self.outputs = {entry.name: _info(entry, path) for entry in self._session.get_outputs()}
@@ -119,7 +113,7 @@ def read_weights(path: Path) -> Iterator[tuple[str, QuantWeight]]:
 def read_quants(path: Path) -> dict[str, QuantParams]:
     """How each rounded value is rounded, read from a file that edgeq wrote.
 
-    Where onnxruntime fused operators it keeps equal grids once, and some are not found again.
+    Where onnxruntime fused operators it keeps equal scales and zero points once; some are missing.
 
     Raises:
         FormatError: edgeq did not write it, or it is damaged.
@@ -160,10 +154,8 @@ def _tensor(tensors: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
 
 
 def _opened(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Where everything lies, and all constants of the file."""
-    runner = OrtGraphRunner(path)
-    text = runner.metadata.get(HELD)
-    runner.close()
+    """The names of the tensors of each weight and value, and all constants of the file."""
+    text = file_metadata(path).get(HELD)
     if text is None:
         raise FormatError(f"{path} was not converted by edgeq: it does not say what it holds")
     try:
@@ -208,6 +200,24 @@ def ort_tensors(path: Path) -> dict[str, NDArray[Any]]:
             kind = kinds[tensor.DataType()]
             tensors[tensor.Name().decode()] = raw.view(kind).reshape(shape)
     return tensors
+
+
+def has_known_axes(path: Path) -> bool:
+    """Whether a file's inputs and outputs have fixed shapes, as `OrtGraphRunner` needs them.
+
+    Raises:
+        FormatError: it cannot be read.
+    """
+    if path.suffix.lower() == ".ort":
+        session = open_session(path)
+        ends = (*session.get_inputs(), *session.get_outputs())
+        return all(isinstance(n, int) for entry in ends for n in entry.shape)
+    graph = read_graph(path).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    ends = (*(entry for entry in graph.input if entry.name not in constants), *graph.output)
+    return bool(ends) and all(
+        dim.HasField("dim_value") for entry in ends for dim in entry.type.tensor_type.shape.dim
+    )
 
 
 def _info(entry: Any, path: Path) -> Info:

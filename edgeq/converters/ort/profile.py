@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.converters.ort.run import OrtRunner, exact_session, graph_of, profiled, require
+from edgeq.converters.ort.run import OrtRunner, graph_of, open_session, require
 from edgeq.converters.target import NodeTime, ProfilerTarget
 from edgeq.core.errors import FormatError
 
@@ -69,16 +69,7 @@ class OrtTimedGraph:
         self, path: Path, *, threads: int | None = None, profile: Path | None = None
     ) -> None:
         _, onnxruntime = require()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        if threads:
-            options.intra_op_num_threads = threads
-        profiled(options, profile)
-        try:
-            self._session = exact_session(path, options)
-        # onnxruntime's own exceptions share no base but this
-        except Exception as err:
-            raise FormatError(f"onnxruntime cannot load {path}: {err}") from err
+        self._session = open_session(path, threads=threads, profile=profile)
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
         rng = np.random.default_rng(0)
         self.inputs: dict[str, Any] = {}

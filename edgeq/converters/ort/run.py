@@ -32,6 +32,8 @@ from edgeq.model.reference import CacheRounding, checked_tokens
 _ROOM = 256
 """Positions a new cache has room for."""
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
+CONFIG = "edgeq.config"
+"""Entry of the metadata: the model's hyperparameters."""
 CACHE_DIGEST = "edgeq.cache_sha256"
 """Entry of the metadata: the checksum of an int8 cache's scales."""
 _PER_HEAD = ("q_norm", "k_norm", "q_rope", "k_rope")
@@ -69,38 +71,53 @@ def graph_of(path: Path) -> Path:
     return path / "model.onnx" if path.is_dir() else path
 
 
-def exact_session(path: Path, options: Any) -> Any:
-    """Open a file so that products of 8 bits are summed exactly on any processor, as far as it can.
+def open_session(
+    path: Path,
+    *,
+    threads: int | None = None,
+    graph: bytes | None = None,
+    profile: Path | None = None,
+) -> Any:
+    """A session of onnxruntime's CPU provider that adds products of 8 bits exactly.
+
+    On x86 processors without VNNI it does so by making signed weights unsigned, which it cannot of
+    an .ort file, nor where operators share weights: those are then computed in float.
 
     Args:
-        path: .onnx, or .ort, whose signed weights cannot be made unsigned any more.
-        options: onnxruntime's; changed.
+        path: .onnx or .ort file.
+        threads: onnxruntime's; all cores if None.
+        graph: the model's bytes, to be run in place of the file, with the data of its folder.
+        profile: prefix of the file that onnxruntime's profiler writes; None does not profile.
 
     Raises:
-        Exception: what onnxruntime says, whose exceptions share no base but this.
+        FormatError: onnxruntime refuses it.
+        MissingDependencyError: onnxruntime is not installed.
     """
     _, onnxruntime = require()
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    try:
-        return _session(path, options)
-    except Exception:
-        if not sums_saturate():
-            raise
-        # onnxruntime makes weights unsigned for one operator each; others compute in float
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        return _session(path, options)
-
-
-def _session(path: Path, options: Any) -> Any:
-    _, onnxruntime = require()
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def profiled(options: Any, prefix: Path | None) -> None:
-    """Have onnxruntime write a profile to a file that begins so."""
-    if prefix is not None:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if threads:
+        options.intra_op_num_threads = threads
+    if profile is not None:
         options.enable_profiling = True
-        options.profile_file_prefix = str(prefix)
+        options.profile_file_prefix = str(profile)
+    if graph is not None:
+        key = "session.model_external_initializers_file_folder_path"
+        options.add_session_config_entry(key, str(path.parent))
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    content = str(path) if graph is None else graph
+    providers = ["CPUExecutionProvider"]
+    try:
+        try:
+            return onnxruntime.InferenceSession(content, options, providers=providers)
+        except Exception:
+            if not sums_saturate():
+                raise
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            return onnxruntime.InferenceSession(content, options, providers=providers)
+    # onnxruntime's own exceptions share no base but this
+    except Exception as err:
+        raise FormatError(f"onnxruntime cannot load {path}: {_first_line(err)}") from err
 
 
 class OrtRunner:
@@ -126,21 +143,7 @@ class OrtRunner:
     ) -> None:
         _, onnxruntime = require()
         self._values = onnxruntime.OrtValue
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        if threads:
-            options.intra_op_num_threads = threads
-        profiled(options, profile)
-        if graph is not None:
-            key = "session.model_external_initializers_file_folder_path"
-            options.add_session_config_entry(key, str(path.parent))
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(path) if graph is None else graph, options, providers=["CPUExecutionProvider"]
-            )
-        # onnxruntime's own exceptions share no base but this
-        except Exception as err:
-            raise FormatError(f"onnxruntime cannot load {path}: {_first_line(err)}") from err
+        self._session = open_session(path, threads=threads, graph=graph, profile=profile)
         meta: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
         self.config, self.context = config_of(path, meta), int(meta["edgeq.context"])
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
@@ -233,11 +236,23 @@ def config_of(path: Path, metadata: Mapping[str, str]) -> ModelConfig:
         FormatError: it has none.
     """
     try:
-        return ModelConfig.from_dict(json.loads(metadata["edgeq.config"]))
+        return ModelConfig.from_dict(json.loads(metadata[CONFIG]))
     except (KeyError, ValueError) as err:
         raise FormatError(
-            f"{path} is not a decoder that edgeq wrote: its metadata has no edgeq.config"
+            f"{path} is not a decoder that edgeq wrote: its metadata has no {CONFIG}"
         ) from err
+
+
+def file_metadata(path: Path) -> dict[str, str]:
+    """The metadata of an .onnx or .ort file.
+
+    Raises:
+        FormatError: it cannot be read, or is of neither format.
+        MissingDependencyError: onnx or onnxruntime is not installed.
+    """
+    if path.suffix.lower() == ".ort":  # onnxruntime checks the file before it reads it
+        return dict(open_session(path).get_modelmeta().custom_metadata_map)
+    return {entry.key: entry.value for entry in read_graph(path).metadata_props}
 
 
 def precision_of(metadata: Mapping[str, str]) -> Precision:
@@ -265,7 +280,7 @@ def read_graph(path: Path) -> Any:
         raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
     # protobuf's own exception has another home in each of its versions
     except Exception as err:
-        raise FormatError(f"{path} is not an ONNX file: {_first_line(err)}") from err
+        raise FormatError(f"{path} is not an ONNX file, or is damaged: {_first_line(err)}") from err
 
 
 def read_weights(path: Path) -> Iterator[StoredWeight]:

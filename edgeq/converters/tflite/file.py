@@ -87,7 +87,7 @@ class TfliteFile:
         self._codes: dict[tuple[int, int], int] = {}
         self._constants: dict[bytes, int] = {}
         self._late: dict[str, _Late] = {}
-        self._grids: dict[tuple[float, int], SharedTable] = {}
+        self._per_tensor: dict[tuple[float, int], SharedTable] = {}
 
     @property
     def model(self) -> Any:
@@ -135,14 +135,14 @@ class TfliteFile:
         flat = np.ascontiguousarray(scales, np.float32).reshape(-1)
         return SharedTable(_RowScales(self.schema, flat, axis))
 
-    def grid(self, scale: float, zero_point: int) -> SharedTable:
+    def per_tensor(self, scale: float, zero_point: int) -> SharedTable:
         """The quantization of values with one scale and zero point; equal ones are one table."""
-        if (scale, zero_point) not in self._grids:
+        if (scale, zero_point) not in self._per_tensor:
             table = self.schema.QuantizationParametersT()
             table.scale = np.array([scale], np.float32)
             table.zeroPoint = np.array([zero_point], np.int64)
-            self._grids[scale, zero_point] = SharedTable(table)
-        return self._grids[scale, zero_point]
+            self._per_tensor[scale, zero_point] = SharedTable(table)
+        return self._per_tensor[scale, zero_point]
 
     def opcode(self, code: int, version: int) -> int:
         """The index of an operator at a version."""

@@ -1,7 +1,7 @@
 """Any .tflite file of one graph in LiteRT: what other tools made, quantized or not.
 
-Inputs and outputs are called by the file's names and given as float32 where the file rounds them;
-images lie channels first, as in the graphs that edgeq reads from such files.
+Inputs and outputs have the file's names. Quantized ones are taken and returned as float32, and
+images have their channels first, as in the graphs that edgeq reads from .tflite files.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from edgeq.converters.runners import Precision
 from edgeq.converters.tflite.interpreter import interpreter
-from edgeq.core.errors import FormatError, UsageError
-from edgeq.graph.ir import Info, Shape
+from edgeq.core.errors import FormatError, UnsupportedError, UsageError
+from edgeq.graph.files import graph_format, read
+from edgeq.graph.ir import Graph, Info, Shape
 from edgeq.graph.tflite.image import IMAGE
 from edgeq.graph.tflite.ops import PASSED_ON
 
 _THROUGH = {*PASSED_ON, *IMAGE, "QUANTIZE", "DEQUANTIZE"}
-"""Operators behind which an image is one still."""
+"""Operators whose output is an image if their input is one."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class _End:
         index: of its tensor.
         dtype: in the file.
         shape: in the file.
-        scale, zero: of its grid; a scale of 0 stands for none.
+        scale, zero: of its quantization; a scale of 0 means that it is not quantized.
         image: whether it is given channels first.
     """
 
@@ -142,18 +143,18 @@ class ForeignTflite:
             kind = np.dtype(tensors[first]["dtype"]).name if first is not None else ""
             kinds[f"{op['op_name']} {kind}"] += 1
         return {
-            "inputs": {name: self._told(end) for name, end in self._inputs.items()},
-            "outputs": {name: self._told(end) for name, end in self._outputs.items()},
+            "inputs": {name: self._described(end) for name, end in self._inputs.items()},
+            "outputs": {name: self._described(end) for name, end in self._outputs.items()},
             "constants_bytes": dict(constant_bytes.most_common()),
             "operators": dict(kinds.most_common()),
         }
 
-    def _told(self, end: _End) -> str:
-        grid = f", scale {end.scale:.6g}, zero point {end.zero}" if end.scale else ""
-        return f"{end.dtype} {list(end.shape)}{grid}"
+    def _described(self, end: _End) -> str:
+        rounding = f", scale {end.scale:.6g}, zero point {end.zero}" if end.scale else ""
+        return f"{end.dtype} {list(end.shape)}{rounding}"
 
     def _feeds_images(self, index: int) -> bool:
-        """Whether an operator on images takes what an input becomes by others."""
+        """Whether an operator on images takes an input, perhaps through `_THROUGH`."""
         reached = {index}
         for op in self._ops:
             if not reached.intersection(map(int, op["inputs"])):
@@ -165,7 +166,7 @@ class ForeignTflite:
         return False
 
     def _is_image(self, index: int) -> bool:
-        """Whether an operator on images makes an output, others that move nothing behind it."""
+        """Whether an operator on images computes an output, perhaps through `_THROUGH`."""
         makers = {int(i): op for op in self._ops for i in op["outputs"]}
         op = makers.get(index)
         while op is not None and op["op_name"] in _THROUGH:
@@ -173,6 +174,29 @@ class ForeignTflite:
                 return True
             op = next((makers[int(i)] for i in op["inputs"] if int(i) in makers), None)
         return False
+
+
+def read_or_open(path: Path, *, threads: int = 1) -> Graph | ForeignTflite:
+    """The graph of a file, or a .tflite file that edgeq does not read as one, opened in LiteRT.
+
+    Such are files that other tools quantized, and those with operators that edgeq lacks.
+
+    Args:
+        path: an ONNX or LiteRT file.
+        threads: LiteRT may use.
+
+    Raises:
+        EdgeqError: of `edgeq.graph.files.read`, where LiteRT does not open the file either.
+    """
+    try:
+        return read(path)
+    except (UnsupportedError, UsageError) as unread:
+        if graph_format(path) != "tflite":
+            raise
+        try:
+            return ForeignTflite(path, threads=threads)
+        except FormatError:
+            raise unread from None
 
 
 def _end(entry: Mapping[str, Any], image: bool) -> _End:

@@ -39,7 +39,7 @@ from edgeq.converters.tflite.lower.lowering import LoweringOptions, Out, TfliteL
 from edgeq.converters.tflite.lower.math_ops import bounds
 from edgeq.converters.tflite.lower.shape_ops import file_type
 from edgeq.converters.tflite.operators import Value
-from edgeq.converters.tflite.read import VERSION
+from edgeq.converters.tflite.read import VERSION, has_metadata
 from edgeq.core.errors import UnsupportedError, UsageError, unknown
 from edgeq.core.progress import Progress
 from edgeq.formats.qparams import QuantParams
@@ -86,6 +86,10 @@ class LiteRTGraphTarget(GraphTarget):
         low = _lowered(graph, settings(options))
         low.file.save(path, progress)
         _check_opens(path, low)
+
+    def wrote(self, path: Path) -> bool:
+        """Whether the file's metadata describes a graph that edgeq converted."""
+        return has_metadata(path, METADATA)
 
     def open_runner(self, path: Path, *, threads: int = 1) -> GraphRunner:
         """Open the file in LiteRT.

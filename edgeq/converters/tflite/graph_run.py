@@ -238,15 +238,6 @@ def arena_bytes(model: Any) -> int:
     return lay_out(lives).nbytes
 
 
-def file_arena_bytes(path: Path) -> int:
-    """Bytes of the activations of a file that edgeq wrote; see `arena_bytes`.
-
-    Raises:
-        FormatError: edgeq did not write it.
-    """
-    return arena_bytes(read(path, entry=METADATA).model)
-
-
 def read_parts(path: Path) -> Iterator[tuple[str, bytes]]:
     """Every constant and operator of the file: its name, and its content with all settings."""
     header = read(path, entry=METADATA)

@@ -195,8 +195,8 @@ class SubgraphWriter:
             setattr(table, key, setting)
         first = next(v for v in inputs if v is not None)
         name = name or f"{code.lower()}_{len(self._ops)}"
-        made = tuple(int(n) for n in shape)
-        output = Value(name, made, dtype or first.dtype, scales=scales)
+        dims = tuple(int(n) for n in shape)
+        output = Value(name, dims, dtype or first.dtype, scales=scales)
         number = getattr(s.BuiltinOperator, code)
         kind = getattr(s.BuiltinOptions, options) if options else 0
         self._ops.append(_Op(number, version, list(inputs), output, table, kind))

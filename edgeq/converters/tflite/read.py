@@ -88,7 +88,7 @@ def read(
             "so edgeq cannot tell which tensor is which"
         ) from None
     except Exception as err:  # flatbuffers has no error of its own for bad bytes
-        raise FormatError(f"{path} is damaged: {err}") from err
+        raise FormatError(f"{path} is damaged or cut short: {err}") from err
     if settings.get("format_version") != VERSION:
         raise FormatError(
             f"{path} has format version {settings.get('format_version')}; this edgeq reads "
@@ -98,6 +98,28 @@ def read(
     if end > data.size:
         raise FormatError(f"{path} is cut short: {end} bytes expected, {data.size} found")
     return Header(path, start, model, data, settings)
+
+
+def has_metadata(path: Path, entry: str) -> bool:
+    """Whether a .tflite file has an entry of metadata; nothing else is read.
+
+    Raises:
+        FormatError: it cannot be read, or is no .tflite file.
+        MissingDependencyError: LiteRT is not installed.
+    """
+    s = schema()
+    try:
+        data = np.memmap(path, np.uint8, "r")
+    except (OSError, ValueError) as err:  # an empty file cannot be mapped
+        raise FormatError(f"{path} cannot be read: {err}") from err
+    if bytes(data[4:8]) != b"TFL3":
+        raise FormatError(f"{path} is not a .tflite file: it does not have the identifier TFL3")
+    try:
+        model = s.Model.GetRootAs(data, 0)
+        names = [model.Metadata(i).Name() for i in range(model.MetadataLength())]
+    except Exception as err:  # flatbuffers has no error of its own for bad bytes
+        raise FormatError(f"{path} is damaged or cut short: {err}") from err
+    return entry.encode() in names
 
 
 def stored(header: Header) -> Iterator[StoredWeight]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -154,9 +154,6 @@ def _difference(name: str, got: NDArray[Any], right: NDArray[Any]) -> str | None
         f"{count} of {flat.size} values differ, the first at [{at}]: {flat[first]} in the file, "
         f"{wanted[first]} in the source"
     )
-
-
-Equal = Callable[[NDArray[Any], NDArray[Any]], NDArray[np.bool_]]
 
 
 def _exactly(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:

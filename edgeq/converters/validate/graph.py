@@ -168,11 +168,11 @@ def _kind(graph: Graph, runner: GraphRunner) -> tuple[Kind, bool]:
 
 
 def _notes(outputs: Mapping[str, OutputError], kind: Kind) -> list[str]:
-    said: dict[str, list[str]] = {}
+    remarks: dict[str, list[str]] = {}
     for name, one in outputs.items():
         if one.note:
-            said.setdefault(one.note, []).append(name)
-    notes = [f"{', '.join(names)}: {note}" for note, names in said.items()]
+            remarks.setdefault(one.note, []).append(name)
+    notes = [f"{', '.join(names)}: {note}" for note, names in remarks.items()]
     costly = {name: one.price for name, one in outputs.items() if one.price > COSTLY}
     if kind == "dynamic" and costly:
         worst = max(costly, key=costly.__getitem__)

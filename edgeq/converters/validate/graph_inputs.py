@@ -14,17 +14,20 @@ from edgeq.graph.ir import Graph
 from edgeq.quant.graph.stored_samples import stored_samples
 
 RUNS = 8
-"""Inputs that are made up for a comparison where none are given."""
+"""Number of random inputs."""
 GIVEN, KEPT, RANDOM = "samples given", "calibration samples", "random inputs"
 """Where the inputs of a comparison come from."""
 
 
 def inputs_of(graph: Graph, samples: Iterable[Feeds] | None) -> tuple[str, list[Feeds]]:
-    """Where the inputs come from, and the inputs: those given, kept by the record, or made up.
+    """The inputs of a comparison: the samples given, those stored in the QDQ file, or random ones.
+
+    Returns:
+        what the report calls them, and the inputs.
 
     Raises:
         UsageError: samples are given and there are none.
-        FormatError: the record's own are damaged.
+        FormatError: those stored in the file are damaged.
     """
     if samples is not None:
         feeds: list[Feeds] = list(samples)
@@ -35,14 +38,14 @@ def inputs_of(graph: Graph, samples: Iterable[Feeds] | None) -> tuple[str, list[
     return (KEPT, own) if own else (RANDOM, list(made_up(graph)))
 
 
-def made_up(graph: Graph, runs: int = RUNS) -> list[dict[str, NDArray[Any]]]:
+def made_up(graph: Graph) -> list[dict[str, NDArray[Any]]]:
     """Inputs within the ranges that the graph was calibrated for, or around 0.
 
     Integers are taken as row numbers of the table they select from; without one, and truth values,
     as a mask: ones, and zeros behind them.
     """
     rng = np.random.default_rng(0)
-    return [{name: _input(graph, name, rng) for name in graph.inputs} for _ in range(runs)]
+    return [{name: _input(graph, name, rng) for name in graph.inputs} for _ in range(RUNS)]
 
 
 def _input(graph: Graph, name: str, rng: np.random.Generator) -> NDArray[Any]:

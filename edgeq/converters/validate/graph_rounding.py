@@ -1,14 +1,14 @@
-"""A graph with the errors that a right runtime may make, to learn how much they change its outputs.
+"""Adds the rounding errors of a correct runtime to a graph, to measure how its outputs change.
 
-    float     every value is multiplied by 1 + `FLOAT` times a random number of unit variance: other
-              orders of sums, other approximations of functions
+    float     every value is multiplied by 1 + `FLOAT` times a random number of unit variance, for
+              sums in another order and other approximations of functions
     half      every value is rounded to float16
-    static    every value has a random number added before it is rounded to its grid, of `STEP`
-              steps' deviation: sums near the middle between two levels fall to either side
-    dynamic   what meets integer weights is rounded to 8 bits over its own range, of each row of a
-              matrix or of a whole image
+    static    a random number with a standard deviation of `STEP` steps is added to every value
+              before it is quantized, because sums between two levels may be rounded to either
+    dynamic   the inputs of operators with integer weights are quantized to 8 bits over their own
+              range: of each row of a matrix, or of a whole image
 
-What a fault does to the outputs is large beside that; how large depends on the model alone.
+A real fault changes the outputs much more; by how much depends on the model alone.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from edgeq.graph.ir import Constant, Graph, Info, Node, QuantWeight
 from edgeq.graph.operators import LAYERS
 
 FLOAT = 1e-6
-"""Relative error of a float32 operator; sums of some hundred products have as much."""
+"""Relative error of a float32 operator, as of a sum of some hundred products."""
 STEP = 0.0125
-"""Deviation of what is added before rounding, in steps: about 1 of 100 values takes the other one
-of two neighboring levels."""
+"""Standard deviation, in quantization steps, of the number added before rounding: about 1 of 100
+values is then rounded to the neighboring level."""
 _FLOAT16 = 10
 _FLOAT32 = 1
 
@@ -33,14 +33,14 @@ _FLOAT32 = 1
 def perturbed(
     graph: Graph, *, seed: int, half: bool = False, static: bool = False, dynamic: bool = False
 ) -> Graph:
-    """The graph with errors put in; its values keep their names.
+    """The graph with these errors added; its values keep their names.
 
     Args:
         graph: canonical.
         seed: of the random numbers.
         half: floats are rounded to float16.
-        static: values on a grid are moved before they are rounded.
-        dynamic: what meets integer weights is rounded to 8 bits.
+        static: a random number is added to quantized values before they are rounded.
+        dynamic: inputs of operators with integer weights are rounded to 8 bits.
     """
     return _Perturber(graph, seed, half, static, dynamic).graph()
 

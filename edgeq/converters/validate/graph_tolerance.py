@@ -1,10 +1,10 @@
-"""How far outputs of a right conversion may lie from their source's, measured on the source itself.
+"""The error that the outputs of a correct conversion may have, measured on the source itself.
 
-The truth is the record's own integers, each operator computed in float32 as it stands. Beside it
-the same graph is run with the errors put in that the target's runtime is known to make
-(`edgeq.converters.validate.graph_rounding`). What these change, an output may differ by, times
-`FACTORS`; a
-model that makes much of small errors is judged leniently by that, and one that does not strictly.
+The reference outputs are those of the QDQ file: its integers, with each operator computed in
+float32. The same graph is then run with the rounding errors that the target's runtime is known to
+make (`edgeq.converters.validate.graph_rounding`). The change of an output, multiplied by one of
+`FACTORS`, is its tolerance. So the tolerance is wide for a model that amplifies small errors, and
+narrow for one that does not.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ FACTORS: Mapping[Kind, float] = {"float": 20.0, "half": 3.0, "static": 2.5, "dyn
 FLOORS: Mapping[Kind, float] = {"float": 2e-6, "half": 1e-3, "static": 2e-6, "dynamic": 2e-6}
 """Relative error that is always allowed: the precision of the last operator."""
 MOST: Mapping[Kind, float] = {"float": 0.01, "half": 0.1, "static": 0.3, "dynamic": 1.0}
-"""Relative error that is never passed, however much a model makes of small errors."""
+"""The largest relative error that is ever allowed, however much a model amplifies small errors."""
 SENSITIVE = 0.1
-"""Relative error allowed from which on it is told that the outputs show coarse faults only."""
+"""Tolerance from which on the report says that the outputs can only reveal large faults."""
 OUT_OF_HALF = (
     "the model computes with values that float16 does not hold (it makes large ones infinite and "
     "small ones zero); convert with --set precision=float32"
@@ -40,12 +40,12 @@ OUT_OF_HALF = (
 _MOVES = VIEWS | {"Cast", "Identity", "Transpose", "Concat", "Slice", "Split"}
 _SAME_ORDER = VIEWS | {"Cast", "Identity"}
 _DRAWS = 2
-"""Times that random errors are put in."""
+"""Runs with random errors."""
 _VALUES = 20000
-"""Values on grids below which there are more of them, up to `_MOST_DRAWS`."""
+"""With fewer quantized values than this there are more runs, up to `_MOST_DRAWS`."""
 _MOST_DRAWS = 8
 _TIE = 6.0
-"""Deviations of scores within which the largest two may change places."""
+"""The two largest scores may change places if they differ by less than so many deviations."""
 
 
 @dataclass
@@ -53,11 +53,11 @@ class OutputError:
     """The error of one output over all inputs, and the error that is accepted.
 
     Args:
-        error: root mean square difference over the root mean square of the right values; of whole
-            numbers the part that differs and is no tie.
-        allowed: most that it may be.
-        price: what the target's own rounding changes, measured on the source; as ``error``.
-        note: what else there is to tell, or "".
+        error: root mean square of the difference over that of the reference; for integers, the
+            share that differs and is not a tie.
+        allowed: the tolerance.
+        price: the change by the target's own rounding, measured on the source; as ``error``.
+        note: a further remark, or "".
     """
 
     error: float

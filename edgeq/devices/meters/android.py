@@ -64,10 +64,10 @@ class AndroidBattery(Meter):
 
 def dump(text: str) -> dict[str, str]:
     """The "name: value" lines of `dumpsys battery`, names in lower case, the first one kept."""
-    held: dict[str, str] = {}
+    fields: dict[str, str] = {}
     for name, value in re.findall(r"^\s*([\w ]+?):[ \t]*(\S.*?)\s*$", text, re.MULTILINE):
-        held.setdefault(name.casefold(), value)
-    return held
+        fields.setdefault(name.casefold(), value)
+    return fields
 
 
 def charge(text: str) -> tuple[float, float]:
@@ -77,26 +77,26 @@ def charge(text: str) -> tuple[float, float]:
         DeviceError: it is plugged in, its state is frozen for a test, or a number is missing.
     """
     where = " ".join(DUMPSYS)
-    held = dump(text)
+    fields = dump(text)
     if "UPDATES STOPPED" in text:
         raise DeviceError(f"{where}: the state is frozen by a test; run dumpsys battery reset")
-    plugged = plugged_into(held)
+    plugged = plugged_into(fields)
     if plugged:
         raise DeviceError(
             f"{where}: {plugged} powered; its charge counter is not what the device draws. "
             "Unplug it and use adb over Wi-Fi (adb tcpip 5555, adb connect ADDRESS)"
         )
-    told = not_discharging(_STATUS.get(held.get("status", ""), "in no known state"))
-    if told:
-        raise DeviceError(f"{where}: {told}")
-    coulombs = number(held.get("charge counter", ""), f"{where}, Charge counter") * UAH
-    volts = number(held.get("voltage", ""), f"{where}, voltage") / 1e3
+    problem = not_discharging(_STATUS.get(fields.get("status", ""), "in no known state"))
+    if problem:
+        raise DeviceError(f"{where}: {problem}")
+    coulombs = number(fields.get("charge counter", ""), f"{where}, Charge counter") * UAH
+    volts = number(fields.get("voltage", ""), f"{where}, voltage") / 1e3
     if coulombs <= 0 or volts <= 0:
         raise DeviceError(
             f"{where}: this device does not report its charge "
             f"(Charge counter {coulombs / UAH:.4g}, voltage {volts * 1e3:.4g})"
         )
-    _check_units(held, coulombs, volts)
+    _check_units(fields, coulombs, volts)
     return coulombs, volts
 
 
@@ -160,10 +160,10 @@ def open_adb(serial: str) -> Meter:
         DeviceError: it cannot be read.
     """
     which = ["-s", serial] if serial else []
-    (found,) = find(lambda argv: run_here(["adb", *which, "shell", *argv]))
-    if isinstance(found, Absent):
-        raise DeviceError(f"meter {f'adb:{serial}'!r}: {found.reason}")
-    return found
+    (meter,) = find(lambda argv: run_here(["adb", *which, "shell", *argv]))
+    if isinstance(meter, Absent):
+        raise DeviceError(f"meter {f'adb:{serial}'!r}: {meter.reason}")
+    return meter
 
 
 KIND = MeterKind(name="adb", open=open_adb, usage="adb:SERIAL")

@@ -238,8 +238,8 @@ def run_here(argv: Sequence[str]) -> str:
     except OSError as err:
         raise DeviceError(f"{what}: {err.strerror or err}") from err
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        raise DeviceError(f"{what}: exit code {done.returncode}; {said[0] if said else 'silent'}")
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        raise DeviceError(f"{what}: exit code {done.returncode}; {lines[0] if lines else 'silent'}")
     return done.stdout
 
 

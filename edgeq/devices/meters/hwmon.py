@@ -39,12 +39,12 @@ def find(root: Path, run: Run | None = None) -> list[Meter | Absent]:
         if (name := optional_text(chip / "name") or chip.name) not in supplies
     ]
     inputs = sum(name in WHOLE_CHIPS for _, name in chips)
-    found: list[Meter | Absent] = []
+    meters: list[Meter | Absent] = []
     for chip, name in chips:
         files, scale = _power_files(chip, name)
         if files:
             alone = name not in WHOLE_CHIPS or inputs == 1
-            found.append(_meter(f"{NAME}/{chip.name}", name, files, scale, chip, alone))
+            meters.append(_meter(f"{NAME}/{chip.name}", name, files, scale, chip, alone))
     legacy = root / "sys/bus/i2c/drivers/ina3221x"
     for chip in sorted(legacy.glob("*/iio:device*")):
         rails: dict[str, tuple[Path, ...]] = {
@@ -53,11 +53,11 @@ def find(root: Path, run: Run | None = None) -> list[Meter | Absent]:
             if (chip / f"in_power{n}_input").exists()
         }
         if rails:
-            found.append(_meter(f"{NAME}/{chip.parent.name}", "ina3221x", rails, 1e-3, chip))
-    if not found:
+            meters.append(_meter(f"{NAME}/{chip.parent.name}", "ina3221x", rails, 1e-3, chip))
+    if not meters:
         had = f"none of its {len(chips)} chips measures power" if chips else f"no {folder}/hwmon*"
-        found.append(Absent(NAME, f"{had}; an INA219 or INA226 on I2C gives one"))
-    return found
+        meters.append(Absent(NAME, f"{had}; an INA219 or INA226 on I2C gives one"))
+    return meters
 
 
 def _power_files(chip: Path, name: str) -> tuple[dict[str, tuple[Path, ...]], float]:

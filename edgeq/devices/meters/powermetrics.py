@@ -102,25 +102,25 @@ def read(path: Path) -> list[Trace]:
         scope="package",
         total=whole,
     )
-    made = [Trace.of(power, energy, problems)]
+    traces = [Trace.of(power, energy, problems)]
     for name, quantity, samples in (
         ("powermetrics-clock", "frequency", clocks),
         ("powermetrics-pressure", "throttle", pressures),
     ):
         about = Sensor(name=name, quantity=quantity, provenance=str(path), rate_hz=rate)
         if any(sample.values for sample in samples):
-            made.append(Trace.of(about, samples))
-    return [trace.shifted(round(start_s * 1e9), "unix" if starts else "own") for trace in made]
+            traces.append(Trace.of(about, samples))
+    return [trace.shifted(round(start_s * 1e9), "unix" if starts else "own") for trace in traces]
 
 
 def _watts(part: str) -> dict[str, float]:
     """Watts by what draws them; the first mention counts, GPU power is printed twice."""
-    found: dict[str, float] = {}
+    rails: dict[str, float] = {}
     for name, milliwatts in _POWER.findall(part):
-        found.setdefault(name.casefold(), float(milliwatts) / 1e3)
+        rails.setdefault(name.casefold(), float(milliwatts) / 1e3)
     for watts in _INTEL.findall(part):
-        found.setdefault("package", float(watts))
-    return found
+        rails.setdefault("package", float(watts))
+    return rails
 
 
 KIND = MeterKind(

@@ -28,10 +28,10 @@ class Memory(Meter):
 
     def read(self) -> Reading:
         """Bytes now."""
-        found = self.held()
-        if found is None:
+        values = self.held()
+        if values is None:
             raise DeviceError(f"{self.provenance} cannot be read")
-        return Reading(time.monotonic_ns(), {self.name: float(found)})
+        return Reading(time.monotonic_ns(), {self.name: float(values)})
 
 
 def find(root: Path = HERE, run: Run | None = None) -> list[Meter | Absent]:

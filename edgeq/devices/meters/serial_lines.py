@@ -75,16 +75,16 @@ class Lines:
             pairs = [[name, word] for name, word in zip(self.columns, words, strict=True)]
         else:
             raise DeviceError(f"line {line[:60]!r} has neither name=value fields nor columns")
-        found: dict[str, float] = {}
+        values: dict[str, float] = {}
         for name, word in pairs:
             if name in UNITS:  # a meter may say more than is needed
                 what, factor = UNITS[name]
-                found[what] = number(word, name) * factor
-        if max(abs(found.get("t", 0)), abs(found.get("unix", 0))) > LATEST_S:
+                values[what] = number(word, name) * factor
+        if max(abs(values.get("t", 0)), abs(values.get("unix", 0))) > LATEST_S:
             raise DeviceError(f"line {line[:60]!r} has a time that cannot be")
-        if {"volts", "amps"} <= found.keys():
-            found.setdefault("power", found["volts"] * found["amps"])
-        kept = {what: value for what, value in found.items() if what not in ("volts", "amps")}
+        if {"volts", "amps"} <= values.keys():
+            values.setdefault("power", values["volts"] * values["amps"])
+        kept = {what: value for what, value in values.items() if what not in ("volts", "amps")}
         if not kept.keys() & {"power", "energy"}:
             raise DeviceError(f"line {line[:60]!r} has no power, energy, or V and A")
         return kept
@@ -228,7 +228,7 @@ def read(path: Path) -> Trace:
     except OSError as err:
         raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
     lines, problems = Lines(), Counter[str]()
-    found = []
+    traces = []
     for line in text.splitlines():
         try:
             values = lines.values(line)
@@ -236,17 +236,17 @@ def read(path: Path) -> Trace:
             problems[str(err)] += 1
             continue
         if values:
-            found.append(values)
-    clock = next((c for c in ("unix", "t") if found and all(c in v for v in found)), None)
+            traces.append(values)
+    clock = next((c for c in ("unix", "t") if traces and all(c in v for v in traces)), None)
     if clock is None:
         raise FormatError(
-            f"{path}: {len(found)} lines of a power meter"
-            + ("; each needs its time, t=SECONDS or unix=SECONDS" if found else "")
+            f"{path}: {len(traces)} lines of a power meter"
+            + ("; each needs its time, t=SECONDS or unix=SECONDS" if traces else "")
         )
-    quantity = "energy" if all("energy" in v for v in found) else "power"
+    quantity = "energy" if all("energy" in v for v in traces) else "power"
     samples = [
         Reading(round(v[clock] * 1e9), {"input": v[quantity]} if quantity in v else {})
-        for v in found
+        for v in traces
     ]
     seconds = (max(s.t_ns for s in samples) - min(s.t_ns for s in samples)) / 1e9
     sensor = Sensor(

@@ -77,13 +77,12 @@ def live(stream: Stream, rate_hz: float = 1.0, whole: str = "VDD_IN") -> LineMet
     )
 
 
-def read(path: Path, interval_s: float = 1.0, utc_offset_s: float = 0.0) -> list[Trace]:
+def read(path: Path, interval_s: float = 1.0) -> list[Trace]:
     """Power, temperatures and clocks of a log.
 
     Args:
         path: the file.
         interval_s: between its lines (`--interval`); used where they have no stamp or share one.
-        utc_offset_s: seconds that the stamps' local time is ahead of UTC.
 
     Raises:
         FormatError: no line can be read.
@@ -105,13 +104,13 @@ def read(path: Path, interval_s: float = 1.0, utc_offset_s: float = 0.0) -> list
         stamps.append(_stamp(line))
     if not parsed:
         raise FormatError(f"{path}: no line of tegrastats in it")
-    known = [stamp - utc_offset_s for stamp in stamps if stamp is not None]
+    known = [stamp for stamp in stamps if stamp is not None]
     stamped = len(known) == len(parsed) and len(set(known)) == len(known)
     seconds = known if stamped else [i * interval_s for i in range(len(parsed))]
     clock = "unix" if stamped else "own"
     rails = {rail for values in parsed for rail in values["power"]}
     whole = tuple(rail for rail in WHOLE if rail in rails)[:1]
-    made = []
+    traces = []
     for quantity in ("power", "temperature", "frequency"):
         samples = [
             Reading(round(s * 1e9), values[quantity])
@@ -127,8 +126,8 @@ def read(path: Path, interval_s: float = 1.0, utc_offset_s: float = 0.0) -> list
             total=whole if quantity == "power" else (),
         )
         if any(sample.values for sample in samples):
-            made.append(Trace.of(sensor, samples, problems, clock))
-    return made
+            traces.append(Trace.of(sensor, samples, problems, clock))
+    return traces
 
 
 def _stamp(line: str) -> float | None:

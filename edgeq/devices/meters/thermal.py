@@ -71,38 +71,38 @@ def _zones(root: Path) -> Meter | Absent:
 
 def _chips(root: Path) -> Meter | Absent:
     folder = root / "sys/class/hwmon"
-    found = []
+    chips = []
     for chip in _numbered(folder, "hwmon*"):
         name = optional_text(chip / "name")
         if name in CPU_CHIPS:
             for path in _numbered(chip, "temp*_input"):
                 label = optional_text(chip / path.name.replace("_input", "_label")) or path.name
-                found.append((f"{name} {label}", path))
+                chips.append((f"{name} {label}", path))
     what = "processor sensors (" + ", ".join(CPU_CHIPS) + ")"
-    return _reader(CHIPS, "temperature", _unique(found), 1e-3, f"{folder}/hwmon*/temp*_input", what)
+    return _reader(CHIPS, "temperature", _unique(chips), 1e-3, f"{folder}/hwmon*/temp*_input", what)
 
 
 def _clock(root: Path) -> Meter | Absent:
     cpus = root / "sys/devices/system/cpu"
     policies = _numbered(cpus / "cpufreq", "policy*")
     folders = policies or [cpu / "cpufreq" for cpu in _numbered(cpus, "cpu[0-9]*")]
-    found = [
+    clocks = [
         (folder.name if policies else folder.parent.name, folder / "scaling_cur_freq")
         for folder in folders
     ]
     what = "clock (virtual machines hide it)"
-    return _reader(CLOCK, "frequency", _unique(found), 1e3, f"{cpus}/*/scaling_cur_freq", what)
+    return _reader(CLOCK, "frequency", _unique(clocks), 1e3, f"{cpus}/*/scaling_cur_freq", what)
 
 
 def _counts(root: Path) -> Meter | Absent:
     cpus = root / "sys/devices/system/cpu"
-    found = [
+    counters = [
         (f"{cpu.name} {kind}", cpu / "thermal_throttle" / f"{kind}_throttle_count")
         for cpu in _numbered(cpus, "cpu[0-9]*")
         for kind in ("core", "package")
     ]
     path = f"{cpus}/cpu*/thermal_throttle/*_throttle_count"
-    return _reader(COUNTS, "throttle", _unique(found), 1.0, path, "throttle counts (Intel's)")
+    return _reader(COUNTS, "throttle", _unique(counters), 1.0, path, "throttle counts (Intel's)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -116,7 +116,7 @@ class Trace:
         idle: TimeWindow | float | None = None,
         channel: str | None = None,
     ) -> Energy:
-        """What a window took, or why that cannot be told.
+        """The energy of a window, or why it is unknown.
 
         Args:
             window: on this trace's clock; nothing outside it counts.
@@ -229,10 +229,10 @@ class Trace:
         return of(t_ns, values, window, self.sensor.rate_hz)
 
     def _troubles(self) -> tuple[str, ...]:
-        found = Counter(self.problems)
+        counts = Counter(self.problems)
         for channel in self.sensor.total or self.values:
-            found.update(self.series(channel)[2])
-        return tuple(f"{text} ({n} times)" if n > 1 else text for text, n in found.items())
+            counts.update(self.series(channel)[2])
+        return tuple(f"{text} ({n} times)" if n > 1 else text for text, n in counts.items())
 
 
 def _shown(value: float) -> str:

@@ -43,10 +43,10 @@ def read_eembc(path: Path) -> Trace:
         FormatError: the file is not such a trace, or is damaged.
     """
     if path.is_dir():
-        found = sorted(path.glob("*-energy.bin"))
-        if len(found) != 1:
-            raise FormatError(f"{path} holds {len(found)} *-energy.bin; name one of them")
-        path = found[0]
+        files = sorted(path.glob("*-energy.bin"))
+        if len(files) != 1:
+            raise FormatError(f"{path} holds {len(files)} *-energy.bin; name one of them")
+        path = files[0]
     data = _bytes(path)
     if len(data) < 9 or data[0] != EEMBC_MAGIC or (len(data) - 5) % 4:
         raise FormatError(
@@ -98,12 +98,11 @@ def _eembc_windows(path: Path) -> tuple[TimeWindow, ...]:
     return tuple(TimeWindow(f"window {2 * i + 2}", a, b) for i, (a, b) in enumerate(pairs))
 
 
-def read_ptd(path: Path, utc_offset_s: float = 0.0) -> Trace:
+def read_ptd(path: Path) -> Trace:
     """Power from a SPEC PTDaemon log, with a window for each of its marks.
 
     Args:
         path: the `spl.txt`.
-        utc_offset_s: seconds that the log's local time is ahead of UTC.
 
     Raises:
         FormatError: no line of it can be read.
@@ -118,7 +117,7 @@ def read_ptd(path: Path, utc_offset_s: float = 0.0) -> Trace:
             continue
         try:
             when = datetime.strptime(match[1], "%m-%d-%Y %H:%M:%S.%f").replace(tzinfo=UTC)
-            t_ns = round((when.timestamp() - utc_offset_s) * 1e3) * 1_000_000
+            t_ns = round(when.timestamp() * 1e3) * 1_000_000
             samples.append(Reading(t_ns, {"watts": number(match[2], "Watts")}))
         except (ValueError, DeviceError) as err:
             problems[str(err)] += 1

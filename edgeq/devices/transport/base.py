@@ -156,13 +156,14 @@ class ShellTransport:
             if (line := _ours(self._keeper.stdout)) is not None:
                 self._folder = line
                 return self
-            told = Finished(self._keeper.wait(), _tail(self._said))
-            if told.code == 73:
+            finished = Finished(self._keeper.wait(), _tail(self._said))
+            if finished.code == 73:
                 raise DeviceError(
-                    f"{self.where}: no folder can be made there: {told.last_words}; name one that "
+                    f"{self.where}: no folder can be made there: {finished.last_words}; name "
+                    "one that "
                     f"can be written, as {self._example()}"
                 )
-            raise DeviceError(self._explain(told))
+            raise DeviceError(self._explain(finished))
         except BaseException:
             self._end()
             raise
@@ -384,9 +385,9 @@ class ShellTransport:
 
 def split_folder(rest: str) -> tuple[str, str]:
     """``host/folder`` as host and ``/folder``, which is empty if there is none."""
-    found = re.fullmatch(r"([^/]*)(/.*)?", rest, re.DOTALL)
-    assert found is not None
-    return found[1], (found[2] or "").rstrip("/")
+    match = re.fullmatch(r"([^/]*)(/.*)?", rest, re.DOTALL)
+    assert match is not None
+    return match[1], (match[2] or "").rstrip("/")
 
 
 def _pieces(source: Path | bytes) -> Iterable[bytes]:

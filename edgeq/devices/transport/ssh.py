@@ -33,16 +33,16 @@ class SshTransport(ShellTransport):
 
     def __init__(self, where: str) -> None:
         place, folder = split_folder(where.removeprefix(self.scheme))
-        found = _PLACE.fullmatch(place)
-        if not found:
+        match = _PLACE.fullmatch(place)
+        if not match:
             raise UsageError(
                 f"--on {where!r}: write ssh://user@host, ssh://user@host:port or "
                 "ssh://host/folder; passwords are not taken, use a key"
             )
         super().__init__(where, folder)
         self._place = place
-        self._user, self._port = found["user"], found["port"]
-        self._host = found["host"].strip("[]")
+        self._user, self._port = match["user"], match["port"]
+        self._host = match["host"].strip("[]")
         self._name = f"{self._user}@{self._host}" if self._user else self._host
         self._control: Path | None = None
 
@@ -77,7 +77,7 @@ class SshTransport(ShellTransport):
             self._control = None
 
     def _explain(self, finished: Finished) -> str:
-        said = finished.errors
+        errors = finished.errors
         port = f" -p {self._port}" if self._port else ""
         login = f"ssh{port} {self._name}"
         for words, text in (
@@ -97,7 +97,7 @@ class SshTransport(ShellTransport):
             ("No route to host", f"{self._host} cannot be reached; is it on, and in this network?"),
             ("Network is unreachable", f"{self._host} cannot be reached; is there a network?"),
         ):  # fmt: skip
-            if words.lower() in said.lower():
+            if words.lower() in errors.lower():
                 return f"{self.where}: {text} (ssh: {finished.last_words})"
         return f"{self.where}: ssh failed: {finished.last_words or f'exit code {finished.code}'}"
 

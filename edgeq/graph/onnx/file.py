@@ -120,8 +120,8 @@ def _parsed(onnx: ModuleType, path: Path) -> Any:
 
 
 def _opset(model: Any, path: Path) -> int:
-    found = [o.version for o in model.opset_import if o.domain in _DOMAINS]
-    opset = int(found[0]) if found else 1  # files before opsets existed say nothing
+    versions = [o.version for o in model.opset_import if o.domain in _DOMAINS]
+    opset = int(versions[0]) if versions else 1  # files before opsets existed say nothing
     if opset > NEWEST:
         raise UnsupportedError(
             f"{path} has opset {opset}; edgeq reads opsets up to {NEWEST}: export it with one of "
@@ -168,10 +168,10 @@ def _external(onnx: ModuleType, tensor: Any, path: Path) -> NDArray[Any]:
         length = int(entries.get("length", elements * dtype.itemsize))
         if start < 0 or min(shape, default=0) < 0 or length != elements * dtype.itemsize:
             raise FormatError(f"{named} has {length} bytes from {start}; its shape is {shape}")
-        held = file.stat().st_size
-        if start + length > held:
+        available = file.stat().st_size
+        if start + length > available:
             raise FormatError(
-                f"{named} ends at byte {start + length} of {where!r}, which has {held} bytes"
+                f"{named} ends at byte {start + length} of {where!r}, which has {available} bytes"
             )
         with file.open("rb") as data:
             data.seek(start)
@@ -201,8 +201,8 @@ def _check(onnx: ModuleType, model: Any, path: Path) -> None:
     custom = {n.domain for n in model.graph.node} - set(_DOMAINS)
     custom -= {f.domain for f in model.functions}
     if custom:
-        found = [n for n in model.graph.node if n.domain in custom]
-        listed = ", ".join(f"{n.domain}.{n.op_type} {_named(n)}" for n in found[:8])
+        foreign = [n for n in model.graph.node if n.domain in custom]
+        listed = ", ".join(f"{n.domain}.{n.op_type} {_named(n)}" for n in foreign[:8])
         raise UnsupportedError(
             f"{path} has operators that are not standard ONNX: {listed}; export it without "
             "them (without fused or quantized operators of a runtime)"
@@ -474,16 +474,16 @@ def _constant(onnx: ModuleType, node: Any, path: Path) -> NDArray[Any]:
     """Return the value of a Constant node in any of its forms."""
     if len(node.attribute) != 1:
         raise FormatError(f"the Constant {_named(node)} of {path} must have one value attribute")
-    held = _attribute(onnx, node.attribute[0], path)
+    value = _attribute(onnx, node.attribute[0], path)
     if node.attribute[0].name not in ("value", "value_float", "value_floats", "value_int",
                                       "value_ints"):  # fmt: skip
         raise UnsupportedError(
             f"the Constant {_named(node)} of {path} is a {node.attribute[0].name}; edgeq reads "
             "dense numbers"
         )
-    if isinstance(held, np.ndarray):
-        return held
-    numbers = np.asarray(held)
+    if isinstance(value, np.ndarray):
+        return value
+    numbers = np.asarray(value)
     return numbers.astype(np.float32 if "float" in node.attribute[0].name else np.int64)
 
 

@@ -94,11 +94,11 @@ def inferred(graph: Graph) -> Graph:
     onnx = require()
     small: dict[str, Constant] = {}
     large: dict[str, Info] = {}
-    for name, held in graph.constants.items():
-        if isinstance(held, QuantWeight) or held.size > _SMALL:
+    for name, constant in graph.constants.items():
+        if isinstance(constant, QuantWeight) or constant.size > _SMALL:
             large[name] = graph.info(name)
         else:
-            small[name] = held
+            small[name] = constant
     given = {name: graph.values[name] for name in graph.inputs}
     model = to_model(
         replace(

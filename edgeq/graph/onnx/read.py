@@ -18,7 +18,7 @@ from edgeq.graph.onnx.infer import inferred, settled
 from edgeq.graph.onnx.legacy import modernized
 from edgeq.graph.onnx.upgrade import upgraded
 from edgeq.graph.operators import check_known
-from edgeq.graph.passes import PASSES, RECORD_PASSES
+from edgeq.graph.passes import PASSES, QDQ_PASSES
 from edgeq.graph.passes.fold import fold
 from edgeq.graph.qdq import FORMAT, from_qdq, refuse_foreign
 from edgeq.graph.rewrite import ordered, prune
@@ -62,7 +62,7 @@ def read_onnx(
     else:
         graph = upgraded(graph, raw.opset)
     graph = settled(graph, fold)
-    for step in RECORD_PASSES if ours else PASSES:
+    for step in QDQ_PASSES if ours else PASSES:
         graph = step(graph)
     check_known(graph)
     return replace(graph, meta={**graph.meta, **raw.notes})

@@ -216,8 +216,8 @@ def _no_axes(graph: Graph, node: Node) -> Change | None:
     if node.op not in REDUCTIONS_APART or not node.attrs.get("noop_with_empty_axes"):
         return None
     axes = node.inputs[1] if len(node.inputs) > 1 else ""
-    held = graph.constants.get(axes)
-    if axes and (held is None or held.shape != (0,)):
+    constant = graph.constants.get(axes)
+    if axes and (constant is None or constant.shape != (0,)):
         return None
     op = REDUCTIONS_APART[node.op]
     inputs = node.inputs[:1] * (2 if op == "Mul" else 1)
@@ -271,11 +271,11 @@ def _rms_norm(graph: Graph, node: Node) -> Change | None:
     if node.op != "RMSNormalization":
         return None
     steps, (x, scale) = Steps(graph, node), node.inputs[:2]
-    axis, held = int(node.attrs.get("axis", -1)), graph.constants.get(scale)
+    axis, weight = int(node.attrs.get("axis", -1)), graph.constants.get(scale)
     if axis >= 0:  # the scale has the normalized axes, which are the last
-        if held is None:
+        if weight is None:
             return None
-        axis = -len(held.shape)
+        axis = -len(weight.shape)
     axes = steps.constant("axes", np.arange(axis, 0, dtype=np.int64))
     mean = steps.add("ReduceMean", "mean", (steps.add("Mul", "square", (x, x)), axes))
     epsilon = steps.number("epsilon", node.attrs.get("epsilon", 1e-5))

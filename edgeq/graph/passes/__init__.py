@@ -43,9 +43,9 @@ PASSES: tuple[Callable[[Graph], Graph], ...] = (
     clean,
     prune,
 )
-"""In order, for what an exporter wrote."""
+"""Passes for the graph of an exporter, in order."""
 
-RECORD_PASSES: tuple[Callable[[Graph], Graph], ...] = (explicit, linear, biases, prune)
-"""In order, for what we wrote from a canonical graph: nothing else is touched."""
+QDQ_PASSES: tuple[Callable[[Graph], Graph], ...] = (explicit, linear, biases, prune)
+"""Passes for a QDQ file of edgeq, whose graph is canonical already, in order."""
 
-__all__ = ["PASSES", "RECORD_PASSES"]
+__all__ = ["PASSES", "QDQ_PASSES"]

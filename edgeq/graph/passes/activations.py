@@ -26,22 +26,22 @@ def product(graph: Graph, name: str, depth: int = _DEPTH) -> tuple[float, list[s
     node = graph.producers.get(name)
     if node is None or node.op not in ("Mul", "Div") or not depth:
         return 1.0, [name]
-    number, found = 1.0, []
+    number, others = 1.0, []
     for place, factor in enumerate(node.inputs):
-        held = scalar(graph, factor)
-        if held is not None:
-            if node.op == "Div" and (place == 0 or held == 0):
+        value = scalar(graph, factor)
+        if value is not None:
+            if node.op == "Div" and (place == 0 or value == 0):
                 return 1.0, [name]
-            number *= 1 / held if node.op == "Div" else held
+            number *= 1 / value if node.op == "Div" else value
         elif node.op == "Div" and place == 1:
             return 1.0, [name]
         elif graph.only_consumer(factor) is not None:
             inner, factors = product(graph, factor, depth - 1)
             number *= inner
-            found += factors
+            others += factors
         else:
-            found.append(factor)
-    return number, found
+            others.append(factor)
+    return number, others
 
 
 def plus(graph: Graph, name: str) -> tuple[float, str] | None:
@@ -107,18 +107,18 @@ def _is_tanh(graph: Graph, z: str, x: str) -> bool:
 def _is_power(graph: Graph, name: str, x: str, power: int) -> bool:
     """Whether a value is 0.044715 times a power of x."""
     number, factors = product(graph, name)
-    found = 0.0
+    exponent = 0.0
     for factor in factors:
         node = graph.producers.get(factor)
         if factor == x:
-            found += 1
+            exponent += 1
         elif node is not None and node.op == "Pow" and node.inputs[0] == x:
-            found += scalar(graph, node.inputs[1]) or 0.0
+            exponent += scalar(graph, node.inputs[1]) or 0.0
         elif node is not None and node.op == "Mul" and set(node.inputs) == {x}:
-            found += 2
+            exponent += 2
         else:
             return False
-    return close(number, 0.044715) and found == power
+    return close(number, 0.044715) and exponent == power
 
 
 def hard_swish(graph: Graph) -> Graph:
@@ -200,6 +200,6 @@ def _plain(graph: Graph, node: Node) -> Change | None:
 
 def _clip(graph: Graph, node: Node, least: float, most: float) -> Change:
     names = [unique(graph, f"{node.output}.{what}") for what in ("least", "most")]
-    held = {n: np.array(v, np.float32) for n, v in zip(names, (least, most), strict=True)}
+    bounds = {n: np.array(v, np.float32) for n, v in zip(names, (least, most), strict=True)}
     new = Node("Clip", node.name, (node.inputs[0], *names), node.outputs)
-    return Change(nodes=(new,), constants=held)
+    return Change(nodes=(new,), constants=bounds)

@@ -33,11 +33,11 @@ def affine(graph: Graph) -> Graph:
 def _batch_norm(graph: Graph, node: Node) -> Change | None:
     if node.op != "BatchNormalization" or any(node.outputs[1:]):
         return None
-    found = [floats(graph, name) for name in node.inputs[1:]]
-    held = [f.astype(np.float64) for f in found if f is not None]
-    if len(held) != 4:
+    read = [floats(graph, name) for name in node.inputs[1:]]
+    parameters = [f.astype(np.float64) for f in read if f is not None]
+    if len(parameters) != 4:
         return None
-    gamma, beta, mean, variance = held
+    gamma, beta, mean, variance = parameters
     scale = gamma / np.sqrt(variance + node.attrs.get("epsilon", 1e-5))
     shift = beta - mean * scale
     x = node.inputs[0]
@@ -130,15 +130,15 @@ def _by_number(graph: Graph, node: Node) -> Change | None:
 
 def _channels(graph: Graph, weighted: Node, name: str) -> Array | None:
     """A constant as a number for each output channel of a layer; None if it does not vary so."""
-    held = floats(graph, name)
+    values = floats(graph, name)
     shape = graph.info(weighted.output).shape
     axis = channel_axis(graph, weighted)
-    if held is None or held.ndim > len(shape):
+    if values is None or values.ndim > len(shape):
         return None
-    wide = (1,) * (len(shape) - held.ndim) + held.shape
+    wide = (1,) * (len(shape) - values.ndim) + values.shape
     if any(n > 1 and place != axis for place, n in enumerate(wide)):
         return None
-    return np.broadcast_to(held.reshape(-1).astype(np.float64), (shape[axis],)).copy()
+    return np.broadcast_to(values.reshape(-1).astype(np.float64), (shape[axis],)).copy()
 
 
 def _folded(graph: Graph, weighted: Node, node: Node, scale: Array, shift: Array) -> Change | None:

@@ -92,19 +92,19 @@ def _two_slices(graph: Graph, node: Node) -> Change | None:
     if len(joined) != 4 or len(set(axes)) != len(axes) or node.inputs[0] in graph.quants:
         return None
     names = [unique(graph, f"{node.output}.{what}") for what in ("from", "to", "along", "by")]
-    held = {n: np.array(v, np.int64) for n, v in zip(names, joined, strict=True)}
+    constants = {n: np.array(v, np.int64) for n, v in zip(names, joined, strict=True)}
     new = replace(node, inputs=(before.inputs[0], *names))
-    return Change(nodes=(new,), constants=held)
+    return Change(nodes=(new,), constants=constants)
 
 
 def duplicates(graph: Graph) -> Graph:
     """Merge equal nodes, and equal small constants."""
-    held: dict[Any, str] = {}
+    names: dict[Any, str] = {}
     same: dict[str, str] = {}
     for name, constant in graph.constants.items():
         if isinstance(constant, np.ndarray) and constant.size <= 16:
             key = (str(constant.dtype), constant.shape, constant.tobytes())
-            if (first := held.setdefault(key, name)) != name:
+            if (first := names.setdefault(key, name)) != name:
                 same[name] = first
     seen: dict[Any, Node] = {}
     nodes = []

@@ -41,12 +41,12 @@ def _spelled(graph: Graph, node: Node) -> Change | None:
         if value is None:
             inputs[place] = ""
             continue
-        held = graph.constants.get(inputs[place])
+        constant = graph.constants.get(inputs[place])
         if (
-            isinstance(held, np.ndarray)
-            and held.dtype == value.dtype
-            and np.array_equal(held, value)
-            and held.shape == value.shape
+            isinstance(constant, np.ndarray)
+            and constant.dtype == value.dtype
+            and np.array_equal(constant, value)
+            and constant.shape == value.shape
         ):
             continue
         name = unique(graph, f"{node.output or node.name}.{OPERATORS[node.op].constants[place]}")
@@ -209,9 +209,9 @@ def _clip(graph: Graph, node: Node, attrs: dict[str, Any]) -> Given | None:
 
 def _slice(graph: Graph, node: Node, attrs: dict[str, Any]) -> Given | None:
     shape = graph.info(node.inputs[0]).shape
-    found = [ints(graph, name) if name else None for name in node.inputs[1:]]
-    found += [None] * (4 - len(found))
-    starts, ends, axes, steps = found
+    parts = [ints(graph, name) if name else None for name in node.inputs[1:]]
+    parts += [None] * (4 - len(parts))
+    starts, ends, axes, steps = parts
     if starts is None or ends is None or not all(_is_constant(graph, node, i) for i in (3, 4)):
         return None
     axes = tuple(range(len(starts))) if axes is None else axes
@@ -252,11 +252,11 @@ def _split(graph: Graph, node: Node, attrs: dict[str, Any]) -> Given | None:
     attrs.pop("num_outputs", None)
     sizes = [graph.info(o).shape[attrs["axis"]] if o else -1 for o in node.outputs]
     if -1 in sizes:  # the outputs nobody asked for
-        held = ints(graph, node.inputs[1]) if len(node.inputs) > 1 else None
+        lengths = ints(graph, node.inputs[1]) if len(node.inputs) > 1 else None
         whole = graph.info(node.inputs[0]).shape[attrs["axis"]]
         part = -(-whole // len(sizes))
         equal = [max(min(part, whole - i * part), 0) for i in range(len(sizes))]
-        sizes = list(held) if held is not None else equal
+        sizes = list(lengths) if lengths is not None else equal
     return {1: np.array(sizes, np.int64)}
 
 
@@ -264,8 +264,8 @@ def _resize(graph: Graph, node: Node, attrs: dict[str, Any]) -> Given | None:
     before, after = graph.info(node.inputs[0]).shape, graph.info(node.output).shape
     if not all(_is_constant(graph, node, i) for i in (2, 3)):
         return None
-    held = graph.constants.get(node.inputs[2]) if len(node.inputs) > 2 else None
-    scales = graph.array(node.inputs[2]) if held is not None and 0 not in held.shape else None
+    factors = graph.constants.get(node.inputs[2]) if len(node.inputs) > 2 else None
+    scales = graph.array(node.inputs[2]) if factors is not None and 0 not in factors.shape else None
     axes = attrs.pop("axes", None) or range(len(before))
     wide = np.ones(len(before), np.float32)
     if scales is not None:
@@ -289,8 +289,8 @@ def _layer_norm(graph: Graph, node: Node, attrs: dict[str, Any]) -> Given | None
     shape = graph.info(node.inputs[0]).shape[attrs["axis"] :]
     given: Given = {}
     for place, name in enumerate(node.inputs[1:3], 1):
-        held = graph.constants.get(name)
-        if isinstance(held, np.ndarray) and held.shape != shape:
+        constant = graph.constants.get(name)
+        if isinstance(constant, np.ndarray) and constant.shape != shape:
             array = graph.array(name)
             array = array.reshape(array.shape[max(array.ndim - len(shape), 0) :])
             given[place] = np.ascontiguousarray(np.broadcast_to(array, shape))
@@ -303,8 +303,8 @@ def _space_to_depth(graph: Graph, node: Node, attrs: dict[str, Any]) -> None:
 
 
 def _top_k(graph: Graph, node: Node, attrs: dict[str, Any]) -> Given | None:
-    held = ints(graph, node.inputs[1])
-    return None if held is None else {1: np.array(held, np.int64)}
+    count = ints(graph, node.inputs[1])
+    return None if count is None else {1: np.array(count, np.int64)}
 
 
 _RULES: dict[str, Callable[[Graph, Node, dict[str, Any]], Given | None]] = {

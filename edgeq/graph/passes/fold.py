@@ -57,8 +57,8 @@ def _shape_or_copy(graph: Graph, node: Node) -> Change | None:
                 return None
         return Change(same={node.output: node.inputs[0]})
     if node.op == "Cast" and node.attrs["to"] == 1 and node.output not in graph.outputs:
-        held = graph.constants.get(node.inputs[0])
-        if isinstance(held, np.ndarray) and held.dtype == np.float16:
+        constant = graph.constants.get(node.inputs[0])
+        if isinstance(constant, np.ndarray) and constant.dtype == np.float16:
             return Change(same={node.output: node.inputs[0]})  # it stands for float32 as it is
     if node.op in ("Shape", "Size") and _known(graph, node.inputs[0]):
         shape = graph.info(node.inputs[0]).shape
@@ -105,10 +105,10 @@ def _computed(graph: Graph) -> Graph:
     wanted = tuple(
         out for n in graph.nodes if n.name in folded for out in n.outputs if out and out in taken
     )
-    made = compute(graph, wanted) if wanted else {}
+    computed = compute(graph, wanted) if wanted else {}
     constants: dict[str, Constant] = dict(graph.constants)
     copies = []
-    for name, array in made.items():
+    for name, array in computed.items():
         if name in graph.outputs:  # stays an output's name; the constant gets another
             constants[f"{name}.constant"] = array
             copies.append(Node("Identity", f"{name}.copy", (f"{name}.constant",), (name,)))

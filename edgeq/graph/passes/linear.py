@@ -36,17 +36,17 @@ def _gemm(graph: Graph, node: Node) -> Change | None:
         b = turned(b, "second")
     if alpha == 1 and not c:
         return steps.last(op, (a, b))
-    made = steps.add(op, "product", (a, b), info, name=node.name)
+    product = steps.add(op, "product", (a, b), info, name=node.name)
     if alpha != 1 and not c:
-        return steps.last("Mul", (made, steps.number("alpha", alpha)), f"{node.name}.scale")
+        return steps.last("Mul", (product, steps.number("alpha", alpha)), f"{node.name}.scale")
     if alpha != 1:
-        made = steps.add("Mul", "scaled", (made, steps.number("alpha", alpha)), info)
-    held = floats(graph, c)
-    if beta != 1 and held is not None:
-        c = steps.constant("addend", (held * np.float32(beta)).astype(np.float32))
+        product = steps.add("Mul", "scaled", (product, steps.number("alpha", alpha)), info)
+    bias = floats(graph, c)
+    if beta != 1 and bias is not None:
+        c = steps.constant("addend", (bias * np.float32(beta)).astype(np.float32))
     elif beta != 1:
         c = steps.add("Mul", "addend", (c, steps.number("beta", beta)), graph.info(c))
-    return steps.last("Add", (made, c), f"{node.name}.add")
+    return steps.last("Add", (product, c), f"{node.name}.add")
 
 
 def _turned(weight: Constant) -> Constant:
@@ -57,32 +57,32 @@ def _turned(weight: Constant) -> Constant:
 
 def _row(graph: Graph, name: str, n: int) -> Constant | None:
     """A constant that adds the same [n] to each row; None if it does not."""
-    held = graph.constants.get(name)
-    if held is None or (len(held.shape) > 1 and max(held.shape[:-1]) > 1):
+    constant = graph.constants.get(name)
+    if constant is None or (len(constant.shape) > 1 and max(constant.shape[:-1]) > 1):
         return None
-    if isinstance(held, QuantWeight):
-        return held if held.shape == (n,) else None
-    if held.shape == (n,):
-        return held
+    if isinstance(constant, QuantWeight):
+        return constant if constant.shape == (n,) else None
+    if constant.shape == (n,):
+        return constant
     return (
-        np.ascontiguousarray(np.broadcast_to(held.reshape(-1), (n,)))
-        if held.size in (1, n)
+        np.ascontiguousarray(np.broadcast_to(constant.reshape(-1), (n,)))
+        if constant.size in (1, n)
         else None
     )
 
 
 def _narrow(graph: Graph, node: Node) -> Change | None:
     """A rule: removes leading axes of one from the constant of a MatMul."""
-    held = floats(graph, node.inputs[1]) if node.op == "MatMul" else None
-    if held is None or held.ndim <= 2 or node.inputs[0] in graph.constants:
+    weight = floats(graph, node.inputs[1]) if node.op == "MatMul" else None
+    if weight is None or weight.ndim <= 2 or node.inputs[0] in graph.constants:
         return None
     x = graph.info(node.inputs[0])
     name = unique(graph, f"{node.inputs[1]}.matrix")
-    if max(held.shape[:-2]) > 1 or len(x.shape) < held.ndim:
+    if max(weight.shape[:-2]) > 1 or len(x.shape) < weight.ndim:
         return None
     return Change(
         nodes=(replace(node, inputs=(node.inputs[0], name)),),
-        constants={name: held.reshape(held.shape[-2:])},
+        constants={name: weight.reshape(weight.shape[-2:])},
     )
 
 
@@ -105,20 +105,20 @@ def _products(graph: Graph) -> Graph:
 
 def _weight(graph: Graph, second: str, constants: dict[str, Constant]) -> str:
     """The name of a Linear's weight for a second factor, added to the constants; "" if none."""
-    held = graph.constants.get(second)
+    constant = graph.constants.get(second)
     turn = graph.producers.get(second)
-    if held is None:
+    if constant is None:
         if turn is None or turn.op != "Transpose" or len(graph.info(second).shape) != 2:
             return ""
         return turn.inputs[0] if turn.inputs[0] in graph.constants else ""
-    if len(held.shape) != 2 or graph.info(second).dtype != "float32":
+    if len(constant.shape) != 2 or graph.info(second).dtype != "float32":
         return ""
     alone = all(
         n.op == "MatMul" and n.inputs[1] == second != n.inputs[0] and n.inputs[0] not in constants
         for n in graph.consumers[second]
     )
     name = second if alone and second not in graph.outputs else unique(graph, f"{second}.turned")
-    constants[name] = _turned(held)
+    constants[name] = _turned(constant)
     return name
 
 

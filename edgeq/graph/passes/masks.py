@@ -37,8 +37,8 @@ def masks(graph: Graph) -> Graph:
             taken = tuple(_finite(graph, name, constants, on_path) for name in node.inputs)
             node = replace(node, inputs=taken)
         nodes.append(node)
-    made = replace(graph, nodes=tuple(nodes), constants=constants)
-    return rewrite(made, _no_number)
+    changed = replace(graph, nodes=tuple(nodes), constants=constants)
+    return rewrite(changed, _no_number)
 
 
 def _collect(graph: Graph, name: str, found: set[str]) -> None:
@@ -51,12 +51,12 @@ def _collect(graph: Graph, name: str, found: set[str]) -> None:
 
 
 def _finite(graph: Graph, name: str, constants: dict[str, Constant], on_path: set[str]) -> str:
-    held = floats(graph, name)
-    if held is None or not held.size or np.abs(held).max() <= -LEAST:
+    values = floats(graph, name)
+    if values is None or not values.size or np.abs(values).max() <= -LEAST:
         return name
     alone = all(n.name in on_path and n.op in _TAKES for n in graph.consumers[name])
     new = name if alone else unique(graph, f"{name}.finite")
-    constants[new] = np.asarray(np.clip(held, LEAST, -LEAST))
+    constants[new] = np.asarray(np.clip(values, LEAST, -LEAST))
     return new
 
 

@@ -20,10 +20,10 @@ def layer_norms(graph: Graph) -> Graph:
 
 def _core(graph: Graph, node: Node) -> Change | None:
     """A rule: replaces the division by the deviation by a norm with scale 1."""
-    found = _parts(graph, node)
-    if found is None:
+    parts = _parts(graph, node)
+    if parts is None:
         return None
-    centered, deviation = found
+    centered, deviation = parts
     root = _made(graph, deviation, "Sqrt", "Pow")
     if root is None or (root.op == "Pow" and scalar(graph, root.inputs[1]) != 0.5):
         return None
@@ -46,8 +46,8 @@ def _core(graph: Graph, node: Node) -> Change | None:
         ones = unique(graph, f"{node.name}.ones")
         attrs = {"axis": axes[0], "epsilon": epsilon}
         new = Node("LayerNormalization", node.name, (x, ones), node.outputs, attrs)
-        held = np.ones(graph.info(x).shape[axes[0] :], np.float32)
-        return Change(nodes=(new,), constants={ones: held})
+        gamma = np.ones(graph.info(x).shape[axes[0] :], np.float32)
+        return Change(nodes=(new,), constants={ones: gamma})
     return None
 
 
@@ -79,43 +79,43 @@ def _is_square(graph: Graph, name: str, x: str) -> bool:
 def _behind(graph: Graph, node: Node) -> tuple[Node, NDArray[np.float32]] | None:
     """The norm before a Mul or Add of a constant with the norm's shape, and that constant."""
     for made, other in (node.inputs, node.inputs[::-1]):
-        norm, held = _made(graph, made, "LayerNormalization"), floats(graph, other)
-        if norm is None or held is None or graph.only_consumer(made) is not node:
+        norm, values = _made(graph, made, "LayerNormalization"), floats(graph, other)
+        if norm is None or values is None or graph.only_consumer(made) is not node:
             continue
         shape = graph.info(norm.inputs[1]).shape
         rank = len(graph.info(made).shape)
-        wide = (1,) * (rank - held.ndim) + held.shape
+        wide = (1,) * (rank - values.ndim) + values.shape
         if made in graph.quants or wide != (1,) * (rank - len(shape)) + shape:
             continue
-        return norm, held.reshape(shape)
+        return norm, values.reshape(shape)
     return None
 
 
 def _scale(graph: Graph, node: Node) -> Change | None:
     """A rule: makes a product behind a norm its scale."""
-    found = _behind(graph, node) if node.op == "Mul" else None
-    if found is None or len(found[0].inputs) > 2:
+    match = _behind(graph, node) if node.op == "Mul" else None
+    if match is None or len(match[0].inputs) > 2:
         return None
-    norm, held = found
+    norm, values = match
     old = floats(graph, norm.inputs[1])
     if old is None:
         return None
     name = unique(graph, f"{node.name}.scale")
     new = replace(norm, inputs=(norm.inputs[0], name), outputs=node.outputs)
-    return Change(nodes=(new,), constants={name: old * held})
+    return Change(nodes=(new,), constants={name: old * values})
 
 
 def _bias(graph: Graph, node: Node) -> Change | None:
     """A rule: makes a sum behind a norm its bias."""
-    found = _behind(graph, node) if node.op == "Add" else None
-    if found is None:
+    match = _behind(graph, node) if node.op == "Add" else None
+    if match is None:
         return None
-    norm, held = found
+    norm, values = match
     if len(norm.inputs) > 2:
         old = floats(graph, norm.inputs[2])
         if old is None:
             return None
-        held = held + old
+        values = values + old
     name = unique(graph, f"{node.name}.bias")
     new = replace(norm, inputs=(*norm.inputs[:2], name), outputs=node.outputs)
-    return Change(nodes=(new,), constants={name: held})
+    return Change(nodes=(new,), constants={name: values})

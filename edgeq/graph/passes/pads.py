@@ -9,7 +9,7 @@ from edgeq.graph.rewrite import Change, ints, rewrite, scalar
 
 
 def pads(graph: Graph) -> Graph:
-    """Move zero padding into the Conv behind it."""
+    """Move zero padding into the Conv that follows."""
     return rewrite(graph, _joined)
 
 

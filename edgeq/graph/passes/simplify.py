@@ -29,16 +29,16 @@ def _many(graph: Graph, node: Node) -> Change | None:
     count = len(node.inputs)
     if count == 1 or (op == node.op and count == 2):
         return None
-    steps, made = Steps(graph, node), node.inputs[0]
+    steps, joined = Steps(graph, node), node.inputs[0]
     dtype = graph.info(node.output).dtype
     for place, other in enumerate(node.inputs[1:], 1):
         if place == count - 1 and node.op != "Mean":
-            return steps.last(op, (made, other))
+            return steps.last(op, (joined, other))
         shapes = [graph.info(name).shape for name in node.inputs[: place + 1]]
         info = Info(np.broadcast_shapes(*shapes), dtype)
-        made = steps.add(op, f"upto{place}", (made, other), info)
+        joined = steps.add(op, f"upto{place}", (joined, other), info)
     share = steps.constant("share", np.array(1 / count, np.float32))
-    return steps.last("Mul", (made, share))
+    return steps.last("Mul", (joined, share))
 
 
 def _reciprocal(graph: Graph, node: Node) -> Change:
@@ -79,8 +79,8 @@ def _axes(graph: Graph, node: Node) -> tuple[int, ...] | None:
     """Axes of a reduction counted from 0; None if they are computed."""
     rank = len(graph.info(node.inputs[0]).shape)
     name = node.inputs[1] if len(node.inputs) > 1 else ""
-    found = ints(graph, name) if name else ()
-    return None if found is None else tuple(sorted(a % rank for a in found or range(rank)))
+    axes = ints(graph, name) if name else ()
+    return None if axes is None else tuple(sorted(a % rank for a in axes or range(rank)))
 
 
 def _clip(graph: Graph, node: Node) -> Change | None:
@@ -115,20 +115,20 @@ def _vectors(graph: Graph, node: Node) -> Change | None:
                 to = steps.constant(f"{what}_shape", np.array(shape, np.int64))
                 name = steps.add("Reshape", what, (name, to), replace(info, shape=shape))
         factors.append(name)
-    made = steps.add(
+    product = steps.add(
         "MatMul", "matrix", (factors[0], factors[1]), replace(out, shape=tuple(wide)),
         name=node.name,
     )  # fmt: skip
     back = steps.constant("shape", np.array(out.shape, np.int64))
-    return steps.last("Reshape", (made, back), f"{node.name}.vector")
+    return steps.last("Reshape", (product, back), f"{node.name}.vector")
 
 
 def _selu(graph: Graph, node: Node) -> Change:
     steps, x = Steps(graph, node), node.inputs[0]
     alpha = float(node.attrs.get("alpha", single(1.67326319217681884765625)))
     gamma = float(node.attrs.get("gamma", single(1.05070102214813232421875)))
-    made = steps.add("Elu", "elu", (x,), graph.info(x), alpha=alpha)
-    return steps.last("Mul", (made, steps.number("gamma", gamma)))
+    elu = steps.add("Elu", "elu", (x,), graph.info(x), alpha=alpha)
+    return steps.last("Mul", (elu, steps.number("gamma", gamma)))
 
 
 def _celu(graph: Graph, node: Node) -> Change | None:
@@ -137,8 +137,8 @@ def _celu(graph: Graph, node: Node) -> Change | None:
         return None
     steps, x, info = Steps(graph, node), node.inputs[0], graph.info(node.inputs[0])
     alpha = steps.number("alpha", float(node.attrs.get("alpha", 1)))
-    made = steps.add("Elu", "elu", (steps.add("Div", "scaled", (x, alpha), info),), info, alpha=1.0)
-    return steps.last("Mul", (made, alpha))
+    elu = steps.add("Elu", "elu", (steps.add("Div", "scaled", (x, alpha), info),), info, alpha=1.0)
+    return steps.last("Mul", (elu, alpha))
 
 
 def _thresholded_relu(graph: Graph, node: Node) -> Change:
@@ -196,10 +196,10 @@ def _computed_affine(graph: Graph, node: Node) -> Change | None:
     steps, x, info = Steps(graph, node), node.inputs[0], graph.info(node.inputs[0])
     axis = int(node.attrs.get("axis", -1)) % len(info.shape)
     ones = steps.constant("ones", np.ones(info.shape[axis:], np.float32))
-    made = steps.add("LayerNormalization", "normed", (x, ones), info, **node.attrs)
+    normed = steps.add("LayerNormalization", "normed", (x, ones), info, **node.attrs)
     if len(names) == 1:
-        return steps.last("Mul", (made, names[0]))
-    return steps.last("Add", (steps.add("Mul", "scaled", (made, names[0]), info), names[1]))
+        return steps.last("Mul", (normed, names[0]))
+    return steps.last("Add", (steps.add("Mul", "scaled", (normed, names[0]), info), names[1]))
 
 
 def _prelu(graph: Graph, node: Node) -> Change | None:
@@ -256,12 +256,12 @@ def _instance_norm(graph: Graph, node: Node) -> Change:
     to = steps.constant("flat", np.array(flat.shape, np.int64))
     back = steps.constant("shape", np.array(info.shape, np.int64))
     ones = steps.constant("ones", np.ones(area, np.float32))
-    made = steps.add("Reshape", "flattened", (node.inputs[0], to), flat)
-    made = steps.add(
-        "LayerNormalization", "normed", (made, ones), flat,
+    flattened = steps.add("Reshape", "flattened", (node.inputs[0], to), flat)
+    flattened = steps.add(
+        "LayerNormalization", "normed", (flattened, ones), flat,
         axis=2, epsilon=node.attrs.get("epsilon", single(1e-5)),
     )  # fmt: skip
-    made = steps.add("Reshape", "image", (made, back), info)
+    flattened = steps.add("Reshape", "image", (flattened, back), info)
     wide = (c, *[1] * (len(info.shape) - 2))
     factors = []
     for name, what in zip(node.inputs[1:], ("scale", "bias"), strict=True):
@@ -270,8 +270,8 @@ def _instance_norm(graph: Graph, node: Node) -> Change:
         else:
             to = steps.constant(f"{what}_shape", np.array(wide, np.int64))
             factors.append(steps.add("Reshape", what, (name, to), Info(wide)))
-    made = steps.add("Mul", "scaled", (made, factors[0]), info)
-    return steps.last("Add", (made, factors[1]))
+    flattened = steps.add("Mul", "scaled", (flattened, factors[0]), info)
+    return steps.last("Add", (flattened, factors[1]))
 
 
 def _extremum(graph: Graph, node: Node) -> Change | None:

@@ -92,10 +92,10 @@ class Layouts:
         Raises:
             UnsupportedError: it is computed.
         """
-        held = self.constant(op.inputs[position])
-        if held is None:
+        constant = self.constant(op.inputs[position])
+        if constant is None:
             raise self.refusal(op, f"its operand {position} is computed; edgeq reads constants")
-        return held
+        return constant
 
     def ints(self, op: TfliteOperator, position: int) -> list[int]:
         """A constant operand of whole numbers."""
@@ -165,11 +165,11 @@ class Layouts:
 
     def unique(self, name: str) -> str:
         """A name like this one that nothing has yet."""
-        found, n = name, 1
-        while found in self._taken or not found:
-            found, n = f"{name}_{n}", n + 1
-        self._taken.add(found)
-        return found
+        unused, n = name, 1
+        while unused in self._taken or not unused:
+            unused, n = f"{name}_{n}", n + 1
+        self._taken.add(unused)
+        return unused
 
     def add_constant(self, name: str, data: NDArray[Any]) -> str:
         """Take in a constant; the name if nothing has it, else one like it."""
@@ -183,8 +183,8 @@ class Layouts:
         """Make an output of the file that is a constant a value of the graph."""
         data, name = self.constant(i), self.base(i)
         if data is not None and name not in self.values:
-            held = self.add_constant(self.unique(f"{name}/constant"), data)
-            self._add("Identity", [held], {name: Info(data.shape, str(data.dtype))}, {})
+            constant = self.add_constant(self.unique(f"{name}/constant"), data)
+            self._add("Identity", [constant], {name: Info(data.shape, str(data.dtype))}, {})
 
     def number(self, value: float) -> str:
         """A float32 constant without axes."""
@@ -195,8 +195,8 @@ class Layouts:
         return self._shared("shape_" + "_".join(map(str, values)), np.array(values, np.int64))
 
     def _shared(self, name: str, data: NDArray[Any]) -> str:
-        held = self.constants.get(name)
-        if held is not None and held.dtype == data.dtype and np.array_equal(held, data):
+        constant = self.constants.get(name)
+        if constant is not None and constant.dtype == data.dtype and np.array_equal(constant, data):
             return name
         return self.add_constant(name, data)
 

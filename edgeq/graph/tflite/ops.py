@@ -321,10 +321,10 @@ def _fully_connected(r: Layouts, op: TfliteOperator) -> None:
     if image is not None and k == math.prod(image[1:]):
         weights = weights.reshape(n, *image[1:]).transpose(TO_FIRST).reshape(n, k)
         name = r.get(x, x not in r.flat)
-        held = r.add_constant(r.base(w), weights)
+        weight = r.add_constant(r.base(w), weights)
     else:
-        name, held = r.get(x, False), r.get(w, False)
-    inputs = [r.reshape(name, shape), held, *([r.get(b, False)] if b >= 0 else [])]
+        name, weight = r.get(x, False), r.get(w, False)
+    inputs = [r.reshape(name, shape), weight, *([r.get(b, False)] if b >= 0 else [])]
     r.result(op, "Linear", inputs, fused=True)
 
 
@@ -336,8 +336,8 @@ def _batch_matmul(r: Layouts, op: TfliteOperator) -> None:
     weights = r.constant(y)
     if weights is not None and math.prod(weights.shape[:-2]) == 1:
         w = weights.reshape(weights.shape[-2:])
-        held = r.add_constant(r.base(y), w if op.options.adjY else w.T)
-        r.result(op, "Linear", [left, held])
+        weight = r.add_constant(r.base(y), w if op.options.adjY else w.T)
+        r.result(op, "Linear", [left, weight])
         return
     if weights is not None:
         stack = weights.transpose(_last_two(weights.ndim)) if op.options.adjY else weights

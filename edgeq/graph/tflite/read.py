@@ -53,33 +53,33 @@ def read_tflite(
     """
     model = _folded(parse(path, dequantize=dequantize, shapes=shapes, batch=batch))
     _check(model)
-    made = Layouts(model, _images(model))
+    layouts = Layouts(model, _images(model))
     for op in model.operators:
         try:
-            OPERATORS[op.op](made, op)
+            OPERATORS[op.op](layouts, op)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as err:
             raise FormatError(
                 f"{model.path} is damaged: {op.op}, operator {op.index}, is invalid: {err}"
             ) from err
-    first = [made.base(i) for i in (*model.inputs, *model.outputs) if made.is_first(i)]
+    first = [layouts.base(i) for i in (*model.inputs, *model.outputs) if layouts.is_first(i)]
     meta = {"edgeq.source": "tflite", "edgeq.channels_last": json.dumps(first)}
     for i in model.outputs:
-        made.give_constant(i)
+        layouts.give_constant(i)
     back = sum(tensor.dequantized for tensor in model.tensors)
     if back:
         meta["edgeq.dequantized"] = f"{back} weights were integers in the file"
-    outputs = tuple(made.base(i) for i in model.outputs)
-    nodes = _needed(made.nodes, outputs)
+    outputs = tuple(layouts.base(i) for i in model.outputs)
+    nodes = _needed(layouts.nodes, outputs)
     used = {name for node in nodes for name in node.inputs}
-    inputs = tuple(made.base(i) for i in model.inputs)
-    held = {*inputs, *(name for node in nodes for name in node.outputs)}
+    inputs = tuple(layouts.base(i) for i in model.inputs)
+    live = {*inputs, *(name for node in nodes for name in node.outputs)}
     graph = Graph(
         name=model.path.stem,
         inputs=inputs,
         outputs=outputs,
         nodes=nodes,
-        constants={name: data for name, data in made.constants.items() if name in used},
-        values={name: info for name, info in made.values.items() if name in held},
+        constants={name: data for name, data in layouts.constants.items() if name in used},
+        values={name: info for name, info in layouts.values.items() if name in live},
         meta=meta,
     )
     for step in PASSES:
@@ -122,7 +122,7 @@ def _check(model: TfliteModel) -> None:
 
 def _images(model: TfliteModel) -> frozenset[int]:
     """Inputs that reach an operator on images through others that keep the axes."""
-    found = set()
+    images = set()
     for start in model.inputs:
         reached = {start}
         if len(model.tensors[start].shape) != 4:
@@ -131,10 +131,10 @@ def _images(model: TfliteModel) -> frozenset[int]:
             if not reached.intersection(op.inputs):
                 continue
             if op.op in IMAGE:
-                found.add(start)
+                images.add(start)
             elif op.op in PASSED_ON:
                 reached.update(i for i in op.outputs if len(model.tensors[i].shape) == 4)
-    return frozenset(found)
+    return frozenset(images)
 
 
 def _needed(nodes: Iterable[Node], outputs: Iterable[str]) -> tuple[Node, ...]:

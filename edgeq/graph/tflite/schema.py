@@ -99,8 +99,8 @@ def schema() -> Any:
 @cache
 def words(enum: str) -> dict[int, str]:
     """The names of an enumeration of the schema, by number."""
-    found = vars(getattr(schema(), enum)).items()
-    return {value: name for name, value in found if isinstance(value, int)}
+    members = vars(getattr(schema(), enum)).items()
+    return {value: name for name, value in members if isinstance(value, int)}
 
 
 def parse(
@@ -224,9 +224,10 @@ def _tensor(
 
 def _scaled(entry: Any) -> bool:
     """Whether a tensor's integers have a scale."""
-    held = entry.quantization
-    return held is not None and (
-        (held.scale is not None and len(held.scale) > 0) or held.details is not None
+    quantization = entry.quantization
+    return quantization is not None and (
+        (quantization.scale is not None and len(quantization.scale) > 0)
+        or quantization.details is not None
     )
 
 
@@ -256,14 +257,14 @@ def _ends(
     model: Any, graph: Any, tensors: tuple[TfliteTensor, ...]
 ) -> tuple[dict[int, str], dict[int, str]]:
     """Names of the graph's inputs and outputs: the signature's, if there is one."""
-    found: list[dict[int, str]] = []
+    ends: list[dict[int, str]] = []
     signature = model.signatureDefs[0] if model.signatureDefs else None
     for side in ("inputs", "outputs"):
         given = getattr(signature, side, None) or ()
         named = {int(entry.tensorIndex): _text(entry.name) for entry in given}
-        found.append({int(i): named.get(int(i), tensors[int(i)].name)
+        ends.append({int(i): named.get(int(i), tensors[int(i)].name)
                       for i in getattr(graph, side)})  # fmt: skip
-    return found[0], found[1]
+    return ends[0], ends[1]
 
 
 def _text(raw: bytes | str | None) -> str:

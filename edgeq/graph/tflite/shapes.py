@@ -56,9 +56,9 @@ def _names(model: Any, graph: Any) -> dict[int, str]:
     """Input -> its name: the signature's, if there is one."""
     given = model.signatureDefs[0].inputs if model.signatureDefs else ()
     named = {int(entry.tensorIndex): entry.name for entry in given or ()}
-    found = {int(i): named.get(int(i), graph.tensors[int(i)].name) for i in graph.inputs}
+    names = {int(i): named.get(int(i), graph.tensors[int(i)].name) for i in graph.inputs}
     return {i: n.decode("utf-8", "replace") if isinstance(n, bytes) else n or ""
-            for i, n in found.items()}  # fmt: skip
+            for i, n in names.items()}  # fmt: skip
 
 
 def _shape(tensor: Any) -> list[int]:

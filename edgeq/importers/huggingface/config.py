@@ -80,7 +80,7 @@ def read_config(folder: Path) -> HfConfig:
     values = Values(path, raw, family.defaults)
     generation_path = folder / "generation_config.json"
     generation = read_json(generation_path) if generation_path.exists() else {}
-    model = _model(family, values, generation)
+    model = model_config(family, values, generation)
     biases = _biases(family, values)
     layout = read_quantization(path, raw)
     check_unread(path, raw, {"architectures", "auto_map", *KEYS, *values.read})
@@ -118,7 +118,20 @@ def _biases(family: Family, values: Values) -> tuple[str, ...]:
     return ()
 
 
-def _model(family: Family, values: Values, generation: Mapping[str, Any]) -> ModelConfig:
+def model_config(
+    family: Family, values: Values, generation: Mapping[str, Any] | None = None
+) -> ModelConfig:
+    """Hyperparameters from the keys of a ``config.json``.
+
+    Args:
+        family: of the model.
+        values: the keys, with the family's defaults.
+        generation: of a ``generation_config.json``, whose end tokens go first.
+
+    Raises:
+        FormatError: a value is missing or impossible.
+        UnsupportedError: a rotary type or option edgeq does not know.
+    """
     layers = values.count("num_hidden_layers")
     if layers > MAX_LAYERS:
         raise FormatError(f"{values.path}: num_hidden_layers is {layers}; at most {MAX_LAYERS}")
@@ -148,7 +161,7 @@ def _model(family: Family, values: Values, generation: Mapping[str, Any]) -> Mod
         attn_scale=query_dim**-0.5,
         tied=values.flag("tie_word_embeddings"),
         bos=_one_token(values),
-        eos=_tokens(values, generation),
+        eos=_tokens(values, generation or {}),
     )
 
 

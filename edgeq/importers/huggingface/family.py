@@ -37,6 +37,18 @@ class Shape:
     context: int
 
 
+def sizes(
+    hidden: int, ffn: int, layers: int, heads: int, kv_heads: int, vocab: int, context: int,
+    **others: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """The sizes of a published model as the keys of its config.json, with its other keys."""
+    return {
+        "hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": vocab,
+        "max_position_embeddings": context, **others,
+    }  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """One family of decoders, as Transformers defines it.
@@ -61,6 +73,9 @@ class Family:
         prefix: see `text_config`.
         gguf: what llama.cpp computes for the family, or None.
         genai: onnxruntime-genai's model type, or None if it has none.
+        hub_tag: the tag of such models on the Hugging Face hub; the family's name if "".
+        shapes: published models of the family, by the name `edgeq bench --shape` knows them by:
+            the keys of their config.json that say their sizes, see `sizes`.
     """
 
     name: str
@@ -78,3 +93,5 @@ class Family:
     prefix: str = ""
     gguf: Architecture | None = None
     genai: str | None = None
+    hub_tag: str = ""
+    shapes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

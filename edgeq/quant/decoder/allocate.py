@@ -95,10 +95,12 @@ def allocate(
         raise UsageError("give one budget: bytes, or bits per weight")
     weights = sum(math.prod(shape) for shape in shapes.values())
     budget = int(bpw * weights / 8) if bpw is not None else int(nbytes or 0)
-    held = sum(TensorLayout(scheme, tuple(shapes[name])).nbytes for name, scheme in fixed.items())
+    fixed_bytes = sum(
+        TensorLayout(scheme, tuple(shapes[name])).nbytes for name, scheme in fixed.items()
+    )
     free = [name for name in shapes if name not in fixed]
     tables = [_table(name, shapes[name], sensitivity) for name in free]
-    least = held + sum(table.sizes[0] for table in tables)
+    least = fixed_bytes + sum(table.sizes[0] for table in tables)
     if least > budget:
         raise DoesNotFitError(
             f"the smallest schemes take {least} bytes ({8 * least / weights:.2f} bits per weight) "
@@ -107,11 +109,11 @@ def allocate(
         )
 
     def point(choice: Sequence[int]) -> ParetoPoint:
-        size = held + sum(t.sizes[c] for t, c in zip(tables, choice, strict=True))
+        size = fixed_bytes + sum(t.sizes[c] for t, c in zip(tables, choice, strict=True))
         loss = math.fsum(t.losses[c] for t, c in zip(tables, choice, strict=True))
         return ParetoPoint(size, 8 * size / weights, loss)
 
-    choice = _solve(tables, budget - held)
+    choice = _solve(tables, budget - fixed_bytes)
     schemes = {name: t.schemes[c] for name, t, c in zip(free, tables, choice, strict=True)}
     front = tuple(point(c) for c in _lagrangian(tables))
     return Allocation(schemes, point(choice), front)
@@ -155,7 +157,9 @@ def uniform(
         None where no pair fits, or where no matrix of the layers has a choice.
     """
     weights = sum(math.prod(shape) for shape in shapes.values())
-    held = sum(TensorLayout(scheme, tuple(shapes[name])).nbytes for name, scheme in fixed.items())
+    fixed_bytes = sum(
+        TensorLayout(scheme, tuple(shapes[name])).nbytes for name, scheme in fixed.items()
+    )
     free = [name for name in shapes if name not in fixed]
     outer = [name for name in free if re.match(OUTER, name)]
     inner = [name for name in free if name not in outer]
@@ -163,7 +167,7 @@ def uniform(
     outer_totals = _totals(outer, shapes, sensitivity) if outer else {"": (0, 0.0)}
     for inner_text, (inner_bytes, inner_loss) in _totals(inner, shapes, sensitivity).items():
         for outer_text, (outer_bytes, outer_loss) in outer_totals.items():
-            size = held + inner_bytes + outer_bytes
+            size = fixed_bytes + inner_bytes + outer_bytes
             loss = inner_loss + outer_loss
             if size > nbytes or (best is not None and loss >= best.allocation.chosen.loss):
                 continue
@@ -281,12 +285,12 @@ def _lagrangian(tables: Sequence[_Table]) -> list[list[int]]:
             cost = table.sizes[stop] - table.sizes[start]
             moves.append(((table.losses[start] - table.losses[stop]) / cost, at, stop))
     choice = [0] * len(tables)
-    found = [list(choice)]
+    front = [list(choice)]
     # dearest gains first; hulls are convex, so each tensor's moves come in their order
     for _, at, stop in sorted(moves, key=lambda move: -move[0]):
         choice[at] = stop
-        found.append(list(choice))
-    return found
+        front.append(list(choice))
+    return front
 
 
 def _hull(table: _Table) -> list[tuple[int, int]]:

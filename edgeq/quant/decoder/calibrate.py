@@ -56,12 +56,14 @@ class CalibrationText:
         text_sha256: of the text's UTF-8 bytes; "" if there was none.
         context: most tokens of a window.
         bos: what every window begins with, or None.
+        sampled: how many of the tokens were sampled from the model itself, in the last windows.
     """
 
     windows: tuple[NDArray[np.int64], ...]
     text_sha256: str
     context: int
     bos: int | None
+    sampled: int = 0
 
     @property
     def n_tokens(self) -> int:
@@ -190,12 +192,12 @@ class CalibrationStats:
             UsageError: matrices are missing or of another shape, or its weights differ.
         """
         _check_shapes(self.inputs, model.config, complete=True)
-        found = model_sha256(model)
-        if found != self.model_sha256:
+        digest = model_sha256(model)
+        if digest != self.model_sha256:
             raise UsageError(
                 "the statistics were measured on another model with the same shape "
                 f"(its weights' sha256 is {self.model_sha256[:12]}..., this model's "
-                f"{found[:12]}...); calibrate this one with edgeq calibrate"
+                f"{digest[:12]}...); calibrate this one with edgeq calibrate"
             )
 
     def _facts(self) -> dict[str, Any]:
@@ -352,9 +354,9 @@ def _resumed(
 
 def _read(file: SafetensorsFile, form: str) -> tuple[CalibrationStats, list[str]]:
     """The statistics in a file, and the names of other arrays in it."""
-    found = file.metadata.get("format")
-    if found != form:
-        what = f"has the format {found!r}" if found else "says no format"
+    stored = file.metadata.get("format")
+    if stored != form:
+        what = f"has the format {stored!r}" if stored else "says no format"
         raise FormatError(f"{file.path} {what}; needed is {form!r}, which edgeq calibrate writes")
     version = file.metadata.get("format_version")
     if version != VERSION:

@@ -19,14 +19,14 @@ from edgeq.evaluation.text import BLOCK_ELEMENTS, kl_divergence, log_softmax
 from edgeq.formats.mapped_file import release
 from edgeq.formats.packing import TILE
 from edgeq.formats.schemes import FloatScheme, QuantScheme, Scheme
+from edgeq.formats.spill import Spill
 from edgeq.formats.tensor import FloatTensor, Tensor, row_blocks
 from edgeq.model.formulas import Array
 from edgeq.model.model import Model
 from edgeq.quant.decoder.calibrate import CalibrationText
-from edgeq.quant.decoder.calibrated import is_weighted
+from edgeq.quant.decoder.calibrated import REPLAY_OPTIONS, is_weighted
 from edgeq.quant.decoder.data_free import round_matrix
 from edgeq.quant.decoder.replay import Replay, ReplayStep
-from edgeq.quant.decoder.spill import Spill
 from edgeq.quant.rounders.hessian import Factor, Hessian, damped, weighted_error
 from edgeq.quant.rounders.rounding import (
     FALLBACK,
@@ -64,13 +64,17 @@ def candidates(base: QuantScheme, k: int) -> tuple[Scheme, ...]:
     shortest = base.group_size or 32
     longest = max(k, 32)
     groups = [g for g in (16, 32, 64, 128) if shortest <= g <= longest] or [32]
-    found: list[Scheme] = [
+    schemes: list[Scheme] = [
         QuantScheme(bits, base.symmetric, "group", g, codebook)
         for bits in (2, 3, 4)
         for codebook in dict.fromkeys((None, base.codebook))
         for g in groups
     ]
-    return (*found, QuantScheme(8, granularity="channel", group_size=None), FloatScheme("float16"))
+    return (
+        *schemes,
+        QuantScheme(8, granularity="channel", group_size=None),
+        FloatScheme("float16"),
+    )
 
 
 class Trials:
@@ -89,7 +93,7 @@ class Trials:
         self._model, self._base, self._mode = model, base, mode
         self._method = method
         self._options = {
-            name: value for name, value in options.items() if name != "use_quantized_inputs"
+            name: value for name, value in options.items() if name not in REPLAY_OPTIONS
         }
         self._windows = calibration.windows
         self._spill = spill
@@ -176,7 +180,7 @@ class Trials:
         inputs = inputs or _Inputs(data_free_method(self._method))
         matrix = self._model.tensors[name]
         relative = self._mode == "output" or (self._mode == "scaled" and _in_layer(name))
-        found: dict[str, float] = {}
+        losses: dict[str, float] = {}
         if self._mode == "kl":
             some = matrix.numpy() if w is None else w
         else:
@@ -187,7 +191,7 @@ class Trials:
         for scheme in candidates(self._base, some.shape[1]):
             error = errors[scheme] = self._error(some, scheme, name, inputs, errors)
             if relative:
-                found[str(scheme)] = error / signal if signal > 0 else 0.0
+                losses[str(scheme)] = error / signal if signal > 0 else 0.0
                 continue
             kind = self._like(scheme)
             if kind not in measured:
@@ -199,8 +203,8 @@ class Trials:
                     tensor = inputs.rounded(whole, scheme, name, self._options)
                 measured[kind] = self._divergence({name: tensor}, start), error
             loss, at = measured[kind]
-            found[str(scheme)] = loss * error / at if at > 0 else loss
-        return found
+            losses[str(scheme)] = loss * error / at if at > 0 else loss
+        return losses
 
     def _error(
         self, w: Array, scheme: Scheme, name: str, inputs: _Inputs, known: Mapping[Scheme, float]

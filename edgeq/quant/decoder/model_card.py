@@ -9,11 +9,10 @@ from typing import Any
 
 from edgeq.formats.schemes import FLOAT_TAGS
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
+from edgeq.importers.huggingface.families import FAMILIES
 from edgeq.model.model import Model
 from edgeq.quant.decoder.quality_report import QualityReport, figure
 from edgeq.quant.decoder.source import type_counts
-
-_FAMILY_TAGS = {"gemma3": "gemma"}
 
 
 def model_card(model: Model, name: str) -> str:
@@ -56,9 +55,10 @@ def _front_matter(model: Model) -> str:
         fields["base_model"] = source
         fields["base_model_relation"] = "quantized"
     family = model.config.family
-    tags = ["edgeq", "quantized", _FAMILY_TAGS.get(family, family)]
-    if held := _layers_held_as(model):
-        tags.append(held)
+    known = FAMILIES.get(family)
+    tags = ["edgeq", "quantized", (known and known.hub_tag) or family]
+    if scheme := _layers_held_as(model):
+        tags.append(scheme)
     # JSON strings and lists are YAML
     lines = [f"{key}: {json.dumps(value)}" for key, value in {**fields, "tags": tags}.items()]
     return "\n".join(["---", *lines, "---"])
@@ -91,18 +91,22 @@ def _quality(model: Model) -> str:
     if raw is None:
         return "Not measured."
     quality = QualityReport.from_dict(raw)
-    found = quality.evaluation
-    if found is None:
+    evaluation = quality.evaluation
+    if evaluation is None:
         return f"Not measured: {quality.reason}."
     rows = [
-        ("perplexity", figure(found.base_ppl, 4), figure(found.ppl, 4)),
-        ("nats per token", figure(found.base_nll_per_token, 4), figure(found.nll_per_token, 4)),
-        ("KL divergence, mean, nats per token", "", figure(found.kl_mean, 5)),
-        ("KL divergence, 99th percentile", "", figure(found.kl_p99, 5)),
-        ("KL divergence, maximum", "", figure(found.kl_max, 5)),
-        ("same top token", "", f"{100 * (found.top1_agreement or 0):.2f} %"),
-        ("top token changed", "", f"{found.flips}"),
-        ("of those, right", f"{found.flips_base_right}", f"{found.flips_right}"),
+        ("perplexity", figure(evaluation.base_ppl, 4), figure(evaluation.ppl, 4)),
+        (
+            "nats per token",
+            figure(evaluation.base_nll_per_token, 4),
+            figure(evaluation.nll_per_token, 4),
+        ),
+        ("KL divergence, mean, nats per token", "", figure(evaluation.kl_mean, 5)),
+        ("KL divergence, 99th percentile", "", figure(evaluation.kl_p99, 5)),
+        ("KL divergence, maximum", "", figure(evaluation.kl_max, 5)),
+        ("same top token", "", f"{100 * (evaluation.top1_agreement or 0):.2f} %"),
+        ("top token changed", "", f"{evaluation.flips}"),
+        ("of those, right", f"{evaluation.flips_base_right}", f"{evaluation.flips_right}"),
     ]
     hidden = [
         ("embedding" if i == 0 else f"layer {i}", "equal" if db is None else f"{db:.1f}")
@@ -111,8 +115,9 @@ def _quality(model: Model) -> str:
     return "\n\n".join(
         [
             _table(["", "float", "quantized"], rows, "lrr"),
-            f"Measured on {found.n_tokens} tokens of {quality.text} "
-            f"(sha256 `{quality.text_sha256}`): {found.protocol}. Perplexities compare only at "
+            f"Measured on {evaluation.n_tokens} tokens of {quality.text} "
+            f"(sha256 `{quality.text_sha256}`): {evaluation.protocol}. Perplexities compare only "
+            "at "
             "the same text, tokenizer and protocol.",
             "Signal to quantization noise of the hidden states:",
             _table(["after", "dB"], hidden, "lr"),
@@ -149,13 +154,12 @@ def _origin(model: Model) -> str:
     ]
     calibration = facts.get("calibration")
     if calibration:
-        rows.append(
-            (
-                "calibrated with",
-                f"{calibration['tokens']} tokens of the text with sha256 "
-                f"`{calibration['text_sha256']}`",
-            )
-        )
+        sampled = calibration.get("sampled", 0)
+        words = f"{calibration['tokens'] - sampled} tokens of the text with sha256 "
+        words += f"`{calibration['text_sha256']}`"
+        if sampled:
+            words += f", and {sampled} sampled from the model itself"
+        rows.append(("calibrated with", words))
     parts = [_table(["", ""], rows)] if rows else []
     if requantized := facts.get("requantized"):
         parts.append(

@@ -108,12 +108,12 @@ class QualityReport:
     hidden_sqnr_db: tuple[float | None, ...] = field(default_factory=tuple)
 
     def __repr__(self) -> str:
-        found = self.evaluation
-        if found is None:
+        evaluation = self.evaluation
+        if evaluation is None:
             return f"<QualityReport not measured: {self.reason}>"
         return (
-            f"<QualityReport KL {figure(found.kl_mean, 4)} nats per token, perplexity "
-            f"{figure(found.base_ppl, 3)} -> {figure(found.ppl, 3)}, on {self.text}>"
+            f"<QualityReport KL {figure(evaluation.kl_mean, 4)} nats per token, perplexity "
+            f"{figure(evaluation.base_ppl, 3)} -> {figure(evaluation.ppl, 3)}, on {self.text}>"
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -11,9 +11,8 @@ give the file its name                                  edgeq.model.artifact
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,18 @@ import numpy as np
 
 from edgeq._version import __version__
 from edgeq.core.cpu import available_cores
-from edgeq.core.errors import UsageError, check_type, require, unknown
+from edgeq.core.errors import UsageError, require, unknown
 from edgeq.core.files import check_target
 from edgeq.core.memory import peak_rss_bytes, rss_bytes
 from edgeq.core.progress import Progress
 from edgeq.formats.mapped_file import release
 from edgeq.formats.schemes import QuantScheme, Scheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
-from edgeq.importers import load
 from edgeq.model.artifact import ArtifactWriter
 from edgeq.model.artifact_layout import TensorLayout
 from edgeq.model.model import Model
 from edgeq.quant.decoder.bit_search import stored
-from edgeq.quant.decoder.budget import Budget, check_replay, make_budget
+from edgeq.quant.decoder.budget import Budget, check_limits, check_replay, make_budget
 from edgeq.quant.decoder.calibrate import CalibrationStats, CalibrationText
 from edgeq.quant.decoder.calibrated import Ratios, tensor_sqnr
 from edgeq.quant.decoder.calibration_data import NO_TEXT, CalibrationData
@@ -47,9 +45,13 @@ from edgeq.quant.kernels.library import load_kernels
 from edgeq.quant.kernels.parallel import thread_limit
 from edgeq.quant.recipe import Recipe
 from edgeq.quant.rounders.rounding import METHODS
+from edgeq.quant.summary import QuantizationSummary
 
 _WIDEST_SQNR = -9999.99
 """Takes at least as many characters as any ratio written with two decimals."""
+OwnText = Callable[[Model, int | None, Progress | None], CalibrationText]
+"""(model, most bytes to hold, progress) -> a calibration text made from the model itself, see
+`edgeq.calibration_text.own_calibration`."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ class TensorSummary:
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What `quantize` wrote, and what it took.
+class Summary(QuantizationSummary):
+    """A quantized language model: what was written, its quality, and what it took.
 
     Args:
         tensors: every tensor, in file order.
@@ -113,23 +115,48 @@ class Summary:
         weights = sum(int(np.prod(t.shape)) for t in self.tensors)
         return 8 * sum(t.nbytes for t in self.tensors) / weights
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {
+            "recipe": self.recipe.to_dict(),
+            "source_sha256": self.source_sha256,
+            "source_bytes": self.source_bytes,
+            "file_bytes": self.file_bytes,
+            "bpw": self.bpw,
+            "seconds": self.seconds,
+            "card_seconds": self.card_seconds,
+            "cpu_seconds": self.cpu_seconds,
+            "threads": self.threads,
+            "peak_rss_bytes": self.peak_rss_bytes,
+            "quality": self.quality.to_dict(),
+            "target": self.target,
+            "requantized": dict(self.requantized),
+            "tensors": [
+                vars(t) | {"scheme": str(t.scheme), "shape": list(t.shape)} for t in self.tensors
+            ],
+        }
+
     def __repr__(self) -> str:
-        found = self.quality.evaluation
-        kl = f", KL {found.kl_mean:.4g}" if found and found.kl_mean is not None else ""
+        evaluation = self.quality.evaluation
+        kl = (
+            f", KL {evaluation.kl_mean:.4g}"
+            if evaluation and evaluation.kl_mean is not None
+            else ""
+        )
         return (
             f"<Summary {len(self.tensors)} tensors, {self.file_bytes} bytes, "
             f"{self.bpw:.2f} bits per weight{kl}>"
         )
 
 
-def quantize(
-    source: Model | str | Path,
+def quantize_model(
+    base: Model,
     out: str | Path,
-    recipe: Recipe | str | None = None,
+    recipe: Recipe,
     *,
-    method: str | None = None,
     requantize: bool = False,
     calibration: CalibrationText | None = None,
+    own_text: OwnText | None = None,
     stats: CalibrationStats | None = None,
     sensitivity: Sensitivity | None = None,
     card: HeldOut | str = NO_TEXT,
@@ -137,56 +164,12 @@ def quantize(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Summary:
-    """Quantize a model into one artifact.
+    """Quantize a model into one artifact: what `edgeq.quantize` does with a language model.
 
-    Args:
-        source: a model, or the path of one. The SHA-256 of the file or folder that it was opened
-            from goes into the artifact.
-        out: the file to make or replace.
-        recipe: which tensor gets which scheme, and how: a `Recipe`, the name of a preset such as
-            "palette4-gptq", or a scheme such as "w4-g64"; w4-g32 with an 8-bit embedding and head
-            if None.
-        method: of `edgeq.quant.METHODS`, instead of the recipe's.
-        requantize: go on from weights that are quantized already, as those of most GGUF files.
-        calibration: windows of a text, where the recipe needs one.
-        stats: of the same source, in place of the text where these say enough.
-        sensitivity: of the same source, for a recipe with a target; measured if None.
-        card: the text that the quality card is measured on, or why there is none.
-        max_ram: most bytes the process may hold, memory-mapped pages included; the card is left
-            out where it would take more.
-        threads: workers; all cores this process may use if None.
-        progress: called with what is done, how far, and of how much: weights, groups or steps.
-
-    Raises:
-        DoesNotFitError: max_ram is too little.
-        FormatError: the source is damaged, or holds NaN or infinite weights.
-        SchemeError: the recipe does not suit the model, or weights are too large.
-        UsageError: the source is already quantized, a text is needed, or an argument is out of
-            range.
-        TypeError: an argument is of another type.
-        MissingDependencyError: the recipe trains, and PyTorch is not installed.
-        EdgeqError: the artifact cannot be written.
-
-    Example:
-        >>> summary = edgeq.quantize("model", "small.edgeq", "w4-g32")
-        >>> round(summary.bpw, 1)
-        5.1
+    It takes arguments of the same names, and raises the same errors; the recipe is complete, and
+    ``own_text`` makes a calibration text where the recipe needs one and none is given.
     """
     started, cpu_started = time.perf_counter(), time.process_time()
-    check_type("source", source, Model, str, PathLike)
-    check_type("out", out, str, PathLike)
-    check_type("recipe", recipe, Recipe, str, None)
-    check_type("method", method, str, None)
-    check_type("requantize", requantize, bool)
-    check_type("calibration", calibration, CalibrationText, None)
-    check_type("stats", stats, CalibrationStats, None)
-    check_type("sensitivity", sensitivity, Sensitivity, None)
-    check_type("card", card, HeldOut, str)
-    check_type("max_ram", max_ram, int, None)
-    check_type("threads", threads, int, None)
-    recipe = Recipe.from_options(preset=recipe) if not isinstance(recipe, Recipe) else recipe
-    if method is not None:
-        recipe = replace(recipe, method=method)
     if recipe.graph is not None:
         raise UsageError(
             "this recipe is for graphs; load one for decoders, as with Recipe.from_options(preset)"
@@ -194,15 +177,22 @@ def quantize(
     if recipe.method not in METHODS:
         raise UsageError(unknown("method", recipe.method, METHODS))
     data = CalibrationData(calibration, stats, sensitivity, card)
-    data.check(recipe)
+    if own_text is None:
+        data.check(recipe)
+    check_limits(threads, max_ram)
     if recipe.training:
         require("train", ("torch",), "to train quantized weights")
     check_target(Path(out))
-    base = source if isinstance(source, Model) else load(source)
     origin = base.origin
     base.validate()
     if not requantize:
         refuse_quantized(base, str(origin.path) if origin else "the model")
+    if own_text is not None:
+        if data.lacks(recipe) and not recipe.training:  # which takes far more text
+            with thread_limit(threads):
+                calibration = own_text(base, max_ram, progress)
+            data = replace(data, text=calibration)
+        data.check(recipe)
     if calibration is not None and recipe.needs:
         check_replay(base.config, calibration, recipe, max_ram)
     digest = BackgroundDigest(origin) if origin else None

@@ -5,20 +5,20 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
 from edgeq.core.errors import UsageError
-from edgeq.formats.kept import KeptTensor
-from edgeq.formats.tensor import QuantTensor
+from edgeq.formats.kept import stored_type
+from edgeq.formats.schemes import FLOAT_TAGS
 from edgeq.model.model import Model
 from edgeq.model.origin import Origin
 
 REQUANTIZE = (
     "quantizing them again adds a second rounding error to the first, so quantize the float "
-    "checkpoint that it was made from where there is one; to go on from the rounded weights, pass "
-    "--requantize to edgeq quantize (in Python requantize=True)"
+    "checkpoint that it was made from where there is one; to keep their integers as they are, pass "
+    "--repack to edgeq quantize (in Python call edgeq.repack); to go on from the rounded weights, "
+    "pass --requantize (in Python requantize=True)"
 )
-"""Why quantized weights are refused, and the option that accepts them."""
+"""Why quantized weights are refused, and the options that accept them."""
 
 
 def quantized_types(model: Model) -> dict[str, int]:
@@ -30,8 +30,9 @@ def quantized_types(model: Model) -> dict[str, int]:
     Returns:
         The most frequent type first; empty if all tensors are floating point.
     """
-    kinds = (_quantized_type(tensor) for tensor in model.tensors.values())
-    return dict(Counter(kind for kind in kinds if kind is not None).most_common())
+    kinds = map(stored_type, model.tensors.values())
+    floats = ("float", *FLOAT_TAGS.values())
+    return dict(Counter(kind for kind in kinds if kind not in floats).most_common())
 
 
 def refuse_quantized(model: Model, where: str) -> None:
@@ -54,19 +55,6 @@ def refuse_quantized(model: Model, where: str) -> None:
 def type_counts(found: Mapping[str, int]) -> str:
     """In words: "Q4_1 x 210, Q8_0 x 1"."""
     return ", ".join(f"{kind} x {count}" for kind, count in found.items())
-
-
-def _quantized_type(tensor: Any) -> str | None:
-    """The type of a quantized tensor or of the one that it rearranges; None if it is float."""
-    while tensor is not None:
-        if isinstance(tensor, QuantTensor):
-            return str(tensor.scheme)
-        if isinstance(tensor, KeptTensor):
-            return tensor.source_type
-        tensor = getattr(tensor, "data", None)
-        if not hasattr(tensor, "rows"):
-            return None
-    return None
 
 
 class BackgroundDigest:

@@ -137,18 +137,3 @@ def dynamic_linear(product: Linear = dense) -> Linear:
         return product(name, codes.astype(np.float32) * scales[:, None], weight)
 
     return rounded
-
-
-def linear_of(model: Model) -> Linear | None:
-    """The `Linear` of the activations an artifact was made for; None if it leaves them float.
-
-    Raises:
-        FormatError: its provenance is damaged.
-    """
-    static = StaticActivations.of(model)
-    if static is not None:
-        return static.linear()
-    recipe = model.provenance.get("recipe")
-    chosen = recipe.get(KEY) if isinstance(recipe, Mapping) else None
-    dynamic = isinstance(chosen, Mapping) and chosen.get("mode") == "dynamic"
-    return dynamic_linear() if dynamic else None

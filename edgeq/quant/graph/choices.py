@@ -1,4 +1,4 @@
-"""What the weight of each node is held in: a recipe applied to a graph."""
+"""The scheme of each node's weight: a recipe applied to a graph."""
 
 from __future__ import annotations
 

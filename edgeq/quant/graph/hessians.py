@@ -17,7 +17,7 @@ from edgeq.core.progress import Progress
 from edgeq.graph.feeds import Feeds, OpenSession
 from edgeq.graph.ir import Graph, Node
 from edgeq.graph.operators import LAYERS, named, weight_of
-from edgeq.quant.kernels.products import add_moments
+from edgeq.quant.kernels.products import products
 from edgeq.quant.rounders.hessian import STRIP, Hessian
 
 Array = NDArray[np.float32]
@@ -103,7 +103,8 @@ class _Moments:
         """Take up inputs, float32 [groups, T, K]."""
         self._n += rows.shape[1]
         if self._stack is not None:
-            add_moments(rows, self._stack)
+            columns = rows.swapaxes(1, 2)
+            products(columns, columns, self._stack)
         for hessian, part in zip(self._each, rows, strict=False):
             hessian.add(part)
 

@@ -364,13 +364,13 @@ def assemble(
         if node.name in plan.integer and node.op in LAYERS and _bias(node):
             scale = quants[data_inputs(node)[0]].scale
             name, b = weight_name(node), graph.array(_bias(node))
-            held = constants[name]
-            assert isinstance(held, QuantWeight)
-            constants[name] = held = with_room(b, scale, held)
-            constants[_bias(node)] = int_bias(b, scale, held, _bias(node))
+            constant = constants[name]
+            assert isinstance(constant, QuantWeight)
+            constants[name] = constant = with_room(b, scale, constant)
+            constants[_bias(node)] = int_bias(b, scale, constant, _bias(node))
         nodes.append(replace(node, inputs=tuple(inputs)))
     used = {name for node in nodes for name in node.inputs} | set(graph.outputs)
-    kept = {name: held for name, held in constants.items() if name in used}
+    kept = {name: constant for name, constant in constants.items() if name in used}
     return replace(graph, nodes=tuple(nodes), constants=kept, quants=quants)
 
 
@@ -430,10 +430,10 @@ def _check(graph: Graph, recipe: Recipe, samples: Samples | None) -> None:
             )
         return
     if recipe.needs:
-        found = samples.first(LEAST).count()
-        if found < LEAST:
+        count = samples.first(LEAST).count()
+        if count < LEAST:
             raise UsageError(
-                f"{samples.source} holds {found} samples; give at least {LEAST}, better some "
+                f"{samples.source} holds {count} samples; give at least {LEAST}, better some "
                 "hundred"
             )
 
@@ -445,9 +445,13 @@ def _stored(graph: Graph, recipe: Recipe, picked: Mapping[str, Scheme]) -> Graph
     constants = dict(graph.constants)
     for node in graph.nodes:
         for name in node.inputs:
-            held = constants.get(name)
-            if isinstance(held, np.ndarray) and held.dtype == np.float32 and node.name in half:
-                constants[name] = _halved(held)
+            constant = constants.get(name)
+            if (
+                isinstance(constant, np.ndarray)
+                and constant.dtype == np.float32
+                and node.name in half
+            ):
+                constants[name] = _halved(constant)
     return replace(graph, constants=constants)
 
 
@@ -477,8 +481,8 @@ def check_packed(graph: Graph, picked: Mapping[str, Scheme]) -> None:
         choice = picked.get(node.name)
         if not isinstance(choice, QuantScheme):
             continue
-        held = graph.constants[weight_name(node)]
-        if not isinstance(held, QuantWeight) or held.bits != choice.bits:
+        weight = graph.constants[weight_name(node)]
+        if not isinstance(weight, QuantWeight) or weight.bits != choice.bits:
             short.append(str(node))
     if short:
         raise SchemeError(
@@ -487,10 +491,10 @@ def check_packed(graph: Graph, picked: Mapping[str, Scheme]) -> None:
 
 
 def _meta(recipe: Recipe, samples: Samples | None) -> dict[str, str]:
-    found = {
+    meta = {
         META_RECIPE: json.dumps(recipe.to_dict()),
         META_ACTIVATIONS: recipe.activations.mode if recipe.activations else "float",
     }
     if samples is None or not samples.pictures:
-        return found  # arrays come as they are fed, made in a way that is not known here
-    return found | samples.preprocess.to_meta()
+        return meta  # arrays come as they are fed, made in a way that is not known here
+    return meta | samples.preprocess.to_meta()

@@ -9,10 +9,8 @@ trained on 0 to 1.
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeq.core.errors import UsageError
 from edgeq.graph.feeds import Feeds, OpenSession
@@ -47,13 +45,13 @@ def sample_warnings(graph: Graph, samples: Samples, session_of: OpenSession) -> 
         session_of: runs a graph.
     """
     rows = list(samples.first(LOOKED_AT))
-    found = [*_alike(rows, samples.source), *_flat(graph, rows, samples.source)]
-    if not found:
-        found += _scale(graph, rows, samples.source, session_of)
-    return (*found, *_labels(graph, rows, samples, session_of))
+    warnings = [*_alike(rows, samples.source), *_flat(graph, rows, samples.source)]
+    if not warnings:
+        warnings += _scale(graph, rows, samples.source, session_of)
+    return (*warnings, *_labels(graph, rows, samples, session_of))
 
 
-def _alike(rows: list[dict[str, NDArray[Any]]], source: str) -> list[str]:
+def _alike(rows: list[Feeds], source: str) -> list[str]:
     digests = {
         hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in row.values())).digest()
         for row in rows
@@ -70,32 +68,30 @@ def _alike(rows: list[dict[str, NDArray[Any]]], source: str) -> list[str]:
     ]
 
 
-def _flat(graph: Graph, rows: list[dict[str, NDArray[Any]]], source: str) -> list[str]:
-    found = []
+def _flat(graph: Graph, rows: list[Feeds], source: str) -> list[str]:
+    warnings = []
     for name in graph.inputs:
         if graph.info(name).dtype != "float32" or np.prod(graph.info(name).shape) < 2:
             continue
         if all(float(row[name].min()) == float(row[name].max()) for row in rows):
-            found.append(
+            warnings.append(
                 f"every sample of {source} holds one number only for the input {name!r} "
                 f"({rows[0][name].flat[0]:g} in the first); calibrate on real inputs"
             )
-    return found
+    return warnings
 
 
-def _scale(
-    graph: Graph, rows: list[dict[str, NDArray[Any]]], source: str, session_of: OpenSession
-) -> list[str]:
-    found = []
+def _scale(graph: Graph, rows: list[Feeds], source: str, session_of: OpenSession) -> list[str]:
+    warnings = []
     for name in graph.inputs:
         first = _first_layer(graph, name)
         if first is None:
             continue
         bias = np.abs(graph.array(first.inputs[2]))
         run = session_of(graph, [first.output])
-        made = np.stack([run(row)[first.output] for row in rows[:8]])
+        outputs = np.stack([run(row)[first.output] for row in rows[:8]])
         axis = 1 + channel_axis(graph, first)  # behind the samples
-        spread = np.moveaxis(made, axis, 0).reshape(len(bias), -1).std(axis=1)
+        spread = np.moveaxis(outputs, axis, 0).reshape(len(bias), -1).std(axis=1)
         live = (bias > 0) & (spread > 0)
         if not live.any():
             continue
@@ -108,18 +104,18 @@ def _scale(
         ):
             continue
         if large:
-            found.append(
+            warnings.append(
                 f"{reach}, and the products of the first layer ({first.name}) are {ratio:.0f} "
                 "times its biases: the model seems to be trained on smaller numbers, such as "
                 "pixels from 0 to 1; scale the samples as in training (--scale 1/255 for pictures)"
             )
         elif small:
-            found.append(
+            warnings.append(
                 f"{reach}, and the biases of the first layer ({first.name}) are {1 / ratio:.0f} "
                 "times its products: the model seems to be trained on larger numbers, such as "
                 "pixels from 0 to 255; scale the samples as in training (--scale 1 for pictures)"
             )
-    return found
+    return warnings
 
 
 def _indifferent(
@@ -154,7 +150,7 @@ def _first_layer(graph: Graph, name: str) -> Node | None:
 
 def _labels(
     graph: Graph,
-    rows: list[dict[str, NDArray[Any]]],
+    rows: list[Feeds],
     samples: Samples,
     session_of: OpenSession,
 ) -> list[str]:

@@ -26,12 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import EdgeqError, FormatError, UsageError
+from edgeq.graph.feeds import Feeds
 from edgeq.graph.ir import Graph, Info
 from edgeq.quant.graph import images
 from edgeq.quant.graph.images import Preprocess
 from edgeq.quant.graph.sentences import Sentences, read_lines
 
-Feeds = dict[str, NDArray[Any]]
 LABELS = ("labels", "label", "y", "targets")
 """Names of an .npz file's array of labels."""
 LEAST = 8
@@ -171,18 +171,20 @@ def open_samples(
                 "--tokenizer tokenizer.json"
             )
         encode, lines = Sentences(tokenizer, graph).encode, read_lines(path)
-        found: Sequence[Any] = [(f"line {i}", line) for i, line in enumerate(lines, 1)]
+        entries: Sequence[Any] = [(f"line {i}", line) for i, line in enumerate(lines, 1)]
         read = lambda entry: _Item(entry[0], encode(entry[1]))  # noqa: E731
-        return Samples(text, _spread(found, read, limit), inputs, preprocess, limit)
+        return Samples(text, _spread(entries, read, limit), inputs, preprocess, limit)
     if path.is_dir():
         return _folder(path, inputs, preprocess, limit)
     if path.suffix in (".npz", ".npy"):
-        found = _rows(_arrays(path, inputs), inputs, text)
-        classes = tuple(str(i) for i in range(1 + max((item[2] or 0 for item in found), default=0)))
-        labeled = bool(found) and found[0][2] is not None
+        entries = _rows(_arrays(path, inputs), inputs, text)
+        classes = tuple(
+            str(i) for i in range(1 + max((item[2] or 0 for item in entries), default=0))
+        )
+        labeled = bool(entries) and entries[0][2] is not None
         read = lambda entry: _Item(entry[0], entry[1](), entry[2])  # noqa: E731
         return Samples(
-            text, _spread(found, read, limit), inputs, preprocess, limit,
+            text, _spread(entries, read, limit), inputs, preprocess, limit,
             classes if labeled else (), turned,
         )  # fmt: skip
     raise UsageError(f"{text} is nothing that samples are read from; give {KINDS}")
@@ -230,10 +232,10 @@ def _folder(
         )  # fmt: skip
     classes = tuple(p.name for p in sorted(folder.iterdir()) if p.is_dir() and _pictures(p))
     files = [(p, i) for i, name in enumerate(classes) for p in _pictures(folder / name)]
-    found: list[tuple[Path, int | None]] = (
+    pictures: list[tuple[Path, int | None]] = (
         [*files] if files else [(p, None) for p in _pictures(folder)]
     )
-    if not found:
+    if not pictures:
         raise UsageError(f"the folder {folder} contains no samples; give {KINDS}")
     if len(inputs) != 1:
         raise UsageError(
@@ -247,11 +249,11 @@ def _folder(
         path, label = entry
         return _Item(str(path.relative_to(folder)), {name: fitting.read(path, info.shape)}, label)
 
-    made = Samples(
-        str(folder), _spread(found, picture, limit), inputs, fitting, limit, classes,
+    samples = Samples(
+        str(folder), _spread(pictures, picture, limit), inputs, fitting, limit, classes,
         pictures=True,
     )  # fmt: skip
-    return made if info.shape[0] == 1 else _refuse_batch(name, info)
+    return samples if info.shape[0] == 1 else _refuse_batch(name, info)
 
 
 def _refuse_batch(name: str, info: Info) -> Samples:
@@ -268,8 +270,8 @@ def _pictures(folder: Path) -> list[Path]:
 def _arrays(path: Path, inputs: Mapping[str, Info]) -> Feeds:
     """The arrays of a file by input, with labels as "labels"."""
     try:
-        held = np.load(path, allow_pickle=False)
-        arrays = dict(held) if path.suffix == ".npz" else {"": held}
+        loaded = np.load(path, allow_pickle=False)
+        arrays = dict(loaded) if path.suffix == ".npz" else {"": loaded}
     except Exception as err:  # a damaged archive raises nearly anything
         why = "it holds no arrays of numbers" if "pickle" in str(err) else err
         raise FormatError(f"{path} cannot be read as arrays: {why}") from err
@@ -338,13 +340,13 @@ def _loader(script: Path, function: str) -> Callable[[], Iterable[Any]]:
         exec(compile(script.read_bytes(), script, "exec"), vars(module))
     except Exception as err:
         raise UsageError(f"the script {script} failed: {type(err).__name__}: {err}") from err
-    found = getattr(module, function, None)
-    if not callable(found):
+    loader = getattr(module, function, None)
+    if not callable(loader):
         names = [name for name, value in vars(module).items() if inspect.isfunction(value)]
         raise UsageError(
             f"the script {script} has no function {function!r} (it has: {', '.join(names)})"
         )
-    return found  # type: ignore[no-any-return]
+    return loader  # type: ignore[no-any-return]
 
 
 def _from_loader(

@@ -52,8 +52,8 @@ class Sentences:
         self._length = graph.info(ids).shape[-1]
         self._tokenizer.enable_truncation(self._length)
         self._tokenizer.no_padding()
-        found = (self._tokenizer.token_to_id(token) for token in _PADS)
-        self._pad = next((token for token in found if token is not None), 0)
+        numbers = (self._tokenizer.token_to_id(token) for token in _PADS)
+        self._pad = next((token for token in numbers if token is not None), 0)
 
     def encode(self, text: str) -> dict[str, NDArray[Any]]:
         """A graph's inputs for one sentence, padded or cut to its length."""

@@ -62,8 +62,8 @@ def stored_samples(graph: Graph) -> list[dict[str, NDArray[Any]]]:
     if not text:
         return []
     try:
-        held = np.load(io.BytesIO(base64.b64decode(text, validate=True)), allow_pickle=False)
-        arrays = {name: held[f"input{i}"] for i, name in enumerate(graph.inputs)}
+        loaded = np.load(io.BytesIO(base64.b64decode(text, validate=True)), allow_pickle=False)
+        arrays = {name: loaded[f"input{i}"] for i, name in enumerate(graph.inputs)}
     except (binascii.Error, ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as err:
         raise FormatError(
             f"the samples stored with the graph {graph.name} cannot be read ({err}); quantize the "

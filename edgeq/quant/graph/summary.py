@@ -17,6 +17,7 @@ from edgeq.quant.graph.calibrate import BUDGET, parts
 from edgeq.quant.graph.integer_plan import activation_behind, data_inputs
 from edgeq.quant.kernels.products import squares
 from edgeq.quant.recipe import Recipe
+from edgeq.quant.summary import QuantizationSummary
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Agreement:
 
 
 @dataclass(frozen=True, eq=False)
-class GraphSummary:
+class GraphSummary(QuantizationSummary):
     """A quantized graph, with its sizes and its agreement with the float graph.
 
     Args:
@@ -93,6 +94,11 @@ class GraphSummary:
     agreement: Agreement | None
     seconds: float
     warnings: tuple[str, ...] = ()
+
+    @property
+    def bpw(self) -> float:
+        """Bits held per weight over all constants, which take 32 bits in float32."""
+        return 32 * self.packed_bytes / self.float_bytes if self.float_bytes else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary of all but the graph."""

@@ -29,14 +29,14 @@ def define(mod: ir.Module, dtype: str, tile: Tile) -> None:
     emitter.emit()
 
 
-def define_stack(mod: ir.Module, dtype: str) -> None:
-    """Add ``edgeq_gemms_float32`` or ``_float64``: the same product of each matrix of a stack."""
-    fn = ir.Function(mod, ir.FunctionType(VOID, [I64] * len(GEMMS)), f"edgeq_gemms_{dtype}")
-    at = dict(zip(GEMMS, fn.args, strict=True))
+def define_stack(mod: ir.Module) -> None:
+    """Add ``edgeq_gemms_float32``: one product after the other, of matrices at equal distances."""
+    fn = ir.Function(mod, ir.FunctionType(VOID, [I64] * len(GEMMS)), "edgeq_gemms_float32")
     b = ir.IRBuilder(fn.append_basic_block())
+    at = dict(zip(GEMMS, fn.args, strict=True))
     with loop(b, const(0), at["count"], 1) as i:
-        moved = {name: b.add(at[name], b.mul(i, at[f"{name}_next"])) for name in ("a", "b", "c")}
-        b.call(mod.get_global(f"edgeq_gemm_{dtype}"), [moved.get(n, at[n]) for n in GEMM])
+        moved = {name: b.add(at[name], b.mul(i, at[f"{name}_step"])) for name in ("a", "b", "c")}
+        b.call(mod.get_global("edgeq_gemm_float32"), [moved.get(n, at[n]) for n in GEMM])
     b.ret_void()
 
 

@@ -13,7 +13,7 @@ def module(registers: Registers) -> ir.Module:
     mod = ir.Module("quantization")
     for dtype in LANES:
         gemm.define(mod, dtype, registers.tile)
-    gemm.define_stack(mod, "float32")
+    gemm.define_stack(mod)
     histograms.define_histogram(mod)
     histograms.define_rounding_errors(mod)
     for grid in GRIDS:

@@ -75,26 +75,43 @@ def product(
     return out
 
 
-def add_moments(x: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-    """Add ``x[g]^T x[g]`` to each matrix of a stack, with the bits of `product`.
+def products(
+    a: NDArray[np.float32], b: NDArray[np.float32], out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """``a b^T`` of each of several matrices, in the order of `product`.
 
     Args:
-        x: float32 [G, T, K]; any strides.
-        out: float32 [G, K, K], contiguous.
+        a: float32 [S, M, K]; any strides.
+        b: float32 [S, N, K]; any strides.
+        out: float32 [S, M, N], contiguous; the products are added to it.
+
+    Returns:
+        float32 [S, M, N].
     """
-    (count, t, k) = x.shape
-    assert x.dtype == out.dtype == np.dtype(np.float32)
-    assert out.shape == (count, k, k)
-    assert out.flags.c_contiguous
-    if not x.size:
-        return
-    scratch = np.empty(gemm_scratch(registers().tile) + 64, np.uint8)
-    nth, row, column = x.strides
-    side = x.ctypes.data, column, row
-    function("edgeq_gemms_float32")(
-        *side, *side, out.ctypes.data, out.strides[1], k, k, t, 1, 0,
-        scratch.ctypes.data + -scratch.ctypes.data % 64, count, nth, nth, out.strides[0],
-    )  # fmt: skip
+    (count, m, k), n = a.shape, b.shape[1]
+    assert (len(b), b.shape[2]) == (count, k), (a.shape, b.shape)
+    accumulate = out is not None
+    if out is None:
+        out = np.zeros((count, m, n), np.float32)
+    assert (out.shape, out.flags.c_contiguous) == ((count, m, n), True)
+    if not out.size or not k:
+        return out
+    made = out
+    call, tile = function("edgeq_gemms_float32"), registers().tile
+    threads = thread_count() if count * m * n * k > SMALL else 1
+
+    def piece(first: int, last: int) -> None:
+        scratch = np.empty(gemm_scratch(tile) + 64, np.uint8)
+        aligned = scratch.ctypes.data + -scratch.ctypes.data % 64
+        x, y, z = a[first:last], b[first:last], made[first:last]
+        call(
+            x.ctypes.data, *x.strides[1:], y.ctypes.data, *y.strides[1:], z.ctypes.data,
+            z.strides[1], m, n, k, int(accumulate), 0, aligned,
+            last - first, x.strides[0], y.strides[0], z.strides[0],
+        )  # fmt: skip
+
+    run_pieces([lambda a=a, b=b: piece(a, b) for a, b in ranges(count, 1, threads)])  # type: ignore[misc]
+    return out
 
 
 def row_products(

@@ -17,8 +17,8 @@ GEMM = (
     "m", "n", "k", "accumulate", "negate", "scratch",
 )  # fmt: skip
 """Addresses, strides in bytes, sizes, and two flags."""
-GEMMS = (*GEMM, "count", "a_next", "b_next", "c_next")
-"""A product of each of a stack of matrices, so many bytes apart."""
+GEMMS = (*GEMM, "count", "a_step", "b_step", "c_step")
+"""The first of some products, their number, and the bytes from one to the next."""
 ROUND = (
     "target", "target_row", "levels", "levels_row", "scales", "scales_trial", "scales_column",
     "zeros", "mix", "pivots", "columns", "trials", "first", "last", "table", "limits",

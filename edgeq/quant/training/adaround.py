@@ -108,9 +108,9 @@ def reconstruct(
         prefix = f"model.layers.{layer}."
         soft = {n: SoftRounding(m) for n, m in student.matrices.items() if n.startswith(prefix)}
         with torch.no_grad():
-            held = student.weights()
+            start = student.weights()
             theirs = _through_layer(teacher.decoder, teacher.weights, layer, theirs, batch)
-            after = _through_layer(decoder, held, layer, ours, batch)
+            after = _through_layer(decoder, start, layer, ours, batch)
             unit = (after[real] - theirs[real]).square().mean().clamp(min=1e-12)
         if not soft:  # a layer that stays floating point
             ours = after
@@ -119,7 +119,7 @@ def reconstruct(
         optimizer = torch.optim.Adam(variables, lr=settings.learning_rate)
         for done, chosen in enumerate(batches(rows, batch, steps, settings.seed + layer)):
             index = torch.from_numpy(chosen[:, 0])
-            weights = held | {name: s.weight() for name, s in soft.items()}
+            weights = start | {name: s.weight() for name, s in soft.items()}
             out = decoder.layer(weights, layer, ours[index])
             where = real[index]
             loss = (out[where] - theirs[index][where]).square().mean() / unit

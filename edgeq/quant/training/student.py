@@ -45,11 +45,11 @@ class Student:
             if isinstance(scheme, QuantScheme):
                 self.matrices[name] = FakeQuant(values, start[name])
                 continue
-            held = torch.from_numpy(values)
+            weight = torch.from_numpy(values)
             if values.ndim == 1 and scheme.dtype == "float32":
-                self.vectors[name] = held.requires_grad_()
+                self.vectors[name] = weight.requires_grad_()
             else:
-                self.fixed[name] = held.to(getattr(torch, scheme.dtype)).float()
+                self.fixed[name] = weight.to(getattr(torch, scheme.dtype)).float()
 
     def parameters(self) -> dict[str, list[Any]]:
         """What is trained, by kind: the attributes of `FakeQuant`, and "vector"."""

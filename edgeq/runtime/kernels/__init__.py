@@ -7,7 +7,8 @@
     vector_ops       quantizing rows, dot products, softmax, as LLVM code
     primitives       the same as Numba sees them, and loads, stores, atomics
     row_ops          norms, rotary embedding, embedding rows, the barrier
-    matmul           tiles x rows
+    float_matmul     rows of float weights times rows of floats, for every instruction set
+    matmul           tiles x rows, by either kind of kernel
     attention        of a layer; `attention_chunk`: of 256 positions of the cache
     program          the decoder: runs a program of steps
     thread_pool      how threads get work without Python
@@ -31,7 +32,7 @@ import numpy as np
 
 from edgeq.core.errors import EdgeqError
 from edgeq.core.progress import Progress
-from edgeq.formats.schemes import ROUNDED_BITS, QuantScheme
+from edgeq.formats.schemes import BITS, FLOAT_TAGS, QuantScheme
 from edgeq.runtime.kernels.dispatch import ISA
 
 KERNEL = ISA.name
@@ -88,12 +89,16 @@ def warmup(progress: Progress | None = None) -> dict[str, float]:
         >>> min(seconds.values()) >= 0
         True
     """
-    from edgeq.runtime.kernels.jit import kernel_address, register_vector_ops
+    from edgeq.runtime.kernels.jit import (
+        float_kernel_address,
+        kernel_address,
+        register_vector_ops,
+    )
     from edgeq.runtime.kernels.microkernel import kernel_name
 
     schemes = {
         kernel_name(scheme): scheme
-        for bits in ROUNDED_BITS
+        for bits in BITS
         for symmetric in (True, False)
         for size in (32, 16)
         for scheme in [QuantScheme(bits, symmetric, "group", size)]
@@ -102,6 +107,7 @@ def warmup(progress: Progress | None = None) -> dict[str, float]:
         "vector_ops": register_vector_ops, "decoder": decoder, "thread_pool": pool_functions,
     }  # fmt: skip
     work.update({name: partial(kernel_address, scheme) for name, scheme in schemes.items()})
+    work.update({tag: partial(float_kernel_address, kind) for kind, tag in FLOAT_TAGS.items()})
     seconds = {}
     for i, (name, compile_it) in enumerate(work.items()):
         if progress:
@@ -114,7 +120,7 @@ def warmup(progress: Progress | None = None) -> dict[str, float]:
     return seconds
 
 
-def read_bandwidth(threads: int, megabytes: int = 256, repeats: int = 5) -> float:
+def read_bandwidth(threads: int) -> float:
     """Measured memory read bandwidth in GB/s (10**9 bytes), the median of several passes.
 
     Each thread streams through its own part of a buffer far larger than the caches.
@@ -126,7 +132,7 @@ def read_bandwidth(threads: int, megabytes: int = 256, repeats: int = 5) -> floa
     read = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(
         register_vector_ops()["edgeq_read"]
     )
-    size = megabytes << 20
+    size, repeats = 256 << 20, 5
     raw = np.ones(size + 64, np.uint8)
     base = raw.ctypes.data + (-raw.ctypes.data % 64)
     share = size // threads // 4096 * 4096

@@ -8,7 +8,7 @@ serves every model:
                        ->  LINEAR[...]      weights
                        ->  ROWS[...]        buffers of activations
                        ->  ATTENTION[...]   one of each layer: heads, rotary tables, window
-                       ->  CACHE[...]       one of each layer: keys and values
+          ->  CACHE[...]                    one of each layer: keys and values
 
 Fields are int64 (counts, bytes or addresses) unless they have a type. Addresses are valid in this
 process only; nothing here is written to a file.
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeq.formats.schemes import K_BLOCK, QuantScheme
+from edgeq.formats.schemes import FLOAT_TAGS, K_BLOCK, FloatType, QuantScheme
 from edgeq.model.memory_layout import SYNC_BYTES as SYNC_BYTES
 from edgeq.runtime.kernels.microkernel import NO_SHIFT
 
@@ -83,34 +83,51 @@ MATMUL_ARGS = (
 results, and the range of tiles to compute."""
 
 
+class FloatWeights(NamedTuple):
+    """Float weights in memory: rows without gaps, as they lie in a file."""
+
+    address: int
+    n: int
+    k: int
+
+
+FLOAT_ARGS = (
+    *FloatWeights._fields, "x", "x_stride", "tokens", "out", "out_stride", "first", "last",
+)  # fmt: skip
+"""What a matmul kernel of float weights takes, all int64: weights, rows of float32 activations,
+rows of float32 results that have room for whole tiles, and the range of tiles to compute."""
+
+
 class MatmulKernel:
     """A compiled matmul kernel, to be called from Python.
 
     Args:
-        address: from `edgeq.runtime.kernels.jit.kernel_address`.
+        address: from `edgeq.runtime.kernels.jit.kernel_address` or `float_kernel_address`.
     """
 
     def __init__(self, address: int) -> None:
-        self._function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * len(MATMUL_ARGS))(address)
+        self._address = address
 
     def __call__(
-        self, weights: PackedWeights, acts: Rows, out: Rows, first: int, last: int
+        self, weights: PackedWeights | FloatWeights, x: Rows, out: Rows, first: int, last: int
     ) -> None:
-        """Multiply tiles ``first:last`` with every row of ``acts``.
+        """Multiply tiles ``first:last`` with every row of ``x``.
 
         Args:
             weights: of the kind that the kernel was compiled for.
-            acts: quantized rows, `edgeq.model.memory_layout.ACT_BLOCK` bytes for 32 values.
+            x: rows of float32 for float weights; quantized for packed ones,
+                `edgeq.model.memory_layout.ACT_BLOCK` bytes for 32 values.
             out: as many float32 rows; value n is that of row n of the weights.
             first, last: tiles of 16 rows.
         """
-        self._function(*weights, *acts, out.address, out.stride, first, last)
+        values = (*weights, *x, out.address, out.stride, first, last)
+        ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * len(values))(self._address)(*values)
 
 
 # --- the decoder -------------------------------------------------------------------------------
 
 LINEAR = _record(
-    "kind",  # one of `FLOAT_KINDS`, or `quant_kind(scheme)`
+    "kind",  # a place in `FLOAT_KINDS`, or `quant_kind(scheme)`
     "n", "k", "tiles",
     *PackedWeights._fields,
     "bias",  # address of float32 [n], or 0
@@ -123,6 +140,7 @@ ROWS = _record(
 )
 CACHE = _record(
     "bits", "length", "dim",
+    "span",  # positions that share a center
     "dim_k", "dim_v",  # dimensions of a head, padded for keys and for values
     "keys", "key_scales", "key_zeros", "centers", "values", "value_scales",
     "key_kernel", "value_kernel",
@@ -191,10 +209,10 @@ class AttentionWork(NamedTuple):
 
 PROGRAM = _record(
     "steps", "step_count", "linears", "linear_count", "rows", "row_count",
-    "attentions", "caches", "layer_count",
+    "attentions", "layer_count",
     "sync",
     "times",  # sums of the steps' times, then that of choosing greedy tokens; 0 if not wanted
-    "parts", "part_stride", "chunks",  # partial results of attention [heads, chunks]
+    "parts", "part_stride", "chunks",  # partial results of attention, by sequence, head and chunk
     "work", "work_stride",  # memory of each thread
     *(f"work_{name}" for name in AttentionWork._fields),  # bytes from the begin of that
     "ones",  # 16 float16 ones
@@ -205,12 +223,16 @@ CALL = _record(
     "outputs",  # logits are wanted of so many of the last tokens
     "logits", "logits_stride",
     "greedy", "chosen",  # number of greedy tokens to compute after ids[0], and where they go
+    "caches",  # of the sequence, one of each layer
+    "tables", "positions",  # of a batch: the caches and the position of the sequence of each token
 )  # fmt: skip
 
 TIMES_LAST, TIMES_CLOCK, TIMES_SUMS = 0, 1, 3
 """Places of the times: when the last step ended, room for the clock, and where the sums begin."""
 SYNC_ARRIVED, SYNC_GENERATION, SYNC_WORK = 0, 128, 256
 """Byte offsets in the synchronization area of `SYNC_BYTES`, a cache line pair apart."""
+FLOAT_KINDS: dict[FloatType, int] = {kind: code for code, kind in enumerate(FLOAT_TAGS)}
+"""Kinds of `LINEAR` with float weights."""
 FIRST_QUANT = 16
 """Kinds of `LINEAR` below this are float types."""
 KIND_HALF, KIND_ASYMMETRIC, KIND_PALETTE, KIND_MINIMUM, KIND_TWO_LEVEL, KIND_NIBBLES = (

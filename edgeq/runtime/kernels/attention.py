@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from edgeq.formats.packing import TILE
 from edgeq.formats.schemes import K_BLOCK
 from edgeq.model.memory_layout import CHUNK, PART_HEAD
+from edgeq.runtime.kernels import abi
 from edgeq.runtime.kernels.abi import AttentionWork, Rows
 from edgeq.runtime.kernels.attention_chunk import Queries, append_key_value, attend_chunk, finish
 from edgeq.runtime.kernels.microkernel import ACT_BLOCK
-from edgeq.runtime.kernels.primitives import compiled, ints, merge
+from edgeq.runtime.kernels.primitives import compiled, ints, merge, quantize_row, records
 from edgeq.runtime.kernels.row_ops import (
     barrier,
     copy_row,
+    hadamard,
     inverse_rms,
     next_task,
     quantize_twice,
@@ -21,6 +22,7 @@ from edgeq.runtime.kernels.row_ops import (
 )
 
 _F32, _I64 = 4, 8  # bytes
+_caches = records(abi.CACHE)
 
 
 @compiled
@@ -78,11 +80,12 @@ def _copy_head(program, layer, row, head, heads, norm, position, target):
 
 
 @compiled
-def _fill_queries(program, layer, head, q, position, queries):
+def _fill_queries(program, layer, cache, head, q, position, queries):
     """The query rows of one key/value head: normed, rotated, quantized.
 
-    Queries are quantized twice, what the first rounding left as rows of its own: eight bits
-    alone would cost as much as the keys' own rounding, and the keys are read once anyway.
+    Beside keys of eight bits queries are quantized twice, what the first rounding left as rows of
+    its own: eight bits alone would cost as much as the keys' own rounding, and the keys are read
+    once anyway. Beside keys of four bits the first rounding is enough.
     """
     group = layer.heads // layer.kv_heads
     values, codes = queries.values, queries.codes
@@ -95,21 +98,35 @@ def _fill_queries(program, layer, head, q, position, queries):
             _copy_head(program, layer, at, head * group + g, layer.heads, layer.norm_q,
                        position + t, target)
             # fmt: on
-            quantize_twice(
-                target,
-                codes.address + row * codes.stride,
-                codes.address + (codes.length + row) * codes.stride,
-                codes.stride // ACT_BLOCK,
-                rest,
-            )
+            first = codes.address + row * codes.stride
+            if cache.bits == 4:
+                hadamard(target, layer.dim)
+                quantize_row(target, first, codes.stride // ACT_BLOCK)
+                continue
+            second = codes.address + (codes.length + row) * codes.stride
+            quantize_twice(target, first, second, codes.stride // ACT_BLOCK, rest)
 
 
 @compiled
 def _append(program, layer, cache, head, k, v, position, work):
-    """Norm and rotate one token's key, and store key and value in the cache."""
+    """Norm and rotate one token's key, and store key and value in the cache.
+
+    For a cache of 4 bits the value is multiplied by a Hadamard matrix where it lies.
+    """
     _copy_head(program, layer, k, head, layer.kv_heads, layer.norm_k, position, work.key)
     value = v + head * layer.dim * _F32
+    if cache.bits == 4:
+        hadamard(work.key, layer.dim)
+        hadamard(value, layer.dim)
     append_key_value(cache, head, position % cache.length, work.key, value)
+
+
+@compiled
+def _finish(cache, total, out, dim):
+    """The output of all chunks from their sums."""
+    finish(total, out, dim)
+    if cache.bits == 4:
+        hadamard(out, dim)
 
 
 @compiled
@@ -119,16 +136,36 @@ def _first_seen(layer, position):
 
 
 @compiled
+def _attend_part(program, layer, cache, head, chunk, queries, work, parts):
+    """The partial results of one token's queries of a key/value head, of one chunk."""
+    stride = program.chunks * program.part_stride
+    group = layer.heads // layer.kv_heads
+    part = parts + head * group * stride + chunk * program.part_stride
+    attend_chunk(program, layer, cache, head, chunk, queries, work, Rows(part, stride, group))
+
+
+@compiled
+def _merge_parts(program, layer, cache, low, high, work, parts, row):
+    """One token's output row from the partial results of chunks ``low:high``."""
+    total = work.probabilities  # free by now
+    for h in range(layer.heads):
+        part = parts + h * program.chunks * program.part_stride
+        copy_row(part + low * program.part_stride, total, PART_HEAD + layer.dim)
+        for chunk in range(low + 1, high):
+            merge(total, part + chunk * program.part_stride, program.part_stride // _F32)
+        _finish(cache, total, row + h * layer.dim * _F32, layer.dim)
+
+
+@compiled
 def attend_one(program, layer, cache, q, k, v, out, thread, position):
     """Decode: (key/value head, chunk) pairs are shared out; partial results are then merged."""
-    group, dim = layer.heads // layer.kv_heads, layer.dim
+    group = layer.heads // layer.kv_heads
     start = _first_seen(layer, position)
     low, high = start // CHUNK, position // CHUNK + 1
     work = _thread_work(program, thread)
     queries = _room_for_queries(layer, work, 1)
     for g in range(group):
         queries.first[g], queries.last[g] = start, position + 1
-    head_stride = program.chunks * program.part_stride
     ready = -1
     while True:
         task = next_task(thread)
@@ -136,23 +173,58 @@ def attend_one(program, layer, cache, q, k, v, out, thread, position):
             break
         head, chunk = task // (high - low), low + task % (high - low)
         if head != ready:
-            _fill_queries(program, layer, head, q, position, queries)
+            _fill_queries(program, layer, cache, head, q, position, queries)
             ready = head
         if chunk == high - 1:
             _append(program, layer, cache, head, k.address, v.address, position, work)
-        part = program.parts + head * group * head_stride + chunk * program.part_stride
+        _attend_part(program, layer, cache, head, chunk, queries, work, program.parts)
+    barrier(thread)
+    _merge_parts(program, layer, cache, low, high, work, program.parts, out.address)
+
+
+@compiled
+def attend_batch(program, call, number, layer, q, k, v, out, thread):
+    """Decode of several sequences: each row is the next token of a sequence with its own cache.
+
+    The tasks of `attend_one` of all sequences are one range that the threads share.
+    """
+    group = layer.heads // layer.kv_heads
+    tables, positions = ints(call.tables, q.length), ints(call.positions, q.length)
+    stride = layer.heads * program.chunks * program.part_stride  # of a sequence's partial results
+    work = _thread_work(program, thread)
+    queries = _room_for_queries(layer, work, 1)
+    task, base = next_task(thread), 0
+    for b in range(q.length):
+        position = positions[b]
+        cache = _caches(tables[b], program.layer_count)[number]
+        start = _first_seen(layer, position)
+        low, high = start // CHUNK, position // CHUNK + 1
+        for g in range(group):
+            queries.first[g], queries.last[g] = start, position + 1
+        row = Rows(q.address + b * q.stride, q.stride, 1)
+        key, value = k.address + b * k.stride, v.address + b * v.stride
+        tasks, ready = layer.kv_heads * (high - low), -1
+        while task < base + tasks:
+            head, chunk = (task - base) // (high - low), low + (task - base) % (high - low)
+            if head != ready:
+                _fill_queries(program, layer, cache, head, row, position, queries)
+                ready = head
+            if chunk == high - 1:
+                _append(program, layer, cache, head, key, value, position, work)
+            parts = program.parts + b * stride
+            _attend_part(program, layer, cache, head, chunk, queries, work, parts)
+            task = next_task(thread)
+        base += tasks
+    barrier(thread)
+    for b in range(thread.tid, q.length, thread.threads):
+        position = positions[b]
+        cache = _caches(tables[b], program.layer_count)[number]
+        low, high = _first_seen(layer, position) // CHUNK, position // CHUNK + 1
         # fmt: off
-        attend_chunk(program, layer, cache, head, chunk, queries, work,
-                     Rows(part, head_stride, group))
+        _merge_parts(program, layer, cache, low, high, work, program.parts + b * stride,
+                     out.address + b * out.stride)
         # fmt: on
     barrier(thread)
-    total = work.probabilities  # free by now
-    for h in range(layer.heads):
-        part = program.parts + h * head_stride
-        copy_row(part + low * program.part_stride, total, PART_HEAD + dim)
-        for chunk in range(low + 1, high):
-            merge(total, part + chunk * program.part_stride, program.part_stride // _F32)
-        finish(total, out.address + h * dim * _F32, dim)
 
 
 @compiled
@@ -162,9 +234,8 @@ def attend_prompt(program, layer, cache, q, k, v, out, thread, position):
     group = layer.heads // kv_heads
     work = _thread_work(program, thread)
     for t in range(tokens):
-        if (
-            position + t
-        ) // TILE % thread.threads == thread.tid:  # positions that share a center go together
+        # positions that share a center go together
+        if (position + t) // cache.span % thread.threads == thread.tid:
             for head in range(kv_heads):
                 k_row, v_row = k.address + t * k.stride, v.address + t * v.stride
                 _append(program, layer, cache, head, k_row, v_row, position + t, work)
@@ -180,7 +251,7 @@ def attend_prompt(program, layer, cache, q, k, v, out, thread, position):
         queries = _room_for_queries(layer, work, n)
         rows = queries.values.length
         block = Rows(q.address + t0 * q.stride, q.stride, n)
-        _fill_queries(program, layer, head, block, position + t0, queries)
+        _fill_queries(program, layer, cache, head, block, position + t0, queries)
         for r in range(rows):
             here = position + t0 + r // group
             queries.first[r], queries.last[r] = _first_seen(layer, here), here + 1
@@ -193,5 +264,6 @@ def attend_prompt(program, layer, cache, q, k, v, out, thread, position):
                     merge(work.totals + r * stride, work.parts + r * stride, stride // _F32)
         for r in range(rows):
             row = out.address + (t0 + r // group) * out.stride
-            finish(work.totals + r * stride, row + (head * group + r % group) * dim * _F32, dim)
+            target = row + (head * group + r % group) * dim * _F32
+            _finish(cache, work.totals + r * stride, target, dim)
     barrier(thread)

@@ -1,14 +1,15 @@
 """Attention over a cache held the way the matmul kernels read weights.
 
-For each key/value head, an 8-bit cache is two packed matrices (see `edgeq.formats.packing`):
+For each key/value head, a cache of 8 or 4 bits is two packed matrices (see
+`edgeq.formats.packing`):
 
     K   [S, D]   one row per position, with a float16 scale and a zero point; scores = K . q
     V^T [D, S]   one row per dimension, blocks of 32 positions;  output = V^T . p
 
 with q and p quantized like any activation (the values' scales are folded into p first). Keys
 have a large part in common from one position to the next, which would cost them most of their
-eight bits: of every 16 positions the first key is kept in float16 as a center, the keys are
-stored as differences from it, and q . center is added to the tile's scores.
+bits: of every 16 positions (64 with 4 bits) the first key is kept in float16 as a center, the keys
+are stored as differences from it, and q . center is added to the scores of these positions.
 
 A 16-bit cache holds the same two matrices as rows of float16. Either way both products are the
 linear layers' own kernels, and all query heads that share a key/value head go through in one
@@ -29,11 +30,12 @@ from edgeq.formats.packing import LANE, TILE
 from edgeq.formats.schemes import K_BLOCK
 from edgeq.model.memory_layout import CHUNK, PART_HEAD
 from edgeq.runtime.kernels.abi import PackedWeights, Rows
-from edgeq.runtime.kernels.matmul import quant_matmul
+from edgeq.runtime.kernels.matmul import call_kernel
 from edgeq.runtime.kernels.microkernel import ACT_BLOCK, NO_SHIFT
 from edgeq.runtime.kernels.primitives import (
     bytes_at,
     center_scores,
+    center_scores_4,
     compiled,
     dot_f16,
     floats,
@@ -46,15 +48,14 @@ from edgeq.runtime.kernels.primitives import (
     vector_absmax,
 )
 
-_ZERO, _ONE, _MAX_CODE, _LEVELS, _TINY = (np.float32(v) for v in (0, 1, 127, 255, 1e-30))
+_ZERO, _ONE, _MAX_CODE, _TINY = (np.float32(v) for v in (0, 1, 127, 1e-30))
+_EIGHT, _FIFTEEN, _LEVELS = (np.float32(v) for v in (8, 15, 255))
 _F32, _F16, _U8 = 4, 2, 1  # bytes
 _PLANE = TILE * LANE
 """Bytes of four columns of a packed tile's 16 rows."""
-_TILE_BITS, _LANE_BITS = TILE.bit_length() - 1, LANE.bit_length() - 1
+_TILE_BITS, _LANE_BITS, _PAIR_BITS = (n.bit_length() - 1 for n in (TILE, LANE, 2 * LANE))
 """Shifts in place of divisions: Numba divides whole numbers with Python's rules for signs, which
 costs much in a loop over dimensions."""
-_TILES = CHUNK // TILE
-"""Tiles of a chunk, each with one center."""
 _FLOAT_STEP = 64
 """Positions that the values' float product is padded to."""
 
@@ -66,7 +67,10 @@ def append_key_value(cache, head, slot, k, v):
         _append_floats(cache, head, slot, k, v)
     else:
         _append_key(cache, head, slot, k)
-        _append_value(cache, head, slot, v)
+        if cache.bits == 8:
+            _append_value(cache, head, slot, v)
+        else:
+            _append_value_4(cache, head, slot, v)
 
 
 @compiled
@@ -104,25 +108,54 @@ def _append_value(cache, head, slot, v):
 
 
 @compiled
+def _append_value_4(cache, head, slot, v):
+    """Store a value as a column of 4-bit codes with one scale; a byte holds two positions."""
+    length, dim_v = cache.length, cache.dim_v
+    source = floats(v, cache.dim)
+    low, high = source[0], source[0]
+    for i in range(cache.dim):
+        low, high = min(low, source[i]), max(high, source[i])
+    furthest = high if high > -low else low
+    scale = furthest / -_EIGHT if abs(furthest) > _TINY else _ZERO
+    factor = _ONE / scale if scale != _ZERO else _ZERO
+    put_f32(cache.value_scales + (head * length + slot) * _F32, scale)
+    within = slot % K_BLOCK
+    begin = head * dim_v * length + slot // K_BLOCK * K_BLOCK * TILE
+    at = (begin >> 1) + (within >> _PAIR_BITS) * _PLANE + within % LANE
+    values = bytes_at(cache.values + at, dim_v * length)
+    shift = within & LANE  # 0 for the lower half of a byte, 4 for the upper one
+    for i in range(cache.dim):
+        code = np.int32(min(max(np.rint(source[i] * factor) + _EIGHT, _ZERO), _FIFTEEN))
+        place = (i >> _TILE_BITS) * TILE * (length >> 1) + (i & (TILE - 1)) * LANE
+        values[place] = np.uint8((values[place] & (240 >> shift)) | (code << shift))
+
+
+@compiled
 def _append_key(cache, head, slot, k):
-    """Store a key as its difference from its tile's center, 8 bits with scale and zero point."""
+    """Store a key as its difference from its center, as codes with a scale and a zero point."""
     length, dim, dim_k = cache.length, cache.dim, cache.dim_k
-    row = head * length + slot
-    center = cache.centers + (row // CHUNK * dim_k * _TILES + slot % CHUNK // TILE) * _F16
+    row, centers = head * length + slot, CHUNK // cache.span
+    center = cache.centers + (row // CHUNK * dim_k * centers + slot % CHUNK // cache.span) * _F16
     x = floats(k, dim)
     low = high = _ZERO
     for i in range(dim):
-        at = center + i * _TILES * _F16
-        x[i] -= put_f16(at, x[i]) if slot & (TILE - 1) == 0 else get_f16(at)
+        at = center + i * centers * _F16
+        x[i] -= put_f16(at, x[i]) if slot % cache.span == 0 else get_f16(at)
         low, high = min(low, x[i]), max(high, x[i])
-    scale = put_f16(cache.key_scales + row * _F16, (high - low) / _LEVELS)
+    levels = _LEVELS if cache.bits == 8 else _FIFTEEN
+    scale = put_f16(cache.key_scales + row * _F16, (high - low) / levels)
     factor = _ONE / scale if scale > _ZERO else _ZERO
     zero = np.rint(-low * factor)
-    put_u8(cache.key_zeros + row, np.int64(min(zero, _LEVELS)))
-    keys = bytes_at(cache.keys + (row - slot % TILE) * dim_k + slot % TILE * LANE, TILE * dim_k)
+    put_u8(cache.key_zeros + row, np.int64(min(zero, levels)))
+    tile = (row - slot % TILE) * dim_k * cache.bits // 8
+    keys = bytes_at(cache.keys + tile + slot % TILE * LANE, TILE * dim_k)
     for i in range(dim):
-        code = min(max(np.rint(x[i] * factor) + zero, _ZERO), _LEVELS)
-        keys[(i >> _LANE_BITS) * _PLANE + (i & (LANE - 1))] = np.uint8(np.int32(code))
+        code = np.int32(min(max(np.rint(x[i] * factor) + zero, _ZERO), levels))
+        if cache.bits == 8:
+            keys[(i >> _LANE_BITS) * _PLANE + (i & (LANE - 1))] = np.uint8(code)
+            continue
+        place = (i >> _PAIR_BITS) * _PLANE + (i & (LANE - 1))
+        keys[place] = np.uint8(code if i & LANE == 0 else keys[place] | (code << 4))
 
 
 class Queries(NamedTuple):
@@ -131,7 +164,7 @@ class Queries(NamedTuple):
     values: Rows
     """float32."""
     codes: Rows
-    """The same quantized, then as many rows of what that rounding left."""
+    """The same quantized, then (with keys of 8 bits) as many rows of what that rounding left."""
     first: Any
     """int64 [rows]: row r sees positions first[r] <= position < last[r]."""
     last: Any
@@ -155,7 +188,7 @@ def attend_chunk(program, layer, cache, head, chunk, queries, work, out):
     tiles = (min(top - start, CHUNK) + TILE - 1) // TILE
     # whole blocks: what lies past the last key is multiplied by zero, and so the order of a sum
     # does not depend on where it ends
-    if cache.bits == 8:
+    if cache.bits < 16:
         _attend_codes(program, layer, cache, head, start, tiles, queries, work, out)
     else:
         _attend_floats(layer, cache, head, start, tiles, queries, work, out)
@@ -163,15 +196,15 @@ def attend_chunk(program, layer, cache, head, chunk, queries, work, out):
 
 @compiled
 def _attend_codes(program, layer, cache, head, start, tiles, queries, work, out):
-    """`attend_chunk` over so many tiles of an 8-bit cache."""
+    """`attend_chunk` over so many tiles of a cache of 8 or 4 bits."""
     length, dim_k, dim_v, rows = cache.length, cache.dim_k, cache.dim_v, queries.values.length
     slot = start % length  # a layer with a window keeps no more: its cache is a ring
     at = head * length + slot
     width = (tiles * TILE + K_BLOCK - 1) // K_BLOCK * K_BLOCK
     scores = Rows(work.scores, CHUNK * _F32, 2 * rows)
     keys = PackedWeights(
-        codes=cache.keys + at * dim_k,
-        code_step=TILE * dim_k,
+        codes=cache.keys + at * dim_k * cache.bits // 8,
+        code_step=TILE * dim_k * cache.bits // 8,
         scales=cache.key_scales + at * _F16,
         scale_step=TILE * _F16,
         zeros=cache.key_zeros + at,
@@ -179,25 +212,33 @@ def _attend_codes(program, layer, cache, head, start, tiles, queries, work, out)
         blocks=dim_k // K_BLOCK,
         shift=NO_SHIFT,
     )
-    codes = Rows(queries.codes.address, queries.codes.stride, 2 * rows)
-    quant_matmul(cache.key_kernel, keys, codes, scores, 0, tiles)
-    center = cache.centers + at // CHUNK * dim_k * _TILES * _F16
+    roundings = 2 if cache.bits == 8 else 1
+    codes = Rows(queries.codes.address, queries.codes.stride, roundings * rows)
+    call_kernel(cache.key_kernel, keys, codes, scores, 0, tiles)
+    nothing = scores.address + rows * scores.stride
+    if roundings == 1:
+        _clear(nothing, 0, CHUNK)
+    center = cache.centers + at // CHUNK * dim_k * (CHUNK // cache.span) * _F16
     probabilities = Rows(work.probabilities, CHUNK // K_BLOCK * ACT_BLOCK, rows)
     for r in range(rows):
-        row, rest = scores.address + r * scores.stride, scores.address + (rows + r) * scores.stride
+        row = scores.address + r * scores.stride
+        rest = nothing + r * scores.stride if roundings == 2 else nothing
         part = out.address + r * out.stride
         # q . center of the chunk's 16 tiles, kept for a moment where the output will be
         centers = part + PART_HEAD * _F32
         query = queries.values.address + r * queries.values.stride
-        center_scores(center, query, dim_k, centers)
+        if cache.span == TILE:
+            center_scores(center, query, dim_k, centers)
+        else:
+            center_scores_4(center, query, dim_k, centers)
         low, high = max(0, queries.first[r] - start), min(CHUNK, queries.last[r] - start)
         v_scales = cache.value_scales + at * _F32
         softmax(row, rest, centers, v_scales, layer.scale, low, high, tiles, part)
         _clear(row, tiles * TILE, width)
         quantize_row(row, probabilities.address + r * probabilities.stride, width // K_BLOCK)
     values = PackedWeights(
-        codes=cache.values + head * dim_v * length + slot * TILE,
-        code_step=TILE * length,
+        codes=cache.values + (head * dim_v * length + slot * TILE) * cache.bits // 8,
+        code_step=TILE * length * cache.bits // 8,
         scales=program.ones,
         scale_step=0,
         zeros=0,
@@ -206,7 +247,7 @@ def _attend_codes(program, layer, cache, head, start, tiles, queries, work, out)
         shift=NO_SHIFT,
     )
     output = Rows(out.address + PART_HEAD * _F32, out.stride, rows)
-    quant_matmul(cache.value_kernel, values, probabilities, output, 0, dim_v // TILE)
+    call_kernel(cache.value_kernel, values, probabilities, output, 0, dim_v // TILE)
 
 
 @compiled

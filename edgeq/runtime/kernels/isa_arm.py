@@ -21,6 +21,7 @@ class _Neon128(Isa):
     """What the two have in common: activations and scales by lane."""
 
     signed8 = True
+    float_tokens = (5, 3, 1)
 
     def rows(self, tokens: int) -> int:
         """Unpacked weights of 4 rows take 8 registers, which leaves 16 for tokens' totals."""

@@ -18,6 +18,7 @@ class _Ymm(Isa):
 
     prefetch = _AHEAD
     tokens = (1, 2)
+    float_lanes = 8
 
     def lookup(self, b: ir.IRBuilder, table: ir.Value, codes: ir.Value) -> ir.Value:
         """``vpshufb`` on each half; it looks up in each 16-byte lane."""
@@ -32,6 +33,8 @@ class Avx512Vnni(Isa):
     name = "avx512vnni"
     prefetch = _AHEAD
     tokens = (1, 2, 4, 8)
+    float_lanes = 16
+    float_tokens = (5, 3, 1)
     signed8 = False
 
     def lookup(self, b: ir.IRBuilder, table: ir.Value, codes: ir.Value) -> ir.Value:

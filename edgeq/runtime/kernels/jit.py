@@ -29,15 +29,20 @@ from edgeq.compiler.object_code import (
 )
 from edgeq.core.errors import EdgeqError
 from edgeq.formats.packing import LANE, TILE
-from edgeq.formats.schemes import QuantScheme
-from edgeq.runtime.kernels import vector_ops
+from edgeq.formats.schemes import FloatType, QuantScheme
+from edgeq.runtime.kernels import float_matmul, vector_ops
 from edgeq.runtime.kernels.abi import MATMUL_ARGS, PackedWeights
 from edgeq.runtime.kernels.dispatch import ISA, KERNEL_SOURCES
 from edgeq.runtime.kernels.microkernel import Isa, Variant, build, kernel_name
 
-KEY_SCHEME = QuantScheme(8, symmetric=False, granularity="channel", group_size=None)
-VALUE_SCHEME = QuantScheme(8, granularity="channel", group_size=None)
-"""INT8 caches of keys and values are read as if they were weights of these schemes."""
+CACHE_SCHEMES = {
+    bits: (
+        QuantScheme(bits, symmetric=False, granularity="channel", group_size=None),
+        QuantScheme(bits, granularity="channel", group_size=None),
+    )
+    for bits in (4, 8)
+}
+"""Caches of keys and values with so many bits are read as if they were weights of these schemes."""
 
 ENTRIES = {
     "program": ("edgeq_decoder",),
@@ -56,12 +61,20 @@ _addresses: dict[str, int] = {}
 
 def kernel_address(scheme: QuantScheme, isa: Isa = ISA) -> int:
     """The address of the compiled kernel for a scheme, from the disk cache if it is there."""
-    name = f"{isa.name}_{kernel_name(scheme)}"
+    name = kernel_name(scheme)
+    return _kernel(f"{isa.name}_{name}", f"edgeq_{name}", lambda: module(scheme, isa))
+
+
+def float_kernel_address(kind: FloatType, isa: Isa = ISA) -> int:
+    """The address of the compiled kernel for a float type, from the disk cache if it is there."""
+    symbol = float_matmul.kernel_symbol(kind)
+    return _kernel(f"{isa.name}_{kind}", symbol, lambda: float_matmul.module(kind, isa))
+
+
+def _kernel(name: str, symbol: str, make: Callable[[], ir.Module]) -> int:
     with _lock:
         if name not in _addresses:
-            code = _object_code(name, lambda: module(scheme, isa))
-            symbol = f"edgeq_{kernel_name(scheme)}"
-            _addresses[name] = load_code(name, code, [symbol])[symbol]
+            _addresses[name] = load_code(name, _object_code(name, make), [symbol])[symbol]
         return _addresses[name]
 
 
@@ -169,10 +182,14 @@ def module(scheme: QuantScheme, isa: Isa) -> ir.Module:
     return mod
 
 
-def assembly(scheme: QuantScheme, isa: Isa, triple: str, cpu: str) -> str:
-    """The kernel's assembly for any processor, without running it."""
+def assembly(scheme: QuantScheme | FloatType, isa: Isa, triple: str, cpu: str) -> str:
+    """The assembly of a scheme's or a float type's kernel for any processor, without running it."""
     target = CompileTarget(triple, cpu, isa.target_features)
-    return str(target.machine().emit_assembly(optimized(module(scheme, isa), target)))
+    if isinstance(scheme, QuantScheme):
+        code = module(scheme, isa)
+    else:
+        code = float_matmul.module(scheme, isa)
+    return str(target.machine().emit_assembly(optimized(code, target)))
 
 
 def _object_code(name: str, make: Callable[[], ir.Module]) -> bytes:

@@ -39,10 +39,10 @@ from edgeq.compiler.llvm_ir import (
     VOID,
     add,
     const,
-    declare,
     fma,
     load,
     pair_sums,
+    prefetch,
     splat,
     store,
 )
@@ -102,6 +102,11 @@ class Isa:
     """Whether 8-bit codes are turned to signed (code - 128) before the product."""
     target_features = ""
     """Features to compile with besides the processor's own, as LLVM's detection misses some."""
+    float_lanes = 4
+    """Float32 lanes of a register."""
+    float_tokens: tuple[int, ...] = (3, 2, 1)
+    """Row counts that the GEMM of float weights is compiled for: four sums of each fit in the
+    registers beside what is multiplied."""
     prefetch = 0
     """How many bytes ahead of a single row's weights to prefetch; 0 leaves it to the hardware."""
 
@@ -204,13 +209,6 @@ def _unpack(
     return out
 
 
-def _prefetch(b: ir.IRBuilder, address: ir.Value) -> None:
-    """Ask for the cache line at an address, which may lie past the end of the weights."""
-    pointer = I8.as_pointer()
-    fn = declare(b, "llvm.prefetch.p0", VOID, [pointer, I32, I32, I32])
-    b.call(fn, [b.inttoptr(address, pointer), *(const(n, I32) for n in (0, 3, 1))])
-
-
 def build(b: ir.IRBuilder, isa: Isa, variant: Variant) -> ir.Function:
     """Emit the micro-kernel into the builder's module (once) and return it.
 
@@ -254,7 +252,7 @@ def build(b: ir.IRBuilder, isa: Isa, variant: Variant) -> ir.Function:
         weights = [isa.lookup(b, table, codes_) for codes_ in weights]
     if variant.tokens == 1 and isa.prefetch:
         for j in range(bits):
-            _prefetch(b, add(b, at, isa.prefetch + 64 * j))
+            prefetch(b, add(b, at, isa.prefetch + 64 * j))
     halves = 2 if scheme.group_size == 16 else 1
     params = _two_level_params if scheme.two_level else _group_params
     groups = [params(b, scheme, scales, zeros, i, shift, h, rows) for h in range(halves)]

@@ -30,7 +30,8 @@ softmax = _external("edgeq_softmax")
 merge = _external("edgeq_merge")
 gate = _external("edgeq_gate")
 center_scores = _external("edgeq_center_scores")
-dot_f32, dot_f16, dot_bf16 = (_external(f"edgeq_dot_{kind}") for kind in ("f32", "f16", "bf16"))
+center_scores_4 = _external("edgeq_center_scores_4")
+dot_f16 = _external("edgeq_dot_f16")
 
 
 def _caster(element: Any) -> Any:

@@ -15,6 +15,7 @@ from edgeq.formats.schemes import K_BLOCK, SUPERBLOCK, QuantScheme
 from edgeq.formats.two_level import offsets
 from edgeq.runtime.kernels.abi import (
     FIRST_QUANT,
+    FLOAT_KINDS,
     KIND_ASYMMETRIC,
     KIND_HALF,
     KIND_MINIMUM,
@@ -47,7 +48,6 @@ from edgeq.runtime.kernels.primitives import (
     usleep,
     vector_sumsq,
 )
-from edgeq.runtime.kernels.vector_ops import FLOAT_KINDS
 
 _SPINS = 4000  # some 100 microseconds: longer than a phase of a quiet machine is uneven
 _NAP = np.uint32(20)  # microseconds
@@ -221,6 +221,21 @@ def rotate(x, cos, sin, half):
         a, b = v[i], v[i + half]
         v[i] = a * c[i] - b * s[i]
         v[i + half] = b * c[i] + a * s[i]
+
+
+@compiled
+def hadamard(x, n):
+    """n values times an orthonormal Hadamard matrix, in place; see `edgeq.runtime.activations`."""
+    v, size, half = floats(x, n), n & -n, 1
+    while half < size:
+        for first in range(0, n, 2 * half):
+            for i in range(first, first + half):
+                a, b = v[i], v[i + half]
+                v[i], v[i + half] = a + b, a - b
+        half *= 2
+    factor = _ONE / np.sqrt(np.float32(size))
+    for i in range(n):
+        v[i] *= factor
 
 
 @compiled

@@ -13,7 +13,6 @@ from edgeq.compiler.llvm_ir import (
     F16,
     F32,
     I8,
-    I16,
     I32,
     I64,
     V16F32,
@@ -31,23 +30,23 @@ from edgeq.compiler.llvm_ir import (
     take,
 )
 from edgeq.compiler.vector_math import Binary, absolute, activation, exp, floats, larger, tree
-from edgeq.formats.schemes import FLOAT_TAGS, K_BLOCK, FloatType
+from edgeq.formats.packing import TILE
+from edgeq.formats.schemes import K_BLOCK
+from edgeq.model.memory_layout import CHUNK
 from edgeq.runtime.kernels.microkernel import ACT_BLOCK, Isa
 
 _V32F32, _V32I32, _V32I8 = (ir.VectorType(t, K_BLOCK) for t in (F32, I32, I8))
-_FLOATS: dict[FloatType, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
-FLOAT_KINDS = {kind: code for code, kind in enumerate(_FLOATS)}
-"""Codes of the float types that weights may have."""
 
 SYMBOLS: dict[str, tuple[ir.Type, int]] = {
     "edgeq_quantize_row": (VOID, 3),
     "edgeq_sumsq": (F32, 2),
     "edgeq_absmax": (F32, 2),
-    **{f"edgeq_dot_{FLOAT_TAGS[kind]}": (F32, 3) for kind in _FLOATS},
+    "edgeq_dot_f16": (F32, 3),
     "edgeq_softmax": (VOID, 9),
     "edgeq_merge": (VOID, 3),
     "edgeq_gate": (VOID, 4),
     "edgeq_center_scores": (VOID, 4),
+    "edgeq_center_scores_4": (VOID, 4),
     "edgeq_read": (I64, 2),
 }
 """What the module defines: name -> (result, number of 64-bit integer arguments)."""
@@ -61,9 +60,9 @@ def module(isa: Isa) -> ir.Module:
         mod, "edgeq_sumsq", 0.0, lambda b, s, x: fma(b, x, x, s), lambda b, x, y: b.fadd(x, y)
     )
     _reduction(mod, "edgeq_absmax", 0.0, lambda b, s, x: larger(b, s, absolute(b, x)), larger)
-    for kind in _FLOATS:
-        _dot(mod, kind)
-    _center_scores(mod)
+    _dot_f16(mod)
+    _center_scores(mod, "edgeq_center_scores", 16)
+    _center_scores(mod, "edgeq_center_scores_4", 4)
     _softmax(mod)
     _merge(mod)
     _gate(mod)
@@ -121,53 +120,50 @@ def _reduction(mod: ir.Module, name: str, start: float, step: Binary, combine: B
     b.ret(b.load(total))
 
 
-def _widened(b: ir.IRBuilder, address: ir.Value, kind: FloatType, n: int) -> ir.Value:
-    """``n`` elements of a float type as float32 (a scalar for n = 1)."""
-
-    def ty(element: ir.Type) -> ir.Type:
-        return element if n == 1 else ir.VectorType(element, n)
-
-    if kind == "float32":
-        return load(b, address, ty(F32), 4)
-    if kind == "float16":
-        return b.fpext(load(b, address, ty(F16), 2), ty(F32))
-    wide = b.zext(load(b, address, ty(I16), 2), ty(I32))
-    return b.bitcast(b.shl(wide, const(16, ty(I32))), ty(F32))
+def _halves(b: ir.IRBuilder, address: ir.Value, wide: ir.Type) -> ir.Value:
+    """One float16 or a vector of them as float32."""
+    short = ir.VectorType(F16, wide.count) if isinstance(wide, ir.VectorType) else F16
+    return b.fpext(load(b, address, short, 2), wide)
 
 
-def _dot(mod: ir.Module, kind: FloatType) -> None:
-    """Dot product of a row of weights (F32, F16 or BF16) with float32 activations."""
-    fn, b = _define(mod, f"edgeq_dot_{FLOAT_TAGS[kind]}")
-    weights, x, n = fn.args
-    zero, size, width = ir.Constant(V16F32, [0.0] * 16), const(_FLOATS[kind]), 64
+def _dot_f16(mod: ir.Module) -> None:
+    """Dot product of a row of float16 with one of float32."""
+    fn, b = _define(mod, "edgeq_dot_f16")
+    row, x, n = fn.args
+    zero, width = ir.Constant(V16F32, [0.0] * 16), 64
     lanes = [local(b, zero) for _ in range(width // 16)]
     whole = b.and_(n, const(-width))
     with loop(b, const(0), whole, width) as i:
         for q, lane in enumerate(lanes):
             at = b.add(i, const(16 * q))
-            w = _widened(b, b.add(weights, b.mul(at, size)), kind, 16)
+            w = _halves(b, b.add(row, b.shl(at, const(1))), V16F32)
             v = load(b, b.add(x, b.shl(at, const(2))), V16F32, 4)
             b.store(fma(b, w, v, b.load(lane)), lane)
     a, c, d, e = (b.load(lane) for lane in lanes)
     joined = tree(b, b.fadd(b.fadd(a, c), b.fadd(d, e)), lambda b, p, q: b.fadd(p, q))
     total = local(b, joined)
     with loop(b, whole, n, 1) as i:
-        w = _widened(b, b.add(weights, b.mul(i, size)), kind, 1)
+        w = _halves(b, b.add(row, b.shl(i, const(1))), F32)
         v = load(b, b.add(x, b.shl(i, const(2))), F32, 4)
         b.store(b.fadd(b.load(total), b.fmul(w, v)), total)
     b.ret(b.load(total))
 
 
-def _center_scores(mod: ir.Module) -> None:
-    """Products of a float32 query with 16 float16 centers stored as [n][16]; 16 floats out."""
-    fn, b = _define(mod, "edgeq_center_scores")
+def _center_scores(mod: ir.Module, name: str, count: int) -> None:
+    """Products of a float32 query with ``count`` float16 centers stored as [n][count].
+
+    16 floats out, one for each tile of a chunk: a center of several tiles repeats its product.
+    """
+    fn, b = _define(mod, name)
     centers, q, n, out = fn.args
-    lanes = local(b, ir.Constant(V16F32, [0.0] * 16))
+    kind = ir.VectorType(F32, count)
+    lanes = local(b, ir.Constant(kind, [0.0] * count))
     with loop(b, const(0), n, 1) as i:
-        row = _widened(b, b.add(centers, b.shl(i, const(5))), "float16", 16)
-        x = splat(b, load(b, b.add(q, b.shl(i, const(2))), F32, 4), V16F32)
+        row = _halves(b, b.add(centers, b.mul(i, const(2 * count))), kind)
+        x = splat(b, load(b, b.add(q, b.shl(i, const(2))), F32, 4), kind)
         b.store(fma(b, row, x, b.load(lanes)), lanes)
-    store(b, b.load(lanes), out, 4)
+    tiles = CHUNK // TILE
+    store(b, take(b, b.load(lanes), [tile * count // tiles for tile in range(tiles)]), out, 4)
     b.ret_void()
 
 

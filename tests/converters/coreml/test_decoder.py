@@ -19,7 +19,7 @@ from edgeq.converters.coreml.decoder import CoreMLDecoderTarget
 from edgeq.converters.coreml.exec.blob import Reader
 from edgeq.converters.coreml.exec.machine import Machine
 from edgeq.converters.coreml.run import DecoderPackage
-from edgeq.converters.validate.bisect import first_divergence
+from edgeq.converters.validate.bisect import first_divergence, traced_passes
 from edgeq.converters.validate.integers import compare_integers
 from edgeq.core.errors import (
     EdgeqError,
@@ -29,6 +29,7 @@ from edgeq.core.errors import (
     UsageError,
 )
 from edgeq.core.memory import peak_rss_bytes, reset_peak_rss
+from edgeq.formats.spill import Spill
 from edgeq.formats.tensor import QuantTensor
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
@@ -88,9 +89,10 @@ def test_64_greedy_tokens_are_the_references(
 @pytest.mark.parametrize("name", ["demo", "stories260K"])
 def test_real_models_pass_validation(name: str, tmp_path: Path) -> None:
     """Their own words, prefill and decoding; every integer; 64 greedy tokens."""
+    from edgeq import quantize
     from edgeq.converters.convert import convert
     from edgeq.importers import load
-    from edgeq.quant import Recipe, quantize
+    from edgeq.quant import Recipe
 
     source = DEMO if name == "demo" else need("models/stories260K")
     packed = tmp_path / "model.edgeq"
@@ -143,7 +145,9 @@ def test_every_step_is_right_in_every_precision(
     def trace(tokens: Any, past: Any) -> Mapping[str, Any]:
         return coreml.trace(out, tokens, past)
 
-    assert first_divergence(model, trace, PROMPT * 2, runner.precision) is None
+    with Spill() as spill:
+        passes = traced_passes(trace, PROMPT * 2, spill)
+    assert first_divergence(model, passes, runner.precision) is None
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -397,7 +401,7 @@ def test_progress_counts_every_constant(tmp_path: Path) -> None:
     assert len(said) == 2 * len(_matrices(model))  # numbers and scales
 
 
-def test_files_that_are_not_ours_or_damaged_are_told_of(tmp_path: Path) -> None:
+def test_foreign_or_damaged_files_are_refused(tmp_path: Path) -> None:
     out = written(tiny("llama", "w4-g32"), tmp_path)
     model = next(out.rglob("model.mlmodel"))
     package = DecoderPackage(out)
@@ -451,7 +455,7 @@ def test_the_smoke_test_runs_where_there_is_no_mac(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: ")
 
 
-def test_the_memory_of_writing_is_told_beforehand(tmp_path: Path) -> None:
+def test_the_memory_of_writing_is_predicted(tmp_path: Path) -> None:
     model = tiny("llama", "w4-g32")
     small = coreml.memory(model, Options(prefill=(4,)))
     assert coreml.memory(model, Options(prefill=(4, 8))) > small

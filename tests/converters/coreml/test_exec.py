@@ -588,7 +588,7 @@ def test_coremltools_reads_our_weight_file_and_we_its(count: int, tmp_path: Path
     assert [b[1] for b in mine.blobs()] == list(KINDS)
 
 
-def test_a_damaged_weight_file_is_told_of(tmp_path: Path) -> None:
+def test_a_damaged_weight_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "weight.bin"
     writer = Writer(path)
     at = writer.begin("int8", 100)
@@ -917,7 +917,7 @@ def test_what_cannot_be_executed_is_named(tmp_path: Path) -> None:
         coreml_exec.execute(path, {"x": rand(3)})
 
 
-def test_wrong_inputs_are_told_of(tmp_path: Path) -> None:
+def test_wrong_inputs_are_refused(tmp_path: Path) -> None:
     path = package(tmp_path, lambda x: mb.exp(x=x), {"x": rand(3)})
     with pytest.raises(UsageError, match="unknown input 'y'"):
         coreml_exec.execute(path, {"y": rand(3)})
@@ -929,7 +929,7 @@ def test_wrong_inputs_are_told_of(tmp_path: Path) -> None:
         coreml_exec.execute(path, {"x": rand(3)}, function="decode")
 
 
-def test_damaged_files_are_told_of(tmp_path: Path) -> None:
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
     path = package(tmp_path, lambda x: mb.add(x=x, y=rand(400)), {"x": rand(400)})
     weights = next(path.rglob("weight.bin"))
     weights.write_bytes(weights.read_bytes()[:-8])

@@ -340,7 +340,7 @@ def test_what_cannot_be_is_refused_by_operator_and_node(name: str, tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
-def test_all_that_cannot_be_is_told_at_once() -> None:
+def test_all_unsupported_operators_are_listed_at_once() -> None:
     nodes = tuple(
         Node(op, f"node {op}", (before,), (after,))
         for op, before, after in (("Sigmoyd", "x", "y"), ("Relu", "y", "z"), ("Nicate", "z", "u"))

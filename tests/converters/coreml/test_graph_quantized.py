@@ -15,7 +15,7 @@ from edgeq.converters.coreml.exec import describe
 from edgeq.converters.coreml.exec.blob import Reader
 from edgeq.converters.coreml.exec.load import MilTensor, functions, open_file
 from edgeq.converters.coreml.graph import CoreMLGraphTarget
-from edgeq.converters.coreml.graph_run import file_arena_bytes
+from edgeq.converters.coreml.graph_run import GraphPackage
 from edgeq.core.errors import FormatError, UnsupportedError, UsageError
 from edgeq.formats.qparams import QuantParams
 from edgeq.graph.execute import Session
@@ -423,7 +423,7 @@ def test_the_arena_counts_what_is_alive_in_the_type_it_has(tmp_path: Path) -> No
     floats = replace(graph, quants={})
     assert coreml_lower.arena_bytes(floats, {"precision": "float32"}) == 3 * 4 * image
     assert coreml_lower.arena_bytes(floats, {"precision": "float16"}) == 3 * 2 * image
-    assert file_arena_bytes(written(graph, tmp_path)) == 3 * image
+    assert GraphPackage(written(graph, tmp_path)).about["arena"] == 3 * image
     for precision, size in (("float32", 4), ("float16", 2)):
         options = {"precision": precision}
         made = convert(floats, "coreml", tmp_path / f"{precision}.mlpackage", options)

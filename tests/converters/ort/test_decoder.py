@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edgeq import quantize
 from edgeq.converters import Options, StoredWeight
 from edgeq.converters.encoding import folded, levels, spread
 from edgeq.converters.ort.decoder import OrtDecoderTarget
@@ -28,14 +29,14 @@ from edgeq.core.errors import (
 from edgeq.evaluation.text import kl_divergence, log_softmax
 from edgeq.formats.tensor import FloatTensor, QuantTensor, float32_to_bf16
 from edgeq.importers import load
+from edgeq.importers.shapes import random_model as random_shape
+from edgeq.importers.shapes import shape
 from edgeq.model.artifact import load as load_artifact
 from edgeq.model.artifact import save
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
-from edgeq.model.shapes import random_model as random_shape
-from edgeq.model.shapes import shape
 from edgeq.model.trace import TracedReference
-from edgeq.quant import Recipe, quantize
+from edgeq.quant import Recipe
 from tests.conftest import need
 from tests.families import FAMILIES, quantized, random_model, tiny_config
 from tests.greedy import assert_reference_choices

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgeq import quantize
 from edgeq.converters import Options
 from edgeq.converters.ort import genai as genai_module
 from edgeq.converters.ort.decoder import OrtDecoderTarget
@@ -23,7 +24,7 @@ from edgeq.importers.huggingface.families import FAMILIES as KNOWN
 from edgeq.model.artifact import load as load_artifact
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
-from edgeq.quant import Recipe, quantize
+from edgeq.quant import Recipe
 from tests.conftest import need
 from tests.families import FAMILIES, quantized, random_model, tiny_config
 from tests.greedy import NEAR, assert_reference_choices
@@ -270,7 +271,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         genai.check(tiny(), Options())
 
 
-def test_a_damaged_folder_is_told_of(tmp_path: Path) -> None:
+def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="cannot be read"):
         genai.open_runner(tmp_path)
     out = made(tiny(), tmp_path / "out")

@@ -92,7 +92,7 @@ def test_weights_only_means_float_activations_in_litert(
     runner.close()
 
 
-def test_rounding_as_it_runs_is_a_price_that_is_told(tmp_path: Path) -> None:
+def test_the_cost_of_rounding_at_run_time_is_reported(tmp_path: Path) -> None:
     pytest.importorskip("ai_edge_litert")
     graph = cnn()
     made = quantize_graph(graph, Recipe.named("w8-dynamic", "graph")).graph

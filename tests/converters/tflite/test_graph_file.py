@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgeq.converters.tflite.graph import LiteRTGraphTarget
-from edgeq.converters.tflite.graph_run import file_arena_bytes
+from edgeq.converters.tflite.graph_run import METADATA, arena_bytes
 from edgeq.converters.tflite.lower.axis_order import (
     AxisWindow,
     after_reduction,
@@ -27,6 +27,7 @@ from edgeq.converters.tflite.lower.axis_order import (
     reshaped,
 )
 from edgeq.converters.tflite.read import read
+from edgeq.converters.tflite.read import read as read_file
 from edgeq.core.errors import FormatError, UnsupportedError, UsageError
 from edgeq.graph.ir import Graph, Info, Node, QuantWeight
 from edgeq.graph.tflite.schema import schema
@@ -57,6 +58,10 @@ TWO = {"bert": 8, "bert_modern": 8, "bert_tanh": 8, "vit": 4, "pools": 6, "pixel
 
 
 @pytest.mark.parametrize("name", graph_zoo.MODELS)
+def arena_of(path: Path) -> int:
+    return arena_bytes(read_file(path, entry=METADATA).model)
+
+
 def test_zoo_in_float(name: str, tmp_path: Path) -> None:
     graph = graph_zoo.canonical(name, tmp_path)
     if name in REFUSED:
@@ -297,12 +302,12 @@ def test_arena(tmp_path: Path) -> None:
     source = made(chain)
     lowered(source, tmp_path / "m.tflite", feeds(source))
     one = 8 * 32 * 32 * 4
-    assert file_arena_bytes(tmp_path / "m.tflite") == lower.arena_bytes(source, {}) == 3 * one
+    assert arena_of(tmp_path / "m.tflite") == lower.arena_bytes(source, {}) == 3 * one
     # the float input and output, and the last rounded value
     graph = quantized(source, feeds(source))
     assert lower.arena_bytes(graph, {}) == 2 * one + one // 4
     lower.write(graph, tmp_path / "i.tflite", {"io": "int8"})
-    assert file_arena_bytes(tmp_path / "i.tflite") == 3 * one // 4
+    assert arena_of(tmp_path / "i.tflite") == 3 * one // 4
 
 
 def test_arena_is_near_the_interpreters(tmp_path: Path) -> None:
@@ -330,7 +335,7 @@ def test_arena_is_near_the_interpreters(tmp_path: Path) -> None:
             places.append((start, start + view.nbytes))
             del view
     span = max(b for _, b in places) - min(a for a, _ in places)
-    assert 0.9 < file_arena_bytes(path) / span <= 1.0
+    assert 0.9 < arena_of(path) / span <= 1.0
 
 
 # --- orders of axes ---

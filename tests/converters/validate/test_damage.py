@@ -230,7 +230,9 @@ def test_the_scales_of_an_int8_cache_are_checked(tmp_path: Path) -> None:
         validate(path, MODEL, "ort", threads=1, steps=2)
 
 
-def test_a_file_that_is_not_the_certificates_is_told_of(made: Any, tmp_path: Path) -> None:
+def test_a_file_that_the_certificate_does_not_describe_is_reported(
+    made: Any, tmp_path: Path
+) -> None:
     path = copied(made("gguf", MODEL), tmp_path)
     place = certificate_path(path, folder=False)
     entry = {"nbytes": path.stat().st_size, "sha256": file_sha256(path)}

@@ -224,7 +224,7 @@ def test_near_zero_outputs_and_places_of_the_largest_are_judged_by_what_errors_c
 
 
 @pytest.mark.parametrize("step", [np.float32(1e4), np.float32(1e-10)])
-def test_what_float16_does_not_hold_is_told_once(step: np.float32, tmp_path: Path) -> None:
+def test_what_float16_does_not_hold_is_reported_once(step: np.float32, tmp_path: Path) -> None:
     """Values past its largest number, and a small one that keeps a logarithm finite."""
     pytest.importorskip("coremltools")
     m = Made(0, x=Info((1, 8)))

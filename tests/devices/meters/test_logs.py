@@ -241,8 +241,6 @@ def test_tegrastats_log(tmp_path: Path) -> None:
     assert "not a line of tegrastats" in found.problems[0]
     assert heat.values["tj"].tolist() == [54.5] * 31
     assert clock.values["cpu2"][0] == 1.42e9
-    hour_ahead = tegrastats.read(path, utc_offset_s=3600)[0]
-    assert power.t_ns[0] - hour_ahead.t_ns[0] == 3_600_000_000_000
 
 
 def test_tegrastats_faster_than_its_stamps(tmp_path: Path) -> None:
@@ -376,7 +374,7 @@ def test_eembc_trace(tmp_path: Path) -> None:
     ]
     for window in trace.windows:
         found = trace.energy(window, idle=TimeWindow("idle", 0, 2_000_000_000))
-        assert found.gross_joules == pytest.approx(0.08, rel=1e-6)
+        assert trace.energy(window).joules == pytest.approx(0.08, rel=1e-6)
         assert found.joules == pytest.approx(0.06, rel=1e-6)
     assert read_log(tmp_path / "trace1-energy.bin")[0].windows == trace.windows
 
@@ -395,7 +393,7 @@ def test_eembc_trace_gives_the_published_joules() -> None:
         assert sum(x or 0 for x in found) == pytest.approx(sum(published), rel=0.001)
 
 
-def test_eembc_few_bad_samples_are_told_and_many_refused(tmp_path: Path) -> None:
+def test_eembc_few_bad_samples_are_reported_and_many_refused(tmp_path: Path) -> None:
     each = np.full(1000, 40.0)
     each[100:103] = [np.nan, -5, np.inf]
     trace = traces.read_eembc(eembc(tmp_path / "trace1-energy.bin", each))

@@ -82,7 +82,7 @@ def test_rapl_counts_packages_and_memory_once(tmp_path: Path) -> None:
     assert str(tmp_path / "sys/class/powercap") in meter.provenance
 
 
-def test_rapl_zone_that_vanishes_is_told_and_the_others_read_on(tmp_path: Path) -> None:
+def test_rapl_zone_that_vanishes_is_reported_and_the_others_are_read(tmp_path: Path) -> None:
     meter = one(probe(rapl(tmp_path)), "rapl")
     (tmp_path / f"{RAPL}:1/energy_uj").unlink()
     sample = meter.read()

@@ -65,7 +65,7 @@ def test_a_second_battery_that_cannot_be_counted_leaves_no_number(
     assert words in why(probe(tmp_path), "battery/BAT0+BAT1")
 
 
-def test_a_battery_that_was_taken_out_is_told_and_the_other_is_read(tmp_path: Path) -> None:
+def test_a_removed_battery_is_reported_and_the_other_is_read(tmp_path: Path) -> None:
     battery(tmp_path, "BAT0", power_now=10_000_000)
     battery(tmp_path, "BAT1", present=0)
     found = probe(tmp_path)

@@ -177,7 +177,7 @@ def test_a_model_of_float16_is_taken_as_float32(tmp_path: Path) -> None:
     np.testing.assert_allclose(Session(got)(given)["y"], want, atol=0.05)
 
 
-def test_open_batch_becomes_one_and_is_told(tmp_path: Path) -> None:
+def test_open_batch_becomes_one_and_is_recorded(tmp_path: Path) -> None:
     path = save("mobilenet_v2", tmp_path)
     graph = read_onnx(path)
     assert graph.values["x"].shape == (1, 3, 32, 32)

@@ -199,7 +199,7 @@ def test_any_grid_is_read_back_and_rounds(
     np.testing.assert_allclose(run["y"], np.tanh(run["x"]), atol=1e-6)
 
 
-def test_palettes_are_told_in_the_metadata(tmp_path: Path) -> None:
+def test_palettes_are_in_the_metadata(tmp_path: Path) -> None:
     palette = np.array([-128, -60, 0, 3, 127], np.int8)
     levels = np.random.default_rng(0).choice(palette, (4, 8))
     weight = QuantWeight(levels, np.ones(4, np.float32), 4, 0, None, palette)

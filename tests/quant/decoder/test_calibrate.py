@@ -147,7 +147,7 @@ def test_progress_goes_from_nothing_to_all() -> None:
     assert {total for *_, total in told} == {13}
 
 
-def test_activations_that_overflow_are_told_where() -> None:
+def test_activations_that_overflow_are_located() -> None:
     model = small()
     name = "model.layers.1.mlp.up_proj.weight"
     tensors = {**model.tensors, name: FloatTensor("float32", model.tensors[name].numpy() * 1e38)}

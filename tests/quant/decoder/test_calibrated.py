@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgeq import quantize
 from edgeq.core.errors import DoesNotFitError, FormatError, SchemeError, UsageError
 from edgeq.core.memory import rss_bytes
 from edgeq.formats.schemes import QuantScheme
@@ -20,10 +21,11 @@ from edgeq.importers import load as load_any
 from edgeq.model.artifact import load
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
-from edgeq.quant import Recipe, Rule, quantize, quantize_tensor
+from edgeq.quant import Recipe, Rule, quantize_tensor
 from edgeq.quant.decoder.budget import replay_bytes
 from edgeq.quant.decoder.calibrate import CalibrationText, calibrate, cut_windows
 from edgeq.quant.decoder.quality_report import HeldOut
+from edgeq.quant.decoder.quantize import quantize_model
 from edgeq.quant.decoder.replay import Replay
 from edgeq.quant.decoder.sensitivity import measure_sensitivity
 from edgeq.quant.rounders.gptq import Hessian
@@ -154,7 +156,7 @@ def test_statistics_are_enough_for_importance(tmp_path: Path) -> None:
 
 
 def test_static_ranges_are_kept_and_measured_with(tmp_path: Path) -> None:
-    from edgeq.quant.decoder.static import StaticActivations, linear_of
+    from edgeq.quant.decoder.static import StaticActivations
 
     source, windows = random_model(tiny_config("llama")), text()
     card = HeldOut("other", text(seed=2))
@@ -169,7 +171,7 @@ def test_static_ranges_are_kept_and_measured_with(tmp_path: Path) -> None:
     want = calibrate(source, windows, observer="mse").inputs[DOWN]
     assert static.ranges[DOWN] == (want.low, want.high)
     # what the card says is what the artifact does
-    reference = Reference(got, linear=linear_of(got))
+    reference = Reference(got, linear=static.linear())
     window = card.cut.windows[0]
     first = HeldOut("other", replace(card.cut, windows=card.cut.windows[:1]))
     again = quantize(source, out, recipe, calibration=windows, card=first).quality.evaluation
@@ -212,15 +214,15 @@ def test_dynamic_activations_are_measured_with(tmp_path: Path) -> None:
 def test_without_a_text_it_is_asked_for(preset: str, what: str, tmp_path: Path) -> None:
     source = random_model(tiny_config("llama"))
     with pytest.raises(UsageError, match=f"{what} needs a calibration text; .*--calib TEXT"):
-        quantize(source, tmp_path / "m.edgeq", Recipe.from_options(preset))
+        quantize_model(source, tmp_path / "m.edgeq", Recipe.from_options(preset))
     assert not list(tmp_path.iterdir())
 
 
 def test_statistics_are_not_enough_for_gptq(tmp_path: Path) -> None:
     source = random_model(tiny_config("llama"))
     with pytest.raises(UsageError, match="gptq needs a calibration text itself"):
-        quantize(source, tmp_path / "m.edgeq", Recipe.from_options("w4-g32-gptq"),
-                 stats=calibrate(source, text()))  # fmt: skip
+        quantize_model(source, tmp_path / "m.edgeq", Recipe.from_options("w4-g32-gptq"),
+                       stats=calibrate(source, text()))  # fmt: skip
 
 
 def broken(name: str, value: float) -> Model:
@@ -357,9 +359,11 @@ LIMITED = """
 import json, sys
 import numpy as np
 from edgeq.importers import load
-from edgeq.quant import Recipe, quantize
+from edgeq import quantize
+from edgeq.quant import Recipe
 from edgeq.quant.decoder.calibrate import cut_windows
 from edgeq.quant.decoder.quality_report import HeldOut
+from edgeq.quant.decoder.quantize import quantize_model
 
 source, out = sys.argv[1:]
 vocab = load(source).config.vocab

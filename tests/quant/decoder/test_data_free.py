@@ -14,6 +14,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from edgeq import quantize
 from edgeq.core.errors import DoesNotFitError, FormatError, SchemeError, UsageError
 from edgeq.formats.schemes import QuantScheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor, bf16_to_float32
@@ -21,7 +22,7 @@ from edgeq.importers import load as load_any
 from edgeq.model.artifact import load, save
 from edgeq.model.model import Model
 from edgeq.model.origin import Origin
-from edgeq.quant import METHODS, Recipe, quantize, quantize_tensor
+from edgeq.quant import METHODS, Recipe, quantize_tensor
 from edgeq.quant.decoder.budget import CHUNK_WEIGHTS, make_budget
 from edgeq.quant.rounders.rounding import METHOD_INPUTS, sqnr_db
 from tests.conftest import need
@@ -112,7 +113,9 @@ def test_pieces_and_threads_do_not_change_the_file(
 
 def test_provenance_and_progress(checkpoint: Path, tmp_path: Path) -> None:
     calls: list[tuple[str, int, int]] = []
-    summary = quantize(checkpoint, tmp_path / "m.edgeq", progress=lambda *call: calls.append(call))
+    summary = quantize(
+        checkpoint, tmp_path / "m.edgeq", progress=lambda *call: calls.append(call), fast=True
+    )
     got = load(tmp_path / "m.edgeq")
     assert got.provenance["source"] == "stories"
     assert got.provenance["source_sha256"] == summary.source_sha256 == Origin(checkpoint).sha256
@@ -125,10 +128,10 @@ def test_provenance_and_progress(checkpoint: Path, tmp_path: Path) -> None:
     assert summary.file_bytes == (tmp_path / "m.edgeq").stat().st_size
     assert summary.source_bytes == 2 * weights
     opened = load_any(checkpoint)
-    quantize(opened, tmp_path / "opened.edgeq")
+    quantize(opened, tmp_path / "opened.edgeq", fast=True)
     assert (tmp_path / "opened.edgeq").read_bytes() == (tmp_path / "m.edgeq").read_bytes()
     changed = replace(opened, tensors=dict(opened.tensors))
-    assert quantize(changed, tmp_path / "changed.edgeq").source_sha256 is None
+    assert quantize(changed, tmp_path / "changed.edgeq", fast=True).source_sha256 is None
     assert summary.threads >= 1
     # half-byte codes and a scale of two bytes for 32; the 8-bit embedding is more than half
     assert 5 < summary.bpw < 8
@@ -148,7 +151,7 @@ def test_norms_of_a_checkpoint_stay_as_they_are(checkpoint: Path, tmp_path: Path
 def test_a_tied_head_is_stored_once(tmp_path: Path) -> None:
     model = random_model(tiny_config("llama"))
     doubled = {**model.tensors, "lm_head.weight": model.tensors["model.embed_tokens.weight"]}
-    quantize(replace(model, tensors=doubled), tmp_path / "m.edgeq")
+    quantize(replace(model, tensors=doubled), tmp_path / "m.edgeq", fast=True)
     assert "lm_head.weight" not in load(tmp_path / "m.edgeq").tensors
 
 
@@ -209,17 +212,17 @@ def test_bad_arguments(tmp_path: Path) -> None:
 
 
 def test_a_quantized_source_is_refused(tmp_path: Path) -> None:
-    quantize(random_model(tiny_config("llama")), tmp_path / "m.edgeq")
+    quantize(random_model(tiny_config("llama")), tmp_path / "m.edgeq", fast=True)
     with pytest.raises(UsageError, match=r"already quantized .*second rounding error"):
-        quantize(tmp_path / "m.edgeq", tmp_path / "n.edgeq")
+        quantize(tmp_path / "m.edgeq", tmp_path / "n.edgeq", fast=True)
     assert not (tmp_path / "n.edgeq").exists()
 
 
 def test_a_float_artifact_may_be_a_source(tmp_path: Path) -> None:
     model = random_model(tiny_config("llama"))
     save(model, tmp_path / "float.edgeq")
-    quantize(tmp_path / "float.edgeq", tmp_path / "a.edgeq")
-    quantize(model, tmp_path / "b.edgeq")
+    quantize(tmp_path / "float.edgeq", tmp_path / "a.edgeq", fast=True)
+    quantize(model, tmp_path / "b.edgeq", fast=True)
     got, want = load(tmp_path / "a.edgeq"), load(tmp_path / "b.edgeq")
     name = "model.layers.0.mlp.up_proj.weight"
     assert np.array_equal(tensor_of(got, name).packed, tensor_of(want, name).packed)
@@ -247,8 +250,8 @@ def test_budgets() -> None:
 
 LIMITED = """
 import json, sys
-from edgeq.quant import quantize
-summary = quantize(sys.argv[1], sys.argv[2], max_ram=int(sys.argv[3]), threads=2)
+from edgeq import quantize
+summary = quantize(sys.argv[1], sys.argv[2], max_ram=int(sys.argv[3]), threads=2, fast=True)
 print(json.dumps([summary.peak_rss_bytes, summary.threads]))
 """
 
@@ -265,7 +268,7 @@ def run_limited(source: Path, out: Path, max_ram: int) -> tuple[int, int]:
 def test_max_ram_holds(checkpoint: Path, tmp_path: Path) -> None:
     if not Path("/proc/self/status").exists():
         pytest.skip("resident memory cannot be read here")
-    quantize(checkpoint, tmp_path / "free.edgeq")
+    quantize(checkpoint, tmp_path / "free.edgeq", fast=True)
     peak, _ = run_limited(checkpoint, tmp_path / "tight.edgeq", 140_000_000)
     assert peak <= 140_000_000
     assert (tmp_path / "tight.edgeq").read_bytes() == (tmp_path / "free.edgeq").read_bytes()
@@ -297,7 +300,7 @@ def test_the_checkpoint_maker(checkpoint: Path) -> None:
 @pytest.mark.parametrize("shape", ["qwen2.5-0.5b", "llama-3.2-1b", "qwen3-0.6b", "mistral-7b"])
 def test_the_checkpoint_maker_writes_configs_the_importer_reads(shape: str, tmp_path: Path) -> None:
     from edgeq.importers.huggingface.config import read_config
-    from edgeq.model.shapes import SHAPES
+    from edgeq.importers.shapes import SHAPES
 
     (tmp_path / "config.json").write_text(json.dumps(maker().hf_config(SHAPES[shape])))
     assert read_config(tmp_path).model == SHAPES[shape]

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from edgeq import quantize
 from edgeq.evaluation.text import Evaluation, perplexity
 from edgeq.importers import load
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
-from edgeq.quant import quantize
 from edgeq.quant.recipe import Recipe
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.tokenizer import Tokenizer

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgeq import quantize
 from edgeq.formats.schemes import FloatScheme, QuantScheme
 from edgeq.formats.tensor import FloatTensor
 from edgeq.importers import load
 from edgeq.model.artifact import load as load_artifact
 from edgeq.model.model import Model
-from edgeq.quant import Recipe, quantize
+from edgeq.quant import Recipe
 from edgeq.quant.decoder import quality_report, sensitivity
 from edgeq.quant.decoder.calibrate import CalibrationText, cut_windows
 from edgeq.quant.decoder.losses import EMBEDDING, EVERY, mean_divergence

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgeq import quantize
 from edgeq.core.errors import FormatError, UsageError
 from edgeq.evaluation import text as evaluate
 from edgeq.formats.tensor import FloatTensor
@@ -17,7 +18,7 @@ from edgeq.model.artifact import load
 from edgeq.model.decoder import layer
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
-from edgeq.quant import Recipe, quantize
+from edgeq.quant import Recipe
 from edgeq.quant.decoder.calibrate import cut_windows
 from edgeq.quant.decoder.model_card import model_card
 from edgeq.quant.decoder.quality_report import (
@@ -145,10 +146,10 @@ def test_the_artifact_carries_its_card(tmp_path: Path) -> None:
 
 def test_a_reason_instead_of_a_card(tmp_path: Path) -> None:
     base = random_model(tiny_config("llama"))
-    quantize(base, tmp_path / "m.edgeq")
+    quantize(base, tmp_path / "m.edgeq", fast=True)
     held = load(tmp_path / "m.edgeq").provenance["quality"]
     assert held == {"not_measured": "no text was given to measure on"}
-    quantize(base, tmp_path / "m.edgeq", card="no tokenizer, " + "so " * 500)
+    quantize(base, tmp_path / "m.edgeq", card="no tokenizer, " + "so " * 500, fast=True)
     held = load(tmp_path / "m.edgeq").provenance["quality"]
     assert held["not_measured"].startswith("no tokenizer, so so")
 
@@ -163,10 +164,10 @@ def test_no_card_where_memory_does_not_allow_it(tmp_path: Path) -> None:
     if rss is None:
         pytest.skip("resident memory cannot be read here")
     limit = rss + max(need // 2, 120 << 20)
-    summary = quantize(base, tmp_path / "m.edgeq", card=text, max_ram=limit)
+    summary = quantize(base, tmp_path / "m.edgeq", card=text, max_ram=limit, fast=True)
     assert summary.quality.evaluation is None
     assert "MB were allowed (--max-ram)" in str(summary.quality.reason)
-    summary = quantize(base, tmp_path / "m.edgeq", card=text, max_ram=rss + 2 * need)
+    summary = quantize(base, tmp_path / "m.edgeq", card=text, max_ram=rss + 2 * need, fast=True)
     assert summary.quality.evaluation is not None
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from edgeq import quantize
 from edgeq.formats.safetensors_file import SafetensorsFile
-from edgeq.quant import quantize
 from edgeq.quant.decoder.reproducible import difference
 from tests.families import random_model, tiny_config
 

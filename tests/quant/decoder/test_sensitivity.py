@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgeq import quantize
 from edgeq.cli import main
 from edgeq.core.errors import FormatError, UsageError
 from edgeq.devices.model_header import facts
@@ -16,11 +17,12 @@ from edgeq.devices.planner import budget_bytes, plan
 from edgeq.devices.profile import find
 from edgeq.evaluation.text import kl_divergence, log_softmax
 from edgeq.formats.schemes import FloatScheme, QuantScheme, parse_scheme
+from edgeq.formats.spill import Spill
 from edgeq.formats.tensor import FloatTensor
 from edgeq.model.artifact import load as load_artifact
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
-from edgeq.quant import Recipe, quantize
+from edgeq.quant import Recipe
 from edgeq.quant.decoder import bit_search
 from edgeq.quant.decoder.allocate import allocate
 from edgeq.quant.decoder.calibrate import CalibrationText, model_sha256
@@ -28,7 +30,6 @@ from edgeq.quant.decoder.losses import EMBEDDING, EVERY, candidates
 from edgeq.quant.decoder.replay import Replay
 from edgeq.quant.decoder.round_model import rounded_model
 from edgeq.quant.decoder.sensitivity import Sensitivity, measure_sensitivity
-from edgeq.quant.decoder.spill import Spill
 from edgeq.quant.rounders.hessian import Hessian, weighted_error
 from edgeq.quant.rounders.rounding import quantize_tensor
 from tests.families import quantized, random_model, tiny_config
@@ -104,7 +105,7 @@ def test_losses_are_those_of_the_method_and_of_palettes_apart() -> None:
     assert found.losses[EMBEDDING]["w4-g32"] == pytest.approx(want, rel=2e-3, abs=1e-9)
 
 
-def test_the_error_that_gptq_leaves_is_foretold() -> None:
+def test_the_error_that_gptq_leaves_is_predicted() -> None:
     """Without carrying it out: in the same proportion for all tensors and bits, or nearly."""
     model = random_model(tiny_config("llama", hidden=96, ffn=160))
     calibration = text(windows=10)
@@ -277,7 +278,7 @@ def test_what_was_measured_is_kept_and_read_back(tmp_path: Path) -> None:
         Sensitivity.load(path)
 
 
-def test_a_file_that_is_no_text_is_told_in_a_line(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_refused_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "s.json"
     path.write_bytes(b"\xff" * 5000)
     with pytest.raises(FormatError, match=r"is not JSON.*edgeq sensitivity") as told:

@@ -23,7 +23,6 @@ from edgeq.quant.decoder.static import (
     KEY,
     StaticActivations,
     dynamic_linear,
-    linear_of,
 )
 from tests.families import dequantized, quantized, random_model, tiny_config
 from tests.paths import DEMO
@@ -135,26 +134,15 @@ def test_an_artifact_holds_its_ranges(tmp_path: Path) -> None:
     model, stats = small("mistral")
     static = StaticActivations.from_stats(stats)
     assert StaticActivations.of(model) is None
-    assert linear_of(model) is None
     path = tmp_path / "m.edgeq"
     artifact.save(replace(model, provenance={KEY: static.to_dict()}), path)
     loaded = artifact.load(path)
-    assert StaticActivations.of(loaded) == static
-    rounded = linear_of(loaded)
-    assert rounded is not None
+    restored = StaticActivations.of(loaded)
+    assert restored == static
+    assert restored is not None
     np.testing.assert_array_equal(
-        Reference(loaded, linear=rounded).forward(TOKENS[:9]),
+        Reference(loaded, linear=restored.linear()).forward(TOKENS[:9]),
         Reference(model, linear=static.linear()).forward(TOKENS[:9]),
-    )
-
-
-def test_an_artifact_made_for_dynamic_activations() -> None:
-    model, _ = small()
-    rounded = linear_of(replace(model, provenance={"recipe": {KEY: {"mode": "dynamic"}}}))
-    assert rounded is not None
-    np.testing.assert_array_equal(
-        Reference(model, linear=rounded).forward(TOKENS[:9]),
-        Reference(model, linear=dynamic_linear()).forward(TOKENS[:9]),
     )
 
 
@@ -189,7 +177,7 @@ def test_symmetric_ranges_are_refused() -> None:
         StaticActivations.of(replace(model, provenance={KEY: data}))
 
 
-def test_a_matrix_without_a_range_is_told() -> None:
+def test_a_matrix_without_a_range_is_named() -> None:
     model, _ = small()
     static = StaticActivations("minmax", {NAME: (-1.0, 1.0)})
     with pytest.raises(UsageError, match=r"no static range for the inputs of .*q_proj"):

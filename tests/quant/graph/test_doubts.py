@@ -27,7 +27,7 @@ def warnings(graph: Graph, rows: NDArray[np.float32]) -> str:
     return " | ".join(quantize_graph(graph, STATIC, samples_of(graph, feeds)).warnings)
 
 
-def test_samples_that_are_all_the_same_are_told() -> None:
+def test_samples_that_are_all_the_same_give_a_warning() -> None:
     rng = np.random.default_rng(0)
     one = rng.standard_normal((1, 3, 8, 8))
     assert "all 16 samples of the samples given are identical" in warnings(
@@ -50,7 +50,7 @@ def classifier() -> Graph:
 
 
 @pytest.mark.parametrize(("factor", "says"), [(255.0, "--scale 1/255"), (1 / 255, "--scale 1 ")])
-def test_inputs_on_another_scale_than_in_training_are_told(
+def test_inputs_on_another_scale_than_in_training_give_a_warning(
     classifier: Graph, factor: float, says: str
 ) -> None:
     first = classifier.nodes[0]

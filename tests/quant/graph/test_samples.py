@@ -62,7 +62,7 @@ def test_a_batch_takes_several_rows(tmp_path: Path) -> None:
     assert open_samples(whole, graph(x=Info((4, 3, 6, 4)))).count() == 2
 
 
-def test_channels_last_is_turned_if_said_and_told_if_not(tmp_path: Path) -> None:
+def test_channels_last_is_transposed_if_requested_and_reported_if_not(tmp_path: Path) -> None:
     path = save(tmp_path / "a.npz", x=IMAGES.transpose(0, 2, 3, 1))
     turned = open_samples(path, VISION, preprocess=Preprocess(layout="nhwc"))
     assert np.array_equal(stacked(turned), IMAGES)

@@ -51,9 +51,20 @@ def test_moments_of_a_stack_have_the_bits_of_products(k: int) -> None:
         want = out.copy()
         for part, matrix in zip(x, want, strict=True):
             products.product(part.T, part.T, matrix, accumulate=True)
-        products.add_moments(x, out)
+        products.products(x.swapaxes(1, 2), x.swapaxes(1, 2), out)
         np.testing.assert_array_equal(out, want)
-    products.add_moments(np.zeros((0, 4, k), np.float32), np.zeros((0, k, k), np.float32))
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_a_stack_is_each_product(n: int) -> None:
+    a, b = (RNG.normal(size=(5, rows, 37)).astype(np.float32) for rows in (3, n))
+    turned = np.ascontiguousarray(b.transpose(0, 2, 1)).transpose(0, 2, 1)
+    for threads in (1, 3):
+        with thread_limit(threads):
+            for other in (b, turned):
+                got = products.products(a, other)
+                for x, y, z in zip(a, b, got, strict=True):
+                    np.testing.assert_array_equal(z, products.product(x, y))
 
 
 @pytest.mark.parametrize("n", SIZES)

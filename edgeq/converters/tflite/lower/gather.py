@@ -25,11 +25,11 @@ def gather(low: TfliteLowering, node: Node, out: Out) -> Made:
     else:
         index = low.get(rows, natural(len(low.shape(rows))))
     shape = low.shape(out.name)
-    held = low.graph.constants.get(data)
-    if isinstance(held, QuantWeight):
-        return _embedded(low, data, held, index, shape), natural(len(shape))
-    if held is not None:
-        table = low.array(held)
+    constant = low.graph.constants.get(data)
+    if isinstance(constant, QuantWeight):
+        return _embedded(low, data, constant, index, shape), natural(len(shape))
+    if constant is not None:
+        table = low.array(constant)
     else:
         table = low.get(data, natural(len(low.shape(data))), out.rounded)
     value = low.op("GATHER", [table, index], shape, like=True, axis=axis, batchDims=0)

@@ -64,9 +64,9 @@ def binary(low: TfliteLowering, node: Node, out: Out) -> Made:
     value = parts[0]
     for n, part in enumerate(parts[1:], 2):
         broad = np.broadcast_shapes(value.shape, part.shape)
-        made = placed(shape, order) if n == len(parts) else broad
+        result = placed(shape, order) if n == len(parts) else broad
         kind = "bool" if dtype == "bool" else None
-        value = low.op(code, [value, part], made, dtype=kind, quant=out.quant, **settings)
+        value = low.op(code, [value, part], result, dtype=kind, quant=out.quant, **settings)
     return value, order
 
 
@@ -146,8 +146,8 @@ def prelu(low: TfliteLowering, node: Node, out: Out) -> Made:
     slope = low.operand(slopes, len(order), order, False)
     if not slope.shape:
         slope = low.reshaped(slope, (1,) * len(order))
-    made = low.op("PRELU", [x, slope])
-    return (made if out.quant is None else _quantized_to(low, made, out)), order
+    result = low.op("PRELU", [x, slope])
+    return (result if out.quant is None else _quantized_to(low, result, out)), order
 
 
 def _quantized_to(low: TfliteLowering, value: Value, out: Out) -> Value:

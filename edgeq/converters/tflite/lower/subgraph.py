@@ -82,7 +82,7 @@ class Operators:
         """Return the table of scale and zero point that marks rounded tensors."""
         if quant is None:
             return None
-        table = self.file.grid(quant.scale, quant.zero_point)
+        table = self.file.per_tensor(quant.scale, quant.zero_point)
         self._quants[id(table)] = quant
         return table
 

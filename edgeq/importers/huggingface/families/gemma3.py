@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from edgeq.core.errors import UnsupportedError
 from edgeq.importers.gguf.architecture import Architecture
-from edgeq.importers.huggingface.family import Family, Shape
+from edgeq.importers.huggingface.family import Family, Shape, sizes
 from edgeq.importers.huggingface.rope import (
     check_whole_heads,
     read_scaling,
@@ -73,6 +73,8 @@ def _read_ropes(values: Values, shape: Shape) -> tuple[RopeSpec, RopeSpec]:
     return RopeSpec(bases[0], dim, scaling), RopeSpec(bases[1], dim)
 
 
+_PUBLISHED = {"head_dim": 256, "sliding_window": 512, "eos_token_id": [1, 106]}
+
 FAMILY = Family(
     name="gemma3",
     model_types=("gemma3", "gemma3_text"),
@@ -130,4 +132,9 @@ FAMILY = Family(
         ),
     ),
     genai="gemma3_text",
+    hub_tag="gemma",
+    shapes={
+        "gemma3-270m": sizes(640, 2048, 18, 4, 1, 262144, 32768, **_PUBLISHED),
+        "gemma3-1b": sizes(1152, 6912, 26, 4, 1, 262144, 32768, **_PUBLISHED),
+    },
 )

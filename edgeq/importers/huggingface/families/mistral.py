@@ -6,7 +6,7 @@ Source: configuration_mistral.py and configuration_ministral.py of Transformers 
 from __future__ import annotations
 
 from edgeq.importers.huggingface.families import llama
-from edgeq.importers.huggingface.family import COMMON_DEFAULTS, Family, Shape
+from edgeq.importers.huggingface.family import COMMON_DEFAULTS, Family, Shape, sizes
 from edgeq.importers.huggingface.rope import read_rope
 from edgeq.importers.huggingface.values import Values
 from edgeq.importers.huggingface.windows import read_windows
@@ -43,4 +43,18 @@ FAMILY = Family(
     },
     gguf=llama.FAMILY.gguf,
     genai="mistral",
+    shapes={
+        "mistral-7b": sizes(
+            4096,
+            14336,
+            32,
+            32,
+            8,
+            32768,
+            32768,
+            rms_norm_eps=1e-5,
+            rope_theta=1e6,
+            sliding_window=None,
+        ),
+    },
 )

@@ -6,7 +6,7 @@ Source: configuration_phi3.py and modeling_phi3.py of Transformers 5.24.
 from __future__ import annotations
 
 from edgeq.importers.gguf.architecture import Architecture
-from edgeq.importers.huggingface.family import COMMON_DEFAULTS, Family, Shape
+from edgeq.importers.huggingface.family import COMMON_DEFAULTS, Family, Shape, sizes
 from edgeq.importers.huggingface.rope import read_rope
 from edgeq.importers.huggingface.values import Values
 from edgeq.importers.huggingface.windows import read_windows
@@ -56,4 +56,17 @@ FAMILY = Family(
         heads_span_hidden=True,
     ),
     genai="phi3",
+    shapes={
+        "phi3-mini": sizes(
+            3072,
+            8192,
+            32,
+            32,
+            32,
+            32064,
+            4096,
+            sliding_window=2047,
+            eos_token_id=[32000, 32001, 32007],
+        ),
+    },
 )

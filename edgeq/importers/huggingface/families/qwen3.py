@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from edgeq.importers.gguf.architecture import Architecture
 from edgeq.importers.huggingface.families import qwen2
-from edgeq.importers.huggingface.family import Family, Shape
+from edgeq.importers.huggingface.family import Family, Shape, sizes
 from edgeq.importers.huggingface.values import Values
 from edgeq.model.block import BlockSpec
 
@@ -28,4 +28,8 @@ FAMILY = Family(
     biases="attention_bias",
     gguf=Architecture(name="qwen3", qk_norm="head"),
     genai="qwen3",
+    shapes={
+        "qwen3-0.6b": sizes(1024, 3072, 28, 16, 8, 151936, 40960, **qwen2.PUBLISHED),
+        "qwen3-1.7b": sizes(2048, 6144, 28, 16, 8, 151936, 40960, **qwen2.PUBLISHED),
+    },
 )

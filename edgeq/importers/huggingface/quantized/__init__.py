@@ -41,15 +41,17 @@ def read_quantization(path: Path, raw: Mapping[str, Any]) -> Layout | None:
         FormatError: settings are damaged.
         UnsupportedError: a method edgeq does not keep, or a setting that may change the arithmetic.
     """
-    found = {key: raw[key] for key in KEYS if raw.get(key)}
-    if not found:
+    settings = {key: raw[key] for key in KEYS if raw.get(key)}
+    if not settings:
         return None
-    for key, value in found.items():
+    for key, value in settings.items():
         if not isinstance(value, dict):
             raise FormatError(f"{path}: {key} is {unread.shown(value)}; it must be an object")
-    key, value = next(iter(found.items()))
-    if any(other != value for other in found.values()):
-        raise UnsupportedError(f"{path}: {' and '.join(found)} differ; keep the one that is true")
+    key, value = next(iter(settings.items()))
+    if any(other != value for other in settings.values()):
+        raise UnsupportedError(
+            f"{path}: {' and '.join(settings)} differ; keep the one that is true"
+        )
     if "quant_method" not in value and {"bits", "group_size"} <= set(value):
         return read_mlx(Settings(f"{path}: {key}", value))
     method = value.get("quant_method")

@@ -143,16 +143,16 @@ class CompressedTensors:
             )
 
     def _group(self, module: str) -> WeightGroup:
-        found = [g for g in self.groups if any(_matches(t, module) for t in g.targets)]
-        if len(found) != 1 and len(self.groups) == 1:
-            found = list(self.groups)
-        kinds = {(g.bits, g.group_size, g.symmetric, g.packed) for g in found}
+        matching = [g for g in self.groups if any(_matches(t, module) for t in g.targets)]
+        if len(matching) != 1 and len(self.groups) == 1:
+            matching = list(self.groups)
+        kinds = {(g.bits, g.group_size, g.symmetric, g.packed) for g in matching}
         if len(kinds) != 1:
             raise UnsupportedError(
-                f"{len(found)} of the config_groups describe layer {module}, differently; edgeq "
+                f"{len(matching)} of the config_groups describe layer {module}, differently; edgeq "
                 "reads checkpoints where one does"
             )
-        return found[0]
+        return matching[0]
 
 
 def _matches(target: str, module: str) -> bool:

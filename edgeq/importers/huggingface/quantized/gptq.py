@@ -163,8 +163,8 @@ def read_gptq(settings: Settings) -> Gptq:
 
 
 def _overrides(settings: Settings) -> Mapping[str, Mapping[str, Any]]:
-    found = settings.mapping("dynamic")
-    for pattern, values in found.items():
+    overrides = settings.mapping("dynamic")
+    for pattern, values in overrides.items():
         place = f"{settings.where}: dynamic {pattern!r}"
         try:
             re.compile(pattern.removeprefix("+:").removeprefix("-:"))
@@ -183,4 +183,4 @@ def _overrides(settings: Settings) -> Mapping[str, Mapping[str, Any]]:
         own.flag("desc_act", False)
         own.ignore("mse", "damp_percent", "static_groups", "true_sequential")
         own.check_all_read()
-    return found
+    return overrides

@@ -46,13 +46,13 @@ class Mlx:
         """The matrix of a layer, or None where the layer is not quantized."""
         if parts.type_of("weight") != "U32":
             return None
-        found = self.overrides.get(parts.module, (self.bits, self.group_size))
-        if found is None:
+        settings = self.overrides.get(parts.module, (self.bits, self.group_size))
+        if settings is None:
             raise FormatError(
                 f"tensor {parts.module}.weight is quantized; the quantization in config.json says "
                 "that it is not"
             )
-        bits, group_size = found
+        bits, group_size = settings
         weight = parts.get("weight", ("U32",))
         scales, biases = parts.get("scales", FLOATS), parts.get("biases", FLOATS)
         n, words = weight.values.shape

@@ -45,15 +45,15 @@ def awq(
         schemes: what each matrix will be held in; groups that stay floating point are left alone.
         progress: called with the group, groups done, and of how many.
     """
-    found: dict[LinearGroup, NDArray[np.float64]] = {}
+    scales: dict[LinearGroup, NDArray[np.float64]] = {}
     for step in Replay(model, calibration.windows, progress=progress):
         if can_fold(step.group) and any(
             isinstance(schemes.get(name), QuantScheme) for name in step.group.linears
         ):
             s = _best(model, step, schemes)
             if s is not None:
-                found[step.group] = s
-    return folded(model, found)
+                scales[step.group] = s
+    return folded(model, scales)
 
 
 def _best(

@@ -42,7 +42,7 @@ def smoothquant(
         progress: called with the group, groups done, and of how many.
     """
     del schemes
-    found: dict[LinearGroup, NDArray[np.float64]] = {}
+    scales: dict[LinearGroup, NDArray[np.float64]] = {}
     for step in Replay(model, calibration.windows, progress=progress):
         if not can_fold(step.group):
             continue
@@ -54,5 +54,5 @@ def smoothquant(
         live = (inputs > 0) & (weights > 0)
         s = np.ones_like(inputs)
         s[live] = powers(inputs[live], ALPHA) / powers(weights[live], 1 - ALPHA)
-        found[step.group] = s
-    return folded(model, found)
+        scales[step.group] = s
+    return folded(model, scales)

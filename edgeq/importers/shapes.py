@@ -2,14 +2,13 @@
 
 Speed, size and memory depend on a model's shape and not on what it has learned, so a random
 model in the packed layout answers "how fast would it be here" in seconds.
-
-Sources: the ``config.json`` each model is published with.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,10 @@ from edgeq.formats.tensor import (
     part_nbytes,
     part_shapes,
 )
-from edgeq.model.block import BlockSpec, RopeScaling, RopeSpec
+from edgeq.importers.huggingface.config import model_config
+from edgeq.importers.huggingface.families import FAMILIES
+from edgeq.importers.huggingface.family import Family
+from edgeq.importers.huggingface.values import Values
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 
@@ -38,93 +40,14 @@ _LINE = 64
 """Bytes of a cache line."""
 
 
-def _blocks(
-    layers: int, dim: int, base: float = 10000.0, scaling: RopeScaling | None = None, **others: Any
-) -> tuple[BlockSpec, ...]:
-    """Equal layers whose whole heads of ``dim`` rotate."""
-    return (BlockSpec(rope=RopeSpec(base, dim, scaling), **others),) * layers
-
-
-def _llama3(hidden: int, ffn: int, layers: int, heads: int, dim: int, factor: float) -> ModelConfig:
-    return ModelConfig(
-        "llama", hidden, ffn, heads, 8, dim, vocab=128256, context=131072,
-        blocks=_blocks(layers, dim, 500000.0, RopeScaling("llama3", factor)),
-        tied=hidden < 4096, bos=128000, eos=(128001, 128008, 128009),
-    )  # fmt: skip
-
-
-def _smollm2(
-    hidden: int, ffn: int, layers: int, heads: int, kv_heads: int, theta: float
-) -> ModelConfig:
-    return ModelConfig(
-        "llama", hidden, ffn, heads, kv_heads, 64, vocab=49152, context=8192,
-        blocks=_blocks(layers, 64, theta), bos=1, eos=(2,),
-    )  # fmt: skip
-
-
-def _stories(hidden: int, ffn: int, layers: int, heads: int, context: int) -> ModelConfig:
-    return ModelConfig(
-        "llama", hidden, ffn, heads, heads, hidden // heads, vocab=32000, context=context,
-        blocks=_blocks(layers, hidden // heads), bos=1, eos=(2,),
-    )  # fmt: skip
-
-
-def _qwen2(hidden: int, ffn: int, layers: int, heads: int, kv_heads: int, dim: int) -> ModelConfig:
-    return ModelConfig(
-        "qwen2", hidden, ffn, heads, kv_heads, dim, vocab=151936, context=32768,
-        blocks=_blocks(layers, dim, 1e6), norm_eps=1e-6, bos=151643, eos=(151645, 151643),
-    )  # fmt: skip
-
-
-def _qwen3(hidden: int, ffn: int, layers: int, heads: int) -> ModelConfig:
-    return ModelConfig(
-        "qwen3", hidden, ffn, heads, 8, 128, vocab=151936, context=40960,
-        blocks=_blocks(layers, 128, 1e6, qk_norm="head"), norm_eps=1e-6, bos=151643,
-        eos=(151645, 151643),
-    )  # fmt: skip
-
-
-def _gemma3(hidden: int, ffn: int, layers: int) -> ModelConfig:
-    (local,) = _blocks(1, 256, 1e4, qk_norm="head", norm_after=True, window=512)
-    (whole,) = _blocks(1, 256, 1e6, qk_norm="head", norm_after=True)
-    return ModelConfig(
-        "gemma3", hidden, ffn, 4, 1, 256, vocab=262144, context=32768,
-        blocks=tuple(local if (i + 1) % 6 else whole for i in range(layers)),
-        norm_eps=1e-6, norm_offset=1.0, activation="gelu_tanh", embed_scale=math.sqrt(hidden),
-        bos=2, eos=(1, 106),
-    )  # fmt: skip
+def _config(family: Family, name: str) -> ModelConfig:
+    return model_config(family, Values(Path(name), family.shapes[name], family.defaults))
 
 
 SHAPES: dict[str, ModelConfig] = {
-    "stories15m": _stories(288, 768, 6, 6, 256),
-    "stories42m": _stories(512, 1376, 8, 8, 1024),
-    "stories110m": _stories(768, 2048, 12, 12, 1024),
-    "smollm2-135m": _smollm2(576, 1536, 30, 9, 3, 1e5),
-    "smollm2-360m": _smollm2(960, 2560, 32, 15, 5, 1e5),
-    "smollm2-1.7b": _smollm2(2048, 8192, 24, 32, 32, 130000.0),
-    "gemma3-270m": _gemma3(640, 2048, 18),
-    "gemma3-1b": _gemma3(1152, 6912, 26),
-    "qwen2.5-0.5b": _qwen2(896, 4864, 24, 14, 2, 64),
-    "qwen2.5-1.5b": _qwen2(1536, 8960, 28, 12, 2, 128),
-    "qwen3-0.6b": _qwen3(1024, 3072, 28, 16),
-    "qwen3-1.7b": _qwen3(2048, 6144, 28, 16),
-    "tinyllama-1.1b": ModelConfig(
-        "llama", 2048, 5632, 32, 4, 64, vocab=32000, context=2048, blocks=_blocks(22, 64),
-        tied=False, bos=1, eos=(2,),
-    ),
-    "llama-3.2-1b": _llama3(2048, 8192, 16, 32, 64, 32.0),
-    "llama-3.2-3b": _llama3(3072, 8192, 28, 24, 128, 32.0),
-    "llama-3.1-8b": _llama3(4096, 14336, 32, 32, 128, 8.0),
-    "mistral-7b": ModelConfig(
-        "mistral", 4096, 14336, 32, 8, 128, vocab=32768, context=32768,
-        blocks=_blocks(32, 128, 1e6), tied=False, bos=1, eos=(2,),
-    ),
-    "phi3-mini": ModelConfig(
-        "phi3", 3072, 8192, 32, 32, 96, vocab=32064, context=4096,
-        blocks=_blocks(32, 96, window=2047), tied=False, bos=1, eos=(32000, 32001, 32007),
-    ),
-}  # fmt: skip
-"""Name -> shape."""
+    name: _config(family, name) for family in FAMILIES.values() for name in family.shapes
+}
+"""Name -> shape, of the published models that the families' files list."""
 
 
 def shape(name: str) -> ModelConfig:
@@ -180,7 +103,7 @@ def random_model(
     for name, size in config.norms():
         # all norms scale by one
         tensors[name] = FloatTensor("float32", np.full(size, 1.0 - config.norm_offset, np.float32))
-    if config.family == "qwen2":
+    if FAMILIES[config.family].biases == "qkv":
         for name, size in config.biases():
             if "o_proj" not in name:
                 tensors[name] = FloatTensor("float32", rng.standard_normal(size, np.float32) / 8)

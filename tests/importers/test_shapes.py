@@ -9,8 +9,8 @@ from edgeq.core.errors import UnsupportedError
 from edgeq.formats.packing import TILE
 from edgeq.formats.schemes import QuantScheme, parse_scheme
 from edgeq.formats.tensor import FloatTensor, QuantTensor
+from edgeq.importers.shapes import SHAPES, parameters, random_model, random_tensor, shape
 from edgeq.model.reference import Reference
-from edgeq.model.shapes import SHAPES, parameters, random_model, random_tensor, shape
 from edgeq.quant import Recipe
 from tests.families import scheme_of, tiny_config
 
@@ -102,7 +102,7 @@ def test_random_models_run(family: str) -> None:
     assert (Reference(other).forward(np.array([1, 5, 7])) != logits).any()
 
 
-def test_the_recipe_is_followed_and_progress_told() -> None:
+def test_the_recipe_is_followed_and_progress_reported() -> None:
     told: list[tuple[str, int, int]] = []
     recipe = Recipe.from_options("w4-g32", tensor_types=["down_proj=f16", "gate=bf16"])
     model = random_model(
