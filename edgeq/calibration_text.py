@@ -139,7 +139,7 @@ def own_calibration(
 
 def _to_sample(model: Model, context: int) -> tuple[int, int]:
     """Tokens of each text to be sampled, and how many texts: none of a large model."""
-    from edgeq.model.shapes import parameters
+    from edgeq.importers.shapes import parameters
 
     length, weights = min(SAMPLED_LENGTH, context), parameters(model.config)
     least, most = SAMPLED_TEXTS

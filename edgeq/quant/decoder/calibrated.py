@@ -274,7 +274,7 @@ def _residual_moments(step: ReplayStep) -> Hessian:
         missed = product(x_float - x, w)
         missed += error
         square = row_products(after, after) / np.float32(after.shape[1])
-        size = np.sqrt(np.maximum(square, LEAST_SQUARE))[:, None]
+        size: NDArray[np.float32] = np.sqrt(np.maximum(square, LEAST_SQUARE))[:, None]
         hessian.add(x / size, None, missed / size)
     return hessian
 
