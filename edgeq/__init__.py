@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from edgeq.api.evaluate_graph import GraphAccuracy, evaluate_graph
     from edgeq.api.inspect import inspect
     from edgeq.api.profile import profile, report
-    from edgeq.api.quantize import quantize
+    from edgeq.api.quantize import quantize, verify_reproducible
     from edgeq.api.run import Conversation, chat, run
+    from edgeq.api.serve import serve
     from edgeq.api.sweep import sweep
     from edgeq.converters.convert import Conversion, convert
     from edgeq.converters.options import Options
@@ -74,16 +75,20 @@ if TYPE_CHECKING:
     from edgeq.quant import Recipe, Rule
     from edgeq.quant.decoder.calibrate import CalibrationStats
     from edgeq.quant.decoder.quantize import Summary
+    from edgeq.quant.decoder.repack import RepackSummary, repack
     from edgeq.quant.decoder.sensitivity import Sensitivity
     from edgeq.quant.graph.summary import GraphSummary
     from edgeq.quant.presets import PRESETS
     from edgeq.quant.summary import QuantizationSummary
     from edgeq.runtime.chat_template import render_chat
+    from edgeq.runtime.constraint import GrammarVocabulary
     from edgeq.runtime.engine import Engine
     from edgeq.runtime.generate import Chunk, generate
     from edgeq.runtime.kernels import warmup
     from edgeq.runtime.sampling import SamplingParams
     from edgeq.runtime.tokenizer import Tokenizer
+    from edgeq.serving.server import Server
+    from edgeq.serving.settings import ServerSettings
     from edgeq.sweeping import SweepResult
 
 _HOMES = {
@@ -95,9 +100,10 @@ _HOMES = {
     "edgeq.api.evaluate": ("evaluate", "perplexity"),
     "edgeq.api.evaluate_graph": ("GraphAccuracy", "evaluate_graph"),
     "edgeq.api.inspect": ("inspect",),
-    "edgeq.api.quantize": ("quantize",),
+    "edgeq.api.quantize": ("quantize", "verify_reproducible"),
     "edgeq.api.profile": ("profile", "report"),
     "edgeq.api.run": ("Conversation", "chat", "run"),
+    "edgeq.api.serve": ("serve",),
     "edgeq.api.sweep": ("sweep",),
     "edgeq.converters.convert": ("Conversion", "convert"),
     "edgeq.converters.options": ("Options",),
@@ -133,16 +139,20 @@ _HOMES = {
     "edgeq.quant": ("Recipe", "Rule"),
     "edgeq.quant.decoder.calibrate": ("CalibrationStats",),
     "edgeq.quant.decoder.quantize": ("Summary",),
+    "edgeq.quant.decoder.repack": ("RepackSummary", "repack"),
     "edgeq.quant.decoder.sensitivity": ("Sensitivity",),
     "edgeq.quant.graph.summary": ("GraphSummary",),
     "edgeq.quant.presets": ("PRESETS",),
     "edgeq.quant.summary": ("QuantizationSummary",),
     "edgeq.runtime.chat_template": ("render_chat",),
+    "edgeq.runtime.constraint": ("GrammarVocabulary",),
     "edgeq.runtime.engine": ("Engine",),
     "edgeq.runtime.generate": ("Chunk", "generate"),
     "edgeq.runtime.kernels": ("warmup",),
     "edgeq.runtime.sampling": ("SamplingParams",),
     "edgeq.runtime.tokenizer": ("Tokenizer",),
+    "edgeq.serving.server": ("Server",),
+    "edgeq.serving.settings": ("ServerSettings",),
     "edgeq.sweeping": ("SweepResult",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
@@ -165,6 +175,7 @@ __all__ = [
     "Evaluation",
     "FloatTensor",
     "FormatError",
+    "GrammarVocabulary",
     "Graph",
     "GraphAccuracy",
     "GraphSummary",
@@ -180,12 +191,15 @@ __all__ = [
     "QuantizationSummary",
     "Recipe",
     "Reference",
+    "RepackSummary",
     "RopeScaling",
     "RopeSpec",
     "Rule",
     "SamplingParams",
     "SchemeError",
     "Sensitivity",
+    "Server",
+    "ServerSettings",
     "Summary",
     "SweepResult",
     "Tokenizer",
@@ -216,12 +230,15 @@ __all__ = [
     "profile",
     "quantize",
     "render_chat",
+    "repack",
     "report",
     "run",
     "save",
     "sensitivity",
+    "serve",
     "sweep",
     "validate",
+    "verify_reproducible",
     "warmup",
 ]
 

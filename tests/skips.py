@@ -18,6 +18,9 @@ EXTRAS = {
     "torch": "PyTorch is absent (pip install 'edgeq[train]')",
     "transformers": "transformers is absent (pip install transformers)",
     "PIL": "Pillow is absent (pip install 'edgeq[vision]')",
+    "starlette": "starlette is absent (pip install 'edgeq[serve]')",
+    "uvicorn": "uvicorn is absent (pip install 'edgeq[serve]')",
+    "llguidance": "llguidance is absent (pip install 'edgeq[structured]')",
     "distributed": "Dask is absent (pip install 'edgeq[sweep]')",
 }
 

@@ -1,6 +1,7 @@
 """The verbs of the command line as functions: what ``edgeq.<verb>`` is in Python.
 
     run        continue a prompt or answer it, and hold a conversation
+    serve      an OpenAI-compatible server, and a chat page
     evaluate   accuracy on a question set or labeled samples, perplexity of a text
     bench      tokens per second as llama-bench measures them; inferences per second of graphs
     profile    where time, memory and energy go; reports of saved profiles and sweeps

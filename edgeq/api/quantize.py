@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack, overload
 
+from edgeq._version import __version__
 from edgeq.calibration_text import calibration as calibration_windows
 from edgeq.calibration_text import own_calibration
 from edgeq.core.cpu import available_cores
-from edgeq.core.errors import UsageError, check_type
+from edgeq.core.errors import EdgeqError, UsageError, check_type
 from edgeq.core.files import check_target
 from edgeq.core.progress import Progress
 from edgeq.graph.ir import Graph
@@ -19,7 +21,7 @@ from edgeq.model.model import Model
 from edgeq.quant.decoder.calibrate import CalibrationStats, CalibrationText
 from edgeq.quant.decoder.calibration_data import NO_TEXT
 from edgeq.quant.decoder.quality_report import HeldOut
-from edgeq.quant.decoder.quantize import Summary, quantize_model
+from edgeq.quant.decoder.quantize import Summary, quantize_model, require_packages
 from edgeq.quant.decoder.sensitivity import Sensitivity
 from edgeq.quant.presets import FAST, SourceKind
 from edgeq.quant.recipe import Recipe
@@ -153,6 +155,8 @@ def quantize(
     check_type("card", card, HeldOut, str)
     check_type("max_ram", max_ram, int, None)
     check_type("threads", threads, int, None)
+    if isinstance(recipe, Recipe):
+        require_packages(recipe)
     opened = source if isinstance(source, Model | Graph) else open_source(source)
     kind: SourceKind = "graph" if isinstance(opened, Graph) else "decoder"
     if not isinstance(recipe, Recipe):
@@ -177,6 +181,53 @@ def quantize(
         stats=stats, sensitivity=sensitivity, card=card, max_ram=max_ram, threads=threads,
         progress=progress,
     )  # fmt: skip
+
+
+def verify_reproducible(
+    source: Model | str | Path,
+    file: str | Path,
+    recipe: Recipe | str | None = None,
+    **options: Unpack[_Options],
+) -> Summary:
+    """Quantize a language model again, and compare every byte with the artifact that was made.
+
+    Args:
+        source: what the artifact was made from.
+        file: the artifact, which is not changed. The comparison needs room for another beside it.
+        recipe, options: those that it was made with, as for `quantize`.
+
+    Returns:
+        The summary of the quantization that was done again.
+
+    Raises:
+        EdgeqError: the two differ; says where first.
+        UsageError: there is no such file, the source is a graph, or as for `quantize`.
+
+    Example:
+        >>> summary = edgeq.quantize("model", "small.edgeq", "w4-g32")
+        >>> edgeq.verify_reproducible("model", "small.edgeq", "w4-g32").bpw == summary.bpw
+        True
+    """
+    from edgeq.quant.decoder.reproducible import difference
+
+    check_type("file", file, str, PathLike)
+    path = Path(file)
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist; give the artifact that quantize wrote")
+    opened = source if isinstance(source, Model | Graph) else open_source(source)
+    if isinstance(opened, Graph):
+        raise UsageError("only artifacts of language models are compared; the source is a graph")
+    again = path.with_name(f".{path.name}.again-{os.getpid()}.edgeq")
+    try:
+        summary = quantize(opened, again, recipe, **options)
+        if found := difference(path, again):
+            raise EdgeqError(
+                f"{path} is not what these options give with edgeq {__version__}: {found}; was "
+                "it made from another source or text, with other options or another version?"
+            )
+    finally:
+        again.unlink(missing_ok=True)
+    return summary
 
 
 def _windows(model: Model, data: object) -> CalibrationText | None:

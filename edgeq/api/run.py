@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.importers import load
-from edgeq.model.memory_layout import KvBits
+from edgeq.model.kv_bits import KvBits
 from edgeq.model.model import Model
+from edgeq.runtime.constraint import Grammar, GrammarVocabulary
 from edgeq.runtime.engine import Engine
-from edgeq.runtime.generate import Chunk, generate
+from edgeq.runtime.generate import Chunk, Constraint, generate
 from edgeq.runtime.sampling import SamplingParams
 from edgeq.runtime.tokenizer import Tokenizer
 
@@ -25,6 +27,7 @@ def run(
     stop: Sequence[str] = (),
     raw: bool = False,
     lookup: int = 0,
+    json_schema: Mapping[str, Any] | str | None = None,
     prompt_cache: str | Path | None = None,
     prompt_cache_all: bool = False,
     context: int | None = None,
@@ -46,6 +49,7 @@ def run(
         stop: texts that end the answer and are not shown.
         raw: continue the prompt as plain text even if the model has a chat template.
         lookup: tokens to propose from earlier text, as `generate` takes it.
+        json_schema: a JSON schema, as an object or a text, that the answer keeps to.
         prompt_cache: a file that the KV cache of the prompt is saved to. If it exists and its
             tokens are the beginning of the prompt, only the rest is processed.
         prompt_cache_all: save the cache of the generated text as well, once it has ended.
@@ -58,6 +62,7 @@ def run(
         FormatError: the model cannot be opened.
         FormatError: the file of a prompt cache is damaged, or is another model's.
         UsageError: an empty prompt, one longer than the context, or a wrong option.
+        MissingDependencyError: a JSON schema is given and the extra "structured" is not installed.
 
     Example:
         >>> params = edgeq.SamplingParams(temperature=0)
@@ -71,13 +76,15 @@ def run(
     tokenizer = Tokenizer(opened)
     chat = tokenizer.has_chat_template and not raw
     ids = _encode_prompt(tokenizer, prompt) if chat else tokenizer.encode(prompt, add_eos=False)
+    grammar = _schema_grammar(opened, tokenizer, json_schema)
     engine = Engine(
         opened, context=context, threads=threads, kv_bits=kv_bits, backend=backend, mmap=mmap
     )
     try:
         chunks = _continue_prompt(
             engine, tokenizer, ids, params, max_tokens=max_tokens, stop=stop, lookup=lookup,
-            chat=chat, prompt_cache=prompt_cache, prompt_cache_all=prompt_cache_all,
+            chat=chat, constraint=None if grammar is None else grammar.start(),
+            prompt_cache=prompt_cache, prompt_cache_all=prompt_cache_all,
         )  # fmt: skip
     except BaseException:
         engine.close()
@@ -100,6 +107,7 @@ def _continue_prompt(
     stop: Sequence[str],
     lookup: int,
     chat: bool,
+    constraint: Constraint | None = None,
     prompt_cache: str | Path | None = None,
     prompt_cache_all: bool = False,
 ) -> Iterator[Chunk]:
@@ -111,6 +119,7 @@ def _continue_prompt(
         ids: tokens of the prompt.
         params, max_tokens, stop, lookup, prompt_cache, prompt_cache_all: as `run` takes them.
         chat: whether the end of a turn ends the text.
+        constraint: what the text may be.
 
     Returns:
         An iterator over pieces of text. The prompt's cache is saved after the first.
@@ -123,7 +132,7 @@ def _continue_prompt(
     unsaved = engine.tokens[: len(ids)] != ids
     chunks = generate(
         engine, tokenizer, engine.reuse(ids), params, max_tokens=max_tokens, stop=stop,
-        lookup=lookup, end_ids=tokenizer.turn_end_ids if chat else (),
+        lookup=lookup, end_ids=tokenizer.turn_end_ids if chat else (), constraint=constraint,
     )  # fmt: skip
     return (
         chunks
@@ -144,6 +153,17 @@ def _saving(
         engine.save_state(path)
 
 
+def _schema_grammar(
+    model: Model, tokenizer: Tokenizer, schema: Mapping[str, Any] | str | None
+) -> Grammar | None:
+    """The grammar of a JSON schema; None without one.
+
+    Raises:
+        EdgeqError: the schema cannot be used, or the package for it is missing.
+    """
+    return None if schema is None else GrammarVocabulary.of(model, tokenizer).json_schema(schema)
+
+
 def _encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
     """Token ids of a user's message in the model's chat template.
 
@@ -160,6 +180,7 @@ def chat(
     model: Model | str | Path,
     *,
     system: str | None = None,
+    json_schema: Mapping[str, Any] | str | None = None,
     context: int | None = None,
     threads: int | None = None,
     kv_bits: KvBits = 8,
@@ -171,6 +192,7 @@ def chat(
     Args:
         model: a model with a chat template, or the path of one.
         system: the system prompt.
+        json_schema: a JSON schema that every answer keeps to, as an object or a text.
         context, threads, kv_bits, backend, mmap: as `Engine` takes them.
 
     Returns:
@@ -179,6 +201,7 @@ def chat(
     Raises:
         FormatError: the model cannot be opened.
         UnsupportedError: the model has no chat template.
+        MissingDependencyError: a JSON schema is given and the extra "structured" is not installed.
 
     Example:
         >>> greedy = edgeq.SamplingParams(temperature=0)
@@ -190,10 +213,11 @@ def chat(
     """
     opened = model if isinstance(model, Model) else load(model)
     tokenizer = Tokenizer(opened)
+    grammar = _schema_grammar(opened, tokenizer, json_schema)
     engine = Engine(
         opened, context=context, threads=threads, kv_bits=kv_bits, backend=backend, mmap=mmap
     )
-    conversation = Conversation(engine, tokenizer, system)
+    conversation = Conversation(engine, tokenizer, system, grammar)
     try:
         conversation.check()
     except BaseException:
@@ -209,6 +233,7 @@ class Conversation:
         engine: keeps the conversation's tokens in its cache.
         tokenizer: the model's, with its chat template.
         system: the system prompt, or None.
+        grammar: what every answer keeps to, from `GrammarVocabulary`; None leaves them free.
 
     Example:
         >>> model = edgeq.load("chat.edgeq")
@@ -216,8 +241,14 @@ class Conversation:
         ...     conversation.check()
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, system: str | None = None) -> None:
-        self.engine, self._tokenizer = engine, tokenizer
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        system: str | None = None,
+        grammar: Grammar | None = None,
+    ) -> None:
+        self.engine, self._tokenizer, self._grammar = engine, tokenizer, grammar
         self.last: Chunk | None = None
         self.reset(system)
 
@@ -283,6 +314,7 @@ class Conversation:
                 stop=stop,
                 lookup=lookup,
                 end_ids=self._tokenizer.turn_end_ids,
+                constraint=None if self._grammar is None else self._grammar.start(),
             ):
                 self.last = chunk
                 answer.append(chunk.text)

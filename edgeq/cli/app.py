@@ -34,6 +34,7 @@ from edgeq.cli.quantize import quantize
 from edgeq.cli.report import report
 from edgeq.cli.run import run
 from edgeq.cli.sensitivity import sensitivity
+from edgeq.cli.serve import serve
 from edgeq.cli.sweep import sweep
 from edgeq.cli.validate import validate
 from edgeq.cli.warmup import warmup
@@ -84,6 +85,7 @@ for _command in (
     plan,
     run,
     chat,
+    serve,
     bench,
     profile,
     report,

@@ -14,6 +14,7 @@ from edgeq.cli.options import (
     lookup_option,
     model_argument,
     sampling_options,
+    schema_option,
 )
 from edgeq.cli.plan import fit_option, refuse_what_cannot_fit
 from edgeq.cli.run import engine_arguments, sampling_params, timing
@@ -36,6 +37,7 @@ _HELP = (
 @click.option("-n", "--n-predict", "--predict", "--max-tokens", type=click.IntRange(min=1),
               default=512, help="Maximum number of tokens in an answer.")  # fmt: skip
 @lookup_option
+@schema_option
 @sampling_options
 @engine_options
 @fit_option
@@ -54,7 +56,8 @@ def chat(model: str, system: str | None, n_predict: int, force: bool, **settings
     if not force:
         refuse_what_cannot_fit(loaded, model, engine_settings)
     compile_first(engine_settings["backend"])
-    with begin(loaded, system=system, **engine_settings) as talk:
+    schema = settings["json_schema"]
+    with begin(loaded, system=system, json_schema=schema, **engine_settings) as talk:
         if sys.stdin.isatty():
             render.note(_HELP)
         while (line := _next_line()) is not None:
@@ -70,7 +73,10 @@ def chat(model: str, system: str | None, n_predict: int, force: bool, **settings
             elif word == "/help" or (word.startswith("/") and "/" not in word[1:]):
                 render.note(_HELP)
             elif line.strip():
-                _answer(talk, line, params, n_predict, settings["stop"], settings["lookup"])
+                _answer(
+                    talk, line, params, max_tokens=n_predict, stop=settings["stop"],
+                    lookup=settings["lookup"],
+                )  # fmt: skip
 
 
 def _next_line() -> str | None:
@@ -86,14 +92,12 @@ def _answer(
     talk: Conversation,
     line: str,
     params: SamplingParams,
-    most: int,
-    stop: tuple[str, ...],
-    lookup: int,
+    **how: Any,
 ) -> None:
     from edgeq.core.errors import DoesNotFitError, UsageError
 
     try:
-        for chunk in talk.say(line.strip(), params, max_tokens=most, stop=stop, lookup=lookup):
+        for chunk in talk.say(line.strip(), params, **how):
             render.write(chunk.text)
     except KeyboardInterrupt:  # Ctrl-C ends the answer, not the conversation
         if not sys.stdin.isatty():

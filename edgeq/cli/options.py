@@ -16,7 +16,7 @@ from click.core import ParameterSource
 from edgeq.cli import render
 from edgeq.core.errors import UsageError
 from edgeq.core.files import check_target, write_whole
-from edgeq.model.memory_layout import KV_BITS, KvBits, checked_kv_bits
+from edgeq.model.kv_bits import KV_BITS, KvBits, checked_kv_bits
 
 Function = Callable[..., Any]
 Decorator = Callable[[Function], Function]
@@ -328,6 +328,24 @@ def engine_options(function: Function) -> Function:
     return context(threads_option(kv_options(backend_option(mapped(function)))))
 
 
+def schema_option(function: Function) -> Function:
+    """``--json-schema FILE``, read as a text."""
+
+    def text_of(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            return Path(value).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as err:
+            raise click.UsageError(f"{value} cannot be read as a JSON schema: {err}") from err
+
+    return click.option(
+        "--json-schema", type=click.Path(exists=True, dir_okay=False), default=None,
+        metavar="FILE", callback=text_of,
+        help="Answer with JSON that this schema allows. Needs pip install 'edgeq[structured]'.",
+    )(function)  # fmt: skip
+
+
 def lookup_option(function: Function) -> Function:
     """``--lookup N``."""
     return click.option(
@@ -353,10 +371,18 @@ def kv_bits_of(kv_bits: str, cache_type_k: str | None, cache_type_v: str | None)
 
 
 def sampling_options(function: Function) -> Function:
+    """`choice_options`, and ``--stop``."""
+    return choice_options(
+        click.option(
+            "--stop", multiple=True, metavar="TEXT", show_default=False,
+            help="Stop generating before this text. May be given several times.",
+        )(function)
+    )  # fmt: skip
+
+
+def choice_options(function: Function) -> Function:
     """Options that choose the next token; the defaults are llama.cpp's."""
     for option in (
-        click.option("--stop", multiple=True, metavar="TEXT", show_default=False,
-                     help="Stop generating before this text. May be given several times."),
         click.option("--repeat-last-n", type=click.IntRange(min=-1), default=64,
                      help="Number of recent tokens that --repeat-penalty applies to; -1 is all."),
         click.option("--repeat-penalty", type=click.FloatRange(min=0, min_open=True), default=1.0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeq import calibration_text as texts
-from edgeq._version import __version__
 from edgeq.cli import render
 from edgeq.cli.graphs import refuse_made
 from edgeq.cli.options import (
@@ -26,7 +25,6 @@ from edgeq.cli.options import (
 )
 from edgeq.cli.quantize_graph import listing, quantize_graph
 from edgeq.cli.quantize_report import report
-from edgeq.core.errors import EdgeqError
 from edgeq.importers import source_kind
 
 if TYPE_CHECKING:
@@ -40,9 +38,14 @@ TARGET_PRESET = "mixed-4.5bpw"
 OF_MODELS = (
     "fast", "bits", "group", "asym", "calib_windows", "calib_context", "stats", "target_bpw",
     "target_size", "target_device", "target_context", "sensitivity", "eval_text", "card", "max_ram",
-    "requantize", "verify_reproducible",
+    "repack", "requantize", "verify_reproducible",
 )  # fmt: skip
 """Options that graphs have no use for."""
+NOT_OF_REPACK = (
+    "preset", "recipe_file", "method", "tensor_types", "calib", "card",
+    *(name for name in OF_MODELS if name != "repack"),
+)  # fmt: skip
+"""Options that say how to round, which `--repack` does not."""
 OF_GRAPHS = ("calib_samples", "observer", "shapes", "dequantize", *SAMPLE_OPTIONS)
 """Options that language models have no use for."""
 
@@ -147,6 +150,10 @@ OF_GRAPHS = ("calib_samples", "observer", "shapes", "dequantize", *SAMPLE_OPTION
     default=None,
     help="Limit on the memory used, such as 1G; quality is not measured if that would need more.",
 )
+@click.option("--repack", is_flag=True, show_default=False,
+              help="Language models: keep the integers of a source whose weights are already "
+                   "quantized (a GGUF file, or a GPTQ, AWQ, compressed-tensors, AutoRound or MLX "
+                   "folder) instead of rounding them again.")  # fmt: skip
 @click.option("--requantize", is_flag=True, show_default=False,
               help="Language models: accept a source whose weights are already quantized, such as "
                    "most GGUF files; rounding them again loses more than rounding the float "
@@ -187,6 +194,7 @@ def quantize(
     eval_text: str | None,
     card: bool,
     max_ram: int | None,
+    repack: bool,
     requantize: bool,
     verify_reproducible: bool,
     threads: int | None,
@@ -223,11 +231,15 @@ def quantize(
         return
     refuse_made(source)
     refuse_given(OF_GRAPHS, f"graphs (.onnx, .tflite), and {source} is a language model")
+    if repack:
+        refuse_given(NOT_OF_REPACK, "rounding, and --repack rounds nothing")
+        _repack(source, Path(output), force, form)
+        return
     if calib is not None and not Path(calib).is_file():
         raise click.BadParameter(f"File {calib!r} does not exist.", param_hint="'--calib'")
     from edgeq.api.quantize import quantize as run
+    from edgeq.api.quantize import verify_reproducible as verify
     from edgeq.importers import load
-    from edgeq.quant.decoder.reproducible import difference
     from edgeq.quant.decoder.source import refuse_quantized
 
     target = _target(target_bpw, target_size)
@@ -242,12 +254,11 @@ def quantize(
             )
         scheme = FAST
     recipe = _recipe(recipe_file, scheme, method, tensor_types, target)
-    out = file = Path(output)
-    if verify_reproducible:
-        if not file.is_file():
-            raise click.BadParameter(f"File {output!r} does not exist.", param_hint="'--output'")
-        out = file.with_name(f".{file.name}.again-{os.getpid()}.edgeq")
-    check_output(out, force)
+    file = Path(output)
+    if verify_reproducible and not file.is_file():
+        raise click.BadParameter(f"File {output!r} does not exist.", param_hint="'--output'")
+    if not verify_reproducible:
+        check_output(file, force)
     loaded = load(source)
     if not requantize:
         refuse_quantized(loaded, source)  # before texts are read and tokenized
@@ -262,27 +273,36 @@ def quantize(
     windows = None
     if calib is not None:
         windows = texts.calibration(loaded, calib, calib_windows, calib_context)
-    try:
-        with render.progress("Quantizing") as bar:
-            summary = run(
-                loaded, out, recipe,
-                calibration=windows,
-                stats=_stats(stats),
-                sensitivity=_sensitivity(sensitivity),
-                card=texts.held_out(loaded, eval_text) if card else "skipped with --no-card",
-                requantize=requantize, max_ram=max_ram, threads=threads, progress=bar,
-            )  # fmt: skip
-        if verify_reproducible and (found := difference(file, out)):
-            raise EdgeqError(
-                f"{output} is not what these options give with edgeq {__version__}: {found}; was "
-                "it made from another source or text, with other options or another version?"
-            )
-    finally:
-        if verify_reproducible:
-            out.unlink(missing_ok=True)
+    with render.progress("Quantizing") as bar:
+        summary = (verify if verify_reproducible else run)(
+            loaded, file, recipe,
+            calibration=windows,
+            stats=_stats(stats),
+            sensitivity=_sensitivity(sensitivity),
+            card=texts.held_out(loaded, eval_text) if card else "skipped with --no-card",
+            requantize=requantize, max_ram=max_ram, threads=threads, progress=bar,
+        )  # fmt: skip
     if verify_reproducible:
         render.note(f"{output} is reproduced: every byte is equal")
     report(summary, file, form)
+
+
+def _repack(source: str, out: Path, force: bool, form: str) -> None:
+    """Keep the integers of a quantized source."""
+    from edgeq.quant.decoder.repack import repack
+    from edgeq.quant.decoder.source import type_counts
+
+    check_output(out, force)
+    with render.progress("Repacking") as bar:
+        summary = repack(source, out, progress=bar)
+    if form == "json":
+        render.write(json.dumps({"path": str(out)} | summary.to_dict(), indent=2) + "\n")
+        return
+    render.lines(
+        f"{out}: {render.human_bytes(summary.file_bytes)}, {summary.bpw:.2f} bits per weight, the "
+        f"source's own integers ({type_counts(summary.kept)}), "
+        f"from {render.human_bytes(summary.source_bytes)} in {summary.seconds:.1f} s"
+    )
 
 
 def _stats(path: str | None) -> CalibrationStats | None:

@@ -17,6 +17,7 @@ from edgeq.cli.options import (
     lookup_option,
     model_argument,
     sampling_options,
+    schema_option,
 )
 from edgeq.cli.plan import fit_option, refuse_what_cannot_fit
 from edgeq.cli.warmup import compile_first
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     help="Save the KV cache of the generated text to that file as well.",
 )
 @lookup_option
+@schema_option
 @sampling_options
 @engine_options
 @fit_option
@@ -111,7 +113,8 @@ def run(
     compile_first(engine_settings["backend"])
     chunks = answer(
         loaded, text, params, max_tokens=None if n_predict < 0 else n_predict,
-        stop=settings["stop"], raw=raw, lookup=settings["lookup"], prompt_cache=prompt_cache,
+        stop=settings["stop"], raw=raw, lookup=settings["lookup"],
+        json_schema=settings["json_schema"], prompt_cache=prompt_cache,
         prompt_cache_all=prompt_cache_all, **engine_settings,
     )  # fmt: skip
     with closing(chunks):

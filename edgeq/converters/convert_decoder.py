@@ -137,9 +137,12 @@ class DecoderConversion:
         """Nothing is known without validation."""
 
     def source(self) -> Mapping[str, Any]:
-        """Name, digest and recipe of the model's own source."""
+        """Name, digest and recipe of the model's own source, and where its integers come from."""
         known = self.model.provenance
-        return {key: known.get(key) for key in ("source", "source_sha256", "recipe")}
+        about = {key: known.get(key) for key in ("source", "source_sha256", "recipe")}
+        if about["source_sha256"] is None and self.model.origin is not None:
+            about["source_sha256"] = self.model.origin.sha256
+        return about | {"integers": self.model.integers()}
 
     def versions(self) -> Mapping[str, str]:
         """The libraries that took part."""

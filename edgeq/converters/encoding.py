@@ -114,7 +114,8 @@ def levels(
     if tensor.zero_points is not None:
         plain, whole = codes.astype(np.int16), zeros.astype(np.int16)
         return (folded(plain, whole), scales, None) if fold else (plain, scales, whole)
-    return codes.astype(np.int16) - np.int16(tensor.scheme.mid), scales, None
+    middle = 0 if tensor.scheme.minimum else tensor.scheme.mid
+    return codes.astype(np.int16) - np.int16(middle), scales, None
 
 
 def folded(codes: NDArray[np.int16], zero_points: NDArray[np.int16] | None) -> NDArray[np.int16]:

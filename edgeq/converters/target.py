@@ -84,6 +84,10 @@ class DecoderTarget(Protocol):
             MissingDependencyError: the runtime is not installed.
         """
 
+    def open_frugal(self, path: Path, *, threads: int | None = None) -> DecoderRunner:
+        """`open_runner` with the least memory that the runtime can do with, if it is slower."""
+        return self.open_runner(path, threads=threads)
+
     def wrote(self, path: Path) -> bool:
         """Whether `write` wrote the file, by its metadata.
 
@@ -228,6 +232,10 @@ class GraphTarget(Protocol):
         Yields:
             what a part is called, and its content with all settings.
         """
+
+    def remarks(self, graph: Graph, options: Mapping[str, Any]) -> list[str]:
+        """Sentences on what the file will need where it runs."""
+        return []
 
     @abstractmethod
     def arena_bytes(self, graph: Graph, options: Mapping[str, Any]) -> int | None:

@@ -15,18 +15,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
-from edgeq.core.errors import UsageError
 from edgeq.formats.packing import LANE, TILE, round_up
 from edgeq.model.block import BlockSpec
 from edgeq.model.config import ModelConfig
 
-KvBits = Literal[4, 8, 16]
-"""Bits of a number in the cache: integers of 4 or 8 bits, or float16."""
-KV_BITS: tuple[KvBits, ...] = get_args(KvBits)
 CHUNK = 256
 """Positions per chunk; a cache's length is a multiple of it.
 
@@ -44,18 +40,6 @@ SYNC_BYTES = 384
 _WIDTH = 256
 """Float rows are padded to this, the largest group: padding quantizes to zero."""
 _FLOAT = 4
-
-
-def checked_kv_bits(kv_bits: int) -> KvBits:
-    """The same number.
-
-    Raises:
-        UsageError: no cache has so many bits.
-    """
-    for known in KV_BITS:
-        if kv_bits == known:
-            return known
-    raise UsageError(f"kv_bits is {kv_bits}; use 4, 8 or 16")
 
 
 def center_span(kv_bits: int) -> int:
@@ -198,10 +182,10 @@ class Buffers:
     arrays: dict[str, tuple[int, ...]]
 
 
-def buffers(config: ModelConfig, context: int, threads: int) -> Buffers:
-    """The decoder's buffers for a context and a number of threads."""
+def buffers(config: ModelConfig, context: int, threads: int, sequences: int = 1) -> Buffers:
+    """The decoder's buffers for a context, threads, and sequences that are decoded together."""
     c, batch = config, min(BATCH, context)
-    rows = max(batch, threads)
+    rows = max(batch, threads, sequences)
     hidden, ffn = round_up(c.hidden, _WIDTH), round_up(c.ffn, _WIDTH)
     q, kv = (round_up(heads * c.head_dim, _WIDTH) for heads in (c.heads, c.kv_heads))
     acts = max(hidden, ffn, q) // 32 * ACT_BLOCK
@@ -212,18 +196,18 @@ def buffers(config: ModelConfig, context: int, threads: int) -> Buffers:
     arrays = {
         "x": (rows, hidden),
         "normed": (rows, hidden),
-        "branch": (batch, hidden),
-        "q": (batch, q),
-        "k": (batch, kv),
-        "v": (batch, kv),
+        "branch": (max(batch, sequences), hidden),
+        "q": (max(batch, sequences), q),
+        "k": (max(batch, sequences), kv),
+        "v": (max(batch, sequences), kv),
         "att": (rows, q),
-        "gate": (batch, ffn),
-        "up": (batch, ffn),
+        "gate": (max(batch, sequences), ffn),
+        "up": (max(batch, sequences), ffn),
         "acts": (rows, acts // _FLOAT),
-        "part": (c.heads * chunks, part // _FLOAT),
+        "part": (sequences * c.heads * chunks, part // _FLOAT),
         "work": (threads, work // _FLOAT),
         "sync": (SYNC_BYTES // _FLOAT,),
-        "logits": (1, round_up(c.vocab, TILE)),
+        "logits": (sequences, round_up(c.vocab, TILE)),
     }
     return Buffers(hidden, ffn, q, kv, acts, part, chunks, block, work, arrays)
 

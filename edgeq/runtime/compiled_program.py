@@ -46,14 +46,16 @@ class CompiledProgram:
         context: positions the cache holds.
         threads: how many run side by side.
         kv_bits: 4, 8 or 16.
+        sequences: how many are decoded together, each with its own cache.
         arena: where weights are copied to; None uses them where they are.
         memory: keeps all that the records point to.
 
     Attributes:
         record: the `abi.PROGRAM`, an array of one.
         labels: layer and label of each step, for its time.
-        caches: the KV cache of each layer.
-        logits: float32 [1, V rounded up to whole tiles].
+        caches: the KV cache of each layer, for each sequence.
+        tables: address of the records of each sequence's caches.
+        logits: float32 [sequences, V rounded up to whole tiles].
 
     Raises:
         UnsupportedError: the decoder needs an operation for which there is no step.
@@ -67,6 +69,7 @@ class CompiledProgram:
         kv_bits: int,
         arena: WeightArena | None,
         memory: EngineMemory,
+        sequences: int = 1,
     ) -> None:
         self._model = model if arena else model.packed(memory.array)
         self._arena, self._memory = arena, memory
@@ -75,10 +78,16 @@ class CompiledProgram:
         self.labels: tuple[StepLabel, ...] = tuple((step.layer, step.label) for step in steps)
         linears = self._linear_records([name for step in steps for name in step.linears])
         self.caches = [
-            PackedCache(c, cache_length(block, context, kv_bits), kv_bits, memory.zeros)
-            for block in c.blocks
+            [
+                PackedCache(c, cache_length(block, context, kv_bits), kv_bits, memory.zeros)
+                for block in c.blocks
+            ]
+            for _ in range(sequences)
         ]
-        sizes = buffers(c, context, threads)
+        self.tables = [
+            memory.address(np.array([cache.record for cache in caches])) for caches in self.caches
+        ]
+        sizes = buffers(c, context, threads, sequences)
         attentions = self._attention_records(steps, context)
         scratch = {name: memory.scratch(shape) for name, shape in sizes.arrays.items()}
         self.logits = scratch["logits"]
@@ -93,11 +102,7 @@ class CompiledProgram:
             "step": self._step_records(steps, sizes, linears), "linear": linears, "row": rows,
         }.items():  # fmt: skip
             program[f"{name}s"], program[f"{name}_count"] = memory.address(table), len(table)
-        caches = np.array([cache.record for cache in self.caches])
-        program["attentions"], program["caches"] = (
-            memory.address(attentions),
-            memory.address(caches),
-        )
+        program["attentions"] = memory.address(attentions)
         program["layer_count"] = c.layers
         program["sync"] = scratch["sync"].ctypes.data
         program["parts"], program["part_stride"] = scratch["part"].ctypes.data, sizes.part

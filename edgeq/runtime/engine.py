@@ -6,7 +6,7 @@ buffer is allocated once. Memory beyond the weights is the KV cache plus `Engine
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +19,8 @@ from edgeq.core.cpu import available_cores
 from edgeq.core.errors import FormatError, UnsupportedError, UsageError, check_type, unknown
 from edgeq.model.block import K_NORM, K_PROJ, V_PROJ, tensor_name
 from edgeq.model.config import ModelConfig
-from edgeq.model.memory_layout import KvBits, center_span, checked_kv_bits
+from edgeq.model.kv_bits import KvBits, checked_kv_bits
+from edgeq.model.memory_layout import center_span
 from edgeq.model.model import Model
 from edgeq.runtime import kv_state as state
 from edgeq.runtime.sampling import NOT_FINITE
@@ -28,6 +29,8 @@ if TYPE_CHECKING:  # it names fields of the compiled kernels, which the NumPy ba
     from edgeq.runtime.step_times import StepTimes
 
 BACKENDS = ("numba", "numpy")
+MAX_SEQUENCES = 64
+"""Most engines of a batch."""
 _CHECK_EVERY = 16
 """Tokens after which a float16 cache is checked for values that float16 cannot represent."""
 
@@ -90,6 +93,8 @@ class Engine:
         True
     """
 
+    _run: Backend
+
     def __init__(
         self,
         model: Model,
@@ -100,6 +105,61 @@ class Engine:
         backend: str = "numba",
         mmap: bool | None = None,
     ) -> None:
+        self._prepare(model, context, threads, kv_bits, backend)
+        self._run = self._backends(1, mmap)[0]
+
+    @classmethod
+    def batch(
+        cls,
+        model: Model,
+        sequences: int,
+        *,
+        context: int | None = None,
+        threads: int | None = None,
+        kv_bits: KvBits = 8,
+        backend: str = "numba",
+        mmap: bool | None = None,
+    ) -> list[Engine]:
+        """Engines of one model, for a thread of Python each, whose tokens are decoded together.
+
+        They share weights, buffers and threads. Those that decode at about the same time have
+        their next tokens run in one pass over the weights, which takes little longer than one
+        token; each result is what the engine would give alone, bit for bit.
+
+        Args:
+            model: as for one engine.
+            sequences: how many engines.
+            context, threads, kv_bits, backend, mmap: as for one engine. With NumPy they share
+                nothing but the weights.
+
+        Raises:
+            UsageError, FormatError: as for one engine.
+
+        Example:
+            >>> first, second = edgeq.Engine.batch(edgeq.load("model.edgeq"), 2, context=64)
+            >>> first.forward([1, 2, 3]).shape == second.forward([4]).shape
+            True
+            >>> first.close(), second.close()
+            (None, None)
+        """
+        if not 1 <= sequences <= MAX_SEQUENCES:
+            raise UsageError(f"sequences is {sequences}; use 1 to {MAX_SEQUENCES}")
+        engines = [cls.__new__(cls) for _ in range(sequences)]
+        for engine in engines:
+            engine._prepare(model, context, threads, kv_bits, backend)
+        for engine, run in zip(engines, engines[0]._backends(sequences, mmap), strict=True):
+            engine._run = run
+        return engines
+
+    def _prepare(
+        self,
+        model: Model,
+        context: int | None,
+        threads: int | None,
+        kv_bits: KvBits,
+        backend: str,
+    ) -> None:
+        """Check the settings of an engine and set all but its backend."""
         check_type("model", model, Model)
         if backend not in BACKENDS:
             raise UsageError(unknown("backend", backend, BACKENDS))
@@ -121,15 +181,20 @@ class Engine:
         self._checked = 0  # how many of them `_check_cache` has seen
         self._windowed = [i for i, block in enumerate(model.config.blocks) if block.window]
         self._fingerprint: str | None = None
-        self._run: Backend
-        if backend == "numba":
-            from edgeq.runtime.compiled import CompiledBackend
 
-            self._run = CompiledBackend(model, context, self.threads, kv_bits, mmap)
-        else:
+    def _backends(self, sequences: int, mmap: bool | None) -> list[Backend]:
+        """A backend for each of some sequences."""
+        if self.backend != "numba":
             from edgeq.runtime.numpy_backend import NumpyBackend
 
-            self._run = NumpyBackend(model, context, kv_bits)
+            return [NumpyBackend(self.model, self.context, self.kv_bits) for _ in range(sequences)]
+        from edgeq.runtime.compiled import CompiledBackend
+        from edgeq.runtime.shared_decoder import SharedDecoder
+
+        decoder = SharedDecoder(
+            self.model, self.context, self.threads, self.kv_bits, mmap, sequences
+        )
+        return [CompiledBackend(decoder, sequence) for sequence in range(sequences)]
 
     @property
     def config(self) -> ModelConfig:
@@ -283,11 +348,42 @@ class Engine:
             UsageError: it is of another model or kv_bits, or longer than the context.
         """
         saved = state.load(path, self.config, self._model_id(), self.kv_bits, self.context)
-        self.reset()
-        for layer, (start, parts) in enumerate(saved.layers()):
-            self._run.write(layer, start, parts)
+        self._replace(saved.tokens, saved.layers())
         saved.file.close()
-        self._extend(saved.tokens)
+
+    def snapshot(self) -> state.Snapshot:
+        """A copy of the sequence, its tokens and cache, in memory.
+
+        Raises:
+            UsageError: the sequence is empty.
+        """
+        if not self._tokens:
+            raise UsageError("the sequence is empty; run some tokens before copying its state")
+        self._catch_up()
+        layers = []
+        for layer in range(self.config.layers):
+            start = self._run.first(layer)
+            parts = self._run.read(layer, start, self.n_past)
+            layers.append((start, {name: part.copy() for name, part in parts.items()}))
+        return state.Snapshot(self._model_id(), self.kv_bits, tuple(self._tokens), tuple(layers))
+
+    def restore(self, snapshot: state.Snapshot) -> None:
+        """Replace the sequence by one that `snapshot` copied, perhaps from another engine.
+
+        Raises:
+            UsageError: it is of another model or kv_bits, or longer than the context.
+        """
+        if (snapshot.model, snapshot.kv_bits) != (self._model_id(), self.kv_bits):
+            raise UsageError(
+                "the snapshot is of another model or of another kv_bits; restore it in an engine "
+                "like the one that made it"
+            )
+        if len(snapshot.tokens) > self.context:
+            raise UsageError(
+                f"the snapshot has {len(snapshot.tokens)} tokens and the context holds "
+                f"{self.context}; use an engine with a context of at least that many"
+            )
+        self._replace(list(snapshot.tokens), snapshot.layers)
 
     def close(self) -> None:
         """Release threads and buffers; the engine cannot be used afterwards."""
@@ -300,6 +396,13 @@ class Engine:
         self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None
     ) -> None:
         self.close()
+
+    def _replace(self, tokens: list[int], layers: Iterable[tuple[int, state.Parts]]) -> None:
+        """Put a sequence that was kept elsewhere in the place of this one."""
+        self.reset()
+        for layer, (start, parts) in enumerate(layers):
+            self._run.write(layer, start, parts)
+        self._extend(tokens)
 
     def _extend(self, tokens: list[int]) -> None:
         self._tokens += tokens

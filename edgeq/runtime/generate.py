@@ -8,10 +8,10 @@ within a UTF-8 character, so that neither is ever shown.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,13 @@ from numpy.typing import NDArray
 from edgeq.core.errors import UsageError
 from edgeq.runtime.lookup import MAX_DRAFT, DraftLength, Lookup
 from edgeq.runtime.prompt import prompt_ids
-from edgeq.runtime.sampling import Sampler, SamplingParams
+from edgeq.runtime.sampling import (
+    Logits,
+    Sampler,
+    SamplingParams,
+    log_probabilities,
+    top_k_ids,
+)
 
 if TYPE_CHECKING:
     from edgeq.runtime.chat_template import Message
@@ -30,6 +36,40 @@ FinishReason = Literal["stop", "length"]
 
 BURST_S = 0.030
 """Greedy tokens are computed in bursts of about this long: short enough to look like a stream."""
+
+
+MAX_LOGPROBS = 128
+"""Most likely tokens that can be asked for at each step."""
+
+
+class Constraint(Protocol):
+    """What may be generated, token by token; `edgeq.runtime.constraint` makes them."""
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """Which tokens may come next, bool [V]; at least one, an end token at the end."""
+
+    def accept(self, token: int) -> None:
+        """Go on after this token, which was allowed."""
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """How likely the model held the chosen token and others to be, before any change to its logits.
+
+    Args:
+        chosen: natural logarithm of the chosen token's probability.
+        top: the most likely tokens by falling probability, with their logarithms.
+    """
+
+    chosen: float
+    top: tuple[tuple[int, float], ...]
+
+    @staticmethod
+    def of(logits: Logits, token: int, n: int) -> Logprobs:
+        """Of a token and the ``n`` most likely ones, from logits [V]."""
+        logs = log_probabilities(logits)
+        ids = top_k_ids(logits, n) if n else ()
+        return Logprobs(float(logs[token]), tuple((int(i), float(logs[i])) for i in ids))
 
 
 @dataclass(frozen=True)
@@ -48,6 +88,7 @@ class Chunk:
         n_reused: tokens before the prompt that were in the cache already.
         n_drafted: tokens drafted by prompt lookup.
         n_accepted: how many of those were accepted.
+        logprobs: of the token, if they were asked for.
     """
 
     text: str
@@ -60,6 +101,7 @@ class Chunk:
     n_reused: int = 0
     n_drafted: int = 0
     n_accepted: int = 0
+    logprobs: Logprobs | None = None
 
     def __repr__(self) -> str:
         if self.finish_reason is None:
@@ -90,7 +132,10 @@ def generate(
     stop: Sequence[str] = (),
     lookup: int = 0,
     end_ids: Sequence[int] = (),
-) -> Iterator[Chunk]:
+    logprobs: int | None = None,
+    constraint: Constraint | None = None,
+    shown: Sequence[int] = (),
+) -> Generator[Chunk, None, None]:
     """Continue a text or a conversation, token by token.
 
     The prompt is appended to the engine's cache. Whether the generation ends or is closed early,
@@ -111,9 +156,14 @@ def generate(
             none; only for temperature 0 without a penalty. The result is the same as without.
         end_ids: tokens that end the text, in addition to the tokenizer's and the model's.
             Messages also end at the token that the chat template writes after an answer.
+        logprobs: give each chunk the log-probabilities of its token and of this many most likely
+            ones, 0 to 128; None gives none.
+        constraint: what may be generated, such as JSON of a schema
+            (`edgeq.runtime.constraint`); anything if None.
+        shown: special tokens that are written out in the text.
 
     Returns:
-        An iterator over chunks. Arguments are checked at once, not at the first chunk.
+        A generator of chunks. Arguments are checked at once, not at the first chunk.
 
     Raises:
         UsageError: an empty prompt, one longer than the context, or a wrong option.
@@ -143,8 +193,16 @@ def generate(
     if lookup and not params.plain_greedy:
         raise UsageError(
             "prompt lookup works only with greedy decoding; "
-            "set the temperature to 0 and the repetition penalty to 1, or lookup to 0"
+            "set the temperature to 0 and the repetition penalty to 1, leave out other penalties "
+            "and biases, or set lookup to 0"
         )
+    if lookup and (constraint is not None or logprobs is not None):
+        raise UsageError(
+            "prompt lookup works neither with a constraint nor with log-probabilities; set lookup "
+            "to 0"
+        )
+    if logprobs is not None and (type(logprobs) is not int or not 0 <= logprobs <= MAX_LOGPROBS):
+        raise UsageError(f"logprobs is {logprobs}; use 0 to {MAX_LOGPROBS}, or none")
     ids, further_ends = prompt_ids(engine, tokenizer, prompt)
     if not ids:
         raise UsageError("the prompt has no tokens; give it some text")
@@ -156,7 +214,19 @@ def generate(
             f"up to {engine.config.context})"
         )
     ends = all_end_ids(engine, tokenizer).union(end_ids, further_ends)
-    return _Generation(engine, tokenizer, ids, params, max_tokens, tuple(stop), lookup, ends).run()
+    return _Generation(
+        engine,
+        tokenizer,
+        ids,
+        params,
+        max_tokens,
+        tuple(stop),
+        lookup,
+        ends,
+        logprobs,
+        constraint,
+        tuple(shown),
+    ).run()
 
 
 class _Generation:
@@ -172,6 +242,9 @@ class _Generation:
         stop: tuple[str, ...],
         lookup: int,
         ends: frozenset[int],
+        logprobs: int | None,
+        constraint: Constraint | None,
+        shown: tuple[int, ...],
     ) -> None:
         self.engine = engine
         self.prompt = list(prompt_ids)
@@ -181,14 +254,18 @@ class _Generation:
         self.ends = ends
         self.stop = stop
         self.lookup = lookup
-        self.stream = tokenizer.stream(self.history)
+        self.wanted_logprobs, self.constraint = logprobs, constraint
+        self.logprobs: Logprobs | None = None  # of the last token
+        self.stream = (
+            tokenizer.stream(self.history, shown) if shown else tokenizer.stream(self.history)
+        )
         room = engine.context - engine.n_past - len(self.prompt)
         # the last token needs no room in the cache: it is shown but not run
         self.limit = room + 1 if max_tokens is None else min(max_tokens, room + 1)
         self.n_generated = self.n_drafted = self.n_accepted = 0
         self.prefill_s = self.decode_s = 0.0
 
-    def run(self) -> Iterator[Chunk]:
+    def run(self) -> Generator[Chunk, None, None]:
         withheld, stopped = "", False
         finish: FinishReason = "length"
         with closing(self.tokens()) as tokens:
@@ -217,6 +294,7 @@ class _Generation:
             n_reused=len(self.history) - len(self.prompt),
             n_drafted=self.n_drafted,
             n_accepted=self.n_accepted,
+            logprobs=None if token is None else self.logprobs,
         )
 
     def tokens(self) -> Generator[int, None, None]:
@@ -225,17 +303,28 @@ class _Generation:
         logits = self.engine.forward(self.prompt)
         self.prefill_s = time.perf_counter() - started
         self.sampler.accept(self.history)
-        token = self.sampler.sample(logits)
+        token = self._choose(logits)
         yield token
-        decode = self._bursts if self.params.plain_greedy else self._one_by_one
+        plain = self.params.plain_greedy and self.constraint is None
+        decode = self._bursts if plain and self.wanted_logprobs is None else self._one_by_one
         if self.lookup:
             decode = self._drafts
         yield from decode(token, self.limit - 1)
 
+    def _choose(self, logits: Logits) -> int:
+        """The next token, within what the constraint allows; keeps its log-probabilities."""
+        allowed = None if self.constraint is None else self.constraint.allowed()
+        token = self.sampler.sample(logits, allowed)
+        if self.constraint is not None:
+            self.constraint.accept(token)
+        if self.wanted_logprobs is not None:
+            self.logprobs = Logprobs.of(logits, token, self.wanted_logprobs)
+        return token
+
     def _one_by_one(self, token: int, n: int) -> Generator[int, None, None]:
         for _ in range(n):
             started = time.perf_counter()
-            token = self.sampler.sample(self.engine.forward([token]))
+            token = self._choose(self.engine.forward([token]))
             self.decode_s += time.perf_counter() - started
             yield token
 

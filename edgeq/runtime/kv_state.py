@@ -124,6 +124,28 @@ class Saved:
             yield start, {name.removeprefix(prefix): self.file.array(name) for name in names}
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """A sequence and its cache in memory.
+
+    Args:
+        model: `fingerprint` of the model.
+        kv_bits: 8 or 16.
+        tokens: the sequence.
+        layers: for each layer, the first position it has and the arrays of `layer_parts`.
+    """
+
+    model: str
+    kv_bits: int
+    tokens: tuple[int, ...]
+    layers: tuple[tuple[int, Parts], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(part.nbytes for _, parts in self.layers for part in parts.values())
+
+
 def save(
     path: str | Path,
     config: ModelConfig,

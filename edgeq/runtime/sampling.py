@@ -1,16 +1,17 @@
 """Choosing the next token: parameters, pure filters on logits, and the seeded sampler.
 
-The filters apply in llama.cpp's order: repetition penalty, top-k, top-p, min-p, temperature. All
-but the penalty work on candidates sorted by falling logit, so that each filter is a count of how
-many of them stay.
+Logits are changed first: biases, penalties, the mask of a constraint. Then filters apply in
+llama.cpp's order: top-k, top-p, min-p, temperature. They work on candidates sorted by falling
+logit, so that each filter is a count of how many of them stay.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,8 @@ _NUMBERS: dict[str, tuple[type, ...]] = {
     "min_p": _REAL,
     "repetition_penalty": _REAL,
     "repeat_last_n": _WHOLE,
+    "presence_penalty": _REAL,
+    "frequency_penalty": _REAL,
     "seed": _WHOLE,
 }
 """Types that each parameter may have."""
@@ -51,6 +54,10 @@ class SamplingParams:
         repeat_last_n: how many recent tokens are penalized, the prompt's included; 0 for none,
             -1 for all.
         seed: of the random numbers, 0 .. 2**64-1; None takes one from the operating system.
+        presence_penalty: subtracted from the logits of tokens that were generated before; 0 is
+            off. The prompt's tokens do not count.
+        frequency_penalty: subtracted once for each time a token was generated before; 0 is off.
+        logit_bias: token id -> what is added to its logit.
 
     Raises:
         UsageError: a parameter is not a number, or outside its range.
@@ -67,6 +74,9 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     repeat_last_n: int = 64
     seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = None
 
     def __post_init__(self) -> None:
         for name, kinds in _NUMBERS.items():
@@ -95,12 +105,25 @@ class SamplingParams:
             "more than 0; 1 is off, 1.1 is usual",
         )
         check("repeat_last_n", self.repeat_last_n >= -1, "-1 (all), 0 (off) or more")
+        for name in ("presence_penalty", "frequency_penalty"):
+            check(name, math.isfinite(getattr(self, name)), "a finite number; 0 is off")
+        _check_bias(self.logit_bias)
         check("seed", self.seed is None or 0 <= self.seed < 1 << 64, "0 to 2**64-1, or none")
 
     @property
     def plain_greedy(self) -> bool:
         """Whether the choice is always the largest logit, whatever came before."""
-        return self.temperature == 0 and not self.penalizes
+        return self.temperature == 0 and not self.changes_logits
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether a penalty or a bias changes the logits."""
+        return self.penalizes or self.counts or bool(self.logit_bias)
+
+    @property
+    def counts(self) -> bool:
+        """Whether it matters how often a token was generated."""
+        return self.presence_penalty != 0 or self.frequency_penalty != 0
 
     @property
     def penalizes(self) -> bool:
@@ -192,6 +215,36 @@ def min_p_count(logits: Logits, p: float) -> int:
     return int(np.count_nonzero(logits >= logits[0] + math.log(p)))
 
 
+def penalize_counts(
+    logits: Logits, counts: Mapping[int, int], presence: float, frequency: float
+) -> Logits:
+    """Lower the logits of tokens that were generated before.
+
+    Args:
+        logits: [V].
+        counts: token id -> how often it was generated, at least once.
+        presence: subtracted once from each.
+        frequency: subtracted as often as the token was generated.
+
+    Returns:
+        A new array [V].
+
+    Source: https://platform.openai.com/docs/api-reference (frequency and presence penalties)
+    """
+    out = logits.copy()
+    ids = np.fromiter(counts, np.int64, len(counts))
+    times = np.fromiter(counts.values(), np.float64, len(counts))
+    out[ids] -= presence + frequency * times
+    return out
+
+
+def log_probabilities(logits: Logits) -> NDArray[np.float64]:
+    """The natural logarithm of each token's probability, float64 [V], from logits [V]."""
+    wide = logits.astype(np.float64)
+    wide -= wide.max()
+    return wide - math.log(np.exp(wide).sum())
+
+
 class Sampler:
     """Draws tokens from logits with a seeded generator (PCG64).
 
@@ -206,17 +259,20 @@ class Sampler:
         self._rng = np.random.Generator(np.random.PCG64(params.seed))
         last = params.repeat_last_n
         self._recent: deque[int] = deque(maxlen=None if last < 0 else last)
+        self._counts: Counter[int] = Counter()
+        self._biased = _bias_arrays(params.logit_bias, vocab)
 
     def accept(self, tokens: Iterable[int]) -> None:
         """Count tokens that `sample` did not choose, such as the prompt's, as recent."""
         if self.params.penalizes:
             self._recent.extend(tokens)
 
-    def sample(self, logits: Logits) -> int:
+    def sample(self, logits: Logits, allowed: NDArray[np.bool_] | None = None) -> int:
         """Choose the next token and remember it as recent.
 
         Args:
             logits: [V].
+            allowed: [V], the tokens that may be chosen, at least one; all of them if None.
 
         Raises:
             UsageError: not one row of V logits.
@@ -227,14 +283,27 @@ class Sampler:
         if not np.isfinite(logits.max()):  # NaN if any is
             raise FormatError(NOT_FINITE)
         params = self.params
+        if self._biased is not None:
+            ids, biases = self._biased
+            logits = logits.copy()
+            logits[ids] += biases
         if params.penalizes and self._recent:
             logits = penalize(logits, self._recent, params.repetition_penalty)
+        if params.counts and self._counts:
+            logits = penalize_counts(
+                logits, self._counts, params.presence_penalty, params.frequency_penalty
+            )
+        if allowed is not None:
+            logits = np.where(allowed, logits, -np.inf)
         token = int(np.argmax(logits)) if params.temperature == 0 else self._draw(logits)
         self.accept((token,))
+        if params.counts:
+            self._counts[token] += 1
         return token
 
     def _draw(self, logits: Logits) -> int:
         ids = self.candidates(logits)
+        ids = ids[logits[ids] > -np.inf]
         candidates = logits[ids]
         temperature = max(self.params.temperature, COLDEST)
         sums = np.cumsum(np.exp((candidates - candidates.max()) / temperature), dtype=np.float64)
@@ -249,6 +318,37 @@ class Sampler:
         ids = top_k_ids(logits, params.top_k)
         ids = ids[: top_p_count(logits[ids], params.top_p)] if params.top_p < 1 else ids
         return ids[: min_p_count(logits[ids], params.min_p)]
+
+
+def _bias_arrays(
+    bias: Mapping[int, float] | None, vocab: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
+    """Ids and biases, checked against the vocabulary."""
+    if not bias:
+        return None
+    outside = [token for token in bias if not 0 <= token < vocab]
+    if outside:
+        raise UsageError(
+            f"logit_bias names the token {outside[0]}, but the model's tokens are 0 to {vocab - 1}"
+        )
+    return np.array([*bias], np.int64), np.array([*bias.values()], np.float32)
+
+
+def _check_bias(bias: Any) -> None:
+    if bias is None:
+        return
+    good = isinstance(bias, Mapping) and all(
+        isinstance(token, _WHOLE)
+        and isinstance(value, _REAL)
+        and not isinstance(token, bool)
+        and not isinstance(value, bool)
+        and math.isfinite(float(value))  # type: ignore[arg-type]
+        for token, value in bias.items()
+    )
+    if not good:
+        raise UsageError(
+            f"logit_bias is {bias!r:.60}; use a dictionary of token ids to finite numbers"
+        )
 
 
 def _without_top_k(logits: Logits, top_p: float, min_p: float) -> NDArray[np.int64]:

@@ -170,14 +170,15 @@ class Tokenizer:
         stream = self.stream()
         return "".join(stream.push(token) for token in ids) + stream.flush()
 
-    def stream(self, prompt: Sequence[int] = ()) -> StreamDecoder:
+    def stream(self, prompt: Sequence[int] = (), shown: Iterable[int] = ()) -> StreamDecoder:
         """A decoder fed one token at a time.
 
         Args:
             prompt: tokens that came before. With them the text is their continuation; without,
                 a first SentencePiece space, which only marks a word's start, is left out.
+            shown: special tokens that are written out, such as the start of a tool call.
         """
-        decoder = StreamDecoder(self)
+        decoder = StreamDecoder(self, frozenset(shown))
         for token in prompt:
             decoder.push(token)
         return decoder
@@ -194,6 +195,15 @@ class Tokenizer:
         raw = self._bytes[token]
         return self._first.get(token, raw) if first else raw
 
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Special tokens, which are no text."""
+        return frozenset(self._special)
+
+    def token_name(self, token: int) -> str:
+        """How the vocabulary writes a token, such as ``<|im_end|>``; empty for an unknown id."""
+        return self._tokenizer.id_to_token(token) or ""
+
     def _token_id(self, token: str | None) -> int | None:
         if token is None:
             return None
@@ -204,13 +214,15 @@ class Tokenizer:
 class StreamDecoder:
     """Tokens in, text out, never half a UTF-8 character. Made by `Tokenizer.stream`."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, shown: frozenset[int] = frozenset()) -> None:
+        self._tokenizer, self._shown = tokenizer, shown
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._started = False
 
     def push(self, token: int) -> str:
         """The text that this token completes; may be empty."""
+        if token in self._shown:
+            return self._utf8.decode(self._tokenizer.token_name(token).encode())
         raw = self._tokenizer.token_bytes(token, first=not self._started)
         self._started = self._started or bool(self._tokenizer.token_bytes(token))
         return self._utf8.decode(raw)

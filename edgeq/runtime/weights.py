@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import mmap
+import threading
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -92,8 +94,19 @@ class WeightArena:
         nbytes: size of the memory.
     """
 
+    @classmethod
+    def of(cls, model: Model) -> WeightArena:
+        """The copy that other engines of the same model object use already, or a new one."""
+        with _MAKING:
+            arena = _ARENAS.get(id(model))
+            if arena is None or arena._sources != _sources(model):  # tensors may be exchanged
+                arena = _ARENAS[id(model)] = cls(model)
+            return arena
+
     def __init__(self, model: Model) -> None:
-        tensors = {id(t): t for t in (model.tensors[name] for name, _ in model.config.linears())}
+        self._model = model  # kept, so that no other model gets its id
+        self._copying = threading.Lock()
+        tensors = self._sources = _sources(model)
         self.nbytes = sum(round_up(nbytes, _LINE) for t in tensors.values() for nbytes in _sizes(t))
         self._bytes = huge_buffer(self.nbytes)
         self._next = 0
@@ -105,14 +118,15 @@ class WeightArena:
         The pages of its file are released. A kept tensor is packed here; one that is computed when
         it is read is not copied.
         """
-        if id(tensor) not in self._copies and isinstance(tensor, KeptTensor):
-            self._copies[id(tensor)] = packed(tensor, self._take)
-        elif id(tensor) not in self._copies and _reordered(tensor) is not None:
-            self._copies[id(tensor)] = float_copy(tensor, self._take)
-        elif id(tensor) not in self._copies:
-            parts = {name: self._copy(part) for name, part in _parts(tensor).items()}
-            self._copies[id(tensor)] = replace(tensor, **parts) if parts else tensor  # type: ignore[type-var]
-        return self._copies[id(tensor)]
+        with self._copying:
+            if id(tensor) not in self._copies and isinstance(tensor, KeptTensor):
+                self._copies[id(tensor)] = packed(tensor, self._take)
+            elif id(tensor) not in self._copies and _reordered(tensor) is not None:
+                self._copies[id(tensor)] = float_copy(tensor, self._take)
+            elif id(tensor) not in self._copies:
+                parts = {name: self._copy(part) for name, part in _parts(tensor).items()}
+                self._copies[id(tensor)] = replace(tensor, **parts) if parts else tensor  # type: ignore[type-var]
+            return self._copies[id(tensor)]
 
     def _take(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
@@ -129,6 +143,16 @@ class WeightArena:
             release(array)  # otherwise file and copy would both be in memory for a moment
         copy: NDArray[Any] = place.view(array.dtype).reshape(array.shape)
         return copy
+
+
+_ARENAS: weakref.WeakValueDictionary[int, WeightArena] = weakref.WeakValueDictionary()
+"""Arenas in use, by the identity of their model."""
+_MAKING = threading.Lock()
+
+
+def _sources(model: Model) -> dict[int, Tensor]:
+    """A model's matrices by their identity."""
+    return {id(t): t for t in (model.tensors[name] for name, _ in model.config.linears())}
 
 
 def _sizes(tensor: Tensor) -> list[int]:

@@ -365,3 +365,24 @@ def test_tasks_end_where_answers_end() -> None:
     with Engine(ending, threads=1) as engine:
         made = list(EngineAnswers(engine, tokenizer).generate(tokenizer.encode("Once"), 6))
     assert made == free[: free.index(free[3])]
+
+
+def test_answers_keep_to_a_json_schema(talker: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llguidance")
+    schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"],
+              "additionalProperties": False}  # fmt: skip
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    options = ("--json-schema", tmp_path / "schema.json", "-t", 1)
+    run = command("run", talker, "Tell me.", *options)
+    assert json.loads(run.stdout)["n"] in (1, 2)
+    chat = command("chat", talker, *options, stdin=None, input="Tell me.\nAgain.\n")
+    assert [json.loads(line)["n"] in (1, 2) for line in chat.stdout.split("\n") if line] == [
+        True
+    ] * 2
+    chunks = edgeq.run(talker, "Tell me.", json_schema=schema, threads=1)
+    assert json.loads("".join(chunk.text for chunk in chunks))["n"] in (1, 2)
+    (tmp_path / "schema.json").write_text("{")
+    for verb in ("run", "chat"):
+        done = command(verb, talker, *(("a",) if verb == "run" else ()), *options)
+        assert done.returncode == 1
+        assert "the JSON schema cannot be read" in done.stderr

@@ -20,7 +20,7 @@ from tests.paths import TESTS
 SNAPSHOTS = TESTS / "snapshots" / "help"
 UPDATE = "EDGEQ_UPDATE_SNAPSHOTS"
 VERBS = (
-    "demo", "quantize", "inspect", "plan", "run", "chat", "bench", "profile", "report",
+    "demo", "quantize", "inspect", "plan", "run", "chat", "serve", "bench", "profile", "report",
     "perplexity", "eval", "calibrate", "sensitivity", "sweep", "convert", "validate", "devices",
     "warmup", "doctor",
 )  # fmt: skip

@@ -27,7 +27,7 @@ ANYWHERE = {"numpy"}
 KERNELS = ("compiler/", "quant/kernels/", "runtime/kernels/")
 TOP_LEVEL = {"rich": "cli/render.py", "click": "cli/", "numba": "runtime/kernels/",
              "llvmlite": KERNELS, "tokenizers": "runtime/tokenizer.py",
-             "jinja2": "runtime/chat_template.py"}  # fmt: skip
+             "jinja2": "runtime/chat_template.py", "starlette": "serving/app.py"}  # fmt: skip
 """Packages that these files may import at the top; all others only inside functions."""
 
 

@@ -17,9 +17,9 @@ from edgeq.formats.tensor import FloatTensor, Tensor, float32_to_bf16
 from edgeq.importers import load
 from edgeq.importers.lazy import GatheredRows
 from edgeq.model.block import BlockSpec, RopeSpec
+from edgeq.model.memory_layout import BATCH
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
-from edgeq.runtime.compiled import BATCH
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.tokenizer import Tokenizer
 from edgeq.runtime.weights import float_copy

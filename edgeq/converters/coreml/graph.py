@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgeq.converters.coreml.exec.load import open_file, protobuf, versions
+from edgeq.converters.coreml.exec.load import library, open_file, protobuf, versions
 from edgeq.converters.coreml.graph_run import (
     ENTRY,
     FORMAT,
@@ -77,6 +77,10 @@ def settings(options: Mapping[str, Any]) -> CoreMLGraphSettings:
     )
 
 
+_GROWING = {"Add", "Sub", "Mul", "Pow", "Neg", "CumSum", "ReduceSum", "ReduceProd"}
+"""Operators that may make numbers beyond those that they take."""
+
+
 class CoreMLGraphTarget(GraphTarget):
     """Graphs in Core ML packages."""
 
@@ -97,6 +101,21 @@ class CoreMLGraphTarget(GraphTarget):
             )
         protobuf("to write Core ML packages")
 
+    def remarks(self, graph: Graph, options: Mapping[str, Any]) -> list[str]:
+        """Which whole numbers may leave the 32 bits that Core ML has for them."""
+        long = [
+            str(node)
+            for node in graph.nodes
+            if node.op in _GROWING and graph.info(node.output).dtype == "int64"
+        ]
+        if not long:
+            return []
+        more = f" and {len(long) - 3} more" if len(long) > 3 else ""
+        return [
+            f"Core ML has whole numbers of 32 bits: the int64 results of {', '.join(long[:3])}"
+            f"{more} must lie within 2147483647, or they wrap around."
+        ]
+
     def write(
         self,
         graph: Graph,
@@ -116,6 +135,7 @@ class CoreMLGraphTarget(GraphTarget):
             EdgeqError: it cannot be written; nothing is left behind.
         """
         self.check(graph, options)
+        library()
         chosen = settings(options)
         lowering = CoremlLowering(graph, chosen.target, chosen.precision, support.EMITTERS)
         program = lowering.program()

@@ -49,6 +49,7 @@ from edgeq.converters.validate.kernels import (
     one_range,
 )
 from edgeq.core.errors import FormatError, UnsupportedError, UsageError
+from edgeq.core.memory import trim
 from edgeq.core.progress import Progress
 from edgeq.formats.tensor import QuantTensor
 from edgeq.graph.tflite.schema import schema
@@ -194,6 +195,10 @@ class LiteRTDecoderTarget(DecoderTarget):
         """
         return LiteRTRunner(path, threads=threads)
 
+    def open_frugal(self, path: Path, *, threads: int | None = None) -> DecoderRunner:
+        """The same with one signature in memory at a time."""
+        return LiteRTRunner(path, threads=threads, frugal=True)
+
     @contextmanager
     def tracer(self, path: Path) -> Iterator[Trace]:
         """Passes whose results are all outputs, of a copy of the file that is loaded once.
@@ -208,7 +213,7 @@ class LiteRTDecoderTarget(DecoderTarget):
         with tempfile.TemporaryDirectory(prefix="edgeq-") as folder:
             copy = Path(folder) / "traced.tflite"
             reading.with_results(self.header(path), copy)
-            runner = LiteRTRunner(copy)
+            runner = LiteRTRunner(copy, frugal=True)
             try:
                 yield runner.traced
             finally:
@@ -300,9 +305,13 @@ class LiteRTRunner:
     Args:
         path: the file.
         threads: it may use; all cores if None.
+        frugal: keep one signature at a time. LiteRT holds the weights packed and the cache for
+            each signature that was run; a change of signature then opens the file anew.
     """
 
-    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
+    def __init__(
+        self, path: str | Path, *, threads: int | None = None, frugal: bool = False
+    ) -> None:
         header = reading.read(path)
         recorded = header.settings
         self.config = ModelConfig.from_dict(recorded["config"])
@@ -314,7 +323,8 @@ class LiteRTRunner:
         self.context: int = recorded["context"]
         self._lengths: list[int] = recorded["prefill"]
         self._signatures: dict[str, Any] = {}
-        self._interpreter = interpreter(Path(path), threads=threads)
+        self._path, self._threads, self._frugal = Path(path), threads, frugal
+        self._interpreter = interpreter(self._path, threads=threads)
         self.reset()
 
     def reset(self) -> None:
@@ -368,6 +378,11 @@ class LiteRTRunner:
 
     def _call(self, signature: str, ids: NDArray[np.int32], length: int) -> dict[str, Any]:
         if signature not in self._signatures:
+            if self._frugal and self._signatures:
+                self._signatures.clear()
+                self._interpreter = None
+                trim()
+                self._interpreter = interpreter(self._path, threads=self._threads)
             self._signatures[signature] = self._interpreter.get_signature_runner(signature)
         run = self._signatures[signature]
         if not self._cache:

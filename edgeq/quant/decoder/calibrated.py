@@ -271,7 +271,7 @@ def _residual_moments(step: ReplayStep) -> Hessian:
         strict=True,
     )  # fmt: skip
     for x, x_float, error, after in seen:
-        missed = product(x_float - x, w)
+        missed: NDArray[np.float32] = product(x_float - x, w)
         missed += error
         square = row_products(after, after) / np.float32(after.shape[1])
         size: NDArray[np.float32] = np.sqrt(np.maximum(square, LEAST_SQUARE))[:, None]

@@ -15,6 +15,7 @@ from dataclasses import replace
 from edgeq.core.progress import Progress
 from edgeq.formats.mapped_file import release
 from edgeq.formats.schemes import FloatScheme, QuantScheme, Scheme
+from edgeq.formats.spill import Spill
 from edgeq.formats.tensor import Tensor
 from edgeq.model.model import Model
 from edgeq.quant.decoder.calibrate import CalibrationText
@@ -28,7 +29,6 @@ from edgeq.quant.decoder.calibrated import (
     round_head,
 )
 from edgeq.quant.decoder.data_free import Importance, cast_float, round_matrix
-from edgeq.quant.decoder.spill import Spill
 from edgeq.quant.recipe import Recipe
 from edgeq.quant.rounders.rounding import METHOD_INPUTS, data_free_method
 

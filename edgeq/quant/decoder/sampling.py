@@ -95,7 +95,8 @@ def _chosen(logits: Array, at: NDArray[np.float64]) -> NDArray[np.int64]:
     shares = softmax(logits)
     shares = np.where(shares < np.float32(LEAST_LIKELY) * shares.max(axis=1)[:, None], 0, shares)
     sums = np.add.accumulate(shares, axis=1, dtype=np.float64)
-    return (sums <= (at * sums[:, -1])[:, None]).sum(axis=1)
+    chosen: NDArray[np.int64] = (sums <= (at * sums[:, -1])[:, None]).sum(axis=1)
+    return chosen
 
 
 class _Lockstep(FixedOrderReference):

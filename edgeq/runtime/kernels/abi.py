@@ -8,7 +8,7 @@ serves every model:
                        ->  LINEAR[...]      weights
                        ->  ROWS[...]        buffers of activations
                        ->  ATTENTION[...]   one of each layer: heads, rotary tables, window
-                       ->  CACHE[...]       one of each layer: keys and values
+          ->  CACHE[...]                    one of each layer: keys and values
 
 Fields are int64 (counts, bytes or addresses) unless they have a type. Addresses are valid in this
 process only; nothing here is written to a file.
@@ -209,10 +209,10 @@ class AttentionWork(NamedTuple):
 
 PROGRAM = _record(
     "steps", "step_count", "linears", "linear_count", "rows", "row_count",
-    "attentions", "caches", "layer_count",
+    "attentions", "layer_count",
     "sync",
     "times",  # sums of the steps' times, then that of choosing greedy tokens; 0 if not wanted
-    "parts", "part_stride", "chunks",  # partial results of attention [heads, chunks]
+    "parts", "part_stride", "chunks",  # partial results of attention, by sequence, head and chunk
     "work", "work_stride",  # memory of each thread
     *(f"work_{name}" for name in AttentionWork._fields),  # bytes from the begin of that
     "ones",  # 16 float16 ones
@@ -223,6 +223,8 @@ CALL = _record(
     "outputs",  # logits are wanted of so many of the last tokens
     "logits", "logits_stride",
     "greedy", "chosen",  # number of greedy tokens to compute after ids[0], and where they go
+    "caches",  # of the sequence, one of each layer
+    "tables", "positions",  # of a batch: the caches and the position of the sequence of each token
 )  # fmt: skip
 
 TIMES_LAST, TIMES_CLOCK, TIMES_SUMS = 0, 1, 3

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from edgeq.formats.schemes import K_BLOCK
 from edgeq.model.memory_layout import CHUNK, PART_HEAD
+from edgeq.runtime.kernels import abi
 from edgeq.runtime.kernels.abi import AttentionWork, Rows
 from edgeq.runtime.kernels.attention_chunk import Queries, append_key_value, attend_chunk, finish
 from edgeq.runtime.kernels.microkernel import ACT_BLOCK
-from edgeq.runtime.kernels.primitives import compiled, ints, merge, quantize_row
+from edgeq.runtime.kernels.primitives import compiled, ints, merge, quantize_row, records
 from edgeq.runtime.kernels.row_ops import (
     barrier,
     copy_row,
@@ -21,6 +22,7 @@ from edgeq.runtime.kernels.row_ops import (
 )
 
 _F32, _I64 = 4, 8  # bytes
+_caches = records(abi.CACHE)
 
 
 @compiled
@@ -134,16 +136,36 @@ def _first_seen(layer, position):
 
 
 @compiled
+def _attend_part(program, layer, cache, head, chunk, queries, work, parts):
+    """The partial results of one token's queries of a key/value head, of one chunk."""
+    stride = program.chunks * program.part_stride
+    group = layer.heads // layer.kv_heads
+    part = parts + head * group * stride + chunk * program.part_stride
+    attend_chunk(program, layer, cache, head, chunk, queries, work, Rows(part, stride, group))
+
+
+@compiled
+def _merge_parts(program, layer, cache, low, high, work, parts, row):
+    """One token's output row from the partial results of chunks ``low:high``."""
+    total = work.probabilities  # free by now
+    for h in range(layer.heads):
+        part = parts + h * program.chunks * program.part_stride
+        copy_row(part + low * program.part_stride, total, PART_HEAD + layer.dim)
+        for chunk in range(low + 1, high):
+            merge(total, part + chunk * program.part_stride, program.part_stride // _F32)
+        _finish(cache, total, row + h * layer.dim * _F32, layer.dim)
+
+
+@compiled
 def attend_one(program, layer, cache, q, k, v, out, thread, position):
     """Decode: (key/value head, chunk) pairs are shared out; partial results are then merged."""
-    group, dim = layer.heads // layer.kv_heads, layer.dim
+    group = layer.heads // layer.kv_heads
     start = _first_seen(layer, position)
     low, high = start // CHUNK, position // CHUNK + 1
     work = _thread_work(program, thread)
     queries = _room_for_queries(layer, work, 1)
     for g in range(group):
         queries.first[g], queries.last[g] = start, position + 1
-    head_stride = program.chunks * program.part_stride
     ready = -1
     while True:
         task = next_task(thread)
@@ -155,19 +177,54 @@ def attend_one(program, layer, cache, q, k, v, out, thread, position):
             ready = head
         if chunk == high - 1:
             _append(program, layer, cache, head, k.address, v.address, position, work)
-        part = program.parts + head * group * head_stride + chunk * program.part_stride
+        _attend_part(program, layer, cache, head, chunk, queries, work, program.parts)
+    barrier(thread)
+    _merge_parts(program, layer, cache, low, high, work, program.parts, out.address)
+
+
+@compiled
+def attend_batch(program, call, number, layer, q, k, v, out, thread):
+    """Decode of several sequences: each row is the next token of a sequence with its own cache.
+
+    The tasks of `attend_one` of all sequences are one range that the threads share.
+    """
+    group = layer.heads // layer.kv_heads
+    tables, positions = ints(call.tables, q.length), ints(call.positions, q.length)
+    stride = layer.heads * program.chunks * program.part_stride  # of a sequence's partial results
+    work = _thread_work(program, thread)
+    queries = _room_for_queries(layer, work, 1)
+    task, base = next_task(thread), 0
+    for b in range(q.length):
+        position = positions[b]
+        cache = _caches(tables[b], program.layer_count)[number]
+        start = _first_seen(layer, position)
+        low, high = start // CHUNK, position // CHUNK + 1
+        for g in range(group):
+            queries.first[g], queries.last[g] = start, position + 1
+        row = Rows(q.address + b * q.stride, q.stride, 1)
+        key, value = k.address + b * k.stride, v.address + b * v.stride
+        tasks, ready = layer.kv_heads * (high - low), -1
+        while task < base + tasks:
+            head, chunk = (task - base) // (high - low), low + (task - base) % (high - low)
+            if head != ready:
+                _fill_queries(program, layer, cache, head, row, position, queries)
+                ready = head
+            if chunk == high - 1:
+                _append(program, layer, cache, head, key, value, position, work)
+            parts = program.parts + b * stride
+            _attend_part(program, layer, cache, head, chunk, queries, work, parts)
+            task = next_task(thread)
+        base += tasks
+    barrier(thread)
+    for b in range(thread.tid, q.length, thread.threads):
+        position = positions[b]
+        cache = _caches(tables[b], program.layer_count)[number]
+        low, high = _first_seen(layer, position) // CHUNK, position // CHUNK + 1
         # fmt: off
-        attend_chunk(program, layer, cache, head, chunk, queries, work,
-                     Rows(part, head_stride, group))
+        _merge_parts(program, layer, cache, low, high, work, program.parts + b * stride,
+                     out.address + b * out.stride)
         # fmt: on
     barrier(thread)
-    total = work.probabilities  # free by now
-    for h in range(layer.heads):
-        part = program.parts + h * head_stride
-        copy_row(part + low * program.part_stride, total, PART_HEAD + dim)
-        for chunk in range(low + 1, high):
-            merge(total, part + chunk * program.part_stride, program.part_stride // _F32)
-        _finish(cache, total, out.address + h * dim * _F32, dim)
 
 
 @compiled

@@ -27,7 +27,7 @@ from numba import types
 from edgeq.formats.packing import TILE
 from edgeq.runtime.kernels import abi
 from edgeq.runtime.kernels.abi import Rows, Step, Thread
-from edgeq.runtime.kernels.attention import attend_one, attend_prompt
+from edgeq.runtime.kernels.attention import attend_batch, attend_one, attend_prompt
 from edgeq.runtime.kernels.matmul import matmul
 from edgeq.runtime.kernels.primitives import (
     compiled,
@@ -178,7 +178,7 @@ def _run(program, call, thread, position, ids):
     linears = _linears(program.linears, program.linear_count)
     rows = _rows(program.rows, program.row_count)
     attentions = _attentions(program.attentions, program.layer_count)
-    caches = _caches(program.caches, program.layer_count)
+    caches = _caches(call.caches, program.layer_count)
     stamp(program.times, thread, -1)
     for number in range(program.step_count):
         step = steps[number]
@@ -202,7 +202,9 @@ def _run(program, call, thread, position, ids):
             k = own_rows(rows[step.x + 1], thread, tokens)
             v = own_rows(rows[step.x + 2], thread, tokens)
             layer, cache = attentions[step.layer], caches[step.layer]
-            if tokens == 1:
+            if call.tables:
+                attend_batch(program, call, step.layer, layer, x, k, v, out, thread)
+            elif tokens == 1:
                 attend_one(program, layer, cache, x, k, v, out, thread, position)
             else:
                 attend_prompt(program, layer, cache, x, k, v, out, thread, position)
@@ -216,7 +218,8 @@ def _run(program, call, thread, position, ids):
 def decoder(call_at, tid):
     """What each thread runs: the `abi.CALL` at an address. One entry point, compiled once.
 
-    With ``greedy`` 0: one batch of ``tokens`` tokens ``ids``, logits of the last ``outputs``.
+    With ``greedy`` 0: ``tokens`` tokens ``ids`` of a sequence, logits of the last ``outputs``; with
+    ``tables`` each token is the next of another sequence.
     Else: ``greedy`` tokens after ``ids[0]``, into ``chosen``, with no Python in between.
     """
     call = _calls(call_at, 1)[0]

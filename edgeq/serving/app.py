@@ -1,0 +1,365 @@
+"""Routes, keys and limits of the server, on Starlette."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from importlib import resources
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from edgeq._version import __version__
+from edgeq.serving import answers, metrics, openapi, responses
+from edgeq.serving.failures import ApiError
+from edgeq.serving.fields import read, read_json
+from edgeq.serving.requests import Call, chat_call, chosen_model, completion_call
+from edgeq.serving.service import Service
+from edgeq.serving.token_requests import DETOKENIZE, TOKENIZE, detokenized, tokenized
+
+LOG = logging.getLogger("edgeq.serving")
+BODY_S = 30.0
+"""Seconds in which a client must have sent its body."""
+GONE = 499
+"""The status under which requests are counted whose client left; nginx' own."""
+OPEN_PATHS = frozenset(("/", "/health"))
+"""Paths that need no key: the page asks for it, and holds nothing that is secret."""
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
+_PAGE_FILES = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/chat.css": ("chat.css", "text/css; charset=utf-8"),
+    "/chat.js": ("chat.js", "text/javascript; charset=utf-8"),
+    "/markdown.js": ("markdown.js", "text/javascript; charset=utf-8"),
+}
+
+Endpoint = Callable[[Request], Coroutine[Any, Any, ASGIApp]]
+
+
+class EventStream:
+    """Server-sent events, whose source is closed as soon as the client has gone."""
+
+    def __init__(self, events: AsyncIterator[bytes]) -> None:
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events until they end or the client leaves."""
+
+        async def pump() -> None:
+            headers = [
+                (b"content-type", b"text/event-stream; charset=utf-8"),
+                (b"cache-control", b"no-store"),
+                (b"x-accel-buffering", b"no"),
+            ]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            async for event in self._events:
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+        with contextlib.suppress(ClientDisconnect):
+            await unless_gone(receive, pump())
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine returns, unless the client disconnects first.
+
+    Raises:
+        ClientDisconnect: it did; the coroutine was canceled and has ended.
+    """
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnect
+    finally:
+        for one in (task, watch):
+            one.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
+
+
+class Guard:
+    """Checks of every request before it is read: its host, its key. Logs how it ended.
+
+    Args:
+        app: what answers.
+        service: whose settings apply.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or refuse."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), GONE
+
+        async def watched(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            refused = self._refused(Request(scope))
+            await (refused or self._app)(scope, receive, watched)
+        finally:
+            path = scope["path"]
+            self._service.metrics.requests[known_path(path), status] += 1
+            LOG.info(
+                "%s %s %s %.3f s", scope["method"], path.encode("unicode_escape").decode("ascii"),
+                "client left" if status == GONE else status, time.perf_counter() - started,
+            )  # fmt: skip
+
+    def _refused(self, request: Request) -> Response | None:
+        settings = self._service.settings
+        if not settings.serves_host(request.headers.get("host")):
+            return failure(ApiError(403, "wrong_host", "this server answers only to localhost; "
+                                    "start it with --host to serve other names"))  # fmt: skip
+        preflight = request.method == "OPTIONS"
+        if settings.api_key is None or request.url.path in _open_paths() or preflight:
+            return None
+        kind, _, key = request.headers.get("authorization", "").partition(" ")
+        given = key.strip().encode("utf-8", "surrogateescape")
+        same = hmac.compare_digest(given, settings.api_key.encode())
+        if kind.lower() == "bearer" and same:
+            return None
+        return failure(
+            ApiError(
+                401, "invalid_api_key",
+                "this server needs its API key: send the header Authorization: Bearer KEY",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        )  # fmt: skip
+
+
+def _open_paths() -> frozenset[str]:
+    return OPEN_PATHS | frozenset(_PAGE_FILES)
+
+
+def known_path(path: str) -> str:
+    """A path as it is counted: those that no route has are one."""
+    if path.startswith("/v1/models/"):
+        return "/v1/models/{model}"
+    return path if path in openapi.PATHS or path in _PAGE_FILES else "other"
+
+
+def failure(error: ApiError) -> JSONResponse:
+    """The response for an error."""
+    return JSONResponse(error.body(), error.status, headers=error.headers)
+
+
+async def body_of(request: Request, most: int) -> dict[str, Any]:
+    """The JSON object that a request carries.
+
+    Raises:
+        ApiError: it is too long or late, or no JSON object.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise ApiError(
+            415, "unsupported_media_type",
+            f"the body is {kind[:60] or 'of no type'}; send JSON with the header "
+            "Content-Type: application/json",
+        )  # fmt: skip
+    declared = request.headers.get("content-length", "")
+    raw = bytearray()
+    too_long = ApiError(413, "body_too_large", f"the body has more than {most} bytes")
+    if declared.isdigit() and int(declared[:20]) > most:
+        raise too_long
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for piece in request.stream():
+                raw += piece
+                if len(raw) > most:
+                    raise too_long
+    except TimeoutError as err:
+        raise ApiError(408, "body_timeout", f"the body took more than {BODY_S:g} s") from err
+    return read_json(bytes(raw))
+
+
+def endpoints(service: Service) -> dict[str, tuple[str, Endpoint]]:
+    """Path -> method and function of every endpoint."""
+
+    async def generate(
+        request: Request,
+        make: Callable[..., Call],
+        whole: Callable[[Call, answers.Generate], Coroutine[Any, Any, dict[str, Any]]],
+        stream: Callable[[Call, answers.Generate], AsyncIterator[bytes]],
+    ) -> ASGIApp:
+        body = await body_of(request, service.settings.body_bytes)
+        # templates and long prompts take a while
+        call = await asyncio.to_thread(make, body, service.models, service.settings)
+        service.log_prompt(call)
+
+        def start(number: int) -> answers.Events:
+            return service.generate(call, number)
+
+        if not call.stream:
+            return JSONResponse(await unless_gone(request.receive, whole(call, start)))
+        events = stream(call, start)
+        # nothing is sent before there is a slot, so that a full queue is a status
+        first = await unless_gone(request.receive, anext(events))  # type: ignore[arg-type]
+
+        async def rest() -> AsyncIterator[bytes]:
+            try:
+                yield first
+                async for event in answers.with_errors(events):
+                    yield event
+            finally:
+                await events.aclose()  # type: ignore[attr-defined]
+
+        return EventStream(rest())
+
+    async def chat(request: Request) -> ASGIApp:
+        return await generate(request, chat_call, answers.chat, answers.chat_stream)
+
+    async def completion(request: Request) -> ASGIApp:
+        return await generate(
+            request, completion_call, answers.completion, answers.completion_stream
+        )
+
+    async def response(request: Request) -> ASGIApp:
+        return await generate(
+            request, responses.response_call, responses.response, responses.response_stream
+        )
+
+    async def models(request: Request) -> Response:
+        listed = [one.described() for one in service.models.values()]
+        return JSONResponse({"object": "list", "data": listed})
+
+    async def model(request: Request) -> Response:
+        return JSONResponse(chosen_model(service.models, request.path_params["model"]).described())
+
+    async def health(request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def props(request: Request) -> Response:
+        return JSONResponse(
+            {
+                "version": __version__,
+                "models": [one.facts() for one in service.models.values()],
+                "default_generation_settings": service.defaults(),
+                "live": service.live(),
+            },
+            headers={"Cache-Control": "no-store"},
+        )
+
+    async def prometheus(request: Request) -> Response:
+        return Response(service.prometheus(), media_type=metrics.CONTENT_TYPE)
+
+    async def tokenize(request: Request) -> Response:
+        values = read(await body_of(request, service.settings.body_bytes), TOKENIZE)
+        served = chosen_model(service.models, values["model"])
+        return JSONResponse(await asyncio.to_thread(tokenized, values, served))
+
+    async def detokenize(request: Request) -> Response:
+        values = read(await body_of(request, service.settings.body_bytes), DETOKENIZE)
+        served = chosen_model(service.models, values["model"])
+        return JSONResponse(await asyncio.to_thread(detokenized, values, served))
+
+    async def document(request: Request) -> Response:
+        return JSONResponse(openapi.document(bool(service.settings.api_key)))
+
+    async def card(request: Request) -> Response:
+        served = chosen_model(service.models, request.path_params["model"])
+        return JSONResponse(await asyncio.to_thread(service.card, served))
+
+    return {
+        "/health": ("GET", health),
+        "/metrics": ("GET", prometheus),
+        "/props": ("GET", props),
+        "/openapi.json": ("GET", document),
+        "/v1/models": ("GET", models),
+        "/v1/models/{model}/card": ("GET", card),
+        "/v1/models/{model}": ("GET", model),
+        "/v1/chat/completions": ("POST", chat),
+        "/v1/completions": ("POST", completion),
+        "/v1/responses": ("POST", response),
+        "/tokenize": ("POST", tokenize),
+        "/detokenize": ("POST", detokenize),
+    }
+
+
+def page_file(name: str) -> Endpoint:
+    """An endpoint for a file of the page."""
+    file, kind = _PAGE_FILES[name]
+    raw = (resources.files("edgeq.serving") / "page" / file).read_bytes()
+
+    async def send(request: Request) -> Response:
+        return Response(raw, media_type=kind, headers=_PAGE_HEADERS)
+
+    return send
+
+
+def application(service: Service) -> Starlette:
+    """The server as an ASGI application, whose life is the service's."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(service.close)  # answers that were cut off still need the loop
+
+    async def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ApiError)
+        return failure(error)
+
+    async def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        status = error.status_code
+        code = {404: "unknown_url", 405: "method_not_allowed"}.get(status, "http_error")
+        message = f"{request.method} {request.url.path[:100]}: {error.detail}; see /openapi.json"
+        return failure(ApiError(status, code, message, headers=dict(error.headers or {})))
+
+    async def gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=GONE)  # nobody reads it
+
+    async def broken(request: Request, error: Exception) -> Response:
+        LOG.error("answering failed", exc_info=error)
+        return failure(ApiError(500, "internal_error", "the server failed; see its log"))
+
+    routes = [
+        Route(path.replace("{model}", "{model:path}"), endpoint, methods=[method])  # it may hold /
+        for path, (method, endpoint) in endpoints(service).items()
+    ]
+    routes += [Route(path, page_file(path)) for path in _PAGE_FILES]
+    middleware = [Middleware(Guard, service=service)]
+    if service.settings.cors_origins:
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=list(service.settings.cors_origins),
+                allow_methods=["GET", "POST"],
+                allow_headers=["Authorization", "Content-Type"],
+            )
+        )
+    handlers: Mapping[Any, Any] = {
+        ApiError: refused, HTTPException: http_error, ClientDisconnect: gone, Exception: broken,
+    }  # fmt: skip
+    return Starlette(
+        routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=lifespan
+    )

@@ -1,0 +1,185 @@
+"""The fields of request bodies: their checks and their schemas, from one description.
+
+A field that is not described is refused by its name, unless it is known to change nothing here
+(`HARMLESS`): what a client asks for is done or refused, never ignored in silence.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgeq.serving.failures import ApiError, wrong
+
+HARMLESS = frozenset(
+    ("metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier",
+     "store", "user", "verbosity")
+)  # fmt: skip
+"""Fields of OpenAI's interface that concern its accounts and storage, and change no answer here."""
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "boolean": (bool,),
+    "integer": (int,),
+    "number": (int, float),
+    "string": (str,),
+    "object": (dict,),
+    "array": (list,),
+}
+_MAX_DEPTH = 200
+"""Levels of arrays and objects of a body that Python can still walk through."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of a body. A null is the same as leaving it out.
+
+    Args:
+        name: its key.
+        kinds: JSON types that it may have.
+        about: what it does, a sentence.
+        low, high: of a number.
+        required: it must be there.
+        schema: more of its JSON schema, such as what an array holds.
+        only: the values it may have, because others would ask for something that is not offered.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    about: str
+    low: float | None = None
+    high: float | None = None
+    required: bool = False
+    schema: Mapping[str, Any] | None = None
+    only: tuple[Any, ...] | None = None
+
+    def json_schema(self) -> dict[str, Any]:
+        """Its JSON schema."""
+        made: dict[str, Any] = {"description": self.about, **(self.schema or {})}
+        if self.only is not None:
+            made["enum"] = [*self.only] if self.required else [*self.only, None]
+            return made
+        if "anyOf" not in made and "oneOf" not in made:
+            made["type"] = [*self.kinds] if self.required else [*self.kinds, "null"]
+        if self.low is not None:
+            made["minimum"] = self.low
+        if self.high is not None:
+            made["maximum"] = self.high
+        return made
+
+    def check(self, value: Any) -> Any:
+        """The value, if it is one of those described.
+
+        Raises:
+            ApiError: it is not.
+        """
+        for kind in self.kinds:
+            if isinstance(value, _TYPES[kind]) and (kind == "boolean" or type(value) is not bool):
+                break
+        else:
+            raise wrong(
+                self.name, f"{self.name} is {shown(value)}; use {_either(self.kinds)}",
+                "invalid_type",
+            )  # fmt: skip
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            low = -math.inf if self.low is None else self.low
+            high = math.inf if self.high is None else self.high
+            if not low <= value <= high:
+                raise wrong(self.name, f"{self.name} is {shown(value)}; use {_span(low, high)}")
+        if self.only is not None and value not in self.only:
+            allowed = ", ".join(json.dumps(one) for one in self.only)
+            raise wrong(
+                self.name, f"{self.name} is {shown(value)}; this server offers only {allowed}",
+                "unsupported_value",
+            )  # fmt: skip
+        return value
+
+
+def shown(value: Any) -> str:
+    """A value for a message, cut short."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _either(kinds: Sequence[str]) -> str:
+    article = {"integer": "an", "object": "an", "array": "an"}
+    names = [f"{article.get(kind, 'a')} {kind}" for kind in kinds]
+    return ", ".join(names[:-1]) + (" or " if names[1:] else "") + names[-1]
+
+
+def _span(low: float, high: float) -> str:
+    if math.isinf(high):
+        return f"{low:g} or more"
+    return f"{low:g} to {high:g}"
+
+
+def read_json(raw: bytes) -> dict[str, Any]:
+    """The object that a body holds.
+
+    Raises:
+        ApiError: it is no JSON object, or holds numbers that JSON has not.
+    """
+
+    def refuse(name: str) -> Any:
+        raise ValueError(f"{name} is not a JSON number")
+
+    try:
+        body = json.loads(raw, parse_constant=refuse)
+        deep = _depth(body)
+    except (ValueError, RecursionError) as err:  # of UTF-8, of JSON, of integers of 5000 digits
+        why = "it is nested too deeply" if isinstance(err, RecursionError) else str(err)
+        raise ApiError(400, "invalid_json", f"the body is not JSON: {why}") from err
+    if deep > _MAX_DEPTH:
+        raise ApiError(400, "invalid_json", f"the body is nested deeper than {_MAX_DEPTH} levels")
+    if not isinstance(body, dict):
+        raise ApiError(400, "invalid_json", f"the body is {shown(body)}; send a JSON object")
+    return body
+
+
+def _depth(value: Any) -> int:
+    deepest, rest = 0, [(value, 1)]
+    while rest:
+        one, level = rest.pop()
+        deepest = max(deepest, level)
+        inner = one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+        rest += [(each, level + 1) for each in inner]
+        if isinstance(one, float) and not math.isfinite(one):
+            raise ValueError("a number is too large")
+    return deepest
+
+
+def read(body: Mapping[str, Any], fields: Iterable[Field]) -> dict[str, Any]:
+    """The values of a body's fields; None for those that are left out.
+
+    Raises:
+        ApiError: a field is unknown, missing, or has a value that is not allowed.
+    """
+    known = {field.name: field for field in fields}
+    for name in body:
+        if name not in known and name not in HARMLESS:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+            hint = f"; did you mean {near[0]!r}?" if near else "; leave it out"
+            raise wrong(name[:60], f"this server does not know the field {name[:60]!r}{hint}",
+                        "unknown_parameter")  # fmt: skip
+    values = {}
+    for name, field in known.items():
+        value = body.get(name)
+        if value is not None:
+            value = field.check(value)
+        elif field.required:
+            raise wrong(name, f"the field {name!r} is missing", "missing_required_parameter")
+        values[name] = value
+    return values
+
+
+def object_schema(fields: Iterable[Field]) -> dict[str, Any]:
+    """The JSON schema of a body."""
+    listed = list(fields)
+    return {
+        "type": "object",
+        "properties": {field.name: field.json_schema() for field in listed},
+        "required": [field.name for field in listed if field.required],
+    }

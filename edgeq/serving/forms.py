@@ -1,0 +1,134 @@
+"""The forms that an answer is asked to have: JSON, a grammar, a call of a tool."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from edgeq.core.errors import EdgeqError, unknown
+from edgeq.runtime.constraint import Grammar
+from edgeq.serving.failures import of_request, wrong
+from edgeq.serving.fields import Field, shown
+from edgeq.serving.served import ServedModel
+
+MAX_TOOLS = 128
+FORMATS = ("text", "json_object", "json_schema")
+FORMS = (
+    Field("response_format", ("object",), "What the answer must be: {\"type\": \"json_object\"}, "
+          "or {\"type\": \"json_schema\", \"json_schema\": {\"name\": ..., \"schema\": {...}}}.",
+          schema={"properties": {"type": {"enum": [*FORMATS]}}, "required": ["type"]}),
+    Field("grammar", ("string",), "A grammar of the answer, in llguidance's variant of Lark."),
+    Field("tools", ("array",), "Functions that the model may call.",
+          schema={"items": {"type": "object"}, "maxItems": MAX_TOOLS}),
+    Field("tool_choice", ("string", "object"), "\"none\", \"auto\", \"required\", or the function "
+          "that must be called."),
+    Field("parallel_tool_calls", ("boolean",), "Whether an answer may hold several calls: the "
+          "model decides.", only=(True,)),
+)  # fmt: skip
+
+
+def tool_choice(
+    tools: list[Any] | None, choice: str | Mapping[str, Any] | None, served: ServedModel
+) -> tuple[list[dict[str, Any]], bool]:
+    """The tools that the model is told of, and whether it must call one of them.
+
+    Raises:
+        ApiError: they are no functions, or the model does not know how to call them.
+    """
+    named = choice.get("function") if isinstance(choice, Mapping) else None
+    name = named.get("name") if isinstance(named, Mapping) else None
+    if isinstance(choice, Mapping) and not isinstance(name, str):
+        raise wrong("tool_choice", f"tool_choice is {shown(choice)}; name a function: "
+                    '{"type": "function", "function": {"name": ...}}')  # fmt: skip
+    if isinstance(choice, str) and choice not in ("none", "auto", "required"):
+        raise wrong("tool_choice", f"tool_choice is {shown(choice)}; use none, auto or required")
+    checked = [_tool(one, f"tools[{number}]") for number, one in enumerate(tools or [])]
+    if len(checked) > MAX_TOOLS:
+        raise wrong("tools", f"there are {len(checked)} tools; use up to {MAX_TOOLS}")
+    if not checked and choice not in (None, "none", "auto"):
+        raise wrong("tool_choice", "tool_choice asks for a call, but there are no tools")
+    if not checked or choice == "none":
+        return [], False
+    if served.syntax is None:
+        raise wrong("tools", f"the chat template of {served.name} has no way to call tools that "
+                    "this server knows; leave tools out, or use another model",
+                    "unsupported_value")  # fmt: skip
+    if name is None:
+        return checked, choice == "required"
+    only = [one for one in checked if one["function"]["name"] == name]
+    if not only:
+        names = [one["function"]["name"] for one in checked]
+        raise wrong("tool_choice", unknown("function", name[:100], names))
+    return only, True
+
+
+def _tool(tool: Any, place: str) -> dict[str, Any]:
+    function = tool.get("function") if isinstance(tool, Mapping) else None
+    if not isinstance(function, Mapping) or tool.get("type") != "function":
+        raise wrong(place, f"{place} is {shown(tool)}; use "
+                    '{"type": "function", "function": {"name": ...}}')  # fmt: skip
+    name, about = function.get("name"), function.get("description")
+    if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name)):
+        raise wrong(f"{place}.function.name", f"{place}.function.name is {shown(name)}; use 1 to "
+                    "64 letters, digits, underscores, dots and dashes")  # fmt: skip
+    parameters = function.get("parameters")
+    if parameters is not None and not isinstance(parameters, Mapping):
+        raise wrong(f"{place}.function.parameters", f"{place}.function.parameters is "
+                    f"{shown(parameters)}; use a JSON schema")  # fmt: skip
+    made: dict[str, Any] = {"name": name}
+    if about is not None:
+        if not isinstance(about, str):
+            raise wrong(f"{place}.function.description",
+                        f"{place}.function.description is {shown(about)}; use a text")  # fmt: skip
+        made["description"] = about
+    made["parameters"] = dict(parameters or {"type": "object", "properties": {}})
+    return {"type": "function", "function": made}
+
+
+def answer_grammar(
+    values: Mapping[str, Any], served: ServedModel, forced: list[dict[str, Any]] | None
+) -> Grammar | None:
+    """The grammar that an answer must follow; None if it is free.
+
+    Args:
+        values: fields of the request.
+        served: the model.
+        forced: tools of which one must be called.
+
+    Raises:
+        ApiError: several are asked for, or one cannot be used.
+    """
+    form = values["response_format"]
+    kind = "text" if form is None else form.get("type")
+    if kind not in FORMATS:
+        raise wrong("response_format", f"response_format.type is {shown(kind)}; use one of "
+                    + ", ".join(FORMATS))  # fmt: skip
+    wanted = [kind != "text", values["grammar"] is not None, forced is not None]
+    if sum(wanted) > 1:
+        raise wrong("response_format", "an answer can follow one of response_format, grammar and a "
+                    "tool_choice that asks for a call, not several")  # fmt: skip
+    if forced is not None:
+        assert served.syntax is not None
+        special = {served.tokenizer.token_name(i): i for i in served.tokenizer.special_ids}
+        text = served.syntax.grammar(forced, special.get)
+        return _made(lambda: served.grammars().lark(text), "tools")
+    if values["grammar"] is not None:
+        return _made(lambda: served.grammars().lark(values["grammar"]), "grammar")
+    if kind == "json_object":
+        return _made(lambda: served.grammars().json_object(), "response_format")
+    if kind == "json_schema":
+        held = form.get("json_schema")
+        schema = held.get("schema") if isinstance(held, Mapping) else None
+        if not isinstance(schema, Mapping):
+            raise wrong("response_format", f"response_format.json_schema is {shown(held)}; use "
+                        '{"name": ..., "schema": {...}}')  # fmt: skip
+        return _made(lambda: served.grammars().json_schema(schema), "response_format")
+    return None
+
+
+def _made(make: Callable[[], Grammar], param: str) -> Grammar:
+    try:
+        return make()
+    except EdgeqError as err:
+        raise of_request(err, param) from err

@@ -1,0 +1,121 @@
+"""The document that describes the interface, as OpenAPI 3.1, from the fields that are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from edgeq._version import __version__
+from edgeq.serving.fields import Field, object_schema
+from edgeq.serving.requests import CHAT, COMPLETION
+from edgeq.serving.responses import RESPONSE
+from edgeq.serving.token_requests import DETOKENIZE, TOKENIZE
+
+_OBJECT: dict[str, Any] = {"type": "object"}
+_ERROR: dict[str, Any] = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": "string"},
+            },
+        }
+    },
+}
+_REFUSALS = {
+    "400": "The request cannot be done; `param` names the field at fault.",
+    "403": "The Host header names another server.",
+    "404": "There is no such model.",
+    "408": "The body came too late.",
+    "413": "The body is too long.",
+    "415": "The body is not JSON.",
+    "429": "All slots are in use and the queue is full; Retry-After says when to try again.",
+    "500": "The model failed.",
+    "503": "The server is ending.",
+}
+_MODEL_PATH = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
+
+
+def _posted(about: str, fields: Iterable[Field], *, streams: bool = False) -> dict[str, Any]:
+    content: dict[str, Any] = {"application/json": {"schema": _OBJECT}}
+    if streams:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    body = {"application/json": {"schema": object_schema(fields)}}
+    return {
+        "post": {
+            "summary": about,
+            "requestBody": {"required": True, "content": body},
+            "responses": {"200": {"description": "The answer.", "content": content}},
+        }
+    }
+
+
+def _got(about: str, kind: str = "application/json", *, model: bool = False) -> dict[str, Any]:
+    schema = _OBJECT if kind == "application/json" else {"type": "string"}
+    made: dict[str, Any] = {
+        "summary": about,
+        "responses": {"200": {"description": "Done.", "content": {kind: {"schema": schema}}}},
+    }
+    if model:
+        made["parameters"] = [_MODEL_PATH]
+    return {"get": made}
+
+
+PATHS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": _posted("Answer a conversation.", CHAT, streams=True),
+    "/v1/completions": _posted("Continue a text.", COMPLETION, streams=True),
+    "/v1/responses": _posted(
+        "Answer a conversation, in OpenAI's newer form.", RESPONSE, streams=True
+    ),
+    "/v1/models": _got("The models that are served."),
+    "/v1/models/{model}": _got("One of them.", model=True),
+    "/v1/models/{model}/card": _got("Its quality card.", model=True),
+    "/tokenize": _posted("Token ids of a text.", TOKENIZE),
+    "/detokenize": _posted("The text of token ids.", DETOKENIZE),
+    "/health": _got("Whether the server answers."),
+    "/props": _got("Models, defaults, memory and sensors."),
+    "/metrics": _got("Counters for Prometheus.", "text/plain"),
+    "/openapi.json": _got("This document."),
+}
+"""Path -> its operations, without their refusals."""
+
+
+def document(needs_key: bool) -> dict[str, Any]:
+    """The document.
+
+    Args:
+        needs_key: whether requests need the API key.
+    """
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    refusals = {
+        status: {"description": about, "content": error} for status, about in _REFUSALS.items()
+    }
+    if needs_key:
+        refusals["401"] = {"description": "The API key is missing or wrong.", "content": error}
+    paths = {
+        path: {
+            method: {**operation, "responses": {**operation["responses"], **refusals}}
+            for method, operation in operations.items()
+        }
+        for path, operations in PATHS.items()
+    }
+    made: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "edgeq serve",
+            "version": __version__,
+            "description": "Language models on this machine, with OpenAI's interface.",
+        },
+        "paths": paths,
+        "components": {"schemas": {"Error": _ERROR}},
+    }
+    if needs_key:
+        made["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        made["security"] = [{"key": []}]
+    return made

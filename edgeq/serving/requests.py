@@ -1,0 +1,317 @@
+"""Bodies of requests as jobs: chats and completions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from edgeq.core.errors import UsageError, unknown
+from edgeq.runtime.sampling import SamplingParams
+from edgeq.serving.failures import ApiError, of_request, wrong
+from edgeq.serving.fields import Field, read, shown
+from edgeq.serving.forms import FORMS, answer_grammar, tool_choice
+from edgeq.serving.messages import ROLES, checked_messages
+from edgeq.serving.parts import Plain, Splitter
+from edgeq.serving.served import ServedModel
+from edgeq.serving.settings import ServerSettings
+from edgeq.serving.worker import AnswerJob, check_prompt, encoded
+
+MAX_STOPS = 16
+MAX_PROMPTS = 64
+"""Prompts of one request for completions."""
+RESERVED = frozenset(
+    ("add_generation_prompt", "bos_token", "documents", "eos_token", "files", "messages",
+     "pad_token", "tools", "unk_token")
+)  # fmt: skip
+"""Variables of chat templates that a request may not set by `chat_template_kwargs`."""
+
+_ANY_TEXT = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}
+
+MODEL = Field("model", ("string",), "A name that /v1/models lists; the first of them if left out.")
+STREAM = (
+    Field("stream", ("boolean",), "Send the answer as server-sent events while it is generated."),
+    Field("stream_options", ("object",), "With `stream`: {\"include_usage\": true} adds an event "
+          "with the numbers of tokens.",
+          schema={"properties": {"include_usage": {"type": "boolean"}}}),
+)  # fmt: skip
+SAMPLING = (
+    Field("temperature", ("number",), "0 takes the most likely token.", 0, 2),
+    Field("top_p", ("number",), "Keep the most likely tokens whose probabilities reach this sum; "
+          "1 is off.", 0, 1),
+    Field("top_k", ("integer",), "Keep this many of the most likely tokens; 0 is off.", 0, 1 << 31),
+    Field("min_p", ("number",), "Keep tokens at least this fraction as likely as the most likely; "
+          "0 is off.", 0, 1),
+    Field("repetition_penalty", ("number",), "Divides logits of recent tokens; 1 is off.",
+          0.01, 100),
+    Field("presence_penalty", ("number",), "Subtracted from logits of tokens that were generated "
+          "before.", -2, 2),
+    Field("frequency_penalty", ("number",), "Subtracted for each time a token was generated "
+          "before.", -2, 2),
+    Field("logit_bias", ("object",), "Token id -> what is added to its logit, -100 to 100.",
+          schema={"additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}}),
+    Field("seed", ("integer",), "Of the random numbers: the same seed gives the same answer.",
+          -(1 << 63), (1 << 63) - 1),
+    Field("stop", ("string", "array"), f"Up to {MAX_STOPS} texts that end the answer and are not "
+          "part of it.", schema={"items": {"type": "string"}, "maxItems": MAX_STOPS}),
+    Field("n", ("integer",), "Answers to a prompt: one.", only=(1,)),
+)  # fmt: skip
+CHAT = (
+    Field("messages", ("array",), "The conversation: a role and a content each.", required=True,
+          schema={"minItems": 1, "items": {
+              "type": "object",
+              "properties": {"role": {"enum": [*ROLES]}, "content": _ANY_TEXT},
+              "required": ["role"],
+          }}),
+    MODEL,
+    Field("max_tokens", ("integer",), "The most tokens to generate.", 1, 1 << 31),
+    Field("max_completion_tokens", ("integer",), "The same.", 1, 1 << 31),
+    *SAMPLING,
+    *STREAM,
+    Field("logprobs", ("boolean",), "Report the log-probability of each token."),
+    Field("top_logprobs", ("integer",), "With `logprobs`: most likely tokens to report at each "
+          "step.", 0, 20),
+    *FORMS,
+    Field("chat_template_kwargs", ("object",), "Variables for the model's chat template, such as "
+          "{\"enable_thinking\": false}."),
+)  # fmt: skip
+COMPLETION = (
+    Field("prompt", ("string", "array"), "A text, token ids, or a list of either.", required=True,
+          schema={"items": {}}),
+    MODEL,
+    Field("max_tokens", ("integer",), "The most tokens to generate; 16 if left out.", 0, 1 << 31),
+    *SAMPLING,
+    *STREAM,
+    Field("logprobs", ("integer",), "Most likely tokens to report at each step.", 0, 20),
+    Field("echo", ("boolean",), "Begin the answer with the prompt, and report its tokens too."),
+    Field("best_of", ("integer",), "Answers to choose from: one.", only=(1,)),
+    Field("suffix", ("string",), "Text after the answer: none.", only=("",)),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A checked request.
+
+    Args:
+        served: the model it asks for.
+        jobs: the answers to generate, one after another.
+        prompts: text to begin each answer with.
+        stream: answer by events.
+        include_usage: end the events with the numbers of tokens.
+        asked: the body, where the answer repeats it.
+        splitter: makes what takes an answer apart into what is said, thought and called.
+    """
+
+    served: ServedModel
+    jobs: tuple[AnswerJob, ...]
+    prompts: tuple[str, ...] = ("",)
+    stream: bool = False
+    include_usage: bool = False
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    splitter: Callable[[], Splitter | Plain] = Plain
+
+
+def chosen_model(models: Mapping[str, ServedModel], name: str | None) -> ServedModel:
+    """The model that a request asks for; the first if it names none.
+
+    Raises:
+        ApiError: there is none of this name.
+    """
+    if name is None:
+        return next(iter(models.values()))
+    if name not in models:
+        raise ApiError(404, "model_not_found", unknown("model", name[:100], models), "model")
+    return models[name]
+
+
+def chat_call(
+    body: Mapping[str, Any], models: Mapping[str, ServedModel], settings: ServerSettings
+) -> Call:
+    """A body of ``/v1/chat/completions``.
+
+    Raises:
+        ApiError: something in it cannot be done.
+    """
+    values = read(body, CHAT)
+    served = chosen_model(models, values["model"])
+    messages = checked_messages(values["messages"])
+    extra = checked_variables(values["chat_template_kwargs"])
+    tools, forced = tool_choice(values["tools"], values["tool_choice"], served)
+    if tools:
+        extra["tools"] = tools
+    grammar = answer_grammar(values, served, tools if forced else None)
+    ids = encoded(lambda: served.tokenizer.encode_chat(messages, **extra), "messages")
+    check_prompt(ids, served.context, "messages")
+    if values["top_logprobs"] is not None and not values["logprobs"]:
+        raise wrong("top_logprobs", "top_logprobs needs logprobs to be true")
+    most = values["max_completion_tokens"]
+    job = AnswerJob(
+        prompt=tuple(ids),
+        params=sampling_params(values, served, settings.params),
+        max_tokens=values["max_tokens"] if most is None else most,
+        stop=checked_stops(values["stop"]),
+        end_ids=served.tokenizer.turn_end_ids,
+        logprobs=(values["top_logprobs"] or 0) if values["logprobs"] else None,
+        lookup=settings.lookup,
+        constraint=grammar.start if grammar else None,
+        shown=served.shown,
+    )
+    thinks = served.thinks and grammar is None
+    inside = thinks and served.ends_in_thought(ids)
+    syntax = served.syntax if tools else None
+    return Call(
+        served=served,
+        jobs=(without_lookup_where_impossible(job),),
+        splitter=lambda: Splitter(thinks, inside, syntax) if thinks or syntax else Plain(),
+        **stream_options(values),
+    )
+
+
+def completion_call(
+    body: Mapping[str, Any], models: Mapping[str, ServedModel], settings: ServerSettings
+) -> Call:
+    """A body of ``/v1/completions``.
+
+    Raises:
+        ApiError: something in it cannot be done.
+    """
+    values = read(body, COMPLETION)
+    served = chosen_model(models, values["model"])
+    prompts = _prompts(values["prompt"], served)
+    for ids in prompts:
+        check_prompt(ids, served.context, "prompt")
+    most = 16 if values["max_tokens"] is None else values["max_tokens"]
+    if not most and not values["echo"]:
+        raise wrong("max_tokens", "max_tokens is 0, which needs echo; use 1 or more")
+    job = AnswerJob(
+        prompt=(),
+        params=sampling_params(values, served, settings.params),
+        max_tokens=most,
+        stop=checked_stops(values["stop"]),
+        logprobs=values["logprobs"],
+        score_prompt=bool(values["echo"]) and values["logprobs"] is not None,
+        lookup=settings.lookup,
+    )
+    job = without_lookup_where_impossible(job)
+    texts = [served.tokenizer.decode(ids) if values["echo"] else "" for ids in prompts]
+    return Call(
+        served=served,
+        jobs=tuple(replace(job, prompt=tuple(ids)) for ids in prompts),
+        prompts=tuple(texts),
+        **stream_options(values),
+    )
+
+
+def without_lookup_where_impossible(job: AnswerJob) -> AnswerJob:
+    """The job, without prompt lookup unless it is a plain greedy one."""
+    plain = job.params.plain_greedy and job.logprobs is None and job.constraint is None
+    return job if plain else replace(job, lookup=0)
+
+
+def stream_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `Call` about streaming.
+
+    Raises:
+        ApiError: the options are unknown, or given without `stream`.
+    """
+    stream, options = bool(values["stream"]), values["stream_options"]
+    if options is not None and not stream:
+        raise wrong("stream_options", "stream_options needs stream to be true")
+    fields = (
+        Field("include_usage", ("boolean",), ""),
+        Field("include_obfuscation", ("boolean",), "", only=(False,)),
+    )
+    usage = bool(read(options, fields)["include_usage"]) if options else False
+    return {"stream": stream, "include_usage": usage}
+
+
+def sampling_params(
+    values: Mapping[str, Any], served: ServedModel, defaults: SamplingParams
+) -> SamplingParams:
+    """How tokens are chosen: what the request says, and the server's defaults for the rest.
+
+    Raises:
+        ApiError: a value is out of range.
+    """
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
+             "frequency_penalty", "seed")  # fmt: skip
+    given = {name: values[name] for name in names if values[name] is not None}
+    if "seed" in given:
+        given["seed"] %= 1 << 64
+    if given.get("top_p") == 0:  # OpenAI allows it: the most likely token alone
+        given["top_k"], given["top_p"] = 1, 1.0
+    if values["logit_bias"]:
+        given["logit_bias"] = _biases(values["logit_bias"], served.model.config.vocab)
+    try:
+        return replace(defaults, **given)
+    except UsageError as err:
+        raise of_request(err, None) from err
+
+
+def _biases(given: Mapping[str, Any], vocab: int) -> dict[int, float]:
+    found = {}
+    for token, bias in given.items():
+        if not (token.isascii() and token.isdigit() and len(token) < 10 and int(token) < vocab):
+            raise wrong(
+                "logit_bias",
+                f"logit_bias names the token {shown(token)}; use ids of 0 to {vocab - 1}",
+            )
+        if isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
+            raise wrong("logit_bias", f"a logit_bias is {shown(bias)}; use -100 to 100")
+        found[int(token)] = float(bias)
+    return found
+
+
+def checked_stops(stop: str | list[Any] | None) -> tuple[str, ...]:
+    """The texts that end an answer.
+
+    Raises:
+        ApiError: one is no text or empty, or there are too many.
+    """
+    stops = [] if stop is None else [stop] if isinstance(stop, str) else stop
+    if len(stops) > MAX_STOPS:
+        raise wrong("stop", f"there are {len(stops)} stop texts; use up to {MAX_STOPS}")
+    for one in stops:
+        if not isinstance(one, str) or not one:
+            raise wrong("stop", f"a stop text is {shown(one)}; use texts that are not empty")
+    return tuple(stops)
+
+
+def checked_variables(extra: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Variables for a chat template.
+
+    Raises:
+        ApiError: one is set by the server itself.
+    """
+    for name in extra or {}:
+        if name in RESERVED or not name.isidentifier():
+            raise wrong(
+                "chat_template_kwargs",
+                f"chat_template_kwargs has {name[:60]!r}, which a request may not set",
+            )
+    return dict(extra or {})
+
+
+def _prompts(prompt: str | list[Any], served: ServedModel) -> list[list[int]]:
+    """Token ids of each prompt of a request for completions."""
+    if isinstance(prompt, str):
+        return [_ids(prompt, served)]
+    if prompt and all(isinstance(one, int) for one in prompt):
+        return [_ids(prompt, served)]
+    if not 1 <= len(prompt) <= MAX_PROMPTS:
+        raise wrong("prompt", f"there are {len(prompt)} prompts; use 1 to {MAX_PROMPTS}")
+    return [_ids(one, served) for one in prompt]
+
+
+def _ids(prompt: Any, served: ServedModel) -> list[int]:
+    if isinstance(prompt, str):
+        return encoded(lambda: served.tokenizer.encode(prompt, add_eos=False), "prompt")
+    vocab = served.model.config.vocab
+    if isinstance(prompt, list) and prompt:
+        for token in prompt:
+            if type(token) is not int or not 0 <= token < vocab:
+                raise wrong("prompt", f"the prompt holds {shown(token)}; use token ids of 0 to "
+                            f"{vocab - 1}")  # fmt: skip
+        return list(prompt)
+    raise wrong("prompt", f"a prompt is {shown(prompt)}; use a text or token ids")

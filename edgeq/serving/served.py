@@ -1,0 +1,194 @@
+"""A model that is served: its tokenizer, its slots and what it can do."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from edgeq.core.errors import UsageError
+from edgeq.core.progress import Progress
+from edgeq.importers import load
+from edgeq.importers.tokenizer.chat_templates import chat_templates
+from edgeq.model.kv_bits import KvBits
+from edgeq.model.model import Model
+from edgeq.runtime.constraint import GrammarVocabulary
+from edgeq.runtime.engine import Engine
+from edgeq.runtime.kv_state import fingerprint
+from edgeq.runtime.tokenizer import Tokenizer
+from edgeq.serving.parts import THINK, THOUGHT
+from edgeq.serving.prefix_cache import PrefixCache
+from edgeq.serving.settings import ServerSettings
+from edgeq.serving.slots import SlotPool
+from edgeq.serving.tools import ToolSyntax, syntax_of
+from edgeq.serving.worker import Worker
+
+
+class ServedModel:
+    """One model of a server. Its engines share one copy of the weights.
+
+    Args:
+        name: by which requests ask for it.
+        model: opened.
+        settings: of the server.
+        threads: that generate.
+        context: of each slot in tokens; a model that supports fewer has its own.
+        n_threads, kv_bits, backend, mmap: as `Engine` takes them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: Model,
+        settings: ServerSettings,
+        threads: ThreadPoolExecutor,
+        *,
+        context: int | None = None,
+        n_threads: int | None = None,
+        kv_bits: KvBits = 8,
+        backend: str = "numba",
+        mmap: bool | None = None,
+    ) -> None:
+        self.name, self.model = name, model
+        self.created = int(time.time())
+        self._making_grammars = threading.Lock()
+        self._grammars: GrammarVocabulary | None = None
+        self.fingerprint = "edgeq-" + fingerprint(model)[:12]
+        self.tokenizer = Tokenizer(model)
+        if context is not None:
+            context = min(context, model.config.context)
+        self.engines = Engine.batch(
+            model, settings.parallel, context=context, threads=n_threads, kv_bits=kv_bits,
+            backend=backend, mmap=mmap,
+        )  # fmt: skip
+        self.context = self.engines[0].context
+        self.slots = SlotPool(self.engines, settings.queue)
+        self.cache = PrefixCache(settings.prefix_bytes)
+        self.worker = Worker(self.tokenizer, self.slots, self.cache, threads, settings.timeout_s)
+
+    @cached_property
+    def template(self) -> str:
+        """The text of its chat templates; empty if it has none."""
+        return "\n".join(chat_templates(self.model.files).values())
+
+    @cached_property
+    def thinks(self) -> bool:
+        """Whether its chat template knows of thought between marks."""
+        return THINK in self.template or THOUGHT in self.template
+
+    @cached_property
+    def syntax(self) -> ToolSyntax | None:
+        """How it calls tools; None if its template does not say so in a known way."""
+        return syntax_of(self.template)
+
+    @cached_property
+    def shown(self) -> tuple[int, ...]:
+        """Special tokens that are marks of thought or of calls, which the answer must show."""
+        marks = {THINK, THOUGHT, *(self.syntax.tokens if self.syntax else ())}
+        special = self.tokenizer.special_ids
+        return tuple(i for i in sorted(special) if self.tokenizer.token_name(i) in marks)
+
+    def ends_in_thought(self, prompt: list[int]) -> bool:
+        """Whether a prompt ends with the mark that begins a thought."""
+        stream = self.tokenizer.stream(shown=self.shown)
+        return "".join(map(stream.push, prompt[-8:])).rstrip().endswith(THINK)
+
+    def grammars(self) -> GrammarVocabulary:
+        """Its tokens as grammars need them, made when first asked for.
+
+        Raises:
+            EdgeqError: grammars cannot be used here.
+        """
+        with self._making_grammars:
+            if self._grammars is None:
+                self._grammars = GrammarVocabulary.of(self.model, self.tokenizer)
+            return self._grammars
+
+    @property
+    def can_chat(self) -> bool:
+        """Whether it has a chat template."""
+        return self.tokenizer.has_chat_template
+
+    def described(self) -> dict[str, Any]:
+        """The entry of ``/v1/models``."""
+        return {"id": self.name, "object": "model", "created": self.created, "owned_by": "edgeq"}
+
+    def facts(self) -> dict[str, Any]:
+        """What ``/props`` says of it."""
+        config = self.model.config
+        return {
+            **self.described(),
+            "context": self.context,
+            "slots": len(self.slots.slots),
+            "slots_in_use": self.slots.running,
+            "waiting": self.slots.waiting,
+            "chat_template": self.can_chat,
+            "thinks": self.thinks,
+            "tools": self.syntax.name if self.syntax else None,
+            "family": config.family,
+            "vocabulary": config.vocab,
+            "weights_bytes": self.model.nbytes,
+            "kv_cache_bytes": sum(engine.kv_bytes for engine in self.engines),
+            "prefix_cache_bytes": self.cache.nbytes,
+        }
+
+    def close(self) -> None:
+        """Release the engines."""
+        for engine in self.engines:
+            engine.close()
+
+
+def named_models(models: list[str | Path | Model | tuple[str, Any]]) -> dict[str, Any]:
+    """Names and sources of the models of a server.
+
+    Args:
+        models: paths (``NAME=PATH`` gives another name than the file's), opened models, or pairs of
+            a name and one of them.
+
+    Raises:
+        UsageError: there are none, or two have one name.
+    """
+    found: dict[str, Any] = {}
+    for one in models:
+        if isinstance(one, tuple):
+            name, source = one
+        elif isinstance(one, Model):
+            name, source = (one.origin.path.name if one.origin else one.config.family), one
+        elif not isinstance(one, str | Path):
+            raise UsageError(f"a model to serve is {one!r:.60}; give a path or a Model")
+        else:
+            text = str(one)
+            given, equals, rest = text.partition("=")
+            if equals and given and not Path(text).exists():
+                name, source = given, rest
+            else:
+                path = Path(text)
+                name = (path.resolve() if path.name in ("", ".", "..") else path).name
+                name = name.removesuffix(".edgeq").removesuffix(".gguf").removesuffix(".bin")
+                source = text
+        if name in found:
+            raise UsageError(
+                f"two models have the name {name!r}; name them apart: NAME=PATH, such as "
+                f"small={source}"
+            )
+        found[name] = source
+    if not found:
+        raise UsageError("there is no model to serve; give at least one")
+    return found
+
+
+def open_models(sources: dict[str, Any], progress: Progress | None = None) -> dict[str, Model]:
+    """Open the models of a server.
+
+    Raises:
+        EdgeqError: one cannot be opened.
+    """
+    opened = {}
+    for step, (name, source) in enumerate(sources.items()):
+        if progress is not None:
+            progress(f"opening {name}", step, len(sources))
+        opened[name] = source if isinstance(source, Model) else load(source)
+    return opened

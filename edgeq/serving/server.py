@@ -1,0 +1,199 @@
+"""Runs a server, and ends it in order: running answers are finished first."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from edgeq.core.errors import EdgeqError, UsageError, require
+from edgeq.core.progress import Progress
+from edgeq.model.kv_bits import KvBits
+from edgeq.model.model import Model
+from edgeq.serving.settings import ServerSettings
+
+START_S = 30.0
+"""Seconds that a server may take to listen."""
+Source = str | Path | Model
+
+
+class Server:
+    """Serves models to OpenAI's clients and to a page in a browser, from a thread.
+
+    `edgeq.serve` does the same and returns only when it is told to end.
+
+    Args:
+        models: paths of models (``NAME=PATH`` gives a name other than the file's), models, or
+            pairs of a name and one of them. The first is used where a request names none.
+        settings: address, limits, defaults.
+        context: tokens of every slot; a model that supports fewer has its own limit.
+        threads, kv_bits, backend, mmap: as `Engine` takes them, for every slot.
+        progress: called while models are opened.
+
+    Raises:
+        MissingDependencyError: the extra "serve" is not installed.
+        FormatError: a model cannot be opened.
+        UsageError: the address is in use, or two models have one name.
+
+    Example:
+        >>> with edgeq.Server("model.edgeq", edgeq.ServerSettings(port=0)) as server:
+        ...     address = server.url
+        >>> address.startswith("http://127.0.0.1:")
+        True
+    """
+
+    def __init__(
+        self,
+        models: Source | list[Source | tuple[str, Source]],
+        settings: ServerSettings | None = None,
+        *,
+        context: int | None = None,
+        threads: int | None = None,
+        kv_bits: KvBits = 8,
+        backend: str = "numba",
+        mmap: bool | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        require("serve", ("starlette", "uvicorn"), "to serve models")
+        from concurrent.futures import ThreadPoolExecutor
+
+        import uvicorn
+
+        from edgeq.serving.app import application
+        from edgeq.serving.served import ServedModel, named_models, open_models
+        from edgeq.serving.service import Service
+
+        self.settings = settings or ServerSettings()
+        listed: Any = models if isinstance(models, list) else [models]
+        sources = named_models(listed)
+        self._socket = _listen(self.settings)
+        pool = ThreadPoolExecutor(
+            max_workers=self.settings.parallel * len(sources), thread_name_prefix="edgeq-answer"
+        )
+        served: dict[str, ServedModel] = {}
+        try:
+            for name, model in open_models(sources, progress).items():
+                served[name] = ServedModel(
+                    name, model, self.settings, pool, context=context, n_threads=threads,
+                    kv_bits=kv_bits, backend=backend, mmap=mmap,
+                )  # fmt: skip
+        except BaseException:
+            self._socket.close()
+            for one in served.values():
+                one.close()
+            raise
+        self.service = Service(self.settings, served, pool)
+        config = uvicorn.Config(
+            application(self.service),
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            ws="none",
+            server_header=False,
+            timeout_graceful_shutdown=max(1, round(self.settings.drain_s)),
+        )
+        self._server = uvicorn.Server(config)
+        self._thread: threading.Thread | None = None
+
+    @property
+    def url(self) -> str:
+        """The address, such as ``http://127.0.0.1:8080``."""
+        host, port = self._socket.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def run(self) -> None:
+        """Serve until SIGINT or SIGTERM; running answers are finished first."""
+
+        def ended(signum: int, frame: FrameType | None) -> None:
+            """The server repeats the signals it got once it has ended; they are dealt with."""
+
+        before = {one: signal.signal(one, ended) for one in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            self._server.run(sockets=[self._socket])
+        finally:
+            for one, handler in before.items():
+                signal.signal(one, handler)
+            self._socket.close()
+
+    def start(self) -> None:
+        """Serve from a thread; returns once the server listens.
+
+        Raises:
+            EdgeqError: it did not start.
+        """
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._socket]}, name="edgeq-serve",
+            daemon=True,
+        )  # fmt: skip
+        self._thread.start()
+        tick = threading.Event()
+        waited = 0.0
+        while not self._server.started:
+            if not self._thread.is_alive() or waited > START_S:
+                raise EdgeqError("the server did not start; its log says why")
+            tick.wait(0.01)
+            waited += 0.01
+
+    def close(self) -> None:
+        """End the server: no new requests, running answers are finished, engines are released."""
+        self._server.should_exit = True
+        if self._thread is not None:
+            self._thread.join()
+        else:
+            self.service.close()
+        self._socket.close()
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _listen(settings: ServerSettings) -> socket.socket:
+    """A listening socket, so that an address in use is an error before models are opened.
+
+    Raises:
+        UsageError: the address cannot be had.
+    """
+    try:
+        kind, _, _, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        made = socket.socket(kind, socket.SOCK_STREAM)
+    except OSError as err:
+        raise UsageError(f"the address {settings.host} cannot be used: {err.strerror}") from err
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+        made.listen(128)
+    except OSError as err:
+        made.close()
+        raise UsageError(
+            f"cannot listen on {settings.host} port {settings.port}: {err.strerror}; choose "
+            "another --port, or 0 for any that is free"
+        ) from err
+    return made
+
+
+def log_to(write: Callable[[str], None], level: int = logging.INFO) -> None:
+    """Give each line of the server's log to a function."""
+
+    class LogLines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            write(self.format(record))
+
+    log = logging.getLogger("edgeq.serving")
+    handler = LogLines()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    log.handlers[:] = [handler]
+    log.propagate = False
+    log.setLevel(level)

@@ -1,0 +1,96 @@
+"""What a server is asked to do, and its limits."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+
+from edgeq.core.errors import UsageError
+from edgeq.runtime.lookup import MAX_DRAFT
+from edgeq.runtime.sampling import SamplingParams
+
+LOOPBACK_NAMES = ("localhost",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """Settings of a server.
+
+    Args:
+        host: address to listen on. Others than loopback addresses need an API key.
+        port: TCP port; 0 takes a free one.
+        parallel: answers of each model that are generated at the same time.
+        queue: requests that may wait for a model; more are refused with status 429.
+        api_key: what clients must send as ``Authorization: Bearer KEY``; None asks for none.
+        insecure: listen on other addresses than loopback without a key.
+        cors_origins: origins whose pages may call the server from a browser; "*" is any.
+        timeout_s: seconds after which an answer ends where it is, or waiting in the queue does.
+        body_bytes: longest body of a request.
+        drain_s: seconds that running answers may take after the server is told to end.
+        prefix_bytes: memory for the caches of earlier conversations; 0 keeps none.
+        lookup: tokens to propose by prompt lookup in greedy answers; 0 for none.
+        params: how tokens are chosen where a request does not say so.
+        log_prompts: write prompts and answers to the log.
+
+    Raises:
+        UsageError: a value is out of range, or the address needs a key.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    parallel: int = 2
+    queue: int = 32
+    api_key: str | None = field(default=None, repr=False)
+    insecure: bool = False
+    cors_origins: tuple[str, ...] = ()
+    timeout_s: float = 600.0
+    body_bytes: int = 4 << 20
+    drain_s: float = 30.0
+    prefix_bytes: int = 256 << 20
+    lookup: int = 0
+    params: SamplingParams = field(default_factory=SamplingParams)
+    log_prompts: bool = False
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "port": (0, 65535), "parallel": (1, 64), "queue": (0, 10_000),
+            "timeout_s": (1, 86_400), "body_bytes": (1024, 1 << 30), "drain_s": (0, 3600),
+            "prefix_bytes": (0, 1 << 40), "lookup": (0, MAX_DRAFT),
+        }  # fmt: skip
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (number and low <= value <= high):
+                raise UsageError(f"{name} is {value!r}; use {low} to {high}")
+        if self.api_key is not None and not (
+            self.api_key.isascii() and self.api_key.isprintable() and self.api_key.strip()
+        ):
+            raise UsageError("the API key must be of printable ASCII characters, at least one")
+        if not self.is_loopback and self.api_key is None and not self.insecure:
+            raise UsageError(
+                f"the address {self.host} can be reached from other machines, so it needs an API "
+                "key: give api_key (--api-key KEY), or insecure (--insecure) to let anybody use "
+                "the server, or listen on 127.0.0.1"
+            )
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the address."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host in LOOPBACK_NAMES
+
+    def serves_host(self, header: str | None) -> bool:
+        """Whether a request's ``Host`` header names this server.
+
+        Any does, unless the server listens on a loopback address: a page of another site whose
+        name was made to point here is refused, so that it cannot use the server.
+        """
+        if not self.is_loopback or header is None:
+            return True
+        name = header.rsplit(":", 1)[0] if not header.endswith("]") else header
+        try:
+            return ipaddress.ip_address(name.strip("[]")).is_loopback
+        except ValueError:
+            return name.lower() in LOOPBACK_NAMES

@@ -1,0 +1,105 @@
+"""Slots: engines, who gets the next one, and who waits.
+
+A slot is given to the requests in the order in which they came. Of several free slots a request
+gets the one whose cache has most of its prompt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgeq.runtime.engine import Engine
+from edgeq.serving.failures import busy
+from edgeq.serving.prefix_cache import common_prefix
+
+
+@dataclass(eq=False)
+class Slot:
+    """An engine, which one request at a time may use.
+
+    Args:
+        number: from 0.
+        engine: with the cache of the last sequence.
+        tokens: that sequence, as it was when the slot was given back.
+    """
+
+    number: int
+    engine: Engine
+    tokens: tuple[int, ...] = ()
+
+
+class SlotPool:
+    """The slots of one model. Used on the event loop only, but for the engines.
+
+    Args:
+        engines: one for each slot.
+        queue: requests that may wait.
+    """
+
+    def __init__(self, engines: Sequence[Engine], queue: int) -> None:
+        self.slots = [Slot(number, engine) for number, engine in enumerate(engines)]
+        self._free = list(self.slots)
+        self._queue = queue
+        self._waiting: deque[asyncio.Future[Slot]] = deque()
+        self._prompts: dict[asyncio.Future[Slot], tuple[int, ...]] = {}
+
+    @property
+    def running(self) -> int:
+        """Slots in use."""
+        return len(self.slots) - len(self._free)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a slot."""
+        return len(self._waiting)
+
+    async def take(self, prompt: tuple[int, ...], timeout_s: float) -> Slot:
+        """A slot for a prompt, once one is free; `release` gives it back.
+
+        Raises:
+            ApiError: the queue is full, or no slot became free in time.
+        """
+        if self._free and not self._waiting:
+            return self._give(prompt)
+        if self.waiting >= self._queue:
+            raise busy(
+                f"all {len(self.slots)} slots are in use and {self.waiting} requests wait; try "
+                "again later",
+                "queue_full",
+            )
+        place: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        self._prompts[place] = prompt
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.shield(place)
+        except BaseException as err:
+            self._leave(place)
+            if isinstance(err, TimeoutError):
+                raise busy(f"no slot became free in {timeout_s:.0f} s", "queue_timeout") from err
+            raise
+
+    def release(self, slot: Slot) -> None:
+        """Give a slot back; the first in the queue gets one."""
+        slot.tokens = tuple(slot.engine.tokens)
+        self._free.append(slot)
+        while self._waiting and self._free:
+            place = self._waiting.popleft()
+            prompt = self._prompts.pop(place)
+            place.set_result(self._give(prompt))
+
+    def _give(self, prompt: tuple[int, ...]) -> Slot:
+        best = max(self._free, key=lambda slot: common_prefix(slot.tokens, prompt))
+        self._free.remove(best)
+        return best
+
+    def _leave(self, place: asyncio.Future[Slot]) -> None:
+        """A request no longer waits; a slot that it was just given goes to the next."""
+        if place.done():
+            self.release(place.result())
+        else:
+            self._waiting.remove(place)
+            del self._prompts[place]

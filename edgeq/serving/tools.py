@@ -1,0 +1,189 @@
+"""How models write calls of tools: one syntax for each family of chat templates.
+
+    hermes   ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>`` (Qwen, Hermes, SmolLM3)
+    llama3   ``{"name": ..., "parameters": {...}}`` as the whole answer (Llama 3.1 and later)
+    mistral  ``[TOOL_CALLS][{"name": ..., "arguments": {...}}]``, or
+             ``[TOOL_CALLS]name[ARGS]{...}`` of later models
+
+The template decides: it holds the marks that the model was trained on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+_PYTHON_TAG = "<|python_tag|>"
+_CALLS, _ARGS = "[TOOL_CALLS]", "[ARGS]"
+_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+_SPACED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""JSON as Python writes it, which is what the models were trained on."""
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call of a tool.
+
+    Args:
+        name: of the tool.
+        arguments: a JSON object.
+        id: that the tool's answer refers to.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+    id: str = field(default_factory=lambda: f"call_{uuid.uuid4().hex[:24]}")
+
+    def as_openai(self) -> dict[str, Any]:
+        """An entry of ``tool_calls``."""
+        arguments = json.dumps(self.arguments, ensure_ascii=False)
+        return {
+            "id": self.id,
+            "type": "function",
+            "function": {"name": self.name, "arguments": arguments},
+        }
+
+
+@dataclass(frozen=True)
+class ToolSyntax:
+    """How a family writes calls.
+
+    Args:
+        name: of the family.
+        marks: texts that begin a call.
+        end: text that ends it; empty if the end of the answer does.
+        before, after: what a call is written between when the answer must be one.
+        arguments: the key of the arguments.
+        begins: how an answer begins that is a call as a whole; empty if none is.
+    """
+
+    name: str
+    marks: tuple[str, ...]
+    end: str
+    before: str
+    after: str
+    arguments: str = "arguments"
+    begins: str = ""
+
+    def read(self, text: str) -> list[ToolCall]:
+        """The calls that a text from a mark to an end holds; none if it is no call."""
+        text = text.strip()
+        for mark in self.marks:
+            text = text.removeprefix(mark)
+        text = text.removesuffix(self.end).strip() if self.end else text.strip()
+        if self.name == "mistral" and _ARGS in text:
+            calls = [_named(part) for part in text.split(_CALLS)]
+            return [call for call in calls if call] if all(calls) else []
+        separator = ";" if self.name == "llama3" else None
+        return _calls(_values(text, separator), self.arguments)
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Names of tokens that are part of the syntax."""
+        return (*self.marks, *((self.end,) if self.end else ()), _ARGS)
+
+    def grammar(
+        self, tools: Sequence[Mapping[str, Any]], special: Callable[[str], int | None]
+    ) -> str:
+        """A grammar, in Lark's syntax, of an answer that is a call of one of these tools.
+
+        Args:
+            tools: as the request gives them.
+            special: the id of a special token by its name; None if it is ordinary text.
+        """
+        rule = " ".join([*_literals(self.before, special), "call", *_literals(self.after, special)])
+        schema = json.dumps({**self.schema(tools), "x-guidance": _SPACED})
+        return f"start: {rule}\ncall: %json {schema}\n"
+
+    def schema(self, tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The JSON schema of a call of one of these tools."""
+        options = [
+            {
+                "type": "object",
+                "properties": {
+                    "name": {"const": tool["function"]["name"]},
+                    self.arguments: tool["function"].get("parameters") or {"type": "object"},
+                },
+                "required": ["name", self.arguments],
+                "additionalProperties": False,
+            }
+            for tool in tools
+        ]
+        return options[0] if len(options) == 1 else {"anyOf": options}
+
+
+HERMES = ToolSyntax("hermes", (_OPEN,), _CLOSE, f"{_OPEN}\n", f"\n{_CLOSE}")
+LLAMA3 = ToolSyntax("llama3", (_PYTHON_TAG,), "", "", "", "parameters", "{")
+MISTRAL = ToolSyntax("mistral", (_CALLS,), "", f"{_CALLS}[", "]")
+SYNTAXES = (HERMES, LLAMA3, MISTRAL)
+
+
+def syntax_of(template: str) -> ToolSyntax | None:
+    """The syntax that a chat template teaches; None if it knows no tools, or in another way."""
+    if "tools" not in template or "<function=" in template:
+        return None
+    if _CALLS in template:
+        return MISTRAL
+    if _OPEN in template:
+        return HERMES
+    if '"parameters"' in template and ("ipython" in template or _PYTHON_TAG in template):
+        return LLAMA3
+    return None
+
+
+def _literals(text: str, special: Callable[[str], int | None]) -> list[str]:
+    """A text as parts of a rule: special tokens by their ids, the rest as strings."""
+    found = []
+    for part in re.split(f"({'|'.join(map(re.escape, (_OPEN, _CLOSE, _CALLS)))})", text):
+        if part:
+            token = special(part)
+            found.append(json.dumps(part) if token is None else f"<[{token}]>")
+    return found
+
+
+def _values(text: str, separator: str | None) -> list[Any]:
+    """JSON values one after another; none if something else is among them."""
+    decoder, place, found = json.JSONDecoder(), 0, []
+    while place < len(text):
+        try:
+            value, place = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError):
+            return []
+        found += value if isinstance(value, list) else [value]
+        rest = text[place:].lstrip()
+        if separator and rest.startswith(separator):
+            rest = rest[len(separator) :].lstrip()
+        place = len(text) - len(rest)
+    return found
+
+
+def _calls(values: Sequence[Any], key: str) -> list[ToolCall]:
+    calls = []
+    for value in values:
+        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+            return []
+        arguments = value.get(key, value.get("arguments", value.get("parameters", {})))
+        if isinstance(arguments, str):  # some models write the arguments as a text of JSON
+            try:
+                arguments = json.loads(arguments)
+            except (ValueError, RecursionError):
+                return []
+        if not isinstance(arguments, dict):
+            return []
+        calls.append(ToolCall(value["name"], arguments))
+    return calls
+
+
+def _named(text: str) -> ToolCall | None:
+    """A call as ``name[ARGS]{...}``."""
+    match = re.fullmatch(r"\s*([\w.-]+)(?:\[CALL_ID\]\w+)?\[ARGS\]\s*(\{.*\})\s*", text, re.DOTALL)
+    if not match:
+        return None
+    try:
+        return ToolCall(match[1], json.loads(match[2]))
+    except (ValueError, RecursionError):
+        return None

@@ -1,0 +1,141 @@
+"""Answers of a form that was asked for: JSON of a schema, a grammar, calls of tools."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+import edgeq
+from tests.serving.plain_http import ask
+
+pytest.importorskip("llguidance")
+openai = pytest.importorskip("openai")
+HELLO = [{"role": "user", "content": "Tell me."}]
+CHAT = "/v1/chat/completions"
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 10},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "likes": {"type": "array", "items": {"enum": ["lamps", "trees"]}, "maxItems": 2},
+    },
+    "required": ["name", "age", "likes"],
+    "additionalProperties": False,
+}
+TOOLS: list[Any] = [
+    {"type": "function", "function": {
+        "name": name, "description": "Of a city.",
+        "parameters": {"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}},
+                       "required": ["city"], "additionalProperties": False},
+    }} for name in ("weather", "time")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("temperature", [0, 1, 2])
+def test_a_schema_is_kept_even_by_a_model_that_knows_no_json(
+    openai_client: Any, temperature: float
+) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
+    answer = openai_client.chat.completions.create(
+        model="talker", messages=HELLO, response_format=form, temperature=temperature, seed=3
+    )
+    choice = answer.choices[0]
+    assert choice.finish_reason == "stop"
+    person = json.loads(choice.message.content)
+    assert list(person) == ["name", "age", "likes"]
+    assert type(person["age"]) is int
+    assert 0 <= person["age"] <= 150
+    assert set(person["likes"]) <= {"lamps", "trees"}
+
+
+def test_objects_and_grammars(server: edgeq.Server) -> None:
+    asked = {"messages": HELLO, "seed": 1, "temperature": 2}
+    form = {"type": "json_object"}
+    cut = ask(server, CHAT, {**asked, "response_format": form, "max_tokens": 5}).json
+    assert cut["choices"][0]["message"]["content"].startswith("{")
+    said = ask(server, CHAT, {**asked, "grammar": "start: /[a-c]{4}/"}).json["choices"][0]
+    assert set(said["message"]["content"]) <= set("abc")
+    assert (len(said["message"]["content"]), said["finish_reason"]) == (4, "stop")
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"response_format": {}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "no"}}}},
+         "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}},
+         "response_format"),
+        ({"grammar": "start: nothing"}, "grammar"),
+        ({"grammar": "start: \"a\"", "response_format": {"type": "json_object"}},
+         "response_format"),
+        ({"tools": TOOLS, "model": "talker"}, "tools"),
+        ({"tools": [{}]}, "tools[0]"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+        ({"tools": TOOLS, "tool_choice": "sometimes"}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"function": {"name": "wether"}}}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_asked_for(server: edgeq.Server, asked: dict[str, Any], param: str) -> None:
+    reply = ask(server, CHAT, {"model": "caller", "messages": HELLO, **asked})
+    assert reply.status == 400, reply.raw
+    assert reply.json["error"]["param"] == param
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    [("required", {"weather", "time"}), ({"type": "function", "function": {"name": "time"}},
+                                         {"time"})],
+)  # fmt: skip
+def test_a_tool_that_must_be_called_is(
+    openai_client: Any, choice: Any, names: set[str], stream: bool
+) -> None:
+    asked: dict[str, Any] = {"model": "caller", "messages": HELLO, "tools": TOOLS,
+                             "tool_choice": choice, "temperature": 1.5, "seed": 4}  # fmt: skip
+    if stream:
+        events = list(openai_client.chat.completions.create(**asked, stream=True))
+        assert events[-1].choices[0].finish_reason == "tool_calls"
+        assert not any(event.choices[0].delta.content for event in events)
+        calls = [one for e in events for one in e.choices[0].delta.tool_calls or ()]
+    else:
+        answer = openai_client.chat.completions.create(**asked).choices[0]
+        assert (answer.finish_reason, answer.message.content) == ("tool_calls", None)
+        calls = answer.message.tool_calls
+    assert len(calls) == 1
+    assert calls[0].function.name in names
+    assert json.loads(calls[0].function.arguments)["city"] in ("Rome", "Oslo")
+
+
+def test_the_tool_s_answer_goes_back(openai_client: Any) -> None:
+    """As the client's own objects: the call, and what the tool said."""
+    asked: dict[str, Any] = {"model": "caller", "tools": TOOLS}
+    first = openai_client.chat.completions.create(
+        messages=HELLO, tool_choice="required", **asked
+    ).choices[0].message  # fmt: skip
+    told = {"role": "tool", "tool_call_id": first.tool_calls[0].id, "content": "Sunny."}
+    talk = [*HELLO, first, told]
+    answer = openai_client.chat.completions.create(
+        messages=talk, max_tokens=4, tool_choice="none", **asked
+    )
+    assert answer.choices[0].message.tool_calls is None
+
+
+def test_thought_is_apart(server: edgeq.Server) -> None:
+    """The template opens a thought, which this model never ends."""
+    asked = {"model": "caller", "messages": HELLO, "max_tokens": 6, "temperature": 0}
+    plain = ask(server, CHAT, asked).json["choices"][0]["message"]
+    assert plain["content"]
+    assert "reasoning_content" not in plain
+    thinking = {**asked, "chat_template_kwargs": {"enable_thinking": True}}
+    reply = ask(server, CHAT, thinking).json
+    message = reply["choices"][0]["message"]
+    assert (message["content"], bool(message["reasoning_content"])) == ("", True)
+    assert reply["usage"]["completion_tokens_details"]["reasoning_tokens"] == 6
+    reserved = {**asked, "chat_template_kwargs": {"messages": []}}
+    assert ask(server, CHAT, reserved).code == "invalid_value"

@@ -1,0 +1,282 @@
+"""What a server refuses, and what becomes of clients that leave."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import edgeq
+from edgeq.core.errors import MissingDependencyError, UsageError
+from edgeq.serving.settings import ServerSettings
+from tests.paths import DEMO, ROOT
+from tests.serving.plain_http import ask, begin, metric
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+LONG: dict[str, Any] = {"model": "tale", "prompt": "Once", "max_tokens": 200, "temperature": 1.5}
+RUNNING = 'edgeq_requests_running{model="tale"}'
+WAITING = 'edgeq_requests_waiting{model="tale"}'
+
+
+def within(seconds: float, true: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"", 400, "invalid_json"),
+        (b"{", 400, "invalid_json"),
+        (b"[1]", 400, "invalid_json"),
+        (b'"text"', 400, "invalid_json"),
+        (b"\xff\xfe", 400, "invalid_json"),
+        (b'{"prompt": NaN}', 400, "invalid_json"),
+        (b'{"prompt": "a", "temperature": 1e999}', 400, "invalid_json"),
+        (b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}", 400, "invalid_json"),
+        (b"[" * 50_000, 400, "invalid_json"),
+        (b'{"prompt": ' + b"[" * 500 + b"]" * 500 + b"}", 400, "invalid_json"),
+        (b"{}", 400, "missing_required_parameter"),
+        (b'{"prompt": ""}', 200, None),  # BOS alone
+        (b'{"prompt": []}', 400, "invalid_value"),
+        (b'{"prompt": [[]]}', 400, "invalid_value"),
+        (b'{"prompt": [true]}', 400, "invalid_value"),
+        (b'{"prompt": [-1]}', 400, "invalid_value"),
+        (b'{"prompt": [99999999999999999999]}', 400, "invalid_value"),
+        (b'{"prompt": "\\ud800"}', 400, "invalid_value"),
+        (b'{"prompt": "a", "max_tokens": 0}', 400, "invalid_value"),
+        (b'{"prompt": "a", "max_tokens": 1.5}', 400, "invalid_type"),
+        (b'{"prompt": "a", "max_tokens": true}', 400, "invalid_type"),
+        (b'{"prompt": "a", "logit_bias": {"x": 1}}', 400, "invalid_value"),
+        (b'{"prompt": "a", "logit_bias": {"1": "x"}}', 400, "invalid_value"),
+        (b'{"prompt": "a", "logit_bias": {"99999": 1}}', 400, "invalid_value"),
+        (b'{"prompt": "a", "stop": ["a", ""]}', 400, "invalid_value"),
+        (b'{"prompt": "a", "stop": [1]}', 400, "invalid_value"),
+        (b'{"prompt": "a", "stream_options": {}}', 400, "invalid_value"),
+        (b'{"prompt": "a", "stream": true, "stream_options": {"x": 1}}', 400, "unknown_parameter"),
+        (b'{"prompt": "a", "best_of": 3}', 400, "unsupported_value"),
+        (b'{"prompt": "a", "user": "me", "metadata": {}}', 200, None),
+        (b'{"prompt": "a", "temperature": null, "stop": null}', 200, None),
+    ],
+    ids=lambda value: repr(value)[:40] if isinstance(value, bytes) else str(value),
+)  # fmt: skip
+def test_bodies(server: edgeq.Server, body: bytes, status: int, code: str | None) -> None:
+    reply = ask(server, TEXT, body)
+    assert reply.status == status, reply.raw
+    if code is not None:
+        assert reply.code == code
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        ("text", "invalid_value"),
+        ({"role": "nobody", "content": "a"}, "invalid_value"),
+        ({"content": "a"}, "invalid_value"),
+        ({"role": "user"}, "missing_required_parameter"),
+        ({"role": "user", "content": 1}, "invalid_value"),
+        ({"role": "user", "content": [{"type": "image_url"}]}, "unsupported_value"),
+        ({"role": "user", "content": "a", "extra": 1}, "unknown_parameter"),
+    ],
+)
+def test_messages(server: edgeq.Server, message: Any, code: str) -> None:
+    reply = ask(server, CHAT, {"messages": [message]})
+    assert (reply.status, reply.code) == (400, code)
+    assert reply.json["error"]["param"].startswith("messages[0]")
+
+
+def test_text_parts_are_one_text(server: edgeq.Server) -> None:
+    parts = [{"type": "text", "text": "Tell "}, {"type": "text", "text": "me."}]
+    asked = {"temperature": 0, "max_tokens": 4}
+    whole, split = (
+        ask(server, CHAT, {"messages": [{"role": "user", "content": content}], **asked}).json
+        for content in ("Tell me.", parts)
+    )
+    assert split["choices"] == whole["choices"]
+
+
+def test_what_is_no_request(server: edgeq.Server) -> None:
+    assert ask(server, "/v2/nothing").code == "unknown_url"
+    assert ask(server, TEXT).code == "method_not_allowed"
+    typed = {"Content-Type": "text/plain"}  # what a page of another site may send unasked
+    assert ask(server, TEXT, b"{}", headers=typed).status == 415
+    assert ask(server, TEXT, b"x" * 100_001).status == 413
+    assert ask(server, TEXT, b"{}", headers={"Content-Length": "9" * 30}).status in (400, 413)
+
+
+def test_only_localhost_is_this_server(server: edgeq.Server) -> None:
+    """A page of a site whose name points here must not reach the server."""
+    for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example"):
+        reply = ask(server, "/v1/models", headers={"Host": host})
+        assert (reply.status, reply.code) == (403, "wrong_host")
+    for host in ("localhost", "localhost:1", "127.0.0.1:8080", "[::1]:8080", "127.0.0.2"):
+        assert ask(server, "/v1/models", headers={"Host": host}).status == 200
+
+
+def test_other_origins_need_leave(talker: Path) -> None:
+    origin = {"Origin": "https://page.example"}
+    wanted = {**origin, "Access-Control-Request-Method": "POST",
+              "Access-Control-Request-Headers": "content-type"}  # fmt: skip
+    for origins, allowed in (((), None), (("https://page.example",), "https://page.example")):
+        settings = ServerSettings(port=0, parallel=1, cors_origins=origins, api_key="k")
+        with edgeq.Server(talker, settings, context=64, threads=1) as server:
+            reply = ask(server, TEXT, method="OPTIONS", headers=wanted)
+            assert reply.headers.get("access-control-allow-origin") == allowed
+            assert (reply.status == 200) == (allowed is not None)
+
+
+def test_a_client_that_leaves_frees_its_slot(server: edgeq.Server) -> None:
+    for path, body in (
+        (TEXT, LONG),
+        (TEXT, {**LONG, "stream": True}),
+        (TEXT, {**LONG, "prompt": ["Once"] * 64}),
+    ):
+        connections = [begin(server, path, body) for _ in range(6)]
+        within(20, lambda: metric(server, RUNNING) == 2 and metric(server, WAITING) > 0)
+        for connection in connections:
+            connection.close()
+        within(5, lambda: metric(server, RUNNING) == 0 and metric(server, WAITING) == 0)
+    assert ask(server, TEXT, {**LONG, "max_tokens": 2}).status == 200
+
+
+def test_a_full_queue_is_a_429(talker: Path) -> None:
+    settings = ServerSettings(port=0, parallel=1, queue=1)
+    with edgeq.Server([("tale", DEMO)], settings, context=256, threads=1) as server:
+        body = {**LONG, "prompt": ["Once"] * 64}
+        connections = [begin(server, TEXT, body)]
+        within(20, lambda: metric(server, RUNNING) == 1)
+        connections.append(begin(server, TEXT, body))
+        within(20, lambda: metric(server, WAITING) == 1)
+        for stream in (False, True):
+            reply = ask(server, TEXT, {**LONG, "stream": stream})
+            assert (reply.status, reply.code) == (429, "queue_full")
+            assert int(reply.headers["retry-after"]) > 0
+        for connection in connections:
+            connection.close()
+        within(5, lambda: metric(server, RUNNING) == 0)
+
+
+def test_an_answer_ends_when_its_time_is_over() -> None:
+    settings = ServerSettings(port=0, parallel=1, timeout_s=1)
+    # NumPy's backend is slow enough to be too late
+    with edgeq.Server([("tale", DEMO)], settings, backend="numpy") as server:
+        reply = ask(server, TEXT, {**LONG, "max_tokens": 500, "temperature": 0})
+        assert reply.status == 200
+        assert reply.json["choices"][0]["finish_reason"] in ("length", "stop")
+        body = {**LONG, "prompt": ["Once"] * 64}
+        waiting = begin(server, TEXT, body)
+        within(20, lambda: metric(server, RUNNING) == 1)
+        waiting.close()
+
+
+def test_caches_of_earlier_conversations_are_kept(talker: Path) -> None:
+    settings = ServerSettings(port=0, parallel=1, prefix_bytes=1 << 20)
+    texts = [f"{name} had a lamp. " * 12 for name in ("Tom", "Lily", "Ben")]
+    with edgeq.Server([("tale", DEMO)], settings, context=256, threads=1) as server:
+        asked = {"model": "tale", "max_tokens": 12, "temperature": 0}
+
+        def say(text: str) -> tuple[str, int]:
+            reply = ask(server, TEXT, {**asked, "prompt": text}).json
+            cached = reply["usage"]["prompt_tokens_details"]["cached_tokens"]
+            return reply["choices"][0]["text"], cached
+
+        first = [say(text) for text in texts]
+        again = [say(text) for text in texts]
+        assert [text for text, _ in again] == [text for text, _ in first]
+        assert all(cached > 40 for _, cached in again), again
+        assert all(cached <= 1 for _, cached in first), first
+        kept = metric(server, 'edgeq_prefix_cache_bytes{model="tale"}')
+        assert 0 < kept <= settings.prefix_bytes
+        assert metric(server, 'edgeq_prefix_cache_hits_total{model="tale"}') == 3
+
+
+def test_addresses_that_others_reach_need_a_key() -> None:
+    with pytest.raises(UsageError, match="needs an API key"):
+        ServerSettings(host="0.0.0.0")
+    assert ServerSettings(host="0.0.0.0", api_key="k").api_key == "k"
+    assert ServerSettings(host="0.0.0.0", insecure=True).insecure
+    assert "k-secret" not in repr(ServerSettings(api_key="k-secret"))
+    for wrong in ({"port": 70_000}, {"parallel": 0}, {"api_key": ""}, {"api_key": "\n"}):
+        with pytest.raises(UsageError):
+            ServerSettings(**wrong)
+
+
+def test_an_address_in_use_is_an_error(server: edgeq.Server) -> None:
+    port = int(server.url.rsplit(":", 1)[1])
+    with pytest.raises(UsageError, match=f"cannot listen on 127.0.0.1 port {port}"):
+        edgeq.Server(DEMO, ServerSettings(port=port))
+
+
+def test_missing_packages_are_named_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "starlette", None)
+    with pytest.raises(MissingDependencyError, match=r"edgeq\[serve\]"):
+        edgeq.Server("no such model")
+
+
+def test_models_need_different_names() -> None:
+    with pytest.raises(UsageError, match="two models have the name 'demo_model'"):
+        edgeq.Server([DEMO, DEMO], ServerSettings(port=0))
+
+
+def command(*args: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "edgeq", "serve", *map(str, args)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+def test_sigterm_lets_answers_end(tmp_path: Path) -> None:
+    """And the log has neither prompts nor answers."""
+    process = command(DEMO, "--port", 0, "-c", 256, "-t", 1)
+    try:
+        assert process.stderr is not None
+        lines = [process.stderr.readline() for _ in range(4)]
+        match = re.search(r"OpenAI API {2}(http://\S+)/v1", "".join(lines))
+        assert match, lines
+
+        class Place:
+            url = match[1]
+
+        asked = {**LONG, "model": "demo_model", "prompt": ["Once upon a time"] * 32,
+                 "temperature": 0}  # fmt: skip
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(ask, Place(), TEXT, asked)
+            within(20, lambda: metric(Place(), RUNNING.replace("tale", "demo_model")) == 1)
+            process.send_signal(signal.SIGTERM)
+            reply = answer.result()
+        assert reply.status == 200
+        assert len(reply.json["choices"]) == 32
+        log = process.stderr.read()
+        assert process.wait(30) == 0, log
+        assert "POST /v1/completions 200" in log
+        assert "Once upon" not in log
+        assert "Traceback" not in log
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_the_command_refuses_before_it_opens_models() -> None:
+    for args, code, said in (
+        ((), 2, "Missing argument 'MODEL'"),
+        (("x", "--host", "0.0.0.0"), 1, "needs an API key"),
+        (("x", "--port", 0), 1, "x"),
+    ):
+        process = command(*args)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == code, errors
+        assert said in errors
+        assert "Traceback" not in errors

@@ -1,0 +1,239 @@
+"""The chat page in a real browser, on a running server."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import edgeq
+from tests.browser import DESK, PHONE, Browser, needs_browser
+from tests.paths import DEMO
+from tests.serving.plain_http import ask, metric
+
+pytestmark = needs_browser
+HOSTILE = "<img src=x onerror=\"document.title='run'\"> [a](javascript:alert(1)) <script>1</script>"
+NAME = "<b>tale</b>"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    made = Browser(tmp_path_factory.mktemp("profile"))
+    yield made
+    made.driver.quit()
+
+
+@pytest.fixture(scope="module")
+def pair(talker: Path) -> Iterator[edgeq.Server]:
+    """A chat model and one without a template, whose name is markup."""
+    settings = edgeq.ServerSettings(port=0, parallel=2)
+    models: list[Any] = [("talker", talker), (NAME, DEMO)]
+    with edgeq.Server(models, settings, context=512, threads=1) as made:
+        yield made
+
+
+class Page:
+    """The page, and what a person does with it."""
+
+    def __init__(self, browser: Browser, server: edgeq.Server, width: int) -> None:
+        self.browser = browser
+        browser.open(server.url + "/health", width, "light")
+        browser.ask("localStorage.clear(); sessionStorage.clear()")
+        browser.open(server.url + "/", width, "light")
+        self.until("document.getElementById('model').options.length === 2")
+
+    def ask(self, script: str) -> Any:
+        return self.browser.ask("return " + script)
+
+    def until(self, script: str) -> None:
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        WebDriverWait(self.browser.driver, 60, 0.05).until(lambda _: self.ask(script))
+
+    def press(self, selector: str) -> None:
+        self.browser.driver.find_element("css selector", selector).click()
+
+    def set(self, name: str, value: object) -> None:
+        """Give a setting another value, as typing it does."""
+        self.browser.ask(
+            f"const field = document.getElementById({json.dumps(name)});"
+            f"field.value = {json.dumps(str(value))};"
+            "field.dispatchEvent(new Event('change', {bubbles: true}))"
+        )
+
+    def write(self, text: str) -> None:
+        field = self.browser.driver.find_element("id", "message")
+        field.send_keys(text + "\n")
+
+    def answered(self) -> None:
+        self.until("!document.getElementById('send').hidden")
+
+    @property
+    def answers(self) -> list[str]:
+        found = self.ask("[...document.querySelectorAll('.answer .text')].map(e => e.innerText)")
+        return [str(text) for text in found]
+
+
+def test_a_conversation(browser: Browser, pair: edgeq.Server) -> None:
+    """Send, regenerate, edit, reload, begin anew."""
+    page = Page(browser, pair, DESK)
+    page.set("temperature", 0)
+    page.set("max_tokens", 12)
+    page.write("Tell me.")
+    page.answered()
+    body = {"messages": [{"role": "user", "content": "Tell me."}], "temperature": 0,
+            "max_tokens": 12}  # fmt: skip
+    said = ask(pair, "/v1/chat/completions", body).json["choices"][0]["message"]["content"]
+    assert page.answers[0].split() == said.split()
+    assert "12 tokens" in page.ask("document.querySelector('.foot').innerText")
+    assert page.ask("document.getElementById('speed').innerText").endswith("tok/s")
+    assert page.ask("document.getElementById('context').innerText").endswith(" of 512")
+    page.write("And then?")
+    page.answered()
+    assert len(page.answers) == 2
+    page.press(".turn:first-of-type .foot .tool")  # regenerate: what came after is gone
+    page.answered()
+    assert [text.split() for text in page.answers] == [said.split()]
+    page.press(".mine-tools .tool")
+    field = browser.driver.find_element("css selector", ".edit textarea")
+    field.clear()
+    field.send_keys("The fox\n")
+    page.until("document.querySelector('.mine')?.innerText === 'The fox'")
+    page.answered()
+    body["messages"] = [{"role": "user", "content": "The fox"}]
+    said = ask(pair, "/v1/chat/completions", body).json["choices"][0]["message"]["content"]
+    assert page.answers[0].split() == said.split()
+    before = page.answers
+    browser.driver.refresh()
+    page.until("document.querySelectorAll('.answer').length === 1")
+    assert page.answers == before
+    page.press("#new")
+    assert page.answers == []
+    assert browser.complaints() == []
+
+
+def test_stop_frees_the_slot(browser: Browser, talker: Path) -> None:
+    settings = edgeq.ServerSettings(port=0, parallel=1)
+    models: list[Any] = [("talker", talker), ("tale", DEMO)]
+    with edgeq.Server(models, settings, context=512, backend="numpy") as slow:
+        _stop(Page(browser, slow, PHONE), slow)
+
+
+def _stop(page: Page, server: edgeq.Server) -> None:
+    page.set("temperature", 2)
+    page.set("max_tokens", 400)
+    page.write("Tell me.")
+    page.until("document.querySelector('.answer .text')?.innerText.length > 20")
+    page.press("#stop")
+    page.answered()
+    assert "stopped" in page.ask("document.querySelector('.foot').innerText")
+    for _ in range(500):
+        if not (running := metric(server, 'edgeq_requests_running{model="talker"}')):
+            break
+        time.sleep(0.01)
+    assert running == 0
+
+
+def test_two_models_side_by_side(browser: Browser, pair: edgeq.Server) -> None:
+    page = Page(browser, pair, DESK)
+    page.set("max_tokens", 8)
+    page.press("#compare")
+    page.write("Once upon a time")
+    page.answered()
+    assert len(page.answers) == 2
+    assert all(page.answers)
+    names = page.ask("[...document.querySelectorAll('.answer h2')].map(e => e.innerText)")
+    assert names == ["talker", NAME]
+    places = page.ask(
+        "[...document.querySelectorAll('.answer')].map(e => e.getBoundingClientRect().left)"
+    )
+    assert places[0] < places[1]
+    page.press("#report-button")
+    page.until("document.getElementById('report-text').innerText.includes('no report')")
+    assert browser.complaints() == []
+
+
+def test_hostile_text_stays_text(browser: Browser, pair: edgeq.Server) -> None:
+    """In the model's answer (a schema makes it say that), the prompt and the model's name."""
+    pytest.importorskip("llguidance")
+    page = Page(browser, pair, DESK)
+    page.set("schema", json.dumps({"const": HOSTILE}))
+    page.write(HOSTILE)
+    page.answered()
+    assert page.ask("document.querySelector('.mine').textContent") == HOSTILE
+    assert "onerror" in page.answers[0]
+    assert page.ask("document.title") == "edgeq chat"
+    assert page.ask("document.querySelectorAll('main img, main script, main a').length") == 0
+    assert page.ask("document.querySelectorAll('#model b').length") == 0
+    assert browser.complaints() == []
+
+
+MARKDOWN = """# One
+
+Some *slanted* and **bold** `code`, [a link](https://example.org/x) and <b>no tag</b>.
+
+- first
+  - inner
+- second
+
+1. one
+2. two
+
+| a | b |
+| --- | ---: |
+| 1 | 2 |
+
+```python
+print("<i>")
+```
+
+> said
+"""
+
+
+def test_markdown_becomes_nodes(browser: Browser, pair: edgeq.Server) -> None:
+    page = Page(browser, pair, DESK)
+    browser.driver.set_script_timeout(30)
+    made = browser.driver.execute_async_script(
+        "const done = arguments[1]; import('/markdown.js').then(m => {"
+        "const box = document.createElement('div'); box.append(...m.markdown(arguments[0]));"
+        "done(box.innerHTML) })", MARKDOWN,
+    )  # fmt: skip
+    for piece in (
+        "<h3>One</h3>", "<em>slanted</em>", "<strong>bold</strong>", "<code>code</code>",
+        'href="https://example.org/x"', "&lt;b&gt;no tag&lt;/b&gt;", "<li>first<ul><li>inner</li>",
+        "<ol><li>one</li><li>two</li></ol>", "<th>a</th>", "<td>2</td>",
+        'print("&lt;i&gt;")', "<blockquote><p>said</p></blockquote>",
+    ):  # fmt: skip
+        assert piece in made, made
+    assert page.ask("document.scripts.length") == 1
+
+
+@pytest.mark.parametrize("width", [320, PHONE, 768, DESK])
+def test_it_fits_and_asks_nobody_else(browser: Browser, pair: edgeq.Server, width: int) -> None:
+    page = Page(browser, pair, width)
+    for button in ("#settings-button", "#report-button", "#compare"):
+        page.press(button)
+        assert page.ask("document.documentElement.scrollWidth") <= width
+        if button != "#compare":
+            page.press("aside:not([hidden]) .close")
+    unnamed = page.ask(
+        "[...document.querySelectorAll('button, select, textarea, input')].filter(e =>"
+        "!(e.innerText || e.labels?.length || e.getAttribute('aria-label'))).map(e => e.id)"
+    )
+    assert unnamed == []
+    asked = {url.split("/")[2] for url in browser.requests() if url.startswith("http")}
+    assert asked == {pair.url.split("/")[2]}
+    assert browser.complaints() == []
+
+
+def test_the_page_forbids_itself_other_scripts(pair: edgeq.Server) -> None:
+    reply = ask(pair, "/")
+    policy = reply.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert b"innerHTML" not in ask(pair, "/chat.js").raw + ask(pair, "/markdown.js").raw
