@@ -2,7 +2,7 @@
 
     import edgeq
 
-    edgeq.quantize("path/to/model", "model.edgeq")           # INT4 in groups of 32
+    edgeq.quantize("path/to/model", "model.edgeq")           # INT4, calibrated without data
     for chunk in edgeq.run("model.edgeq", "Once upon a time", max_tokens=100):
         print(chunk.text, end="", flush=True)
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from edgeq.api.evaluate_graph import GraphAccuracy, evaluate_graph
     from edgeq.api.inspect import inspect
     from edgeq.api.profile import profile, report
-    from edgeq.api.quantize import quantize
+    from edgeq.api.quantize import quantize, verify_reproducible
     from edgeq.api.run import Conversation, chat, run
     from edgeq.api.serve import serve
     from edgeq.api.sweep import sweep
@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from edgeq.quant import Recipe, Rule
     from edgeq.quant.decoder.calibrate import CalibrationStats
     from edgeq.quant.decoder.quantize import Summary
+    from edgeq.quant.decoder.repack import RepackSummary, repack
     from edgeq.quant.decoder.sensitivity import Sensitivity
     from edgeq.quant.graph.summary import GraphSummary
     from edgeq.quant.presets import PRESETS
@@ -99,7 +100,7 @@ _HOMES = {
     "edgeq.api.evaluate": ("evaluate", "perplexity"),
     "edgeq.api.evaluate_graph": ("GraphAccuracy", "evaluate_graph"),
     "edgeq.api.inspect": ("inspect",),
-    "edgeq.api.quantize": ("quantize",),
+    "edgeq.api.quantize": ("quantize", "verify_reproducible"),
     "edgeq.api.profile": ("profile", "report"),
     "edgeq.api.run": ("Conversation", "chat", "run"),
     "edgeq.api.serve": ("serve",),
@@ -138,6 +139,7 @@ _HOMES = {
     "edgeq.quant": ("Recipe", "Rule"),
     "edgeq.quant.decoder.calibrate": ("CalibrationStats",),
     "edgeq.quant.decoder.quantize": ("Summary",),
+    "edgeq.quant.decoder.repack": ("RepackSummary", "repack"),
     "edgeq.quant.decoder.sensitivity": ("Sensitivity",),
     "edgeq.quant.graph.summary": ("GraphSummary",),
     "edgeq.quant.presets": ("PRESETS",),
@@ -189,6 +191,7 @@ __all__ = [
     "QuantizationSummary",
     "Recipe",
     "Reference",
+    "RepackSummary",
     "RopeScaling",
     "RopeSpec",
     "Rule",
@@ -227,6 +230,7 @@ __all__ = [
     "profile",
     "quantize",
     "render_chat",
+    "repack",
     "report",
     "run",
     "save",
@@ -234,6 +238,7 @@ __all__ = [
     "serve",
     "sweep",
     "validate",
+    "verify_reproducible",
     "warmup",
 ]
 

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeq.core.errors import EdgeqError, FormatError, MissingDependencyError, UsageError
+from edgeq.core.errors import EdgeqError, FormatError, MissingDependencyError
 from edgeq.core.files import write_whole
 from edgeq.core.progress import Progress
 
@@ -47,7 +47,7 @@ class Task:
         recipe: as `edgeq.quant.Recipe.to_dict` gives it.
         name: the recipe's name, for tables.
         eval_text: path of the text that the card is measured on; edgeq's own if None.
-        calib: path of the text that recipes learn from, if one needs it.
+        calib: path of the text that recipes learn from, if one needs it; edgeq's own if None.
         calib_windows, calib_context: pieces of it, and tokens in each.
         timed: whether generation is timed.
         requantize: go on from weights that are quantized already.
@@ -151,8 +151,8 @@ def tasks(
         eval_text, calib, calib_windows, calib_context, timed, requantize: of each `Task`.
 
     Raises:
-        EdgeqError: a recipe cannot be read, or needs a text that is not given; or a model cannot
-            be read, or is quantized already and `requantize` is not given.
+        EdgeqError: a recipe cannot be read; or a model cannot be read, or is quantized already
+            and `requantize` is not given.
     """
     from edgeq.importers import describe
     from edgeq.quant import Recipe
@@ -165,8 +165,6 @@ def tasks(
     for name in recipes:
         is_file = name.endswith((".json", ".toml"))
         recipe = Recipe.from_file(name) if is_file else Recipe.from_options(preset=name)
-        if recipe.needs and calib is None:
-            raise UsageError(f"the recipe {name} learns from a text; give one with --calib")
         found += [
             Task(str(Path(model).resolve()), recipe.to_dict(), Path(name).stem if is_file else name,
                  _absolute(eval_text), _absolute(calib if recipe.needs else None),
@@ -183,7 +181,7 @@ def run_task(task: Task) -> SweepResult:
     A recipe that does not suit the model gives a row with the reason; everything else that goes
     wrong is raised.
     """
-    from edgeq.calibration_text import calibration, held_out
+    from edgeq.calibration_text import calibration, held_out, own_calibration
     from edgeq.core.errors import DoesNotFitError, SchemeError, UnsupportedError
     from edgeq.importers import load
     from edgeq.quant import Recipe, quantize_model
@@ -198,7 +196,8 @@ def run_task(task: Task) -> SweepResult:
         try:
             summary = quantize_model(
                 source, out, Recipe.from_dict(task.recipe), calibration=windows,
-                card=held_out(source, task.eval_text), requantize=task.requantize, threads=1,
+                own_text=own_calibration, card=held_out(source, task.eval_text),
+                requantize=task.requantize, threads=1,
             )  # fmt: skip
         except (SchemeError, UnsupportedError, DoesNotFitError) as err:
             return replace(row, error=str(err))

@@ -7,6 +7,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgeq.core.errors import UsageError
 from edgeq.core.progress import Progress
 from edgeq.evaluation import text as text_evaluation
@@ -101,7 +104,8 @@ def perplexity(
         windows: use only this many windows from the start of the text.
         score: "all" scores every token of a window but the first, "half" the second half of each
             window, as llama.cpp does.
-        base: compare with this model, such as the float model, run in float32.
+        base: compare with this model, such as the float model, run in float32: a float model by
+            the compiled engine with keys and values in float16, any other by NumPy.
         threads, kv_bits, backend: as `Engine` takes them.
         progress: called after every window.
 
@@ -119,21 +123,21 @@ def perplexity(
     tokenizer = Tokenizer(opened)
     ids = tokenizer.encode(text, add_bos=False)
     context = min(context, opened.config.context)
-    against: LogitsFn | None = None
-    if base is not None:
-        other = _opened(base)
-        check_vocabularies(opened, other, "--kl-base")
-        against = Reference(other).forward
-    with Engine(
-        opened, context=context, threads=threads, kv_bits=kv_bits, backend=backend
-    ) as engine:
-
-        def logits(tokens: Any) -> Any:
-            engine.reset()
-            return engine.forward(tokens, all_logits=True)
-
+    settings: dict[str, Any] = {"context": context, "threads": threads, "backend": backend}
+    with ExitStack() as engines:
+        against: LogitsFn | None = None
+        if base is not None:
+            other = _opened(base)
+            check_vocabularies(opened, other, "--kl-base")
+            if other.is_float:
+                against = _whole_windows(
+                    engines.enter_context(Engine(other, kv_bits=16, **settings))
+                )
+            else:  # the engine would round what its matrices are multiplied with
+                against = Reference(other).forward
+        engine = engines.enter_context(Engine(opened, kv_bits=kv_bits, **settings))
         return text_evaluation.perplexity(
-            logits,
+            _whole_windows(engine),
             ids,
             context=context,
             bos=tokenizer.text_bos,
@@ -143,6 +147,16 @@ def perplexity(
             max_tokens=_tokens_of(windows, context, tokenizer.text_bos, score),
             progress=progress,
         )
+
+
+def _whole_windows(engine: Engine) -> LogitsFn:
+    """The logits of all tokens of a sequence of its own."""
+
+    def logits(tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        engine.reset()
+        return engine.forward(tokens, all_logits=True)
+
+    return logits
 
 
 def _tokens_of(windows: int | None, context: int, bos: int | None, score: Score) -> int | None:

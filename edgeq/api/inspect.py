@@ -32,7 +32,8 @@ def inspect(model: Model | str | Path, *, path: str | None = None) -> dict[str, 
     Returns:
         A record that JSON can hold. Of a decoder: "config", "n_params", "nbytes", "bpw" (bits per
         weight, scales and padding included), "tensors" (each with scheme, shape, size and SQNR),
-        "files" and "provenance". Of a graph: "inputs", "outputs", "nbytes", "arena_bytes",
+        "files", "integers" (which were kept from another program's file, and which edgeq rounded)
+        and "provenance". Of a graph: "inputs", "outputs", "nbytes", "arena_bytes",
         "precisions" and "operators". Of a file for another runtime: "weights" and "quants".
 
     Raises:
@@ -65,6 +66,7 @@ def inspect(model: Model | str | Path, *, path: str | None = None) -> dict[str, 
         "bpw": _bits_per_weight(opened.nbytes, weights),
         "tensors": tensors,
         "files": {name: len(content) for name, content in opened.files.items()},
+        "integers": opened.integers(),
         "provenance": dict(opened.provenance),
     }
 

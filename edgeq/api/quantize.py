@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack, overload
 
+from edgeq._version import __version__
+from edgeq.calibration_text import calibration as calibration_windows
+from edgeq.calibration_text import own_calibration
 from edgeq.core.cpu import available_cores
-from edgeq.core.errors import UsageError, check_type
+from edgeq.core.errors import EdgeqError, UsageError, check_type
+from edgeq.core.files import check_target
 from edgeq.core.progress import Progress
 from edgeq.graph.ir import Graph
 from edgeq.importers import open_source
@@ -18,7 +23,7 @@ from edgeq.quant.decoder.calibration_data import NO_TEXT
 from edgeq.quant.decoder.quality_report import HeldOut
 from edgeq.quant.decoder.quantize import Summary, quantize_model
 from edgeq.quant.decoder.sensitivity import Sensitivity
-from edgeq.quant.presets import SourceKind
+from edgeq.quant.presets import FAST, SourceKind
 from edgeq.quant.recipe import Recipe
 from edgeq.quant.summary import QuantizationSummary
 
@@ -39,6 +44,7 @@ class _Options(TypedDict, total=False):
     """Keywords of `quantize`."""
 
     data: CalibrationText | Samples | Sequence[Feeds] | str | Path | None
+    fast: bool
     method: str | None
     requantize: bool
     calibration: CalibrationText | None
@@ -77,6 +83,7 @@ def quantize(
     recipe: Recipe | str | None = None,
     *,
     data: CalibrationText | Samples | Sequence[Feeds] | str | Path | None = None,
+    fast: bool = False,
     method: str | None = None,
     requantize: bool = False,
     calibration: CalibrationText | None = None,
@@ -94,12 +101,14 @@ def quantize(
             model was opened from goes into the artifact.
         out: the file to make or replace; it ends in .onnx for a graph.
         recipe: which weights get which scheme, and how: a `Recipe`, the name of a preset such as
-            "palette4-gptq", or a scheme such as "w4-g64". If None, w4-g32 with an 8-bit embedding
-            and head for a language model, and w8a8-static for a graph.
+            "palette4-gptq", or a scheme such as "w4-g64". If None, 4.75bpw for a language model,
+            and w8a8-static for a graph.
         data: what the recipe learns from. Language models: windows of a text, or the path of a
-            UTF-8 text file. Graphs: samples, a list of them (each a mapping from an input's name to
-            its array), or the path of a folder of images or arrays, an .npz file or
-            ``script.py:function``.
+            UTF-8 text file; if None, a text that edgeq includes and one sampled from the model
+            itself, see `edgeq.calibration_text.own_calibration`. Graphs: samples, a list of them
+            (each a mapping from an input's name to its array), or the path of a folder of images
+            or arrays, an .npz file or ``script.py:function``.
+        fast: round a language model to nearest, without a text: the recipe w4-g32.
         method: how weights are rounded, of `edgeq.quant.METHODS`, instead of the recipe's.
         requantize: go on from weights that are quantized already, as those of most GGUF files.
         calibration: the same as ``data``, as windows of a text.
@@ -119,7 +128,7 @@ def quantize(
         DoesNotFitError: max_ram is too little.
         FormatError: the source is damaged, or holds NaN or infinite weights.
         SchemeError: the recipe does not suit the source, or weights are too large.
-        UsageError: the source is already quantized, data is needed, or an argument is out of
+        UsageError: the source is already quantized, samples are needed, or an argument is out of
             range or not for such a source.
         TypeError: an argument is of another type.
         MissingDependencyError: the recipe trains, and PyTorch is not installed.
@@ -136,6 +145,9 @@ def quantize(
     check_type("out", out, str, PathLike)
     check_type("recipe", recipe, Recipe, str, None)
     check_type("method", method, str, None)
+    check_type("fast", fast, bool)
+    if fast and recipe is not None:
+        raise UsageError(f"fast stands for the recipe {FAST}; leave out fast, or the recipe")
     check_type("requantize", requantize, bool)
     check_type("calibration", calibration, CalibrationText, None)
     check_type("stats", stats, CalibrationStats, None)
@@ -146,12 +158,12 @@ def quantize(
     opened = source if isinstance(source, Model | Graph) else open_source(source)
     kind: SourceKind = "graph" if isinstance(opened, Graph) else "decoder"
     if not isinstance(recipe, Recipe):
-        recipe = Recipe.from_options(preset=recipe, source=kind)
+        recipe = Recipe.from_options(preset=FAST if fast else recipe, source=kind)
     if method is not None:
         recipe = recipe.with_method(method) if kind == "graph" else replace(recipe, method=method)
     if isinstance(opened, Graph):
         given = {
-            "requantize": requantize, "calibration": calibration, "stats": stats,
+            "fast": fast, "requantize": requantize, "calibration": calibration, "stats": stats,
             "sensitivity": sensitivity, "card": card is not NO_TEXT, "max_ram": max_ram,
         }  # fmt: skip
         for name, value in given.items():
@@ -163,9 +175,57 @@ def quantize(
     return quantize_model(
         opened, out, recipe,
         requantize=requantize, calibration=calibration or _windows(opened, data),
+        own_text=own_calibration,
         stats=stats, sensitivity=sensitivity, card=card, max_ram=max_ram, threads=threads,
         progress=progress,
     )  # fmt: skip
+
+
+def verify_reproducible(
+    source: Model | str | Path,
+    file: str | Path,
+    recipe: Recipe | str | None = None,
+    **options: Unpack[_Options],
+) -> Summary:
+    """Quantize a language model again, and compare every byte with the artifact that was made.
+
+    Args:
+        source: what the artifact was made from.
+        file: the artifact, which is not changed. The comparison needs room for another beside it.
+        recipe, options: those that it was made with, as for `quantize`.
+
+    Returns:
+        The summary of the quantization that was done again.
+
+    Raises:
+        EdgeqError: the two differ; says where first.
+        UsageError: there is no such file, the source is a graph, or as for `quantize`.
+
+    Example:
+        >>> summary = edgeq.quantize("model", "small.edgeq", "w4-g32")
+        >>> edgeq.verify_reproducible("model", "small.edgeq", "w4-g32").bpw == summary.bpw
+        True
+    """
+    from edgeq.quant.decoder.reproducible import difference
+
+    check_type("file", file, str, PathLike)
+    path = Path(file)
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist; give the artifact that quantize wrote")
+    opened = source if isinstance(source, Model | Graph) else open_source(source)
+    if isinstance(opened, Graph):
+        raise UsageError("only artifacts of language models are compared; the source is a graph")
+    again = path.with_name(f".{path.name}.again-{os.getpid()}.edgeq")
+    try:
+        summary = quantize(opened, again, recipe, **options)
+        if found := difference(path, again):
+            raise EdgeqError(
+                f"{path} is not what these options give with edgeq {__version__}: {found}; was "
+                "it made from another source or text, with other options or another version?"
+            )
+    finally:
+        again.unlink(missing_ok=True)
+    return summary
 
 
 def _windows(model: Model, data: object) -> CalibrationText | None:
@@ -173,9 +233,7 @@ def _windows(model: Model, data: object) -> CalibrationText | None:
     check_type("data", data, CalibrationText, str, PathLike, None)
     if data is None or isinstance(data, CalibrationText):
         return data
-    from edgeq.calibration_text import calibration
-
-    return calibration(model, Path(str(data)), WINDOWS, CONTEXT)
+    return calibration_windows(model, Path(str(data)), WINDOWS, CONTEXT)
 
 
 def _quantize_graph(
@@ -186,7 +244,6 @@ def _quantize_graph(
     threads: int | None,
     progress: Progress | None,
 ) -> GraphSummary:
-    from edgeq.core.files import check_target
     from edgeq.graph.onnx.save import write_onnx
     from edgeq.quant.graph.quantize import quantize_graph
     from edgeq.quant.graph.samples import Samples, open_samples, samples_of

@@ -47,7 +47,7 @@ def demo(prompt: str, n_predict: int, seed: int, temp: float, threads: int) -> N
     packed_file = _cache_file()
     page.heading("1. Quantize a checkpoint to one file")
     with render.progress("Quantizing") as bar:
-        quantize(source, packed_file, threads=threads, progress=bar)
+        quantize(source, packed_file, fast=True, threads=threads, progress=bar)
     packed = load(packed_file)
     page.fact(
         f"{render.human_count(_n_params(source))} weights: "

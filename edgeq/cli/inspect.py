@@ -117,6 +117,7 @@ def _text(model: Model, path: Path, tensors: list[dict[str, Any]], details: bool
         ),
         ("tokenizer", "yes" if "tokenizer.json" in model.files else "no"),
         ("chat template", "yes" if _has_chat_template(model) else "no"),
+        ("integers", _integers(model)),
         *_provenance(model.provenance, details),
         ("largest errors", _worst(tensors)),
         ("files", ", ".join(model.files)),
@@ -139,6 +140,21 @@ def _text(model: Model, path: Path, tensors: list[dict[str, Any]], details: bool
     head = ["tensor", "scheme", "shape", "padded to", "size", "bpw", "SQNR dB"]
     table = render.aligned(head, rows, "llrrrrr")
     return "\n\n".join(filter(None, [summary, table, _padding_note(tensors)]))
+
+
+def _integers(model: Model) -> str:
+    """Where the integers come from; empty if there are none."""
+    from edgeq.quant.decoder.source import type_counts
+
+    found = model.integers()
+    if found is None:
+        return ""
+    parts = []
+    if found["kept"]:
+        parts.append(f"kept from {' and '.join(found['formats'])} ({type_counts(found['kept'])})")
+    if found["rounded"]:
+        parts.append(f"rounded by edgeq ({type_counts(found['rounded'])})")
+    return ", ".join(parts)
 
 
 def _has_chat_template(model: Model) -> bool:
@@ -194,7 +210,7 @@ def _padding_note(tensors: list[dict[str, Any]]) -> str:
 def _provenance(provenance: Any, details: bool) -> list[tuple[str, str]]:
     rows = []
     for key, value in provenance.items():
-        if key in ("sqnr_db", "target") or value is None:
+        if key in ("sqnr_db", "target", "kept") or value is None:
             continue
         if key == "quality":
             rows += _quality(value, details)
@@ -204,8 +220,8 @@ def _provenance(provenance: Any, details: bool) -> list[tuple[str, str]]:
         elif key == "activations" and isinstance(value, dict):
             text = f"{value.get('mode')} int8, ranges by {value.get('observer')}"
         elif key == "calibration" and isinstance(value, dict) and not details:
-            text = ", ".join(f"{name} {value[name]}" for name in ("windows", "context", "tokens")
-                             if name in value) or "yes"  # fmt: skip
+            known = (name for name in ("windows", "context", "tokens", "sampled") if name in value)
+            text = ", ".join(f"{name} {value[name]}" for name in known) or "yes"
         else:
             text = value if isinstance(value, str) else json.dumps(value)
         if key == "source_sha256" and not details:

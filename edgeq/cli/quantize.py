@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeq import calibration_text as texts
-from edgeq._version import __version__
 from edgeq.cli import render
 from edgeq.cli.graphs import refuse_made
 from edgeq.cli.options import (
@@ -26,7 +25,6 @@ from edgeq.cli.options import (
 )
 from edgeq.cli.quantize_graph import listing, quantize_graph
 from edgeq.cli.quantize_report import report
-from edgeq.core.errors import EdgeqError
 from edgeq.importers import source_kind
 
 if TYPE_CHECKING:
@@ -38,11 +36,16 @@ if TYPE_CHECKING:
 TARGET_PRESET = "mixed-4.5bpw"
 """Which recipe a target is reached by where none is named."""
 OF_MODELS = (
-    "bits", "group", "asym", "calib_windows", "calib_context", "stats", "target_bpw",
+    "fast", "bits", "group", "asym", "calib_windows", "calib_context", "stats", "target_bpw",
     "target_size", "target_device", "target_context", "sensitivity", "eval_text", "card", "max_ram",
-    "requantize", "verify_reproducible",
+    "repack", "requantize", "verify_reproducible",
 )  # fmt: skip
 """Options that graphs have no use for."""
+NOT_OF_REPACK = (
+    "preset", "recipe_file", "method", "tensor_types", "calib", "card",
+    *(name for name in OF_MODELS if name != "repack"),
+)  # fmt: skip
+"""Options that say how to round, which `--repack` does not."""
 OF_GRAPHS = ("calib_samples", "observer", "shapes", "dequantize", *SAMPLE_OPTIONS)
 """Options that language models have no use for."""
 
@@ -52,12 +55,15 @@ OF_GRAPHS = ("calib_samples", "observer", "shapes", "dequantize", *SAMPLE_OPTION
 @click.option("-o", "--output", type=click.Path(dir_okay=False), default=None,
               help="The file to write, such as model.edgeq; for a graph, such as "
                    "model.onnx.")  # fmt: skip
-@click.option("--preset", metavar="NAME", default=None, show_default="w4-g32; graphs: w8a8-static",
+@click.option("--preset", metavar="NAME", default=None, show_default="4.75bpw; graphs: w8a8-static",
               help="A preset (see --list) or a quantization scheme, such as "
                    "w4-g64-asym.")  # fmt: skip
+@click.option("--fast", is_flag=True, show_default=False,
+              help="Language models: round to nearest without a calibration text, in seconds; the "
+                   "preset w4-g32.")  # fmt: skip
 @click.option("--recipe", "recipe_file", type=click.Path(exists=True, dir_okay=False),
               default=None, help="Instead of --preset: a recipe file in JSON or TOML.")  # fmt: skip
-@click.option("--bits", "--q-bits", type=click.Choice(["2", "3", "4", "8"]), default=None,
+@click.option("--bits", "--q-bits", type=click.Choice(["2", "3", "4", "5", "6", "8"]), default=None,
               help="Instead of --preset: bits per weight.")  # fmt: skip
 @click.option("--group", "--group-size", "--q-group-size", "group",
               metavar="N|channel|tensor", default=None,
@@ -70,8 +76,9 @@ OF_GRAPHS = ("calib_samples", "observer", "shapes", "dequantize", *SAMPLE_OPTION
               help="The scheme of the tensors (for graphs: operators) whose name matches REGEX; "
                    "the first match is used. May be given several times.")  # fmt: skip
 @click.option("--calib", metavar="SAMPLES", default=None,
-              help="Calibration data. Language models: a UTF-8 text file. Graphs: a folder of "
-                   "images or arrays, an .npz file, a file of sentences, or "
+              help="Calibration data. Language models: a UTF-8 text file like what the model is "
+                   "for; by default a text that edgeq includes and one sampled from the model. "
+                   "Graphs: a folder of images or arrays, an .npz file, a file of sentences, or "
                    "script.py:function.")  # fmt: skip
 @click.option("--calib-samples", type=click.IntRange(min=1), default=256,
               help="Graphs: number of calibration samples to use, spread evenly over the "
@@ -143,6 +150,10 @@ OF_GRAPHS = ("calib_samples", "observer", "shapes", "dequantize", *SAMPLE_OPTION
     default=None,
     help="Limit on the memory used, such as 1G; quality is not measured if that would need more.",
 )
+@click.option("--repack", is_flag=True, show_default=False,
+              help="Language models: keep the integers of a source whose weights are already "
+                   "quantized (a GGUF file, or a GPTQ, AWQ, compressed-tensors, AutoRound or MLX "
+                   "folder) instead of rounding them again.")  # fmt: skip
 @click.option("--requantize", is_flag=True, show_default=False,
               help="Language models: accept a source whose weights are already quantized, such as "
                    "most GGUF files; rounding them again loses more than rounding the float "
@@ -160,6 +171,7 @@ def quantize(
     source: str | None,
     output: str | None,
     preset: str | None,
+    fast: bool,
     recipe_file: str | None,
     bits: str | None,
     group: str | None,
@@ -182,6 +194,7 @@ def quantize(
     eval_text: str | None,
     card: bool,
     max_ram: int | None,
+    repack: bool,
     requantize: bool,
     verify_reproducible: bool,
     threads: int | None,
@@ -193,8 +206,8 @@ def quantize(
     """Quantize MODEL and write it to one file.
 
     A language model (a Hugging Face folder, a GGUF file or a llama2.c .bin file) becomes an .edgeq
-    file. The embedding and the output head get 8 bits and norms stay floating point, unless
-    --tensor-type says otherwise.
+    file, by default with about 4.75 bits per weight, rounded by what the model does with a text.
+    Norms stay floating point, and --tensor-type gives some tensors another scheme.
 
     A graph (an .onnx or .tflite file of a vision, audio or encoder model) becomes an .onnx file
     with QuantizeLinear and DequantizeLinear operators, which `edgeq convert` converts to other
@@ -218,22 +231,34 @@ def quantize(
         return
     refuse_made(source)
     refuse_given(OF_GRAPHS, f"graphs (.onnx, .tflite), and {source} is a language model")
+    if repack:
+        refuse_given(NOT_OF_REPACK, "rounding, and --repack rounds nothing")
+        _repack(source, Path(output), force, form)
+        return
     if calib is not None and not Path(calib).is_file():
         raise click.BadParameter(f"File {calib!r} does not exist.", param_hint="'--calib'")
     from edgeq.api.quantize import quantize as run
+    from edgeq.api.quantize import verify_reproducible as verify
     from edgeq.importers import load
-    from edgeq.quant.decoder.reproducible import difference
     from edgeq.quant.decoder.source import refuse_quantized
 
     target = _target(target_bpw, target_size)
     scheme = _scheme(preset, bits, group, asym)
+    if fast:
+        from edgeq.quant.presets import FAST
+
+        if scheme or recipe_file:
+            raise click.UsageError(
+                "--fast stands for --preset w4-g32 and excludes --preset, --recipe, --bits, "
+                "--group-size and --asym; leave out one or the other"
+            )
+        scheme = FAST
     recipe = _recipe(recipe_file, scheme, method, tensor_types, target)
-    out = file = Path(output)
-    if verify_reproducible:
-        if not file.is_file():
-            raise click.BadParameter(f"File {output!r} does not exist.", param_hint="'--output'")
-        out = file.with_name(f".{file.name}.again-{os.getpid()}.edgeq")
-    check_output(out, force)
+    file = Path(output)
+    if verify_reproducible and not file.is_file():
+        raise click.BadParameter(f"File {output!r} does not exist.", param_hint="'--output'")
+    if not verify_reproducible:
+        check_output(file, force)
     loaded = load(source)
     if not requantize:
         refuse_quantized(loaded, source)  # before texts are read and tokenized
@@ -248,27 +273,36 @@ def quantize(
     windows = None
     if calib is not None:
         windows = texts.calibration(loaded, calib, calib_windows, calib_context)
-    try:
-        with render.progress("Quantizing") as bar:
-            summary = run(
-                loaded, out, recipe,
-                calibration=windows,
-                stats=_stats(stats),
-                sensitivity=_sensitivity(sensitivity),
-                card=texts.held_out(loaded, eval_text) if card else "skipped with --no-card",
-                requantize=requantize, max_ram=max_ram, threads=threads, progress=bar,
-            )  # fmt: skip
-        if verify_reproducible and (found := difference(file, out)):
-            raise EdgeqError(
-                f"{output} is not what these options give with edgeq {__version__}: {found}; was "
-                "it made from another source or text, with other options or another version?"
-            )
-    finally:
-        if verify_reproducible:
-            out.unlink(missing_ok=True)
+    with render.progress("Quantizing") as bar:
+        summary = (verify if verify_reproducible else run)(
+            loaded, file, recipe,
+            calibration=windows,
+            stats=_stats(stats),
+            sensitivity=_sensitivity(sensitivity),
+            card=texts.held_out(loaded, eval_text) if card else "skipped with --no-card",
+            requantize=requantize, max_ram=max_ram, threads=threads, progress=bar,
+        )  # fmt: skip
     if verify_reproducible:
         render.note(f"{output} is reproduced: every byte is equal")
     report(summary, file, form)
+
+
+def _repack(source: str, out: Path, force: bool, form: str) -> None:
+    """Keep the integers of a quantized source."""
+    from edgeq.quant.decoder.repack import repack
+    from edgeq.quant.decoder.source import type_counts
+
+    check_output(out, force)
+    with render.progress("Repacking") as bar:
+        summary = repack(source, out, progress=bar)
+    if form == "json":
+        render.write(json.dumps({"path": str(out)} | summary.to_dict(), indent=2) + "\n")
+        return
+    render.lines(
+        f"{out}: {render.human_bytes(summary.file_bytes)}, {summary.bpw:.2f} bits per weight, the "
+        f"source's own integers ({type_counts(summary.kept)}), "
+        f"from {render.human_bytes(summary.source_bytes)} in {summary.seconds:.1f} s"
+    )
 
 
 def _stats(path: str | None) -> CalibrationStats | None:
@@ -385,15 +419,16 @@ def _listing() -> str:
             ]
         )
     methods = [[name, about] for name, about in METHODS.items()]
-    head = ["preset", "bits per weight", "method", "options", "needs", "pip extra"]
+    head = ["preset", "bits per weight", "method", "options", "learns from", "pip extra"]
     return "\n\n".join(
         [
             render.aligned(head, presets),
             render.aligned(["method", "what it does"], methods),
             "Bits per weight are those of the matrices in the layers, scales included; for mixed "
             "presets, of all weights.\n"
-            "A calibration text should resemble what the model will be used for: --calib FILE.\n"
-            "--preset also takes a scheme: w<2|3|4|8>-<g16|g32|g64|g128|g256|channel|tensor>"
+            "A calibration text should resemble what the model will be used for: --calib FILE. "
+            "Without one,\nedgeq takes a text of its own and one sampled from the model.\n"
+            "--preset also takes a scheme: w<2|3|4|5|6|8>-<g16|g32|g64|g128|g256|channel|tensor>"
             "[-asym|-palette],\nor f32, f16, bf16 for tensors that stay floating point.",
         ]
     )

@@ -13,6 +13,8 @@ and of a decoder
 
     note               what was not done, such as running it where the runtime is not installed
     precision          how the runtime computes
+    source.integers    kept: {type in the source's format: tensors that have its integers}, the
+                       formats, rounded: {scheme: tensors that edgeq rounded by the recipe}
     integers           {tensor: whether the integers read back equal the artifact's}
     constants_equal    number of other constants compared
     cost               what the rounding of the target's kernels costs, in words; null if nothing

@@ -15,6 +15,7 @@ from edgeq.core.memory import rss_bytes
 from edgeq.core.progress import Progress
 from edgeq.importers import load
 from edgeq.model.model import Model
+from edgeq.quant.presets import FAST
 
 
 class DecoderConversion:
@@ -78,7 +79,8 @@ class DecoderConversion:
         if self._preset is not None:
             from edgeq.quant import Recipe, quantize_model  # most conversions are of an artifact
 
-            packed, recipe = folder / "quantized.edgeq", Recipe.from_options(preset=self._preset)
+            packed = folder / "quantized.edgeq"
+            recipe = Recipe.from_options(preset=self._preset or FAST)
             source = self._source if isinstance(self._source, Model) else load(self._source)
             quantize_model(
                 source, packed, recipe,
@@ -135,9 +137,12 @@ class DecoderConversion:
         """Nothing is known without validation."""
 
     def source(self) -> Mapping[str, Any]:
-        """Name, digest and recipe of the model's own source."""
+        """Name, digest and recipe of the model's own source, and where its integers come from."""
         known = self.model.provenance
-        return {key: known.get(key) for key in ("source", "source_sha256", "recipe")}
+        about = {key: known.get(key) for key in ("source", "source_sha256", "recipe")}
+        if about["source_sha256"] is None and self.model.origin is not None:
+            about["source_sha256"] = self.model.origin.sha256
+        return about | {"integers": self.model.integers()}
 
     def versions(self) -> Mapping[str, str]:
         """The libraries that took part."""

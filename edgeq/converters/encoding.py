@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError, UnsupportedError
-from edgeq.formats.schemes import GROUP_SIZES, ROUNDED_BITS, QuantScheme
+from edgeq.formats.schemes import BITS, GROUP_SIZES, QuantScheme
 from edgeq.formats.tensor import QuantTensor
 
 
@@ -114,7 +114,8 @@ def levels(
     if tensor.zero_points is not None:
         plain, whole = codes.astype(np.int16), zeros.astype(np.int16)
         return (folded(plain, whole), scales, None) if fold else (plain, scales, whole)
-    return codes.astype(np.int16) - np.int16(tensor.scheme.mid), scales, None
+    middle = 0 if tensor.scheme.minimum else tensor.scheme.mid
+    return codes.astype(np.int16) - np.int16(middle), scales, None
 
 
 def folded(codes: NDArray[np.int16], zero_points: NDArray[np.int16] | None) -> NDArray[np.int16]:
@@ -190,7 +191,7 @@ def _fits(scheme: QuantScheme, k: int, container: Container) -> tuple[bool, int 
 
 
 def _schemes(container: Container) -> list[QuantScheme]:
-    if container.palette or container.bits not in ROUNDED_BITS:
+    if container.palette or container.bits not in BITS:
         return []
     schemes = [QuantScheme(container.bits, group_size=g) for g in container.groups]
     if container.channel:

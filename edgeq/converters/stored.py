@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # the command line reads the table of targets and needs no Nu
 class StoredWeight:
     """Rows of a weight matrix as a target's file stores them, in terms that all targets share.
 
-    The weight is ``scales * (levels - zero_points)``.
+    The weight is ``scales * (levels - zero_points)``, or ``scales * levels + minimums``.
 
     Args:
         name: edgeq's name of the tensor.
@@ -23,6 +23,8 @@ class StoredWeight:
             the table for a palette; with zero points, the unsigned codes.
         scales: float32 [N, G].
         zero_points: [N, G], or None for a symmetric scheme.
+        minimums: float32 [N, G], or None where the file has none. Some files hold zero points so:
+            then both are given.
         first: index of the first row, where a matrix is read in pieces of N rows.
     """
 
@@ -31,6 +33,7 @@ class StoredWeight:
     scales: NDArray[np.float32]
     zero_points: NDArray[np.int16] | None = None
     first: int = 0
+    minimums: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,10 @@ class DecoderTarget(Protocol):
             MissingDependencyError: the runtime is not installed.
         """
 
+    def open_frugal(self, path: Path, *, threads: int | None = None) -> DecoderRunner:
+        """`open_runner` with the least memory that the runtime can do with, if it is slower."""
+        return self.open_runner(path, threads=threads)
+
     def wrote(self, path: Path) -> bool:
         """Whether `write` wrote the file, by its metadata.
 

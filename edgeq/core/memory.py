@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import math
 import mmap
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +39,22 @@ def huge_buffer(nbytes: int) -> NDArray[np.uint8]:
     whole = np.frombuffer(mapped, np.uint8)
     start = -whole.ctypes.data % HUGE_PAGE
     return whole[start : start + nbytes]
+
+
+def sparse_zeros(shape: Sequence[int], dtype: Any) -> NDArray[Any]:
+    """Zeros that take memory only where they are written, page by page.
+
+    NumPy asks for huge pages, of which a row here and there takes them all.
+    """
+    kind = np.dtype(dtype)
+    nbytes = max(math.prod(shape) * kind.itemsize, 1)
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
+    mapped = Anonymous(-1, nbytes, **private)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel built without huge pages
+            mapped.madvise(mmap.MADV_NOHUGEPAGE)
+    zeros: NDArray[Any] = np.frombuffer(mapped, kind, math.prod(shape)).reshape(tuple(shape))
+    return zeros
 
 
 def advise_huge(mapped: mmap.mmap) -> None:
@@ -124,6 +144,15 @@ def group_limits(root: Path | str = "/") -> list[GroupLimit]:
                     GroupLimit(int(limit), int(used) if used.isdigit() else None, f"/{at}/{most}")
                 )
     return limits
+
+
+def trim() -> None:
+    """Give memory that the C library holds free back to the system, where it can do that (glibc).
+
+    A library that has closed a model leaves holes in the heap, which count as this process's.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def reset_peak_rss() -> bool:

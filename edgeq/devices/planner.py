@@ -19,7 +19,7 @@ from edgeq.core.errors import DoesNotFitError, UsageError
 from edgeq.devices.model_header import ModelFacts
 from edgeq.devices.profile import DeviceProfile
 from edgeq.devices.roofline import ATTENTION, DECODE_SHARE, Bound, Rates, Speed, sustained
-from edgeq.formats.schemes import ROUNDED_BITS
+from edgeq.formats.schemes import BITS
 from edgeq.model.config import ModelConfig
 from edgeq.model.memory_layout import KvBits, checked_kv_bits, kv_bytes, scratch_bytes
 
@@ -216,7 +216,7 @@ def budget_bytes(
         UsageError: as `plan`.
     """
     smallest = plan(
-        facts, profile, context=context, kv_bits=kv_bits, threads=threads, bits=min(ROUNDED_BITS)
+        facts, profile, context=context, kv_bits=kv_bits, threads=threads, bits=min(BITS)
     )
     left = smallest.usable_bytes - (smallest.total_bytes - smallest.weights_bytes)
     if left <= 0:
@@ -252,7 +252,7 @@ def _largest(most: int, fits: Callable[[int], bool]) -> int:
 
 
 def _highest_bits(facts: ModelFacts, room: int) -> int | None:
-    sizes = {bits: facts.at_bits(bits).weights_bytes for bits in ROUNDED_BITS}
+    sizes = {bits: facts.at_bits(bits).weights_bytes for bits in BITS}
     return max((bits for bits, nbytes in sizes.items() if nbytes <= room), default=None)
 
 

@@ -47,6 +47,11 @@ class KeptTensor(ABC):
     shape: tuple[int, int]
     nbytes: int
 
+    @property
+    def source_format(self) -> str:
+        """What the format is called: the first word of its types, as "GPTQ"."""
+        return self.source_type.partition(" ")[0]
+
     @abstractmethod
     def quantized(self, start: int, stop: int) -> QuantTensor:
         """Rows ``start:stop``, packed; no others are read."""

@@ -14,8 +14,8 @@ are chosen (`METHODS`). A method belongs to recipes only: a stored tensor's sche
 
 ``g16x256`` and ``g32x256`` are groups with two-level scales, as GGUF's K-quants have them: a
 group's scale is an 8-bit integer times a float16 scale that 256 weights of a row share, and so is
-its minimum. Schemes with 5 or 6 bits, a minimum or two-level scales come from checkpoints that
-others quantized; edgeq keeps their integers and does not round to them.
+its minimum. Schemes with a minimum or two-level scales come from checkpoints that others quantized;
+edgeq keeps their integers and does not round to them.
 """
 
 from __future__ import annotations
@@ -30,8 +30,6 @@ from edgeq.core.errors import SchemeError, check_type, unknown
 Granularity = Literal["tensor", "channel", "group"]
 
 BITS = (2, 3, 4, 5, 6, 8)
-ROUNDED_BITS = (2, 3, 4, 8)
-"""Bits of the schemes that edgeq rounds to; the others are only kept."""
 SUPERBLOCK = 256
 """Weights of a row that share the upper scale of a scheme with two-level scales."""
 GROUP_SIZES = (16, 32, 64, 128, 256)
@@ -107,7 +105,7 @@ class QuantScheme:
             )
         if self.codebook not in (None, "palette"):
             raise SchemeError(unknown("codebook", str(self.codebook), ("palette",)))
-        if self.codebook == "palette" and (self.bits == 8 or not self.symmetric):
+        if self.codebook == "palette" and (self.bits > 4 or not self.symmetric):
             raise SchemeError("a palette has 2, 3 or 4 bits and is symmetric; use w4-g32-palette")
         if self.method is not None and self.method not in METHODS:
             raise SchemeError(unknown("method", str(self.method), METHODS))
@@ -132,7 +130,7 @@ class QuantScheme:
     @property
     def kept_only(self) -> bool:
         """Whether no rounder makes it: tensors of this scheme keep the integers of a checkpoint."""
-        return self.bits not in ROUNDED_BITS or self.minimum or self.two_level
+        return self.minimum or self.two_level
 
     @property
     def packs_nibbles(self) -> bool:
@@ -206,6 +204,8 @@ _TEXT = re.compile(
 
 BY_BITS: Mapping[int, QuantScheme] = {
     8: QuantScheme(8, granularity="channel", group_size=None),
+    6: QuantScheme(6),
+    5: QuantScheme(5),
     4: QuantScheme(4),
     3: QuantScheme(3),
     2: QuantScheme(2, symmetric=False, group_size=16),

@@ -243,7 +243,7 @@ class QuantTensor:
 
     def codes(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
         """Codes of rows ``start:stop``, uint8 [rows, K], unpadded."""
-        tiles, part = self._tiles(start, stop)
+        tiles, part = self.tiles(start, stop)
         return unpack(self.packed[tiles], self.scheme.bits)[part, : self.shape[1]]
 
     def row_params(
@@ -253,7 +253,7 @@ class QuantTensor:
 
         The zero points of a scheme with a minimum are 0.
         """
-        tiles, part = self._tiles(start, stop)
+        tiles, part = self.tiles(start, stop)
         if self.scheme.two_level:
             two = unpack_scales(self.scheme, self.scales[tiles])  # type: ignore[arg-type]
             scales = products(self.scheme, two.group_scales[part], two.upper_scales[part])
@@ -266,7 +266,7 @@ class QuantTensor:
 
     def row_minimums(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32] | None:
         """Minimums float32 [rows, G] of rows ``start:stop``; None if the scheme has none."""
-        tiles, part = self._tiles(start, stop)
+        tiles, part = self.tiles(start, stop)
         if self.minimums is not None:
             return untile_params(self.minimums[tiles])[part].astype(np.float32)
         if not self.scheme.minimum:
@@ -276,7 +276,7 @@ class QuantTensor:
         assert two.upper_minimums is not None
         return products(self.scheme, two.group_minimums[part], two.upper_minimums[part])
 
-    def _tiles(self, start: int, stop: int | None) -> tuple[slice, slice]:
+    def tiles(self, start: int, stop: int | None) -> tuple[slice, slice]:
         """The tiles that hold rows ``start:stop``, and where these are among the tiles' rows."""
         stop = self.shape[0] if stop is None else min(stop, self.shape[0])
         first = start // TILE

@@ -20,6 +20,7 @@ by its importer (Phi-3's fused projections are split, GGUF's names mapped):
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ import numpy as np
 
 from edgeq.core.errors import FormatError, check_type
 from edgeq.formats.kept import KeptTensor, Take, packed
-from edgeq.formats.tensor import Tensor
+from edgeq.formats.tensor import QuantTensor, Tensor
 from edgeq.model.config import ModelConfig
 from edgeq.model.origin import Origin
 
@@ -76,10 +77,46 @@ class Model:
         object.__setattr__(model, "origin", Origin(Path(path)))
         return model
 
+    def kept(self) -> dict[str, Any]:
+        """What is recorded of the tensors whose integers are another program's; empty if none are.
+
+        "formats" lists those of the source, "tensors" has the type of each in it, by name.
+        """
+        found = {n: t for n, t in self.tensors.items() if isinstance(t, KeptTensor)}
+        if not found:
+            return dict(self.provenance.get("kept", {}))
+        return {
+            "formats": sorted({t.source_format for t in found.values()}),
+            "tensors": {name: t.source_type for name, t in found.items()},
+        }
+
+    def integers(self) -> dict[str, Any] | None:
+        """Where the integers come from, in numbers; None where all weights are floating point.
+
+        "kept" counts the tensors whose integers are another program's, by their type there,
+        "formats" lists the formats they come from, and "rounded" counts those that edgeq has
+        rounded, by scheme.
+        """
+        record = self.kept()
+        kept: Mapping[str, str] = record.get("tensors", {})
+        rounded = Counter(
+            str(tensor.scheme)
+            for name, tensor in self.tensors.items()
+            if isinstance(tensor, QuantTensor) and name not in kept
+        )
+        if not kept and not rounded:
+            return None
+        return {
+            "kept": dict(Counter(kept.values()).most_common()),
+            "formats": list(record.get("formats", ())),
+            "rounded": dict(rounded.most_common()),
+        }
+
     def packed(self, take: Take = np.empty) -> Model:
         """The model with every kept tensor of its file packed.
 
-        A tensor under two names is packed once. Float tensors stay views of the file.
+        A tensor under two names is packed once. Float tensors stay views of the file. The
+        provenance says which tensors were kept.
 
         Args:
             take: allocates the arrays, given their shape and dtype.
@@ -91,10 +128,19 @@ class Model:
         if not done:
             return self
         model = replace(
-            self, tensors={name: done.get(id(t), t) for name, t in self.tensors.items()}
+            self,
+            tensors={name: done.get(id(t), t) for name, t in self.tensors.items()},
+            provenance=dict(self.provenance) | {"kept": self.kept()},
         )
         object.__setattr__(model, "origin", self.origin)
         return model
+
+    @property
+    def is_float(self) -> bool:
+        """Whether no matrix is quantized."""
+        return not any(
+            isinstance(tensor, QuantTensor | KeptTensor) for tensor in self.tensors.values()
+        )
 
     def validate(self) -> None:
         """Check that every tensor is there with its shape, and no other.

@@ -86,8 +86,12 @@ class TracedReference(Reference):
         self._past.advance(n)
 
     def _result(self, name: str, value: Array) -> Array:
-        self._results[name] = value
+        self._take(name, value)
         other = self._replacements.get(name)
         if other is None or other.size != value.size:
             return value
         return np.asarray(other, np.float32).reshape(value.shape)
+
+    def _take(self, name: str, value: Array) -> None:
+        """A result of this reference, before another backend's replaces it."""
+        self._results[name] = value

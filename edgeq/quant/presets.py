@@ -17,6 +17,11 @@ allow:
                               calibration; a graph's weights are rounded by GPTQ on the samples it
                               needs anyway, and its biases corrected
 
+    2.25bpw ... 8.5bpw  decoders  the best recipe known here at each size, see `LADDER`: palettes up
+                              to 3.75 bits, plain integers, which every target can hold, from 4.25
+                              on; the head, whose inputs are few and large, and the values of
+                              attention, which are few, keep more bits
+
 A decoder's embedding and head get 8 bits where nothing else is said. Where a graph's weights have
 4 bits, ``outer`` keeps 8 for the few that hurt most. With scales for blocks, what stays float
 takes half the bytes, which is a good part of a small encoder's. There, a table of words is half of
@@ -28,6 +33,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from edgeq.quant.rules import KINDS, OUTER
 
 SourceKind = Literal["decoder", "graph"]
 """What a recipe is for: a language model, or a graph of operators."""
@@ -50,13 +57,46 @@ class Preset:
 
 _GPTQ = {"method": "gptq", "options": {"use_quantized_inputs": True}}
 """GPTQ that also compensates the error of inputs which earlier rounding changed."""
+_RUNG = {
+    "method": "gptq",
+    "options": {
+        "use_quantized_inputs": True,
+        "relative_errors": True,
+        "calibrated_head": True,
+        "sweeps": 1,
+    },
+}
+"""The same, with errors counted in parts of the residual stream, and a head rounded likewise."""
 _DISTILL = {"training": {"method": "distill"}}
 _MSE_RANGES = {"mode": "static", "observer": "mse"}
 _STATIC = {"activations": "static", "bias_correction": True}
 _OUTER = {"outer": "w8-channel"}
 _BLOCKS = {"activations": "float", **_OUTER, "tables": "w4-g64-mse", "rest": "fp16"}
 
+
+def _rung(matrices: str, outer: str, **rules: str) -> Preset:
+    """A decoder's matrices in one scheme, embedding and head in another, some kinds in a third."""
+    held = [[KINDS[kind], scheme] for kind, scheme in rules.items()]
+    return Preset({"default": matrices, **_RUNG, "rules": [*held, [OUTER, outer]]})
+
+
+LADDER: Mapping[str, Preset] = {
+    "2.25bpw": _rung("w2-g64-palette", "w4-g32", v="w4-g32-palette"),
+    "2.75bpw": _rung("w2-g32-palette", "w4-g32", v="w4-g32-palette", down="w3-g64-palette"),
+    "3.25bpw": _rung("w3-g64-palette", "w5-g32", v="w4-g32-palette"),
+    "3.75bpw": _rung("w3-g32-palette", "w5-g32", v="w5-g32", down="w4-g64-palette"),
+    "4.25bpw": _rung("w4-g64", "w6-g32", v="w5-g32"),
+    "4.75bpw": _rung("w4-g32", "w6-g32", v="w6-g32"),
+    "5.5bpw": _rung("w5-g32", "w6-g32", v="w6-g32"),
+    "6.5bpw": _rung("w6-g32", "w8-channel", v="w8-g32"),
+    "8.5bpw": _rung("w8-g32", "w8-g32"),
+}
+"""Language models by size: name -> the best recipe known here of so many bits per weight of a large
+model, scales, embedding and head counted. A small model, of which the embedding is a large part,
+takes up to half a bit more."""
 PRESETS: Mapping[str, Preset] = {
+    # language models by size
+    **LADDER,
     # rounding without data
     "w8-channel": Preset(
         {"default": "w8-channel"},
@@ -172,8 +212,10 @@ PRESETS: Mapping[str, Preset] = {
 }
 """Name -> what it stands for."""
 
-DEFAULTS: Mapping[SourceKind, str] = {"decoder": "w4-g32", "graph": "w8a8-static"}
+DEFAULTS: Mapping[SourceKind, str] = {"decoder": "4.75bpw", "graph": "w8a8-static"}
 """The preset that is taken where none is named."""
+FAST = "w4-g32"
+"""The preset for language models that is taken where a fast one is asked for."""
 
 
 def presets_for(source: SourceKind) -> dict[str, Mapping[str, Any]]:

@@ -29,9 +29,9 @@ from typing import Any
 
 from edgeq.core.errors import SchemeError, UsageError, check_type, unknown
 from edgeq.formats.schemes import (
+    BITS,
     BY_BITS,
     K_BLOCK,
-    ROUNDED_BITS,
     FloatScheme,
     QuantScheme,
     Scheme,
@@ -52,7 +52,7 @@ from edgeq.quant.recipe_file import (
     readable,
     recipe_fields,
 )
-from edgeq.quant.rules import OUTER, Activations, Rule, check_rounded
+from edgeq.quant.rules import BUILT_IN, Activations, Rule, check_rounded
 
 VECTORS = FloatScheme("float32")
 """What norms and biases are kept in."""
@@ -60,11 +60,15 @@ OPTIONS: Mapping[str, tuple[type, ...]] = {
     "damping": (int, float),
     "act_order": (bool,),
     "use_quantized_inputs": (bool,),
+    "relative_errors": (bool,),
+    "calibrated_head": (bool,),
     "block": (int,),
     "sweeps": (int,),
 }
 """Options of methods and their types: those of `edgeq.quant.rounders.gptq.round_gptq`, and whether
-the error of quantized inputs is compensated too (Qronos, GPTAQ)."""
+the error of quantized inputs is compensated too (Qronos, GPTAQ), with errors of the residual stream
+in parts of its size, and whether the head is rounded by its inputs: see
+`edgeq.quant.decoder.calibrated`."""
 TARGETS = ("bpw", "bytes")
 
 
@@ -340,7 +344,7 @@ class Recipe:
                 the row it should divide.
         """
         for rule in self.rules:
-            if rule.pattern != OUTER:
+            if rule.pattern not in BUILT_IN:
                 _check_matches(rule, shapes)
         schemes = {name: self.scheme_for(name, shape) for name, shape in shapes.items()}
         for name, scheme in schemes.items():
@@ -352,7 +356,7 @@ class Recipe:
 def _scheme_of_size(bits: int | None, group: int | None) -> Scheme:
     wanted = 4 if bits is None else bits
     if wanted not in BY_BITS:
-        raise SchemeError(f"bits is {bits}; use one of {', '.join(map(str, ROUNDED_BITS))}")
+        raise SchemeError(f"bits is {bits}; use one of {', '.join(map(str, BITS))}")
     base = BY_BITS[wanted]
     return base if group is None else QuantScheme(wanted, base.symmetric, "group", group)
 

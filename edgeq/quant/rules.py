@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgeq.core.errors import SchemeError, check_type, unknown
-from edgeq.formats.schemes import ROUNDED_BITS, FloatScheme, QuantScheme, Scheme, parse_scheme
+from edgeq.formats.schemes import BITS, FloatScheme, QuantScheme, Scheme, parse_scheme
 from edgeq.quant.observers import OBSERVERS
 
 OUTER = r"^(model\.embed_tokens|lm_head)\."
 """Embedding and head: the whole output hangs on them, so they get 8 bits unless a rule says
 otherwise."""
+KINDS = {kind: rf"\.{kind}_proj\.weight$" for kind in ("v", "down")}
+"""Matrices of layers that presets give more bits."""
+BUILT_IN = (OUTER, *KINDS.values())
+"""Patterns of presets, which need not match a tensor of every model."""
 MODES = ("static", "dynamic")
 
 
@@ -73,7 +77,7 @@ def check_rounded(scheme: Scheme) -> None:
     if isinstance(scheme, QuantScheme) and scheme.kept_only:
         raise SchemeError(
             f"edgeq keeps tensors of {scheme} as other programs rounded them and does not round to "
-            f"it; use bits of {', '.join(map(str, ROUNDED_BITS))} with groups, -asym or -palette, "
+            f"it; use bits of {', '.join(map(str, BITS))} with groups, -asym or -palette, "
             "such as w4-g32"
         )
 

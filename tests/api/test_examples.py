@@ -50,13 +50,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files that the examples name: a checkpoint, artifacts, texts, questions, a graph."""
     folder = tmp_path_factory.mktemp("examples")
     shutil.copytree(edgeq.demo_model(), folder / "model")
-    edgeq.quantize(folder / "model", folder / "model.edgeq", threads=1)
+    edgeq.quantize(folder / "model", folder / "model.edgeq", fast=True, threads=1)
     chat = folder / "chat"
     shutil.copytree(folder / "model", chat)
     config = json.loads((chat / "tokenizer_config.json").read_text("utf-8"))
     config["chat_template"] = CHAT_TEMPLATE
     (chat / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
-    edgeq.quantize(chat, folder / "chat.edgeq", threads=1)
+    edgeq.quantize(chat, folder / "chat.edgeq", fast=True, threads=1)
     shutil.copy(folder / "model" / "heldout.txt", folder / "text.txt")
     questions = ["Once upon a time there was a girl", "The sun was warm and the sky was blue"]
     lines = [json.dumps({"text": text}) for text in questions]

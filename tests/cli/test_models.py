@@ -158,7 +158,7 @@ def test_inspect_counts_what_the_file_holds(packed: Path, said: Said) -> None:
 @pytest.mark.parametrize(
     ("options", "scheme"),
     [
-        ([], "w4-g32"),
+        (["--fast"], "w4-g32"),
         (["--preset", "w3-g32"], "w3-g32"),
         (["--preset", "w4-g64-asym"], "w4-g64-asym"),
         (["--bits", "2"], "w2-g16-asym"),
@@ -284,7 +284,7 @@ def test_a_group_that_cannot_hold(checkpoint: Path, tmp_path: Path, said: Said) 
 
 
 def test_too_little_memory(checkpoint: Path, tmp_path: Path, said: Said) -> None:
-    said("quantize", checkpoint, "-o", tmp_path / "m.edgeq", "--max-ram", "1M", code=1)
+    said("quantize", checkpoint, "-o", tmp_path / "m.edgeq", "--fast", "--max-ram", "1M", code=1)
     assert "too little" in said.err
     assert not list(tmp_path.iterdir())
 
@@ -304,7 +304,7 @@ def test_a_full_disk(checkpoint: Path, tmp_path: Path) -> None:
         "import sys; from edgeq.cli import main; sys.exit(main())"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, "quantize", checkpoint, "-o", tmp_path / "m.edgeq"],
+        [sys.executable, "-c", code, "quantize", checkpoint, "-o", tmp_path / "m.edgeq", "--fast"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1

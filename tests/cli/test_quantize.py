@@ -64,7 +64,7 @@ def test_the_list_names_all_there_is(run: Run) -> None:
 
 def test_a_card_without_asking(tmp_path: Path, run: Run) -> None:
     out = tmp_path / "m.edgeq"
-    said = run("quantize", DEMO, "-o", out)
+    said = run("quantize", DEMO, "-o", out, "--fast")
     assert "quality: perplexity " in said
     assert "tokens of edgeq's built-in text" in said
     assert "disjoint windows of 256 tokens" in said
@@ -81,7 +81,7 @@ def test_a_card_without_asking(tmp_path: Path, run: Run) -> None:
 
 def test_a_text_of_the_user_s_own(tmp_path: Path, rest: Path, run: Run) -> None:
     out = tmp_path / "m.edgeq"
-    args = ("quantize", DEMO, "-o", out, "--eval-text", rest, "--format", "json")
+    args = ("quantize", DEMO, "-o", out, "--fast", "--eval-text", rest, "--format", "json")
     found = json.loads(run(*args))
     assert found["quality"] == load(out).provenance["quality"]
     assert found["quality"]["text"] == "rest.txt"
@@ -90,9 +90,21 @@ def test_a_text_of_the_user_s_own(tmp_path: Path, rest: Path, run: Run) -> None:
     assert found["card_seconds"] < found["seconds"]
 
 
+def test_the_default_learns_from_a_text_of_its_own(tmp_path: Path, rest: Path, run: Run) -> None:
+    kl = {}
+    for option in ("--fast", "--force"):
+        out = tmp_path / "m.edgeq"
+        args = ("quantize", DEMO, "-o", out, option, "--eval-text", rest, "--format", "json")
+        found = json.loads(run(*args))
+        out.unlink()
+        kl[option] = found["quality"]["kl_mean"]
+    assert found["recipe"]["method"] == "gptq"
+    assert kl["--force"] < 0.5 * kl["--fast"]
+
+
 def test_no_card(tmp_path: Path, run: Run) -> None:
     out = tmp_path / "m.edgeq"
-    said = run("quantize", DEMO, "-o", out, "--no-card")
+    said = run("quantize", DEMO, "-o", out, "--fast", "--no-card")
     assert "quality: not measured: skipped with --no-card" in said
     assert "not measured: skipped with --no-card" in run("inspect", out)
 
@@ -122,7 +134,7 @@ def test_a_card_that_memory_does_not_allow(tmp_path: Path, run: Run) -> None:
     if rss is None:
         pytest.skip("resident memory cannot be read here")
     args = ("quantize", DEMO, "-o", tmp_path / "m.edgeq", "--max-ram", rss + (60 << 20))
-    assert "allowed (--max-ram)" in run(*args)
+    assert "allowed (--max-ram)" in run(*args, "--fast")
 
 
 def test_gptq_by_its_preset(tmp_path: Path, calib: Path, rest: Path, run: Run) -> None:
@@ -170,8 +182,8 @@ def test_a_target(tmp_path: Path, calib: Path, run: Run) -> None:
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        (["--preset", "w4-g32-gptq"], 1, "the method gptq needs a calibration text"),
-        (["--target-bpw", "4.5"], 1, "needs a calibration text"),
+        (["--preset", "w4-g32", "--fast"], 2, "--fast stands for --preset w4-g32"),
+        (["--bits", "8", "--fast"], 2, "leave out one or the other"),
         (["--target-bpw", "4", "--target-size", "1M"], 2, "exclude each other"),
         (["--preset", "w4gptq"], 1, "unknown preset 'w4gptq'"),
         (["--method", "gtpq"], 1, "did you mean 'gptq'"),
@@ -198,7 +210,7 @@ def test_calibration_text_as_held_out_text_is_refused(
 
 def test_the_model_card(tmp_path: Path, run: Run) -> None:
     out, card = tmp_path / "tale.edgeq", tmp_path / "README.md"
-    run("quantize", DEMO, "-o", out)
+    run("quantize", DEMO, "-o", out, "--fast")
     assert run("inspect", out, "--card", card) == f"{card}\n"
     text = card.read_text("utf-8")
     assert text.startswith("---\n")

@@ -18,10 +18,11 @@ from edgeq.cli import main
 from edgeq.converters import Options, target_named
 from edgeq.converters.validate import bisect, validate
 from edgeq.converters.validate import decoder as validation
-from edgeq.converters.validate.bisect import first_divergence
+from edgeq.converters.validate.bisect import first_divergence, traced_passes
 from edgeq.converters.validate.kernels import Kernels, one_range, with_bfloat16_scales
 from edgeq.converters.validate.logits import Cost
 from edgeq.converters.validate.prompts import passage
+from edgeq.formats.spill import Spill
 from edgeq.formats.tensor import QuantTensor
 from edgeq.importers import load
 from edgeq.model import artifact
@@ -155,8 +156,9 @@ def test_the_rounding_of_litert_is_repeated_to_the_last_digits(
     target = target_named("tflite").decoder_target()
     monkeypatch.setattr(bisect, "_ALLOWED", {"int8": 1e-5})
     prompt = [int(t) for t in np.random.default_rng(0).integers(3, config.vocab, size=40)]
-    with target.tracer(out) as run:
-        found = first_divergence(model, run, prompt, "int8", target.kernels(out, model))
+    with target.tracer(out) as run, Spill() as spill:
+        passes = traced_passes(run, prompt, spill)
+    found = first_divergence(model, passes, "int8", target.kernels(out, model))
     assert found is None, str(found)
 
 

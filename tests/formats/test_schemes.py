@@ -11,7 +11,6 @@ from edgeq.formats.schemes import (
     FLOAT_TAGS,
     GROUP_SIZES,
     METHODS,
-    ROUNDED_BITS,
     FloatScheme,
     FloatType,
     QuantScheme,
@@ -45,7 +44,7 @@ def test_texts_are_unique() -> None:
     assert len({str(scheme) for scheme in EVERY}) == len(EVERY)
 
 
-@pytest.mark.parametrize("bits", ROUNDED_BITS)
+@pytest.mark.parametrize("bits", BITS)
 def test_every_number_of_bits_has_a_usual_scheme(bits: int) -> None:
     scheme = BY_BITS[bits]
     assert scheme.bits == bits

@@ -30,7 +30,7 @@ def progress(name, done, total):
         for _ in range(600):  # a signal just before a long sleep begins would wait for its end
             time.sleep(0.1)
 
-quantize(random_model(tiny_config("llama")), sys.argv[1], progress=progress)
+quantize(random_model(tiny_config("llama")), sys.argv[1], fast=True, progress=progress)
 """
 
 
@@ -74,7 +74,7 @@ from tests.families import random_model, tiny_config
 model = random_model(tiny_config("llama"))
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
 try:
-    quantize(model, sys.argv[1])
+    quantize(model, sys.argv[1], fast=True)
 except EdgeqError as err:
     print(type(err).__name__, err)
 """

@@ -28,7 +28,7 @@ CALLS: dict[str, tuple[Callable[[Any, Path], Any], list[Any]]] = {
     ),
     "quantize recipe": (
         lambda bad, at: edgeq.quantize(MODEL, at / "o.edgeq", bad),
-        ["w5-g32", "palette5", "", 4, [], {}, SCHEME, b"w4-g32"],
+        ["w7-g32", "palette5", "", 4, [], {}, SCHEME, b"w4-g32"],
     ),
     "quantize method": (
         lambda bad, at: edgeq.quantize(MODEL, at / "o.edgeq", method=bad), ["gptg", "", 4, []],
@@ -68,10 +68,10 @@ CALLS: dict[str, tuple[Callable[[Any, Path], Any], list[Any]]] = {
         lambda bad, at: edgeq.Recipe((), SCHEME, training=bad), [True, "distill", {"methd": "qat"}],
     ),
     "Recipe.from_options": (
-        lambda bad, at: edgeq.Recipe.from_options(bad), ["w5-g32", "", 4, b"w4-g32", []],
+        lambda bad, at: edgeq.Recipe.from_options(bad), ["w7-g32", "", 4, b"w4-g32", []],
     ),
     "Recipe.from_options bits": (
-        lambda bad, at: edgeq.Recipe.from_options(bits=bad), ["4", 4.0, 5, True],
+        lambda bad, at: edgeq.Recipe.from_options(bits=bad), ["4", 4.0, 7, True],
     ),
     "Recipe.from_options tensor_types": (
         lambda bad, at: edgeq.Recipe.from_options(tensor_types=bad),
@@ -123,13 +123,13 @@ CALLS: dict[str, tuple[Callable[[Any, Path], Any], list[Any]]] = {
     ),
     "sensitivity model": (lambda bad, at: edgeq.sensitivity(bad, TEXT), PATHS),
     "sensitivity scheme": (
-        lambda bad, at: edgeq.sensitivity(DEMO, TEXT, scheme=bad), ["w5-g32", "f16", 4, None],
+        lambda bad, at: edgeq.sensitivity(DEMO, TEXT, scheme=bad), ["w7-g32", "f16", 4, None],
     ),
     "sensitivity mode": (
         lambda bad, at: edgeq.sensitivity(DEMO, TEXT, windows=1, mode=bad), ["most"],
     ),
     "sweep models": (lambda bad, at: edgeq.sweep(bad, "w4-g32", at / "o"), [[], None, 7, b"bytes"]),
-    "sweep recipes": (lambda bad, at: edgeq.sweep(DEMO, bad, at / "o"), ["w5-g32", None, 7]),
+    "sweep recipes": (lambda bad, at: edgeq.sweep(DEMO, bad, at / "o"), ["w7-g32", None, 7]),
     "convert source": (lambda bad, at: edgeq.convert(bad, "gguf", at / "o.gguf"), PATHS),
     "convert target": (lambda bad, at: edgeq.convert(MODEL, bad, at / "o.gguf"), ["ggml", "", 7]),
     "convert out": (lambda bad, at: edgeq.convert(MODEL, "gguf", bad), [".", "no/such/o.gguf"]),

@@ -31,14 +31,14 @@ def texts(recipe: Recipe) -> dict[str, str]:
 def test_the_defaults() -> None:
     got = texts(Recipe.from_options())
     assert got == {
-        "model.embed_tokens.weight": "w8-channel",
+        "model.embed_tokens.weight": "w6-g32",
         "model.layers.0.input_layernorm.weight": "f32",
         "model.layers.0.self_attn.q_proj.weight": "w4-g32",
         "model.layers.0.self_attn.q_proj.bias": "f32",
         "model.layers.0.mlp.down_proj.weight": "w4-g32",
         "model.layers.1.mlp.down_proj.weight": "w4-g32",
         "model.norm.weight": "f32",
-        "lm_head.weight": "w8-channel",
+        "lm_head.weight": "w6-g32",
     }
 
 
@@ -61,7 +61,7 @@ def test_the_first_matching_rule_wins() -> None:
     assert got["model.layers.0.mlp.down_proj.weight"] == "w8-g32"
     assert got["model.layers.1.mlp.down_proj.weight"] == "w3-g32"
     assert got["lm_head.weight"] == "w4-g32"
-    assert got["model.embed_tokens.weight"] == "w8-channel"
+    assert got["model.embed_tokens.weight"] == "w6-g32"
 
 
 def test_vectors_stay_floating_point() -> None:
@@ -93,7 +93,7 @@ def test_options(options: dict, default: str) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"bits": 5}, SchemeError, "bits is 5; use one of 2, 3, 4, 8"),
+        ({"bits": 7}, SchemeError, "bits is 7; use one of 2, 3, 4, 5, 6, 8"),
         ({"bits": 4, "group": 48}, SchemeError, "group_size is 48; use one of 16, 32"),
         ({"preset": "w4-g32", "bits": 4}, UsageError, "either a preset or bits and group"),
         ({"preset": "w4-g23"}, SchemeError, "group_size is 23"),
@@ -156,8 +156,8 @@ def test_everything_through_json_and_back() -> None:
 
 def test_a_recipe_of_an_older_artifact_is_read() -> None:
     old = {"method": "mse", "default": "w4-g32", "rules": [[OUTER, "w8-channel"]]}
-    assert Recipe.from_dict(old) == Recipe.from_options(method="mse")
-    assert Recipe.from_options(method="mse").to_dict() == old
+    assert Recipe.from_dict(old) == Recipe.from_options("w4-g32", method="mse")
+    assert Recipe.from_options("w4-g32", method="mse").to_dict() == old
 
 
 @pytest.mark.parametrize("name", presets_for("decoder"))

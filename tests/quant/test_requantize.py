@@ -102,7 +102,7 @@ def test_each_type_of_a_mixed_file_is_named(tmp_path: Path) -> None:
     assert quantized_types(edgeq.load(source)) == {"Q4_1": 12, "Q8_0": 1}
     with pytest.raises(UsageError, match=r"\(Q4_1 x 12, Q8_0 x 1\)"):
         edgeq.quantize(source, tmp_path / "m.edgeq")
-    summary = edgeq.quantize(source, tmp_path / "m.edgeq", requantize=True)
+    summary = edgeq.quantize(source, tmp_path / "m.edgeq", requantize=True, fast=True)
     assert summary.requantized == {"Q4_1": 12, "Q8_0": 1}
 
 
@@ -110,7 +110,7 @@ def test_each_type_of_a_mixed_file_is_named(tmp_path: Path) -> None:
 def test_a_float_gguf_needs_no_flag(kind: str, tmp_path: Path) -> None:
     source = gguf_file(tmp_path / "m.gguf", {"": kind})
     assert quantized_types(edgeq.load(source)) == {}
-    summary = edgeq.quantize(source, tmp_path / "m.edgeq")
+    summary = edgeq.quantize(source, tmp_path / "m.edgeq", fast=True)
     assert summary.requantized == {}
     assert "requantized" not in load_artifact(tmp_path / "m.edgeq").provenance
 

@@ -33,7 +33,14 @@ from numpy.typing import NDArray
 from edgeq._version import __version__
 from edgeq.converters.coreml.exec import open_model
 from edgeq.converters.coreml.exec.blob import KINDS
-from edgeq.converters.coreml.exec.load import MilTensor, Op, open_file, protobuf, versions
+from edgeq.converters.coreml.exec.load import (
+    MilTensor,
+    Op,
+    library,
+    open_file,
+    protobuf,
+    versions,
+)
 from edgeq.converters.coreml.package import VERSIONS, write_package
 from edgeq.converters.coreml.program import CoreMLSettings, program
 from edgeq.converters.coreml.run import ENTRY, FORMAT, RUNTIME, STEP, CoreMLRunner, DecoderPackage
@@ -94,6 +101,7 @@ class CoreMLDecoderTarget(DecoderTarget):
             EdgeqError: it cannot be written; nothing is left behind.
         """
         self.check(model, options)
+        library()
         settings = _settings(model.config, options)
         stored = matrices(model, settings.target, settings.narrow)
         about = {

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgeq.converters.coreml.exec.load import open_file, protobuf, versions
+from edgeq.converters.coreml.exec.load import library, open_file, protobuf, versions
 from edgeq.converters.coreml.graph_run import (
     ENTRY,
     FORMAT,
@@ -116,6 +116,7 @@ class CoreMLGraphTarget(GraphTarget):
             EdgeqError: it cannot be written; nothing is left behind.
         """
         self.check(graph, options)
+        library()
         chosen = settings(options)
         lowering = CoremlLowering(graph, chosen.target, chosen.precision, support.EMITTERS)
         program = lowering.program()

@@ -23,8 +23,8 @@ ENTRY, FORMAT = "edgeq", 1
 """Entry of the model's user-defined metadata, and its version."""
 RUNTIME = f"edgeq.converters.coreml.exec (NumPy {np.__version__})"
 _KEPT = 64 << 20
-"""Bytes of weights that stay decompressed from call to call; the rest is decompressed again, so
-that a package takes little more memory than it has bytes."""
+"""Bytes of weights that stay decompressed from call to call; those of a larger model are all
+decompressed again, so that a package takes little more memory than it has bytes."""
 STEP = re.compile(rf"layers_(\d+)_({'|'.join(LAYER_STEPS)})|embed|final_norm|logits")
 """Names in the program of the steps of `decoder`."""
 
@@ -81,7 +81,8 @@ class CoreMLRunner:
         exact = self._package.precision == "float32" and arithmetic == "float32"
         self.precision: Precision = "float32" if exact else "float16"
         self.context, self.config = self._package.context, self._package.config
-        self._machine = Machine(arithmetic, _KEPT, overwrite=True)
+        weights = 4 * sum(n * k for _, (n, k) in self.config.linears())
+        self._machine = Machine(arithmetic, _KEPT if weights <= _KEPT else 0, overwrite=True)
         self.runtime = RUNTIME
         self.reset()
 

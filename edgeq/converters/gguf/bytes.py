@@ -5,6 +5,7 @@
     Q5_0   f16 d, u32 of fifth bits (bit j: weight j), 16 bytes likewise     d * (q - 16)
     Q8_0   f16 d, 32 int8                                                    d * q
 
+The blocks of `edgeq.converters.gguf.blocks` hold what other programs quantized.
 The file's layout is drawn in `edgeq.importers.gguf.file`, which reads it.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and ggml-common.h
@@ -16,21 +17,35 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.converters.validate.kernels import SUPERBLOCKS
 from edgeq.formats.packing import round_up
+from edgeq.formats.schemes import SUPERBLOCK
 
 BLOCK = 32
 """Weights of a block."""
 ALIGN = 32
 """Bytes; where tensors begin."""
-NUMBERS = {"F32": 0, "F16": 1, "BF16": 30, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q8_0": 8}
+Kind = Literal[
+    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0",
+    "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4",
+]  # fmt: skip
+"""Types of integers."""
+NUMBERS = {
+    "F32": 0, "F16": 1, "BF16": 30, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8,
+    "Q2_K": 10, "Q3_K": 11, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "IQ4_NL": 20, "IQ4_XS": 23,
+    "MXFP4": 39,
+}  # fmt: skip
 """Type -> its number in the file."""
-BLOCK_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q8_0": 34}
-Kind = Literal["Q4_0", "Q4_1", "Q5_0", "Q8_0"]
+BLOCK_BYTES: dict[Kind, int] = {
+    "Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34,
+    "Q2_K": 84, "Q3_K": 110, "Q4_K": 144, "Q5_K": 176, "Q6_K": 210,
+    "IQ4_NL": 18, "IQ4_XS": 136, "MXFP4": 17,
+}  # fmt: skip
 _ITEM = {"F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -53,7 +68,8 @@ class TensorEntry:
         """Bytes of its data."""
         if self.type in _ITEM:
             return math.prod(self.shape) * _ITEM[self.type]
-        return math.prod(self.shape) // BLOCK * BLOCK_BYTES[self.type]
+        size = SUPERBLOCK if self.type in SUPERBLOCKS else BLOCK
+        return math.prod(self.shape) // size * BLOCK_BYTES[cast(Kind, self.type)]
 
 
 def header(keys: Mapping[str, Any], entries: Sequence[TensorEntry]) -> bytes:

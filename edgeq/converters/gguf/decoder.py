@@ -5,10 +5,14 @@
     4 bits with zero points                         Q4_1 if all of scale * zero_point are exact in
                                                     float16, else Q5_0 (code - zero_point)
     8 bits symmetric, palettes                      Q8_0
+    minimums, 4 and 5 bits                          Q4_1, Q5_1
+    two-level scales; the tables of IQ4_NL, MXFP4   the type of GGUF that has them, in blocks of 256
+                                                    or 32
     floating point                                  F32, F16 or BF16, as it is; vectors F32
 
-all in groups of 32; longer groups, one scale a row and one for all are repeated. llama.cpp rounds
-activations to 8 bits in blocks of 32 while it multiplies. What else differs is undone by `stored`:
+all but those of 256 in groups of 32; longer groups, one scale a row and one for all are repeated.
+llama.cpp rounds activations to 8 bits in blocks as long while it multiplies. What else differs is
+undone by `stored`:
 
 - the llama architecture rotates neighbors (2j, 2j+1), so rows of q and k are moved within heads;
 - Phi-3 has q, k, v in one matrix, gate and up in another: a common type holds them;
@@ -39,6 +43,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.converters.encoding import levels, spread
+from edgeq.converters.gguf.blocks import block_rows, exact_type
 from edgeq.converters.gguf.bytes import ALIGN, BLOCK, Kind, TensorEntry, header, pack_blocks
 from edgeq.converters.gguf.layout import (
     Placed,
@@ -73,6 +78,7 @@ from edgeq.formats.mapped_file import release
 from edgeq.formats.packing import round_up
 from edgeq.formats.schemes import FLOAT_TAGS
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
+from edgeq.importers.gguf.blocks import TYPES
 from edgeq.importers.huggingface.tokenizer import HfTokenizer
 from edgeq.model.formulas import rope_frequencies
 from edgeq.model.model import Model
@@ -127,7 +133,7 @@ class GgufDecoderTarget(DecoderTarget):
 
     def sizes(self, model: Model, options: Options) -> Iterator[Size]:
         """Bits and bytes of each matrix in the file."""
-        bits = {"Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q8_0": 8}
+        bits = {kind: form.scheme.bits for kind, form in TYPES.items()}
         for placed in layout(model):
             for name, rows in zip(placed.names, placed.rows, strict=True):
                 if len(placed.entry.shape) == 2:
@@ -234,6 +240,8 @@ def _encoded(model: Model, name: str, entry: TensorEntry, a: int, b: int) -> NDA
         return _floats(_adjusted(model, name, tensor, a, b), entry)
     k, padded = tensor.shape[1], entry.shape[1]
     kind = cast(Kind, entry.type)
+    if exact_type(tensor) == kind:
+        return block_rows(kind, tensor, a, b)
     codes, scales, zeros = levels(tensor, a, b, fold=kind != "Q4_1")
     wide = np.zeros((b - a, padded), np.int16)
     wide[:, :k] = codes

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgeq._version import __version__
 from edgeq.converters.encoding import Container, encode
+from edgeq.converters.gguf.blocks import exact_type
 from edgeq.converters.gguf.bytes import BLOCK, Kind, TensorEntry, minimum_is_exact
 from edgeq.converters.options import Options
 from edgeq.core.errors import UnsupportedError
@@ -30,8 +31,13 @@ _CONTAINERS: dict[Kind, Container] = {
     "Q5_0": Container(5, groups=(BLOCK,), folds=True),
     "Q8_0": Container(8, groups=(BLOCK,), folds=True),
 }
-"""What each type of GGUF holds."""
-_FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "BF16": 32}
+"""What types of GGUF hold of edgeq's own schemes; `exact_type` says which hold those of others."""
+_FILE_TYPES = {
+    "F32": 0, "F16": 1, "BF16": 32, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9,
+    "Q2_K": 10, "Q3_K": 12, "Q4_K": 15, "Q5_K": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30,
+    "MXFP4": 38,
+}  # fmt: skip
+"""The type of most bytes -> what llama.cpp calls such a file."""
 
 
 @dataclass(frozen=True)
@@ -220,18 +226,25 @@ def _type(model: Model, names: Sequence[str], k: int) -> str:
     kinds = {_kind(name, t) for name, t in zip(names, quantized, strict=True)}
     if len(kinds) == 1:
         return kinds.pop()
+    if kinds - set(_CONTAINERS) or any(t.scheme.minimum for t in quantized):
+        raise UnsupportedError(
+            f"llama.cpp stores {' and '.join(names)} in one tensor, and these are "
+            f"{' and '.join(str(t.scheme) for t in quantized)}; quantize all of them alike"
+        )
     # tensors that share one: the wider type holds both, zero points folded away
     return "Q8_0" if "Q8_0" in kinds else "Q5_0"
 
 
 def _kind(name: str, tensor: QuantTensor) -> Kind:
+    if exact := exact_type(tensor):
+        return exact
     encoding = encode(
         name, tensor.scheme, tensor.shape[1], tuple(_CONTAINERS.values()), "llama.cpp"
     )
     if encoding.container.asymmetric:
         zeros = cast("NDArray[np.uint8]", tensor.zero_points).astype(np.int16)
-        exact = minimum_is_exact(tensor.scales.astype(np.float32), zeros)
-        return "Q4_1" if exact else "Q5_0"
+        held = minimum_is_exact(tensor.scales.astype(np.float32), zeros)
+        return "Q4_1" if held else "Q5_0"
     return next(kind for kind, container in _CONTAINERS.items() if container == encoding.container)
 
 

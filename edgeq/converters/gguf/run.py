@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.converters.encoding import levels
 from edgeq.converters.gguf.bytes import BLOCK, BLOCK_BYTES, Kind, unpack_blocks
 from edgeq.converters.gguf.names import ModelShape
 from edgeq.converters.gguf.read_back import ReadBackRunner
@@ -24,6 +25,7 @@ from edgeq.converters.stored import StoredConstant, StoredWeight
 from edgeq.converters.validate.kernels import Kernels, ggml
 from edgeq.core.cpu import available_cores
 from edgeq.core.errors import EdgeqError, FormatError, MissingDependencyError, UsageError
+from edgeq.importers.gguf.blocks import quant_rows
 from edgeq.importers.gguf.file import GgufFile, open_gguf
 from edgeq.importers.huggingface.families import GGUF_FAMILIES
 from edgeq.model.config import ModelConfig
@@ -40,6 +42,8 @@ _KEPT: list[Callable[..., None]] = []
 """Functions that llama.cpp calls for as long as the process lives."""
 _UNCOMPARED = ("general.name", "edgeq.version")
 """Keys that say where a file comes from, and nothing of the model."""
+_UNPACKED = ("Q4_0", "Q4_1", "Q5_0", "Q8_0")
+"""Types that hold schemes of edgeq's own."""
 _F32 = 0
 """GGML's number of the type, of the cache's keys and values."""
 
@@ -207,16 +211,26 @@ def read_weights(path: Path) -> Iterator[StoredWeight]:
                 if heads:
                     part = part.reshape(heads, -1, 2, part.shape[1]).swapaxes(1, 2)
                     part = part.reshape(len(whole), -1)
-                levels, scales, zeros = unpack_blocks(cast(Kind, entry.type), part)
-                groups = -(-columns // BLOCK)
-                yield StoredWeight(
-                    our,
-                    levels[:, :columns],
-                    scales[:, :groups],
-                    None if zeros is None else zeros[:, :groups],
-                    first=a,
-                )
+                yield _stored(our, entry.type, part, columns, a)
         file.mapping.release()
+
+
+def _stored(
+    name: str, kind: str, data: NDArray[np.uint8], columns: int, first: int
+) -> StoredWeight:
+    """Rows of blocks, unpadded."""
+    groups = -(-columns // BLOCK)
+    if kind in _UNPACKED:
+        codes, scale, zero = unpack_blocks(cast(Kind, kind), data)
+        zeros = None if zero is None else zero[:, :groups]
+        least = None
+        if kind == "Q4_1":  # of zero points or of minimums, as the source's scheme has them
+            least = quant_rows(kind, data, codes.shape[1]).row_minimums()
+            least = None if least is None else least[:, :groups]
+        return StoredWeight(name, codes[:, :columns], scale[:, :groups], zeros, first, least)
+    rows = quant_rows(kind, data, columns)
+    values, scales, _ = levels(rows)
+    return StoredWeight(name, values, scales, None, first, rows.row_minimums())
 
 
 def read_constants(path: Path) -> Iterator[StoredConstant]:

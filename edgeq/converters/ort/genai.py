@@ -52,6 +52,8 @@ from edgeq.model.model import Model
 from edgeq.model.reference import checked_tokens
 
 CONFIG = "genai_config.json"
+_ROOM = 512
+"""Positions a new cache has room for; onnxruntime-genai makes all of a cache at once."""
 _SEARCH = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "min_length")
 """What generation_config.json may say that the search heeds."""
 _BPE = (
@@ -291,6 +293,7 @@ class GenaiRunner:
         # its errors are RuntimeErrors without a class of their own
         except RuntimeError as err:
             raise FormatError(f"onnxruntime-genai cannot load {path}: {err}") from err
+        self._generator: Any = None
         self.reset()
 
     def forward(self, tokens: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float32]:
@@ -300,19 +303,36 @@ class GenaiRunner:
             UsageError: no tokens, one outside the vocabulary, or more than the context holds.
         """
         ids = checked_tokens(self.config, tokens)
-        if self._generator.token_count() + ids.size > self.context:
+        if len(self._fed) + ids.size > self.context:
             raise UsageError(
                 f"more than the {self.context} tokens that this folder was converted for; "
                 "convert again with a larger context"
             )
+        self._make_room(len(self._fed) + ids.size)
         self._generator.append_tokens(ids.astype(np.int32))
+        self._fed += ids.tolist()
         logits: NDArray[np.float32] = self._generator.get_logits()
         return logits.reshape(-1, self.config.vocab)[-1:]
 
     def reset(self) -> None:
         """Empty the cache."""
+        self._fed: list[int] = []
+        self._new_cache(_ROOM)
+
+    def _make_room(self, n: int) -> None:
+        """Double a cache that is too short for n tokens, and feed it what it held."""
+        if n <= self._room:
+            return
+        self._new_cache(max(n, 2 * self._room))
+        if self._fed:
+            self._generator.append_tokens(np.asarray(self._fed, np.int32))
+
+    def _new_cache(self, room: int) -> None:
+        # the old cache goes first, so that there are never two
+        self._generator = self._parameters = None
+        self._room = min(room, self.context)
         self._parameters = self._genai.GeneratorParams(self._model)
-        self._parameters.set_search_options(max_length=self.context)
+        self._parameters.set_search_options(max_length=self._room)
         self._generator = self._genai.Generator(self._model, self._parameters)
 
     def close(self) -> None:

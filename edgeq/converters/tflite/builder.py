@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from edgeq.converters.encoding import Container, Encoding, encode, levels, spread
 from edgeq.converters.tflite.file import SharedTable, TfliteFile
 from edgeq.converters.tflite.operators import SubgraphWriter, Value
+from edgeq.core.errors import UnsupportedError
 from edgeq.formats.mapped_file import release
 from edgeq.formats.packing import TILE, round_up
 from edgeq.formats.schemes import GROUP_SIZES
@@ -50,6 +51,8 @@ CONTAINERS: dict[str, tuple[Container, ...]] = {
 }
 """What integers each way of computing can multiply. FULLY_CONNECTED has no groups of 8 bits, and
 groups of 16 only in a kernel of reference speed."""
+OUTER = ("model.embed_tokens.weight", "lm_head.weight")
+"""Embedding and head."""
 BLOCK = 1 << 20
 """Weights repacked, or read back, at once."""
 
@@ -84,11 +87,13 @@ class StoredMatrix:
         name: of the tensor.
         shape: (N, K), without padding.
         encoding: None if it is floating point.
+        in_float: whether its integers are widened and multiplied as floats.
     """
 
     name: str
     shape: tuple[int, int]
     encoding: Encoding | None
+    in_float: bool = False
 
     @property
     def width(self) -> int:
@@ -119,7 +124,25 @@ def stored_matrix(model: Model, name: str, compute: str) -> StoredMatrix:
     n, k = tensor.shape
     if not isinstance(tensor, QuantTensor):
         return StoredMatrix(name, (n, k), None)
-    return StoredMatrix(name, (n, k), encode(name, tensor.scheme, k, CONTAINERS[compute], TARGET))
+    if compute == "int8" and only_in_float(name, tensor):
+        compute = "float"
+    encoding = encode(name, tensor.scheme, k, CONTAINERS[compute], TARGET)
+    return StoredMatrix(name, (n, k), encoding, compute == "float")
+
+
+def only_in_float(name: str, tensor: QuantTensor) -> bool:
+    """Whether a matrix is an embedding or head that LiteRT has no integer kernel for.
+
+    It is then computed in float, exactly: one such matrix costs some speed, and all of them would
+    cost so much that they are refused unless float is asked for.
+    """
+    if name not in OUTER:
+        return False
+    try:
+        encode(name, tensor.scheme, tensor.shape[1], CONTAINERS["int8"], TARGET)
+    except UnsupportedError:
+        return True
+    return False
 
 
 def write_decoder(file: TfliteFile, model: Model, settings: LiteRTSettings) -> None:
@@ -304,10 +327,10 @@ class _LiteRTBuilder:
         x = g.pad_last(x, how.width)
         if how.encoding is None:
             w = g.widened(w) if w.dtype == "float16" else w
-        elif self._settings.compute == "float" and w.group_scales is not None:
+        elif how.in_float and w.group_scales is not None:
             scales = g.cast(w.group_scales, "float32")
             w = self._scaled(g.cast(w, "float32"), scales)
-        elif self._settings.compute == "float":
+        elif how.in_float:
             # a row's scale can as well be put on its sum, which is one number and not K
             out = g.fully_connected(x, g.cast(w, "float32"), None)
             scales = g.constant(self._weights.scales(weight)[:, 0], f"{weight}.scales")

@@ -31,7 +31,13 @@ from edgeq.converters.size import Size
 from edgeq.converters.stored import StoredConstant, StoredWeight
 from edgeq.converters.target import DecoderTarget
 from edgeq.converters.tflite import read as reading
-from edgeq.converters.tflite.builder import BLOCK, LiteRTSettings, stored_matrix, write_decoder
+from edgeq.converters.tflite.builder import (
+    BLOCK,
+    LiteRTSettings,
+    only_in_float,
+    stored_matrix,
+    write_decoder,
+)
 from edgeq.converters.tflite.file import TfliteFile
 from edgeq.converters.tflite.interpreter import interpreter
 from edgeq.converters.validate.kernels import (
@@ -43,6 +49,7 @@ from edgeq.converters.validate.kernels import (
     one_range,
 )
 from edgeq.core.errors import FormatError, UnsupportedError, UsageError
+from edgeq.core.memory import trim
 from edgeq.core.progress import Progress
 from edgeq.formats.tensor import QuantTensor
 from edgeq.graph.tflite.schema import schema
@@ -107,14 +114,27 @@ class LiteRTDecoderTarget(DecoderTarget):
 
     def remarks(self, model: Model, options: Options) -> list[str]:
         """The defaults that were chosen, and what they cost."""
-        config, context = model.config, settings(model.config, options).context
-        if options.context is not None or context >= config.context:
-            return []
-        return [
-            f"The context is {context} tokens (the model allows {config.context}): LiteRT copies "
-            "the whole cache at each token, so that a longer context decodes slower. --ctx-size "
-            "changes it."
-        ]
+        config, how = model.config, settings(model.config, options)
+        found = []
+        if options.context is None and how.context < config.context:
+            found.append(
+                f"The context is {how.context} tokens (the model allows {config.context}): LiteRT "
+                "copies the whole cache at each token, so that a longer context decodes slower. "
+                "--ctx-size changes it."
+            )
+        floats = {
+            name: str(tensor.scheme)
+            for name, _ in config.linears()
+            if isinstance(tensor := model.tensors[name], QuantTensor)
+            and only_in_float(name, tensor)
+        }
+        for name, scheme in floats.items() if how.compute == "int8" else ():
+            found.append(
+                f"{name} is computed in float: exact, but slower than in integers, as LiteRT has "
+                f"no integer kernel for {scheme}. It has one for w8-channel and w4-g32 "
+                f"(edgeq quantize --tensor-type '{name}=w8-channel')."
+            )
+        return found
 
     def write(
         self, model: Model, out: Path, options: Options, progress: Progress | None = None
@@ -175,6 +195,10 @@ class LiteRTDecoderTarget(DecoderTarget):
         """
         return LiteRTRunner(path, threads=threads)
 
+    def open_frugal(self, path: Path, *, threads: int | None = None) -> DecoderRunner:
+        """The same with one signature in memory at a time."""
+        return LiteRTRunner(path, threads=threads, frugal=True)
+
     @contextmanager
     def tracer(self, path: Path) -> Iterator[Trace]:
         """Passes whose results are all outputs, of a copy of the file that is loaded once.
@@ -189,7 +213,7 @@ class LiteRTDecoderTarget(DecoderTarget):
         with tempfile.TemporaryDirectory(prefix="edgeq-") as folder:
             copy = Path(folder) / "traced.tflite"
             reading.with_results(self.header(path), copy)
-            runner = LiteRTRunner(copy)
+            runner = LiteRTRunner(copy, frugal=True)
             try:
                 yield runner.traced
             finally:
@@ -260,9 +284,9 @@ def _kernels(recorded: Mapping[str, Any]) -> Kernels:
         # second is a build whose kernels read them as float16); then LiteRT's own kernel, which
         # runs where XNNPACK has none
         (
-            on_rounded(one_range, bfloat16_group_scales=True),
-            on_rounded(one_range),
-            on_rounded(one_magnitude),
+            on_rounded(one_range, bfloat16_group_scales=True, exact=only_in_float),
+            on_rounded(one_range, exact=only_in_float),
+            on_rounded(one_magnitude, exact=only_in_float),
             dense,
         ),
         cache,
@@ -281,9 +305,13 @@ class LiteRTRunner:
     Args:
         path: the file.
         threads: it may use; all cores if None.
+        frugal: keep one signature at a time. LiteRT holds the weights packed and the cache for
+            each signature that was run; a change of signature then opens the file anew.
     """
 
-    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
+    def __init__(
+        self, path: str | Path, *, threads: int | None = None, frugal: bool = False
+    ) -> None:
         header = reading.read(path)
         recorded = header.settings
         self.config = ModelConfig.from_dict(recorded["config"])
@@ -295,7 +323,8 @@ class LiteRTRunner:
         self.context: int = recorded["context"]
         self._lengths: list[int] = recorded["prefill"]
         self._signatures: dict[str, Any] = {}
-        self._interpreter = interpreter(Path(path), threads=threads)
+        self._path, self._threads, self._frugal = Path(path), threads, frugal
+        self._interpreter = interpreter(self._path, threads=threads)
         self.reset()
 
     def reset(self) -> None:
@@ -349,6 +378,11 @@ class LiteRTRunner:
 
     def _call(self, signature: str, ids: NDArray[np.int32], length: int) -> dict[str, Any]:
         if signature not in self._signatures:
+            if self._frugal and self._signatures:
+                self._signatures.clear()
+                self._interpreter = None
+                trim()
+                self._interpreter = interpreter(self._path, threads=self._threads)
             self._signatures[signature] = self._interpreter.get_signature_runner(signature)
         run = self._signatures[signature]
         if not self._cache:

@@ -178,6 +178,10 @@ class LiteRTLMDecoderTarget(LiteRTDecoderTarget):
         """
         return BundledRunner(path, threads=threads)
 
+    def open_frugal(self, path: Path, *, threads: int | None = None) -> DecoderRunner:
+        """The same with one signature in memory at a time."""
+        return BundledRunner(path, threads=threads, frugal=True)
+
     def read_constants(self, path: Path) -> Iterator[StoredConstant]:
         """Every constant of the decoder, and the other parts of the bundle as bytes."""
         yield from super().read_constants(path)
@@ -199,9 +203,12 @@ class BundledRunner(LiteRTRunner):
     Args:
         path: the bundle.
         threads: it may use; all cores if None.
+        frugal: keep one signature at a time.
     """
 
-    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
+    def __init__(
+        self, path: str | Path, *, threads: int | None = None, frugal: bool = False
+    ) -> None:
         header = _decoder(path)
         self._folder = tempfile.TemporaryDirectory(prefix="edgeq-")
         copy = Path(self._folder.name) / "decoder.tflite"
@@ -209,7 +216,7 @@ class BundledRunner(LiteRTRunner):
             source.seek(header.start)
             shutil.copyfileobj(source, file, _CHUNK)
         try:
-            super().__init__(copy, threads=threads)
+            super().__init__(copy, threads=threads, frugal=frugal)
             if _installed("litert-lm-api"):
                 generate(path, "a", 1)
                 self.runtime = f"LiteRT-LM {metadata.version('litert-lm-api')}, {self.runtime}"

@@ -88,7 +88,7 @@ def read(
             "so edgeq cannot tell which tensor is which"
         ) from None
     except Exception as err:  # flatbuffers has no error of its own for bad bytes
-        raise FormatError(f"{path} is damaged: {err}") from err
+        raise FormatError(f"{path} is damaged or cut short: {err}") from err
     if settings.get("format_version") != VERSION:
         raise FormatError(
             f"{path} has format version {settings.get('format_version')}; this edgeq reads "

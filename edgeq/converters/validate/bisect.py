@@ -18,10 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.converters.runners import Precision, Trace
-from edgeq.converters.validate.kernels import Kernels
+from edgeq.converters.validate.kernels import Kernels, sparing
 from edgeq.core.progress import Progress
+from edgeq.formats.mapped_file import release
+from edgeq.formats.spill import Spill
+from edgeq.formats.tensor import row_blocks
 from edgeq.model.decoder import key_step
-from edgeq.model.formulas import Linear, dense
+from edgeq.model.formulas import Array, Linear, dense
 from edgeq.model.model import Model
 from edgeq.model.trace import TracedReference
 
@@ -61,6 +64,12 @@ _WORDS = {
 }
 
 
+_PIECE = 1 << 17
+"""Numbers compared at once."""
+_Results = Mapping[str, NDArray[np.float32]]
+"""Results of a pass by the names of their steps."""
+
+
 @dataclass(frozen=True)
 class Divergence:
     """A step that computes something else.
@@ -98,32 +107,34 @@ def described(step: str) -> str:
     return _WORDS.get(step, step)
 
 
-def first_divergence(
-    model: Model,
-    trace: Trace,
-    prompt: Sequence[int],
-    precision: Precision,
-    kernels: Kernels | None = None,
-    *,
-    long: bool = True,
-    progress: Progress | None = None,
-) -> Divergence | None:
-    """Look for the first step that diverges, in prefill, in decoding, and in a second piece.
+@dataclass(frozen=True)
+class TracedPass:
+    """A pass of a target and all its results.
 
     Args:
-        model: the source.
+        when: what it is, in words.
+        tokens: it reads.
+        past: the pieces of what its cache held.
+        results: by the names of their steps.
+    """
+
+    when: str
+    tokens: list[int]
+    past: list[list[int]]
+    results: _Results
+
+
+def traced_passes(
+    trace: Trace, prompt: Sequence[int], spill: Spill, *, long: bool = True
+) -> list[TracedPass]:
+    """Let a target compute a prefill, two decoding steps after it, and a second piece.
+
+    Args:
         trace: of the target.
         prompt: tokens; the first few are a prefill, two others are decoded after them.
-        precision: how the target computes.
-        kernels: how its kernels round, not at all if None; a step must agree with one of the ways
-            they may multiply.
-        long: look at the whole prompt too, in two pieces and in one.
-        progress: called with what is done, how far, and of how much.
-
-    Returns:
-        None if every step is near enough.
+        spill: keeps the results.
+        long: the whole prompt too, in two pieces and in one.
     """
-    kernels = kernels or Kernels()
     short, rest = list(prompt[:_SHORT]), list(prompt[_SHORT:])
     one, two = [int(prompt[-1])], [int(prompt[len(prompt) // 2])]
     passes: list[tuple[str, list[int], list[list[int]]]] = [
@@ -137,29 +148,56 @@ def first_divergence(
         passes.append((f"a prefill of {len(rest)} tokens after {len(short)}", rest, [short]))
     if long and len(rest) > 1:
         passes.append((f"a prefill of {len(prompt)} tokens", list(prompt), []))
+    traced = []
+    for when, tokens, past in passes:
+        results = trace(tokens, past)
+        kept = dict(zip(results, spill.arrays(list(results.values())), strict=True))
+        traced.append(TracedPass(when, tokens, past, kept))
+    return traced
+
+
+def first_divergence(
+    model: Model,
+    passes: Sequence[TracedPass],
+    precision: Precision,
+    kernels: Kernels | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Divergence | None:
+    """Look for the first step that diverges.
+
+    Args:
+        model: the source.
+        passes: of the target, by `traced_passes`.
+        precision: how the target computes.
+        kernels: how its kernels round, not at all if None; a step must agree with one of the ways
+            they may multiply.
+        progress: called with what is done, how far, and of how much.
+
+    Returns:
+        None if every step is near enough.
+    """
+    kernels = kernels or Kernels()
     seen: dict[tuple[int, ...], _Results] = {}
-    for done, (when, tokens, past) in enumerate(passes):
-        theirs = trace(tokens, past)
+    for done, each in enumerate(passes):
         # where one way of multiplying does not explain the results, another may
         errors: list[dict[str, float]] = []
         for product in kernels.products:
-            ours = _results(model, product, kernels, tokens, past, theirs, seen)
-            errors.append(_differing(ours, theirs, precision))
+            errors.append(_differing(model, product, kernels, each, precision, seen))
             if not errors[-1]:
                 break
         unexplained = {s: e for s, e in errors[0].items() if all(s in each for each in errors)}
         if unexplained:
             first, *also = unexplained
             allowed = _ALLOWED[precision]
-            return Divergence(first, unexplained[first], allowed, when, tuple(also))
-        seen[tuple(t for piece in past for t in piece) + tuple(tokens)] = _recalled(model, theirs)
+            return Divergence(first, unexplained[first], allowed, each.when, tuple(also))
+        fed = tuple(t for piece in each.past for t in piece)
+        seen[fed + tuple(each.tokens)] = _recalled(model, each.results)
+        for value in each.results.values():
+            release(value)
         if progress:
             progress("steps", done + 1, len(passes))
     return None
-
-
-_Results = Mapping[str, NDArray[np.float32]]
-"""Results of a pass by the names of their steps."""
 
 
 def _recalled(model: Model, theirs: _Results) -> _Results:
@@ -169,37 +207,57 @@ def _recalled(model: Model, theirs: _Results) -> _Results:
     return {n: theirs[n] for n in wanted} if all(n in theirs for n in wanted) else theirs
 
 
-def _results(
-    model: Model,
-    product: Linear,
-    kernels: Kernels,
-    tokens: Sequence[int],
-    past: Sequence[Sequence[int]],
-    theirs: _Results,
-    seen: Mapping[tuple[int, ...], _Results],
-) -> dict[str, NDArray[np.float32]]:
-    """Our results of a pass, each step computed from the target's own inputs to it."""
-    keep = is_small(model) and product is dense
-    linear = None if keep else product
-    builder = TracedReference(model, linear=linear, kv=kernels.cache, keep=keep)
-    fed: list[int] = []
-    for piece in past:
-        fed += piece
-        # the cache holds the target's own keys and values
-        builder.append_past(piece, seen[tuple(fed)])
-    return builder.trace(tokens, theirs)
-
-
 def is_small(model: Model) -> bool:
     """Whether a model is small enough to keep its weights as float32 and examine all steps."""
     return sum(int(np.prod(t.shape)) for t in model.tensors.values()) <= _SMALL
 
 
-def _differing(ours: _Results, theirs: _Results, precision: Precision) -> dict[str, float]:
-    """Errors of the steps that are past the bound, in the decoder's order."""
-    errors = {s: _error(right, theirs[s]) for s, right in ours.items() if s in theirs}
-    # written so that NaN is past it too
-    return {s: error for s, error in errors.items() if not error <= _ALLOWED[precision]}
+class _Judge(TracedReference):
+    """A reference whose results are compared as they are made, and not kept.
+
+    Args:
+        errors: gets the relative errors that are past the bound, in the decoder's order.
+        theirs: the target's results.
+        allowed: the bound.
+    """
+
+    def judge(self, errors: dict[str, float], theirs: _Results, allowed: float) -> None:
+        """Compare the results of the pass that follows."""
+        self._errors, self._theirs, self._allowed = errors, theirs, allowed
+
+    def _take(self, name: str, value: Array) -> None:
+        if name not in getattr(self, "_theirs", {}):
+            return
+        error = _error(value, self._theirs[name])
+        # written so that NaN is past it too
+        if not error <= self._allowed:
+            self._errors[name] = error
+
+
+def _differing(
+    model: Model,
+    product: Linear,
+    kernels: Kernels,
+    each: TracedPass,
+    precision: Precision,
+    seen: Mapping[tuple[int, ...], _Results],
+) -> dict[str, float]:
+    """Errors of the steps that are past the bound, in the decoder's order.
+
+    Each step is computed from the target's own inputs to it.
+    """
+    keep = is_small(model) and product is dense
+    linear = None if keep else sparing(product)
+    builder = _Judge(model, linear=linear, kv=kernels.cache, keep=keep)
+    fed: list[int] = []
+    for piece in each.past:
+        fed += piece
+        # the cache holds the target's own keys and values
+        builder.append_past(piece, seen[tuple(fed)])
+    errors: dict[str, float] = {}
+    builder.judge(errors, each.results, _ALLOWED[precision])
+    builder.trace(each.tokens, each.results)
+    return errors
 
 
 def _error(right: NDArray[np.float32], got: NDArray[np.float32]) -> float:
@@ -208,6 +266,11 @@ def _error(right: NDArray[np.float32], got: NDArray[np.float32]) -> float:
         right = right[-(got.size // int(np.prod(right.shape[1:]))) :]
     if got.size != right.size:
         return float("inf")
-    difference = got.reshape(right.shape).astype(np.float64) - right
-    size = float(np.sqrt(np.mean(right.astype(np.float64) ** 2)))
-    return float(np.sqrt(np.mean(difference**2))) / max(size, 1e-9)
+    got = got.reshape(right.shape)
+    squares = [0.0, 0.0]
+    for rows in row_blocks(right.shape, _PIECE):
+        ours = right[rows].astype(np.float64)
+        squares[0] += float(np.sum((got[rows] - ours) ** 2))
+        squares[1] += float(np.sum(ours**2))
+    size = np.sqrt(squares[1] / right.size)
+    return float(np.sqrt(squares[0] / right.size)) / max(float(size), 1e-9)

@@ -24,21 +24,34 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from edgeq.converters.certificate import changed_files
-from edgeq.converters.runners import DecoderRunner, Precision
+from edgeq.converters.runners import Precision
 from edgeq.converters.target import DecoderTarget
 from edgeq.converters.targets import require_target, target_named
-from edgeq.converters.validate.bisect import first_divergence, is_small
+from edgeq.converters.validate.bisect import first_divergence, is_small, traced_passes
 from edgeq.converters.validate.constants import compare_constants
 from edgeq.converters.validate.integers import compare_integers
-from edgeq.converters.validate.logits import Cost, Decoding, measure_cost
+from edgeq.converters.validate.kernels import Kernels
+from edgeq.converters.validate.logits import (
+    Cost,
+    Decoding,
+    continue_prompt,
+    measure_cost,
+    read_text,
+)
 from edgeq.converters.validate.prompts import passage
 from edgeq.converters.validate.prompts import prompts as default_prompts
 from edgeq.converters.validate.report import DecoderFindings, ValidationReport
 from edgeq.converters.validate.tokenizer import TextsReport, compare_texts
 from edgeq.core.errors import EdgeqError, MissingDependencyError, UsageError
+from edgeq.core.memory import trim
 from edgeq.core.progress import Progress
+from edgeq.formats.mapped_file import release
+from edgeq.formats.spill import Spill
 from edgeq.importers.huggingface.tokenizer import hf_tokenizer
+from edgeq.model.formulas import dense
 from edgeq.model.model import Model
 
 _COST_ROWS = 36
@@ -122,61 +135,125 @@ def validate_decoder(
     kernels = module.kernels(path, model)
     missing = module.why_not_run()
     notes = (missing,) if missing else ()
-    try:
-        runner = module.open_runner(path, threads=threads)
-    except MissingDependencyError:
-        if not missing:
-            raise
+    with Spill(what="the target's logits") as spill:
+        ran = _run(
+            path, model, module, kernels,
+            steps=steps, prompts=prompts, threads=threads, spill=spill, progress=progress,
+            announce=announce, may_be_absent=bool(missing),
+        )  # fmt: skip
+    if ran is None:
         return ValidationReport(
             target, "", integers, decoder=DecoderFindings(constants=count), notes=notes,
             seconds=time.perf_counter() - started,
         )  # fmt: skip
-    decoding = Decoding(model, keep=is_small(model))
-    cost: Cost | None = None
-    try:
-        runtime, precision = runner.runtime, runner.precision
-        asked = prompts if prompts is not None else _prompts(model, runner, steps)
-        text: list[int] = []
-        if kernels.rounds:
-            text = passage(model, min(_COST_ROWS * steps, _room(model, runner)))
-        clock = _RemainingTime(len(asked) * (steps + 1), len(text), len(kernels.products), progress)
-        for done, prompt in enumerate(asked):
-            decoding.compare(runner, prompt, steps, clock.stepped)
-            if not done and announce:
-                clock.announce(announce, steps)
-        if text:
-            cost = measure_cost(model, runner, kernels, text, clock.stepped)
-    finally:
-        runner.close()
-    findings = _measured(DecoderFindings(precision, count), decoding, cost)
+    findings = _measured(DecoderFindings(ran.precision, count), ran.decoding, ran.cost)
     divergence = trace_note = None
+    trim()
     try:
-        longest = max(asked, key=len)
-        with module.tracer(path) as trace:
-            divergence = first_divergence(
-                model, trace, longest, precision, kernels,
-                long=bool(findings.complaints) or is_small(model), progress=progress,
-            )  # fmt: skip
+        with Spill(what="the target's results") as spill:
+            long = bool(findings.complaints) or is_small(model)
+            with module.tracer(path) as trace:
+                passes = traced_passes(trace, max(ran.prompts, key=len), spill, long=long)
+            del trace
+            trim()
+            divergence = first_divergence(model, passes, ran.precision, kernels, progress=progress)
+            del passes
     except EdgeqError as err:
         trace_note = f"no step could be looked at: {err}"
+    trim()
     findings = replace(
         findings,
         divergence=divergence,
         trace_note=trace_note,
-        prompts=tuple(tuple(int(t) for t in p) for p in asked),
-        greedy=tuple(decoding.chosen),
+        prompts=ran.prompts,
+        greedy=tuple(ran.decoding.chosen),
         rounding=kernels.rounding,
         alternatives=kernels.alternatives,
         texts=_texts(path, model, module),
     )
     return ValidationReport(
-        target, runtime, integers, decoder=findings, notes=notes,
+        target, ran.runtime, integers, decoder=findings, notes=notes,
         seconds=time.perf_counter() - started,
     )  # fmt: skip
 
 
-def _room(model: Model, runner: DecoderRunner) -> int:
-    return min(model.config.context, runner.context)
+@dataclass(frozen=True)
+class _Ran:
+    """A target that was run, and how its logits compare.
+
+    Args:
+        runtime, precision: of its runner.
+        prompts: that it continued.
+        decoding: what it said after them, compared.
+        cost: of its rounding; None if it rounds nothing.
+    """
+
+    runtime: str
+    precision: Precision
+    prompts: tuple[tuple[int, ...], ...]
+    decoding: Decoding
+    cost: Cost | None
+
+
+def _run(
+    path: Path,
+    model: Model,
+    module: DecoderTarget,
+    kernels: Kernels,
+    *,
+    steps: int,
+    prompts: Sequence[Sequence[int]] | None,
+    threads: int | None,
+    spill: Spill,
+    progress: Progress | None,
+    announce: Callable[[str], None] | None,
+    may_be_absent: bool,
+) -> _Ran | None:
+    """Run a target over prompts and a text, close it, and compare its logits with the reference's.
+
+    The target and the reference are never in memory together.
+    """
+    # the tokenizer of a large vocabulary takes more memory than some models, so it goes first
+    room = model.config.context
+    asked = prompts if prompts is not None else _prompts(model, room, steps)
+    text = passage(model, min(_COST_ROWS * steps, room)) if kernels.rounds else []
+    _release(model)
+    trim()
+    try:
+        runner = module.open_frugal(path, threads=threads)
+    except MissingDependencyError:
+        if may_be_absent:
+            return None
+        raise
+    try:
+        runtime, precision = runner.runtime, runner.precision
+        if prompts is None and max(map(len, asked)) + steps > runner.context:
+            asked = _prompts(model, runner.context, steps)
+        text = text[: runner.context]
+        clock = _RemainingTime(len(asked), steps, len(text), progress)
+        continued = []
+        for done, prompt in enumerate(asked):
+            continued.append(continue_prompt(runner, prompt, steps, spill, clock.stepped))
+            if not done and announce:
+                clock.announce(announce, _seconds_of_a_pass(model, len(prompt)))
+        rows = read_text(runner, text, spill, clock.stepped)
+    finally:
+        runner.close()
+    del runner
+    trim()
+    decoding = Decoding(model, keep=is_small(model))
+    for each in continued:
+        decoding.compare(each)
+        clock.stepped(steps + 1)
+    cost = measure_cost(model, kernels, text, rows, clock.stepped) if text else None
+    asked_ids = tuple(each.prompt for each in continued)
+    return _Ran(runtime, precision, asked_ids, decoding, cost)
+
+
+def _release(model: Model) -> None:
+    """Give the pages of the model's file back to the system."""
+    for tensor in model.tensors.values():
+        release(tensor)
 
 
 def _texts(path: Path, model: Model, module: DecoderTarget) -> TextsReport | None:
@@ -188,51 +265,66 @@ def _texts(path: Path, model: Model, module: DecoderTarget) -> TextsReport | Non
     return None if target is None else compare_texts(source, target)
 
 
-def _prompts(model: Model, runner: DecoderRunner, steps: int) -> Sequence[Sequence[int]]:
-    fits = _room(model, runner)
-    if fits <= steps:
-        raise UsageError(f"{steps} steps and a prompt do not fit in {fits} tokens; decode fewer")
-    return default_prompts(model, fits - steps)
+def _prompts(model: Model, room: int, steps: int) -> Sequence[Sequence[int]]:
+    if room <= steps:
+        raise UsageError(f"{steps} steps and a prompt do not fit in {room} tokens; decode fewer")
+    return default_prompts(model, room - steps)
+
+
+def _seconds_of_a_pass(model: Model, tokens: int) -> float:
+    """About how long the reference takes to read some tokens: the first layer's share, scaled."""
+    sizes = {name: n * k for name, (n, k) in model.config.linears()}
+    first = [name for name in sizes if name.startswith("model.layers.0.")]
+    began = time.perf_counter()
+    for name in first:
+        weight = model.tensors[name]
+        dense(name, np.zeros((tokens, weight.shape[1]), np.float32), weight)
+    return (time.perf_counter() - began) * sum(sizes.values()) / sum(sizes[n] for n in first)
 
 
 class _RemainingTime:
     """An estimate of how long validation will take, from its first prompt.
 
     Args:
-        decoded: calls of the target after prompts.
-        text: calls of the target in the text.
-        products: ways of multiplying the steps may be compared with.
-        progress: called with how many calls there were, and of how many.
+        prompts: how many the target continues.
+        steps: tokens it reads after each.
+        text: tokens of the text.
+        progress: called with how many tokens were computed by the target or compared, and of how
+            many.
     """
 
-    def __init__(self, decoded: int, text: int, products: int, progress: Progress | None) -> None:
-        self._decoded, self._text, self._products = decoded, text, products
+    def __init__(self, prompts: int, steps: int, text: int, progress: Progress | None) -> None:
+        self._prompts, self._steps, self._text = prompts, steps, text
+        self._decoded = prompts * (steps + 1)
         self._progress = progress
         self._began = time.perf_counter()
         self._done = 0
-        self._in_target = 0.0
 
     def stepped(self, n: int) -> None:
-        """Count calls of the target."""
+        """Count tokens that the target computed, or that were compared with the reference."""
         self._done += n
-        self._in_target = time.perf_counter() - self._began
         if self._progress:
-            self._progress("tokens", self._done, self._decoded + self._text)
+            self._progress("tokens", self._done, 2 * (self._decoded + self._text))
 
-    def announce(self, say: Callable[[str], None], steps: int) -> None:
-        """Say how long the rest will take, once the first prompt was compared."""
-        whole = time.perf_counter() - self._began
-        step, reference = self._in_target / self._done, whole - self._in_target
-        prompts = (self._decoded - self._done) * step + 2 * reference
-        text = self._text * step + self._text / 32 * reference
+    def announce(self, say: Callable[[str], None], reference: float) -> None:
+        """Say how long the rest will take, once the target has continued the first prompt.
+
+        Args:
+            say: called with a sentence.
+            reference: seconds of a pass of the reference.
+        """
+        step = (time.perf_counter() - self._began) / self._done
+        prompts = (self._decoded - self._done) * step + 2 * self._prompts * reference
+        # in the text the reference computes twice: exactly, and rounded as the target does
+        text = self._text * step + self._text / 32 * 2 * reference
         trace = _TRACE * step / 4 + 5 * reference
         seconds = prompts + text + trace
         if seconds < _WORTH_SAYING:
             return
-        least = trace + (prompts + text) * 2 / steps
+        least = trace + (prompts + text) * 2 / self._steps
         say(
             f"validating takes about {_human(seconds)} more (estimated from the first prompt)"
-            + (f"; --steps 2 would take about {_human(least)}" if steps > 2 else "")
+            + (f"; --steps 2 would take about {_human(least)}" if self._steps > 2 else "")
         )
 
 

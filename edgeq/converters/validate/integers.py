@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edgeq.converters.encoding import folded, group_size, levels, spread
 from edgeq.converters.stored import StoredWeight
 from edgeq.core.progress import Progress
+from edgeq.formats.mapped_file import release
 from edgeq.formats.tensor import QuantTensor
 from edgeq.model.model import Model
 
@@ -71,6 +72,8 @@ def compare_integers(
         done += len(piece.levels)
         if piece.name not in faults and (fault := _difference(tensor, piece)):
             faults[piece.name] = fault
+        if rows[piece.name] == tensor.shape[0]:
+            release(tensor)
         if progress:
             progress(piece.name, done, total)
     for name, tensor in wanted.items():
@@ -100,7 +103,9 @@ def _ours(tensor: QuantTensor, a: int, b: int | None) -> tuple[Levels, Scales]:
     return codes, scales
 
 
-def _theirs(piece: StoredWeight) -> tuple[Levels, Scales]:
+def _theirs(piece: StoredWeight, *, of_minimums: bool = False) -> tuple[Levels, Scales]:
+    if of_minimums:
+        return piece.levels, piece.scales
     return folded(piece.levels, piece.zero_points), piece.scales
 
 
@@ -112,7 +117,8 @@ def _difference(tensor: QuantTensor, piece: StoredWeight) -> TensorFault | None:
         what = f"is {shape} in the file, {list(tensor.shape)} in the source"
         return TensorFault(piece.name, None, None, what)
     ours, our_scales = _ours(tensor, piece.first, stop)
-    theirs, their_scales = _theirs(piece)
+    minimums = tensor.row_minimums(piece.first, stop)
+    theirs, their_scales = _theirs(piece, of_minimums=minimums is not None)
     k = tensor.shape[1]
     sizes = [tensor.scheme.group_size, group_size(k, their_scales.shape[1])]
     finest = min((s for s in sizes if s is not None), default=None)
@@ -120,7 +126,7 @@ def _difference(tensor: QuantTensor, piece: StoredWeight) -> TensorFault | None:
     other = spread(their_scales, k, sizes[1], finest)
     wrong_level, wrong_scale = ours != theirs, mine != other
     if not wrong_level.any() and not wrong_scale.any():
-        return None
+        return None if minimums is None else _other_minimums(tensor, piece, minimums)
     size = finest or k
     first_places = []
     for wrong, step in ((wrong_level, size), (wrong_scale, 1)):
@@ -143,6 +149,28 @@ def _difference(tensor: QuantTensor, piece: StoredWeight) -> TensorFault | None:
     return TensorFault(piece.name, piece.first + row, group, " and ".join(words))
 
 
+def _other_minimums(
+    tensor: QuantTensor, piece: StoredWeight, minimums: Scales
+) -> TensorFault | None:
+    """The first minimum that differs."""
+    if piece.minimums is None:
+        return TensorFault(piece.name, piece.first, None, "has no minimums in the file")
+    k = tensor.shape[1]
+    sizes = [tensor.scheme.group_size, group_size(k, piece.minimums.shape[1])]
+    finest = min((s for s in sizes if s is not None), default=None)
+    mine = spread(minimums, k, sizes[0], finest)
+    other = spread(piece.minimums, k, sizes[1], finest)
+    wrong = mine != other
+    if not wrong.any():
+        return None
+    row, group = (int(i) for i in np.argwhere(wrong)[0])
+    what = (
+        f"{int(wrong.sum())} of {wrong.size} minimums differ "
+        f"({other[row, group]:.6g} for {mine[row, group]:.6g})"
+    )
+    return TensorFault(piece.name, piece.first + row, group, what)
+
+
 def _some(values: Levels) -> str:
     return " ".join(map(str, values[:4])) + (" .." if len(values) > 4 else "")
 
@@ -155,7 +183,8 @@ def _explained(
 ) -> TensorFault:
     """The fault, with a description of the whole matrix if it can be recognized."""
     pieces = sorted((p for p in read() if p.name == fault.name), key=lambda p: p.first)
-    theirs = np.concatenate([_theirs(p)[0] for p in pieces])
+    least = tensor.scheme.minimum
+    theirs = np.concatenate([_theirs(p, of_minimums=least)[0] for p in pieces])
     scales = np.concatenate([p.scales for p in pieces])
     ours, our_scales = _ours(tensor, 0, None)
     for words in _likenesses(ours, theirs, our_scales, scales):

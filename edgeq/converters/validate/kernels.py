@@ -7,12 +7,13 @@ can be told from it, each step is compared with the reference computed with the 
     LiteRT        every token's inputs over one range from min(x, 0) to max(x, 0) in 255 steps;
                   scales of groups of weights, which files hold as float16, to bfloat16
     onnxruntime   every block of a token's inputs, as long as the weights' groups, by max|x| / 127
-    llama.cpp     every block of 32 inputs by max|x| / 127, a scale in float16 (Q8_0; Q8_1 for Q4_1)
+    llama.cpp     every block of 32 inputs by max|x| / 127, a scale in float16 (Q8_0; Q8_1 for Q4_1
+                  and Q5_1); every block of 256 by its largest / -127 for blocks of 256 (Q8_K)
 
 Source: XNNPACK's ``xnn_f32_qd8_asymmetric_quantization_params`` and, for bfloat16 scales, its
 ``qb4-packw`` kernels, which all of its 4-bit kernels for groups read from; onnxruntime's
-``MlasQNBitGemm`` (CompInt8, QuantizeARow); ggml's ``quantize_row_q8_0_ref`` and
-``quantize_row_q8_1_ref``.
+``MlasQNBitGemm`` (CompInt8, QuantizeARow); ggml's ``quantize_row_q8_0_ref``,
+``quantize_row_q8_1_ref`` and ``quantize_row_q8_K_ref``.
 """
 
 from __future__ import annotations
@@ -24,10 +25,14 @@ from typing import Literal, cast
 import numpy as np
 
 from edgeq.converters.encoding import spread
+from edgeq.formats.mapped_file import release
+from edgeq.formats.schemes import SUPERBLOCK
 from edgeq.formats.tensor import QuantTensor, Tensor, bf16_to_float32, float32_to_bf16
 from edgeq.model.formulas import Array, Linear, dense
 from edgeq.model.reference import CacheRounding
 
+SUPERBLOCKS: frozenset[str] = frozenset({"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"})
+"""Types of GGUF whose blocks have 256 weights."""
 GGML_BLOCK = 32
 """Inputs that share a scale in llama.cpp."""
 
@@ -54,17 +59,37 @@ class Kernels:
         return bool(self.rounding)
 
 
-def on_rounded(rounded: Callable[[Array], Array], *, bfloat16_group_scales: bool = False) -> Linear:
+def sparing(product: Linear) -> Linear:
+    """The same products; the pages of the source's file are given back after each.
+
+    Every pass reads the whole file, whose pages would count as this process's memory.
+    """
+
+    def spared(name: str, x: Array, weight: Tensor) -> Array:
+        out = product(name, x, weight)
+        release(weight)
+        return out
+
+    return spared
+
+
+def on_rounded(
+    rounded: Callable[[Array], Array],
+    *,
+    bfloat16_group_scales: bool = False,
+    exact: Callable[[str, QuantTensor], bool] = lambda name, weight: False,
+) -> Linear:
     """Products of quantized matrices with inputs that were rounded; others are exact.
 
     Args:
         rounded: inputs [T, K] -> the same after rounding.
         bfloat16_group_scales: round the scales of groups to bfloat16 as well. Its 8 significant
             bits change a product by about 0.1 %, the same for every token.
+        exact: (name, matrix) -> whether the products of a quantized matrix are exact too.
     """
 
     def product(name: str, x: Array, weight: Tensor) -> Array:
-        if not isinstance(weight, QuantTensor):
+        if not isinstance(weight, QuantTensor) or exact(name, weight):
             return dense(name, x, weight)
         if bfloat16_group_scales and weight.scheme.group_size is not None:
             weight = with_bfloat16_scales(weight)
@@ -145,23 +170,38 @@ def ggml(kinds: dict[str, str]) -> Linear:
             return dense(name, bf16_to_float32(float32_to_bf16(x)), weight)
         if kind == "F32":
             return dense(name, x, weight)
+        if kind in SUPERBLOCKS:
+            return dense(name, _q8_k(x), weight)
         out = dense(name, by_blocks(x, GGML_BLOCK, half_scales=True), weight)
-        return out + _q8_1_sums(x, weight) if kind == "Q4_1" else out
+        return out + _q8_1_sums(x, weight) if kind in ("Q4_1", "Q5_1") else out
 
     return product
 
 
+def _q8_k(x: Array) -> Array:
+    """Blocks of 256 of x [T, K] as Q8_K: the largest becomes -127 or its negative, 127 at most."""
+    blocks = x.reshape(x.shape[0], -1, SUPERBLOCK)
+    where = np.abs(blocks).argmax(axis=-1)[..., None]
+    largest = np.take_along_axis(blocks, where, axis=-1)
+    inverse = np.divide(np.float32(-127), largest, out=np.zeros_like(largest), where=largest != 0)
+    scale = np.divide(np.float32(1), inverse, out=np.zeros_like(largest), where=inverse != 0)
+    codes = np.minimum(np.rint(blocks * inverse), np.float32(127))
+    return cast(Array, (codes * scale).reshape(x.shape))
+
+
 def _q8_1_sums(x: Array, weight: Tensor) -> Array:
-    """What Q8_1's sums of blocks, in float16, add to a product with Q4_1: [T, N]."""
+    """What Q8_1's sums of blocks, in float16, add to a product with Q4_1 or Q5_1: [T, N]."""
     assert isinstance(weight, QuantTensor)
     codes, scale = _block_codes(x, GGML_BLOCK)
     totals = codes.sum(axis=-1)
     rounded = (scale[..., 0] * totals).astype(np.float16).astype(np.float32)
     used = scale[..., 0].astype(np.float16).astype(np.float32) * totals
-    scales, zeros = weight.row_params()
-    k, size = weight.shape[1], weight.scheme.group_size
-    least = spread(-scales * zeros, k, size, GGML_BLOCK)
-    return cast(Array, (rounded - used) @ least.T.astype(np.float32))
+    least = weight.row_minimums()
+    if least is None:
+        scales, zeros = weight.row_params()
+        least = -scales * zeros
+    of_blocks = spread(least, weight.shape[1], weight.scheme.group_size, GGML_BLOCK)
+    return cast(Array, (rounded - used) @ of_blocks.T.astype(np.float32))
 
 
 def half(kind: Literal["k", "v"], layer: int, values: Array) -> Array:

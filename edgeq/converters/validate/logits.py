@@ -7,27 +7,31 @@
                  two are no nearer to each other than to exact arithmetic; but a right file costs
                  what its rounding costs
 
-Rows are compared a few at a time, as 300 rows of a vocabulary of 262144 would take 600 MB.
+The target runs first and is closed before the reference begins, so that the two never lie in
+memory together; its logits wait in a temporary file. Rows are compared a few at a time, as 300
+rows of a vocabulary of 262144 would take 600 MB.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.converters.runners import DecoderRunner
-from edgeq.converters.validate.kernels import Kernels
+from edgeq.converters.validate.kernels import Kernels, sparing
 from edgeq.core.errors import FormatError
 from edgeq.evaluation.text import kl_divergence, log_softmax
+from edgeq.formats.mapped_file import release
+from edgeq.formats.spill import Spill
+from edgeq.model.formulas import dense
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
-from edgeq.model.trace import TracedReference
 
 _FED = 32
-"""Tokens of a text between two passes of the reference."""
+"""Tokens of a text that the reference reads at once."""
 _ROWS = 8
 """Rows of logits compared at once."""
 
@@ -35,8 +39,71 @@ Stepped = Callable[[int], None]
 """Called with how many tokens the target has computed."""
 
 
+@dataclass(frozen=True)
+class Continued:
+    """What a target says after a prompt, greedily.
+
+    Args:
+        prompt: tokens.
+        chosen: the tokens it chose, of which it has read all but the last.
+        rows: logits after the prompt and after each of those tokens: float32 [len(chosen), V].
+    """
+
+    prompt: tuple[int, ...]
+    chosen: tuple[int, ...]
+    rows: NDArray[np.float32]
+
+
+def continue_prompt(
+    runner: DecoderRunner, prompt: Sequence[int], steps: int, spill: Spill, stepped: Stepped
+) -> Continued:
+    """Let the target continue a prompt.
+
+    Args:
+        runner: the target.
+        prompt: tokens.
+        steps: tokens that it reads after the prompt.
+        spill: keeps its logits.
+        stepped: called with how many more calls of the target were made.
+    """
+    runner.reset()
+    rows = [runner.forward(np.asarray(prompt, np.int64))[-1]]
+    stepped(1)
+    chosen = [int(np.argmax(rows[-1]))]
+    for _ in range(steps):
+        rows.append(runner.forward(np.asarray(chosen[-1:], np.int64))[-1])
+        chosen.append(int(np.argmax(rows[-1])))
+        stepped(1)
+    return Continued(tuple(int(t) for t in prompt), tuple(chosen), *spill.arrays([np.stack(rows)]))
+
+
+def read_text(
+    runner: DecoderRunner, tokens: Sequence[int], spill: Spill, stepped: Stepped
+) -> list[NDArray[np.float32]]:
+    """Let the target read a text token by token.
+
+    Args:
+        runner: the target.
+        tokens: the text.
+        spill: keeps its logits.
+        stepped: called with how many more calls of the target were made.
+
+    Returns:
+        its logits, some rows at a time.
+    """
+    runner.reset()
+    pieces = []
+    for start in range(0, len(tokens), _FED):
+        rows = []
+        for token in tokens[start : start + _FED]:
+            rows.append(runner.forward(np.asarray([token], np.int64))[-1])
+            stepped(1)
+        pieces += spill.arrays([np.stack(rows)])
+    return pieces
+
+
 class Decoding:
-    """Logits after prompts, gathered prompt by prompt.
+    """Logits after prompts compared with the reference's, prompt by prompt.
 
     Args:
         model: the source.
@@ -44,7 +111,8 @@ class Decoding:
     """
 
     def __init__(self, model: Model, *, keep: bool) -> None:
-        self._reference = Reference(model, keep=keep)
+        linear = None if keep else sparing(dense)
+        self._reference = Reference(model, linear=linear, keep=keep)
         self._vocab = model.config.vocab
         self.chosen: list[tuple[int, ...]] = []
         self.kl: list[float] = []
@@ -65,26 +133,17 @@ class Decoding:
         """The right logits' largest less their smallest."""
         return float(self._high - self._low)
 
-    def compare(
-        self, runner: DecoderRunner, prompt: Sequence[int], steps: int, stepped: Stepped
-    ) -> None:
-        """Let the target continue a prompt greedily, and the reference read the same tokens.
+    def compare(self, continued: Continued) -> None:
+        """Read the tokens of the target, and compare its logits.
 
         Raises:
             FormatError: the output has another vocabulary.
         """
-        runner.reset()
-        rows = [runner.forward(np.asarray(prompt, np.int64))[-1]]
-        stepped(1)
-        generated: list[int] = []
-        for _ in range(steps):
-            generated.append(int(np.argmax(rows[-1])))
-            rows.append(runner.forward(np.asarray(generated[-1:], np.int64))[-1])
-            stepped(1)
-        self.chosen.append((*generated, int(np.argmax(rows[-1]))))
-        if rows[0].size != self._vocab:
+        prompt, generated, rows = continued.prompt, continued.chosen[:-1], continued.rows
+        self.chosen.append(continued.chosen)
+        if rows.shape[1] != self._vocab:
             raise FormatError(
-                f"the output knows {rows[0].size} tokens, the source {self._vocab}; "
+                f"the output knows {rows.shape[1]} tokens, the source {self._vocab}; "
                 "was it converted from another model?"
             )
         cache = self._reference.new_cache()
@@ -92,6 +151,7 @@ class Decoding:
         right += list(self._reference.forward(generated, cache))
         for ours, theirs in zip(right, rows, strict=True):
             self._row(ours.astype(np.float64), theirs.astype(np.float64))
+        release(rows)
 
     def _row(self, ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> None:
         difference = theirs - ours
@@ -146,38 +206,36 @@ class Cost:
 
 def measure_cost(
     model: Model,
-    runner: DecoderRunner,
     kernels: Kernels,
     tokens: Sequence[int],
+    rows: Iterable[NDArray[np.float32]],
     stepped: Stepped,
 ) -> Cost:
-    """Let the target read a text token by token.
+    """Compare what the target made of a text.
 
     Args:
         model: the source.
-        runner: the target.
-        kernels: how it rounds.
+        kernels: how the target rounds.
         tokens: the text.
+        rows: the target's logits, of `read_text`.
         stepped: called with how many more tokens were read.
     """
-    runner.reset()
-    reference = Reference(model)
-    cache = reference.new_cache()
-    rounded = TracedReference(model, linear=kernels.products[0], kv=kernels.cache)
+    exact = Reference(model, linear=sparing(dense))
+    rounded = Reference(model, linear=sparing(kernels.products[0]), kv=kernels.cache)
+    caches = exact.new_cache(), rounded.new_cache()
     target: list[NDArray[np.float64]] = []
     ours: list[NDArray[np.float64]] = []
-    for start in range(0, len(tokens), _FED):
-        piece = list(tokens[start : start + _FED])
-        theirs = np.empty((len(piece), model.config.vocab), np.float32)
-        for i, token in enumerate(piece):
-            theirs[i] = runner.forward(np.asarray([token], np.int64))[-1]
-            stepped(1)
-        right = reference.forward(piece, cache)
-        repeated = rounded.trace(piece)["logits"]
+    start = 0
+    for theirs in rows:
+        piece = list(tokens[start : start + len(theirs)])
+        start += len(piece)
+        right, repeated = exact.forward(piece, caches[0]), rounded.forward(piece, caches[1])
         for a in range(0, len(piece), _ROWS):
-            rows = slice(a, a + _ROWS)
-            target.append(divergence(right[rows], theirs[rows]))
-            ours.append(divergence(right[rows], repeated[rows]))
+            some = slice(a, a + _ROWS)
+            target.append(divergence(right[some], theirs[some]))
+            ours.append(divergence(right[some], repeated[some]))
+        release(theirs)
+        stepped(len(piece))
     return Cost(np.concatenate(target), np.concatenate(ours))
 
 

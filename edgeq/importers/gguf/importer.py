@@ -51,6 +51,11 @@ class GgufTensor(KeptTensor):
     data: NDArray[np.uint8]
     order: NDArray[np.intp] | None = None
 
+    @property
+    def source_format(self) -> str:
+        """GGUF, whatever the type."""
+        return "GGUF"
+
     def part(self, start: int, stop: int) -> GgufTensor:
         """Rows ``start:stop`` as a matrix of their own."""
         data = self.data[start:stop]

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from edgeq.core.errors import UsageError
 from edgeq.core.progress import Progress
 from edgeq.formats.schemes import QuantScheme, Scheme
+from edgeq.formats.spill import Spill
 from edgeq.formats.tensor import Tensor
 from edgeq.model.artifact_layout import TensorLayout, file_order, overhead
 from edgeq.model.model import Model
@@ -35,7 +36,6 @@ from edgeq.quant.decoder.losses import mean_divergence
 from edgeq.quant.decoder.replay import Replay
 from edgeq.quant.decoder.round_model import rounded_model
 from edgeq.quant.decoder.sensitivity import Sensitivity, measure_sensitivity, mode_for
-from edgeq.quant.decoder.spill import Spill
 from edgeq.quant.recipe import Recipe
 from edgeq.quant.rules import OUTER, Rule
 

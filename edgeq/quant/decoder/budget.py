@@ -19,7 +19,7 @@ from edgeq.model.config import ModelConfig
 from edgeq.model.recording import linear_groups
 from edgeq.quant.decoder.calibrate import CalibrationText
 from edgeq.quant.decoder.quality_report import logits_bytes
-from edgeq.quant.decoder.replayed_model import KEEP_BYTES, KEPT_LOGITS
+from edgeq.quant.decoder.replayed_model import KEEP_BYTES, KEPT_LOGITS, TOGETHER
 from edgeq.quant.recipe import Recipe
 from edgeq.quant.rounders.gptq import ROWS
 from edgeq.quant.rounders.hessian import EXACT_K
@@ -68,12 +68,9 @@ def make_budget(shapes: Iterable[Sequence[int]], threads: int, max_ram: int | No
         DoesNotFitError: the smallest chunks on one thread need more.
         UsageError: threads or max_ram is not positive.
     """
-    if threads < 1:
-        raise UsageError(f"threads is {threads}; use at least 1")
+    check_limits(threads, max_ram)
     if max_ram is None:
         return Budget(threads, CHUNK_WEIGHTS, RELEASE_EVERY)
-    if max_ram < 1:
-        raise UsageError(f"max_ram is {max_ram} bytes; it must be positive")
     least = TILE * max((math.prod(shape[1:]) for shape in shapes), default=1)
     held = (rss_bytes() or 0) + FIXED
     need = 0
@@ -88,6 +85,18 @@ def make_budget(shapes: Iterable[Sequence[int]], threads: int, max_ram: int | No
         f"max_ram of {max_ram / 1e6:.0f} MB is too little: the smallest pieces on one thread need "
         f"{need / 1e6:.0f} MB, of which {held / 1e6:.0f} MB are held before any weight is read"
     )
+
+
+def check_limits(threads: int | None, max_ram: int | None) -> None:
+    """Refuse numbers that make no sense.
+
+    Raises:
+        UsageError: threads or max_ram is not positive.
+    """
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}; use at least 1")
+    if max_ram is not None and max_ram < 1:
+        raise UsageError(f"max_ram is {max_ram} bytes; it must be positive")
 
 
 def check_replay(
@@ -137,9 +146,11 @@ def replay_bytes(
         for group in linear_groups(config)
         if group.kind != "head"
     }
-    hidden = 4 * calibration.n_tokens * config.hidden * models
+    # of both ends of a branch
+    hidden = 4 * calibration.n_tokens * config.hidden * (models + 1)
+    together = 4 * min(TOGETHER, calibration.n_tokens) * 3 * config.ffn
     kept = min(4 * calibration.n_tokens * max(inner, config.ffn), KEEP_BYTES) * models
-    return hidden + kept + max(_group_bytes(group, models) for group in groups)
+    return hidden + kept + together + max(_group_bytes(group, models) for group in groups)
 
 
 def _group_bytes(shapes: tuple[tuple[int, int], ...], models: int) -> int:

@@ -56,12 +56,14 @@ class CalibrationText:
         text_sha256: of the text's UTF-8 bytes; "" if there was none.
         context: most tokens of a window.
         bos: what every window begins with, or None.
+        sampled: how many of the tokens were sampled from the model itself, in the last windows.
     """
 
     windows: tuple[NDArray[np.int64], ...]
     text_sha256: str
     context: int
     bos: int | None
+    sampled: int = 0
 
     @property
     def n_tokens(self) -> int:

@@ -35,22 +35,28 @@ class CalibrationData:
         assert self.text is not None
         return self.text
 
+    def lacks(self, recipe: Recipe) -> list[str]:
+        """What a recipe needs that is not here."""
+        if self.text is not None:
+            return []
+        given: set[str] = set()
+        if self.stats is not None and not recipe.transforms:
+            given |= {"importance", "ranges"}
+        if self.sensitivity is not None:
+            given.add("target")
+        return sorted(recipe.needs - given)
+
     def check(self, recipe: Recipe) -> None:
         """Refuse a recipe that needs more, and measuring on the text that was calibrated with.
 
         Raises:
             UsageError: says what to give.
         """
-        if self.text is None:
-            given: set[str] = set()
-            if self.stats is not None and not recipe.transforms:
-                given |= {"importance", "ranges"}
-            if self.sensitivity is not None:
-                given.add("target")
-            if lacking := sorted(recipe.needs - given):
-                raise UsageError(_lacking(recipe, lacking[0], self.stats is not None))
-        elif (
-            isinstance(self.held_out, HeldOut)
+        if lacking := self.lacks(recipe):
+            raise UsageError(_lacking(recipe, lacking[0], self.stats is not None))
+        if (
+            self.text is not None
+            and isinstance(self.held_out, HeldOut)
             and self.held_out.cut.text_sha256 == self.text.text_sha256 != ""
         ):
             raise UsageError(

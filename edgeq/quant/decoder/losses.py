@@ -19,14 +19,14 @@ from edgeq.evaluation.text import BLOCK_ELEMENTS, kl_divergence, log_softmax
 from edgeq.formats.mapped_file import release
 from edgeq.formats.packing import TILE
 from edgeq.formats.schemes import FloatScheme, QuantScheme, Scheme
+from edgeq.formats.spill import Spill
 from edgeq.formats.tensor import FloatTensor, Tensor, row_blocks
 from edgeq.model.formulas import Array
 from edgeq.model.model import Model
 from edgeq.quant.decoder.calibrate import CalibrationText
-from edgeq.quant.decoder.calibrated import is_weighted
+from edgeq.quant.decoder.calibrated import REPLAY_OPTIONS, is_weighted
 from edgeq.quant.decoder.data_free import round_matrix
 from edgeq.quant.decoder.replay import Replay, ReplayStep
-from edgeq.quant.decoder.spill import Spill
 from edgeq.quant.rounders.hessian import Factor, Hessian, damped, weighted_error
 from edgeq.quant.rounders.rounding import (
     FALLBACK,
@@ -93,7 +93,7 @@ class Trials:
         self._model, self._base, self._mode = model, base, mode
         self._method = method
         self._options = {
-            name: value for name, value in options.items() if name != "use_quantized_inputs"
+            name: value for name, value in options.items() if name not in REPLAY_OPTIONS
         }
         self._windows = calibration.windows
         self._spill = spill

@@ -154,13 +154,12 @@ def _origin(model: Model) -> str:
     ]
     calibration = facts.get("calibration")
     if calibration:
-        rows.append(
-            (
-                "calibrated with",
-                f"{calibration['tokens']} tokens of the text with sha256 "
-                f"`{calibration['text_sha256']}`",
-            )
-        )
+        sampled = calibration.get("sampled", 0)
+        words = f"{calibration['tokens'] - sampled} tokens of the text with sha256 "
+        words += f"`{calibration['text_sha256']}`"
+        if sampled:
+            words += f", and {sampled} sampled from the model itself"
+        rows.append(("calibrated with", words))
     parts = [_table(["", ""], rows)] if rows else []
     if requantized := facts.get("requantized"):
         parts.append(

@@ -99,6 +99,8 @@ def prepare(
             "context": data.text.context,
             "tokens": data.text.n_tokens,
         }
+        if data.text.sampled:
+            provenance["calibration"]["sampled"] = data.text.sampled
     elif data.stats is not None:
         provenance["calibration"] = {
             "text_sha256": data.stats.text_sha256, "tokens": data.stats.n_tokens,

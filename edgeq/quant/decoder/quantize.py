@@ -11,8 +11,8 @@ give the file its name                                  edgeq.model.artifact
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from edgeq.model.artifact import ArtifactWriter
 from edgeq.model.artifact_layout import TensorLayout
 from edgeq.model.model import Model
 from edgeq.quant.decoder.bit_search import stored
-from edgeq.quant.decoder.budget import Budget, check_replay, make_budget
+from edgeq.quant.decoder.budget import Budget, check_limits, check_replay, make_budget
 from edgeq.quant.decoder.calibrate import CalibrationStats, CalibrationText
 from edgeq.quant.decoder.calibrated import Ratios, tensor_sqnr
 from edgeq.quant.decoder.calibration_data import NO_TEXT, CalibrationData
@@ -49,6 +49,9 @@ from edgeq.quant.summary import QuantizationSummary
 
 _WIDEST_SQNR = -9999.99
 """Takes at least as many characters as any ratio written with two decimals."""
+OwnText = Callable[[Model, int | None, Progress | None], CalibrationText]
+"""(model, most bytes to hold, progress) -> a calibration text made from the model itself, see
+`edgeq.calibration_text.own_calibration`."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,7 @@ def quantize_model(
     *,
     requantize: bool = False,
     calibration: CalibrationText | None = None,
+    own_text: OwnText | None = None,
     stats: CalibrationStats | None = None,
     sensitivity: Sensitivity | None = None,
     card: HeldOut | str = NO_TEXT,
@@ -162,7 +166,8 @@ def quantize_model(
 ) -> Summary:
     """Quantize a model into one artifact: what `edgeq.quantize` does with a language model.
 
-    It takes arguments of the same names, and raises the same errors; the recipe is complete.
+    It takes arguments of the same names, and raises the same errors; the recipe is complete, and
+    ``own_text`` makes a calibration text where the recipe needs one and none is given.
     """
     started, cpu_started = time.perf_counter(), time.process_time()
     if recipe.graph is not None:
@@ -172,7 +177,9 @@ def quantize_model(
     if recipe.method not in METHODS:
         raise UsageError(unknown("method", recipe.method, METHODS))
     data = CalibrationData(calibration, stats, sensitivity, card)
-    data.check(recipe)
+    if own_text is None:
+        data.check(recipe)
+    check_limits(threads, max_ram)
     if recipe.training:
         require("train", ("torch",), "to train quantized weights")
     check_target(Path(out))
@@ -180,6 +187,12 @@ def quantize_model(
     base.validate()
     if not requantize:
         refuse_quantized(base, str(origin.path) if origin else "the model")
+    if own_text is not None:
+        if data.lacks(recipe) and not recipe.training:  # which takes far more text
+            with thread_limit(threads):
+                calibration = own_text(base, max_ram, progress)
+            data = replace(data, text=calibration)
+        data.check(recipe)
     if calibration is not None and recipe.needs:
         check_replay(base.config, calibration, recipe, max_ram)
     digest = BackgroundDigest(origin) if origin else None

@@ -98,12 +98,12 @@ class Replay:
             )
         self.n_tokens = sum(window.size for window in ids)
         self._groups = linear_groups(config)
-        self._main = ReplayedModel(
-            model, ids, dict(replaced or {}), state.hidden if state else None, linear
-        )
         self._float = None
         if float_inputs:
             self._float = ReplayedModel(model, ids, {}, state.float_hidden if state else None)
+        self._main = ReplayedModel(
+            model, ids, dict(replaced or {}), state.hidden if state else None, linear, self._float
+        )
         self._first_layer = state.layer if state else 0
         self._progress = progress
         self._group: LinearGroup | None = None
@@ -226,6 +226,14 @@ class ReplayStep:
         float_hidden = self._current(self._float_model()).hidden
         for x_float, x in zip(float_hidden, self._replay._main.hidden, strict=True):
             yield x_float - x
+
+    def float_outputs(self) -> Iterator[Array]:
+        """x of the unreplaced model with the output of the branch that the group ends: [T, hidden].
+
+        Raises:
+            UsageError: the replay was made without float_inputs.
+        """
+        yield from self._current(self._float_model()).after(self.group)
 
     def replace(self, name: str, w: Array) -> None:
         """Put another matrix in place: all later steps and logits are computed with it.

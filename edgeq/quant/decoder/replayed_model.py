@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ from edgeq.quant.kernels.products import product
 
 KEEP_BYTES = 512 << 20
 """Inputs of one group that are kept rather than computed again."""
+TOGETHER = 2048
+"""Tokens of several windows that are multiplied at once, where tokens do not look at each other."""
 KEPT_LOGITS = 128 << 20
 """Bytes of the float model's logits that are kept where several models are compared with it."""
 
@@ -35,6 +38,8 @@ class ReplayedModel:
         replaced: tensors in place of the model's.
         hidden: x of each window where a replay goes on; the embeddings if None.
         linear: see `edgeq.quant.decoder.replay.Replay`.
+        source: another model at the same group; matrices that both have are converted to float32
+            once.
 
     Attributes:
         hidden: x of each window, float32 [T, hidden].
@@ -49,6 +54,7 @@ class ReplayedModel:
         replaced: Mapping[str, Tensor],
         hidden: Sequence[Array] | None,
         linear: Callable[[Linear], Linear] | None = None,
+        source: ReplayedModel | None = None,
     ) -> None:
         if replaced:
             model = _with_tensors(model, replaced)
@@ -63,6 +69,8 @@ class ReplayedModel:
             release(model.tensors["model.embed_tokens.weight"])
         self.hidden = list(hidden)
         self._kept: list[Array] | None = None
+        self._after: list[Array] | None = None
+        self._source = source
 
     def begin(self, group: LinearGroup) -> None:
         """Compute and keep the group's inputs, if they are more than a norm and not too large."""
@@ -70,7 +78,10 @@ class ReplayedModel:
             return
         width = self.reference.model.tensors[group.linears[0]].shape[1]
         if 4 * width * sum(x.shape[0] for x in self.hidden) <= KEEP_BYTES:
-            self._kept = [self.input(group, window) for window in range(len(self.hidden))]
+            if group.kind == "mlp_out":
+                self._kept = self._together(self.hidden, partial(self._activated, group.layer))
+            else:
+                self._kept = [self.input(group, window) for window in range(len(self.hidden))]
             self.weights.clear()
 
     def input(self, group: LinearGroup, window: int) -> Array:
@@ -86,18 +97,52 @@ class ReplayedModel:
                 return h
             ref.begin(self._windows[window])
             return decoder.attention_mix(ref, ref.config, layer, h)
-        h = decoder.feed_forward_in(ref, ref.config, layer, x)
-        return h if group.kind == "mlp_in" else decoder.feed_forward_act(ref, ref.config, layer, h)
+        if group.kind == "mlp_in":
+            return decoder.feed_forward_in(ref, ref.config, layer, x)
+        return self._activated(layer, x)
 
     def finish(self, group: LinearGroup) -> None:
         """Add the output of a branch to the hidden states, if the group ends one."""
         if group.kind not in _ENDS:
             return
-        out, ref = _ENDS[group.kind], self.reference
-        for window, x in enumerate(self.hidden):
-            self.hidden[window] = x + out(ref, ref.config, group.layer, self.input(group, window))
-        self._kept = None
+        self.hidden = self.after(group)
+        self._kept = self._after = None
         self.weights.clear()
+
+    def after(self, group: LinearGroup) -> list[Array]:
+        """x of each window with the output of the branch that the group ends.
+
+        Kept until the group is finished, so its weights must not be replaced any more.
+        """
+        if self._after is None:
+            ref, layer, out = self.reference, group.layer, _ENDS[group.kind]
+            inputs = (self.input(group, window) for window in range(len(self.hidden)))
+            found = self._together(inputs, lambda x: out(ref, ref.config, layer, x))
+            self._after = [x + added for x, added in zip(self.hidden, found, strict=True)]
+        return self._after
+
+    def _activated(self, layer: int, x: Array) -> Array:
+        """Inputs of down for x [T, hidden]."""
+        ref = self.reference
+        h = decoder.feed_forward_in(ref, ref.config, layer, x)
+        return decoder.feed_forward_act(ref, ref.config, layer, h)
+
+    def _together(self, parts: Iterable[Array], compute: Callable[[Array], Array]) -> list[Array]:
+        """What is computed token by token for each part, for `TOGETHER` tokens at once."""
+        found: list[Array] = []
+        waiting: list[Array] = []
+
+        def flush() -> None:
+            cuts = np.cumsum([len(part) for part in waiting[:-1]])
+            found.extend(np.split(compute(np.concatenate(waiting)), cuts))
+            waiting.clear()
+
+        for part in parts:
+            if waiting and sum(map(len, waiting)) + len(part) > TOGETHER:
+                flush()
+            waiting.append(part)
+        flush()
+        return found
 
     def logits(self, windows: slice, every: int) -> list[Array]:
         """Logits of one position in so many, float32 [T, V] of each window."""
@@ -110,8 +155,11 @@ class ReplayedModel:
         """The matrix in place as float32, kept from now on."""
         if name not in self.weights:
             tensor = self.reference.model.tensors[name]
-            self.weights[name] = tensor.numpy()
-            release(tensor)
+            if self._source and self._source.reference.model.tensors.get(name) is tensor:
+                self.weights[name] = self._source.weight(name)
+            else:
+                self.weights[name] = tensor.numpy()
+                release(tensor)
         return self.weights[name]
 
     def _embedding(self, window: NDArray[np.int64]) -> Array:

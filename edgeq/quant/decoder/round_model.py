@@ -15,18 +15,20 @@ from dataclasses import replace
 from edgeq.core.progress import Progress
 from edgeq.formats.mapped_file import release
 from edgeq.formats.schemes import FloatScheme, QuantScheme, Scheme
+from edgeq.formats.spill import Spill
 from edgeq.formats.tensor import Tensor
 from edgeq.model.model import Model
 from edgeq.quant.decoder.calibrate import CalibrationText
 from edgeq.quant.decoder.calibrated import (
     Ratios,
     Write,
+    head_by_gptq,
     head_importance,
     layer_matrices,
     round_calibrated,
+    round_head,
 )
 from edgeq.quant.decoder.data_free import Importance, cast_float, round_matrix
-from edgeq.quant.decoder.spill import Spill
 from edgeq.quant.recipe import Recipe
 from edgeq.quant.rounders.rounding import METHOD_INPUTS, data_free_method
 
@@ -61,16 +63,26 @@ def round_model(
     matrices: dict[str, QuantScheme] = {}
     method = recipe.method
     importance: Importance = {}
+    head = None
     if text is not None and method in METHOD_INPUTS:
         matrices = layer_matrices(schemes)
-        importance = head_importance(model, schemes, method, text)
+        head = head_by_gptq(model, schemes, recipe)
+        importance = {} if head else head_importance(model, schemes, method, text)
         method = "imatrix" if importance else data_free_method(method)
-    others = {name: model.tensors[name] for name in schemes if name not in matrices}
+    others = {name: model.tensors[name] for name in schemes if name not in (*matrices, head)}
     ratios = dict(data_free(others, method, importance))
+    if head:
+        assert text is not None
+        scheme = schemes[head]
+        assert isinstance(scheme, QuantScheme)
+        ratios[head] = round_head(
+            model, head, scheme, text, write, options=recipe.options, progress=progress
+        )
     if matrices:
         assert text is not None
+        rest = {name: written(name) for name in schemes if name not in matrices}
         ratios |= round_calibrated(
-            model, matrices, recipe.method, text, write, {name: written(name) for name in others},
+            model, matrices, recipe.method, text, write, rest,
             options=recipe.options, progress=progress,
         )  # fmt: skip
     return ratios

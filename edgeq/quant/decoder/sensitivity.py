@@ -43,10 +43,10 @@ from edgeq.core.documents import read_document
 from edgeq.core.errors import FormatError, UsageError, unknown
 from edgeq.core.progress import Progress
 from edgeq.formats.schemes import QuantScheme
+from edgeq.formats.spill import Spill
 from edgeq.model.model import Model
 from edgeq.quant.decoder.calibrate import CalibrationText, model_sha256
 from edgeq.quant.decoder.losses import Mode, Trials
-from edgeq.quant.decoder.spill import Spill
 from edgeq.quant.rounders.rounding import METHOD_INPUTS, check_method
 
 MODES = ("kl", "scaled", "output")

@@ -14,10 +14,11 @@ from edgeq.model.origin import Origin
 
 REQUANTIZE = (
     "quantizing them again adds a second rounding error to the first, so quantize the float "
-    "checkpoint that it was made from where there is one; to go on from the rounded weights, pass "
-    "--requantize to edgeq quantize (in Python requantize=True)"
+    "checkpoint that it was made from where there is one; to keep their integers as they are, pass "
+    "--repack to edgeq quantize (in Python call edgeq.repack); to go on from the rounded weights, "
+    "pass --requantize (in Python requantize=True)"
 )
-"""Why quantized weights are refused, and the option that accepts them."""
+"""Why quantized weights are refused, and the options that accept them."""
 
 
 def quantized_types(model: Model) -> dict[str, int]:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from llvmlite import ir
 
 from edgeq.compiler.llvm_ir import I64, VOID, add, const, declare, load, local, loop, splat, store
-from edgeq.quant.kernels.shapes import GEMM, K_BLOCK, LANES, N_BLOCK, Tile
+from edgeq.quant.kernels.shapes import GEMM, GEMMS, K_BLOCK, LANES, N_BLOCK, Tile
 
 _TYPES: dict[str, ir.Type] = {"float32": ir.FloatType(), "float64": ir.DoubleType()}
 _SIZES = {"float32": 4, "float64": 8}
@@ -27,6 +27,17 @@ def define(mod: ir.Module, dtype: str, tile: Tile) -> None:
     """Add ``edgeq_gemm_float32`` or ``edgeq_gemm_float64`` to a module."""
     emitter = _Gemm(mod, dtype, tile)
     emitter.emit()
+
+
+def define_stack(mod: ir.Module) -> None:
+    """Add ``edgeq_gemms_float32``: one product after the other, of matrices at equal distances."""
+    fn = ir.Function(mod, ir.FunctionType(VOID, [I64] * len(GEMMS)), "edgeq_gemms_float32")
+    b = ir.IRBuilder(fn.append_basic_block())
+    at = dict(zip(GEMMS, fn.args, strict=True))
+    with loop(b, const(0), at["count"], 1) as i:
+        moved = {name: b.add(at[name], b.mul(i, at[f"{name}_step"])) for name in ("a", "b", "c")}
+        b.call(mod.get_global("edgeq_gemm_float32"), [moved.get(n, at[n]) for n in GEMM])
+    b.ret_void()
 
 
 class _Gemm:

@@ -13,6 +13,7 @@ def module(registers: Registers) -> ir.Module:
     mod = ir.Module("quantization")
     for dtype in LANES:
         gemm.define(mod, dtype, registers.tile)
+    gemm.define_stack(mod)
     for grid in GRIDS:
         rounding.define_round(mod, grid, registers.rows)
     rounding.define_cost(mod, registers.rows)

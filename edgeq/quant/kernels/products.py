@@ -75,6 +75,37 @@ def product(
     return out
 
 
+def products(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """``a b^T`` of each of several matrices, in the order of `product`.
+
+    Args:
+        a: float32 [S, M, K]; any strides.
+        b: float32 [S, N, K]; any strides.
+
+    Returns:
+        float32 [S, M, N].
+    """
+    (count, m, k), n = a.shape, b.shape[1]
+    assert (len(b), b.shape[2]) == (count, k), (a.shape, b.shape)
+    out = np.zeros((count, m, n), np.float32)
+    if not out.size or not k:
+        return out
+    call, tile = function("edgeq_gemms_float32"), registers().tile
+    threads = thread_count() if count * m * n * k > SMALL else 1
+
+    def piece(first: int, last: int) -> None:
+        scratch = np.empty(gemm_scratch(tile) + 64, np.uint8)
+        x, y, z = a[first:last], b[first:last], out[first:last]
+        call(
+            x.ctypes.data, *x.strides[1:], y.ctypes.data, *y.strides[1:], z.ctypes.data,
+            z.strides[1], m, n, k, 0, 0, scratch.ctypes.data + -scratch.ctypes.data % 64,
+            last - first, x.strides[0], y.strides[0], z.strides[0],
+        )  # fmt: skip
+
+    run_pieces([lambda a=a, b=b: piece(a, b) for a, b in ranges(count, 1, threads)])  # type: ignore[misc]
+    return out
+
+
 def row_products(
     a: NDArray[np.float32], b: NDArray[np.float32], *, wide: bool = False
 ) -> NDArray[Any]:

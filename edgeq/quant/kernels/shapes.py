@@ -17,6 +17,8 @@ GEMM = (
     "m", "n", "k", "accumulate", "negate", "scratch",
 )  # fmt: skip
 """Addresses, strides in bytes, sizes, and two flags."""
+GEMMS = (*GEMM, "count", "a_step", "b_step", "c_step")
+"""The first of some products, their number, and the bytes from one to the next."""
 ROUND = (
     "target", "target_row", "levels", "levels_row", "scales", "scales_trial", "scales_column",
     "zeros", "mix", "pivots", "columns", "trials", "first", "last", "table", "limits",
@@ -37,6 +39,7 @@ GRIDS = ("even", "zeros", "palette")
 SYMBOLS: dict[str, int] = {
     "edgeq_gemm_float32": len(GEMM),
     "edgeq_gemm_float64": len(GEMM),
+    "edgeq_gemms_float32": len(GEMMS),
     **{f"edgeq_round_{grid}": len(ROUND) for grid in GRIDS},
     "edgeq_cost": len(COST),
     "edgeq_fit": len(FIT),

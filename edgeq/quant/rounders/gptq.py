@@ -113,10 +113,10 @@ def round_gptq(
     wanted = _Wanted(hessian.target(w), scheme, hessian.diagonal, name, params, palette)
     segments = _segments(hessian.diagonal, scheme.group_size, block, act_order)
     try:
-        factor, again = hessian.once(
+        mix, coming, again = hessian.once(
             (damping, scheme.group_size, block, act_order, sweeps > 0),
             lambda: (
-                _factor(hessian, damping, np.concatenate(segments)),
+                *_coming(hessian, damping, segments),
                 _alone(hessian, damping, segments) if sweeps else [],
             ),
         )
@@ -129,12 +129,12 @@ def round_gptq(
     for groups in wanted.chunks:
         found = wanted.params(groups)
         rows = _Rows(groups, k, wanted.grid, found)
-        rows.pass_on(factor, segments, block)
+        rows.pass_on(mix, coming, block)
         for near in NEAR_ROWS if scheme.granularity == "channel" else ():
             assert found is not None
             scales = snap_scales(found.scales * np.float32(near), name)
             other = _Rows(groups, k, wanted.grid, replace(found, scales=scales))
-            other.pass_on(factor, segments, block)
+            other.pass_on(mix, coming, block)
             rows.improve(other)
         for _ in range(sweeps):
             rows.sweep(again, hessian.matrix, ridge(hessian.matrix, damping))
@@ -214,19 +214,22 @@ def _segments(
     return groups
 
 
-def _factor(hessian: Hessian, damping: float, order: NDArray[np.intp]) -> Factor:
-    matrix = damped(hessian.matrix, damping)
+def _coming(
+    hessian: Hessian, damping: float, segments: list[NDArray[np.intp]]
+) -> tuple[Array, list[Block]]:
+    """M in the order of rounding, and blocks of columns that all later ones make up for."""
+    matrix, order = damped(hessian.matrix, damping), np.concatenate(segments)
     if (np.diff(order) != 1).any():
         matrix = matrix[np.ix_(order, order)]
-    return Factor.of(matrix)
-
-
-def _coming(factor: Factor, start: int, columns: NDArray[np.intp]) -> Block:
-    """Columns, the first of them the start'th to be rounded; all later ones make up for them."""
-    part = slice(start, start + len(columns))
-    mix = factor.mix[part, part]
-    pull = upper_inverse(mix).T.astype(np.float32)
-    return Block(columns, np.ascontiguousarray(mix.T), factor.pivots[part], pull)
+    factor = Factor.of(matrix)
+    blocks, start = [], 0
+    for columns in segments:
+        part = slice(start, start + len(columns))
+        mix = factor.mix[part, part]
+        pull = upper_inverse(mix).T.astype(np.float32)
+        blocks.append(Block(columns, np.ascontiguousarray(mix.T), factor.pivots[part], pull))
+        start = part.stop
+    return factor.mix, blocks
 
 
 def _alone(hessian: Hessian, damping: float, segments: list[NDArray[np.intp]]) -> list[Block]:
@@ -274,26 +277,24 @@ class _Rows:
             self._zeros = np.zeros((g, r), np.float32)
             self._zeros[:, : self._r] = np.broadcast_to(params.zero_points, (len(groups), g)).T
 
-    def pass_on(self, factor: Factor, segments: list[NDArray[np.intp]], block: int) -> None:
+    def pass_on(self, mix: Array, blocks: list[Block], block: int) -> None:
         """The first pass: errors are passed on to the columns that come later.
 
         Args:
-            factor: of the Hessian in the order of the segments.
-            segments: columns rounded together.
+            mix: M of the Hessian in the order of the blocks, float32 [K, K].
+            blocks: columns rounded together.
             block: columns that the errors made so far are gathered for at once, at least.
         """
-        mix = factor.mix
         error = np.empty_like(self._error)  # in the order of rounding
         start = first = last = 0
         gathered = error[:0]
-        for columns in segments:
-            stop = start + len(columns)
+        for part in blocks:
+            columns, stop = part.columns, start + len(part.columns)
             if stop > last:
                 first, last = start, max(stop, min(start + block, self._k))
                 gathered = product(mix[:first, first:last].T, error[:first].T)
             passed = gathered[start - first : stop - first]
             product(mix[first:start, start:stop].T, error[first:start].T, passed, accumulate=True)
-            part = _coming(factor, start, columns)
             target = self._wanted[columns]
             product(part.pull, passed.T, target, accumulate=True)
             if self._searched:

@@ -9,7 +9,7 @@ Held: H, and the cross moments where they are wanted, in float32 (256 MiB each a
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -115,6 +115,11 @@ class Hessian:
         return self._cross
 
     @property
+    def has_target(self) -> bool:
+        """Whether there is something to make up for, and `target` is not the weights themselves."""
+        return self._cross is not None or self._shift is not None
+
+    @property
     def diagonal(self) -> NDArray[np.float32]:
         """Mean square of each input, float32 [K]."""
         return np.diagonal(self.matrix).copy()
@@ -133,7 +138,7 @@ class Hessian:
             w: float32 [N, K].
         """
         self._as_means()
-        if self._cross is None and self._shift is None:
+        if not self.has_target:
             return w
         wanted = np.zeros_like(w)
         if self._cross is not None:
@@ -224,6 +229,7 @@ class Factor:
 
     mix: NDArray[np.float32]
     pivots: NDArray[np.float32]
+    _inverses: dict[int, NDArray[np.float32]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, matrix: NDArray[np.floating]) -> Factor:
@@ -248,18 +254,22 @@ class Factor:
                 x[:, part.stop :], self.mix[part, part.stop :], x[:, part],
                 accumulate=True, negate=True,
             )  # fmt: skip
-            x[:, part] = product(x[:, part], self._inverse(part))
+            x[:, part] = product(x[:, part], self._inverse(start))
         x /= self.pivots
         for start in range(0, k, PANEL):
             part = slice(start, min(start + PANEL, k))
             product(
                 x[:, :start], self.mix[:start, part].T, x[:, part], accumulate=True, negate=True
             )
-            x[:, part] = product(x[:, part], self._inverse(part).T)
+            x[:, part] = product(x[:, part], self._inverse(start).T)
         return x
 
-    def _inverse(self, part: slice) -> NDArray[np.float32]:
-        return upper_inverse(self.mix[part, part]).astype(np.float32)
+    def _inverse(self, start: int) -> NDArray[np.float32]:
+        """Of the panel that begins there; kept, as it is needed twice for every matrix."""
+        if start not in self._inverses:
+            part = slice(start, start + PANEL)
+            self._inverses[start] = upper_inverse(self.mix[part, part]).astype(np.float32)
+        return self._inverses[start]
 
 
 def _last(k: int) -> int:

@@ -34,9 +34,9 @@ from edgeq.quant.rounders.qparams import (
     to_levels,
 )
 
-LEAST = {2: 0.40, 3: 0.60, 4: 0.70, 8: 0.90}
+LEAST = {2: 0.40, 3: 0.60, 4: 0.70, 5: 0.78, 6: 0.84, 8: 0.90}
 """Bits -> the smallest factor tried on a short group: with fewer levels it pays to cut more."""
-LEAST_LONG = {2: 0.10, 3: 0.15, 4: 0.20, 8: 0.80}
+LEAST_LONG = {2: 0.10, 3: 0.15, 4: 0.20, 5: 0.30, 6: 0.45, 8: 0.80}
 """The same for a row or tensor, where one outlier may be many times the rest."""
 TRIALS, TRIALS_LONG = 14, 20
 """How many factors, in equal ratios."""

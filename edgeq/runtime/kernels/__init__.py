@@ -32,7 +32,7 @@ import numpy as np
 
 from edgeq.core.errors import EdgeqError
 from edgeq.core.progress import Progress
-from edgeq.formats.schemes import FLOAT_TAGS, ROUNDED_BITS, QuantScheme
+from edgeq.formats.schemes import BITS, FLOAT_TAGS, QuantScheme
 from edgeq.runtime.kernels.dispatch import ISA
 
 KERNEL = ISA.name
@@ -98,7 +98,7 @@ def warmup(progress: Progress | None = None) -> dict[str, float]:
 
     schemes = {
         kernel_name(scheme): scheme
-        for bits in ROUNDED_BITS
+        for bits in BITS
         for symmetric in (True, False)
         for size in (32, 16)
         for scheme in [QuantScheme(bits, symmetric, "group", size)]

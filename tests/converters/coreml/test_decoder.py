@@ -19,7 +19,7 @@ from edgeq.converters.coreml.decoder import CoreMLDecoderTarget
 from edgeq.converters.coreml.exec.blob import Reader
 from edgeq.converters.coreml.exec.machine import Machine
 from edgeq.converters.coreml.run import DecoderPackage
-from edgeq.converters.validate.bisect import first_divergence
+from edgeq.converters.validate.bisect import first_divergence, traced_passes
 from edgeq.converters.validate.integers import compare_integers
 from edgeq.core.errors import (
     EdgeqError,
@@ -29,6 +29,7 @@ from edgeq.core.errors import (
     UsageError,
 )
 from edgeq.core.memory import peak_rss_bytes, reset_peak_rss
+from edgeq.formats.spill import Spill
 from edgeq.formats.tensor import QuantTensor
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
@@ -144,7 +145,9 @@ def test_every_step_is_right_in_every_precision(
     def trace(tokens: Any, past: Any) -> Mapping[str, Any]:
         return coreml.trace(out, tokens, past)
 
-    assert first_divergence(model, trace, PROMPT * 2, runner.precision) is None
+    with Spill() as spill:
+        passes = traced_passes(trace, PROMPT * 2, spill)
+    assert first_divergence(model, passes, runner.precision) is None
 
 
 @pytest.mark.parametrize("family", FAMILIES)

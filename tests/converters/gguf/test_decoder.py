@@ -19,11 +19,12 @@ from edgeq.converters.gguf.decoder import GgufDecoderTarget
 from edgeq.converters.gguf.run import LlamaRunner
 from edgeq.converters.gguf.tokenizer import tokenizer_keys
 from edgeq.converters.validate import validate
-from edgeq.converters.validate.bisect import first_divergence
+from edgeq.converters.validate.bisect import first_divergence, traced_passes
 from edgeq.converters.validate.integers import compare_integers
 from edgeq.converters.validate.report import ValidationReport
 from edgeq.core.errors import FormatError, UnsupportedError, UsageError
 from edgeq.formats.schemes import QuantScheme
+from edgeq.formats.spill import Spill
 from edgeq.importers import load, shapes
 from edgeq.importers.gguf.file import open_gguf
 from edgeq.importers.gguf.tokenizer import tokenizer_files
@@ -251,9 +252,9 @@ def test_gemma_s_own_attention_scale(tmp_path: Path) -> None:
     model = tiny("gemma3", None, attn_scale=24**-0.5)
     out = made(model, tmp_path)
     prompt = list(range(20))
-    assert first_divergence(
-        model, lambda tokens, past: gguf.trace(out, tokens, past), prompt, "float32"
-    ) is None  # fmt: skip
+    with Spill() as spill:
+        passes = traced_passes(lambda tokens, past: gguf.trace(out, tokens, past), prompt, spill)
+    assert first_divergence(model, passes, "float32") is None
 
 
 @runs

@@ -373,6 +373,23 @@ def test_schemes_without_a_kernel_are_refused_by_name() -> None:
     assert "compute in float" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3", "phi3"])
+def test_a_head_without_a_kernel_is_computed_in_float(family: str, tmp_path: Path) -> None:
+    model = tiny(family)
+    outer = {name for name in tflite_decoder.OUTER if name in dict(model.config.linears())}
+    tensors = {name: rounded(model.tensors[name].numpy(), "w6-g32") for name in outer}
+    model = replace(model, tensors={**model.tensors, **tensors})
+    remarks = " ".join(tflite.remarks(model, INT8))
+    assert all(f"{name} is computed in float" in remarks for name in outer)
+    assert "computed in float" not in " ".join(tflite.remarks(model, FLOAT))
+    path = converted(model, tmp_path, INT8)
+    got = tflite.trace(path, prompt_of(model, 9))
+    # from the target's own last hidden state, so that nothing but the head's arithmetic differs
+    head = tensors.get("lm_head.weight", tensors["model.embed_tokens.weight"])
+    want = got["final_norm"][-1:] @ head.numpy().T
+    assert np.abs(got["logits"] - want).max() < 1e-4
+
+
 def test_scales_that_are_not_positive_are_refused() -> None:
     model = tiny("llama")
     name = "model.layers.0.self_attn.o_proj.weight"

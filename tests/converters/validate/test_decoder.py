@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -14,13 +15,15 @@ from numpy.typing import NDArray
 from edgeq.converters import TARGETS, Options, StoredWeight, target_named, target_of
 from edgeq.converters.encoding import levels, spread
 from edgeq.converters.gguf.decoder import GgufDecoderTarget
+from edgeq.converters.runners import DecoderRunner
 from edgeq.converters.target import DecoderTarget, GraphTarget, ProfilerTarget
 from edgeq.converters.validate import validate
 from edgeq.converters.validate.bisect import described
 from edgeq.converters.validate.integers import compare_integers, quantized
-from edgeq.converters.validate.logits import Decoding
+from edgeq.converters.validate.logits import Decoding, continue_prompt
 from edgeq.converters.validate.prompts import prompts
 from edgeq.core.errors import FormatError, UsageError
+from edgeq.formats.spill import Spill
 from edgeq.importers import load
 from edgeq.importers.gguf.file import open_gguf
 from edgeq.model.model import Model
@@ -216,7 +219,9 @@ class NoNumbers:
 
 def test_logits_that_are_no_numbers_are_past_every_bound() -> None:
     decoding = Decoding(FLOAT, keep=True)
-    decoding.compare(NoNumbers(FLOAT), [1, 2, 3], 2, lambda n: None)  # type: ignore[arg-type]
+    with Spill() as spill:
+        runner = cast(DecoderRunner, NoNumbers(FLOAT))
+        decoding.compare(continue_prompt(runner, [1, 2, 3], 2, spill, lambda n: None))
     assert np.isnan(decoding.max)
     assert np.isnan(decoding.kl).any()
 

@@ -26,9 +26,10 @@ LARGE = [kind for kind, form in TYPES.items() if form.scheme.two_level]
 PROMPT = [1, 5, 9, 2, 40, 7, 3, 11, 60, 8, 33, 21]
 
 
-def written(path: Path, family: str, kinds: list[str]) -> Model:
+def written(path: Path, family: str, kinds: list[str], **settings: Any) -> Model:
     """A small model with hidden size 256 whose matrices have the given types in turn."""
-    model = random_model(tiny_config(family, context=128, hidden=256, ffn=512, rope_scaling=None))
+    config = tiny_config(family, context=128, hidden=256, ffn=512, rope_scaling=None, **settings)
+    model = random_model(config)
     turn = itertools.cycle(kinds)
 
     class Quantized(gguf.GGUFWriter):

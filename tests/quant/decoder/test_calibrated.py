@@ -25,6 +25,7 @@ from edgeq.quant import Recipe, Rule, quantize_tensor
 from edgeq.quant.decoder.budget import replay_bytes
 from edgeq.quant.decoder.calibrate import CalibrationText, calibrate, cut_windows
 from edgeq.quant.decoder.quality_report import HeldOut
+from edgeq.quant.decoder.quantize import quantize_model
 from edgeq.quant.decoder.replay import Replay
 from edgeq.quant.decoder.sensitivity import measure_sensitivity
 from edgeq.quant.rounders.gptq import Hessian
@@ -213,15 +214,15 @@ def test_dynamic_activations_are_measured_with(tmp_path: Path) -> None:
 def test_without_a_text_it_is_asked_for(preset: str, what: str, tmp_path: Path) -> None:
     source = random_model(tiny_config("llama"))
     with pytest.raises(UsageError, match=f"{what} needs a calibration text; .*--calib TEXT"):
-        quantize(source, tmp_path / "m.edgeq", Recipe.from_options(preset))
+        quantize_model(source, tmp_path / "m.edgeq", Recipe.from_options(preset))
     assert not list(tmp_path.iterdir())
 
 
 def test_statistics_are_not_enough_for_gptq(tmp_path: Path) -> None:
     source = random_model(tiny_config("llama"))
     with pytest.raises(UsageError, match="gptq needs a calibration text itself"):
-        quantize(source, tmp_path / "m.edgeq", Recipe.from_options("w4-g32-gptq"),
-                 stats=calibrate(source, text()))  # fmt: skip
+        quantize_model(source, tmp_path / "m.edgeq", Recipe.from_options("w4-g32-gptq"),
+                       stats=calibrate(source, text()))  # fmt: skip
 
 
 def broken(name: str, value: float) -> Model:
@@ -362,6 +363,7 @@ from edgeq import quantize
 from edgeq.quant import Recipe
 from edgeq.quant.decoder.calibrate import cut_windows
 from edgeq.quant.decoder.quality_report import HeldOut
+from edgeq.quant.decoder.quantize import quantize_model
 
 source, out = sys.argv[1:]
 vocab = load(source).config.vocab

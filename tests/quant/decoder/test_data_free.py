@@ -113,7 +113,9 @@ def test_pieces_and_threads_do_not_change_the_file(
 
 def test_provenance_and_progress(checkpoint: Path, tmp_path: Path) -> None:
     calls: list[tuple[str, int, int]] = []
-    summary = quantize(checkpoint, tmp_path / "m.edgeq", progress=lambda *call: calls.append(call))
+    summary = quantize(
+        checkpoint, tmp_path / "m.edgeq", progress=lambda *call: calls.append(call), fast=True
+    )
     got = load(tmp_path / "m.edgeq")
     assert got.provenance["source"] == "stories"
     assert got.provenance["source_sha256"] == summary.source_sha256 == Origin(checkpoint).sha256
@@ -126,10 +128,10 @@ def test_provenance_and_progress(checkpoint: Path, tmp_path: Path) -> None:
     assert summary.file_bytes == (tmp_path / "m.edgeq").stat().st_size
     assert summary.source_bytes == 2 * weights
     opened = load_any(checkpoint)
-    quantize(opened, tmp_path / "opened.edgeq")
+    quantize(opened, tmp_path / "opened.edgeq", fast=True)
     assert (tmp_path / "opened.edgeq").read_bytes() == (tmp_path / "m.edgeq").read_bytes()
     changed = replace(opened, tensors=dict(opened.tensors))
-    assert quantize(changed, tmp_path / "changed.edgeq").source_sha256 is None
+    assert quantize(changed, tmp_path / "changed.edgeq", fast=True).source_sha256 is None
     assert summary.threads >= 1
     # half-byte codes and a scale of two bytes for 32; the 8-bit embedding is more than half
     assert 5 < summary.bpw < 8
@@ -149,7 +151,7 @@ def test_norms_of_a_checkpoint_stay_as_they_are(checkpoint: Path, tmp_path: Path
 def test_a_tied_head_is_stored_once(tmp_path: Path) -> None:
     model = random_model(tiny_config("llama"))
     doubled = {**model.tensors, "lm_head.weight": model.tensors["model.embed_tokens.weight"]}
-    quantize(replace(model, tensors=doubled), tmp_path / "m.edgeq")
+    quantize(replace(model, tensors=doubled), tmp_path / "m.edgeq", fast=True)
     assert "lm_head.weight" not in load(tmp_path / "m.edgeq").tensors
 
 
@@ -210,17 +212,17 @@ def test_bad_arguments(tmp_path: Path) -> None:
 
 
 def test_a_quantized_source_is_refused(tmp_path: Path) -> None:
-    quantize(random_model(tiny_config("llama")), tmp_path / "m.edgeq")
+    quantize(random_model(tiny_config("llama")), tmp_path / "m.edgeq", fast=True)
     with pytest.raises(UsageError, match=r"already quantized .*second rounding error"):
-        quantize(tmp_path / "m.edgeq", tmp_path / "n.edgeq")
+        quantize(tmp_path / "m.edgeq", tmp_path / "n.edgeq", fast=True)
     assert not (tmp_path / "n.edgeq").exists()
 
 
 def test_a_float_artifact_may_be_a_source(tmp_path: Path) -> None:
     model = random_model(tiny_config("llama"))
     save(model, tmp_path / "float.edgeq")
-    quantize(tmp_path / "float.edgeq", tmp_path / "a.edgeq")
-    quantize(model, tmp_path / "b.edgeq")
+    quantize(tmp_path / "float.edgeq", tmp_path / "a.edgeq", fast=True)
+    quantize(model, tmp_path / "b.edgeq", fast=True)
     got, want = load(tmp_path / "a.edgeq"), load(tmp_path / "b.edgeq")
     name = "model.layers.0.mlp.up_proj.weight"
     assert np.array_equal(tensor_of(got, name).packed, tensor_of(want, name).packed)
@@ -249,7 +251,7 @@ def test_budgets() -> None:
 LIMITED = """
 import json, sys
 from edgeq import quantize
-summary = quantize(sys.argv[1], sys.argv[2], max_ram=int(sys.argv[3]), threads=2)
+summary = quantize(sys.argv[1], sys.argv[2], max_ram=int(sys.argv[3]), threads=2, fast=True)
 print(json.dumps([summary.peak_rss_bytes, summary.threads]))
 """
 
@@ -266,7 +268,7 @@ def run_limited(source: Path, out: Path, max_ram: int) -> tuple[int, int]:
 def test_max_ram_holds(checkpoint: Path, tmp_path: Path) -> None:
     if not Path("/proc/self/status").exists():
         pytest.skip("resident memory cannot be read here")
-    quantize(checkpoint, tmp_path / "free.edgeq")
+    quantize(checkpoint, tmp_path / "free.edgeq", fast=True)
     peak, _ = run_limited(checkpoint, tmp_path / "tight.edgeq", 140_000_000)
     assert peak <= 140_000_000
     assert (tmp_path / "tight.edgeq").read_bytes() == (tmp_path / "free.edgeq").read_bytes()

@@ -146,10 +146,10 @@ def test_the_artifact_carries_its_card(tmp_path: Path) -> None:
 
 def test_a_reason_instead_of_a_card(tmp_path: Path) -> None:
     base = random_model(tiny_config("llama"))
-    quantize(base, tmp_path / "m.edgeq")
+    quantize(base, tmp_path / "m.edgeq", fast=True)
     held = load(tmp_path / "m.edgeq").provenance["quality"]
     assert held == {"not_measured": "no text was given to measure on"}
-    quantize(base, tmp_path / "m.edgeq", card="no tokenizer, " + "so " * 500)
+    quantize(base, tmp_path / "m.edgeq", card="no tokenizer, " + "so " * 500, fast=True)
     held = load(tmp_path / "m.edgeq").provenance["quality"]
     assert held["not_measured"].startswith("no tokenizer, so so")
 
@@ -164,10 +164,10 @@ def test_no_card_where_memory_does_not_allow_it(tmp_path: Path) -> None:
     if rss is None:
         pytest.skip("resident memory cannot be read here")
     limit = rss + max(need // 2, 120 << 20)
-    summary = quantize(base, tmp_path / "m.edgeq", card=text, max_ram=limit)
+    summary = quantize(base, tmp_path / "m.edgeq", card=text, max_ram=limit, fast=True)
     assert summary.quality.evaluation is None
     assert "MB were allowed (--max-ram)" in str(summary.quality.reason)
-    summary = quantize(base, tmp_path / "m.edgeq", card=text, max_ram=rss + 2 * need)
+    summary = quantize(base, tmp_path / "m.edgeq", card=text, max_ram=rss + 2 * need, fast=True)
     assert summary.quality.evaluation is not None
 
 

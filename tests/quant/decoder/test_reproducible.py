@@ -12,7 +12,9 @@ import pytest
 from edgeq.core.cpu import this_cpu
 from tests.paths import ROOT
 
-RECIPES = ("w4-g32", "palette3", "w4-g32-imatrix", "palette4-gptq", "w3-awq-gptq")
+RECIPES = (
+    "w4-g32", "palette3", "w4-g32-imatrix", "palette4-gptq", "w3-awq-gptq", "4.75bpw", "2.75bpw",
+)  # fmt: skip
 MODELS = ("llama", "gemma3", "olmo2")
 ENVIRONMENTS: dict[str, dict[str, str]] = {
     "plain": {},
@@ -27,6 +29,7 @@ import hashlib, sys
 from pathlib import Path
 import numpy as np
 from edgeq import quantize
+from edgeq.calibration_text import own_calibration
 from edgeq.quant.decoder.calibrate import cut_windows
 from edgeq.quant.decoder.quality_report import HeldOut
 from tests.families import random_model, tiny_config
@@ -36,6 +39,7 @@ for family in models:
     model = random_model(tiny_config(family))
     tokens = np.random.default_rng(1).integers(0, model.config.vocab, 400)
     text = cut_windows(tokens[:300], context=40)
+    print(family, "own", own_calibration(model).sha256)
     card = HeldOut("a text", cut_windows(tokens[300:], context=40))
     for recipe in recipes:
         for count in threads:
@@ -61,7 +65,7 @@ def digests(folder: Path, settings: dict[str, str], threads: str) -> set[str]:
 @pytest.fixture(scope="module")
 def wanted(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     found = digests(tmp_path_factory.mktemp("plain"), {}, "1")
-    assert len(found) == len(RECIPES) * len(MODELS)
+    assert len(found) == (len(RECIPES) + 1) * len(MODELS)
     return found
 
 

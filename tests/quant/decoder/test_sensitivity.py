@@ -17,6 +17,7 @@ from edgeq.devices.planner import budget_bytes, plan
 from edgeq.devices.profile import find
 from edgeq.evaluation.text import kl_divergence, log_softmax
 from edgeq.formats.schemes import FloatScheme, QuantScheme, parse_scheme
+from edgeq.formats.spill import Spill
 from edgeq.formats.tensor import FloatTensor
 from edgeq.model.artifact import load as load_artifact
 from edgeq.model.model import Model
@@ -29,7 +30,6 @@ from edgeq.quant.decoder.losses import EMBEDDING, EVERY, candidates
 from edgeq.quant.decoder.replay import Replay
 from edgeq.quant.decoder.round_model import rounded_model
 from edgeq.quant.decoder.sensitivity import Sensitivity, measure_sensitivity
-from edgeq.quant.decoder.spill import Spill
 from edgeq.quant.rounders.hessian import Hessian, weighted_error
 from edgeq.quant.rounders.rounding import quantize_tensor
 from tests.families import quantized, random_model, tiny_config

@@ -44,6 +44,18 @@ def test_threads_and_parts_give_the_same_bits() -> None:
 
 
 @pytest.mark.parametrize("n", SIZES)
+def test_a_stack_is_each_product(n: int) -> None:
+    a, b = (RNG.normal(size=(5, rows, 37)).astype(np.float32) for rows in (3, n))
+    turned = np.ascontiguousarray(b.transpose(0, 2, 1)).transpose(0, 2, 1)
+    for threads in (1, 3):
+        with thread_limit(threads):
+            for other in (b, turned):
+                got = products.products(a, other)
+                for x, y, z in zip(a, b, got, strict=True):
+                    np.testing.assert_array_equal(z, products.product(x, y))
+
+
+@pytest.mark.parametrize("n", SIZES)
 def test_sums_and_softmax(n: int) -> None:
     x, y = RNG.normal(size=(2, 5, n)).astype(np.float32)
     exact = (x.astype(np.float64) * y).sum(axis=-1)

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError, SchemeError, UsageError
-from edgeq.formats.schemes import ROUNDED_BITS, QuantScheme, parse_scheme
+from edgeq.formats.schemes import BITS, QuantScheme, parse_scheme
 from edgeq.formats.tensor import QuantTensor
 from edgeq.quant import METHODS, quantize_tensor
 from edgeq.quant.rounders.qparams import group_view
 from edgeq.quant.rounders.rounding import METHOD_INPUTS, find_shared, round_rows, sqnr_db
 
 TEXTS = (
-    *(f"w{b}-{g}{s}" for b in ROUNDED_BITS for g in ("g16", "g32", "channel", "tensor")
+    *(f"w{b}-{g}{s}" for b in BITS for g in ("g16", "g32", "channel", "tensor")
       for s in ("-sym", "-asym")),
     "w4-g64", "w4-g128", "w4-g256", "w3-g256-asym",
 )  # fmt: skip

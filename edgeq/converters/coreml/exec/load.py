@@ -6,12 +6,16 @@ else of it is used, so what is executed is what lies in the file.
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import json
 import logging
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -165,8 +169,30 @@ class File:
         return self._readers[name]
 
 
+_PROTO = "_edgeq_coremltools_proto"
+
+
 def protobuf(purpose: str = "to read Core ML files") -> Any:
     """coremltools' protobuf classes.
+
+    They are loaded without the rest of coremltools, which imports PyTorch and scikit-learn where
+    these are installed: some 280 MB that nothing here needs. The classes are the same ones.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    if "coremltools" not in sys.modules:
+        if _PROTO in sys.modules:
+            return sys.modules[_PROTO]
+        spec = importlib.util.find_spec("coremltools")
+        for place in (spec and spec.submodule_search_locations) or ():
+            if (Path(place) / "proto" / "__init__.py").exists():
+                return _package(_PROTO, Path(place) / "proto")
+    return library(purpose).proto
+
+
+def library(purpose: str = "to write Core ML packages") -> Any:
+    """All of coremltools, imported without its warnings.
 
     Raises:
         MissingDependencyError: it is not installed.
@@ -176,12 +202,28 @@ def protobuf(purpose: str = "to read Core ML files") -> Any:
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        from coremltools import proto
+        import coremltools
     except ImportError as err:
         raise MissingDependencyError("coremltools", "coreml", purpose) from err
     finally:
         logger.setLevel(level)
-    return proto
+    return coremltools
+
+
+def _package(name: str, folder: Path) -> ModuleType:
+    """The package in a folder under another name, imported without its parent."""
+    spec = importlib.util.spec_from_file_location(
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
 
 def versions() -> dict[str, str]:
@@ -191,9 +233,8 @@ def versions() -> dict[str, str]:
         MissingDependencyError: coremltools is not installed.
     """
     protobuf("to write and read Core ML packages")
-    import coremltools
-
-    return {"coremltools": str(coremltools.__version__), "numpy": np.__version__}
+    version = importlib.metadata.version("coremltools")
+    return {"coremltools": version, "numpy": np.__version__}
 
 
 def open_file(path: str | Path) -> File:

@@ -26,6 +26,7 @@ from edgeq.converters.coreml.exec import (
 from edgeq.converters.coreml.exec.load import Function, MilBlock, MilTensor, Op, Type
 from edgeq.converters.coreml.exec.weights import Packed
 from edgeq.core.errors import EdgeqError, UnsupportedError, UsageError
+from edgeq.core.memory import sparse_zeros
 
 Arithmetic = Literal["float32", "float16"]
 State = MutableMapping[str, NDArray[Any]]
@@ -43,7 +44,7 @@ _LISTED = {"concat": ("values",), "stack": ("values",), "einsum": ("values",),
 """Parameters that are a tuple even of one."""
 _STATE_INPUTS = {"write_state": ("input", "data"), "coreml_update_state": ("state", "value")}
 """Operators that change a state: the parameters of the state and of its new value."""
-_LAZY = {"linear": "weight"}
+_LAZY = {"linear": "weight", "gather": "x"}
 """Parameters that may stay packed."""
 _SMALL = 1 << 14
 """Numbers of a constant that is turned into the arithmetic's type once and kept."""
@@ -150,7 +151,7 @@ class Machine:
     def new_state(self, function: Function) -> State:
         """Zeros for every state of a function."""
         return {
-            name: np.zeros([d or 0 for d in kind.shape or ()], self.dtype(kind.kind))
+            name: sparse_zeros([d or 0 for d in kind.shape or ()], self.dtype(kind.kind))
             for name, kind in function.inputs.items()
             if kind.state
         }

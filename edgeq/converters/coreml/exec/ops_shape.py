@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.converters.coreml.exec.weights import Packed
 from edgeq.core.errors import UsageError
 
 Array = NDArray[Any]
@@ -220,6 +221,10 @@ def slice_update(
 def gather(x: Any, indices: Any, axis: int = 0, batch_dims: int = 0, **_: Any) -> Array:
     """Entries of an axis by their numbers, for each batch."""
     where, at, batches = np.asarray(indices), int(axis), int(batch_dims)
+    if isinstance(x, Packed):
+        if not at % len(x.shape) and not batches:
+            return x.taken(where)
+        x = x.array()
     if batches == 0:
         return np.take(x, where, axis=at)
     at %= x.ndim

@@ -1,4 +1,4 @@
-"""A temporary file for rounded tensors, so that they do not take memory."""
+"""A temporary file for tensors and arrays, so that they do not take memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import mmap
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,17 +21,18 @@ from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor, part_shapes
 
 
 class Spill:
-    """A temporary file that tensors are put into and mapped from.
+    """A temporary file that tensors and arrays are put into and mapped from.
 
-    It has no name and is gone when the process ends. On leaving the context it is closed; tensors
-    that were put there stay readable as long as they are referred to.
+    It has no name and is gone when the process ends. On leaving the context it is closed; what
+    was put there stays readable as long as it is referred to.
 
     Args:
         folder: where it lies; the system's folder for temporary files if None.
+        what: it holds, in the words of an error.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path | None = None, what: str = "rounded tensors") -> None:
+        self._folder, self._what = folder, what
         self._file: Any = None
 
     def __enter__(self) -> Spill:
@@ -49,15 +51,20 @@ class Spill:
             EdgeqError: the file cannot be written, as on a full disk.
         """
         if isinstance(tensor, FloatTensor):
-            (data,) = self._mapped([tensor.data])
+            (data,) = self.arrays([tensor.data])
             return FloatTensor(tensor.dtype, data)
         if not isinstance(tensor, QuantTensor):
             return tensor
         parts = list(part_shapes(tensor.scheme, tensor.shape))
-        arrays = self._mapped([getattr(tensor, part) for part in parts])
+        arrays = self.arrays([getattr(tensor, part) for part in parts])
         return QuantTensor(tensor.scheme, tensor.shape, **dict(zip(parts, arrays, strict=True)))
 
-    def _mapped(self, arrays: list[NDArray[Any]]) -> list[NDArray[Any]]:
+    def arrays(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        """The same arrays, mapped from the file together.
+
+        Raises:
+            EdgeqError: the file cannot be written, as on a full disk.
+        """
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(prefix="edgeq-", dir=self._folder)  # noqa: SIM115
@@ -74,10 +81,10 @@ class Spill:
                 self._file.fileno(), max(size, 1), access=mmap.ACCESS_READ, offset=start
             )
         except OSError as err:
-            if full := no_room("rounded tensors", err):
+            if full := no_room(self._what, err):
                 raise full from err
             raise EdgeqError(
-                f"a temporary file of rounded tensors cannot be written: {err.strerror or err}"
+                f"a temporary file of {self._what} cannot be written: {err.strerror or err}"
             ) from err
         views = [
             np.frombuffer(mapped, array.dtype, math.prod(array.shape), at).reshape(array.shape)
