@@ -23,7 +23,7 @@ SCHEMAS: tuple[dict[str, Any], ...] = (
     {"enum": ["yes", "no", 7, None, {"a": [1]}]},
     {"type": "boolean"},
     {"type": "object", "properties": {"at": {"type": "object", "properties": {
-     "lat": {"type": "number", "minimum": -90, "maximum": 90}}, "required": ["lat"],
+     "lat": {"type": "integer", "minimum": -90, "maximum": 90}}, "required": ["lat"],
      "additionalProperties": False}}, "required": ["at"], "additionalProperties": False},
     {"type": "string", "pattern": "^[A-Z]{2}[0-9]{3}$"},
     {"type": "string", "format": "date"},
