@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import edgeq
-from edgeq.core.errors import MissingDependencyError, UsageError
+from edgeq.core.errors import DoesNotFitError, MissingDependencyError, UsageError
 from edgeq.importers import load
 from edgeq.serving.prefix_cache import PrefixCache
 from edgeq.serving.settings import ServerSettings
@@ -239,6 +239,20 @@ def test_missing_packages_are_named_first(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "starlette", None)
     with pytest.raises(MissingDependencyError, match=r"edgeq\[serve\]"):
         edgeq.Server("no such model")
+
+
+def test_caches_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ServerSettings(port=0, parallel=64)
+    with edgeq.Server(DEMO, settings, threads=1) as server:
+        model = server.service.models["demo_model"]
+        held = sum(engine.kv_bytes for engine in model.engines) + model.engines[0].scratch_bytes
+    for free, fits in ((held, True), (held - 1, False)):
+        monkeypatch.setattr("edgeq.serving.served.available_bytes", lambda free=free: free)
+        if fits:
+            edgeq.Server(DEMO, settings, threads=1).close()
+        else:
+            with pytest.raises(DoesNotFitError, match="the KV caches of 64 answers of 512 tokens"):
+                edgeq.Server(DEMO, settings, threads=1)
 
 
 def test_models_need_different_names() -> None:
