@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edgeq.core.progress import Progress
-from edgeq.model.memory_layout import KvBits
+from edgeq.model.kv_bits import KvBits
 from edgeq.serving.server import Server, Source
 from edgeq.serving.settings import ServerSettings
 

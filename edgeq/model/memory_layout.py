@@ -15,18 +15,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
-from edgeq.core.errors import UsageError
 from edgeq.formats.packing import LANE, TILE, round_up
 from edgeq.model.block import BlockSpec
 from edgeq.model.config import ModelConfig
 
-KvBits = Literal[4, 8, 16]
-"""Bits of a number in the cache: integers of 4 or 8 bits, or float16."""
-KV_BITS: tuple[KvBits, ...] = get_args(KvBits)
 CHUNK = 256
 """Positions per chunk; a cache's length is a multiple of it.
 
@@ -44,18 +40,6 @@ SYNC_BYTES = 384
 _WIDTH = 256
 """Float rows are padded to this, the largest group: padding quantizes to zero."""
 _FLOAT = 4
-
-
-def checked_kv_bits(kv_bits: int) -> KvBits:
-    """The same number.
-
-    Raises:
-        UsageError: no cache has so many bits.
-    """
-    for known in KV_BITS:
-        if kv_bits == known:
-            return known
-    raise UsageError(f"kv_bits is {kv_bits}; use 4, 8 or 16")
 
 
 def center_span(kv_bits: int) -> int:

@@ -16,7 +16,8 @@ from edgeq.core.progress import Progress
 from edgeq.core.units import human_bytes
 from edgeq.importers import load
 from edgeq.importers.tokenizer.chat_templates import chat_templates
-from edgeq.model.memory_layout import KvBits, kv_bytes, scratch_bytes
+from edgeq.model.kv_bits import KvBits
+from edgeq.model.memory_layout import kv_bytes, scratch_bytes
 from edgeq.model.model import Model
 from edgeq.runtime.constraint import GrammarVocabulary
 from edgeq.runtime.engine import Engine

@@ -13,7 +13,7 @@ from typing import Any
 
 from edgeq.core.errors import EdgeqError, UsageError, require
 from edgeq.core.progress import Progress
-from edgeq.model.memory_layout import KvBits
+from edgeq.model.kv_bits import KvBits
 from edgeq.model.model import Model
 from edgeq.serving.settings import ServerSettings
 
