@@ -212,10 +212,11 @@ def buffers(config: ModelConfig, context: int, threads: int, sequences: int = 1)
     return Buffers(hidden, ffn, q, kv, acts, part, chunks, block, work, arrays)
 
 
-def scratch_bytes(config: ModelConfig, context: int, threads: int) -> int:
-    """Bytes of all buffers but the cache: rows, rotary tables, norms and logits."""
+def scratch_bytes(config: ModelConfig, context: int, threads: int, sequences: int = 1) -> int:
+    """Bytes of all buffers but the caches: rows, rotary tables, norms and logits."""
     c = config
-    rows = sum(math.prod(shape) for shape in buffers(c, context, threads).arrays.values())
+    sizes = buffers(c, context, threads, sequences)
+    rows = sum(math.prod(shape) for shape in sizes.arrays.values())
     rotary = sum(context * rope.dim for rope in c.ropes)  # cosines and sines of half of them
     norms = sum(math.prod(shape) for _, shape in c.norms())
     return _FLOAT * (rows + rotary + norms)

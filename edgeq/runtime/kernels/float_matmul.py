@@ -12,11 +12,11 @@ in registers, which is exact.
 
 Few tokens are bound by memory: rows go through the registers straight from the file, several at
 once, each from another part of the range, so that the processor sees a few long streams and
-fetches them ahead. Many tokens are bound by arithmetic: `PANEL` rows of a block are widened once,
-and a tile of `GROUP` rows times `Isa.float_tokens` tokens has its sums in registers, as in Goto &
-van de Geijn 2008, "Anatomy of high-performance matrix multiplication". As the 16 lanes are
-independent of each other, a tile is done in passes over as many lanes as fill a register, which
-leaves room for more rows and tokens.
+fetches them ahead. Many tokens are bound by arithmetic: a panel of `Isa.float_panel` rows of a
+block is widened once, and a tile of `GROUP` rows times `Isa.float_tokens` tokens has its sums in
+registers, as in Goto & van de Geijn 2008, "Anatomy of high-performance matrix multiplication". As
+the 16 lanes are independent of each other, a tile is done in passes over as many lanes as fill a
+register, which leaves room for more rows and tokens.
 """
 
 from __future__ import annotations
@@ -59,8 +59,6 @@ BLOCK = 64
 """Most steps of a block: a group's part of the panel stays in a first-level cache."""
 GROUP = 4
 """Rows that are multiplied together."""
-PANEL = TILE
-"""Rows that are widened together, where there are many tokens."""
 FEW = 3
 """Fewer tokens than this are multiplied straight from the file."""
 _AHEAD = 1024
@@ -194,7 +192,7 @@ class _Kernel:
     def _many(self, b: ir.IRBuilder, call: _Call) -> None:
         """Panel after panel of a block, each times all tokens."""
         with b.goto_entry_block():
-            room = b.alloca(V16F32, PANEL * BLOCK)
+            room = b.alloca(V16F32, self.isa.float_panel * BLOCK)
             room.align = _LINE
         panel = b.ptrtoint(room, I64)
 
@@ -208,20 +206,24 @@ class _Kernel:
             count = b.sub(least(b, b.add(block, call.length), call.steps), block)
             shift = b.mul(block, const(LANES * self.size))
             group_bytes = b.mul(count, const(GROUP * LANES * _F32))
-            with loop(b, call.start, call.stop, PANEL) as first:
-                end = least(b, add(b, first, PANEL), call.stop)
+            row_bytes = b.mul(count, const(LANES * self.size))
+            with loop(b, call.start, call.stop, self.isa.float_panel) as first:
+                end = least(b, add(b, first, self.isa.float_panel), call.stop)
                 with loop(b, first, end, GROUP) as row:
                     source = b.add(call.row(b, row), shift)
                     b.call(
                         widen, [source, call.stride, b.sub(call.n, row), count, part(first, row)]
                     )
+                after = b.add(call.row(b, add(b, first, self.isa.float_panel)), shift)
                 done: ir.Value = const(0)
                 for tokens, tile in sorted(tiles.items(), reverse=True):
                     whole = b.sdiv(b.sub(call.tokens, done), const(tokens))
                     stop = b.add(done, b.mul(whole, const(tokens)))
                     with loop(b, done, stop, tokens) as token:
                         if self.isa.prefetch:
-                            self._prefetch(b, call, end, shift, b.sdiv(token, const(tokens)))
+                            line = b.mul(b.udiv(token, const(tokens)), const(_LINE))
+                            with b.if_then(b.icmp_signed("<", line, row_bytes)):
+                                self._prefetch(b, b.add(after, line), call.stride)
                         x = b.add(call.inputs(b, token), b.mul(block, const(LANES * _F32)))
                         with loop(b, first, end, GROUP) as row:
                             to = b.add(call.results(b, token), b.mul(row, const(_F32)))
@@ -229,14 +231,11 @@ class _Kernel:
                                           call.out_stride, b.sub(call.n, row)])  # fmt: skip
                     done = stop
 
-    def _prefetch(
-        self, b: ir.IRBuilder, call: _Call, first: ir.Value, shift: ir.Value, line: ir.Value
-    ) -> None:
-        """Ask for one cache line of each row of the panel that begins with row ``first``."""
-        last = b.sub(call.stop, const(1))
-        for i in range(PANEL):
-            row = b.add(call.row(b, least(b, add(b, first, i), last)), shift)
-            prefetch(b, b.add(row, b.mul(line, const(_LINE))))
+    def _prefetch(self, b: ir.IRBuilder, at: ir.Value, stride: ir.Value) -> None:
+        """Ask for one cache line of each row of a panel; it may lie past the last row."""
+        for _ in range(self.isa.float_panel):
+            prefetch(b, at)
+            at = b.add(at, stride)
 
     def _widen(self) -> ir.Function:
         """`GROUP` rows of a block as float32 [passes, steps, rows, lanes]."""

@@ -19,6 +19,7 @@ class _Ymm(Isa):
     prefetch = _AHEAD
     tokens = (1, 2)
     float_lanes = 8
+    float_panel = 32
 
     def lookup(self, b: ir.IRBuilder, table: ir.Value, codes: ir.Value) -> ir.Value:
         """``vpshufb`` on each half; it looks up in each 16-byte lane."""
@@ -34,6 +35,7 @@ class Avx512Vnni(Isa):
     prefetch = _AHEAD
     tokens = (1, 2, 4, 8)
     float_lanes = 16
+    float_panel = 32
     float_tokens = (5, 3, 1)
     signed8 = False
 

@@ -107,6 +107,9 @@ class Isa:
     float_tokens: tuple[int, ...] = (3, 2, 1)
     """Row counts that the GEMM of float weights is compiled for: four sums of each fit in the
     registers beside what is multiplied."""
+    float_panel = 16
+    """Rows of float weights that are widened together: as many as a second-level cache holds beside
+    a batch of activations."""
     prefetch = 0
     """How many bytes ahead of a single row's weights to prefetch; 0 leaves it to the hardware."""
 
