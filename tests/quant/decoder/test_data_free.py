@@ -195,7 +195,9 @@ def test_refusals_leave_nothing_behind(
     model: Model, options: dict, error: type[Exception], words: str, tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=words):
-        quantize(model, tmp_path / "m.edgeq", Recipe.from_options(**options))
+        quantize(
+            model, tmp_path / "m.edgeq", Recipe.from_options(**{"preset": "w4-g32", **options})
+        )
     assert not list(tmp_path.iterdir())
 
 
