@@ -23,6 +23,12 @@ PATHS: list[Any] = [None, 7, b"bytes", [], "no/such/file", ".", __file__]
 CALLS: dict[str, tuple[Callable[[Any, Path], Any], list[Any]]] = {
     "load": (lambda bad, at: edgeq.load(bad), PATHS),
     "quantize source": (lambda bad, at: edgeq.quantize(bad, at / "o.edgeq"), PATHS),
+    "repack source": (lambda bad, at: edgeq.repack(bad, at / "o.edgeq"), [*PATHS, MODEL]),
+    "repack out": (lambda bad, at: edgeq.repack(MODEL, bad), [None, 7, b"bytes", []]),
+    "verify_reproducible source": (
+        lambda bad, at: edgeq.verify_reproducible(bad, at / "o.edgeq"), PATHS,
+    ),
+    "verify_reproducible file": (lambda bad, at: edgeq.verify_reproducible(MODEL, bad), PATHS),
     "quantize out": (
         lambda bad, at: edgeq.quantize(MODEL, bad), [None, 7, b"bytes", [], ".", "no/such/o.edgeq"],
     ),
@@ -247,8 +253,8 @@ def test_every_public_name_was_tried() -> None:
     results = {
         "CalibrationStats", "Check", "Chunk", "Conversion", "Detected", "DeviceProfile",
         "Document", "Evaluation", "Graph", "GraphAccuracy", "GraphSummary", "Measurement",
-        "Options", "Outcome", "Plan", "QuantizationSummary", "Sensitivity", "Summary",
-        "SweepResult", "ValidationReport",
+        "Options", "Outcome", "Plan", "QuantizationSummary", "RepackSummary", "Sensitivity",
+        "Summary", "SweepResult", "ValidationReport",
     }  # fmt: skip
     without_arguments = {"demo_model", "device_names", "doctor", "warmup"}
     elsewhere = {"PRESETS", "SamplingParams", "Tokenizer", "generate", "render_chat", "__version__"}
