@@ -152,6 +152,7 @@ class CompiledProgram:
             record["kind"] = abi.FLOAT_KINDS[tensor.dtype]
             record["kernel"] = float_kernel_address(tensor.dtype)
             record["codes"] = address(tensor.data, tensor.data.itemsize)
+            record["code_step"] = k * tensor.data.itemsize
         bias = self._model.tensors.get(name.removesuffix("weight") + "bias")
         if bias is not None:
             record["bias"] = address(bias.numpy(), 4)

@@ -18,7 +18,7 @@ from edgeq.formats.packing import TILE, round_up
 from edgeq.model.config import ModelConfig
 from edgeq.model.memory_layout import CHUNK, cache_arrays, center_span
 from edgeq.runtime.kernels.abi import CACHE
-from edgeq.runtime.kernels.jit import CACHE_SCHEMES, kernel_address
+from edgeq.runtime.kernels.jit import CACHE_SCHEMES, float_kernel_address, kernel_address
 from edgeq.runtime.kv_state import Parts, layer_parts, paired, unpaired
 
 Allocate = Callable[[int, Any], NDArray[Any]]
@@ -57,6 +57,8 @@ class PackedCache:
         layout: dict[str, tuple[int, ...]]
         if kv_bits == 16:
             layout = {"keys": (1, 2, 0, 3), "values": (2, 3, 0, 1)}
+            kernel = float_kernel_address("float16")
+            self.record["key_kernel"] = self.record["value_kernel"] = kernel
         else:
             for kind, scheme in zip(("key", "value"), CACHE_SCHEMES[kv_bits], strict=True):
                 self.record[f"{kind}_kernel"] = kernel_address(scheme)

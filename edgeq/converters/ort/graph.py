@@ -462,18 +462,14 @@ def _shorten(proto: Any, places: dict[str, dict[str, Any]]) -> None:
 def _merge(graph: Any, ends: set[str]) -> dict[str, str]:
     """Take out constants that equal an earlier one; gives their names and those of the earlier.
 
-    Levels of 8 bits and their zero points stay apart: onnxruntime fails to load a file in which
-    operators share some that it makes unsigned ("session.x64quantprecision").
+    Of 8 bits none: onnxruntime can make those unsigned only that one operator takes.
     """
     names: dict[tuple[int, tuple[int, ...], bytes], str] = {}
     first: dict[str, str] = {}
     for tensor in graph.initializer:
         key = (tensor.data_type, tuple(tensor.dims), hashlib.sha256(tensor.raw_data).digest())
-        alone = (
-            tensor.name in ends
-            or not tensor.HasField("raw_data")
-            or tensor.data_type == tensor.INT8
-        )
+        narrow = tensor.data_type == tensor.INT8
+        alone = narrow or tensor.name in ends or not tensor.HasField("raw_data")
         if not alone and names.setdefault(key, tensor.name) != tensor.name:
             first[tensor.name] = names[key]
     for i in reversed(range(len(graph.initializer))):

@@ -322,17 +322,12 @@ def _own_names(model: Any, path: Path) -> None:
 
 
 def _left_out(onnx: ModuleType, proto: Any, opset: int) -> Iterator[Any]:
-    """Attributes that a function of ONNX is given by default, if edgeq has no operator for it.
-
-    ONNX's shape inference (1.23) takes such a function apart without them, and says that it is
-    not valid.
-    """
+    """Defaults of a function without an operator here; ONNX's inference (1.23) forgets them."""
     schema = onnx.defs.get_schema(proto.op_type, min(opset, onnx.defs.onnx_opset_version()))
     if proto.op_type in OPERATORS or not schema.has_function:
         return
-    for attribute in schema.attributes.values():
-        if attribute.default_value.type != onnx.AttributeProto.UNDEFINED:
-            yield attribute.default_value
+    defaults = (attribute.default_value for attribute in schema.attributes.values())
+    yield from (value for value in defaults if value.type != onnx.AttributeProto.UNDEFINED)
 
 
 def _texts(path: Path, *names: Any) -> None:

@@ -84,9 +84,11 @@ results, and the range of tiles to compute."""
 
 
 class FloatWeights(NamedTuple):
-    """Float weights in memory: rows without gaps, as they lie in a file."""
+    """Float weights in memory, row after row as they lie in a file."""
 
     address: int
+    stride: int
+    """Bytes between rows."""
     n: int
     k: int
 
@@ -129,7 +131,7 @@ class MatmulKernel:
 LINEAR = _record(
     "kind",  # a place in `FLOAT_KINDS`, or `quant_kind(scheme)`
     "n", "k", "tiles",
-    *PackedWeights._fields,
+    *PackedWeights._fields,  # of float weights the codes are the floats, and a step is a row's
     "bias",  # address of float32 [n], or 0
     "kernel",  # address of the compiled matmul kernel
 )  # fmt: skip

@@ -29,7 +29,7 @@ import numpy as np
 from edgeq.formats.packing import LANE, TILE
 from edgeq.formats.schemes import K_BLOCK
 from edgeq.model.memory_layout import CHUNK, PART_HEAD
-from edgeq.runtime.kernels.abi import PackedWeights, Rows
+from edgeq.runtime.kernels.abi import FloatWeights, PackedWeights, Rows
 from edgeq.runtime.kernels.matmul import call_kernel
 from edgeq.runtime.kernels.microkernel import ACT_BLOCK, NO_SHIFT
 from edgeq.runtime.kernels.primitives import (
@@ -37,7 +37,6 @@ from edgeq.runtime.kernels.primitives import (
     center_scores,
     center_scores_4,
     compiled,
-    dot_f16,
     floats,
     get_f16,
     put_f16,
@@ -56,8 +55,6 @@ _PLANE = TILE * LANE
 _TILE_BITS, _LANE_BITS, _PAIR_BITS = (n.bit_length() - 1 for n in (TILE, LANE, 2 * LANE))
 """Shifts in place of divisions: Numba divides whole numbers with Python's rules for signs, which
 costs much in a loop over dimensions."""
-_FLOAT_STEP = 64
-"""Positions that the values' float product is padded to."""
 
 
 @compiled
@@ -253,29 +250,25 @@ def _attend_codes(program, layer, cache, head, start, tiles, queries, work, out)
 @compiled
 def _attend_floats(layer, cache, head, start, tiles, queries, work, out):
     """`attend_chunk` over so many tiles of a float16 cache."""
-    length, dim, dim_k, rows = cache.length, cache.dim, cache.dim_k, queries.values.length
-    slot = start % length
-    width = (tiles * TILE + _FLOAT_STEP - 1) // _FLOAT_STEP * _FLOAT_STEP
-    row_bytes = CHUNK * _F32
+    length, dim_k, dim_v, rows = cache.length, cache.dim_k, cache.dim_v, queries.values.length
+    at, width = head * length + start % length, tiles * TILE
+    scores = Rows(work.scores, CHUNK * _F32, rows)
+    keys = FloatWeights(cache.keys + at * dim_k * _F16, dim_k * _F16, width, dim_k)
+    call_kernel(cache.key_kernel, keys, queries.values, scores, 0, tiles)
     # the softmax of 8-bit caches, with nothing to add, and values of scale 1
-    nothing, v_scales = work.scores + rows * row_bytes, work.scores + 2 * rows * row_bytes
+    nothing = scores.address + rows * scores.stride
+    v_scales = scores.address + 2 * rows * scores.stride
     zeros, ones = floats(nothing, CHUNK), floats(v_scales, CHUNK)
     for j in range(CHUNK):
         zeros[j], ones[j] = _ZERO, _ONE
     for r in range(rows):
-        row, part = work.scores + r * row_bytes, out.address + r * out.stride
-        query = queries.values.address + r * queries.values.stride
         low, high = max(0, queries.first[r] - start), min(CHUNK, queries.last[r] - start)
-        s = floats(row, CHUNK)
-        for j in range(low, high):
-            key = cache.keys + (head * length + slot + j) * dim_k * _F16
-            s[j] = dot_f16(key, query, dim_k)
+        row, part = scores.address + r * scores.stride, out.address + r * out.stride
         softmax(row, nothing, nothing, v_scales, layer.scale, low, high, tiles, part)
-        _clear(row, tiles * TILE, width)
-        output = floats(part + PART_HEAD * _F32, dim)
-        for i in range(dim):
-            values = cache.values + ((head * cache.dim_v + i) * length + slot) * _F16
-            output[i] = dot_f16(values, row, width)
+    at = (head * dim_v * length + start % length) * _F16
+    values = FloatWeights(cache.values + at, length * _F16, dim_v, width)
+    output = Rows(out.address + PART_HEAD * _F32, out.stride, rows)
+    call_kernel(cache.value_kernel, values, scores, output, 0, dim_v // TILE)
 
 
 @compiled

@@ -83,6 +83,7 @@ class _Call(NamedTuple):
     """The arguments of a kernel, and what follows from them."""
 
     weights: ir.Value
+    stride: ir.Value
     n: ir.Value
     k: ir.Value
     x: ir.Value
@@ -93,8 +94,6 @@ class _Call(NamedTuple):
     start: ir.Value
     """The first row of the range."""
     stop: ir.Value
-    stride: ir.Value
-    """Bytes of a row of weights."""
     steps: ir.Value
     """Whole steps of a row."""
     length: ir.Value
@@ -127,14 +126,13 @@ class _Kernel:
         args = ir.FunctionType(VOID, [I64] * len(FLOAT_ARGS))
         fn = ir.Function(self.mod, args, self.mod.name)
         b = ir.IRBuilder(fn.append_basic_block())
-        weights, n, k, x, x_stride, tokens, out, out_stride, first, last = fn.args
+        weights, stride, n, k, x, x_stride, tokens, out, out_stride, first, last = fn.args
         steps = b.lshr(k, const(LANES.bit_length() - 1))
         blocks = largest(b, _quotient(b, steps, const(BLOCK)), const(1))
         call = _Call(
-            weights, n, k, x, x_stride, tokens, out, out_stride,
+            weights, stride, n, k, x, x_stride, tokens, out, out_stride,
             start=b.mul(first, const(TILE)),
             stop=least(b, b.mul(last, const(TILE)), n),
-            stride=b.mul(k, const(self.size)),
             steps=steps,
             length=_quotient(b, steps, blocks),
         )  # fmt: skip

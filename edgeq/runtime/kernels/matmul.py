@@ -65,7 +65,8 @@ def matmul(lin, x, acts, out, first, last):
         )
         call_kernel(lin.kernel, packed, acts, out, first, last)
     else:
-        call_kernel(lin.kernel, FloatWeights(lin.codes, lin.n, lin.k), x, out, first, last)
+        rows = FloatWeights(lin.codes, lin.code_step, lin.n, lin.k)
+        call_kernel(lin.kernel, rows, x, out, first, last)
     if lin.bias != 0:
         _add_bias(lin.bias, out, x.length, first * TILE, min(last * TILE, lin.n))
 

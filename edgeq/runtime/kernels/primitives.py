@@ -31,7 +31,6 @@ merge = _external("edgeq_merge")
 gate = _external("edgeq_gate")
 center_scores = _external("edgeq_center_scores")
 center_scores_4 = _external("edgeq_center_scores_4")
-dot_f16 = _external("edgeq_dot_f16")
 
 
 def _caster(element: Any) -> Any:

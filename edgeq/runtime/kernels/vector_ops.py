@@ -41,7 +41,6 @@ SYMBOLS: dict[str, tuple[ir.Type, int]] = {
     "edgeq_quantize_row": (VOID, 3),
     "edgeq_sumsq": (F32, 2),
     "edgeq_absmax": (F32, 2),
-    "edgeq_dot_f16": (F32, 3),
     "edgeq_softmax": (VOID, 9),
     "edgeq_merge": (VOID, 3),
     "edgeq_gate": (VOID, 4),
@@ -60,7 +59,6 @@ def module(isa: Isa) -> ir.Module:
         mod, "edgeq_sumsq", 0.0, lambda b, s, x: fma(b, x, x, s), lambda b, x, y: b.fadd(x, y)
     )
     _reduction(mod, "edgeq_absmax", 0.0, lambda b, s, x: larger(b, s, absolute(b, x)), larger)
-    _dot_f16(mod)
     _center_scores(mod, "edgeq_center_scores", 16)
     _center_scores(mod, "edgeq_center_scores_4", 4)
     _softmax(mod)
@@ -124,29 +122,6 @@ def _halves(b: ir.IRBuilder, address: ir.Value, wide: ir.Type) -> ir.Value:
     """One float16 or a vector of them as float32."""
     short = ir.VectorType(F16, wide.count) if isinstance(wide, ir.VectorType) else F16
     return b.fpext(load(b, address, short, 2), wide)
-
-
-def _dot_f16(mod: ir.Module) -> None:
-    """Dot product of a row of float16 with one of float32."""
-    fn, b = _define(mod, "edgeq_dot_f16")
-    row, x, n = fn.args
-    zero, width = ir.Constant(V16F32, [0.0] * 16), 64
-    lanes = [local(b, zero) for _ in range(width // 16)]
-    whole = b.and_(n, const(-width))
-    with loop(b, const(0), whole, width) as i:
-        for q, lane in enumerate(lanes):
-            at = b.add(i, const(16 * q))
-            w = _halves(b, b.add(row, b.shl(at, const(1))), V16F32)
-            v = load(b, b.add(x, b.shl(at, const(2))), V16F32, 4)
-            b.store(fma(b, w, v, b.load(lane)), lane)
-    a, c, d, e = (b.load(lane) for lane in lanes)
-    joined = tree(b, b.fadd(b.fadd(a, c), b.fadd(d, e)), lambda b, p, q: b.fadd(p, q))
-    total = local(b, joined)
-    with loop(b, whole, n, 1) as i:
-        w = _halves(b, b.add(row, b.shl(i, const(1))), F32)
-        v = load(b, b.add(x, b.shl(i, const(2))), F32, 4)
-        b.store(b.fadd(b.load(total), b.fmul(w, v)), total)
-    b.ret(b.load(total))
 
 
 def _center_scores(mod: ir.Module, name: str, count: int) -> None:

@@ -59,7 +59,7 @@ def multiply(
     acts = np.full((m, k + SLACK), np.nan, np.float32)
     acts[:, :k] = x
     out = np.full((m, tiles * 16 + SLACK), np.nan, np.float32)
-    matrix = FloatWeights(weights.ctypes.data, n, k)
+    matrix = FloatWeights(weights.ctypes.data, k * weights.itemsize, n, k)
     kernel = MatmulKernel(jit.float_kernel_address(kind, isa))
     edges = [0, *pieces, tiles]
     for first, last in pairwise(edges):

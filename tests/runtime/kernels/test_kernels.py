@@ -223,18 +223,6 @@ def test_reductions(n: int) -> None:
         assert reduce("edgeq_absmax") == np.abs(x).max()
 
 
-@pytest.mark.parametrize("n", [1, 2, 16, 31, 64, 65, 172, 300])
-def test_float16_rows(n: int) -> None:
-    rng = np.random.default_rng(n)
-    row, x = rng.standard_normal(n).astype(np.float16), rng.standard_normal(n, np.float32)
-    value = row.astype(np.float64)
-    dot = ctypes.CFUNCTYPE(ctypes.c_float, *[ctypes.c_int64] * 3)(
-        jit.register_vector_ops()["edgeq_dot_f16"]
-    )
-    got = dot(row.ctypes.data, x.ctypes.data, n)
-    assert got == pytest.approx(value @ x, abs=1e-5 * float(np.abs(value) @ np.abs(x)) + 1e-7)
-
-
 def instructions(assembly: str, name: str) -> int:
     return len(re.findall(rf"^\s+{name}\s", assembly, re.MULTILINE))
 
