@@ -23,8 +23,8 @@ TOPICS = {
         "BlockSpec", "RopeSpec", "RopeScaling", "Graph",
         "QuantTensor", "FloatTensor", "Reference",
     ),
-    "Quantize": ("quantize", "calibrate", "sensitivity", "sweep", "QuantizationSummary", "Summary",
-                 "GraphSummary"),
+    "Quantize": ("quantize", "repack", "verify_reproducible", "calibrate", "sensitivity", "sweep",
+                 "QuantizationSummary", "Summary", "GraphSummary", "RepackSummary"),
     "Recipes and schemes": ("Recipe", "Rule", "QuantScheme", "parse_scheme", "PRESETS"),
     "Run": (
         "run", "chat", "Conversation", "generate", "Engine", "Tokenizer", "SamplingParams",

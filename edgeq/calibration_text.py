@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeq.core.errors import DoesNotFitError, FormatError, UnsupportedError, UsageError
-from edgeq.core.memory import rss_bytes
 from edgeq.core.progress import Progress
 
 if TYPE_CHECKING:
@@ -100,6 +99,7 @@ def own_calibration(
         FormatError: the model's logits are not finite.
         UsageError: the model has no tokenizer, and is too large to be sampled from.
     """
+    from edgeq.core.memory import rss_bytes
     from edgeq.quant.decoder import sampling
     from edgeq.quant.decoder.calibrate import CalibrationText
     from edgeq.runtime.tokenizer import Tokenizer

@@ -392,6 +392,7 @@ def elementwise() -> Iterator[Case]:
     for dtype in (np.int32, np.int64):
         kind = np.dtype(dtype).name
         yield one(f"by-{kind}", 13, "Pow", signed, np.array(2, dtype))
+        yield computed(f"by-computed-{kind}", 13, "Pow", signed, numbers(dtype, 3, 4, low=-2))
         yield one(f"{kind}", 13, "Pow", numbers(dtype, 3, 4, low=-3, high=4), np.array(2, dtype))
         yield one(f"{kind}-by-float", 13, "Pow", numbers(dtype, 3, 4, low=0, high=4),
                   np.array(2, np.float32))  # fmt: skip

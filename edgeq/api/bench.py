@@ -22,7 +22,7 @@ from edgeq.devices.planner import plan
 from edgeq.devices.profile import DeviceProfile
 from edgeq.devices.roofline import Speed, sustained
 from edgeq.importers import load
-from edgeq.model.memory_layout import KvBits
+from edgeq.model.kv_bits import KvBits
 from edgeq.model.model import Model
 from edgeq.profiling import Measurement, Workload, measure, read_bandwidth
 from edgeq.profiling.foreign import Named, open_candidate

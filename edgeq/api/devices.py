@@ -16,7 +16,7 @@ from edgeq.devices.planner import plan as plan_on
 from edgeq.devices.profile import DeviceProfile, find, names
 from edgeq.formats.schemes import FloatScheme
 from edgeq.importers.shapes import shape as known_shape
-from edgeq.model.memory_layout import KvBits
+from edgeq.model.kv_bits import KvBits
 from edgeq.model.model import Model
 from edgeq.profiling import read_bandwidth
 

@@ -39,16 +39,15 @@ def _kernel() -> Check:
     except (ImportError, OSError) as err:
         fix = "pip install --force-reinstall numba llvmlite"
         return Check("kernel", False, str(err), fix, needed=True)
-    better = []
+    better, usable = [], []
     for kernel, arch, needs in TABLE:
         if kernel.name == ISA.name:
             break
         if arch == cpu.arch:
             lacks = sorted(needs - cpu.features)
             better.append(f"{kernel.name} needs {' '.join(lacks)}" if lacks else kernel.name)
+            usable += [] if lacks else [kernel.name]
     why = "EDGEQ_KERNEL asks for it" if wanted else "the best this processor runs"
     detail = f"{ISA.name}: {why}" + (f" ({'; '.join(better)})" if better else "")
-    fix = ""
-    if wanted and better and "needs" not in better[0]:
-        fix = f"unset EDGEQ_KERNEL to use {better[0]}"
+    fix = f"unset EDGEQ_KERNEL to use {usable[0]}" if wanted and usable else ""
     return Check("kernel", True, detail, fix, needed=True)

@@ -16,7 +16,7 @@ from edgeq.evaluation import text as text_evaluation
 from edgeq.evaluation.tasks import Outcome, evaluate_task, read_items
 from edgeq.evaluation.text import Evaluation, LogitsFn, Score
 from edgeq.importers import load
-from edgeq.model.memory_layout import KvBits
+from edgeq.model.kv_bits import KvBits
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
 from edgeq.runtime.engine import Engine

@@ -10,7 +10,7 @@ from edgeq.core.progress import Progress
 from edgeq.devices.meters import from_option, probe
 from edgeq.devices.profile import DeviceProfile, find
 from edgeq.devices.transport import open_transport
-from edgeq.model.memory_layout import KvBits
+from edgeq.model.kv_bits import KvBits
 from edgeq.profiling.document import Document
 from edgeq.profiling.foreign import Named
 from edgeq.profiling.profile import profile as profile_here

@@ -21,7 +21,7 @@ from edgeq.model.model import Model
 from edgeq.quant.decoder.calibrate import CalibrationStats, CalibrationText
 from edgeq.quant.decoder.calibration_data import NO_TEXT
 from edgeq.quant.decoder.quality_report import HeldOut
-from edgeq.quant.decoder.quantize import Summary, quantize_model
+from edgeq.quant.decoder.quantize import Summary, quantize_model, require_packages
 from edgeq.quant.decoder.sensitivity import Sensitivity
 from edgeq.quant.presets import FAST, SourceKind
 from edgeq.quant.recipe import Recipe
@@ -155,6 +155,8 @@ def quantize(
     check_type("card", card, HeldOut, str)
     check_type("max_ram", max_ram, int, None)
     check_type("threads", threads, int, None)
+    if isinstance(recipe, Recipe):
+        require_packages(recipe)
     opened = source if isinstance(source, Model | Graph) else open_source(source)
     kind: SourceKind = "graph" if isinstance(opened, Graph) else "decoder"
     if not isinstance(recipe, Recipe):

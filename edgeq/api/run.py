@@ -9,7 +9,7 @@ from typing import Any
 
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.importers import load
-from edgeq.model.memory_layout import KvBits
+from edgeq.model.kv_bits import KvBits
 from edgeq.model.model import Model
 from edgeq.runtime.constraint import Grammar, GrammarVocabulary
 from edgeq.runtime.engine import Engine

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from edgeq.core.progress import Progress
-from edgeq.model.memory_layout import KvBits
+from edgeq.model.kv_bits import KvBits
 from edgeq.serving.server import Server, Source
 from edgeq.serving.settings import ServerSettings
 
@@ -18,6 +20,7 @@ def serve(
     backend: str = "numba",
     mmap: bool | None = None,
     progress: Progress | None = None,
+    ready: Callable[[Server], None] | None = None,
 ) -> None:
     """Serve models until SIGINT or SIGTERM; `Server` serves beside other work.
 
@@ -29,13 +32,21 @@ def serve(
         context: tokens of every slot; a model that supports fewer has its own limit.
         threads, kv_bits, backend, mmap: as `Engine` takes them, for every slot.
         progress: called while models are opened.
+        ready: called with the server once all models are opened; `Server.stop` ends it.
 
     Raises:
         MissingDependencyError: the extra "serve" is not installed.
         FormatError: a model cannot be opened.
         UsageError: the address cannot be had, or two models have one name.
+
+    Example:
+        >>> settings = edgeq.ServerSettings(port=0)
+        >>> edgeq.serve("model.edgeq", settings, ready=lambda server: server.stop())
     """
-    Server(
+    server = Server(
         models, settings, context=context, threads=threads, kv_bits=kv_bits, backend=backend,
         mmap=mmap, progress=progress,
-    ).run()  # fmt: skip
+    )  # fmt: skip
+    if ready is not None:
+        ready(server)
+    server.run()

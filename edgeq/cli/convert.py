@@ -126,7 +126,7 @@ def convert(
             model, target, output, options,
             preset=preset, shapes=named_shapes, samples=samples, force=force, validate=checked,
             steps=steps, max_ram=max_ram, threads=threads, progress=bar,
-            announce=None if graph else render.note,
+            announce=render.note,
         )  # fmt: skip
     if form == "json":
         render.write(json.dumps(_summary(made), indent=2) + "\n")

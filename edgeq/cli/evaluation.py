@@ -24,7 +24,7 @@ from edgeq.cli.options import (
     threads_option,
 )
 from edgeq.cli.warmup import compile_first
-from edgeq.model.memory_layout import KvBits
+from edgeq.model.kv_bits import KvBits
 
 if TYPE_CHECKING:
     from edgeq.evaluation.tasks import Outcome

@@ -16,7 +16,7 @@ from click.core import ParameterSource
 from edgeq.cli import render
 from edgeq.core.errors import UsageError
 from edgeq.core.files import check_target, write_whole
-from edgeq.model.memory_layout import KV_BITS, KvBits, checked_kv_bits
+from edgeq.model.kv_bits import KV_BITS, KvBits, checked_kv_bits
 
 Function = Callable[..., Any]
 Decorator = Callable[[Function], Function]

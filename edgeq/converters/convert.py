@@ -117,8 +117,9 @@ def convert(
         max_ram: models: most bytes that this process may take while it writes.
         threads: to quantize and run with; None takes all cores, or 1 for graphs.
         progress: called with what is done, how far, and of how much.
-        announce: models: called with a sentence on the size the output will have, on defaults that
-            were chosen, and on how long validation takes, each before the work.
+        announce: called with a sentence on the size the output will have, on defaults that were
+            chosen, on how long validation takes, or on what the output needs where it runs, each
+            before the work.
 
     Raises:
         UsageError: an unknown target, an output that exists or has no folder, or an option that
@@ -149,7 +150,7 @@ def convert(
         work = GraphConversion(
             source, target, options,
             preset=preset, shapes=shapes, samples=samples, max_ram=max_ram,
-            threads=threads or 1, progress=progress,
+            threads=threads or 1, progress=progress, announce=announce,
         )  # fmt: skip
     else:
         from edgeq.converters.convert_decoder import DecoderConversion

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ class GraphConversion:
         source: a graph, or the path of one: what ``edgeq quantize`` wrote, or a float model.
         target: name of the target.
         options: options of the conversion, all of them in ``extra``.
-        shapes, samples, threads, progress: as for `convert`.
+        shapes, samples, threads, progress, announce: as for `convert`.
         preset, max_ram: refused; they are for language models.
 
     Raises:
@@ -43,6 +43,7 @@ class GraphConversion:
         max_ram: int | None,
         threads: int,
         progress: Progress | None,
+        announce: Callable[[str], None] | None,
     ) -> None:
         if preset is not None or max_ram is not None or options != Options(extra=options.extra):
             raise UsageError(
@@ -52,7 +53,7 @@ class GraphConversion:
         self._row, self._target = target_named(target), graph_target(target)
         self._source, self._options = source, dict(options.extra)
         self._shapes, self._samples = shapes, samples
-        self._threads, self._progress = threads, progress
+        self._threads, self._progress, self._announce = threads, progress, announce
         self._graph: Graph | None = source if isinstance(source, Graph) else None
 
     @property
@@ -80,6 +81,9 @@ class GraphConversion:
     def prepare(self, folder: Path) -> None:
         """Read the graph, and refuse what the target cannot represent."""
         self._target.check(self.graph, self._options)
+        if self._announce:
+            for remark in self._target.remarks(self.graph, self._options):
+                self._announce(remark)
 
     def write(self, output: Path) -> None:
         """Write the output."""

@@ -233,6 +233,10 @@ class GraphTarget(Protocol):
             what a part is called, and its content with all settings.
         """
 
+    def remarks(self, graph: Graph, options: Mapping[str, Any]) -> list[str]:
+        """Sentences on what the file will need where it runs."""
+        return []
+
     @abstractmethod
     def arena_bytes(self, graph: Graph, options: Mapping[str, Any]) -> int | None:
         """Bytes of the activations at their peak, if buffers are reused; None if unknown."""

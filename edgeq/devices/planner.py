@@ -21,7 +21,8 @@ from edgeq.devices.profile import DeviceProfile
 from edgeq.devices.roofline import ATTENTION, DECODE_SHARE, Bound, Rates, Speed, sustained
 from edgeq.formats.schemes import BITS
 from edgeq.model.config import ModelConfig
-from edgeq.model.memory_layout import KvBits, checked_kv_bits, kv_bytes, scratch_bytes
+from edgeq.model.kv_bits import KvBits, checked_kv_bits
+from edgeq.model.memory_layout import kv_bytes, scratch_bytes
 
 PROCESS_BYTES = 104 << 20
 """Interpreter, NumPy, the compiler's library and compiled kernels; measured on x86-64 Linux."""

@@ -10,10 +10,24 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.core.cpu import this_cpu
 from edgeq.core.errors import FormatError, MissingDependencyError, UsageError
 from edgeq.graph.ir import Graph, Info, Node
-from edgeq.graph.onnx.write import Activations, to_bytes, to_model
+from edgeq.graph.onnx.write import Integers, to_bytes, to_model
 from edgeq.graph.rewrite import prune
+
+
+def sums_saturate() -> bool:
+    """Whether onnxruntime's sums of unsigned and signed 8-bit products saturate at 16 bits here.
+
+    They do on x86 processors without VNNI. Products of two unsigned factors are summed exactly
+    everywhere. A graph that was measured or corrected with saturating sums would fit such
+    processors alone.
+
+    Source: onnxruntime's docs/performance/quantization.md, "When and why do I need to try U8U8?".
+    """
+    cpu = this_cpu()
+    return cpu.arch == "x86_64" and not cpu.features & {"avx512vnni", "avxvnni"}
 
 
 def require() -> Any:
@@ -38,7 +52,8 @@ class Session:
         threads: onnxruntime's.
         optimize: let onnxruntime fuse operators, quantized ones into integer ones; without it
             each is computed as it stands, the quantized ones in float on rounded values.
-        activations: "int8" or "uint8", see `edgeq.graph.onnx.save.write_onnx`.
+        activations: "int8" or "uint8", see `edgeq.graph.onnx.save.write_onnx`. Where signed weights
+            would make sums saturate, all integers are unsigned; the values are the same.
 
     Raises:
         UsageError: ``watch`` names an unknown value.
@@ -56,13 +71,16 @@ class Session:
         threads: int = 1,
         *,
         optimize: bool = True,
-        activations: Activations = "int8",
+        activations: Integers = "int8",
     ) -> None:
         self.graph = graph
         watched = [w for w in dict.fromkeys(watch) if w not in graph.outputs]
         self._fed = [w for w in watched if w in graph.inputs]
         made = tuple(w for w in watched if w not in graph.inputs)
-        content = to_bytes(graph, activations=activations, watch=made)
+        weights: Integers = "int8"
+        if sums_saturate():
+            activations = weights = "uint8"
+        content = to_bytes(graph, activations=activations, weights=weights, watch=made)
         self._names = (*graph.outputs, *made)
         self._session = _opened(graph, content, threads, optimize)
         self.runtime = f"onnxruntime {require().__version__}"

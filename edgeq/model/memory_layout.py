@@ -15,18 +15,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
-from edgeq.core.errors import UsageError
 from edgeq.formats.packing import LANE, TILE, round_up
 from edgeq.model.block import BlockSpec
 from edgeq.model.config import ModelConfig
 
-KvBits = Literal[4, 8, 16]
-"""Bits of a number in the cache: integers of 4 or 8 bits, or float16."""
-KV_BITS: tuple[KvBits, ...] = get_args(KvBits)
 CHUNK = 256
 """Positions per chunk; a cache's length is a multiple of it.
 
@@ -44,18 +40,6 @@ SYNC_BYTES = 384
 _WIDTH = 256
 """Float rows are padded to this, the largest group: padding quantizes to zero."""
 _FLOAT = 4
-
-
-def checked_kv_bits(kv_bits: int) -> KvBits:
-    """The same number.
-
-    Raises:
-        UsageError: no cache has so many bits.
-    """
-    for known in KV_BITS:
-        if kv_bits == known:
-            return known
-    raise UsageError(f"kv_bits is {kv_bits}; use 4, 8 or 16")
 
 
 def center_span(kv_bits: int) -> int:
@@ -228,10 +212,11 @@ def buffers(config: ModelConfig, context: int, threads: int, sequences: int = 1)
     return Buffers(hidden, ffn, q, kv, acts, part, chunks, block, work, arrays)
 
 
-def scratch_bytes(config: ModelConfig, context: int, threads: int) -> int:
-    """Bytes of all buffers but the cache: rows, rotary tables, norms and logits."""
+def scratch_bytes(config: ModelConfig, context: int, threads: int, sequences: int = 1) -> int:
+    """Bytes of all buffers but the caches: rows, rotary tables, norms and logits."""
     c = config
-    rows = sum(math.prod(shape) for shape in buffers(c, context, threads).arrays.values())
+    sizes = buffers(c, context, threads, sequences)
+    rows = sum(math.prod(shape) for shape in sizes.arrays.values())
     rotary = sum(context * rope.dim for rope in c.ropes)  # cosines and sines of half of them
     norms = sum(math.prod(shape) for _, shape in c.norms())
     return _FLOAT * (rows + rotary + norms)

@@ -14,7 +14,7 @@ from edgeq.devices.contention import Watch
 from edgeq.devices.meters import Absent, Meter, probe
 from edgeq.devices.profile import DeviceProfile
 from edgeq.devices.recorder import Recorder
-from edgeq.model.memory_layout import KvBits
+from edgeq.model.kv_bits import KvBits
 from edgeq.profiling import foreign
 from edgeq.profiling.candidates import EngineCandidate
 from edgeq.profiling.document import IDLE, Document, Run, environment

@@ -19,7 +19,7 @@ from typing import Any
 from edgeq.core.errors import DeviceError, FormatError
 from edgeq.core.progress import Progress
 from edgeq.devices.transport import Finished, Transport
-from edgeq.model.memory_layout import KvBits
+from edgeq.model.kv_bits import KvBits
 from edgeq.profiling import document
 from edgeq.profiling.document import Document
 from edgeq.profiling.foreign import Named

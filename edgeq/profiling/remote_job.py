@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.core.errors import EdgeqError
-from edgeq.model.memory_layout import KvBits
+from edgeq.model.kv_bits import KvBits
 from edgeq.profiling.session import Workload
 
 MARK = "edgeq:"

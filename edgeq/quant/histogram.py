@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError, UsageError
+from edgeq.quant.kernels.counts import count_in_bins, rounding_sums
 
 Samples = NDArray[np.float32]
 Range = tuple[float, float]
@@ -74,7 +77,8 @@ class Histogram:
         self._empty = False
         self._widen(max(-low, high))
         edge = self._edge()
-        self.counts += np.histogram(x, self.counts.size, range=(-edge, edge))[0]
+        bins = self.counts.size
+        count_in_bins(x, np.linspace(-edge, edge, bins + 1, dtype=np.float32), self.counts)
 
     def edges(self) -> NDArray[np.float64]:
         """Where the bins begin and end, float64 [bins + 1].
@@ -113,25 +117,24 @@ class Histogram:
         self.counts = self.counts.reshape(-1, 2).sum(axis=1)
 
 
-def squared_error(
-    counts: NDArray[np.float64], edges: NDArray[np.float64], ends: Range, levels: int = LEVELS
-) -> float:
-    """Sum of squared errors of a histogram's values in a range of evenly spaced levels.
+def squared_errors(
+    histogram: Histogram, ranges: Sequence[Range], levels: int = LEVELS
+) -> NDArray[np.float64]:
+    """Sums of squared errors of a histogram's values in ranges of evenly spaced levels.
+
+    Each bin's values are taken as evenly spread over it, so the error is a sum of integrals of
+    (u - nearest)^2, u in steps of the range: from 0 on 1/12 for each whole level passed, and the
+    cube of the rest; beyond the last level that rest goes on growing.
 
     Args:
-        counts: float64 [bins], each bin's values evenly spread over it.
-        edges: float64 [bins + 1].
-        ends: low <= 0 <= high, not both 0; zero is a level.
+        histogram: of values.
+        ranges: low <= 0 <= high, not both 0; zero is a level.
         levels: steps from end to end.
     """
-    step = (ends[1] - ends[0]) / levels
-    u = edges / step
-    lowest = np.rint(ends[0] / step)
-    highest = lowest + levels
-    inside = np.clip(u, lowest - 0.5, highest + 0.5)
-    nearest = np.clip(np.rint(inside), lowest, highest)
-    # integral of (u - nearest)^2 from 0: 1/12 for each whole level passed, and the cube of the
-    # rest; beyond the last level that rest goes on growing
-    rest = u - nearest
-    integral = nearest / 12 + rest * rest * rest / 3
-    return float(counts @ np.diff(integral) * step**3 / (edges[1] - edges[0]))
+    edges, used = histogram.edges(), np.nonzero(histogram.counts)[0]
+    sums = rounding_sums(
+        histogram.counts[used].astype(np.float64), edges[used], edges[used + 1], ranges, levels
+    )
+    steps = np.array([(high - low) / levels for low, high in ranges])
+    errors: NDArray[np.float64] = sums * steps**3 / (edges[1] - edges[0])
+    return errors

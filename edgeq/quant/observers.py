@@ -35,7 +35,7 @@ from edgeq.quant.histogram import (
     Range,
     Samples,
     extremes,
-    squared_error,
+    squared_errors,
 )
 
 AVERAGING = 0.1
@@ -217,21 +217,23 @@ class LeastSquares:
     def range(self) -> Range:
         """The best range among those tried."""
         h = self._histogram
-        edges, counts = h.edges(), h.counts.astype(np.float64)
+        h.edges()  # refuses nothing observed
         low, high = _with_zero(float(h.low), float(h.high))
         if high - low <= TINY:
             return low, high
 
         def best(tried: list[Range]) -> Range:
             """The best of ranges that shrink: of every eighth, then of those around it."""
-            errors = {i: error(tried[i]) for i in range(0, len(tried), _COARSE)}
+            places = list(range(0, len(tried), _COARSE))
+            errors = dict(zip(places, error([tried[i] for i in places]), strict=True))
             at = min(errors, key=errors.__getitem__)
-            for i in range(max(0, at - _COARSE + 1), min(len(tried), at + _COARSE)):
-                errors.setdefault(i, error(tried[i]))
+            near = range(max(0, at - _COARSE + 1), min(len(tried), at + _COARSE))
+            more = [i for i in near if i not in errors]
+            errors |= zip(more, error([tried[i] for i in more]), strict=True)
             return tried[min(errors, key=lambda i: (errors[i], i))]
 
-        def error(pair: Range) -> float:
-            return float(squared_error(counts, edges, pair, self._levels))
+        def error(pairs: list[Range]) -> list[float]:
+            return [float(e) for e in squared_errors(h, pairs, self._levels)]
 
         low, high = best([(low * s, high * s) for s in _SHRINKS])
         for _ in range(2):

@@ -19,7 +19,8 @@ from edgeq.core.cpu import available_cores
 from edgeq.core.errors import FormatError, UnsupportedError, UsageError, check_type, unknown
 from edgeq.model.block import K_NORM, K_PROJ, V_PROJ, tensor_name
 from edgeq.model.config import ModelConfig
-from edgeq.model.memory_layout import KvBits, center_span, checked_kv_bits
+from edgeq.model.kv_bits import KvBits, checked_kv_bits
+from edgeq.model.memory_layout import center_span
 from edgeq.model.model import Model
 from edgeq.runtime import kv_state as state
 from edgeq.runtime.sampling import NOT_FINITE

@@ -31,7 +31,8 @@ from edgeq.formats.schemes import K_BLOCK
 from edgeq.formats.tensor import QuantTensor, Tensor
 from edgeq.model.config import ModelConfig
 from edgeq.model.formulas import Array, attend_blocks, dense
-from edgeq.model.memory_layout import CHUNK, KvBits, center_span
+from edgeq.model.kv_bits import KvBits
+from edgeq.model.memory_layout import CHUNK, center_span
 from edgeq.model.model import Model
 from edgeq.model.reference import Reference
 from edgeq.model.reference_cache import KV

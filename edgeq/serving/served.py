@@ -9,11 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from edgeq.core.errors import UsageError
+from edgeq.core.cpu import available_cores
+from edgeq.core.errors import DoesNotFitError, UsageError
+from edgeq.core.memory import available_bytes
 from edgeq.core.progress import Progress
+from edgeq.core.units import human_bytes
 from edgeq.importers import load
 from edgeq.importers.tokenizer.chat_templates import chat_templates
-from edgeq.model.memory_layout import KvBits
+from edgeq.model.kv_bits import KvBits
+from edgeq.model.memory_layout import kv_bytes, scratch_bytes
 from edgeq.model.model import Model
 from edgeq.runtime.constraint import GrammarVocabulary
 from edgeq.runtime.engine import Engine
@@ -60,6 +64,7 @@ class ServedModel:
         self.tokenizer = Tokenizer(model)
         if context is not None:
             context = min(context, model.config.context)
+        _refuse_too_much(name, model, context, settings.parallel, kv_bits, n_threads)
         self.engines = Engine.batch(
             model, settings.parallel, context=context, threads=n_threads, kv_bits=kv_bits,
             backend=backend, mmap=mmap,
@@ -139,6 +144,31 @@ class ServedModel:
         """Release the engines."""
         for engine in self.engines:
             engine.close()
+
+
+def _refuse_too_much(
+    name: str,
+    model: Model,
+    context: int | None,
+    parallel: int,
+    kv_bits: KvBits,
+    n_threads: int | None,
+) -> None:
+    """Refuse caches that would fill the memory as answers grow, while nobody waits yet.
+
+    Raises:
+        DoesNotFitError: they need more than there is.
+    """
+    config, free = model.config, available_bytes()
+    tokens = min(config.context, 4096) if context is None else context
+    needed = parallel * kv_bytes(config, tokens, kv_bits)
+    needed += scratch_bytes(config, tokens, n_threads or available_cores(), parallel)
+    if free is not None and needed > free:
+        raise DoesNotFitError(
+            f"{name}: the KV caches of {parallel} answers of {tokens} tokens and their buffers "
+            f"need {human_bytes(needed)}, and {human_bytes(free)} are free; use fewer answers at "
+            "a time (--parallel) or a shorter context (--ctx-size)"
+        )
 
 
 def named_models(models: list[str | Path | Model | tuple[str, Any]]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from edgeq.core.errors import EdgeqError, UsageError, require
 from edgeq.core.progress import Progress
-from edgeq.model.memory_layout import KvBits
+from edgeq.model.kv_bits import KvBits
 from edgeq.model.model import Model
 from edgeq.serving.settings import ServerSettings
 
@@ -118,7 +118,7 @@ class Server:
         finally:
             for one, handler in before.items():
                 signal.signal(one, handler)
-            self._socket.close()
+            self._release()
 
     def start(self) -> None:
         """Serve from a thread; returns once the server listens.
@@ -141,11 +141,17 @@ class Server:
 
     def close(self) -> None:
         """End the server: no new requests, running answers are finished, engines are released."""
-        self._server.should_exit = True
+        self.stop()
         if self._thread is not None:
             self._thread.join()
-        else:
-            self.service.close()
+        self._release()
+
+    def stop(self) -> None:
+        """Tell the server to end, from any thread; `run` returns when it has."""
+        self._server.should_exit = True
+
+    def _release(self) -> None:
+        self.service.close()
         self._socket.close()
 
     def __enter__(self) -> Server:

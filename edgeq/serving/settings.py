@@ -34,6 +34,10 @@ class ServerSettings:
 
     Raises:
         UsageError: a value is out of range, or the address needs a key.
+
+    Example:
+        >>> edgeq.ServerSettings(host="0.0.0.0", api_key="a long one").is_loopback
+        False
     """
 
     host: str = "127.0.0.1"

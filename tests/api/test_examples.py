@@ -20,13 +20,17 @@ from _pytest.mark import ParameterSet
 
 import edgeq
 
-CLASSES = ("Conversation", "Engine", "Recipe", "SamplingParams", "Tokenizer", "Workload")
+CLASSES = (
+    "Conversation", "Engine", "GrammarVocabulary", "Recipe", "SamplingParams", "Server",
+    "ServerSettings", "Tokenizer", "Workload",
+)  # fmt: skip
 """Classes whose docstring has an example; every public function has one."""
 
 PACKAGES = {
     "evaluate_graph": ("onnxruntime", "onnx"), "bench_graphs": ("onnxruntime", "onnx"),
     "sweep": ("dask", "distributed"), "convert": ("gguf",), "validate": ("gguf",),
-    "open_source": ("onnx",),
+    "open_source": ("onnx",), "serve": ("starlette", "uvicorn"), "Server": ("starlette", "uvicorn"),
+    "GrammarVocabulary": ("llguidance",),
 }  # fmt: skip
 """What an example needs beyond the base packages."""
 

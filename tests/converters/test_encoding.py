@@ -14,6 +14,7 @@ from edgeq.converters.encoding import (
     levels,
     spread,
 )
+from edgeq.converters.validate.kernels import ggml
 from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.formats.schemes import GROUP_SIZES, QuantScheme, parse_scheme
 from edgeq.formats.tensor import QuantTensor
@@ -141,3 +142,27 @@ def test_a_palette_entry_is_a_level() -> None:
     codes, _, zeros = levels(tensor)
     assert zeros is None
     assert set(np.unique(codes)) <= set(tensor.palette.tolist())
+
+
+def test_blocks_of_256_are_rounded_as_q8_k() -> None:
+    """As ggml's quantize_row_q8_K_ref: the number of the largest magnitude becomes -127."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 512)).astype(np.float32)
+    x[1, :256] = 0
+    x[2, 300] = 9
+    weight = quantized(
+        random_model(tiny_config("llama", hidden=512, heads=4, head_dim=128)), "w4-g32"
+    ).tensors["model.layers.0.mlp.up_proj.weight"]
+    rounded_x = np.zeros_like(x)
+    for row in range(3):
+        for a in (0, 256):
+            block = x[row, a : a + 256]
+            largest = block[np.abs(block).argmax()]
+            if largest:
+                inverse = np.float32(-127) / largest
+                codes = np.minimum(np.rint(inverse * block), 127)
+                rounded_x[row, a : a + 256] = codes * (np.float32(1) / inverse)
+    want = rounded_x @ weight.numpy().T
+    for kind in ("Q4_K", "IQ4_XS"):
+        np.testing.assert_allclose(ggml({"w": kind})("w", x, weight), want, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(ggml({"w": "Q4_0"})("w", x, weight), want, rtol=1e-4, atol=1e-5)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeq.core.memory import rss_bytes, sparse_zeros
 from edgeq.formats.mapped_file import release
 from edgeq.formats.schemes import parse_scheme
 from edgeq.importers.shapes import SHAPES, random_model
@@ -62,3 +63,14 @@ def test_a_1b_model_runs_in_its_file_size_and_little_more(tmp_path: Path) -> Non
     assert found["peak"] <= path.stat().st_size + found["kv"] + 130e6
     assert found["numba"] is False
     assert found["load"] < 3  # mapped, not read: no figure, but far from reading 0.8 GB slowly
+
+
+def test_sparse_zeros_take_memory_only_where_they_are_written() -> None:
+    before = rss_bytes()
+    zeros = sparse_zeros((30, 64, 4096, 4), "float32")  # 120 MiB
+    zeros[:, :, 7] = 1
+    assert zeros.sum() == 30 * 64 * 4
+    now = rss_bytes()
+    if before is not None and now is not None:
+        assert now - before < 40 << 20
+    assert sparse_zeros((0, 4), "int8").shape == (0, 4)

@@ -65,6 +65,22 @@ def test_whole_numbers_past_32_bits_stay_so_in_tflite(tmp_path: Path) -> None:
     np.testing.assert_array_equal(made["z"], x + 5_000_000_000)
 
 
+def test_whole_numbers_that_core_ml_may_not_hold_are_told(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Mul", ["x", "c"], ["a"], name="scaled"),
+        helper.make_node("Cast", ["a"], ["y"], to=1),
+    ]
+    kinds = {"x": (TensorProto.INT64, (3,))}, {"y": TensorProto.FLOAT}
+    model = saved(tmp_path / "m.onnx", nodes, *kinds, {"c": np.array(1000000)})
+    said: list[str] = []
+    convert(model, "coreml", tmp_path / "m.mlpackage", announce=said.append)
+    assert len(said) == 1
+    assert "the int64 results of Mul 'scaled' must lie within 2147483647" in said[0]
+    plain = saved(tmp_path / "n.onnx", [helper.make_node("Cast", ["x"], ["y"], to=1)], *kinds, {})
+    convert(plain, "coreml", tmp_path / "n.mlpackage", announce=said.append)
+    assert len(said) == 1
+
+
 def test_core_ml_is_not_fed_numbers_that_it_cannot_hold(tmp_path: Path) -> None:
     model = saved(
         tmp_path / "m.onnx", [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)],

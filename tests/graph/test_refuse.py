@@ -129,7 +129,8 @@ def test_old_forms_that_are_not_known(tmp_path: Path) -> None:
     [
         (("LSTM", ["x3", "w", "r"]), {}, r"LSTM 'odd': no such operator is known"),
         (("Det", ["x2"]), {}, r"Det 'odd': no such operator is known"),
-        (("Hardmax", ["x"]), {}, r"'odd': .*nearest known: HardS"),
+        (("Hardmax", ["x"]), {}, r"'odd': no such operator is known\n"),
+        (("MeanVarianceNormalization", ["x4"]), {}, r"'odd': no such operator is known\n"),
         (("Conv", ["x4", "x4"]), {}, r"Conv 'odd': its weight input is computed; it must"),
         (
             ("Resize", ["x4", "", "", "sizes"], {"mode": "linear", "antialias": 1}),
@@ -200,6 +201,15 @@ def test_control_flow(tmp_path: Path) -> None:
     ]
     made = model(nodes, held={"c": np.array(True)})
     refused(made, tmp_path, UnsupportedError, r"operator If 'if', which contains a subgraph")
+
+
+@pytest.mark.parametrize("kind", ["input", "constant"])
+def test_outputs_that_are_given(kind: str, tmp_path: Path) -> None:
+    held = {"k": np.ones(4, np.float32)} if kind == "constant" else {}
+    name = "k" if held else "x"
+    made = model([helper.make_node("Relu", ["x"], ["y"])], held=held)
+    made.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]))
+    refused(made, tmp_path, UnsupportedError, rf"the output '{name}' .* is an input or a constant")
 
 
 def test_values_out_of_nowhere_and_circles(tmp_path: Path) -> None:

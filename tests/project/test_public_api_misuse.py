@@ -23,6 +23,12 @@ PATHS: list[Any] = [None, 7, b"bytes", [], "no/such/file", ".", __file__]
 CALLS: dict[str, tuple[Callable[[Any, Path], Any], list[Any]]] = {
     "load": (lambda bad, at: edgeq.load(bad), PATHS),
     "quantize source": (lambda bad, at: edgeq.quantize(bad, at / "o.edgeq"), PATHS),
+    "repack source": (lambda bad, at: edgeq.repack(bad, at / "o.edgeq"), [*PATHS, MODEL]),
+    "repack out": (lambda bad, at: edgeq.repack(MODEL, bad), [None, 7, b"bytes", []]),
+    "verify_reproducible source": (
+        lambda bad, at: edgeq.verify_reproducible(bad, at / "o.edgeq"), PATHS,
+    ),
+    "verify_reproducible file": (lambda bad, at: edgeq.verify_reproducible(MODEL, bad), PATHS),
     "quantize out": (
         lambda bad, at: edgeq.quantize(MODEL, bad), [None, 7, b"bytes", [], ".", "no/such/o.edgeq"],
     ),
@@ -44,7 +50,7 @@ CALLS: dict[str, tuple[Callable[[Any, Path], Any], list[Any]]] = {
     ),
     "quantize calibration": (
         lambda bad, at: edgeq.quantize(MODEL, at / "o.edgeq", "w4-g32-gptq", calibration=bad),
-        [None, "a text", [1, 2, 3], 7],
+        ["a text", [1, 2, 3], 7],
     ),
     "quantize stats": (
         lambda bad, at: edgeq.quantize(MODEL, at / "o.edgeq", stats=bad), ["m.calib", 7],
@@ -201,19 +207,21 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "scheme"),
-    [("w4-g32", "w4-g32"), ("w3-g32-mse", "w3-g32"), ("palette4", "w4-g32-palette"),
-     ("w4-g16-asym", "w4-g16-asym"), (" W4-G32 ", "w4-g32"), (None, "w4-g32")],
+    ("recipe", "schemes"),
+    [("w4-g32", {"w4-g32"}), ("w3-g32-mse", {"w3-g32"}), ("palette4", {"w4-g32-palette"}),
+     ("w4-g16-asym", {"w4-g16-asym"}), (" W4-G32 ", {"w4-g32"}), (None, {"w4-g32", "w6-g32"})],
 )  # fmt: skip
-def test_a_recipe_by_its_name(recipe: str | None, scheme: str, tmp_path: Path) -> None:
+def test_a_recipe_by_its_name(recipe: str | None, schemes: set[str], tmp_path: Path) -> None:
     summary = edgeq.quantize(MODEL, tmp_path / "o.edgeq", recipe)
-    assert {str(t.scheme) for t in summary.tensors if "proj" in t.name} == {scheme}
+    assert {str(t.scheme) for t in summary.tensors if "proj" in t.name} == schemes
     again = edgeq.quantize(MODEL, tmp_path / "p.edgeq", edgeq.Recipe.from_options(recipe))
     assert again.recipe == summary.recipe
 
 
 def test_an_unknown_recipe_lists_the_known_and_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(edgeq.SchemeError, match=r"did you mean 'palette4-gptq'\?.*known: bf16, "):
+    with pytest.raises(
+        edgeq.SchemeError, match=r"did you mean 'palette4-gptq'\?.*known: 2.25bpw, "
+    ):
         edgeq.quantize(MODEL, tmp_path / "o.edgeq", "palete4-gptq")
 
 
@@ -245,8 +253,8 @@ def test_every_public_name_was_tried() -> None:
     results = {
         "CalibrationStats", "Check", "Chunk", "Conversion", "Detected", "DeviceProfile",
         "Document", "Evaluation", "Graph", "GraphAccuracy", "GraphSummary", "Measurement",
-        "Options", "Outcome", "Plan", "QuantizationSummary", "Sensitivity", "Summary",
-        "SweepResult", "ValidationReport",
+        "Options", "Outcome", "Plan", "QuantizationSummary", "RepackSummary", "Sensitivity",
+        "Summary", "SweepResult", "ValidationReport",
     }  # fmt: skip
     without_arguments = {"demo_model", "device_names", "doctor", "warmup"}
     elsewhere = {"PRESETS", "SamplingParams", "Tokenizer", "generate", "render_chat", "__version__"}

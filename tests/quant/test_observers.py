@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgeq.core.errors import FormatError, UsageError
-from edgeq.quant.histogram import MAX_BINS, Histogram, squared_error
+from edgeq.quant.histogram import MAX_BINS, Histogram, squared_errors
 from edgeq.quant.observers import (
     OBSERVERS,
     Entropy,
@@ -147,8 +147,13 @@ def test_mse_cuts_an_outlier_off_where_that_pays() -> None:
 def test_squared_error_of_a_histogram_is_that_of_its_samples() -> None:
     """Against plain rounding of samples spread evenly over the bins."""
     rng = np.random.default_rng(1)
-    counts = rng.integers(0, 5, 64).astype(np.float64)
+    counts = rng.integers(0, 5, 64)
     edges = np.linspace(-2, 2, 65)
+    histogram = Histogram(64)
+    middles = np.repeat((edges[1:] + edges[:-1]) / 2, counts)
+    histogram.add(np.array([-2, 2], np.float32))  # so wide is the first piece
+    histogram.add(middles.astype(np.float32))
+    counts[[0, -1]] += 1
     spread = (np.arange(2000) + 0.5) / 2000
     for ends in ((-2.0, 2.0), (-0.5, 1.7), (0.0, 0.3), (-1.0, 0.0)):
         step = (ends[1] - ends[0]) / 15
@@ -158,7 +163,7 @@ def test_squared_error_of_a_histogram_is_that_of_its_samples() -> None:
             x = start + spread * (edges[1] - edges[0])
             level = np.clip(np.rint(x / step), lowest, lowest + 15)
             total += count * np.mean((x - level * step) ** 2)
-        assert squared_error(counts, edges, ends, 15) == pytest.approx(total, rel=1e-4)
+        assert squared_errors(histogram, [ends], 15) == pytest.approx([total], rel=1e-4)
 
 
 def test_a_histogram_counts_as_if_it_had_known_its_range() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.formats.tensor import FloatTensor
-from edgeq.model.memory_layout import KvBits
+from edgeq.model.kv_bits import KvBits
 from edgeq.model.model import Model
 from edgeq.runtime.engine import Engine
 from tests.families import random_model, tiny_config

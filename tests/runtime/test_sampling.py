@@ -14,8 +14,10 @@ from edgeq.core.errors import FormatError, UsageError
 from edgeq.runtime.sampling import (
     Sampler,
     SamplingParams,
+    log_probabilities,
     min_p_count,
     penalize,
+    penalize_counts,
     top_k_ids,
     top_p_count,
 )
@@ -213,3 +215,60 @@ def test_impossible_tokens_may_be_minus_infinity() -> None:
     logits = np.array([0.0, -np.inf, 1.0, -np.inf], np.float32)
     for params in (OFF, {}, {"top_k": 0}, {"top_k": 0, "min_p": 0.0}):
         assert draws(logits, 50, **params)[[1, 3]].tolist() == [0, 0]
+
+
+# --- biases, counts, masks, log-probabilities ---------------------------------------------------
+
+
+def test_penalties_count_what_was_generated() -> None:
+    logits = np.array([1.0, 3.0, 2.5, 2.0], np.float32)
+    out = penalize_counts(logits, {1: 2, 3: 1}, presence=0.5, frequency=0.25)
+    assert out.tolist() == [1.0, 3.0 - 0.5 - 2 * 0.25, 2.5, 2.0 - 0.5 - 0.25]
+    assert logits.tolist() == [1.0, 3.0, 2.5, 2.0]
+    sampler = Sampler(SamplingParams(temperature=0, frequency_penalty=0.4), 4)
+    sampler.accept([1, 1, 1])  # the prompt's tokens do not count
+    assert [sampler.sample(logits) for _ in range(6)] == [1, 1, 2, 1, 2, 3]
+    once = Sampler(SamplingParams(temperature=0, presence_penalty=0.6), 4)
+    assert [once.sample(logits) for _ in range(5)] == [1, 2, 1, 1, 1]
+
+
+def test_a_bias_is_added_to_its_logit() -> None:
+    logits = np.array([1.0, 3.0, 2.5, 2.0], np.float32)
+    for bias, token in (({}, 1), ({1: -0.6}, 2), ({0: 2.5}, 0), ({1: -100, 2: -100}, 3)):
+        assert Sampler(SamplingParams(temperature=0, logit_bias=bias), 4).sample(logits) == token
+    assert logits.tolist() == [1.0, 3.0, 2.5, 2.0]
+    with pytest.raises(UsageError, match="logit_bias names the token 4"):
+        Sampler(SamplingParams(logit_bias={4: 1}), 4)
+    for wrong in ([], {1: float("nan")}, {"1": 1}, {1: True}, 3):
+        with pytest.raises(UsageError, match="logit_bias is"):
+            SamplingParams(logit_bias=wrong)  # type: ignore[arg-type]
+    for name in ("presence_penalty", "frequency_penalty"):
+        with pytest.raises(UsageError, match=name):
+            SamplingParams(**{name: float("inf")})
+    assert SamplingParams(temperature=0, logit_bias={}).plain_greedy
+    assert not SamplingParams(temperature=0, logit_bias={1: 1}).plain_greedy
+    assert not SamplingParams(temperature=0, presence_penalty=1).plain_greedy
+
+
+def test_only_what_is_allowed_is_drawn() -> None:
+    chance = np.random.default_rng(3)
+    logits = (10 * chance.standard_normal(500)).astype(np.float32)
+    allowed = np.zeros(500, np.bool_)
+    allowed[chance.choice(500, 5, replace=False)] = True
+    allowed[int(logits.argmax())] = False
+    for params in (
+        SamplingParams(temperature=0), SamplingParams(seed=1), SamplingParams(top_k=0, seed=1),
+        SamplingParams(top_k=0, top_p=1, min_p=0, temperature=50, seed=1),
+    ):  # fmt: skip
+        sampler = Sampler(params, 500)
+        drawn = {sampler.sample(logits, allowed) for _ in range(200)}
+        assert drawn <= set(np.flatnonzero(allowed).tolist())
+    assert len(drawn) == 5  # the last one draws nearly evenly
+
+
+def test_log_probabilities_are_those_of_softmax() -> None:
+    logits = np.array([1e4, 1e4 - 1, -1e4, 0], np.float32)
+    logs = log_probabilities(logits)
+    assert np.exp(logs).sum() == pytest.approx(1)
+    assert logs[:2].tolist() == pytest.approx([-math.log1p(math.exp(-1)),
+                                               -1 - math.log1p(math.exp(-1))])  # fmt: skip

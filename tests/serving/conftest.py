@@ -12,14 +12,18 @@ import pytest
 import edgeq
 from tests.paths import DEMO
 
-pytest.importorskip("starlette")
-pytest.importorskip("uvicorn")
-
 TEMPLATE = (
     "{% for m in messages %}{% if m.content == 'refuse' %}{{ raise_exception('no') }}{% endif %}"
     "{{ m.content }}{% if m.role == 'assistant' %}<|eos|>{% endif %} {% endfor %}"
     "{% if add_generation_prompt %}Once upon a time{% endif %}"
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _packages() -> None:
+    """Skips what runs a server, by name, where its packages are absent."""
+    pytest.importorskip("starlette")
+    pytest.importorskip("uvicorn")
 
 
 @pytest.fixture(scope="session")

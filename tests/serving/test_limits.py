@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -16,8 +17,12 @@ from typing import Any
 import pytest
 
 import edgeq
-from edgeq.core.errors import MissingDependencyError, UsageError
+from edgeq.core.errors import DoesNotFitError, MissingDependencyError, UsageError
+from edgeq.importers import load
+from edgeq.serving.prefix_cache import PrefixCache
 from edgeq.serving.settings import ServerSettings
+from edgeq.serving.slots import SlotPool
+from edgeq.serving.worker import AnswerJob, Ended, Event, Piece, Worker
 from tests.paths import DEMO, ROOT
 from tests.serving.plain_http import ask, begin, metric
 
@@ -169,16 +174,27 @@ def test_a_full_queue_is_a_429(talker: Path) -> None:
 
 
 def test_an_answer_ends_when_its_time_is_over() -> None:
-    settings = ServerSettings(port=0, parallel=1, timeout_s=1)
-    # NumPy's backend is slow enough to be too late
-    with edgeq.Server([("tale", DEMO)], settings, backend="numpy") as server:
-        reply = ask(server, TEXT, {**LONG, "max_tokens": 500, "temperature": 0})
-        assert reply.status == 200
-        assert reply.json["choices"][0]["finish_reason"] in ("length", "stop")
-        body = {**LONG, "prompt": ["Once"] * 64}
-        waiting = begin(server, TEXT, body)
-        within(20, lambda: metric(server, RUNNING) == 1)
-        waiting.close()
+    """With no time at all: after the first batch of a prompt, or the first token."""
+    model = load(DEMO)
+    engine = edgeq.Engine(model, threads=1, context=400)
+    tokenizer = edgeq.Tokenizer(model)
+
+    async def events(n_prompt: int) -> list[Event]:
+        with ThreadPoolExecutor(1) as pool:
+            worker = Worker(tokenizer, SlotPool([engine], 1), PrefixCache(0), pool, timeout_s=0)
+            job = AnswerJob(prompt=(5,) * n_prompt, params=edgeq.SamplingParams(), max_tokens=50)
+            found = [event async for event in worker.events(job)]
+            await asyncio.sleep(0)  # the slot is given back
+        return found
+
+    _, piece, ended = asyncio.run(events(10))
+    assert isinstance(piece, Piece)
+    assert isinstance(ended, Ended)
+    assert (ended.reason, ended.n_generated) == ("length", 1)
+    _, ended = asyncio.run(events(300))
+    assert isinstance(ended, Ended)
+    assert (ended.reason, ended.n_generated, ended.n_prompt) == ("length", 0, 300)
+    engine.close()
 
 
 def test_caches_of_earlier_conversations_are_kept(talker: Path) -> None:
@@ -223,6 +239,20 @@ def test_missing_packages_are_named_first(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "starlette", None)
     with pytest.raises(MissingDependencyError, match=r"edgeq\[serve\]"):
         edgeq.Server("no such model")
+
+
+def test_caches_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ServerSettings(port=0, parallel=64)
+    with edgeq.Server(DEMO, settings, threads=1) as server:
+        model = server.service.models["demo_model"]
+        held = sum(engine.kv_bytes for engine in model.engines) + model.engines[0].scratch_bytes
+    for free, fits in ((held, True), (held - 1, False)):
+        monkeypatch.setattr("edgeq.serving.served.available_bytes", lambda free=free: free)
+        if fits:
+            edgeq.Server(DEMO, settings, threads=1).close()
+        else:
+            with pytest.raises(DoesNotFitError, match="the KV caches of 64 answers of 512 tokens"):
+                edgeq.Server(DEMO, settings, threads=1)
 
 
 def test_models_need_different_names() -> None:

@@ -77,6 +77,10 @@ def settings(options: Mapping[str, Any]) -> CoreMLGraphSettings:
     )
 
 
+_GROWING = {"Add", "Sub", "Mul", "Pow", "Neg", "CumSum", "ReduceSum", "ReduceProd"}
+"""Operators that may make numbers beyond those that they take."""
+
+
 class CoreMLGraphTarget(GraphTarget):
     """Graphs in Core ML packages."""
 
@@ -96,6 +100,21 @@ class CoreMLGraphTarget(GraphTarget):
                 f"Core ML on {chosen.target} cannot hold {graph.name}:\n  " + "\n  ".join(refusals)
             )
         protobuf("to write Core ML packages")
+
+    def remarks(self, graph: Graph, options: Mapping[str, Any]) -> list[str]:
+        """Which whole numbers may leave the 32 bits that Core ML has for them."""
+        long = [
+            str(node)
+            for node in graph.nodes
+            if node.op in _GROWING and graph.info(node.output).dtype == "int64"
+        ]
+        if not long:
+            return []
+        more = f" and {len(long) - 3} more" if len(long) > 3 else ""
+        return [
+            f"Core ML has whole numbers of 32 bits: the int64 results of {', '.join(long[:3])}"
+            f"{more} must lie within 2147483647, or they wrap around."
+        ]
 
     def write(
         self,

@@ -58,6 +58,7 @@ from edgeq.quant.graph.summary import arena_bytes
 
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "activations": ("uint8", "int8"),
+    "weights": ("int8", "uint8"),
     "form": ("qdq", "qoperator"),
 }
 """Option -> its values, the default first."""
@@ -80,6 +81,19 @@ class OrtGraphTarget(GraphTarget):
                 raise UsageError(unknown("option of ort", name, tuple(OPTIONS)))
             if value not in OPTIONS[name]:
                 raise UsageError(unknown(name, str(value), OPTIONS[name]))
+        if (options.get("activations"), options.get("weights")) == ("int8", "uint8"):
+            raise UsageError("weights=uint8 takes activations=uint8; leave activations out")
+
+    def remarks(self, graph: Graph, options: Mapping[str, Any]) -> list[str]:
+        """Which processors need a setting to add products of 8 bits exactly."""
+        signed = any(isinstance(c, QuantWeight) and c.bits == 8 for c in graph.constants.values())
+        if not graph.quants or not signed or options.get("weights") == "uint8":
+            return []
+        return [
+            "On x86 processors without VNNI, onnxruntime's sums of 8-bit products saturate. "
+            'There, set the session option "session.x64quantprecision" to "1" (.onnx files only), '
+            "or convert with --set weights=uint8, which is exact everywhere and slower elsewhere."
+        ]
 
     def write(
         self,
@@ -109,7 +123,11 @@ class OrtGraphTarget(GraphTarget):
         chosen = {name: options.get(name, values[0]) for name, values in OPTIONS.items()}
         packed: dict[str, dict[str, Any]] = {}
         proto = onnx.load_from_string(
-            to_bytes(_lowered(graph, packed), activations=chosen["activations"])
+            to_bytes(
+                _lowered(graph, packed),
+                activations=chosen["activations"],
+                weights=chosen["weights"],
+            )
         )
         _widen(onnx, proto)
         places: dict[str, Any] = {
@@ -442,12 +460,16 @@ def _shorten(proto: Any, places: dict[str, dict[str, Any]]) -> None:
 
 
 def _merge(graph: Any, ends: set[str]) -> dict[str, str]:
-    """Take out constants that equal an earlier one; gives their names and those of the earlier."""
+    """Take out constants that equal an earlier one; gives their names and those of the earlier.
+
+    Of 8 bits none: onnxruntime can make those unsigned only that one operator takes.
+    """
     names: dict[tuple[int, tuple[int, ...], bytes], str] = {}
     first: dict[str, str] = {}
     for tensor in graph.initializer:
         key = (tensor.data_type, tuple(tensor.dims), hashlib.sha256(tensor.raw_data).digest())
-        alone = tensor.name in ends or not tensor.HasField("raw_data")
+        narrow = tensor.data_type == tensor.INT8
+        alone = narrow or tensor.name in ends or not tensor.HasField("raw_data")
         if not alone and names.setdefault(key, tensor.name) != tensor.name:
             first[tensor.name] = names[key]
     for i in reversed(range(len(graph.initializer))):

@@ -88,6 +88,8 @@ def read_weights(path: Path) -> Iterator[tuple[str, QuantWeight]]:
             yield name, QuantWeight(rows, np.asarray(scales), entry["bits"], entry["axis"], block)
             continue
         stored = _tensor(tensors, entry["levels"])
+        if stored.dtype == np.uint8:  # with the zero point 128
+            stored = (stored ^ np.uint8(128)).view(np.int8)
         levels = stored.astype(np.int32 if entry["bits"] == 32 else np.int8)
         if entry["turned"]:
             levels, scales = levels.T, scales.T if block else scales
@@ -99,8 +101,8 @@ def read_weights(path: Path) -> Iterator[tuple[str, QuantWeight]]:
         yield (
             name,
             QuantWeight(
-                np.ascontiguousarray(levels),
-                np.asarray(scales, order="C"),  # which leaves a single one without axes
+                np.asarray(levels, order="C"),  # which leaves a single one without axes
+                np.asarray(scales, order="C"),
                 bits,
                 entry["axis"],
                 block,

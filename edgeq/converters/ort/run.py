@@ -24,6 +24,7 @@ from edgeq.converters.validate.constants import operator
 from edgeq.converters.validate.kernels import Kernels, by_blocks, half
 from edgeq.core.errors import EdgeqError, FormatError, MissingDependencyError, UsageError
 from edgeq.formats.tensor import Tensor
+from edgeq.graph.execute import sums_saturate
 from edgeq.model.config import ModelConfig
 from edgeq.model.formulas import Array, dense
 from edgeq.model.reference import CacheRounding, checked_tokens
@@ -77,7 +78,10 @@ def open_session(
     graph: bytes | None = None,
     profile: Path | None = None,
 ) -> Any:
-    """A session of onnxruntime's CPU provider.
+    """A session of onnxruntime's CPU provider that adds products of 8 bits exactly.
+
+    On x86 processors without VNNI it does so by making signed weights unsigned, which it cannot of
+    an .ort file, nor where operators share weights: those are then computed in float.
 
     Args:
         path: .onnx or .ort file.
@@ -100,10 +104,17 @@ def open_session(
     if graph is not None:
         key = "session.model_external_initializers_file_folder_path"
         options.add_session_config_entry(key, str(path.parent))
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    content = str(path) if graph is None else graph
+    providers = ["CPUExecutionProvider"]
     try:
-        return onnxruntime.InferenceSession(
-            str(path) if graph is None else graph, options, providers=["CPUExecutionProvider"]
-        )
+        try:
+            return onnxruntime.InferenceSession(content, options, providers=providers)
+        except Exception:
+            if not sums_saturate():
+                raise
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            return onnxruntime.InferenceSession(content, options, providers=providers)
     # onnxruntime's own exceptions share no base but this
     except Exception as err:
         raise FormatError(f"onnxruntime cannot load {path}: {_first_line(err)}") from err

@@ -120,7 +120,7 @@ class ForeignTflite:
             y = self._interpreter.get_tensor(end.index)
             if end.scale:
                 y = (y.astype(np.float32) - end.zero) * np.float32(end.scale)
-            results[name] = np.ascontiguousarray(y.transpose(0, 3, 1, 2) if end.image else y)
+            results[name] = np.asarray(y.transpose(0, 3, 1, 2) if end.image else y, order="C")
         return results
 
     def describe(self) -> dict[str, Any]:

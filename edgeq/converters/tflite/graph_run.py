@@ -186,7 +186,7 @@ def _weight(header: Header, tensor: Any, how: Mapping[str, Any]) -> QuantWeight:
                 put_in if lifted[put_in:] == own else 0
             )
     return QuantWeight(
-        np.ascontiguousarray(levels), scales, how["bits"], axis, block,
+        np.asarray(levels, order="C"), scales, how["bits"], axis, block,
         None if palette is None else np.array(palette, np.int8),
     )  # fmt: skip
 

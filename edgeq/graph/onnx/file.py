@@ -6,7 +6,7 @@ taken as float32 ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +23,7 @@ from edgeq.core.errors import (
     UsageError,
 )
 from edgeq.graph.ir import Graph, Info, Node, Shape
+from edgeq.graph.operators import OPERATORS
 
 OPSET = 21
 """What the operators of a `Graph` mean."""
@@ -278,6 +279,7 @@ def _raw(
     for proto in model.graph.node:
         _texts(path, proto.name, proto.op_type, *proto.input, *proto.output)
     _texts(path, model.graph.name, *tensors, *(p.value for p in model.metadata_props))
+    _own_names(model, path)
     widened: set[str] = set()
     constants = {name: _widened(a, widened) for name, a in tensors.items()}
     given = [i for i in model.graph.input if i.name not in tensors]
@@ -289,7 +291,8 @@ def _raw(
             constants[proto.output[0]] = _widened(_constant(onnx, proto, path), widened)
             continue
         name = _fresh(proto.name or next((o for o in proto.output if o), proto.op_type), taken)
-        attrs = {a.name: _attribute(onnx, a, path) for a in proto.attribute}
+        written = [*_left_out(onnx, proto, opset), *proto.attribute]
+        attrs = {a.name: _attribute(onnx, a, path) for a in written}
         if proto.op_type == "Cast":
             attrs["to"] = _cast_to(onnx, attrs["to"])
         nodes.append(Node(proto.op_type, name, tuple(proto.input), tuple(proto.output), attrs))
@@ -305,6 +308,26 @@ def _raw(
         meta={p.key: p.value for p in model.metadata_props},
     )
     return Raw(graph, opset, notes)
+
+
+def _own_names(model: Any, path: Path) -> None:
+    """Refuse an output that is an input or a constant itself, which runtimes cannot name."""
+    given = {i.name for i in model.graph.input} | {t.name for t in model.graph.initializer}
+    for out in model.graph.output:
+        if out.name in given:
+            raise UnsupportedError(
+                f"the output {out.name!r} of {path} is an input or a constant of the graph itself; "
+                "leave it out of the outputs, or export it behind an Identity"
+            )
+
+
+def _left_out(onnx: ModuleType, proto: Any, opset: int) -> Iterator[Any]:
+    """Defaults of a function without an operator here; ONNX's inference (1.23) forgets them."""
+    schema = onnx.defs.get_schema(proto.op_type, min(opset, onnx.defs.onnx_opset_version()))
+    if proto.op_type in OPERATORS or not schema.has_function:
+        return
+    defaults = (attribute.default_value for attribute in schema.attributes.values())
+    yield from (value for value in defaults if value.type != onnx.AttributeProto.UNDEFINED)
 
 
 def _texts(path: Path, *names: Any) -> None:

@@ -8,10 +8,10 @@ from edgeq.core.errors import UsageError
 from edgeq.core.files import write_whole
 from edgeq.graph.execute import check_opens
 from edgeq.graph.ir import Graph
-from edgeq.graph.onnx.write import Activations, to_bytes
+from edgeq.graph.onnx.write import Integers, to_bytes
 
 
-def write_onnx(graph: Graph, path: str | Path, *, activations: Activations = "int8") -> None:
+def write_onnx(graph: Graph, path: str | Path, *, activations: Integers = "int8") -> None:
     """Write a graph with its quantization.
 
     Args:

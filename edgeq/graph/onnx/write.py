@@ -39,26 +39,36 @@ LIMIT = (1 << 31) - (1 << 16)
 _MANY = 64
 """Scales: two bytes saved of each are more than a Cast takes."""
 
-Activations = Literal["int8", "uint8"]
+Integers = Literal["int8", "uint8"]
 
 
 def to_bytes(
-    graph: Graph, *, activations: Activations = "int8", watch: tuple[str, ...] = ()
+    graph: Graph,
+    *,
+    activations: Integers = "int8",
+    weights: Integers = "int8",
+    watch: tuple[str, ...] = (),
 ) -> bytes:
     """Return the content of the file.
 
     Args:
         graph: canonical.
         activations: see `write_onnx`.
+        weights: type of weights in 8 bits; "uint8" ones have the zero point 128 and mean the same,
+            and take unsigned activations.
         watch: values that become outputs too.
 
     Raises:
         UnsupportedError: more than 2 GB.
         FormatError: the graph is not one that ONNX takes.
-        UsageError: unknown ``activations`` or value.
+        UsageError: unknown ``activations``, ``weights`` or value, or unsigned weights with signed
+            activations.
     """
-    if activations not in ("int8", "uint8"):
-        raise UsageError(f"activations is {activations!r}; use int8 or uint8")
+    for what, given in (("activations", activations), ("weights", weights)):
+        if given not in ("int8", "uint8"):
+            raise UsageError(f"{what} is {given!r}; use int8 or uint8")
+    if (activations, weights) == ("int8", "uint8"):
+        raise UsageError("weights of uint8 take activations of uint8, not int8")
     onnx = require()
     nbytes = sum(c.nbytes for c in graph.constants.values())
     if nbytes > LIMIT:
@@ -66,7 +76,7 @@ def to_bytes(
             f"the graph {graph.name} has {nbytes / 1e9:.2f} GB of constants; one ONNX file holds "
             "2 GB: quantize its weights to fewer bits first"
         )
-    model = to_model(graph, activations=activations, watch=watch)
+    model = to_model(graph, activations=activations, weights=weights, watch=watch)
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as err:
@@ -76,10 +86,14 @@ def to_bytes(
 
 
 def to_model(
-    graph: Graph, *, activations: Activations = "int8", watch: tuple[str, ...] = ()
+    graph: Graph,
+    *,
+    activations: Integers = "int8",
+    weights: Integers = "int8",
+    watch: tuple[str, ...] = (),
 ) -> Any:
     """Return the ModelProto, unchecked; shapes need not be known."""
-    return _Writer(require(), graph, activations).model(watch)
+    return _Writer(require(), graph, activations, weights).model(watch)
 
 
 @dataclass
@@ -88,7 +102,8 @@ class _Writer:
 
     onnx: ModuleType
     graph: Graph
-    activations: Activations
+    activations: Integers
+    weights: Integers
     nodes: list[Any] = field(default_factory=list)
     initializers: list[Any] = field(default_factory=list)
     palettes: dict[str, Any] = field(default_factory=dict)
@@ -181,11 +196,14 @@ class _Writer:
         if weight.palette is not None:
             self.palettes[name] = {"bits": weight.bits, "levels": weight.palette.tolist()}
         packed = weight.bits == 4 and weight.palette is None
+        multiplied = weight.block is None and weight.bits != 32  # in integer operators
+        unsigned = self.weights == "uint8" and multiplied and not packed
+        shift, kind = (128, np.uint8) if unsigned else (0, weight.levels.dtype)
         levels = self._name(f"{name}.levels")
         if packed:
             self._int4(levels, weight.levels)
         else:
-            self._initializer(levels, weight.levels)
+            self._initializer(levels, np.add(weight.levels, shift, dtype=np.int32).astype(kind))
         inputs = [levels, self._scales(name, weight)]
         # onnxruntime fuses integer operators with zero points only; it asks for none of a bias
         if weight.block is None and weight.bits != 32:
@@ -194,7 +212,7 @@ class _Writer:
             if packed:
                 self._int4(zero, np.zeros(shape, np.int8))
             else:
-                self._initializer(zero, np.zeros(shape, weight.levels.dtype))
+                self._initializer(zero, np.full(shape, shift, kind))
             inputs.append(zero)
         attrs: dict[str, int] = {} if weight.axis is None else {"axis": weight.axis}
         if weight.block is not None:

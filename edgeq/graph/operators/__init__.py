@@ -9,7 +9,6 @@ Sets that serve one algorithm only stand beside it, made of these as far as they
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 
 from edgeq.core.errors import UnsupportedError
@@ -111,9 +110,7 @@ def faults(graph: Graph) -> list[str]:
         if row is None and node.op in _FORMS:
             lines.append(f"{node}: {_FORMS[node.op]}")
         elif row is None:
-            near = ", ".join(difflib.get_close_matches(node.op, OPERATORS, n=3, cutoff=0.5))
-            hint = f"; the nearest known: {near}" if near else ""
-            lines.append(f"{node}: no such operator is known{hint}")
+            lines.append(f"{node}: no such operator is known")
         elif fault := row.fault(graph, node):
             lines.append(f"{node}: {fault}")
     return lines

@@ -166,13 +166,15 @@ def _xor(graph: Graph, node: Node) -> Change:
 
 
 def _pow(graph: Graph, node: Node) -> Change | None:
-    """Make the constant integer exponent of a float power a float, which all targets support."""
-    exponent = graph.constants.get(node.inputs[1])
-    whole = isinstance(exponent, np.ndarray) and exponent.dtype.kind in "iu"
-    if not whole or graph.info(node.inputs[0]).dtype != "float32":
+    """Make the integer exponent of a float power a float, which all targets support."""
+    base, exponent = (graph.info(name) for name in node.inputs)
+    if base.dtype != "float32" or exponent.dtype == "float32":
         return None
     steps = Steps(graph, node)
-    power = steps.constant("power", graph.array(node.inputs[1]).astype(np.float32))
+    if node.inputs[1] in graph.constants:
+        power = steps.constant("power", graph.array(node.inputs[1]).astype(np.float32))
+    else:
+        power = steps.add("Cast", "power", node.inputs[1:], Info(exponent.shape), to=1)
     return steps.last("Pow", (node.inputs[0], power))
 
 

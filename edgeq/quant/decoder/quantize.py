@@ -149,6 +149,16 @@ class Summary(QuantizationSummary):
         )
 
 
+def require_packages(recipe: Recipe) -> None:
+    """Refuse a recipe that needs a package which is not installed.
+
+    Raises:
+        MissingDependencyError: the recipe trains, and PyTorch is not installed.
+    """
+    if recipe.training:
+        require("train", ("torch",), "to train quantized weights")
+
+
 def quantize_model(
     base: Model,
     out: str | Path,
@@ -180,8 +190,7 @@ def quantize_model(
     if own_text is None:
         data.check(recipe)
     check_limits(threads, max_ram)
-    if recipe.training:
-        require("train", ("torch",), "to train quantized weights")
+    require_packages(recipe)
     check_target(Path(out))
     origin = base.origin
     base.validate()

@@ -74,7 +74,8 @@ def sample_texts(
             progress("sampling text", count * place, count * length)
         drawn = generator.integers(0, 1 << 53, count)  # for all, so that no draw shifts another's
         following = tokens[:, place + 1]
-        logits = builder.step(tokens[:, place])
+        with np.errstate(all="ignore"):  # what comes of infinities is refused below
+            logits = builder.step(tokens[:, place])
         following[:] = np.where(following < 0, _chosen(logits, drawn / 2.0**53), following)
     if progress:
         progress("sampling text", count * length, count * length)
@@ -91,7 +92,10 @@ def sampling_bytes(config: ModelConfig, count: int, length: int) -> int:
 def _chosen(logits: Array, at: NDArray[np.float64]) -> NDArray[np.int64]:
     """The token at each place, 0 <= place < 1, of the sum of probabilities."""
     if not np.isfinite(logits).all():
-        raise FormatError("the model's logits are not finite; its file is damaged")
+        raise FormatError(
+            "the model's logits are not finite: its weights are too large or its file is damaged; "
+            "quantize with --fast, which names the tensor, or keep some tensors floating point"
+        )
     shares = softmax(logits)
     shares = np.where(shares < np.float32(LEAST_LIKELY) * shares.max(axis=1)[:, None], 0, shares)
     sums = np.add.accumulate(shares, axis=1, dtype=np.float64)

@@ -17,7 +17,8 @@ from edgeq.core.progress import Progress
 from edgeq.graph.feeds import Feeds, OpenSession
 from edgeq.graph.ir import Graph, Node
 from edgeq.graph.operators import LAYERS, named, weight_of
-from edgeq.quant.rounders.hessian import Hessian
+from edgeq.quant.kernels.products import products
+from edgeq.quant.rounders.hessian import STRIP, Hessian
 
 Array = NDArray[np.float32]
 ROW_PRODUCTS = LAYERS & named(lambda row: row.weight and row.weight.channels == 0)
@@ -62,11 +63,11 @@ def hessians(
         if node.op not in ROW_PRODUCTS:
             raise UsageError(f"{node} has no second moments; only Conv and Linear have")
     cuts = {node.name: _cut(graph, node) for node in nodes}
-    inputs: dict[tuple[object, ...], tuple[Node, list[Hessian]]] = {}
+    inputs: dict[tuple[object, ...], tuple[Node, _Moments]] = {}
     for node in nodes:
         if cuts[node.name] not in inputs:
             k = int(np.prod(graph.info(weight_name(node)).shape[1:], dtype=np.int64))
-            inputs[cuts[node.name]] = node, [Hessian(k) for _ in range(_groups(node))]
+            inputs[cuts[node.name]] = node, _Moments(_groups(node), k)
     run = session_of(graph, sorted({node.inputs[0] for node, _ in inputs.values()}))
     total = len(samples) if isinstance(samples, Sized) else 0
     seen = 0
@@ -74,18 +75,45 @@ def hessians(
         values = {**feeds, **run(feeds)}
         for node, moments in inputs.values():
             x = np.asarray(values[node.inputs[0]], np.float32)
-            for moment, part in zip(moments, patches(x, graph, node, offset=seen), strict=True):
-                moment.add(part)
+            moments.add(patches(x, graph, node, offset=seen))
         seen += 1
         if progress:
             progress("hessians", seen, total)
     if not seen:
         raise UsageError("there are no calibration samples; give at least one")
-    results = {}
-    for key, (_, moments) in inputs.items():
-        one = moments[0].matrix
-        results[key] = one if len(moments) == 1 else np.stack([moment.matrix for moment in moments])
+    results = {key: moments.means() for key, (_, moments) in inputs.items()}
     return {node.name: results[cuts[node.name]] for node in nodes}
+
+
+class _Moments:
+    """Second moments of the inputs of all groups of a layer.
+
+    Args:
+        groups: of the layer.
+        k: width of the inputs of each.
+    """
+
+    def __init__(self, groups: int, k: int) -> None:
+        small = groups > 1 and k <= STRIP
+        self._stack = np.zeros((groups, k, k), np.float32) if small else None
+        self._each = [] if small else [Hessian(k) for _ in range(groups)]
+        self._n = 0
+
+    def add(self, rows: Array) -> None:
+        """Take up inputs, float32 [groups, T, K]."""
+        self._n += rows.shape[1]
+        if self._stack is not None:
+            columns = rows.swapaxes(1, 2)
+            products(columns, columns, self._stack)
+        for hessian, part in zip(self._each, rows, strict=False):
+            hessian.add(part)
+
+    def means(self) -> Array:
+        """Mean of x x^T, float32 [K, K], or [groups, K, K] of several."""
+        if self._stack is not None:
+            return self._stack * np.float32(1 / self._n)
+        one = self._each[0].matrix
+        return one if len(self._each) == 1 else np.stack([held.matrix for held in self._each])
 
 
 def patches(x: Array, graph: Graph, node: Node, *, offset: int = 0) -> Array:

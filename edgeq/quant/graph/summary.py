@@ -15,6 +15,7 @@ from edgeq.graph.ir import Graph, Node, QuantWeight
 from edgeq.graph.operators import LAYERS, OPERATORS
 from edgeq.quant.graph.calibrate import BUDGET, parts
 from edgeq.quant.graph.integer_plan import activation_behind, data_inputs
+from edgeq.quant.kernels.products import squares
 from edgeq.quant.recipe import Recipe
 from edgeq.quant.summary import QuantizationSummary
 
@@ -209,7 +210,7 @@ def with_sqnr(
             want, got = (run(feeds) for run in runs)
             for name in part:
                 power[name] += _energy(want[name])
-                error[name] += _energy(got[name].astype(np.float64) - want[name])
+                error[name] += _energy(got[name] - want[name])
         sqnr.update({name: _decibel(power[name], error[name]) for name in part})
     outputs = {node.name: node.output for node in quantized.nodes}
     return tuple(replace(row, sqnr_db=sqnr.get(outputs[row.node])) for row in rows)
@@ -261,6 +262,8 @@ def _is_scores(graph: Graph, name: str) -> bool:
 
 
 def _energy(x: NDArray[Any]) -> float:
+    if x.dtype == np.float32:
+        return squares(x.reshape(1, -1))
     return float(np.sum(np.square(x, dtype=np.float64)))
 
 

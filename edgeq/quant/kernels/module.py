@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from edgeq.quant.kernels import gemm, rounding, vectors
+from edgeq.quant.kernels import gemm, histograms, rounding, vectors
 from edgeq.quant.kernels.shapes import GRIDS, LANES, Registers
 
 
@@ -14,6 +14,8 @@ def module(registers: Registers) -> ir.Module:
     for dtype in LANES:
         gemm.define(mod, dtype, registers.tile)
     gemm.define_stack(mod)
+    histograms.define_histogram(mod)
+    histograms.define_rounding_errors(mod)
     for grid in GRIDS:
         rounding.define_round(mod, grid, registers.rows)
     rounding.define_cost(mod, registers.rows)

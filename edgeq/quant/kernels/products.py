@@ -75,30 +75,38 @@ def product(
     return out
 
 
-def products(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+def products(
+    a: NDArray[np.float32], b: NDArray[np.float32], out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
     """``a b^T`` of each of several matrices, in the order of `product`.
 
     Args:
         a: float32 [S, M, K]; any strides.
         b: float32 [S, N, K]; any strides.
+        out: float32 [S, M, N], contiguous; the products are added to it.
 
     Returns:
         float32 [S, M, N].
     """
     (count, m, k), n = a.shape, b.shape[1]
     assert (len(b), b.shape[2]) == (count, k), (a.shape, b.shape)
-    out = np.zeros((count, m, n), np.float32)
+    accumulate = out is not None
+    if out is None:
+        out = np.zeros((count, m, n), np.float32)
+    assert (out.shape, out.flags.c_contiguous) == ((count, m, n), True)
     if not out.size or not k:
         return out
+    made = out
     call, tile = function("edgeq_gemms_float32"), registers().tile
     threads = thread_count() if count * m * n * k > SMALL else 1
 
     def piece(first: int, last: int) -> None:
         scratch = np.empty(gemm_scratch(tile) + 64, np.uint8)
-        x, y, z = a[first:last], b[first:last], out[first:last]
+        aligned = scratch.ctypes.data + -scratch.ctypes.data % 64
+        x, y, z = a[first:last], b[first:last], made[first:last]
         call(
             x.ctypes.data, *x.strides[1:], y.ctypes.data, *y.strides[1:], z.ctypes.data,
-            z.strides[1], m, n, k, 0, 0, scratch.ctypes.data + -scratch.ctypes.data % 64,
+            z.strides[1], m, n, k, int(accumulate), 0, aligned,
             last - first, x.strides[0], y.strides[0], z.strides[0],
         )  # fmt: skip
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edgeq.converters.coreml import exec as coreml_exec
 from edgeq.converters.coreml.decoder import CoreMLDecoderTarget
 from edgeq.converters.coreml.exec.blob import KINDS, Reader, Writer
 from edgeq.converters.coreml.exec.load import functions, open_file
+from edgeq.converters.coreml.exec.weights import Packed
 from edgeq.core.errors import FormatError, UnsupportedError, UsageError
 
 coreml = CoreMLDecoderTarget()
@@ -950,3 +954,34 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     empty.write_bytes(b"")
     with pytest.raises(FormatError, match="has no model type"):
         coreml_exec.describe(empty)
+
+
+def test_rows_that_are_looked_up_are_those_of_the_whole() -> None:
+    whole = np.arange(60, dtype=np.float32).reshape(20, 3)
+    asked: list[tuple[int, int]] = []
+
+    def rows(start: int, stop: int) -> NDArray[Any]:
+        asked.append((start, stop))
+        return whole[start:stop]
+
+    packed = Packed(whole.shape, np.float32, rows)
+    for indices in ([[3, 3], [19, -1]], 7, []):
+        where = np.array(indices, np.int32)
+        np.testing.assert_array_equal(packed.taken(where), np.take(whole, where, axis=0))
+    assert set(asked) == {(3, 4), (19, 20), (7, 8)}
+    with pytest.raises(IndexError):
+        packed.taken(np.array([20]))
+
+
+def test_packages_are_read_without_all_of_coremltools() -> None:
+    """It imports PyTorch and scikit-learn where they are installed: hundreds of megabytes."""
+    code = """
+import sys
+from edgeq.converters.coreml.exec.load import library, protobuf
+alone = protobuf().Model_pb2.Model
+assert "coremltools" not in sys.modules
+assert library().proto.Model_pb2.Model is alone
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr == ""

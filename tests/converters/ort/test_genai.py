@@ -141,8 +141,12 @@ def test_it_stops_at_any_end_token(tmp_path: Path) -> None:
     assert got == tokens[: tokens.index(ends[0]) + 1]
 
 
-@pytest.mark.parametrize("family", ["gemma3", "llama"])
-def test_the_runner_is_the_reference(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "room"), [("gemma3", 512), ("llama", 512), ("llama", 8)])
+def test_the_runner_is_the_reference(
+    family: str, room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However short the cache is that it begins with."""
+    monkeypatch.setattr(genai_module, "_ROOM", room)
     model = tiny(family)
     runner = genai.open_runner(made(model, tmp_path / "out", context=60), threads=1)
     tokens = np.random.default_rng(0).integers(0, 101, 60)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edgeq.converters.convert import convert
 from edgeq.converters.metadata_blob import read_blob
@@ -18,6 +19,7 @@ from edgeq.converters.validate import validate
 from edgeq.converters.validate.graph_inputs import made_up
 from edgeq.core.errors import FormatError, UsageError
 from edgeq.formats.qparams import QuantParams
+from edgeq.graph.execute import Session
 from edgeq.graph.files import read
 from edgeq.graph.ir import Constant, Graph, Info, Node, QuantWeight
 from edgeq.graph.onnx.save import write_onnx
@@ -25,7 +27,7 @@ from edgeq.graph.onnx.save import write_onnx
 ort_lower = OrtGraphTarget()
 
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 RNG = np.random.default_rng(5)
 
 
@@ -198,8 +200,12 @@ def test_nothing_is_held_twice_or_said_without_need(tmp_path: Path) -> None:
     graph = cnn(8)
     ort_lower.write(graph, tmp_path / "m.onnx", {})
     model = onnx.load(tmp_path / "m.onnx")
-    held = [(t.data_type, tuple(t.dims), t.raw_data) for t in model.graph.initializer]
+    whole = [t for t in model.graph.initializer if t.data_type != onnx.TensorProto.INT8]
+    held = [(t.data_type, tuple(t.dims), t.raw_data) for t in whole]
     assert len(held) == len(set(held))
+    taken = Counter(name for node in model.graph.node for name in node.input)
+    # onnxruntime makes each unsigned for one operator
+    assert {taken[t.name] for t in model.graph.initializer if t not in whole} == {1}
     assert all(len(t.name) <= 3 for t in model.graph.initializer)
     assert not model.graph.value_info
     attributes = {n.name: {entry.name for entry in n.attribute} for n in model.graph.node}
@@ -305,7 +311,8 @@ def test_the_error_allowed_is_what_rounding_to_the_other_side_makes(
 @pytest.mark.parametrize("make", [lambda: cnn(8), lambda: cnn(4), lambda: encoder(4, block=32)])
 def test_an_ort_file_and_its_list_of_operators(tmp_path: Path, make: Any) -> None:
     graph = make()
-    made = convert(graph, "ort", tmp_path / "m.ort")
+    options = {"weights": "uint8"} if graph.quants else {}  # an .ort file stays as it is
+    made = convert(graph, "ort", tmp_path / "m.ort", options)
     assert made.certificate is not None
     assert made.certificate["passed"]
     weights = sum(isinstance(held, QuantWeight) for held in graph.constants.values())
@@ -368,3 +375,91 @@ def test_made_up_masks_keep_what_comes_first() -> None:
         assert 0 <= feeds["ids"].min() <= feeds["ids"].max() < 50
         assert feeds["mask"][0, 0] == 1
         assert (np.diff(feeds["mask"]) <= 0).all()
+
+
+def _exact(graph: Graph, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The first output, each operator computed in float on rounded values."""
+    return Session(graph, optimize=False)({graph.inputs[0]: x})[graph.outputs[0]]
+
+
+def saturating() -> Graph:
+    """A matrix whose sums of two products are far beyond 16 bits."""
+    w = QuantWeight(np.full((4, 32), 127, np.int8), np.full(4, 0.01, np.float32), 8, 0)
+    bound = QuantParams.from_range(0, 1)
+    return Graph(
+        "saturating", ("x",), ("y",), (Node("Linear", "l", ("x", "w"), ("y",)),), {"w": w},
+        {"x": Info((1, 32)), "y": Info((1, 4))},
+        {"x": bound, "y": QuantParams(0.25, -128)}, {"edgeq.activations": "static"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [{}, {"weights": "uint8"}, {"activations": "int8"}])
+@pytest.mark.parametrize("form", ["qdq", "qoperator"])
+def test_sums_do_not_saturate_on_any_processor(
+    form: str, options: dict[str, str], tmp_path: Path
+) -> None:
+    graph, x = saturating(), np.ones((1, 32), np.float32)
+    assert _exact(graph, x)[0, 0] == pytest.approx(32 * 1.27, rel=0.01)
+    ort_lower.write(graph, tmp_path / "m.onnx", {"form": form, **options})
+    runner = ort_lower.open_runner(tmp_path / "m.onnx")
+    np.testing.assert_allclose(runner({"x": x})["y"], _exact(graph, x), atol=0.26)
+    np.testing.assert_allclose(Session(graph)({"x": x})["y"], _exact(graph, x), atol=0.26)
+    weights = dict(ort_lower.read_weights(tmp_path / "m.onnx"))
+    np.testing.assert_array_equal(weights["w"].levels, 127)
+
+
+def test_unsigned_weights_are_exact_without_a_setting(tmp_path: Path) -> None:
+    graph, x = saturating(), np.ones((1, 32), np.float32)
+    for name in ("m.onnx", "m.ort"):
+        ort_lower.write(graph, tmp_path / name, {"weights": "uint8"})
+        plain = onnxruntime.InferenceSession(
+            str(tmp_path / name), providers=["CPUExecutionProvider"]
+        )
+        np.testing.assert_allclose(plain.run(None, {"x": x})[0], _exact(graph, x), atol=0.26)
+
+
+def test_unsigned_weights_are_read_back(tmp_path: Path) -> None:
+    made = convert(cnn(8), "ort", tmp_path / "m.onnx", {"weights": "uint8"})
+    assert made.certificate is not None
+    assert made.certificate["weights_equal"] == "6 of 6"
+    kinds = {t.data_type for t in onnx.load(tmp_path / "m.onnx").graph.initializer}
+    assert onnx.TensorProto.UINT8 in kinds
+    assert onnx.TensorProto.INT8 not in kinds
+
+
+def test_unsigned_weights_take_unsigned_activations(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="weights=uint8 takes activations=uint8"):
+        convert(cnn(8), "ort", tmp_path / "m.onnx", {"weights": "uint8", "activations": "int8"})
+
+
+def test_what_a_file_needs_where_it_runs_is_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    convert(cnn(8), "ort", tmp_path / "m.onnx", announce=said.append)
+    assert len(said) == 1
+    assert "session.x64quantprecision" in said[0]
+    said.clear()
+    for graph, options in ((cnn(8), {"weights": "uint8"}), (encoder(4, block=32), {})):
+        convert(graph, "ort", tmp_path / "n.onnx", options, announce=said.append, force=True)
+        assert not said
+
+
+@pytest.mark.parametrize("target", ["ort", "tflite", "coreml"])
+def test_a_single_rounded_number_stays_one(target: str, tmp_path: Path) -> None:
+    pytest.importorskip(
+        {"ort": "onnx", "tflite": "ai_edge_litert", "coreml": "coremltools"}[target]
+    )
+    graph = cnn(8)
+    (head,) = (node for node in graph.nodes if node.outputs == ("y",))
+    shifted = Node("Add", "shift", ("y", "one"), ("z",))
+    one = QuantWeight(np.array(127, np.int8), np.array(0.5 / 127, np.float32), 8)
+    assert head.op == "Linear"
+    graph = replace(
+        graph, nodes=(*graph.nodes, shifted), outputs=("z",),
+        constants={**graph.constants, "one": one},
+        values={**graph.values, "z": graph.info("y")},
+        quants={**graph.quants, "z": QuantParams(1 / 16, 0)},
+    )  # fmt: skip
+    suffix = {"ort": "onnx", "tflite": "tflite", "coreml": "mlpackage"}[target]
+    made = convert(graph, target, tmp_path / f"m.{suffix}")
+    assert made.certificate is not None
+    assert made.certificate["weights_equal"] == "7 of 7"

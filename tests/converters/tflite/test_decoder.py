@@ -359,6 +359,21 @@ def test_named_results_are_the_oracles(family: str, tmp_path: Path) -> None:
     assert np.abs(alone["logits"] - TracedReference(model).trace(tokens[:1])["logits"]).max() < 1e-4
 
 
+def test_one_signature_at_a_time(tmp_path: Path) -> None:
+    """What validation opens says the same as any other runner, prompt after prompt."""
+    model = tiny("llama")
+    path = converted(model, tmp_path, Options(prefill=(4,)))
+    usual, frugal = tflite.open_runner(path, threads=1), tflite.open_frugal(path, threads=1)
+    for seed in range(2):
+        usual.reset()
+        frugal.reset()
+        for tokens in (prompt_of(model, 9, seed=seed), [5], prompt_of(model, 6, seed=2), [7], [8]):
+            ids = np.asarray(tokens)
+            np.testing.assert_array_equal(usual.forward(ids), frugal.forward(ids))
+    usual.close()
+    frugal.close()
+
+
 # --- refusals ---------------------------------------------------------------------------------
 
 

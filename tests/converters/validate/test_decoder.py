@@ -20,7 +20,7 @@ from edgeq.converters.target import DecoderTarget, GraphTarget, ProfilerTarget
 from edgeq.converters.validate import validate
 from edgeq.converters.validate.bisect import described
 from edgeq.converters.validate.integers import compare_integers, quantized
-from edgeq.converters.validate.logits import Decoding, continue_prompt
+from edgeq.converters.validate.logits import Continued, Decoding, continue_prompt
 from edgeq.converters.validate.prompts import prompts
 from edgeq.core.errors import FormatError, UsageError
 from edgeq.formats.spill import Spill
@@ -224,6 +224,38 @@ def test_logits_that_are_no_numbers_are_past_every_bound() -> None:
         decoding.compare(continue_prompt(runner, [1, 2, 3], 2, spill, lambda n: None))
     assert np.isnan(decoding.max)
     assert np.isnan(decoding.kl).any()
+
+
+def test_the_target_is_closed_before_the_reference_begins(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the two never take memory together."""
+    is_open = 0
+    frugal, compare = GgufDecoderTarget.open_frugal, Decoding.compare
+
+    def counted(self: GgufDecoderTarget, path: Path, *, threads: int | None = None) -> object:
+        nonlocal is_open
+        runner = frugal(self, path, threads=threads)
+        close = runner.close
+
+        def closed() -> None:
+            nonlocal is_open
+            is_open -= 1
+            close()
+
+        is_open += 1
+        monkeypatch.setattr(runner, "close", closed)
+        return runner
+
+    def alone(self: Decoding, continued: Continued) -> None:
+        assert not is_open
+        compare(self, continued)
+
+    monkeypatch.setattr(GgufDecoderTarget, "open_frugal", counted)
+    monkeypatch.setattr(Decoding, "compare", alone)
+    report = validate(made, MODEL, "gguf", threads=1, steps=2)
+    assert report.passed, report.explain()
+    assert is_open == 0
 
 
 def test_a_norm_that_is_no_number_is_named(tmp_path: Path) -> None:

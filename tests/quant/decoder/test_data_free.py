@@ -119,7 +119,7 @@ def test_provenance_and_progress(checkpoint: Path, tmp_path: Path) -> None:
     got = load(tmp_path / "m.edgeq")
     assert got.provenance["source"] == "stories"
     assert got.provenance["source_sha256"] == summary.source_sha256 == Origin(checkpoint).sha256
-    assert Recipe.from_dict(got.provenance["recipe"]) == Recipe.from_options()
+    assert Recipe.from_dict(got.provenance["recipe"]) == Recipe.from_options("w4-g32")
     assert re.fullmatch(r"\d+\.\d+\.\d+.*", got.provenance["edgeq_version"])
     weights = sum(int(np.prod(t.shape)) for t in got.tensors.values())
     done = [call[1] for call in calls]
@@ -195,7 +195,9 @@ def test_refusals_leave_nothing_behind(
     model: Model, options: dict, error: type[Exception], words: str, tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=words):
-        quantize(model, tmp_path / "m.edgeq", Recipe.from_options(**options))
+        quantize(
+            model, tmp_path / "m.edgeq", Recipe.from_options(**{"preset": "w4-g32", **options})
+        )
     assert not list(tmp_path.iterdir())
 
 

@@ -43,6 +43,18 @@ def test_threads_and_parts_give_the_same_bits() -> None:
     np.testing.assert_array_equal(products.product(a[17:50], b[3:90]), whole[17:50, 3:90])
 
 
+@pytest.mark.parametrize("k", [*SIZES, 256])
+def test_moments_of_a_stack_have_the_bits_of_products(k: int) -> None:
+    for count, t in ((1, 1), (3, 512), (5, 257)):
+        x = RNG.normal(size=(t, count, k)).astype(np.float32).swapaxes(0, 1)
+        out = RNG.normal(size=(count, k, k)).astype(np.float32)
+        want = out.copy()
+        for part, matrix in zip(x, want, strict=True):
+            products.product(part.T, part.T, matrix, accumulate=True)
+        products.products(x.swapaxes(1, 2), x.swapaxes(1, 2), out)
+        np.testing.assert_array_equal(out, want)
+
+
 @pytest.mark.parametrize("n", SIZES)
 def test_a_stack_is_each_product(n: int) -> None:
     a, b = (RNG.normal(size=(5, rows, 37)).astype(np.float32) for rows in (3, n))

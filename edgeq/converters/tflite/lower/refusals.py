@@ -44,10 +44,10 @@ def conv(graph: Graph, node: Node) -> str | None:
 
 def conv_transpose(graph: Graph, node: Node) -> str | None:
     """Check a transposed convolution."""
-    if reason := conv(graph, node):
-        return reason
     if int(node.attrs.get("group", 1)) != 1:
         return f"its group is {node.attrs['group']}; the nearest supported is 1"
+    if reason := conv(graph, node):
+        return reason
     if any(int(d) != 1 for d in node.attrs.get("dilations") or ()):
         return f"its dilations are {list(node.attrs['dilations'])}; the nearest supported are 1"
     n = len(graph.info(node.inputs[0]).shape) - 2

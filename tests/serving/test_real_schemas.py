@@ -1,0 +1,62 @@
+"""JSON of many schemas from a real chat model: the constraint does the work, not the model."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+import edgeq
+from edgeq.importers import load
+from tests.real_models import SMOLLM2, real_model
+
+PROMPTS = (
+    "Describe a person.", "Name a city and a number.", "Tell me a joke about lamps.",
+    "List three fruits.", "Is the sky blue?",
+)  # fmt: skip
+TEXT = {"type": "string", "maxLength": 30}
+SCHEMAS: tuple[dict[str, Any], ...] = (
+    {"type": "object", "properties": {"name": TEXT, "age": {"type": "integer", "minimum": 0,
+     "maximum": 120}}, "required": ["name", "age"], "additionalProperties": False},
+    {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 3},
+    {"enum": ["yes", "no", 7, None, {"a": [1]}]},
+    {"type": "boolean"},
+    {"type": "object", "properties": {"at": {"type": "object", "properties": {
+     "lat": {"type": "integer", "minimum": -90, "maximum": 90}}, "required": ["lat"],
+     "additionalProperties": False}}, "required": ["at"], "additionalProperties": False},
+    {"type": "string", "pattern": "^[A-Z]{2}[0-9]{3}$"},
+    {"type": "string", "format": "date"},
+    {"anyOf": [{"type": "integer", "minimum": 5, "maximum": 9}, {"type": "null"}]},
+    {"$ref": "#/$defs/tree", "$defs": {"tree": {"type": "object", "properties": {
+     "v": {"type": "integer", "minimum": 0, "maximum": 9},
+     "next": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/leaf"}]}},
+     "required": ["v", "next"], "additionalProperties": False}, "leaf": {"const": "end"}}},
+    {"type": "object", "properties": {"kind": {"enum": ["a", "b"]}, "tags": {"type": "array",
+     "items": {"enum": ["x", "y"]}, "maxItems": 2}, "note": TEXT}, "required": ["kind"],
+     "additionalProperties": False},
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_every_answer_is_of_its_schema() -> None:
+    jsonschema_rs = pytest.importorskip("jsonschema_rs")
+    pytest.importorskip("llguidance")
+    model = load(real_model(SMOLLM2))
+    tokenizer = edgeq.Tokenizer(model)
+    vocabulary = edgeq.GrammarVocabulary.of(model, tokenizer)
+    answers = set()
+    with edgeq.Engine(model, threads=1, context=512) as engine:
+        for number, schema in enumerate(SCHEMAS):
+            grammar = vocabulary.json_schema(schema)
+            valid = jsonschema_rs.validator_for(schema)
+            for seed, prompt in enumerate(PROMPTS):
+                params = edgeq.SamplingParams(temperature=1, seed=10 * number + seed)
+                talk = [{"role": "user", "content": prompt}]
+                chunks = list(edgeq.generate(engine, tokenizer, talk, params, max_tokens=200,
+                                             constraint=grammar.start()))  # fmt: skip
+                text = "".join(chunk.text for chunk in chunks)
+                assert chunks[-1].finish_reason == "stop", text
+                assert valid.is_valid(json.loads(text)), (schema, text)
+                answers.add(text)
+    assert len(answers) > 25  # the model chooses within the schema
