@@ -67,9 +67,7 @@ def gigahertz() -> float:
 def instructions(scheme: QuantScheme) -> dict[str, int]:
     """How often each instruction is in the inner loop, that is, for 16 rows x 32 columns."""
     text = assembly(scheme, ISA, llvm.get_process_triple(), llvm.get_host_cpu_name())
-    palette = scheme.codebook is not None
-    half = scheme.group_size == K_BLOCK // 2
-    name = Variant(scheme.bits, not scheme.symmetric, half, 1, palette).symbol
+    name = Variant(scheme, 1).symbol
     body = re.split(rf"^{name}:.*$", text, flags=re.M)[1].split(".Lfunc_end")[0].splitlines()
     labels = {line.split(":")[0]: i for i, line in enumerate(body) if re.match(r"\.\w+:", line)}
     jumps = [
