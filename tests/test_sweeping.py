@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from edgeq.cli import main
-from edgeq.core.errors import EdgeqError, FormatError, SchemeError, UsageError
+from edgeq.core.errors import EdgeqError, FormatError, SchemeError
 from edgeq.sweeping import SweepResult, pareto, run_task, sweep, sweep_sensitivity, tasks
 from tests.paths import ROOT
 
@@ -200,8 +200,6 @@ def test_the_front_holds_what_nothing_beats() -> None:
 
 
 def test_what_cannot_be_swept_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--calib"):
-        tasks([DEMO], ["w4-g32-gptq"])
     with pytest.raises(SchemeError, match="w4-g32-gptq"):
         tasks([DEMO], ["w4-g32-gpt"])
     todo = tasks([DEMO], ["w4-g32", "w4-g32"], timed=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from edgeq.converters.ort.run import file_metadata, open_session, read_graph, re
 from edgeq.converters.runners import Precision
 from edgeq.core.errors import FormatError
 from edgeq.formats.qparams import QuantParams
+from edgeq.graph.execute import sums_saturate
 from edgeq.graph.ir import Info, QuantWeight
 
 HELD = "edgeq.held"
@@ -27,7 +29,7 @@ _KINDS = {
 
 
 class OrtGraphRunner:
-    """Any .onnx or .ort file in onnxruntime's CPU provider.
+    """Any .onnx or .ort file in onnxruntime's CPU provider, with exact sums of 8-bit products.
 
     Args:
         path: of the file.
@@ -42,7 +44,8 @@ class OrtGraphRunner:
 
     def __init__(self, path: Path, *, threads: int = 1) -> None:
         _, onnxruntime = require()
-        self._session = open_session(path, threads=threads)
+        graph = _exact(path) if path.suffix == ".ort" and sums_saturate() else None
+        self._session = open_session(path, threads=threads, graph=graph)
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
         self.inputs = {entry.name: _info(entry, path) for entry in self._session.get_inputs()}
         self.outputs = {entry.name: _info(entry, path) for entry in self._session.get_outputs()}
@@ -63,6 +66,49 @@ class OrtGraphRunner:
     def close(self) -> None:
         """Close the session."""
         self._session = None
+
+
+_SUMMED = {
+    "QLinearConv": (3, 5), "QLinearMatMul": (3, 5), "QGemm": (3, 5), "ConvInteger": (1, 3),
+    "MatMulInteger": (1, 3), "MatMulIntegerToFloat": (1, 5), "DynamicQuantizeMatMul": (1, 3),
+}  # fmt: skip
+"""Operator that sums 8-bit products -> the places of its weights and of their zero point."""
+
+
+def _exact(path: Path) -> bytes | None:
+    """The graph of an .ort file as ONNX, with unsigned weights of the same values.
+
+    Those are summed exactly on every processor. None if the file cannot be opened.
+    """
+    onnx, onnxruntime = require()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    with tempfile.TemporaryDirectory(prefix="edgeq-") as folder:
+        written = Path(folder) / "model.onnx"
+        options.optimized_model_filepath = str(written)
+        try:
+            onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception:  # noqa: BLE001  (opening the file itself tells why)
+            return None
+        model = onnx.load(written)
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        at, zero = _SUMMED.get(node.op_type, (0, 0))
+        weights = held.get(node.input[at]) if zero else None
+        if weights is None or weights.data_type != onnx.TensorProto.INT8:
+            continue
+        node.input.extend([""] * (zero + 1 - len(node.input)))
+        zeros = held.get(node.input[zero])
+        levels = np.zeros((), np.int8) if zeros is None else onnx.numpy_helper.to_array(zeros)
+        for place, signed in ((at, onnx.numpy_helper.to_array(weights)), (zero, levels)):
+            name = f"{node.input[at]} unsigned" if place == at else f"{node.input[zero]} unsigned"
+            node.input[place] = name
+            if name not in held:
+                unsigned = np.ascontiguousarray(signed).view(np.uint8) ^ np.uint8(128)
+                held[name] = onnx.numpy_helper.from_array(unsigned.reshape(signed.shape), name)
+                model.graph.initializer.append(held[name])
+    return bytes(model.SerializeToString())
 
 
 def read_weights(path: Path) -> Iterator[tuple[str, QuantWeight]]:

@@ -57,11 +57,11 @@ TWO = {"bert": 8, "bert_modern": 8, "bert_tanh": 8, "vit": 4, "pools": 6, "pixel
 # --- the zoo ---
 
 
-@pytest.mark.parametrize("name", graph_zoo.MODELS)
 def arena_of(path: Path) -> int:
     return arena_bytes(read_file(path, entry=METADATA).model)
 
 
+@pytest.mark.parametrize("name", graph_zoo.MODELS)
 def test_zoo_in_float(name: str, tmp_path: Path) -> None:
     graph = graph_zoo.canonical(name, tmp_path)
     if name in REFUSED:
