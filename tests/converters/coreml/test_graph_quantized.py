@@ -345,8 +345,11 @@ def test_a_net_chooses_the_same_classes(tmp_path: Path) -> None:
     same = 0
     for seed in range(40):
         feeds = fed(graph, seed)
-        same += int(record(feeds)["logits"].argmax() == runner(feeds)["logits"].argmax())
-    assert same == 40
+        want, chosen = record(feeds)["logits"][0], int(runner(feeds)["logits"].argmax())
+        same += int(want.argmax() == chosen)
+        # the order of sums differs between processors, and may settle a near tie
+        assert want.max() - want[chosen] < 0.01 * np.ptp(want)
+    assert same >= 38
 
 
 @pytest.mark.parametrize("name", sorted(graph_zoo.MODELS))
