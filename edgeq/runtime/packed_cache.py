@@ -79,10 +79,10 @@ class PackedCache:
         parts = {}
         for name, (dtype, shape) in layer_parts(self._config, self._bits, stop - start).items():
             tiles = self._views[name][self._where(name, start, stop)]
-            if self._halves(name):
-                tiles = np.stack([tiles & 15, tiles >> 4], axis=self._halves(name))
+            if axis := self._halves(name):
+                tiles = np.stack([tiles & 15, tiles >> 4], axis=axis)
             rows = tiles.reshape(self._rows(name, start, stop))[: shape[0]]
-            if self._halves(name):
+            if axis:
                 parts[name] = paired(rows[..., : self._config.head_dim])
                 continue
             rows = rows[..., : shape[2]] if len(shape) == 3 else rows[..., 0]

@@ -102,8 +102,7 @@ def _exact(path: Path) -> bytes | None:
         zeros = held.get(node.input[zero])
         levels = np.zeros((), np.int8) if zeros is None else onnx.numpy_helper.to_array(zeros)
         for place, signed in ((at, onnx.numpy_helper.to_array(weights)), (zero, levels)):
-            name = f"{node.input[at]} unsigned" if place == at else f"{node.input[zero]} unsigned"
-            node.input[place] = name
+            name = node.input[place] = f"{node.input[place]} unsigned"
             if name not in held:
                 unsigned = np.ascontiguousarray(signed).view(np.uint8) ^ np.uint8(128)
                 held[name] = onnx.numpy_helper.from_array(unsigned.reshape(signed.shape), name)

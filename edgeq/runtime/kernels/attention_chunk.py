@@ -135,9 +135,10 @@ def _append_key(cache, head, slot, k):
     center = cache.centers + (row // CHUNK * dim_k * centers + slot % CHUNK // cache.span) * _F16
     x = floats(k, dim)
     low = high = _ZERO
+    is_center = slot % cache.span == 0
     for i in range(dim):
         at = center + i * centers * _F16
-        x[i] -= put_f16(at, x[i]) if slot % cache.span == 0 else get_f16(at)
+        x[i] -= put_f16(at, x[i]) if is_center else get_f16(at)
         low, high = min(low, x[i]), max(high, x[i])
     levels = _LEVELS if cache.bits == 8 else _FIFTEEN
     scale = put_f16(cache.key_scales + row * _F16, (high - low) / levels)
