@@ -83,7 +83,8 @@ def read_config(folder: Path) -> HfConfig:
     model = model_config(family, values, generation)
     biases = _biases(family, values)
     layout = read_quantization(path, raw)
-    check_unread(path, raw, {"architectures", "auto_map", *KEYS, *values.read})
+    read = {"architectures", "auto_map", *KEYS, *values.read}
+    check_unread(path, raw, read, model.attn_scale)
     return HfConfig(model, family, prefix, biases, layout)
 
 

@@ -8,6 +8,7 @@ Source: the configuration classes of Transformers 5.24 and 4.57, and published c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,16 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "use_rms_norm": (True,),
     "use_rope": (True,),
 }
-"""Keys with one harmless value; null is always harmless."""
+"""Keys with harmless values alone. Null is one of them where false is, or where the key is no flag;
+where only true is, null reads as false (Transformers masks nothing where ``is_causal`` is null)."""
+_SCORE_SCALES = unread.word_set(
+    """
+    attention_multiplier attention_scale attention_scaling attn_multiplier attn_scale attn_scaling
+    qk_scale query_scale scale_qk softmax_scale
+    """
+)
+"""What attention scores are multiplied by in place of the usual 1 / sqrt(head_dim): a factor of one
+does not switch it off."""
 _NO_SOFTCAP = ("attn_logit_softcapping", "final_logit_softcapping")
 
 _SAME_AS = {
@@ -103,13 +113,16 @@ _SAME_AS = {
 """Other names of keys that are read; harmless where both hold one value."""
 
 
-def check_unread(path: Path, raw: Mapping[str, Any], read: Collection[str]) -> None:
+def check_unread(
+    path: Path, raw: Mapping[str, Any], read: Collection[str], attn_scale: float | None = None
+) -> None:
     """Refuse the keys that no code reads and that may change what the model computes.
 
     Args:
         path: the file, for messages.
         raw: its keys.
         read: the keys that have been read.
+        attn_scale: what attention scores are multiplied by; None if the keys are of no decoder.
 
     Raises:
         UnsupportedError: names such keys and their values.
@@ -122,10 +135,16 @@ def check_unread(path: Path, raw: Mapping[str, Any], read: Collection[str]) -> N
             )
     offenders = {}
     for key, value in raw.items():
-        if key in read or key in _HARMLESS or value is None:
+        if key in read or key in _HARMLESS:
             continue
         if key in _ONLY:
             _check_only(path, key, value)
+        elif value is None:
+            continue
+        elif key in _SCORE_SCALES and value is not False:
+            known = isinstance(value, int | float) and attn_scale is not None
+            if not (known and math.isclose(value, attn_scale or 0.0, rel_tol=1e-6)):
+                offenders[key] = value
         elif key in _SAME_AS and raw.get(_SAME_AS[key]) == value:
             continue
         elif not unread.is_harmless(key, value):
@@ -166,6 +185,8 @@ def check_classes(path: Path, raw: Mapping[str, Any], family: Family, model_type
 
 def _check_only(path: Path, key: str, value: Any) -> None:
     allowed = _ONLY[key]
+    if value is None and allowed != (True,):
+        return
     if any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed):
         return
     fix = f"it runs models where {key} is {' or '.join(map(repr, allowed))}, or absent"
