@@ -88,7 +88,9 @@ class Tokenizer:
         self.text_bos = self.bos if self.add_bos else None
         self.eos_ids = end_ids(files, built)
         self._special = {
-            i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special
+            i
+            for i, token in self._tokenizer.get_added_tokens_decoder().items()
+            if token.special or token.content in built.special.values()
         }
         self._bytes, self._first = _token_table(self._tokenizer, built.document, self._special)
         self.vocab_size = len(self._bytes)
@@ -242,12 +244,18 @@ def _token_table(
     vocab: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
     table = [b""] * (max(vocab.values(), default=-1) + 1)
     first: dict[int, bytes] = {}
-    for token, i in vocab.items():
+    stripped = {step.get("content", " ") for step in steps if step["type"] == "Strip"}
+    added = tokenizer.get_added_tokens_decoder()
+    for listed, i in vocab.items():
         if i in special:
             continue
+        # an added token as it stands in a normalized text: in some with a space before it
+        token = tokenizer.id_to_token(i) or listed if i in added else listed
         byte = _BYTE_TOKEN.fullmatch(token) if fallback else None
         if byte:
             table[i] = bytes((int(byte[1], 16),))
+            if chr(table[i][0]) in stripped:
+                first[i] = b""
         elif byte_level:
             table[i] = from_printable(token)
         else:
@@ -276,6 +284,11 @@ def _decoder_steps(decoder: Any) -> list[dict[str, Any]]:
             raise UnsupportedError(
                 f"tokenizer.json: a Replace decoder with the pattern {step.get('pattern')!r}; "
                 "edgeq knows plain strings"
+            )
+        if kind == "Strip" and (step.get("start", 0) > 1 or step.get("stop", 0)):
+            raise UnsupportedError(
+                f"tokenizer.json: a Strip decoder with start {step.get('start', 0)} and stop "
+                f"{step.get('stop', 0)}; edgeq strips one character, at the start of a text"
             )
     return steps
 

@@ -40,7 +40,7 @@ _CLASS_TOKENS: Mapping[str, Mapping[str, str]] = {
     "LlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
     "Qwen2Tokenizer": {"eos_token": "<|endoftext|>"},
 }
-"""Special tokens that a tokenizer class assumes where no file names them."""
+"""Special tokens that a tokenizer class assumes where no file names them, if they exist."""
 _PREFIX_SPACE_CLASSES = ("GPT2Tokenizer", "Qwen2Tokenizer")
 """Classes that take ``add_prefix_space`` from tokenizer_config.json, false if it does not say."""
 
@@ -98,16 +98,23 @@ def hf_tokenizer(files: Mapping[str, bytes]) -> HfTokenizer:
 
     document = read_object(files, "tokenizer.json")
     config = read_object(files, CONFIG)
-    spaced = _prefix_space(document, config)
+    settled = _without_dropout(_prefix_space(document, config) or document)
     try:
-        raw = json.dumps(spaced) if spaced else files["tokenizer.json"].decode()
+        raw = files["tokenizer.json"].decode() if settled is document else json.dumps(settled)
         library = tokenizers.Tokenizer.from_str(raw)
-    except Exception as err:  # the library raises bare Exception
+    except BaseException as err:  # the library raises bare Exception, and panics with another
+        if isinstance(err, KeyboardInterrupt | SystemExit):
+            raise
         raise FormatError(f"tokenizer.json is not readable: {err}") from err
     library.no_truncation()
     library.no_padding()
     library.encode_special_tokens = config.get("split_special_tokens") is True
-    special = special_tokens(files)
+    stated = {key for source in _special_sources(files) for key in source}
+    special = {
+        key: text
+        for key, text in special_tokens(files).items()
+        if key in stated or library.token_to_id(text) is not None  # no row of the model is its
+    }
     before = _added(library)
     for place, fields in _listed(files):
         text = fields["content"]
@@ -121,17 +128,20 @@ def hf_tokenizer(files: Mapping[str, bytes]) -> HfTokenizer:
                 f"the tokenizer's files give the added token {text!r} the id {place}, but the "
                 f"next free id is {assigned}; the tokens between them are missing"
             )
+    held = {token["content"] for token in _added(library).values()}
     for fields in _named(files, special):
-        if library.token_to_id(fields["content"]) is None:
+        # a token that is in the vocabulary alone is not looked for in a text until it is added
+        if fields["content"] not in held:
             library.add_tokens([tokenizers.AddedToken(**fields)])
+            held.add(fields["content"])
     prefix, suffix = _frame(library)
     return HfTokenizer(
         library,
-        spaced or document,
+        settled,
         special,
         prefix,
         suffix,
-        extended=spaced is not None or _added(library) != before,
+        extended=settled is not document or _added(library) != before,
     )
 
 
@@ -209,14 +219,28 @@ def _added(library: tokenizers.Tokenizer) -> dict[int, dict[str, Any]]:
     }
 
 
+def _without_dropout(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The document with merges that are always carried out; itself if it has no others.
+
+    BPE-dropout leaves out merges by chance, as regularization while a model is trained; a prompt
+    is cut without it. Source: Provilkov et al. 2020, "BPE-Dropout" (arXiv:1910.13267), section 3.
+    """
+    model = document.get("model")
+    if not isinstance(model, dict) or not model.get("dropout"):
+        return document
+    return {**document, "model": {**model, "dropout": None}}
+
+
 def _prefix_space(document: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any] | None:
     """The document with ``add_prefix_space`` as tokenizer_config.json has it; None if it has it so.
 
     Transformers asks the configuration for the classes that build their own byte-level cutting.
+    That of GPT2Tokenizer is one step; where a file has several, they stay as the file says.
     """
     kind = config.get("tokenizer_class")
     if not isinstance(kind, str) or kind.removesuffix("Fast") not in _PREFIX_SPACE_CLASSES:
         return None
+    one_step = kind.removesuffix("Fast") == "GPT2Tokenizer"
     wanted = config.get("add_prefix_space") is True
     changed = False
 
@@ -224,7 +248,7 @@ def _prefix_space(document: Mapping[str, Any], config: Mapping[str, Any]) -> dic
         nonlocal changed
         if not isinstance(step, dict):
             return step
-        if isinstance(step.get("pretokenizers"), list):
+        if isinstance(step.get("pretokenizers"), list) and not one_step:
             return step | {"pretokenizers": [visit(inner) for inner in step["pretokenizers"]]}
         if step.get("type") == "ByteLevel" and step.get("add_prefix_space", True) != wanted:
             changed = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from edgeq.converters.validate.hard_strings import hard_strings
-from edgeq.core.errors import FormatError
+from edgeq.core.errors import FormatError, UnsupportedError
 from edgeq.importers.huggingface.tokenizer import complete_document, hf_tokenizer
 from edgeq.runtime.tokenizer import Tokenizer
 from tests import tokenizer_zoo as zoo
@@ -73,6 +74,12 @@ CASES: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
     "no end token": ({"eos_token": None, "bos_token": None}, {}),
     "flags beside a post-processor": ({**zoo.CONFIG, "add_bos_token": False}, {}),
     "special tokens split": ({**zoo.CONFIG, "split_special_tokens": True}, {}),
+    "an end token that is in the vocabulary alone": ({**zoo.CONFIG, "eos_token": "Hello"}, {}),
+    "an end token that is listed as ordinary": ({**zoo.CONFIG, "eos_token": "<tool>"}, {}),
+    "tokens that a class assumes and the vocabulary has not": (
+        {**zoo.CONFIG, "tokenizer_class": "LlamaTokenizer"},
+        {},
+    ),
     "EOS by a flag": ({**zoo.CONFIG, "add_eos_token": True}, {}),
 }
 """tokenizer_config.json and further files."""
@@ -100,6 +107,9 @@ def test_ids_are_transformers_own(case: str, tmp_path: Path) -> None:
     assert [ours.encode(t) for t in starts_alike] == [theirs.encode(t) for t in starts_alike]
     eos = theirs.eos_token_id
     assert ours.eos_ids == (() if eos is None else (eos,))
+    for text in ("Hello World", "a<tool>b", "<|y|> c", " d"):
+        ids = ours.encode(text)
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True), text
     if theirs.bos_token_id is not None:
         assert ours.bos == theirs.bos_token_id
 
@@ -184,6 +194,74 @@ def test_lists_that_are_refused(
 ) -> None:
     with pytest.raises(FormatError, match=words):
         Tokenizer(made(config, further))
+
+
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+@pytest.mark.parametrize("flags", list(itertools.product((False, True), repeat=len(FLAGS))))
+@pytest.mark.parametrize("kind", ["byte level", "sentencepiece", "metaspace", "lower case"])
+def test_every_flag_of_an_added_token(kind: str, flags: tuple[bool, ...], tmp_path: Path) -> None:
+    lower = {"type": "Lowercase"}
+    document = {
+        "byte level": DOCUMENT,
+        "sentencepiece": zoo.sentencepiece(),
+        "metaspace": zoo.sentencepiece("first"),
+        "lower case": zoo.edited(DOCUMENT, normalizer=lower),
+    }[kind]
+    found = json.loads(document)
+    added = {"content": "<|y|>", **dict(zip(FLAGS, flags, strict=True))}
+    rows = 1 + max((*found["model"]["vocab"].values(), *(t["id"] for t in found["added_tokens"])))
+    found["added_tokens"].append({"id": rows, **added})
+    files = {
+        "tokenizer.json": json.dumps(found).encode(),
+        "tokenizer_config.json": json.dumps(zoo.CONFIG).encode(),
+    }
+    theirs, ours = by_transformers(files, tmp_path), Tokenizer(files)
+    texts = [text for text in TEXTS if not text.startswith("<s>")]
+    ids = [ours.encode(text) for text in texts]
+    assert ids == [theirs.encode(text) for text in texts]
+    if added["special"]:
+        return  # the library writes out a special token whose normalized text is another
+    for text, tokens in zip(texts, ids, strict=True):
+        right = theirs.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if "\ufffd" not in right:
+            assert ours.decode(tokens) == right, text
+
+
+def test_merges_are_never_left_out_by_chance() -> None:
+    """BPE-dropout belongs to training."""
+    model = json.loads(DOCUMENT)["model"]
+    document = zoo.edited(DOCUMENT, model={**model, "dropout": 0.5})
+    plain, random = (Tokenizer({"tokenizer.json": d.encode()}) for d in (DOCUMENT, document))
+    assert [random.encode(text) for text in TEXTS] == [plain.encode(text) for text in TEXTS]
+    written = json.loads(complete_document({"tokenizer.json": document.encode()}))
+    assert written["model"]["dropout"] is None
+
+
+def test_several_steps_of_cutting_stay_as_they_are() -> None:
+    """``add_prefix_space`` is for the byte-level step alone, which here follows others."""
+    config = {**zoo.CONFIG, "tokenizer_class": "GPT2Tokenizer", "add_prefix_space": True}
+    document = zoo.byte_level("smollm")
+    plain = Tokenizer({"tokenizer.json": document.encode()})
+    assert Tokenizer(
+        {"tokenizer.json": document.encode(), "tokenizer_config.json": json.dumps(config).encode()}
+    ).encode("a1b 22") == plain.encode("a1b 22")
+
+
+def test_a_vocabulary_that_makes_the_library_panic_is_refused() -> None:
+    model = json.loads(DOCUMENT)["model"]
+    document = zoo.edited(DOCUMENT, model={**model, "continuing_subword_prefix": "##"})
+    with pytest.raises(FormatError, match=r"tokenizer\.json is not readable"):
+        Tokenizer({"tokenizer.json": document.encode()})
+
+
+@pytest.mark.parametrize("ends", [{"start": 2, "stop": 0}, {"start": 1, "stop": 1}])
+def test_decoders_that_strip_more_are_refused(ends: dict[str, int]) -> None:
+    strip = {"type": "Strip", "content": " ", **ends}
+    document = zoo.edited(zoo.sentencepiece(), decoder=strip)
+    with pytest.raises(UnsupportedError, match="edgeq strips one character"):
+        Tokenizer({"tokenizer.json": document.encode()})
 
 
 def test_what_goes_around_a_text_of_a_vocabulary_without_letters() -> None:
