@@ -126,8 +126,6 @@ def profile(
     machine can measure it. With --on, MODEL and edgeq are copied to another machine that has
     Python, NumPy and Numba, and removed afterwards.
     """
-    from dataclasses import replace
-
     from edgeq.api.profile import profile as run
     from edgeq.devices.meters import read_log
     from edgeq.profiling.foreign import Named
@@ -154,7 +152,7 @@ def profile(
         )  # fmt: skip
     _keep(document, output)  # before anything else can fail
     if energy_log is not None:
-        document = replace(document, recording=document.recording.joined(read_log(energy_log)))
+        document = document.with_logs(read_log(energy_log))
         _keep(document, output)
     render.write(_json(document) if form == "json" else _text(document, long=sustained > 0))
 

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from types import TracebackType
 from typing import Any
 
@@ -136,16 +137,34 @@ class Recording:
         """A trace that something else recorded meanwhile, on this recording's clock.
 
         Raises:
-            DeviceError: its times count from something that only its meter knows.
+            DeviceError: its times count from something that only its meter knows, or it has no
+                sample between the recording's start and its end.
         """
-        if trace.clock == "monotonic":
-            return trace
+        if trace.clock == "own":
+            raise DeviceError(
+                f"{trace.sensor.name}: the times of {trace.sensor.provenance} do not say when it "
+                "began; record it with times since 1970"
+            )
         if trace.clock == "unix":
-            return trace.shifted(-self.unix_ns, "monotonic")
-        raise DeviceError(
-            f"{trace.sensor.name}: the times of {trace.sensor.provenance} do not say when it "
-            "began; record it with times since 1970"
-        )
+            trace = trace.shifted(-self.unix_ns, "monotonic")
+        if not trace.within(TimeWindow("the run", self.start_ns, self.end_ns)).t_ns.size:
+            raise DeviceError(
+                f"{trace.sensor.name}: {trace.sensor.provenance} was recorded {self._span(trace)}, "
+                f"and the run lasted {self._span(self)}; give the log of the run's own time (a "
+                "log that names no time zone is read in this machine's)"
+            )
+        return trace
+
+    def _span(self, of: Trace | Recording) -> str:
+        """When something began and ended, in words, local time."""
+        if isinstance(of, Recording):
+            ends = (of.start_ns, of.end_ns)
+        elif not of.t_ns.size:
+            return "without a single sample"
+        else:
+            ends = (int(of.t_ns[0]), int(of.t_ns[-1]))
+        first, last = (datetime.fromtimestamp((t + self.unix_ns) / 1e9).astimezone() for t in ends)
+        return f"from {first:%Y-%m-%d %H:%M:%S} to {last:%Y-%m-%d %H:%M:%S} ({last:%Z})"
 
     def joined(self, traces: Iterable[Trace]) -> Recording:
         """This recording with other traces, aligned."""

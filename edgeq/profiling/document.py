@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from typing import Any
 from edgeq._version import __version__
 from edgeq.core.cpu import this_cpu
 from edgeq.core.documents import read_document
-from edgeq.core.errors import EdgeqError, FormatError
+from edgeq.core.errors import DeviceError, EdgeqError, FormatError
 from edgeq.core.files import write_whole
 from edgeq.devices.contention import Contention, Watch
+from edgeq.devices.meters import Trace
 from edgeq.devices.recorder import Recording
 from edgeq.profiling.operations import Operations
 from edgeq.profiling.session import Round, Workload
@@ -27,6 +28,13 @@ from edgeq.profiling.session import Round, Workload
 FORMAT, FORMAT_VERSION = "edgeq-profile", 1
 IDLE = "idle"
 """The window of the recording in which nothing ran."""
+
+_PROGRAMS = {
+    "powermetrics": ("a Mac", ("macos", "darwin")),
+    "tegrastats": ("an NVIDIA Jetson", ("aarch64", "arm64")),
+}
+"""Programs that record the power of the machine they run on: what machine that is, and words of
+which its operating system's or its processor's name has one."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,27 @@ class Document:
     def limits_contention(self) -> Contention | None:
         """What else used the processor while the machine's limits were measured."""
         return _contention(self.environment, "limits_contention")
+
+    def with_logs(self, traces: Sequence[Trace]) -> Document:
+        """The run with what other programs recorded of it meanwhile.
+
+        Raises:
+            DeviceError: a log is of another machine or of another time.
+        """
+        for trace in traces:
+            self._check_machine(trace)
+        return replace(self, recording=self.recording.joined(traces))
+
+    def _check_machine(self, trace: Trace) -> None:
+        """Refuse logs of programs that the machine of this run does not have."""
+        program = trace.sensor.name.partition("-")[0]
+        machine = f"{self.environment.get('os', '')} {self.environment.get('arch', '')}"
+        of, words = _PROGRAMS.get(program, ("", ()))
+        if words and not any(word in machine.casefold() for word in words):
+            raise DeviceError(
+                f"{trace.sensor.provenance} is a log of {program}, which runs on {of}, and the run "
+                f"was on {machine.strip()}: it is the power of another machine"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """A form that JSON can hold."""

@@ -4,6 +4,7 @@ A line holds `name=value` fields, in any order, between spaces, tabs, commas or 
 
     W=5.12                     power; or mW, uW
     V=5.09 A=1.006             voltage and current (or mV, mA, uA), multiplied
+    V=231 A=0.1 PF=0.41        the same of mains, and the power factor
     J=12.5                     an energy counter; or mJ, uJ, Wh, mWh
 
 and optionally the time, `t=` in seconds on the meter's clock or `unix=` since 1970 (with
@@ -34,9 +35,14 @@ UNITS: dict[str, tuple[str, float]] = {
     "Wh": ("energy", 3600.0), "mWh": ("energy", 3.6),
     "V": ("volts", 1.0), "mV": ("volts", 1e-3),
     "A": ("amps", 1.0), "mA": ("amps", 1e-3), "uA": ("amps", 1e-6),
+    "PF": ("factor", 1.0), "pf": ("factor", 1.0),
     "t": ("t", 1.0), "unix": ("unix", 1.0),
 }  # fmt: skip
 """Name of a field -> what it is, and the factor to watts, joules, volts, amperes or seconds."""
+
+MOST_VOLTS = 60.0
+"""Of a device that is fed by direct current. More is mains, where volts times amperes is the
+apparent power, which may be twice the power."""
 
 LONGEST = 4096
 """Bytes without an end of line before they are thrown away: the baud rate is wrong."""
@@ -82,9 +88,17 @@ class Lines:
                 values[what] = number(word, name) * factor
         if max(abs(values.get("t", 0)), abs(values.get("unix", 0))) > LATEST_S:
             raise DeviceError(f"line {line[:60]!r} has a time that cannot be")
-        if {"volts", "amps"} <= values.keys():
-            values.setdefault("power", values["volts"] * values["amps"])
-        kept = {what: value for what, value in values.items() if what not in ("volts", "amps")}
+        if {"volts", "amps"} <= values.keys() and not values.keys() & {"power", "energy"}:
+            if values["volts"] > MOST_VOLTS and "factor" not in values:
+                raise DeviceError(
+                    f"line {line[:60]!r} has the voltage of mains, where V times A is not the "
+                    "power; the meter must say W, or the power factor (PF)"
+                )
+            factor = values.get("factor", 1.0)
+            if not 0 <= factor <= 1:
+                raise DeviceError(f"line {line[:60]!r} has a power factor that is not 0 to 1")
+            values["power"] = values["volts"] * values["amps"] * factor
+        kept = {w: value for w, value in values.items() if w not in ("volts", "amps", "factor")}
         if not kept.keys() & {"power", "energy"}:
             raise DeviceError(f"line {line[:60]!r} has no power, energy, or V and A")
         return kept

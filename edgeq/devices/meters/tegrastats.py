@@ -2,15 +2,15 @@
 
 Source: "Tegrastats Utility" of the Jetson Linux Developer Guide: `VDD_IN 12479mW/12479mW` is a
 rail's power now and its mean since the program started (older ones write no unit), `cpu@53.968C`
-a temperature, `EMC_FREQ 43%@2133` load and megahertz. A Jetson's rails can also be read without
-it, by hwmon.
+a temperature, `EMC_FREQ 43%@2133` load and megahertz. A line's time is local and names no zone. A
+Jetson's rails can also be read without it, by hwmon.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 from edgeq.core.errors import DeviceError, FormatError
@@ -131,13 +131,13 @@ def read(path: Path, interval_s: float = 1.0) -> list[Trace]:
 
 
 def _stamp(line: str) -> float | None:
-    """Seconds since 1970 of a line's local time taken as UTC; None without one."""
+    """Seconds since 1970 of a line's local time in this machine's zone; None without one."""
     match = _STAMP.match(line)
     if not match:
         return None
     try:
-        return datetime.strptime(match[1], "%m-%d-%Y %H:%M:%S").replace(tzinfo=UTC).timestamp()
-    except ValueError:
+        return datetime.strptime(match[1], "%m-%d-%Y %H:%M:%S").timestamp()
+    except (ValueError, OverflowError, OSError):  # years that the system's clock does not have
         return None
 
 

@@ -6,7 +6,8 @@ the seconds at which the device under test gave signals; what lies between the s
 third, the fourth and the fifth ... are the measured windows.
 
 MLPerf Power: `spl.txt` of SPEC PTDaemon has a line for each second,
-`Time,03-03-2021 00:42:30.170,Watts,3.040000,Volts,...,Mark,NAME`.
+`Time,03-03-2021 00:42:30.170,Watts,3.040000,Volts,...,Mark,NAME`. Its times are local and name no
+zone; they are taken as those of this machine's.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
@@ -116,10 +117,10 @@ def read_ptd(path: Path) -> Trace:
             problems["line that is not Time,...,Watts,..."] += bool(line.strip())
             continue
         try:
-            when = datetime.strptime(match[1], "%m-%d-%Y %H:%M:%S.%f").replace(tzinfo=UTC)
+            when = datetime.strptime(match[1], "%m-%d-%Y %H:%M:%S.%f")
             t_ns = round(when.timestamp() * 1e3) * 1_000_000
             samples.append(Reading(t_ns, {"watts": number(match[2], "Watts")}))
-        except (ValueError, DeviceError) as err:
+        except (ValueError, OverflowError, OSError, DeviceError) as err:
             problems[str(err)] += 1
             continue
         marks.setdefault(line.rpartition(",Mark,")[2].strip(), []).append(t_ns)

@@ -8,6 +8,7 @@ import os
 import re
 import struct
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -232,7 +233,7 @@ def test_tegrastats_log(tmp_path: Path) -> None:
     path = tmp_path / "tegra.log"
     path.write_text("\n".join(lines))
     power, heat, clock = read_log(path)
-    start = datetime(2024, 11, 15, 8, 38, tzinfo=UTC).timestamp()
+    start = datetime(2024, 11, 15, 8, 38).timestamp()
     assert power.clock == "unix"
     window = TimeWindow("run", round((start + 5) * 1e9), round((start + 25) * 1e9))
     found = power.energy(window)
@@ -241,6 +242,27 @@ def test_tegrastats_log(tmp_path: Path) -> None:
     assert "not a line of tegrastats" in found.problems[0]
     assert heat.values["tj"].tolist() == [54.5] * 31
     assert clock.values["cpu2"][0] == 1.42e9
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="this system has one time zone")
+@pytest.mark.parametrize(("zone", "hours"), [("UTC", 0), ("JST-9", -9), ("EST5", 5)])
+def test_local_times_are_those_of_this_machine_s_zone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zone: str, hours: int
+) -> None:
+    """A log of hours earlier, taken as UTC, would lie on a run of now."""
+    tegra, analyzer = tmp_path / "tegra.log", tmp_path / "spl.txt"
+    lines = [TEGRA.format(stamp=f"11-15-2024 08:38:{i:02}", mw=5000) for i in range(9)]
+    tegra.write_text("\n".join(lines))
+    analyzer.write_text("Time,11-15-2024 08:38:00.000,Watts,3.0,Mark,run\n")
+    utc = datetime(2024, 11, 15, 8, 38, tzinfo=UTC).timestamp()
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        found = [read_log(path)[0].t_ns[0] / 1e9 for path in (tegra, analyzer)]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert found == [utc + 3600 * hours] * 2
 
 
 def test_tegrastats_faster_than_its_stamps(tmp_path: Path) -> None:
@@ -446,7 +468,7 @@ def test_ptd_log_of_mlperf_power(tmp_path: Path) -> None:
     assert found.joules == pytest.approx((4.0 + 6.9) / 2 * 29)
     assert len(found.problems) == 2
     assert trace.clock == "unix"
-    began = datetime(2021, 3, 3, 0, 42, 0, 170_000, tzinfo=UTC).timestamp()
+    began = datetime(2021, 3, 3, 0, 42, 0, 170_000).timestamp()
     assert trace.t_ns[0] / 1e9 == pytest.approx(began)
     path.write_text("Time,yesterday,Watts,3")
     with pytest.raises(FormatError, match="no line like"):
@@ -464,6 +486,9 @@ def test_ptd_log_of_mlperf_power(tmp_path: Path) -> None:
         ("V=5.09, A=1.006 C=31", None),
         ("V=5.09,A=1.006", {"power": 5.09 * 1.006}),
         ("mV=5000\tmA=200", {"power": 1.0}),
+        ("V=230 A=0.1 PF=0.5", {"power": 11.5}),  # of mains
+        ("V=230 A=0.1 W=11.5 PF=0.5", {"power": 11.5}),
+        ("V=230 A=0.1 Wh=2", {"energy": 7200.0}),
         ("Wh=0.5 W=3", {"energy": 1800.0, "power": 3.0}),
         ("# a comment", {}),
         ("  \r", {}),
@@ -477,8 +502,9 @@ def test_serial_line(line: str, values: dict[str, float] | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["hello", "5.1", "W=nan", "W=", "W=1e999", "V=5", "t=3", "W 5", "W=1 t=1e300"]
-)
+    "line", ["hello", "5.1", "W=nan", "W=", "W=1e999", "V=5", "t=3", "W 5", "W=1 t=1e300",
+             "V=230 A=0.1", "V=120,mA=90", "V=5 A=1 PF=1.5", "PF=0.5"]
+)  # fmt: skip
 def test_serial_nonsense(line: str) -> None:
     with pytest.raises(DeviceError):
         serial_lines.Lines().values(line)

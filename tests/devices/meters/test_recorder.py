@@ -18,6 +18,8 @@ from edgeq.devices.energy import per_token
 from edgeq.devices.meters import Meter, Reading, Sensor, Trace, meters_of, probe, serial_lines
 from edgeq.devices.meters.base import Absent, read_number
 from edgeq.devices.recorder import Recorder, Recording
+from edgeq.profiling.document import Document
+from edgeq.profiling.session import Workload
 
 
 @pytest.fixture(autouse=True)
@@ -334,3 +336,45 @@ def test_a_log_of_another_program_is_laid_on_the_clock() -> None:
     with pytest.raises(DeviceError, match="do not say when it"):
         recording.align(Trace.of(sensor, samples, None, "own"))
     assert recording.align(joined.traces[0]) is joined.traces[0]
+
+
+@pytest.mark.parametrize("hours", [-9, -1, 1])
+def test_a_log_of_another_time_is_refused(hours: int) -> None:
+    with Recorder([]) as recorder:
+        pause(recorder, 0.2)
+    recording = recorder.recording
+    sensor = Sensor(name="log", quantity="power", provenance="power.log", rate_hz=100,
+                    scope="board", total=("all",))  # fmt: skip
+    began = recording.start_ns + recording.unix_ns + hours * 3600 * 10**9
+    samples = [Reading(began + i * 10_000_000, {"all": 7.0}) for i in range(100)]
+    with pytest.raises(DeviceError, match=r"was recorded from 20.* and the run lasted from 20"):
+        recording.joined([Trace.of(sensor, samples, None, "unix")])
+    with pytest.raises(DeviceError, match="without a single sample"):
+        recording.joined([Trace.of(sensor, [], None, "unix")])
+
+
+def test_a_log_of_another_machine_is_refused() -> None:
+    with Recorder([]) as recorder:
+        pause(recorder, 0.2)
+    recording = recorder.recording
+    began = recording.start_ns + recording.unix_ns
+
+    def log(name: str) -> Trace:
+        sensor = Sensor(name=name, quantity="power", provenance=f"{name}.log", rate_hz=100,
+                        scope="board", total=("all",))  # fmt: skip
+        samples = [Reading(began + i * 10_000_000, {"all": 7.0}) for i in range(20)]
+        return Trace.of(sensor, samples, None, "unix")
+
+    def document(os: str, arch: str) -> Document:
+        return Document(Workload(1, 1, 0, 0, 1, 0), (), {"os": os, "arch": arch}, recording)
+
+    jetson = document("Linux-5.15.136-tegra-aarch64", "aarch64")
+    mac = document("macOS-14.5-arm64-arm-64bit", "arm64")
+    pc = document("Linux-6.8-x86_64", "x86_64")
+    assert jetson.with_logs([log("tegrastats")]).recording.energy("decode").joules
+    assert mac.with_logs([log("powermetrics")]).recording.energy("decode").joules
+    for one in (jetson, mac, pc):
+        assert one.with_logs([log("serial")]).recording.energy("decode").joules
+    for one, name in ((pc, "tegrastats"), (pc, "powermetrics"), (jetson, "powermetrics")):
+        with pytest.raises(DeviceError, match=f"a log of {name}, which runs on a.*another machine"):
+            one.with_logs([log(name)])
