@@ -27,6 +27,9 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _COMPARED_BYTES = 1 << 24
 _NO_PART = re.compile(r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
 """Rotary tables that old versions of Transformers saved; they are computed from the config."""
+_CODES = ("qweight", "weight_packed", "weight_scale", "scales")
+_SETTINGS_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+"""Files beside config.json in which older libraries keep what it holds now."""
 _OTHER_TOWERS = re.compile(r"^(model\.)?(vision_tower|multi_modal_projector)\.")
 
 
@@ -95,12 +98,25 @@ class Checkpoint:
                     f"{self.folder / INDEX} puts tensor {name} in {self._misplaced[name]}, "
                     "which does not hold it; fetch the checkpoint again"
                 )
+            self._refuse_other_layout(name)
             raise FormatError(
                 f"tensor {name} is missing from {self.folder}; "
                 "config.json asks for it: is this the whole checkpoint?"
             )
         self._read.add(name)
         return self._where[name]
+
+    def _refuse_other_layout(self, name: str) -> None:
+        """Say that a matrix is quantized where config.json does not."""
+        module = name.removesuffix(".weight")
+        stored = next((f"{module}.{end}" for end in _CODES if f"{module}.{end}" in self), None)
+        if self.layout is None and stored is not None:
+            own = next((file for file in _SETTINGS_FILES if (self.folder / file).exists()), None)
+            raise FormatError(
+                f"the weights of {self.folder} are quantized ({stored}), and config.json has no "
+                "quantization_config that says how; put it there"
+                + (f"; {own} may hold it, without its quant_method" if own else "")
+            )
 
     def tie_head(self) -> bool:
         """Whether the head is the embedding matrix, in a model that says they are tied.
@@ -121,6 +137,8 @@ class Checkpoint:
     def check_all_read(self, config: ModelConfig) -> None:
         """Refuse tensors that nothing has read and that are not known to have no part in the model.
 
+        Biases of zeros have none.
+
         Raises:
             UnsupportedError: says how many there are, and names the first.
         """
@@ -130,6 +148,7 @@ class Checkpoint:
             if name not in self._read
             and not _NO_PART.search(name)
             and not (self.prefix and _OTHER_TOWERS.match(name))
+            and not self._adds_nothing(name)
         ]
         if unread:
             raise UnsupportedError(
@@ -137,6 +156,14 @@ class Checkpoint:
                 f"{config.layers} layers does not use: {listed(unread)}; the model that was "
                 "trained with them computes something else than edgeq would"
             )
+
+    def _adds_nothing(self, name: str) -> bool:
+        """Whether a tensor is a bias of zeros, as AutoGPTQ writes beside every matrix."""
+        file, stored = self._where[name]
+        entry = file.tensors[stored]
+        if not name.endswith(".bias") or len(entry.shape) != 1:
+            return False
+        return not file.mapping.array(np.uint8, (entry.stop - entry.start,), entry.start).any()
 
     def _add(self, name: str, file: SafetensorsFile, stored: str) -> None:
         old = self._where.setdefault(name, (file, stored))

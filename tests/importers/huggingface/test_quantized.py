@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import edgeq
-from edgeq.core.errors import EdgeqError
+from edgeq.core.errors import EdgeqError, FormatError, UnsupportedError
 from edgeq.formats.kept import KeptTensor
 from edgeq.importers.huggingface.importer import load
 from edgeq.model.model import Model
@@ -213,6 +213,89 @@ def test_mlx(tmp_path: Path, bits: int) -> None:
         np.testing.assert_array_equal(packed.codes(), codes)
         groups = biases[name].shape[1]
         np.testing.assert_array_equal(packed.row_minimums()[:, :groups], biases[name])
+
+
+def folder_of(folder: Path, layout: str, **more: Any) -> Path:
+    """A small checkpoint in a layout, with further tensors."""
+    source = Source(4, symmetric=layout != "awq")
+    tensors: dict[str, Any] = {}
+    settings: dict[str, Any] = {"quant_method": layout, "bits": 4, "group_size": GROUP}
+    if layout == "gptq":
+        tensors, settings = gptq(source, 4, first=True), gptq_settings(4, True, "gptq")
+    for name, codes in source.codes.items():
+        if layout == "awq":
+            tensors[f"{name}.qweight"] = awq_words(codes.T)
+            tensors[f"{name}.qzeros"] = awq_words(source.zeros[name].T)
+            tensors[f"{name}.scales"] = source.scales[name].T
+        elif layout == "mlx":
+            tensors[f"{name}.weight"] = stream(codes, 4)
+            tensors[f"{name}.scales"] = source.scales[name]
+            tensors[f"{name}.biases"] = source.scales[name]
+        elif layout == "compressed-tensors":
+            tensors[f"{name}.weight_scale"] = source.scales[name]
+            tensors[f"{name}.weight_packed"] = stream(codes, 4).view(np.int32)
+            tensors[f"{name}.weight_shape"] = np.array(codes.shape, np.int64)
+    if layout == "mlx":
+        return write(folder, tensors | more, quantization={"bits": 4, "group_size": GROUP})
+    if layout == "compressed-tensors":
+        weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": GROUP}
+        settings = {"quant_method": layout, "format": "pack-quantized", "config_groups":
+                    {"group_0": {"targets": ["Linear"], "weights": weights}}}  # fmt: skip
+    return write(folder, tensors | more, quantization_config=settings)
+
+
+DOWN = "model.layers.0.mlp.down_proj"
+LAYOUTS = ["gptq", "awq", "mlx", "compressed-tensors"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"{DOWN}.bias", f"{DOWN}.lora_A.weight", f"{DOWN}.input_scale", f"{DOWN}.pre_quant_scale",
+        f"{DOWN}.perm", f"{DOWN}.weight_scale_2", f"{DOWN}.scale_shift", f"{DOWN}.smooth_scale",
+        "model.layers.0.self_attn.k_scale", "model.layers.0.self_attn.kv_cache_scaling_factor",
+        "model.layers.0.self_attn.q_norm.weight", "model.layers.1.mlp.down_proj.qweight",
+        "lm_head.qweight_extra", "model.rotation",
+    ],
+)  # fmt: skip
+def test_tensors_beside_the_layout_are_named(tmp_path: Path, layout: str, name: str) -> None:
+    folder = folder_of(tmp_path / "m", layout, **{name: np.ones(64, np.float16)})
+    with pytest.raises(UnsupportedError, match=f"holds 1 tensors .* does not use: {name}"):
+        load(folder)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_float_matrix_beside_its_integers_is_named(tmp_path: Path, layout: str) -> None:
+    wanted = f"{DOWN}.weight"
+    if layout == "mlx":  # there the integers have that name
+        wanted = f"{DOWN}.qweight"
+    folder = folder_of(tmp_path / "m", layout, **{wanted: np.ones((64, FFN), np.float16)})
+    with pytest.raises(UnsupportedError, match=f"does not use: {wanted}"):
+        load(folder)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_biases_of_zeros_add_nothing(tmp_path: Path, layout: str) -> None:
+    """AutoGPTQ writes one beside every matrix."""
+    zeros = {f"model.layers.0.{e}.bias": np.zeros(n, np.float16) for e, (n, _) in SHAPES.items()}
+    plain = load(folder_of(tmp_path / "plain", layout))
+    biased = load(folder_of(tmp_path / "biased", layout, **zeros))
+    assert plain.tensors.keys() == biased.tensors.keys()
+    for name, tensor in plain.tensors.items():
+        np.testing.assert_array_equal(tensor.numpy(), biased.tensors[name].numpy())
+
+
+def test_settings_in_a_file_of_their_own_are_named(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "m", "gptq")
+    config = json.loads((folder / "config.json").read_text())
+    own = config.pop("quantization_config")
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FormatError, match=r"are quantized \(.*qweight\), and config.json has no"):
+        load(folder)
+    (folder / "quantize_config.json").write_text(json.dumps(own))
+    with pytest.raises(FormatError, match=r"; quantize_config\.json may hold it"):
+        load(folder)
 
 
 def _damage(tensors: dict[str, Any], settings: dict[str, Any], what: str) -> None:
