@@ -40,7 +40,8 @@ def tokenizer_files(path: Path) -> dict[str, bytes]:
     """tokenizer.json and tokenizer_config.json for a SentencePiece model.
 
     Tokens that a ``tokenizer_config.json`` in the same folder adds are included, and so are its
-    ``add_bos_token`` (true if it does not say) and ``add_eos_token`` (false).
+    ``add_bos_token`` (true if it does not say), ``add_eos_token`` (false) and ``legacy`` (true:
+    each text between added tokens begins with a space of its own).
 
     Raises:
         FormatError: the file is damaged.
@@ -92,7 +93,8 @@ def tokenizer_files(path: Path) -> dict[str, bytes]:
                 f"{path.parent / CONFIG}: added_tokens_decoder leaves gaps after token "
                 f"{len(tokens) - 1}"
             )
-    adds_bos, adds_eos = _frame(path.parent, config)
+    adds_bos = _flag(path.parent, config, "add_bos_token", True)
+    adds_eos = _flag(path.parent, config, "add_eos_token", False)
     vocabulary = Vocabulary(
         tokens,
         kinds,
@@ -110,6 +112,7 @@ def tokenizer_files(path: Path) -> dict[str, bytes]:
         squeeze=bool(normalizer.get(4, 1)),
         charsmap=normalizer.get(2, b""),
         pieces=len(pieces),
+        legacy=_flag(path.parent, config, "legacy", True),
     )
     contents = files(document, vocabulary)
     settings = {**json.loads(contents[CONFIG]), **config}
@@ -123,15 +126,12 @@ def _config(folder: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
-def _frame(folder: Path, config: Mapping[str, Any]) -> tuple[bool, bool]:
-    """Whether BOS is put before a text and EOS after it."""
-    flags = []
-    for key, default in (("add_bos_token", True), ("add_eos_token", False)):
-        value = config.get(key)
-        if value is not None and not isinstance(value, bool):
-            raise FormatError(f"{folder / CONFIG}: {key} is {value!r}; it must be true or false")
-        flags.append(default if value is None else value)
-    return flags[0], flags[1]
+def _flag(folder: Path, config: Mapping[str, Any], key: str, default: bool) -> bool:
+    """A setting of tokenizer_config.json that is true or false."""
+    value = config.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise FormatError(f"{folder / CONFIG}: {key} is {value!r}; it must be true or false")
+    return default if value is None else value
 
 
 def _id(value: int) -> int | None:

@@ -171,6 +171,7 @@ def sentencepiece(
     squeeze: bool,
     charsmap: bytes,
     pieces: int,
+    legacy: bool = True,
 ) -> dict[str, Any]:
     """A tokenizer.json for a SentencePiece BPE model, by SentencePiece's own rules.
 
@@ -184,6 +185,8 @@ def sentencepiece(
         squeeze: runs of spaces become one, and outer ones go.
         charsmap: SentencePiece's precompiled normalization, if it has one.
         pieces: how many of the vocabulary are SentencePiece's own.
+        legacy: the space is put before each text between added tokens; if not, before the first
+            alone, and not before one that begins with a space. Transformers calls it so.
 
     Raises:
         FormatError: lists of different lengths.
@@ -197,11 +200,14 @@ def sentencepiece(
     if squeeze:  # spaces alone: other whitespace stays
         for regex, content in ((r"\A +| +\z", ""), (" {2,}", " ")):
             normalizers.append({"type": "Replace", "pattern": {"Regex": regex}, "content": content})
-    if add_prefix:
+    if add_prefix and legacy:
         normalizers.append({"type": "Prepend", "prepend": SPACE})
     normalizers.append(_ESCAPE)
+    steps: list[dict[str, Any]] = []
+    if add_prefix and not legacy:
+        marks = {"type": "Metaspace", "replacement": SPACE, "split": False}
+        steps.append({**marks, "prepend_scheme": "first"})
     defined = [tokens[i] for i in range(pieces) if kinds[i] == USER_DEFINED]
-    cuts = None
     if defined:
         longest_first = sorted(defined, key=len, reverse=True)
         cuts = {
@@ -210,6 +216,7 @@ def sentencepiece(
             "behavior": "Isolated",
             "invert": False,
         }
+        steps.append(cuts)
     model = _bpe_by_score(vocabulary, scores, byte_fallback=byte_fallback)
     model["ignore_merges"] = bool(defined)
     # user-defined pieces are cut out above, and must not be added tokens as well
@@ -218,7 +225,7 @@ def sentencepiece(
         replace(vocabulary, kinds=kinds),
         model,
         normalizer={"type": "Sequence", "normalizers": normalizers},
-        pre_tokenizer=cuts,
+        pre_tokenizer={"type": "Sequence", "pretokenizers": steps} if steps else None,
         decoder=_sentencepiece_decoder(add_prefix),
         normalized=False,
     )

@@ -60,6 +60,38 @@ def test_ids_are_the_library_s_own(what: str, tmp_path: Path) -> None:
     assert [ours.encode(text) for text in texts] == [theirs.encode(text) for text in texts]
 
 
+@pytest.mark.parametrize("what", ["plain", "no space first", "user-defined pieces"])
+@pytest.mark.parametrize("legacy", [True, False, None])
+def test_spaces_after_added_tokens(what: str, legacy: bool | None, tmp_path: Path) -> None:
+    """``legacy`` says whether a space goes before every text between them, or the first alone."""
+    transformers = pytest.importorskip("transformers")
+    rows = trained(tmp_path, **SETTINGS[what]).get_piece_size()
+    user = {"content": "<|user|>", "special": True, "normalized": False}
+    flags = dict.fromkeys(("lstrip", "rstrip", "single_word"), False)
+    config: dict[str, Any] = {"added_tokens_decoder": {str(rows): {**user, **flags}}}
+    if legacy is not None:
+        config["legacy"] = legacy
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ours = Tokenizer(tokenizer_files(tmp_path / "tokenizer.model"))
+    texts = [
+        *hard_strings(["<|user|>"]),
+        "a<|user|>b",
+        " a <|user|> b",
+        "<|user|>\nHi",
+        "</s>x",
+        "",
+    ]
+    assert [ours.encode(text, add_bos=False) for text in texts] == [
+        theirs.encode(text, add_special_tokens=False) for text in texts
+    ]
+    if legacy is False and what == "plain":
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"legacy": "yes"}))
+        with pytest.raises(FormatError, match="legacy is 'yes'; it must be true or false"):
+            tokenizer_files(tmp_path / "tokenizer.model")
+
+
 def test_settings_that_are_refused(tmp_path: Path) -> None:
     trained(tmp_path, treat_whitespace_as_suffix=True)
     with pytest.raises(UnsupportedError, match="treat_whitespace_as_suffix is true"):
