@@ -221,7 +221,7 @@ def test_sizes_are_said_before_the_work(
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("target", ["ort", "tflite", "gguf"])
+@pytest.mark.parametrize("target", ["ort", "tflite", "litertlm", "gguf"])
 def test_all_of_it_is_converted_by_the_defaults(
     target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
