@@ -75,7 +75,7 @@ def sensitivity(
     Args:
         model: the path of a floating-point model.
         text_file: the calibration text, UTF-8.
-        scheme: the recipe's default; the same scheme with 2, 3, 4 and 8 bits and longer groups is
+        scheme: the recipe's default; the same scheme with 2 to 6 and 8 bits and longer groups is
             measured, and palettes if it is one.
         mode: "kl" measures the KL divergence of the whole model; "scaled" estimates it from the
             error of each matrix; "output" is that error alone. By the model's size if None.

@@ -68,7 +68,7 @@ def sensitivity(
     force: bool,
     form: str,
 ) -> None:
-    """Quantize each matrix of MODEL by itself to 2, 3, 4, 8 and 16 bits and measure the loss.
+    """Quantize each matrix of MODEL by itself to 2, 3, 4, 5, 6, 8 and 16 bits and measure the loss.
 
     -o saves the result; `edgeq quantize --target-bpw 4.5 --sensitivity FILE` uses it to choose the
     bits of each tensor, for a recipe with the same method.

@@ -37,6 +37,8 @@ from edgeq.quant.rounders.rounding import (
 
 Mode = Literal["kl", "scaled", "output"]
 EMBEDDING = "model.embed_tokens.weight"
+GROUPED_BITS = (2, 3, 4, 5, 6)
+MOST_PALETTE_BITS = 4
 BANDS = 3
 """Parts of the depth in which "scaled" measures each kind of matrix by itself."""
 EVERY = 4
@@ -50,9 +52,9 @@ DAMPING = 0.01
 
 
 def candidates(base: QuantScheme, k: int) -> tuple[Scheme, ...]:
-    """Schemes a matrix may get: 2, 3, 4, 8 and 16 bits, those below 8 in groups of several sizes.
+    """Schemes a matrix may get: 2 to 6, 8 and 16 bits, those below 8 in groups of several sizes.
 
-    Palettes are among them where the base is one, beside evenly spaced codes.
+    Palettes of at most 4 bits are among them where the base is one, beside evenly spaced codes.
 
     Args:
         base: says whether there are palettes or zero points, and the shortest group.
@@ -66,8 +68,8 @@ def candidates(base: QuantScheme, k: int) -> tuple[Scheme, ...]:
     groups = [g for g in (16, 32, 64, 128) if shortest <= g <= longest] or [32]
     schemes: list[Scheme] = [
         QuantScheme(bits, base.symmetric, "group", g, codebook)
-        for bits in (2, 3, 4)
-        for codebook in dict.fromkeys((None, base.codebook))
+        for bits in GROUPED_BITS
+        for codebook in dict.fromkeys((None, base.codebook if bits <= MOST_PALETTE_BITS else None))
         for g in groups
     ]
     return (

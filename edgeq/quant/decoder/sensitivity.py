@@ -168,9 +168,9 @@ def mode_for(model: Model, n_tokens: int) -> Mode:
         n_tokens: of the text.
     """
     shapes = list(model.config.linears())
-    # each matrix at some four numbers of bits takes the model from its layer on
+    # each matrix at some six numbers of bits takes the model from its layer on
     weights = sum(n * k for _, (n, k) in shapes)
-    return "kl" if 2 * len(shapes) * n_tokens * weights <= EXACT_WORK else "scaled"
+    return "kl" if 3 * len(shapes) * n_tokens * weights <= EXACT_WORK else "scaled"
 
 
 def measure_sensitivity(
@@ -189,10 +189,10 @@ def measure_sensitivity(
 
     Memory is that of two replays (`edgeq.quant.decoder.replay`) and the second moments of one
     group's inputs.
-    "kl" rounds each matrix by the method and walks on with it five times, eight with palettes;
+    "kl" rounds each matrix by the method and walks on with it seven times, ten with palettes;
     "scaled" and "output" only round it without data, once for every scheme, and factor each group's
     moments; "scaled" then walks on once for each kind of matrix in each third of the layers, and
-    four times for embedding and head.
+    six times for embedding and head.
 
     Args:
         model: float; of a quantized one, its weights as they are rounded count as exact.

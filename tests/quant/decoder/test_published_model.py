@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from edgeq import quantize
+from edgeq.cli import main
 from edgeq.formats.schemes import FloatScheme, QuantScheme
 from edgeq.formats.tensor import FloatTensor
 from edgeq.importers import load
@@ -105,3 +107,28 @@ def test_mixed_bits_of_a_large_head_are_never_worse_than_uniform_ones(
     assert any("measuring the KL of" in label for label in seen)
     assert any(label.startswith("rounding mixed") for label in seen)
     assert not isinstance(outer.scheme, FloatScheme)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("bpw", [3.5, 5.5])
+def test_bits_for_a_size_are_never_worse_than_one_scheme_for_all(
+    bpw: float, tmp_path: Path
+) -> None:
+    """The whole model, by the command, with a text that is shorter than the default's."""
+    out, text = tmp_path / "m.edgeq", tmp_path / "text.txt"
+    text.write_text(TEXT.read_text("utf-8"), "utf-8")
+    args = ["quantize", str(real_model(SMOLLM2)), "-o", str(out), "--requantize", "--target-bpw",
+            str(bpw), "--calib", str(text), "--calib-windows", "8", "--calib-context", "128",
+            "--no-card"]  # fmt: skip
+    assert main(args) == 0
+    found = load_artifact(out)
+    weights = [tensor for name, tensor in found.tensors.items() if name != "lm_head.weight"]
+    numbers = sum(math.prod(tensor.shape) for tensor in weights)
+    assert 0.99 * bpw < 8 * sum(tensor.nbytes for tensor in weights) / numbers <= bpw
+    target = found.provenance["target"]
+    tried, kept = target["tried"], target["kept"]
+    assert len(tried) == 2
+    assert tried[kept] == min(tried.values())
+    # there is a scheme for layers near the target, and it is among those that are tried
+    (rival,) = set(tried) - {"mixed"}
+    assert rival.startswith({3.5: "w3-", 5.5: "w5-"}[bpw])

@@ -158,6 +158,10 @@ def test_candidates_suit_the_row_and_the_base() -> None:
         "w3-g64",
         "w4-g32",
         "w4-g64",
+        "w5-g32",
+        "w5-g64",
+        "w6-g32",
+        "w6-g64",
         "w8-channel",
         "f16",
     ]
