@@ -22,3 +22,28 @@ def to_ort_format(path: Path, version: str) -> None:
     # the tool's own comment names the place where the file was made
     lines = [line for line in operators.read_text("utf-8").splitlines() if line[:1] != "#"]
     operators.write_text("\n".join([f"# made by onnxruntime {version}", *lines, ""]), "utf-8")
+
+
+def operators_config(path: Path, version: str) -> str:
+    """The operators that a build of onnxruntime needs for an .onnx file, as its build script reads.
+
+    One line for each domain and version: ``ai.onnx;21;Add,Mul``.
+
+    Args:
+        path: of the model; its data files are not read.
+        version: of onnxruntime, for the first line.
+
+    Source: onnxruntime's docs/Reduced_Operator_Kernel_build.md.
+    """
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    versions = {one.domain or "ai.onnx": one.version for one in model.opset_import}
+    found: dict[str, set[str]] = {}
+    for node in model.graph.node:
+        found.setdefault(node.domain or "ai.onnx", set()).add(node.op_type)
+    lines = [
+        f"{domain};{versions[domain]};{','.join(sorted(names))}"
+        for domain, names in sorted(found.items())
+    ]
+    return "\n".join([f"# made for onnxruntime {version}", *lines, ""])
