@@ -82,7 +82,7 @@ def blocks_of(path: Path) -> tuple[Block, ...]:
         data = np.frombuffer(mapped, np.uint8)
         try:
             return tuple(
-                Block(hashlib.sha256(data[start:end]).hexdigest(), end - start)
+                Block(hashlib.sha256(mapped[start:end]).hexdigest(), end - start)
                 for start, end in _spans(data)
             )
         finally:

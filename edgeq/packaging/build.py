@@ -21,7 +21,7 @@ from edgeq.model.model import Model
 from edgeq.packaging import golden_graph, manifest, readme, signing, tree
 from edgeq.packaging.glue import write_glue
 from edgeq.packaging.layout import check_output, package_name
-from edgeq.packaging.licence import Licence
+from edgeq.packaging.license import License
 from edgeq.packaging.manifest import Manifest, Variant
 from edgeq.packaging.platforms import Form, Kind, Platform, platform_named
 from edgeq.packaging.prompts import PROMPTS, TOKENIZER, golden_prompts
@@ -90,7 +90,8 @@ def package(
     context: int | None = None,
     data: Samples | Iterable[Feeds] | str | Path | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
-    licence: str | None = None,
+    dequantize: bool = False,
+    license: str | None = None,
     base_model: str | None = None,
     sign: str | Path | None = None,
     force: bool = False,
@@ -118,7 +119,8 @@ def package(
         data: graphs: real inputs, to quantize by and for the golden tests: samples, a list of them
             or a path, as for `edgeq.quantize`.
         shapes: graphs: shapes of inputs that the file leaves open.
-        licence, base_model: what no file of the model says, or says wrongly.
+        dequantize: graphs: convert integer weights of a .tflite file back to float first.
+        license, base_model: what no file of the model says, or says wrongly.
         sign: a file with an Ed25519 private key (PEM) to sign the manifest with.
         force: replace a package that is there.
         threads: to quantize, convert and validate with; all cores if None, or 1 for graphs.
@@ -150,8 +152,10 @@ def package(
     listed = _chosen_forms(chosen, kind, forms)
     if graph and (context is not None or max_ram is not None):
         raise UsageError("context and max_ram are for language models, and the source is a graph")
-    if not graph and (data is not None or shapes):
-        raise UsageError("data and shapes are for graphs, and the source is a language model")
+    if not graph and (data is not None or shapes or dequantize):
+        raise UsageError(
+            "data, shapes and dequantize are for graphs, and the source is a language model"
+        )
     if context is not None and context < 2 * _ROOM:
         raise UsageError(f"context is {context}; use {2 * _ROOM} tokens or more")
     check_output(path, force)
@@ -170,7 +174,7 @@ def package(
         if graph:
             assert not isinstance(source, Model)
             opened: ModelSource | GraphSource = GraphSource(
-                source, data, shapes, preset, threads, progress
+                source, data, shapes, preset, dequantize, threads, progress
             )
         else:
             assert not isinstance(source, Graph)
@@ -180,10 +184,10 @@ def package(
             _graphs(work, listed, opened) if isinstance(opened, GraphSource)
             else _models(work, listed, opened)
         )  # fmt: skip
-        said = opened.licence
+        said = opened.license
         made = Manifest(
             work.name, chosen.name, kind, __version__,
-            _described(opened, work.name, said, licence, base_model),
+            _described(opened, work.name, said, license, base_model),
             tuple(variants), dict(sorted(versions.items())),
         )  # fmt: skip
         write_glue(root, made, opened)
@@ -224,7 +228,7 @@ def _models(
     least = min(context_of(form, work.context, config.context) for form in forms)
     prompts = golden_prompts(files, config.vocab, least - _ROOM)
     work.write_json(PROMPTS, {"prompts": prompts})
-    variants, versions = [], {}
+    variants, versions = [], dict[str, str]()
     for form in forms:
         variant, libraries = model_variant(work, form, source, prompts)
         variants.append(variant)
@@ -239,7 +243,7 @@ def _graphs(
 ) -> tuple[list[Variant], dict[str, str]]:
     """All forms of a graph, and what they share."""
     samples = golden_graph.write_golden(source.graph, work.root, source.samples)
-    variants, versions = [], {}
+    variants, versions = [], dict[str, str]()
     for form in forms:
         variant, libraries = graph_variant(work, form, source, samples)
         variants.append(variant)
@@ -250,18 +254,18 @@ def _graphs(
 def _described(
     source: ModelSource | GraphSource,
     name: str,
-    said: Licence,
-    licence: str | None,
+    said: License,
+    license: str | None,
     base_model: str | None,
 ) -> dict[str, Any]:
-    check_type("licence", licence, str, None)
+    check_type("license", license, str, None)
     check_type("base_model", base_model, str, None)
     about = (
         describe_graph(source, name) if isinstance(source, GraphSource)
         else describe_model(source, source.own().model, name)
     )  # fmt: skip
     return about | {
-        "licence": licence or said.licence,
+        "license": license or said.license,
         "base_model": base_model or said.base_model,
-        "licence_said_by": "whoever made this package" if licence else said.said_by,
+        "license_said_by": "whoever made this package" if license else said.said_by,
     }

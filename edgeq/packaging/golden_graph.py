@@ -111,9 +111,7 @@ def allowed_errors(certified: Mapping[str, float]) -> dict[str, float]:
     Args:
         certified: what its certificate allows.
     """
-    return {
-        name: float(f"{max(CHANCE * error, _LEAST):.3g}") for name, error in certified.items()
-    }
+    return {name: float(f"{max(CHANCE * error, _LEAST):.3g}") for name, error in certified.items()}
 
 
 def first_fault(

@@ -3,7 +3,7 @@
     manifest    1                               version of this form
     digest      SHA-256 of this text without the line of the digest itself
     name, platform, kind ("language model" or "graph"), edgeq (the version that made it)
-    model       family, parameters, source and its digest, licence, base model; of a graph its ends
+    model       family, parameters, source and its digest, license, base model; of a graph its ends
     variants    a list: one for each runtime or class of devices, see `Variant`
     versions    libraries that took part
     files       path -> sha256, bytes, blocks, and "executable" where it is
@@ -110,7 +110,8 @@ class Variant:
             raise FormatError(f"the variant {data['id']!r} has a field of a wrong type")
         for path in (data["entry"], data["certificate"], data["golden"], *data["files"]):
             check_path(path)
-        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in data.items()})
+        values: dict[str, Any] = {n: tuple(v) if n in lists else v for n, v in data.items()}
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,8 @@ def check_path(path: Any) -> str:
     """
     if isinstance(path, str) and path and "\\" not in path and path.isprintable():
         pure = PurePosixPath(path)
-        if not pure.is_absolute() and ".." not in pure.parts and pure.as_posix() == path:
+        inside = not pure.is_absolute() and ".." not in pure.parts and bool(pure.parts)
+        if inside and pure.as_posix() == path:
             return path
     raise FormatError(f"{NAME} names {path!r}, which is not a path within the package")
 
@@ -255,6 +257,7 @@ def _entry(path: str, data: Any) -> Entry:
     sha, size, listed = data["sha256"], data["bytes"], data.get("blocks")
     if not _is_hash(sha) or type(size) is not int or size < 0:
         raise FormatError(f"{NAME}: the entry of {path} has no digest or size")
+    blocks: tuple[Block, ...] = ()
     if listed is None:
         blocks = (Block(sha, size),) if size else ()
     else:
@@ -265,7 +268,7 @@ def _entry(path: str, data: Any) -> Entry:
 
 
 def _block(path: str, text: Any) -> Block:
-    sha, _, size = text.partition(" ") if isinstance(text, str) else ("", "", "")
+    sha, _, size = str(text).partition(" ")
     if not _is_hash(sha) or not size.isascii() or not size.isdigit() or not int(size[:12]):
         raise FormatError(f"{NAME}: {path} has the block {text!r}; a block is a digest and a size")
     return Block(sha, int(size))

@@ -49,9 +49,7 @@ TOKENIZER = "tokenizer"
 def conversations() -> list[list[dict[str, str]]]:
     """Ten conversations."""
     talks = [[{"role": "user", "content": question}] for question in QUESTIONS]
-    talks.append(
-        [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTIONS[0]}]
-    )
+    talks.append([{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTIONS[0]}])
     talks.append(
         [
             {"role": "user", "content": "Hello"},

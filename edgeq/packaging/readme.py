@@ -9,12 +9,12 @@ from typing import Any
 from edgeq.core.units import human_bytes, human_count
 from edgeq.packaging import steps, templates
 from edgeq.packaging.estimates import UNCERTAINTY
-from edgeq.packaging.manifest import Manifest, Variant
+from edgeq.packaging.manifest import Manifest
 from edgeq.packaging.platforms import platform_named
 
 PARTS = {
     "README.md": "this page",
-    "manifest.json": "every file with its size and SHA-256, versions, memory and speed, for programs",
+    "manifest.json": "all files with size and SHA-256, versions, memory and speed, for programs",
     "manifest.sig": "the signature of `manifest.json`, if the package is signed",
     "model-card.md": "how the weights were rounded, and what that cost",
     "model": "the model",
@@ -53,7 +53,7 @@ def text(folder: Path, made: Manifest) -> str:
         f"# {made.name} for {platform.title}",
         _lead(made),
         "## Steps",
-        steps.steps(made, folder),
+        steps.steps(made),
         "## What is in this folder",
         _table(["", ""], [(f"`{name}`", what) for name, what in _contents(folder, made)]),
         "## Forms of the model",
@@ -62,8 +62,8 @@ def text(folder: Path, made: Manifest) -> str:
         *_speed(made),
         "## Check this package",
         _check(made),
-        "## Licence",
-        _licence(made),
+        "## License",
+        _license(made),
         "## How it was made",
         _origin(made),
     ]
@@ -118,29 +118,32 @@ def _forms(folder: Path, made: Manifest) -> str:
 
 def _memory(made: Manifest) -> list[str]:
     rows = [
-        (
+        [
             variant.title,
             str(row["context"]) if row["context"] else "",
             human_bytes(row["weights_bytes"]),
             human_bytes(row["cache_bytes"]),
             human_bytes(row["other_bytes"]),
             human_bytes(row["total_bytes"]),
-        )
+        ]
         for variant in made.variants
         for row in variant.memory
     ]
-    head = ["form", "context", "weights", "KV cache", "other", "all"]
     said = (
         "The process, its libraries and the server are counted."
         if made.platform == "rpi" and made.kind != "graph"
         else "The app and the runtime's own buffers come on top."
     )
     if made.kind == "graph":
-        head, rows = ["form", "file", "activations", "all"], [
-            (row[0], row[2], row[4], row[5]) for row in rows
-        ]  # fmt: skip
-    return ["## Memory", f"By plan, not measured on the device. {said}",
-            _table(head, rows, "l" + "r" * (len(head) - 1))]  # fmt: skip
+        head = ["form", "file", "activations", "all"]
+        table = [[row[0], row[2], row[4], row[5]] for row in rows]
+    else:
+        head, table = ["form", "context", "weights", "KV cache", "other", "all"], rows
+    return [
+        "## Memory",
+        f"By plan, not measured on the device. {said}",
+        _table(head, table, "l" + "r" * (len(head) - 1)),
+    ]
 
 
 def _speed(made: Manifest) -> list[str]:
@@ -175,18 +178,18 @@ def _check(made: Manifest) -> str:
     )
 
 
-def _licence(made: Manifest) -> str:
+def _license(made: Manifest) -> str:
     model = made.model
-    said = f" (said by {model['licence_said_by']})" if model["licence_said_by"] else ""
-    licence = model["licence"] or (
+    said = f" (said by {model['license_said_by']})" if model["license_said_by"] else ""
+    license = model["license"] or (
         "**unknown**: no file of the model says it. Ask whoever published the model before you "
         "ship it"
     )
     base = model["base_model"] or "unknown"
     return (
-        f"- Licence of the model: {licence}{said if model['licence'] else ''}.\n"
+        f"- License of the model: {license}{said if model['license'] else ''}.\n"
         f"- Made from: {base}{said if model['base_model'] else ''}.\n"
-        "- Licence of the code in this folder that is not the model: Apache-2.0."
+        "- License of the code in this folder that is not the model: Apache-2.0."
     )
 
 

@@ -61,6 +61,6 @@ def _write_graph(folder: Path, made: Manifest, variant: Variant) -> None:
         "input": made.model["inputs"][0]["name"],
     }
     templates.write(folder, "requirements.txt", templates.filled("rpi/requirements-graph.txt"))
-    templates.write(folder, "run.py", templates.filled("rpi/graph_run.py", **holes))
+    templates.write(folder, "run.py", templates.filled("rpi/graph_run.py.txt", **holes))
     install = templates.filled("rpi/graph_install.sh", **holes)
     templates.write(folder, "install.sh", install, executable=True)

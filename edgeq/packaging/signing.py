@@ -76,7 +76,8 @@ def read_public_key(path: str | Path) -> str:
         raise UsageError(f"{path} is no public key: {err}") from err
     if not isinstance(key, Ed25519PublicKey):
         raise UsageError(f"{path} is a key of another kind than Ed25519")
-    return key.public_bytes_raw().hex()
+    found: str = key.public_bytes_raw().hex()
+    return found
 
 
 def public_hex(key: Any) -> str:

@@ -20,7 +20,7 @@ from edgeq.importers import load
 from edgeq.importers.tokenizer.chat_templates import chat_templates
 from edgeq.model.artifact import save
 from edgeq.model.model import Model
-from edgeq.packaging.licence import Licence, licence_of
+from edgeq.packaging.license import License, license_of
 from edgeq.packaging.platforms import NEAREST
 from edgeq.quant.decoder.quantize import quantize_model
 from edgeq.quant.decoder.repack import repack
@@ -80,9 +80,9 @@ class ModelSource:
         return self.opened.origin.path if self.opened.origin else None
 
     @property
-    def licence(self) -> Licence:
-        """What its files say of its licence."""
-        return licence_of(self.path) if self.path else Licence()
+    def license(self) -> License:
+        """What its files say of its license."""
+        return license_of(self.path) if self.path else License()
 
     def own(self) -> Held:
         """The model with its own integers; a float one is quantized by the preset."""
@@ -149,6 +149,7 @@ class GraphSource:
         data: real inputs: samples, a list of them, or the path of them; None where there are none.
         shapes: sizes of axes that the file leaves open.
         preset: recipe for a float graph; None takes w8a8-static with data, w8-channel without.
+        dequantize: convert integer weights of a .tflite file back to float first.
         threads, progress: as for `edgeq.quantize`.
     """
 
@@ -156,6 +157,7 @@ class GraphSource:
     data: Samples | Iterable[Feeds] | str | Path | None = None
     shapes: Mapping[str, tuple[int, ...]] | None = None
     preset: str | None = None
+    dequantize: bool = False
     threads: int | None = None
     progress: Progress | None = None
     why: str = field(default="", init=False)
@@ -166,7 +168,7 @@ class GraphSource:
         else:
             from edgeq.graph.files import read
 
-            graph = read(self.source, shapes=self.shapes)
+            graph = read(self.source, shapes=self.shapes, dequantize=self.dequantize)
         self.samples = self._samples(graph)
         self.graph = self._quantized(graph)
 
@@ -176,9 +178,9 @@ class GraphSource:
         return None if isinstance(self.source, Graph) else Path(self.source)
 
     @property
-    def licence(self) -> Licence:
-        """What lies beside the file about its licence."""
-        return licence_of(self.path) if self.path else Licence()
+    def license(self) -> License:
+        """What lies beside the file about its license."""
+        return license_of(self.path) if self.path else License()
 
     @property
     def sha256(self) -> str | None:

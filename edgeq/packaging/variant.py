@@ -16,6 +16,7 @@ from edgeq.converters.options import Options
 from edgeq.core.progress import Progress
 from edgeq.devices.model_header import facts_of
 from edgeq.graph.feeds import Feeds
+from edgeq.graph.ir import QuantWeight
 from edgeq.packaging import certificates, estimates, golden_graph, golden_text
 from edgeq.packaging.manifest import Variant
 from edgeq.packaging.platforms import Form
@@ -179,10 +180,11 @@ def _settled(work: Work, made: Conversion) -> tuple[dict[str, Any], Mapping[str,
 def _scheme(source: GraphSource) -> str:
     bits: dict[str, int] = {}
     for constant in source.graph.constants.values():
-        held = getattr(constant, "bits", None)
-        if held != 32:
-            kind = f"int{held}" if held else "float"
-            bits[kind] = bits.get(kind, 0) + int(constant.levels.size if held else constant.size)
+        if not isinstance(constant, QuantWeight):
+            bits["float"] = bits.get("float", 0) + constant.size
+        elif constant.bits != 32:
+            kind = f"int{constant.bits}"
+            bits[kind] = bits.get(kind, 0) + constant.levels.size
     return max(bits, key=lambda kind: bits[kind], default="float")
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +29,6 @@ from edgeq.packaging.manifest import Manifest, Variant, read_manifest
 from edgeq.packaging.prompts import PROMPTS, TOKENIZER, prompt_ids, rendered_chat
 from edgeq.packaging.runners import open_decoder, open_graph
 from edgeq.runtime.tokenizer import Tokenizer
-
 
 R = TypeVar("R", DecoderRunner, GraphRunner)
 
@@ -229,8 +229,7 @@ class _Checking:
         yield "tokenizer", f"ids of {len(prompts)} prompts, {talks} of them rendered conversations"
         for variant in made.variants:
             golden = json.loads((self.folder / variant.golden).read_text("utf-8"))
-            entry, context = self.folder / variant.entry, variant.context or 0
-            runner = self._opened(variant, lambda v=variant: open_decoder(v.target, entry, context))
+            runner = self._opened(variant, partial(open_decoder, context=variant.context or 0))
             if runner is None:
                 continue
             try:
@@ -250,8 +249,7 @@ class _Checking:
         runs = golden_graph.read_golden(self.folder)
         for variant in made.variants:
             golden = json.loads((self.folder / variant.golden).read_text("utf-8"))
-            entry = self.folder / variant.entry
-            runner = self._opened(variant, lambda v=variant: open_graph(v.target, entry))
+            runner = self._opened(variant, open_graph)
             if runner is None:
                 continue
             try:
@@ -262,12 +260,12 @@ class _Checking:
                 raise _WrongError(variant.entry, f"{variant.id}: {fault}")
             yield f"golden tests of {variant.id}", f"{len(runs)} inputs in {runner.runtime}"
 
-    def _opened(self, variant: Variant, opener: Callable[[], R]) -> R | None:
+    def _opened(self, variant: Variant, opener: Callable[[str, Path], R]) -> R | None:
         """A form in its runtime; None if it is not run here."""
         if not self.run:
             return None
         try:
-            return opener()
+            return opener(variant.target, self.folder / variant.entry)
         except MissingDependencyError as err:
             self.not_run.append((variant.id, str(err)))
             return None

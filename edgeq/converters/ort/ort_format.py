@@ -8,10 +8,22 @@ from pathlib import Path
 
 from edgeq.core.errors import EdgeqError
 
+_AT_FIXED_ADDRESSES = """
+import ctypes, os, sys
+try:
+    ctypes.CDLL(None).personality(0x0040000)
+except (AttributeError, OSError):
+    pass
+os.execv(sys.executable, [sys.executable, "-m", *sys.argv[1:]])
+"""
+"""Runs a module with memory at fixed addresses (ADDR_NO_RANDOMIZE) where Linux allows it: the tool
+writes the types of operators in the order of a hash table, whose seed is an address."""
+
 
 def to_ort_format(path: Path, version: str) -> None:
     """Run onnxruntime's converter, which prints and loads the whole model, in its own process."""
-    command = [sys.executable, "-m", "onnxruntime.tools.convert_onnx_models_to_ort"]
+    command = [sys.executable, "-c", _AT_FIXED_ADDRESSES]
+    command += ["onnxruntime.tools.convert_onnx_models_to_ort"]
     # "arm" leaves out what is baked in for x86 alone
     command += [path.name, "--target_platform", "arm", "--optimization_style", "Fixed"]
     done = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, check=False)
