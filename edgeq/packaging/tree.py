@@ -24,25 +24,35 @@ def files_in(folder: Path) -> dict[str, Path]:
     Raises:
         FormatError: there is a link, a device or an empty folder, which packages do not have.
     """
-    found: dict[str, Path] = {}
+    files, foreign, empty = _scan(folder)
+    for name, what in (*foreign.items(), *empty.items()):
+        raise FormatError(f"{name} is {what}, which no package has")
+    return files
+
+
+def _scan(folder: Path) -> tuple[dict[str, Path], dict[str, str], dict[str, str]]:
+    """Files by their path within; what is no plain file, and empty folders, with what they are."""
+    files: dict[str, Path] = {}
+    foreign: dict[str, str] = {}
+    empty: dict[str, str] = {}
     pending = [folder]
     while pending:
         here = pending.pop()
-        entries = sorted(os.scandir(here), key=lambda entry: entry.name)
+        entries = list(os.scandir(here))
         if not entries and here != folder:
-            raise FormatError(f"{here.relative_to(folder).as_posix()} is an empty folder")
+            empty[here.relative_to(folder).as_posix()] = "an empty folder"
         for entry in entries:
             path = Path(entry.path)
             name = path.relative_to(folder).as_posix()
             if entry.is_symlink():
-                raise FormatError(f"{name} is a link, which no package has")
-            if entry.is_dir():
+                foreign[name] = "a link"
+            elif entry.is_dir():
                 pending.append(path)
             elif not entry.is_file():
-                raise FormatError(f"{name} is not a plain file")
+                foreign[name] = "a device or a pipe"
             elif name not in UNLISTED:
-                found[name] = path
-    return dict(sorted(found.items()))
+                files[name] = path
+    return dict(sorted(files.items())), dict(sorted(foreign.items())), dict(sorted(empty.items()))
 
 
 def entry_of(path: Path) -> Entry:
@@ -71,13 +81,14 @@ def first_difference(
     Returns:
         its path and what is wrong with it; None if all are right.
     """
-    try:
-        files = files_in(folder)
-    except FormatError as err:
-        return str(err).partition(" ")[0], str(err)
+    files, foreign, empty = _scan(folder)
+    for name, what in foreign.items():
+        return name, f"{name} is {what}, which no package has"
     for name in made.files:
         if name not in files:
             return name, f"{name} is missing"
+    for name, what in empty.items():
+        return name, f"{name} is {what}, which no package has"
     for name in files:
         if name not in made.files:
             return name, f"{name} does not belong to the package: the manifest does not list it"

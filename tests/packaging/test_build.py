@@ -151,7 +151,7 @@ def test_a_graph_that_computes_something_else_fails_its_golden_tests(
                                               for n in feeds))  # fmt: skip
             return {name: self.change(value) for name, value in run["outputs"].items()}
 
-    allowed = {name: 1e-3 for name in runs[0]["outputs"]}
+    allowed = dict.fromkeys(runs[0]["outputs"], 1e-3)
     right: Any = Wrong(lambda value: value)
     assert golden_graph.first_fault(right, runs, allowed) is None
     for change, words in (
@@ -163,11 +163,9 @@ def test_a_graph_that_computes_something_else_fails_its_golden_tests(
         assert words in str(golden_graph.first_fault(wrong, runs, allowed))
 
 
-@pytest.mark.parametrize("name", ["unknown", "", "a_b", "Upper", "1st", "x" * 64])
+@pytest.mark.parametrize("name", ["with space", "", "a_b", "Upper", "1st", "x" * 64])
 def test_impossible_names_are_refused(name: str, chat_artifact: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="name of the package"):
-        if name == "unknown":
-            name = "with space"
         package(chat_artifact, "rpi", tmp_path / "out", name=name)
     assert not list(tmp_path.iterdir())
 
