@@ -32,7 +32,7 @@ _PIECE = 4 << 20
 
 
 @dataclass(frozen=True)
-class Block:
+class FileBlock:
     """A part of a file.
 
     Args:
@@ -66,7 +66,7 @@ def _candidates(data: NDArray[np.uint8]) -> Iterator[int]:
         yield from ends[ends > start].tolist()
 
 
-def blocks_of(path: Path) -> tuple[Block, ...]:
+def blocks_of(path: Path) -> tuple[FileBlock, ...]:
     """The blocks of a file, in order; none of an empty file.
 
     Args:
@@ -82,7 +82,7 @@ def blocks_of(path: Path) -> tuple[Block, ...]:
         data = np.frombuffer(mapped, np.uint8)
         try:
             return tuple(
-                Block(hashlib.sha256(mapped[start:end]).hexdigest(), end - start)
+                FileBlock(hashlib.sha256(mapped[start:end]).hexdigest(), end - start)
                 for start, end in _spans(data)
             )
         finally:

@@ -22,7 +22,7 @@ from edgeq.packaging import golden_graph, manifest, readme, signing, tree
 from edgeq.packaging.glue import write_glue
 from edgeq.packaging.layout import check_output, package_name
 from edgeq.packaging.license import License
-from edgeq.packaging.manifest import Manifest, Variant
+from edgeq.packaging.manifest import Manifest, ModelVariant
 from edgeq.packaging.platforms import Form, Kind, Platform, platform_named
 from edgeq.packaging.prompts import PROMPTS, TOKENIZER, golden_prompts
 from edgeq.packaging.runners import ENGINE
@@ -217,7 +217,7 @@ def _chosen_forms(chosen: Platform, kind: Kind, forms: Sequence[str] | None) -> 
 
 def _models(
     work: Work, forms: list[Form], source: ModelSource
-) -> tuple[list[Variant], dict[str, str]]:
+) -> tuple[list[ModelVariant], dict[str, str]]:
     """All forms of a language model, and what they share."""
     config = source.opened.config
     files = source.opened.files
@@ -240,7 +240,7 @@ def _models(
 
 def _graphs(
     work: Work, forms: list[Form], source: GraphSource
-) -> tuple[list[Variant], dict[str, str]]:
+) -> tuple[list[ModelVariant], dict[str, str]]:
     """All forms of a graph, and what they share."""
     samples = golden_graph.write_golden(source.graph, work.root, source.samples)
     variants, versions = [], dict[str, str]()

@@ -28,7 +28,7 @@ from edgeq.core.errors import FormatError, UsageError
 from edgeq.core.files import check_target, write_whole
 from edgeq.core.progress import Progress
 from edgeq.packaging import manifest, tree
-from edgeq.packaging.blocks import Block
+from edgeq.packaging.blocks import FileBlock
 from edgeq.packaging.layout import check_output
 from edgeq.packaging.manifest import Manifest, read_manifest
 
@@ -107,7 +107,7 @@ def package_delta(
             "one package"
         )
     held = {block.sha256 for entry in before.files.values() for block in entry.blocks}
-    missing: dict[str, tuple[Block, Path, int]] = {}
+    missing: dict[str, tuple[FileBlock, Path, int]] = {}
     count = 0
     for name, entry in after.files.items():
         at = 0
@@ -207,7 +207,7 @@ def _apply(
             at += block.nbytes
     file, fresh = blocks
 
-    def content(block: Block) -> bytes:
+    def content(block: FileBlock) -> bytes:
         if block.sha256 in fresh:
             file.seek(fresh[block.sha256])
             raw = file.read(block.nbytes)

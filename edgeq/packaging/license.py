@@ -13,7 +13,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeq.core.errors import EdgeqError
 from edgeq.importers.gguf.file import open_gguf
 
 _FIELD = re.compile(r"^(license|base_model):[ \t]*(.*)$", re.MULTILINE)
@@ -69,10 +68,7 @@ def _of_card(path: Path) -> License:
 
 
 def _of_gguf(path: Path) -> License:
-    try:
-        metadata = open_gguf(path).metadata
-    except EdgeqError:
-        return License()
+    metadata = open_gguf(path).metadata
 
     def text(*keys: str) -> str | None:
         for key in keys:

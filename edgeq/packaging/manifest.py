@@ -4,7 +4,7 @@
     digest      SHA-256 of this text without the line of the digest itself
     name, platform, kind ("language model" or "graph"), edgeq (the version that made it)
     model       family, parameters, source and its digest, license, base model; of a graph its ends
-    variants    a list: one for each runtime or class of devices, see `Variant`
+    variants    a list: one for each runtime or class of devices, see `ModelVariant`
     versions    libraries that took part
     files       path -> sha256, bytes, blocks, and "executable" where it is
 
@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgeq.core.errors import FormatError
-from edgeq.packaging.blocks import Block
+from edgeq.packaging.blocks import FileBlock
 
 NAME = "manifest.json"
 VERSION = 1
@@ -45,11 +45,11 @@ class Entry:
     sha256: str
     nbytes: int
     executable: bool = False
-    blocks: tuple[Block, ...] = ()
+    blocks: tuple[FileBlock, ...] = ()
 
 
 @dataclass(frozen=True)
-class Variant:
+class ModelVariant:
     """A model in one form, for one runtime.
 
     Args:
@@ -87,7 +87,7 @@ class Variant:
     assumptions: tuple[str, ...] = ()
 
     @classmethod
-    def from_dict(cls, data: Any) -> Variant:
+    def from_dict(cls, data: Any) -> ModelVariant:
         """A variant as JSON holds it.
 
         Raises:
@@ -134,7 +134,7 @@ class Manifest:
     kind: str
     edgeq: str
     model: Mapping[str, Any]
-    variants: tuple[Variant, ...]
+    variants: tuple[ModelVariant, ...]
     versions: Mapping[str, str]
     files: Mapping[str, Entry] = field(default_factory=dict)
 
@@ -191,7 +191,7 @@ class Manifest:
         ):  # fmt: skip
             if not isinstance(data[name], kind):
                 raise FormatError(f"{NAME}: {name} is not a {kind.__name__}")
-        variants = tuple(map(Variant.from_dict, data.pop("variants")))
+        variants = tuple(map(ModelVariant.from_dict, data.pop("variants")))
         files = {path: _entry(path, entry) for path, entry in data.pop("files").items()}
         made = cls(variants=variants, files=files, **data)
         if not variants:
@@ -257,9 +257,9 @@ def _entry(path: str, data: Any) -> Entry:
     sha, size, listed = data["sha256"], data["bytes"], data.get("blocks")
     if not _is_hash(sha) or type(size) is not int or size < 0:
         raise FormatError(f"{NAME}: the entry of {path} has no digest or size")
-    blocks: tuple[Block, ...] = ()
+    blocks: tuple[FileBlock, ...] = ()
     if listed is None:
-        blocks = (Block(sha, size),) if size else ()
+        blocks = (FileBlock(sha, size),) if size else ()
     else:
         blocks = tuple(_block(path, text) for text in listed) if isinstance(listed, list) else ()
         if len(blocks) < 2 or sum(block.nbytes for block in blocks) != size:
@@ -267,11 +267,11 @@ def _entry(path: str, data: Any) -> Entry:
     return Entry(sha, size, data.get("executable") is True, blocks)
 
 
-def _block(path: str, text: Any) -> Block:
+def _block(path: str, text: Any) -> FileBlock:
     sha, _, size = str(text).partition(" ")
     if not _is_hash(sha) or not size.isascii() or not size.isdigit() or not int(size[:12]):
         raise FormatError(f"{NAME}: {path} has the block {text!r}; a block is a digest and a size")
-    return Block(sha, int(size))
+    return FileBlock(sha, int(size))
 
 
 def _is_hash(text: Any) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgeq.core.hashing import file_sha256
 from edgeq.packaging import estimates, templates
-from edgeq.packaging.manifest import Manifest, Variant
+from edgeq.packaging.manifest import Manifest, ModelVariant
 from edgeq.packaging.source import GraphSource, ModelSource
 from edgeq.packaging.wheel import write_wheel
 
@@ -24,12 +24,12 @@ def write(folder: Path, made: Manifest, source: ModelSource | GraphSource) -> No
         _write_model(folder, made, variant)
 
 
-def planned_bytes(variant: Variant) -> int:
+def planned_bytes(variant: ModelVariant) -> int:
     """Memory of the server with the context that the package is made for."""
     return int(variant.memory[-1]["total_bytes"])
 
 
-def _write_model(folder: Path, made: Manifest, variant: Variant) -> None:
+def _write_model(folder: Path, made: Manifest, variant: ModelVariant) -> None:
     (folder / _WHEELS).mkdir()
     wheel = write_wheel(folder / _WHEELS)
     text = templates.filled("rpi/requirements-model.txt")
@@ -53,7 +53,7 @@ def _write_model(folder: Path, made: Manifest, variant: Variant) -> None:
     templates.write(folder, f"{made.name}.service", service)
 
 
-def _write_graph(folder: Path, made: Manifest, variant: Variant) -> None:
+def _write_graph(folder: Path, made: Manifest, variant: ModelVariant) -> None:
     holes = {
         "name": made.name,
         "entry": variant.entry,

@@ -18,7 +18,7 @@ from edgeq.devices.model_header import facts_of
 from edgeq.graph.feeds import Feeds
 from edgeq.graph.ir import QuantWeight
 from edgeq.packaging import certificates, estimates, golden_graph, golden_text
-from edgeq.packaging.manifest import Variant
+from edgeq.packaging.manifest import ModelVariant
 from edgeq.packaging.platforms import Form
 from edgeq.packaging.runners import ENGINE, open_decoder, open_graph
 from edgeq.packaging.source import GraphSource, Held, ModelSource
@@ -70,7 +70,7 @@ def context_of(form: Form, asked: int | None, longest: int) -> int:
 
 def model_variant(
     work: Work, form: Form, source: ModelSource, prompts: list[dict[str, Any]]
-) -> tuple[Variant, Mapping[str, str]]:
+) -> tuple[ModelVariant, Mapping[str, str]]:
     """Make a form of a language model.
 
     Args:
@@ -131,7 +131,7 @@ def model_variant(
 
 def graph_variant(
     work: Work, form: Form, source: GraphSource, samples: list[Feeds]
-) -> tuple[Variant, Mapping[str, str]]:
+) -> tuple[ModelVariant, Mapping[str, str]]:
     """Make a form of a graph; as `model_variant`.
 
     Args:
@@ -197,8 +197,8 @@ def _variant(
     certificate: str,
     golden: str,
     **more: Any,
-) -> Variant:
-    return Variant(
+) -> ModelVariant:
+    return ModelVariant(
         id=form.id,
         title=form.title,
         target=form.target,

@@ -25,7 +25,7 @@ from edgeq.converters.runners import DecoderRunner, GraphRunner
 from edgeq.core.errors import EdgeqError, FormatError, MissingDependencyError
 from edgeq.core.progress import Progress
 from edgeq.packaging import golden_graph, golden_text, signing, tree
-from edgeq.packaging.manifest import Manifest, Variant, read_manifest
+from edgeq.packaging.manifest import Manifest, ModelVariant, read_manifest
 from edgeq.packaging.prompts import PROMPTS, TOKENIZER, prompt_ids, rendered_chat
 from edgeq.packaging.runners import open_decoder, open_graph
 from edgeq.runtime.tokenizer import Tokenizer
@@ -178,7 +178,7 @@ class _Checking:
         said = "the key given" if self.wanted else "a key that nobody vouches for (--verify-key)"
         return f"signed with {said}: {self.signed_by}"
 
-    def _certificate(self, made: Manifest, variant: Variant) -> str:
+    def _certificate(self, made: Manifest, variant: ModelVariant) -> str:
         place = variant.certificate
         try:
             certificate = json.loads((self.folder / place).read_text("utf-8"))
@@ -260,7 +260,7 @@ class _Checking:
                 raise _WrongError(variant.entry, f"{variant.id}: {fault}")
             yield f"golden tests of {variant.id}", f"{len(runs)} inputs in {runner.runtime}"
 
-    def _opened(self, variant: Variant, opener: Callable[[str, Path], R]) -> R | None:
+    def _opened(self, variant: ModelVariant, opener: Callable[[str, Path], R]) -> R | None:
         """A form in its runtime; None if it is not run here."""
         if not self.run:
             return None

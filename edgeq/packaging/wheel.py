@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import edgeq
+from edgeq import _version
 from edgeq._version import __version__
 
 NAME = f"edgeq-{__version__}-py3-none-any.whl"
@@ -68,7 +68,7 @@ def write_wheel(folder: Path) -> Path:
 
 
 def _members() -> Iterator[tuple[str, bytes]]:
-    root = Path(edgeq.__file__).parent
+    root = Path(_version.__file__).parent
     for path in sorted(root.rglob("*"), key=lambda one: one.relative_to(root).as_posix()):
         inside = path.relative_to(root)
         if path.is_file() and not _LEFT_OUT & set(inside.parts) and path.suffix != ".pyc":
