@@ -108,7 +108,7 @@ def package(
 
     Args:
         source: a language model or a graph, or the path of one.
-        platform: "ios", "android", "rpi" or "ort-mobile".
+        platform: "rpi" or "ort-mobile".
         out: the folder to write.
         name: of the package: small letters, digits and hyphens; made of the source's name if None.
         forms: only these of the platform's forms, by name; all if None.
