@@ -32,6 +32,8 @@ TOPICS = {
     ),
     "Serve": ("serve", "Server", "ServerSettings"),
     "Convert": ("convert", "validate", "Options", "Conversion", "ValidationReport"),
+    "Package": ("package", "verify_package", "package_delta", "apply_delta", "Package",
+                "PackageReport", "Delta"),
     "Evaluate": ("evaluate", "perplexity", "evaluate_graph", "Outcome", "Evaluation",
                  "GraphAccuracy"),
     "Measure": ("bench", "bench_graphs", "profile", "report", "Workload", "Measurement",

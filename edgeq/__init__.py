@@ -70,6 +70,9 @@ if TYPE_CHECKING:
     from edgeq.model.config import ModelConfig
     from edgeq.model.model import Model
     from edgeq.model.reference import Reference
+    from edgeq.packaging.build import Package, package
+    from edgeq.packaging.delta import Delta, apply_delta, package_delta
+    from edgeq.packaging.verify import PackageReport, verify_package
     from edgeq.profiling import Measurement, Workload
     from edgeq.profiling.document import Document
     from edgeq.quant import Recipe, Rule
@@ -134,6 +137,9 @@ _HOMES = {
     "edgeq.model.config": ("ModelConfig",),
     "edgeq.model.model": ("Model",),
     "edgeq.model.reference": ("Reference",),
+    "edgeq.packaging.build": ("Package", "package"),
+    "edgeq.packaging.delta": ("Delta", "apply_delta", "package_delta"),
+    "edgeq.packaging.verify": ("PackageReport", "verify_package"),
     "edgeq.profiling": ("Measurement", "Workload"),
     "edgeq.profiling.document": ("Document",),
     "edgeq.quant": ("Recipe", "Rule"),
@@ -165,6 +171,7 @@ __all__ = [
     "Chunk",
     "Conversation",
     "Conversion",
+    "Delta",
     "Detected",
     "DeviceError",
     "DeviceProfile",
@@ -185,6 +192,8 @@ __all__ = [
     "ModelConfig",
     "Options",
     "Outcome",
+    "Package",
+    "PackageReport",
     "Plan",
     "QuantScheme",
     "QuantTensor",
@@ -208,6 +217,7 @@ __all__ = [
     "ValidationReport",
     "Workload",
     "__version__",
+    "apply_delta",
     "bench",
     "bench_graphs",
     "calibrate",
@@ -224,6 +234,8 @@ __all__ = [
     "inspect",
     "load",
     "open_source",
+    "package",
+    "package_delta",
     "parse_scheme",
     "perplexity",
     "plan",
@@ -238,6 +250,7 @@ __all__ = [
     "serve",
     "sweep",
     "validate",
+    "verify_package",
     "verify_reproducible",
     "warmup",
 ]

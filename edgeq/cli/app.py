@@ -27,6 +27,7 @@ from edgeq.cli.doctor import doctor
 from edgeq.cli.evaluation import evaluation
 from edgeq.cli.inspect import inspect
 from edgeq.cli.options import CONTEXT_SETTINGS, debug_option, debugging
+from edgeq.cli.package import package
 from edgeq.cli.perplexity import perplexity
 from edgeq.cli.plan import plan
 from edgeq.cli.profile import profile
@@ -96,6 +97,7 @@ for _command in (
     sweep,
     convert,
     validate,
+    package,
     devices,
     warmup,
     doctor,

@@ -21,8 +21,8 @@ SNAPSHOTS = TESTS / "snapshots" / "help"
 UPDATE = "EDGEQ_UPDATE_SNAPSHOTS"
 VERBS = (
     "demo", "quantize", "inspect", "plan", "run", "chat", "serve", "bench", "profile", "report",
-    "perplexity", "eval", "calibrate", "sensitivity", "sweep", "convert", "validate", "devices",
-    "warmup", "doctor",
+    "perplexity", "eval", "calibrate", "sensitivity", "sweep", "convert", "validate", "package",
+    "devices", "warmup", "doctor",
 )  # fmt: skip
 
 

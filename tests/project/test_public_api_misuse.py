@@ -140,6 +140,30 @@ CALLS: dict[str, tuple[Callable[[Any, Path], Any], list[Any]]] = {
     "convert target": (lambda bad, at: edgeq.convert(MODEL, bad, at / "o.gguf"), ["ggml", "", 7]),
     "convert out": (lambda bad, at: edgeq.convert(MODEL, "gguf", bad), [".", "no/such/o.gguf"]),
     "validate": (lambda bad, at: edgeq.validate(bad, MODEL, "gguf"), ["no/such.gguf", __file__]),
+    "package source": (lambda bad, at: edgeq.package(bad, "rpi", at / "o"), PATHS),
+    "package platform": (
+        lambda bad, at: edgeq.package(DEMO, bad, at / "o"), ["wii", "", 7, None, []],
+    ),
+    "package out": (lambda bad, at: edgeq.package(DEMO, "rpi", bad), [".", "no/such", __file__, 7]),
+    "package name": (
+        lambda bad, at: edgeq.package(DEMO, "rpi", at / "o", name=bad), ["", "A b", 7, []],
+    ),
+    "package forms": (
+        lambda bad, at: edgeq.package(DEMO, "rpi", at / "o", forms=bad),
+        [[], "edgeq", ["coreml"], [7], 7],
+    ),
+    "package context": (
+        lambda bad, at: edgeq.package(DEMO, "rpi", at / "o", context=bad), [0, -1, "64", 2.5],
+    ),
+    "package license": (
+        lambda bad, at: edgeq.package(DEMO, "rpi", at / "o", license=bad), [7, [], b"mit"],
+    ),
+    "package sign": (
+        lambda bad, at: edgeq.package(DEMO, "rpi", at / "o", sign=bad), ["no/such", __file__],
+    ),
+    "verify_package": (lambda bad, at: edgeq.verify_package(bad), PATHS),
+    "package_delta old": (lambda bad, at: edgeq.package_delta(bad, at, at / "o"), PATHS),
+    "apply_delta old": (lambda bad, at: edgeq.apply_delta(bad, at / "d", at / "o"), PATHS),
     "evaluate model": (lambda bad, at: edgeq.evaluate(bad, TEXT, layout="lambada"), PATHS),
     "evaluate task": (lambda bad, at: edgeq.evaluate(DEMO, bad), PATHS),
     "perplexity model": (lambda bad, at: edgeq.perplexity(bad, "Once upon a time"), PATHS),
@@ -251,9 +275,10 @@ def test_what_is_printed_is_a_line(tmp_path: Path) -> None:
 def test_every_public_name_was_tried() -> None:
     """A new function or class of the face gets its calls above."""
     results = {
-        "CalibrationStats", "Check", "Chunk", "Conversion", "Detected", "DeviceProfile",
+        "CalibrationStats", "Check", "Chunk", "Conversion", "Delta", "Detected", "DeviceProfile",
         "Document", "Evaluation", "Graph", "GraphAccuracy", "GraphSummary", "Measurement",
-        "Options", "Outcome", "Plan", "QuantizationSummary", "RepackSummary", "Sensitivity",
+        "Options", "Outcome", "Package", "PackageReport", "Plan", "QuantizationSummary",
+        "RepackSummary", "Sensitivity",
         "Summary", "SweepResult", "ValidationReport",
     }  # fmt: skip
     without_arguments = {"demo_model", "device_names", "doctor", "warmup"}

@@ -8,10 +8,22 @@ from pathlib import Path
 
 from edgeq.core.errors import EdgeqError
 
+_AT_FIXED_ADDRESSES = """
+import ctypes, os, sys
+try:
+    ctypes.CDLL(None).personality(0x0040000)
+except (AttributeError, OSError):
+    pass
+os.execv(sys.executable, [sys.executable, "-m", *sys.argv[1:]])
+"""
+"""Runs a module with memory at fixed addresses (ADDR_NO_RANDOMIZE) where Linux allows it: the tool
+writes the types of operators in the order of a hash table, whose seed is an address."""
+
 
 def to_ort_format(path: Path, version: str) -> None:
     """Run onnxruntime's converter, which prints and loads the whole model, in its own process."""
-    command = [sys.executable, "-m", "onnxruntime.tools.convert_onnx_models_to_ort"]
+    command = [sys.executable, "-c", _AT_FIXED_ADDRESSES]
+    command += ["onnxruntime.tools.convert_onnx_models_to_ort"]
     # "arm" leaves out what is baked in for x86 alone
     command += [path.name, "--target_platform", "arm", "--optimization_style", "Fixed"]
     done = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, check=False)
@@ -22,3 +34,28 @@ def to_ort_format(path: Path, version: str) -> None:
     # the tool's own comment names the place where the file was made
     lines = [line for line in operators.read_text("utf-8").splitlines() if line[:1] != "#"]
     operators.write_text("\n".join([f"# made by onnxruntime {version}", *lines, ""]), "utf-8")
+
+
+def operators_config(path: Path, version: str) -> str:
+    """The operators that a build of onnxruntime needs for an .onnx file, as its build script reads.
+
+    One line for each domain and version: ``ai.onnx;21;Add,Mul``.
+
+    Args:
+        path: of the model; its data files are not read.
+        version: of onnxruntime, for the first line.
+
+    Source: onnxruntime's docs/Reduced_Operator_Kernel_build.md.
+    """
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    versions = {one.domain or "ai.onnx": one.version for one in model.opset_import}
+    found: dict[str, set[str]] = {}
+    for node in model.graph.node:
+        found.setdefault(node.domain or "ai.onnx", set()).add(node.op_type)
+    lines = [
+        f"{domain};{versions[domain]};{','.join(sorted(names))}"
+        for domain, names in sorted(found.items())
+    ]
+    return "\n".join([f"# made for onnxruntime {version}", *lines, ""])

@@ -1,0 +1,271 @@
+"""From a model to a package: a folder with its forms, tests, glue code and a manifest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgeq._version import __version__
+from edgeq.converters.atomic_output import files_below, publish, staging
+from edgeq.converters.targets import require_target
+from edgeq.core.errors import UsageError, check_type, unknown
+from edgeq.core.files import no_room
+from edgeq.core.progress import Progress
+from edgeq.graph.feeds import Feeds
+from edgeq.graph.ir import Graph
+from edgeq.importers import source_kind
+from edgeq.model.model import Model
+from edgeq.packaging import golden_graph, manifest, readme, signing, tree
+from edgeq.packaging.glue import write_glue
+from edgeq.packaging.layout import check_output, package_name
+from edgeq.packaging.license import License
+from edgeq.packaging.manifest import Manifest, ModelVariant
+from edgeq.packaging.platforms import Form, Kind, Platform, platform_named
+from edgeq.packaging.prompts import PROMPTS, TOKENIZER, golden_prompts
+from edgeq.packaging.runners import ENGINE
+from edgeq.packaging.source import GraphSource, ModelSource, describe_graph, describe_model
+from edgeq.packaging.variant import Work, context_of, graph_variant, model_variant
+from edgeq.quant.decoder.model_card import model_card
+from edgeq.quant.graph.samples import Samples
+
+_ROOM = 8
+"""Tokens of context that golden prompts leave free."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A finished package.
+
+    Args:
+        path: its folder.
+        manifest: what ``manifest.json`` says.
+        nbytes: size of all its files.
+        seconds: wall-clock time.
+        signed_by: the public key of the signature, in hexadecimal; None if it is not signed.
+    """
+
+    path: Path
+    manifest: Manifest
+    nbytes: int
+    seconds: float
+    signed_by: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The package as ``edgeq package --format json`` prints it."""
+        made = self.manifest
+        return {
+            "path": str(self.path),
+            "name": made.name,
+            "platform": made.platform,
+            "kind": made.kind,
+            "digest": made.digest,
+            "nbytes": self.nbytes,
+            "seconds": round(self.seconds, 3),
+            "signed_by": self.signed_by,
+            "variants": [
+                {
+                    "id": variant.id,
+                    "title": variant.title,
+                    "entry": variant.entry,
+                    "nbytes": sum(made.files[file].nbytes for file in variant.files),
+                    "scheme": variant.scheme,
+                    "why": list(variant.why),
+                }
+                for variant in made.variants
+            ],
+        }
+
+
+def package(
+    source: Model | Graph | str | Path,
+    platform: str,
+    out: str | Path,
+    *,
+    name: str | None = None,
+    forms: Sequence[str] | None = None,
+    preset: str | None = None,
+    context: int | None = None,
+    data: Samples | Iterable[Feeds] | str | Path | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    dequantize: bool = False,
+    license: str | None = None,
+    base_model: str | None = None,
+    sign: str | Path | None = None,
+    force: bool = False,
+    threads: int | None = None,
+    max_ram: int | None = None,
+    progress: Progress | None = None,
+    announce: Callable[[str], None] | None = None,
+) -> Package:
+    """Make a folder that an app's developer can use: model files, tokenizer, tests and glue code.
+
+    The forms that the platform runs are chosen from a table; each is converted, validated and run
+    on golden tests. The same source and versions give the same bytes, wherever and whenever the
+    package is made on a machine.
+
+    Args:
+        source: a language model or a graph, or the path of one.
+        platform: "rpi" or "ort-mobile".
+        out: the folder to write.
+        name: of the package: small letters, digits and hyphens; made of the source's name if None.
+        forms: only these of the platform's forms, by name; all if None.
+        preset: recipe that weights are rounded by first. None quantizes float weights by the
+            default recipe, and keeps integers.
+        context: language models: tokens that the forms are built for; 2048 if None (LiteRT-LM:
+            1280), or what the model supports.
+        data: graphs: real inputs, to quantize by and for the golden tests: samples, a list of them
+            or a path, as for `edgeq.quantize`.
+        shapes: graphs: shapes of inputs that the file leaves open.
+        dequantize: graphs: convert integer weights of a .tflite file back to float first.
+        license, base_model: what no file of the model says, or says wrongly.
+        sign: a file with an Ed25519 private key (PEM) to sign the manifest with.
+        force: replace a package that is there.
+        threads: to quantize, convert and validate with; all cores if None, or 1 for graphs.
+        max_ram: language models: most bytes that each conversion may take.
+        progress: called with what is done, how far, and of how much.
+        announce: called with a sentence on the size of an output or on defaults, before the work.
+
+    Raises:
+        UsageError: an unknown platform or form, an output that exists or has no folder, a model
+            without a tokenizer, or an argument for the other kind of source.
+        MissingDependencyError: a package is not installed; names the extra.
+        UnsupportedError: a form cannot represent the source.
+        FormatError: the source is damaged.
+        EdgeqError: the output cannot be written, or does not compute what its source does.
+
+    Example:
+        >>> made = edgeq.package("model.edgeq", "rpi", "for-my-pi")
+        >>> made.manifest.platform, [variant.id for variant in made.manifest.variants]
+        ('rpi', ['edgeq'])
+    """
+    started = time.perf_counter()
+    path = Path(out)
+    chosen = platform_named(platform)
+    check_type("context", context, int, None)
+    graph = isinstance(source, Graph) or (
+        not isinstance(source, Model) and source_kind(source) == "graph"
+    )
+    kind: Kind = "graph" if graph else "language model"
+    listed = _chosen_forms(chosen, kind, forms)
+    if graph and (context is not None or max_ram is not None):
+        raise UsageError("context and max_ram are for language models, and the source is a graph")
+    if not graph and (data is not None or shapes or dequantize):
+        raise UsageError(
+            "data, shapes and dequantize are for graphs, and the source is a language model"
+        )
+    if context is not None and context < 2 * _ROOM:
+        raise UsageError(f"context is {context}; use {2 * _ROOM} tokens or more")
+    check_output(path, force)
+    key = signing.read_private_key(sign) if sign is not None else None
+    for form in listed:
+        if form.target != ENGINE:
+            require_target(form.target)
+    with staging(path) as folder:
+        root, scratch = folder / "written" / path.name, folder / "scratch"
+        root.mkdir(parents=True)
+        scratch.mkdir()
+
+        def working(called: str) -> Work:
+            return Work(root, called, context, threads, max_ram, progress, announce)
+
+        if graph:
+            assert not isinstance(source, Model)
+            opened: ModelSource | GraphSource = GraphSource(
+                source, data, shapes, preset, dequantize, threads, progress
+            )
+        else:
+            assert not isinstance(source, Graph)
+            opened = ModelSource(source, scratch, preset, threads, max_ram, progress)
+        work = working(package_name(name, opened.path))
+        variants, versions = (
+            _graphs(work, listed, opened) if isinstance(opened, GraphSource)
+            else _models(work, listed, opened)
+        )  # fmt: skip
+        said = opened.license
+        made = Manifest(
+            work.name, chosen.name, kind, __version__,
+            _described(opened, work.name, said, license, base_model),
+            tuple(variants), dict(sorted(versions.items())),
+        )  # fmt: skip
+        write_glue(root, made, opened)
+        readme.write(root, made)
+        made = replace(made, files=tree.entries_of(root, progress))
+        (root / manifest.NAME).write_bytes(made.to_bytes())
+        signed_by = signing.sign(root, key) if key is not None else None
+        nbytes = sum(file.stat().st_size for file in files_below(root).values())
+        try:
+            publish(root.parent, path, folder, force)
+        except OSError as err:
+            raise no_room(str(path), err) or err from err
+    return Package(path, made, nbytes, time.perf_counter() - started, signed_by)
+
+
+def _chosen_forms(chosen: Platform, kind: Kind, forms: Sequence[str] | None) -> list[Form]:
+    known = {form.id: form for form in chosen.forms(kind)}
+    if forms is None:
+        return list(known.values())
+    if isinstance(forms, str) or not forms:
+        raise UsageError(f"forms is {forms!r}; give a list of {', '.join(known)}")
+    for one in forms:
+        if one not in known:
+            raise UsageError(unknown(f"form of a {kind} for {chosen.name}", str(one), known))
+    return [known[one] for one in known if one in forms]
+
+
+def _models(
+    work: Work, forms: list[Form], source: ModelSource
+) -> tuple[list[ModelVariant], dict[str, str]]:
+    """All forms of a language model, and what they share."""
+    config = source.opened.config
+    files = source.opened.files
+    for file, content in sorted(files.items()):
+        target = work.root / TOKENIZER / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    least = min(context_of(form, work.context, config.context) for form in forms)
+    prompts = golden_prompts(files, config.vocab, least - _ROOM)
+    work.write_json(PROMPTS, {"prompts": prompts})
+    variants, versions = [], dict[str, str]()
+    for form in forms:
+        variant, libraries = model_variant(work, form, source, prompts)
+        variants.append(variant)
+        versions |= libraries
+    card = model_card(source.own().model, work.name)
+    (work.root / "model-card.md").write_bytes(card.encode())
+    return variants, versions
+
+
+def _graphs(
+    work: Work, forms: list[Form], source: GraphSource
+) -> tuple[list[ModelVariant], dict[str, str]]:
+    """All forms of a graph, and what they share."""
+    samples = golden_graph.write_golden(source.graph, work.root, source.samples)
+    variants, versions = [], dict[str, str]()
+    for form in forms:
+        variant, libraries = graph_variant(work, form, source, samples)
+        variants.append(variant)
+        versions |= libraries
+    return variants, versions
+
+
+def _described(
+    source: ModelSource | GraphSource,
+    name: str,
+    said: License,
+    license: str | None,
+    base_model: str | None,
+) -> dict[str, Any]:
+    check_type("license", license, str, None)
+    check_type("base_model", base_model, str, None)
+    about = (
+        describe_graph(source, name) if isinstance(source, GraphSource)
+        else describe_model(source, source.own().model, name)
+    )  # fmt: skip
+    return about | {
+        "license": license or said.license,
+        "base_model": base_model or said.base_model,
+        "license_said_by": "whoever made this package" if license else said.said_by,
+    }

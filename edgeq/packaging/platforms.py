@@ -1,0 +1,154 @@
+"""What each platform runs, and why: the table that a package's forms are chosen from.
+
+The first form of a platform is the one to begin with. A reason is a sentence that an app developer
+can check, and is shown in the package's README.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from edgeq.core.errors import UsageError, unknown
+from edgeq.packaging.runners import ENGINE
+
+Kind = Literal["language model", "graph"]
+NEAREST = "w4-g32"
+"""What weights become that a runtime cannot hold as they are: every runtime here takes it."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of the model on a platform.
+
+    Args:
+        id: name within a package.
+        title: name of the runtime.
+        target: of `edgeq.convert`, or "edgeq" for the artifact itself.
+        entry: the file or folder; the name of the package replaces NAME.
+        why: why this form, in sentences.
+        requires: least versions of "os" and "runtime".
+        devices: which devices it is for, in words.
+        plans: device profiles whose speed is estimated.
+        settings: options of the conversion that only this target has.
+    """
+
+    id: str
+    title: str
+    target: str
+    entry: str
+    why: tuple[str, ...]
+    requires: Mapping[str, str]
+    devices: str
+    plans: tuple[str, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Platform:
+    """A platform.
+
+    Args:
+        name: as users write it.
+        title: for headings.
+        models, graphs: forms of language models and of graphs.
+    """
+
+    name: str
+    title: str
+    models: tuple[Form, ...]
+    graphs: tuple[Form, ...]
+
+    def forms(self, kind: Kind) -> tuple[Form, ...]:
+        """The forms of one kind of model."""
+        return self.models if kind == "language model" else self.graphs
+
+
+_PI = ("rpi5-8gb", "rpi5-4gb", "rpi4-4gb", "rpi-zero-2w")
+_PHONES = ("phone-mid", "phone-low")
+_IPHONES = ("iphone-16-pro", "iphone-15", "iphone-13")
+_ORT = (
+    "ONNX Runtime's MatMulNBits holds integers of 4 bits in groups of 32 and multiplies them with "
+    "dot products on ARM."
+)
+_QDQ = (
+    "ONNX Runtime fuses QuantizeLinear, DequantizeLinear and the operator between them into one "
+    "operator on 8-bit integers, which its kernels for ARM have."
+)
+
+PLATFORMS: dict[str, Platform] = {
+    platform.name: platform
+    for platform in (
+        Platform(
+            "rpi",
+            "Raspberry Pi",
+            (
+                Form(
+                    "edgeq", "edgeq's engine", ENGINE, "model/NAME.edgeq",
+                    (
+                        "The artifact is mapped into memory and its integers are multiplied as "
+                        "they lie there, with the dot products of a Pi 5 (Cortex-A76) and with "
+                        "the older multiplications of a Pi 4 or Zero 2 (Cortex-A72, A53).",
+                        "edgeq's own kernels take every scheme, so nothing is rounded again.",
+                    ),
+                    {"os": "Raspberry Pi OS 12 (bookworm), 64-bit",
+                     "runtime": "Python 3.11 to 3.13"},
+                    "Raspberry Pi 3, 4, 5 and Zero 2 W, with a 64-bit system", _PI,
+                ),
+            ),
+            (
+                Form(
+                    "onnxruntime", "ONNX Runtime", "ort", "model/NAME.onnx",
+                    (_QDQ, "Its wheels exist for 64-bit ARM, and it needs nothing but NumPy."),
+                    {"os": "Raspberry Pi OS 12 (bookworm), 64-bit",
+                     "runtime": "Python 3.11 to 3.13 and onnxruntime 1.23"},
+                    "Raspberry Pi 3, 4, 5 and Zero 2 W, with a 64-bit system", _PI,
+                ),
+            ),
+        ),
+        Platform(
+            "ort-mobile",
+            "ONNX Runtime on phones and boards",
+            (
+                Form(
+                    "genai", "onnxruntime-genai", "genai", "model",
+                    (
+                        _ORT,
+                        "It is an .onnx file with its data beside it and not an .ort file: .ort "
+                        "files of these operators are bound to one version of ONNX Runtime, and "
+                        "would hold the embedding twice where the model uses it as its head.",
+                    ),
+                    {"os": "Android 7 (API 24), iOS 15.1 or 64-bit Linux",
+                     "runtime": "onnxruntime 1.27 and onnxruntime-genai 0.12.2"},
+                    "phones and boards with a 64-bit ARM processor", (*_PHONES, *_IPHONES, _PI[0]),
+                ),
+            ),
+            (
+                Form(
+                    "ort", "ONNX Runtime, minimal build", "ort", "model/NAME.ort",
+                    (
+                        _QDQ,
+                        "An .ort file needs no parser of ONNX, so that a build with these "
+                        "operators alone runs it: that build takes a small part of the size of "
+                        "the whole library.",
+                    ),
+                    {"os": "Android 7 (API 24), iOS 15.1 or 64-bit Linux", "runtime": "as built"},
+                    "phones and boards with a 64-bit ARM processor",
+                ),
+            ),
+        ),
+    )
+}  # fmt: skip
+"""Every platform by its name."""
+
+
+def platform_named(name: str) -> Platform:
+    """A platform by its name.
+
+    Raises:
+        UsageError: there is none of that name; lists those there are.
+    """
+    if name not in PLATFORMS:
+        raise UsageError(unknown("platform", str(name), tuple(PLATFORMS)))
+    return PLATFORMS[name]

@@ -1,0 +1,210 @@
+"""README.md of a package, for an app's developer who does not know edgeq."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edgeq.core.units import human_bytes, human_count
+from edgeq.packaging import steps, templates
+from edgeq.packaging.estimates import UNCERTAINTY
+from edgeq.packaging.manifest import Manifest
+from edgeq.packaging.platforms import platform_named
+
+PARTS = {
+    "README.md": "this page",
+    "manifest.json": "all files with size and SHA-256, versions, memory and speed, for programs",
+    "manifest.sig": "the signature of `manifest.json`, if the package is signed",
+    "model-card.md": "how the weights were rounded, and what that cost",
+    "model": "the model",
+    "ort": "the model for ONNX Runtime",
+    "tokenizer": "the tokenizer and the chat template",
+    "golden": "inputs with the results that a right installation gives",
+    "certificates": "what was compared when the model was converted",
+    "requirements.txt": "what is installed, each package with its SHA-256",
+    "install.sh": "installs everything and tests it",
+    "run.sh": "starts the server",
+    "run.py": "runs the model and its golden tests",
+    "healthcheck.sh": "asks the server whether it answers",
+    "wheels": "edgeq itself",
+    "required_operators.config": "the operators that a build of ONNX Runtime needs",
+    "build.sh": "builds ONNX Runtime with these operators alone",
+    "android": "a Gradle module in Kotlin",
+    "ios": "a Swift package",
+}
+"""What a file or folder of a package is."""
+
+
+def write(folder: Path, made: Manifest) -> None:
+    """Write README.md.
+
+    Args:
+        folder: of the package, all other files of which are there.
+        made: what it holds; its list of files is not read.
+    """
+    templates.write(folder, "README.md", text(folder, made))
+
+
+def text(folder: Path, made: Manifest) -> str:
+    """The text of README.md."""
+    platform = platform_named(made.platform)
+    parts = [
+        f"# {made.name} for {platform.title}",
+        _lead(made),
+        "## Steps",
+        steps.steps(made),
+        "## What is in this folder",
+        _table(["", ""], [(f"`{name}`", what) for name, what in _contents(folder, made)]),
+        "## Forms of the model",
+        _forms(folder, made),
+        *_memory(made),
+        *_speed(made),
+        "## Check this package",
+        _check(made),
+        "## License",
+        _license(made),
+        "## How it was made",
+        _origin(made),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _lead(made: Manifest) -> str:
+    model = made.model
+    if made.kind == "graph":
+        ends = ", ".join(f"`{one['name']}` {_shape(one)}" for one in model["inputs"])
+        outs = ", ".join(f"`{one['name']}` {_shape(one)}" for one in model["outputs"])
+        return f"A model with the inputs {ends} and the outputs {outs}."
+    return (
+        f"A language model of the {model['family']} family with "
+        f"{human_count(model['parameters'])} parameters, a vocabulary of {model['vocabulary']} "
+        "tokens, its tokenizer, and the code to use it. It runs on the device; no text leaves it."
+    )
+
+
+def _shape(end: dict[str, Any]) -> str:
+    return f"{end['dtype']} {end['shape']}"
+
+
+def _contents(folder: Path, made: Manifest) -> list[tuple[str, str]]:
+    names = {path.name for path in folder.iterdir()} | {"README.md", "manifest.json"}
+    known = [(name, what) for name, what in PARTS.items() if name in names]
+    service = f"{made.name}.service"
+    if service in names:
+        known.append((service, "the service of systemd that `install.sh` sets up"))
+    return known
+
+
+def _forms(folder: Path, made: Manifest) -> str:
+    parts = []
+    for variant in made.variants:
+        size = sum((folder / file).stat().st_size for file in variant.files)
+        rows = [
+            ("files", f"`{variant.entry}`, {human_bytes(size)}"),
+            ("weights", variant.scheme),
+            ("needs", "; ".join(variant.requires.values())),
+            ("for", variant.devices),
+        ]
+        if variant.context:
+            rows.append(("context", f"{variant.context} tokens"))
+        parts += [
+            f"### {variant.title} (`{variant.id}`)",
+            _table(["", ""], rows),
+            "Why this form: " + " ".join(variant.why),
+        ]
+    return "\n\n".join(parts)
+
+
+def _memory(made: Manifest) -> list[str]:
+    rows = [
+        [
+            variant.title,
+            str(row["context"]) if row["context"] else "",
+            human_bytes(row["weights_bytes"]),
+            human_bytes(row["cache_bytes"]),
+            human_bytes(row["other_bytes"]),
+            human_bytes(row["total_bytes"]),
+        ]
+        for variant in made.variants
+        for row in variant.memory
+    ]
+    said = (
+        "The process, its libraries and the server are counted."
+        if made.platform == "rpi" and made.kind != "graph"
+        else "The app and the runtime's own buffers come on top."
+    )
+    if made.kind == "graph":
+        head = ["form", "file", "activations", "all"]
+        table = [[row[0], row[2], row[4], row[5]] for row in rows]
+    else:
+        head, table = ["form", "context", "weights", "KV cache", "other", "all"], rows
+    return [
+        "## Memory",
+        f"By plan, not measured on the device. {said}",
+        _table(head, table, "l" + "r" * (len(head) - 1)),
+    ]
+
+
+def _speed(made: Manifest) -> list[str]:
+    rows = [
+        (variant.title, row["device"], _number(row["decode_tokens_per_s"]),
+         _number(row["prefill_tokens_per_s"]), "yes" if row["fits"] else "no")
+        for variant in made.variants for row in variant.speed
+    ]  # fmt: skip
+    if not rows:
+        return []
+    head = ["form", "device", "tokens per second, writing", "reading a prompt", "fits in memory"]
+    return ["## Expected speed", UNCERTAINTY, _table(head, rows, "llrrl")]
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"about {value:.0f}" if value >= 1 else f"{value:.2g}"
+
+
+def _check(made: Manifest) -> str:
+    signed = (
+        " A signed package is also checked with `--verify-key KEY.pub`, the public key of whoever "
+        "made it."
+    )
+    if made.platform == "rpi" and made.kind != "graph":
+        where = "`install.sh` does this; by hand it is"
+    else:
+        where = "With edgeq installed on a computer (`pip install edgeq`):"
+    return (
+        f"{where}\n\n```\nedgeq package --verify .\n```\n\n"
+        "It compares the SHA-256 of every file with `manifest.json`, checks the certificates and "
+        "the tokenizer, runs the golden tests, and names the first thing that is wrong." + signed
+    )
+
+
+def _license(made: Manifest) -> str:
+    model = made.model
+    said = f" (said by {model['license_said_by']})" if model["license_said_by"] else ""
+    license = model["license"] or (
+        "**unknown**: no file of the model says it. Ask whoever published the model before you "
+        "ship it"
+    )
+    base = model["base_model"] or "unknown"
+    return (
+        f"- License of the model: {license}{said if model['license'] else ''}.\n"
+        f"- Made from: {base}{said if model['base_model'] else ''}.\n"
+        "- License of the code in this folder that is not the model: Apache-2.0."
+    )
+
+
+def _origin(made: Manifest) -> str:
+    sha = made.model["source_sha256"]
+    source = f"`{made.model['source']}`" + (f" (SHA-256 `{sha}`)" if sha else "")
+    libraries = ", ".join(f"{name} {version}" for name, version in made.versions.items())
+    return (
+        f"edgeq {made.edgeq} made this folder from {source}"
+        + (f", with {libraries}" if libraries else "")
+        + ". The same source and versions give the same bytes on the same kind of machine: there "
+        "are no times and no random numbers in it."
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str = "") -> str:
+    rule = ["---:" if side == "r" else "---" for side in sides.ljust(len(head), "l")]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *rows])

@@ -1,0 +1,66 @@
+"""A Raspberry Pi's part of a package: installation, server, service and health check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgeq.core.hashing import file_sha256
+from edgeq.packaging import estimates, templates
+from edgeq.packaging.manifest import Manifest, ModelVariant
+from edgeq.packaging.source import GraphSource, ModelSource
+from edgeq.packaging.wheel import write_wheel
+
+HIGH, MOST = 1.25, 1.5
+"""Times the planned memory at which systemd slows the service down, and at which it ends it."""
+_WHEELS = "wheels"
+
+
+def write(folder: Path, made: Manifest, source: ModelSource | GraphSource) -> None:
+    """Write the files; as `edgeq.packaging.glue.write_glue`."""
+    variant = made.variants[0]
+    if made.kind == "graph":
+        _write_graph(folder, made, variant)
+    else:
+        _write_model(folder, made, variant)
+
+
+def planned_bytes(variant: ModelVariant) -> int:
+    """Memory of the server with the context that the package is made for."""
+    return int(variant.memory[-1]["total_bytes"])
+
+
+def _write_model(folder: Path, made: Manifest, variant: ModelVariant) -> None:
+    (folder / _WHEELS).mkdir()
+    wheel = write_wheel(folder / _WHEELS)
+    text = templates.filled("rpi/requirements-model.txt")
+    text += f"# edgeq, as it was when this package was made\n./{_WHEELS}/{wheel.name} \\\n"
+    text += f"    --hash=sha256:{file_sha256(wheel)}\n"
+    templates.write(folder, "requirements.txt", text)
+    total = planned_bytes(variant)
+    holes = {
+        "name": made.name,
+        "entry": variant.entry,
+        "context": variant.context,
+        "prefix_mib": estimates.PREFIX_BYTES >> 20,
+        "total_mib": total >> 20,
+        "high_mib": int(HIGH * total) >> 20,
+        "max_mib": int(MOST * total) >> 20,
+    }
+    for name in ("install.sh", "run.sh", "healthcheck.sh"):
+        text = templates.filled(f"rpi/{name}", **holes)
+        templates.write(folder, name, text, executable=True)
+    service = templates.filled("rpi/model.service", **holes)
+    templates.write(folder, f"{made.name}.service", service)
+
+
+def _write_graph(folder: Path, made: Manifest, variant: ModelVariant) -> None:
+    holes = {
+        "name": made.name,
+        "entry": variant.entry,
+        "variant": variant.id,
+        "input": made.model["inputs"][0]["name"],
+    }
+    templates.write(folder, "requirements.txt", templates.filled("rpi/requirements-graph.txt"))
+    templates.write(folder, "run.py", templates.filled("rpi/graph_run.py.txt", **holes))
+    install = templates.filled("rpi/graph_install.sh", **holes)
+    templates.write(folder, "install.sh", install, executable=True)

@@ -1,0 +1,256 @@
+"""The source of a package: a language model with its integers, or a quantized graph."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgeq.calibration_text import own_calibration
+from edgeq.converters.options import Options
+from edgeq.converters.targets import target_named
+from edgeq.core.errors import SchemeError, UnsupportedError, UsageError
+from edgeq.core.hashing import file_sha256
+from edgeq.core.progress import Progress
+from edgeq.graph.feeds import Feeds
+from edgeq.graph.ir import Graph, QuantWeight
+from edgeq.importers import load
+from edgeq.importers.tokenizer.chat_templates import chat_templates
+from edgeq.model.artifact import save
+from edgeq.model.model import Model
+from edgeq.packaging.license import License, license_of
+from edgeq.packaging.platforms import NEAREST
+from edgeq.quant.decoder.quantize import quantize_model
+from edgeq.quant.decoder.repack import repack
+from edgeq.quant.graph.quantize import quantize_graph
+from edgeq.quant.graph.samples import Samples, open_samples, samples_of
+from edgeq.quant.recipe import Recipe
+
+SAMPLES = 256
+"""Most samples of calibration data that ranges are taken from."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A language model in one set of integers.
+
+    Args:
+        path: of the artifact.
+        model: the same, open.
+        why: what was done to the weights, in a sentence.
+    """
+
+    path: Path
+    model: Model
+    why: str
+
+
+@dataclass
+class ModelSource:
+    """A language model to package.
+
+    Args:
+        source: a model, or the path of one.
+        folder: for artifacts that are needed meanwhile.
+        preset: recipe for float weights, or to round quantized ones again; None takes the default.
+        threads, max_ram, progress: as for `edgeq.quantize`.
+    """
+
+    source: Model | str | Path
+    folder: Path
+    preset: str | None = None
+    threads: int | None = None
+    max_ram: int | None = None
+    progress: Progress | None = None
+    _held: dict[str, Held] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.opened = self.source if isinstance(self.source, Model) else load(self.source)
+        if "tokenizer.json" not in self.opened.files:
+            raise UsageError(
+                "the model has no tokenizer.json, and an app needs one; put it into the model's "
+                "folder"
+            )
+
+    @property
+    def path(self) -> Path | None:
+        """Where the model was opened from."""
+        return self.opened.origin.path if self.opened.origin else None
+
+    @property
+    def license(self) -> License:
+        """What its files say of its license."""
+        return license_of(self.path) if self.path else License()
+
+    def own(self) -> Held:
+        """The model with its own integers; a float one is quantized by the preset."""
+        if "own" not in self._held:
+            self._held["own"] = self._made()
+        return self._held["own"]
+
+    def held_for(self, target: str, options: Options) -> Held:
+        """The model with integers that a target can hold.
+
+        Raises:
+            UnsupportedError: it holds neither these nor the ones nearest to them.
+        """
+        own = self.own()
+        row = target_named(target).decoder_target()
+        try:
+            row.check(own.model, options)
+        except (UnsupportedError, SchemeError) as err:
+            if "nearest" not in self._held:
+                self._held["nearest"] = self._rounded(
+                    self.folder / "nearest.edgeq", NEAREST, own.model,
+                    f"The weights are rounded again, to {NEAREST}: {_sentence(err)}",
+                )  # fmt: skip
+            row.check(self._held["nearest"].model, options)
+            return self._held["nearest"]
+        return own
+
+    def _made(self) -> Held:
+        path, model = self.folder / "own.edgeq", self.opened
+        if self.preset is not None:
+            why = f"The weights are rounded by the recipe {self.preset}, as was asked."
+            return self._rounded(path, self.preset, model, why)
+        if model.is_float:
+            why = "The weights are rounded by the default recipe (4.75 bits a weight, GPTQ)."
+            return self._rounded(path, None, model, why)
+        formats = model.kept().get("formats")
+        if self.path is not None and self.path.suffix == ".edgeq" and self.path.is_file():
+            shutil.copyfile(self.path, path)
+            why = "The artifact is taken as it is."
+        elif formats:
+            repack(model, path, progress=self.progress)
+            why = f"The integers of the {', '.join(formats)} file are kept, and nothing is rounded."
+        else:
+            save(model, path)
+            why = "The integers of the model are kept, and nothing is rounded."
+        return Held(path, load(path), why)
+
+    def _rounded(self, path: Path, preset: str | None, model: Model, why: str) -> Held:
+        recipe = Recipe.from_options(preset=preset, source="decoder")
+        quantize_model(
+            model, path, recipe,
+            requantize=not model.is_float, own_text=own_calibration, threads=self.threads,
+            max_ram=self.max_ram, progress=self.progress,
+        )  # fmt: skip
+        return Held(path, load(path), why)
+
+
+@dataclass
+class GraphSource:
+    """A graph to package.
+
+    Args:
+        source: a graph, or the path of one.
+        data: real inputs: samples, a list of them, or the path of them; None where there are none.
+        shapes: sizes of axes that the file leaves open.
+        preset: recipe for a float graph; None takes w8a8-static with data, w8-channel without.
+        dequantize: convert integer weights of a .tflite file back to float first.
+        threads, progress: as for `edgeq.quantize`.
+    """
+
+    source: Graph | str | Path
+    data: Samples | Iterable[Feeds] | str | Path | None = None
+    shapes: Mapping[str, tuple[int, ...]] | None = None
+    preset: str | None = None
+    dequantize: bool = False
+    threads: int | None = None
+    progress: Progress | None = None
+    why: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.source, Graph):
+            graph = self.source
+        else:
+            from edgeq.graph.files import read
+
+            graph = read(self.source, shapes=self.shapes, dequantize=self.dequantize)
+        self.samples = self._samples(graph)
+        self.graph = self._quantized(graph)
+
+    @property
+    def path(self) -> Path | None:
+        """Where the graph was read from."""
+        return None if isinstance(self.source, Graph) else Path(self.source)
+
+    @property
+    def license(self) -> License:
+        """What lies beside the file about its license."""
+        return license_of(self.path) if self.path else License()
+
+    @property
+    def sha256(self) -> str | None:
+        """SHA-256 of the file."""
+        return file_sha256(self.path) if self.path else None
+
+    def _samples(self, graph: Graph) -> Samples | None:
+        if self.data is None or isinstance(self.data, Samples):
+            return self.data
+        if isinstance(self.data, str | Path):
+            return open_samples(str(self.data), graph, limit=SAMPLES)
+        return samples_of(graph, list(self.data))
+
+    def _quantized(self, graph: Graph) -> Graph:
+        if any(isinstance(constant, QuantWeight) for constant in graph.constants.values()):
+            if self.preset is not None:
+                raise UsageError(
+                    "the graph is quantized already; leave out the preset, or give the float file"
+                )
+            self.why = "The integers of the quantized file are kept, and nothing is rounded."
+            return graph
+        preset = self.preset or ("w8a8-static" if self.samples is not None else "w8-channel")
+        self.why = f"The float graph is quantized by the recipe {preset}" + (
+            "." if self.preset else
+            ": weights and activations of 8 bits, ranges measured on the samples given."
+            if self.samples is not None else
+            ": weights of 8 bits and float activations, as no samples were given to measure the "
+            "ranges of activations on (--data)."
+        )  # fmt: skip
+        recipe = Recipe.from_options(preset=preset, source="graph")
+        summary = quantize_graph(
+            graph, recipe, self.samples, threads=self.threads or 1, progress=self.progress
+        )
+        return summary.graph
+
+
+def describe_model(source: ModelSource, held: Model, name: str) -> dict[str, Any]:
+    """What a manifest says of a language model."""
+    config = held.config
+    origin = source.opened.origin
+    return {
+        "name": name,
+        "family": config.family,
+        "parameters": sum(n * k for _, (n, k) in config.linears()),
+        "vocabulary": config.vocab,
+        "longest_context": config.context,
+        "chat": bool(chat_templates(source.opened.files)),
+        "source": source.opened.provenance.get("source") or (origin.name if origin else None),
+        "source_sha256": source.opened.provenance.get("source_sha256")
+        or (origin.sha256 if origin else None),
+    }
+
+
+def describe_graph(source: GraphSource, name: str) -> dict[str, Any]:
+    """What a manifest says of a graph."""
+    graph = source.graph
+
+    def ends(names: Iterable[str]) -> list[dict[str, Any]]:
+        infos = [(name, graph.info(name)) for name in names]
+        return [{"name": n, "shape": list(i.shape), "dtype": i.dtype} for n, i in infos]
+
+    return {
+        "name": name,
+        "operators": len(graph.nodes),
+        "inputs": ends(graph.inputs),
+        "outputs": ends(graph.outputs),
+        "source": source.path.name if source.path else graph.name,
+        "source_sha256": source.sha256,
+    }
+
+
+def _sentence(err: Exception) -> str:
+    return str(err).partition(";")[0].rstrip(".") + "."

@@ -1,0 +1,39 @@
+"""The steps of a package's README: what an app's developer does, platform by platform."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from edgeq.packaging import templates
+from edgeq.packaging.manifest import Manifest
+
+_CHAT = (
+    "chat/completions",
+    '"messages": [{"role": "user", "content": "Hello"}]',
+    "A page to chat with it is at http://127.0.0.1:8080/ in a browser on the Pi.",
+)
+_TEXT = (
+    "completions",
+    '"prompt": "Once upon a time"',
+    "The model has no chat template: it continues texts, and does not hold conversations.",
+)
+
+
+def steps(made: Manifest) -> str:
+    """The steps for a package, as Markdown."""
+    kind = "graph" if made.kind == "graph" else "model"
+    variant = made.variants[0]
+    path, asked, page = _CHAT if made.model.get("chat") else _TEXT
+    first = made.model["inputs"][0] if kind == "graph" else {"name": "", "shape": []}
+    return templates.filled(
+        f"{made.platform.replace('-', '_')}/{kind}.md",
+        name=made.name,
+        entry=variant.entry,
+        file=PurePosixPath(variant.entry).name,
+        variant=variant.id,
+        path=path,
+        asked=asked,
+        page=page,
+        input=first["name"],
+        shape=first["shape"],
+    ).rstrip()

@@ -1,0 +1,87 @@
+"""manifest.json: one text for one content, and every edit of it is seen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeq.core.errors import FormatError
+from edgeq.packaging.manifest import Manifest, check_path, read_manifest
+
+
+@pytest.fixture(scope="module")
+def raw(rpi_made: Path) -> bytes:
+    return (rpi_made / "manifest.json").read_bytes()
+
+
+def resealed(data: dict[str, Any]) -> bytes:
+    """A manifest with the digest of what it says."""
+    rest = {key: value for key, value in data.items() if key != "digest"}
+
+    def text(one: dict[str, Any]) -> bytes:
+        return (json.dumps(one, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+    return text(rest | {"digest": hashlib.sha256(text(rest)).hexdigest()})
+
+
+def test_what_is_read_gives_the_same_text(raw: bytes) -> None:
+    made = Manifest.from_bytes(raw)
+    assert made.to_bytes() == raw
+    assert made.digest == json.loads(raw)["digest"]
+    assert resealed(json.loads(raw)) == raw
+
+
+def test_any_byte_that_is_changed_is_seen(raw: bytes) -> None:
+    rng = random.Random(0)
+    for _ in range(200):
+        changed = bytearray(raw)
+        changed[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+        with pytest.raises(FormatError):
+            Manifest.from_bytes(bytes(changed))
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "words"),
+    [
+        (("manifest",), 2, "version 2"),
+        (("manifest",), True, "not the manifest"),
+        (("name",), 7, "name is not a str"),
+        (("more",), 7, "other fields"),
+        (("variants",), [], "no variants"),
+        (("variants", 0, "entry"), "../x", "not a path within"),
+        (("variants", 0, "files"), ["missing.bin"], "names missing.bin, no file"),
+        (("variants", 0, "context"), "many", "wrong type"),
+        (("files", "README.md", "sha256"), "abc", "no digest or size"),
+        (("files", "README.md", "bytes"), -1, "no digest or size"),
+        (("files", "README.md", "blocks"), ["a 1"], "do not add up|has the block"),
+        (("files", "/etc/passwd"), {"sha256": "0" * 64, "bytes": 0}, "not a path within"),
+    ],
+)
+def test_impossible_content_is_named_even_with_its_digest(
+    raw: bytes, where: tuple[Any, ...], value: Any, words: str
+) -> None:
+    data = json.loads(raw)
+    inner = data
+    for key in where[:-1]:
+        inner = inner[key]
+    inner[where[-1]] = value
+    with pytest.raises(FormatError, match=words):
+        Manifest.from_bytes(resealed(data))
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"7", b"\xff", b"[" * 100_000])
+def test_what_is_no_manifest_is_refused(text: bytes, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes(text)
+    with pytest.raises(FormatError):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["", ".", "..", "a/../b", "/a", "a//b", "a\\b", "a\nb", 7, "a/"])
+def test_paths_stay_within_the_package(path: Any) -> None:
+    with pytest.raises(FormatError, match="not a path within"):
+        check_path(path)

@@ -1,0 +1,222 @@
+"""Damage to a package: found and named, whatever it is."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeq.core.errors import FormatError
+from edgeq.packaging import tree
+from edgeq.packaging.manifest import Manifest, read_manifest
+from edgeq.packaging.verify import verify_package
+from tests.packaging.test_manifest import resealed
+
+Damage = Callable[[Path, random.Random], str]
+"""Damages a package, and gives the path that the report must name."""
+
+
+def files(folder: Path) -> list[str]:
+    return list(tree.files_in(folder))
+
+
+def flip_a_bit(folder: Path, rng: random.Random) -> str:
+    name = rng.choice([*files(folder), "manifest.json"])
+    data = bytearray((folder / name).read_bytes())
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    (folder / name).write_bytes(bytes(data))
+    return name
+
+
+def cut_a_file(folder: Path, rng: random.Random) -> str:
+    name = rng.choice([*files(folder), "manifest.json"])
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[: rng.randrange(len(data))])
+    return name
+
+
+def lengthen_a_file(folder: Path, rng: random.Random) -> str:
+    name = rng.choice([*files(folder), "manifest.json"])
+    with (folder / name).open("ab") as file:
+        file.write(rng.randbytes(rng.randint(1, 9)))
+    return name
+
+
+def remove_a_file(folder: Path, rng: random.Random) -> str:
+    name = rng.choice(files(folder))
+    (folder / name).unlink()
+    return name
+
+
+def add_a_file(folder: Path, rng: random.Random) -> str:
+    name = f"{rng.choice(['', 'model/', 'tokenizer/', 'new/'])}extra{rng.randrange(100)}.bin"
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(rng.randbytes(rng.randrange(50)))
+    return name
+
+
+def exchange_two_files(folder: Path, rng: random.Random) -> str:
+    a, b = sorted(rng.sample(files(folder), 2))
+    kept = (folder / a).read_bytes()
+    (folder / a).write_bytes((folder / b).read_bytes())
+    (folder / b).write_bytes(kept)
+    return a
+
+
+def rename_a_file(folder: Path, rng: random.Random) -> str:
+    name = rng.choice(files(folder))
+    (folder / name).rename(folder / f"{name}.old")
+    return name
+
+
+def change_a_mode(folder: Path, rng: random.Random) -> str:
+    name = rng.choice(files(folder))
+    (folder / name).chmod((folder / name).stat().st_mode ^ 0o111)
+    return name
+
+
+def edit_the_manifest(folder: Path, rng: random.Random) -> str:
+    data = json.loads((folder / "manifest.json").read_text("utf-8"))
+    key = rng.choice(["name", "edgeq", "platform", "versions", "model"])
+    data[key] = {"new": "x"} if isinstance(data[key], dict) else f"{data[key]}x"
+    text = json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    (folder / "manifest.json").write_text(text, "utf-8")
+    return "manifest.json"
+
+
+def link_a_file(folder: Path, rng: random.Random) -> str:
+    name = rng.choice(files(folder))
+    outside = folder.parent / "outside"
+    shutil.move(folder / name, outside)
+    (folder / name).symlink_to(outside)
+    return name
+
+
+DAMAGES: tuple[Damage, ...] = (
+    flip_a_bit, flip_a_bit, flip_a_bit, cut_a_file, lengthen_a_file, remove_a_file, add_a_file,
+    exchange_two_files, rename_a_file, change_a_mode, edit_the_manifest, link_a_file,
+)  # fmt: skip
+
+
+def test_two_hundred_random_damages_are_found_and_named(rpi_made: Path, tmp_path: Path) -> None:
+    rng = random.Random(17)
+    missed = []
+    for number in range(200):
+        folder = tmp_path / "copy"
+        shutil.copytree(rpi_made, folder)
+        damage = DAMAGES[number % len(DAMAGES)]
+        place = damage(folder, rng)
+        report = verify_package(folder, run=False)
+        named = report.place == place or place in str(report.fault)
+        if report.passed or not named:
+            missed.append((number, damage.__name__, place, report.fault))
+        shutil.rmtree(folder)
+        (tmp_path / "outside").unlink(missing_ok=True)
+    assert missed == []
+
+
+def sealed_again(folder: Path, **changes: bytes) -> None:
+    """Change files and make the manifest and the certificates agree, as a forger would."""
+    for name, content in changes.items():
+        (folder / name).write_bytes(content)
+    data = json.loads((folder / "manifest.json").read_text("utf-8"))
+    for variant in data["variants"]:
+        place = folder / variant["certificate"]
+        certificate = json.loads(place.read_text("utf-8"))
+        for name in certificate["files"]:
+            entry = tree.entry_of(folder / name)
+            certificate["files"][name] = {"nbytes": entry.nbytes, "sha256": entry.sha256}
+        place.write_text(json.dumps(certificate, indent=1, sort_keys=True) + "\n", "utf-8")
+    made = read_manifest(folder)
+    fresh = Manifest(**{**vars(made), "files": tree.entries_of(folder)})
+    (folder / "manifest.json").write_bytes(fresh.to_bytes())
+
+
+def edited(folder: Path, name: str, change: Callable[[Any], None]) -> bytes:
+    data = json.loads((folder / name).read_text("utf-8"))
+    change(data)
+    return json.dumps(data).encode()
+
+
+def test_a_forged_tokenizer_template_or_model_fails_the_golden_tests(rpi: Path) -> None:
+    """The manifest agrees with the files, so that only what they do tells them apart."""
+
+    def exchanged(data: Any) -> None:
+        vocab = data["model"]["vocab"]
+        a, b = [token for token, i in vocab.items() if 400 <= i <= 401]
+        vocab[a], vocab[b] = vocab[b], vocab[a]
+
+    name = "tokenizer/tokenizer.json"
+    right = (rpi / name).read_bytes()
+    sealed_again(rpi, **{name: edited(rpi, name, exchanged)})
+    report = verify_package(rpi)
+    assert report.place == "tokenizer"
+    assert "tokenizer gives other ids" in str(report.fault)
+
+    def shouted(data: Any) -> None:
+        data["chat_template"] += "!"
+
+    config = "tokenizer/tokenizer_config.json"
+    sealed_again(rpi, **{name: right})
+    assert verify_package(rpi).passed
+    sealed_again(rpi, **{config: edited(rpi, config, shouted)})
+    assert "chat template makes another text" in str(verify_package(rpi).fault)
+
+
+def test_other_weights_fail_the_golden_tests(
+    rpi: Path, chat_artifact: Path, tmp_path: Path
+) -> None:
+    model = rpi / "model/tale.edgeq"
+    data = bytearray(model.read_bytes())
+    half = len(data) // 2
+    data[half : half + 200_000] = bytes(reversed(data[half : half + 200_000]))
+    sealed_again(rpi, **{"model/tale.edgeq": bytes(data)})
+    report = verify_package(rpi)
+    assert report.place == "model/tale.edgeq"
+    assert "golden" in str(report.fault)
+    assert verify_package(rpi, run=False).passed
+
+
+def test_a_certificate_of_other_files_is_named(rpi: Path) -> None:
+    def other(data: Any) -> None:
+        data["files"]["model/tale.edgeq"]["sha256"] = "0" * 64
+
+    def failed(data: Any) -> None:
+        data["passed"] = False
+
+    name = "certificates/edgeq.json"
+    right = (rpi / name).read_bytes()
+    for change, words in ((other, "certifies another"), (failed, "does not say")):
+        (rpi / name).write_bytes(right)
+        content = edited(rpi, name, change)
+        (rpi / name).write_bytes(content)
+        data = json.loads((rpi / "manifest.json").read_text("utf-8"))
+        entry = tree.entry_of(rpi / name)
+        data["files"][name] = {"sha256": entry.sha256, "bytes": entry.nbytes}
+        (rpi / "manifest.json").write_bytes(resealed(data))
+        report = verify_package(rpi, run=False)
+        assert report.place == name
+        assert words in str(report.fault)
+
+
+def test_golden_files_that_say_nothing_are_a_fault_and_no_crash(rpi: Path) -> None:
+    for name in ("golden/prompts.json", "golden/edgeq.json"):
+        right = (rpi / name).read_bytes()
+        for content in (b"{}", b"[]", b"7", b"{", b'{"prompts": [{}], "results": [{}]}'):
+            sealed_again(rpi, **{name: content})
+            report = verify_package(rpi)
+            assert not report.passed, content
+        sealed_again(rpi, **{name: right})
+    assert verify_package(rpi).passed
+
+
+def test_what_is_no_package_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="not a folder"):
+        verify_package(tmp_path / "nothing")
+    with pytest.raises(FormatError, match=r"no manifest\.json"):
+        verify_package(tmp_path)
