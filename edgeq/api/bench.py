@@ -249,7 +249,7 @@ def _record(
     bandwidth: float,
     disturbances: Sequence[str],
 ) -> dict[str, Any]:
-    """One flat record: llama-bench's fields by its names, then edgeq's."""
+    """A flat record: the fields of llama-bench under its names, then those of edgeq."""
     kv_type = "q8_0" if kv_bits == 8 else "f16"
     gb_per_s = m.gb_per_s
     share = None if gb_per_s is None or not bandwidth else 100 * gb_per_s / bandwidth
@@ -289,6 +289,6 @@ def _record(
 
 
 def _model_type(model: Model) -> str:
-    """As llama-bench writes it: family, size, and the scheme of most weights."""
+    """The model's type as llama-bench writes it: family, size, and the scheme of most weights."""
     facts = facts_of(model, "the model")
     return f"{model.config.family} {human_count(facts.n_params)} {facts.scheme}"

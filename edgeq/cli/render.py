@@ -69,7 +69,7 @@ def wrapped(text: str, width: int | None, indent: str = "") -> str:
 
 
 def note(text: str) -> None:
-    """A line for the user beside the result: to stderr."""
+    """Write a line for the user to stderr, apart from the result."""
     print(wrapped(text, width_of(sys.stderr)), file=sys.stderr, flush=True)
 
 

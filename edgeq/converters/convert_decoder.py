@@ -149,5 +149,5 @@ class DecoderConversion:
         return self._target.versions()
 
     def arena_bytes(self) -> int | None:
-        """Not known of decoders."""
+        """None: the arena of a decoder is not known."""
         return None

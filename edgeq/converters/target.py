@@ -332,7 +332,7 @@ class ProfilerTarget(Protocol):
 
 @dataclass(frozen=True)
 class Target:
-    """One target, as one row of a table.
+    """A target: a row of the table of targets.
 
     Args:
         name: as users write it.

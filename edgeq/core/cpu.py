@@ -37,7 +37,7 @@ _NUMPY = {
 
 @dataclass(frozen=True)
 class Cpu:
-    """One machine's processor.
+    """The processor of a machine.
 
     Attributes:
         arch: "x86_64", "aarch64", or what `platform.machine` says.
@@ -106,7 +106,7 @@ def _name() -> str:
 
 
 def _arm_features() -> frozenset[str]:
-    """From the kernel's hardware capabilities: LLVM's own list misses the dot product."""
+    """Features from the kernel's hardware capabilities; LLVM's list lacks the dot product."""
     if sys.platform == "darwin":  # every Apple silicon Mac has both
         return frozenset({"asimdhp", "dotprod"})
     try:

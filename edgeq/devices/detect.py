@@ -105,7 +105,7 @@ class Detected:
         return sum(cluster.count for cluster in self.clusters) or None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: every field, None where unknown."""
+        """A form for JSON: every field, None where unknown."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         plain["clusters"] = [vars(cluster) for cluster in self.clusters]
         plain["caches"] = [vars(cache) for cache in self.caches]
@@ -434,7 +434,7 @@ def _darwin(ask: Ask) -> Detected:
 
 
 def _matched(found: Detected, ids: Sequence[str]) -> Detected:
-    """With the profile that fits best."""
+    """Add the profile that fits best."""
     texts = [text for text in (*ids, found.title, found.soc) if text]
     name, how = best_profile(texts, found.soc, found.arch, found.isa, found.ram_bytes)
     return replace(found, profile=name, match=how)

@@ -360,7 +360,7 @@ class _Loop:
 
 
 def _loops(meters: list[Meter], rate_hz: float | None) -> list[_Loop]:
-    """One thread for all meters that answer at once, one for each that keeps it waiting."""
+    """A thread for all meters that answer at once, and one for each of the others."""
     tracks = [_Track(m, 1 / min(m.rate_hz, rate_hz or m.rate_hz)) for m in meters]
     quick = [track for track in tracks if not track.meter.waits]
     slow = [[track] for track in tracks if track.meter.waits]

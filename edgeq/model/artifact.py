@@ -239,7 +239,7 @@ class ArtifactWriter:
 
 
 def save(model: Model, path: str | Path) -> int:
-    """Write a model as it is: quantized tensors as they are, float ones in their own type.
+    """Write a model without changing its tensors.
 
     Args:
         model: the model.

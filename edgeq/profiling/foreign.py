@@ -38,7 +38,7 @@ class Named:
 
     @classmethod
     def parse(cls, text: str) -> Named:
-        """From ``PATH``, or ``TARGET:PATH`` to say which runtime."""
+        """Parse ``PATH``, or ``TARGET:PATH``, which names the runtime."""
         kind, _, rest = text.partition(":")
         if rest and kind in TARGETS:
             return cls(Path(rest), kind)

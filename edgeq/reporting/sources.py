@@ -39,14 +39,14 @@ class ReportedRun:
         letter: its name in legends.
         color: of its lines.
         document, run: the run.
-        told: its `summary`.
+        figures: its `summary`.
     """
 
     letter: str
     color: int
     document: Document
     run: Run
-    told: Mapping[str, Any] = field(repr=False)
+    figures: Mapping[str, Any] = field(repr=False)
 
     @property
     def name(self) -> str:

@@ -70,7 +70,7 @@ def figures(entry: ReportedRun) -> list[Figure]:
 
 
 def _figures(entry: ReportedRun) -> Iterator[Figure]:
-    figures, subject, work = entry.told, entry.run.subject, entry.document.workload
+    figures, subject, work = entry.figures, entry.run.subject, entry.document.workload
     threads = figures["threads"]
     yield Figure("runtime", str(figures["runtime"] or "none here"), ", ".join(_held(subject)))
     rounds = f"of {figures['rounds']} timed rounds"
@@ -183,7 +183,7 @@ def compared(entries: Sequence[ReportedRun]) -> list[list[str]]:
     """The runs beneath each other, by their main figures."""
     rows = []
     for entry in entries:
-        figures = entry.told
+        figures = entry.figures
         each = figures["tpot_ms"] or figures["run_ms"]
         joules = figures["energy"]["decode"]["joules_per_token"]["mean"]
         peak = figures["memory"]["peak_rss_bytes"]

@@ -117,7 +117,7 @@ def _rate(t_ns: NDArray[np.int64], joules: NDArray[np.float64]) -> Series:
 
 
 def _across(channels: Sequence[Series], of: Any) -> Series:
-    """One value of all channels at each time that all have."""
+    """Combine all channels into one value at each time that all have."""
     times = channels[0][0]
     for t_ns, _ in channels[1:]:
         times = np.intersect1d(times, t_ns)

@@ -23,7 +23,7 @@ from edgeq.runtime.kernels import decoder
 from edgeq.runtime.kernels.abi import CALL
 from edgeq.runtime.thread_pool import ThreadPool
 from edgeq.runtime.thread_tuner import ThreadTuner
-from edgeq.runtime.weights import WeightArena, advise, worth_copying
+from edgeq.runtime.weights import WeightArena, advise, in_place, worth_copying
 
 SMALL = 4
 """A pass of at most this many tokens uses the number of threads that was chosen for decoding."""
@@ -33,7 +33,7 @@ WAIT_S = 0.002
 
 @dataclass(eq=False)
 class _Wish:
-    """A token that a sequence wants to have run."""
+    """A token that a sequence has asked to run."""
 
     sequence: int
     token: int
@@ -79,12 +79,13 @@ class SharedDecoder:
         self._threads = threads
         mmap = not worth_copying(model) if mmap is None else mmap
         self.arena = None if mmap else WeightArena.of(model)
-        if mmap:
-            advise(model)
         self._memory = EngineMemory()
-        self.program = CompiledProgram(
-            model, context, threads, kv_bits, self.arena, self._memory, sequences
-        )
+        if self.arena is not None:
+            model = self.arena.model
+        else:
+            advise(model)
+            model = in_place(model, self._memory.array)
+        self.program = CompiledProgram(model, context, threads, kv_bits, self._memory, sequences)
         self.scratch_bytes = self._memory.scratch_bytes
         self._logits: NDArray[np.float32] = self.program.logits
         self._call_record = self._memory.zeros(1, CALL)

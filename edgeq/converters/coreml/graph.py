@@ -49,7 +49,7 @@ PRECISIONS = ("float16", "float32")
 
 @dataclass(frozen=True)
 class CoreMLGraphSettings:
-    """Options as they were meant.
+    """The options, parsed and checked.
 
     Args:
         target: "ios16", "ios17" or "ios18".

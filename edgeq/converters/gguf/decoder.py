@@ -254,7 +254,7 @@ def _encoded(model: Model, name: str, entry: TensorEntry, a: int, b: int) -> NDA
 
 
 def _adjusted(model: Model, name: str, tensor: Tensor, a: int, b: int) -> Tensor | NDArray[Any]:
-    """Floating-point rows; norms as llama.cpp wants them."""
+    """Floating-point rows, with norms as llama.cpp stores them."""
     c = model.config
     if not name.endswith("norm.weight"):
         return (

@@ -42,7 +42,7 @@ _FILE_TYPES = {
 
 @dataclass(frozen=True)
 class Placed:
-    """One tensor of the file: one of the model's tensors, or several below each other.
+    """A tensor of the file: one of the model's tensors, or several of them concatenated by rows.
 
     Args:
         entry: as the header announces it.
@@ -243,8 +243,8 @@ def _kind(name: str, tensor: QuantTensor) -> Kind:
     )
     if encoding.container.asymmetric:
         zeros = cast("NDArray[np.uint8]", tensor.zero_points).astype(np.int16)
-        held = minimum_is_exact(tensor.scales.astype(np.float32), zeros)
-        return "Q4_1" if held else "Q5_0"
+        minimum_fits = minimum_is_exact(tensor.scales.astype(np.float32), zeros)
+        return "Q4_1" if minimum_fits else "Q5_0"
     return next(kind for kind, container in _CONTAINERS.items() if container == encoding.container)
 
 

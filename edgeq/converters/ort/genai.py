@@ -266,7 +266,7 @@ def tokenizer_class(named: str, document: Mapping[str, Any]) -> str:
 
 
 class GenaiRunner:
-    """A folder in onnxruntime-genai, fed with tokens and asked for the logits that follow.
+    """A folder in onnxruntime-genai, which is given tokens and returns logits.
 
     Args:
         path: the folder.

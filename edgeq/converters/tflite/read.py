@@ -157,7 +157,7 @@ def _scales(header: Header, graph: Any, quantization: Any, n: int) -> NDArray[np
 
 
 def _plain(tensor: Any) -> str:
-    """A tensor's name without that of its graph."""
+    """A tensor's name without the prefix of its graph."""
     return str(tensor.name.decode().rpartition("/")[2])
 
 

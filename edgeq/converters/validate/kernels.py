@@ -109,7 +109,7 @@ def with_bfloat16_scales(weight: QuantTensor) -> QuantTensor:
 
 
 def one_range(x: Array) -> Array:
-    """Each row of x [T, K] in 255 steps from min(x, 0) to max(x, 0): float32 [T, K]."""
+    """Round each row of x [T, K] to 255 steps from min(x, 0) to max(x, 0): float32 [T, K]."""
     low = np.minimum(x.min(axis=1, keepdims=True), np.float32(0))
     high = np.maximum(x.max(axis=1, keepdims=True), np.float32(0))
     width = high - low
@@ -123,7 +123,7 @@ def one_range(x: Array) -> Array:
 
 
 def one_magnitude(x: Array) -> Array:
-    """Each row of x [T, K] as int8 times max|x| / 127: float32 [T, K]."""
+    """Round each row of x [T, K] to int8 times max|x| / 127: float32 [T, K]."""
     return by_blocks(x, x.shape[1])
 
 

@@ -183,7 +183,7 @@ class Cost:
 
     @property
     def mean(self) -> float:
-        """Of the target."""
+        """Mean of the target."""
         return float(self.target.mean())
 
     @property

@@ -143,7 +143,7 @@ class Meter(Sensor, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class FileMeter(Meter):
-    """Reads one file per channel, or several whose product is wanted, as in V * A.
+    """Reads one file per channel, or several whose values are multiplied, as in V * A.
 
     Args:
         files: channel -> files with one number each.

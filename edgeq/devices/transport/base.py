@@ -400,7 +400,7 @@ def _pieces(source: Path | bytes) -> Iterable[bytes]:
 
 
 def _ours(out: IO[bytes]) -> str | None:
-    """Pass over everything until our first line, and what it says; None if it never comes."""
+    """The text of the first line that begins with the mark; None if there is none."""
     for line in out:
         if line.startswith(_MARK):
             return line[len(_MARK) :].decode("utf-8", "replace").strip()

@@ -138,9 +138,9 @@ def parse(
         operators = tuple(_operator(model, *pair) for pair in enumerate(graph.operators or ()))
         ends = [int(i) for i in (*graph.inputs, *graph.outputs)]
         used = {i for op in operators for i in (*op.inputs, *op.outputs) if i >= 0} | set(ends)
-        made = {i for op in operators for i in op.outputs}.union(map(int, graph.inputs))
+        computed = {i for op in operators for i in op.outputs}.union(map(int, graph.inputs))
         tensors = tuple(
-            _tensor(path, model, raw, tensor, i in made or tensor.isVariable, dequantize)
+            _tensor(path, model, raw, tensor, i in computed or tensor.isVariable, dequantize)
             if i in used
             else TfliteTensor("", (), "")
             for i, tensor in enumerate(graph.tensors)
@@ -185,16 +185,16 @@ def _operator(model: Any, index: int, entry: Any) -> TfliteOperator:
 
 
 def _tensor(
-    path: Path, model: Any, raw: bytes, entry: Any, made: bool, dequantize: bool
+    path: Path, model: Any, raw: bytes, entry: Any, computed: bool, dequantize: bool
 ) -> TfliteTensor:
     name, kind = _text(entry.name), words("TensorType").get(entry.type, f"type {entry.type}")
     shape = tuple(int(n) for n in entry.shape) if entry.shape is not None else ()
-    if made and any(n < 1 for n in shape):
+    if computed and any(n < 1 for n in shape):
         raise UnsupportedError(
             f"{path}: the tensor {name!r} has the dynamic shape {list(shape)}, which is known only "
             "when the model runs; convert the model with fixed shapes"
         )
-    content = None if made else _content(model, raw, entry)
+    content = None if computed else _content(model, raw, entry)
     if kind in ("INT8", "UINT8") and not _scaled(entry) and (content is None or not dequantize):
         if content is None:
             return TfliteTensor(name, shape, _TYPES[kind])

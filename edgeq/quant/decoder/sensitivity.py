@@ -134,7 +134,7 @@ class Sensitivity:
             )
 
     def suited(self, base: QuantScheme) -> Sensitivity:
-        """Only what a recipe may hold: palettes where its default is one.
+        """The losses of schemes that a recipe may use: palettes only where its default is one.
 
         Raises:
             UsageError: there are no palettes, and the recipe wants them; or the losses are not

@@ -53,7 +53,7 @@ def refuse_quantized(model: Model, where: str) -> None:
 
 
 def type_counts(found: Mapping[str, int]) -> str:
-    """In words: "Q4_1 x 210, Q8_0 x 1"."""
+    """Counts of types as text: "Q4_1 x 210, Q8_0 x 1"."""
     return ", ".join(f"{kind} x {count}" for kind, count in found.items())
 
 

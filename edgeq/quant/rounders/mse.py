@@ -101,7 +101,7 @@ def factors(scheme: QuantScheme) -> NDArray[np.float32]:
 
 @cache
 def _ratios(first: float, last: float, count: int) -> NDArray[np.float32]:
-    """From the first to the last in equal ratios."""
+    """Values from the first to the last in equal ratios."""
     values = [first * power(last / first, i / (count - 1)) for i in range(count)]
     return np.array(values, np.float32)
 

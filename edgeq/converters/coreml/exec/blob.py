@@ -176,7 +176,7 @@ class Writer:
 
 @dataclass(frozen=True)
 class Blob:
-    """One blob of a file, read when it is asked for.
+    """A blob of a file, read on demand.
 
     Args:
         kind: of its numbers.

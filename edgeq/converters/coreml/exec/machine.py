@@ -249,7 +249,7 @@ class Machine:
 
 
 def _frees(block: MilBlock, ops: Sequence[Op]) -> tuple[tuple[str, ...], ...]:
-    """For each operator, the values made in the block that are used there last."""
+    """For each operator, the values computed in the block whose last use it is."""
     computed = {name for op in ops for name, _ in op.outputs}
     last: dict[str, int] = {}
     for at, op in enumerate(ops):
@@ -268,7 +268,7 @@ def _frees(block: MilBlock, ops: Sequence[Op]) -> tuple[tuple[str, ...], ...]:
 
 @dataclass
 class _Run:
-    """One call of a function.
+    """A call of a function.
 
     Args:
         machine: what runs it.

@@ -224,13 +224,13 @@ def pool(
 def batch_norm(
     x: Array, mean: Any, variance: Any, gamma: Any = None, beta: Any = None, epsilon: float = 1e-5
 ) -> Array:
-    """Each channel less its mean, over its standard deviation."""
+    """Subtract the mean of each channel and divide by its standard deviation."""
     y = (x - channels(mean, x.ndim)) / np.sqrt(channels(variance, x.ndim) + epsilon)
     return _affine(y, gamma, beta)
 
 
 def instance_norm(x: Array, gamma: Any = None, beta: Any = None, epsilon: float = 1e-5) -> Array:
-    """Each channel of each sample to mean 0 and deviation 1."""
+    """Normalize each channel of each sample to mean 0 and standard deviation 1."""
     return _affine(_standard(x, tuple(range(2, x.ndim)), epsilon), gamma, beta)
 
 

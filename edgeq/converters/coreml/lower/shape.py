@@ -62,8 +62,8 @@ def _concat(b: CoremlLowering, node: Node) -> Var:
 @emits("Split")
 def _split(b: CoremlLowering, node: Node) -> Sequence[Var]:
     axis, sizes = node.attrs.get("axis", 0), b.ints(node.inputs[1])
-    found: Sequence[Var] = b.mb.split(x=b.take(node.inputs[0]), split_sizes=sizes, axis=axis)
-    return found
+    parts: Sequence[Var] = b.mb.split(x=b.take(node.inputs[0]), split_sizes=sizes, axis=axis)
+    return parts
 
 
 @emits("Slice", refuse=computed)
@@ -196,13 +196,13 @@ def _repeated(b: CoremlLowering, node: Node) -> Var:
 
 @emits("TopK", refuse=computed)
 def _topk(b: CoremlLowering, node: Node) -> Sequence[Var]:
-    found: Sequence[Var] = b.mb.topk(
+    outputs: Sequence[Var] = b.mb.topk(
         x=b.take(node.inputs[0]),
         k=b.ints(node.inputs[1])[0],
         axis=node.attrs.get("axis", -1),
         ascending=not node.attrs.get("largest", 1),
     )
-    return found
+    return outputs
 
 
 @emits("CumSum", refuse=computed)

@@ -133,10 +133,10 @@ class TfliteLowering(Constants):
         if (rounded, order) not in forms:
             alike = [(have, value) for (kind, have), value in forms.items() if kind == rounded]
             if alike:
-                made = self.moved(alike[0][1], self.shape(name), alike[0][0], order)
+                tensor = self.moved(alike[0][1], self.shape(name), alike[0][0], order)
             else:
-                made = self.op("DEQUANTIZE", [self.get(name, order, True)], dtype="float32")
-            forms[rounded, order] = made
+                tensor = self.op("DEQUANTIZE", [self.get(name, order, True)], dtype="float32")
+            forms[rounded, order] = tensor
         return forms[rounded, order]
 
     def operand(self, name: str, rank: int, order: Order, rounded: bool = False) -> Value:

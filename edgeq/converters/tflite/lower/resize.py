@@ -1,4 +1,4 @@
-"""Emitter of Resize, with the option of the runtime that computes what the source asks for."""
+"""Emitter of Resize, with the option of LiteRT's operator that computes the same as the source."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def resize(low: TfliteLowering, node: Node, out: Out) -> Made:
 def _nearest(
     low: TfliteLowering, x: Value, sizes: list[int], wanted: list[NDArray[np.int64]]
 ) -> Value:
-    """By the runtime's operator if it selects the same elements, else by GATHER."""
+    """Resize by the runtime's operator if it selects the same elements, else by GATHER."""
     ways: tuple[dict[str, Any], ...] = ({}, {"halfPixelCenters": True}, {"alignCorners": True})
     for way in ways:
         if all(np.array_equal(_taken(x.shape[1 + i], sizes[i], way), wanted[i]) for i in range(2)):
