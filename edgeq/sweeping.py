@@ -257,7 +257,7 @@ def sweep(
         place.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise EdgeqError(f"{place} cannot be made: {err.strerror or err}") from err
-    rows = {task.key: row for task in todo if (row := _kept(place, task.key)) is not None}
+    rows = {task.key: row for task in todo if (row := _earlier_result(place, task.key)) is not None}
     names = {task.key: f"{task.name} {Path(task.model).name}" for task in todo}
     left = {task.key: (run_task, task) for task in todo if task.key not in rows}
     for key, row in distribute(left, scheduler=scheduler, workers=workers):
@@ -419,7 +419,7 @@ def pareto(rows: Iterable[SweepResult]) -> list[SweepResult]:
     return sorted(rows, key=lambda row: (row.model, row.nbytes))
 
 
-def _kept(folder: Path, key: str) -> SweepResult | None:
+def _earlier_result(folder: Path, key: str) -> SweepResult | None:
     """A task's row from an earlier run; None if there is none.
 
     Raises:

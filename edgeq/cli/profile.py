@@ -220,8 +220,8 @@ def _text(made: Document, *, long: bool) -> str:
     # a run on more threads is disturbed by what does not disturb another
     parts = [busy.warnings([one["warning"] for one in summaries]).strip()]
     from_caches = False
-    for run, facts in zip(made.runs, summaries, strict=True):
-        parts.append(_facts(facts))
+    for run, figures in zip(made.runs, summaries, strict=True):
+        parts.append(run_figures(figures))
         if long:
             parts.append(_over_time(derive.decay(made, run)))
         for phase in run.operations.phases if run.operations else ():
@@ -243,13 +243,13 @@ def _text(made: Document, *, long: bool) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _facts(told: dict[str, Any]) -> str:
+def run_figures(summary: dict[str, Any]) -> str:
     """The figures of a run, a line each; unknown ones are left out, except energy."""
-    rows = [("model", told["name"])]
-    if told["runtime"]:
-        rows.append(("runtime", f"{told['runtime']}, {told['threads']} threads"))
+    rows = [("model", summary["name"])]
+    if summary["runtime"]:
+        rows.append(("runtime", f"{summary['runtime']}, {summary['threads']} threads"))
     for key, name in (("ttft_ms", "first token"), ("tpot_ms", "each token"), ("run_ms", "run")):
-        figures = told[key]
+        figures = summary[key]
         if figures:
             rows.append(
                 (
@@ -259,36 +259,36 @@ def _facts(told: dict[str, Any]) -> str:
                 )
             )
     for part in ("prefill", "decode"):
-        figures, share = told[f"{part}_tokens_per_s"], told["int8_percent"][part]
+        figures, share = summary[f"{part}_tokens_per_s"], summary["int8_percent"][part]
         if figures:
             text = f"{figures['mean']:.2f} ± {figures['std']:.2f} tokens/s"
             if share is not None:
-                doubt = told["suspect"][f"int8_gops.{part}"]
+                doubt = summary["suspect"][f"int8_gops.{part}"]
                 mark = MARK if doubt else ""
                 text += (
-                    f", {told['int8_gops'][part]:.1f}{mark} GOPS "
+                    f", {summary['int8_gops'][part]:.1f}{mark} GOPS "
                     f"({share:.0f}{mark} % of the kernel's peak)"
                 )
                 text += f" ({MARK} {doubt})" if doubt else ""
             rows.append((part, text))
-    if told["gb_per_s"] is not None:
-        doubt = told["suspect"]["gb_per_s"]
+    if summary["gb_per_s"] is not None:
+        doubt = summary["suspect"]["gb_per_s"]
         mark = MARK if doubt else ""
-        text = f"{told['gb_per_s']:.2f}{mark} GB/s"
-        if told["bandwidth_percent"] is not None:
-            text += f", {told['bandwidth_percent']:.0f}{mark} % of what this machine reads"
+        text = f"{summary['gb_per_s']:.2f}{mark} GB/s"
+        if summary["bandwidth_percent"] is not None:
+            text += f", {summary['bandwidth_percent']:.0f}{mark} % of what this machine reads"
         text += f" ({MARK} {doubt})" if doubt else ""
         rows.append(("bandwidth", text))
-    memory = told["memory"]
+    memory = summary["memory"]
     names = (("peak RSS", "peak_rss_bytes"), ("weights", "weights_bytes"),
              ("KV cache", "kv_bytes"), ("scratch", "scratch_bytes"))  # fmt: skip
     sizes = [f"{name} {render.human_bytes(memory[key])}" for name, key in names if memory[key]]
     rows.append(("memory", ", ".join(sizes)))
-    if told["rounds"]:
-        rows.append(("energy", _energy(told["energy"], told["runs_per_s"] is not None)))
-    if told["estimate"]:
-        rows.append(("", _estimate(told["estimate"])))
-    known = told["operations"]
+    if summary["rounds"]:
+        rows.append(("energy", _energy(summary["energy"], summary["runs_per_s"] is not None)))
+    if summary["estimate"]:
+        rows.append(("", _estimate(summary["estimate"])))
+    known = summary["operations"]
     for phase in known["phases"] if known else ():
         if phase["covered_percent"] is not None:
             text = f"cover {phase['covered_percent']:.1f} % of {phase['name']}"

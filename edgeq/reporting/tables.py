@@ -72,7 +72,9 @@ def figures(entry: ReportedRun) -> list[Figure]:
 def _figures(entry: ReportedRun) -> Iterator[Figure]:
     figures, subject, work = entry.figures, entry.run.subject, entry.document.workload
     threads = figures["threads"]
-    yield Figure("runtime", str(figures["runtime"] or "none here"), ", ".join(_held(subject)))
+    yield Figure(
+        "runtime", str(figures["runtime"] or "none here"), ", ".join(_engine_settings(subject))
+    )
     rounds = f"of {figures['rounds']} timed rounds"
     depth = f" after {work.n_depth} others" if work.n_depth else ""
     if ttft := figures["ttft_ms"]:
@@ -121,7 +123,7 @@ def _figures(entry: ReportedRun) -> Iterator[Figure]:
         yield _estimate(guess)
 
 
-def _held(subject: Mapping[str, Any]) -> Iterator[str]:
+def _engine_settings(subject: Mapping[str, Any]) -> Iterator[str]:
     if subject.get("threads") is not None:
         yield threads_of(subject["threads"])
     for key, text in (("kernel", "kernel {}"), ("backend", "{}"),

@@ -63,7 +63,7 @@ def timeline(key: str, document: Document) -> tuple[list[Plot], list[Missing]]:
                     continue
                 x, y = _broken(x[inside], values[inside] / scale, trace.sensor.rate_hz)
                 lines.append(Line(name, x, y, len(lines), dots=x.size < 3))
-                rows.append([name, *map(short, _told(y)), str(trace.sensor.provenance)])
+                rows.append([name, *map(short, _statistics(y)), str(trace.sensor.provenance)])
         y_axis = around(f"{title}, {unit}", [v for line in lines for v in line.y],
                         zero=quantity != "temperature")  # fmt: skip
         if y_axis is None or seconds <= 0:
@@ -136,7 +136,7 @@ def _broken(
     return np.insert(x, late, x[late]), np.insert(y, late, np.nan)
 
 
-def _told(y: NDArray[np.float64]) -> list[float]:
+def _statistics(y: NDArray[np.float64]) -> list[float]:
     seen = y[~np.isnan(y)]
     return [float(v) for v in (seen[0], seen.min(), seen.mean(), seen.max(), seen[-1])]
 

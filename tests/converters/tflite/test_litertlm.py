@@ -267,7 +267,7 @@ def test_without_the_builder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 def test_without_litert_lm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = bundled(demo(), tmp_path)
-    monkeypatch.setattr(litertlm_module, "_installed", lambda name: name != "litert-lm-api")
+    monkeypatch.setattr(litertlm_module, "is_installed", lambda name: name != "litert-lm-api")
     assert "litert-lm-api" not in litertlm.versions()
     runner = litertlm.open_runner(path, threads=1)
     assert re.fullmatch(r"ai-edge-litert [\d.]+", runner.runtime)

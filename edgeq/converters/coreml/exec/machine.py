@@ -205,7 +205,7 @@ class Machine:
         """Results of an operator without variable inputs: arrays, or `Packed` if large."""
         if op.key not in self._constants:
             if op.type == "const":
-                values: Sequence[Any] = [self._held(op.inputs["val"][0])]
+                values: Sequence[Any] = [self._constant(op.inputs["val"][0])]
             else:
                 inputs = {
                     name: env[refs[0]] if isinstance(refs[0], str) else refs[0]
@@ -216,7 +216,7 @@ class Machine:
             self._constants[op.key] = values
         return self._constants[op.key]
 
-    def _held(self, value: Any) -> Any:
+    def _constant(self, value: Any) -> Any:
         if isinstance(value, MilTensor) and value.blob and value.blob.count > _SMALL:
             return Packed(value.shape, self.dtype(value.type.kind), value.rows)
         return self.array(value)

@@ -20,7 +20,7 @@ from edgeq.core.errors import UnsupportedError
 
 Array = NDArray[Any]
 Op = Callable[..., Any]
-_BLOCK = 1 << 22
+BLOCK = 1 << 22
 """Weights decompressed at once in a product."""
 
 # --- products ---------------------------------------------------------------------------------
@@ -30,7 +30,7 @@ def linear(x: Array, weight: Any, bias: Any = None) -> Array:
     """x [..., K] times weight [N, K], transposed, plus bias [N]."""
     if isinstance(weight, Packed):
         n, k = weight.shape
-        step = max(1, _BLOCK // k)
+        step = max(1, BLOCK // k)
         out = np.empty((*x.shape[:-1], n), np.float32)
         for a in range(0, n, step):
             out[..., a : a + step] = x @ weight.rows(a, min(a + step, n)).astype(np.float32).T

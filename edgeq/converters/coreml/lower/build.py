@@ -144,7 +144,7 @@ class CoremlLowering:
                 self._put(name, self._entered(name, function.inputs[label]))
             for node in self.graph.nodes:
                 self._node(node)
-            function.set_outputs([self._left(name) for name in self.graph.outputs])
+            function.set_outputs([self._output(name) for name in self.graph.outputs])
         ends = {*self.inputs.values(), *self.outputs.values()}
         make_distinct(function, ends, self._names)
         self._tell(shorten(function, ends, self._told, self._names))
@@ -170,7 +170,7 @@ class CoremlLowering:
             var = self.mb.squeeze(x=var, axes=[0])
         return var
 
-    def _left(self, name: str) -> Var:
+    def _output(self, name: str) -> Var:
         """Make a value an output: float32 or int32, with at least one dimension."""
         var = self.take(name)
         info = self.graph.info(name)

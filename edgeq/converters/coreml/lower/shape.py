@@ -32,7 +32,7 @@ def passes(graph: Graph, name: str) -> bool:
     return fits and all(node.op in _KEEPS_ORDER for node in nodes)
 
 
-def _kept(shape: Shape) -> list[int]:
+def _kept_dimensions(shape: Shape) -> list[int]:
     """Dimensions of a value that the program keeps."""
     return [i for i, n in enumerate(shape) if n != 1 or len(shape) <= MAX_RANK]
 
@@ -42,13 +42,13 @@ def _reshape(b: CoremlLowering, node: Node) -> Var:
     x, shape = b.take(node.inputs[0]), b.info_shape(node.output)
     if not shape:
         return b.mb.squeeze(x=x) if x.rank else b.mb.identity(x=x)
-    return b.mb.reshape(x=x, shape=[shape[i] for i in _kept(shape)] or [1])
+    return b.mb.reshape(x=x, shape=[shape[i] for i in _kept_dimensions(shape)] or [1])
 
 
 @emits("Transpose")
 def _transpose(b: CoremlLowering, node: Node) -> Var:
     shape = b.info_shape(node.inputs[0])
-    kept = _kept(shape)
+    kept = _kept_dimensions(shape)
     order = node.attrs.get("perm", range(len(shape))[::-1])
     perm = [kept.index(i) for i in order if i in kept]
     return b.mb.transpose(x=b.take(node.inputs[0]), perm=perm)

@@ -118,7 +118,9 @@ def _nearest(
     """Resize by the runtime's operator if it selects the same elements, else by GATHER."""
     ways: tuple[dict[str, Any], ...] = ({}, {"halfPixelCenters": True}, {"alignCorners": True})
     for way in ways:
-        if all(np.array_equal(_taken(x.shape[1 + i], sizes[i], way), wanted[i]) for i in range(2)):
+        if all(
+            np.array_equal(_selected(x.shape[1 + i], sizes[i], way), wanted[i]) for i in range(2)
+        ):
             shape = (x.shape[0], *sizes, x.shape[3])
             return low.op("RESIZE_NEAREST_NEIGHBOR", [x, low.ints(sizes)], shape, like=True, **way)
     for axis, places_ in enumerate(wanted, 1):
@@ -127,7 +129,7 @@ def _nearest(
     return x
 
 
-def _taken(size: int, out: int, way: Mapping[str, bool]) -> NDArray[np.int64]:
+def _selected(size: int, out: int, way: Mapping[str, bool]) -> NDArray[np.int64]:
     """The elements that RESIZE_NEAREST_NEIGHBOR selects, in its own float32 arithmetic.
 
     Source: ``GetNearestNeighbor`` in ``reference/resize_nearest_neighbor.h`` of LiteRT.
