@@ -112,14 +112,9 @@ class OrtGraphTarget(GraphTarget):
             progress: not called; a file of this kind is written at once.
 
         Raises:
-            UsageError: another suffix.
             UnsupportedError: more than 2 GB.
             EdgeqError: onnxruntime's tool makes no .ort of it.
         """
-        if path.suffix not in (".onnx", ".ort"):
-            raise UsageError(
-                f"ONNX Runtime output must end in .onnx or .ort, but --output is {path.name}"
-            )
         onnx, _ = require()
         chosen = {name: options.get(name, values[0]) for name, values in OPTIONS.items()}
         packed: dict[str, dict[str, Any]] = {}
