@@ -29,6 +29,8 @@ from edgeq.profiling.foreign import Named, open_candidate
 from edgeq.profiling.limits import bandwidth_doubt
 from edgeq.profiling.session import run
 
+_CACHE_TYPES = {4: "q4_0", 8: "q8_0", 16: "f16"}
+"""Bits of the KV cache -> what llama-bench calls a cache of that size."""
 GRAPH_RUNS = 10
 """Inferences of a graph in each turn."""
 
@@ -250,7 +252,7 @@ def _record(
     disturbances: Sequence[str],
 ) -> dict[str, Any]:
     """A flat record: the fields of llama-bench under its names, then those of edgeq."""
-    kv_type = "q8_0" if kv_bits == 8 else "f16"
+    kv_type = _CACHE_TYPES[kv_bits]
     gb_per_s = m.gb_per_s
     share = None if gb_per_s is None or not bandwidth else 100 * gb_per_s / bandwidth
     return {

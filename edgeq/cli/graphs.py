@@ -42,7 +42,7 @@ def named_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
     for text in texts:
         name, equals, sizes = text.rpartition("=")
         numbers = sizes.split(",")
-        if not (equals and name and all(n.strip().isdigit() and int(n) for n in numbers)):
+        if not (equals and name and all(n.strip().isdecimal() and int(n) for n in numbers)):
             raise click.UsageError(f"--shape is {text!r}; write NAME=1,3,224,224")
         shapes[name] = tuple(int(n) for n in numbers)
     return shapes

@@ -343,7 +343,7 @@ class Page:
 
     @contextmanager
     def story(self, prompt: str) -> Iterator[Callable[[str], None]]:
-        """Text that comes in pieces, broken between words and set in from the edge.
+        """Text that comes in pieces, broken between words and indented.
 
         Args:
             prompt: what the reader said, shown apart from what follows.

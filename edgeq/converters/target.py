@@ -374,10 +374,10 @@ class Target:
             UsageError: the name does not end as it must.
         """
         endings = self.graph_outputs if graph else (self.output,) if self.output else ()
-        if endings and path.suffix not in endings:
+        if endings and path.name and path.suffix not in endings:
             raise UsageError(
-                f"{self.title} output must end in {' or '.join(endings)}, but --output is {path}"
-                + (f"; use {path.with_suffix(endings[0])}" if path.name else "")
+                f"{self.title} output must end in {' or '.join(endings)}, but --output is {path}; "
+                f"use {path.with_suffix(endings[0])}"
             )
 
     def decoder_target(self) -> DecoderTarget:

@@ -56,7 +56,7 @@ class ReportedRun:
 
 
 def entries(sources: Sources) -> list[list[ReportedRun]]:
-    """The runs of each document, lettered through.
+    """The runs of each document, each with a letter of its own.
 
     Raises:
         FormatError: a run has invalid numbers.

@@ -24,13 +24,13 @@ QUANTITIES = {
 """Quantity -> its title, the unit it is drawn in, and how many of the meter's that is."""
 
 COLUMNS = 1000
-"""Into so many the time is cut for shades; each shows what took the most of it."""
+"""Slices that the time is cut into for shading; each shows the phase that took most of it."""
 
 ROUNDS = 50
-"""Rounds that are still told apart into prefill and decode; more would be stripes on a phone."""
+"""Up to this many rounds are shaded as prefill and decode; more would be stripes on a phone."""
 
 MANY = 6
-"""Channels of a meter that are still drawn one by one."""
+"""Up to this many channels of a meter are drawn one by one."""
 
 GAP = 3.0
 """Sample periods without a sample, past which a line is broken."""

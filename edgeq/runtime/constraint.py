@@ -43,7 +43,7 @@ class Grammar:
 
 
 class TokenConstraint:
-    """What one text may be; see `edgeq.runtime.generate.Constraint`. Made by `Grammar.start`.
+    """The constraint on one text; see `edgeq.runtime.generate.Constraint`. Made by `Grammar.start`.
 
     Args:
         matcher: llguidance's.

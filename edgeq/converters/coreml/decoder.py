@@ -178,7 +178,7 @@ class CoreMLDecoderTarget(DecoderTarget):
 
         Args:
             path: the package.
-            threads: NumPy's own are used, whatever this says.
+            threads: not used; NumPy chooses its own.
 
         Raises:
             FormatError: the package is damaged, or edgeq did not write it.

@@ -102,7 +102,7 @@ class CoreMLGraphTarget(GraphTarget):
         protobuf("to write Core ML packages")
 
     def remarks(self, graph: Graph, options: Mapping[str, Any]) -> list[str]:
-        """Which whole numbers may leave the 32 bits that Core ML has for them."""
+        """Warn of integers that may not fit in the 32 bits that Core ML has for them."""
         long = [
             str(node)
             for node in graph.nodes

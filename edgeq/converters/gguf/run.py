@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.converters.encoding import levels
-from edgeq.converters.gguf.bytes import BLOCK, BLOCK_BYTES, Kind, unpack_blocks
+from edgeq.converters.gguf.bytes import BLOCK_BYTES, Kind, unpack_blocks
 from edgeq.converters.gguf.names import ModelShape
 from edgeq.converters.gguf.read_back import ReadBackRunner
 from edgeq.converters.gguf.trace import TensorRecorder, results
 from edgeq.converters.options import Options, WrittenWith
 from edgeq.converters.runners import Past, Precision, Trace, pieces
 from edgeq.converters.stored import StoredConstant, StoredWeight
-from edgeq.converters.validate.kernels import Kernels, ggml
+from edgeq.converters.validate.kernels import GGML_BLOCK, Kernels, ggml
 from edgeq.core.cpu import available_cores
 from edgeq.core.errors import EdgeqError, FormatError, MissingDependencyError, UsageError
 from edgeq.importers.gguf.blocks import quant_rows
@@ -219,7 +219,7 @@ def _stored(
     name: str, kind: str, data: NDArray[np.uint8], columns: int, first: int
 ) -> StoredWeight:
     """Rows of blocks, unpadded."""
-    groups = -(-columns // BLOCK)
+    groups = -(-columns // GGML_BLOCK)
     if kind in _UNPACKED:
         codes, scale, zero = unpack_blocks(cast(Kind, kind), data)
         zeros = None if zero is None else zero[:, :groups]

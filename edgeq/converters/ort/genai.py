@@ -1,6 +1,6 @@
 """onnxruntime-genai: a folder its ``Model(path)`` runs as it is, tokenizer and template included.
 
-    model.onnx, model.onnx.data   the graph of `edgeq.converters.ort.target`
+    model.onnx, model.onnx.data   the graph of `edgeq.converters.ort.decoder`
     genai_config.json             names, sizes and the defaults of its search
     tokenizer.json                the model's own
     tokenizer_config.json         with a class onnxruntime-genai knows, and the chat template

@@ -76,7 +76,7 @@ class GenaiTokenizer:
 
 
 def check_same_ids(source: HfTokenizer, files: Mapping[str, bytes]) -> None:
-    """Refuse a tokenizer of which onnxruntime-genai makes other ids.
+    """Refuse a tokenizer with which onnxruntime-genai gives other ids.
 
     Args:
         source: the model's own tokenizer.

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from edgeq.core.progress import Progress
 from edgeq.formats.packing import round_up
+from edgeq.graph.tflite import IDENTIFIER
 from edgeq.graph.tflite.schema import schema
 
 ALIGN = 64
@@ -202,7 +203,7 @@ class TfliteFile:
 def packed(model: Any) -> bytes:
     """A model's flatbuffer; equal vectors and strings are stored once."""
     builder = _sharing_builder()
-    builder.Finish(model.Pack(builder), b"TFL3")
+    builder.Finish(model.Pack(builder), IDENTIFIER)
     return bytes(builder.Output())
 
 

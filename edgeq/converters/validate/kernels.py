@@ -28,13 +28,14 @@ from edgeq.converters.encoding import spread
 from edgeq.formats.mapped_file import release
 from edgeq.formats.schemes import SUPERBLOCK
 from edgeq.formats.tensor import QuantTensor, Tensor, bf16_to_float32, float32_to_bf16
+from edgeq.importers.gguf.file import TENSOR_TYPES
 from edgeq.model.formulas import Array, Linear, dense
 from edgeq.model.reference import CacheRounding
 
-SUPERBLOCKS: frozenset[str] = frozenset({"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"})
+SUPERBLOCKS = frozenset(name for name, weights, _ in TENSOR_TYPES.values() if weights == SUPERBLOCK)
 """Types of GGUF whose blocks have 256 weights."""
 GGML_BLOCK = 32
-"""Inputs that share a scale in llama.cpp."""
+"""Weights of the other types' blocks, and inputs that share a scale in llama.cpp."""
 
 
 @dataclass(frozen=True)

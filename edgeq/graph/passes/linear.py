@@ -123,7 +123,7 @@ def _weight(graph: Graph, second: str, constants: dict[str, Constant]) -> str:
 
 
 def biases(graph: Graph) -> Graph:
-    """Make what is added to each row behind a Linear its bias."""
+    """Turn a constant that is added to each row after a Linear into its bias."""
     return rewrite(graph, _bias)
 
 

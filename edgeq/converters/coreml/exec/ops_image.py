@@ -232,7 +232,7 @@ def crop_resize(
         which, rows = rows[:, 0], rows[:, 1:]
     if modern and which is None:
         which = np.zeros(len(rows))
-    boxes = []
+    results = []
     for i, box in enumerate(rows):
         top, left, bottom, right = (
             v * spatial_scale for v in _corners(box, box_coordinate_mode)
@@ -248,8 +248,8 @@ def crop_resize(
         outside = ((y < 0) | (y > h - 1) | (z < 0) | (z > w - 1)) if pad_value else None
         crops = np.stack([_sampled(image, np.clip(y, 0, h - 1), np.clip(z, 0, w - 1), False, None)
                           for image in images])  # fmt: skip
-        boxes.append(crops if outside is None else np.where(outside, pad_value, crops))
-    stacked = np.stack(boxes)
+        results.append(crops if outside is None else np.where(outside, pad_value, crops))
+    stacked = np.stack(results)
     return stacked[:, 0] if modern else stacked
 
 

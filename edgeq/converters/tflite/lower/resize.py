@@ -18,7 +18,7 @@ from edgeq.graph.ir import Graph, Node
 _LINEAR: Mapping[str, dict[str, Any]] = {"asymmetric": {}, "align_corners": {"alignCorners": True},
            "half_pixel": {"halfPixelCenters": True},
            "pytorch_half_pixel": {"halfPixelCenters": True}}  # fmt: skip
-"""How places are reckoned -> the settings of RESIZE_BILINEAR."""
+"""ONNX's coordinate transformation -> the options of RESIZE_BILINEAR."""
 
 
 def scales_of(graph: Graph, node: Node) -> list[float]:
