@@ -90,7 +90,7 @@ def cache_bytes(root: Path = Path("/")) -> int | None:
             continue
         nbytes = int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]]
         levels.setdefault(int(level), {})[shared] = nbytes
-    return max((sum(found.values()) for found in levels.values()), default=None)
+    return max((sum(sizes.values()) for sizes in levels.values()), default=None)
 
 
 def _cpuinfo() -> str:

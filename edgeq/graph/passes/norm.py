@@ -78,14 +78,14 @@ def _is_square(graph: Graph, name: str, x: str) -> bool:
 
 def _behind(graph: Graph, node: Node) -> tuple[Node, NDArray[np.float32]] | None:
     """The norm before a Mul or Add of a constant with the norm's shape, and that constant."""
-    for made, other in (node.inputs, node.inputs[::-1]):
-        norm, values = _producer(graph, made, "LayerNormalization"), floats(graph, other)
-        if norm is None or values is None or graph.only_consumer(made) is not node:
+    for value, other in (node.inputs, node.inputs[::-1]):
+        norm, values = _producer(graph, value, "LayerNormalization"), floats(graph, other)
+        if norm is None or values is None or graph.only_consumer(value) is not node:
             continue
         shape = graph.info(norm.inputs[1]).shape
-        rank = len(graph.info(made).shape)
+        rank = len(graph.info(value).shape)
         wide = (1,) * (rank - values.ndim) + values.shape
-        if made in graph.quants or wide != (1,) * (rank - len(shape)) + shape:
+        if value in graph.quants or wide != (1,) * (rank - len(shape)) + shape:
             continue
         return norm, values.reshape(shape)
     return None

@@ -182,9 +182,9 @@ class Hessian:
         self._means = True
 
     def _scale(self, factor: np.float32) -> None:
-        for held in (self._moments, self._cross, self._shift):
-            if held is not None:
-                held *= factor
+        for matrix in (self._moments, self._cross, self._shift):
+            if matrix is not None:
+                matrix *= factor
 
 
 def weighted_error(

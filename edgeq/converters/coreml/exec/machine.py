@@ -182,14 +182,14 @@ class Machine:
         with np.errstate(all="ignore"):  # infinities and NaN are results, as on a device
             run.block(function.block)
         for name in function.block.outputs:
-            run.found[name] = self.array(env[name])
+            run.results[name] = self.array(env[name])
         if self.overwrite:  # a later call must not change what this one gave
-            for name, value in run.found.items():
+            for name, value in run.results.items():
                 if isinstance(value, np.ndarray) and any(
                     np.may_share_memory(value, buffer) for buffer in state.values()
                 ):
-                    run.found[name] = value.copy()
-        return run.found
+                    run.results[name] = value.copy()
+        return run.results
 
     # --- what is made once --------------------------------------------------------------------
 
@@ -275,14 +275,14 @@ class _Run:
         env: values by name.
         state: kept from call to call.
         watch: names whose values are asked for.
-        found: those found so far.
+        results: those found so far.
     """
 
     machine: Machine
     env: dict[str, Any]
     state: State
     watch: frozenset[str]
-    found: dict[str, Any]
+    results: dict[str, Any]
 
     def block(self, block: MilBlock) -> None:
         """Run all operators of a block."""
@@ -300,7 +300,7 @@ class _Run:
             for (name, kind), value in zip(op.outputs, results, strict=True):
                 env[name] = self.machine.typed(value, kind)
                 if name in self.watch:
-                    self.found[name] = env[name]
+                    self.results[name] = env[name]
             for name in frees:
                 del env[name]
 
@@ -328,7 +328,7 @@ class _Run:
                 or update.inputs[what][0] != op.outputs[0][0]
             ):
                 return False
-        others = [*((n, v) for n, v in self.env.items() if n != ref), *self.found.items()]
+        others = [*((n, v) for n, v in self.env.items() if n != ref), *self.results.items()]
         return not any(isinstance(v, np.ndarray) and np.may_share_memory(v, x) for _, v in others)
 
     def _written(self, op: Op) -> Sequence[Any]:
