@@ -539,7 +539,7 @@ def test_a_folder_of_a_sweep(tmp_path: Path) -> None:
         (["report", "absent.json", "-o", "r.html"], "absent.json cannot be read", 1),
     ],
 )
-def test_refusals(
+def test_commands_refuse_other_names_and_files(
     args: list[str], words: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip

@@ -775,7 +775,7 @@ def test_a_state_is_kept_between_predictions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("read_again", [False, True])
-def test_slices_of_a_state_are_overwritten_only_where_nothing_reads_them(
+def test_slices_of_a_state_are_overwritten_if_nothing_reads_them(
     read_again: bool, tmp_path: Path
 ) -> None:
     """With and without, results are equal, and what was given before stays."""

@@ -296,7 +296,7 @@ def test_scales_that_float16_cannot_hold_are_refused() -> None:
          "unknown GGUF pre-tokenizer 'qwen22'; did you mean 'qwen2'"),
     ],
 )  # fmt: skip
-def test_refusals(
+def test_gguf_files_of_other_models_are_refused(
     tmp_path: Path,
     change: dict[str, Any],
     extra: dict[str, NDArray[Any]],
