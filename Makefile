@@ -68,7 +68,7 @@ $(OLDEST)/.oldest-installed: pyproject.toml tests/oldest.txt | $(BIN)/python
 	@echo "installing edgeq with the oldest packages it allows into $(OLDEST) ..."
 	@$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  --constraint tests/oldest.txt --editable ".[coreml,gguf,ort,sweep,tflite,vision]" \
-	  pytest hypothesis
+	  pytest hypothesis safetensors
 	@touch $@
 
 check: $(DEV)  ## lint, format and types

@@ -165,7 +165,7 @@ def _covered(tokenizer: Tokenizer, paragraphs: Sequence[str]) -> list[str]:
 def _beginnings(
     tokenizer: Tokenizer, paragraphs: Sequence[str], count: int, length: int
 ) -> list[list[int]]:
-    """Tokens that sampled texts begin with: questions, BOS alone, and first words, in turn."""
+    """First tokens of sampled texts: questions, BOS alone and first words alternate."""
     bos = [] if tokenizer.text_bos is None else [tokenizer.text_bos]
     kinds: list[list[list[int]]] = [
         [bos + tokenizer.encode(text, add_bos=False)[:FIRST_WORDS] for text in paragraphs]
@@ -179,15 +179,15 @@ def _beginnings(
             kinds.append(short)
     if bos:
         kinds.append([bos])
-    turns, found = [0] * len(kinds), []
+    turns, chosen = [0] * len(kinds), []
     for number in range(count):
         kind = number % len(kinds)
         # spread over all there are, however few are wanted
         wanted = -(-count // len(kinds))
         choices = kinds[kind]
-        found.append(choices[turns[kind] * len(choices) // wanted % len(choices)])
+        chosen.append(choices[turns[kind] * len(choices) // wanted % len(choices)])
         turns[kind] += 1
-    return found
+    return chosen
 
 
 def held_out(model: Model, path: str | Path | None) -> HeldOut | str:

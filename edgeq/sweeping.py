@@ -1,4 +1,4 @@
-"""Recipes on models, in parallel on one or several machines: tasks on Dask.
+"""Sweeps: recipes tried on models in parallel, on one or several machines, as tasks of Dask.
 
 A task is one recipe on one model: quantize, measure quality, time it. Tasks are independent, and
 their key is a hash of all their settings, so that
@@ -40,7 +40,7 @@ DEATHS = 5
 
 @dataclass(frozen=True)
 class Task:
-    """One recipe on one model.
+    """A recipe to try on a model.
 
     Args:
         model: path of the source.
@@ -161,18 +161,18 @@ def tasks(
     for model in models:
         if not requantize and Path(model).exists():  # it may be on the workers alone
             refuse_quantized(describe(model), str(model))
-    found = []
+    tasks = []
     for name in recipes:
         is_file = name.endswith((".json", ".toml"))
         recipe = Recipe.from_file(name) if is_file else Recipe.from_options(preset=name)
-        found += [
+        tasks += [
             Task(str(Path(model).resolve()), recipe.to_dict(), Path(name).stem if is_file else name,
                  _absolute(eval_text), _absolute(calib if recipe.needs else None),
                  calib_windows, calib_context, timed, requantize)
             for model in models
         ]  # fmt: skip
-    keys = [task.key for task in found]
-    return [task for at, task in enumerate(found) if task.key not in keys[:at]]
+    keys = [task.key for task in tasks]
+    return [task for at, task in enumerate(tasks) if task.key not in keys[:at]]
 
 
 def run_task(task: Task) -> SweepResult:
@@ -201,15 +201,15 @@ def run_task(task: Task) -> SweepResult:
             )  # fmt: skip
         except (SchemeError, UnsupportedError, DoesNotFitError) as err:
             return replace(row, error=str(err))
-        found = summary.quality.evaluation
+        evaluation = summary.quality.evaluation
         return replace(
             row,
             nbytes=summary.file_bytes,
             bpw=summary.bpw,
-            nll=found.nll_per_token if found else None,
-            base_nll=found.base_nll_per_token if found else None,
-            kl=found.kl_mean if found else None,
-            top1=found.top1_agreement if found else None,
+            nll=evaluation.nll_per_token if evaluation else None,
+            base_nll=evaluation.base_nll_per_token if evaluation else None,
+            kl=evaluation.kl_mean if evaluation else None,
+            top1=evaluation.top1_agreement if evaluation else None,
             tokens_per_s=_speed(out) if task.timed else None,
             seconds=summary.seconds,
             worker=_worker_name(),
@@ -225,8 +225,8 @@ def _speed(path: Path) -> float:
     model = load(path)
     workload = Workload(0, min(TIMED_TOKENS, model.config.context), repeats=TIMED_RUNS)
     with Engine(model, context=workload.positions, threads=1) as engine:
-        found = measure(engine, workload)
-    return statistics.median(found.samples_ts)
+        measurement = measure(engine, workload)
+    return statistics.median(measurement.samples_ts)
 
 
 def sweep(
@@ -237,7 +237,7 @@ def sweep(
     workers: int = 2,
     progress: Progress | None = None,
 ) -> list[SweepResult]:
-    """Do all tasks that the folder has no result of, and return every task's row.
+    """Run the tasks that have no result in the folder yet, and return the row of every task.
 
     Args:
         todo: see `tasks`.
@@ -257,7 +257,7 @@ def sweep(
         place.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise EdgeqError(f"{place} cannot be made: {err.strerror or err}") from err
-    rows = {task.key: row for task in todo if (row := _kept(place, task.key)) is not None}
+    rows = {task.key: row for task in todo if (row := _earlier_result(place, task.key)) is not None}
     names = {task.key: f"{task.name} {Path(task.model).name}" for task in todo}
     left = {task.key: (run_task, task) for task in todo if task.key not in rows}
     for key, row in distribute(left, scheduler=scheduler, workers=workers):
@@ -310,7 +310,7 @@ def sweep_sensitivity(
         parts.append(part)
         if progress:
             progress(key.removeprefix("edgeq-sensitivity-"), len(parts), len(calls))
-    losses = {name: found for part in parts for name, found in part.losses.items()}
+    losses = {name: loss for part in parts for name, loss in part.losses.items()}
     return replace(parts[0], losses={name: losses[name] for name in shapes})
 
 
@@ -407,7 +407,7 @@ def _client(scheduler: str | None, workers: int) -> Iterator[Any]:
 def pareto(rows: Iterable[SweepResult]) -> list[SweepResult]:
     """Rows that no other of the same model beats in both size and divergence, by size."""
     measured = [row for row in rows if row.nbytes is not None and row.kl is not None]
-    found = [
+    rows = [
         row for row in measured
         if not any(
             other.model == row.model
@@ -416,10 +416,10 @@ def pareto(rows: Iterable[SweepResult]) -> list[SweepResult]:
             for other in measured
         )
     ]  # fmt: skip
-    return sorted(found, key=lambda row: (row.model, row.nbytes))
+    return sorted(rows, key=lambda row: (row.model, row.nbytes))
 
 
-def _kept(folder: Path, key: str) -> SweepResult | None:
+def _earlier_result(folder: Path, key: str) -> SweepResult | None:
     """A task's row from an earlier run; None if there is none.
 
     Raises:

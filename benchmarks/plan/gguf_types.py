@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 
 from edgeq.devices.model_header import ModelFacts, TensorFacts
-from edgeq.importers.gguf.file import TYPES
+from edgeq.importers.gguf.file import TENSOR_TYPES
 from edgeq.model.config import ModelConfig
 
-_BLOCKS = {name: (weights, nbytes) for name, weights, nbytes in TYPES.values()}
+_BLOCKS = {name: (weights, nbytes) for name, weights, nbytes in TENSOR_TYPES.values()}
 _MIXED = {"Q4_K_M": "Q4_K"}
 _FALLBACKS = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}
 """What is taken where a row is no whole number of blocks of 256."""

@@ -29,6 +29,8 @@ from edgeq.profiling.foreign import Named, open_candidate
 from edgeq.profiling.limits import bandwidth_doubt
 from edgeq.profiling.session import run
 
+_CACHE_TYPES = {4: "q4_0", 8: "q8_0", 16: "f16"}
+"""Bits of the KV cache -> what llama-bench calls a cache of that size."""
 GRAPH_RUNS = 10
 """Inferences of a graph in each turn."""
 
@@ -249,8 +251,8 @@ def _record(
     bandwidth: float,
     disturbances: Sequence[str],
 ) -> dict[str, Any]:
-    """One flat record: llama-bench's fields by its names, then edgeq's."""
-    kv_type = "q8_0" if kv_bits == 8 else "f16"
+    """A flat record: the fields of llama-bench under its names, then those of edgeq."""
+    kv_type = _CACHE_TYPES[kv_bits]
     gb_per_s = m.gb_per_s
     share = None if gb_per_s is None or not bandwidth else 100 * gb_per_s / bandwidth
     return {
@@ -289,6 +291,6 @@ def _record(
 
 
 def _model_type(model: Model) -> str:
-    """As llama-bench writes it: family, size, and the scheme of most weights."""
+    """The model's type as llama-bench writes it: family, size, and the scheme of most weights."""
     facts = facts_of(model, "the model")
     return f"{model.config.family} {human_count(facts.n_params)} {facts.scheme}"

@@ -184,7 +184,8 @@ def check_vocabularies(model: Model, base: Model, option: str) -> None:
 
 
 class EngineAnswers:
-    """An engine as `edgeq.evaluation.tasks` asks it; a beginning that prompts share is read once.
+    """An engine with the interface of `edgeq.evaluation.tasks`; a shared prefix of prompts is read
+    once.
 
     Args:
         engine: runs the model.

@@ -220,10 +220,11 @@ def verify_reproducible(
     again = path.with_name(f".{path.name}.again-{os.getpid()}.edgeq")
     try:
         summary = quantize(opened, again, recipe, **options)
-        if found := difference(path, again):
+        if first_difference := difference(path, again):
             raise EdgeqError(
-                f"{path} is not what these options give with edgeq {__version__}: {found}; was "
-                "it made from another source or text, with other options or another version?"
+                f"{path} is not what these options give with edgeq {__version__}: "
+                f"{first_difference}; was it made from another source or text, with other options "
+                "or another version?"
             )
     finally:
         again.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ def serve(
     progress: Progress | None = None,
     ready: Callable[[Server], None] | None = None,
 ) -> None:
-    """Serve models until SIGINT or SIGTERM; `Server` serves beside other work.
+    """Serve models until SIGINT or SIGTERM. `Server` serves in the background of other work.
 
     Clients find OpenAI's interface below ``/v1``, and a chat page at ``/``.
 

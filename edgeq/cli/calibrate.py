@@ -108,19 +108,20 @@ def _inputs(stats: CalibrationStats) -> list[dict[str, Any]]:
     ]
 
 
-def _text(found: dict[str, Any], cut: CalibrationText) -> str:
-    peak = found["peak_rss_bytes"]
+def _text(summary: dict[str, Any], cut: CalibrationText) -> str:
+    peak = summary["peak_rss_bytes"]
 
     def reach(seen: dict[str, Any]) -> float:
         """The largest magnitude in root mean squares, which costs static INT8 precision."""
         return float(max(-seen["low"], seen["high"]) / seen["rms"]) if seen["rms"] else 0.0
 
-    farthest = sorted(found["inputs"], key=reach, reverse=True)[:_WORST]
+    farthest = sorted(summary["inputs"], key=reach, reverse=True)[:_WORST]
     named = ", ".join(f"{seen['name']} {reach(seen):.0f}x" for seen in farthest)
     return (
-        f"{found['path']}: {render.human_bytes(found['file_bytes'])}, inputs of "
-        f"{len(found['inputs'])} matrices over {found['tokens']} tokens "
-        f"({len(cut.windows)} windows, ranges by {found['observer']}) in {found['seconds']:.1f} s"
+        f"{summary['path']}: {render.human_bytes(summary['file_bytes'])}, inputs of "
+        f"{len(summary['inputs'])} matrices over {summary['tokens']} tokens "
+        f"({len(cut.windows)} windows, ranges by {summary['observer']}) "
+        f"in {summary['seconds']:.1f} s"
         + (f", peak memory {render.human_bytes(peak)}" if peak else "")
         + f"\nlargest outliers (maximum / RMS): {named}\n"
     )

@@ -122,16 +122,16 @@ def convert(
         graphs.refuse_made(model)
         refuse_given(("shapes", "data"), "graphs, and MODEL is a language model")
     with render.progress(f"Converting to {target}") as bar:
-        made = run(
+        conversion = run(
             model, target, output, options,
             preset=preset, shapes=named_shapes, samples=samples, force=force, validate=checked,
             steps=steps, max_ram=max_ram, threads=threads, progress=bar,
             announce=render.note,
         )  # fmt: skip
     if form == "json":
-        render.write(json.dumps(_summary(made), indent=2) + "\n")
+        render.write(json.dumps(_summary(conversion), indent=2) + "\n")
     else:
-        render.lines((graphs.converted(made) if graph else _text(made)).rstrip())
+        render.lines((graphs.converted(conversion) if graph else _text(conversion)).rstrip())
 
 
 # the targets are listed in their own table, not here as well
@@ -142,42 +142,49 @@ convert.help = f"{inspect.cleandoc(convert.help or '')}\n\n\b\n" + "\n".join(
 
 
 def _settings(pairs: tuple[str, ...]) -> dict[str, Any]:
-    found = {}
+    options = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name:
             raise click.UsageError(f"--set is {pair!r}; write NAME=VALUE")
         try:
-            found[name] = json.loads(value)
+            options[name] = json.loads(value)
         except ValueError:
-            found[name] = value
-    return found
+            options[name] = value
+    return options
 
 
-def _summary(made: Conversion) -> dict[str, Any]:
-    found = {"path": str(made.path), "nbytes": made.nbytes, "convert_seconds": made.seconds}
-    return found | dict(made.certificate or {"target": made.target, "passed": None})
+def _summary(conversion: Conversion) -> dict[str, Any]:
+    summary = {
+        "path": str(conversion.path),
+        "nbytes": conversion.nbytes,
+        "convert_seconds": conversion.seconds,
+    }
+    return summary | dict(conversion.certificate or {"target": conversion.target, "passed": None})
 
 
-def _text(made: Conversion) -> str:
-    lines = [f"{made.path}: {render.human_bytes(made.nbytes)} in {made.seconds:.1f} s"]
-    found = made.certificate
-    if found is None:
+def _text(conversion: Conversion) -> str:
+    lines = [
+        f"{conversion.path}: {render.human_bytes(conversion.nbytes)} in {conversion.seconds:.1f} s"
+    ]
+    certificate = conversion.certificate
+    if certificate is None:
         lines.append("not validated")
     else:
         from edgeq.converters.certificate import certificate_path
 
-        greedy, equal = found["greedy_tokens"], found["integers_equal"]
+        greedy, equal = certificate["greedy_tokens"], certificate["integers_equal"]
         # a floating-point model has no integers to compare
         integers = "" if equal == "0 of 0" else f"integers of {equal} tensors equal, "
-        where = certificate_path(Path(made.path), folder=made.path.is_dir())
-        compared = f"{integers}{found['constants_equal']} other constants equal"
+        where = certificate_path(Path(conversion.path), folder=conversion.path.is_dir())
+        compared = f"{integers}{certificate['constants_equal']} other constants equal"
         lines += [
-            f"validated in {found['runtime']}: {compared}, KL {found['kl']['mean']:.2g} nats, "
+            f"validated in {certificate['runtime']}: {compared}, "
+            f"KL {certificate['kl']['mean']:.2g} nats, "
             f"{greedy['equal']} of {greedy['compared']} greedy tokens equal"
-            if found["runtime"]
+            if certificate["runtime"]
             else f"read back: {compared}",
-            *(said for said in (found["note"], found["cost"]) if said),
+            *(sentence for sentence in (certificate["note"], certificate["cost"]) if sentence),
             f"certificate: {where}",
         ]
     return "\n".join(lines) + "\n"

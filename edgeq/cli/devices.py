@@ -112,12 +112,12 @@ for _command in (list_, show, detect):
     devices.add_command(_command)
 
 
-def _measured(found: Detected) -> tuple[dict[int, float], float]:
+def _measured(detected: Detected) -> tuple[dict[int, float], float]:
     """Read bandwidth by threads, and integer throughput of all cores."""
     from edgeq.api.devices import measure_machine
 
     with watched(), render.progress("Measuring this machine", still=True) as bar:
-        return measure_machine(found.cores, progress=bar)
+        return measure_machine(detected.cores, progress=bar)
 
 
 def _profile_text(profile: DeviceProfile) -> str:
@@ -144,42 +144,44 @@ def _profile_text(profile: DeviceProfile) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _detected_text(found: Detected, rates: Mapping[int, float] | None, gops: float | None) -> str:
-    warmest = max(found.temperatures_c.items(), key=lambda item: item[1], default=None)
-    throttle = found.throttle and ", ".join(
-        [*found.throttle.now, *(f"{what} since boot" for what in found.throttle.since_boot)]
+def _detected_text(
+    detected: Detected, rates: Mapping[int, float] | None, gops: float | None
+) -> str:
+    warmest = max(detected.temperatures_c.items(), key=lambda item: item[1], default=None)
+    throttle = detected.throttle and ", ".join(
+        [*detected.throttle.now, *(f"{what} since boot" for what in detected.throttle.since_boot)]
     )
     caches = ", ".join(
         f"L{cache.level} {cache.kind} {render.human_bytes(cache.nbytes)}"
         + (f" for {cache.shared_by}" if cache.shared_by > 1 else "")
-        for cache in found.caches
+        for cache in detected.caches
     )
     facts = [
-        ("machine", found.title, "title"),
-        ("chip", found.soc, "soc"),
-        ("architecture", found.arch, "arch"),
-        ("cores", _clusters(found.clusters), "clusters"),
-        ("threads", found.threads and str(found.threads), "threads"),
-        ("instructions", " ".join(found.isa), "isa"),
+        ("machine", detected.title, "title"),
+        ("chip", detected.soc, "soc"),
+        ("architecture", detected.arch, "arch"),
+        ("cores", _clusters(detected.clusters), "clusters"),
+        ("threads", detected.threads and str(detected.threads), "threads"),
+        ("instructions", " ".join(detected.isa), "isa"),
         ("caches", caches, "caches"),
-        ("memory", _bytes(found.ram_bytes), "ram_bytes"),
-        ("free memory", _bytes(found.available_bytes), "available_bytes"),
-        ("swap", _bytes(found.swap_bytes), "swap_bytes"),
-        ("memory limit", _bytes(found.cgroup_bytes), "cgroup_bytes"),
-        ("governor", ", ".join(sorted(set(found.governors.values()))), "governors"),
+        ("memory", _bytes(detected.ram_bytes), "ram_bytes"),
+        ("free memory", _bytes(detected.available_bytes), "available_bytes"),
+        ("swap", _bytes(detected.swap_bytes), "swap_bytes"),
+        ("memory limit", _bytes(detected.cgroup_bytes), "cgroup_bytes"),
+        ("governor", ", ".join(sorted(set(detected.governors.values()))), "governors"),
         ("temperature", warmest and f"{warmest[1]:.1f} °C ({warmest[0]})", "temperatures_c"),
-        ("throttled", throttle if found.throttle is None else throttle or "no", "throttle"),
+        ("throttled", throttle if detected.throttle is None else throttle or "no", "throttle"),
         ("read speed", _rates(rates), ""),
         ("int8", _gops(gops), ""),
     ]
     rows = [
-        [label, value, "measured" if not key else found.sources.get(key, "")]
+        [label, value, "measured" if not key else detected.sources.get(key, "")]
         for label, value, key in facts
         if value
     ]
     table = render.aligned(["property", "value", "source"], rows)
-    name = f"{found.profile}: " if found.profile else ""
-    return f"{table}\n\nprofile {name}{_MATCHES[found.match]}\n"
+    name = f"{detected.profile}: " if detected.profile else ""
+    return f"{table}\n\nprofile {name}{_MATCHES[detected.match]}\n"
 
 
 def _clusters(clusters: Sequence[Cluster]) -> str:

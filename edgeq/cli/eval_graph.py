@@ -82,34 +82,34 @@ def _given_preprocess(sample: Mapping[str, Any]) -> Preprocess | None:
     return preprocess_of(sample) if given else None
 
 
-def _text(found: GraphEvaluation, runtimes: Sequence[str]) -> str:
+def _text(evaluation: GraphEvaluation, runtimes: Sequence[str]) -> str:
     share: Callable[[float | None], str] = lambda x: "" if x is None else f"{100 * x:.2f} %"  # noqa: E731
     number: Callable[[float | None], str] = lambda x: "" if x is None else f"{x:.5f}"  # noqa: E731
-    top1 = share(found.top1)
-    if found.stderr is not None:
-        top1 += f" +- {100 * found.stderr:.2f}"
+    top1 = share(evaluation.top1)
+    if evaluation.stderr is not None:
+        top1 += f" +- {100 * evaluation.stderr:.2f}"
     rows = [
         ("runtime", runtimes[0]),
         ("compared with", ", ".join(runtimes[1:])),
-        ("output", found.output),
-        ("samples", f"{found.n}"),
+        ("output", evaluation.output),
+        ("samples", f"{evaluation.n}"),
         ("top-1", top1),
-        ("top-1 of the base", share(found.base_top1)),
-        ("top-5", share(found.top5)),
-        ("AUC", number(found.auc)),
-        ("agreement", share(found.agreement)),
-        ("cosine, mean", number(found.cosine)),
-        ("cosine, minimum", number(found.cosine_least)),
-        *(("confused" if not i else "", line) for i, line in enumerate(_mixed_up(found))),
+        ("top-1 of the base", share(evaluation.base_top1)),
+        ("top-5", share(evaluation.top5)),
+        ("AUC", number(evaluation.auc)),
+        ("agreement", share(evaluation.agreement)),
+        ("cosine, mean", number(evaluation.cosine)),
+        ("cosine, minimum", number(evaluation.cosine_least)),
+        *(("confused" if not i else "", line) for i, line in enumerate(_mixed_up(evaluation))),
     ]
     return render.facts(rows, 20)
 
 
-def _mixed_up(found: GraphEvaluation) -> list[str]:
+def _mixed_up(evaluation: GraphEvaluation) -> list[str]:
     """The pairs of classes with most errors."""
-    counts = found.confusion or ()
-    named = len(found.classes) == len(counts)
-    name = found.classes.__getitem__ if named else str
+    counts = evaluation.confusion or ()
+    named = len(evaluation.classes) == len(counts)
+    name = evaluation.classes.__getitem__ if named else str
     pairs = [(n, i, j) for i, row in enumerate(counts) for j, n in enumerate(row) if i != j and n]
     worst = sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:_SHOWN]
     return [f"{name(i)} predicted as {name(j)}: {n}" for n, i, j in worst]

@@ -42,7 +42,7 @@ def named_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
     for text in texts:
         name, equals, sizes = text.rpartition("=")
         numbers = sizes.split(",")
-        if not (equals and name and all(n.strip().isdigit() and int(n) for n in numbers)):
+        if not (equals and name and all(n.strip().isdecimal() and int(n) for n in numbers)):
             raise click.UsageError(f"--shape is {text!r}; write NAME=1,3,224,224")
         shapes[name] = tuple(int(n) for n in numbers)
     return shapes
@@ -124,10 +124,12 @@ def bench(models: Sequence[str], threads: int | None, repetitions: int, form: st
     render.write(render.aligned(head, cells, "llrrrrrr") + "\n")
 
 
-def converted(made: Conversion) -> str:
+def converted(conversion: Conversion) -> str:
     """A converted graph as text."""
-    lines = [f"{made.path}: {render.human_bytes(made.nbytes)} in {made.seconds:.1f} s"]
-    certificate = made.certificate
+    lines = [
+        f"{conversion.path}: {render.human_bytes(conversion.nbytes)} in {conversion.seconds:.1f} s"
+    ]
+    certificate = conversion.certificate
     if certificate is None:
         return lines[0] + "\nnot validated\n"
     from edgeq.converters.certificate import certificate_path
@@ -147,17 +149,17 @@ def converted(made: Conversion) -> str:
         *(f"note: {note}" for note in certificate["notes"]),
         *held_wider({n: w["asked"] for n, w in entries}, {n: w["bits"] for n, w in entries}),
         f"peak memory of the activations: {render.human_bytes(certificate['arena_bytes'])}",
-        f"certificate: {certificate_path(made.path, folder=made.path.is_dir())}",
+        f"certificate: {certificate_path(conversion.path, folder=conversion.path.is_dir())}",
     ]
     return "\n".join(lines) + "\n"
 
 
-def held_wider(asked: Mapping[str, int], held: Mapping[str, int]) -> list[str]:
+def held_wider(asked: Mapping[str, int], widths: Mapping[str, int]) -> list[str]:
     """The weights that a file stores in more bits than they have, a line for each kind."""
     kinds: dict[tuple[int, int], list[str]] = {}
     for name, bits in asked.items():
-        if held.get(name, bits) > bits:
-            kinds.setdefault((bits, held[name]), []).append(name)
+        if widths.get(name, bits) > bits:
+            kinds.setdefault((bits, widths[name]), []).append(name)
     return [
         f"{len(names)} weight{'s' * (len(names) > 1)} of {bits} bits "
         f"{'are' if len(names) > 1 else 'is'} stored in {wide} bits: {', '.join(names[:_SHOWN])}"
@@ -261,14 +263,14 @@ def _packed_file(record: dict[str, Any], details: bool) -> str:
     return f"{render.aligned(head, cells, sides)}\n\n{quantized}\n{hint}"
 
 
-def _other_tflite(found: dict[str, Any]) -> str:
+def _other_tflite(summary: dict[str, Any]) -> str:
     """A .tflite file of another tool, as LiteRT sees it."""
-    size = render.human_bytes(found["nbytes"])
-    lines = [f"{found['path']}: {size}, made by another tool", ""]
+    size = render.human_bytes(summary["nbytes"])
+    lines = [f"{summary['path']}: {size}, made by another tool", ""]
     lines += [f"{kind:9s}{name} {text}" for kind in ("inputs", "outputs")
-              for name, text in found[kind].items()]  # fmt: skip
+              for name, text in summary[kind].items()]  # fmt: skip
     lines += [f"{'constants':11s}{kind} {render.human_bytes(size)}"
-              for kind, size in found["constants_bytes"].items()]  # fmt: skip
-    cells = [[*what.rsplit(" ", 1), str(n)] for what, n in found["operators"].items()]
+              for kind, size in summary["constants_bytes"].items()]  # fmt: skip
+    cells = [[*what.rsplit(" ", 1), str(n)] for what, n in summary["operators"].items()]
     table = render.aligned(["operator", "makes", "times"], cells, "llr")
     return "\n".join([*lines, "", table]) + "\n"

@@ -146,14 +146,14 @@ def _integers(model: Model) -> str:
     """Where the integers come from; empty if there are none."""
     from edgeq.quant.decoder.source import type_counts
 
-    found = model.integers()
-    if found is None:
+    counts = model.integers()
+    if counts is None:
         return ""
     parts = []
-    if found["kept"]:
-        parts.append(f"kept from {' and '.join(found['formats'])} ({type_counts(found['kept'])})")
-    if found["rounded"]:
-        parts.append(f"rounded by edgeq ({type_counts(found['rounded'])})")
+    if counts["kept"]:
+        parts.append(f"kept from {' and '.join(counts['formats'])} ({type_counts(counts['kept'])})")
+    if counts["rounded"]:
+        parts.append(f"rounded by edgeq ({type_counts(counts['rounded'])})")
     return ", ".join(parts)
 
 

@@ -40,7 +40,7 @@ class _Option(click.Option):
 
 
 def shared_option(*names: str, env: str, **settings: Any) -> Decorator:
-    """An option with a variable ``EDGEQ_<env>`` that applies to every command that has it."""
+    """An option that ``EDGEQ_<env>`` in the environment sets for every command that has it."""
     return click.option(*names, cls=_Option, envvar=f"EDGEQ_{env}", **settings)
 
 
@@ -116,11 +116,11 @@ def command(name: str, short: str) -> Callable[[Function], click.Command]:
     """
 
     def decorate(function: Function) -> click.Command:
-        made = click.command(
+        command = click.command(
             name, cls=_Command, short_help=short, context_settings=CONTEXT_SETTINGS
         )(function)
-        made.params.append(debug_option())
-        return made
+        command.params.append(debug_option())
+        return command
 
     return decorate
 
@@ -306,7 +306,7 @@ def kv_options(function: Function) -> Function:
 
 
 def backend_option(function: Function) -> Function:
-    """``--backend``, and llama.cpp's ``-ngl`` beside it."""
+    """``--backend``, and the ``-ngl`` of llama.cpp."""
     return shared_option(
         "--backend", env="BACKEND", type=click.Choice(["numba", "numpy"]), default="numba",
         help="numba runs compiled kernels; numpy is slow and needs no compilation.",

@@ -20,6 +20,7 @@ from edgeq.cli.options import (
     threads_option,
 )
 from edgeq.cli.warmup import compile_first
+from edgeq.core.documents import read_text
 
 if TYPE_CHECKING:
     from edgeq.evaluation.text import Evaluation
@@ -69,7 +70,7 @@ def perplexity(
     """
     from edgeq.api.evaluate import perplexity as measure
 
-    text = _read(text_file)
+    text = read_text(Path(text_file))
     compile_first(backend)
     bits = kv_bits_of(kv_bits, cache_type_k, cache_type_v)
     with render.progress("Measuring perplexity") as bar:
@@ -81,13 +82,6 @@ def perplexity(
         render.write(json.dumps(result.to_dict(), indent=2) + "\n")
     else:
         render.write(_text(result) + "\n")
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as err:
-        raise click.UsageError(f"{path} is not UTF-8 text: {err}") from err
 
 
 def _text(result: Evaluation) -> str:

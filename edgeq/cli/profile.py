@@ -171,64 +171,64 @@ def _check(output: tuple[Path, ...]) -> None:
             raise click.UsageError(str(err)) from err
 
 
-def _keep(made: Document, output: tuple[Path, ...]) -> None:
+def _keep(document: Document, output: tuple[Path, ...]) -> None:
     """Write the raw samples, then pages of them."""
     from edgeq.profiling import document as documents
     from edgeq.reporting import Sources, write
 
     for path in sorted(output, key=lambda path: path.suffix.lower() == ".html"):
         if path.suffix.lower() == ".json":
-            documents.write(made, path)
+            documents.write(document, path)
         else:
-            write(Sources(((path.name, made),)), path, title=path.stem)
+            write(Sources(((path.name, document),)), path, title=path.stem)
 
 
-def _json(made: Document) -> str:
+def _json(document: Document) -> str:
     from edgeq.profiling import summary as derive
 
     runs = [
         {
-            **derive.summary(made, run),
-            "decay": derive.decay(made, run),
+            **derive.summary(document, run),
+            "decay": derive.decay(document, run),
             "tables": {
                 phase.name: {
-                    "operations": derive.by_operation(phase, _same(made, run, phase)),
-                    "layers": derive.by_layer(phase, _same(made, run, phase)),
+                    "operations": derive.by_operation(phase, _same(document, run, phase)),
+                    "layers": derive.by_layer(phase, _same(document, run, phase)),
                 }
                 for phase in (run.operations.phases if run.operations else ())
             },
         }
-        for run in made.runs
+        for run in document.runs
     ]
-    record = {"created": made.created, "environment": dict(made.environment), "runs": runs}
+    record = {"created": document.created, "environment": dict(document.environment), "runs": runs}
     return json.dumps(record, indent=2) + "\n"
 
 
-def _same(made: Document, run: Run, phase: Phase) -> Phase | None:
+def _same(document: Document, run: Run, phase: Phase) -> Phase | None:
     """The same phase of the next run, which speedups are relative to."""
-    others = [r for r in made.runs if r is not run and r.operations is not None]
+    others = [r for r in document.runs if r is not run and r.operations is not None]
     phases = [p for r in others[:1] if r.operations for p in r.operations.phases]
     return next((p for p in phases if p.name == phase.name and p.middle is not None), None)
 
 
-def _text(made: Document, *, long: bool) -> str:
+def _text(document: Document, *, long: bool) -> str:
     from edgeq.profiling import summary as derive
 
-    summaries = [derive.summary(made, run) for run in made.runs]
+    summaries = [derive.summary(document, run) for run in document.runs]
     # a run on more threads is disturbed by what does not disturb another
     parts = [busy.warnings([one["warning"] for one in summaries]).strip()]
     from_caches = False
-    for run, facts in zip(made.runs, summaries, strict=True):
-        parts.append(_facts(facts))
+    for run, figures in zip(document.runs, summaries, strict=True):
+        parts.append(run_figures(figures))
         if long:
-            parts.append(_over_time(derive.decay(made, run)))
+            parts.append(_over_time(derive.decay(document, run)))
         for phase in run.operations.phases if run.operations else ():
-            other = _same(made, run, phase)
+            other = _same(document, run, phase)
             tables = {"op": derive.by_operation(phase, other)}
             if any(row.layer is not None for row in phase.rows):
                 tables["layer"] = derive.by_layer(phase, other)
             for key, rows in tables.items():
-                marked = [phase.middle is not None and derive.beyond_memory(made, run, row)
+                marked = [phase.middle is not None and derive.beyond_memory(document, run, row)
                           for row in rows]  # fmt: skip
                 from_caches = from_caches or any(marked)
                 parts.append(_table(phase, rows, key, marked))
@@ -237,17 +237,17 @@ def _text(made: Document, *, long: bool) -> str:
             f"{MARK} more than memory was measured to give: read from caches, or the machine was\n"
             "  slower when its bandwidth was measured"
         )
-    parts.append(_sensors(made))
+    parts.append(_sensors(document))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _facts(told: dict[str, Any]) -> str:
+def run_figures(summary: dict[str, Any]) -> str:
     """The figures of a run, a line each; unknown ones are left out, except energy."""
-    rows = [("model", told["name"])]
-    if told["runtime"]:
-        rows.append(("runtime", f"{told['runtime']}, {told['threads']} threads"))
+    rows = [("model", summary["name"])]
+    if summary["runtime"]:
+        rows.append(("runtime", f"{summary['runtime']}, {summary['threads']} threads"))
     for key, name in (("ttft_ms", "first token"), ("tpot_ms", "each token"), ("run_ms", "run")):
-        figures = told[key]
+        figures = summary[key]
         if figures:
             rows.append(
                 (
@@ -257,36 +257,36 @@ def _facts(told: dict[str, Any]) -> str:
                 )
             )
     for part in ("prefill", "decode"):
-        figures, share = told[f"{part}_tokens_per_s"], told["int8_percent"][part]
+        figures, share = summary[f"{part}_tokens_per_s"], summary["int8_percent"][part]
         if figures:
             text = f"{figures['mean']:.2f} ± {figures['std']:.2f} tokens/s"
             if share is not None:
-                doubt = told["suspect"][f"int8_gops.{part}"]
+                doubt = summary["suspect"][f"int8_gops.{part}"]
                 mark = MARK if doubt else ""
                 text += (
-                    f", {told['int8_gops'][part]:.1f}{mark} GOPS "
+                    f", {summary['int8_gops'][part]:.1f}{mark} GOPS "
                     f"({share:.0f}{mark} % of the kernel's peak)"
                 )
                 text += f" ({MARK} {doubt})" if doubt else ""
             rows.append((part, text))
-    if told["gb_per_s"] is not None:
-        doubt = told["suspect"]["gb_per_s"]
+    if summary["gb_per_s"] is not None:
+        doubt = summary["suspect"]["gb_per_s"]
         mark = MARK if doubt else ""
-        text = f"{told['gb_per_s']:.2f}{mark} GB/s"
-        if told["bandwidth_percent"] is not None:
-            text += f", {told['bandwidth_percent']:.0f}{mark} % of what this machine reads"
+        text = f"{summary['gb_per_s']:.2f}{mark} GB/s"
+        if summary["bandwidth_percent"] is not None:
+            text += f", {summary['bandwidth_percent']:.0f}{mark} % of what this machine reads"
         text += f" ({MARK} {doubt})" if doubt else ""
         rows.append(("bandwidth", text))
-    memory = told["memory"]
+    memory = summary["memory"]
     names = (("peak RSS", "peak_rss_bytes"), ("weights", "weights_bytes"),
              ("KV cache", "kv_bytes"), ("scratch", "scratch_bytes"))  # fmt: skip
     sizes = [f"{name} {render.human_bytes(memory[key])}" for name, key in names if memory[key]]
     rows.append(("memory", ", ".join(sizes)))
-    if told["rounds"]:
-        rows.append(("energy", _energy(told["energy"], told["runs_per_s"] is not None)))
-    if told["estimate"]:
-        rows.append(("", _estimate(told["estimate"])))
-    known = told["operations"]
+    if summary["rounds"]:
+        rows.append(("energy", _energy(summary["energy"], summary["runs_per_s"] is not None)))
+    if summary["estimate"]:
+        rows.append(("", _estimate(summary["estimate"])))
+    known = summary["operations"]
     for phase in known["phases"] if known else ():
         if phase["covered_percent"] is not None:
             text = f"cover {phase['covered_percent']:.1f} % of {phase['name']}"
@@ -317,13 +317,13 @@ def _energy(energy: dict[str, Any], runs: bool) -> str:
     return f"{text} ({window['meter']}: {window['provenance']})"
 
 
-def _estimate(found: dict[str, Any]) -> str:
-    joules = found["decode_joules_per_token"]
+def _estimate(estimate: dict[str, Any]) -> str:
+    joules = estimate["decode_joules_per_token"]
     if joules is None:
-        return f"no estimate: {found['reason']}"
+        return f"no estimate: {estimate['reason']}"
     return (
-        f"{joules:.4g} J/{found.get('unit', 'token')} ESTIMATED, not measured: "
-        f"{found['load_watts']} W of {found['device']} under load at this speed"
+        f"{joules:.4g} J/{estimate.get('unit', 'token')} ESTIMATED, not measured: "
+        f"{estimate['load_watts']} W of {estimate['device']} under load at this speed"
     )
 
 
@@ -365,11 +365,11 @@ def _table(phase: Phase, rows: list[dict[str, Any]], key: str, marked: list[bool
     return render.aligned(head + ["speedup"] * faster, cells, "lrrrrrr"[: len(head) + faster])
 
 
-def _sensors(made: Document) -> str:
+def _sensors(document: Document) -> str:
     from edgeq.profiling.summary import sensors
 
     rows = []
-    for name, seen in sensors(made).items():
+    for name, seen in sensors(document).items():
         values = [seen[key] for key in ("first", "min", "max", "last")]
         if seen["unit"] == "B":
             rows.append([name, *map(render.human_bytes, values), ""])

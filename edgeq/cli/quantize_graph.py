@@ -7,13 +7,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from edgeq.cli import render
+from edgeq.cli.graphs import named_shapes
 from edgeq.cli.options import check_output
 
 if TYPE_CHECKING:
-    from edgeq.graph.ir import Shape
     from edgeq.quant.graph.images import Preprocess
     from edgeq.quant.graph.summary import GraphSummary, OpRow
 
@@ -69,7 +67,7 @@ def quantize_graph(
             "an .npz file or script.py:function, or choose a preset that needs none (w8-dynamic, "
             "w4-g32)"
         )
-    graph = read(source, shapes=dict(map(_shape, shapes)), dequantize=dequantize)
+    graph = read(source, shapes=named_shapes(shapes), dequantize=dequantize)
     samples = None
     if calib is not None:
         samples = open_samples(
@@ -124,14 +122,6 @@ def listing() -> str:
         + render.aligned(["preset", "needs", "what it does"], rows)
         + "\n\n* is the default for graphs. Samples are calibration data, given with --calib."
     )
-
-
-def _shape(text: str) -> tuple[str, Shape]:
-    name, _, sizes = text.rpartition("=")
-    parts = sizes.split(",")
-    if not name or not all(part.strip().isdecimal() and int(part) for part in parts):
-        raise click.UsageError(f"--shape is {text!r}; write NAME=1,3,224,224")
-    return name, tuple(int(part) for part in parts)
 
 
 def _report(summary: GraphSummary, source: Path, output: Path, form: str) -> None:

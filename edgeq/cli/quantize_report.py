@@ -31,7 +31,7 @@ def report(summary: Summary, out: Path, form: str) -> None:
     peak = summary.peak_rss_bytes
     render.lines(
         f"{out}: {render.human_bytes(summary.file_bytes)}, {summary.bpw:.2f} bits per weight "
-        f"({_held(summary)}, {recipe.method}), "
+        f"({_layer_scheme(summary)}, {recipe.method}), "
         f"from {render.human_bytes(summary.source_bytes)} in {summary.seconds:.1f} s"
         + (f", peak memory {render.human_bytes(peak)}" if peak else "")
     )
@@ -45,7 +45,7 @@ def report(summary: Summary, out: Path, form: str) -> None:
         render.lines(line)
 
 
-def _held(summary: Summary) -> str:
+def _layer_scheme(summary: Summary) -> str:
     """The scheme of the layers' matrices in the artifact."""
     schemes = {str(t.scheme) for t in summary.tensors if len(t.shape) == 2 and ".layers." in t.name}
     return schemes.pop() if len(schemes) == 1 else f"mixed, {len(schemes)} schemes"

@@ -69,7 +69,7 @@ def wrapped(text: str, width: int | None, indent: str = "") -> str:
 
 
 def note(text: str) -> None:
-    """A line for the user beside the result: to stderr."""
+    """Write a line for the user to stderr, apart from the result."""
     print(wrapped(text, width_of(sys.stderr)), file=sys.stderr, flush=True)
 
 
@@ -343,7 +343,7 @@ class Page:
 
     @contextmanager
     def story(self, prompt: str) -> Iterator[Callable[[str], None]]:
-        """Text that comes in pieces, broken between words and set in from the edge.
+        """Text that comes in pieces, broken between words and indented.
 
         Args:
             prompt: what the reader said, shown apart from what follows.

@@ -91,16 +91,22 @@ def sensitivity(
     render.write(losses.to_json() + "\n" if form == "json" else _table(losses))
 
 
-def _table(found: Sensitivity) -> str:
+def _table(sensitivity: Sensitivity) -> str:
     """The tensors that lose most, a column for each number of bits in the shortest groups."""
-    every = next(iter(found.losses.values()))
+    every = next(iter(sensitivity.losses.values()))
     columns: dict[tuple[str, bool], str] = {}
     for text in every:
         columns.setdefault((text.split("-")[0], text.endswith("-palette")), text)
     w4 = columns["w4", False]
-    order = sorted(found.losses, key=lambda name: -found.losses[name][w4])
+    order = sorted(sensitivity.losses, key=lambda name: -sensitivity.losses[name][w4])
     rows = [
-        [name, *(f"{found.losses[name].get(text, float('nan')):.2g}" for text in columns.values())]
+        [
+            name,
+            *(
+                f"{sensitivity.losses[name].get(text, float('nan')):.2g}"
+                for text in columns.values()
+            ),
+        ]
         for name in order[:SHOWN]
     ]
     left = len(order) - len(rows)
@@ -108,9 +114,10 @@ def _table(found: Sensitivity) -> str:
         "kl": "KL in nats per token, measured",
         "scaled": "KL in nats per token, estimated by kinds of matrices",
         "output": "relative squared error of the output",
-    }[found.mode]
+    }[sensitivity.mode]
     return (
         render.aligned(["tensor", *columns.values()], rows)
         + (f"\n... and {left} with smaller losses in {w4}" if left > 0 else "")
-        + f"\n\n{unit}, one tensor at a time, method {found.method}, {found.n_tokens} tokens\n"
+        + f"\n\n{unit}, one tensor at a time, method {sensitivity.method}, "
+        f"{sensitivity.n_tokens} tokens\n"
     )

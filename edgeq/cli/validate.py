@@ -81,34 +81,34 @@ def validate(
     return 0 if report.passed else 1
 
 
-def _text(report: ValidationReport, found: DecoderFindings) -> str:
+def _text(report: ValidationReport, findings: DecoderFindings) -> str:
     equal = f"{sum(report.integers.values())} of {len(report.integers)} tensors equal"
     rows = [
         ("target", report.target),
-        ("runtime", f"{report.runtime}, computing in {found.precision}"),
+        ("runtime", f"{report.runtime}, computing in {findings.precision}"),
         ("integers", equal if report.integers else "the model is floating point"),
-        ("constants", f"{found.constants} others compared"),
+        ("constants", f"{findings.constants} others compared"),
         (
             "logits",
-            f"differ by {found.logits_max:.3g} at most, {found.logits_rms:.3g} RMS, "
-            f"in a range of {found.logits_range:.3g}",
+            f"differ by {findings.logits_max:.3g} at most, {findings.logits_rms:.3g} RMS, "
+            f"in a range of {findings.logits_range:.3g}",
         ),
         (
             "KL, nats",
-            f"{found.kl_mean:.3g} mean (standard error {found.kl_error:.1g}, "
-            f"{found.kl_rows} positions), {found.kl_max:.3g} at most",
+            f"{findings.kl_mean:.3g} mean (standard error {findings.kl_error:.1g}, "
+            f"{findings.kl_rows} positions), {findings.kl_max:.3g} at most",
         ),
         (
             "greedy tokens",
-            f"{found.greedy_equal} of {found.greedy_compared} equal"
-            + (f", {found.near_ties} near ties" if found.near_ties else ""),
+            f"{findings.greedy_equal} of {findings.greedy_compared} equal"
+            + (f", {findings.near_ties} near ties" if findings.near_ties else ""),
         ),
         ("result", "passed" if report.passed else "FAILED"),
     ]
     if not report.runtime:
         rows = [row for row in rows if row[0] in ("target", "integers", "constants", "result")]
     text = "\n".join(f"{name:15s}{value}" for name, value in rows) + "\n"
-    remarks = [part for part in (report.explain(), found.cost(), *report.notes) if part]
+    remarks = [part for part in (report.explain(), findings.cost(), *report.notes) if part]
     return "\n".join([text, *remarks]) + "\n" if remarks else text
 
 

@@ -96,8 +96,8 @@ def cache_folder(kernel: str, target: CompileTarget, sources: Iterable[Path]) ->
 
 @cache
 def _digest(sources: tuple[Path, ...]) -> Any:
-    """Of the compilers' versions, this package and further sources, which stay as they are while
-    a process runs."""
+    """A digest of the compilers' versions, this package and further sources, which do not change
+    while a process runs."""
     digest = hashlib.sha256("|".join(map(version, ("numba", "llvmlite"))).encode())
     for source in (*sorted(Path(__file__).parent.glob("*.py")), *sources):
         digest.update(source.read_bytes())

@@ -45,7 +45,7 @@ def check_output(path: Path, force: bool) -> None:
 
 @contextlib.contextmanager
 def staging(path: Path) -> Iterator[Path]:
-    """A hidden folder beside the output, which is removed at the end, whatever happens."""
+    """A hidden folder next to the output, which is removed at the end in any case."""
     folder = path.absolute().parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
     try:
         folder.mkdir()

@@ -61,7 +61,7 @@ NAME = "certificate.json"
 
 
 def certificate_path(out: Path, *, folder: bool) -> Path:
-    """Where the certificate of an output lies.
+    """The path of an output's certificate.
 
     Args:
         out: the output.
@@ -178,7 +178,7 @@ def changed_files(out: Path) -> list[TensorFault]:
 
 
 def check_certificate(out: Path) -> None:
-    """Compare a file or package with the certificate beside it, if any; companions may be absent.
+    """Compare a file or package with its certificate, if it has one; companion files may be absent.
 
     Raises:
         FormatError: a file is not the one that was certified, or the certificate is damaged.

@@ -1,4 +1,5 @@
-"""From a model or a graph to a target's file: checked first, complete or not at all, validated.
+"""Convert a model or a graph to a target's file, which is checked before it is written and run
+before it is published.
 
 Everything is written to a hidden folder beside the output and moved to its place at the end, when
 its integers have been read back and it has been run. So an output is never half a file, nor one

@@ -66,13 +66,7 @@ class DecoderConversion:
 
     def check_name(self, path: Path) -> None:
         """Refuse a file that its runtime would not recognize by its name."""
-        ending = self._row.output
-        if ending and path.name and path.suffix != ending:
-            right = path.with_name(path.name + ending)
-            raise UsageError(
-                f"{self._row.title} output must end in {ending}, but --output is {path}; "
-                f"use {right}"
-            )
+        self._row.check_output(path, graph=False)
 
     def prepare(self, folder: Path) -> None:
         """Open the model, quantize it if so asked, and refuse what the target cannot represent."""
@@ -149,5 +143,5 @@ class DecoderConversion:
         return self._target.versions()
 
     def arena_bytes(self) -> int | None:
-        """Not known of decoders."""
+        """None: the arena of a decoder is not known."""
         return None

@@ -68,13 +68,7 @@ class GraphConversion:
 
     def check_name(self, path: Path) -> None:
         """Refuse an output of another kind, or in its own source's place."""
-        endings = self._row.graph_outputs
-        if path.suffix not in endings:
-            raise UsageError(
-                f"{self._row.title} output must end in {' or '.join(endings)}, but "
-                f"--output is {path}"
-                + (f"; use {path.with_suffix(endings[0])}" if path.name else "")
-            )
+        self._row.check_output(path, graph=True)
         if not isinstance(self._source, Graph) and path.absolute() == Path(self._source).absolute():
             raise UsageError(f"{path} is the model to convert itself; give another --output")
 

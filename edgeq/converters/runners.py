@@ -75,7 +75,7 @@ class GraphRunner(Runner, Protocol):
 
 @dataclass(frozen=True)
 class Execution:
-    """One run of a file of a target's format, written by edgeq or not, on random inputs.
+    """A run on random inputs of a file in a target's format, whether or not edgeq wrote it.
 
     Args:
         runtime: what executed it, with its version.

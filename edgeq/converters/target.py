@@ -332,7 +332,7 @@ class ProfilerTarget(Protocol):
 
 @dataclass(frozen=True)
 class Target:
-    """One target, as one row of a table.
+    """A target: a row of the table of targets.
 
     Args:
         name: as users write it.
@@ -362,6 +362,23 @@ class Target:
     decoder: Callable[[], DecoderTarget] | None = None
     graph: Callable[[], GraphTarget] | None = None
     profiler: Callable[[], ProfilerTarget] | None = None
+
+    def check_output(self, path: Path, *, graph: bool) -> None:
+        """Refuse an output that the runtime would not recognize by its name.
+
+        Args:
+            path: of the output.
+            graph: it holds a graph, not a language model.
+
+        Raises:
+            UsageError: the name does not end as it must.
+        """
+        endings = self.graph_outputs if graph else (self.output,) if self.output else ()
+        if endings and path.name and path.suffix not in endings:
+            raise UsageError(
+                f"{self.title} output must end in {' or '.join(endings)}, but --output is {path}; "
+                f"use {path.with_suffix(endings[0])}"
+            )
 
     def decoder_target(self) -> DecoderTarget:
         """The class that converts language models.

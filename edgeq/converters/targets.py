@@ -166,7 +166,7 @@ def target_of(path: str | Path) -> str:
 
 
 def known_target_of(path: Path) -> str | None:
-    """As `target_of`; None if no target has such files, or there is none."""
+    """Like `target_of`, but None if the path does not exist or no target has such files."""
     suffixes = {suffix: row.name for row in TARGETS.values() for suffix in row.suffixes}
     if path.exists() and path.suffix.lower() in suffixes:
         return suffixes[path.suffix.lower()]

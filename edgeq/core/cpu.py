@@ -37,7 +37,7 @@ _NUMPY = {
 
 @dataclass(frozen=True)
 class Cpu:
-    """One machine's processor.
+    """The processor of a machine.
 
     Attributes:
         arch: "x86_64", "aarch64", or what `platform.machine` says.
@@ -90,7 +90,7 @@ def cache_bytes(root: Path = Path("/")) -> int | None:
             continue
         nbytes = int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]]
         levels.setdefault(int(level), {})[shared] = nbytes
-    return max((sum(found.values()) for found in levels.values()), default=None)
+    return max((sum(sizes.values()) for sizes in levels.values()), default=None)
 
 
 def _cpuinfo() -> str:
@@ -106,7 +106,7 @@ def _name() -> str:
 
 
 def _arm_features() -> frozenset[str]:
-    """From the kernel's hardware capabilities: LLVM's own list misses the dot product."""
+    """Features from the kernel's hardware capabilities; LLVM's list lacks the dot product."""
     if sys.platform == "darwin":  # every Apple silicon Mac has both
         return frozenset({"asimdhp", "dotprod"})
     try:

@@ -67,7 +67,7 @@ def check_target(path: Path) -> None:
 
 
 def write_whole(path: Path, pieces: Iterable[bytes | memoryview], what: str) -> None:
-    """Write beside the target, sync, and put the file in the target's place.
+    """Write a file next to the target, sync it, and rename it to the target.
 
     Whatever happens, the target is the old file or the whole new one, and unless the process is
     killed nothing else is left behind.

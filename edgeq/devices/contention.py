@@ -119,7 +119,7 @@ class Watch:
         self._paused = _paused_seconds(root)
 
     def stop(self) -> Contention:
-        """What competed since the watch was made; it may be asked again later."""
+        """What competed for the processor since the watch was started; may be called repeatedly."""
         seconds = time.monotonic() - self._start
         own = _own_seconds() - self._own
         used, paused = _processor_seconds(self._root), _paused_seconds(self._root)

@@ -69,8 +69,8 @@ class CpuInfo:
 
 def parse_cpuinfo(text: str) -> CpuInfo:
     """Read /proc/cpuinfo; whatever is not understood is left out."""
-    lines = [(key.strip(), value.strip()) for key, found, value in
-             (line.partition(":") for line in text.splitlines()) if found]  # fmt: skip
+    lines = [(key.strip(), value.strip()) for key, colon, value in
+             (line.partition(":") for line in text.splitlines()) if colon]  # fmt: skip
     threads = sum(key == "processor" and value.isdigit() for key, value in lines)
     first = {key.lower(): value for key, value in reversed(lines)}
     if "cpu part" in first:

@@ -105,7 +105,7 @@ class Detected:
         return sum(cluster.count for cluster in self.clusters) or None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: every field, None where unknown."""
+        """A form for JSON: every field, None where unknown."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         plain["clusters"] = [vars(cluster) for cluster in self.clusters]
         plain["caches"] = [vars(cache) for cache in self.caches]
@@ -267,7 +267,7 @@ def _from_cpuinfo(info: CpuInfo, path: str) -> Detected:
 
 
 def _identify(
-    files: _Files, ask: Ask, found: Detected, facts: dict[str, Any], sources: dict[str, str]
+    files: _Files, ask: Ask, detected: Detected, facts: dict[str, Any], sources: dict[str, str]
 ) -> list[str]:
     """Names of the machine and its chip from elsewhere; returns all ids to match profiles by."""
     ids: list[str] = []
@@ -286,7 +286,7 @@ def _identify(
         titles.append(("title", "Android's properties", f"{maker.capitalize()} {model}".strip()))
     for path in ("sys/devices/virtual/dmi/id", "sys/class/dmi/id"):
         vendor, product = files.text(f"{path}/sys_vendor"), files.text(f"{path}/product_name")
-        if product and not found.title:
+        if product and not detected.title:
             ids.append(product)
             titles.append(("title", f"{path}/product_name", f"{vendor or ''} {product}".strip()))
             break
@@ -402,12 +402,12 @@ def _state(files: _Files, ask: Ask, sources: dict[str, str]) -> dict[str, Any]:
             temperatures[f"{label} {zone.rpartition('/')[2]}" if known else label] = milli / 1000
     if temperatures:
         facts["temperatures_c"], sources["temperatures_c"] = temperatures, "/sys/class/thermal"
-    for said, source in (
+    for text, source in (
         (ask(GET_THROTTLED), " ".join(GET_THROTTLED)),
         (files.text(FIRMWARE_FLAGS), f"/{FIRMWARE_FLAGS}"),
     ):
         with contextlib.suppress(DeviceError):  # nothing, or nothing that is a number
-            flags = parse_throttled(said or "")
+            flags = parse_throttled(text or "")
             kinds = BITS.values()
             facts["throttle"] = Throttle(
                 tuple(kind for kind in kinds if flags[kind]),
@@ -433,8 +433,8 @@ def _darwin(ask: Ask) -> Detected:
                     ram_bytes=int(memory) if memory.isdigit() else None)  # fmt: skip
 
 
-def _matched(found: Detected, ids: Sequence[str]) -> Detected:
-    """With the profile that fits best."""
-    texts = [text for text in (*ids, found.title, found.soc) if text]
-    name, how = best_profile(texts, found.soc, found.arch, found.isa, found.ram_bytes)
-    return replace(found, profile=name, match=how)
+def _matched(detected: Detected, ids: Sequence[str]) -> Detected:
+    """Add the profile that fits best."""
+    texts = [text for text in (*ids, detected.title, detected.soc) if text]
+    name, how = best_profile(texts, detected.soc, detected.arch, detected.isa, detected.ram_bytes)
+    return replace(detected, profile=name, match=how)

@@ -46,7 +46,7 @@ class Check:
 
 
 def checks(
-    found: Detected,
+    detected: Detected,
     *,
     imports: bool = True,
     root: Path | str = "/",
@@ -55,7 +55,7 @@ def checks(
     """Every check that does not need the runtime.
 
     Args:
-        found: this machine, by `edgeq.devices.detect.detect`.
+        detected: this machine, by `edgeq.devices.detect.detect`.
         imports: import every installed package, each in a process of its own, so that one built
             for another processor is distinguished from one that works; else look only whether they
             are there.
@@ -64,17 +64,17 @@ def checks(
     """
     root = Path(root)
     return [
-        _system(found),
+        _system(detected),
         _python(),
         _glibc(),
         *_packages(installed(imports=imports, progress=progress)),
-        _vectors(found),
-        _threads(found, available_cores()),
-        _governor(found),
-        *_throttling(found),
-        *_memory(found),
+        _vectors(detected),
+        _threads(detected, available_cores()),
+        _governor(detected),
+        *_throttling(detected),
+        *_memory(detected),
         _huge_pages(root),
-        _load(root, found),
+        _load(root, detected),
         _cache(cache_home()),
     ]
 
@@ -87,9 +87,9 @@ def usable(results: Iterable[Check]) -> bool:
 # the system
 
 
-def _system(found: Detected) -> Check:
+def _system(detected: Detected) -> Check:
     wide = sys.maxsize > 1 << 32
-    arch = platform.machine() or found.arch or "unknown"
+    arch = platform.machine() or detected.arch or "unknown"
     text = f"{platform.system()} {platform.release()}, {arch}, {64 if wide else 32}-bit Python"
     if wide:
         return Check("system", True, text, needed=True)
@@ -163,13 +163,14 @@ def _extra(extra: str, states: Mapping[str, State]) -> Check:
 # the processor
 
 
-def _vectors(found: Detected) -> Check:
-    isa = set(found.isa)
-    text = f"{' '.join(found.isa) or 'none that edgeq uses'} ({found.soc or 'unknown processor'})"
+def _vectors(detected: Detected) -> Check:
+    isa = set(detected.isa)
+    names, soc = " ".join(detected.isa), detected.soc or "unknown processor"
+    text = f"{names or 'none that edgeq uses'} ({soc})"
     if isa & {"dotprod", "avx512vnni", "avxvnni"}:
         extra = "" if "i8mm" in isa or "neon" not in isa else "; no i8mm, which edgeq does not need"
         return Check("integer products", True, text + extra)
-    if not found.isa:
+    if not detected.isa:
         return Check("integer products", None, text)
     missing = "dotprod" if "neon" in isa else "VNNI"
     return Check(
@@ -179,17 +180,17 @@ def _vectors(found: Detected) -> Check:
     )  # fmt: skip
 
 
-def _threads(found: Detected, allowed: int) -> Check:
-    cores = found.cores or allowed
-    fast = [c for c in found.clusters if rank(c.core)[0] >= 2] or list(found.clusters)
+def _threads(detected: Detected, allowed: int) -> Check:
+    cores = detected.cores or allowed
+    fast = [c for c in detected.clusters if rank(c.core)[0] >= 2] or list(detected.clusters)
     strong = sum(c.count for c in fast) or cores
     best = max(1, min(strong, allowed))
     kinds = " + ".join(f"{c.count} {c.core}" + (f" at {c.ghz:g} GHz" if c.ghz else "")
-                       for c in found.clusters)  # fmt: skip
+                       for c in detected.clusters)  # fmt: skip
     text = f"{kinds or f'{cores} cores'}; this process may use {allowed}; use -t {best}"
-    if found.threads and allowed < found.threads:
+    if detected.threads and allowed < detected.threads:
         return Check("threads", None, text,
-                     f"{found.threads} processors are online; taskset or the container limits "
+                     f"{detected.threads} processors are online; taskset or the container limits "
                      f"edgeq to {allowed}")  # fmt: skip
     if strong < cores:
         return Check("threads", True, text,
@@ -198,10 +199,10 @@ def _threads(found: Detected, allowed: int) -> Check:
     return Check("threads", True, text)
 
 
-def _governor(found: Detected) -> Check:
-    if not found.governors:
+def _governor(detected: Detected) -> Check:
+    if not detected.governors:
         return Check("governor", None, "this system does not set the clock rate")
-    kinds = sorted(set(found.governors.values()))
+    kinds = sorted(set(detected.governors.values()))
     text = ", ".join(kinds)
     command = ("echo performance | sudo tee "
                "/sys/devices/system/cpu/cpufreq/policy*/scaling_governor")  # fmt: skip
@@ -220,20 +221,20 @@ _MENDS = {
 }
 
 
-def _throttling(found: Detected) -> list[Check]:
-    hot = {name: t for name, t in found.temperatures_c.items() if t >= _HOT_C}
-    warmest = max(found.temperatures_c.items(), key=lambda item: item[1], default=None)
+def _throttling(detected: Detected) -> list[Check]:
+    hot = {name: t for name, t in detected.temperatures_c.items() if t >= _HOT_C}
+    warmest = max(detected.temperatures_c.items(), key=lambda item: item[1], default=None)
     results = []
     if warmest is None:
         results.append(Check("temperature", None, "no sensor"))
     else:
         text = f"{warmest[1]:.1f} °C ({warmest[0]})"
         results.append(Check("temperature", not hot, text, _MENDS["throttled"] if hot else ""))
-    if found.throttle is None:
+    if detected.throttle is None:
         results.append(Check("throttling", None, "cannot be determined on this system"))
         return results
-    for name, kinds in (("throttling now", found.throttle.now),
-                        ("throttling since boot", found.throttle.since_boot)):  # fmt: skip
+    for name, kinds in (("throttling now", detected.throttle.now),
+                        ("throttling since boot", detected.throttle.since_boot)):  # fmt: skip
         mends = "; ".join(dict.fromkeys(_MENDS[kind] for kind in kinds))
         results.append(Check(name, not kinds, ", ".join(kinds) or "none", mends))
     return results
@@ -242,34 +243,34 @@ def _throttling(found: Detected) -> list[Check]:
 # memory
 
 
-def _memory(found: Detected) -> list[Check]:
+def _memory(detected: Detected) -> list[Check]:
     gib = 1 << 30
     results = []
-    if found.ram_bytes is None or found.available_bytes is None:
+    if detected.ram_bytes is None or detected.available_bytes is None:
         results.append(Check("memory", None, "cannot be determined"))
     else:
-        text = f"{found.available_bytes / gib:.2f} of {found.ram_bytes / gib:.2f} GiB free"
-        ok = found.available_bytes >= gib // 2
+        text = f"{detected.available_bytes / gib:.2f} of {detected.ram_bytes / gib:.2f} GiB free"
+        ok = detected.available_bytes >= gib // 2
         fix = "" if ok else "close other programs; `edgeq plan` shows what fits"
         results.append(Check("memory", ok, text, fix))
-    if found.swap_bytes is None:
+    if detected.swap_bytes is None:
         results.append(Check("swap", None, "cannot be determined"))
-    elif found.swap_bytes:
+    elif detected.swap_bytes:
         fix = "a model that needs swap is very slow; `edgeq plan` shows what fits"
-        results.append(Check("swap", True, f"{found.swap_bytes / gib:.2f} GiB", fix))
+        results.append(Check("swap", True, f"{detected.swap_bytes / gib:.2f} GiB", fix))
     else:
         fix = ""
-        if (found.ram_bytes or 0) < 2 * gib:
+        if (detected.ram_bytes or 0) < 2 * gib:
             fix = (
                 "quantizing needs more memory than running: add zram or a swap file, or "
                 "quantize elsewhere"
             )
         results.append(Check("swap", None, "none", fix))
-    if found.cgroup_bytes is None:
+    if detected.cgroup_bytes is None:
         results.append(Check("control group", True, "no memory limit"))
     else:
-        ok = found.cgroup_bytes >= gib // 2
-        text = f"at most {found.cgroup_bytes / gib:.2f} GiB ({found.sources['cgroup_bytes']})"
+        ok = detected.cgroup_bytes >= gib // 2
+        text = f"at most {detected.cgroup_bytes / gib:.2f} GiB ({detected.sources['cgroup_bytes']})"
         results.append(Check("control group", ok, text,
                              "" if ok else "raise the container's memory limit"))  # fmt: skip
     return results
@@ -290,12 +291,12 @@ def _huge_pages(root: Path) -> Check:
     return Check("huge pages", True, chosen[1])
 
 
-def _load(root: Path, found: Detected) -> Check:
+def _load(root: Path, detected: Detected) -> Check:
     try:
         load = float((root / "proc/loadavg").read_text().split()[0])
     except (OSError, ValueError, IndexError):
         return Check("load", None, "cannot be determined")
-    busy = load > 0.5 * (found.threads or 1)
+    busy = load > 0.5 * (detected.threads or 1)
     fix = "other programs use the processor: measurements will be too slow" if busy else ""
     return Check("load", not busy, f"load average {load:.2f} in the last minute", fix)
 

@@ -43,7 +43,7 @@ def parse_log(text: str) -> Log:
     compatible = re.search(r"^DT compat: (.+(?:\n {11}\S.+)*)", text, re.MULTILINE)
     guess = re.search(r"^SoC guess: (.+)$", text, re.MULTILINE)
     names = (compatible and compatible[1], guess and guess[1], board)
-    soc = next((found for words in names if words and (found := named(words))), None)
+    soc = next((model for words in names if words and (model := named(words))), None)
     clusters = _clusters(text, fields)
     isa = arm_isa(fields.get("Flags", "").split())
     if not isa:
@@ -56,16 +56,16 @@ def parse_log(text: str) -> Log:
     return Log(board, soc, arch, clusters, isa, ram)
 
 
-def _clusters(text: str, said: dict[str, str]) -> tuple[Cluster, ...]:
+def _clusters(text: str, texts: dict[str, str]) -> tuple[Cluster, ...]:
     # a log may show its table twice; a processor counts once
     cpus = {row[0].split()[0]: (row[2], int(row[1])) for row in _TOPOLOGY.finditer(text)}
     if cpus:
         counted = Counter(cpus.values())
         clusters = [Cluster(core, count, mhz / 1000) for (core, mhz), count in counted.items()]
         return tuple(sorted(clusters, key=lambda c: (rank(c.core), c.ghz or 0), reverse=True))
-    core, count = said.get("Model name"), said.get("CPU(s)", "")
+    core, count = texts.get("Model name"), texts.get("CPU(s)", "")
     if core is None or not count.isdigit():
         return ()
-    mhz = said.get("CPU max MHz", "")
+    mhz = texts.get("CPU max MHz", "")
     ghz = float(mhz) / 1000 if re.fullmatch(r"[\d.]+", mhz) else None
     return (Cluster(core, int(count), ghz),)

@@ -238,7 +238,7 @@ def _around(t: NDArray[np.float64], edge: float) -> float:
 
 
 def _period(t: NDArray[np.float64], rate_hz: float) -> float:
-    """Seconds between samples: those meant, or those that a slow meter really took."""
+    """Seconds between samples: as configured, or as measured if the meter is slower."""
     return max(1 / rate_hz, float(np.median(np.diff(t))))
 
 

@@ -30,7 +30,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "vision": ("pillow",),
     "train": ("torch",),
 }
-REQUIRED = ("numpy", "numba", "llvmlite", "safetensors", "tokenizers", "click", "rich", "jinja2")
+REQUIRED = ("numpy", "numba", "llvmlite", "tokenizers", "click", "rich", "jinja2")
 PURPOSES = {
     "gguf": "read and write GGUF files", "ort": "convert to ONNX",
     "genai": "run ONNX files in onnxruntime-genai", "tflite": "convert to TFLite",

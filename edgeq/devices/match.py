@@ -1,4 +1,4 @@
-"""Which profile fits a machine: its own, that of another device with its chip, or a tier."""
+"""Choose the profile of a machine: its own, one of a device with the same chip, or a tier."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _spellings(chip: str) -> set[str]:
 
 
 def _nearest(profiles: Sequence[DeviceProfile], ram: int | None) -> str:
-    """Of profiles that differ in memory, the one that has about as much."""
+    """The profile whose memory is nearest to the machine's."""
     if ram is None:
         return profiles[0].name
     return min(profiles, key=lambda p: (abs((p.ram_bytes or 0) - ram), -len(p.name))).name

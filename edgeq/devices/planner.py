@@ -82,7 +82,7 @@ class Plan:
 
     @property
     def total_bytes(self) -> int:
-        """All that is held."""
+        """Bytes of everything in memory."""
         return self.usable_bytes - self.headroom_bytes
 
     def to_dict(self) -> dict[str, Any]:

@@ -134,7 +134,7 @@ class DeviceProfile:
         return sum(cluster.count for cluster in self.clusters)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: every field, None where unknown."""
+        """A form for JSON: every field, None where unknown."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         plain["clusters"] = [vars(cluster) for cluster in self.clusters]
         plain["sources"] = dict(self.sources)
@@ -143,7 +143,7 @@ class DeviceProfile:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
 
     def to_toml(self) -> str:
-        """As a profile file, which `find` reads."""
+        """The text of a profile file, which `find` reads."""
         lines = [f"[{self.name}]"]
         for key, value in self.to_dict().items():
             if key in ("name", "sources") or value in (None, []):
@@ -258,7 +258,7 @@ def _merged(name: str, table: dict[str, Any], raw: Mapping[str, dict[str, Any]])
 
 
 def _value(name: str, key: str, value: Any) -> Any:
-    """One TOML value in the type of its field."""
+    """A TOML value as the type of its field."""
     try:
         if key == "clusters":
             return tuple(Cluster(**cluster) for cluster in value)

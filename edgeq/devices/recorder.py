@@ -19,7 +19,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
-from types import TracebackType
 from typing import Any
 
 from edgeq.core.errors import DeviceError, FormatError, UsageError, unknown
@@ -298,12 +297,7 @@ class Recorder:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
 
@@ -379,7 +373,7 @@ class _Loop:
 
 
 def _loops(meters: list[Meter], rate_hz: float | None) -> list[_Loop]:
-    """One thread for all meters that answer at once, one for each that keeps it waiting."""
+    """A thread for all meters that answer at once, and one for each of the others."""
     tracks = [_Track(m, 1 / min(m.rate_hz, rate_hz or m.rate_hz)) for m in meters]
     quick = [track for track in tracks if not track.meter.waits]
     slow = [[track] for track in tracks if track.meter.waits]

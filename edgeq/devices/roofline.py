@@ -61,14 +61,14 @@ def sustained(profile: DeviceProfile, threads: int) -> Rates:
         measured = profile.sources.get("int8_gops", "").startswith("measured: ")
         share = KERNEL_SHARE if measured else PREFILL_SHARE
         int8 = profile.int8_gops * share * min(threads, profile.cores) / profile.cores
-    said = [
+    sources = [
         f"{name} {profile.sources[field]}"
         for name, field in (("bandwidth", "read_gb_s"), ("integer peak", "int8_gops"))
         if field in profile.sources
     ]
     if int8 is not None:
-        said.append(f"prompts reach {share:.0%} of the latter, as with AVX-512-VNNI")
-    return Rates(read, int8, "; ".join(said) or "unknown")
+        sources.append(f"prompts reach {share:.0%} of the latter, as with AVX-512-VNNI")
+    return Rates(read, int8, "; ".join(sources) or "unknown")
 
 
 class Speed:

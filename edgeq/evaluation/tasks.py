@@ -1,4 +1,4 @@
-"""Published evaluation sets in JSON lines, as they are published, and how a model does on them.
+"""Evaluate a model on published question sets, which are JSON lines files.
 
     layout     a line holds                        asked                      right if
     hellaswag  ctx_a, ctx_b, activity_label,       which ending is likeliest  it is `label`
@@ -40,7 +40,7 @@ GENERATED = 256
 
 @dataclass(frozen=True)
 class Item:
-    """One question.
+    """A question.
 
     Args:
         kind: how it is answered.
@@ -69,7 +69,7 @@ class AnsweringModel(Protocol):
 
 
 class Encoder(Protocol):
-    """The tokenizer, as far as it is needed."""
+    """The part of a tokenizer that tasks need."""
 
     def encode(self, text: str, add_bos: bool = True, add_eos: bool | None = None) -> list[int]:
         """Text to tokens."""
@@ -279,7 +279,7 @@ def evaluate_task(
     base: AnsweringModel | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
-    """Ask a model all questions, and a base model beside it if there is one.
+    """Ask a model all questions, and a base model too if one is given.
 
     Args:
         layout: the set's name, for the result.
@@ -379,11 +379,11 @@ def _scored(
 def _generated(item: Item, subject: AnsweringModel, encoder: Encoder) -> _Answer:
     prompt = encoder.encode(item.prompt, add_eos=False)
     room = max(1, subject.context - GENERATED)
-    said: list[int] = []
+    tokens: list[int] = []
     text = ""
     for token in subject.generate(prompt[-room:], min(GENERATED, subject.context - 1)):
-        said.append(token)
-        text = encoder.decode(said)
+        tokens.append(token)
+        text = encoder.decode(tokens)
         if "Question:" in text or re.search(r"####.*\n", text):
             text = text.split("Question:")[0]
             break

@@ -203,7 +203,7 @@ class Tally:
             self._base_right += int((flipped & (base_top == wanted)).sum())
 
     def result(self, protocol: str, n_bytes: int | None = None) -> Evaluation:
-        """What it comes to.
+        """The evaluation of all windows so far.
 
         Args:
             protocol: windows and scoring, in words.
@@ -302,7 +302,7 @@ def _blocks(logits: NDArray[np.floating], base: NDArray[np.floating] | None) -> 
 def _scored_bytes(
     ids: NDArray[np.int64], scored: list[slice], decode: Callable[[list[int]], str]
 ) -> int:
-    """UTF-8 bytes of the scored tokens: the whole text's less those of the tokens skipped.
+    """UTF-8 bytes of the scored tokens: those of the whole text without the skipped tokens.
 
     A token's bytes are what it adds after the few before it, as a decoder may treat the first
     token of a text differently.

@@ -1,4 +1,4 @@
-"""A strict reader of safetensors files: one read-only mapping per file, and no copy of its bytes.
+"""safetensors files: a strict reader with one read-only mapping and no copy, and their header.
 
     u64 little-endian   N, the length of the header
     N bytes             JSON {"__metadata__": {str: str}, NAME: {"dtype", "shape", "data_offsets"}}
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ _NUMPY: dict[str, Any] = {
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "u1",
 }  # fmt: skip
 TYPE_NAMES: dict[Any, str] = {
-    np.uint8: "U8", np.int8: "I8", np.float16: "F16", np.float32: "F32",
+    np.uint8: "U8", np.int8: "I8", np.float16: "F16", np.float32: "F32", np.float64: "F64",
 }  # fmt: skip
 """NumPy's scalar types -> the format's names of them, of what edgeq writes."""
 _FLOATS: dict[str, FloatType] = {tag.upper(): dtype for dtype, tag in FLOAT_TAGS.items()}
@@ -124,6 +125,30 @@ class SafetensorsFile:
             return self.tensors[name]
         except KeyError:
             raise FormatError(f"{self.path} holds no tensor {name}") from None
+
+
+def safetensors_header(
+    metadata: Mapping[str, str], arrays: Mapping[str, tuple[str, Sequence[int], int]]
+) -> bytes:
+    """Everything before the arrays' bytes, a multiple of 8 bytes long.
+
+    Args:
+        metadata: texts by name.
+        arrays: name -> the format's name of the type, the shape and the bytes, in the order in
+            which the arrays follow.
+
+    Returns:
+        the header's length and the header.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    start = 0
+    for name, (dtype, shape, nbytes) in arrays.items():
+        offsets = [start, start + nbytes]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": offsets}
+        start += nbytes
+    text = json.dumps(header, separators=(",", ":")).encode("ascii")
+    text = text.ljust(-(-len(text) // 8) * 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def open_safetensors(path: str | Path) -> SafetensorsFile:

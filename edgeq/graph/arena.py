@@ -40,7 +40,7 @@ class ArenaLayout:
 
     Args:
         nbytes: of the whole.
-        least: bytes needed at the same time at most, below which no plan comes.
+        least: the most bytes needed at the same time, which no plan can go below.
         offsets: value -> its first byte.
     """
 

@@ -76,12 +76,12 @@ class Session:
         self.graph = graph
         watched = [w for w in dict.fromkeys(watch) if w not in graph.outputs]
         self._fed = [w for w in watched if w in graph.inputs]
-        made = tuple(w for w in watched if w not in graph.inputs)
+        computed = tuple(w for w in watched if w not in graph.inputs)
         weights: Integers = "int8"
         if sums_saturate():
             activations = weights = "uint8"
-        content = to_bytes(graph, activations=activations, weights=weights, watch=made)
-        self._names = (*graph.outputs, *made)
+        content = to_bytes(graph, activations=activations, weights=weights, watch=computed)
+        self._names = (*graph.outputs, *computed)
         self._session = _opened(graph, content, threads, optimize)
         self.runtime = f"onnxruntime {require().__version__}"
         self.metadata: Mapping[str, str] = graph.meta
@@ -104,11 +104,11 @@ class Session:
         """
         check_feeds(self.graph, feeds)
         given = {name: np.asarray(array, order="C") for name, array in feeds.items()}
-        found = _run(self._session, self._names, given, self.graph.name)
+        results = _run(self._session, self._names, given, self.graph.name)
         for name in self._fed:
             quant = self.graph.quants.get(name)
-            found[name] = quant.dequantize(quant.quantize(given[name])) if quant else given[name]
-        return found
+            results[name] = quant.dequantize(quant.quantize(given[name])) if quant else given[name]
+        return results
 
 
 def check_feeds(graph: Graph, feeds: Mapping[str, NDArray[Any]]) -> None:
@@ -209,7 +209,7 @@ def _run(
     session: Any, names: tuple[str, ...], feeds: Mapping[str, NDArray[Any]], name: str
 ) -> dict[str, NDArray[Any]]:
     try:
-        made = session.run(list(names), feeds)
+        values = session.run(list(names), feeds)
     except Exception as err:  # onnxruntime's errors share no base of their own
         raise FormatError(f"onnxruntime fails to run the graph {name}: {err}") from err
-    return dict(zip(names, made, strict=True))
+    return dict(zip(names, values, strict=True))

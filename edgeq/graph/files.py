@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from edgeq.core.errors import UsageError
+from edgeq.graph.tflite import IDENTIFIER
 
 if TYPE_CHECKING:
     from edgeq.graph.ir import Graph, Shape
 
 GraphFormat = Literal["onnx", "tflite"]
 
-_TFLITE_IDENTIFIER = b"TFL3"
 _IR_VERSION_TAG = 0x08
 _TAGS_AFTER_IR_VERSION = frozenset((0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42, 0x72, 0xA2, 0xCA))
 """First bytes of the tags that may follow ``ir_version`` in a ModelProto: producer_name,
@@ -37,7 +37,7 @@ def graph_format(path: str | Path) -> GraphFormat | None:
                 head = file.read(8)
     except OSError:
         head = b""
-    if head[4:8] == _TFLITE_IDENTIFIER:
+    if head[4:8] == IDENTIFIER:
         return "tflite"
     if len(head) > 2 and head[0] == _IR_VERSION_TAG and head[2] in _TAGS_AFTER_IR_VERSION:
         return "onnx"

@@ -1,7 +1,7 @@
 """Graphs of operators: the form in which vision, audio and encoder models are quantized.
 
 Operators, their attributes and their meaning are those of ONNX's opset 21, channels first, with
-two differences that `edgeq.graph.onnx.read` and `onnx_write` translate:
+two differences that `edgeq.graph.onnx.read` and `edgeq.graph.onnx.write` translate:
 
     Linear      x [..., K] times w [N, K] transposed, plus b [N] if there is one: Gemm, and MatMul
                 with a constant

@@ -62,8 +62,8 @@ def from_qdq(graph: Graph) -> Graph:
         )
     try:
         palettes = {
-            str(name): (int(held["bits"]), np.array(held["levels"], np.int8))
-            for name, held in json.loads(graph.meta.get(PALETTES, "{}")).items()
+            str(name): (int(palette["bits"]), np.array(palette["levels"], np.int8))
+            for name, palette in json.loads(graph.meta.get(PALETTES, "{}")).items()
         }
         return _decoded(graph, palettes)
     except (SchemeError, KeyError, IndexError, ValueError, OverflowError, AttributeError) as err:
@@ -86,8 +86,8 @@ def _decoded(graph: Graph, palettes: dict[str, Palette]) -> Graph:
         elif node.op != "DequantizeLinear":
             nodes.append(node)
         elif node.inputs[0] in graph.constants:
-            held = replace(graph, constants=constants)  # scales may be widened ones
-            constants[node.output] = _weight(held, node, palettes.get(node.output))
+            widened = replace(graph, constants=constants)  # scales may be widened ones
+            constants[node.output] = _weight(widened, node, palettes.get(node.output))
         else:
             producer = graph.producers[node.inputs[0]]
             if producer.op != "QuantizeLinear" or producer.inputs[1:] != node.inputs[1:]:

@@ -131,16 +131,16 @@ def _renamed(graph: Graph, old: str, new: str) -> Graph:
         if new in graph.constants or new in graph.inputs or new in graph.outputs:
             keep = Node("Identity", unique_node(graph, f"{old}.copy"), (new,), (old,))
             graph = replace(graph, nodes=(*graph.nodes, keep))
-            return _taken(graph, old, new)
+            return _rewired(graph, old, new)
         nodes = tuple(
             replace(n, outputs=tuple(old if o == new else o for o in n.outputs))
             for n in graph.nodes
         )
-        return _taken(replace(graph, nodes=nodes), new, old)
-    return _taken(graph, old, new)
+        return _rewired(replace(graph, nodes=nodes), new, old)
+    return _rewired(graph, old, new)
 
 
-def _taken(graph: Graph, old: str, new: str) -> Graph:
+def _rewired(graph: Graph, old: str, new: str) -> Graph:
     """Let all nodes that use one value use another."""
     nodes = tuple(
         replace(n, inputs=tuple(new if i == old else i for i in n.inputs)) if old in n.inputs else n

@@ -1,4 +1,4 @@
-"""llama2.c checkpoints (``.bin``, float32) with the tokenizer that lies beside them.
+"""llama2.c checkpoints (``.bin``, float32) with the tokenizer in the same folder.
 
     legacy     7 x int32: hidden, ffn, layers, heads, kv_heads, vocab, context
                a negative vocab: the head is a matrix of its own
@@ -54,7 +54,7 @@ def is_llama2c(path: Path) -> bool:
 
 
 def load(path: str | Path, *, headers_only: bool = False) -> Model:
-    """Open a checkpoint; a ``tokenizer.bin``, ``tok<vocab>.bin`` or ``.model`` beside it is read.
+    """Open a checkpoint, and ``tokenizer.bin``, ``tok<vocab>.bin`` or ``.model`` next to it.
 
     Args:
         path: the file.
@@ -187,7 +187,7 @@ def _plan_v1(path: Path, head: bytes) -> tuple[ModelConfig, int, Layout]:
 
 
 def _tokenizer(path: Path, vocab: int) -> dict[str, bytes]:
-    """Files of the tokenizer beside the checkpoint, if there is one of its size."""
+    """Files of the tokenizer next to the checkpoint, if its vocabulary has the same size."""
     stems = ("tokenizer", f"tok{vocab}")
     for file in (path.parent / f"{stem}.{kind}" for stem in stems for kind in ("model", "bin")):
         if not file.is_file() or file == path:

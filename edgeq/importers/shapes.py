@@ -90,7 +90,7 @@ def random_model(
     """
     rng = np.random.Generator(np.random.SFC64(seed))
     linears = list(config.linears())
-    pool = _Pool(sum(_held(schemes(name, shape), shape) for name, shape in linears))
+    pool = _Pool(sum(_pool_bytes(schemes(name, shape), shape) for name, shape in linears))
     tensors: dict[str, Tensor] = {}
     for done, (name, (n, k)) in enumerate(linears):
         scheme = schemes(name, (n, k))
@@ -139,7 +139,7 @@ def random_tensor(
         spread = float(palette.astype(np.float64).var())
     _, scales_shape = parts["scales"]
     base = 2.0 ** round(math.log2(0.7 / math.sqrt(k * spread)))
-    pool = pool or _Pool(_held(scheme, (n, k)))
+    pool = pool or _Pool(_pool_bytes(scheme, (n, k)))
     scales = pool.take(scales_shape, np.float16)
     scales[...] = base * (1 + rng.integers(0, 8, scales_shape, np.uint8) / 8)
     scales[-1, :, n - (round_up(n, TILE) - TILE) :] = 0
@@ -170,7 +170,7 @@ class _Pool:
         return array
 
 
-def _held(scheme: Scheme, shape: tuple[int, int]) -> int:
+def _pool_bytes(scheme: Scheme, shape: tuple[int, int]) -> int:
     """Bytes a tensor takes of the pool."""
     if not isinstance(scheme, QuantScheme):
         return 0

@@ -19,7 +19,6 @@ import secrets
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -193,12 +192,7 @@ class ArtifactWriter:
             sync_folder(self.path.absolute().parent)
         return self.size
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._discard()
 
     def _discard(self) -> None:
@@ -239,7 +233,7 @@ class ArtifactWriter:
 
 
 def save(model: Model, path: str | Path) -> int:
-    """Write a model as it is: quantized tensors as they are, float ones in their own type.
+    """Write a model without changing its tensors.
 
     Args:
         model: the model.

@@ -1,4 +1,4 @@
-"""The memory that running a model takes besides its weights: the cache and every buffer.
+"""The memory that a running model takes in addition to its weights: the cache and every buffer.
 
 The engine allocates these sizes, and a planner that has only a model's hyperparameters computes
 with them, so that each size is defined once.
@@ -43,7 +43,7 @@ _FLOAT = 4
 
 
 def center_span(kv_bits: int) -> int:
-    """Positions of the cache that are stored and lost together, as they share a center.
+    """Positions of the cache that share a center, so that they are stored and dropped together.
 
     A center costs 16 bits a number: one key of 16 with 8 bits, and one of 64 with 4. A cache of
     float16 has no centers, and is handled in tiles all the same.

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -82,12 +82,12 @@ class Model:
 
         "formats" lists those of the source, "tensors" has the type of each in it, by name.
         """
-        found = {n: t for n, t in self.tensors.items() if isinstance(t, KeptTensor)}
-        if not found:
+        kept = {n: t for n, t in self.tensors.items() if isinstance(t, KeptTensor)}
+        if not kept:
             return dict(self.provenance.get("kept", {}))
         return {
-            "formats": sorted({t.source_format for t in found.values()}),
-            "tensors": {name: t.source_type for name, t in found.items()},
+            "formats": sorted({t.source_format for t in kept.values()}),
+            "tensors": {name: t.source_type for name, t in kept.items()},
         }
 
     def integers(self) -> dict[str, Any] | None:
@@ -115,22 +115,31 @@ class Model:
     def packed(self, take: Take = np.empty) -> Model:
         """The model with every kept tensor of its file packed.
 
-        A tensor under two names is packed once. Float tensors stay views of the file. The
-        provenance says which tensors were kept.
+        Float tensors stay views of the file. The provenance says which tensors were kept.
 
         Args:
             take: allocates the arrays, given their shape and dtype.
         """
-        done: dict[int, Tensor] = {}
-        for tensor in self.tensors.values():
-            if isinstance(tensor, KeptTensor) and id(tensor) not in done:
-                done[id(tensor)] = packed(tensor, take)
-        if not done:
+        return self.replaced(lambda t: packed(t, take) if isinstance(t, KeptTensor) else t)
+
+    def replaced(self, replacement: Callable[[Tensor], Tensor]) -> Model:
+        """The same model with other tensors of the same values; its provenance says which of the
+        old ones were kept.
+
+        Args:
+            replacement: gives the new tensor for each of the old ones. A tensor under two names is
+                replaced once.
+        """
+        old = dict(self.tensors)
+        distinct = {id(tensor): tensor for tensor in old.values()}
+        new = {key: replacement(tensor) for key, tensor in distinct.items()}
+        if all(new[key] is tensor for key, tensor in distinct.items()):
             return self
+        kept = self.kept()
         model = replace(
             self,
-            tensors={name: done.get(id(t), t) for name, t in self.tensors.items()},
-            provenance=dict(self.provenance) | {"kept": self.kept()},
+            tensors={name: new[id(tensor)] for name, tensor in old.items()},
+            provenance=dict(self.provenance) | ({"kept": kept} if kept else {}),
         )
         object.__setattr__(model, "origin", self.origin)
         return model

@@ -1,4 +1,4 @@
-"""Where a model was opened from, and the digest of what lies there."""
+"""The path that a model was opened from, and the digest of its content."""
 
 from __future__ import annotations
 

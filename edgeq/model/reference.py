@@ -92,7 +92,7 @@ class Reference:
             raise UsageError("keep holds the weights of the default product; leave out linear")
         self.model = model
         self.config = model.config
-        self._product = linear or (self._kept if keep else dense)
+        self._product = linear or (self._product_of_stored if keep else dense)
         self._kv = kv
         self._small: dict[str, Array] = {}  # norms and biases, as float32
         self._weights: dict[str, Array] = {}
@@ -226,7 +226,7 @@ class Reference:
             self._small[name] = self._tensor(name).numpy()
         return self._small[name]
 
-    def _kept(self, name: str, x: Array, weight: Tensor) -> Array:
+    def _product_of_stored(self, name: str, x: Array, weight: Tensor) -> Array:
         if name not in self._weights:
             self._weights[name] = weight.numpy()
         return x @ self._weights[name].T

@@ -45,7 +45,7 @@ class TracedReference(Reference):
         tokens: Sequence[int] | NDArray[np.integer],
         replacements: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> dict[str, Array]:
-        """All results of one pass over the tokens that follow.
+        """All results of one pass over the next tokens.
 
         Args:
             tokens: int [T].

@@ -163,11 +163,11 @@ class GraphCandidate:
         """A graph remembers nothing."""
 
     def read(self, tokens: NDArray[np.int64]) -> int:
-        """One run."""
+        """Run it once."""
         return self.step(0)
 
     def step(self, token: int) -> int:
-        """One run."""
+        """Run it once."""
         self._execute()
         return token
 

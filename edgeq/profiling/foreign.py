@@ -38,7 +38,7 @@ class Named:
 
     @classmethod
     def parse(cls, text: str) -> Named:
-        """From ``PATH``, or ``TARGET:PATH`` to say which runtime."""
+        """Parse ``PATH``, or ``TARGET:PATH``, which names the runtime."""
         kind, _, rest = text.partition(":")
         if rest and kind in TARGETS:
             return cls(Path(rest), kind)
@@ -170,9 +170,9 @@ def _phase(name: str, times: tuple[list[NodeTime], int, int], units: int) -> Pha
     return Phase(name, units, tuple(rows), (wall_ns,) if runs else ())
 
 
-def _counted(found: OperatorCounts) -> Operations:
-    rows = tuple(Operation(None, op, "", n, None) for op, n in sorted(found.counts.items()))
-    return Operations(found.source, (Phase("run", 1, rows),), found.reason)
+def _counted(counts: OperatorCounts) -> Operations:
+    rows = tuple(Operation(None, op, "", n, None) for op, n in sorted(counts.counts.items()))
+    return Operations(counts.source, (Phase("run", 1, rows),), counts.reason)
 
 
 def _layer(name: str) -> int | None:

@@ -179,7 +179,7 @@ def _phase(
     engine = subject.engine
     plain: list[int] = []
     timed: list[int] = []
-    found: list[StepTimes] = []
+    step_times: list[StepTimes] = []
     with engine.timed_steps():  # a refusal comes before any work
         pass
     begun = time.monotonic()
@@ -191,7 +191,7 @@ def _phase(
         subject.begin(past)
         with engine.timed_steps() as times:
             timed.append(_ns(work))
-        found.append(times)
+        step_times.append(times)
     decode = name == "decode"
     passes = units if decode else -(-units // BATCH)
     cached = len(past) + units // 2 if decode else None
@@ -201,7 +201,7 @@ def _phase(
         "embed": (passes, tensors["model.embed_tokens.weight"].nbytes // c.vocab * units),
         "head": (passes if decode else 1, tensors[c.head_name].nbytes * (passes if decode else 1)),
     }
-    sums = [times.ns for times in found]
+    sums = [times.ns for times in step_times]
     for layer, step in sums[0]:
         ns = tuple(run[layer, step] for run in sums)
         if layer is not None:

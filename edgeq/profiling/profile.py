@@ -74,17 +74,17 @@ def profile(
         peak = peak_rss_bytes() if len(there) == 1 else None
         runs = []
         for i, (named, subject) in enumerate(zip(models, subjects, strict=True)):
-            told: Operations | None = None
+            operation_times: Operations | None = None
             if operations:
                 if progress:
                     progress("operations", i, len(models))
-                told = (
+                operation_times = (
                     engine_operations(subject, workload)
                     if isinstance(subject, EngineCandidate)
                     else foreign.operations(named, subject, workload, threads)
                 )
             taken = () if subject is None else tuple(next(samples))
-            runs.append(Run(facts[i], taken, told, None if subject is None else peak))
+            runs.append(Run(facts[i], taken, operation_times, None if subject is None else peak))
     # only now: their buffers are larger than many a model
     compiled = [f["threads"] for f in facts if f.get("kernel")]
     machine = environment(compiled) | {"contention": contention.to_json()}

@@ -101,13 +101,13 @@ def profile_on(
         _perform(transport, interpreter, progress)
         with tempfile.TemporaryDirectory(prefix="edgeq-") as folder:
             transport.pull(RESULT, Path(folder) / RESULT)
-            made = document.read(Path(folder) / RESULT)
+            result = document.read(Path(folder) / RESULT)
     # each is called what the user calls it here
     runs = [
         replace(run, subject={**run.subject, "name": str(named.path)})
-        for run, named in zip(made.runs, models, strict=True)
+        for run, named in zip(result.runs, models, strict=True)
     ]
-    return replace(made, runs=tuple(runs))
+    return replace(result, runs=tuple(runs))
 
 
 def package() -> bytes:
@@ -138,14 +138,14 @@ def _interpreter(transport: Transport, python: str | None, needs: Sequence[str])
                 f"{transport.no_python}; or name another with --on-python"
             )
         raise DeviceError(f"{transport.where}: {asked} does not work: {_ending(finished)}")
-    path, version, found = json.loads(lines[-1].removeprefix(f"{MARK}python "))
+    path, version, versions = json.loads(lines[-1].removeprefix(f"{MARK}python "))
     name = f"{transport.where}: its {path} ({'.'.join(map(str, version))})"
     if tuple(version[:2]) < PYTHON:
         raise DeviceError(
             f"{name} is too old; edgeq needs Python {'.'.join(map(str, PYTHON))} or later: install "
             "one there and name it with --on-python"
         )
-    faults = [_fault(package, found.get(package)) for package in needs]
+    faults = [_fault(package, versions.get(package)) for package in needs]
     if any(faults):
         raise DeviceError(
             f"{name} {' and '.join(filter(None, faults))}; there: pip install {' '.join(needs)}. "

@@ -79,8 +79,8 @@ _BLOCKS = {"activations": "float", **_OUTER, "tables": "w4-g64-mse", "rest": "fp
 
 def _rung(matrices: str, outer: str, **rules: str) -> Preset:
     """A decoder's matrices in one scheme, embedding and head in another, some kinds in a third."""
-    held = [[KINDS[kind], scheme] for kind, scheme in rules.items()]
-    return Preset({"default": matrices, **_RUNG, "rules": [*held, [OUTER, outer]]})
+    kind_rules = [[KINDS[kind], scheme] for kind, scheme in rules.items()]
+    return Preset({"default": matrices, **_RUNG, "rules": [*kind_rules, [OUTER, outer]]})
 
 
 LADDER: Mapping[str, Preset] = {

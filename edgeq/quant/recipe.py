@@ -318,7 +318,7 @@ class Recipe:
 
     @property
     def weight_schemes(self) -> tuple[QuantScheme, ...]:
-        """All that a weight of a graph may get."""
+        """All schemes that a weight of a graph may get."""
         schemes = [self.default, *(rule.scheme for rule in self.rules)]
         if (options := self.graph) is not None:
             schemes += [scheme for scheme in (options.outer, options.tables) if scheme is not None]

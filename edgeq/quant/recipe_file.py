@@ -239,8 +239,8 @@ def _completed_decoder(own: dict[str, Any], base: dict[str, Any] | None) -> dict
     known = dict_of_fields(base)
     if own.get("method", known["method"]) != known["method"]:
         known.pop("options", None)  # which are the other method's
-    said = [rule[0] for rule in rules if isinstance(rule, list) and rule]
-    missing = [rule for rule in known["rules"] if rule[0] not in said]
+    patterns = [rule[0] for rule in rules if isinstance(rule, list) and rule]
+    missing = [rule for rule in known["rules"] if rule[0] not in patterns]
     return _decoder_fields({**known, **own, "rules": [*rules, *missing]})
 
 

@@ -11,7 +11,7 @@ from edgeq.formats.schemes import BITS, FloatScheme, QuantScheme, Scheme, parse_
 from edgeq.quant.observers import OBSERVERS
 
 OUTER = r"^(model\.embed_tokens|lm_head)\."
-"""Embedding and head: the whole output hangs on them, so they get 8 bits unless a rule says
+"""Embedding and head: every output depends on them, so they get 8 bits unless a rule says
 otherwise."""
 KINDS = {kind: rf"\.{kind}_proj\.weight$" for kind in ("v", "down")}
 """Matrices of layers that presets give more bits."""

@@ -1,4 +1,4 @@
-"""What is known of every quantization, of a language model or a graph."""
+"""The summary of a quantization, of a language model or a graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of profiles and sweeps.
+"""A self-contained HTML page of profiles and sweeps.
 
     sources   profiles and results of sweeps, read from files
     figures   the plots, or the reason why there is none

@@ -96,7 +96,7 @@ def short(value: float) -> str:
 
 
 def threads_of(count: object) -> str:
-    """As in "4 threads"."""
+    """The number of threads as text: "4 threads"."""
     return f"{count} thread" + ("" if str(count) == "1" else "s")
 
 

@@ -49,7 +49,7 @@ def latency(entries: Sequence[ReportedRun]) -> list[Plot]:
             nines = np.linspace(0, math.log10(ms.size), 120) if ms.size > 1 else np.zeros(1)
             part = 1 - 10**-nines
             lines.append(Line(e.name, part, np.quantile(ms, part), e.color, dots=ms.size == 1))
-            figures = e.told["tpot_ms" if unit == "token" else "run_ms"]
+            figures = e.figures["tpot_ms" if unit == "token" else "run_ms"]
             rows.append(
                 [e.name, *(short(figures[key]) for key in ("n", "min", "p50", "p90", "p99", "max"))]
             )
@@ -119,7 +119,7 @@ def roofline(key: str, entries: Sequence[ReportedRun]) -> Plot | Missing:
     dots, rows, reasons = [], [], []
     for e in entries:
         for part, reading in (("prefill", _prefill_bytes(e)), ("decode", _decode_bytes(e))):
-            gops = e.told["int8_gops"][part]
+            gops = e.figures["int8_gops"][part]
             macs = e.run.subject.get("macs_prefill" if part == "prefill" else "macs_per_token")
             if not (gops and macs and reading) or min(gops, macs, reading) <= 0:
                 reasons.append(f"{e.letter} {part}")

@@ -91,7 +91,7 @@ def _section(
         runs.append(
             {
                 "name": entry.name,
-                "subject": entry.told["name"],
+                "subject": entry.figures["name"],
                 "figures": tables.figures(entry),
                 "operations": known,
                 "bars": [tables.operations(phase) for phase in (known.phases if known else ())],

@@ -39,14 +39,14 @@ class ReportedRun:
         letter: its name in legends.
         color: of its lines.
         document, run: the run.
-        told: its `summary`.
+        figures: its `summary`.
     """
 
     letter: str
     color: int
     document: Document
     run: Run
-    told: Mapping[str, Any] = field(repr=False)
+    figures: Mapping[str, Any] = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -56,7 +56,7 @@ class ReportedRun:
 
 
 def entries(sources: Sources) -> list[list[ReportedRun]]:
-    """The runs of each document, lettered through.
+    """The runs of each document, each with a letter of its own.
 
     Raises:
         FormatError: a run has invalid numbers.

@@ -70,9 +70,11 @@ def figures(entry: ReportedRun) -> list[Figure]:
 
 
 def _figures(entry: ReportedRun) -> Iterator[Figure]:
-    figures, subject, work = entry.told, entry.run.subject, entry.document.workload
+    figures, subject, work = entry.figures, entry.run.subject, entry.document.workload
     threads = figures["threads"]
-    yield Figure("runtime", str(figures["runtime"] or "none here"), ", ".join(_held(subject)))
+    yield Figure(
+        "runtime", str(figures["runtime"] or "none here"), ", ".join(_engine_settings(subject))
+    )
     rounds = f"of {figures['rounds']} timed rounds"
     depth = f" after {work.n_depth} others" if work.n_depth else ""
     if ttft := figures["ttft_ms"]:
@@ -121,7 +123,7 @@ def _figures(entry: ReportedRun) -> Iterator[Figure]:
         yield _estimate(guess)
 
 
-def _held(subject: Mapping[str, Any]) -> Iterator[str]:
+def _engine_settings(subject: Mapping[str, Any]) -> Iterator[str]:
     if subject.get("threads") is not None:
         yield threads_of(subject["threads"])
     for key, text in (("kernel", "kernel {}"), ("backend", "{}"),
@@ -130,8 +132,8 @@ def _held(subject: Mapping[str, Any]) -> Iterator[str]:
             yield text.format(subject[key])
 
 
-def _memory(held: Mapping[str, Any], runs: int) -> Iterator[Figure]:
-    peak = held["peak_rss_bytes"]
+def _memory(memory: Mapping[str, Any], runs: int) -> Iterator[Figure]:
+    peak = memory["peak_rss_bytes"]
     if peak is None:
         reason = "the runs share the process" if runs > 1 else "this system does not tell"
         yield Figure("peak memory (RSS)", NOT_MEASURED, reason)
@@ -139,12 +141,14 @@ def _memory(held: Mapping[str, Any], runs: int) -> Iterator[Figure]:
         yield Figure("peak memory (RSS)", f"{short(peak / MIB)} MiB",
                      "most that the whole process held while it ran")  # fmt: skip
     for key, name in (("weights", "weights"), ("kv", "KV cache"), ("scratch", "scratch")):
-        if held[f"{key}_bytes"]:
-            yield Figure(name, f"{short(held[f'{key}_bytes'] / MIB)} MiB", "counted, not measured")
+        if memory[f"{key}_bytes"]:
+            yield Figure(
+                name, f"{short(memory[f'{key}_bytes'] / MIB)} MiB", "counted, not measured"
+            )
 
 
-def _energy(part: str, unit: str, found: Mapping[str, Any]) -> Figure:
-    each = found["joules_per_token"]
+def _energy(part: str, unit: str, figures: Mapping[str, Any]) -> Figure:
+    each = figures["joules_per_token"]
     together = part == "rounds"
     unit = "round" if together else unit
     part = "runs" if unit == "run" else part
@@ -154,16 +158,16 @@ def _energy(part: str, unit: str, found: Mapping[str, Any]) -> Figure:
     value = short(each["mean"])
     if each["std"] is not None:
         value += f" ± {short(each['std'])}"
-    value += f" J/{unit} at {short(found['mean_watts'])} W"
+    value += f" J/{unit} at {short(figures['mean_watts'])} W"
     known = sum(joules is not None for joules in each["samples"])
-    source = f"{found['meter']}: {found['provenance']}"
-    if found["covers"]:
-        source += f", of {found['covers']}"
+    source = f"{figures['meter']}: {figures['provenance']}"
+    if figures["covers"]:
+        source += f", of {figures['covers']}"
     count = f"the {part} of {known} of {len(each['samples'])} timed rounds"
     source += f"; {'all timed rounds together' if together else count}"
-    if found["idle_watts"] is not None:
-        source += f"; {short(found['idle_watts'])} W of the idle machine subtracted"
-    for problem in (*found["problems"], *([each["reason"]] if each["reason"] else [])):
+    if figures["idle_watts"] is not None:
+        source += f"; {short(figures['idle_watts'])} W of the idle machine subtracted"
+    for problem in (*figures["problems"], *([each["reason"]] if each["reason"] else [])):
         source += f"; {problem}"
     return Figure(name, value, source)
 
@@ -183,7 +187,7 @@ def compared(entries: Sequence[ReportedRun]) -> list[list[str]]:
     """The runs beneath each other, by their main figures."""
     rows = []
     for entry in entries:
-        figures = entry.told
+        figures = entry.figures
         each = figures["tpot_ms"] or figures["run_ms"]
         joules = figures["energy"]["decode"]["joules_per_token"]["mean"]
         peak = figures["memory"]["peak_rss_bytes"]
@@ -262,12 +266,12 @@ def problems(document: Document) -> list[tuple[str, str]]:
     ]
 
 
-def _percentiles(found: Mapping[str, float]) -> str:
-    return f"{short(found['p50'])} ms p50, {short(found['p90'])} p90, {short(found['p99'])} p99"
+def _percentiles(values: Mapping[str, float]) -> str:
+    return f"{short(values['p50'])} ms p50, {short(values['p90'])} p90, {short(values['p99'])} p99"
 
 
-def _mean(found: Mapping[str, float], unit: str) -> str:
-    return f"{short(found['mean'])} ± {short(found['std'])} {unit}"
+def _mean(values: Mapping[str, float], unit: str) -> str:
+    return f"{short(values['mean'])} ± {short(values['std'])} {unit}"
 
 
 def _share(percent: float | None, doubt: str | None) -> str:

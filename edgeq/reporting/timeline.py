@@ -24,13 +24,13 @@ QUANTITIES = {
 """Quantity -> its title, the unit it is drawn in, and how many of the meter's that is."""
 
 COLUMNS = 1000
-"""Into so many the time is cut for shades; each shows what took the most of it."""
+"""Slices that the time is cut into for shading; each shows the phase that took most of it."""
 
 ROUNDS = 50
-"""Rounds that are still told apart into prefill and decode; more would be stripes on a phone."""
+"""Up to this many rounds are shaded as prefill and decode; more would be stripes on a phone."""
 
 MANY = 6
-"""Channels of a meter that are still drawn one by one."""
+"""Up to this many channels of a meter are drawn one by one."""
 
 GAP = 3.0
 """Sample periods without a sample, past which a line is broken."""
@@ -63,7 +63,7 @@ def timeline(key: str, document: Document) -> tuple[list[Plot], list[Missing]]:
                     continue
                 x, y = _broken(x[inside], values[inside] / scale, trace.sensor.rate_hz)
                 lines.append(Line(name, x, y, len(lines), dots=x.size < 3))
-                rows.append([name, *map(short, _told(y)), str(trace.sensor.provenance)])
+                rows.append([name, *map(short, _statistics(y)), str(trace.sensor.provenance)])
         y_axis = around(f"{title}, {unit}", [v for line in lines for v in line.y],
                         zero=quantity != "temperature")  # fmt: skip
         if y_axis is None or seconds <= 0:
@@ -117,7 +117,7 @@ def _rate(t_ns: NDArray[np.int64], joules: NDArray[np.float64]) -> Series:
 
 
 def _across(channels: Sequence[Series], of: Any) -> Series:
-    """One value of all channels at each time that all have."""
+    """Combine all channels into one value at each time that all have."""
     times = channels[0][0]
     for t_ns, _ in channels[1:]:
         times = np.intersect1d(times, t_ns)
@@ -136,7 +136,7 @@ def _broken(
     return np.insert(x, late, x[late]), np.insert(y, late, np.nan)
 
 
-def _told(y: NDArray[np.float64]) -> list[float]:
+def _statistics(y: NDArray[np.float64]) -> list[float]:
     seen = y[~np.isnan(y)]
     return [float(v) for v in (seen[0], seen.min(), seen.mean(), seen.max(), seen[-1])]
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgeq.formats.packing import TILE
 from edgeq.formats.schemes import K_BLOCK
-from edgeq.formats.tensor import QuantTensor, Tensor
+from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.model import recording
 from edgeq.model.block import RopeSpec
 from edgeq.model.formulas import rope_tables
@@ -27,7 +27,6 @@ from edgeq.runtime.kernels.jit import float_kernel_address, kernel_address
 from edgeq.runtime.packed_cache import PackedCache
 from edgeq.runtime.step_fusion import ProgramStep, fuse
 from edgeq.runtime.step_times import StepLabel
-from edgeq.runtime.weights import WeightArena, float_copy
 
 _ROWS = {
     "x": True, "normed": True, "branch": False, "q": False, "k": False, "v": False, "att": True,
@@ -42,12 +41,11 @@ class CompiledProgram:
     """A model as records for compiled code.
 
     Args:
-        model: validated.
+        model: validated, every matrix quantized or rows of floats (`edgeq.runtime.weights`).
         context: positions the cache holds.
         threads: how many run side by side.
         kv_bits: 4, 8 or 16.
         sequences: how many are decoded together, each with its own cache.
-        arena: where weights are copied to; None uses them where they are.
         memory: keeps all that the records point to.
 
     Attributes:
@@ -67,12 +65,10 @@ class CompiledProgram:
         context: int,
         threads: int,
         kv_bits: int,
-        arena: WeightArena | None,
         memory: EngineMemory,
         sequences: int = 1,
     ) -> None:
-        self._model = model if arena else model.packed(memory.array)
-        self._arena, self._memory = arena, memory
+        self._model, self._memory = model, memory
         c = model.config
         steps = fuse(recording.record(c))
         self.labels: tuple[StepLabel, ...] = tuple((step.layer, step.label) for step in steps)
@@ -119,9 +115,7 @@ class CompiledProgram:
         return self._table(abi.LINEAR, [self._linear(name) for name in names])
 
     def _linear(self, name: str) -> dict[str, int]:
-        tensor: Tensor = self._model.tensors[name]
-        if self._arena:
-            tensor = self._arena.copied(tensor)
+        tensor = self._model.tensors[name]
         address = self._memory.address
         n, k = tensor.shape
         record = {"n": n, "k": k, "tiles": -(-n // TILE)}
@@ -148,7 +142,7 @@ class CompiledProgram:
                 record["zeros"] = address(tensor.minimums, 32)
                 record["zero_step"] = tensor.minimums.strides[0]
         else:
-            tensor = float_copy(tensor, self._memory.array)
+            assert isinstance(tensor, FloatTensor)
             record["kind"] = abi.FLOAT_KINDS[tensor.dtype]
             record["kernel"] = float_kernel_address(tensor.dtype)
             record["codes"] = address(tensor.data, tensor.data.itemsize)
@@ -159,7 +153,7 @@ class CompiledProgram:
         return record
 
     def _attention_records(self, steps: list[ProgramStep], context: int) -> NDArray[Any]:
-        """One record of each layer; that of a layer without attention is empty."""
+        """A record for each layer; that of a layer without attention is empty."""
         c, memory = self._model.config, self._memory
         tables: dict[RopeSpec | None, tuple[int, int]] = {None: (0, 0)}
         scale = memory.zeros(1, np.float32)

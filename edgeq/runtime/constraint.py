@@ -43,7 +43,7 @@ class Grammar:
 
 
 class TokenConstraint:
-    """What one text may be; see `edgeq.runtime.generate.Constraint`. Made by `Grammar.start`.
+    """The constraint on one text; see `edgeq.runtime.generate.Constraint`. Made by `Grammar.start`.
 
     Args:
         matcher: llguidance's.
@@ -203,16 +203,16 @@ class _Tokens:
 
     def _greedy(self, raw: bytes) -> list[int]:
         """The longest token at each place."""
-        found, place = [], 0
+        tokens, place = [], 0
         while place < len(raw):
             for stop in range(min(len(raw), place + self._longest), place, -1):
                 if (token := self._ids.get(raw[place:stop])) is not None:
-                    found.append(token)
+                    tokens.append(token)
                     place = stop
                     break
             else:
                 break  # a byte without a token: what follows is left to the masks
-        return found
+        return tokens
 
 
 def _short(message: str) -> str:

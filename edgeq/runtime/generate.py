@@ -66,7 +66,7 @@ class Logprobs:
 
     @staticmethod
     def of(logits: Logits, token: int, n: int) -> Logprobs:
-        """Of a token and the ``n`` most likely ones, from logits [V]."""
+        """The log-probabilities of a token and the ``n`` most likely ones, from logits [V]."""
         logs = log_probabilities(logits)
         ids = top_k_ids(logits, n) if n else ()
         return Logprobs(float(logs[token]), tuple((int(i), float(logs[i])) for i in ids))
@@ -343,7 +343,7 @@ class _Generation:
             burst = next_burst(burst, elapsed)
 
     def _drafts(self, token: int, n: int) -> Generator[int, None, None]:
-        """As `_bursts`, but drafts of prompt lookup are verified, each in one pass."""
+        """Like `_bursts`, but each draft of prompt lookup is verified in one pass."""
         text = Lookup([*self.history, token])
         length, left = DraftLength(self.lookup), n
         while left:

@@ -31,7 +31,12 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError, UsageError
 from edgeq.core.files import write_whole
-from edgeq.formats.safetensors_file import TYPE_NAMES, SafetensorsFile, open_safetensors
+from edgeq.formats.safetensors_file import (
+    TYPE_NAMES,
+    SafetensorsFile,
+    open_safetensors,
+    safetensors_header,
+)
 from edgeq.formats.tensor import FloatTensor, QuantTensor
 from edgeq.model.config import ModelConfig
 from edgeq.model.memory_layout import center_span
@@ -186,17 +191,10 @@ def save(
         "kv_bits": str(kv_bits),
         "starts": json.dumps(starts),
     }
-    header: dict[str, Any] = {"__metadata__": metadata}
-    place = 0
-    for name, (dtype, shape, nbytes) in arrays.items():
-        offsets = [place, place + nbytes]
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": offsets}
-        place += nbytes
-    text = json.dumps(header, separators=(",", ":")).encode("ascii")
-    text = text.ljust(-(-len(text) // 8) * 8)
+    header = safetensors_header(metadata, arrays)
 
     def pieces() -> Iterator[bytes | memoryview]:
-        yield len(text).to_bytes(8, "little") + text
+        yield header
         yield np.array(tokens, "<i4").tobytes()
         for layer, start in enumerate(starts):
             parts = read(layer, start, n)
@@ -204,7 +202,7 @@ def save(
                 yield np.ascontiguousarray(parts[name]).reshape(-1).view(np.uint8).data
 
     write_whole(Path(path), _summed(pieces()), "the state")
-    return 8 + len(text) + place
+    return len(header) + sum(nbytes for _, _, nbytes in arrays.values())
 
 
 def _summed(pieces: Iterator[bytes | memoryview]) -> Iterator[bytes | memoryview]:

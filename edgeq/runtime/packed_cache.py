@@ -1,4 +1,4 @@
-"""One layer's KV cache in the layout the kernels read, and its contents in plain order.
+"""The KV cache of a layer in the layout that the kernels read, and its contents in plain order.
 
 The kernels want keys as a packed matrix [S, D] and values as a packed [D, S] for each head (see
 `edgeq.runtime.kernels.attention_chunk`). Saved states hold the same numbers position by position

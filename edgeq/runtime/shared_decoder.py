@@ -23,7 +23,7 @@ from edgeq.runtime.kernels import decoder
 from edgeq.runtime.kernels.abi import CALL
 from edgeq.runtime.thread_pool import ThreadPool
 from edgeq.runtime.thread_tuner import ThreadTuner
-from edgeq.runtime.weights import WeightArena, advise, worth_copying
+from edgeq.runtime.weights import WeightArena, advise, in_place, worth_copying
 
 SMALL = 4
 """A pass of at most this many tokens uses the number of threads that was chosen for decoding."""
@@ -32,8 +32,8 @@ WAIT_S = 0.002
 
 
 @dataclass(eq=False)
-class _Wish:
-    """A token that a sequence wants to have run."""
+class TokenRequest:
+    """A token that a sequence has asked to run, and what came of it."""
 
     sequence: int
     token: int
@@ -44,6 +44,7 @@ class _Wish:
 
     @property
     def done(self) -> bool:
+        """Whether it has logits, or an error."""
         return self.logits is not None or self.error is not None
 
 
@@ -79,12 +80,13 @@ class SharedDecoder:
         self._threads = threads
         mmap = not worth_copying(model) if mmap is None else mmap
         self.arena = None if mmap else WeightArena.of(model)
-        if mmap:
-            advise(model)
         self._memory = EngineMemory()
-        self.program = CompiledProgram(
-            model, context, threads, kv_bits, self.arena, self._memory, sequences
-        )
+        if self.arena is not None:
+            model = self.arena.model
+        else:
+            advise(model)
+            model = in_place(model, self._memory.array)
+        self.program = CompiledProgram(model, context, threads, kv_bits, self._memory, sequences)
         self.scratch_bytes = self._memory.scratch_bytes
         self._logits: NDArray[np.float32] = self.program.logits
         self._call_record = self._memory.zeros(1, CALL)
@@ -94,7 +96,7 @@ class SharedDecoder:
         self._open = set(range(sequences))
         self._turn = threading.Condition()
         self._busy = False  # a thread runs the program
-        self._wishes: list[_Wish] = []
+        self._requests: list[TokenRequest] = []
         self._together: set[int] = set()  # sequences of the last passes, which will ask again
         self._last_s = 0.0
 
@@ -159,31 +161,31 @@ class SharedDecoder:
         if len(self.program.caches) == 1:
             return False
         with self._turn:
-            return any(wish.sequence != sequence for wish in self._wishes) or bool(
+            return any(request.sequence != sequence for request in self._requests) or bool(
                 self._together - {sequence}
             )
 
     def _decode(self, sequence: int, token: int, position: int) -> NDArray[np.float32]:
         """Logits [1, V] after one token, perhaps run together with those of other sequences."""
-        wish = _Wish(sequence, token, position)
+        request = TokenRequest(sequence, token, position)
         if len(self.program.caches) == 1:
-            self._pass([wish])
+            self.run_pass([request])
         else:
-            self._await(wish)
-        if wish.error is not None:
-            raise wish.error
-        assert wish.logits is not None
-        return wish.logits
+            self._await(request)
+        if request.error is not None:
+            raise request.error
+        assert request.logits is not None
+        return request.logits
 
-    def _await(self, wish: _Wish) -> None:
-        """Have a wish fulfilled, in a pass that this thread or another leads."""
+    def _await(self, request: TokenRequest) -> None:
+        """Have a request fulfilled, in a pass that this thread or another leads."""
         with self._turn:
-            self._wishes.append(wish)
+            self._requests.append(request)
             self._turn.notify_all()
-            while not wish.done:
-                missing = self._together - {one.sequence for one in self._wishes}
+            while not request.done:
+                missing = self._together - {one.sequence for one in self._requests}
                 patience = max(WAIT_S, self._last_s / 2)
-                waited = time.perf_counter() - min(one.since for one in self._wishes or [wish])
+                waited = time.perf_counter() - min(one.since for one in self._requests or [request])
                 if self._busy:
                     self._turn.wait()
                 elif missing and waited < patience:
@@ -193,38 +195,46 @@ class SharedDecoder:
 
     def _lead(self) -> None:
         """Run all tokens that are wished for. The caller holds the lock."""
-        wishes, self._wishes = self._wishes, []
+        requests, self._requests = self._requests, []
         self._busy = True
         self._turn.release()
         started = time.perf_counter()
         try:
-            self._pass(wishes)
+            self.run_pass(requests)
         except BaseException as err:  # noqa: BLE001  (every sequence of the pass gets it)
-            for wish in wishes:
-                wish.error = err
+            for request in requests:
+                request.error = err
         finally:
             self._last_s = time.perf_counter() - started
             self._turn.acquire()
             self._busy = False
-            self._together = {wish.sequence for wish in wishes}
+            self._together = {request.sequence for request in requests}
             self._turn.notify_all()
 
     # --- running ------------------------------------------------------------------------------
 
-    def _pass(self, wishes: list[_Wish]) -> None:
+    def run_pass(self, requests: list[TokenRequest]) -> None:
         """One pass of the program over the next token of each sequence."""
-        if len(wishes) == 1:
-            wish = wishes[0]
-            self._burst(wish.sequence, wish.token, wish.position, self._no_tokens)
+        if len(requests) == 1:
+            request = requests[0]
+            self._burst(request.sequence, request.token, request.position, self._no_tokens)
         else:
-            ids = np.array([wish.token for wish in wishes], np.int64)
-            threads = self._tuner.current if len(wishes) <= SMALL else self._threads
+            ids = np.array([request.token for request in requests], np.int64)
+            threads = self._tuner.current if len(requests) <= SMALL else self._threads
             self._call(
-                wishes[0].sequence, ids, 0, len(wishes), self._logits, 0, None, threads, wishes
+                requests[0].sequence,
+                ids,
+                0,
+                len(requests),
+                self._logits,
+                0,
+                None,
+                threads,
+                requests,
             )
-        rows = self._logits[: len(wishes), : self._vocab].copy()
-        for number, wish in enumerate(wishes):
-            wish.logits = rows[number : number + 1]
+        rows = self._logits[: len(requests), : self._vocab].copy()
+        for number, request in enumerate(requests):
+            request.logits = rows[number : number + 1]
 
     def _burst(self, sequence: int, token: int, position: int, chosen: NDArray[np.int64]) -> int:
         """One burst with the tuner's number of threads: greedy tokens into ``chosen`` (or, if
@@ -247,7 +257,7 @@ class SharedDecoder:
         steps: int,
         chosen: NDArray[np.int64] | None,
         threads: int,
-        batch: list[_Wish] | None = None,
+        batch: list[TokenRequest] | None = None,
     ) -> None:
         """Run the compiled decoder on some threads side by side."""
         chosen = self._no_tokens if chosen is None else chosen

@@ -1,4 +1,4 @@
-"""From the operations of a decoder to the steps of the compiled engine.
+"""Fuse the operations of a decoder into the steps of the compiled engine.
 
 `fuse` turns what `edgeq.model.recording` recorded into the few steps that one compiled function
 runs (`edgeq.runtime.kernels.program`):
@@ -149,7 +149,7 @@ class _Fusion:
         self.fused.update(operation.name for operation in operations)
 
     def _linears(self, x: RecordedOperation) -> None:
-        """All linears of one input, with the activation where they are a gate and its factor."""
+        """Linears that share an input, with the activation if they are a gate and its factor."""
         group = tuple(user for user in self._users[x] if user.kind == "linear")
         weights = tuple(operation.weight for operation in group)
         layer, part = _layer_and_part(group[0])

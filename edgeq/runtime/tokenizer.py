@@ -209,8 +209,8 @@ class Tokenizer:
     def _token_id(self, token: str | None) -> int | None:
         if token is None:
             return None
-        found: int | None = self._tokenizer.token_to_id(token)
-        return found
+        token_id: int | None = self._tokenizer.token_to_id(token)
+        return token_id
 
 
 class StreamDecoder:

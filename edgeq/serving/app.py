@@ -23,8 +23,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from edgeq._version import __version__
 from edgeq.serving import answers, metrics, openapi, responses
 from edgeq.serving.failures import ApiError
-from edgeq.serving.fields import read, read_json
-from edgeq.serving.requests import Call, chat_call, chosen_model, completion_call
+from edgeq.serving.fields import read_json
+from edgeq.serving.requests import Call, chat_call, chosen_model, completion_call, read_for_model
 from edgeq.serving.service import Service
 from edgeq.serving.token_requests import DETOKENIZE, TOKENIZE, detokenized, tokenized
 
@@ -273,13 +273,13 @@ def endpoints(service: Service) -> dict[str, tuple[str, Endpoint]]:
         return Response(service.prometheus(), media_type=metrics.CONTENT_TYPE)
 
     async def tokenize(request: Request) -> Response:
-        values = read(await body_of(request, service.settings.body_bytes), TOKENIZE)
-        served = chosen_model(service.models, values["model"])
+        body = await body_of(request, service.settings.body_bytes)
+        values, served = read_for_model(body, TOKENIZE, service.models)
         return JSONResponse(await asyncio.to_thread(tokenized, values, served))
 
     async def detokenize(request: Request) -> Response:
-        values = read(await body_of(request, service.settings.body_bytes), DETOKENIZE)
-        served = chosen_model(service.models, values["model"])
+        body = await body_of(request, service.settings.body_bytes)
+        values, served = read_for_model(body, DETOKENIZE, service.models)
         return JSONResponse(await asyncio.to_thread(detokenized, values, served))
 
     async def document(request: Request) -> Response:

@@ -125,6 +125,18 @@ def chosen_model(models: Mapping[str, ServedModel], name: str | None) -> ServedM
     return models[name]
 
 
+def read_for_model(
+    body: Mapping[str, Any], fields: tuple[Field, ...], models: Mapping[str, ServedModel]
+) -> tuple[dict[str, Any], ServedModel]:
+    """The fields of a body, and the model that it asks for.
+
+    Raises:
+        ApiError: a field is not as described, or there is no such model.
+    """
+    values = read(body, fields)
+    return values, chosen_model(models, values["model"])
+
+
 def chat_call(
     body: Mapping[str, Any], models: Mapping[str, ServedModel], settings: ServerSettings
 ) -> Call:
@@ -133,8 +145,7 @@ def chat_call(
     Raises:
         ApiError: something in it cannot be done.
     """
-    values = read(body, CHAT)
-    served = chosen_model(models, values["model"])
+    values, served = read_for_model(body, CHAT, models)
     messages = checked_messages(values["messages"])
     extra = checked_variables(values["chat_template_kwargs"])
     tools, forced = tool_choice(values["tools"], values["tool_choice"], served)
@@ -176,8 +187,7 @@ def completion_call(
     Raises:
         ApiError: something in it cannot be done.
     """
-    values = read(body, COMPLETION)
-    served = chosen_model(models, values["model"])
+    values, served = read_for_model(body, COMPLETION, models)
     prompts = _prompts(values["prompt"], served)
     for ids in prompts:
         check_prompt(ids, served.context, "prompt")

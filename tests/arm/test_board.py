@@ -76,7 +76,7 @@ def test_kernels_compile_for_a_processor_llvm_knows_nothing_of(
     if missing != "name":
         monkeypatch.setattr(llvm, "get_host_cpu_features", refuse)
     monkeypatch.setenv("EDGEQ_CACHE", str(tmp_path))
-    monkeypatch.setattr(jit, "_addresses", {})
+    monkeypatch.setattr(jit, "ADDRESSES", {})
     assert jit.kernel_address(QuantScheme(4))
     assert set(jit.register_vector_ops()) == set(vector_ops.SYMBOLS)
 

@@ -185,7 +185,7 @@ def test_a_foreign_tflite_is_read_as_a_graph(
         (["m.onnx", "--data", "d.npz", "--layout", "nhwc"], "channels", 1),
     ],
 )
-def test_refusals(
+def test_eval_refuses_wrong_options(
     args: list[str],
     words: str,
     code: int,

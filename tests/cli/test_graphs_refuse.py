@@ -384,7 +384,9 @@ def test_no_room(name: str, models: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_graphs_on_a_full_disk(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with small_disk(tmp_path / "disk", "4k") as disk:
         (disk / "fill").write_bytes(bytes(2000))
         for args in (("convert", models / "w8.onnx", "--to", "tflite", "-o", disk / "m.tflite"),

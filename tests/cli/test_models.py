@@ -298,7 +298,7 @@ def test_a_damaged_artifact_is_refused(packed: Path, tmp_path: Path, said: Said)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs a limit on file sizes")
-def test_a_full_disk(checkpoint: Path, tmp_path: Path) -> None:
+def test_quantize_on_a_full_disk(checkpoint: Path, tmp_path: Path) -> None:
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
         "import sys; from edgeq.cli import main; sys.exit(main())"

@@ -96,6 +96,7 @@ def test_weights_alone_need_no_samples(run: Run, model: Path, tmp_path: Path) ->
         (["--preset", "w8-channel", "--recipe", "R"], 1, "either a preset or"),
         (["--calib", "nowhere"], 1, "no samples at nowhere"),
         (["--shape", "x=1,3,a,8", "--preset", "w8-channel"], 2, "write NAME=1,3,224,224"),
+        (["--shape", "x=1,3,²,8", "--preset", "w8-channel"], 2, "write NAME=1,3,224,224"),
         (["--calib", "C", "--layout", "nhwc"], 1, "leave out --layout nhwc"),
         (["--calib", "C", "--mean", "a"], 1, "--mean is 'a'"),
         (["--calib", "C", "--observer", "max"], 1, "unknown observer"),

@@ -336,7 +336,7 @@ def test_time_left_follows_the_phase(monkeypatch: pytest.MonkeyPatch) -> None:
 # the model as an option beside a prompt
 
 
-def test_the_first_argument_is_the_prompt_where_an_option_names_the_model(
+def test_with_an_option_for_the_model_the_argument_is_the_prompt(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     got: dict[str, object] = {}

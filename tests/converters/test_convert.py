@@ -153,7 +153,7 @@ def test_an_output_that_is_there(
         (["--to", "gguf", "-o", "m.gguf", "--max-ram", "1M"], 1, "MB are allowed; allow"),
     ],
 )
-def test_refusals(
+def test_convert_refuses_wrong_options(
     args: list[str],
     code: int,
     words: str,
@@ -252,7 +252,7 @@ def test_memory_that_is_not_enough(tiny: Path, tmp_path: Path) -> None:
     convert(tiny, "gguf", tmp_path / "m.gguf", max_ram=4_000_000_000, validate=False)
 
 
-def test_a_full_disk(tiny: Path, tmp_path: Path) -> None:
+def test_convert_on_a_full_disk(tiny: Path, tmp_path: Path) -> None:
     """The system itself refuses to let a file grow past 20 kB."""
     code = "import sys; from edgeq.cli import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.run(

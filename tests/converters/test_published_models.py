@@ -154,7 +154,7 @@ def test_the_rounding_of_litert_is_repeated_to_the_last_digits(
     model = quantized(random_model(config), scheme, embed=scheme)
     out = made(model, "tflite", tmp_path, Options(prefill=(4, 16)))
     target = target_named("tflite").decoder_target()
-    monkeypatch.setattr(bisect, "_ALLOWED", {"int8": 1e-5})
+    monkeypatch.setattr(bisect, "ALLOWED", {"int8": 1e-5})
     prompt = [int(t) for t in np.random.default_rng(0).integers(3, config.vocab, size=40)]
     with target.tracer(out) as run, Spill() as spill:
         passes = traced_passes(run, prompt, spill)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from edgeq.cli import main
+from edgeq.cli.profile import run_figures
 from edgeq.core.cpu import available_cores, cache_bytes
 from edgeq.devices.contention import Contention, Watch
 from edgeq.model.artifact import save
@@ -183,17 +184,15 @@ def test_a_bandwidth_beyond_memory_is_no_fact() -> None:
 
 
 def test_a_profile_marks_what_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
-    from edgeq.cli.profile import _facts
-
     slow = handmade([[40, 40], [40, 40], [40, 40]])  # 25 GB/s of 50
-    told = summary(slow, slow.runs[0])
-    assert set(told["suspect"].values()) == {None}
-    assert "*" not in _facts(told)
+    figures = summary(slow, slow.runs[0])
+    assert set(figures["suspect"].values()) == {None}
+    assert "*" not in run_figures(figures)
     fast = handmade([[10, 10], [10, 10], [10, 10]])  # 100 GB/s of 50
-    told = summary(fast, fast.runs[0])
-    assert told["suspect"]["gb_per_s"]
+    figures = summary(fast, fast.runs[0])
+    assert figures["suspect"]["gb_per_s"]
     assert "100.00* GB/s, 200* % of what this machine reads (* more than memory" in " ".join(
-        _facts(told).split()
+        run_figures(figures).split()
     )
     disturbed = Contention(9.0, 2, other_cores=1.9).to_json()
     fast = replace(fast, environment={**fast.environment, "limits_contention": disturbed})

@@ -264,7 +264,9 @@ def test_packages_are_really_imported(
 # the command
 
 
-def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_on_the_command_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("EDGEQ_KERNEL", raising=False)
     assert main(["doctor", "--quick"]) == 0
     text = capsys.readouterr().out

@@ -418,7 +418,7 @@ def said(capsys: pytest.CaptureFixture[str], *args: object, code: int = 0) -> st
     return err if code else out
 
 
-def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     out = said(capsys, "plan", DEMO, "--device", "rpi5", "-c", 256, "--bits", 4, "--format", "json")
     made = json.loads(out)
     assert made["fits"] is True

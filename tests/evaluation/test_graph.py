@@ -109,7 +109,9 @@ def test_auc_is_the_share_of_pairs_in_order(pairs: list[tuple[int, bool]]) -> No
         (ROWS, [0], {"against": table(ROWS, "other")}, "unknown output 'scores'"),
     ],
 )
-def test_refusals(rows: Any, labels: Any, settings: dict[str, Any], words: str) -> None:
+def test_samples_that_cannot_be_scored_are_refused(
+    rows: Any, labels: Any, settings: dict[str, Any], words: str
+) -> None:
     with pytest.raises(UsageError, match=words):
         evaluate_graph(table(rows), numbered(labels), **settings)
 

@@ -141,7 +141,7 @@ def test_half_split_undoes_interleaving() -> None:
         (b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{}}', 0, "names a twice"),
     ],
 )  # fmt: skip
-def test_refusals(tmp_path: Path, header: Any, data: int, words: str) -> None:
+def test_damaged_headers_are_refused(tmp_path: Path, header: Any, data: int, words: str) -> None:
     path = forge(tmp_path / "bad.safetensors", header, bytes(data))
     with pytest.raises(FormatError, match=words) as caught:
         open_safetensors(path)

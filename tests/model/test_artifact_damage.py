@@ -108,7 +108,9 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("reserves", [True, False])
-def test_a_full_disk(reserves: bool, full_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_artifact_on_a_full_disk(
+    reserves: bool, full_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not reserves:  # as on a file system that cannot reserve: the write itself fails
         monkeypatch.delattr(os, "posix_fallocate")
     model = random_model(tiny_config("llama"))

@@ -86,7 +86,7 @@ def test_sustained_shows_time(artifact: Path, capsys: pytest.CaptureFixture[str]
         (["--compare", "no-such-model"], "no-such-model", 1),
     ],
 )
-def test_refusals(
+def test_profile_refuses_wrong_options(
     artifact: Path, args: list[str], words: str, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["profile", str(artifact), "--backend", "numpy", *args]) == code

@@ -71,6 +71,57 @@ def test_a_module_that_is_gone_is_found(tmp_path: Path) -> None:
     assert unknown_modules(tmp_path) == ["gone"]
 
 
+_DOTTED = re.compile(r"(?<!`)`edgeq\.([\w.]+)`(?!`)")
+"""A module or what it defines, named in a docstring; keys of metadata stand in double backticks."""
+
+
+def names_of(module: Path) -> set[str]:
+    """What a module or package defines or imports at its top level."""
+    if module.is_dir():
+        return {p.stem for p in module.iterdir()} | names_of(module / "__init__.py")
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(module.read_text("utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            names |= {alias.asname or alias.name for alias in node.names}
+    return names
+
+
+def unknown_references(text: str) -> list[str]:
+    """Dotted names in a text for which there is no module, or nothing in their module."""
+    unknown = []
+    for dotted in _DOTTED.findall(text):
+        place, rest = ROOT, dotted.split(".")
+        while rest and (place / rest[0]).is_dir():
+            place, rest = place / rest[0], rest[1:]
+        if rest and (place / f"{rest[0]}.py").exists():
+            place, rest = place / f"{rest[0]}.py", rest[1:]
+        if rest and not set(rest) & names_of(place):
+            unknown.append(f"edgeq.{dotted}")
+    return unknown
+
+
+def test_docstrings_name_what_is_there() -> None:
+    house = ROOT.parent
+    texts = [*modules(), *sorted((house / "docs").glob("*.md")), house / "CONTRIBUTING.md"]
+    unknown = {
+        f"{path.relative_to(house)}: {name}"
+        for path in texts
+        for name in unknown_references(path.read_text("utf-8"))
+    }
+    # the Python face is in a table of strings, not of definitions
+    public = re.findall(r'"(\w+)"', (ROOT / "__init__.py").read_text("utf-8"))
+    assert not {one for one in unknown if one.rpartition(".")[2] not in public}
+
+
+def test_a_name_that_is_gone_is_found() -> None:
+    text = "See `edgeq.model.block.BlockSpec`, `edgeq.model.block.Gone` and `edgeq.gone.gone`."
+    assert unknown_references(text) == ["edgeq.model.block.Gone", "edgeq.gone.gone"]
+
+
 BRITISH = re.compile(
     "(?i)colour|neighbour|behaviour|favour|honour|equalis|quantis|normalis|recognis|modernis|"
     "(?:initial|serial|summar|vector|general|minim|maxim|synchron|special|stabil|visual|util)is[ei]|"

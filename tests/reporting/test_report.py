@@ -148,7 +148,7 @@ def test_a_real_run_is_on_the_page(made: Document) -> None:
                   "read, KiB per token", "rate, GB/s", "Roofline", "not measured",
                   "there is none in this test", "it has no zones"):  # fmt: skip
         assert words in seen
-    tpot = entries(Sources((("x", made),)))[0][0].told["tpot_ms"]
+    tpot = entries(Sources((("x", made),)))[0][0].figures["tpot_ms"]
     assert f"{short(tpot['p50'])} ms p50" in seen
     assert "nan" not in re.findall(r'd="([^"]*)"', text)
 
@@ -170,14 +170,14 @@ def test_energy_names_its_meter_and_its_window() -> None:
     steady = trace("power", "ina219", 20.0, board=8.0)
     watts = np.where(steady.t_ns <= SECOND, 3.0, 8.0)
     made = recorded(replace(steady, values={"board": watts}))
-    told = entries(Sources((("x", made),)))[0][0].told["energy"]["decode"]
+    energy = entries(Sources((("x", made),)))[0][0].figures["energy"]["decode"]
     each = 5 * (11 / 3 * 4 / 6) / 4  # W above idle, seconds of a round's decode, its tokens
-    assert told["joules_per_token"]["mean"] == pytest.approx(each, rel=0.02)
+    assert energy["joules_per_token"]["mean"] == pytest.approx(each, rel=0.02)
     text = " ".join(Seen(shown(made)).text.split())
-    mean, std = (short(told["joules_per_token"][key]) for key in ("mean", "std"))
-    assert f"energy of decode {mean} ± {std} J/token at {short(told['mean_watts'])} W "\
+    mean, std = (short(energy["joules_per_token"][key]) for key in ("mean", "std"))
+    assert f"energy of decode {mean} ± {std} J/token at {short(energy['mean_watts'])} W "\
            "ina219: /sys/ina219, of the board; the decode of 3 of 3 timed rounds; "\
-           f"{short(told['idle_watts'])} W of the idle machine subtracted" in text  # fmt: skip
+           f"{short(energy['idle_watts'])} W of the idle machine subtracted" in text  # fmt: skip
 
 
 def test_an_estimate_is_labeled_so(made: Document) -> None:
@@ -539,7 +539,7 @@ def test_a_folder_of_a_sweep(tmp_path: Path) -> None:
         (["report", "absent.json", "-o", "r.html"], "absent.json cannot be read", 1),
     ],
 )
-def test_refusals(
+def test_commands_refuse_other_names_and_files(
     args: list[str], words: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip

@@ -17,7 +17,9 @@ from edgeq.model.model import Model
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.generate import generate
 from edgeq.runtime.sampling import SamplingParams
+from edgeq.runtime.shared_decoder import SharedDecoder, TokenRequest
 from edgeq.runtime.tokenizer import Tokenizer
+from edgeq.runtime.weights import WeightArena
 from tests.conftest import small_checkpoint
 from tests.families import quantized, random_model, tiny_config
 
@@ -51,23 +53,23 @@ def test_one_pass_gives_each_row_its_own_result(family: str, threads: int, kv_bi
     settings: Any = {"threads": threads, "kv_bits": kv_bits, "context": 400}
     steps = 12
     expected = [alone(model, prompt, steps, **settings) for prompt in PROMPTS]
-    engines = Engine.batch(model, len(PROMPTS), **settings)
-    shared = engines[0]._run._decoder  # type: ignore[attr-defined]
-    last = [engine.forward(prompt) for engine, prompt in zip(engines, PROMPTS, strict=True)]
+    shared = SharedDecoder(model, sequences=len(PROMPTS), **settings)
+    last = [
+        shared.forward(number, np.array(prompt), 0, 1)[0] for number, prompt in enumerate(PROMPTS)
+    ]
     for row, rows in zip(last, expected, strict=True):
         assert (row == rows[0]).all()
-    from edgeq.runtime.shared_decoder import _Wish
-
     for step in range(1, steps + 1):
-        wishes = [
-            _Wish(number, int(row.argmax()), len(prompt) + step - 1)
+        requests = [
+            TokenRequest(number, int(row.argmax()), len(prompt) + step - 1)
             for number, (row, prompt) in enumerate(zip(last, PROMPTS, strict=True))
         ]
-        shared._pass(wishes)
-        last = [wish.logits[0] for wish in wishes]
+        shared.run_pass(requests)
+        last = [request.logits[0] for request in requests if request.logits is not None]
         for row, rows in zip(last, expected, strict=True):
             assert (row == rows[step]).all()
-    close(engines)
+    for number in range(len(PROMPTS)):
+        shared.close(number)
 
 
 def test_chunks_of_long_sequences_are_merged_by_sequence() -> None:
@@ -144,12 +146,10 @@ def test_snapshots_go_from_one_to_another(tmp_path: Path) -> None:
 
 def test_weights_are_shared() -> None:
     model = load(small_checkpoint())
-    with (
-        Engine(model, threads=1, mmap=False) as first,
-        Engine(model, threads=1, mmap=False) as second,
-    ):
-        arenas = [engine._run._decoder.arena for engine in (first, second)]  # type: ignore[attr-defined]
-        assert arenas[0] is arenas[1]
+    decoders = [SharedDecoder(model, 64, 1, 8, mmap=False) for _ in range(2)]
+    assert decoders[0].arena is decoders[1].arena is WeightArena.of(model)
+    for decoder in decoders:
+        decoder.close(0)
 
 
 def test_numbers_of_engines() -> None:

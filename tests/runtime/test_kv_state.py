@@ -21,6 +21,7 @@ from edgeq.model import artifact
 from edgeq.model.memory_layout import BATCH, center_span
 from edgeq.model.model import Model
 from edgeq.runtime import compiled_program
+from edgeq.runtime.compiled import CompiledBackend
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.kv_state import fingerprint, layer_parts
 from edgeq.runtime.lookup import MAX_DRAFT
@@ -67,15 +68,15 @@ def assert_same_logits(got: NDArray[np.float32], want: NDArray[np.float32], *, e
 class Counted:
     """Counts the tokens a backend is given, and passes them on."""
 
-    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.tokens = 0
-        run = engine._run.forward
+        run = CompiledBackend.forward
 
-        def forward(ids: Any, position: int, outputs: int) -> Any:
+        def forward(backend: CompiledBackend, ids: Any, position: int, outputs: int) -> Any:
             self.tokens += len(ids)
-            return run(ids, position, outputs)
+            return run(backend, ids, position, outputs)
 
-        monkeypatch.setattr(engine._run, "forward", forward)
+        monkeypatch.setattr(CompiledBackend, "forward", forward)
 
 
 # --- rings ------------------------------------------------------------------------------------
@@ -122,7 +123,7 @@ def test_what_a_ring_has_forgotten_is_run_again(monkeypatch: pytest.MonkeyPatch)
     with Engine(model, threads=2) as engine:
         engine.forward(IDS)
         engine.truncate(1000 - MAX_DRAFT)
-        counted = Counted(engine, monkeypatch)
+        counted = Counted(monkeypatch)
         got = engine.forward(IDS[1000 - MAX_DRAFT : 990], all_logits=True)
         np.testing.assert_array_equal(got, want[1000 - MAX_DRAFT : 990])
         assert counted.tokens == 990 - 1000 + MAX_DRAFT  # taking back a guess costs nothing
@@ -146,7 +147,7 @@ def test_how_far_a_ring_can_be_taken_back(short: int, monkeypatch: pytest.Monkey
         lost = (1000 - RING + TILE - 1) // TILE * TILE
         keep = lost + WINDOW - 1 - short  # its window begins where the ring does, or just before
         engine.truncate(keep)
-        counted = Counted(engine, monkeypatch)
+        counted = Counted(monkeypatch)
         np.testing.assert_array_equal(engine.forward(IDS[keep:], all_logits=True), want[keep:])
         assert counted.tokens == 1000 - keep + short * keep
 
@@ -370,7 +371,7 @@ def test_a_failed_save_leaves_the_old_file(
 
 def test_reuse_runs_only_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
     with Engine(model_of("llama"), threads=1) as engine:
-        counted = Counted(engine, monkeypatch)
+        counted = Counted(monkeypatch)
         prompt = IDS[:50].tolist()
         first = engine.forward(engine.reuse(prompt))
         assert engine.reuse(prompt) == prompt[-1:]
@@ -450,9 +451,9 @@ def test_an_arena_holds_each_matrix_once() -> None:
     parts = sum(model.tensors[name].nbytes for name, _ in model.config.linears())
     assert parts <= arena.nbytes <= parts + 64 * 4 * len(model.tensors)
     name = "model.layers.0.mlp.up_proj.weight"
-    copy: Any = arena.copied(model.tensors[name])
+    copy: Any = arena.model.tensors[name]
     original: Any = model.tensors[name]
-    assert arena.copied(original) is copy
+    assert arena.model.tensors[name] is copy
     for part in ("packed", "scales", "zero_points"):
         np.testing.assert_array_equal(getattr(copy, part), getattr(original, part))
         assert getattr(copy, part).ctypes.data % 64 == 0

@@ -9,6 +9,7 @@ import pytest
 
 from edgeq.core.errors import UsageError
 from edgeq.model.model import Model
+from edgeq.runtime.compiled import CompiledBackend
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.generate import Chunk, generate
 from edgeq.runtime.lookup import MAX_DRAFT, DraftLength, Lookup
@@ -118,14 +119,14 @@ def test_500_tokens_are_the_same_with_and_without(family: str, kv_bits: Any) -> 
 def test_right_guesses_save_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     with Engine(tiny("llama"), threads=1) as engine:
         passes = 0
-        run = engine._run.forward
+        run = CompiledBackend.forward
 
         def counted(*args: Any) -> Any:
             nonlocal passes
             passes += 1
             return run(*args)
 
-        monkeypatch.setattr(engine._run, "forward", counted)
+        monkeypatch.setattr(CompiledBackend, "forward", counted)
         monkeypatch.setattr(
             engine, "greedy", lambda token, n: [int(engine.forward([token]).argmax())]
         )

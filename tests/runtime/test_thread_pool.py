@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 import time
 from collections.abc import Callable
 
@@ -67,8 +68,10 @@ def test_a_failure_is_reported_once(spin: int) -> None:
 
 
 def test_closing_ends_the_threads_and_may_be_repeated(spin: int) -> None:
+    before = set(threading.enumerate())
     pool = ThreadPool(3)
-    workers = list(pool._workers)
+    workers = set(threading.enumerate()) - before
+    assert len(workers) == 2  # the thread that calls is the third
     assert all(worker.is_alive() for worker in workers)
     pool.close()
     assert not any(worker.is_alive() for worker in workers)

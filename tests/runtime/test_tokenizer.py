@@ -235,7 +235,7 @@ def test_decoders_that_are_refused(decoder: Any, error: type[Exception], words: 
         Tokenizer(edited(spm_files(), "tokenizer.json", decoder=decoder))
 
 
-def test_refusals() -> None:
+def test_damaged_tokenizers_are_refused() -> None:
     with pytest.raises(UnsupportedError, match=r"no tokenizer\.json \(it has no tokenizer file"):
         Tokenizer({})
     with pytest.raises(UnsupportedError, match=r"\(it has vocab\.txt\); put one beside"):

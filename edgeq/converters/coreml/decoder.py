@@ -178,7 +178,7 @@ class CoreMLDecoderTarget(DecoderTarget):
 
         Args:
             path: the package.
-            threads: NumPy's own are used, whatever this says.
+            threads: not used; NumPy chooses its own.
 
         Raises:
             FormatError: the package is damaged, or edgeq did not write it.
@@ -270,7 +270,7 @@ def _precision(model: Model, settings: CoreMLSettings) -> Precision:
 
 
 def _settings(config: ModelConfig, options: Options) -> CoreMLSettings:
-    """Options as they were meant, or a refusal."""
+    """The options, parsed and checked."""
     extra = dict(options.extra)
     target = _choice("target_os", extra.pop("target_os", TARGETS[0]), TARGETS)
     precision = _choice("precision", extra.pop("precision", "mixed"), tuple(PRECISIONS))
@@ -331,7 +331,7 @@ def _traced(
 
 
 def _stored_values(value: MilTensor) -> NDArray[Any]:
-    """A constant as it lies in the package; of less than 8 bits its bytes."""
+    """A constant as the package stores it; its bytes if it has less than 8 bits."""
     if value.blob is not None:
         blob = value.blob
         return blob.raw if blob.kind.bits < 8 else blob.read().reshape(value.shape)

@@ -49,7 +49,7 @@ PRECISIONS = ("float16", "float32")
 
 @dataclass(frozen=True)
 class CoreMLGraphSettings:
-    """Options as they were meant.
+    """The options, parsed and checked.
 
     Args:
         target: "ios16", "ios17" or "ios18".
@@ -102,7 +102,7 @@ class CoreMLGraphTarget(GraphTarget):
         protobuf("to write Core ML packages")
 
     def remarks(self, graph: Graph, options: Mapping[str, Any]) -> list[str]:
-        """Which whole numbers may leave the 32 bits that Core ML has for them."""
+        """Warn of integers that may not fit in the 32 bits that Core ML has for them."""
         long = [
             str(node)
             for node in graph.nodes
@@ -146,10 +146,14 @@ class CoreMLGraphTarget(GraphTarget):
             "target_os": chosen.target,
             "precision": chosen.precision,
             "arena": self.arena_bytes(graph, options),
-            "inputs": [_told(graph, *item) for item in lowering.inputs.items()],
-            "outputs": [_told(graph, *item) for item in lowering.outputs.items()],
+            "inputs": [_described(graph, *item) for item in lowering.inputs.items()],
+            "outputs": [_described(graph, *item) for item in lowering.outputs.items()],
             "constants": {
-                name: {"id": label, "scales": scales, **weights.describe(_held(graph, name))}
+                name: {
+                    "id": label,
+                    "scales": scales,
+                    **weights.describe(_quant_weight(graph, name)),
+                }
                 for name, (label, scales) in lowering.constants.items()
             },
             "biases": lowering.biases,
@@ -221,12 +225,12 @@ class CoreMLGraphTarget(GraphTarget):
         return versions()
 
 
-def _told(graph: Graph, name: str, label: str) -> dict[str, Any]:
+def _described(graph: Graph, name: str, label: str) -> dict[str, Any]:
     info = graph.info(name)
     return {"name": name, "id": label, "shape": info.shape, "dtype": info.dtype}
 
 
-def _held(graph: Graph, name: str) -> QuantWeight:
+def _quant_weight(graph: Graph, name: str) -> QuantWeight:
     constant = graph.constants[name]
     assert isinstance(constant, QuantWeight)
     return constant

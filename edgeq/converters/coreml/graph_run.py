@@ -175,11 +175,11 @@ def read_parts(path: Path) -> Iterator[tuple[str, bytes]]:
             about = [f"{op.type} {op.outputs}".encode()]
             for key, values in sorted(op.inputs.items()):
                 about.append(key.encode())
-                about += [_given(one) for one in values]
+                about += [_encoded(one) for one in values]
             yield f"{op.type} {op.name or i} of {name}", b"\0".join(about)
 
 
-def _given(one: str | MilTensor) -> bytes:
+def _encoded(one: str | MilTensor) -> bytes:
     if isinstance(one, str):
         return one.encode()
     value = one.get()

@@ -87,7 +87,7 @@ def write_package(
 
 
 class _BlobOffsets:
-    """Places of constants in weight.bin; each is written when first asked for."""
+    """Offsets of constants in weight.bin; each is written when its offset is first requested."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class _BlobOffsets:
         return name in self._constants
 
     def place(self, name: str, kind: str, value: Any) -> int:
-        """The offset of a constant, which is written unless it, or its equal, was before."""
+        """The offset of a constant, which is written unless an equal one was written before."""
         constant = self._constants.get(name)
         key: Any = name
         if constant is None:

@@ -255,7 +255,7 @@ class MilGraph:
         return self.mb.add(x=a, y=b, name=name)
 
     def logits(self, name: str, x: Var, weight: str) -> Var:
-        """The head on the wanted row: float32 [1, V]."""
+        """The logits of the row that is asked for: float32 [1, V]."""
         if self.t != 1:
             x = self.mb.gather(x=x, indices=self.inputs["last"], axis=0)
         return _named(self._cast(self._product(x, weight), "fp32"), name)
@@ -433,7 +433,7 @@ class MilGraph:
         return self._cast(x, self.s.narrow)
 
     def _cast(self, x: Var, kind: str) -> Var:
-        """x as a float type, cast once however often it is asked for."""
+        """x as a float type; each cast is added to the program once."""
         if x.dtype == getattr(self.types, kind):
             return x
         return self._once(("cast", x.name, kind), lambda: self._as(x, kind))

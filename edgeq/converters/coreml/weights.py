@@ -120,7 +120,7 @@ def identifier(name: str) -> str:
 
 
 def matrices(model: Model, target: str, float_kind: str) -> dict[str, Matrix]:
-    """All matrices of a model as the system stores them, by edgeq's names.
+    """The matrices of a model as Core ML stores them, by edgeq's names.
 
     Args:
         model: the model.
@@ -218,7 +218,7 @@ def _ios16(name: str, op: str, tensor: QuantTensor, encoding: Encoding, float_ki
 
 
 def _table(tensor: QuantTensor, bits: int) -> NDArray[np.int16]:
-    """The level that each index of ``bits`` bits stands for."""
+    """The level that each index of ``bits`` bits denotes."""
     if tensor.palette is not None:
         table = np.zeros(1 << bits, np.int16)
         table[: tensor.palette.size] = tensor.palette

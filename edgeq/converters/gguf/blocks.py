@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.converters.encoding import spread
-from edgeq.converters.gguf.bytes import BLOCK, Kind
+from edgeq.converters.gguf.bytes import Kind
+from edgeq.converters.validate.kernels import GGML_BLOCK
 from edgeq.formats.schemes import SUPERBLOCK
 from edgeq.formats.tensor import QuantTensor
 from edgeq.formats.two_level import TwoLevelScales, unpack_scales
@@ -38,7 +39,7 @@ def exact_type(tensor: QuantTensor) -> Kind | None:
             if form.scheme == scheme and _same_table(tensor, form.palette):
                 return cast(Kind, kind)
         return None
-    if group is not None and group % BLOCK:
+    if group is not None and group % GGML_BLOCK:
         return None
     if scheme.minimum:
         return "Q4_1" if scheme.bits <= 4 else "Q5_1" if scheme.bits == 5 else None
@@ -61,7 +62,7 @@ def block_rows(kind: Kind, tensor: QuantTensor, start: int, stop: int) -> Bytes:
         uint8 [rows, bytes of a row].
     """
     rows, k = stop - start, tensor.shape[1]
-    size = SUPERBLOCK if tensor.scheme.two_level else BLOCK
+    size = SUPERBLOCK if tensor.scheme.two_level else GGML_BLOCK
     codes = tensor.codes(start, stop).reshape(rows, k // size, size)
     if tensor.scheme.two_level:
         tiles, part = tensor.tiles(start, stop)
@@ -91,7 +92,7 @@ def _powers_of_two(scales: NDArray[np.float32]) -> bool:
 
 def _of_blocks(tensor: QuantTensor, params: NDArray[np.float32]) -> Halves:
     """Parameters of groups as those of blocks of 32, in float16, which holds them."""
-    spread_out = spread(params, tensor.shape[1], tensor.scheme.group_size, BLOCK)
+    spread_out = spread(params, tensor.shape[1], tensor.scheme.group_size, GGML_BLOCK)
     return spread_out.astype(np.float16)
 
 

@@ -17,17 +17,15 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.converters.validate.kernels import SUPERBLOCKS
+from edgeq.converters.validate.kernels import GGML_BLOCK
 from edgeq.formats.packing import round_up
-from edgeq.formats.schemes import SUPERBLOCK
+from edgeq.importers.gguf.file import TENSOR_TYPES
 
-BLOCK = 32
-"""Weights of a block."""
 ALIGN = 32
 """Bytes; where tensors begin."""
 Kind = Literal[
@@ -35,18 +33,12 @@ Kind = Literal[
     "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4",
 ]  # fmt: skip
 """Types of integers."""
-NUMBERS = {
-    "F32": 0, "F16": 1, "BF16": 30, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8,
-    "Q2_K": 10, "Q3_K": 11, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "IQ4_NL": 20, "IQ4_XS": 23,
-    "MXFP4": 39,
-}  # fmt: skip
+NUMBERS = {name: number for number, (name, _, _) in TENSOR_TYPES.items()}
 """Type -> its number in the file."""
-BLOCK_BYTES: dict[Kind, int] = {
-    "Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34,
-    "Q2_K": 84, "Q3_K": 110, "Q4_K": 144, "Q5_K": 176, "Q6_K": 210,
-    "IQ4_NL": 18, "IQ4_XS": 136, "MXFP4": 17,
-}  # fmt: skip
-_ITEM = {"F32": 4, "F16": 2, "BF16": 2}
+_BLOCKS = {name: (weights, nbytes) for name, weights, nbytes in TENSOR_TYPES.values()}
+"""Type -> weights and bytes of a block; a float is a block of its own."""
+BLOCK_BYTES = {name: nbytes for name, (weights, nbytes) in _BLOCKS.items() if weights > 1}
+"""Type of integers -> bytes of a block."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +58,8 @@ class TensorEntry:
     @property
     def nbytes(self) -> int:
         """Bytes of its data."""
-        if self.type in _ITEM:
-            return math.prod(self.shape) * _ITEM[self.type]
-        size = SUPERBLOCK if self.type in SUPERBLOCKS else BLOCK
-        return math.prod(self.shape) // size * BLOCK_BYTES[cast(Kind, self.type)]
+        weights, nbytes = _BLOCKS[self.type]
+        return math.prod(self.shape) // weights * nbytes
 
 
 def header(keys: Mapping[str, Any], entries: Sequence[TensorEntry]) -> bytes:
@@ -135,10 +125,10 @@ def pack_blocks(
         uint8 [R, K/32 * bytes of a block].
     """
     rows, k = levels.shape
-    blocks = k // BLOCK
+    blocks = k // GGML_BLOCK
     out = np.empty((rows, blocks, BLOCK_BYTES[kind]), np.uint8)
     out[..., :2] = _half(scales)
-    values = levels.reshape(rows, blocks, BLOCK)
+    values = levels.reshape(rows, blocks, GGML_BLOCK)
     if kind == "Q8_0":
         out[..., 2:] = values.astype(np.int8).view(np.uint8)
         return out.reshape(rows, -1)
@@ -150,7 +140,7 @@ def pack_blocks(
         codes = (values + (16 if kind == "Q5_0" else 8)).astype(np.uint8)
     if kind == "Q5_0":
         out[..., 2:6] = np.packbits(codes >> 4, axis=-1, bitorder="little")
-    half = BLOCK // 2
+    half = GGML_BLOCK // 2
     out[..., -half:] = (codes[..., :half] & 15) | (codes[..., half:] << 4)
     return out.reshape(rows, -1)
 
@@ -172,7 +162,7 @@ def unpack_blocks(
     if kind == "Q8_0":
         codes = np.ascontiguousarray(blocks[..., 2:]).view(np.int8).astype(np.int16)
         return codes.reshape(data.shape[0], -1), scales, None
-    half = BLOCK // 2
+    half = GGML_BLOCK // 2
     nibbles = blocks[..., -half:]
     levels = np.concatenate([nibbles & 15, nibbles >> 4], axis=-1).astype(np.int16)
     zeros: NDArray[np.int16] | None = None

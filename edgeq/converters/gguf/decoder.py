@@ -44,7 +44,7 @@ from numpy.typing import NDArray
 
 from edgeq.converters.encoding import levels, spread
 from edgeq.converters.gguf.blocks import block_rows, exact_type
-from edgeq.converters.gguf.bytes import ALIGN, BLOCK, Kind, TensorEntry, header, pack_blocks
+from edgeq.converters.gguf.bytes import ALIGN, Kind, TensorEntry, header, pack_blocks
 from edgeq.converters.gguf.layout import (
     Placed,
     assumed_scale,
@@ -70,7 +70,7 @@ from edgeq.converters.runners import DecoderRunner, Trace
 from edgeq.converters.size import Size
 from edgeq.converters.stored import StoredConstant, StoredWeight
 from edgeq.converters.target import DecoderTarget
-from edgeq.converters.validate.kernels import Kernels
+from edgeq.converters.validate.kernels import GGML_BLOCK, Kernels
 from edgeq.converters.validate.tokenizer import TargetTokenizer
 from edgeq.core.errors import UnsupportedError, UsageError
 from edgeq.core.progress import Progress
@@ -246,15 +246,15 @@ def _encoded(model: Model, name: str, entry: TensorEntry, a: int, b: int) -> NDA
     wide = np.zeros((b - a, padded), np.int16)
     wide[:, :k] = codes
     size = tensor.scheme.group_size
-    d = cast("NDArray[np.float32]", spread(scales, k, size, BLOCK))
+    d = cast("NDArray[np.float32]", spread(scales, k, size, GGML_BLOCK))
     if zeros is not None:
-        zeros = cast("NDArray[np.int16]", spread(zeros, k, size, BLOCK))
+        zeros = cast("NDArray[np.int16]", spread(zeros, k, size, GGML_BLOCK))
         wide[:, k:] = zeros[:, -1:]  # padding is worth exactly zero
     return pack_blocks(kind, wide, d, zeros)
 
 
 def _adjusted(model: Model, name: str, tensor: Tensor, a: int, b: int) -> Tensor | NDArray[Any]:
-    """Floating-point rows; norms as llama.cpp wants them."""
+    """Floating-point rows, with norms as llama.cpp stores them."""
     c = model.config
     if not name.endswith("norm.weight"):
         return (

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from edgeq._version import __version__
 from edgeq.converters.encoding import Container, encode
 from edgeq.converters.gguf.blocks import exact_type
-from edgeq.converters.gguf.bytes import BLOCK, Kind, TensorEntry, minimum_is_exact
+from edgeq.converters.gguf.bytes import Kind, TensorEntry, minimum_is_exact
 from edgeq.converters.options import Options
+from edgeq.converters.validate.kernels import GGML_BLOCK
 from edgeq.core.errors import UnsupportedError
 from edgeq.formats.packing import round_up
 from edgeq.formats.schemes import FLOAT_TAGS
@@ -26,10 +27,10 @@ from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
 
 _CONTAINERS: dict[Kind, Container] = {
-    "Q4_0": Container(4, groups=(BLOCK,), folds=True),
-    "Q4_1": Container(4, groups=(BLOCK,), asymmetric=True),
-    "Q5_0": Container(5, groups=(BLOCK,), folds=True),
-    "Q8_0": Container(8, groups=(BLOCK,), folds=True),
+    "Q4_0": Container(4, groups=(GGML_BLOCK,), folds=True),
+    "Q4_1": Container(4, groups=(GGML_BLOCK,), asymmetric=True),
+    "Q5_0": Container(5, groups=(GGML_BLOCK,), folds=True),
+    "Q8_0": Container(8, groups=(GGML_BLOCK,), folds=True),
 }
 """What types of GGUF hold of edgeq's own schemes; `exact_type` says which hold those of others."""
 _FILE_TYPES = {
@@ -42,7 +43,7 @@ _FILE_TYPES = {
 
 @dataclass(frozen=True)
 class Placed:
-    """One tensor of the file: one of the model's tensors, or several below each other.
+    """A tensor of the file: one of the model's tensors, or several of them concatenated by rows.
 
     Args:
         entry: as the header announces it.
@@ -204,7 +205,7 @@ def _ffn(model: Model) -> int:
         isinstance(model.tensors[f"model.layers.{i}.mlp.down_proj.weight"], QuantTensor)
         for i in range(c.layers)
     )
-    return round_up(c.ffn, BLOCK) if blocks else c.ffn
+    return round_up(c.ffn, GGML_BLOCK) if blocks else c.ffn
 
 
 def _type(model: Model, names: Sequence[str], k: int) -> str:
@@ -218,10 +219,10 @@ def _type(model: Model, names: Sequence[str], k: int) -> str:
         raise UnsupportedError(
             f"llama.cpp stores {' and '.join(names)} in one tensor; quantize all of them or none"
         )
-    if k % BLOCK:
+    if k % GGML_BLOCK:
         raise UnsupportedError(
-            f"llama.cpp stores whole blocks of {BLOCK} weights, but a row of {names[0]} has {k}; "
-            "keep it floating point with --tensor-type"
+            f"llama.cpp stores whole blocks of {GGML_BLOCK} weights, but a row of {names[0]} has "
+            f"{k}; keep it floating point with --tensor-type"
         )
     kinds = {_kind(name, t) for name, t in zip(names, quantized, strict=True)}
     if len(kinds) == 1:
@@ -243,8 +244,8 @@ def _kind(name: str, tensor: QuantTensor) -> Kind:
     )
     if encoding.container.asymmetric:
         zeros = cast("NDArray[np.uint8]", tensor.zero_points).astype(np.int16)
-        held = minimum_is_exact(tensor.scales.astype(np.float32), zeros)
-        return "Q4_1" if held else "Q5_0"
+        minimum_fits = minimum_is_exact(tensor.scales.astype(np.float32), zeros)
+        return "Q4_1" if minimum_fits else "Q5_0"
     return next(kind for kind, container in _CONTAINERS.items() if container == encoding.container)
 
 

@@ -56,7 +56,7 @@ class ModelShape:
         return self.heads if our.endswith("q_proj.weight") else self.kv_heads
 
     def is_fused(self, one: str, other: str) -> bool:
-        """Whether two parts of a layer, as "mlp.up_proj", lie in one of the file's tensors."""
+        """Whether the file stores two parts of a layer, as "mlp.up_proj", in one tensor."""
         names = (self.arch.tensor_name(tensor_name(0, part)) for part in (one, other))
         return len(set(names)) == 1
 

@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.converters.encoding import levels
-from edgeq.converters.gguf.bytes import BLOCK, BLOCK_BYTES, Kind, unpack_blocks
+from edgeq.converters.gguf.bytes import BLOCK_BYTES, Kind, unpack_blocks
 from edgeq.converters.gguf.names import ModelShape
 from edgeq.converters.gguf.read_back import ReadBackRunner
 from edgeq.converters.gguf.trace import TensorRecorder, results
 from edgeq.converters.options import Options, WrittenWith
 from edgeq.converters.runners import Past, Precision, Trace, pieces
 from edgeq.converters.stored import StoredConstant, StoredWeight
-from edgeq.converters.validate.kernels import Kernels, ggml
+from edgeq.converters.validate.kernels import GGML_BLOCK, Kernels, ggml
 from edgeq.core.cpu import available_cores
 from edgeq.core.errors import EdgeqError, FormatError, MissingDependencyError, UsageError
 from edgeq.importers.gguf.blocks import quant_rows
@@ -77,7 +77,7 @@ class LlamaRunner:
         settings.n_gpu_layers = 0
         self._model = api.llama_model_load_from_file(str(path).encode(), settings)
         if not self._model:
-            raise FormatError(f"llama.cpp cannot load {path}: {self._said()}")
+            raise FormatError(f"llama.cpp cannot load {path}: {self._log_text()}")
         self._vocab = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
         params = api.llama_context_default_params()
         params.n_ctx = self.context
@@ -93,7 +93,7 @@ class LlamaRunner:
             params.cb_eval = self._watch
         self._state = api.llama_init_from_model(self._model, params)
         if not self._state:
-            reason = self._said()
+            reason = self._log_text()
             self.close()
             raise EdgeqError(f"llama.cpp cannot create a context for {path}: {reason}")
         self._batch = api.llama_batch_init(_BATCH, 0, 1)
@@ -117,7 +117,7 @@ class LlamaRunner:
             batch.logits[i] = 1
         code = self._api.llama_decode(self._state, batch)
         if code:
-            raise EdgeqError(f"llama.cpp failed with code {code}: {self._said()}")
+            raise EdgeqError(f"llama.cpp failed with code {code}: {self._log_text()}")
         self._n += len(tokens)
         pointer = self._api.llama_get_logits(self._state)
         shape = (len(tokens), self._vocab)
@@ -146,7 +146,7 @@ class LlamaRunner:
             self._api.llama_model_free(self._model)
         self._batch = self._state = self._model = None
 
-    def _said(self) -> str:
+    def _log_text(self) -> str:
         return " ".join("".join(self._log).split()) or "it does not say why"
 
 
@@ -219,7 +219,7 @@ def _stored(
     name: str, kind: str, data: NDArray[np.uint8], columns: int, first: int
 ) -> StoredWeight:
     """Rows of blocks, unpadded."""
-    groups = -(-columns // BLOCK)
+    groups = -(-columns // GGML_BLOCK)
     if kind in _UNPACKED:
         codes, scale, zero = unpack_blocks(cast(Kind, kind), data)
         zeros = None if zero is None else zero[:, :groups]

@@ -75,7 +75,7 @@ class TensorRecorder:
         self.weights.clear()
 
     def __call__(self, address: int, ask: bool, _: Any) -> bool:
-        """The callback of llama.cpp: asks whether a tensor is wanted, then announces it."""
+        """The callback of llama.cpp: it asks whether a tensor is wanted, and reports it."""
         if ask:
             return True
         tensor = _Tensor.from_address(address)

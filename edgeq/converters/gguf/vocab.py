@@ -68,7 +68,7 @@ class LlamaVocabulary:
         return list(room[:n])
 
     def excuse(self, text: str) -> str | None:
-        """llama.cpp composes nothing."""
+        """llama.cpp does not compose characters."""
         return not_composed(text, "llama.cpp") if self._composes else None
 
     def end_ids(self) -> list[int]:

@@ -289,7 +289,7 @@ class OrtBuilder:
         return model
 
     def _prologue(self) -> None:
-        """How many positions there are, in the forms the operators want."""
+        """The number of positions, in the forms that the operators take."""
         g, t = self._graph, self._types
         total = g.node("Shape", ["attention_mask"], "total_length", start=1)
         new = g.node("Shape", ["input_ids"], "new_length", start=1)

@@ -52,9 +52,9 @@ from edgeq.converters.ort.run import (
     read_graph,
     read_kernels,
     read_weights,
-    require,
     versions,
 )
+from edgeq.converters.ort.session import require
 from edgeq.converters.runners import DecoderRunner, Trace
 from edgeq.converters.size import Size
 from edgeq.converters.stored import StoredConstant, StoredWeight

@@ -1,6 +1,6 @@
 """onnxruntime-genai: a folder its ``Model(path)`` runs as it is, tokenizer and template included.
 
-    model.onnx, model.onnx.data   the graph of `edgeq.converters.ort.target`
+    model.onnx, model.onnx.data   the graph of `edgeq.converters.ort.decoder`
     genai_config.json             names, sizes and the defaults of its search
     tokenizer.json                the model's own
     tokenizer_config.json         with a class onnxruntime-genai knows, and the chat template
@@ -52,7 +52,7 @@ from edgeq.model.model import Model
 from edgeq.model.reference import checked_tokens
 
 CONFIG = "genai_config.json"
-_ROOM = 512
+ROOM = 512
 """Positions a new cache has room for; onnxruntime-genai makes all of a cache at once."""
 _SEARCH = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "min_length")
 """What generation_config.json may say that the search heeds."""
@@ -266,7 +266,7 @@ def tokenizer_class(named: str, document: Mapping[str, Any]) -> str:
 
 
 class GenaiRunner:
-    """A folder in onnxruntime-genai, fed with tokens and asked for the logits that follow.
+    """A folder in onnxruntime-genai, which is given tokens and returns logits.
 
     Args:
         path: the folder.
@@ -317,7 +317,7 @@ class GenaiRunner:
     def reset(self) -> None:
         """Empty the cache."""
         self._fed: list[int] = []
-        self._new_cache(_ROOM)
+        self._new_cache(ROOM)
 
     def _make_room(self, n: int) -> None:
         """Double a cache that is too short for n tokens, and feed it what it held."""

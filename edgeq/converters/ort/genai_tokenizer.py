@@ -69,14 +69,14 @@ class GenaiTokenizer:
         return [[int(i) for i in self._tokenizer.encode(text)] for text in texts]
 
     def excuse(self, text: str) -> str | None:
-        """It composes nothing, and takes two characters for spaces in SentencePiece."""
+        """onnxruntime-genai does not compose characters, and takes two of them for spaces."""
         if not self._bytes and any(mark in text for mark in _MARKS):
             return "onnxruntime-genai takes U+2581 and U+00A0 for spaces in SentencePiece"
         return not_composed(text, "onnxruntime-genai") if self._composes else None
 
 
 def check_same_ids(source: HfTokenizer, files: Mapping[str, bytes]) -> None:
-    """Refuse a tokenizer of which onnxruntime-genai makes other ids.
+    """Refuse a tokenizer with which onnxruntime-genai gives other ids.
 
     Args:
         source: the model's own tokenizer.

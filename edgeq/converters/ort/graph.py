@@ -43,7 +43,8 @@ from edgeq.converters.ort.graph_run import (
     read_weights,
 )
 from edgeq.converters.ort.ort_format import to_ort_format
-from edgeq.converters.ort.run import file_metadata, require, versions
+from edgeq.converters.ort.run import file_metadata, versions
+from edgeq.converters.ort.session import require
 from edgeq.converters.runners import GraphRunner
 from edgeq.converters.target import GraphTarget
 from edgeq.core.errors import UsageError, unknown
@@ -111,14 +112,9 @@ class OrtGraphTarget(GraphTarget):
             progress: not called; a file of this kind is written at once.
 
         Raises:
-            UsageError: another suffix.
             UnsupportedError: more than 2 GB.
             EdgeqError: onnxruntime's tool makes no .ort of it.
         """
-        if path.suffix not in (".onnx", ".ort"):
-            raise UsageError(
-                f"ONNX Runtime output must end in .onnx or .ort, but --output is {path.name}"
-            )
         onnx, _ = require()
         chosen = {name: options.get(name, values[0]) for name, values in OPTIONS.items()}
         packed: dict[str, dict[str, Any]] = {}
@@ -289,7 +285,7 @@ def _widen(onnx: ModuleType, proto: Any) -> None:
 
 
 def _weights(graph: Graph, proto: Any) -> dict[str, dict[str, Any]]:
-    """Where the weights lie that a DequantizeLinear stands behind."""
+    """The names of the weights that a DequantizeLinear reads."""
     places = {}
     turned = {node.input[1] for node in proto.graph.node if node.op_type == "MatMul"}
     for node in proto.graph.node:
@@ -400,7 +396,7 @@ def _at_load(onnx: ModuleType, graph: Graph, proto: Any) -> None:
 
 
 def _axis(node: Any) -> int:
-    """Of a DequantizeLinear, not negative."""
+    """The axis of a DequantizeLinear."""
     axes = [entry.i for entry in node.attribute if entry.name == "axis"]
     return int(axes[0]) if axes else 1
 
@@ -460,7 +456,7 @@ def _shorten(proto: Any, places: dict[str, dict[str, Any]]) -> None:
 
 
 def _merge(graph: Any, ends: set[str]) -> dict[str, str]:
-    """Take out constants that equal an earlier one; gives their names and those of the earlier.
+    """Remove constants equal to an earlier one; returns removed name -> name of the earlier one.
 
     Of 8 bits none: onnxruntime can make those unsigned only that one operator takes.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,20 +11,15 @@ from numpy.typing import NDArray
 
 from edgeq.converters.metadata_blob import read_blob
 from edgeq.converters.ort.file import unpack_rows
-from edgeq.converters.ort.run import file_metadata, open_session, read_graph, require
+from edgeq.converters.ort.run import file_metadata, read_graph
+from edgeq.converters.ort.session import TYPES, open_session, ort_tensors, require
 from edgeq.converters.runners import Precision
 from edgeq.core.errors import FormatError
 from edgeq.formats.qparams import QuantParams
-from edgeq.graph.execute import sums_saturate
 from edgeq.graph.ir import Info, QuantWeight
 
 HELD = "edgeq.held"
 """Key of the metadata with the names of the tensors that hold weights, scales and zero points."""
-_KINDS = {
-    "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64",
-    "tensor(int8)": "int8", "tensor(uint8)": "uint8", "tensor(int32)": "int32",
-    "tensor(int64)": "int64", "tensor(bool)": "bool",
-}  # fmt: skip
 
 
 class OrtGraphRunner:
@@ -44,8 +38,7 @@ class OrtGraphRunner:
 
     def __init__(self, path: Path, *, threads: int = 1) -> None:
         _, onnxruntime = require()
-        graph = _exact(path) if path.suffix == ".ort" and sums_saturate() else None
-        self._session = open_session(path, threads=threads, graph=graph)
+        self._session = open_session(path, threads=threads)
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
         self.inputs = {entry.name: _info(entry, path) for entry in self._session.get_inputs()}
         self.outputs = {entry.name: _info(entry, path) for entry in self._session.get_outputs()}
@@ -66,48 +59,6 @@ class OrtGraphRunner:
     def close(self) -> None:
         """Close the session."""
         self._session = None
-
-
-_SUMMED = {
-    "QLinearConv": (3, 5), "QLinearMatMul": (3, 5), "QGemm": (3, 5), "ConvInteger": (1, 3),
-    "MatMulInteger": (1, 3), "MatMulIntegerToFloat": (1, 5), "DynamicQuantizeMatMul": (1, 3),
-}  # fmt: skip
-"""Operator that sums 8-bit products -> the places of its weights and of their zero point."""
-
-
-def _exact(path: Path) -> bytes | None:
-    """The graph of an .ort file as ONNX, with unsigned weights of the same values.
-
-    Those are summed exactly on every processor. None if the file cannot be opened.
-    """
-    onnx, onnxruntime = require()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    with tempfile.TemporaryDirectory(prefix="edgeq-") as folder:
-        written = Path(folder) / "model.onnx"
-        options.optimized_model_filepath = str(written)
-        try:
-            onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception:  # noqa: BLE001  (opening the file itself tells why)
-            return None
-        model = onnx.load(written)
-    held = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        at, zero = _SUMMED.get(node.op_type, (0, 0))
-        weights = held.get(node.input[at]) if zero else None
-        if weights is None or weights.data_type != onnx.TensorProto.INT8:
-            continue
-        node.input.extend([""] * (zero + 1 - len(node.input)))
-        zeros = held.get(node.input[zero])
-        levels = np.zeros((), np.int8) if zeros is None else onnx.numpy_helper.to_array(zeros)
-        for place, signed in ((at, onnx.numpy_helper.to_array(weights)), (zero, levels)):
-            name = node.input[place] = f"{node.input[place]} unsigned"
-            if name not in held:
-                unsigned = np.ascontiguousarray(signed).view(np.uint8) ^ np.uint8(128)
-                held[name] = onnx.numpy_helper.from_array(unsigned.reshape(signed.shape), name)
-                model.graph.initializer.append(held[name])
-    return bytes(model.SerializeToString())
 
 
 def read_weights(path: Path) -> Iterator[tuple[str, QuantWeight]]:
@@ -177,7 +128,7 @@ def read_quants(path: Path) -> dict[str, QuantParams]:
 def _scales(
     places: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], entry: Mapping[str, Any]
 ) -> NDArray[np.float32]:
-    """Of a weight; fused operators take that of a bias for the product of the others'."""
+    """The scales of a weight. A fused operator computes those of its bias as a product."""
     name = entry["scales"]
     if name in tensors or "product" not in entry:
         return _tensor(tensors, name)
@@ -221,32 +172,6 @@ def _onnx_tensors(path: Path) -> dict[str, NDArray[Any]]:
     return tensors
 
 
-def ort_tensors(path: Path) -> dict[str, NDArray[Any]]:
-    """Constants of an .ort file, by the reader that onnxruntime's package brings along."""
-    require()
-    from onnxruntime.tools.ort_format_model.ort_flatbuffers_py import fbs
-    from onnxruntime.tools.ort_format_model.ort_flatbuffers_py.fbs.InferenceSession import (
-        InferenceSession,
-    )
-
-    types = fbs.TensorDataType.TensorDataType
-    kinds = {
-        types.FLOAT: np.float32, types.UINT8: np.uint8, types.INT8: np.int8,
-        types.INT32: np.int32, types.INT64: np.int64, types.BOOL: np.bool_,
-        types.FLOAT16: np.float16,
-    }  # fmt: skip
-    graph = InferenceSession.GetRootAs(bytearray(path.read_bytes()), 0).Model().Graph()
-    tensors = {}
-    for i in range(graph.InitializersLength()):
-        tensor = graph.Initializers(i)
-        shape = [tensor.Dims(k) for k in range(tensor.DimsLength())]
-        if tensor.DataType() in kinds:
-            raw = np.asarray(tensor.RawDataAsNumpy(), np.uint8)
-            kind = kinds[tensor.DataType()]
-            tensors[tensor.Name().decode()] = raw.view(kind).reshape(shape)
-    return tensors
-
-
 def has_known_axes(path: Path) -> bool:
     """Whether a file's inputs and outputs have fixed shapes, as `OrtGraphRunner` needs them.
 
@@ -271,7 +196,7 @@ def _info(entry: Any, path: Path) -> Info:
             f"{path}: {entry.name} is {list(entry.shape)}, which leaves axes open; convert the "
             "model with --shape first"
         )
-    return Info(tuple(entry.shape), _KINDS.get(entry.type, entry.type))
+    return Info(tuple(entry.shape), str(TYPES.get(entry.type, entry.type)))
 
 
 def read_parts(path: Path) -> Iterator[tuple[str, bytes]]:

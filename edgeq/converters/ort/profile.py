@@ -15,16 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.converters.ort.run import OrtRunner, graph_of, open_session, require
+from edgeq.converters.ort.run import OrtRunner, graph_of
+from edgeq.converters.ort.session import TYPES, open_session, require
 from edgeq.converters.target import NodeTime, ProfilerTarget
 from edgeq.core.errors import FormatError
 
-_KINDS = {
-    "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64,
-    "tensor(int8)": np.int8, "tensor(uint8)": np.uint8, "tensor(int16)": np.int16,
-    "tensor(uint16)": np.uint16, "tensor(int32)": np.int32, "tensor(int64)": np.int64,
-    "tensor(bool)": np.bool_,
-}  # fmt: skip
 _NODE = "_kernel_time"
 
 
@@ -74,11 +69,11 @@ class OrtTimedGraph:
         rng = np.random.default_rng(0)
         self.inputs: dict[str, Any] = {}
         for entry in self._session.get_inputs():
-            if entry.type not in _KINDS:
+            if entry.type not in TYPES:
                 raise FormatError(f"{path}: input {entry.name} is a {entry.type}, not numbers")
             shape = [d if isinstance(d, int) else 1 for d in entry.shape]
             values = rng.standard_normal(shape) if "float" in entry.type else np.zeros(shape)
-            self.inputs[entry.name] = values.astype(_KINDS[entry.type])
+            self.inputs[entry.name] = values.astype(TYPES[entry.type])
 
     def run(self) -> None:
         """Run it once."""

@@ -11,49 +11,31 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.converters.ort.file import steps, unpack_rows
+from edgeq.converters.ort.session import TYPES, first_line, open_session, require
 from edgeq.converters.runners import Past, Precision, Trace, pieces
 from edgeq.converters.stored import StoredConstant, StoredWeight
 from edgeq.converters.validate.constants import operator
 from edgeq.converters.validate.kernels import Kernels, by_blocks, half
-from edgeq.core.errors import EdgeqError, FormatError, MissingDependencyError, UsageError
+from edgeq.core.errors import EdgeqError, FormatError, UsageError
 from edgeq.formats.tensor import Tensor
-from edgeq.graph.execute import sums_saturate
 from edgeq.model.config import ModelConfig
 from edgeq.model.formulas import Array, dense
 from edgeq.model.reference import CacheRounding, checked_tokens
 
 _ROOM = 256
 """Positions a new cache has room for."""
-_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 CONFIG = "edgeq.config"
 """Entry of the metadata: the model's hyperparameters."""
 CACHE_DIGEST = "edgeq.cache_sha256"
 """Entry of the metadata: the checksum of an int8 cache's scales."""
 _PER_HEAD = ("q_norm", "k_norm", "q_rope", "k_rope")
 """Steps whose results are [T, heads, D]; without a norm over all heads at once."""
-
-
-def require() -> tuple[ModuleType, ModuleType]:
-    """onnx and onnxruntime.
-
-    Raises:
-        MissingDependencyError: one is not installed.
-    """
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError as err:
-        package = (err.name or "onnxruntime").split(".")[0]
-        purpose = "to make or run ONNX files"
-        raise MissingDependencyError(package, "ort", purpose) from err
-    return onnx, onnxruntime
 
 
 def versions() -> dict[str, str]:
@@ -69,55 +51,6 @@ def versions() -> dict[str, str]:
 def graph_of(path: Path) -> Path:
     """The .onnx or .ort file of a folder, or the file itself."""
     return path / "model.onnx" if path.is_dir() else path
-
-
-def open_session(
-    path: Path,
-    *,
-    threads: int | None = None,
-    graph: bytes | None = None,
-    profile: Path | None = None,
-) -> Any:
-    """A session of onnxruntime's CPU provider that adds products of 8 bits exactly.
-
-    On x86 processors without VNNI it does so by making signed weights unsigned, which it cannot of
-    an .ort file, nor where operators share weights: those are then computed in float.
-
-    Args:
-        path: .onnx or .ort file.
-        threads: onnxruntime's; all cores if None.
-        graph: the model's bytes, to be run in place of the file, with the data of its folder.
-        profile: prefix of the file that onnxruntime's profiler writes; None does not profile.
-
-    Raises:
-        FormatError: onnxruntime refuses it.
-        MissingDependencyError: onnxruntime is not installed.
-    """
-    _, onnxruntime = require()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    if threads:
-        options.intra_op_num_threads = threads
-    if profile is not None:
-        options.enable_profiling = True
-        options.profile_file_prefix = str(profile)
-    if graph is not None:
-        key = "session.model_external_initializers_file_folder_path"
-        options.add_session_config_entry(key, str(path.parent))
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    content = str(path) if graph is None else graph
-    providers = ["CPUExecutionProvider"]
-    try:
-        try:
-            return onnxruntime.InferenceSession(content, options, providers=providers)
-        except Exception:
-            if not sums_saturate():
-                raise
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-            return onnxruntime.InferenceSession(content, options, providers=providers)
-    # onnxruntime's own exceptions share no base but this
-    except Exception as err:
-        raise FormatError(f"onnxruntime cannot load {path}: {_first_line(err)}") from err
 
 
 class OrtRunner:
@@ -149,7 +82,7 @@ class OrtRunner:
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
         self.precision = precision_of(meta)
         self._past = {
-            i.name: (_TYPES[i.type], i.shape)
+            i.name: (TYPES[i.type], i.shape)
             for i in self._session.get_inputs()
             if i.name.startswith("past_key_values.")
         }
@@ -194,7 +127,7 @@ class OrtRunner:
         try:
             self._session.run_with_iobinding(binding)
         except Exception as err:
-            raise EdgeqError(f"onnxruntime failed: {_first_line(err)}") from err
+            raise EdgeqError(f"onnxruntime failed: {first_line(err)}") from err
         self._n_past = n
         outputs = binding.get_outputs()[len(self._cache) :]
         return {name: out.numpy() for name, out in zip(self._results, outputs, strict=True)}
@@ -280,7 +213,7 @@ def read_graph(path: Path) -> Any:
         raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
     # protobuf's own exception has another home in each of its versions
     except Exception as err:
-        raise FormatError(f"{path} is not an ONNX file, or is damaged: {_first_line(err)}") from err
+        raise FormatError(f"{path} is not an ONNX file, or is damaged: {first_line(err)}") from err
 
 
 def read_weights(path: Path) -> Iterator[StoredWeight]:
@@ -371,7 +304,7 @@ def tracer(path: Path) -> Iterator[Trace]:
 
 
 def read_constants(path: Path) -> Iterator[StoredConstant]:
-    """Every initializer of a graph, wherever it lies, but an int8 cache's scales; every node.
+    """Every node and initializer of a graph and its data file, without an int8 cache's scales.
 
     Raises:
         FormatError: an int8 cache's scales, which the source does not give, were changed.
@@ -489,7 +422,3 @@ class _Initializers:
             return np.memmap(file, kind, "r", int(where["offset"]), tuple(tensor.dims))
         except (OSError, ValueError) as err:
             raise FormatError(f"{file} does not hold {name}: {err}; convert again") from err
-
-
-def _first_line(err: Exception) -> str:
-    return (str(err).strip().splitlines() or [type(err).__name__])[0]

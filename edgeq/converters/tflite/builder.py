@@ -252,7 +252,7 @@ def row_blocks(n: int, k: int) -> Iterator[tuple[int, int]]:
 
 
 class _LiteRTBuilder:
-    """One graph, of prompts of some length or (None) of a single token with logits."""
+    """A graph for prompts of some length, or (None) for a single token with logits."""
 
     def __init__(
         self,

@@ -115,9 +115,9 @@ class LiteRTDecoderTarget(DecoderTarget):
     def remarks(self, model: Model, options: Options) -> list[str]:
         """The defaults that were chosen, and what they cost."""
         config, how = model.config, settings(model.config, options)
-        found = []
+        sentences = []
         if options.context is None and how.context < config.context:
-            found.append(
+            sentences.append(
                 f"The context is {how.context} tokens (the model allows {config.context}): LiteRT "
                 "copies the whole cache at each token, so that a longer context decodes slower. "
                 "--ctx-size changes it."
@@ -129,12 +129,12 @@ class LiteRTDecoderTarget(DecoderTarget):
             and only_in_float(name, tensor)
         }
         for name, scheme in floats.items() if how.compute == "int8" else ():
-            found.append(
+            sentences.append(
                 f"{name} is computed in float: exact, but slower than in integers, as LiteRT has "
                 f"no integer kernel for {scheme}. It has one for w8-channel and w4-g32 "
                 f"(edgeq quantize --tensor-type '{name}=w8-channel')."
             )
-        return found
+        return sentences
 
     def write(
         self, model: Model, out: Path, options: Options, progress: Progress | None = None

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from edgeq.core.progress import Progress
 from edgeq.formats.packing import round_up
+from edgeq.graph.tflite import IDENTIFIER
 from edgeq.graph.tflite.schema import schema
 
 ALIGN = 64
@@ -37,7 +38,7 @@ class SharedTable:
         self._written: tuple[Any, int] = (None, 0)
 
     def Pack(self, builder: Any) -> int:  # noqa: N802 - the name that the schema's classes call
-        """Where the table lies in what the builder has written."""
+        """The offset of the table in what the builder has written."""
         if self._written[0] is not builder:
             self._written = builder, self._table.Pack(builder)
         return self._written[1]
@@ -200,9 +201,9 @@ class TfliteFile:
 
 
 def packed(model: Any) -> bytes:
-    """A model's flatbuffer; equal vectors and texts lie in it once."""
+    """A model's flatbuffer; equal vectors and strings are stored once."""
     builder = _sharing_builder()
-    builder.Finish(model.Pack(builder), b"TFL3")
+    builder.Finish(model.Pack(builder), IDENTIFIER)
     return bytes(builder.Output())
 
 

@@ -49,7 +49,7 @@ class _End:
 
     @property
     def info(self) -> Info:
-        """As callers see it."""
+        """The shape and type that callers see: channels first, float32 if quantized."""
         shape = self.shape
         if self.image:
             shape = (shape[0], shape[3], shape[1], shape[2])

@@ -93,14 +93,14 @@ class LiteRTGraphRunner:
         """
         if set(feeds) != set(self.inputs):
             raise UsageError(f"the inputs are {sorted(self.inputs)}, got {sorted(feeds)}")
-        inputs = {name: self._given(name, np.asarray(array)) for name, array in feeds.items()}
+        inputs = {name: self._as_input(name, np.asarray(array)) for name, array in feeds.items()}
         try:
             results = self._run(**inputs)
         except (ValueError, RuntimeError) as err:
             raise FormatError(f"LiteRT cannot run the file: {err}") from err
         return {name: self._back(name, results[name]) for name in self.outputs}
 
-    def _given(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
+    def _as_input(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
         if array.shape != self.inputs[name].shape:
             raise UsageError(
                 f"the input {name!r} is {list(self.inputs[name].shape)}, got {list(array.shape)}"

@@ -156,7 +156,7 @@ class LiteRTLMDecoderTarget(LiteRTDecoderTarget):
         _builder()
         versions = super().versions()
         for name in ("litert-lm-builder", "litert-lm-api"):
-            if _installed(name):
+            if is_installed(name):
                 versions[name] = metadata.version(name)
         return versions
 
@@ -192,7 +192,7 @@ class LiteRTLMDecoderTarget(LiteRTDecoderTarget):
 
     def tokenizer(self, path: Path, source: HfTokenizer) -> TargetTokenizer | None:
         """The bundle's tokenizer in LiteRT-LM; None where LiteRT-LM is not installed."""
-        return LiteRTLMTokenizer(path) if _installed("litert-lm-api") else None
+        return LiteRTLMTokenizer(path) if is_installed("litert-lm-api") else None
 
 
 class BundledRunner(LiteRTRunner):
@@ -217,7 +217,7 @@ class BundledRunner(LiteRTRunner):
             shutil.copyfileobj(source, file, _CHUNK)
         try:
             super().__init__(copy, threads=threads, frugal=frugal)
-            if _installed("litert-lm-api"):
+            if is_installed("litert-lm-api"):
                 generate(path, "a", 1)
                 self.runtime = f"LiteRT-LM {metadata.version('litert-lm-api')}, {self.runtime}"
         except BaseException:
@@ -245,7 +245,7 @@ def generate(path: str | Path, prompt: str, max_tokens: int = 64, *, threads: in
         FormatError: LiteRT-LM cannot run it.
         MissingDependencyError: LiteRT-LM is not installed.
     """
-    if not _installed("litert-lm-api"):
+    if not is_installed("litert-lm-api"):
         raise MissingDependencyError("litert_lm", "litertlm", "to run .litertlm bundles")
     asked = json.dumps([str(path), prompt, max_tokens, threads])
     return str(json.loads(_run(path, _SAY, asked)))
@@ -292,7 +292,8 @@ def _run(path: str | Path, code: str, argument: str, given: str | None = None) -
     return ran.stdout.splitlines()[-1]
 
 
-def _installed(distribution: str) -> bool:
+def is_installed(distribution: str) -> bool:
+    """Whether a package is installed, by its name in the registry."""
     try:
         metadata.version(distribution)
     except metadata.PackageNotFoundError:

@@ -53,7 +53,7 @@ class _Op:
 
 @dataclass
 class SubgraphWriter:
-    """One graph of a file, in the making. Operators that no output needs are left out at the end.
+    """Collects the operators of a graph; those that no output needs are removed at the end.
 
     Args:
         file: the file it will be part of.

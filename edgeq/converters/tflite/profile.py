@@ -16,7 +16,7 @@ import numpy as np
 from edgeq.converters.target import OperatorCounts, ProfilerTarget
 from edgeq.converters.tflite.interpreter import interpreter
 from edgeq.core.errors import FormatError
-from edgeq.graph.tflite.schema import schema
+from edgeq.graph.tflite.schema import mapped_flatbuffer, schema
 
 NO_PROFILER = "LiteRT's Python package has no profiler; only whole runs could be timed"
 
@@ -76,11 +76,8 @@ def operators(path: Path) -> dict[str, int]:
     Raises:
         FormatError: it is no .tflite file.
     """
-    code = schema()
+    code, data = schema(), mapped_flatbuffer(path)
     try:
-        data = np.memmap(path, np.uint8, "r")
-        if bytes(data[4:8]) != b"TFL3":
-            raise FormatError(f"{path} is not a .tflite file: it does not have the identifier TFL3")
         model = code.Model.GetRootAs(data, 0)
         names = {v: k for k, v in vars(code.BuiltinOperator).items() if isinstance(v, int)}
         kinds = []
@@ -94,10 +91,6 @@ def operators(path: Path) -> dict[str, int]:
             graph = model.Subgraphs(i)
             for j in range(graph.OperatorsLength()):
                 counts[kinds[graph.Operators(j).OpcodeIndex()]] += 1
-    except FormatError:
-        raise
-    except OSError as err:
-        raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
     # flatbuffers reads wherever the bytes point: a damaged file fails in any way
     except Exception as err:
         raise FormatError(f"{path} is not a .tflite file: {err!r}") from err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from edgeq.converters.tflite.file import ALIGN, packed
 from edgeq.converters.validate.constants import operator
 from edgeq.core.errors import EdgeqError, FormatError
 from edgeq.formats.packing import round_up
-from edgeq.graph.tflite.schema import schema
+from edgeq.graph.tflite.schema import mapped_flatbuffer, schema
 
 METADATA = "edgeq"
 """The file's metadata entry that is ours: JSON."""
@@ -70,14 +69,7 @@ def read(
         MissingDependencyError: LiteRT is not installed.
     """
     path, s = Path(path), schema()
-    try:
-        with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as err:  # an empty file cannot be mapped
-        raise FormatError(f"{path} cannot be read: {err}") from err
-    data = np.frombuffer(mapped, np.uint8)[start:stop]
-    if bytes(data[4:8]) != b"TFL3":
-        raise FormatError(f"{path} is not a .tflite file: it does not have the identifier TFL3")
+    data = mapped_flatbuffer(path, start, stop)
     try:
         model = s.ModelT.InitFromPackedBuf(data)
         ours = next(m for m in model.metadata or [] if m.name == entry.encode())
@@ -108,12 +100,7 @@ def has_metadata(path: Path, entry: str) -> bool:
         MissingDependencyError: LiteRT is not installed.
     """
     s = schema()
-    try:
-        data = np.memmap(path, np.uint8, "r")
-    except (OSError, ValueError) as err:  # an empty file cannot be mapped
-        raise FormatError(f"{path} cannot be read: {err}") from err
-    if bytes(data[4:8]) != b"TFL3":
-        raise FormatError(f"{path} is not a .tflite file: it does not have the identifier TFL3")
+    data = mapped_flatbuffer(path)
     try:
         model = s.Model.GetRootAs(data, 0)
         names = [model.Metadata(i).Name() for i in range(model.MetadataLength())]
@@ -157,7 +144,7 @@ def _scales(header: Header, graph: Any, quantization: Any, n: int) -> NDArray[np
 
 
 def _plain(tensor: Any) -> str:
-    """A tensor's name without that of its graph."""
+    """A tensor's name without the prefix of its graph."""
     return str(tensor.name.decode().rpartition("/")[2])
 
 

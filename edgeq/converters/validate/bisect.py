@@ -33,7 +33,7 @@ _SMALL = 1 << 24
 _SHORT = 7
 """Tokens of the first prefill."""
 
-_ALLOWED: Mapping[Precision, float] = {"float32": 1e-3, "float16": 1e-2, "int8": 1e-3}
+ALLOWED: Mapping[Precision, float] = {"float32": 1e-3, "float16": 1e-2, "int8": 1e-3}
 """Relative error (root mean square) of a step. Rounding inputs to 8 bits is no part of it, as the
 reference does the same; float16 covers what a program keeps in that type between its steps."""
 _LONG = 32
@@ -189,7 +189,7 @@ def first_divergence(
         unexplained = {s: e for s, e in errors[0].items() if all(s in each for each in errors)}
         if unexplained:
             first, *also = unexplained
-            allowed = _ALLOWED[precision]
+            allowed = ALLOWED[precision]
             return Divergence(first, unexplained[first], allowed, each.when, tuple(also))
         fed = tuple(t for piece in each.past for t in piece)
         seen[fed + tuple(each.tokens)] = _recalled(model, each.results)
@@ -255,7 +255,7 @@ def _differing(
         # the cache holds the target's own keys and values
         builder.append_past(piece, seen[tuple(fed)])
     errors: dict[str, float] = {}
-    builder.judge(errors, each.results, _ALLOWED[precision])
+    builder.judge(errors, each.results, ALLOWED[precision])
     builder.trace(each.tokens, each.results)
     return errors
 

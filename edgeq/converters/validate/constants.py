@@ -165,7 +165,7 @@ def _exactly(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _nearly(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
-    """To the last digit, of numbers that are at most 1."""
+    """Whether numbers of at most 1 differ by one unit in the last place at most."""
     if a.dtype.kind != "f":
         return _exactly(a, b)
     with np.errstate(invalid="ignore", over="ignore"):

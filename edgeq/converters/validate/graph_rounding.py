@@ -103,7 +103,7 @@ class _Perturber:
         return before
 
     def _moved(self, before: str, name: str, source: str) -> None:
-        """Put errors between what was made, and the name that others take it by."""
+        """Add an error to a node's output; the nodes that read it get the sum."""
         quant, info = self._source.quants.get(source), self._source.info(source)
         if self._half:
             halved = self._name(name) if quant is not None and self._static else name

@@ -100,7 +100,9 @@ class OutputTolerance:
     def __init__(self, graph: Graph, kind: Kind, *, half: bool = False) -> None:
         self._graph, self._kind = graph, kind
         self._half = half or kind == "half"
-        self._ranked = {name: made for name in graph.outputs if (made := _ranking(graph, name))}
+        self._ranked = {
+            name: ranking for name in graph.outputs if (ranking := _ranking(graph, name))
+        }
         watch = [node.inputs[0] for node in self._ranked.values()]
         self._truth = Session(graph, watch, optimize=False)
         values = sum(int(np.prod(graph.info(name).shape)) for name in graph.quants)

@@ -28,13 +28,14 @@ from edgeq.converters.encoding import spread
 from edgeq.formats.mapped_file import release
 from edgeq.formats.schemes import SUPERBLOCK
 from edgeq.formats.tensor import QuantTensor, Tensor, bf16_to_float32, float32_to_bf16
+from edgeq.importers.gguf.file import TENSOR_TYPES
 from edgeq.model.formulas import Array, Linear, dense
 from edgeq.model.reference import CacheRounding
 
-SUPERBLOCKS: frozenset[str] = frozenset({"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"})
+SUPERBLOCKS = frozenset(name for name, weights, _ in TENSOR_TYPES.values() if weights == SUPERBLOCK)
 """Types of GGUF whose blocks have 256 weights."""
 GGML_BLOCK = 32
-"""Inputs that share a scale in llama.cpp."""
+"""Weights of the other types' blocks, and inputs that share a scale in llama.cpp."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def with_bfloat16_scales(weight: QuantTensor) -> QuantTensor:
 
 
 def one_range(x: Array) -> Array:
-    """Each row of x [T, K] in 255 steps from min(x, 0) to max(x, 0): float32 [T, K]."""
+    """Round each row of x [T, K] to 255 steps from min(x, 0) to max(x, 0): float32 [T, K]."""
     low = np.minimum(x.min(axis=1, keepdims=True), np.float32(0))
     high = np.maximum(x.max(axis=1, keepdims=True), np.float32(0))
     width = high - low
@@ -123,7 +124,7 @@ def one_range(x: Array) -> Array:
 
 
 def one_magnitude(x: Array) -> Array:
-    """Each row of x [T, K] as int8 times max|x| / 127: float32 [T, K]."""
+    """Round each row of x [T, K] to int8 times max|x| / 127: float32 [T, K]."""
     return by_blocks(x, x.shape[1])
 
 

@@ -1,13 +1,13 @@
 """A target's logits compared with those of the reference, row by row.
 
-    `Decoding`   prompts and what the target says after them, greedily: logits, greedy tokens
+    `Decoding`   prompts and the target's greedy continuations: logits, greedy tokens
     `Cost`       a text that the target reads token by token: the divergence that its kernels'
                  rounding of inputs causes, and the same of that rounding repeated in NumPy. From
                  layer to layer roundings fall differently and results drift apart, so that the
                  two are no nearer to each other than to exact arithmetic; but a right file costs
                  what its rounding costs
 
-The target runs first and is closed before the reference begins, so that the two never lie in
+The target runs first and is closed before the reference begins, so that the two are never in
 memory together; its logits wait in a temporary file. Rows are compared a few at a time, as 300
 rows of a vocabulary of 262144 would take 600 MB.
 """
@@ -41,7 +41,7 @@ Stepped = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Continued:
-    """What a target says after a prompt, greedily.
+    """The greedy continuation of a prompt by a target.
 
     Args:
         prompt: tokens.
@@ -117,7 +117,7 @@ class Decoding:
         self.chosen: list[tuple[int, ...]] = []
         self.kl: list[float] = []
         self.margins: list[float] = []
-        """Logits by which the reference prefers its own choice, where the target's is another."""
+        """The reference's logit of its own choice less that of the target's, where they differ."""
         self.max = self._square = 0.0
         self._low, self._high = np.inf, -np.inf
         self.count = self.equal = 0
@@ -130,7 +130,7 @@ class Decoding:
 
     @property
     def range(self) -> float:
-        """The right logits' largest less their smallest."""
+        """The range of the correct logits: the largest less the smallest."""
         return float(self._high - self._low)
 
     def compare(self, continued: Continued) -> None:
@@ -183,7 +183,7 @@ class Cost:
 
     @property
     def mean(self) -> float:
-        """Of the target."""
+        """Mean of the target."""
         return float(self.target.mean())
 
     @property
@@ -198,8 +198,8 @@ class Cost:
 
     @property
     def allowed(self) -> float:
-        """What the target's mean may be: half as much again as expected, the chance of rows and
-        what is too little to matter aside."""
+        """The largest mean that passes: 1.5 times the expected one, plus its statistical error and
+        a negligible amount."""
         chance = float(self.kernels.std() / self.kernels.size**0.5)
         return 1.5 * self.expected + 3 * chance + 1e-3
 
@@ -241,7 +241,7 @@ def measure_cost(
 
 def divergence(right: NDArray[np.floating], got: NDArray[np.floating]) -> NDArray[np.float64]:
     """KL of each row [T, V]; NaN where there are logits that are no numbers."""
-    with np.errstate(all="ignore"):  # NaN is complained of, not warned of
+    with np.errstate(all="ignore"):  # NaN is reported as an error
         return kl_divergence(
             log_softmax(right.astype(np.float64)), log_softmax(got.astype(np.float64))
         )

@@ -77,7 +77,7 @@ def added_texts(tokenizer: HfTokenizer) -> list[str]:
 def compare_texts(
     source: HfTokenizer, target: TargetTokenizer, further: Iterable[str] = ()
 ) -> TextsReport:
-    """Encode the hard strings by a model's own tokenizer and by that of its converted form.
+    """Encode difficult strings with a model's tokenizer and with the converted one, and compare.
 
     Args:
         source: the model's own tokenizer.

@@ -100,7 +100,7 @@ def charge(text: str) -> tuple[float, float]:
     return coulombs, volts
 
 
-def _check_units(held: Mapping[str, str], coulombs: float, volts: float) -> None:
+def _check_units(state: Mapping[str, str], coulombs: float, volts: float) -> None:
     """Refuse numbers that no battery has in microampere-hours and millivolts."""
     where = " ".join(DUMPSYS)
     if not VOLTS[0] <= volts <= VOLTS[1]:
@@ -109,7 +109,7 @@ def _check_units(held: Mapping[str, str], coulombs: float, volts: float) -> None
             "so its energy cannot be computed"
         )
     try:
-        share = float(held.get("level", "")) / float(held.get("scale", "100"))
+        share = float(state.get("level", "")) / float(state.get("scale", "100"))
     except (ValueError, ZeroDivisionError):
         return
     if share < LEAST_SHARE:
@@ -123,10 +123,10 @@ def _check_units(held: Mapping[str, str], coulombs: float, volts: float) -> None
         )
 
 
-def plugged_into(held: Mapping[str, str]) -> str | None:
+def plugged_into(state: Mapping[str, str]) -> str | None:
     """What powers an Android device besides its battery: "AC", "USB", "Wireless", "Dock"."""
     kinds = ("AC", "USB", "Wireless", "Dock")
-    return next((k for k in kinds if held.get(f"{k.casefold()} powered") == "true"), None)
+    return next((k for k in kinds if state.get(f"{k.casefold()} powered") == "true"), None)
 
 
 def find(run: Run) -> list[Meter | Absent]:

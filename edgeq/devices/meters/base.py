@@ -143,7 +143,7 @@ class Meter(Sensor, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class FileMeter(Meter):
-    """Reads one file per channel, or several whose product is wanted, as in V * A.
+    """Reads one file per channel, or several whose values are multiplied, as in V * A.
 
     Args:
         files: channel -> files with one number each.
@@ -243,11 +243,11 @@ def run_here(argv: Sequence[str]) -> str:
     return done.stdout
 
 
-def meters_of(found: Iterable[Meter | Absent]) -> list[Meter]:
+def meters_of(results: Iterable[Meter | Absent]) -> list[Meter]:
     """The meters that can be read."""
-    return [one for one in found if isinstance(one, Meter)]
+    return [one for one in results if isinstance(one, Meter)]
 
 
-def absent_of(found: Iterable[Meter | Absent]) -> list[Absent]:
+def absent_of(results: Iterable[Meter | Absent]) -> list[Absent]:
     """The meters that cannot be read."""
-    return [one for one in found if isinstance(one, Absent)]
+    return [one for one in results if isinstance(one, Absent)]

@@ -43,7 +43,7 @@ _DISAGREEMENT = 10.0
 
 @dataclass(frozen=True)
 class Supply:
-    """One battery.
+    """A battery.
 
     Args:
         path: its folder in the power_supply class.
@@ -57,7 +57,7 @@ class Supply:
 
     @property
     def name(self) -> str:
-        """As the kernel calls it, such as "BAT0"."""
+        """The kernel's name for it, such as "BAT0"."""
         return self.path.name
 
     def watts(self) -> float:
@@ -166,7 +166,7 @@ def connected_charger(folder: Path) -> str | None:
 
 
 def find(root: Path, run: Run | None = None) -> list[Meter | Absent]:
-    """One meter of all the batteries that feed this machine together."""
+    """A single meter for all batteries that feed this machine."""
     folder = root / POWER_SUPPLY
     batteries = [
         path

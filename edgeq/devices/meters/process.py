@@ -53,11 +53,11 @@ def find(root: Path = HERE, run: Run | None = None) -> list[Meter | Absent]:
             rate_hz=rate,
             covers="this process",
             total=(name,),
-            held=held,
+            held=read_bytes,
         )
-        if held() is not None
+        if read_bytes() is not None
         else Absent(name, f"no {path} (Linux has it)", "memory")
-        for name, path, rate, held in about
+        for name, path, rate, read_bytes in about
     ]
 
 

@@ -18,7 +18,7 @@ POWERCAP = "sys/class/powercap"
 
 
 def find(root: Path, run: Run | None = None) -> list[Meter | Absent]:
-    """One meter with a channel per zone: "package-0", "package-0/core", "package-0/dram" ...
+    """A meter with a channel for each zone: "package-0", "package-0/core", "package-0/dram" ...
 
     Its total is all packages, and the memory where that is counted: memory lies below a package
     among the zones but its energy is not part of the package's. A package that cannot be read

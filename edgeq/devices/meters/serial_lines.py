@@ -108,7 +108,7 @@ class Stream(Protocol):
     """Where lines come from; any binary file."""
 
     def fileno(self) -> int:
-        """Of the open file."""
+        """The descriptor of the open file."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -200,10 +200,10 @@ def _numbered(folder: Path, pattern: str) -> list[Path]:
     return sorted(folder.glob(pattern), key=lambda p: [int(n) for n in re.findall(r"\d+", p.name)])
 
 
-def _unique(found: Sequence[tuple[str, Path]]) -> dict[str, tuple[Path, ...]]:
+def _unique(sensors: Sequence[tuple[str, Path]]) -> dict[str, tuple[Path, ...]]:
     """Existing files by channel; a name that came before is given the file's own place."""
     files: dict[str, tuple[Path, ...]] = {}
-    for name, path in found:
+    for name, path in sensors:
         if path.exists():
             files[name if name not in files else f"{name} {path.parent.name}"] = (path,)
     return files

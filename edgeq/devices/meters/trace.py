@@ -89,7 +89,7 @@ class Trace:
 
     @cached_property
     def _believed(self) -> dict[str, Series]:
-        """What `series` found: windows are many, and each asks for all channels."""
+        """Results of `series`, kept because every window reads all channels."""
         return {}
 
     def _series(self, channel: str) -> Series:
@@ -165,7 +165,7 @@ class Trace:
         )
 
     def within(self, window: TimeWindow) -> Trace:
-        """Only the samples inside a window."""
+        """The samples inside a window."""
         inside = (self.t_ns >= window.start_ns) & (self.t_ns <= window.end_ns)
         values = {c: v[inside] for c, v in self.values.items()}
         return replace(self, t_ns=self.t_ns[inside], values=values, windows=())

@@ -210,7 +210,7 @@ class ShellTransport:
         target = self._inside(name)
         folder = shlex.quote(str(PurePosixPath(target).parent))
         script = f"mkdir -p {folder} && cat >{shlex.quote(target)}"
-        with self._talk(script, stdin=subprocess.PIPE) as (process, said):
+        with self._talk(script, stdin=subprocess.PIPE) as (process, log):
             assert process.stdin is not None
             done = 0
             # a pipe that breaks: what the command said about it is told below
@@ -222,7 +222,7 @@ class ShellTransport:
                         progress(PurePosixPath(name).name, done, total)
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()
-            finished = self._finish(process, said)
+            finished = self._finish(process, log)
         if finished.code:
             raise DeviceError(self._not_pushed(name, total, finished))
 
@@ -245,13 +245,13 @@ class ShellTransport:
         words = [f"{key}={value}" for key, value in (environment or {}).items()]
         line = shlex.join((["env", *words] if words else []) + list(command))
         script = _RUN.format(folder=shlex.quote(self.folder), command=line)
-        with self._talk(script, out=subprocess.PIPE) as (process, said):
+        with self._talk(script, out=subprocess.PIPE) as (process, log):
             assert process.stdout is not None
             _ours(process.stdout)
             for raw in process.stdout:
                 if on_line:
                     on_line(raw.decode("utf-8", "replace").rstrip("\r\n"))
-            return self._finish(process, said)
+            return self._finish(process, log)
 
     def pull(self, name: str, to: Path) -> None:
         """Bring a file back, whole or not at all.
@@ -261,7 +261,7 @@ class ShellTransport:
             EdgeqError: it cannot be written here.
         """
         script = f'{_SAY}""; cat {shlex.quote(self._inside(name))}'
-        with self._talk(script, out=subprocess.PIPE) as (process, said):
+        with self._talk(script, out=subprocess.PIPE) as (process, log):
             assert process.stdout is not None
             out = process.stdout
 
@@ -269,7 +269,7 @@ class ShellTransport:
                 _ours(out)
                 while piece := out.read(_CHUNK):
                     yield piece
-                finished = self._finish(process, said)
+                finished = self._finish(process, log)
                 if finished.code:
                     raise DeviceError(
                         f"{self.where}: {name} cannot be brought back: {finished.last_words}"
@@ -329,10 +329,10 @@ class ShellTransport:
         self, script: str, *, stdin: int = subprocess.DEVNULL, out: int = subprocess.DEVNULL
     ) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
         """A command there, killed here if the block fails; the keeper kills it there."""
-        with tempfile.TemporaryFile() as said:
-            process = self._start(script, stdin=stdin, out=out, err=said)
+        with tempfile.TemporaryFile() as log:
+            process = self._start(script, stdin=stdin, out=out, err=log)
             try:
-                yield process, said
+                yield process, log
             finally:
                 process.kill()
                 process.wait()
@@ -341,13 +341,13 @@ class ShellTransport:
                         with contextlib.suppress(OSError):
                             pipe.close()
 
-    def _finish(self, process: subprocess.Popen[bytes], said: IO[bytes]) -> Finished:
+    def _finish(self, process: subprocess.Popen[bytes], log: IO[bytes]) -> Finished:
         """How a command ended.
 
         Raises:
             DeviceError: the connection broke.
         """
-        finished = Finished(process.wait(), _tail(said))
+        finished = Finished(process.wait(), _tail(log))
         if finished.code and self._broken(finished.code):
             assert self._said is not None
             words = Finished(0, _tail(self._said)).last_words or finished.last_words
@@ -400,14 +400,14 @@ def _pieces(source: Path | bytes) -> Iterable[bytes]:
 
 
 def _ours(out: IO[bytes]) -> str | None:
-    """Pass over everything until our first line, and what it says; None if it never comes."""
+    """The text of the first line that begins with the mark; None if there is none."""
     for line in out:
         if line.startswith(_MARK):
             return line[len(_MARK) :].decode("utf-8", "replace").strip()
     return None
 
 
-def _tail(said: IO[bytes]) -> str:
-    size = said.seek(0, 2)
-    said.seek(max(size - (1 << 14), 0))
-    return said.read().decode("utf-8", "replace")
+def _tail(log: IO[bytes]) -> str:
+    size = log.seek(0, 2)
+    log.seek(max(size - (1 << 14), 0))
+    return log.read().decode("utf-8", "replace")

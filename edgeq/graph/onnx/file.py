@@ -347,7 +347,7 @@ def _fresh(name: str, taken: set[str]) -> str:
 
 
 def _widened(array: NDArray[Any], widened: set[str]) -> NDArray[Any]:
-    """Widen a float tensor to float32; float16 stays, and stands for float32."""
+    """Convert float64 and bfloat16 to float32; float16 is kept, and computed in float32."""
     if array.dtype.name in ("float64", "bfloat16"):
         widened.add(array.dtype.name)
         return array.astype(np.float32)

@@ -110,7 +110,7 @@ def inferred(graph: Graph) -> Graph:
         )
     )
     try:
-        made = onnx.shape_inference.infer_shapes(
+        inferred = onnx.shape_inference.infer_shapes(
             model, check_type=True, strict_mode=True, data_prop=True
         )
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ValueError) as err:
@@ -118,7 +118,7 @@ def inferred(graph: Graph) -> Graph:
         reason = lines[0].split("Inference error(s): ")[-1]  # what follows comes from it
         raise FormatError(f"the shapes of the graph {graph.name} do not fit: {reason}") from err
     values = dict(given)
-    for value in (*made.graph.value_info, *made.graph.output):
+    for value in (*inferred.graph.value_info, *inferred.graph.output):
         tensor = value.type.tensor_type
         if not tensor.HasField("shape") or value.name in graph.constants:
             continue

@@ -88,7 +88,7 @@ def _attributes(graph: Graph, node: Node) -> Change | None:
 
 
 def _aligned(graph: Graph, node: Node, rank: Callable[[str], int]) -> Change | None:
-    """A rule: adds axes of one behind those of the second input, to broadcast as before."""
+    """A rule that appends axes of size 1 to the second input, so that it broadcasts as before."""
     if node.op not in _PAIRS or not {"broadcast", "axis"} & node.attrs.keys():
         return None
     attrs = {k: v for k, v in node.attrs.items() if k not in ("broadcast", "axis")}

@@ -40,9 +40,9 @@ def upgraded(graph: Graph, opset: int) -> Graph:
     Raises:
         UnsupportedError: an operator whose older meaning has no counterpart.
     """
-    for since, made in _RULES:
+    for since, rule_for in _RULES:
         if opset < since:
-            graph = rewrite(graph, made(opset))
+            graph = rewrite(graph, rule_for(opset))
     for rule in (_no_axes, _group_norm(opset), _swish, _rms_norm):
         graph = rewrite(graph, rule)
     return graph
@@ -164,7 +164,7 @@ def _resize(opset: int) -> Made:
 
 
 def _softmax(opset: int) -> Made:
-    """Softmax over all axes from one on, as it was defined before opset 13."""
+    """Softmax over all axes from a given one on, as it was defined before opset 13."""
 
     def rule(graph: Graph, node: Node) -> Change | None:
         if node.op not in SOFTMAXES or node.attrs.get("edgeq_flat"):
@@ -193,9 +193,9 @@ def flat_softmax(graph: Graph, node: Node) -> Change | None:
     steps = Steps(graph, node)
     to = steps.constant("matrix", np.array(two.shape, np.int64))
     back = steps.constant("shape", np.array(shape, np.int64))
-    made = steps.add("Reshape", "flat", (node.inputs[0], to), two)
-    made = steps.add(node.op, "soft", (made,), two, name=node.name, axis=1)
-    return steps.last("Reshape", (made, back), f"{node.name}.back")
+    value = steps.add("Reshape", "flat", (node.inputs[0], to), two)
+    value = steps.add(node.op, "soft", (value,), two, name=node.name, axis=1)
+    return steps.last("Reshape", (value, back), f"{node.name}.back")
 
 
 def _norm(opset: int) -> Made:
@@ -238,19 +238,19 @@ def _group_norm(opset: int) -> Made:
         groups = int(node.attrs["num_groups"])
         shape = steps.add("Shape", "shape", (x,))
         to = steps.constant("groups", np.array([0, groups, -1], np.int64))
-        made = steps.add("Reshape", "grouped", (x, to))
+        value = steps.add("Reshape", "grouped", (x, to))
         ones, zeros = (steps.constant(f"{n}s", np.full(groups, n, np.float32)) for n in (1, 0))
         epsilon = node.attrs.get("epsilon", 1e-5)
-        made = steps.add("InstanceNormalization", "normed", (made, ones, zeros), epsilon=epsilon)
+        value = steps.add("InstanceNormalization", "normed", (value, ones, zeros), epsilon=epsilon)
         if opset >= 21:
             ends = steps.add("Shape", "channels", (x,), end=2)
             rest = steps.constant("rest", np.array([-1], np.int64))
             wide = steps.add("Concat", "wide", (ends, rest), axis=0)
-            made = steps.add("Reshape", "by_channel", (made, wide))
+            value = steps.add("Reshape", "by_channel", (value, wide))
         column = steps.constant("column", np.array([-1, 1], np.int64))
-        made = steps.add("Mul", "scaled", (made, steps.add("Reshape", "scale", (scale, column))))
-        made = steps.add("Add", "shifted", (made, steps.add("Reshape", "bias", (bias, column))))
-        return steps.last("Reshape", (made, shape))
+        value = steps.add("Mul", "scaled", (value, steps.add("Reshape", "scale", (scale, column))))
+        value = steps.add("Add", "shifted", (value, steps.add("Reshape", "bias", (bias, column))))
+        return steps.last("Reshape", (value, shape))
 
     return rule
 

@@ -130,9 +130,9 @@ class _Writer:
                 self._round(name, name, rounded[name], graph.quants[name])
         for node in graph.nodes:
             inputs = [rounded.get(name, name) for name in node.inputs]
-            made = {o: self._name(f"{o}.float") for o in node.outputs if o in graph.quants}
-            self._node(node, inputs, [made.get(o, o) for o in node.outputs], flipped)
-            for name, before in made.items():
+            unrounded = {o: self._name(f"{o}.float") for o in node.outputs if o in graph.quants}
+            self._node(node, inputs, [unrounded.get(o, o) for o in node.outputs], flipped)
+            for name, before in unrounded.items():
                 self._round(name, before, name, graph.quants[name])
         outputs = [*graph.outputs, *(w for w in watch if w not in graph.outputs)]
         for name in outputs:
@@ -165,7 +165,7 @@ class _Writer:
 
     def _flipped(self) -> set[str]:
         """Weights of Linears that the file holds transposed, for MatMul."""
-        found = set()
+        names = set()
         for name in self.graph.constants:
             users = self.graph.consumers.get(name, ())
             if users and all(
@@ -173,8 +173,8 @@ class _Writer:
                 and not self._gemm(n)
                 for n in users
             ):  # fmt: skip
-                found.add(name)
-        return found
+                names.add(name)
+        return names
 
     def _gemm(self, node: Node) -> bool:
         """Whether a Linear is written as Gemm; for blocks of weights only MatMul is fast."""
@@ -183,16 +183,16 @@ class _Writer:
         return len(self.graph.info(node.inputs[0]).shape) == 2 and not blocks
 
     def _constant(self, name: str, flipped: bool) -> None:
-        held = self.graph.constants[name]
-        if not isinstance(held, QuantWeight):
-            array = np.asarray(held.T if flipped else held, order="C")
-            if held.dtype != np.float16:
+        constant = self.graph.constants[name]
+        if not isinstance(constant, QuantWeight):
+            array = np.asarray(constant.T if flipped else constant, order="C")
+            if constant.dtype != np.float16:
                 self._initializer(name, array)
                 return
             half = self._initializer(self._name(f"{name}.half"), array)
             self._add("Cast", f"{name}.widened", [half], [name], to=self.onnx.TensorProto.FLOAT)
             return
-        weight = held.transposed((1, 0)) if flipped else held
+        weight = constant.transposed((1, 0)) if flipped else constant
         if weight.palette is not None:
             self.palettes[name] = {"bits": weight.bits, "levels": weight.palette.tolist()}
         packed = weight.bits == 4 and weight.palette is None
@@ -227,13 +227,15 @@ class _Writer:
         label, half = self._name(f"{name}.scale"), weight.scales.astype(np.float16)
         if weight.scales.size < _MANY or (half != weight.scales).any():
             return self._initializer(label, weight.scales)
-        held = self._initializer(self._name(f"{name}.scale.half"), half)
-        self._add("Cast", f"{name}.scale.widened", [held], [label], to=self.onnx.TensorProto.FLOAT)
+        narrow = self._initializer(self._name(f"{name}.scale.half"), half)
+        self._add(
+            "Cast", f"{name}.scale.widened", [narrow], [label], to=self.onnx.TensorProto.FLOAT
+        )
         return label
 
     def _round(self, name: str, before: str, after: str, quant: QuantParams) -> None:
-        shift, held = (0, np.int8) if self.signed else (128, np.uint8)
-        zero = np.array(quant.zero_point + shift, held)
+        shift, dtype = (0, np.int8) if self.signed else (128, np.uint8)
+        zero = np.array(quant.zero_point + shift, dtype)
         grid = [
             self._initializer(self._name(f"{name}.scale"), np.array(quant.scale, np.float32)),
             self._initializer(self._name(f"{name}.zero"), zero),
@@ -280,7 +282,7 @@ class _Writer:
         return [o or self._name(f"{node.name}.unused{i}") for i, o in enumerate(outputs)]
 
     def _attributes(self, node: Node) -> dict[str, Any]:
-        made: dict[str, Any] = {}
+        attributes: dict[str, Any] = {}
         for key, value in node.attrs.items():
             if "edgeq_" in key:  # a mark of ours, gone when the graph is canonical
                 continue
@@ -288,8 +290,8 @@ class _Writer:
                 continue  # onnxruntime's integer pool does not know the attribute
             if isinstance(value, np.ndarray):
                 value = self.onnx.numpy_helper.from_array(value)
-            made[key] = list(value) if isinstance(value, tuple) else value
-        return made
+            attributes[key] = list(value) if isinstance(value, tuple) else value
+        return attributes
 
     def _name(self, name: str) -> str:
         while name in self.taken:

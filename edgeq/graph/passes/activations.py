@@ -138,15 +138,15 @@ def _hard(graph: Graph, node: Node) -> Change | None:
     if len(factors) != 2:
         return None
     for x, gate in (factors, factors[::-1]):
-        made = graph.producers.get(gate)
+        gate_node = graph.producers.get(gate)
         spelled = close(number, 1 / 6) and _clipped(graph, gate) == x
         named = (
             close(number, 1)
-            and made is not None
-            and made.op == "HardSigmoid"
-            and made.inputs[0] == x
-            and close(made.attrs["alpha"], 1 / 6)
-            and made.attrs["beta"] == 0.5
+            and gate_node is not None
+            and gate_node.op == "HardSigmoid"
+            and gate_node.inputs[0] == x
+            and close(gate_node.attrs["alpha"], 1 / 6)
+            and gate_node.attrs["beta"] == 0.5
         )
         if spelled or named:
             return Change(nodes=(Node("HardSwish", node.name, (x,), node.outputs),))

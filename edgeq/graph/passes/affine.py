@@ -48,18 +48,18 @@ def _batch_norm(graph: Graph, node: Node) -> Change | None:
         if folded is not None:
             return folded
     wide = (-1, *[1] * (len(graph.info(x).shape) - 2))
-    made = unique(graph, f"{node.output}.scaled")
+    scaled = unique(graph, f"{node.output}.scaled")
     names = [unique(graph, f"{node.name}.{what}") for what in ("scale", "shift")]
     return Change(
         nodes=(
-            Node("Mul", f"{node.name}.mul", (x, names[0]), (made,)),
-            Node("Add", node.name, (made, names[1]), node.outputs[:1]),
+            Node("Mul", f"{node.name}.mul", (x, names[0]), (scaled,)),
+            Node("Add", node.name, (scaled, names[1]), node.outputs[:1]),
         ),
         constants={
             names[0]: scale.reshape(wide).astype(np.float32),
             names[1]: shift.reshape(wide).astype(np.float32),
         },
-        values={made: Info(graph.info(x).shape)},
+        values={scaled: Info(graph.info(x).shape)},
     )
 
 
@@ -116,14 +116,14 @@ def _by_number(graph: Graph, node: Node) -> Change | None:
         if folded is None:
             continue
         # the chain again, for values that are scaled have other names than those that were not
-        made = unique(graph, f"{weighted.output}.scaled")
-        nodes = [replace(folded.nodes[0], outputs=(made,))]
-        values = {made: graph.info(weighted.output)}
+        scaled = unique(graph, f"{weighted.output}.scaled")
+        nodes = [replace(folded.nodes[0], outputs=(scaled,))]
+        values = {scaled: graph.info(weighted.output)}
         for step in chain[-2:0:-1]:
             out = node.output if step is chain[1] else unique(graph, f"{step.output}.scaled")
-            nodes.append(replace(step, inputs=(made, *step.inputs[1:]), outputs=(out,)))
+            nodes.append(replace(step, inputs=(scaled, *step.inputs[1:]), outputs=(out,)))
             values[out] = graph.info(step.output)
-            made = out
+            scaled = out
         return Change(tuple(nodes), folded.constants, values)
     return None
 

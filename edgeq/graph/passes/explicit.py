@@ -70,7 +70,7 @@ def _is_constant(graph: Graph, node: Node, place: int) -> bool:
 
 
 def _window(graph: Graph, node: Node, attrs: dict[str, Any]) -> None:
-    """Of Conv and pools: kernel, strides, dilations and pads."""
+    """Make kernel, strides, dilations and pads of Conv and pools explicit."""
     x, y = graph.info(node.inputs[0]).shape[2:], graph.info(node.output).shape[2:]
     if node.op == "Conv":
         attrs["kernel_shape"] = graph.info(node.inputs[1]).shape[2:]

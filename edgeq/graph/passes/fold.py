@@ -30,9 +30,9 @@ def sums(graph: Graph) -> Graph:
 def _sum(graph: Graph, node: Node) -> Change | None:
     if node.op != "Add":
         return None
-    for made, last in (node.inputs, node.inputs[::-1]):
-        before = graph.producers.get(made)
-        if before is None or before.op != "Add" or graph.only_consumer(made) is not node:
+    for value, last in (node.inputs, node.inputs[::-1]):
+        before = graph.producers.get(value)
+        if before is None or before.op != "Add" or graph.only_consumer(value) is not node:
             continue
         for x, first in (before.inputs, before.inputs[::-1]):
             one, other = floats(graph, first), floats(graph, last)
@@ -87,7 +87,7 @@ def _known(graph: Graph, name: str) -> bool:
 
 
 def _computed(graph: Graph) -> Graph:
-    constant = {n for n, held in graph.constants.items() if not isinstance(held, QuantWeight)}
+    constant = {n for n, value in graph.constants.items() if not isinstance(value, QuantWeight)}
     folded: set[str] = set()
     for node in graph.nodes:
         if (

@@ -92,14 +92,14 @@ def _products(graph: Graph) -> Graph:
     weights: dict[str, str] = {}  # second factor -> the Linear's weight
     nodes = []
     for node in graph.nodes:
-        made = node
+        replacement = node
         if node.op == "MatMul" and node.inputs[0] not in graph.constants:
             second = node.inputs[1]
             if second not in weights:
                 weights[second] = _weight(graph, second, constants)
             if weights[second]:
-                made = replace(node, op="Linear", inputs=(node.inputs[0], weights[second]))
-        nodes.append(made)
+                replacement = replace(node, op="Linear", inputs=(node.inputs[0], weights[second]))
+        nodes.append(replacement)
     return prune(replace(graph, nodes=tuple(nodes), constants=constants))
 
 
@@ -123,23 +123,23 @@ def _weight(graph: Graph, second: str, constants: dict[str, Constant]) -> str:
 
 
 def biases(graph: Graph) -> Graph:
-    """Make what is added to each row behind a Linear its bias."""
+    """Turn a constant that is added to each row after a Linear into its bias."""
     return rewrite(graph, _bias)
 
 
 def _bias(graph: Graph, node: Node) -> Change | None:
     if node.op != "Add":
         return None
-    for made, other in (node.inputs, node.inputs[::-1]):
-        product = graph.producers.get(made)
+    for value, other in (node.inputs, node.inputs[::-1]):
+        product = graph.producers.get(value)
         info = graph.info(node.output)
         if (
             product is None
             or product.op != "Linear"
-            or graph.only_consumer(made) is not node
-            or made in graph.quants
-            or made == other
-            or graph.info(made).shape != info.shape
+            or graph.only_consumer(value) is not node
+            or value in graph.quants
+            or value == other
+            or graph.info(value).shape != info.shape
         ):
             continue
         row = _row(graph, other, info.shape[-1])

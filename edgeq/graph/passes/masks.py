@@ -41,12 +41,12 @@ def masks(graph: Graph) -> Graph:
     return rewrite(changed, _no_number)
 
 
-def _collect(graph: Graph, name: str, found: set[str]) -> None:
+def _collect(graph: Graph, name: str, names: set[str]) -> None:
     waiting = [name]
     while waiting:
         node = graph.producers.get(waiting.pop())
-        if node is not None and node.op in _PATH and node.name not in found:
-            found.add(node.name)
+        if node is not None and node.op in _PATH and node.name not in names:
+            names.add(node.name)
             waiting += node.inputs
 
 
@@ -64,8 +64,8 @@ def _no_number(graph: Graph, node: Node) -> Change | None:
     """A rule: removes the repair of a softmax of nothing but -inf, which no longer occurs."""
     if node.op != "Where":
         return None
-    asked, made = graph.producers.get(node.inputs[0]), graph.producers.get(node.inputs[2])
-    if asked is None or asked.op != "IsNaN" or made is None or made.op != "Softmax":
+    asked, softmax = graph.producers.get(node.inputs[0]), graph.producers.get(node.inputs[2])
+    if asked is None or asked.op != "IsNaN" or softmax is None or softmax.op != "Softmax":
         return None
     if asked.inputs[0] != node.inputs[2] or node.inputs[1] not in graph.constants:
         return None

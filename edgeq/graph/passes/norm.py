@@ -24,18 +24,18 @@ def _core(graph: Graph, node: Node) -> Change | None:
     if parts is None:
         return None
     centered, deviation = parts
-    root = _made(graph, deviation, "Sqrt", "Pow")
+    root = _producer(graph, deviation, "Sqrt", "Pow")
     if root is None or (root.op == "Pow" and scalar(graph, root.inputs[1]) != 0.5):
         return None
-    total = _made(graph, root.inputs[0], "Add")
-    sub = _made(graph, centered, "Sub")
+    total = _producer(graph, root.inputs[0], "Add")
+    sub = _producer(graph, centered, "Sub")
     if total is None or sub is None:
         return None
     for variance, added in (total.inputs, total.inputs[::-1]):
-        epsilon, mean2 = scalar(graph, added), _made(graph, variance, "ReduceMean")
+        epsilon, mean2 = scalar(graph, added), _producer(graph, variance, "ReduceMean")
         if epsilon is None or mean2 is None or not _is_square(graph, mean2.inputs[0], centered):
             continue
-        x, mean = sub.inputs[0], _made(graph, sub.inputs[1], "ReduceMean")
+        x, mean = sub.inputs[0], _producer(graph, sub.inputs[1], "ReduceMean")
         if mean is None or mean.inputs[0] != x or not mean.attrs["keepdims"]:
             continue
         axes, rank = ints(graph, mean.inputs[1]), len(graph.info(x).shape)
@@ -57,20 +57,20 @@ def _parts(graph: Graph, node: Node) -> tuple[str, str] | None:
         return node.inputs[0], node.inputs[1]
     if node.op == "Mul":
         for x, other in (node.inputs, node.inputs[::-1]):
-            inverse = _made(graph, other, "Div")
+            inverse = _producer(graph, other, "Div")
             if inverse is not None and scalar(graph, inverse.inputs[0]) == 1:
                 return x, inverse.inputs[1]
     return None
 
 
-def _made(graph: Graph, name: str, *ops: str) -> Node | None:
+def _producer(graph: Graph, name: str, *ops: str) -> Node | None:
     """The node that computes a value, if it is one of these operators."""
     node = graph.producers.get(name)
     return node if node is not None and node.op in ops else None
 
 
 def _is_square(graph: Graph, name: str, x: str) -> bool:
-    node = _made(graph, name, "Mul", "Pow")
+    node = _producer(graph, name, "Mul", "Pow")
     if node is None or node.inputs[0] != x:
         return False
     return node.inputs[1] == x if node.op == "Mul" else scalar(graph, node.inputs[1]) == 2
@@ -78,14 +78,14 @@ def _is_square(graph: Graph, name: str, x: str) -> bool:
 
 def _behind(graph: Graph, node: Node) -> tuple[Node, NDArray[np.float32]] | None:
     """The norm before a Mul or Add of a constant with the norm's shape, and that constant."""
-    for made, other in (node.inputs, node.inputs[::-1]):
-        norm, values = _made(graph, made, "LayerNormalization"), floats(graph, other)
-        if norm is None or values is None or graph.only_consumer(made) is not node:
+    for value, other in (node.inputs, node.inputs[::-1]):
+        norm, values = _producer(graph, value, "LayerNormalization"), floats(graph, other)
+        if norm is None or values is None or graph.only_consumer(value) is not node:
             continue
         shape = graph.info(norm.inputs[1]).shape
-        rank = len(graph.info(made).shape)
+        rank = len(graph.info(value).shape)
         wide = (1,) * (rank - values.ndim) + values.shape
-        if made in graph.quants or wide != (1,) * (rank - len(shape)) + shape:
+        if value in graph.quants or wide != (1,) * (rank - len(shape)) + shape:
             continue
         return norm, values.reshape(shape)
     return None

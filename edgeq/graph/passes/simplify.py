@@ -88,13 +88,13 @@ def _clip(graph: Graph, node: Node) -> Change | None:
     bounds = [*node.inputs[1:3], "", ""][:2]
     if not any(name and name not in graph.constants for name in bounds):
         return None
-    steps, made = Steps(graph, node), node.inputs[0]
+    steps, value = Steps(graph, node), node.inputs[0]
     least, most = bounds
     if not most:
-        return steps.last("Max", (made, least))
+        return steps.last("Max", (value, least))
     if least:
-        made = steps.add("Max", "raised", (made, least), graph.info(node.output))
-    return steps.last("Min", (made, most))
+        value = steps.add("Max", "raised", (value, least), graph.info(node.output))
+    return steps.last("Min", (value, most))
 
 
 def _vectors(graph: Graph, node: Node) -> Change | None:

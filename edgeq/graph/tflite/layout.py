@@ -70,7 +70,7 @@ class Layouts:
     # What the file says.
 
     def shape(self, i: int) -> Shape:
-        """Of a tensor, in the file's axes."""
+        """The shape of a tensor, in the file's axes."""
         return self.model.tensors[i].shape
 
     def size(self, i: int) -> int:
@@ -78,7 +78,7 @@ class Layouts:
         return math.prod(self.shape(i))
 
     def out_shape(self, op: TfliteOperator, first: bool) -> Shape:
-        """Of an operator's first output, in a form."""
+        """The shape of an operator's first output, channels first or in the file's axes."""
         shape = self.shape(op.outputs[0])
         return permuted(shape, TO_FIRST) if first else shape
 
@@ -133,7 +133,7 @@ class Layouts:
         return self._held[i, first]
 
     def together(self, op: TfliteOperator) -> tuple[list[str], bool]:
-        """All operands of an elementwise operator in one form, and which.
+        """The operands of an elementwise operator in one order of axes, and which.
 
         Returns:
             Names that broadcast as the file's tensors do; whether they are channels first.
@@ -143,7 +143,7 @@ class Layouts:
         return [self.operand(i, first) for i in op.inputs], first
 
     def operand(self, i: int, first: bool) -> str:
-        """A tensor of at most four axes that broadcasts with those of a form."""
+        """A tensor of at most four axes, in an order of axes in which it broadcasts."""
         shape = self.shape(i)
         if not first or len(shape) == 4:
             return self.get(i, first)
@@ -218,9 +218,9 @@ class Layouts:
         info = self._info(name)
         if info.shape == tuple(shape):
             return name
-        made = self._made.get(name)
-        if made is not None and made.op == "Reshape":
-            name = made.inputs[0]  # one after another is one; what nobody takes is removed
+        producer = self._made.get(name)
+        if producer is not None and producer.op == "Reshape":
+            name = producer.inputs[0]  # one after another is one; what nobody takes is removed
             if self._info(name).shape == tuple(shape):
                 return name
         out = self.unique(f"{name}/reshape")

@@ -145,7 +145,7 @@ def _reshape(r: Layouts, op: TfliteOperator) -> None:
 
 
 def _only_weighs(r: Layouts, i: int, k: int) -> bool:
-    """Whether all that takes a tensor multiplies rows of k by constants, whose columns can move."""
+    """Whether only products of a tensor's rows with constants read it; their columns can move."""
     takers = [op for op in r.model.operators if i in op.inputs]
     return i not in r.model.outputs and all(
         op.op == "FULLY_CONNECTED"

@@ -5,6 +5,7 @@ Source: the schema of LiteRT, ``tflite/schema.fbs``.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError, MissingDependencyError, UnsupportedError
 from edgeq.graph.ir import Shape
+from edgeq.graph.tflite import IDENTIFIER
 from edgeq.graph.tflite.shapes import set_shapes
 
 _TYPES = {"FLOAT32": "float32", "FLOAT16": "float16", "INT32": "int32", "INT64": "int64",
@@ -138,9 +140,9 @@ def parse(
         operators = tuple(_operator(model, *pair) for pair in enumerate(graph.operators or ()))
         ends = [int(i) for i in (*graph.inputs, *graph.outputs)]
         used = {i for op in operators for i in (*op.inputs, *op.outputs) if i >= 0} | set(ends)
-        made = {i for op in operators for i in op.outputs}.union(map(int, graph.inputs))
+        computed = {i for op in operators for i in op.outputs}.union(map(int, graph.inputs))
         tensors = tuple(
-            _tensor(path, model, raw, tensor, i in made or tensor.isVariable, dequantize)
+            _tensor(path, model, raw, tensor, i in computed or tensor.isVariable, dequantize)
             if i in used
             else TfliteTensor("", (), "")
             for i, tensor in enumerate(graph.tensors)
@@ -151,16 +153,34 @@ def parse(
     return TfliteModel(path, tensors, operators, inputs, outputs)
 
 
+def mapped_flatbuffer(path: Path, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
+    """The bytes of a .tflite file, mapped and not yet checked beyond the identifier.
+
+    Args:
+        path: of the file.
+        start, stop: the part of it that is the .tflite file, if not all.
+
+    Raises:
+        FormatError: it cannot be read, or is no .tflite file.
+    """
+    try:
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as err:
+        raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
+    except ValueError as err:  # an empty file cannot be mapped
+        raise FormatError(f"{path} is empty") from err
+    data = np.frombuffer(mapped, np.uint8)[start:stop]
+    if bytes(data[4:8]) != IDENTIFIER:
+        raise FormatError(f"{path} is not a .tflite file: it does not have the identifier TFL3")
+    return data
+
+
 def _verified(path: Path) -> tuple[Any, bytes]:
     s = schema()
     from ai_edge_litert.interpreter import Interpreter
 
-    try:
-        raw = path.read_bytes()
-    except OSError as err:
-        raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
-    if raw[4:8] != b"TFL3":
-        raise FormatError(f"{path} is not a .tflite file: it does not have the identifier TFL3")
+    raw = bytes(mapped_flatbuffer(path))
     try:
         Interpreter(model_content=raw)  # checks every offset; the Python classes check none
     except (ValueError, RuntimeError) as err:
@@ -185,16 +205,16 @@ def _operator(model: Any, index: int, entry: Any) -> TfliteOperator:
 
 
 def _tensor(
-    path: Path, model: Any, raw: bytes, entry: Any, made: bool, dequantize: bool
+    path: Path, model: Any, raw: bytes, entry: Any, computed: bool, dequantize: bool
 ) -> TfliteTensor:
     name, kind = _text(entry.name), words("TensorType").get(entry.type, f"type {entry.type}")
     shape = tuple(int(n) for n in entry.shape) if entry.shape is not None else ()
-    if made and any(n < 1 for n in shape):
+    if computed and any(n < 1 for n in shape):
         raise UnsupportedError(
             f"{path}: the tensor {name!r} has the dynamic shape {list(shape)}, which is known only "
             "when the model runs; convert the model with fixed shapes"
         )
-    content = None if made else _content(model, raw, entry)
+    content = None if computed else _content(model, raw, entry)
     if kind in ("INT8", "UINT8") and not _scaled(entry) and (content is None or not dequantize):
         if content is None:
             return TfliteTensor(name, shape, _TYPES[kind])

@@ -83,7 +83,7 @@ class Architecture:
     query_dim: Callable[[int, int, int, int], float] = _head_dim
 
     def tensor_name(self, name: str) -> str:
-        """The file's name of one of edgeq's tensors; several of them may lie in one.
+        """The file's name for one of edgeq's tensors; it may hold several of them.
 
         Example:
             >>> Architecture(name="llama").tensor_name("model.layers.3.mlp.up_proj.weight")
@@ -92,7 +92,7 @@ class Architecture:
         return _stored(name, {**_LAYER, **self.tensors})
 
     def is_interleaved(self, name: str) -> bool:
-        """Whether the rows of one of edgeq's tensors lie in interleaved rotary order."""
+        """Whether the file stores the rows of a tensor of edgeq in interleaved rotary order."""
         return self.interleaved and name.split(".")[-2] in ("q_proj", "k_proj")
 
 

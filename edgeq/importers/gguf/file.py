@@ -29,7 +29,7 @@ _SCALARS = {
 _STRING, _ARRAY = 8, 9
 _MAX_DIMS = 4
 
-TYPES: dict[int, tuple[str, int, int]] = {
+TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
     0: ("F32", 1, 4),
     1: ("F16", 1, 2),
     2: ("Q4_0", 32, 18),
@@ -131,12 +131,12 @@ def open_gguf(path: Path) -> GgufFile:
 
 
 def _entry(where: str, shape: tuple[int, ...], number: int, start: int, size: int) -> GgufEntry:
-    if number not in TYPES:
+    if number not in TENSOR_TYPES:
         raise UnsupportedError(
             f"{where} has type {_OTHER_TYPES.get(number, number)}; edgeq reads "
-            f"{', '.join(name for name, _, _ in TYPES.values())}"
+            f"{', '.join(name for name, _, _ in TENSOR_TYPES.values())}"
         )
-    kind, block, block_bytes = TYPES[number]
+    kind, block, block_bytes = TENSOR_TYPES[number]
     if not shape or shape[-1] % block:
         raise FormatError(f"{where} {list(shape)} does not hold whole {kind} blocks of {block}")
     row_bytes = shape[-1] // block * block_bytes

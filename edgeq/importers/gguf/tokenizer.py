@@ -116,7 +116,7 @@ def end_tokens(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> tuple[int
 def listed_ends(
     metadata: Mapping[str, Any], tokens: Sequence[str], eos: int | None
 ) -> tuple[int, ...]:
-    """As `end_tokens`, of the tokens' texts and EOS alone."""
+    """Like `end_tokens`, from the texts of the tokens and EOS alone."""
     where = {text: i for i, text in enumerate(tokens)}
     named = {key: _token(metadata, f"{key}_token_id", None) for key in _END_KEYS}
     for key, texts in _FILE_TEXTS.items():

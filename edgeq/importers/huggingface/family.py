@@ -1,4 +1,4 @@
-"""What a family of decoders is to the importers: `Family`, one per file of `families/`."""
+"""`Family` describes a family of decoders to the importers; each file of `families/` has one."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ class _Part:
 
 
 def _fused(config: ModelConfig, fused: Mapping[str, tuple[str, ...]]) -> dict[str, _Part]:
-    """Where the matrices lie that a family stores as one: name -> part."""
+    """The rows of each matrix that a family stores as part of another: name -> part."""
     rows = {name: shape[0] for name, shape in config.linears()}
     parts: dict[str, _Part] = {}
     for i in range(config.layers):

@@ -81,7 +81,7 @@ def read_settings(
 
 
 def check_whole_heads(values: Values, name: str, settings: Mapping[str, Any]) -> None:
-    """Refuse settings by which a part of each head rotates, for families that do not read them.
+    """Refuse partial rotary settings for families that do not read them.
 
     Raises:
         UnsupportedError: the part is not all of the head.

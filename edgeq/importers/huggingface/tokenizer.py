@@ -156,9 +156,9 @@ def _frame(library: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, .
 
 
 def complete_document(files: Mapping[str, bytes]) -> bytes:
-    """A tokenizer.json that says alone what all of a model's tokenizer files say together.
+    """A tokenizer.json with the content of all of a model's tokenizer files.
 
-    The file's own bytes where no other file adds to it.
+    These are the file's own bytes if no other file changes what it says.
 
     Raises:
         UnsupportedError: there is no tokenizer.json.
@@ -313,7 +313,7 @@ def _extra(files: Mapping[str, bytes]) -> Iterator[dict[str, Any]]:
 
 
 def _special_sources(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
-    """What names special tokens, the last to decide."""
+    """The files that name special tokens; the last one decides."""
     config = read_object(files, CONFIG)
     if "added_tokens_decoder" in config:
         return [config]

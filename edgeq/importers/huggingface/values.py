@@ -73,7 +73,7 @@ class Values:
         return int(number)
 
     def flag(self, key: str) -> bool:
-        """A flag; null is false, as it is to Transformers."""
+        """A flag; null counts as false, as in Transformers."""
         value = None if self.is_null(key) else self.get(key)
         self.read.add(key)
         if value is not None and not isinstance(value, bool):

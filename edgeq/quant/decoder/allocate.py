@@ -37,7 +37,7 @@ UNITS = 100_000
 
 @dataclass(frozen=True)
 class ParetoPoint:
-    """One trade-off between size and loss.
+    """A trade-off between size and loss.
 
     Args:
         nbytes: of all tensors.
@@ -121,7 +121,7 @@ def allocate(
 
 @dataclass(frozen=True)
 class Uniform:
-    """One scheme for the matrices of the layers and one for embedding and head.
+    """A uniform choice: one scheme for the matrices of the layers and one for embedding and head.
 
     Args:
         inner: of the layers' matrices.

@@ -128,21 +128,23 @@ def search_bits(
     assert mixed is not None  # or it was said that nothing fits
     if calibration is None:
         why = "no calibration text was given"
-        return SearchResult(mixed.recipe, _pareto_summary(mixed.found) | {"not_tried": why}, None)
+        return SearchResult(
+            mixed.recipe, _pareto_summary(mixed.allocation) | {"not_tried": why}, None
+        )
     with Spill(scratch) as spill:
         trials = _Trials(search, calibration, few, spill)
-        one = search.solve(sensitivity, "uniform", mixed.found.front)
+        one = search.solve(sensitivity, "uniform", mixed.allocation.front)
         if one is not None:
             trials.measure(one)
             factor = search.factor(sensitivity, one, trials.nats[one.label])
             corrected = search.solve(_scaled(sensitivity, factor), MIXED)
             mixed = corrected or mixed
-            one = replace(one, found=replace(one.found, front=mixed.found.front))
+            one = replace(one, allocation=replace(one.allocation, front=mixed.allocation.front))
         trials.measure(mixed)
         kept = min(trials.nats, key=lambda label: trials.nats[label])
         best = mixed if one is None or kept == MIXED else one
         tried = {label: _short(nats) for label, nats in trials.nats.items()}
-        about = _pareto_summary(best.found) | {"tried": tried, "kept": kept}
+        about = _pareto_summary(best.allocation) | {"tried": tried, "kept": kept}
         return SearchResult(best.recipe, about, trials.tensors[kept])
 
 
@@ -160,8 +162,8 @@ def _split(calibration: CalibrationText) -> tuple[CalibrationText, tuple[NDArray
 def _scaled(sensitivity: Sensitivity, factor: float) -> Sensitivity:
     """Sensitivities with the losses of the layers' matrices multiplied by a factor."""
     losses = {
-        name: found if re.match(OUTER, name) else {text: factor * x for text, x in found.items()}
-        for name, found in sensitivity.losses.items()
+        name: nats if re.match(OUTER, name) else {text: factor * x for text, x in nats.items()}
+        for name, nats in sensitivity.losses.items()
     }
     return replace(sensitivity, losses=losses)
 
@@ -172,7 +174,7 @@ class _Solved:
 
     label: str
     recipe: Recipe
-    found: Allocation
+    allocation: Allocation
 
 
 class _Search:
@@ -218,19 +220,19 @@ class _Search:
         budget = room = int(target["bpw"] * weights / 8 if "bpw" in target else target["bytes"])
         while True:
             if label == MIXED:
-                found = allocate(sensitivity, self.shapes, self.fixed, nbytes=room)
-                recipe = self._with_rules(found)
+                allocation = allocate(sensitivity, self.shapes, self.fixed, nbytes=room)
+                recipe = self._with_rules(allocation)
             else:
                 one = uniform(sensitivity, self.shapes, self.fixed, nbytes=room, front=front)
                 if one is None:
                     return None
-                label, found, recipe = str(one), one.allocation, self._uniform(one)
-            solved = _Solved(label, recipe, found)
+                label, allocation, recipe = str(one), one.allocation, self._uniform(one)
+            solved = _Solved(label, recipe, allocation)
             if "bpw" in target:
                 return solved
             # the whole file must fit, and its metadata depends a little on the choice
             overhead_bytes = self._overhead(solved)
-            if found.chosen.nbytes + overhead_bytes <= budget:
+            if allocation.chosen.nbytes + overhead_bytes <= budget:
                 return solved
             room = min(budget - overhead_bytes, room - SLACK)
 
@@ -242,7 +244,7 @@ class _Search:
         if any(isinstance(scheme, QuantScheme) for scheme in self.fixed.values()):
             return 1.0
         parts = {True: 0.0, False: 0.0}
-        for name, scheme in one.found.schemes.items():
+        for name, scheme in one.allocation.schemes.items():
             parts[bool(re.match(OUTER, name))] += sensitivity.losses[name][str(scheme)]
         outer, inner = parts[True], parts[False]
         if inner <= 0:
@@ -250,10 +252,10 @@ class _Search:
         low, high = FACTOR_RANGE
         return min(max((nats - outer) / inner, low), high)
 
-    def _with_rules(self, found: Allocation) -> Recipe:
+    def _with_rules(self, allocation: Allocation) -> Recipe:
         """The recipe with a rule for each matrix."""
         outer = [rule for rule in self.recipe.rules if rule.pattern == OUTER]
-        return replace(self.recipe, rules=(*self.own, *found.rules(), *outer))
+        return replace(self.recipe, rules=(*self.own, *allocation.rules(), *outer))
 
     def _uniform(self, one: Uniform) -> Recipe:
         """The recipe with one scheme as its default and one for embedding and head."""
@@ -265,16 +267,16 @@ class _Search:
     def _overhead(self, solved: _Solved) -> int:
         """Bytes of the file that are not tensors."""
         model, recipe = self.model, solved.recipe
-        held = {
+        tensors = {
             name: TensorLayout(scheme, tuple(model.tensors[name].shape))
             for name, scheme in assigned(model, recipe).items()
         }
-        numbers = dict.fromkeys(held, -9999.99)
-        ranges = {name: [-1 / 3, 1 / 3] for name in held} if recipe.activations else {}
-        target = _pareto_summary(solved.found)
+        numbers = dict.fromkeys(tensors, -9999.99)
+        ranges = {name: [-1 / 3, 1 / 3] for name in tensors} if recipe.activations else {}
+        target = _pareto_summary(solved.allocation)
         known = {"recipe": recipe.to_dict(), "target": target, "a": numbers, "b": ranges}
         room = " " * (ROOM + 25 * model.config.layers)
-        return overhead(model.config, held, model.files, known | {"card": room})
+        return overhead(model.config, tensors, model.files, known | {"card": room})
 
 
 class _Trials:

@@ -72,18 +72,18 @@ def make_budget(shapes: Iterable[Sequence[int]], threads: int, max_ram: int | No
     if max_ram is None:
         return Budget(threads, CHUNK_WEIGHTS, RELEASE_EVERY)
     least = TILE * max((math.prod(shape[1:]) for shape in shapes), default=1)
-    held = (rss_bytes() or 0) + FIXED
+    resident = (rss_bytes() or 0) + FIXED
     need = 0
     for workers in range(threads, 0, -1):
         for halvings in range(8):
             chunk = max(CHUNK_WEIGHTS >> halvings, least)
             release = RELEASE_EVERY >> halvings
-            need = held + release + workers * chunk * BYTES_PER_WEIGHT
+            need = resident + release + workers * chunk * BYTES_PER_WEIGHT
             if need <= max_ram:
                 return Budget(workers, chunk, release)
     raise DoesNotFitError(
         f"max_ram of {max_ram / 1e6:.0f} MB is too little: the smallest pieces on one thread need "
-        f"{need / 1e6:.0f} MB, of which {held / 1e6:.0f} MB are held before any weight is read"
+        f"{need / 1e6:.0f} MB, of which {resident / 1e6:.0f} MB are held before any weight is read"
     )
 
 

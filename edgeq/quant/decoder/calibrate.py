@@ -32,7 +32,12 @@ from edgeq.core.errors import FormatError, UsageError
 from edgeq.core.files import write_whole
 from edgeq.core.progress import Progress
 from edgeq.formats.mapped_file import release
-from edgeq.formats.safetensors_file import SafetensorsFile, open_safetensors
+from edgeq.formats.safetensors_file import (
+    TYPE_NAMES,
+    SafetensorsFile,
+    open_safetensors,
+    safetensors_header,
+)
 from edgeq.formats.tensor import row_blocks
 from edgeq.model.config import ModelConfig
 from edgeq.model.model import Model
@@ -307,12 +312,18 @@ def _arrays(inputs: Mapping[str, InputStats]) -> dict[str, NDArray[Any]]:
 def _write(
     path: Path, form: str, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
 ) -> int:
-    from safetensors.numpy import save
-
-    metadata = {key: json.dumps(value) for key, value in facts.items()}
-    content = save(dict(arrays), {"format": form, "format_version": VERSION, **metadata})
-    write_whole(path, [content], "the calibration")
-    return len(content)
+    metadata = {"format": form, "format_version": VERSION}
+    metadata |= {key: json.dumps(value) for key, value in facts.items()}
+    # the widest first, so that every array is aligned
+    ordered = dict(sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])))
+    described = {
+        name: (TYPE_NAMES[array.dtype.type], array.shape, array.nbytes)
+        for name, array in ordered.items()
+    }
+    pieces = [safetensors_header(metadata, described)]
+    pieces += [array.astype(array.dtype.newbyteorder("<")).tobytes() for array in ordered.values()]
+    write_whole(path, pieces, "the calibration")
+    return sum(map(len, pieces))
 
 
 def _save_state(

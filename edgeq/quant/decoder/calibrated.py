@@ -43,7 +43,7 @@ Write = Callable[[str, QuantTensor], None]
 
 
 def layer_matrices(schemes: Mapping[str, Scheme]) -> dict[str, QuantScheme]:
-    """Those of the matrices that are rounded where the model meets them: all in layers."""
+    """The schemes of the matrices that are rounded during the replay: all those in layers."""
     return {
         name: scheme
         for name, scheme in schemes.items()
@@ -148,7 +148,7 @@ def round_head(
 
 
 def _head_inputs(model: Model, calibration: CalibrationText) -> Iterator[NDArray[np.float32]]:
-    """Of a float model, in at most `HEAD_WINDOWS` windows: float32 [T, K] each."""
+    """Inputs of a float model's head in at most `HEAD_WINDOWS` windows: float32 [T, K] each."""
     windows = calibration.windows[:: -(-len(calibration.windows) // HEAD_WINDOWS)]
     for step in Replay(model, windows):
         if step.group.kind == "head":

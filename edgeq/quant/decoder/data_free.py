@@ -125,7 +125,7 @@ class _RowRange:
 
 
 class _TensorChunks:
-    """All pieces of one tensor as groups; may be gone through several times."""
+    """The pieces of a tensor as groups; may be iterated several times."""
 
     def __init__(self, name: str, tensor: Tensor, scheme: QuantScheme, budget: Budget) -> None:
         self._name, self._tensor, self._scheme, self._budget = name, tensor, scheme, budget
@@ -142,7 +142,7 @@ class _TensorChunks:
 
 
 class _DataFreeRounding:
-    """All tensors cut into pieces, rounded by a pool of threads and written in any order."""
+    """Cuts all tensors into pieces, rounds them by a pool of threads, writes them in any order."""
 
     def __init__(
         self,

@@ -80,7 +80,7 @@ def candidates(base: QuantScheme, k: int) -> tuple[Scheme, ...]:
 
 
 class Trials:
-    """One tensor after the other, rounded alone; or all of a kind together."""
+    """Rounds one tensor at a time, or all of a kind together, and measures the loss."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Trials:
             self._float.keep_logits(self._every)
 
     def run(self, wanted: set[str], progress: Progress) -> dict[str, dict[str, float]]:
-        """Losses by scheme of each wanted matrix, in the order of the replay."""
+        """Losses by scheme of each of the matrices, in the order of the replay."""
         config = self._model.config
         replay = Replay(self._model, self._windows)
         start = None

@@ -45,7 +45,7 @@ def model_card(model: Model, name: str) -> str:
 
 
 def n_weights(model: Model) -> int:
-    """Weights of all tensors held."""
+    """The number of weights of all tensors."""
     return sum(math.prod(tensor.shape) for tensor in model.tensors.values())
 
 

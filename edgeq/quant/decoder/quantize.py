@@ -56,7 +56,7 @@ OwnText = Callable[[Model, int | None, Progress | None], CalibrationText]
 
 @dataclass(frozen=True)
 class TensorSummary:
-    """One tensor of the artifact.
+    """A tensor of the artifact.
 
     Args:
         name: its name.

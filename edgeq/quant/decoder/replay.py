@@ -186,7 +186,7 @@ class Replay:
 
 
 class ReplayStep:
-    """One group of matrices and its inputs in all windows.
+    """A group of matrices and its inputs in all windows.
 
     Attributes:
         group: the matrices.

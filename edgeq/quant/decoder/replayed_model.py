@@ -1,4 +1,4 @@
-"""One model in a layer replay: its hidden states, and the weights of the group it is at."""
+"""A model in a layer replay: its hidden states and the weights of the current group."""
 
 from __future__ import annotations
 
@@ -117,8 +117,8 @@ class ReplayedModel:
         if self._after is None:
             ref, layer, out = self.reference, group.layer, _ENDS[group.kind]
             inputs = (self.input(group, window) for window in range(len(self.hidden)))
-            found = self._together(inputs, lambda x: out(ref, ref.config, layer, x))
-            self._after = [x + added for x, added in zip(self.hidden, found, strict=True)]
+            outputs = self._together(inputs, lambda x: out(ref, ref.config, layer, x))
+            self._after = [x + added for x, added in zip(self.hidden, outputs, strict=True)]
         return self._after
 
     def _activated(self, layer: int, x: Array) -> Array:
@@ -129,12 +129,12 @@ class ReplayedModel:
 
     def _together(self, parts: Iterable[Array], compute: Callable[[Array], Array]) -> list[Array]:
         """What is computed token by token for each part, for `TOGETHER` tokens at once."""
-        found: list[Array] = []
+        results: list[Array] = []
         waiting: list[Array] = []
 
         def flush() -> None:
             cuts = np.cumsum([len(part) for part in waiting[:-1]])
-            found.extend(np.split(compute(np.concatenate(waiting)), cuts))
+            results.extend(np.split(compute(np.concatenate(waiting)), cuts))
             waiting.clear()
 
         for part in parts:
@@ -142,14 +142,14 @@ class ReplayedModel:
                 flush()
             waiting.append(part)
         flush()
-        return found
+        return results
 
     def logits(self, windows: slice, every: int) -> list[Array]:
         """Logits of one position in so many, float32 [T, V] of each window."""
         ref = self.reference
         parts = [x[::every] for x in self.hidden[windows]]
-        found = ref.linear("logits", decoder.head_in(ref, np.concatenate(parts)), self._head)
-        return np.split(found, np.cumsum([len(part) for part in parts[:-1]]))
+        logits = ref.linear("logits", decoder.head_in(ref, np.concatenate(parts)), self._head)
+        return np.split(logits, np.cumsum([len(part) for part in parts[:-1]]))
 
     def weight(self, name: str) -> Array:
         """The matrix in place as float32, kept from now on."""

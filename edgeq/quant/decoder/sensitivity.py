@@ -86,7 +86,7 @@ class Sensitivity:
                 "n_tokens": self.n_tokens,
                 "text_sha256": self.text_sha256,
                 "model_sha256": self.model_sha256,
-                "losses": {name: dict(found) for name, found in self.losses.items()},
+                "losses": {name: dict(nats) for name, nats in self.losses.items()},
             },
             indent=1,
         )
@@ -106,13 +106,13 @@ class Sensitivity:
                     "how tensors were rounded; make it again with 'edgeq sensitivity'"
                 )
             losses = {
-                name: {text: float(loss) for text, loss in found.items()}
-                for name, found in data["losses"].items()
+                name: {text: float(loss) for text, loss in nats.items()}
+                for name, nats in data["losses"].items()
             }
             mode: Any = data["mode"]
             if mode not in MODES:
                 raise FormatError(f"{path}: {unknown('mode', str(mode), MODES)}")
-            if not all(math.isfinite(loss) for found in losses.values() for loss in found.values()):
+            if not all(math.isfinite(loss) for nats in losses.values() for loss in nats.values()):
                 raise FormatError(f"{path} holds losses that are not finite numbers")
             return cls(
                 mode, str(data["method"]), int(data["n_tokens"]),
@@ -134,7 +134,7 @@ class Sensitivity:
             )
 
     def suited(self, base: QuantScheme) -> Sensitivity:
-        """Only what a recipe may hold: palettes where its default is one.
+        """The losses of schemes that a recipe may use: palettes only where its default is one.
 
         Raises:
             UsageError: there are no palettes, and the recipe wants them; or the losses are not
@@ -147,15 +147,15 @@ class Sensitivity:
                 "nats with edgeq sensitivity --mode scaled (or kl)"
             )
         if base.codebook:
-            if not any("palette" in text for found in self.losses.values() for text in found):
+            if not any("palette" in text for nats in self.losses.values() for text in nats):
                 raise UsageError(
                     "the sensitivity file has no palettes, but the default of the recipe is "
                     f"{base}; measure them too: edgeq sensitivity --palette"
                 )
             return self
         losses = {
-            name: {text: loss for text, loss in found.items() if "palette" not in text}
-            for name, found in self.losses.items()
+            name: {text: loss for text, loss in nats.items() if "palette" not in text}
+            for name, nats in self.losses.items()
         }
         return replace(self, losses=losses)
 

@@ -45,16 +45,16 @@ def refuse_quantized(model: Model, where: str) -> None:
     Raises:
         UsageError: names the types found, what quantizing again costs, and the way to do it.
     """
-    if found := quantized_types(model):
+    if counts := quantized_types(model):
         raise UsageError(
             f"{where} cannot be quantized as a float model: its weights are already quantized "
-            f"({type_counts(found)}); {REQUANTIZE}"
+            f"({type_counts(counts)}); {REQUANTIZE}"
         )
 
 
-def type_counts(found: Mapping[str, int]) -> str:
-    """In words: "Q4_1 x 210, Q8_0 x 1"."""
-    return ", ".join(f"{kind} x {count}" for kind, count in found.items())
+def type_counts(counts: Mapping[str, int]) -> str:
+    """Counts of types as text: "Q4_1 x 210, Q8_0 x 1"."""
+    return ", ".join(f"{kind} x {count}" for kind, count in counts.items())
 
 
 class BackgroundDigest:

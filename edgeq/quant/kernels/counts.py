@@ -50,11 +50,11 @@ def rounding_sums(
     Returns:
         float64 [ranges].
     """
-    held = [_padded(v) for v in (counts, lower, upper)]
+    arrays = [_padded(v) for v in (counts, lower, upper)]
     pairs = np.array(ranges, np.float64).reshape(-1, 2)
     sums = np.zeros(len(pairs))
     function("edgeq_rounding_errors")(
-        *(v.ctypes.data for v in held), len(held[0]), pairs.ctypes.data, len(pairs),
+        *(v.ctypes.data for v in arrays), len(arrays[0]), pairs.ctypes.data, len(pairs),
         sums.ctypes.data, levels,
     )  # fmt: skip
     return sums

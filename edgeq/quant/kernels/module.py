@@ -22,6 +22,8 @@ def module(registers: Registers) -> ir.Module:
     rounding.define_fit(mod, registers.rows)
     vectors.define_row_products(mod, "edgeq_row_products", wide=False)
     vectors.define_row_products(mod, "edgeq_row_products64", wide=True)
+    vectors.define_column_sums(mod, "edgeq_column_sums", square=False)
+    vectors.define_column_sums(mod, "edgeq_column_squares", square=True)
     vectors.define_softmax_rows(mod)
     vectors.define_activation(mod)
     vectors.define_cholesky(mod)

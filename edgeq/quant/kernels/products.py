@@ -96,14 +96,14 @@ def products(
     assert (out.shape, out.flags.c_contiguous) == ((count, m, n), True)
     if not out.size or not k:
         return out
-    made = out
+    result = out
     call, tile = function("edgeq_gemms_float32"), registers().tile
     threads = thread_count() if count * m * n * k > SMALL else 1
 
     def piece(first: int, last: int) -> None:
         scratch = np.empty(gemm_scratch(tile) + 64, np.uint8)
         aligned = scratch.ctypes.data + -scratch.ctypes.data % 64
-        x, y, z = a[first:last], b[first:last], made[first:last]
+        x, y, z = a[first:last], b[first:last], result[first:last]
         call(
             x.ctypes.data, *x.strides[1:], y.ctypes.data, *y.strides[1:], z.ctypes.data,
             z.strides[1], m, n, k, int(accumulate), 0, aligned,
@@ -156,20 +156,20 @@ def squares(w: NDArray[np.float32]) -> float:
 
 
 def column_sums(x: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Sums over rows, float64 [K], one row after the other."""
-    sums = np.zeros(x.shape[1])
-    for row in x:
-        sums += row
-    return sums
+    """Sums over rows of float32 [M, K]: float64 [K], one row after the other."""
+    return _over_rows("edgeq_column_sums", x)
 
 
 def column_squares(x: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Sums of squares over rows, float64 [K], one row after the other."""
+    """Sums of squares over rows of float32 [M, K]: float64 [K], one row after the other."""
+    return _over_rows("edgeq_column_squares", x)
+
+
+def _over_rows(name: str, x: NDArray[np.float32]) -> NDArray[np.float64]:
+    rows = _rows(x, x.shape[1])
     sums = np.zeros(x.shape[1])
-    for row in x:
-        wide = row.astype(np.float64)
-        wide *= wide
-        sums += wide
+    if rows.size:
+        function(name)(rows.ctypes.data, rows.strides[0], sums.ctypes.data, *rows.shape)
     return sums
 
 

@@ -45,6 +45,8 @@ SYMBOLS: dict[str, int] = {
     "edgeq_fit": len(FIT),
     "edgeq_row_products": 7,
     "edgeq_row_products64": 7,
+    "edgeq_column_sums": 5,
+    "edgeq_column_squares": 5,
     "edgeq_histogram": 5,
     "edgeq_rounding_errors": 8,
     "edgeq_softmax_rows": 3,

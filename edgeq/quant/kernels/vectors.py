@@ -42,11 +42,11 @@ def define_row_products(mod: ir.Module, name: str, wide: bool) -> None:
     whole = b.and_(n, const(-16))
 
     def factors(i: ir.Value, row: ir.Value, ty: ir.Type, to: ir.Type) -> list[ir.Value]:
-        found = []
+        values = []
         for base, stride in ((x, x_row), (y, y_row)):
             value = load(b, b.add(b.add(base, b.mul(row, stride)), b.shl(i, const(2))), ty, 4)
-            found.append(b.fpext(value, to) if wide else value)
-        return found
+            values.append(b.fpext(value, to) if wide else value)
+        return values
 
     with loop(b, const(0), rows, 1) as row:
         lanes = local(b, zero)
@@ -56,6 +56,33 @@ def define_row_products(mod: ir.Module, name: str, wide: bool) -> None:
         with loop(b, whole, n, 1) as i:
             b.store(b.call(fma_one, [*factors(i, row, F32, element), b.load(total)]), total)
         store(b, b.load(total), b.add(out, b.mul(row, const(size))), size)
+    b.ret_void()
+
+
+def define_column_sums(mod: ir.Module, name: str, square: bool) -> None:
+    """``out[k] += sum over r of x[r, k]``, or of its square, in float64, one row after the other.
+
+    Arguments: x, the bytes between its rows, out, rows, n.
+    """
+    fn = ir.Function(mod, ir.FunctionType(VOID, [I64] * 5), name)
+    x, x_row, out, rows, n = fn.args
+    b = ir.IRBuilder(fn.append_basic_block())
+    wide = ir.VectorType(_F64, 16)
+    whole = b.and_(n, const(-16))
+
+    def add(i: ir.Value, row: ir.Value, ty: ir.Type, to: ir.Type) -> None:
+        place = b.add(b.add(x, b.mul(row, x_row)), b.shl(i, const(2)))
+        value = b.fpext(load(b, place, ty, 4), to)
+        if square:  # exact in float64
+            value = b.fmul(value, value)
+        total = b.add(out, b.shl(i, const(3)))
+        store(b, b.fadd(load(b, total, to, 8), value), total, 8)
+
+    with loop(b, const(0), rows, 1) as row:
+        with loop(b, const(0), whole, 16) as i:
+            add(i, row, V16F32, wide)
+        with loop(b, whole, n, 1) as i:
+            add(i, row, F32, _F64)
     b.ret_void()
 
 

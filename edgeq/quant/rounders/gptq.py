@@ -127,13 +127,13 @@ def round_gptq(
         ) from err
     parts = []
     for groups in wanted.chunks:
-        found = wanted.params(groups)
-        rows = _Rows(groups, k, wanted.grid, found)
+        params = wanted.params(groups)
+        rows = _Rows(groups, k, wanted.grid, params)
         rows.pass_on(mix, coming, block)
         for near in NEAR_ROWS if scheme.granularity == "channel" else ():
-            assert found is not None
-            scales = snap_scales(found.scales * np.float32(near), name)
-            other = _Rows(groups, k, wanted.grid, replace(found, scales=scales))
+            assert params is not None
+            scales = snap_scales(params.scales * np.float32(near), name)
+            other = _Rows(groups, k, wanted.grid, replace(params, scales=scales))
             other.pass_on(mix, coming, block)
             rows.improve(other)
         for _ in range(sweeps):
@@ -186,7 +186,7 @@ class _Wanted:
             self._shared = self._fit(self.chunks)
 
     def params(self, groups: Groups) -> WeightParams | None:
-        """Scales of rows or of the tensor; None where groups find theirs when they are come to."""
+        """Scales of rows or of the tensor; None for groups, which are fitted one by one."""
         if self.grid.scheme.granularity == "group":
             return None
         return self._shared or self._fit([groups])
@@ -311,8 +311,8 @@ class _Rows:
         wins = other._cost < self._cost
         mine = (self._levels, self._error, self._scales, self._cost)
         its = (other._levels, other._error, other._scales, other._cost)
-        for held, better in zip(mine, its, strict=True):
-            np.copyto(held, better, where=wins)
+        for array, better in zip(mine, its, strict=True):
+            np.copyto(array, better, where=wins)
 
     def sweep(self, blocks: list[Block], matrix: Array, extra: float) -> None:
         """Round every block again, against the errors of all others.

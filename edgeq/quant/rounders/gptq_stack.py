@@ -73,8 +73,8 @@ def round_stack_of_matrices(
     levels, cost = _rounded(target, mix, pivots, grid, scales, zeros)
     best = cost.argmin(axis=1)[:, None, :]
     levels = np.take_along_axis(levels, best[None], axis=2)[:, :, 0, :]
-    found = np.empty((m, rows, k), np.float32)
-    np.put_along_axis(found, order[:, None, :], levels.transpose(1, 2, 0), axis=2)
+    ordered = np.empty((m, rows, k), np.float32)
+    np.put_along_axis(ordered, order[:, None, :], levels.transpose(1, 2, 0), axis=2)
     chosen = params
     if chosen is None:
         of_rows = np.take_along_axis(scales, best, axis=1).reshape(-1, 1)
@@ -82,14 +82,14 @@ def round_stack_of_matrices(
         if zeros is not None:
             of_zeros = np.take_along_axis(zeros, best, axis=1).reshape(-1, 1).astype(np.uint8)
         chosen = WeightParams(of_rows, of_zeros, palette)
-    codes = to_codes(group_view(found.reshape(len(w), k), scheme), chosen, scheme)
+    codes = to_codes(group_view(ordered.reshape(len(w), k), scheme), chosen, scheme)
     return QuantRows(codes[:, :k], chosen)
 
 
 def _factors(
     hessians: Array, order: NDArray[np.intp], damping: float, name: str
 ) -> tuple[Array, Array]:
-    """Each damped Hessian as ``M D M^T``: M^T float32 [M, K, K], and D's diagonal [M, K]."""
+    """Factors of each damped Hessian ``M D M^T``: M^T float32 [M, K, K], D's diagonal [M, K]."""
     k = hessians.shape[1]
     matrices = hessians.astype(np.float64)
     extra = np.array([ridge(matrix, damping) for matrix in hessians])

@@ -182,9 +182,9 @@ class Hessian:
         self._means = True
 
     def _scale(self, factor: np.float32) -> None:
-        for held in (self._moments, self._cross, self._shift):
-            if held is not None:
-                held *= factor
+        for matrix in (self._moments, self._cross, self._shift):
+            if matrix is not None:
+                matrix *= factor
 
 
 def weighted_error(
@@ -265,7 +265,7 @@ class Factor:
         return x
 
     def _inverse(self, start: int) -> NDArray[np.float32]:
-        """Of the panel that begins there; kept, as it is needed twice for every matrix."""
+        """The inverse of the panel from ``start``; kept, as every matrix needs it twice."""
         if start not in self._inverses:
             part = slice(start, start + PANEL)
             self._inverses[start] = upper_inverse(self.mix[part, part]).astype(np.float32)

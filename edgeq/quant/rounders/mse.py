@@ -57,7 +57,7 @@ def fit_mse(
 
     Args:
         chunks: float32 [R, G, S]: one array, or, for granularity "tensor", all the tensor's;
-            gone through some 15 to 25 times.
+            iterated some 15 to 25 times.
         scheme: the scheme.
         name: the tensor, for messages.
         scratch: working memory.
@@ -87,7 +87,7 @@ def fit_mse(
 
 
 def factors(scheme: QuantScheme) -> NDArray[np.float32]:
-    """Falling factors on the range of round-to-nearest, which is tried besides."""
+    """Decreasing factors of the range of round-to-nearest, which is tried as well."""
     short = scheme.granularity == "group"
     least = (LEAST if short else LEAST_LONG)[scheme.bits]
     most = 1.0
@@ -101,7 +101,7 @@ def factors(scheme: QuantScheme) -> NDArray[np.float32]:
 
 @cache
 def _ratios(first: float, last: float, count: int) -> NDArray[np.float32]:
-    """From the first to the last in equal ratios."""
+    """Values from the first to the last in equal ratios."""
     values = [first * power(last / first, i / (count - 1)) for i in range(count)]
     return np.array(values, np.float32)
 

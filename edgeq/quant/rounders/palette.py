@@ -80,7 +80,7 @@ def find_palette(
 def _sample(chunks: Iterable[Groups], importance: Groups | None) -> tuple[Groups, Groups]:
     """Every so many'th group of a tensor, and its importance: float32 [1, n, S] each."""
     kept: list[tuple[int, Groups]] = []
-    stride, seen, held = 1, 0, 0
+    stride, seen, sampled = 1, 0, 0
     for w in chunks:
         if importance is None:
             importance = np.ones((1, *w.shape[1:]), np.float32)
@@ -88,13 +88,13 @@ def _sample(chunks: Iterable[Groups], importance: Groups | None) -> tuple[Groups
         first = -seen % stride
         part = w.reshape(count, -1)[first::stride].copy()
         kept.append((seen + first, part))
-        held += part.size
+        sampled += part.size
         seen += count
-        while held > 2 * SAMPLE:
+        while sampled > 2 * SAMPLE:
             odd = [at // stride % 2 for at, _ in kept]
             kept = [(at + i * stride, p[i::2]) for i, (at, p) in zip(odd, kept, strict=True)]
             stride *= 2
-            held = sum(p.size for _, p in kept)
+            sampled = sum(p.size for _, p in kept)
     assert importance is not None  # a tensor has weights
     index = np.concatenate([at + stride * np.arange(len(p)) for at, p in kept])
     return np.concatenate([p for _, p in kept])[None], importance[:, index % importance.shape[1]]

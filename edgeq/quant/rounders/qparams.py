@@ -98,10 +98,10 @@ class Scratch:
     def like(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """An uninitialized float32 buffer; the one of the same name is given up."""
         size = int(np.prod(shape))
-        held = self._held.get(name)
-        if held is None or held.size < size:
-            held = self._held[name] = np.empty(size, np.float32)
-        return held[:size].reshape(shape)  # type: ignore[return-value]
+        buffer = self._held.get(name)
+        if buffer is None or buffer.size < size:
+            buffer = self._held[name] = np.empty(size, np.float32)
+        return buffer[:size].reshape(shape)  # type: ignore[return-value]
 
 
 def group_view(w: NDArray[np.float32], scheme: QuantScheme) -> Groups:

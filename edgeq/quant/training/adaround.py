@@ -139,7 +139,7 @@ def reconstruct(
 
 
 def _through_layer(decoder: TorchDecoder, weights: Weights, layer: int, x: Any, batch: int) -> Any:
-    """All windows' hidden states after a layer, float32 [B, T, hidden]; a few at a time."""
+    """The hidden states of all windows after a layer, float32 [B, T, hidden], a few at a time."""
     import torch
 
     return torch.cat([decoder.layer(weights, layer, part) for part in x.split(batch)])

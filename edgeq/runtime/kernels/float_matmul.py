@@ -195,7 +195,7 @@ class _Kernel:
         panel = b.ptrtoint(room, I64)
 
         def part(first: ir.Value, row: ir.Value) -> ir.Value:
-            """Where the group of rows from ``row`` on lies in the panel."""
+            """The place in the panel of the group of rows from ``row`` on."""
             return b.add(panel, b.mul(b.udiv(b.sub(row, first), const(GROUP)), group_bytes))
 
         widen = self._widen()

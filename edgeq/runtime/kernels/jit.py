@@ -56,7 +56,7 @@ _EXTERNALS = frozenset(
 )
 _F32, _F16 = 4, 2  # bytes
 _lock = threading.Lock()
-_addresses: dict[str, int] = {}
+ADDRESSES: dict[str, int] = {}
 
 
 def kernel_address(scheme: QuantScheme, isa: Isa = ISA) -> int:
@@ -73,21 +73,21 @@ def float_kernel_address(kind: FloatType, isa: Isa = ISA) -> int:
 
 def _kernel(name: str, symbol: str, make: Callable[[], ir.Module]) -> int:
     with _lock:
-        if name not in _addresses:
-            _addresses[name] = load_code(name, _object_code(name, make), [symbol])[symbol]
-        return _addresses[name]
+        if name not in ADDRESSES:
+            ADDRESSES[name] = load_code(name, _object_code(name, make), [symbol])[symbol]
+        return ADDRESSES[name]
 
 
 def register_vector_ops() -> dict[str, int]:
     """Compile the vector routines and let compiled functions find them by name."""
     with _lock:
-        if "edgeq_read" not in _addresses:
+        if "edgeq_read" not in ADDRESSES:
             code = _object_code("vector_ops", lambda: vector_ops.module(ISA))
             routines = load_code("vector_ops", code, list(vector_ops.SYMBOLS))
             for symbol, address in routines.items():
                 llvm.add_symbol(symbol, address)
-            _addresses.update(routines)
-        return {symbol: _addresses[symbol] for symbol in vector_ops.SYMBOLS}
+            ADDRESSES.update(routines)
+        return {symbol: ADDRESSES[symbol] for symbol in vector_ops.SYMBOLS}
 
 
 def entry_addresses(name: str) -> dict[str, int]:
@@ -99,10 +99,10 @@ def entry_addresses(name: str) -> dict[str, int]:
     register_vector_ops()
     with _lock:
         symbols = ENTRIES[name]
-        if symbols[0] not in _addresses:
+        if symbols[0] not in ADDRESSES:
             code = cached(code_folder() / f"{name}.o", lambda: _compiled_entries(name))
-            _addresses.update(load_code(name, code, list(symbols)))
-        return {symbol: _addresses[symbol] for symbol in symbols}
+            ADDRESSES.update(load_code(name, code, list(symbols)))
+        return {symbol: ADDRESSES[symbol] for symbol in symbols}
 
 
 def _compiled_entries(name: str) -> bytes:

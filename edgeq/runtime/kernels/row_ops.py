@@ -129,7 +129,7 @@ def barrier(thread):
 
 @compiled
 def wait(spins):
-    """One turn of waiting for another thread, which has taken ``spins`` turns; one more."""
+    """Wait one more turn for another thread, after ``spins`` turns; returns the new count."""
     if spins < _SPINS:
         pause()
     else:

@@ -542,7 +542,7 @@ def test_a_product_with_a_packed_matrix_is_the_same_in_pieces(
     x = rand(3, 64)
     path = package(tmp_path, body, {"x": x})
     function = coreml_exec.open_model(path).programs["main"]
-    monkeypatch.setattr("edgeq.converters.coreml.exec.ops_nn._BLOCK", 7 * 64)
+    monkeypatch.setattr("edgeq.converters.coreml.exec.ops_nn.BLOCK", 7 * 64)
     packed = coreml_exec.machine.Machine(keep_bytes=0).run(function, {"x": x})["out0"]
     kept = coreml_exec.machine.Machine().run(function, {"x": x})["out0"]
     dense = data.astype(np.float32) * np.repeat(scale.astype(np.float32), 32, axis=1)
@@ -775,7 +775,7 @@ def test_a_state_is_kept_between_predictions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("read_again", [False, True])
-def test_slices_of_a_state_are_overwritten_only_where_nothing_reads_them(
+def test_slices_of_a_state_are_overwritten_if_nothing_reads_them(
     read_again: bool, tmp_path: Path
 ) -> None:
     """With and without, results are equal, and what was given before stays."""

@@ -19,6 +19,7 @@ from edgeq.converters import Options, StoredWeight
 from edgeq.converters.encoding import folded, levels, spread
 from edgeq.converters.ort.decoder import OrtDecoderTarget
 from edgeq.converters.ort.file import pack_rows, unpack_rows
+from edgeq.converters.ort.session import exact_form
 from edgeq.core.errors import (
     EdgeqError,
     FormatError,
@@ -343,6 +344,7 @@ def test_ort_format_is_stamped_and_the_same(tmp_path: Path) -> None:
     assert str(tmp_path) not in operators
     version = ort.versions()["onnxruntime"]
     assert f"onnxruntime {version}" in operators
+    assert exact_form(out / "model.ort") is None  # no operator of it sums 8-bit products
     a, b = ort.open_runner(out, threads=1), ort.open_runner(out / "model.ort", threads=1)
     np.testing.assert_allclose(a.forward(PROMPT), b.forward(PROMPT), atol=1e-6)
     with pytest.raises(FormatError, match=r"not an \.onnx file"):

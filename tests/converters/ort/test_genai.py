@@ -146,7 +146,7 @@ def test_the_runner_is_the_reference(
     family: str, room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However short the cache is that it begins with."""
-    monkeypatch.setattr(genai_module, "_ROOM", room)
+    monkeypatch.setattr(genai_module, "ROOM", room)
     model = tiny(family)
     runner = genai.open_runner(made(model, tmp_path / "out", context=60), threads=1)
     tokens = np.random.default_rng(0).integers(0, 101, 60)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edgeq.converters.convert import convert
 from edgeq.converters.metadata_blob import read_blob
 from edgeq.converters.ort.graph import OrtGraphTarget
+from edgeq.converters.ort.session import exact_form
 from edgeq.converters.validate import validate
 from edgeq.converters.validate.graph_inputs import made_up
 from edgeq.core.errors import FormatError, UsageError
@@ -416,6 +417,19 @@ def test_unsigned_weights_are_exact_without_a_setting(tmp_path: Path) -> None:
             str(tmp_path / name), providers=["CPUExecutionProvider"]
         )
         np.testing.assert_allclose(plain.run(None, {"x": x})[0], _exact(graph, x), atol=0.26)
+
+
+def test_an_ort_file_has_an_exact_form_with_unsigned_weights(tmp_path: Path) -> None:
+    graph, x = saturating(), np.ones((1, 32), np.float32)
+    ort_lower.write(graph, tmp_path / "m.ort", {})
+    exact = exact_form(tmp_path / "m.ort")
+    assert exact is not None
+    graph_form = onnx.load_from_string(exact).graph
+    types = {tensor.name: tensor.data_type for tensor in graph_form.initializer}
+    unsigned = [name for node in graph_form.node for name in node.input if "unsigned" in name]
+    assert [types[name] for name in unsigned] == [onnx.TensorProto.UINT8] * 2
+    session = onnxruntime.InferenceSession(exact, providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"x": x})[0], _exact(graph, x), atol=0.26)
 
 
 def test_unsigned_weights_are_read_back(tmp_path: Path) -> None:

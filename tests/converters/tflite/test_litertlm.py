@@ -212,7 +212,7 @@ def test_the_decoder_within(tmp_path: Path) -> None:
     assert np.abs(traced["logits"] - want[-1]).max() < 1e-3
 
 
-def test_refusals(tmp_path: Path) -> None:
+def test_models_that_litert_lm_cannot_run_are_refused(tmp_path: Path) -> None:
     model = demo()
     files = {k: v for k, v in model.files.items() if k != "tokenizer.json"}
     with pytest.raises(UnsupportedError, match=r"no tokenizer\.json.*convert to tflite"):
@@ -267,7 +267,7 @@ def test_without_the_builder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 def test_without_litert_lm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = bundled(demo(), tmp_path)
-    monkeypatch.setattr(litertlm_module, "_installed", lambda name: name != "litert-lm-api")
+    monkeypatch.setattr(litertlm_module, "is_installed", lambda name: name != "litert-lm-api")
     assert "litert-lm-api" not in litertlm.versions()
     runner = litertlm.open_runner(path, threads=1)
     assert re.fullmatch(r"ai-edge-litert [\d.]+", runner.runtime)

@@ -193,9 +193,7 @@ def test_a_record_keeps_samples_which_conversions_are_judged_by(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("target", list(SUFFIX))
-def test_near_zero_outputs_and_places_of_the_largest_are_judged_by_what_errors_change(
-    target: str, tmp_path: Path
-) -> None:
+def test_near_ties_and_zeros_are_judged_by_what_errors_change(target: str, tmp_path: Path) -> None:
     """Scores of 1e-5, and an argmax among scores that are nearly ties."""
     pytest.importorskip(PACKAGE[target])
     m = Made(0, x=Info((1, 16)))

@@ -112,7 +112,7 @@ def test_a_transport_is_used_in_its_block(there: tuple[Transport, Path]) -> None
         there[0].push(b"", "x")
 
 
-def test_a_full_disk(tmp_path: Path, reach: Sshd) -> None:
+def test_a_full_disk_on_the_device(tmp_path: Path, reach: Sshd) -> None:
     with small_disk(tmp_path / "disk", "256k") as disk:
         for where in (f"local:{disk}", f"{reach.where}{disk}"):
             words = "no space left in .* for models/big .1.2 MiB"
@@ -197,7 +197,7 @@ def test_the_connection_breaks_at_the_end(reach: Sshd) -> None:
         ({"ProxyCommand": "false"}, "ssh failed"),
     ],
 )
-def test_refusals(
+def test_what_ssh_refuses_is_explained(
     change: dict[str, str], words: str, reach: Sshd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = reach.folder / "known"

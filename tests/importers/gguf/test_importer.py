@@ -18,7 +18,7 @@ from edgeq.formats.tensor import FloatTensor
 from edgeq.importers import load
 from edgeq.importers.gguf import importer
 from edgeq.importers.gguf.blocks import quant_rows
-from edgeq.importers.gguf.file import TYPES, open_gguf
+from edgeq.importers.gguf.file import TENSOR_TYPES, open_gguf
 from edgeq.importers.gguf.tokenizer import tokenizer_files
 from edgeq.model.block import RopeScaling
 from edgeq.model.formulas import rope_frequencies
@@ -30,7 +30,7 @@ from tests.families import FAMILIES, random_model, tiny_config, windows
 
 gguf = pytest.importorskip("gguf")
 
-TYPE_NAMES = tuple(name for name, _, _ in TYPES.values())
+TYPE_NAMES = tuple(name for name, _, _ in TENSOR_TYPES.values())
 INTERLEAVED = ("llama", "smollm3")
 """Architectures whose rows of q and k llama.cpp's converter puts in interleaved order."""
 
@@ -172,7 +172,7 @@ def test_gemmas_windows_are_where_the_file_says(
 
 def random_blocks(kind: str, n: int, k: int, spread: float = 1.0) -> NDArray[np.uint8]:
     """Rows of a type's bytes with every pattern of codes, and sane float16 scales."""
-    _, block, nbytes = next(t for t in TYPES.values() if t[0] == kind)
+    _, block, nbytes = next(t for t in TENSOR_TYPES.values() if t[0] == kind)
     rng = np.random.default_rng(7)
     raw = rng.integers(0, 256, (n, k // block, nbytes), dtype=np.uint8)
     if kind == "MXFP4":
@@ -227,7 +227,7 @@ def test_types_are_bit_exact(tmp_path: Path, kind: str) -> None:
 
 
 def test_table_of_types_is_the_packages() -> None:
-    for number, (name, block, nbytes) in TYPES.items():
+    for number, (name, block, nbytes) in TENSOR_TYPES.items():
         kind = gguf.GGMLQuantizationType(number)
         assert kind.name == name
         assert gguf.GGML_QUANT_SIZES[kind] == (block, nbytes)
@@ -296,7 +296,7 @@ def test_scales_that_float16_cannot_hold_are_refused() -> None:
          "unknown GGUF pre-tokenizer 'qwen22'; did you mean 'qwen2'"),
     ],
 )  # fmt: skip
-def test_refusals(
+def test_gguf_files_of_other_models_are_refused(
     tmp_path: Path,
     change: dict[str, Any],
     extra: dict[str, NDArray[Any]],

@@ -335,7 +335,7 @@ def test_index_is_checked(tmp_path: Path) -> None:
          "must name each of 3 layers"),
     ],
 )  # fmt: skip
-def test_refusals(
+def test_folders_of_other_models_are_refused(
     tmp_path_factory: pytest.TempPathFactory,
     family: str,
     over: dict[str, Any],

@@ -106,7 +106,7 @@ def test_the_front_falls_and_the_choice_lies_on_or_above_it() -> None:
     assert again.chosen.loss == pytest.approx(corner.loss)
 
 
-def test_the_uniform_recipe_is_the_best_pair_that_fits_and_that_every_row_takes() -> None:
+def test_the_uniform_recipe_is_the_best_pair_that_fits() -> None:
     embedding = "model.embed_tokens.weight"
     shapes: dict[str, tuple[int, ...]] = {
         embedding: (96, 64), "a": (64, 64), "b": (48, 96), "norm": (64,),
@@ -159,7 +159,7 @@ def test_rules_hold_for_just_one_tensor_each() -> None:
         assert [rule.scheme for rule in matching] == [scheme]
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_targets_out_of_reach_are_refused() -> None:
     shapes = {"a": (64, 64)}
     found = made(shapes, 5)
     with pytest.raises(DoesNotFitError, match=r"smallest schemes take \d+ bytes"):

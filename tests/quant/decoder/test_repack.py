@@ -94,7 +94,9 @@ def test_what_has_no_integers_of_others_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "m.edgeq").exists()
 
 
-def test_the_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_repack_on_the_command_line(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "m.edgeq"
     assert main(["quantize", str(source), "-o", str(out)]) == 1
     assert "pass --repack to edgeq quantize" in capsys.readouterr().err

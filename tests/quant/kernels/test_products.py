@@ -33,6 +33,19 @@ def test_products_are_those_of_float64(n: int, dtype: type[Any]) -> None:
         assert (np.abs(out[:, :n] - (7 - exact)) <= bound + 7 * tolerance).all()
 
 
+@pytest.mark.parametrize("n", SIZES)
+def test_sums_over_rows_add_one_row_after_the_other(n: int) -> None:
+    for m in SIZES:
+        x = RNG.normal(size=(m, n + 3)).astype(np.float32)[:, 1 : n + 1]
+        wide = x.astype(np.float64)
+        np.testing.assert_array_equal(products.column_sums(x), np.add.accumulate(wide)[-1])
+        np.testing.assert_array_equal(products.column_squares(x), np.add.accumulate(wide**2)[-1])
+        np.testing.assert_array_equal(
+            products.column_sums(np.asfortranarray(x)), products.column_sums(x)
+        )
+    np.testing.assert_array_equal(products.column_sums(np.zeros((0, n), np.float32)), np.zeros(n))
+
+
 def test_threads_and_parts_give_the_same_bits() -> None:
     a, b = (RNG.normal(size=(n, 600)).astype(np.float32) for n in (300, 400))
     with thread_limit(1):

@@ -327,7 +327,7 @@ def test_outputs_follow_the_float_model_s() -> None:
         ({"damping": 0.0}, "too singular for a damping of 0.0; use a larger one"),
     ],
 )
-def test_refusals(options: dict[str, Any], words: str) -> None:
+def test_gptq_refuses_wrong_options(options: dict[str, Any], words: str) -> None:
     known = {"hessian": hessian_of(inputs(5, 32)), **options}
     with pytest.raises(UsageError, match=words):
         gptq(weights(4, 32), scheme_of("w4-g32"), name="up.w", **known)

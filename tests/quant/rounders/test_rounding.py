@@ -300,7 +300,7 @@ def test_what_rows_share_may_be_found_before() -> None:
                     assert np.array_equal(got.palette, whole.palette)
 
 
-def test_refusals() -> None:
+def test_rounding_refuses_wrong_arguments() -> None:
     scheme = scheme_of("w4-g32")
     w = weights(4, 32)
     with pytest.raises(UsageError, match="unknown method 'mes'; did you mean 'mse'"):

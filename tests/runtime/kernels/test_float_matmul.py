@@ -98,9 +98,7 @@ def test_every_isa_gives_the_same_bits(kind: FloatType) -> None:
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_depend_neither_on_how_many_there_are_nor_on_how_tiles_are_shared(
-    isa: Isa, kind: FloatType
-) -> None:
+def test_rows_do_not_depend_on_their_number_or_on_threads(isa: Isa, kind: FloatType) -> None:
     rng = np.random.default_rng(3)
     for n, k in ((70, 172), (64, 96), (37, LONG + 40)):
         w, x = random_weights(kind, n, k, rng), rng.standard_normal((17, k), np.float32)

@@ -176,7 +176,7 @@ class Writer:
 
 @dataclass(frozen=True)
 class Blob:
-    """One blob of a file, read when it is asked for.
+    """A blob of a file, read on demand.
 
     Args:
         kind: of its numbers.
@@ -235,18 +235,19 @@ class Reader:
         Raises:
             FormatError: there is none, it is of another type or size, or runs past the end.
         """
-        found, nbytes, start = self._record(offset)
+        stored_kind, nbytes, start = self._record(offset)
         bits = count * KINDS[kind].bits
-        if found != KINDS[kind]:
+        if stored_kind != KINDS[kind]:
             raise FormatError(
-                f"{self.path}: the blob at {offset} holds {found.name}, the program says {kind}"
+                f"{self.path}: the blob at {offset} holds {stored_kind.name}, "
+                f"the program says {kind}"
             )
         if nbytes != -(-bits // 8):
             raise FormatError(
                 f"{self.path}: the blob at {offset} has {nbytes} bytes, "
                 f"{count} numbers of {kind} take {-(-bits // 8)}"
             )
-        return Blob(found, count, self._data[start : start + nbytes])
+        return Blob(stored_kind, count, self._data[start : start + nbytes])
 
     def blobs(self) -> Iterator[tuple[int, str, int]]:
         """(offset, MIL name of the type, bytes) of every blob, in the order of the file."""

@@ -81,7 +81,7 @@ class MilTensor:
 
 @dataclass(frozen=True, eq=False)
 class Op:
-    """One operator.
+    """An operator of a program.
 
     Args:
         type: "linear", "const" ...
@@ -115,7 +115,7 @@ class MilBlock:
     ops: tuple[Op, ...]
 
     def walk(self) -> Iterator[Op]:
-        """All operators, nested ones included."""
+        """Every operator, including nested ones."""
         for op in self.ops:
             yield op
             for block in op.blocks:
@@ -192,7 +192,7 @@ def protobuf(purpose: str = "to read Core ML files") -> Any:
 
 
 def library(purpose: str = "to write Core ML packages") -> Any:
-    """All of coremltools, imported without its warnings.
+    """The coremltools package, imported without its warnings.
 
     Raises:
         MissingDependencyError: it is not installed.

@@ -182,14 +182,14 @@ class Machine:
         with np.errstate(all="ignore"):  # infinities and NaN are results, as on a device
             run.block(function.block)
         for name in function.block.outputs:
-            run.found[name] = self.array(env[name])
+            run.results[name] = self.array(env[name])
         if self.overwrite:  # a later call must not change what this one gave
-            for name, value in run.found.items():
+            for name, value in run.results.items():
                 if isinstance(value, np.ndarray) and any(
                     np.may_share_memory(value, buffer) for buffer in state.values()
                 ):
-                    run.found[name] = value.copy()
-        return run.found
+                    run.results[name] = value.copy()
+        return run.results
 
     # --- what is made once --------------------------------------------------------------------
 
@@ -205,7 +205,7 @@ class Machine:
         """Results of an operator without variable inputs: arrays, or `Packed` if large."""
         if op.key not in self._constants:
             if op.type == "const":
-                values: Sequence[Any] = [self._held(op.inputs["val"][0])]
+                values: Sequence[Any] = [self._constant(op.inputs["val"][0])]
             else:
                 inputs = {
                     name: env[refs[0]] if isinstance(refs[0], str) else refs[0]
@@ -216,7 +216,7 @@ class Machine:
             self._constants[op.key] = values
         return self._constants[op.key]
 
-    def _held(self, value: Any) -> Any:
+    def _constant(self, value: Any) -> Any:
         if isinstance(value, MilTensor) and value.blob and value.blob.count > _SMALL:
             return Packed(value.shape, self.dtype(value.type.kind), value.rows)
         return self.array(value)
@@ -249,7 +249,7 @@ class Machine:
 
 
 def _frees(block: MilBlock, ops: Sequence[Op]) -> tuple[tuple[str, ...], ...]:
-    """For each operator, the values made in the block that are used there last."""
+    """For each operator, the values computed in the block whose last use it is."""
     computed = {name for op in ops for name, _ in op.outputs}
     last: dict[str, int] = {}
     for at, op in enumerate(ops):
@@ -268,21 +268,21 @@ def _frees(block: MilBlock, ops: Sequence[Op]) -> tuple[tuple[str, ...], ...]:
 
 @dataclass
 class _Run:
-    """One call of a function.
+    """A call of a function.
 
     Args:
         machine: what runs it.
         env: values by name.
         state: kept from call to call.
         watch: names whose values are asked for.
-        found: those found so far.
+        results: those found so far.
     """
 
     machine: Machine
     env: dict[str, Any]
     state: State
     watch: frozenset[str]
-    found: dict[str, Any]
+    results: dict[str, Any]
 
     def block(self, block: MilBlock) -> None:
         """Run all operators of a block."""
@@ -300,7 +300,7 @@ class _Run:
             for (name, kind), value in zip(op.outputs, results, strict=True):
                 env[name] = self.machine.typed(value, kind)
                 if name in self.watch:
-                    self.found[name] = env[name]
+                    self.results[name] = env[name]
             for name in frees:
                 del env[name]
 
@@ -328,7 +328,7 @@ class _Run:
                 or update.inputs[what][0] != op.outputs[0][0]
             ):
                 return False
-        others = [*((n, v) for n, v in self.env.items() if n != ref), *self.found.items()]
+        others = [*((n, v) for n, v in self.env.items() if n != ref), *self.results.items()]
         return not any(isinstance(v, np.ndarray) and np.may_share_memory(v, x) for _, v in others)
 
     def _written(self, op: Op) -> Sequence[Any]:

@@ -58,12 +58,12 @@ def resize_bilinear(
     x: Array, target_size_height: int = 1, target_size_width: int = 1,
     sampling_mode: str = "DEFAULT",
 ) -> Array:  # fmt: skip
-    """To a size, between neighbors."""
+    """Resize to a size, interpolating between neighbors."""
     return _both(x, int(target_size_height), int(target_size_width), sampling_mode)
 
 
 def resize_nearest_neighbor(x: Array, target_size_height: int, target_size_width: int) -> Array:
-    """To a size, the pixel that each falls in."""
+    """Resize to a size, taking the nearest pixel."""
     return _both(x, int(target_size_height), int(target_size_width), "DEFAULT", nearest=True)
 
 
@@ -75,7 +75,7 @@ def upsample_bilinear(
     x: Array, scale_factor_height: Any = 1, scale_factor_width: Any = 1,
     align_corners: bool = True, half_pixel_centers: Any = None,
 ) -> Array:  # fmt: skip
-    """By factors, between neighbors."""
+    """Resize by factors, interpolating between neighbors."""
     if half_pixel_centers is None:
         half_pixel_centers = not align_corners
     if align_corners:
@@ -88,7 +88,7 @@ def upsample_bilinear(
 def upsample_nearest_neighbor(
     x: Array, scale_factor_height: Any = 1, scale_factor_width: Any = 1
 ) -> Array:
-    """By factors, the pixel that each falls in."""
+    """Resize by factors, taking the nearest pixel."""
     return _both(x, *_scaled(x, scale_factor_height, scale_factor_width), "DEFAULT", nearest=True)
 
 
@@ -96,7 +96,7 @@ def resize(
     x: Array, shape: Any, resized_dims: int, interpolation_mode: str = "LINEAR",
     sampling_mode: str = "DEFAULT",
 ) -> Array:  # fmt: skip
-    """The last dimensions to those of a shape; 0 keeps one."""
+    """Resize the last dimensions to those of a shape; 0 leaves a dimension as it is."""
     n = int(resized_dims)
     for i, size in enumerate(ints(shape)[-n:] if n else []):
         axis = x.ndim - n + i
@@ -107,7 +107,7 @@ def resize(
 
 
 def crop(x: Array, crop_height: Any, crop_width: Any) -> Array:
-    """Without so many rows and columns at either end."""
+    """Remove so many rows and columns at either end."""
     (top, bottom), (left, right) = ints(crop_height), ints(crop_width)
     return x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right]
 
@@ -232,7 +232,7 @@ def crop_resize(
         which, rows = rows[:, 0], rows[:, 1:]
     if modern and which is None:
         which = np.zeros(len(rows))
-    found = []
+    results = []
     for i, box in enumerate(rows):
         top, left, bottom, right = (
             v * spatial_scale for v in _corners(box, box_coordinate_mode)
@@ -248,8 +248,8 @@ def crop_resize(
         outside = ((y < 0) | (y > h - 1) | (z < 0) | (z > w - 1)) if pad_value else None
         crops = np.stack([_sampled(image, np.clip(y, 0, h - 1), np.clip(z, 0, w - 1), False, None)
                           for image in images])  # fmt: skip
-        found.append(crops if outside is None else np.where(outside, pad_value, crops))
-    stacked = np.stack(found)
+        results.append(crops if outside is None else np.where(outside, pad_value, crops))
+    stacked = np.stack(results)
     return stacked[:, 0] if modern else stacked
 
 

@@ -227,7 +227,7 @@ def _arg(f: Op) -> Op:
 
 
 def _of_one(f: Op) -> Op:
-    """By the parameter's name, which NumPy's own functions do not take."""
+    """Take the argument by MIL's name for it, which NumPy's functions do not accept."""
     return lambda x: f(x)
 
 

@@ -20,7 +20,7 @@ from edgeq.core.errors import UnsupportedError
 
 Array = NDArray[Any]
 Op = Callable[..., Any]
-_BLOCK = 1 << 22
+BLOCK = 1 << 22
 """Weights decompressed at once in a product."""
 
 # --- products ---------------------------------------------------------------------------------
@@ -30,7 +30,7 @@ def linear(x: Array, weight: Any, bias: Any = None) -> Array:
     """x [..., K] times weight [N, K], transposed, plus bias [N]."""
     if isinstance(weight, Packed):
         n, k = weight.shape
-        step = max(1, _BLOCK // k)
+        step = max(1, BLOCK // k)
         out = np.empty((*x.shape[:-1], n), np.float32)
         for a in range(0, n, step):
             out[..., a : a + step] = x @ weight.rows(a, min(a + step, n)).astype(np.float32).T
@@ -224,13 +224,13 @@ def pool(
 def batch_norm(
     x: Array, mean: Any, variance: Any, gamma: Any = None, beta: Any = None, epsilon: float = 1e-5
 ) -> Array:
-    """Each channel less its mean, over its standard deviation."""
+    """Subtract the mean of each channel and divide by its standard deviation."""
     y = (x - channels(mean, x.ndim)) / np.sqrt(channels(variance, x.ndim) + epsilon)
     return _affine(y, gamma, beta)
 
 
 def instance_norm(x: Array, gamma: Any = None, beta: Any = None, epsilon: float = 1e-5) -> Array:
-    """Each channel of each sample to mean 0 and deviation 1."""
+    """Normalize each channel of each sample to mean 0 and standard deviation 1."""
     return _affine(_standard(x, tuple(range(2, x.ndim)), epsilon), gamma, beta)
 
 

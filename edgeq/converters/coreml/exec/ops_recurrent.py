@@ -38,7 +38,7 @@ def _steps(x: Array, reverse: bool) -> range:
 
 
 def _sequence(outputs: dict[int, Array], last: Array, whole: bool) -> Array:
-    """Every step's result in the order of the sequence, or the last one made."""
+    """The result of every step in the order of the sequence, or that of the last step."""
     return np.stack([outputs[t] for t in sorted(outputs)]) if whole else last[None]
 
 

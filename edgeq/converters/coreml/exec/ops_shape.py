@@ -47,17 +47,17 @@ def reshape_like(
 
 
 def squeeze(x: Array, axes: Any = None) -> Array:
-    """Without the dimensions of one."""
+    """Remove dimensions of size 1."""
     return np.squeeze(x, None if axes is None else tuple(ints(axes)))
 
 
 def expand_dims(x: Array, axes: Any) -> Array:
-    """With dimensions of one at the places they shall have."""
+    """Insert dimensions of size 1 at these positions."""
     return np.expand_dims(x, tuple(ints(axes)))
 
 
 def flatten2d(x: Array, axis: int = 1) -> Array:
-    """As a matrix, cut before ``axis``."""
+    """Flatten to a matrix whose columns are the dimensions from ``axis`` on."""
     return x.reshape(math.prod(x.shape[: int(axis)]), -1)
 
 
@@ -112,7 +112,7 @@ def batch_to_space(x: Array, block_shape: Any, crops: Any) -> Array:
 
 
 def concat(values: Sequence[Array], axis: int, interleave: bool = False) -> Array:
-    """One after another, or in turns."""
+    """Concatenate along an axis, or interleave."""
     if not interleave:
         return np.concatenate(values, int(axis))
     at = int(axis) % values[0].ndim
@@ -125,7 +125,7 @@ def concat(values: Sequence[Array], axis: int, interleave: bool = False) -> Arra
 def split(
     x: Array, axis: int, num_splits: int | None = None, split_sizes: Any = None
 ) -> tuple[Array, ...]:
-    """In equal parts, or of given sizes."""
+    """Split into equal parts, or into parts of given sizes."""
     if split_sizes is None:
         return tuple(np.split(x, int(num_splits or 1), int(axis)))
     return tuple(np.split(x, np.cumsum(ints(split_sizes))[:-1], int(axis)))
@@ -352,12 +352,12 @@ def argsort(x: Array, axis: int = -1, ascending: bool = False) -> Array:
 
 
 def fill(shape: Any, value: Any = 0.0) -> Array:
-    """One value everywhere."""
+    """A tensor of one value."""
     return np.full(ints(shape), np.asarray(value).reshape(()))
 
 
 def fill_like(ref_tensor: Array, value: Any = 0.0) -> Array:
-    """One value, in another tensor's shape."""
+    """A tensor of one value with another tensor's shape."""
     return fill(ref_tensor.shape, value)
 
 

@@ -88,7 +88,7 @@ def _whole(value: Any) -> Any:
 
 
 def _wide(values: NDArray[Any]) -> NDArray[Any]:
-    """In a type that holds differences of small integers and products in float32."""
+    """Convert to float32, which holds differences of small integers exactly."""
     return values.astype(np.float32)
 
 

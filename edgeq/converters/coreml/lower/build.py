@@ -85,12 +85,12 @@ def _past_half(array: NDArray[Any]) -> bool:
 def _held_float(name: str, exact: NDArray[np.float32], kind: str) -> NDArray[Any]:
     """Convert a float constant to a type of MIL, keeping infinities."""
     finite = np.isfinite(exact)
-    held = narrowed(name, np.where(finite, exact, np.float32(0)), kind)
-    held = np.where(finite, held, exact.astype(held.dtype))
-    if held.ndim == 0 and exact > 0 and held == 0:
+    narrow = narrowed(name, np.where(finite, exact, np.float32(0)), kind)
+    narrow = np.where(finite, narrow, exact.astype(narrow.dtype))
+    if narrow.ndim == 0 and exact > 0 and narrow == 0:
         # what keeps a divisor from zero does so in float16, too, as in coremltools
-        return np.asarray(np.nextafter(held, held.dtype.type(1)))
-    return held
+        return np.asarray(np.nextafter(narrow, narrow.dtype.type(1)))
+    return narrow
 
 
 class CoremlLowering:
@@ -144,7 +144,7 @@ class CoremlLowering:
                 self._put(name, self._entered(name, function.inputs[label]))
             for node in self.graph.nodes:
                 self._node(node)
-            function.set_outputs([self._left(name) for name in self.graph.outputs])
+            function.set_outputs([self._output(name) for name in self.graph.outputs])
         ends = {*self.inputs.values(), *self.outputs.values()}
         make_distinct(function, ends, self._names)
         self._tell(shorten(function, ends, self._told, self._names))
@@ -159,8 +159,8 @@ class CoremlLowering:
         }
         self.constants = given
         self.quants = {name: named.get(label, label) for name, label in self.quants.items()}
-        for held in self.biases.values():
-            held["id"] = named.get(held["id"], held["id"])
+        for bias in self.biases.values():
+            bias["id"] = named.get(bias["id"], bias["id"])
 
     def _entered(self, name: str, var: Var) -> Var:
         info = self.graph.info(name)
@@ -170,7 +170,7 @@ class CoremlLowering:
             var = self.mb.squeeze(x=var, axes=[0])
         return var
 
-    def _left(self, name: str) -> Var:
+    def _output(self, name: str) -> Var:
         """Make a value an output: float32 or int32, with at least one dimension."""
         var = self.take(name)
         info = self.graph.info(name)
@@ -182,7 +182,7 @@ class CoremlLowering:
     def _node(self, node: Node) -> None:
         self.kind = self._kind(node)
         try:
-            made = self._emitters[node.op].build(self, node)
+            results = self._emitters[node.op].build(self, node)
         except UnsupportedError as err:
             raise UnsupportedError(f"{node}: {err}") from err
         except EdgeqError:
@@ -192,7 +192,7 @@ class CoremlLowering:
                 f"{node} cannot be written for Core ML: coremltools refuses it: {err}"
             ) from err
         for name, var in zip(
-            node.outputs, made if isinstance(made, list | tuple) else [made], strict=False
+            node.outputs, results if isinstance(results, list | tuple) else [results], strict=False
         ):
             if name:
                 self._put(name, self._named(name, var))
@@ -204,13 +204,13 @@ class CoremlLowering:
             var = self.vars.get(name)
             if var is not None and var.dtype == self.types.fp32:
                 kinds.append("fp32")
-            held = self.graph.constants.get(name)
+            constant = self.graph.constants.get(name)
             # bounds past float16 bound nothing in it
-            if isinstance(held, np.ndarray) and node.op != "Clip" and _past_half(held):
+            if isinstance(constant, np.ndarray) and node.op != "Clip" and _past_half(constant):
                 kinds.append("fp32")
             # before iOS 17 a product's factors are of one type
-            if self.target == "ios16" and isinstance(held, QuantWeight) and held.bits != 32:
-                kinds.append(self._held_kind(held))
+            if self.target == "ios16" and isinstance(constant, QuantWeight) and constant.bits != 32:
+                kinds.append(self._held_kind(constant))
         return "fp32" if "fp32" in kinds else self.plain
 
     def _put(self, name: str, var: Var) -> None:
@@ -258,11 +258,11 @@ class CoremlLowering:
 
     def weight(self, name: str) -> PackedWeight:
         """Return a quantized or float constant, in its own float type where possible."""
-        held = self.graph.constants[name]
-        if not isinstance(held, QuantWeight) or held.bits == 32:
+        weight = self.graph.constants[name]
+        if not isinstance(weight, QuantWeight) or weight.bits == 32:
             return PackedWeight(self._constant(name, self.kind))
-        kind = "fp32" if self.kind == "fp32" else self._held_kind(held)
-        return self._quantized(name, held, kind)
+        kind = "fp32" if self.kind == "fp32" else self._held_kind(weight)
+        return self._quantized(name, weight, kind)
 
     def bias(self, node: Node, var: Var) -> Var:
         """Return a bias in the type of its weight.
@@ -270,15 +270,15 @@ class CoremlLowering:
         Of one in integers that can be read back it is noted what its scales are the product of.
         """
         value, weight, name = node.inputs[:3]
-        made = self._constant(name, "fp16" if var.dtype == self.types.fp16 else "fp32")
-        held, factor = self.graph.constants[name], self.graph.constants[weight]
+        var = self._constant(name, "fp16" if var.dtype == self.types.fp16 else "fp32")
+        bias, factor = self.graph.constants[name], self.graph.constants[weight]
         quant = self.graph.quants.get(value)
-        if isinstance(held, QuantWeight) and isinstance(factor, QuantWeight) and quant:
-            scales = weights.bias_scales(quant.scale, factor.scales, held.shape)
-            same = made.dtype == self.types.fp32 and np.array_equal(held.scales, scales)
-            if same and np.array_equal(weights.bias_levels(held.numpy(), scales), held.levels):
-                self.biases[name] = {"id": made.name, "value": value, "weight": weight}
-        return made
+        if isinstance(bias, QuantWeight) and isinstance(factor, QuantWeight) and quant:
+            scales = weights.bias_scales(quant.scale, factor.scales, bias.shape)
+            same = var.dtype == self.types.fp32 and np.array_equal(bias.scales, scales)
+            if same and np.array_equal(weights.bias_levels(bias.numpy(), scales), bias.levels):
+                self.biases[name] = {"id": var.name, "value": value, "weight": weight}
+        return var
 
     def const(self, values: Any, kind: str | None = None, name: str = "a constant") -> Any:
         """Convert numbers; floats to the node's type or another."""
@@ -313,32 +313,32 @@ class CoremlLowering:
             self._memo[key] = (var, self.mb.cast(x=var, dtype=kind))
         return self._memo[key][1]
 
-    def _held_kind(self, held: QuantWeight) -> str:
-        return stored_kind(held.scales, self.precision)
+    def _held_kind(self, constant: QuantWeight) -> str:
+        return stored_kind(constant.scales, self.precision)
 
     def _constant(self, name: str, kind: str) -> Var:
-        held = self.graph.constants[name]
-        if isinstance(held, QuantWeight) and held.bits != 32:
-            own = "fp32" if kind == "fp32" else self._held_kind(held)
-            return self.cast(self._quantized(name, held, own).var, kind)
+        constant = self.graph.constants[name]
+        if isinstance(constant, QuantWeight) and constant.bits != 32:
+            own = "fp32" if kind == "fp32" else self._held_kind(constant)
+            return self.cast(self._quantized(name, constant, own).var, kind)
         key = (name, kind)
         if key not in self._memo:
             label = self._names.inner(name)
-            if isinstance(held, np.ndarray) and held.dtype == np.float16 and kind == "fp32":
-                var = self.mb.constexpr_cast(source_val=held, output_dtype="fp32", name=label)
+            if isinstance(constant, np.ndarray) and constant.dtype == np.float16 and kind == "fp32":
+                var = self.mb.constexpr_cast(source_val=constant, output_dtype="fp32", name=label)
             else:
                 values = self.const(self.graph.array(name), kind, name)
                 var = self.mb.const(val=values, name=label)
             self._memo[key] = var
         return self._memo[key]
 
-    def _quantized(self, name: str, held: QuantWeight, kind: str) -> PackedWeight:
+    def _quantized(self, name: str, weight: QuantWeight, kind: str) -> PackedWeight:
         key = (name, kind)
         if key not in self._memo:
             label, scale = self._names.inner(name), self._names.inner(f"{name}_scale")
             self.constants.setdefault(name, (label, scale))
             self._memo[key] = weights.build(
-                self.mb, self.types, label, scale, held, kind, self.target
+                self.mb, self.types, label, scale, weight, kind, self.target
             )
-        found: PackedWeight = self._memo[key]
-        return found
+        packed: PackedWeight = self._memo[key]
+        return packed

@@ -1,7 +1,7 @@
 """Emitters of products, pools and norms.
 
-Each operator has a function that builds it, and one that says why it cannot be if it cannot; see
-`edgeq.converters.coreml.lower.build.Operator`.
+Each operator has a function that builds it, and one that gives the reason if it cannot; see
+`edgeq.converters.coreml.lower.build.CoremlEmitter`.
 
 Source: the ONNX operators' definitions at opset 21, and coremltools' of MIL, ops/defs/iOS15
 (conv, linear, pool, normalization) to iOS17.

@@ -69,8 +69,8 @@ def _prelu(b: CoremlLowering, node: Node) -> Var:
     x, slope = b.take(node.inputs[0]), b.take(node.inputs[1])
     shape = b.info_shape(node.inputs[1])
     channels = x.shape[1] if x.rank == 4 else 0
-    held = b.graph.constants.get(node.inputs[1])
-    if isinstance(held, np.ndarray) and shape in ((channels, 1, 1), (1, channels, 1, 1)):
+    constant = b.graph.constants.get(node.inputs[1])
+    if isinstance(constant, np.ndarray) and shape in ((channels, 1, 1), (1, channels, 1, 1)):
         return b.mb.prelu(x=x, alpha=b.const(b.numbers(node.inputs[1]).reshape(-1)))
     below = b.mb.mul(x=b.mb.minimum(x=x, y=b.const(0.0)), y=slope)
     return b.mb.add(x=b.mb.relu(x=x), y=below)

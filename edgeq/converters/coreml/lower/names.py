@@ -74,7 +74,7 @@ def shorten(function: Any, ends: set[str], own_names: set[str], names: Names) ->
 
 
 def _merge(function: Any) -> dict[str, str]:
-    """Remove constants equal to an earlier one; returns their names and those of the earlier."""
+    """Remove constants equal to an earlier one; returns removed name -> name of the earlier one."""
     first: dict[tuple[str, str, tuple[int, ...], bytes], Any] = {}
     merged: dict[str, str] = {}
     for op in list(function.operations):

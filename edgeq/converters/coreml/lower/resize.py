@@ -87,10 +87,10 @@ def _scales(graph: Graph, node: Node) -> list[float]:
     if len(node.inputs) > 2 and node.inputs[2] and graph.array(node.inputs[2]).size:
         given = [float(v) for v in graph.array(node.inputs[2]).reshape(-1)]
         axes = node.attrs.get("axes", range(len(source)))
-        found = [1.0] * len(source)
+        scales = [1.0] * len(source)
         for axis, scale in zip(axes, given, strict=True):
-            found[axis] = scale
-        return found
+            scales[axis] = scale
+        return scales
     return [n / m for n, m in zip(shape, source, strict=True)]
 
 

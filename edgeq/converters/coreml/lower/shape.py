@@ -32,7 +32,7 @@ def passes(graph: Graph, name: str) -> bool:
     return fits and all(node.op in _KEEPS_ORDER for node in nodes)
 
 
-def _kept(shape: Shape) -> list[int]:
+def _kept_dimensions(shape: Shape) -> list[int]:
     """Dimensions of a value that the program keeps."""
     return [i for i, n in enumerate(shape) if n != 1 or len(shape) <= MAX_RANK]
 
@@ -42,13 +42,13 @@ def _reshape(b: CoremlLowering, node: Node) -> Var:
     x, shape = b.take(node.inputs[0]), b.info_shape(node.output)
     if not shape:
         return b.mb.squeeze(x=x) if x.rank else b.mb.identity(x=x)
-    return b.mb.reshape(x=x, shape=[shape[i] for i in _kept(shape)] or [1])
+    return b.mb.reshape(x=x, shape=[shape[i] for i in _kept_dimensions(shape)] or [1])
 
 
 @emits("Transpose")
 def _transpose(b: CoremlLowering, node: Node) -> Var:
     shape = b.info_shape(node.inputs[0])
-    kept = _kept(shape)
+    kept = _kept_dimensions(shape)
     order = node.attrs.get("perm", range(len(shape))[::-1])
     perm = [kept.index(i) for i in order if i in kept]
     return b.mb.transpose(x=b.take(node.inputs[0]), perm=perm)
@@ -62,8 +62,8 @@ def _concat(b: CoremlLowering, node: Node) -> Var:
 @emits("Split")
 def _split(b: CoremlLowering, node: Node) -> Sequence[Var]:
     axis, sizes = node.attrs.get("axis", 0), b.ints(node.inputs[1])
-    found: Sequence[Var] = b.mb.split(x=b.take(node.inputs[0]), split_sizes=sizes, axis=axis)
-    return found
+    parts: Sequence[Var] = b.mb.split(x=b.take(node.inputs[0]), split_sizes=sizes, axis=axis)
+    return parts
 
 
 @emits("Slice", refuse=computed)
@@ -196,13 +196,13 @@ def _repeated(b: CoremlLowering, node: Node) -> Var:
 
 @emits("TopK", refuse=computed)
 def _topk(b: CoremlLowering, node: Node) -> Sequence[Var]:
-    found: Sequence[Var] = b.mb.topk(
+    outputs: Sequence[Var] = b.mb.topk(
         x=b.take(node.inputs[0]),
         k=b.ints(node.inputs[1])[0],
         axis=node.attrs.get("axis", -1),
         ascending=not node.attrs.get("largest", 1),
     )
-    return found
+    return outputs
 
 
 @emits("CumSum", refuse=computed)

@@ -66,11 +66,11 @@ def _nodes(graph: Graph, target: str) -> Iterator[str]:
 def _constants(graph: Graph, node: Node, target: str) -> Iterator[str]:
     read_by_emitter = OPERATORS[node.op].constants
     for place, name in enumerate(node.inputs):
-        held = graph.constants.get(name)
-        if isinstance(held, QuantWeight):
+        constant = graph.constants.get(name)
+        if isinstance(constant, QuantWeight):
             if why := weights.refusal(graph, node, name, target):
                 yield why
-        elif held is not None and held.dtype.kind in "iu" and place not in read_by_emitter:
+        elif constant is not None and constant.dtype.kind in "iu" and place not in read_by_emitter:
             limit = np.iinfo(np.int32)
-            if held.size and not limit.min <= held.min() <= held.max() <= limit.max:
+            if constant.size and not limit.min <= constant.min() <= constant.max() <= limit.max:
                 yield f"{name!r} holds numbers past int32; nearest: smaller ones"

@@ -63,31 +63,31 @@ def float16_exact(scales: NDArray[np.float32] | float) -> bool:
 
 def refusal(graph: Graph, node: Node, name: str, target: str) -> str:
     """Why a system cannot hold a node's quantized constant; empty if it can."""
-    held = graph.constants[name]
-    assert isinstance(held, QuantWeight)
-    if held.bits == 32:
+    weight = graph.constants[name]
+    assert isinstance(weight, QuantWeight)
+    if weight.bits == 32:
         return ""
     if target == "ios18":
-        if held.axis is not None and held.block is not None:
-            block = _block(held.shape[held.axis], held.block)
-            if block < min(LEAST_BLOCK, held.shape[held.axis]):
+        if weight.axis is not None and weight.block is not None:
+            block = _block(weight.shape[weight.axis], weight.block)
+            if block < min(LEAST_BLOCK, weight.shape[weight.axis]):
                 return (
-                    f"blocks of {held.block} on {held.shape[held.axis]} entries of {name!r}, "
+                    f"blocks of {weight.block} on {weight.shape[weight.axis]} entries of {name!r}, "
                     f"which Core ML would hold in blocks of {block}; nearest: blocks that divide "
                     "them, or a scale for each channel"
                 )
         return ""
-    if held.block is not None:
+    if weight.block is not None:
         return f"blocks in {name!r}, which {target} has not; nearest: a scale for each channel"
-    if held.bits == 8 and held.palette is None:
+    if weight.bits == 8 and weight.palette is None:
         return ""
     if (
         node.op not in WEIGHTED
-        or held.axis not in (None, weight_of(node).channels)
+        or weight.axis not in (None, weight_of(node).channels)
         or not _is_weight(node, name)
     ):
         return (
-            f"{name!r} in {held.bits} bits, which {target} multiplies with its scales behind the "
+            f"{name!r} in {weight.bits} bits, which {target} multiplies with its scales behind the "
             "product; nearest: 8 bits, or ios18"
         )
     return ""
@@ -105,7 +105,7 @@ def _block(n: int, block: int) -> int:
 
 
 def build(
-    mb: Any, types: Any, name: str, scale_name: str, held: QuantWeight, kind: str, target: str
+    mb: Any, types: Any, name: str, scale_name: str, weight: QuantWeight, kind: str, target: str
 ) -> PackedWeight:
     """Build the operators that decode a constant.
 
@@ -122,73 +122,73 @@ def build(
     def packed(values: NDArray[Any], type_name: str) -> NDArray[Any]:
         return values.astype(types.nptype_from_builtin(getattr(types, type_name)))
 
-    if not held.levels.ndim:  # no constexpr operator knows a constant without dimensions
-        held = replace(held, levels=held.levels.reshape(1))
+    if not weight.levels.ndim:  # no constexpr operator knows a constant without dimensions
+        weight = replace(weight, levels=weight.levels.reshape(1))
     number = KINDS[kind].dtype
     if target == "ios18":
-        scale = _scales18(held).astype(number)
-        if held.palette is None:
-            data = packed(held.levels, f"int{held.bits}")
+        scale = _scales18(weight).astype(number)
+        if weight.palette is None:
+            data = packed(weight.levels, f"int{weight.bits}")
         else:
-            bits, table, indices = _palette(held, target)
-            lut = table.astype(np.float16).reshape([1] * held.levels.ndim + [-1, 1])
+            bits, table, indices = _palette(weight, target)
+            lut = table.astype(np.float16).reshape([1] * weight.levels.ndim + [-1, 1])
             data = mb.constexpr_lut_to_dense(
                 indices=packed(indices, f"uint{bits}"), lut=lut, name=f"{name}_levels"
             )
         return PackedWeight(mb.constexpr_blockwise_shift_scale(data=data, scale=scale, name=name))
-    if held.bits == 8 and held.palette is None:
+    if weight.bits == 8 and weight.palette is None:
         # of no dimensions, a NumPy scalar and not an array
-        scales = held.scales.astype(number)
+        scales = weight.scales.astype(number)
         var = mb.constexpr_affine_dequantize(
-            quantized_data=held.levels,
+            quantized_data=weight.levels,
             zero_point=np.int8(0),
             scale=scales if scales.ndim else scales[()],
-            axis=held.axis or 0,
+            axis=weight.axis or 0,
             name=name,
         )
         return PackedWeight(var)
-    bits, table, indices = _palette(held, target)
+    bits, table, indices = _palette(weight, target)
     var = mb.constexpr_lut_to_dense(
         indices=pack_bits(indices, bits) if bits < 8 else indices.reshape(-1),
         lut=table.astype(number),
-        shape=np.array(held.shape, np.uint32),
+        shape=np.array(weight.shape, np.uint32),
         name=name,
     )
-    scales = held.scales.astype(number)
+    scales = weight.scales.astype(number)
     return PackedWeight(var, mb.const(val=scales if scales.ndim else scales[()], name=scale_name))
 
 
-def _scales18(held: QuantWeight) -> NDArray[np.float32]:
+def _scales18(weight: QuantWeight) -> NDArray[np.float32]:
     """Scales with the constant's rank, whose shape divides the constant's."""
-    if held.axis is None:
-        return held.scales.reshape([1] * held.levels.ndim)
-    if held.block is None:
-        return held.wide_scales()
-    n = held.shape[held.axis]
-    block = _block(n, held.block)
-    first = np.arange(0, n, block) // held.block
-    return np.ascontiguousarray(np.take(held.scales, first, held.axis))
+    if weight.axis is None:
+        return weight.scales.reshape([1] * weight.levels.ndim)
+    if weight.block is None:
+        return weight.wide_scales()
+    n = weight.shape[weight.axis]
+    block = _block(n, weight.block)
+    first = np.arange(0, n, block) // weight.block
+    return np.ascontiguousarray(np.take(weight.scales, first, weight.axis))
 
 
-def _palette(held: QuantWeight, target: str) -> tuple[int, NDArray[np.int8], NDArray[np.uint8]]:
+def _palette(weight: QuantWeight, target: str) -> tuple[int, NDArray[np.int8], NDArray[np.uint8]]:
     """Bits of an index, the table padded to 2**bits, and the index of each level."""
-    table = np.arange(-8, 8, dtype=np.int8) if held.palette is None else np.unique(held.palette)
+    table = np.arange(-8, 8, dtype=np.int8) if weight.palette is None else np.unique(weight.palette)
     bits = next(b for b in _INDEX_BITS[target] if 1 << b >= table.size)
-    indices = np.searchsorted(table, held.levels).astype(np.uint8)
+    indices = np.searchsorted(table, weight.levels).astype(np.uint8)
     return bits, np.pad(table, (0, (1 << bits) - table.size)), indices
 
 
 # --- reading back -----------------------------------------------------------------------------
 
 
-def describe(held: QuantWeight) -> dict[str, Any]:
+def describe(weight: QuantWeight) -> dict[str, Any]:
     """What `read` needs to know about a constant besides its numbers."""
-    palette = None if held.palette is None else held.palette.tolist()
+    palette = None if weight.palette is None else weight.palette.tolist()
     return {
-        "shape": list(held.shape),
-        "bits": held.bits,
-        "axis": held.axis,
-        "block": held.block,
+        "shape": list(weight.shape),
+        "bits": weight.bits,
+        "axis": weight.axis,
+        "block": weight.block,
         "palette": palette,
     }
 
@@ -245,7 +245,7 @@ def read(
 
 
 def constant(op: Op, parameter: str, ops: Mapping[str, Op]) -> NDArray[Any]:
-    """Numbers of a parameter, which is inline or a constant of its own.
+    """The numbers of a parameter, which is stored inline or as a constant.
 
     Raises:
         FormatError: it has none, or what is no constant.

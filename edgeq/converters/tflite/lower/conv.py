@@ -180,23 +180,25 @@ def conv_transpose(low: TfliteLowering, node: Node, out: Out) -> Made:
     kernel, kinds = shape[2:], low.file.schema.Padding
     whole = [(x.shape[1 + i] - 1) * strides[i] + kernel[i] for i in range(2)]
     settings: dict[str, Any] = {"padding": kinds.VALID}
-    made, start = whole, pads[:2]
+    extents, start = whole, pads[:2]
     if all(_transposed_same(x.shape[1 + i], sizes[i], kernel[i], strides[i], pads[i])
            for i in range(2)):  # fmt: skip
-        settings, made, start = {"padding": kinds.SAME}, sizes, [0, 0]
-    whole_out = made == sizes and not any(start)
+        settings, extents, start = {"padding": kinds.SAME}, sizes, [0, 0]
+    whole_out = extents == sizes and not any(start)
     bias = bias_of(
         low, node, weight if isinstance(weight, QuantWeight) else None, shape[1], out.rounded
     )
     w = weight_tensor(low, "TRANSPOSE_CONV", name, shape, (1, 2, 3, 0), out.rounded)
-    target = (x.shape[0], *made, shape[1])
+    target = (x.shape[0], *extents, shape[1])
     value = low.op(
         "TRANSPOSE_CONV", [low.ints(target), w, x, bias], target, dtype=x.dtype, quant=out.quant,
         strideH=strides[0], strideW=strides[1], fusedActivationFunction=low.fused(out),
         **settings,
     )  # fmt: skip
     if not whole_out:
-        inside = [min(size, full - at) for size, full, at in zip(sizes, made, start, strict=True)]
+        inside = [
+            min(size, full - at) for size, full, at in zip(sizes, extents, start, strict=True)
+        ]
         value = cut(low, value, (0, *start, 0), (x.shape[0], *inside, shape[1]))
     return flat_again(low, value, out)
 

@@ -1,7 +1,7 @@
 """State of lowering a graph to a .tflite file: values, their orders of axes and their types.
 
-Every value may lie in the file several times: rounded and as float32, and in several orders of its
-axes. What an operator needs and is not there yet is made from what is, once: QUANTIZE, DEQUANTIZE,
+The file may hold a value several times: rounded and as float32, and in several orders of its axes.
+A form that an operator needs is computed once from another one, by QUANTIZE, DEQUANTIZE,
 TRANSPOSE, or RESHAPE where only axes of one element move.
 """
 
@@ -51,9 +51,9 @@ class Out:
     """The output that an emitter has to make.
 
     Args:
-        name: the value, behind an activation that the node takes in.
+        name: the value, after the activation that is fused into the node.
         quant: how it is rounded, if the node computes in integers.
-        low, high: between which an activation holds it that no operator has done yet.
+        low, high: bounds of an activation that no operator has applied yet.
     """
 
     name: str
@@ -133,10 +133,10 @@ class TfliteLowering(Constants):
         if (rounded, order) not in forms:
             alike = [(have, value) for (kind, have), value in forms.items() if kind == rounded]
             if alike:
-                made = self.moved(alike[0][1], self.shape(name), alike[0][0], order)
+                tensor = self.moved(alike[0][1], self.shape(name), alike[0][0], order)
             else:
-                made = self.op("DEQUANTIZE", [self.get(name, order, True)], dtype="float32")
-            forms[rounded, order] = made
+                tensor = self.op("DEQUANTIZE", [self.get(name, order, True)], dtype="float32")
+            forms[rounded, order] = tensor
         return forms[rounded, order]
 
     def operand(self, name: str, rank: int, order: Order, rounded: bool = False) -> Value:

@@ -87,7 +87,7 @@ def power(low: TfliteLowering, node: Node, out: Out) -> Made:
 
 @emits("Where", whole_numbers=True)
 def where(low: TfliteLowering, node: Node, out: Out) -> Made:
-    """One of two values, chosen element by element."""
+    """Select from two values element by element."""
     shape = low.shape(out.name)
     order = low.order_of(node.inputs, len(shape), out.name)
     parts = [low.operand(name, len(shape), order) for name in node.inputs]

@@ -1,4 +1,4 @@
-"""Emitter of Resize, with the option of the runtime that computes what the source asks for."""
+"""Emitter of Resize, with the option of LiteRT's operator that computes the same as the source."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgeq.graph.ir import Graph, Node
 _LINEAR: Mapping[str, dict[str, Any]] = {"asymmetric": {}, "align_corners": {"alignCorners": True},
            "half_pixel": {"halfPixelCenters": True},
            "pytorch_half_pixel": {"halfPixelCenters": True}}  # fmt: skip
-"""How places are reckoned -> the settings of RESIZE_BILINEAR."""
+"""ONNX's coordinate transformation -> the options of RESIZE_BILINEAR."""
 
 
 def scales_of(graph: Graph, node: Node) -> list[float]:
@@ -115,10 +115,12 @@ def resize(low: TfliteLowering, node: Node, out: Out) -> Made:
 def _nearest(
     low: TfliteLowering, x: Value, sizes: list[int], wanted: list[NDArray[np.int64]]
 ) -> Value:
-    """By the runtime's operator if it selects the same elements, else by GATHER."""
+    """Resize by the runtime's operator if it selects the same elements, else by GATHER."""
     ways: tuple[dict[str, Any], ...] = ({}, {"halfPixelCenters": True}, {"alignCorners": True})
     for way in ways:
-        if all(np.array_equal(_taken(x.shape[1 + i], sizes[i], way), wanted[i]) for i in range(2)):
+        if all(
+            np.array_equal(_selected(x.shape[1 + i], sizes[i], way), wanted[i]) for i in range(2)
+        ):
             shape = (x.shape[0], *sizes, x.shape[3])
             return low.op("RESIZE_NEAREST_NEIGHBOR", [x, low.ints(sizes)], shape, like=True, **way)
     for axis, places_ in enumerate(wanted, 1):
@@ -127,7 +129,7 @@ def _nearest(
     return x
 
 
-def _taken(size: int, out: int, way: Mapping[str, bool]) -> NDArray[np.int64]:
+def _selected(size: int, out: int, way: Mapping[str, bool]) -> NDArray[np.int64]:
     """The elements that RESIZE_NEAREST_NEIGHBOR selects, in its own float32 arithmetic.
 
     Source: ``GetNearestNeighbor`` in ``reference/resize_nearest_neighbor.h`` of LiteRT.

@@ -16,7 +16,7 @@ from edgeq.model.block import BlockSpec
 
 
 def blocks(values: Values, shape: Shape) -> tuple[BlockSpec, ...]:
-    """All layers alike; the classes of Transformers follow no window."""
+    """All layers are alike. The classes of Transformers ignore sliding windows."""
     refuse_windows(values, shape, "llama")
     return (BlockSpec(rope=read_rope(values, shape)),) * shape.layers
 
@@ -25,7 +25,7 @@ _TIED = {"rms_norm_eps": 1e-5, "tie_word_embeddings": True}
 
 
 def _llama3(factor: float, *, tied: bool) -> dict[str, Any]:
-    """What the models of Llama 3 have in common."""
+    """Settings that the models of Llama 3 share."""
     scaling = {
         "rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,

@@ -15,7 +15,7 @@ from edgeq.model.block import BlockSpec
 
 
 def blocks(values: Values, shape: Shape) -> tuple[BlockSpec, ...]:
-    """All layers alike."""
+    """All layers are alike."""
     refuse_windows(values, shape, "olmo2")
     rope = read_rope(values, shape)
     block = BlockSpec(norm_before=False, norm_after=True, qk_norm="all", rope=rope)

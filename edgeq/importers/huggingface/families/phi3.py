@@ -14,7 +14,7 @@ from edgeq.model.block import BlockSpec
 
 
 def blocks(values: Values, shape: Shape) -> list[BlockSpec]:
-    """All layers alike; stretched rotary frequencies are not supported."""
+    """All layers are alike. Stretched rotary frequencies are not supported."""
     rope = read_rope(values, shape, kinds=("default",), partial=True)
     windows = read_windows(
         values,

@@ -48,7 +48,7 @@ FORMATS = ("pack-quantized", "int-quantized")
 
 @dataclass(frozen=True)
 class WeightGroup:
-    """One of the ``config_groups``.
+    """An entry of ``config_groups``.
 
     Args:
         targets: names of classes or layers, or patterns of layers after "re:".
@@ -120,8 +120,8 @@ class CompressedTensors:
                 fields = unpack_fields(np.ascontiguousarray(words.T), group.bits, stop - first)
                 points = fields[:, start - first :].T
             else:
-                found = _table(zeros, n, groups)[start:stop]
-                points = _unsigned(found, group.bits, zeros.name)
+                packed_points = _table(zeros, n, groups)[start:stop]
+                points = _unsigned(packed_points, group.bits, zeros.name)
             return StoredRows(codes, half, groups.spread(points, scheme, k))
 
         nbytes = weight.values.nbytes + scales.values.nbytes + (zeros.values.nbytes if zeros else 0)

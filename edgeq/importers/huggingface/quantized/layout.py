@@ -14,7 +14,7 @@ from edgeq.importers.huggingface.quantized.stored import KeptMatrix
 
 
 class Part(NamedTuple):
-    """One stored array of a matrix.
+    """A stored array of a matrix.
 
     Args:
         name: of the tensor, for messages.

@@ -1,4 +1,4 @@
-"""Matrices whose integers another library chose, as they lie in a checkpoint's files."""
+"""Matrices that another library quantized, as a checkpoint's files store them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class KeptMatrix(KeptTensor):
 
 @dataclass(frozen=True)
 class Grouping:
-    """How a checkpoint's groups become those of a scheme.
+    """Maps the groups of a checkpoint to those of a scheme.
 
     Args:
         size: weights of a group of the scheme; None for a scale a row.

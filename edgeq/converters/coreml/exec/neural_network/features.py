@@ -42,7 +42,7 @@ def classified(spec: Any, labels: list[Any], values: Array) -> dict[str, Any]:
 
 
 def _vector(spec: Any, features: Mapping[str, Any]) -> Array:
-    """All input features as one vector."""
+    """Concatenate all input features into one vector."""
     parts = [np.asarray(features[i.name], np.float64).reshape(-1) for i in spec.description.input]
     return np.concatenate(parts)
 

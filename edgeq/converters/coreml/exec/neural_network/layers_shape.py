@@ -18,7 +18,7 @@ Array = NDArray[Any]
 
 
 def flatten(p: Any, inputs: Sequence[Array]) -> Array:
-    """All of C, H, W as channels, in that order or with the channels last."""
+    """Flatten C, H, W into channels, in that order or with the channels last."""
     x = inputs[0]
     if p.mode:  # channels last
         x = np.moveaxis(x, -3, -1)
@@ -59,7 +59,7 @@ def border(p: Any, inputs: Sequence[Array]) -> Array:
 
 
 def constant_pad(p: Any, inputs: Sequence[Array]) -> Array:
-    """One value around any dimensions."""
+    """Pad any dimensions with one value."""
     if p.padToGivenOutputSizeMode:
         raise UnsupportedError("padding to a given size cannot be executed")
     return ops_shape.pad(inputs[0], list(p.padAmounts), "constant", p.value)

@@ -61,7 +61,7 @@ def run(spec: Any, features: Mapping[str, Any]) -> dict[str, Any]:
         inputs = [values[name] for name in layer.input]
         try:
             with np.errstate(all="ignore"):  # infinities and NaN are results, as on a device
-                found = LAYERS[kind](getattr(layer, kind), inputs)
+                outputs = LAYERS[kind](getattr(layer, kind), inputs)
         except EdgeqError as err:
             raise type(err)(f"layer {layer.name!r} of type {kind}: {err}") from err
         except (ValueError, IndexError, TypeError, KeyError) as err:
@@ -69,7 +69,7 @@ def run(spec: Any, features: Mapping[str, Any]) -> dict[str, Any]:
             raise UnsupportedError(
                 f"layer {layer.name!r} of type {kind} failed on {shapes}: {err}"
             ) from err
-        results = found if isinstance(found, tuple) else (found,)
+        results = outputs if isinstance(outputs, tuple) else (outputs,)
         for name, value in zip(layer.output, results, strict=False):
             values[name] = np.asarray(value, np.float32)
     return _outputs(spec, network, values)
@@ -129,7 +129,7 @@ def _outputs(spec: Any, network: Any, values: Mapping[str, Array]) -> dict[str, 
 
 
 def _unranked(x: Array) -> Array:
-    """Without the sequence and batch of one, and without a height and width of one."""
+    """Remove the sequence and batch axes if they are 1, and height and width if both are."""
     leading = [d for d in x.shape[:2] if d > 1]
     tail = list(x.shape[2:])
     return x.reshape(leading + (tail[:1] if tail[1:] == [1, 1] else tail))
