@@ -20,7 +20,7 @@ from edgeq.core.errors import FormatError, UnsupportedError, UsageError, check_t
 from edgeq.model.block import K_NORM, K_PROJ, V_PROJ, tensor_name
 from edgeq.model.config import ModelConfig
 from edgeq.model.kv_bits import KvBits, checked_kv_bits
-from edgeq.model.memory_layout import center_span
+from edgeq.model.memory_layout import MAX_SEQUENCES, center_span
 from edgeq.model.model import Model
 from edgeq.runtime import kv_state as state
 from edgeq.runtime.sampling import NOT_FINITE
@@ -29,8 +29,6 @@ if TYPE_CHECKING:  # it names fields of the compiled kernels, which the NumPy ba
     from edgeq.runtime.step_times import StepTimes
 
 BACKENDS = ("numba", "numpy")
-MAX_SEQUENCES = 64
-"""Most engines of a batch."""
 _CHECK_EVERY = 16
 """Tokens after which a float16 cache is checked for values that float16 cannot represent."""
 

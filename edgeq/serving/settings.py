@@ -6,7 +6,7 @@ import ipaddress
 from dataclasses import dataclass, field
 
 from edgeq.core.errors import UsageError
-from edgeq.runtime.lookup import MAX_DRAFT
+from edgeq.model.memory_layout import MAX_DRAFT, MAX_SEQUENCES
 from edgeq.runtime.sampling import SamplingParams
 
 LOOPBACK_NAMES = ("localhost",)
@@ -57,7 +57,7 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         ranges = {
-            "port": (0, 65535), "parallel": (1, 64), "queue": (0, 10_000),
+            "port": (0, 65535), "parallel": (1, MAX_SEQUENCES), "queue": (0, 10_000),
             "timeout_s": (1, 86_400), "body_bytes": (1024, 1 << 30), "drain_s": (0, 3600),
             "prefix_bytes": (0, 1 << 40), "lookup": (0, MAX_DRAFT),
         }  # fmt: skip
