@@ -30,6 +30,7 @@ from edgeq._version import __version__
 if TYPE_CHECKING:
     from edgeq.api.bench import bench, bench_graphs
     from edgeq.api.calibrate import calibrate, sensitivity
+    from edgeq.api.conversation import Conversation
     from edgeq.api.demo import demo_model
     from edgeq.api.devices import detect, device, device_names, plan
     from edgeq.api.doctor import doctor
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from edgeq.api.inspect import inspect
     from edgeq.api.profile import profile, report
     from edgeq.api.quantize import quantize, verify_reproducible
-    from edgeq.api.run import Conversation, chat, run
+    from edgeq.api.run import chat, run
     from edgeq.api.serve import serve
     from edgeq.api.sweep import sweep
     from edgeq.converters.convert import Conversion, convert
@@ -105,7 +106,8 @@ _HOMES = {
     "edgeq.api.inspect": ("inspect",),
     "edgeq.api.quantize": ("quantize", "verify_reproducible"),
     "edgeq.api.profile": ("profile", "report"),
-    "edgeq.api.run": ("Conversation", "chat", "run"),
+    "edgeq.api.conversation": ("Conversation",),
+    "edgeq.api.run": ("chat", "run"),
     "edgeq.api.serve": ("serve",),
     "edgeq.api.sweep": ("sweep",),
     "edgeq.converters.convert": ("Conversion", "convert"),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from edgeq.api.conversation import Conversation
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.importers import load
 from edgeq.model.kv_bits import KvBits
@@ -224,101 +224,3 @@ def chat(
         engine.close()
         raise
     return conversation
-
-
-class Conversation:
-    """Messages, and an engine whose cache holds those that were read already.
-
-    Args:
-        engine: keeps the conversation's tokens in its cache.
-        tokenizer: the model's, with its chat template.
-        system: the system prompt, or None.
-        grammar: what every answer keeps to, from `GrammarVocabulary`; None leaves them free.
-
-    Example:
-        >>> model = edgeq.load("chat.edgeq")
-        >>> with edgeq.Conversation(edgeq.Engine(model), edgeq.Tokenizer(model)) as conversation:
-        ...     conversation.check()
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        tokenizer: Tokenizer,
-        system: str | None = None,
-        grammar: Grammar | None = None,
-    ) -> None:
-        self.engine, self._tokenizer, self._grammar = engine, tokenizer, grammar
-        self.last: Chunk | None = None
-        self.reset(system)
-
-    def __enter__(self) -> Conversation:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Release the engine's threads and memory."""
-        self.engine.close()
-
-    def reset(self, system: str | None = None) -> None:
-        """Forget all messages and start with this system prompt."""
-        self.system = system
-        self.messages = [{"role": "system", "content": system}] if system else []
-
-    def check(self) -> None:
-        """Refuse a model whose chat template is absent or cannot be read.
-
-        Raises:
-            UnsupportedError: it has none.
-        """
-        self._tokenizer.encode_chat([*self.messages, {"role": "user", "content": "?"}])
-
-    def say(
-        self,
-        text: str,
-        params: SamplingParams | None = None,
-        *,
-        max_tokens: int | None = 512,
-        stop: Sequence[str] = (),
-        lookup: int = 0,
-    ) -> Iterator[Chunk]:
-        """Send a message; both it and the answer are remembered once the answer has ended.
-
-        Args:
-            text: the user's message.
-            params: how tokens are chosen.
-            max_tokens: the most tokens of the answer.
-            stop: texts that end it.
-            lookup: tokens to propose from earlier text, as `generate` takes it.
-
-        Yields:
-            Pieces of the answer.
-        """
-        messages = [*self.messages, {"role": "user", "content": text}]
-        ids = self._tokenizer.encode_chat(messages)
-        answer: list[str] = []
-        try:
-            for chunk in generate(
-                self.engine,
-                self._tokenizer,
-                self.engine.reuse(ids),
-                params,
-                max_tokens=max_tokens,
-                stop=stop,
-                lookup=lookup,
-                end_ids=self._tokenizer.turn_end_ids,
-                constraint=None if self._grammar is None else self._grammar.start(),
-            ):
-                self.last = chunk
-                answer.append(chunk.text)
-                yield chunk
-        finally:
-            if said := "".join(answer).strip():
-                self.messages = [*messages, {"role": "assistant", "content": said}]

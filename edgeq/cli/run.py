@@ -20,6 +20,7 @@ from edgeq.cli.options import (
     schema_option,
 )
 from edgeq.cli.plan import fit_option, refuse_what_cannot_fit
+from edgeq.cli.terminal import LiveRate
 from edgeq.cli.warmup import compile_first
 
 if TYPE_CHECKING:
@@ -117,13 +118,14 @@ def run(
         json_schema=settings["json_schema"], prompt_cache=prompt_cache,
         prompt_cache_all=prompt_cache_all, **engine_settings,
     )  # fmt: skip
-    with closing(chunks):
+    with closing(chunks), LiveRate() as rate:
         unprinted = ["" if chat else text]
         last: Chunk | None = None
         try:
             if stream:
                 render.write(unprinted.pop())
             for last in chunks:
+                rate.show(last)
                 if stream:
                     render.write(last.text)
                 else:
