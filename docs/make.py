@@ -28,7 +28,7 @@ TOPICS = {
                  "QuantizationSummary", "Summary", "GraphSummary", "RepackSummary"),
     "Recipes and schemes": ("Recipe", "Rule", "QuantScheme", "parse_scheme", "PRESETS"),
     "Run": (
-        "run", "chat", "Conversation", "generate", "Engine", "Tokenizer", "SamplingParams",
+        "run", "chat", "Conversation", "generate", "Engine", "Draft", "Tokenizer", "SamplingParams",
         "Chunk", "render_chat", "GrammarVocabulary", "warmup",
     ),
     "Serve": ("serve", "Server", "ServerSettings"),

@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from edgeq.quant.summary import QuantizationSummary
     from edgeq.runtime.chat_template import render_chat
     from edgeq.runtime.constraint import GrammarVocabulary
+    from edgeq.runtime.draft import Draft
     from edgeq.runtime.engine import Engine
     from edgeq.runtime.generate import Chunk, generate
     from edgeq.runtime.kernels import warmup
@@ -154,6 +155,7 @@ _HOMES = {
     "edgeq.quant.summary": ("QuantizationSummary",),
     "edgeq.runtime.chat_template": ("render_chat",),
     "edgeq.runtime.constraint": ("GrammarVocabulary",),
+    "edgeq.runtime.draft": ("Draft",),
     "edgeq.runtime.engine": ("Engine",),
     "edgeq.runtime.generate": ("Chunk", "generate"),
     "edgeq.runtime.kernels": ("warmup",),
@@ -179,6 +181,7 @@ __all__ = [
     "DeviceProfile",
     "Document",
     "DoesNotFitError",
+    "Draft",
     "EdgeqError",
     "Engine",
     "Evaluation",

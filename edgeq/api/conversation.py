@@ -12,6 +12,7 @@ from typing import Any
 from edgeq.core.errors import FormatError, UsageError
 from edgeq.core.files import check_target, write_whole
 from edgeq.runtime.constraint import Grammar
+from edgeq.runtime.draft import Draft
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.generate import Chunk, generate
 from edgeq.runtime.sampling import SamplingParams
@@ -32,6 +33,7 @@ class Conversation:
         tokenizer: the model's, with its chat template.
         system: the system prompt, or None.
         grammar: what every answer keeps to, from `GrammarVocabulary`; None leaves them free.
+        draft: a small model that drafts tokens; None uses none.
 
     Example:
         >>> model = edgeq.load("chat.edgeq")
@@ -45,8 +47,10 @@ class Conversation:
         tokenizer: Tokenizer,
         system: str | None = None,
         grammar: Grammar | None = None,
+        draft: Draft | None = None,
     ) -> None:
         self.engine, self._tokenizer, self._grammar = engine, tokenizer, grammar
+        self.draft = draft
         self.last: Chunk | None = None
         self._asked: list[dict[str, str]] = []  # up to the last message of the user
         self.reset(system)
@@ -63,8 +67,10 @@ class Conversation:
         self.close()
 
     def close(self) -> None:
-        """Release the engine's threads and memory."""
+        """Release the threads and memory of the engine, and of the draft model."""
         self.engine.close()
+        if self.draft is not None:
+            self.draft.close()
 
     def reset(self, system: str | None = None) -> None:
         """Forget all messages and start with this system prompt."""
@@ -116,6 +122,7 @@ class Conversation:
                 lookup=lookup,
                 end_ids=self._tokenizer.turn_end_ids,
                 constraint=None if self._grammar is None else self._grammar.start(),
+                draft=self.draft,
             ):
                 self.last = chunk
                 answer.append(chunk.text)

@@ -14,6 +14,7 @@ import click
 from edgeq.cli import render
 from edgeq.cli.options import (
     command,
+    draft_option,
     engine_options,
     lookup_option,
     model_argument,
@@ -63,6 +64,7 @@ _OTHERS = "Any other line is a message; begin it with a space if it starts with 
 @click.option("--no-history", is_flag=True, show_default=False,
               help="Do not keep messages in a file.")  # fmt: skip
 @lookup_option
+@draft_option
 @schema_option
 @sampling_options
 @engine_options
@@ -99,7 +101,10 @@ def chat(
         refuse_what_cannot_fit(loaded, model, engine_settings)
     compile_first(engine_settings["backend"])
     schema = settings["json_schema"]
-    with begin(loaded, system=system, json_schema=schema, **engine_settings) as talk:
+    draft = settings["draft"]
+    with begin(
+        loaded, system=system, json_schema=schema, draft=draft, **engine_settings
+    ) as talk:  # fmt: skip
         how = {"max_tokens": n_predict, "stop": settings["stop"], "lookup": settings["lookup"]}
         session = _Session(talk, params, how, person)
         if load is not None:

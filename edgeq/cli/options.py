@@ -355,6 +355,15 @@ def lookup_option(function: Function) -> Function:
     )(function)  # fmt: skip
 
 
+def draft_option(function: Function) -> Function:
+    """``--draft MODEL``."""
+    return click.option(
+        "-md", "--draft", "--model-draft", "draft", metavar="MODEL", default=None,
+        help="A small model with the same tokenizer that drafts tokens, which MODEL checks in one "
+        "pass; the output stays the same. It rests where it does not make answers faster.",
+    )(function)  # fmt: skip
+
+
 def kv_bits_of(kv_bits: str, cache_type_k: str | None, cache_type_v: str | None) -> KvBits:
     """The KV cache's bits from the options that can say so.
 

@@ -12,6 +12,7 @@ import click
 from edgeq.cli import render
 from edgeq.cli.options import (
     command,
+    draft_option,
     engine_options,
     kv_bits_of,
     lookup_option,
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     help="Save the KV cache of the generated text to that file as well.",
 )
 @lookup_option
+@draft_option
 @schema_option
 @sampling_options
 @engine_options
@@ -116,7 +118,7 @@ def run(
         loaded, text, params, max_tokens=None if n_predict < 0 else n_predict,
         stop=settings["stop"], raw=raw, lookup=settings["lookup"],
         json_schema=settings["json_schema"], prompt_cache=prompt_cache,
-        prompt_cache_all=prompt_cache_all, **engine_settings,
+        prompt_cache_all=prompt_cache_all, draft=settings["draft"], **engine_settings,
     )  # fmt: skip
     with closing(chunks), LiveRate() as rate:
         unprinted = ["" if chat else text]
@@ -203,7 +205,7 @@ def timing(chunk: Chunk, how: str = "") -> str:
     ]
     if chunk.n_drafted:
         share = 100 * chunk.n_accepted / chunk.n_drafted
-        parts.append(f"lookup {chunk.n_accepted} of {chunk.n_drafted} guesses right, {share:.0f} %")
+        parts.append(f"{chunk.n_accepted} of {chunk.n_drafted} drafted tokens right, {share:.0f} %")
     if chunk.finish_reason:
         parts.append(f"end: {chunk.finish_reason}")
     return "[" + " | ".join(parts) + "]"

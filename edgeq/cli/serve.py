@@ -11,6 +11,7 @@ from edgeq.cli.options import (
     ByteSize,
     choice_options,
     command,
+    draft_option,
     engine_options,
     lookup_option,
     shared_option,
@@ -68,6 +69,7 @@ from edgeq.cli.warmup import compile_first
     "--log-prompts", is_flag=True, show_default=False, help="Write prompts and answers to the log."
 )
 @lookup_option
+@draft_option
 @choice_options
 @engine_options
 def serve(models: tuple[str, ...], model: str | None, **settings: Any) -> None:
@@ -101,7 +103,9 @@ def serve(models: tuple[str, ...], model: str | None, **settings: Any) -> None:
     compile_first(settings["backend"])
     log_to(render.note)
     with render.progress("Opening models") as bar:
-        server = Server(listed, chosen, **engine_arguments(settings), progress=bar)
+        server = Server(
+            listed, chosen, draft=settings["draft"], **engine_arguments(settings), progress=bar
+        )  # fmt: skip
     render.note(
         f"serving {', '.join(server.service.models)}\n"
         f"chat page   {server.url}/\n"

@@ -20,6 +20,7 @@ from edgeq.model.kv_bits import KvBits
 from edgeq.model.memory_layout import kv_bytes, scratch_bytes
 from edgeq.model.model import Model
 from edgeq.runtime.constraint import GrammarVocabulary
+from edgeq.runtime.draft import Draft, open_drafts
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.kv_state import fingerprint
 from edgeq.runtime.tokenizer import Tokenizer
@@ -39,6 +40,7 @@ class ServedModel:
         model: opened.
         settings: of the server.
         threads: that generate.
+        draft: a small model that drafts tokens.
         context: of each slot in tokens; a model that supports fewer has its own.
         n_threads, kv_bits, backend, mmap: as `Engine` takes them.
     """
@@ -50,6 +52,7 @@ class ServedModel:
         settings: ServerSettings,
         threads: ThreadPoolExecutor,
         *,
+        draft: Model | None = None,
         context: int | None = None,
         n_threads: int | None = None,
         kv_bits: KvBits = 8,
@@ -70,7 +73,17 @@ class ServedModel:
             backend=backend, mmap=mmap,
         )  # fmt: skip
         self.context = self.engines[0].context
-        self.slots = SlotPool(self.engines, settings.queue)
+        self.drafts: list[Draft] = []
+        if draft is not None:
+            try:
+                self.drafts = open_drafts(
+                    draft, model, settings.parallel, threads=n_threads, kv_bits=kv_bits,
+                    backend=backend, mmap=mmap,
+                )  # fmt: skip
+            except BaseException:
+                self.close()
+                raise
+        self.slots = SlotPool(self.engines, settings.queue, self.drafts)
         self.cache = PrefixCache(settings.prefix_bytes)
         self.worker = Worker(self.tokenizer, self.slots, self.cache, threads, settings.timeout_s)
 
@@ -144,6 +157,8 @@ class ServedModel:
         """Release the engines."""
         for engine in self.engines:
             engine.close()
+        for draft in self.drafts:
+            draft.close()
 
 
 def _refuse_too_much(

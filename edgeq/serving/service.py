@@ -62,8 +62,11 @@ class Service:
                     if first:
                         counted.ttft.add(time.perf_counter() - arrived)
                         first = False
-                elif isinstance(event, Ended) and event.tpot_s is not None:
-                    counted.tpot.add(event.tpot_s)
+                elif isinstance(event, Ended):
+                    counted.drafted += event.n_drafted
+                    counted.accepted += event.n_accepted
+                    if event.tpot_s is not None:
+                        counted.tpot.add(event.tpot_s)
                 if self.settings.log_prompts and isinstance(event, Piece | Ended):
                     said.append(event.text)
                 yield event
@@ -134,6 +137,10 @@ class Service:
                   lambda one: counted(one).cached)  # fmt: skip
         of_models("edgeq_generated_tokens_total", "counter", "Tokens generated.",
                   lambda one: counted(one).generated)  # fmt: skip
+        of_models("edgeq_drafted_tokens_total", "counter",
+                  "Tokens that a draft proposed.", lambda one: counted(one).drafted)  # fmt: skip
+        of_models("edgeq_accepted_tokens_total", "counter", "Drafted tokens that were right.",
+                  lambda one: counted(one).accepted)  # fmt: skip
         histogram("edgeq_time_to_first_token_seconds",
                   "From a request to its first token, waiting included.", "ttft")  # fmt: skip
         histogram("edgeq_time_per_output_token_seconds",

@@ -102,6 +102,7 @@ class Ended:
         n_prompt, n_cached, n_generated: tokens.
         prefill_s: seconds until the first token's logits.
         decode_s: seconds for the tokens after the first.
+        n_drafted, n_accepted: tokens that a draft proposed, and those that were right.
     """
 
     text: str
@@ -111,6 +112,8 @@ class Ended:
     n_generated: int
     prefill_s: float
     decode_s: float
+    n_drafted: int = 0
+    n_accepted: int = 0
 
     @property
     def tpot_s(self) -> float | None:
@@ -228,7 +231,7 @@ class Worker:
                 break
         else:
             start = max(0, -(-len(fresh) // BATCH) - 1) * BATCH
-            self._decode(engine, job, fresh[start:], emit, deadline, started, counts)
+            self._decode(slot, job, fresh[start:], emit, deadline, started, counts)
             return
         if left.is_set():
             raise _LeftError
@@ -237,7 +240,7 @@ class Worker:
 
     def _decode(
         self,
-        engine: Engine,
+        slot: Slot,
         job: AnswerJob,
         last: Sequence[int],
         emit: Callable[[Event], None],
@@ -248,10 +251,11 @@ class Worker:
         """Run the last batch of the prompt and generate."""
         before = time.perf_counter() - started
         chunks = generate(
-            engine, self._tokenizer, list(last), job.params, max_tokens=job.max_tokens,
+            slot.engine, self._tokenizer, list(last), job.params, max_tokens=job.max_tokens,
             stop=job.stop, lookup=job.lookup if job.params.plain_greedy else 0,
             end_ids=job.end_ids, logprobs=job.logprobs, shown=job.shown,
             constraint=None if job.constraint is None else job.constraint(),
+            draft=slot.draft,
         )  # fmt: skip
         with closing(chunks):
             for chunk in chunks:
@@ -266,6 +270,8 @@ class Worker:
                             n_generated=chunk.n_generated,
                             prefill_s=before + chunk.prefill_s,
                             decode_s=chunk.decode_s,
+                            n_drafted=chunk.n_drafted,
+                            n_accepted=chunk.n_accepted,
                             **counts,
                         )
                     )

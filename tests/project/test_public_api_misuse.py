@@ -118,6 +118,12 @@ CALLS: dict[str, tuple[Callable[[Any, Path], Any], list[Any]]] = {
     "Engine backend": (lambda bad, at: edgeq.Engine(MODEL, backend=bad), ["numb"]),
     "open_source": (lambda bad, at: edgeq.open_source(bad), PATHS),
     "inspect": (lambda bad, at: edgeq.inspect(bad), PATHS),
+    "Draft tokens": (
+        lambda bad, at: edgeq.Draft(edgeq.Engine(MODEL, backend="numpy"), MODEL, bad),
+        ["2", 0, 17, 1.5, True],
+    ),
+    "Draft engine": (lambda bad, at: edgeq.Draft(bad, MODEL), WRONG),
+    "run draft": (lambda bad, at: edgeq.run(DEMO, "Once", draft=bad), PATHS[1:]),
     "run model": (lambda bad, at: edgeq.run(bad, "Hello"), PATHS),
     "run prompt": (lambda bad, at: edgeq.run(DEMO, bad), [None, 7, b"bytes", []]),
     "run max_tokens": (lambda bad, at: edgeq.run(DEMO, "Once", max_tokens=bad), ["2", 0, 1.5]),
