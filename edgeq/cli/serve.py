@@ -65,6 +65,10 @@ from edgeq.cli.warmup import compile_first
 @click.option("--cache-ram", type=click.IntRange(0, 1 << 20), default=256, metavar="MIB",
               help="Memory for KV caches of earlier conversations, so that they are continued "
                    "without running them again; 0 keeps none.")  # fmt: skip
+@click.option("--pooling", type=click.Choice(["last", "mean"]), default=None,
+              show_default="what the model's files say, or last",
+              help="How embeddings are made: of the last token's hidden state, or the mean of "
+                   "all.")  # fmt: skip
 @click.option(
     "--log-prompts", is_flag=True, show_default=False, help="Write prompts and answers to the log."
 )
@@ -97,6 +101,7 @@ def serve(models: tuple[str, ...], model: str | None, **settings: Any) -> None:
         drain_s=settings["drain"],
         prefix_bytes=settings["cache_ram"] << 20,
         lookup=settings["lookup"],
+        pooling=settings["pooling"],
         params=sampling_params(settings),
         log_prompts=settings["log_prompts"],
     )

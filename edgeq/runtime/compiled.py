@@ -34,6 +34,11 @@ class CompiledBackend:
         self._written = max(self._written, position + len(tokens))
         return self._decoder.forward(self._sequence, tokens, position, outputs)
 
+    def hidden(self, tokens: NDArray[np.int64], position: int) -> NDArray[np.float32]:
+        """Run tokens in batches; the final norm of each, [T, hidden or more]."""
+        self._written = max(self._written, position + len(tokens))
+        return self._decoder.hidden(self._sequence, tokens, position)
+
     def greedy(self, token: int, position: int, steps: int) -> list[int]:
         """``steps`` greedy tokens after ``token``, without Python in between."""
         self._written = max(self._written, position + steps)

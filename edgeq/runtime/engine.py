@@ -44,6 +44,9 @@ class Backend(Protocol):
     ) -> NDArray[np.float32]:
         """Run tokens at ``position``; logits [outputs, V] of the last ``outputs`` of them."""
 
+    def hidden(self, tokens: NDArray[np.int64], position: int) -> NDArray[np.float32]:
+        """Run tokens at ``position``; the final norm of each, [T, hidden or more]."""
+
     def greedy(self, token: int, position: int, steps: int) -> list[int]:
         """``steps`` greedy tokens after ``token``."""
 
@@ -240,6 +243,31 @@ class Engine:
         self._extend(ids.tolist())
         self._check_cache(bool(np.isfinite(logits.max())))  # NaN if any is
         return logits if all_logits else logits[0]
+
+    def hidden(self, tokens: Any) -> NDArray[np.float32]:
+        """Append tokens to the sequence and run them, without logits.
+
+        Args:
+            tokens: token ids, int [T], T >= 1.
+
+        Returns:
+            float32 [T, hidden]: the final norm of each token, which the output head would read.
+
+        Raises:
+            UsageError: no tokens, an id outside the vocabulary, or the context would overflow.
+            UnsupportedError: the model's keys or values are too large for the KV cache.
+            FormatError: they are not numbers.
+        """
+        ids = np.atleast_1d(np.asarray(tokens, dtype=np.int64))
+        self._check(ids)
+        self._catch_up()
+        states = self._run.hidden(ids, self.n_past)[:, : self.config.hidden]
+        self._extend(ids.tolist())
+        finite = bool(np.isfinite(states).all())
+        self._check_cache(finite)
+        if not finite:
+            raise FormatError(NOT_FINITE)
+        return np.ascontiguousarray(states)
 
     def greedy(self, token: int, n: int) -> list[int]:
         """Append ``token``, then decode greedily; returns the next ``n`` tokens.

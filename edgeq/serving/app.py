@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgeq._version import __version__
 from edgeq.serving import answers, metrics, openapi, responses
+from edgeq.serving.embeddings import embedding_call
 from edgeq.serving.failures import ApiError
 from edgeq.serving.fields import read, read_json
 from edgeq.serving.requests import Call, chat_call, chosen_model, completion_call
@@ -248,6 +249,12 @@ def endpoints(service: Service) -> dict[str, tuple[str, Endpoint]]:
             request, responses.response_call, responses.response, responses.response_stream
         )
 
+    async def embeddings(request: Request) -> Response:
+        body = await body_of(request, service.settings.body_bytes)
+        call = await asyncio.to_thread(embedding_call, body, service.models)
+        vectors = await unless_gone(request.receive, service.embed(call))
+        return JSONResponse(await asyncio.to_thread(call.answer, vectors))
+
     async def models(request: Request) -> Response:
         listed = [one.described() for one in service.models.values()]
         return JSONResponse({"object": "list", "data": listed})
@@ -300,6 +307,7 @@ def endpoints(service: Service) -> dict[str, tuple[str, Endpoint]]:
         "/v1/chat/completions": ("POST", chat),
         "/v1/completions": ("POST", completion),
         "/v1/responses": ("POST", response),
+        "/v1/embeddings": ("POST", embeddings),
         "/tokenize": ("POST", tokenize),
         "/detokenize": ("POST", detokenize),
     }

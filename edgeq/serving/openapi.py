@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from edgeq._version import __version__
+from edgeq.serving.embeddings import EMBEDDINGS
 from edgeq.serving.fields import Field, object_schema
 from edgeq.serving.requests import CHAT, COMPLETION
 from edgeq.serving.responses import RESPONSE
@@ -73,6 +74,7 @@ PATHS: dict[str, dict[str, Any]] = {
     "/v1/responses": _posted(
         "Answer a conversation, in OpenAI's newer form.", RESPONSE, streams=True
     ),
+    "/v1/embeddings": _posted("Vectors of texts.", EMBEDDINGS),
     "/v1/models": _got("The models that are served."),
     "/v1/models/{model}": _got("One of them.", model=True),
     "/v1/models/{model}/card": _got("Its quality card.", model=True),

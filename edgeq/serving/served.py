@@ -15,6 +15,7 @@ from edgeq.core.memory import available_bytes
 from edgeq.core.progress import Progress
 from edgeq.core.units import human_bytes
 from edgeq.importers import load
+from edgeq.importers.pooling import pooling_of
 from edgeq.importers.tokenizer.chat_templates import chat_templates
 from edgeq.model.kv_bits import KvBits
 from edgeq.model.memory_layout import kv_bytes, scratch_bytes
@@ -60,6 +61,7 @@ class ServedModel:
         mmap: bool | None = None,
     ) -> None:
         self.name, self.model = name, model
+        self._pooling = settings.pooling
         self.created = int(time.time())
         self._making_grammars = threading.Lock()
         self._grammars: GrammarVocabulary | None = None
@@ -91,6 +93,15 @@ class ServedModel:
     def template(self) -> str:
         """The text of its chat templates; empty if it has none."""
         return "\n".join(chat_templates(self.model.files).values())
+
+    @cached_property
+    def pooling(self) -> str:
+        """How embeddings are made of hidden states.
+
+        Raises:
+            UnsupportedError: as its files say, which edgeq does not do.
+        """
+        return self._pooling or pooling_of(self.model.files)
 
     @cached_property
     def thinks(self) -> bool:
@@ -148,6 +159,7 @@ class ServedModel:
             "tools": self.syntax.name if self.syntax else None,
             "family": config.family,
             "vocabulary": config.vocab,
+            "hidden": config.hidden,
             "weights_bytes": self.model.nbytes,
             "kv_cache_bytes": sum(engine.kv_bytes for engine in self.engines),
             "prefix_cache_bytes": self.cache.nbytes,

@@ -9,9 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgeq.core.errors import EdgeqError
 from edgeq.core.memory import rss_bytes
 from edgeq.quant.decoder.model_card import model_card
+from edgeq.serving.embeddings import EmbeddingCall
 from edgeq.serving.metrics import Metrics, ModelMetrics, family, sample
 from edgeq.serving.requests import Call
 from edgeq.serving.sensors import Sensors
@@ -74,6 +78,19 @@ class Service:
             await events.aclose()
             if self.settings.log_prompts:
                 LOG.info("answer: %r", "".join(said))
+
+    async def embed(self, call: EmbeddingCall) -> NDArray[np.float32]:
+        """The vectors of a request, counted.
+
+        Raises:
+            ApiError: as of `Worker.embed`.
+        """
+        if self.settings.log_prompts:
+            for text in call.texts:
+                LOG.info("text: %r", call.served.tokenizer.decode(text))
+        vectors = await call.served.worker.embed(call.texts, call.pooling)
+        self.metrics.models[call.served.name].prompt += sum(map(len, call.texts))
+        return vectors
 
     def log_prompt(self, call: Call) -> None:
         """Write the prompts to the log, if that was asked for."""

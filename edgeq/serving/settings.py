@@ -5,7 +5,8 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass, field
 
-from edgeq.core.errors import UsageError
+from edgeq.core.errors import UsageError, unknown
+from edgeq.importers.pooling import POOLINGS
 from edgeq.model.memory_layout import MAX_DRAFT, MAX_SEQUENCES
 from edgeq.runtime.sampling import SamplingParams
 
@@ -29,6 +30,8 @@ class ServerSettings:
         drain_s: seconds that running answers may take after the server is told to end.
         prefix_bytes: memory for the caches of earlier conversations; 0 keeps none.
         lookup: tokens to propose by prompt lookup in greedy answers; 0 for none.
+        pooling: how embeddings are made of hidden states, "last" or "mean"; None takes what each
+            model's files say.
         params: how tokens are chosen where a request does not say so.
         log_prompts: write prompts and answers to the log.
 
@@ -52,6 +55,7 @@ class ServerSettings:
     drain_s: float = 30.0
     prefix_bytes: int = 256 << 20
     lookup: int = 0
+    pooling: str | None = None
     params: SamplingParams = field(default_factory=SamplingParams)
     log_prompts: bool = False
 
@@ -66,6 +70,8 @@ class ServerSettings:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not (number and low <= value <= high):
                 raise UsageError(f"{name} is {value!r}; use {low} to {high}")
+        if self.pooling is not None and self.pooling not in POOLINGS:
+            raise UsageError(unknown("pooling", self.pooling, POOLINGS))
         if self.api_key is not None and not (
             self.api_key.isascii() and self.api_key.isprintable() and self.api_key.strip()
         ):

@@ -11,8 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgeq.core.errors import EdgeqError
 from edgeq.model.memory_layout import BATCH
+from edgeq.runtime.embedding import embedded
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.generate import Constraint, FinishReason, Logprobs, generate
 from edgeq.runtime.sampling import SamplingParams
@@ -197,6 +201,51 @@ class Worker:
                     return
         finally:
             left.set()
+
+    async def embed(self, texts: Sequence[tuple[int, ...]], pooling: str) -> NDArray[np.float32]:
+        """Embeddings of texts, [n, hidden], on a slot of their own.
+
+        Canceling it ends the work after the text that it is at.
+
+        Raises:
+            ApiError: no slot is to be had, it took too long, or the model failed.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        slot = await self._slots.take((), self._timeout_s)
+        left = threading.Event()
+        loop = asyncio.get_running_loop()
+
+        def work() -> NDArray[np.float32]:
+            found: list[NDArray[np.float32]] = []
+            try:
+                for text in texts:
+                    if left.is_set():
+                        raise _LeftError
+                    if time.monotonic() > deadline:
+                        raise ApiError(
+                            503, "timeout",
+                            f"{len(found)} of {len(texts)} texts were embedded in "
+                            f"{self._timeout_s:.0f} s; send fewer at once",
+                        )  # fmt: skip
+                    found.append(embedded(slot.engine, text, pooling))
+                return np.stack(found)
+            finally:
+                slot.engine.reset()
+                loop.call_soon_threadsafe(self._slots.release, slot)
+
+        try:
+            running = loop.run_in_executor(self._threads, work)
+        except RuntimeError as err:  # the threads were ended
+            self._slots.release(slot)
+            raise ApiError(503, "shutting_down", "the server is ending") from err
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            left.set()
+            running.add_done_callback(lambda done: done.cancelled() or done.exception())
+            raise
+        except EdgeqError as err:
+            raise of_model(err) from err
 
     def _run(
         self,
