@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeq.cli import render
+from edgeq.cli.answer_options import draft_option, lookup_option, schema_option
 from edgeq.cli.options import (
     command,
-    draft_option,
     engine_options,
     kv_bits_of,
-    lookup_option,
     model_argument,
     sampling_options,
-    schema_option,
 )
 from edgeq.cli.plan import fit_option, refuse_what_cannot_fit
 from edgeq.cli.terminal import LiveRate

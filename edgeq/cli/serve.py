@@ -7,13 +7,12 @@ from typing import Any
 import click
 
 from edgeq.cli import render
+from edgeq.cli.answer_options import draft_option, lookup_option
 from edgeq.cli.options import (
     ByteSize,
     choice_options,
     command,
-    draft_option,
     engine_options,
-    lookup_option,
     shared_option,
 )
 from edgeq.cli.run import engine_arguments, sampling_params

@@ -12,7 +12,7 @@ from edgeq.runtime.step_times import StepTimes
 
 
 class CompiledBackend:
-    """See `edgeq.runtime.engine.Backend`: one sequence of a decoder that others may share.
+    """See `edgeq.runtime.backend.Backend`: one sequence of a decoder that others may share.
 
     Args:
         decoder: runs the tokens.

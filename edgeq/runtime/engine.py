@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from edgeq.model.kv_bits import KvBits, checked_kv_bits
 from edgeq.model.memory_layout import MAX_SEQUENCES, center_span
 from edgeq.model.model import Model
 from edgeq.runtime import kv_state as state
+from edgeq.runtime.backend import Backend
 from edgeq.runtime.sampling import NOT_FINITE
 
 if TYPE_CHECKING:  # it names fields of the compiled kernels, which the NumPy backend does without
@@ -31,42 +32,6 @@ if TYPE_CHECKING:  # it names fields of the compiled kernels, which the NumPy ba
 BACKENDS = ("numba", "numpy")
 _CHECK_EVERY = 16
 """Tokens after which a float16 cache is checked for values that float16 cannot represent."""
-
-
-class Backend(Protocol):
-    """What the engine runs tokens with: compiled code or NumPy."""
-
-    scratch_bytes: int
-    kv_bytes: int
-
-    def forward(
-        self, tokens: NDArray[np.int64], position: int, outputs: int
-    ) -> NDArray[np.float32]:
-        """Run tokens at ``position``; logits [outputs, V] of the last ``outputs`` of them."""
-
-    def hidden(self, tokens: NDArray[np.int64], position: int) -> NDArray[np.float32]:
-        """Run tokens at ``position``; the final norm of each, [T, hidden or more]."""
-
-    def greedy(self, token: int, position: int, steps: int) -> list[int]:
-        """``steps`` greedy tokens after ``token``."""
-
-    def is_finite(self) -> bool:
-        """Whether the last logits were numbers."""
-
-    def truncate(self, position: int) -> None:
-        """Remove everything at and past ``position``."""
-
-    def first(self, layer: int) -> int:
-        """The first position that is still in a layer's cache, a multiple of 16."""
-
-    def read(self, layer: int, start: int, stop: int) -> state.Parts:
-        """A layer's cache of positions ``start:stop``, in the arrays of `state.layer_parts`."""
-
-    def write(self, layer: int, start: int, parts: state.Parts) -> None:
-        """Put a saved sequence's last positions, from ``start`` to its end, into a layer."""
-
-    def close(self) -> None:
-        """Release threads and memory."""
 
 
 class Engine:

@@ -56,7 +56,7 @@ UNPACK_WEIGHTS = 1 << 22
 
 
 class NumpyBackend:
-    """A model with a cache, run by NumPy alone; an `edgeq.runtime.engine.Backend`.
+    """A model with a cache, run by NumPy alone; an `edgeq.runtime.backend.Backend`.
 
     Args:
         model: validated; quantized, float, or a mixture.

@@ -215,20 +215,21 @@ class Worker:
         left = threading.Event()
         loop = asyncio.get_running_loop()
 
-        def work() -> NDArray[np.float32]:
+        def work() -> NDArray[np.float32] | ApiError:
             found: list[NDArray[np.float32]] = []
             try:
                 for text in texts:
-                    if left.is_set():
-                        raise _LeftError
-                    if time.monotonic() > deadline:
-                        raise ApiError(
+                    if left.is_set() or time.monotonic() > deadline:
+                        return ApiError(
                             503, "timeout",
                             f"{len(found)} of {len(texts)} texts were embedded in "
                             f"{self._timeout_s:.0f} s; send fewer at once",
                         )  # fmt: skip
                     found.append(embedded(slot.engine, text, pooling))
                 return np.stack(found)
+            except Exception as err:
+                LOG.exception("embedding a text failed")
+                return of_model(err)
             finally:
                 slot.engine.reset()
                 loop.call_soon_threadsafe(self._slots.release, slot)
@@ -239,13 +240,13 @@ class Worker:
             self._slots.release(slot)
             raise ApiError(503, "shutting_down", "the server is ending") from err
         try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
+            await asyncio.wait([running])  # which goes on if this is canceled
+        finally:
             left.set()
-            running.add_done_callback(lambda done: done.cancelled() or done.exception())
-            raise
-        except EdgeqError as err:
-            raise of_model(err) from err
+        result = running.result()
+        if isinstance(result, ApiError):
+            raise result
+        return result
 
     def _run(
         self,
