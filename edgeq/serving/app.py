@@ -25,6 +25,7 @@ from edgeq.serving import answers, metrics, openapi, responses
 from edgeq.serving.embeddings import embedding_call
 from edgeq.serving.failures import ApiError
 from edgeq.serving.fields import read, read_json
+from edgeq.serving.phone import phone_addresses
 from edgeq.serving.requests import Call, chat_call, chosen_model, completion_call
 from edgeq.serving.service import Service
 from edgeq.serving.token_requests import DETOKENIZE, TOKENIZE, detokenized, tokenized
@@ -296,8 +297,15 @@ def endpoints(service: Service) -> dict[str, tuple[str, Endpoint]]:
         served = chosen_model(service.models, request.path_params["model"])
         return JSONResponse(await asyncio.to_thread(service.card, served))
 
+    async def phone(request: Request) -> Response:
+        port = request.scope["server"][1]
+        host = request.headers.get("host")
+        found = await asyncio.to_thread(phone_addresses, service.settings, port, host)
+        return JSONResponse(found, headers={"Cache-Control": "no-store"})
+
     return {
         "/health": ("GET", health),
+        "/phone": ("GET", phone),
         "/metrics": ("GET", prometheus),
         "/props": ("GET", props),
         "/openapi.json": ("GET", document),

@@ -82,6 +82,7 @@ PATHS: dict[str, dict[str, Any]] = {
     "/detokenize": _posted("The text of token ids.", DETOKENIZE),
     "/health": _got("Whether the server answers."),
     "/props": _got("Models, defaults, memory and sensors."),
+    "/phone": _got("Addresses of the page for a phone, with QR codes."),
     "/metrics": _got("Counters for Prometheus.", "text/plain"),
     "/openapi.json": _got("This document."),
 }
