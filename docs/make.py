@@ -2,6 +2,7 @@
 
     docs/python.md    the functions and classes of `import edgeq`, from their docstrings
     CONTRIBUTING.md   the table of floors, from import-linter's contracts in pyproject.toml
+    docs/raspberry-pi.md  the table of expected speeds, from `edgeq plan`
 
 ``python docs/make.py --check`` writes nothing and fails if a document is not current.
 """
@@ -27,8 +28,8 @@ TOPICS = {
                  "QuantizationSummary", "Summary", "GraphSummary", "RepackSummary"),
     "Recipes and schemes": ("Recipe", "Rule", "QuantScheme", "parse_scheme", "PRESETS"),
     "Run": (
-        "run", "chat", "Conversation", "generate", "Engine", "Tokenizer", "SamplingParams",
-        "Chunk", "render_chat", "GrammarVocabulary", "warmup",
+        "run", "chat", "Conversation", "generate", "Engine", "Draft", "Tokenizer", "SamplingParams",
+        "Chunk", "embed", "render_chat", "GrammarVocabulary", "warmup",
     ),
     "Serve": ("serve", "Server", "ServerSettings"),
     "Convert": ("convert", "validate", "Options", "Conversion", "ValidationReport"),
@@ -164,7 +165,43 @@ def contributing() -> str:
     return pattern.sub(lambda _: floors_table(), text)
 
 
-DOCUMENTS = {"docs/python.md": python_page, "CONTRIBUTING.md": contributing}
+BOARDS = ("rpi-zero-2w", "rpi4-4gb", "rpi5-8gb")
+SHAPES = ("smollm2-135m", "qwen2.5-0.5b", "llama-3.2-1b")
+PI_CONTEXT = 2048
+
+
+def pi_table() -> str:
+    """Memory, speed and energy of known models on each Raspberry Pi, as `edgeq plan` gives them."""
+    import edgeq
+
+    rows = ["| board | model | memory | prompt, tok/s | answer, tok/s | J per token |",
+            "| --- | --- | ---: | ---: | ---: | ---: |"]  # fmt: skip
+    for board in BOARDS:
+        for shape in SHAPES:
+            plan = edgeq.plan(shape=shape, device=board, bits=4, context=PI_CONTEXT)
+            size = f"{plan.total_bytes / 2**20:.0f} MiB"
+            joules = "unknown" if plan.joules_per_token is None else f"{plan.joules_per_token:.2f}"
+            speed = f"{plan.prefill_tokens_per_s:.0f} | {plan.decode_tokens_per_s:.1f} | {joules}"
+            if not plan.fits:
+                size, speed = f"{size}: does not fit", "| |"
+            rows.append(f"| {plan.device} | {shape} | {size} | {speed} |")
+    return "\n".join(rows) + "\n"
+
+
+def raspberry_pi() -> str:
+    """The text of docs/raspberry-pi.md with the current table."""
+    text = (ROOT / "docs" / "raspberry-pi.md").read_text("utf-8")
+    pattern = re.compile(r"^\| board \| model.*?\n(?=\n)", re.MULTILINE | re.DOTALL)
+    if not pattern.search(text):
+        raise SystemExit("docs/make.py: docs/raspberry-pi.md has no table that starts '| board |'")
+    return pattern.sub(lambda _: pi_table(), text)
+
+
+DOCUMENTS = {
+    "docs/python.md": python_page,
+    "CONTRIBUTING.md": contributing,
+    "docs/raspberry-pi.md": raspberry_pi,
+}
 """Path -> what makes its text."""
 
 

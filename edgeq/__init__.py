@@ -30,15 +30,17 @@ from edgeq._version import __version__
 if TYPE_CHECKING:
     from edgeq.api.bench import bench, bench_graphs
     from edgeq.api.calibrate import calibrate, sensitivity
+    from edgeq.api.conversation import Conversation
     from edgeq.api.demo import demo_model
     from edgeq.api.devices import detect, device, device_names, plan
     from edgeq.api.doctor import doctor
+    from edgeq.api.embed import embed
     from edgeq.api.evaluate import evaluate, perplexity
     from edgeq.api.evaluate_graph import GraphAccuracy, evaluate_graph
     from edgeq.api.inspect import inspect
     from edgeq.api.profile import profile, report
     from edgeq.api.quantize import quantize, verify_reproducible
-    from edgeq.api.run import Conversation, chat, run
+    from edgeq.api.run import chat, run
     from edgeq.api.serve import serve
     from edgeq.api.sweep import sweep
     from edgeq.converters.convert import Conversion, convert
@@ -85,6 +87,7 @@ if TYPE_CHECKING:
     from edgeq.quant.summary import QuantizationSummary
     from edgeq.runtime.chat_template import render_chat
     from edgeq.runtime.constraint import GrammarVocabulary
+    from edgeq.runtime.draft import Draft
     from edgeq.runtime.engine import Engine
     from edgeq.runtime.generate import Chunk, generate
     from edgeq.runtime.kernels import warmup
@@ -100,12 +103,14 @@ _HOMES = {
     "edgeq.api.demo": ("demo_model",),
     "edgeq.api.devices": ("detect", "device", "device_names", "plan"),
     "edgeq.api.doctor": ("doctor",),
+    "edgeq.api.embed": ("embed",),
     "edgeq.api.evaluate": ("evaluate", "perplexity"),
     "edgeq.api.evaluate_graph": ("GraphAccuracy", "evaluate_graph"),
     "edgeq.api.inspect": ("inspect",),
     "edgeq.api.quantize": ("quantize", "verify_reproducible"),
     "edgeq.api.profile": ("profile", "report"),
-    "edgeq.api.run": ("Conversation", "chat", "run"),
+    "edgeq.api.conversation": ("Conversation",),
+    "edgeq.api.run": ("chat", "run"),
     "edgeq.api.serve": ("serve",),
     "edgeq.api.sweep": ("sweep",),
     "edgeq.converters.convert": ("Conversion", "convert"),
@@ -152,6 +157,7 @@ _HOMES = {
     "edgeq.quant.summary": ("QuantizationSummary",),
     "edgeq.runtime.chat_template": ("render_chat",),
     "edgeq.runtime.constraint": ("GrammarVocabulary",),
+    "edgeq.runtime.draft": ("Draft",),
     "edgeq.runtime.engine": ("Engine",),
     "edgeq.runtime.generate": ("Chunk", "generate"),
     "edgeq.runtime.kernels": ("warmup",),
@@ -177,6 +183,7 @@ __all__ = [
     "DeviceProfile",
     "Document",
     "DoesNotFitError",
+    "Draft",
     "EdgeqError",
     "Engine",
     "Evaluation",
@@ -228,6 +235,7 @@ __all__ = [
     "device",
     "device_names",
     "doctor",
+    "embed",
     "evaluate",
     "evaluate_graph",
     "generate",

@@ -18,6 +18,7 @@ EXTRAS = {
     "torch": "PyTorch is absent (pip install 'edgeq[train]')",
     "transformers": "transformers is absent (pip install transformers)",
     "PIL": "Pillow is absent (pip install 'edgeq[vision]')",
+    "segno": "segno is absent (pip install 'edgeq[serve]')",
     "starlette": "starlette is absent (pip install 'edgeq[serve]')",
     "uvicorn": "uvicorn is absent (pip install 'edgeq[serve]')",
     "llguidance": "llguidance is absent (pip install 'edgeq[structured]')",

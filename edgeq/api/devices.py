@@ -144,6 +144,7 @@ def plan(
     bits: int | None = None,
     kv_bits: KvBits = 8,
     threads: int | None = None,
+    parallel: int = 1,
     progress: Progress | None = None,
 ) -> Plan:
     """Estimate whether a model fits on a device, and how fast it runs there.
@@ -159,6 +160,7 @@ def plan(
         bits: plan for the model quantized to so many bits per weight.
         kv_bits: of the KV cache.
         threads: of the engine; the device's cores if None.
+        parallel: answers at a time, as `serve` gives them, each with a KV cache of its own.
         progress: called before every measurement of this machine.
 
     Raises:
@@ -188,6 +190,7 @@ def plan(
         kv_bits=kv_bits,
         threads=threads,
         bits=bits,
+        parallel=parallel,
     )
 
 

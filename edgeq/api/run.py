@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from edgeq.api.conversation import Conversation
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.importers import load
 from edgeq.model.kv_bits import KvBits
 from edgeq.model.model import Model
 from edgeq.runtime.constraint import Grammar, GrammarVocabulary
+from edgeq.runtime.draft import Draft, open_drafts
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.generate import Chunk, Constraint, generate
 from edgeq.runtime.sampling import SamplingParams
@@ -30,6 +32,7 @@ def run(
     json_schema: Mapping[str, Any] | str | None = None,
     prompt_cache: str | Path | None = None,
     prompt_cache_all: bool = False,
+    draft: Model | str | Path | None = None,
     context: int | None = None,
     threads: int | None = None,
     kv_bits: KvBits = 8,
@@ -53,6 +56,8 @@ def run(
         prompt_cache: a file that the KV cache of the prompt is saved to. If it exists and its
             tokens are the beginning of the prompt, only the rest is processed.
         prompt_cache_all: save the cache of the generated text as well, once it has ended.
+        draft: a small model with the same tokenizer, or its path: it drafts tokens, which are
+            checked in one pass; the answer stays the same. See `Draft`.
         context, threads, kv_bits, backend, mmap: as `Engine` takes them.
 
     Returns:
@@ -77,23 +82,28 @@ def run(
     chat = tokenizer.has_chat_template and not raw
     ids = _encode_prompt(tokenizer, prompt) if chat else tokenizer.encode(prompt, add_eos=False)
     grammar = _schema_grammar(opened, tokenizer, json_schema)
-    engine = Engine(
-        opened, context=context, threads=threads, kv_bits=kv_bits, backend=backend, mmap=mmap
-    )
+    settings: dict[str, Any] = {
+        "threads": threads, "kv_bits": kv_bits, "backend": backend, "mmap": mmap,
+    }  # fmt: skip
+    helper = None if draft is None else open_drafts(draft, opened, **settings)[0]
+    closing = ExitStack()
+    if helper is not None:
+        closing.callback(helper.close)
     try:
+        engine = closing.enter_context(Engine(opened, context=context, **settings))
         chunks = _continue_prompt(
             engine, tokenizer, ids, params, max_tokens=max_tokens, stop=stop, lookup=lookup,
             chat=chat, constraint=None if grammar is None else grammar.start(),
-            prompt_cache=prompt_cache, prompt_cache_all=prompt_cache_all,
+            prompt_cache=prompt_cache, prompt_cache_all=prompt_cache_all, draft=helper,
         )  # fmt: skip
     except BaseException:
-        engine.close()
+        closing.close()
         raise
-    return _closing(engine, chunks)
+    return _closing(closing, chunks)
 
 
-def _closing(engine: Engine, chunks: Iterator[Chunk]) -> Generator[Chunk, None, None]:
-    with engine:
+def _closing(engines: ExitStack, chunks: Iterator[Chunk]) -> Generator[Chunk, None, None]:
+    with engines:
         yield from chunks
 
 
@@ -110,6 +120,7 @@ def _continue_prompt(
     constraint: Constraint | None = None,
     prompt_cache: str | Path | None = None,
     prompt_cache_all: bool = False,
+    draft: Draft | None = None,
 ) -> Iterator[Chunk]:
     """Generate after a prompt's tokens, with the KV cache of the prompt read and saved.
 
@@ -120,6 +131,7 @@ def _continue_prompt(
         params, max_tokens, stop, lookup, prompt_cache, prompt_cache_all: as `run` takes them.
         chat: whether the end of a turn ends the text.
         constraint: what the text may be.
+        draft: drafts tokens.
 
     Returns:
         An iterator over pieces of text. The prompt's cache is saved after the first.
@@ -133,6 +145,7 @@ def _continue_prompt(
     chunks = generate(
         engine, tokenizer, engine.reuse(ids), params, max_tokens=max_tokens, stop=stop,
         lookup=lookup, end_ids=tokenizer.turn_end_ids if chat else (), constraint=constraint,
+        draft=draft,
     )  # fmt: skip
     return (
         chunks
@@ -181,6 +194,7 @@ def chat(
     *,
     system: str | None = None,
     json_schema: Mapping[str, Any] | str | None = None,
+    draft: Model | str | Path | None = None,
     context: int | None = None,
     threads: int | None = None,
     kv_bits: KvBits = 8,
@@ -193,6 +207,7 @@ def chat(
         model: a model with a chat template, or the path of one.
         system: the system prompt.
         json_schema: a JSON schema that every answer keeps to, as an object or a text.
+        draft: a small model that drafts tokens, as `run` takes it.
         context, threads, kv_bits, backend, mmap: as `Engine` takes them.
 
     Returns:
@@ -214,111 +229,16 @@ def chat(
     opened = model if isinstance(model, Model) else load(model)
     tokenizer = Tokenizer(opened)
     grammar = _schema_grammar(opened, tokenizer, json_schema)
-    engine = Engine(
-        opened, context=context, threads=threads, kv_bits=kv_bits, backend=backend, mmap=mmap
-    )
-    conversation = Conversation(engine, tokenizer, system, grammar)
-    try:
+    settings: dict[str, Any] = {
+        "threads": threads, "kv_bits": kv_bits, "backend": backend, "mmap": mmap,
+    }  # fmt: skip
+    with ExitStack() as failing:
+        helper = None if draft is None else open_drafts(draft, opened, **settings)[0]
+        if helper is not None:
+            failing.callback(helper.close)
+        engine = Engine(opened, context=context, **settings)
+        conversation = Conversation(engine, tokenizer, system, grammar, helper)
+        failing.callback(engine.close)
         conversation.check()
-    except BaseException:
-        engine.close()
-        raise
+        failing.pop_all()
     return conversation
-
-
-class Conversation:
-    """Messages, and an engine whose cache holds those that were read already.
-
-    Args:
-        engine: keeps the conversation's tokens in its cache.
-        tokenizer: the model's, with its chat template.
-        system: the system prompt, or None.
-        grammar: what every answer keeps to, from `GrammarVocabulary`; None leaves them free.
-
-    Example:
-        >>> model = edgeq.load("chat.edgeq")
-        >>> with edgeq.Conversation(edgeq.Engine(model), edgeq.Tokenizer(model)) as conversation:
-        ...     conversation.check()
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        tokenizer: Tokenizer,
-        system: str | None = None,
-        grammar: Grammar | None = None,
-    ) -> None:
-        self.engine, self._tokenizer, self._grammar = engine, tokenizer, grammar
-        self.last: Chunk | None = None
-        self.reset(system)
-
-    def __enter__(self) -> Conversation:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Release the engine's threads and memory."""
-        self.engine.close()
-
-    def reset(self, system: str | None = None) -> None:
-        """Forget all messages and start with this system prompt."""
-        self.system = system
-        self.messages = [{"role": "system", "content": system}] if system else []
-
-    def check(self) -> None:
-        """Refuse a model whose chat template is absent or cannot be read.
-
-        Raises:
-            UnsupportedError: it has none.
-        """
-        self._tokenizer.encode_chat([*self.messages, {"role": "user", "content": "?"}])
-
-    def say(
-        self,
-        text: str,
-        params: SamplingParams | None = None,
-        *,
-        max_tokens: int | None = 512,
-        stop: Sequence[str] = (),
-        lookup: int = 0,
-    ) -> Iterator[Chunk]:
-        """Send a message; both it and the answer are remembered once the answer has ended.
-
-        Args:
-            text: the user's message.
-            params: how tokens are chosen.
-            max_tokens: the most tokens of the answer.
-            stop: texts that end it.
-            lookup: tokens to propose from earlier text, as `generate` takes it.
-
-        Yields:
-            Pieces of the answer.
-        """
-        messages = [*self.messages, {"role": "user", "content": text}]
-        ids = self._tokenizer.encode_chat(messages)
-        answer: list[str] = []
-        try:
-            for chunk in generate(
-                self.engine,
-                self._tokenizer,
-                self.engine.reuse(ids),
-                params,
-                max_tokens=max_tokens,
-                stop=stop,
-                lookup=lookup,
-                end_ids=self._tokenizer.turn_end_ids,
-                constraint=None if self._grammar is None else self._grammar.start(),
-            ):
-                self.last = chunk
-                answer.append(chunk.text)
-                yield chunk
-        finally:
-            if said := "".join(answer).strip():
-                self.messages = [*messages, {"role": "assistant", "content": said}]

@@ -14,6 +14,7 @@ def serve(
     models: Source | list[Source | tuple[str, Source]],
     settings: ServerSettings | None = None,
     *,
+    draft: Source | None = None,
     context: int | None = None,
     threads: int | None = None,
     kv_bits: KvBits = 8,
@@ -29,6 +30,7 @@ def serve(
     Args:
         models: as `Server` takes them.
         settings: address, limits, defaults.
+        draft: a small model that drafts tokens, as `Server` takes it.
         context: tokens of every slot; a model that supports fewer has its own limit.
         threads, kv_bits, backend, mmap: as `Engine` takes them, for every slot.
         progress: called while models are opened.
@@ -44,8 +46,8 @@ def serve(
         >>> edgeq.serve("model.edgeq", settings, ready=lambda server: server.stop())
     """
     server = Server(
-        models, settings, context=context, threads=threads, kv_bits=kv_bits, backend=backend,
-        mmap=mmap, progress=progress,
+        models, settings, draft=draft, context=context, threads=threads, kv_bits=kv_bits,
+        backend=backend, mmap=mmap, progress=progress,
     )  # fmt: skip
     if ready is not None:
         ready(server)

@@ -2,32 +2,50 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgeq.cli import render
+from edgeq.cli.answer_options import draft_option, lookup_option, schema_option
 from edgeq.cli.options import (
     command,
     engine_options,
-    lookup_option,
     model_argument,
     sampling_options,
-    schema_option,
 )
 from edgeq.cli.plan import fit_option, refuse_what_cannot_fit
 from edgeq.cli.run import engine_arguments, sampling_params, timing
+from edgeq.cli.terminal import LineEditor, LiveRate, default_history, interruptible
 from edgeq.cli.warmup import compile_first
 
 if TYPE_CHECKING:
-    from edgeq.api.run import Conversation
+    from collections.abc import Generator
+
+    from edgeq.api.conversation import Conversation
+    from edgeq.runtime.generate import Chunk
     from edgeq.runtime.sampling import SamplingParams
 
-_HELP = (
-    "/reset starts a new conversation, /system TEXT does so with another system prompt, "
-    "/stats shows the timings of the last answer, /exit ends the chat"
-)
+_COMMANDS = {
+    "/help": "list the commands",
+    "/regen": "answer the last message once more",
+    "/reset": "start a new conversation",
+    "/system TEXT": "start a new conversation with another system prompt",
+    "/save FILE": "save the conversation",
+    "/load FILE": "go on with a saved conversation",
+    "/stats": "show the timings of the last answer, and how much of the context is used",
+    "/exit": "end the chat; so does Ctrl-D",
+}
+_WORDS = (*(name.partition(" ")[0] for name in _COMMANDS), "/quit")
+_FOR_THE_MODEL = ("/think", "/no_think", "/nothink")
+"""Switches that some models read in a message."""
+_STOP = "Ctrl-C stops an answer."
+_OTHERS = "Any other line is a message; begin it with a space if it starts with /"
 
 
 @command("chat", "Have a conversation.")
@@ -36,74 +54,178 @@ _HELP = (
               help="The system prompt.")  # fmt: skip
 @click.option("-n", "--n-predict", "--predict", "--max-tokens", type=click.IntRange(min=1),
               default=512, help="Maximum number of tokens in an answer.")  # fmt: skip
+@click.option("--load", type=click.Path(exists=True, dir_okay=False), default=None, metavar="FILE",
+              help="Go on with a conversation that /save wrote.")  # fmt: skip
+@click.option("--history", type=click.Path(dir_okay=False), default=None, metavar="FILE",
+              show_default="~/.local/state/edgeq/chat_history",
+              help="File of earlier messages, which the arrow keys bring back.")  # fmt: skip
+@click.option("--no-history", is_flag=True, show_default=False,
+              help="Do not keep messages in a file.")  # fmt: skip
 @lookup_option
+@draft_option
 @schema_option
 @sampling_options
 @engine_options
 @fit_option
-def chat(model: str, system: str | None, n_predict: int, force: bool, **settings: Any) -> None:
+def chat(
+    model: str,
+    system: str | None,
+    n_predict: int,
+    load: str | None,
+    history: str | None,
+    no_history: bool,
+    force: bool,
+    **settings: Any,
+) -> None:
     """Chat with MODEL. Each line you type is a message; /help lists the commands.
 
     When standard input is a pipe, each of its lines is a message and each answer is written to
     standard output.
     """
     from edgeq.api.run import chat as begin
-    from edgeq.importers import load
+    from edgeq.importers import load as open_model
 
+    if system is not None and load is not None:
+        raise click.UsageError("--load brings its own system prompt; leave out --system")
+    if history is not None and no_history:
+        raise click.UsageError("give --history or --no-history, not both")
     params = sampling_params(settings)
     engine_settings = engine_arguments(settings)
-    loaded = load(model)
+    person = sys.stdin.isatty()
+    kept = None if no_history else Path(history) if history else default_history()
+    editor = LineEditor(kept, _WORDS) if person else None
+    loaded = open_model(model)
     if not force:
         refuse_what_cannot_fit(loaded, model, engine_settings)
     compile_first(engine_settings["backend"])
     schema = settings["json_schema"]
-    with begin(loaded, system=system, json_schema=schema, **engine_settings) as talk:
-        if sys.stdin.isatty():
-            render.note(_HELP)
-        while (line := _next_line()) is not None:
-            word, _, rest = line.strip().partition(" ")
-            if word in ("/exit", "/quit"):
+    draft = settings["draft"]
+    with begin(
+        loaded, system=system, json_schema=schema, draft=draft, **engine_settings
+    ) as talk:  # fmt: skip
+        how = {"max_tokens": n_predict, "stop": settings["stop"], "lookup": settings["lookup"]}
+        session = _Session(talk, params, how, person)
+        if load is not None:
+            session.load(load)
+        if editor is not None:
+            render.note(f"/help lists the commands. {_STOP}")
+        while (line := _next_line(editor)) is not None:
+            if not session.take(line):
                 break
-            if word == "/reset":
-                talk.reset(talk.system)
-            elif word == "/system":
-                talk.reset(rest.strip() or None)
-            elif word == "/stats":
-                render.note(timing(talk.last) if talk.last else "there is no answer yet")
-            elif word == "/help" or (word.startswith("/") and "/" not in word[1:]):
-                render.note(_HELP)
-            elif line.strip():
-                _answer(
-                    talk, line, params, max_tokens=n_predict, stop=settings["stop"],
-                    lookup=settings["lookup"],
-                )  # fmt: skip
 
 
-def _next_line() -> str | None:
-    if sys.stdin.isatty():
+def _next_line(editor: LineEditor | None) -> str | None:
+    if editor is None:
+        return sys.stdin.readline() or None
+    sys.stderr.write("\n")
+    while True:
         try:
-            return input("\n> ")
-        except (EOFError, KeyboardInterrupt):
-            return None
-    return sys.stdin.readline() or None
+            return editor.ask("> ")
+        except KeyboardInterrupt:
+            render.note("\n/exit or Ctrl-D ends the chat")
 
 
-def _answer(
-    talk: Conversation,
-    line: str,
-    params: SamplingParams,
-    **how: Any,
-) -> None:
-    from edgeq.core.errors import DoesNotFitError, UsageError
+class _Session:
+    """A conversation at the command line.
 
-    try:
-        for chunk in talk.say(line.strip(), params, **how):
-            render.write(chunk.text)
-    except KeyboardInterrupt:  # Ctrl-C ends the answer, not the conversation
-        if not sys.stdin.isatty():
-            raise
-    except (DoesNotFitError, UsageError) as err:
-        if not sys.stdin.isatty():
-            raise
-        render.note(f"error: {err}\n(/reset starts a new conversation)")
-    render.write("\n")
+    Args:
+        talk: the conversation.
+        params: how tokens are chosen.
+        how: further arguments of an answer.
+        person: whether somebody types, so that errors do not end the chat.
+    """
+
+    def __init__(
+        self, talk: Conversation, params: SamplingParams, how: dict[str, Any], person: bool
+    ) -> None:
+        self._talk, self._params, self._how, self._person = talk, params, how, person
+        self._again = 0  # how often the last message was answered once more
+
+    def take(self, line: str) -> bool:
+        """Do what a line says; False ends the chat."""
+        from edgeq.core.errors import EdgeqError
+
+        if line.strip() in ("/exit", "/quit"):
+            return False
+        try:
+            self._do(line)
+        except EdgeqError as err:
+            if not self._person:
+                raise
+            render.note(f"error: {err}")
+        return True
+
+    def _do(self, line: str) -> None:
+        talk = self._talk
+        word, _, rest = line.strip().partition(" ")
+        rest = rest.strip()
+        named = word.startswith("/") and "/" not in word[1:] and word not in _FOR_THE_MODEL
+        if not line.strip():
+            return
+        if not named or line.startswith(" "):
+            self._again = 0
+            self._answer(talk.say(line.strip(), self._params, **self._how))
+        elif word == "/regen":
+            self._again += 1
+            self._answer(talk.regenerate(self._params_again(), **self._how))
+        elif word in ("/reset", "/system"):
+            talk.reset(talk.system if word == "/reset" else rest or None)
+        elif word == "/stats":
+            render.note(self._stats())
+        elif word in ("/save", "/load"):
+            if not rest:
+                render.note(f"{word} needs the name of a file: {word} FILE")
+            elif word == "/save":
+                talk.save(Path(rest).expanduser())
+                render.note(f"saved: {rest}")
+            else:
+                self.load(rest)
+        elif word == "/help":
+            rows = [f"{name:14}{about}" for name, about in _COMMANDS.items()]
+            render.note("\n".join([*rows, f"{_STOP} {_OTHERS}"]))
+        else:
+            near = difflib.get_close_matches(word, _WORDS, 1)
+            meant = f"did you mean {near[0]}? " if near else ""
+            render.note(f"there is no command {word}; {meant}/help lists them. A line that begins "
+                        "with a space is sent as it is")  # fmt: skip
+
+    def load(self, path: str) -> None:
+        """Go on with a saved conversation."""
+        self._talk.load(Path(path).expanduser())
+        self._again = 0
+        render.note(f"loaded: {len(self._talk.messages)} messages; the last one:")
+        if self._talk.messages:
+            last = self._talk.messages[-1]
+            render.note(f"{last['role']}: {last['content'][-500:]}")
+
+    def _params_again(self) -> SamplingParams:
+        """Other random numbers than before, also where a seed was given."""
+        seed = self._params.seed
+        if seed is None:
+            return self._params
+        return replace(self._params, seed=(seed + self._again) % (1 << 64))
+
+    def _stats(self) -> str:
+        talk = self._talk
+        if talk.last is None:
+            return "there is no answer yet"
+        used = f"context: {talk.engine.n_past} of {talk.engine.context} tokens"
+        return f"{timing(talk.last)}\n{used}"
+
+    def _answer(self, pieces: Generator[Chunk, None, None]) -> None:
+        if not self._person:
+            for chunk in pieces:
+                render.write(chunk.text)
+            render.write("\n")
+            return
+        try:
+            with interruptible() as interrupt, closing(pieces), LiveRate() as rate:
+                for chunk in pieces:
+                    render.write(chunk.text)
+                    rate.show(chunk)
+                    if interrupt.asked:
+                        break
+        finally:
+            render.write("\n")
+        if interrupt.asked:
+            render.note("[stopped]")

@@ -328,33 +328,6 @@ def engine_options(function: Function) -> Function:
     return context(threads_option(kv_options(backend_option(mapped(function)))))
 
 
-def schema_option(function: Function) -> Function:
-    """``--json-schema FILE``, read as a text."""
-
-    def text_of(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-        if value is None:
-            return None
-        try:
-            return Path(value).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as err:
-            raise click.UsageError(f"{value} cannot be read as a JSON schema: {err}") from err
-
-    return click.option(
-        "--json-schema", type=click.Path(exists=True, dir_okay=False), default=None,
-        metavar="FILE", callback=text_of,
-        help="Answer with JSON that this schema allows. Needs pip install 'edgeq[structured]'.",
-    )(function)  # fmt: skip
-
-
-def lookup_option(function: Function) -> Function:
-    """``--lookup N``."""
-    return click.option(
-        "--lookup", type=click.IntRange(0, 64), default=0,
-        help="With --temp 0: propose up to this many tokens from earlier text (prompt lookup "
-        "decoding) and verify them in one pass; the output stays the same.",
-    )(function)  # fmt: skip
-
-
 def kv_bits_of(kv_bits: str, cache_type_k: str | None, cache_type_v: str | None) -> KvBits:
     """The KV cache's bits from the options that can say so.
 

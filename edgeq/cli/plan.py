@@ -47,6 +47,9 @@ _DEFAULT_CONTEXT = 4096
 @kv_options
 @shared_option("-t", "--threads", env="THREADS", type=click.IntRange(min=1), default=None,
                help="Number of threads.  [default: the number of the device's cores]")  # fmt: skip
+@click.option("-np", "--parallel", type=click.IntRange(1, 64), default=1,
+              help="Answers at a time, as `edgeq serve --parallel` gives them. Each has its own KV "
+                   "cache.")  # fmt: skip
 @result_options("text", "json")
 def plan(
     model: str | None,
@@ -58,6 +61,7 @@ def plan(
     cache_type_k: str | None,
     cache_type_v: str | None,
     threads: int | None,
+    parallel: int,
     form: str,
 ) -> None:
     """Plan MODEL (a Hugging Face folder, a GGUF file, an .edgeq file) for a device.
@@ -80,6 +84,7 @@ def plan(
         kv_bits=kv_bits_of(kv_bits, cache_type_k, cache_type_v),
         threads=threads,
         bits=int(bits) if bits else None,
+        parallel=parallel,
     )
     if form == "json":
         render.write(json.dumps(answer.to_dict(), indent=2) + "\n")
@@ -140,6 +145,8 @@ def refuse_what_cannot_fit(model: Model, name: str, settings: dict[str, Any]) ->
 def _text(made: Plan, known: ModelFacts) -> str:
     size = render.human_bytes
     cache = f"{made.context} tokens of context, {made.kv_bits} bits"
+    if made.parallel > 1:
+        cache = f"{made.parallel} answers at a time, {cache} each"
     rows = [
         ["weights", size(made.weights_bytes), made.scheme],
         ["KV cache", size(made.kv_bytes), cache],

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeq.cli import render
+from edgeq.cli.answer_options import draft_option, lookup_option, schema_option
 from edgeq.cli.options import (
     command,
     engine_options,
     kv_bits_of,
-    lookup_option,
     model_argument,
     sampling_options,
-    schema_option,
 )
 from edgeq.cli.plan import fit_option, refuse_what_cannot_fit
+from edgeq.cli.terminal import LiveRate
 from edgeq.cli.warmup import compile_first
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     help="Save the KV cache of the generated text to that file as well.",
 )
 @lookup_option
+@draft_option
 @schema_option
 @sampling_options
 @engine_options
@@ -115,15 +116,16 @@ def run(
         loaded, text, params, max_tokens=None if n_predict < 0 else n_predict,
         stop=settings["stop"], raw=raw, lookup=settings["lookup"],
         json_schema=settings["json_schema"], prompt_cache=prompt_cache,
-        prompt_cache_all=prompt_cache_all, **engine_settings,
+        prompt_cache_all=prompt_cache_all, draft=settings["draft"], **engine_settings,
     )  # fmt: skip
-    with closing(chunks):
+    with closing(chunks), LiveRate() as rate:
         unprinted = ["" if chat else text]
         last: Chunk | None = None
         try:
             if stream:
                 render.write(unprinted.pop())
             for last in chunks:
+                rate.show(last)
                 if stream:
                     render.write(last.text)
                 else:
@@ -201,7 +203,7 @@ def timing(chunk: Chunk, how: str = "") -> str:
     ]
     if chunk.n_drafted:
         share = 100 * chunk.n_accepted / chunk.n_drafted
-        parts.append(f"lookup {chunk.n_accepted} of {chunk.n_drafted} guesses right, {share:.0f} %")
+        parts.append(f"{chunk.n_accepted} of {chunk.n_drafted} drafted tokens right, {share:.0f} %")
     if chunk.finish_reason:
         parts.append(f"end: {chunk.finish_reason}")
     return "[" + " | ".join(parts) + "]"

@@ -7,12 +7,12 @@ from typing import Any
 import click
 
 from edgeq.cli import render
+from edgeq.cli.answer_options import draft_option, lookup_option
 from edgeq.cli.options import (
     ByteSize,
     choice_options,
     command,
     engine_options,
-    lookup_option,
     shared_option,
 )
 from edgeq.cli.run import engine_arguments, sampling_params
@@ -64,10 +64,15 @@ from edgeq.cli.warmup import compile_first
 @click.option("--cache-ram", type=click.IntRange(0, 1 << 20), default=256, metavar="MIB",
               help="Memory for KV caches of earlier conversations, so that they are continued "
                    "without running them again; 0 keeps none.")  # fmt: skip
+@click.option("--pooling", type=click.Choice(["last", "mean"]), default=None,
+              show_default="what the model's files say, or last",
+              help="How embeddings are made: of the last token's hidden state, or the mean of "
+                   "all.")  # fmt: skip
 @click.option(
     "--log-prompts", is_flag=True, show_default=False, help="Write prompts and answers to the log."
 )
 @lookup_option
+@draft_option
 @choice_options
 @engine_options
 def serve(models: tuple[str, ...], model: str | None, **settings: Any) -> None:
@@ -95,13 +100,16 @@ def serve(models: tuple[str, ...], model: str | None, **settings: Any) -> None:
         drain_s=settings["drain"],
         prefix_bytes=settings["cache_ram"] << 20,
         lookup=settings["lookup"],
+        pooling=settings["pooling"],
         params=sampling_params(settings),
         log_prompts=settings["log_prompts"],
     )
     compile_first(settings["backend"])
     log_to(render.note)
     with render.progress("Opening models") as bar:
-        server = Server(listed, chosen, **engine_arguments(settings), progress=bar)
+        server = Server(
+            listed, chosen, draft=settings["draft"], **engine_arguments(settings), progress=bar
+        )  # fmt: skip
     render.note(
         f"serving {', '.join(server.service.models)}\n"
         f"chat page   {server.url}/\n"

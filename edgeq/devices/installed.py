@@ -23,7 +23,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "litertlm": ("ai-edge-litert", "flatbuffers", "litert-lm-builder", "litert-lm-api"),
     "coreml": ("coremltools",),
     "llamacpp": ("llama-cpp-python",),
-    "serve": ("starlette", "uvicorn"),
+    "serve": ("segno", "starlette", "uvicorn"),
     "sign": ("cryptography",),
     "structured": ("llguidance",),
     "sweep": ("dask", "distributed"),

@@ -22,7 +22,7 @@ from edgeq.devices.roofline import ATTENTION, DECODE_SHARE, Bound, Rates, Speed,
 from edgeq.formats.schemes import BITS
 from edgeq.model.config import ModelConfig
 from edgeq.model.kv_bits import KvBits, checked_kv_bits
-from edgeq.model.memory_layout import kv_bytes, scratch_bytes
+from edgeq.model.memory_layout import MAX_SEQUENCES, kv_bytes, scratch_bytes
 
 PROCESS_BYTES = 104 << 20
 """Interpreter, NumPy, the compiler's library and compiled kernels; measured on x86-64 Linux."""
@@ -42,6 +42,7 @@ class Plan:
         context: tokens of context that memory is counted for.
         kv_bits: of the cache.
         threads: of the engine.
+        parallel: answers at a time, each with a cache of its own.
         fits: whether all of it fits in the usable memory.
         weights_bytes, kv_bytes, scratch_bytes, process_bytes: what is held.
         usable_bytes: what the device can give one process.
@@ -51,7 +52,8 @@ class Plan:
             if none does.
         prefill_tokens_per_s: of a prompt of 512 tokens or the context; None where unknown.
         decode_tokens_per_s: with an empty cache.
-        decode_full_tokens_per_s: with the whole context in the cache.
+        decode_full_tokens_per_s: with the whole context in the cache. All speeds are of one answer
+            alone.
         bound: what limits decoding.
         joules_per_token: of the whole device while decoding with an empty cache; None without a
             power figure.
@@ -64,6 +66,7 @@ class Plan:
     context: int
     kv_bits: int
     threads: int
+    parallel: int
     fits: bool
     weights_bytes: int
     kv_bytes: int
@@ -102,12 +105,15 @@ class Plan:
             return
         raise DoesNotFitError(
             f"{self.model} ({self.scheme}) needs {_mib(self.total_bytes)} with a context of "
-            f"{self.context} tokens (weights {_mib(self.weights_bytes)}, KV cache "
+            f"{self.context} tokens{self._times()} (weights {_mib(self.weights_bytes)}, KV cache "
             f"{_mib(self.kv_bytes)}, other "
             f"{_mib(self.scratch_bytes + self.process_bytes)}), but {self.device} has "
             f"{_mib(self.usable_bytes)} usable; {self._mend()}",
             plan=self,
         )
+
+    def _times(self) -> str:
+        return f" for each of {self.parallel} answers at a time" if self.parallel > 1 else ""
 
     def _mend(self) -> str:
         ways = []
@@ -134,6 +140,7 @@ def plan(
     threads: int | None = None,
     bits: int | None = None,
     text: bool = True,
+    parallel: int = 1,
 ) -> Plan:
     """Plan a model on a device.
 
@@ -145,6 +152,7 @@ def plan(
         threads: of the engine; all of the device's cores if None.
         bits: plan for the model quantized to so many bits per weight instead of as it is held.
         text: whether the process has a tokenizer.
+        parallel: answers at a time, as `edgeq serve` gives them, each with a cache of its own.
 
     Raises:
         UsageError: a number outside what is allowed, or a device of unknown memory.
@@ -157,12 +165,14 @@ def plan(
     checked_kv_bits(kv_bits)
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}; use 1 or more")
+    if not 1 <= parallel <= MAX_SEQUENCES:
+        raise UsageError(f"parallel is {parallel}; use 1 to {MAX_SEQUENCES}")
     if profile.usable_bytes is None:
         raise UsageError(f"the usable memory of {profile.title} is not known; give it usable_bytes")
     threads = threads or profile.cores or 1
     stored = facts if bits is None else facts.at_bits(bits)
     rates = sustained(profile, threads)
-    memory = _Memory(config, kv_bits, threads, text)
+    memory = _Memory(config, kv_bits, threads, text, parallel)
     total = stored.weights_bytes + memory.beside(context)
     usable = profile.usable_bytes
     speed = Speed(stored, rates, kv_bits)
@@ -175,10 +185,11 @@ def plan(
         context=context,
         kv_bits=kv_bits,
         threads=threads,
+        parallel=parallel,
         fits=total <= usable,
         weights_bytes=stored.weights_bytes,
-        kv_bytes=kv_bytes(config, context, kv_bits),
-        scratch_bytes=scratch_bytes(config, context, threads),
+        kv_bytes=memory.cache(context),
+        scratch_bytes=memory.scratch(context),
         process_bytes=memory.process,
         usable_bytes=usable,
         headroom_bytes=usable - total,
@@ -233,14 +244,20 @@ class _Memory:
     kv_bits: int
     threads: int
     text: bool
+    parallel: int
 
     @property
     def process(self) -> int:
         return PROCESS_BYTES + self.text * TOKENIZER_BYTES * self.config.vocab
 
+    def cache(self, context: int) -> int:
+        return self.parallel * kv_bytes(self.config, context, self.kv_bits)
+
+    def scratch(self, context: int) -> int:
+        return scratch_bytes(self.config, context, self.threads, self.parallel)
+
     def beside(self, context: int) -> int:
-        cache = kv_bytes(self.config, context, self.kv_bits)
-        return cache + scratch_bytes(self.config, context, self.threads) + self.process
+        return self.cache(context) + self.scratch(context) + self.process
 
 
 def _largest(most: int, fits: Callable[[int], bool]) -> int:

@@ -31,6 +31,8 @@ BATCH = 128
 """Tokens per prefill pass: enough to reuse unpacked weights, few enough to keep buffers small."""
 MAX_DRAFT = 64
 """Most tokens guessed at once."""
+MAX_SEQUENCES = 64
+"""Most sequences that are decoded together, each with a cache of its own."""
 PART_HEAD = 16
 """Floats before the output in a partial result: max, sum, then padding to a cache line."""
 ACT_BLOCK = 48

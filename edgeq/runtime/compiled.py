@@ -12,7 +12,7 @@ from edgeq.runtime.step_times import StepTimes
 
 
 class CompiledBackend:
-    """See `edgeq.runtime.engine.Backend`: one sequence of a decoder that others may share.
+    """See `edgeq.runtime.backend.Backend`: one sequence of a decoder that others may share.
 
     Args:
         decoder: runs the tokens.
@@ -33,6 +33,11 @@ class CompiledBackend:
         """Run tokens in batches; logits [outputs, V] of the last ``outputs`` of them."""
         self._written = max(self._written, position + len(tokens))
         return self._decoder.forward(self._sequence, tokens, position, outputs)
+
+    def hidden(self, tokens: NDArray[np.int64], position: int) -> NDArray[np.float32]:
+        """Run tokens in batches; the final norm of each, [T, hidden or more]."""
+        self._written = max(self._written, position + len(tokens))
+        return self._decoder.hidden(self._sequence, tokens, position)
 
     def greedy(self, token: int, position: int, steps: int) -> list[int]:
         """``steps`` greedy tokens after ``token``, without Python in between."""

@@ -54,6 +54,7 @@ class CompiledProgram:
         caches: the KV cache of each layer, for each sequence.
         tables: address of the records of each sequence's caches.
         logits: float32 [sequences, V rounded up to whole tiles].
+        normed: float32 [rows, hidden rounded up]: after a pass, the final norm of its tokens.
 
     Raises:
         UnsupportedError: the decoder needs an operation for which there is no step.
@@ -86,7 +87,7 @@ class CompiledProgram:
         sizes = buffers(c, context, threads, sequences)
         attentions = self._attention_records(steps, context)
         scratch = {name: memory.scratch(shape) for name, shape in sizes.arrays.items()}
-        self.logits = scratch["logits"]
+        self.logits, self.normed = scratch["logits"], scratch["normed"]
         rows = memory.zeros(len(_ROWS), abi.ROWS)
         for row, (name, private) in zip(rows, _ROWS.items(), strict=True):
             row["address"], row["stride"] = scratch[name].ctypes.data, scratch[name].strides[0]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,52 +20,18 @@ from edgeq.core.errors import FormatError, UnsupportedError, UsageError, check_t
 from edgeq.model.block import K_NORM, K_PROJ, V_PROJ, tensor_name
 from edgeq.model.config import ModelConfig
 from edgeq.model.kv_bits import KvBits, checked_kv_bits
-from edgeq.model.memory_layout import center_span
+from edgeq.model.memory_layout import MAX_SEQUENCES, center_span
 from edgeq.model.model import Model
 from edgeq.runtime import kv_state as state
+from edgeq.runtime.backend import Backend
 from edgeq.runtime.sampling import NOT_FINITE
 
 if TYPE_CHECKING:  # it names fields of the compiled kernels, which the NumPy backend does without
     from edgeq.runtime.step_times import StepTimes
 
 BACKENDS = ("numba", "numpy")
-MAX_SEQUENCES = 64
-"""Most engines of a batch."""
 _CHECK_EVERY = 16
 """Tokens after which a float16 cache is checked for values that float16 cannot represent."""
-
-
-class Backend(Protocol):
-    """What the engine runs tokens with: compiled code or NumPy."""
-
-    scratch_bytes: int
-    kv_bytes: int
-
-    def forward(
-        self, tokens: NDArray[np.int64], position: int, outputs: int
-    ) -> NDArray[np.float32]:
-        """Run tokens at ``position``; logits [outputs, V] of the last ``outputs`` of them."""
-
-    def greedy(self, token: int, position: int, steps: int) -> list[int]:
-        """``steps`` greedy tokens after ``token``."""
-
-    def is_finite(self) -> bool:
-        """Whether the last logits were numbers."""
-
-    def truncate(self, position: int) -> None:
-        """Remove everything at and past ``position``."""
-
-    def first(self, layer: int) -> int:
-        """The first position that is still in a layer's cache, a multiple of 16."""
-
-    def read(self, layer: int, start: int, stop: int) -> state.Parts:
-        """A layer's cache of positions ``start:stop``, in the arrays of `state.layer_parts`."""
-
-    def write(self, layer: int, start: int, parts: state.Parts) -> None:
-        """Put a saved sequence's last positions, from ``start`` to its end, into a layer."""
-
-    def close(self) -> None:
-        """Release threads and memory."""
 
 
 class Engine:
@@ -242,6 +208,31 @@ class Engine:
         self._extend(ids.tolist())
         self._check_cache(bool(np.isfinite(logits.max())))  # NaN if any is
         return logits if all_logits else logits[0]
+
+    def hidden(self, tokens: Any) -> NDArray[np.float32]:
+        """Append tokens to the sequence and run them, without logits.
+
+        Args:
+            tokens: token ids, int [T], T >= 1.
+
+        Returns:
+            float32 [T, hidden]: the final norm of each token, which the output head would read.
+
+        Raises:
+            UsageError: no tokens, an id outside the vocabulary, or the context would overflow.
+            UnsupportedError: the model's keys or values are too large for the KV cache.
+            FormatError: they are not numbers.
+        """
+        ids = np.atleast_1d(np.asarray(tokens, dtype=np.int64))
+        self._check(ids)
+        self._catch_up()
+        states = self._run.hidden(ids, self.n_past)[:, : self.config.hidden]
+        self._extend(ids.tolist())
+        finite = bool(np.isfinite(states).all())
+        self._check_cache(finite)
+        if not finite:
+            raise FormatError(NOT_FINITE)
+        return np.ascontiguousarray(states)
 
     def greedy(self, token: int, n: int) -> list[int]:
         """Append ``token``, then decode greedily; returns the next ``n`` tokens.

@@ -29,6 +29,7 @@ from edgeq.runtime.sampling import (
 
 if TYPE_CHECKING:
     from edgeq.runtime.chat_template import Message
+    from edgeq.runtime.draft import Draft
     from edgeq.runtime.engine import Engine
     from edgeq.runtime.tokenizer import Tokenizer
 
@@ -86,7 +87,7 @@ class Chunk:
         prefill_s: seconds from the start until the first token's logits.
         decode_s: seconds spent on the tokens after the first, without the consumer's time.
         n_reused: tokens before the prompt that were in the cache already.
-        n_drafted: tokens drafted by prompt lookup.
+        n_drafted: tokens drafted by prompt lookup or a draft model.
         n_accepted: how many of those were accepted.
         logprobs: of the token, if they were asked for.
     """
@@ -135,6 +136,7 @@ def generate(
     logprobs: int | None = None,
     constraint: Constraint | None = None,
     shown: Sequence[int] = (),
+    draft: Draft | None = None,
 ) -> Generator[Chunk, None, None]:
     """Continue a text or a conversation, token by token.
 
@@ -161,6 +163,8 @@ def generate(
         constraint: what may be generated, such as JSON of a schema
             (`edgeq.runtime.constraint`); anything if None.
         shown: special tokens that are written out in the text.
+        draft: a small model that drafts tokens, which are checked in one pass. The tokens are the
+            same as without, with every setting.
 
     Returns:
         A generator of chunks. Arguments are checked at once, not at the first chunk.
@@ -201,6 +205,8 @@ def generate(
             "prompt lookup works neither with a constraint nor with log-probabilities; set lookup "
             "to 0"
         )
+    if lookup and draft is not None:
+        raise UsageError("prompt lookup and a draft model do not work together; choose one")
     if logprobs is not None and (type(logprobs) is not int or not 0 <= logprobs <= MAX_LOGPROBS):
         raise UsageError(f"logprobs is {logprobs}; use 0 to {MAX_LOGPROBS}, or none")
     ids, further_ends = prompt_ids(engine, tokenizer, prompt)
@@ -226,6 +232,7 @@ def generate(
         logprobs,
         constraint,
         tuple(shown),
+        draft,
     ).run()
 
 
@@ -245,8 +252,9 @@ class _Generation:
         logprobs: int | None,
         constraint: Constraint | None,
         shown: tuple[int, ...],
+        draft: Draft | None,
     ) -> None:
-        self.engine = engine
+        self.engine, self.draft = engine, draft
         self.prompt = list(prompt_ids)
         self.history = [*engine.tokens, *self.prompt]
         self.params = params
@@ -256,6 +264,7 @@ class _Generation:
         self.lookup = lookup
         self.wanted_logprobs, self.constraint = logprobs, constraint
         self.logprobs: Logprobs | None = None  # of the last token
+        self.verified: list[Logprobs | None] = []  # of the tokens of the last verified draft
         self.stream = (
             tokenizer.stream(self.history, shown) if shown else tokenizer.stream(self.history)
         )
@@ -308,7 +317,9 @@ class _Generation:
         plain = self.params.plain_greedy and self.constraint is None
         decode = self._bursts if plain and self.wanted_logprobs is None else self._one_by_one
         if self.lookup:
-            decode = self._drafts
+            decode = self._looked_up
+        elif self.draft is not None:
+            decode = self._drafted
         yield from decode(token, self.limit - 1)
 
     def _choose(self, logits: Logits) -> int:
@@ -342,43 +353,80 @@ class _Generation:
             left -= burst
             burst = next_burst(burst, elapsed)
 
-    def _drafts(self, token: int, n: int) -> Generator[int, None, None]:
-        """Like `_bursts`, but each draft of prompt lookup is verified in one pass."""
+    def _looked_up(self, token: int, n: int) -> Generator[int, None, None]:
+        """As `_bursts`, but drafts of prompt lookup are verified, each in one pass."""
         text = Lookup([*self.history, token])
         length, left = DraftLength(self.lookup), n
         while left:
             draft = text.draft(min(length.next(), left - 1))
             before = self.engine.n_past
             started = time.perf_counter()
-            chosen = self._verify(token, draft)
+            chosen = self._verify(token, draft) if draft else self.engine.greedy(token, 1)
             self.decode_s += time.perf_counter() - started
-            accepted = len(chosen) - 1
-            self.n_drafted += len(draft)
-            self.n_accepted += accepted
-            length.record(len(draft), accepted)
+            length.record(len(draft), len(chosen) - 1)
+            yield from self._yield_tokens(chosen, before)
+            text.extend(chosen)
+            token = chosen[-1]
+            left -= len(chosen)
+
+    def _drafted(self, token: int, n: int) -> Generator[int, None, None]:
+        """The same tokens as without, with drafts of a small model where they pay."""
+        assert self.draft is not None
+        text = self.draft.begin([*self.history, token], self.sampler)
+        bursts = self.params.plain_greedy and self.constraint is None
+        bursts = bursts and self.wanted_logprobs is None
+        burst, left = 1, n
+        while left:
+            wanted, plain = text.next()
+            started = time.perf_counter()
+            draft = text.propose(min(wanted, left - 1)) if wanted and left > 1 else []
+            before, drafted_at = self.engine.n_past, time.perf_counter()
+            if draft:
+                chosen = self._verify(token, draft)
+                text.checked(len(draft), len(chosen) - 1, time.perf_counter() - drafted_at)
+            else:
+                burst = min(burst, left, plain or 1)
+                chosen = (
+                    self.engine.greedy(token, burst)
+                    if bursts
+                    else [self._choose(self.engine.forward([token]))]
+                )
+                elapsed = time.perf_counter() - drafted_at
+                text.plain(len(chosen), elapsed)
+                burst = next_burst(burst, elapsed)
+            self.decode_s += time.perf_counter() - started
             yield from self._yield_tokens(chosen, before)
             text.extend(chosen)
             token = chosen[-1]
             left -= len(chosen)
 
     def _verify(self, token: int, draft: list[int]) -> list[int]:
-        """The greedy tokens after ``token``: the part of the draft that agrees, and one more."""
-        if not draft:
-            return self.engine.greedy(token, 1)
+        """The tokens after ``token``: the part of the draft that is right, and one more.
+
+        Each is chosen as it would be without a draft; a draft is right where it is the same.
+        """
         before = self.engine.n_past
         rows = self.engine.forward([token, *draft], all_logits=True)
-        chosen = [int(best) for best in rows.argmax(axis=1)]
-        accepted = 0
-        while accepted < len(draft) and chosen[accepted] == draft[accepted]:
-            accepted += 1
-        self.engine.truncate(before + accepted + 1)
-        return chosen[: accepted + 1]
+        chosen: list[int] = []
+        self.verified = []
+        for row, guess in zip(rows, [*draft, None], strict=True):
+            chosen.append(self._choose(row))
+            self.verified.append(self.logprobs)
+            if chosen[-1] != guess or guess in self.ends:
+                break
+        self.engine.truncate(before + len(chosen))
+        self.n_drafted += len(draft)
+        self.n_accepted += len(chosen) - 1
+        return chosen
 
     def _yield_tokens(self, chosen: list[int], before: int) -> Generator[int, None, None]:
         """The tokens of one step. If closed early, those not yielded leave the cache."""
         yielded = 0
+        logprobs, self.verified = self.verified, []
         try:
             for token in chosen:
+                if logprobs:
+                    self.logprobs = logprobs[yielded]
                 yielded += 1
                 yield token
         finally:

@@ -20,6 +20,8 @@ most 32 * 127 * 255.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -54,7 +56,7 @@ UNPACK_WEIGHTS = 1 << 22
 
 
 class NumpyBackend:
-    """A model with a cache, run by NumPy alone; an `edgeq.runtime.engine.Backend`.
+    """A model with a cache, run by NumPy alone; an `edgeq.runtime.backend.Backend`.
 
     Args:
         model: validated; quantized, float, or a mixture.
@@ -76,7 +78,8 @@ class NumpyBackend:
                 for t in model.tensors.values()
                 if isinstance(t, QuantTensor)
             )
-        self._reference = Reference(model, linear=PackedLinear(keep=keep))
+        self._product = PackedLinear(keep=keep)
+        self._reference = Reference(model, linear=self._product)
         self._cache: KV = (
             KV(c, np.float16, context) if kv_bits == 16 else IntegerKV(c, context, kv_bits)
         )
@@ -92,6 +95,12 @@ class NumpyBackend:
             if outputs == 1:
                 return self._reference.forward(tokens, self._cache, all_logits=False)[None]
             return self._reference.forward(tokens, self._cache)[len(tokens) - outputs :]
+
+    def hidden(self, tokens: NDArray[np.int64], position: int) -> Array:
+        """Run tokens at ``position``; the final norm of each, [T, hidden]."""
+        with self._product.watched() as inputs:
+            self.forward(tokens, position, len(tokens))
+        return inputs[-1]
 
     def greedy(self, token: int, position: int, steps: int) -> list[int]:
         """``steps`` greedy tokens after ``token``; the last one is not in the cache."""
@@ -155,9 +164,21 @@ class PackedLinear:
     def __init__(self, *, keep: bool) -> None:
         self._keep = keep
         self._unpacked: dict[str, Array] = {}
+        self._inputs: list[Array] | None = None
+
+    @contextmanager
+    def watched(self) -> Iterator[list[Array]]:
+        """The input of the last product in the block, in a list."""
+        self._inputs = []
+        try:
+            yield self._inputs
+        finally:
+            self._inputs = None
 
     def __call__(self, name: str, x: Array, weight: Tensor) -> Array:
         """The product, float32 [T, N]; floats are multiplied as floats."""
+        if self._inputs is not None:
+            self._inputs[:] = [x]
         if not isinstance(weight, QuantTensor):
             return dense(name, x, weight)
         n, k = weight.shape

@@ -262,6 +262,13 @@ class Sampler:
         self._counts: Counter[int] = Counter()
         self._biased = _bias_arrays(params.logit_bias, vocab)
 
+    def ahead(self) -> Sampler:
+        """A copy that draws with the same random numbers; what it chooses changes nothing here."""
+        copied = Sampler(self.params, self.vocab)
+        copied._rng.bit_generator.state = self._rng.bit_generator.state
+        copied._recent, copied._counts = self._recent.copy(), self._counts.copy()
+        return copied
+
     def accept(self, tokens: Iterable[int]) -> None:
         """Count tokens that `sample` did not choose, such as the prompt's, as recent."""
         if self.params.penalizes:

@@ -123,6 +123,18 @@ class SharedDecoder:
                 self._call(sequence, ids, position + start, wanted, into, 0, None, threads)
             return rows[:outputs, : self._vocab].copy()
 
+    def hidden(
+        self, sequence: int, tokens: NDArray[np.int64], position: int
+    ) -> NDArray[np.float32]:
+        """Run tokens of a sequence in batches; what the head would read, [T, rounded hidden]."""
+        rows = np.empty((len(tokens), self.program.normed.shape[1]), np.float32)
+        with self._exclusively():
+            for start in range(0, len(tokens), self._batch):
+                ids = tokens[start : start + self._batch]
+                self._call(sequence, ids, position + start, 0, self._logits, 0, None, self._threads)
+                rows[start : start + len(ids)] = self.program.normed[: len(ids)]
+        return rows
+
     def greedy(
         self, sequence: int, token: int, position: int, steps: int
     ) -> tuple[list[int], bool]:

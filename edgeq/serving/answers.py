@@ -44,6 +44,8 @@ class Totals:
     reasoning: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    drafted: int = 0
+    accepted: int = 0
 
     def add(self, ended: Ended) -> None:
         """Count an answer."""
@@ -52,6 +54,8 @@ class Totals:
         self.generated += ended.n_generated
         self.prefill_s += ended.prefill_s
         self.decode_s += ended.decode_s
+        self.drafted += ended.n_drafted
+        self.accepted += ended.n_accepted
 
     def usage(self) -> dict[str, Any]:
         """OpenAI's ``usage``."""
@@ -71,6 +75,9 @@ class Totals:
             "prompt_ms": round(1e3 * self.prefill_s, 3),
             "predicted_n": self.generated,
             "predicted_ms": round(1e3 * self.decode_s, 3),
+            **(
+                {"draft_n": self.drafted, "draft_n_accepted": self.accepted} if self.drafted else {}
+            ),
         }
 
 

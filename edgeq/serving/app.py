@@ -22,8 +22,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgeq._version import __version__
 from edgeq.serving import answers, metrics, openapi, responses
+from edgeq.serving.embeddings import embedding_call
 from edgeq.serving.failures import ApiError
 from edgeq.serving.fields import read_json
+from edgeq.serving.phone import phone_addresses
 from edgeq.serving.requests import Call, chat_call, chosen_model, completion_call, read_for_model
 from edgeq.serving.service import Service
 from edgeq.serving.token_requests import DETOKENIZE, TOKENIZE, detokenized, tokenized
@@ -248,6 +250,12 @@ def endpoints(service: Service) -> dict[str, tuple[str, Endpoint]]:
             request, responses.response_call, responses.response, responses.response_stream
         )
 
+    async def embeddings(request: Request) -> Response:
+        body = await body_of(request, service.settings.body_bytes)
+        call = await asyncio.to_thread(embedding_call, body, service.models)
+        vectors = await unless_gone(request.receive, service.embed(call))
+        return JSONResponse(await asyncio.to_thread(call.answer, vectors))
+
     async def models(request: Request) -> Response:
         listed = [one.described() for one in service.models.values()]
         return JSONResponse({"object": "list", "data": listed})
@@ -289,8 +297,15 @@ def endpoints(service: Service) -> dict[str, tuple[str, Endpoint]]:
         served = chosen_model(service.models, request.path_params["model"])
         return JSONResponse(await asyncio.to_thread(service.card, served))
 
+    async def phone(request: Request) -> Response:
+        port = request.scope["server"][1]
+        host = request.headers.get("host")
+        found = await asyncio.to_thread(phone_addresses, service.settings, port, host)
+        return JSONResponse(found, headers={"Cache-Control": "no-store"})
+
     return {
         "/health": ("GET", health),
+        "/phone": ("GET", phone),
         "/metrics": ("GET", prometheus),
         "/props": ("GET", props),
         "/openapi.json": ("GET", document),
@@ -300,6 +315,7 @@ def endpoints(service: Service) -> dict[str, tuple[str, Endpoint]]:
         "/v1/chat/completions": ("POST", chat),
         "/v1/completions": ("POST", completion),
         "/v1/responses": ("POST", response),
+        "/v1/embeddings": ("POST", embeddings),
         "/tokenize": ("POST", tokenize),
         "/detokenize": ("POST", detokenize),
     }

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from edgeq._version import __version__
+from edgeq.serving.embeddings import EMBEDDINGS
 from edgeq.serving.fields import Field, object_schema
 from edgeq.serving.requests import CHAT, COMPLETION
 from edgeq.serving.responses import RESPONSE
@@ -73,6 +74,7 @@ PATHS: dict[str, dict[str, Any]] = {
     "/v1/responses": _posted(
         "Answer a conversation, in OpenAI's newer form.", RESPONSE, streams=True
     ),
+    "/v1/embeddings": _posted("Vectors of texts.", EMBEDDINGS),
     "/v1/models": _got("The models that are served."),
     "/v1/models/{model}": _got("One of them.", model=True),
     "/v1/models/{model}/card": _got("Its quality card.", model=True),
@@ -80,6 +82,7 @@ PATHS: dict[str, dict[str, Any]] = {
     "/detokenize": _posted("The text of token ids.", DETOKENIZE),
     "/health": _got("Whether the server answers."),
     "/props": _got("Models, defaults, memory and sensors."),
+    "/phone": _got("Addresses of the page for a phone, with QR codes."),
     "/metrics": _got("Counters for Prometheus.", "text/plain"),
     "/openapi.json": _got("This document."),
 }

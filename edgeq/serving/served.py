@@ -15,11 +15,13 @@ from edgeq.core.memory import available_bytes
 from edgeq.core.progress import Progress
 from edgeq.core.units import human_bytes
 from edgeq.importers import load
+from edgeq.importers.pooling import pooling_of
 from edgeq.importers.tokenizer.chat_templates import chat_templates
 from edgeq.model.kv_bits import KvBits
 from edgeq.model.memory_layout import kv_bytes, scratch_bytes
 from edgeq.model.model import Model
 from edgeq.runtime.constraint import GrammarVocabulary
+from edgeq.runtime.draft import Draft, open_drafts
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.kv_state import fingerprint
 from edgeq.runtime.tokenizer import Tokenizer
@@ -39,6 +41,7 @@ class ServedModel:
         model: opened.
         settings: of the server.
         threads: that generate.
+        draft: a small model that drafts tokens.
         context: of each slot in tokens; a model that supports fewer has its own.
         n_threads, kv_bits, backend, mmap: as `Engine` takes them.
     """
@@ -50,6 +53,7 @@ class ServedModel:
         settings: ServerSettings,
         threads: ThreadPoolExecutor,
         *,
+        draft: Model | None = None,
         context: int | None = None,
         n_threads: int | None = None,
         kv_bits: KvBits = 8,
@@ -57,6 +61,7 @@ class ServedModel:
         mmap: bool | None = None,
     ) -> None:
         self.name, self.model = name, model
+        self._pooling = settings.pooling
         self.created = int(time.time())
         self._making_grammars = threading.Lock()
         self._grammars: GrammarVocabulary | None = None
@@ -70,7 +75,17 @@ class ServedModel:
             backend=backend, mmap=mmap,
         )  # fmt: skip
         self.context = self.engines[0].context
-        self.slots = SlotPool(self.engines, settings.queue)
+        self.drafts: list[Draft] = []
+        if draft is not None:
+            try:
+                self.drafts = open_drafts(
+                    draft, model, settings.parallel, threads=n_threads, kv_bits=kv_bits,
+                    backend=backend, mmap=mmap,
+                )  # fmt: skip
+            except BaseException:
+                self.close()
+                raise
+        self.slots = SlotPool(self.engines, settings.queue, self.drafts)
         self.cache = PrefixCache(settings.prefix_bytes)
         self.worker = Worker(self.tokenizer, self.slots, self.cache, threads, settings.timeout_s)
 
@@ -78,6 +93,15 @@ class ServedModel:
     def template(self) -> str:
         """The text of its chat templates; empty if it has none."""
         return "\n".join(chat_templates(self.model.files).values())
+
+    @cached_property
+    def pooling(self) -> str:
+        """How embeddings are made of hidden states.
+
+        Raises:
+            UnsupportedError: as its files say, which edgeq does not do.
+        """
+        return self._pooling or pooling_of(self.model.files)
 
     @cached_property
     def thinks(self) -> bool:
@@ -135,6 +159,7 @@ class ServedModel:
             "tools": self.syntax.name if self.syntax else None,
             "family": config.family,
             "vocabulary": config.vocab,
+            "hidden": config.hidden,
             "weights_bytes": self.model.nbytes,
             "kv_cache_bytes": sum(engine.kv_bytes for engine in self.engines),
             "prefix_cache_bytes": self.cache.nbytes,
@@ -144,6 +169,8 @@ class ServedModel:
         """Release the engines."""
         for engine in self.engines:
             engine.close()
+        for draft in self.drafts:
+            draft.close()
 
 
 def _refuse_too_much(

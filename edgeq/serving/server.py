@@ -13,6 +13,7 @@ from typing import Any
 
 from edgeq.core.errors import EdgeqError, UsageError, require
 from edgeq.core.progress import Progress
+from edgeq.importers import load
 from edgeq.model.kv_bits import KvBits
 from edgeq.model.model import Model
 from edgeq.serving.settings import ServerSettings
@@ -31,6 +32,8 @@ class Server:
         models: paths of models (``NAME=PATH`` gives a name other than the file's), models, or
             pairs of a name and one of them. The first is used where a request names none.
         settings: address, limits, defaults.
+        draft: a small model, or its path, that drafts tokens for all of the models, which must have
+            its tokenizer; answers stay the same. See `Draft`.
         context: tokens of every slot; a model that supports fewer has its own limit.
         threads, kv_bits, backend, mmap: as `Engine` takes them, for every slot.
         progress: called while models are opened.
@@ -38,7 +41,8 @@ class Server:
     Raises:
         MissingDependencyError: the extra "serve" is not installed.
         FormatError: a model cannot be opened.
-        UsageError: the address is in use, or two models have one name.
+        UsageError: the address is in use, two models have one name, or the draft model has another
+            tokenizer.
 
     Example:
         >>> with edgeq.Server("model.edgeq", edgeq.ServerSettings(port=0)) as server:
@@ -52,6 +56,7 @@ class Server:
         models: Source | list[Source | tuple[str, Source]],
         settings: ServerSettings | None = None,
         *,
+        draft: Source | None = None,
         context: int | None = None,
         threads: int | None = None,
         kv_bits: KvBits = 8,
@@ -69,6 +74,8 @@ class Server:
         from edgeq.serving.service import Service
 
         self.settings = settings or ServerSettings()
+        if draft is not None and self.settings.lookup:
+            raise UsageError("prompt lookup and a draft model do not work together; choose one")
         listed: Any = models if isinstance(models, list) else [models]
         sources = named_models(listed)
         self._socket = _listen(self.settings)
@@ -77,10 +84,11 @@ class Server:
         )
         served: dict[str, ServedModel] = {}
         try:
+            helper = load(draft) if isinstance(draft, str | Path) else draft
             for name, model in open_models(sources, progress).items():
                 served[name] = ServedModel(
-                    name, model, self.settings, pool, context=context, n_threads=threads,
-                    kv_bits=kv_bits, backend=backend, mmap=mmap,
+                    name, model, self.settings, pool, draft=helper, context=context,
+                    n_threads=threads, kv_bits=kv_bits, backend=backend, mmap=mmap,
                 )  # fmt: skip
         except BaseException:
             self._socket.close()

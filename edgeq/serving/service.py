@@ -9,9 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgeq.core.errors import EdgeqError
 from edgeq.core.memory import rss_bytes
 from edgeq.quant.decoder.model_card import model_card
+from edgeq.serving.embeddings import EmbeddingCall
 from edgeq.serving.metrics import Metrics, ModelMetrics, family, sample
 from edgeq.serving.requests import Call
 from edgeq.serving.sensors import Sensors
@@ -62,8 +66,11 @@ class Service:
                     if first:
                         counted.ttft.add(time.perf_counter() - arrived)
                         first = False
-                elif isinstance(event, Ended) and event.tpot_s is not None:
-                    counted.tpot.add(event.tpot_s)
+                elif isinstance(event, Ended):
+                    counted.drafted += event.n_drafted
+                    counted.accepted += event.n_accepted
+                    if event.tpot_s is not None:
+                        counted.tpot.add(event.tpot_s)
                 if self.settings.log_prompts and isinstance(event, Piece | Ended):
                     said.append(event.text)
                 yield event
@@ -71,6 +78,19 @@ class Service:
             await events.aclose()
             if self.settings.log_prompts:
                 LOG.info("answer: %r", "".join(said))
+
+    async def embed(self, call: EmbeddingCall) -> NDArray[np.float32]:
+        """The vectors of a request, counted.
+
+        Raises:
+            ApiError: as of `Worker.embed`.
+        """
+        if self.settings.log_prompts:
+            for text in call.texts:
+                LOG.info("text: %r", call.served.tokenizer.decode(text))
+        vectors = await call.served.worker.embed(call.texts, call.pooling)
+        self.metrics.models[call.served.name].prompt += sum(map(len, call.texts))
+        return vectors
 
     def log_prompt(self, call: Call) -> None:
         """Write the prompts to the log, if that was asked for."""
@@ -134,6 +154,10 @@ class Service:
                   lambda one: counted(one).cached)  # fmt: skip
         of_models("edgeq_generated_tokens_total", "counter", "Tokens generated.",
                   lambda one: counted(one).generated)  # fmt: skip
+        of_models("edgeq_drafted_tokens_total", "counter",
+                  "Tokens that a draft proposed.", lambda one: counted(one).drafted)  # fmt: skip
+        of_models("edgeq_accepted_tokens_total", "counter", "Drafted tokens that were right.",
+                  lambda one: counted(one).accepted)  # fmt: skip
         histogram("edgeq_time_to_first_token_seconds",
                   "From a request to its first token, waiting included.", "ttft")  # fmt: skip
         histogram("edgeq_time_per_output_token_seconds",

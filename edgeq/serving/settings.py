@@ -5,8 +5,9 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass, field
 
-from edgeq.core.errors import UsageError
-from edgeq.runtime.lookup import MAX_DRAFT
+from edgeq.core.errors import UsageError, unknown
+from edgeq.importers.pooling import POOLINGS
+from edgeq.model.memory_layout import MAX_DRAFT, MAX_SEQUENCES
 from edgeq.runtime.sampling import SamplingParams
 
 LOOPBACK_NAMES = ("localhost",)
@@ -29,6 +30,8 @@ class ServerSettings:
         drain_s: seconds that running answers may take after the server is told to end.
         prefix_bytes: memory for the caches of earlier conversations; 0 keeps none.
         lookup: tokens to propose by prompt lookup in greedy answers; 0 for none.
+        pooling: how embeddings are made of hidden states, "last" or "mean"; None takes what each
+            model's files say.
         params: how tokens are chosen where a request does not say so.
         log_prompts: write prompts and answers to the log.
 
@@ -52,12 +55,13 @@ class ServerSettings:
     drain_s: float = 30.0
     prefix_bytes: int = 256 << 20
     lookup: int = 0
+    pooling: str | None = None
     params: SamplingParams = field(default_factory=SamplingParams)
     log_prompts: bool = False
 
     def __post_init__(self) -> None:
         ranges = {
-            "port": (0, 65535), "parallel": (1, 64), "queue": (0, 10_000),
+            "port": (0, 65535), "parallel": (1, MAX_SEQUENCES), "queue": (0, 10_000),
             "timeout_s": (1, 86_400), "body_bytes": (1024, 1 << 30), "drain_s": (0, 3600),
             "prefix_bytes": (0, 1 << 40), "lookup": (0, MAX_DRAFT),
         }  # fmt: skip
@@ -66,6 +70,8 @@ class ServerSettings:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not (number and low <= value <= high):
                 raise UsageError(f"{name} is {value!r}; use {low} to {high}")
+        if self.pooling is not None and self.pooling not in POOLINGS:
+            raise UsageError(unknown("pooling", self.pooling, POOLINGS))
         if self.api_key is not None and not (
             self.api_key.isascii() and self.api_key.isprintable() and self.api_key.strip()
         ):

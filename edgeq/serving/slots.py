@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edgeq.runtime.draft import Draft
 from edgeq.runtime.engine import Engine
 from edgeq.serving.failures import busy
 from edgeq.serving.prefix_cache import common_prefix
@@ -23,11 +24,13 @@ class Slot:
     Args:
         number: from 0.
         engine: with the cache of the last sequence.
+        draft: drafts tokens for it; None if nothing does.
         tokens: that sequence, as it was when the slot was given back.
     """
 
     number: int
     engine: Engine
+    draft: Draft | None = None
     tokens: tuple[int, ...] = ()
 
 
@@ -37,10 +40,13 @@ class SlotPool:
     Args:
         engines: one for each slot.
         queue: requests that may wait.
+        drafts: one for each slot, or none.
     """
 
-    def __init__(self, engines: Sequence[Engine], queue: int) -> None:
-        self.slots = [Slot(number, engine) for number, engine in enumerate(engines)]
+    def __init__(self, engines: Sequence[Engine], queue: int, drafts: Sequence[Draft] = ()) -> None:
+        helpers: Sequence[Draft | None] = drafts or [None] * len(engines)
+        pairs = zip(engines, helpers, strict=True)
+        self.slots = [Slot(number, engine, draft) for number, (engine, draft) in enumerate(pairs)]
         self._free = list(self.slots)
         self._queue = queue
         self._waiting: deque[asyncio.Future[Slot]] = deque()

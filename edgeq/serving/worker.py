@@ -11,8 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgeq.core.errors import EdgeqError
 from edgeq.model.memory_layout import BATCH
+from edgeq.runtime.embedding import embedded
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.generate import Constraint, FinishReason, Logprobs, generate
 from edgeq.runtime.sampling import SamplingParams
@@ -102,6 +106,7 @@ class Ended:
         n_prompt, n_cached, n_generated: tokens.
         prefill_s: seconds until the first token's logits.
         decode_s: seconds for the tokens after the first.
+        n_drafted, n_accepted: tokens that a draft proposed, and those that were right.
     """
 
     text: str
@@ -111,6 +116,8 @@ class Ended:
     n_generated: int
     prefill_s: float
     decode_s: float
+    n_drafted: int = 0
+    n_accepted: int = 0
 
     @property
     def tpot_s(self) -> float | None:
@@ -195,6 +202,52 @@ class Worker:
         finally:
             left.set()
 
+    async def embed(self, texts: Sequence[tuple[int, ...]], pooling: str) -> NDArray[np.float32]:
+        """Embeddings of texts, [n, hidden], on a slot of their own.
+
+        Canceling it ends the work after the text that it is at.
+
+        Raises:
+            ApiError: no slot is to be had, it took too long, or the model failed.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        slot = await self._slots.take((), self._timeout_s)
+        left = threading.Event()
+        loop = asyncio.get_running_loop()
+
+        def work() -> NDArray[np.float32] | ApiError:
+            found: list[NDArray[np.float32]] = []
+            try:
+                for text in texts:
+                    if left.is_set() or time.monotonic() > deadline:
+                        return ApiError(
+                            503, "timeout",
+                            f"{len(found)} of {len(texts)} texts were embedded in "
+                            f"{self._timeout_s:.0f} s; send fewer at once",
+                        )  # fmt: skip
+                    found.append(embedded(slot.engine, text, pooling))
+                return np.stack(found)
+            except Exception as err:
+                LOG.exception("embedding a text failed")
+                return of_model(err)
+            finally:
+                slot.engine.reset()
+                loop.call_soon_threadsafe(self._slots.release, slot)
+
+        try:
+            running = loop.run_in_executor(self._threads, work)
+        except RuntimeError as err:  # the threads were ended
+            self._slots.release(slot)
+            raise ApiError(503, "shutting_down", "the server is ending") from err
+        try:
+            await asyncio.wait([running])  # which goes on if this is canceled
+        finally:
+            left.set()
+        result = running.result()
+        if isinstance(result, ApiError):
+            raise result
+        return result
+
     def _run(
         self,
         slot: Slot,
@@ -228,7 +281,7 @@ class Worker:
                 break
         else:
             start = max(0, -(-len(fresh) // BATCH) - 1) * BATCH
-            self._decode(engine, job, fresh[start:], emit, deadline, started, counts)
+            self._decode(slot, job, fresh[start:], emit, deadline, started, counts)
             return
         if left.is_set():
             raise _LeftError
@@ -237,7 +290,7 @@ class Worker:
 
     def _decode(
         self,
-        engine: Engine,
+        slot: Slot,
         job: AnswerJob,
         last: Sequence[int],
         emit: Callable[[Event], None],
@@ -248,10 +301,11 @@ class Worker:
         """Run the last batch of the prompt and generate."""
         before = time.perf_counter() - started
         chunks = generate(
-            engine, self._tokenizer, list(last), job.params, max_tokens=job.max_tokens,
+            slot.engine, self._tokenizer, list(last), job.params, max_tokens=job.max_tokens,
             stop=job.stop, lookup=job.lookup if job.params.plain_greedy else 0,
             end_ids=job.end_ids, logprobs=job.logprobs, shown=job.shown,
             constraint=None if job.constraint is None else job.constraint(),
+            draft=slot.draft,
         )  # fmt: skip
         with closing(chunks):
             for chunk in chunks:
@@ -266,6 +320,8 @@ class Worker:
                             n_generated=chunk.n_generated,
                             prefill_s=before + chunk.prefill_s,
                             decode_s=chunk.decode_s,
+                            n_drafted=chunk.n_drafted,
+                            n_accepted=chunk.n_accepted,
                             **counts,
                         )
                     )

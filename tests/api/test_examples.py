@@ -21,7 +21,7 @@ from _pytest.mark import ParameterSet
 import edgeq
 
 CLASSES = (
-    "Conversation", "Engine", "GrammarVocabulary", "Recipe", "SamplingParams", "Server",
+    "Conversation", "Draft", "Engine", "GrammarVocabulary", "Recipe", "SamplingParams", "Server",
     "ServerSettings", "Tokenizer", "Workload",
 )  # fmt: skip
 """Classes whose docstring has an example; every public function has one."""

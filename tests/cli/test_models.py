@@ -561,7 +561,7 @@ def test_chat_needs_a_template(packed: Path, said: Said) -> None:
 
 def test_a_conversation_reads_only_what_is_new(talker: Path) -> None:
     from edgeq import Engine, SamplingParams, Tokenizer, load
-    from edgeq.api.run import Conversation
+    from edgeq.api.conversation import Conversation
 
     model, greedy = load(talker), SamplingParams(temperature=0)
     tokenizer = Tokenizer(model.files)

@@ -81,6 +81,27 @@ def test_what_is_planned_is_what_the_engine_takes(family: str, kv_bits: Any) -> 
             assert made.weights_bytes == model.nbytes
 
 
+@pytest.mark.parametrize("kv_bits", [4, 8, 16])
+def test_each_answer_at_a_time_has_a_cache(kv_bits: Any) -> None:
+    model = quantized(random_model(tiny_config("llama")), "w4-g32")
+    planned = plan(
+        facts_of(model, "m"), device(500), context=40, kv_bits=kv_bits, threads=2, parallel=3
+    )
+    engines = Engine.batch(model, 3, context=40, threads=2, kv_bits=kv_bits)
+    assert planned.kv_bytes == sum(engine.kv_bytes for engine in engines)
+    assert planned.scratch_bytes == engines[0].scratch_bytes
+    for engine in engines:
+        engine.close()
+    alone = plan(facts_of(model, "m"), device(500), context=40, kv_bits=kv_bits, threads=2)
+    assert planned.kv_bytes == 3 * alone.kv_bytes
+    assert planned.decode_tokens_per_s == alone.decode_tokens_per_s
+    for wrong in (0, 65):
+        with pytest.raises(UsageError, match=f"parallel is {wrong}; use 1 to 64"):
+            plan(facts_of(model, "m"), device(500), context=40, parallel=wrong)
+    with pytest.raises(DoesNotFitError, match=r"40 tokens for each of 64 answers at a time"):
+        plan(facts_of(model, "m"), device(1), context=40, parallel=64).require()
+
+
 def test_windowed_layers_keep_only_their_window() -> None:
     config = SHAPES["gemma3-1b"]
     whole = with_blocks(config, window=None)
@@ -440,6 +461,17 @@ def test_plan_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
         assert word in text
     text = said(capsys, "plan", "--shape", "llama-3.1-8b", "--device", "rpi4", "--bits", 4)
     assert "does not fit" in text
+
+
+def test_the_command_counts_every_answer_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["plan", "--shape", "qwen2.5-0.5b", "--bits", "4", "--device", "rpi5", "-c", "2048"]
+    assert main([*options, "--format", "json"]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert main([*options, "--parallel", "4", "--format", "json"]) == 0
+    four = json.loads(capsys.readouterr().out)
+    assert (four["parallel"], four["kv_bytes"]) == (4, 4 * alone["kv_bytes"])
+    assert main([*options, "--parallel", "4"]) == 0
+    assert "4 answers at a time, 2048 tokens of context, 8 bits each" in capsys.readouterr().out
 
 
 def test_the_command_for_this_machine(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ def make_module() -> Any:
 DOCUMENTS: dict[str, Callable[[], str]] = make_module().DOCUMENTS
 
 PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")))
-_PATH = re.compile(r"\b(?:edgeq|tests|docs|benchmarks|examples)(?:/[\w.-]+)+")
+_PATH = re.compile(r"(?<!/)\b(?:edgeq|tests|docs|benchmarks|examples)(?:/[\w.-]+)+")
 _LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 
 

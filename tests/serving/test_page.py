@@ -216,7 +216,8 @@ def test_markdown_becomes_nodes(browser: Browser, pair: edgeq.Server) -> None:
 @pytest.mark.parametrize("width", [320, PHONE, 768, DESK])
 def test_it_fits_and_asks_nobody_else(browser: Browser, pair: edgeq.Server, width: int) -> None:
     page = Page(browser, pair, width)
-    for button in ("#settings-button", "#report-button", "#compare"):
+    drawers = ["#settings-button", "#report-button", *(["#phone-button"] if width > 720 else [])]
+    for button in (*drawers, "#compare"):
         page.press(button)
         assert page.ask("document.documentElement.scrollWidth") <= width
         if button != "#compare":
@@ -237,3 +238,83 @@ def test_the_page_forbids_itself_other_scripts(pair: edgeq.Server) -> None:
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     assert b"innerHTML" not in ask(pair, "/chat.js").raw + ask(pair, "/markdown.js").raw
+
+
+def test_the_address_for_a_phone(browser: Browser, talker: Path, pair: edgeq.Server) -> None:
+    pytest.importorskip("segno")
+    page = Page(browser, pair, DESK)
+    page.press("#phone-button")
+    page.until("document.getElementById('phone-codes').innerText.includes('--host 0.0.0.0')")
+    settings = edgeq.ServerSettings(host="0.0.0.0", port=0, insecure=True)
+    models: list[Any] = [("talker", talker), ("tale", DEMO)]
+    with edgeq.Server(models, settings, context=128, threads=1) as shared:
+        port = shared.url.rpartition(":")[2]
+        found = ask(shared, "/phone", headers={"Host": f"board.local:{port}"}).json
+        assert found["addresses"][0]["url"] == f"http://board.local:{port}/"
+        for host in ("localhost:1", "127.0.0.1:1", "[::1]:1", 'a"b:1', "a b:1", ""):
+            urls = [one["url"] for one in ask(shared, "/phone", headers={"Host": host}).json[
+                "addresses"]]  # fmt: skip
+            assert all(url.endswith(f":{port}/") and "127.0.0" not in url for url in urls), urls
+            assert not any("[" in url for url in urls)  # it does not listen on IPv6
+        local: Any = type("Place", (), {"url": f"http://127.0.0.1:{port}"})
+        page = Page(browser, local, DESK)
+        page.press("#phone-button")
+        page.until("!document.getElementById('phone-codes').innerText.includes('Loading')")
+        shown = page.ask("[...document.querySelectorAll('figcaption')].map(e => e.innerText)")
+        assert all(f":{port}/" in url for url in shown)
+        sizes = page.ask("[...document.querySelectorAll('figure img')].map(e => e.naturalWidth)")
+        assert len(sizes) == len(shown)
+        assert all(size > 100 for size in sizes)
+        assert browser.complaints() == []
+
+
+def test_without_segno_the_address_is_shown_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from edgeq.serving import phone
+
+    def absent(extra: str, packages: Any, purpose: str) -> None:
+        raise edgeq.MissingDependencyError(packages[0], extra, purpose, [])
+
+    monkeypatch.setattr(phone, "require", absent)
+    settings = edgeq.ServerSettings(host="192.0.2.7", insecure=True)
+    found = phone.phone_addresses(settings, 8080, "localhost:8080")
+    assert found["addresses"] == [{"url": "http://192.0.2.7:8080/", "qr": None}]
+    assert "edgeq[serve]" in found["reason"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [PHONE, DESK])
+def test_axe_finds_nothing_serious(
+    browser: Browser, pair: edgeq.Server, width: int, scheme: str
+) -> None:
+    """axe-core's rules on the empty page, a conversation, two models, and each drawer."""
+    axe = pytest.importorskip("axe_core_python")
+    source = (Path(axe.__path__[0]) / "axe.min.js").read_text("utf-8")
+    page = Page(browser, pair, width)
+    browser.open(pair.url + "/", width, scheme)
+    page.until("document.getElementById('model').options.length === 2")
+    browser.driver.set_script_timeout(60)
+    browser.driver.execute_script(source)
+
+    def serious() -> list[Any]:
+        found = browser.driver.execute_async_script(
+            "const done = arguments[0]; axe.run().then(result => done(result.violations.map("
+            "v => [v.id, v.impact, v.nodes.map(n => n.html)])))"
+        )
+        return [one for one in found if one[1] in ("serious", "critical")]
+
+    assert serious() == []
+    page.set("max_tokens", 8)
+    page.write("Tell me. `code` *x*")
+    page.answered()
+    assert serious() == []
+    page.press("#compare")
+    page.write("Once upon a time")
+    page.answered()
+    assert serious() == []
+    for name in ("settings", "report", *(["phone"] if width == DESK else [])):
+        page.press(f"#{name}-button")
+        page.until(f"!document.getElementById('{name}').innerText.includes('Loading')")
+        assert serious() == []
+        page.press(f"#{name} .close")

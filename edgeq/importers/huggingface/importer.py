@@ -16,6 +16,7 @@ from edgeq.formats.tensor import FloatTensor, Tensor
 from edgeq.importers.huggingface.checkpoint import Checkpoint
 from edgeq.importers.huggingface.config import read_config
 from edgeq.importers.huggingface.quantized.stored import KeptMatrix
+from edgeq.importers.pooling import FILE as POOLING
 from edgeq.importers.tokenizer.sentencepiece_model import tokenizer_files
 from edgeq.model.block import tensor_name
 from edgeq.model.config import ModelConfig
@@ -28,7 +29,10 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
     "generation_config.json",
+    "modules.json",
+    POOLING,
 )
+"""Small files beside the weights that a model's `files` keep."""
 
 
 def load(path: str | Path, *, headers_only: bool = False) -> Model:
@@ -103,7 +107,7 @@ def _fused(config: ModelConfig, fused: Mapping[str, tuple[str, ...]]) -> dict[st
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    """Tokenizer and chat files; a missing tokenizer.json is made from tokenizer.model."""
+    """Files of tokenizer, chat, pooling; a missing tokenizer.json is made of tokenizer.model."""
     files = {
         name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()
     }

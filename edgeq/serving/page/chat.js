@@ -392,7 +392,7 @@ function writeSettings(defaults) {
 }
 
 function open(which, shown) {
-  for (const name of ["settings", "report"]) {
+  for (const name of ["settings", "report", "phone"]) {
     const now = name === which && shown;
     $(name).hidden = !now;
     $(`${name}-button`).setAttribute("aria-expanded", String(now));
@@ -411,6 +411,27 @@ async function report() {
       if (card.markdown === null) parts.push(node("p", "quiet", `${id} is no file of edgeq quantize, so it has no report.`));
       else parts.push(...markdown(card.markdown.replace(/^---\n[\s\S]*?\n---\n/, "")));
     }
+    place.replaceChildren(...parts);
+  } catch (fault) {
+    place.replaceChildren(node("p", "fault", fault.message));
+  }
+}
+
+async function phone() {
+  const place = $("phone-codes");
+  place.replaceChildren(node("p", "quiet", "Loading"));
+  try {
+    const found = await (await fetched("/phone")).json();
+    const parts = found.addresses.map((one) => {
+      const caption = node("figcaption", "", one.url);
+      if (!one.qr) return node("figure", "code-figure", caption);
+      const image = node("img");
+      image.src = one.qr;
+      image.alt = `QR code of ${one.url}`;
+      return node("figure", "code-figure", image, caption);
+    });
+    if (found.addresses.some((one) => one.qr)) parts.unshift(node("p", "quiet", "Point the phone's camera at the code. The phone must be in the same network."));
+    if (found.reason) parts.push(node("p", "quiet", found.reason));
     place.replaceChildren(...parts);
   } catch (fault) {
     place.replaceChildren(node("p", "fault", fault.message));
@@ -508,6 +529,10 @@ $("settings-button").addEventListener("click", () => open("settings", $("setting
 $("report-button").addEventListener("click", () => {
   open("report", $("report").hidden);
   if (!$("report").hidden) report();
+});
+$("phone-button").addEventListener("click", () => {
+  open("phone", $("phone").hidden);
+  if (!$("phone").hidden) phone();
 });
 for (const button of document.querySelectorAll(".close")) {
   button.addEventListener("click", () => {

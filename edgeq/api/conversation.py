@@ -1,0 +1,244 @@
+"""A conversation with a model: messages, and an engine that has read them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from edgeq.core.errors import FormatError, UsageError
+from edgeq.core.files import check_target, write_whole
+from edgeq.runtime.constraint import Grammar
+from edgeq.runtime.draft import Draft
+from edgeq.runtime.engine import Engine
+from edgeq.runtime.generate import Chunk, generate
+from edgeq.runtime.sampling import SamplingParams
+from edgeq.runtime.tokenizer import Tokenizer
+
+FORMAT = "edgeq conversation"
+"""What the field "format" of a saved conversation says."""
+ROLES = ("system", "user", "assistant", "tool")
+_LARGEST = 64 << 20
+"""Bytes of the largest file that is read as a conversation."""
+
+
+class Conversation:
+    """Messages, and an engine whose cache holds those that were read already.
+
+    Args:
+        engine: keeps the conversation's tokens in its cache.
+        tokenizer: the model's, with its chat template.
+        system: the system prompt, or None.
+        grammar: what every answer keeps to, from `GrammarVocabulary`; None leaves them free.
+        draft: a small model that drafts tokens; None uses none.
+
+    Example:
+        >>> model = edgeq.load("chat.edgeq")
+        >>> with edgeq.Conversation(edgeq.Engine(model), edgeq.Tokenizer(model)) as conversation:
+        ...     conversation.check()
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        system: str | None = None,
+        grammar: Grammar | None = None,
+        draft: Draft | None = None,
+    ) -> None:
+        self.engine, self._tokenizer, self._grammar = engine, tokenizer, grammar
+        self.draft = draft
+        self.last: Chunk | None = None
+        self._asked: list[dict[str, str]] = []  # up to the last message of the user
+        self.reset(system)
+
+    def __enter__(self) -> Conversation:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the threads and memory of the engine, and of the draft model."""
+        self.engine.close()
+        if self.draft is not None:
+            self.draft.close()
+
+    def reset(self, system: str | None = None) -> None:
+        """Forget all messages and start with this system prompt."""
+        self.system = system
+        self.messages = [{"role": "system", "content": system}] if system else []
+        self._asked = []
+
+    def check(self) -> None:
+        """Refuse a model whose chat template is absent or cannot be read.
+
+        Raises:
+            UnsupportedError: it has none.
+        """
+        self._tokenizer.encode_chat([*self.messages, {"role": "user", "content": "?"}])
+
+    def say(
+        self,
+        text: str,
+        params: SamplingParams | None = None,
+        *,
+        max_tokens: int | None = 512,
+        stop: Sequence[str] = (),
+        lookup: int = 0,
+    ) -> Generator[Chunk, None, None]:
+        """Send a message; both it and the answer are remembered once the answer has ended.
+
+        Args:
+            text: the user's message.
+            params: how tokens are chosen.
+            max_tokens: the most tokens of the answer.
+            stop: texts that end it.
+            lookup: tokens to propose from earlier text, as `generate` takes it.
+
+        Yields:
+            Pieces of the answer.
+        """
+        messages = [*self.messages, {"role": "user", "content": text}]
+        self._asked = messages
+        ids = self._tokenizer.encode_chat(messages)
+        answer: list[str] = []
+        try:
+            for chunk in generate(
+                self.engine,
+                self._tokenizer,
+                self.engine.reuse(ids),
+                params,
+                max_tokens=max_tokens,
+                stop=stop,
+                lookup=lookup,
+                end_ids=self._tokenizer.turn_end_ids,
+                constraint=None if self._grammar is None else self._grammar.start(),
+                draft=self.draft,
+            ):
+                self.last = chunk
+                answer.append(chunk.text)
+                yield chunk
+        finally:
+            if said := "".join(answer).strip():
+                self.messages = [*messages, {"role": "assistant", "content": said}]
+
+    def regenerate(
+        self,
+        params: SamplingParams | None = None,
+        *,
+        max_tokens: int | None = 512,
+        stop: Sequence[str] = (),
+        lookup: int = 0,
+    ) -> Generator[Chunk, None, None]:
+        """Answer the last message once more; the new answer takes the place of the old one.
+
+        Args:
+            params, max_tokens, stop, lookup: as `say` takes them. With temperature 0, or the same
+                seed, the answer is the same again.
+
+        Yields:
+            Pieces of the answer.
+
+        Raises:
+            UsageError: nothing was said yet.
+        """
+        if not self._asked:
+            raise UsageError("there is no answer to give again; say something first")
+        before, asked = self.messages, self._asked
+        self.messages = asked[:-1]
+        pieces = self.say(
+            asked[-1]["content"], params, max_tokens=max_tokens, stop=stop, lookup=lookup
+        )
+        try:
+            with closing(pieces):
+                yield from pieces
+        finally:
+            if self.messages == asked[:-1]:  # it ended before there was any text
+                self.messages = before
+
+    def save(self, path: str | Path) -> None:
+        """Write the messages to a file of JSON, which `load` reads.
+
+        Args:
+            path: the file to make; it may replace a saved conversation and nothing else.
+
+        Raises:
+            UsageError: the file is something else, or there are no messages.
+            EdgeqError: the file cannot be written.
+        """
+        path = Path(path)
+        if not self.messages:
+            raise UsageError("there are no messages to save yet")
+        check_target(path)
+        if path.exists():
+            try:
+                read_messages(path)
+            except FormatError as err:
+                raise UsageError(
+                    f"{path} exists and is no saved conversation; give another name"
+                ) from err
+        held = {"format": FORMAT, "version": 1, "messages": self.messages}
+        text = json.dumps(held, ensure_ascii=False, indent=1) + "\n"
+        write_whole(path, [text.encode("utf-8", "surrogatepass")], "the conversation")
+
+    def load(self, path: str | Path) -> None:
+        """Go on with a conversation that `save` wrote, perhaps with another model.
+
+        Raises:
+            FormatError: the file cannot be read, or is no saved conversation.
+            UnsupportedError: the model's chat template does not take these messages.
+        """
+        messages = read_messages(Path(path))
+        self._tokenizer.encode_chat(messages)
+        first, roles = messages[0], [one["role"] for one in messages]
+        self.system = first["content"] if first["role"] == "system" else None
+        self._asked = []
+        if roles[-1] == "user":  # it waits for an answer, which `regenerate` gives
+            self._asked, messages = messages, messages[:-1]
+        elif roles[-2:] == ["user", "assistant"]:
+            self._asked = messages[:-1]
+        self.messages = messages
+
+
+def read_messages(path: Path) -> list[dict[str, str]]:
+    """The messages of a saved conversation, at least one.
+
+    Raises:
+        FormatError: the file cannot be read, or is something else.
+    """
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise FormatError(f"{path} is too large for a saved conversation")
+        held: Any = json.loads(path.read_bytes())
+    except OSError as err:
+        raise FormatError(f"{path} cannot be read: {err.strerror}") from err
+    except (ValueError, RecursionError) as err:
+        raise FormatError(f"{path} is no saved conversation: it is no JSON") from err
+    if not isinstance(held, dict) or held.get("format") != FORMAT:
+        raise FormatError(f"{path} is no saved conversation; /save and Conversation.save make them")
+    if held.get("version") != 1:
+        raise FormatError(f"{path} is a conversation of a newer edgeq; this one reads version 1")
+    messages = held.get("messages")
+    if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
+        raise FormatError(
+            f"{path} is damaged: its messages must each have a role ({', '.join(ROLES)}) and a text"
+        )
+    return [dict(one) for one in messages]
+
+
+def _is_message(one: Any) -> bool:
+    return (
+        isinstance(one, dict)
+        and set(one) == {"role", "content"}
+        and one["role"] in ROLES
+        and isinstance(one["content"], str)
+    )

@@ -1,0 +1,215 @@
+"""What a person at a terminal sees and types: a live rate, Ctrl-C, line editing, history."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from edgeq.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgeq.runtime.generate import Chunk
+
+REFRESH_S = 0.2
+"""The rate is drawn anew after so long."""
+_FEWEST_ROWS = 5
+"""A terminal with fewer rows has none to spare for the rate."""
+KEPT = 1000
+"""Messages that the history keeps."""
+
+
+def default_history() -> Path:
+    """Where messages are kept: in the user's folder for the state of programs."""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "edgeq" / "chat_history"
+
+
+class LiveRate:
+    """The rate of a running answer, in the last row of the terminal, where no text scrolls.
+
+    The row is taken from the scrolling region (DECSTBM of the VT100) while the answer runs, as
+    package managers do. Nothing is drawn unless both outputs are terminals. The cursor must be at
+    the beginning of a line when it is entered.
+    """
+
+    def __init__(self) -> None:
+        self._rows = 0  # of the terminal; 0 draws nothing
+        self._drawn = time.monotonic()
+
+    def __enter__(self) -> LiveRate:
+        if sys.stdout.isatty() and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+            self._reserve("\n")
+        return self
+
+    def show(self, chunk: Chunk) -> None:
+        """Draw the rate of an answer, if the last time is long enough ago."""
+        now = time.monotonic()
+        if not self._rows or chunk.token is None or now - self._drawn < REFRESH_S:
+            return
+        self._drawn = now
+        if shutil.get_terminal_size().lines != self._rows:
+            self._reserve("")
+        rate = chunk.decode_tokens_per_s
+        text = f"{chunk.n_generated} tokens" + (f", {rate:.1f} tok/s" if rate else "")
+        self._put(f"\x1b7\x1b[{self._rows};1H\x1b[2K\x1b[2m{text}\x1b[0m\x1b8")
+
+    def __exit__(self, *_: object) -> None:
+        if self._rows:
+            self._put(f"\x1b7\x1b[{self._rows};1H\x1b[2K\x1b[r\x1b8")
+            self._rows = 0
+
+    def _reserve(self, first: str) -> None:
+        """Take the last row from the region that scrolls; ``first`` makes room for it."""
+        rows = shutil.get_terminal_size().lines
+        self._rows = rows if rows >= _FEWEST_ROWS else 0
+        if self._rows:
+            up = "\x1b[1A" if first else ""
+            self._put(f"{first}\x1b7\x1b[1;{rows - 1}r\x1b8{up}")
+
+    def _put(self, text: str) -> None:
+        sys.stdout.flush()
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+class Interrupt:
+    """Whether Ctrl-C was pressed.
+
+    Attributes:
+        asked: it was, once; a second time raises KeyboardInterrupt.
+    """
+
+    asked = False
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Interrupt]:
+    """While it is entered, the first Ctrl-C asks for an end and the second one ends by force.
+
+    So an answer ends between two tokens, and what it has written so far is whole.
+    """
+    interrupt = Interrupt()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupt
+        return
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        if interrupt.asked:
+            raise KeyboardInterrupt
+        interrupt.asked = True
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class LineEditor:
+    """Lines that a person types, with editing keys, history and completion where readline is there.
+
+    Args:
+        history: the file of earlier messages, which only its user can read; None keeps none.
+        words: what the Tab key completes.
+
+    Raises:
+        UsageError: the file cannot be used.
+    """
+
+    def __init__(self, history: Path | None, words: Sequence[str] = ()) -> None:
+        self._history = history
+        try:
+            import readline
+        except ImportError:  # Windows
+            return
+        earlier = _read_history(history) if history else []
+        for line in earlier:
+            readline.add_history(line)
+        readline.set_auto_history(False)
+
+        def complete(text: str, state: int) -> str | None:
+            start = readline.get_line_buffer().lstrip()
+            found = [word for word in words if word.startswith(text)] if start == text else []
+            return found[state] + " " if state < len(found) else None
+
+        readline.set_completer(complete)
+        readline.set_completer_delims(" \t\n")
+        readline.parse_and_bind("tab: complete")
+        # a text of several lines that is pasted is one message
+        readline.parse_and_bind("set enable-bracketed-paste on")
+
+    def ask(self, prompt: str) -> str | None:
+        """The next line; None at the end of the input.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C.
+        """
+        if not sys.stdout.isatty():  # the prompt is no part of the result
+            sys.stderr.write(prompt)
+            sys.stderr.flush()
+            return sys.stdin.readline() or None
+        try:
+            line = input(prompt)
+        except EOFError:
+            return None
+        if line.strip():
+            self._keep(line)
+        return line
+
+    def _keep(self, line: str) -> None:
+        with contextlib.suppress(ImportError):
+            import readline
+
+            readline.add_history(line)
+        if self._history is not None:
+            with contextlib.suppress(OSError):  # a full disk must not end the conversation
+                descriptor = os.open(self._history, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+                with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _read_history(path: Path) -> list[str]:
+    """Earlier messages, the last one last; the file is cut to `KEPT` of them.
+
+    Raises:
+        UsageError: it cannot be read or made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not path.exists():
+            return []
+        if not path.is_file():
+            raise UsageError(f"the history {path} is no file; name another with --history")
+        lines = path.read_text("utf-8", "replace").splitlines()
+    except OSError as err:
+        raise UsageError(
+            f"the history {path} cannot be used: {err.strerror}; name another file with "
+            "--history, or keep none with --no-history"
+        ) from err
+    found = []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            raise UsageError(
+                f"{path} is no history of edgeq; name another file with --history"
+            ) from None
+        if isinstance(entry, str):
+            found.append(entry)
+    if len(lines) > 2 * KEPT:
+        from edgeq.core.files import write_whole
+
+        kept = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in found[-KEPT:])
+        write_whole(path, [kept.encode("utf-8", "replace")], "the history")
+        path.chmod(0o600)
+    return found[-KEPT:]

@@ -1,0 +1,46 @@
+"""What the engine runs tokens with."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.runtime import kv_state as state
+
+
+class Backend(Protocol):
+    """What the engine runs tokens with: compiled code or NumPy."""
+
+    scratch_bytes: int
+    kv_bytes: int
+
+    def forward(
+        self, tokens: NDArray[np.int64], position: int, outputs: int
+    ) -> NDArray[np.float32]:
+        """Run tokens at ``position``; logits [outputs, V] of the last ``outputs`` of them."""
+
+    def hidden(self, tokens: NDArray[np.int64], position: int) -> NDArray[np.float32]:
+        """Run tokens at ``position``; the final norm of each, [T, hidden or more]."""
+
+    def greedy(self, token: int, position: int, steps: int) -> list[int]:
+        """``steps`` greedy tokens after ``token``."""
+
+    def is_finite(self) -> bool:
+        """Whether the last logits were numbers."""
+
+    def truncate(self, position: int) -> None:
+        """Remove everything at and past ``position``."""
+
+    def first(self, layer: int) -> int:
+        """The first position that is still in a layer's cache, a multiple of 16."""
+
+    def read(self, layer: int, start: int, stop: int) -> state.Parts:
+        """A layer's cache of positions ``start:stop``, in the arrays of `state.layer_parts`."""
+
+    def write(self, layer: int, start: int, parts: state.Parts) -> None:
+        """Put a saved sequence's last positions, from ``start`` to its end, into a layer."""
+
+    def close(self) -> None:
+        """Release threads and memory."""

@@ -1,0 +1,212 @@
+"""`edgeq chat` and `edgeq run` as a person uses them: in a real terminal."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+
+import edgeq
+from edgeq.core.errors import FormatError, UsageError
+from tests.cli.test_chat import GREEDY, command
+from tests.paths import DEMO
+
+pytest.importorskip("pty", reason="there are no pseudoterminals here")
+
+from tests.terminal import Terminal
+
+QUICK = ("-t", 1, "--temp", 0)
+PROMPT = r"\n(?:\x1b\[\?2004h)?> "  # with the mark that pasted text is told apart from typed
+UP = "\x1b[A"
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("talker") / "model"
+    shutil.copytree(DEMO, folder)
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}<|eos|>{% endif %} "
+        "{% endfor %}{% if add_generation_prompt %}Once upon a time{% endif %}"
+    )
+    return folder
+
+
+def answer(model: Path, *messages: str, n: int = 8) -> str:
+    """The last of some greedy answers."""
+    with edgeq.chat(model, threads=1) as talk:
+        for message in messages:
+            said = "".join(c.text for c in talk.say(message, GREEDY, max_tokens=n))
+    return said.strip()
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_session(talker: Path, tmp_path: Path) -> None:
+    options = ("--backend", "numpy", "-n", 400, "-t", 1, "--temp", 2, "--top-k", 0, "--top-p", 1)
+    with Terminal("chat", talker, *options, home=tmp_path) as chat:
+        chat.until(PROMPT)
+        chat.type("Tell me.\n")
+        chat.until(r"\d+ tokens, \d+\.\d tok/s")  # the live rate
+        chat.type("\x03")
+        chat.until(r"\[stopped\]")
+        chat.until(PROMPT)
+        chat.type("/stats\n")
+        chat.until(r"generated \d+ tokens in")
+        chat.until(r"context: \d+ of 512 tokens")
+        chat.until(PROMPT)
+        chat.type("half a line\x03")
+        chat.until(r"/exit or Ctrl-D ends the chat")
+        chat.until("> ")
+        chat.type("\x04")  # Ctrl-D
+        assert chat.end() == 0
+    assert "Traceback" not in chat.said
+    # the row of the rate is given back
+    assert chat.said.count("\x1b[1;23r") == chat.said.count("\x1b[r") == 1
+
+
+def test_lines_can_be_edited_and_come_back(talker: Path, tmp_path: Path) -> None:
+    pytest.importorskip("readline")
+    with Terminal("chat", talker, *QUICK, "-n", 8, home=tmp_path) as chat:
+        chat.until(PROMPT)
+        chat.type("Tell mx\x7fe.\n")  # Backspace
+        chat.until(PROMPT)
+        chat.type("/save one.json\n".replace("one", str(tmp_path / "one")))
+        chat.until("saved: ")
+        chat.until(PROMPT)
+        chat.type("/exit\n")
+        assert chat.end() == 0
+    saved = json.loads((tmp_path / "one.json").read_text())
+    assert [m["content"] for m in saved["messages"]] == ["Tell me.", answer(talker, "Tell me.")]
+    history = tmp_path / ".local" / "state" / "edgeq" / "chat_history"
+    assert stat.S_IMODE(history.stat().st_mode) == 0o600
+    kept = [json.loads(line) for line in history.read_text().splitlines()]
+    assert kept[0] == "Tell me."
+    with Terminal("chat", talker, *QUICK, "-n", 8, home=tmp_path) as chat:
+        chat.until(PROMPT)
+        chat.type(UP * len(kept) + "\n")
+        chat.until(PROMPT)
+        chat.type("\x1b[200~one\ntwo\x1b[201~\n")  # pasted: one message
+        chat.until(PROMPT)
+        chat.type(f"/save {tmp_path / 'two.json'}\n")
+        chat.until("saved: ")
+        chat.type("/exit\n")
+        assert chat.end() == 0
+    saved = json.loads((tmp_path / "two.json").read_text())
+    assert [m["content"] for m in saved["messages"][::2]] == ["Tell me.", "one\ntwo"]
+
+
+def test_no_history_is_kept_if_none_is_wanted(talker: Path, tmp_path: Path) -> None:
+    with Terminal("chat", talker, *QUICK, "-n", 4, "--no-history", home=tmp_path) as chat:
+        chat.until(PROMPT)
+        chat.type("Tell me.\n")
+        chat.until(PROMPT)
+        chat.type("/exit\n")
+        assert chat.end() == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_do_not_end_the_session(talker: Path, tmp_path: Path) -> None:
+    with Terminal("chat", talker, *QUICK, "-n", 4, "-c", 40, home=tmp_path) as chat:
+        for line, said in (
+            ("/regen", "error: there is no answer to give again"),
+            ("/sytem x", r"no command /sytem; did you mean /system\?"),
+            ("/load " + str(tmp_path / "none"), r"(?s)error: .*cannot\s+be\s+read:\s+No\s+such"),
+            ("/save", "/save needs the name of a file"),
+            ("many words " * 20, "error: the prompt has .* tokens"),
+            ("/help", "/regen +answer the last message once more"),
+            ("Tell me.", "there was a"),
+        ):
+            chat.until("> ")
+            chat.type(line + "\n")
+            chat.until(said)
+        chat.type("/exit\n")
+        assert chat.end() == 0
+    assert "Traceback" not in chat.said
+
+
+def test_run_shows_its_rate_and_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
+    options = ("--backend", "numpy", "-n", 60, "--temp", 2, "--seed", 1, "--ignore-eos")[:-1]
+    with Terminal("run", DEMO, "Once upon a time", *options, home=tmp_path) as run:
+        assert run.end() == 0
+    assert "tok/s" in run.said
+    assert run.said.count("\x1b[1;23r") == run.said.count("\x1b[r") == 1
+    with Terminal("run", DEMO, "Once upon a time", *options, home=tmp_path) as run:
+        run.until("tokens, ")
+        run.type("\x03")
+        assert run.end() == 130
+    assert run.said.count("\x1b[1;23r") == run.said.count("\x1b[r") == 1
+    assert "Traceback" not in run.said
+
+
+# Without a terminal
+
+
+def lines(talker: Path, text: str, *options: object) -> list[str]:
+    done = command("chat", talker, *QUICK, "-n", 8, *options, stdin=None, input=text)
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    return done.stdout.splitlines()
+
+
+def test_switches_of_thought_go_to_the_model(talker: Path, tmp_path: Path) -> None:
+    file = tmp_path / "talk.json"
+    text = f"Tell me. /no_think\n/think And?\n /reset is a word\n/save {file}\n"
+    assert len(lines(talker, text)) == 3
+    messages = json.loads(file.read_text())["messages"]
+    assert [m["content"] for m in messages[::2]] == [
+        "Tell me. /no_think", "/think And?", "/reset is a word",
+    ]  # fmt: skip
+
+
+def test_save_load_and_regenerate(talker: Path, tmp_path: Path) -> None:
+    file = tmp_path / "talk.json"
+    first, again, second = lines(talker, f"Tell me.\n/regen\nAnd then?\n/save {file}\n")
+    assert first == again  # greedy
+    assert second == answer(talker, "Tell me.", "And then?")
+    (third,) = lines(talker, "And?\n", "--load", file)
+    assert third == answer(talker, "Tell me.", "And then?", "And?")
+    assert lines(talker, f"/load {file}\n/regen\n") == [second]
+    other = command("chat", talker, "-t", 1, "-n", 8, "--seed", 1, "--temp", 2, stdin=None,
+                    input="Tell me.\n/regen\n")  # fmt: skip
+    one, two = other.stdout.splitlines()
+    assert one != two
+
+
+def test_what_is_no_conversation_is_neither_read_nor_replaced(talker: Path, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.json"
+    with edgeq.chat(talker, threads=1) as talk:
+        with pytest.raises(UsageError, match="there are no messages to save"):
+            talk.save(notes)
+        list(talk.say("Tell me.", GREEDY, max_tokens=4))
+        talk.save(notes)
+        talk.save(notes)  # its own file
+        good = json.loads(notes.read_text())
+        before = [*talk.messages]
+        for wrong in (
+            "x", "[]", "{}", json.dumps({**good, "version": 2}),
+            json.dumps({**good, "messages": []}),
+            json.dumps({**good, "messages": [{"role": "king", "content": "x"}]}),
+            json.dumps({**good, "messages": [{"role": "user", "content": 7}]}),
+        ):  # fmt: skip
+            notes.write_text(wrong)
+            with pytest.raises(FormatError):
+                talk.load(notes)
+            with pytest.raises(UsageError, match="is no saved conversation"):
+                talk.save(notes)
+            assert notes.read_text() == wrong
+            assert talk.messages == before
+        waiting = {**good, "messages": good["messages"][:1]}
+        notes.write_text(json.dumps(waiting))
+        talk.load(notes)
+        list(talk.regenerate(GREEDY, max_tokens=4))
+        assert talk.messages == before
+
+
+def test_a_damaged_history_is_named(talker: Path, tmp_path: Path) -> None:
+    (tmp_path / "h").write_text("not ours\n")
+    with Terminal("chat", talker, "--history", tmp_path / "h", home=tmp_path) as chat:
+        assert chat.end() == 1
+    assert "h is no history of edgeq; name another file with --history" in chat.said.replace(
+        "\r\n", " "
+    )

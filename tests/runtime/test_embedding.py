@@ -1,0 +1,147 @@
+"""Hidden states and embeddings: compiled, by NumPy, and by the reference; pooling as files say."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+import edgeq
+from edgeq.core.errors import EdgeqError, FormatError, UnsupportedError, UsageError
+from edgeq.importers.pooling import FILE, MODULES, of_gguf, pooling_of
+from edgeq.model.formulas import dense
+from edgeq.model.model import Model
+from edgeq.model.reference import Reference
+from edgeq.runtime.embedding import embedded
+from edgeq.runtime.engine import Engine
+from tests.families import FAMILIES, quantized, random_model, tiny_config
+from tests.paths import DEMO
+
+TOKENS = np.random.default_rng(3).integers(3, 100, 150).tolist()
+
+
+def reference(model: Model, tokens: list[int]) -> Any:
+    """The input of the head, by the reference of the model itself."""
+    seen: list[Any] = []
+
+    def watch(name: str, x: Any, weight: Any) -> Any:
+        seen[:] = [x]
+        return dense(name, x, weight)
+
+    Reference(model, linear=watch).forward(tokens)
+    return seen[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hidden_states_are_the_reference_s(family: str) -> None:
+    model = random_model(tiny_config(family, context=256))
+    want = reference(model, TOKENS)
+    with Engine(model, threads=2, kv_bits=16) as engine:
+        got = engine.hidden(TOKENS)
+        assert got.shape == (150, model.config.hidden)
+        assert np.abs(got - want).max() < 0.02 * np.abs(want).max()
+        assert engine.tokens == TOKENS
+        logits = engine.forward([5])
+        engine.reset()
+        assert np.array_equal(engine.forward([*TOKENS, 5]), logits)
+
+
+@pytest.mark.parametrize("kv_bits", [4, 8, 16])
+def test_compiled_states_are_numpy_s_whatever_the_threads(kv_bits: Any) -> None:
+    model = quantized(random_model(tiny_config("llama", context=256)), "w4-g32")
+    with Engine(model, kv_bits=kv_bits, backend="numpy") as engine:
+        want = engine.hidden(TOKENS)
+    states = []
+    for threads in (1, 3):
+        with Engine(model, threads=threads, kv_bits=kv_bits) as engine:
+            states.append(engine.hidden(TOKENS))
+            engine.reset()
+            parts = [engine.hidden(TOKENS[:1]), engine.hidden(TOKENS[1:140])]
+            parts += [engine.hidden([token]) for token in TOKENS[140:]]
+            assert np.array_equal(np.concatenate(parts), states[0])
+    assert np.array_equal(*states)
+    assert np.abs(states[0] - want).max() < 0.02 * np.abs(want).max()
+
+
+def test_the_head_reads_hidden_states() -> None:
+    model = random_model(tiny_config("llama", tied=False, context=256))
+    with Engine(model, threads=1) as engine:
+        states = engine.hidden(TOKENS)
+        engine.reset()
+        logits = engine.forward(TOKENS, all_logits=True)
+    head = model.tensors["lm_head.weight"].numpy()
+    assert np.abs(states @ head.T - logits).max() < 1e-3 * np.abs(logits).max()
+
+
+def test_pooling() -> None:
+    model = random_model(tiny_config("llama", context=256))
+    with Engine(model, threads=1) as engine:
+        engine.forward([9, 9])
+        last, mean = (embedded(engine, TOKENS[:20], kind) for kind in ("last", "mean"))
+        engine.reset()
+        states = engine.hidden(TOKENS[:20]).astype(np.float64)
+        for got, want in ((last, states[-1]), (mean, states.mean(axis=0))):
+            assert np.allclose(got, want / np.linalg.norm(want), atol=1e-6)
+            assert abs(np.linalg.norm(got) - 1) < 1e-6
+        with pytest.raises(UsageError, match="cls"):
+            embedded(engine, [5], "cls")
+        with pytest.raises(UsageError, match="there are no tokens"):
+            embedded(engine, [], "last")
+        with pytest.raises(UsageError, match="the context has 0 tokens and 257 more"):
+            embedded(engine, [5] * 257, "last")
+
+
+def files(**pooling: Any) -> dict[str, bytes]:
+    return {FILE: json.dumps(pooling).encode()}
+
+
+def test_what_files_say() -> None:
+    assert pooling_of({}) == "last"
+    assert pooling_of(files(word_embedding_dimension=8)) == "last"
+    assert pooling_of(files(pooling_mode_mean_tokens=True, pooling_mode_cls_token=False)) == "mean"
+    assert pooling_of(files(pooling_mode_lasttoken=True)) == "last"
+    for kind, want in ((1, "mean"), (3, "last"), (0, "last"), (None, "last")):
+        assert pooling_of(of_gguf(kind)) == want
+    for wrong in (files(pooling_mode_cls_token=True), of_gguf(2),
+                  files(pooling_mode_mean_tokens=True, pooling_mode_max_tokens=True)):  # fmt: skip
+        with pytest.raises(UnsupportedError, match="embeddings are pooled by pooling_mode_"):
+            pooling_of(wrong)
+    modules = [{"type": f"sentence_transformers.models.{name}"}
+               for name in ("Transformer", "Pooling", "Normalize")]  # fmt: skip
+    assert pooling_of({MODULES: json.dumps(modules).encode()}) == "last"
+    modules.insert(2, {"type": "sentence_transformers.models.Dense"})
+    with pytest.raises(UnsupportedError, match="a module Dense after the decoder"):
+        pooling_of({MODULES: json.dumps(modules).encode()})
+    for damaged in (b"{", b"7", b"[{}]", b"[7]"):
+        with pytest.raises(FormatError, match="is not a list of modules"):
+            pooling_of({MODULES: damaged})
+
+
+def test_the_file_of_pooling_goes_into_the_artifact(tmp_path: Any) -> None:
+    import shutil
+
+    folder = tmp_path / "m"
+    shutil.copytree(DEMO, folder)
+    (folder / "1_Pooling").mkdir()
+    (folder / FILE).write_bytes(files(pooling_mode_mean_tokens=True)[FILE])
+    edgeq.quantize(folder, tmp_path / "m.edgeq", fast=True, threads=1)
+    assert pooling_of(edgeq.load(tmp_path / "m.edgeq").files) == "mean"
+    text = "Once upon a time"
+    model = edgeq.load(tmp_path / "m.edgeq")
+    mean = edgeq.embed(model, text, threads=1)
+    assert np.array_equal(mean, edgeq.embed(model, [text], pooling="mean", threads=1)[0])
+    assert not np.allclose(mean, edgeq.embed(model, text, pooling="last", threads=1))
+
+
+def test_like_texts_have_like_vectors() -> None:
+    texts = ["The dog ran in the park.", "The dog played in the park.", "She ate a cake."]
+    steps = []
+    vectors = edgeq.embed(DEMO, texts, pooling="mean", threads=1,
+                          progress=lambda *step: steps.append(step))  # fmt: skip
+    assert vectors.shape == (3, edgeq.load(DEMO).config.hidden)
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2]
+    assert [done for _, done, _ in steps] == [1, 2, 3]
+    with pytest.raises(EdgeqError, match="the context"):
+        edgeq.embed(DEMO, "a " * 300, context=20)
