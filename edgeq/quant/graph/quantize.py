@@ -31,6 +31,7 @@ from edgeq.quant.graph.calibrate import ranges
 from edgeq.quant.graph.choices import choices, float_nodes
 from edgeq.quant.graph.equalize import equalize, replace_unmet_clips
 from edgeq.quant.graph.float_precision import hidden_terms
+from edgeq.quant.graph.functions import functions_behind
 from edgeq.quant.graph.hessians import Array, hessians, weight_name
 from edgeq.quant.graph.integer_plan import (
     IntegerPlan,
@@ -216,8 +217,9 @@ class _GraphQuantizer:
         if self.options.bias_correction and self._scope() == "all":
             assert self.samples is not None
             graph = correct_biases(
-                self.graph, graph, self.samples,
-                session_of=self.session_of, progress=self.progress,
+                self.graph, graph, self.samples, session_of=self.session_of,
+                functions=functions_behind(self.graph, plan.groups) if plan else None,
+                progress=self.progress,
             )  # fmt: skip
         return graph
 
@@ -261,7 +263,8 @@ class _GraphQuantizer:
             if new:
                 self.ranges |= ranges(
                     self.graph, new, self.samples,
-                    session_of=self.session_of, observer=self._observer(), progress=self.progress,
+                    session_of=self.session_of, observer=self._observer(),
+                    functions=functions_behind(self.graph, chosen.groups), progress=self.progress,
                 )  # fmt: skip
             known = {value: self.ranges[source] for value, source in _observed(chosen)}
             hidden = hidden_terms(self.graph, known) & chosen.integer
