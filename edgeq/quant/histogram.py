@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError, UsageError
+from edgeq.formats.qparams import QuantParams
 from edgeq.quant.kernels.counts import count_in_bins, rounding_sums
 
 Samples = NDArray[np.float32]
 Range = tuple[float, float]
+Function = Callable[[NDArray[Any]], NDArray[Any]]
+"""An elementwise function."""
 
 BINS = 2048
 """Bins over the first piece's range; more are added as the range grows."""
@@ -19,6 +23,8 @@ MAX_BINS = 8192
 """Past so many, neighboring bins are merged."""
 LEVELS = 255
 """Steps from the lowest to the highest of 8 bits."""
+PARTS = 8
+"""Parts of a bin in each of which a function is taken as constant."""
 TINY = np.float32(1e-30)
 """Samples no larger than this are counted as zeros: bins for them would have no width."""
 NOTHING = "nothing was observed; add samples before asking for their range"
@@ -138,3 +144,39 @@ def squared_errors(
     steps = np.array([(high - low) / levels for low, high in ranges])
     errors: NDArray[np.float64] = sums * steps**3 / (edges[1] - edges[0])
     return errors
+
+
+class ErrorsBehind:
+    """Squared errors of a function of a histogram's values, where those are rounded to 8 bits.
+
+    Each bin's values are taken as evenly spread over it, and the function as constant in each of
+    its `PARTS` parts: between two bounds of levels, sums of counts and of the function and its
+    square are then differences of running sums.
+
+    Args:
+        histogram: of values.
+        function: what is computed of the values before anything else.
+    """
+
+    def __init__(self, histogram: Histogram, function: Function) -> None:
+        edges = histogram.edges()
+        self._edges = np.linspace(edges[0], edges[-1], PARTS * (edges.size - 1) + 1)
+        self._function = function
+        counts = np.repeat(histogram.counts / PARTS, PARTS)
+        made = function((self._edges[:-1] + self._edges[1:]) / 2)
+        self._running = [
+            np.concatenate([[0.0], np.cumsum(counts * power)]) for power in (1.0, made, made**2)
+        ]
+
+    def __call__(self, ranges: Sequence[Range]) -> NDArray[np.float64]:
+        """The sum over all values for each range: low <= 0 <= high."""
+        return np.array([self._error(QuantParams.from_range(*ends)) for ends in ranges])
+
+    def _error(self, params: QuantParams) -> float:
+        levels = (np.arange(-128, 128) - params.zero_point) * params.scale
+        first, last = self._edges[[0, -1]]
+        bounds = np.concatenate([[first], (levels[:-1] + levels[1:]) / 2, [last]])
+        bounds = np.clip(bounds, first, last)
+        n, sums, squares = (np.diff(np.interp(bounds, self._edges, held)) for held in self._running)
+        made = self._function(levels)
+        return float((squares - 2 * made * sums + made * made * n).sum())

@@ -31,6 +31,8 @@ from edgeq.quant.histogram import (
     LEVELS,
     NOTHING,
     TINY,
+    ErrorsBehind,
+    Function,
     Histogram,
     Range,
     Samples,
@@ -202,12 +204,20 @@ class LeastSquares:
     Args:
         bins: of the histogram.
         levels: steps from end to end; 255 for 8 bits.
+        function: what alone is computed of the values, if that is known: the error is then that
+            of its results, in 8 bits. A hard swish is zero below -3, so that no level need be
+            spent there, however far the values reach.
     """
 
-    def __init__(self, *, bins: int = BINS, levels: int = LEVELS) -> None:
+    def __init__(
+        self, *, bins: int = BINS, levels: int = LEVELS, function: Function | None = None
+    ) -> None:
         if levels < 1:
             raise UsageError(f"levels is {levels}; use at least 1")
+        if function is not None and levels != LEVELS:
+            raise UsageError(f"levels is {levels}; behind a function it must be {LEVELS}")
         self._levels = levels
+        self._function = function
         self._histogram = Histogram(bins)
 
     def add(self, x: Samples) -> None:
@@ -222,18 +232,20 @@ class LeastSquares:
         if high - low <= TINY:
             return low, high
 
+        def plain(pairs: list[Range]) -> NDArray[np.float64]:
+            return squared_errors(h, pairs, self._levels)
+
+        errors = plain if self._function is None else ErrorsBehind(h, self._function)
+
         def best(tried: list[Range]) -> Range:
             """The best of ranges that shrink: of every eighth, then of those around it."""
             places = list(range(0, len(tried), _COARSE))
-            errors = dict(zip(places, error([tried[i] for i in places]), strict=True))
-            at = min(errors, key=errors.__getitem__)
+            found = dict(zip(places, errors([tried[i] for i in places]), strict=True))
+            at = min(found, key=found.__getitem__)
             near = range(max(0, at - _COARSE + 1), min(len(tried), at + _COARSE))
-            more = [i for i in near if i not in errors]
-            errors |= zip(more, error([tried[i] for i in more]), strict=True)
-            return tried[min(errors, key=lambda i: (errors[i], i))]
-
-        def error(pairs: list[Range]) -> list[float]:
-            return [float(e) for e in squared_errors(h, pairs, self._levels)]
+            more = [i for i in near if i not in found]
+            found |= zip(more, errors([tried[i] for i in more]), strict=True)
+            return tried[min(found, key=lambda i: (found[i], i))]
 
         low, high = best([(low * s, high * s) for s in _SHRINKS])
         for _ in range(2):

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeq.api.inspect import inspect
 from edgeq.converters import open_graph
 from edgeq.converters.convert import convert
 from edgeq.core.errors import EdgeqError, FormatError, SchemeError, UnsupportedError, UsageError
@@ -275,6 +276,13 @@ def test_open_axes_of_a_tflite_file_are_asked_for_and_taken(open_file: Path) -> 
     want = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
     made = Session(graph)({"x": np.ascontiguousarray(x.transpose(0, 3, 1, 2))})[graph.outputs[0]]
     np.testing.assert_allclose(made.transpose(0, 2, 3, 1), want, atol=1e-5)
+
+
+def test_inspect_shows_the_open_axes_and_operators_of_a_tflite_file(open_file: Path) -> None:
+    found = inspect(open_file)
+    assert found["inputs"] == {"x": "float32 [1, ?, ?, 3]"}
+    assert found["operators"] == {"CONV_2D float32": 1}
+    assert found["constants_bytes"] == {"float32": 4 * (4 * 3 * 3 * 3 + 4)}
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,7 @@ def read_weights(path: Path) -> Iterator[tuple[str, QuantWeight]]:
         if stored.dtype == np.uint8:  # with the zero point 128
             stored = (stored ^ np.uint8(128)).view(np.int8)
         levels = stored.astype(np.int32 if entry["bits"] == 32 else np.int8)
+        levels = _channels_first(levels, shape)
         if entry["turned"]:
             levels, scales = levels.T, scales.T if block else scales
         if block is None:  # one that is multiplied by lies along the axis it is for
@@ -135,6 +136,14 @@ def _scales(
     step, w = entry["product"]
     scales: NDArray[np.float32] = _tensor(tensors, places["weights"][w]["scales"])
     return np.float32(step) * scales
+
+
+def _channels_first(levels: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """A constant beside images in its own order; onnxruntime stores it with the channels last."""
+    full = (1,) * (levels.ndim - len(shape)) + shape
+    if levels.ndim != 4 or levels.shape == full or levels.shape != (*full[:1], *full[2:], full[1]):
+        return levels
+    return np.moveaxis(levels, -1, 1).reshape(shape)
 
 
 def _alike(name: str, scales: NDArray[np.float32]) -> None:

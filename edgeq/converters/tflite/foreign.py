@@ -36,6 +36,7 @@ class _End:
         index: of its tensor.
         dtype: in the file.
         shape: in the file.
+        axes: the same, with -1 where the file leaves an axis open.
         scale, zero: of its quantization; a scale of 0 means that it is not quantized.
         image: whether it is given channels first.
     """
@@ -43,6 +44,7 @@ class _End:
     index: int
     dtype: np.dtype[Any]
     shape: Shape
+    axes: Shape
     scale: float
     zero: int
     image: bool
@@ -72,7 +74,9 @@ class ForeignTflite:
         self._interpreter: Any = interpreter(Path(path), threads=threads)
         try:
             self._interpreter.allocate_tensors()
-            self._ops: list[Any] = self._interpreter._get_ops_details()
+            self._ops: list[Any] = [
+                op for op in self._interpreter._get_ops_details() if op["op_name"] != "DELEGATE"
+            ]
             inputs, outputs = (
                 self._interpreter.get_input_details(), self._interpreter.get_output_details(),
             )  # fmt: skip
@@ -137,8 +141,6 @@ class ForeignTflite:
                 constant_bytes[np.dtype(entry["dtype"]).name] += size
         kinds: Counter[str] = Counter()
         for op in self._ops:
-            if op["op_name"] == "DELEGATE":
-                continue
             first = next((int(i) for i in op["outputs"] if int(i) in tensors), None)
             kind = np.dtype(tensors[first]["dtype"]).name if first is not None else ""
             kinds[f"{op['op_name']} {kind}"] += 1
@@ -151,7 +153,8 @@ class ForeignTflite:
 
     def _described(self, end: _End) -> str:
         rounding = f", scale {end.scale:.6g}, zero point {end.zero}" if end.scale else ""
-        return f"{end.dtype} {list(end.shape)}{rounding}"
+        shown = ", ".join("?" if n < 0 else str(n) for n in end.axes)
+        return f"{end.dtype} [{shown}]{rounding}"
 
     def _feeds_images(self, index: int) -> bool:
         """Whether an operator on images takes an input, perhaps through `_THROUGH`."""
@@ -202,6 +205,10 @@ def read_or_open(path: Path, *, threads: int = 1) -> Graph | ForeignTflite:
 def _end(entry: Mapping[str, Any], image: bool) -> _End:
     scale, zero = entry["quantization"]
     shape = tuple(int(n) for n in entry["shape"])
+    axes = tuple(int(n) for n in entry.get("shape_signature", shape))
     dtype = np.dtype(entry["dtype"])
     rounded = float(scale) if dtype.kind in "iu" else 0.0
-    return _End(int(entry["index"]), dtype, shape, rounded, int(zero), image and len(shape) == 4)
+    return _End(
+        int(entry["index"]), dtype, shape, axes if len(axes) == len(shape) else shape, rounded,
+        int(zero), image and len(shape) == 4,
+    )  # fmt: skip

@@ -32,6 +32,7 @@ from edgeq.graph.operators import LAYERS, channel_axis
 from edgeq.graph.rewrite import prune, unique
 from edgeq.quant.graph.hessians import weight_name
 from edgeq.quant.graph.weights import int_bias
+from edgeq.quant.histogram import Function
 
 DEEP, FEW = 12, 32
 """Past so many depths of layers the mean is taken over so many samples, which it has settled on."""
@@ -46,11 +47,14 @@ def correct_biases(
     samples: Iterable[Feeds],
     *,
     session_of: OpenSession,
+    functions: Mapping[str, Function] | None = None,
     progress: Progress | None = None,
 ) -> Graph:
     """Give each output channel of the quantized graph the mean it has in the float graph.
 
-    A bias that is an integer stays one of the same scale. The samples are gone through once in the
+    A bias that is an integer stays one of the same scale. An output that only a function takes is
+    compared behind that function: what its range cuts off, as all that a hard swish makes zero of,
+    is no error to make up for. The samples are gone through once in the
     float graph and once in the quantized one, in which each of these layers is computed twice: to
     be measured, and corrected.
 
@@ -59,6 +63,7 @@ def correct_biases(
         quantized: the same nodes and values; weights are `QuantWeight`.
         samples: inputs, some dozen at least; can be gone through again.
         session_of: runs a graph.
+        functions: value -> what alone is computed of it, for the outputs of layers.
         progress: called with ("correcting biases", depths done, of how many).
 
     Raises:
@@ -71,7 +76,7 @@ def correct_biases(
     nodes = [node for level in levels for node in level]
     if not nodes:
         return quantized
-    wanted = _Means()
+    wanted = _Means(functions or {})
     run = session_of(original, [node.output for node in nodes])
     for feeds in samples:
         wanted.add(original, nodes, run(feeds))
@@ -84,7 +89,7 @@ def correct_biases(
         cut = _cut(needed, depth, done)
         outputs = [node.output for node in level] + [name for name in cut if name not in known]
         part = prune(replace(quantized, nodes=behind, inputs=known, outputs=tuple(outputs)))
-        got, kept, nbytes = _Means(), [], 0
+        got, kept, nbytes = _Means(functions or {}), [], 0
         run = session_of(part, [])
         for feeds in inputs:
             values = {**feeds, **run({name: feeds[name] for name in known})}
@@ -135,8 +140,9 @@ def _cut(nodes: Iterable[Node], depth: Mapping[str, int], at: int) -> tuple[str,
 
 @dataclass
 class _Means:
-    """Mean of each output channel of nodes over samples."""
+    """Mean of each output channel of nodes over samples, behind the functions that take it."""
 
+    functions: Mapping[str, Function]
     sums: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     seen: int = 0
 
@@ -144,7 +150,10 @@ class _Means:
         """Add one sample's values."""
         self.seen += 1
         for node in nodes:
-            y = np.moveaxis(values[node.output], channel_axis(graph, node), 0)
+            y = values[node.output]
+            if node.output in self.functions:
+                y = self.functions[node.output](y)
+            y = np.moveaxis(y, channel_axis(graph, node), 0)
             mean = y.reshape(len(y), -1).mean(axis=1, dtype=np.float64)
             self.sums[node.name] = self.sums.get(node.name, 0.0) + mean
 

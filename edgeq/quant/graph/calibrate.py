@@ -10,8 +10,8 @@ from edgeq.core.errors import FormatError, UsageError
 from edgeq.core.progress import Progress
 from edgeq.graph.feeds import Feeds, OpenSession
 from edgeq.graph.ir import Graph
-from edgeq.quant.histogram import Range
-from edgeq.quant.observers import Observer, observer_named
+from edgeq.quant.histogram import Function, Range
+from edgeq.quant.observers import LeastSquares, Observer, observer_named
 
 BUDGET = 64 << 20
 """Bytes of one sample's watched values that are held at the same time."""
@@ -24,6 +24,7 @@ def ranges(
     *,
     session_of: OpenSession,
     observer: str = "minmax",
+    functions: Mapping[str, Function] | None = None,
     budget: int = BUDGET,
     progress: Progress | None = None,
 ) -> dict[str, Range]:
@@ -37,6 +38,7 @@ def ranges(
         samples: gone through once for each part of ``watch``.
         session_of: what runs a graph.
         observer: a name of `edgeq.quant.observers.OBSERVERS`.
+        functions: value -> what alone is computed of it; "mse" then measures the error of that.
         budget: most bytes of one sample's watched values held at a time; one value may be more.
         progress: called with the part, samples done, and 0 for their unknown number.
 
@@ -50,7 +52,7 @@ def ranges(
     portions = list(parts(graph, list(watch), budget))
     chosen: dict[str, Range] = {}
     for number, part in enumerate(portions, 1):
-        observers = {name: observer_named(observer) for name in part}
+        observers = {name: _observer(observer, (functions or {}).get(name)) for name in part}
         run = session_of(graph, [name for name in part if name not in graph.inputs])
         n = -1
         for n, feeds in enumerate(samples):
@@ -61,6 +63,12 @@ def ranges(
             raise UsageError("there are no calibration samples; give at least one")
         chosen.update({name: watcher.range() for name, watcher in observers.items()})
     return chosen
+
+
+def _observer(name: str, function: Function | None) -> Observer:
+    if name == "mse" and function is not None:
+        return LeastSquares(function=function)
+    return observer_named(name)
 
 
 def _observe(observers: Mapping[str, Observer], values: Feeds, n: int) -> None:

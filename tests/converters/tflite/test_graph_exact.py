@@ -10,8 +10,9 @@ import pytest
 
 from edgeq.converters import open_graph
 from edgeq.converters.convert import convert
+from edgeq.converters.ort.graph_run import read_weights
 from edgeq.graph.execute import Session
-from edgeq.graph.ir import Graph, Info
+from edgeq.graph.ir import Graph, Info, QuantWeight
 from edgeq.quant.graph.quantize import quantize_graph
 from edgeq.quant.recipe import Recipe
 from tests.graph_made import Made, cnn, encoder, samples
@@ -106,3 +107,43 @@ def test_the_cost_of_rounding_at_run_time_is_reported(tmp_path: Path) -> None:
     free = convert(made, "tflite", tmp_path / "f.tflite", {"compute": "float"}, samples=feeds)
     assert free.certificate is not None
     assert free.certificate["error"][name] < 1e-4
+
+
+@pytest.mark.parametrize("activation", ["LeakyRelu", "PRelu"])
+def test_all_runtimes_give_the_levels_of_a_leaky_activation(
+    activation: str, tmp_path: Path
+) -> None:
+    for package in PACKAGE.values():
+        pytest.importorskip(package)
+    graph = stack(activation, 0.1, layers=8)
+    made = quantize_graph(graph, Recipe.named("w8a8-static", "graph"), samples(graph, 16)).graph
+    (name,) = graph.outputs
+    feeds = list(samples(graph, 8, seed=3))
+    right = np.stack([Session(made)(feed)[name] for feed in feeds])
+    lost = np.stack([Session(graph)(feed)[name] for feed in feeds]) - right
+    for target, suffix in SUFFIX.items():
+        path = tmp_path / f"{target}{suffix}"
+        convert(made, target, path)
+        runner = open_graph(path)
+        got = np.stack([runner(feed)[name] for feed in feeds])
+        runner.close()
+        # far below what rounding costs, where another rule of the activation cost as much
+        assert np.square(got - right).mean() < 0.05 * np.square(lost).mean(), target
+
+
+@pytest.mark.parametrize("op", ["Mul", "Add", "PRelu"])
+@pytest.mark.parametrize("size", [(12, 1, 1), (1, 12, 1, 1), (12, 12, 10)])
+def test_constants_beside_images_are_read_back_from_an_ort_file(
+    op: str, size: tuple[int, ...], tmp_path: Path
+) -> None:
+    m = Made(0, x=Info((1, 3, 12, 10)))
+    constant = m.rng.uniform(0.5, 1, size).astype(np.float32)
+    x = m.same(op, m.conv("x", 12), m.constant(constant, "beside"))
+    graph = m.graph(m.conv(x, 4))
+    made = quantize_graph(graph, Recipe.named("w8a8-static", "graph"), samples(graph, 16)).graph
+    convert(made, "ort", tmp_path / "m.ort")
+    found = dict(read_weights(tmp_path / "m.ort"))
+    kept = {name: c for name, c in made.constants.items() if name.startswith("beside.")}
+    for name, weight in kept.items():
+        assert isinstance(weight, QuantWeight)
+        np.testing.assert_array_equal(found[name].levels, weight.levels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,14 @@ from numpy.typing import NDArray
 from edgeq.core.errors import UsageError
 from edgeq.graph.execute import Session
 from edgeq.graph.ir import Graph, Info
+from edgeq.graph.onnx.save import write_onnx
 from edgeq.quant.graph.equalize import equalize, pairs, replace_unmet_clips
 from edgeq.quant.graph.quantize import quantize_graph
 from edgeq.quant.graph.samples import Samples, samples_of
+from edgeq.quant.recipe import Recipe
 from tests.graph_made import Made, samples, static_recipe, weight_scheme
 
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 
 CLASSES = 10
 FEATURES = 48
@@ -274,3 +277,44 @@ def test_a_badly_scaled_depthwise_net_keeps_its_classes(
 
     assert agreement(False) < worst
     assert agreement(True) >= 0.98
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-8, 1e-3])
+def test_dead_channels_lose_no_more_than_in_onnxruntimes_own_quantizer(
+    size: float, tmp_path: Path
+) -> None:
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    m = Made(0, x=Info((1, 3, 16, 16)))
+    x = m.same("Relu", m.conv("x", 16))
+    w, b = m.nodes[0].inputs[1:]
+    m.constants[w][3:6] *= np.float32(size)
+    m.constants[b][3:6] = 0.3
+    x = m.same("Relu", m.conv(x, 16, group=16))
+    x = m.node("GlobalAveragePool", [m.conv(x, 10, k=1)], (1, 10, 1, 1))
+    graph = m.graph(m.node("Flatten", [x], (1, 10), axis=1))
+    feeds = list(samples(graph, 48, seed=2))
+    right = outputs(graph, feeds[32:])
+
+    def decibels(found: NDArray[Any]) -> float:
+        return float(10 * np.log10(np.square(right).mean() / np.square(found - right).mean()))
+
+    recipe = Recipe.named("w8a8-static", "graph")
+    ours = quantize_graph(graph, recipe, samples_of(graph, feeds[:32])).graph
+    write_onnx(graph, tmp_path / "float.onnx")
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
+        left = iter(feeds[:32])
+
+        def get_next(self) -> Any:
+            return next(self.left, None)
+
+    quantization.quantize_static(
+        tmp_path / "float.onnx", tmp_path / "theirs.onnx", Reader(), per_channel=True,
+        activation_type=quantization.QuantType.QUInt8,
+    )  # fmt: skip
+    session = onnxruntime.InferenceSession(
+        tmp_path / "theirs.onnx", providers=["CPUExecutionProvider"]
+    )
+    theirs = np.concatenate([session.run(None, feed)[0] for feed in feeds[32:]])
+    assert decibels(outputs(ours, feeds[32:])) > decibels(theirs) - 1
+    assert decibels(outputs(ours, feeds[32:])) > 35
