@@ -111,8 +111,8 @@ def answer_grammar(
     if forced is not None:
         assert served.syntax is not None
         special = {served.tokenizer.token_name(i): i for i in served.tokenizer.special_ids}
-        text = served.syntax.grammar(forced, special.get)
-        return _made(lambda: served.grammars().lark(text), "tools")
+        syntax = served.syntax
+        return _made(lambda: served.grammars().lark(syntax.grammar(forced, special.get)), "tools")
     if values["grammar"] is not None:
         return _made(lambda: served.grammars().lark(values["grammar"]), "grammar")
     if kind == "json_object":

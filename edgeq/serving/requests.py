@@ -170,7 +170,7 @@ def chat_call(
     )
     thinks = served.thinks and grammar is None
     inside = thinks and served.ends_in_thought(ids)
-    syntax = served.syntax if tools else None
+    syntax = served.syntax.knowing(tools) if tools and served.syntax else None
     return Call(
         served=served,
         jobs=(without_lookup_where_impossible(job),),

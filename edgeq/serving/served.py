@@ -29,7 +29,8 @@ from edgeq.serving.parts import THINK, THOUGHT
 from edgeq.serving.prefix_cache import PrefixCache
 from edgeq.serving.settings import ServerSettings
 from edgeq.serving.slots import SlotPool
-from edgeq.serving.tools import ToolSyntax, syntax_of
+from edgeq.serving.tool_families import syntax_of
+from edgeq.serving.tools import ToolSyntax
 from edgeq.serving.worker import Worker
 
 

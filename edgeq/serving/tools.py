@@ -5,7 +5,7 @@
     mistral  ``[TOOL_CALLS][{"name": ..., "arguments": {...}}]``, or
              ``[TOOL_CALLS]name[ARGS]{...}`` of later models
 
-The template decides: it holds the marks that the model was trained on.
+`edgeq.serving.tool_families` has those that are no JSON.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ import json
 import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 _PYTHON_TAG = "<|python_tag|>"
 _CALLS, _ARGS = "[TOOL_CALLS]", "[ARGS]"
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+_MARKS = re.compile(r"(</?tool_call>|<\|?tool_call_?\w*\|?>|\[TOOL_CALLS\]|</?\w+_function_call>|"
+                    r"<escape>|<\|\"\|>)")  # fmt: skip
+"""Texts that may be tokens of their own."""
 _SPACED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """JSON as Python writes it, which is what the models were trained on."""
 
@@ -50,7 +53,7 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class ToolSyntax:
-    """How a family writes calls.
+    """How a family writes calls, as JSON; families that write otherwise are subclasses.
 
     Args:
         name: of the family.
@@ -59,6 +62,7 @@ class ToolSyntax:
         before, after: what a call is written between when the answer must be one.
         arguments: the key of the arguments.
         begins: how an answer begins that is a call as a whole; empty if none is.
+        tools: that may be called, as a request gives them.
     """
 
     name: str
@@ -68,18 +72,27 @@ class ToolSyntax:
     after: str
     arguments: str = "arguments"
     begins: str = ""
+    tools: tuple[Mapping[str, Any], ...] = ()
 
-    def read(self, text: str) -> list[ToolCall]:
-        """The calls that a text from a mark to an end holds; none if it is no call."""
+    def knowing(self, tools: Sequence[Mapping[str, Any]]) -> Self:
+        """The same, where arguments are read as the parameters of these tools say."""
+        return replace(self, tools=tuple(tools))
+
+    def inner(self, text: str) -> str:
+        """A text without the marks around it."""
         text = text.strip()
         for mark in self.marks:
             text = text.removeprefix(mark)
-        text = text.removesuffix(self.end).strip() if self.end else text.strip()
+        return text.removesuffix(self.end).strip() if self.end else text.strip()
+
+    def read(self, text: str) -> list[ToolCall]:
+        """The calls that a text from a mark to an end holds; none if it is no call."""
+        text = self.inner(text)
         if self.name == "mistral" and _ARGS in text:
             calls = [_named(part) for part in text.split(_CALLS)]
             return [call for call in calls if call] if all(calls) else []
         separator = ";" if self.name == "llama3" else None
-        return _calls(_values(text, separator), self.arguments)
+        return calls_of(json_values(text, separator), self.arguments)
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -95,7 +108,7 @@ class ToolSyntax:
             tools: as the request gives them.
             special: the id of a special token by its name; None if it is ordinary text.
         """
-        rule = " ".join([*_literals(self.before, special), "call", *_literals(self.after, special)])
+        rule = " ".join([*literals(self.before, special), "call", *literals(self.after, special)])
         schema = json.dumps({**self.schema(tools), "x-guidance": _SPACED})
         return f"start: {rule}\ncall: %json {schema}\n"
 
@@ -119,33 +132,19 @@ class ToolSyntax:
 HERMES = ToolSyntax("hermes", (_OPEN,), _CLOSE, f"{_OPEN}\n", f"\n{_CLOSE}")
 LLAMA3 = ToolSyntax("llama3", (_PYTHON_TAG,), "", "", "", "parameters", "{")
 MISTRAL = ToolSyntax("mistral", (_CALLS,), "", f"{_CALLS}[", "]")
-SYNTAXES = (HERMES, LLAMA3, MISTRAL)
 
 
-def syntax_of(template: str) -> ToolSyntax | None:
-    """The syntax that a chat template teaches; None if it knows no tools, or in another way."""
-    if "tools" not in template or "<function=" in template:
-        return None
-    if _CALLS in template:
-        return MISTRAL
-    if _OPEN in template:
-        return HERMES
-    if '"parameters"' in template and ("ipython" in template or _PYTHON_TAG in template):
-        return LLAMA3
-    return None
-
-
-def _literals(text: str, special: Callable[[str], int | None]) -> list[str]:
+def literals(text: str, special: Callable[[str], int | None]) -> list[str]:
     """A text as parts of a rule: special tokens by their ids, the rest as strings."""
     found = []
-    for part in re.split(f"({'|'.join(map(re.escape, (_OPEN, _CLOSE, _CALLS)))})", text):
+    for part in _MARKS.split(text):
         if part:
             token = special(part)
             found.append(json.dumps(part) if token is None else f"<[{token}]>")
     return found
 
 
-def _values(text: str, separator: str | None) -> list[Any]:
+def json_values(text: str, separator: str | None) -> list[Any]:
     """JSON values one after another; none if something else is among them."""
     decoder, place, found = json.JSONDecoder(), 0, []
     while place < len(text):
@@ -161,7 +160,13 @@ def _values(text: str, separator: str | None) -> list[Any]:
     return found
 
 
-def _calls(values: Sequence[Any], key: str) -> list[ToolCall]:
+def calls_of(values: Sequence[Any], key: str) -> list[ToolCall]:
+    """The calls that JSON values are; none if one is no call.
+
+    Args:
+        values: such as ``{"name": ..., "arguments": {...}}``.
+        key: of the arguments.
+    """
     calls = []
     for value in values:
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from edgeq.core.errors import UnsupportedError
 from edgeq.serving.parts import Splitter, Text
-from edgeq.serving.tools import HERMES, LLAMA3, MISTRAL, ToolCall, ToolSyntax, syntax_of
+from edgeq.serving.tool_families import FUNCTION_GEMMA, GEMMA4, LFM2, XML, syntax_of
+from edgeq.serving.tools import HERMES, LLAMA3, MISTRAL, ToolCall, ToolSyntax
 
 CALL = '{"name": "weather", "arguments": {"city": "Köln {}"}}'
 LLAMA_CALL = CALL.replace("arguments", "parameters")
@@ -85,5 +87,160 @@ def test_the_template_tells_the_syntax() -> None:
     assert syntax_of("{% if tools %}<tool_call>{% endif %}") is HERMES
     assert syntax_of("{{ tools }}[AVAILABLE_TOOLS][TOOL_CALLS]") is MISTRAL
     assert syntax_of('{{ tools }}{"name": x, "parameters": y}<|python_tag|>') is LLAMA3
-    assert syntax_of("{{ tools }}<tool_call><function=x>") is None  # another syntax
+    assert syntax_of("{{ tools }}<tool_call><function=x><parameter=y>") is XML
+    assert syntax_of("{{ tools }}<function=x>{...}</function>") is None  # another syntax
+    assert syntax_of("{{ tools }}<|tool_list_start|>") is LFM2
+    assert syntax_of("{{ tools }}<start_function_declaration>") is FUNCTION_GEMMA
+    assert syntax_of("{{ tools }}<|tool_call>call:") is GEMMA4
     assert syntax_of("{{ messages }}") is None
+
+
+def tool(name: str, required: tuple[str, ...] = (), **properties: Any) -> dict[str, Any]:
+    schema = {"type": "object", "properties": properties, "required": list(required)}
+    return {"type": "function", "function": {"name": name, "parameters": schema}}
+
+
+LIGHT = tool(
+    "light", ("room",), room={"type": "string"}, level={"type": "integer"}, on={"type": "boolean"},
+    colors={"type": "array", "items": {"type": "string"}}, note={},
+)  # fmt: skip
+LIGHT_CALL = ("light", {"room": "Küche, 7", "level": 7, "on": True, "colors": ["red", "b"]})
+XML_CALL = """<tool_call>
+<function=light>
+<parameter=room>
+Küche, 7
+</parameter>
+<parameter=level>
+7
+</parameter>
+<parameter=on>
+true
+</parameter>
+<parameter=colors>
+["red", "b"]
+</parameter>
+</function>
+</tool_call>"""
+LFM2_CALL = (
+    '<|tool_call_start|>[light(room="Küche, 7", level=7, on=True, colors=["red", "b"])]'
+    "<|tool_call_end|>"
+)
+GEMMA_CALL = (
+    "<start_function_call>call:light{room:<escape>Küche, 7<escape>,level:7,on:true,"
+    "colors:[<escape>red<escape>,<escape>b<escape>]}<end_function_call>"
+)
+GEMMA4_CALL = (
+    GEMMA_CALL.replace("<start_function_call>", "<|tool_call>")
+    .replace("<end_function_call>", "<tool_call|>")
+    .replace("<escape>", '<|"|>')
+)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("syntax", "text", "said", "calls"),
+    [
+        (XML, XML_CALL, "", [LIGHT_CALL]),
+        (XML, f"I look.\n{XML_CALL}\n{XML_CALL}", "I look.\n", [LIGHT_CALL, LIGHT_CALL]),
+        (XML, XML_CALL.removeprefix("<tool_call>\n"), "", [LIGHT_CALL]),  # models forget it
+        (XML, XML_CALL.replace("true", "True"), "", [LIGHT_CALL]),
+        (XML, "<tool_call>\n<function=light>\n</function>\n</tool_call>", "", [("light", {})]),
+        (XML, "<tool_call>\n<function=light>\n<parameter=room>\na\n\n<b> {\n</parameter>\n"
+              "</function>\n</tool_call>", "", [("light", {"room": "a\n\n<b> {"})]),
+        (XML, "<tool_call>\n<function=light>\n<parameter=room>\n12\n</parameter>\n"
+              "<parameter=note>\n12\n</parameter>\n<parameter=else>\n12\n</parameter>\n"
+              "</function>\n</tool_call>", "", [("light", {"room": "12", "note": 12, "else": "12"})]),
+        (XML, "<tool_call>no</tool_call>", "<tool_call>no</tool_call>", []),
+        (LFM2, LFM2_CALL, "", [LIGHT_CALL]),
+        (LFM2, LFM2_CALL + "Done.", "Done.", [LIGHT_CALL]),
+        (LFM2, "<|tool_call_start|>[a.b(), light(on=true, note=None)]<|tool_call_end|>", "",
+         [("a.b", {}), ("light", {"on": True, "note": None})]),
+        (LFM2, '<|tool_call_start|>[{"name": "light", "arguments": {"on": true}}]<|tool_call_end|>',
+         "", [("light", {"on": True})]),
+        (LFM2, "<|tool_call_start|>[light(7)]<|tool_call_end|>",
+         "<|tool_call_start|>[light(7)]<|tool_call_end|>", []),
+        (LFM2, '<|tool_call_start|>[light(room=__import__("os"))]<|tool_call_end|>',
+         '<|tool_call_start|>[light(room=__import__("os"))]<|tool_call_end|>', []),
+        (FUNCTION_GEMMA, GEMMA_CALL, "", [LIGHT_CALL]),
+        (FUNCTION_GEMMA, GEMMA_CALL + GEMMA_CALL, "", [LIGHT_CALL, LIGHT_CALL]),
+        (FUNCTION_GEMMA, "<start_function_call>call:light{note:{a:1,b:{c:[]}}}<end_function_call>",
+         "", [("light", {"note": {"a": 1, "b": {"c": []}}})]),
+        (FUNCTION_GEMMA, "<start_function_call>call:light{room:<escape>a}:,{<escape>}"
+                         "<end_function_call>", "", [("light", {"room": "a}:,{"})]),
+        (FUNCTION_GEMMA, "<start_function_call>call:light{}<end_function_call>", "",
+         [("light", {})]),
+        (FUNCTION_GEMMA, "<start_function_call>call:light{room:}<end_function_call>",
+         "<start_function_call>call:light{room:}<end_function_call>", []),
+        (GEMMA4, GEMMA4_CALL, "", [LIGHT_CALL]),
+    ],
+)  # fmt: skip
+def test_calls_that_are_no_json(
+    syntax: ToolSyntax, text: str, said: str, calls: list[Any], size: int
+) -> None:
+    assert taken_apart(text, size, syntax.knowing([LIGHT])) == (said, "", calls)
+
+
+FORCED = [
+    tool("light", ("room",), room={"type": "string"}, level={"type": "integer"},
+         mode={"enum": ["day", "night"]}),
+    tool("stop"),
+    tool("wait", seconds={"type": "number", "minimum": 0, "maximum": 9}, loud={"type": "boolean"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("syntax", [XML, LFM2, FUNCTION_GEMMA, GEMMA4])
+def test_a_forced_call_is_one_that_is_read(syntax: ToolSyntax) -> None:
+    """Random texts of the grammar, token by token, are calls with what their schemas allow."""
+    pytest.importorskip("llguidance")
+    import random
+
+    from edgeq.importers import load
+    from edgeq.runtime.constraint import GrammarVocabulary
+    from edgeq.runtime.tokenizer import Tokenizer
+    from tests.paths import DEMO
+
+    model = load(DEMO)
+    tokenizer = Tokenizer(model)
+    grammar = GrammarVocabulary.of(model, tokenizer).lark(
+        syntax.grammar(FORCED, {}.get)  # type: ignore[arg-type]
+    )
+    stops = {
+        i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i) in (b'"', b"<", b"\n")
+    }
+    names = []
+    for seed in range(40):
+        chance, constraint = random.Random(seed), grammar.start()
+        ids: list[int] = []
+        while len(ids) < 400:
+            allowed = constraint.allowed().nonzero()[0].tolist()
+            if any(one in tokenizer.eos_ids for one in allowed):
+                break
+            ending = [one for one in allowed if one in stops]  # or free texts would not end
+            token = chance.choice(ending if ending and chance.random() < 0.3 else allowed)
+            constraint.accept(token)
+            ids.append(token)
+        else:
+            continue  # an answer that is cut is no call
+        text = tokenizer.decode(ids)
+        (call,) = syntax.knowing(FORCED).read(text) or [None]
+        assert call is not None, text
+        names.append(call.name)
+        if call.name == "light":
+            assert isinstance(call.arguments["room"], str)
+            assert isinstance(call.arguments.get("level", 1), int)
+            assert call.arguments.get("mode", "day") in ("day", "night")
+        if call.name == "wait":
+            assert 0 <= call.arguments.get("seconds", 0) <= 9
+            assert set(call.arguments) <= {"seconds", "loud"}
+    assert len(names) > 10
+    assert set(names) == {"light", "stop", "wait"}
+
+
+@pytest.mark.parametrize("schema", [
+    {"type": "string", "pattern": "a+"}, {"$ref": "#/$defs/x"}, {"type": "string", "maxLength": 3},
+])  # fmt: skip
+def test_what_a_forced_call_cannot_be_held_to_is_named(schema: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedError, match="light"):
+        XML.grammar([tool("light", room=schema)], {}.get)  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedError, match="light"):
+        FUNCTION_GEMMA.grammar([tool("light", room={"type": "array"})], {}.get)  # type: ignore[arg-type]
