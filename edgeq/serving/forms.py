@@ -23,8 +23,8 @@ FORMS = (
           schema={"items": {"type": "object"}, "maxItems": MAX_TOOLS}),
     Field("tool_choice", ("string", "object"), "\"none\", \"auto\", \"required\", or the function "
           "that must be called."),
-    Field("parallel_tool_calls", ("boolean",), "Whether an answer may hold several calls: the "
-          "model decides.", only=(True,)),
+    Field("parallel_tool_calls", ("boolean",), "Whether an answer may hold several calls; false "
+          "ends it after the first."),
 )  # fmt: skip
 
 

@@ -51,10 +51,13 @@ class Splitter:
         thinks: whether thought between marks is told apart.
         inside: the prompt ends within a thought.
         syntax: how the model writes calls of tools; None if it was given no tools.
+        single: give the first call only, and nothing after it.
     """
 
-    def __init__(self, thinks: bool, inside: bool, syntax: ToolSyntax | None) -> None:
-        self._syntax = syntax
+    def __init__(
+        self, thinks: bool, inside: bool, syntax: ToolSyntax | None, single: bool = False
+    ) -> None:
+        self._syntax, self._single = syntax, single
         self._thinks = thinks
         self.in_reasoning = inside
         self._buffer = ""
@@ -79,6 +82,8 @@ class Splitter:
 
     def _step(self, found: list[Part], final: bool) -> bool:
         """Take one part from the buffer; False if it needs more text."""
+        if self._single and self._called:
+            return False
         if self._calling:
             return self._take_calls(found, final)
         begun = self._buffer.lstrip()
@@ -130,7 +135,7 @@ class Splitter:
         self._calling = False
         calls = self._syntax.read(raw)
         if calls:
-            found += calls
+            found += calls[:1] if self._single else calls
             self._called = True
         elif raw:  # no call after all
             self._said = True

@@ -157,11 +157,16 @@ def chat_call(
     if values["top_logprobs"] is not None and not values["logprobs"]:
         raise wrong("top_logprobs", "top_logprobs needs logprobs to be true")
     most = values["max_completion_tokens"]
+    syntax = served.syntax.knowing(tools) if tools and served.syntax else None
+    single = syntax is not None and values["parallel_tool_calls"] is False
+    stops = checked_stops(values["stop"])
+    if single and syntax and syntax.end:  # the first call ends the answer
+        stops = (*stops, syntax.end)
     job = AnswerJob(
         prompt=tuple(ids),
         params=sampling_params(values, served, settings.params),
         max_tokens=values["max_tokens"] if most is None else most,
-        stop=checked_stops(values["stop"]),
+        stop=stops,
         end_ids=served.tokenizer.turn_end_ids,
         logprobs=(values["top_logprobs"] or 0) if values["logprobs"] else None,
         lookup=settings.lookup,
@@ -170,11 +175,10 @@ def chat_call(
     )
     thinks = served.thinks and grammar is None
     inside = thinks and served.ends_in_thought(ids)
-    syntax = served.syntax.knowing(tools) if tools and served.syntax else None
     return Call(
         served=served,
         jobs=(without_lookup_where_impossible(job),),
-        splitter=lambda: Splitter(thinks, inside, syntax) if thinks or syntax else Plain(),
+        splitter=lambda: Splitter(thinks, inside, syntax, single) if thinks or syntax else Plain(),
         **stream_options(values),
     )
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,8 +71,7 @@ class ArgumentSyntax(ToolSyntax):
                 value = f"v{number}_{place}"
                 rules += self.value_rule(value, f"{function['name']}.{key}", properties[key],
                                          special)  # fmt: skip
-                written[key] = [*literals(self.open_argument(key), special), value,
-                                *literals(self.close_argument, special)]  # fmt: skip
+                written[key] = [*literals(self.open_argument(key), special), value]
             body = [*literals(self.open_call(function["name"]), special),
                     *self._arguments([written[key] for key in required],
                                      [written[key] for key in optional]),
@@ -102,7 +102,6 @@ class ArgumentSyntax(ToolSyntax):
         return ["(", " | ".join(starts), ")?"]
 
     separator = ", "
-    close_argument = ""
     close_call = ""
 
     def open_call(self, name: str) -> str:
@@ -160,7 +159,6 @@ class XmlSyntax(ArgumentSyntax):
     """Qwen3-Coder's."""
 
     separator = ""
-    close_argument = "\n</parameter>\n"
     close_call = "</function>"
 
     def open_call(self, name: str) -> str:
@@ -172,10 +170,15 @@ class XmlSyntax(ArgumentSyntax):
         return f"<parameter={key}>\n"
 
     def value_rule(self, rule: str, where: str, schema: Any, special: Special) -> list[str]:
-        """Texts without quotes, all else as JSON."""
-        if _is_text(schema):
-            return self.text_rule(rule, where, schema, [], [], "<")
-        return super().value_rule(rule, where, schema, special)
+        """Texts without quotes, all else as JSON; each with what ends an argument."""
+        close = literals("\n</parameter>\n", special)
+        if not _is_text(schema):
+            inside = super().value_rule(f"{rule}_json", where, schema, special)
+            return [*inside, f"{rule}: {rule}_json {' '.join(close)}"]
+        found = self.text_rule(rule, where, schema, [], close, "<")
+        if found[-1].startswith(rule.upper()):  # one terminal, as a text may hold line ends too
+            return [f"{rule}: {rule.upper()}", rf"{rule.upper()}: /[^<]*\n<\/parameter>\n/"]
+        return found
 
     def read(self, text: str) -> list[ToolCall]:
         """The calls; none if the text is no call."""
@@ -229,7 +232,9 @@ class PythonSyntax(ArgumentSyntax):
         if as_json := calls_of(json_values(text, None), self.arguments):
             return as_json
         try:
-            parsed = ast.parse(text.strip(), mode="eval").body
+            with warnings.catch_warnings():  # of escapes that Python does not know
+                warnings.simplefilter("ignore")
+                parsed = ast.parse(text.strip(), mode="eval").body
             listed = parsed.elts if isinstance(parsed, ast.List) else [parsed]
             return [_python_call(one) for one in listed]
         except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
@@ -268,7 +273,9 @@ def _constant(node: ast.expr) -> Any:
             raise ValueError("a key is no text")
         return dict(zip(keys, map(_constant, node.values), strict=True))
     value = ast.literal_eval(node)
-    if value is not None and not isinstance(value, str | bool | int | float):
+    if isinstance(value, str):  # JSON escapes what lies beyond 16 bits as two halves
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if value is not None and not isinstance(value, bool | int | float):
         raise ValueError("JSON has no such value")
     return value
 

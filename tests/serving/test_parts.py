@@ -95,6 +95,21 @@ def test_the_template_tells_the_syntax() -> None:
     assert syntax_of("{{ messages }}") is None
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_a_single_call_is_the_first(size: int) -> None:
+    for syntax, text in (
+        (HERMES, f"Hm. <tool_call>{CALL}</tool_call> <tool_call>{CALL}</tool_call> Done."),
+        (MISTRAL, f"Hm. [TOOL_CALLS][{CALL}, {CALL}]"),
+    ):
+        splitter, parts = Splitter(False, False, syntax, single=True), []
+        for start in range(0, len(text), size):
+            parts += splitter.push(text[start : start + size])
+        parts += splitter.end()
+        calls = [(p.name, p.arguments) for p in parts if isinstance(p, ToolCall)]
+        assert calls == [WEATHER]
+        assert "".join(p.text for p in parts if isinstance(p, Text)).strip() == "Hm."
+
+
 def tool(name: str, required: tuple[str, ...] = (), **properties: Any) -> dict[str, Any]:
     schema = {"type": "object", "properties": properties, "required": list(required)}
     return {"type": "function", "function": {"name": name, "parameters": schema}}
@@ -149,7 +164,8 @@ GEMMA4_CALL = (
               "</function>\n</tool_call>", "", [("light", {"room": "a\n\n<b> {"})]),
         (XML, "<tool_call>\n<function=light>\n<parameter=room>\n12\n</parameter>\n"
               "<parameter=note>\n12\n</parameter>\n<parameter=else>\n12\n</parameter>\n"
-              "</function>\n</tool_call>", "", [("light", {"room": "12", "note": 12, "else": "12"})]),
+              "</function>\n</tool_call>", "",
+         [("light", {"room": "12", "note": 12, "else": "12"})]),
         (XML, "<tool_call>no</tool_call>", "<tool_call>no</tool_call>", []),
         (LFM2, LFM2_CALL, "", [LIGHT_CALL]),
         (LFM2, LFM2_CALL + "Done.", "Done.", [LIGHT_CALL]),
@@ -157,6 +173,8 @@ GEMMA4_CALL = (
          [("a.b", {}), ("light", {"on": True, "note": None})]),
         (LFM2, '<|tool_call_start|>[{"name": "light", "arguments": {"on": true}}]<|tool_call_end|>',
          "", [("light", {"on": True})]),
+        (LFM2, '<|tool_call_start|>[light(room="\\ud83d\\ude00")]<|tool_call_end|>', "",
+         [("light", {"room": "\N{GRINNING FACE}"})]),
         (LFM2, "<|tool_call_start|>[light(7)]<|tool_call_end|>",
          "<|tool_call_start|>[light(7)]<|tool_call_end|>", []),
         (LFM2, '<|tool_call_start|>[light(room=__import__("os"))]<|tool_call_end|>',
