@@ -46,16 +46,18 @@ def shared_option(*names: str, env: str, **settings: Any) -> Decorator:
 
 def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if value:
-        _Debug.on = True
+        DebugFlag.on = True
 
 
-class _Debug:
+class DebugFlag:
+    """Whether ``--debug`` was given to this process; click's contexts end before errors are shown."""
+
     on = False
 
 
 def debugging() -> bool:
     """Whether ``--debug`` was given: show tracebacks."""
-    return _Debug.on
+    return DebugFlag.on
 
 
 def debug_option() -> click.Option:

@@ -273,7 +273,7 @@ class _Answer:
 def evaluate_task(
     layout: str,
     items: Sequence[Item],
-    subject: AnsweringModel,
+    model: AnsweringModel,
     encoder: Encoder,
     *,
     base: AnsweringModel | None = None,
@@ -284,7 +284,7 @@ def evaluate_task(
     Args:
         layout: the set's name, for the result.
         items: questions.
-        subject: the model.
+        model: the model.
         encoder: its tokenizer.
         base: another model of the same vocabulary, whose answers are compared.
         progress: called with ("questions", done, total).
@@ -297,7 +297,7 @@ def evaluate_task(
     answers: list[_Answer] = []
     before: list[_Answer] = []
     for item in items:
-        answers.append(_ask(item, subject, encoder))
+        answers.append(_ask(item, model, encoder))
         if base is not None:
             before.append(_ask(item, base, encoder))
         if progress:
@@ -336,10 +336,10 @@ _PROTOCOL: dict[Kind, str] = {
 }
 
 
-def _ask(item: Item, subject: AnsweringModel, encoder: Encoder) -> _Answer:
+def _ask(item: Item, model: AnsweringModel, encoder: Encoder) -> _Answer:
     if item.kind == "number":
-        return _generated(item, subject, encoder)
-    results = [_scored(item.prompt, text, subject, encoder) for text in item.choices]
+        return _generated(item, model, encoder)
+    results = [_scored(item.prompt, text, model, encoder) for text in item.choices]
     sizes = [len(text.encode()) for text in item.choices]
     logs = [result[0] for result in results]
     if item.kind == "last word":
@@ -355,7 +355,7 @@ def _ask(item: Item, subject: AnsweringModel, encoder: Encoder) -> _Answer:
 
 
 def _scored(
-    prompt: str, text: str, subject: AnsweringModel, encoder: Encoder
+    prompt: str, text: str, model: AnsweringModel, encoder: Encoder
 ) -> tuple[float, bool, bool]:
     """Log-likelihood of a text after a prompt, whether it is greedy, and whether it was cut."""
     head = encoder.encode(prompt, add_eos=False)
@@ -363,25 +363,25 @@ def _scored(
     # tokens may join across the seam; what follows as many tokens as the prompt has is scored
     follows = whole[len(head) :] or whole[-1:]
     before = whole[: len(whole) - len(follows)]
-    room = subject.context - len(follows)
+    room = model.context - len(follows)
     if room < 1:
         raise UsageError(
-            f"an answer has {len(follows)} tokens and the model sees {subject.context}; "
+            f"an answer has {len(follows)} tokens and the model sees {model.context}; "
             "this set is too long for it"
         )
     cut = len(before) > room
-    logits = subject.scores(before[-room:], follows)
+    logits = model.scores(before[-room:], follows)
     logs = log_softmax(logits)
     total = float(logs[np.arange(len(follows)), follows].sum())
     return total, bool((logits.argmax(axis=1) == follows).all()), cut
 
 
-def _generated(item: Item, subject: AnsweringModel, encoder: Encoder) -> _Answer:
+def _generated(item: Item, model: AnsweringModel, encoder: Encoder) -> _Answer:
     prompt = encoder.encode(item.prompt, add_eos=False)
-    room = max(1, subject.context - GENERATED)
+    room = max(1, model.context - GENERATED)
     tokens: list[int] = []
     text = ""
-    for token in subject.generate(prompt[-room:], min(GENERATED, subject.context - 1)):
+    for token in model.generate(prompt[-room:], min(GENERATED, model.context - 1)):
         tokens.append(token)
         text = encoder.decode(tokens)
         if "Question:" in text or re.search(r"####.*\n", text):

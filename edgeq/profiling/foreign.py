@@ -76,13 +76,13 @@ def open_candidate(named: Named, threads: int | None) -> Candidate:
 
 
 def operations(
-    named: Named, subject: Candidate | None, workload: Workload, threads: int | None
+    named: Named, candidate: Candidate | None, workload: Workload, threads: int | None
 ) -> Operations:
     """What the runtime's own profiler says of a model's operations, or how many there are.
 
     Args:
         named: the model.
-        subject: as `open_candidate` gave it, for its unit and its vocabulary; None if it was only
+        candidate: as `open_candidate` gave it, for its unit and its vocabulary; None if it was only
             to be counted.
         workload: what is run; prefill and decode are profiled once each.
         threads: of the runtime.
@@ -91,17 +91,17 @@ def operations(
     counts = profiler.count_operators(named.path) if profiler else None
     if counts is not None:
         return _counted(counts)
-    if profiler is None or subject is None:
+    if profiler is None or candidate is None:
         return Operations(
             str(named.target), (), f"edgeq reads no profiler of the target {named.target}"
         )
-    return _timed(profiler, named, subject, workload, threads)
+    return _timed(profiler, named, candidate, workload, threads)
 
 
 def _timed(
     profiler: ProfilerTarget,
     named: Named,
-    subject: Candidate,
+    candidate: Candidate,
     workload: Workload,
     threads: int | None,
 ) -> Operations:
@@ -112,7 +112,7 @@ def _timed(
     ) -> tuple[list[NodeTime], int, int]:
         return profiler.time_nodes(named.path, work, decoder=decoder, skip=skip, threads=threads)
 
-    if subject.unit == "run":
+    if candidate.unit == "run":
 
         def again(graph: TimedGraph) -> None:
             for _ in range(1 + workload.n_gen):
@@ -120,7 +120,7 @@ def _timed(
 
         times = timed(again, 1, decoder=False)
         return Operations(source, (_phase("run", times, times[1]),))
-    tokens = random_tokens(subject, workload)
+    tokens = random_tokens(candidate, workload)
 
     def decode(runner: DecoderRunner) -> None:
         if len(tokens) > 1:

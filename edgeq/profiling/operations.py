@@ -140,27 +140,27 @@ class Operations:
         return cls(data["source"], phases, data["reason"])
 
 
-def engine_operations(subject: EngineCandidate, workload: Workload) -> Operations:
+def engine_operations(candidate: EngineCandidate, workload: Workload) -> Operations:
     """The steps of reading the prompt and of generating, repeated as the workload says or more.
 
     Generation is greedy without Python in between, as `edgeq bench` times it.
     """
     source = "stamps of the decoder's own clock at the end of each step"
-    engine = subject.engine
-    tokens = random_tokens(subject, workload)
+    engine = candidate.engine
+    tokens = random_tokens(candidate, workload)
     before, prompt = tokens[: workload.n_depth], tokens[workload.n_depth :]
     phases = []
     try:
         if workload.n_prompt:
             phases.append(
-                _phase(subject, workload, "prefill", workload.n_prompt,
+                _phase(candidate, workload, "prefill", workload.n_prompt,
                        before, lambda: engine.forward(prompt))
             )  # fmt: skip
         if workload.n_gen:
             past = tokens if workload.n_prompt else before
             first = int(prompt[-1])
             phases.append(
-                _phase(subject, workload, "decode", workload.n_gen,
+                _phase(candidate, workload, "decode", workload.n_gen,
                        past, lambda: engine.greedy(first, workload.n_gen))
             )  # fmt: skip
     except UnsupportedError as err:
@@ -169,14 +169,14 @@ def engine_operations(subject: EngineCandidate, workload: Workload) -> Operation
 
 
 def _phase(
-    subject: EngineCandidate,
+    candidate: EngineCandidate,
     workload: Workload,
     name: str,
     units: int,
     past: Any,
     work: Callable[[], object],
 ) -> Phase:
-    engine = subject.engine
+    engine = candidate.engine
     plain: list[int] = []
     timed: list[int] = []
     step_times: list[StepTimes] = []
@@ -186,9 +186,9 @@ def _phase(
     while len(timed) < workload.repeats or (
         len(timed) < MOST and time.monotonic() - begun < LEAST_SECONDS
     ):
-        subject.begin(past)
+        candidate.begin(past)
         plain.append(_ns(work))
-        subject.begin(past)
+        candidate.begin(past)
         with engine.timed_steps() as times:
             timed.append(_ns(work))
         step_times.append(times)

@@ -57,34 +57,34 @@ def profile(
     """
     recorder = Recorder(probe() if meters is None else meters)
     with ExitStack() as stack:
-        subjects: list[Candidate | None] = []
+        candidates: list[Candidate | None] = []
         for named in models:
             opened = _open(named, workload, threads, kv_bits, backend)
-            subjects.append(opened)
+            candidates.append(opened)
             if opened is not None:
                 stack.callback(opened.close)
-        there = [s for s in subjects if s is not None]
-        facts = [_facts(named, s, workload) for named, s in zip(models, subjects, strict=True)]
+        open_candidates = [c for c in candidates if c is not None]
+        facts = [_facts(named, s, workload) for named, s in zip(models, candidates, strict=True)]
         reset_peak_rss()
         with recorder:
             _rest(recorder, idle_seconds, progress)
             watch = Watch()
-            samples = iter(run(there, workload, progress) if there else [])
+            samples = iter(run(open_candidates, workload, progress) if open_candidates else [])
             contention = watch.stop()
-        peak = peak_rss_bytes() if len(there) == 1 else None
+        peak = peak_rss_bytes() if len(open_candidates) == 1 else None
         runs = []
-        for i, (named, subject) in enumerate(zip(models, subjects, strict=True)):
+        for i, (named, candidate) in enumerate(zip(models, candidates, strict=True)):
             operation_times: Operations | None = None
             if operations:
                 if progress:
                     progress("operations", i, len(models))
                 operation_times = (
-                    engine_operations(subject, workload)
-                    if isinstance(subject, EngineCandidate)
-                    else foreign.operations(named, subject, workload, threads)
+                    engine_operations(candidate, workload)
+                    if isinstance(candidate, EngineCandidate)
+                    else foreign.operations(named, candidate, workload, threads)
                 )
-            taken = () if subject is None else tuple(next(samples))
-            runs.append(Run(facts[i], taken, operation_times, None if subject is None else peak))
+            taken = () if candidate is None else tuple(next(samples))
+            runs.append(Run(facts[i], taken, operation_times, None if candidate is None else peak))
     # only now: their buffers are larger than many a model
     compiled = [f["threads"] for f in facts if f.get("kernel")]
     machine = environment(compiled) | {"contention": contention.to_json()}
@@ -114,9 +114,9 @@ def _open(
     return EngineCandidate(engine, model, str(named.path))
 
 
-def _facts(named: Named, subject: Candidate | None, workload: Workload) -> dict[str, Any]:
-    if subject is not None:
-        return subject.facts(workload)
+def _facts(named: Named, candidate: Candidate | None, workload: Workload) -> dict[str, Any]:
+    if candidate is not None:
+        return candidate.facts(workload)
     return {
         "name": str(named.path),
         "runtime": None,

@@ -27,7 +27,7 @@ CLASSES = 3
 
 @pytest.fixture(autouse=True)
 def _without_debug(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgeq.cli.options._Debug.on", False)
+    monkeypatch.setattr("edgeq.cli.options.DebugFlag.on", False)
 
 
 def linear(path: Path, scale: float = 1.0, meta: dict[str, str] | None = None) -> Path:

@@ -30,7 +30,7 @@ VERBS = (
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     clear_settings(monkeypatch, UPDATE)
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setattr("edgeq.cli.options._Debug.on", False)
+    monkeypatch.setattr("edgeq.cli.options.DebugFlag.on", False)
 
 
 @pytest.mark.parametrize("verb", ["edgeq", *VERBS])
