@@ -50,7 +50,7 @@ def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None
 
 
 class DebugFlag:
-    """Whether ``--debug`` was given to this process; click's contexts end before errors are shown."""
+    """Whether ``--debug`` was given. The contexts of click have ended when errors are shown."""
 
     on = False
 
