@@ -20,6 +20,7 @@ from edgeq.core.cache import cache_home
 from edgeq.core.errors import EdgeqError
 
 _engines: list[Any] = []  # own the code that the addresses point to
+_DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -105,14 +106,19 @@ def _digest(sources: tuple[Path, ...]) -> Any:
 
 
 def cached(path: Path, make: Callable[[], bytes]) -> bytes:
-    """Object code from the cache; made and stored there if it is missing."""
-    try:
-        return path.read_bytes()
-    except OSError:
-        code = make()
+    """Object code from the cache; made and stored there if it is missing or damaged.
+
+    A file begins with the SHA-256 of the code, as linking damaged code ends the process.
+    """
+    with contextlib.suppress(OSError):
+        content = path.read_bytes()
+        code = content[_DIGEST_BYTES:]
+        if hashlib.sha256(code).digest() == content[:_DIGEST_BYTES]:
+            return code
+    code = make()
     with contextlib.suppress(OSError):  # without a cache it is compiled in every process
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, code)
+        _write(path, hashlib.sha256(code).digest() + code)
     return code
 
 

@@ -64,6 +64,27 @@ def test_code_is_made_once(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["kernel.o"]
 
 
+@pytest.mark.parametrize("damage", ["cut", "zeros", "empty", "flipped"])
+def test_a_damaged_file_is_made_again(damage: str, tmp_path: Path) -> None:
+    """As after a power cut; LLVM would end the process."""
+    path = tmp_path / "kernel.o"
+    code = compiled(doubled("edgeq_test_repaired"), host())
+    assert cached(path, lambda: code) == code
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-9] ^= 1
+    path.write_bytes(
+        {
+            "cut": whole[: len(whole) // 2],
+            "zeros": bytes(len(whole)),
+            "empty": b"",
+            "flipped": bytes(flipped),
+        }[damage]
+    )
+    assert cached(path, lambda: code) == code
+    assert path.read_bytes() == whole
+
+
 def test_without_a_place_to_write_code_is_made_each_time(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert cached(tmp_path / "file" / "kernel.o", lambda: b"code") == b"code"
