@@ -41,7 +41,7 @@ from edgeq.cli.validate import validate
 from edgeq.cli.warmup import warmup
 from edgeq.core.errors import EdgeqError
 
-EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 
 
 class Terminated(BaseException):  # no Exception: only `main` catches it

@@ -15,7 +15,7 @@ I8, I16, I32, I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 F16, F32 = ir.HalfType(), ir.FloatType()
 VOID = ir.VoidType()
 V16I8, V64I8 = ir.VectorType(I8, 16), ir.VectorType(I8, 64)
-V16I32, V16F16, V16F32 = (ir.VectorType(t, 16) for t in (I32, F16, F32))
+V16I32, V16F32 = (ir.VectorType(t, 16) for t in (I32, F32))
 
 
 def const(value: int, ty: ir.Type = I64) -> ir.Constant:

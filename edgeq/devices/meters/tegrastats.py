@@ -18,7 +18,7 @@ from edgeq.devices.meters.base import Reading, Sensor
 from edgeq.devices.meters.hwmon import WHOLE
 from edgeq.devices.meters.kind import MeterKind
 from edgeq.devices.meters.serial_lines import LineMeter, Stream
-from edgeq.devices.meters.trace import Trace
+from edgeq.devices.meters.trace import Clock, Trace
 
 LINE = re.compile(r"\bRAM \d+/\d+MB\b")
 _STAMP = re.compile(r"^(\d\d-\d\d-\d{4} \d\d:\d\d:\d\d) ", re.A)
@@ -107,7 +107,7 @@ def read(path: Path, interval_s: float = 1.0) -> list[Trace]:
     known = [stamp for stamp in stamps if stamp is not None]
     stamped = len(known) == len(parsed) and len(set(known)) == len(known)
     seconds = known if stamped else [i * interval_s for i in range(len(parsed))]
-    clock = "unix" if stamped else "own"
+    clock: Clock = "unix" if stamped else "own"
     rails = {rail for values in parsed for rail in values["power"]}
     whole = tuple(rail for rail in WHOLE if rail in rails)[:1]
     traces = []

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from edgeq.devices.meters.base import PLAUSIBLE, Reading, Sensor
 
 Series = tuple[NDArray[np.int64], NDArray[np.float64], dict[str, int]]
 
-CLOCKS = ("monotonic", "unix", "own")
+Clock = Literal["monotonic", "unix", "own"]
 """What the times of a trace count from: this machine's start (`time.monotonic_ns`), 1970, or
 something that only the meter knows."""
 
@@ -41,7 +41,7 @@ class Trace:
         t_ns: [S] int64 nanoseconds, ascending.
         values: channel -> [S] float64 as read, nan where the channel gave nothing.
         problems: what went wrong while reading -> how often.
-        clock: one of `CLOCKS`.
+        clock: what the times count from.
         windows: stretches of time that came with the samples, on the same clock.
     """
 
@@ -49,7 +49,7 @@ class Trace:
     t_ns: NDArray[np.int64]
     values: Mapping[str, NDArray[np.float64]]
     problems: Mapping[str, int] = field(default_factory=dict)
-    clock: str = "monotonic"
+    clock: Clock = "monotonic"
     windows: tuple[TimeWindow, ...] = ()
 
     @classmethod
@@ -58,7 +58,7 @@ class Trace:
         sensor: Sensor,
         samples: Iterable[Reading],
         problems: Mapping[str, int] | None = None,
-        clock: str = "monotonic",
+        clock: Clock = "monotonic",
     ) -> Trace:
         """A trace of samples in any order; their problems are counted with those given."""
         ordered = sorted(samples, key=lambda sample: sample.t_ns)
@@ -170,7 +170,7 @@ class Trace:
         values = {c: v[inside] for c, v in self.values.items()}
         return replace(self, t_ns=self.t_ns[inside], values=values, windows=())
 
-    def shifted(self, by_ns: int, clock: str) -> Trace:
+    def shifted(self, by_ns: int, clock: Clock) -> Trace:
         """The same trace on another clock, which shows `by_ns` more."""
         windows = tuple(
             TimeWindow(w.label, w.start_ns + by_ns, w.end_ns + by_ns) for w in self.windows
