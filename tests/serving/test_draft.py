@@ -21,6 +21,8 @@ PATH = "/v1/completions"
 def drafting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[edgeq.Server]:
     small = tmp_path_factory.mktemp("draft") / "small.edgeq"
     edgeq.quantize(DEMO, small, fast=True, threads=1)
+    for model in (DEMO, small):  # compiles what is not in the cache, which may take long
+        list(edgeq.run(model, "Once", max_tokens=2, threads=1))
     models: list[Any] = [("tale", DEMO)]
     settings = edgeq.ServerSettings(port=0, parallel=3)
     with edgeq.Server(models, settings, draft=small, context=256, threads=1) as made:
