@@ -21,6 +21,7 @@ from edgeq.model.kv_bits import KvBits
 from edgeq.model.memory_layout import kv_bytes, scratch_bytes
 from edgeq.model.model import Model
 from edgeq.runtime.constraint import GrammarVocabulary
+from edgeq.runtime.draft import CONTEXT as DRAFT_CONTEXT
 from edgeq.runtime.draft import Draft, open_drafts
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.kv_state import fingerprint
@@ -70,7 +71,7 @@ class ServedModel:
         self.tokenizer = Tokenizer(model)
         if context is not None:
             context = min(context, model.config.context)
-        _refuse_too_much(name, model, context, settings.parallel, kv_bits, n_threads)
+        _refuse_too_much(name, model, context, settings.parallel, kv_bits, n_threads, draft)
         self.engines = Engine.batch(
             model, settings.parallel, context=context, threads=n_threads, kv_bits=kv_bits,
             backend=backend, mmap=mmap,
@@ -181,6 +182,7 @@ def _refuse_too_much(
     parallel: int,
     kv_bits: KvBits,
     n_threads: int | None,
+    draft: Model | None,
 ) -> None:
     """Refuse caches that would fill the memory as answers grow, while nobody waits yet.
 
@@ -191,6 +193,10 @@ def _refuse_too_much(
     tokens = min(config.context, 4096) if context is None else context
     needed = parallel * kv_bytes(config, tokens, kv_bits)
     needed += scratch_bytes(config, tokens, n_threads or available_cores(), parallel)
+    if draft is not None:
+        short = min(DRAFT_CONTEXT, draft.config.context)
+        needed += parallel * kv_bytes(draft.config, short, kv_bits)
+        needed += scratch_bytes(draft.config, short, n_threads or available_cores(), parallel)
     if free is not None and needed > free:
         raise DoesNotFitError(
             f"{name}: the KV caches of {parallel} answers of {tokens} tokens and their buffers "

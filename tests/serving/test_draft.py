@@ -21,6 +21,8 @@ PATH = "/v1/completions"
 def drafting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[edgeq.Server]:
     small = tmp_path_factory.mktemp("draft") / "small.edgeq"
     edgeq.quantize(DEMO, small, fast=True, threads=1)
+    for model in (DEMO, small):  # compiles what is not in the cache, which may take long
+        list(edgeq.run(model, "Once", max_tokens=2, threads=1))
     models: list[Any] = [("tale", DEMO)]
     settings = edgeq.ServerSettings(port=0, parallel=3)
     with edgeq.Server(models, settings, draft=small, context=256, threads=1) as made:
@@ -73,3 +75,20 @@ def test_a_client_that_leaves_frees_the_slot(drafting: edgeq.Server) -> None:
 def test_other_models_are_refused(tmp_path: Path) -> None:
     with pytest.raises(edgeq.FormatError):
         edgeq.Server(str(DEMO), edgeq.ServerSettings(port=0), draft=tmp_path / "none")
+
+
+def test_caches_of_the_draft_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused where the model alone would fit."""
+    from edgeq.core.cpu import available_cores
+    from edgeq.importers import load
+    from edgeq.model.memory_layout import kv_bytes, scratch_bytes
+
+    config = load(DEMO).config
+    alone = 2 * kv_bytes(config, 256) + scratch_bytes(config, 256, available_cores(), 2)
+    monkeypatch.setattr("edgeq.serving.served.available_bytes", lambda: alone + 1000)
+    settings = edgeq.ServerSettings(port=0, parallel=2)
+    models: list[Any] = [("tale", DEMO)]
+    with edgeq.Server(models, settings, context=256):
+        pass
+    with pytest.raises(edgeq.DoesNotFitError, match="the KV caches of 2 answers"):
+        edgeq.Server(models, settings, context=256, draft=DEMO)
