@@ -19,6 +19,22 @@ _TEXT = (
 )
 
 
+def _preprocess(made: Manifest) -> str:
+    """How pictures become inputs, as far as that is known."""
+    known = made.model.get("preprocess")
+    if not known:
+        return (
+            "How pictures, sounds or texts become these values is the model's own affair and is not "
+            "recorded: do it as when the model was trained."
+        )
+    numbers = {name: ", ".join(f"{value:.6g}" for value in known[name]) for name in ("mean", "std")}
+    return (
+        f"Pictures were resized by the way `{known['resize']}`, their pixels of 0 to 255 multiplied "
+        f"by {known['scale']:.6g}, the mean {numbers['mean']} subtracted, and the result divided by "
+        f"{numbers['std']}: the app must do the same."
+    )
+
+
 def steps(made: Manifest) -> str:
     """The steps for a package, as Markdown."""
     kind = "graph" if made.kind == "graph" else "model"
@@ -36,4 +52,5 @@ def steps(made: Manifest) -> str:
         page=page,
         input=first["name"],
         shape=first["shape"],
+        preprocess=_preprocess(made),
     ).rstrip()
