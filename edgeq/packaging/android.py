@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -151,4 +150,11 @@ def _graph_holes(folder: Path, made: Manifest, variant: ModelVariant) -> dict[st
 
 def kotlin(text: str) -> str:
     """A text as a string of Kotlin's; what is not ASCII is escaped in UTF-16."""
-    return json.dumps(text).replace("$", "\\$").replace("\\f", "\\u000c")
+
+    def escaped(char: str) -> str:
+        raw = char.encode("utf-16-be")
+        return "".join(f"\\u{raw[i : i + 2].hex()}" for i in range(0, len(raw), 2))
+
+    return templates.quoted(
+        text, {"$": "\\$"}, escaped, lambda char: char.isascii() and char.isprintable()
+    )

@@ -18,8 +18,7 @@ from edgeq.graph.feeds import Feeds
 from edgeq.graph.ir import Graph
 from edgeq.importers import source_kind
 from edgeq.model.model import Model
-from edgeq.packaging import golden_graph, manifest, readme, signing, tree
-from edgeq.packaging import glue
+from edgeq.packaging import glue, golden_graph, manifest, readme, signing, tree
 from edgeq.packaging.layout import check_output, package_name
 from edgeq.packaging.license import License
 from edgeq.packaging.manifest import Manifest, ModelVariant

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from edgeq.packaging import android, ort_mobile, rpi
+from edgeq.packaging import android, ios, ort_mobile, rpi
 from edgeq.packaging.manifest import Manifest
 from edgeq.packaging.source import GraphSource, ModelSource
 
@@ -14,11 +14,15 @@ WRITERS: dict[str, Writer] = {
     "rpi": rpi.write,
     "ort-mobile": ort_mobile.write,
     "android": android.write,
+    "ios": ios.write,
 }
 """Platform -> writes its glue code into the folder of a package."""
 
 
-CHECKS: dict[str, Callable[[ModelSource | GraphSource], None]] = {"android": android.check}
+CHECKS: dict[str, Callable[[ModelSource | GraphSource], None]] = {
+    "android": android.check,
+    "ios": ios.check,
+}
 """Platform -> refuses what its glue code cannot feed."""
 
 

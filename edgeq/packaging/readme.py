@@ -31,7 +31,8 @@ PARTS = {
     "required_operators.config": "the operators that a build of ONNX Runtime needs",
     "build.sh": "builds ONNX Runtime with these operators alone",
     "android": "a Gradle module in Kotlin",
-    "ios": "a Swift package",
+    "Package.swift": "makes this folder a Swift package",
+    "ios": "its code in Swift, its tests, and the tokenizer as Swift reads it",
 }
 """What a file or folder of a package is."""
 
