@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edgeq.packaging.build import Package
     from edgeq.packaging.verify import PackageReport
 
-PLATFORMS = ("rpi", "ort-mobile")
+PLATFORMS = ("ios", "android", "rpi", "ort-mobile")
 _BUILD = ("platform", "name", "forms", "preset", "ctx_size", "data", "shapes", "dequantize",
           "license_",          "base_model", "sign", "max_ram", "threads")  # fmt: skip
 """Options of building."""

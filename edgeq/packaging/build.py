@@ -18,8 +18,7 @@ from edgeq.graph.feeds import Feeds
 from edgeq.graph.ir import Graph
 from edgeq.importers import source_kind
 from edgeq.model.model import Model
-from edgeq.packaging import golden_graph, manifest, readme, signing, tree
-from edgeq.packaging.glue import write_glue
+from edgeq.packaging import glue, golden_graph, manifest, readme, signing, tree
 from edgeq.packaging.layout import check_output, package_name
 from edgeq.packaging.license import License
 from edgeq.packaging.manifest import Manifest, ModelVariant
@@ -108,7 +107,7 @@ def package(
 
     Args:
         source: a language model or a graph, or the path of one.
-        platform: "rpi" or "ort-mobile".
+        platform: "ios", "android", "rpi" or "ort-mobile".
         out: the folder to write.
         name: of the package: small letters, digits and hyphens; made of the source's name if None.
         forms: only these of the platform's forms, by name; all if None.
@@ -179,6 +178,7 @@ def package(
         else:
             assert not isinstance(source, Graph)
             opened = ModelSource(source, scratch, preset, threads, max_ram, progress)
+        glue.check(platform, opened)
         work = working(package_name(name, opened.path))
         variants, versions = (
             _graphs(work, listed, opened) if isinstance(opened, GraphSource)
@@ -190,7 +190,7 @@ def package(
             _described(opened, work.name, said, license, base_model),
             tuple(variants), dict(sorted(versions.items())),
         )  # fmt: skip
-        write_glue(root, made, opened)
+        glue.write_glue(root, made, opened)
         readme.write(root, made)
         made = replace(made, files=tree.entries_of(root, progress))
         (root / manifest.NAME).write_bytes(made.to_bytes())

@@ -120,7 +120,7 @@ class Manifest:
 
     Args:
         name: of the package.
-        platform: "rpi" or "ort-mobile".
+        platform: "ios", "android", "rpi" or "ort-mobile".
         kind: "language model" or "graph".
         edgeq: version that made it.
         model: facts about the model.

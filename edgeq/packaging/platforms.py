@@ -68,6 +68,10 @@ class Platform:
 _PI = ("rpi5-8gb", "rpi5-4gb", "rpi4-4gb", "rpi-zero-2w")
 _PHONES = ("phone-mid", "phone-low")
 _IPHONES = ("iphone-16-pro", "iphone-15", "iphone-13")
+_LITERT = (
+    "LiteRT holds integers of 4 bits in symmetric groups of 32 to 256 weights and multiplies them "
+    "by inputs that it rounds to 8 bits, which its kernels for ARM (XNNPACK) do with dot products."
+)
 _ORT = (
     "ONNX Runtime's MatMulNBits holds integers of 4 bits in groups of 32 and multiplies them with "
     "dot products on ARM."
@@ -135,6 +139,70 @@ PLATFORMS: dict[str, Platform] = {
                     ),
                     {"os": "Android 7 (API 24), iOS 15.1 or 64-bit Linux", "runtime": "as built"},
                     "phones and boards with a 64-bit ARM processor",
+                ),
+            ),
+        ),
+        Platform(
+            "android",
+            "Android",
+            (
+                Form(
+                    "litertlm", "LiteRT-LM", "litertlm", "model/NAME.litertlm",
+                    (_LITERT, "A .litertlm file holds the tokenizer and the chat template too."),
+                    {"os": "Android 12 (API 31), arm64-v8a", "runtime": "LiteRT-LM 0.18.1"},
+                    "phones of 2021 and later", _PHONES,
+                ),
+                Form(
+                    "genai", "onnxruntime-genai", "genai", "ort/model",
+                    (_ORT, "It runs on older systems than LiteRT-LM."),
+                    {"os": "Android 7 (API 24), arm64-v8a",
+                     "runtime": "onnxruntime 1.27 and onnxruntime-genai 0.12.2"},
+                    "phones that LiteRT-LM does not support", _PHONES,
+                ),
+            ),
+            (
+                Form(
+                    "litert", "LiteRT", "tflite", "model/NAME.tflite",
+                    (
+                        "LiteRT's kernels for ARM (XNNPACK) compute 8-bit weights and activations "
+                        "in integers, and every phone with Google Play services can run it.",
+                    ),
+                    {"os": "Android 7 (API 24)", "runtime": "LiteRT 2.1"},
+                    "all phones",
+                ),
+                Form(
+                    "ort", "ONNX Runtime", "ort", "ort/model/NAME.onnx",
+                    (_QDQ,),
+                    {"os": "Android 7 (API 24)", "runtime": "onnxruntime-android 1.23"},
+                    "all phones",
+                ),
+            ),
+        ),
+        Platform(
+            "ios",
+            "iOS and macOS",
+            (
+                Form(
+                    "coreml", "Core ML", "coreml", "model/NAME.mlpackage",
+                    (
+                        "Core ML of iOS 18 and macOS 15 holds integers of 4 bits in blocks, and "
+                        "tables of 16 values (palettes), and computes in float16.",
+                        "The KV cache is a state of the model, so it is not copied at each token.",
+                    ),
+                    {"os": "iOS 18 or macOS 15", "runtime": "Core ML of that system"},
+                    "iPhones and iPads with iOS 18, Macs with Apple silicon", _IPHONES,
+                ),
+            ),
+            (
+                Form(
+                    "coreml", "Core ML", "coreml", "model/NAME.mlpackage",
+                    (
+                        "Core ML of iOS 18 and macOS 15 computes 8-bit weights and activations on "
+                        "the Neural Engine of an A17 Pro or M4 and later; older ones compute the "
+                        "same values in float16.",
+                    ),
+                    {"os": "iOS 18 or macOS 15", "runtime": "Core ML of that system"},
+                    "iPhones and iPads with iOS 18, Macs with Apple silicon",
                 ),
             ),
         ),

@@ -100,6 +100,23 @@ def prompt_ids(tokenizer: Tokenizer, prompt: Mapping[str, Any]) -> list[int]:
     return tokenizer.encode(prompt["text"], add_eos=False)
 
 
+def around_a_message(files: Mapping[str, bytes]) -> tuple[str, str]:
+    """What the chat template writes before and after a single message of the user.
+
+    Args:
+        files: the model's tokenizer files.
+
+    Returns:
+        two empty texts without a template, or where it changes what a message says.
+    """
+    mark = "message"
+    if not Tokenizer(files).has_chat_template:
+        return "", ""
+    text = rendered_chat(files, [{"role": "user", "content": mark * 3}])
+    before, found, after = text.partition(mark * 3)
+    return (before, after) if found and mark * 3 not in after else ("", "")
+
+
 def rendered_chat(files: Mapping[str, bytes], talk: Sequence[Mapping[str, str]]) -> str:
     """A conversation as the model's template writes it on the day `DATE`."""
     return render_chat(files, talk, strftime_now=lambda form: DATE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from edgeq.core.units import human_bytes, human_count
 from edgeq.packaging import steps, templates
 from edgeq.packaging.estimates import UNCERTAINTY
-from edgeq.packaging.manifest import Manifest
+from edgeq.packaging.manifest import Manifest, ModelVariant
 from edgeq.packaging.platforms import platform_named
 
 PARTS = {
@@ -28,10 +29,12 @@ PARTS = {
     "run.py": "runs the model and its golden tests",
     "healthcheck.sh": "asks the server whether it answers",
     "wheels": "edgeq itself",
+    "image": "for images of many cards: `user-data` of cloud-init, a step of pi-gen",
     "required_operators.config": "the operators that a build of ONNX Runtime needs",
     "build.sh": "builds ONNX Runtime with these operators alone",
     "android": "a Gradle module in Kotlin",
-    "ios": "a Swift package",
+    "Package.swift": "makes this folder a Swift package",
+    "ios": "its code in Swift, its tests, and the tokenizer as Swift reads it",
 }
 """What a file or folder of a package is."""
 
@@ -55,7 +58,9 @@ def text(folder: Path, made: Manifest) -> str:
         "## Steps",
         steps.steps(made),
         "## What is in this folder",
-        _table(["", ""], [(f"`{name}`", what) for name, what in _contents(folder, made)]),
+        _table(
+            ["name", "what it is"], [(f"`{name}`", what) for name, what in _contents(folder, made)]
+        ),
         "## Forms of the model",
         _forms(folder, made),
         *_memory(made),
@@ -102,7 +107,7 @@ def _forms(folder: Path, made: Manifest) -> str:
         size = sum((folder / file).stat().st_size for file in variant.files)
         rows = [
             ("files", f"`{variant.entry}`, {human_bytes(size)}"),
-            ("weights", variant.scheme),
+            ("weights", _weights(variant)),
             ("needs", "; ".join(variant.requires.values())),
             ("for", variant.devices),
         ]
@@ -110,10 +115,15 @@ def _forms(folder: Path, made: Manifest) -> str:
             rows.append(("context", f"{variant.context} tokens"))
         parts += [
             f"### {variant.title} (`{variant.id}`)",
-            _table(["", ""], rows),
+            _table(["what", ""], rows),
             "Why this form: " + " ".join(variant.why),
         ]
     return "\n\n".join(parts)
+
+
+def _weights(variant: ModelVariant) -> str:
+    bits = re.match(r"(?:w|palette|int)(\d+)", variant.scheme)
+    return f"{bits[1]} bits each (`{variant.scheme}`)" if bits else variant.scheme
 
 
 def _memory(made: Manifest) -> list[str]:

@@ -13,6 +13,7 @@ from edgeq.packaging.wheel import write_wheel
 HIGH, MOST = 1.25, 1.5
 """Times the planned memory at which systemd slows the service down, and at which it ends it."""
 _WHEELS = "wheels"
+_SCRIPTS = ("install.sh", "run.sh", "healthcheck.sh")
 
 
 def write(folder: Path, made: Manifest, source: ModelSource | GraphSource) -> None:
@@ -46,9 +47,14 @@ def _write_model(folder: Path, made: Manifest, variant: ModelVariant) -> None:
         "high_mib": int(HIGH * total) >> 20,
         "max_mib": int(MOST * total) >> 20,
     }
-    for name in ("install.sh", "run.sh", "healthcheck.sh"):
+    for name in _SCRIPTS:
         text = templates.filled(f"rpi/{name}", **holes)
         templates.write(folder, name, text, executable=True)
+    scripts = " ".join(sorted((*_SCRIPTS, "image/pi-gen.sh")))
+    image = templates.filled("rpi/user-data", name=made.name, scripts=scripts)
+    templates.write(folder, "image/user-data", image)
+    image = templates.filled("rpi/pi-gen.sh", name=made.name)
+    templates.write(folder, "image/pi-gen.sh", image, executable=True)
     service = templates.filled("rpi/model.service", **holes)
     templates.write(folder, f"{made.name}.service", service)
 

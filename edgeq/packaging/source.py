@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from edgeq.packaging.license import License, license_of
 from edgeq.packaging.platforms import NEAREST
 from edgeq.quant.decoder.quantize import quantize_model
 from edgeq.quant.decoder.repack import repack
+from edgeq.quant.graph.images import META, Preprocess
 from edgeq.quant.graph.quantize import quantize_graph
 from edgeq.quant.graph.samples import Samples, open_samples, samples_of
 from edgeq.quant.recipe import Recipe
@@ -217,6 +218,20 @@ class GraphSource:
         return summary.graph
 
 
+def need_float_ends(graph: Graph, language: str) -> None:
+    """Refuse a graph with inputs or outputs that the glue code of a platform does not feed.
+
+    Raises:
+        UnsupportedError: one is not float32.
+    """
+    for name in (*graph.inputs, *graph.outputs):
+        if (kind := graph.info(name).dtype) != "float32":
+            raise UnsupportedError(
+                f"the {language} code of packages feeds float32, and {name!r} is {kind}; package "
+                "it for ort-mobile, or convert it with edgeq convert"
+            )
+
+
 def describe_model(source: ModelSource, held: Model, name: str) -> dict[str, Any]:
     """What a manifest says of a language model."""
     config = held.config
@@ -247,6 +262,7 @@ def describe_graph(source: GraphSource, name: str) -> dict[str, Any]:
         "operators": len(graph.nodes),
         "inputs": ends(graph.inputs),
         "outputs": ends(graph.outputs),
+        "preprocess": asdict(Preprocess.from_meta(graph.meta)) if META in graph.meta else None,
         "source": source.path.name if source.path else graph.name,
         "source_sha256": source.sha256,
     }

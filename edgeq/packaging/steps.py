@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-from edgeq.packaging import templates
+from edgeq.packaging import ios, templates
 from edgeq.packaging.manifest import Manifest
 
 _CHAT = (
@@ -17,6 +17,25 @@ _TEXT = (
     '"prompt": "Once upon a time"',
     "The model has no chat template: it continues texts, and does not hold conversations.",
 )
+
+
+_PICTURE = "`GraphModel.input(of:)` does this with a `CGImage`."
+
+
+def _preprocess(made: Manifest) -> str:
+    """How pictures become inputs, as far as that is known."""
+    known = made.model.get("preprocess")
+    if not known:
+        return (
+            "How pictures, sounds or texts become these values is not recorded: do it as when the "
+            "model was trained."
+        )
+    numbers = {name: ", ".join(f"{value:.6g}" for value in known[name]) for name in ("mean", "std")}
+    return (
+        f"Pictures were resized by the way `{known['resize']}`, their pixels of 0 to 255 "
+        f"multiplied by {known['scale']:.6g}, the mean {numbers['mean']} subtracted, and the "
+        f"result divided by {numbers['std']}: the app must do the same."
+    )
 
 
 def steps(made: Manifest) -> str:
@@ -36,4 +55,7 @@ def steps(made: Manifest) -> str:
         page=page,
         input=first["name"],
         shape=first["shape"],
+        preprocess=_preprocess(made),
+        module=ios.module_name(made.name),
+        picture=_PICTURE if kind == "graph" and ios.picture_holes(made) else "",
     ).rstrip()

@@ -22,6 +22,7 @@ import pytest
 from edgeq._version import __version__
 from edgeq.core.cache import cache_home
 from edgeq.packaging.build import package
+from edgeq.packaging.verify import verify_package
 from edgeq.packaging.wheel import write_wheel
 from edgeq.runtime.kernels import warmup
 from tests.loopback import free_port
@@ -90,7 +91,7 @@ def test_requirements_are_pinned_with_hashes_and_wheels_for_the_pi_named(kind: s
 
 
 def test_scripts_are_shell_and_nothing_is_left_to_fill(rpi_made: Path) -> None:
-    for name in ("install.sh", "run.sh", "healthcheck.sh"):
+    for name in ("install.sh", "run.sh", "healthcheck.sh", "image/pi-gen.sh"):
         subprocess.run(["sh", "-n", rpi_made / name], check=True)
         assert not re.search(r"@[A-Z_]+@", (rpi_made / name).read_text())
     unit = (rpi_made / "tale.service").read_text()
@@ -98,6 +99,20 @@ def test_scripts_are_shell_and_nothing_is_left_to_fill(rpi_made: Path) -> None:
     manifest = json.loads((rpi_made / "manifest.json").read_text("utf-8"))
     planned = manifest["variants"][0]["memory"][-1]["total_bytes"] >> 20
     assert planned < limits["MemoryHigh"] < limits["MemoryMax"]
+
+
+def test_cloud_init_restores_the_modes_that_a_boot_partition_lacks(
+    rpi: Path, tmp_path: Path
+) -> None:
+    lines = (rpi / "image/user-data").read_text().splitlines()
+    assert lines[0] == "#cloud-config"
+    commands = [line.removeprefix("  - ") for line in lines if line.startswith("  - ")]
+    for path in rpi.rglob("*"):
+        path.chmod(0o755)
+    for command in commands[1:3]:
+        subprocess.run(command.replace("/root/tale", str(rpi)), shell=True, check=True)
+    report = verify_package(rpi, run=False)
+    assert report.passed, report.fault
 
 
 def test_requirements_name_the_wheel_that_is_there(rpi_made: Path) -> None:

@@ -1,0 +1,160 @@
+"""Android's part of a package: a Gradle module in Kotlin, one flavor for each runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from edgeq.converters.tflite.graph_run import METADATA
+from edgeq.converters.tflite.lower.subgraph import SIGNATURE
+from edgeq.converters.tflite.read import read
+from edgeq.packaging import templates
+from edgeq.packaging.manifest import Manifest, ModelVariant
+from edgeq.packaging.prompts import around_a_message
+from edgeq.packaging.source import GraphSource, ModelSource, need_float_ends
+
+KOTLIN = "kotlin/edgeq/model"
+"""Folder of the package edgeq.model below a source set."""
+FLAVORS = {"litertlm": "litertlm", "genai": "ort", "litert": "litert", "ort": "ort"}
+"""Form -> flavor of the Gradle module."""
+DEPENDENCIES = {
+    "litertlm": "com.google.ai.edge.litertlm:litertlm-android:latest.release",
+    "litert": "com.google.ai.edge.litert:litert:2.1.0",
+    "ort": "com.microsoft.onnxruntime:onnxruntime-android:1.27.0",
+}
+"""Flavor -> its library; onnxruntime-genai is an AAR of its releases."""
+MIN_SDK = {"litertlm": 31, "genai": 24}
+_CODE = {
+    "litertlm": ("model/LiteRtLm.kt", "model/LiteRtLmGoldenTest.kt"),
+    "genai": ("model/Genai.kt", "model/GenaiGoldenTest.kt"),
+    "litert": ("graph/LiteRt.kt", "graph/GoldenTest.kt"),
+    "ort": ("graph/Ort.kt", "graph/GoldenTest.kt"),
+}
+
+
+def check(source: ModelSource | GraphSource) -> None:
+    """Refuse what the Kotlin code cannot feed; as `edgeq.packaging.glue.check`."""
+    if isinstance(source, GraphSource):
+        need_float_ends(source.graph, "Kotlin")
+
+
+def write(folder: Path, made: Manifest, source: ModelSource | GraphSource) -> None:
+    """Write the files; as `edgeq.packaging.glue.write_glue`."""
+    root = folder / "android"
+    kind = "graph" if made.kind == "graph" else "model"
+    flavors = {variant.id: FLAVORS[variant.id] for variant in made.variants}
+    least = max(MIN_SDK.get(variant.id, 24) for variant in made.variants)
+    gradle = templates.filled(
+        f"android/{kind}/build.gradle.kts",
+        name=made.name,
+        min_sdk=least if len(flavors) == 1 else min(MIN_SDK.values()),
+        flavors="\n".join(_flavor(form, flavors[form]) for form in flavors),
+        sources="\n".join(
+            f'android.sourceSets["{FLAVORS[variant.id]}"].assets.srcDir("../{_assets(variant)}")'
+            for variant in made.variants
+        ),
+        dependencies="\n".join(_dependency(form, flavors[form]) for form in flavors),
+    )
+    templates.write(root, "build.gradle.kts", gradle)
+    manifest = templates.filled("android/AndroidManifest.xml")
+    templates.write(root, "src/main/AndroidManifest.xml", manifest)
+    if kind == "model":
+        files = templates.filled("android/ModelFiles.kt", name=made.name)
+        templates.write(root, f"src/main/{KOTLIN}/ModelFiles.kt", files)
+    for variant in made.variants:
+        flavor = flavors[variant.id]
+        code, test = _CODE[variant.id]
+        holes = (
+            _graph_holes(folder, made, variant)
+            if isinstance(source, GraphSource)
+            else _model_holes(folder, made, variant, source)
+        )
+        name = "GraphModel.kt" if kind == "graph" else "LanguageModel.kt"
+        text = templates.filled(f"android/{code}", **holes)
+        templates.write(root, f"src/{flavor}/{KOTLIN}/{name}", text)
+        place = f"src/androidTest{flavor.capitalize()}/{KOTLIN}/GoldenTest.kt"
+        templates.write(root, place, templates.filled(f"android/{test}", **holes))
+
+
+def _assets(variant: ModelVariant) -> str:
+    """The folder of the package that goes into the app for a form."""
+    entry = PurePosixPath(variant.entry)
+    return str(entry if variant.id == "genai" else entry.parent)
+
+
+def _flavor(form: str, flavor: str) -> str:
+    least = f" minSdk = {MIN_SDK[form]} " if form in MIN_SDK else " "
+    return f'        create("{flavor}") {{ dimension = "runtime";{least}}}'
+
+
+def _dependency(form: str, flavor: str) -> str:
+    lines = [f'    "{flavor}Implementation"("{DEPENDENCIES[flavor]}")']
+    if form == "genai":
+        lines += [
+            "    // from the releases of onnxruntime-genai; put it into android/libs",
+            f'    "{flavor}Implementation"(files("libs/onnxruntime-genai-android.aar"))',
+        ]
+    return "\n".join(lines)
+
+
+def _model_holes(
+    folder: Path, made: Manifest, variant: ModelVariant, source: ModelSource
+) -> dict[str, Any]:
+    base = folder / _assets(variant)
+    before, after = around_a_message(source.opened.files)
+    files = [
+        f'            "{(folder / file).relative_to(base).as_posix()}" to '
+        f"{(folder / file).stat().st_size}L,"
+        for file in variant.files
+    ]
+    return {
+        "name": made.name,
+        "file": PurePosixPath(variant.entry).name,
+        "files": "\n".join(files),
+        "needed_bytes": variant.memory[-1]["total_bytes"],
+        "context": variant.context,
+        "before": kotlin(before),
+        "after": kotlin(after),
+    }
+
+
+def _graph_holes(folder: Path, made: Manifest, variant: ModelVariant) -> dict[str, Any]:
+    orders: dict[str, Any] = {}
+    if variant.id == "litert":
+        settings = read(folder / variant.entry, entry=METADATA).settings
+        orders = {
+            name: end["order"]
+            for part in ("inputs", "outputs")
+            for name, end in settings[part].items()
+        }
+
+    def ends(part: str) -> str:
+        lines = []
+        for end in made.model[part]:
+            arguments = [f"intArrayOf({', '.join(map(str, end['shape']))})"]
+            if orders:
+                arguments.append(f"intArrayOf({', '.join(map(str, orders[end['name']]))})")
+            lines.append(f"            {kotlin(end['name'])} to End({', '.join(arguments)}),")
+        return "\n".join(lines)
+
+    return {
+        "name": made.name,
+        "file": PurePosixPath(variant.entry).name,
+        "variant": variant.id,
+        "signature": SIGNATURE,
+        "input": made.model["inputs"][0]["name"],
+        "inputs": ends("inputs"),
+        "outputs": ends("outputs"),
+    }
+
+
+def kotlin(text: str) -> str:
+    """A text as a string of Kotlin's; what is not ASCII is escaped in UTF-16."""
+
+    def escaped(char: str) -> str:
+        raw = char.encode("utf-16-be")
+        return "".join(f"\\u{raw[i : i + 2].hex()}" for i in range(0, len(raw), 2))
+
+    return templates.quoted(
+        text, {"$": "\\$"}, escaped, lambda char: char.isascii() and char.isprintable()
+    )

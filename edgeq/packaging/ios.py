@@ -1,0 +1,149 @@
+"""iOS's and macOS's part of a package: a Swift package over Core ML. The whole folder is it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from edgeq.converters.coreml.graph_run import GraphPackage
+from edgeq.converters.coreml.run import DecoderPackage
+from edgeq.core.hashing import file_sha256
+from edgeq.importers.huggingface.tokenizer import end_ids, hf_tokenizer
+from edgeq.packaging import templates
+from edgeq.packaging.manifest import Manifest, ModelVariant
+from edgeq.packaging.source import GraphSource, ModelSource, need_float_ends
+from edgeq.runtime.tokenizer import Tokenizer
+
+_CLASS = "PreTrainedTokenizerFast"
+"""What swift-transformers reads any tokenizer.json of byte pairs by."""
+_CHAT = 'try tokenizer.applyChatTemplate(messages: [["role": "user", "content": message]])'
+_FACTORS = {
+    "stretch": "(x: across, y: down)",
+    "crop": "(x: max(across, down), y: max(across, down))",
+    "pad": "(x: min(across, down), y: min(across, down))",
+}
+
+
+def check(source: ModelSource | GraphSource) -> None:
+    """Refuse what the Swift code cannot feed; as `edgeq.packaging.glue.check`."""
+    if isinstance(source, GraphSource):
+        need_float_ends(source.graph, "Swift")
+
+
+def module_name(name: str) -> str:
+    """The name of the Swift module of a package: ``smollm2-135m`` becomes ``Smollm2135m``."""
+    return "".join(part.capitalize() for part in re.split("-+", name))
+
+
+def write(folder: Path, made: Manifest, source: ModelSource | GraphSource) -> None:
+    """Write the files; as `edgeq.packaging.glue.write_glue`."""
+    variant = made.variants[0]
+    kind = "graph" if made.kind == "graph" else "model"
+    files = {file: file_sha256(folder / file) for file in variant.files}
+    holes: dict[str, Any] = {
+        "name": made.name,
+        "module": module_name(made.name),
+        "entry": variant.entry,
+        "file": PurePosixPath(variant.entry).name,
+        "digest": hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16],
+    }
+    if isinstance(source, GraphSource):
+        holes |= _graph_holes(folder, made, variant)
+        if picture := picture_holes(made):
+            text = templates.filled("ios/graph/Picture.swift", **holes, **picture)
+            templates.write(folder, "ios/Sources/Picture.swift", text)
+        code, name = "graph/GraphModel.swift", "GraphModel.swift"
+    else:
+        holes |= _model_holes(folder, made, variant, source)
+        code, name = "model/LanguageModel.swift", "LanguageModel.swift"
+        _write_tokenizer(folder / "ios/tokenizer", source.opened.files, made)
+    for place, template in (
+        ("Package.swift", f"{kind}/Package.swift"),
+        ("ios/Sources/ModelFiles.swift", "ModelFiles.swift"),
+        (f"ios/Sources/{name}", code),
+        ("ios/Tests/GoldenTests.swift", f"{kind}/GoldenTests.swift"),
+    ):
+        templates.write(folder, place, templates.filled(f"ios/{template}", **holes))
+
+
+def picture_holes(made: Manifest) -> dict[str, Any]:
+    """How a picture becomes the only input; empty where it is none, or that is not known."""
+    known, inputs = made.model["preprocess"], made.model["inputs"]
+    if not known or len(inputs) != 1 or len(inputs[0]["shape"]) != 4:
+        return {}
+    shape = inputs[0]["shape"]
+    first = shape[1] == 3
+    if not first and shape[3] != 3:
+        return {}
+    height, width = shape[2:] if first else shape[1:3]
+
+    def three(values: list[float]) -> str:
+        return ", ".join(f"{value:.9g}" for value in (list(values) * 3)[:3])
+
+    return {
+        "width": width,
+        "height": height,
+        "scale": f"{known['scale']:.9g}",
+        "mean": three(known["mean"]),
+        "std": three(known["std"]),
+        "resize": known["resize"],
+        "factor": _FACTORS[known["resize"]],
+        "place": "channel * width * height + pixel" if first else "3 * pixel + channel",
+    }
+
+
+def _model_holes(
+    folder: Path, made: Manifest, variant: ModelVariant, source: ModelSource
+) -> dict[str, Any]:
+    package = DecoderPackage(folder / variant.entry)
+    functions = [f'({n}, "{package.function(n).name}")' for n in sorted(package.lengths)]
+    files = source.opened.files
+    tokenizer = Tokenizer(files)
+    ends = {*end_ids(files, hf_tokenizer(files)), *package.config.eos, *tokenizer.turn_end_ids}
+    return {
+        "needed_bytes": variant.memory[-1]["total_bytes"],
+        "context": package.context,
+        "functions": ", ".join(functions),
+        "ends": ", ".join(map(str, sorted(ends))),
+        "prompt": _CHAT if tokenizer.has_chat_template else "tokenizer.encode(text: message)",
+    }
+
+
+def _graph_holes(folder: Path, made: Manifest, variant: ModelVariant) -> dict[str, Any]:
+    package = GraphPackage(folder / variant.entry)
+
+    def ends(part: str, known: Mapping[str, Any]) -> str:
+        return "\n".join(
+            f"        {swift(end['name'])}: End(shape: {end['shape']}, "
+            f"feature: {swift(known[end['name']][0])}),"
+            for end in made.model[part]
+        )
+
+    return {
+        "input": made.model["inputs"][0]["name"],
+        "inputs": ends("inputs", package.inputs),
+        "outputs": ends("outputs", package.outputs),
+    }
+
+
+def _write_tokenizer(folder: Path, files: Mapping[str, bytes], made: Manifest) -> None:
+    """The tokenizer as swift-transformers wants it: with a config.json and a tokenizer class."""
+    folder.mkdir(parents=True)
+    for name, content in sorted(files.items()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    config = json.loads(files.get("tokenizer_config.json", b"{}"))
+    config.setdefault("tokenizer_class", _CLASS)
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    templates.write(folder, "tokenizer_config.json", text)
+    about = json.dumps({"model_type": made.model["family"]}) + "\n"
+    templates.write(folder, "config.json", about)
+
+
+def swift(text: str) -> str:
+    """A text as a string of Swift's."""
+    return templates.quoted(text, {}, lambda char: f"\\u{{{ord(char):x}}}", str.isprintable)

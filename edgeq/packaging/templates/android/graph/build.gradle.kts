@@ -1,0 +1,45 @@
+// The model "@NAME@" as an Android library. In settings.gradle.kts of the app:
+//
+//     include(":@NAME@")
+//     project(":@NAME@").projectDir = file("path/to/@NAME@/android")
+//
+// and in build.gradle.kts of the app: implementation(project(":@NAME@"))
+plugins {
+    id("com.android.library")
+    id("org.jetbrains.kotlin.android")
+}
+
+android {
+    namespace = "edgeq.model"
+    compileSdk = 35
+
+    defaultConfig {
+        minSdk = 24
+        testInstrumentationRunner = "androidx.test.runner.AndroidJUnitRunner"
+    }
+
+    // One runtime is built into the app; the class edgeq.model.GraphModel is the same in both.
+    flavorDimensions += "runtime"
+    productFlavors {
+@FLAVORS@
+    }
+
+    androidResources { noCompress += listOf("tflite", "onnx", "bin") }
+
+    sourceSets["androidTest"].assets.srcDir("../golden")
+
+    compileOptions {
+        sourceCompatibility = JavaVersion.VERSION_17
+        targetCompatibility = JavaVersion.VERSION_17
+    }
+}
+
+kotlin { jvmToolchain(17) }
+
+@SOURCES@
+
+dependencies {
+@DEPENDENCIES@
+    androidTestImplementation("androidx.test:runner:1.6.2")
+    androidTestImplementation("androidx.test.ext:junit:1.2.1")
+}

@@ -1,0 +1,46 @@
+package edgeq.model
+
+import androidx.test.platform.app.InstrumentationRegistry
+import kotlinx.coroutines.flow.fold
+import kotlinx.coroutines.runBlocking
+import org.json.JSONObject
+import org.junit.Assert.assertTrue
+import org.junit.Assume.assumeTrue
+import org.junit.Test
+
+/**
+ * The model answers on this device as it did when it was packaged.
+ *
+ * LiteRT-LM takes and gives text, so the first words of greedy answers are compared. Rounding differs
+ * a little between processors and may turn a near tie: one answer in five may begin differently.
+ */
+class GoldenTest {
+    private val instrumentation = InstrumentationRegistry.getInstrumentation()
+
+    private fun golden(name: String): JSONObject =
+        JSONObject(instrumentation.context.assets.open(name).bufferedReader().readText())
+
+    @Test
+    fun firstWordsAreTheGoldenOnes() = runBlocking {
+        val prompts = golden("prompts.json").getJSONArray("prompts")
+        val results = golden("litertlm.json").getJSONArray("results")
+        val different = mutableListOf<String>()
+        var asked = 0
+        LanguageModel.open(instrumentation.targetContext, greedy = true).use { model ->
+            for (i in 0 until prompts.length()) {
+                val messages = prompts.getJSONObject(i).optJSONArray("messages") ?: continue
+                if (messages.length() != 1) continue
+                asked += 1
+                model.forget()
+                val said = model.answer(messages.getJSONObject(0).getString("content"))
+                    .fold("") { text, piece -> text + piece }
+                val expected = results.getJSONObject(i).getString("text")
+                if (!said.startsWith(expected)) {
+                    different += "expected '$expected', got '${said.take(40)}'"
+                }
+            }
+        }
+        assumeTrue("the model has no chat template", asked > 0)
+        assertTrue(different.joinToString("\n"), different.size * 5 <= asked)
+    }
+}

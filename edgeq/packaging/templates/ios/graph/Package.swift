@@ -1,0 +1,25 @@
+// swift-tools-version: 6.0
+// The model "@NAME@" as a Swift package; this whole folder is the package.
+import PackageDescription
+
+let package = Package(
+    name: "@NAME@",
+    platforms: [.iOS(.v18), .macOS(.v15)],
+    products: [.library(name: "@MODULE@", targets: ["@MODULE@"])],
+    targets: [
+        .target(
+            name: "@MODULE@",
+            path: ".",
+            sources: ["ios/Sources"],
+            resources: [.copy("@ENTRY@")]
+        ),
+        .testTarget(
+            name: "@MODULE@Tests",
+            dependencies: ["@MODULE@"],
+            path: ".",
+            sources: ["ios/Tests"],
+            resources: [.copy("golden")]
+        ),
+    ],
+    swiftLanguageModes: [.v5]
+)

@@ -1,0 +1,5 @@
+package android.os
+
+object Build {
+    @JvmField val SUPPORTED_64_BIT_ABIS: Array<String> = arrayOf()
+}

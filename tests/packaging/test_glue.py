@@ -1,0 +1,210 @@
+"""The code around the models for Android and iOS: parsed, compiled where a compiler is, and run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeq.core.errors import UnsupportedError
+from edgeq.graph.ir import Info
+from edgeq.graph.onnx.save import write_onnx
+from edgeq.packaging.android import kotlin
+from edgeq.packaging.build import package
+from edgeq.packaging.ios import module_name, swift
+from edgeq.packaging.verify import verify_package
+from edgeq.quant.graph.images import Preprocess
+from edgeq.quant.graph.samples import samples_of
+from tests.graph_made import Made, cnn
+from tests.packaging.test_build import need_runtimes
+from tests.paths import TESTS
+
+STUBS = TESTS / "packaging" / "kotlin_stubs"
+COMPILER = os.environ.get("EDGEQ_KOTLIN", "")
+"""The folder of a Kotlin compiler, with its `lib`; the package kotlin-compiler of npm is one."""
+
+
+@pytest.fixture(scope="session")
+def apps(
+    chat_artifact: Path, small_graph: Path, samples: Any, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Packages by platform and kind."""
+    folder = tmp_path_factory.mktemp("apps")
+    made: dict[str, Path] = {}
+    for platform in ("android", "ios"):
+        need_runtimes(platform)
+        for kind, source, more in (
+            ("model", chat_artifact, {"context": 128}),
+            ("graph", small_graph, {"data": samples}),
+        ):
+            made[f"{platform} {kind}"] = folder / f"{platform}-{kind}"
+            package(source, platform, made[f"{platform} {kind}"], name="tale-teller", **more)
+    return made
+
+
+def sources(folder: Path, suffix: str) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob(f"*{suffix}")) if path.is_file())
+
+
+def faults(path: Path, language: Any) -> list[str]:
+    """Lines of a source that its grammar has no rule for."""
+    import tree_sitter
+
+    parser = tree_sitter.Parser(tree_sitter.Language(language))
+    pending, found = [parser.parse(path.read_bytes()).root_node], []
+    while pending:
+        node = pending.pop()
+        if node.is_error or node.is_missing:
+            found.append(f"{path.name}:{node.start_point.row + 1}")
+        pending += node.children
+    return found
+
+
+@pytest.mark.parametrize("kind", ["model", "graph"])
+def test_swift_is_swift(kind: str, apps: dict[str, Path]) -> None:
+    pytest.importorskip("tree_sitter")
+    grammar = pytest.importorskip("tree_sitter_swift")
+    files = list(sources(apps[f"ios {kind}"], ".swift"))
+    assert {path.name for path in files} >= {"Package.swift", "ModelFiles.swift"}
+    assert [fault for path in files for fault in faults(path, grammar.language())] == []
+
+
+@pytest.mark.parametrize("kind", ["model", "graph"])
+def test_kotlin_is_kotlin(kind: str, apps: dict[str, Path]) -> None:
+    pytest.importorskip("tree_sitter")
+    grammar = pytest.importorskip("tree_sitter_kotlin")
+    files = [*sources(apps[f"android {kind}"], ".kt"), *sources(apps[f"android {kind}"], ".kts")]
+    assert len(files) >= 5
+    assert [fault for path in files for fault in faults(path, grammar.language())] == []
+
+
+def test_a_parser_sees_what_is_wrong(tmp_path: Path) -> None:
+    pytest.importorskip("tree_sitter")
+    for name, text in (("swift", "func f( { }"), ("kotlin", "fun f( { }")):
+        grammar = pytest.importorskip(f"tree_sitter_{name}")
+        (tmp_path / name).write_text(text)
+        assert faults(tmp_path / name, grammar.language())
+
+
+@pytest.mark.parametrize("suffix", [".swift", ".kt", ".kts", ".md", ".sh", ".xml"])
+def test_nothing_is_left_to_fill(suffix: str, apps: dict[str, Path]) -> None:
+    for folder in apps.values():
+        for path in sources(folder, suffix):
+            left = re.findall(r"@[A-Z_]+@", path.read_text("utf-8"))
+            assert left == [], path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "flavor"), [("model", "litertlm"), ("model", "ort"), ("graph", "litert"),
+                         ("graph", "ort")],
+)  # fmt: skip
+def test_kotlin_compiles_against_stand_ins(
+    kind: str, flavor: str, apps: dict[str, Path], tmp_path: Path
+) -> None:
+    if not COMPILER or shutil.which("java") is None:
+        pytest.skip("no Kotlin compiler (EDGEQ_KOTLIN names the folder of one)")
+    root = apps[f"android {kind}"] / "android/src"
+    places = [root / "main", root / flavor, root / f"androidTest{flavor.capitalize()}"]
+    files = [path for place in places for path in sources(place, ".kt")]
+    assert len(files) >= 2
+    library = Path(COMPILER) / "lib"
+    jars = ":".join(str(jar) for jar in sorted(library.glob("*.jar")) if "sources" not in jar.name)
+    done = subprocess.run(
+        ["java", "-cp", jars, "org.jetbrains.kotlin.cli.jvm.K2JVMCompiler", "-no-stdlib",
+         "-kotlin-home", COMPILER, "-cp", str(library / "kotlin-stdlib.jar"), "-Werror",
+         *map(str, files), *map(str, sources(STUBS, ".kt")), "-d", str(tmp_path / "out.jar")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_files_named_in_the_code_are_there(apps: dict[str, Path]) -> None:
+    for platform, kind in (("android", "model"), ("ios", "model"), ("ios", "graph")):
+        folder = apps[f"{platform} {kind}"]
+        if platform == "ios":
+            text = (folder / "Package.swift").read_text("utf-8")
+            for name in re.findall(r'\.copy\("([^"]+)"\)', text):
+                assert (folder / name).exists(), name
+            continue
+        for flavor, base in (("litertlm", "model"), ("ort", "ort/model")):
+            code = folder / f"android/src/{flavor}/kotlin/edgeq/model/LanguageModel.kt"
+            named = re.findall(r'"([^"]+)" to (\d+)L', code.read_text("utf-8"))
+            assert named
+            for name, size in named:
+                assert (folder / base / name).stat().st_size == int(size)
+
+
+def test_the_prompt_around_a_message_is_that_of_the_template(apps: dict[str, Path]) -> None:
+    code = apps["android model"] / "android/src/ort/kotlin/edgeq/model/LanguageModel.kt"
+    text = code.read_text("utf-8")
+    assert 'BEFORE = "<|user|> "' in text
+    assert r'AFTER = "\n<|assistant|>[2026-01-01]"' in text
+
+
+def test_axes_of_the_litert_file_are_moved_as_its_runner_moves_them(
+    apps: dict[str, Path],
+) -> None:
+    """The table in the Kotlin code, used as the code uses it, gives what LiteRT is fed."""
+    code = apps["android graph"] / "android/src/litert/kotlin/edgeq/model/GraphModel.kt"
+    (found,) = re.findall(
+        r'"x" to End\(intArrayOf\(([\d, ]+)\), intArrayOf\(([\d, ]+)\)\)', code.read_text("utf-8")
+    )
+    shape, order = ([int(n) for n in part.split(",")] for part in found)
+    assert shape == [1, 3, 8, 8]
+    assert order == [0, 2, 3, 1]
+    values = np.arange(np.prod(shape)).reshape(shape)
+    strides = [int(np.prod(shape[axis + 1 :])) for axis in range(len(shape))]
+    places = [
+        sum(at[axis] * strides[order[axis]] for axis in range(len(shape)))
+        for at in np.ndindex(*(shape[axis] for axis in order))
+    ]
+    assert np.array_equal(values.ravel()[places], values.transpose(order).ravel())
+
+
+def test_a_picture_becomes_the_input_in_swift(small_graph: Path, tmp_path: Path) -> None:
+    need_runtimes("ios")
+    rng = np.random.default_rng(0)
+    pictures = [{"x": rng.random((1, 3, 8, 8), np.float32)} for _ in range(16)]
+    plain = samples_of(cnn(), pictures)
+    known = Preprocess(mean=(0.5, 0.4, 0.3), std=(0.2,), resize="pad", layout="nchw")
+    made = type(plain)(**{**vars(plain), "preprocess": known, "pictures": True})
+    package(small_graph, "ios", tmp_path / "out", data=made)
+    text = (tmp_path / "out/ios/Sources/Picture.swift").read_text("utf-8")
+    assert "let mean: [Float] = [0.5, 0.4, 0.3], deviation: [Float] = [0.2, 0.2, 0.2]" in text
+    assert "min(across, down)" in text
+    assert "channel * width * height + pixel" in text
+    assert "GraphModel.input(of:)" in (tmp_path / "out/README.md").read_text("utf-8")
+    assert verify_package(tmp_path / "out").passed
+
+
+def test_inputs_that_the_code_does_not_feed_are_refused(tmp_path: Path) -> None:
+    made = Made(x=Info((4,), "int64"))
+    table = made.constant(np.ones((8, 32), np.float32))
+    rows = made.node("Gather", [table, "x"], (4, 32), axis=0)
+    path = tmp_path / "table.onnx"
+    write_onnx(made.graph(rows), path)
+    for platform in ("android", "ios"):
+        need_runtimes(platform)
+        with pytest.raises(UnsupportedError, match="feeds float32, and 'x' is int64"):
+            package(path, platform, tmp_path / "out")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["table.onnx"]
+
+
+@pytest.mark.parametrize("text", ['a"b\\c', "$x", "a\nb\tc", "é€👋", "\x01\x0c\x08", ""])
+def test_texts_are_strings_of_both_languages(text: str) -> None:
+    assert "\n" not in kotlin(text) + swift(text)
+    assert kotlin(text).isascii()
+    assert "$" not in kotlin(text).replace("\\$", "")
+    assert re.fullmatch(r'"(?:[^"\\]|\\(?:["\\nrt0]|u\{[0-9a-f]+\}))*"', swift(text))
+
+
+def test_module_names_are_identifiers() -> None:
+    assert module_name("smollm2-135m-q4") == "Smollm2135mQ4"
