@@ -11,6 +11,16 @@ from pathlib import Path
 
 from edgeq.core.errors import EdgeqError, UsageError
 
+STAND_IN_BYTES = 64
+"""First bytes of a file that `stand_in` needs."""
+_STAND_INS = (
+    (
+        b"version https://git-lfs",
+        "is a pointer of Git LFS, not the file itself; fetch it with git lfs pull, or download it",
+    ),
+    (b"<!doctype html", "is a web page, not the file that was wanted; download it again"),
+    (b"<html", "is a web page, not the file that was wanted; download it again"),
+)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -24,6 +34,21 @@ def no_room(what: str, err: OSError) -> EdgeqError | None:
     if err.errno not in _FULL:
         return None
     return EdgeqError(f"no room for {what} ({err.strerror}); free some space or write elsewhere")
+
+
+def stand_in(head: bytes) -> str | None:
+    """What a file is that stands in the place of the one that was meant to be fetched, or None.
+
+    Args:
+        head: its first `STAND_IN_BYTES` bytes.
+
+    Example:
+        >>> from edgeq.core.files import stand_in
+        >>> stand_in(b"<!DOCTYPE html><html>")
+        'is a web page, not the file that was wanted; download it again'
+    """
+    start = head.lstrip().lower()
+    return next((words for mark, words in _STAND_INS if start.startswith(mark)), None)
 
 
 def refuse_special(path: Path) -> None:

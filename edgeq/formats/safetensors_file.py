@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import FormatError, UnsupportedError
+from edgeq.core.files import STAND_IN_BYTES, stand_in
 from edgeq.formats.mapped_file import MappedFile
 from edgeq.formats.schemes import FLOAT_TAGS, FloatType
 from edgeq.formats.tensor import FloatTensor
@@ -170,6 +171,8 @@ def _read_header(
             f"{path} is {mapping.size} bytes long, too short for safetensors; fetch it again"
         )
     length = int.from_bytes(mapping.bytes(0, 8), "little")
+    if words := stand_in(mapping.bytes(0, min(STAND_IN_BYTES, mapping.size))):
+        raise FormatError(f"{path} {words}")
     if length > MAX_HEADER:
         raise FormatError(
             f"{path} is not a safetensors file: it claims a header of {length} bytes "

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from edgeq.core.errors import UsageError
+from edgeq.core.errors import FormatError, UsageError
+from edgeq.core.files import STAND_IN_BYTES, stand_in
 from edgeq.graph.tflite import IDENTIFIER
 
 if TYPE_CHECKING:
@@ -30,13 +31,7 @@ def graph_format(path: str | Path) -> GraphFormat | None:
     Source: onnx.proto (ModelProto); schema.fbs of LiteRT (file_identifier).
     """
     path = Path(path)
-    try:
-        head = b""
-        if path.is_file():
-            with path.open("rb") as file:
-                head = file.read(8)
-    except OSError:
-        head = b""
+    head = _head(path)
     if head[4:8] == IDENTIFIER:
         return "tflite"
     if len(head) > 2 and head[0] == _IR_VERSION_TAG and head[2] in _TAGS_AFTER_IR_VERSION:
@@ -61,11 +56,14 @@ def read(
         dequantize: see `edgeq.graph.tflite.read.read_tflite`; of a LiteRT file only.
 
     Raises:
+        FormatError: a pointer of Git LFS or a web page lies where the file should.
         UsageError: a file of another format, or an argument that does not fit the file.
         EdgeqError: see the reader of each.
     """
     path = Path(path)
     kind = graph_format(path)
+    if words := stand_in(_head(path)):
+        raise FormatError(f"{path} {words}")
     if dequantize and kind != "tflite":
         raise UsageError(
             f"--dequantize converts the weights of a .tflite file, and {path} is not one; leave "
@@ -80,3 +78,14 @@ def read(
     from edgeq.graph.tflite.read import read_tflite
 
     return read_tflite(path, dequantize=dequantize, shapes=shapes, batch=batch)
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file; none where there is no file or it cannot be read."""
+    try:
+        if not path.is_file():
+            return b""
+        with path.open("rb") as file:
+            return file.read(STAND_IN_BYTES)
+    except OSError:
+        return b""

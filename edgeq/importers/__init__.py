@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from edgeq.core.errors import FormatError, UnsupportedError, check_type
+from edgeq.core.files import STAND_IN_BYTES, stand_in
 from edgeq.graph.files import graph_format
 
 if TYPE_CHECKING:  # the command line asks for the kind of a source before NumPy is needed
@@ -28,6 +29,13 @@ ACCEPTED = (
     "a Hugging Face folder (config.json, safetensors, tokenizer.json), a GGUF file, "
     "an .edgeq artifact, or a llama2.c .bin"
 )
+_OTHER_FOLDERS = {
+    "params.json": "the layout in which Meta and Mistral publish weights (params.json); give the "
+    "folder of the same model in Hugging Face's",
+    "model_index.json": "a pipeline for pictures (model_index.json), no language model",
+    "modules.json": "a model of sentence embeddings (modules.json), no language model",
+}
+"""Files by which folders of other kinds are known, and what these are."""
 _PROGRAMS = (".ort", ".mlpackage")
 _ORT_IDENTIFIER = b"ORTM"
 
@@ -121,9 +129,11 @@ def _importer(path: Path) -> Callable[..., Model]:
         if not path.exists():
             raise FormatError(f"{path} does not exist; give {ACCEPTED}")
         with path.open("rb") as file:
-            head = file.read(9)
+            head = file.read(STAND_IN_BYTES)
     except OSError as err:
         raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
+    if words := stand_in(head):
+        raise FormatError(f"{path} {words}")
     if head[:4] == b"GGUF":
         from edgeq.importers.gguf.importer import load as load_gguf
 
@@ -163,6 +173,9 @@ def _folder_importer(path: Path) -> Callable[..., Model]:
         from edgeq.importers.huggingface.checkpoint import adapter_message
 
         raise UnsupportedError(adapter_message(path))
+    for name, what in _OTHER_FOLDERS.items():
+        if (path / name).exists():
+            raise UnsupportedError(f"{path} holds {what}")
     inside = sorted(p.name for p in path.iterdir() if p.suffix in (".gguf", ".edgeq", ".bin"))
     hint = f", but it holds {', '.join(inside[:5])}" if inside else ""
     raise FormatError(f"{path} is a folder without config.json{hint}; give {ACCEPTED}")

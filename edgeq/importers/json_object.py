@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.core.errors import FormatError
+from edgeq.core.files import STAND_IN_BYTES, stand_in
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -36,6 +37,8 @@ def _parsed(data: bytes, name: str, advice: str) -> dict[str, Any]:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as err:
+        if words := stand_in(data[:STAND_IN_BYTES]):
+            raise FormatError(f"{name} {words}") from err
         raise FormatError(f"{name} is not JSON ({err}){advice}") from err
     if not isinstance(value, dict):
         raise FormatError(f"{name} holds a {type(value).__name__}, expected an object")

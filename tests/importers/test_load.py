@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from edgeq.graph.files import read
 from edgeq.graph.ir import Graph
 from edgeq.importers import load, open_source, source_kind
 from edgeq.importers.huggingface.config import read_config
+from edgeq.importers.tokenizer.sentencepiece_model import tokenizer_files
 from edgeq.model.model import Model
 from edgeq.model.origin import Origin
 from tests.conftest import need
@@ -47,6 +49,50 @@ def test_unknown_files(tmp_path: Path, content: bytes, words: str) -> None:
     path.write_bytes(content)
     with pytest.raises(FormatError, match=words.replace("edgeq artifact", "an .edgeq artifact")):
         load(path)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 134515008\n"
+PAGE = b"\n<!DOCTYPE html>\n<html><title>Sign in</title></html>"
+CONFIG = {
+    "model_type": "llama", "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "vocab_size": 64,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(POINTER, "is a pointer of Git LFS"), (PAGE, "is a web page")]
+)
+@pytest.mark.parametrize(
+    "name",
+    ["m.gguf", "m.edgeq", "m.onnx", "m.tflite", "model.safetensors", "config.json",
+     "generation_config.json", "tokenizer.model", "tokenizer.json"],
+)  # fmt: skip
+def test_files_that_were_not_really_fetched(
+    name: str, content: bytes, words: str, tmp_path: Path
+) -> None:
+    of_folder = not name.startswith("m.")
+    if of_folder:
+        (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+        save_file({"model.norm.weight": np.ones(32, np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / name).write_bytes(content)
+    opens: dict[str, Callable[[], object]] = {
+        "tokenizer.json": lambda: edgeq.Tokenizer({name: content}),
+        "tokenizer.model": lambda: tokenizer_files(tmp_path / name),
+    }
+    source = tmp_path if of_folder else tmp_path / name
+    with pytest.raises(FormatError, match=f"{name} {words}"):
+        opens.get(name, lambda: open_source(source))()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("params.json", "Meta and Mistral"), ("model_index.json", "a pipeline for pictures"),
+     ("modules.json", "sentence embeddings")],
+)  # fmt: skip
+def test_folders_of_other_kinds_are_named(name: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(UnsupportedError, match=words):
+        load(tmp_path)
 
 
 def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:

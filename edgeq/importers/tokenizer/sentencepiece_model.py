@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.core.errors import FormatError, UnsupportedError
+from edgeq.core.files import STAND_IN_BYTES, stand_in
 from edgeq.importers.huggingface.tokenizer import CONFIG
 from edgeq.importers.json_object import read_json
 from edgeq.importers.tokenizer.tokenizer_json import (
@@ -49,6 +50,8 @@ def tokenizer_files(path: Path) -> dict[str, bytes]:
     """
     try:
         content = path.read_bytes()
+        if words := stand_in(content[:STAND_IN_BYTES]):
+            raise FormatError(f"{path} {words}")
         if _TIKTOKEN.match(content):
             raise UnsupportedError(
                 f"{path} is a tiktoken vocabulary, not a SentencePiece model, and edgeq does not "

@@ -25,6 +25,7 @@ from edgeq.converters.validate.report import ValidationReport
 from edgeq.core.errors import FormatError, UnsupportedError, UsageError
 from edgeq.formats.schemes import QuantScheme
 from edgeq.formats.spill import Spill
+from edgeq.formats.tensor import FloatTensor
 from edgeq.importers import load, shapes
 from edgeq.importers.gguf.file import open_gguf
 from edgeq.importers.gguf.tokenizer import tokenizer_files
@@ -234,6 +235,26 @@ def test_refusals_name_the_tensor_or_feature(
 ) -> None:
     with pytest.raises(UnsupportedError, match=words):
         gguf.check(tiny(family, scheme, **over), Options())
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3", "smollm3", "olmo2", "llama"])
+def test_biases_that_llama_cpp_has_not_are_named(family: str) -> None:
+    """An architecture of llama.cpp has the biases that it has, whatever a file holds."""
+    model = tiny(family, "w4-g32")
+    ends = ("q_proj", "k_proj", "v_proj", "o_proj")
+    biases = {
+        name: FloatTensor("float32", np.ones(shape, np.float32))
+        for name, shape in model.config.biases()
+        if name.split(".")[-2] in ends
+    }
+    assert len(biases) == len(ends) * model.config.layers
+    biased = replace(model, tensors={**model.tensors, **biases})
+    if family in ("smollm3", "llama"):
+        gguf.check(biased, Options())
+        return
+    words = rf"has biases on k_proj, o_proj, q_proj, v_proj, and llama\.cpp's {family} has none"
+    with pytest.raises(UnsupportedError, match=words):
+        gguf.check(biased, Options())
 
 
 @pytest.mark.parametrize(
