@@ -3,7 +3,7 @@
 own constants   a weight or bias that nodes share is copied where the nodes round it differently
 equalize        ranges of channels are brought together, see `edgeq.quant.graph.equalize`
 calibrate       `plan_integers` chooses the values to round, observers choose their parameters
-weights         are rounded, by GPTQ where the recipe says so and where it is no loss
+weights         are rounded, by GPTQ where the recipe says so
 assemble        levels, activation parameters and int32 biases replace floats
 correct         mean errors go into the biases
 mixed           the layers that lose most get more bits, and the steps are repeated for them
@@ -25,14 +25,14 @@ from edgeq.core.progress import Progress
 from edgeq.formats.schemes import FloatScheme, QuantScheme, Scheme
 from edgeq.graph.feeds import RunGraph
 from edgeq.graph.ir import Constant, Graph, Node, QuantWeight
-from edgeq.graph.operators import LAYERS, is_depthwise
+from edgeq.graph.operators import LAYERS, is_depthwise, weight_of
 from edgeq.quant.graph.bias import correct_biases
 from edgeq.quant.graph.calibrate import ranges
-from edgeq.quant.graph.choices import choices, float_nodes, own_constants
+from edgeq.quant.graph.choices import choices, float_nodes
 from edgeq.quant.graph.equalize import equalize, replace_unmet_clips
 from edgeq.quant.graph.float_precision import hidden_terms
 from edgeq.quant.graph.functions import functions_behind
-from edgeq.quant.graph.hessians import Array, split_hessians, weight_name
+from edgeq.quant.graph.hessians import Array, hessians, weight_name
 from edgeq.quant.graph.integer_plan import (
     IntegerPlan,
     Scope,
@@ -59,7 +59,6 @@ from edgeq.quant.graph.summary import (
     with_sqnr,
 )
 from edgeq.quant.graph.weights import (
-    better_rows,
     int_bias,
     needs_hessian,
     round_weight,
@@ -74,8 +73,6 @@ _MEASURED = 8
 """Samples on which each operator's error is measured."""
 _PROBED = 32
 """Samples on which each layer's sensitivity is measured."""
-_APART = 4
-"""Of so many samples one is kept apart from GPTQ, to judge what it made."""
 _COMPARED = 64
 """Samples on which the outputs are compared."""
 
@@ -179,7 +176,6 @@ class _GraphQuantizer:
     progress: Progress | None
     ranges: dict[str, Range] = field(default_factory=dict)
     moments: dict[str, Array] = field(default_factory=dict)
-    judging: dict[str, Array] = field(default_factory=dict)
     rounded: dict[tuple[str, Scheme, float | None], QuantWeight] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -294,22 +290,17 @@ class _GraphQuantizer:
         ]
         if wanted:
             assert self.samples is not None
-            rounding, judging = split_hessians(
-                self.graph, wanted, self.samples, _APART,
+            self.moments |= hessians(
+                self.graph, wanted, self.samples,
                 session_of=self.session_of, progress=self.progress,
             )  # fmt: skip
-            self.moments |= rounding
-            self.judging |= judging
         for i, node in enumerate(new):
             if self.progress is not None:
                 self.progress("rounding weights", i, len(new))
             scheme = schemes[node.name]
             w = self.graph.array(weight_name(node))
             hessian = self.moments.get(node.name)
-            ratio = ratios.get(node.name)
-            weight = round_weight(w, node, scheme, hessian, ratio)
-            if node.name in self.judging and scheme.method == "gptq" and scheme.codebook is None:
-                weight = better_rows(w, node, scheme, weight, self.judging[node.name], ratio)
+            weight = round_weight(w, node, scheme, hessian, ratios.get(node.name))
             self.rounded[keys[node.name]] = weight
         return {weight_name(node): self.rounded[keys[node.name]] for node in nodes}
 
@@ -388,6 +379,39 @@ def assemble(
 
 def _bias(node: Node) -> str:
     return node.inputs[2] if len(node.inputs) > 2 else ""
+
+
+def own_constants(graph: Graph, recipe: Recipe) -> Graph:
+    """Give each node its own bias, and its own weight where nodes would round it differently.
+
+    Nodes that share a weight go on sharing it if the recipe rounds it the same for all of them
+    and does so without looking at what they are fed.
+    """
+    picked = choices(graph, recipe)
+    constants = dict(graph.constants)
+    first: dict[str, Node] = {}
+    nodes = []
+    for node in graph.nodes:
+        inputs = list(node.inputs)
+        for place, name in enumerate(inputs):
+            if name not in graph.constants or graph.info(name).dtype != "float32":
+                continue
+            other = first.setdefault(name, node)
+            if other is node or not (node.name in picked or other.name in picked):
+                continue
+            if place == 2 or not _round_alike(other, node, picked, name):
+                inputs[place] = f"{name}.{node.name}"
+                constants[inputs[place]] = constants[name]
+        nodes.append(replace(node, inputs=tuple(inputs)))
+    return replace(graph, nodes=tuple(nodes), constants=constants)
+
+
+def _round_alike(a: Node, b: Node, picked: Mapping[str, Scheme], name: str) -> bool:
+    same = picked.get(a.name) == picked.get(b.name)
+    scheme = picked.get(a.name)
+    weights = all(n.name in picked and weight_name(n) == name for n in (a, b))
+    blind = isinstance(scheme, FloatScheme) or (scheme is not None and not needs_hessian(a, scheme))
+    return same and weights and blind and weight_of(a).channels == weight_of(b).channels
 
 
 def _check(graph: Graph, recipe: Recipe, samples: Samples | None) -> None:
