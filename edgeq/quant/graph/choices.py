@@ -1,14 +1,16 @@
-"""The scheme of each node's weight: a recipe applied to a graph."""
+"""The scheme of each node's weight, and a weight for each scheme: a recipe applied to a graph."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from edgeq.formats.schemes import FloatScheme, Scheme
 from edgeq.graph.ir import Graph, Node
-from edgeq.graph.operators import LAYERS, PRODUCTS, is_depthwise
+from edgeq.graph.operators import LAYERS, PRODUCTS, is_depthwise, weight_of
+from edgeq.quant.graph.hessians import weight_name
 from edgeq.quant.graph.recipe import node_scheme, options_of
-from edgeq.quant.graph.weights import weight_nodes
+from edgeq.quant.graph.weights import needs_hessian, weight_nodes
 from edgeq.quant.recipe import Recipe
 
 _INNER = PRODUCTS | {"Gather", "LayerNormalization"}
@@ -47,6 +49,39 @@ def outer_nodes(graph: Graph, nodes: Iterable[Node]) -> frozenset[str]:
         if is_depthwise(graph, node)
         or (node.op in LAYERS and (node.name not in behind or node.name not in before))
     )
+
+
+def own_constants(graph: Graph, recipe: Recipe) -> Graph:
+    """Give each node its own bias, and its own weight where nodes would round it differently.
+
+    Nodes that share a weight go on sharing it if the recipe rounds it the same for all of them
+    and does so without looking at what they are fed.
+    """
+    picked = choices(graph, recipe)
+    constants = dict(graph.constants)
+    first: dict[str, Node] = {}
+    nodes = []
+    for node in graph.nodes:
+        inputs = list(node.inputs)
+        for place, name in enumerate(inputs):
+            if name not in graph.constants or graph.info(name).dtype != "float32":
+                continue
+            other = first.setdefault(name, node)
+            if other is node or not (node.name in picked or other.name in picked):
+                continue
+            if place == 2 or not _round_alike(other, node, picked, name):
+                inputs[place] = f"{name}.{node.name}"
+                constants[inputs[place]] = constants[name]
+        nodes.append(replace(node, inputs=tuple(inputs)))
+    return replace(graph, nodes=tuple(nodes), constants=constants)
+
+
+def _round_alike(a: Node, b: Node, picked: Mapping[str, Scheme], name: str) -> bool:
+    same = picked.get(a.name) == picked.get(b.name)
+    scheme = picked.get(a.name)
+    weights = all(n.name in picked and weight_name(n) == name for n in (a, b))
+    blind = isinstance(scheme, FloatScheme) or (scheme is not None and not needs_hessian(a, scheme))
+    return same and weights and blind and weight_of(a).channels == weight_of(b).channels
 
 
 def _reached(graph: Graph, *, forward: bool) -> set[str]:

@@ -26,7 +26,7 @@ def _sigmoid(x: Array) -> Array:
 
 def _gelu(x: Array) -> Array:
     """By the tanh, which is within 5e-4 of it: a fortieth of a step of 8 bits from -3 to 3."""
-    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return x * _sigmoid(math.sqrt(8 / math.pi) * (x + 0.044715 * x**3))
 
 
 def _silu(x: Array) -> Array:

@@ -25,10 +25,10 @@ from edgeq.core.progress import Progress
 from edgeq.formats.schemes import FloatScheme, QuantScheme, Scheme
 from edgeq.graph.feeds import RunGraph
 from edgeq.graph.ir import Constant, Graph, Node, QuantWeight
-from edgeq.graph.operators import LAYERS, is_depthwise, weight_of
+from edgeq.graph.operators import LAYERS, is_depthwise
 from edgeq.quant.graph.bias import correct_biases
 from edgeq.quant.graph.calibrate import ranges
-from edgeq.quant.graph.choices import choices, float_nodes
+from edgeq.quant.graph.choices import choices, float_nodes, own_constants
 from edgeq.quant.graph.equalize import equalize, replace_unmet_clips
 from edgeq.quant.graph.float_precision import hidden_terms
 from edgeq.quant.graph.functions import functions_behind
@@ -379,39 +379,6 @@ def assemble(
 
 def _bias(node: Node) -> str:
     return node.inputs[2] if len(node.inputs) > 2 else ""
-
-
-def own_constants(graph: Graph, recipe: Recipe) -> Graph:
-    """Give each node its own bias, and its own weight where nodes would round it differently.
-
-    Nodes that share a weight go on sharing it if the recipe rounds it the same for all of them
-    and does so without looking at what they are fed.
-    """
-    picked = choices(graph, recipe)
-    constants = dict(graph.constants)
-    first: dict[str, Node] = {}
-    nodes = []
-    for node in graph.nodes:
-        inputs = list(node.inputs)
-        for place, name in enumerate(inputs):
-            if name not in graph.constants or graph.info(name).dtype != "float32":
-                continue
-            other = first.setdefault(name, node)
-            if other is node or not (node.name in picked or other.name in picked):
-                continue
-            if place == 2 or not _round_alike(other, node, picked, name):
-                inputs[place] = f"{name}.{node.name}"
-                constants[inputs[place]] = constants[name]
-        nodes.append(replace(node, inputs=tuple(inputs)))
-    return replace(graph, nodes=tuple(nodes), constants=constants)
-
-
-def _round_alike(a: Node, b: Node, picked: Mapping[str, Scheme], name: str) -> bool:
-    same = picked.get(a.name) == picked.get(b.name)
-    scheme = picked.get(a.name)
-    weights = all(n.name in picked and weight_name(n) == name for n in (a, b))
-    blind = isinstance(scheme, FloatScheme) or (scheme is not None and not needs_hessian(a, scheme))
-    return same and weights and blind and weight_of(a).channels == weight_of(b).channels
 
 
 def _check(graph: Graph, recipe: Recipe, samples: Samples | None) -> None:

@@ -13,8 +13,8 @@ from edgeq.graph.execute import Session
 from edgeq.graph.ir import Graph, Info, QuantWeight
 from edgeq.graph.onnx.read import read_onnx
 from edgeq.graph.onnx.save import write_onnx
-from edgeq.quant.graph.choices import choices
-from edgeq.quant.graph.quantize import check_packed, own_constants, quantize_graph
+from edgeq.quant.graph.choices import choices, own_constants
+from edgeq.quant.graph.quantize import check_packed, quantize_graph
 from edgeq.quant.graph.samples import samples_of
 from edgeq.quant.graph.smooth import smooth
 from edgeq.quant.graph.summary import GraphSummary, computes_in_integers
