@@ -28,6 +28,7 @@ from table import write
 from edgeq.converters import open_graph
 from edgeq.converters.convert import convert
 from edgeq.core.errors import EdgeqError
+from edgeq.evaluation.graph import cosine
 from edgeq.graph.execute import Session
 from edgeq.graph.ir import Graph
 from edgeq.quant.graph.quantize import quantize_graph
@@ -131,6 +132,8 @@ def measured(
         if mine.dtype == np.bool_:  # of what either finds, the part that both find
             either = int((mine | theirs).sum())
             same.append(int((mine & theirs).sum()) / either if either else 1.0)
+        elif mine.dtype.kind == "f":  # an embedding: the cosine between them
+            same.append(float(cosine(mine.reshape(1, -1), theirs.reshape(1, -1)).mean()))
         else:
             same.append(float((mine == theirs).mean()))
     return {"error": (wrong / size) ** 0.5 if size else wrong**0.5, "same": float(np.mean(same))}

@@ -20,9 +20,9 @@ nothing is measured on what a model was calibrated on. edgeq {version}, {machine
 *error* is the root mean square difference from the float model's outputs in onnxruntime, over
 their root mean square. *same* is how often what users take from the outputs is the same: the
 largest class, a pixel that is text, a box or a note that is found (of what either finds, the part
-that both find). *CPU s* is the processor time of the conversion with its validation, of all its
-threads together, which other programs on the machine hardly change. Core ML programs are executed
-by NumPy.
+that both find); of an embedding it is the cosine. *CPU s* is the processor time of the conversion
+with its validation, of all its threads together, which other programs on the machine hardly change.
+Core ML programs are executed by NumPy.
 """
 
 

@@ -58,61 +58,31 @@ def hessians(
     Raises:
         UsageError: another operator, or no samples.
     """
-    return split_hessians(graph, nodes, samples, 0, session_of=session_of, progress=progress)[0]
-
-
-def split_hessians(
-    graph: Graph,
-    nodes: Iterable[Node],
-    samples: Iterable[Feeds],
-    apart: int,
-    *,
-    session_of: OpenSession,
-    progress: Progress | None = None,
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """The same of two parts of the samples: to round by, and to judge what was rounded.
-
-    Args:
-        graph, nodes, samples, session_of, progress: see `hessians`.
-        apart: every so many samples one is kept apart to judge; 0 for none.
-
-    Returns:
-        Of the samples to round by, and of those kept apart: empty if there are none.
-
-    Raises:
-        UsageError: another operator, or no samples.
-    """
     nodes = tuple(nodes)
     for node in nodes:
         if node.op not in ROW_PRODUCTS:
             raise UsageError(f"{node} has no second moments; only Conv and Linear have")
     cuts = {node.name: _cut(graph, node) for node in nodes}
-    inputs: dict[tuple[object, ...], tuple[Node, _Moments, _Moments]] = {}
+    inputs: dict[tuple[object, ...], tuple[Node, _Moments]] = {}
     for node in nodes:
         if cuts[node.name] not in inputs:
             k = int(np.prod(graph.info(weight_name(node)).shape[1:], dtype=np.int64))
-            pair = (_Moments(_groups(node), k), _Moments(_groups(node), k if apart else 0))
-            inputs[cuts[node.name]] = node, *pair
-    run = session_of(graph, sorted({node.inputs[0] for node, *_ in inputs.values()}))
+            inputs[cuts[node.name]] = node, _Moments(_groups(node), k)
+    run = session_of(graph, sorted({node.inputs[0] for node, _ in inputs.values()}))
     total = len(samples) if isinstance(samples, Sized) else 0
     seen = 0
     for feeds in samples:
         values = {**feeds, **run(feeds)}
-        judging = apart > 0 and seen % apart == apart - 1
-        for node, rounding, kept in inputs.values():
+        for node, moments in inputs.values():
             x = np.asarray(values[node.inputs[0]], np.float32)
-            (kept if judging else rounding).add(patches(x, graph, node, offset=seen))
+            moments.add(patches(x, graph, node, offset=seen))
         seen += 1
         if progress:
             progress("hessians", seen, total)
     if not seen:
         raise UsageError("there are no calibration samples; give at least one")
-    means = {key: rounding.means() for key, (_, rounding, _) in inputs.items()}
-    by = {node.name: means[cuts[node.name]] for node in nodes}
-    if not apart or seen < apart:
-        return by, {}
-    means = {key: kept.means() for key, (*_, kept) in inputs.items()}
-    return by, {node.name: means[cuts[node.name]] for node in nodes}
+    results = {key: moments.means() for key, (_, moments) in inputs.items()}
+    return {node.name: results[cuts[node.name]] for node in nodes}
 
 
 class _Moments:

@@ -3,7 +3,7 @@
 own constants   a weight or bias that nodes share is copied where the nodes round it differently
 equalize        ranges of channels are brought together, see `edgeq.quant.graph.equalize`
 calibrate       `plan_integers` chooses the values to round, observers choose their parameters
-weights         are rounded, by GPTQ where the recipe says so and where it is no loss
+weights         are rounded, by GPTQ where the recipe says so
 assemble        levels, activation parameters and int32 biases replace floats
 correct         mean errors go into the biases
 mixed           the layers that lose most get more bits, and the steps are repeated for them
@@ -32,7 +32,7 @@ from edgeq.quant.graph.choices import choices, float_nodes, own_constants
 from edgeq.quant.graph.equalize import equalize, replace_unmet_clips
 from edgeq.quant.graph.float_precision import hidden_terms
 from edgeq.quant.graph.functions import functions_behind
-from edgeq.quant.graph.hessians import Array, split_hessians, weight_name
+from edgeq.quant.graph.hessians import Array, hessians, weight_name
 from edgeq.quant.graph.integer_plan import (
     IntegerPlan,
     Scope,
@@ -59,7 +59,6 @@ from edgeq.quant.graph.summary import (
     with_sqnr,
 )
 from edgeq.quant.graph.weights import (
-    better_rows,
     int_bias,
     needs_hessian,
     round_weight,
@@ -74,8 +73,6 @@ _MEASURED = 8
 """Samples on which each operator's error is measured."""
 _PROBED = 32
 """Samples on which each layer's sensitivity is measured."""
-_APART = 4
-"""Of so many samples one is kept apart from GPTQ, to judge what it made."""
 _COMPARED = 64
 """Samples on which the outputs are compared."""
 
@@ -179,7 +176,6 @@ class _GraphQuantizer:
     progress: Progress | None
     ranges: dict[str, Range] = field(default_factory=dict)
     moments: dict[str, Array] = field(default_factory=dict)
-    judging: dict[str, Array] = field(default_factory=dict)
     rounded: dict[tuple[str, Scheme, float | None], QuantWeight] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -294,22 +290,17 @@ class _GraphQuantizer:
         ]
         if wanted:
             assert self.samples is not None
-            rounding, judging = split_hessians(
-                self.graph, wanted, self.samples, _APART,
+            self.moments |= hessians(
+                self.graph, wanted, self.samples,
                 session_of=self.session_of, progress=self.progress,
             )  # fmt: skip
-            self.moments |= rounding
-            self.judging |= judging
         for i, node in enumerate(new):
             if self.progress is not None:
                 self.progress("rounding weights", i, len(new))
             scheme = schemes[node.name]
             w = self.graph.array(weight_name(node))
             hessian = self.moments.get(node.name)
-            ratio = ratios.get(node.name)
-            weight = round_weight(w, node, scheme, hessian, ratio)
-            if node.name in self.judging and scheme.method == "gptq" and scheme.codebook is None:
-                weight = better_rows(w, node, scheme, weight, self.judging[node.name], ratio)
+            weight = round_weight(w, node, scheme, hessian, ratios.get(node.name))
             self.rounded[keys[node.name]] = weight
         return {weight_name(node): self.rounded[keys[node.name]] for node in nodes}
 

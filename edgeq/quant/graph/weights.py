@@ -31,7 +31,6 @@ from edgeq.formats.schemes import QuantScheme
 from edgeq.graph.ir import LEVELS, Graph, Node, QuantWeight
 from edgeq.graph.operators import MATRICES, WEIGHTED
 from edgeq.quant.graph.hessians import ROW_PRODUCTS, Array, weight_name
-from edgeq.quant.kernels.products import product, row_products
 from edgeq.quant.rounders.gptq import round_gptq
 from edgeq.quant.rounders.gptq_stack import MOST_COLUMNS, round_stack_of_matrices
 from edgeq.quant.rounders.hessian import Hessian
@@ -137,51 +136,6 @@ def round_weight(
     if matrix.granularity == "tensor":
         return QuantWeight(levels, np.array(scales[0, 0]), scheme.bits, None, None, palette)
     return QuantWeight(levels, scales[:, 0].copy(), scheme.bits, axis, None, palette)
-
-
-def better_rows(
-    w: NDArray[np.floating[Any]],
-    node: Node,
-    scheme: QuantScheme,
-    rounded: QuantWeight,
-    judging: Array,
-    ratio: float | None = None,
-) -> QuantWeight:
-    """Round those rows to nearest of which GPTQ makes more of an error than that would.
-
-    Few samples leave many directions of the inputs unknown, in which GPTQ is free to lose. Inputs
-    that it has not seen tell in which rows it does.
-
-    Args:
-        w: of the node, in its own shape.
-        node: Conv or Linear.
-        scheme: how ``rounded`` was made.
-        rounded: by GPTQ.
-        judging: second moments of inputs that it was not rounded by, see `round_weight`.
-        ratio: see `round_weight`.
-    """
-    nearest = round_weight(w, node, replace(scheme, method="rtn"), None, ratio)
-    wins = _row_errors(w, nearest, judging) < _row_errors(w, rounded, judging)
-    if rounded.axis is None and rounded.block is None:  # one scale for all of it
-        total = [_row_errors(w, made, judging).sum() for made in (nearest, rounded)]
-        return nearest if total[0] < total[1] else rounded
-    rows = wins.reshape(-1, *[1] * (w.ndim - 1))
-    scales = wins.reshape(-1, *[1] * (rounded.scales.ndim - 1))
-    return replace(
-        rounded,
-        levels=np.where(rows, nearest.levels, rounded.levels),
-        scales=np.where(scales, nearest.scales, rounded.scales),
-    )
-
-
-def _row_errors(w: NDArray[Any], rounded: QuantWeight, moments: Array) -> Array:
-    """Mean squared error of each row's result, float32 [N]."""
-    missed = (w.astype(np.float32) - rounded.numpy()).reshape(len(w), -1)
-    matrices = moments if moments.ndim == 3 else moments[None]
-    return np.concatenate([
-        row_products(product(part, matrix), part)
-        for part, matrix in zip(np.split(missed, len(matrices)), matrices, strict=True)
-    ])  # fmt: skip
 
 
 def _check_size(rows: Array, node: Node, bits: int) -> None:

@@ -32,6 +32,36 @@ def quantized(graph: Graph, preset: str, *rules: str, n: int = 16) -> GraphSumma
     )
 
 
+@pytest.mark.parametrize("spread", [0.0, 2.0])
+def test_smoothing_is_as_strong_as_the_inputs_and_weights_ask_for(spread: float) -> None:
+    m = Made(3, x=Info((6, 64)))
+    made = m.same("Gelu", "x")
+    graph = m.graph(m.linear(made, 24))
+    sizes = np.exp(spread * m.rng.standard_normal(64)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    draws = rng.standard_normal((40, 6, 64)).astype(np.float32) * sizes
+    given = samples_of(graph, [{"x": x} for x in draws[:24]])
+
+    def error(strengths: tuple[float, ...]) -> float:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("edgeq.quant.graph.smooth.STRENGTHS", strengths)
+            recipe = Recipe.named("w8a8-static", "graph")
+            assert recipe.graph is not None
+            recipe = replace(recipe, graph=replace(recipe.graph, scope="layers"))
+            got = Session(quantize_graph(graph, recipe, given).graph)
+            right = Session(graph)
+            pairs = [(got({"x": x}), right({"x": x})) for x in draws[24:]]
+        (name,) = graph.outputs
+        return float(np.mean([np.square(a[name] - b[name]).mean() for a, b in pairs]))
+
+    errors = [error((strength,)) for strength in (0.0, 0.25, 0.5)]
+    chosen = error((0.0, 0.25, 0.5))
+    assert chosen < 1.1 * errors[-1]
+    if spread:
+        assert chosen < 1.25 * min(errors)
+        assert max(errors) > 1.5 * min(errors)
+
+
 def test_smoothing_changes_nothing_but_rounding() -> None:
     graph = encoder()
     smoothed = smooth(graph, samples(graph), session_of=Session)

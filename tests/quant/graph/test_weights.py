@@ -16,12 +16,11 @@ from edgeq.formats.schemes import parse_scheme
 from edgeq.graph.ir import LEVELS, Graph, Info, Node, QuantWeight
 from edgeq.quant import quantize_tensor
 from edgeq.quant.graph import hessians as hessians_module
-from edgeq.quant.graph.hessians import hessians, patches, split_hessians, weight_name
+from edgeq.quant.graph.hessians import hessians, patches, weight_name
 from edgeq.quant.graph.options import GraphOptions
 from edgeq.quant.graph.weights import (
     BIAS_LIMIT,
     ODD,
-    better_rows,
     int_bias,
     needs_hessian,
     odd_scales,
@@ -383,52 +382,3 @@ def test_weights_of_four_bits_are_rounded_again_to_odd_scales(
         round_weight(w, layer, eight, hessian, ratio).numpy(),
         round_weight(w, layer, eight, hessian).numpy(),
     )
-
-
-@pytest.mark.parametrize("granularity", ["channel", "tensor"])
-@pytest.mark.parametrize("kind", CONVS)
-def test_gptq_by_few_inputs_loses_no_more_than_rounding_to_nearest(
-    kind: str, granularity: Any
-) -> None:
-    graph = conv_graph(kind)
-    conv = graph.nodes[-1]
-    few, other = (list(samples(graph, n, seed=n)) for n in (1, 24))
-    # of a single sample's few places: most directions of the inputs are unknown
-    rng = np.random.default_rng(0)
-    rounding, judging = (hessians(graph, [conv], s, session_of=session)[conv.name]
-                         for s in (few, other))  # fmt: skip
-    k = rounding.shape[-1]
-    thin = rng.standard_normal((2, k)).astype(np.float32)
-    rounding = np.broadcast_to(thin.T @ thin, rounding.shape).copy()
-    scheme = weight_scheme(4, granularity, None, "gptq")
-    w = graph.array("w")
-    gptq = round_weight(w, conv, scheme, rounding)
-    nearest = round_weight(w, conv, replace(scheme, method="rtn"))
-    kept = better_rows(w, conv, scheme, gptq, judging)
-
-    def errors(made: QuantWeight) -> NDArray[np.float64]:
-        e = (w - made.numpy()).reshape(len(judging) if judging.ndim == 3 else 1, -1, k)
-        moments = judging if judging.ndim == 3 else judging[None]
-        return np.einsum("gnk,gkl,gnl->gn", e, moments, e, dtype=np.float64).reshape(-1)
-
-    worse = errors(gptq) > errors(nearest) * (1 + 1e-4)
-    assert worse.any()
-    if granularity == "tensor":
-        assert errors(kept).sum() <= min(errors(gptq).sum(), errors(nearest).sum()) * (1 + 1e-4)
-    else:
-        assert (errors(kept) <= np.minimum(errors(gptq), errors(nearest)) * (1 + 1e-4)).all()
-        assert kept.levels.dtype == gptq.levels.dtype
-        assert kept.scales.dtype == gptq.scales.dtype
-
-
-def test_every_fourth_sample_is_kept_apart() -> None:
-    graph = conv_graph("plain")
-    conv = graph.nodes[-1]
-    seen = list(samples(graph, 9))
-    rounding, judging = split_hessians(graph, [conv], seen, 4, session_of=session)
-    apart = seen[3::4]
-    others = [feeds for i, feeds in enumerate(seen) if i % 4 != 3]
-    for found, part in ((rounding, others), (judging, apart)):
-        want = hessians(graph, [conv], part, session_of=session)[conv.name]
-        np.testing.assert_allclose(found[conv.name], want, rtol=1e-5, atol=1e-6)
-    assert not split_hessians(graph, [conv], seen[:3], 4, session_of=session)[1]
