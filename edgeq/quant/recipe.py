@@ -70,8 +70,8 @@ OPTIONS: Mapping[str, tuple[type, ...]] = {
 """Options of methods and their types: those of `edgeq.quant.rounders.gptq.round_gptq`, and whether
 the error of quantized inputs is compensated too (Qronos, GPTAQ), with errors of the residual stream
 in parts of its size, and whether the head is rounded by its inputs: see
-`edgeq.quant.decoder.calibrated`; and the scheme of ``down_proj`` in the layers where rounding it costs
-the most: see `edgeq.quant.decoder.sensitive_layers`."""
+`edgeq.quant.decoder.calibrated`; and the scheme of ``down_proj`` in the layers where rounding it
+costs the most: see `edgeq.quant.decoder.sensitive_layers`."""
 TARGETS = ("bpw", "bytes")
 
 

@@ -21,8 +21,8 @@ from edgeq.quant.decoder.calibrate import calibrate
 from edgeq.quant.decoder.calibration_data import CalibrationData
 from edgeq.quant.decoder.data_free import Importance
 from edgeq.quant.decoder.quality_report import FLOAT, Inputs
-from edgeq.quant.decoder.static import StaticActivations, dynamic_linear
 from edgeq.quant.decoder.sensitive_layers import OPTION, find_sensitive_layers
+from edgeq.quant.decoder.static import StaticActivations, dynamic_linear
 from edgeq.quant.recipe import Recipe
 from edgeq.quant.rounders.rounding import METHOD_INPUTS
 

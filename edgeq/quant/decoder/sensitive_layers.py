@@ -35,7 +35,7 @@ from edgeq.quant.decoder.replay import Replay, ReplayState, ReplayStep
 from edgeq.quant.kernels.products import row_products, softmax, total
 from edgeq.quant.recipe import Recipe
 from edgeq.quant.rounders.rounding import FALLBACK, quantize_tensor
-from edgeq.quant.rules import Rule
+from edgeq.quant.rules import BUILT_IN, Rule
 
 OPTION = "sensitive_layers"
 """The option of a recipe that names the scheme of these matrices."""
@@ -91,7 +91,7 @@ def find_sensitive_layers(
 ) -> SensitiveLayers:
     """Measure what rounding ``down_proj`` of each layer costs, and choose the worst.
 
-    Matrices that a rule of the recipe is for, or that have as many bits already, are left alone.
+    Matrices that a rule of the user is for, or that have as many bits already, are left alone.
 
     Args:
         model: float.
@@ -102,11 +102,12 @@ def find_sensitive_layers(
     """
     scheme = parse_scheme(recipe.options[OPTION])
     assert isinstance(scheme, QuantScheme)  # the recipe was checked
+    rules = [rule for rule in recipe.rules if rule.pattern not in BUILT_IN]
     wanted: dict[int, tuple[str, QuantScheme]] = {}
     for group in linear_groups(model.config):
         for name in group.linears if group.kind == "mlp_out" else ():
             own = schemes[name]
-            has_rule = any(rule.matches(name) for rule in recipe.rules)
+            has_rule = any(rule.matches(name) for rule in rules)
             if isinstance(own, QuantScheme) and own.bits < scheme.bits and not has_rule:
                 wanted[group.layer] = name, own
     most = len(wanted) // SHARE
