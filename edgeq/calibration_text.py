@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 TEXT = "calibration_text.txt"
 """The included text, beside the modules of `edgeq.quant.decoder`."""
-CONTEXT, WINDOWS = 256, 12
+CONTEXT, WINDOWS = 256, 24
 """Tokens of a window, and most windows of the included text."""
 SAMPLED_LENGTH = 128
 """Tokens of each text that is sampled."""

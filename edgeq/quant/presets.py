@@ -57,17 +57,14 @@ class Preset:
 
 _GPTQ = {"method": "gptq", "options": {"use_quantized_inputs": True}}
 """GPTQ that also compensates the error of inputs which earlier rounding changed."""
-_RUNG = {
-    "method": "gptq",
-    "options": {
-        "use_quantized_inputs": True,
-        "relative_errors": True,
-        "calibrated_head": True,
-        "damping": 0.05,
-        "sweeps": 1,
-    },
+_RUNG_OPTIONS = {
+    "use_quantized_inputs": True,
+    "relative_errors": True,
+    "calibrated_head": True,
+    "damping": 0.05,
+    "sweeps": 1,
 }
-"""The same, with errors counted in parts of the residual stream, and a head rounded likewise. The
+"""GPTQ with errors counted in parts of the residual stream, and a head rounded likewise. The
 text may be of another kind than what the model is used for, so that five times the usual damping is
 better; and one sweep is as good as two."""
 _DISTILL = {"training": {"method": "distill"}}
@@ -77,10 +74,19 @@ _OUTER = {"outer": "w8-channel"}
 _BLOCKS = {"activations": "float", **_OUTER, "tables": "w4-g64-mse", "rest": "fp16"}
 
 
-def _rung(matrices: str, outer: str, **rules: str) -> Preset:
-    """A decoder's matrices in one scheme, embedding and head in another, some kinds in a third."""
-    kind_rules = [[KINDS[kind], scheme] for kind, scheme in rules.items()]
-    return Preset({"default": matrices, **_RUNG, "rules": [*kind_rules, [OUTER, outer]]})
+def _rung(matrices: str, outer: str, sensitive: str | None = None, **kinds: str) -> Preset:
+    """A decoder's matrices in one scheme, embedding and head in another, some kinds in a third.
+
+    Args:
+        matrices: the scheme of all matrices that nothing else is said of.
+        outer: that of embedding and head.
+        sensitive: that of ``down_proj`` in the layers where rounding it costs the most.
+        kinds: kind of matrix -> its scheme.
+    """
+    kind_rules = [[KINDS[kind], scheme] for kind, scheme in kinds.items()]
+    options = {**_RUNG_OPTIONS, **({"sensitive_layers": sensitive} if sensitive else {})}
+    rules = [*kind_rules, [OUTER, outer]]
+    return Preset({"default": matrices, "method": "gptq", "options": options, "rules": rules})
 
 
 LADDER: Mapping[str, Preset] = {
@@ -89,7 +95,7 @@ LADDER: Mapping[str, Preset] = {
     "3.25bpw": _rung("w3-g64-palette", "w5-g32", v="w4-g32-palette"),
     "3.75bpw": _rung("w3-g32-palette", "w5-g32", v="w5-g32", down="w4-g64-palette"),
     "4.25bpw": _rung("w4-g64", "w6-g32", v="w5-g32"),
-    "4.75bpw": _rung("w4-g32", "w6-g32", v="w6-g32"),
+    "4.75bpw": _rung("w4-g32", "w5-g32", "w6-g32", v="w5-g32", down="w5-g32"),
     "5.5bpw": _rung("w5-g32", "w6-g32", v="w6-g32"),
     "6.5bpw": _rung("w6-g32", "w8-channel", v="w8-g32"),
     "8.5bpw": _rung("w8-g32", "w8-g32"),

@@ -35,6 +35,7 @@ from edgeq.formats.schemes import (
     FloatScheme,
     QuantScheme,
     Scheme,
+    parse_scheme,
 )
 from edgeq.quant.graph.options import (
     GraphOptions,
@@ -62,13 +63,15 @@ OPTIONS: Mapping[str, tuple[type, ...]] = {
     "use_quantized_inputs": (bool,),
     "relative_errors": (bool,),
     "calibrated_head": (bool,),
+    "sensitive_layers": (str,),
     "block": (int,),
     "sweeps": (int,),
 }
 """Options of methods and their types: those of `edgeq.quant.rounders.gptq.round_gptq`, and whether
 the error of quantized inputs is compensated too (Qronos, GPTAQ), with errors of the residual stream
 in parts of its size, and whether the head is rounded by its inputs: see
-`edgeq.quant.decoder.calibrated`."""
+`edgeq.quant.decoder.calibrated`; and the scheme of ``down_proj`` in the layers where rounding it
+costs the most: see `edgeq.quant.decoder.sensitive_layers`."""
 TARGETS = ("bpw", "bytes")
 
 
@@ -132,6 +135,8 @@ class Recipe:
             if type(value) not in OPTIONS[name]:
                 kinds = " or ".join(kind.__name__ for kind in OPTIONS[name])
                 raise SchemeError(f"option {name} is {value!r}; it must be {kinds}")
+            if name == "sensitive_layers" and not isinstance(parse_scheme(value), QuantScheme):
+                raise SchemeError(f"option {name} is {value}; use a quantized scheme, as w6-g32")
         if self.training is not None:
             _check_training(self.training)
         if self.target is not None:

@@ -31,14 +31,14 @@ def texts(recipe: Recipe) -> dict[str, str]:
 def test_the_defaults() -> None:
     got = texts(Recipe.from_options())
     assert got == {
-        "model.embed_tokens.weight": "w6-g32",
+        "model.embed_tokens.weight": "w5-g32",
         "model.layers.0.input_layernorm.weight": "f32",
         "model.layers.0.self_attn.q_proj.weight": "w4-g32",
         "model.layers.0.self_attn.q_proj.bias": "f32",
-        "model.layers.0.mlp.down_proj.weight": "w4-g32",
-        "model.layers.1.mlp.down_proj.weight": "w4-g32",
+        "model.layers.0.mlp.down_proj.weight": "w5-g32",
+        "model.layers.1.mlp.down_proj.weight": "w5-g32",
         "model.norm.weight": "f32",
-        "lm_head.weight": "w6-g32",
+        "lm_head.weight": "w5-g32",
     }
 
 
@@ -61,7 +61,7 @@ def test_the_first_matching_rule_wins() -> None:
     assert got["model.layers.0.mlp.down_proj.weight"] == "w8-g32"
     assert got["model.layers.1.mlp.down_proj.weight"] == "w3-g32"
     assert got["lm_head.weight"] == "w4-g32"
-    assert got["model.embed_tokens.weight"] == "w6-g32"
+    assert got["model.embed_tokens.weight"] == "w5-g32"
 
 
 def test_vectors_stay_floating_point() -> None:
@@ -125,7 +125,7 @@ def test_rules_that_do_not_suit_the_model(rule: str, words: str) -> None:
 
 def test_built_in_rules_need_not_match() -> None:
     tied = {name: shape for name, shape in SHAPES.items() if "mlp" in name}
-    assert set(map(str, Recipe.from_options().assign(tied).values())) == {"w4-g32"}
+    assert set(map(str, Recipe.from_options().assign(tied).values())) == {"w5-g32"}
 
 
 def test_an_equals_sign_in_the_pattern() -> None:

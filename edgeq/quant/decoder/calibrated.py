@@ -32,7 +32,9 @@ HEAD_WINDOWS = 8
 """Windows that the head's inputs are measured on."""
 HEAD_ROWS = 4096
 """Rows of the head that are rounded at once: a multiple of a packed tile's."""
-REPLAY_OPTIONS = ("use_quantized_inputs", "relative_errors", "calibrated_head")
+REPLAY_OPTIONS = (
+    "use_quantized_inputs", "relative_errors", "calibrated_head", "sensitive_layers",
+)  # fmt: skip
 """Options of a recipe that say what matrices are rounded for, and not how."""
 LEAST_SQUARE = np.float32(1e-12)
 """Mean square of a residual stream below which it counts as this."""

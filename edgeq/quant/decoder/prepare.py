@@ -21,6 +21,7 @@ from edgeq.quant.decoder.calibrate import calibrate
 from edgeq.quant.decoder.calibration_data import CalibrationData
 from edgeq.quant.decoder.data_free import Importance
 from edgeq.quant.decoder.quality_report import FLOAT, Inputs
+from edgeq.quant.decoder.sensitive_layers import OPTION, find_sensitive_layers
 from edgeq.quant.decoder.static import StaticActivations, dynamic_linear
 from edgeq.quant.recipe import Recipe
 from edgeq.quant.rounders.rounding import METHOD_INPUTS
@@ -91,6 +92,10 @@ def prepare(
             scratch=scratch, progress=progress,
         )  # fmt: skip
         recipe, provenance["target"], tensors = chosen.recipe, chosen.about, chosen.tensors
+        schemes = assigned(model, recipe)
+    if OPTION in recipe.options and data.text is not None and tensors is None:
+        found = find_sensitive_layers(model, recipe, schemes, data.text, progress)
+        recipe, provenance[OPTION] = found.applied(recipe), found.to_dict()
         schemes = assigned(model, recipe)
     if data.text is not None:
         provenance["calibration"] = {
