@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from edgeq.cli import graphs, render
 from edgeq.cli.options import (
     ByteSize,
     command,
     force_option,
+    optional_model_argument,
     refuse_given,
     shared_option,
     threads_option,
@@ -31,7 +33,7 @@ _OUTPUT = ("output", "force")
 
 
 @command("package", "Make a folder for Xcode, Android Studio or a Pi, or verify one.")
-@click.argument("model", metavar="[MODEL]", required=False)
+@optional_model_argument
 @click.option("--for", "platform", type=click.Choice(PLATFORMS), default=None,
               help="The platform that the package is for.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(), default=None,
@@ -98,7 +100,8 @@ def package(model: str | None, form: str, **given: Any) -> int:
     or .tflite file). The same source gives the same bytes.
     """
     if given["verify"] is not None:
-        if model is not None:
+        source = click.get_current_context().get_parameter_source("model")
+        if model is not None and source != ParameterSource.ENVIRONMENT:
             raise click.UsageError("give either MODEL or --verify DIR")
         refuse_given((*_BUILD, *_OUTPUT, "delta", "apply"), "making a package, and --verify checks")
         return _verify(given, form)

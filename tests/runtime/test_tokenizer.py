@@ -102,7 +102,8 @@ def test_text_comes_back(kind: str, text: str) -> None:
     got = tokenizer.decode(ids)
     assert got == library.decode(ids)
     if kind == "qwen2":  # composes Unicode
-        assert tokenizer.encode(got) == ids
+        if not special_in(library, text):
+            assert tokenizer.encode(got) == ids
     elif "▁" not in text and not special_in(library, text):
         assert got == text
 

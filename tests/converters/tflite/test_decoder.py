@@ -441,7 +441,7 @@ def test_short_contexts_get_a_prefill_of_their_own() -> None:
 def test_files_that_are_not_ours_are_refused(tmp_path: Path) -> None:
     bad = tmp_path / "bad.tflite"
     for content, words in (
-        (b"", "cannot be read"),
+        (b"", "is empty"),
         (b"x" * 64, "TFL3"),
         (b"\xff" * 4 + b"TFL3", "damaged"),
     ):
