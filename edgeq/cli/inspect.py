@@ -222,6 +222,8 @@ def _provenance(provenance: Any, details: bool) -> list[tuple[str, str]]:
         elif key == "calibration" and isinstance(value, dict) and not details:
             known = (name for name in ("windows", "context", "tokens", "sampled") if name in value)
             text = ", ".join(f"{name} {value[name]}" for name in known) or "yes"
+        elif key == "sensitive_layers" and isinstance(value, dict) and not details:
+            text = _sensitive_layers(value)
         else:
             text = value if isinstance(value, str) else json.dumps(value)
         if key == "source_sha256" and not details:
@@ -229,6 +231,13 @@ def _provenance(provenance: Any, details: bool) -> list[tuple[str, str]]:
         name = {"edgeq_version": "edgeq version", "source_sha256": "source SHA-256"}.get(key)
         rows.append((name or key.replace("_", " "), text))
     return rows
+
+
+def _sensitive_layers(value: dict[str, Any]) -> str:
+    names, losses = value.get("chosen", []), value.get("losses", {})
+    layers = ", ".join(str(name).removeprefix("model.layers.").split(".")[0] for name in names)
+    some = f"down_proj in {value.get('scheme')} in layers {layers}" if names else "none"
+    return f"{some}, of {len(losses)} measured"
 
 
 def _recipe(recipe: dict[str, Any]) -> str:

@@ -50,6 +50,21 @@ SHARE = 5
 """At most one layer in so many counts as sensitive."""
 
 
+LAYER = re.compile(r"(?<=^model\.layers\.)(\d+)")
+"""The number of the layer in the name of a matrix."""
+
+
+def layer_of(name: str) -> str:
+    """The number of the layer in a matrix's name, as it stands there.
+
+    Example:
+        >>> from edgeq.quant.decoder.sensitive_layers import layer_of
+        >>> layer_of("model.layers.11.mlp.down_proj.weight")
+        '11'
+    """
+    return LAYER.split(name)[1]
+
+
 @dataclass(frozen=True)
 class SensitiveLayers:
     """The layers whose ``down_proj`` keeps more bits.
@@ -69,8 +84,10 @@ class SensitiveLayers:
         options = {name: value for name, value in recipe.options.items() if name != OPTION}
         rules = recipe.rules
         if self.chosen:
-            names = "|".join(map(re.escape, self.chosen))
-            rules = (Rule(f"^({names})$", self.scheme), *rules)
+            first, *_, last = LAYER.split(self.chosen[0])
+            layers = "|".join(map(layer_of, self.chosen))
+            pattern = f"^{re.escape(first)}({layers}){re.escape(last)}$"
+            rules = (Rule(pattern, self.scheme), *rules)
         return replace(recipe, rules=rules, options=options)
 
     def to_dict(self) -> dict[str, object]:
