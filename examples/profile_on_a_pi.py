@@ -40,10 +40,11 @@ def main() -> None:
     for path, run in zip(args.models, document.runs, strict=True):
         found: dict[str, Any] = summary(document, run)
         planned = edgeq.plan(path, args.device, context=2 * args.tokens)
-        expected = planned.decode_tokens_per_s
+        rate = planned.decode_tokens_per_s
+        expected = "unknown" if rate is None else f"{rate:.0f}"
         print(f"{path}: first token after {median(found['ttft_ms'])} ms, then "
               f"{median(found['decode_tokens_per_s'])} tokens per second "
-              f"(planned for {planned.device}: {expected:.0f})" if expected else "")  # fmt: skip
+              f"(planned for {planned.device}: {expected})")  # fmt: skip
     print(f"report: {edgeq.report(document, args.output)}")
 
 

@@ -216,6 +216,8 @@ def read_messages(path: Path) -> list[dict[str, str]]:
         FormatError: the file cannot be read, or is something else.
     """
     try:
+        if path.exists() and not path.is_file():  # reading a device or a pipe may never end
+            raise FormatError(f"{path} is no saved conversation: it is no file")
         if path.stat().st_size > _LARGEST:
             raise FormatError(f"{path} is too large for a saved conversation")
         held: Any = json.loads(path.read_bytes())

@@ -196,7 +196,7 @@ class _Session:
         render.note(f"loaded: {len(self._talk.messages)} messages; the last one:")
         if self._talk.messages:
             last = self._talk.messages[-1]
-            render.note(f"{last['role']}: {last['content'][-500:]}")
+            render.note(f"{last['role']}: {render.visible(last['content'][-500:])}")
 
     def _params_again(self) -> SamplingParams:
         """Other random numbers than before, also where a seed was given."""
@@ -215,13 +215,13 @@ class _Session:
     def _answer(self, pieces: Generator[Chunk, None, None]) -> None:
         if not self._person:
             for chunk in pieces:
-                render.write(chunk.text)
+                render.generated(chunk.text)
             render.write("\n")
             return
         try:
             with interruptible() as interrupt, closing(pieces), LiveRate() as rate:
                 for chunk in pieces:
-                    render.write(chunk.text)
+                    render.generated(chunk.text)
                     rate.show(chunk)
                     if interrupt.asked:
                         break

@@ -101,6 +101,30 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
+_PICTURES = {
+    **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"},
+    0x7F: 0x2421,
+    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
+}
+
+
+def visible(text: str) -> str:
+    """Text of a model or a file, with pictures in the place of characters that a terminal obeys.
+
+    Escape sequences could change its settings, its title or the clipboard.
+
+    Example:
+        >>> visible("\x1b[2J")
+        '␛[2J'
+    """
+    return text.translate(_PICTURES)
+
+
+def generated(text: str) -> None:
+    """A piece of a model's text: as it is for a file or pipe, and `visible` on a terminal."""
+    write(visible(text) if sys.stdout.isatty() else text)
+
+
 def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> str:
     """A table as plain text, folded to the width of the terminal.
 

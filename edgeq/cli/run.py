@@ -123,15 +123,15 @@ def run(
         last: Chunk | None = None
         try:
             if stream:
-                render.write(unprinted.pop())
+                render.generated(unprinted.pop())
             for last in chunks:
                 rate.show(last)
                 if stream:
-                    render.write(last.text)
+                    render.generated(last.text)
                 else:
                     unprinted.append(last.text)
         finally:  # Ctrl-C too leaves what there is, and a whole line
-            render.write("".join(unprinted) + "\n")
+            render.generated("".join(unprinted) + "\n")
     if last is not None:
         how = "chat template (--raw continues the plain text)" if chat else ""
         render.note(timing(last, how))

@@ -26,6 +26,8 @@ _FEWEST_ROWS = 5
 """A terminal with fewer rows has none to spare for the rate."""
 KEPT = 1000
 """Messages that the history keeps."""
+_LARGEST = 64 << 20
+"""Bytes of the largest history that is read."""
 
 
 def default_history() -> Path:
@@ -134,7 +136,7 @@ class LineEditor:
             return
         earlier = _read_history(history) if history else []
         for line in earlier:
-            readline.add_history(line)
+            _remember(line)
         readline.set_auto_history(False)
 
         def complete(text: str, state: int) -> str | None:
@@ -167,15 +169,20 @@ class LineEditor:
         return line
 
     def _keep(self, line: str) -> None:
-        with contextlib.suppress(ImportError):
-            import readline
-
-            readline.add_history(line)
+        _remember(line)
         if self._history is not None:
             with contextlib.suppress(OSError):  # a full disk must not end the conversation
                 descriptor = os.open(self._history, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
                 with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _remember(line: str) -> None:
+    """Let the arrow keys bring a line back, if readline can hold it."""
+    with contextlib.suppress(ImportError, UnicodeEncodeError):  # the locale may lack a character
+        import readline
+
+        readline.add_history(line.replace("\0", ""))  # which ends a text of readline's
 
 
 def _read_history(path: Path) -> list[str]:
@@ -190,22 +197,23 @@ def _read_history(path: Path) -> list[str]:
             return []
         if not path.is_file():
             raise UsageError(f"the history {path} is no file; name another with --history")
-        lines = path.read_text("utf-8", "replace").splitlines()
+        if path.stat().st_size > _LARGEST:
+            raise UsageError(
+                f"the history {path} is larger than {_LARGEST >> 20} MiB; delete it, or name "
+                "another with --history"
+            )
+        text = path.read_bytes().decode("utf-8", "replace")
     except OSError as err:
         raise UsageError(
             f"the history {path} cannot be used: {err.strerror}; name another file with "
             "--history, or keep none with --no-history"
         ) from err
-    found = []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            raise UsageError(
-                f"{path} is no history of edgeq; name another file with --history"
-            ) from None
-        if isinstance(entry, str):
-            found.append(entry)
+    # not splitlines(): JSON leaves other ends of lines, such as U+2028, as they are
+    lines = [line for line in text.split("\n") if line]
+    entries = list(map(_entry, lines))
+    if entries and entries[0] is None:
+        raise UsageError(f"{path} is no history of edgeq; name another file with --history")
+    found = [entry for entry in entries if entry is not None]  # a full disk may have cut one
     if len(lines) > 2 * KEPT:
         from edgeq.core.files import write_whole
 
@@ -213,3 +221,12 @@ def _read_history(path: Path) -> list[str]:
         write_whole(path, [kept.encode("utf-8", "replace")], "the history")
         path.chmod(0o600)
     return found[-KEPT:]
+
+
+def _entry(line: str) -> str | None:
+    """A message of the history; None if the line is none."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, str) else None

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeq.core.errors import FormatError, UsageError, check_type
+from edgeq.core.errors import FormatError, UnsupportedError, UsageError, check_type
 from edgeq.model.kv_bits import KvBits
 from edgeq.model.model import Model
 from edgeq.runtime.engine import Engine
@@ -156,22 +156,25 @@ class TextDraft:
         return (fixed, 0) if fixed else self._draft.payoff.next()
 
     def propose(self, n: int) -> list[int]:
-        """At most ``n`` tokens that may follow.
+        """At most ``n`` tokens that may follow; none after a token that the small model lacks.
 
         Raises:
             FormatError: the small model's logits are not numbers.
+            UnsupportedError: its keys or values are too large for its KV cache.
         """
         engine = self._draft.engine
         started = time.perf_counter()
         missing = self._draft.missing(self._text)
+        if max(missing) >= engine.config.vocab:
+            return []  # models of one tokenizer pad it differently, and this is padding
         try:
             if len(missing) > 2:
                 engine.forward(missing[:-2])
                 missing = missing[-2:]
             self.read_s = time.perf_counter() - started
             guesses = self._guesses(missing, n)
-        except FormatError as err:
-            raise FormatError(f"the draft model: {err}") from err
+        except (FormatError, UnsupportedError) as err:
+            raise type(err)(f"the draft model: {err}") from err
         self.draft_s = time.perf_counter() - started - self.read_s
         padding = (place for place, one in enumerate(guesses) if one >= self._sampler.vocab)
         return guesses[: next(padding, n)]

@@ -147,6 +147,7 @@ class Engine:
         self._checked = 0  # how many of them `_check_cache` has seen
         self._windowed = [i for i, block in enumerate(model.config.blocks) if block.window]
         self._fingerprint: str | None = None
+        self._closed = False
 
     def _backends(self, sequences: int, mmap: bool | None) -> list[Backend]:
         """A backend for each of some sequences."""
@@ -198,7 +199,8 @@ class Engine:
             float32 [V], or [T, V] with ``all_logits``.
 
         Raises:
-            UsageError: no tokens, an id outside the vocabulary, or the context would overflow.
+            UsageError: no tokens, an id outside the vocabulary, the context would overflow, or the
+                engine is closed.
             UnsupportedError: the model's keys or values are too large for the KV cache.
         """
         ids = np.atleast_1d(np.asarray(tokens, dtype=np.int64))
@@ -219,7 +221,8 @@ class Engine:
             float32 [T, hidden]: the final norm of each token, which the output head would read.
 
         Raises:
-            UsageError: no tokens, an id outside the vocabulary, or the context would overflow.
+            UsageError: no tokens, an id outside the vocabulary, the context would overflow, or the
+                engine is closed.
             UnsupportedError: the model's keys or values are too large for the KV cache.
             FormatError: they are not numbers.
         """
@@ -240,7 +243,8 @@ class Engine:
         The last of them is not yet in the cache, just as after `forward`.
 
         Raises:
-            UsageError: an id outside the vocabulary, or the context would overflow.
+            UsageError: an id outside the vocabulary, the context would overflow, or the engine is
+                closed.
             UnsupportedError: the model's keys or values are too large for the KV cache.
             FormatError: the logits are not numbers.
         """
@@ -377,7 +381,8 @@ class Engine:
         self._replace(list(snapshot.tokens), snapshot.layers)
 
     def close(self) -> None:
-        """Release threads and buffers; the engine cannot be used afterwards."""
+        """Release threads and buffers; the engine runs no tokens afterwards."""
+        self._closed = True
         self._run.close()
 
     def __enter__(self) -> Engine:
@@ -429,7 +434,13 @@ class Engine:
         return all(bool(np.isfinite(tensor.numpy()).all()) for tensor in tensors)
 
     def _catch_up(self) -> None:
-        """Run tokens again that are no longer in the backend's cache; see `truncate`."""
+        """Run tokens again that are no longer in the backend's cache; see `truncate`.
+
+        Raises:
+            UsageError: the engine is closed, so that no thread would do the work.
+        """
+        if self._closed:
+            raise UsageError("the engine is closed; make another one, or close it later")
         if any(
             self._run.first(i) > self.config.blocks[i].first_seen(self._ready)
             for i in self._windowed

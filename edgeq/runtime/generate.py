@@ -207,6 +207,10 @@ def generate(
         )
     if lookup and draft is not None:
         raise UsageError("prompt lookup and a draft model do not work together; choose one")
+    if draft is not None and draft.engine is engine:
+        raise UsageError(
+            "the draft's engine is the one that generates; a draft needs an engine of its own"
+        )
     if logprobs is not None and (type(logprobs) is not int or not 0 <= logprobs <= MAX_LOGPROBS):
         raise UsageError(f"logprobs is {logprobs}; use 0 to {MAX_LOGPROBS}, or none")
     ids, further_ends = prompt_ids(engine, tokenizer, prompt)

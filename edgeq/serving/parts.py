@@ -62,7 +62,7 @@ class Splitter:
         self.in_reasoning = inside
         self._buffer = ""
         self._calling = False
-        self._called = self._said = False
+        self._called = self._said = self._after_call = False
         self._trim = inside  # leave out line ends at the start of what follows
 
     def push(self, text: str) -> list[Part]:
@@ -87,7 +87,8 @@ class Splitter:
         if self._calling:
             return self._take_calls(found, final)
         begun = self._buffer.lstrip()
-        if self._syntax and self._syntax.begins and not self._said and begun:
+        free = not (self._said or self.in_reasoning)
+        if self._syntax and self._syntax.begins and free and begun:
             self._calling = begun.startswith(self._syntax.begins)
             if self._calling:
                 return True
@@ -117,10 +118,10 @@ class Splitter:
     def _say(self, found: list[Part], text: str) -> None:
         if self._trim:
             text = text.lstrip("\n")
-        if self._called and not text.strip():
-            return  # line ends between calls
+        if self._after_call:
+            text = text.lstrip()  # line ends between calls
         if text:
-            self._trim = False
+            self._trim = self._after_call = False
             self._said = self._said or not self.in_reasoning
             found.append(Text(text, self.in_reasoning))
 
@@ -134,9 +135,9 @@ class Splitter:
         self._buffer = "" if stop is None else self._buffer[stop:]
         self._calling = False
         calls = self._syntax.read(raw)
-        if calls:
+        if calls and all(one.is_json for one in calls):
             found += calls[:1] if self._single else calls
-            self._called = True
+            self._called = self._after_call = True
         elif raw:  # no call after all
             self._said = True
             found.append(Text(raw))

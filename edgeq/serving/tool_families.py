@@ -34,6 +34,11 @@ from edgeq.serving.tools import (
 
 Special = Callable[[str], int | None]
 _NAME = r"[\w.-]+"
+_NAMED = re.compile(
+    r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|(?<![\w.-])([\w.-]+)(\s*(?:=|\())",
+    re.DOTALL,
+)
+"""A text between quotes, or the name of a function or an argument before ``(`` or ``=``."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ class ArgumentSyntax(ToolSyntax):
         return [f"{rule}: %json {json.dumps(schema)}"]
 
     def text_rule(
-        self, rule: str, where: str, schema: Any, before: list[str], after: list[str], stop: str
+        self, rule: str, where: str, schema: Any, before: list[str], after: list[str], free: str
     ) -> list[str]:
         """Rules for a text that is written without JSON's quotes.
 
@@ -126,7 +131,7 @@ class ArgumentSyntax(ToolSyntax):
             where: what the value is of, for a message.
             schema: of the value.
             before, after: what it stands between.
-            stop: a character that it must not hold.
+            free: the terminal of any text that it may hold.
 
         Raises:
             UnsupportedError: the schema asks of the text what cannot be promised.
@@ -141,7 +146,7 @@ class ArgumentSyntax(ToolSyntax):
             )
         else:
             rules = [f"{rule}: {' '.join([*before, rule.upper(), *after])}"]
-            return [*rules, f"{rule.upper()}: /[^{stop}]+/"]
+            return [*rules, f"{rule.upper()}: {free}"]
         return [f"{rule}: {' '.join([*before, body, *after])}"]
 
 
@@ -175,17 +180,26 @@ class XmlSyntax(ArgumentSyntax):
         if not _is_text(schema):
             inside = super().value_rule(f"{rule}_json", where, schema, special)
             return [*inside, f"{rule}: {rule}_json {' '.join(close)}"]
-        found = self.text_rule(rule, where, schema, [], close, "<")
+        free = r"(/(?s:.*)/ & ~/(?s:.*<\/parameter>.*)/)"  # anything but the mark of the end
+        found = self.text_rule(rule, where, schema, [], close, free)
         if found[-1].startswith(rule.upper()):  # one terminal, as a text may hold line ends too
-            return [f"{rule}: {rule.upper()}", rf"{rule.upper()}: /[^<]*\n<\/parameter>\n/"]
+            return [f"{rule}: {rule.upper()}", f"{found[-1]} {' '.join(close)}"]
         return found
 
     def read(self, text: str) -> list[ToolCall]:
-        """The calls; none if the text is no call."""
-        text = self.inner(text)
+        """The calls; none if the text is no call, or ends before its first call does."""
+        if "</function>" not in text and self.end not in text:
+            return []  # an argument may have been cut
+        calls = [
+            self._call(one) for one in re.split(r"</function>\s*(?=<function=)", self.inner(text))
+        ]
+        return [one for one in calls if one] if all(calls) else []
+
+    def _call(self, text: str) -> ToolCall | None:
+        """One call; None if the text is none."""
         match = re.fullmatch(rf"(?:<function=)?({_NAME})>(.*?)(?:</function>)?", text, re.DOTALL)
         if not match:
-            return []
+            return None
         properties = self.properties(match[1])
         place = 0
         found: dict[str, Any] = {}
@@ -196,10 +210,10 @@ class XmlSyntax(ArgumentSyntax):
         while place < len(body):
             one = pattern.match(body, place)
             if not one or one.end() == place:
-                return [] if body[place:].strip() else [ToolCall(match[1], found)]
+                return None if body[place:].strip() else ToolCall(match[1], found)
             found[one[1].strip()] = _typed(one[2], properties.get(one[1].strip()))
             place = one.end()
-        return [ToolCall(match[1], found)]
+        return ToolCall(match[1], found)
 
 
 def _typed(text: str, schema: Any) -> Any:
@@ -207,9 +221,34 @@ def _typed(text: str, schema: Any) -> Any:
     if schema is None or _is_text(schema):
         return text
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
-        return {"True": True, "False": False, "None": None}.get(text.strip(), text)
+        value = {"True": True, "False": False, "None": None}.get(text.strip(), text)
+    allowed = _types(schema)
+    # a text that may be null, or one of several types, can look like a number
+    return text if "string" in allowed and not allowed & _types_of(value) else value
+
+
+def _types(schema: Any) -> set[str]:
+    """The types that a schema names, at its own level and in its alternatives."""
+    if not isinstance(schema, Mapping):
+        return set()
+    named = schema.get("type") or ()
+    found = {named} if isinstance(named, str) else {one for one in named if isinstance(one, str)}
+    for key in ("anyOf", "oneOf"):
+        alternatives = schema.get(key)
+        for one in alternatives if isinstance(alternatives, list) else ():
+            found |= _types(one)
+    return found
+
+
+def _types_of(value: Any) -> set[str]:
+    """The names that JSON schemas have for a value's type."""
+    if isinstance(value, bool) or value is None:
+        return {"null" if value is None else "boolean"}
+    if isinstance(value, int):
+        return {"integer", "number"}
+    return {{float: "number", str: "string", list: "array", dict: "object"}[type(value)]}
 
 
 @dataclass(frozen=True)
@@ -232,29 +271,54 @@ class PythonSyntax(ArgumentSyntax):
         if as_json := calls_of(json_values(text, None), self.arguments):
             return as_json
         try:
+            written, names = _with_names(text.strip())
             with warnings.catch_warnings():  # of escapes that Python does not know
                 warnings.simplefilter("ignore")
-                parsed = ast.parse(text.strip(), mode="eval").body
+                parsed = ast.parse(written, mode="eval").body
             listed = parsed.elts if isinstance(parsed, ast.List) else [parsed]
-            return [_python_call(one) for one in listed]
+            return [_python_call(one, names) for one in listed]
         except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
             return []
 
 
-def _python_call(node: ast.expr) -> ToolCall:
+def _with_names(text: str) -> tuple[str, dict[str, str]]:
+    """A text in which names of functions and arguments are words that Python reads as names.
+
+    A tool may be called ``get-weather`` and an argument ``from``, which Python has other uses for.
+
+    Returns:
+        The text, and what each of these words stands for.
+    """
+    names: dict[str, str] = {}
+
+    def word(match: re.Match[str]) -> str:
+        if match[1] is None:  # a text between quotes
+            return match[0]
+        made = f"name{len(names)}"
+        names[made] = match[1]
+        return made + match[2]
+
+    return _NAMED.sub(word, text), names
+
+
+def _python_call(node: ast.expr, names: Mapping[str, str]) -> ToolCall:
     """A call with keywords, whose values are constants.
+
+    Args:
+        node: of the syntax tree.
+        names: as of `_with_names`.
 
     Raises:
         ValueError: it is none.
     """
-    if not isinstance(node, ast.Call) or node.args:
+    if not isinstance(node, ast.Call) or node.args or not isinstance(node.func, ast.Name):
         raise ValueError("no call with keywords")
     arguments = {}
     for one in node.keywords:
         if one.arg is None:
             raise ValueError("unpacked keywords")
-        arguments[one.arg] = _constant(one.value)
-    return ToolCall(ast.unparse(node.func), arguments)
+        arguments[names[one.arg]] = _constant(one.value)
+    return ToolCall(names[node.func.id], arguments)
 
 
 def _constant(node: ast.expr) -> Any:
@@ -314,7 +378,9 @@ class GemmaSyntax(ArgumentSyntax):
         """
         quote = literals(self.quote, special)
         if _is_text(schema):
-            return self.text_rule(rule, where, schema, quote, quote, "<")
+            plain = special(self.quote) is None  # or no text can be taken for the token
+            free = "/[^<]+/" if plain else "/(?s:.+)/"
+            return self.text_rule(rule, where, schema, quote, quote, free)
         if not isinstance(schema, Mapping) or schema.get("type") not in (
             "number", "integer", "boolean",
         ):  # fmt: skip

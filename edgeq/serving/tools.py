@@ -41,6 +41,15 @@ class ToolCall:
     arguments: dict[str, Any]
     id: str = field(default_factory=lambda: f"call_{uuid.uuid4().hex[:24]}")
 
+    @property
+    def is_json(self) -> bool:
+        """Whether JSON can hold the arguments, which it cannot if one is infinite or NaN."""
+        try:
+            json.dumps(self.arguments, allow_nan=False)
+        except (ValueError, RecursionError):
+            return False
+        return True
+
     def as_openai(self) -> dict[str, Any]:
         """An entry of ``tool_calls``."""
         arguments = json.dumps(self.arguments, ensure_ascii=False)

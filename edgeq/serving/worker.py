@@ -218,6 +218,7 @@ class Worker:
         def work() -> NDArray[np.float32] | ApiError:
             found: list[NDArray[np.float32]] = []
             try:
+                self._cache.prepare(slot.engine, ())  # keeps the conversation that was there
                 for text in texts:
                     if left.is_set() or time.monotonic() > deadline:
                         return ApiError(

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 import edgeq
+from edgeq.api.conversation import read_messages
+from edgeq.cli import render
+from edgeq.cli.terminal import LineEditor, _read_history
 from edgeq.core.errors import FormatError, UsageError
 from tests.cli.test_chat import GREEDY, command
 from tests.paths import DEMO
@@ -210,3 +213,48 @@ def test_a_damaged_history_is_named(talker: Path, tmp_path: Path) -> None:
     assert "h is no history of edgeq; name another file with --history" in chat.said.replace(
         "\r\n", " "
     )
+
+
+def test_a_history_may_hold_any_characters(tmp_path: Path) -> None:
+    pytest.importorskip("readline")
+    file = tmp_path / "h"
+    messages = ["one\u2028two\x85three", "a\0b\x1b[2J", "lone \ud800"]
+    for message in messages:
+        LineEditor(file)._keep(message)
+    with file.open("a") as cut:
+        cut.write('"cut off')
+    LineEditor(file)._keep("later")
+    kept = _read_history(file)
+    assert kept[:2] == messages[:2]
+    assert len(kept) == 3  # the line that was cut, and what was written on it, are left out
+    LineEditor(file)
+    file.write_text("[" * 100_000)
+    with pytest.raises(UsageError, match="is no history of edgeq"):
+        LineEditor(file)
+    with file.open("wb") as huge:
+        huge.truncate(1 << 30)
+    with pytest.raises(UsageError, match="is larger than 64 MiB"):
+        LineEditor(file)
+
+
+def test_a_device_or_a_pipe_is_no_conversation(tmp_path: Path) -> None:
+    import os
+
+    os.mkfifo(tmp_path / "pipe")
+    for path in (Path("/dev/zero"), tmp_path / "pipe", tmp_path):
+        with pytest.raises(FormatError, match="it is no file"):
+            read_messages(path)
+
+
+def test_a_terminal_does_not_obey_what_a_model_or_a_file_says(talker: Path, tmp_path: Path) -> None:
+    talk = {"format": "edgeq conversation", "version": 1, "messages": [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": "\x1b]0;title\x07 \x9b2J"},
+    ]}  # fmt: skip
+    (tmp_path / "talk").write_text(json.dumps(talk))
+    with Terminal("chat", talker, *QUICK, "--load", tmp_path / "talk", home=tmp_path) as chat:
+        chat.until("assistant: \u241b]0;title\u2407 \ufffd2J")
+        chat.until(PROMPT)
+        chat.type("/exit\n")
+        assert chat.end() == 0
+    assert render.visible("a\r\n\tb\x1b[2J\x7f\u0085é") == "a\u240d\n\tb\u241b[2J\u2421\ufffdé"

@@ -297,6 +297,39 @@ def test_a_broken_draft_model_is_named(pair: tuple[Engine, Engine]) -> None:
         made(engine, SAMPLED, draft=Draft(small, engine.model, 2))
 
 
+def test_a_draft_rests_where_the_small_model_lacks_a_token(pair: tuple[Engine, Engine]) -> None:
+    engine, small = pair
+    vocab = engine.config.vocab  # of the small model; the large one is padded to more
+    text = Draft(small, engine.model, 3).begin([*PROMPT, vocab], Sampler(GREEDY, vocab + 9))
+    assert text.propose(3) == []
+    text.extend([5])
+    assert text.propose(3) == []  # it is among the tokens to be read
+    text.extend([7] * 80)
+    assert len(text.propose(3)) == 3
+
+
+def test_one_engine_cannot_do_both(pair: tuple[Engine, Engine]) -> None:
+    engine, _ = pair
+    with pytest.raises(UsageError, match="needs an engine of its own"):
+        made(engine, draft=Draft(engine, engine.model))
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_engines_closed_while_drafting(large: bool) -> None:
+    engine, small = Engine(tiny(bits=8), threads=2), Engine(tiny(bits=3), threads=2)
+    chunks = generate(engine, Letters(), PROMPT, GREEDY, draft=Draft(small, engine.model, 3))
+    for _ in range(9):
+        next(chunks)
+    (engine if large else small).close()
+    with pytest.raises(UsageError, match="the engine is closed"):
+        list(chunks)
+    engine.close()
+    small.close()
+    for call in (lambda: engine.forward(PROMPT), lambda: engine.greedy(5, 3), engine.snapshot):
+        with pytest.raises(UsageError, match="the engine is closed"):
+            call()
+
+
 def test_the_sampler_looks_ahead_without_moving() -> None:
     params = SamplingParams(temperature=1.0, seed=1, presence_penalty=0.4, repetition_penalty=1.2)
     logits = np.random.default_rng(0).normal(size=(6, 40)).astype(np.float32)

@@ -95,3 +95,13 @@ def test_a_client_that_leaves_frees_the_slot(server: edgeq.Server) -> None:
     else:
         pytest.fail("the slot is still in use")
     assert metric(server, 'edgeq_prompt_tokens_total{model="tale"}') == before
+
+
+def test_conversations_are_kept() -> None:
+    settings = edgeq.ServerSettings(port=0, parallel=1)
+    body = {"prompt": "Once upon a time there was a dog. " * 8, "max_tokens": 4, "temperature": 0}
+    with edgeq.Server(DEMO, settings, threads=1) as server:
+        ask(server, "/v1/completions", body)
+        ask(server, PATH, {"input": TEXTS})
+        usage = ask(server, "/v1/completions", body).json["usage"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] >= usage["prompt_tokens"] - 1

@@ -167,6 +167,22 @@ GEMMA4_CALL = (
               "</function>\n</tool_call>", "",
          [("light", {"room": "12", "note": 12, "else": "12"})]),
         (XML, "<tool_call>no</tool_call>", "<tool_call>no</tool_call>", []),
+        (XML, "<function=stop>\n</function>\n<function=stop>\n</function>", "",
+         [("stop", {}), ("stop", {})]),
+        (XML, f"{XML_CALL} Done.", "Done.", [LIGHT_CALL]),
+        # cut within an argument
+        (XML, XML_CALL[:45], XML_CALL[:45], []),
+        (LFM2, '<|tool_call_start|>[get-weather(from="x(a=1)", class=1)]<|tool_call_end|> Done.',
+         "Done.", [("get-weather", {"from": "x(a=1)", "class": 1})]),
+        (LFM2, '<|tool_call_start|>["x".f(a=1), f(a=1)(b=2)]<|tool_call_end|>',
+         '<|tool_call_start|>["x".f(a=1), f(a=1)(b=2)]<|tool_call_end|>', []),
+        # what JSON cannot hold
+        (LFM2, "<|tool_call_start|>[light(level=1e999)]<|tool_call_end|>",
+         "<|tool_call_start|>[light(level=1e999)]<|tool_call_end|>", []),
+        (FUNCTION_GEMMA, "<start_function_call>call:light{level:NaN}<end_function_call>",
+         "<start_function_call>call:light{level:NaN}<end_function_call>", []),
+        (HERMES, '<tool_call>{"name": "light", "arguments": {"level": NaN}}</tool_call>',
+         '<tool_call>{"name": "light", "arguments": {"level": NaN}}</tool_call>', []),
         (LFM2, LFM2_CALL, "", [LIGHT_CALL]),
         (LFM2, LFM2_CALL + "Done.", "Done.", [LIGHT_CALL]),
         (LFM2, "<|tool_call_start|>[a.b(), light(on=true, note=None)]<|tool_call_end|>", "",
@@ -198,6 +214,52 @@ def test_calls_that_are_no_json(
     assert taken_apart(text, size, syntax.knowing([LIGHT])) == (said, "", calls)
 
 
+@pytest.mark.parametrize(
+    ("schema", "text", "value"),
+    [
+        ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "2024", "2024"),
+        ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "null", None),
+        ({"type": ["string", "null"]}, "true", "true"),
+        ({"type": ["string", "null"]}, '"2024"', "2024"),
+        ({"oneOf": [{"type": "string"}, {"type": "integer"}]}, "7", 7),
+        ({"oneOf": [{"type": "string"}, {"type": "integer"}]}, "7.5", "7.5"),
+        ({"type": "number"}, "7", 7),
+        ({"$ref": "#/$defs/x"}, "7", 7),
+    ],
+)
+def test_what_may_be_a_text_stays_one(schema: dict[str, Any], text: str, value: Any) -> None:
+    call = f"<function=light>\n<parameter=room>\n{text}\n</parameter>\n</function>"
+    (found,) = XML.knowing([tool("light", room=schema)]).read(call)
+    assert found.arguments == {"room": value}
+
+
+def test_a_brace_within_thought_begins_no_call() -> None:
+    text = f"I may answer {LLAMA_CALL}</think>So."
+    for size in range(1, len(text) + 1):
+        said, thought, calls = taken_apart(text, size, LLAMA3, inside=True)
+        assert (said, calls) == ("So.", [])
+        assert thought == text.partition("</think>")[0]
+
+
+def test_a_forced_text_may_hold_markup() -> None:
+    pytest.importorskip("llguidance")
+    from edgeq.importers import load
+    from edgeq.runtime.constraint import GrammarVocabulary
+    from edgeq.runtime.tokenizer import Tokenizer
+    from tests.paths import DEMO
+
+    model = load(DEMO)
+    tokenizer = Tokenizer(model)
+    made = XML.grammar([tool("light", ("room",), room={"type": "string"})], {}.get)  # type: ignore[arg-type]
+    constraint = GrammarVocabulary.of(model, tokenizer).lark(made).start()
+    text = "if (a << b < c) {\n  </p> <b\n}"
+    call = XML_CALL.partition("Küche")[0] + text + "\n</parameter>\n</function>\n</tool_call>"
+    for token in tokenizer.encode(call, add_bos=False, add_eos=False):
+        assert constraint.allowed()[token]
+        constraint.accept(token)
+    assert XML.read(call)[0].arguments == {"room": text}
+
+
 FORCED = [
     tool("light", ("room",), room={"type": "string"}, level={"type": "integer"},
          mode={"enum": ["day", "night"]}),
@@ -225,16 +287,23 @@ def test_a_forced_call_is_one_that_is_read(syntax: ToolSyntax) -> None:
     stops = {
         i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i) in (b'"', b"<", b"\n")
     }
+    mark = tokenizer.encode("\n</parameter>\n", add_bos=False, add_eos=False)
     names = []
     for seed in range(40):
         chance, constraint = random.Random(seed), grammar.start()
         ids: list[int] = []
+        coming: list[int] = []
         while len(ids) < 400:
             allowed = constraint.allowed().nonzero()[0].tolist()
             if any(one in tokenizer.eos_ids for one in allowed):
                 break
             ending = [one for one in allowed if one in stops]  # or free texts would not end
-            token = chance.choice(ending if ending and chance.random() < 0.3 else allowed)
+            if not coming and syntax is XML and chance.random() < 0.2:
+                coming = [*mark]
+            token = coming.pop(0) if coming else -1
+            if token not in allowed:
+                coming = []
+                token = chance.choice(ending if ending and chance.random() < 0.3 else allowed)
             constraint.accept(token)
             ids.append(token)
         else:
