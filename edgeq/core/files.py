@@ -7,7 +7,8 @@ import errno
 import os
 import secrets
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from edgeq.core.errors import EdgeqError, UsageError
 
@@ -49,6 +50,24 @@ def stand_in(head: bytes) -> str | None:
     """
     start = head.lstrip().lower()
     return next((words for mark, words in _STAND_INS if start.startswith(mark)), None)
+
+
+def is_inside(name: Any) -> bool:
+    """Whether a name from a file is that of a file below a folder: it does not lead out of it.
+
+    Args:
+        name: with slashes between folders.
+
+    Example:
+        >>> from edgeq.core.files import is_inside
+        >>> is_inside("templates/chat.jinja"), is_inside("../chat.jinja"), is_inside("/etc/passwd")
+        (True, False, False)
+    """
+    if not isinstance(name, str) or not name or "\\" in name or not name.isprintable():
+        return False
+    pure = PurePosixPath(name)
+    inside = not pure.is_absolute() and ".." not in pure.parts and bool(pure.parts)
+    return inside and pure.as_posix() == name
 
 
 def refuse_special(path: Path) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.core.errors import EdgeqError, FormatError, SchemeError, check_type
-from edgeq.core.files import check_target, sync_folder
+from edgeq.core.files import check_target, is_inside, sync_folder
 from edgeq.formats.packing import TILE, round_up
 from edgeq.formats.safetensors_file import SafetensorsFile, open_safetensors
 from edgeq.formats.schemes import FloatScheme, QuantScheme, Scheme, parse_scheme
@@ -306,8 +306,14 @@ def load(path: str | Path, *, headers_only: bool = False) -> Model:
     files = {}
     for array, place in file.tensors.items():
         if array.startswith(FILE) and place.dtype == "U8":
+            name = array.removeprefix(FILE)
+            if not is_inside(name):
+                raise FormatError(
+                    f"{file.path} holds the tokenizer file {name!r}, whose name leads out of any "
+                    "folder; get the artifact again from where it was made"
+                )
             if not headers_only:
-                files[array.removeprefix(FILE)] = file.array(array).tobytes()
+                files[name] = file.array(array).tobytes()
         elif array not in known and not array.startswith(PAD):
             raise FormatError(f"{file.path} holds {array}, which belongs to none of its tensors")
     model = Model(config, tensors, files, _table(file, "provenance"))

@@ -471,3 +471,11 @@ def test_an_open_model_outlives_its_file(tmp_path: Path) -> None:
     save(model, path)
     path.unlink()
     assert all(np.array_equal(model.tensors[name].numpy(), w) for name, w in want.items())
+
+
+@pytest.mark.parametrize("name", ["../out.txt", "/tmp/out.txt", "a/../../out.txt"])
+def test_tokenizer_files_that_lead_out_of_a_folder_are_refused(name: str, tmp_path: Path) -> None:
+    model = random_model(tiny_config("llama"))
+    save(replace(model, files={**model.files, name: b"x"}), tmp_path / "tale.edgeq")
+    with pytest.raises(FormatError, match="leads out of any folder"):
+        load(tmp_path / "tale.edgeq")
