@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from edgeq.graph.ir import Graph
 from edgeq.importers import source_kind
 from edgeq.model.model import Model
 from edgeq.packaging import glue, golden_graph, manifest, readme, signing, tree
-from edgeq.packaging.layout import check_output, package_name
-from edgeq.packaging.license import License
+from edgeq.packaging.layout import check_output, package_name, refuse_replaced
+from edgeq.packaging.license import License, given
 from edgeq.packaging.manifest import Manifest, ModelVariant
 from edgeq.packaging.platforms import Form, Kind, Platform, platform_named
 from edgeq.packaging.prompts import PROMPTS, TOKENIZER, golden_prompts
@@ -158,6 +158,10 @@ def package(
     if context is not None and context < 2 * _ROOM:
         raise UsageError(f"context is {context}; use {2 * _ROOM} tokens or more")
     check_output(path, force)
+    given(License(), license, base_model)
+    package_name(name, None)
+    if isinstance(source, str | Path):
+        refuse_replaced(Path(source), path)
     key = signing.read_private_key(sign) if sign is not None else None
     for form in listed:
         if form.target != ENGINE:
@@ -184,10 +188,10 @@ def package(
             _graphs(work, listed, opened) if isinstance(opened, GraphSource)
             else _models(work, listed, opened)
         )  # fmt: skip
-        said = opened.license
+        known = given(opened.license, license, base_model)
         made = Manifest(
             work.name, chosen.name, kind, __version__,
-            _described(opened, work.name, said, license, base_model),
+            _described(opened, work.name, known),
             tuple(variants), dict(sorted(versions.items())),
         )  # fmt: skip
         glue.write_glue(root, made, opened)
@@ -251,21 +255,9 @@ def _graphs(
     return variants, versions
 
 
-def _described(
-    source: ModelSource | GraphSource,
-    name: str,
-    said: License,
-    license: str | None,
-    base_model: str | None,
-) -> dict[str, Any]:
-    check_type("license", license, str, None)
-    check_type("base_model", base_model, str, None)
+def _described(source: ModelSource | GraphSource, name: str, known: License) -> dict[str, Any]:
     about = (
         describe_graph(source, name) if isinstance(source, GraphSource)
         else describe_model(source, source.own().model, name)
     )  # fmt: skip
-    return about | {
-        "license": license or said.license,
-        "base_model": base_model or said.base_model,
-        "license_said_by": "whoever made this package" if license else said.said_by,
-    }
+    return about | asdict(known)

@@ -29,7 +29,7 @@ from edgeq.core.files import check_target, write_whole
 from edgeq.core.progress import Progress
 from edgeq.packaging import manifest, tree
 from edgeq.packaging.blocks import FileBlock
-from edgeq.packaging.layout import check_output
+from edgeq.packaging.layout import check_output, refuse_within
 from edgeq.packaging.manifest import Manifest, read_manifest
 
 MAGIC = b"edgeqdlt"
@@ -85,7 +85,8 @@ def package_delta(
 
     Raises:
         FormatError: one of the packages is damaged; says how.
-        UsageError: they are of different platforms, or the file exists or has no folder.
+        UsageError: they are of different platforms, or the file exists, has no folder or lies in
+            one of them.
 
     Example:
         >>> a = edgeq.package("model.edgeq", "rpi", "version-1")
@@ -100,6 +101,8 @@ def package_delta(
             f"{place} already exists; give another --output, or --force to overwrite it"
         )
     check_target(place)
+    for folder in (old, new):
+        refuse_within(place, Path(folder), "a package that is compared")
     before, after = (_whole(Path(folder), progress) for folder in (old, new))
     if before.platform != after.platform:
         raise UsageError(
@@ -161,7 +164,8 @@ def apply_delta(
 
     Raises:
         FormatError: the package or the delta is damaged, or the delta is for another version.
-        UsageError: the output exists or has no folder.
+        UsageError: the output exists, has no folder, lies in ``old``, or is a folder that holds
+            anything beside a package.
 
     Example:
         >>> a = edgeq.package("model.edgeq", "rpi", "have")
@@ -174,6 +178,8 @@ def apply_delta(
     started = time.perf_counter()
     folder, path, place = Path(old), Path(delta), Path(out)
     check_output(place, force)
+    if place.resolve() != folder.resolve():
+        refuse_within(place, folder, "the package that is updated")
     before = _whole(folder, progress)
     try:
         with path.open("rb") as file:
@@ -214,7 +220,9 @@ def _apply(
         elif block.sha256 in held:
             raw = _read(*held[block.sha256], block.nbytes)
         else:
-            raise FormatError(f"a block is in neither of both: {block.sha256[:12]}...")
+            raise FormatError(
+                f"a block is neither in the package nor in the delta: {block.sha256[:12]}..."
+            )
         if hashlib.sha256(raw).hexdigest() != block.sha256:
             raise FormatError(f"a block of the delta is damaged: {block.sha256[:12]}...")
         return raw
@@ -284,12 +292,14 @@ def _opened(
 def _fresh(path: Path, header: dict[str, Any], at: int) -> dict[str, int]:
     """Digest of each block of the delta -> where it lies."""
     found = {}
-    for text in header.get("blocks", ()):
-        sha, _, size = str(text).partition(" ")
-        if not size.isascii() or not size.isdigit():
-            raise FormatError(f"{path} is damaged: {text!r} is not a block")
-        found[sha] = at
-        at += int(size)
+    listed = header.get("blocks")
+    for text in listed if isinstance(listed, list) else [listed]:
+        try:
+            block = manifest.block_of(text)
+        except FormatError as err:
+            raise FormatError(f"{path} is damaged: {err}") from err
+        found[block.sha256] = at
+        at += block.nbytes
     if at != path.stat().st_size:
         raise FormatError(
             f"{path} is damaged: its blocks end at byte {at}, the file at {path.stat().st_size}"

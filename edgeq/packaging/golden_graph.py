@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from edgeq.converters.runners import GraphRunner
 from edgeq.converters.validate.graph_inputs import RANDOM, inputs_of, made_up
 from edgeq.core.errors import FormatError
+from edgeq.core.files import is_inside
 from edgeq.graph.execute import Session
 from edgeq.graph.feeds import Feeds
 from edgeq.graph.ir import Graph
@@ -98,6 +99,8 @@ def read_golden(folder: Path) -> list[dict[str, Any]]:
 
 
 def _read(folder: Path, about: Mapping[str, Any]) -> NDArray[Any]:
+    if not is_inside(about["file"]):
+        raise FormatError(f"{INDEX} names {about['file']!r}, which is not a file of the package")
     dtype = np.dtype(about["dtype"]).newbyteorder("<")
     raw = (folder / about["file"]).read_bytes()
     if len(raw) != dtype.itemsize * int(np.prod(about["shape"], dtype=np.int64)):

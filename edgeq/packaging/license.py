@@ -2,21 +2,26 @@
 
     GGUF             general.license, general.base_model.0.repo_url or .name
     Hugging Face     the front matter of README.md: license, base_model
-    edgeq artifact   what it recorded of its source
+    ONNX             the same of the README.md beside the file
 
-What no file says is None, and the package's README says that it is unknown.
+An artifact of edgeq and a .tflite file say nothing of it. What no file says is None, and the
+package's README says that it is unknown.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edgeq.core.errors import UsageError, check_type
 from edgeq.importers.gguf.file import open_gguf
 
 _FIELD = re.compile(r"^(license|base_model):[ \t]*(.*)$", re.MULTILINE)
 _MOST = 1 << 20
+_LONGEST = 200
+"""Characters of a license or of the name of a model."""
+_USER = "whoever made this package"
 
 
 @dataclass(frozen=True)
@@ -26,12 +31,48 @@ class License:
     Args:
         license: an identifier such as "apache-2.0"; None if unknown.
         base_model: the model that it was made from; None if unknown.
-        said_by: where that is written.
+        license_said_by, base_model_said_by: where that is written.
     """
 
     license: str | None = None
     base_model: str | None = None
-    said_by: str | None = None
+    license_said_by: str | None = None
+    base_model_said_by: str | None = None
+
+
+def given(said: License, license: str | None, base_model: str | None) -> License:
+    """What is known when the user says it, which goes before what files say.
+
+    Args:
+        said: by the files of the model.
+        license, base_model: by the user; None leaves what files say.
+
+    Raises:
+        UsageError: one of the two is no text of one line.
+    """
+    for name, value in (("license", license), ("base_model", base_model)):
+        check_type(name, value, str, None)
+        if value is not None and value != _one_line(value):
+            raise UsageError(
+                f"{name} is {value[:_LONGEST]!r}; give one line of text of at most {_LONGEST} "
+                "characters, without spaces at its ends"
+            )
+    if license is not None:
+        said = replace(said, license=license, license_said_by=_USER)
+    if base_model is not None:
+        said = replace(said, base_model=base_model, base_model_said_by=_USER)
+    return said
+
+
+def _one_line(text: str) -> str | None:
+    """A text that any file may hold, as one line that can be printed; None if nothing is left."""
+    shown = "".join(char if char.isprintable() else " " for char in text)
+    return " ".join(shown.split())[:_LONGEST].strip() or None
+
+
+def _said(license: str | None, base_model: str | None, where: str) -> License:
+    license, base_model = (one and _one_line(one) for one in (license, base_model))
+    return License(license, base_model, where if license else None, where if base_model else None)
 
 
 def license_of(path: Path) -> License:
@@ -63,8 +104,7 @@ def _of_card(path: Path) -> License:
     if "base_model" in found and not found["base_model"]:  # a list below it
         first = re.search(r"^base_model:\s*\n\s*-\s*(.+)$", front, re.MULTILINE)
         found["base_model"] = first[1].strip().strip("'\"") if first else ""
-    license, base = found.get("license") or None, found.get("base_model") or None
-    return License(license, base, path.name if license or base else None)
+    return _said(found.get("license"), found.get("base_model"), path.name)
 
 
 def _of_gguf(path: Path) -> License:
@@ -80,4 +120,4 @@ def _of_gguf(path: Path) -> License:
     license = text("general.license")
     base = text("general.base_model.0.repo_url", "general.base_model.0.name", "general.source.url")
     base = base or text("general.name")
-    return License(license, base, "the metadata of the GGUF file" if license or base else None)
+    return _said(license, base, "the metadata of the GGUF file")

@@ -18,16 +18,19 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from edgeq.core.errors import FormatError
-from edgeq.packaging.blocks import FileBlock
+from edgeq.core.files import is_inside
+from edgeq.packaging.blocks import MOST, FileBlock
 
 NAME = "manifest.json"
 VERSION = 1
 MOST_BYTES = 64 << 20
 """A longer manifest is not read."""
+MOST_CONTEXT = 1 << 24
+"""A form for more tokens is not read."""
 _HASH = frozenset("0123456789abcdef")
 
 
@@ -105,9 +108,10 @@ class ModelVariant:
             and all(isinstance(x, dict) for n in ("memory", "speed") for x in data[n])
             and isinstance(data["requires"], dict)
             and (data["context"] is None or type(data["context"]) is int)
+            and (data["context"] is None or 0 < data["context"] <= MOST_CONTEXT)
         )
         if not known:
-            raise FormatError(f"the variant {data['id']!r} has a field of a wrong type")
+            raise FormatError(f"the variant {data['id']!r} has a field of a wrong type or size")
         for path in (data["entry"], data["certificate"], data["golden"], *data["files"]):
             check_path(path)
         values: dict[str, Any] = {n: tuple(v) if n in lists else v for n, v in data.items()}
@@ -176,8 +180,12 @@ class Manifest:
                 f"{NAME} is of version {data['manifest']}; this edgeq reads version {VERSION}"
             )
         stated = data.pop("digest", None)
-        actual = hashlib.sha256(_text(data)).hexdigest()
-        if stated != actual or _text(data | {"digest": stated}) != raw:
+        try:
+            actual = hashlib.sha256(_text(data)).hexdigest()
+            text = _text(data | {"digest": stated})
+        except (ValueError, RecursionError) as err:  # half a surrogate pair, nesting
+            raise FormatError(f"{NAME} holds what no manifest does: {err}") from err
+        if stated != actual or text != raw:
             raise FormatError(
                 f"{NAME} was changed after the package was made: its content does not have the "
                 "digest that it states"
@@ -200,6 +208,11 @@ class Manifest:
             for path in (variant.certificate, variant.golden, *variant.files):
                 if path not in files:
                     raise FormatError(f"{NAME}: the variant {variant.id} names {path}, no file")
+            entry = variant.entry
+            if not any(file == entry or file.startswith(f"{entry}/") for file in variant.files):
+                raise FormatError(
+                    f"{NAME}: no file of the variant {variant.id} is or lies in its entry {entry}"
+                )
         return made
 
 
@@ -227,11 +240,8 @@ def check_path(path: Any) -> str:
     Raises:
         FormatError: it is none, or leads out of the package.
     """
-    if isinstance(path, str) and path and "\\" not in path and path.isprintable():
-        pure = PurePosixPath(path)
-        inside = not pure.is_absolute() and ".." not in pure.parts and bool(pure.parts)
-        if inside and pure.as_posix() == path:
-            return path
+    if is_inside(path):
+        return str(path)
     raise FormatError(f"{NAME} names {path!r}, which is not a path within the package")
 
 
@@ -259,18 +269,31 @@ def _entry(path: str, data: Any) -> Entry:
         raise FormatError(f"{NAME}: the entry of {path} has no digest or size")
     blocks: tuple[FileBlock, ...] = ()
     if listed is None:
+        if size > MOST:
+            raise FormatError(f"{NAME}: {path} has {size} bytes in one block, at most {MOST} are")
         blocks = (FileBlock(sha, size),) if size else ()
     else:
-        blocks = tuple(_block(path, text) for text in listed) if isinstance(listed, list) else ()
+        try:
+            blocks = tuple(map(block_of, listed)) if isinstance(listed, list) else ()
+        except FormatError as err:
+            raise FormatError(f"{NAME}: {path}: {err}") from err
         if len(blocks) < 2 or sum(block.nbytes for block in blocks) != size:
             raise FormatError(f"{NAME}: the blocks of {path} do not add up to its size")
     return Entry(sha, size, data.get("executable") is True, blocks)
 
 
-def _block(path: str, text: Any) -> FileBlock:
+def block_of(text: Any) -> FileBlock:
+    """A block as manifests and deltas write it: its digest and its size.
+
+    Raises:
+        FormatError: it is none, or longer than any block.
+    """
     sha, _, size = str(text).partition(" ")
-    if not _is_hash(sha) or not size.isascii() or not size.isdigit() or not int(size[:12]):
-        raise FormatError(f"{NAME}: {path} has the block {text!r}; a block is a digest and a size")
+    digits = size.isascii() and size.isdigit() and len(size) <= len(str(MOST))
+    if not _is_hash(sha) or not digits or not 0 < int(size) <= MOST:
+        raise FormatError(
+            f"{str(text)[:100]!r} is not a block, which is a digest and a size of at most {MOST}"
+        )
     return FileBlock(sha, int(size))
 
 

@@ -78,8 +78,8 @@ def text(folder: Path, made: Manifest) -> str:
 def _lead(made: Manifest) -> str:
     model = made.model
     if made.kind == "graph":
-        ends = ", ".join(f"`{one['name']}` {_shape(one)}" for one in model["inputs"])
-        outs = ", ".join(f"`{one['name']}` {_shape(one)}" for one in model["outputs"])
+        ends = ", ".join(f"{inline_code(one['name'])} {_shape(one)}" for one in model["inputs"])
+        outs = ", ".join(f"{inline_code(one['name'])} {_shape(one)}" for one in model["outputs"])
         return f"A model with the inputs {ends} and the outputs {outs}."
     return (
         f"A language model of the {model['family']} family with "
@@ -190,22 +190,29 @@ def _check(made: Manifest) -> str:
 
 def _license(made: Manifest) -> str:
     model = made.model
-    said = f" (said by {model['license_said_by']})" if model["license_said_by"] else ""
-    license = model["license"] or (
+
+    def known(what: str, unknown: str) -> str:
+        if not model[what]:
+            return unknown
+        return f"{inline_code(model[what])} (said by {model[f'{what}_said_by']})"
+
+    license = known(
+        "license",
         "**unknown**: no file of the model says it. Ask whoever published the model before you "
-        "ship it"
+        "ship it",
     )
-    base = model["base_model"] or "unknown"
     return (
-        f"- License of the model: {license}{said if model['license'] else ''}.\n"
-        f"- Made from: {base}{said if model['base_model'] else ''}.\n"
+        f"- License of the model: {license}.\n"
+        f"- Made from: {known('base_model', 'unknown')}.\n"
         "- License of the code in this folder that is not the model: Apache-2.0."
     )
 
 
 def _origin(made: Manifest) -> str:
     sha = made.model["source_sha256"]
-    source = f"`{made.model['source']}`" + (f" (SHA-256 `{sha}`)" if sha else "")
+    source = inline_code(str(made.model["source"] or "a model")) + (
+        f" (SHA-256 `{sha}`)" if sha else ""
+    )
     libraries = ", ".join(f"{name} {version}" for name, version in made.versions.items())
     return (
         f"edgeq {made.edgeq} made this folder from {source}"
@@ -213,6 +220,14 @@ def _origin(made: Manifest) -> str:
         + ". The same source and versions give the same bytes on the same kind of machine: there "
         "are no times and no random numbers in it."
     )
+
+
+def inline_code(text: str) -> str:
+    """A text of a file as code within a line of Markdown, whatever characters it has."""
+    shown = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+    longest = max((len(run) for run in re.findall("`+", shown)), default=0)
+    edge = " " if shown[:1] in ("", "`") or shown[-1:] == "`" else ""
+    return f"{'`' * (longest + 1)}{edge}{shown}{edge}{'`' * (longest + 1)}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str = "") -> str:

@@ -55,6 +55,12 @@ def _scan(folder: Path) -> tuple[dict[str, Path], dict[str, str], dict[str, str]
     return dict(sorted(files.items())), dict(sorted(foreign.items())), dict(sorted(empty.items()))
 
 
+def foreign_to(folder: Path, made: Manifest) -> str | None:
+    """The first file, link or folder that someone put into a package; None if there is none."""
+    files, foreign, empty = _scan(folder)
+    return next(iter(sorted({*foreign, *empty, *(set(files) - set(made.files))})), None)
+
+
 def entry_of(path: Path) -> Entry:
     """What a manifest says of a file."""
     return Entry(

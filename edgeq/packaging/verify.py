@@ -121,6 +121,8 @@ def verify_package(
             state.checks.append((check, found))
     except _WrongError as err:
         fault, place = str(err), err.place
+    except OSError as err:
+        fault = f"{err.filename or folder} cannot be read: {err.strerror or err}"
     return PackageReport(
         folder, state.made, tuple(state.checks), fault, place, tuple(state.not_run),
         state.signed_by,
@@ -149,7 +151,7 @@ class _Checking:
         yield "signature", self._signature()
         if different := tree.first_difference(self.folder, made, self.progress):
             raise _WrongError(*different)
-        yield "files", f"{len(made.files)} files, none changed, missing or added"
+        yield "files", f"{_counted(len(made.files), 'file')}, none changed, missing or added"
         for variant in made.variants:
             yield f"certificate of {variant.id}", self._certificate(made, variant)
         try:
@@ -157,8 +159,19 @@ class _Checking:
                 yield from self._graph(made)
             else:
                 yield from self._model(made)
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as err:
+        except (
+            LookupError,
+            TypeError,
+            AttributeError,
+            ValueError,
+            OverflowError,
+            RecursionError,
+        ) as err:
             raise _WrongError("golden", f"the golden tests cannot be read: {err!r}") from err
+        except (_WrongError, MissingDependencyError):
+            raise
+        except EdgeqError as err:
+            raise _WrongError("golden", f"the golden tests cannot be run: {err}") from err
 
     def _signature(self) -> str:
         try:
@@ -184,7 +197,8 @@ class _Checking:
             certificate = json.loads((self.folder / place).read_text("utf-8"))
             files = {name: about["sha256"] for name, about in certificate["files"].items()}
             passed, target = certificate["passed"], certificate["target"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
+            runtime = str(certificate["runtime"])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as err:
             raise _WrongError(place, f"{place} is not a certificate: {err!r}") from err
         if passed is not True or target != variant.target:
             raise _WrongError(place, f"{place} does not say that the form {variant.id} passed")
@@ -193,7 +207,7 @@ class _Checking:
         for name, sha in files.items():
             if made.files[name].sha256 != sha:
                 raise _WrongError(place, f"{place} certifies another {name} than this one")
-        return f"of these {len(files)} files, in {certificate['runtime']}"
+        return f"of {_counted(len(files), 'file')} of this package, in {runtime}"
 
     def _model(self, made: Manifest) -> Iterator[tuple[str, str]]:
         files = {
@@ -258,7 +272,10 @@ class _Checking:
                 runner.close()
             if fault:
                 raise _WrongError(variant.entry, f"{variant.id}: {fault}")
-            yield f"golden tests of {variant.id}", f"{len(runs)} inputs in {runner.runtime}"
+            yield (
+                f"golden tests of {variant.id}",
+                f"{_counted(len(runs), 'input')} in {runner.runtime}",
+            )
 
     def _opened(self, variant: ModelVariant, opener: Callable[[str, Path], R]) -> R | None:
         """A form in its runtime; None if it is not run here."""
@@ -271,6 +288,10 @@ class _Checking:
             return None
         except EdgeqError as err:
             raise _WrongError(variant.entry, f"{variant.entry} does not open: {err}") from err
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _within(cut: list[int], whole: list[int]) -> bool:

@@ -15,8 +15,9 @@ import pytest
 
 from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.packaging.build import package
-from edgeq.packaging.license import License, license_of
+from edgeq.packaging.license import License, given, license_of
 from edgeq.packaging.platforms import PLATFORMS
+from edgeq.packaging.readme import inline_code
 from edgeq.packaging.verify import verify_package
 from tests.families import random_model, tiny_config
 from tests.paths import DEMO, ROOT
@@ -208,6 +209,39 @@ def test_a_package_is_replaced_only_if_asked(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rpi"]
 
 
+@pytest.mark.parametrize("strange", [".git/HEAD", "notes.txt", "model/empty/", "link"])
+def test_what_someone_put_into_a_package_is_not_deleted(
+    strange: str, chat_artifact: Path, rpi: Path
+) -> None:
+    place = rpi / strange
+    if strange == "link":
+        place.symlink_to(chat_artifact)
+    elif strange.endswith("/"):
+        place.mkdir()
+    else:
+        place.parent.mkdir(exist_ok=True)
+        place.write_text("mine")
+    with pytest.raises(UsageError, match=f"holds {strange.rstrip('/')}, which does not belong"):
+        package(chat_artifact, "rpi", rpi, force=True)
+    assert place.exists()
+
+
+def test_a_manifest_of_another_program_makes_no_package(
+    chat_artifact: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web/manifest.json").write_text('{"name": "a web app"}')
+    with pytest.raises(UsageError, match="other files than a package"):
+        package(chat_artifact, "rpi", tmp_path / "web", force=True)
+    assert (tmp_path / "web/manifest.json").exists()
+
+
+def test_a_source_within_the_package_that_is_replaced_is_refused(rpi: Path) -> None:
+    with pytest.raises(UsageError, match="overwriting would delete"):
+        package(rpi / "model/tale.edgeq", "rpi", rpi, force=True, name="other")
+    assert (rpi / "model/tale.edgeq").exists()
+
+
 def test_what_is_not_known_of_the_license_is_said(
     chat_artifact: Path, rpi_made: Path, tmp_path: Path
 ) -> None:
@@ -216,13 +250,37 @@ def test_what_is_not_known_of_the_license_is_said(
     told = (tmp_path / "out/README.md").read_text("utf-8").split("## License")[1]
     assert "mit" in told
     assert "me/tale" in told
+    for value in ("mit\n# Heading", "\x1b[31mred", " mit", "", "x" * 201):
+        with pytest.raises(UsageError, match="give one line of text"):
+            package(chat_artifact, "rpi", tmp_path / "new", license=value)
+        with pytest.raises(UsageError, match="base_model is"):
+            package(chat_artifact, "rpi", tmp_path / "new", base_model=value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_who_said_what_is_kept_apart() -> None:
+    said = License("mit", "me/base", "README.md", "README.md")
+    told = given(said, "apache-2.0", None)
+    assert (told.license, told.base_model) == ("apache-2.0", "me/base")
+    assert told.license_said_by == "whoever made this package"
+    assert told.base_model_said_by == "README.md"
+
+
+def test_texts_of_files_are_one_line_and_no_markdown(tmp_path: Path) -> None:
+    card = tmp_path / "README.md"
+    card.write_text("---\nlicense: mit\x1b[31m\x07 [x](http://y)\n---\n")
+    assert license_of(tmp_path).license == "mit [31m [x](http://y)"
+    assert inline_code("[x](y)") == "`[x](y)`"
+    assert inline_code("a`b``c") == "```a`b``c```"
+    assert inline_code("`") == "`` ` ``"
+    assert "\n" not in inline_code("a\n# b")
 
 
 def test_licenses_are_read_from_cards(tmp_path: Path) -> None:
     assert license_of(DEMO).license == "apache-2.0"
     card = tmp_path / "README.md"
     card.write_text("---\nlicense: mit\nbase_model:\n- me/base\n---\ntext\nlicense: other\n")
-    assert license_of(tmp_path) == License("mit", "me/base", "README.md")
+    assert license_of(tmp_path) == License("mit", "me/base", "README.md", "README.md")
     card.write_text("license: mit\n")
     assert license_of(tmp_path) == License()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ def newer(chat_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     tensor = model.tensors[TENSOR]
     assert isinstance(tensor, QuantTensor)
     changed = QuantTensor(
-        tensor.scheme, tensor.shape, np.asarray(tensor.packed) ^ 0x11, tensor.scales
+        tensor.scheme, tensor.shape, np.asarray(tensor.packed) ^ np.uint8(0x11), tensor.scales
     )
     tensors = {**model.tensors, TENSOR: changed}
     save(type(model)(model.config, tensors, model.files, model.provenance), folder / "tale.edgeq")
@@ -81,6 +83,54 @@ def test_any_damage_of_a_delta_is_found_and_leaves_nothing(
         with pytest.raises(EdgeqError):
             apply_delta(rpi_made, tmp_path / "d", tmp_path / "out")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "right"]
+
+
+@pytest.mark.parametrize("blocks", [5, None, [7], ["x 1"], ["0" * 64 + " " + "9" * 5000]])
+def test_impossible_blocks_of_a_delta_are_named(
+    blocks: Any, rpi_made: Path, newer: Path, tmp_path: Path
+) -> None:
+    package_delta(rpi_made, newer, tmp_path / "d")
+    raw = (tmp_path / "d").read_bytes()
+    length = int.from_bytes(raw[8:16], "little")
+    header = json.loads(raw[16 : 16 + length]) | {"blocks": blocks}
+    text = json.dumps(header).encode()
+    (tmp_path / "d").write_bytes(
+        raw[:8] + len(text).to_bytes(8, "little") + text + raw[16 + length :]
+    )
+    with pytest.raises(FormatError, match=r"is damaged.* is not a block"):
+        apply_delta(rpi_made, tmp_path / "d", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_outputs_within_the_packages_are_refused(rpi: Path, newer: Path, tmp_path: Path) -> None:
+    before = contents(rpi)
+    for place in ("manifest.json", "update"):
+        for old, new in ((rpi, newer), (newer, rpi)):
+            with pytest.raises(UsageError, match="lies in a package"):
+                package_delta(old, new, rpi / place, force=True)
+    package_delta(rpi, newer, tmp_path / "d")
+    with pytest.raises(UsageError, match="lies in the package that is updated"):
+        apply_delta(rpi, tmp_path / "d", rpi / "golden/new")
+    assert contents(rpi) == before
+
+
+def test_a_delta_on_a_full_disk_leaves_the_old_version(
+    rpi: Path, newer: Path, tmp_path: Path
+) -> None:
+    resource = pytest.importorskip("resource")
+    package_delta(rpi, newer, tmp_path / "d")
+    before = contents(rpi)
+    old_action = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        with pytest.raises(EdgeqError, match="no room"):
+            apply_delta(rpi, tmp_path / "d", rpi, force=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, old_action)
+    assert contents(rpi) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "rpi"]
 
 
 def test_a_delta_for_another_version_is_refused(

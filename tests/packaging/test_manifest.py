@@ -58,7 +58,7 @@ def test_any_byte_that_is_changed_is_seen(raw: bytes) -> None:
         (("variants", 0, "context"), "many", "wrong type"),
         (("files", "README.md", "sha256"), "abc", "no digest or size"),
         (("files", "README.md", "bytes"), -1, "no digest or size"),
-        (("files", "README.md", "blocks"), ["a 1"], "do not add up|has the block"),
+        (("files", "README.md", "blocks"), ["a 1"], "do not add up|is not a block"),
         (("files", "/etc/passwd"), {"sha256": "0" * 64, "bytes": 0}, "not a path within"),
     ],
 )
@@ -85,3 +85,27 @@ def test_what_is_no_manifest_is_refused(text: bytes, tmp_path: Path) -> None:
 def test_paths_stay_within_the_package(path: Any) -> None:
     with pytest.raises(FormatError, match="not a path within"):
         check_path(path)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "words"),
+    [
+        (("variants", 0, "entry"), "model/none", "is or lies in its entry"),
+        (("variants", 0, "context"), 10**15, "wrong type or size"),
+        (("variants", 0, "context"), -5, "wrong type or size"),
+        (("files", "README.md", "bytes"), 10**30, "in one block"),
+        (("files", "README.md", "blocks"), ["0" * 64 + " " + "9" * 5000] * 2, "is not a block"),
+        (("files", "README.md", "blocks"), ["0" * 64 + " 1000000000000"] * 2, "is not a block"),
+    ],
+)
+def test_huge_numbers_are_refused_before_they_are_used(
+    raw: bytes, where: tuple[Any, ...], value: Any, words: str
+) -> None:
+    test_impossible_content_is_named_even_with_its_digest(raw, where, value, words)
+
+
+def test_half_a_surrogate_pair_is_refused(raw: bytes) -> None:
+    data = json.loads(raw)
+    data["model"]["name"] = "\ud800"
+    with pytest.raises(FormatError, match="holds what no manifest does"):
+        Manifest.from_bytes(json.dumps(data).encode())

@@ -13,6 +13,7 @@ import pytest
 
 from edgeq.core.errors import FormatError
 from edgeq.packaging import tree
+from edgeq.packaging.build import package
 from edgeq.packaging.manifest import Manifest, read_manifest
 from edgeq.packaging.verify import verify_package
 from tests.packaging.test_manifest import resealed
@@ -202,6 +203,48 @@ def test_a_certificate_of_other_files_is_named(rpi: Path) -> None:
         report = verify_package(rpi, run=False)
         assert report.place == name
         assert words in str(report.fault)
+
+
+def test_a_certificate_that_names_no_runtime_is_a_fault_and_no_crash(rpi: Path) -> None:
+    name = "certificates/edgeq.json"
+    sealed_again(rpi, **{name: edited(rpi, name, lambda data: data.pop("runtime"))})
+    report = verify_package(rpi, run=False)
+    assert report.place == name
+    assert "is not a certificate" in str(report.fault)
+
+
+def test_golden_prompts_that_no_model_takes_are_a_fault_and_no_crash(rpi: Path) -> None:
+    def too_many(data: Any) -> None:
+        data["prompts"][0] |= {"cut": True, "ids": []}
+
+    def huge(data: Any) -> None:
+        for step in data["results"]:
+            step["tokens"] = [10**30] * 4
+
+    for name, change in (("golden/prompts.json", too_many), ("golden/edgeq.json", huge)):
+        right = (rpi / name).read_bytes()
+        sealed_again(rpi, **{name: edited(rpi, name, change)})
+        assert verify_package(rpi).fault
+        sealed_again(rpi, **{name: right})
+    shutil.rmtree(rpi / "golden")
+    (rpi / "golden").mkdir()
+    sealed_again(rpi, **{"golden/edgeq.json": b"[" * 100_000})
+    assert "golden/prompts.json" in str(verify_package(rpi).fault)
+
+
+def test_golden_inputs_outside_of_the_package_are_not_read(
+    small_graph: Path, samples: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    folder = tmp_path / "out"
+    package(small_graph, "rpi", folder, data=samples)
+
+    def outside(data: Any) -> None:
+        data["runs"][0]["inputs"]["x"]["file"] = "/dev/zero"
+
+    name = "golden/inputs.json"
+    sealed_again(folder, **{name: edited(folder, name, outside)})
+    assert "not a file of the package" in str(verify_package(folder).fault)
 
 
 def test_golden_files_that_say_nothing_are_a_fault_and_no_crash(rpi: Path) -> None:
