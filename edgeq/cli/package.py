@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,7 +158,8 @@ def _built(made: Package) -> str:
     if made.signed_by:
         lines.append(f"signed with {made.signed_by}")
     lines.append(
-        f"read {made.path / 'README.md'}; check it with edgeq package --verify {made.path}"
+        f"read {made.path / 'README.md'}; check it with edgeq package --verify "
+        + shlex.quote(str(made.path))
     )
     return "\n".join(lines)
 

@@ -14,6 +14,7 @@ Source: RFC 8032 (Ed25519).
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,13 @@ def read_private_key(path: str | Path) -> Any:
 
     try:
         key = load_pem_private_key(_content(path), None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as err:
-        raise UsageError(f"{path} is no private key without a password: {err}; {_MAKE}") from err
+    except TypeError as err:  # a password is needed
+        raise UsageError(
+            f"{path} is protected by a password; write it without one: "
+            f"openssl pkey -in {shlex.quote(str(path))} -out plain.pem"
+        ) from err
+    except (ValueError, UnsupportedAlgorithm) as err:
+        raise UsageError(f"{path} is not a private key: {err}; {_MAKE}") from err
     if not isinstance(key, Ed25519PrivateKey):
         raise UsageError(f"{path} is a key of another kind than Ed25519; {_MAKE}")
     return key
@@ -73,7 +79,7 @@ def read_public_key(path: str | Path) -> str:
     try:
         key = load_pem_public_key(raw)
     except (ValueError, TypeError, UnsupportedAlgorithm) as err:
-        raise UsageError(f"{path} is no public key: {err}") from err
+        raise UsageError(f"{path} is not a public key: {err}") from err
     if not isinstance(key, Ed25519PublicKey):
         raise UsageError(f"{path} is a key of another kind than Ed25519")
     found: str = key.public_bytes_raw().hex()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -89,15 +90,26 @@ def test_the_same_key_gives_the_same_bytes(
 def test_keys_that_cannot_sign_are_refused_before_any_work(
     chat_artifact: Path, signed: Path, tmp_path: Path
 ) -> None:
+    from cryptography.hazmat.primitives import serialization as form
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+
     (tmp_path / "text").write_text("no key")
+    for name, make, password in (
+        ("other", partial(ec.generate_private_key, ec.SECP256R1()), form.NoEncryption()),
+        ("locked", ed25519.Ed25519PrivateKey.generate, form.BestAvailableEncryption(b"secret")),
+    ):
+        raw = make().private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, password)
+        (tmp_path / name).write_bytes(raw)
     for key, words in (
         (tmp_path / "none", "cannot be read"),
-        (tmp_path / "text", "no private key"),
-        (signed / "key.pub", "no private key"),
+        (tmp_path / "text", "not a private key"),
+        (signed / "key.pub", "not a private key"),
+        (tmp_path / "other", "of another kind than Ed25519"),
+        (tmp_path / "locked", "protected by a password"),
     ):
         with pytest.raises(UsageError, match=words):
             package(chat_artifact, "rpi", tmp_path / "out", sign=key)
-    with pytest.raises(UsageError, match="no public key"):
+    with pytest.raises(UsageError, match="not a public key"):
         verify_package(signed / "out", verify_key=tmp_path / "text")
     assert not (tmp_path / "out").exists()
 
