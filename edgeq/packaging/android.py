@@ -142,7 +142,6 @@ def _graph_holes(folder: Path, made: Manifest, variant: ModelVariant) -> dict[st
         "file": PurePosixPath(variant.entry).name,
         "variant": variant.id,
         "signature": SIGNATURE,
-        "input": made.model["inputs"][0]["name"],
         "inputs": ends("inputs"),
         "outputs": ends("outputs"),
     }

@@ -124,7 +124,6 @@ def _graph_holes(folder: Path, made: Manifest, variant: ModelVariant) -> dict[st
         )
 
     return {
-        "input": made.model["inputs"][0]["name"],
         "inputs": ends("inputs", package.inputs),
         "outputs": ends("outputs", package.outputs),
     }

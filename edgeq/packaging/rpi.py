@@ -64,7 +64,6 @@ def _write_graph(folder: Path, made: Manifest, variant: ModelVariant) -> None:
         "name": made.name,
         "entry": variant.entry,
         "variant": variant.id,
-        "input": made.model["inputs"][0]["name"],
     }
     templates.write(folder, "requirements.txt", templates.filled("rpi/requirements-graph.txt"))
     templates.write(folder, "run.py", templates.filled("rpi/graph_run.py.txt", **holes))

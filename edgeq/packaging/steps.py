@@ -17,8 +17,8 @@ _TEXT = (
     '"prompt": "Once upon a time"',
     "The model has no chat template: it continues texts, and does not hold conversations.",
 )
-
-
+_LENGTH = 200
+"""Tokens that the example of a README writes at most."""
 _PICTURE = "`GraphModel.input(of:)` does this with a `CGImage`."
 
 
@@ -43,7 +43,10 @@ def steps(made: Manifest) -> str:
     kind = "graph" if made.kind == "graph" else "model"
     variant = made.variants[0]
     path, asked, page = _CHAT if made.model.get("chat") else _TEXT
-    first = made.model["inputs"][0] if kind == "graph" else {"name": "", "shape": []}
+    feeds = [
+        f'       {python(end["name"])}: numpy.zeros({end["shape"]}, "{end["dtype"]}"),'
+        for end in made.model.get("inputs", ())
+    ]
     return templates.filled(
         f"{made.platform.replace('-', '_')}/{kind}.md",
         name=made.name,
@@ -53,9 +56,14 @@ def steps(made: Manifest) -> str:
         path=path,
         asked=asked,
         page=page,
-        input=first["name"],
-        shape=first["shape"],
+        feeds="\n".join(feeds),
+        length=min(_LENGTH, variant.context or _LENGTH),
         preprocess=_preprocess(made),
         module=ios.module_name(made.name),
         picture=_PICTURE if kind == "graph" and ios.picture_holes(made) else "",
     ).rstrip()
+
+
+def python(text: str) -> str:
+    """A text as a string of Python's."""
+    return templates.quoted(text, {}, lambda char: f"\\U{ord(char):08x}", str.isprintable)

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import zipfile
 from base64 import urlsafe_b64decode
 from pathlib import Path
@@ -26,6 +27,7 @@ from edgeq.packaging.verify import verify_package
 from edgeq.packaging.wheel import write_wheel
 from edgeq.runtime.kernels import warmup
 from tests.loopback import free_port
+from tests.packaging.test_build import contents
 from tests.paths import ROOT
 
 
@@ -99,6 +101,19 @@ def test_scripts_are_shell_and_nothing_is_left_to_fill(rpi_made: Path) -> None:
     manifest = json.loads((rpi_made / "manifest.json").read_text("utf-8"))
     planned = manifest["variants"][0]["memory"][-1]["total_bytes"] >> 20
     assert planned < limits["MemoryHigh"] < limits["MemoryMax"]
+
+
+@pytest.mark.parametrize("prefix", ["inside", "{here}/inside", "{here}"])
+def test_an_installation_into_the_package_is_refused(prefix: str, rpi: Path) -> None:
+    before = contents(rpi)
+    settings = os.environ | {"PREFIX": prefix.format(here=rpi), "PYTHON": sys.executable}
+    settings["CDPATH"] = str(rpi.parent)
+    done = subprocess.run(
+        ["./install.sh"], cwd=rpi, env=settings, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "lies in this folder" in done.stderr
+    assert contents(rpi) == before
 
 
 def test_cloud_init_restores_the_modes_that_a_boot_partition_lacks(
@@ -180,3 +195,39 @@ def test_a_graphs_program_needs_onnxruntime_and_numpy_alone(
     )
     assert done.returncode == 1
     assert "differs by" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["a", 'x"""\n`import os`\\ $y'])
+def test_the_example_of_a_readme_runs_whatever_inputs_are_called(name: str, tmp_path: Path) -> None:
+    """A graph with a float and an integer input, and the steps of its README as they stand."""
+    pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    make = onnx.helper
+    weights = np.random.default_rng(0).normal(size=(50, 16)).astype(np.float32)
+    graph = make.make_graph(
+        [
+            make.make_node("Gather", ["table", "ids"], ["rows"], axis=0),
+            make.make_node("Add", [name, "rows"], ["sum"]),
+            make.make_node("Softmax", ["sum"], ["out"], axis=-1),
+        ],
+        "two",
+        [
+            make.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 16]),
+            make.make_tensor_value_info("ids", onnx.TensorProto.INT64, [1]),
+        ],
+        [make.make_tensor_value_info("out", onnx.TensorProto.FLOAT, [1, 16])],
+        [onnx.numpy_helper.from_array(weights, "table")],
+    )
+    opset = [make.make_opsetid("", 17)]
+    onnx.save(make.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "two.onnx")
+    folder = tmp_path / "a folder"
+    package(tmp_path / "two.onnx", "rpi", folder)
+    readme = (folder / "README.md").read_text("utf-8")
+    (example,) = re.findall(r"```\n( *import numpy\n.*?)```", readme, re.DOTALL)
+    program = textwrap.dedent(example) + "print(outputs['out'].shape)\n"
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", program], cwd=folder, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.stdout.strip() == "(1, 16)", done.stderr
+    assert verify_package(folder).passed

@@ -1,10 +1,18 @@
 #!/bin/sh
 # Installs what the model "@NAME@" needs into an environment beside this file, and tests the model.
-# PYTHON chooses the interpreter, PIP_ARGS is given to pip.
+# PYTHON chooses the interpreter, VENV the place of the environment, PIP_ARGS is given to pip.
 set -eu
-cd "$(dirname "$0")"
+here=$(CDPATH='' cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python3}
-venv=${VENV:-$(dirname "$PWD")/@NAME@-venv}
+venv=${VENV:-$(dirname "$here")/@NAME@-venv}
+case $venv in
+  /*) ;;
+  *) venv=$PWD/$venv ;;
+esac
+case $venv/ in
+  "$here"/*) echo "install.sh: VENV is $venv, which lies in this folder; give another place" >&2; exit 1 ;;
+esac
+cd "$here"
 [ "$(getconf LONG_BIT)" = 64 ] || { echo "install.sh: install the 64-bit Raspberry Pi OS" >&2; exit 1; }
 "$python" -m venv "$venv"
 # shellcheck disable=SC2086

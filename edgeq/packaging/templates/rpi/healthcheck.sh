@@ -13,9 +13,10 @@ import sys
 import time
 import urllib.request
 
-host = os.environ.get("HOST", "127.0.0.1")
-host = "127.0.0.1" if host == "0.0.0.0" else host
-url = f"http://{host}:{os.environ.get('PORT', '8080')}"
+host = os.environ.get("HOST") or "127.0.0.1"
+host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+host = f"[{host}]" if ":" in host else host
+url = f"http://{host}:{os.environ.get('PORT') or '8080'}"
 key = os.environ.get("EDGEQ_SERVE_API_KEY", "none")
 arguments = sys.argv[1:]
 wait = float(arguments[arguments.index("--wait") + 1]) if "--wait" in arguments else 0.0

@@ -7,8 +7,8 @@
 # PREFIX=/somewhere ./install.sh chooses another place. PYTHON chooses the interpreter.
 # PIP_ARGS is given to pip, such as "--no-index --find-links /media/usb/wheels" without a network.
 set -eu
-cd "$(dirname "$0")"
-here=$PWD
+umask 022
+here=$(CDPATH='' cd "$(dirname "$0")" && pwd)
 
 fail() {
   echo "install.sh: $*" >&2
@@ -26,6 +26,14 @@ if [ "$(id -u)" = 0 ]; then
 else
   prefix=${PREFIX:-$HOME/.local/share/@NAME@}
 fi
+case $prefix in
+  /*) ;;
+  *) prefix=$PWD/$prefix ;;
+esac
+case $prefix/ in
+  "$here"/*) fail "PREFIX is $prefix, which lies in this folder; give another place" ;;
+esac
+cd "$here"
 
 echo "1/5 an environment in $prefix"
 mkdir -p "$prefix"
@@ -36,12 +44,12 @@ echo "2/5 packages, each checked by its SHA-256"
 "$prefix/venv/bin/pip" install --quiet --disable-pip-version-check --require-hashes \
   ${PIP_ARGS:-} -r requirements.txt
 
-if [ "$here" != "$prefix/package" ]; then
+package=$prefix/package
+if [ "$here" != "$package" ]; then
   echo "3/5 the model"
-  rm -rf "$prefix/package.new"
-  cp -R "$here" "$prefix/package.new"
-  rm -rf "$prefix/package"
-  mv "$prefix/package.new" "$prefix/package"
+  package=$prefix/package.new
+  rm -rf "$package"
+  cp -R "$here" "$package"
 else
   echo "3/5 the model is in its place"
 fi
@@ -52,14 +60,20 @@ echo "4/5 kernels for this processor (a minute on a Pi 5, some on a Zero 2)"
 "$prefix/venv/bin/edgeq" warmup > /dev/null
 
 echo "5/5 the golden tests"
-"$prefix/venv/bin/edgeq" package --verify "$prefix/package"
+"$prefix/venv/bin/edgeq" package --verify "$package"
+if [ "$package" != "$prefix/package" ]; then
+  # an earlier version stays until this one has passed
+  rm -rf "$prefix/package"
+  mv "$package" "$prefix/package"
+fi
 
 if [ "$(id -u)" = 0 ] && [ "$prefix" = /opt/@NAME@ ] && [ -d /run/systemd/system ]; then
   id -u edgeq > /dev/null 2>&1 || useradd --system --no-create-home --shell /usr/sbin/nologin edgeq
   chown -R edgeq "$EDGEQ_CACHE"
   install -m 644 @NAME@.service /etc/systemd/system/@NAME@.service
   systemctl daemon-reload
-  systemctl enable --now @NAME@.service
+  systemctl enable @NAME@.service
+  systemctl restart @NAME@.service  # an earlier version may be running
   echo "started; see: systemctl status @NAME@"
 else
   echo "start it with: $prefix/package/run.sh"

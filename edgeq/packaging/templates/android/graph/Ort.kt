@@ -10,7 +10,7 @@ import java.nio.FloatBuffer
  * The model "@NAME@" in ONNX Runtime.
  *
  *     GraphModel(context).use { model ->
- *         val outputs = model.run(mapOf("@INPUT@" to values))
+ *         val outputs = model.run(mapOf(name to values))
  *     }
  *
  * Arrays are given and returned in the order of axes of [INPUTS] and [OUTPUTS], as the model was

@@ -4,7 +4,7 @@ import Foundation
 /// The model "@NAME@" in Core ML.
 ///
 ///     let model = try await GraphModel()
-///     let outputs = try model.run(["@INPUT@": values])
+///     let outputs = try model.run([name: values])
 ///
 /// Arrays are given and returned in the order of axes of `inputs` and `outputs`, as the model was
 /// published.

@@ -2,7 +2,7 @@ import CoreGraphics
 import Foundation
 
 extension GraphModel {
-    /// A picture as the input "@INPUT@", in the way in which the model was quantized.
+    /// A picture as the input of the model, in the way in which the model was quantized.
     ///
     /// Pixels of 0 to 255 are multiplied by @SCALE@; the mean is subtracted, and the result is divided
     /// by the standard deviation of each channel.
