@@ -35,7 +35,7 @@ _CODE = {
 def check(source: ModelSource | GraphSource) -> None:
     """Refuse what the Kotlin code cannot feed; as `edgeq.packaging.glue.check`."""
     if isinstance(source, GraphSource):
-        need_float_ends(source.graph, "Kotlin")
+        need_float_ends(source.opened, "Kotlin")
 
 
 def write(folder: Path, made: Manifest, source: ModelSource | GraphSource) -> None:

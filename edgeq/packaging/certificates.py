@@ -99,7 +99,7 @@ def certify_engine(model: Model, path: Path, name: str, context: int) -> dict[st
 def write(certificate: Mapping[str, Any], path: Path) -> None:
     """Write a certificate."""
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(certificate, indent=1, sort_keys=True) + "\n", "utf-8")
+    path.write_bytes((json.dumps(certificate, indent=1, sort_keys=True) + "\n").encode())
 
 
 def _rounded(value: Any) -> Any:

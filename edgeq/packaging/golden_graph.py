@@ -68,7 +68,7 @@ def write_golden(graph: Graph, folder: Path, samples: Iterable[Feeds] | None) ->
                 },
             }
         )
-    (folder / INDEX).write_text(json.dumps({"runs": runs}, indent=1) + "\n", "utf-8")
+    (folder / INDEX).write_bytes((json.dumps({"runs": runs}, indent=1) + "\n").encode())
     return feeds
 
 

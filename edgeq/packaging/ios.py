@@ -31,7 +31,7 @@ _FACTORS = {
 def check(source: ModelSource | GraphSource) -> None:
     """Refuse what the Swift code cannot feed; as `edgeq.packaging.glue.check`."""
     if isinstance(source, GraphSource):
-        need_float_ends(source.graph, "Swift")
+        need_float_ends(source.opened, "Swift")
 
 
 def module_name(name: str) -> str:

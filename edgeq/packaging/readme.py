@@ -178,11 +178,13 @@ def _check(made: Manifest) -> str:
         "made it."
     )
     if made.platform == "rpi" and made.kind != "graph":
-        where = "`install.sh` does this; by hand it is"
+        where = "`install.sh` does this. To do it again on the Pi:"
+        command = f"/opt/{made.name}/venv/bin/edgeq package --verify /opt/{made.name}/package"
     else:
-        where = "With edgeq installed on a computer (`pip install edgeq`):"
+        where = "With edgeq installed on a computer (`pip install edgeq`), in this folder:"
+        command = "edgeq package --verify ."
     return (
-        f"{where}\n\n```\nedgeq package --verify .\n```\n\n"
+        f"{where}\n\n```\n{command}\n```\n\n"
         "It compares the SHA-256 of every file with `manifest.json`, checks the certificates and "
         "the tokenizer, runs the golden tests, and names the first thing that is wrong." + signed
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -170,8 +171,13 @@ class GraphSource:
             from edgeq.graph.files import read
 
             graph = read(self.source, shapes=self.shapes, dequantize=self.dequantize)
+        self.opened = graph
         self.samples = self._samples(graph)
-        self.graph = self._quantized(graph)
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The graph with its integers; a float one is quantized when it is asked for."""
+        return self._quantized(self.opened)
 
     @property
     def path(self) -> Path | None:

@@ -18,7 +18,9 @@ from edgeq.graph.ir import Info
 from edgeq.graph.onnx.save import write_onnx
 from edgeq.packaging.android import kotlin
 from edgeq.packaging.build import package
+from edgeq.packaging.glue import check
 from edgeq.packaging.ios import module_name, swift
+from edgeq.packaging.source import GraphSource
 from edgeq.packaging.verify import verify_package
 from edgeq.quant.graph.images import Preprocess
 from edgeq.quant.graph.samples import samples_of
@@ -208,3 +210,13 @@ def test_texts_are_strings_of_both_languages(text: str) -> None:
 
 def test_module_names_are_identifiers() -> None:
     assert module_name("smollm2-135m-q4") == "Smollm2135mQ4"
+
+
+def test_inputs_are_refused_before_the_graph_is_quantized() -> None:
+    made = Made(x=Info((4,), "int64"))
+    table = made.constant(np.ones((8, 32), np.float32))
+    source = GraphSource(made.graph(made.node("Gather", [table, "x"], (4, 32), axis=0)))
+    for platform in ("android", "ios"):
+        with pytest.raises(UnsupportedError, match="feeds float32"):
+            check(platform, source)
+    assert "graph" not in vars(source)

@@ -9,13 +9,19 @@
 # package was made and tested with.
 set -eu
 here=$(CDPATH='' cd "$(dirname "$0")" && pwd)
-case ${1:-} in
+usage() {
+  sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+  exit 2
+}
+
+[ $# = 2 ] || usage
+case $1 in
   android) set -- "$2" --android --android_abi arm64-v8a --android_api 24 \
     --android_sdk_path "$ANDROID_HOME" --android_ndk_path "$ANDROID_NDK_HOME" ;;
   ios) set -- "$2" --ios --use_xcode --apple_sysroot iphoneos --osx_arch arm64 \
     --apple_deploy_target 15.1 ;;
   linux) set -- "$2" ;;
-  *) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
+  *) usage ;;
 esac
 sources=$1
 shift

@@ -2,13 +2,10 @@
 # Installs what the model "@NAME@" needs into an environment beside this file, and tests the model.
 # PYTHON chooses the interpreter, VENV the place of the environment, PIP_ARGS is given to pip.
 set -eu
-here=$(CDPATH='' cd "$(dirname "$0")" && pwd)
+here=$(CDPATH='' cd "$(dirname "$0")" && pwd -P)
 python=${PYTHON:-python3}
 venv=${VENV:-$(dirname "$here")/@NAME@-venv}
-case $venv in
-  /*) ;;
-  *) venv=$PWD/$venv ;;
-esac
+venv=$("$python" -c 'import os, sys; print(os.path.realpath(sys.argv[1]))' "$venv")
 case $venv/ in
   "$here"/*) echo "install.sh: VENV is $venv, which lies in this folder; give another place" >&2; exit 1 ;;
 esac

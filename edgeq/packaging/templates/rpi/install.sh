@@ -8,7 +8,7 @@
 # PIP_ARGS is given to pip, such as "--no-index --find-links /media/usb/wheels" without a network.
 set -eu
 umask 022
-here=$(CDPATH='' cd "$(dirname "$0")" && pwd)
+here=$(CDPATH='' cd "$(dirname "$0")" && pwd -P)
 
 fail() {
   echo "install.sh: $*" >&2
@@ -26,10 +26,7 @@ if [ "$(id -u)" = 0 ]; then
 else
   prefix=${PREFIX:-$HOME/.local/share/@NAME@}
 fi
-case $prefix in
-  /*) ;;
-  *) prefix=$PWD/$prefix ;;
-esac
+prefix=$("$python" -c 'import os, sys; print(os.path.realpath(sys.argv[1]))' "$prefix")
 case $prefix/ in
   "$here"/*) fail "PREFIX is $prefix, which lies in this folder; give another place" ;;
 esac
