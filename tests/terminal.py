@@ -59,6 +59,15 @@ class Terminal:
         """Press keys."""
         os.write(self._side, text.encode())
 
+    def interrupt(self) -> None:
+        """Press Ctrl-C at a prompt, when the line editor waits for a key.
+
+        Python's readline notices a signal that comes between two of its reads only with the key
+        after it.
+        """
+        time.sleep(0.5)
+        self.type("\x03")
+
     def end(self) -> int:
         """Read to the end; the exit code."""
         limit = time.monotonic() + PATIENCE_S

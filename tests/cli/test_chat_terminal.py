@@ -37,6 +37,21 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def endless(talker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model, whose answers never end by themselves: their end is a token it never says."""
+    folder = tmp_path_factory.mktemp("endless") / "model"
+    shutil.copytree(talker, folder)
+    for name, key, value in (
+        ("config.json", "eos_token_id", 0),
+        ("generation_config.json", "eos_token_id", 0),
+        ("tokenizer_config.json", "eos_token", "<|bos|>"),
+    ):
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(content | {key: value}))
+    return folder
+
+
 def answer(model: Path, *messages: str, n: int = 8) -> str:
     """The last of some greedy answers."""
     with edgeq.chat(model, threads=1) as talk:
@@ -45,9 +60,9 @@ def answer(model: Path, *messages: str, n: int = 8) -> str:
     return said.strip()
 
 
-def test_ctrl_c_stops_the_answer_and_not_the_session(talker: Path, tmp_path: Path) -> None:
-    options = ("--backend", "numpy", "-n", 400, "-t", 1, "--temp", 2, "--top-k", 0, "--top-p", 1)
-    with Terminal("chat", talker, *options, home=tmp_path) as chat:
+def test_ctrl_c_stops_the_answer_and_not_the_session(endless: Path, tmp_path: Path) -> None:
+    options = ("--backend", "numpy", "-n", 480, "-t", 1)
+    with Terminal("chat", endless, *options, home=tmp_path) as chat:
         chat.until(PROMPT)
         chat.type("Tell me.\n")
         chat.until(r"\d+ tokens, \d+\.\d tok/s")  # the live rate
@@ -58,8 +73,10 @@ def test_ctrl_c_stops_the_answer_and_not_the_session(talker: Path, tmp_path: Pat
         chat.until(r"generated \d+ tokens in")
         chat.until(r"context: \d+ of 512 tokens")
         chat.until(PROMPT)
-        chat.type("half a line\x03")
-        chat.until(r"/exit or Ctrl-D ends the chat")
+        chat.type("half a line")
+        chat.until("half a line")
+        chat.interrupt()
+        chat.until("/exit or Ctrl-D ends the chat")
         chat.until("> ")
         chat.type("\x04")  # Ctrl-D
         assert chat.end() == 0
@@ -128,13 +145,15 @@ def test_errors_do_not_end_the_session(talker: Path, tmp_path: Path) -> None:
     assert "Traceback" not in chat.said
 
 
-def test_run_shows_its_rate_and_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
-    options = ("--backend", "numpy", "-n", 60, "--temp", 2, "--seed", 1, "--ignore-eos")[:-1]
-    with Terminal("run", DEMO, "Once upon a time", *options, home=tmp_path) as run:
+def test_run_shows_its_rate_and_leaves_the_terminal_as_it_was(
+    endless: Path, tmp_path: Path
+) -> None:
+    options = ("--backend", "numpy", "-n", 480, "-t", 1)
+    with Terminal("run", endless, "Once upon a time", *options, home=tmp_path) as run:
         assert run.end() == 0
     assert "tok/s" in run.said
     assert run.said.count("\x1b[1;23r") == run.said.count("\x1b[r") == 1
-    with Terminal("run", DEMO, "Once upon a time", *options, home=tmp_path) as run:
+    with Terminal("run", endless, "Once upon a time", *options, home=tmp_path) as run:
         run.until("tokens, ")
         run.type("\x03")
         assert run.end() == 130
