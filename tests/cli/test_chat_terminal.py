@@ -15,6 +15,7 @@ from edgeq.cli import render
 from edgeq.cli.terminal import LineEditor, _read_history
 from edgeq.core.errors import FormatError, UsageError
 from tests.cli.test_chat import GREEDY, command
+from tests.endless import endless_copy
 from tests.paths import DEMO
 
 pytest.importorskip("pty", reason="there are no pseudoterminals here")
@@ -39,17 +40,8 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def endless(talker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same model, whose answers never end by themselves: their end is a token it never says."""
-    folder = tmp_path_factory.mktemp("endless") / "model"
-    shutil.copytree(talker, folder)
-    for name, key, value in (
-        ("config.json", "eos_token_id", 0),
-        ("generation_config.json", "eos_token_id", 0),
-        ("tokenizer_config.json", "eos_token", "<|bos|>"),
-    ):
-        content = json.loads((folder / name).read_text())
-        (folder / name).write_text(json.dumps(content | {key: value}))
-    return folder
+    """The same model, whose answers never end by themselves."""
+    return endless_copy(talker, tmp_path_factory.mktemp("endless") / "model")
 
 
 def answer(model: Path, *messages: str, n: int = 8) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 import edgeq
 from tests.browser import DESK, PHONE, Browser, needs_browser
+from tests.endless import endless_copy
 from tests.paths import DEMO
 from tests.serving.plain_http import ask, metric
 
@@ -116,19 +117,30 @@ def test_a_conversation(browser: Browser, pair: edgeq.Server) -> None:
     assert browser.complaints() == []
 
 
-def test_stop_frees_the_slot(browser: Browser, talker: Path) -> None:
+def test_stop_frees_the_slot(browser: Browser, talker: Path, tmp_path: Path) -> None:
     settings = edgeq.ServerSettings(port=0, parallel=1)
-    models: list[Any] = [("talker", talker), ("tale", DEMO)]
+    endless = endless_copy(
+        talker, tmp_path / "endless"
+    )  # an answer must not end before it is stopped
+    models: list[Any] = [("talker", endless), ("tale", DEMO)]
     with edgeq.Server(models, settings, context=512, backend="numpy") as slow:
         _stop(Page(browser, slow, PHONE), slow)
 
 
 def _stop(page: Page, server: edgeq.Server) -> None:
-    page.set("temperature", 2)
-    page.set("max_tokens", 400)
+    page.set("max_tokens", 480)
+    # pressed by the page itself as the words come: between two commands of the driver a short
+    # answer may end
+    page.browser.ask(
+        "new MutationObserver((_, words) => {"
+        "  if ((document.querySelector('.answer .text')?.innerText.length ?? 0) <= 20) return;"
+        "  words.disconnect();"
+        "  const stop = document.querySelector('#stop');"
+        "  if (stop.checkVisibility()) stop.click();"
+        "}).observe(document.body, {subtree: true, childList: true, characterData: true})"
+    )
     page.write("Tell me.")
     page.until("document.querySelector('.answer .text')?.innerText.length > 20")
-    page.press("#stop")
     page.answered()
     assert "stopped" in page.ask("document.querySelector('.foot').innerText")
     for _ in range(500):
