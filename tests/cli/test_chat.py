@@ -22,6 +22,7 @@ from edgeq.runtime.generate import Chunk, generate
 from edgeq.runtime.sampling import SamplingParams
 from edgeq.runtime.tokenizer import Tokenizer
 from tests import tokenizer_zoo as zoo
+from tests.chat_models import chat_copy
 from tests.paths import ROOT
 from tests.real_models import SMOLLM2, real_model
 
@@ -131,13 +132,7 @@ def test_python_takes_a_text_messages_and_ids(smollm2: Path) -> None:
 @pytest.fixture(scope="module")
 def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model, said to be a chat model."""
-    folder = tmp_path_factory.mktemp("talker") / "model"
-    shutil.copytree(DEMO, folder)
-    (folder / "chat_template.jinja").write_text(
-        "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}<|eos|>{% endif %} "
-        "{% endfor %}{% if add_generation_prompt %}Once upon a time{% endif %}"
-    )
-    return folder
+    return chat_copy(tmp_path_factory.mktemp("talker") / "model")
 
 
 def test_without_a_template_the_text_goes_on() -> None:

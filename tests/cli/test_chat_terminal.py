@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import stat
 from pathlib import Path
 
@@ -14,9 +13,8 @@ from edgeq.api.conversation import read_messages
 from edgeq.cli import render
 from edgeq.cli.terminal import LineEditor, _read_history
 from edgeq.core.errors import FormatError, UsageError
+from tests.chat_models import chat_copy, endless_copy
 from tests.cli.test_chat import GREEDY, command
-from tests.endless import endless_copy
-from tests.paths import DEMO
 
 pytest.importorskip("pty", reason="there are no pseudoterminals here")
 
@@ -29,13 +27,7 @@ UP = "\x1b[A"
 
 @pytest.fixture(scope="module")
 def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("talker") / "model"
-    shutil.copytree(DEMO, folder)
-    (folder / "chat_template.jinja").write_text(
-        "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}<|eos|>{% endif %} "
-        "{% endfor %}{% if add_generation_prompt %}Once upon a time{% endif %}"
-    )
-    return folder
+    return chat_copy(tmp_path_factory.mktemp("talker") / "model")
 
 
 @pytest.fixture(scope="module")

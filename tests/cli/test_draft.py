@@ -11,13 +11,9 @@ import pytest
 
 import edgeq
 from edgeq.core.errors import UsageError
+from tests.chat_models import chat_copy
 from tests.cli.test_chat import command
 from tests.paths import DEMO
-
-TEMPLATE = (
-    "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}<|eos|>{% endif %} "
-    "{% endfor %}{% if add_generation_prompt %}Once upon a time{% endif %}"
-)
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +25,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("talker") / "model"
-    shutil.copytree(DEMO, folder)
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
-    return folder
+    return chat_copy(tmp_path_factory.mktemp("talker") / "model")
 
 
 @pytest.fixture(scope="module")

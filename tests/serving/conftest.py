@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 
 import edgeq
+from tests.chat_models import chat_copy
 from tests.paths import DEMO
 
 TEMPLATE = (
@@ -29,22 +29,17 @@ def _packages() -> None:
 @pytest.fixture(scope="session")
 def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model, said to be a chat model."""
-    folder = tmp_path_factory.mktemp("serving") / "talker"
-    shutil.copytree(DEMO, folder)
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
-    return folder
+    return chat_copy(tmp_path_factory.mktemp("serving") / "talker", TEMPLATE)
 
 
 @pytest.fixture(scope="session")
 def caller(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model, said to know tools and thought."""
-    folder = tmp_path_factory.mktemp("serving") / "caller"
-    shutil.copytree(DEMO, folder)
-    (folder / "chat_template.jinja").write_text(
+    return chat_copy(
+        tmp_path_factory.mktemp("serving") / "caller",
         TEMPLATE + "{% if tools %}{# <tool_call> #}{{ tools[0].function.name }}{% endif %}"
-        "{% if enable_thinking %}<think>{% endif %}"
+        "{% if enable_thinking %}<think>{% endif %}",
     )
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import pytest
 
 import edgeq
 from tests.browser import DESK, PHONE, Browser, needs_browser
-from tests.endless import endless_copy
+from tests.chat_models import endless_copy
 from tests.paths import DEMO
 from tests.serving.plain_http import ask, metric
 

@@ -18,7 +18,6 @@ Sources: Sun et al. 2024, "Massive Activations in Large Language Models" (arXiv:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -35,7 +34,7 @@ from edgeq.quant.decoder.replay import Replay, ReplayState, ReplayStep
 from edgeq.quant.kernels.products import row_products, softmax, total
 from edgeq.quant.recipe import Recipe
 from edgeq.quant.rounders.rounding import FALLBACK, quantize_tensor
-from edgeq.quant.rules import BUILT_IN, Rule
+from edgeq.quant.rules import BUILT_IN, KINDS, Rule
 
 OPTION = "sensitive_layers"
 """The option of a recipe that names the scheme of these matrices."""
@@ -48,21 +47,6 @@ RATIO = 3.0
 TINY = np.float32(1e-30)
 SHARE = 5
 """At most one layer in so many counts as sensitive."""
-
-
-LAYER = re.compile(r"(?<=^model\.layers\.)(\d+)")
-"""The number of the layer in the name of a matrix."""
-
-
-def layer_of(name: str) -> str:
-    """The number of the layer in a matrix's name, as it stands there.
-
-    Example:
-        >>> from edgeq.quant.decoder.sensitive_layers import layer_of
-        >>> layer_of("model.layers.11.mlp.down_proj.weight")
-        '11'
-    """
-    return LAYER.split(name)[1]
 
 
 @dataclass(frozen=True)
@@ -84,9 +68,8 @@ class SensitiveLayers:
         options = {name: value for name, value in recipe.options.items() if name != OPTION}
         rules = recipe.rules
         if self.chosen:
-            first, *_, last = LAYER.split(self.chosen[0])
-            layers = "|".join(map(layer_of, self.chosen))
-            pattern = f"^{re.escape(first)}({layers}){re.escape(last)}$"
+            layers = "|".join(name.split(".")[2] for name in self.chosen)
+            pattern = rf"^model\.layers\.({layers})\.mlp{KINDS['down']}"
             rules = (Rule(pattern, self.scheme), *rules)
         return replace(recipe, rules=rules, options=options)
 

@@ -1,10 +1,30 @@
-"""A model whose answers do not end by themselves, for tests that stop them."""
+"""The demo model said to be a chat model, and one whose answers do not end by themselves."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
+
+from tests.paths import DEMO
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}<|eos|>{% endif %} "
+    "{% endfor %}{% if add_generation_prompt %}Once upon a time{% endif %}"
+)
+"""A story goes on after the messages."""
+
+
+def chat_copy(folder: Path, template: str = TEMPLATE) -> Path:
+    """The demo model in another folder, with a chat template.
+
+    Args:
+        folder: to be made.
+        template: for the messages.
+    """
+    shutil.copytree(DEMO, folder)
+    (folder / "chat_template.jinja").write_text(template)
+    return folder
 
 
 def endless_copy(source: Path, folder: Path) -> Path:
