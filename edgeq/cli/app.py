@@ -6,12 +6,9 @@ import contextlib
 import errno
 import io
 import os
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from types import FrameType
+from collections.abc import Sequence
 
 import click
 
@@ -36,26 +33,13 @@ from edgeq.cli.report import report
 from edgeq.cli.run import run
 from edgeq.cli.sensitivity import sensitivity
 from edgeq.cli.serve import serve
+from edgeq.cli.signals import Terminated, ending_signals
 from edgeq.cli.sweep import sweep
 from edgeq.cli.validate import validate
 from edgeq.cli.warmup import warmup
 from edgeq.core.errors import EdgeqError
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
-
-
-class Terminated(BaseException):  # no Exception: only `main` catches it
-    """SIGTERM arrived, or the terminal was closed.
-
-    Like a KeyboardInterrupt it unwinds what is open, so that temporary files are removed.
-
-    Args:
-        signum: the signal.
-    """
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.signum = signum
 
 
 class OrderedGroup(click.Group):
@@ -120,7 +104,7 @@ def main(args: Sequence[str] | None = None) -> int:
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
-        with _orderly():
+        with ending_signals():
             code = cli.main(
                 args, prog_name="edgeq", standalone_mode=False, auto_envvar_prefix="EDGEQ"
             )
@@ -153,31 +137,6 @@ def main(args: Sequence[str] | None = None) -> int:
             "this is an error in edgeq; please report it with the traceback that --debug shows"
         )
     return code if isinstance(code, int) else 0
-
-
-@contextlib.contextmanager
-def _orderly() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the command as Ctrl-C does, so that temporary files are removed.
-
-    A signal that another handler handles or ignores (as nohup does) is left alone.
-    """
-
-    def leave(signum: int, frame: FrameType | None) -> None:
-        for ours in taken:  # removing files must not be interrupted
-            signal.signal(ours, signal.SIG_IGN)
-        raise Terminated(signum)
-
-    taken: list[signal.Signals] = []
-    if threading.current_thread() is threading.main_thread():
-        for name in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(name) is signal.SIG_DFL:
-                signal.signal(name, leave)
-                taken.append(name)
-    try:
-        yield
-    finally:
-        for name in taken:
-            signal.signal(name, signal.SIG_DFL)
 
 
 def _explain(message: str) -> int:
