@@ -114,7 +114,7 @@ class ForeignTflite:
             if end.scale:
                 limits = np.iinfo(end.dtype)
                 x = np.clip(np.rint(x / np.float32(end.scale)) + end.zero, limits.min, limits.max)
-            self._interpreter.set_tensor(end.index, np.ascontiguousarray(x, end.dtype))
+            self._interpreter.set_tensor(end.index, np.asarray(x, end.dtype, order="C"))
         try:
             self._interpreter.invoke()
         except (ValueError, RuntimeError) as err:

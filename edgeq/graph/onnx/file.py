@@ -201,11 +201,12 @@ def _check(onnx: ModuleType, model: Any, path: Path) -> None:
     custom = {n.domain for n in model.graph.node} - set(_DOMAINS)
     custom -= {f.domain for f in model.functions}
     if custom:
-        foreign = [n for n in model.graph.node if n.domain in custom]
-        listed = ", ".join(f"{n.domain}.{n.op_type} {_named(n)}" for n in foreign[:8])
+        foreign = [n for n in model.graph.node if n.domain in custom][:8]
+        listed = ", ".join(f"{n.domain}.{n.op_type} {_named(n)}" for n in foreign)
+        ml = "skl2onnx has the option zipmap=False; or " if custom == {"ai.onnx.ml"} else ""
         raise UnsupportedError(
-            f"{path} has operators that are not standard ONNX: {listed}; export it without "
-            "them (without fused or quantized operators of a runtime)"
+            f"{path} has operators outside ONNX's default domain: {listed}; export it without them "
+            f"({ml}without fused or quantized operators)"
         )
     del model.graph.value_info[:]
     for output in model.graph.output:  # many exporters leave shapes out, and nobody needs them
@@ -279,7 +280,7 @@ def _raw(
     for proto in model.graph.node:
         _texts(path, proto.name, proto.op_type, *proto.input, *proto.output)
     _texts(path, model.graph.name, *tensors, *(p.value for p in model.metadata_props))
-    _own_names(model, path)
+    _own_names(model, tensors, path)
     widened: set[str] = set()
     constants = {name: _widened(a, widened) for name, a in tensors.items()}
     given = [i for i in model.graph.input if i.name not in tensors]
@@ -310,14 +311,14 @@ def _raw(
     return Raw(graph, opset, notes)
 
 
-def _own_names(model: Any, path: Path) -> None:
-    """Refuse an output that is an input or a constant itself, which runtimes cannot name."""
-    given = {i.name for i in model.graph.input} | {t.name for t in model.graph.initializer}
+def _own_names(model: Any, tensors: Mapping[str, NDArray[Any]], path: Path) -> None:
+    """Refuse an output that is an input itself, which runtimes cannot name."""
+    given = {i.name for i in model.graph.input if i.name not in tensors}
     for out in model.graph.output:
         if out.name in given:
             raise UnsupportedError(
-                f"the output {out.name!r} of {path} is an input or a constant of the graph itself; "
-                "leave it out of the outputs, or export it behind an Identity"
+                f"the output {out.name!r} of {path} is an input of the graph itself; leave it out "
+                "of the outputs, or export it behind an Identity"
             )
 
 
@@ -364,9 +365,8 @@ def _inputs(
 ) -> tuple[dict[str, Info], dict[str, str]]:
     """Fix every open axis of the inputs; returns notes on how."""
     names = [i.name for i in given]
-    for name in shapes:
-        if name not in names:
-            raise UsageError(f"{path} has no input {name!r}; its inputs: {', '.join(names)}")
+    if unknown := [name for name in shapes if name not in names]:
+        raise UsageError(f"{path} has no input {unknown[0]!r}; its inputs: {', '.join(names)}")
     if batch is not None and batch < 1:
         raise UsageError(f"the batch is {batch}; it must be 1 or more")
     axes: dict[str, list[int | str]] = {}

@@ -41,6 +41,9 @@ SETTLED = 1e-3
 DEAD = 1e-4
 """A channel whose largest weight is no more than this part of the layer's has nothing to bring to a
 range: its bias alone would be made larger."""
+UNEVEN = 64.0
+"""A channel so many times larger than the median one leaves that one two levels of 8 bits each way,
+and most channels less."""
 MOST = 1e3
 """A channel is scaled by at most so many times more, or less, than the others."""
 _HOMOGENEOUS = named(lambda row: row.homogeneous) - POOLS
@@ -85,6 +88,20 @@ def equalize(graph: Graph, *, passes: int = PASSES) -> Graph:
             break
     changed: dict[str, Constant] = {name: a.astype(np.float32) for name, a in arrays.items()}
     return replace(graph, constants={**graph.constants, **changed})
+
+
+def uneven(graph: Graph) -> bool:
+    """Whether a channel between two layers is so much larger than the others that they vanish.
+
+    That is one whose largest weight is more than `UNEVEN` times the median channel's.
+    """
+    for pair in pairs(graph):
+        weight = graph.array(weight_name(pair.first)).astype(np.float64)
+        ranges = _made(_by_output_channel(pair.first, weight))
+        live = ranges[ranges > DEAD * ranges.max(initial=0)]
+        if live.size and ranges.max() > UNEVEN * float(np.median(live)):
+            return True
+    return False
 
 
 def pairs(graph: Graph) -> tuple[Pair, ...]:
@@ -218,7 +235,7 @@ def _scale(
     first, second = weight_name(pair.first), weight_name(pair.second)
     by_output = _by_output_channel(pair.first, arrays[first])
     by_input = _by_input_channel(pair.second, arrays[second])
-    r1 = np.abs(by_output).max(axis=(1, 3)).reshape(-1)
+    r1 = _made(by_output)
     r2 = np.abs(by_input).max(axis=(1, 3)).reshape(len(r1), -1).max(axis=1)
     live = (r1 > DEAD * r1.max(initial=0)) & (r2 > DEAD * r2.max(initial=0))
     s = np.sqrt(np.divide(r1, r2, out=np.ones_like(r1), where=live))
@@ -233,6 +250,12 @@ def _scale(
     for bias in filter(None, pair.first.inputs[2:3]):
         arrays[bias] /= s
     return float(np.abs(np.log(s)).max())
+
+
+def _made(by_output: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The largest weight that makes each channel."""
+    largest: NDArray[np.float64] = np.abs(by_output).max(axis=(1, 3)).reshape(-1)
+    return largest
 
 
 def _by_output_channel(node: Node, w: NDArray[np.float64]) -> NDArray[np.float64]:

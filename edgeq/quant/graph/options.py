@@ -28,7 +28,7 @@ class GraphOptions:
         tables: the scheme of tables of Gather, of which a run reads a few rows alone; None for
             the recipe's default.
         equalize: whether ranges of channels are brought together across layers; None for where
-            there are depthwise convolutions.
+            there are depthwise convolutions, or channels far larger than others.
         bias_correction: add the mean error of each output channel to its bias; in scope "layers"
             it gains nothing and is left out.
         mixed: give the layers that lose most the scheme ``mixed_keep``, until the loss is this

@@ -29,7 +29,7 @@ from edgeq.graph.operators import LAYERS, is_depthwise
 from edgeq.quant.graph.bias import correct_biases
 from edgeq.quant.graph.calibrate import ranges
 from edgeq.quant.graph.choices import choices, float_nodes, own_constants
-from edgeq.quant.graph.equalize import equalize, replace_unmet_clips
+from edgeq.quant.graph.equalize import equalize, replace_unmet_clips, uneven
 from edgeq.quant.graph.float_precision import hidden_terms
 from edgeq.quant.graph.functions import functions_behind
 from edgeq.quant.graph.hessians import Array, hessians, weight_name
@@ -149,6 +149,12 @@ def _warnings(
 ) -> tuple[str, ...]:
     """Warn about doubtful samples, and about measurements that say little because of them."""
     warnings = list(sample_warnings(graph, samples, quantizer.session_of))
+    if agreement is not None and agreement.undefined:
+        warnings.append(
+            f"{agreement.undefined:.1%} of the outputs of the float model itself are NaN or "
+            "infinite on the samples, and are left out of the figures below; check that the "
+            "samples are prepared as in training (scale, mean, type)"
+        )
     if agreement is None or agreement.samples < 2:
         return tuple(warnings)
     if agreement.varied < ALIKE:
@@ -182,8 +188,9 @@ class _GraphQuantizer:
         self.options = options_of(self.recipe)
         wanted = self.options.equalize
         if wanted is None:
-            wanted = bool(self.recipe.weight_schemes) and any(
-                is_depthwise(self.graph, node) for node in weight_nodes(self.graph)
+            wanted = bool(self.recipe.weight_schemes) and (
+                any(is_depthwise(self.graph, node) for node in weight_nodes(self.graph))
+                or uneven(self.graph)
             )
         if wanted:
             if self.samples is not None:

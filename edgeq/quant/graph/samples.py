@@ -399,7 +399,7 @@ def _fitted(
         limits = np.iinfo(want)
         if turned.min() < limits.min or turned.max() > limits.max:
             raise FormatError(f"{where} holds numbers beyond {want} for the input {name!r}")
-    return np.ascontiguousarray(turned, want)
+    return np.asarray(turned, want, order="C")
 
 
 def _mend(shape: Sequence[int], want: Sequence[int], channels_last: bool) -> str:

@@ -70,7 +70,7 @@ def stored_samples(graph: Graph) -> list[dict[str, NDArray[Any]]]:
             "model again, or give --data"
         ) from err
     return [
-        {name: _unpacked(graph, name, array[i]) for name, array in arrays.items()}
+        {name: _unpacked(graph, name, array[i, ...]) for name, array in arrays.items()}
         for i in range(min((len(array) for array in arrays.values()), default=0))
     ]
 

@@ -56,6 +56,8 @@ class Agreement:
         classes: different classes that are largest in the float graph; None without scores.
         varied: part of the float outputs' power that differs between samples.
         varied_sqnr_db: of that part; None if it is equal, or if nothing differs.
+        undefined: part of the float outputs' elements that are NaN or infinite; they are left out
+            of the other figures.
     """
 
     samples: int
@@ -65,6 +67,7 @@ class Agreement:
     classes: int | None
     varied: float
     varied_sqnr_db: float | None
+    undefined: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,8 +212,9 @@ def with_sqnr(
         for feeds in samples:
             want, got = (run(feeds) for run in runs)
             for name in part:
-                power[name] += _energy(want[name])
-                error[name] += _energy(got[name] - want[name])
+                right, made = _comparable(want[name], got[name])
+                power[name] += _energy(right)
+                error[name] += _energy(made - right)
         sqnr.update({name: _decibel(power[name], error[name]) for name in part})
     outputs = {node.name: node.output for node in quantized.nodes}
     return tuple(replace(row, sqnr_db=sqnr.get(outputs[row.node])) for row in rows)
@@ -226,12 +230,16 @@ def compare(
     classes: set[int] = set()
     power = error = 0.0
     sums = {name: [np.zeros(1), np.zeros(1)] for name in original.outputs}
+    undefined, elements = dict.fromkeys(original.outputs, 0), 0
     n = 0
     for feeds in samples:
         n += 1
         want, got = (run(feeds) for run in runs)
         for name in original.outputs:
-            a, b = (x[name].astype(np.float64).ravel() for x in (want, got))
+            undefined[name] += int(np.sum(~np.isfinite(want[name])))
+            elements += want[name].size
+            pair = _comparable(want[name], got[name])
+            a, b = (x.astype(np.float64).ravel() for x in pair)
             power, error = power + _energy(a), error + _energy(b - a)
             sums[name] = [sums[name][0] + a, sums[name][1] + (b - a)]
             lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
@@ -253,7 +261,16 @@ def compare(
         len(classes) if same else None,
         varied / power if power else 0.0,
         _decibel(varied, max(error - still_error, 0.0)),
+        sum(undefined.values()) / max(elements, 1),
     )
+
+
+def _comparable(want: NDArray[Any], got: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Two arrays with 0 where the first is not finite, and where the second alone is not."""
+    if want.dtype.kind != "f" or (np.isfinite(want).all() and np.isfinite(got).all()):
+        return want, got
+    sound = np.isfinite(want)
+    return np.where(sound, want, 0), np.where(sound & np.isfinite(got), got, 0)
 
 
 def _is_scores(graph: Graph, name: str) -> bool:
