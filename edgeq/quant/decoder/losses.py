@@ -18,7 +18,7 @@ from edgeq.core.progress import Progress
 from edgeq.evaluation.text import BLOCK_ELEMENTS, kl_divergence, log_softmax
 from edgeq.formats.mapped_file import release
 from edgeq.formats.packing import TILE
-from edgeq.formats.schemes import FloatScheme, QuantScheme, Scheme
+from edgeq.formats.schemes import MOST_PALETTE_BITS, FloatScheme, QuantScheme, Scheme
 from edgeq.formats.spill import Spill
 from edgeq.formats.tensor import FloatTensor, Tensor, row_blocks
 from edgeq.model.formulas import Array
@@ -38,7 +38,6 @@ from edgeq.quant.rounders.rounding import (
 Mode = Literal["kl", "scaled", "output"]
 EMBEDDING = "model.embed_tokens.weight"
 GROUPED_BITS = (2, 3, 4, 5, 6)
-MOST_PALETTE_BITS = 4
 BANDS = 3
 """Parts of the depth in which "scaled" measures each kind of matrix by itself."""
 EVERY = 4
