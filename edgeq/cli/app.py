@@ -1,4 +1,4 @@
-"""The command group, and the handler that turns every error into a message and an exit code."""
+"""The command group, and the handler that maps every error to a message and an exit code."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 
 
 class OrderedGroup(click.Group):
-    """A group that lists its commands in the order a newcomer needs them."""
+    """A group that lists its commands in the order in which they were added."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names in the order they were added."""
+        """Names of the commands, in the order in which a new user needs them."""
         return list(self.commands)
 
 
@@ -93,14 +93,14 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        args: the arguments; those of the process if None.
+        args: the arguments; None takes those of the process.
 
     Returns:
-        The exit code: 0 done, 1 an explained error, 2 wrong usage, 130 interrupted, 143
-        terminated, 129 the terminal was closed.
+        The exit code: 0 success, 1 an error with an explanation, 2 wrong usage, 130 interrupted,
+        143 terminated, 129 the terminal was closed.
     """
     for stream in (sys.stdout, sys.stderr):
-        # a character that the terminal cannot show must not end the command
+        # a character that the terminal cannot show must not end the command with an error
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
@@ -147,7 +147,7 @@ def _explain(message: str) -> int:
 
 
 def _reader_left() -> int:
-    """Whoever read standard output has closed it, as in ``| head``: end without a message."""
+    """End without a message, because the reader of standard output has closed it (``| head``)."""
     with open(os.devnull, "w", encoding="utf-8") as sink:  # noqa: PTH123
         os.dup2(sink.fileno(), sys.stdout.fileno())
     return EXIT_ERROR

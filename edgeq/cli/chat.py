@@ -33,17 +33,17 @@ if TYPE_CHECKING:
 
 _COMMANDS = {
     "/help": "list the commands",
-    "/regen": "answer the last message once more",
+    "/regen": "answer the last message again",
     "/reset": "start a new conversation",
     "/system TEXT": "start a new conversation with another system prompt",
     "/save FILE": "save the conversation",
-    "/load FILE": "go on with a saved conversation",
-    "/stats": "show the timings of the last answer, and how much of the context is used",
-    "/exit": "end the chat; so does Ctrl-D",
+    "/load FILE": "continue a saved conversation",
+    "/stats": "show the timings of the last answer, and how many tokens of the context are used",
+    "/exit": "end the chat, as Ctrl-D does",
 }
 _WORDS = (*(name.partition(" ")[0] for name in _COMMANDS), "/quit")
 _FOR_THE_MODEL = ("/think", "/no_think", "/nothink")
-"""Switches that some models read in a message."""
+"""Switches in a message that some models understand."""
 _STOP = "Ctrl-C stops an answer."
 _OTHERS = "Any other line is a message; begin it with a space if it starts with /"
 
@@ -55,10 +55,10 @@ _OTHERS = "Any other line is a message; begin it with a space if it starts with 
 @click.option("-n", "--n-predict", "--predict", "--max-tokens", type=click.IntRange(min=1),
               default=512, help="Maximum number of tokens in an answer.")  # fmt: skip
 @click.option("--load", type=click.Path(exists=True, dir_okay=False), default=None, metavar="FILE",
-              help="Go on with a conversation that /save wrote.")  # fmt: skip
+              help="Continue a conversation that /save wrote.")  # fmt: skip
 @click.option("--history", type=click.Path(dir_okay=False), default=None, metavar="FILE",
               show_default="~/.local/state/edgeq/chat_history",
-              help="File of earlier messages, which the arrow keys bring back.")  # fmt: skip
+              help="File of earlier messages, which the arrow keys recall.")  # fmt: skip
 @click.option("--no-history", is_flag=True, show_default=False,
               help="Do not keep messages in a file.")  # fmt: skip
 @lookup_option
@@ -86,7 +86,9 @@ def chat(
     from edgeq.importers import load as open_model
 
     if system is not None and load is not None:
-        raise click.UsageError("--load brings its own system prompt; leave out --system")
+        raise click.UsageError(
+            "the conversation of --load has its own system prompt; leave out --system"
+        )
     if history is not None and no_history:
         raise click.UsageError("give --history or --no-history, not both")
     params = sampling_params(settings)
@@ -130,19 +132,19 @@ class _Session:
 
     Args:
         talk: the conversation.
-        params: how tokens are chosen.
-        how: further arguments of an answer.
-        person: whether somebody types, so that errors do not end the chat.
+        params: parameters of sampling.
+        how: further arguments of `Conversation.say`.
+        person: whether standard input is a terminal; then errors do not end the chat.
     """
 
     def __init__(
         self, talk: Conversation, params: SamplingParams, how: dict[str, Any], person: bool
     ) -> None:
         self._talk, self._params, self._how, self._person = talk, params, how, person
-        self._again = 0  # how often the last message was answered once more
+        self._again = 0  # how often the last message was answered again
 
     def take(self, line: str) -> bool:
-        """Do what a line says; False ends the chat."""
+        """Execute a command or answer a message; returns False if the chat should end."""
         from edgeq.core.errors import EdgeqError
 
         if line.strip() in ("/exit", "/quit"):
@@ -187,10 +189,10 @@ class _Session:
             near = difflib.get_close_matches(word, _WORDS, 1)
             meant = f"did you mean {near[0]}? " if near else ""
             render.note(f"there is no command {word}; {meant}/help lists them. A line that begins "
-                        "with a space is sent as it is")  # fmt: skip
+                        "with a space is sent as a message")  # fmt: skip
 
     def load(self, path: str) -> None:
-        """Go on with a saved conversation."""
+        """Continue a saved conversation."""
         self._talk.load(Path(path).expanduser())
         self._again = 0
         render.note(f"loaded: {len(self._talk.messages)} messages; the last one:")
@@ -199,7 +201,7 @@ class _Session:
             render.note(f"{last['role']}: {render.visible(last['content'][-500:])}")
 
     def _params_again(self) -> SamplingParams:
-        """Other random numbers than before, also where a seed was given."""
+        """The parameters with another seed than before, so that the answer differs."""
         seed = self._params.seed
         if seed is None:
             return self._params

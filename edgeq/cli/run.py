@@ -96,7 +96,7 @@ def run(
 
     A model with a chat template is given the prompt as a user's message, and its answer goes to
     stdout. Without a template, or with --raw, the model continues the prompt as plain text, and
-    the text and its continuation go to stdout. A line of timings goes to stderr.
+    the prompt and its continuation go to stdout. A line of timings goes to stderr.
     """
     from edgeq.api.run import run as answer
     from edgeq.importers import load
@@ -130,7 +130,7 @@ def run(
                     render.generated(last.text)
                 else:
                     unprinted.append(last.text)
-        finally:  # Ctrl-C too leaves what there is, and a whole line
+        finally:  # after Ctrl-C too, write the text so far and end the line
             render.generated("".join(unprinted) + "\n")
     if last is not None:
         how = "chat template (--raw continues the plain text)" if chat else ""
@@ -138,10 +138,10 @@ def run(
 
 
 def prompt_text(question: str | None, prompt: str | None, prompt_file: str | None) -> str:
-    """The prompt from the argument or option that gives it.
+    """The prompt from the argument or one of the options.
 
     Raises:
-        click.UsageError: it is given nowhere, or more than once.
+        click.UsageError: the prompt is given nowhere or more than once, or is not UTF-8.
     """
     if sum(given is not None for given in (question, prompt, prompt_file)) != 1:
         raise click.UsageError(
@@ -187,11 +187,11 @@ def engine_arguments(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def timing(chunk: Chunk, how: str = "") -> str:
-    """The timings of a chunk: ``[prompt 5 tokens in 0.01 s, 610.2 tok/s | ...]``.
+    """The timings of an answer: ``[prompt 5 tokens in 0.01 s, 610.2 tok/s | ...]``.
 
     Args:
-        chunk: the last one of a generation.
-        how: a note to start with.
+        chunk: the last chunk of the answer.
+        how: a remark that is put first.
     """
     reused = f" ({chunk.n_reused} before it reused)" if chunk.n_reused else ""
     parts = [how] if how else []
@@ -203,7 +203,9 @@ def timing(chunk: Chunk, how: str = "") -> str:
     ]
     if chunk.n_drafted:
         share = 100 * chunk.n_accepted / chunk.n_drafted
-        parts.append(f"{chunk.n_accepted} of {chunk.n_drafted} drafted tokens right, {share:.0f} %")
+        parts.append(
+            f"{chunk.n_accepted} of {chunk.n_drafted} drafted tokens accepted, {share:.0f} %"
+        )
     if chunk.finish_reason:
         parts.append(f"end: {chunk.finish_reason}")
     return "[" + " | ".join(parts) + "]"

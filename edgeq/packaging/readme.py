@@ -1,4 +1,4 @@
-"""README.md of a package, for an app's developer who does not know edgeq."""
+"""The README.md of a package, for an app developer who does not know edgeq."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ PARTS = {
     "Package.swift": "makes this folder a Swift package",
     "ios": "its code in Swift, its tests, and the tokenizer as Swift reads it",
 }
-"""What a file or folder of a package is."""
+"""File or folder of a package -> its description."""
 
 
 def write(folder: Path, made: Manifest) -> None:
     """Write README.md.
 
     Args:
-        folder: of the package, all other files of which are there.
-        made: what it holds; its list of files is not read.
+        folder: folder of the package, in which all other files are written already.
+        made: manifest of the package; its list of files is not read.
     """
     templates.write(folder, "README.md", text(folder, made))
 
@@ -225,7 +225,7 @@ def _origin(made: Manifest) -> str:
 
 
 def inline_code(text: str) -> str:
-    """A text of a file as code within a line of Markdown, whatever characters it has."""
+    """Any text as inline code of Markdown."""
     shown = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
     longest = max((len(run) for run in re.findall("`+", shown)), default=0)
     edge = " " if shown[:1] in ("", "`") or shown[-1:] == "`" else ""

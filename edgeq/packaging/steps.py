@@ -1,4 +1,4 @@
-"""The steps of a package's README: what an app's developer does, platform by platform."""
+"""The steps of a package's README that an app developer follows, for each platform."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _TEXT = (
     "The model has no chat template: it continues texts, and does not hold conversations.",
 )
 _LENGTH = 200
-"""Tokens that the example of a README writes at most."""
+"""Most tokens that the example in a README generates."""
 _PICTURE = "`GraphModel.input(of:)` does this with a `CGImage`."
 
 
 def _preprocess(made: Manifest) -> str:
-    """How pictures become inputs, as far as that is known."""
+    """How images become inputs, if that is recorded in the graph."""
     known = made.model.get("preprocess")
     if not known:
         return (
@@ -65,5 +65,5 @@ def steps(made: Manifest) -> str:
 
 
 def python(text: str) -> str:
-    """A text as a string of Python's."""
+    """A text as a Python string literal."""
     return templates.quoted(text, {}, lambda char: f"\\U{ord(char):08x}", str.isprintable)

@@ -262,10 +262,10 @@ def test_samples(models: Path, tmp_path: Path, refused: Refused) -> None:
     args = ("quantize", models / "float.onnx", "-o", tmp_path / "q.onnx")
     assert "give --calib with a folder of images or arrays, an .npz file" in refused(*args)
     last = refused(*args, "--calib", tmp_path / "last.npz", "--layout", "nchw")
-    assert "its channels are last, the graph's first; say --layout nhwc" in last
+    assert "its channels are last and those of the graph first: use --layout nhwc" in last
     for given, words in (
         ("nan.npz", "sample 3"), ("few.npz", "at least 8"),
-        ("none.npz", "none.npz"), ("size.npz", "has [1, 3, 4, 8]"),
+        ("none.npz", "none.npz"), ("size.npz", "has the shape [1, 3, 4, 8]"),
         ("empty", "empty"), ("text.npz", "text.npz"), ("absent", "no samples at"),
         ("loader.py:fails", "oh"), ("loader.py:absent", "absent"),
     ):  # fmt: skip

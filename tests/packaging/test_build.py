@@ -231,7 +231,7 @@ def test_a_manifest_of_another_program_makes_no_package(
 ) -> None:
     (tmp_path / "web").mkdir()
     (tmp_path / "web/manifest.json").write_text('{"name": "a web app"}')
-    with pytest.raises(UsageError, match="other files than a package"):
+    with pytest.raises(UsageError, match="is a folder that is not a package"):
         package(chat_artifact, "rpi", tmp_path / "web", force=True)
     assert (tmp_path / "web/manifest.json").exists()
 

@@ -1,4 +1,4 @@
-"""A model card as Hugging Face shows it: README.md with front matter and tables."""
+"""The model card of an artifact in the form of Hugging Face: a README.md with front matter."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from edgeq.quant.decoder.source import type_counts
 
 
 def model_card(model: Model, name: str) -> str:
-    """The card of an artifact, from what it holds and nothing else.
+    """The model card of an artifact, derived only from the artifact.
 
     Args:
-        model: loaded from an artifact.
-        name: its heading.
+        model: a model that was loaded from an artifact.
+        name: the heading.
 
     Returns:
-        Markdown, ending in a newline.
+        Markdown that ends with a newline.
 
     Raises:
-        FormatError: its quality card is damaged.
+        FormatError: the quality report in the artifact is damaged.
     """
     source = model.provenance.get("source")
     parts = [
@@ -45,7 +45,7 @@ def model_card(model: Model, name: str) -> str:
 
 
 def n_weights(model: Model) -> int:
-    """The number of weights of all tensors."""
+    """Number of weights of all tensors."""
     return sum(math.prod(tensor.shape) for tensor in model.tensors.values())
 
 
@@ -59,13 +59,13 @@ def _front_matter(model: Model) -> str:
     tags = ["edgeq", "quantized", (known and known.hub_tag) or family]
     if scheme := _layers_held_as(model):
         tags.append(scheme)
-    # JSON strings and lists are YAML
+    # JSON strings and lists are valid YAML
     lines = [f"{key}: {json.dumps(value)}" for key, value in {**fields, "tags": tags}.items()]
     return "\n".join(["---", *lines, "---"])
 
 
 def _layers_held_as(model: Model) -> str | None:
-    """The one scheme of all quantized matrices of the layers, "mixed-precision" if they differ."""
+    """The scheme of all quantized matrices of the layers; "mixed-precision" if they differ."""
     schemes = {
         str(tensor.scheme)
         for name, tensor in model.tensors.items()

@@ -36,11 +36,11 @@ def test_samples_that_are_all_the_same_give_a_warning() -> None:
     three = np.repeat(rng.standard_normal((3, 3, 8, 8)), 8, 0)
     assert "only 3 of 24 samples" in warnings(cnn(), three)
     zeros = warnings(cnn(), np.zeros((16, 3, 8, 8)))
-    assert "one number only for the input 'x' (0 in the first)" in zeros
+    assert "a single number for the input 'x' (0 in the first sample)" in zeros
     assert "nearly the same outputs for all samples" in zeros
     told = warnings(cnn(), rng.standard_normal((32, 3, 8, 8)))
     assert "identical" not in told
-    assert "one number" not in told
+    assert "a single number" not in told
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-// The model "@NAME@" as an Android library. In settings.gradle.kts of the app:
+// The @KIND@ "@NAME@" as an Android library. In settings.gradle.kts of the app:
 //
 //     include(":@NAME@")
 //     project(":@NAME@").projectDir = file("path/to/@NAME@/android")
@@ -14,17 +14,17 @@ android {
     compileSdk = 35
 
     defaultConfig {
-        minSdk = 24
+        minSdk = @MIN_SDK@@ABIS@
         testInstrumentationRunner = "androidx.test.runner.AndroidJUnitRunner"
     }
 
-    // One runtime is built into the app; the class edgeq.model.GraphModel is the same in both.
+    // One runtime is built into the app; the class edgeq.model.@CLASS@ is the same in both.
     flavorDimensions += "runtime"
     productFlavors {
 @FLAVORS@
     }
 
-    androidResources { noCompress += listOf("tflite", "onnx", "bin") }
+@RESOURCES@
 
     sourceSets["androidTest"].assets.srcDir("../golden")
 
@@ -39,7 +39,7 @@ kotlin { jvmToolchain(17) }
 @SOURCES@
 
 dependencies {
-@DEPENDENCIES@
+@LIBRARIES@@DEPENDENCIES@
     androidTestImplementation("androidx.test:runner:1.6.2")
     androidTestImplementation("androidx.test.ext:junit:1.2.1")
 }
