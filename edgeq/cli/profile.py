@@ -236,8 +236,8 @@ def _text(document: Document, *, long: bool) -> str:
                 parts.append(_table(phase, rows, key, marked))
     if from_caches:
         parts.append(
-            f"{MARK} above the measured memory bandwidth: data came from caches, or the machine was\n"
-            "  slower when its bandwidth was measured"
+            f"{MARK} above the measured memory bandwidth: the data came from caches, or the\n"
+            "  machine was slower when its bandwidth was measured"
         )
     parts.append(_sensors(document))
     return "\n\n".join(part for part in parts if part) + "\n"

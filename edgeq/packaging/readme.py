@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from edgeq.core.markdown import inline_code, table
 from edgeq.core.units import human_bytes, human_count
 from edgeq.packaging import steps, templates
 from edgeq.packaging.estimates import UNCERTAINTY
@@ -58,7 +58,7 @@ def text(folder: Path, made: Manifest) -> str:
         "## Steps",
         steps.steps(made),
         "## What is in this folder",
-        _table(
+        table(
             ["name", "what it is"], [(f"`{name}`", what) for name, what in _contents(folder, made)]
         ),
         "## Forms of the model",
@@ -115,7 +115,7 @@ def _forms(folder: Path, made: Manifest) -> str:
             rows.append(("context", f"{variant.context} tokens"))
         parts += [
             f"### {variant.title} (`{variant.id}`)",
-            _table(["what", ""], rows),
+            table(["what", ""], rows),
             "Why this form: " + " ".join(variant.why),
         ]
     return "\n\n".join(parts)
@@ -146,13 +146,13 @@ def _memory(made: Manifest) -> list[str]:
     )
     if made.kind == "graph":
         head = ["form", "file", "activations", "all"]
-        table = [[row[0], row[2], row[4], row[5]] for row in rows]
+        rows = [[row[0], row[2], row[4], row[5]] for row in rows]
     else:
-        head, table = ["form", "context", "weights", "KV cache", "other", "all"], rows
+        head = ["form", "context", "weights", "KV cache", "other", "all"]
     return [
         "## Memory",
         f"By plan, not measured on the device. {said}",
-        _table(head, table, "l" + "r" * (len(head) - 1)),
+        table(head, rows, "l" + "r" * (len(head) - 1)),
     ]
 
 
@@ -165,7 +165,7 @@ def _speed(made: Manifest) -> list[str]:
     if not rows:
         return []
     head = ["form", "device", "tokens per second, writing", "reading a prompt", "fits in memory"]
-    return ["## Expected speed", UNCERTAINTY, _table(head, rows, "llrrl")]
+    return ["## Expected speed", UNCERTAINTY, table(head, rows, "llrrl")]
 
 
 def _number(value: float | None) -> str:
@@ -222,16 +222,3 @@ def _origin(made: Manifest) -> str:
         + ". The same source and versions give the same bytes on the same kind of machine: there "
         "are no times and no random numbers in it."
     )
-
-
-def inline_code(text: str) -> str:
-    """Any text as inline code of Markdown."""
-    shown = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
-    longest = max((len(run) for run in re.findall("`+", shown)), default=0)
-    edge = " " if shown[:1] in ("", "`") or shown[-1:] == "`" else ""
-    return f"{'`' * (longest + 1)}{edge}{shown}{edge}{'`' * (longest + 1)}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str = "") -> str:
-    rule = ["---:" if side == "r" else "---" for side in sides.ljust(len(head), "l")]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *rows])

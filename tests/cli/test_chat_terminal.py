@@ -118,7 +118,7 @@ def test_errors_do_not_end_the_session(talker: Path, tmp_path: Path) -> None:
             ("/load " + str(tmp_path / "none"), r"(?s)error: .*cannot\s+be\s+read:\s+No\s+such"),
             ("/save", "/save needs the name of a file"),
             ("many words " * 20, "error: the prompt has .* tokens"),
-            ("/help", "/regen +answer the last message once more"),
+            ("/help", "/regen +answer the last message again"),
             ("Tell me.", "there was a"),
         ):
             chat.until("> ")
@@ -198,7 +198,7 @@ def test_what_is_no_conversation_is_neither_read_nor_replaced(talker: Path, tmp_
             notes.write_text(wrong)
             with pytest.raises(FormatError):
                 talk.load(notes)
-            with pytest.raises(UsageError, match="is no saved conversation"):
+            with pytest.raises(UsageError, match="is not a saved conversation"):
                 talk.save(notes)
             assert notes.read_text() == wrong
             assert talk.messages == before
@@ -213,9 +213,8 @@ def test_a_damaged_history_is_named(talker: Path, tmp_path: Path) -> None:
     (tmp_path / "h").write_text("not ours\n")
     with Terminal("chat", talker, "--history", tmp_path / "h", home=tmp_path) as chat:
         assert chat.end() == 1
-    assert "h is no history of edgeq; name another file with --history" in chat.said.replace(
-        "\r\n", " "
-    )
+    said = chat.said.replace("\r\n", " ")
+    assert "h is not a history file of edgeq; give another file with --history" in said
 
 
 def test_a_history_may_hold_any_characters(tmp_path: Path) -> None:
@@ -232,7 +231,7 @@ def test_a_history_may_hold_any_characters(tmp_path: Path) -> None:
     assert len(kept) == 3  # the line that was cut, and what was written on it, are left out
     LineEditor(file)
     file.write_text("[" * 100_000)
-    with pytest.raises(UsageError, match="is no history of edgeq"):
+    with pytest.raises(UsageError, match="is not a history file of edgeq"):
         LineEditor(file)
     with file.open("wb") as huge:
         huge.truncate(1 << 30)

@@ -262,7 +262,7 @@ def test_conversations_read_only_what_is_new(pair: tuple[Engine, Engine]) -> Non
 def test_what_is_refused(pair: tuple[Engine, Engine], tmp_path: Path) -> None:
     engine, small = pair
     for wrong in (0, MOST + 1, 1.5, True):
-        with pytest.raises(UsageError, match=r"tokens is .*; use 1 to 16"):
+        with pytest.raises(UsageError, match=r"tokens is .*; give an integer from 1 to 16"):
             Draft(small, engine.model, wrong)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="has 50 tokens and the model 103"):
         check_same_tokens(tiny(vocab=50), tiny(vocab=103))

@@ -304,8 +304,8 @@ def _in_steps(rows: Array, matrices: Array | None, name: str) -> NDArray[np.int8
         rounded = round_rows(rows, scheme, "rtn", name=name, shared=Shared(one))
         return rounded.levels(scheme)
     if rows.shape[1] <= MOST_COLUMNS and len(matrices) > 1:
-        rounded = round_stack_of_matrices(rows, scheme, matrices, name=name, params=one)
-        return rounded.levels(scheme)
+        stack = round_stack_of_matrices(rows, scheme, matrices, name=name, params=one)
+        return stack.levels(scheme)
     return np.concatenate([
         round_gptq(part, scheme, Hessian.of(matrix), name=name, params=one).levels(scheme)
         for part, matrix in zip(np.split(rows, len(matrices)), matrices, strict=True)
