@@ -153,6 +153,8 @@ def open_samples(
     """
     preprocess = preprocess or Preprocess()
     inputs = {name: graph.info(name) for name in graph.inputs}
+    if not inputs:
+        raise UsageError(f"the graph {graph.name} has no inputs that samples could be for")
     text, path = str(source), Path(source)
     turned = preprocess.layout == "nhwc"
     script, colon, function = text.rpartition(":")
