@@ -230,11 +230,14 @@ def test_what_is_quantized_already(models: Path, tmp_path: Path, refused: Refuse
 def test_files_made_for_a_runtime_are_not_taken_back(tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "m.ort").write_bytes(b"any")
     (tmp_path / "m.mlpackage").mkdir()
-    for name in ("m.ort", "m.mlpackage"):
+    (tmp_path / "m.mlmodel").write_bytes(b"\x08\x04\x12\x02\x0a\x00")  # begins as an ONNX file
+    said = refused("inspect", tmp_path / "m.mlmodel")
+    assert "is a model that edgeq did not convert" in said
+    for name in ("m.ort", "m.mlpackage", "m.mlmodel"):
         for args in (("quantize",), ("convert", "--to", "ort")):
             said = refused(*args, tmp_path / name, "-o", tmp_path / "out.onnx")
             assert (
-                f"{name} was converted for a runtime and cannot be converted again; give the .onnx"
+                f"{name} was made for a runtime and cannot be converted again; give the .onnx"
                 in said
             )
 

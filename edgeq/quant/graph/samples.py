@@ -154,6 +154,8 @@ def open_samples(
     """
     preprocess = preprocess or Preprocess()
     inputs = {name: graph.info(name) for name in graph.inputs}
+    if not inputs:
+        raise UsageError(f"the graph {graph.name} has no inputs that samples could be for")
     text, path = str(source), Path(source)
     turned = preprocess.layout == "nhwc"
     script, colon, function = text.rpartition(":")
@@ -364,7 +366,7 @@ def _from_loader(
         for i, given in enumerate(loader()):
             label = None
             if isinstance(given, tuple) and len(given) == 2:
-                given, label = given[0], int(given[1])
+                given, label = given[0], _number(given[1], source)
             if isinstance(given, Mapping):
                 feeds = {str(name): np.asarray(array) for name, array in given.items()}
             elif len(inputs) == 1:
@@ -379,6 +381,15 @@ def _from_loader(
         raise
     except Exception as err:
         raise UsageError(f"{source} failed: {type(err).__name__}: {err}") from err
+
+
+def _number(label: Any, source: str) -> int:
+    """The number of a class that a function gives with a sample."""
+    if not np.issubdtype(np.asarray(label).dtype, np.integer) or np.size(label) != 1:
+        raise FormatError(
+            f"{source} yields the label {label!r} with a sample; give the number of the class"
+        )
+    return int(np.reshape(label, ()))
 
 
 def _fitted(

@@ -157,3 +157,46 @@ def test_operators_of_scikit_learn_are_refused_with_the_option_that_avoids_them(
     onnx.save(made, tmp_path / "m.onnx")
     with pytest.raises(EdgeqError, match=r"ai\.onnx\.ml\.ZipMap 'z'.*zipmap"):
         read_onnx(tmp_path / "m.onnx")
+
+
+def test_other_names_for_the_default_domain_and_missing_names_are_taken(tmp_path: Path) -> None:
+    node = helper.make_node("Relu", ["x"], ["y"], domain="ai.onnx")
+    made = model([node], {"x": (FLOAT, [1, 4])}, {"y": FLOAT})
+    made.opset_import.append(helper.make_opsetid("ai.onnx", 17))
+    made.graph.name = ""
+    onnx.save(made, tmp_path / "m.onnx")
+    graph = read_onnx(tmp_path / "m.onnx")
+    assert [node.op for node in graph.nodes] == ["Relu"]
+    assert graph.name == "m"
+
+
+def test_an_input_without_a_shape_is_given_one(tmp_path: Path) -> None:
+    made = model([helper.make_node("Relu", ["x"], ["y"])], {"x": (FLOAT, [1])}, {"y": FLOAT})
+    made.graph.input[0].type.tensor_type.ClearField("shape")
+    onnx.save(made, tmp_path / "m.onnx")
+    with pytest.raises(EdgeqError, match=r"the input 'x' .* has no shape; give one, as --shape x="):
+        read_onnx(tmp_path / "m.onnx")
+    assert read_onnx(tmp_path / "m.onnx", shapes={"x": (2, 3)}).info("y").shape == (2, 3)
+
+
+@pytest.mark.parametrize(("group", "bias"), [(2, 4), (1, 5)])
+def test_convolutions_whose_constants_do_not_fit_are_refused(
+    group: int, bias: int, tmp_path: Path
+) -> None:
+    node = helper.make_node("Conv", ["x", "w", "b"], ["y"], name="c", group=group)
+    made = model(
+        [node], {"x": (FLOAT, [1, 3, 8, 8])}, {"y": FLOAT},
+        w=np.ones((4, 3, 1, 1), np.float32), b=np.ones(bias, np.float32),
+    )  # fmt: skip
+    onnx.save(made, tmp_path / "m.onnx")
+    with pytest.raises(EdgeqError, match=r"Conv 'c' has a weight \[4, 3, 1, 1\] and a bias"):
+        read_onnx(tmp_path / "m.onnx")
+
+
+def test_samples_for_a_graph_without_inputs_are_refused(tmp_path: Path) -> None:
+    w = np.ones((2, 2), np.float32)
+    made = model([helper.make_node("MatMul", ["w", "w"], ["y"])], {}, {"y": FLOAT}, w=w)
+    onnx.save(made, tmp_path / "m.onnx")
+    np.savez(tmp_path / "c.npz", x=w)
+    with pytest.raises(EdgeqError, match="has no inputs that samples could be for"):
+        open_samples(tmp_path / "c.npz", read_onnx(tmp_path / "m.onnx"))

@@ -314,6 +314,9 @@ def pairs():
         yield {"x": x[None]}, int(x[0, 0, 0])
 def fails():
     yield 1 / 0
+def named():
+    for x in arrays():
+        yield x, "cat"
 """
 
 
@@ -336,8 +339,12 @@ def test_a_function_yields_samples_again_and_again(script: Path) -> None:
 def test_scripts_that_fail_are_said_so(script: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="ZeroDivisionError"):
         list(open_samples(f"{script}:fails", VISION))
-    with pytest.raises(UsageError, match=r"no function 'none'; use one of arrays, pairs, fails"):
+    with pytest.raises(
+        UsageError, match=r"no function 'none'; use one of arrays, pairs, fails, named"
+    ):
         open_samples(f"{script}:none", VISION)
+    with pytest.raises(FormatError, match="yields the label 'cat' .* the number of the class"):
+        list(open_samples(f"{script}:named", VISION))
     with pytest.raises(UsageError, match=r"absent\.py does not exist"):
         open_samples(f"{tmp_path}/absent.py:f", VISION)
     script.write_text("import nothing_of_that_name")
