@@ -18,7 +18,8 @@ from edgeq.graph.feeds import Feeds
 from edgeq.graph.ir import Graph
 from edgeq.importers import source_kind
 from edgeq.model.model import Model
-from edgeq.packaging import glue, golden_graph, manifest, readme, signing, tree
+from edgeq.packaging import glue, golden_graph, manifest, readme, signing, templates, tree
+from edgeq.packaging import labels as naming
 from edgeq.packaging.layout import check_output, package_name, refuse_replaced
 from edgeq.packaging.license import License, given
 from edgeq.packaging.manifest import Manifest, ModelVariant
@@ -90,6 +91,7 @@ def package(
     data: Samples | Iterable[Feeds] | str | Path | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     dequantize: bool = False,
+    labels: Sequence[str] | str | Path | None = None,
     license: str | None = None,
     base_model: str | None = None,
     sign: str | Path | None = None,
@@ -119,6 +121,8 @@ def package(
             or a path, as for `edgeq.quantize`.
         shapes: graphs: shapes of inputs that the file leaves open.
         dequantize: graphs: convert integer weights of a .tflite file back to float first.
+        labels: graphs: the names of what the model tells apart, in the order of its numbers, or a
+            text file with one on each line; None takes those in the file's metadata.
         license, base_model: what no file of the model says, or says wrongly.
         sign: a file with an Ed25519 private key (PEM) to sign the manifest with.
         force: replace a package that is there.
@@ -151,9 +155,9 @@ def package(
     listed = _chosen_forms(chosen, kind, forms)
     if graph and (context is not None or max_ram is not None):
         raise UsageError("context and max_ram are for language models, and the source is a graph")
-    if not graph and (data is not None or shapes or dequantize):
+    if not graph and (data is not None or shapes or dequantize or labels is not None):
         raise UsageError(
-            "data, shapes and dequantize are for graphs, and the source is a language model"
+            "data, shapes, dequantize and labels are for graphs, and the source is a language model"
         )
     if context is not None and context < 2 * _ROOM:
         raise UsageError(f"context is {context}; use {2 * _ROOM} tokens or more")
@@ -177,7 +181,7 @@ def package(
         if graph:
             assert not isinstance(source, Model)
             opened: ModelSource | GraphSource = GraphSource(
-                source, data, shapes, preset, dequantize, threads, progress
+                source, data, shapes, preset, dequantize, labels, threads, progress
             )
         else:
             assert not isinstance(source, Graph)
@@ -247,6 +251,8 @@ def _graphs(
 ) -> tuple[list[ModelVariant], dict[str, str]]:
     """All forms of a graph, and what they share."""
     samples = golden_graph.write_golden(source.graph, work.root, source.samples)
+    if source.names:
+        templates.write(work.root, naming.FILE, "\n".join(source.names) + "\n")
     variants, versions = [], dict[str, str]()
     for form in forms:
         variant, libraries = graph_variant(work, form, source, samples)

@@ -11,7 +11,7 @@ let package = Package(
             name: "@MODULE@",
             path: ".",
             sources: ["ios/Sources"],
-            resources: [.copy("@ENTRY@")]
+            resources: [.copy("@ENTRY@")@LABELS@]
         ),
         .testTarget(
             name: "@MODULE@Tests",
