@@ -100,33 +100,31 @@ def genai(path: Path, prompts: list[dict[str, Any]], golden: dict[str, Any]) -> 
 
 
 def bundle(path: Path, prompts: list[dict[str, Any]], golden: dict[str, Any]) -> str:
-    """The text that it writes after each prompt, where no two tokens are as good as equal."""
+    """What it writes after each prompt; as in the app's own test, one in five may be different."""
     import litert_lm as lm
 
     lm.set_min_log_severity(lm.LogSeverity.ERROR)
     greedy = lm.SamplerConfig(top_k=1, top_p=1.0, temperature=1.0, seed=0)
-    tie, same = golden["allowed"]["tie"], 0
     backend = lm.Backend.CPU(thread_count=1)
+    asked, different = 0, []
     with lm.Engine(str(path), backend=backend, cache_dir=":nocache") as engine:
+        start = [] if engine.bos_token_id is None else [engine.bos_token_id]
         for prompt, result in zip(prompts, golden["results"], strict=True):
-            ranked = [sorted(step.values(), reverse=True) for step in result["logits"]]
             text = prompt.get("rendered", prompt.get("text"))
-            start = [] if engine.bos_token_id is None else [engine.bos_token_id]
             if [*start, *engine.tokenize(text)] != prompt["ids"]:
                 continue  # it puts a start token before a conversation whose template has none
-            if any(first - second <= tie for first, second, *_ in ranked):
-                continue
             with engine.create_session(
                 apply_prompt_template=False, sampler_config=greedy, max_output_tokens=4
             ) as session:
                 session.run_prefill([text])
                 said = session.run_decode().texts[0]
+            asked += 1
             # it stops at the end of a text, and the golden tokens go on
-            assert said, prompt["id"]
-            assert result["text"].startswith(said), (prompt["id"], said, result["text"])
-            same += 1
-    assert same, "there was no prompt without near ties"
-    return f"{same} texts"
+            if not said or not result["text"].startswith(said):
+                different.append((prompt["id"], said, result["text"]))
+    assert asked >= 10, asked
+    assert len(different) * 5 <= asked, different
+    return f"{asked - len(different)} of {asked} texts"
 
 
 if __name__ == "__main__":
