@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 PLATFORMS = ("ios", "android", "rpi", "ort-mobile")
 _BUILD = ("platform", "name", "forms", "preset", "ctx_size", "data", "shapes", "dequantize",
-          "license_", "base_model", "sign", "max_ram", "threads")  # fmt: skip
+          "labels", "license_", "base_model", "sign", "max_ram", "threads")  # fmt: skip
 """Options for making a package."""
+_GRAPHS = ("data", "shapes", "dequantize", "labels")
 _OUTPUT = ("output", "force")
 
 
@@ -59,6 +60,10 @@ _OUTPUT = ("output", "force")
 @click.option("--dequantize", is_flag=True, show_default=False,
               help="Graphs: convert the integer weights of a .tflite file back to float "
                    "first.")  # fmt: skip
+@click.option("--labels", metavar="FILE", type=click.Path(), default=None,
+              show_default="what the file's metadata says",
+              help="Graphs: a text file with the names of the model's classes, one per line, in the "
+                   "order of their numbers.")  # fmt: skip
 @click.option("--license", "license_", metavar="NAME", default=None,
               show_default="what the model's files say",
               help="The license of the model, such as apache-2.0.")  # fmt: skip
@@ -127,14 +132,16 @@ def _build(model: str, given: dict[str, Any], form: str) -> int:
         refuse_given(("ctx_size", "max_ram"), "language models, and MODEL is a graph")
     else:
         graphs.refuse_made(model)
-        refuse_given(("data", "shapes", "dequantize"), "graphs, and MODEL is a language model")
+        refuse_given(
+            ("data", "shapes", "dequantize", "labels"), "graphs, and MODEL is a language model"
+        )
     with render.progress(f"Packaging for {given['platform']}") as bar:
         made = make(
             model, given["platform"], given["output"],
             name=given["name"], forms=given["forms"] or None, preset=given["preset"],
             context=given["ctx_size"] or None, data=given["data"],
             shapes=graphs.named_shapes(given["shapes"]) if graph else None,
-            dequantize=given["dequantize"], license=given["license_"],
+            dequantize=given["dequantize"], labels=given["labels"], license=given["license_"],
             base_model=given["base_model"], sign=given["sign"],
             force=given["force"], threads=given["threads"], max_ram=given["max_ram"],
             progress=bar, announce=render.note,

@@ -9,8 +9,9 @@ from typing import Any
 from edgeq.converters.tflite.graph_run import METADATA
 from edgeq.converters.tflite.lower.subgraph import SIGNATURE
 from edgeq.converters.tflite.read import read
-from edgeq.packaging import templates
+from edgeq.packaging import labels, templates
 from edgeq.packaging.manifest import Manifest, ModelVariant
+from edgeq.packaging.pictures import picture_holes
 from edgeq.packaging.prompts import around_a_message
 from edgeq.packaging.source import GraphSource, ModelSource, need_float_ends
 
@@ -19,7 +20,7 @@ KOTLIN = "kotlin/edgeq/model"
 FLAVORS = {"litertlm": "litertlm", "genai": "ort", "litert": "litert", "ort": "ort"}
 """Identifier of a form -> flavor of the Gradle module."""
 DEPENDENCIES = {
-    "litertlm": "com.google.ai.edge.litertlm:litertlm-android:latest.release",
+    "litertlm": "com.google.ai.edge.litertlm:litertlm-android:0.18.0",
     "litert": "com.google.ai.edge.litert:litert:2.1.0",
     "ort": "com.microsoft.onnxruntime:onnxruntime-android:1.27.0",
 }
@@ -81,6 +82,11 @@ def write(folder: Path, made: Manifest, source: ModelSource | GraphSource) -> No
             for variant in made.variants
         ),
         dependencies="\n".join(_dependency(form, flavors[form]) for form in flavors),
+        labels=(
+            f'\nandroid.sourceSets["main"].assets.srcDir("../{PurePosixPath(labels.FILE).parent}")'
+            if made.model.get("labels")
+            else ""
+        ),
     )
     templates.write(root, "build.gradle.kts", gradle)
     manifest = templates.filled("android/AndroidManifest.xml")
@@ -88,6 +94,8 @@ def write(folder: Path, made: Manifest, source: ModelSource | GraphSource) -> No
     if kind == "model":
         files = templates.filled("android/ModelFiles.kt", name=made.name)
         templates.write(root, f"src/main/{KOTLIN}/ModelFiles.kt", files)
+    else:
+        _write_helpers(root, made)
     for variant in made.variants:
         flavor = flavors[variant.id]
         code, test = _CODE[variant.id]
@@ -101,6 +109,18 @@ def write(folder: Path, made: Manifest, source: ModelSource | GraphSource) -> No
         templates.write(root, f"src/{flavor}/{KOTLIN}/{name}", text)
         place = f"src/androidTest{flavor.capitalize()}/{KOTLIN}/GoldenTest.kt"
         templates.write(root, place, templates.filled(f"android/{test}", **holes))
+
+
+def _write_helpers(root: Path, made: Manifest) -> None:
+    """The code for pictures and for names, where these are known."""
+    if picture := picture_holes(made):
+        for name in ("mean", "std"):
+            picture[name] = ", ".join(f"{value}f" for value in picture[name])
+        text = templates.filled("android/graph/Picture.kt", **picture)
+        templates.write(root, f"src/main/{KOTLIN}/Picture.kt", text)
+    if made.model["labels"]:
+        text = templates.filled("android/graph/Labels.kt", file=PurePosixPath(labels.FILE).name)
+        templates.write(root, f"src/main/{KOTLIN}/Labels.kt", text)
 
 
 def _assets(variant: ModelVariant) -> str:

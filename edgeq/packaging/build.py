@@ -18,7 +18,8 @@ from edgeq.graph.feeds import Feeds
 from edgeq.graph.ir import Graph
 from edgeq.importers import source_kind
 from edgeq.model.model import Model
-from edgeq.packaging import glue, golden_graph, manifest, readme, signing, tree
+from edgeq.packaging import glue, golden_graph, manifest, readme, signing, templates, tree
+from edgeq.packaging import labels as naming
 from edgeq.packaging.layout import check_output, package_name, refuse_inside
 from edgeq.packaging.license import License, given
 from edgeq.packaging.manifest import Manifest, ModelVariant
@@ -90,6 +91,7 @@ def package(
     data: Samples | Iterable[Feeds] | str | Path | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     dequantize: bool = False,
+    labels: Sequence[str] | str | Path | None = None,
     license: str | None = None,
     base_model: str | None = None,
     sign: str | Path | None = None,
@@ -120,6 +122,8 @@ def package(
             samples, or a path, as for `edgeq.quantize`.
         shapes: for graphs, shapes of inputs whose sizes the file does not fix.
         dequantize: for graphs, convert the integer weights of a .tflite file to float first.
+        labels: for graphs, the names of the classes in the order of their numbers, or a text file
+            with one name per line. None means the names in the file's metadata.
         license, base_model: the license and the base model, if the files of the model do not state
             them or state them wrongly.
         sign: path of an Ed25519 private key (PEM) that signs the manifest.
@@ -156,9 +160,9 @@ def package(
     listed = _chosen_forms(chosen, kind, forms)
     if graph and (context is not None or max_ram is not None):
         raise UsageError("context and max_ram are for language models, and the source is a graph")
-    if not graph and (data is not None or shapes or dequantize):
+    if not graph and (data is not None or shapes or dequantize or labels is not None):
         raise UsageError(
-            "data, shapes and dequantize are for graphs, and the source is a language model"
+            "data, shapes, dequantize and labels are for graphs, and the source is a language model"
         )
     if context is not None and context < 2 * _ROOM:
         raise UsageError(f"context is {context}; use {2 * _ROOM} tokens or more")
@@ -182,7 +186,7 @@ def package(
         if graph:
             assert not isinstance(source, Model)
             opened: ModelSource | GraphSource = GraphSource(
-                source, data, shapes, preset, dequantize, threads, progress
+                source, data, shapes, preset, dequantize, labels, threads, progress
             )
         else:
             assert not isinstance(source, Graph)
@@ -252,6 +256,8 @@ def _graphs(
 ) -> tuple[list[ModelVariant], dict[str, str]]:
     """Build all forms of a graph and the golden inputs."""
     samples = golden_graph.write_golden(source.graph, work.root, source.samples)
+    if source.names:
+        templates.write(work.root, naming.FILE, "\n".join(source.names) + "\n")
     variants, versions = [], dict[str, str]()
     for form in forms:
         variant, libraries = graph_variant(work, form, source, samples)

@@ -21,8 +21,9 @@ conversations."""
 UNCERTAINTY = (
     "Speeds are estimates from the bandwidth of the memory. Of 16 published measurements on "
     "Raspberry Pi boards, 15 lay within 25 % of such an estimate; on phones nobody checked them, "
-    "and heat slows a phone down after a minute or two. Measure on your own device before you "
-    "promise a speed."
+    "and heat slows a phone down after a minute or two. What a token costs beside the reading of "
+    "weights is left out, so models of a few million parameters are slower. Measure on your own "
+    "device before you promise a speed."
 )
 _THREADS = 4
 

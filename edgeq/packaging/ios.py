@@ -13,8 +13,9 @@ from edgeq.converters.coreml.graph_run import GraphPackage
 from edgeq.converters.coreml.run import DecoderPackage
 from edgeq.core.hashing import file_sha256
 from edgeq.importers.huggingface.tokenizer import end_ids, hf_tokenizer
-from edgeq.packaging import templates
+from edgeq.packaging import labels, templates
 from edgeq.packaging.manifest import Manifest, ModelVariant
+from edgeq.packaging.pictures import picture_holes
 from edgeq.packaging.source import GraphSource, ModelSource, need_float_ends
 from edgeq.runtime.tokenizer import Tokenizer
 
@@ -64,13 +65,12 @@ def write(folder: Path, made: Manifest, source: ModelSource | GraphSource) -> No
         "module": module_name(made.name),
         "entry": variant.entry,
         "file": PurePosixPath(variant.entry).name,
+        "labels": "",
         "digest": hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16],
     }
     if isinstance(source, GraphSource):
         holes |= _graph_holes(folder, made, variant)
-        if picture := picture_holes(made):
-            text = templates.filled("ios/graph/Picture.swift", **holes, **picture)
-            templates.write(folder, "ios/Sources/Picture.swift", text)
+        _write_helpers(folder, made, holes)
         code, name = "graph/GraphModel.swift", "GraphModel.swift"
     else:
         holes |= _model_holes(folder, made, variant, source)
@@ -85,35 +85,19 @@ def write(folder: Path, made: Manifest, source: ModelSource | GraphSource) -> No
         templates.write(folder, place, templates.filled(f"ios/{template}", **holes))
 
 
-def picture_holes(made: Manifest) -> dict[str, Any]:
-    """Values of the template that turns an image into the input of the graph.
-
-    Returns:
-        the values by name; empty if the graph has several inputs, its input is no image with
-        three channels, or the preprocessing of images is not recorded.
-    """
-    known, inputs = made.model["preprocess"], made.model["inputs"]
-    if not known or len(inputs) != 1 or len(inputs[0]["shape"]) != 4:
-        return {}
-    shape = inputs[0]["shape"]
-    first = shape[1] == 3
-    if not first and shape[3] != 3:
-        return {}
-    height, width = shape[2:] if first else shape[1:3]
-
-    def three(values: list[float]) -> str:
-        return ", ".join(f"{value:.9g}" for value in (list(values) * 3)[:3])
-
-    return {
-        "width": width,
-        "height": height,
-        "scale": f"{known['scale']:.9g}",
-        "mean": three(known["mean"]),
-        "std": three(known["std"]),
-        "resize": known["resize"],
-        "factor": _FACTORS[known["resize"]],
-        "place": "channel * width * height + pixel" if first else "3 * pixel + channel",
-    }
+def _write_helpers(folder: Path, made: Manifest, holes: dict[str, Any]) -> None:
+    """Write the code for images and for class names, if these are known."""
+    if picture := picture_holes(made):
+        known = {name: ", ".join(picture.pop(name)) for name in ("mean", "std")}
+        text = templates.filled(
+            "ios/graph/Picture.swift",
+            factor=_FACTORS[picture["resize"]], **known, **picture,
+        )  # fmt: skip
+        templates.write(folder, "ios/Sources/Picture.swift", text)
+    if made.model["labels"]:
+        holes["labels"] = f', .copy("{labels.FILE}")'
+        text = templates.filled("ios/graph/Labels.swift", file=PurePosixPath(labels.FILE).name)
+        templates.write(folder, "ios/Sources/Labels.swift", text)
 
 
 def _model_holes(

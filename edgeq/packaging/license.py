@@ -2,15 +2,16 @@
 
     GGUF             general.license, general.base_model.0.repo_url or .name
     Hugging Face     the front matter of README.md: license, base_model
-    ONNX             the front matter of the README.md beside the file
+    ONNX             its metadata: license; else the front matter of the README.md beside the file
 
-Artifacts of edgeq and .tflite files do not state a license. What no file states is None, and the
-README of the package says that it is unknown.
+Artifacts of edgeq do not state a license, and the metadata of .tflite files is not read. What no
+file states is None, and the README of the package says that it is unknown.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -73,6 +74,19 @@ def _one_line(text: str) -> str | None:
 def _said(license: str | None, base_model: str | None, where: str) -> License:
     license, base_model = (one and _one_line(one) for one in (license, base_model))
     return License(license, base_model, where if license else None, where if base_model else None)
+
+
+def license_in(meta: Mapping[str, str], beside: License) -> License:
+    """What the metadata of a graph says of its license, and else what lies beside the file.
+
+    Args:
+        meta: of the graph.
+        beside: what was found beside its file.
+    """
+    said = _said(meta.get("license"), None, "the metadata of the model's file")
+    if said.license is None:
+        return beside
+    return replace(beside, license=said.license, license_said_by=said.license_said_by)
 
 
 def license_of(path: Path) -> License:

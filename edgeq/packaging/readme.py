@@ -20,6 +20,7 @@ PARTS = {
     "model-card.md": "how the weights were rounded, and what that cost",
     "model": "the model",
     "ort": "the model for ONNX Runtime",
+    "labels": "the names of the model's classes",
     "tokenizer": "the tokenizer and the chat template",
     "golden": "inputs with the results that a right installation gives",
     "certificates": "what was compared when the model was converted",
@@ -37,6 +38,8 @@ PARTS = {
     "ios": "its code in Swift, its tests, and the tokenizer as Swift reads it",
 }
 """File or folder of a package -> its description."""
+_GRAPH_PARTS = {"ios": "its code in Swift, and its tests"}
+"""The descriptions that differ in the package of a graph."""
 
 
 def write(folder: Path, made: Manifest) -> None:
@@ -94,7 +97,8 @@ def _shape(end: dict[str, Any]) -> str:
 
 def _contents(folder: Path, made: Manifest) -> list[tuple[str, str]]:
     names = {path.name for path in folder.iterdir()} | {"README.md", "manifest.json"}
-    known = [(name, what) for name, what in PARTS.items() if name in names]
+    parts = PARTS | (_GRAPH_PARTS if made.kind == "graph" else {})
+    known = [(name, what) for name, what in parts.items() if name in names]
     service = f"{made.name}.service"
     if service in names:
         known.append((service, "the service of systemd that `install.sh` sets up"))
@@ -163,7 +167,11 @@ def _speed(made: Manifest) -> list[str]:
         for variant in made.variants for row in variant.speed
     ]  # fmt: skip
     if not rows:
-        return []
+        return [
+            "## Expected speed",
+            "Not estimated: `edgeq plan` estimates language models alone. Time the model on your "
+            "own device before you promise a speed.",
+        ]
     head = ["form", "device", "tokens per second, writing", "reading a prompt", "fits in memory"]
     return ["## Expected speed", UNCERTAINTY, table(head, rows, "llrrl")]
 
@@ -183,10 +191,11 @@ def _check(made: Manifest) -> str:
     else:
         where = "With edgeq installed on a computer (`pip install edgeq`), in this folder:"
         command = "edgeq package --verify ."
+    checked = "certificates" if made.kind == "graph" else "certificates and the tokenizer"
     return (
         f"{where}\n\n```\n{command}\n```\n\n"
-        "It compares the SHA-256 of every file with `manifest.json`, checks the certificates and "
-        "the tokenizer, runs the golden tests, and names the first thing that is wrong." + signed
+        f"It compares the SHA-256 of every file with `manifest.json`, checks the {checked}, runs "
+        "the golden tests, and names the first thing that is wrong." + signed
     )
 
 
@@ -200,8 +209,8 @@ def _license(made: Manifest) -> str:
 
     license = known(
         "license",
-        "**unknown**: no file of the model says it. Ask whoever published the model before you "
-        "ship it",
+        "**unknown**: edgeq found no license in the model's files. Ask whoever published the "
+        "model before you ship it",
     )
     return (
         f"- License of the model: {license}.\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,8 @@ from edgeq.importers import load
 from edgeq.importers.tokenizer.chat_templates import chat_templates
 from edgeq.model.artifact import save
 from edgeq.model.model import Model
-from edgeq.packaging.license import License, license_of
+from edgeq.packaging.labels import is_label, labels_in, read_labels
+from edgeq.packaging.license import License, license_in, license_of
 from edgeq.packaging.platforms import NEAREST
 from edgeq.quant.decoder.quantize import quantize_model
 from edgeq.quant.decoder.repack import repack
@@ -154,6 +155,8 @@ class GraphSource:
         shapes: shapes of inputs whose sizes the file does not fix.
         preset: recipe for a float graph. None means w8a8-static with data and w8-channel without.
         dequantize: convert the integer weights of a .tflite file to float first.
+        labels: the names of the classes, or a file with one name per line. None means those in the
+            metadata of the graph.
         threads, progress: as for `edgeq.quantize`.
     """
 
@@ -162,6 +165,7 @@ class GraphSource:
     shapes: Mapping[str, tuple[int, ...]] | None = None
     preset: str | None = None
     dequantize: bool = False
+    labels: Sequence[str] | str | Path | None = None
     threads: int | None = None
     progress: Progress | None = None
     why: str = field(default="", init=False)
@@ -174,6 +178,7 @@ class GraphSource:
 
             graph = read(self.source, shapes=self.shapes, dequantize=self.dequantize)
         self.opened = graph
+        self.names = self._names(graph)
         self.samples = self._samples(graph)
 
     @cached_property
@@ -188,13 +193,27 @@ class GraphSource:
 
     @property
     def license(self) -> License:
-        """The license that the files beside the graph state."""
-        return license_of(self.path) if self.path else License()
+        """The license that the graph's metadata or the files beside it state."""
+        beside = license_of(self.path) if self.path else License()
+        return license_in(self.opened.meta, beside)
 
     @property
     def sha256(self) -> str | None:
         """SHA-256 of the file, in hexadecimal; None without a file."""
         return file_sha256(self.path) if self.path else None
+
+    def _names(self, graph: Graph) -> tuple[str, ...] | None:
+        if self.labels is None:
+            return labels_in(graph.meta)
+        if isinstance(self.labels, str | Path):
+            return read_labels(self.labels)
+        names = tuple(self.labels) if isinstance(self.labels, Sequence) else ()
+        if not names or not all(map(is_label, names)):
+            raise UsageError(
+                f"labels is {str(self.labels)[:60]!r}; give a file with a name on each line, or a "
+                "list of printable names of one line each"
+            )
+        return names
 
     def _samples(self, graph: Graph) -> Samples | None:
         if self.data is None or isinstance(self.data, Samples):
@@ -275,6 +294,7 @@ def describe_graph(source: GraphSource, name: str) -> dict[str, Any]:
         "operators": len(graph.nodes),
         "inputs": ends(graph.inputs),
         "outputs": ends(graph.outputs),
+        "labels": list(source.names) if source.names else None,
         "preprocess": asdict(Preprocess.from_meta(graph.meta)) if META in graph.meta else None,
         "source": source.path.name if source.path else graph.name,
         "source_sha256": source.sha256,

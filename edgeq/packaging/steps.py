@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-from edgeq.packaging import ios, templates
+from edgeq.packaging import ios, labels, templates
 from edgeq.packaging.manifest import Manifest
+from edgeq.packaging.pictures import picture_holes
 
 _CHAT = (
     "chat/completions",
@@ -19,23 +20,44 @@ _TEXT = (
 )
 _LENGTH = 200
 """Most tokens that the example in a README generates."""
-_PICTURE = "`GraphModel.input(of:)` does this with a `CGImage`."
+_PICTURE = {
+    "ios": "`GraphModel.input(of:)` does this with a `CGImage`.",
+    "android": "`GraphModel.input(picture)` does this with a `Bitmap`.",
+}
+_RESIZED = {
+    "stretch": "stretched to the size of the input",
+    "crop": "scaled to fill the input, and cropped",
+    "pad": "scaled to fit into the input, with black borders",
+}
+_NAMES = {
+    "ios": "`GraphModel.labels()` gives the names of the model's classes, in the order of "
+    "their numbers.",
+    "android": "`GraphModel.labels(context)` gives the names of the model's classes, in the "
+    "order of their numbers.",
+}
+_NAMES_FILE = (
+    f"`{labels.FILE}` has the names of the model's classes, one on each line, in the order "
+    "of their numbers."
+)
 
 
 def _preprocess(made: Manifest) -> str:
-    """How images become inputs, if that is recorded in the graph."""
+    """How images become inputs, if that is recorded, and where the names of classes are."""
     known = made.model.get("preprocess")
+    said = _NAMES.get(made.platform, _NAMES_FILE) if made.model.get("labels") else ""
     if not known:
         return (
-            "How pictures, sounds or texts become these values is not recorded: do it as when the "
-            "model was trained."
-        )
+            "How images, sounds or texts become these values is not recorded: do it as when the "
+            f"model was trained. {said}"
+        ).rstrip()
     numbers = {name: ", ".join(f"{value:.6g}" for value in known[name]) for name in ("mean", "std")}
-    return (
-        f"Pictures were resized by the way `{known['resize']}`, their pixels of 0 to 255 "
-        f"multiplied by {known['scale']:.6g}, the mean {numbers['mean']} subtracted, and the "
-        f"result divided by {numbers['std']}: the app must do the same."
+    code = _PICTURE.get(made.platform, "") if picture_holes(made) else ""
+    told = (
+        f"Images were {_RESIZED[known['resize']]}, their pixels of 0 to 255 multiplied by "
+        f"{known['scale']:.6g}, the mean {numbers['mean']} subtracted, and the result divided by "
+        f"{numbers['std']}: the app must do the same."
     )
+    return " ".join(part for part in (told, code, said) if part)
 
 
 def steps(made: Manifest) -> str:
@@ -60,7 +82,6 @@ def steps(made: Manifest) -> str:
         length=min(_LENGTH, variant.context or _LENGTH),
         preprocess=_preprocess(made),
         module=ios.module_name(made.name),
-        picture=_PICTURE if kind == "graph" and ios.picture_holes(made) else "",
     ).rstrip()
 
 

@@ -19,6 +19,7 @@ from edgeq.packaging.license import License, given, license_of
 from edgeq.packaging.platforms import PLATFORMS
 from edgeq.packaging.verify import verify_package
 from tests.families import random_model, tiny_config
+from tests.packaging.conftest import need_runtimes
 from tests.paths import DEMO, ROOT
 
 ANOTHER_DAY = """
@@ -104,17 +105,6 @@ def test_the_same_bytes_elsewhere_and_on_another_day(
     report = verify_package(place / "out1")
     assert report.passed, report.fault
     assert not report.not_run
-
-
-def need_runtimes(platform: str) -> None:
-    packages = {
-        "rpi": ("onnxruntime",),
-        "ort-mobile": ("onnxruntime", "onnxruntime_genai"),
-        "android": ("onnxruntime", "onnxruntime_genai", "ai_edge_litert", "litert_lm_builder"),
-        "ios": ("coremltools",),
-    }
-    for name in packages[platform]:
-        pytest.importorskip(name)
 
 
 @pytest.mark.parametrize("platform", ["rpi", "ort-mobile"])

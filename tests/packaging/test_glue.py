@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,33 +19,12 @@ from edgeq.packaging.glue import check
 from edgeq.packaging.ios import module_name, swift
 from edgeq.packaging.source import GraphSource
 from edgeq.packaging.verify import verify_package
-from edgeq.quant.graph.images import Preprocess
-from edgeq.quant.graph.samples import samples_of
-from tests.graph_made import Made, cnn
-from tests.packaging.test_build import need_runtimes
+from tests.graph_made import Made
+from tests.packaging.conftest import Apps, need_runtimes
+from tests.packaging.kotlin import compiled, need_kotlin
 from tests.paths import TESTS
 
 STUBS = TESTS / "packaging" / "kotlin_stubs"
-COMPILER = os.environ.get("EDGEQ_KOTLIN", "")
-"""The folder of a Kotlin compiler, with its `lib`; the package kotlin-compiler of npm is one."""
-
-
-@pytest.fixture(scope="session")
-def apps(
-    chat_artifact: Path, small_graph: Path, samples: Any, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
-    """Packages by platform and kind."""
-    folder = tmp_path_factory.mktemp("apps")
-    made: dict[str, Path] = {}
-    for platform in ("android", "ios"):
-        need_runtimes(platform)
-        for kind, source, more in (
-            ("model", chat_artifact, {"context": 128}),
-            ("graph", small_graph, {"data": samples}),
-        ):
-            made[f"{platform} {kind}"] = folder / f"{platform}-{kind}"
-            package(source, platform, made[f"{platform} {kind}"], name="tale-teller", **more)
-    return made
 
 
 def sources(folder: Path, suffix: str) -> Iterator[Path]:
@@ -70,7 +46,7 @@ def faults(path: Path, language: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["model", "graph"])
-def test_swift_is_swift(kind: str, apps: dict[str, Path]) -> None:
+def test_swift_is_swift(kind: str, apps: Apps) -> None:
     pytest.importorskip("tree_sitter")
     grammar = pytest.importorskip("tree_sitter_swift")
     files = list(sources(apps[f"ios {kind}"], ".swift"))
@@ -79,7 +55,7 @@ def test_swift_is_swift(kind: str, apps: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["model", "graph"])
-def test_kotlin_is_kotlin(kind: str, apps: dict[str, Path]) -> None:
+def test_kotlin_is_kotlin(kind: str, apps: Apps) -> None:
     pytest.importorskip("tree_sitter")
     grammar = pytest.importorskip("tree_sitter_kotlin")
     files = [*sources(apps[f"android {kind}"], ".kt"), *sources(apps[f"android {kind}"], ".kts")]
@@ -95,10 +71,11 @@ def test_a_parser_sees_what_is_wrong(tmp_path: Path) -> None:
         assert faults(tmp_path / name, grammar.language())
 
 
-@pytest.mark.parametrize("suffix", [".swift", ".kt", ".kts", ".md", ".sh", ".xml"])
-def test_nothing_is_left_to_fill(suffix: str, apps: dict[str, Path]) -> None:
-    for folder in apps.values():
-        for path in sources(folder, suffix):
+@pytest.mark.parametrize("platform", ["android", "ios", "ort-mobile"])
+@pytest.mark.parametrize("kind", ["model", "graph"])
+def test_nothing_is_left_to_fill(platform: str, kind: str, apps: Apps) -> None:
+    for suffix in (".swift", ".kt", ".kts", ".md", ".sh", ".xml"):
+        for path in sources(apps[f"{platform} {kind}"], suffix):
             left = re.findall(r"@[A-Z_]+@", path.read_text("utf-8"))
             assert left == [], path
 
@@ -109,26 +86,17 @@ def test_nothing_is_left_to_fill(suffix: str, apps: dict[str, Path]) -> None:
                          ("graph", "ort")],
 )  # fmt: skip
 def test_kotlin_compiles_against_stand_ins(
-    kind: str, flavor: str, apps: dict[str, Path], tmp_path: Path
+    kind: str, flavor: str, apps: Apps, tmp_path: Path
 ) -> None:
-    if not COMPILER or shutil.which("java") is None:
-        pytest.skip("no Kotlin compiler (EDGEQ_KOTLIN names the folder of one)")
+    need_kotlin()
     root = apps[f"android {kind}"] / "android/src"
     places = [root / "main", root / flavor, root / f"androidTest{flavor.capitalize()}"]
     files = [path for place in places for path in sources(place, ".kt")]
     assert len(files) >= 2
-    library = Path(COMPILER) / "lib"
-    jars = ":".join(str(jar) for jar in sorted(library.glob("*.jar")) if "sources" not in jar.name)
-    done = subprocess.run(
-        ["java", "-cp", jars, "org.jetbrains.kotlin.cli.jvm.K2JVMCompiler", "-no-stdlib",
-         "-kotlin-home", COMPILER, "-cp", str(library / "kotlin-stdlib.jar"), "-Werror",
-         *map(str, files), *map(str, sources(STUBS, ".kt")), "-d", str(tmp_path / "out.jar")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    compiled([*files, *sources(STUBS, ".kt")], tmp_path / "out.jar")
 
 
-def test_files_named_in_the_code_are_there(apps: dict[str, Path]) -> None:
+def test_files_named_in_the_code_are_there(apps: Apps) -> None:
     for platform, kind in (("android", "model"), ("ios", "model"), ("ios", "graph")):
         folder = apps[f"{platform} {kind}"]
         if platform == "ios":
@@ -144,16 +112,14 @@ def test_files_named_in_the_code_are_there(apps: dict[str, Path]) -> None:
                 assert (folder / base / name).stat().st_size == int(size)
 
 
-def test_the_prompt_around_a_message_is_that_of_the_template(apps: dict[str, Path]) -> None:
+def test_the_prompt_around_a_message_is_that_of_the_template(apps: Apps) -> None:
     code = apps["android model"] / "android/src/ort/kotlin/edgeq/model/LanguageModel.kt"
     text = code.read_text("utf-8")
     assert 'BEFORE = "<|user|> "' in text
     assert r'AFTER = "\n<|assistant|>[2026-01-01]"' in text
 
 
-def test_axes_of_the_litert_file_are_moved_as_its_runner_moves_them(
-    apps: dict[str, Path],
-) -> None:
+def test_axes_of_the_litert_file_are_moved_as_its_runner_moves_them(apps: Apps) -> None:
     """The table in the Kotlin code, used as the code uses it, gives what LiteRT is fed."""
     code = apps["android graph"] / "android/src/litert/kotlin/edgeq/model/GraphModel.kt"
     (found,) = re.findall(
@@ -171,20 +137,14 @@ def test_axes_of_the_litert_file_are_moved_as_its_runner_moves_them(
     assert np.array_equal(values.ravel()[places], values.transpose(order).ravel())
 
 
-def test_a_picture_becomes_the_input_in_swift(small_graph: Path, tmp_path: Path) -> None:
-    need_runtimes("ios")
-    rng = np.random.default_rng(0)
-    pictures = [{"x": rng.random((1, 3, 8, 8), np.float32)} for _ in range(16)]
-    plain = samples_of(cnn(), pictures)
-    known = Preprocess(mean=(0.5, 0.4, 0.3), std=(0.2,), resize="pad", layout="nchw")
-    made = type(plain)(**{**vars(plain), "preprocess": known, "pictures": True})
-    package(small_graph, "ios", tmp_path / "out", data=made)
-    text = (tmp_path / "out/ios/Sources/Picture.swift").read_text("utf-8")
+def test_a_picture_becomes_the_input_in_swift(apps: Apps) -> None:
+    folder = apps["ios graph"]
+    text = (folder / "ios/Sources/Picture.swift").read_text("utf-8")
     assert "let mean: [Float] = [0.5, 0.4, 0.3], deviation: [Float] = [0.2, 0.2, 0.2]" in text
     assert "min(across, down)" in text
     assert "channel * width * height + pixel" in text
-    assert "GraphModel.input(of:)" in (tmp_path / "out/README.md").read_text("utf-8")
-    assert verify_package(tmp_path / "out").passed
+    assert "GraphModel.input(of:)" in (folder / "README.md").read_text("utf-8")
+    assert verify_package(folder).passed
 
 
 def test_inputs_that_the_code_does_not_feed_are_refused(tmp_path: Path) -> None:

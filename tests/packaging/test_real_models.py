@@ -10,7 +10,7 @@ import pytest
 from edgeq.packaging.build import package
 from edgeq.packaging.verify import verify_package
 from tests.conftest import need
-from tests.packaging.test_build import need_runtimes
+from tests.packaging.conftest import need_runtimes
 from tests.real_models import SMOLLM2, YOLOV8N, real_model
 
 PLATFORMS = ("rpi", "ort-mobile", "android", "ios")

@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 
 from edgeq.core.errors import FormatError
+from edgeq.graph.onnx.save import write_onnx
 from edgeq.packaging import tree
 from edgeq.packaging.build import package
 from edgeq.packaging.manifest import Manifest, read_manifest
 from edgeq.packaging.verify import verify_package
+from tests.graph_made import cnn
+from tests.packaging.conftest import Apps
 from tests.packaging.test_manifest import resealed
 
 Damage = Callable[[Path, random.Random], str]
@@ -104,12 +107,15 @@ DAMAGES: tuple[Damage, ...] = (
 )  # fmt: skip
 
 
-def test_two_hundred_random_damages_are_found_and_named(rpi_made: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["rpi model", "rpi graph"])
+def test_two_hundred_random_damages_are_found_and_named(
+    name: str, apps: Apps, tmp_path: Path
+) -> None:
     rng = random.Random(17)
-    missed = []
+    made, missed = apps[name], []
     for number in range(200):
         folder = tmp_path / "copy"
-        shutil.copytree(rpi_made, folder)
+        shutil.copytree(made, folder)
         damage = DAMAGES[number % len(DAMAGES)]
         place = damage(folder, rng)
         report = verify_package(folder, run=False)
@@ -181,6 +187,17 @@ def test_other_weights_fail_the_golden_tests(
     assert report.place == "model/tale.edgeq"
     assert "golden" in str(report.fault)
     assert verify_package(rpi, run=False).passed
+
+
+def test_a_graph_with_other_weights_fails_the_golden_tests(apps: Apps, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(apps["rpi graph"], tmp_path / "copy"))
+    write_onnx(cnn(seed=1), tmp_path / "other.onnx")
+    package(tmp_path / "other.onnx", "rpi", tmp_path / "other", name="tale-teller")
+    name = "model/tale-teller.onnx"
+    sealed_again(folder, **{name: (tmp_path / "other" / name).read_bytes()})
+    report = verify_package(folder)
+    assert report.place == name
+    assert "differs from the golden one" in str(report.fault)
 
 
 def test_a_certificate_of_other_files_is_named(rpi: Path) -> None:

@@ -164,6 +164,9 @@ CALLS: dict[str, tuple[Callable[[Any, Path], Any], list[Any]]] = {
     "package context": (
         lambda bad, at: edgeq.package(DEMO, "rpi", at / "o", context=bad), [0, -1, "64", 2.5],
     ),
+    "package labels": (
+        lambda bad, at: edgeq.package(DEMO, "rpi", at / "o", labels=bad), [[], 7, "no/such"],
+    ),
     "package license": (
         lambda bad, at: edgeq.package(DEMO, "rpi", at / "o", license=bad), [7, [], b"mit"],
     ),

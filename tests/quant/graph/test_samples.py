@@ -343,7 +343,7 @@ def test_scripts_that_fail_are_said_so(script: Path, tmp_path: Path) -> None:
         UsageError, match=r"no function 'none'; use one of arrays, pairs, fails, named"
     ):
         open_samples(f"{script}:none", VISION)
-    with pytest.raises(FormatError, match="yields the label 'cat' .* the number of the class"):
+    with pytest.raises(FormatError, match=r"yields the label 'cat' .* the number of the class"):
         list(open_samples(f"{script}:named", VISION))
     with pytest.raises(UsageError, match=r"absent\.py does not exist"):
         open_samples(f"{tmp_path}/absent.py:f", VISION)

@@ -36,7 +36,7 @@ android {
 
 kotlin { jvmToolchain(17) }
 
-@SOURCES@
+@SOURCES@@LABELS@
 
 dependencies {
 @LIBRARIES@@DEPENDENCIES@

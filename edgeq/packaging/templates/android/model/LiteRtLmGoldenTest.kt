@@ -34,7 +34,8 @@ class GoldenTest {
                 model.forget()
                 val said = model.answer(messages.getJSONObject(0).getString("content"))
                     .fold("") { text, piece -> text + piece }
-                val expected = results.getJSONObject(i).getString("text")
+                // four tokens may end within a character, which is then written as U+FFFD
+                val expected = results.getJSONObject(i).getString("text").trimEnd('\uFFFD')
                 if (!said.startsWith(expected)) {
                     different += "expected '$expected', got '${said.take(40)}'"
                 }
