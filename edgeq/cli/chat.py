@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from edgeq.cli.options import (
 )
 from edgeq.cli.plan import fit_option, refuse_what_cannot_fit
 from edgeq.cli.run import engine_arguments, sampling_params, timing
-from edgeq.cli.terminal import LineEditor, LiveRate, default_history, interruptible
+from edgeq.cli.terminal import CtrlC, LineEditor, LiveRate, default_history, interruptible
 from edgeq.cli.warmup import compile_first
 
 if TYPE_CHECKING:
@@ -97,32 +97,35 @@ def chat(
     kept = None if no_history else Path(history) if history else default_history()
     editor = LineEditor(kept, _WORDS) if person else None
     loaded = open_model(model)
+    draft = None if settings["draft"] is None else open_model(settings["draft"])
     if not force:
-        refuse_what_cannot_fit(loaded, model, engine_settings)
+        refuse_what_cannot_fit(loaded, model, engine_settings, draft)
     compile_first(engine_settings["backend"])
     schema = settings["json_schema"]
-    draft = settings["draft"]
     with begin(
         loaded, system=system, json_schema=schema, draft=draft, **engine_settings
     ) as talk:  # fmt: skip
         how = {"max_tokens": n_predict, "stop": settings["stop"], "lookup": settings["lookup"]}
-        session = _Session(talk, params, how, person)
+        ctrl_c = CtrlC()
+        session = _Session(talk, params, how, person, ctrl_c)
         if load is not None:
             session.load(load)
         if editor is not None:
             render.note(f"/help lists the commands. {_STOP}")
-        while (line := _next_line(editor)) is not None:
-            if not session.take(line):
-                break
+        with ctrl_c if person else nullcontext():
+            while (line := _next_line(editor, ctrl_c)) is not None:
+                if not session.take(line):
+                    break
 
 
-def _next_line(editor: LineEditor | None) -> str | None:
+def _next_line(editor: LineEditor | None, ctrl_c: CtrlC) -> str | None:
     if editor is None:
         return sys.stdin.readline() or None
     sys.stderr.write("\n")
     while True:
         try:
-            return editor.ask("> ")
+            with ctrl_c.heard():
+                return editor.ask("> ")
         except KeyboardInterrupt:
             render.note("\n/exit or Ctrl-D ends the chat")
 
@@ -135,12 +138,19 @@ class _Session:
         params: parameters of sampling.
         how: further arguments of `Conversation.say`.
         person: whether standard input is a terminal; then errors do not end the chat.
+        ctrl_c: what Ctrl-C does.
     """
 
     def __init__(
-        self, talk: Conversation, params: SamplingParams, how: dict[str, Any], person: bool
+        self,
+        talk: Conversation,
+        params: SamplingParams,
+        how: dict[str, Any],
+        person: bool,
+        ctrl_c: CtrlC,
     ) -> None:
         self._talk, self._params, self._how, self._person = talk, params, how, person
+        self._ctrl_c = ctrl_c
         self._again = 0  # how often the last message was answered again
 
     def take(self, line: str) -> bool:
@@ -177,11 +187,13 @@ class _Session:
         elif word in ("/save", "/load"):
             if not rest:
                 render.note(f"{word} needs the name of a file: {word} FILE")
-            elif word == "/save":
-                talk.save(Path(rest).expanduser())
-                render.note(f"saved: {rest}")
             else:
-                self.load(rest)
+                with self._ctrl_c.heard():  # a file may be a pipe that nobody reads or writes
+                    if word == "/load":
+                        self.load(rest)
+                    else:
+                        talk.save(Path(rest).expanduser())
+                        render.note(f"saved: {rest}")
         elif word == "/help":
             rows = [f"{name:14}{about}" for name, about in _COMMANDS.items()]
             render.note("\n".join([*rows, f"{_STOP} {_OTHERS}"]))

@@ -122,13 +122,16 @@ def fit_option(function: Function) -> Function:
     )(function)  # fmt: skip
 
 
-def refuse_what_cannot_fit(model: Model, name: str, settings: dict[str, Any]) -> None:
+def refuse_what_cannot_fit(
+    model: Model, name: str, settings: dict[str, Any], draft: Model | None
+) -> None:
     """Refuse a model that does not fit in this machine's memory, before it is loaded.
 
     Args:
         model: the opened model.
         name: name of the model, for the message.
         settings: arguments of the engine.
+        draft: the model that drafts tokens for it, opened too.
 
     Raises:
         DoesNotFitError: the model does not fit; the message says what would fit.
@@ -137,7 +140,7 @@ def refuse_what_cannot_fit(model: Model, name: str, settings: dict[str, Any]) ->
     from edgeq.core.errors import DoesNotFitError
 
     try:
-        check_fits(model, name, settings)
+        check_fits(model, name, settings, draft)
     except DoesNotFitError as err:
         raise DoesNotFitError(f"{err}; --force runs it anyway", plan=err.plan) from err
 

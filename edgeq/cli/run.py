@@ -108,15 +108,16 @@ def run(
     params = sampling_params(settings)
     engine_settings = engine_arguments(settings)
     loaded = load(model)
+    draft = None if settings["draft"] is None else load(settings["draft"])
     if not force:
-        refuse_what_cannot_fit(loaded, model, engine_settings)
+        refuse_what_cannot_fit(loaded, model, engine_settings, draft)
     chat = bool(chat_templates(loaded.files)) and not raw
     compile_first(engine_settings["backend"])
     chunks = answer(
         loaded, text, params, max_tokens=None if n_predict < 0 else n_predict,
         stop=settings["stop"], raw=raw, lookup=settings["lookup"],
         json_schema=settings["json_schema"], prompt_cache=prompt_cache,
-        prompt_cache_all=prompt_cache_all, draft=settings["draft"], **engine_settings,
+        prompt_cache_all=prompt_cache_all, draft=draft, **engine_settings,
     )  # fmt: skip
     with closing(chunks), LiveRate() as rate:
         unprinted = ["" if chat else text]

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgeq.core.errors import UsageError
 
@@ -115,6 +115,40 @@ def interruptible() -> Iterator[Interrupt]:
         yield interrupt
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+class CtrlC:
+    """Ctrl-C of a session, while it is entered: it does nothing but where it is heard.
+
+    So a key that is pressed twice does not end the session while the first press is dealt with.
+    """
+
+    def __init__(self) -> None:
+        self._heard = False
+        self._before: Any = None  # None is no handler that Python could restore
+
+    def __enter__(self) -> CtrlC:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[None]:
+        """While it is entered, the first press raises KeyboardInterrupt."""
+        self._heard = True
+        try:
+            yield
+        finally:
+            self._heard = False
+
+    def _press(self, signum: int, frame: FrameType | None) -> None:
+        if self._heard:
+            self._heard = False
+            raise KeyboardInterrupt
 
 
 class LineEditor:

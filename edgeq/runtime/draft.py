@@ -25,13 +25,12 @@ import numpy as np
 
 from edgeq.core.errors import FormatError, UnsupportedError, UsageError, check_type
 from edgeq.model.kv_bits import KvBits
+from edgeq.model.memory_layout import DRAFT_CONTEXT
 from edgeq.model.model import Model
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.payoff import MOST, Payoff
 from edgeq.runtime.sampling import Logits, Sampler
 
-CONTEXT = 1024
-"""Context of a draft model, in tokens. When it is full, the model restarts on the last tokens."""
 SHORTEST = 64
 """The shortest context that a draft model may have, in tokens."""
 TAIL, TRIAL_TAIL = 256, 64
@@ -148,7 +147,7 @@ def open_drafts(
     model = source if isinstance(source, Model) else load(source)
     check_same_tokens(model, target)
     engines = Engine.batch(
-        model, sequences, context=min(CONTEXT, model.config.context), threads=threads,
+        model, sequences, context=min(DRAFT_CONTEXT, model.config.context), threads=threads,
         kv_bits=kv_bits, backend=backend, mmap=mmap,
     )  # fmt: skip
     try:

@@ -18,10 +18,9 @@ from edgeq.importers import load
 from edgeq.importers.pooling import pooling_of
 from edgeq.importers.tokenizer.chat_templates import chat_templates
 from edgeq.model.kv_bits import KvBits
-from edgeq.model.memory_layout import kv_bytes, scratch_bytes
+from edgeq.model.memory_layout import draft_bytes, kv_bytes, scratch_bytes
 from edgeq.model.model import Model
 from edgeq.runtime.constraint import GrammarVocabulary
-from edgeq.runtime.draft import CONTEXT as DRAFT_CONTEXT
 from edgeq.runtime.draft import Draft, open_drafts
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.kv_state import fingerprint
@@ -195,9 +194,7 @@ def _refuse_too_much(
     needed = parallel * kv_bytes(config, tokens, kv_bits)
     needed += scratch_bytes(config, tokens, n_threads or available_cores(), parallel)
     if draft is not None:
-        short = min(DRAFT_CONTEXT, draft.config.context)
-        needed += parallel * kv_bytes(draft.config, short, kv_bits)
-        needed += scratch_bytes(draft.config, short, n_threads or available_cores(), parallel)
+        needed += draft_bytes(draft.config, n_threads or available_cores(), kv_bits, parallel)
     if free is not None and needed > free:
         raise DoesNotFitError(
             f"{name}: the KV caches of {parallel} answers of {tokens} tokens and their buffers "

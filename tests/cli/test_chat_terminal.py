@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import stat
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 import edgeq
 from edgeq.api.conversation import read_messages
 from edgeq.cli import render
-from edgeq.cli.terminal import LineEditor, _read_history
+from edgeq.cli.chat import _next_line
+from edgeq.cli.terminal import CtrlC, LineEditor, _read_history, interruptible
 from edgeq.core.errors import FormatError, UsageError
 from tests.chat_models import chat_copy, endless_copy
 from tests.cli.test_chat import GREEDY, command
@@ -67,6 +69,41 @@ def test_ctrl_c_stops_the_answer_and_not_the_session(endless: Path, tmp_path: Pa
     assert "Traceback" not in chat.said
     # the row of the rate is given back
     assert chat.said.count("\x1b[1;23r") == chat.said.count("\x1b[r") == 1
+
+
+class Pressed(LineEditor):
+    """An editor at which somebody presses Ctrl-C before typing a line."""
+
+    def __init__(self, presses: int) -> None:
+        super().__init__(None)
+        self.presses = presses
+
+    def ask(self, prompt: str) -> str | None:
+        while self.presses:
+            self.presses -= 1
+            signal.raise_signal(signal.SIGINT)
+        return "a line"
+
+
+def test_ctrl_c_again_while_the_first_is_dealt_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = []
+
+    def slow(text: str) -> None:
+        signal.raise_signal(signal.SIGINT)
+        said.append(text)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(render, "note", slow)
+    with CtrlC() as ctrl_c:
+        assert _next_line(Pressed(3), ctrl_c) == "a line"
+        signal.raise_signal(signal.SIGINT)  # before the answer begins
+        with interruptible() as interrupt:
+            signal.raise_signal(signal.SIGINT)
+        assert interrupt.asked
+        signal.raise_signal(signal.SIGINT)  # after its end
+    assert said == ["\n/exit or Ctrl-D ends the chat"] * 3
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_lines_can_be_edited_and_come_back(talker: Path, tmp_path: Path) -> None:

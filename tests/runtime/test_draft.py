@@ -16,8 +16,9 @@ import pytest
 from edgeq.core.errors import FormatError, UsageError
 from edgeq.formats.tensor import FloatTensor
 from edgeq.importers import load
+from edgeq.model.memory_layout import draft_bytes
 from edgeq.model.model import Model
-from edgeq.runtime.draft import Draft, check_same_tokens
+from edgeq.runtime.draft import Draft, check_same_tokens, open_drafts
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.generate import Chunk, generate
 from edgeq.runtime.payoff import FIRST, LONGEST_PAUSE, MOST, PAUSE, REFRESH, Payoff
@@ -412,3 +413,14 @@ def test_pauses_grow_and_end() -> None:
             payoff.plain(plain, plain)
     assert payoff.pays
     assert REFRESH < 40
+
+
+def test_the_memory_of_a_draft_is_what_is_planned() -> None:
+    model = load(DEMO)
+    drafts = open_drafts(DEMO, model, 2, threads=1)
+    try:
+        held = sum(draft.engine.kv_bytes for draft in drafts) + drafts[0].engine.scratch_bytes
+    finally:
+        for draft in drafts:
+            draft.close()
+    assert held == draft_bytes(model.config, 1, sequences=2)
