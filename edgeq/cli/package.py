@@ -62,8 +62,8 @@ _OUTPUT = ("output", "force")
                    "first.")  # fmt: skip
 @click.option("--labels", metavar="FILE", type=click.Path(), default=None,
               show_default="what the file's metadata says",
-              help="Graphs: a text file with the names of the model's classes, one per line, in the "
-                   "order of their numbers.")  # fmt: skip
+              help="Graphs: a text file with the names of the model's classes, one per line, in "
+                   "the order of their numbers.")  # fmt: skip
 @click.option("--license", "license_", metavar="NAME", default=None,
               show_default="what the model's files say",
               help="The license of the model, such as apache-2.0.")  # fmt: skip
