@@ -339,9 +339,11 @@ def test_a_function_yields_samples_again_and_again(script: Path) -> None:
 def test_scripts_that_fail_are_said_so(script: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="ZeroDivisionError"):
         list(open_samples(f"{script}:fails", VISION))
-    with pytest.raises(UsageError, match=r"no function 'none' \(it has: arrays, pairs, fails, named\)"):
+    with pytest.raises(
+        UsageError, match=r"no function 'none' \(it has: arrays, pairs, fails, named\)"
+    ):
         open_samples(f"{script}:none", VISION)
-    with pytest.raises(FormatError, match="yields the label 'cat' .* the number of the class"):
+    with pytest.raises(FormatError, match=r"yields the label 'cat' .* the number of the class"):
         list(open_samples(f"{script}:named", VISION))
     with pytest.raises(UsageError, match=r"absent\.py does not exist"):
         open_samples(f"{tmp_path}/absent.py:f", VISION)
