@@ -31,7 +31,7 @@ def refuse_made(model: str) -> None:
 
     if source_kind(model) == "program":
         raise UsageError(
-            f"{model} was made for a runtime and cannot be converted again; give the .onnx or "
+            f"{model} was converted for a runtime and cannot be converted again; give the .onnx or "
             ".tflite file that it was made from"
         )
 

@@ -237,7 +237,7 @@ def test_files_made_for_a_runtime_are_not_taken_back(tmp_path: Path, refused: Re
         for args in (("quantize",), ("convert", "--to", "ort")):
             said = refused(*args, tmp_path / name, "-o", tmp_path / "out.onnx")
             assert (
-                f"{name} was made for a runtime and cannot be converted again; give the .onnx"
+                f"{name} was converted for a runtime and cannot be converted again; give the .onnx"
                 in said
             )
 

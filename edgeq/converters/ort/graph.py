@@ -380,17 +380,16 @@ def _at_load(onnx: ModuleType, graph: Graph, proto: Any) -> None:
             nodes.append(node)
             continue
         assert isinstance(weight, QuantWeight)
-        scales = tensors[sources.get(node.input[1], node.input[1])]
         if weight.axis is not None:  # a scale for each of its places
+            scales = tensors[sources.get(node.input[1], node.input[1])]
             scales.dims.extend([1] * (weight.levels.ndim - 1 - _axis(node)))
-        wide = f"{name}.float"
+        wide, levels = f"{name}.float", tensors.get(node.input[0])  # of 4 bits, a Cast is between
         nodes.append(onnx.helper.make_node("Cast", [node.input[0]], [wide], to=1))
-        zero = next((onnx.numpy_helper.to_array(tensors[z]) for z in node.input[2:]), np.zeros(1))
-        if np.any(zero):  # the same for all: the middle of levels without a sign
-            middle = np.array(zero.flat[0], np.float32)
-            proto.graph.initializer.append(onnx.numpy_helper.from_array(middle, f"{name}.middle"))
-            nodes.append(onnx.helper.make_node("Sub", [wide, f"{name}.middle"], [f"{wide}.signed"]))
-            wide = f"{wide}.signed"
+        if levels is not None and levels.data_type == onnx.TensorProto.UINT8:
+            middle = onnx.numpy_helper.from_array(np.array(128, np.float32), f"{name}.middle")
+            proto.graph.initializer.append(middle)
+            nodes.append(onnx.helper.make_node("Sub", [wide, middle.name], [f"{name}.less"]))
+            wide = f"{name}.less"
         nodes.append(onnx.helper.make_node("Mul", [wide, node.input[1]], [name]))
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)

@@ -9,7 +9,7 @@ narrow for one that does not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -33,6 +33,8 @@ FLOORS: Mapping[Kind, float] = {"float": 2e-6, "half": 1e-3, "static": 2e-6, "dy
 """Relative error that is always allowed: the precision of the last operator."""
 MOST: Mapping[Kind, float] = {"float": 0.01, "half": 0.1, "static": 0.3, "dynamic": 1.0}
 """The largest relative error that is ever allowed, however much a model amplifies small errors."""
+SURE = 1e-6
+"""Error of a function such as Sigmoid that is always allowed, however small its results are."""
 SENSITIVE = 0.1
 """Tolerance from which on the report says that the outputs can only reveal large faults."""
 VANISHED = 0.01
@@ -53,7 +55,7 @@ _TIE = 6.0
 
 @dataclass
 class OutputError:
-    """The error of one output over all inputs, and the error that is accepted.
+    """The error of one output, or of its worst part, over all inputs, and what is accepted.
 
     Args:
         error: root mean square of the difference over that of the reference; for integers, the
@@ -121,7 +123,8 @@ class OutputTolerance:
             )
             for seed in range(draws)
         ]  # fmt: skip
-        self._sums = {name: _Sums() for name in graph.outputs}
+        self._parts = {name: list(_parts(graph, name)) for name in graph.outputs}
+        self._sums = {name: [_Sums() for _ in parts] for name, parts in self._parts.items()}
         self.top1: list[bool] = []
         """Whether the largest score of each sample is the same, ties counted as the same."""
 
@@ -140,15 +143,18 @@ class OutputTolerance:
                     f"{list(want[name].shape)}"
                 )
             if want[name].dtype.kind == "f":
-                self._floats(name, want[name], got[name], [r[name] for r in rivals])
+                for (_, cut), sums in zip(self._parts[name], self._sums[name], strict=True):
+                    self._floats(
+                        sums, want[name][cut], got[name][cut], [r[name][cut] for r in rivals]
+                    )
             else:
                 self._whole(name, want, got[name], rivals)
         self._top(want, got)
 
     def _floats(
-        self, name: str, want: NDArray[Any], got: NDArray[Any], rivals: list[NDArray[Any]]
+        self, s: _Sums, want: NDArray[Any], got: NDArray[Any], rivals: list[NDArray[Any]]
     ) -> None:
-        s, a, b = self._sums[name], want.astype(np.float64), got.astype(np.float64)
+        a, b = want.astype(np.float64), got.astype(np.float64)
         sound = np.isfinite(a)
         if not np.isfinite(b[sound]).all():
             s.bad = "is not finite where the source's is"
@@ -168,7 +174,7 @@ class OutputTolerance:
                 s.vanished += float(np.square(a[c == 0]).sum()) / len(rivals)
 
     def _whole(self, name: str, want: Feeds, got: NDArray[Any], rivals: Sequence[Feeds]) -> None:
-        s = self._sums[name]
+        s = self._sums[name][0]
         s.count += want[name].size
         unequal = got != want[name]
         s.different += int(unequal.sum())
@@ -193,10 +199,17 @@ class OutputTolerance:
             self.top1 += list(got[name].argmax(1) == scores.argmax(1))
 
     def found(self) -> dict[str, OutputError]:
-        """Output -> what was found."""
-        return {name: self._judged(name, s) for name, s in self._sums.items()}
+        """Output -> what was found, in the part of it where the error is worst."""
+        found = {}
+        for name, parts in self._parts.items():
+            judged = [
+                self._judged(name, part, s)
+                for (part, _), s in zip(parts, self._sums[name], strict=True)
+            ]
+            found[name] = max(judged, key=lambda one: (not one.passed, one.error))
+        return found
 
-    def _judged(self, name: str, s: _Sums) -> OutputError:
+    def _judged(self, name: str, part: str, s: _Sums) -> OutputError:
         if s.bad:
             return OutputError(float("inf"), 0.0, note=s.bad)
         if not s.count:
@@ -207,10 +220,13 @@ class OutputTolerance:
         scale = rms or 1.0
         error, moved = (float(np.sqrt(part / s.count)) for part in (s.wrong, s.moved))
         allowed = FACTORS[self._kind] * moved + FLOORS[self._kind] * rms
-        maker = _maker(self._graph, name)
-        if maker is not None and maker.op in BOUNDED:
-            allowed += 1e-3 if self._half else 1e-6
+        maker = _maker(self._graph, part)
+        bounded = maker is not None and maker.op in BOUNDED
+        if bounded and self._half:
+            allowed += 1e-3
         allowed = min(allowed, MOST[self._kind] * rms) if rms else allowed
+        if bounded:  # their error does not shrink with them
+            allowed = max(allowed, SURE)
         note = ""
         if self._kind != "dynamic" and allowed >= SENSITIVE * scale:
             note = (
@@ -219,7 +235,7 @@ class OutputTolerance:
             )
         if s.overflow or s.vanished > VANISHED * s.size:
             note = OUT_OF_HALF
-        quant = self._graph.quants.get(name)
+        quant = self._graph.quants.get(name) or self._graph.quants.get(part)
         if quant is not None and self._kind == "static":
             # whole steps of its grid are all that an output can differ by
             one = quant.scale * 1.01
@@ -249,6 +265,22 @@ class OutputTolerance:
                 score = maker.inputs[0]
             grids.append(self._graph.quants.get(score))
         return [quant for quant in grids if quant is not None]
+
+
+def _parts(graph: Graph, name: str) -> Iterator[tuple[str, tuple[slice, ...]]]:
+    """The values that a Concat makes an output of, as boxes and scores, and where they lie in it.
+
+    Each is compared by itself: what is small beside the others would not be seen in all of them.
+    """
+    node = graph.producers.get(name)
+    if node is None or node.op != "Concat" or name in graph.quants:
+        yield name, ()
+        return
+    axis, at = int(node.attrs["axis"]) % len(graph.info(name).shape), 0
+    for value in node.inputs:
+        size = graph.info(value).shape[axis]
+        yield value, (*[slice(None)] * axis, slice(at, at + size))
+        at += size
 
 
 def _maker(graph: Graph, name: str) -> Node | None:

@@ -221,6 +221,39 @@ def test_near_ties_and_zeros_are_judged_by_what_errors_change(target: str, tmp_p
         assert found.graph.error[tiny] > found.graph.allowed[tiny]
 
 
+@pytest.mark.parametrize("target", list(SUFFIX))
+def test_scores_that_are_nothing_anywhere_pass(target: str, tmp_path: Path) -> None:
+    """A detector's where there is no object: runtimes' errors do not shrink with them."""
+    pytest.importorskip(PACKAGE[target])
+    m = Made(0, x=Info((1, 3, 32, 33)))
+    low = m.same("Sub", m.conv("x", 1), m.constant(np.float32(18)))
+    graph = m.graph(m.same("Sigmoid", low))
+    made = convert(graph, target, tmp_path / f"m{SUFFIX[target]}")
+    assert made.certificate is not None
+    assert made.certificate["passed"]
+
+
+@pytest.mark.parametrize("target", ["ort", "tflite"])
+def test_parts_of_an_output_are_compared_one_by_one(target: str, tmp_path: Path) -> None:
+    """Boxes in pixels and scores beside them: a fault in the scores is not lost in the boxes."""
+    pytest.importorskip(PACKAGE[target])
+    m = Made(0, x=Info((1, 16)))
+    boxes = m.same("Mul", m.linear("x", 4), m.constant(np.float32(1000)))
+    scores = m.same("Sigmoid", m.linear("x", 6))
+    graph = m.graph(m.node("Concat", [boxes, scores], (1, 10), axis=1))
+    made = convert(graph, target, tmp_path / f"m{SUFFIX[target]}")
+    assert made.certificate is not None
+    assert made.certificate["passed"]
+    linear = [node for node in graph.nodes if node.op == "Linear"][1]
+    bias = graph.array(linear.inputs[2]) + np.float32(0.01)
+    path = tmp_path / f"b{SUFFIX[target]}"
+    graph_target(target).write(put(graph, linear.inputs[2], bias), path, {}, None)
+    found = compare_graph(graph, path, target).graph
+    assert found is not None
+    (name,) = graph.outputs
+    assert found.error[name] > found.allowed[name]
+
+
 @pytest.mark.parametrize("step", [np.float32(1e4), np.float32(1e-10)])
 def test_what_float16_does_not_hold_is_reported_once(step: np.float32, tmp_path: Path) -> None:
     """Values past its largest number, and a small one that keeps a logarithm finite."""

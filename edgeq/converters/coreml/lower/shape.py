@@ -209,7 +209,7 @@ def _topk(b: CoremlLowering, node: Node) -> Sequence[Var]:
 def _cumsum(b: CoremlLowering, node: Node) -> Var:
     return b.mb.cumsum(
         x=b.take(node.inputs[0]),
-        axis=b.ints(node.inputs[1])[0],
+        axis=b.ints(node.inputs[1])[0] % len(b.info_shape(node.inputs[0])),
         exclusive=bool(node.attrs.get("exclusive", 0)),
         reverse=bool(node.attrs.get("reverse", 0)),
     )
