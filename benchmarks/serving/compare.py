@@ -48,6 +48,7 @@ class Served:
         command: that starts it; ``{port}`` is the port.
         log: a file for what it prints.
         env: further variables of its environment.
+        most: the field of a request that limits the answer.
     """
 
     def __init__(
@@ -57,11 +58,12 @@ class Served:
         command: Sequence[str],
         log: Path,
         env: dict[str, str] | None = None,
+        most: str = "max_tokens",
     ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self.name, self._model = name, model
+        self.name, self._model, self._most = name, model, most
         self._url = f"http://127.0.0.1:{port}/v1"
         self._log = log
         with log.open("wb") as said:
@@ -101,7 +103,7 @@ class Served:
             "model": self._model,
             "messages": [{"role": "user", "content": f"Number {number}: write a long story about "
                           "a small computer that wants to see the sea."}],
-            "max_tokens": tokens, "temperature": 0, "stream": True,
+            self._most: tokens, "temperature": 0, "stream": True,
         }  # fmt: skip
         request = urllib.request.Request(
             self._url + "/chat/completions", json.dumps(body).encode(),
@@ -154,7 +156,7 @@ def servers(args: argparse.Namespace, folder: Path) -> list[Served]:
                        env={**os.environ, **place})  # fmt: skip
         found.append(Served("LiteRT-LM (litert-lm serve), w4-g32", "model",
                             [command, "serve", "--port", "{port}"], folder / "litert.log",
-                            place))  # fmt: skip
+                            place, "max_completion_tokens"))  # fmt: skip
     return found
 
 
