@@ -98,6 +98,7 @@ class SharedDecoder:
         self._busy = False  # a thread runs the program
         self._requests: list[TokenRequest] = []
         self._together: set[int] = set()  # sequences of the last passes, which will ask again
+        self._greedy: set[int] = set()  # sequences that decode without Python in between
         self._last_s = 0.0
 
     def forward(
@@ -142,6 +143,17 @@ class SharedDecoder:
 
         They are computed without Python in between, unless other sequences decode too.
         """
+        with self._turn:
+            self._greedy.add(sequence)
+        try:
+            return self._chosen(sequence, token, position, steps)
+        finally:
+            with self._turn:
+                self._greedy.discard(sequence)
+
+    def _chosen(
+        self, sequence: int, token: int, position: int, steps: int
+    ) -> tuple[list[int], bool]:
         chosen: list[int] = []
         while len(chosen) < steps:
             at, last = position + len(chosen), chosen[-1] if chosen else token
@@ -173,9 +185,8 @@ class SharedDecoder:
         if len(self.program.caches) == 1:
             return False
         with self._turn:
-            return any(request.sequence != sequence for request in self._requests) or bool(
-                self._together - {sequence}
-            )
+            asking = {request.sequence for request in self._requests}
+            return bool((asking | self._together | self._greedy) - {sequence})
 
     def _decode(self, sequence: int, token: int, position: int) -> NDArray[np.float32]:
         """Logits [1, V] after one token, perhaps run together with those of other sequences."""

@@ -188,4 +188,5 @@ def object_schema(fields: Iterable[Field]) -> dict[str, Any]:
         "type": "object",
         "properties": {field.name: field.json_schema() for field in listed},
         "required": [field.name for field in listed if field.required],
+        "additionalProperties": False,  # see `read`
     }

@@ -158,3 +158,37 @@ def test_numbers_of_engines() -> None:
     engines = Engine.batch(tiny("llama"), 2, backend="numpy")
     assert (engines[0].forward([1]) == engines[1].forward([1])).all()
     close(engines)
+
+
+def test_greedy_sequences_share_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads that only ask for many greedy tokens, as answers at temperature 0 do."""
+    model, steps = tiny("llama"), 48
+    with Engine(model, context=64, threads=1) as engine:
+        token = int(engine.forward(PROMPTS[0]).argmax())
+        expected = engine.greedy(token, steps)
+    sizes: list[int] = []
+    passed = SharedDecoder.run_pass
+
+    def counted(self: SharedDecoder, requests: list[TokenRequest]) -> None:
+        sizes.append(len(requests))
+        passed(self, requests)
+
+    monkeypatch.setattr(SharedDecoder, "run_pass", counted)
+    engines = Engine.batch(model, 2, context=64, threads=1)
+    both = threading.Barrier(2)
+
+    def answer(engine: Engine) -> list[int]:
+        engine.reset()
+        engine.forward(PROMPTS[0])
+        both.wait()
+        return engine.greedy(token, steps)
+
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            for _ in range(200):  # one thread may be done before the other begins
+                assert list(pool.map(answer, engines)) == [expected, expected]
+                if 2 in sizes:
+                    break
+    finally:
+        close(engines)
+    assert 2 in sizes

@@ -310,3 +310,13 @@ def test_the_command_refuses_before_it_opens_models() -> None:
         assert process.returncode == code, errors
         assert said in errors
         assert "Traceback" not in errors
+
+
+def test_the_description_says_that_unknown_fields_are_refused(server: edgeq.Server) -> None:
+    paths = ask(server, "/openapi.json").json["paths"]
+    posted = [(path, methods["post"]) for path, methods in paths.items() if "post" in methods]
+    assert len(posted) >= 6
+    for path, operation in posted:
+        schema = operation["requestBody"]["content"]["application/json"]["schema"]
+        assert schema["additionalProperties"] is False
+        assert ask(server, path, {"never_heard_of": 1}).code == "unknown_parameter"
