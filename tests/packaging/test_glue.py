@@ -105,9 +105,9 @@ def test_nothing_is_left_to_fill(suffix: str, apps: dict[str, Path]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "flavor"), [("model", "litertlm"), ("model", "ort"), ("graph", "litert"),
-                         ("graph", "ort")],
-)  # fmt: skip
+    ("kind", "flavor"),
+    [("model", "litertlm"), ("model", "ort"), ("graph", "litert"), ("graph", "ort")],
+)
 def test_kotlin_compiles_against_stand_ins(
     kind: str, flavor: str, apps: dict[str, Path], tmp_path: Path
 ) -> None:
