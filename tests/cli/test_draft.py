@@ -77,5 +77,5 @@ def test_another_tokenizer_is_refused_by_name(small: Path, other: Path, talker: 
         pytest.importorskip(package)
     with pytest.raises(UsageError, match=words):
         edgeq.Server(str(DEMO), edgeq.ServerSettings(port=0), draft=other)
-    with pytest.raises(UsageError, match="do not work together"):
+    with pytest.raises(UsageError, match="cannot be used together"):
         edgeq.Server(str(DEMO), edgeq.ServerSettings(port=0, lookup=4), draft=small)

@@ -187,7 +187,7 @@ def test_what_is_over_is_over() -> None:
         replay.state()
     with pytest.raises(UsageError, match="has steps left"):
         next(replay.logits())
-    with pytest.raises(UsageError, match="once"):
+    with pytest.raises(UsageError, match="was iterated already"):
         next(iter(replay))
 
 
