@@ -22,8 +22,7 @@ MACHINES = ("aarch64", "x86_64")
 GLIBC = range(17, 37)
 """Raspberry Pi OS 12 has glibc 2.36."""
 SETS = {
-    "model": "numpy numba llvmlite safetensors tokenizers click rich jinja2 starlette uvicorn "
-    "llguidance",
+    "model": "numpy numba llvmlite tokenizers click rich jinja2 starlette uvicorn llguidance",
     "graph": "numpy onnxruntime",
 }
 

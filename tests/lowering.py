@@ -188,8 +188,7 @@ def quantized(graph: Graph, samples: Feeds, bits: int = 8) -> Graph:
             for name in node.inputs:
                 if name in constants:
                     constants[name] = rounded_weight(graph.array(name), 8, None)
-    return replace(made, constants=constants, quants=quants,
-                   meta={"edgeq.activations": "static"})  # fmt: skip
+    return replace(made, constants=constants, quants=quants, meta={"edgeq.activations": "static"})
 
 
 def grid_of(array: NDArray[np.float32]) -> QuantParams:

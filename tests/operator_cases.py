@@ -229,8 +229,7 @@ def convolutions() -> Iterator[Case]:
                   floats(2, 3, 3, 3), auto_pad=auto, strides=[stride] * 2, **more)  # fmt: skip
     yield one("dilations", 11, "ConvTranspose", floats(1, 2, 4, 3), floats(2, 3, 2, 2),
               dilations=[2, 2], strides=[2, 1])  # fmt: skip
-    yield one("1d", 11, "ConvTranspose", floats(1, 2, 5), floats(2, 3, 4), strides=[2],
-              pads=[1, 1])  # fmt: skip
+    yield one("1d", 11, "ConvTranspose", floats(1, 2, 5), floats(2, 3, 4), strides=[2], pads=[1, 1])
     yield one("depthwise", 11, "ConvTranspose", floats(1, 3, 4, 4), floats(3, 1, 3, 3), group=3,
               strides=[2, 2])  # fmt: skip
 
@@ -260,8 +259,7 @@ def norms() -> Iterator[Case]:
     yield Case("BatchNormalization-7-spatial=0", 7, "BatchNormalization", x, names,
                {k: np.abs(floats(3, 4, 4, seed=i)) + 0.5 for i, k in enumerate(held)},
                {"spatial": 0})  # fmt: skip
-    yield Case("BatchNormalization-15-computed", 15, "BatchNormalization",
-               x | dict(held), names)  # fmt: skip
+    yield Case("BatchNormalization-15-computed", 15, "BatchNormalization", x | dict(held), names)
     for shape, epsilon in product(((2, 3, 4, 4), (1, 3, 5), (2, 3, 2, 2, 2)), (None, 1e-2)):
         scale, bias = floats(3), floats(3, seed=1)
         more = given(epsilon=epsilon)

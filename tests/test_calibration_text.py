@@ -95,7 +95,7 @@ def test_the_default_learns_without_data(demo: Model, tmp_path: Path) -> None:
     assert summary.quality.evaluation.kl_mean < fast.quality.evaluation.kl_mean / 2
     known = edgeq.load(out).provenance["calibration"]
     assert 0 < known["sampled"] < known["tokens"]
-    with pytest.raises(UsageError, match="leave out fast"):
+    with pytest.raises(UsageError, match="give either fast or a recipe"):
         edgeq.quantize(demo, out, "w4-g64", fast=True)
 
 

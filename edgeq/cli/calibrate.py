@@ -34,8 +34,9 @@ _WORST = 3
               help="Number of windows of the text to use, spread evenly over it.")  # fmt: skip
 @click.option("--context", "--calib-context", type=click.IntRange(min=2), default=256,
               help="Tokens in each window, at most the model's own context length.")  # fmt: skip
-@click.option("--resume", is_flag=True,
-              help="Continue an interrupted run with the same output file.")  # fmt: skip
+@click.option(
+    "--resume", is_flag=True, help="Continue an interrupted run with the same output file."
+)
 @force_option
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text",
               help="Format of the summary on standard output.")  # fmt: skip

@@ -50,8 +50,9 @@ _OTHERS = "Any other line is a message; begin it with a space if it starts with 
 
 @command("chat", "Have a conversation.")
 @model_argument
-@click.option("-sys", "--system", "--system-prompt", "system", default=None,
-              help="The system prompt.")  # fmt: skip
+@click.option(
+    "-sys", "--system", "--system-prompt", "system", default=None, help="The system prompt."
+)
 @click.option("-n", "--n-predict", "--predict", "--max-tokens", type=click.IntRange(min=1),
               default=512, help="Maximum number of tokens in an answer.")  # fmt: skip
 @click.option("--load", type=click.Path(exists=True, dir_okay=False), default=None, metavar="FILE",
@@ -59,8 +60,9 @@ _OTHERS = "Any other line is a message; begin it with a space if it starts with 
 @click.option("--history", type=click.Path(dir_okay=False), default=None, metavar="FILE",
               show_default="~/.local/state/edgeq/chat_history",
               help="File of earlier messages, which the arrow keys recall.")  # fmt: skip
-@click.option("--no-history", is_flag=True, show_default=False,
-              help="Do not keep messages in a file.")  # fmt: skip
+@click.option(
+    "--no-history", is_flag=True, show_default=False, help="Do not keep messages in a file."
+)
 @lookup_option
 @draft_option
 @schema_option
@@ -102,9 +104,7 @@ def chat(
         refuse_what_cannot_fit(loaded, model, engine_settings, draft)
     compile_first(engine_settings["backend"])
     schema = settings["json_schema"]
-    with begin(
-        loaded, system=system, json_schema=schema, draft=draft, **engine_settings
-    ) as talk:  # fmt: skip
+    with begin(loaded, system=system, json_schema=schema, draft=draft, **engine_settings) as talk:
         how = {"max_tokens": n_predict, "stop": settings["stop"], "lookup": settings["lookup"]}
         ctrl_c = CtrlC()
         session = _Session(talk, params, how, person, ctrl_c)

@@ -86,8 +86,9 @@ class _Command(click.Command):
             if ctx.params.get(_PROMPT) is not None:
                 raise click.UsageError(
                     f"the model is given twice, as the argument {prompt} and as --model "
-                    f"{ctx.params['model']}; give it once", ctx,
-                )  # fmt: skip
+                    f"{ctx.params['model']}; give it once",
+                    ctx,
+                )
             ctx.params[_PROMPT] = prompt
         return rest
 
@@ -206,8 +207,9 @@ def _model(function: Function, *aliases: str, name: str = "model", required: boo
         if value and given and named:
             raise click.UsageError(
                 f"the model is given twice, as the argument {given} and as --model {value}; "
-                "give it once", ctx,
-            )  # fmt: skip
+                "give it once",
+                ctx,
+            )
         if not (value or given) and required and not ctx.resilient_parsing:
             raise click.UsageError("Missing argument 'MODEL'.", ctx)
         return given or value
@@ -244,8 +246,9 @@ def result_options(*kinds: str, force: bool = True) -> Decorator:
         if value in kinds:  # llama-bench's -o is a format
             raise click.UsageError(
                 f"--output is the file to write; for the format write --format {value} (or "
-                f"--output ./{value} for a file of this name)", ctx,
-            )  # fmt: skip
+                f"--output ./{value} for a file of this name)",
+                ctx,
+            )
         if value is not None:
             ctx.meta[_OUTPUT] = value
 

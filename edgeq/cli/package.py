@@ -80,8 +80,7 @@ _OUTPUT = ("output", "force")
 @click.option("--verify-key", metavar="KEY", type=click.Path(), default=None,
               help="With --verify: the Ed25519 public key (PEM) that must have signed "
                    "it.")  # fmt: skip
-@click.option("--golden/--no-golden", default=True,
-              help="With --verify: run the golden tests.")  # fmt: skip
+@click.option("--golden/--no-golden", default=True, help="With --verify: run the golden tests.")
 @click.option("--delta", metavar="OLD", type=click.Path(), default=None,
               help="MODEL is a package: write the changes since the package OLD to "
                    "--output.")  # fmt: skip

@@ -51,17 +51,20 @@ class Seconds(click.ParamType):  # type: ignore[type-arg]  # generic since click
               help="Also profile this model, in alternation with MODEL. TARGET:FILE names the "
                    "runtime, such as gguf:model.gguf for llama.cpp. May be given several "
                    "times.")  # fmt: skip
-@click.option("-p", "--n-prompt", type=click.IntRange(min=0), default=128,
-              help="Prompt length in tokens.")  # fmt: skip
+@click.option(
+    "-p", "--n-prompt", type=click.IntRange(min=0), default=128, help="Prompt length in tokens."
+)
 @click.option("-n", "--n-gen", type=click.IntRange(min=0), default=64,
               help="Number of tokens to generate; for graphs, the number of "
                    "inferences.")  # fmt: skip
 @click.option("-d", "--n-depth", type=click.IntRange(min=0), default=0,
               help="Number of tokens already in the KV cache at the start.")  # fmt: skip
-@click.option("-r", "--repetitions", type=click.IntRange(min=1), default=5,
-              help="Number of timed rounds.")  # fmt: skip
-@click.option("--warmup", type=click.IntRange(min=0), default=1,
-              help="Number of untimed rounds at the start.")  # fmt: skip
+@click.option(
+    "-r", "--repetitions", type=click.IntRange(min=1), default=5, help="Number of timed rounds."
+)
+@click.option(
+    "--warmup", type=click.IntRange(min=0), default=1, help="Number of untimed rounds at the start."
+)
 @click.option("--sustained", type=Seconds(), default=0.0, show_default=False,
               help="Keep running for this long, such as 10m, and show speed and temperature over "
                    "time.")  # fmt: skip

@@ -11,8 +11,9 @@ from edgeq.cli.options import command
 
 
 @command("report", "Write an HTML report of saved profiles and sweeps.")
-@click.argument("sources", metavar="FILE...", nargs=-1, required=True,
-                type=click.Path(path_type=Path))  # fmt: skip
+@click.argument(
+    "sources", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True,
               help="The file to write, such as report.html.")  # fmt: skip
 @click.option("--title", default="edgeq report", help="Title of the report.")

@@ -24,8 +24,9 @@ SHOWN = 12
                    "for.")  # fmt: skip
 @click.option("--calib-windows", type=click.IntRange(min=1), default=8,
               help="Number of windows of the text to use, spread evenly over it.")  # fmt: skip
-@click.option("--calib-context", type=click.IntRange(min=2), default=256,
-              help="Tokens in each window.")  # fmt: skip
+@click.option(
+    "--calib-context", type=click.IntRange(min=2), default=256, help="Tokens in each window."
+)
 @click.option("--mode", type=click.Choice(["kl", "scaled", "output"]), default=None,
               show_default="kl for small models, else scaled",
               help="kl: the KL divergence of the whole model, measured. scaled: the error of the "

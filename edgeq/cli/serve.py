@@ -26,8 +26,9 @@ from edgeq.cli.warmup import compile_first
 @click.option("--host", default="127.0.0.1",
               help="Address to listen on; 0.0.0.0 listens on all addresses of this "
                    "machine.")  # fmt: skip
-@click.option("--port", type=click.IntRange(0, 65535), default=8080,
-              help="TCP port; 0 chooses a free port.")  # fmt: skip
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8080, help="TCP port; 0 chooses a free port."
+)
 @click.option("-np", "--parallel", type=click.IntRange(1, 64), default=2,
               help="Answers of each model that are generated at the same time. Each has its own "
                    "KV cache; the weights are shared.")  # fmt: skip
@@ -110,7 +111,7 @@ def serve(models: tuple[str, ...], model: str | None, **settings: Any) -> None:
     with render.progress("Opening models") as bar:
         server = Server(
             listed, chosen, draft=settings["draft"], **engine_arguments(settings), progress=bar
-        )  # fmt: skip
+        )
     render.note(
         f"serving {', '.join(server.service.models)}\n"
         f"chat page   {server.url}/\n"

@@ -31,14 +31,16 @@ if TYPE_CHECKING:
 @click.option("--calib-windows", type=click.IntRange(min=1), default=128,
               help="Number of windows of the calibration text to use, spread evenly over "
                    "it.")  # fmt: skip
-@click.option("--calib-context", type=click.IntRange(min=2), default=256,
-              help="Tokens in each window.")  # fmt: skip
+@click.option(
+    "--calib-context", type=click.IntRange(min=2), default=256, help="Tokens in each window."
+)
 @click.option("--eval-text", type=click.Path(exists=True, dir_okay=False), default=None,
               show_default="a text that edgeq includes",
               help="The text that quality is measured on; it must not be the text of "
                    "--calib.")  # fmt: skip
-@click.option("--speed/--no-speed", default=True,
-              help="Also measure speed, while other tasks may be running.")  # fmt: skip
+@click.option(
+    "--speed/--no-speed", default=True, help="Also measure speed, while other tasks may be running."
+)
 @click.option("--requantize", is_flag=True, show_default=False,
               help="Accept models whose weights are already quantized, such as most GGUF files; "
                    "quality is then measured against those.")  # fmt: skip
@@ -47,8 +49,9 @@ if TYPE_CHECKING:
                    "and texts at the same paths.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(min=1), default=2,
               help="Number of processes on this machine, without --scheduler.")  # fmt: skip
-@click.option("--plot/--no-plot", default=True,
-              help="Write a report with plots, report.html, to the folder.")  # fmt: skip
+@click.option(
+    "--plot/--no-plot", default=True, help="Write a report with plots, report.html, to the folder."
+)
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text",
               help="Format of the table on standard output.")  # fmt: skip
 def sweep(

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 @command("validate", "Run a converted model and compare it with its source model.")
 @click.argument("out", type=click.Path())
-@click.option("--against", metavar="MODEL", default=None,
-              help="The model that OUT was converted from.")  # fmt: skip
+@click.option(
+    "--against", metavar="MODEL", default=None, help="The model that OUT was converted from."
+)
 @click.option("--target", type=click.Choice(list(TARGETS)), default=None,
               show_default="detected from the name of OUT",
               help="The format of OUT, if its name does not show it.")  # fmt: skip

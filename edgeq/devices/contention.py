@@ -75,11 +75,13 @@ class Contention:
             causes.append(f"the hypervisor took {100 * self.stolen_cores / self.cores:.0f} % of "
                          "the processor time")  # fmt: skip
         if self.paused_share is not None and self.paused_share >= STOLEN_SHARE:
-            causes.append(f"the container's CPU limit paused it {100 * self.paused_share:.0f} % of "
-                         "the time")  # fmt: skip
+            causes.append(
+                f"the container's CPU limit paused it {100 * self.paused_share:.0f} % of the time"
+            )
         if others is None and (self.load_before or 0.0) >= HIGH_LOAD * self.cores:
-            causes.append(f"the load average before was {self.load_before:.1f} on "
-                         f"{_cores(self.cores)}")  # fmt: skip
+            causes.append(
+                f"the load average before was {self.load_before:.1f} on {_cores(self.cores)}"
+            )
         return causes
 
     def warning(self, threads: int | None = None) -> str | None:

@@ -210,8 +210,7 @@ def _x86(lines: list[tuple[str, str]], first: dict[str, str], threads: int) -> C
     count = len(set(physical.values())) or max(threads, 1)
     name = re.sub(r"\s+", " ", first.get("model name", "")) or None
     arch = "x86_64" if "lm" in words else "i686"
-    return CpuInfo(arch, (("x86-64", count),), threads, isa, None, name,
-                   "name" if name else None)  # fmt: skip
+    return CpuInfo(arch, (("x86-64", count),), threads, isa, None, name, "name" if name else None)
 
 
 def _cores_of(lines: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:

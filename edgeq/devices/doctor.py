@@ -185,8 +185,9 @@ def _threads(detected: Detected, allowed: int) -> Check:
     fast = [c for c in detected.clusters if rank(c.core)[0] >= 2] or list(detected.clusters)
     strong = sum(c.count for c in fast) or cores
     best = max(1, min(strong, allowed))
-    kinds = " + ".join(f"{c.count} {c.core}" + (f" at {c.ghz:g} GHz" if c.ghz else "")
-                       for c in detected.clusters)  # fmt: skip
+    kinds = " + ".join(
+        f"{c.count} {c.core}" + (f" at {c.ghz:g} GHz" if c.ghz else "") for c in detected.clusters
+    )
     text = f"{kinds or f'{cores} cores'}; this process may use {allowed}; use -t {best}"
     if detected.threads and allowed < detected.threads:
         return Check("threads", None, text,
@@ -204,8 +205,7 @@ def _governor(detected: Detected) -> Check:
         return Check("governor", None, "this system does not set the clock rate")
     kinds = sorted(set(detected.governors.values()))
     text = ", ".join(kinds)
-    command = ("echo performance | sudo tee "
-               "/sys/devices/system/cpu/cpufreq/policy*/scaling_governor")  # fmt: skip
+    command = "echo performance | sudo tee /sys/devices/system/cpu/cpufreq/policy*/scaling_governor"
     if "powersave" in kinds:
         return Check("governor", False, text, f"cores may stay at their lowest clock: {command}")
     if kinds == ["performance"]:
@@ -271,8 +271,9 @@ def _memory(detected: Detected) -> list[Check]:
     else:
         ok = detected.cgroup_bytes >= gib // 2
         text = f"at most {detected.cgroup_bytes / gib:.2f} GiB ({detected.sources['cgroup_bytes']})"
-        results.append(Check("control group", ok, text,
-                             "" if ok else "raise the container's memory limit"))  # fmt: skip
+        results.append(
+            Check("control group", ok, text, "" if ok else "raise the container's memory limit")
+        )
     return results
 
 

@@ -130,8 +130,9 @@ class Plan:
         if self.largest_context:
             ways.append(f"a context of {self.largest_context} tokens (-c {self.largest_context})")
         if self.highest_bits:
-            ways.append(f"weights of {self.highest_bits} bits (edgeq quantize --bits "
-                        f"{self.highest_bits})")  # fmt: skip
+            ways.append(
+                f"weights of {self.highest_bits} bits (edgeq quantize --bits {self.highest_bits})"
+            )
         if not ways:
             return "not even 2 bits per weight would fit: use a smaller model"
         return f"these would fit: {' or '.join(ways)}"

@@ -238,7 +238,7 @@ _OF_MAKER = {
     ("Amlogic", "Cortex-A9", 4): "Amlogic S802 or S812",
     ("Amlogic", "Cortex-A53", 4): "Amlogic S905 family",
     ("Rockchip", "Cortex-A17", 4): "Rockchip RK3288",
-}  # fmt: skip
+}
 """Chips of which the text names the maker only, by their one type of cores."""
 
 

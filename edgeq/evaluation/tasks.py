@@ -306,9 +306,10 @@ def evaluate_task(
     accuracy = sum(a.right for a in answers) / n
     scored = sum(a.nbytes for a in answers)
     flipped = [
-        (a, b) for a, b in zip(answers, before, strict=False)
+        (a, b)
+        for a, b in zip(answers, before, strict=False)
         if (a.given != b.given if items[0].kind == "choice" else a.right != b.right)
-    ]  # fmt: skip
+    ]
     return Outcome(
         layout=layout,
         protocol=_PROTOCOL[items[0].kind],

@@ -47,8 +47,9 @@ def pooling_of(files: Mapping[str, bytes]) -> str:
                     f"which edgeq does not run; it runs {', '.join(_KNOWN_MODULES)}"
                 )
     config = read_object(files, FILE)
-    chosen = [name for name, value in config.items()
-              if name.startswith("pooling_mode") and value is True]  # fmt: skip
+    chosen = [
+        name for name, value in config.items() if name.startswith("pooling_mode") and value is True
+    ]
     if not chosen:
         return "last"
     if len(chosen) > 1 or chosen[0] not in _MODES:

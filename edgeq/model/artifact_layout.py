@@ -49,9 +49,10 @@ ALIGN = 64
 FILE, PAD = "file:", "pad."
 """Prefixes of the names of arrays that are not tensors."""
 _FLOATS: dict[str, tuple[Any, str]] = {
-    "float32": (np.float32, "F32"), "float16": (np.float16, "F16"),
+    "float32": (np.float32, "F32"),
+    "float16": (np.float16, "F16"),
     "bfloat16": (np.uint16, "BF16"),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

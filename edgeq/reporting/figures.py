@@ -148,8 +148,9 @@ def roofline(key: str, entries: Sequence[ReportedRun]) -> Plot | Missing:
         says = f"reads {short(read)} GB/s, int8 peak {short(peak)} GOPS ({threads_of(count)})"
         at = np.array([x.low, peak / read, x.high])
         lines.append(Line(says, at, np.minimum(at * read, peak), i, quiet=True))
-        rows.append([f"limits of {threads_of(count)}: {short(read)} GB/s", short(peak / read),
-                     short(peak)])  # fmt: skip
+        rows.append(
+            [f"limits of {threads_of(count)}: {short(read)} GB/s", short(peak / read), short(peak)]
+        )
     heights = [*(d.y for d in dots), *_all(line.y for line in lines)]
     y = around("Achieved, 10⁹ int8 operations/s", heights, log=True)
     assert y is not None

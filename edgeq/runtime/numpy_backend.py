@@ -188,8 +188,9 @@ class PackedLinear:
         if self._keep:
             if name not in self._unpacked:
                 self._unpacked[name] = centered(weight, 0, n)
-            return block_sums(q, scales, self._unpacked[name], weight.row_params()[0],
-                              weight.row_minimums())  # fmt: skip
+            return block_sums(
+                q, scales, self._unpacked[name], weight.row_params()[0], weight.row_minimums()
+            )
         out = np.empty((x.shape[0], n), np.float32)
         step = max(1, UNPACK_WEIGHTS // kp)
         for a in range(0, n, step):

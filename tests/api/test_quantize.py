@@ -55,7 +55,7 @@ def test_what_does_not_suit_the_source_is_refused(tmp_path: Path) -> None:
     graph, model = cnn(), edgeq.load(DEMO)
     with pytest.raises(edgeq.UsageError, match=r"q\.edgeq, but a quantized graph is written as"):
         edgeq.quantize(graph, tmp_path / "q.edgeq", "w8-channel")
-    with pytest.raises(edgeq.UsageError, match="max_ram is for language models"):
+    with pytest.raises(edgeq.UsageError, match="max_ram applies only to language models"):
         edgeq.quantize(graph, tmp_path / "q.onnx", "w8-channel", max_ram=1 << 30)
     with pytest.raises(edgeq.UsageError, match="this recipe is for decoders"):
         edgeq.quantize(graph, tmp_path / "q.onnx", edgeq.Recipe.named("w8-channel"))

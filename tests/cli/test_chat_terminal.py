@@ -150,7 +150,7 @@ def test_no_history_is_kept_if_none_is_wanted(talker: Path, tmp_path: Path) -> N
 def test_errors_do_not_end_the_session(talker: Path, tmp_path: Path) -> None:
     with Terminal("chat", talker, *QUICK, "-n", 4, "-c", 40, home=tmp_path) as chat:
         for line, said in (
-            ("/regen", "error: there is no answer to give again"),
+            ("/regen", "error: there is no message to answer again"),
             ("/sytem x", r"no command /sytem; did you mean /system\?"),
             ("/load " + str(tmp_path / "none"), r"(?s)error: .*cannot\s+be\s+read:\s+No\s+such"),
             ("/save", "/save needs the name of a file"),
@@ -281,7 +281,7 @@ def test_a_device_or_a_pipe_is_no_conversation(tmp_path: Path) -> None:
 
     os.mkfifo(tmp_path / "pipe")
     for path in (Path("/dev/zero"), tmp_path / "pipe", tmp_path):
-        with pytest.raises(FormatError, match="it is no file"):
+        with pytest.raises(FormatError, match="it is not a regular file"):
             read_messages(path)
 
 

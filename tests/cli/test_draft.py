@@ -63,7 +63,7 @@ def test_chat(small: Path, talker: Path) -> None:
 
 
 def test_another_tokenizer_is_refused_by_name(small: Path, other: Path, talker: Path) -> None:
-    words = "is 'Ġ.*' in the draft model and 'Ġ.*' in the model; they must have the same tokenizer"
+    words = "is 'Ġ.*' in the draft model and 'Ġ.*' in the model; both must have the same tokenizer"
     with pytest.raises(UsageError, match=words):
         edgeq.run(DEMO, "Once", draft=other)
     with pytest.raises(UsageError, match=words):
@@ -71,11 +71,11 @@ def test_another_tokenizer_is_refused_by_name(small: Path, other: Path, talker: 
     done = command("run", DEMO, "Once", "--draft", other)
     assert (done.returncode, done.stdout) == (1, "")
     assert (
-        "they must have the same tokenizer: use a smaller model of the same family" in done.stderr
+        "both must have the same tokenizer: use a smaller model of the same family" in done.stderr
     )
     for package in ("starlette", "uvicorn"):
         pytest.importorskip(package)
     with pytest.raises(UsageError, match=words):
         edgeq.Server(str(DEMO), edgeq.ServerSettings(port=0), draft=other)
-    with pytest.raises(UsageError, match="do not work together"):
+    with pytest.raises(UsageError, match="cannot be used together"):
         edgeq.Server(str(DEMO), edgeq.ServerSettings(port=0, lookup=4), draft=small)

@@ -73,9 +73,7 @@ def edgeq(*args: object, **settings: Any) -> subprocess.CompletedProcess[str]:
 def test_quantize_and_run_tell_the_reference_story(checkpoint: Path, tmp_path: Path) -> None:
     done = edgeq("quantize", checkpoint, "-o", "s8.edgeq", "--bits", "8", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    done = edgeq(
-        "run", "s8.edgeq", "-p", "Once upon a time", "-n", 70, "--temp", 0, cwd=tmp_path
-    )  # fmt: skip
+    done = edgeq("run", "s8.edgeq", "-p", "Once upon a time", "-n", 70, "--temp", 0, cwd=tmp_path)
     assert done.returncode == 0
     assert done.stdout.startswith(STORY)
     assert done.stdout.endswith("\n")

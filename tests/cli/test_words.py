@@ -127,9 +127,9 @@ def test_bits_and_group_size_make_a_scheme(
 
 @pytest.mark.parametrize("name", ["-ngl", "--n-gpu-layers", "--gpu-layers"])
 @pytest.mark.parametrize(
-    "args", [["run", "m", "-p", "x"], ["chat", "m"], ["bench", "m"],
-             ["perplexity", "m", "-f", __file__]],
-)  # fmt: skip
+    "args",
+    [["run", "m", "-p", "x"], ["chat", "m"], ["bench", "m"], ["perplexity", "m", "-f", __file__]],
+)
 def test_gpu_layers_are_ignored_with_a_note(
     args: list[str], name: str, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

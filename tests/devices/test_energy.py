@@ -17,7 +17,7 @@ from edgeq.devices.energy import (
     joules_of_counter,
     joules_of_power,
     per_token,
-)  # fmt: skip
+)
 from edgeq.devices.meters import Reading, Sensor, Trace
 
 SECOND = 1_000_000_000

@@ -150,9 +150,9 @@ def test_a_profile_survives_being_written(tmp_path: Path) -> None:
     [
         ('ram_bytes = "board.example.com"\n', "", "ram_bytes has the source ''"),
         ('clusters = "estimate: counted"', 'clusters = "I think"', "source 'I think'"),
-        ("ram_bytes = \"4 GiB\"", "ram_bytes = 4", "sizes are written '8 GiB'"),
-        ("ram_bytes = \"4 GiB\"", 'ram_bytes = "4 GB"', "sizes are written '8 GiB'"),
-        ("ram_bytes = \"4 GiB\"", 'ram_bites = "4 GiB"', "did you mean 'ram_bytes'"),
+        ('ram_bytes = "4 GiB"', "ram_bytes = 4", "sizes are written '8 GiB'"),
+        ('ram_bytes = "4 GiB"', 'ram_bytes = "4 GB"', "sizes are written '8 GiB'"),
+        ('ram_bytes = "4 GiB"', 'ram_bites = "4 GiB"', "did you mean 'ram_bytes'"),
         ('kind = "sbc"', 'kind = "sbd"', "did you mean 'sbc'"),
         ('kind = "sbc"', "", "kind is missing"),
         ('title = "A board"', "title = 3", "must be a string"),
@@ -163,17 +163,17 @@ def test_a_profile_survives_being_written(tmp_path: Path) -> None:
         ("[mine.sources]", "load_watts = 0\n[mine.sources]", "leave out what is 0"),
         ("[mine.sources]", "read_gb_s = { 0 = 3 }\n[mine.sources]", "threads = GB/s"),
         ("[mine.sources]", "read_gb_s = {}\n[mine.sources]", "threads = GB/s"),
-        ("[mine.sources]", "match = \"rpi*\"\n[mine.sources]", "expected a list"),
-        ("[mine.sources]", "usable_bytes = \"5 GiB\"\n[mine.sources]", "more than its memory"),
-        ("[mine.sources]", "[mine.sources]\nidle_wats = \"x.com\"", "which are not numbers"),
+        ("[mine.sources]", 'match = "rpi*"\n[mine.sources]', "expected a list"),
+        ("[mine.sources]", 'usable_bytes = "5 GiB"\n[mine.sources]', "more than its memory"),
+        ("[mine.sources]", '[mine.sources]\nidle_wats = "x.com"', "which are not numbers"),
         ("[mine]", "like = 3\n[mine]", "is outside of a profile"),
-        ("[mine]", "[mine]\nlike = \"rpi55\"", "did you mean 'rpi5'"),
+        ("[mine]", '[mine]\nlike = "rpi55"', "did you mean 'rpi5'"),
         ("[mine]", "[[mine]]", "is not TOML|is outside"),
         ("[mine]\n", "[rpi5]\n", "the profile 'rpi5' occurs twice"),
-        ("[mine]", "[other]\nlike = \"rpi5\"\n[mine]", "holds 2 profiles"),
+        ("[mine]", '[other]\nlike = "rpi5"\n[mine]', "holds 2 profiles"),
         ("[mine]", "mine]", "is not TOML"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_refused_with_its_mend(
     old: str, new: str, complaint: str, tmp_path: Path
 ) -> None:

@@ -118,9 +118,7 @@ def test_old_forms_that_are_not_known(tmp_path: Path) -> None:
         r"Upsample 'u' has opset 1, whose version of it edgeq does not read",
     )
     held = {n: np.ones(4, np.float32) for n in ("scale", "bias", "mean", "var")}
-    norm = helper.make_node(
-        "BatchNormalization", ["x", *held], ["y"], name="norm", spatial=0
-    )  # fmt: skip
+    norm = helper.make_node("BatchNormalization", ["x", *held], ["y"], name="norm", spatial=0)
     refused(model([norm], opset=7, held=held), tmp_path, UnsupportedError, r"'norm'.*spatial=0")
 
 
@@ -148,7 +146,7 @@ def test_old_forms_that_are_not_known(tmp_path: Path) -> None:
             r"ArgMax 'odd': its select_last_index is 1; it must be 0",
         ),
     ],
-)  # fmt: skip
+)
 def test_operators_outside_of_the_set(
     node: tuple[Any, ...], held: dict[str, Any], words: str, tmp_path: Path
 ) -> None:

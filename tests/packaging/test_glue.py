@@ -82,9 +82,9 @@ def test_nothing_is_left_to_fill(platform: str, kind: str, apps: Apps) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "flavor"), [("model", "litertlm"), ("model", "ort"), ("graph", "litert"),
-                         ("graph", "ort")],
-)  # fmt: skip
+    ("kind", "flavor"),
+    [("model", "litertlm"), ("model", "ort"), ("graph", "litert"), ("graph", "ort")],
+)
 def test_kotlin_compiles_against_stand_ins(
     kind: str, flavor: str, apps: Apps, tmp_path: Path
 ) -> None:

@@ -265,7 +265,7 @@ def test_what_is_refused(pair: tuple[Engine, Engine], tmp_path: Path) -> None:
     for wrong in (0, MOST + 1, 1.5, True):
         with pytest.raises(UsageError, match=r"tokens is .*; give an integer from 1 to 16"):
             Draft(small, engine.model, wrong)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="has 50 tokens and the model 103"):
+    with pytest.raises(UsageError, match="vocabulary of 50 tokens and the model one of 103"):
         check_same_tokens(tiny(vocab=50), tiny(vocab=103))
     with (
         Engine(tiny(), threads=1, context=20) as short,

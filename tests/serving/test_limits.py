@@ -76,7 +76,7 @@ def within(seconds: float, true: Callable[[], bool]) -> None:
         (b'{"prompt": "a", "temperature": null, "stop": null}', 200, None),
     ],
     ids=lambda value: repr(value)[:40] if isinstance(value, bytes) else str(value),
-)  # fmt: skip
+)
 def test_bodies(server: edgeq.Server, body: bytes, status: int, code: str | None) -> None:
     reply = ask(server, TEXT, body)
     assert reply.status == status, reply.raw

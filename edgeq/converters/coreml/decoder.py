@@ -254,12 +254,6 @@ class CoreMLDecoderTarget(DecoderTarget):
         return versions()
 
 
-def _arithmetic(settings: CoreMLSettings) -> str:
-    """The option's name of what it computes in."""
-    types = settings.narrow, settings.wide
-    return next(name for name, pair in PRECISIONS.items() if pair == types)
-
-
 def _precision(model: Model, settings: CoreMLSettings) -> Precision:
     """The precision that is lost even where the program is computed in float32."""
     floats = any(

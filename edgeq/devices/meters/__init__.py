@@ -22,7 +22,7 @@ from edgeq.devices.meters import (
     tegrastats,
     thermal,
     traces,
-)  # fmt: skip
+)
 from edgeq.devices.meters.base import (
     Absent,
     Meter,
@@ -32,7 +32,7 @@ from edgeq.devices.meters.base import (
     absent_of,
     meters_of,
     run_here,
-)  # fmt: skip
+)
 from edgeq.devices.meters.kind import MeterKind
 from edgeq.devices.meters.trace import Trace
 

@@ -22,7 +22,7 @@ from edgeq.devices.meters.base import (
     Run,
     optional_text,
     read_text,
-)  # fmt: skip
+)
 from edgeq.devices.meters.kind import MeterKind
 from edgeq.devices.meters.pmic import board_name
 

@@ -326,4 +326,4 @@ _RULES: dict[str, Callable[[Graph, Node, dict[str, Any]], Given | None]] = {
     "LayerNormalization": _layer_norm,
     "TopK": _top_k,
     **dict.fromkeys(REDUCTIONS, _reduce),
-}  # fmt: skip
+}

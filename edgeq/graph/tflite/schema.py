@@ -295,8 +295,7 @@ def _ends(
     for side in ("inputs", "outputs"):
         given = getattr(signature, side, None) or ()
         named = {int(entry.tensorIndex): _text(entry.name) for entry in given}
-        ends.append({int(i): named.get(int(i), tensors[int(i)].name)
-                      for i in getattr(graph, side)})  # fmt: skip
+        ends.append({int(i): named.get(int(i), tensors[int(i)].name) for i in getattr(graph, side)})
     return ends[0], ends[1]
 
 

@@ -90,9 +90,10 @@ def _wanted(
         place = unknown[0]
         raise UsageError(
             f"axis {place} of the input {name!r} [{shown}] of {path} is unknown; give all of its "
-            f"shape, as --shape {name}=" + ",".join("N" if n < 0 else str(n) for n in axes)
+            f"shape, as --shape {name}="
+            + ",".join("N" if n < 0 else str(n) for n in axes)
             + " with a number for each N"
-        )  # fmt: skip
+        )
     if batch is None or not axes or axes[0] == batch:
         return tuple(shape)
     if axes[0] >= 0:

@@ -198,7 +198,7 @@ def _with_tensors(model: Model, replaced: Mapping[str, Tensor]) -> Model:
             raise UsageError(f"the model has no tensor {name}, so it cannot be replaced")
         if tuple(tensor.shape) != tuple(model.tensors[name].shape):
             raise UsageError(
-                f"{name} is {list(model.tensors[name].shape)}; "
-                f"it cannot be replaced by {list(tensor.shape)}"
+                f"{name} has the shape {list(model.tensors[name].shape)} and cannot be replaced by "
+                f"{list(tensor.shape)}; give a tensor of the same shape"
             )
     return Model(model.config, {**model.tensors, **replaced}, model.files, model.provenance)

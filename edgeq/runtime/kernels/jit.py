@@ -156,10 +156,11 @@ def module(scheme: QuantScheme, isa: Isa) -> ir.Module:
         weights = [
             b.add(base, b.mul(tile, step))
             for base, step in (
-                (packed.codes, packed.code_step), (packed.scales, packed.scale_step),
+                (packed.codes, packed.code_step),
+                (packed.scales, packed.scale_step),
                 (packed.zeros, packed.zero_step),
             )
-        ]  # fmt: skip
+        ]
         target = b.add(out, b.mul(tile, const(TILE * _F32)))
         done: ir.Value = const(0)
         for step in sorted(isa.tokens, reverse=True):

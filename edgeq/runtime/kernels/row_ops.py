@@ -60,8 +60,9 @@ _KIND_F32, _KIND_F16 = FLOAT_KINDS["float32"], FLOAT_KINDS["float16"]
 _SUPERBLOCK = np.int64(SUPERBLOCK)
 _WITH_MINIMUM = offsets(QuantScheme(4, symmetric=False, minimum=True, two_level=True))
 _UPPER_MINIMUMS, _GROUP_SCALES_OF_MINIMUM = (
-    _WITH_MINIMUM.upper_minimums, _WITH_MINIMUM.group_scales,
-)  # fmt: skip
+    _WITH_MINIMUM.upper_minimums,
+    _WITH_MINIMUM.group_scales,
+)
 _GROUP_SCALES = offsets(QuantScheme(4, two_level=True)).group_scales
 """Places in a record of two-level scales."""
 _PLANE = TILE * LANE

@@ -229,7 +229,7 @@ def test_a_window_llama_cpp_has_not_limits_the_context(tmp_path: Path) -> None:
         ("gemma3", "w4-g32", {"embed_scale": 3.0}, "another embed_scale"),
         ("phi3", "w4-g32", {"hidden": 96}, "another head_dim"),
     ],
-)  # fmt: skip
+)
 def test_refusals_name_the_tensor_or_feature(
     family: str, scheme: str, over: dict[str, Any], words: str
 ) -> None:

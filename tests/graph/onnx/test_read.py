@@ -222,7 +222,7 @@ def test_opsets_before_shapes_were_brought_together_as_today(opset: int, tmp_pat
             helper.make_node(
                 "BatchNormalization", ["t1", "g", "beta", "mean", "var"], ["t2"], **norm
             ),
-        ]  # fmt: skip
+        ]
         if old:
             nodes.append(helper.make_node("Add", ["t2", "c"], ["t3"], broadcast=1, axis=1))
             nodes.append(helper.make_node("Relu", ["t3"], ["t4"], **inplace))

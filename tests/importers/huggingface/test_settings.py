@@ -215,7 +215,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"num_key_value_heads": 0}, "num_key_value_heads is 0"),
     ({"head_dim": True}, "head_dim is True"),
     ({"model_type": "granite"}, "model_type is 'granite', a family edgeq does not run"),
-]  # fmt: skip
+]
 EITHER: list[tuple[dict[str, Any], str]] = [
     ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, "rope_type"),
     ({"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": None}, "rope_|factor"),

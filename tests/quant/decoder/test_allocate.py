@@ -162,7 +162,7 @@ def test_rules_hold_for_just_one_tensor_each() -> None:
 def test_targets_out_of_reach_are_refused() -> None:
     shapes = {"a": (64, 64)}
     found = made(shapes, 5)
-    with pytest.raises(DoesNotFitError, match=r"smallest schemes take \d+ bytes"):
+    with pytest.raises(DoesNotFitError, match=r"smallest schemes need \d+ bytes"):
         allocate(found, shapes, {}, nbytes=100)
     with pytest.raises(UsageError, match="one budget"):
         allocate(found, shapes, {}, nbytes=1000, bpw=4.0)

@@ -223,7 +223,7 @@ DOWN = "model.layers.0.mlp.down_proj.weight"
         ({DOWN + ".mean_abs": np.zeros(3, np.float32)}, {}, "damaged"),
         ({DOWN + ".mean_abs": -np.ones(76, np.float32)}, {}, "damaged"),
         ({DOWN + ".mean_square": np.zeros(76, np.float64)}, {}, "damaged"),
-        ({"stray": np.zeros(3, np.float32)}, {}, "holds stray"),
+        ({"stray": np.zeros(3, np.float32)}, {}, "has the array stray"),
     ],
 )
 def test_damaged_files_are_refused(

@@ -90,9 +90,9 @@ def test_the_file_holds_what_quantize_tensor_gives(
         assert row.sqnr_db == pytest.approx(ratio, abs=0.02)
         assert got.provenance["sqnr_db"][row.name] == row.sqnr_db
     assert got.provenance["recipe"] == replace(recipe, method=method).to_dict()
-    assert summary.bpw == pytest.approx(8 * got.nbytes / sum(
-        np.prod(t.shape) for t in source.tensors.values()
-    ))  # fmt: skip
+    assert summary.bpw == pytest.approx(
+        8 * got.nbytes / sum(np.prod(t.shape) for t in source.tensors.values())
+    )
 
 
 @pytest.mark.parametrize("preset", ["w4-g32", "w8-tensor", "w2-g16"])

@@ -185,9 +185,9 @@ def test_what_is_over_is_over() -> None:
         first.replace(first.group.linears[0], np.zeros((48, 44), np.float32))
     with pytest.raises(UsageError, match="at layer 0 attn_out"):
         replay.state()
-    with pytest.raises(UsageError, match="after the last step"):
+    with pytest.raises(UsageError, match="has steps left"):
         next(replay.logits())
-    with pytest.raises(UsageError, match="once"):
+    with pytest.raises(UsageError, match="was iterated already"):
         next(iter(replay))
 
 
@@ -199,7 +199,7 @@ def test_wrong_use_is_explained() -> None:
         Replay(model, [np.array([], np.int64)])
     with pytest.raises(UsageError, match="token 101 is outside the vocabulary of 101"):
         Replay(model, [np.array([3, 101])])
-    with pytest.raises(UsageError, match="65 tokens and the model supports 64"):
+    with pytest.raises(UsageError, match="65 tokens, and the model supports 64"):
         Replay(model, [np.zeros(65, np.int64)])
     wrong = FloatTensor("float32", np.zeros(3, np.float32))
     with pytest.raises(UsageError, match="no tensor nothing"):

@@ -87,7 +87,7 @@ def test_what_cannot_be_sampled_is_refused() -> None:
         sample_texts(model, [], 8)
     with pytest.raises(UsageError, match="no beginning"):
         sample_texts(model, [[1], []], 8)
-    with pytest.raises(UsageError, match=f"1 to the model's context of {model.config.context}"):
+    with pytest.raises(UsageError, match=f"use 1 to {model.config.context}, the model's context"):
         sample_texts(model, [[1]], model.config.context + 1)
     name = "model.layers.0.mlp.down_proj.weight"
     broken = FloatTensor("float32", np.full(model.tensors[name].shape, np.nan, np.float32))

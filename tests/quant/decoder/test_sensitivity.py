@@ -456,7 +456,7 @@ def test_the_summary_says_what_was_compared_and_written(
     assert label == target["kept"]
     first = said.splitlines()[0]
     assert ("(mixed, " in first) == (label == "mixed")
-    assert ("uniform recipe, which was written" in said) == (label != "mixed")
+    assert ("so the uniform recipe was written" in said) == (label != "mixed")
 
 
 def test_sensitivities_that_are_no_numbers_are_refused(tmp_path: Path) -> None:

@@ -77,9 +77,7 @@ def test_rounding_is_onnxruntime_s() -> None:
             helper.make_tensor("zero", onnx.TensorProto.INT8, [], [params.zero_point]),
         ],
     )  # fmt: skip
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10
-    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     x = np.random.default_rng(0).normal(size=5000).astype(np.float32) * 2
     np.testing.assert_array_equal(session.run(None, {"x": x})[0], params.quantize(x))

@@ -234,9 +234,7 @@ def crop_resize(
         which = np.zeros(len(rows))
     results = []
     for i, box in enumerate(rows):
-        top, left, bottom, right = (
-            v * spatial_scale for v in _corners(box, box_coordinate_mode)
-        )  # fmt: skip
+        top, left, bottom, right = (v * spatial_scale for v in _corners(box, box_coordinate_mode))
         if normalized_coordinates:
             top, bottom, left, right = (
                 top * (h - 1), bottom * (h - 1), left * (w - 1), right * (w - 1)

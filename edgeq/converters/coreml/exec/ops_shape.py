@@ -174,12 +174,11 @@ def _slices(
 
     open_begin, open_end, single = flags(begin_mask), flags(end_mask), flags(squeeze_mask)
     return tuple(
-        begins[i] if single[i]
-        else slice(
-            None if open_begin[i] else begins[i], None if open_end[i] else ends[i], steps[i]
-        )
+        begins[i]
+        if single[i]
+        else slice(None if open_begin[i] else begins[i], None if open_end[i] else ends[i], steps[i])
         for i in range(rank)
-    )  # fmt: skip
+    )
 
 
 def slice_by_index(
