@@ -23,6 +23,7 @@ from edgeq.quant.decoder.calibrated import (
 )
 from edgeq.quant.decoder.data_free import round_matrix
 from edgeq.quant.decoder.replay import Replay
+from edgeq.quant.rounders.hessian import TARGET_DAMPING
 from edgeq.quant.rounders.rounding import quantize_tensor
 from tests.families import random_model, scheme_of, tiny_config
 from tests.paths import ROOT
@@ -101,7 +102,8 @@ def test_errors_count_in_parts_of_the_residual_stream() -> None:
             np.testing.assert_allclose(found.matrix, moments, rtol=1e-3, atol=1e-4 * moments.max())
             missed = (exact - x) @ w.T + error
             shift = (missed * count[:, None]).T @ x / len(x)
-            ridge = 0.1 * np.trace(moments) / len(moments) * np.eye(len(moments))
+            damping = TARGET_DAMPING * len(moments) / len(x)
+            ridge = damping * np.trace(moments) / len(moments) * np.eye(len(moments))
             target = w + shift @ np.linalg.inv(moments + ridge)
             got = found.target(step.weights[names[0]])
             assert np.abs(got - target).max() < 1e-3 * np.abs(w).max()

@@ -315,6 +315,38 @@ def test_outputs_follow_the_float_model_s() -> None:
     assert distance(shifted, shift) < 0.1 * distance(crossed, shift)
 
 
+@pytest.mark.parametrize("tokens_per_weight", [0.5, 2, 8, 64])
+def test_what_is_made_up_for_is_not_the_noise_of_the_text(
+    tokens_per_weight: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On other tokens the targets err less than the weights themselves, however short the text."""
+    k, rng = 64, np.random.default_rng(3)
+    w, lasting = weights(32, k), weights(k, 32, 5) * 0.3
+
+    mixing = np.linalg.qr(rng.standard_normal((k, k)))[0]
+    size = rng.lognormal(0, 1, k)
+
+    def text(n: int) -> Array:
+        return np.asarray((rng.standard_normal((n, k)) * size) @ mixing, np.float32)
+
+    x, other = text(int(tokens_per_weight * k)), text(4000)
+    shift = (x @ lasting + 0.5 * rng.standard_normal((len(x), 32))).astype(np.float32)
+
+    def missed() -> float:
+        hessian = Hessian(k)
+        hessian.add(x, None, shift)
+        return float((((hessian.target(w) - w) @ other.T - (other @ lasting).T) ** 2).sum())
+
+    nothing = float(((other @ lasting) ** 2).sum())
+    with_ridge = missed()
+    assert with_ridge < nothing
+    monkeypatch.setattr(hessian_module, "TARGET_DAMPING", 1e-3)
+    without = missed()
+    if tokens_per_weight <= 2:
+        assert with_ridge < 0.7 * without
+    assert with_ridge < 1.3 * without
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
