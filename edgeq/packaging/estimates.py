@@ -73,13 +73,17 @@ def _rows(
     return rows
 
 
-def speeds(facts: ModelFacts, devices: Sequence[str], limit: int) -> tuple[list[Any], list[str]]:
-    """Expected speed on some devices, and what it takes for granted.
+def speeds(
+    facts: ModelFacts, devices: Sequence[str], limit: int, needed: int
+) -> tuple[list[Any], list[str]]:
+    """Expected speed on some devices, whether the form fits there, and what is taken for granted.
 
     Args:
         facts: of the model.
         devices: names of profiles.
         limit: tokens of context.
+        needed: bytes that the form takes with its whole context, by `engine_memory` or
+            `runtime_memory`.
     """
     rows: list[dict[str, Any]] = []
     assumptions: dict[str, None] = {}
@@ -92,7 +96,7 @@ def speeds(facts: ModelFacts, devices: Sequence[str], limit: int) -> tuple[list[
                 "context": context,
                 "decode_tokens_per_s": _short(made.decode_tokens_per_s),
                 "prefill_tokens_per_s": _short(made.prefill_tokens_per_s),
-                "fits": made.fits,
+                "fits": needed <= made.usable_bytes,
             }
         )
         assumptions |= {f"{made.device}: {one}": None for one in made.assumptions[2:4]}
