@@ -19,21 +19,21 @@ from edgeq.runtime.sampling import SamplingParams
 from edgeq.runtime.tokenizer import Tokenizer
 
 FORMAT = "edgeq conversation"
-"""What the field "format" of a saved conversation says."""
+"""The value of the field "format" of a saved conversation."""
 ROLES = ("system", "user", "assistant", "tool")
 _LARGEST = 64 << 20
 """Bytes of the largest file that is read as a conversation."""
 
 
 class Conversation:
-    """Messages, and an engine whose cache holds those that were read already.
+    """The messages of a conversation, and an engine with their tokens in its KV cache.
 
     Args:
-        engine: keeps the conversation's tokens in its cache.
-        tokenizer: the model's, with its chat template.
+        engine: the engine, which keeps the conversation's tokens in its KV cache.
+        tokenizer: the model's tokenizer, which includes its chat template.
         system: the system prompt, or None.
-        grammar: what every answer keeps to, from `GrammarVocabulary`; None leaves them free.
-        draft: a small model that drafts tokens; None uses none.
+        grammar: a grammar that every answer follows, from `GrammarVocabulary`, or None.
+        draft: a small model that drafts tokens; None drafts none.
 
     Example:
         >>> model = edgeq.load("chat.edgeq")
@@ -79,10 +79,10 @@ class Conversation:
         self._asked = []
 
     def check(self) -> None:
-        """Refuse a model whose chat template is absent or cannot be read.
+        """Refuse a model whose chat template is missing or cannot be read.
 
         Raises:
-            UnsupportedError: it has none.
+            UnsupportedError: the model has no chat template, or one that cannot be read.
         """
         self._tokenizer.encode_chat([*self.messages, {"role": "user", "content": "?"}])
 
@@ -139,20 +139,20 @@ class Conversation:
         stop: Sequence[str] = (),
         lookup: int = 0,
     ) -> Generator[Chunk, None, None]:
-        """Answer the last message once more; the new answer takes the place of the old one.
+        """Answer the last message again; the new answer replaces the old one.
 
         Args:
-            params, max_tokens, stop, lookup: as `say` takes them. With temperature 0, or the same
-                seed, the answer is the same again.
+            params, max_tokens, stop, lookup: as for `say`. With temperature 0, or the same seed,
+                the answer is the same again.
 
         Yields:
             Pieces of the answer.
 
         Raises:
-            UsageError: nothing was said yet.
+            UsageError: there is no message to answer yet.
         """
         if not self._asked:
-            raise UsageError("there is no answer to give again; say something first")
+            raise UsageError("there is no message to answer again; send a message first")
         before, asked = self.messages, self._asked
         self.messages = asked[:-1]
         pieces = self.say(
@@ -162,17 +162,17 @@ class Conversation:
             with closing(pieces):
                 yield from pieces
         finally:
-            if self.messages == asked[:-1]:  # it ended before there was any text
+            if self.messages == asked[:-1]:  # the answer ended before it had any text
                 self.messages = before
 
     def save(self, path: str | Path) -> None:
-        """Write the messages to a file of JSON, which `load` reads.
+        """Write the messages to a JSON file, which `load` reads.
 
         Args:
-            path: the file to make; it may replace a saved conversation and nothing else.
+            path: the file to write. An existing file must be a saved conversation.
 
         Raises:
-            UsageError: the file is something else, or there are no messages.
+            UsageError: the file exists and is not a saved conversation, or there are no messages.
             EdgeqError: the file cannot be written.
         """
         path = Path(path)
@@ -184,25 +184,25 @@ class Conversation:
                 read_messages(path)
             except FormatError as err:
                 raise UsageError(
-                    f"{path} exists and is no saved conversation; give another name"
+                    f"{path} exists and is not a saved conversation; give another file name"
                 ) from err
-        held = {"format": FORMAT, "version": 1, "messages": self.messages}
-        text = json.dumps(held, ensure_ascii=False, indent=1) + "\n"
+        document = {"format": FORMAT, "version": 1, "messages": self.messages}
+        text = json.dumps(document, ensure_ascii=False, indent=1) + "\n"
         write_whole(path, [text.encode("utf-8", "surrogatepass")], "the conversation")
 
     def load(self, path: str | Path) -> None:
-        """Go on with a conversation that `save` wrote, perhaps with another model.
+        """Continue a conversation that `save` wrote, with the same model or with another.
 
         Raises:
-            FormatError: the file cannot be read, or is no saved conversation.
-            UnsupportedError: the model's chat template does not take these messages.
+            FormatError: the file cannot be read, or is not a saved conversation.
+            UnsupportedError: the model's chat template does not accept these messages.
         """
         messages = read_messages(Path(path))
         self._tokenizer.encode_chat(messages)
         first, roles = messages[0], [one["role"] for one in messages]
         self.system = first["content"] if first["role"] == "system" else None
         self._asked = []
-        if roles[-1] == "user":  # it waits for an answer, which `regenerate` gives
+        if roles[-1] == "user":  # the message has no answer yet; `regenerate` answers it
             self._asked, messages = messages, messages[:-1]
         elif roles[-2:] == ["user", "assistant"]:
             self._asked = messages[:-1]
@@ -213,26 +213,34 @@ def read_messages(path: Path) -> list[dict[str, str]]:
     """The messages of a saved conversation, at least one.
 
     Raises:
-        FormatError: the file cannot be read, or is something else.
+        FormatError: the file cannot be read, or is not a saved conversation.
     """
     try:
         if path.exists() and not path.is_file():  # reading a device or a pipe may never end
-            raise FormatError(f"{path} is no saved conversation: it is no file")
+            raise FormatError(f"{path} is not a saved conversation: it is not a regular file")
         if path.stat().st_size > _LARGEST:
-            raise FormatError(f"{path} is too large for a saved conversation")
-        held: Any = json.loads(path.read_bytes())
+            raise FormatError(
+                f"{path} is not a saved conversation: it is larger than {_LARGEST >> 20} MiB"
+            )
+        document: Any = json.loads(path.read_bytes())
     except OSError as err:
         raise FormatError(f"{path} cannot be read: {err.strerror}") from err
     except (ValueError, RecursionError) as err:
-        raise FormatError(f"{path} is no saved conversation: it is no JSON") from err
-    if not isinstance(held, dict) or held.get("format") != FORMAT:
-        raise FormatError(f"{path} is no saved conversation; /save and Conversation.save make them")
-    if held.get("version") != 1:
-        raise FormatError(f"{path} is a conversation of a newer edgeq; this one reads version 1")
-    messages = held.get("messages")
+        raise FormatError(f"{path} is not a saved conversation: it is not JSON") from err
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise FormatError(
+            f"{path} is not a saved conversation; give a file that /save or Conversation.save wrote"
+        )
+    if document.get("version") != 1:
+        raise FormatError(
+            f"{path} is a saved conversation of version {document.get('version')!r}, and this "
+            "edgeq reads only version 1; use the edgeq that wrote it, or a newer one"
+        )
+    messages = document.get("messages")
     if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
         raise FormatError(
-            f"{path} is damaged: its messages must each have a role ({', '.join(ROLES)}) and a text"
+            f"{path} is damaged: each of its messages must have a role ({', '.join(ROLES)}) and "
+            "a content that is a text"
         )
     return [dict(one) for one in messages]
 

@@ -213,13 +213,16 @@ def default_context(context: int | None, limit: int) -> int:
     return context or min(limit, DEFAULT_CONTEXT)
 
 
-def check_fits(model: Model, name: str, settings: dict[str, Any]) -> None:
+def check_fits(
+    model: Model, name: str, settings: dict[str, Any], draft: Model | None = None
+) -> None:
     """Refuse a model that this machine's memory cannot hold, before it is loaded.
 
     Args:
         model: opened, not loaded.
         name: how to call it.
         settings: arguments of the engine: context, kv_bits and threads.
+        draft: a small model that drafts tokens for it, opened too.
 
     Raises:
         DoesNotFitError: names what would fit.
@@ -234,4 +237,5 @@ def check_fits(model: Model, name: str, settings: dict[str, Any]) -> None:
         context=min(default_context(settings["context"], limit), limit),
         kv_bits=settings["kv_bits"],
         threads=settings["threads"] or available_cores(),
+        draft=None if draft is None else facts_of(draft, "the draft model"),
     ).require()

@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     from edgeq.quant.graph.summary import GraphSummary
 
 WINDOWS, CONTEXT = 128, 256
-"""How a calibration text is cut where it is given as a file: windows, and tokens of each."""
+"""A calibration text that is given as a file is split into windows: their number, and the tokens
+in each."""
 SAMPLES = 256
-"""Most samples taken of calibration data that is given as a path."""
+"""The most samples that are read from calibration data given as a path."""
 
 
 class _Options(TypedDict, total=False):
@@ -97,40 +98,43 @@ def quantize(
     """Quantize a language model into one .edgeq file, or a graph into one .onnx file.
 
     Args:
-        source: a model, a graph, or the path of one. The SHA-256 of the file or folder that a
-            model was opened from goes into the artifact.
-        out: the file to make or replace; it ends in .onnx for a graph.
-        recipe: which weights get which scheme, and how: a `Recipe`, the name of a preset such as
-            "palette4-gptq", or a scheme such as "w4-g64". If None, 4.75bpw for a language model,
-            and w8a8-static for a graph.
-        data: what the recipe learns from. Language models: windows of a text, or the path of a
-            UTF-8 text file; if None, a text that edgeq includes and one sampled from the model
-            itself, see `edgeq.calibration_text.own_calibration`. Graphs: samples, a list of them
-            (each a mapping from an input's name to its array), or the path of a folder of images
-            or arrays, an .npz file or ``script.py:function``.
-        fast: round a language model to nearest, without a text: the recipe w4-g32.
-        method: how weights are rounded, of `edgeq.quant.METHODS`, instead of the recipe's.
-        requantize: go on from weights that are quantized already, as those of most GGUF files.
-        calibration: the same as ``data``, as windows of a text.
-        stats: of the same source, in place of the text where these say enough.
-        sensitivity: of the same source, for a recipe with a target; measured if None.
-        card: the text that the quality card is measured on, or why there is none.
-        max_ram: most bytes the process may hold, memory-mapped pages included; the card is left
-            out where it would take more.
-        threads: workers; all cores this process may use if None.
-        progress: called with what is done, how far, and of how much.
+        source: a model, a graph, or the path of one. The artifact records the SHA-256 of the file
+            or folder that a model was opened from.
+        out: the file to write or replace; for a graph its name ends in .onnx.
+        recipe: which weights get which scheme, and how they are rounded: a `Recipe`, the name of a
+            preset such as "palette4-gptq", or a scheme such as "w4-g64". None is 4.75bpw for a
+            language model, and w8a8-static for a graph.
+        data: the calibration data. For language models, windows of a text, or the path of a
+            UTF-8 text file; None uses a text that edgeq includes and a text sampled from the model
+            itself, see `edgeq.calibration_text.own_calibration`. For graphs, samples, a list of
+            them (each a mapping from an input's name to its array), or the path of a folder of
+            images or arrays, an .npz file or ``script.py:function``.
+        fast: quantize a language model with the recipe w4-g32, which rounds to nearest and needs
+            no calibration.
+        method: the rounding method, one of `edgeq.quant.METHODS`, instead of the recipe's.
+        requantize: quantize weights again that are already quantized, as in most GGUF files.
+        calibration: the same as ``data`` for language models, as windows of a text.
+        stats: calibration statistics of the same source; they replace the text if they have all
+            that the recipe needs.
+        sensitivity: sensitivities of the same source, for a recipe with a target; None measures
+            them.
+        card: the text that the quality card is measured on, or the reason why there is no card.
+        max_ram: the most bytes of memory that the process may use, memory-mapped pages included;
+            the quality card is left out if it would need more.
+        threads: number of threads; None uses all cores that this process may use.
+        progress: called with the name of the current step, how much of it is done, and its total.
 
     Returns:
-        What was done: a `Summary` for a language model, a `GraphSummary` for a graph. Both have
-        the recipe, the seconds, the bits per weight and a form for JSON.
+        A `Summary` for a language model, a `GraphSummary` for a graph. Both have the recipe, the
+        seconds and the bits per weight, and can be written as JSON.
 
     Raises:
-        DoesNotFitError: max_ram is too little.
-        FormatError: the source is damaged, or holds NaN or infinite weights.
-        SchemeError: the recipe does not suit the source, or weights are too large.
+        DoesNotFitError: max_ram is too small.
+        FormatError: the source is damaged, or has NaN or infinite weights.
+        SchemeError: the recipe does not fit the source, or weights are too large.
         UsageError: the source is already quantized, samples are needed, or an argument is out of
-            range or not for such a source.
-        TypeError: an argument is of another type.
+            range or does not apply to such a source.
+        TypeError: an argument has the wrong type.
         MissingDependencyError: the recipe trains, and PyTorch is not installed.
         EdgeqError: the file cannot be written.
 
@@ -147,7 +151,7 @@ def quantize(
     check_type("method", method, str, None)
     check_type("fast", fast, bool)
     if fast and recipe is not None:
-        raise UsageError(f"fast stands for the recipe {FAST}; leave out fast, or the recipe")
+        raise UsageError(f"fast is the same as the recipe {FAST}; give either fast or a recipe")
     check_type("requantize", requantize, bool)
     check_type("calibration", calibration, CalibrationText, None)
     check_type("stats", stats, CalibrationStats, None)
@@ -170,10 +174,13 @@ def quantize(
         }  # fmt: skip
         for name, value in given.items():
             if value:
-                raise UsageError(f"{name} is for language models; leave it out for a graph")
+                raise UsageError(
+                    f"{name} applies only to language models, and the source is a graph; leave out "
+                    f"{name}"
+                )
         return _quantize_graph(opened, Path(out), recipe, data, threads, progress)
     if data is not None and calibration is not None:
-        raise UsageError("data and calibration are the same; give one of them")
+        raise UsageError("data and calibration have the same meaning; give only one of them")
     return quantize_model(
         opened, out, recipe,
         requantize=requantize, calibration=calibration or _windows(opened, data),
@@ -189,19 +196,20 @@ def verify_reproducible(
     recipe: Recipe | str | None = None,
     **options: Unpack[_Options],
 ) -> Summary:
-    """Quantize a language model again, and compare every byte with the artifact that was made.
+    """Quantize a language model again, and compare every byte with the existing artifact.
 
     Args:
-        source: what the artifact was made from.
-        file: the artifact, which is not changed. The comparison needs room for another beside it.
-        recipe, options: those that it was made with, as for `quantize`.
+        source: the model that the artifact was made from.
+        file: the artifact, which is not changed. The comparison writes a second artifact to the
+            same folder for a while, so the disk must have space for it.
+        recipe, options: those that the artifact was made with, as for `quantize`.
 
     Returns:
-        The summary of the quantization that was done again.
+        The summary of the second quantization.
 
     Raises:
-        EdgeqError: the two differ; says where first.
-        UsageError: there is no such file, the source is a graph, or as for `quantize`.
+        EdgeqError: the two artifacts differ; the message names the first difference.
+        UsageError: there is no such file, or the source is a graph; also as for `quantize`.
 
     Example:
         >>> summary = edgeq.quantize("model", "small.edgeq", "w4-g32")
@@ -216,7 +224,9 @@ def verify_reproducible(
         raise UsageError(f"{path} does not exist; give the artifact that quantize wrote")
     opened = source if isinstance(source, Model | Graph) else open_source(source)
     if isinstance(opened, Graph):
-        raise UsageError("only artifacts of language models are compared; the source is a graph")
+        raise UsageError(
+            "verify_reproducible compares artifacts of language models, and the source is a graph"
+        )
     again = path.with_name(f".{path.name}.again-{os.getpid()}.edgeq")
     try:
         summary = quantize(opened, again, recipe, **options)
@@ -272,10 +282,10 @@ def check_graph_output(out: Path) -> None:
     """Refuse a file that does not end in .onnx.
 
     Raises:
-        UsageError: names one that does.
+        UsageError: the file does not end in .onnx; the message gives a name that does.
     """
     if out.suffix.lower() != ".onnx":
         raise UsageError(
             f"the output is {out}, but a quantized graph is written as .onnx; give "
-            f"{out.with_suffix('.onnx')}, then convert that to other formats"
+            f"{out.with_suffix('.onnx')}, and convert that file to other formats with edgeq convert"
         )

@@ -48,16 +48,16 @@ def run(
         model: a model or the path of one.
         prompt: a text.
         params: how tokens are chosen; the defaults of `SamplingParams` if None.
-        max_tokens: the most to generate; None goes on until the context is full.
+        max_tokens: the most tokens to generate; None continues until the context is full.
         stop: texts that end the answer and are not shown.
         raw: continue the prompt as plain text even if the model has a chat template.
         lookup: tokens to propose from earlier text, as `generate` takes it.
-        json_schema: a JSON schema, as an object or a text, that the answer keeps to.
+        json_schema: a JSON schema, as an object or a text, that the answer conforms to.
         prompt_cache: a file that the KV cache of the prompt is saved to. If it exists and its
             tokens are the beginning of the prompt, only the rest is processed.
         prompt_cache_all: save the cache of the generated text as well, once it has ended.
-        draft: a small model with the same tokenizer, or its path: it drafts tokens, which are
-            checked in one pass; the answer stays the same. See `Draft`.
+        draft: a small model with the same tokenizer, or its path. It drafts tokens, which the
+            model verifies in one pass; the answer stays the same. See `Draft`.
         context, threads, kv_bits, backend, mmap: as `Engine` takes them.
 
     Returns:
@@ -122,22 +122,22 @@ def _continue_prompt(
     prompt_cache_all: bool = False,
     draft: Draft | None = None,
 ) -> Iterator[Chunk]:
-    """Generate after a prompt's tokens, with the KV cache of the prompt read and saved.
+    """Generate after a prompt's tokens, and load and save the KV cache of the prompt.
 
     Args:
-        engine: with an empty cache.
-        tokenizer: the model's.
+        engine: an engine with an empty cache.
+        tokenizer: the model's tokenizer.
         ids: tokens of the prompt.
-        params, max_tokens, stop, lookup, prompt_cache, prompt_cache_all: as `run` takes them.
+        params, max_tokens, stop, lookup, prompt_cache, prompt_cache_all: as for `run`.
         chat: whether the end of a turn ends the text.
-        constraint: what the text may be.
-        draft: drafts tokens.
+        constraint: the grammar that the text follows; None allows any text.
+        draft: a draft model, or None.
 
     Returns:
-        An iterator over pieces of text. The prompt's cache is saved after the first.
+        An iterator over pieces of text. The prompt's cache is saved after the first piece.
 
     Raises:
-        FormatError, UsageError: as `run`.
+        FormatError, UsageError: as for `run`.
     """
     if prompt_cache is not None and Path(prompt_cache).exists():
         engine.load_state(prompt_cache)
@@ -159,7 +159,7 @@ def _saving(
 ) -> Iterator[Chunk]:
     for chunk in chunks:
         yield chunk
-        if prompt:  # the prompt alone is in the cache now
+        if prompt:  # at this point the cache contains the prompt and nothing else
             engine.save_state(path)
             prompt = False
     if whole:
@@ -206,8 +206,8 @@ def chat(
     Args:
         model: a model with a chat template, or the path of one.
         system: the system prompt.
-        json_schema: a JSON schema that every answer keeps to, as an object or a text.
-        draft: a small model that drafts tokens, as `run` takes it.
+        json_schema: a JSON schema that every answer conforms to, as an object or a text.
+        draft: a small model that drafts tokens, as for `run`.
         context, threads, kv_bits, backend, mmap: as `Engine` takes them.
 
     Returns:

@@ -23,23 +23,23 @@ def serve(
     progress: Progress | None = None,
     ready: Callable[[Server], None] | None = None,
 ) -> None:
-    """Serve models until SIGINT or SIGTERM. `Server` serves in the background of other work.
+    """Serve models until SIGINT or SIGTERM. To serve in the background, use `Server`.
 
-    Clients find OpenAI's interface below ``/v1``, and a chat page at ``/``.
+    OpenAI's interface is below ``/v1``, and a chat page is at ``/``.
 
     Args:
-        models: as `Server` takes them.
-        settings: address, limits, defaults.
-        draft: a small model that drafts tokens, as `Server` takes it.
-        context: tokens of every slot; a model that supports fewer has its own limit.
-        threads, kv_bits, backend, mmap: as `Engine` takes them, for every slot.
+        models: the models to serve, as for `Server`.
+        settings: the address, the limits and the defaults of requests.
+        draft: a small model that drafts tokens, as for `Server`.
+        context: context of every slot in tokens; a model that supports fewer uses its own limit.
+        threads, kv_bits, backend, mmap: as for `Engine`, for every slot.
         progress: called while models are opened.
         ready: called with the server once all models are opened; `Server.stop` ends it.
 
     Raises:
         MissingDependencyError: the extra "serve" is not installed.
         FormatError: a model cannot be opened.
-        UsageError: the address cannot be had, or two models have one name.
+        UsageError: the address is in use or not allowed, or two models have the same name.
 
     Example:
         >>> settings = edgeq.ServerSettings(port=0)

@@ -1,7 +1,7 @@
-"""The ``edgeq`` command: thin commands over the library.
+"""The ``edgeq`` command: each command parses its options, calls the library, and prints.
 
-Results go to stdout, progress and timings to stderr. Exit codes: 0 done, 1 an error edgeq
-explains, 2 wrong usage, 130 interrupted, 143 terminated. ``render`` is the only module that knows
+Results go to standard output, progress and timings to standard error. Exit codes: 0 success, 1 an
+error with an explanation, 2 wrong usage, 130 interrupted, 143 terminated. Only ``render`` uses
 colors.
 """
 

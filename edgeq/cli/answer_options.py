@@ -1,4 +1,4 @@
-"""Options of the commands that answer: JSON schemas, prompt lookup, draft models."""
+"""Options of the commands that generate text: JSON schemas, prompt lookup, draft models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgeq.cli.options import Function
 
 
 def schema_option(function: Function) -> Function:
-    """``--json-schema FILE``, read as a text."""
+    """The option ``--json-schema FILE``, whose value is the text of the file."""
 
     def text_of(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
         if value is None:
@@ -18,7 +18,9 @@ def schema_option(function: Function) -> Function:
         try:
             return Path(value).read_text("utf-8")
         except (OSError, UnicodeDecodeError) as err:
-            raise click.UsageError(f"{value} cannot be read as a JSON schema: {err}") from err
+            raise click.UsageError(
+                f"{value} cannot be read as a JSON schema: {err}; give a UTF-8 text file"
+            ) from err
 
     return click.option(
         "--json-schema", type=click.Path(exists=True, dir_okay=False), default=None,
@@ -28,7 +30,7 @@ def schema_option(function: Function) -> Function:
 
 
 def lookup_option(function: Function) -> Function:
-    """``--lookup N``."""
+    """The option ``--lookup N``."""
     return click.option(
         "--lookup", type=click.IntRange(0, 64), default=0,
         help="With --temp 0: propose up to this many tokens from earlier text (prompt lookup "
@@ -37,9 +39,9 @@ def lookup_option(function: Function) -> Function:
 
 
 def draft_option(function: Function) -> Function:
-    """``--draft MODEL``."""
+    """The option ``--draft MODEL``."""
     return click.option(
         "-md", "--draft", "--model-draft", "draft", metavar="MODEL", default=None,
         help="A small model with the same tokenizer that drafts tokens, which MODEL checks in one "
-        "pass; the output stays the same. It rests where it does not make answers faster.",
+        "pass; the output stays the same. It pauses when it does not make answers faster.",
     )(function)  # fmt: skip

@@ -1,4 +1,4 @@
-"""The command group, and the handler that turns every error into a message and an exit code."""
+"""The command group, and the handler that maps every error to a message and an exit code."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import contextlib
 import errno
 import io
 import os
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from types import FrameType
+from collections.abc import Sequence
 
 import click
 
@@ -36,6 +33,7 @@ from edgeq.cli.report import report
 from edgeq.cli.run import run
 from edgeq.cli.sensitivity import sensitivity
 from edgeq.cli.serve import serve
+from edgeq.cli.signals import Terminated, ending_signals
 from edgeq.cli.sweep import sweep
 from edgeq.cli.validate import validate
 from edgeq.cli.warmup import warmup
@@ -44,25 +42,11 @@ from edgeq.core.errors import EdgeqError
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 
 
-class Terminated(BaseException):  # no Exception: only `main` catches it
-    """SIGTERM arrived, or the terminal was closed.
-
-    Like a KeyboardInterrupt it unwinds what is open, so that temporary files are removed.
-
-    Args:
-        signum: the signal.
-    """
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.signum = signum
-
-
 class OrderedGroup(click.Group):
-    """A group that lists its commands in the order a newcomer needs them."""
+    """A group that lists its commands in the order in which they were added."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names in the order they were added."""
+        """Names of the commands, in the order in which a new user needs them."""
         return list(self.commands)
 
 
@@ -109,18 +93,18 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        args: the arguments; those of the process if None.
+        args: the arguments; None takes those of the process.
 
     Returns:
-        The exit code: 0 done, 1 an explained error, 2 wrong usage, 130 interrupted, 143
-        terminated, 129 the terminal was closed.
+        The exit code: 0 success, 1 an error with an explanation, 2 wrong usage, 130 interrupted,
+        143 terminated, 129 the terminal was closed.
     """
     for stream in (sys.stdout, sys.stderr):
-        # a character that the terminal cannot show must not end the command
+        # a character that the terminal cannot show must not end the command with an error
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
-        with _orderly():
+        with ending_signals():
             code = cli.main(
                 args, prog_name="edgeq", standalone_mode=False, auto_envvar_prefix="EDGEQ"
             )
@@ -155,31 +139,6 @@ def main(args: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
-@contextlib.contextmanager
-def _orderly() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the command as Ctrl-C does, so that temporary files are removed.
-
-    A signal that another handler handles or ignores (as nohup does) is left alone.
-    """
-
-    def leave(signum: int, frame: FrameType | None) -> None:
-        for ours in taken:  # removing files must not be interrupted
-            signal.signal(ours, signal.SIG_IGN)
-        raise Terminated(signum)
-
-    taken: list[signal.Signals] = []
-    if threading.current_thread() is threading.main_thread():
-        for name in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(name) is signal.SIG_DFL:
-                signal.signal(name, leave)
-                taken.append(name)
-    try:
-        yield
-    finally:
-        for name in taken:
-            signal.signal(name, signal.SIG_DFL)
-
-
 def _explain(message: str) -> int:
     if debugging():
         traceback.print_exc()
@@ -188,7 +147,7 @@ def _explain(message: str) -> int:
 
 
 def _reader_left() -> int:
-    """Whoever read standard output has closed it, as in ``| head``: end without a message."""
+    """End without a message, because the reader of standard output has closed it (``| head``)."""
     with open(os.devnull, "w", encoding="utf-8") as sink:  # noqa: PTH123
         os.dup2(sink.fileno(), sys.stdout.fileno())
     return EXIT_ERROR

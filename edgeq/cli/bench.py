@@ -1,4 +1,4 @@
-"""``edgeq bench``: tokens per second, in the rows llama-bench prints."""
+"""``edgeq bench``: tokens per second, in rows like those of llama-bench."""
 
 from __future__ import annotations
 
@@ -108,7 +108,9 @@ def bench(
     from edgeq.api.bench import bench_rows, bench_workloads
 
     if not any((*n_prompt, *n_gen)):
-        raise click.UsageError("there is nothing to time: -p and -n are both 0")
+        raise click.UsageError(
+            "-p and -n are both 0, so there is nothing to time; give one of them a positive number"
+        )
     bits = kv_bits_of(kv_bits, cache_type_k, cache_type_v)
     workloads = bench_workloads(n_prompt, n_gen, n_depth, repetitions)
     loaded, name = _subject(model, shape, preset)

@@ -1,4 +1,4 @@
-"""``edgeq calibrate``: statistics of the inputs of a model's matrices over a text."""
+"""``edgeq calibrate``: collect statistics of the inputs of a model's matrices on a text."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _text(summary: dict[str, Any], cut: CalibrationText) -> str:
     peak = summary["peak_rss_bytes"]
 
     def reach(seen: dict[str, Any]) -> float:
-        """The largest magnitude in root mean squares, which costs static INT8 precision."""
+        """The largest magnitude divided by the RMS; large values reduce the precision of INT8."""
         return float(max(-seen["low"], seen["high"]) / seen["rms"]) if seen["rms"] else 0.0
 
     farthest = sorted(summary["inputs"], key=reach, reverse=True)[:_WORST]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from edgeq.cli.options import (
 )
 from edgeq.cli.plan import fit_option, refuse_what_cannot_fit
 from edgeq.cli.run import engine_arguments, sampling_params, timing
-from edgeq.cli.terminal import LineEditor, LiveRate, default_history, interruptible
+from edgeq.cli.terminal import CtrlC, LineEditor, LiveRate, default_history, interruptible
 from edgeq.cli.warmup import compile_first
 
 if TYPE_CHECKING:
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
 
 _COMMANDS = {
     "/help": "list the commands",
-    "/regen": "answer the last message once more",
+    "/regen": "answer the last message again",
     "/reset": "start a new conversation",
     "/system TEXT": "start a new conversation with another system prompt",
     "/save FILE": "save the conversation",
-    "/load FILE": "go on with a saved conversation",
-    "/stats": "show the timings of the last answer, and how much of the context is used",
-    "/exit": "end the chat; so does Ctrl-D",
+    "/load FILE": "continue a saved conversation",
+    "/stats": "show the timings of the last answer, and how many tokens of the context are used",
+    "/exit": "end the chat, as Ctrl-D does",
 }
 _WORDS = (*(name.partition(" ")[0] for name in _COMMANDS), "/quit")
 _FOR_THE_MODEL = ("/think", "/no_think", "/nothink")
-"""Switches that some models read in a message."""
+"""Switches in a message that some models understand."""
 _STOP = "Ctrl-C stops an answer."
 _OTHERS = "Any other line is a message; begin it with a space if it starts with /"
 
@@ -55,10 +55,10 @@ _OTHERS = "Any other line is a message; begin it with a space if it starts with 
 @click.option("-n", "--n-predict", "--predict", "--max-tokens", type=click.IntRange(min=1),
               default=512, help="Maximum number of tokens in an answer.")  # fmt: skip
 @click.option("--load", type=click.Path(exists=True, dir_okay=False), default=None, metavar="FILE",
-              help="Go on with a conversation that /save wrote.")  # fmt: skip
+              help="Continue a conversation that /save wrote.")  # fmt: skip
 @click.option("--history", type=click.Path(dir_okay=False), default=None, metavar="FILE",
               show_default="~/.local/state/edgeq/chat_history",
-              help="File of earlier messages, which the arrow keys bring back.")  # fmt: skip
+              help="File of earlier messages, which the arrow keys recall.")  # fmt: skip
 @click.option("--no-history", is_flag=True, show_default=False,
               help="Do not keep messages in a file.")  # fmt: skip
 @lookup_option
@@ -86,7 +86,9 @@ def chat(
     from edgeq.importers import load as open_model
 
     if system is not None and load is not None:
-        raise click.UsageError("--load brings its own system prompt; leave out --system")
+        raise click.UsageError(
+            "the conversation of --load has its own system prompt; leave out --system"
+        )
     if history is not None and no_history:
         raise click.UsageError("give --history or --no-history, not both")
     params = sampling_params(settings)
@@ -95,32 +97,35 @@ def chat(
     kept = None if no_history else Path(history) if history else default_history()
     editor = LineEditor(kept, _WORDS) if person else None
     loaded = open_model(model)
+    draft = None if settings["draft"] is None else open_model(settings["draft"])
     if not force:
-        refuse_what_cannot_fit(loaded, model, engine_settings)
+        refuse_what_cannot_fit(loaded, model, engine_settings, draft)
     compile_first(engine_settings["backend"])
     schema = settings["json_schema"]
-    draft = settings["draft"]
     with begin(
         loaded, system=system, json_schema=schema, draft=draft, **engine_settings
     ) as talk:  # fmt: skip
         how = {"max_tokens": n_predict, "stop": settings["stop"], "lookup": settings["lookup"]}
-        session = _Session(talk, params, how, person)
+        ctrl_c = CtrlC()
+        session = _Session(talk, params, how, person, ctrl_c)
         if load is not None:
             session.load(load)
         if editor is not None:
             render.note(f"/help lists the commands. {_STOP}")
-        while (line := _next_line(editor)) is not None:
-            if not session.take(line):
-                break
+        with ctrl_c if person else nullcontext():
+            while (line := _next_line(editor, ctrl_c)) is not None:
+                if not session.take(line):
+                    break
 
 
-def _next_line(editor: LineEditor | None) -> str | None:
+def _next_line(editor: LineEditor | None, ctrl_c: CtrlC) -> str | None:
     if editor is None:
         return sys.stdin.readline() or None
     sys.stderr.write("\n")
     while True:
         try:
-            return editor.ask("> ")
+            with ctrl_c.heard():
+                return editor.ask("> ")
         except KeyboardInterrupt:
             render.note("\n/exit or Ctrl-D ends the chat")
 
@@ -130,19 +135,26 @@ class _Session:
 
     Args:
         talk: the conversation.
-        params: how tokens are chosen.
-        how: further arguments of an answer.
-        person: whether somebody types, so that errors do not end the chat.
+        params: parameters of sampling.
+        how: further arguments of `Conversation.say`.
+        person: whether standard input is a terminal; then errors do not end the chat.
+        ctrl_c: what Ctrl-C does.
     """
 
     def __init__(
-        self, talk: Conversation, params: SamplingParams, how: dict[str, Any], person: bool
+        self,
+        talk: Conversation,
+        params: SamplingParams,
+        how: dict[str, Any],
+        person: bool,
+        ctrl_c: CtrlC,
     ) -> None:
         self._talk, self._params, self._how, self._person = talk, params, how, person
-        self._again = 0  # how often the last message was answered once more
+        self._ctrl_c = ctrl_c
+        self._again = 0  # how often the last message was answered again
 
     def take(self, line: str) -> bool:
-        """Do what a line says; False ends the chat."""
+        """Execute a command or answer a message; returns False if the chat should end."""
         from edgeq.core.errors import EdgeqError
 
         if line.strip() in ("/exit", "/quit"):
@@ -175,11 +187,13 @@ class _Session:
         elif word in ("/save", "/load"):
             if not rest:
                 render.note(f"{word} needs the name of a file: {word} FILE")
-            elif word == "/save":
-                talk.save(Path(rest).expanduser())
-                render.note(f"saved: {rest}")
             else:
-                self.load(rest)
+                with self._ctrl_c.heard():  # a file may be a pipe that nobody reads or writes
+                    if word == "/load":
+                        self.load(rest)
+                    else:
+                        talk.save(Path(rest).expanduser())
+                        render.note(f"saved: {rest}")
         elif word == "/help":
             rows = [f"{name:14}{about}" for name, about in _COMMANDS.items()]
             render.note("\n".join([*rows, f"{_STOP} {_OTHERS}"]))
@@ -187,10 +201,10 @@ class _Session:
             near = difflib.get_close_matches(word, _WORDS, 1)
             meant = f"did you mean {near[0]}? " if near else ""
             render.note(f"there is no command {word}; {meant}/help lists them. A line that begins "
-                        "with a space is sent as it is")  # fmt: skip
+                        "with a space is sent as a message")  # fmt: skip
 
     def load(self, path: str) -> None:
-        """Go on with a saved conversation."""
+        """Continue a saved conversation."""
         self._talk.load(Path(path).expanduser())
         self._again = 0
         render.note(f"loaded: {len(self._talk.messages)} messages; the last one:")
@@ -199,7 +213,7 @@ class _Session:
             render.note(f"{last['role']}: {render.visible(last['content'][-500:])}")
 
     def _params_again(self) -> SamplingParams:
-        """Other random numbers than before, also where a seed was given."""
+        """The parameters with another seed than before, so that the answer differs."""
         seed = self._params.seed
         if seed is None:
             return self._params

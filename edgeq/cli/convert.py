@@ -1,4 +1,4 @@
-"""``edgeq convert``: the same integers in a mobile runtime's own format."""
+"""``edgeq convert``: write the same integers in the format of another runtime."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _DECODERS = ("preset", "ctx_size", "kv", "compute", "prefill", "steps", "max_ram
               help="How matrices are multiplied: float uses floating-point activations; int8 "
                    "rounds activations to 8 bits for the target's faster kernels.")  # fmt: skip
 @click.option("--prefill", type=Counts(1), default=(), show_default="the target's",
-              help="Prompt lengths to make prefill functions for.")  # fmt: skip
+              help="Prompt lengths for which prefill functions are made.")  # fmt: skip
 @click.option("--target-os", metavar="OS", default=None, show_default="the target's",
               help="The minimum operating system version, such as ios16 or ios18 (Core "
                    "ML).")  # fmt: skip
@@ -134,7 +134,7 @@ def convert(
         render.lines((graphs.converted(conversion) if graph else _text(conversion)).rstrip())
 
 
-# the targets are listed in their own table, not here as well
+# the help text lists the targets of the table, so that there is only one list
 _WIDTH = max(map(len, TARGETS))
 convert.help = f"{inspect.cleandoc(convert.help or '')}\n\n\b\n" + "\n".join(
     f"{name.ljust(_WIDTH)}  {row.title}: {row.description}" for name, row in TARGETS.items()

@@ -1,4 +1,4 @@
-"""``edgeq demo``: quantize a small model, let it tell a story, compare it with the float one."""
+"""``edgeq demo``: quantize a small model, generate a story, and compare it with the float model."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _n_params(model: Model) -> int:
 
 
 def _cache_file() -> Path:
-    """Where the quantized model goes: the user's cache folder, or a temporary one."""
+    """Path of the quantized model: in the user's cache folder, or in a temporary folder."""
     from edgeq.core.cache import cache_home
 
     folder = cache_home()
@@ -139,7 +139,7 @@ class _Cost:
 
 
 def _measure(model: Model, tokenizer: Tokenizer, base: Model | None, threads: int) -> _Cost:
-    """Speed of generation, and quality on held-out text, of the model as the engine runs it."""
+    """Measure the speed of generation and the quality on held-out text, both with the engine."""
     from edgeq.evaluation.text import perplexity
     from edgeq.model.reference import Reference
     from edgeq.profiling import Workload, measure
@@ -153,7 +153,7 @@ def _measure(model: Model, tokenizer: Tokenizer, base: Model | None, threads: in
             engine.reset()
             return engine.forward(tokens, all_logits=True)
 
-        # no bar before: drawing it takes time from what is being timed
+        # no progress bar before this, because drawing it would slow the timed generation
         with render.progress("Measuring quality on held-out stories") as bar:
             quality = perplexity(
                 logits,

@@ -1,4 +1,4 @@
-"""``edgeq devices``: profiles of devices, and what this machine is."""
+"""``edgeq devices``: list the profiles of devices, and detect this machine."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ for _command in (list_, show, detect):
 
 
 def _measured(detected: Detected) -> tuple[dict[int, float], float]:
-    """Read bandwidth by threads, and integer throughput of all cores."""
+    """Measured read bandwidth in GB/s by number of threads, and integer throughput in GOPS."""
     from edgeq.api.devices import measure_machine
 
     with watched(), render.progress("Measuring this machine", still=True) as bar:
@@ -195,7 +195,7 @@ def _bytes(count: int | None) -> str:
 
 
 def _rate(rates: Mapping[int, float] | None) -> str:
-    """The rate of the most threads."""
+    """The rate with the largest number of threads."""
     return f"{rates[max(rates)]:.1f}" if rates else ""
 
 

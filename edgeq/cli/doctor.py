@@ -1,4 +1,4 @@
-"""``edgeq doctor``: what works here, what does not, and what to do about it."""
+"""``edgeq doctor``: check what works on this machine, and say how to fix what does not."""
 
 from __future__ import annotations
 

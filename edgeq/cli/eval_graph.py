@@ -1,4 +1,4 @@
-"""``edgeq eval`` for graphs of operators: labeled samples through any of their files."""
+"""``edgeq eval`` for graphs: accuracy on labeled samples, for any file of a graph."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def eval_graph(
     """Measure a graph and print the result.
 
     Args:
-        model: .onnx, .ort, .tflite or .mlpackage.
-        data: what `edgeq.quant.graph.samples.open_samples` reads.
-        base: another graph to compare with.
-        scores: name of the output.
-        confusion: the file to write the confusion matrix to.
-        sample: values of `edgeq.cli.options.SAMPLE_OPTIONS` but the layout.
-        limit, layout, threads, form: the options.
+        model: path of an .onnx, .ort, .tflite or .mlpackage.
+        data: a source that `edgeq.quant.graph.samples.open_samples` reads.
+        base: path of another graph to compare with.
+        scores: name of the output with the scores.
+        confusion: file to which the confusion matrix is written.
+        sample: values of the options `edgeq.cli.options.SAMPLE_OPTIONS` except the layout.
+        limit, layout, threads, form: values of the options of these names.
     """
     from edgeq.api.evaluate_graph import evaluate_graph
     from edgeq.core.files import check_target
@@ -72,7 +72,7 @@ def eval_graph(
 
 
 def _given_preprocess(sample: Mapping[str, Any]) -> Preprocess | None:
-    """How images become inputs if an option says so; None leaves it to the model file."""
+    """The preprocessing that the options give; None without options, for that of the model."""
     ctx = click.get_current_context()
     given = any(
         ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
@@ -106,7 +106,7 @@ def _text(evaluation: GraphEvaluation, runtimes: Sequence[str]) -> str:
 
 
 def _mixed_up(evaluation: GraphEvaluation) -> list[str]:
-    """The pairs of classes with most errors."""
+    """The pairs of classes that are confused most often, as text."""
     counts = evaluation.confusion or ()
     named = len(evaluation.classes) == len(counts)
     name = evaluation.classes.__getitem__ if named else str

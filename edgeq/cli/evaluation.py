@@ -1,4 +1,4 @@
-"""``edgeq eval``: how many questions, or labeled samples, a model answers correctly."""
+"""``edgeq eval``: measure the accuracy of a model on questions or on labeled samples."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def _ask(
     backend: str,
     form: str,
 ) -> None:
-    """Ask a language model and print how it answered."""
+    """Evaluate a language model on a question set and print the result."""
     from edgeq.api.evaluate import evaluate
 
     compile_first(backend)

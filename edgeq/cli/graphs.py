@@ -1,4 +1,4 @@
-"""Commands on graphs: vision, audio and encoder models."""
+"""The parts of commands that concern graphs: vision, audio and encoder models."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
     from edgeq.graph.ir import Graph
 
 _SHOWN = 4
-"""Number of weights stored in more bits that are named; the certificate lists all."""
+"""Most weights, of those stored in more bits, that are named; the certificate lists all."""
 
 
 def refuse_made(model: str) -> None:
-    """Refuse a file that was made for a runtime, where a graph is to be read.
+    """Refuse a file that was converted for a runtime, because it cannot be converted again.
 
     Raises:
-        UsageError: it is one.
+        UsageError: the file was converted for a runtime.
     """
     from edgeq.core.errors import UsageError
     from edgeq.importers import source_kind
 
     if source_kind(model) == "program":
         raise UsageError(
-            f"{model} was converted for a runtime and cannot be converted again; give the .onnx or "
+            f"{model} was made for a runtime and cannot be converted again; give the .onnx or "
             ".tflite file that it was made from"
         )
 
 
 def named_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """Shapes from ``NAME=1,3,224,224``."""
+    """Parse values of ``--shape`` such as ``NAME=1,3,224,224``."""
     shapes = {}
     for text in texts:
         name, equals, sizes = text.rpartition("=")
@@ -49,12 +49,12 @@ def named_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
 
 
 def inspect(model: str, form: str, details: bool) -> None:
-    """``edgeq inspect`` of a graph: its operators' precision, or what a target's file holds.
+    """``edgeq inspect`` for graphs: the operators of a graph, or the content of a converted file.
 
     Args:
-        model: the file.
-        form: "text" or "json", which contains everything.
-        details: list each operator or weight, not only their numbers.
+        model: path of the file.
+        form: "text", or "json" with all details.
+        details: list each operator or weight instead of their numbers.
     """
     from edgeq.api.inspect import inspect as describe
 
@@ -70,15 +70,15 @@ def inspect(model: str, form: str, details: bool) -> None:
 
 
 REAL = 16
-"""Samples of --data that a converted graph is compared on."""
+"""Most samples of --data on which a converted graph is compared."""
 
 
 def real_inputs(graph: Graph, data: str) -> Iterable[Any]:
-    """Samples for a comparison, prepared as the calibration's were.
+    """Samples for a comparison, preprocessed as those of the calibration were.
 
     Raises:
-        UsageError: there are none that fit.
-        FormatError: they cannot be read.
+        UsageError: there are no samples that fit the graph.
+        FormatError: the samples cannot be read.
     """
     from edgeq.quant.graph.images import Preprocess
     from edgeq.quant.graph.samples import open_samples
@@ -89,7 +89,7 @@ def real_inputs(graph: Graph, data: str) -> Iterable[Any]:
 def source_and_samples(
     against: str, out: str, data: str | None
 ) -> tuple[Graph, Iterable[Any] | None]:
-    """The graph that a file was converted from, and real inputs if ``--data`` names some."""
+    """The graph that a file was converted from, and the samples of ``--data`` if it is given."""
     from edgeq.converters.validate.graph import read_source
 
     graph = read_source(against, out)
@@ -97,7 +97,7 @@ def source_and_samples(
 
 
 def bench(models: Sequence[str], threads: int | None, repetitions: int, form: str) -> None:
-    """``edgeq bench`` of graphs, which take turns; times are of whole runs."""
+    """``edgeq bench`` for graphs, which are timed in alternation; times are of whole inferences."""
     from edgeq.api.bench import bench_graphs
 
     with render.progress("Benchmarking", still=True) as bar:
@@ -125,7 +125,7 @@ def bench(models: Sequence[str], threads: int | None, repetitions: int, form: st
 
 
 def converted(conversion: Conversion) -> str:
-    """A converted graph as text."""
+    """The summary of a converted graph as text."""
     lines = [
         f"{conversion.path}: {render.human_bytes(conversion.nbytes)} in {conversion.seconds:.1f} s"
     ]
@@ -155,7 +155,12 @@ def converted(conversion: Conversion) -> str:
 
 
 def held_wider(asked: Mapping[str, int], widths: Mapping[str, int]) -> list[str]:
-    """The weights that a file stores in more bits than they have, a line for each kind."""
+    """One line for each kind of weights that a file stores in more bits than they have.
+
+    Args:
+        asked: name of a weight -> its bits.
+        widths: name of a weight -> the bits in which it is stored.
+    """
     kinds: dict[tuple[int, int], list[str]] = {}
     for name, bits in asked.items():
         if widths.get(name, bits) > bits:
@@ -205,7 +210,7 @@ def _graph(record: dict[str, Any], details: bool) -> str:
 
 
 def compared(report: ValidationReport) -> str:
-    """A validated graph as text."""
+    """The result of validating a graph as text."""
     result = report.graph
     assert result is not None
     equal, known, grids = (
@@ -241,7 +246,7 @@ def compared(report: ValidationReport) -> str:
 
 
 def _packed_file(record: dict[str, Any], details: bool) -> str:
-    """A file that edgeq made for another runtime."""
+    """The description of a file that edgeq converted for another runtime."""
     weights = record["weights"]
     if details:
         head, sides = ["packed weight", "bits", "shape", "size"], "lrlr"
@@ -264,7 +269,7 @@ def _packed_file(record: dict[str, Any], details: bool) -> str:
 
 
 def _other_tflite(summary: dict[str, Any]) -> str:
-    """A .tflite file of another tool, as LiteRT sees it."""
+    """The description of a .tflite file of another tool, as LiteRT reads it."""
     size = render.human_bytes(summary["nbytes"])
     lines = [f"{summary['path']}: {size}, made by another tool", ""]
     lines += [f"{kind:9s}{name} {text}" for kind in ("inputs", "outputs")

@@ -1,4 +1,4 @@
-"""``edgeq inspect``: a summary of a model file; with --tensors, each tensor."""
+"""``edgeq inspect``: show a summary of a model file, and with --tensors each tensor."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edgeq.model.model import Model
 
 _RULES = 4
-"""Rules of a recipe that are shown; --format json has all."""
+"""Most rules of a recipe that are shown; --format json shows all."""
 _WORST = 3
 """Number of tensors with the largest errors that are named."""
 
@@ -76,7 +76,7 @@ def _write_card(model: Model, name: str, path: Path, force: bool) -> None:
 
 
 def bits_per_weight(nbytes: int, weights: int) -> float:
-    """Bits per weight from stored bytes."""
+    """Bits per weight of stored bytes."""
     return 8 * nbytes / weights
 
 
@@ -143,7 +143,7 @@ def _text(model: Model, path: Path, tensors: list[dict[str, Any]], details: bool
 
 
 def _integers(model: Model) -> str:
-    """Where the integers come from; empty if there are none."""
+    """The origin of the integers, as text; empty for a float model."""
     from edgeq.quant.decoder.source import type_counts
 
     counts = model.integers()
@@ -168,7 +168,7 @@ def _has_chat_template(model: Model) -> bool:
 
 
 def _kinds(tensors: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Each scheme with the number and size of its tensors, the largest first."""
+    """Each scheme with the number and size of its tensors, the largest total size first."""
     kinds: dict[str, list[dict[str, Any]]] = {}
     for tensor in tensors:
         kinds.setdefault(tensor["scheme"], []).append(tensor)
@@ -243,7 +243,7 @@ def _sensitive_layers(value: dict[str, Any]) -> str:
 def _recipe(recipe: dict[str, Any]) -> str:
     rules = [f"{pattern}={scheme}" for pattern, scheme in recipe.get("rules", ())]
     if len(rules) > _RULES:
-        rules = [*rules[:_RULES], f"and {len(rules) - _RULES} rules more"]
+        rules = [*rules[:_RULES], f"and {len(rules) - _RULES} more rules"]
     known = ("default", "method", "rules")
     rest = [f"{key} {json.dumps(value)}" for key, value in recipe.items() if key not in known]
     return ", ".join([str(recipe.get("default")), str(recipe.get("method")), *rest, *rules])

@@ -1,4 +1,4 @@
-"""Options that several commands share, and the types they are read as."""
+"""Options that several commands share, and the types of their values."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONTEXT_SETTINGS: dict[str, Any] = {
 
 
 class _Option(click.Option):
-    """An option whose general variable (EDGEQ_THREADS) yields to its own (EDGEQ_RUN_THREADS)."""
+    """An option whose variable for a command (EDGEQ_RUN_THREADS) overrides the general one."""
 
     def resolve_envvar_value(self, ctx: click.Context) -> str | None:
         if ctx.auto_envvar_prefix is not None and self.name is not None:
@@ -40,7 +40,7 @@ class _Option(click.Option):
 
 
 def shared_option(*names: str, env: str, **settings: Any) -> Decorator:
-    """An option that ``EDGEQ_<env>`` in the environment sets for every command that has it."""
+    """An option that the environment variable ``EDGEQ_<env>`` sets for every command with it."""
     return click.option(*names, cls=_Option, envvar=f"EDGEQ_{env}", **settings)
 
 
@@ -50,18 +50,18 @@ def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None
 
 
 class DebugFlag:
-    """Whether ``--debug`` was given. The contexts of click have ended when errors are shown."""
+    """Whether ``--debug`` was given. Errors are shown after click's context has ended."""
 
     on = False
 
 
 def debugging() -> bool:
-    """Whether ``--debug`` was given: show tracebacks."""
+    """Whether ``--debug`` was given, which shows tracebacks."""
     return DebugFlag.on
 
 
 def debug_option() -> click.Option:
-    """``--debug``, which the group and every command have."""
+    """The option ``--debug`` of the group and of every command."""
     return click.Option(
         ["--debug"], is_flag=True, expose_value=False, is_eager=True, show_default=False,
         callback=_remember_debug, help="Show the traceback of an error.",
@@ -69,14 +69,14 @@ def debug_option() -> click.Option:
 
 
 _PROMPT = "question"
-"""Name of the parameter that takes the first argument where the model is given as an option."""
+"""Name of the parameter that gets the first argument if the model is given as an option."""
 
 
 class _Command(click.Command):
-    """A command whose result goes to the file of ``result_options``' ``--output``, if given."""
+    """A command that writes its result to the file of ``--output`` (`result_options`), if given."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the arguments; the first is the prompt if ``--model`` names the model.
+        """Parse the arguments. The first argument is the prompt if ``--model`` gives the model.
 
         Raises:
             click.UsageError: the model is given twice.
@@ -110,11 +110,11 @@ class _Command(click.Command):
 
 
 def command(name: str, short: str) -> Callable[[Function], click.Command]:
-    """A command of the group, with ``--debug``.
+    """A decorator that makes a command of the group, with the option ``--debug``.
 
     Args:
-        name: of the command.
-        short: its line in the list of commands.
+        name: name of the command.
+        short: line of the command in the list of commands.
     """
 
     def decorate(function: Function) -> click.Command:
@@ -133,7 +133,7 @@ class ByteSize(click.ParamType):  # type: ignore[type-arg]  # generic since clic
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The value from the text given."""
+        """Parse the text of the value."""
         if isinstance(value, int):
             return value
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", value, re.IGNORECASE)
@@ -161,7 +161,7 @@ class Counts(click.ParamType):  # type: ignore[type-arg]
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[int, ...]:
-        """The value from the text given."""
+        """Parse the text of the value."""
         if isinstance(value, tuple):
             return value
         try:
@@ -174,22 +174,22 @@ class Counts(click.ParamType):  # type: ignore[type-arg]
 
 
 def model_argument(function: Function) -> Function:
-    """MODEL, or ``-m MODEL`` as llama.cpp users write it, or EDGEQ_MODEL."""
+    """The argument MODEL, also as ``-m MODEL`` as in llama.cpp, or as EDGEQ_MODEL."""
     return _model(function, required=True)
 
 
 def optional_model_argument(function: Function) -> Function:
-    """The same, optional."""
+    """The argument MODEL as in `model_argument`, but optional."""
     return _model(function, required=False)
 
 
 def source_argument(function: Function) -> Function:
-    """The same for a command that takes a model as ``source``, with mlx-lm's ``--hf-path``."""
+    """The argument MODEL as the parameter ``source``, also with the ``--hf-path`` of mlx-lm."""
     return _model(function, "--hf-path", name="source", required=True)
 
 
 def optional_source_argument(function: Function) -> Function:
-    """The same, optional."""
+    """The argument MODEL as in `source_argument`, but optional."""
     return _model(function, "--hf-path", name="source", required=False)
 
 
@@ -197,7 +197,7 @@ def _model(function: Function, *aliases: str, name: str = "model", required: boo
     parameter = name
 
     def merge(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-        # the argument is eager and so was read before: it stands before the environment
+        # the argument is eager and therefore parsed before this; it overrides the environment
         given: str | None = ctx.params.pop("model_file", None)
         named = ctx.get_parameter_source(parameter) == ParameterSource.COMMANDLINE
         if value and given and named and _PROMPT in (p.name for p in ctx.command.params):
@@ -221,7 +221,7 @@ def _model(function: Function, *aliases: str, name: str = "model", required: boo
 
 
 def threads_option(function: Function) -> Function:
-    """``-t/--threads N``."""
+    """The option ``-t/--threads N``."""
     return shared_option(
         "-t", "--threads", env="THREADS", type=click.IntRange(min=1), default=None,
         help="Number of threads.  [default: the number of cores]",
@@ -233,11 +233,11 @@ _OUTPUT, _FORCE = "edgeq.output", "edgeq.force"
 
 
 def result_options(*kinds: str, force: bool = True) -> Decorator:
-    """``--format`` and ``-o/--output``: how and where the result is written.
+    """The options ``--format`` and ``-o/--output``: the format and the file of the result.
 
     Args:
         kinds: the formats; the first is the default.
-        force: whether to add ``--force``; a command that has one of its own adds it itself.
+        force: whether to add ``--force``; False for commands that have their own.
     """
 
     def keep_output(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
@@ -277,7 +277,7 @@ def _note_gpu_layers(ctx: click.Context, param: click.Parameter, value: str | No
 
 
 def gpu_layers_option(function: Function) -> Function:
-    """``-ngl N`` of llama.cpp, which is accepted and ignored with a note."""
+    """The option ``-ngl N`` of llama.cpp, which is accepted and ignored with a note."""
     return click.option(
         "-ngl", "--n-gpu-layers", "--gpu-layers", metavar="N", default=None, expose_value=False,
         callback=_note_gpu_layers,
@@ -286,11 +286,11 @@ def gpu_layers_option(function: Function) -> Function:
 
 
 _CACHE_TYPES: dict[str, KvBits] = {"q4_0": 4, "q8_0": 8, "f16": 16}
-"""llama.cpp's types of a cache, and the bits of ours."""
+"""llama.cpp's names of KV cache types -> bits."""
 
 
 def kv_options(function: Function) -> Function:
-    """``--kv-bits``, and the same as llama.cpp writes it: ``-ctk`` and ``-ctv``."""
+    """The option ``--kv-bits``, and llama.cpp's options for the same: ``-ctk`` and ``-ctv``."""
     kinds = click.Choice(list(_CACHE_TYPES))
     for option in (
         click.option("-ctv", "--cache-type-v", type=kinds, default=None,
@@ -308,7 +308,7 @@ def kv_options(function: Function) -> Function:
 
 
 def backend_option(function: Function) -> Function:
-    """``--backend``, and the ``-ngl`` of llama.cpp."""
+    """The option ``--backend``, and llama.cpp's ``-ngl``."""
     return shared_option(
         "--backend", env="BACKEND", type=click.Choice(["numba", "numpy"]), default="numba",
         help="numba runs compiled kernels; numpy is slow and needs no compilation.",
@@ -316,7 +316,7 @@ def backend_option(function: Function) -> Function:
 
 
 def engine_options(function: Function) -> Function:
-    """Options of everything that runs a model: context, threads, KV cache, backend, memory."""
+    """The options of commands that run a model: context, threads, KV cache, backend, memory."""
     context = shared_option(
         "-c", "--ctx-size", env="CTX_SIZE", type=click.IntRange(min=0), default=0,
         help="Context length in tokens; 0 takes the model's own, at most 4096.",
@@ -331,10 +331,10 @@ def engine_options(function: Function) -> Function:
 
 
 def kv_bits_of(kv_bits: str, cache_type_k: str | None, cache_type_v: str | None) -> KvBits:
-    """The KV cache's bits from the options that can say so.
+    """The bits of the KV cache from the options of `kv_options`.
 
     Raises:
-        click.UsageError: keys and values are asked to differ.
+        click.UsageError: the options give keys and values different types.
     """
     kinds = {kind for kind in (cache_type_k, cache_type_v) if kind}
     if len(kinds) > 1:
@@ -346,7 +346,7 @@ def kv_bits_of(kv_bits: str, cache_type_k: str | None, cache_type_v: str | None)
 
 
 def sampling_options(function: Function) -> Function:
-    """`choice_options`, and ``--stop``."""
+    """The options of `choice_options`, and ``--stop``."""
     return choice_options(
         click.option(
             "--stop", multiple=True, metavar="TEXT", show_default=False,
@@ -356,7 +356,7 @@ def sampling_options(function: Function) -> Function:
 
 
 def choice_options(function: Function) -> Function:
-    """Options that choose the next token; the defaults are llama.cpp's."""
+    """The options of sampling; the defaults are those of llama.cpp."""
     for option in (
         click.option("--repeat-last-n", type=click.IntRange(min=-1), default=64,
                      help="Number of recent tokens that --repeat-penalty applies to; -1 is all."),
@@ -383,12 +383,12 @@ def check_output(path: Path, force: bool, option: str = "--output") -> None:
     """Refuse an output file that could not be written, before work starts.
 
     Args:
-        path: the file to make.
-        force: whether it may replace another.
-        option: that names it, for the message.
+        path: the file to write.
+        force: whether an existing file may be replaced.
+        option: name of the option, for the message.
 
     Raises:
-        UsageError: it exists and ``force`` is not given, or no file can be put there.
+        UsageError: the file exists and ``force`` is not given, or it cannot be written.
     """
     if path.exists() and not force:
         raise UsageError(
@@ -398,7 +398,7 @@ def check_output(path: Path, force: bool, option: str = "--output") -> None:
 
 
 def force_option(function: Function) -> Function:
-    """``--force``: overwrite what is there."""
+    """The option ``--force``, which overwrites an existing file."""
     return click.option(
         "--force", is_flag=True, show_default=False, help="Overwrite an existing output file."
     )(function)
@@ -411,11 +411,11 @@ _LAYOUT = click.option(
 
 
 def sample_options(function: Function, *, layout: bool = True) -> Function:
-    """How pictures, arrays and sentences become a graph's inputs: for graphs alone.
+    """The options for graphs that say how images, arrays and sentences become inputs.
 
     Args:
-        function: the command's.
-        layout: whether to add ``--layout``; a command that has one of its own adds it itself.
+        function: the function of the command.
+        layout: whether to add ``--layout``; False for commands that have their own.
     """
     options = (
         click.option("--tokenizer", type=click.Path(exists=True), default=None,
@@ -442,18 +442,18 @@ def sample_options(function: Function, *, layout: bool = True) -> Function:
 
 
 SAMPLE_OPTIONS = ("image_size", "mean", "std", "scale", "layout", "resize", "tokenizer")
-"""Names of what `sample_options` adds."""
+"""Names of the parameters that `sample_options` adds."""
 
 
 def refuse_given(names: Iterable[str], why: str) -> None:
-    """Refuse options that were given and do not apply here.
+    """Refuse options that were given but do not apply.
 
     Args:
-        names: of the running command's parameters.
-        why: what they are for instead.
+        names: names of parameters of the running command.
+        why: what these options are for, for the message.
 
     Raises:
-        click.UsageError: names the first such option.
+        click.UsageError: an option was given; the message names the first.
     """
     ctx = click.get_current_context()
     for param in ctx.command.params:
@@ -464,5 +464,5 @@ def refuse_given(names: Iterable[str], why: str) -> None:
 
 
 def _long(param: click.Parameter) -> str:
-    """An option by its first long name."""
+    """The first long name of an option."""
     return next((name for name in param.opts if name.startswith("--")), param.opts[0])

@@ -1,4 +1,4 @@
-"""``edgeq package``: a folder that an app's developer drops into Xcode, Android Studio or a Pi."""
+"""``edgeq package``: make a folder for Xcode, Android Studio or a Raspberry Pi, or verify one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 PLATFORMS = ("ios", "android", "rpi", "ort-mobile")
 _BUILD = ("platform", "name", "forms", "preset", "ctx_size", "data", "shapes", "dequantize",
           "labels", "license_", "base_model", "sign", "max_ram", "threads")  # fmt: skip
-"""Options of building."""
+"""Options for making a package."""
 _GRAPHS = ("data", "shapes", "dequantize", "labels")
 _OUTPUT = ("output", "force")
 
@@ -41,18 +41,18 @@ _OUTPUT = ("output", "force")
 @click.option("-o", "--output", type=click.Path(), default=None,
               help="The folder to write; with --delta, the file.")  # fmt: skip
 @click.option("--name", metavar="NAME", default=None, show_default="the name of MODEL",
-              help="The package's name: small letters, digits and hyphens.")  # fmt: skip
+              help="The package's name: lower-case letters, digits and hyphens.")  # fmt: skip
 @click.option("--form", "forms", multiple=True, metavar="FORM", show_default=False,
               help="Make only this form of the model, of those that the platform has. May be "
                    "given several times.")  # fmt: skip
 @click.option("--preset", metavar="SCHEME", default=None,
               show_default="integers are kept; floats: 4.75bpw, graphs w8a8-static or w8-channel",
-              help="Round the weights by this recipe first, such as w4-g32.")  # fmt: skip
+              help="Quantize the weights by this recipe first, such as w4-g32.")  # fmt: skip
 @shared_option("-c", "--ctx-size", env="CTX_SIZE", type=click.IntRange(min=0), default=0,
                help="Context length in tokens; 0 takes 2048 (LiteRT-LM: 1280), or what the model "
                     "supports.")  # fmt: skip
 @click.option("--data", metavar="SAMPLES", default=None,
-              help="Graphs: real inputs, to quantize by and for the golden tests: a folder, an "
+              help="Graphs: real inputs for calibration and for the golden tests: a folder, an "
                    ".npz file or script.py:function.")  # fmt: skip
 @click.option("--shape", "shapes", multiple=True, metavar="NAME=N,N,...", show_default=False,
               help="Graphs: the shape of an input with dynamic dimensions. May be given several "
@@ -62,14 +62,14 @@ _OUTPUT = ("output", "force")
                    "first.")  # fmt: skip
 @click.option("--labels", metavar="FILE", type=click.Path(), default=None,
               show_default="what the file's metadata says",
-              help="Graphs: a text file with the names of what the model tells apart, one a line, "
-                   "in the order of its numbers.")  # fmt: skip
+              help="Graphs: a text file with the names of the model's classes, one per line, in "
+                   "the order of their numbers.")  # fmt: skip
 @click.option("--license", "license_", metavar="NAME", default=None,
               show_default="what the model's files say",
               help="The license of the model, such as apache-2.0.")  # fmt: skip
 @click.option("--base-model", metavar="NAME", default=None,
               show_default="what the model's files say",
-              help="The model that MODEL was made from.")  # fmt: skip
+              help="The model that MODEL was derived from.")  # fmt: skip
 @click.option("--sign", metavar="KEY", type=click.Path(), default=None,
               help="Sign the manifest with this Ed25519 private key (PEM).")  # fmt: skip
 @click.option("--max-ram", type=ByteSize(), default=None,
@@ -83,7 +83,7 @@ _OUTPUT = ("output", "force")
 @click.option("--golden/--no-golden", default=True,
               help="With --verify: run the golden tests.")  # fmt: skip
 @click.option("--delta", metavar="OLD", type=click.Path(), default=None,
-              help="MODEL is a package: write what changed since the package OLD to "
+              help="MODEL is a package: write the changes since the package OLD to "
                    "--output.")  # fmt: skip
 @click.option("--apply", metavar="FILE", type=click.Path(), default=None,
               help="MODEL is a package: apply the delta FILE to it, and write the new version to "
@@ -93,17 +93,17 @@ _OUTPUT = ("output", "force")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text",
               help="Format of the result.")  # fmt: skip
 def package(model: str | None, form: str, **given: Any) -> int:
-    """Make a package of MODEL: a folder with the model in the forms that a platform runs, its
-    tokenizer, golden tests, checksums, and the code to use it.
+    """Make a package of MODEL: a folder with the model in the formats that a platform can run, its
+    tokenizer, golden tests, checksums, and code that uses it.
 
     \b
     edgeq package MODEL --for rpi -o DIR               make a package
-    edgeq package --verify DIR                         check one, and name the first fault
-    edgeq package NEW --delta OLD -o FILE              what changed between two versions
-    edgeq package OLD --apply FILE -o NEW              the new version from the old one
+    edgeq package --verify DIR                         check a package, and name the first fault
+    edgeq package NEW --delta OLD -o FILE              write the changes between two versions
+    edgeq package OLD --apply FILE -o NEW              make the new version from the old one
 
     MODEL is a language model (an artifact, a checkpoint folder, a GGUF file) or a graph (an .onnx
-    or .tflite file). The same source gives the same bytes.
+    or .tflite file). The same source always gives the same bytes.
     """
     if given["verify"] is not None:
         source = click.get_current_context().get_parameter_source("model")
@@ -161,7 +161,7 @@ def _built(made: Package) -> str:
         for variant in made.to_dict()["variants"]
     ]
     licensed = made.manifest.model["license"]
-    lines.append(f"license of the model: {licensed or 'unknown (--license says it)'}")
+    lines.append(f"license of the model: {licensed or 'unknown (set it with --license)'}")
     if made.signed_by:
         lines.append(f"signed with {made.signed_by}")
     lines.append(

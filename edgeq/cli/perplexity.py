@@ -1,4 +1,4 @@
-"""``edgeq perplexity``: how well a model predicts a text, and what quantization changed."""
+"""``edgeq perplexity``: measure how well a model predicts a text, and the loss of quantization."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``edgeq plan``: whether a model fits on a device, and how fast it runs there."""
+"""``edgeq plan``: estimate whether a model fits on a device, and how fast it runs there."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from edgeq.model.model import Model
 
 THIS = "this"
-"""The device that is this machine."""
+"""Name of the device that stands for this machine."""
 _DEFAULT_CONTEXT = 4096
 
 
@@ -93,7 +93,7 @@ def plan(
 
 
 def profile_named(name: str) -> DeviceProfile:
-    """A device's profile without measuring; for "this" what this machine is detected to be."""
+    """The profile of a device without measuring; "this" detects this machine."""
     from edgeq.devices.profile import find
 
     return this_profile(None, measured=False) if name == THIS else find(name)
@@ -103,8 +103,8 @@ def this_profile(threads: int | None, *, measured: bool) -> DeviceProfile:
     """The profile of this machine, with a progress bar while it is measured.
 
     Args:
-        threads: that will run; all cores if None.
-        measured: measure read bandwidth and integer throughput too, some seconds.
+        threads: number of threads that the model will use; all cores if None.
+        measured: whether to measure read bandwidth and integer throughput, which takes seconds.
     """
     from edgeq.api import devices as api
 
@@ -115,29 +115,32 @@ def this_profile(threads: int | None, *, measured: bool) -> DeviceProfile:
 
 
 def fit_option(function: Function) -> Function:
-    """``--force``: run what does not fit."""
+    """The option ``--force``, which runs a model that does not fit."""
     return click.option(
         "--force", is_flag=True, show_default=False,
         help="Run even if the model does not fit in this machine's memory.",
     )(function)  # fmt: skip
 
 
-def refuse_what_cannot_fit(model: Model, name: str, settings: dict[str, Any]) -> None:
-    """Stop before a model is loaded that this machine's memory cannot hold.
+def refuse_what_cannot_fit(
+    model: Model, name: str, settings: dict[str, Any], draft: Model | None
+) -> None:
+    """Refuse a model that does not fit in this machine's memory, before it is loaded.
 
     Args:
-        model: opened, not loaded.
-        name: what to call it.
+        model: the opened model.
+        name: name of the model, for the message.
         settings: arguments of the engine.
+        draft: the model that drafts tokens for it, opened too.
 
     Raises:
-        DoesNotFitError: says what would fit.
+        DoesNotFitError: the model does not fit; the message says what would fit.
     """
     from edgeq.api.devices import check_fits
     from edgeq.core.errors import DoesNotFitError
 
     try:
-        check_fits(model, name, settings)
+        check_fits(model, name, settings, draft)
     except DoesNotFitError as err:
         raise DoesNotFitError(f"{err}; --force runs it anyway", plan=err.plan) from err
 

@@ -1,4 +1,4 @@
-"""``edgeq profile``: where time, memory and energy go."""
+"""``edgeq profile``: measure time, memory and energy of a model, and of each operation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Seconds(click.ParamType):  # type: ignore[type-arg]  # generic since click
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """Seconds from the text given."""
+        """Parse the text of the value as seconds."""
         if isinstance(value, int | float):
             return float(value)
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", value.strip())
@@ -133,7 +133,9 @@ def profile(
 
     bits = kv_bits_of(kv_bits, cache_type_k, cache_type_v)
     if not n_prompt + n_gen:
-        raise click.UsageError("there is nothing to time: -p and -n are both 0")
+        raise click.UsageError(
+            "-p and -n are both 0, so there is nothing to time; give one of them a positive number"
+        )
     _check(output)
     if on_python is not None and on is None:
         raise click.UsageError(
@@ -150,7 +152,7 @@ def profile(
             idle_seconds=idle, operations=operations, estimate=estimate, on=on,
             on_python=on_python, progress=bar,
         )  # fmt: skip
-    _keep(document, output)  # before anything else can fail
+    _keep(document, output)  # first, so that a later error does not lose the samples
     if energy_log is not None:
         document = document.with_logs(read_log(energy_log))
         _keep(document, output)
@@ -158,7 +160,7 @@ def profile(
 
 
 def _check(output: tuple[Path, ...]) -> None:
-    """Refuse output files that could not be written, before anything runs."""
+    """Refuse output files that cannot be written, before anything runs."""
     for path in output:
         if path.suffix.lower() not in (".json", ".html"):
             raise click.UsageError(
@@ -172,7 +174,7 @@ def _check(output: tuple[Path, ...]) -> None:
 
 
 def _keep(document: Document, output: tuple[Path, ...]) -> None:
-    """Write the raw samples, then pages of them."""
+    """Write the raw samples, then the reports."""
     from edgeq.profiling import document as documents
     from edgeq.reporting import Sources, write
 
@@ -205,7 +207,7 @@ def _json(document: Document) -> str:
 
 
 def _same(document: Document, run: Run, phase: Phase) -> Phase | None:
-    """The same phase of the next run, which speedups are relative to."""
+    """The same phase of another run, to which speedups are relative."""
     others = [r for r in document.runs if r is not run and r.operations is not None]
     phases = [p for r in others[:1] if r.operations for p in r.operations.phases]
     return next((p for p in phases if p.name == phase.name and p.middle is not None), None)
@@ -215,7 +217,7 @@ def _text(document: Document, *, long: bool) -> str:
     from edgeq.profiling import summary as derive
 
     summaries = [derive.summary(document, run) for run in document.runs]
-    # a run on more threads is disturbed by what does not disturb another
+    # warnings differ between runs, because more threads are disturbed more easily
     parts = [busy.warnings([one["warning"] for one in summaries]).strip()]
     from_caches = False
     for run, figures in zip(document.runs, summaries, strict=True):
@@ -234,15 +236,15 @@ def _text(document: Document, *, long: bool) -> str:
                 parts.append(_table(phase, rows, key, marked))
     if from_caches:
         parts.append(
-            f"{MARK} more than memory was measured to give: read from caches, or the machine was\n"
-            "  slower when its bandwidth was measured"
+            f"{MARK} above the measured memory bandwidth: the data came from caches, or the\n"
+            "  machine was slower when its bandwidth was measured"
         )
     parts.append(_sensors(document))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def run_figures(summary: dict[str, Any]) -> str:
-    """The figures of a run, a line each; unknown ones are left out, except energy."""
+    """The figures of a run, one per line. Unknown figures are left out, except energy."""
     rows = [("model", summary["name"])]
     if summary["runtime"]:
         rows.append(("runtime", f"{summary['runtime']}, {summary['threads']} threads"))
@@ -306,7 +308,7 @@ def _energy(energy: dict[str, Any], runs: bool) -> str:
     if window["joules_per_token"]["mean"] is None:
         if energy["rounds"]["joules_per_token"]["mean"] is None:
             return f"not measured: {window['joules_per_token']['reason']}"
-        window, what = energy["rounds"], "J a round"
+        window, what = energy["rounds"], "J/round"
     each = window["joules_per_token"]
     text = f"{each['mean']:.4g}"
     if each["std"] is not None:

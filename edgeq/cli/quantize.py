@@ -1,4 +1,4 @@
-"""``edgeq quantize``: a checkpoint becomes one packed file, a graph a quantized graph."""
+"""``edgeq quantize``: quantize a checkpoint to one file, or a graph to a quantized graph."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ if TYPE_CHECKING:
     from edgeq.quant.decoder.sensitivity import Sensitivity
 
 TARGET_PRESET = "mixed-4.5bpw"
-"""Which recipe a target is reached by where none is named."""
+"""The preset for a target if no recipe is given."""
 OF_MODELS = (
     "fast", "bits", "group", "asym", "calib_windows", "calib_context", "stats", "target_bpw",
     "target_size", "target_device", "target_context", "sensitivity", "eval_text", "card", "max_ram",
     "repack", "requantize", "verify_reproducible",
 )  # fmt: skip
-"""Options that graphs have no use for."""
+"""Options for language models only."""
 NOT_OF_REPACK = (
     "preset", "recipe_file", "method", "tensor_types", "calib", "card",
     *(name for name in OF_MODELS if name != "repack"),
 )  # fmt: skip
-"""Options that say how to round, which `--repack` does not."""
+"""Options of rounding, which `--repack` does not do."""
 OF_GRAPHS = ("calib_samples", "observer", "shapes", "dequantize", *SAMPLE_OPTIONS)
-"""Options that language models have no use for."""
+"""Options for graphs only."""
 
 
 @command("quantize", "Quantize a checkpoint to one .edgeq file, or quantize a graph.")
@@ -206,8 +206,8 @@ def quantize(
     """Quantize MODEL and write it to one file.
 
     A language model (a Hugging Face folder, a GGUF file or a llama2.c .bin file) becomes an .edgeq
-    file, by default with about 4.75 bits per weight, rounded by what the model does with a text.
-    Norms stay floating point, and --tensor-type gives some tensors another scheme.
+    file, by default with about 4.75 bits per weight, rounded by GPTQ with a calibration text.
+    Norms stay floating point; --tensor-type gives some tensors another scheme.
 
     A graph (an .onnx or .tflite file of a vision, audio or encoder model) becomes an .onnx file
     with QuantizeLinear and DequantizeLinear operators, which `edgeq convert` converts to other
@@ -249,8 +249,8 @@ def quantize(
 
         if scheme or recipe_file:
             raise click.UsageError(
-                "--fast stands for --preset w4-g32 and excludes --preset, --recipe, --bits, "
-                "--group-size and --asym; leave out one or the other"
+                "--fast is the same as --preset w4-g32 and cannot be used with --preset, --recipe, "
+                "--bits, --group-size and --asym; leave out --fast or those"
             )
         scheme = FAST
     recipe = _recipe(recipe_file, scheme, method, tensor_types, target)
@@ -288,7 +288,7 @@ def quantize(
 
 
 def _repack(source: str, out: Path, force: bool, form: str) -> None:
-    """Keep the integers of a quantized source."""
+    """Repack a quantized source, keeping its integers."""
     from edgeq.quant.decoder.repack import repack
     from edgeq.quant.decoder.source import type_counts
 
@@ -324,7 +324,7 @@ def _sensitivity(path: str | None) -> Sensitivity | None:
 def _target(bpw: float | None, size: int | None) -> dict[str, float] | None:
     if bpw is not None and size is not None:
         raise click.UsageError(
-            "--target-bpw and --target-size exclude each other; give one of them"
+            "--target-bpw and --target-size cannot be used together; give one of them"
         )
     if bpw is not None:
         return {"bpw": bpw}
@@ -332,7 +332,7 @@ def _target(bpw: float | None, size: int | None) -> dict[str, float] | None:
 
 
 def _room(model: Model, device: str, context: int, recipe: Recipe) -> int | None:
-    """Bytes there are for the tensors on a device; None where the recipe keeps within them."""
+    """Bytes for the tensors on a device; None if the recipe's model fits in them."""
     from edgeq.api.devices import default_context
     from edgeq.cli.plan import profile_named
     from edgeq.devices.model_header import facts_of
@@ -354,7 +354,7 @@ def _recipe(
     tensor_types: tuple[str, ...],
     target: dict[str, float] | None,
 ) -> Recipe:
-    """The recipe from all options that say something of it.
+    """The recipe that the options describe.
 
     Raises:
         click.UsageError: a file and a preset are both given.
@@ -372,15 +372,16 @@ def _recipe(
 
 
 def _scheme(preset: str | None, bits: str | None, group: str | None, asym: bool) -> str | None:
-    """The scheme's text from the options that can say so; None if none does.
+    """The text of the scheme that the options describe; None if no such option is given.
 
     Raises:
-        click.UsageError: both kinds of options are given, or a group that is none.
+        click.UsageError: --preset is given with other options, or the group is invalid.
     """
     if preset is not None:
         if bits or group or asym:
             raise click.UsageError(
-                f"--preset {preset} excludes --bits, --group-size and --asym; leave those out, or "
+                f"--preset {preset} cannot be used with --bits, --group-size and --asym; leave "
+                "those out, or "
                 "give the whole scheme as the preset, such as --preset w4-g64-asym"
             )
         return preset
@@ -388,7 +389,7 @@ def _scheme(preset: str | None, bits: str | None, group: str | None, asym: bool)
         return None
     from edgeq.formats.schemes import BY_BITS
 
-    base = BY_BITS[int(bits or 4)]  # says what is left unsaid
+    base = BY_BITS[int(bits or 4)]  # the defaults for these bits
     if group in ("channel", "tensor"):
         middle = group
     elif group is None:
@@ -419,15 +420,15 @@ def _listing() -> str:
             ]
         )
     methods = [[name, about] for name, about in METHODS.items()]
-    head = ["preset", "bits per weight", "method", "options", "learns from", "pip extra"]
+    head = ["preset", "bits per weight", "method", "options", "needs", "pip extra"]
     return "\n\n".join(
         [
             render.aligned(head, presets),
             render.aligned(["method", "what it does"], methods),
-            "Bits per weight are those of the matrices in the layers, scales included; for mixed "
-            "presets, of all weights.\n"
+            "Bits per weight are those of the matrices in the layers, including scales; for mixed "
+            "presets, those of all weights.\n"
             "A calibration text should resemble what the model will be used for: --calib FILE. "
-            "Without one,\nedgeq takes a text of its own and one sampled from the model.\n"
+            "Without one,\nedgeq uses a text that it includes and one sampled from the model.\n"
             "--preset also takes a scheme: w<2|3|4|5|6|8>-<g16|g32|g64|g128|g256|channel|tensor>"
             "[-asym|-palette],\nor f32, f16, bf16 for tensors that stay floating point.",
         ]
@@ -435,7 +436,7 @@ def _listing() -> str:
 
 
 def _bits(recipe: Recipe) -> str:
-    """Bits per weight of the matrices in layers, with scales of long rows."""
+    """Bits per weight of the matrices in the layers, including scales, for long rows."""
     from edgeq.model.artifact_layout import TensorLayout
 
     if recipe.target:

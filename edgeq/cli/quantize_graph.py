@@ -1,4 +1,4 @@
-"""``edgeq quantize`` for graphs of operators: a float .onnx or .tflite becomes a QDQ .onnx."""
+"""``edgeq quantize`` for graphs: quantize a float .onnx or .tflite file to a QDQ .onnx file."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def quantize_graph(
     """Quantize a graph and print a summary.
 
     Args:
-        source: .onnx or .tflite.
+        source: path of the .onnx or .tflite file.
         output: the .onnx file to write.
-        sample: values of `edgeq.cli.options.SAMPLE_OPTIONS`.
+        sample: values of the options `edgeq.cli.options.SAMPLE_OPTIONS`.
         preset, recipe_file, method, observer, rules, calib, calib_samples, shapes, dequantize,
-            threads, force, form: the options.
+            threads, force, form: values of the options of these names.
     """
     from edgeq.api.quantize import check_graph_output
     from edgeq.api.quantize import quantize as run
@@ -55,7 +55,9 @@ def quantize_graph(
 
     check_graph_output(output)
     if output.absolute() == source.absolute():
-        raise UsageError(f"{output} is the model to quantize itself; give another --output")
+        raise UsageError(
+            f"--output is {output}, which is the model to quantize; give another --output"
+        )
     check_output(output, force)
     recipe = Recipe.from_options(
         preset, file=recipe_file, tensor_types=rules, method=method, observer=observer,
@@ -83,13 +85,13 @@ def quantize_graph(
 
 
 def preprocess_of(sample: Mapping[str, Any]) -> Preprocess:
-    """How pictures become inputs, from the options that say so.
+    """The preprocessing of images that the options describe.
 
     Args:
-        sample: values of `edgeq.cli.options.SAMPLE_OPTIONS`.
+        sample: values of the options `edgeq.cli.options.SAMPLE_OPTIONS`.
 
     Raises:
-        UsageError: one cannot be read.
+        UsageError: the value of an option is invalid.
     """
     from edgeq.quant.graph.images import Preprocess, parse_numbers, parse_ratio, parse_size
 

@@ -1,4 +1,4 @@
-"""What ``edgeq quantize`` shows of a language model that it has written."""
+"""The summary that ``edgeq quantize`` prints for a language model."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from edgeq.quant.decoder.quantize import Summary
 
 FRONT_SHOWN = 6
-"""Points of the front that bits were chosen from."""
+"""Most points of the Pareto front that are shown."""
 
 
 def report(summary: Summary, out: Path, form: str) -> None:
-    """Show what was written.
+    """Print the summary of a quantization.
 
     Args:
-        summary: of the quantization.
-        out: the file.
+        summary: the summary.
+        out: the file that was written.
         form: "text" or "json".
     """
     recipe = summary.recipe
@@ -52,7 +52,7 @@ def _layer_scheme(summary: Summary) -> str:
 
 
 def _target_lines(summary: Summary) -> list[str]:
-    """What bits were chosen from, and what the choice was compared with; nothing without one."""
+    """The Pareto front and the measurements of a choice of bits; empty if no bits were chosen."""
     target = summary.target
     if target is None:
         return []
@@ -73,14 +73,16 @@ def _target_lines(summary: Summary) -> list[str]:
         for label, nats in target["tried"].items()
     ]
     if target["kept"] != "mixed":
-        lines.append("mixed bits did not measure better than the uniform recipe, which was written")
+        lines.append(
+            "mixed bits were not better than the uniform recipe, so the uniform recipe was written"
+        )
     elif len(target["tried"]) == 1:
-        lines.append("no uniform recipe fits the target, so there was none to compare with")
+        lines.append("no uniform recipe fits the target, so there was no comparison")
     return lines
 
 
 def _card_lines(summary: Summary) -> list[str]:
-    """The quality card in two lines, or why there is none."""
+    """The quality report in two lines, or the reason why there is none."""
     from edgeq.quant.decoder.quality_report import figure
 
     quality = summary.quality

@@ -1,4 +1,4 @@
-"""What the terminal shows: progress bars, tables, headings. The only module that uses colors.
+"""Output to the terminal: progress bars, tables, headings. Only this module uses colors.
 
 Progress bars are drawn only if standard error is a terminal; tables and headings are plain text if
 standard output is not one.
@@ -22,19 +22,19 @@ from edgeq.core.units import human_bytes as human_bytes
 from edgeq.core.units import human_count as human_count
 
 _PATIENCE_S = 0.4
-"""Seconds before a bar is drawn."""
+"""Seconds before a progress bar is drawn."""
 _PROSE = 100
-"""Columns that sentences are wrapped to where the output is no terminal."""
+"""Width to which sentences are wrapped if the output is not a terminal."""
 _NARROWEST = 40
-"""Fewest columns that text is wrapped to."""
+"""Smallest width to which text is wrapped."""
 _COLUMN = 12
-"""Fewest columns that a column of a table is folded to."""
+"""Smallest width to which a column of a table is narrowed."""
 
 
 def width_of(stream: TextIO) -> int | None:
-    """Columns that lines are wrapped to; None for a file or pipe, whose lines stay whole.
+    """Width to which lines are wrapped; None for a file or pipe, whose lines are not wrapped.
 
-    COLUMNS in the environment sets it for files and pipes as well.
+    The environment variable COLUMNS sets the width for files and pipes too.
     """
     given = os.environ.get("COLUMNS", "")
     if given.isdecimal() and int(given):
@@ -45,17 +45,17 @@ def width_of(stream: TextIO) -> int | None:
 
 
 def prose_width() -> int:
-    """Columns that paragraphs on standard output are wrapped to."""
+    """Width to which paragraphs on standard output are wrapped."""
     return min(width_of(sys.stdout) or _PROSE, _PROSE)
 
 
 def wrapped(text: str, width: int | None, indent: str = "") -> str:
-    """Text whose lines fit in a width, broken between words only.
+    """Wrap the lines of a text to a width, breaking only between words.
 
     Args:
         text: one or more lines.
-        width: columns; None leaves the lines whole.
-        indent: what continuation lines start with.
+        width: width in columns; None does not wrap.
+        indent: beginning of continuation lines.
     """
     if width is None:
         return text
@@ -69,22 +69,23 @@ def wrapped(text: str, width: int | None, indent: str = "") -> str:
 
 
 def note(text: str) -> None:
-    """Write a line for the user to stderr, apart from the result."""
+    """Write a message for the user to standard error, separate from the result."""
     print(wrapped(text, width_of(sys.stderr)), file=sys.stderr, flush=True)
 
 
 def lines(text: str) -> None:
-    """Lines of the result, wrapped to the terminal."""
+    """Write lines of the result, wrapped to the width of the terminal."""
     write(wrapped(text, width_of(sys.stdout), "    ") + "\n")
 
 
 def facts(rows: Sequence[tuple[str, str]], label: int = 0) -> str:
-    """Named values, one below another, wrapped to the terminal; those without a value are left out.
+    """A list of named values, one per line, wrapped to the width of the terminal.
 
     Args:
-        rows: name and value; an empty name continues the value before.
-        label: columns of the names, or one more than the longest has if these are too few; two
-            more than the longest by default.
+        rows: name and value. An empty name continues the previous value; rows without a value are
+            left out.
+        label: width of the names, at least the longest name and one space. 0 is the longest name
+            and two spaces.
     """
     shown = [(name, value) for name, value in rows if value]
     longest = max((len(name) for name, _ in shown), default=0)
@@ -96,7 +97,7 @@ def facts(rows: Sequence[tuple[str, str]], label: int = 0) -> str:
 
 
 def write(text: str) -> None:
-    """A piece of the result, shown at once."""
+    """Write a part of the result and flush it."""
     sys.stdout.write(text)
     sys.stdout.flush()
 
@@ -109,9 +110,9 @@ _PICTURES = {
 
 
 def visible(text: str) -> str:
-    """Text of a model or a file, with pictures in the place of characters that a terminal obeys.
+    """Text of a model or a file, with control characters replaced by visible symbols.
 
-    Escape sequences could change its settings, its title or the clipboard.
+    Escape sequences could change the settings of the terminal, its title or the clipboard.
 
     Example:
         >>> visible("\x1b[2J")
@@ -121,7 +122,7 @@ def visible(text: str) -> str:
 
 
 def generated(text: str) -> None:
-    """A piece of a model's text: as it is for a file or pipe, and `visible` on a terminal."""
+    """Write a part of a model's text: unchanged to a file or pipe, and `visible` on a terminal."""
     write(visible(text) if sys.stdout.isatty() else text)
 
 
@@ -131,7 +132,7 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], right: str = "")
     Args:
         head: column names.
         rows: cells.
-        right: a letter for each column, "r" where it is aligned to the right.
+        right: one letter for each column; "r" aligns the column to the right.
     """
     table = [list(head), *(list(row) for row in rows)]
     widths = [max(len(row[i]) for row in table) for i in range(len(head))]
@@ -153,7 +154,7 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], right: str = "")
 
 
 def _narrowed(widths: list[int], sides: str, limit: int) -> list[int]:
-    """Widths of columns that fit in a line, taken from the widest columns of text."""
+    """Widths of columns that fit in a line; the widest columns of text are narrowed."""
     widths = list(widths)
     while sum(widths) + 2 * (len(widths) - 1) > limit:
         able = [i for i, side in enumerate(sides) if side != "r" and widths[i] > _COLUMN]
@@ -164,14 +165,14 @@ def _narrowed(widths: list[int], sides: str, limit: int) -> list[int]:
 
 
 def _folded(row: Sequence[str], widths: Sequence[int]) -> list[list[str]]:
-    """A row of a table as lines of cells that fit in their columns."""
+    """A row of a table as several lines of cells that fit in their columns."""
     cells = [_fold(cell, width) for cell, width in zip(row, widths, strict=True)]
     height = max(map(len, cells), default=1)
     return [[cell[i] if i < len(cell) else "" for cell in cells] for i in range(height)]
 
 
 def _fold(cell: str, width: int) -> list[str]:
-    """A cell as lines: broken at spaces, and in long names after a dot, slash or underscore."""
+    """A cell as lines, broken at spaces, and in long names after a dot, slash or underscore."""
     if len(cell) <= width:
         return [cell]
     folded = [""]
@@ -187,10 +188,10 @@ def _fold(cell: str, width: int) -> list[str]:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> str:
-    """A table as Markdown, padded so that it reads well unrendered too.
+    """A table as Markdown, padded so that it is readable as plain text too.
 
-    On a terminal too narrow for it, columns that are the same in all rows are listed above a plain
-    table of the others.
+    On a terminal that is too narrow, columns with the same value in all rows are listed above a
+    plain table of the others.
     """
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     sides = right.ljust(len(head), "l")
@@ -219,17 +220,18 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], right: str = ""
 
 @contextmanager
 def progress(title: str, *, still: bool = False) -> Iterator[Progress]:
-    """A progress bar on stderr while the block runs; nothing if stderr is not a terminal.
+    """A progress bar on standard error while the block runs, if standard error is a terminal.
 
-    It shows what is being done, the percentage, the time since the start, the estimated time that
-    is left, and the current step.
+    It shows the title, the percentage, the elapsed time, the estimated time that is left, and the
+    current step.
 
     Args:
-        title: what is being done.
-        still: draw only when called, as a clock that ticks would disturb what is being timed.
+        title: name of the work.
+        still: draw only when the callback is called, because a running clock would disturb
+            measurements.
 
     Yields:
-        The callback that moves the bar.
+        the callback that reports progress.
     """
     if not sys.stderr.isatty():
         yield lambda label, done, total: None
@@ -257,7 +259,7 @@ def progress(title: str, *, still: bool = False) -> Iterator[Progress]:
         if still and bar.live.is_started:
             bar.refresh()
 
-    # what is over in a moment needs no bar that flickers
+    # work that takes only a moment shows no bar, which would flicker
     later = threading.Timer(_PATIENCE_S, bar.start)
     later.daemon = True
     later.start()
@@ -270,21 +272,21 @@ def progress(title: str, *, still: bool = False) -> Iterator[Progress]:
 
 
 class _ProgressTimes:
-    """How long work has taken and how long it will take, from the steps done so far."""
+    """The elapsed time of work, and an estimate of the time that is left."""
 
     def __init__(self) -> None:
         self._begin = self._phase = self._last = time.monotonic()
         self._first = self._done = self._total = 0
 
     def move(self, done: int, total: int) -> None:
-        """Show a step as done; a count that starts at 0 again begins a new phase."""
+        """Record a step; a count that starts again at 0 begins a new phase."""
         self._last = time.monotonic()
         if total != self._total or done < self._done:
             self._phase, self._first = self._last, done
         self._done, self._total = done, total
 
     def __str__(self) -> str:
-        """The percentage, the time since the start, and the time left in this phase."""
+        """The percentage, the elapsed time, and the time that is left in this phase."""
         now = time.monotonic()
         parts = [] if not self._total else [f"{100 * self._done // self._total:3d}%"]
         parts.append(f"{_duration(now - self._begin)} elapsed")
@@ -303,14 +305,14 @@ def _duration(seconds: float) -> str:
 
 
 class _Lines:
-    """Breaks text that comes in pieces into lines, never within a word; two spaces before each."""
+    """Wraps text that arrives in pieces, breaking only between words; lines are indented by two."""
 
     def __init__(self, width: int) -> None:
         self._width, self._column = max(width, 20), 0
         self._word, self._apart = "", False
 
     def take(self, text: str) -> Iterator[str]:
-        """What can be shown now that this came."""
+        """Add text and yield the parts that can be shown now."""
         for part in re.findall(r"\s|\S+", text):
             if not part.isspace():
                 self._word += part
@@ -322,7 +324,7 @@ class _Lines:
                 yield "\n  "
 
     def rest(self) -> str:
-        """The word that may have been going on, and the space or line break before it."""
+        """The last word, which might have continued, and the space or line break before it."""
         word, self._word = self._word, ""
         if not word:
             return ""
@@ -336,10 +338,10 @@ class _Lines:
 
 
 class Page:
-    """A page for people: headings, facts, a story, a table. Plain where there is no terminal.
+    """Formatted output: headings, facts, a story, a table. It is plain text without a terminal.
 
     Args:
-        stream: where it is shown.
+        stream: the stream to write to.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -358,22 +360,22 @@ class Page:
         self._stream.flush()
 
     def heading(self, text: str) -> None:
-        """A line that opens a part."""
+        """Write a heading."""
         self._styled(f"\n{text}\n\n", "bold cyan")
 
     def fact(self, text: str) -> None:
-        """A quiet line."""
+        """Write a line in a dim style."""
         self._styled(f"  {text}\n", "dim")
 
     @contextmanager
     def story(self, prompt: str) -> Iterator[Callable[[str], None]]:
-        """Text that comes in pieces, broken between words and indented.
+        """Write text that arrives in pieces, wrapped between words and indented.
 
         Args:
-            prompt: what the reader said, shown apart from what follows.
+            prompt: the prompt, which is shown in bold before the text.
 
         Yields:
-            The function that shows a piece.
+            the function that writes a piece.
         """
         lines = _Lines(self._width() - 4)
 
@@ -391,7 +393,7 @@ class Page:
         return min(shutil.get_terminal_size().columns, 100) if self._color else 88
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> None:
-        """A table."""
+        """Write a table; the arguments are those of `aligned`."""
         if not self._color:
             text = aligned(head, rows, right)
             self._stream.write("".join(f"  {line}\n" for line in text.splitlines()))

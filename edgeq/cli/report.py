@@ -1,4 +1,4 @@
-"""``edgeq report``: an HTML report of saved profiles and sweeps."""
+"""``edgeq report``: write an HTML report of saved profiles and sweeps."""
 
 from __future__ import annotations
 

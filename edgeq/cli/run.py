@@ -96,7 +96,7 @@ def run(
 
     A model with a chat template is given the prompt as a user's message, and its answer goes to
     stdout. Without a template, or with --raw, the model continues the prompt as plain text, and
-    the text and its continuation go to stdout. A line of timings goes to stderr.
+    the prompt and its continuation go to stdout. A line of timings goes to stderr.
     """
     from edgeq.api.run import run as answer
     from edgeq.importers import load
@@ -108,15 +108,16 @@ def run(
     params = sampling_params(settings)
     engine_settings = engine_arguments(settings)
     loaded = load(model)
+    draft = None if settings["draft"] is None else load(settings["draft"])
     if not force:
-        refuse_what_cannot_fit(loaded, model, engine_settings)
+        refuse_what_cannot_fit(loaded, model, engine_settings, draft)
     chat = bool(chat_templates(loaded.files)) and not raw
     compile_first(engine_settings["backend"])
     chunks = answer(
         loaded, text, params, max_tokens=None if n_predict < 0 else n_predict,
         stop=settings["stop"], raw=raw, lookup=settings["lookup"],
         json_schema=settings["json_schema"], prompt_cache=prompt_cache,
-        prompt_cache_all=prompt_cache_all, draft=settings["draft"], **engine_settings,
+        prompt_cache_all=prompt_cache_all, draft=draft, **engine_settings,
     )  # fmt: skip
     with closing(chunks), LiveRate() as rate:
         unprinted = ["" if chat else text]
@@ -130,7 +131,7 @@ def run(
                     render.generated(last.text)
                 else:
                     unprinted.append(last.text)
-        finally:  # Ctrl-C too leaves what there is, and a whole line
+        finally:  # after Ctrl-C too, write the text so far and end the line
             render.generated("".join(unprinted) + "\n")
     if last is not None:
         how = "chat template (--raw continues the plain text)" if chat else ""
@@ -138,10 +139,10 @@ def run(
 
 
 def prompt_text(question: str | None, prompt: str | None, prompt_file: str | None) -> str:
-    """The prompt from the argument or option that gives it.
+    """The prompt from the argument or one of the options.
 
     Raises:
-        click.UsageError: it is given nowhere, or more than once.
+        click.UsageError: the prompt is given nowhere or more than once, or is not UTF-8.
     """
     if sum(given is not None for given in (question, prompt, prompt_file)) != 1:
         raise click.UsageError(
@@ -187,11 +188,11 @@ def engine_arguments(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def timing(chunk: Chunk, how: str = "") -> str:
-    """The timings of a chunk: ``[prompt 5 tokens in 0.01 s, 610.2 tok/s | ...]``.
+    """The timings of an answer: ``[prompt 5 tokens in 0.01 s, 610.2 tok/s | ...]``.
 
     Args:
-        chunk: the last one of a generation.
-        how: a note to start with.
+        chunk: the last chunk of the answer.
+        how: a remark that is put first.
     """
     reused = f" ({chunk.n_reused} before it reused)" if chunk.n_reused else ""
     parts = [how] if how else []
@@ -203,7 +204,9 @@ def timing(chunk: Chunk, how: str = "") -> str:
     ]
     if chunk.n_drafted:
         share = 100 * chunk.n_accepted / chunk.n_drafted
-        parts.append(f"{chunk.n_accepted} of {chunk.n_drafted} drafted tokens right, {share:.0f} %")
+        parts.append(
+            f"{chunk.n_accepted} of {chunk.n_drafted} drafted tokens accepted, {share:.0f} %"
+        )
     if chunk.finish_reason:
         parts.append(f"end: {chunk.finish_reason}")
     return "[" + " | ".join(parts) + "]"

@@ -1,4 +1,4 @@
-"""``edgeq sensitivity``: the loss from quantizing each tensor to fewer bits."""
+"""``edgeq sensitivity``: measure the loss from quantizing each tensor to fewer bits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from edgeq.quant.decoder.sensitivity import Sensitivity
 
 SHOWN = 12
-"""Rows of the table."""
+"""Most rows of the table."""
 
 
 @command("sensitivity", "Measure the loss from quantizing each tensor to fewer bits.")
@@ -92,7 +92,7 @@ def sensitivity(
 
 
 def _table(sensitivity: Sensitivity) -> str:
-    """The tensors that lose most, a column for each number of bits in the shortest groups."""
+    """The tensors with the largest losses, by number of bits in the shortest groups."""
     every = next(iter(sensitivity.losses.values()))
     columns: dict[tuple[str, bool], str] = {}
     for text in every:

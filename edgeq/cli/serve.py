@@ -19,14 +19,15 @@ from edgeq.cli.run import engine_arguments, sampling_params
 from edgeq.cli.warmup import compile_first
 
 
-@command("serve", "Serve models over HTTP, with OpenAI's interface and a chat page.")
+@command("serve", "Serve models over HTTP, with the OpenAI API and a chat page.")
 @click.argument("models", metavar="MODEL [MODEL ...]", nargs=-1)
 @shared_option("-m", "--model", "model", env="MODEL", metavar="MODEL", default=None,
                help="Same as the MODEL argument.")  # fmt: skip
 @click.option("--host", default="127.0.0.1",
-              help="Address to listen on; 0.0.0.0 is all of this machine's.")  # fmt: skip
+              help="Address to listen on; 0.0.0.0 listens on all addresses of this "
+                   "machine.")  # fmt: skip
 @click.option("--port", type=click.IntRange(0, 65535), default=8080,
-              help="TCP port; 0 takes a free one.")  # fmt: skip
+              help="TCP port; 0 chooses a free port.")  # fmt: skip
 @click.option("-np", "--parallel", type=click.IntRange(1, 64), default=2,
               help="Answers of each model that are generated at the same time. Each has its own "
                    "KV cache; the weights are shared.")  # fmt: skip
@@ -43,18 +44,18 @@ from edgeq.cli.warmup import compile_first
     "--insecure",
     is_flag=True,
     show_default=False,
-    help="Listen on an address that other machines reach without an API key.",
+    help="Allow an address that other machines can reach without an API key.",
 )
 @click.option("--cors-origin", "cors_origins", multiple=True, metavar="ORIGIN",
-              help="Let pages of this origin call the server; * is any. May be given several "
-                   "times.")  # fmt: skip
+              help="Let web pages of this origin call the server; * is any origin. May be given "
+                   "several times.")  # fmt: skip
 @click.option(
     "--timeout",
     type=click.FloatRange(1, 86_400),
     default=600,
-    help="Seconds after which an answer ends where it is.",
+    help="Seconds after which an answer ends with the tokens that it has.",
 )
-@click.option("--max-body", type=ByteSize(), default="4M", help="Longest body of a request.")
+@click.option("--max-body", type=ByteSize(), default="4M", help="Largest body of a request.")
 @click.option(
     "--drain",
     type=click.FloatRange(0, 3600),
@@ -62,12 +63,12 @@ from edgeq.cli.warmup import compile_first
     help="Seconds that running answers may take after SIGTERM or Ctrl-C.",
 )
 @click.option("--cache-ram", type=click.IntRange(0, 1 << 20), default=256, metavar="MIB",
-              help="Memory for KV caches of earlier conversations, so that they are continued "
-                   "without running them again; 0 keeps none.")  # fmt: skip
+              help="Memory for the KV caches of earlier conversations, which can then be continued "
+                   "without processing them again; 0 keeps none.")  # fmt: skip
 @click.option("--pooling", type=click.Choice(["last", "mean"]), default=None,
               show_default="what the model's files say, or last",
-              help="How embeddings are made: of the last token's hidden state, or the mean of "
-                   "all.")  # fmt: skip
+              help="How embeddings are computed: from the hidden state of the last token, or the "
+                   "mean of all tokens.")  # fmt: skip
 @click.option(
     "--log-prompts", is_flag=True, show_default=False, help="Write prompts and answers to the log."
 )
@@ -76,10 +77,10 @@ from edgeq.cli.warmup import compile_first
 @choice_options
 @engine_options
 def serve(models: tuple[str, ...], model: str | None, **settings: Any) -> None:
-    """Serve each MODEL to OpenAI's clients, and a chat page to browsers, until Ctrl-C.
+    """Serve each MODEL to clients of the OpenAI API, and a chat page to browsers, until Ctrl-C.
 
-    A MODEL is a path, or NAME=PATH to choose the name that clients ask for. The sampling options
-    are the defaults for requests that do not choose.
+    A MODEL is a path, or NAME=PATH to choose its name in requests. The sampling options are the
+    defaults for requests that do not set them.
     """
     from edgeq.serving.server import Server, log_to
     from edgeq.serving.settings import ServerSettings

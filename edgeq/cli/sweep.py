@@ -1,4 +1,4 @@
-"""``edgeq sweep``: recipes x models on several processes or machines."""
+"""``edgeq sweep``: compare recipes on models, with several processes or machines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person at a terminal sees and types: a live rate, Ctrl-C, line editing, history."""
+"""Interaction with a user at a terminal: a live rate, Ctrl-C, line editing, history."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgeq.core.errors import UsageError
 
@@ -21,31 +21,31 @@ if TYPE_CHECKING:
     from edgeq.runtime.generate import Chunk
 
 REFRESH_S = 0.2
-"""The rate is drawn anew after so long."""
+"""Seconds after which the rate is drawn again."""
 _FEWEST_ROWS = 5
-"""A terminal with fewer rows has none to spare for the rate."""
+"""A terminal with fewer rows does not show the rate."""
 KEPT = 1000
-"""Messages that the history keeps."""
+"""Most messages that the history keeps."""
 _LARGEST = 64 << 20
-"""Bytes of the largest history that is read."""
+"""Largest size of a history file that is read, in bytes."""
 
 
 def default_history() -> Path:
-    """Where messages are kept: in the user's folder for the state of programs."""
+    """The default history file, in the user's state folder (XDG_STATE_HOME)."""
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(state) / "edgeq" / "chat_history"
 
 
 class LiveRate:
-    """The rate of a running answer, in the last row of the terminal, where no text scrolls.
+    """Shows the rate of a running answer in the last row of the terminal, which does not scroll.
 
-    The row is taken from the scrolling region (DECSTBM of the VT100) while the answer runs, as
-    package managers do. Nothing is drawn unless both outputs are terminals. The cursor must be at
-    the beginning of a line when it is entered.
+    The row is excluded from the scrolling region (DECSTBM of the VT100) while the answer runs, as
+    package managers do. Nothing is drawn unless standard output and standard error are terminals.
+    The cursor must be at the beginning of a line when the context is entered.
     """
 
     def __init__(self) -> None:
-        self._rows = 0  # of the terminal; 0 draws nothing
+        self._rows = 0  # rows of the terminal; 0 draws nothing
         self._drawn = time.monotonic()
 
     def __enter__(self) -> LiveRate:
@@ -54,7 +54,7 @@ class LiveRate:
         return self
 
     def show(self, chunk: Chunk) -> None:
-        """Draw the rate of an answer, if the last time is long enough ago."""
+        """Draw the rate of an answer, at most every `REFRESH_S` seconds."""
         now = time.monotonic()
         if not self._rows or chunk.token is None or now - self._drawn < REFRESH_S:
             return
@@ -71,7 +71,7 @@ class LiveRate:
             self._rows = 0
 
     def _reserve(self, first: str) -> None:
-        """Take the last row from the region that scrolls; ``first`` makes room for it."""
+        """Exclude the last row from the scrolling region; ``first`` makes room for it."""
         rows = shutil.get_terminal_size().lines
         self._rows = rows if rows >= _FEWEST_ROWS else 0
         if self._rows:
@@ -88,7 +88,7 @@ class Interrupt:
     """Whether Ctrl-C was pressed.
 
     Attributes:
-        asked: it was, once; a second time raises KeyboardInterrupt.
+        asked: whether it was pressed once; pressing it again raises KeyboardInterrupt.
     """
 
     asked = False
@@ -96,9 +96,9 @@ class Interrupt:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Interrupt]:
-    """While it is entered, the first Ctrl-C asks for an end and the second one ends by force.
+    """Make the first Ctrl-C only set a flag; the second one raises KeyboardInterrupt.
 
-    So an answer ends between two tokens, and what it has written so far is whole.
+    An answer then ends between two tokens, and its text so far is complete.
     """
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
@@ -117,15 +117,49 @@ def interruptible() -> Iterator[Interrupt]:
         signal.signal(signal.SIGINT, before)
 
 
+class CtrlC:
+    """Ctrl-C of a session, while it is entered: it does nothing but where it is heard.
+
+    So a key that is pressed twice does not end the session while the first press is dealt with.
+    """
+
+    def __init__(self) -> None:
+        self._heard = False
+        self._before: Any = None  # None is no handler that Python could restore
+
+    def __enter__(self) -> CtrlC:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[None]:
+        """While it is entered, the first press raises KeyboardInterrupt."""
+        self._heard = True
+        try:
+            yield
+        finally:
+            self._heard = False
+
+    def _press(self, signum: int, frame: FrameType | None) -> None:
+        if self._heard:
+            self._heard = False
+            raise KeyboardInterrupt
+
+
 class LineEditor:
-    """Lines that a person types, with editing keys, history and completion where readline is there.
+    """Reads lines from the user, with editing keys, history and completion if readline exists.
 
     Args:
-        history: the file of earlier messages, which only its user can read; None keeps none.
-        words: what the Tab key completes.
+        history: file of earlier messages, which only its user can read; None keeps no history.
+        words: words that the Tab key completes.
 
     Raises:
-        UsageError: the file cannot be used.
+        UsageError: the history file cannot be used.
     """
 
     def __init__(self, history: Path | None, words: Sequence[str] = ()) -> None:
@@ -141,13 +175,13 @@ class LineEditor:
 
         def complete(text: str, state: int) -> str | None:
             start = readline.get_line_buffer().lstrip()
-            found = [word for word in words if word.startswith(text)] if start == text else []
-            return found[state] + " " if state < len(found) else None
+            matches = [word for word in words if word.startswith(text)] if start == text else []
+            return matches[state] + " " if state < len(matches) else None
 
         readline.set_completer(complete)
         readline.set_completer_delims(" \t\n")
         readline.parse_and_bind("tab: complete")
-        # a text of several lines that is pasted is one message
+        # pasted text of several lines is one message
         readline.parse_and_bind("set enable-bracketed-paste on")
 
     def ask(self, prompt: str) -> str | None:
@@ -156,7 +190,7 @@ class LineEditor:
         Raises:
             KeyboardInterrupt: Ctrl-C.
         """
-        if not sys.stdout.isatty():  # the prompt is no part of the result
+        if not sys.stdout.isatty():  # the prompt is not part of the result
             sys.stderr.write(prompt)
             sys.stderr.flush()
             return sys.stdin.readline() or None
@@ -178,53 +212,53 @@ class LineEditor:
 
 
 def _remember(line: str) -> None:
-    """Let the arrow keys bring a line back, if readline can hold it."""
+    """Add a line to readline's history, if readline can represent it."""
     with contextlib.suppress(ImportError, UnicodeEncodeError):  # the locale may lack a character
         import readline
 
-        readline.add_history(line.replace("\0", ""))  # which ends a text of readline's
+        readline.add_history(line.replace("\0", ""))  # which would end the string in readline
 
 
 def _read_history(path: Path) -> list[str]:
-    """Earlier messages, the last one last; the file is cut to `KEPT` of them.
+    """Read the earlier messages, oldest first, and truncate a long file to `KEPT` of them.
 
     Raises:
-        UsageError: it cannot be read or made.
+        UsageError: the file cannot be read or created.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not path.exists():
             return []
         if not path.is_file():
-            raise UsageError(f"the history {path} is no file; name another with --history")
+            raise UsageError(f"the history {path} is not a file; give another file with --history")
         if path.stat().st_size > _LARGEST:
             raise UsageError(
-                f"the history {path} is larger than {_LARGEST >> 20} MiB; delete it, or name "
-                "another with --history"
+                f"the history {path} is larger than {_LARGEST >> 20} MiB; delete it, or give "
+                "another file with --history"
             )
         text = path.read_bytes().decode("utf-8", "replace")
     except OSError as err:
         raise UsageError(
-            f"the history {path} cannot be used: {err.strerror}; name another file with "
+            f"the history {path} cannot be used: {err.strerror}; give another file with "
             "--history, or keep none with --no-history"
         ) from err
-    # not splitlines(): JSON leaves other ends of lines, such as U+2028, as they are
+    # not splitlines(), because JSON does not escape other line separators such as U+2028
     lines = [line for line in text.split("\n") if line]
     entries = list(map(_entry, lines))
     if entries and entries[0] is None:
-        raise UsageError(f"{path} is no history of edgeq; name another file with --history")
-    found = [entry for entry in entries if entry is not None]  # a full disk may have cut one
+        raise UsageError(f"{path} is not a history file of edgeq; give another file with --history")
+    messages = [entry for entry in entries if entry is not None]  # a full disk may truncate one
     if len(lines) > 2 * KEPT:
         from edgeq.core.files import write_whole
 
-        kept = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in found[-KEPT:])
+        kept = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in messages[-KEPT:])
         write_whole(path, [kept.encode("utf-8", "replace")], "the history")
         path.chmod(0o600)
-    return found[-KEPT:]
+    return messages[-KEPT:]
 
 
 def _entry(line: str) -> str | None:
-    """A message of the history; None if the line is none."""
+    """The message of a line of the history; None if the line is damaged."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
               help="The model that OUT was converted from.")  # fmt: skip
 @click.option("--target", type=click.Choice(list(TARGETS)), default=None,
               show_default="detected from the name of OUT",
-              help="The format of OUT, if its name does not tell.")  # fmt: skip
+              help="The format of OUT, if its name does not show it.")  # fmt: skip
 @click.option("--steps", type=click.IntRange(min=2), default=8,
               help="Number of tokens to decode after each prompt.")  # fmt: skip
 @click.option("--data", metavar="SAMPLES", default=None, show_default="those kept in the graph",
@@ -44,11 +44,11 @@ def validate(
     """Run the converted model OUT in its own runtime and compare it with its source model.
 
     Every constant, logits and greedy tokens are compared. If they differ, the first tensor or step
-    that differs is named and the exit code is 1. A certificate beside OUT is checked too. What the
-    rounding of the runtime's kernels costs is reported and is not a failure.
+    that differs is named and the exit code is 1. A certificate beside OUT is checked too. The loss
+    from the rounding in the runtime's kernels is reported and is not a failure.
 
     For graphs (an .onnx, .ort, .tflite or .mlpackage file against the .onnx or .tflite file that it
-    was made from), outputs, weights and quantization parameters are compared.
+    was converted from), outputs, weights and quantization parameters are compared.
 
     Without --against, a Core ML package is run once on random inputs.
     """
@@ -59,7 +59,7 @@ def validate(
     if graph:
         refuse_given(("target", "steps"), "language models, and MODEL is a graph")
     else:
-        refuse_given(("data",), "graphs, and OUT is made from a language model")
+        refuse_given(("data",), "graphs, and OUT was converted from a language model")
     if against is None:
         report = run(path, None, target)
         assert report.execution is not None

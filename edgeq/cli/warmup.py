@@ -1,4 +1,4 @@
-"""``edgeq warmup``: compile the kernels before they are needed."""
+"""``edgeq warmup``: compile the kernels ahead of time."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def warmup() -> None:
 
 
 def compile_first(backend: str) -> None:
-    """Compile the decoder, or load it, before anything is timed; a bar shows if it takes long.
+    """Compile or load the decoder before anything is timed, with a progress bar if it takes long.
 
     Args:
-        backend: of the engine; only "numba" has something to compile.
+        backend: backend of the engine; only "numba" compiles.
     """
     if backend != "numba":
         return

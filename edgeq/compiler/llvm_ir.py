@@ -44,11 +44,11 @@ def store(b: ir.IRBuilder, value: ir.Value, address: ir.Value, align: int = 1) -
     b.store(value, b.inttoptr(address, value.type.as_pointer())).align = align
 
 
-def prefetch(b: ir.IRBuilder, address: ir.Value) -> None:
-    """Ask for the cache line at an address, which may be no valid one."""
+def prefetch(b: ir.IRBuilder, address: ir.Value, level: int = 1) -> None:
+    """Ask for the cache line at an address, which may be no valid one, in a level's cache."""
     pointer = I8.as_pointer()
     fn = declare(b, "llvm.prefetch.p0", VOID, [pointer, I32, I32, I32])
-    b.call(fn, [b.inttoptr(address, pointer), *(const(n, I32) for n in (0, 3, 1))])
+    b.call(fn, [b.inttoptr(address, pointer), *(const(n, I32) for n in (0, 4 - level, 1))])
 
 
 def splat(b: ir.IRBuilder, value: ir.Value, ty: ir.VectorType) -> ir.Value:

@@ -193,6 +193,11 @@ def graph_target_of(path: str | Path) -> str:
     for row in TARGETS.values():
         if path.suffix.lower() in row.graph_outputs:
             return row.name
+    if path.suffix.lower() in (suffix for row in TARGETS.values() for suffix in row.suffixes):
+        raise FormatError(
+            f"{path} is a model that edgeq did not convert, and whose weights it does not read in "
+            "this form; edgeq profile shows its operations and size"
+        )
     raise FormatError(
         f"{path} is not a graph; its name must end in one of {', '.join(graph_suffixes())}"
     )

@@ -22,7 +22,7 @@ from edgeq.devices.roofline import ATTENTION, DECODE_SHARE, Bound, Rates, Speed,
 from edgeq.formats.schemes import BITS
 from edgeq.model.config import ModelConfig
 from edgeq.model.kv_bits import KvBits, checked_kv_bits
-from edgeq.model.memory_layout import MAX_SEQUENCES, kv_bytes, scratch_bytes
+from edgeq.model.memory_layout import MAX_SEQUENCES, draft_bytes, kv_bytes, scratch_bytes
 
 PROCESS_BYTES = 104 << 20
 """Interpreter, NumPy, the compiler's library and compiled kernels; measured on x86-64 Linux."""
@@ -45,6 +45,7 @@ class Plan:
         parallel: answers at a time, each with a cache of its own.
         fits: whether all of it fits in the usable memory.
         weights_bytes, kv_bytes, scratch_bytes, process_bytes: what is held.
+        draft_bytes: all that a draft model takes; 0 without one.
         usable_bytes: what the device can give one process.
         headroom_bytes: what is left; negative where it does not fit.
         largest_context: tokens that would fit, 0 if the weights alone do not.
@@ -72,6 +73,7 @@ class Plan:
     kv_bytes: int
     scratch_bytes: int
     process_bytes: int
+    draft_bytes: int
     usable_bytes: int
     headroom_bytes: int
     largest_context: int
@@ -95,6 +97,11 @@ class Plan:
             "assumptions": list(self.assumptions),
         }
 
+    @property
+    def _fits_alone(self) -> bool:
+        """Whether it fits without its draft model."""
+        return bool(self.draft_bytes) and self.headroom_bytes + self.draft_bytes >= 0
+
     def require(self) -> None:
         """Refuse what does not fit.
 
@@ -106,7 +113,7 @@ class Plan:
         raise DoesNotFitError(
             f"{self.model} ({self.scheme}) needs {_mib(self.total_bytes)} with a context of "
             f"{self.context} tokens{self._times()} (weights {_mib(self.weights_bytes)}, KV cache "
-            f"{_mib(self.kv_bytes)}, other "
+            f"{_mib(self.kv_bytes)}, {self._draft()}other "
             f"{_mib(self.scratch_bytes + self.process_bytes)}), but {self.device} has "
             f"{_mib(self.usable_bytes)} usable; {self._mend()}",
             plan=self,
@@ -115,8 +122,11 @@ class Plan:
     def _times(self) -> str:
         return f" for each of {self.parallel} answers at a time" if self.parallel > 1 else ""
 
+    def _draft(self) -> str:
+        return f"draft model {_mib(self.draft_bytes)}, " if self.draft_bytes else ""
+
     def _mend(self) -> str:
-        ways = []
+        ways = ["no draft model"] if self._fits_alone else []
         if self.largest_context:
             ways.append(f"a context of {self.largest_context} tokens (-c {self.largest_context})")
         if self.highest_bits:
@@ -141,6 +151,7 @@ def plan(
     bits: int | None = None,
     text: bool = True,
     parallel: int = 1,
+    draft: ModelFacts | None = None,
 ) -> Plan:
     """Plan a model on a device.
 
@@ -153,6 +164,7 @@ def plan(
         bits: plan for the model quantized to so many bits per weight instead of as it is held.
         text: whether the process has a tokenizer.
         parallel: answers at a time, as `edgeq serve` gives them, each with a cache of its own.
+        draft: a small model that drafts tokens for it, as it is held.
 
     Raises:
         UsageError: a number outside what is allowed, or a device of unknown memory.
@@ -172,7 +184,7 @@ def plan(
     threads = threads or profile.cores or 1
     stored = facts if bits is None else facts.at_bits(bits)
     rates = sustained(profile, threads)
-    memory = _Memory(config, kv_bits, threads, text, parallel)
+    memory = _Memory(config, kv_bits, threads, text, parallel, draft)
     total = stored.weights_bytes + memory.beside(context)
     usable = profile.usable_bytes
     speed = Speed(stored, rates, kv_bits)
@@ -191,6 +203,7 @@ def plan(
         kv_bytes=memory.cache(context),
         scratch_bytes=memory.scratch(context),
         process_bytes=memory.process,
+        draft_bytes=memory.drafting,
         usable_bytes=usable,
         headroom_bytes=usable - total,
         largest_context=_largest(
@@ -245,6 +258,14 @@ class _Memory:
     threads: int
     text: bool
     parallel: int
+    draft: ModelFacts | None
+
+    @property
+    def drafting(self) -> int:
+        if self.draft is None:
+            return 0
+        beside = draft_bytes(self.draft.config, self.threads, self.kv_bits, self.parallel)
+        return self.draft.weights_bytes + beside
 
     @property
     def process(self) -> int:
@@ -257,7 +278,7 @@ class _Memory:
         return scratch_bytes(self.config, context, self.threads, self.parallel)
 
     def beside(self, context: int) -> int:
-        return self.cache(context) + self.scratch(context) + self.process
+        return self.cache(context) + self.scratch(context) + self.process + self.drafting
 
 
 def _largest(most: int, fits: Callable[[int], bool]) -> int:

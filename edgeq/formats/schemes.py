@@ -33,6 +33,8 @@ BITS = (2, 3, 4, 5, 6, 8)
 SUPERBLOCK = 256
 """Weights of a row that share the upper scale of a scheme with two-level scales."""
 GROUP_SIZES = (16, 32, 64, 128, 256)
+MOST_PALETTE_BITS = 4
+"""The most bits of the codes of a palette: a table of 16 values."""
 METHODS = ("rtn", "mse", "imatrix", "gptq")
 """How scales and codes are chosen; `edgeq.quant.METHODS` describes each."""
 FloatType = Literal["float32", "float16", "bfloat16"]
@@ -105,8 +107,10 @@ class QuantScheme:
             )
         if self.codebook not in (None, "palette"):
             raise SchemeError(unknown("codebook", str(self.codebook), ("palette",)))
-        if self.codebook == "palette" and (self.bits > 4 or not self.symmetric):
-            raise SchemeError("a palette has 2, 3 or 4 bits and is symmetric; use w4-g32-palette")
+        if self.codebook == "palette" and (self.bits > MOST_PALETTE_BITS or not self.symmetric):
+            raise SchemeError(
+                f"a palette has 2 to {MOST_PALETTE_BITS} bits and is symmetric; use w4-g32-palette"
+            )
         if self.method is not None and self.method not in METHODS:
             raise SchemeError(unknown("method", str(self.method), METHODS))
         check_type("minimum", self.minimum, bool)

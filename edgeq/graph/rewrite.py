@@ -212,6 +212,25 @@ def ordered(graph: Graph) -> Graph:
     return replace(graph, nodes=tuple(nodes))
 
 
+def copy_constant_outputs(graph: Graph) -> Graph:
+    """Put an Identity before each output that is a constant itself, so that a node makes it."""
+    renamed = {
+        name: unique(graph, f"{name}.constant") for name in graph.outputs if name in graph.constants
+    }
+    if not renamed:
+        return graph
+    nodes = [
+        replace(node, inputs=tuple(renamed.get(name, name) for name in node.inputs))
+        for node in graph.nodes
+    ]
+    copies = [
+        Node("Identity", unique_node(graph, f"{name}.copy"), (constant,), (name,))
+        for name, constant in renamed.items()
+    ]
+    constants = {renamed.get(name, name): array for name, array in graph.constants.items()}
+    return replace(graph, nodes=(*copies, *nodes), constants=constants)
+
+
 def unique(graph: Graph, name: str) -> str:
     """Make a name that no value or constant has."""
     return _free(name, graph.values.keys() | graph.constants.keys() | graph.producers.keys())

@@ -23,7 +23,7 @@ __all__ = ["SourceKind", "describe", "load", "open_source", "source_kind"]
 
 SourceKind = Literal["model", "graph", "program"]
 """A language model; a graph that edgeq quantizes and converts; or a graph in a form that only its
-runtime reads (.ort, .mlpackage)."""
+runtime reads (.ort, .mlpackage, .mlmodel)."""
 
 ACCEPTED = (
     "a Hugging Face folder (config.json, safetensors, tokenizer.json), a GGUF file, "
@@ -36,7 +36,7 @@ _OTHER_FOLDERS = {
     "modules.json": "a model of sentence embeddings (modules.json), no language model",
 }
 """Files by which folders of other kinds are known, and what these are."""
-_PROGRAMS = (".ort", ".mlpackage")
+_PROGRAMS = (".ort", ".mlpackage", ".mlmodel")
 _ORT_IDENTIFIER = b"ORTM"
 
 

@@ -31,6 +31,8 @@ BATCH = 128
 """Tokens per prefill pass: enough to reuse unpacked weights, few enough to keep buffers small."""
 MAX_DRAFT = 64
 """Most tokens guessed at once."""
+DRAFT_CONTEXT = 1024
+"""A draft model needs no longer context; where it is full it begins anew with the last tokens."""
 MAX_SEQUENCES = 64
 """Most sequences that are decoded together, each with a cache of its own."""
 PART_HEAD = 16
@@ -222,3 +224,15 @@ def scratch_bytes(config: ModelConfig, context: int, threads: int, sequences: in
     rotary = sum(context * rope.dim for rope in c.ropes)  # cosines and sines of half of them
     norms = sum(math.prod(shape) for _, shape in c.norms())
     return _FLOAT * (rows + rotary + norms)
+
+
+def draft_bytes(config: ModelConfig, threads: int, kv_bits: int = 8, sequences: int = 1) -> int:
+    """Bytes that a draft model takes in addition to its weights: its caches and buffers.
+
+    Args:
+        config: of the small model.
+        threads, kv_bits, sequences: as those of the large model.
+    """
+    context = min(DRAFT_CONTEXT, config.context)
+    caches = sequences * kv_bytes(config, context, kv_bits)
+    return caches + scratch_bytes(config, context, threads, sequences)

@@ -1,11 +1,11 @@
-"""Packages: a folder that an app's developer drops into Xcode, Android Studio or a Pi's image.
+"""Packages: a folder that an app developer adds to an Xcode or Gradle project or a Pi's image.
 
-build, variant, source     from a model to a package, form by form
-platforms                  what each platform runs, and why
-manifest, tree, blocks     manifest.json, files on disk, blocks of files
+build, variant, source     convert a model to every form of a package
+platforms                  the forms that each platform can run, with the reasons
+manifest, tree, blocks     manifest.json, the files on disk, and the blocks that files are cut into
 prompts, golden_text, golden_graph    golden tests
-certificates, estimates, license      what is said of a form and of the model
-glue, rpi, ort_mobile, android, ios   the code around the model; templates has its texts
+certificates, estimates, license      validation results, expected memory and speed, the license
+glue, rpi, ort_mobile, android, ios   the code around the model, written from `templates`
 readme, steps              README.md
-verify, signing, delta     checks, signatures, what changed from one version to the next
+verify, signing, delta     verification, signatures, and updates from one version to the next
 """

@@ -1,7 +1,8 @@
-"""Android's part of a package: a Gradle module in Kotlin, one flavor for each runtime."""
+"""The Android part of a package: a Gradle module in Kotlin with one flavor for each runtime."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,16 +16,41 @@ from edgeq.packaging.prompts import around_a_message
 from edgeq.packaging.source import GraphSource, ModelSource, need_float_ends
 
 KOTLIN = "kotlin/edgeq/model"
-"""Folder of the package edgeq.model below a source set."""
+"""Folder of the Kotlin package edgeq.model below a source set."""
 FLAVORS = {"litertlm": "litertlm", "genai": "ort", "litert": "litert", "ort": "ort"}
-"""Form -> flavor of the Gradle module."""
+"""Identifier of a form -> flavor of the Gradle module."""
 DEPENDENCIES = {
     "litertlm": "com.google.ai.edge.litertlm:litertlm-android:0.18.0",
     "litert": "com.google.ai.edge.litert:litert:2.1.0",
     "ort": "com.microsoft.onnxruntime:onnxruntime-android:1.27.0",
 }
-"""Flavor -> its library; onnxruntime-genai is an AAR of its releases."""
+"""Flavor -> the Maven coordinates of its runtime. onnxruntime-genai is not on Maven; its releases
+have an AAR."""
 MIN_SDK = {"litertlm": 31, "genai": 24}
+_GRADLE: Mapping[str, Mapping[str, str]] = {
+    "model": {
+        "kind": "language model",
+        "class": "LanguageModel",
+        "abis": """
+        // the runtimes' libraries exist for 64-bit ARM; x86_64 is for the emulator
+        ndk { abiFilters += listOf("arm64-v8a", "x86_64") }""",
+        "resources": """\
+    // The model is read from files, so it must not be compressed within the APK.
+    androidResources { noCompress += listOf("litertlm", "data", "onnx", "bin") }""",
+        "libraries": """\
+    implementation("org.jetbrains.kotlinx:kotlinx-coroutines-android:1.9.0")
+""",
+    },
+    "graph": {
+        "kind": "model",
+        "class": "GraphModel",
+        "abis": "",
+        "resources": """\
+    androidResources { noCompress += listOf("tflite", "onnx", "bin") }""",
+        "libraries": "",
+    },
+}
+"""Kind of source -> the lines of build.gradle.kts that only this kind has."""
 _CODE = {
     "litertlm": ("model/LiteRtLm.kt", "model/LiteRtLmGoldenTest.kt"),
     "genai": ("model/Genai.kt", "model/GenaiGoldenTest.kt"),
@@ -34,19 +60,20 @@ _CODE = {
 
 
 def check(source: ModelSource | GraphSource) -> None:
-    """Refuse what the Kotlin code cannot feed; as `edgeq.packaging.glue.check`."""
+    """Refuse a graph whose inputs the Kotlin code cannot fill; see `edgeq.packaging.glue.check`."""
     if isinstance(source, GraphSource):
         need_float_ends(source.opened, "Kotlin")
 
 
 def write(folder: Path, made: Manifest, source: ModelSource | GraphSource) -> None:
-    """Write the files; as `edgeq.packaging.glue.write_glue`."""
+    """Write the Gradle module; see `edgeq.packaging.glue.write_glue`."""
     root = folder / "android"
     kind = "graph" if made.kind == "graph" else "model"
     flavors = {variant.id: FLAVORS[variant.id] for variant in made.variants}
     least = max(MIN_SDK.get(variant.id, 24) for variant in made.variants)
     gradle = templates.filled(
-        f"android/{kind}/build.gradle.kts",
+        "android/build.gradle.kts",
+        **_GRADLE[kind],
         name=made.name,
         min_sdk=least if len(flavors) == 1 else min(MIN_SDK.values()),
         flavors="\n".join(_flavor(form, flavors[form]) for form in flavors),
@@ -97,7 +124,7 @@ def _write_helpers(root: Path, made: Manifest) -> None:
 
 
 def _assets(variant: ModelVariant) -> str:
-    """The folder of the package that goes into the app for a form."""
+    """The folder of the package whose files become assets of the app for a form."""
     entry = PurePosixPath(variant.entry)
     return str(entry if variant.id == "genai" else entry.parent)
 
@@ -168,7 +195,7 @@ def _graph_holes(folder: Path, made: Manifest, variant: ModelVariant) -> dict[st
 
 
 def kotlin(text: str) -> str:
-    """A text as a string of Kotlin's; what is not ASCII is escaped in UTF-16."""
+    """A text as a Kotlin string literal; characters outside ASCII are escaped in UTF-16."""
 
     def escaped(char: str) -> str:
         raw = char.encode("utf-16-be")

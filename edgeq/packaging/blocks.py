@@ -1,11 +1,13 @@
-"""Files cut into blocks whose borders follow from their content.
+"""Content-defined chunking: files are cut into blocks at positions that their content decides.
 
-A border lies behind each place where the last 32 bytes have a certain hash, so a change in the
-middle of a file, or bytes that are put in, leave all blocks alike but those that are touched. Two
-versions of a model have the blocks of their unchanged tensors in common, whatever the format.
+A block ends wherever the rolling hash of the last 32 bytes has 17 bits that are zero. Bytes that
+are changed or inserted in the middle of a file therefore change only the blocks that they touch,
+and the blocks before and after stay the same. Two versions of a model have the blocks of their
+unchanged tensors in common, in every file format.
 
-Source: Xia et al. 2016, "FastCDC" (USENIX ATC): the gear hash. It is computed for all places at
-once: the hash over 2 n bytes is that over the last n plus that over the n before, shifted by n.
+Source: Xia et al. 2016, "FastCDC" (USENIX ATC): the gear hash. The hash is computed for all
+positions at once: the hash of 2 n bytes is the hash of the last n bytes plus the hash of the n
+bytes before them, shifted by n.
 """
 
 from __future__ import annotations
@@ -20,24 +22,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 WHOLE = 256 << 10
-"""Bytes up to which a file is one block."""
+"""A file of at most this many bytes is a single block."""
 LEAST, MOST = 32 << 10, 512 << 10
-"""Shortest and longest block, in bytes; the last of a file may be shorter."""
+"""Length of the shortest and of the longest block, in bytes; the last block of a file may be
+shorter."""
 _BITS = 17
-"""A border is expected every ``2**_BITS`` bytes."""
+"""The hash ends a block every ``2**_BITS`` bytes on average."""
 _WINDOW = 32
-"""Bytes that the hash is over: one for each of its bits."""
+"""Number of bytes that the rolling hash covers: one for each of its 32 bits."""
 _PIECE = 4 << 20
-"""Bytes that are hashed at once."""
+"""Number of bytes that are hashed at once."""
 
 
 @dataclass(frozen=True)
 class FileBlock:
-    """A part of a file.
+    """A block of a file.
 
     Args:
-        sha256: of its bytes, in hexadecimal.
-        nbytes: its length.
+        sha256: SHA-256 of the block's bytes, in hexadecimal.
+        nbytes: length of the block in bytes.
     """
 
     sha256: str
@@ -45,7 +48,7 @@ class FileBlock:
 
 
 def _gears() -> NDArray[np.uint32]:
-    """A random number for each value of a byte."""
+    """The table of the gear hash: a pseudo-random number for each of the 256 values of a byte."""
     digests = b"".join(hashlib.sha256(bytes((byte,))).digest()[:4] for byte in range(256))
     return np.frombuffer(digests, "<u4").astype(np.uint32)
 
@@ -54,43 +57,49 @@ _GEARS = _gears()
 
 
 def _candidates(data: NDArray[np.uint8]) -> Iterator[int]:
-    """Places behind which a border may lie, ascending."""
+    """Positions at which a block may end, in ascending order."""
     mask = np.uint32(((1 << _BITS) - 1) << (_WINDOW - _BITS))
     for start in range(0, data.size, _PIECE):
         first = max(0, start - _WINDOW + 1)
-        found = _GEARS[data[first : start + _PIECE]]
+        hashes = _GEARS[data[first : start + _PIECE]]
         for shift in (1, 2, 4, 8, 16):
-            # the right side is a new array, made of the hashes before this step
-            found[shift:] += found[:-shift] << np.uint32(shift)
-        ends = np.flatnonzero((found & mask) == 0) + first + 1
+            # the right side is a new array, computed from the hashes before this step
+            hashes[shift:] += hashes[:-shift] << np.uint32(shift)
+        ends = np.flatnonzero((hashes & mask) == 0) + first + 1
         yield from ends[ends > start].tolist()
 
 
-def blocks_of(path: Path) -> tuple[FileBlock, ...]:
-    """The blocks of a file, in order; none of an empty file.
+def digest_and_blocks(path: Path) -> tuple[str, tuple[FileBlock, ...]]:
+    """Hash a file and its blocks in one pass over its content.
 
     Args:
         path: an existing file.
 
+    Returns:
+        the SHA-256 of the file in hexadecimal, and its blocks in order. An empty file has no
+        blocks.
+
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
-    size = path.stat().st_size
-    if not size:
-        return ()
+    digest = hashlib.sha256()
+    if not path.stat().st_size:
+        return digest.hexdigest(), ()
+    blocks = []
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         data = np.frombuffer(mapped, np.uint8)
         try:
-            return tuple(
-                FileBlock(hashlib.sha256(mapped[start:end]).hexdigest(), end - start)
-                for start, end in _spans(data)
-            )
+            for start, end in _spans(data):
+                block = mapped[start:end]
+                digest.update(block)
+                blocks.append(FileBlock(hashlib.sha256(block).hexdigest(), end - start))
         finally:
             del data  # a mapping with a view cannot be closed
+    return digest.hexdigest(), tuple(blocks)
 
 
 def _spans(data: NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
-    """Beginning and end of each block."""
+    """Start and end of each block, in bytes."""
     start, size = 0, int(data.size)
     if size > WHOLE:
         for end in (*_candidates(data), size):

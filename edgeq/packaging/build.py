@@ -1,4 +1,4 @@
-"""From a model to a package: a folder with its forms, tests, glue code and a manifest."""
+"""Build a package: a folder with the forms of a model, tests, glue code and a manifest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from edgeq.importers import source_kind
 from edgeq.model.model import Model
 from edgeq.packaging import glue, golden_graph, manifest, readme, signing, templates, tree
 from edgeq.packaging import labels as naming
-from edgeq.packaging.layout import check_output, package_name, refuse_replaced
+from edgeq.packaging.layout import check_output, package_name, refuse_inside
 from edgeq.packaging.license import License, given
 from edgeq.packaging.manifest import Manifest, ModelVariant
 from edgeq.packaging.platforms import Form, Kind, Platform, platform_named
@@ -32,7 +32,7 @@ from edgeq.quant.decoder.model_card import model_card
 from edgeq.quant.graph.samples import Samples
 
 _ROOM = 8
-"""Tokens of context that golden prompts leave free."""
+"""Tokens of the context that golden prompts leave free for the answer."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Package:
     """A finished package.
 
     Args:
-        path: its folder.
-        manifest: what ``manifest.json`` says.
-        nbytes: size of all its files.
-        seconds: wall-clock time.
+        path: folder of the package.
+        manifest: the content of ``manifest.json``.
+        nbytes: size of all files of the package, in bytes.
+        seconds: wall-clock time that building took.
         signed_by: the public key of the signature, in hexadecimal; None if it is not signed.
     """
 
@@ -101,40 +101,45 @@ def package(
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> Package:
-    """Make a folder that an app's developer can use: model files, tokenizer, tests and glue code.
+    """Build a package for app developers: model files, tokenizer, golden tests and glue code.
 
-    The forms that the platform runs are chosen from a table; each is converted, validated and run
-    on golden tests. The same source and versions give the same bytes, wherever and whenever the
-    package is made on a machine.
+    A table lists the forms that each platform can run. Each form is converted, validated and run
+    on the golden tests. The same source and the same versions of the libraries give the same bytes
+    on a machine, in whatever folder and at whatever time the package is built.
 
     Args:
         source: a language model or a graph, or the path of one.
         platform: "ios", "android", "rpi" or "ort-mobile".
         out: the folder to write.
-        name: of the package: small letters, digits and hyphens; made of the source's name if None.
-        forms: only these of the platform's forms, by name; all if None.
-        preset: recipe that weights are rounded by first. None quantizes float weights by the
-            default recipe, and keeps integers.
-        context: language models: tokens that the forms are built for; 2048 if None (LiteRT-LM:
-            1280), or what the model supports.
-        data: graphs: real inputs, to quantize by and for the golden tests: samples, a list of them
-            or a path, as for `edgeq.quantize`.
-        shapes: graphs: shapes of inputs that the file leaves open.
-        dequantize: graphs: convert integer weights of a .tflite file back to float first.
-        labels: graphs: the names of what the model tells apart, in the order of its numbers, or a
-            text file with one on each line; None takes those in the file's metadata.
-        license, base_model: what no file of the model says, or says wrongly.
-        sign: a file with an Ed25519 private key (PEM) to sign the manifest with.
-        force: replace a package that is there.
-        threads: to quantize, convert and validate with; all cores if None, or 1 for graphs.
-        max_ram: language models: most bytes that each conversion may take.
+        name: name of the package: a lower-case letter, then lower-case letters, digits and
+            hyphens, at most 63 characters. None derives it from the name of the source.
+        forms: identifiers of the platform's forms to build; all of them if None.
+        preset: recipe by which the weights are quantized first. None quantizes float weights by
+            the default recipe and keeps weights that are integers already.
+        context: for language models, the number of tokens that the forms are built for. None means
+            2048 (1280 for LiteRT-LM), or what the model supports if that is less.
+        data: for graphs, real inputs for calibration and for the golden tests: samples, a list of
+            samples, or a path, as for `edgeq.quantize`.
+        shapes: for graphs, shapes of inputs whose sizes the file does not fix.
+        dequantize: for graphs, convert the integer weights of a .tflite file to float first.
+        labels: for graphs, the names of the classes in the order of their numbers, or a text file
+            with one name per line. None means the names in the file's metadata.
+        license, base_model: the license and the base model, if the files of the model do not state
+            them or state them wrongly.
+        sign: path of an Ed25519 private key (PEM) that signs the manifest.
+        force: replace an existing package.
+        threads: number of threads for quantization, conversion and validation. None means all
+            cores, or 1 for graphs.
+        max_ram: for language models, the most bytes of memory that each conversion may take.
         progress: called with what is done, how far, and of how much.
-        announce: called with a sentence on the size of an output or on defaults, before the work.
+        announce: called before the work with a sentence about the size of an output or about
+            defaults.
 
     Raises:
-        UsageError: an unknown platform or form, an output that exists or has no folder, a model
-            without a tokenizer, or an argument for the other kind of source.
-        MissingDependencyError: a package is not installed; names the extra.
+        UsageError: the platform or a form is unknown, the output exists already or its parent
+            folder does not exist, the model has no tokenizer, or an argument is for the other kind
+            of source.
+        MissingDependencyError: a Python package is not installed; the message names the extra.
         UnsupportedError: a form cannot represent the source.
         FormatError: the source is damaged.
         EdgeqError: the output cannot be written, or does not compute what its source does.
@@ -165,7 +170,7 @@ def package(
     given(License(), license, base_model)
     package_name(name, None)
     if isinstance(source, str | Path):
-        refuse_replaced(Path(source), path)
+        refuse_inside(Path(source), path, "which overwriting would delete; give another output")
     key = signing.read_private_key(sign) if sign is not None else None
     for form in listed:
         if form.target != ENGINE:
@@ -226,7 +231,7 @@ def _chosen_forms(chosen: Platform, kind: Kind, forms: Sequence[str] | None) -> 
 def _models(
     work: Work, forms: list[Form], source: ModelSource
 ) -> tuple[list[ModelVariant], dict[str, str]]:
-    """All forms of a language model, and what they share."""
+    """Build all forms of a language model, its tokenizer, golden prompts and quality report."""
     config = source.opened.config
     files = source.opened.files
     for file, content in sorted(files.items()):
@@ -249,7 +254,7 @@ def _models(
 def _graphs(
     work: Work, forms: list[Form], source: GraphSource
 ) -> tuple[list[ModelVariant], dict[str, str]]:
-    """All forms of a graph, and what they share."""
+    """Build all forms of a graph and the golden inputs."""
     samples = golden_graph.write_golden(source.graph, work.root, source.samples)
     if source.names:
         templates.write(work.root, naming.FILE, "\n".join(source.names) + "\n")

@@ -1,7 +1,7 @@
-"""Certificates within a package: what was measured, without what depends on time and machine.
+"""Certificates in a package: the results of validation, independent of time and machine.
 
 A conversion's certificate (`edgeq.converters.certificate`) also names the machine and the seconds
-that validation took. Both are left out here, so that a package that is built again has the same
+that validation took. Both are left out here, so that building a package again gives the same
 bytes.
 """
 
@@ -24,18 +24,19 @@ from edgeq.model.model import Model
 from edgeq.packaging.runners import ENGINE, EngineRunner
 
 MOST_KL = 0.1
-"""Nats by which the engine's rounding of activations and cache may change a right artifact."""
+"""Largest mean KL divergence, in nats, that the engine's rounding of activations and KV cache may
+cause in a correct artifact."""
 _MACHINE = ("machine", "seconds")
 _STEPS = 8
 
 
 def settled(certificate: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """A conversion's certificate as a package holds it.
+    """A conversion's certificate in the form that a package stores.
 
     Args:
-        certificate: of `edgeq.convert`.
-        place: path of the folder in the package that the converted files lie in; "" for the
-            package itself.
+        certificate: the certificate that `edgeq.convert` made.
+        place: path in the package of the folder with the converted files; "" for the root of the
+            package.
     """
     prefix = f"{place}/" if place else ""
     files = {f"{prefix}{name}": about for name, about in certificate["files"].items()}
@@ -45,16 +46,19 @@ def settled(certificate: Mapping[str, Any], place: str) -> dict[str, Any]:
 
 
 def certify_engine(model: Model, path: Path, name: str, context: int) -> dict[str, Any]:
-    """Compare an artifact in edgeq's engine with the NumPy reference, and say how they compare.
+    """Compare edgeq's engine, running an artifact, with the NumPy reference.
 
     Args:
-        model: the artifact, open.
-        path: where it lies now.
-        name: its path in the package.
-        context: tokens of the engine's cache.
+        model: the opened artifact.
+        path: path of the artifact on disk.
+        name: path of the artifact in the package.
+        context: length of the engine's KV cache, in tokens.
+
+    Returns:
+        the certificate: differences of logits, KL divergence in nats, and equal greedy tokens.
 
     Raises:
-        EdgeqError: the engine does not compute what the artifact holds.
+        EdgeqError: the outputs of the engine differ too much from the reference.
     """
     room = min(context, model.config.context)
     runner = EngineRunner(model, room)
@@ -73,8 +77,8 @@ def certify_engine(model: Model, path: Path, name: str, context: int) -> dict[st
     mean = sum(decoding.kl) / len(decoding.kl)
     if not mean <= MOST_KL:
         raise EdgeqError(
-            f"edgeq's engine does not compute what the artifact holds: KL is {mean:.3g} nats "
-            f"(allowed {MOST_KL:g}); please report it with the model"
+            "the outputs of edgeq's engine differ from the NumPy reference: the mean KL divergence "
+            f"is {mean:.3g} nats (allowed {MOST_KL:g}); please report this together with the model"
         )
     found: dict[str, Any] = _rounded(
         {
@@ -97,13 +101,13 @@ def certify_engine(model: Model, path: Path, name: str, context: int) -> dict[st
 
 
 def write(certificate: Mapping[str, Any], path: Path) -> None:
-    """Write a certificate."""
+    """Write a certificate as JSON."""
     path.parent.mkdir(exist_ok=True)
     path.write_bytes((json.dumps(certificate, indent=1, sort_keys=True) + "\n").encode())
 
 
 def _rounded(value: Any) -> Any:
-    """Floats with three digits: the others are of the machine, not of the model."""
+    """Round floats to three digits: further digits depend on the machine, not on the model."""
     if isinstance(value, float):
         return float(f"{value:.3g}")
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""What changed from one version of a package to the next: only the blocks that the old one lacks.
+"""Deltas: the update from one version of a package to the next, with the blocks that are new.
 
 A delta is one file:
 
@@ -8,9 +8,10 @@ A delta is one file:
                                 signature (bytes of manifest.sig), manifest (length)
     the new manifest.json, the new manifest.sig, then the blocks' bytes, in that order
 
-Which blocks there are, both manifests say; `edgeq.packaging.blocks` cuts files so that unchanged
-tensors have the same blocks in both. Every block and every file is checked by its SHA-256 while
-the new package is put together, and it is put in its place whole or not at all.
+The manifests of both versions list the blocks of all files; `edgeq.packaging.blocks` cuts files so
+that unchanged tensors have the same blocks in both. Every block and every file is checked by its
+SHA-256 while the new package is assembled, and the package is published by one rename, so that an
+interrupted update leaves the old version.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from edgeq.core.files import check_target, write_whole
 from edgeq.core.progress import Progress
 from edgeq.packaging import manifest, tree
 from edgeq.packaging.blocks import FileBlock
-from edgeq.packaging.layout import check_output, refuse_within
+from edgeq.packaging.layout import check_output, refuse_inside
 from edgeq.packaging.manifest import Manifest, read_manifest
 
 MAGIC = b"edgeqdlt"
@@ -38,13 +39,13 @@ MOST_HEADER = 64 << 20
 
 @dataclass(frozen=True)
 class Delta:
-    """A delta that was made or applied.
+    """A delta that was written or applied.
 
     Args:
-        path: the file, or the package that was put together.
-        nbytes: size of the delta.
-        whole: bytes of the new version.
-        blocks: how many blocks the delta has, of how many of the new version.
+        path: the delta, or the package that it was applied to.
+        nbytes: size of the delta in bytes.
+        whole: size of the new version of the package in bytes.
+        blocks: number of blocks in the delta, and number of blocks in the new version.
         seconds: wall-clock time.
     """
 
@@ -55,7 +56,7 @@ class Delta:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``--format json`` prints it."""
+        """The delta as ``--format json`` prints it."""
         return {
             "path": str(self.path),
             "nbytes": self.nbytes,
@@ -74,19 +75,19 @@ def package_delta(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Delta:
-    """Write what a device that has one version of a package needs to get the next.
+    """Write the delta that updates one version of a package to another.
 
     Args:
         old: folder of the version that the device has.
-        new: folder of the version that it shall have.
+        new: folder of the version that the device is updated to.
         out: the file to write.
-        force: replace a file that is there.
+        force: replace an existing file.
         progress: called with what is done, how far, and of how much.
 
     Raises:
-        FormatError: one of the packages is damaged; says how.
-        UsageError: they are of different platforms, or the file exists, has no folder or lies in
-            one of them.
+        FormatError: one of the packages is damaged; the message says how.
+        UsageError: the packages are for different platforms, or ``out`` exists already, lies in
+            one of the packages, or its parent folder does not exist.
 
     Example:
         >>> a = edgeq.package("model.edgeq", "rpi", "version-1")
@@ -102,7 +103,9 @@ def package_delta(
         )
     check_target(place)
     for folder in (old, new):
-        refuse_within(place, Path(folder), "a package that is compared")
+        refuse_inside(
+            place, Path(folder), "a package that is compared; give an output outside of it"
+        )
     before, after = (_whole(Path(folder), progress) for folder in (old, new))
     if before.platform != after.platform:
         raise UsageError(
@@ -153,19 +156,19 @@ def apply_delta(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Delta:
-    """Put the next version of a package together from the one that is there and a delta.
+    """Assemble the next version of a package from the version on the device and a delta.
 
     Args:
-        old: folder of the version that is there.
+        old: folder of the version on the device.
         delta: the file that `package_delta` wrote.
-        out: folder of the new version; it may be ``old`` itself, with ``force``.
-        force: replace a package that is there.
+        out: folder of the new version; with ``force`` it may be ``old`` itself.
+        force: replace an existing package.
         progress: called with what is done, how far, and of how much.
 
     Raises:
         FormatError: the package or the delta is damaged, or the delta is for another version.
-        UsageError: the output exists, has no folder, lies in ``old``, or is a folder that holds
-            anything beside a package.
+        UsageError: ``out`` exists already, lies in ``old``, its parent folder does not exist, or it
+            is a folder with other files than those of a package.
 
     Example:
         >>> a = edgeq.package("model.edgeq", "rpi", "have")
@@ -179,7 +182,7 @@ def apply_delta(
     folder, path, place = Path(old), Path(delta), Path(out)
     check_output(place, force)
     if place.resolve() != folder.resolve():
-        refuse_within(place, folder, "the package that is updated")
+        refuse_inside(place, folder, "the package that is updated; give an output outside of it")
     before = _whole(folder, progress)
     try:
         with path.open("rb") as file:
@@ -221,10 +224,10 @@ def _apply(
             raw = _read(*held[block.sha256], block.nbytes)
         else:
             raise FormatError(
-                f"a block is neither in the package nor in the delta: {block.sha256[:12]}..."
+                f"the block {block.sha256[:12]}... is neither in the package nor in the delta"
             )
         if hashlib.sha256(raw).hexdigest() != block.sha256:
-            raise FormatError(f"a block of the delta is damaged: {block.sha256[:12]}...")
+            raise FormatError(f"the block {block.sha256[:12]}... is damaged: its SHA-256 differs")
         return raw
 
     with staging(place) as staged:
@@ -243,15 +246,15 @@ def _apply(
         if texts[1]:
             (root / tree.SIGNATURE).write_bytes(texts[1])
         if different := tree.first_difference(root, after):
-            raise FormatError(f"what the delta gives is not right: {different[1]}")
+            raise FormatError(f"the package that the delta gives is damaged: {different[1]}")
         publish(root.parent, place, staged, force)
 
 
 def _whole(folder: Path, progress: Progress | None) -> Manifest:
-    """The manifest of a package whose files are all as it says.
+    """Read the manifest of a package and check all of its files.
 
     Raises:
-        FormatError: they are not.
+        FormatError: a file differs from the manifest; the message names the first.
     """
     made = read_manifest(folder)
     if different := tree.first_difference(folder, made, progress):
@@ -262,13 +265,15 @@ def _whole(folder: Path, progress: Progress | None) -> Manifest:
 def _opened(
     path: Path, file: BinaryIO, before: Manifest
 ) -> tuple[dict[str, Any], Manifest, bytes, bytes]:
-    """Header, manifest, and the bytes of manifest and signature, checked."""
+    """Read and check the header, the manifest, and the bytes of the manifest and the signature."""
     if file.read(len(MAGIC)) != MAGIC:
         raise FormatError(f"{path} is not a delta of edgeq packages")
     length = int.from_bytes(file.read(8), "little")
     size = path.stat().st_size
     if not 0 < length <= min(MOST_HEADER, size):
-        raise FormatError(f"{path} is damaged: its header has the length {length}")
+        raise FormatError(
+            f"{path} is damaged: its header has the length {length}, and the file {size} bytes"
+        )
     try:
         header = json.loads(file.read(length))
         lengths = header["manifest"], header["signature"]
@@ -290,7 +295,7 @@ def _opened(
 
 
 def _fresh(path: Path, header: dict[str, Any], at: int) -> dict[str, int]:
-    """Digest of each block of the delta -> where it lies."""
+    """SHA-256 of each block in the delta -> the position of the block in the file."""
     found = {}
     listed = header.get("blocks")
     for text in listed if isinstance(listed, list) else [listed]:

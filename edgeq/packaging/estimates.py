@@ -1,4 +1,4 @@
-"""Memory and speed of a form, by `edgeq plan`: what a manifest claims and a README shows."""
+"""Expected memory and speed of a form, as `edgeq plan` estimates them, for manifest and README."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from edgeq.model.kv_bits import KvBits
 from edgeq.model.memory_layout import kv_bytes, scratch_bytes
 
 CONTEXTS = (512, 1024, 2048, 4096)
-"""Contexts whose memory is listed, as far as the form has them."""
+"""Context lengths, in tokens, whose memory is listed if the form supports them."""
 SERVER_BYTES = 32 << 20
-"""What ``edgeq serve`` holds beside the model: the web framework and requests. Measured: 24 MiB."""
+"""Memory of ``edgeq serve`` for the web framework and requests, in bytes. Measured: 24 MiB."""
 PREFIX_BYTES = 64 << 20
-"""Memory for caches of earlier conversations that a package's server is given."""
+"""Memory limit, in bytes, that the server of a package gets for KV caches of earlier
+conversations."""
 UNCERTAINTY = (
     "Speeds are estimates from the bandwidth of the memory. Of 16 published measurements on "
     "Raspberry Pi boards, 15 lay within 25 % of such an estimate; on phones nobody checked them, "
@@ -28,28 +29,28 @@ _THREADS = 4
 
 
 def contexts(limit: int) -> list[int]:
-    """The contexts that are listed for a form with room for so many tokens."""
+    """The context lengths to list for a form that is built for ``limit`` tokens."""
     return sorted({*(n for n in CONTEXTS if n < limit), limit})
 
 
 def engine_memory(facts: ModelFacts, limit: int) -> list[dict[str, int]]:
-    """Memory of ``edgeq serve`` with one conversation, for each context.
+    """Memory of ``edgeq serve`` with one conversation, in bytes, for each context length.
 
     Args:
-        facts: of the model.
-        limit: the longest context.
+        facts: the size of the model.
+        limit: the longest context, in tokens.
     """
     process = PROCESS_BYTES + TOKENIZER_BYTES * facts.config.vocab + SERVER_BYTES + PREFIX_BYTES
     return _rows(facts, facts.weights_bytes, limit, 8, process)
 
 
 def runtime_memory(facts: ModelFacts, nbytes: int, limit: int) -> list[dict[str, int]]:
-    """Memory of another runtime: its files, a cache of 16 bits and activations.
+    """Memory of another runtime, in bytes: its files, a 16-bit KV cache and activations.
 
     Args:
-        facts: of the model.
-        nbytes: size of the files that it loads.
-        limit: tokens that it is built for.
+        facts: the size of the model.
+        nbytes: size of the files that the runtime loads, in bytes.
+        limit: number of tokens that the form is built for.
     """
     return _rows(facts, nbytes, limit, 16, 0)
 
@@ -76,14 +77,14 @@ def _rows(
 def speeds(
     facts: ModelFacts, devices: Sequence[str], limit: int, needed: int
 ) -> tuple[list[Any], list[str]]:
-    """Expected speed on some devices, whether the form fits there, and what is taken for granted.
+    """Expected speed on devices, in tokens per second, and the assumptions behind it.
 
     Args:
-        facts: of the model.
-        devices: names of profiles.
-        limit: tokens of context.
+        facts: the size of the model.
+        devices: names of device profiles.
+        limit: number of tokens that the form is built for.
         needed: bytes that the form takes with its whole context, by `engine_memory` or
-            `runtime_memory`.
+            `runtime_memory`; the form fits on a device that can give it so much.
     """
     rows: list[dict[str, Any]] = []
     assumptions: dict[str, None] = {}

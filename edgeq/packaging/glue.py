@@ -1,4 +1,4 @@
-"""The code around the model: one module for each platform writes it."""
+"""The glue code of a package. One module for each platform writes it."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ WRITERS: dict[str, Writer] = {
     "android": android.write,
     "ios": ios.write,
 }
-"""Platform -> writes its glue code into the folder of a package."""
+"""Platform -> the function that writes its glue code into the folder of a package."""
 
 
 CHECKS: dict[str, Callable[[ModelSource | GraphSource], None]] = {
     "android": android.check,
     "ios": ios.check,
 }
-"""Platform -> refuses what its glue code cannot feed."""
+"""Platform -> the function that refuses sources whose inputs its glue code cannot fill."""
 
 
 def check(platform: str, source: ModelSource | GraphSource) -> None:
-    """Refuse a source that a platform's glue code cannot feed, before it is converted.
+    """Refuse a source whose inputs the platform's glue code cannot fill, before it is converted.
 
     Raises:
-        UnsupportedError: says what it cannot feed.
+        UnsupportedError: an input or output has another type than float32; the message names it.
     """
     if platform in CHECKS:
         CHECKS[platform](source)
@@ -40,8 +40,8 @@ def write_glue(folder: Path, made: Manifest, source: ModelSource | GraphSource) 
     """Write the code that runs a package's model on its platform.
 
     Args:
-        folder: of the package.
-        made: what it holds so far; its list of files is empty.
-        source: of the package.
+        folder: folder of the package.
+        made: the manifest of the package so far; its list of files is empty.
+        source: the model or graph that is packaged.
     """
     WRITERS[made.platform](folder, made, source)

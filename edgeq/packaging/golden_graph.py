@@ -1,9 +1,10 @@
-"""Golden tests of graphs: five inputs, the right outputs, and how far a runtime may be from them.
+"""Golden tests of graphs: five inputs, the expected outputs, and the tolerance of each form.
 
-The right outputs are those of the source, its integers computed in float32. How far each form may
-be from them was measured when it was converted (`edgeq.converters.validate.graph_tolerance`): by
-what right runtimes differ. Arrays lie in files of plain little-endian numbers, in the order of the
-source's axes, which `golden/inputs.json` describes.
+The expected outputs are those of the source graph, computed in float32 from its integers. The
+tolerance of each form was measured when the form was converted
+(`edgeq.converters.validate.graph_tolerance`): it is the difference between correct runtimes. Arrays
+are stored as raw little-endian numbers in row-major order, with the axes of the source graph;
+`golden/inputs.json` lists their shapes and types.
 """
 
 from __future__ import annotations
@@ -25,24 +26,24 @@ from edgeq.graph.feeds import Feeds
 from edgeq.graph.ir import Graph
 
 COUNT = 5
-"""Inputs of a package."""
+"""Number of golden inputs of a package."""
 INDEX = "golden/inputs.json"
 CHANCE = 2.0
-"""Times the measured tolerance that is allowed: it is a mean over other inputs."""
+"""Factor on the measured tolerance, which is a mean over other inputs."""
 _LEAST = 1e-5
-"""Part of an output's size that is always allowed."""
+"""Relative error of an output that is always allowed."""
 
 
 def write_golden(graph: Graph, folder: Path, samples: Iterable[Feeds] | None) -> list[Feeds]:
-    """Write five inputs and their right outputs.
+    """Write five inputs and the outputs that are expected for them.
 
     Args:
-        graph: the source.
-        folder: of the package.
-        samples: real inputs; None takes those stored with the calibration, or random ones.
+        graph: the source graph.
+        folder: folder of the package.
+        samples: real inputs. None takes inputs that were stored at calibration, or random ones.
 
     Returns:
-        the inputs.
+        the inputs, as arrays by name.
     """
     where, feeds = inputs_of(graph, samples)
     feeds = feeds[:COUNT]
@@ -80,7 +81,10 @@ def _write(folder: Path, name: str, array: NDArray[Any]) -> dict[str, Any]:
 
 
 def read_golden(folder: Path) -> list[dict[str, Any]]:
-    """The runs: "id", "inputs" and "outputs", arrays by name.
+    """Read the golden inputs and outputs of a package.
+
+    Returns:
+        for each run "id", "inputs" and "outputs"; the last two are arrays by name.
 
     Raises:
         FormatError: a file is damaged.
@@ -104,15 +108,18 @@ def _read(folder: Path, about: Mapping[str, Any]) -> NDArray[Any]:
     dtype = np.dtype(about["dtype"]).newbyteorder("<")
     raw = (folder / about["file"]).read_bytes()
     if len(raw) != dtype.itemsize * int(np.prod(about["shape"], dtype=np.int64)):
-        raise FormatError(f"{about['file']} does not have the size of its shape")
+        raise FormatError(
+            f"{about['file']} has {len(raw)} bytes, which does not fit its shape {about['shape']} "
+            f"of {about['dtype']}"
+        )
     return np.frombuffer(raw, dtype).reshape(about["shape"]).astype(about["dtype"])
 
 
 def allowed_errors(certified: Mapping[str, float]) -> dict[str, float]:
-    """Output -> error, relative to its size, that a form may have.
+    """The relative error that each output of a form may have in the golden tests.
 
     Args:
-        certified: what its certificate allows.
+        certified: output -> the relative error that the form's certificate allows.
     """
     return {name: float(f"{max(CHANCE * error, _LEAST):.3g}") for name, error in certified.items()}
 
@@ -120,14 +127,18 @@ def allowed_errors(certified: Mapping[str, float]) -> dict[str, float]:
 def first_fault(
     runner: GraphRunner, runs: list[dict[str, Any]], allowed: Mapping[str, float]
 ) -> str | None:
-    """What is wrong with a form first, by its golden results; None if nothing is."""
+    """Run the golden tests of a form.
+
+    Returns:
+        a sentence about the first output that is wrong; None if all outputs are right.
+    """
     wrong: dict[str, float] = dict.fromkeys(allowed, 0.0)
     size = dict(wrong)
     for run in runs:
         got = runner(run["inputs"])
         for name, right in run["outputs"].items():
             if name not in got or got[name].shape != right.shape:
-                return f"{run['id']}: the output {name} is missing or of another shape"
+                return f"{run['id']}: the output {name} is missing or has another shape"
             a, b = right.astype(np.float64), np.asarray(got[name]).astype(np.float64)
             if right.dtype.kind == "f":
                 sound = np.isfinite(a)

@@ -1,10 +1,10 @@
-"""Golden tests of language models: what each form of a package says after 20 prompts.
+"""Golden tests of language models: the tokens that each form generates after 20 prompts.
 
-The results are those of the form itself, in its own runtime, as it was when the package was made
-and its certificate showed that it computes what its source does. On another processor the sums of
-a runtime fall in another order, and values that it rounds to 8 bits fall on the other side of a
-border now and then. So a result may differ by what the rounding of this very form was measured to
-change: `allowed_rms`.
+The expected results are those of the form itself in its own runtime, recorded when the package was
+built and the form had passed validation against its source. On another processor a runtime adds in
+another order, so a value that it rounds to 8 bits is sometimes rounded to the neighboring integer.
+Logits may therefore differ by as much as the rounding of this form was measured to change them:
+see `allowed_rms`.
 """
 
 from __future__ import annotations
@@ -20,23 +20,25 @@ from edgeq.core.progress import Progress
 from edgeq.runtime.tokenizer import Tokenizer
 
 STEPS = 4
-"""Greedy tokens after each prompt."""
+"""Number of greedy tokens after each prompt."""
 LOGITS = 5
-"""Largest logits that are recorded of each step."""
+"""Number of the largest logits that are recorded at each step."""
 PARTS: Mapping[Precision, float] = {"float32": 1e-3, "float16": 2e-2, "int8": 1e-3}
-"""How a form computes -> part of the logits' range that results may differ by."""
+"""Precision in which a form computes -> allowed difference, as a fraction of the range of the
+logits."""
 ROUNDING = 2.0
-"""Times the measured effect of a form's own rounding to 8 bits that results may differ by."""
+"""Factor on the measured effect of a form's rounding to 8 bits, for the allowed difference."""
 TIE = 4.0
-"""Two logits nearer than this times the allowed difference may change places."""
+"""Two logits that differ by less than this factor times the allowed difference may swap ranks."""
 
 
 def allowed_rms(precision: Precision, logits: Mapping[str, float]) -> float:
     """Root mean square difference of logits that is allowed between two machines.
 
     Args:
-        precision: how the form computes.
-        logits: what its certificate says: "rms" (difference from exact arithmetic), "range".
+        precision: the precision in which the form computes.
+        logits: from the form's certificate: "rms" (root mean square difference from exact
+            arithmetic) and "range" (of the logits).
     """
     rounding = ROUNDING * logits["rms"] if precision == "int8" else 0.0
     return PARTS[precision] * logits["range"] + rounding
@@ -49,17 +51,17 @@ def record(
     allowed: float,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Run a form on all prompts.
+    """Run a form on all prompts and record the results.
 
     Args:
         runner: the form in its runtime.
-        prompts: of `edgeq.packaging.prompts.golden_prompts`.
-        tokenizer: of the model.
-        allowed: of `allowed_rms`.
+        prompts: the prompts that `edgeq.packaging.prompts.golden_prompts` gives.
+        tokenizer: the tokenizer of the model.
+        allowed: the allowed difference of logits that `allowed_rms` gives.
         progress: called with what is done, how far, and of how much.
 
     Returns:
-        what the golden file of the form holds.
+        the content of the form's golden file.
     """
     results = []
     for done, prompt in enumerate(prompts):
@@ -90,7 +92,11 @@ def first_fault(
     golden: Mapping[str, Any],
     progress: Progress | None = None,
 ) -> str | None:
-    """What is wrong with a form first, by its golden results; None if nothing is."""
+    """Run the golden tests of a form.
+
+    Returns:
+        a sentence about the first result that is wrong; None if all results are right.
+    """
     allowed, tie = golden["allowed"]["logits_rms"], golden["allowed"]["tie"]
     known = {result["id"]: result for result in golden["results"]}
     for done, prompt in enumerate(prompts):
@@ -108,14 +114,14 @@ def first_fault(
             best, right = int(row.argmax()), int(tokens[step])
             if best != right and not row[best] - row[right] <= tie:
                 return (
-                    f"prompt {prompt['id']}, token {step + 1}: it chooses {best}, the golden "
-                    f"token is {right}, whose logit is smaller by {row[best] - row[right]:.3g} "
-                    f"(allowed {tie:.3g})"
+                    f"prompt {prompt['id']}, token {step + 1}: the form chooses token {best}, and "
+                    f"the logit of the golden token {right} is {row[best] - row[right]:.3g} "
+                    f"smaller (allowed {tie:.3g})"
                 )
             if step + 1 == len(tokens):
                 break
         rms = float(np.sqrt(np.mean(squares)))
-        if not rms <= allowed:  # so that NaN is a fault
+        if not rms <= allowed:  # also true for NaN
             return (
                 f"prompt {prompt['id']}: the logits differ from the golden ones by {rms:.3g} "
                 f"(root mean square; allowed {allowed:.3g})"
@@ -126,7 +132,7 @@ def first_fault(
 def _rows(
     runner: DecoderRunner, ids: list[int], tokens: list[int]
 ) -> Iterable[NDArray[np.float32]]:
-    """The logits after a prompt, and after each token that ``tokens`` has by then."""
+    """Logits [V] after a prompt, then after each of ``tokens``, which may grow meanwhile."""
     runner.reset()
     yield runner.forward(np.asarray(ids, np.int64))[-1]
     step = 0
@@ -136,5 +142,5 @@ def _rows(
 
 
 def _short(value: float) -> float:
-    """A number with the digits that comparisons need."""
+    """Round a number to the six digits that are stored."""
     return float(f"{float(value):.6g}")

@@ -1,4 +1,4 @@
-"""iOS's and macOS's part of a package: a Swift package over Core ML. The whole folder is it."""
+"""The iOS and macOS part of a package: the whole folder is a Swift package that uses Core ML."""
 
 from __future__ import annotations
 
@@ -20,8 +20,22 @@ from edgeq.packaging.source import GraphSource, ModelSource, need_float_ends
 from edgeq.runtime.tokenizer import Tokenizer
 
 _CLASS = "PreTrainedTokenizerFast"
-"""What swift-transformers reads any tokenizer.json of byte pairs by."""
+"""The tokenizer class with which swift-transformers reads any byte-pair tokenizer.json."""
 _CHAT = 'try tokenizer.applyChatTemplate(messages: [["role": "user", "content": message]])'
+_SWIFT_PACKAGE: Mapping[str, Mapping[str, str]] = {
+    "model": {
+        "kind": "language model",
+        "packages": """
+    dependencies: [
+        .package(url: "https://github.com/huggingface/swift-transformers", from: "1.0.0")
+    ],""",
+        "products": """
+            dependencies: [.product(name: "Tokenizers", package: "swift-transformers")],""",
+        "tokenizer": ', .copy("ios/tokenizer")',
+    },
+    "graph": {"kind": "model", "packages": "", "products": "", "tokenizer": ""},
+}
+"""Kind of source -> the parts of Package.swift that only this kind has."""
 _FACTORS = {
     "stretch": "(x: across, y: down)",
     "crop": "(x: max(across, down), y: max(across, down))",
@@ -30,7 +44,7 @@ _FACTORS = {
 
 
 def check(source: ModelSource | GraphSource) -> None:
-    """Refuse what the Swift code cannot feed; as `edgeq.packaging.glue.check`."""
+    """Refuse a graph whose inputs the Swift code cannot fill; see `edgeq.packaging.glue.check`."""
     if isinstance(source, GraphSource):
         need_float_ends(source.opened, "Swift")
 
@@ -41,11 +55,12 @@ def module_name(name: str) -> str:
 
 
 def write(folder: Path, made: Manifest, source: ModelSource | GraphSource) -> None:
-    """Write the files; as `edgeq.packaging.glue.write_glue`."""
+    """Write the Swift package; see `edgeq.packaging.glue.write_glue`."""
     variant = made.variants[0]
     kind = "graph" if made.kind == "graph" else "model"
     files = {file: file_sha256(folder / file) for file in variant.files}
     holes: dict[str, Any] = {
+        **_SWIFT_PACKAGE[kind],
         "name": made.name,
         "module": module_name(made.name),
         "entry": variant.entry,
@@ -62,7 +77,7 @@ def write(folder: Path, made: Manifest, source: ModelSource | GraphSource) -> No
         code, name = "model/LanguageModel.swift", "LanguageModel.swift"
         _write_tokenizer(folder / "ios/tokenizer", source.opened.files, made)
     for place, template in (
-        ("Package.swift", f"{kind}/Package.swift"),
+        ("Package.swift", "Package.swift"),
         ("ios/Sources/ModelFiles.swift", "ModelFiles.swift"),
         (f"ios/Sources/{name}", code),
         ("ios/Tests/GoldenTests.swift", f"{kind}/GoldenTests.swift"),
@@ -71,7 +86,7 @@ def write(folder: Path, made: Manifest, source: ModelSource | GraphSource) -> No
 
 
 def _write_helpers(folder: Path, made: Manifest, holes: dict[str, Any]) -> None:
-    """The code for pictures and for names, where these are known."""
+    """Write the code for images and for class names, if these are known."""
     if picture := picture_holes(made):
         known = {name: ", ".join(picture.pop(name)) for name in ("mean", "std")}
         text = templates.filled(
@@ -119,7 +134,7 @@ def _graph_holes(folder: Path, made: Manifest, variant: ModelVariant) -> dict[st
 
 
 def _write_tokenizer(folder: Path, files: Mapping[str, bytes], made: Manifest) -> None:
-    """The tokenizer as swift-transformers wants it: with a config.json and a tokenizer class."""
+    """Write the tokenizer for swift-transformers: with a config.json and a tokenizer class."""
     folder.mkdir(parents=True)
     for name, content in sorted(files.items()):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -133,5 +148,5 @@ def _write_tokenizer(folder: Path, files: Mapping[str, bytes], made: Manifest) -
 
 
 def swift(text: str) -> str:
-    """A text as a string of Swift's."""
+    """A text as a Swift string literal."""
     return templates.quoted(text, {}, lambda char: f"\\u{{{ord(char):x}}}", str.isprintable)

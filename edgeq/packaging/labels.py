@@ -1,4 +1,4 @@
-"""The names of what a graph tells apart, such as the kinds of objects that a detector finds.
+"""The names of a graph's classes, such as the kinds of objects that a detector finds.
 
 They are those of a file of the user's, a name on each line, or those that an ONNX file has in its
 metadata under "names", as Ultralytics writes them: {0: 'person', 1: 'bicycle'}. Their order is that

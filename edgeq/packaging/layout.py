@@ -1,4 +1,4 @@
-"""Where a package is put, and what it is called."""
+"""The folder and the name of a package."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ _ENDINGS = re.compile(r"\.(edgeq|gguf|onnx|tflite|bin|safetensors)$", re.IGNOREC
 
 
 def check_output(path: Path, force: bool) -> None:
-    """Refuse a place where no package can be put, before any work.
+    """Refuse an output folder that cannot be written, before any work starts.
+
+    Args:
+        path: folder to write the package to.
+        force: replace a package that exists there.
 
     Raises:
-        UsageError: it has no name or no folder, is a file, exists and ``force`` is not given, is no
-            package, or holds files beside those of the package, which replacing it would delete.
+        UsageError: the path has no name, its parent folder does not exist, it is a file, it exists
+            and ``force`` is not given, it is not a package, or it holds files that do not belong to
+            the package and that replacing it would delete.
     """
     if not path.name or path.name in (".", ".."):
         raise UsageError(f"--output is {path}; give the name of a new folder")
@@ -37,16 +42,16 @@ def check_output(path: Path, force: bool) -> None:
 
 
 def _refuse_foreign(path: Path) -> None:
-    """Refuse to replace a folder that is no package, or in which someone put something.
+    """Refuse to replace a folder that is not a package or that holds files of others.
 
-    A file of the package that was edited is replaced: ``force`` asks for that.
+    Files of the package that were edited are replaced, as ``force`` asks for.
     """
     try:
         made = manifest.read_manifest(path)
     except FormatError as err:
         raise UsageError(
-            f"{path} is a folder with other files than a package, which overwriting would delete "
-            f"({err}); give another output"
+            f"{path} is a folder that is not a package ({err}), and overwriting it would delete "
+            "its files; give another output"
         ) from err
     if strange := tree.foreign_to(path, made):
         raise UsageError(
@@ -55,42 +60,31 @@ def _refuse_foreign(path: Path) -> None:
         )
 
 
-def refuse_replaced(source: Path, path: Path) -> None:
-    """Refuse a source that lies in the package which is replaced: it would be deleted.
-
-    Raises:
-        UsageError: it does.
-    """
-    if source.resolve().is_relative_to(path.resolve()):
-        raise UsageError(
-            f"{source} lies in {path}, which overwriting would delete; give another output"
-        )
-
-
-def refuse_within(out: Path, folder: Path, what: str) -> None:
-    """Refuse an output that would be put into a folder which is read, or in its place.
+def refuse_inside(path: Path, folder: Path, reason: str) -> None:
+    """Refuse a path that is a folder or lies in it, such as an output in a package that is read.
 
     Args:
-        out: where the output goes.
-        folder: of what is read.
-        what: what is read, in words.
+        path: the path that is checked; it need not exist.
+        folder: the folder that it must not lie in.
+        reason: why it must not, and what to do: the end of the message.
 
     Raises:
-        UsageError: the output lies there.
+        UsageError: the path is the folder or lies in it.
     """
-    if out.resolve().is_relative_to(folder.resolve()):
-        raise UsageError(f"{out} lies in {what}, {folder}; give an output outside of it")
+    if path.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(f"{path} lies in {folder}, {reason}")
 
 
 def package_name(given: str | None, source: Path | None) -> str:
-    """The name of a package: as given, or made of the name of its source.
+    """The name of a package: the given one, or one that is derived from the name of the source.
 
     Args:
-        given: by the user; None makes one.
-        source: file or folder of the model, if it has one.
+        given: the name that the user gave; None derives one.
+        source: file or folder of the model; None if the model has none.
 
     Raises:
-        UsageError: the name given is not of small letters, digits and hyphens.
+        UsageError: the given name is not a lower-case letter followed by lower-case letters,
+            digits and hyphens.
     """
     if given is None:
         stem = _ENDINGS.sub("", source.resolve().name) if source else "model"
@@ -98,7 +92,7 @@ def package_name(given: str | None, source: Path | None) -> str:
         return made if _NAME.fullmatch(made) else f"model-{made}"[:63].rstrip("-")
     if not isinstance(given, str) or not _NAME.fullmatch(given):
         raise UsageError(
-            f"the name of the package is {given!r}; use a letter, then small letters, digits and "
-            "hyphens, at most 63"
+            f"the name of the package is {given!r}; use a lower-case letter, then lower-case "
+            "letters, digits and hyphens, at most 63 characters in all"
         )
     return given

@@ -1,11 +1,11 @@
-"""The license of a model and the model that it was made from, as far as its files say.
+"""The license and the base model of a model, as far as its files state them.
 
     GGUF             general.license, general.base_model.0.repo_url or .name
     Hugging Face     the front matter of README.md: license, base_model
     ONNX             its metadata: license; else the front matter of the README.md beside the file
 
-Artifacts of edgeq do not say it, and the metadata of .tflite files is not read. What is not found
-is None, and the package's README says that it is unknown.
+Artifacts of edgeq do not state a license, and the metadata of .tflite files is not read. What no
+file states is None, and the README of the package says that it is unknown.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from edgeq.importers.gguf.file import open_gguf
 _FIELD = re.compile(r"^(license|base_model):[ \t]*(.*)$", re.MULTILINE)
 _MOST = 1 << 20
 _LONGEST = 200
-"""Characters of a license or of the name of a model."""
+"""Most characters of a license or of the name of a model."""
 _USER = "whoever made this package"
 
 
 @dataclass(frozen=True)
 class License:
-    """What is known of a model's license and origin.
+    """The license and the base model of a model.
 
     Args:
         license: an identifier such as "apache-2.0"; None if unknown.
-        base_model: the model that it was made from; None if unknown.
-        license_said_by, base_model_said_by: where that is written.
+        base_model: the model that this model was derived from; None if unknown.
+        license_said_by, base_model_said_by: the file, or the person, that states it.
     """
 
     license: str | None = None
@@ -42,14 +42,14 @@ class License:
 
 
 def given(said: License, license: str | None, base_model: str | None) -> License:
-    """What is known when the user says it, which goes before what files say.
+    """Replace what the files of the model state by what the user states.
 
     Args:
-        said: by the files of the model.
-        license, base_model: by the user; None leaves what files say.
+        said: what the files of the model state.
+        license, base_model: what the user states; None keeps what the files state.
 
     Raises:
-        UsageError: one of the two is no text of one line.
+        UsageError: one of the two is not a single line of text, or is too long.
     """
     for name, value in (("license", license), ("base_model", base_model)):
         check_type(name, value, str, None)
@@ -66,7 +66,7 @@ def given(said: License, license: str | None, base_model: str | None) -> License
 
 
 def _one_line(text: str) -> str | None:
-    """A text that any file may hold, as one line that can be printed; None if nothing is left."""
+    """A text from a file as one printable line; None if nothing printable is left of it."""
     shown = "".join(char if char.isprintable() else " " for char in text)
     return " ".join(shown.split())[:_LONGEST].strip() or None
 
@@ -90,7 +90,11 @@ def license_in(meta: Mapping[str, str], beside: License) -> License:
 
 
 def license_of(path: Path) -> License:
-    """What the files of a model say of its license."""
+    """The license that the files of a model state.
+
+    Args:
+        path: file or folder of the model.
+    """
     if path.is_dir():
         return _of_card(path / "README.md")
     try:
@@ -104,7 +108,7 @@ def license_of(path: Path) -> License:
 
 
 def _of_card(path: Path) -> License:
-    """The front matter of a model card, which is YAML of single lines as far as it matters."""
+    """The license in the front matter of a model card: the YAML keys license and base_model."""
     try:
         if path.stat().st_size > _MOST:
             return License()

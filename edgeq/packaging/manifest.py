@@ -1,15 +1,17 @@
-"""``manifest.json``: everything that a package holds, in one form of bytes.
+"""``manifest.json``: the list of everything that a package holds, in a canonical text.
 
-    manifest    1                               version of this form
+    manifest    1                               version of the format
     digest      SHA-256 of this text without the line of the digest itself
-    name, platform, kind ("language model" or "graph"), edgeq (the version that made it)
-    model       family, parameters, source and its digest, license, base model; of a graph its ends
+    name, platform, kind ("language model" or "graph"), edgeq (the version that built the package)
+    model       family, parameters, source and its SHA-256, license, base model; for a graph its
+                inputs and outputs
     variants    a list: one for each runtime or class of devices, see `ModelVariant`
-    versions    libraries that took part
-    files       path -> sha256, bytes, blocks, and "executable" where it is
+    versions    versions of the libraries that were used to build the package
+    files       path -> sha256, bytes, blocks, and "executable" for files that may be executed
 
-JSON with sorted keys, one space of indentation and no other freedom: a manifest that is not the
-text which its content gives is damaged. Nothing in it depends on the time or the place of building.
+The text is JSON with sorted keys and one space of indentation. A manifest whose bytes are not
+exactly the text that its content gives is damaged. Nothing in it depends on the time or the folder
+of the build.
 """
 
 from __future__ import annotations
@@ -28,9 +30,9 @@ from edgeq.packaging.blocks import MOST, FileBlock
 NAME = "manifest.json"
 VERSION = 1
 MOST_BYTES = 64 << 20
-"""A longer manifest is not read."""
+"""Longer manifests are refused."""
 MOST_CONTEXT = 1 << 24
-"""A form for more tokens is not read."""
+"""Forms with a longer context are refused."""
 _HASH = frozenset("0123456789abcdef")
 
 
@@ -39,10 +41,10 @@ class Entry:
     """A file of a package.
 
     Args:
-        sha256: of its content, in hexadecimal.
-        nbytes: its size.
-        executable: whether it may be executed.
-        blocks: its parts, see `edgeq.packaging.blocks`.
+        sha256: SHA-256 of the content, in hexadecimal.
+        nbytes: size in bytes.
+        executable: whether the file may be executed.
+        blocks: the blocks that the file is cut into, see `edgeq.packaging.blocks`.
     """
 
     sha256: str
@@ -56,20 +58,20 @@ class ModelVariant:
     """A model in one form, for one runtime.
 
     Args:
-        id: name within the package, such as "litertlm".
+        id: identifier within the package, such as "litertlm".
         title: name of the runtime.
-        target: what it was converted to: a target of `edgeq.convert`, or "edgeq".
+        target: the target of `edgeq.convert` that the form was converted to, or "edgeq".
         entry: path of the model's file or folder.
         files: paths of all files that this form needs on the device.
-        scheme: how most weights are held.
-        why: why this form was chosen, in sentences.
-        requires: least versions: "os", "runtime".
-        devices: which devices it is for, in words.
-        context: tokens that it is built for; None for a graph.
-        memory: need of memory for each context: "context", "weights_bytes", "cache_bytes",
-            "other_bytes", "total_bytes".
+        scheme: the scheme of most weights.
+        why: the reasons for this form, in sentences.
+        requires: lowest supported versions: "os", "runtime".
+        devices: the devices that the form is for, in words.
+        context: number of tokens that the form is built for; None for a graph.
+        memory: expected memory for each context length: "context", "weights_bytes",
+            "cache_bytes", "other_bytes", "total_bytes".
         speed: expected speed: "device", "decode_tokens_per_s", "prefill_tokens_per_s", "fits".
-        assumptions: what memory and speed take for granted.
+        assumptions: the assumptions behind memory and speed.
         certificate, golden: paths of the certificate and of the golden results.
     """
 
@@ -91,7 +93,7 @@ class ModelVariant:
 
     @classmethod
     def from_dict(cls, data: Any) -> ModelVariant:
-        """A variant as JSON holds it.
+        """Read a variant from its JSON object.
 
         Raises:
             FormatError: a field is missing, unknown or of another type.
@@ -111,7 +113,10 @@ class ModelVariant:
             and (data["context"] is None or 0 < data["context"] <= MOST_CONTEXT)
         )
         if not known:
-            raise FormatError(f"the variant {data['id']!r} has a field of a wrong type or size")
+            raise FormatError(
+                f"the variant {data['id']!r} has a field of a wrong type, or a context that is not "
+                f"1 to {MOST_CONTEXT} tokens"
+            )
         for path in (data["entry"], data["certificate"], data["golden"], *data["files"]):
             check_path(path)
         values: dict[str, Any] = {n: tuple(v) if n in lists else v for n, v in data.items()}
@@ -120,16 +125,16 @@ class ModelVariant:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a package is and holds.
+    """The content of ``manifest.json``.
 
     Args:
-        name: of the package.
+        name: name of the package.
         platform: "ios", "android", "rpi" or "ort-mobile".
         kind: "language model" or "graph".
-        edgeq: version that made it.
-        model: facts about the model.
-        variants: its forms, the one to begin with first.
-        versions: libraries that took part, by name.
+        edgeq: version of edgeq that built the package.
+        model: description of the model.
+        variants: the forms of the model, the recommended one first.
+        versions: versions of the libraries that were used, by name.
         files: every file but the manifest and its signature, by path.
     """
 
@@ -159,7 +164,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """SHA-256 by which this version of the package is known, in hexadecimal."""
+        """SHA-256 that identifies this version of the package, in hexadecimal."""
         return str(json.loads(self.to_bytes())["digest"])
 
     @classmethod
@@ -167,7 +172,8 @@ class Manifest:
         """Read and check ``manifest.json``.
 
         Raises:
-            FormatError: it is damaged or was edited, or is of a later version; says what is wrong.
+            FormatError: the manifest is damaged, was edited, or has a later version of the format;
+                the message says which.
         """
         try:
             data = json.loads(raw.decode("utf-8"))
@@ -184,15 +190,16 @@ class Manifest:
             actual = hashlib.sha256(_text(data)).hexdigest()
             text = _text(data | {"digest": stated})
         except (ValueError, RecursionError) as err:  # half a surrogate pair, nesting
-            raise FormatError(f"{NAME} holds what no manifest does: {err}") from err
+            raise FormatError(f"{NAME} holds text that JSON cannot represent: {err}") from err
         if stated != actual or text != raw:
             raise FormatError(
-                f"{NAME} was changed after the package was made: its content does not have the "
-                "digest that it states"
+                f"{NAME} was changed after the package was built: the digest of its content is not "
+                "the digest that it states"
             )
         del data["manifest"]
         if set(data) != {one.name for one in fields(cls)}:
-            raise FormatError(f"{NAME} has other fields than a manifest of version {VERSION}")
+            names = ", ".join(sorted(one.name for one in fields(cls)))
+            raise FormatError(f"{NAME} does not have exactly the fields {names}")
         for name, kind in (
             ("name", str), ("platform", str), ("kind", str), ("edgeq", str), ("model", dict),
             ("variants", list), ("versions", dict), ("files", dict),
@@ -207,7 +214,10 @@ class Manifest:
         for variant in variants:
             for path in (variant.certificate, variant.golden, *variant.files):
                 if path not in files:
-                    raise FormatError(f"{NAME}: the variant {variant.id} names {path}, no file")
+                    raise FormatError(
+                        f"{NAME}: the variant {variant.id} names the file {path}, which is not in "
+                        "the list of files"
+                    )
             entry = variant.entry
             if not any(file == entry or file.startswith(f"{entry}/") for file in variant.files):
                 raise FormatError(
@@ -217,17 +227,20 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a package.
+    """Read the manifest of a package.
+
+    Args:
+        folder: folder of the package.
 
     Raises:
-        FormatError: there is none, or it is damaged.
+        FormatError: the folder has no manifest, or the manifest is damaged.
     """
     path = folder / NAME
     try:
         if path.is_symlink() or not path.is_file():
             raise FormatError(f"{folder} is not an edgeq package: it has no {NAME}")
         if path.stat().st_size > MOST_BYTES:
-            raise FormatError(f"{path} is longer than {MOST_BYTES >> 20} MiB")
+            raise FormatError(f"{path} is larger than a manifest may be, {MOST_BYTES >> 20} MiB")
         raw = path.read_bytes()
     except OSError as err:
         raise FormatError(f"{path} cannot be read: {err.strerror or err}") from err
@@ -235,10 +248,13 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def check_path(path: Any) -> str:
-    """A path of a file within a package.
+    """Check the path of a file in a package.
+
+    Returns:
+        the path.
 
     Raises:
-        FormatError: it is none, or leads out of the package.
+        FormatError: the value is not a path, or the path leads out of the package.
     """
     if is_inside(path):
         return str(path)
@@ -246,7 +262,7 @@ def check_path(path: Any) -> str:
 
 
 def _text(data: Mapping[str, Any]) -> bytes:
-    """The one text of a document."""
+    """The canonical text of a document."""
     return (json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
@@ -254,7 +270,7 @@ def _entry_dict(entry: Entry) -> dict[str, Any]:
     found: dict[str, Any] = {"sha256": entry.sha256, "bytes": entry.nbytes}
     if entry.executable:
         found["executable"] = True
-    if len(entry.blocks) > 1:  # one block is the file itself
+    if len(entry.blocks) > 1:  # a single block is the whole file
         found["blocks"] = [f"{block.sha256} {block.nbytes}" for block in entry.blocks]
     return found
 
@@ -266,11 +282,13 @@ def _entry(path: str, data: Any) -> Entry:
         raise FormatError(f"{NAME}: the entry of {path} has other fields than {sorted(allowed)}")
     sha, size, listed = data["sha256"], data["bytes"], data.get("blocks")
     if not _is_hash(sha) or type(size) is not int or size < 0:
-        raise FormatError(f"{NAME}: the entry of {path} has no digest or size")
+        raise FormatError(f"{NAME}: the entry of {path} has no valid SHA-256 or size")
     blocks: tuple[FileBlock, ...] = ()
     if listed is None:
         if size > MOST:
-            raise FormatError(f"{NAME}: {path} has {size} bytes in one block, at most {MOST} are")
+            raise FormatError(
+                f"{NAME}: {path} has {size} bytes in one block; a block has at most {MOST}"
+            )
         blocks = (FileBlock(sha, size),) if size else ()
     else:
         try:
@@ -283,16 +301,16 @@ def _entry(path: str, data: Any) -> Entry:
 
 
 def block_of(text: Any) -> FileBlock:
-    """A block as manifests and deltas write it: its digest and its size.
+    """Read a block as manifests and deltas write it: its SHA-256 and its size in bytes.
 
     Raises:
-        FormatError: it is none, or longer than any block.
+        FormatError: the text is not a block, or the block is longer than any block may be.
     """
     sha, _, size = str(text).partition(" ")
     digits = size.isascii() and size.isdigit() and len(size) <= len(str(MOST))
     if not _is_hash(sha) or not digits or not 0 < int(size) <= MOST:
         raise FormatError(
-            f"{str(text)[:100]!r} is not a block, which is a digest and a size of at most {MOST}"
+            f"{str(text)[:100]!r} is not a block: a SHA-256 and a size of 1 to {MOST} bytes"
         )
     return FileBlock(sha, int(size))
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime's part of a package: the operators that it needs, and how to build it with them."""
+"""The ONNX Runtime part of a package: the required operators, and a build script for them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from edgeq.packaging.source import GraphSource, ModelSource
 
 OPERATORS = "required_operators.config"
 MINIMAL = "--minimal_build extended --disable_ml_ops --disable_rtti"
-"""Flags of a build that reads .ort files alone."""
+"""Build flags of an ONNX Runtime that reads only .ort files."""
 WHOLE = "--disable_ml_ops"
-"""Flags of a build that reads .onnx files, as a language model is one."""
+"""Build flags of an ONNX Runtime that reads .onnx files, the format of language models here."""
 
 
 def write(folder: Path, made: Manifest, source: ModelSource | GraphSource) -> None:
-    """Write the files; as `edgeq.packaging.glue.write_glue`."""
+    """Write the operator list and the build script; see `edgeq.packaging.glue.write_glue`."""
     variant = made.variants[0]
     entry = folder / variant.entry
     if made.kind == "graph":

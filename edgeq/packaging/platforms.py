@@ -1,7 +1,7 @@
-"""What each platform runs, and why: the table that a package's forms are chosen from.
+"""The table of platforms: the forms of a model that each platform can run, and the reasons.
 
-The first form of a platform is the one to begin with. A reason is a sentence that an app developer
-can check, and is shown in the package's README.
+The first form of a platform is the recommended one. A reason is a sentence that an app developer
+can check; the README of the package shows it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from edgeq.packaging.runners import ENGINE
 
 Kind = Literal["language model", "graph"]
 NEAREST = "w4-g32"
-"""What weights become that a runtime cannot hold as they are: every runtime here takes it."""
+"""The scheme for weights that a runtime cannot represent as they are; every runtime here has it."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class Form:
     """A form of the model on a platform.
 
     Args:
-        id: name within a package.
+        id: identifier within a package.
         title: name of the runtime.
-        target: of `edgeq.convert`, or "edgeq" for the artifact itself.
-        entry: the file or folder; the name of the package replaces NAME.
-        why: why this form, in sentences.
-        requires: least versions of "os" and "runtime".
-        devices: which devices it is for, in words.
-        plans: device profiles whose speed is estimated.
+        target: a target of `edgeq.convert`, or "edgeq" for the artifact itself.
+        entry: path of the file or folder; the name of the package replaces NAME.
+        why: the reasons for this form, in sentences.
+        requires: lowest supported versions of "os" and "runtime".
+        devices: the devices that the form is for, in words.
+        plans: device profiles for which the speed is estimated.
         settings: options of the conversion that only this target has.
     """
 
@@ -50,8 +50,8 @@ class Platform:
     """A platform.
 
     Args:
-        name: as users write it.
-        title: for headings.
+        name: name on the command line.
+        title: name in headings.
         models, graphs: forms of language models and of graphs.
     """
 
@@ -61,7 +61,7 @@ class Platform:
     graphs: tuple[Form, ...]
 
     def forms(self, kind: Kind) -> tuple[Form, ...]:
-        """The forms of one kind of model."""
+        """The forms for one kind of source."""
         return self.models if kind == "language model" else self.graphs
 
 
@@ -210,14 +210,14 @@ PLATFORMS: dict[str, Platform] = {
         ),
     )
 }  # fmt: skip
-"""Every platform by its name."""
+"""All platforms by name."""
 
 
 def platform_named(name: str) -> Platform:
     """A platform by its name.
 
     Raises:
-        UsageError: there is none of that name; lists those there are.
+        UsageError: there is no platform of that name; the message lists the known ones.
     """
     if name not in PLATFORMS:
         raise UsageError(unknown("platform", str(name), tuple(PLATFORMS)))

@@ -1,8 +1,8 @@
 """The prompts of a package's golden tests: plain texts, and conversations for chat models.
 
-They try what tokenizers and templates differ in: spaces at both ends, digits, lines, combining
-marks, several scripts, emoji made of several characters, code, special tokens written out, and
-turns of a system and an assistant.
+They cover what tokenizers and chat templates differ in: leading and trailing spaces, digits, line
+breaks, combining marks, several scripts, emoji made of several code points, code, and messages of
+the roles system and assistant.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ QUESTIONS = (
 )
 SYSTEM = "You are a helpful assistant. Answer in one sentence."
 DATE = "2026-01-01"
-"""What templates that write the date are given, so that a rendered text stays the same."""
+"""The date that chat templates get, so that rendered texts do not depend on the day."""
 COUNT = 20
 PROMPTS = "golden/prompts.json"
-"""Where they lie in a package."""
+"""Path of the golden prompts in a package."""
 TOKENIZER = "tokenizer"
-"""Folder of a package with the tokenizer's files."""
+"""Folder of the tokenizer's files in a package."""
 
 
 def conversations() -> list[list[dict[str, str]]]:
-    """Ten conversations."""
+    """Ten conversations: lists of messages with a role and a content."""
     talks = [[{"role": "user", "content": question}] for question in QUESTIONS]
     talks.append([{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTIONS[0]}])
     talks.append(
@@ -61,19 +61,19 @@ def conversations() -> list[list[dict[str, str]]]:
 
 
 def golden_prompts(files: Mapping[str, bytes], vocab: int, room: int) -> list[dict[str, Any]]:
-    """The 20 prompts of a model: texts, or messages and what the template makes of them, and ids.
+    """The 20 golden prompts of a model, with their token ids.
 
     Args:
         files: the model's tokenizer files.
-        vocab: ids that the model knows.
-        room: most tokens of a prompt; a longer one is cut.
+        vocab: size of the model's vocabulary; larger ids are left out.
+        room: most tokens of a prompt; longer prompts are truncated.
 
     Returns:
-        for each prompt "id", "text" or "messages" and "rendered", "cut" (whether it was too long)
-        and "ids".
+        for each prompt "id", "text" (or "messages" and "rendered", the text that the chat template
+        makes of them), "ids", and "cut" (whether ids were left out).
 
     Raises:
-        UnsupportedError, FormatError: there is no tokenizer, or it is damaged.
+        UnsupportedError, FormatError: there is no tokenizer, or the tokenizer is damaged.
     """
     tokenizer = Tokenizer(files)
     found: list[dict[str, Any]] = []
@@ -81,7 +81,7 @@ def golden_prompts(files: Mapping[str, bytes], vocab: int, room: int) -> list[di
     for talk in talks:
         try:
             rendered = rendered_chat(files, talk)
-        except EdgeqError:  # templates may refuse a system's turn
+        except EdgeqError:  # some templates refuse system messages
             continue
         found.append({"messages": talk, "rendered": rendered})
     texts = (*TEXTS, *QUESTIONS, SYSTEM, "Hello")
@@ -101,13 +101,14 @@ def prompt_ids(tokenizer: Tokenizer, prompt: Mapping[str, Any]) -> list[int]:
 
 
 def around_a_message(files: Mapping[str, bytes]) -> tuple[str, str]:
-    """What the chat template writes before and after a single message of the user.
+    """The text that the chat template writes before and after a single user message.
 
     Args:
         files: the model's tokenizer files.
 
     Returns:
-        two empty texts without a template, or where it changes what a message says.
+        the text before and the text after the message. Both are empty if the model has no chat
+        template, or if the template changes or repeats the message.
     """
     mark = "message"
     if not Tokenizer(files).has_chat_template:
@@ -118,5 +119,5 @@ def around_a_message(files: Mapping[str, bytes]) -> tuple[str, str]:
 
 
 def rendered_chat(files: Mapping[str, bytes], talk: Sequence[Mapping[str, str]]) -> str:
-    """A conversation as the model's template writes it on the day `DATE`."""
+    """A conversation as text, as the model's chat template renders it on the day `DATE`."""
     return render_chat(files, talk, strftime_now=lambda form: DATE)

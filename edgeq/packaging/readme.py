@@ -1,12 +1,12 @@
-"""README.md of a package, for an app's developer who does not know edgeq."""
+"""The README.md of a package, for an app developer who does not know edgeq."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from edgeq.core.markdown import inline_code, table
 from edgeq.core.units import human_bytes, human_count
 from edgeq.packaging import steps, templates
 from edgeq.packaging.estimates import UNCERTAINTY
@@ -20,7 +20,7 @@ PARTS = {
     "model-card.md": "how the weights were rounded, and what that cost",
     "model": "the model",
     "ort": "the model for ONNX Runtime",
-    "labels": "the names of what the model tells apart",
+    "labels": "the names of the model's classes",
     "tokenizer": "the tokenizer and the chat template",
     "golden": "inputs with the results that a right installation gives",
     "certificates": "what was compared when the model was converted",
@@ -37,17 +37,17 @@ PARTS = {
     "Package.swift": "makes this folder a Swift package",
     "ios": "its code in Swift, its tests, and the tokenizer as Swift reads it",
 }
-"""What a file or folder of a package is."""
+"""File or folder of a package -> its description."""
 _GRAPH_PARTS = {"ios": "its code in Swift, and its tests"}
-"""What is different in the package of a graph."""
+"""The descriptions that differ in the package of a graph."""
 
 
 def write(folder: Path, made: Manifest) -> None:
     """Write README.md.
 
     Args:
-        folder: of the package, all other files of which are there.
-        made: what it holds; its list of files is not read.
+        folder: folder of the package, in which all other files are written already.
+        made: manifest of the package; its list of files is not read.
     """
     templates.write(folder, "README.md", text(folder, made))
 
@@ -61,7 +61,7 @@ def text(folder: Path, made: Manifest) -> str:
         "## Steps",
         steps.steps(made),
         "## What is in this folder",
-        _table(
+        table(
             ["name", "what it is"], [(f"`{name}`", what) for name, what in _contents(folder, made)]
         ),
         "## Forms of the model",
@@ -119,7 +119,7 @@ def _forms(folder: Path, made: Manifest) -> str:
             rows.append(("context", f"{variant.context} tokens"))
         parts += [
             f"### {variant.title} (`{variant.id}`)",
-            _table(["what", ""], rows),
+            table(["what", ""], rows),
             "Why this form: " + " ".join(variant.why),
         ]
     return "\n\n".join(parts)
@@ -150,13 +150,13 @@ def _memory(made: Manifest) -> list[str]:
     )
     if made.kind == "graph":
         head = ["form", "file", "activations", "all"]
-        table = [[row[0], row[2], row[4], row[5]] for row in rows]
+        rows = [[row[0], row[2], row[4], row[5]] for row in rows]
     else:
-        head, table = ["form", "context", "weights", "KV cache", "other", "all"], rows
+        head = ["form", "context", "weights", "KV cache", "other", "all"]
     return [
         "## Memory",
         f"By plan, not measured on the device. {said}",
-        _table(head, table, "l" + "r" * (len(head) - 1)),
+        table(head, rows, "l" + "r" * (len(head) - 1)),
     ]
 
 
@@ -173,7 +173,7 @@ def _speed(made: Manifest) -> list[str]:
             "own device before you promise a speed.",
         ]
     head = ["form", "device", "tokens per second, writing", "reading a prompt", "fits in memory"]
-    return ["## Expected speed", UNCERTAINTY, _table(head, rows, "llrrl")]
+    return ["## Expected speed", UNCERTAINTY, table(head, rows, "llrrl")]
 
 
 def _number(value: float | None) -> str:
@@ -231,16 +231,3 @@ def _origin(made: Manifest) -> str:
         + ". The same source and versions give the same bytes on the same kind of machine: there "
         "are no times and no random numbers in it."
     )
-
-
-def inline_code(text: str) -> str:
-    """A text of a file as code within a line of Markdown, whatever characters it has."""
-    shown = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
-    longest = max((len(run) for run in re.findall("`+", shown)), default=0)
-    edge = " " if shown[:1] in ("", "`") or shown[-1:] == "`" else ""
-    return f"{'`' * (longest + 1)}{edge}{shown}{edge}{'`' * (longest + 1)}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str = "") -> str:
-    rule = ["---:" if side == "r" else "---" for side in sides.ljust(len(head), "l")]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *rows])

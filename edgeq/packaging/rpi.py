@@ -1,4 +1,4 @@
-"""A Raspberry Pi's part of a package: installation, server, service and health check."""
+"""The Raspberry Pi part of a package: installation, server, systemd service and health check."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from edgeq.packaging.source import GraphSource, ModelSource
 from edgeq.packaging.wheel import write_wheel
 
 HIGH, MOST = 1.25, 1.5
-"""Times the planned memory at which systemd slows the service down, and at which it ends it."""
+"""Multiples of the planned memory above which systemd throttles the service, and kills it."""
 _WHEELS = "wheels"
 _SCRIPTS = ("install.sh", "run.sh", "healthcheck.sh")
 
 
 def write(folder: Path, made: Manifest, source: ModelSource | GraphSource) -> None:
-    """Write the files; as `edgeq.packaging.glue.write_glue`."""
+    """Write the scripts and the service; see `edgeq.packaging.glue.write_glue`."""
     variant = made.variants[0]
     if made.kind == "graph":
         _write_graph(folder, made, variant)
@@ -26,7 +26,7 @@ def write(folder: Path, made: Manifest, source: ModelSource | GraphSource) -> No
 
 
 def planned_bytes(variant: ModelVariant) -> int:
-    """Memory of the server with the context that the package is made for."""
+    """Memory of the server, in bytes, with the context that the package is built for."""
     return int(variant.memory[-1]["total_bytes"])
 
 

@@ -1,4 +1,4 @@
-"""The models of a package in their own runtimes, from the package's folder alone."""
+"""Open the forms of a package in their runtimes, from the folder of the package alone."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from edgeq.model.model import Model
 from edgeq.runtime.engine import Engine
 
 ENGINE = "edgeq"
-"""The target that is no conversion: the artifact as edgeq's own engine runs it."""
+"""The target of forms that are not converted: edgeq's own engine runs the artifact."""
 
 
 class EngineRunner:
     """edgeq's engine as a `DecoderRunner`.
 
     Args:
-        model: to run.
-        context: tokens of the cache.
-        threads: of the engine; its results do not depend on them.
+        model: the model to run.
+        context: length of the KV cache, in tokens.
+        threads: number of threads; the results do not depend on it.
     """
 
     runtime = f"edgeq {__version__}"
@@ -41,11 +41,11 @@ class EngineRunner:
         return self._engine.config
 
     def forward(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Append tokens to the cache; gives logits [1, V] of the last one."""
+        """Append tokens to the KV cache and return the logits [1, V] of the last one."""
         return self._engine.forward([int(token) for token in tokens])[None]
 
     def reset(self) -> None:
-        """Empty the cache."""
+        """Empty the KV cache."""
         self._engine.reset()
 
     def close(self) -> None:
@@ -54,12 +54,12 @@ class EngineRunner:
 
 
 def open_decoder(target: str, path: Path, context: int) -> DecoderRunner:
-    """A language model of a package in its runtime.
+    """Open a form of a language model in its runtime.
 
     Args:
-        target: what it was converted to.
-        path: its file or folder.
-        context: tokens that edgeq's engine makes room for; other forms have their own.
+        target: the target that the form was converted to.
+        path: file or folder of the form.
+        context: length of the KV cache of edgeq's engine, in tokens. Other forms store their own.
 
     Raises:
         MissingDependencyError: the runtime is not installed.
@@ -68,12 +68,12 @@ def open_decoder(target: str, path: Path, context: int) -> DecoderRunner:
     if target == ENGINE:
         return EngineRunner(load(path), context)
     require_target(target)
-    # one thread: sums in another order would give other last digits
+    # with one thread, because another order of the sums changes the last digits
     return target_named(target).decoder_target().open_runner(path, threads=1)
 
 
 def open_graph(target: str, path: Path) -> GraphRunner:
-    """A graph of a package in its runtime.
+    """Open a form of a graph in its runtime.
 
     Raises:
         MissingDependencyError: the runtime is not installed.

@@ -1,8 +1,8 @@
-"""Signatures of manifests with Ed25519, so that only who has the key can make a package.
+"""Ed25519 signatures of manifests, which show who built a package.
 
-``manifest.sig`` has two lines: the public key and the signature of ``manifest.json``'s bytes, both
-in hexadecimal. It shows who signed; whether that is who should have is asked with the public key
-that the reader has from elsewhere.
+``manifest.sig`` has two lines: the public key and the signature of the bytes of ``manifest.json``,
+both in hexadecimal. The signature shows which key signed the package. Whether that is the right
+key is decided by comparison with a public key that the user has from another source.
 
 Keys are files as OpenSSL writes them::
 
@@ -27,20 +27,20 @@ _MAKE = "make one with: openssl genpkey -algorithm ed25519 -out key.pem"
 
 
 def need() -> None:
-    """Refuse, before any work, where the package that signs is not installed.
+    """Check that the Python package that signs is installed, before any work starts.
 
     Raises:
-        MissingDependencyError: it is not.
+        MissingDependencyError: it is not installed.
     """
     require("sign", ["cryptography"], "to sign packages and to check signatures")
 
 
 def read_private_key(path: str | Path) -> Any:
-    """A private key from a PEM file.
+    """Read a private key from a PEM file.
 
     Raises:
-        UsageError: there is no such file, or it holds another kind of key, or a password is needed.
-        MissingDependencyError: the package that signs is not installed.
+        UsageError: the file does not exist, is not an Ed25519 private key, or needs a password.
+        MissingDependencyError: the Python package that signs is not installed.
     """
     need()
     from cryptography.exceptions import UnsupportedAlgorithm
@@ -57,15 +57,18 @@ def read_private_key(path: str | Path) -> Any:
     except (ValueError, UnsupportedAlgorithm) as err:
         raise UsageError(f"{path} is not a private key: {err}; {_MAKE}") from err
     if not isinstance(key, Ed25519PrivateKey):
-        raise UsageError(f"{path} is a key of another kind than Ed25519; {_MAKE}")
+        raise UsageError(f"{path} is not an Ed25519 key; {_MAKE}")
     return key
 
 
 def read_public_key(path: str | Path) -> str:
-    """A public key from a PEM file, in hexadecimal; a private one gives its public part.
+    """Read a public key from a PEM file; of a private key, the public part.
+
+    Returns:
+        the key in hexadecimal.
 
     Raises:
-        UsageError: there is no such file, or it holds another kind of key.
+        UsageError: the file does not exist, or is not an Ed25519 key.
         MissingDependencyError: the package that checks signatures is not installed.
     """
     need()
@@ -81,7 +84,7 @@ def read_public_key(path: str | Path) -> str:
     except (ValueError, TypeError, UnsupportedAlgorithm) as err:
         raise UsageError(f"{path} is not a public key: {err}") from err
     if not isinstance(key, Ed25519PublicKey):
-        raise UsageError(f"{path} is a key of another kind than Ed25519")
+        raise UsageError(f"{path} is not an Ed25519 key; give the public key of a package's signer")
     found: str = key.public_bytes_raw().hex()
     return found
 
@@ -96,8 +99,8 @@ def sign(folder: Path, key: Any) -> str:
     """Sign the manifest of a package.
 
     Args:
-        folder: of the package, with its manifest.
-        key: of `read_private_key`.
+        folder: folder of the package, with its manifest.
+        key: the key that `read_private_key` read.
 
     Returns:
         the public key, in hexadecimal.
@@ -109,10 +112,10 @@ def sign(folder: Path, key: Any) -> str:
 
 
 def signer(folder: Path) -> str | None:
-    """Who signed a package: a public key in hexadecimal; None if nobody did.
+    """The public key, in hexadecimal, that signed a package; None if it is not signed.
 
     Raises:
-        FormatError: the signature is damaged, or is not of this manifest.
+        FormatError: the signature is damaged, or does not belong to this manifest.
         MissingDependencyError: the package that checks signatures is not installed.
     """
     place = folder / SIGNATURE
@@ -124,11 +127,16 @@ def signer(folder: Path) -> str | None:
 
     try:
         if place.is_symlink() or place.stat().st_size > _MOST:
-            raise FormatError(f"{SIGNATURE} is not a signature")
+            raise FormatError(
+                f"{SIGNATURE} is not a signature: it is a link, or larger than {_MOST} bytes"
+            )
         raw = place.read_bytes()
         public, signature, rest = raw.decode("ascii").split("\n")
         if rest or raw != f"{public}\n{signature}\n".encode() or raw != raw.lower():
-            raise FormatError(f"{SIGNATURE} is not a signature: it has other lines than two")
+            raise FormatError(
+                f"{SIGNATURE} is not a signature: it does not have exactly two lines of lower-case "
+                "hexadecimal digits"
+            )
         key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public))
         key.verify(bytes.fromhex(signature), (folder / manifest.NAME).read_bytes())
     except InvalidSignature as err:
@@ -146,7 +154,7 @@ def _content(path: str | Path) -> bytes:
     place = Path(path)
     try:
         if place.stat().st_size > _MOST:
-            raise UsageError(f"{place} is too long for a key")
+            raise UsageError(f"{place} is too large for a key: it has more than {_MOST} bytes")
         return place.read_bytes()
     except OSError as err:
         raise UsageError(f"the key {place} cannot be read: {err.strerror or err}") from err

@@ -32,17 +32,17 @@ from edgeq.quant.graph.samples import Samples, open_samples, samples_of
 from edgeq.quant.recipe import Recipe
 
 SAMPLES = 256
-"""Most samples of calibration data that ranges are taken from."""
+"""Most samples of calibration data from which the ranges of activations are measured."""
 
 
 @dataclass(frozen=True)
 class Held:
-    """A language model in one set of integers.
+    """An artifact: a language model with quantized weights.
 
     Args:
-        path: of the artifact.
-        model: the same, open.
-        why: what was done to the weights, in a sentence.
+        path: path of the artifact.
+        model: the opened artifact.
+        why: a sentence that says how the weights were quantized.
     """
 
     path: Path
@@ -56,8 +56,9 @@ class ModelSource:
 
     Args:
         source: a model, or the path of one.
-        folder: for artifacts that are needed meanwhile.
-        preset: recipe for float weights, or to round quantized ones again; None takes the default.
+        folder: folder for temporary artifacts.
+        preset: recipe for float weights, or to quantize integer weights again. None quantizes float
+            weights by the default recipe and keeps integers.
         threads, max_ram, progress: as for `edgeq.quantize`.
     """
 
@@ -79,25 +80,26 @@ class ModelSource:
 
     @property
     def path(self) -> Path | None:
-        """Where the model was opened from."""
+        """Path that the model was opened from; None if it has none."""
         return self.opened.origin.path if self.opened.origin else None
 
     @property
     def license(self) -> License:
-        """What its files say of its license."""
+        """The license that the files of the model state."""
         return license_of(self.path) if self.path else License()
 
     def own(self) -> Held:
-        """The model with its own integers; a float one is quantized by the preset."""
+        """The model with its own integers; a float model is quantized by the preset first."""
         if "own" not in self._held:
             self._held["own"] = self._made()
         return self._held["own"]
 
     def held_for(self, target: str, options: Options) -> Held:
-        """The model with integers that a target can hold.
+        """The model with integers that a target can represent.
 
         Raises:
-            UnsupportedError: it holds neither these nor the ones nearest to them.
+            UnsupportedError: the target can represent neither the model's own integers nor those of
+                the scheme `NEAREST`.
         """
         own = self.own()
         row = target_named(target).decoder_target()
@@ -107,7 +109,7 @@ class ModelSource:
             if "nearest" not in self._held:
                 self._held["nearest"] = self._rounded(
                     self.folder / "nearest.edgeq", NEAREST, own.model,
-                    f"The weights are rounded again, to {NEAREST}: {_sentence(err)}",
+                    f"The weights are quantized again, to {NEAREST}: {_sentence(err)}",
                 )  # fmt: skip
             row.check(self._held["nearest"].model, options)
             return self._held["nearest"]
@@ -116,15 +118,15 @@ class ModelSource:
     def _made(self) -> Held:
         path, model = self.folder / "own.edgeq", self.opened
         if self.preset is not None:
-            why = f"The weights are rounded by the recipe {self.preset}, as was asked."
+            why = f"The weights are quantized by the recipe {self.preset}, which was given."
             return self._rounded(path, self.preset, model, why)
         if model.is_float:
-            why = "The weights are rounded by the default recipe (4.75 bits a weight, GPTQ)."
+            why = "The weights are quantized by the default recipe (4.75 bits per weight, GPTQ)."
             return self._rounded(path, None, model, why)
         formats = model.kept().get("formats")
         if self.path is not None and self.path.suffix == ".edgeq" and self.path.is_file():
             shutil.copyfile(self.path, path)
-            why = "The artifact is taken as it is."
+            why = "The artifact is packaged unchanged."
         elif formats:
             repack(model, path, progress=self.progress)
             why = f"The integers of the {', '.join(formats)} file are kept, and nothing is rounded."
@@ -149,12 +151,12 @@ class GraphSource:
 
     Args:
         source: a graph, or the path of one.
-        data: real inputs: samples, a list of them, or the path of them; None where there are none.
-        shapes: sizes of axes that the file leaves open.
-        preset: recipe for a float graph; None takes w8a8-static with data, w8-channel without.
-        dequantize: convert integer weights of a .tflite file back to float first.
-        labels: the names of what it tells apart, or a file with one on each line; None takes those
-            in its metadata.
+        data: real inputs: samples, a list of samples, or a path; None if there are none.
+        shapes: shapes of inputs whose sizes the file does not fix.
+        preset: recipe for a float graph. None means w8a8-static with data and w8-channel without.
+        dequantize: convert the integer weights of a .tflite file to float first.
+        labels: the names of the classes, or a file with one name per line. None means those in the
+            metadata of the graph.
         threads, progress: as for `edgeq.quantize`.
     """
 
@@ -181,23 +183,23 @@ class GraphSource:
 
     @cached_property
     def graph(self) -> Graph:
-        """The graph with its integers; a float one is quantized when it is asked for."""
+        """The quantized graph. A float graph is quantized at the first access."""
         return self._quantized(self.opened)
 
     @property
     def path(self) -> Path | None:
-        """Where the graph was read from."""
+        """Path that the graph was read from; None for a graph that was given as an object."""
         return None if isinstance(self.source, Graph) else Path(self.source)
 
     @property
     def license(self) -> License:
-        """What its metadata, and what lies beside the file, says of its license."""
+        """The license that the graph's metadata or the files beside it state."""
         beside = license_of(self.path) if self.path else License()
         return license_in(self.opened.meta, beside)
 
     @property
     def sha256(self) -> str | None:
-        """SHA-256 of the file."""
+        """SHA-256 of the file, in hexadecimal; None without a file."""
         return file_sha256(self.path) if self.path else None
 
     def _names(self, graph: Graph) -> tuple[str, ...] | None:
@@ -244,21 +246,26 @@ class GraphSource:
 
 
 def need_float_ends(graph: Graph, language: str) -> None:
-    """Refuse a graph with inputs or outputs that the glue code of a platform does not feed.
+    """Refuse a graph with inputs or outputs of a type that a platform's glue code does not support.
+
+    Args:
+        graph: the graph to package.
+        language: the language of the glue code, for the message.
 
     Raises:
-        UnsupportedError: one is not float32.
+        UnsupportedError: an input or output is not float32.
     """
     for name in (*graph.inputs, *graph.outputs):
         if (kind := graph.info(name).dtype) != "float32":
             raise UnsupportedError(
-                f"the {language} code of packages feeds float32, and {name!r} is {kind}; package "
-                "it for ort-mobile, or convert it with edgeq convert"
+                f"the {language} code of packages supports only float32 inputs and outputs, and "
+                f"{name!r} is {kind}; package the graph for ort-mobile, or convert it with edgeq "
+                "convert"
             )
 
 
 def describe_model(source: ModelSource, held: Model, name: str) -> dict[str, Any]:
-    """What a manifest says of a language model."""
+    """The description of a language model for the manifest."""
     config = held.config
     origin = source.opened.origin
     return {
@@ -275,7 +282,7 @@ def describe_model(source: ModelSource, held: Model, name: str) -> dict[str, Any
 
 
 def describe_graph(source: GraphSource, name: str) -> dict[str, Any]:
-    """What a manifest says of a graph."""
+    """The description of a graph for the manifest."""
     graph = source.graph
 
     def ends(names: Iterable[str]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The steps of a package's README: what an app's developer does, platform by platform."""
+"""The steps of a package's README that an app developer follows, for each platform."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ _TEXT = (
     "The model has no chat template: it continues texts, and does not hold conversations.",
 )
 _LENGTH = 200
-"""Tokens that the example of a README writes at most."""
+"""Most tokens that the example in a README generates."""
 _PICTURE = {
     "ios": "`GraphModel.input(of:)` does this with a `CGImage`.",
     "android": "`GraphModel.input(picture)` does this with a `Bitmap`.",
 }
 _RESIZED = {
     "stretch": "stretched to the size of the input",
-    "crop": "made to fill the input, what stands out on two sides cut off",
-    "pad": "made to fit into the input, the rest of it black",
+    "crop": "scaled to fill the input, and cropped",
+    "pad": "scaled to fit into the input, with black borders",
 }
 _NAMES = {
-    "ios": "`GraphModel.labels()` gives the names of what the model tells apart, in the order of "
-    "its numbers.",
-    "android": "`GraphModel.labels(context)` gives the names of what the model tells apart, in the "
-    "order of its numbers.",
+    "ios": "`GraphModel.labels()` gives the names of the model's classes, in the order of "
+    "their numbers.",
+    "android": "`GraphModel.labels(context)` gives the names of the model's classes, in the "
+    "order of their numbers.",
 }
 _NAMES_FILE = (
-    f"`{labels.FILE}` has the names of what the model tells apart, one on each line, in the order "
-    "of its numbers."
+    f"`{labels.FILE}` has the names of the model's classes, one on each line, in the order "
+    "of their numbers."
 )
 
 
 def _preprocess(made: Manifest) -> str:
-    """How pictures become inputs, as far as that is known, and what the names of outputs are."""
+    """How images become inputs, if that is recorded, and where the names of classes are."""
     known = made.model.get("preprocess")
     said = _NAMES.get(made.platform, _NAMES_FILE) if made.model.get("labels") else ""
     if not known:
         return (
-            "How pictures, sounds or texts become these values is not recorded: do it as when the "
+            "How images, sounds or texts become these values is not recorded: do it as when the "
             f"model was trained. {said}"
         ).rstrip()
     numbers = {name: ", ".join(f"{value:.6g}" for value in known[name]) for name in ("mean", "std")}
     code = _PICTURE.get(made.platform, "") if picture_holes(made) else ""
     told = (
-        f"Pictures were {_RESIZED[known['resize']]}, their pixels of 0 to 255 multiplied by "
+        f"Images were {_RESIZED[known['resize']]}, their pixels of 0 to 255 multiplied by "
         f"{known['scale']:.6g}, the mean {numbers['mean']} subtracted, and the result divided by "
         f"{numbers['std']}: the app must do the same."
     )
@@ -86,5 +86,5 @@ def steps(made: Manifest) -> str:
 
 
 def python(text: str) -> str:
-    """A text as a string of Python's."""
+    """A text as a Python string literal."""
     return templates.quoted(text, {}, lambda char: f"\\U{ord(char):08x}", str.isprintable)

@@ -6,23 +6,22 @@ import os
 from pathlib import Path
 
 from edgeq.core.errors import FormatError
-from edgeq.core.hashing import file_sha256
 from edgeq.core.progress import Progress
 from edgeq.packaging import manifest
-from edgeq.packaging.blocks import blocks_of
+from edgeq.packaging.blocks import digest_and_blocks
 from edgeq.packaging.manifest import Entry, Manifest
 
 SIGNATURE = "manifest.sig"
-"""The signature of the manifest, which is no part of it."""
+"""The file with the signature of the manifest. The manifest does not list it."""
 UNLISTED = (manifest.NAME, SIGNATURE)
 """Files that the manifest does not list."""
 
 
 def files_in(folder: Path) -> dict[str, Path]:
-    """Every file of a package but those in `UNLISTED`, by its path within, sorted.
+    """All files of a package except those in `UNLISTED`, sorted by their path in the package.
 
     Raises:
-        FormatError: there is a link, a device or an empty folder, which packages do not have.
+        FormatError: the folder holds a link, a device or an empty folder; packages have none.
     """
     files, foreign, empty = _scan(folder)
     for name, what in (*foreign.items(), *empty.items()):
@@ -31,7 +30,12 @@ def files_in(folder: Path) -> dict[str, Path]:
 
 
 def _scan(folder: Path) -> tuple[dict[str, Path], dict[str, str], dict[str, str]]:
-    """Files by their path within; what is no plain file, and empty folders, with what they are."""
+    """Scan a folder.
+
+    Returns:
+        the regular files, by their path in the folder; what is neither a regular file nor a
+        folder, as path -> what it is; the empty folders, as path -> "an empty folder".
+    """
     files: dict[str, Path] = {}
     foreign: dict[str, str] = {}
     empty: dict[str, str] = {}
@@ -56,20 +60,20 @@ def _scan(folder: Path) -> tuple[dict[str, Path], dict[str, str], dict[str, str]
 
 
 def foreign_to(folder: Path, made: Manifest) -> str | None:
-    """The first file, link or folder that someone put into a package; None if there is none."""
+    """The first file, link or folder that does not belong to the package; None if there is none."""
     files, foreign, empty = _scan(folder)
     return next(iter(sorted({*foreign, *empty, *(set(files) - set(made.files))})), None)
 
 
 def entry_of(path: Path) -> Entry:
-    """What a manifest says of a file."""
-    return Entry(
-        file_sha256(path), path.stat().st_size, bool(path.stat().st_mode & 0o100), blocks_of(path)
-    )
+    """The manifest's entry for a file; the file is read once."""
+    status = path.stat()
+    sha256, blocks = digest_and_blocks(path)
+    return Entry(sha256, status.st_size, bool(status.st_mode & 0o100), blocks)
 
 
 def entries_of(folder: Path, progress: Progress | None = None) -> dict[str, Entry]:
-    """What a manifest says of all files of a folder."""
+    """The manifest's entries for all files of a folder, by path."""
     files = files_in(folder)
     entries = {}
     for done, (name, path) in enumerate(files.items()):
@@ -82,10 +86,11 @@ def entries_of(folder: Path, progress: Progress | None = None) -> dict[str, Entr
 def first_difference(
     folder: Path, made: Manifest, progress: Progress | None = None
 ) -> tuple[str, str] | None:
-    """The first file that is not what the manifest says.
+    """Compare the files of a package with its manifest, up to the first difference.
 
     Returns:
-        its path and what is wrong with it; None if all are right.
+        the path of the first file that differs, and a sentence that says how; None if all files
+        are as the manifest lists them.
     """
     files, foreign, empty = _scan(folder)
     for name, what in foreign.items():
@@ -101,18 +106,18 @@ def first_difference(
     for done, (name, path) in enumerate(files.items()):
         if progress:
             progress("checking files", done, len(files))
-        want, size = made.files[name], path.stat().st_size
-        if size != want.nbytes:
-            return name, f"{name} has {size} bytes, the manifest says {want.nbytes}"
-        found = entry_of(path)
-        if found.sha256 != want.sha256:
+        expected, size = made.files[name], path.stat().st_size
+        if size != expected.nbytes:
+            return name, f"{name} has {size} bytes, the manifest says {expected.nbytes}"
+        actual = entry_of(path)
+        if actual.sha256 != expected.sha256:
             return name, (
-                f"{name} was changed: its SHA-256 is {found.sha256[:12]}..., the manifest says "
-                f"{want.sha256[:12]}..."
+                f"{name} was changed: its SHA-256 is {actual.sha256[:12]}..., the manifest says "
+                f"{expected.sha256[:12]}..."
             )
-        if found.blocks != want.blocks:
+        if actual.blocks != expected.blocks:
             return name, f"{name} does not have the blocks that the manifest lists"
-        if found.executable != want.executable:
-            said = "executable" if want.executable else "not executable"
-            return name, f"{name} must be {said}; set its mode (chmod)"
+        if actual.executable != expected.executable:
+            mode = "executable" if expected.executable else "not executable"
+            return name, f"{name} must be {mode}; set its mode (chmod)"
     return None

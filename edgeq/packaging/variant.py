@@ -1,4 +1,4 @@
-"""One form of a package made: converted, certified, measured, with its golden results."""
+"""Build one form of a package: convert it, certify it, and record its golden results."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from edgeq.packaging.source import GraphSource, Held, ModelSource
 from edgeq.runtime.tokenizer import Tokenizer
 
 CONTEXT = 2048
-"""Tokens of context that a form is built for if none are asked for, as far as the model goes."""
+"""Default context of a form, in tokens, if the model supports that many."""
 _LITERT_CONTEXT = 1280
-"""The same of LiteRT and LiteRT-LM, which decode the slower the longer their cache is."""
+"""Default context of LiteRT and LiteRT-LM, which decode more slowly with a longer KV cache."""
 _STEPS = 8
 
 
 @dataclass(frozen=True)
 class Work:
-    """What the making of all forms of a package shares.
+    """Settings that all forms of a package share while they are built.
 
     Args:
-        root: the package's folder.
-        name: of the package.
-        context: tokens of context; None takes a form's own.
+        root: folder of the package.
+        name: name of the package.
+        context: context in tokens; None takes the default of each form.
         threads, max_ram, progress, announce: as for `edgeq.convert`.
     """
 
@@ -51,7 +51,7 @@ class Work:
     announce: Callable[[str], None] | None
 
     def entry(self, form: Form) -> Path:
-        """Where the form's file or folder goes."""
+        """Path of the form's file or folder."""
         return self.root / form.entry.replace("NAME", self.name)
 
     def write_json(self, name: str, data: Any) -> None:
@@ -63,7 +63,13 @@ class Work:
 
 
 def context_of(form: Form, asked: int | None, longest: int) -> int:
-    """Tokens of context that a form is built for."""
+    """The context, in tokens, that a form is built for.
+
+    Args:
+        form: the form.
+        asked: the context that the user gave; None takes the default of the form.
+        longest: the longest context that the model supports.
+    """
     own = _LITERT_CONTEXT if form.target in ("tflite", "litertlm") else CONTEXT
     return min(asked or own, longest)
 
@@ -71,19 +77,19 @@ def context_of(form: Form, asked: int | None, longest: int) -> int:
 def model_variant(
     work: Work, form: Form, source: ModelSource, prompts: list[dict[str, Any]]
 ) -> tuple[ModelVariant, Mapping[str, str]]:
-    """Make a form of a language model.
+    """Build a form of a language model.
 
     Args:
-        work: what all forms share.
-        form: which one.
+        work: settings that all forms share.
+        form: the form to build.
         source: the model.
         prompts: the golden prompts.
 
     Returns:
-        the variant, and versions of the libraries that took part.
+        the variant for the manifest, and the versions of the libraries that were used.
 
     Raises:
-        EdgeqError: as `edgeq.convert`.
+        EdgeqError: see `edgeq.convert`.
     """
     context = context_of(form, work.context, source.opened.config.context)
     entry = work.entry(form)
@@ -133,11 +139,11 @@ def model_variant(
 def graph_variant(
     work: Work, form: Form, source: GraphSource, samples: list[Feeds]
 ) -> tuple[ModelVariant, Mapping[str, str]]:
-    """Make a form of a graph; as `model_variant`.
+    """Build a form of a graph; see `model_variant`.
 
     Args:
-        work: what all forms share.
-        form: which one.
+        work: settings that all forms share.
+        form: the form to build.
         source: the graph.
         samples: the golden inputs.
     """
@@ -170,7 +176,7 @@ def graph_variant(
 
 
 def _settled(work: Work, made: Conversion) -> tuple[dict[str, Any], Mapping[str, str]]:
-    """The certificate of a conversion, and versions; the conversion's own file of it is removed."""
+    """The certificate for the package and the versions; deletes the conversion's certificate."""
     assert made.certificate is not None
     certificate_path(made.path, folder=made.path.is_dir()).unlink()
     place = made.path.parent.relative_to(work.root).as_posix()

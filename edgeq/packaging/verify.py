@@ -1,15 +1,15 @@
-"""Whether a package is whole, unchanged, and does what it did when it was made.
+"""Verify that a package is complete and unchanged, and that it gives the results of its build.
 
-In this order, and the first thing that is wrong is named:
+The checks run in this order, and the report names the first fault:
 
-    manifest      its digest, form and fields
-    signature     if there is one, or a key is given
-    files         none missing, added or changed: size, SHA-256, mode, blocks
-    certificates  passed, and of these very files
-    tokenizer     the ids of 20 prompts, and what the chat template makes of the messages
+    manifest      digest, format and fields
+    signature     if the package is signed or a key is given
+    files         none is missing, added or changed: size, SHA-256, mode, blocks
+    certificates  validation passed, with exactly these files
+    tokenizer     token ids of 20 prompts, and the texts that the chat template renders
     golden        each form in its own runtime: greedy tokens and logits, or outputs
 
-A form whose runtime is not installed here is not run, which the report says.
+A form whose runtime is not installed is not run, and the report says so.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ R = TypeVar("R", DecoderRunner, GraphRunner)
 
 @dataclass(frozen=True)
 class PackageReport:
-    """What was checked of a package.
+    """The result of verifying a package.
 
     Args:
-        path: of the package.
-        manifest: what it says it is; None if that cannot be read.
-        checks: (what was checked, what was found), in order.
-        fault: the first thing that is wrong; None if nothing is.
-        place: the file that the fault is in, as far as one is.
-        not_run: (form, why it was not run here).
-        signed_by: the public key of a right signature, in hexadecimal.
+        path: folder of the package.
+        manifest: the manifest; None if it cannot be read.
+        checks: (name of the check, its result), in order.
+        fault: the first fault, as a sentence; None if the package passed.
+        place: the file with the fault; None if the fault is not in one file.
+        not_run: (form, reason why it was not run on this machine).
+        signed_by: the public key of a valid signature, in hexadecimal.
     """
 
     path: Path
@@ -57,7 +57,7 @@ class PackageReport:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether the package has no fault."""
         return self.fault is None
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class PackageReport:
 
 
 class _WrongError(EdgeqError):
-    """What is wrong with a package first, and in which file."""
+    """The first fault of a package, and the file that it is in."""
 
     def __init__(self, place: str | None, message: str) -> None:
         super().__init__(message)
@@ -89,19 +89,19 @@ def verify_package(
     run: bool = True,
     progress: Progress | None = None,
 ) -> PackageReport:
-    """Check everything in a package, and name the first thing that is wrong.
+    """Check everything in a package and name the first fault.
 
     Args:
-        path: the package's folder.
-        verify_key: a file with the Ed25519 public key (PEM) that must have signed it.
-        run: run the golden tests too; without it files, certificates and tokenizer are checked.
+        path: folder of the package.
+        verify_key: path of the Ed25519 public key (PEM) that must have signed the package.
+        run: also run the golden tests. False checks only files, certificates and tokenizer.
         progress: called with what is done, how far, and of how much.
 
     Raises:
-        FormatError: the folder is no package: it does not exist, or has no manifest.
+        FormatError: the path is not a folder, or the folder has no manifest.
         UsageError: the key cannot be read.
-        MissingDependencyError: the package is signed, or a key is given, and the package that
-            checks signatures is not installed.
+        MissingDependencyError: the package is signed or a key is given, and the Python package
+            that checks signatures is not installed.
 
     Example:
         >>> made = edgeq.package("model.edgeq", "rpi", "for-a-pi")
@@ -110,7 +110,7 @@ def verify_package(
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise FormatError(f"{folder} is not a folder; give what edgeq package wrote")
+        raise FormatError(f"{folder} is not a folder; give a folder that edgeq package wrote")
     if not (folder / "manifest.json").exists():
         raise FormatError(f"{folder} is not an edgeq package: it has no manifest.json")
     wanted = signing.read_public_key(verify_key) if verify_key is not None else None
@@ -130,7 +130,7 @@ def verify_package(
 
 
 class _Checking:
-    """The checks of one package."""
+    """Runs the checks of one package."""
 
     def __init__(
         self, folder: Path, wanted: str | None, run: bool, progress: Progress | None
@@ -142,7 +142,7 @@ class _Checking:
         self.signed_by: str | None = None
 
     def steps(self) -> Iterator[tuple[str, str]]:
-        """Each check with what it found; raises `_WrongError` at the first that fails."""
+        """Each check with its result; raises `_WrongError` at the first that fails."""
         try:
             made = self.made = read_manifest(self.folder)
         except FormatError as err:
@@ -179,11 +179,13 @@ class _Checking:
         except FormatError as err:
             raise _WrongError(tree.SIGNATURE, str(err)) from err
         if self.wanted is not None and self.signed_by is None:
-            raise _WrongError(tree.SIGNATURE, "the package is not signed, and a key was given")
+            raise _WrongError(
+                tree.SIGNATURE, "the package is not signed, and --verify-key was given"
+            )
         if self.wanted is not None and self.signed_by != self.wanted:
             raise _WrongError(
                 tree.SIGNATURE,
-                f"the package was signed with another key: {self.signed_by}, and the key given is "
+                f"the package was signed with the key {self.signed_by}, and the given key is "
                 f"{self.wanted}",
             )
         if self.signed_by is None:
@@ -203,10 +205,14 @@ class _Checking:
         if passed is not True or target != variant.target:
             raise _WrongError(place, f"{place} does not say that the form {variant.id} passed")
         if set(files) != set(variant.files):
-            raise _WrongError(place, f"{place} is not of the files of the form {variant.id}")
+            raise _WrongError(
+                place, f"{place} does not list exactly the files of the form {variant.id}"
+            )
         for name, sha in files.items():
             if made.files[name].sha256 != sha:
-                raise _WrongError(place, f"{place} certifies another {name} than this one")
+                raise _WrongError(
+                    place, f"{place} certifies another version of {name}: the SHA-256 differs"
+                )
         return f"of {_counted(len(files), 'file')} of this package, in {runtime}"
 
     def _model(self, made: Manifest) -> Iterator[tuple[str, str]]:
@@ -229,15 +235,15 @@ class _Checking:
                 if text != prompt["rendered"]:
                     raise _WrongError(
                         TOKENIZER,
-                        f"the chat template makes another text of the messages of {prompt['id']}: "
-                        "the template was changed, or the golden prompts were",
+                        f"the chat template renders the messages of {prompt['id']} differently: "
+                        "the template or the golden prompts were changed",
                     )
             ids = prompt_ids(tokenizer, prompt)
             if ids != prompt["ids"] and not (prompt["cut"] and _within(prompt["ids"], ids)):
                 raise _WrongError(
                     TOKENIZER,
-                    f"the tokenizer gives other ids for {prompt['id']} than the golden ones: the "
-                    "tokenizer was changed, or the golden prompts were",
+                    f"the tokenizer gives other ids for {prompt['id']} than the golden prompts: "
+                    "the tokenizer or the golden prompts were changed",
                 )
         talks = sum("messages" in prompt for prompt in prompts)
         yield "tokenizer", f"ids of {len(prompts)} prompts, {talks} of them rendered conversations"
@@ -278,7 +284,7 @@ class _Checking:
             )
 
     def _opened(self, variant: ModelVariant, opener: Callable[[str, Path], R]) -> R | None:
-        """A form in its runtime; None if it is not run here."""
+        """Open a form in its runtime; None if it is not run on this machine."""
         if not self.run:
             return None
         try:
@@ -287,7 +293,7 @@ class _Checking:
             self.not_run.append((variant.id, str(err)))
             return None
         except EdgeqError as err:
-            raise _WrongError(variant.entry, f"{variant.entry} does not open: {err}") from err
+            raise _WrongError(variant.entry, f"{variant.entry} cannot be opened: {err}") from err
 
 
 def _counted(count: int, what: str) -> str:
@@ -295,6 +301,6 @@ def _counted(count: int, what: str) -> str:
 
 
 def _within(cut: list[int], whole: list[int]) -> bool:
-    """Whether what was cut out of some ids is what is left of them, in order."""
+    """Whether ``cut`` are some of the ids ``whole``, in the same order."""
     rest = iter(whole)
     return all(token in rest for token in cut)

@@ -1,8 +1,8 @@
-"""A wheel of the edgeq that runs, made of its installed files, for packages that carry it.
+"""Build a wheel of the running edgeq from its installed files, for packages that include edgeq.
 
-The same files give the same wheel: names are sorted, times are fixed, and nothing is compressed, as
-versions of zlib compress differently. It names no dependencies: the package's
-requirements.txt has all of them, with hashes.
+The same files give the same wheel: names are sorted, times are fixed, and nothing is compressed,
+because versions of zlib compress differently. The wheel declares no dependencies: the
+requirements.txt of the package lists all of them, with hashes.
 
 Source: PEP 427 (the wheel format), PEP 376 (RECORD).
 """
@@ -40,14 +40,18 @@ _ENTRY = """\
 edgeq = edgeq.cli:main
 """
 _LEFT_OUT = frozenset(("__pycache__", "demo_model"))
-"""Folders that a device does not need; ``edgeq demo`` is not there."""
+"""Folders that are left out because a device does not need them; ``edgeq demo`` does not work
+there."""
 
 
 def write_wheel(folder: Path) -> Path:
     """Write the wheel into a folder.
 
+    Args:
+        folder: an existing folder.
+
     Returns:
-        its path.
+        the path of the wheel.
     """
     path = folder / NAME
     record = []

@@ -1,14 +1,18 @@
-"""A draft model: a small model proposes the next tokens, a large one checks them in one pass.
+"""Speculative decoding with a draft model.
 
-The answer is the large model's own, token for token: at temperature 0, and with random numbers too,
-as each token is drawn from the large model's logits with the random number that it would have had
-without a draft. The small model draws its proposals with the same random numbers, so that the two
-mostly agree where their distributions do. So a seed gives one answer, however many tokens are
-drafted. (Rejection sampling, the usual way, gives the same distribution and accepts somewhat more,
-but its answers change with the number of drafted tokens, which depends on measured times.)
+A small model, the draft model, proposes the next tokens. The large model, the target, verifies all
+of them in one pass and accepts those that it would have chosen itself.
+
+The answer is the same as without a draft model, token for token, at temperature 0 and with
+sampling: each token is sampled from the large model's logits with the random number that it would
+have had without a draft. The small model samples its proposals with the same random numbers, so the
+two models usually choose the same token where their distributions are similar. A seed therefore
+gives one answer, however many tokens are drafted. Rejection sampling, the usual method, gives the
+same distribution and accepts somewhat more tokens, but its answer would depend on the number of
+drafted tokens, which depends on measured times.
 
 Source: Leviathan et al. 2023 (arXiv 2211.17192). Common random numbers are a coupling of the two
-distributions; rejection sampling is the one that accepts most.
+distributions; rejection sampling is the coupling that accepts the most tokens.
 """
 
 from __future__ import annotations
@@ -21,32 +25,33 @@ import numpy as np
 
 from edgeq.core.errors import FormatError, UnsupportedError, UsageError, check_type
 from edgeq.model.kv_bits import KvBits
+from edgeq.model.memory_layout import DRAFT_CONTEXT
 from edgeq.model.model import Model
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.payoff import MOST, Payoff
 from edgeq.runtime.sampling import Logits, Sampler
 
-CONTEXT = 1024
-"""A draft needs no longer context; where it is full it begins anew with the last tokens."""
 SHORTEST = 64
-"""The shortest context that is of use."""
+"""The shortest context that a draft model may have, in tokens."""
 TAIL, TRIAL_TAIL = 256, 64
-"""Last tokens of a text that are read where little of it was, once drafting pays and before."""
+"""How many of the last tokens a draft model reads when most of the text is not in its KV cache:
+once drafting is known to be faster, and before."""
 
 
 class Draft:
     """A small model that drafts for a large one with the same tokenizer.
 
-    It learns from answer to answer how many tokens are worth drafting, and stops for a while where
-    none are. One answer at a time may use it.
+    It measures how many tokens are worth drafting and keeps this from one answer to the next. While
+    drafting is not faster, it pauses. Only one answer at a time may use it.
 
     Args:
-        engine: of the small model; a context of 1024 tokens is enough.
+        engine: the engine of the small model; a context of 1024 tokens is enough.
         target: the large model.
-        tokens: how many to draft at once, 1 to 16; None chooses by measured times.
+        tokens: number of tokens to draft at once, 1 to 16; None chooses it from measured times.
 
     Raises:
-        UsageError: the tokenizers differ, or ``tokens`` is out of range.
+        UsageError: the tokenizers differ, ``tokens`` is out of range, or the engine's context is
+            shorter than 64 tokens.
 
     Example:
         >>> model = edgeq.load("model.edgeq")
@@ -64,45 +69,52 @@ class Draft:
 
     def __init__(self, engine: Engine, target: Model, tokens: int | None = None) -> None:
         if tokens is not None and (type(tokens) is not int or not 1 <= tokens <= MOST):
-            raise UsageError(f"tokens is {tokens!r}; use 1 to {MOST}, or none to choose")
+            raise UsageError(
+                f"tokens is {tokens!r}; give an integer from 1 to {MOST}, or None to choose it "
+                "from measured times"
+            )
         check_type("engine", engine, Engine)
         check_type("target", target, Model)
         if engine.context < SHORTEST:
             raise UsageError(
-                f"the draft model's context is {engine.context} tokens; use {SHORTEST} or more"
+                f"the draft model's context is {engine.context} tokens; give its engine a context "
+                f"of {SHORTEST} or more"
             )
         check_same_tokens(engine.model, target)
         self.engine, self.tokens = engine, tokens
         self.payoff = Payoff()
-        self._start = 0  # the place in the text where the engine's sequence begins
+        self._start = 0  # position in the text of the first token in the engine's KV cache
 
     def close(self) -> None:
         """Release the small model's engine."""
         self.engine.close()
 
     def begin(self, text: Sequence[int], sampler: Sampler) -> TextDraft:
-        """Draft for a text.
+        """Start drafting for a text.
 
         Args:
-            text: its tokens, with the last one, which the large model has not run yet.
-            sampler: that chooses the large model's tokens.
+            text: its tokens, including the last one, which the large model has not processed yet.
+            sampler: the sampler that chooses the large model's tokens.
+
+        Returns:
+            Drafts for this text, which the caller tells about every token that is added.
         """
         return TextDraft(self, list(text), sampler)
 
     def missing(self, text: list[int]) -> list[int]:
-        """The tokens of a text that the engine has yet to run, the last one at least."""
+        """The tokens of a text that the engine has not processed yet; at least the last one."""
         engine, start = self.engine, self._start
-        ready = 0
-        for held, other in zip(engine.tokens, text[start:-1], strict=False):
-            if held != other:
+        n_cached = 0
+        for cached, token in zip(engine.tokens, text[start:-1], strict=False):
+            if cached != token:
                 break
-            ready += 1
+            n_cached += 1
         tail = min(TAIL if self.payoff.pays else TRIAL_TAIL, engine.context - MOST)
-        left = len(text) - start
-        if not ready or left - ready > tail or left + MOST > engine.context:
-            self._start, ready = max(0, len(text) - tail), 0
-        engine.truncate(ready)
-        return text[self._start + ready :]
+        length = len(text) - start
+        if not n_cached or length - n_cached > tail or length + MOST > engine.context:
+            self._start, n_cached = max(0, len(text) - tail), 0
+        engine.truncate(n_cached)
+        return text[self._start + n_cached :]
 
 
 def open_drafts(
@@ -115,24 +127,27 @@ def open_drafts(
     backend: str = "numba",
     mmap: bool | None = None,
 ) -> list[Draft]:
-    """Draft models for several sequences, which share one copy of the small model's weights.
+    """Open one draft model for each of several sequences; all share one copy of the weights.
 
     Args:
         source: the small model, or its path.
         target: the large model.
-        sequences: that the large model decodes at a time.
-        threads, kv_bits, backend, mmap: as `Engine` takes them.
+        sequences: number of sequences that the large model decodes at the same time.
+        threads, kv_bits, backend, mmap: as for `Engine`.
+
+    Returns:
+        One draft model for each sequence; the caller closes them.
 
     Raises:
         FormatError: the small model cannot be opened.
-        UsageError: the tokenizers differ.
+        UsageError: the tokenizers differ, or the context of the small model is too short.
     """
     from edgeq.importers import load
 
     model = source if isinstance(source, Model) else load(source)
     check_same_tokens(model, target)
     engines = Engine.batch(
-        model, sequences, context=min(CONTEXT, model.config.context), threads=threads,
+        model, sequences, context=min(DRAFT_CONTEXT, model.config.context), threads=threads,
         kv_bits=kv_bits, backend=backend, mmap=mmap,
     )  # fmt: skip
     try:
@@ -144,29 +159,29 @@ def open_drafts(
 
 
 class TextDraft:
-    """Drafts for one text as it grows."""
+    """Drafts for one text, to which tokens are added."""
 
     def __init__(self, draft: Draft, text: list[int], sampler: Sampler) -> None:
         self._draft, self._text, self._sampler = draft, text, sampler
-        self.draft_s = self.read_s = 0.0  # of the last draft
+        self.draft_s = self.read_s = 0.0  # seconds of the last draft: to propose, and to read text
 
     def next(self) -> tuple[int, int]:
-        """As `Payoff.next`."""
+        """Number of tokens to draft now; where it is 0, also how many to decode without a draft."""
         fixed = self._draft.tokens
         return (fixed, 0) if fixed else self._draft.payoff.next()
 
     def propose(self, n: int) -> list[int]:
-        """At most ``n`` tokens that may follow; none after a token that the small model lacks.
+        """Propose at most ``n`` next tokens; none after a token that the small model does not have.
 
         Raises:
-            FormatError: the small model's logits are not numbers.
-            UnsupportedError: its keys or values are too large for its KV cache.
+            FormatError: the small model's logits contain NaN.
+            UnsupportedError: the small model's keys or values are too large for its KV cache.
         """
         engine = self._draft.engine
         started = time.perf_counter()
         missing = self._draft.missing(self._text)
         if max(missing) >= engine.config.vocab:
-            return []  # models of one tokenizer pad it differently, and this is padding
+            return []  # the vocabularies are padded to different lengths; this token is padding
         try:
             if len(missing) > 2:
                 engine.forward(missing[:-2])
@@ -176,7 +191,7 @@ class TextDraft:
         except (FormatError, UnsupportedError) as err:
             raise type(err)(f"the draft model: {err}") from err
         self.draft_s = time.perf_counter() - started - self.read_s
-        padding = (place for place, one in enumerate(guesses) if one >= self._sampler.vocab)
+        padding = (i for i, token in enumerate(guesses) if token >= self._sampler.vocab)
         return guesses[: next(padding, n)]
 
     def _guesses(self, missing: list[int], n: int) -> list[int]:
@@ -194,47 +209,47 @@ class TextDraft:
         return guesses
 
     def _known(self, logits: Logits) -> Logits:
-        """Logits [V] of the large model's tokens; models of one tokenizer pad it differently."""
+        """Logits [V] for the large model's vocabulary, which may be padded to another length."""
         vocab = self._sampler.vocab
         if len(logits) >= vocab:
             return logits[:vocab]
         return np.pad(logits, (0, vocab - len(logits)), constant_values=-np.inf)
 
     def extend(self, chosen: Sequence[int]) -> None:
-        """The text has grown."""
+        """Add the tokens that the large model has chosen to the text."""
         self._text += chosen
 
     def plain(self, tokens: int, seconds: float) -> None:
-        """As `Payoff.plain`."""
+        """Record the time of tokens that were decoded without a draft."""
         self._draft.payoff.plain(tokens, seconds)
 
-    def checked(self, drafted: int, right: int, seconds: float) -> None:
-        """The large model took so many seconds to check the last draft."""
+    def checked(self, drafted: int, accepted: int, seconds: float) -> None:
+        """Record how many drafted tokens were accepted, and the seconds for verifying them."""
         if drafted and not self._draft.tokens:
-            self._draft.payoff.drafted(drafted, right, self.draft_s, seconds, self.read_s)
+            self._draft.payoff.drafted(drafted, accepted, self.draft_s, seconds, self.read_s)
 
 
 def check_same_tokens(draft: Model, target: Model) -> None:
-    """Refuse a draft model whose tokens are not those of the large one.
+    """Refuse a draft model whose tokenizer is not that of the large model.
 
     Raises:
-        UsageError: names the first token that differs.
+        UsageError: the vocabularies differ; the message names the first token that differs.
     """
     from edgeq.runtime.tokenizer import Tokenizer
 
-    if not draft.files and not target.files:  # no tokenizers at all
+    if not draft.files and not target.files:  # neither model includes a tokenizer
         if draft.config.vocab != target.config.vocab:
             raise UsageError(
-                f"the draft model has {draft.config.vocab} tokens and the model "
-                f"{target.config.vocab}; a draft model needs the same tokenizer"
+                f"the draft model has a vocabulary of {draft.config.vocab} tokens and the model "
+                f"one of {target.config.vocab}; use a draft model with the same tokenizer"
             )
         return
     small, large = Tokenizer(draft), Tokenizer(target)
-    advice = "use a smaller model of the same family as draft"
+    advice = "use a smaller model of the same family as the draft model"
     if small.vocab_size != large.vocab_size:
         raise UsageError(
             f"the tokenizer of the draft model has {small.vocab_size} tokens and that of the model "
-            f"{large.vocab_size}; they must be the same: {advice}"
+            f"has {large.vocab_size}; both must have the same tokenizer: {advice}"
         )
     for token in range(large.vocab_size):
         if (small.token_name(token), small.token_bytes(token)) != (
@@ -243,6 +258,6 @@ def check_same_tokens(draft: Model, target: Model) -> None:
         ):
             raise UsageError(
                 f"token {token} is {small.token_name(token)!r} in the draft model and "
-                f"{large.token_name(token)!r} in the model; they must have the same tokenizer: "
+                f"{large.token_name(token)!r} in the model; both must have the same tokenizer: "
                 f"{advice}"
             )

@@ -358,7 +358,7 @@ class _Generation:
             burst = next_burst(burst, elapsed)
 
     def _looked_up(self, token: int, n: int) -> Generator[int, None, None]:
-        """As `_bursts`, but drafts of prompt lookup are verified, each in one pass."""
+        """Like `_bursts`, but drafts by prompt lookup are verified, each in one pass."""
         text = Lookup([*self.history, token])
         length, left = DraftLength(self.lookup), n
         while left:
@@ -374,7 +374,7 @@ class _Generation:
             left -= len(chosen)
 
     def _drafted(self, token: int, n: int) -> Generator[int, None, None]:
-        """The same tokens as without, with drafts of a small model where they pay."""
+        """Like `_bursts`, but drafts of a small model are verified where this is faster."""
         assert self.draft is not None
         text = self.draft.begin([*self.history, token], self.sampler)
         bursts = self.params.plain_greedy and self.constraint is None
@@ -405,9 +405,10 @@ class _Generation:
             left -= len(chosen)
 
     def _verify(self, token: int, draft: list[int]) -> list[int]:
-        """The tokens after ``token``: the part of the draft that is right, and one more.
+        """The tokens after ``token``: the accepted tokens of the draft, and one more.
 
-        Each is chosen as it would be without a draft; a draft is right where it is the same.
+        Each token is chosen as it would be without a draft. A drafted token is accepted if it is
+        the same.
         """
         before = self.engine.n_past
         rows = self.engine.forward([token, *draft], all_logits=True)

@@ -1,27 +1,29 @@
-"""The server of ``edgeq serve``: OpenAI's interface to models on this machine, and a chat page.
+"""The server of ``edgeq serve``: the OpenAI API for models on this machine, and a chat page.
 
-    settings      what a server is asked to do, and its limits
-    served        a model that is served: its tokenizer, its slots
-    slots         engines, who gets the next one, and who waits
-    prefix_cache  caches of sequences that left their engine
-    worker        one answer, generated on a thread
-    failures      errors as OpenAI's clients know them
-    fields        the fields of request bodies: their checks and their schemas
-    messages      conversations, checked
-    tools         how models write calls of tools
-    parts         an answer taken apart: what is said, thought and called
-    forms         what an answer is asked to be: JSON, a grammar, a call
-    requests      bodies of requests as jobs
-    token_requests bodies of ``/tokenize`` and ``/detokenize``
-    answers       generated text as OpenAI's objects and events
-    service       what all endpoints share
-    responses     the same in OpenAI's newer form
-    metrics       counters in Prometheus' format
+    settings      the settings and limits of a server
+    served        a model that is served, with its tokenizer and its slots
+    slots         the pool of engines, and the queue of requests that wait for one
+    prefix_cache  KV caches of earlier sequences, for prompts that begin with them
+    worker        generates one answer on a thread
+    failures      errors in the form of the OpenAI API
+    fields        the fields of request bodies: their checks and their JSON schemas
+    messages      checks the messages of conversations
+    tools, tool_families    the syntax in which each model family writes tool calls
+    parts         splits an answer into content, reasoning and tool calls
+    forms         constraints on an answer: JSON, a JSON schema, a grammar or a tool call
+    requests      request bodies of chats and completions
+    token_requests    request bodies of ``/tokenize`` and ``/detokenize``
+    embeddings    request bodies of ``/v1/embeddings``
+    answers       responses and events of chats and completions
+    responses     request bodies, responses and events of ``/v1/responses``
+    service       the models, metrics and sensors that all endpoints share
+    metrics       counters in the text format of Prometheus
     sensors       temperature and power of this machine
-    openapi       the document that describes the interface
-    app           routes, keys and limits, on Starlette
-    server        runs all of it, and ends it in order
+    phone         addresses of the chat page as QR codes
+    openapi       the OpenAPI document of the server
+    app           routes, API keys and limits, on Starlette
+    server        starts a server and shuts it down in order
 
-Engines run on threads, one for each slot; everything else runs on one event loop. An engine belongs
-to one request at a time, and a request that ends, fails or loses its client gives it back.
+Engines run on threads, one for each slot; everything else runs on one event loop. A request has an
+engine to itself and releases it when the request ends, fails, or its client disconnects.
 """

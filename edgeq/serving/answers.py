@@ -1,4 +1,4 @@
-"""Generated text as OpenAI's objects: chats and completions, whole or as server-sent events."""
+"""Responses of chats and completions in the OpenAI API: whole, or as server-sent events."""
 
 from __future__ import annotations
 
@@ -20,23 +20,28 @@ from edgeq.serving.worker import Ended, Event, Piece, Scored, Started
 DONE = b"data: [DONE]\n\n"
 Events = AsyncGenerator[Event, None]
 Generate = Callable[[int], Events]
-"""Starts the job of this number."""
+"""Starts the job with the given number and returns its events."""
 
 
 def new_id(kind: str) -> str:
-    """An identifier such as ``chatcmpl-4b0f...``."""
+    """A new identifier such as ``chatcmpl-4b0f...``."""
     return f"{kind}-{uuid.uuid4().hex}"
 
 
 def sse(data: Mapping[str, Any], event: str | None = None) -> bytes:
-    """A server-sent event."""
+    """Encode a server-sent event.
+
+    Args:
+        data: the JSON object that the event carries.
+        event: name of the event; None for an event without a name.
+    """
     named = f"event: {event}\n" if event else ""
     return f"{named}data: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
 
 
 @dataclass
 class Totals:
-    """Numbers of tokens and seconds of the answers of one request."""
+    """Token counts and times, in seconds, of all answers of one request."""
 
     prompt: int = 0
     cached: int = 0
@@ -48,7 +53,7 @@ class Totals:
     accepted: int = 0
 
     def add(self, ended: Ended) -> None:
-        """Count an answer."""
+        """Add the counts and times of one answer."""
         self.prompt += ended.n_prompt
         self.cached += ended.n_cached
         self.generated += ended.n_generated
@@ -58,7 +63,7 @@ class Totals:
         self.accepted += ended.n_accepted
 
     def usage(self) -> dict[str, Any]:
-        """OpenAI's ``usage``."""
+        """The ``usage`` object of the OpenAI API."""
         return {
             "prompt_tokens": self.prompt,
             "completion_tokens": self.generated,
@@ -68,7 +73,7 @@ class Totals:
         }
 
     def timings(self) -> dict[str, Any]:
-        """``timings`` with llama.cpp's names: tokens run and milliseconds."""
+        """The ``timings`` object with the names of llama.cpp: token counts and milliseconds."""
         return {
             "cache_n": self.cached,
             "prompt_n": self.prompt - self.cached,
@@ -83,7 +88,7 @@ class Totals:
 
 @dataclass
 class Answer:
-    """A whole answer, collected from its events."""
+    """A complete answer, collected from its events."""
 
     content: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
@@ -93,7 +98,7 @@ class Answer:
     finish: str = "stop"
 
     def take(self, parts: Sequence[Part]) -> None:
-        """Add what the splitter made of some text."""
+        """Append the parts that a splitter returned."""
         for part in parts:
             if isinstance(part, ToolCall):
                 self.calls.append(part)
@@ -102,15 +107,25 @@ class Answer:
 
 
 def finish_reason(ended: Ended, called: bool) -> str:
-    """OpenAI's reason for the end."""
+    """The ``finish_reason`` of the OpenAI API.
+
+    Args:
+        ended: the end of the answer.
+        called: whether the answer holds tool calls.
+    """
     return "tool_calls" if called and ended.reason == "stop" else ended.reason
 
 
 async def collect(events: Events, splitter: Splitter | Plain, totals: Totals) -> Answer:
-    """A whole answer.
+    """Collect the events of an answer until it ends.
+
+    Args:
+        events: the events of one answer.
+        splitter: splits its text into content, reasoning and tool calls.
+        totals: counts to which the answer is added.
 
     Raises:
-        ApiError: generating failed.
+        ApiError: generation failed.
     """
     answer = Answer()
     async for event in events:
@@ -132,7 +147,7 @@ async def collect(events: Events, splitter: Splitter | Plain, totals: Totals) ->
 
 
 async def chat(call: Call, start: Generate) -> dict[str, Any]:
-    """A ``chat.completion``."""
+    """The ``chat.completion`` object of a request."""
     totals = Totals()
     answer = await collect(start(0), call.splitter(), totals)
     message: dict[str, Any] = {
@@ -160,7 +175,7 @@ async def chat(call: Call, start: Generate) -> dict[str, Any]:
 
 
 async def chat_stream(call: Call, start: Generate) -> AsyncIterator[bytes]:
-    """Events of ``chat.completion.chunk``. The first is sent once a slot is free."""
+    """The ``chat.completion.chunk`` events of a request. The first comes once a slot is free."""
     head = _head("chatcmpl", "chat.completion.chunk", call)
     totals, splitter = Totals(), call.splitter()
     calls = 0
@@ -206,7 +221,7 @@ def _delta(part: Part, index: int) -> dict[str, Any]:
 
 
 def chat_logprob(tokenizer: Tokenizer, piece: Piece) -> dict[str, Any]:
-    """A token's entry in the ``logprobs`` of a chat."""
+    """The entry of one token in the ``logprobs`` of a chat."""
     assert piece.logprobs is not None
     return {
         **_token_logprob(tokenizer, piece.token, piece.logprobs.chosen),
@@ -232,7 +247,7 @@ def _token_text(tokenizer: Tokenizer, token: int) -> str:
 
 
 async def completion(call: Call, start: Generate) -> dict[str, Any]:
-    """A ``text_completion``."""
+    """The ``text_completion`` object of a request."""
     totals, choices = Totals(), []
     for number, (job, before) in enumerate(zip(call.jobs, call.prompts, strict=True)):
         answer = await collect(start(number), Plain(), totals)
@@ -259,7 +274,7 @@ async def completion(call: Call, start: Generate) -> dict[str, Any]:
 
 
 async def completion_stream(call: Call, start: Generate) -> AsyncIterator[bytes]:
-    """Events of ``text_completion``."""
+    """The ``text_completion`` events of a request."""
     head, totals = _head("cmpl", "text_completion", call), Totals()
     tokenizer = call.served.tokenizer
     for number, before in enumerate(call.prompts):
@@ -294,7 +309,7 @@ def _completion_logprobs(
 ) -> dict[str, Any]:
     texts = [_token_text(tokenizer, token) for token, _ in tokens]
     offsets = [0]
-    for text, (token, _) in zip(texts, tokens, strict=True):  # special tokens are no text
+    for text, (token, _) in zip(texts, tokens, strict=True):  # special tokens add no text
         offsets.append(offsets[-1] + (len(text) if tokenizer.token_bytes(token) else 0))
     return {
         "tokens": texts,
@@ -323,21 +338,21 @@ def _head(kind: str, name: str, call: Call) -> dict[str, Any]:
 def _choice_event(
     head: Mapping[str, Any], choice: Mapping[str, Any], call: Call, totals: Totals
 ) -> bytes:
-    """An event with a choice; the last of an answer says how long it took."""
+    """An event with one choice; the last event of an answer also holds the timings."""
     more = {"timings": totals.timings()} if choice["finish_reason"] else {}
     return sse({**head, "choices": [choice], **({"usage": None} if call.include_usage else {}),
                 **more})  # fmt: skip
 
 
 def _last(head: Mapping[str, Any], call: Call, totals: Totals) -> Iterator[bytes]:
-    """The events after the answers: the numbers of tokens if they are wanted, and the mark."""
-    if call.include_usage:  # clients that did not ask for it expect a choice in every event
+    """The events after the answers: the token counts if the client asked for them, and the end."""
+    if call.include_usage:  # clients that did not ask expect a choice in every event
         yield sse({**head, "choices": [], "usage": totals.usage(), "timings": totals.timings()})
     yield DONE
 
 
 async def with_errors(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """A stream that ends with an event for the error that ended it."""
+    """Forward a stream of events; an error ends it with an event that describes the error."""
     try:
         async for one in stream:
             yield one

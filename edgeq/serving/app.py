@@ -1,4 +1,4 @@
-"""Routes, keys and limits of the server, on Starlette."""
+"""The ASGI application of the server, on Starlette: routes, API keys and limits."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from edgeq.serving.token_requests import DETOKENIZE, TOKENIZE, detokenized, toke
 
 LOG = logging.getLogger("edgeq.serving")
 BODY_S = 30.0
-"""Seconds in which a client must have sent its body."""
+"""Seconds within which a client must send the whole body of a request."""
 GONE = 499
-"""The status under which requests are counted whose client left; nginx' own."""
+"""Status under which requests are counted whose client disconnected, as in nginx."""
 OPEN_PATHS = frozenset(("/", "/health"))
-"""Paths that need no key: the page asks for it, and holds nothing that is secret."""
+"""Paths that need no API key. The chat page asks the user for the key and holds no secrets."""
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -56,13 +56,13 @@ Endpoint = Callable[[Request], Coroutine[Any, Any, ASGIApp]]
 
 
 class EventStream:
-    """Server-sent events, whose source is closed as soon as the client has gone."""
+    """A response of server-sent events that closes its source when the client disconnects."""
 
     def __init__(self, events: AsyncIterator[bytes]) -> None:
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events until they end or the client leaves."""
+        """Send the events until they end or the client disconnects."""
 
         async def pump() -> None:
             headers = [
@@ -80,10 +80,13 @@ class EventStream:
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Any]) -> Any:
-    """What a coroutine returns, unless the client disconnects first.
+    """Await a coroutine, and cancel it if the client disconnects first.
+
+    Returns:
+        the result of the coroutine.
 
     Raises:
-        ClientDisconnect: it did; the coroutine was canceled and has ended.
+        ClientDisconnect: the client disconnected; the coroutine was canceled and has ended.
     """
 
     async def gone() -> None:
@@ -103,18 +106,18 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Any]) -> Any:
 
 
 class Guard:
-    """Checks of every request before it is read: its host, its key. Logs how it ended.
+    """Middleware that checks the Host header and the API key, and logs the status of a request.
 
     Args:
-        app: what answers.
-        service: whose settings apply.
+        app: the application that answers the request.
+        service: the service with the settings of the server.
     """
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or refuse."""
+        """Pass the request on, or answer it with an error."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -140,8 +143,14 @@ class Guard:
     def _refused(self, request: Request) -> Response | None:
         settings = self._service.settings
         if not settings.serves_host(request.headers.get("host")):
-            return failure(ApiError(403, "wrong_host", "this server answers only to localhost; "
-                                    "start it with --host to serve other names"))  # fmt: skip
+            return failure(
+                ApiError(
+                    403,
+                    "wrong_host",
+                    "this server accepts only localhost in the Host header; start it with --host "
+                    "to accept other names",
+                )
+            )
         preflight = request.method == "OPTIONS"
         if settings.api_key is None or request.url.path in _open_paths() or preflight:
             return None
@@ -152,11 +161,12 @@ class Guard:
             return None
         return failure(
             ApiError(
-                401, "invalid_api_key",
+                401,
+                "invalid_api_key",
                 "this server needs its API key: send the header Authorization: Bearer KEY",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-        )  # fmt: skip
+        )
 
 
 def _open_paths() -> frozenset[str]:
@@ -164,33 +174,38 @@ def _open_paths() -> frozenset[str]:
 
 
 def known_path(path: str) -> str:
-    """A path as it is counted: those that no route has are one."""
+    """The path under which a request is counted; all unknown paths are counted as one."""
     if path.startswith("/v1/models/"):
         return "/v1/models/{model}"
     return path if path in openapi.PATHS or path in _PAGE_FILES else "other"
 
 
 def failure(error: ApiError) -> JSONResponse:
-    """The response for an error."""
+    """The HTTP response for an error."""
     return JSONResponse(error.body(), error.status, headers=error.headers)
 
 
 async def body_of(request: Request, most: int) -> dict[str, Any]:
-    """The JSON object that a request carries.
+    """Read the JSON object in the body of a request.
+
+    Args:
+        request: the request.
+        most: most bytes of the body.
 
     Raises:
-        ApiError: it is too long or late, or no JSON object.
+        ApiError: the body is too large, arrives too late, or is not a JSON object.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(
-            415, "unsupported_media_type",
-            f"the body is {kind[:60] or 'of no type'}; send JSON with the header "
+            415,
+            "unsupported_media_type",
+            f"the Content-Type of the body is {kind[:60] or 'missing'}; send JSON with the header "
             "Content-Type: application/json",
-        )  # fmt: skip
+        )
     declared = request.headers.get("content-length", "")
     raw = bytearray()
-    too_long = ApiError(413, "body_too_large", f"the body has more than {most} bytes")
+    too_long = ApiError(413, "body_too_large", f"the body has more than {most} bytes; send less")
     if declared.isdigit() and int(declared[:20]) > most:
         raise too_long
     try:
@@ -200,12 +215,14 @@ async def body_of(request: Request, most: int) -> dict[str, Any]:
                 if len(raw) > most:
                     raise too_long
     except TimeoutError as err:
-        raise ApiError(408, "body_timeout", f"the body took more than {BODY_S:g} s") from err
+        raise ApiError(
+            408, "body_timeout", f"the body took more than {BODY_S:g} s; send it faster"
+        ) from err
     return read_json(bytes(raw))
 
 
 def endpoints(service: Service) -> dict[str, tuple[str, Endpoint]]:
-    """Path -> method and function of every endpoint."""
+    """Path -> HTTP method and function of every endpoint."""
 
     async def generate(
         request: Request,
@@ -214,7 +231,7 @@ def endpoints(service: Service) -> dict[str, tuple[str, Endpoint]]:
         stream: Callable[[Call, answers.Generate], AsyncIterator[bytes]],
     ) -> ASGIApp:
         body = await body_of(request, service.settings.body_bytes)
-        # templates and long prompts take a while
+        # in a thread, because templates and long prompts take time
         call = await asyncio.to_thread(make, body, service.models, service.settings)
         service.log_prompt(call)
 
@@ -224,7 +241,7 @@ def endpoints(service: Service) -> dict[str, tuple[str, Endpoint]]:
         if not call.stream:
             return JSONResponse(await unless_gone(request.receive, whole(call, start)))
         events = stream(call, start)
-        # nothing is sent before there is a slot, so that a full queue is a status
+        # nothing is sent before a slot is free, so that a full queue gives an HTTP status
         first = await unless_gone(request.receive, anext(events))  # type: ignore[arg-type]
 
         async def rest() -> AsyncIterator[bytes]:
@@ -322,7 +339,7 @@ def endpoints(service: Service) -> dict[str, tuple[str, Endpoint]]:
 
 
 def page_file(name: str) -> Endpoint:
-    """An endpoint for a file of the page."""
+    """The endpoint that serves a file of the chat page."""
     file, kind = _PAGE_FILES[name]
     raw = (resources.files("edgeq.serving") / "page" / file).read_bytes()
 
@@ -333,12 +350,14 @@ def page_file(name: str) -> Endpoint:
 
 
 def application(service: Service) -> Starlette:
-    """The server as an ASGI application, whose life is the service's."""
+    """The server as an ASGI application; it closes the service when it shuts down."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(service.close)  # answers that were cut off still need the loop
+        await asyncio.to_thread(
+            service.close
+        )  # answers that were canceled still need the event loop
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
@@ -359,7 +378,9 @@ def application(service: Service) -> Starlette:
         return failure(ApiError(500, "internal_error", "the server failed; see its log"))
 
     routes = [
-        Route(path.replace("{model}", "{model:path}"), endpoint, methods=[method])  # it may hold /
+        Route(
+            path.replace("{model}", "{model:path}"), endpoint, methods=[method]
+        )  # names may hold slashes
         for path, (method, endpoint) in endpoints(service).items()
     ]
     routes += [Route(path, page_file(path)) for path in _PAGE_FILES]

@@ -1,4 +1,4 @@
-"""``/v1/embeddings``: texts to vectors."""
+"""Request bodies of ``/v1/embeddings``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgeq.serving.served import ServedModel
 from edgeq.serving.worker import check_prompt, encoded
 
 MAX_INPUTS = 2048
-"""Texts of one request; OpenAI's limit."""
+"""Most texts of one request, as in the OpenAI API."""
 EMBEDDINGS = (
     Field("input", ("string", "array"), "A text, token ids, or a list of either.", required=True,
           schema={"items": {}, "maxItems": MAX_INPUTS}),
@@ -32,13 +32,13 @@ EMBEDDINGS = (
 
 @dataclass(frozen=True)
 class EmbeddingCall:
-    """A checked request.
+    """A checked request for embeddings.
 
     Args:
-        served: the model it asks for.
-        texts: tokens of each text.
-        pooling: how each is pooled.
-        base64: whether vectors are sent as bytes.
+        served: the model that the request names.
+        texts: token ids of each text.
+        pooling: how hidden states become one vector: "last" or "mean".
+        base64: whether vectors are sent as base64 instead of lists of numbers.
     """
 
     served: ServedModel
@@ -47,7 +47,7 @@ class EmbeddingCall:
     base64: bool
 
     def answer(self, vectors: NDArray[np.float32]) -> dict[str, Any]:
-        """OpenAI's list of embeddings [n, hidden]."""
+        """The response of the OpenAI API for vectors [n, hidden]."""
         tokens = sum(map(len, self.texts))
         return {
             "object": "list",
@@ -67,10 +67,14 @@ class EmbeddingCall:
 
 
 def embedding_call(body: Mapping[str, Any], models: Mapping[str, ServedModel]) -> EmbeddingCall:
-    """A body of ``/v1/embeddings``.
+    """Check a request body of ``/v1/embeddings``.
+
+    Args:
+        body: the JSON object of the request.
+        models: the models of the server, by name.
 
     Raises:
-        ApiError: something in it cannot be done.
+        ApiError: a field is invalid or asks for something that the server does not offer.
     """
     values = read(body, EMBEDDINGS)
     served = chosen_model(models, values["model"])
@@ -80,8 +84,11 @@ def embedding_call(body: Mapping[str, Any], models: Mapping[str, ServedModel]) -
         raise of_request(err, "model") from err
     hidden = served.model.config.hidden
     if values["dimensions"] not in (None, hidden):
-        raise wrong("dimensions", f"dimensions is {values['dimensions']}; this model's vectors "
-                    f"have {hidden}, so leave it out")  # fmt: skip
+        raise wrong(
+            "dimensions",
+            f"dimensions is {values['dimensions']}, and the vectors of this model have {hidden}; "
+            "leave it out",
+        )
     given = values["input"]
     if isinstance(given, str) or (given and all(type(one) is int for one in given)):
         given = [given]
@@ -92,10 +99,10 @@ def embedding_call(body: Mapping[str, Any], models: Mapping[str, ServedModel]) -
 
 
 def _tokens(one: Any, served: ServedModel) -> tuple[int, ...]:
-    """Tokens of one text.
+    """Token ids of one text.
 
     Raises:
-        ApiError: it is neither a text nor token ids, or too long.
+        ApiError: the value is neither a text nor a list of token ids, is empty, or is too long.
     """
     vocab = served.model.config.vocab
     if one == "":
@@ -105,7 +112,9 @@ def _tokens(one: Any, served: ServedModel) -> tuple[int, ...]:
     elif isinstance(one, list) and all(type(t) is int and 0 <= t < vocab for t in one):
         ids = one
     else:
-        raise wrong("input", f"input holds {shown(one)}; use texts, or lists of token ids of 0 to "
-                    f"{vocab - 1}")  # fmt: skip
+        raise wrong(
+            "input",
+            f"input holds {shown(one)}; use texts, or lists of token ids of 0 to {vocab - 1}",
+        )
     check_prompt(ids, served.context, "input")
     return tuple(ids)

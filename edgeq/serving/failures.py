@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients know them: a status, a sentence, and a code that programs can read."""
+"""Errors in the form of the OpenAI API: an HTTP status, a message, and a code for programs."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _TYPES = {
     503: "server_error",
 }
 RETRY_AFTER_S = 2
-"""Seconds after which a client that was refused for want of a slot may try again."""
+"""Value of Retry-After, in seconds, for requests that were refused because no slot was free."""
 
 
 class ApiError(Exception):
     """A refused or failed request.
 
     Args:
-        status: of HTTP.
-        code: stable, for programs, such as "model_not_found".
-        message: a sentence that says what to do.
-        param: the field of the body at fault, if one is.
-        headers: of the response.
+        status: HTTP status.
+        code: stable code for programs, such as "model_not_found".
+        message: a sentence that says what is wrong and what to do.
+        param: the field of the body that is wrong; None if none is.
+        headers: further headers of the response.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ApiError(Exception):
         self.headers = headers or {}
 
     def body(self) -> dict[str, Any]:
-        """The object that is sent."""
+        """The JSON object of the response."""
         return {
             "error": {
                 "message": str(self),
@@ -55,22 +55,27 @@ class ApiError(Exception):
 
 
 def wrong(param: str, message: str, code: str = "invalid_value") -> ApiError:
-    """A field of the body that cannot be used."""
+    """The error for an invalid field of the body (status 400)."""
     return ApiError(400, code, message, param)
 
 
 def busy(message: str, code: str) -> ApiError:
-    """There is no slot for the request now."""
+    """The error for a request that gets no slot at this time (status 429)."""
     return ApiError(429, code, message, headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
 def of_request(error: EdgeqError, param: str | None) -> ApiError:
-    """What a request's content led to, such as a chat template that refuses the messages."""
+    """The error for a request whose content cannot be processed (status 400).
+
+    Args:
+        error: the cause, such as a chat template that refuses the messages.
+        param: the field of the body that is wrong; None if none is.
+    """
     code = "invalid_value" if isinstance(error, UsageError) else "unsupported_value"
     return ApiError(400, code, str(error), param)
 
 
 def of_model(error: Exception) -> ApiError:
-    """A failure while generating, which is no fault of the request."""
+    """The error for a failure of the server while it generates (status 500)."""
     message = str(error) if isinstance(error, EdgeqError) else "generation failed; see the log"
     return ApiError(500, "model_error", message)

@@ -1,7 +1,7 @@
-"""The fields of request bodies: their checks and their schemas, from one description.
+"""The fields of request bodies: checks and JSON schemas, both derived from one description.
 
-A field that is not described is refused by its name, unless it is known to change nothing here
-(`HARMLESS`): what a client asks for is done or refused, never ignored in silence.
+A field without a description is refused by name, unless it is known to have no effect on this
+server (`HARMLESS`). What a client asks for is done or refused, and never silently ignored.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HARMLESS = frozenset(
     ("metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier",
      "store", "user", "verbosity")
 )  # fmt: skip
-"""Fields of OpenAI's interface that concern its accounts and storage, and change no answer here."""
+"""Fields of the OpenAI API about its accounts and storage, which have no effect on answers here."""
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "boolean": (bool,),
@@ -30,21 +30,21 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "array": (list,),
 }
 _MAX_DEPTH = 200
-"""Levels of arrays and objects of a body that Python can still walk through."""
+"""Most levels of nested arrays and objects in a body, which Python can still process."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """A field of a body. A null is the same as leaving it out.
+    """A field of a request body. A null value is the same as leaving the field out.
 
     Args:
-        name: its key.
-        kinds: JSON types that it may have.
-        about: what it does, a sentence.
-        low, high: of a number.
-        required: it must be there.
-        schema: more of its JSON schema, such as what an array holds.
-        only: the values it may have, because others would ask for something that is not offered.
+        name: name of the field.
+        kinds: JSON types that the value may have.
+        about: a sentence that describes the field.
+        low, high: range of a number; None for no limit.
+        required: whether the field must be present.
+        schema: further keys of the JSON schema, such as the items of an array.
+        only: the only allowed values, if the server does not offer what other values ask for.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Field:
     only: tuple[Any, ...] | None = None
 
     def json_schema(self) -> dict[str, Any]:
-        """Its JSON schema."""
+        """The JSON schema of the field."""
         made: dict[str, Any] = {"description": self.about, **(self.schema or {})}
         if self.only is not None:
             made["enum"] = [*self.only] if self.required else [*self.only, None]
@@ -71,10 +71,10 @@ class Field:
         return made
 
     def check(self, value: Any) -> Any:
-        """The value, if it is one of those described.
+        """Check a value of the field and return it.
 
         Raises:
-            ApiError: it is not.
+            ApiError: the value has another type, is out of range, or is not offered.
         """
         for kind in self.kinds:
             if isinstance(value, _TYPES[kind]) and (kind == "boolean" or type(value) is not bool):
@@ -99,7 +99,7 @@ class Field:
 
 
 def shown(value: Any) -> str:
-    """A value for a message, cut short."""
+    """A value as JSON for a message, truncated to 60 characters."""
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -117,10 +117,10 @@ def _span(low: float, high: float) -> str:
 
 
 def read_json(raw: bytes) -> dict[str, Any]:
-    """The object that a body holds.
+    """Parse a request body.
 
     Raises:
-        ApiError: it is no JSON object, or holds numbers that JSON has not.
+        ApiError: the body is not a JSON object, is nested too deeply, or holds NaN or infinity.
     """
 
     def refuse(name: str) -> Any:
@@ -129,7 +129,7 @@ def read_json(raw: bytes) -> dict[str, Any]:
     try:
         body = json.loads(raw, parse_constant=refuse)
         deep = _depth(body)
-    except (ValueError, RecursionError) as err:  # of UTF-8, of JSON, of integers of 5000 digits
+    except (ValueError, RecursionError) as err:  # bad UTF-8, bad JSON, too many digits
         why = "it is nested too deeply" if isinstance(err, RecursionError) else str(err)
         raise ApiError(400, "invalid_json", f"the body is not JSON: {why}") from err
     if deep > _MAX_DEPTH:
@@ -152,7 +152,10 @@ def _depth(value: Any) -> int:
 
 
 def read(body: Mapping[str, Any], fields: Iterable[Field]) -> dict[str, Any]:
-    """The values of a body's fields; None for those that are left out.
+    """Check the fields of a request body.
+
+    Returns:
+        the value of every field; None for fields that are left out.
 
     Raises:
         ApiError: a field is unknown, missing, or has a value that is not allowed.
@@ -162,8 +165,11 @@ def read(body: Mapping[str, Any], fields: Iterable[Field]) -> dict[str, Any]:
         if name not in known and name not in HARMLESS:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
             hint = f"; did you mean {near[0]!r}?" if near else "; leave it out"
-            raise wrong(name[:60], f"this server does not know the field {name[:60]!r}{hint}",
-                        "unknown_parameter")  # fmt: skip
+            raise wrong(
+                name[:60],
+                f"this server does not know the field {name[:60]!r}{hint}",
+                "unknown_parameter",
+            )
     values = {}
     for name, field in known.items():
         value = body.get(name)
@@ -176,7 +182,7 @@ def read(body: Mapping[str, Any], fields: Iterable[Field]) -> dict[str, Any]:
 
 
 def object_schema(fields: Iterable[Field]) -> dict[str, Any]:
-    """The JSON schema of a body."""
+    """The JSON schema of a request body."""
     listed = list(fields)
     return {
         "type": "object",

@@ -1,4 +1,4 @@
-"""The forms that an answer is asked to have: JSON, a grammar, a call of a tool."""
+"""Constraints on the form of an answer: JSON, a JSON schema, a grammar, or a tool call."""
 
 from __future__ import annotations
 
@@ -31,16 +31,27 @@ FORMS = (
 def tool_choice(
     tools: list[Any] | None, choice: str | Mapping[str, Any] | None, served: ServedModel
 ) -> tuple[list[dict[str, Any]], bool]:
-    """The tools that the model is told of, and whether it must call one of them.
+    """Check the tools of a request and its choice among them.
+
+    Args:
+        tools: field ``tools`` of the request.
+        choice: field ``tool_choice`` of the request.
+        served: the model.
+
+    Returns:
+        the tools that the prompt describes, and whether the answer must call one of them.
 
     Raises:
-        ApiError: they are no functions, or the model does not know how to call them.
+        ApiError: a tool is not a valid function, or the model has no syntax for tool calls.
     """
     named = choice.get("function") if isinstance(choice, Mapping) else None
     name = named.get("name") if isinstance(named, Mapping) else None
     if isinstance(choice, Mapping) and not isinstance(name, str):
-        raise wrong("tool_choice", f"tool_choice is {shown(choice)}; name a function: "
-                    '{"type": "function", "function": {"name": ...}}')  # fmt: skip
+        raise wrong(
+            "tool_choice",
+            f"tool_choice is {shown(choice)}; name a function: "
+            '{"type": "function", "function": {"name": ...}}',
+        )
     if isinstance(choice, str) and choice not in ("none", "auto", "required"):
         raise wrong("tool_choice", f"tool_choice is {shown(choice)}; use none, auto or required")
     checked = [_tool(one, f"tools[{number}]") for number, one in enumerate(tools or [])]
@@ -51,9 +62,12 @@ def tool_choice(
     if not checked or choice == "none":
         return [], False
     if served.syntax is None:
-        raise wrong("tools", f"the chat template of {served.name} has no way to call tools that "
-                    "this server knows; leave tools out, or use another model",
-                    "unsupported_value")  # fmt: skip
+        raise wrong(
+            "tools",
+            f"the chat template of {served.name} has no syntax for tool calls that this server "
+            "knows; leave tools out, or use another model",
+            "unsupported_value",
+        )
     if name is None:
         return checked, choice == "required"
     only = [one for one in checked if one["function"]["name"] == name]
@@ -66,21 +80,30 @@ def tool_choice(
 def _tool(tool: Any, place: str) -> dict[str, Any]:
     function = tool.get("function") if isinstance(tool, Mapping) else None
     if not isinstance(function, Mapping) or tool.get("type") != "function":
-        raise wrong(place, f"{place} is {shown(tool)}; use "
-                    '{"type": "function", "function": {"name": ...}}')  # fmt: skip
+        raise wrong(
+            place,
+            f'{place} is {shown(tool)}; use {{"type": "function", "function": {{"name": ...}}}}',
+        )
     name, about = function.get("name"), function.get("description")
     if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name)):
-        raise wrong(f"{place}.function.name", f"{place}.function.name is {shown(name)}; use 1 to "
-                    "64 letters, digits, underscores, dots and dashes")  # fmt: skip
+        raise wrong(
+            f"{place}.function.name",
+            f"{place}.function.name is {shown(name)}; use 1 to 64 letters, digits, underscores, "
+            "dots and hyphens",
+        )
     parameters = function.get("parameters")
     if parameters is not None and not isinstance(parameters, Mapping):
-        raise wrong(f"{place}.function.parameters", f"{place}.function.parameters is "
-                    f"{shown(parameters)}; use a JSON schema")  # fmt: skip
+        raise wrong(
+            f"{place}.function.parameters",
+            f"{place}.function.parameters is {shown(parameters)}; use a JSON schema",
+        )
     made: dict[str, Any] = {"name": name}
     if about is not None:
         if not isinstance(about, str):
-            raise wrong(f"{place}.function.description",
-                        f"{place}.function.description is {shown(about)}; use a text")  # fmt: skip
+            raise wrong(
+                f"{place}.function.description",
+                f"{place}.function.description is {shown(about)}; use a text",
+            )
         made["description"] = about
     made["parameters"] = dict(parameters or {"type": "object", "properties": {}})
     return {"type": "function", "function": made}
@@ -89,25 +112,30 @@ def _tool(tool: Any, place: str) -> dict[str, Any]:
 def answer_grammar(
     values: Mapping[str, Any], served: ServedModel, forced: list[dict[str, Any]] | None
 ) -> Grammar | None:
-    """The grammar that an answer must follow; None if it is free.
+    """The grammar that an answer must follow; None if the answer is not constrained.
 
     Args:
-        values: fields of the request.
+        values: checked fields of the request.
         served: the model.
-        forced: tools of which one must be called.
+        forced: the tools of which one must be called; None if none must be.
 
     Raises:
-        ApiError: several are asked for, or one cannot be used.
+        ApiError: the request asks for several constraints, or one of them is invalid.
     """
     form = values["response_format"]
     kind = "text" if form is None else form.get("type")
     if kind not in FORMATS:
-        raise wrong("response_format", f"response_format.type is {shown(kind)}; use one of "
-                    + ", ".join(FORMATS))  # fmt: skip
+        raise wrong(
+            "response_format",
+            f"response_format.type is {shown(kind)}; use one of {', '.join(FORMATS)}",
+        )
     wanted = [kind != "text", values["grammar"] is not None, forced is not None]
     if sum(wanted) > 1:
-        raise wrong("response_format", "an answer can follow one of response_format, grammar and a "
-                    "tool_choice that asks for a call, not several")  # fmt: skip
+        raise wrong(
+            "response_format",
+            "the request has several of response_format, grammar and a tool_choice that requires a "
+            "call; use one of them",
+        )
     if forced is not None:
         assert served.syntax is not None
         special = {served.tokenizer.token_name(i): i for i in served.tokenizer.special_ids}
@@ -121,8 +149,11 @@ def answer_grammar(
         held = form.get("json_schema")
         schema = held.get("schema") if isinstance(held, Mapping) else None
         if not isinstance(schema, Mapping):
-            raise wrong("response_format", f"response_format.json_schema is {shown(held)}; use "
-                        '{"name": ..., "schema": {...}}')  # fmt: skip
+            raise wrong(
+                "response_format",
+                f"response_format.json_schema is {shown(held)}; use "
+                '{"name": ..., "schema": {...}}',
+            )
         return _made(lambda: served.grammars().json_schema(schema), "response_format")
     return None
 

@@ -1,4 +1,4 @@
-"""Messages of conversations, checked, as chat templates take them."""
+"""Check the messages of a conversation and convert them to the form that chat templates take."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ ROLES = ("assistant", "developer", "system", "tool", "user")
 
 
 def checked_messages(messages: list[Any]) -> list[dict[str, Any]]:
-    """Messages with a role and a text each, for a chat template.
+    """Check the messages of a request.
+
+    Returns:
+        messages with a role and a text each, for a chat template.
 
     Raises:
-        ApiError: a message is not of this form.
+        ApiError: there is no message, or one has an invalid role or content.
     """
     if not messages:
         raise wrong("messages", "there are no messages; give at least one")
@@ -32,16 +35,24 @@ def _message(message: Any, place: str) -> dict[str, Any]:
         raise wrong(place, f"{place} is {shown(message)}; use an object with role and content")
     unknown_keys = [key for key in message if key not in _MESSAGE_KEYS]
     if unknown_keys:
-        raise wrong(place, f"{place} has {unknown_keys[0][:60]!r}, which this server does not know",
-                    "unknown_parameter")  # fmt: skip
+        raise wrong(
+            place,
+            f"{place} has the key {unknown_keys[0][:60]!r}, which this server does not know; leave "
+            "it out",
+            "unknown_parameter",
+        )
     role = message.get("role")
     if role not in ROLES:
-        raise wrong(f"{place}.role", f"{place}.role is {shown(role)}; use one of "
-                    + ", ".join(ROLES))  # fmt: skip
+        raise wrong(
+            f"{place}.role", f"{place}.role is {shown(role)}; use one of {', '.join(ROLES)}"
+        )
     for key in ("audio", "function_call"):
         if message.get(key) is not None:
-            raise wrong(f"{place}.{key}", f"{place}.{key} is not offered by this server",
-                        "unsupported_value")  # fmt: skip
+            raise wrong(
+                f"{place}.{key}",
+                f"{place}.{key} is not offered by this server; leave it out",
+                "unsupported_value",
+            )
     made: dict[str, Any] = {
         "role": "system" if role == "developer" else role,
         "content": _content(message.get("content"), f"{place}.content"),
@@ -52,13 +63,16 @@ def _message(message: Any, place: str) -> dict[str, Any]:
     if message.get("tool_calls") is not None:
         made["tool_calls"] = _earlier_calls(message["tool_calls"], f"{place}.tool_calls")
     if made["content"] == "" and message.get("content") is None and role != "assistant":
-        raise wrong(f"{place}.content", f"{place}.content is missing",
-                    "missing_required_parameter")  # fmt: skip
+        raise wrong(
+            f"{place}.content",
+            f"{place}.content is missing; give a text",
+            "missing_required_parameter",
+        )
     return made
 
 
 def _earlier_calls(calls: Any, place: str) -> list[dict[str, Any]]:
-    """Calls of an earlier answer, with their arguments as objects, as templates write them."""
+    """Tool calls of an earlier answer, with their arguments as objects, which templates expect."""
     if not isinstance(calls, list):
         raise wrong(place, f"{place} is {shown(calls)}; use a list of calls")
     found = []
@@ -72,8 +86,11 @@ def _earlier_calls(calls: Any, place: str) -> list[dict[str, Any]]:
             except (ValueError, RecursionError):
                 held = None
         if not isinstance(name, str) or not isinstance(held, dict):
-            raise wrong(f"{place}[{number}]", f"{place}[{number}] is {shown(call)}; use a function "
-                        "with a name and a text of JSON as arguments")  # fmt: skip
+            raise wrong(
+                f"{place}[{number}]",
+                f"{place}[{number}] is {shown(call)}; use a function with a name, and with a JSON "
+                "object as text for its arguments",
+            )
         made = {"name": name, "arguments": held}
         found.append({"id": str(call.get("id", "")), "type": "function", "function": made})
     return found

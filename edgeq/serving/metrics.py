@@ -1,4 +1,4 @@
-"""Counters of a server in Prometheus' text format.
+"""Counters of a server in the text format of Prometheus.
 
 Source: https://prometheus.io/docs/instrumenting/exposition_formats/
 """
@@ -17,10 +17,10 @@ Labels = Mapping[str, str]
 
 
 class TimeHistogram:
-    """How often a figure was within each bound.
+    """A histogram of times in seconds.
 
     Args:
-        bounds: rising upper bounds, in seconds.
+        bounds: upper bounds of the buckets, in seconds, in ascending order.
     """
 
     def __init__(self, bounds: Sequence[float]) -> None:
@@ -29,13 +29,13 @@ class TimeHistogram:
         self._sum = 0.0
 
     def add(self, value: float) -> None:
-        """Count a figure."""
+        """Count a time, in seconds."""
         place = next((i for i, bound in enumerate(self._bounds) if value <= bound), -1)
         self._counts[place] += 1
         self._sum += value
 
     def lines(self, name: str, labels: Labels) -> Iterable[str]:
-        """Its lines."""
+        """The lines of the histogram in the text format."""
         named = [*(f"{bound:g}" for bound in self._bounds), "+Inf"]
         for bound, count in zip(named, accumulate(self._counts), strict=True):
             yield sample(f"{name}_bucket", {**labels, "le": bound}, count)
@@ -44,7 +44,7 @@ class TimeHistogram:
 
 
 class ModelMetrics:
-    """What was done with one model."""
+    """Counters of one model."""
 
     def __init__(self) -> None:
         self.prompt = self.cached = self.generated = 0
@@ -54,10 +54,10 @@ class ModelMetrics:
 
 
 class Metrics:
-    """Counters of a server. Used on the event loop only.
+    """Counters of a server. Only the event loop may use them.
 
     Args:
-        models: their names.
+        models: names of the models.
     """
 
     def __init__(self, models: Iterable[str]) -> None:
@@ -66,7 +66,7 @@ class Metrics:
 
 
 def sample(name: str, labels: Labels, value: float) -> str:
-    """A line with one figure."""
+    """The line of one value with its labels."""
     escaped = (
         text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
         for text in labels.values()
@@ -76,6 +76,6 @@ def sample(name: str, labels: Labels, value: float) -> str:
 
 
 def family(name: str, kind: str, about: str, lines: Iterable[str]) -> list[str]:
-    """The lines of a metric; none if there is no figure."""
+    """The lines of a metric with its help and type; no lines if the metric has no values."""
     found = list(lines)
     return [f"# HELP {name} {about}", f"# TYPE {name} {kind}", *found] if found else []

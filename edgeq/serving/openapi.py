@@ -1,4 +1,4 @@
-"""The document that describes the interface, as OpenAPI 3.1, from the fields that are checked."""
+"""The OpenAPI 3.1 document of the server, derived from the descriptions of the fields."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _ERROR: dict[str, Any] = {
     },
 }
 _REFUSALS = {
-    "400": "The request cannot be done; `param` names the field at fault.",
+    "400": "The request is invalid; `param` names the field that is wrong.",
     "403": "The Host header names another server.",
     "404": "There is no such model.",
-    "408": "The body came too late.",
-    "413": "The body is too long.",
+    "408": "The body arrived too late.",
+    "413": "The body is too large.",
     "415": "The body is not JSON.",
     "429": "All slots are in use and the queue is full; Retry-After says when to try again.",
     "500": "The model failed.",
-    "503": "The server is ending.",
+    "503": "The server is shutting down.",
 }
 _MODEL_PATH = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
 
@@ -72,12 +72,12 @@ PATHS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": _posted("Answer a conversation.", CHAT, streams=True),
     "/v1/completions": _posted("Continue a text.", COMPLETION, streams=True),
     "/v1/responses": _posted(
-        "Answer a conversation, in OpenAI's newer form.", RESPONSE, streams=True
+        "Answer a conversation with the Responses API of OpenAI.", RESPONSE, streams=True
     ),
-    "/v1/embeddings": _posted("Vectors of texts.", EMBEDDINGS),
+    "/v1/embeddings": _posted("Embeddings of texts.", EMBEDDINGS),
     "/v1/models": _got("The models that are served."),
-    "/v1/models/{model}": _got("One of them.", model=True),
-    "/v1/models/{model}/card": _got("Its quality card.", model=True),
+    "/v1/models/{model}": _got("One of the models.", model=True),
+    "/v1/models/{model}/card": _got("The quality report of a model as Markdown.", model=True),
     "/tokenize": _posted("Token ids of a text.", TOKENIZE),
     "/detokenize": _posted("The text of token ids.", DETOKENIZE),
     "/health": _got("Whether the server answers."),
@@ -86,11 +86,11 @@ PATHS: dict[str, dict[str, Any]] = {
     "/metrics": _got("Counters for Prometheus.", "text/plain"),
     "/openapi.json": _got("This document."),
 }
-"""Path -> its operations, without their refusals."""
+"""Path -> its operations, without the error responses."""
 
 
 def document(needs_key: bool) -> dict[str, Any]:
-    """The document.
+    """The OpenAPI document.
 
     Args:
         needs_key: whether requests need the API key.
@@ -113,7 +113,7 @@ def document(needs_key: bool) -> dict[str, Any]:
         "info": {
             "title": "edgeq serve",
             "version": __version__,
-            "description": "Language models on this machine, with OpenAI's interface.",
+            "description": "Language models on this machine, with the OpenAI API.",
         },
         "paths": paths,
         "components": {"schemas": {"Error": _ERROR}},

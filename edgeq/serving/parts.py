@@ -1,7 +1,8 @@
-"""The parts of an answer: what is said, what is thought, and which tools are called.
+"""Split an answer into content, reasoning and tool calls while it is generated.
 
-A splitter is fed the text of an answer piece by piece and gives its parts as soon as they are
-certain: text that may be the start of a mark is withheld until it is one or is not.
+A splitter gets the text of an answer in pieces and returns each part as soon as it is certain. Text
+that may be the beginning of a marker, such as ``<think>``, is held back until the following text
+decides.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ THINK, THOUGHT = "<think>", "</think>"
 
 @dataclass(frozen=True)
 class Text:
-    """Some text.
+    """A part of an answer that is text.
 
     Args:
-        text: not empty.
-        reasoning: it is thought, not said.
+        text: the text, which is not empty.
+        reasoning: whether the text is reasoning rather than content.
     """
 
     text: str
@@ -31,27 +32,27 @@ Part = Text | ToolCall
 
 
 class Plain:
-    """Leaves text as it is."""
+    """A splitter that returns all text as content."""
 
     in_reasoning = False
 
     def push(self, text: str) -> list[Part]:
-        """The parts that this text completes."""
+        """Add text and return the parts that it completes."""
         return [Text(text)] if text else []
 
     def end(self) -> list[Part]:
-        """The parts that the end completes."""
+        """End the answer and return the remaining parts."""
         return []
 
 
 class Splitter:
-    """Takes an answer apart as it grows.
+    """Splits an answer into content, reasoning and tool calls.
 
     Args:
-        thinks: whether thought between marks is told apart.
-        inside: the prompt ends within a thought.
-        syntax: how the model writes calls of tools; None if it was given no tools.
-        single: give the first call only, and nothing after it.
+        thinks: whether text between the markers of reasoning is returned as reasoning.
+        inside: whether the prompt ends within reasoning.
+        syntax: the syntax of tool calls; None if the request has no tools.
+        single: whether to return only the first tool call, and nothing after it.
     """
 
     def __init__(
@@ -63,10 +64,10 @@ class Splitter:
         self._buffer = ""
         self._calling = False
         self._called = self._said = self._after_call = False
-        self._trim = inside  # leave out line ends at the start of what follows
+        self._trim = inside  # whether to remove line feeds before the next text
 
     def push(self, text: str) -> list[Part]:
-        """The parts that this text completes."""
+        """Add text and return the parts that it completes."""
         self._buffer += text
         found: list[Part] = []
         while self._step(found, final=False):
@@ -74,14 +75,14 @@ class Splitter:
         return found
 
     def end(self) -> list[Part]:
-        """The parts that the end completes."""
+        """End the answer and return the remaining parts."""
         found: list[Part] = []
         while self._step(found, final=True):
             pass
         return found
 
     def _step(self, found: list[Part], final: bool) -> bool:
-        """Take one part from the buffer; False if it needs more text."""
+        """Move one part from the buffer to ``found``; False if more text is needed."""
         if self._single and self._called:
             return False
         if self._calling:
@@ -96,7 +97,7 @@ class Splitter:
         place, mark = _first(self._buffer, marks)
         if mark is None:
             stop = len(self._buffer) if final else _certain(self._buffer, marks)
-            # whitespace alone may come before a call that begins the answer
+            # white space may precede a tool call at the beginning of the answer
             if not final and self._syntax and not self._buffer[:stop].strip() and not found:
                 return False
             self._say(found, self._buffer[:stop])
@@ -119,7 +120,7 @@ class Splitter:
         if self._trim:
             text = text.lstrip("\n")
         if self._after_call:
-            text = text.lstrip()  # line ends between calls
+            text = text.lstrip()  # line feeds between calls
         if text:
             self._trim = self._after_call = False
             self._said = self._said or not self.in_reasoning
@@ -138,20 +139,20 @@ class Splitter:
         if calls and all(one.is_json for one in calls):
             found += calls[:1] if self._single else calls
             self._called = self._after_call = True
-        elif raw:  # no call after all
+        elif raw:  # the text is not a valid call
             self._said = True
             found.append(Text(raw))
         return bool(self._buffer)
 
 
 def _first(text: str, marks: Sequence[str]) -> tuple[int, str | None]:
-    """The first place of a mark, and which."""
+    """Position of the first marker in a text, and the marker; the length and None without one."""
     places = [(place, mark) for mark in marks if (place := text.find(mark)) >= 0]
     return min(places) if places else (len(text), None)
 
 
 def _certain(text: str, marks: Sequence[str]) -> int:
-    """How much of a text cannot be the start of a mark."""
+    """Number of leading characters that cannot belong to the beginning of a marker."""
     longest = max(map(len, marks), default=0)
     for start in range(max(0, len(text) - longest + 1), len(text)):
         if any(mark.startswith(text[start:]) for mark in marks):

@@ -1,4 +1,4 @@
-"""The addresses by which a phone in the same network reaches the page, as QR codes."""
+"""QR codes of the addresses at which a phone in the same network reaches the chat page."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from edgeq.core.errors import MissingDependencyError, require
 from edgeq.serving.settings import ServerSettings
 
 _ELSEWHERE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
-"""Addresses of documentation, for asking which of ours leads out; nothing is sent to them."""
+"""Addresses reserved for documentation. A route to them tells which local address leads to other
+networks; nothing is sent."""
 
 _EVERYWHERE = {
     "0.0.0.0": (socket.AF_INET,),
     "::": (socket.AF_INET, socket.AF_INET6),
     "": (socket.AF_INET, socket.AF_INET6),
 }
-"""Addresses that mean all of this machine's, and the families that are listened on then."""
+"""Wildcard addresses -> the address families that the server listens on."""
 
 
 def phone_addresses(settings: ServerSettings, port: int, host: str | None) -> dict[str, Any]:
     """Addresses of the page for other machines, each with a QR code.
 
     Args:
-        settings: of the server.
-        port: that it listens on.
-        host: the header ``Host`` of the request: a name that reaches the server.
+        settings: settings of the server.
+        port: port that the server listens on.
+        host: header ``Host`` of the request, a name that reaches the server; None without one.
 
     Returns:
-        ``addresses``, each with ``url`` and ``qr`` (a data URI of an SVG, or None), and ``reason``:
-        why there is no address or no code, or None.
+        ``addresses``, each with ``url`` and ``qr`` (a data URI of an SVG, or None), and ``reason``,
+        which says why there is no address or no QR code (or None).
     """
     if settings.is_loopback:
         return {
@@ -48,7 +49,7 @@ def phone_addresses(settings: ServerSettings, port: int, host: str | None) -> di
 
 
 def qr_code(text: str) -> str:
-    """A QR code as the data URI of an SVG, black on white with the margin that readers need."""
+    """A QR code as the data URI of an SVG: black on white, with the margin that readers need."""
     import segno
 
     code = segno.make(text, micro=False, error="m")
@@ -56,7 +57,7 @@ def qr_code(text: str) -> str:
 
 
 def _urls(settings: ServerSettings, port: int, host: str | None) -> Iterable[str]:
-    """The name that the browser came by, if others can use it, and the addresses listened on."""
+    """The name in the Host header, if other machines can use it, and the listening addresses."""
     if host and host.isascii() and not set(host) & set(" /?#@\\<>\"'"):
         name = host.rpartition(":")[0] if ":" in host and not host.endswith("]") else host
         if not _is_local(name.strip("[]")):
@@ -78,7 +79,7 @@ def _is_local(name: str) -> bool:
 
 
 def _outward(families: Iterable[socket.AddressFamily]) -> list[str]:
-    """This machine's addresses from which packets to other networks would leave."""
+    """The addresses of this machine from which packets to other networks are sent."""
     found = []
     for family in families:
         try:

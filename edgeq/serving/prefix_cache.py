@@ -1,7 +1,7 @@
-"""Caches of sequences that left their engine, kept in memory for a prompt that begins alike.
+"""A cache of the KV caches of earlier sequences, for prompts that begin with the same tokens.
 
-An engine holds one sequence. When another conversation takes its place, a copy of the old one is
-kept here, within a limit of bytes; the least recently used are removed first.
+An engine holds one sequence. When another conversation replaces it, a copy of the old sequence is
+kept here, within a limit of bytes; the least recently used copies are removed first.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from edgeq.runtime.engine import Engine
 from edgeq.runtime.kv_state import Snapshot
 
 WORTH = 32
-"""Tokens below which a sequence is run again rather than kept."""
+"""Sequences with fewer new tokens than this are not kept, because running them again is cheap."""
 
 
 def common_prefix(a: tuple[int, ...], b: tuple[int, ...]) -> int:
-    """How many tokens two sequences have in common at their beginning."""
+    """Length, in tokens, of the longest common prefix of two sequences."""
     most = min(len(a), len(b))
     if a[:most] == b[:most]:
         return most
@@ -32,14 +32,14 @@ def common_prefix(a: tuple[int, ...], b: tuple[int, ...]) -> int:
 
 
 class PrefixCache:
-    """Snapshots of one model's sequences. Threads may share it.
+    """Snapshots of sequences of one model. Threads may share the object.
 
     Args:
-        limit: bytes of all snapshots together; 0 keeps none.
+        limit: most bytes of all snapshots together; 0 keeps none.
 
     Attributes:
-        hits: prompts that were continued from a snapshot.
-        nbytes: of all snapshots.
+        hits: number of prompts that were continued from a snapshot.
+        nbytes: bytes of all snapshots.
     """
 
     def __init__(self, limit: int) -> None:
@@ -52,12 +52,12 @@ class PrefixCache:
         return len(self._kept)
 
     def prepare(self, engine: Engine, prompt: tuple[int, ...]) -> list[int]:
-        """Give an engine the longest known beginning of a prompt.
+        """Restore the longest known prefix of a prompt in an engine.
 
-        What it held before is kept as a snapshot if it is worth it.
+        The sequence that the engine holds is kept as a snapshot if it is long enough.
 
         Returns:
-            The tokens of the prompt that are still to be run, at least one.
+            the tokens of the prompt that are still to be run, at least one.
         """
         here = common_prefix(tuple(engine.tokens), prompt)
         if engine.n_past - here >= WORTH:
@@ -77,7 +77,7 @@ class PrefixCache:
             return self._kept[best]
 
     def _keep(self, engine: Engine) -> None:
-        """Copy an engine's sequence, unless a longer copy of it is kept or it is too large."""
+        """Keep a snapshot of an engine, unless a longer one is kept already or it is too large."""
         tokens = tuple(engine.tokens)
         with self._lock:
             if not self._limit or any(kept[: len(tokens)] == tokens for kept in self._kept):

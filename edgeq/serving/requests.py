@@ -1,4 +1,4 @@
-"""Bodies of requests as jobs: chats and completions."""
+"""Request bodies of chats and completions: their fields, and the jobs that they ask for."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from edgeq.serving.worker import AnswerJob, check_prompt, encoded
 
 MAX_STOPS = 16
 MAX_PROMPTS = 64
-"""Prompts of one request for completions."""
+"""Most prompts of one request for completions."""
 RESERVED = frozenset(
     ("add_generation_prompt", "bos_token", "documents", "eos_token", "files", "messages",
      "pad_token", "tools", "unk_token")
 )  # fmt: skip
-"""Variables of chat templates that a request may not set by `chat_template_kwargs`."""
+"""Variables of chat templates that a request may not set with `chat_template_kwargs`."""
 
 _ANY_TEXT = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}
 
-MODEL = Field("model", ("string",), "A name that /v1/models lists; the first of them if left out.")
+MODEL = Field("model", ("string",), "A name that /v1/models lists; the first one if left out.")
 STREAM = (
     Field("stream", ("boolean",), "Send the answer as server-sent events while it is generated."),
     Field("stream_options", ("object",), "With `stream`: {\"include_usage\": true} adds an event "
@@ -50,22 +50,22 @@ SAMPLING = (
           "before.", -2, 2),
     Field("logit_bias", ("object",), "Token id -> what is added to its logit, -100 to 100.",
           schema={"additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}}),
-    Field("seed", ("integer",), "Of the random numbers: the same seed gives the same answer.",
+    Field("seed", ("integer",), "Seed of the random numbers: the same seed gives the same answer.",
           -(1 << 63), (1 << 63) - 1),
     Field("stop", ("string", "array"), f"Up to {MAX_STOPS} texts that end the answer and are not "
           "part of it.", schema={"items": {"type": "string"}, "maxItems": MAX_STOPS}),
-    Field("n", ("integer",), "Answers to a prompt: one.", only=(1,)),
+    Field("n", ("integer",), "Number of answers to a prompt: only 1.", only=(1,)),
 )  # fmt: skip
 CHAT = (
-    Field("messages", ("array",), "The conversation: a role and a content each.", required=True,
-          schema={"minItems": 1, "items": {
+    Field("messages", ("array",), "The conversation: messages with a role and a content.",
+          required=True, schema={"minItems": 1, "items": {
               "type": "object",
               "properties": {"role": {"enum": [*ROLES]}, "content": _ANY_TEXT},
               "required": ["role"],
           }}),
     MODEL,
     Field("max_tokens", ("integer",), "The most tokens to generate.", 1, 1 << 31),
-    Field("max_completion_tokens", ("integer",), "The same.", 1, 1 << 31),
+    Field("max_completion_tokens", ("integer",), "Newer name of max_tokens.", 1, 1 << 31),
     *SAMPLING,
     *STREAM,
     Field("logprobs", ("boolean",), "Report the log-probability of each token."),
@@ -84,8 +84,8 @@ COMPLETION = (
     *STREAM,
     Field("logprobs", ("integer",), "Most likely tokens to report at each step.", 0, 20),
     Field("echo", ("boolean",), "Begin the answer with the prompt, and report its tokens too."),
-    Field("best_of", ("integer",), "Answers to choose from: one.", only=(1,)),
-    Field("suffix", ("string",), "Text after the answer: none.", only=("",)),
+    Field("best_of", ("integer",), "Number of answers to choose from: only 1.", only=(1,)),
+    Field("suffix", ("string",), "Text after the answer: only an empty text.", only=("",)),
 )  # fmt: skip
 
 
@@ -94,13 +94,13 @@ class Call:
     """A checked request.
 
     Args:
-        served: the model it asks for.
+        served: the model that the request names.
         jobs: the answers to generate, one after another.
-        prompts: text to begin each answer with.
-        stream: answer by events.
-        include_usage: end the events with the numbers of tokens.
-        asked: the body, where the answer repeats it.
-        splitter: makes what takes an answer apart into what is said, thought and called.
+        prompts: text that each answer begins with.
+        stream: whether the answer is sent as server-sent events.
+        include_usage: whether the events end with the token counts.
+        asked: the request body, for responses that repeat its fields.
+        splitter: makes the object that splits an answer into content, reasoning and tool calls.
     """
 
     served: ServedModel
@@ -113,10 +113,14 @@ class Call:
 
 
 def chosen_model(models: Mapping[str, ServedModel], name: str | None) -> ServedModel:
-    """The model that a request asks for; the first if it names none.
+    """The model that a request names; the first model if it names none.
+
+    Args:
+        models: the models of the server, by name.
+        name: name in the request; None if it is left out.
 
     Raises:
-        ApiError: there is none of this name.
+        ApiError: no model has this name.
     """
     if name is None:
         return next(iter(models.values()))
@@ -128,10 +132,10 @@ def chosen_model(models: Mapping[str, ServedModel], name: str | None) -> ServedM
 def read_for_model(
     body: Mapping[str, Any], fields: tuple[Field, ...], models: Mapping[str, ServedModel]
 ) -> tuple[dict[str, Any], ServedModel]:
-    """The fields of a body, and the model that it asks for.
+    """Check the fields of a body and find the model that it names.
 
     Raises:
-        ApiError: a field is not as described, or there is no such model.
+        ApiError: a field is invalid, or no model has this name.
     """
     values = read(body, fields)
     return values, chosen_model(models, values["model"])
@@ -140,10 +144,15 @@ def read_for_model(
 def chat_call(
     body: Mapping[str, Any], models: Mapping[str, ServedModel], settings: ServerSettings
 ) -> Call:
-    """A body of ``/v1/chat/completions``.
+    """Check a request body of ``/v1/chat/completions``.
+
+    Args:
+        body: the JSON object of the request.
+        models: the models of the server, by name.
+        settings: settings of the server, with the defaults of sampling.
 
     Raises:
-        ApiError: something in it cannot be done.
+        ApiError: a field is invalid or asks for something that the server does not offer.
     """
     values, served = read_for_model(body, CHAT, models)
     messages = checked_messages(values["messages"])
@@ -186,10 +195,10 @@ def chat_call(
 def completion_call(
     body: Mapping[str, Any], models: Mapping[str, ServedModel], settings: ServerSettings
 ) -> Call:
-    """A body of ``/v1/completions``.
+    """Check a request body of ``/v1/completions``; see `chat_call`.
 
     Raises:
-        ApiError: something in it cannot be done.
+        ApiError: a field is invalid or asks for something that the server does not offer.
     """
     values, served = read_for_model(body, COMPLETION, models)
     prompts = _prompts(values["prompt"], served)
@@ -218,7 +227,7 @@ def completion_call(
 
 
 def without_lookup_where_impossible(job: AnswerJob) -> AnswerJob:
-    """The job, without prompt lookup unless it is a plain greedy one."""
+    """The job without prompt lookup, which only plain greedy decoding supports."""
     plain = job.params.plain_greedy and job.logprobs is None and job.constraint is None
     return job if plain else replace(job, lookup=0)
 
@@ -227,7 +236,7 @@ def stream_options(values: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `Call` about streaming.
 
     Raises:
-        ApiError: the options are unknown, or given without `stream`.
+        ApiError: an option is unknown, or options are given without `stream`.
     """
     stream, options = bool(values["stream"]), values["stream_options"]
     if options is not None and not stream:
@@ -243,7 +252,7 @@ def stream_options(values: Mapping[str, Any]) -> dict[str, Any]:
 def sampling_params(
     values: Mapping[str, Any], served: ServedModel, defaults: SamplingParams
 ) -> SamplingParams:
-    """How tokens are chosen: what the request says, and the server's defaults for the rest.
+    """Parameters of sampling: those of the request, and the server's defaults for the others.
 
     Raises:
         ApiError: a value is out of range.
@@ -253,7 +262,7 @@ def sampling_params(
     given = {name: values[name] for name in names if values[name] is not None}
     if "seed" in given:
         given["seed"] %= 1 << 64
-    if given.get("top_p") == 0:  # OpenAI allows it: the most likely token alone
+    if given.get("top_p") == 0:  # OpenAI allows 0: it means the most likely token
         given["top_k"], given["top_p"] = 1, 1.0
     if values["logit_bias"]:
         given["logit_bias"] = _biases(values["logit_bias"], served.model.config.vocab)
@@ -278,10 +287,10 @@ def _biases(given: Mapping[str, Any], vocab: int) -> dict[int, float]:
 
 
 def checked_stops(stop: str | list[Any] | None) -> tuple[str, ...]:
-    """The texts that end an answer.
+    """Check the field ``stop``: the texts that end an answer.
 
     Raises:
-        ApiError: one is no text or empty, or there are too many.
+        ApiError: an entry is not a text or is empty, or there are too many.
     """
     stops = [] if stop is None else [stop] if isinstance(stop, str) else stop
     if len(stops) > MAX_STOPS:
@@ -293,16 +302,17 @@ def checked_stops(stop: str | list[Any] | None) -> tuple[str, ...]:
 
 
 def checked_variables(extra: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Variables for a chat template.
+    """Check the field ``chat_template_kwargs``: variables for the chat template.
 
     Raises:
-        ApiError: one is set by the server itself.
+        ApiError: the server itself sets a variable of that name, or the name is invalid.
     """
     for name in extra or {}:
         if name in RESERVED or not name.isidentifier():
             raise wrong(
                 "chat_template_kwargs",
-                f"chat_template_kwargs has {name[:60]!r}, which a request may not set",
+                f"chat_template_kwargs has {name[:60]!r}, which a request may not set; leave it "
+                "out",
             )
     return dict(extra or {})
 
@@ -325,7 +335,8 @@ def _ids(prompt: Any, served: ServedModel) -> list[int]:
     if isinstance(prompt, list) and prompt:
         for token in prompt:
             if type(token) is not int or not 0 <= token < vocab:
-                raise wrong("prompt", f"the prompt holds {shown(token)}; use token ids of 0 to "
-                            f"{vocab - 1}")  # fmt: skip
+                raise wrong(
+                    "prompt", f"the prompt holds {shown(token)}; use token ids of 0 to {vocab - 1}"
+                )
         return list(prompt)
     raise wrong("prompt", f"a prompt is {shown(prompt)}; use a text or token ids")

@@ -1,4 +1,4 @@
-"""``/v1/responses`` for text: OpenAI's newer form of the same conversations."""
+"""``/v1/responses``, the Responses API of OpenAI, for conversations of text."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ RESPONSE = (
     Field("text", ("object",), "{\"format\": {\"type\": \"json_schema\", \"name\": ..., "
           "\"schema\": {...}}} makes the answer JSON."),
     STREAM[0],
-    Field("truncation", ("string",), "What happens to long conversations: they are refused.",
-          only=("disabled",)),
-    Field("tools", ("array",), "None; use /v1/chat/completions.", only=([],)),
+    Field("truncation", ("string",), "What to do with conversations that exceed the context: they "
+          "are refused.", only=("disabled",)),
+    Field("tools", ("array",), "Not offered here; use /v1/chat/completions.", only=([],)),
 )  # fmt: skip
 _CHAT_NAMES = {"max_output_tokens": "max_completion_tokens"}
 _COPIED = ("model", "max_output_tokens", "temperature", "top_p", "stream")
@@ -39,19 +39,22 @@ _COPIED = ("model", "max_output_tokens", "temperature", "top_p", "stream")
 def response_call(
     body: Mapping[str, Any], models: Mapping[str, ServedModel], settings: ServerSettings
 ) -> Call:
-    """A body of ``/v1/responses``.
+    """Check a request body of ``/v1/responses``; see `edgeq.serving.requests.chat_call`.
 
     Raises:
-        ApiError: something in it cannot be done.
+        ApiError: a field is invalid or asks for something that the server does not offer.
     """
     values = read(body, RESPONSE)
     given = values["input"]
     messages = [{"role": "user", "content": given}] if isinstance(given, str) else list(given)
     for number, message in enumerate(messages):
         if isinstance(message, Mapping) and message.get("type", "message") != "message":
-            raise wrong(f"input[{number}]", f"input[{number}] is {shown(message)}; this server "
-                        "takes only messages", "unsupported_value")  # fmt: skip
-        if isinstance(message, Mapping):  # earlier answers come back as they were sent
+            raise wrong(
+                f"input[{number}]",
+                f"input[{number}] is {shown(message)}; this server takes only messages",
+                "unsupported_value",
+            )
+        if isinstance(message, Mapping):  # earlier answers have the fields of a response
             dropped = ("type", "id", "status", "phase")
             messages[number] = {k: v for k, v in message.items() if k not in dropped}
     if values["instructions"]:
@@ -69,7 +72,7 @@ def response_call(
 
 
 def _format(text: Mapping[str, Any]) -> dict[str, Any]:
-    """The same as chats write it."""
+    """The field ``text`` as the ``response_format`` of a chat."""
     unknown_keys = [key for key in text if key not in ("format", "verbosity")]
     form = text.get("format") or {"type": "text"}
     if unknown_keys or not isinstance(form, Mapping):
@@ -81,7 +84,7 @@ def _format(text: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Reply:
-    """The object that grows while an answer is written."""
+    """The ``response`` object of an answer, which is filled while the answer is generated."""
 
     def __init__(self, call: Call) -> None:
         body = call.asked
@@ -111,7 +114,7 @@ class _Reply:
         }
 
     def end(self, reason: str, totals: Totals) -> dict[str, Any]:
-        """The whole object."""
+        """Complete the object with the status and the token counts."""
         cut = reason == "length"
         self.made["status"] = "incomplete" if cut else "completed"
         self.made["incomplete_details"] = {"reason": "max_output_tokens"} if cut else None
@@ -126,7 +129,7 @@ class _Reply:
 
 
 def _item(thought: bool, text: str | None, status: str) -> dict[str, Any]:
-    """A piece of output; without content if the text is None."""
+    """An item of the output; it has no content if the text is None."""
     content = [] if text is None else [_content(thought, text)]
     if thought:
         return {"type": "reasoning", "id": new_id("rs"), "summary": [], "content": content,
@@ -142,7 +145,7 @@ def _content(thought: bool, text: str) -> dict[str, Any]:
 
 
 async def response(call: Call, start: Generate) -> dict[str, Any]:
-    """A ``response``."""
+    """The ``response`` object of a request."""
     reply, totals = _Reply(call), Totals()
     answer = await collect(start(0), call.splitter(), totals)
     status = "incomplete" if answer.finish == "length" else "completed"
@@ -153,7 +156,7 @@ async def response(call: Call, start: Generate) -> dict[str, Any]:
 
 
 class _EventWriter:
-    """Makes the events of a streamed response: items are opened, grow, and are closed."""
+    """Makes the events of a streamed response: items are added, get text, and are completed."""
 
     def __init__(self, reply: _Reply) -> None:
         self._reply = reply
@@ -162,7 +165,7 @@ class _EventWriter:
         self._text: list[str] = []
 
     def event(self, kind: str, **fields: Any) -> bytes:
-        """A numbered event."""
+        """An event with the next sequence number."""
         made = sse({"type": kind, "sequence_number": self._number, **fields}, kind)
         self._number += 1
         return made
@@ -172,7 +175,7 @@ class _EventWriter:
         return self.event(kind, response=self._reply.made)
 
     def add(self, part: Text) -> list[bytes]:
-        """Events for some text."""
+        """The events for a text, which opens a new item if it is of another kind than the last."""
         found = []
         if self._open is None or self._open[0] != part.reasoning:
             found += self.close("completed")
@@ -191,7 +194,7 @@ class _EventWriter:
         return found
 
     def close(self, status: str) -> list[bytes]:
-        """Events for the end of what is open."""
+        """The events that complete the open item; none if no item is open."""
         if self._open is None:
             return []
         thought, item = self._open
@@ -221,7 +224,7 @@ class _EventWriter:
 
 
 async def response_stream(call: Call, start: Generate) -> AsyncIterator[bytes]:
-    """Events of a streamed response."""
+    """The server-sent events of a streamed response."""
     reply, totals, splitter = _Reply(call), Totals(), call.splitter()
     writer = _EventWriter(reply)
     events = start(0)

@@ -1,7 +1,7 @@
-"""Temperature and power of this machine, for those who look at a server.
+"""Temperature and power of this machine, for the chat page and the metrics of a server.
 
-Sensors are read by a thread, and only while somebody has asked within the last seconds: reading
-some of them takes a process or wakes a device.
+A thread reads the sensors, and only if a client asked for them within the last seconds, because
+reading some of them starts a process or wakes a device.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from edgeq.devices.meters.base import PLAUSIBLE
 EVERY_S = 2.0
 """Seconds between readings."""
 INTEREST_S = 15.0
-"""Seconds after a question in which sensors are read."""
+"""Seconds for which sensors are read after a client asked for them."""
 
 
 @dataclass(frozen=True)
 class SensorState:
-    """What the sensors last said; None is what this machine cannot measure.
+    """The latest readings; None for what this machine cannot measure.
 
     Args:
-        temperature_c: of the hottest part of the processor, in degrees Celsius.
-        watts: of the most complete power meter.
-        covers: what that meter measures.
+        temperature_c: temperature of the hottest part of the processor, in degrees Celsius.
+        watts: power in watts, from the power meter that covers most of the machine.
+        covers: what that power meter measures.
     """
 
     temperature_c: float | None = None
@@ -42,7 +42,7 @@ class Sensors:
     """Reads this machine's sensors on demand.
 
     Args:
-        found: meters to read; those of this machine if None.
+        found: meters to read; None finds those of this machine.
     """
 
     def __init__(self, found: Sequence[Meter] | None = None) -> None:
@@ -56,7 +56,7 @@ class Sensors:
         self._thread.start()
 
     def latest(self) -> SensorState:
-        """The last readings; the first come some seconds after the first question."""
+        """The latest readings. They are available some seconds after the first call."""
         self._until = time.monotonic() + INTEREST_S
         self._asked.set()
         return self._state
@@ -99,14 +99,14 @@ class Sensors:
 
 
 def power_meter(found: Sequence[Meter]) -> Meter | None:
-    """The meter of the most of this machine's power, if there is one."""
+    """The meter that covers most of this machine's power; None if there is none."""
     total = [m for m in found if m.quantity in ("power", "energy") and m.total and not m.pushes]
     return next((m for scope in ("board", "package", "rail") for m in total if m.scope == scope),
                 None)  # fmt: skip
 
 
 def watts(meter: Meter, before: Reading | None, now: Reading) -> float | None:
-    """Power by a meter of power, or from two readings of a counter of energy."""
+    """Power in watts, from a reading of a power meter or two readings of an energy counter."""
     if not all(channel in now.values for channel in meter.total):
         return None
     if meter.quantity == "power":

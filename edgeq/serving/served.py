@@ -1,4 +1,4 @@
-"""A model that is served: its tokenizer, its slots and what it can do."""
+"""A model that is served, with its tokenizer, its slots and its capabilities."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from edgeq.importers import load
 from edgeq.importers.pooling import pooling_of
 from edgeq.importers.tokenizer.chat_templates import chat_templates
 from edgeq.model.kv_bits import KvBits
-from edgeq.model.memory_layout import kv_bytes, scratch_bytes
+from edgeq.model.memory_layout import draft_bytes, kv_bytes, scratch_bytes
 from edgeq.model.model import Model
 from edgeq.runtime.constraint import GrammarVocabulary
-from edgeq.runtime.draft import CONTEXT as DRAFT_CONTEXT
 from edgeq.runtime.draft import Draft, open_drafts
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.kv_state import fingerprint
@@ -39,13 +38,13 @@ class ServedModel:
     """One model of a server. Its engines share one copy of the weights.
 
     Args:
-        name: by which requests ask for it.
-        model: opened.
-        settings: of the server.
-        threads: that generate.
-        draft: a small model that drafts tokens.
-        context: of each slot in tokens; a model that supports fewer has its own.
-        n_threads, kv_bits, backend, mmap: as `Engine` takes them.
+        name: name of the model in requests.
+        model: the opened model.
+        settings: settings of the server.
+        threads: executor whose threads generate answers.
+        draft: a small model that drafts tokens; None for no drafting.
+        context: context of each slot, in tokens; limited by what the model supports.
+        n_threads, kv_bits, backend, mmap: as for `Engine`.
     """
 
     def __init__(
@@ -93,45 +92,46 @@ class ServedModel:
 
     @cached_property
     def template(self) -> str:
-        """The text of its chat templates; empty if it has none."""
+        """The text of the model's chat templates; empty if it has none."""
         return "\n".join(chat_templates(self.model.files).values())
 
     @cached_property
     def pooling(self) -> str:
-        """How embeddings are made of hidden states.
+        """How hidden states become an embedding: "last" or "mean".
 
         Raises:
-            UnsupportedError: as its files say, which edgeq does not do.
+            UnsupportedError: the model's files ask for a way of pooling that edgeq does not have.
         """
         return self._pooling or pooling_of(self.model.files)
 
     @cached_property
     def thinks(self) -> bool:
-        """Whether its chat template knows of thought between marks."""
+        """Whether the chat template has markers of reasoning."""
         return THINK in self.template or THOUGHT in self.template
 
     @cached_property
     def syntax(self) -> ToolSyntax | None:
-        """How it calls tools; None if its template does not say so in a known way."""
+        """The syntax of tool calls; None if the chat template has no known syntax."""
         return syntax_of(self.template)
 
     @cached_property
     def shown(self) -> tuple[int, ...]:
-        """Special tokens that are marks of thought or of calls, which the answer must show."""
+        """Special tokens that mark reasoning or tool calls, whose text the splitter needs."""
         marks = {THINK, THOUGHT, *(self.syntax.tokens if self.syntax else ())}
         special = self.tokenizer.special_ids
         return tuple(i for i in sorted(special) if self.tokenizer.token_name(i) in marks)
 
     def ends_in_thought(self, prompt: list[int]) -> bool:
-        """Whether a prompt ends with the mark that begins a thought."""
+        """Whether a prompt ends with the marker that begins reasoning."""
         stream = self.tokenizer.stream(shown=self.shown)
         return "".join(map(stream.push, prompt[-8:])).rstrip().endswith(THINK)
 
     def grammars(self) -> GrammarVocabulary:
-        """Its tokens as grammars need them, made when first asked for.
+        """The vocabulary in the form that grammars need, made at the first call.
 
         Raises:
-            EdgeqError: grammars cannot be used here.
+            EdgeqError: grammars cannot be used, because a package is missing or the tokenizer is
+                not supported.
         """
         with self._making_grammars:
             if self._grammars is None:
@@ -140,15 +140,15 @@ class ServedModel:
 
     @property
     def can_chat(self) -> bool:
-        """Whether it has a chat template."""
+        """Whether the model has a chat template."""
         return self.tokenizer.has_chat_template
 
     def described(self) -> dict[str, Any]:
-        """The entry of ``/v1/models``."""
+        """The entry of the model in ``/v1/models``."""
         return {"id": self.name, "object": "model", "created": self.created, "owned_by": "edgeq"}
 
     def facts(self) -> dict[str, Any]:
-        """What ``/props`` says of it."""
+        """The entry of the model in ``/props``."""
         config = self.model.config
         return {
             **self.described(),
@@ -184,24 +184,22 @@ def _refuse_too_much(
     n_threads: int | None,
     draft: Model | None,
 ) -> None:
-    """Refuse caches that would fill the memory as answers grow, while nobody waits yet.
+    """Refuse KV caches that would exceed the free memory as answers grow, at the start.
 
     Raises:
-        DoesNotFitError: they need more than there is.
+        DoesNotFitError: the KV caches and their buffers need more memory than is free.
     """
     config, free = model.config, available_bytes()
     tokens = min(config.context, 4096) if context is None else context
     needed = parallel * kv_bytes(config, tokens, kv_bits)
     needed += scratch_bytes(config, tokens, n_threads or available_cores(), parallel)
     if draft is not None:
-        short = min(DRAFT_CONTEXT, draft.config.context)
-        needed += parallel * kv_bytes(draft.config, short, kv_bits)
-        needed += scratch_bytes(draft.config, short, n_threads or available_cores(), parallel)
+        needed += draft_bytes(draft.config, n_threads or available_cores(), kv_bits, parallel)
     if free is not None and needed > free:
         raise DoesNotFitError(
             f"{name}: the KV caches of {parallel} answers of {tokens} tokens and their buffers "
             f"need {human_bytes(needed)}, and {human_bytes(free)} are free; use fewer answers at "
-            "a time (--parallel) or a shorter context (--ctx-size)"
+            "the same time (--parallel) or a shorter context (--ctx-size)"
         )
 
 
@@ -209,11 +207,11 @@ def named_models(models: list[str | Path | Model | tuple[str, Any]]) -> dict[str
     """Names and sources of the models of a server.
 
     Args:
-        models: paths (``NAME=PATH`` gives another name than the file's), opened models, or pairs of
-            a name and one of them.
+        models: paths (``NAME=PATH`` names the model; otherwise the file name does), opened models,
+            or pairs of a name and one of them.
 
     Raises:
-        UsageError: there are none, or two have one name.
+        UsageError: there is no model, or two models have the same name.
     """
     found: dict[str, Any] = {}
     for one in models:
@@ -235,7 +233,7 @@ def named_models(models: list[str | Path | Model | tuple[str, Any]]) -> dict[str
                 source = text
         if name in found:
             raise UsageError(
-                f"two models have the name {name!r}; name them apart: NAME=PATH, such as "
+                f"two models have the name {name!r}; give them different names: NAME=PATH, such as "
                 f"small={source}"
             )
         found[name] = source
@@ -248,7 +246,7 @@ def open_models(sources: dict[str, Any], progress: Progress | None = None) -> di
     """Open the models of a server.
 
     Raises:
-        EdgeqError: one cannot be opened.
+        EdgeqError: a model cannot be opened.
     """
     opened = {}
     for step, (name, source) in enumerate(sources.items()):

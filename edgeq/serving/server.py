@@ -1,4 +1,4 @@
-"""Runs a server, and ends it in order: running answers are finished first."""
+"""Starts a server and shuts it down in order: running answers are finished first."""
 
 from __future__ import annotations
 
@@ -19,30 +19,31 @@ from edgeq.model.model import Model
 from edgeq.serving.settings import ServerSettings
 
 START_S = 30.0
-"""Seconds that a server may take to listen."""
+"""Seconds that a server may take until it listens."""
 Source = str | Path | Model
 
 
 class Server:
-    """Serves models to OpenAI's clients and to a page in a browser, from a thread.
+    """Serves models with the OpenAI API, and a chat page, from a thread.
 
-    `edgeq.serve` does the same and returns only when it is told to end.
+    `edgeq.serve` does the same in the calling thread until it is interrupted.
 
     Args:
-        models: paths of models (``NAME=PATH`` gives a name other than the file's), models, or
-            pairs of a name and one of them. The first is used where a request names none.
-        settings: address, limits, defaults.
-        draft: a small model, or its path, that drafts tokens for all of the models, which must have
-            its tokenizer; answers stay the same. See `Draft`.
-        context: tokens of every slot; a model that supports fewer has its own limit.
-        threads, kv_bits, backend, mmap: as `Engine` takes them, for every slot.
+        models: paths of models (``NAME=PATH`` names the model; otherwise the file name does),
+            opened models, or pairs of a name and one of them. Requests that name no model use the
+            first.
+        settings: address, limits and defaults.
+        draft: a small model, or its path, that drafts tokens for all of the models. It must have
+            the same tokenizer as they; the answers stay the same. See `Draft`.
+        context: context of every slot, in tokens; limited by what each model supports.
+        threads, kv_bits, backend, mmap: as for `Engine`, for every slot.
         progress: called while models are opened.
 
     Raises:
         MissingDependencyError: the extra "serve" is not installed.
         FormatError: a model cannot be opened.
-        UsageError: the address is in use, two models have one name, or the draft model has another
-            tokenizer.
+        UsageError: the address is in use, two models have the same name, or the draft model has
+            another tokenizer.
 
     Example:
         >>> with edgeq.Server("model.edgeq", edgeq.ServerSettings(port=0)) as server:
@@ -75,7 +76,9 @@ class Server:
 
         self.settings = settings or ServerSettings()
         if draft is not None and self.settings.lookup:
-            raise UsageError("prompt lookup and a draft model do not work together; choose one")
+            raise UsageError(
+                "prompt lookup and a draft model cannot be used together; use one of them"
+            )
         listed: Any = models if isinstance(models, list) else [models]
         sources = named_models(listed)
         self._socket = _listen(self.settings)
@@ -110,7 +113,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        """The address, such as ``http://127.0.0.1:8080``."""
+        """The URL of the server, such as ``http://127.0.0.1:8080``."""
         host, port = self._socket.getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -118,7 +121,7 @@ class Server:
         """Serve until SIGINT or SIGTERM; running answers are finished first."""
 
         def ended(signum: int, frame: FrameType | None) -> None:
-            """The server repeats the signals it got once it has ended; they are dealt with."""
+            """Ignore the signals that uvicorn raises again after it has shut down."""
 
         before = {one: signal.signal(one, ended) for one in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -129,10 +132,10 @@ class Server:
             self._release()
 
     def start(self) -> None:
-        """Serve from a thread; returns once the server listens.
+        """Serve from a thread, and return once the server listens.
 
         Raises:
-            EdgeqError: it did not start.
+            EdgeqError: the server did not start.
         """
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="edgeq-serve",
@@ -148,14 +151,14 @@ class Server:
             waited += 0.01
 
     def close(self) -> None:
-        """End the server: no new requests, running answers are finished, engines are released."""
+        """Shut down: refuse new requests, finish running answers, and release the engines."""
         self.stop()
         if self._thread is not None:
             self._thread.join()
         self._release()
 
     def stop(self) -> None:
-        """Tell the server to end, from any thread; `run` returns when it has."""
+        """Ask the server to shut down, from any thread; `run` returns when it has done so."""
         self._server.should_exit = True
 
     def _release(self) -> None:
@@ -173,10 +176,10 @@ class Server:
 
 
 def _listen(settings: ServerSettings) -> socket.socket:
-    """A listening socket, so that an address in use is an error before models are opened.
+    """Open the listening socket, so that an address in use fails before models are opened.
 
     Raises:
-        UsageError: the address cannot be had.
+        UsageError: the server cannot listen on the address.
     """
     try:
         kind, _, _, _, address = socket.getaddrinfo(
@@ -193,13 +196,18 @@ def _listen(settings: ServerSettings) -> socket.socket:
         made.close()
         raise UsageError(
             f"cannot listen on {settings.host} port {settings.port}: {err.strerror}; choose "
-            "another --port, or 0 for any that is free"
+            "another --port, or 0 for any free port"
         ) from err
     return made
 
 
 def log_to(write: Callable[[str], None], level: int = logging.INFO) -> None:
-    """Give each line of the server's log to a function."""
+    """Pass each line of the server's log to a function.
+
+    Args:
+        write: called with each line.
+        level: lowest level of `logging` to log.
+    """
 
     class LogLines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

@@ -1,4 +1,4 @@
-"""What the endpoints of a server share: its models, its threads, what it has counted."""
+"""The state that all endpoints of a server share: models, threads, metrics and sensors."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ LOG = logging.getLogger("edgeq.serving")
 
 
 class Service:
-    """The models of a server and what is known about its work.
+    """The models of a server, with its metrics and sensors.
 
     Args:
-        settings: of the server.
-        models: by name; the service closes them.
-        threads: that generate.
+        settings: settings of the server.
+        models: the models by name; the service closes them.
+        threads: executor whose threads generate answers.
     """
 
     def __init__(
@@ -47,10 +47,14 @@ class Service:
         self._threads = threads
 
     async def generate(self, call: Call, number: int) -> AsyncGenerator[Event, None]:
-        """The events of one answer, counted.
+        """Generate one answer and count its tokens and times.
+
+        Args:
+            call: the request.
+            number: which of its jobs.
 
         Raises:
-            ApiError: as of `Worker.events`.
+            ApiError: see `Worker.events`.
         """
         counted = self.metrics.models[call.served.name]
         arrived, first = time.perf_counter(), True
@@ -80,10 +84,10 @@ class Service:
                 LOG.info("answer: %r", "".join(said))
 
     async def embed(self, call: EmbeddingCall) -> NDArray[np.float32]:
-        """The vectors of a request, counted.
+        """Compute the embeddings [n, hidden] of a request and count its tokens.
 
         Raises:
-            ApiError: as of `Worker.embed`.
+            ApiError: see `Worker.embed`.
         """
         if self.settings.log_prompts:
             for text in call.texts:
@@ -93,17 +97,17 @@ class Service:
         return vectors
 
     def log_prompt(self, call: Call) -> None:
-        """Write the prompts to the log, if that was asked for."""
+        """Write the prompts to the log, if the settings ask for it."""
         if self.settings.log_prompts:
             for job in call.jobs:
                 LOG.info("prompt: %r", call.served.tokenizer.decode(job.prompt))
 
     def defaults(self) -> dict[str, Any]:
-        """How tokens are chosen where a request does not say so."""
+        """The default parameters of sampling, for requests that do not set them."""
         return {k: v for k, v in asdict(self.settings.params).items() if k != "logit_bias"}
 
     def live(self) -> dict[str, Any]:
-        """Memory, temperature and power now; None for what this machine cannot measure."""
+        """Current memory, temperature and power; None for what this machine cannot measure."""
         state = self.sensors.latest()
         return {
             "resident_bytes": rss_bytes(),
@@ -113,17 +117,17 @@ class Service:
         }
 
     def card(self, served: ServedModel) -> dict[str, Any]:
-        """The quality card of a model, as Markdown; None if it is no artifact of edgeq's."""
+        """The quality report of a model as Markdown; None if the model is not an artifact."""
         if "recipe" not in served.model.provenance:
             return {"id": served.name, "markdown": None}
         try:
             return {"id": served.name, "markdown": model_card(served.model, served.name)}
         except EdgeqError as err:
-            LOG.warning("the card of %s cannot be shown: %s", served.name, err)
+            LOG.warning("the quality report of %s cannot be shown: %s", served.name, err)
             return {"id": served.name, "markdown": None}
 
     def prometheus(self) -> str:
-        """Everything counted, in Prometheus' format."""
+        """All metrics in the text format of Prometheus."""
         lines: list[str] = []
 
         def of_models(name: str, kind: str, about: str, value: Any) -> None:
@@ -146,45 +150,52 @@ class Service:
             for (path, status), count in sorted(self.metrics.requests.items())
         ]
         lines += family("edgeq_requests_total", "counter",
-                        "Requests by path and status; 499: the client left.", requests)  # fmt: skip
+                        "Requests by path and status; 499: the client disconnected.",
+                        requests)  # fmt: skip
         of_models("edgeq_prompt_tokens_total", "counter", "Tokens of prompts.",
                   lambda one: counted(one).prompt)  # fmt: skip
         of_models("edgeq_cached_tokens_total", "counter",
-                  "Tokens of prompts that were in a cache and not run again.",
+                  "Prompt tokens that were in a KV cache and not run again.",
                   lambda one: counted(one).cached)  # fmt: skip
         of_models("edgeq_generated_tokens_total", "counter", "Tokens generated.",
                   lambda one: counted(one).generated)  # fmt: skip
         of_models("edgeq_drafted_tokens_total", "counter",
-                  "Tokens that a draft proposed.", lambda one: counted(one).drafted)  # fmt: skip
-        of_models("edgeq_accepted_tokens_total", "counter", "Drafted tokens that were right.",
+                  "Tokens that were drafted.", lambda one: counted(one).drafted)  # fmt: skip
+        of_models("edgeq_accepted_tokens_total", "counter", "Drafted tokens that were accepted.",
                   lambda one: counted(one).accepted)  # fmt: skip
         histogram("edgeq_time_to_first_token_seconds",
-                  "From a request to its first token, waiting included.", "ttft")  # fmt: skip
+                  "Time from a request to its first token, including the wait for a slot.",
+                  "ttft")  # fmt: skip
         histogram("edgeq_time_per_output_token_seconds",
-                  "Of each token after the first, one figure for each answer.", "tpot")  # fmt: skip
+                  "Mean time per token after the first, one value per answer.", "tpot")  # fmt: skip
         of_models("edgeq_slots", "gauge", "Answers that can be generated at the same time.",
                   lambda one: len(one.slots.slots))  # fmt: skip
         of_models("edgeq_requests_running", "gauge", "Answers that are being generated.",
                   lambda one: one.slots.running)  # fmt: skip
         of_models("edgeq_requests_waiting", "gauge", "Requests that wait for a slot.",
                   lambda one: one.slots.waiting)  # fmt: skip
-        of_models("edgeq_prefix_cache_bytes", "gauge", "Memory of kept sequences.",
+        of_models("edgeq_prefix_cache_bytes", "gauge",
+                  "Memory of the KV caches of earlier sequences.",
                   lambda one: one.cache.nbytes)  # fmt: skip
         of_models("edgeq_prefix_cache_hits_total", "counter",
-                  "Prompts that were continued from a kept sequence.",
+                  "Prompts that continued the KV cache of an earlier sequence.",
                   lambda one: one.cache.hits)  # fmt: skip
         live = self.live()
         for name, key, about in (
             ("edgeq_resident_memory_bytes", "resident_bytes", "Resident memory of the server."),
             ("edgeq_temperature_celsius", "temperature_c", "The processor's temperature."),
-            ("edgeq_power_watts", "watts", "Power of what the best meter here covers."),
+            (
+                "edgeq_power_watts",
+                "watts",
+                "Power, from the meter that covers most of this machine.",
+            ),
         ):
             found = [] if live[key] is None else [sample(name, {}, live[key])]
             lines += family(name, "gauge", about, found)
         return "\n".join(lines) + "\n"
 
     def close(self) -> None:
-        """End the threads and release the engines."""
+        """Stop the threads and release the engines."""
         self._threads.shutdown(wait=True, cancel_futures=True)
         self.sensors.close()
         for served in self.models.values():

@@ -1,4 +1,4 @@
-"""What a server is asked to do, and its limits."""
+"""The settings and limits of a server."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ class ServerSettings:
     """Settings of a server.
 
     Args:
-        host: address to listen on. Others than loopback addresses need an API key.
-        port: TCP port; 0 takes a free one.
-        parallel: answers of each model that are generated at the same time.
-        queue: requests that may wait for a model; more are refused with status 429.
-        api_key: what clients must send as ``Authorization: Bearer KEY``; None asks for none.
-        insecure: listen on other addresses than loopback without a key.
-        cors_origins: origins whose pages may call the server from a browser; "*" is any.
-        timeout_s: seconds after which an answer ends where it is, or waiting in the queue does.
-        body_bytes: longest body of a request.
-        drain_s: seconds that running answers may take after the server is told to end.
-        prefix_bytes: memory for the caches of earlier conversations; 0 keeps none.
-        lookup: tokens to propose by prompt lookup in greedy answers; 0 for none.
-        pooling: how embeddings are made of hidden states, "last" or "mean"; None takes what each
-            model's files say.
-        params: how tokens are chosen where a request does not say so.
+        host: address to listen on. Addresses other than loopback addresses need an API key.
+        port: TCP port; 0 chooses a free port.
+        parallel: number of answers of each model that are generated at the same time.
+        queue: number of requests that may wait for a model; more are refused with status 429.
+        api_key: key that clients must send as ``Authorization: Bearer KEY``; None for no key.
+        insecure: allow an address that other machines can reach without an API key.
+        cors_origins: origins whose web pages may call the server; "*" is any origin.
+        timeout_s: most seconds of an answer, including the wait in the queue; the answer then ends
+            with the tokens that it has.
+        body_bytes: most bytes of a request body.
+        drain_s: seconds that running answers may take once the server shuts down.
+        prefix_bytes: memory limit for the KV caches of earlier conversations; 0 keeps none.
+        lookup: number of tokens to draft by prompt lookup in greedy answers; 0 for none.
+        pooling: how hidden states become an embedding, "last" or "mean"; None uses what each
+            model's files state.
+        params: parameters of sampling for requests that do not set them.
         log_prompts: write prompts and answers to the log.
 
     Raises:
-        UsageError: a value is out of range, or the address needs a key.
+        UsageError: a value is out of range, or the address needs an API key.
 
     Example:
         >>> edgeq.ServerSettings(host="0.0.0.0", api_key="a long one").is_loopback
@@ -75,12 +76,14 @@ class ServerSettings:
         if self.api_key is not None and not (
             self.api_key.isascii() and self.api_key.isprintable() and self.api_key.strip()
         ):
-            raise UsageError("the API key must be of printable ASCII characters, at least one")
+            raise UsageError(
+                "the API key must have at least one character, and only printable ASCII characters"
+            )
         if not self.is_loopback and self.api_key is None and not self.insecure:
             raise UsageError(
                 f"the address {self.host} can be reached from other machines, so it needs an API "
-                "key: give api_key (--api-key KEY), or insecure (--insecure) to let anybody use "
-                "the server, or listen on 127.0.0.1"
+                "key: set api_key (--api-key KEY), or listen on 127.0.0.1, or set insecure "
+                "(--insecure) to let anybody use the server"
             )
 
     @property
@@ -94,8 +97,9 @@ class ServerSettings:
     def serves_host(self, header: str | None) -> bool:
         """Whether a request's ``Host`` header names this server.
 
-        Any does, unless the server listens on a loopback address: a page of another site whose
-        name was made to point here is refused, so that it cannot use the server.
+        Every name is accepted, unless the server listens on a loopback address. Then only loopback
+        names are, which refuses web pages of other sites whose DNS name points to this machine
+        (DNS rebinding).
         """
         if not self.is_loopback or header is None:
             return True

@@ -1,7 +1,7 @@
-"""Slots: engines, who gets the next one, and who waits.
+"""Slots: the engines of a model, and the queue of requests that wait for one.
 
-A slot is given to the requests in the order in which they came. Of several free slots a request
-gets the one whose cache has most of its prompt.
+Requests get slots in the order in which they arrive. Of several free slots a request gets the one
+whose KV cache has the longest prefix of its prompt.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from edgeq.serving.prefix_cache import common_prefix
 
 @dataclass(eq=False)
 class Slot:
-    """An engine, which one request at a time may use.
+    """An engine that one request at a time may use.
 
     Args:
-        number: from 0.
-        engine: with the cache of the last sequence.
-        draft: drafts tokens for it; None if nothing does.
-        tokens: that sequence, as it was when the slot was given back.
+        number: number of the slot, from 0.
+        engine: the engine, with the KV cache of its last sequence.
+        draft: drafts tokens for the engine; None for no drafting.
+        tokens: the last sequence of the engine when the slot was released.
     """
 
     number: int
@@ -35,12 +35,12 @@ class Slot:
 
 
 class SlotPool:
-    """The slots of one model. Used on the event loop only, but for the engines.
+    """The slots of one model. Only the event loop may use the pool; threads use the engines.
 
     Args:
         engines: one for each slot.
-        queue: requests that may wait.
-        drafts: one for each slot, or none.
+        queue: number of requests that may wait.
+        drafts: one for each slot; empty for no drafting.
     """
 
     def __init__(self, engines: Sequence[Engine], queue: int, drafts: Sequence[Draft] = ()) -> None:
@@ -54,16 +54,16 @@ class SlotPool:
 
     @property
     def running(self) -> int:
-        """Slots in use."""
+        """Number of slots in use."""
         return len(self.slots) - len(self._free)
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for a slot."""
+        """Number of requests that wait for a slot."""
         return len(self._waiting)
 
     async def take(self, prompt: tuple[int, ...], timeout_s: float) -> Slot:
-        """A slot for a prompt, once one is free; `release` gives it back.
+        """Wait for a free slot for a prompt. `release` returns the slot to the pool.
 
         Raises:
             ApiError: the queue is full, or no slot became free in time.
@@ -72,8 +72,8 @@ class SlotPool:
             return self._give(prompt)
         if self.waiting >= self._queue:
             raise busy(
-                f"all {len(self.slots)} slots are in use and {self.waiting} requests wait; try "
-                "again later",
+                f"all {len(self.slots)} slots are in use and {self.waiting} requests wait in the "
+                "queue, which is full; try again later",
                 "queue_full",
             )
         place: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
@@ -85,11 +85,14 @@ class SlotPool:
         except BaseException as err:
             self._leave(place)
             if isinstance(err, TimeoutError):
-                raise busy(f"no slot became free in {timeout_s:.0f} s", "queue_timeout") from err
+                raise busy(
+                    f"no slot became free within {timeout_s:.0f} s; try again later",
+                    "queue_timeout",
+                ) from err
             raise
 
     def release(self, slot: Slot) -> None:
-        """Give a slot back; the first in the queue gets one."""
+        """Return a slot to the pool; the first request in the queue gets one."""
         slot.tokens = tuple(slot.engine.tokens)
         self._free.append(slot)
         while self._waiting and self._free:
@@ -103,7 +106,7 @@ class SlotPool:
         return best
 
     def _leave(self, place: asyncio.Future[Slot]) -> None:
-        """A request no longer waits; a slot that it was just given goes to the next."""
+        """Remove a request from the queue; a slot that it was just given goes to the next one."""
         if place.done():
             self.release(place.result())
         else:

@@ -1,4 +1,4 @@
-"""``/tokenize`` and ``/detokenize``: text to token ids and back."""
+"""Request bodies of ``/tokenize`` and ``/detokenize``: text to token ids and back."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from edgeq.serving.worker import encoded
 TOKENIZE = (
     Field("content", ("string",), "The text.", required=True),
     MODEL,
-    Field("add_special", ("boolean",), "Begin with what the tokenizer puts before a text."),
-    Field("with_pieces", ("boolean",), "Give the text of each token too."),
+    Field(
+        "add_special", ("boolean",), "Add the special tokens that the tokenizer puts before a text."
+    ),
+    Field("with_pieces", ("boolean",), "Also return the text of each token."),
 )
 DETOKENIZE = (
     Field("tokens", ("array",), "Token ids.", required=True,
@@ -25,7 +27,7 @@ DETOKENIZE = (
 
 
 def tokenized(values: Mapping[str, Any], served: ServedModel) -> dict[str, Any]:
-    """The answer of ``/tokenize``."""
+    """The response of ``/tokenize``."""
     tokenizer = served.tokenizer
     ids = encoded(
         lambda: tokenizer.encode(
@@ -44,10 +46,10 @@ def tokenized(values: Mapping[str, Any], served: ServedModel) -> dict[str, Any]:
 
 
 def detokenized(values: Mapping[str, Any], served: ServedModel) -> dict[str, Any]:
-    """The answer of ``/detokenize``.
+    """The response of ``/detokenize``.
 
     Raises:
-        ApiError: something is no token id.
+        ApiError: an entry is not a token id of the model.
     """
     vocab = served.model.config.vocab
     for token in values["tokens"]:

@@ -1,4 +1,4 @@
-"""One answer: its prompt and how to generate, and the thread's part of the work."""
+"""Generates answers and embeddings of one model on threads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from edgeq.runtime.engine import Engine
 from edgeq.runtime.generate import Constraint, FinishReason, Logprobs, generate
 from edgeq.runtime.sampling import SamplingParams
 from edgeq.runtime.tokenizer import Tokenizer
-from edgeq.serving.failures import ApiError, of_model
+from edgeq.serving.failures import ApiError, of_model, of_request
 from edgeq.serving.prefix_cache import PrefixCache
 from edgeq.serving.slots import Slot, SlotPool
 
@@ -30,18 +30,18 @@ LOG = logging.getLogger("edgeq.serving")
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerJob:
-    """What an answer is made from.
+    """The prompt of an answer, and how to generate it.
 
     Args:
         prompt: token ids, at least one and at most the context.
-        params: how tokens are chosen.
-        max_tokens: the most to generate; None goes on until the context is full, 0 generates none.
-        stop: strings that end the text.
-        end_ids: tokens that end it in addition to the model's.
-        logprobs: most likely tokens to report at each step; None reports none.
-        score_prompt: report the log-probabilities of the prompt's tokens too.
-        lookup: tokens to propose by prompt lookup.
-        constraint: makes what the answer must obey; None if it is free.
+        params: parameters of sampling.
+        max_tokens: most tokens to generate. None generates until the context is full, 0 none.
+        stop: strings that end the answer.
+        end_ids: tokens that end the answer in addition to the model's end tokens.
+        logprobs: number of most likely tokens to report at each step; None reports nothing.
+        score_prompt: also report the log-probabilities of the prompt's tokens.
+        lookup: number of tokens to draft by prompt lookup.
+        constraint: makes the constraint that the answer must follow; None for no constraint.
         shown: special tokens whose text is part of the answer, such as the start of a tool call.
     """
 
@@ -59,11 +59,11 @@ class AnswerJob:
 
 @dataclass(frozen=True)
 class Started:
-    """The prompt is being run.
+    """The event that a slot is free and the prompt is being run.
 
     Args:
-        n_prompt: its tokens.
-        n_cached: how many of them were in a cache.
+        n_prompt: number of tokens of the prompt.
+        n_cached: number of these tokens that were in a KV cache.
     """
 
     n_prompt: int
@@ -72,10 +72,10 @@ class Started:
 
 @dataclass(frozen=True)
 class Scored:
-    """Log-probabilities of the prompt's tokens.
+    """The event with the log-probabilities of the prompt's tokens.
 
     Args:
-        logprobs: of each token; None of the first, which nothing comes before.
+        logprobs: log-probabilities of each token given those before it; None for the first.
     """
 
     logprobs: tuple[Logprobs | None, ...]
@@ -83,12 +83,12 @@ class Scored:
 
 @dataclass(frozen=True)
 class Piece:
-    """The text that a token added, which may be empty.
+    """The event that a token was generated.
 
     Args:
-        text: new text.
-        token: the token.
-        logprobs: if they were asked for.
+        text: the text that the token adds, which may be empty.
+        token: id of the token.
+        logprobs: its log-probabilities; None if the request did not ask for them.
     """
 
     text: str
@@ -98,15 +98,16 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """The answer is complete.
+    """The event that the answer is complete.
 
     Args:
-        text: the last of it.
-        reason: why it ended.
-        n_prompt, n_cached, n_generated: tokens.
-        prefill_s: seconds until the first token's logits.
+        text: the last text of the answer, which may be empty.
+        reason: why the answer ended.
+        n_prompt, n_cached, n_generated: number of tokens of the prompt, of those in a KV cache, and
+            of the answer.
+        prefill_s: seconds until the logits of the first token.
         decode_s: seconds for the tokens after the first.
-        n_drafted, n_accepted: tokens that a draft proposed, and those that were right.
+        n_drafted, n_accepted: number of drafted tokens, and of those that were accepted.
     """
 
     text: str
@@ -121,7 +122,7 @@ class Ended:
 
     @property
     def tpot_s(self) -> float | None:
-        """Seconds for each token after the first; None if there was no second one."""
+        """Mean seconds per token after the first; None if there was no second token."""
         return self.decode_s / (self.n_generated - 1) if self.n_generated > 1 else None
 
 
@@ -129,18 +130,18 @@ Event = Started | Scored | Piece | Ended
 
 
 class _LeftError(Exception):
-    """Nobody waits for the answer any more."""
+    """The client disconnected, so nobody reads the answer."""
 
 
 class Worker:
     """Generates answers of one model on threads.
 
     Args:
-        tokenizer: of the model.
-        slots: of its engines.
-        cache: of its sequences.
-        threads: that generate; one for each slot.
-        timeout_s: how long waiting and generating may take together.
+        tokenizer: tokenizer of the model.
+        slots: slots of the model.
+        cache: KV caches of earlier sequences of the model.
+        threads: executor with one thread for each slot.
+        timeout_s: most seconds of waiting for a slot and generating together.
     """
 
     def __init__(
@@ -155,13 +156,13 @@ class Worker:
         self._threads, self._timeout_s = threads, timeout_s
 
     async def events(self, job: AnswerJob) -> AsyncGenerator[Event, None]:
-        """What happens while an answer is generated, `Started` first and `Ended` last.
+        """Generate an answer and yield its events: `Started` first and `Ended` last.
 
-        Closing the generator ends the work, and the slot is free as soon as the thread has noticed:
-        after the token or the batch of the prompt that it is at.
+        Closing the generator cancels the answer. The slot is free once the thread has finished the
+        current token or the current batch of the prompt.
 
         Raises:
-            ApiError: no slot is to be had, or generating failed.
+            ApiError: no slot became free, or generation failed.
         """
         loop = asyncio.get_running_loop()
         deadline = time.monotonic() + self._timeout_s
@@ -188,9 +189,11 @@ class Worker:
 
         try:
             self._threads.submit(work)
-        except RuntimeError as err:  # the threads were ended
+        except RuntimeError as err:  # the executor was shut down
             self._slots.release(slot)
-            raise ApiError(503, "shutting_down", "the server is ending") from err
+            raise ApiError(
+                503, "shutting_down", "the server is shutting down; send the request to another one"
+            ) from err
         try:
             while True:
                 event = await events.get()
@@ -203,12 +206,12 @@ class Worker:
             left.set()
 
     async def embed(self, texts: Sequence[tuple[int, ...]], pooling: str) -> NDArray[np.float32]:
-        """Embeddings of texts, [n, hidden], on a slot of their own.
+        """Compute the embeddings [n, hidden] of texts on one slot.
 
-        Canceling it ends the work after the text that it is at.
+        Canceling the coroutine ends the work after the current text.
 
         Raises:
-            ApiError: no slot is to be had, it took too long, or the model failed.
+            ApiError: no slot became free, the time limit was exceeded, or the model failed.
         """
         deadline = time.monotonic() + self._timeout_s
         slot = await self._slots.take((), self._timeout_s)
@@ -218,7 +221,7 @@ class Worker:
         def work() -> NDArray[np.float32] | ApiError:
             found: list[NDArray[np.float32]] = []
             try:
-                self._cache.prepare(slot.engine, ())  # keeps the conversation that was there
+                self._cache.prepare(slot.engine, ())  # keeps a snapshot of the last conversation
                 for text in texts:
                     if left.is_set() or time.monotonic() > deadline:
                         return ApiError(
@@ -237,11 +240,13 @@ class Worker:
 
         try:
             running = loop.run_in_executor(self._threads, work)
-        except RuntimeError as err:  # the threads were ended
+        except RuntimeError as err:  # the executor was shut down
             self._slots.release(slot)
-            raise ApiError(503, "shutting_down", "the server is ending") from err
+            raise ApiError(
+                503, "shutting_down", "the server is shutting down; send the request to another one"
+            ) from err
         try:
-            await asyncio.wait([running])  # which goes on if this is canceled
+            await asyncio.wait([running])  # the thread continues if this is canceled
         finally:
             left.set()
         result = running.result()
@@ -299,7 +304,7 @@ class Worker:
         started: float,
         counts: dict[str, int],
     ) -> None:
-        """Run the last batch of the prompt and generate."""
+        """Run the last batch of the prompt and generate the answer."""
         before = time.perf_counter() - started
         chunks = generate(
             slot.engine, self._tokenizer, list(last), job.params, max_tokens=job.max_tokens,
@@ -330,7 +335,7 @@ class Worker:
 
 
 def _score(engine: Engine, job: AnswerJob, left: threading.Event) -> tuple[Logprobs | None, ...]:
-    """Log-probabilities of a prompt's tokens, each given those before it."""
+    """Log-probabilities of a prompt's tokens, each given the tokens before it."""
     found: list[Logprobs | None] = [None]
     for start in range(0, len(job.prompt), BATCH):
         ids = job.prompt[start : start + BATCH]
@@ -346,10 +351,15 @@ def _score(engine: Engine, job: AnswerJob, left: threading.Event) -> tuple[Logpr
 
 
 def check_prompt(prompt: Sequence[int], context: int, param: str) -> None:
-    """Refuse a prompt that the context cannot hold.
+    """Refuse a prompt that is empty or longer than the context.
+
+    Args:
+        prompt: token ids.
+        context: context of the model, in tokens.
+        param: field of the request, for the message.
 
     Raises:
-        ApiError: it is empty or too long.
+        ApiError: the prompt is empty or too long.
     """
     if not prompt:
         raise ApiError(400, "empty_prompt", "the prompt has no tokens; give it some text", param)
@@ -364,13 +374,15 @@ def check_prompt(prompt: Sequence[int], context: int, param: str) -> None:
 
 
 def encoded(make: Callable[[], list[int]], param: str) -> list[int]:
-    """Tokens of a request's text, with what is wrong with it as the request's error.
+    """Encode a text of a request.
+
+    Args:
+        make: encodes the text.
+        param: field of the request, for the message.
 
     Raises:
-        ApiError: it cannot be encoded.
+        ApiError: the text cannot be encoded.
     """
-    from edgeq.serving.failures import of_request
-
     try:
         return make()
     except EdgeqError as err:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import stat
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 import edgeq
 from edgeq.api.conversation import read_messages
 from edgeq.cli import render
-from edgeq.cli.terminal import LineEditor, _read_history
+from edgeq.cli.chat import _next_line
+from edgeq.cli.terminal import CtrlC, LineEditor, _read_history, interruptible
 from edgeq.core.errors import FormatError, UsageError
 from tests.chat_models import chat_copy, endless_copy
 from tests.cli.test_chat import GREEDY, command
@@ -69,6 +71,41 @@ def test_ctrl_c_stops_the_answer_and_not_the_session(endless: Path, tmp_path: Pa
     assert chat.said.count("\x1b[1;23r") == chat.said.count("\x1b[r") == 1
 
 
+class Pressed(LineEditor):
+    """An editor at which somebody presses Ctrl-C before typing a line."""
+
+    def __init__(self, presses: int) -> None:
+        super().__init__(None)
+        self.presses = presses
+
+    def ask(self, prompt: str) -> str | None:
+        while self.presses:
+            self.presses -= 1
+            signal.raise_signal(signal.SIGINT)
+        return "a line"
+
+
+def test_ctrl_c_again_while_the_first_is_dealt_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = []
+
+    def slow(text: str) -> None:
+        signal.raise_signal(signal.SIGINT)
+        said.append(text)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(render, "note", slow)
+    with CtrlC() as ctrl_c:
+        assert _next_line(Pressed(3), ctrl_c) == "a line"
+        signal.raise_signal(signal.SIGINT)  # before the answer begins
+        with interruptible() as interrupt:
+            signal.raise_signal(signal.SIGINT)
+        assert interrupt.asked
+        signal.raise_signal(signal.SIGINT)  # after its end
+    assert said == ["\n/exit or Ctrl-D ends the chat"] * 3
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
 def test_lines_can_be_edited_and_come_back(talker: Path, tmp_path: Path) -> None:
     pytest.importorskip("readline")
     with Terminal("chat", talker, *QUICK, "-n", 8, home=tmp_path) as chat:
@@ -118,7 +155,7 @@ def test_errors_do_not_end_the_session(talker: Path, tmp_path: Path) -> None:
             ("/load " + str(tmp_path / "none"), r"(?s)error: .*cannot\s+be\s+read:\s+No\s+such"),
             ("/save", "/save needs the name of a file"),
             ("many words " * 20, "error: the prompt has .* tokens"),
-            ("/help", "/regen +answer the last message once more"),
+            ("/help", "/regen +answer the last message again"),
             ("Tell me.", "there was a"),
         ):
             chat.until("> ")
@@ -198,7 +235,7 @@ def test_what_is_no_conversation_is_neither_read_nor_replaced(talker: Path, tmp_
             notes.write_text(wrong)
             with pytest.raises(FormatError):
                 talk.load(notes)
-            with pytest.raises(UsageError, match="is no saved conversation"):
+            with pytest.raises(UsageError, match="is not a saved conversation"):
                 talk.save(notes)
             assert notes.read_text() == wrong
             assert talk.messages == before
@@ -213,9 +250,8 @@ def test_a_damaged_history_is_named(talker: Path, tmp_path: Path) -> None:
     (tmp_path / "h").write_text("not ours\n")
     with Terminal("chat", talker, "--history", tmp_path / "h", home=tmp_path) as chat:
         assert chat.end() == 1
-    assert "h is no history of edgeq; name another file with --history" in chat.said.replace(
-        "\r\n", " "
-    )
+    said = chat.said.replace("\r\n", " ")
+    assert "h is not a history file of edgeq; give another file with --history" in said
 
 
 def test_a_history_may_hold_any_characters(tmp_path: Path) -> None:
@@ -232,7 +268,7 @@ def test_a_history_may_hold_any_characters(tmp_path: Path) -> None:
     assert len(kept) == 3  # the line that was cut, and what was written on it, are left out
     LineEditor(file)
     file.write_text("[" * 100_000)
-    with pytest.raises(UsageError, match="is no history of edgeq"):
+    with pytest.raises(UsageError, match="is not a history file of edgeq"):
         LineEditor(file)
     with file.open("wb") as huge:
         huge.truncate(1 << 30)

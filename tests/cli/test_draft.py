@@ -45,7 +45,7 @@ def test_run(small: Path, options: tuple[Any, ...]) -> None:
     args = ("run", DEMO, "Once upon a time", "-n", 80, "-t", 1, *options)
     alone, drafted = command(*args), command(*args, "--draft", small)
     assert drafted.stdout == alone.stdout
-    assert "drafted tokens right, " in drafted.stderr
+    assert "drafted tokens accepted, " in drafted.stderr
     assert "drafted" not in alone.stderr
 
 

@@ -230,11 +230,14 @@ def test_what_is_quantized_already(models: Path, tmp_path: Path, refused: Refuse
 def test_files_made_for_a_runtime_are_not_taken_back(tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "m.ort").write_bytes(b"any")
     (tmp_path / "m.mlpackage").mkdir()
-    for name in ("m.ort", "m.mlpackage"):
+    (tmp_path / "m.mlmodel").write_bytes(b"\x08\x04\x12\x02\x0a\x00")  # begins as an ONNX file
+    said = refused("inspect", tmp_path / "m.mlmodel")
+    assert "is a model that edgeq did not convert" in said
+    for name in ("m.ort", "m.mlpackage", "m.mlmodel"):
         for args in (("quantize",), ("convert", "--to", "ort")):
             said = refused(*args, tmp_path / name, "-o", tmp_path / "out.onnx")
             assert (
-                f"{name} was converted for a runtime and cannot be converted again; give the .onnx"
+                f"{name} was made for a runtime and cannot be converted again; give the .onnx"
                 in said
             )
 
@@ -262,10 +265,10 @@ def test_samples(models: Path, tmp_path: Path, refused: Refused) -> None:
     args = ("quantize", models / "float.onnx", "-o", tmp_path / "q.onnx")
     assert "give --calib with a folder of images or arrays, an .npz file" in refused(*args)
     last = refused(*args, "--calib", tmp_path / "last.npz", "--layout", "nchw")
-    assert "its channels are last, the graph's first; say --layout nhwc" in last
+    assert "its channels are last and those of the graph first: use --layout nhwc" in last
     for given, words in (
         ("nan.npz", "sample 3"), ("few.npz", "at least 8"),
-        ("none.npz", "none.npz"), ("size.npz", "has [1, 3, 4, 8]"),
+        ("none.npz", "none.npz"), ("size.npz", "has the shape [1, 3, 4, 8]"),
         ("empty", "empty"), ("text.npz", "text.npz"), ("absent", "no samples at"),
         ("loader.py:fails", "oh"), ("loader.py:absent", "absent"),
     ):  # fmt: skip

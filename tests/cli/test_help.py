@@ -77,7 +77,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["quantize"], "Missing argument 'MODEL'"),
         (["quantize", "a"], "Missing option '-o'"),
         (["quantize", "a", "-o", "b", "--bits", "7"], "'2', '3', '4', '5', '6', '8'"),
-        (["quantize", "a", "-o", "b", "--preset", "w4-g32", "--bits", "4"], "excludes --bits"),
+        (
+            ["quantize", "a", "-o", "b", "--preset", "w4-g32", "--bits", "4"],
+            "cannot be used with --bits",
+        ),
         (["quantize", "a", "-o", "b", "--group", "few"], "a number, 'channel' or 'tensor'"),
         (["quantize", "a", "-o", "b", "--max-ram", "lots"], "is not a size"),
         (["bench"], "give either MODEL or --shape"),

@@ -182,9 +182,9 @@ def test_a_target(tmp_path: Path, calib: Path, run: Run) -> None:
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        (["--preset", "w4-g32", "--fast"], 2, "--fast stands for --preset w4-g32"),
-        (["--bits", "8", "--fast"], 2, "leave out one or the other"),
-        (["--target-bpw", "4", "--target-size", "1M"], 2, "exclude each other"),
+        (["--preset", "w4-g32", "--fast"], 2, "--fast is the same as --preset w4-g32"),
+        (["--bits", "8", "--fast"], 2, "leave out --fast or those"),
+        (["--target-bpw", "4", "--target-size", "1M"], 2, "cannot be used together"),
         (["--preset", "w4gptq"], 1, "unknown preset 'w4gptq'"),
         (["--method", "gtpq"], 1, "did you mean 'gptq'"),
         (["--eval-text", "no such file"], 2, "does not exist"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import math
 import os
@@ -27,11 +28,18 @@ from edgeq.devices.roofline import DECODE_SHARE, Speed, positions_seen, sustaine
 from edgeq.formats.schemes import FloatScheme
 from edgeq.importers.shapes import SHAPES
 from edgeq.model import artifact
-from edgeq.model.memory_layout import cache_length, kv_bytes, position_bytes, scratch_bytes
+from edgeq.model.memory_layout import (
+    cache_length,
+    draft_bytes,
+    kv_bytes,
+    position_bytes,
+    scratch_bytes,
+)
 from edgeq.model.model import Model
 from edgeq.profiling import bytes_read_per_token
 from edgeq.quant import Recipe
 from edgeq.runtime.engine import Engine
+from tests.chat_models import chat_copy
 from tests.conftest import clear_settings
 from tests.families import FAMILIES, quantized, random_model, tiny_config, with_blocks
 from tests.paths import ROOT
@@ -514,6 +522,29 @@ def test_force_runs_it_all_the_same(
     args = ("run", DEMO, "-p", "Once", "-n", 2, "-t", 1)
     assert "has 64 MiB usable" in said(capsys, *args, code=1)
     assert said(capsys, *args, "--force").startswith("Once")
+
+
+@pytest.mark.parametrize("verb", ["run", "chat"])
+def test_a_draft_model_is_counted_too(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A machine that holds the demo model, and not the same model as its own draft beside it."""
+    from edgeq.api import devices
+
+    model = chat_copy(tmp_path / "talker")
+    known = facts(model)
+    alone = plan(known, device(9000), context=512, threads=1)
+    beside = known.weights_bytes + draft_bytes(known.config, 1)
+    room = alone.total_bytes + beside - 1
+    small = replace(devices.this_profile(measured=False), usable_bytes=room)
+    monkeypatch.setattr(devices, "this_profile", lambda **_: small)
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    args = (verb, model, *(("-p", "Once", "-n", 2) if verb == "run" else ()), "-t", 1, "-c", 512)
+    said(capsys, *args)
+    err = said(capsys, *args, "--draft", model, code=1)
+    assert f"draft model {beside / 2**20:.0f} MiB" in err
+    assert "these would fit: no draft model" in err
+    said(capsys, *args, "--draft", model, "--force")
 
 
 def test_bench_prints_the_plan_s_error(capsys: pytest.CaptureFixture[str]) -> None:

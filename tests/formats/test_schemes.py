@@ -90,7 +90,7 @@ def test_float_types(dtype: FloatType) -> None:
         ("w4-g33", "group_size is 33"),
         ("q4_0", "unknown scheme 'q4_0'"),
         ("w4_g32", "did you mean 'w4-g32'"),
-        ("w8-g32-palette", "a palette has 2, 3 or 4 bits"),
+        ("w8-g32-palette", "a palette has 2 to 4 bits"),
         ("", "unknown scheme ''"),
         ("f64", "unknown scheme 'f64'"),
     ],

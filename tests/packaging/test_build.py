@@ -13,7 +13,6 @@ from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.packaging.build import package
 from edgeq.packaging.license import License, given, license_of
 from edgeq.packaging.platforms import PLATFORMS
-from edgeq.packaging.readme import inline_code
 from edgeq.packaging.verify import verify_package
 from tests.families import random_model, tiny_config
 from tests.packaging.conftest import need_runtimes
@@ -134,7 +133,7 @@ def test_refusals_come_before_any_work(
     refused("unknown platform 'wii'", chat_artifact, "wii", "out")
     refused("unknown form", chat_artifact, "rpi", "out", forms=["coreml"])
     refused("forms is", chat_artifact, "rpi", "out", forms="edgeq")
-    refused("other files", chat_artifact, "rpi", "mine", force=True)
+    refused("overwriting it would delete its files", chat_artifact, "rpi", "mine", force=True)
     refused("is a file", chat_artifact, "rpi", "file", force=True)
     refused("does not exist", chat_artifact, "rpi", "no/such/out")
     refused("for graphs", chat_artifact, "rpi", "out", data=[])
@@ -179,7 +178,7 @@ def test_a_manifest_of_another_program_makes_no_package(
 ) -> None:
     (tmp_path / "web").mkdir()
     (tmp_path / "web/manifest.json").write_text('{"name": "a web app"}')
-    with pytest.raises(UsageError, match="other files than a package"):
+    with pytest.raises(UsageError, match="is a folder that is not a package"):
         package(chat_artifact, "rpi", tmp_path / "web", force=True)
     assert (tmp_path / "web/manifest.json").exists()
 
@@ -214,14 +213,10 @@ def test_who_said_what_is_kept_apart() -> None:
     assert told.base_model_said_by == "README.md"
 
 
-def test_texts_of_files_are_one_line_and_no_markdown(tmp_path: Path) -> None:
+def test_texts_of_files_are_one_line(tmp_path: Path) -> None:
     card = tmp_path / "README.md"
     card.write_text("---\nlicense: mit\x1b[31m\x07 [x](http://y)\n---\n")
     assert license_of(tmp_path).license == "mit [31m [x](http://y)"
-    assert inline_code("[x](y)") == "`[x](y)`"
-    assert inline_code("a`b``c") == "```a`b``c```"
-    assert inline_code("`") == "`` ` ``"
-    assert "\n" not in inline_code("a\n# b")
 
 
 def test_licenses_are_read_from_cards(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ import pytest
 from edgeq.core.errors import FormatError, UsageError
 from edgeq.formats.tensor import FloatTensor
 from edgeq.importers import load
+from edgeq.model.memory_layout import draft_bytes
 from edgeq.model.model import Model
-from edgeq.runtime.draft import Draft, check_same_tokens
+from edgeq.runtime.draft import Draft, check_same_tokens, open_drafts
 from edgeq.runtime.engine import Engine
 from edgeq.runtime.generate import Chunk, generate
 from edgeq.runtime.payoff import FIRST, LONGEST_PAUSE, MOST, PAUSE, REFRESH, Payoff
@@ -262,7 +263,7 @@ def test_conversations_read_only_what_is_new(pair: tuple[Engine, Engine]) -> Non
 def test_what_is_refused(pair: tuple[Engine, Engine], tmp_path: Path) -> None:
     engine, small = pair
     for wrong in (0, MOST + 1, 1.5, True):
-        with pytest.raises(UsageError, match=r"tokens is .*; use 1 to 16"):
+        with pytest.raises(UsageError, match=r"tokens is .*; give an integer from 1 to 16"):
             Draft(small, engine.model, wrong)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="has 50 tokens and the model 103"):
         check_same_tokens(tiny(vocab=50), tiny(vocab=103))
@@ -412,3 +413,14 @@ def test_pauses_grow_and_end() -> None:
             payoff.plain(plain, plain)
     assert payoff.pays
     assert REFRESH < 40
+
+
+def test_the_memory_of_a_draft_is_what_is_planned() -> None:
+    model = load(DEMO)
+    drafts = open_drafts(DEMO, model, 2, threads=1)
+    try:
+        held = sum(draft.engine.kv_bytes for draft in drafts) + drafts[0].engine.scratch_bytes
+    finally:
+        for draft in drafts:
+            draft.close()
+    assert held == draft_bytes(model.config, 1, sequences=2)

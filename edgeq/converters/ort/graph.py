@@ -385,6 +385,12 @@ def _at_load(onnx: ModuleType, graph: Graph, proto: Any) -> None:
             scales.dims.extend([1] * (weight.levels.ndim - 1 - _axis(node)))
         wide = f"{name}.float"
         nodes.append(onnx.helper.make_node("Cast", [node.input[0]], [wide], to=1))
+        zero = next((onnx.numpy_helper.to_array(tensors[z]) for z in node.input[2:]), np.zeros(1))
+        if np.any(zero):  # the same for all: the middle of levels without a sign
+            middle = np.array(zero.flat[0], np.float32)
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(middle, f"{name}.middle"))
+            nodes.append(onnx.helper.make_node("Sub", [wide, f"{name}.middle"], [f"{wide}.signed"]))
+            wide = f"{wide}.signed"
         nodes.append(onnx.helper.make_node("Mul", [wide, node.input[1]], [name]))
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)

@@ -45,8 +45,9 @@ class OrtGraphRunner:
 
     def __call__(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the graph once; gives the outputs by name."""
+        given = {name: np.asarray(array) for name, array in feeds.items()}
         try:
-            results = self._session.run(list(self.outputs), dict(feeds))
+            results = self._session.run(list(self.outputs), given)
         except Exception as err:
             raise FormatError(f"onnxruntime cannot run it: {err}") from err
         return dict(zip(self.outputs, results, strict=True))

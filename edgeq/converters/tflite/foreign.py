@@ -81,7 +81,8 @@ class ForeignTflite:
                 self._interpreter.get_input_details(), self._interpreter.get_output_details(),
             )  # fmt: skip
         except (ValueError, RuntimeError) as err:
-            raise FormatError(f"LiteRT cannot load {path}: {err}") from err
+            reason = " ".join(str(err).split())[:200]
+            raise FormatError(f"LiteRT cannot load {path}: {reason}") from err
         self.runtime = f"LiteRT {version('ai-edge-litert')}"
         self.metadata: Mapping[str, str] = {}
         self._inputs = {e["name"]: _end(e, self._feeds_images(e["index"])) for e in inputs}
@@ -114,7 +115,7 @@ class ForeignTflite:
             if end.scale:
                 limits = np.iinfo(end.dtype)
                 x = np.clip(np.rint(x / np.float32(end.scale)) + end.zero, limits.min, limits.max)
-            self._interpreter.set_tensor(end.index, np.ascontiguousarray(x, end.dtype))
+            self._interpreter.set_tensor(end.index, np.asarray(x, end.dtype, order="C"))
         try:
             self._interpreter.invoke()
         except (ValueError, RuntimeError) as err:
@@ -198,8 +199,8 @@ def read_or_open(path: Path, *, threads: int = 1) -> Graph | ForeignTflite:
             raise
         try:
             return ForeignTflite(path, threads=threads)
-        except FormatError:
-            raise unread from None
+        except FormatError as err:
+            raise type(unread)(f"{unread}\n{err}") from err
 
 
 def _end(entry: Mapping[str, Any], image: bool) -> _End:

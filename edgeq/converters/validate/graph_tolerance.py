@@ -16,8 +16,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.converters.validate.graph_decisions import decision
 from edgeq.converters.validate.graph_rounding import perturbed
 from edgeq.core.errors import FormatError
+from edgeq.formats.qparams import QuantParams
 from edgeq.graph.execute import Session
 from edgeq.graph.feeds import Feeds
 from edgeq.graph.ir import Graph, Node
@@ -33,19 +35,20 @@ MOST: Mapping[Kind, float] = {"float": 0.01, "half": 0.1, "static": 0.3, "dynami
 """The largest relative error that is ever allowed, however much a model amplifies small errors."""
 SENSITIVE = 0.1
 """Tolerance from which on the report says that the outputs can only reveal large faults."""
+VANISHED = 0.01
+"""Part of an output's power that float16 may make zero before the report says so."""
 OUT_OF_HALF = (
     "the model computes with values that float16 does not hold (it makes large ones infinite and "
     "small ones zero); convert with --set precision=float32"
 )
 _MOVES = VIEWS | {"Cast", "Identity", "Transpose", "Concat", "Slice", "Split"}
-_SAME_ORDER = VIEWS | {"Cast", "Identity"}
 _DRAWS = 2
 """Runs with random errors."""
 _VALUES = 20000
 """With fewer quantized values than this there are more runs, up to `_MOST_DRAWS`."""
 _MOST_DRAWS = 8
 _TIE = 6.0
-"""The two largest scores may change places if they differ by less than so many deviations."""
+"""A decision may be another one if it is less than so many deviations of its scores from a tie."""
 
 
 @dataclass
@@ -84,6 +87,7 @@ class _Sums:
     count: int = 0
     bad: str = ""
     overflow: bool = False
+    vanished: float = 0.0
     scores: list[float] = field(default_factory=list)
     gaps: list[NDArray[np.float64]] = field(default_factory=list)
 
@@ -100,10 +104,8 @@ class OutputTolerance:
     def __init__(self, graph: Graph, kind: Kind, *, half: bool = False) -> None:
         self._graph, self._kind = graph, kind
         self._half = half or kind == "half"
-        self._ranked = {
-            name: ranking for name in graph.outputs if (ranking := _ranking(graph, name))
-        }
-        watch = [node.inputs[0] for node in self._ranked.values()]
+        self._decided = {name: made for name in graph.outputs if (made := decision(graph, name))}
+        watch = [score for made in self._decided.values() for score in made.scores]
         self._truth = Session(graph, watch, optimize=False)
         values = sum(int(np.prod(graph.info(name).shape)) for name in graph.quants)
         draws = _DRAWS
@@ -162,6 +164,8 @@ class OutputTolerance:
                 s.overflow = True
                 continue
             s.moved += float(np.square(c - a).sum()) / len(rivals)
+            if self._half:
+                s.vanished += float(np.square(a[c == 0]).sum()) / len(rivals)
 
     def _whole(self, name: str, want: Feeds, got: NDArray[Any], rivals: Sequence[Feeds]) -> None:
         s = self._sums[name]
@@ -171,15 +175,16 @@ class OutputTolerance:
         s.rival_different = max(
             s.rival_different, max(int((r[name] != want[name]).sum()) for r in rivals)
         )
-        node = self._ranked.get(name)
-        if node is None:
+        made = self._decided.get(name)
+        if made is None:
             return
-        scores = want[node.inputs[0]].astype(np.float64)
-        for rival in rivals:
-            moved = rival[node.inputs[0]].astype(np.float64) - scores
-            s.scores.append(float(np.sqrt(np.mean(np.square(moved)))))
+        for score in made.scores:
+            right = want[score].astype(np.float64)
+            for rival in rivals:
+                moved = rival[score].astype(np.float64) - right
+                s.scores.append(float(np.sqrt(np.mean(np.square(moved)))))
         if unequal.any():
-            s.gaps.append(_gaps(node, scores, got)[unequal.reshape(-1)])
+            s.gaps.append(made.gaps(want, got)[unequal.reshape(-1)])
 
     def _top(self, want: Feeds, got: Feeds) -> None:
         name = self._graph.outputs[0]
@@ -197,7 +202,7 @@ class OutputTolerance:
         if not s.count:
             return OutputError(0.0, 0.0)
         if self._graph.info(name).dtype[:5] != "float":
-            return self._judged_whole(s)
+            return self._judged_whole(name, s)
         rms = float(np.sqrt(s.size / s.count))
         scale = rms or 1.0
         error, moved = (float(np.sqrt(part / s.count)) for part in (s.wrong, s.moved))
@@ -212,7 +217,7 @@ class OutputTolerance:
                 f"the rounding errors of a right runtime change {moved / scale:.2g} of it, so the "
                 "outputs show coarse faults only"
             )
-        if s.overflow:
+        if s.overflow or s.vanished > VANISHED * s.size:
             note = OUT_OF_HALF
         quant = self._graph.quants.get(name)
         if quant is not None and self._kind == "static":
@@ -222,12 +227,28 @@ class OutputTolerance:
                 allowed = max(allowed, error)
         return OutputError(error / scale, float(allowed / scale), moved / scale, note)
 
-    def _judged_whole(self, s: _Sums) -> OutputError:
+    def _judged_whole(self, name: str, s: _Sums) -> OutputError:
         if s.gaps:
             tie = _TIE * max(s.scores, default=0.0)
+            if self._kind == "static":  # scores move by whole steps of their grid
+                tie = max([tie, *(1.01 * q.scale for q in self._grids(name))])
             faults = int((np.concatenate(s.gaps) > tie).sum())
             return OutputError(faults / s.count, 0.0)
-        return OutputError(s.different / s.count, 1.5 * s.rival_different / s.count)
+        rival = s.rival_different
+        allowed = max(1.5 * rival, rival + 3 * rival**0.5)  # as counts of rare events scatter
+        return OutputError(s.different / s.count, allowed / s.count)
+
+    def _grids(self, name: str) -> list[QuantParams]:
+        """The grids of the scores that an output decides on."""
+        grids = []
+        for score in self._decided[name].scores:
+            while score not in self._graph.quants:
+                maker = self._graph.producers.get(score)
+                if maker is None or maker.op not in _MOVES:
+                    break
+                score = maker.inputs[0]
+            grids.append(self._graph.quants.get(score))
+        return [quant for quant in grids if quant is not None]
 
 
 def _maker(graph: Graph, name: str) -> Node | None:
@@ -236,26 +257,3 @@ def _maker(graph: Graph, name: str) -> Node | None:
     while node is not None and node.op in _MOVES and node.inputs[0] in graph.producers:
         node = graph.producers[node.inputs[0]]
     return node
-
-
-def _ranking(graph: Graph, name: str) -> Node | None:
-    """The ArgMax or ArgMin whose result an output is, in the same order of elements."""
-    node = graph.producers.get(name)
-    while node is not None and node.op in _SAME_ORDER:
-        node = graph.producers.get(node.inputs[0])
-    if node is None or node.op not in ("ArgMax", "ArgMin"):
-        return None
-    known = node.inputs[0] in graph.producers and graph.info(node.inputs[0]).dtype == "float32"
-    return node if known else None
-
-
-def _gaps(node: Node, scores: NDArray[np.float64], got: NDArray[Any]) -> NDArray[np.float64]:
-    """How much worse the score at each place that was chosen is than the best one."""
-    rows = np.moveaxis(scores, int(node.attrs.get("axis", 0)), -1)
-    rows = rows.reshape(-1, rows.shape[-1])
-    rows = -rows if node.op == "ArgMin" else rows
-    at = got.reshape(-1).astype(np.int64)
-    inside = (at >= 0) & (at < rows.shape[1])
-    taken = rows[np.arange(len(rows)), np.where(inside, at, 0)]
-    gaps: NDArray[np.float64] = np.where(inside, rows.max(axis=1) - taken, np.inf)
-    return gaps

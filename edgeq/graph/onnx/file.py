@@ -23,6 +23,7 @@ from edgeq.core.errors import (
     UsageError,
 )
 from edgeq.graph.ir import Graph, Info, Node, Shape
+from edgeq.graph.onnx.check import DOMAINS, check, check_node, node_text
 from edgeq.graph.operators import OPERATORS
 
 OPSET = 21
@@ -30,7 +31,6 @@ OPSET = 21
 NEWEST = 28
 """The newest opset whose changes to the known operators were looked at: types only, since 21."""
 _WIDENED = ("float16", "float64", "bfloat16")
-_DOMAINS = ("", "ai.onnx")
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,11 @@ def _read(
         )
     opset = _opset(model, path)
     _strip(onnx, model, tensors)
-    _check(onnx, model, path)
+    check(onnx, model, path)
     if len(model.functions):
         model = onnx.inliner.inline_local_functions(model)
     for node in model.graph.node:
-        _known(onnx, node, opset, path)
+        check_node(onnx, node, opset, path)
     return _raw(onnx, model, tensors, opset, path, shapes, batch)
 
 
@@ -120,7 +120,7 @@ def _parsed(onnx: ModuleType, path: Path) -> Any:
 
 
 def _opset(model: Any, path: Path) -> int:
-    versions = [o.version for o in model.opset_import if o.domain in _DOMAINS]
+    versions = [o.version for o in model.opset_import if o.domain in DOMAINS]
     opset = int(versions[0]) if versions else 1  # files before opsets existed say nothing
     if opset > NEWEST:
         raise UnsupportedError(
@@ -194,79 +194,6 @@ def _strip(onnx: ModuleType, model: Any, tensors: Mapping[str, NDArray[Any]]) ->
     del model.graph.initializer[:]
 
 
-def _check(onnx: ModuleType, model: Any, path: Path) -> None:
-    if not model.opset_import:
-        model.opset_import.append(onnx.helper.make_opsetid("", 1))
-    model.ir_version = max(model.ir_version, 4)
-    custom = {n.domain for n in model.graph.node} - set(_DOMAINS)
-    custom -= {f.domain for f in model.functions}
-    if custom:
-        foreign = [n for n in model.graph.node if n.domain in custom]
-        listed = ", ".join(f"{n.domain}.{n.op_type} {_named(n)}" for n in foreign[:8])
-        raise UnsupportedError(
-            f"{path} has operators that are not standard ONNX: {listed}; export it without "
-            "them (without fused or quantized operators of a runtime)"
-        )
-    del model.graph.value_info[:]
-    for output in model.graph.output:  # many exporters leave shapes out, and nobody needs them
-        output.type.tensor_type.shape.SetInParent()
-        output.type.tensor_type.elem_type = output.type.tensor_type.elem_type or 1
-    try:
-        onnx.checker.check_model(_with_deprecated(onnx, model))
-    except onnx.checker.ValidationError as err:
-        if "No Op registered" not in str(err):
-            raise FormatError(f"{path} is not a valid ONNX model: {_short(err)}") from err
-
-
-def _with_deprecated(onnx: ModuleType, model: Any) -> Any:
-    """Make a copy of the model that ONNX's checker accepts despite deprecated operators.
-
-    The checker refuses GroupNormalization of opset 18, whose form was changed in 21, although
-    runtimes and this reader take it; an Identity stands for it.
-    """
-    if all(node.op_type != "GroupNormalization" for node in model.graph.node):
-        return model
-    checked = onnx.ModelProto()
-    checked.CopyFrom(model)
-    for node in checked.graph.node:
-        if node.op_type == "GroupNormalization":
-            del node.attribute[:], node.input[1:]
-            node.op_type = "Identity"
-    return checked
-
-
-def _known(onnx: ModuleType, node: Any, opset: int, path: Path) -> None:
-    """Refuse operators that no pass rewrites, before any other work."""
-    version = min(opset, onnx.defs.onnx_opset_version())
-    if not onnx.defs.has(node.op_type, max_inclusive_version=version):
-        raise UnsupportedError(
-            f"{path} has the operator {node.op_type} {_named(node)}, which ONNX does not have in "
-            f"opset {opset}"
-        )
-    _needed(onnx, node, onnx.defs.get_schema(node.op_type, version), path)
-    graphs = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
-    if any(a.type in graphs for a in node.attribute):
-        raise UnsupportedError(
-            f"{path} has the operator {node.op_type} {_named(node)}, which contains a "
-            "subgraph; export the model without control flow (trace it with fixed shapes)"
-        )
-
-
-def _needed(onnx: ModuleType, node: Any, schema: Any, path: Path) -> None:
-    """Refuse a missing input that the operator requires; runtimes crash on it."""
-    for place, name in enumerate(node.input):
-        about = schema.inputs[min(place, len(schema.inputs) - 1)] if schema.inputs else None
-        if not name and about and about.option != onnx.defs.OpSchema.FormalParameterOption.Optional:
-            raise FormatError(
-                f"the {node.op_type} {_named(node)} of {path} leaves out its input {place + 1}, "
-                f"{about.name!r}, which it needs"
-            )
-
-
-def _named(node: Any) -> str:
-    return repr(node.name or next((o for o in node.output if o), ""))
-
-
 def _raw(
     onnx: ModuleType,
     model: Any,
@@ -279,7 +206,7 @@ def _raw(
     for proto in model.graph.node:
         _texts(path, proto.name, proto.op_type, *proto.input, *proto.output)
     _texts(path, model.graph.name, *tensors, *(p.value for p in model.metadata_props))
-    _own_names(model, path)
+    _own_names(model, tensors, path)
     widened: set[str] = set()
     constants = {name: _widened(a, widened) for name, a in tensors.items()}
     given = [i for i in model.graph.input if i.name not in tensors]
@@ -310,14 +237,14 @@ def _raw(
     return Raw(graph, opset, notes)
 
 
-def _own_names(model: Any, path: Path) -> None:
-    """Refuse an output that is an input or a constant itself, which runtimes cannot name."""
-    given = {i.name for i in model.graph.input} | {t.name for t in model.graph.initializer}
+def _own_names(model: Any, tensors: Mapping[str, NDArray[Any]], path: Path) -> None:
+    """Refuse an output that is an input itself, which runtimes cannot name."""
+    given = {i.name for i in model.graph.input if i.name not in tensors}
     for out in model.graph.output:
         if out.name in given:
             raise UnsupportedError(
-                f"the output {out.name!r} of {path} is an input or a constant of the graph itself; "
-                "leave it out of the outputs, or export it behind an Identity"
+                f"the output {out.name!r} of {path} is an input of the graph itself; leave it out "
+                "of the outputs, or export it behind an Identity"
             )
 
 
@@ -364,9 +291,8 @@ def _inputs(
 ) -> tuple[dict[str, Info], dict[str, str]]:
     """Fix every open axis of the inputs; returns notes on how."""
     names = [i.name for i in given]
-    for name in shapes:
-        if name not in names:
-            raise UsageError(f"{path} has no input {name!r}; its inputs: {', '.join(names)}")
+    if unknown := [name for name in shapes if name not in names]:
+        raise UsageError(f"{path} has no input {unknown[0]!r}; its inputs: {', '.join(names)}")
     if batch is not None and batch < 1:
         raise UsageError(f"the batch is {batch}; it must be 1 or more")
     axes: dict[str, list[int | str]] = {}
@@ -377,8 +303,12 @@ def _inputs(
                 axes[value.name] = ["?"] * len(shapes[value.name])
                 continue
             raise UsageError(
-                f"the input {value.name!r} of {path} is {kind or 'untyped'} without a shape; "
-                f"give one, as --shape {value.name}=1,3,224,224"
+                f"the input {value.name!r} of {path} has no shape"
+                + (
+                    f"; give one, as --shape {value.name}=1,3,224,224"
+                    if kind == "tensor_type"
+                    else f": it is {kind or 'of no type'}, and edgeq takes tensors"
+                )
             )
         dims = value.type.tensor_type.shape.dim
         axes[value.name] = [d.dim_value if d.dim_value > 0 else d.dim_param or "?" for d in dims]
@@ -411,6 +341,7 @@ def _inputs(
                     + " with a number for each N"
                 )
         dtype = np.dtype(_dtype(onnx, value.type.tensor_type.elem_type)).name
+        dtype = "text" if dtype == "object" else dtype
         if dtype in _WIDENED:
             widened.add(dtype)
             dtype = "float32"
@@ -468,12 +399,12 @@ def _cast_to(onnx: ModuleType, to: int | str) -> int:
 def _constant(onnx: ModuleType, node: Any, path: Path) -> NDArray[Any]:
     """Return the value of a Constant node in any of its forms."""
     if len(node.attribute) != 1:
-        raise FormatError(f"the Constant {_named(node)} of {path} must have one value attribute")
+        raise FormatError(f"the Constant {node_text(node)} of {path} must have one value attribute")
     value = _attribute(onnx, node.attribute[0], path)
     if node.attribute[0].name not in ("value", "value_float", "value_floats", "value_int",
                                       "value_ints"):  # fmt: skip
         raise UnsupportedError(
-            f"the Constant {_named(node)} of {path} is a {node.attribute[0].name}; edgeq reads "
+            f"the Constant {node_text(node)} of {path} is a {node.attribute[0].name}; edgeq reads "
             "dense numbers"
         )
     if isinstance(value, np.ndarray):
@@ -493,8 +424,3 @@ def _attribute(onnx: ModuleType, attribute: Any, path: Path) -> Any:
     if not isinstance(value, int | float | str):
         return tuple(v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in value)
     return value
-
-
-def _short(err: BaseException) -> str:
-    """Shorten the message of another library."""
-    return " ".join(str(err).split())[:300]

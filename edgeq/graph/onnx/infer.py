@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from edgeq.core.errors import FormatError, UnsupportedError
-from edgeq.graph.ir import Constant, Graph, Info, QuantWeight
+from edgeq.graph.ir import Constant, Graph, Info, Node, QuantWeight
 from edgeq.graph.onnx.file import require
 from edgeq.graph.onnx.write import to_model
 from edgeq.graph.operators import OPERATORS
@@ -130,8 +130,10 @@ def inferred(graph: Graph) -> Graph:
 
 
 def _check_sizes(graph: Graph) -> None:
-    """Refuse a Reshape to another number of elements, which ONNX accepts."""
+    """Refuse what ONNX accepts: weights that do not fit, and Reshapes that change the size."""
     for node in graph.nodes:
+        if node.op in ("Conv", "ConvTranspose"):
+            _check_weight(graph, node)
         if node.op != "Reshape":
             continue
         before, after = (graph.info(name).shape for name in (node.inputs[0], node.output))
@@ -140,3 +142,17 @@ def _check_sizes(graph: Graph) -> None:
                 f"{node} makes {list(after)} of {list(before)}, another number of elements; the "
                 "shapes of the inputs do not fit the model"
             )
+
+
+def _check_weight(graph: Graph, node: Node) -> None:
+    """Refuse a convolution whose weight or bias does not fit its groups or channels."""
+    x, w = (graph.info(name).shape for name in node.inputs[:2])
+    groups = int(node.attrs.get("group", 1))
+    transposed = node.op == "ConvTranspose"
+    taken, made = (w[0], w[1] * groups) if transposed else (w[1] * groups, w[0])
+    bias = graph.info(node.inputs[2]).shape if len(node.inputs) > 2 and node.inputs[2] else (made,)
+    if groups < 1 or w[0] % groups or x[1] != taken or bias != (made,):
+        raise FormatError(
+            f"{node} has a weight {list(w)} and a bias {list(bias)} in {groups} groups, which take "
+            f"{taken} channels and make {made}; its input is {list(x)}"
+        )

@@ -21,7 +21,7 @@ from edgeq.graph.operators import check_known
 from edgeq.graph.passes import PASSES, QDQ_PASSES
 from edgeq.graph.passes.fold import fold
 from edgeq.graph.qdq import FORMAT, from_qdq, refuse_foreign
-from edgeq.graph.rewrite import ordered, prune
+from edgeq.graph.rewrite import copy_constant_outputs, ordered, prune
 from edgeq.graph.training import refuse_training
 
 
@@ -49,7 +49,7 @@ def read_onnx(
         MissingDependencyError: onnx or onnxruntime is not installed.
     """
     raw = read_raw(Path(path), shapes or {}, batch)
-    graph = ordered(raw.graph)
+    graph = ordered(copy_constant_outputs(raw.graph))
     refuse_training(graph, raw.opset)
     ours = FORMAT in graph.meta
     if ours:

@@ -275,10 +275,16 @@ class _Writer:
         self.nodes.append(self.onnx.helper.make_node(op, inputs, outputs, name=name, **attrs))
 
     def _outputs(self, node: Node, outputs: list[str]) -> list[str]:
-        """Name unused outputs where ONNX requires a name."""
+        """Name unused outputs where ONNX requires a name, and leave out those that it does not.
+
+        onnxruntime (1.32) changes the layout of a pool with an output without a name, and then
+        does not find it.
+        """
         row = OPERATORS.get(node.op)
-        if row is None or row.outputs == 1:
+        if row is None:
             return outputs
+        if row.outputs == 1:
+            return outputs if any(outputs[1:]) else outputs[:1]
         return [o or self._name(f"{node.name}.unused{i}") for i, o in enumerate(outputs)]
 
     def _attributes(self, node: Node) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from edgeq.graph.rewrite import Change, ints, prune, rewrite, unique
 
 def clean(graph: Graph) -> Graph:
     """Remove operators that change nothing or undo each other."""
+    graph = rewrite(graph, _empty_parts)
     graph = rewrite(graph, _nothing)
     graph = rewrite(graph, _two_transposes)
     graph = rewrite(graph, _two_reshapes)
@@ -38,6 +39,16 @@ def _nothing(graph: Graph, node: Node) -> Change | None:
             return None
         return Change(nodes=(Node("Identity", node.name, (source,), node.outputs),))
     return Change(same={node.output: source})
+
+
+def _empty_parts(graph: Graph, node: Node) -> Change | None:
+    """A rule: leaves out parts of a Concat that have no elements, which few runtimes take."""
+    if node.op != "Concat":
+        return None
+    parts = tuple(name for name in node.inputs if 0 not in graph.info(name).shape)
+    if not parts or len(parts) == len(node.inputs):
+        return None
+    return Change(nodes=(replace(node, inputs=parts),))
 
 
 def _idle(graph: Graph, node: Node) -> bool:

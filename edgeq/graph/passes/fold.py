@@ -8,7 +8,7 @@ import numpy as np
 
 from edgeq.graph.execute import compute
 from edgeq.graph.ir import Constant, Graph, Node, QuantWeight
-from edgeq.graph.rewrite import Change, floats, prune, rewrite, unique
+from edgeq.graph.rewrite import Change, floats, prune, rewrite, unique, unique_node
 
 _RANDOM = ("RandomNormal", "RandomUniform", "Bernoulli", "Multinomial")
 
@@ -66,7 +66,11 @@ def _shape_or_copy(graph: Graph, node: Node) -> Change | None:
             number = np.array(np.prod(shape, dtype=np.int64), np.int64)
         else:
             number = np.array(shape[node.attrs.get("start", 0) : node.attrs.get("end")], np.int64)
-        return Change(constants={node.output: number}) if node.output not in graph.outputs else None
+        if node.output not in graph.outputs:
+            return Change(constants={node.output: number})
+        name = unique(graph, f"{node.output}.constant")
+        copy = Node("Identity", node.name, (name,), node.outputs)
+        return Change(nodes=(copy,), constants={name: number})
     return None
 
 
@@ -110,8 +114,11 @@ def _computed(graph: Graph) -> Graph:
     copies = []
     for name, array in computed.items():
         if name in graph.outputs:  # stays an output's name; the constant gets another
-            constants[f"{name}.constant"] = array
-            copies.append(Node("Identity", f"{name}.copy", (f"{name}.constant",), (name,)))
+            constant_name = unique(graph, f"{name}.constant")
+            constants[constant_name] = array
+            copies.append(
+                Node("Identity", unique_node(graph, f"{name}.copy"), (constant_name,), (name,))
+            )
         else:
             constants[name] = array
     values = {k: v for k, v in graph.values.items() if k not in constants}

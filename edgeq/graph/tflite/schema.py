@@ -141,8 +141,15 @@ def parse(
         ends = [int(i) for i in (*graph.inputs, *graph.outputs)]
         used = {i for op in operators for i in (*op.inputs, *op.outputs) if i >= 0} | set(ends)
         computed = {i for op in operators for i in op.outputs}.union(map(int, graph.inputs))
+        restorable = not any(
+            words("TensorType").get(graph.tensors[i].type) in _INTEGERS
+            and _scaled(graph.tensors[i])
+            for i in computed & used
+        )
         tensors = tuple(
-            _tensor(path, model, raw, tensor, i in computed or tensor.isVariable, dequantize)
+            _tensor(
+                path, model, raw, tensor, i in computed or tensor.isVariable, dequantize, restorable
+            )
             if i in used
             else TfliteTensor("", (), "")
             for i, tensor in enumerate(graph.tensors)
@@ -205,7 +212,13 @@ def _operator(model: Any, index: int, entry: Any) -> TfliteOperator:
 
 
 def _tensor(
-    path: Path, model: Any, raw: bytes, entry: Any, computed: bool, dequantize: bool
+    path: Path,
+    model: Any,
+    raw: bytes,
+    entry: Any,
+    computed: bool,
+    dequantize: bool,
+    restorable: bool,
 ) -> TfliteTensor:
     name, kind = _text(entry.name), words("TensorType").get(entry.type, f"type {entry.type}")
     shape = tuple(int(n) for n in entry.shape) if entry.shape is not None else ()
@@ -226,7 +239,7 @@ def _tensor(
             f"{path} is already quantized: the tensor {name!r} is {kind}; give the float model"
             + (
                 ", or convert its weights back to float with edgeq quantize --dequantize"
-                if content is not None
+                if content is not None and restorable
                 else ""
             )
         )

@@ -1,4 +1,4 @@
-"""Texts of the glue code that packages hold; a word between at signs is replaced."""
+"""Templates of the glue code of packages. A placeholder is a word between at signs: ``@NAME@``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _HOLE = re.compile(r"@([A-Z_]+)@")
 
 
 def filled(template: str, **values: object) -> str:
-    """The text of a template with its holes filled.
+    """The text of a template with its placeholders replaced.
 
     Args:
         template: path below this folder, such as "rpi/run.sh".
-        **values: hole, in small letters -> what goes there.
+        **values: name of a placeholder, in lower case -> the text that replaces it.
     """
     text = resources.files(__package__).joinpath(template).read_text("utf-8")
     return _HOLE.sub(lambda hole: str(values[hole[1].lower()]), text)
@@ -27,20 +27,20 @@ def quoted(
     escaped: Callable[[str], str],
     plain: Callable[[str], bool],
 ) -> str:
-    """A text between quotation marks, as the source code of a language has it.
+    """A text as a double-quoted string literal of a programming language.
 
     Args:
-        text: any.
-        known: further characters that have an escape of their own.
-        escaped: the escape of any character.
-        plain: whether a character may stand as it is.
+        text: any text.
+        known: escapes of characters besides the quotation mark, the backslash and the line feed.
+        escaped: gives the escape of any character.
+        plain: whether a character needs no escape.
     """
     short = {'"': '\\"', "\\": "\\\\", "\n": "\\n", **known}
     return '"' + "".join(short.get(c) or (c if plain(c) else escaped(c)) for c in text) + '"'
 
 
 def write(folder: Path, name: str, text: str, *, executable: bool = False) -> None:
-    """Write a text file of a package, whatever the system's own line ends and modes are."""
+    """Write a text file with line feeds and a fixed mode, whatever the system's defaults are."""
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text.encode())

@@ -1,15 +1,16 @@
-"""The best scheme for every tensor within a budget of bytes.
+"""Choose the best scheme for every tensor within a budget of bytes.
 
-Each tensor picks one of its candidate schemes; bytes and losses add up:
+Each tensor gets one of its candidate schemes; bytes and losses are additive:
 
     minimize    sum_t loss_t(scheme_t)
     subject to  sum_t bytes_t(scheme_t) <= budget
 
-which is the multiple-choice knapsack. It is solved exactly by dynamic programming over the bytes,
-in units of their greatest common divisor; where that makes too fine a grid, in coarser units with
-sizes rounded up, so that the budget is never passed, and what is left over then buys the best
-upgrades one by one. The front that is shown beside it holds the Lagrangian optima: for each price
-of a byte the choice that minimizes loss + price * bytes.
+This is the multiple-choice knapsack problem. It is solved exactly by dynamic programming over the
+bytes, in units of their greatest common divisor. If that gives more than `UNITS` steps, the units
+are coarser and sizes are rounded up, so that the budget is never exceeded; the bytes that are left
+over are then spent on the best upgrades, one at a time. The Pareto front that is shown beside the
+solution holds the Lagrangian optima: for each price of a byte the choice that minimizes
+loss + price * bytes.
 
 Source: Kellerer, Pferschy, Pisinger 2004, "Knapsack Problems", chapter 11; the Lagrangian for bits
 is Shoham and Gersho 1988, "Efficient bit allocation for an arbitrary set of quantizers".
@@ -32,7 +33,7 @@ from edgeq.quant.decoder.sensitivity import Sensitivity
 from edgeq.quant.rules import OUTER, Rule
 
 UNITS = 100_000
-"""Most steps of the grid of bytes."""
+"""Most steps of the dynamic programming."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class ParetoPoint:
     """A trade-off between size and loss.
 
     Args:
-        nbytes: of all tensors.
+        nbytes: bytes of all tensors.
         bpw: bits per weight over all tensors.
         loss: sum of the tensors' losses, in the unit of the sensitivities.
     """
@@ -55,10 +56,10 @@ class Allocation:
     """The schemes chosen for a budget.
 
     Args:
-        schemes: the scheme of every matrix that was free.
-        chosen: their size and loss.
-        front: the Lagrangian optima from smallest to largest; no loss among the choices that
-            they span is lower at their sizes.
+        schemes: name of every matrix whose scheme was free -> its scheme.
+        chosen: size and loss of these schemes.
+        front: the Lagrangian optima from the smallest to the largest. No other choice of the same
+            size has a lower loss.
     """
 
     schemes: Mapping[str, Scheme]
@@ -66,7 +67,7 @@ class Allocation:
     front: tuple[ParetoPoint, ...]
 
     def rules(self) -> tuple[Rule, ...]:
-        """A rule for every matrix that was free."""
+        """A rule for every matrix whose scheme was free."""
         return tuple(Rule(f"^{re.escape(name)}$", scheme) for name, scheme in self.schemes.items())
 
 
@@ -78,21 +79,23 @@ def allocate(
     nbytes: int | None = None,
     bpw: float | None = None,
 ) -> Allocation:
-    """Choose a scheme for every tensor that has a choice.
+    """Choose a scheme for every tensor whose scheme is free.
 
     Args:
         sensitivity: losses by tensor and scheme.
-        shapes: every tensor of the artifact, vectors too: all count as bytes.
-        fixed: tensors that have no choice: vectors, and matrices the user gave a scheme.
-        nbytes, bpw: the budget, one of the two: bytes of all tensors, or their bits per weight
-            (as `edgeq.quant.Summary.bpw` counts them).
+        shapes: shapes of all tensors of the artifact, including vectors, because all take bytes.
+        fixed: schemes of the tensors without a choice: vectors, and matrices with a rule.
+        nbytes, bpw: the budget, as one of the two: bytes of all tensors, or their bits per weight
+            as `edgeq.quant.Summary.bpw` counts them.
 
     Raises:
-        DoesNotFitError: even the smallest schemes take more.
-        UsageError: not just one budget, or a free tensor without sensitivities.
+        DoesNotFitError: even the smallest schemes need more than the budget.
+        UsageError: none or both of the budgets are given, or a free tensor has no sensitivities.
     """
     if (nbytes is None) == (bpw is None):
-        raise UsageError("give one budget: bytes, or bits per weight")
+        raise UsageError(
+            f"nbytes is {nbytes} and bpw is {bpw}; give one budget: bytes, or bits per weight"
+        )
     weights = sum(math.prod(shape) for shape in shapes.values())
     budget = int(bpw * weights / 8) if bpw is not None else int(nbytes or 0)
     fixed_bytes = sum(
@@ -103,7 +106,7 @@ def allocate(
     least = fixed_bytes + sum(table.sizes[0] for table in tables)
     if least > budget:
         raise DoesNotFitError(
-            f"the smallest schemes take {least} bytes ({8 * least / weights:.2f} bits per weight) "
+            f"the smallest schemes need {least} bytes ({8 * least / weights:.2f} bits per weight), "
             f"and the budget is {budget} ({8 * budget / weights:.2f}); allow more, "
             "or fix fewer tensors with --tensor-type"
         )
@@ -124,9 +127,9 @@ class Uniform:
     """A uniform choice: one scheme for the matrices of the layers and one for embedding and head.
 
     Args:
-        inner: of the layers' matrices.
-        outer: of embedding and head; None where the user gave them one.
-        allocation: the same for each matrix that was free.
+        inner: scheme of the layers' matrices.
+        outer: scheme of embedding and head; None if the user gave them one.
+        allocation: the same choice for each matrix whose scheme was free.
     """
 
     inner: Scheme
@@ -147,14 +150,14 @@ def uniform(
     nbytes: int,
     front: tuple[ParetoPoint, ...] = (),
 ) -> Uniform | None:
-    """The pair of schemes, of layers and of embedding and head, that loses least within a budget.
+    """The uniform choice with the smallest loss within a budget.
 
     Args:
         sensitivity, shapes, fixed, nbytes: as for `allocate`.
-        front: the Pareto front to return with it.
+        front: the Pareto front to return with the choice.
 
     Returns:
-        None where no pair fits, or where no matrix of the layers has a choice.
+        the choice; None if no pair of schemes fits, or if no matrix of the layers has a choice.
     """
     weights = sum(math.prod(shape) for shape in shapes.values())
     fixed_bytes = sum(
@@ -185,7 +188,7 @@ def uniform(
 def _totals(
     names: Sequence[str], shapes: Mapping[str, Sequence[int]], sensitivity: Sensitivity
 ) -> dict[str, tuple[int, float]]:
-    """Bytes and loss of some tensors together, in each scheme that all of them can have."""
+    """Total bytes and loss of some tensors, for each scheme that all of them can have."""
     tables = [sensitivity.losses.get(name, {}) for name in names]
     return {
         text: (
@@ -193,13 +196,13 @@ def _totals(
             math.fsum(table[text] for table in tables),
         )
         for text in (tables[0] if tables else ())
-        if all(text in table for table in tables)  # else its groups are longer than some rows
+        if all(text in table for table in tables)  # not if its groups are longer than some rows
     }
 
 
 @dataclass(frozen=True)
 class _Table:
-    """A tensor's choices: sizes rise, losses fall; what is larger and no better is left out."""
+    """The choices of a tensor by rising size and falling loss, without dominated choices."""
 
     schemes: tuple[Scheme, ...]
     sizes: tuple[int, ...]
@@ -226,7 +229,7 @@ def _table(name: str, shape: Sequence[int], sensitivity: Sensitivity) -> _Table:
 
 
 def _solve(tables: Sequence[_Table], budget: int) -> list[int]:
-    """Indices of the optimal choices; ``budget`` is at least the smallest sizes' sum."""
+    """Indices of the optimal choices. The budget must be at least the sum of the smallest sizes."""
     extras = [[size - table.sizes[0] for size in table.sizes] for table in tables]
     room = budget - sum(table.sizes[0] for table in tables)
     room = min(room, sum(extra[-1] for extra in extras))
@@ -259,7 +262,7 @@ def _solve(tables: Sequence[_Table], budget: int) -> list[int]:
 
 
 def _upgraded(tables: Sequence[_Table], choice: list[int], spare: int) -> list[int]:
-    """Spend the bytes that rounding to units left over on the best gain per byte that fits."""
+    """Spend bytes that are left over on upgrades, those with the best gain per byte first."""
     while True:
         best, gain = None, 0.0
         for at, (table, now) in enumerate(zip(tables, choice, strict=True)):
@@ -286,7 +289,7 @@ def _lagrangian(tables: Sequence[_Table]) -> list[list[int]]:
             moves.append(((table.losses[start] - table.losses[stop]) / cost, at, stop))
     choice = [0] * len(tables)
     front = [list(choice)]
-    # dearest gains first; hulls are convex, so each tensor's moves come in their order
+    # largest gain per byte first; hulls are convex, so the moves of each tensor stay in order
     for _, at, stop in sorted(moves, key=lambda move: -move[0]):
         choice[at] = stop
         front.append(list(choice))
@@ -294,7 +297,7 @@ def _lagrangian(tables: Sequence[_Table]) -> list[list[int]]:
 
 
 def _hull(table: _Table) -> list[tuple[int, int]]:
-    """Steps from corner to corner of a tensor's own hull, as pairs of indices."""
+    """The edges of the convex hull of a tensor's choices, as pairs of indices."""
     corners = [0]
     while corners[-1] < len(table.sizes) - 1:
         now = corners[-1]

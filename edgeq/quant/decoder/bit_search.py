@@ -1,14 +1,14 @@
-"""Choose the bits of each matrix for a target size, and keep a choice only if it measures better.
+"""Choose the bits of each matrix for a target size, and keep the choice only if it measures better.
 
-    sensitivities   nats that each matrix costs in each scheme, measured or estimated
-    uniform         the best recipe with one scheme for all layers; the model is rounded by it and
-                    its KL divergence measured
+    sensitivities   loss of each matrix in each scheme, in nats, measured or estimated
+    uniform         the best recipe with one scheme for all layers. The model is rounded by it, and
+                    its KL divergence is measured.
     mixed           a scheme for each matrix, chosen as a knapsack problem after the estimates of
-                    the layers were scaled to the measured cost of the uniform recipe; rounded and
-                    measured too
-    kept            the one with the lower KL divergence
+                    the layers were scaled to the measured loss of the uniform recipe. The model is
+                    rounded by it and measured too.
+    kept            the recipe with the lower KL divergence
 
-If the text has enough windows, rounding and measuring use different ones.
+If the text has enough windows, rounding and measuring use different windows.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ from edgeq.quant.recipe import Recipe
 from edgeq.quant.rules import OUTER, Rule
 
 TARGET_WINDOWS = 8
-"""Windows on which recipes are measured."""
+"""Number of windows on which recipes are measured."""
 SCALED_WINDOWS = 4
-"""Windows on which sensitivities are estimated where matrices are measured by kinds."""
+"""Number of windows on which sensitivities are estimated in the mode "scaled"."""
 HELD_OUT_SHARE = 4
-"""If the text has this many times `TARGET_WINDOWS`, rounding does not use the measured windows."""
+"""If the text has at least this many times `TARGET_WINDOWS` windows, rounding does not use the
+windows of the measurement."""
 FACTOR_RANGE = (0.1, 4.0)
 """Limits on the factor that scales the layers' estimates to a measured recipe."""
 ROOM = 4096
@@ -52,7 +53,7 @@ ROOM = 4096
 MIXED = "mixed"
 """Label of the recipe with a scheme for each matrix."""
 SLACK = 256
-"""Bytes by which a budget is lowered where a choice does not fit."""
+"""Bytes by which a budget is lowered if the whole file does not fit."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,12 @@ class SearchResult:
     """The recipe that reaches a target.
 
     Args:
-        recipe: with a rule for every matrix, or the two schemes of the uniform recipe.
-        about: for the artifact's provenance: "chosen" and "front" as [bytes, bits per weight,
-            estimated KL]; "tried", the measured KL in nats per token of each recipe that was
-            measured, and "kept", the label of the chosen one; or "not_tried", the reason why none
-            was measured.
+        recipe: the recipe with a rule for every matrix, or with the two schemes of the uniform
+            recipe.
+        about: entries for the artifact's provenance: "chosen" and "front" as [bytes, bits per
+            weight, estimated KL divergence]; "tried", the measured KL divergence of each recipe in
+            nats per token, and "kept", the label of the chosen one; or "not_tried", the reason why
+            nothing was measured.
         tensors: the tensors as rounded by the chosen recipe; None if none was measured.
     """
 
@@ -74,7 +76,7 @@ class SearchResult:
 
 
 def stored(model: Model) -> Iterator[str]:
-    """Names to be written: a tied head is the embedding, and stored once."""
+    """Names of the tensors to write. A tied head is the embedding, which is stored once."""
     return (name for name in model.tensors if not (model.config.tied and name == "lm_head.weight"))
 
 
@@ -82,7 +84,7 @@ def assigned(model: Model, recipe: Recipe) -> dict[str, Scheme]:
     """The scheme of each tensor to be written, in file order.
 
     Raises:
-        SchemeError: the recipe does not suit the model.
+        SchemeError: the recipe does not fit the model.
     """
     return recipe.assign({name: model.tensors[name].shape for name in file_order(stored(model))})
 
@@ -99,11 +101,12 @@ def search_bits(
     """Choose a scheme for every matrix that the recipe leaves free.
 
     Args:
-        model: float.
-        recipe: with a target.
-        calibration: a text; without one nothing can be measured, and sensitivities are needed.
-        sensitivity: what each matrix costs; measured if None.
-        scratch: a folder for temporary files; the system's if None.
+        model: the float model.
+        recipe: a recipe with a target.
+        calibration: the calibration text. Without a text nothing is measured, and ``sensitivity``
+            must be given.
+        sensitivity: losses of the matrices; measured if None.
+        scratch: folder for temporary files; None for that of the system.
         progress: called with what is done, how far, and of how much.
 
     Raises:
@@ -125,7 +128,7 @@ def search_bits(
         sensitivity = search.measured(calibration, few, scratch)
     sensitivity = sensitivity.suited(recipe.default)
     mixed = search.solve(sensitivity, MIXED)
-    assert mixed is not None  # or it was said that nothing fits
+    assert mixed is not None  # otherwise `solve` has raised DoesNotFitError
     if calibration is None:
         why = "no calibration text was given"
         return SearchResult(
@@ -149,7 +152,7 @@ def search_bits(
 
 
 def _split(calibration: CalibrationText) -> tuple[CalibrationText, tuple[NDArray[np.int64], ...]]:
-    """The windows to round with and those to measure on: different ones if there are enough."""
+    """The windows for rounding and those for measuring, which differ if there are enough."""
     windows = calibration.windows
     step = -(-len(windows) // TARGET_WINDOWS)
     few = windows[::step]
@@ -160,7 +163,7 @@ def _split(calibration: CalibrationText) -> tuple[CalibrationText, tuple[NDArray
 
 
 def _scaled(sensitivity: Sensitivity, factor: float) -> Sensitivity:
-    """Sensitivities with the losses of the layers' matrices multiplied by a factor."""
+    """The sensitivities with the losses of the layers' matrices multiplied by a factor."""
     losses = {
         name: nats if re.match(OUTER, name) else {text: factor * x for text, x in nats.items()}
         for name, nats in sensitivity.losses.items()
@@ -170,7 +173,7 @@ def _scaled(sensitivity: Sensitivity, factor: float) -> Sensitivity:
 
 @dataclass(frozen=True)
 class _Solved:
-    """An allocation, and the recipe with its rules."""
+    """An allocation, and the recipe with the rules that it gives."""
 
     label: str
     recipe: Recipe
@@ -178,7 +181,7 @@ class _Solved:
 
 
 class _Search:
-    """A model, a recipe with a target, and the matrices whose scheme is to be chosen."""
+    """A model, a recipe with a target, and the matrices whose schemes are free."""
 
     def __init__(self, model: Model, recipe: Recipe, progress: Progress) -> None:
         self.model, self.recipe, self.progress = model, recipe, progress
@@ -194,7 +197,7 @@ class _Search:
     def measured(
         self, calibration: CalibrationText, few: Sequence[NDArray[np.int64]], scratch: Path | None
     ) -> Sensitivity:
-        """Sensitivities: of each tensor where the model is small, else by kinds of tensors."""
+        """Measure sensitivities: of each tensor for small models, else by kinds of tensors."""
         assert isinstance(self.recipe.default, QuantScheme)
         mode = mode_for(self.model, sum(window.size for window in few))
         if mode == "scaled":
@@ -237,9 +240,9 @@ class _Search:
             room = min(budget - overhead_bytes, room - SLACK)
 
     def factor(self, sensitivity: Sensitivity, one: _Solved, nats: float) -> float:
-        """The factor that scales the layers' estimates to the measured cost of a recipe.
+        """The factor that scales the estimates of the layers to the measured loss of a recipe.
 
-        It is 1 if the user gave matrices a scheme: their share of the cost is unknown.
+        It is 1 if the user gave matrices a scheme, because their share of the loss is unknown.
         """
         if any(isinstance(scheme, QuantScheme) for scheme in self.fixed.values()):
             return 1.0
@@ -265,7 +268,7 @@ class _Search:
         return replace(self.recipe, default=one.inner, rules=(*self.own, *outer))
 
     def _overhead(self, solved: _Solved) -> int:
-        """Bytes of the file that are not tensors."""
+        """Bytes of the file besides the tensors."""
         model, recipe = self.model, solved.recipe
         tensors = {
             name: TensorLayout(scheme, tuple(model.tensors[name].shape))
@@ -322,5 +325,5 @@ def _pareto_summary(allocation: Allocation) -> dict[str, Any]:
 
 
 def _short(value: float) -> float:
-    """A number to six digits, as the file holds it."""
+    """Round a number to the six digits that the file stores."""
     return float(f"{value:.6g}")

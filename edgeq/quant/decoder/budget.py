@@ -1,9 +1,9 @@
-"""The sizes of the pieces in which a model is quantized, within a limit on memory.
+"""Choose the sizes of the chunks in which a model is quantized, within a memory limit.
 
-resident = what the process holds already
-         + FIXED                      stacks, the hash's buffer, the header
-         + RELEASE_EVERY              source pages touched since they were last given back
-         + threads * weights a chunk * BYTES_PER_WEIGHT
+resident = memory of the process before the work
+         + FIXED                      stacks, the buffer of the hash, the header
+         + RELEASE_EVERY              source pages that were read since the last release
+         + threads * weights per chunk * BYTES_PER_WEIGHT
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from edgeq.quant.rounders.gptq import ROWS
 from edgeq.quant.rounders.hessian import EXACT_K
 
 BYTES_PER_WEIGHT = 28
-"""Bytes for each weight of a chunk: source, float32, steps, levels, codes and packed codes."""
+"""Bytes per weight of a chunk: source, float32, scaled values, integers, codes, packed codes."""
 CHUNK_WEIGHTS = 1 << 17
-"""Weights a thread works on at once: its float32 buffers stay in the second-level cache."""
+"""Weights per chunk of a thread, chosen so that its float32 buffers stay in the L2 cache."""
 FIXED = 16 << 20
 TRAINED_BYTES = 24
-"""Bytes for each weight that is trained, its teacher's included."""
+"""Bytes per weight that is trained, including the weight of the teacher."""
 FACTOR_COPIES = 2
-"""Squares of K held while second moments are factored, as measured."""
+"""Number of K x K matrices in memory while second moments are factored, as measured."""
 RELEASE_EVERY = 64 << 20
-"""Bytes of source read before its pages are given back."""
+"""Bytes that are read from the source before its pages are released."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Sizes that keep within the limit.
+    """Sizes that keep within the memory limit.
 
     Args:
-        threads: workers.
-        chunk_weights: most weights in a chunk, though never less than 16 rows.
-        release_every: bytes of source read between two releases of its pages.
+        threads: number of threads.
+        chunk_weights: most weights of a chunk; a chunk has at least 16 rows.
+        release_every: bytes that are read from the source between two releases of its pages.
     """
 
     threads: int
@@ -52,20 +52,20 @@ class Budget:
     release_every: int
 
     def rows(self, shape: Sequence[int]) -> int:
-        """Rows in a chunk of a tensor of this shape: a multiple of 16."""
+        """Number of rows per chunk for a tensor of this shape: a multiple of 16."""
         return max(TILE, self.chunk_weights // max(math.prod(shape[1:]), 1) // TILE * TILE)
 
 
 def make_budget(shapes: Iterable[Sequence[int]], threads: int, max_ram: int | None) -> Budget:
-    """Choose sizes: fast ones if they fit, else smaller chunks, then fewer threads.
+    """Choose the largest sizes that fit: first with smaller chunks, then with fewer threads.
 
     Args:
-        shapes: of all tensors; the widest row decides what is needed at least.
-        threads: workers wanted.
-        max_ram: most bytes the process may hold, or None.
+        shapes: shapes of all tensors; the widest row determines the smallest chunk.
+        threads: preferred number of threads.
+        max_ram: most bytes of the process; None for no limit.
 
     Raises:
-        DoesNotFitError: the smallest chunks on one thread need more.
+        DoesNotFitError: even the smallest chunks on one thread need more.
         UsageError: threads or max_ram is not positive.
     """
     check_limits(threads, max_ram)
@@ -82,13 +82,14 @@ def make_budget(shapes: Iterable[Sequence[int]], threads: int, max_ram: int | No
             if need <= max_ram:
                 return Budget(workers, chunk, release)
     raise DoesNotFitError(
-        f"max_ram of {max_ram / 1e6:.0f} MB is too little: the smallest pieces on one thread need "
-        f"{need / 1e6:.0f} MB, of which {resident / 1e6:.0f} MB are held before any weight is read"
+        f"max_ram of {max_ram / 1e6:.0f} MB is too little: the smallest chunks on one thread need "
+        f"{need / 1e6:.0f} MB, of which {resident / 1e6:.0f} MB are in use before any weight is "
+        "read; allow more"
     )
 
 
 def check_limits(threads: int | None, max_ram: int | None) -> None:
-    """Refuse numbers that make no sense.
+    """Refuse limits that are not positive.
 
     Raises:
         UsageError: threads or max_ram is not positive.
@@ -96,22 +97,23 @@ def check_limits(threads: int | None, max_ram: int | None) -> None:
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}; use at least 1")
     if max_ram is not None and max_ram < 1:
-        raise UsageError(f"max_ram is {max_ram} bytes; it must be positive")
+        raise UsageError(f"max_ram is {max_ram} bytes; use a positive number")
 
 
 def check_replay(
     config: ModelConfig, calibration: CalibrationText, recipe: Recipe, max_ram: int | None
 ) -> None:
-    """Refuse to learn from a text where that would hold more than is allowed.
+    """Refuse a calibration that would need more memory than the limit.
 
     Args:
-        config: of the model.
+        config: config of the model.
         calibration: the windows.
-        recipe: whether the float model is replayed too, and whether there is training.
-        max_ram: most bytes the process may hold, or None.
+        recipe: the recipe, which says whether the float model is replayed too and whether weights
+            are trained.
+        max_ram: most bytes of the process; None for no limit.
 
     Raises:
-        DoesNotFitError: says what is needed.
+        DoesNotFitError: the limit is too low; the message says how much is needed.
     """
     if max_ram is None:
         return
@@ -129,15 +131,15 @@ def check_replay(
     if need > max_ram:
         raise DoesNotFitError(
             f"max_ram of {max_ram / 1e6:.0f} MB is too little: {what} takes about "
-            f"{need / 1e6:.0f} MB; allow more, take fewer windows (--calib-windows), or a recipe "
-            "without text such as w4-g32-mse"
+            f"{need / 1e6:.0f} MB; allow more, use fewer windows (--calib-windows), or a recipe "
+            "that needs no text, such as w4-g32-mse"
         )
 
 
 def replay_bytes(
     config: ModelConfig, calibration: CalibrationText, *, quantized_inputs: bool
 ) -> int:
-    """Most bytes held while the matrices of a group are rounded by their inputs, as GPTQ does."""
+    """Most bytes that are needed while the matrices of a group are rounded with their inputs."""
     models = 2 if quantized_inputs else 1
     inner = config.heads * config.head_dim
     shapes = dict(config.linears())
@@ -146,7 +148,7 @@ def replay_bytes(
         for group in linear_groups(config)
         if group.kind != "head"
     }
-    # of both ends of a branch
+    # hidden states at both ends of a residual branch
     hidden = 4 * calibration.n_tokens * config.hidden * (models + 1)
     together = 4 * min(TOGETHER, calibration.n_tokens) * 3 * config.ffn
     kept = min(4 * calibration.n_tokens * max(inner, config.ffn), KEEP_BYTES) * models
@@ -154,9 +156,10 @@ def replay_bytes(
 
 
 def _group_bytes(shapes: tuple[tuple[int, int], ...], models: int) -> int:
-    """The weights [N, K] of one group, and the work on its largest matrix.
+    """Bytes of the weights [N, K] of one group, and of the work on its largest matrix.
 
-    First the moments are factored, with the cross moments still in memory; then rows are rounded.
+    First the second moments are factored while the cross moments are in memory; then the rows are
+    rounded.
     """
     largest, k = max(shapes)
     weights, matrix = 4 * sum(n for n, _ in shapes) * k * models, 4 * largest * k

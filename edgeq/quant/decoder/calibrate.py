@@ -1,19 +1,20 @@
-"""What a model's matrices are fed when it reads a text: measured once, saved, used by many.
+"""Calibration: measure the inputs of a model's matrices on a text, and save the statistics.
 
 A file of `CalibrationStats` is a safetensors container:
 
     __metadata__    "format": "edgeq-calibration", "format_version": "1", and as JSON texts
                     "n_tokens", "text_sha256", "model_sha256", "observer", "linears" (their names)
-    NAME.mean_abs      F32 [K]   of each of the matrix's inputs, over all tokens
-    NAME.mean_square   F32 [K]
+    NAME.mean_abs      F32 [K]   mean absolute value of each input of the matrix, over all tokens
+    NAME.mean_square   F32 [K]   mean square of each input
     NAME.range         F64 [2]   low <= 0 <= high, as the observer chose it
 
-A calibration that is not finished is saved after every layer in the same form, as
-"edgeq-calibration-state", with the next "layer" and a digest of the "windows" in its metadata and
+An unfinished calibration is saved after every layer in the same way, with the format
+"edgeq-calibration-state". Its metadata also has the next "layer" and a digest of the "windows", and
+its arrays also
 
-    hidden.INDEX       F32 [T, hidden]   that layer's input of each window
+    hidden.INDEX       F32 [T, hidden]   that layer's input for each window
 
-Both are written beside their place and renamed.
+Both files are written to a temporary file, which is then renamed.
 """
 
 from __future__ import annotations
@@ -54,14 +55,14 @@ _REMAKE = "make it again with edgeq calibrate"
 
 @dataclass(frozen=True)
 class CalibrationText:
-    """A text, cut into windows of tokens.
+    """A text that is cut into windows of tokens.
 
     Args:
-        windows: int64 [T] each, BOS included.
-        text_sha256: of the text's UTF-8 bytes; "" if there was none.
+        windows: token ids, int64 [T] each, including BOS.
+        text_sha256: SHA-256 of the text's UTF-8 bytes; "" if there was no text.
         context: most tokens of a window.
-        bos: what every window begins with, or None.
-        sampled: how many of the tokens were sampled from the model itself, in the last windows.
+        bos: the BOS token that every window begins with; None without one.
+        sampled: number of tokens, in the last windows, that were sampled from the model itself.
     """
 
     windows: tuple[NDArray[np.int64], ...]
@@ -72,12 +73,12 @@ class CalibrationText:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens in all windows."""
+        """Number of tokens in all windows."""
         return sum(window.size for window in self.windows)
 
     @property
     def sha256(self) -> str:
-        """A digest of the tokens and where they are cut."""
+        """SHA-256 of the tokens and of the lengths of the windows, in hexadecimal."""
         digest = hashlib.sha256()
         for window in self.windows:
             digest.update(len(window).to_bytes(8, "little") + window.astype("<i8").tobytes())
@@ -95,25 +96,25 @@ def cut_windows(
     """Cut a text into disjoint windows of equal length.
 
     Args:
-        tokens: the text's, without BOS.
-        context: tokens of a window, BOS included.
-        n_windows: take only so many, evenly spaced over the text; all if None.
-        bos: put at the head of every window; None if the tokenizer has none.
-        text_sha256: of the text.
+        tokens: token ids of the text, without BOS.
+        context: tokens per window, including BOS.
+        n_windows: number of windows, evenly spaced over the text; all if None.
+        bos: token that every window begins with; None if the tokenizer has no BOS.
+        text_sha256: SHA-256 of the text.
 
     Returns:
-        windows of ``context`` tokens; a rest that fills none is left out, unless it is all there
-        is.
+        windows of ``context`` tokens. Tokens at the end that do not fill a window are left out,
+        unless the whole text is shorter than a window.
 
     Raises:
-        UsageError: no tokens, or a number out of range.
+        UsageError: there are no tokens, or a number is out of range.
     """
     ids = np.asarray(tokens, np.int64)
     least = 1 if bos is None else 2
     if context < least:
         raise UsageError(f"context is {context} tokens; use at least {least}")
     if n_windows is not None and n_windows < 1:
-        raise UsageError(f"n_windows is {n_windows}; use at least 1, or none for the whole text")
+        raise UsageError(f"n_windows is {n_windows}; use at least 1, or None for the whole text")
     if ids.ndim != 1 or not ids.size:
         raise UsageError("the calibration text has no tokens; give a text that is not empty")
     step = context - (bos is not None)
@@ -128,12 +129,12 @@ def cut_windows(
 
 @dataclass(frozen=True, eq=False)
 class InputStats:
-    """The inputs of one matrix [N, K] over a text.
+    """Statistics of the inputs of one matrix [N, K] over a text.
 
     Args:
-        n_tokens: how many inputs there were.
-        mean_abs, mean_square: float32 [K].
-        low, high: the range the observer chose over all K; low <= 0 <= high.
+        n_tokens: number of input vectors.
+        mean_abs, mean_square: mean absolute value and mean square of each input, float32 [K].
+        low, high: the range that the observer chose over all K; low <= 0 <= high.
     """
 
     n_tokens: int
@@ -145,14 +146,14 @@ class InputStats:
 
 @dataclass(frozen=True, eq=False)
 class CalibrationStats:
-    """The inputs of every matrix of a model over a text.
+    """Statistics of the inputs of every matrix of a model over a text.
 
     Args:
-        n_tokens: tokens of the text, BOS of the windows included.
-        text_sha256: of the text.
+        n_tokens: number of tokens of the text, including the BOS of the windows.
+        text_sha256: SHA-256 of the text.
         model_sha256: `model_sha256` of the model.
-        observer: which one chose the ranges.
-        inputs: matrix name -> its inputs.
+        observer: name of the observer that chose the ranges.
+        inputs: name of a matrix -> statistics of its inputs.
     """
 
     n_tokens: int
@@ -163,38 +164,40 @@ class CalibrationStats:
 
     @property
     def sha256(self) -> str:
-        """A digest of the contents, the same however they came to be in memory."""
+        """SHA-256 of the contents in hexadecimal; the same for measured and loaded statistics."""
         digest = hashlib.sha256(json.dumps(self._facts(), sort_keys=True).encode())
         for name, array in sorted(_arrays(self.inputs).items()):
             digest.update(f"|{name}|{list(array.shape)}|".encode() + array.tobytes())
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> int:
-        """Write the file; returns its size in bytes.
+        """Write the file and return its size in bytes.
 
         Raises:
-            EdgeqError: it cannot be written.
+            EdgeqError: the file cannot be written.
         """
         return _write(Path(path), FORMAT, self._facts(), _arrays(self.inputs))
 
     @classmethod
     def load(cls, path: str | Path) -> CalibrationStats:
-        """Read a file, all of it checked.
+        """Read and check a file.
 
         Raises:
-            FormatError: it is damaged, of another kind, or made by a newer edgeq.
+            FormatError: the file is damaged, is of another kind, or was written by a newer edgeq.
         """
         file = open_safetensors(path)
         stats, rest = _read(file, FORMAT)
         if rest:
-            raise FormatError(f"{file.path} holds {rest[0]}, which belongs to no matrix; {_REMAKE}")
+            raise FormatError(
+                f"{file.path} has the array {rest[0]}, which belongs to no matrix; {_REMAKE}"
+            )
         return stats
 
     def check(self, model: Model) -> None:
-        """Refuse a model that these are not the statistics of.
+        """Refuse a model on which these statistics were not measured.
 
         Raises:
-            UsageError: matrices are missing or of another shape, or its weights differ.
+            UsageError: matrices are missing or have another shape, or the weights differ.
         """
         _check_shapes(self.inputs, model.config, complete=True)
         digest = model_sha256(model)
@@ -202,7 +205,7 @@ class CalibrationStats:
             raise UsageError(
                 "the statistics were measured on another model with the same shape "
                 f"(its weights' sha256 is {self.model_sha256[:12]}..., this model's "
-                f"{digest[:12]}...); calibrate this one with edgeq calibrate"
+                f"{digest[:12]}...); calibrate this model with edgeq calibrate"
             )
 
     def _facts(self) -> dict[str, Any]:
@@ -216,9 +219,10 @@ class CalibrationStats:
 
 
 def model_sha256(model: Model) -> str:
-    """A digest of a model's hyperparameters and of every weight's float32 value.
+    """SHA-256 of a model's hyperparameters and of the float32 value of every weight.
 
-    The same for one model held in different files or float types. Reads all of it, in pieces.
+    It is the same for a model that is stored in different files or float types. All weights are
+    read, in pieces.
     """
     digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
     for name, tensor in sorted(model.tensors.items()):
@@ -240,23 +244,23 @@ def calibrate(
     resume: Path | None = None,
     progress: Progress | None = None,
 ) -> CalibrationStats:
-    """Go through a model with a text and measure what each matrix is fed.
+    """Run a model on a text and measure the inputs of each matrix.
 
-    Memory is a `Replay`'s: the weights of a group of matrices, and its inputs.
+    The memory is that of a `Replay`: the weights of a group of matrices, and its inputs.
 
     Args:
-        model: float or quantized.
+        model: a float or quantized model.
         calibration: the windows.
-        observer: chooses each range; a name of `edgeq.quant.observers.OBSERVERS`.
-        resume: where to save after each layer; a file that is there is gone on from, with the
-            identical result. It is left for the caller to remove once he has saved what is
-            returned.
-        progress: called with the group of matrices, groups done, and of how many.
+        observer: name in `edgeq.quant.observers.OBSERVERS` of the observer that chooses ranges.
+        resume: file to which the state is saved after each layer. If the file exists, calibration
+            continues from it, with an identical result. The caller removes the file once the
+            result is saved.
+        progress: called with the group of matrices, groups done, and number of groups.
 
     Raises:
         FormatError: an activation is not finite, or the file to resume from is damaged.
-        UsageError: an unknown observer, windows the model cannot take, or a file to resume from
-            that belongs to another run.
+        UsageError: the observer is unknown, the model cannot run the windows, or the file to
+            resume from belongs to another calibration.
     """
     observer_named(observer)
     facts: dict[str, Any] = {
@@ -314,7 +318,7 @@ def _write(
 ) -> int:
     metadata = {"format": form, "format_version": VERSION}
     metadata |= {key: json.dumps(value) for key, value in facts.items()}
-    # the widest first, so that every array is aligned
+    # largest item size first, so that every array is aligned
     ordered = dict(sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])))
     described = {
         name: (TYPE_NAMES[array.dtype.type], array.shape, array.nbytes)
@@ -337,42 +341,49 @@ def _save_state(
 def _resumed(
     path: Path, run: Mapping[str, Any], inputs: dict[str, InputStats], config: ModelConfig
 ) -> ReplayState:
-    """What a state file holds, its statistics put into ``inputs``."""
+    """Read a state file, and add its statistics to ``inputs``."""
     file = open_safetensors(path)
     stats, rest = _read(file, STATE_FORMAT)
     for key, wanted in run.items():
         if _fact(file, key, type(wanted)) != wanted:
             what = {"model_sha256": "another model", "observer": "another observer"}
             raise UsageError(
-                f"{path} is of a calibration with {what.get(key, 'another text or other windows')}"
-                "; give the same again, or start afresh without it"
+                f"{path} is the state of a calibration with "
+                f"{what.get(key, 'another text or other windows')}; use the same again, or start "
+                "again without this file"
             )
     layer = _fact(file, "layer", int)
     done = [
         name for group in linear_groups(config) if group.layer < layer for name in group.linears
     ]
     if not 0 < layer <= config.layers or sorted(stats.inputs) != sorted(done):
-        raise FormatError(f"{path} does not hold just the layers before {layer}; start afresh")
+        raise FormatError(
+            f"{path} does not have exactly the layers before {layer}; start again without this file"
+        )
     _check_shapes(stats.inputs, config, complete=False)
     hidden = [np.array(file.array(name)) for name in sorted(rest)]
     if any(x.dtype != np.float32 or x.shape[1:] != (config.hidden,) for x in hidden) or (
         sum(len(x) for x in hidden) != stats.n_tokens
     ):
-        raise FormatError(f"{path} does not hold the hidden states of its windows; start afresh")
+        raise FormatError(
+            f"{path} does not have the hidden states of its windows; start again without this file"
+        )
     inputs.update(stats.inputs)
     return ReplayState(layer, tuple(hidden))
 
 
 def _read(file: SafetensorsFile, form: str) -> tuple[CalibrationStats, list[str]]:
-    """The statistics in a file, and the names of other arrays in it."""
+    """Read the statistics of a file; also returns the names of its other arrays."""
     stored = file.metadata.get("format")
     if stored != form:
-        what = f"has the format {stored!r}" if stored else "says no format"
-        raise FormatError(f"{file.path} {what}; needed is {form!r}, which edgeq calibrate writes")
+        what = f"has the format {stored!r}" if stored else "states no format"
+        raise FormatError(
+            f"{file.path} {what}; give a file of the format {form!r}, which edgeq calibrate writes"
+        )
     version = file.metadata.get("format_version")
     if version != VERSION:
         raise FormatError(
-            f"{file.path} has version {version!r} of its format and this edgeq reads {VERSION}; "
+            f"{file.path} has version {version!r} of its format, and this edgeq reads {VERSION}; "
             f"upgrade with pip install -U edgeq, or {_REMAKE}"
         )
     n_tokens = _fact(file, "n_tokens", int)
@@ -393,7 +404,7 @@ def _fact(file: SafetensorsFile, key: str, kind: type) -> Any:
     except (KeyError, json.JSONDecodeError) as err:
         raise FormatError(f"{file.path} has no readable {key} in its metadata; {_REMAKE}") from err
     if type(value) is not kind:
-        raise FormatError(f"{file.path}: {key} is {value!r}, no {kind.__name__}; {_REMAKE}")
+        raise FormatError(f"{file.path}: {key} is {value!r} and not a {kind.__name__}; {_REMAKE}")
     return value
 
 
@@ -418,7 +429,7 @@ def _input_stats(file: SafetensorsFile, name: str, n_tokens: int) -> InputStats:
 
 
 def _check_shapes(inputs: Mapping[str, InputStats], config: ModelConfig, complete: bool) -> None:
-    """Refuse statistics that do not fit a model's shapes."""
+    """Refuse statistics that do not fit the shapes of a model's matrices."""
     widths = {name: k for name, (_, k) in config.linears()}
     wanted = {name: widths[name] for group in linear_groups(config) for name in group.linears}
     for name, stats in inputs.items():
@@ -426,11 +437,11 @@ def _check_shapes(inputs: Mapping[str, InputStats], config: ModelConfig, complet
             has = f"K={wanted[name]}" if name in wanted else "no such matrix"
             raise UsageError(
                 f"the statistics were measured on another model: it has {name} with "
-                f"K={stats.mean_abs.size}, and this one {has}; calibrate this one"
+                f"K={stats.mean_abs.size}, and this model has {has}; calibrate this model"
             )
     missing = [name for name in wanted if name not in inputs]
     if complete and missing:
         raise UsageError(
             f"the statistics were measured on another model: {missing[0]} is missing; calibrate "
-            "this one"
+            "this model"
         )

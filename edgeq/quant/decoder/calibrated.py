@@ -1,8 +1,9 @@
-"""Matrices rounded with statistics of their inputs, group by group through the model.
+"""Calibrated rounding: round the layers' matrices with statistics of their inputs, in order.
 
 A text is replayed through the model (`edgeq.quant.decoder.replay`). At each group of matrices with
-one input the statistics that the method needs are taken, the matrices are rounded and written, and
-the written ones replace them: all later groups see the error made before them and can compensate.
+the same input, the statistics that the method needs are measured, the matrices are rounded and
+written, and the rounded matrices replace the originals in the replay. Later groups therefore see
+the error of earlier ones and can compensate for it.
 """
 
 from __future__ import annotations
@@ -27,25 +28,25 @@ from edgeq.quant.rounders.qparams import check_finite
 from edgeq.quant.rounders.rounding import METHOD_INPUTS, quantize_tensor, sqnr_db
 
 EXACT_BITS = 8
-"""With so many bits a head loses too little for its inputs to matter."""
+"""From this many bits on, the error of the head is too small for its inputs to matter."""
 HEAD_WINDOWS = 8
-"""Windows that the head's inputs are measured on."""
+"""Most windows on which the inputs of the head are measured."""
 HEAD_ROWS = 4096
-"""Rows of the head that are rounded at once: a multiple of a packed tile's."""
+"""Rows of the head that are rounded at once: a multiple of the rows of a packed tile."""
 REPLAY_OPTIONS = (
     "use_quantized_inputs", "relative_errors", "calibrated_head", "sensitive_layers",
 )  # fmt: skip
-"""Options of a recipe that say what matrices are rounded for, and not how."""
+"""Options of a recipe that concern the replay and not the rounder."""
 LEAST_SQUARE = np.float32(1e-12)
-"""Mean square of a residual stream below which it counts as this."""
+"""Lower bound of the mean square of a residual stream."""
 Ratios = Mapping[str, float | None]
-"""Tensor name -> SQNR in dB; None where nothing was lost."""
+"""Name of a tensor -> SQNR in dB; None without an error."""
 Write = Callable[[str, QuantTensor], None]
 """Stores a rounded matrix under its name."""
 
 
 def layer_matrices(schemes: Mapping[str, Scheme]) -> dict[str, QuantScheme]:
-    """The schemes of the matrices that are rounded during the replay: all those in layers."""
+    """The schemes of the matrices that are rounded during the replay: those of the layers."""
     return {
         name: scheme
         for name, scheme in schemes.items()
@@ -56,20 +57,20 @@ def layer_matrices(schemes: Mapping[str, Scheme]) -> dict[str, QuantScheme]:
 def head_importance(
     model: Model, schemes: Mapping[str, Scheme], method: str, calibration: CalibrationText
 ) -> dict[str, NDArray[np.float32]]:
-    """Mean squares of the head's inputs in the float model, where its rounding is weighted by them.
+    """Mean squares of the head's inputs in the float model, for weighting its rounding errors.
 
-    A few inputs of the head are many times the others, so a head of few bits loses half as much
-    when they count for more. A tied head is also the embedding, whose rounding costs little.
+    A few inputs of the head are many times larger than the others, so weighting by them halves the
+    loss of a head with few bits. A tied head is also the embedding, whose rounding costs little.
 
     Args:
-        model: float.
-        schemes: of all tensors that are stored.
-        method: of `edgeq.quant.METHODS`.
-        calibration: windows of text, of which at most `HEAD_WINDOWS` are used.
+        model: the float model.
+        schemes: schemes of all tensors that are stored.
+        method: a name of `edgeq.quant.METHODS`.
+        calibration: the windows, of which at most `HEAD_WINDOWS` are used.
 
     Returns:
-        The name under which the head is stored, and float32 [K]; nothing where the method needs no
-        inputs, or the head has `EXACT_BITS` or more.
+        the name under which the head is stored -> mean squares, float32 [K]. Empty if the method
+        needs no inputs, or if the head has `EXACT_BITS` bits or more.
     """
     name = head_name(model)
     if method not in METHOD_INPUTS or not is_weighted(schemes.get(name)):
@@ -82,10 +83,10 @@ def head_importance(
 
 
 def head_by_gptq(model: Model, schemes: Mapping[str, Scheme], recipe: Recipe) -> str | None:
-    """The head's name, if it is rounded for the least error of the logits; None if not.
+    """The name of the head, if GPTQ rounds it; else None.
 
-    A few inputs of the head are many times the others, so that what is lost in rounding their
-    columns is well made up for by the others'. A tied head is also the embedding, whose rounding
+    A few inputs of the head are many times larger than the others, so the other columns compensate
+    the rounding error of those columns well. A tied head is also the embedding, whose rounding
     costs less.
     """
     name = head_name(model)
@@ -97,7 +98,7 @@ def head_by_gptq(model: Model, schemes: Mapping[str, Scheme], recipe: Recipe) ->
 
 
 def head_name(model: Model) -> str:
-    """The name under which the head is stored: a tied one is the embedding."""
+    """The name under which the head is stored. A tied head is stored as the embedding."""
     return "model.embed_tokens.weight" if model.config.tied else model.config.head_name
 
 
@@ -114,16 +115,16 @@ def round_head(
     """Quantize and write the head by GPTQ, a block of rows at a time.
 
     Args:
-        model: float; the head's inputs are measured in it.
-        name: of the head, as it is stored.
-        scheme: of groups or rows, without a table.
-        calibration: windows of text, of which at most `HEAD_WINDOWS` are used.
-        write: takes it.
-        options: of the method.
-        progress: called with the head, weights done, and of how many.
+        model: the float model, in which the inputs of the head are measured.
+        name: name under which the head is stored.
+        scheme: a scheme with groups or channels and without a palette.
+        calibration: the windows, of which at most `HEAD_WINDOWS` are used.
+        write: writes the rounded head.
+        options: options of the method.
+        progress: called with the head, weights done, and number of weights.
 
     Returns:
-        The SQNR in dB; None where nothing was lost.
+        the SQNR in dB; None without an error.
     """
     hessian = Hessian(model.config.hidden)
     for x in _head_inputs(model, calibration):
@@ -150,7 +151,7 @@ def round_head(
 
 
 def _head_inputs(model: Model, calibration: CalibrationText) -> Iterator[NDArray[np.float32]]:
-    """Inputs of a float model's head in at most `HEAD_WINDOWS` windows: float32 [T, K] each."""
+    """Inputs of a float model's head for at most `HEAD_WINDOWS` windows: float32 [T, K] each."""
     windows = calibration.windows[:: -(-len(calibration.windows) // HEAD_WINDOWS)]
     for step in Replay(model, windows):
         if step.group.kind == "head":
@@ -158,7 +159,7 @@ def _head_inputs(model: Model, calibration: CalibrationText) -> Iterator[NDArray
 
 
 def is_weighted(scheme: Scheme | None) -> bool:
-    """Whether a head of this scheme is rounded by the mean squares of its inputs."""
+    """Whether the rounding of a head with this scheme is weighted by its inputs."""
     return isinstance(scheme, QuantScheme) and scheme.bits < EXACT_BITS
 
 
@@ -177,23 +178,22 @@ def round_calibrated(
 
     Args:
         model: the float model.
-        schemes: of the matrices to be rounded here, by name; all in layers.
-        method: of `edgeq.quant.METHODS`.
-        calibration: windows of text.
-        write: takes each, with its name.
-        written: the model's other tensors where they are held differently, as embedding and
-            head: the replay computes with these.
-        options: of the method; "use_quantized_inputs" makes up for the error of the inputs too,
-            and "relative_errors" besides counts errors that are added to the residual stream in
-            parts of its size, as the norm that follows divides by it.
-        progress: called with the matrix, weights done, and of how many.
+        schemes: name -> scheme of the matrices to round, all of them in layers.
+        method: a name of `edgeq.quant.METHODS`.
+        calibration: the windows.
+        write: writes a rounded matrix.
+        written: tensors that the replay uses instead of the model's, such as the rounded embedding.
+        options: options of the method and of the replay. "use_quantized_inputs" also compensates
+            for the error of the inputs. "relative_errors" also divides errors that are added to the
+            residual stream by its size, as the norm that follows does.
+        progress: called with the matrix, weights done, and number of weights.
 
     Returns:
-        The SQNR in dB of each; None where nothing was lost.
+        name -> SQNR in dB; None without an error.
 
     Raises:
-        FormatError: NaN or infinite weights.
-        SchemeError: weights too large for their scheme.
+        FormatError: a weight is NaN or infinite.
+        SchemeError: a weight is too large for its scheme.
     """
     own = {key: value for key, value in options.items() if key not in REPLAY_OPTIONS}
     crossed = METHOD_INPUTS.get(method) == "hessian"
@@ -232,7 +232,7 @@ def round_calibrated(
 
 
 def tensor_sqnr(original: Tensor, tensor: Tensor) -> float | None:
-    """Signal to quantization noise of a tensor, in dB; None where nothing was lost."""
+    """SQNR of a tensor in dB; None without an error."""
     signal = noise = 0.0
     for part in row_blocks(original.shape):
         w = original.rows(part.start, part.stop)
@@ -244,10 +244,10 @@ def tensor_sqnr(original: Tensor, tensor: Tensor) -> float | None:
 def _compensated_weights(
     step: ReplayStep, names: Sequence[str], hessian: Hessian | None
 ) -> dict[str, NDArray[np.float32]]:
-    """What to round in place of the weights, to make up for errors upstream as well.
+    """The matrices to round instead of the weights, which also compensate for the inputs' errors.
 
-    Computed for all matrices of the group at once: the memory is as large as the Hessian, and need
-    not be held while they are rounded.
+    They are computed for all matrices of the group at once. The cross moments are as large as the
+    Hessian and are released before the matrices are rounded.
     """
     for name in names:
         check_finite(step.weights[name], name)
@@ -259,11 +259,11 @@ def _compensated_weights(
 
 
 def _residual_moments(step: ReplayStep) -> Hessian:
-    """Moments of the inputs of a matrix whose output is added to the residual stream.
+    """Second moments of the inputs of a matrix whose output is added to the residual stream.
 
-    Tokens count in inverse proportion to the square of the stream they are added to: the norm that
-    follows divides by its size, so that an error of one part in a hundred counts the same for a
-    token whose activations are a thousand times those of others.
+    Tokens are weighted by the inverse of the mean square of the residual stream. The norm that
+    follows divides by its size, so that a relative error of 1 % counts the same for tokens with
+    small activations and for tokens with activations that are a thousand times larger.
     """
     (name,) = step.group.linears
     w = step.weights[name]
@@ -284,7 +284,7 @@ def _residual_moments(step: ReplayStep) -> Hessian:
 def _input_statistics(
     step: ReplayStep, need: str | None, use_quantized_inputs: bool
 ) -> dict[str, Any]:
-    """What a method needs to know of a group's inputs, by the name it asks for."""
+    """The statistics of a group's inputs that a method needs, as its keyword arguments."""
     if need is None:
         return {}
     k = step.weights[step.group.linears[0]].shape[1]
@@ -300,7 +300,7 @@ def _input_statistics(
             hessian.add(x)
         return {"hessian": hessian}
     seen = zip(step.inputs(), step.float_inputs(), step.residual_errors(), strict=True)
-    # a norm between the matrix and x would scale what is made up for
+    # only without a norm in between is the error of the residual stream that of the outputs
     adds = step.group.adds_to_residual
     for x, x_float, error in seen:
         hessian.add(x, x_float, error if adds else None)

@@ -1,4 +1,4 @@
-"""What a recipe learns from: a text, or statistics and sensitivities measured on one before."""
+"""The data that a recipe uses: a text, or statistics and sensitivities measured on a text."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ NO_TEXT = "no text was given to measure on"
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """What there is to learn from, and to measure on.
+    """The data for calibration, and the text for measuring the quality.
 
     Args:
-        text: windows of a calibration text.
+        text: windows of the calibration text.
         stats: statistics of the inputs of the source's matrices.
         sensitivity: losses of the source's matrices.
-        held_out: the text that quality is measured on, or why it is not measured.
+        held_out: the text on which the quality is measured, or the reason why it is not measured.
     """
 
     text: CalibrationText | None = None
@@ -31,12 +31,12 @@ class CalibrationData:
 
     @property
     def needed_text(self) -> CalibrationText:
-        """The windows, for a recipe that needs them; `check` refuses it where there are none."""
+        """The windows, for a recipe that needs them; `check` refuses one without a text."""
         assert self.text is not None
         return self.text
 
     def lacks(self, recipe: Recipe) -> list[str]:
-        """What a recipe needs that is not here."""
+        """The names of the data that a recipe needs and that is missing."""
         if self.text is not None:
             return []
         given: set[str] = set()
@@ -47,10 +47,10 @@ class CalibrationData:
         return sorted(recipe.needs - given)
 
     def check(self, recipe: Recipe) -> None:
-        """Refuse a recipe that needs more, and measuring on the text that was calibrated with.
+        """Refuse a recipe whose data is missing, and measuring on the calibration text.
 
         Raises:
-            UsageError: says what to give.
+            UsageError: data is missing, or the held-out text is the calibration text.
         """
         if lacking := self.lacks(recipe):
             raise UsageError(_lacking(recipe, lacking[0], self.stats is not None))
@@ -76,5 +76,6 @@ def _lacking(recipe: Recipe, need: str, have_stats: bool) -> str:
     }[need]
     why = " itself, not only its statistics" if have_stats else ""
     return (
-        f"{what} needs a calibration text{why}; give one like what the model is for: --calib TEXT"
+        f"{what} needs a calibration text{why}; give a text of the kind that the model is for: "
+        "--calib TEXT"
     )

@@ -1,8 +1,8 @@
-"""Tensors rounded without running the model, one piece of one at a time.
+"""Data-free rounding: round tensors without running the model, in chunks of rows.
 
-Workers take pieces of some rows in file order, quantize them in buffers of their own and write
-them to their place in the artifact; NumPy lets go of the interpreter lock inside its loops, so
-they run side by side. The source's pages are given back as the work moves on.
+Threads take chunks in file order, quantize them in their own buffers and write them to their place
+in the artifact. NumPy releases the interpreter lock inside its loops, so that the threads run in
+parallel. The pages of the source are released as the work proceeds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from edgeq.quant.rounders.qparams import Groups, Scratch, check_finite, group_vi
 from edgeq.quant.rounders.rounding import Shared, data_free_method, find_shared, round_rows, sqnr_db
 
 Importance = Mapping[str, NDArray[np.float32]]
-"""Tensor name -> mean square of its inputs, float32 [K]."""
+"""Name of a tensor -> mean square of its inputs, float32 [K]."""
 
 
 def round_data_free(
@@ -41,23 +41,24 @@ def round_data_free(
     importance: Importance | None = None,
     progress: Progress | None = None,
 ) -> dict[str, float | None]:
-    """Quantize and write tensors that need nothing of each other.
+    """Quantize and write tensors independently of each other.
 
     Args:
         tensors: name -> float tensor, in the order of the work.
-        schemes: what each is held in.
-        method: of `edgeq.quant.METHODS`; where it needs importance and a tensor has none, "mse".
-        budget: sizes of pieces, threads.
-        writer: where they go.
-        importance: of each input, for methods that weigh by it.
-        progress: called with the tensor's name, weights done, and of how many.
+        schemes: name -> scheme.
+        method: a name of `edgeq.quant.METHODS`. If it needs the importance of inputs and a tensor
+            has none, "mse" is used for that tensor.
+        budget: sizes of chunks, and number of threads.
+        writer: writes the tensors.
+        importance: mean squares of the inputs of tensors, for methods that weight by them.
+        progress: called with the tensor's name, weights done, and number of weights.
 
     Returns:
-        The SQNR in dB of each quantized tensor; None where nothing was lost.
+        name of each quantized tensor -> SQNR in dB; None without an error.
 
     Raises:
-        FormatError: NaN or infinite weights.
-        SchemeError: weights too large for their scheme.
+        FormatError: a weight is NaN or infinite.
+        SchemeError: a weight is too large for its scheme.
     """
     return _DataFreeRounding(tensors, schemes, method, budget, writer, importance or {}).run(
         progress
@@ -74,10 +75,10 @@ def round_matrix(
     """Round a matrix by itself, as `round_data_free` does.
 
     Args:
-        tensor: float; read a piece at a time.
-        scheme: what it gets.
-        method: of `edgeq.quant.METHODS`, "mse" in place of one that looks at inputs.
-        name: the tensor, for messages.
+        tensor: the float matrix, which is read in chunks.
+        scheme: the scheme to round to.
+        method: a name of `edgeq.quant.METHODS`; "mse" is used instead of one that needs inputs.
+        name: name of the tensor, for messages.
         importance: mean square of each input, float32 [K]; the method is then "imatrix".
     """
     budget = Budget(1, CHUNK_WEIGHTS, RELEASE_EVERY)
@@ -110,7 +111,7 @@ def round_matrix(
 
 
 def weights_in(tensors: Iterable[Tensor]) -> int:
-    """How many weights they have together."""
+    """Number of weights of all tensors."""
     return sum(int(np.prod(tensor.shape)) for tensor in tensors)
 
 
@@ -125,7 +126,7 @@ class _RowRange:
 
 
 class _TensorChunks:
-    """The pieces of a tensor as groups; may be iterated several times."""
+    """The chunks of a tensor as groups, which can be iterated over more than once."""
 
     def __init__(self, name: str, tensor: Tensor, scheme: QuantScheme, budget: Budget) -> None:
         self._name, self._tensor, self._scheme, self._budget = name, tensor, scheme, budget
@@ -142,7 +143,7 @@ class _TensorChunks:
 
 
 class _DataFreeRounding:
-    """Cuts all tensors into pieces, rounds them by a pool of threads, writes them in any order."""
+    """Rounds the chunks of all tensors with a pool of threads, and writes them in any order."""
 
     def __init__(
         self,
@@ -158,7 +159,7 @@ class _DataFreeRounding:
         self._local = threading.local()
 
     def run(self, progress: Progress | None) -> dict[str, float | None]:
-        """Quantize and write everything; returns the SQNR in dB of each quantized tensor."""
+        """Quantize and write all tensors; returns the SQNR in dB of each quantized tensor."""
         total = weights_in(self._tensors.values())
         quantized = [n for n in self._tensors if isinstance(self._schemes[n], QuantScheme)]
         sums = {name: np.zeros(2) for name in quantized}
@@ -195,13 +196,13 @@ class _DataFreeRounding:
                 yield _RowRange(name, tensor, scheme, shared, start, stop)
 
     def _arguments(self, name: str) -> dict[str, Any]:
-        """Arguments of the rounders for a tensor."""
+        """Keyword arguments of the rounders for a tensor."""
         importance = self._importance.get(name)
         method = data_free_method(self._method) if importance is None else self._method
         return {"method": method, "name": name, "importance": importance}
 
     def _do(self, piece: _RowRange) -> tuple[float, float]:
-        """Quantize and write one piece; returns its signal and noise."""
+        """Quantize and write one chunk; returns the energy of its signal and of its noise."""
         w = piece.tensor.rows(piece.start, piece.stop)
         check_finite(w, piece.name, piece.start)
         if isinstance(piece.scheme, FloatScheme):
@@ -226,7 +227,7 @@ def _in_order(
     pieces: Iterable[_RowRange],
     window: int,
 ) -> Iterator[tuple[_RowRange, tuple[float, float]]]:
-    """Results in the order of the pieces, with so many under way at once."""
+    """Results in the order of the chunks, with at most ``window`` chunks submitted at a time."""
     under_way: deque[tuple[_RowRange, Future[tuple[float, float]]]] = deque()
     for piece in pieces:
         under_way.append((piece, pool.submit(do, piece)))
@@ -239,10 +240,10 @@ def _in_order(
 
 
 def cast_float(w: NDArray[np.float32], scheme: FloatScheme, name: str) -> FloatTensor:
-    """Float32 to the type of a float scheme, rounded to nearest.
+    """Convert float32 to the type of a float scheme, rounded to nearest.
 
     Raises:
-        SchemeError: a weight is beyond that type.
+        SchemeError: a weight is too large for that type.
     """
     if scheme.dtype == "float32":
         return FloatTensor("float32", w)
@@ -257,7 +258,7 @@ def cast_float(w: NDArray[np.float32], scheme: FloatScheme, name: str) -> FloatT
         narrow = FloatTensor("float16", half)
     if not fits:
         raise SchemeError(
-            f"tensor {name} holds {float(np.abs(w).max()):.6g}, which {scheme} cannot; "
+            f"tensor {name} holds {float(np.abs(w).max()):.6g}, which {scheme} cannot hold; "
             f"use f32, as with --tensor-type '{name}=f32'"
         )
     return narrow

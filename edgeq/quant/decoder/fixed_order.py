@@ -1,8 +1,8 @@
-"""A decoder in which every sum is in one order: replays give the same bits on every machine.
+"""A decoder with a fixed order of summation, so that replays give the same bits on all machines.
 
-What `edgeq.model.reference` computes by NumPy and BLAS is computed here by the kernels of
-`edgeq.quant.kernels`; additions, multiplications and square roots of single numbers are NumPy's,
-as IEEE 754 defines their results.
+The kernels of `edgeq.quant.kernels` compute what `edgeq.model.reference` computes with NumPy and
+BLAS. Elementwise additions, multiplications and square roots are still NumPy's, because IEEE 754
+defines their results.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from edgeq.quant.kernels.products import activation, product, row_products, soft
 
 
 class FixedOrderReference(Reference):
-    """`Reference` with norms, gates and attention whose sums have one order.
+    """`Reference` with a fixed order of summation in norms, gates and attention.
 
-    Its ``linear`` must be given, and is of one order too if it is `fixed_order_dense`.
+    Its ``linear`` must be given; `fixed_order_dense` has a fixed order of summation too.
     """
 
     def new_cache(self) -> KV:
@@ -27,21 +27,21 @@ class FixedOrderReference(Reference):
         return FixedOrderKV(self.config)
 
     def norm(self, name: str, x: Array, weight: str) -> Array:
-        """Divide by the root mean square along the last axis, times the weight."""
+        """RMS norm: divide by the root mean square of the last axis, and multiply by the weight."""
         c = self.config
         square = row_products(x, x)[..., None] / np.float32(x.shape[-1])
         scale = self._vector(weight) + np.float32(c.norm_offset)
         return self._result(name, x / np.sqrt(square + np.float32(c.norm_eps)) * scale)
 
     def gated(self, name: str, gate: Array, up: Array) -> Array:
-        """activation(gate) * up."""
+        """Compute activation(gate) * up."""
         out = activation(self.config.activation, gate)
         out *= up
         return self._result(name, out)
 
 
 class FixedOrderKV(KV):
-    """Keys and values, attended in one order."""
+    """Keys and values, with attention in a fixed order of summation."""
 
     def attend(self, layer: int, q: Array) -> Array:
         """Attention of q [T, H, D] at positions n_past .. n_past+T-1, after `append`."""
@@ -64,7 +64,7 @@ class FixedOrderKV(KV):
 
 
 def fixed_order_dense(name: str, x: Array, weight: Tensor) -> Array:
-    """x [T, K] @ weight.T, a block of rows of the weight at a time."""
+    """Compute x [T, K] @ weight.T in blocks of rows of the weight."""
     n, k = weight.shape
     step = max(1, BLOCK_ELEMENTS // k)
     out = np.empty((x.shape[0], n), np.float32)

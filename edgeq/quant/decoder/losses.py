@@ -1,8 +1,7 @@
-"""Losses of matrices in every scheme they might get, with one replay of a text for all.
+"""Measure the loss of each matrix in each candidate scheme, with one replay of a text.
 
-`edgeq.quant.decoder.sensitivity` says what the losses are. In modes other than "kl" errors are
-estimated on a part of a matrix's rows, and embedding and head are read and rounded a piece at a
-time.
+`edgeq.quant.decoder.sensitivity` defines the losses. In modes other than "kl" errors are estimated
+on a sample of a matrix's rows, and embedding and head are read and rounded in chunks.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from edgeq.core.progress import Progress
 from edgeq.evaluation.text import BLOCK_ELEMENTS, kl_divergence, log_softmax
 from edgeq.formats.mapped_file import release
 from edgeq.formats.packing import TILE
-from edgeq.formats.schemes import FloatScheme, QuantScheme, Scheme
+from edgeq.formats.schemes import MOST_PALETTE_BITS, FloatScheme, QuantScheme, Scheme
 from edgeq.formats.spill import Spill
 from edgeq.formats.tensor import FloatTensor, Tensor, row_blocks
 from edgeq.model.formulas import Array
@@ -38,30 +37,31 @@ from edgeq.quant.rounders.rounding import (
 Mode = Literal["kl", "scaled", "output"]
 EMBEDDING = "model.embed_tokens.weight"
 GROUPED_BITS = (2, 3, 4, 5, 6)
-MOST_PALETTE_BITS = 4
 BANDS = 3
-"""Parts of the depth in which "scaled" measures each kind of matrix by itself."""
+"""Number of parts of the depth; "scaled" measures each kind of matrix in each part."""
 EVERY = 4
-"""For "scaled", the divergence is taken at one position in so many."""
+"""In mode "scaled" the divergence is computed at every `EVERY`-th position."""
 SAMPLED_ROWS = 64
-"""Rows of a matrix, or one in `SAMPLED_SHARE` if that is more, that errors are estimated on beyond
-what "kl" measures: rows are many, alike, and rounded each by itself."""
+"""In modes other than "kl" errors are estimated on this many rows of a matrix, or on one row in
+`SAMPLED_SHARE` if that is more. Rows are similar, and each is rounded by itself."""
 SAMPLED_SHARE = 32
 DAMPING = 0.01
-"""Damping with which GPTQ's error is estimated, in parts of the mean of H's diagonal."""
+"""Damping for the estimate of GPTQ's error, as a fraction of the mean of H's diagonal."""
 
 
 def candidates(base: QuantScheme, k: int) -> tuple[Scheme, ...]:
-    """Schemes a matrix may get: 2 to 6, 8 and 16 bits, those below 8 in groups of several sizes.
+    """The candidate schemes of a matrix: 2 to 6, 8 and 16 bits, with groups of several sizes.
 
-    Palettes of at most 4 bits are among them where the base is one, beside evenly spaced codes.
+    If the base scheme is a palette, palettes of at most `MOST_PALETTE_BITS` bits are candidates
+    too.
 
     Args:
-        base: says whether there are palettes or zero points, and the shortest group.
-        k: columns; no group is longer than a row.
+        base: the scheme that determines whether there are palettes or zero points, and the
+            shortest group.
+        k: columns of the matrix; no group is longer than a row.
 
     Returns:
-        Rising bits; of equal bits the shortest group first.
+        schemes by rising bits; those of equal bits by rising group size.
     """
     shortest = base.group_size or 32
     longest = max(k, 32)
@@ -80,7 +80,7 @@ def candidates(base: QuantScheme, k: int) -> tuple[Scheme, ...]:
 
 
 class Trials:
-    """Rounds one tensor at a time, or all of a kind together, and measures the loss."""
+    """Rounds one tensor at a time, or all tensors of a kind together, and measures the loss."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Trials:
             self._float.keep_logits(self._every)
 
     def run(self, wanted: set[str], progress: Progress) -> dict[str, dict[str, float]]:
-        """Losses by scheme of each of the matrices, in the order of the replay."""
+        """The losses of each of the matrices by scheme, in the order of the replay."""
         config = self._model.config
         replay = Replay(self._model, self._windows)
         start = None
@@ -125,7 +125,7 @@ class Trials:
             inputs = self._inputs(step)
             for name in names:
                 if step.group.kind == "head":
-                    # a tied head is the embedding too, which only a whole replay sees
+                    # a tied head is also the embedding, so the whole model is replayed
                     start = None if config.tied else replay.state()
                 progress(f"rounding {name} at every precision", len(losses), steps)
                 w = step.weights[name] if _in_layer(name) else None
@@ -148,7 +148,7 @@ class Trials:
         return losses
 
     def _disturb(self, kind: _Kind, name: str, w: Array, inputs: _Inputs) -> None:
-        """Add a matrix, rounded plainly to the base's bits, to those that are tried together."""
+        """Round a matrix to the bits of the base, and add it to those measured together."""
         scheme = replace(self._base, bits=min(self._base.bits, 4), codebook=None)
         fits = candidates(scheme, w.shape[1])
         if scheme not in fits:  # its groups are longer than the row
@@ -178,7 +178,7 @@ class Trials:
     def _losses(
         self, name: str, w: Array | None, inputs: _Inputs | None, start: Any
     ) -> dict[str, float]:
-        """Losses of a matrix; w is None for embedding and head, which are read in pieces."""
+        """Losses of a matrix by scheme; w is None for embedding and head, read in chunks."""
         inputs = inputs or _Inputs(data_free_method(self._method))
         matrix = self._model.tensors[name]
         relative = self._mode == "output" or (self._mode == "scaled" and _in_layer(name))
@@ -211,10 +211,10 @@ class Trials:
     def _error(
         self, w: Array, scheme: Scheme, name: str, inputs: _Inputs, known: Mapping[Scheme, float]
     ) -> float:
-        """Squared error of the outputs; estimated for palettes in long groups, but in mode "kl".
+        """Squared error of the outputs. Except in mode "kl" it is estimated for palettes.
 
-        Finding a palette takes long, and longer groups add to its error in the proportion in which
-        they add to that of evenly spaced codes.
+        Finding a palette is slow. Longer groups increase its error by about the same factor as
+        that of evenly spaced codes.
         """
         if self._mode != "kl" and isinstance(scheme, QuantScheme) and scheme.codebook:
             plain = replace(scheme, codebook=None)
@@ -225,14 +225,14 @@ class Trials:
         return inputs.error(w, scheme, name)
 
     def _like(self, scheme: Scheme) -> Any:
-        """Schemes of one kind are measured once, and told apart by their errors."""
+        """The kind of a scheme. The loss of a kind is measured once and scaled by the errors."""
         bits = scheme.bits if isinstance(scheme, QuantScheme) else 16
         if self._mode == "scaled":
             return min(bits, 8)
         return bits, scheme.codebook if isinstance(scheme, QuantScheme) else None
 
     def _divergence(self, tensors: Mapping[str, Tensor], start: Any) -> float:
-        """Mean KL in nats per token of the float model to the one with these tensors."""
+        """Mean KL divergence from the float model with these tensors, in nats per token."""
         assert self._float is not None
         replay = Replay(self._model, self._windows, replaced=tensors, state=start)
         return mean_divergence(self._float, replay.run(), self._every)
@@ -240,11 +240,11 @@ class Trials:
 
 @dataclass
 class _Kind:
-    """Matrices of one kind in one part of the depth, rounded together.
+    """Matrices of one kind in one part of the depth, which are rounded together.
 
     Args:
-        start: of the replay, at the first of their layers.
-        tensors: the rounded ones.
+        start: state of the replay at the first of their layers.
+        tensors: the rounded matrices.
         error: sum of the relative squared errors of their outputs.
     """
 
@@ -254,7 +254,7 @@ class _Kind:
 
 
 def _sampled(matrix: Tensor) -> Array:
-    """Some rows, evenly spread, in runs of a tile."""
+    """A sample of rows: evenly spaced runs of one tile of rows."""
     n = matrix.shape[0]
     wanted = max(SAMPLED_ROWS, n // SAMPLED_SHARE)
     every = max(n // wanted, 1) * TILE
@@ -268,7 +268,7 @@ def _in_layer(name: str) -> bool:
 
 
 def _kind(name: str, layers: int) -> tuple[str, int]:
-    """The kind of a matrix, and the part of the depth it lies in."""
+    """The kind of a matrix, and the number of the part of the depth that its layer is in."""
     _, _, layer, _, matrix, _ = name.split(".")
     return matrix, int(layer) * BANDS // layers
 
@@ -278,10 +278,10 @@ class _Inputs:
     """Statistics of a group's inputs, and how its matrices are rounded with them.
 
     Args:
-        method: of `edgeq.quant.METHODS`.
-        moments: second moments; None for a table that is only looked up in.
-        pivot: mean of the factor's, where the method is "gptq".
-        is_head: whether they are the head's, see `edgeq.quant.decoder.calibrated`.
+        method: a name of `edgeq.quant.METHODS`.
+        moments: second moments of the inputs; None for an embedding.
+        pivot: mean pivot of the Cholesky factor, for the method "gptq".
+        is_head: whether the inputs are those of the head, see `edgeq.quant.decoder.calibrated`.
     """
 
     method: str
@@ -290,7 +290,7 @@ class _Inputs:
     is_head: bool = False
 
     def rounded(self, w: Array, scheme: Scheme, name: str, options: Mapping[str, Any]) -> Tensor:
-        """A matrix rounded as the recipe does."""
+        """Round a matrix as the recipe does."""
         if isinstance(scheme, FloatScheme):
             return FloatTensor("float16", w.astype(np.float16))
         method = self.method
@@ -303,14 +303,14 @@ class _Inputs:
         )  # fmt: skip
 
     def importance(self, scheme: Scheme) -> NDArray[np.float32] | None:
-        """What errors of a head are weighted by; None where all count alike."""
+        """The weights of a head's errors, float32 [K]; None if all count the same."""
         if not self.is_head or self.method != "imatrix" or not is_weighted(scheme):
             return None
         assert self.moments is not None  # a head has inputs
         return self.moments.diagonal
 
     def error(self, w: Array, scheme: Scheme, name: str) -> float:
-        """Squared error of the outputs: measured, or estimated where measuring would take GPTQ."""
+        """Squared error of the outputs: measured, or estimated if the method is GPTQ."""
         if self.pivot is None:
             return weighted_error(w, self.rounded(w, scheme, name, {}).numpy(), self.moments)
         plain = _Inputs(FALLBACK).rounded(w, scheme, name, {})
@@ -318,12 +318,12 @@ class _Inputs:
 
 
 def mean_divergence(base: Replay, other: Replay, every: int = 1) -> float:
-    """Mean KL in nats per token between two finished replays of the same windows.
+    """Mean KL divergence between two finished replays of the same windows, in nats per token.
 
     Args:
-        base: of the float model.
-        other: of the rounded one.
-        every: taken at one position in so many.
+        base: replay of the float model.
+        other: replay of the rounded model.
+        every: the divergence is computed at every ``every``-th position.
     """
     total = n = 0.0
     for p, q in zip(base.logits(every), other.logits(every), strict=True):

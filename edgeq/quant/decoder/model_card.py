@@ -1,12 +1,12 @@
-"""A model card as Hugging Face shows it: README.md with front matter and tables."""
+"""The model card of an artifact in the form of Hugging Face: a README.md with front matter."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from typing import Any
 
+from edgeq.core.markdown import table
 from edgeq.formats.schemes import FLOAT_TAGS
 from edgeq.formats.tensor import FloatTensor, QuantTensor, Tensor
 from edgeq.importers.huggingface.families import FAMILIES
@@ -16,17 +16,17 @@ from edgeq.quant.decoder.source import type_counts
 
 
 def model_card(model: Model, name: str) -> str:
-    """The card of an artifact, from what it holds and nothing else.
+    """The model card of an artifact, derived only from the artifact.
 
     Args:
-        model: loaded from an artifact.
-        name: its heading.
+        model: a model that was loaded from an artifact.
+        name: the heading.
 
     Returns:
-        Markdown, ending in a newline.
+        Markdown that ends with a newline.
 
     Raises:
-        FormatError: its quality card is damaged.
+        FormatError: the quality report in the artifact is damaged.
     """
     source = model.provenance.get("source")
     parts = [
@@ -45,7 +45,7 @@ def model_card(model: Model, name: str) -> str:
 
 
 def n_weights(model: Model) -> int:
-    """The number of weights of all tensors."""
+    """Number of weights of all tensors."""
     return sum(math.prod(tensor.shape) for tensor in model.tensors.values())
 
 
@@ -59,13 +59,13 @@ def _front_matter(model: Model) -> str:
     tags = ["edgeq", "quantized", (known and known.hub_tag) or family]
     if scheme := _layers_held_as(model):
         tags.append(scheme)
-    # JSON strings and lists are YAML
+    # JSON strings and lists are valid YAML
     lines = [f"{key}: {json.dumps(value)}" for key, value in {**fields, "tags": tags}.items()]
     return "\n".join(["---", *lines, "---"])
 
 
 def _layers_held_as(model: Model) -> str | None:
-    """The one scheme of all quantized matrices of the layers, "mixed-precision" if they differ."""
+    """The scheme of all quantized matrices of the layers; "mixed-precision" if they differ."""
     schemes = {
         str(tensor.scheme)
         for name, tensor in model.tensors.items()
@@ -114,13 +114,13 @@ def _quality(model: Model) -> str:
     ]
     return "\n\n".join(
         [
-            _table(["", "float", "quantized"], rows, "lrr"),
+            table(["", "float", "quantized"], rows, "lrr"),
             f"Measured on {evaluation.n_tokens} tokens of {quality.text} "
             f"(sha256 `{quality.text_sha256}`): {evaluation.protocol}. Perplexities compare only "
             "at "
             "the same text, tokenizer and protocol.",
             "Signal to quantization noise of the hidden states:",
-            _table(["after", "dB"], hidden, "lr"),
+            table(["after", "dB"], hidden, "lr"),
         ]
     )
 
@@ -136,7 +136,7 @@ def _tensors(model: Model) -> str:
         rows.append(
             (kind, f"{len(members)}", f"{weights}", f"{nbytes}", f"{8 * nbytes / weights:.2f}")
         )
-    return _table(["held as", "tensors", "weights", "bytes", "bits per weight"], rows, "lrrrr")
+    return table(["held as", "tensors", "weights", "bytes", "bits per weight"], rows, "lrrrr")
 
 
 def _held_as(tensor: Tensor) -> str:
@@ -160,7 +160,7 @@ def _origin(model: Model) -> str:
         if sampled:
             words += f", and {sampled} sampled from the model itself"
         rows.append(("calibrated with", words))
-    parts = [_table(["", ""], rows)] if rows else []
+    parts = [table(["", ""], rows)] if rows else []
     if requantized := facts.get("requantized"):
         parts.append(
             f"The source was quantized already ({type_counts(requantized)}): the figures above "
@@ -169,9 +169,3 @@ def _origin(model: Model) -> str:
     if recipe := facts.get("recipe"):
         parts.append(f"```json\n{json.dumps(recipe, indent=2)}\n```")
     return "\n\n".join(parts)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str = "") -> str:
-    rule = ["---:" if side == "r" else "---" for side in sides.ljust(len(head), "l")]
-    lines = [head, rule, *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

@@ -1,8 +1,4 @@
-"""What is done before the first weight is rounded.
-
-Transforms are applied to the float model, bits are chosen for a target, and ranges of activations
-are measured.
-"""
+"""The steps before rounding: transforms, the choice of bits, and ranges of activations."""
 
 from __future__ import annotations
 
@@ -32,18 +28,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model ready to be rounded.
+    """A model that is ready to be rounded.
 
     Args:
-        model: the source, or the equal model that the transforms made of it.
-        recipe: with the rules that were chosen for a target.
-        schemes: of each tensor to be written, in file order.
+        model: the source, or the equivalent model that the transforms made of it.
+        recipe: the recipe with the rules that were chosen for a target.
+        schemes: name of each tensor to write -> its scheme, in file order.
         importance: mean squares of the inputs of matrices, from statistics.
         calibrated: whether matrices are rounded group by group, in a replay of the text.
-        inputs: how inputs of matrices are rounded when the model runs.
-        provenance: what the artifact records of the calibration data and its results.
-        tensors: the rounded tensors, if a choice of bits was measured and so rounded them already;
-            None if they are still to be rounded.
+        inputs: how the inputs of matrices are rounded when the model runs.
+        provenance: entries of the artifact's provenance about calibration and its results.
+        tensors: the rounded tensors, if the choice of bits has rounded them already for its
+            measurement; else None.
     """
 
     model: Model
@@ -63,19 +59,19 @@ def prepare(
     progress: Progress | None,
     scratch: Path | None = None,
 ) -> Prepared:
-    """Carry out all that comes before rounding.
+    """Do all steps that come before rounding.
 
     Args:
         base: the float source.
-        recipe: what is wanted.
-        data: enough for the recipe, see `CalibrationData.check`.
+        recipe: the recipe.
+        data: the data that the recipe needs, see `CalibrationData.check`.
         progress: called with what is done, how far, and of how much.
-        scratch: a folder for temporary files; the system's if None.
+        scratch: folder for temporary files; None for that of the system.
 
     Raises:
-        SchemeError: the recipe does not suit the model.
-        UsageError: data of another model.
-        DoesNotFitError: a target that cannot be reached.
+        SchemeError: the recipe does not fit the model.
+        UsageError: the data was measured on another model.
+        DoesNotFitError: the target cannot be reached.
     """
     schemes = assigned(base, recipe)
     if data.stats is not None:
@@ -129,7 +125,7 @@ def prepare(
 
 
 def _sensitivity(model: Model, recipe: Recipe, data: CalibrationData) -> Sensitivity | None:
-    """What was given, checked to be of this model; transforms make another one of it."""
+    """The given sensitivities. They are checked to be of this model, unless it was transformed."""
     if data.sensitivity is not None and not recipe.transforms:
         data.sensitivity.check_model(model)
     return data.sensitivity
@@ -158,7 +154,7 @@ def _transform(
 def _ranges(
     model: Model, recipe: Recipe, data: CalibrationData, progress: Progress | None
 ) -> StaticActivations:
-    """Ranges of the inputs of each matrix, measured or known from statistics."""
+    """Ranges of the inputs of each matrix, from the statistics or measured."""
     assert recipe.activations is not None
     stats, observer = data.stats, recipe.activations.observer
     if stats is None or recipe.transforms or stats.observer != observer:

@@ -1,13 +1,14 @@
-"""The quality report: what quantization changed, measured on the tensors as they were written.
+"""The quality report: the effect of quantization, measured on the tensors of the artifact.
 
-The float source and the written model go through the same windows of a text side by side, layer
-by layer (`edgeq.quant.decoder.replay`), so that memory stays near one layer of each:
+The float source and the written model run the same windows of a text in parallel, layer by layer
+(`edgeq.quant.decoder.replay`), so that the memory is about one layer of each:
 
     hidden states    SQNR after the embedding and after each layer
-    logits           KL, top-1 agreement, flips, perplexity of both (`edgeq.evaluation.text`)
+    logits           KL divergence, top-1 agreement, flips, and perplexity of both models
+                     (`edgeq.evaluation.text`)
 
-Arithmetic is float32 in both, so that the difference is the weights' alone, or, where the recipe
-says how they are rounded, that of the inputs of matrices too.
+Both compute in float32, so that only the weights differ, and the inputs of matrices if the recipe
+rounds activations.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ from edgeq.quant.kernels.products import squares
 from edgeq.quant.rounders.rounding import sqnr_db
 
 TEXT = "quality_text.txt"
-"""The file, beside this one, that quality is measured on where no text is given."""
+"""The file beside this module with the default text of the report."""
 CONTEXT = 256
-"""Tokens of a window."""
+"""Tokens per window."""
 _WORK = 3 * 10**11
 _TOKENS = (CONTEXT, 8 * CONTEXT)
 _DIGITS = 7
 _WIDEST = -1.2345678e-300
-"""Takes at least as many characters as any number of the card."""
+"""A number whose text is at least as long as that of any number in the report."""
 _REASON = 300
-"""Longest reason, in characters: its place in the file is taken before it is known."""
+"""Most characters of a reason, because its place in the file is reserved before it is known."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class Inputs:
     """How the inputs of the quantized model's matrices are rounded.
 
     Args:
-        words: in words, for the protocol.
-        linear: makes a product that rounds its input out of one that does not.
+        words: a description, for the protocol of the report.
+        linear: wraps a product so that it rounds its input; None for no rounding.
     """
 
     words: str = "float32 arithmetic"
@@ -60,11 +61,11 @@ FLOAT = Inputs()
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A text that quantization does not see.
+    """A text that is not used for quantization.
 
     Args:
-        name: of the text.
-        cut: its windows.
+        name: name of the text.
+        cut: the windows of the text.
     """
 
     name: str
@@ -72,14 +73,14 @@ class HeldOut:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of all windows, BOS included."""
+        """Number of tokens of all windows, including BOS."""
         return sum(window.size for window in self.cut.windows)
 
     def protocol(self, inputs: str) -> str:
-        """Windows, scoring and arithmetic in words.
+        """A description of windows, scoring and arithmetic.
 
         Args:
-            inputs: how those of matrices are rounded.
+            inputs: how the inputs of matrices are rounded, in words.
         """
         cut = protocol_words(self.cut.context, self.cut.bos is not None, "all", None)
         return (
@@ -90,15 +91,15 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class QualityReport:
-    """How a quantized model differs from its source; None is "not measured".
+    """The difference between a quantized model and its source; None is "not measured".
 
     Args:
-        reason: why nothing was measured; None if it was.
+        reason: the reason why nothing was measured; None if it was measured.
         text: name of the text.
-        text_sha256: of its bytes.
-        evaluation: of the model against its source.
-        hidden_sqnr_db: signal to quantization noise of the hidden states, in dB: of the
-            embeddings, then after each layer; None where they are equal.
+        text_sha256: SHA-256 of the text's bytes.
+        evaluation: comparison of the model with its source.
+        hidden_sqnr_db: SQNR of the hidden states in dB: of the embeddings, then after each layer;
+            None if they are equal.
     """
 
     reason: str | None = None
@@ -117,7 +118,7 @@ class QualityReport:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """What the artifact holds: JSON-ready, numbers to seven digits."""
+        """The report as the artifact stores it in JSON, with numbers of seven digits."""
         if self.evaluation is None:
             return {"not_measured": (self.reason or "")[:_REASON]}
         measured = {
@@ -134,10 +135,10 @@ class QualityReport:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> QualityReport:
-        """Rebuild from `to_dict`.
+        """Read a report that `to_dict` made.
 
         Raises:
-            FormatError: something is missing or of another kind.
+            FormatError: a field is missing, unknown or of another type.
         """
         try:
             if "not_measured" in data:
@@ -151,13 +152,15 @@ class QualityReport:
                 evaluation=Evaluation(**values),
             )
         except (KeyError, TypeError) as err:
-            raise FormatError(f"the quality card is not readable: {err!r}") from err
+            raise FormatError(
+                f"the quality report of the artifact is damaged: {err!r}; quantize the model again"
+            ) from err
 
     @classmethod
     def widest(
         cls, config: ModelConfig, held_out: HeldOut, inputs: Inputs = FLOAT
     ) -> QualityReport:
-        """A stand-in at least as long, as JSON, as any card of that model and text."""
+        """A placeholder whose JSON is at least as long as any report of this model and text."""
         names = [name for name in Evaluation.__dataclass_fields__ if name != "protocol"]
         return cls(
             text=held_out.name + " " * _REASON,
@@ -168,16 +171,16 @@ class QualityReport:
 
 
 def card_tokens(weights: int) -> int:
-    """Tokens of text for a report that takes seconds with a small model and half a minute at 1B."""
+    """Number of tokens for a report, which takes seconds for small models and 30 s at 1B."""
     least, most = _TOKENS
     return min(max(_WORK // weights // CONTEXT * CONTEXT, least), most)
 
 
 def card_bytes(config: ModelConfig, held_out: HeldOut) -> int:
-    """Most bytes that `measure` holds at once, beside what the process holds already."""
+    """Most bytes of memory that `measure` needs in addition to those in use."""
     longest = max(window.size for window in held_out.cut.windows)
     widest = max(n * k for name, (n, k) in config.linears() if name != config.head_name)
-    # of both models a layer's gate and up as float32, and the one that is being widened
+    # gate and up of a layer as float32 for both models, and the matrix that is being converted
     layer = 2 * 2 * 4 * widest + 4 * widest
     logits = logits_bytes(config, longest)
     kept = 2 * config.hidden + max(config.ffn, config.heads * config.head_dim)
@@ -185,9 +188,9 @@ def card_bytes(config: ModelConfig, held_out: HeldOut) -> int:
 
 
 def logits_bytes(config: ModelConfig, longest: int) -> int:
-    """Most bytes held while two models' logits over a window are compared.
+    """Most bytes of memory while the logits of two models for one window are compared.
 
-    Of both the logits of the window, a block of the head, log-probabilities in float64.
+    These are the logits of both models, a block of the head, and log-probabilities in float64.
     """
     return 2 * 4 * longest * config.vocab + (4 + 6 * 8) * BLOCK_ELEMENTS
 
@@ -203,14 +206,14 @@ def measure(
     """Compare a quantized model with its source.
 
     Args:
-        model: as written.
+        model: the quantized model as it was written.
         base: the float source.
         held_out: a text that was not used for calibration.
-        inputs: how the model's are rounded.
-        progress: called with ("quality card", groups done, of how many).
+        inputs: how the inputs of the model's matrices are rounded.
+        progress: called with ("quality card", groups done, number of groups).
 
     Returns:
-        The report; with the reason in place of numbers where there are none.
+        the report; without numbers and with the reason if nothing could be measured.
     """
     move = progress or (lambda label, done, total: None)
     windows = held_out.cut.windows
@@ -241,7 +244,7 @@ def measure(
 
 
 def figure(value: float | None, digits: int) -> str:
-    """A number of the report as text; a dash where it is not known."""
+    """A number of the report as text; a dash for None."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 

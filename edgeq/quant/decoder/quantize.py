@@ -1,11 +1,11 @@
-"""Quantize a decoder: a checkpoint and a recipe, with calibration data or without, to an artifact.
+"""Quantize a decoder: from a checkpoint, a recipe and optional calibration data to an artifact.
 
-step                                                    module
-check the data, transform, choose bits, find ranges     calibration_data, prepare, bit_search
-round every tensor and write it                         round_model: data_free, calibrated
-train what was written                                  edgeq.quant.training
-compare what was written with the source                quality_report
-give the file its name                                  edgeq.model.artifact
+step                                                       module
+check the data, transform, choose bits, measure ranges     calibration_data, prepare, bit_search
+round and write every tensor                               round_model: data_free, calibrated
+train the written tensors                                  edgeq.quant.training
+compare the written model with the source                  quality_report
+rename the temporary file to the output                    edgeq.model.artifact
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ from edgeq.quant.rounders.rounding import METHODS
 from edgeq.quant.summary import QuantizationSummary
 
 _WIDEST_SQNR = -9999.99
-"""Takes at least as many characters as any ratio written with two decimals."""
+"""A number whose text is at least as long as that of any ratio with two decimals."""
 OwnText = Callable[[Model, int | None, Progress | None], CalibrationText]
-"""(model, most bytes to hold, progress) -> a calibration text made from the model itself, see
+"""(model, most bytes of memory, progress) -> a calibration text that is sampled from the model, see
 `edgeq.calibration_text.own_calibration`."""
 
 
@@ -59,11 +59,11 @@ class TensorSummary:
     """A tensor of the artifact.
 
     Args:
-        name: its name.
-        scheme: how it is stored.
-        shape: its logical shape.
-        nbytes: bytes held.
-        sqnr_db: signal to quantization noise in dB; None if it is floating point or exact.
+        name: name of the tensor.
+        scheme: scheme in which it is stored.
+        shape: logical shape.
+        nbytes: stored bytes.
+        sqnr_db: SQNR in dB; None if the tensor is floating point or exact.
     """
 
     name: str
@@ -75,24 +75,24 @@ class TensorSummary:
 
 @dataclass(frozen=True)
 class Summary(QuantizationSummary):
-    """A quantized language model: what was written, its quality, and what it took.
+    """The result of quantizing a language model: tensors, quality, sizes and times.
 
     Args:
-        tensors: every tensor, in file order.
-        recipe: as it was applied, with the rules that were chosen for a target.
+        tensors: all tensors, in file order.
+        recipe: the recipe as it was applied, with the rules that were chosen for a target.
         target: how bits were chosen for a target, see `about` of
             `edgeq.quant.decoder.bit_search.SearchResult`.
-        requantized: types of the source's weights and their number, where it was quantized
-            already; quality figures then compare with these rounded weights.
+        requantized: type -> number of the source's weights that were quantized already. The
+            quality report then compares with these rounded weights.
         quality: the quality report.
         file_bytes: size of the artifact.
         source_bytes: bytes of the source's tensors.
-        source_sha256: of the source; None if it was a model in memory that did not know.
-        seconds: wall-clock time, with that for the quality report.
-        card_seconds: time for the quality report.
+        source_sha256: SHA-256 of the source; None for a model in memory of unknown origin.
+        seconds: wall-clock time, including the quality report.
+        card_seconds: wall-clock time of the quality report.
         cpu_seconds: processor time of all threads.
-        threads: workers.
-        peak_rss_bytes: most memory the process has ever held; None if unknown.
+        threads: number of threads.
+        peak_rss_bytes: peak resident memory of the process; None if unknown.
     """
 
     tensors: tuple[TensorSummary, ...]
@@ -111,12 +111,12 @@ class Summary(QuantizationSummary):
 
     @property
     def bpw(self) -> float:
-        """Bits held per weight over all tensors, scales, padding and vectors counted."""
+        """Stored bits per weight over all tensors, including scales, padding and vectors."""
         weights = sum(int(np.prod(t.shape)) for t in self.tensors)
         return 8 * sum(t.nbytes for t in self.tensors) / weights
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """The summary as a dictionary for JSON."""
         return {
             "recipe": self.recipe.to_dict(),
             "source_sha256": self.source_sha256,
@@ -174,10 +174,10 @@ def quantize_model(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Summary:
-    """Quantize a model into one artifact: what `edgeq.quantize` does with a language model.
+    """Quantize a language model to an artifact, as `edgeq.quantize` does.
 
-    It takes arguments of the same names, and raises the same errors; the recipe is complete, and
-    ``own_text`` makes a calibration text where the recipe needs one and none is given.
+    The arguments and errors are those of `edgeq.quantize`, but the recipe must be complete.
+    ``own_text`` makes a calibration text if the recipe needs one and none is given.
     """
     started, cpu_started = time.perf_counter(), time.process_time()
     if recipe.graph is not None:
@@ -197,7 +197,7 @@ def quantize_model(
     if not requantize:
         refuse_quantized(base, str(origin.path) if origin else "the model")
     if own_text is not None:
-        if data.lacks(recipe) and not recipe.training:  # which takes far more text
+        if data.lacks(recipe) and not recipe.training:  # training needs far more text
             with thread_limit(threads):
                 calibration = own_text(base, max_ram, progress)
             data = replace(data, text=calibration)
@@ -264,14 +264,14 @@ def quantize_model(
 
 
 def _widest_report(model: Model, card: HeldOut | str, prepared: Prepared) -> QualityReport:
-    """A stand-in that takes at least as many bytes of the file as the report will."""
+    """A placeholder that takes at least as many bytes of the file as the report will take."""
     if isinstance(card, str):
         return QualityReport(card)
     return QualityReport.widest(model.config, card, prepared.inputs)
 
 
 def _card_that_fits(base: Model, card: HeldOut, max_ram: int | None) -> HeldOut | str:
-    """The text to measure quality on, or why there is not enough memory for that."""
+    """The text of the quality report, or the reason why there is not enough memory for it."""
     need = card_bytes(base.config, card) + (rss_bytes() or 0)
     if max_ram is None or need <= max_ram:
         return card
@@ -288,7 +288,7 @@ def _round(
     writer: ArtifactWriter,
     progress: Progress | None,
 ) -> dict[str, float | None]:
-    """Round and write every tensor; returns the SQNR in dB of the quantized ones."""
+    """Round and write every tensor; returns the SQNR in dB of the quantized tensors."""
     recipe, schemes = prepared.recipe, prepared.schemes
 
     def data_free(tensors: Mapping[str, Tensor], method: str, importance: Importance) -> Ratios:
@@ -320,12 +320,12 @@ def _copy(
     writer: ArtifactWriter,
     progress: Progress | None,
 ) -> dict[str, float | None]:
-    """Write tensors that were rounded already; returns the SQNR in dB of the quantized ones."""
+    """Write tensors that are rounded already; returns the SQNR in dB of the quantized tensors."""
     ratios: dict[str, float | None] = {}
     for done, (name, tensor) in enumerate(tensors.items()):
         if progress:
             progress(f"writing {name}", done, len(tensors))
-        assert isinstance(tensor, QuantTensor | FloatTensor)  # as they were rounded
+        assert isinstance(tensor, QuantTensor | FloatTensor)  # the types that rounding gives
         writer.write(name, tensor)
         if isinstance(tensor, QuantTensor):
             ratios[name] = tensor_sqnr(prepared.model.tensors[name], tensor)
@@ -341,7 +341,7 @@ def _train(
     writer: ArtifactWriter,
     progress: Progress | None,
 ) -> dict[str, float | None]:
-    """Train what was written and write it anew; returns the SQNR in dB of what was quantized."""
+    """Train the written tensors and write them again; returns the SQNR in dB of each."""
     from edgeq.quant.decoder.calibrated import tensor_sqnr
     from edgeq.quant.training import train
 
@@ -354,7 +354,7 @@ def _train(
     )  # fmt: skip
     ratios = {}
     for name, tensor in trained.items():
-        assert isinstance(tensor, QuantTensor | FloatTensor)  # what is in memory
+        assert isinstance(tensor, QuantTensor | FloatTensor)  # the types of tensors in memory
         writer.rewrite(name, tensor)
         if isinstance(tensor, QuantTensor):
             ratios[name] = tensor_sqnr(model.tensors[name], tensor)

@@ -1,4 +1,4 @@
-"""An artifact of a checkpoint that is quantized already: its integers, packed and not rounded."""
+"""Repack a checkpoint that is quantized already: keep its integers and write an artifact."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from edgeq.quant.decoder.source import BackgroundDigest, quantized_types, type_c
 
 @dataclass(frozen=True)
 class RepackSummary:
-    """What `repack` wrote.
+    """The result of `repack`.
 
     Args:
-        kept: types in the source -> how many tensors have their integers.
-        floats: how many tensors are floating point, as they were.
-        weights: numbers in all tensors.
+        kept: type in the source -> number of tensors whose integers were kept.
+        floats: number of tensors that are floating point, as in the source.
+        weights: number of weights of all tensors.
         tensor_bytes: bytes of all tensors.
         file_bytes: size of the artifact.
         source_bytes: bytes of the source's tensors.
-        source_sha256: of the source; None if it was a model in memory that did not know.
+        source_sha256: SHA-256 of the source; None for a model in memory of unknown origin.
         seconds: wall-clock time.
     """
 
@@ -54,11 +54,11 @@ class RepackSummary:
 
     @property
     def bpw(self) -> float:
-        """Bits held per weight over all tensors, scales, padding and vectors counted."""
+        """Stored bits per weight over all tensors, including scales, padding and vectors."""
         return 8 * self.tensor_bytes / self.weights
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """The summary as a dictionary for JSON."""
         return vars(self) | {"kept": dict(self.kept), "bpw": self.bpw}
 
     def __repr__(self) -> str:
@@ -70,20 +70,20 @@ def repack(
 ) -> RepackSummary:
     """Write a quantized checkpoint's own integers, scales and minimums to an artifact.
 
-    Nothing is rounded: the artifact has the very values of the source, in the layout that the
-    kernels read. Tensors that are floating point stay as they are. The artifact records the type
-    that each tensor had in the source.
+    Nothing is rounded: the artifact has exactly the values of the source, in the layout that the
+    kernels read. Floating-point tensors are copied. The artifact records the type that each tensor
+    had in the source.
 
     Args:
         source: a model, or the path of one: a GGUF file, or a folder in a quantized layout of
             Hugging Face (GPTQ, AWQ, compressed-tensors, AutoRound, MLX).
-        out: the file to make or replace.
-        progress: called with a tensor's name, weights done, and of how many.
+        out: the file to write or replace.
+        progress: called with a tensor's name, weights done, and number of weights.
 
     Raises:
         UsageError: the source is not quantized, or is an artifact already.
         FormatError: the source is damaged.
-        UnsupportedError: a number that edgeq's schemes cannot hold.
+        UnsupportedError: edgeq's schemes cannot represent a number of the source exactly.
         EdgeqError: the artifact cannot be written.
 
     Example:
@@ -101,7 +101,7 @@ def repack(
     where = str(origin.path) if origin else "the model"
     if not any(isinstance(tensor, KeptTensor) for tensor in model.tensors.values()):
         if quantized_types(model):
-            raise UsageError(f"{where} holds edgeq's own integers already; copy the file")
+            raise UsageError(f"{where} is an artifact of edgeq already; copy the file")
         raise UsageError(
             f"{where} is not quantized, so there are no integers to keep; leave out --repack (in "
             "Python call edgeq.quantize)"

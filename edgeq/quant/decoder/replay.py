@@ -1,19 +1,20 @@
-"""Layer replay: a decoder over many windows of tokens, one group of matrices at a time.
+"""Layer replay: run a decoder on many windows of tokens, one group of matrices at a time.
 
-A group is the matrices that are multiplied with one input (`edgeq.model.recording.LinearGroup`).
-All windows pass a group before any goes on to the next. So the weights of one layer at most are in
-memory, and a caller that looks at the inputs of a group may replace its weights: everything after
-it is then computed with the replaced ones, as GPTQ needs it. What is computed between two groups
-are the parts of `edgeq.model.decoder`, run by `edgeq.quant.decoder.fixed_order`, so that their bits
-do not depend on the machine.
+A group is the matrices that are multiplied with the same input
+(`edgeq.model.recording.LinearGroup`). All windows pass a group before the next group starts.
+Therefore the weights of at most one layer are in memory, and the caller may replace the weights of
+a group after it has read the group's inputs; everything later is then computed with the replaced
+weights, as GPTQ needs it. The computations between two groups are the parts of
+`edgeq.model.decoder`, run by `edgeq.quant.decoder.fixed_order`, so that their bits do not depend on
+the machine.
 
-Memory in bytes, with n tokens in all windows, and twice that of the first two with `float_inputs`:
+Memory in bytes, with n tokens in all windows. With `float_inputs` the first two are twice as large.
 
     n * hidden * 4                       hidden states
-    n * max(H*D, ffn) * 4                inputs of o or down, kept while they are at most
-                                         `KEEP_BYTES`, otherwise computed again for each use
+    n * max(H*D, ffn) * 4                inputs of o or down. They are kept if they take at most
+                                         `KEEP_BYTES`; otherwise they are computed for each use.
     (q+k+v | o | gate+up | down) * 4     the group's weights as float32, and those of the group
-                                         before it where its inputs are computed again
+                                         before it if its inputs are computed for each use
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ from edgeq.quant.decoder.replayed_model import KEPT_LOGITS, ReplayedModel
 
 @dataclass(frozen=True)
 class ReplayState:
-    """A replay between two layers, from which another one can go on.
+    """The state of a replay between two layers, from which another replay can continue.
 
     Args:
-        layer: the next one.
-        hidden: its x, float32 [T, hidden] for each window.
-        float_hidden: the same in the unreplaced model, if that is computed too.
+        layer: number of the next layer.
+        hidden: input of that layer, float32 [T, hidden] for each window.
+        float_hidden: the same in the original model, if that is computed too.
     """
 
     layer: int
@@ -50,29 +51,30 @@ class ReplayState:
 
 
 class Replay:
-    """A model's decoder over windows of tokens, group by group.
+    """Runs a model's decoder on windows of tokens, group by group.
 
-    Iterating gives one step for each of `linear_groups(model.config)`, in order and once. A step
-    is over when the next one is asked for.
+    Iterating gives one step for each group of `linear_groups(model.config)`, in order. A replay can
+    be iterated once, and a step is valid until the next one.
 
     Args:
-        model: float or quantized.
-        windows: int64 [T] each, BOS included; each is a context of its own.
-        float_inputs: also compute the unreplaced model, for `ReplayStep.float_inputs`: twice the
+        model: a float or quantized model.
+        windows: token ids, int64 [T] each, including BOS; each window is a context of its own.
+        float_inputs: also compute the original model, for `ReplayStep.float_inputs`. That doubles
             work and memory.
-        replaced: weights in place from the beginning. A tied head must come here if it is to be
-            the embedding too, for which `ReplayStep.replace` is too late.
-        linear: receives the replay's own product and returns the one to compute with, as to round
-            inputs; not that of the unreplaced model.
-        state: of another replay over the same model and windows; this one goes on from there.
-        progress: called with the group, groups done, and of how many.
+        replaced: weights that replace those of the model from the beginning. A tied head must be
+            given here if it should replace the embedding too, for which `ReplayStep.replace` is too
+            late.
+        linear: wraps the replay's product, for example to round inputs. It does not apply to the
+            original model.
+        state: state of another replay of the same model and windows, from which to continue.
+        progress: called with the group, groups done, and number of groups.
 
     Attributes:
-        n_tokens: in all windows.
+        n_tokens: number of tokens in all windows.
 
     Raises:
-        UsageError: no windows, an empty one, one longer than the model's context, or a token
-            outside the vocabulary.
+        UsageError: there are no windows, a window is empty or longer than the model's context, or a
+            token is outside the vocabulary.
     """
 
     def __init__(
@@ -93,8 +95,8 @@ class Replay:
         longest = max(window.size for window in ids)
         if longest > config.context:
             raise UsageError(
-                f"a window has {longest} tokens and the model supports {config.context}; "
-                "cut the text into shorter ones"
+                f"a window has {longest} tokens, and the model supports {config.context}; "
+                "cut the text into shorter windows"
             )
         self.n_tokens = sum(window.size for window in ids)
         self._groups = linear_groups(config)
@@ -111,13 +113,13 @@ class Replay:
         self._kept_logits: dict[int, list[Array]] = {}
 
     def __iter__(self) -> Iterator[ReplayStep]:
-        """The steps, each valid until the next is asked for.
+        """The steps. Each is valid until the next one.
 
         Raises:
             UsageError: the replay was iterated before.
         """
         if self._group is not None:
-            raise UsageError("a Replay can be iterated once; make another one")
+            raise UsageError("this Replay was iterated already; make another one")
         models = [model for model in (self._main, self._float) if model]
         for number, group in enumerate(self._groups):
             if group.layer < self._first_layer:
@@ -135,38 +137,38 @@ class Replay:
             self._progress("logits", len(self._groups), len(self._groups))
 
     def run(self) -> Replay:
-        """Go through all steps, after which `logits` is known; returns the replay itself."""
+        """Run all steps, after which `logits` can be called; returns the replay itself."""
         for _ in self:
             pass
         return self
 
     def state(self) -> ReplayState:
-        """Where the replay is, for another one to go on: at a layer's first step, or the head's.
+        """The state at the first step of a layer or at the head, for another replay.
 
         Raises:
-            UsageError: it is in the middle of a layer.
+            UsageError: the replay is in the middle of a layer, or has not started.
         """
         if self._group is None or self._group.kind not in ("attn_in", "head"):
             where = "not begun" if self._group is None else f"at {self._group}"
-            raise UsageError(f"the replay is {where}; its state is known at attn_in and the head")
+            raise UsageError(f"the replay is {where}; call state at the steps attn_in and head")
         float_hidden = tuple(self._float.hidden) if self._float else None
         return ReplayState(self._group.layer, tuple(self._main.hidden), float_hidden)
 
     def logits(self, every: int = 1) -> Iterator[Array]:
-        """Logits of each window, float32 [T, V], computed with the weights in place.
+        """Logits of each window, float32 [T, V], computed with the current weights.
 
         Args:
-            every: of one position in so many.
+            every: compute the logits of every ``every``-th position.
 
         Raises:
-            UsageError: steps are left.
+            UsageError: not all steps were run.
         """
         if not self._is_done:
-            raise UsageError("logits come after the last step; go through the replay first")
+            raise UsageError("the replay has steps left; run all of them before logits")
         if every in self._kept_logits:
             yield from self._kept_logits[every]
             return
-        # windows that have no more positions together than the longest one has share a product,
+        # windows with together at most as many positions as the longest window share a product,
         # so that the head is read once for all of them
         longest = max(len(x) for x in self._main.hidden)
         first = total = 0
@@ -189,10 +191,9 @@ class ReplayStep:
     """A group of matrices and its inputs in all windows.
 
     Attributes:
-        group: the matrices.
-        weights: by name, float32 [N, K]: the ones computed with, so a replaced one is seen as it
-            was replaced. Converted to float32 when first asked for, and then kept until the step
-            is over.
+        group: the group of matrices.
+        weights: name -> the current weights, float32 [N, K], including replaced ones. A matrix is
+            converted to float32 at the first access and kept until the step is over.
     """
 
     def __init__(self, replay: Replay, group: LinearGroup) -> None:
@@ -201,14 +202,15 @@ class ReplayStep:
         self.weights: Mapping[str, Array] = _StepWeights(self)
 
     def inputs(self) -> Iterator[Array]:
-        """What the matrices are multiplied with, float32 [T, K], window by window.
+        """The inputs of the matrices, float32 [T, K], window by window.
 
-        Computed with the weights in place so far; may be iterated several times.
+        They are computed with the weights that are replaced so far, and can be iterated over more
+        than once.
         """
         return self._inputs(self._replay._main)
 
     def float_inputs(self) -> Iterator[Array]:
-        """The same windows' inputs in the unreplaced model, float32 [T, K].
+        """The inputs of the matrices in the original model, float32 [T, K], window by window.
 
         Raises:
             UsageError: the replay was made without float_inputs.
@@ -216,9 +218,10 @@ class ReplayStep:
         return self._inputs(self._float_model())
 
     def residual_errors(self) -> Iterator[Array]:
-        """How far x is from the unreplaced model's, float32 [T, hidden], window by window.
+        """The residual stream of the original model minus that of the replayed model.
 
-        x is the residual stream that the output of the group's branch is added to.
+        It is the residual stream that the output of the group's branch is added to, float32
+        [T, hidden], window by window.
 
         Raises:
             UsageError: the replay was made without float_inputs.
@@ -228,7 +231,7 @@ class ReplayStep:
             yield x_float - x
 
     def float_outputs(self) -> Iterator[Array]:
-        """x of the unreplaced model with the output of the branch that the group ends: [T, hidden].
+        """The residual stream of the original model after the group's branch, float32 [T, hidden].
 
         Raises:
             UsageError: the replay was made without float_inputs.
@@ -236,20 +239,22 @@ class ReplayStep:
         yield from self._current(self._float_model()).after(self.group)
 
     def replace(self, name: str, w: Array) -> None:
-        """Put another matrix in place: all later steps and logits are computed with it.
+        """Replace a matrix; all later steps and the logits are computed with the new one.
 
         Args:
-            name: one of the group's.
-            w: float32 [N, K]; kept until the step is over, not copied.
+            name: name of a matrix of the group.
+            w: float32 [N, K]; it is kept until the step is over and not copied.
 
         Raises:
-            UsageError: not of this group, or of another shape.
+            UsageError: the matrix is not in this group, or has another shape.
         """
         model = self._current(self._replay._main)
         self._check_name(name)
         shape = tuple(model.reference.model.tensors[name].shape)
         if w.shape != shape:
-            raise UsageError(f"{name} is {list(shape)}; it cannot be replaced by {list(w.shape)}")
+            raise UsageError(
+                f"{name} has the shape {list(shape)} and cannot be replaced by {list(w.shape)}"
+            )
         model.weights[name] = w
 
     def _float_model(self) -> ReplayedModel:
@@ -263,7 +268,9 @@ class ReplayStep:
 
     def _current(self, model: ReplayedModel) -> ReplayedModel:
         if self._replay._group is not self.group:
-            raise UsageError(f"the step {self.group} is over; its inputs and weights are gone")
+            raise UsageError(
+                f"the step {self.group} is over; read its inputs and weights before the next step"
+            )
         return model
 
     def _weight(self, name: str) -> Array:
@@ -272,11 +279,13 @@ class ReplayStep:
 
     def _check_name(self, name: str) -> None:
         if name not in self.group.linears:
-            raise UsageError(f"{name} is not in {self.group} ({', '.join(self.group.linears)})")
+            raise UsageError(
+                f"{name} is not in {self.group}; use one of {', '.join(self.group.linears)}"
+            )
 
 
 class _StepWeights(Mapping[str, Array]):
-    """A step's weights, converted to float32 when they are asked for."""
+    """The weights of a step, which are converted to float32 at the first access."""
 
     def __init__(self, step: ReplayStep) -> None:
         self._step = step

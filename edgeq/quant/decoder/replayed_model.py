@@ -1,4 +1,4 @@
-"""A model in a layer replay: its hidden states and the weights of the current group."""
+"""One model of a layer replay: its hidden states and the weights of the current group."""
 
 from __future__ import annotations
 
@@ -19,32 +19,33 @@ from edgeq.quant.decoder.fixed_order import FixedOrderReference, fixed_order_den
 from edgeq.quant.kernels.products import product
 
 KEEP_BYTES = 512 << 20
-"""Inputs of one group that are kept rather than computed again."""
+"""Most bytes of the inputs of a group that are kept; more are computed again for each use."""
 TOGETHER = 2048
-"""Tokens of several windows that are multiplied at once, where tokens do not look at each other."""
+"""Most tokens of several windows that are computed at once in operations on single tokens."""
 KEPT_LOGITS = 128 << 20
-"""Bytes of the float model's logits that are kept where several models are compared with it."""
+"""Most bytes of the float model's logits that are kept for comparisons with several models."""
 
 _ENDS = {"attn_out": decoder.attention_out, "mlp_out": decoder.feed_forward_out}
-"""Groups at the end of a branch -> the part of the decoder that computes what it adds to x."""
+"""Kind of a group at the end of a branch -> the part of the decoder that computes its output."""
 
 
 class ReplayedModel:
     """A model's hidden states between two groups.
 
     Args:
-        model: whose decoder it is.
-        windows: tokens.
-        replaced: tensors in place of the model's.
-        hidden: x of each window where a replay goes on; the embeddings if None.
+        model: the model.
+        windows: token ids of each window.
+        replaced: tensors that replace those of the model.
+        hidden: hidden states of each window from which a replay continues; None computes the
+            embeddings.
         linear: see `edgeq.quant.decoder.replay.Replay`.
-        source: another model at the same group; matrices that both have are converted to float32
-            once.
+        source: another model at the same group. Matrices that both models have are converted to
+            float32 once.
 
     Attributes:
-        hidden: x of each window, float32 [T, hidden].
-        weights: the current group's matrices that were converted to float32 or replaced.
-        reference: what computes the parts of the decoder.
+        hidden: hidden states of each window, float32 [T, hidden].
+        weights: matrices of the current group that were converted to float32 or replaced.
+        reference: computes the parts of the decoder.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class ReplayedModel:
         self._source = source
 
     def begin(self, group: LinearGroup) -> None:
-        """Compute and keep the group's inputs, if they are more than a norm and not too large."""
+        """Compute and keep the inputs of a group that ends a branch, if they are not too large."""
         if group.kind not in _ENDS:
             return
         width = self.reference.model.tensors[group.linears[0]].shape[1]
@@ -85,7 +86,7 @@ class ReplayedModel:
             self.weights.clear()
 
     def input(self, group: LinearGroup, window: int) -> Array:
-        """What the group's matrices are multiplied with, float32 [T, K]."""
+        """The inputs of the group's matrices for a window, float32 [T, K]."""
         if self._kept is not None:
             return self._kept[window]
         ref, x, layer = self.reference, self.hidden[window], group.layer
@@ -102,7 +103,7 @@ class ReplayedModel:
         return self._activated(layer, x)
 
     def finish(self, group: LinearGroup) -> None:
-        """Add the output of a branch to the hidden states, if the group ends one."""
+        """Add the output of a branch to the hidden states, if the group is at the end of one."""
         if group.kind not in _ENDS:
             return
         self.hidden = self.after(group)
@@ -110,9 +111,9 @@ class ReplayedModel:
         self.weights.clear()
 
     def after(self, group: LinearGroup) -> list[Array]:
-        """x of each window with the output of the branch that the group ends.
+        """The hidden states of each window after the group's branch.
 
-        Kept until the group is finished, so its weights must not be replaced any more.
+        They are kept until the group is finished, so its weights must not be replaced after this.
         """
         if self._after is None:
             ref, layer, out = self.reference, group.layer, _ENDS[group.kind]
@@ -122,13 +123,13 @@ class ReplayedModel:
         return self._after
 
     def _activated(self, layer: int, x: Array) -> Array:
-        """Inputs of down for x [T, hidden]."""
+        """The inputs of the down projection for hidden states x [T, hidden]."""
         ref = self.reference
         h = decoder.feed_forward_in(ref, ref.config, layer, x)
         return decoder.feed_forward_act(ref, ref.config, layer, h)
 
     def _together(self, parts: Iterable[Array], compute: Callable[[Array], Array]) -> list[Array]:
-        """What is computed token by token for each part, for `TOGETHER` tokens at once."""
+        """Apply a token-wise function to each part, for up to `TOGETHER` tokens of them at once."""
         results: list[Array] = []
         waiting: list[Array] = []
 
@@ -145,14 +146,14 @@ class ReplayedModel:
         return results
 
     def logits(self, windows: slice, every: int) -> list[Array]:
-        """Logits of one position in so many, float32 [T, V] of each window."""
+        """Logits of every ``every``-th position, float32 [T, V] for each window."""
         ref = self.reference
         parts = [x[::every] for x in self.hidden[windows]]
         logits = ref.linear("logits", decoder.head_in(ref, np.concatenate(parts)), self._head)
         return np.split(logits, np.cumsum([len(part) for part in parts[:-1]]))
 
     def weight(self, name: str) -> Array:
-        """The matrix in place as float32, kept from now on."""
+        """The current matrix as float32, which is kept from now on."""
         if name not in self.weights:
             tensor = self.reference.model.tensors[name]
             if self._source and self._source.reference.model.tensors.get(name) is tensor:
@@ -167,14 +168,14 @@ class ReplayedModel:
         return self.reference.embed("embed")
 
     def _product(self, name: str, x: Array, tensor: Tensor) -> Array:
-        # a head is large and used once: it is kept only if a caller asked for it
+        # the head is large and used once, so it is kept only if a caller has read it
         if name == self._head and name not in self.weights:
             return fixed_order_dense(name, x, _ReleasedTensor(tensor))
         return product(x, self.weight(name))
 
 
 class _ReleasedTensor:
-    """A tensor whose pages are returned to the system as soon as its rows are read."""
+    """A tensor whose pages are released to the system as soon as its rows are read."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor
@@ -194,7 +195,7 @@ class _ReleasedTensor:
 def _with_tensors(model: Model, replaced: Mapping[str, Tensor]) -> Model:
     for name, tensor in replaced.items():
         if name not in model.tensors:
-            raise UsageError(f"the model has no tensor {name} that could be replaced")
+            raise UsageError(f"the model has no tensor {name}, so it cannot be replaced")
         if tuple(tensor.shape) != tuple(model.tensors[name].shape):
             raise UsageError(
                 f"{name} is {list(model.tensors[name].shape)}; "

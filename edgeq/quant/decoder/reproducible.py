@@ -1,4 +1,4 @@
-"""Comparing two artifacts that should hold the same bytes."""
+"""Compare two artifacts that should have the same bytes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from edgeq.formats.safetensors_file import SafetensorsFile
 
 
 def difference(file: Path, again: Path) -> str | None:
-    """Where two safetensors files differ first, in words; None if all their bytes are equal.
+    """The first difference between two safetensors files.
 
     Args:
         file: an artifact.
-        again: the same quantization done again.
+        again: the artifact of the same quantization, done again.
+
+    Returns:
+        a sentence about the difference; None if all bytes are equal.
 
     Raises:
-        FormatError: one of them is damaged.
+        FormatError: one of the files is damaged.
     """
     if filecmp.cmp(file, again, shallow=False):
         return None

@@ -1,10 +1,10 @@
-"""The tensors of a model rounded by a recipe: what an artifact holds of them, but for training.
+"""Round the tensors of a model by a recipe, without training.
 
-    embedding, head and floats    without data                        `data_free`
-    matrices of the layers        without data too, or, where the method needs their inputs, group
-                                  by group in a replay of the text    `calibrated`
+    embedding, head and floats    without data                          `data_free`
+    matrices of the layers        without data too, or, if the method needs their inputs, group by
+                                  group in a replay of the text         `calibrated`
 
-The tensors rounded first are those that the replay then computes with.
+The embedding, the head and the floats are rounded first, and the replay computes with them.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ def round_model(
     """Round every tensor of a model.
 
     Args:
-        model: float.
-        recipe: says how its weights are rounded; what it trains is left out.
-        schemes: of each tensor that is stored.
-        text: what inputs are measured on; None to round all tensors without data.
-        data_free: rounds and stores tensors by a method that needs no inputs, or "imatrix" those
-            whose inputs' mean squares are given, and returns their SQNR.
-        write: stores a rounded matrix.
-        written: a tensor that was stored.
-        progress: called with a matrix, weights rounded, and of how many.
+        model: the float model.
+        recipe: the recipe; its training is ignored.
+        schemes: name of each tensor that is stored -> its scheme.
+        text: the text on which inputs are measured; None rounds all tensors without data.
+        data_free: rounds and writes tensors by a method that needs no inputs, or by "imatrix" those
+            whose importance is given, and returns their SQNR.
+        write: writes a rounded matrix.
+        written: returns a tensor that was written.
+        progress: called with a matrix, weights done, and number of weights.
 
     Returns:
-        The SQNR in dB of each quantized tensor; None where nothing was lost.
+        name of each quantized tensor -> SQNR in dB; None without an error.
     """
     matrices: dict[str, QuantScheme] = {}
     method = recipe.method
@@ -96,11 +96,11 @@ def rounded_model(
     spill: Spill,
     progress: Progress | None = None,
 ) -> Model:
-    """The model as an artifact would hold it, to be measured before anything is written.
+    """The model with the tensors that an artifact would have, for measuring before writing.
 
     Args:
         model, recipe, schemes, text, progress: as for `round_model`.
-        spill: where the rounded tensors are kept.
+        spill: temporary storage of the rounded tensors.
     """
     tensors: dict[str, Tensor] = {}
 

@@ -1,9 +1,9 @@
-"""Texts sampled from a model, the same on every machine: many at once, a token of each at a time.
+"""Sample texts from a model in a batch, with the same tokens on every machine.
 
-All sequences are equally long, so that a step is one product for each matrix. A step is computed by
-`edgeq.quant.decoder.fixed_order`, probabilities are added up in order, and random numbers are those
-of NumPy's PCG64, which are integers: the tokens depend on nothing but the model, the beginnings and
-the seed.
+All sequences have the same length, so that a step is one product for each matrix. A step is
+computed by `edgeq.quant.decoder.fixed_order`, probabilities are added in a fixed order, and the
+random numbers are integers of NumPy's PCG64. The tokens therefore depend only on the model, the
+beginnings and the seed.
 
 Memory: see `sampling_bytes`.
 """
@@ -29,8 +29,8 @@ from edgeq.quant.kernels.products import product, products, softmax
 from edgeq.quant.rounders.qparams import check_finite
 
 LEAST_LIKELY = 0.05
-"""Tokens less likely than this part of the likeliest are not drawn: a small model's many unlikely
-tokens lead it astray."""
+"""Tokens with less than this fraction of the largest probability are not sampled (as with min_p),
+because the many unlikely tokens of a small model lead to nonsense."""
 
 
 def sample_texts(
@@ -44,24 +44,24 @@ def sample_texts(
     """Continue each beginning with tokens drawn from the model, at a temperature of 1.
 
     Args:
-        model: float; kept integers count as floats.
-        beginnings: tokens of each text, at least one; what is past ``length`` is left out.
-        length: tokens of each text, its beginning included; at most the model's context.
-        seed: of the random numbers.
-        progress: called with ("sampling text", tokens done, of how many).
+        model: a float model; integers that were kept from the source count as floats.
+        beginnings: the first tokens of each text, at least one; truncated to ``length``.
+        length: tokens per text, including the beginning; at most the model's context.
+        seed: seed of the random numbers.
+        progress: called with ("sampling text", tokens done, number of tokens).
 
     Returns:
-        int64 [texts, length].
+        token ids, int64 [texts, length].
 
     Raises:
         FormatError: a matrix or the logits are not finite.
-        UsageError: no beginnings, an empty one, or a length out of range.
+        UsageError: there are no beginnings, one is empty, or the length is out of range.
     """
     if not beginnings or not all(len(tokens) for tokens in beginnings):
-        raise UsageError("a text to be sampled has no beginning; give at least one token of each")
+        raise UsageError("a text to sample has no beginning; give at least one token for each text")
     if not 1 <= length <= model.config.context:
         raise UsageError(
-            f"length is {length} tokens; use 1 to the model's context of {model.config.context}"
+            f"length is {length} tokens; use 1 to {model.config.context}, the model's context"
         )
     count = len(beginnings)
     tokens = np.full((count, length), -1, np.int64)
@@ -72,9 +72,9 @@ def sample_texts(
     for place in range(length - 1):
         if progress:
             progress("sampling text", count * place, count * length)
-        drawn = generator.integers(0, 1 << 53, count)  # for all, so that no draw shifts another's
+        drawn = generator.integers(0, 1 << 53, count)  # for all texts, so that they are independent
         following = tokens[:, place + 1]
-        with np.errstate(all="ignore"):  # what comes of infinities is refused below
+        with np.errstate(all="ignore"):  # infinite and NaN logits are refused below
             logits = builder.step(tokens[:, place])
         following[:] = np.where(following < 0, _chosen(logits, drawn / 2.0**53), following)
     if progress:
@@ -83,14 +83,19 @@ def sample_texts(
 
 
 def sampling_bytes(config: ModelConfig, count: int, length: int) -> int:
-    """Most bytes that `sample_texts` holds: the matrices in float32, keys, values and logits."""
+    """Most bytes of memory of `sample_texts`: the matrices in float32, keys, values and logits."""
     weights = sum(n * k for _, (n, k) in config.linears())
     past = 2 * count * length * config.kv_heads * config.head_dim * config.layers
     return 4 * (weights + past) + 24 * count * config.vocab
 
 
 def _chosen(logits: Array, at: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The token at each place, 0 <= place < 1, of the sum of probabilities."""
+    """Sample a token for each row of logits [texts, V] by inverting the cumulative probabilities.
+
+    Args:
+        logits: float32 [texts, V].
+        at: a random number of 0 to 1 for each text.
+    """
     if not np.isfinite(logits).all():
         raise FormatError(
             "the model's logits are not finite: its weights are too large or its file is damaged; "
@@ -104,7 +109,7 @@ def _chosen(logits: Array, at: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 class _Lockstep(FixedOrderReference):
-    """A decoder of one new token for each of several sequences, all at the same position."""
+    """A decoder that runs one token of each of several sequences at the same position."""
 
     def __init__(self, model: Model, count: int, length: int) -> None:
         super().__init__(model, linear=self._wide)
@@ -113,26 +118,26 @@ class _Lockstep(FixedOrderReference):
         self._known: dict[str, Array] = {}
         self._tables: dict[RopeSpec, tuple[Array, Array]] = {}
         shape = (c.layers, count * c.kv_heads)
-        # positions last, then first: as the products read them without gaps
+        # the axis order in which the products read keys and values contiguously
         self._past_keys = np.zeros((*shape, c.head_dim, length), np.float32)
         self._past_values = np.zeros((*shape, length, c.head_dim), np.float32)
 
     def step(self, tokens: NDArray[np.int64]) -> Array:
-        """Logits of the tokens that follow, float32 [sequences, V]."""
+        """Run one token of each sequence and return the logits, float32 [sequences, V]."""
         self.begin(tokens)
         logits = decoder(self, self.config)
         self._place += 1
         return logits
 
     def rope(self, name: str, x: Array, rope: RopeSpec) -> Array:
-        """x [sequences, n, D] rotated by the one position."""
+        """Apply the rotary embedding of the current position to x [sequences, n, D]."""
         if rope not in self._tables:
             self._tables[rope] = rope_tables(rope, self._length)
         cos, sin = (table[self._place : self._place + 1] for table in self._tables[rope])
         return self._result(name, apply_rope(x, cos, sin))
 
     def attend(self, name: str, layer: int, q: Array, k: Array, v: Array) -> Array:
-        """Each sequence's attention to its own past: [sequences, H*D]."""
+        """Attention of each sequence to its own positions: [sequences, H*D]."""
         c, place = self.config, self._place
         keys, values = self._past_keys[layer], self._past_values[layer]
         keys[:, :, place] = k.reshape(-1, c.head_dim)
@@ -145,7 +150,7 @@ class _Lockstep(FixedOrderReference):
 
     def _wide(self, name: str, x: Array, tensor: Tensor) -> Array:
         if name not in self._known:
-            # columns first: rows side by side are packed a vector at a time
+            # transposed, so that the product packs vectors of adjacent rows
             weights = tensor.numpy()
             check_finite(weights, name)
             self._known[name] = np.ascontiguousarray(weights.T)

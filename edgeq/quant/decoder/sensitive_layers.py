@@ -39,14 +39,14 @@ from edgeq.quant.rules import BUILT_IN, KINDS, Rule
 OPTION = "sensitive_layers"
 """The option of a recipe that names the scheme of these matrices."""
 WINDOWS, CONTEXT = 2, 128
-"""Windows of the calibration text that losses are measured on, and their tokens at most."""
+"""Number of windows of the calibration text for measuring losses, and most tokens of each."""
 EVERY = 4
-"""The loss is taken at one position in so many."""
+"""The loss is computed at every `EVERY`-th position."""
 RATIO = 3.0
-"""A layer counts as sensitive if its loss is so many times the median of all layers."""
+"""A layer counts as sensitive if its loss is more than this many times the median loss."""
 TINY = np.float32(1e-30)
 SHARE = 5
-"""At most one layer in so many counts as sensitive."""
+"""At most one layer in `SHARE` counts as sensitive."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class SensitiveLayers:
     """The layers whose ``down_proj`` keeps more bits.
 
     Args:
-        scheme: of these matrices.
-        losses: the loss of each matrix that was measured, by its name.
+        scheme: scheme of these matrices.
+        losses: name of each matrix that was measured -> its loss.
         chosen: names of the matrices that get the scheme.
     """
 
@@ -64,7 +64,7 @@ class SensitiveLayers:
     chosen: tuple[str, ...]
 
     def applied(self, recipe: Recipe) -> Recipe:
-        """The recipe with a rule for the matrices in place of the option."""
+        """The recipe with a rule for these matrices instead of the option."""
         options = {name: value for name, value in recipe.options.items() if name != OPTION}
         rules = recipe.rules
         if self.chosen:
@@ -74,7 +74,7 @@ class SensitiveLayers:
         return replace(recipe, rules=rules, options=options)
 
     def to_dict(self) -> dict[str, object]:
-        """What an artifact records of the choice."""
+        """The choice as an artifact records it."""
         return {
             "scheme": str(self.scheme),
             "chosen": list(self.chosen),
@@ -89,16 +89,16 @@ def find_sensitive_layers(
     calibration: CalibrationText,
     progress: Progress | None = None,
 ) -> SensitiveLayers:
-    """Measure what rounding ``down_proj`` of each layer costs, and choose the worst.
+    """Measure the loss of rounding ``down_proj`` in each layer, and choose the largest.
 
-    Matrices that a rule of the user is for, or that have as many bits already, are left alone.
+    Matrices for which the user gave a rule, or which have as many bits already, are not considered.
 
     Args:
-        model: float.
-        recipe: with the option `OPTION`.
-        schemes: of all tensors that are stored.
-        calibration: a text, of which the beginnings of `WINDOWS` windows are used.
-        progress: called with ("finding sensitive layers", layers done, of how many).
+        model: the float model.
+        recipe: a recipe with the option `OPTION`.
+        schemes: schemes of all tensors that are stored.
+        calibration: a text, of which the first tokens of `WINDOWS` windows are used.
+        progress: called with ("finding sensitive layers", layers done, number of layers).
     """
     scheme = parse_scheme(recipe.options[OPTION])
     assert isinstance(scheme, QuantScheme)  # the recipe was checked
@@ -124,7 +124,7 @@ def _losses(
     calibration: CalibrationText,
     progress: Progress | None,
 ) -> dict[str, float]:
-    """The loss of each wanted matrix, the layers in order."""
+    """The loss of each of the matrices, in the order of the layers."""
     windows = calibration.windows[:: -(-len(calibration.windows) // WINDOWS)]
     windows = tuple(window[:CONTEXT] for window in windows)
     count, layers = len(windows), model.config.layers
@@ -155,7 +155,7 @@ def _losses(
 def _after(
     replay: Replay, name: str | None = None, scheme: QuantScheme | None = None
 ) -> ReplayState:
-    """Hidden states after one layer, in which a matrix may be rounded."""
+    """The state after one layer, in which one matrix may be rounded."""
     first: ReplayStep | None = None
     for step in replay:
         first = first or step
@@ -168,6 +168,6 @@ def _after(
 
 
 def _discrimination(p: Array, q: Array) -> float:
-    """The sum of the triangular discriminations of rows of probabilities, float32 [T, V]."""
+    """Sum of the triangular discriminations of rows of probabilities, float32 [T, V] each."""
     apart = p - q
     return total(row_products(apart, apart / np.maximum(p + q, TINY)))

@@ -1,28 +1,27 @@
-"""Sensitivity: how much the model loses when a tensor is stored in fewer bits.
+"""Sensitivity: the loss of a model when one tensor is stored in fewer bits.
 
-It is measured for every tensor and every scheme it might get, in one of three modes:
+The loss is measured for every tensor and every candidate scheme, in one of three modes:
 
-    kl       nats a token: the divergence of the whole model from the float one when this tensor
-             alone is rounded, by the method that the recipe rounds with. Measured once for each
-             number of bits, and for palettes apart, by walking on from the tensor's layer; other
-             group sizes are scaled by their output errors, since the divergence of a small
-             disturbance grows with its square.
-    scaled   nats per token again, estimated: the relative squared error of each matrix's output
-             times the divergence that a unit of it causes. That factor is measured for each kind of
-             matrix (q_proj, down_proj, ...) in each third of the layers, by rounding all matrices
-             of the kind there together and walking on. Embedding and head, which are few and
-             large, are measured as under "kl", a tied matrix at both its uses.
-    output   the relative squared error of what the matrix puts out, tr(E H E') / tr(W H W'),
-             with H the second moments of its inputs: one replay for all. These errors do not add up
-             over kinds of matrices, so bits cannot be chosen by them.
+    kl       KL divergence in nats per token between the float model and the model in which only
+             this tensor is rounded, by the method of the recipe. It is measured once for each
+             number of bits, and separately for palettes, by a replay from the tensor's layer on.
+             The losses of other group sizes are scaled by their output errors, because the
+             divergence of a small error grows with its square.
+    scaled   an estimate in nats per token: the relative squared error of each matrix's output,
+             multiplied by the divergence per unit of error. That factor is measured for each kind
+             of matrix (q_proj, down_proj, ...) in each third of the layers, by rounding all
+             matrices of the kind there together. Embedding and head, which are few and large, are
+             measured as in the mode "kl"; a tied matrix is rounded at both of its uses.
+    output   the relative squared error of the matrix's output, tr(E H E') / tr(W H W'), where H are
+             the second moments of its inputs. One replay measures all of them. These errors are not
+             additive over kinds of matrices, so bits cannot be chosen by them.
 
-GPTQ, which takes long, is not carried out for output errors. With H = M D M'
-(`edgeq.quant.rounders.gptq`)
-what it leaves is the sum over columns of D_k (error of rounding there)^2, and how far numbers lie
-from the nearest level has little to do with the column: mean(D) |W - W'|^2 with W' rounded by
-itself estimates it.
+GPTQ is slow, so the modes "scaled" and "output" estimate its output error. With H = M D M'
+(`edgeq.quant.rounders.gptq`) the error is the sum over columns k of D_k (rounding error)^2. The
+distance of a number to the nearest level hardly depends on the column, so mean(D) |W - W'|^2, with
+W' rounded to nearest, is an estimate of it.
 
-Divergences of several tensors add up, nearly: that is what `edgeq.quant.decoder.allocate` counts
+The divergences of several tensors are nearly additive, which `edgeq.quant.decoder.allocate` relies
 on.
 
 Source: sensitivity by the divergence of the output, Cai et al. 2020, "ZeroQ" (arXiv:2001.00281),
@@ -51,7 +50,7 @@ from edgeq.quant.rounders.rounding import METHOD_INPUTS, check_method
 
 MODES = ("kl", "scaled", "output")
 EXACT_WORK = 10**13
-"""Multiplications up to which "kl" is the mode that is chosen where none is asked for: minutes."""
+"""Most multiplications for which "kl" is the default mode, which take minutes."""
 FORMAT_VERSION = 2
 
 
@@ -60,12 +59,12 @@ class Sensitivity:
     """Losses of each tensor in each scheme.
 
     Args:
-        mode: "kl" or "scaled" in nats per token, or "output" as a ratio of squares.
-        method: how tensors were rounded.
-        n_tokens: of the calibration text that were replayed.
-        text_sha256: of the text.
-        model_sha256: of the float model.
-        losses: tensor -> scheme's text form -> loss.
+        mode: "kl" or "scaled" for losses in nats per token, "output" for relative squared errors.
+        method: method by which tensors were rounded.
+        n_tokens: number of tokens of the calibration text that were replayed.
+        text_sha256: SHA-256 of the text.
+        model_sha256: `model_sha256` of the float model.
+        losses: name of a tensor -> text form of a scheme -> loss.
     """
 
     mode: Mode
@@ -76,7 +75,7 @@ class Sensitivity:
     losses: Mapping[str, Mapping[str, float]]
 
     def to_json(self) -> str:
-        """The text of a file for later runs."""
+        """The losses as the text of a JSON file."""
         return json.dumps(
             {
                 "format": "edgeq-sensitivity",
@@ -93,13 +92,13 @@ class Sensitivity:
 
     @classmethod
     def load(cls, path: str | Path) -> Sensitivity:
-        """Read what `to_json` gave.
+        """Read a file that `to_json` made.
 
         Raises:
-            FormatError: the file cannot be read, or holds something else.
+            FormatError: the file cannot be read, or is not a sensitivity file.
         """
         try:
-            data = read_document(Path(path), "give what 'edgeq sensitivity' wrote")
+            data = read_document(Path(path), "give a file that 'edgeq sensitivity' wrote")
             if data["format"] != "edgeq-sensitivity" or data["format_version"] != FORMAT_VERSION:
                 raise FormatError(
                     f"{path} does not have version {FORMAT_VERSION} of the format, which records "
@@ -113,7 +112,10 @@ class Sensitivity:
             if mode not in MODES:
                 raise FormatError(f"{path}: {unknown('mode', str(mode), MODES)}")
             if not all(math.isfinite(loss) for nats in losses.values() for loss in nats.values()):
-                raise FormatError(f"{path} holds losses that are not finite numbers")
+                raise FormatError(
+                    f"{path} has losses that are not finite numbers; measure again with "
+                    "'edgeq sensitivity'"
+                )
             return cls(
                 mode, str(data["method"]), int(data["n_tokens"]),
                 data["text_sha256"], data["model_sha256"], losses,
@@ -122,27 +124,27 @@ class Sensitivity:
             raise FormatError(f"{path} is not a sensitivity file: {err!r}") from err
 
     def check_model(self, model: Model) -> None:
-        """Refuse sensitivities of another model.
+        """Refuse a model on which these sensitivities were not measured.
 
         Raises:
-            UsageError: they are not this model's.
+            UsageError: the weights of the model differ.
         """
         if self.model_sha256 != model_sha256(model):
             raise UsageError(
-                "the sensitivities are of another model (its sha256 differs); "
-                "measure this one with 'edgeq sensitivity'"
+                "the sensitivities were measured on another model (its SHA-256 differs); "
+                "measure this model with 'edgeq sensitivity'"
             )
 
     def suited(self, base: QuantScheme) -> Sensitivity:
-        """The losses of schemes that a recipe may use: palettes only where its default is one.
+        """The losses of the schemes that a recipe may use: palettes only if its default is one.
 
         Raises:
-            UsageError: there are no palettes, and the recipe wants them; or the losses are not
-                in nats, so that they cannot be added up.
+            UsageError: the recipe uses palettes and their losses were not measured, or the losses
+                are not in nats and therefore not additive.
         """
         if self.mode == "output":
             raise UsageError(
-                "the sensitivities are relative output errors, which cannot be added up over "
+                "the sensitivities are relative output errors, which are not additive over "
                 "matrices of different kinds, so bits cannot be chosen by them; measure them in "
                 "nats with edgeq sensitivity --mode scaled (or kl)"
             )
@@ -161,14 +163,14 @@ class Sensitivity:
 
 
 def mode_for(model: Model, n_tokens: int) -> Mode:
-    """The mode for a model where none is asked for: "kl" if that takes minutes, else "scaled".
+    """The default mode for a model: "kl" if that takes only minutes, else "scaled".
 
     Args:
-        model: of any size.
-        n_tokens: of the text.
+        model: the model.
+        n_tokens: number of tokens of the text.
     """
     shapes = list(model.config.linears())
-    # each matrix at some six numbers of bits takes the model from its layer on
+    # each matrix is measured at about six numbers of bits by a replay from its layer on
     weights = sum(n * k for _, (n, k) in shapes)
     return "kl" if 3 * len(shapes) * n_tokens * weights <= EXACT_WORK else "scaled"
 
@@ -185,29 +187,31 @@ def measure_sensitivity(
     scratch: Path | None = None,
     progress: Progress | None = None,
 ) -> Sensitivity:
-    """Try every matrix of a float model in every scheme it might get.
+    """Measure the loss of every matrix of a float model in every candidate scheme.
 
-    Memory is that of two replays (`edgeq.quant.decoder.replay`) and the second moments of one
-    group's inputs.
-    "kl" rounds each matrix by the method and walks on with it seven times, ten with palettes;
-    "scaled" and "output" only round it without data, once for every scheme, and factor each group's
-    moments; "scaled" then walks on once for each kind of matrix in each third of the layers, and
-    six times for embedding and head.
+    The memory is that of two replays (`edgeq.quant.decoder.replay`) and of the second moments of
+    one group's inputs. "kl" rounds each matrix by the method and replays the model from its layer
+    on seven times (ten times with palettes). "scaled" and "output" only round each matrix without
+    data, once for every scheme, and factor the moments of each group. "scaled" then replays the
+    model once for each kind of matrix in each third of the layers, and six times for embedding and
+    head.
 
     Args:
-        model: float; of a quantized one, its weights as they are rounded count as exact.
-        calibration: windows of text. A few thousand tokens are enough: what is compared is the
-            same text with and without one tensor rounded.
-        base: of the recipe's default; see `candidates`.
-        method: the recipe's; embedding and head are rounded without data, as in an artifact.
-        options: of the method, the recipe's; "use_quantized_inputs" has no effect here.
-        mode: of `MODES`; `mode_for` the model if None.
-        names: only these matrices; all if None.
-        scratch: a folder for a temporary file of rounded matrices ("scaled"); the system's if None.
-        progress: called with what is measured, steps done, and of how many.
+        model: a float model. The rounded weights of a quantized model count as exact.
+        calibration: windows of text. A few thousand tokens are enough, because the same text is
+            compared with and without one rounded tensor.
+        base: the default scheme of the recipe; see `candidates`.
+        method: method of the recipe. Embedding and head are rounded without data, as in an
+            artifact.
+        options: options of the recipe's method; "use_quantized_inputs" has no effect here.
+        mode: a name of `MODES`; None for the mode that `mode_for` gives.
+        names: names of the matrices to measure; all if None.
+        scratch: folder for a temporary file of rounded matrices ("scaled"); None for that of the
+            system.
+        progress: called with what is measured, steps done, and number of steps.
 
     Raises:
-        UsageError: an unknown mode or method.
+        UsageError: the mode or the method is unknown.
     """
     mode = mode or mode_for(model, calibration.n_tokens)
     if mode not in MODES:

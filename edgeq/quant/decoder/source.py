@@ -1,4 +1,4 @@
-"""The source of a quantization: its digest, and whether its weights are quantized already."""
+"""The source of a quantization: its SHA-256, and whether its weights are quantized already."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from edgeq.model.origin import Origin
 
 REQUANTIZE = (
     "quantizing them again adds a second rounding error to the first, so quantize the float "
-    "checkpoint that it was made from where there is one; to keep their integers as they are, pass "
-    "--repack to edgeq quantize (in Python call edgeq.repack); to go on from the rounded weights, "
+    "checkpoint that it was made from if there is one; to keep their integers as they are, pass "
+    "--repack to edgeq quantize (in Python call edgeq.repack); to quantize the rounded weights, "
     "pass --requantize (in Python requantize=True)"
 )
 """Why quantized weights are refused, and the options that accept them."""
 
 
 def quantized_types(model: Model) -> dict[str, int]:
-    """How many tensors are quantized, by their type: ``{"Q4_1": 210, "Q8_0": 1}``.
+    """Number of quantized tensors by their type, such as ``{"Q4_1": 210, "Q8_0": 1}``.
 
     Args:
-        model: of any format. Tensors that are a rearrangement of others count as these.
+        model: a model of any format. Tensors that rearrange others count as those.
 
     Returns:
-        The most frequent type first; empty if all tensors are floating point.
+        counts by type, the most frequent type first; empty if all tensors are floating point.
     """
     kinds = map(stored_type, model.tensors.values())
     floats = ("float", *FLOAT_TAGS.values())
@@ -40,10 +40,10 @@ def refuse_quantized(model: Model, where: str) -> None:
 
     Args:
         model: the source.
-        where: its path, or what it is called.
+        where: path or description of the model, for the message.
 
     Raises:
-        UsageError: names the types found, what quantizing again costs, and the way to do it.
+        UsageError: weights are quantized; the message names their types and what can be done.
     """
     if counts := quantized_types(model):
         raise UsageError(
@@ -58,24 +58,24 @@ def type_counts(counts: Mapping[str, int]) -> str:
 
 
 class BackgroundDigest:
-    """A source's SHA-256, computed by a thread of its own while the model is quantized."""
+    """The SHA-256 of a source, computed by a thread while the model is quantized."""
 
     def __init__(self, origin: Origin) -> None:
         self._origin = origin
         self._sha256 = ""
         self._error: BaseException | None = None
-        # a daemon, so that an interrupted run does not wait for it
+        # a daemon thread, so that an interrupted run does not wait for it
         self._thread = threading.Thread(target=self._compute, daemon=True, name="edgeq-sha256")
         self._thread.start()
 
     def _compute(self) -> None:
         try:
             self._sha256 = self._origin.sha256
-        except BaseException as err:  # noqa: BLE001  raised again by whoever asks
+        except BaseException as err:  # noqa: BLE001  raised again by `result`
             self._error = err
 
     def result(self) -> str:
-        """The SHA-256; waits for it, and raises what computing it raised."""
+        """Wait for the SHA-256 and return it; raises the error of the thread, if there was one."""
         self._thread.join()
         if self._error:
             raise self._error

@@ -2,14 +2,13 @@
 
     static    one range for all inputs of a matrix, the same for every token, rounded by
               `edgeq.formats.qparams.QuantParams`
-    dynamic   each token's inputs have a scale of their own, symmetric
-              (`edgeq.formats.dynamic_quant`)
+    dynamic   one symmetric scale for the inputs of each token (`edgeq.formats.dynamic_quant`)
 
-Both are given as a `Linear` for `edgeq.model.reference.Reference`, which rounds and then
-multiplies in float32. The sums are those of an INT8 kernel, but for the last bits of their float32
-result, so `edgeq.evaluation.text.perplexity` measures what INT8 activations cost.
+Both are given as a `Linear` for `edgeq.model.reference.Reference`, which rounds the inputs and then
+multiplies in float32. The results are those of an INT8 kernel up to the last bits of float32, so
+`edgeq.evaluation.text.perplexity` measures the loss that INT8 activations cause.
 
-An artifact holds its static ranges in its provenance, under "activations":
+An artifact stores its static ranges in its provenance, under "activations":
 
     {"mode": "static", "observer": NAME, "symmetric": false, "inputs": {MATRIX: [low, high]}}
 
@@ -35,7 +34,7 @@ from edgeq.quant.decoder.calibrate import CalibrationStats
 from edgeq.quant.histogram import Range
 
 KEY = "activations"
-"""Where an artifact's provenance holds static ranges."""
+"""Key of the static ranges in an artifact's provenance."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class StaticActivations:
     """Ranges of the inputs of every matrix.
 
     Args:
-        observer: what chose them.
+        observer: name of the observer that chose the ranges.
         ranges: matrix name -> (low, high), low <= 0 <= high.
     """
 
@@ -52,16 +51,16 @@ class StaticActivations:
 
     @classmethod
     def from_stats(cls, stats: CalibrationStats) -> StaticActivations:
-        """The ranges that a calibration found."""
+        """The ranges that a calibration measured."""
         ranges = {name: (seen.low, seen.high) for name, seen in stats.inputs.items()}
         return cls(stats.observer, ranges)
 
     @classmethod
     def of(cls, model: Model) -> StaticActivations | None:
-        """The ranges an artifact holds; None if it holds none.
+        """The static ranges of an artifact; None if it has none.
 
         Raises:
-            FormatError: they are damaged, or do not belong to the model's matrices.
+            FormatError: the ranges are damaged, or do not belong to the model's matrices.
         """
         data = model.provenance.get(KEY)
         if not isinstance(data, Mapping) or data.get("mode") != "static":
@@ -88,7 +87,7 @@ class StaticActivations:
         return static
 
     def to_dict(self) -> dict[str, Any]:
-        """What an artifact's provenance holds under `KEY`."""
+        """The entry `KEY` of an artifact's provenance."""
         return {
             "mode": "static",
             "observer": self.observer,
@@ -97,10 +96,10 @@ class StaticActivations:
         }
 
     def params(self, name: str) -> QuantParams:
-        """How the inputs of one matrix are rounded.
+        """Scale and zero point of the inputs of one matrix.
 
         Raises:
-            UsageError: there is no range for it.
+            UsageError: the matrix has no range.
         """
         try:
             low, high = self.ranges[name]
@@ -111,10 +110,10 @@ class StaticActivations:
         return QuantParams.from_range(low, high)
 
     def linear(self, product: Linear = dense) -> Linear:
-        """A `Linear` that rounds its input by its matrix's range.
+        """A `Linear` that rounds its input by the range of its matrix.
 
         Args:
-            product: what multiplies the rounded input.
+            product: the `Linear` that multiplies the rounded input.
         """
         params_of = {name: self.params(name) for name in self.ranges}
 
@@ -126,10 +125,10 @@ class StaticActivations:
 
 
 def dynamic_linear(product: Linear = dense) -> Linear:
-    """A `Linear` that rounds each token's input to INT8 with a scale of its own.
+    """A `Linear` that rounds each token's input to INT8 with one scale per token.
 
     Args:
-        product: what multiplies the rounded input.
+        product: the `Linear` that multiplies the rounded input.
     """
 
     def rounded(name: str, x: Array, weight: Tensor) -> Array:

@@ -1,3 +1,3 @@
-"""Graphs of operators to integers: recipes, calibration data, and the pipeline of passes."""
+"""Quantization of graphs: recipes, calibration data, and the passes of the pipeline."""
 
 from __future__ import annotations

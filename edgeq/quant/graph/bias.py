@@ -1,15 +1,15 @@
-"""Bias correction: the mean error that rounding brings to each output channel goes into its bias.
+"""Bias correction: subtract the mean error of each output channel from its bias.
 
-Weights rounded to few levels shift the mean of what they compute, and activations that clip shift
-it further; both are the same for every input, on the whole, and a bias costs nothing. The mean is
-measured: of the float model, and of the quantized one in which all layers before are corrected
-already. Doing all layers at once instead counts the shift of a layer again in every layer behind
-it, and breaks the model: ResNet-20 with 4-bit weights falls from 78 % to 49 % that way, and rises
-to 79 % this way. Layers of which none is behind another, as the projections of attention are, are
-measured together.
+Weights that are rounded to few levels shift the mean of a layer's output, and activations that are
+clipped shift it further. The shift is nearly the same for every input, and correcting it in the
+bias costs nothing. The means are measured in the float model and in the quantized model in which
+all earlier layers are corrected already. Correcting all layers at once would count the shift of a
+layer again in every later layer and break the model: the accuracy of ResNet-20 with 4-bit weights
+falls from 78 % to 49 % that way, and rises to 79 % this way. Layers that do not depend on each
+other, such as the projections of attention, are measured together.
 
-The quantized graph is cut at these depths, and each part is opened and run once: what a part takes
-from the parts before it does not change any more, and was kept for each sample.
+The quantized graph is cut at the depths of its layers, and each part is run once. The inputs that a
+part takes from earlier parts do not change any more, so they are kept for each sample.
 
 Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias
 Correction" (arXiv:1906.04721), section 4.2 and appendix D (empirical bias correction).
@@ -35,10 +35,11 @@ from edgeq.quant.graph.weights import int_bias
 from edgeq.quant.histogram import Function
 
 DEEP, FEW = 12, 32
-"""Past so many depths of layers the mean is taken over so many samples, which it has settled on."""
+"""In graphs with more than `DEEP` depths of layers, means are taken over `FEW` samples, which are
+enough for them to converge."""
 KEPT_BYTES = 2**29
-"""Most memory for the values at a cut, of all samples. The part behind a cut that takes more begins
-at the last cut that was kept."""
+"""Most bytes for the values of all samples at a cut. If the values at a cut need more, the next
+part begins at the last cut whose values were kept."""
 
 
 def correct_biases(
@@ -50,20 +51,20 @@ def correct_biases(
     functions: Mapping[str, Function] | None = None,
     progress: Progress | None = None,
 ) -> Graph:
-    """Give each output channel of the quantized graph the mean it has in the float graph.
+    """Give each output channel of the quantized graph the mean that it has in the float graph.
 
-    A bias that is an integer stays one of the same scale. An output that only a function takes is
-    compared behind that function: what its range cuts off, as all that a hard swish makes zero of,
-    is no error to make up for. The samples are gone through once in the
-    float graph and once in the quantized one, in which each of these layers is computed twice: to
-    be measured, and corrected.
+    Integer biases stay integers of the same scale. If a function is the only consumer of an output,
+    the means are taken behind that function, because what the function maps to the same result,
+    such as all values that a hard swish makes zero, is no error. Every sample is run once in the
+    float graph and once in the quantized graph; there each layer is computed twice, once to be
+    measured and once with the corrected bias.
 
     Args:
         original: the float graph.
-        quantized: the same nodes and values; weights are `QuantWeight`.
-        samples: inputs, some dozen at least; can be gone through again.
-        session_of: runs a graph.
-        functions: value -> what alone is computed of it, for the outputs of layers.
+        quantized: a graph with the same nodes and values, whose weights are `QuantWeight`.
+        samples: inputs, at least some dozen; they are iterated over more than once.
+        session_of: opens a session that runs a graph.
+        functions: output of a layer -> the function that is its only consumer.
         progress: called with ("correcting biases", depths done, of how many).
 
     Raises:
@@ -76,10 +77,10 @@ def correct_biases(
     nodes = [node for level in levels for node in level]
     if not nodes:
         return quantized
-    wanted = _Means(functions or {})
+    expected = _Means(functions or {})
     run = session_of(original, [node.output for node in nodes])
     for feeds in samples:
-        wanted.add(original, nodes, run(feeds))
+        expected.add(original, nodes, run(feeds))
     needed = prune(replace(quantized, outputs=tuple(node.output for node in nodes))).nodes
     start, known, inputs = -1, quantized.inputs, samples
     for done, level in enumerate(levels):
@@ -89,11 +90,11 @@ def correct_biases(
         cut = _cut(needed, depth, done)
         outputs = [node.output for node in level] + [name for name in cut if name not in known]
         part = prune(replace(quantized, nodes=behind, inputs=known, outputs=tuple(outputs)))
-        got, kept, nbytes = _Means(functions or {}), [], 0
+        actual, kept, nbytes = _Means(functions or {}), [], 0
         run = session_of(part, [])
         for feeds in inputs:
             values = {**feeds, **run({name: feeds[name] for name in known})}
-            got.add(part, level, values)
+            actual.add(part, level, values)
             nbytes += sum(values[name].nbytes for name in cut)
             if nbytes <= KEPT_BYTES:
                 kept.append({name: values[name] for name in cut})
@@ -102,16 +103,16 @@ def correct_biases(
         if nbytes <= KEPT_BYTES:
             start, known, inputs = done, cut, kept
         for node in level:
-            by = wanted.of(node) - got.of(node)
-            quantized = _shifted(quantized, node.name, by)
+            error = expected.of(node) - actual.of(node)
+            quantized = _shifted(quantized, node.name, error)
     return quantized
 
 
 def _by_depth(graph: Graph) -> tuple[list[list[Node]], dict[str, int]]:
-    """Group the layers with rounded weights by the number of such layers before them.
+    """Group the layers with integer weights by the number of such layers before them.
 
     Returns:
-        The layers of each depth, and the number of such layers before each value.
+        the layers of each depth, and the number of such layers before each value.
     """
     depth: dict[str, int] = {}
     levels: list[list[Node]] = []
@@ -132,7 +133,7 @@ def _depth_of(node: Node, depth: Mapping[str, int]) -> int:
 
 
 def _cut(nodes: Iterable[Node], depth: Mapping[str, int], at: int) -> tuple[str, ...]:
-    """Name the values of at most a depth that nodes behind it take."""
+    """Names of the values of at most a depth that later nodes take as inputs."""
     behind = (node for node in nodes if _depth_of(node, depth) > at)
     taken = dict.fromkeys(name for node in behind for name in node.inputs if name in depth)
     return tuple(name for name in taken if depth[name] <= at)
@@ -140,14 +141,14 @@ def _cut(nodes: Iterable[Node], depth: Mapping[str, int], at: int) -> tuple[str,
 
 @dataclass
 class _Means:
-    """Mean of each output channel of nodes over samples, behind the functions that take it."""
+    """Mean of each output channel of nodes over samples, after `functions` are applied."""
 
     functions: Mapping[str, Function]
     sums: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     seen: int = 0
 
     def add(self, graph: Graph, nodes: Iterable[Node], values: Mapping[str, NDArray[Any]]) -> None:
-        """Add one sample's values."""
+        """Add the values of one sample."""
         self.seen += 1
         for node in nodes:
             y = values[node.output]
@@ -165,7 +166,7 @@ class _Means:
 
 
 def _shifted(graph: Graph, name: str, by: NDArray[np.float64]) -> Graph:
-    """Add an array to the bias of a node."""
+    """Add an array [channels] to the bias of a node."""
     node = next(n for n in graph.nodes if n.name == name)
     constants: dict[str, Constant] = dict(graph.constants)
     old = None

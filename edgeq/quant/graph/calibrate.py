@@ -1,4 +1,4 @@
-"""Ranges of a graph's values over samples, a few values at a time to bound memory."""
+"""Measure the ranges of a graph's values on samples, a few values at a time to limit memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgeq.quant.histogram import Function, Range
 from edgeq.quant.observers import LeastSquares, Observer, observer_named
 
 BUDGET = 64 << 20
-"""Bytes of one sample's watched values that are held at the same time."""
+"""Most bytes of one sample's observed values that are in memory at the same time."""
 
 
 def ranges(
@@ -28,26 +28,28 @@ def ranges(
     budget: int = BUDGET,
     progress: Progress | None = None,
 ) -> dict[str, Range]:
-    """Observe values over samples, and let an observer choose the range of each.
+    """Observe values on samples and choose the range of each with an observer.
 
-    The graph is run over all samples once for each ``budget`` of watched bytes.
+    ``watch`` is split into parts of at most ``budget`` bytes, and the graph is run on all samples
+    once for each part.
 
     Args:
-        graph: float.
-        watch: names of its inputs and values.
-        samples: gone through once for each part of ``watch``.
-        session_of: what runs a graph.
+        graph: the float graph.
+        watch: names of the inputs and values to observe.
+        samples: inputs of the graph; they are iterated over once for each part.
+        session_of: opens a session that runs a graph.
         observer: a name of `edgeq.quant.observers.OBSERVERS`.
-        functions: value -> what alone is computed of it; "mse" then measures the error of that.
-        budget: most bytes of one sample's watched values held at a time; one value may be more.
-        progress: called with the part, samples done, and 0 for their unknown number.
+        functions: value -> the function that is its only consumer. The observer "mse" then measures
+            the error of the function's result.
+        budget: most bytes of one sample's observed values in memory; a single value may need more.
+        progress: called with the name of the part, the samples done, and 0 for their unknown total.
 
     Returns:
         name -> (low, high) with low <= 0 <= high.
 
     Raises:
-        FormatError: a value is NaN or infinite; names it and the sample.
-        UsageError: there are no samples, or an unknown observer.
+        FormatError: a value is NaN or infinite; the message names the value and the sample.
+        UsageError: there are no samples, or the observer is unknown.
     """
     portions = list(parts(graph, list(watch), budget))
     chosen: dict[str, Range] = {}

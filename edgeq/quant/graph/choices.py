@@ -1,4 +1,4 @@
-"""The scheme of each node's weight, and a weight for each scheme: a recipe applied to a graph."""
+"""Apply a recipe to a graph: choose the scheme of each weight, and copy shared constants."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from edgeq.quant.graph.weights import needs_hessian, weight_nodes
 from edgeq.quant.recipe import Recipe
 
 _INNER = PRODUCTS | {"Gather", "LayerNormalization"}
-"""Behind one of these a layer is no longer the first, before one no longer the last."""
+"""A layer is not the first if one of these operators is before it, nor the last if one is after."""
 
 
 def choices(graph: Graph, recipe: Recipe) -> dict[str, Scheme]:
-    """Node -> what its weight is held in, for all nodes whose weights can be rounded."""
+    """Name of a node -> the scheme of its weight, for all nodes whose weights can be rounded."""
     nodes = weight_nodes(graph)
     few = outer_nodes(graph, nodes) if options_of(recipe).outer is not None else frozenset()
     return {node.name: node_scheme(recipe, node, outer=node.name in few) for node in nodes}
 
 
 def float_nodes(graph: Graph, recipe: Recipe) -> frozenset[str]:
-    """Nodes that a rule keeps float, with weights or without."""
+    """Names of the nodes, with or without weights, that a rule of the recipe keeps float."""
     return frozenset(
         node.name
         for node in graph.nodes
@@ -35,11 +35,15 @@ def float_nodes(graph: Graph, recipe: Recipe) -> frozenset[str]:
 
 
 def outer_nodes(graph: Graph, nodes: Iterable[Node]) -> frozenset[str]:
-    """Which of the nodes with weights are a first or last layer, or depthwise.
+    """Names of the nodes that are a first or last layer or a depthwise convolution.
 
-    A layer is the first if nothing with weights and no product is before it, and the last if none
-    is after it. An encoder has neither: its tables are before all layers, and a normalization is
-    behind them.
+    A layer is a first layer if no operator of `_INNER` is before it, and a last layer if none is
+    after it. A transformer encoder has neither, because embedding tables are before its layers and
+    a normalization is after them.
+
+    Args:
+        graph: the float graph.
+        nodes: the nodes with weights to choose from.
     """
     behind = _reached(graph, forward=True)
     before = _reached(graph, forward=False)
@@ -52,10 +56,10 @@ def outer_nodes(graph: Graph, nodes: Iterable[Node]) -> frozenset[str]:
 
 
 def own_constants(graph: Graph, recipe: Recipe) -> Graph:
-    """Give each node its own bias, and its own weight where nodes would round it differently.
+    """Copy constants that several nodes share but that quantization may change differently.
 
-    Nodes that share a weight go on sharing it if the recipe rounds it the same for all of them
-    and does so without looking at what they are fed.
+    Every node gets its own bias. Nodes keep sharing a weight if the recipe rounds it in the same
+    way for all of them and the rounding does not depend on their inputs.
     """
     picked = choices(graph, recipe)
     constants = dict(graph.constants)
@@ -85,7 +89,7 @@ def _round_alike(a: Node, b: Node, picked: Mapping[str, Scheme], name: str) -> b
 
 
 def _reached(graph: Graph, *, forward: bool) -> set[str]:
-    """Nodes that lie somewhere behind (or before) one of `_INNER`."""
+    """Names of the nodes somewhere after (or before) a node with an operator of `_INNER`."""
     reached: set[str] = set()
     for node in graph.nodes if forward else reversed(graph.nodes):
         if forward:

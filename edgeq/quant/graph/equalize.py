@@ -1,18 +1,20 @@
-"""Cross-layer equalization: give the channels of two layers like ranges, the function unchanged.
+"""Cross-layer equalization: give the channels of two layers similar ranges.
 
 Where a layer feeds only one other, through operators f with ``f(s x) = s f(x)`` for s > 0,
 
     W2 f(W1 x + b1)  =  (W2 S) f(S^-1 (W1 x + b1))
 
-for any positive diagonal S. With ``s_i = sqrt(r1_i / r2_i)``, r1_i being the largest weight that
-makes channel i and r2_i the largest that takes it, both become ``sqrt(r1_i r2_i)``: no channel has
-to live with a step that another one's range dictates, be it of a weight that has one scale or of
-the value between, which always has. A change in one pair changes its neighbors, so pairs are gone
-through until nothing moves; that is how chains, as expansion, depthwise and projection, settle.
+for any positive diagonal matrix S, so the function of the graph does not change. Let r1_i be the
+largest absolute weight that produces channel i, and r2_i the largest that consumes it. With
+``s_i = sqrt(r1_i / r2_i)`` both become ``sqrt(r1_i r2_i)``, and no channel is rounded with a scale
+that the range of another channel determines. That helps weights with one scale for all channels,
+and the value between the layers, which always has one scale. A change of one pair changes the pairs
+next to it, so all pairs are visited repeatedly until they converge; chains such as expansion,
+depthwise convolution and projection need that.
 
-Relu, LeakyRelu, PRelu and pools are such f, and so is bringing [1, C, H, W] to [1, C * H * W]. A
-Clip is none, so nothing is done across it. `replace_unmet_clips` replaces those whose upper bound
-is never met by Relu.
+Relu, LeakyRelu, PRelu and pooling are such operators f, and so is a reshape of [1, C, H, W] to
+[1, C * H * W]. A Clip is not, so pairs across a Clip are left unchanged. `replace_unmet_clips`
+replaces a Clip by a Relu if no sample reaches its upper bound.
 
 Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias
 Correction" (arXiv:1906.04721), section 4.1, equations 9 to 11.
@@ -35,14 +37,17 @@ from edgeq.graph.rewrite import floats, ints, prune, scalar
 from edgeq.quant.graph.hessians import weight_name
 
 PASSES = 40
-"""Times that all pairs are gone through, at most."""
+"""Most passes over all pairs."""
 SETTLED = 1e-3
-"""A pass that changes no channel by more than this part is the last."""
+"""The passes end when no channel changes by more than this relative amount."""
 DEAD = 1e-4
-"""A channel whose largest weight is no more than this part of the layer's has nothing to bring to a
-range: its bias alone would be made larger."""
+"""A channel is left unchanged if its largest weight is at most this fraction of the layer's
+largest, because scaling it would only enlarge its bias."""
+UNEVEN = 64.0
+"""Ranges are equalized by default if the largest channel is at least this many times the median
+channel, to which 8 bits then leave two levels of each sign, and to most channels fewer."""
 MOST = 1e3
-"""A channel is scaled by at most so many times more, or less, than the others."""
+"""The factor of a channel is at most this many times larger or smaller than the mean factor."""
 _HOMOGENEOUS = named(lambda row: row.homogeneous) - POOLS
 """Activations f with f(s x) = s f(x) for every s > 0."""
 
@@ -53,7 +58,7 @@ class Pair:
 
     Args:
         first, second: Conv, ConvTranspose or Linear.
-        spread: how many of the second's inputs come from one channel of the first.
+        spread: number of inputs of the second layer that come from one channel of the first.
     """
 
     first: Node
@@ -62,11 +67,11 @@ class Pair:
 
 
 def equalize(graph: Graph, *, passes: int = PASSES) -> Graph:
-    """Give the channels of all pairs of layers like ranges.
+    """Give the channels of all pairs of layers similar ranges.
 
     Args:
-        graph: float; its layers' weights are constants.
-        passes: times that all pairs are gone through, at most.
+        graph: the float graph; the weights of its layers are constants.
+        passes: most passes over all pairs.
 
     Raises:
         UsageError: passes is negative.
@@ -87,6 +92,20 @@ def equalize(graph: Graph, *, passes: int = PASSES) -> Graph:
     return replace(graph, constants={**graph.constants, **changed})
 
 
+def uneven(graph: Graph) -> bool:
+    """Whether a channel between two layers is so much larger than the others that they vanish.
+
+    That is one whose largest weight is more than `UNEVEN` times the median channel's.
+    """
+    for pair in pairs(graph):
+        weight = graph.array(weight_name(pair.first)).astype(np.float64)
+        ranges = _made(_by_output_channel(pair.first, weight))
+        live = ranges[ranges > DEAD * ranges.max(initial=0)]
+        if live.size and ranges.max() > UNEVEN * float(np.median(live)):
+            return True
+    return False
+
+
 def pairs(graph: Graph) -> tuple[Pair, ...]:
     """Find all pairs of layers whose channels can be scaled inversely."""
     candidates = (_pair(graph, node) for node in graph.nodes if _own(graph, node))
@@ -100,12 +119,12 @@ def replace_unmet_clips(
     session_of: OpenSession,
     progress: Progress | None = None,
 ) -> Graph:
-    """Replace every Clip from 0 whose upper bound no sample meets by Relu.
+    """Replace every Clip with the lower bound 0 whose upper bound no sample exceeds by a Relu.
 
     Args:
-        graph: float.
+        graph: the float graph.
         samples: inputs of the graph.
-        session_of: runs a graph.
+        session_of: opens a session that runs a graph.
         progress: called with ("upper bounds", samples done, 0).
 
     Raises:
@@ -137,7 +156,7 @@ def replace_unmet_clips(
 
 
 def _own(graph: Graph, node: Node) -> bool:
-    """Whether a node is a layer whose float constants nothing else uses."""
+    """Whether a node is a layer whose float constants no other node uses."""
     return node.op in LAYERS and all(
         floats(graph, name) is not None and len(graph.consumers[name]) == 1
         for name in filter(None, node.inputs[1:])
@@ -145,7 +164,7 @@ def _own(graph: Graph, node: Node) -> bool:
 
 
 def _pair(graph: Graph, first: Node) -> Pair | None:
-    """Find the only layer behind a layer, if every operator between them is homogeneous."""
+    """Find the only layer that follows a layer, if every operator between them is homogeneous."""
     axis = channel_axis(graph, first)
     spread, value = 1, first.output
     while (node := graph.only_consumer(value)) is not None:
@@ -175,7 +194,11 @@ def _pair(graph: Graph, first: Node) -> Pair | None:
 
 
 def _flattened(graph: Graph, node: Node, axis: int) -> int | None:
-    """How many values of a channel are adjacent in [N, C * n] or [N, C, 1, ...]; None if mixed."""
+    """Number of values per channel that a reshape to [N, C * n] or [N, C, 1, ...] keeps adjacent.
+
+    Returns:
+        the number n; None if the reshape mixes channels.
+    """
     before, after = graph.info(node.inputs[0]).shape, graph.info(node.output).shape
     if axis != 1 or len(after) < 2 or after[0] != before[0]:
         return None
@@ -191,9 +214,9 @@ def _with_bias(
     weight: NDArray[np.float64],
     s: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Limit factors so that no channel becomes the largest by its bias alone.
+    """Limit the factors so that no channel gets the largest range through its bias alone.
 
-    What a channel's products add up to is taken as three times the norm of its weights, as for
+    The range of a channel's products is estimated as three times the norm of its weights, as for
     inputs of unit variance.
     """
     biases = [arrays[name] for name in pair.first.inputs[2:3] if name]
@@ -202,7 +225,7 @@ def _with_bias(
     norms = np.sqrt(np.square(weight).sum(axis=(1, 3))).reshape(-1)
     bias, product = np.abs(biases[0]), 3 * norms
     size = bias + product
-    led = product >= bias  # by their products
+    led = product >= bias  # channels whose products exceed their bias
     if not led.any():
         return s
     top = (size[led] / s[led]).max()
@@ -218,11 +241,11 @@ def _scale(
     first, second = weight_name(pair.first), weight_name(pair.second)
     by_output = _by_output_channel(pair.first, arrays[first])
     by_input = _by_input_channel(pair.second, arrays[second])
-    r1 = np.abs(by_output).max(axis=(1, 3)).reshape(-1)
+    r1 = _made(by_output)
     r2 = np.abs(by_input).max(axis=(1, 3)).reshape(len(r1), -1).max(axis=1)
     live = (r1 > DEAD * r1.max(initial=0)) & (r2 > DEAD * r2.max(initial=0))
     s = np.sqrt(np.divide(r1, r2, out=np.ones_like(r1), where=live))
-    # what is common to all channels changes no range, and is no part of a channel's factor
+    # a factor that is common to all channels does not change the ratios of their ranges
     s[~live] = common = np.exp(np.log(s[live]).mean()) if live.any() else 1.0
     before = factors.setdefault(pair.first.name, np.ones_like(s))
     s = np.clip(before * s, before.mean() * common / MOST, before.mean() * common * MOST) / before
@@ -233,6 +256,12 @@ def _scale(
     for bias in filter(None, pair.first.inputs[2:3]):
         arrays[bias] /= s
     return float(np.abs(np.log(s)).max())
+
+
+def _made(by_output: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The largest weight that makes each channel."""
+    largest: NDArray[np.float64] = np.abs(by_output).max(axis=(1, 3)).reshape(-1)
+    return largest
 
 
 def _by_output_channel(node: Node, w: NDArray[np.float64]) -> NDArray[np.float64]:

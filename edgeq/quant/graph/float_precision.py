@@ -1,13 +1,14 @@
-"""Operators that 8 bits with one scale would destroy, whatever the layers around them.
+"""Operators that must stay float, because 8 bits with one scale would destroy their results.
 
-- An additive mask puts -10000 or less beside scores of a few units: with one scale for both, all
-  scores round to the same integer. Where no calibration sample is padded, the range holds no mask
-  at all. Sums of a computed value and a mask stay float, and so does the softmax behind them.
-- A divisor, and the input of a square root or a logarithm, needs a small relative error, also where
-  it is small. Rounding to 8 bits has a constant absolute error, and turns small values into zero.
-  The mean of squares in an RMS norm that is written as several operators is such a value.
+- An additive mask adds -10000 or less to attention scores of a few units. With one scale for both,
+  all scores round to the same integer. If no calibration sample is padded, the measured range does
+  not even contain the mask. Sums of a computed value and a mask stay float, and so does the softmax
+  that follows.
+- A divisor, and the input of a square root or a logarithm, needs a small relative error, also for
+  small values. Rounding to 8 bits has a constant absolute error and turns small values into zero.
+  The mean of squares in an RMS norm that consists of several operators is such a value.
 - Operators that compute the logarithm of a spectrum before the first layers of a network need the
-  range of their inputs, which is far more than 8 bits hold.
+  whole range of their inputs, which is far more than 8 bits can represent.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from edgeq.graph.ir import Graph, Node
 from edgeq.graph.operators import LOGIC, OPERATORS, PRODUCTS, SOFTMAXES, VIEWS, named
 
 _PASSES = VIEWS | {"Add", "Sub", "Mul", "Div", "Clip", "Transpose", "Slice", "Identity"}
-"""Operators between a product of attention and its softmax."""
+"""Operators that may be between the product of attention and its softmax."""
 _STATISTICS = (VIEWS - {"Flatten"}) | {
     "Add", "Sub", "Mul", "ReduceMean", "GlobalAveragePool", "Clip", "Relu", "Identity",
 }  # fmt: skip
@@ -29,25 +30,26 @@ _SUMS = ("Add", "Sub")
 _EXACT = named(lambda row: row.exact_input is not None)
 """Operators of which one input needs a small relative error."""
 MASKED = 20.0
-"""A term of scores past this much is a mask: a softmax makes less than 1e-8 of it."""
+"""A constant term of scores above this magnitude is a mask: its softmax is below 1e-8."""
 HIDES = 32.0
-"""Where one term of a sum is so many times the other, the other has too few levels left."""
+"""If one term of a sum is this many times larger than the other, too few integer levels remain for
+the smaller term."""
 
 
 def needs_float(graph: Graph) -> frozenset[str]:
-    """Names of nodes to keep float for the reasons above, as far as the graph itself shows.
+    """Names of the nodes to keep float for the reasons above, as far as the graph alone shows.
 
     Args:
-        graph: float.
+        graph: the float graph.
     """
     return frozenset(_masking(graph) | _statistics(graph) | _features(graph))
 
 
 def hidden_terms(graph: Graph, ranges: Mapping[str, tuple[float, float]]) -> frozenset[str]:
-    """Names of sums of which one term is so large that 8 bits hold little of the other.
+    """Names of sums with one term so large that 8 bits represent little of the other term.
 
     Args:
-        graph: float.
+        graph: the float graph.
         ranges: value -> its lowest and highest number on samples; values may be missing.
     """
     names = set()
@@ -61,7 +63,7 @@ def hidden_terms(graph: Graph, ranges: Mapping[str, tuple[float, float]]) -> fro
 
 
 def has_attention(graph: Graph) -> bool:
-    """Whether a softmax of a product of two computed values is multiplied again."""
+    """Whether the graph has attention: a softmax of a MatMul whose result enters another MatMul."""
     for node in graph.nodes:
         if node.op != "Softmax":
             continue
@@ -74,7 +76,7 @@ def has_attention(graph: Graph) -> bool:
 
 
 def _before(graph: Graph, softmax: Node) -> list[Node]:
-    """The nodes before a softmax, back to the products and including them."""
+    """The nodes before a softmax, back to and including the products."""
     nodes: dict[str, Node] = {}
     waiting = [softmax.inputs[0]]
     while waiting:
@@ -88,7 +90,7 @@ def _before(graph: Graph, softmax: Node) -> list[Node]:
 
 
 def _masking(graph: Graph) -> set[str]:
-    """Sums of scores and a mask before a softmax, and sums with a mask made of integers."""
+    """Sums of scores and a mask before a softmax, and sums with a mask computed from integers."""
     computed = _computed(graph)
     names = set()
     for softmax in graph.nodes:
@@ -112,7 +114,7 @@ def _is_mask(graph: Graph, name: str, computed: set[str]) -> bool:
 
 
 def _computed(graph: Graph) -> set[str]:
-    """Values that depend on a product or on rows of a table of floats."""
+    """Values that depend on a product or on rows of a float table."""
     values: set[str] = set()
     for node in graph.nodes:
         table = node.op == "Gather" and node.inputs[0] in graph.constants
@@ -122,7 +124,7 @@ def _computed(graph: Graph) -> set[str]:
 
 
 def _flags(graph: Graph) -> set[str]:
-    """Float values computed of integers or truth values only, as masks are."""
+    """Float values that are computed only from integers or booleans, as masks are."""
     integers = {name for name in graph.inputs if _is_whole(graph, name)}
     flags: set[str] = set()
     for node in graph.nodes:
@@ -144,7 +146,7 @@ def _is_whole(graph: Graph, name: str) -> bool:
 
 
 def _statistics(graph: Graph) -> set[str]:
-    """Nodes before a divisor, a root or a logarithm, as far as nothing else uses them."""
+    """Nodes before a divisor, a root or a logarithm whose results no other node uses."""
     names: set[str] = set()
     waiting = [
         node.inputs[OPERATORS[node.op].exact_input or 0]
@@ -166,7 +168,7 @@ def _statistics(graph: Graph) -> set[str]:
 
 
 def _features(graph: Graph) -> set[str]:
-    """All nodes before a logarithm that has products behind it."""
+    """All nodes before a logarithm that products follow."""
     behind: set[str] = set()
     logarithms = []
     for node in reversed(graph.nodes):
@@ -186,7 +188,7 @@ def _features(graph: Graph) -> set[str]:
 
 
 def _is_square(graph: Graph, node: Node) -> bool:
-    """Whether the exponents of a Pow are 1 or more, which needs no relative precision."""
+    """Whether all exponents of a Pow are 1 or more, which needs no small relative error."""
     exponent = graph.constants.get(node.inputs[1])
     if exponent is None:
         return False

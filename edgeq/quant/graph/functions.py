@@ -1,7 +1,8 @@
-"""Functions that are the only thing computed of a rounded value.
+"""Functions that are the only consumer of a rounded value.
 
-What such a value is rounded for is the function's result. Of a hard swish's input everything below
--3 is the same, so that a range from -160 to 150 would spend half of its levels on zeros.
+The rounding of such a value should minimize the error of the function's result. A hard swish, for
+example, maps all inputs below -3 to zero, so that an input range of -160 to 150 would spend half of
+its levels on values that make no difference.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ def _sigmoid(x: Array) -> Array:
 
 
 def _gelu(x: Array) -> Array:
-    """By the tanh, which is within 5e-4 of it: a fortieth of a step of 8 bits from -3 to 3."""
+    """Gelu by its tanh approximation, which is off by at most 5e-4: 1/40 of a step of 8 bits over
+    -3 to 3.
+    """
     return x * _sigmoid(math.sqrt(8 / math.pi) * (x + 0.044715 * x**3))
 
 
@@ -40,15 +43,18 @@ _FUNCTIONS: Mapping[str, Function] = {
     "Gelu": _gelu,
     "Relu": lambda x: np.maximum(x, 0),
 }
-"""Operators with one input that make nearly the same of a range of values."""
+"""Operators with one input that map a range of values to nearly the same result."""
 
 
 def functions_behind(graph: Graph, groups: Mapping[str, str]) -> dict[str, Function]:
-    """Value -> the function that is the only thing computed of it and of what it is moved to.
+    """Find the values whose only consumer is a function, also after they were only moved.
 
     Args:
-        graph: float.
-        groups: each rounded value -> the first of those that share its scale and zero point.
+        graph: the float graph.
+        groups: rounded value -> the first of the values that share its scale and zero point.
+
+    Returns:
+        value -> the function.
     """
     members: dict[str, list[str]] = {}
     for value, group in groups.items():
@@ -81,7 +87,7 @@ def _function(graph: Graph, values: Iterable[str]) -> Function | None:
 
 
 def _is_silu(graph: Graph, node: Node) -> bool:
-    """Whether a Sigmoid is multiplied with its own input, and made for nothing else."""
+    """Whether the only consumer of a Sigmoid multiplies it with the Sigmoid's input."""
     taker = graph.only_consumer(node.output) if node.op == "Sigmoid" else None
     return (
         taker is not None

@@ -1,8 +1,8 @@
-"""Second moments of the inputs that the rows of a graph's weights are multiplied with.
+"""Second moments of the inputs of a graph's layers, for GPTQ and smoothing.
 
-A convolution multiplies each row with the patch of its input under the kernel, at every place: the
-rows of what is called im2col. Of a sample with many places, only some are taken, evenly spread; the
-moments are means that have long settled by then.
+A convolution multiplies each row of its weight with the patch of its input under the kernel, at
+every position: these are the rows of im2col. Of a sample with many positions only some are used,
+evenly spaced, because the means have converged by then.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from edgeq.quant.rounders.hessian import STRIP, Hessian
 
 Array = NDArray[np.float32]
 ROW_PRODUCTS = LAYERS & named(lambda row: row.weight and row.weight.channels == 0)
-"""Layers that multiply each row of their weight with the same inputs: Conv and Linear."""
+"""Layers that multiply each row of their weight with the same input vectors: Conv and Linear."""
 PLACES = 512
-"""Most places of one sample that count."""
+"""Most positions of one sample that are used."""
 
 
 def weight_name(node: Node) -> str:
@@ -40,28 +40,28 @@ def hessians(
     session_of: OpenSession,
     progress: Progress | None = None,
 ) -> dict[str, Array]:
-    """Mean of x x^T over the inputs x of each node's weight rows.
+    """Mean of x x^T over the input vectors x of each node.
 
-    Memory holds the matrices and one sample's inputs of the nodes. Nodes that cut the same input in
-    the same way, as the three projections of attention do, share one matrix.
+    The matrices and the inputs of the nodes for one sample are in memory. Nodes with the same input
+    vectors, such as the three projections of attention, share one matrix.
 
     Args:
-        graph: float.
-        nodes: Conv and Linear of it.
+        graph: the float graph.
+        nodes: nodes of the graph with the operators Conv and Linear.
         samples: inputs of the graph.
-        session_of: runs the graph.
-        progress: called with ("hessians", samples done, of how many if that is known, else 0).
+        session_of: opens a session that runs the graph.
+        progress: called with ("hessians", samples done, number of samples or 0 if unknown).
 
     Returns:
-        Node's name -> float32 [K, K], or [groups, K, K] of a convolution in groups.
+        name of a node -> float32 [K, K], or [groups, K, K] for a grouped convolution.
 
     Raises:
-        UsageError: another operator, or no samples.
+        UsageError: a node has another operator, or there are no samples.
     """
     nodes = tuple(nodes)
     for node in nodes:
         if node.op not in ROW_PRODUCTS:
-            raise UsageError(f"{node} has no second moments; only Conv and Linear have")
+            raise UsageError(f"{node} has no second moments; give only Conv and Linear nodes")
     cuts = {node.name: _cut(graph, node) for node in nodes}
     inputs: dict[tuple[object, ...], tuple[Node, _Moments]] = {}
     for node in nodes:
@@ -89,8 +89,8 @@ class _Moments:
     """Second moments of the inputs of all groups of a layer.
 
     Args:
-        groups: of the layer.
-        k: width of the inputs of each.
+        groups: number of groups of the layer.
+        k: length of the input vectors of each group.
     """
 
     def __init__(self, groups: int, k: int) -> None:
@@ -100,7 +100,7 @@ class _Moments:
         self._n = 0
 
     def add(self, rows: Array) -> None:
-        """Take up inputs, float32 [groups, T, K]."""
+        """Add input vectors, float32 [groups, T, K]."""
         self._n += rows.shape[1]
         if self._stack is not None:
             columns = rows.swapaxes(1, 2)
@@ -109,24 +109,24 @@ class _Moments:
             hessian.add(part)
 
     def means(self) -> Array:
-        """Mean of x x^T, float32 [K, K], or [groups, K, K] of several."""
+        """Mean of x x^T: float32 [K, K], or [groups, K, K] for several groups."""
         if self._stack is not None:
             return self._stack * np.float32(1 / self._n)
         one = self._each[0].matrix
-        return one if len(self._each) == 1 else np.stack([held.matrix for held in self._each])
+        return one if len(self._each) == 1 else np.stack([hessian.matrix for hessian in self._each])
 
 
 def patches(x: Array, graph: Graph, node: Node, *, offset: int = 0) -> Array:
-    """Cut a node's input into the vectors that its weight rows are multiplied with.
+    """Cut a node's input into the vectors that the rows of its weight are multiplied with.
 
     Args:
-        x: the input of a Linear [..., K], or of a Conv [N, C, ...].
-        graph: tells the kernel's shape.
-        node: Conv or Linear.
-        offset: the first place taken, where not all are.
+        x: the input of a Linear [..., K] or of a Conv [N, C, ...].
+        graph: the graph, for the shape of the kernel.
+        node: a Conv or Linear.
+        offset: the first position that is used, if not all are.
 
     Returns:
-        float32 [groups, places, K], at most `PLACES` of them.
+        float32 [groups, positions, K] with at most `PLACES` positions.
     """
     if node.op == "Linear":
         rows = x.reshape(-1, x.shape[-1])
@@ -148,7 +148,7 @@ def patches(x: Array, graph: Graph, node: Node, *, offset: int = 0) -> Array:
 
 
 def _spread(n: int, offset: int) -> NDArray[np.intp]:
-    """At most `PLACES` of n places, evenly spread."""
+    """Indices of at most `PLACES` of n positions, evenly spaced."""
     stride = -(-n // PLACES)
     return np.arange(offset % stride, n, stride)
 

@@ -1,4 +1,4 @@
-"""Turn pictures into inputs of a model: size, value range and order of axes as in its training.
+"""Turn images into inputs of a model, with the size, value range and layout of its training.
 
 pixel 0 .. 255  ->  (pixel * scale - mean) / std     float32, channels first
 """
@@ -19,28 +19,29 @@ from edgeq.graph.ir import Shape
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
 COLORS = {1: "L", 3: "RGB", 4: "RGBA"}
-"""Channels -> Pillow's name of such a picture."""
+"""Number of channels -> Pillow's mode of such an image."""
 RESIZES = ("stretch", "crop", "pad")
 LAYOUTS = ("auto", "nchw", "nhwc")
 META = "edgeq.preprocess"
-"""Where a graph's meta holds it, as JSON."""
+"""Key of a graph's metadata that holds the preprocessing as JSON."""
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How pictures, and arrays in another order of axes, become inputs.
+    """How images, and arrays with another layout, become inputs of a graph.
 
     Args:
-        size: height and width; None for the input's own.
-        mean, std: one number, or one for each channel, of the scaled pixels.
-        scale: what a pixel of 0 to 255 is multiplied with first.
-        layout: order of the axes: of the model's input for pictures ("auto": told from its
-            shape), of the arrays for arrays ("auto": the input's).
-        resize: "stretch" both sides; "crop" the middle after the shorter side fits; "pad" with
-            black after the longer side fits.
+        size: height and width in pixels; None for the size of the input.
+        mean, std: mean and standard deviation of the scaled pixels: one number, or one for each
+            channel.
+        scale: factor on the pixels of 0 to 255, which is applied first.
+        layout: order of the axes. For images it is that of the model's input ("auto" infers it from
+            the shape); for arrays it is that of the arrays ("auto" is that of the input).
+        resize: "stretch" scales both sides to the size; "crop" scales the shorter side to fit and
+            cuts out the center; "pad" scales the longer side to fit and pads with black.
 
     Raises:
-        UsageError: a number or name that cannot be.
+        UsageError: a number is out of range, or a name is unknown.
     """
 
     size: tuple[int, int] | None = None
@@ -57,20 +58,23 @@ class Preprocess:
             raise UsageError(unknown("way to resize", self.resize, RESIZES))
         numbers = (*self.mean, *self.std, self.scale)
         if not np.isfinite(numbers).all() or not all(self.std) or not self.scale:
-            raise UsageError("mean, std and scale must be finite, and std and scale not 0")
+            raise UsageError(
+                f"mean is {self.mean}, std is {self.std} and scale is {self.scale}; use finite "
+                "numbers, and no 0 for std and scale"
+            )
         if self.size is not None and min(self.size) < 1:
-            raise UsageError(f"the image size is {self.size}; use at least 1")
+            raise UsageError(f"the image size is {self.size}; use at least 1 pixel each way")
 
     def to_meta(self) -> dict[str, str]:
-        """What a graph's meta holds."""
+        """The entry of a graph's metadata."""
         return {META: json.dumps(asdict(self))}
 
     @classmethod
     def from_meta(cls, meta: Mapping[str, str]) -> Preprocess:
-        """What a graph was quantized with; the defaults if it holds nothing.
+        """The preprocessing that a graph was quantized with; the defaults if none is recorded.
 
         Raises:
-            FormatError: it is damaged.
+            FormatError: the entry of the metadata is damaged.
         """
         if META not in meta:
             return cls()
@@ -85,21 +89,21 @@ class Preprocess:
             raise FormatError(f"the preprocessing in the graph is not readable: {err}") from err
 
     def for_pictures(self, name: str, shape: Shape) -> Preprocess:
-        """The same with the size and layout of an input.
+        """The same preprocessing with the size and layout of an input.
 
         Args:
-            name: of the input.
-            shape: of the input, with the batch.
+            name: name of the input.
+            shape: shape of the input with the batch axis.
 
         Raises:
-            UsageError: pictures do not fit the input.
-            MissingDependencyError: Pillow is absent.
+            UsageError: images do not fit the input.
+            MissingDependencyError: Pillow is not installed.
         """
         require("vision", ("PIL",), "to read pictures")
         if len(shape) != 4:
             raise UsageError(
-                f"the input {name!r} is {list(shape)}, which images do not fit; give arrays: an "
-                ".npz file or a folder of .npy files"
+                f"the input {name!r} has the shape {list(shape)}, which images do not fit; give "
+                "arrays: an .npz file or a folder of .npy files"
             )
         layout = self.layout
         if layout == "auto":
@@ -107,33 +111,34 @@ class Preprocess:
         channels, *size = shape[1:] if layout == "nchw" else (shape[3], *shape[1:3])
         if channels not in COLORS:
             raise UsageError(
-                f"the input {name!r} is {list(shape)}: {channels} channels as {layout.upper()}, "
-                "and images have 1, 3 or 4; try "
+                f"the input {name!r} has the shape {list(shape)}: {channels} channels as "
+                f"{layout.upper()}, and images have 1, 3 or 4; try "
                 f"--layout {'nhwc' if layout == 'nchw' else 'nchw'}, or give arrays"
             )
         if self.size is not None and self.size != tuple(size):
             raise UsageError(
-                f"--image-size is {self.size[0]}x{self.size[1]} and the input {name!r} takes "
-                f"{size[0]}x{size[1]} ({list(shape)}, {layout.upper()}); give that, or leave it out"
+                f"--image-size is {self.size[0]}x{self.size[1]}, and the input {name!r} takes "
+                f"{size[0]}x{size[1]} ({list(shape)}, {layout.upper()}); give that size, or leave "
+                "--image-size out"
             )
         for what, numbers in (("mean", self.mean), ("std", self.std)):
             if len(numbers) not in (1, channels):
                 raise UsageError(
-                    f"--{what} has {len(numbers)} numbers and the input {name!r} has {channels} "
-                    f"channels; give one, or {channels}"
+                    f"--{what} has {len(numbers)} numbers, and the input {name!r} has {channels} "
+                    f"channels; give 1 or {channels} numbers"
                 )
         return replace(self, size=(size[0], size[1]), layout=layout)
 
     def read(self, path: Path, shape: Shape) -> NDArray[np.float32]:
-        """One picture, float32 [1, ...] in the order of the input's axes.
+        """Read an image as float32 [1, ...] in the layout of the input.
 
         Args:
             path: the file.
-            shape: of the input; `for_pictures` was called with it.
+            shape: shape of the input for which `for_pictures` was called.
 
         Raises:
-            FormatError: it is no picture that can be read.
-            MissingDependencyError: Pillow is absent.
+            FormatError: the file is not an image that Pillow can read.
+            MissingDependencyError: Pillow is not installed.
         """
         try:
             from PIL import Image
@@ -167,10 +172,14 @@ class Preprocess:
 
 
 def parse_numbers(text: str, what: str) -> tuple[float, ...]:
-    """Numbers separated by commas, as ``0.485,0.456,0.406``.
+    """Parse numbers separated by commas, such as ``0.485,0.456,0.406``.
+
+    Args:
+        text: the text.
+        what: name of the option, for the message.
 
     Raises:
-        UsageError: it is none.
+        UsageError: a part of the text is not a number.
     """
     try:
         return tuple(float(part) for part in text.split(","))
@@ -181,10 +190,10 @@ def parse_numbers(text: str, what: str) -> tuple[float, ...]:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """A height and width, as ``224`` or ``240x320``.
+    """Parse a height and width in pixels, such as ``224`` or ``240x320``.
 
     Raises:
-        UsageError: it is none.
+        UsageError: the text has another form.
     """
     parts = text.lower().split("x")
     if not all(part.isdecimal() for part in parts) or len(parts) > 2:
@@ -193,10 +202,14 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_ratio(text: str, what: str) -> float:
-    """A number or a ratio, as ``0.5`` or ``1/255``.
+    """Parse a number or a ratio, such as ``0.5`` or ``1/255``.
+
+    Args:
+        text: the text.
+        what: name of the option, for the message.
 
     Raises:
-        UsageError: it is none.
+        UsageError: the text is neither.
     """
     above, slash, below = text.partition("/")
     try:

@@ -1,27 +1,28 @@
-"""Which nodes compute on integers, and which values are rounded to 8 bits for that.
+"""Decide which nodes compute on integers and which values are rounded to 8 bits for that.
 
 A node computes on integers if all its float inputs and its output are rounded and its weight is
-held in integers. `plan_integers` chooses the nodes, and with them the values:
+stored as integers. `plan_integers` chooses the nodes, and with them the values:
 
-- Conv, ConvTranspose and Linear, wherever they are.
-- In scope "all" the product of two computed factors, and every other operator with an integer rule
-  (`edgeq.graph.operators`), if one of its inputs comes from such a node.
-- In scope "layers" only operators that move values, and Relu and Clip. The output of a layer that
-  no integer node takes stays float, for instance what is added to a residual stream: the layer
+- Conv, ConvTranspose and Linear always compute on integers.
+- In scope "all" the product of two computed factors does too, and so does every other operator with
+  an integer rule (`edgeq.graph.operators`) if one of its inputs comes from such a node.
+- In scope "layers" only operators that move values do, and Relu and Clip. The output of a layer
+  that no integer node consumes stays float, for instance the term of a residual stream: the layer
   multiplies rounded inputs and rounded weights, and its result is not rounded again. Attention is
-  float: its probabilities need more than 8 bits, and it is a small part of the work.
-- An operator that only moves values joins the consumer that takes its output in integers: rounding
-  before it is the same as rounding behind it.
-- The head, a layer that makes the graph's output or the input of a final Softmax, has rounded
-  inputs and weights, but its output stays float: among 256 codes the two best scores are often
-  equal, and which one wins is then chance. It is a small part of the work.
-- Behind the last product of the graph, where scores and boxes are made of its output, integers go
-  on only through additions, pools and moves: a rounded softmax there would lose the small
-  probabilities, and a float one costs next to nothing.
+  float, because its probabilities need more than 8 bits and it is a small part of the work.
+- An operator that only moves values computes on integers if its consumers do, because rounding
+  before the move is the same as rounding after it.
+- The head, a layer that produces the graph's output or the input of a final Softmax, has rounded
+  inputs and weights, but its output stays float. With 256 codes the two highest scores are often
+  equal, and the top class would then be arbitrary. The head is a small part of the work.
+- After the last product of the graph, where scores and boxes are computed from its output, only
+  additions, pools and moves compute on integers. A rounded softmax there would lose the small
+  probabilities, and a float softmax costs next to nothing.
 
-A Relu or Clip belongs to the node it follows; the value between them is not rounded. Operators
-that only move or choose values have the same scale and zero point for their inputs and outputs.
-Those of Softmax, Sigmoid and Tanh are fixed, as they are in TFLite.
+A Relu or Clip is fused with the node that it follows; the value between them is not rounded.
+Operators that only move or select values have the same scale and zero point for their inputs and
+outputs. The scale and zero point of the outputs of Softmax, Sigmoid and Tanh are fixed, as in
+TFLite.
 """
 
 from __future__ import annotations
@@ -52,12 +53,13 @@ Scope = Literal["all", "layers"]
 
 _INTEGER = named(lambda row: row.integer)
 _NEAR_OUTPUT = SHARED_PARAMS | named(lambda row: row.integer and row.integer.near_output)
-"""Operators that stay integer behind the last product."""
+"""Operators that compute on integers even after the last product."""
 _PROBABILITIES = named(lambda row: row.probabilities)
 _MAX_FACTOR_ERROR = 0.05
-"""Largest relative error of a rounded constant factor with which integers are used."""
+"""Largest relative error of a rounded constant factor of a node that computes on integers."""
 _MAX_TERM = 1e3
-"""Largest constant that is added in integers: a larger one hides the other term, as masks do."""
+"""Largest constant that is added in integers. A larger one would hide the other term, as a mask
+does."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,12 @@ class IntegerPlan:
     Args:
         integer: names of the nodes that compute on integers.
         open_ended: names of layers with rounded inputs whose output stays float.
-        groups: each rounded value -> the first of those that share its scale and zero point.
-        fixed: group -> its scale and zero point, where they do not follow from samples.
-        sources: value to observe -> its group; if a group has several, their ranges are joined.
-        constants: (node, place of the input) of constants to round to 8 bits.
+        groups: rounded value -> its group, the first of the values that share its scale and zero
+            point.
+        fixed: group -> scale and zero point, for groups whose parameters do not depend on samples.
+        sources: value to observe -> its group. If a group has several, it gets the union of their
+            ranges.
+        constants: (node, index of the input) of constants to round to 8 bits.
     """
 
     integer: frozenset[str]
@@ -82,7 +86,7 @@ class IntegerPlan:
 
 
 def scope_of(graph: Graph) -> Scope:
-    """What the scope "auto" stands for: "layers" for transformers, else "all".
+    """The scope that "auto" means for a graph: "layers" for transformers, else "all".
 
     A transformer has a LayerNormalization, or attention and no more convolutions than matrices.
     """
@@ -98,9 +102,9 @@ def plan_integers(
     """Choose the nodes that compute on integers.
 
     Args:
-        graph: float.
-        scope: see the module.
-        packed: names of nodes whose weight will be held in integers.
+        graph: the float graph.
+        scope: "all" or "layers", see the module.
+        packed: names of nodes whose weight will be stored as integers.
         floats: names of nodes that must compute in float.
     """
     integer = _IntegerNodes(graph, scope, frozenset(packed), set(floats) | needs_float(graph)).all()
@@ -109,7 +113,7 @@ def plan_integers(
     groups = _groups(graph, integer, _rounded_values(graph, integer, open_ended))
     sources = _sources(graph, integer, groups)
     fixed, clashing = _fixed(graph, integer, groups, sources)
-    if clashing:  # values with fixed parameters joined with others: they are joined in float
+    if clashing:  # a Concat of values with different fixed parameters stays float
         return plan_integers(graph, scope, packed, {*floats, *clashing})
     return IntegerPlan(
         frozenset(integer),
@@ -131,8 +135,11 @@ def activation_params(plan: IntegerPlan, ranges: Mapping[str, Range]) -> dict[st
     """Scale and zero point of each rounded value of a plan.
 
     Args:
-        plan: which values are rounded.
-        ranges: of each of its sources: low <= 0 <= high.
+        plan: the plan.
+        ranges: source of the plan -> (low, high) with low <= 0 <= high.
+
+    Returns:
+        value -> its scale and zero point.
     """
     joined: dict[str, Range] = {}
     for value, group in plan.sources.items():
@@ -145,14 +152,14 @@ def activation_params(plan: IntegerPlan, ranges: Mapping[str, Range]) -> dict[st
 
 
 def rounded_constant(x: NDArray[np.float32]) -> QuantWeight:
-    """A constant in 8 bits with one scale; a single number is kept as exactly as float32 can."""
+    """Round a constant to 8 bits with one scale. A single number stays exact up to float32."""
     most = float(np.abs(x).max(initial=0))
     scale = np.float32(most / 127 if most else 1.0)
     return QuantWeight(np.rint(x / scale).astype(np.int8), np.array(scale, np.float32), 8)
 
 
 def data_inputs(node: Node) -> tuple[str, ...]:
-    """Inputs of a node that hold values: not settings, and not the weight and bias of a layer."""
+    """The inputs of a node that are data, not settings and not the weight or bias of a layer."""
     row = OPERATORS.get(node.op)
     return tuple(name for name in node.inputs[: row.values if row else None] if name)
 
@@ -240,9 +247,10 @@ def _rounds_well(x: NDArray[np.float32], kind: Literal["term", "factor"] | None)
 
 
 def heads(graph: Graph) -> frozenset[str]:
-    """Names of the layers that make scores: an output, or what only a final Softmax takes.
+    """Names of the layers that produce scores: an output, or the input of a final Softmax.
 
-    A convolution at many places makes none: it is too much of the work to be left in float.
+    A convolution with many output positions is not a head, because it is too much of the work to
+    stay float.
     """
     return frozenset(
         node.name
@@ -264,7 +272,7 @@ def _is_final(graph: Graph, node: Node) -> bool:
 
 
 def activation_behind(graph: Graph, node: Node) -> Node | None:
-    """The Relu or Clip that a node computes with its own result; None if there is none."""
+    """The Relu or Clip that is fused with a node; None if there is none."""
     if node.op not in TAKES_ACTIVATION:
         return None
     taker = graph.only_consumer(node.output)
@@ -272,9 +280,9 @@ def activation_behind(graph: Graph, node: Node) -> Node | None:
 
 
 def _open_ended(graph: Graph, integer: set[str]) -> set[str]:
-    """Layers whose output no integer node takes.
+    """Names of layers whose output no integer node consumes.
 
-    Other nodes whose output no integer node takes leave ``integer``.
+    Other nodes whose output no integer node consumes are removed from ``integer``.
     """
     layers: set[str] = set()
     for node in reversed(graph.nodes):
@@ -291,7 +299,7 @@ def _open_ended(graph: Graph, integer: set[str]) -> set[str]:
 
 
 def _rounded_values(graph: Graph, integer: set[str], open_ended: set[str]) -> list[str]:
-    """Values that integer nodes take and make, in the graph's order."""
+    """Values that integer nodes consume and produce, in the order of the graph."""
     values: dict[str, None] = {}
     for node in graph.nodes:
         computed = [name for name in data_inputs(node) if name not in graph.constants]
@@ -310,7 +318,7 @@ def _rounded_values(graph: Graph, integer: set[str], open_ended: set[str]) -> li
 
 
 def _groups(graph: Graph, integer: set[str], values: list[str]) -> dict[str, str]:
-    """Value -> the first of those that share its scale and zero point."""
+    """Value -> the first of the values that share its scale and zero point."""
     parent = {value: value for value in values}
 
     def root(value: str) -> str:
@@ -330,7 +338,7 @@ def _groups(graph: Graph, integer: set[str], values: list[str]) -> dict[str, str
 
 
 def _sources(graph: Graph, integer: set[str], groups: Mapping[str, str]) -> dict[str, str]:
-    """Values that are not merely moved from others of their group, with their group."""
+    """Values that are not just moved from other values of their group -> their group."""
     return {
         value: group
         for value, group in groups.items()
@@ -343,10 +351,11 @@ def _sources(graph: Graph, integer: set[str], groups: Mapping[str, str]) -> dict
 def _fixed(
     graph: Graph, integer: set[str], groups: Mapping[str, str], sources: Mapping[str, str]
 ) -> tuple[dict[str, QuantParams], set[str]]:
-    """Groups whose parameters an operator dictates, and the Concats in groups of which two do.
+    """Find the groups whose parameters an operator fixes.
 
     Returns:
-        Group -> scale and zero point, and names of Concats that cannot compute on integers.
+        group -> scale and zero point, and the names of Concats that cannot compute on integers
+        because their inputs have different fixed parameters.
     """
     fixed: dict[str, QuantParams] = {}
     clashing: set[str] = set()

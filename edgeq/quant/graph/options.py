@@ -1,4 +1,4 @@
-"""The options of a recipe that concern graphs alone."""
+"""The options of a recipe that only graphs have."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from edgeq.formats.schemes import FloatScheme, QuantScheme, Scheme
 SCOPES = ("auto", "all", "layers")
 SINGLE, HALF = FloatScheme("float32"), FloatScheme("float16")
 GRAPH_METHODS = ("rtn", "mse", "gptq", "palette")
-"""What ``--method`` may say for a graph; "palette" gives the weights a table of values."""
+"""The values of ``--method`` for graphs; "palette" gives the weights a table of values."""
 
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """What a recipe says of graphs alone.
+    """The options of a recipe that only graphs have.
 
     Args:
-        scope: which operators compute in integers, where activations are static: "all" that can,
-            or the "layers" Conv, ConvTranspose and Linear, with smoothed inputs
-            (`edgeq.quant.graph.smooth`) and all else in float; "auto": layers where there is a
-            LayerNormalization (residual streams of transformers have outliers), else all.
-        outer: the scheme of the first and the last layer and of depthwise convolutions; None for
+        scope: the operators that compute on integers, if activations are static. "all" is every
+            operator that can. "layers" is Conv, ConvTranspose and Linear, with smoothed inputs
+            (`edgeq.quant.graph.smooth`) and all other operators in float. "auto" is "layers" for
+            transformers, whose residual streams have outliers, and "all" for other graphs.
+        outer: scheme of the first and the last layer and of depthwise convolutions; None for the
+            recipe's default.
+        tables: scheme of the tables of Gather, of which one run reads only a few rows; None for
             the recipe's default.
-        tables: the scheme of tables of Gather, of which a run reads a few rows alone; None for
-            the recipe's default.
-        equalize: whether ranges of channels are brought together across layers; None for where
-            there are depthwise convolutions.
-        bias_correction: add the mean error of each output channel to its bias; in scope "layers"
-            it gains nothing and is left out.
-        mixed: give the layers that lose most the scheme ``mixed_keep``, until the loss is this
-            part of what it was; None for no such search.
+        equalize: whether to equalize the ranges of channels across layers. None does so for graphs
+            with depthwise convolutions, or with channels that are far larger than others.
+        bias_correction: whether to subtract the mean error of each output channel from its bias. It
+            is left out in scope "layers", where it gains nothing.
+        mixed: search for the layers with the largest loss and give them the scheme ``mixed_keep``,
+            until the loss is this fraction of what it was. None for no search.
         mixed_keep: the scheme of those layers.
-        rest: what float constants are stored in: f32 or f16.
+        rest: the type in which float constants are stored: f32 or f16.
 
     Raises:
-        SchemeError: a part that cannot be.
+        SchemeError: a value is invalid.
     """
 
     scope: Literal["auto", "all", "layers"] = "auto"
@@ -56,21 +56,21 @@ class GraphOptions:
         check_type("tables", self.tables, QuantScheme, FloatScheme, None)
         check_type("mixed_keep", self.mixed_keep, QuantScheme, FloatScheme)
         if not isinstance(self.rest, FloatScheme):
-            raise SchemeError(f"rest is {self.rest}; float constants are stored in f32 or fp16")
+            raise SchemeError(f"rest is {self.rest}; use f32 or f16 for float constants")
         for name in ("equalize", "bias_correction"):
             value = getattr(self, name)
             if not isinstance(value, bool) and not (name == "equalize" and value is None):
-                raise SchemeError(f"{name} is {value!r}; it must be true or false")
+                raise SchemeError(f"{name} is {value!r}; use true or false")
         if self.mixed is not None and not (isinstance(self.mixed, float) and 0 < self.mixed < 1):
-            raise SchemeError(f"mixed is {self.mixed!r}; it must be between 0 and 1")
+            raise SchemeError(f"mixed is {self.mixed!r}; use a number between 0 and 1")
 
 
 def scheme_with_method(scheme: Scheme, method: str) -> QuantScheme:
-    """The scheme of a graph's weights, rounded by another method.
+    """The scheme of a graph's weights with another rounding method.
 
     Args:
-        scheme: of the weights.
-        method: of `GRAPH_METHODS`.
+        scheme: scheme of the weights.
+        method: a name of `GRAPH_METHODS`.
 
     Raises:
         SchemeError: there is no method of that name for graphs.
@@ -79,7 +79,9 @@ def scheme_with_method(scheme: Scheme, method: str) -> QuantScheme:
     if method not in GRAPH_METHODS:
         raise SchemeError(unknown("method", method, GRAPH_METHODS))
     if isinstance(scheme, FloatScheme):
-        raise UsageError(f"weights stay {scheme}: there is nothing to round")
+        raise UsageError(
+            f"the weights stay {scheme}, so {method} has nothing to round; leave --method out"
+        )
     palette: Literal["palette"] | None = "palette" if method == "palette" else None
     return replace(scheme, codebook=palette, method=None if palette else method)
 
@@ -88,11 +90,13 @@ def check_graph_weights(scheme: QuantScheme) -> None:
     """Refuse a scheme that weights of graphs cannot have.
 
     Raises:
-        SchemeError: names what is not possible.
+        SchemeError: graphs do not support the bits, the asymmetry or the method of the scheme.
     """
     if scheme.bits not in (4, 8):
-        raise SchemeError(f"weights of a graph have 4 or 8 bits, not {scheme.bits}")
+        raise SchemeError(f"weights of a graph cannot have {scheme.bits} bits; use 4 or 8")
     if not scheme.symmetric:
-        raise SchemeError(f"weights of a graph are symmetric; write {scheme} without -asym")
+        raise SchemeError(
+            f"weights of a graph are symmetric, and the scheme is {scheme}; leave out -asym"
+        )
     if scheme.method == "imatrix":
         raise SchemeError(unknown("method", scheme.method, GRAPH_METHODS))

@@ -1,14 +1,14 @@
 """Quantize a float graph by a recipe, step by step.
 
-own constants   a weight or bias that nodes share is copied where the nodes round it differently
-equalize        ranges of channels are brought together, see `edgeq.quant.graph.equalize`
-calibrate       `plan_integers` chooses the values to round, observers choose their parameters
-weights         are rounded, by GPTQ where the recipe says so
-assemble        levels, activation parameters and int32 biases replace floats
-correct         mean errors go into the biases
-mixed           the layers that lose most get more bits, and the steps are repeated for them
-store           what stayed float is stored as the recipe says
-check           as many weights are packed as the recipe asked for
+own constants   copy a weight or bias that nodes share if the nodes round it differently
+equalize        equalize the ranges of channels, see `edgeq.quant.graph.equalize`
+calibrate       choose the values to round (`plan_integers`) and measure their ranges
+weights         round the weights, by GPTQ if the recipe says so
+assemble        replace floats by integers, activation parameters and int32 biases
+correct         subtract mean errors from the biases
+mixed           give the layers with the largest loss more bits, and repeat the steps for them
+store           convert the remaining float constants to the type of the recipe
+check           check that all weights that the recipe names are integers
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from edgeq.graph.operators import LAYERS, is_depthwise
 from edgeq.quant.graph.bias import correct_biases
 from edgeq.quant.graph.calibrate import ranges
 from edgeq.quant.graph.choices import choices, float_nodes, own_constants
-from edgeq.quant.graph.equalize import equalize, replace_unmet_clips
+from edgeq.quant.graph.equalize import equalize, replace_unmet_clips, uneven
 from edgeq.quant.graph.float_precision import hidden_terms
 from edgeq.quant.graph.functions import functions_behind
 from edgeq.quant.graph.hessians import Array, hessians, weight_name
@@ -70,11 +70,11 @@ from edgeq.quant.recipe import Recipe
 
 META_RECIPE, META_ACTIVATIONS = "edgeq.recipe", "edgeq.activations"
 _MEASURED = 8
-"""Samples on which each operator's error is measured."""
+"""Number of samples on which the error of each operator is measured."""
 _PROBED = 32
-"""Samples on which each layer's sensitivity is measured."""
+"""Number of samples on which the sensitivity of each layer is measured."""
 _COMPARED = 64
-"""Samples on which the outputs are compared."""
+"""Number of samples on which the outputs are compared."""
 
 
 def quantize_graph(
@@ -88,17 +88,20 @@ def quantize_graph(
     """Quantize a graph.
 
     Args:
-        graph: canonical and float.
-        recipe: how.
-        samples: what ranges and second moments are taken from; needed if the recipe says so, else
-            only what is lost is measured on them.
-        threads: of the runtime.
-        progress: called with a step, how much of it is done, and of how much, or 0.
+        graph: a canonical float graph.
+        recipe: schemes of weights and activations.
+        samples: inputs from which ranges and second moments are measured. Recipes that need no
+            samples only measure the loss on them.
+        threads: number of threads of onnxruntime.
+        progress: called with the step, how much of it is done, and of how much (or 0).
+
+    Returns:
+        the quantized graph and measurements of it.
 
     Raises:
-        UsageError: it is quantized already, or samples are missing or too few.
-        SchemeError: the recipe does not fit the graph, or fewer weights would be packed than it
-            asked for.
+        UsageError: the graph is quantized already, or samples are missing or too few.
+        SchemeError: the recipe does not fit the graph, or fewer weights would be integers than the
+            recipe asks for.
         FormatError: a sample or a value is not finite.
     """
     started = time.perf_counter()
@@ -141,14 +144,21 @@ def quantize_graph(
 
 
 ALIKE = 1e-4
-"""Part of the outputs' power that differs between samples, below which they are all the same."""
+"""Fraction of the outputs' power that differs between samples, below which the outputs count as
+equal."""
 
 
 def _warnings(
     graph: Graph, samples: Samples, quantizer: _GraphQuantizer, agreement: Agreement | None
 ) -> tuple[str, ...]:
-    """Warn about doubtful samples, and about measurements that say little because of them."""
+    """Warnings about doubtful samples, and about measurements that say little because of them."""
     warnings = list(sample_warnings(graph, samples, quantizer.session_of))
+    if agreement is not None and agreement.undefined:
+        warnings.append(
+            f"{agreement.undefined:.1%} of the outputs of the float model itself are NaN or "
+            "infinite on the samples, and are left out of the figures below; check that the "
+            "samples are prepared as in training (scale, mean, type)"
+        )
     if agreement is None or agreement.samples < 2:
         return tuple(warnings)
     if agreement.varied < ALIKE:
@@ -182,8 +192,9 @@ class _GraphQuantizer:
         self.options = options_of(self.recipe)
         wanted = self.options.equalize
         if wanted is None:
-            wanted = bool(self.recipe.weight_schemes) and any(
-                is_depthwise(self.graph, node) for node in weight_nodes(self.graph)
+            wanted = bool(self.recipe.weight_schemes) and (
+                any(is_depthwise(self.graph, node) for node in weight_nodes(self.graph))
+                or uneven(self.graph)
             )
         if wanted:
             if self.samples is not None:
@@ -205,7 +216,11 @@ class _GraphQuantizer:
         return Session(graph, watch, self.threads)
 
     def quantize(self, picked: Mapping[str, Scheme]) -> Graph:
-        """Quantize the graph with these schemes of weights."""
+        """Quantize the graph.
+
+        Args:
+            picked: name of a node -> the scheme of its weight.
+        """
         schemes = {name: c for name, c in picked.items() if isinstance(c, QuantScheme)}
         nodes = [node for node in weight_nodes(self.graph) if node.name in schemes]
         plan, ratios = None, {}
@@ -224,7 +239,12 @@ class _GraphQuantizer:
         return graph
 
     def most_sensitive(self, made: Graph, picked: Mapping[str, Scheme]) -> tuple[str, ...]:
-        """Choose the nodes that get more bits."""
+        """Names of the nodes that get the scheme ``mixed_keep``.
+
+        Args:
+            made: the quantized graph without such nodes.
+            picked: name of a node -> the scheme of its weight.
+        """
         assert self.samples is not None
         assert self.options.mixed is not None
         rows = sensitivity(
@@ -254,7 +274,7 @@ class _GraphQuantizer:
         return "mse" if self._scope() == "all" else "minmax"
 
     def _plan(self, packed: Mapping[str, QuantScheme]) -> IntegerPlan:
-        """Plan which values are rounded, and observe the ranges that are missing."""
+        """Plan which values are rounded, and measure the ranges that are still missing."""
         assert self.samples is not None
         floats = set(float_nodes(self.graph, self.recipe))
         while True:
@@ -278,7 +298,7 @@ class _GraphQuantizer:
         schemes: Mapping[str, QuantScheme],
         ratios: Mapping[str, float],
     ) -> dict[str, QuantWeight]:
-        """Round the weights that are not rounded yet; returns constant -> levels."""
+        """Round the weights that are not rounded yet, and return all: constant -> weight."""
         keys = {node.name: (node.name, schemes[node.name], ratios.get(node.name)) for node in nodes}
         new = [node for node in nodes if keys[node.name] not in self.rounded]
         wanted = [
@@ -306,7 +326,7 @@ class _GraphQuantizer:
 
 
 def _observed(plan: IntegerPlan) -> list[tuple[str, str]]:
-    """Values of a plan with an observed range, each with the value whose range it is."""
+    """Values of a plan with a measured range, each with the value on which it was measured."""
     own = {group: value for value, group in reversed(list(plan.sources.items()))}
     return [
         (value, value if value in plan.sources else own[group])
@@ -316,14 +336,17 @@ def _observed(plan: IntegerPlan) -> list[tuple[str, str]]:
 
 
 def step_ratios(graph: Graph, plan: IntegerPlan, seen: Mapping[str, Range]) -> dict[str, float]:
-    """Divide the output's scale by the input's, for layers that compute on integers.
+    """The output scale divided by the input scale, for layers that compute on integers.
 
-    Layers that share a weight are left out: it has one scale, and their ratios are not the same.
+    Layers that share a weight are left out, because the weight has one scale and the ratios differ.
 
     Args:
-        graph: float.
-        plan: which values are rounded.
+        graph: the float graph.
+        plan: the values that are rounded.
         seen: the range of each source of ``plan``.
+
+    Returns:
+        name of a layer -> the ratio.
     """
     quants, ratios = activation_params(plan, seen), {}
     for node in graph.nodes:
@@ -342,12 +365,12 @@ def assemble(
     plan: IntegerPlan | None,
     seen: Mapping[str, Range],
 ) -> Graph:
-    """Replace floats of a graph by integers and their parameters.
+    """Replace float constants of a graph by integers, and add the parameters of activations.
 
     Args:
-        graph: float.
-        weights: constant -> levels.
-        plan: which values are rounded; None if activations stay float.
+        graph: the float graph.
+        weights: name of a constant -> the rounded weight.
+        plan: the values that are rounded; None if activations stay float.
         seen: the range of each source of ``plan``.
     """
     constants: dict[str, Constant] = {**graph.constants, **weights}
@@ -389,8 +412,8 @@ def _check(graph: Graph, recipe: Recipe, samples: Samples | None) -> None:
     check_rules(recipe, graph.nodes)
     if recipe.weight_schemes and not weight_nodes(graph):
         raise SchemeError(
-            f"the graph {graph.name} has no weights that could be rounded: no Conv, "
-            "ConvTranspose, Linear or Gather with a constant of floats"
+            f"the graph {graph.name} has no weights to quantize: no Conv, ConvTranspose, Linear or "
+            "Gather with a float constant; give another model"
         )
     if samples is None:
         if recipe.needs:
@@ -403,13 +426,12 @@ def _check(graph: Graph, recipe: Recipe, samples: Samples | None) -> None:
         count = samples.first(LEAST).count()
         if count < LEAST:
             raise UsageError(
-                f"{samples.source} holds {count} samples; give at least {LEAST}, better some "
-                "hundred"
+                f"{samples.source} has {count} samples; give at least {LEAST}, better some hundred"
             )
 
 
 def _stored(graph: Graph, recipe: Recipe, picked: Mapping[str, Scheme]) -> Graph:
-    """Store float constants as float16 where the recipe says so."""
+    """Convert float constants to float16 if the recipe says so."""
     rest, half_type = options_of(recipe).rest, FloatScheme("float16")
     half = {node.name for node in graph.nodes if picked.get(node.name, rest) == half_type}
     constants = dict(graph.constants)
@@ -426,7 +448,7 @@ def _stored(graph: Graph, recipe: Recipe, picked: Mapping[str, Scheme]) -> Graph
 
 
 def _halved(x: np.ndarray) -> np.ndarray:
-    """Convert an array to float16 if its range allows; small settings stay float32."""
+    """Convert an array to float16 if its range fits; small arrays stay float32."""
     most, half = float(np.abs(x).max(initial=0)), np.finfo(np.float16)
     if x.size < _FEW or most > float(half.max) or 0 < most < float(half.tiny):
         return x
@@ -437,14 +459,14 @@ _FEW = 16
 
 
 def check_packed(graph: Graph, picked: Mapping[str, Scheme]) -> None:
-    """Refuse a graph in which fewer weights are integers than were to be.
+    """Refuse a graph in which fewer weights are integers than the recipe asks for.
 
     Args:
-        graph: quantized.
-        picked: node -> what its weight was to be held in.
+        graph: the quantized graph.
+        picked: name of a node -> the scheme that its weight should have.
 
     Raises:
-        SchemeError: names the nodes.
+        SchemeError: a weight has another scheme; the message names the nodes.
     """
     short = []
     for node in graph.nodes:
@@ -466,5 +488,5 @@ def _meta(recipe: Recipe, samples: Samples | None) -> dict[str, str]:
         META_ACTIVATIONS: recipe.activations.mode if recipe.activations else "float",
     }
     if samples is None or not samples.pictures:
-        return meta  # arrays come as they are fed, made in a way that is not known here
+        return meta  # arrays are inputs already; how they were preprocessed is not known
     return meta | samples.preprocess.to_meta()

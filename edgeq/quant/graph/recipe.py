@@ -1,4 +1,4 @@
-"""What a recipe gives each node of a graph."""
+"""Apply the rules of a recipe to the nodes of a graph."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from edgeq.quant.recipe import Recipe
 
 
 def node_scheme(recipe: Recipe, node: Node, *, outer: bool = False) -> Scheme:
-    """The scheme of a node's weight; a float one makes the node compute in float.
+    """The scheme of a node's weight. With a float scheme the node computes in float.
 
     Args:
-        recipe: for graphs.
-        node: any.
-        outer: whether it is one that `GraphOptions.outer` is for.
+        recipe: a recipe for graphs.
+        node: any node.
+        outer: whether `GraphOptions.outer` applies to the node.
     """
     options = options_of(recipe)
     for rule in recipe.rules:
@@ -32,20 +32,23 @@ def check_rules(recipe: Recipe, nodes: Iterable[Node]) -> None:
     """Refuse a rule that no node matches.
 
     Raises:
-        SchemeError: names the rule and some of the nodes.
+        SchemeError: a rule matches no node; the message names the rule and some of the nodes.
     """
     names = [node.name for node in nodes]
     for rule in recipe.rules:
         if not any(map(rule.matches, names)):
             shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
-            raise SchemeError(f"the rule {rule.pattern!r} matches no node (nodes: {shown})")
+            raise SchemeError(
+                f"the rule {rule.pattern!r} matches no node; use a pattern of the nodes' names: "
+                f"{shown}"
+            )
 
 
 def options_of(recipe: Recipe) -> GraphOptions:
-    """What the recipe says of graphs.
+    """The options of a recipe for graphs.
 
     Raises:
-        UsageError: it is a recipe for decoders.
+        UsageError: the recipe is for decoders.
     """
     if recipe.graph is None:
         raise UsageError(

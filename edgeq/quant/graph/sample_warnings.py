@@ -1,9 +1,9 @@
-"""Warnings about samples that are unlike a model's real inputs.
+"""Warnings about calibration samples that are unlike the model's real inputs.
 
-A quantized model is compared with the float one on the samples that it was calibrated on. Where
-these are no real inputs, the two may agree perfectly on them and not at all elsewhere: samples that
-are all the same, samples of one number, pictures whose pixels go from 0 to 255 for a model that was
-trained on 0 to 1.
+A quantized model is compared with the float model on the samples that it was calibrated on. If the
+samples are not like real inputs, the two models may agree on them and differ on all other inputs.
+Such samples are identical, hold a single number, or are images with pixels of 0 to 255 for a model
+that was trained on pixels of 0 to 1.
 """
 
 from __future__ import annotations
@@ -20,29 +20,31 @@ from edgeq.quant.graph.hessians import ROW_PRODUCTS
 from edgeq.quant.graph.samples import Samples
 
 LOOKED_AT = 64
-"""Samples that are looked at."""
+"""Most samples that are examined."""
 SCALED = 40.0
-"""How many times a first layer's products are its biases, or the biases its products, before the
-samples seem to be on another scale than those of training. After a batch norm both are alike."""
+"""Ratio between the products and the biases of a first layer (or its inverse) above which the
+samples seem to have another scale than those of training. With a fused batch norm the two are of
+similar size."""
 _PIXELS = 60.0
-"""Inputs past this look like pixels from 0 to 255."""
+"""Inputs above this look like pixels from 0 to 255."""
 _UNIT = 1.5
 """Inputs up to this look like pixels from 0 to 1 or from -1 to 1."""
 _CHANCE = 1.5
-"""A top-1 up to so many times that of guessing is none."""
+"""A top-1 accuracy of at most this many times that of guessing counts as guessing."""
 _LEAST_LABELED = 32
 _INDIFFERENT = 0.8
-"""Part of the samples that keep their class on another scale, from which on it does not matter."""
+"""If at least this fraction of the samples keeps its class on another scale, the scale does not
+matter."""
 _MOVES = frozenset({"Transpose", "Reshape", "Pad", "Identity", "Squeeze", "Unsqueeze"})
 
 
 def sample_warnings(graph: Graph, samples: Samples, session_of: OpenSession) -> tuple[str, ...]:
-    """Warn about doubtful samples, one sentence each.
+    """Warnings about doubtful samples, one sentence each.
 
     Args:
-        graph: float.
-        samples: inputs of it.
-        session_of: runs a graph.
+        graph: the float graph.
+        samples: inputs of the graph.
+        session_of: opens a session that runs a graph.
     """
     rows = list(samples.first(LOOKED_AT))
     warnings = [*_alike(rows, samples.source), *_flat(graph, rows, samples.source)]
@@ -63,8 +65,8 @@ def _alike(rows: list[Feeds], source: str) -> list[str]:
     else:
         what = f"only {len(digests)} of {len(rows)} samples of {source} are different"
     return [
-        f"{what}, so the ranges fit them alone and the figures below say nothing of other inputs; "
-        "calibrate on real inputs that differ"
+        f"{what}, so the ranges fit only them and the figures below say nothing about other "
+        "inputs; calibrate on real inputs that differ"
     ]
 
 
@@ -75,8 +77,8 @@ def _flat(graph: Graph, rows: list[Feeds], source: str) -> list[str]:
             continue
         if all(float(row[name].min()) == float(row[name].max()) for row in rows):
             warnings.append(
-                f"every sample of {source} holds one number only for the input {name!r} "
-                f"({rows[0][name].flat[0]:g} in the first); calibrate on real inputs"
+                f"every sample of {source} holds a single number for the input {name!r} "
+                f"({rows[0][name].flat[0]:g} in the first sample); calibrate on real inputs"
             )
     return warnings
 
@@ -90,7 +92,7 @@ def _scale(graph: Graph, rows: list[Feeds], source: str, session_of: OpenSession
         bias = np.abs(graph.array(first.inputs[2]))
         run = session_of(graph, [first.output])
         outputs = np.stack([run(row)[first.output] for row in rows[:8]])
-        axis = 1 + channel_axis(graph, first)  # behind the samples
+        axis = 1 + channel_axis(graph, first)  # the axis of samples is first
         spread = np.moveaxis(outputs, axis, 0).reshape(len(bias), -1).std(axis=1)
         live = (bias > 0) & (spread > 0)
         if not live.any():
@@ -107,13 +109,13 @@ def _scale(graph: Graph, rows: list[Feeds], source: str, session_of: OpenSession
             warnings.append(
                 f"{reach}, and the products of the first layer ({first.name}) are {ratio:.0f} "
                 "times its biases: the model seems to be trained on smaller numbers, such as "
-                "pixels from 0 to 1; scale the samples as in training (--scale 1/255 for pictures)"
+                "pixels from 0 to 1; scale the samples as in training (--scale 1/255 for images)"
             )
         elif small:
             warnings.append(
                 f"{reach}, and the biases of the first layer ({first.name}) are {1 / ratio:.0f} "
                 "times its products: the model seems to be trained on larger numbers, such as "
-                "pixels from 0 to 255; scale the samples as in training (--scale 1 for pictures)"
+                "pixels from 0 to 255; scale the samples as in training (--scale 1 for images)"
             )
     return warnings
 
@@ -135,7 +137,7 @@ def _indifferent(
 
 
 def _first_layer(graph: Graph, name: str) -> Node | None:
-    """Find the Conv or Linear with a bias that is the only user of an input."""
+    """The Conv or Linear with a bias that is the only consumer of an input; None without one."""
     if graph.info(name).dtype != "float32":
         return None
     while (node := graph.only_consumer(name)) is not None:
@@ -172,7 +174,7 @@ def _labels(
     if top1 > _CHANCE * chance or top1 > 0.5:
         return []
     return [
-        f"the float model itself gives {top1:.0%} of the labels of {samples.source}, where "
-        f"guessing gives {chance:.0%}: the samples are not prepared as in training (scale, mean, "
-        "order of channels), or the labels count other classes"
+        f"the float model predicts {top1:.0%} of the labels of {samples.source}, and guessing "
+        f"predicts {chance:.0%}: either the samples are not preprocessed as in training (scale, "
+        "mean, order of channels), or the labels number the classes differently"
     ]

@@ -1,15 +1,15 @@
 """Samples of a graph's inputs: for calibration, and with labels for evaluation.
 
-    a folder of pictures        in one folder, or a folder for each class: with its labels
-    a folder of .npy or .npz    a file a sample
-    .npz                        arrays named as the inputs, the first axis counting samples, and
-                                with their labels under "labels"
-    .npy                        the same for a graph of one input
-    .txt, .jsonl                sentences, with a tokenizer
-    script.py:function          yields a sample at a time: an array, or arrays by input; with its
-                                label as a second part
+    a folder of images          all in one folder, or one folder for each class, which gives labels
+    a folder of .npy or .npz    one file for each sample
+    .npz                        arrays named like the inputs, with samples along the first axis, and
+                                optionally labels as the array "labels"
+    .npy                        the same for a graph with one input
+    .txt, .jsonl                sentences, which need a tokenizer
+    script.py:function          a generator of samples: an array, or arrays by input, or a pair of
+                                either and the label
 
-Arrays are fed as they are; only the order of their axes is changed if ``layout`` says so.
+Arrays are not preprocessed; only the order of their axes is changed if ``layout`` says so.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from edgeq.quant.graph.images import Preprocess
 from edgeq.quant.graph.sentences import Sentences, read_lines
 
 LABELS = ("labels", "label", "y", "targets")
-"""Names of an .npz file's array of labels."""
+"""Names that the array of labels may have in an .npz file."""
 LEAST = 8
-"""Fewest samples that a range can be taken from."""
+"""Fewest samples from which ranges are measured."""
 KINDS = (
-    "a folder of pictures, .npy or .npz files, an .npz or .npy file, a .txt or .jsonl file of "
+    "a folder of images, .npy or .npz files, an .npz or .npy file, a .txt or .jsonl file of "
     "sentences with a tokenizer, or script.py:function"
 )
 
 
 @dataclass(frozen=True)
 class _Item:
-    """One sample: its name, its arrays, its class."""
+    """One sample: its name, its arrays by input, and its label."""
 
     name: str
     feeds: Feeds
@@ -53,17 +53,17 @@ class _Item:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Samples of a graph's inputs; can be iterated again.
+    """Samples of a graph's inputs, which can be iterated over more than once.
 
     Args:
-        source: where they come from, for messages.
-        make: begins to go through them.
-        inputs: name -> what the graph takes.
-        preprocess: how they were made; of arrays, only the order of axes.
-        limit: most samples to give; None for all.
-        classes: names of the labels, if there are any.
-        channels_last: whether axes of what is found must be turned.
-        pictures: whether they are made from pictures.
+        source: where the samples come from, for messages.
+        make: starts an iteration over the samples.
+        inputs: name of an input -> its shape and type.
+        preprocess: the preprocessing of images; for arrays, only the layout.
+        limit: most samples of an iteration; None for all.
+        classes: names of the classes, if the samples have labels.
+        channels_last: whether the arrays have their channels last and must be transposed.
+        pictures: whether the samples come from images.
     """
 
     source: str
@@ -76,19 +76,20 @@ class Samples:
     pictures: bool = False
 
     def __iter__(self) -> Iterator[Feeds]:
-        """Iterate over samples, each checked: all inputs, of their shape and type, and finite.
+        """Iterate over the samples. Every sample is checked.
 
         Raises:
-            FormatError: one is not so; names it.
-            UsageError: there are none.
+            FormatError: a sample lacks an input, has another shape or type, or is not finite; the
+                message names the sample.
+            UsageError: there are no samples.
         """
         return (item.feeds for item in self._items())
 
     def pairs(self) -> Iterator[tuple[Feeds, int]]:
-        """Iterate over samples with their labels.
+        """Iterate over the samples with their labels.
 
         Raises:
-            UsageError: there are none.
+            UsageError: a sample has no label, or there are no samples.
         """
         for item in self._items():
             if item.label is None:
@@ -100,11 +101,11 @@ class Samples:
             yield item.feeds, item.label
 
     def first(self, n: int) -> Samples:
-        """Limit the number of samples."""
+        """The same samples, of which an iteration gives at most the first ``n``."""
         return replace(self, limit=n if self.limit is None else min(n, self.limit))
 
     def count(self) -> int:
-        """Read and check all samples, and count them."""
+        """Read and check all samples, and return their number."""
         return sum(1 for _ in self)
 
     def _items(self) -> Iterator[_Item]:
@@ -141,18 +142,20 @@ def open_samples(
     """Open samples for a graph.
 
     Args:
-        source: a file, folder or ``script.py:function``, see the module.
-        graph: whose inputs they are for.
-        preprocess: how pictures become inputs, and in which order arrays have their axes.
+        source: a file, a folder or ``script.py:function``, see the module.
+        graph: the graph whose inputs the samples are for.
+        preprocess: how images become inputs, and the layout of arrays.
         tokenizer: ``tokenizer.json`` or its folder, for sentences.
-        limit: most samples to take, spread evenly where their number is known beforehand.
+        limit: most samples. If the number of samples is known beforehand, they are evenly spaced.
 
     Raises:
-        FormatError: something there cannot be read.
-        UsageError: there is nothing, or nothing that fits the graph.
+        FormatError: a file cannot be read.
+        UsageError: there are no samples, or none that fit the graph.
     """
     preprocess = preprocess or Preprocess()
     inputs = {name: graph.info(name) for name in graph.inputs}
+    if not inputs:
+        raise UsageError(f"the graph {graph.name} has no inputs that samples could be for")
     text, path = str(source), Path(source)
     turned = preprocess.layout == "nhwc"
     script, colon, function = text.rpartition(":")
@@ -187,7 +190,7 @@ def open_samples(
             text, _spread(entries, read, limit), inputs, preprocess, limit,
             classes if labeled else (), turned,
         )  # fmt: skip
-    raise UsageError(f"{text} is nothing that samples are read from; give {KINDS}")
+    raise UsageError(f"{text} is not a source of samples; give {KINDS}")
 
 
 def samples_of(
@@ -196,12 +199,17 @@ def samples_of(
     """Make samples of arrays in memory.
 
     Args:
-        graph: whose inputs they are for.
-        feeds: name -> array, a mapping a sample.
-        labels: one a sample.
+        graph: the graph whose inputs the samples are for.
+        feeds: one mapping of input names to arrays for each sample.
+        labels: one label for each sample; None for no labels.
+
+    Raises:
+        UsageError: the numbers of labels and samples differ.
     """
     if labels is not None and len(labels) != len(feeds):
-        raise UsageError(f"there are {len(labels)} labels for {len(feeds)} samples")
+        raise UsageError(
+            f"there are {len(labels)} labels for {len(feeds)} samples; give one label per sample"
+        )
 
     def made() -> Iterator[_Item]:
         for i, one in enumerate(feeds):
@@ -213,7 +221,7 @@ def samples_of(
 def _spread(
     items: Sequence[Any], read: Callable[[Any], _Item], limit: int | None
 ) -> Callable[[], Iterable[_Item]]:
-    """Iterate over items, or over so many of them, evenly spread."""
+    """A function that iterates over items, or over ``limit`` of them, evenly spaced."""
     chosen = items
     if limit is not None and limit < len(items):
         chosen = [items[i * len(items) // limit] for i in range(limit)]
@@ -268,12 +276,12 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _arrays(path: Path, inputs: Mapping[str, Info]) -> Feeds:
-    """The arrays of a file by input, with labels as "labels"."""
+    """The arrays of a file by input, and the labels as "labels"."""
     try:
         loaded = np.load(path, allow_pickle=False)
         arrays = dict(loaded) if path.suffix == ".npz" else {"": loaded}
     except Exception as err:  # a damaged archive raises nearly anything
-        why = "it holds no arrays of numbers" if "pickle" in str(err) else err
+        why = "it does not hold arrays of numbers" if "pickle" in str(err) else err
         raise FormatError(f"{path} cannot be read as arrays: {why}") from err
     labels = next((arrays.pop(name) for name in LABELS if name in arrays.keys() - inputs), None)
     if len(inputs) == 1 and len(arrays) == 1:
@@ -290,7 +298,7 @@ def _alone(path: Path, inputs: Mapping[str, Info]) -> Feeds:
 def _rows(
     arrays: Feeds, inputs: Mapping[str, Info], source: str
 ) -> list[tuple[str, Callable[[], Feeds], int | None]]:
-    """Iterate over samples along the first axis of arrays."""
+    """Split arrays along their first axis into samples: their name, arrays and label."""
     missing = [name for name in inputs if name not in arrays]
     if missing:
         raise FormatError(
@@ -301,7 +309,9 @@ def _rows(
     for name, info in inputs.items():
         array = arrays[name]
         if array.ndim == 0:
-            raise FormatError(f"the array {name!r} of {source} is one number; samples are rows")
+            raise FormatError(
+                f"the array {name!r} of {source} is a single number; give one row for each sample"
+            )
         # a row is a sample of a batch, or a whole batch
         steps[name] = 1 if array.ndim == len(info.shape) + 1 else max(info.shape[:1] or (1,))
         counts[name] = len(array) // steps[name]
@@ -344,7 +354,7 @@ def _loader(script: Path, function: str) -> Callable[[], Iterable[Any]]:
     if not callable(loader):
         names = [name for name, value in vars(module).items() if inspect.isfunction(value)]
         raise UsageError(
-            f"the script {script} has no function {function!r} (it has: {', '.join(names)})"
+            f"the script {script} has no function {function!r}; use one of {', '.join(names)}"
         )
     return loader  # type: ignore[no-any-return]
 
@@ -356,7 +366,7 @@ def _from_loader(
         for i, given in enumerate(loader()):
             label = None
             if isinstance(given, tuple) and len(given) == 2:
-                given, label = given[0], int(given[1])
+                given, label = given[0], _number(given[1], source)
             if isinstance(given, Mapping):
                 feeds = {str(name): np.asarray(array) for name, array in given.items()}
             elif len(inputs) == 1:
@@ -373,6 +383,15 @@ def _from_loader(
         raise UsageError(f"{source} failed: {type(err).__name__}: {err}") from err
 
 
+def _number(label: Any, source: str) -> int:
+    """The number of a class that a function gives with a sample."""
+    if not np.issubdtype(np.asarray(label).dtype, np.integer) or np.size(label) != 1:
+        raise FormatError(
+            f"{source} yields the label {label!r} with a sample; give the number of the class"
+        )
+    return int(np.reshape(label, ()))
+
+
 def _fitted(
     x: NDArray[Any], name: str, info: Info, channels_last: bool, where: str
 ) -> NDArray[Any]:
@@ -380,8 +399,8 @@ def _fitted(
     want = np.dtype(info.dtype)
     if x.dtype.kind not in "fiub" or (x.dtype.kind == "f") != (want.kind == "f"):
         raise FormatError(
-            f"{where} has {x.dtype} for the input {name!r}, which takes {want}; arrays are used as "
-            "they are: bring them to the model's range and type first"
+            f"{where} has {x.dtype} for the input {name!r}, which takes {want}; arrays are not "
+            "preprocessed: convert them to the model's range and type first"
         )
     if x.ndim == len(info.shape) - 1 and info.shape[0] == 1:
         x = x[None]
@@ -390,26 +409,29 @@ def _fitted(
         turned = np.moveaxis(x, -1, 1)
     if turned.shape != info.shape:
         raise FormatError(
-            f"{where} has {list(shape)} for the input {name!r}, which takes {list(info.shape)}"
-            + _mend(shape, info.shape, channels_last)
+            f"{where} has the shape {list(shape)} for the input {name!r}, which takes "
+            f"{list(info.shape)}" + _mend(shape, info.shape, channels_last)
         )
     if want.kind == "f" and not np.isfinite(turned).all():
         raise FormatError(f"{where} holds NaN or infinity for the input {name!r}; leave it out")
     if want.kind in "iu" and turned.size:
         limits = np.iinfo(want)
         if turned.min() < limits.min or turned.max() > limits.max:
-            raise FormatError(f"{where} holds numbers beyond {want} for the input {name!r}")
-    return np.ascontiguousarray(turned, want)
+            raise FormatError(
+                f"{where} holds numbers for the input {name!r} that {want} cannot represent; use "
+                f"{limits.min} to {limits.max}"
+            )
+    return np.asarray(turned, want, order="C")
 
 
 def _mend(shape: Sequence[int], want: Sequence[int], channels_last: bool) -> str:
-    """Suggest how to make an array fit, for an error message."""
+    """The end of an error message: how to make an array fit."""
     if len(shape) == len(want) and len(want) >= 3:
         first = (want[0], *want[2:], want[1])
         if not channels_last and tuple(shape) == first:
-            return ": its channels are last, the graph's first; say --layout nhwc"
+            return "; its channels are last and those of the graph first: use --layout nhwc"
         if channels_last and tuple(shape) == tuple(want):
-            return ": its channels are first as the graph's; leave out --layout nhwc"
+            return "; its channels are first, as those of the graph: leave out --layout nhwc"
     if list(shape[1:]) == list(want[1:]):
-        return "; only the batch differs: give one sample at a time"
+        return "; only the size of the batch differs: give one sample at a time"
     return "; give arrays of that shape"

@@ -1,16 +1,17 @@
-"""How much rounding each layer changes the outputs, and which layers to keep float.
+"""Sensitivity: how much rounding each layer changes the outputs, and which layers to keep float.
 
-Each layer is rounded alone, its input and output with it where they are, and the outputs of the
-graph are compared with the float one's:
+Each layer is rounded alone, together with its input and output if those are rounded, and the
+outputs of the graph are compared with those of the float graph:
 
-    kl          nats: the divergence of the classes' probabilities, for outputs [N, C] that a
-                Linear or a Softmax makes
-    cosine      1 - cosine of each sample's output, for other outputs [N, C] and for sequences
-                [N, T, C], each row by itself
-    relative    squared error over the square of the float output, for all else, as boxes and maps
+    kl          KL divergence of the class probabilities in nats, for outputs [N, C] of a Linear or
+                a Softmax
+    cosine      1 - cosine similarity, for other outputs [N, C] and for sequences [N, T, C], where
+                each row counts by itself
+    relative    squared error divided by the squared float output, for all others, such as boxes
+                and feature maps
 
-Several outputs count by their mean. The losses of layers add up, nearly, as those of
-`edgeq.quant.decoder.sensitivity` do.
+Several outputs count by their mean. The losses of the layers are nearly additive, as those of
+`edgeq.quant.decoder.sensitivity` are.
 
 Source: sensitivity by the divergence of the output, Cai et al. 2020, "ZeroQ" (arXiv:2001.00281),
 section 3.2.
@@ -37,17 +38,17 @@ from edgeq.quant.graph.hessians import weight_name
 
 Measure = Literal["kl", "cosine", "relative"]
 TINY = 1e-12
-"""Least probability, so that its logarithm is finite."""
+"""Lower bound of probabilities, so that their logarithms are finite."""
 
 
 @dataclass(frozen=True)
 class LayerLoss:
-    """How much rounding one layer changes the outputs.
+    """The loss that rounding one layer causes.
 
     Args:
-        node: its name.
+        node: name of the layer.
         loss: mean over samples and outputs, see the module.
-        nbytes: more that its weight takes if it stays float32.
+        nbytes: additional bytes of its weight if it stays float32.
     """
 
     node: str
@@ -63,25 +64,25 @@ def sensitivity(
     session_of: OpenSession,
     progress: Progress | None = None,
 ) -> tuple[LayerLoss, ...]:
-    """Measure the loss of each layer with a rounded weight, in the graph's order.
+    """Measure the loss of each layer with a rounded weight, in the order of the graph.
 
-    The samples are gone through once for each layer; the float outputs are held.
+    The samples are iterated over once for each layer; the float outputs are kept in memory.
 
     Args:
-        graph: float.
-        quantized: the same nodes and values.
-        samples: inputs; some dozen are enough, since what is compared is the same samples with
-            and without one layer rounded.
-        session_of: runs a graph.
-        progress: called with ("sensitivity", layers done, of how many).
+        graph: the float graph.
+        quantized: a graph with the same nodes and values.
+        samples: inputs of the graph. Some dozen are enough, because the same samples are compared
+            with and without one rounded layer.
+        session_of: opens a session that runs a graph.
+        progress: called with ("sensitivity", layers done, number of layers).
 
     Raises:
         UsageError: there are no samples.
     """
     nodes = [node for node in quantized.nodes if _rounded(quantized, node)]
     run = session_of(graph, ())
-    wanted = [{name: run(feeds)[name] for name in graph.outputs} for feeds in samples]
-    if not wanted:
+    float_outputs = [{name: run(feeds)[name] for name in graph.outputs} for feeds in samples]
+    if not float_outputs:
         raise UsageError("there are no calibration samples; give at least one")
     measures = {name: measure_of(graph, name) for name in graph.outputs}
     rows = []
@@ -90,33 +91,34 @@ def sensitivity(
             progress("sensitivity", done, len(nodes))
         run = session_of(only(graph, quantized, node), ())
         loss = 0.0
-        for feeds, right in zip(samples, wanted, strict=True):
-            got = run(feeds)
-            loss += sum(distance(right[o], got[o], m) for o, m in measures.items()) / len(measures)
+        for feeds, expected in zip(samples, float_outputs, strict=True):
+            actual = run(feeds)
+            distances = [distance(expected[o], actual[o], m) for o, m in measures.items()]
+            loss += sum(distances) / len(measures)
         w = quantized.constants[weight_name(node)]
         more = graph.info(weight_name(node)).nbytes - w.nbytes
-        rows.append(LayerLoss(node.name, loss / len(wanted), max(more, 0)))
+        rows.append(LayerLoss(node.name, loss / len(float_outputs), max(more, 0)))
     return tuple(rows)
 
 
 def keep_float(rows: Iterable[LayerLoss], budget: float) -> frozenset[str]:
-    """Choose layers to keep float so that a part of the summed loss remains, at few bytes.
+    """Choose layers to keep float so that at most a fraction of the summed loss remains.
 
-    Layers are taken by the loss they save for each byte, until enough is saved; then those are
-    given back, the largest first, that it turns out can be done without.
+    Layers are chosen in the order of the loss that they save per byte, until enough loss is saved.
+    Then layers that turn out not to be needed are dropped again, the largest first.
 
     Args:
-        rows: of all layers.
-        budget: the part of the sum that may remain, 0 to 1.
+        rows: losses of all layers.
+        budget: fraction of the summed loss that may remain, 0 to 1.
 
     Returns:
-        Names of nodes.
+        names of the nodes to keep float.
 
     Raises:
-        UsageError: budget is out of range.
+        UsageError: the budget is out of range.
     """
     if not 0 <= budget <= 1:
-        raise UsageError(f"the part of the loss that may remain is {budget}; it must be in 0 .. 1")
+        raise UsageError(f"the fraction of the loss that may remain is {budget}; use 0 to 1")
     rows = [row for row in rows if row.loss > 0]
     total = math.fsum(row.loss for row in rows)
     allowed = budget * total
@@ -133,12 +135,12 @@ def keep_float(rows: Iterable[LayerLoss], budget: float) -> frozenset[str]:
 
 
 def only(graph: Graph, quantized: Graph, node: Node) -> Graph:
-    """Make the float graph in which one node computes as in the quantized graph.
+    """The float graph with one node that computes as in the quantized graph.
 
     Args:
-        graph: float.
-        quantized: the same nodes and values.
-        node: of the quantized graph.
+        graph: the float graph.
+        quantized: a graph with the same nodes and values.
+        node: a node of the quantized graph.
     """
     last = node
     after = quantized.only_consumer(node.output)
@@ -155,7 +157,7 @@ def only(graph: Graph, quantized: Graph, node: Node) -> Graph:
 
 
 def measure_of(graph: Graph, output: str) -> Measure:
-    """Choose how a change of one output is measured."""
+    """The measure for changes of one output, see the module."""
     info = graph.info(output)
     if not info.dtype.startswith("float") or len(info.shape) not in (2, 3) or info.shape[-1] < 2:
         return "relative"
@@ -167,11 +169,11 @@ def measure_of(graph: Graph, output: str) -> Measure:
 
 
 def distance(right: NDArray[Any], got: NDArray[Any], measure: Measure) -> float:
-    """Distance of an output from the float graph's; see the module.
+    """Distance between the output of the float graph and another output, see the module.
 
     Args:
-        right, got: one sample's output each, of one shape.
-        measure: "kl" takes logits, or probabilities, which are told by their sum.
+        right, got: the outputs of both graphs for one sample, with the same shape.
+        measure: the measure. "kl" accepts logits or probabilities, which sum to 1.
     """
     right, got = right.astype(np.float64), got.astype(np.float64)
     if measure == "relative":

@@ -1,4 +1,4 @@
-"""Turn sentences into the inputs of an encoder: token ids, a mask and segment numbers."""
+"""Turn sentences into the inputs of an encoder: token ids, attention mask and token types."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from edgeq.core.errors import FormatError, UsageError
 from edgeq.graph.ir import Graph
 
 KEYS = ("text", "sentence", "content", "query")
-"""Keys of a line of JSON that may hold its sentence."""
+"""Keys that may hold the sentence of a JSON object."""
 _IDS, _MASK, _TYPES = ("input_ids", "ids", "tokens"), ("attention_mask", "mask"), ("token_type",)
 _PADS = ("[PAD]", "<pad>", "<|endoftext|>")
 
 
 class Sentences:
-    """A tokenizer and the inputs of a graph it serves.
+    """Encodes sentences for the inputs of a graph.
 
     Args:
-        path: ``tokenizer.json``, or a folder that has one.
-        graph: whose inputs are named after what they take: input_ids, attention_mask,
-            token_type_ids, position_ids.
+        path: ``tokenizer.json``, or a folder with that file.
+        graph: a graph whose inputs are named input_ids, attention_mask, token_type_ids or
+            position_ids.
 
     Raises:
         FormatError: the tokenizer cannot be read.
-        UsageError: an input that sentences do not give.
+        UsageError: an input has another name, or no input takes token ids.
     """
 
     def __init__(self, path: str | Path, graph: Graph) -> None:
@@ -56,7 +56,7 @@ class Sentences:
         self._pad = next((token for token in numbers if token is not None), 0)
 
     def encode(self, text: str) -> dict[str, NDArray[Any]]:
-        """A graph's inputs for one sentence, padded or cut to its length."""
+        """The inputs of the graph for one sentence, padded or truncated to the graph's length."""
         encoded = self._tokenizer.encode(text)
         n = len(encoded.ids)
         values = {
@@ -82,16 +82,17 @@ def _kind(name: str, graph: Graph) -> str:
         if any(part in short for part in parts):
             return kind
     raise UsageError(
-        f"sentences do not give the input {name!r} {list(graph.info(name).shape)}; inputs must be "
-        "named input_ids, attention_mask, token_type_ids or position_ids, or give arrays as .npz"
+        f"the input {name!r} {list(graph.info(name).shape)} cannot be computed from sentences; "
+        "inputs must be named input_ids, attention_mask, token_type_ids or position_ids; give "
+        "arrays as .npz"
     )
 
 
 def read_lines(path: Path) -> list[str]:
-    """Sentences of a .txt file, one a line, or of a .jsonl file, one an object.
+    """Read the sentences of a .txt file (one per line) or of a .jsonl file (one per object).
 
     Raises:
-        FormatError: it cannot be read; names the line.
+        FormatError: the file or a line of it cannot be read; the message names the line.
     """
     try:
         lines = path.read_text("utf-8").splitlines()
@@ -115,4 +116,7 @@ def _sentence(line: str, where: str) -> str:
         for key in KEYS:
             if isinstance(row.get(key), str):
                 return str(row[key])
-    raise FormatError(f"{where} has no sentence; write a string, or one of the keys {KEYS}")
+    raise FormatError(
+        f"{where} has no sentence; write a string, or an object with one of the keys "
+        f"{', '.join(KEYS)}"
+    )

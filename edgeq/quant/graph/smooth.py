@@ -1,20 +1,21 @@
-"""SmoothQuant for graphs: bring the channels of a Linear's input to one size.
+"""SmoothQuant for graphs: give the channels of a Linear's input similar ranges.
 
-The inputs of a Linear are divided by a factor for each channel and its weights multiplied by it,
-which changes nothing but rounding:
+The inputs of a Linear are divided by a factor for each channel, and its weights are multiplied by
+the same factor, which changes only the rounding errors:
 
-    factor = (largest input) ** strength of each channel, their geometric mean being 1
+    factor = (largest absolute input of the channel) ** strength, scaled to a geometric mean of 1
 
-The strength is that of `STRENGTHS` with the least error of the layers' results, as it is to be
-expected of a step of the inputs, which all channels share, and of one of each row of the weights:
-both round evenly.
+The strength is the one of `STRENGTHS` with the smallest expected error of the layers' results. The
+expected error assumes that rounding errors are uniformly distributed, with one step for all
+channels of the inputs and one step for each row of the weights.
 
-Where the inputs come from a LayerNormalization that nothing else takes, the division goes into its
-scale and bias; else a Mul is put before the layers. What else takes the value, as the residual
-stream does, then has it unrounded.
+If the inputs come from a LayerNormalization without other consumers, its scale and bias are
+divided. Otherwise a Mul is inserted before the layers, and other consumers of the value, such as
+the residual stream, get it unrounded.
 
-Source: Xiao et al. 2023, "SmoothQuant" (arXiv:2211.10438), equation 4; the channels of the weights
-are left out of it, as it is their rows that share a scale, and the choice of the strength is ours.
+Source: Xiao et al. 2023, "SmoothQuant" (arXiv:2211.10438), equation 4. The factor does not depend
+on the weights, because their scales belong to rows and not to channels; the choice of the strength
+is edgeq's own.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ from edgeq.graph.rewrite import unique, unique_node
 
 Array = NDArray[np.float64]
 MAKERS = ("LayerNormalization", "Gelu")
-"""Operators whose outputs have channels of very different size."""
+"""Operators whose outputs have channels with very different ranges."""
 STRENGTHS = tuple(i / 8 for i in range(5))
-"""From 0, which changes nothing, to 1/2. Past that all channels come near the end of the range, and
-inputs a little larger than those observed are cut off in many of them."""
+"""Strengths from 0, which changes nothing, to 1/2. With larger strengths all channels come close to
+the ends of the range, and inputs slightly larger than the observed ones are clipped in many."""
 _WIDEST = 1e3
-"""Largest factor, and its inverse the least."""
+"""Largest factor; its inverse is the smallest."""
 
 
 def smooth(
@@ -51,11 +52,13 @@ def smooth(
 ) -> Graph:
     """Smooth the inputs of Linears that an operator of `MAKERS` computes.
 
+    Linears that share their weight with other nodes are left unchanged.
+
     Args:
-        graph: float; Linears that are smoothed take no part in each other's weights.
+        graph: the float graph.
         samples: inputs of the graph.
-        session_of: runs a graph.
-        progress: called with ("smoothing", samples seen, 0).
+        session_of: opens a session that runs a graph.
+        progress: called with ("smoothing", samples done, 0).
 
     Raises:
         UsageError: there are no samples.
@@ -75,7 +78,7 @@ def smooth(
 
 @dataclass
 class _Channels:
-    """What is seen of each channel of a value: float64 [K] each."""
+    """Statistics of each channel of a value: float64 [K] each."""
 
     low: Array
     high: Array
@@ -92,7 +95,7 @@ def _factor(seen: _Channels, strength: float) -> Array:
 
 
 def _expected_error(seen: _Channels, weights: Iterable[NDArray[Any]], factor: Array) -> float:
-    """Mean squared error that rounding to 8 bits brings to the results, up to a constant."""
+    """Expected squared error of the results after rounding to 8 bits, up to a constant factor."""
     step = ((seen.high / factor).max() - (seen.low / factor).min()) / 255
     inputs = (seen.squares / factor**2).sum()
     error = 0.0
@@ -104,7 +107,7 @@ def _expected_error(seen: _Channels, weights: Iterable[NDArray[Any]], factor: Ar
 
 
 def _linears(graph: Graph, value: str) -> tuple[Node, ...]:
-    """The Linears that use a value and do not share their weight."""
+    """The Linears that consume a value and do not share their weight."""
     return tuple(
         node
         for node in graph.consumers.get(value, ())
@@ -121,7 +124,7 @@ def _observed(
     session_of: OpenSession,
     progress: Progress | None,
 ) -> dict[str, _Channels]:
-    """What is seen of each channel, which is the last axis; ranges include zero."""
+    """Measure each channel (the last axis) of values on samples; ranges include zero."""
     run = session_of(graph, values)
     seen: dict[str, _Channels] = {}
     n = 0
@@ -130,11 +133,11 @@ def _observed(
         for value in values:
             x = outputs[value].reshape(-1, outputs[value].shape[-1])
             zero = np.zeros(x.shape[1])
-            held = seen.setdefault(value, _Channels(zero, zero, zero))
-            held.low = np.minimum(held.low, x.min(axis=0))
-            held.high = np.maximum(held.high, x.max(axis=0))
+            channels = seen.setdefault(value, _Channels(zero, zero, zero))
+            channels.low = np.minimum(channels.low, x.min(axis=0))
+            channels.high = np.maximum(channels.high, x.max(axis=0))
             mean = np.square(x, dtype=np.float64).mean(axis=0)
-            held.squares = held.squares + (mean - held.squares) / n
+            channels.squares = channels.squares + (mean - channels.squares) / n
         if progress is not None:
             progress("smoothing", n, 0)
     if not n:
@@ -145,7 +148,7 @@ def _observed(
 def _divided(
     graph: Graph, value: str, nodes: tuple[Node, ...], factor: NDArray[np.float32]
 ) -> Graph:
-    """Divide a value by a factor for each channel, and multiply the weights behind it."""
+    """Divide a value by a factor for each channel, and multiply the weights of its consumers."""
     constants: dict[str, Constant] = dict(graph.constants)
     for node in nodes:
         constants[node.inputs[1]] = graph.array(node.inputs[1]) * factor

@@ -1,9 +1,8 @@
-"""A few calibration samples, stored in the file of a quantized graph.
+"""A few calibration samples that are stored in the file of a quantized graph.
 
-A conversion is judged by what the model does to real inputs. Values made up at random reach other
-parts of a network, or saturate it, and then right files seem wrong and wrong ones right. The
-quantized ONNX file stores as many samples as fit in `LIMIT` bytes; they are not copied to the files
-of targets.
+Validation of a conversion compares the outputs for real inputs. Random inputs reach other parts of
+a network or saturate it, and then correct files can fail and wrong files can pass. The quantized
+ONNX file stores as many samples as fit in `LIMIT` bytes; converted files do not contain them.
 """
 
 from __future__ import annotations
@@ -23,21 +22,21 @@ from edgeq.graph.feeds import Feeds
 from edgeq.graph.ir import Graph
 
 META_SAMPLES = "edgeq.samples"
-"""Key of the file's metadata."""
+"""Key of the entry in the file's metadata."""
 LIMIT = 1 << 20
-"""Most bytes of the metadata's entry."""
+"""Most bytes of the entry."""
 MOST = 8
 """Most samples that are stored."""
 
 
 def stored_samples_entry(graph: Graph, samples: Iterable[Feeds]) -> dict[str, str]:
-    """Make the metadata entry that stores samples; empty if not even one fits.
+    """The metadata entry that stores samples; empty if not even one sample fits.
 
-    Inputs that are rounded are kept as their levels, other floats in half precision.
+    Rounded inputs are stored as integers, other float inputs as float16.
 
     Args:
-        graph: quantized.
-        samples: inputs by name; the first `MOST` are looked at.
+        graph: the quantized graph.
+        samples: inputs by name; at most the first `MOST` are stored.
     """
     rows: list[Feeds] = []
     for feeds in samples:
@@ -70,7 +69,7 @@ def stored_samples(graph: Graph) -> list[dict[str, NDArray[Any]]]:
             "model again, or give --data"
         ) from err
     return [
-        {name: _unpacked(graph, name, array[i]) for name, array in arrays.items()}
+        {name: _unpacked(graph, name, array[i, ...]) for name, array in arrays.items()}
         for i in range(min((len(array) for array in arrays.values()), default=0))
     ]
 

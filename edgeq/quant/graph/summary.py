@@ -25,13 +25,14 @@ class OpRow:
     """One operator of a quantized graph.
 
     Args:
-        op, node: its type and name.
-        weight: "int8", "int4 channel", "int4 g32", "palette", "fp16", "f32"; "" without weights.
-        activations: "int8" if it computes in integers, else "float".
-        nbytes: of its constants as they are packed.
-        float_bytes: of its constants in float32.
-        sqnr_db: of its output against the float graph's, on samples; None if not measured, or if
-            there is no difference.
+        op, node: type and name of the operator.
+        weight: scheme of its weight, such as "int8 channel", "int4 g32", "palette channel", "fp16"
+            or "f32"; "" without a weight.
+        activations: "int8" if the operator computes on integers, else "float".
+        nbytes: bytes of its constants as they are stored.
+        float_bytes: bytes of its constants in float32.
+        sqnr_db: SQNR of its output relative to the float graph, in dB; None if it was not measured
+            or if there is no error.
     """
 
     op: str
@@ -45,17 +46,19 @@ class OpRow:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Agreement of the outputs of the quantized graph with the float graph's.
+    """Agreement of the outputs of the quantized graph with those of the float graph.
 
     Args:
-        samples: compared.
-        cosine: mean over samples and outputs.
-        sqnr_db: of all outputs; None if they are equal.
-        top1: share of samples with the same largest element in the first output, if it is a
-            list of scores: [1, classes]; else None.
-        classes: different classes that are largest in the float graph; None without scores.
-        varied: part of the float outputs' power that differs between samples.
-        varied_sqnr_db: of that part; None if it is equal, or if nothing differs.
+        samples: number of samples that were compared.
+        cosine: cosine similarity, mean over samples and outputs.
+        sqnr_db: SQNR of all outputs in dB; None if they are equal.
+        top1: fraction of samples with the same top class in the first output, if that output is
+            scores [1, classes]; else None.
+        classes: number of different top classes of the float graph; None without scores.
+        varied: fraction of the float outputs' power that differs between samples.
+        varied_sqnr_db: SQNR of that part in dB; None if it is equal or zero.
+        undefined: fraction of the float outputs' elements that are NaN or infinite. They are left
+            out of the other figures.
     """
 
     samples: int
@@ -65,6 +68,7 @@ class Agreement:
     classes: int | None
     varied: float
     varied_sqnr_db: float | None
+    undefined: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,15 +76,15 @@ class GraphSummary(QuantizationSummary):
     """A quantized graph, with its sizes and its agreement with the float graph.
 
     Args:
-        graph: quantized.
-        recipe: how.
-        rows: its operators.
-        float_bytes, packed_bytes: of all constants.
-        float_arena, arena: peak bytes of values with reused buffers, before and after.
-        kept: nodes to which mixed precision gave more bits.
-        agreement: with the float graph, on samples of the calibration; None without samples.
+        graph: the quantized graph.
+        recipe: the recipe by which it was quantized.
+        rows: the operators of the graph.
+        float_bytes, packed_bytes: bytes of all constants, in float32 and as they are stored.
+        float_arena, arena: peak bytes of activations with reused buffers, before and after.
+        kept: names of the nodes to which mixed precision gave more bits.
+        agreement: agreement with the float graph on calibration samples; None without samples.
         seconds: duration of the quantization.
-        warnings: about the samples, a sentence each.
+        warnings: warnings about the samples, one sentence each.
     """
 
     graph: Graph
@@ -97,11 +101,11 @@ class GraphSummary(QuantizationSummary):
 
     @property
     def bpw(self) -> float:
-        """Bits held per weight over all constants, which take 32 bits in float32."""
+        """Stored bits per weight over all constants, which have 32 bits in float32."""
         return 32 * self.packed_bytes / self.float_bytes if self.float_bytes else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready dictionary of all but the graph."""
+        """A dictionary for JSON with everything but the graph."""
         return {
             "recipe": self.recipe.to_dict(),
             "float_bytes": self.float_bytes,
@@ -117,7 +121,7 @@ class GraphSummary(QuantizationSummary):
 
 
 def operator_rows(graph: Graph) -> tuple[OpRow, ...]:
-    """Make a row for each operator of a graph, quantized or not."""
+    """A row for each operator of a graph, quantized or not."""
     return tuple(
         OpRow(
             node.op,
@@ -132,7 +136,7 @@ def operator_rows(graph: Graph) -> tuple[OpRow, ...]:
 
 
 def computes_in_integers(graph: Graph, node: Node) -> bool:
-    """Whether all float inputs and the output of a node are rounded, and its weight too."""
+    """Whether a node computes on integers: its float inputs, output and weight are rounded."""
     inputs = [name for name in data_inputs(node) if graph.info(name).dtype == "float32"]
     producer = graph.producers.get(inputs[0]) if inputs else None
     inside = (
@@ -140,7 +144,7 @@ def computes_in_integers(graph: Graph, node: Node) -> bool:
         and activation_behind(graph, producer) is node
         and producer.output not in graph.quants
     )
-    if inside and producer is not None:  # a part of the node it follows
+    if inside and producer is not None:  # the node is fused with the one before it
         return node.output in graph.quants and computes_in_integers(graph, producer)
     behind = activation_behind(graph, node)
     outputs = node.outputs
@@ -171,12 +175,12 @@ def constants_bytes(graph: Graph) -> tuple[int, int]:
 
 
 def arena_bytes(graph: Graph) -> int:
-    """Peak bytes of a graph's values with reused buffers; fused activations take none."""
+    """Peak bytes of a graph's activations with reused buffers; fused nodes need no buffer."""
     return lay_out(lives(join_activations(graph))).nbytes
 
 
 def join_activations(graph: Graph) -> Graph:
-    """Join nodes with the activation computed with them, as they are laid out in memory."""
+    """The graph with every Relu or Clip merged into the node that it is fused with."""
     parts_of = {
         node.name: behind for node in graph.nodes if (behind := activation_behind(graph, node))
     }
@@ -196,7 +200,15 @@ def with_sqnr(
     samples: Iterable[Feeds],
     session_of: OpenSession,
 ) -> tuple[OpRow, ...]:
-    """Add the SQNR of each node's output in the quantized graph to its row."""
+    """Add the SQNR of each node's output, in dB, to its row.
+
+    Args:
+        rows: rows of `operator_rows`.
+        original: the float graph.
+        quantized: the quantized graph.
+        samples: inputs on which the SQNR is measured.
+        session_of: opens a session that runs a graph.
+    """
     watch = [
         node.output
         for node in quantized.nodes
@@ -207,10 +219,11 @@ def with_sqnr(
         power, error = dict.fromkeys(part, 0.0), dict.fromkeys(part, 0.0)
         runs = session_of(original, part), session_of(quantized, part)
         for feeds in samples:
-            want, got = (run(feeds) for run in runs)
+            expected, actual = (run(feeds) for run in runs)
             for name in part:
-                power[name] += _energy(want[name])
-                error[name] += _energy(got[name] - want[name])
+                right, made = _comparable(expected[name], actual[name])
+                power[name] += _energy(right)
+                error[name] += _energy(made - right)
         sqnr.update({name: _decibel(power[name], error[name]) for name in part})
     outputs = {node.name: node.output for node in quantized.nodes}
     return tuple(replace(row, sqnr_db=sqnr.get(outputs[row.node])) for row in rows)
@@ -219,28 +232,32 @@ def with_sqnr(
 def compare(
     original: Graph, quantized: Graph, samples: Iterable[Feeds], session_of: OpenSession
 ) -> Agreement:
-    """Compare the outputs of two graphs."""
+    """Compare the outputs of the quantized graph with those of the float graph on samples."""
     runs = session_of(original, ()), session_of(quantized, ())
     cosines: list[float] = []
     same: list[bool] = []
     classes: set[int] = set()
     power = error = 0.0
     sums = {name: [np.zeros(1), np.zeros(1)] for name in original.outputs}
+    undefined, elements = dict.fromkeys(original.outputs, 0), 0
     n = 0
     for feeds in samples:
         n += 1
-        want, got = (run(feeds) for run in runs)
+        expected, actual = (run(feeds) for run in runs)
         for name in original.outputs:
-            a, b = (x[name].astype(np.float64).ravel() for x in (want, got))
+            undefined[name] += int(np.sum(~np.isfinite(expected[name])))
+            elements += expected[name].size
+            pair = _comparable(expected[name], actual[name])
+            a, b = (x.astype(np.float64).ravel() for x in pair)
             power, error = power + _energy(a), error + _energy(b - a)
             sums[name] = [sums[name][0] + a, sums[name][1] + (b - a)]
             lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
             cosines.append(float(a @ b) / lengths if lengths else float(np.array_equal(a, b)))
         first = original.outputs[0]
         if _is_scores(original, first):
-            same += list(want[first].argmax(-1) == got[first].argmax(-1))
-            classes.update(int(i) for i in want[first].argmax(-1))
-    # the energy about the mean over the samples
+            same += list(expected[first].argmax(-1) == actual[first].argmax(-1))
+            classes.update(int(i) for i in expected[first].argmax(-1))
+    # the energy of the mean over the samples, which is the same for all of them
     still_power, still_error = (
         sum(_energy(pair[i]) for pair in sums.values()) / max(n, 1) for i in (0, 1)
     )
@@ -253,7 +270,16 @@ def compare(
         len(classes) if same else None,
         varied / power if power else 0.0,
         _decibel(varied, max(error - still_error, 0.0)),
+        sum(undefined.values()) / max(elements, 1),
     )
+
+
+def _comparable(want: NDArray[Any], got: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Two arrays with 0 where the first is not finite, and where the second alone is not."""
+    if want.dtype.kind != "f" or (np.isfinite(want).all() and np.isfinite(got).all()):
+        return want, got
+    sound = np.isfinite(want)
+    return np.where(sound, want, 0), np.where(sound & np.isfinite(got), got, 0)
 
 
 def _is_scores(graph: Graph, name: str) -> bool:
@@ -295,7 +321,7 @@ def _weight_text(graph: Graph, node: Node) -> str:
 
 
 def precisions(rows: Iterable[OpRow]) -> Mapping[str, int]:
-    """Count operators by precision, as "int8 channel weights, int8 activations" -> 12."""
+    """Number of operators by precision, such as "int8 channel weights, int8 activations" -> 12."""
     counts: dict[str, int] = {}
     for row in rows:
         weights = f"{row.weight} weights, " if row.weight else ""

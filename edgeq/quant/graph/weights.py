@@ -1,21 +1,24 @@
-"""Round the weights of a graph's operators with the rounders of `edgeq.quant`, one row a channel.
+"""Round the weights of a graph's operators with the rounders of `edgeq.quant`.
 
-    Linear         [N, K]                a row is an output; groups run along K
-    Gather         [V, D]                a row is an entry of the table; groups run along D
-    Conv           [O, I/g, kh, kw]      a row is an output channel, I/g * kh * kw long
-    ConvTranspose  [I, O/g, kh, kw]      a row is an output channel of all groups; an input
-                                         channel where each is a group of its own
+Weights are rounded as matrices, whose rows are
 
-GPTQ needs second moments of what a row is multiplied with: of a convolution's inputs as im2col
-cuts them, one matrix for each of its groups. Gather multiplies nothing, and in ConvTranspose
-each output meets other taps of a row, so those two are rounded by "mse" where GPTQ is asked for.
+    Linear         [N, K]                outputs; groups run along K
+    Gather         [V, D]                entries of the table; groups run along D
+    Conv           [O, I/g, kh, kw]      output channels, I/g * kh * kw long
+    ConvTranspose  [I, O/g, kh, kw]      output channels of all groups; input channels for
+                                         depthwise convolutions
 
-Groups are for rows that every target can cut: a convolution gets a scale for each channel instead,
-and so does a row no longer than a group.
+GPTQ needs the second moments of the vectors that a row is multiplied with: for a convolution the
+rows of im2col, with one matrix for each of its groups. A Gather multiplies nothing, and in a
+ConvTranspose each output uses other taps of a row, so the recipe's GPTQ becomes "mse" for these
+two.
 
-Scales lie on the lattice that float16 and bfloat16 share, as all of edgeq's do, so that the
-numbers in the file of every target are the same. The one exception are 4-bit weights of layers
-whose output is rounded: `odd_scales`.
+Only matrices have groups, because every target can represent those. A convolution gets one scale
+for each channel instead, and so does a row that is not longer than a group.
+
+Scales can be represented exactly in both float16 and bfloat16, like all scales of edgeq, so that
+the files of all targets hold the same numbers. The only exception are 4-bit weights of layers whose
+output is rounded, see `odd_scales`.
 """
 
 from __future__ import annotations
@@ -44,20 +47,21 @@ from edgeq.quant.rounders.qparams import (
 from edgeq.quant.rounders.rounding import Shared, find_shared, round_rows
 
 ODD = (4.0, 4096.0)
-"""Steps of a sum in one of the output between which `odd_scales` makes them an odd number: with
-fewer a scale would move too far, and with more float32 holds no number so well."""
+"""Range of the ratio between an output step and an accumulator step in which `odd_scales` makes the
+ratio odd. Below it a scale would change too much, and above it float32 is not precise enough."""
 BIAS_LIMIT = 2**30
-"""Largest level of a bias, so that as much again is left for the sum it is added to."""
+"""Largest integer of a bias, which leaves half of the int32 range to the sum of products."""
 
 
 _LEAST_SCALE = 2.0**-20
-"""The least scale of a weight: below it float16 holds too few of its digits."""
+"""Smallest scale of a weight. Smaller scales have too few significant bits in float16."""
 
 
 def weight_nodes(graph: Graph) -> tuple[Node, ...]:
-    """Nodes whose weights can be rounded: float constants of Conv, ConvTranspose, Linear, Gather.
+    """The nodes whose weights can be rounded.
 
-    A Gather is one of them if it looks rows of a matrix up.
+    These are the Conv, ConvTranspose and Linear nodes with constant float weights, and the Gather
+    nodes that look up rows of a constant float matrix.
     """
 
     def rounds(node: Node) -> bool:
@@ -72,7 +76,7 @@ def weight_nodes(graph: Graph) -> tuple[Node, ...]:
 
 
 def needs_hessian(node: Node, scheme: QuantScheme) -> bool:
-    """Whether the weight is rounded with second moments of the node's inputs."""
+    """Whether a scheme needs the second moments of the node's inputs to round its weight."""
     by_gptq = scheme.method == "gptq" or (scheme.codebook is not None and scheme.method is None)
     return by_gptq and node.op in ROW_PRODUCTS
 
@@ -87,19 +91,19 @@ def round_weight(
     """Round one weight.
 
     Args:
-        w: of the node, in its own shape.
-        node: Conv, ConvTranspose, Linear or Gather.
-        scheme: how, its method included: "rtn" if it names none; a palette without a method is
-            rounded by "gptq" where there is a Hessian, else by "mse".
-        hessian: mean of x x^T over a row's inputs, float32 [K, K]; of a convolution in groups
-            [groups, K, K]. GPTQ needs it; a palette is better with it.
-        ratio: the output's scale divided by the input's, where both are rounded: 4-bit weights
-            with a scale for each channel then get those of `odd_scales`.
+        w: the weight, in the shape of the node.
+        node: a Conv, ConvTranspose, Linear or Gather.
+        scheme: scheme and method of rounding. Without a method it is "rtn"; a palette without a
+            method is rounded by "gptq" if there is a Hessian, else by "mse".
+        hessian: mean of x x^T over the input vectors of a row, float32 [K, K], or [groups, K, K]
+            for a grouped convolution. GPTQ needs it; a palette is more accurate with it.
+        ratio: scale of the output divided by the scale of the input, if both are rounded. 4-bit
+            weights with one scale for each channel then get scales of `odd_scales`.
 
     Raises:
         FormatError: a weight is NaN or infinite.
-        SchemeError: a scale is beyond float16, or so far below 1 that it is nearly 0 there.
-        UsageError: GPTQ without a Hessian, or one of another width.
+        SchemeError: a scale is too large or too small for float16.
+        UsageError: GPTQ has no Hessian, or a Hessian of another width.
     """
     name = weight_name(node)
     axis = _channel_axis(node, w.shape)
@@ -116,7 +120,8 @@ def round_weight(
         parts = _by_gptq(rows, matrix, hessian, name)
     elif scheme.method == "gptq" and needs_hessian(node, scheme):
         raise UsageError(
-            f"gptq needs the second moments of the inputs of {node}; give samples, or use mse"
+            f"gptq needs the second moments of the inputs of {node}; give calibration samples, or "
+            "use mse"
         )
     else:
         to_nearest = scheme.method == "rtn" or (scheme.method is None and not scheme.codebook)
@@ -130,7 +135,7 @@ def round_weight(
         levels, scales = _with_odd_scales(rows, scales, ratio, moments, name)
     levels = np.ascontiguousarray(np.moveaxis(levels.reshape(shape), 0, axis))
     if size is not None and grouped:
-        # padding may have brought groups of its own
+        # padding may have added groups
         scales = np.ascontiguousarray(scales[:, : -(-k // size)])
         return QuantWeight(levels, scales, scheme.bits, 1, size, palette)
     if matrix.granularity == "tensor":
@@ -139,28 +144,28 @@ def round_weight(
 
 
 def _check_size(rows: Array, node: Node, bits: int) -> None:
-    """Refuse weights so small that float16, which scales are held in, has no scale for them."""
+    """Refuse weights that are so small that their scale has too few bits in float16."""
     most = float(np.abs(rows).max(initial=0))
     if 0 < most < _LEAST_SCALE * (2 ** (bits - 1) - 1):
         raise SchemeError(
-            f"the weights of {node} are at most {most:.3g}, and their scale would be below the "
-            f"least that float16 holds well, {_LEAST_SCALE:.3g}; keep them float "
+            f"the weights of {node} are at most {most:.3g}, and their scale would be below "
+            f"{_LEAST_SCALE:.3g}, the smallest that float16 represents well; keep them float "
             f"(--tensor-type {node.name}=f32)"
         )
 
 
 def odd_scales(scales: Array, ratio: float, more: int = 0) -> Array:
-    """The nearest scales with which a step of the output is an odd number of steps of the sum.
+    """The nearest scales for which one output step is an odd number of accumulator steps.
 
-    No sum then lies halfway between two levels of the output, nor nearer to it than half a step of
-    the sum. Runtimes that compute the sum in integers and round it with float32, with one rounding
-    of a fixed-point product or with two, get the same level. It matters for weights of 4 bits,
-    where a step of the output is but some dozen of the sum.
+    Then no integer sum lies halfway between two output integers, or closer to it than half an
+    accumulator step. Runtimes requantize the sum in float32 or by fixed-point products with one or
+    two roundings, and all of them get the same integer. That matters for weights of 4 bits, for
+    which an output step is only some dozen accumulator steps.
 
     Args:
-        scales: float32, any shape.
-        ratio: the output's scale divided by the input's.
-        more: added to the odd numbers; even.
+        scales: scales of the weight, float32 of any shape.
+        ratio: scale of the output divided by the scale of the input.
+        more: an even number that is added to the odd numbers.
     """
     steps = ratio / scales.astype(np.float64)
     odd = (ratio / (2 * np.floor(steps / 2) + 1 + more)).astype(np.float32)
@@ -170,16 +175,16 @@ def odd_scales(scales: Array, ratio: float, more: int = 0) -> Array:
 def int_bias(
     b: NDArray[np.floating[Any]], x_scale: float, w: QuantWeight, name: str = "bias"
 ) -> QuantWeight:
-    """A bias as integers of the products' scale, ``float32(x_scale) * w.scales``.
+    """Round a bias to int32 with the scale of the products, ``float32(x_scale) * w.scales``.
 
     Args:
-        b: float [O].
-        x_scale: of the input.
-        w: the weight; has a scale for the tensor or for each output channel.
-        name: for messages.
+        b: float bias [O].
+        x_scale: scale of the input.
+        w: the weight, with one scale for the tensor or one for each output channel.
+        name: name of the bias, for messages.
 
     Raises:
-        SchemeError: the weight has groups, or a bias takes more than `BIAS_LIMIT` levels; see
+        SchemeError: the weight has groups, or an integer of the bias would exceed `BIAS_LIMIT`; see
             `with_room`.
     """
     scales = _product_scales(len(b), x_scale, w, name)
@@ -188,22 +193,22 @@ def int_bias(
         at = int(np.abs(levels).argmax())
         raise SchemeError(
             f"{name} is {float(b[at]):.6g} in channel {at}, where one step is {scales[at]:.6g}: "
-            f"more than the {BIAS_LIMIT} steps an integer bias may have; "
-            "the weights of the channel need a larger scale, as with_room gives them"
+            f"more than the {BIAS_LIMIT} steps that an integer bias may have; give the weights of "
+            "the channel a larger scale (with_room)"
         )
     return QuantWeight(levels.astype(np.int32), scales, 32, 0)
 
 
 def with_room(b: NDArray[np.floating[Any]], x_scale: float, w: QuantWeight) -> QuantWeight:
-    """The weight with scales so large that `int_bias` can hold the bias.
+    """Enlarge the scales of a weight so that `int_bias` can represent the bias.
 
-    Channels of next to no weight may have a bias that would overflow. What such weights lose by
-    being rounded to larger steps is less than a step of the bias in float32.
+    The bias of a channel with very small weights may overflow. The error of rounding such weights
+    with a larger scale is less than one float32 step of the bias.
 
     Args:
-        b: float [O].
-        x_scale: of the input.
-        w: the weight; has a scale for the tensor or for each output channel.
+        b: float bias [O].
+        x_scale: scale of the input.
+        w: the weight, with one scale for the tensor or one for each output channel.
 
     Raises:
         SchemeError: the weight has groups.
@@ -227,7 +232,7 @@ def with_room(b: NDArray[np.floating[Any]], x_scale: float, w: QuantWeight) -> Q
 
 
 def _channel_axis(node: Node, shape: tuple[int, ...]) -> int:
-    """The axis of output channels, or of those of one group."""
+    """The axis of a weight along which its scales lie: output channels, or those of one group."""
     if node.op != "ConvTranspose":
         return 0
     depthwise = int(node.attrs.get("group", 1)) == shape[0] and shape[1] == 1
@@ -237,15 +242,15 @@ def _channel_axis(node: Node, shape: tuple[int, ...]) -> int:
 def _product_scales(n: int, x_scale: float, w: QuantWeight, name: str) -> Array:
     if w.block is not None:
         raise SchemeError(
-            f"{name} is to be an integer, and its weight has scales for groups of {w.block}; "
-            "use granularity channel or tensor where activations are integers too"
+            f"{name} must be an integer, and its weight has scales for groups of {w.block}; use "
+            "the granularity channel or tensor if activations are integers too"
         )
-    # in a transposed convolution the groups' channels share the scales
+    # in a transposed convolution all groups share the scales of their channels
     return np.float32(x_scale) * np.resize(w.scales, n)
 
 
 def _by_gptq(rows: Array, scheme: QuantScheme, hessian: Array, name: str) -> list[QuantRows]:
-    """Rows of all groups of a convolution, each group by its own Hessian."""
+    """Round rows by GPTQ; each group of a convolution has its own Hessian."""
     if hessian.ndim == 2:
         return [round_gptq(rows, scheme, Hessian.of(hessian), name=name)]
     shared = find_shared([group_view(rows, scheme)], scheme, "mse", rows.shape[1], name=name)
@@ -266,7 +271,7 @@ def _by_gptq(rows: Array, scheme: QuantScheme, hessian: Array, name: str) -> lis
 def _with_odd_scales(
     rows: Array, scales: Array, ratio: float, hessian: Array | None, name: str
 ) -> tuple[NDArray[np.int8], Array]:
-    """Levels [N, K] and scales [N, 1] of 4 bits: each row takes the best of three odd numbers."""
+    """Integers [N, K] of 4 bits and scales [N, 1]: each row gets the best of three odd scales."""
     best = None
     matrices = None if hessian is None else hessian if hessian.ndim == 3 else hessian[None]
     for more in (0, -2, 2):
@@ -292,15 +297,15 @@ def _with_odd_scales(
 
 
 def _in_steps(rows: Array, matrices: Array | None, name: str) -> NDArray[np.int8]:
-    """Rows that are divided by their scales, to integers of 4 bits."""
+    """Round rows that are divided by their scales already to integers of 4 bits."""
     scheme = QuantScheme(4, True, "tensor", None, None)
     one = WeightParams(np.ones((1, 1), np.float32))
     if matrices is None:
         rounded = round_rows(rows, scheme, "rtn", name=name, shared=Shared(one))
         return rounded.levels(scheme)
     if rows.shape[1] <= MOST_COLUMNS and len(matrices) > 1:
-        found = round_stack_of_matrices(rows, scheme, matrices, name=name, params=one)
-        return found.levels(scheme)
+        stack = round_stack_of_matrices(rows, scheme, matrices, name=name, params=one)
+        return stack.levels(scheme)
     return np.concatenate([
         round_gptq(part, scheme, Hessian.of(matrix), name=name, params=one).levels(scheme)
         for part, matrix in zip(np.split(rows, len(matrices)), matrices, strict=True)

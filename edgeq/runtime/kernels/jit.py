@@ -167,6 +167,9 @@ def module(scheme: QuantScheme, isa: Isa) -> ir.Module:
             stop = b.add(done, b.mul(b.sdiv(b.sub(tokens, done), const(step)), const(step)))
             with loop(b, done, stop, step) as m:
                 row = b.add(acts, b.mul(m, act_stride))
+                # the rows after the first find the tile in the caches
+                is_first = b.icmp_signed("==", m, const(0))
+                ahead = b.select(is_first, const(isa.prefetch), const(0))
                 to = b.add(target, b.mul(m, out_stride))
                 for r in range(0, TILE, isa.rows(step)):
                     # bytes before row r: codes, scales, zero points or minimums
@@ -175,7 +178,7 @@ def module(scheme: QuantScheme, isa: Isa) -> ir.Module:
                     shift = const(r) if scheme.two_level else packed.shift
                     b.call(
                         kernel,
-                        [*parts, row, packed.blocks, shift, act_stride, place, out_stride],
+                        [*parts, row, packed.blocks, shift, act_stride, place, out_stride, ahead],
                     )
             done = stop
     b.ret_void()

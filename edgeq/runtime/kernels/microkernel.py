@@ -111,7 +111,7 @@ class Isa:
     """Rows of float weights that are widened together: as many as a second-level cache holds beside
     a batch of activations."""
     prefetch = 0
-    """How many bytes ahead of a single row's weights to prefetch; 0 leaves it to the hardware."""
+    """How many bytes ahead of the weights to prefetch; 0 leaves it to the hardware."""
 
     def rows(self, tokens: int) -> int:
         """How many of the tile's 16 rows (16, 8 or 4) are worked on at once.
@@ -131,6 +131,14 @@ class Isa:
     def factor(self, b: ir.IRBuilder, value: int, ty: ir.Type) -> ir.Value:
         """A constant to multiply by, made before the loop."""
         return const(value, ty)
+
+    def bits(self, b: ir.IRBuilder, codes: ir.Value, n: int, mask: int) -> ir.Value:
+        """The bits of ``mask`` of bytes shifted right by ``n``, or left where that is negative."""
+        if n:
+            by = const(abs(n), codes.type)
+            codes = b.lshr(codes, by) if n > 0 else b.shl(codes, by)
+        left = 255 >> n if n > 0 else 255 << -n & 255
+        return codes if mask == left else b.and_(codes, const(mask, codes.type))
 
     def lookup(self, b: ir.IRBuilder, table: ir.Value, codes: ir.Value) -> ir.Value:
         """The byte of ``table`` <16 x i8> that each code names."""
@@ -177,38 +185,28 @@ def runs(items: list[Pair], length: int) -> list[list[Pair]]:
 
 
 def _unpack(
-    b: ir.IRBuilder, address: ir.Value, bits: int, signed: bool, rows: int
+    b: ir.IRBuilder, isa: Isa, address: ir.Value, bits: int, signed: bool, rows: int
 ) -> list[ir.Value]:
     """The eight byte vectors of one block, in column order."""
     ty = ir.VectorType(I8, rows * LANE)
     step = TILE * LANE
     planes = [load(b, add(b, address, step * j), ty, rows * LANE) for j in range(bits)]
 
-    def shift(v: ir.Value, n: int) -> ir.Value:
-        return b.lshr(v, const(n, ty)) if n else v
-
     if bits == 8:
         return [b.xor(p, const(-128, ty)) for p in planes] if signed else planes
-    out = []
     if bits >= 4:
-        nibble = const(15, ty)
-        out = [v for p in planes[:4] for v in (b.and_(p, nibble), shift(p, 4))]
-        if bits == 4:
-            return out
+        out = [isa.bits(b, p, n, 15) for p in planes[:4] for n in (0, 4)]
     else:
-        low = const(3, ty)
-        for i in range(8):
-            part = shift(planes[i // 4], 2 * (i % 4))
-            out.append(part if i % 4 == 3 else b.and_(part, low))
-        if bits == 2:
-            return out
+        out = [isa.bits(b, planes[i // 4], 2 * (i % 4), 3) for i in range(8)]
+    if bits in (2, 4):
+        return out
     # the high bits: one of each code, or two
     wide = 2 if bits == 6 else 1
     per_plane, below = 8 // wide, bits - wide
+    mask = ((1 << wide) - 1) << below
     for i in range(8):
-        part = shift(planes[below + i // per_plane], wide * (i % per_plane))
-        high = b.and_(part, const((1 << wide) - 1, ty))
-        out[i] = b.or_(out[i], b.shl(high, const(below, ty)))
+        plane = planes[below + i // per_plane]
+        out[i] = b.or_(out[i], isa.bits(b, plane, wide * (i % per_plane) - below, mask))
     return out
 
 
@@ -218,17 +216,18 @@ def build(b: ir.IRBuilder, isa: Isa, variant: Variant) -> ir.Function:
     It does `Isa.rows` rows of a tile. Its arguments are integers: addresses of packed codes,
     scales, zero points (each of the first of its rows; of the table for a palette, of float16
     minimums where the scheme has them) and activations, the number of blocks, the group shift
-    (block >> shift = group), the bytes between activation rows, the output's address and the bytes
-    between its rows. With two-level scales, the scales' address is that of the tile's first record
-    and the shift is the number of the first row in the tile.
+    (block >> shift = group), the bytes between activation rows, the output's address, the bytes
+    between its rows, and how many bytes ahead to prefetch. With two-level scales, the scales'
+    address is that of the tile's first record and the shift is the number of the first row in the
+    tile.
     """
     known = b.module.globals.get(variant.symbol)
     if known is not None:
         return known
-    fn = ir.Function(b.module, ir.FunctionType(VOID, [I64] * 9), variant.symbol)
+    fn = ir.Function(b.module, ir.FunctionType(VOID, [I64] * 10), variant.symbol)
     fn.linkage = "internal"
     fn.attributes.add("noinline")
-    codes, scales, zeros, acts, blocks, shift, act_stride, out, out_stride = fn.args
+    codes, scales, zeros, acts, blocks, shift, act_stride, out, out_stride, ahead = fn.args
     entry, loop, done = (fn.append_basic_block(n) for n in ("entry", "loop", "done"))
     b = ir.IRBuilder(entry)
     # values from a palette are bytes, multiplied as 8-bit codes are
@@ -250,12 +249,16 @@ def build(b: ir.IRBuilder, isa: Isa, variant: Variant) -> ir.Function:
         total.add_incoming(ir.Constant(f32s, [0.0] * rows), entry)
 
     at = b.add(codes, b.mul(i, const(TILE * LANE * bits)))
-    weights = _unpack(b, at, bits, signed and table is None, rows)
+    weights = _unpack(b, isa, at, bits, signed and table is None, rows)
     if table is not None:
         weights = [isa.lookup(b, table, codes_) for codes_ in weights]
-    if variant.tokens == 1 and isa.prefetch:
+    if isa.prefetch:
+        # several rows fill the first-level cache: what would wait there for weights would have to
+        # wait for the rows that it pushed out
+        level = 1 if variant.tokens <= 2 else 2
+        there = b.add(at, ahead)
         for j in range(bits):
-            prefetch(b, add(b, at, isa.prefetch + 64 * j))
+            prefetch(b, add(b, there, 64 * j), level)
     halves = 2 if scheme.group_size == 16 else 1
     params = _two_level_params if scheme.two_level else _group_params
     groups = [params(b, scheme, scales, zeros, i, shift, h, rows) for h in range(halves)]

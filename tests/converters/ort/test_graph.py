@@ -283,6 +283,11 @@ def test_weights_of_float_operators_are_dequantized_at_load_alone(tmp_path: Path
     assert found["Mul"] == 3
     assert not found["DequantizeLinear"]
     onnx.checker.check_model(onnx.load(path), full_check=True)
+    # levels without a sign stand for the same weights
+    ort_lower.write(graph, tmp_path / "u.onnx", {"weights": "uint8"})
+    x = np.random.default_rng(0).standard_normal((1, 3, 6, 6)).astype(np.float32)
+    runner = ort_lower.open_runner(tmp_path / "u.onnx")
+    np.testing.assert_allclose(runner({"x": x})["y"], _exact(graph, x), rtol=1e-3, atol=1e-3)
     # what is computed while loading would be stored in an .ort file
     ort_lower.write(graph, tmp_path / "m.ort", {})
     assert packed_bits(graph, tmp_path / "m.ort") == {"w0": 8, "w1": 8, "w2": 8}

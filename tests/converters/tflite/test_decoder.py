@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -505,28 +505,39 @@ def faulty(model: Model, folder: Path) -> ValidationReport:
 
 
 @pytest.mark.parametrize("fault", ["nibbles", "scales"])
-def test_wrong_integers_are_named(
-    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_integers_are_named(fault: str, tmp_path: Path) -> None:
+    """The bytes of one matrix of a correct file are replaced."""
     name = "model.layers.1.self_attn.o_proj.weight"
-    method, change, words = {
-        "nibbles": ("_integers", lambda b: (b << 4) | (b >> 4), "nibbles of each byte are exch"),
-        "scales": ("_halves", lambda b: np.roll(b, 1, axis=1), "shifted by one group"),
-    }[fault]
-    whole = getattr(tflite_decoder._SharedMatrices, method)
-
-    def changed(self: object, how: tflite_decoder.StoredMatrix) -> Iterator[NDArray[np.generic]]:
-        for block in whole(self, how):
-            yield change(block) if how.name == name else block
-
-    monkeypatch.setattr(tflite_decoder._SharedMatrices, method, changed)
     model = quantized(random_model(tiny_config("llama", hidden=64, head_dim=16)), "w4-g32")
-    [found] = faulty(model, tmp_path).decoder.tensor_faults
-    assert found.name == name
-    assert words in found.what
+    correct, damaged = tmp_path / "correct.tflite", tmp_path / "model.tflite"
+    tflite.write(model, correct, FLOAT)
+    [weight] = [one for one in tflite.read_weights(correct) if one.name == name]
+    before: NDArray[np.generic]
+    after: NDArray[np.generic]
+    if fault == "nibbles":
+        codes = weight.levels.astype(np.int8).view(np.uint8)
+        packed = (codes[:, 0::2] & 15) | (codes[:, 1::2] << 4)
+        before, after, words = (
+            packed,
+            (packed << 4) | (packed >> 4),
+            "nibbles of each byte are exch",
+        )
+    else:
+        before = weight.scales.astype(np.float16)
+        after, words = np.roll(before, 1, axis=1), "shifted by one group"
+    content = correct.read_bytes()
+    assert content.count(before.tobytes()) == 1
+    damaged.write_bytes(content.replace(before.tobytes(), after.tobytes()))
+    report = validate(damaged, model, "tflite", steps=2, threads=1)
+    assert not report.passed
+    matrix, bytes_of_it = report.decoder.tensor_faults
+    assert matrix.name == name
+    assert words in matrix.what
+    assert name in bytes_of_it.name  # every constant of the file is compared too
 
 
 def test_a_wrong_rotary_base_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # validate converts the source again to compare the steps, so the converter must be wrong itself
     right = tflite_decoder.rope_tables
     monkeypatch.setattr(
         tflite_decoder, "rope_tables", lambda rope, n: right(replace(rope, base=9e3), n)
@@ -539,6 +550,7 @@ def test_a_wrong_rotary_base_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_layer_whose_cache_is_lost_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # as above: validate converts the source again, so the converter must be wrong itself
     whole = tflite_decoder._LiteRTBuilder._updated
 
     def lost(self: tflite_decoder._LiteRTBuilder, name: str, new: Value) -> Value:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -240,16 +241,17 @@ def test_files_that_are_no_bundles(tmp_path: Path) -> None:
             litertlm.open_runner(path)
 
 
-def test_a_bundle_that_litert_lm_cannot_run_does_not_open(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """LiteRT runs its decoder; LiteRT-LM cannot read its tokenizer."""
+def test_a_bundle_that_litert_lm_cannot_run_does_not_open(tmp_path: Path) -> None:
+    """LiteRT runs its decoder; LiteRT-LM cannot read its tokenizer, whose bytes are replaced."""
     model = demo()
-    monkeypatch.setattr(litertlm_module, "complete_document", lambda files: b'{"version": "1.0"}')
-    out = tmp_path / "model.litertlm"
-    litertlm.write(model, out, FLOAT)
+    content = bundled(model, tmp_path).read_bytes()
+    tokenizer = zlib.compress(model.files["tokenizer.json"])
+    assert content.count(tokenizer) == 1
+    damaged = tmp_path / "damaged.litertlm"
+    unusable = zlib.compress(b'{"version": "1.0"}').ljust(len(tokenizer), b"\0")
+    damaged.write_bytes(content.replace(tokenizer, unusable))
     with pytest.raises(FormatError, match="LiteRT-LM cannot run"):
-        litertlm.open_runner(out)
+        litertlm.open_runner(damaged)
 
 
 def test_without_the_builder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -209,8 +209,8 @@ DOWN = "model.layers.0.mlp.down_proj.weight"
 @pytest.mark.parametrize(
     ("tensors", "metadata", "words"),
     [
-        ({}, {"format": "edgeq"}, "needed is 'edgeq-calibration'"),
-        ({}, {"format": None}, "says no format"),
+        ({}, {"format": "edgeq"}, "give a file of the format 'edgeq-calibration'"),
+        ({}, {"format": None}, "states no format"),
         ({}, {"format_version": "2"}, "version '2'"),
         ({}, {"n_tokens": None}, "no readable n_tokens"),
         ({}, {"n_tokens": '"many"'}, "n_tokens is 'many'"),
@@ -250,13 +250,13 @@ def test_statistics_of_another_model_are_refused() -> None:
     model = small(2)
     stats = calibrate(model, cut())
     stats.check(model)
-    with pytest.raises(UsageError, match=r"same shape.*calibrate this one"):
+    with pytest.raises(UsageError, match=r"same shape.*calibrate this model"):
         stats.check(small(2, seed=1))
     with pytest.raises(UsageError, match="no such matrix"):
         stats.check(small(1))
     with pytest.raises(UsageError, match=r"on another model: model\.layers\.2"):
         stats.check(small(3))
-    with pytest.raises(UsageError, match="K=44, and this one K=32"):
+    with pytest.raises(UsageError, match="K=44, and this model has K=32"):
         stats.check(random_model(tiny_config("llama", hidden=32)))
 
 
@@ -325,7 +325,7 @@ def test_another_run_s_state_is_refused(tmp_path: Path) -> None:
     for other in (cut(text_sha256="cd"), cut(context=16), cut(n_windows=3)):
         with pytest.raises(UsageError, match="another text or other windows"):
             calibrate(small(), other, resume=state)
-    with pytest.raises(FormatError, match="needed is 'edgeq-calibration'"):
+    with pytest.raises(FormatError, match="give a file of the format 'edgeq-calibration'"):
         CalibrationStats.load(state)
 
 

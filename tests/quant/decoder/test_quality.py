@@ -116,7 +116,7 @@ def test_there_and_back() -> None:
     widest = QualityReport.widest(base.config, held_out())
     assert len(json.dumps(widest.to_dict())) > len(json.dumps(data))
     for damaged in ({}, {"text": "a"}, {**data, "surprise": 1}):
-        with pytest.raises(FormatError, match="quality card is not readable"):
+        with pytest.raises(FormatError, match="quality report of the artifact is damaged"):
             QualityReport.from_dict(damaged)
 
 

@@ -89,7 +89,7 @@ def test_what_has_no_integers_of_others_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not quantized, so there are no integers to keep"):
         edgeq.repack(DEMO, tmp_path / "m.edgeq")
     edgeq.quantize(DEMO, tmp_path / "q.edgeq", "w4-g32")
-    with pytest.raises(UsageError, match="holds edgeq's own integers already; copy the file"):
+    with pytest.raises(UsageError, match="is an artifact of edgeq already; copy the file"):
         edgeq.repack(tmp_path / "q.edgeq", tmp_path / "m.edgeq")
     assert not (tmp_path / "m.edgeq").exists()
 

@@ -204,7 +204,7 @@ def test_wrong_use_is_explained() -> None:
     wrong = FloatTensor("float32", np.zeros(3, np.float32))
     with pytest.raises(UsageError, match="no tensor nothing"):
         Replay(model, windows(), replaced={"nothing": wrong})
-    with pytest.raises(UsageError, match=r"\[44\]; it cannot be replaced by \[3\]"):
+    with pytest.raises(UsageError, match=r"has the shape \[44\] and cannot be replaced by \[3\]"):
         Replay(model, windows(), replaced={"model.norm.weight": wrong})
     replay = Replay(model, windows())
     with pytest.raises(UsageError, match="not begun"):

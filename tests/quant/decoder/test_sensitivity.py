@@ -304,7 +304,7 @@ def test_palettes_are_chosen_only_by_recipes_that_have_them() -> None:
 def test_relative_output_errors_are_not_added_up() -> None:
     model = random_model(tiny_config("llama"))
     found = measure_sensitivity(model, text(), BASE, mode="output")
-    with pytest.raises(UsageError, match="cannot be added up"):
+    with pytest.raises(UsageError, match="are not additive"):
         found.suited(BASE)
 
 

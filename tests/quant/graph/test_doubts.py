@@ -9,12 +9,12 @@ import pytest
 from numpy.typing import NDArray
 
 from edgeq.graph.execute import Session
-from edgeq.graph.ir import Graph
+from edgeq.graph.ir import Graph, Info
 from edgeq.quant.graph.quantize import quantize_graph
 from edgeq.quant.graph.sample_warnings import sample_warnings
 from edgeq.quant.graph.samples import samples_of
 from edgeq.quant.recipe import Recipe
-from tests.graph_made import cnn
+from tests.graph_made import Made, cnn
 from tests.quant.graph.test_equalize import mobilenet, outputs, pictures, trained
 
 pytest.importorskip("onnxruntime")
@@ -36,11 +36,11 @@ def test_samples_that_are_all_the_same_give_a_warning() -> None:
     three = np.repeat(rng.standard_normal((3, 3, 8, 8)), 8, 0)
     assert "only 3 of 24 samples" in warnings(cnn(), three)
     zeros = warnings(cnn(), np.zeros((16, 3, 8, 8)))
-    assert "one number only for the input 'x' (0 in the first)" in zeros
+    assert "a single number for the input 'x' (0 in the first sample)" in zeros
     assert "nearly the same outputs for all samples" in zeros
     told = warnings(cnn(), rng.standard_normal((32, 3, 8, 8)))
     assert "identical" not in told
-    assert "one number" not in told
+    assert "a single number" not in told
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +73,17 @@ def test_labels_show_that_samples_are_not_prepared_as_in_training(classifier: Gr
     turned = [{"x": np.ascontiguousarray(-f["x"][:, ::-1, ::-1])} for f in feeds]
     shuffled = samples_of(classifier, turned, list((labels + 5) % 10))
     assert "labels" in " ".join(sample_warnings(classifier, shuffled, Session))
+
+
+def test_outputs_that_are_not_finite_are_reported_and_left_out_of_the_figures() -> None:
+    m = Made(0, x=Info((1, 8)))
+    h = m.linear("x", 6)
+    graph = m.graph(m.same("Log", h), h)
+    rows = np.random.default_rng(0).standard_normal((16, 1, 8)).astype(np.float32)
+    summary = quantize_graph(graph, STATIC, samples_of(graph, [{"x": row} for row in rows]))
+    agreement = summary.agreement
+    assert agreement is not None
+    assert 0.1 < agreement.undefined < 0.4  # half of one of two outputs
+    assert 0.9 < agreement.cosine <= 1
+    assert any("are NaN or infinite on the samples" in text for text in summary.warnings)
+    assert all(row.sqnr_db is None or np.isfinite(row.sqnr_db) for row in summary.rows)

@@ -15,7 +15,7 @@ from edgeq.core.errors import UsageError
 from edgeq.graph.execute import Session
 from edgeq.graph.ir import Graph, Info
 from edgeq.graph.onnx.save import write_onnx
-from edgeq.quant.graph.equalize import equalize, pairs, replace_unmet_clips
+from edgeq.quant.graph.equalize import equalize, pairs, replace_unmet_clips, uneven
 from edgeq.quant.graph.quantize import quantize_graph
 from edgeq.quant.graph.samples import Samples, samples_of
 from edgeq.quant.recipe import Recipe
@@ -318,3 +318,20 @@ def test_dead_channels_lose_no_more_than_in_onnxruntimes_own_quantizer(
     theirs = np.concatenate([session.run(None, feed)[0] for feed in feeds[32:]])
     assert decibels(outputs(ours, feeds[32:])) > decibels(theirs) - 1
     assert decibels(outputs(ours, feeds[32:])) > 35
+
+
+@pytest.mark.parametrize(("size", "on"), [(1000.0, True), (8.0, False)])
+def test_a_channel_far_larger_than_the_others_is_brought_to_their_size_unasked(
+    size: float, on: bool
+) -> None:
+    m = Made(0, x=Info((1, 3, 8, 8)))
+    x = m.same("Relu", m.conv("x", 8))
+    y = m.conv(x, 4, k=1)
+    first, second = (node.inputs[1] for node in m.nodes if node.op == "Conv")
+    m.constants[first][2] *= np.float32(size)
+    m.constants[second][:, 2] /= np.float32(size)
+    graph = m.graph(y)
+    assert uneven(graph) == on
+    made = quantize_graph(graph, Recipe.named("w8a8-static", "graph"), samples(graph, 32))
+    assert made.agreement is not None
+    assert made.agreement.cosine > 0.995

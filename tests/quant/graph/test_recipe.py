@@ -67,7 +67,7 @@ def test_a_scheme_alone_is_for_weights_alone() -> None:
     ("text", "word"),
     [
         ("w8a8-statik", "did you mean 'w8a8-static'"),
-        ("w5-channel", "4 or 8 bits, not 5"),
+        ("w5-channel", "cannot have 5 bits; use 4 or 8"),
         ("w4-g48", "48"),
         ("", "unknown preset"),
     ],
@@ -86,7 +86,7 @@ def test_unknown_presets_name_the_known(text: str, word: str) -> None:
         ({"observer": "max"}, SchemeError, "minmax"),
         ({"scope": "some"}, SchemeError, "layers"),
         ({"rest": "bf16"}, SchemeError, "fp16"),
-        ({"rest": "w8-channel"}, SchemeError, "stored in f32 or fp16"),
+        ({"rest": "w8-channel"}, SchemeError, "use f32 or f16 for float constants"),
         ({"target": {"bpw": 4.5}}, FormatError, "target is for decoders"),
         ({"graph": {"scop": "all"}}, FormatError, "did you mean 'scope'"),
         ({"graph": 3}, FormatError, "write a table"),

@@ -66,7 +66,7 @@ def test_channels_last_is_transposed_if_requested_and_reported_if_not(tmp_path: 
     path = save(tmp_path / "a.npz", x=IMAGES.transpose(0, 2, 3, 1))
     turned = open_samples(path, VISION, preprocess=Preprocess(layout="nhwc"))
     assert np.array_equal(stacked(turned), IMAGES)
-    with pytest.raises(FormatError, match=r"sample 0 .*say --layout nhwc"):
+    with pytest.raises(FormatError, match=r"sample 0 .*use --layout nhwc"):
         list(open_samples(path, VISION))
     right = save(tmp_path / "b.npz", x=IMAGES)
     with pytest.raises(FormatError, match="leave out --layout nhwc"):
@@ -78,10 +78,10 @@ def test_channels_last_is_transposed_if_requested_and_reported_if_not(tmp_path: 
     [
         ({"x": IMAGES[:0]}, "contains no samples"),
         ({"y1": IMAGES, "z": IMAGES}, "no array 'x'; it holds y1, z"),
-        ({"x": IMAGES[:, :, :5]}, r"sample 0 .* has \[1, 3, 5, 4\].* takes \[1, 3, 6, 4\]"),
+        ({"x": IMAGES[:, :, :5]}, r"sample 0 .* the shape \[1, 3, 5, 4\].* takes \[1, 3, 6, 4\]"),
         ({"x": (IMAGES * 50).astype(np.uint8)}, "uint8 for the input 'x', which takes float32"),
         ({"x": IMAGES.astype(str)}, "<U"),
-        ({"x": np.float32(3)}, "one number"),
+        ({"x": np.float32(3)}, "is a single number"),
         ({"x": IMAGES, "labels": np.arange(3)}, r"labels .* int64 \[3\]; expected 10"),
         ({"x": IMAGES, "labels": np.zeros(10)}, "float64"),
     ],
@@ -105,7 +105,7 @@ def test_integers_must_fit(tmp_path: Path) -> None:
     found = list(open_samples(save(tmp_path / "a.npz", ids=ids, mask=ids), model))
     assert found[0]["ids"].dtype == np.int32
     assert np.array_equal(found[2]["mask"][0], ids[2])
-    with pytest.raises(FormatError, match="beyond int32"):
+    with pytest.raises(FormatError, match="that int32 cannot represent"):
         list(open_samples(save(tmp_path / "b.npz", ids=ids + 2**40, mask=ids), model))
     with pytest.raises(FormatError, match="different numbers of samples: ids 3, mask 2"):
         open_samples(save(tmp_path / "c.npz", ids=ids, mask=ids[:2]), model)
@@ -212,8 +212,8 @@ def test_gray_inputs_make_pictures_gray(pictures: Path) -> None:
     [
         (graph(x=Info((1, 10))), {}, "images do not fit"),
         (graph(x=Info((1, 7, 6, 9))), {}, "9 channels as NHWC"),
-        (VISION, {"size": (8, 8)}, "--image-size is 8x8 and the input 'x' takes 6x4"),
-        (VISION, {"mean": (1.0, 2.0)}, "--mean has 2 numbers .* 3 channels"),
+        (VISION, {"size": (8, 8)}, "--image-size is 8x8, and the input 'x' takes 6x4"),
+        (VISION, {"mean": (1.0, 2.0)}, "--mean has 2 numbers.* 3 channels"),
         (graph(x=Info((2, 3, 6, 4))), {}, "batches of 2 images; give --shape x=1,3,6,4"),
         (graph(a=Info((1, 3, 6, 4)), b=Info((1, 3, 6, 4))), {}, "graph with one input"),
     ],
@@ -294,7 +294,7 @@ def test_sentences_need_a_tokenizer_and_inputs_for_it(tmp_path: Path, tokenizer:
     (tmp_path / "s.txt").write_text("a\n")
     with pytest.raises(UsageError, match="--tokenizer"):
         open_samples(tmp_path / "s.txt", BERT)
-    with pytest.raises(UsageError, match="do not give the input 'x'"):
+    with pytest.raises(UsageError, match=r"the input 'x' .* cannot be computed from sentences"):
         open_samples(tmp_path / "s.txt", VISION, tokenizer=tokenizer)
     broken = tmp_path / "broken.json"
     broken.write_text(json.dumps({}))
@@ -314,6 +314,9 @@ def pairs():
         yield {"x": x[None]}, int(x[0, 0, 0])
 def fails():
     yield 1 / 0
+def named():
+    for x in arrays():
+        yield x, "cat"
 """
 
 
@@ -336,8 +339,12 @@ def test_a_function_yields_samples_again_and_again(script: Path) -> None:
 def test_scripts_that_fail_are_said_so(script: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="ZeroDivisionError"):
         list(open_samples(f"{script}:fails", VISION))
-    with pytest.raises(UsageError, match=r"no function 'none' \(it has: arrays, pairs, fails\)"):
+    with pytest.raises(
+        UsageError, match=r"no function 'none'; use one of arrays, pairs, fails, named"
+    ):
         open_samples(f"{script}:none", VISION)
+    with pytest.raises(FormatError, match=r"yields the label 'cat' .* the number of the class"):
+        list(open_samples(f"{script}:named", VISION))
     with pytest.raises(UsageError, match=r"absent\.py does not exist"):
         open_samples(f"{tmp_path}/absent.py:f", VISION)
     script.write_text("import nothing_of_that_name")
@@ -351,5 +358,5 @@ def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="contains no samples"):
         open_samples(tmp_path, VISION)
     (tmp_path / "a.csv").write_text("1")
-    with pytest.raises(UsageError, match="nothing that samples are read from"):
+    with pytest.raises(UsageError, match="is not a source of samples"):
         open_samples(tmp_path / "a.csv", VISION)

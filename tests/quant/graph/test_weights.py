@@ -147,10 +147,10 @@ def test_any_matrix(n: int, k: int, bits: Any, size: int | None, seed: int) -> N
 
 def test_impossible_schemes_are_refused() -> None:
     for text, word in (
-        ("w3-channel", "4 or 8 bits, not 3"),
+        ("w3-channel", "cannot have 3 bits; use 4 or 8"),
         ("w4-g32-asym", "symmetric"),
         ("w8-channel-imatrix", "unknown method 'imatrix'"),
-        ("bf16", "stored in f32 or fp16"),
+        ("bf16", "use f32 or f16 for float constants"),
     ):
         with pytest.raises(SchemeError, match=word):
             Recipe((), parse_scheme(text, method=True), graph=GraphOptions())

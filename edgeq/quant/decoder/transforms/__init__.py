@@ -1,7 +1,7 @@
-"""Mathematically equal models that round better.
+"""Transforms: mathematically equivalent models that can be rounded with less error.
 
-Each transform is ``(model, calibration, schemes, progress) -> Model``; the float logits stay what
-they were, to rounding. Tensors of the result are lazy: rows are computed when they are read.
+Each transform is ``(model, calibration, schemes, progress) -> Model``. The float logits of the
+result are the same up to rounding. Its tensors are lazy: rows are computed when they are read.
 """
 
 from __future__ import annotations
@@ -24,6 +24,6 @@ TRANSFORMS: dict[str, Transform] = {
     "rotate-values": rotate_values,
     "rotate": rotate,
 }
-"""Name -> transform, as recipes name them."""
+"""Name in recipes -> transform."""
 
 __all__ = ["TRANSFORMS", "Transform"]

@@ -1,11 +1,11 @@
-"""Columns that meet large inputs are scaled up before rounding, and the inputs down.
+"""AWQ: scale up the columns of matrices with large inputs before rounding, and their inputs down.
 
-For each group of matrices with one input the factors are ``s = a ** alpha``, where a is the mean
-absolute input of each column and alpha the one of `GRID` that leaves the least error in the outputs
-of the matrices.
+For each group of matrices with the same input the factors are ``s = a ** alpha``, where a is the
+mean absolute input of each column and alpha is the value of `GRID` with the smallest error in the
+outputs of the matrices.
 
 Source: Lin et al. 2023, "AWQ: Activation-aware Weight Quantization" (arXiv:2306.00978),
-equations 4 and 5. The error is taken over all calibration tokens by their second moments.
+equations 4 and 5. The error is computed for all calibration tokens from their second moments.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from edgeq.quant.rounders.gptq import Hessian, weighted_error
 from edgeq.quant.rounders.rounding import quantize_tensor
 
 GRID = tuple(alpha / 10 for alpha in range(11))
-"""Powers tried; 0 leaves the group as it is."""
+"""Candidate exponents; 0 leaves the group unchanged."""
 
 
 def awq(
@@ -40,10 +40,10 @@ def awq(
     """Fold the best factors into a float model.
 
     Args:
-        model: float.
+        model: the float model.
         calibration: windows of text.
-        schemes: what each matrix will be held in; groups that stay floating point are left alone.
-        progress: called with the group, groups done, and of how many.
+        schemes: name of each matrix -> its scheme; groups that stay float are left unchanged.
+        progress: called with the group, groups done, and number of groups.
     """
     scales: dict[LinearGroup, NDArray[np.float64]] = {}
     for step in Replay(model, calibration.windows, progress=progress):
@@ -59,7 +59,7 @@ def awq(
 def _best(
     model: Model, step: ReplayStep, schemes: Mapping[str, Scheme]
 ) -> NDArray[np.float64] | None:
-    """The group's factors, or None if none is better than ones."""
+    """The factors of a group, [K]; None if no factors are better than ones."""
     hessian: Hessian | None = None
     total, n = np.zeros(1), 0
     for x in step.inputs():

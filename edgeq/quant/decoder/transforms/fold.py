@@ -1,14 +1,15 @@
-"""Factors moved from the inputs of matrices into the weights that make those inputs.
+"""Fold factors on the inputs of matrices into the weights that compute those inputs.
 
 The input x [T, K] of a group of matrices (`edgeq.model.recording.LinearGroup`) may be divided by
-s [K] and the columns of the matrices multiplied by s. The group's source divides x:
+s [K] if the columns of the matrices are multiplied by s. The division is folded into the weight
+that computes x:
 
-    attn_in, mlp_in    the norm before it: its weight is divided
-    attn_out           rows of v and v's bias: shared by the query heads of a key/value head
-    mlp_out            rows of up, as the input is activation(gate) * up
+    attn_in, mlp_in    the weight of the norm before the group
+    attn_out           rows of v and v's bias, which the query heads of a key/value head share
+    mlp_out            rows of up, because the input is activation(gate) * up
 
-Groups whose input is the residual stream itself (layers without a norm before) are left alone, and
-so is the head: a tied one is the embedding too.
+Groups whose input is the residual stream itself (layers without a norm before) are left unchanged,
+and so is the head, because a tied head is also the embedding.
 """
 
 from __future__ import annotations
@@ -101,22 +102,23 @@ class Offset(Lazy):
 
 
 def can_fold(group: LinearGroup) -> bool:
-    """Whether factors on the inputs of a group can be moved into another weight."""
+    """Whether factors on the inputs of a group can be folded into another weight."""
     return group.kind != "head" and group.source is not None
 
 
 def shared(
     config: ModelConfig, group: LinearGroup, values: NDArray[np.floating]
 ) -> NDArray[np.float64]:
-    """Values of a group's inputs as factors on them must be: equal where their source is shared.
+    """Make values for the inputs of a group equal where the inputs have the same source.
 
     Args:
-        config: of the model.
-        group: the matrices.
-        values: [K].
+        config: config of the model.
+        group: the group of matrices.
+        values: one value for each input, [K].
 
     Returns:
-        float64 [K]; at attn_out the largest over the query heads of each key/value head.
+        float64 [K]. For attn_out these are the largest values over the query heads of each
+        key/value head.
     """
     wide: NDArray[np.float64] = values.astype(np.float64)
     if group.kind != "attn_out":
@@ -127,12 +129,12 @@ def shared(
 
 
 def folded(model: Model, factors: Mapping[LinearGroup, NDArray[np.float64]]) -> Model:
-    """The equal model in which the inputs of groups are divided by factors.
+    """The equivalent model in which the inputs of groups are divided by factors.
 
     Args:
-        model: float.
-        factors: group -> s [K], positive; at attn_out as `shared` gives them. Only of groups that
-            `can_fold`.
+        model: the float model.
+        factors: group -> positive factors s [K]. Those for attn_out must be equal for query heads
+            that share a key/value head (see `shared`), and every group must satisfy `can_fold`.
     """
     config = model.config
     tensors = dict(model.tensors)
@@ -144,7 +146,7 @@ def folded(model: Model, factors: Mapping[LinearGroup, NDArray[np.float64]]) -> 
             tensors[name] = Scaled(tensors[name], rows, columns)
 
     for group, s in factors.items():
-        assert group.source is not None  # the caller asked `can_fold`
+        assert group.source is not None  # guaranteed by `can_fold`
         for name in group.linears:
             scale(name, None, s)
         if group.kind == "attn_out":

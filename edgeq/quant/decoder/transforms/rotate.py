@@ -1,17 +1,18 @@
-"""Rotations that spread outliers over all columns, folded into the weights where that is exact.
+"""Rotations that spread outliers over all columns, folded exactly into the weights.
 
-    rotate-values   each key/value head's values by an orthogonal R [D, D]: v's rows by R', the
-                    columns of o that meet them by R. Exact for every family.
-    rotate          the residual stream by R [hidden, hidden]: norms' weights go into the matrices
-                    after them (a norm without weights does not see R), the columns of those are
-                    rotated by R, the rows of o and down by R', and the embedding's rows by R.
+    rotate-values   rotates the values of each key/value head by an orthogonal R [D, D]: the rows of
+                    v by R', and the columns of o that multiply them by R. Exact for every family.
+    rotate          rotates the residual stream by R [hidden, hidden]. The weights of norms are
+                    multiplied into the matrices after them, because a norm without weights commutes
+                    with R; the columns of those matrices are rotated by R, the rows of o and down
+                    by R', and the rows of the embedding by R.
 
-`rotate` needs models whose norms all stand before attention and feed-forward (weights of a norm
-after them stand between two rotations), and a head of its own: a tied one cannot hold the last
-norm's weights, unless they are all equal.
+`rotate` needs a model whose norms are all before attention and feed-forward, because the weights of
+a norm after them would be between two rotations. It also needs a head that is not tied, because a
+tied head cannot contain the weights of the last norm, unless these are all equal.
 
-R is a Hadamard matrix with random signs where the size is a power of two, else a random orthogonal
-one; the same for the same size.
+R is a Hadamard matrix with random signs if the size is a power of two, else a random orthogonal
+matrix. It is the same for the same size.
 
 Source: Ashkboos et al. 2024, "QuaRot" (arXiv:2404.00456), sections 3 and 4; the values' rotation
 is R2 of Liu et al. 2024, "SpinQuant" (arXiv:2405.16406).
@@ -40,11 +41,11 @@ SEED = 0x5EED
 
 
 def orthogonal(size: int) -> Matrix:
-    """A fixed orthogonal matrix [size, size]: Hadamard with random signs, or a random one."""
+    """A fixed orthogonal matrix [size, size]: Hadamard with random signs, or a random matrix."""
     rng = np.random.default_rng([SEED, size])
     if size & (size - 1):
         q, r = np.linalg.qr(rng.normal(size=(size, size)))
-        # the last digits of LAPACK's differ between machines
+        # rounded, because the last digits of LAPACK's results differ between machines
         return np.asarray(np.round(q * np.sign(np.diag(r)), 9))
     h = np.ones((1, 1))
     while h.shape[0] < size:
@@ -54,7 +55,7 @@ def orthogonal(size: int) -> Matrix:
 
 @dataclass(frozen=True, eq=False)
 class Rotated(Lazy):
-    """A matrix with its columns rotated, block by block, when it is read.
+    """A matrix whose columns are rotated in blocks when it is read.
 
     Args:
         data: [N, K].
@@ -72,7 +73,7 @@ class Rotated(Lazy):
 
 @dataclass(frozen=True, eq=False)
 class RotatedRows(Lazy):
-    """A matrix or bias with its rows mixed, block by block, when it is read.
+    """A matrix or bias whose rows are rotated in blocks when it is read.
 
     Args:
         data: [N, K] or [N].
@@ -82,7 +83,7 @@ class RotatedRows(Lazy):
     rotation: Matrix
 
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows ``start:stop`` as float32 (a copy); reads the blocks they lie in."""
+        """Rows ``start:stop`` as float32 (a copy); reads the blocks that contain them."""
         size = self.rotation.shape[0]
         stop = min(stop, self.shape[0])
         parts = []
@@ -100,11 +101,11 @@ def rotate_values(
     schemes: Mapping[str, Scheme],
     progress: Progress | None = None,
 ) -> Model:
-    """Rotate every head's values.
+    """Rotate the values of every key/value head.
 
     Args:
-        model: float.
-        calibration, schemes, progress: not needed: nothing is learned from data.
+        model: the float model.
+        calibration, schemes, progress: ignored, because the rotation does not depend on data.
     """
     del calibration, schemes, progress
     r = orthogonal(model.config.head_dim)
@@ -128,24 +129,25 @@ def rotate(
     """Rotate the residual stream.
 
     Args:
-        model: float.
-        calibration, schemes, progress: not needed: nothing is learned from data.
+        model: the float model.
+        calibration, schemes, progress: ignored, because the rotation does not depend on data.
 
     Raises:
-        UnsupportedError: norms after attention, or a tied head after a norm with weights.
+        UnsupportedError: the model has norms after attention, or a tied head after a norm with
+            weights.
     """
     del calibration, schemes, progress
     config = model.config
     if any(block.norm_after for block in config.blocks):
         raise UnsupportedError(
-            f"rotate cannot be folded into {config.family}: its norms after attention stand "
-            "between two rotations; use rotate-values"
+            f"rotate cannot be folded into {config.family}, because its norms after attention "
+            "would be between two rotations; use rotate-values"
         )
     last = model.tensors["model.norm.weight"].numpy() + config.norm_offset
     if config.tied and np.ptp(last):
         raise UnsupportedError(
-            "rotate puts the last norm's weights into the head, and this model's head is its "
-            "embedding, which must not have them; use rotate-values"
+            "rotate multiplies the last norm's weights into the head, and this model's head is "
+            "also its embedding, which must not have them; use rotate-values"
         )
     r = orthogonal(config.hidden)
     tensors = dict(model.tensors)
@@ -154,7 +156,7 @@ def rotate(
             for name in group.linears:
                 _rotate_rows(tensors, name, r)
         elif group.kind != "head" or not config.tied:
-            assert group.source is not None  # every layer has norms before, none after
+            assert group.source is not None  # every layer has norms before and none after
             _absorb(tensors, group.source, group.linears, config.norm_offset, r)
     table = "model.embed_tokens.weight"
     tensors[table] = Rotated(tensors[table], r)
@@ -162,7 +164,7 @@ def rotate(
 
 
 def _rotate_rows(tensors: dict[str, Tensor], weight: str, r: Matrix) -> None:
-    """Mix the rows of a matrix and of its bias."""
+    """Rotate the rows of a matrix and of its bias."""
     for name in (weight, weight.removesuffix("weight") + "bias"):
         if name in tensors:
             tensors[name] = RotatedRows(tensors[name], r)
@@ -171,7 +173,7 @@ def _rotate_rows(tensors: dict[str, Tensor], weight: str, r: Matrix) -> None:
 def _absorb(
     tensors: dict[str, Tensor], norm: str, matrices: Sequence[str], offset: float, r: Matrix
 ) -> None:
-    """Put a norm's weights into the matrices after it, and rotate their columns."""
+    """Multiply a norm's weights into the matrices after it, and rotate their columns."""
     weight = tensors[norm].numpy().astype(np.float64) + offset
     for name in matrices:
         tensors[name] = Rotated(Scaled(tensors[name], None, weight), r)

@@ -1,6 +1,6 @@
-"""Outliers of the inputs moved half-way into the weights, so that both round to 8 bits.
+"""SmoothQuant: move outliers of the inputs partly into the weights, so that both fit 8 bits.
 
-``s = max|x| ** alpha / max|w| ** (1 - alpha)`` for each column, the inputs divided and the
+For each column ``s = max|x| ** alpha / max|w| ** (1 - alpha)``; the inputs are divided by s and the
 columns multiplied by it.
 
 Source: Xiao et al. 2022, "SmoothQuant" (arXiv:2211.10438), equation 4.
@@ -23,8 +23,8 @@ from edgeq.quant.decoder.replay import Replay
 from edgeq.quant.decoder.transforms.fold import can_fold, folded, shared
 
 ALPHA = 0.85
-"""How much of the difficulty goes into the weights, which have a scale a row. It lost least on
-small Llama models; the paper takes 0.5 for large ones."""
+"""Fraction of the outliers that is moved into the weights, which have one scale per row. This value
+had the smallest loss on small Llama models; the paper uses 0.5 for large ones."""
 
 
 def smoothquant(
@@ -36,10 +36,10 @@ def smoothquant(
     """Fold the factors into a float model, for every group of matrices that `can_fold`.
 
     Args:
-        model: float.
+        model: the float model.
         calibration: windows of text.
-        schemes: not looked at: the factors depend on weights and inputs alone.
-        progress: called with the group, groups done, and of how many.
+        schemes: ignored, because the factors depend only on weights and inputs.
+        progress: called with the group, groups done, and number of groups.
     """
     del schemes
     scales: dict[LinearGroup, NDArray[np.float64]] = {}
@@ -50,7 +50,7 @@ def smoothquant(
         weights = np.max([np.abs(w).max(axis=0) for w in step.weights.values()], axis=0)
         inputs = shared(model.config, step.group, inputs)
         weights = shared(model.config, step.group, weights)
-        # a column that is never used, or weighs nothing, keeps its scale
+        # a column whose inputs or weights are all zero keeps its scale
         live = (inputs > 0) & (weights > 0)
         s = np.ones_like(inputs)
         s[live] = powers(inputs[live], ALPHA) / powers(weights[live], 1 - ALPHA)

@@ -2,6 +2,6 @@ package edgeq.model
 
 import android.content.Context
 
-/** The names of what the model tells apart, in the order of its numbers. */
+/** The names of the model's classes, in the order of their numbers. */
 fun GraphModel.Companion.labels(context: Context): List<String> =
     context.assets.open("@FILE@").bufferedReader().use { it.readLines() }

@@ -1,4 +1,4 @@
-// The language model "@NAME@" as an Android library. In settings.gradle.kts of the app:
+// The @KIND@ "@NAME@" as an Android library. In settings.gradle.kts of the app:
 //
 //     include(":@NAME@")
 //     project(":@NAME@").projectDir = file("path/to/@NAME@/android")
@@ -14,20 +14,17 @@ android {
     compileSdk = 35
 
     defaultConfig {
-        minSdk = @MIN_SDK@
-        // the runtimes' libraries exist for 64-bit ARM; x86_64 is for the emulator
-        ndk { abiFilters += listOf("arm64-v8a", "x86_64") }
+        minSdk = @MIN_SDK@@ABIS@
         testInstrumentationRunner = "androidx.test.runner.AndroidJUnitRunner"
     }
 
-    // One runtime is built into the app; the class edgeq.model.LanguageModel is the same in both.
+    // One runtime is built into the app; the class edgeq.model.@CLASS@ is the same in both.
     flavorDimensions += "runtime"
     productFlavors {
 @FLAVORS@
     }
 
-    // The model is read from files, so it must not be compressed within the APK.
-    androidResources { noCompress += listOf("litertlm", "data", "onnx", "bin") }
+@RESOURCES@
 
     sourceSets["androidTest"].assets.srcDir("../golden")
 
@@ -39,11 +36,10 @@ android {
 
 kotlin { jvmToolchain(17) }
 
-@SOURCES@
+@SOURCES@@LABELS@
 
 dependencies {
-    implementation("org.jetbrains.kotlinx:kotlinx-coroutines-android:1.9.0")
-@DEPENDENCIES@
+@LIBRARIES@@DEPENDENCIES@
     androidTestImplementation("androidx.test:runner:1.6.2")
     androidTestImplementation("androidx.test.ext:junit:1.2.1")
 }
