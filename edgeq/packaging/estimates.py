@@ -74,13 +74,17 @@ def _rows(
     return rows
 
 
-def speeds(facts: ModelFacts, devices: Sequence[str], limit: int) -> tuple[list[Any], list[str]]:
+def speeds(
+    facts: ModelFacts, devices: Sequence[str], limit: int, needed: int
+) -> tuple[list[Any], list[str]]:
     """Expected speed on devices, in tokens per second, and the assumptions behind it.
 
     Args:
         facts: the size of the model.
         devices: names of device profiles.
         limit: number of tokens that the form is built for.
+        needed: bytes that the form takes with its whole context, by `engine_memory` or
+            `runtime_memory`; the form fits on a device that can give it so much.
     """
     rows: list[dict[str, Any]] = []
     assumptions: dict[str, None] = {}
@@ -93,7 +97,7 @@ def speeds(facts: ModelFacts, devices: Sequence[str], limit: int) -> tuple[list[
                 "context": context,
                 "decode_tokens_per_s": _short(made.decode_tokens_per_s),
                 "prefill_tokens_per_s": _short(made.prefill_tokens_per_s),
-                "fits": made.fits,
+                "fits": needed <= made.usable_bytes,
             }
         )
         assumptions |= {f"{made.device}: {one}": None for one in made.assumptions[2:4]}

@@ -137,7 +137,9 @@ PLATFORMS: dict[str, Platform] = {
                         "operators alone runs it: that build takes a small part of the size of "
                         "the whole library.",
                     ),
-                    {"os": "Android 7 (API 24), iOS 15.1 or 64-bit Linux", "runtime": "as built"},
+                    {"os": "Android 7 (API 24), iOS 15.1 or 64-bit Linux",
+                     "runtime": "the ONNX Runtime that `build.sh` builds, or a release of that "
+                     "version or later"},
                     "phones and boards with a 64-bit ARM processor",
                 ),
             ),

@@ -128,7 +128,8 @@ def model_variant(
         if form.target == ENGINE
         else estimates.runtime_memory(facts, nbytes, context)
     )
-    speed, assumptions = estimates.speeds(facts, form.plans, context)
+    needed = memory[-1]["total_bytes"]
+    speed, assumptions = estimates.speeds(facts, form.plans, context, needed)
     return _variant(
         work, form, added, facts.scheme, held, place, golden,
         context=context, memory=tuple(memory), speed=tuple(speed), assumptions=tuple(assumptions),

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +16,8 @@ from edgeq.packaging.platforms import PLATFORMS
 from edgeq.packaging.verify import verify_package
 from tests.families import random_model, tiny_config
 from tests.packaging.conftest import need_runtimes
-from tests.paths import DEMO, ROOT
-
-ANOTHER_DAY = """
-import time
-day = 86_400 * 365 * 3
-real = time.time
-for name in ("localtime", "gmtime"):
-    def moved(seconds=None, of=getattr(time, name)):
-        return of(real() + day if seconds is None else seconds)
-    setattr(time, name, moved)
-time.time = lambda: real() + day
-time.time_ns = lambda: int((real() + day) * 1e9)
-from edgeq.cli import main
-raise SystemExit(main())
-"""
-"""The command line three years later, as far as Python can tell."""
-
-
-def contents(folder: Path) -> dict[str, tuple[bytes, bool]]:
-    return {
-        path.relative_to(folder).as_posix(): (path.read_bytes(), os.access(path, os.X_OK))
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+from tests.packaging.twice import built_twice, contents
+from tests.paths import DEMO
 
 
 def test_a_package_for_a_pi_has_everything_and_verifies(rpi_made: Path) -> None:
@@ -84,25 +58,9 @@ def test_the_same_bytes_elsewhere_and_on_another_day(
 ) -> None:
     need_runtimes(platform)
     source = chat_artifact if kind == "model" else small_graph
-    made = []
-    for number, program in enumerate(("", ANOTHER_DAY)):
-        place = tmp_path / f"folder{number}"
-        place.mkdir()
-        copy = shutil.copy(source, place / source.name)
-        command = [sys.executable, *(("-c", program) if program else ("-m", "edgeq"))]
-        command += ["package", Path(copy).name, "--for", platform, "-o", f"out{number}"]
-        settings = os.environ | {"PYTHONHASHSEED": str(number), "TZ": f"UTC+{number}"}
-        settings["PYTHONPATH"] = str(ROOT)
-        options = ["--ctx-size", "128"] if kind == "model" else []
-        done = subprocess.run(
-            [*command, *options], cwd=place, capture_output=True, text=True, env=settings,
-            check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        made.append(contents(place / f"out{number}"))
-    assert made[0].keys() == made[1].keys()
-    assert [name for name in made[0] if made[0][name] != made[1][name]] == []
-    report = verify_package(place / "out1")
+    options = ["--ctx-size", "128"] if kind == "model" else []
+    _, again = built_twice(source, platform, options, tmp_path)
+    report = verify_package(again)
     assert report.passed, report.fault
     assert not report.not_run
 

@@ -27,7 +27,7 @@ from edgeq.packaging.verify import verify_package
 from edgeq.packaging.wheel import write_wheel
 from edgeq.runtime.kernels import warmup
 from tests.loopback import free_port
-from tests.packaging.test_build import contents
+from tests.packaging.twice import contents
 from tests.paths import ROOT
 
 
