@@ -226,6 +226,8 @@ def candidates(target: Array, grid: Grid) -> tuple[Array, Array | None]:
     low = np.minimum(target.min(axis=0, keepdims=True), zero)
     high = np.maximum(target.max(axis=0, keepdims=True), zero)
     tried = np.concatenate([np.ones(1, np.float32), factors(grid.scheme)])[:, None]
-    params = from_range(low * tried, high * tried, grid.scheme, grid.name, grid.palette)
+    with np.errstate(over="ignore"):  # `from_range` refuses ranges that are not finite
+        low, high = low * tried, high * tried
+    params = from_range(low, high, grid.scheme, grid.name, grid.palette)
     zeros = params.zero_points
     return params.scales, None if zeros is None else zeros.astype(np.float32)
