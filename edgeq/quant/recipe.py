@@ -384,7 +384,7 @@ def _check_graph(recipe: Recipe, options: GraphOptions) -> None:
     floats = [rule.scheme for rule in recipe.rules]
     floats += [recipe.default, options.mixed_keep, options.rest]
     if FloatScheme("bfloat16") in floats:
-        raise SchemeError("a graph cannot store constants in bf16; use f32 or f16 for float constants")
+        raise SchemeError("constants of a graph cannot be bf16; use f32 or f16 for float constants")
     if recipe.activations is None or recipe.activations.mode != "static":
         return
     if isinstance(recipe.default, FloatScheme):

@@ -85,7 +85,7 @@ def test_unknown_presets_name_the_known(text: str, word: str) -> None:
         ({"activations": "int8"}, SchemeError, "static"),
         ({"observer": "max"}, SchemeError, "minmax"),
         ({"scope": "some"}, SchemeError, "layers"),
-        ({"rest": "bf16"}, SchemeError, "fp16"),
+        ({"rest": "bf16"}, SchemeError, "use f32 or f16"),
         ({"rest": "w8-channel"}, SchemeError, "use f32 or f16 for float constants"),
         ({"target": {"bpw": 4.5}}, FormatError, "target is for decoders"),
         ({"graph": {"scop": "all"}}, FormatError, "did you mean 'scope'"),
