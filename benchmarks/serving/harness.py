@@ -8,8 +8,7 @@ JSON lines in HellaSwag's form (some that are included). Both programs ask the s
 the same prompts: the harness through `/v1/completions` with `echo` and `logprobs`, from four
 connections, and `edgeq eval` in this process. Nothing is fetched.
 
-acc is the same. acc_norm may differ: the harness divides by the characters of a choice without the
-space before it, and `edgeq eval` by its bytes with that space.
+acc and acc_norm of both are the same.
 """
 
 from __future__ import annotations

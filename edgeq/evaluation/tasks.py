@@ -9,7 +9,8 @@
     gsm8k      question, answer ending "#### n"    greedy generation          its last number is n
 
 Choices are compared by their log-likelihood after the question, as it is and divided by the
-choice's length in UTF-8 bytes ("normalized"), zero-shot. Prompts are those of the Language Model
+choice's length in characters without the space before it ("normalized", the harness' acc_norm),
+zero-shot. Prompts are those of the Language Model
 Evaluation Harness, so that figures compare; what was done is said in the result's protocol.
 
 Source: Zellers et al. 2019 (HellaSwag), Hendrycks et al. 2021 (MMLU), Paperno et al. 2016
@@ -87,7 +88,7 @@ class Outcome:
         protocol: what was asked and how it was scored, in words.
         n: questions.
         accuracy: share answered rightly.
-        accuracy_normalized: the same by log-likelihood per byte.
+        accuracy_normalized: the same by log-likelihood per character.
         stderr: standard error of the accuracy.
         nll_per_byte: mean negative log-likelihood of the right answers, nats a byte.
         truncated: questions that had to lose their beginning to fit the context.
@@ -330,7 +331,7 @@ def evaluate_task(
 
 _PROTOCOL: dict[Kind, str] = {
     "choice": "zero-shot, the choice of highest log-likelihood after the question; normalized: "
-    "divided by its bytes",
+    "divided by its characters",
     "last word": "the last word right if each of its tokens is the likeliest after those before",
     "number": f"zero-shot, greedy, at most {GENERATED} tokens; the number after '####', else the "
     "last one",
@@ -348,7 +349,8 @@ def _ask(item: Item, model: AnsweringModel, encoder: Encoder) -> _Answer:
         return _Answer(None, right, right, -logs[0], sizes[0], results[0][2])
     assert isinstance(item.answer, int)
     given = int(np.argmax(logs))
-    normalized = int(np.argmax([log / size for log, size in zip(logs, sizes, strict=True)]))
+    lengths = [max(len(text.removeprefix(" ")), 1) for text in item.choices]
+    normalized = int(np.argmax([log / n for log, n in zip(logs, lengths, strict=True)]))
     return _Answer(
         given, given == item.answer, normalized == item.answer,
         -logs[item.answer], sizes[item.answer], any(result[2] for result in results),

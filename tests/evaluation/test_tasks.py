@@ -120,7 +120,7 @@ def test_unknown_layouts_are_refused(tmp_path: Path) -> None:
         read_items(written(tmp_path / "l", LAMBADA), "lambda")
 
 
-def test_choices_are_compared_by_likelihood_and_by_byte() -> None:
+def test_choices_are_compared_by_likelihood_and_by_character() -> None:
     # " ab" twice as likely a byte as " zzzzzzzz" but that has more characters at even odds
     items = [Item("choice", "q", (" ab", " ax"), 0), Item("choice", "q", (" ax", " zz"), 1)]
     outcome = evaluate_task("mmlu", items, Wants(" ab"), Letters())
@@ -135,6 +135,12 @@ def test_choices_are_compared_by_likelihood_and_by_byte() -> None:
     assert found.nll_per_byte == pytest.approx(-hit)
     assert found.accuracy == float(31 * hit > hit - math.log(127 + math.exp(5)))
     assert found.accuracy_normalized == 1.0
+
+
+def test_the_space_before_a_choice_does_not_count_for_its_length() -> None:
+    # every letter is as likely: 3 of them for 2 characters, 4 for 3
+    items = [Item("choice", "q", (" ab", " abc"), 1)]
+    assert evaluate_task("mmlu", items, Wants("none"), Letters()).accuracy_normalized == 1.0
 
 
 def test_last_words_are_right_when_every_token_is_the_likeliest() -> None:

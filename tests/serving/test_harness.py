@@ -71,12 +71,13 @@ def test_choices_have_the_log_likelihoods_of_edgeq_eval(
     sizes = [[len(text.encode()) for text in item.choices] for item in items]
     right = [int(item.answer) for item in items]
     want = edgeq.evaluate(DEMO, path, layout="hellaswag", context=256, threads=1)
-    per_byte = [np.divide(row, size) for row, size in zip(logs, sizes, strict=True)]
+    lengths = [[len(text) - 1 for text in item.choices] for item in items]  # without the space
+    per_character = [np.divide(row, n) for row, n in zip(logs, lengths, strict=True)]
 
     def accuracy(rows: list[Any]) -> float:
         return float(np.mean([np.argmax(row) == i for row, i in zip(rows, right, strict=True)]))
 
-    assert (want.accuracy, want.accuracy_normalized) == (accuracy(logs), accuracy(per_byte))
+    assert (want.accuracy, want.accuracy_normalized) == (accuracy(logs), accuracy(per_character))
     total = sum(row[i] for row, i in zip(logs, right, strict=True))
     assert want.nll_per_byte == pytest.approx(
         -total / sum(size[i] for size, i in zip(sizes, right, strict=True)), rel=1e-5
