@@ -31,6 +31,7 @@ _BUILD = ("platform", "name", "forms", "preset", "ctx_size", "data", "shapes", "
           "labels", "license_", "base_model", "sign", "max_ram", "threads")  # fmt: skip
 """Options for making a package."""
 _GRAPHS = ("data", "shapes", "dequantize", "labels")
+"""Options for graphs only."""
 _OUTPUT = ("output", "force")
 
 
@@ -131,9 +132,7 @@ def _build(model: str, given: dict[str, Any], form: str) -> int:
         refuse_given(("ctx_size", "max_ram"), "language models, and MODEL is a graph")
     else:
         graphs.refuse_made(model)
-        refuse_given(
-            ("data", "shapes", "dequantize", "labels"), "graphs, and MODEL is a language model"
-        )
+        refuse_given(_GRAPHS, "graphs, and MODEL is a language model")
     with render.progress(f"Packaging for {given['platform']}") as bar:
         made = make(
             model, given["platform"], given["output"],

@@ -32,7 +32,7 @@ BATCH = 128
 MAX_DRAFT = 64
 """Most tokens guessed at once."""
 DRAFT_CONTEXT = 1024
-"""A draft model needs no longer context; where it is full it begins anew with the last tokens."""
+"""Context of a draft model, in tokens. When it is full, the model restarts on the last tokens."""
 MAX_SEQUENCES = 64
 """Most sequences that are decoded together, each with a cache of its own."""
 PART_HEAD = 16
@@ -227,11 +227,11 @@ def scratch_bytes(config: ModelConfig, context: int, threads: int, sequences: in
 
 
 def draft_bytes(config: ModelConfig, threads: int, kv_bits: int = 8, sequences: int = 1) -> int:
-    """Bytes that a draft model takes in addition to its weights: its caches and buffers.
+    """Bytes that a draft model takes in addition to its weights: its KV caches and buffers.
 
     Args:
-        config: of the small model.
-        threads, kv_bits, sequences: as those of the large model.
+        config: config of the draft model.
+        threads, kv_bits, sequences: those of the large model.
     """
     context = min(DRAFT_CONTEXT, config.context)
     caches = sequences * kv_bytes(config, context, kv_bits)

@@ -15,17 +15,17 @@ from typing import Any
 from edgeq.core.errors import UsageError
 
 FILE = "labels/labels.txt"
-"""Where they lie in a package, a name on each line."""
+"""Path of the file in a package, which has one name per line."""
 META = "names"
 _MOST = 1 << 20
-"""Characters of a file or of metadata that are read."""
+"""Most characters of a file or of metadata that are read."""
 
 
 def read_labels(path: str | Path) -> tuple[str, ...]:
     """The names in a text file, one on each line; empty lines at the end do not count.
 
     Raises:
-        UsageError: it cannot be read, is no text, or has no name on a line.
+        UsageError: the file cannot be read, is not text, or a line has no printable name.
     """
     try:
         with Path(path).open(encoding="utf-8") as file:
@@ -34,7 +34,9 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
         raise UsageError(f"the labels {path} cannot be read: {err}") from err
     lines = text.rstrip().splitlines()
     if len(text) > _MOST or not lines:
-        raise UsageError(f"{path} is empty or longer than {_MOST} characters; give a name a line")
+        raise UsageError(
+            f"{path} is empty or longer than {_MOST} characters; give one name per line"
+        )
     for number, line in enumerate(lines, 1):
         if not is_label(line):
             raise UsageError(
@@ -62,5 +64,5 @@ def labels_in(meta: Mapping[str, str]) -> tuple[str, ...] | None:
 
 
 def is_label(text: Any) -> bool:
-    """Whether it is a name that fits on a line."""
+    """Whether a value is a printable, non-empty text of one line."""
     return isinstance(text, str) and bool(text.strip()) and text.isprintable()

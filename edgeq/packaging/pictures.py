@@ -1,4 +1,4 @@
-"""How a picture becomes the input of a graph, as the glue code of packages does it."""
+"""Values for the glue code that turns an image into the input of a graph."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from edgeq.packaging.manifest import Manifest
 
 
 def picture_holes(made: Manifest) -> dict[str, Any]:
-    """What templates for pictures need; empty where the input is no picture, or that is not known.
+    """Values of the templates that turn an image into the input of the graph.
 
     Args:
         made: the manifest of a graph.
+
+    Returns:
+        the values by name; empty if the graph has several inputs, its input is no image with
+        three channels, or the preprocessing of images is not recorded.
     """
     known, inputs = made.model["preprocess"], made.model["inputs"]
     if not known or len(inputs) != 1 or len(inputs[0]["shape"]) != 4:

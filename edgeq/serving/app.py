@@ -355,9 +355,8 @@ def application(service: Service) -> Starlette:
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(
-            service.close
-        )  # answers that were canceled still need the event loop
+        # in a thread, because answers that were canceled still need the event loop
+        await asyncio.to_thread(service.close)
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
@@ -378,9 +377,8 @@ def application(service: Service) -> Starlette:
         return failure(ApiError(500, "internal_error", "the server failed; see its log"))
 
     routes = [
-        Route(
-            path.replace("{model}", "{model:path}"), endpoint, methods=[method]
-        )  # names may hold slashes
+        # names of models may hold slashes
+        Route(path.replace("{model}", "{model:path}"), endpoint, methods=[method])
         for path, (method, endpoint) in endpoints(service).items()
     ]
     routes += [Route(path, page_file(path)) for path in _PAGE_FILES]

@@ -44,7 +44,7 @@ DEAD = 1e-4
 """A channel is left unchanged if its largest weight is at most this fraction of the layer's
 largest, because scaling it would only enlarge its bias."""
 UNEVEN = 64.0
-"""Ranges are equalized by default if the largest channel is at least this many times the median
+"""Ranges are equalized by default if the largest channel is more than this many times the median
 channel, to which 8 bits then leave two levels of each sign, and to most channels fewer."""
 MOST = 1e3
 """The factor of a channel is at most this many times larger or smaller than the mean factor."""
