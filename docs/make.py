@@ -1,7 +1,7 @@
 """Write the documents that are made from the code: ``python docs/make.py``.
 
     docs/python.md    the functions and classes of `import edgeq`, from their docstrings
-    CONTRIBUTING.md   the table of floors, from import-linter's contracts in pyproject.toml
+    CONTRIBUTING.md   the table of layers, from import-linter's contracts in pyproject.toml
     docs/raspberry-pi.md  the table of expected speeds, from `edgeq plan`
 
 ``python docs/make.py --check`` writes nothing and fails if a document is not current.
@@ -138,31 +138,31 @@ def _markdown(docstring: str) -> str:
     return "\n".join(parts)
 
 
-def floors_table() -> str:
-    """The table of floors in CONTRIBUTING.md."""
+def layers_table() -> str:
+    """The table of layers in CONTRIBUTING.md."""
     document = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     (layers,) = (c["layers"] for c in document["tool"]["importlinter"]["contracts"]
                  if c["type"] == "layers")  # fmt: skip
-    rows = ["| floor | packages | may import |", "| --- | --- | --- |"]
+    rows = ["| layer | packages | may import |", "| --- | --- | --- |"]
     last = len(layers) - 1
     for at, layer in enumerate(layers):
-        floor, apart = last - at, "|" in layer
+        number, apart = last - at, "|" in layer
         names = [name.strip() for name in re.split("[|:]", layer)]
         shown = " ".join(f"`{name}`" for name in names if not name.startswith("_"))
-        below = "the standard library, NumPy" if not floor else f"{floor - 1} and below"
+        below = "the standard library, NumPy" if not number else f"{number - 1} and below"
         if not shown:
             continue
-        rows.append(f"| {floor} | {shown} | {below}{', never each other' if apart else ''} |")
+        rows.append(f"| {number} | {shown} | {below}{', never each other' if apart else ''} |")
     return "\n".join(rows) + "\n"
 
 
 def contributing() -> str:
     """The text of CONTRIBUTING.md with the current table."""
     text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
-    pattern = re.compile(r"^\| floor \| packages.*?\n(?=\n)", re.MULTILINE | re.DOTALL)
+    pattern = re.compile(r"^\| layer \| packages.*?\n(?=\n)", re.MULTILINE | re.DOTALL)
     if not pattern.search(text):
-        raise SystemExit("docs/make.py: CONTRIBUTING.md has no table that starts '| floor |'")
-    return pattern.sub(lambda _: floors_table(), text)
+        raise SystemExit("docs/make.py: CONTRIBUTING.md has no table that starts '| layer |'")
+    return pattern.sub(lambda _: layers_table(), text)
 
 
 BOARDS = ("rpi-zero-2w", "rpi4-4gb", "rpi5-8gb")

@@ -1,4 +1,4 @@
-"""The examples in the docstrings of the Python face run, in a folder with small files."""
+"""The examples in the docstrings of the Python API run, in a folder with small files."""
 
 from __future__ import annotations
 

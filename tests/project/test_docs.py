@@ -24,6 +24,7 @@ def make_module() -> Any:
 DOCUMENTS: dict[str, Callable[[], str]] = make_module().DOCUMENTS
 
 PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")))
+CONFIGURATION = (".pre-commit-config.yaml", "pyproject.toml", "Makefile", ".ci/run")
 _PATH = re.compile(r"(?<!/)\b(?:edgeq|tests|docs|benchmarks|examples)(?:/[\w.-]+)+")
 _LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 
@@ -36,6 +37,13 @@ def test_files_that_a_page_names_exist(page: str) -> None:
     named -= {path for path in named if "NAME" in path or path.endswith("power-consumption")}
     missing = [path for path in named if not (ROOT / path).exists()]
     assert not missing + [path for path in linked if not path.exists()]
+
+
+@pytest.mark.parametrize("file", CONFIGURATION)
+def test_files_that_the_configuration_names_exist(file: str) -> None:
+    text = (ROOT / file).read_text("utf-8")
+    named = {path for path in _PATH.findall(text) if path.endswith((".py", ".txt", ".sh", ".md"))}
+    assert not [path for path in sorted(named) if not (ROOT / path).exists()]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS)

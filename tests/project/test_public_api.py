@@ -1,4 +1,4 @@
-"""The Python face: its names, a function for each command, and that importing it costs nothing."""
+"""The Python API: its names, a function for each command, and that importing it costs nothing."""
 
 from __future__ import annotations
 

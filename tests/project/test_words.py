@@ -105,14 +105,18 @@ def unknown_references(text: str) -> list[str]:
 
 
 def test_docstrings_name_what_is_there() -> None:
-    house = ROOT.parent
-    texts = [*modules(), *sorted((house / "docs").glob("*.md")), house / "CONTRIBUTING.md"]
+    repository = ROOT.parent
+    texts = [
+        *modules(),
+        *sorted((repository / "docs").glob("*.md")),
+        repository / "CONTRIBUTING.md",
+    ]
     unknown = {
-        f"{path.relative_to(house)}: {name}"
+        f"{path.relative_to(repository)}: {name}"
         for path in texts
         for name in unknown_references(path.read_text("utf-8"))
     }
-    # the Python face is in a table of strings, not of definitions
+    # the Python API is in a table of strings, not of definitions
     public = re.findall(r'"(\w+)"', (ROOT / "__init__.py").read_text("utf-8"))
     assert not {one for one in unknown if one.rpartition(".")[2] not in public}
 
@@ -144,12 +148,12 @@ OLD_SPELLINGS = {
 
 
 def test_spelling_is_american() -> None:
-    house = ROOT.parent
+    repository = ROOT.parent
     found = []
     for folder in ("edgeq", "tests", "docs", "benchmarks", "examples", "."):
-        below = (house / folder).glob("*" if folder == "." else "**/*")
+        below = (repository / folder).glob("*" if folder == "." else "**/*")
         for path in below:
-            relative = path.relative_to(house).as_posix()
+            relative = path.relative_to(repository).as_posix()
             if path.suffix not in (".py", ".md", ".toml", ".html", ".css") or path.is_symlink():
                 continue
             if relative in OLD_SPELLINGS or relative.startswith("tests/data"):

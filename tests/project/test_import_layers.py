@@ -1,4 +1,4 @@
-"""Imports go down the floors only, and each heavy package is imported in its own place.
+"""Packages import lower layers only, and each heavy package is imported in its own place.
 
 The contracts stand in pyproject.toml and are checked by import-linter. What it cannot see, that a
 heavy package is imported inside the function that needs it, is checked here.
@@ -16,10 +16,9 @@ from typing import Any
 
 import pytest
 
-from tests.paths import ROOT
+from tests.paths import ROOT as REPOSITORY
 
-HOUSE = ROOT
-ROOT = HOUSE / "edgeq"
+ROOT = REPOSITORY / "edgeq"
 
 ANYWHERE = {"numpy"}
 """What any module may import at its top."""
@@ -33,7 +32,7 @@ TOP_LEVEL = {"rich": "cli/render.py", "click": "cli/", "numba": "runtime/kernels
 
 def contracts() -> list[dict[str, Any]]:
     """Those of import-linter in pyproject.toml."""
-    document = tomllib.loads((HOUSE / "pyproject.toml").read_text("utf-8"))
+    document = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))
     found: list[dict[str, Any]] = document["tool"]["importlinter"]["contracts"]
     return found
 
@@ -41,9 +40,10 @@ def contracts() -> list[dict[str, Any]]:
 def lint(folder: Path) -> str:
     """What import-linter reports of the package edgeq in a folder."""
     pytest.importorskip("importlinter")
+    settings = str(REPOSITORY / "pyproject.toml")
     code = (
         "import sys; from importlinter.cli import lint_imports;"
-        f"sys.exit(lint_imports({str(HOUSE / 'pyproject.toml')!r}, no_cache=True, no_logo=True))"
+        f"sys.exit(lint_imports({settings!r}, no_cache=True, no_logo=True))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
@@ -92,7 +92,7 @@ def import_faults(relative: str, source: str) -> list[str]:
 
 
 def test_the_contracts_hold() -> None:
-    assert not lint(HOUSE)
+    assert not lint(REPOSITORY)
 
 
 def test_heavy_packages_are_imported_inside_functions() -> None:
@@ -108,16 +108,16 @@ def test_the_places_of_contracts_exist() -> None:
     """Import-linter does not say when a contract allows a module that is gone."""
     for contract in contracts():
         for rule in contract.get("ignore_imports", ()):
-            place = HOUSE / rule.split(" -> ")[0].removesuffix(".**").replace(".", "/")
+            place = REPOSITORY / rule.split(" -> ")[0].removesuffix(".**").replace(".", "/")
             assert place.is_dir() or place.with_suffix(".py").exists(), rule
 
 
 @pytest.fixture(scope="module")
-def empty_house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def empty_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package edgeq whose modules are all empty."""
-    folder = tmp_path_factory.mktemp("house")
+    folder = tmp_path_factory.mktemp("empty")
     for path in modules():
-        copy = folder / path.relative_to(HOUSE)
+        copy = folder / path.relative_to(REPOSITORY)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.touch()
     return folder
@@ -137,12 +137,12 @@ def empty_house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_the_contracts_can_fail(
-    empty_house: Path, relative: str, source: str, complaint: str
+    empty_package: Path, relative: str, source: str, complaint: str
 ) -> None:
-    path = empty_house / "edgeq" / relative
+    path = empty_package / "edgeq" / relative
     path.write_text(source)
     try:
-        report = " ".join(lint(empty_house).split())
+        report = " ".join(lint(empty_package).split())
     finally:
         path.unlink()
     assert complaint in report
