@@ -14,6 +14,7 @@ from edgeq.core.errors import UsageError
 from edgeq.core.hashing import file_sha256
 from edgeq.core.progress import Progress
 from edgeq.graph.feeds import Feeds
+from edgeq.graph.finite import check_finite_weights
 from edgeq.graph.ir import Graph
 
 
@@ -74,6 +75,7 @@ class GraphConversion:
 
     def prepare(self, folder: Path) -> None:
         """Read the graph, and refuse what the target cannot represent."""
+        check_finite_weights(self.graph)
         self._target.check(self.graph, self._options)
         if self._announce:
             for remark in self._target.remarks(self.graph, self._options):

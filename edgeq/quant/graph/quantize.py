@@ -24,6 +24,7 @@ from edgeq.core.errors import SchemeError, UsageError
 from edgeq.core.progress import Progress
 from edgeq.formats.schemes import FloatScheme, QuantScheme, Scheme
 from edgeq.graph.feeds import RunGraph
+from edgeq.graph.finite import check_finite_weights
 from edgeq.graph.ir import Constant, Graph, Node, QuantWeight
 from edgeq.graph.operators import LAYERS, is_depthwise
 from edgeq.quant.graph.bias import correct_biases
@@ -102,7 +103,7 @@ def quantize_graph(
         UsageError: the graph is quantized already, or samples are missing or too few.
         SchemeError: the recipe does not fit the graph, or fewer weights would be integers than the
             recipe asks for.
-        FormatError: a sample or a value is not finite.
+        FormatError: a weight is NaN, or a sample or a value is not finite.
     """
     started = time.perf_counter()
     options = options_of(recipe)
@@ -415,6 +416,7 @@ def _check(graph: Graph, recipe: Recipe, samples: Samples | None) -> None:
             f"the graph {graph.name} has no weights to quantize: no Conv, ConvTranspose, Linear or "
             "Gather with a float constant; give another model"
         )
+    check_finite_weights(graph)
     if samples is None:
         if recipe.needs:
             raise UsageError(
