@@ -228,7 +228,8 @@ def copy_constant_outputs(graph: Graph) -> Graph:
         for name, constant in renamed.items()
     ]
     constants = {renamed.get(name, name): array for name, array in graph.constants.items()}
-    return replace(graph, nodes=(*copies, *nodes), constants=constants)
+    values = {**graph.values, **{name: graph.info(name) for name in renamed}}
+    return replace(graph, nodes=(*copies, *nodes), constants=constants, values=values)
 
 
 def unique(graph: Graph, name: str) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from edgeq.graph.execute import compute
 from edgeq.graph.ir import Constant, Graph, Node, QuantWeight
-from edgeq.graph.rewrite import Change, floats, prune, rewrite, unique, unique_node
+from edgeq.graph.rewrite import Change, copy_constant_outputs, floats, prune, rewrite, unique
 
 _RANDOM = ("RandomNormal", "RandomUniform", "Bernoulli", "Multinomial")
 
@@ -18,8 +18,7 @@ def fold(graph: Graph) -> Graph:
 
     An output of the graph that is a constant or a copy keeps an Identity.
     """
-    graph = _computed(rewrite(graph, _shape_or_copy))
-    return prune(graph)
+    return prune(copy_constant_outputs(_computed(rewrite(graph, _shape_or_copy))))
 
 
 def sums(graph: Graph) -> Graph:
@@ -66,11 +65,7 @@ def _shape_or_copy(graph: Graph, node: Node) -> Change | None:
             number = np.array(np.prod(shape, dtype=np.int64), np.int64)
         else:
             number = np.array(shape[node.attrs.get("start", 0) : node.attrs.get("end")], np.int64)
-        if node.output not in graph.outputs:
-            return Change(constants={node.output: number})
-        name = unique(graph, f"{node.output}.constant")
-        copy = Node("Identity", node.name, (name,), node.outputs)
-        return Change(nodes=(copy,), constants={name: number})
+        return Change(constants={node.output: number})
     return None
 
 
@@ -110,19 +105,9 @@ def _computed(graph: Graph) -> Graph:
         out for n in graph.nodes if n.name in folded for out in n.outputs if out and out in taken
     )
     computed = compute(graph, wanted) if wanted else {}
-    constants: dict[str, Constant] = dict(graph.constants)
-    copies = []
-    for name, array in computed.items():
-        if name in graph.outputs:  # stays an output's name; the constant gets another
-            constant_name = unique(graph, f"{name}.constant")
-            constants[constant_name] = array
-            copies.append(
-                Node("Identity", unique_node(graph, f"{name}.copy"), (constant_name,), (name,))
-            )
-        else:
-            constants[name] = array
+    constants: dict[str, Constant] = {**graph.constants, **computed}
     values = {k: v for k, v in graph.values.items() if k not in constants}
-    return replace(graph, nodes=(*copies, *rest), constants=constants, values=values)
+    return replace(graph, nodes=rest, constants=constants, values=values)
 
 
 def _turns_a_matrix(graph: Graph, node: Node) -> bool:
