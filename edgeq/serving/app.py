@@ -48,8 +48,10 @@ _PAGE_HEADERS = {
 _PAGE_FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/chat.css": ("chat.css", "text/css; charset=utf-8"),
-    "/chat.js": ("chat.js", "text/javascript; charset=utf-8"),
-    "/markdown.js": ("markdown.js", "text/javascript; charset=utf-8"),
+    **{
+        f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8")
+        for name in ("api", "chat", "drawers", "markdown", "measures")
+    },
 }
 
 Endpoint = Callable[[Request], Coroutine[Any, Any, ASGIApp]]
@@ -151,8 +153,7 @@ class Guard:
                     "to accept other names",
                 )
             )
-        preflight = request.method == "OPTIONS"
-        if settings.api_key is None or request.url.path in _open_paths() or preflight:
+        if settings.api_key is None or request.url.path in _open_paths():
             return None
         kind, _, key = request.headers.get("authorization", "").partition(" ")
         given = key.strip().encode("utf-8", "surrogateescape")
@@ -384,13 +385,15 @@ def application(service: Service) -> Starlette:
     routes += [Route(path, page_file(path)) for path in _PAGE_FILES]
     middleware = [Middleware(Guard, service=service)]
     if service.settings.cors_origins:
-        middleware.append(
+        middleware.insert(  # outermost, so that pages can read errors too
+            0,
             Middleware(
                 CORSMiddleware,
                 allow_origins=list(service.settings.cors_origins),
                 allow_methods=["GET", "POST"],
-                allow_headers=["Authorization", "Content-Type"],
-            )
+                allow_headers=["*"],  # OpenAI's client for browsers sends several of its own
+                expose_headers=["Retry-After"],
+            ),
         )
     handlers: Mapping[Any, Any] = {
         ApiError: refused, HTTPException: http_error, ClientDisconnect: gone, Exception: broken,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.core.errors import EdgeqError
+from edgeq.core.errors import EdgeqError, UsageError
 from edgeq.model.memory_layout import BATCH
 from edgeq.runtime.embedding import embedded
 from edgeq.runtime.engine import Engine
@@ -180,6 +180,9 @@ class Worker:
                 self._run(slot, job, emit, left, deadline)
             except _LeftError:
                 pass
+            except UsageError as err:  # a grammar that cannot be followed to its end
+                slot.engine.reset()
+                loop.call_soon_threadsafe(events.put_nowait, of_request(err, None))
             except Exception as err:
                 LOG.exception("generating an answer failed")
                 slot.engine.reset()
@@ -208,7 +211,7 @@ class Worker:
     async def embed(self, texts: Sequence[tuple[int, ...]], pooling: str) -> NDArray[np.float32]:
         """Compute the embeddings [n, hidden] of texts on one slot.
 
-        Canceling the coroutine ends the work after the current text.
+        Canceling the coroutine ends the work after the current batch of tokens.
 
         Raises:
             ApiError: no slot became free, the time limit was exceeded, or the model failed.
@@ -220,17 +223,23 @@ class Worker:
 
         def work() -> NDArray[np.float32] | ApiError:
             found: list[NDArray[np.float32]] = []
+
+            def check() -> None:
+                if left.is_set() or time.monotonic() > deadline:
+                    raise ApiError(
+                        503, "timeout",
+                        f"{len(found)} of {len(texts)} texts were embedded in "
+                        f"{self._timeout_s:.0f} s; send fewer or shorter ones at once",
+                    )  # fmt: skip
+
             try:
                 self._cache.prepare(slot.engine, ())  # keeps a snapshot of the last conversation
                 for text in texts:
-                    if left.is_set() or time.monotonic() > deadline:
-                        return ApiError(
-                            503, "timeout",
-                            f"{len(found)} of {len(texts)} texts were embedded in "
-                            f"{self._timeout_s:.0f} s; send fewer at once",
-                        )  # fmt: skip
-                    found.append(embedded(slot.engine, text, pooling))
+                    check()
+                    found.append(embedded(slot.engine, text, pooling, check))
                 return np.stack(found)
+            except ApiError as err:
+                return err
             except Exception as err:
                 LOG.exception("embedding a text failed")
                 return of_model(err)

@@ -60,7 +60,11 @@ def within(seconds: float, true: Callable[[], bool]) -> None:
         (b'{"prompt": [true]}', 400, "invalid_value"),
         (b'{"prompt": [-1]}', 400, "invalid_value"),
         (b'{"prompt": [99999999999999999999]}', 400, "invalid_value"),
-        (b'{"prompt": "\\ud800"}', 400, "invalid_value"),
+        (b'{"prompt": "\\ud800"}', 400, "invalid_json"),
+        (b'{"prompt": "a", "\\ud800": 1}', 400, "invalid_json"),
+        (b'{"prompt": "a", "metadata": {"x": "\\udc00"}}', 400, "invalid_json"),
+        (b'{"prompt": "a", "stop": ["\xed\xa0\x80"]}', 400, "invalid_json"),
+        (b'{"prompt": "\\ud83d\\ude00", "max_tokens": 1}', 200, None),  # a whole pair
         (b'{"prompt": "a", "max_tokens": 0}', 400, "invalid_value"),
         (b'{"prompt": "a", "max_tokens": 1.5}', 400, "invalid_type"),
         (b'{"prompt": "a", "max_tokens": true}', 400, "invalid_type"),
@@ -132,14 +136,21 @@ def test_only_localhost_is_this_server(server: edgeq.Server) -> None:
 
 def test_other_origins_need_leave(talker: Path) -> None:
     origin = {"Origin": "https://page.example"}
+    own = "authorization, content-type, x-stainless-os"  # what OpenAI's client for browsers sends
     wanted = {**origin, "Access-Control-Request-Method": "POST",
-              "Access-Control-Request-Headers": "content-type"}  # fmt: skip
+              "Access-Control-Request-Headers": own}  # fmt: skip
     for origins, allowed in (((), None), (("https://page.example",), "https://page.example")):
         settings = ServerSettings(port=0, parallel=1, cors_origins=origins, api_key="k")
         with edgeq.Server(talker, settings, context=64, threads=1) as server:
             reply = ask(server, TEXT, method="OPTIONS", headers=wanted)
             assert reply.headers.get("access-control-allow-origin") == allowed
             assert (reply.status == 200) == (allowed is not None)
+            if allowed is not None:
+                asked = reply.headers["access-control-allow-headers"].lower().split(", ")
+                assert {"authorization", "content-type", "x-stainless-os"} <= set(asked)
+            refused = ask(server, "/v1/models", headers=origin)  # a page may read why
+            assert (refused.status, refused.code) == (401, "invalid_api_key")
+            assert refused.headers.get("access-control-allow-origin") == allowed
 
 
 def test_a_client_that_leaves_frees_its_slot(server: edgeq.Server) -> None:
