@@ -194,6 +194,11 @@ class Service:
             lines += family(name, "gauge", about, found)
         return "\n".join(lines) + "\n"
 
+    def end_by(self, end: float) -> None:
+        """Let all answers end at this time of the monotonic clock; see `Worker.end_by`."""
+        for served in self.models.values():
+            served.worker.end_by(end)
+
     def close(self) -> None:
         """Stop the threads and release the engines."""
         self._threads.shutdown(wait=True, cancel_futures=True)

@@ -23,8 +23,9 @@ from edgeq.serving.prefix_cache import PrefixCache
 from edgeq.serving.settings import ServerSettings
 from edgeq.serving.slots import SlotPool
 from edgeq.serving.worker import AnswerJob, Ended, Event, Piece, Worker
+from tests.chat_models import endless_copy
 from tests.paths import DEMO, ROOT
-from tests.serving.plain_http import ask, begin, metric
+from tests.serving.plain_http import ask, begin, everything, metric
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 LONG: dict[str, Any] = {"model": "tale", "prompt": "Once", "max_tokens": 200, "temperature": 1.5}
@@ -304,6 +305,38 @@ def test_sigterm_lets_answers_end(tmp_path: Path) -> None:
         assert process.wait(30) == 0, log
         assert "POST /v1/completions 200" in log
         assert "Once upon" not in log
+        assert "Traceback" not in log
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_what_takes_longer_than_the_drain_ends_in_order(talker: Path, tmp_path: Path) -> None:
+    """A stream ends with the tokens it has, and what has no answer yet is told why."""
+    endless = endless_copy(talker, tmp_path / "endless")
+    process = command(f"tale={endless}", "--port", 0, "-c", 512, "-t", 1, "--parallel", 1,
+                      "--drain", 1, "--backend", "numpy")  # fmt: skip
+    try:
+        assert process.stderr is not None
+        lines = [process.stderr.readline() for _ in range(4)]
+        match = re.search(r"OpenAI API {2}(http://\S+)/v1", "".join(lines))
+        assert match, lines
+        server: Any = type("Place", (), {"url": match[1]})
+        long = begin(server, TEXT, {**LONG, "max_tokens": 500, "stream": True})
+        within(20, lambda: metric(server, RUNNING) == 1)
+        waits = begin(server, TEXT, LONG)
+        within(20, lambda: metric(server, WAITING) == 1)
+        half = begin(server, TEXT, LONG, sent=20)
+        process.send_signal(signal.SIGTERM)
+        told = [everything(one) for one in (long, waits, half)]
+        log = process.stderr.read()
+        assert process.wait(60) == 0, log
+        assert b'"finish_reason":"length"' in told[0]
+        assert b"data: [DONE]\n\n" in told[0]
+        for one in told[1:]:
+            assert one.startswith(b"HTTP/1.1 503 ")
+            assert b"retry-after: " in one
+            assert b'"code":"shutting_down"' in one
         assert "Traceback" not in log
     finally:
         process.kill()
