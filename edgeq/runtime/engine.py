@@ -24,6 +24,7 @@ from edgeq.model.memory_layout import MAX_SEQUENCES, center_span
 from edgeq.model.model import Model
 from edgeq.runtime import kv_state as state
 from edgeq.runtime.backend import Backend
+from edgeq.runtime.running_answers import RunningAnswers
 from edgeq.runtime.sampling import NOT_FINITE
 
 if TYPE_CHECKING:  # it names fields of the compiled kernels, which the NumPy backend does without
@@ -116,7 +117,7 @@ class Engine:
         for engine, run in zip(engines, engines[0]._backends(sequences, mmap), strict=True):
             engine._run = run
             if backend == "numba":
-                engine._answering = engines[0]._answering
+                engine.running_answers = engines[0].running_answers
         return engines
 
     def _prepare(
@@ -150,7 +151,7 @@ class Engine:
         self._windowed = [i for i, block in enumerate(model.config.blocks) if block.window]
         self._fingerprint: str | None = None
         self._closed = False
-        self._answering: set[Engine] = set()  # those of a batch that generate an answer
+        self.running_answers = RunningAnswers()
 
     def _backends(self, sequences: int, mmap: bool | None) -> list[Backend]:
         """A backend for each of some sequences."""
@@ -293,24 +294,6 @@ class Engine:
     def reset(self) -> None:
         """Remove the whole sequence."""
         self.truncate(0)
-
-    @contextmanager
-    def answering(self) -> Iterator[None]:
-        """While the block runs, the engine generates an answer; see `answers_alone`."""
-        self._answering.add(self)
-        try:
-            yield
-        finally:
-            self._answering.discard(self)
-
-    @property
-    def answers_alone(self) -> bool:
-        """Whether no other engine of its batch generates an answer.
-
-        Otherwise tokens of several answers share a pass, which uses the arithmetic that verifying
-        drafts would need.
-        """
-        return not self._answering - {self}
 
     @contextmanager
     def timed_steps(self) -> Iterator[StepTimes]:

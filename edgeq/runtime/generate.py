@@ -324,8 +324,11 @@ class _Generation:
             decode = self._looked_up
         elif self.draft is not None:
             decode = self._drafted
-        with self.engine.answering():
+        with self.engine.running_answers.runs(self.engine):
             yield from decode(token, self.limit - 1)
+
+    def _alone(self) -> bool:
+        return self.engine.running_answers.alone(self.engine)
 
     def _choose(self, logits: Logits) -> int:
         """The next token, within what the constraint allows; keeps its log-probabilities."""
@@ -363,7 +366,7 @@ class _Generation:
         text = Lookup([*self.history, token])
         length, left = DraftLength(self.lookup), n
         while left:
-            wanted = length.next() if self.engine.answers_alone else 0
+            wanted = length.next() if self._alone() else 0
             draft = text.draft(min(wanted, left - 1))
             before = self.engine.n_past
             started = time.perf_counter()
@@ -384,14 +387,14 @@ class _Generation:
         bursts = bursts and self.wanted_logprobs is None
         burst, left = 1, n
         while left:
-            wanted, plain = text.next(self.engine.answers_alone)
+            wanted, plain = text.next(self._alone())
             started = time.perf_counter()
             draft = text.propose(min(wanted, left - 1)) if wanted and left > 1 else []
             before, drafted_at = self.engine.n_past, time.perf_counter()
             if draft:
                 chosen = self._verify(token, draft)
                 elapsed = time.perf_counter() - drafted_at
-                if self.engine.answers_alone:  # or it has waited for others
+                if self._alone():  # or it has waited for others
                     text.checked(len(draft), len(chosen) - 1, elapsed)
             else:
                 burst = min(burst, left, plain or 1)
@@ -401,7 +404,7 @@ class _Generation:
                     else [self._choose(self.engine.forward([token]))]
                 )
                 elapsed = time.perf_counter() - drafted_at
-                if self.engine.answers_alone:
+                if self._alone():
                     text.plain(len(chosen), elapsed)
                 burst = next_burst(burst, elapsed)
             self.decode_s += time.perf_counter() - started
