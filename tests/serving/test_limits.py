@@ -228,6 +228,9 @@ def test_caches_of_earlier_conversations_are_kept(talker: Path) -> None:
         kept = metric(server, 'edgeq_prefix_cache_bytes{model="tale"}')
         assert 0 < kept <= settings.prefix_bytes
         assert metric(server, 'edgeq_prefix_cache_hits_total{model="tale"}') == 3
+        assert say(texts[-1] + " He")[1] > 40  # which its slot holds still
+        assert metric(server, 'edgeq_prefix_cache_hits_total{model="tale"}') == 4
+        assert metric(server, 'edgeq_prompts_total{model="tale"}') == 7
 
 
 def test_addresses_that_others_reach_need_a_key() -> None:
